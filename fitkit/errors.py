@@ -1,0 +1,21 @@
+"""The exception classes of fitkit. Every message says what was expected, what came, where, and what to do."""
+
+
+class FitkitError(Exception):
+    """Base of all errors that a user can cause or mend; the command line prints it without a traceback."""
+
+
+class InputError(FitkitError):
+    """A file, folder, argument or recipe given by the user cannot be used."""
+
+
+class MissingWeightsError(FitkitError):
+    """A model or weight file is not on this machine; the message says how to get it."""
+
+
+class DegenerateInputError(FitkitError):
+    """The numbers given do not determine what was asked for (too few points, all on one line, ...)."""
+
+
+class FitError(FitkitError):
+    """A fit could not produce a usable result."""
