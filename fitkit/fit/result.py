@@ -1,0 +1,57 @@
+"""What a fit returns."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fitkit.io.subject import Subject
+from fitkit.models.face_model import FaceModel
+from fitkit.observe.landmarks.types import Landmarks
+from fitkit.scene.state import SceneState
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """One fitted subject.
+
+    model: the face model (on the CPU, float32); subject: the photos that were fitted;
+    state: solution on the CPU, its camera in pixels of the original upright photos, S = 1;
+    landmarks: the observed points in the same pixels; status: 'ok', 'doubtful' or 'failed' with `warnings`
+    saying why; metrics: content of metrics.json (plain numbers, lists, strings); recipe: the resolved recipe;
+    camera_source: per view 'cameras.json', 'exif' or 'estimated'.
+    """
+
+    model: FaceModel
+    subject: Subject
+    state: SceneState
+    landmarks: Landmarks
+    status: str
+    warnings: tuple[str, ...]
+    metrics: dict[str, Any]
+    recipe: dict[str, Any]
+    camera_source: tuple[str, ...]
+
+    @property
+    def neutral(self) -> Tensor:
+        """[V, 3] mm: the person without expression, head frame."""
+        return self.state.neutral(self.model)[0]
+
+    @property
+    def vertices(self) -> Tensor:
+        """[B, V, 3] mm: each view's mesh with its expression, head frame."""
+        return self.state.vertices(self.model)
+
+    @property
+    def landmarks3d(self) -> Tensor:
+        """[68, 3] mm: the iBUG points on the neutral mesh, head frame."""
+        return self.model.landmarks.points(self.neutral[None], self.model.triangles)[0]
+
+    def save(self, output, overwrite: bool = False):
+        """Write the result folder (meshes, parameters, cameras, pictures, report); see `fitkit.export`."""
+        from fitkit.export.folder import write_result
+
+        return write_result(self, output, overwrite=overwrite)

@@ -1,0 +1,53 @@
+"""Rotations: the exponential map of so(3) and its inverse."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def skew(v: Tensor) -> Tensor:
+    """Cross-product matrix: skew(v) @ x = v x x.  v [..., 3] -> [..., 3, 3]."""
+    x, y, z = v.unbind(-1)
+    o = torch.zeros_like(x)
+    return torch.stack([o, -z, y, z, o, -x, -y, x, o], -1).reshape(*v.shape[:-1], 3, 3)
+
+
+def so3_exp(w: Tensor) -> Tensor:
+    """Rotation vector [..., 3] (radians) -> rotation matrix [..., 3, 3].
+
+    Source: Rodrigues' formula; below 1e-4 rad the factors sin(t)/t and (1-cos(t))/t^2 use their Taylor series,
+    so the derivative at 0 is exact.
+    """
+    t2 = (w * w).sum(-1)[..., None, None]
+    small = t2 < 1e-8
+    safe = torch.where(small, torch.ones_like(t2), t2)
+    t = safe.sqrt()
+    a = torch.where(small, 1 - t2 / 6, torch.sin(t) / t)
+    b = torch.where(small, 0.5 - t2 / 24, (1 - torch.cos(t)) / safe)
+    k = skew(w)
+    eye = torch.eye(3, dtype=w.dtype, device=w.device)
+    return eye + a * k + b * (k @ k)
+
+
+def so3_log(rotation: Tensor) -> Tensor:
+    """Rotation matrix [..., 3, 3] -> rotation vector [..., 3] (radians, length in [0, pi]).
+
+    Computed through the unit quaternion (largest component first), which is stable at angle pi as well.
+    """
+    m = rotation
+    trace = m.diagonal(dim1=-2, dim2=-1).sum(-1)
+    q = torch.stack([
+        torch.stack([1 + trace, m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]], -1),
+        torch.stack([m[..., 2, 1] - m[..., 1, 2], 1 + 2 * m[..., 0, 0] - trace, m[..., 0, 1] + m[..., 1, 0], m[..., 0, 2] + m[..., 2, 0]], -1),
+        torch.stack([m[..., 0, 2] - m[..., 2, 0], m[..., 0, 1] + m[..., 1, 0], 1 + 2 * m[..., 1, 1] - trace, m[..., 1, 2] + m[..., 2, 1]], -1),
+        torch.stack([m[..., 1, 0] - m[..., 0, 1], m[..., 0, 2] + m[..., 2, 0], m[..., 1, 2] + m[..., 2, 1], 1 + 2 * m[..., 2, 2] - trace], -1),
+    ], -2)  # rows: 4 q_i q, the four equivalent scalings of the quaternion
+    best = q.diagonal(dim1=-2, dim2=-1).argmax(-1)
+    q = q.gather(-2, best[..., None, None].expand(*best.shape, 1, 4)).squeeze(-2)
+    q = torch.nn.functional.normalize(q, dim=-1)
+    q = torch.where(q[..., :1] < 0, -q, q)
+    v = q[..., 1:]
+    s = v.norm(dim=-1, keepdim=True)
+    angle = 2 * torch.atan2(s, q[..., :1])
+    factor = torch.where(s > 1e-7, angle / s.clamp_min(1e-30), torch.full_like(s, 2.0))
+    return v * factor

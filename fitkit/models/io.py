@@ -1,0 +1,111 @@
+"""Read and write face-model files (`.npz`)."""
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fitkit.errors import InputError
+from fitkit.models.face_model import FaceModel, LandmarkEmbedding
+
+FORMAT, VERSION = "fitkit-model", 1
+REQUIRED = ("format", "version", "name", "mean", "identity_basis", "expression_basis", "expression_names", "triangles",
+            "landmark_triangles", "landmark_barycentric", "region", "region_names", "skin", "face")
+
+
+def load_model_file(path: str | os.PathLike) -> FaceModel:
+    """Read a model file; arrays become float32 / int64 tensors on the CPU.
+
+    Raises:
+        InputError: not a fitkit model file, a newer version, or arrays that do not fit together.
+    """
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            arrays = {k: data[k] for k in data.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not a readable fitkit model file (.npz): {error}") from error
+    missing = [k for k in REQUIRED if k not in arrays]
+    if missing or str(arrays.get("format")) != FORMAT:
+        raise InputError(f"{path}: not a fitkit model file (missing {', '.join(missing) or 'format mark'}); "
+                         "import it with 'fitkit model import'")
+    if int(arrays["version"]) > VERSION:
+        raise InputError(f"{path}: model file version {int(arrays['version'])}, this fitkit reads up to {VERSION}; update fitkit")
+
+    def real(key):
+        return torch.from_numpy(np.ascontiguousarray(arrays[key], dtype=np.float32)) if key in arrays else None
+
+    def whole(key):
+        return torch.from_numpy(np.ascontiguousarray(arrays[key], dtype=np.int64)) if key in arrays else None
+
+    model = FaceModel(
+        name=str(arrays["name"]), mean=real("mean"), identity_basis=real("identity_basis"),
+        expression_basis=real("expression_basis"), expression_names=tuple(str(n) for n in arrays["expression_names"]),
+        triangles=whole("triangles"),
+        landmarks=LandmarkEmbedding(tuple(f"ibug68/{i}" for i in range(len(arrays["landmark_triangles"]))),
+                                    whole("landmark_triangles"), real("landmark_barycentric")),
+        region=whole("region"), region_names=tuple(str(n) for n in arrays["region_names"]),
+        skin=torch.from_numpy(arrays["skin"].astype(bool)), face=torch.from_numpy(arrays["face"].astype(bool)),
+        uv=real("uv"), uv_triangles=whole("uv_triangles"), albedo_mean=real("albedo_mean"),
+        source=str(arrays.get("source", "")), license=str(arrays.get("license", "")))
+    check_model(model, str(path))
+    return model
+
+
+def check_model(model: FaceModel, where: str) -> None:
+    """Refuse a model whose arrays do not fit together; `where` names the file in the message."""
+    V = model.num_vertices
+    wanted = {
+        "mean": (model.mean, (V, 3)), "identity_basis": (model.identity_basis, (model.num_identity, V, 3)),
+        "expression_basis": (model.expression_basis, (len(model.expression_names), V, 3)),
+        "landmark_barycentric": (model.landmarks.barycentric, (68, 3)), "landmark_triangles": (model.landmarks.triangle, (68,)),
+        "region": (model.region, (V,)), "skin": (model.skin, (V,)), "face": (model.face, (V,)),
+    }
+    for key, (value, shape) in wanted.items():
+        if tuple(value.shape) != shape:
+            raise InputError(f"{where}: {key}: expected shape {shape}, got {tuple(value.shape)}")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise InputError(f"{where}: {key} holds values that are not finite")
+    if model.triangles.ndim != 2 or model.triangles.shape[1] != 3 or int(model.triangles.min()) < 0 or int(model.triangles.max()) >= V:
+        raise InputError(f"{where}: triangles: expected [F, 3] indices in 0..{V - 1}")
+    if int(model.landmarks.triangle.min()) < 0 or int(model.landmarks.triangle.max()) >= len(model.triangles):
+        raise InputError(f"{where}: landmark_triangles: expected indices in 0..{len(model.triangles) - 1}")
+    if int(model.region.min()) < 0 or int(model.region.max()) >= len(model.region_names):
+        raise InputError(f"{where}: region: expected indices in 0..{len(model.region_names) - 1}")
+    points = model.landmarks.points(model.mean[None], model.triangles)[0]
+    width = float((points[45] - points[36]).norm())
+    if not 70 <= width <= 120:
+        raise InputError(f"{where}: outer eye corners are {width:.4g} apart; a model in millimetres has 80 to 110 (wrong unit?)")
+    if (model.uv is None) != (model.uv_triangles is None) or (
+            model.uv_triangles is not None and model.uv_triangles.shape != model.triangles.shape):
+        raise InputError(f"{where}: uv and uv_triangles must both be given, uv_triangles with one row per triangle")
+
+
+def save_model_file(model: FaceModel, path: str | os.PathLike) -> Path:
+    """Write a model file (bases in half precision); a temporary name is renamed when it is whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        "format": FORMAT, "version": VERSION, "name": model.name, "source": model.source, "license": model.license,
+        "mean": model.mean.numpy().astype(np.float32), "identity_basis": model.identity_basis.numpy().astype(np.float16),
+        "expression_basis": model.expression_basis.numpy().astype(np.float16),
+        "expression_names": np.array(model.expression_names), "triangles": model.triangles.numpy().astype(np.int32),
+        "landmark_triangles": model.landmarks.triangle.numpy().astype(np.int32),
+        "landmark_barycentric": model.landmarks.barycentric.numpy().astype(np.float32),
+        "region": model.region.numpy().astype(np.int8), "region_names": np.array(model.region_names),
+        "skin": model.skin.numpy(), "face": model.face.numpy(),
+    }
+    for key, dtype in (("uv", np.float32), ("uv_triangles", np.int32), ("albedo_mean", np.float32)):
+        if getattr(model, key) is not None:
+            arrays[key] = getattr(model, key).numpy().astype(dtype)
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            np.savez_compressed(file, **arrays)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,54 @@
+"""The whole scene in one immutable value."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fitkit.models.face_model import FaceModel
+from fitkit.scene.camera import Camera
+from fitkit.scene.pose import Pose
+
+
+@dataclass(frozen=True)
+class SceneState:
+    """Everything that is estimated, for B frames of S people. Millimetres, radians, linear RGB.
+
+    identity: [S, K_id] standard-normal coefficients; subject: [B] int64, row of `identity` that each frame shows;
+    expression: [B, K_ex], 0 (off) to 1 (on); pose: camera_from_head; camera: intrinsics in pixels;
+    illumination: [B, 9, C] spherical-harmonics bands 0-2 in the head frame, C = 1 (grey) or 3.
+    """
+
+    identity: Tensor
+    subject: Tensor
+    expression: Tensor
+    pose: Pose
+    camera: Camera
+    illumination: Tensor
+
+    @property
+    def num_views(self) -> int:
+        return self.expression.shape[0]
+
+    def vertices(self, model: FaceModel) -> Tensor:
+        """Head-frame vertices of each frame, [B, V, 3] mm."""
+        return model.vertices(self.identity[self.subject], self.expression)
+
+    def neutral(self, model: FaceModel) -> Tensor:
+        """Head-frame vertices of each person without expression, [S, V, 3] mm."""
+        return model.vertices(self.identity, self.identity.new_zeros(len(self.identity), model.num_expression))
+
+    def replace(self, **changes) -> "SceneState":
+        return replace(self, **changes)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "SceneState":
+        def move(x):
+            return x.to(device=device, dtype=dtype if x.is_floating_point() else None)
+
+        return SceneState(
+            move(self.identity), move(self.subject), move(self.expression),
+            Pose(move(self.pose.rotation), move(self.pose.translation)),
+            replace(self.camera, focal=move(self.camera.focal), principal=move(self.camera.principal),
+                    aspect=move(self.camera.aspect)),
+            move(self.illumination))
