@@ -1,0 +1,388 @@
+"""Measure the anthropometric figures of `generic_figures.json` on the ICT-FaceKit model.
+
+    python measure_figures.py ict_facekit.npz ../generic_figures.json
+
+Takes a few hundred named sites of the left half of the face and of the midline (lid margins, lip contours, brows,
+nose, jaw, ...) and records for each the mean position, the covariance over people, and the mean displacement
+in each named facial expression. The right half follows by mirroring. No mesh, no basis and no mode is copied.
+
+Source:
+    Li et al., "Learning Formation of Physically-Based Face Attributes", CVPR 2020 (ICT-FaceKit, MIT licence).
+    Site layout: Floater, "Mean value coordinates", CAGD 2003 (the weights of the planar embedding).
+"""
+
+import json
+import sys
+
+import numpy as np
+from scipy.sparse import coo_matrix, diags
+from scipy.sparse.csgraph import dijkstra
+from scipy.sparse.linalg import spsolve
+from scipy.spatial import cKDTree
+
+NECK_CUT = -128.0  # mm, height of the plane that ends the neck
+LOOPS = {
+    "lid": [42, 43, 44, 45, 46, 47, 42],
+    "lip_outer": [51, 52, 53, 54, 55, 56, 57],
+    "lip_inner": [62, 63, 64, 65, 66],
+}
+
+
+def edge_graph(vertices: np.ndarray, triangles: np.ndarray) -> coo_matrix:
+    """Symmetric sparse matrix [V, V] of edge lengths."""
+    i = triangles[:, [0, 1, 2]].ravel()
+    j = triangles[:, [1, 2, 0]].ravel()
+    length = np.linalg.norm(vertices[i] - vertices[j], axis=1)
+    graph = coo_matrix((length, (i, j)), shape=(len(vertices),) * 2).tocsr()
+    return graph.maximum(graph.T)
+
+
+def path(graph, start: int, end: int) -> list[int]:
+    """Vertices of the shortest path along edges, both ends included."""
+    _, before = dijkstra(graph, indices=start, return_predecessors=True)
+    walk = [end]
+    while walk[-1] != start:
+        walk.append(int(before[walk[-1]]))
+    return walk[::-1]
+
+
+def boundary_loops(triangles: np.ndarray) -> list[list[int]]:
+    """Vertex cycles along edges that belong to one triangle only."""
+    directed = {(a, b) for t in triangles.tolist() for a, b in ((t[0], t[1]), (t[1], t[2]), (t[2], t[0]))}
+    follow = {b: a for a, b in directed if (b, a) not in directed}
+    loops = []
+    while follow:
+        start = min(follow)
+        loop = [start]
+        while follow[loop[-1]] != start:
+            loop.append(follow[loop[-1]])
+        for v in loop:
+            del follow[v]
+        loops.append(loop)
+    return loops
+
+
+def planar_layout(vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """One-to-one planar embedding of a head surface whose longest boundary is the neck.
+
+    Mean-value weights, the neck on the unit circle, smaller holes closed by one extra vertex each; then the disc
+    is moved by a Moebius map so that the middle of the face lies at the origin.
+
+    Returns:
+        [V, 2]; +s to the subject's left, +t up; rows of unused vertices are NaN.
+    """
+    loops = sorted(boundary_loops(triangles), key=lambda loop: np.ptp(vertices[loop], axis=0).sum())
+    neck, holes = loops[-1], loops[:-1]
+    points, faces = [vertices], [triangles]
+    for k, loop in enumerate(holes):
+        points.append(vertices[loop].mean(0, keepdims=True))
+        hub = len(vertices) + k
+        faces.append(np.array([[a, hub, b] for a, b in zip(loop, loop[1:] + loop[:1])])[:, [0, 2, 1]])
+    points, faces = np.concatenate(points), np.concatenate(faces)
+    i_all, j_all, w_all = [], [], []
+    for a, b, c in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        i, j, k = faces[:, a], faces[:, b], faces[:, c]
+        u, w = points[j] - points[i], points[k] - points[i]
+        lu, lw = np.linalg.norm(u, axis=1), np.linalg.norm(w, axis=1)
+        cosine = (u * w).sum(1) / (lu * lw + 1e-12)
+        half_tan = np.sqrt(np.clip((1 - cosine) / (1 + cosine + 1e-9), 1e-8, 1e4))
+        i_all += [i, i]
+        j_all += [j, k]
+        w_all += [half_tan / (lu + 1e-6), half_tan / (lw + 1e-6)]
+    n = len(points)
+    weight = coo_matrix((np.concatenate(w_all), (np.concatenate(i_all), np.concatenate(j_all))), shape=(n, n)).tocsr()
+    used = np.zeros(n, bool)
+    used[faces] = True
+    fixed = np.zeros(n, bool)
+    fixed[neck] = True
+    free = used & ~fixed
+    step = np.linalg.norm(np.diff(points[neck + neck[:1]], axis=0), axis=1)
+    arc = np.concatenate([[0], np.cumsum(step)[:-1]]) / step.sum() * 2 * np.pi
+    front = neck[int(np.argmax(points[neck, 2] - 5 * np.abs(points[neck, 0])))]
+    angle = arc - arc[neck.index(front)]
+    if points[neck[(neck.index(front) + 3) % len(neck)], 0] < 0:
+        angle = -angle
+    plane = np.full((n, 2), np.nan)
+    plane[neck] = np.c_[np.sin(angle), -np.cos(angle)]
+    laplacian = (diags(np.asarray(weight.sum(1)).ravel()) - weight).tocsr()
+    plane[free] = spsolve(laplacian[free][:, free].tocsc(), -laplacian[free][:, fixed] @ plane[fixed])
+    return plane[: len(vertices)]
+
+
+def moebius(plane: np.ndarray, centre: float) -> np.ndarray:
+    """Disc automorphism that moves (0, centre) to the origin, [N, 2] -> [N, 2]."""
+    z = plane[:, 0] + 1j * plane[:, 1]
+    a = 1j * centre
+    w = (z - a) / (1 - np.conj(a) * z)
+    return np.c_[w.real, w.imag]
+
+
+def inside(polygon: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Even-odd test, polygon [M, 2], points [N, 2] -> bool [N]."""
+    a, b = polygon, np.roll(polygon, -1, 0)
+    x, y = points[:, :1], points[:, 1:]
+    crosses = (a[:, 1] > y) != (b[:, 1] > y)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        at = (b[:, 0] - a[:, 0]) * (y - a[:, 1]) / (b[:, 1] - a[:, 1]) + a[:, 0]
+    return (crosses & (x < at)).sum(1) % 2 == 1
+
+
+def resample(walk: list[int], vertices: np.ndarray, count: int) -> list[dict[int, float]]:
+    """`count` points at equal arc length strictly between the ends of a vertex path, as vertex weights."""
+    length = np.r_[0, np.cumsum(np.linalg.norm(np.diff(vertices[walk], axis=0), axis=1))]
+    sites = []
+    for s in np.linspace(0, length[-1], count + 2)[1:-1]:
+        k = min(int(np.searchsorted(length, s, side="right")) - 1, len(walk) - 2)
+        w = (s - length[k]) / (length[k + 1] - length[k])
+        sites.append({walk[k]: 1 - w, walk[k + 1]: w})
+    return sites
+
+
+def area_name(p: np.ndarray) -> str:
+    """Plain name of the part of the face in which a mean position lies."""
+    x, y, z = abs(p[0]), p[1], p[2]
+    if y < -95 and z < 85 or z < 20 and y < -50:
+        return "neck"
+    if z < 25:
+        return "skull"
+    if y > 64:
+        return "forehead"
+    if x < 21 and -14 < y < 6 and z > 85:
+        return "nose_base"
+    if x < 16 and y < 32 and y > -14:
+        return "nose"
+    if 20 < y < 50 and 12 < x < 54 and z > 60:
+        return "lid"
+    if y > 46 and z > 70:
+        return "brow"
+    if y > 20 and x > 45:
+        return "temple"
+    if -50 < y < -14 and x < 32:
+        return "lip"
+    if y < -50 and x < 28:
+        return "chin"
+    if y < -40 or z < 55:
+        return "jaw"
+    return "cheek"
+
+
+def main(source: str, target: str) -> None:
+    ict = np.load(source)
+    mean = ict["mean"].astype(np.float64)
+    region, landmarks = ict["region"], ict["landmarks68"]
+    names = [str(n) for n in ict["expression_names"]]
+    triangles = ict["faces"]
+    skin = triangles[np.isin(region[triangles], [0, 1, 2]).all(1)]
+    graph = edge_graph(mean, skin)
+    plane = planar_layout(mean, skin)
+    plane = 0.5 * (plane + plane[mirror_image(mean, skin)] * [-1, 1])  # the diagonals of the quads are not symmetric
+    plane = even_scale(moebius(plane, layout_centre(plane, mean, region))) * 100.0
+
+    # Sites: first the named curves, then an even cover of everything else.
+    sites: list[tuple[str, int, dict[int, float]]] = []
+    taken = set()
+    for k in range(68):
+        if mean[landmarks[k], 0] > -0.01:
+            sites.append((f"ibug_{k}", k, {int(landmarks[k]): 1.0}))
+    extra = {"lid": [2, 1, 3, 3, 1, 2], "lip_outer": [1, 1, 2, 2, 1, 1], "lip_inner": [1, 2, 2, 1]}
+    curves = {}
+    for name, corners in LOOPS.items():
+        ring = []
+        for a, b, count in zip(corners[:-1], corners[1:], extra[name]):
+            walk = path(graph, int(landmarks[a]), int(landmarks[b]))
+            ring += walk[:-1]
+            for j, weights in enumerate(resample(walk, mean, count)):
+                sites.append((f"{name}_{a}_{b}_{j}", -1, weights))
+        curves[name] = ring + [int(landmarks[corners[-1]])]
+    # Where the neck ends: 13 directions in the plane y = NECK_CUT.
+    edges = np.unique(np.sort(skin[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1), axis=0)
+    ya, yb = mean[edges[:, 0], 1], mean[edges[:, 1], 1]
+    cut = edges[(ya - NECK_CUT) * (yb - NECK_CUT) < 0]
+    w = (NECK_CUT - mean[cut[:, 0], 1]) / (mean[cut[:, 1], 1] - mean[cut[:, 0], 1])
+    ring = mean[cut[:, 0]] * (1 - w)[:, None] + mean[cut[:, 1]] * w[:, None]
+    bearing = np.arctan2(ring[:, 0], ring[:, 2] - 0.5 * (ring[:, 2].max() + ring[:, 2].min()))
+    for j, b in enumerate(np.linspace(0, np.pi, 13)):
+        k = int(np.argmin(np.abs(bearing - b)))
+        sites.append((f"neck_end_{j}", -1, {int(cut[k, 0]): 1 - w[k], int(cut[k, 1]): w[k]}))
+    # Where the ear is attached: 16 directions around it on the head, and eight points of the ear itself.
+    ear_box = (mean[:, 0] > 60) & (np.abs(mean[:, 1] - 6) < 70) & np.isin(region, [0, 1, 2])
+    for j, angle in enumerate(np.linspace(0, 2 * np.pi, 16, endpoint=False)):
+        goal = np.array([8 + 29 * np.cos(angle), 8 + 35 * np.sin(angle)])  # z, y
+        cand = np.flatnonzero(ear_box)
+        off = np.linalg.norm(mean[cand][:, [2, 1]] - goal, axis=1)
+        close = cand[off < 5.0]
+        v = close[np.argmin(off[off < 5.0] + 0.5 * mean[close, 0])]
+        sites.append((f"ear_base_{j}", -1, {int(v): 1.0}))
+
+    weights = lambda rows: coo_matrix(  # noqa: E731
+        (
+            [x for r in rows for x in r[2].values()],
+            ([i for i, r in enumerate(rows) for _ in r[2]], [v for r in rows for v in r[2]]),
+        ),
+        shape=(len(rows), len(mean)),
+    ).tocsr()
+
+    lid = inside(plane[curves["lid"]], plane)
+    half = plane[curves["lip_inner"]]
+    mouth = inside(np.concatenate([half, half[::-1] * [-1, 1]]), plane)
+    ear_loop = plane[[next(iter(s[2])) for s in sites if s[0].startswith("ear_base")]]
+    ear = inside(ear_loop, plane)
+    candidates = np.flatnonzero(
+        np.isin(region, [0, 1, 2]) & (mean[:, 0] > -0.01) & (mean[:, 1] > NECK_CUT + 4) & ~lid & ~mouth & ~ear
+    )
+    d_lid = cKDTree(mean[curves["lid"]]).query(mean)[0]
+    d_lip = cKDTree(mean[curves["lip_outer"] + curves["lip_inner"]]).query(mean)[0]
+    d_nose = cKDTree(mean[[landmarks[33], landmarks[35]]] + [[6, 1, 0], [3, 6, -2]]).query(mean)[0]
+    spacing = np.clip(
+        np.minimum.reduce([3.4 + 0.5 * d_lid, 4.2 + 0.5 * d_lip, 4.2 + 0.5 * np.maximum(d_nose - 9, 0)]), 3.0, 17.0
+    )
+    spacing = np.where(region == 2, np.clip(0.35 * np.abs(90 - mean[:, 2]), 18, 38), spacing)
+    spacing *= SPACING
+    cover = np.full(len(mean), np.inf)
+    for s in (weights(sites) @ mean):
+        cover = np.minimum(cover, np.linalg.norm(mean - s, axis=1))
+    counts: dict[str, int] = {}
+    while True:
+        score = cover[candidates] / spacing[candidates]
+        # The midline counts once, every other site twice: prefer midline points a little, keep others off it.
+        near = (mean[candidates, 0] > 0.01) & (mean[candidates, 0] < 0.5 * spacing[candidates])
+        score[near] = 0
+        best = int(candidates[np.argmax(score)])
+        if score.max() < 1.0:
+            break
+        area = area_name(mean[best])
+        counts[area] = counts.get(area, 0) + 1
+        sites.append((f"{area}_{counts[area]}", -1, {best: 1.0}))
+        cover = np.minimum(cover, np.linalg.norm(mean - mean[best], axis=1))
+    # Ear outline, for its size only.
+    for name, goal in EAR_POINTS.items():
+        cand = np.flatnonzero(ear)
+        v = cand[np.argmax(mean[cand] @ np.array(goal))]
+        sites.append((f"ear_{name}", -1, {int(v): 1.0}))
+
+    site = weights(sites)
+    position, layout = site @ mean, site @ np.nan_to_num(plane)
+
+    # Variation over people, after removing the best rigid motion of the face area (linearised).
+    basis = ict["identity_basis"].astype(np.float64)
+    face = np.flatnonzero(region == 0)
+    motion = rigid_modes(mean)
+    solve = np.linalg.pinv(motion[:, face].reshape(6, -1).T)
+    basis -= np.einsum("km,mvc->kvc", basis[:, face].reshape(len(basis), -1) @ solve.T, motion)
+    opposite = mirrored_site(site, mirror_image(mean, skin))
+    at = np.stack([site @ b for b in basis])
+    mirror = np.stack([opposite @ b for b in basis]) * [-1, 1, 1]
+    covariance = 0.5 * (np.einsum("kpi,kpj->pij", at, at) + np.einsum("kpi,kpj->pij", mirror, mirror))
+
+    # Expressions. `_L` shapes: displacement on the left half and on the right half (mirrored to the left).
+    expression = {}
+    for k, name in enumerate(names):
+        if name.endswith("_R") or name.endswith("Right"):
+            continue
+        shape = ict["expression_basis"][k].astype(np.float64)
+        here, there = site @ shape, opposite @ shape * [-1, 1, 1]
+        if not (name.endswith("_L") or name.endswith("Left")):
+            here = there = 0.5 * (here + there)
+        expression[name] = (here, there)
+
+    sclera = mean[region == 8]
+    solution = np.linalg.lstsq(np.c_[2 * sclera, np.ones(len(sclera))], (sclera**2).sum(1), rcond=None)[0]
+    eye = {"centre": solution[:3], "radius": float(np.sqrt(solution[3] + (solution[:3] ** 2).sum()))}
+    iris = mean[region == 9]
+    eye["iris_radius"] = 6.2
+    tooth = mean[(ict["region"] == 7) & (mean[:, 0] > -1)]
+    write(target, sites, position, layout, covariance, expression, eye, tooth)
+
+
+SPACING = 1.0
+EAR_POINTS = {
+    "top": (0, 1, 0),
+    "bottom": (0, -1, 0.0),
+    "out": (1, 0, 0),
+    "back": (0.3, 0, -1),
+    "back_top": (0.3, 0.7, -0.7),
+    "back_bottom": (0.3, -0.7, -0.7),
+    "lobe_front": (0.6, -1, 0.6),
+    "front_top": (0.6, 1, 0.4),
+}
+
+
+def layout_centre(plane: np.ndarray, mean: np.ndarray, region: np.ndarray) -> float:
+    """Layout ordinate of the nose bridge (midline, 5 mm below the pupils' height)."""
+    mid = np.flatnonzero((np.abs(mean[:, 0]) < 0.01) & (region == 0) & (mean[:, 1] > -10))
+    order = mid[np.argsort(mean[mid, 1])]
+    return float(np.interp(31.0, mean[order, 1], plane[order, 1]))
+
+
+def even_scale(plane: np.ndarray, knee: float = 0.02) -> np.ndarray:
+    """Radial map of the unit disc onto itself that evens out the scale between face and neck, [N, 2] -> [N, 2]."""
+    radius = np.linalg.norm(plane, axis=1, keepdims=True)
+    return plane / np.maximum(radius, 1e-12) * np.log1p(radius / knee) / np.log1p(1 / knee)
+
+
+def mirror_image(mean: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """Index [V] of the mirrored vertex; itself where the triangles do not use it."""
+    used = np.unique(triangles)
+    # On the midline of the closed lips two vertices coincide only after mirroring, so a nearest match is exact.
+    far, image = cKDTree(mean[used]).query(mean[used] * [-1, 1, 1])
+    assert far.max() < 0.5, f"mesh is not mirror-symmetric: {far.max()} mm"
+    move = np.arange(len(mean))
+    move[used] = used[image]
+    return move
+
+
+def rigid_modes(points: np.ndarray) -> np.ndarray:
+    """[6, N, 3]: three translations and three infinitesimal rotations about the centroid."""
+    modes = [np.tile(e, (len(points), 1)) for e in np.eye(3)]
+    modes += [np.cross(e, points - points.mean(0)) for e in np.eye(3)]
+    return np.stack(modes)
+
+
+def mirrored_site(site, move: np.ndarray):
+    """Site weights with every vertex replaced by its mirror image."""
+    entries = site.tocoo()
+    return coo_matrix((entries.data, (entries.row, move[entries.col])), shape=site.shape).tocsr()
+
+
+def write(target, sites, position, layout, covariance, expression, eye, tooth) -> None:
+    upper = np.triu_indices(3)
+    number = lambda a, d: [round(float(x), d) for x in np.ravel(a)]  # noqa: E731
+    head = {
+        "source": "measured on the ICT-FaceKit face model (github.com/ICT-VGL/ICT-FaceKit, MIT licence, Copyright "
+        "(c) 2020 USC Institute for Creative Technologies); Li et al., Learning Formation of Physically-Based Face "
+        "Attributes, CVPR 2020. Figures at named sites only: no mesh, basis or mode of that model is contained.",
+        "units": "millimetres; +x to the subject's left, +y up, +z out of the face; left half and midline only",
+        "columns": "position: mean; layout: place of the site in a planar map of the head; covariance: xx xy xz yy yz "
+        "zz over people after rigid alignment; expression: mean displacement on this side, then on the other side "
+        "(mirrored) for one-sided shapes",
+        "neck_end": NECK_CUT,
+        "eye": {"centre": number(eye["centre"], 2), "radius": round(eye["radius"], 2), "iris_radius": eye["iris_radius"]},
+    }
+    with open(target, "w") as f:
+        f.write(json.dumps(head)[:-1] + ',\n"points": [\n')
+        lines = []
+        for i, (name, ibug, _) in enumerate(sites):
+            lines.append(
+                json.dumps(
+                    {
+                        "name": name,
+                        "ibug": ibug,
+                        "position": number(position[i], 2),
+                        "layout": number(layout[i], 3),
+                        "covariance": number(covariance[i][upper], 3),
+                    }
+                )
+            )
+        f.write(",\n".join(lines) + '\n],\n"expressions": {\n')
+        lines = []
+        for name, (here, there) in expression.items():
+            row = {"here": number(here, 2)}
+            if name.endswith("_L") or name.endswith("Left"):
+                row["there"] = number(there, 2)
+            lines.append(f'"{name}": {json.dumps(row, separators=(",", ":"))}')
+        f.write(",\n".join(lines) + "\n}}\n")
+    print(len(sites), "sites")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

@@ -1,0 +1,125 @@
+"""Which triangle covers which pixel. Knows no face and no light.
+
+Backends, all behind `rasterize`: 'torch' (any device), 'numba' (fast path on the CPU), and, when they are installed,
+'pytorch3d' and 'nvdiffrast'. They load on first use.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from fitkit.errors import InputError, MissingWeightsError
+from fitkit.scene.camera import Camera
+
+BACKENDS = ("auto", "torch", "numba", "pytorch3d", "nvdiffrast")
+NEAR_MM = 1.0  # triangles with a corner nearer than this are not drawn
+
+
+@dataclass(frozen=True)
+class Fragments:
+    """The nearest surface at each pixel centre.
+
+    triangle: [B, H, W] int64, -1 where nothing; barycentric: [B, H, W, 3] perspective-correct, differentiable with
+    respect to the clip coordinates, 0 where nothing; depth: [B, H, W] mm, 0 where nothing; covered: [B, H, W] bool.
+    """
+
+    triangle: Tensor
+    barycentric: Tensor
+    depth: Tensor
+    covered: Tensor
+
+
+def clip_vertices(camera: Camera, points: Tensor) -> Tensor:
+    """Camera-frame points [B, V, 3] mm -> [B, V, 4]: (u * w, v * w, depth, w).
+
+    u, v are pixels, (0, 0) = centre of the top-left pixel; w is what the projection divides by
+    (the depth for 'perspective', a constant for 'orthographic').
+    """
+    w = camera.depth_divisor(points)
+    uw = points[..., 0] * camera.focal[:, None] + camera.principal[:, None, 0] * w
+    vw = points[..., 1] * (camera.focal * camera.aspect)[:, None] + camera.principal[:, None, 1] * w
+    return torch.stack([uw, vw, points[..., 2], w], -1)
+
+
+def pick_backend(device: torch.device) -> str:
+    """The fastest backend that needs nothing but what fitkit installs: numba on the CPU, torch elsewhere."""
+    return "numba" if device.type == "cpu" and find_spec("numba") is not None else "torch"
+
+
+def rasterize(clip: Tensor, triangles: Tensor, size: tuple[int, int], backend: str = "auto") -> Fragments:
+    """Exact z-buffer of a triangle mesh.
+
+    Args:
+        clip: [B, V, 4] from `clip_vertices`; triangles: [F, 3] int64; size: (H, W) pixels.
+        backend: one of BACKENDS; 'auto' takes `pick_backend`.
+    Returns:
+        Fragments. Both sides of a triangle are drawn; of equally near triangles the higher index wins;
+        triangles with a corner nearer than NEAR_MM are left out.
+    Raises:
+        InputError: unknown backend. MissingWeightsError: the backend's package is not installed.
+    """
+    if clip.ndim != 3 or clip.shape[-1] != 4:
+        raise InputError(f"rasterize: expected clip coordinates [B, V, 4], got {tuple(clip.shape)}")
+    if backend not in BACKENDS:
+        raise InputError(f"rasterizer backend: expected one of {', '.join(BACKENDS)}; got '{backend}'")
+    if backend == "auto":
+        backend = pick_backend(clip.device)
+    if backend in ("pytorch3d", "nvdiffrast") and find_spec(backend) is None:
+        raise MissingWeightsError(f"rasterizer backend '{backend}' is not installed here; "
+                                  "install it by its own instructions or use 'torch' or 'numba'")
+    module = import_module(f"fitkit.render.backends.{backend}_backend")
+    triangle = module.winning_triangles(clip.detach(), triangles, size)
+    covered = triangle >= 0
+    barycentric = barycentrics(clip, triangles, triangle)
+    z = clip[..., 2][_batch_index(triangle), triangles[triangle.clamp_min(0)].permute(3, 0, 1, 2)].permute(1, 2, 3, 0)
+    depth = (barycentric * z).sum(-1)
+    return Fragments(triangle, barycentric, depth, covered)
+
+
+def _batch_index(triangle: Tensor) -> Tensor:
+    return torch.arange(len(triangle), device=triangle.device)[:, None, None]
+
+
+def barycentrics(clip: Tensor, triangles: Tensor, triangle: Tensor) -> Tensor:
+    """Perspective-correct barycentric coordinates of the pixel centres of a triangle map.
+
+    Args:
+        clip: [B, V, 4]; triangles: [F, 3]; triangle: [B, H, W] int64, -1 where nothing.
+    Returns:
+        [B, H, W, 3], differentiable in `clip`, 0 where nothing.
+    """
+    B, H, W = triangle.shape
+    out = clip.new_zeros(B * H * W, 3)
+    flat = triangle.reshape(-1)
+    hit = (flat >= 0).nonzero().squeeze(1)
+    batch = hit // (H * W)
+    y = ((hit % (H * W)) // W).to(clip.dtype)
+    x = (hit % W).to(clip.dtype)
+    corners = clip[batch[:, None], triangles[flat[hit]]]  # [N, 3, 4]
+    w = corners[..., 3]
+    u = corners[..., 0] / w - x[:, None]
+    v = corners[..., 1] / w - y[:, None]
+    area = torch.stack([
+        u[:, 1] * v[:, 2] - u[:, 2] * v[:, 1],
+        u[:, 2] * v[:, 0] - u[:, 0] * v[:, 2],
+        u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]], -1) / w
+    # A covered pixel has a total of one sign; the floor only guards triangles seen edge-on.
+    total = area.sum(-1, keepdim=True)
+    total = torch.where(total.abs() < 1e-20, torch.full_like(total, 1e-20), total)
+    return out.index_put((hit,), area / total).reshape(B, H, W, 3)
+
+
+def interpolate(fragments: Fragments, triangles: Tensor, attributes: Tensor) -> Tensor:
+    """Vertex attributes [B, V, C] or [1, V, C] -> [B, H, W, C]; 0 where nothing is covered."""
+    B, H, W = fragments.triangle.shape
+    out = attributes.new_zeros(B * H * W, attributes.shape[-1])
+    flat = fragments.triangle.reshape(-1)
+    hit = (flat >= 0).nonzero().squeeze(1)
+    batch = hit // (H * W) if len(attributes) > 1 else torch.zeros_like(hit)
+    corners = attributes[batch[:, None], triangles[flat[hit]]]
+    weights = fragments.barycentric.reshape(-1, 3)[hit]
+    return out.index_put((hit,), (weights[..., None] * corners).sum(1)).reshape(B, H, W, -1)

@@ -1,0 +1,126 @@
+"""Tiny synthetic people for tests: a seeded face model and results made from it."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fitkit.fit.result import FitResult
+from fitkit.geometry.rotation import so3_exp
+from fitkit.io.subject import Subject, View
+from fitkit.models.face_model import FaceModel, LandmarkEmbedding
+from fitkit.observe.landmarks.types import Landmarks
+from fitkit.scene.camera import Camera
+from fitkit.scene.pose import Pose
+from fitkit.scene.state import SceneState
+
+RADII = (74.0, 112.0, 92.0)  # mm, half axes of the ellipsoid that stands for a head
+LONGITUDES, LATITUDES = np.radians(np.linspace(-115, 115, 21)), np.radians(np.linspace(-75, 75, 15))
+EXPRESSIONS = {  # name: centre (x, y) mm, displacement mm, radius mm
+    "jawOpen": ((0, -85), (0, -14, -4), 32), "mouthSmile_L": ((26, -62), (5, 7, -1), 18), "mouthSmile_R": ((-26, -62), (-5, 7, -1), 18),
+    "eyeBlink_L": ((31, 3), (0, -7, 1), 14), "eyeBlink_R": ((-31, 3), (0, -7, 1), 14), "browInnerUp": ((0, 24), (0, 8, 1), 20),
+}
+
+
+def _surface(lon, lat):
+    a, b, c = RADII
+    x, y = a * np.cos(lat) * np.sin(lon), b * np.sin(lat)
+    nose = 22 * np.exp(-((x / 13) ** 2 + ((y + 28) / 22) ** 2)) * (np.cos(lon) > 0)
+    return np.stack([x, y, c * np.cos(lat) * np.cos(lon) + nose], -1)
+
+
+def _landmarks_xy() -> np.ndarray:
+    """(longitude, latitude) of 68 plausible points, in radians; iBUG order starts at the subject's right (x < 0)."""
+    a, b, _ = RADII
+    right_brow = [(-52, 18), (-45, 24), (-36, 26), (-26, 25), (-16, 21)]
+    right_eye = [(-45, 0), (-37, 5), (-26, 5), (-17, 0), (-26, -5), (-37, -5)]
+    nose = [(0, 2), (0, -8), (0, -19), (0, -30), (-14, -38), (-7, -40), (0, -42), (7, -40), (14, -38)]
+    outer = [(-26, -64), (-17, -59), (-6, -56), (0, -58), (6, -56), (17, -59), (26, -64),
+             (17, -72), (7, -75), (0, -76), (-7, -75), (-17, -72)]
+    inner = [(-21, -64), (-7, -63), (0, -64), (7, -63), (21, -64), (7, -67), (0, -68), (-7, -67)]
+
+    def mirror(points, order):
+        return [(-points[i][0], points[i][1]) for i in order]
+
+    xy = np.array(right_brow + mirror(right_brow, (4, 3, 2, 1, 0)) + nose + right_eye
+                  + mirror(right_eye, (3, 2, 1, 0, 5, 4)) + outer + inner, float)
+    lat = np.arcsin(xy[:, 1] / b)
+    lon = np.arcsin(xy[:, 0] / (a * np.cos(lat)))
+    s = np.linspace(-1, 1, 17)
+    jaw = np.stack([np.radians(88) * np.sign(s) * np.abs(s) ** 0.9, np.radians(-64 + 58 * np.abs(s) ** 2.2)], -1)
+    return np.concatenate([jaw, np.stack([lon, lat], -1)])
+
+
+def tiny_model(seed: int = 0, num_identity: int = 8, dtype: torch.dtype = torch.float32) -> FaceModel:
+    """A face-like shell of 315 vertices (half ellipsoid with a nose), 560 triangles, 8 identity and 6 expression shapes.
+
+    Identity shapes are smooth random waves of 1 to 3 mm, expression shapes bumps; same seed, same model. Outer eye
+    corners are 90 mm apart. UV is the longitude/latitude grid, without seams.
+    """
+    rng = np.random.default_rng(seed)
+    nu, nv = len(LONGITUDES), len(LATITUDES)
+    lon, lat = np.meshgrid(LONGITUDES, LATITUDES)
+    mean = _surface(lon, lat).reshape(-1, 3)
+    cell = (np.arange(nv - 1)[:, None] * nu + np.arange(nu - 1)).reshape(-1)
+    triangles = np.stack([np.stack([cell, cell + 1, cell + nu + 1], -1), np.stack([cell, cell + nu + 1, cell + nu], -1)], 1).reshape(-1, 3)
+    uv = np.stack([np.tile(np.linspace(0.03, 0.97, nu), nv), np.repeat(np.linspace(0.03, 0.97, nv), nu)], -1)
+
+    identity = np.zeros((num_identity, len(mean), 3))
+    for k in range(num_identity):
+        for _ in range(3):
+            wave = rng.normal(size=3) * (0.6 + 0.35 * k) / 90
+            identity[k] += np.sin(mean @ wave + rng.uniform(0, 2 * np.pi))[:, None] * rng.normal(size=3)
+        identity[k] *= 3.0 / (1 + 0.25 * k) / np.sqrt((identity[k] ** 2).sum(-1).mean())
+    front = mean[:, 2] > 0
+    expression = np.stack([
+        np.exp(-((mean[:, :2] - centre) ** 2).sum(-1) / radius ** 2)[:, None] * front[:, None] * np.array(move, float)
+        for centre, move, radius in EXPRESSIONS.values()])
+    expression[np.abs(expression) < 0.01] = 0
+
+    points = _landmarks_xy()
+    gu = (points[:, 0] - LONGITUDES[0]) / (LONGITUDES[1] - LONGITUDES[0])
+    gv = (points[:, 1] - LATITUDES[0]) / (LATITUDES[1] - LATITUDES[0])
+    iu, iv = np.clip(gu.astype(int), 0, nu - 2), np.clip(gv.astype(int), 0, nv - 2)
+    fu, fv = gu - iu, gv - iv
+    lower = fu >= fv
+    bary = np.where(lower[:, None], np.stack([1 - fu, fu - fv, fv], -1), np.stack([1 - fv, fu, fv - fu], -1))
+    triangle = 2 * (iv * (nu - 1) + iu) + ~lower
+
+    face = (np.abs(lon) < np.radians(65)).ravel() & (np.abs(lat) < np.radians(60)).ravel()
+    skin = (np.abs(lon) < np.radians(95)).ravel()
+    albedo = np.array([0.55, 0.36, 0.27]) * (1 + 0.1 * rng.normal(size=(1, 3)))
+    lips = (np.abs(mean[:, 0]) < 28) & (np.abs(mean[:, 1] + 66) < 11) & front
+    albedo = np.where(lips[:, None], albedo * [0.9, 0.55, 0.6], albedo)
+
+    def real(x):
+        return torch.from_numpy(np.ascontiguousarray(x)).to(dtype)
+
+    return FaceModel(
+        name="tiny", mean=real(mean), identity_basis=real(identity), expression_basis=real(expression),
+        expression_names=tuple(EXPRESSIONS), triangles=torch.from_numpy(triangles),
+        landmarks=LandmarkEmbedding(tuple(f"ibug68/{i}" for i in range(68)), torch.from_numpy(triangle), real(bary)),
+        region=torch.from_numpy((~face).astype(np.int64)), region_names=("face", "head"),
+        skin=torch.from_numpy(skin), face=torch.from_numpy(face), uv=real(uv), uv_triangles=torch.from_numpy(triangles.copy()),
+        albedo_mean=real(np.clip(albedo, 0.02, 0.98)), source="tests/helpers.py", license="MIT")
+
+
+def tiny_state(model: FaceModel, views: int = 3, size: int = 160, seed: int = 0, expression: float = 0.4) -> SceneState:
+    """Random person of `model` seen by `views` perspective cameras, yaw spread over -40 to 40 degrees, face about 0.7 of the image."""
+    gen = torch.Generator().manual_seed(seed)
+    dtype = model.mean.dtype
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=gen, dtype=torch.float64).to(dtype)
+
+    yaw = torch.linspace(-40, 40, views, dtype=dtype) if views > 1 else torch.zeros(1, dtype=dtype)
+    turn = torch.stack([0.05 * normal(views), torch.deg2rad(yaw), 0.05 * normal(views)], -1)
+    rotation = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=dtype)) @ so3_exp(turn)
+    translation = torch.tensor([0.0, 0.0, 900.0], dtype=dtype) + normal(views, 3) * torch.tensor([4.0, 4.0, 30.0], dtype=dtype)
+    camera = Camera(torch.full((views,), 900 * 0.7 * size / 220, dtype=dtype),
+                    torch.full((views, 2), (size - 1) / 2, dtype=dtype), torch.ones(views, dtype=dtype))
+    illumination = torch.zeros(views, 9, 1, dtype=dtype)
+    illumination[:, 0], illumination[:, 2] = 2.6, 0.6
+    return SceneState(normal(1, model.num_identity), torch.zeros(views, dtype=torch.int64),
+                      expression * torch.rand(views, model.num_expression, generator=gen, dtype=torch.float64).to(dtype),
+                      Pose(rotation, translation), camera, illumination)
