@@ -1,8 +1,6 @@
 """Tiny synthetic people for tests: a seeded face model and results made from it."""
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 
@@ -124,3 +122,37 @@ def tiny_state(model: FaceModel, views: int = 3, size: int = 160, seed: int = 0,
     return SceneState(normal(1, model.num_identity), torch.zeros(views, dtype=torch.int64),
                       expression * torch.rand(views, model.num_expression, generator=gen, dtype=torch.float64).to(dtype),
                       Pose(rotation, translation), camera, illumination)
+
+
+def picture(vertices: torch.Tensor, triangles: torch.Tensor, colors: torch.Tensor, camera: Camera, size: tuple[int, int],
+            background: float = 0.35) -> np.ndarray:
+    """Unlit pictures of meshes: vertices [B, V, 3] camera frame, sRGB colours [V, 3] in [0, 1] -> uint8 [B, H, W, 3]."""
+    from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
+
+    fragments = rasterize(clip_vertices(camera, vertices.float()), triangles, size)
+    rgb = interpolate(fragments, triangles, colors.float()[None].expand(len(vertices), -1, -1))
+    rgb = torch.where(fragments.covered[..., None], rgb, torch.full_like(rgb, background))
+    return (rgb * 255).round().clamp(0, 255).byte().numpy()
+
+
+def tiny_colors(model: FaceModel) -> torch.Tensor:
+    """Smooth colours [V, 3], sRGB in [0.25, 0.9]: skin-like with large patches, so that places can be told apart."""
+    x, y, z = (model.mean / 40).unbind(-1)
+    waves = torch.stack([torch.sin(x + 0.5), torch.sin(1.3 * y + x), torch.cos(y - 0.7 * x)], -1)
+    return (torch.tensor([0.72, 0.55, 0.47]) + 0.16 * waves).clamp(0.25, 0.9).to(model.mean)
+
+
+def tiny_result(seed: int = 0, views: int = 3, size: int = 160, model: FaceModel | None = None, expression: float = 0.4,
+                state: SceneState | None = None, colors: torch.Tensor | None = None) -> FitResult:
+    """A perfect fit of a tiny person to its own pictures (painted with `colors`, default `tiny_colors`)."""
+    model = model or tiny_model(seed)
+    state = state or tiny_state(model, views, size, seed, expression)
+    views = state.num_views
+    vertices = state.pose.apply(state.vertices(model))
+    images = picture(vertices, model.triangles, tiny_colors(model) if colors is None else colors, state.camera, (size, size))
+    points, _ = state.camera.project(model.landmarks.points(vertices, model.triangles))
+    subject = Subject("tiny", tuple(View(f"view{i}", image) for i, image in enumerate(images)))
+    landmarks = Landmarks(points, torch.ones(views, 68), torch.ones(views, 68, dtype=torch.bool), torch.ones(views, 68), "surface")
+    metrics = {"reprojection_px": [0.0] * views, "not_a_number": float("nan"), "per_view": {"view0": np.float32(1.5)}}
+    return FitResult(model, subject, state, landmarks, "ok", (), metrics, {"model": "tiny", "stages": [{"name": "pose", "free": ["pose"]}]},
+                     ("estimated",) * views)

@@ -13,6 +13,7 @@ Source:
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 from scipy.sparse import coo_matrix, diags
@@ -20,7 +21,12 @@ from scipy.sparse.csgraph import dijkstra
 from scipy.sparse.linalg import spsolve
 from scipy.spatial import cKDTree
 
-NECK_CUT = -128.0  # mm, height of the plane that ends the neck
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from generic_build.figures import LayoutSpline  # noqa: E402
+from generic_build.kernel import polynomial_terms  # noqa: E402
+from generic_build.kernel_fit import fit_kernel, fit_polynomial  # noqa: E402
+
+NECK_END = np.array([0.0, 1.0, 0.4, 112.0])  # plane (normal, offset; mm) that ends the neck
 LOOPS = {
     "lid": [42, 43, 44, 45, 46, 47, 42],
     "lip_outer": [51, 52, 53, 54, 55, 56, 57],
@@ -194,17 +200,33 @@ def main(source: str, target: str) -> None:
             for j, weights in enumerate(resample(walk, mean, count)):
                 sites.append((f"{name}_{a}_{b}_{j}", -1, weights))
         curves[name] = ring + [int(landmarks[corners[-1]])]
-    # Where the neck ends: 13 directions in the plane y = NECK_CUT.
+    # Where the neck ends: 13 directions in the plane.
+    above = mean @ NECK_END[:3] + NECK_END[3]
     edges = np.unique(np.sort(skin[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1), axis=0)
-    ya, yb = mean[edges[:, 0], 1], mean[edges[:, 1], 1]
-    cut = edges[(ya - NECK_CUT) * (yb - NECK_CUT) < 0]
-    w = (NECK_CUT - mean[cut[:, 0], 1]) / (mean[cut[:, 1], 1] - mean[cut[:, 0], 1])
+    cut = edges[above[edges[:, 0]] * above[edges[:, 1]] < 0]
+    w = -above[cut[:, 0]] / (above[cut[:, 1]] - above[cut[:, 0]])
     ring = mean[cut[:, 0]] * (1 - w)[:, None] + mean[cut[:, 1]] * w[:, None]
     bearing = np.arctan2(ring[:, 0], ring[:, 2] - 0.5 * (ring[:, 2].max() + ring[:, 2].min()))
     for j, b in enumerate(np.linspace(0, np.pi, 13)):
         k = int(np.argmin(np.abs(bearing - b)))
         sites.append((f"neck_end_{j}", -1, {int(cut[k, 0]): 1 - w[k], int(cut[k, 1]): w[k]}))
-    # Where the ear is attached: 16 directions around it on the head, and eight points of the ear itself.
+    # Profile of the chin, and the nostrils: the rim and a narrower ring inside, around the deepest place.
+    for name, height in PROFILE.items():
+        middle = np.flatnonzero((np.abs(mean[:, 0]) < 0.01) & np.isin(region, [0, 1]) & (mean[:, 2] > 45))
+        v = middle[np.argmin(np.abs(mean[middle, 1] - height) + 0.05 * (130 - mean[middle, 2]))]
+        assert not any(v in s[2] for s in sites), f"two sites on one vertex: {name}"
+        sites.append((name, -1, {int(v): 1.0}))
+    deep = int(np.argmin(np.linalg.norm(mean - NOSTRIL, axis=1) + 1e3 * (region > 0)))
+    around = np.flatnonzero((region == 0) & (np.linalg.norm(mean - mean[deep], axis=1) < 25))
+    offset = plane[around] - plane[deep]
+    for name, radius in (("nostril_rim", 0.45), ("nostril_inner", 0.10)):
+        for j, angle in enumerate(np.linspace(0, 2 * np.pi, 8, endpoint=False)):
+            goal = radius * np.array([np.cos(angle), np.sin(angle)])
+            v = int(around[np.argmin(np.linalg.norm(offset - goal, axis=1))])
+            assert not any(v in s[2] for s in sites), f"two sites on one vertex: {name} {j}"
+            sites.append((f"{name}_{j}", -1, {v: 1.0}))
+    sites.append(("nostril_deep", -1, {deep: 1.0}))
+    # Where the ear is attached: 16 directions around it on the head.
     ear_box = (mean[:, 0] > 60) & (np.abs(mean[:, 1] - 6) < 70) & np.isin(region, [0, 1, 2])
     for j, angle in enumerate(np.linspace(0, 2 * np.pi, 16, endpoint=False)):
         goal = np.array([8 + 29 * np.cos(angle), 8 + 35 * np.sin(angle)])  # z, y
@@ -212,8 +234,10 @@ def main(source: str, target: str) -> None:
         off = np.linalg.norm(mean[cand][:, [2, 1]] - goal, axis=1)
         close = cand[off < 5.0]
         v = close[np.argmin(off[off < 5.0] + 0.5 * mean[close, 0])]
+        assert not any(v in s[2] for s in sites), "two sites on one vertex"
         sites.append((f"ear_base_{j}", -1, {int(v): 1.0}))
 
+    nostril = np.linalg.norm(plane - plane[deep], axis=1) < 0.55
     weights = lambda rows: coo_matrix(  # noqa: E731
         (
             [x for r in rows for x in r[2].values()],
@@ -228,19 +252,21 @@ def main(source: str, target: str) -> None:
     ear_loop = plane[[next(iter(s[2])) for s in sites if s[0].startswith("ear_base")]]
     ear = inside(ear_loop, plane)
     candidates = np.flatnonzero(
-        np.isin(region, [0, 1, 2]) & (mean[:, 0] > -0.01) & (mean[:, 1] > NECK_CUT + 4) & ~lid & ~mouth & ~ear
+        np.isin(region, [0, 1, 2]) & (mean[:, 0] > -0.01) & (above > 4) & ~lid & ~mouth & ~ear & ~nostril
     )
     d_lid = cKDTree(mean[curves["lid"]]).query(mean)[0]
     d_lip = cKDTree(mean[curves["lip_outer"] + curves["lip_inner"]]).query(mean)[0]
     d_nose = cKDTree(mean[[landmarks[33], landmarks[35]]] + [[6, 1, 0], [3, 6, -2]]).query(mean)[0]
     spacing = np.clip(
-        np.minimum.reduce([3.4 + 0.5 * d_lid, 4.2 + 0.5 * d_lip, 4.2 + 0.5 * np.maximum(d_nose - 9, 0)]), 3.0, 17.0
+        np.minimum.reduce([3.0 + 0.45 * d_lid, 4.2 + 0.5 * d_lip, 4.2 + 0.5 * np.maximum(d_nose - 9, 0)]), 3.0, 15.0
     )
     spacing = np.where(region == 2, np.clip(0.35 * np.abs(90 - mean[:, 2]), 18, 38), spacing)
     spacing *= SPACING
     cover = np.full(len(mean), np.inf)
-    for s in (weights(sites) @ mean):
-        cover = np.minimum(cover, np.linalg.norm(mean - s, axis=1))
+    # The second distance keeps sites out of folds that the planar layout compresses (inside of the nostrils).
+    apart = lambda x, uv: np.minimum(np.linalg.norm(mean - x, axis=1), 9.0 * np.linalg.norm(plane - uv, axis=1))  # noqa: E731
+    for x, uv in zip(weights(sites) @ mean, weights(sites) @ np.nan_to_num(plane)):
+        cover = np.fmin(cover, apart(x, uv))
     counts: dict[str, int] = {}
     while True:
         score = cover[candidates] / spacing[candidates]
@@ -253,13 +279,25 @@ def main(source: str, target: str) -> None:
         area = area_name(mean[best])
         counts[area] = counts.get(area, 0) + 1
         sites.append((f"{area}_{counts[area]}", -1, {best: 1.0}))
-        cover = np.minimum(cover, np.linalg.norm(mean - mean[best], axis=1))
-    # Ear outline, for its size only.
-    for name, goal in EAR_POINTS.items():
-        cand = np.flatnonzero(ear)
-        v = cand[np.argmax(mean[cand] @ np.array(goal))]
-        sites.append((f"ear_{name}", -1, {int(v): 1.0}))
-
+        cover = np.fmin(cover, apart(mean[best], plane[best]))
+    # Last, where a smooth surface through the sites is farthest from the face.
+    image = mirror_image(mean, skin)
+    weight = np.where(region[candidates] == 2, 0.3, 1.0)
+    while True:
+        on_surface = [s for s in sites if not s[0].startswith(("nostril_inner", "nostril_deep"))]
+        p, u = weights(on_surface) @ mean, weights(on_surface) @ np.nan_to_num(plane)
+        side = p[:, 0] > 0.01
+        total = len(sites) + sum((weights(sites) @ mean)[:, 0] > 0.01)
+        if total >= MOST_SITES:
+            break
+        spline = LayoutSpline(np.concatenate([u, u[side] * [-1, 1]]))
+        surface = spline.matrix(plane[candidates]) @ np.concatenate([p, p[side] * [-1, 1, 1]])
+        error = weight * np.linalg.norm(surface - mean[candidates], axis=1)
+        error[(mean[candidates, 0] > 0.01) & (mean[candidates, 0] < 2.0)] = 0
+        best = int(candidates[np.argmax(error)])
+        area = area_name(mean[best])
+        counts[area] = counts.get(area, 0) + 1
+        sites.append((f"{area}_{counts[area]}", -1, {best: 1.0}))
     site = weights(sites)
     position, layout = site @ mean, site @ np.nan_to_num(plane)
 
@@ -272,6 +310,18 @@ def main(source: str, target: str) -> None:
     opposite = mirrored_site(site, mirror_image(mean, skin))
     at = np.stack([site @ b for b in basis])
     mirror = np.stack([opposite @ b for b in basis]) * [-1, 1, 1]
+    symmetric, asymmetric = 0.5 * (at + mirror), 0.5 * (at - mirror)
+    centre = np.array([0.0, *mean[face, 1:].mean(0)])
+    whole = 0.5 * (basis[:, face] + basis[:, image[face]] * [-1, 1, 1])
+    coefficient = fit_polynomial(whole, mean[face], centre, DEGREE)
+    terms = polynomial_terms(position, centre, DEGREE)
+    left = symmetric - np.einsum("nk,npc->kpc", coefficient, terms)
+    local = np.einsum("kpi,kpj->pij", left, left)
+    front = np.array([not s[0].startswith(("neck", "skull", "ear", "nostril_inner", "nostril_deep")) for s in sites])
+    kernel = {"degree": DEGREE, "centre": centre.round(2).tolist()}
+    kernel["coefficients"] = [[round(float(x), 4) for x in row] for row in coefficient @ coefficient.T]
+    kernel |= fit_kernel(position[front], layout[front], left[:, front])
+    kernel["asymmetry"] = round(float(np.sqrt((asymmetric[:, front] ** 2).sum() / (left[:, front] ** 2).sum())), 3)
     covariance = 0.5 * (np.einsum("kpi,kpj->pij", at, at) + np.einsum("kpi,kpj->pij", mirror, mirror))
 
     # Expressions. `_L` shapes: displacement on the left half and on the right half (mirrored to the left).
@@ -288,24 +338,22 @@ def main(source: str, target: str) -> None:
     sclera = mean[region == 8]
     solution = np.linalg.lstsq(np.c_[2 * sclera, np.ones(len(sclera))], (sclera**2).sum(1), rcond=None)[0]
     eye = {"centre": solution[:3], "radius": float(np.sqrt(solution[3] + (solution[:3] ** 2).sum()))}
-    iris = mean[region == 9]
     eye["iris_radius"] = 6.2
-    tooth = mean[(ict["region"] == 7) & (mean[:, 0] > -1)]
-    write(target, sites, position, layout, covariance, expression, eye, tooth)
+    write(target, sites, position, layout, covariance, local, expression, eye, kernel)
 
 
-SPACING = 1.0
-EAR_POINTS = {
-    "top": (0, 1, 0),
-    "bottom": (0, -1, 0.0),
-    "out": (1, 0, 0),
-    "back": (0.3, 0, -1),
-    "back_top": (0.3, 0.7, -0.7),
-    "back_bottom": (0.3, -0.7, -0.7),
-    "lobe_front": (0.6, -1, 0.6),
-    "front_top": (0.6, 1, 0.4),
+PROFILE = {  # height in mm of sites on the midline below the lip
+    "below_lip": -47.6,
+    "labiomental": -52.0,
+    "chin_front_upper": -57.2,
+    "chin_front": -63.5,
+    "chin_front_lower": -70.0,
+    "chin_below": -80.0,
 }
-
+NOSTRIL = np.array([6.97, 7.05, 102.22])  # mm, the deepest place of the left nostril
+DEGREE = 1  # of the polynomial part of the identity kernel
+SPACING = 1.5
+MOST_SITES = 400  # both halves
 
 def layout_centre(plane: np.ndarray, mean: np.ndarray, region: np.ndarray) -> float:
     """Layout ordinate of the nose bridge (midline, 5 mm below the pupils' height)."""
@@ -344,7 +392,7 @@ def mirrored_site(site, move: np.ndarray):
     return coo_matrix((entries.data, (entries.row, move[entries.col])), shape=site.shape).tocsr()
 
 
-def write(target, sites, position, layout, covariance, expression, eye, tooth) -> None:
+def write(target, sites, position, layout, covariance, local, expression, eye, kernel) -> None:
     upper = np.triu_indices(3)
     number = lambda a, d: [round(float(x), d) for x in np.ravel(a)]  # noqa: E731
     head = {
@@ -353,11 +401,12 @@ def write(target, sites, position, layout, covariance, expression, eye, tooth) -
         "Attributes, CVPR 2020. Figures at named sites only: no mesh, basis or mode of that model is contained.",
         "units": "millimetres; +x to the subject's left, +y up, +z out of the face; left half and midline only",
         "columns": "position: mean; layout: place of the site in a planar map of the head; covariance: xx xy xz yy yz "
-        "zz over people after rigid alignment; expression: mean displacement on this side, then on the other side "
+        "zz over people after rigid alignment; local: the same of what a symmetric polynomial of the position leaves; expression: mean displacement on this side, then on the other side "
         "(mirrored) for one-sided shapes",
-        "neck_end": NECK_CUT,
+        "neck_end": NECK_END.tolist(),
         "eye": {"centre": number(eye["centre"], 2), "radius": round(eye["radius"], 2), "iris_radius": eye["iris_radius"]},
     }
+    head["kernel"] = kernel
     with open(target, "w") as f:
         f.write(json.dumps(head)[:-1] + ',\n"points": [\n')
         lines = []
@@ -370,6 +419,7 @@ def write(target, sites, position, layout, covariance, expression, eye, tooth) -
                         "position": number(position[i], 2),
                         "layout": number(layout[i], 3),
                         "covariance": number(covariance[i][upper], 3),
+                        "local": number(local[i][upper], 3),
                     }
                 )
             )

@@ -1,0 +1,1 @@
+"""FitResult -> files: the result folder (`folder`), meshes, glTF, parameters, cameras, pictures. See docs/results.md."""

@@ -1,10 +1,9 @@
 """The linear face model that all of fitkit shares: mean + identity + expression, in millimetres."""
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +23,28 @@ class LandmarkEmbedding:
         """vertices [B, V, 3], triangles [F, 3] -> landmark positions [B, L, 3] in the unit of `vertices`."""
         corners = vertices[:, triangles[self.triangle]]  # [B, L, 3, 3]
         return torch.einsum("lk,blkd->bld", self.barycentric.to(vertices), corners)
+
+
+@dataclass(frozen=True)
+class PointBasis:
+    """A face model restricted to N surface points; a linear function of the coefficients like the whole model.
+
+    mean: [N, 3] mm; rows: [N, 3, K_id + K_ex] mm per unit coefficient, identity first; num_identity: K_id.
+    """
+
+    mean: Tensor
+    rows: Tensor
+    num_identity: int
+
+    def points(self, identity: Tensor, expression: Tensor) -> Tensor:
+        """identity [B, K_id], expression [B, K_ex] -> head-frame points [B, N, 3] mm."""
+        n = len(self.mean)
+        coefficients = torch.cat([identity, expression], 1)
+        offset = coefficients @ self.rows.reshape(3 * n, -1).T
+        return self.mean + offset.reshape(-1, n, 3)
+
+    def select(self, index: Tensor) -> "PointBasis":
+        return PointBasis(self.mean[index], self.rows[index], self.num_identity)
 
 
 @dataclass(frozen=True)
@@ -83,6 +104,30 @@ class FaceModel:
     def landmark_points(self, identity: Tensor, expression: Tensor) -> Tensor:
         """identity [B, K_id], expression [B, K_ex] -> the 68 iBUG points [B, 68, 3] in mm, head frame."""
         return self.landmarks.points(self.vertices(identity, expression), self.triangles)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """Both bases by vertex, [V, 3, K_id + K_ex]: what a point needs lies together in memory."""
+        both = torch.cat([self.identity_basis, self.expression_basis])
+        return both.permute(1, 2, 0).contiguous()
+
+    def at(self, triangle: Tensor, barycentric: Tensor) -> "PointBasis":
+        """The model restricted to N surface points: triangle [N] int64, barycentric [N, 3]."""
+        corner = self.triangles[triangle]  # [N, 3]
+        mean = (barycentric[..., None] * self.mean[corner]).sum(1)
+        rows = barycentric[:, 0, None, None] * self.rows[corner[:, 0]]
+        for k in (1, 2):
+            rows.addcmul_(barycentric[:, k, None, None], self.rows[corner[:, k]])
+        return PointBasis(mean, rows, self.num_identity)
+
+    def at_vertices(self, index: Tensor) -> "PointBasis":
+        """The model restricted to the vertices `index` [N] int64."""
+        return PointBasis(self.mean[index], self.rows[index], self.num_identity)
+
+    @cached_property
+    def landmark_basis(self) -> "PointBasis":
+        """The model restricted to the 68 iBUG points."""
+        return self.at(self.landmarks.triangle, self.landmarks.barycentric)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "FaceModel":
         """The same model on another device and/or floating-point type."""

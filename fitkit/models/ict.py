@@ -103,7 +103,7 @@ def _read_packed(path: Path) -> dict:
     try:
         with np.load(path, allow_pickle=False) as data:
             arrays = {k: data[k] for k in wanted if k in data.files}
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:  # a .npy file has no .files
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:  # a .npy file is no archive
         raise InputError(f"{path}: expected a folder of OBJ files or ict_facekit.npz; not readable as .npz: {error}") from error
     missing = [k for k in wanted if k not in arrays]
     if missing:
@@ -213,7 +213,8 @@ def _skin(mean: np.ndarray, region: np.ndarray) -> np.ndarray:
     """Bare skin in most photos: no ears, scalp, nape or anything a collar covers. Bounds read off renders, in mm."""
     x, y, z = np.abs(mean[:, 0]), mean[:, 1], mean[:, 2]
     ear = (x > 66) & (z < 30) & (y > -38) & (y < 64)
-    return (region <= 1) & ~ear & (y < 92) & (y > -135) & (z > 12)
+    hair = z < 12 + 0.5 * np.maximum(y - 30, 0)  # nape, sideburns, temples
+    return (region <= 1) & ~ear & ~hair & (y < 90) & (y > -135)
 
 
 def _paint(mean: np.ndarray, region: np.ndarray) -> np.ndarray:

@@ -1,0 +1,403 @@
+"""Put skin and parts together into the arrays of `generic.npz`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from . import parts
+from .appearance import paint
+from .figures import Figures, LayoutSpline
+from .kernel import identity_basis, matrix_roots
+from .skin_mesh import SkinMesh, build_skin, inside
+
+FLIP = np.array([-1.0, 1.0, 1.0])
+REGIONS = ("face", "head", "ears", "neck", "mouth_interior", "teeth", "eye_left", "eye_right")
+GAZE_DEGREES = {"Up": 25.0, "Down": 28.0, "In": 32.0, "Out": 32.0}
+
+
+@dataclass
+class Head:
+    """Growing mesh. Every vertex moves with a weighted set of skin vertices (`source`, `amount`)."""
+
+    vertices: list[np.ndarray]
+    layout: list[np.ndarray]
+    triangles: list[np.ndarray]
+    region: list[np.ndarray]
+    source: list[np.ndarray]  # skin row that is followed, -1: a rigid part
+    amount: list[np.ndarray]
+    mirror: list[np.ndarray]
+    count: int
+    rigid: dict[str, np.ndarray] = field(default_factory=dict)  # part -> vertex rows
+
+    def add(self, vertices, layout, triangles, region, source, amount, mirror) -> np.ndarray:
+        rows = self.count + np.arange(len(vertices))
+        self.vertices.append(vertices)
+        self.layout.append(layout)
+        self.triangles.append(triangles)
+        self.region.append(np.full(len(vertices), REGIONS.index(region), np.int8))
+        self.source.append(source)
+        self.amount.append(amount)
+        self.mirror.append(mirror)
+        self.count += len(vertices)
+        return rows
+
+
+def runs_along(triangles: np.ndarray, loop: np.ndarray) -> bool:
+    """Whether the triangles' own direction along their border is that of `loop` (True) or the opposite."""
+    edges = {(a, b) for k in range(3) for a, b in zip(triangles[:, k].tolist(), triangles[:, (k + 1) % 3].tolist())}
+    steps = list(zip(loop.tolist(), np.roll(loop, -1).tolist()))
+    forward = sum(s in edges and s[::-1] not in edges for s in steps)
+    backward = sum(s[::-1] in edges and s not in edges for s in steps)
+    assert max(forward, backward) == len(loop) and min(forward, backward) == 0, "a loop is not a border of the skin"
+    return forward > 0
+
+
+def add_part(head: Head, skin: SkinMesh, part: parts.Part, region: str, both_sides: bool, self_mirror=None) -> None:
+    """Sew a part to the skin; `both_sides` adds the mirror image for the right half."""
+    triangles = part.triangles
+    if not runs_along(skin.triangles, part.seam):
+        triangles = triangles[:, [0, 2, 1]]
+    n = len(part.vertices)
+    first = head.count
+    mirror = first + n + np.arange(n) if both_sides else first + self_mirror
+    lookup = np.r_[part.seam, first + np.arange(n)]
+    head.add(part.vertices, part.layout, lookup[triangles], region, part.seam[part.follow], part.amount, mirror)
+    if both_sides:
+        seam = skin.mirror[part.seam]
+        lookup = np.r_[seam, first + n + np.arange(n)]
+        head.add(
+            part.vertices * FLIP,
+            part.layout * FLIP[:2],
+            lookup[triangles][:, [0, 2, 1]],
+            region,
+            seam[part.follow],
+            part.amount,
+            first + np.arange(n),
+        )
+
+
+def skin_regions(p: np.ndarray) -> np.ndarray:
+    """Region index of skin vertices from their mean position."""
+    x, y, z = np.abs(p[:, 0]), p[:, 1], p[:, 2]
+    neck = y < -86 + np.clip(95 - z, 0, None) * 0.26
+    hairline = 93 - 26 * (x / 72) ** 2
+    side = np.interp(y, [-60, -20, 10, 38, 60, 90], [24, 30, 35, 36, 44, 40])
+    face = (y < hairline) & (z > side) & ~neck
+    out = np.full(len(p), REGIONS.index("head"), np.int8)
+    out[face] = REGIONS.index("face")
+    out[neck] = REGIONS.index("neck")
+    return out
+
+
+def build_arrays(figures: Figures, symmetric: int, antisymmetric: int) -> dict[str, np.ndarray]:
+    """All numeric arrays of the model file, in full precision."""
+    surface = [i for i, n in enumerate(figures.names) if not n.startswith(("nostril_inner", "nostril_deep"))]
+    spline = LayoutSpline(figures.layout[surface])
+    skin = build_skin(figures, spline, surface)
+    to_skin = spline.matrix(skin.layout)
+    mean_skin = to_skin @ figures.position[surface]
+    mean_skin = symmetrize(mean_skin, skin.mirror)
+    mean_skin = flatten_neck(mean_skin, skin, figures.neck_end)
+
+    head = Head(
+        [mean_skin], [skin.layout], [skin.triangles], [skin_regions(mean_skin)], [np.arange(len(mean_skin))],
+        [np.ones(len(mean_skin))], [skin.mirror], len(mean_skin),
+    )  # fmt: skip
+    lid_layout, lip_layout = skin.layout[skin.lid], skin.layout[skin.lip]
+    add_part(head, skin, parts.ear(skin.ear, mean_skin[skin.ear], skin.layout[skin.ear]), "ears", True)
+    rim = parts.lid_rim(skin.lid, mean_skin[skin.lid], lid_layout, figures.eye_centre, figures.eye_radius)
+    add_part(head, skin, rim, "face", True)
+    rows, inner = figures.rows("nostril_inner_"), figures.rows("nostril_deep")[0]
+    tunnel = parts.nostril(
+        skin.nostril, mean_skin[skin.nostril], skin.layout[skin.nostril],
+        figures.position[rows], figures.layout[rows], (figures.position[inner], figures.layout[inner]),
+    )  # fmt: skip
+    add_part(head, skin, tunnel, "face", True)
+    lining = parts.mouth_lining(skin.lip, mean_skin[skin.lip], lip_layout)
+    n = len(skin.lip)
+    flipped = np.r_[0, np.arange(n - 1, 0, -1)]
+    rounds = (len(lining.vertices) - 1) // n
+    self_mirror = np.r_[(flipped[None] + n * np.arange(rounds)[:, None]).ravel(), rounds * n]
+    add_part(head, skin, lining, "mouth_interior", False, self_mirror)
+    sheet = head.count
+    sheet_triangles = sum(len(t) for t in head.triangles)
+
+    # Eyeballs and teeth have maps of their own.
+    uv_extra, iris = [], np.full(sheet, np.inf)
+    ball, faces, disc, relative = parts.eyeball(
+        figures.eye_centre, figures.eye_radius - 0.2, figures.iris_radius, np.array([0.03, 0.01, 1.0])
+    )
+    n = len(ball)
+    for side, flip in (("left", 1.0), ("right", -1.0)):
+        first = head.count
+        mirror = first + (n if flip > 0 else -n) + np.arange(n)
+        turned = faces if flip > 0 else faces[:, [0, 2, 1]]
+        sign = np.array([flip, 1.0, 1.0])
+        head.rigid[f"eye_{side}"] = head.add(
+            ball * sign, np.full((n, 2), np.nan), first + turned, f"eye_{side}", np.full(n, -1), np.zeros(n), mirror
+        )
+        corner = np.array([0.07 if flip < 0 else 0.93, 0.07])
+        uv_extra.append(corner + disc * [flip, 1] * 0.065 / np.abs(disc).max())
+        iris = np.r_[iris, relative]
+    lip = mean_skin[skin.lip]
+    front, mouth_y = lip[:, 2].max(), 0.5 * (lip[0, 1] + lip[len(lip) // 2, 1])
+    for name, spec, corner in (
+        ("teeth_upper", (front - 6.0, mouth_y + 9.0, mouth_y - 1.0), (0.01, 0.93)),
+        ("teeth_lower", (front - 9.0, mouth_y - 12.0, mouth_y - 1.5), (0.87, 0.93)),
+    ):
+        row, faces, grid = parts.teeth(*spec)
+        m = len(row)
+        first = head.count
+        width = 25
+        mirror = first + (np.arange(m) // width) * width + (width - 1 - np.arange(m) % width)
+        normal = np.cross(row[faces[0, 1]] - row[faces[0, 0]], row[faces[0, 2]] - row[faces[0, 0]])
+        if normal @ (row[faces[0]].mean(0) - [0, mouth_y, front - 40]) < 0:
+            faces = faces[:, [0, 2, 1]]
+        head.rigid[name] = head.add(
+            row, np.full((m, 2), np.nan), first + faces, "teeth", np.full(m, -1), np.zeros(m), mirror
+        )
+        uv_extra.append(np.array(corner) + grid * [0.12, 0.06])
+        iris = np.r_[iris, np.full(m, np.inf)]
+
+    mean = symmetrize(np.concatenate(head.vertices), np.concatenate(head.mirror))
+    triangles = np.concatenate(head.triangles)
+    source, amount = np.concatenate(head.source), np.concatenate(head.amount)
+    region = np.concatenate(head.region)
+    mirror = np.concatenate(head.mirror)
+
+    identity = build_identity(figures, skin, mean_skin, symmetric, antisymmetric)
+    identity = extend(identity, source, amount_identity(amount, region))
+    for side, loop in (("left", skin.lid), ("right", skin.mirror[skin.lid])):
+        identity[:, head.rigid[f"eye_{side}"]] = identity[:, loop].mean(1, keepdims=True)
+    inner = skin.lip
+    for name in ("teeth_upper", "teeth_lower"):
+        identity[:, head.rigid[name]] = identity[:, inner].mean(1, keepdims=True)
+
+    names, shapes = [], []
+    for name, displacement in figures.expressions.items():
+        names.append(name)
+        shapes.append(build_expression(name, displacement, surface, figures, skin, to_skin, mean, source, amount, head))
+    expression = np.stack(shapes)
+
+    uv = sheet_uv(np.concatenate(head.layout)[:sheet])
+    uv = np.concatenate([uv, *uv_extra])
+    face_index, weights = embed_landmarks(figures, skin, spline)
+    albedo = paint(figures, mean, np.concatenate(head.layout), region, REGIONS, iris, skin)
+    skin_mask = np.isin(region, [REGIONS.index("face"), REGIONS.index("neck")])
+    skin_mask[len(mean_skin) :] = False
+    narrow = (mean[:, 2] > 25) & (mean[:, 1] < 94) & (mean[:, 1] > -101) & (np.abs(mean[:, 0]) < 76)
+    face_mask = skin_mask & narrow & (mean[:, 2] + 0.6 * mean[:, 1] > -8)
+    return {
+        "mean": mean,
+        "identity_basis": identity,
+        "expression_basis": expression,
+        "expression_names": np.array(names),
+        "triangles": triangles.astype(np.int32),
+        "uv": uv,
+        "uv_triangles": triangles.astype(np.int32),
+        "landmark_triangles": face_index.astype(np.int32),
+        "landmark_barycentric": weights,
+        "region": region,
+        "region_names": np.array(REGIONS),
+        "skin": skin_mask,
+        "face": face_mask,
+        "albedo_mean": albedo,
+        "mirror": mirror.astype(np.int32),
+        "layout": np.concatenate(head.layout),
+        "lid_loop": skin.lid.astype(np.int32),
+        "lip_loop": skin.lip.astype(np.int32),
+    }
+
+
+def symmetrize(points: np.ndarray, mirror: np.ndarray) -> np.ndarray:
+    """Average of points and their mirror image, [V, 3]."""
+    return 0.5 * (points + points[mirror] * FLIP)
+
+
+def flatten_neck(points: np.ndarray, skin: SkinMesh, plane: np.ndarray) -> np.ndarray:
+    """Move the end of the neck exactly onto its plane."""
+    loop = np.r_[skin.neck, skin.mirror[skin.neck]]
+    out = points.copy()
+    normal = plane[:3] / np.linalg.norm(plane[:3])
+    out[loop] -= ((points[loop] @ plane[:3] + plane[3]) / np.linalg.norm(plane[:3]))[:, None] * normal
+    return out
+
+
+def amount_identity(amount: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """People differ in the whole mouth and socket, so parts follow the skin fully in identity."""
+    return np.where(amount > 0, 1.0, 0.0)
+
+
+def extend(skin_field: np.ndarray, source: np.ndarray, amount: np.ndarray) -> np.ndarray:
+    """Displacements [K, V, 3] of all vertices from those of the skin vertices."""
+    return skin_field[:, np.maximum(source, 0)] * amount[None, :, None]
+
+
+def build_identity(figures: Figures, skin: SkinMesh, mean_skin, symmetric: int, antisymmetric: int) -> np.ndarray:
+    """Identity modes on all skin vertices, [K, V, 3]."""
+    half = np.flatnonzero(skin.layout[:, 0] >= -1e-9)
+    near = AmplitudeField(figures)
+    root = near(skin.layout[half], mean_skin[half])
+    rest = mean_skin[half]
+    calm = np.clip((15 - rest[:, 2]) / 50, 0, 1) + np.clip((-78 - rest[:, 1] - 0.2 * rest[:, 2]) / 40, 0, 1)
+    calm += np.clip((rest[:, 1] - 100) / 40, 0, 1)
+    root = root * (1 - 0.75 * np.clip(calm, 0, 1))[:, None, None]
+    middle = np.abs(rest[:, 0]) < 1e-6
+    a, b, c = (mean_skin[skin.triangles[:, k]] for k in range(3))
+    # Skull and neck vary smoothly: the local part fades out there.
+    area = np.bincount(
+        skin.triangles.ravel(), np.repeat(np.linalg.norm(np.cross(b - a, c - a), axis=1) / 6, 3), len(mean_skin)
+    )[half]
+    front = skin_regions(mean_skin[half]) == REGIONS.index("face")
+    importance = area * np.where(front, 1.0, 0.08)
+    basis = identity_basis(
+        figures.kernel, mean_skin[half], skin.layout[half], root, importance, symmetric, antisymmetric
+    )
+    out = np.empty((len(basis), len(mean_skin), 3))
+    basis[:symmetric, middle, 0] = 0.0
+    basis[symmetric:, middle, 1:] = 0.0
+    sign = np.where(np.arange(len(basis)) < symmetric, 1.0, -1.0)[:, None, None]
+    out[:, skin.mirror[half]] = basis * FLIP * sign
+    out[:, half] = basis
+    return out
+
+
+class AmplitudeField:
+    """Local covariance roots between the sites: normalised Gaussian weights, half in space, half in the layout."""
+
+    def __init__(self, figures: Figures, width: float = 6.0):
+        self.roots = matrix_roots(figures.local)
+        self.position, self.layout = figures.position, figures.layout
+        distance, _ = cKDTree(figures.position).query(figures.position, k=5)
+        self.width = np.maximum(distance[:, 1:].mean(1) * 0.7, 3.0)
+
+    def __call__(self, layout: np.ndarray, points: np.ndarray) -> np.ndarray:
+        square = ((points[:, None] - self.position[None]) ** 2).sum(-1)
+        square += 12.0 * ((layout[:, None] - self.layout[None]) ** 2).sum(-1)
+        weight = np.exp(-0.5 * square / (2 * self.width[None] ** 2)) + 1e-12 / (1 + square) ** 2
+        weight /= weight.sum(1, keepdims=True)
+        return np.einsum("np,pij->nij", weight, self.roots)
+
+
+def build_expression(name, displacement, surface, figures: Figures, skin, to_skin, mean, source, amount, head):
+    """Displacement [V, 3] of one named shape."""
+    field = to_skin @ displacement[surface]
+    for side, sign in (("L", 1.0), ("R", -1.0)):
+        centre = figures.eye_centre * [sign, 1, 1]
+        field = keep_off_eyeball(mean[: len(field)], field, centre, figures.eye_radius + 0.35)
+    if name.startswith("eyeBlink"):
+        field = close_lids(field, mean, skin, name[-1], figures)
+    out = extend(field[None], source, amount)[0]
+    if name.startswith("jaw"):
+        jaw = [i for i, n in enumerate(figures.names) if n.split("_right")[0] in ("ibug_8", "ibug_9", "ibug_10", "ibug_7")]
+        rows = head.rigid["teeth_lower"]
+        out[rows] = rigid_motion(figures.position[jaw], displacement[jaw], mean[rows])
+    if name.startswith("eyeLook"):
+        way, side = name[len("eyeLook") :].split("_")
+        rows = head.rigid["eye_left" if side == "L" else "eye_right"]
+        sign = 1.0 if side == "L" else -1.0
+        angle = np.radians(GAZE_DEGREES[way])
+        # Positive rotation about +x looks down, about +y to the subject's left.
+        turn = {"Up": (-angle, 0), "Down": (angle, 0), "In": (0, -angle * sign), "Out": (0, angle * sign)}[way]
+        centre = figures.eye_centre * [sign, 1, 1]
+        out[rows] = (mean[rows] - centre) @ rotation(*turn).T + centre - mean[rows]
+    return out
+
+
+def rotation(about_x: float, about_y: float) -> np.ndarray:
+    cx, sx, cy, sy = np.cos(about_x), np.sin(about_x), np.cos(about_y), np.sin(about_y)
+    return np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]) @ np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+
+
+def rigid_motion(points, displacement, at) -> np.ndarray:
+    """Displacement at `at` of the rigid motion that fits `displacement` of `points` best (Kabsch).
+
+    A short arc of the chin determines the rotation badly, so only the turn about the ear-to-ear axis through the
+    jaw joint and a translation are used.
+    """
+    joint = np.array([0.0, 5.0, 20.0])
+    arm, moved = points - joint, points + displacement - joint
+    angle = np.arctan2(
+        (arm[:, 1] * moved[:, 2] - arm[:, 2] * moved[:, 1]).sum(), (arm[:, 1] * moved[:, 1] + arm[:, 2] * moved[:, 2]).sum()
+    )
+    turn = rotation(angle, 0.0)
+    shift = (moved - arm @ turn.T).mean(0)
+    return (at - joint) @ turn.T + joint + shift - at
+
+
+def keep_off_eyeball(mean, field, centre, radius) -> np.ndarray:
+    """Push skin that an expression moves into the eyeball back to its surface."""
+    moved = mean + field - centre
+    distance = np.linalg.norm(moved, axis=1)
+    before = np.linalg.norm(mean - centre, axis=1)
+    limit = np.minimum(radius, before)
+    deep = (distance < limit) & (moved[:, 2] > 0)
+    out = field.copy()
+    out[deep] = (moved[deep] / distance[deep, None] * limit[deep, None]) + centre - mean[deep]
+    return out
+
+
+def close_lids(field, mean, skin: SkinMesh, side: str, figures: Figures) -> np.ndarray:
+    """Make the upper lid margin meet the lower one; the correction fades out within a few millimetres."""
+    loop = skin.lid if side == "L" else skin.mirror[skin.lid]
+    sign = 1.0 if side == "L" else -1.0
+    centre = figures.eye_centre * [sign, 1, 1]
+    rest = mean[: len(field)]
+    corner = [int(np.argmin(rest[loop] @ [sign, 0, 0])), int(np.argmax(rest[loop] @ [sign, 0, 0]))]
+    n = len(loop)
+    forward = np.arange(corner[0], corner[0] + (corner[1] - corner[0]) % n + 1) % n
+    backward = np.arange(corner[0], corner[0] - (corner[0] - corner[1]) % n - 1, -1) % n
+    upper, lower = (forward, backward) if rest[loop[forward], 1].mean() > rest[loop[backward], 1].mean() else (backward, forward)
+    moved = rest + field
+    share = lambda ring: np.linspace(0, 1, len(ring))  # noqa: E731
+    pick = lambda ring, t: np.stack([np.interp(t, share(ring), moved[loop[ring], k]) for k in range(3)], axis=1)  # noqa: E731
+    shift = np.zeros((n, 3))
+    for ring, other in ((upper, lower), (lower, upper)):
+        line = 0.5 * (pick(upper, share(ring)) * 0.3 + pick(lower, share(ring)) * 1.7)
+        line = line - centre
+        line *= ((figures.eye_radius + 0.4) / np.linalg.norm(line, axis=1))[:, None]
+        shift[ring] = line + centre - moved[loop[ring]]
+    distance, nearest = cKDTree(rest[loop]).query(rest)
+    # Neighbours take the mean correction of the margin near them, less with distance.
+    weight = np.exp(-0.5 * ((rest[:, None] - rest[loop][None]) ** 2).sum(-1) / 2.5**2)
+    blend = weight @ shift / np.maximum(weight.sum(1), 1e-12)[:, None]
+    out = field + blend * np.exp(-0.5 * (distance / 4.0) ** 2)[:, None]
+    out[loop] = field[loop] + shift
+    return keep_off_eyeball(rest, out, centre, figures.eye_radius + 0.35)
+
+
+def sheet_uv(layout: np.ndarray) -> np.ndarray:
+    """Texture coordinates of the skin sheet: the layout with the face enlarged, inside a disc."""
+    radius = np.linalg.norm(layout, axis=1, keepdims=True)
+    knee, rim = 13.0, np.linalg.norm(layout, axis=1).max()
+    return 0.5 + 0.495 * layout / np.maximum(radius, 1e-9) * np.log1p(radius / knee) / np.log1p(rim / knee)
+
+
+def embed_landmarks(figures: Figures, skin: SkinMesh, spline: LayoutSpline) -> tuple[np.ndarray, np.ndarray]:
+    """Triangle and barycentric weights of the 68 iBUG landmarks, found in the layout."""
+    corners = skin.layout[skin.triangles]
+    index, weights = np.zeros(68, int), np.zeros((68, 3))
+    pairs = {**{k: 16 - k for k in range(17)}, **{k: 43 - k for k in range(17, 27)}, **{k: 30 - 0 for k in ()}}
+    pairs |= {36: 45, 37: 44, 38: 43, 39: 42, 40: 47, 41: 46, 31: 35, 32: 34, 48: 54, 49: 53, 50: 52, 58: 56, 59: 55}
+    pairs |= {60: 64, 61: 63, 67: 65}
+    back = {v: k for k, v in pairs.items()}
+    a = corners[:, 0]
+    e1, e2 = corners[:, 1] - a, corners[:, 2] - a
+    det = e1[:, 0] * e2[:, 1] - e1[:, 1] * e2[:, 0]
+    for k in range(68):
+        name = f"ibug_{k}"
+        if name in figures.names:
+            row = figures.names.index(name)
+        else:
+            row = figures.mirror[figures.names.index(f"ibug_{pairs[k] if k in pairs else back[k]}")]
+        d = figures.layout[row] - a
+        w1 = (d[:, 0] * e2[:, 1] - d[:, 1] * e2[:, 0]) / det
+        w2 = (e1[:, 0] * d[:, 1] - e1[:, 1] * d[:, 0]) / det
+        lowest = np.minimum(np.minimum(w1, w2), 1 - w1 - w2)
+        t = int(np.argmax(lowest))
+        w = np.clip([1 - w1[t] - w2[t], w1[t], w2[t]], 0, None)
+        index[k], weights[k] = t, w / w.sum()
+    return index, weights

@@ -1,0 +1,188 @@
+"""Gaussian-process identity model on the skin.
+
+The displacement of a person from the mean face is  u(x) = P(x) a + A(x) g(x):
+
+- P(x) a: a mirror-symmetric polynomial of the position (degree 1 or 2: width, height, depth, taper, ...) whose
+  coefficients a have a measured covariance;
+- g: three independent unit Gaussian processes (one per axis) with multi-scale squared-exponential correlation
+  in position and in the planar layout, made mirror-symmetric; plus a weak antisymmetric part;
+- A(x): symmetric root of the measured covariance at x of what the polynomial leaves, interpolated between sites.
+
+Source:
+    Luethi, Gerig, Jud and Vetter, "Gaussian Process Morphable Models", TPAMI 2018 (kernel algebra, low-rank form);
+    Gerig et al., "Morphable Face Models - An Open Framework", FG 2018 (multi-scale symmetric face kernel).
+    Differs: the amplitude varies over the face with measured covariances.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+FLIP = np.array([-1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class KernelParameters:
+    """Fitted by maximum likelihood to the sites (see `measure_figures.py`)."""
+
+    degree: int  # of the polynomial
+    centre: np.ndarray  # [3] mm, origin of the polynomial
+    coefficients: np.ndarray  # [N, N] covariance of the polynomial coefficients, mm^2
+    lengths: np.ndarray  # [S, 3] mm, per scale and axis
+    weights: np.ndarray  # [S, 3] variance shares, sum to 1 over the scales
+    stretch: np.ndarray  # [3] factor on each coordinate difference
+    layout: float  # mm^2 per squared layout unit in the squared distance
+    gain: float  # on the variance of the symmetric local part
+    asymmetry: float  # standard deviation of the antisymmetric part relative to the symmetric one
+
+
+def polynomial_terms(points: np.ndarray, centre: np.ndarray, degree: int) -> np.ndarray:
+    """[N, V, 3] mirror-symmetric vector polynomials, coordinates in units of 60 mm."""
+    x, y, z = ((points - centre) / 60.0).T
+    one = np.ones_like(x)
+    across, along = [x], [one, y, z]
+    if degree > 1:
+        across += [x * y, x * z]
+        along += [x * x, y * y, z * z, y * z]
+    out = []
+    for axis, terms in enumerate((across, along, along)):
+        for term in terms:
+            field = np.zeros((len(points), 3))
+            field[:, axis] = term
+            out.append(field)
+    return np.stack(out)
+
+
+def correlation(parameters: KernelParameters, axis: int, pa, ua, pb, ub) -> np.ndarray:
+    """Unsymmetrised correlation [A, B] of one axis; p: positions, u: layout."""
+    distance = ((pa[:, None] - pb[None]) ** 2 * parameters.stretch**2).sum(-1)
+    distance += parameters.layout * ((ua[:, None] - ub[None]) ** 2).sum(-1)
+    out = 0.0
+    for length, weight in zip(parameters.lengths[:, axis], parameters.weights[:, axis]):
+        out = out + weight * np.exp(-0.5 * distance / length**2)
+    return out
+
+
+def local_covariance(parameters: KernelParameters, root, pa, ua, pb, ub, root_b, sign: float) -> np.ndarray:
+    """[A, 3, B, 3] covariance of the local part between left-half points; sign +1 symmetric, -1 antisymmetric."""
+    out = 0.0
+    for axis in range(3):
+        parts = []
+        for p, u, q, w in ((pa, ua, pb, ub),):
+            direct = correlation(parameters, axis, p, u, q, w)
+            crossed = correlation(parameters, axis, p, u, q * FLIP, w * FLIP[:2]) * FLIP[axis] * sign
+            parts.append(direct + crossed)
+        norm_a = own_variance(parameters, axis, pa, ua, sign)
+        norm_b = own_variance(parameters, axis, pb, ub, sign)
+        unit = parts[0] / np.sqrt(norm_a[:, None] * norm_b[None])
+        out = out + np.einsum("ia,ij,jb->iajb", root[:, :, axis], unit, root_b[:, :, axis])
+    return out
+
+
+def own_variance(parameters: KernelParameters, axis: int, p, u, sign: float) -> np.ndarray:
+    """Variance [A] of the symmetrised unit process; bounded below where it vanishes (the midline)."""
+    distance = (2 * p[:, 0] * parameters.stretch[0]) ** 2 + parameters.layout * (2 * u[:, 0]) ** 2
+    own = sum(
+        w * np.exp(-0.5 * distance / s**2) for s, w in zip(parameters.lengths[:, axis], parameters.weights[:, axis])
+    )
+    # Antisymmetric y, z vanish at the midline; there the floor lets the process fade instead of being blown up.
+    return np.maximum(1.0 + sign * FLIP[axis] * own, 1e-3 if sign > 0 else 0.5)
+
+
+def identity_basis(
+    parameters: KernelParameters,
+    points: np.ndarray,
+    layout: np.ndarray,
+    root: np.ndarray,
+    importance: np.ndarray,
+    symmetric: int,
+    antisymmetric: int,
+    rank: int = 700,
+) -> np.ndarray:
+    """Truncated eigen-expansion on the left half and the midline.
+
+    The eigenfunctions are those of the covariance operator with measure `importance` (area times weight); each
+    column is multiplied by the root of its eigenvalue, so that coefficients are standard-normal.
+
+    Args:
+        points: [V, 3] left half and midline, mm.  layout: [V, 2].
+        root: [V, 3, 3] symmetric root of the local covariance.
+        importance: [V] positive.
+    Returns:
+        [K, V, 3] on the left half: first the symmetric, then the antisymmetric modes, each by falling variance.
+    """
+    terms = polynomial_terms(points, parameters.centre, parameters.degree)
+    value, vector = np.linalg.eigh(parameters.coefficients)
+    poly = np.einsum("pk,pvc->kvc", vector * np.sqrt(np.maximum(value, 0)), terms).reshape(len(value), -1).T
+    out = []
+    for sign, count in ((1.0, symmetric), (-1.0, antisymmetric)):
+        if count == 0:
+            continue
+        gain = parameters.gain if sign > 0 else parameters.asymmetry**2
+        factor = pivoted_cholesky(parameters, points, layout, root * np.sqrt(gain), sign, importance, rank)
+        if sign > 0:
+            factor = np.concatenate([poly, factor], axis=1)
+        weight = np.repeat(importance, 3)[:, None]
+        value, vector = np.linalg.eigh(factor.T @ (weight * factor))
+        order = np.argsort(value)[::-1][:count]
+        basis = (factor @ vector[:, order]).T.reshape(count, -1, 3)
+        basis *= np.sign(basis.reshape(count, -1)[np.arange(count), np.abs(basis.reshape(count, -1)).argmax(1)])[
+            :, None, None
+        ]
+        out.append(basis)
+    return np.concatenate(out)
+
+
+def pivoted_cholesky(parameters, points, layout, root, sign, importance, rank) -> np.ndarray:
+    """[3V, R] factor G with G G^T close to the local covariance; pivots are taken a block of points at a time.
+
+    Source:
+        Harbrecht, Peters and Schneider, "On the low-rank approximation by the pivoted Cholesky decomposition", 2012.
+    """
+    n = len(points)
+    block = np.stack([root[:, :, a] * 1.0 for a in range(3)], axis=-1)
+    diagonal = np.zeros((n, 3))
+    for axis in range(3):
+        distance = (2 * points[:, 0] * parameters.stretch[0]) ** 2 + parameters.layout * (2 * layout[:, 0]) ** 2
+        own = sum(
+            w * np.exp(-0.5 * distance / s**2)
+            for s, w in zip(parameters.lengths[:, axis], parameters.weights[:, axis])
+        )
+        unit = (1 + sign * FLIP[axis] * own) / own_variance(parameters, axis, points, layout, sign)
+        diagonal += block[:, :, axis] ** 2 * unit[:, None]
+    residual = diagonal.ravel().copy()
+    scale = np.repeat(importance, 3)
+    factor = np.zeros((3 * n, 0))
+    per_round = 60
+    while factor.shape[1] < rank:
+        order = np.argsort(-residual * scale, kind="stable")
+        # Spread the pivots of one round: one coordinate per point, points apart from each other.
+        picked: list[int] = []
+        for k in order[:4000]:
+            p = points[k // 3]
+            if all(((points[q // 3] - p) ** 2).sum() > 100.0 for q in picked):
+                picked.append(int(k))
+            if len(picked) == per_round:
+                break
+        at = np.array(picked)
+        v, c = at // 3, at % 3
+        column = local_covariance(
+            parameters, root, points, layout, points[v], layout[v], root[v], sign
+        )[:, :, np.arange(len(at)), c].reshape(3 * n, -1)
+        column = column - factor @ factor[at].T
+        gram = column[at]
+        value, vector = np.linalg.eigh(0.5 * (gram + gram.T))
+        good = value > 1e-6 * max(value.max(), 1e-12)
+        if not good.any() or value.max() < 1e-5:
+            break
+        factor = np.concatenate([factor, column @ (vector[:, good] / np.sqrt(value[good]))], axis=1)
+        residual = np.maximum(diagonal.ravel() - (factor**2).sum(1), 0)
+    return factor
+
+
+def matrix_roots(covariance: np.ndarray) -> np.ndarray:
+    """Symmetric roots of [N, 3, 3] covariances."""
+    value, vector = np.linalg.eigh(covariance)
+    return np.einsum("nik,nk,njk->nij", vector, np.sqrt(np.maximum(value, 1e-4)), vector)

@@ -1,0 +1,232 @@
+"""Parts that are drawn, not measured: ears, lid rims, mouth lining, teeth, eyeballs.
+
+Every part is built for the left side (or for both at once) and says, per vertex, which skin vertex it follows
+in identity and expression and by how much.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Part:
+    """A patch whose first `len(seam)` vertices are existing skin vertices.
+
+    `vertices` and the rows below describe the new vertices only; triangle indices below `len(seam)` mean the seam.
+    """
+
+    seam: np.ndarray  # [N] skin rows
+    vertices: np.ndarray  # [M, 3] mm
+    layout: np.ndarray  # [M, 2] place inside the hole of the skin layout; NaN: a part with a map of its own
+    triangles: np.ndarray  # [F, 3]
+    follow: np.ndarray  # [M] row of `seam` whose displacement is copied ...
+    amount: np.ndarray  # [M] ... times this factor
+
+
+def strip(upper: np.ndarray, lower: np.ndarray, closed: bool) -> np.ndarray:
+    """Triangles between two rows of vertices of equal length."""
+    n = len(upper)
+    k = np.arange(n if closed else n - 1)
+    j = (k + 1) % n
+    return np.concatenate([np.c_[upper[k], lower[k], lower[j]], np.c_[upper[k], lower[j], upper[j]]])
+
+
+def rings(seam: np.ndarray, loops: list[np.ndarray], plane: list[np.ndarray], amount: list, hub) -> Part:
+    """Closed rings from the seam inwards; `hub` = (position, layout, amount, row) closes the last ring, or None."""
+    n = len(seam)
+    rows = [np.arange(n)] + [n * (k + 1) + np.arange(n) for k in range(len(loops))]
+    faces = [strip(a, b, closed=True) for a, b in zip(rows[:-1], rows[1:])]
+    vertices, layout = list(loops), list(plane)
+    follow = [np.arange(n)] * len(loops)
+    factor = [np.broadcast_to(a, n) for a in amount]
+    if hub is not None:
+        tip = n * (len(loops) + 1)
+        k = np.arange(n)
+        faces.append(np.c_[rows[-1], np.full(n, tip), rows[-1][(k + 1) % n]])
+        vertices.append(hub[0][None])
+        layout.append(hub[1][None])
+        follow.append(np.array([hub[3]]))
+        factor.append(np.array([hub[2]]))
+    return Part(
+        seam,
+        np.concatenate(vertices),
+        np.concatenate(layout),
+        np.concatenate(faces),
+        np.concatenate(follow),
+        np.concatenate(factor).astype(float),
+    )
+
+
+def ear(seam: np.ndarray, base: np.ndarray, base_layout: np.ndarray) -> Part:
+    """A plain left ear on the closed loop `base` [N, 3] of skin vertices around it.
+
+    Seen from the side every spoke runs from the loop to the ear canal: along the head and up the back of the auricle,
+    over the helix, down into the scapha, over the antihelix and into the concha; in front, over the tragus.
+    """
+    canal = np.array([68.0, 3.0, 16.0])
+    canal_layout = base_layout.mean(0)
+    offset = base - canal
+    bearing = np.arctan2(offset[:, 1], offset[:, 2])  # 0: front, +90 deg: up, 180: back
+    degrees = np.degrees(bearing) % 360
+    # 1 at the back where the auricle stands off the head, 0 in front where the cheek runs into the tragus.
+    back = np.interp(degrees, [0, 35, 75, 110, 250, 275, 305, 360], [0, 0, 0.75, 1, 1, 0.8, 0.0, 0])
+    # Outline of the helix as seen from the side, in mm from the canal.
+    outline = np.interp(
+        degrees, [0, 40, 70, 95, 125, 160, 200, 235, 262, 285, 320, 360], [12, 19, 30, 34, 35.5, 33, 29, 27.5, 28, 25, 14, 12]
+    )
+    height = np.interp(degrees, [0, 60, 100, 150, 200, 240, 265, 290, 360], [3, 6, 12, 18.5, 18, 14, 9, 5, 3])
+    direction = offset / np.linalg.norm(offset[:, 1:], axis=1, keepdims=True)
+    outwards = np.array([0.93, 0.05, 0.36])  # out of the head, leaning forward a little
+    outwards /= np.linalg.norm(outwards)
+    reach = np.linalg.norm(offset[:, 1:], axis=1)
+    #         along the head   back of the auricle      helix                  scapha antihelix concha
+    rear_r = [0.90, 0.74, 0.80, 0.92, 1.00, 1.01, 0.96, 0.90, 0.85, 0.77, 0.69, 0.62, 0.50, 0.30]
+    rear_h = [0.02, 0.06, 0.40, 0.72, 0.92, 1.04, 1.06, 0.95, 0.80, 0.82, 0.92, 0.82, 0.30, -0.05]
+    front_r = np.array([0.93, 0.85, 0.78, 0.70, 0.62, 0.55, 0.48, 0.42, 0.37, 0.32, 0.28, 0.25, 0.21, 0.14])
+    front_h = np.array([0.0, 0.0, 0.0, 0.1, 0.3, 0.6, 1.1, 1.6, 1.9, 1.7, 1.1, 0.2, -0.8, -1.2])
+    loops, plane, amount = [], [], []
+    count = len(rear_r)
+    for k in range(count):
+        radius = back * rear_r[k] * outline + (1 - back) * front_r[k] * reach
+        if k == 0:
+            radius = 0.5 * (radius + reach * 0.94)
+        rise = back * rear_h[k] * height + (1 - back) * front_h[k] * 2.2
+        loops.append(canal + direction * radius[:, None] + outwards * rise[:, None])
+        share = 1 - (k + 1) / (count + 1)
+        plane.append(canal_layout + (base_layout - canal_layout) * share)
+        amount.append(1.0)
+    smooth = np.stack(loops)
+    for _ in range(3):  # around the ear only, so that the folds stay
+        smooth = 0.5 * smooth + 0.25 * (np.roll(smooth, 1, 1) + np.roll(smooth, -1, 1))
+    hub = (canal - outwards * 5.0, canal_layout, 1.0, int(np.argmin(degrees)))
+    return rings(seam, list(smooth), plane, amount, hub)
+
+
+def lid_rim(seam: np.ndarray, margin: np.ndarray, margin_layout: np.ndarray, centre: np.ndarray, radius: float) -> Part:
+    """Thickness of the lids and a strip of the eye socket behind them, left eye."""
+    ray = margin - centre
+    ray /= np.linalg.norm(ray, axis=1, keepdims=True)
+    axis = ray.mean(0)
+    axis /= np.linalg.norm(axis)
+    away = ray - (ray @ axis)[:, None] * axis
+    away /= np.linalg.norm(away, axis=1, keepdims=True)
+    # First straight back from the margin to the eyeball, so that the corner towards the nose has a wall.
+    back = margin + 0.35 * away
+    across = back - centre - ((back - centre) @ axis)[:, None] * axis
+    depth = np.sqrt(np.maximum(radius**2 - (across**2).sum(1), 0.0))
+    depth = np.minimum(depth - 0.3, (margin - centre) @ axis - 0.6)
+    loops = [centre + across + depth[:, None] * axis]
+    plane = [margin_layout.mean(0) + (margin_layout - margin_layout.mean(0)) * s for s in (0.85, 0.6, 0.35)]
+    for angle, lift in ((14.0, 0.6), (32.0, 1.2)):
+        tilt = np.radians(angle)
+        turned = ray * np.cos(tilt) + away * np.sin(tilt)
+        loops.append(centre + turned / np.linalg.norm(turned, axis=1, keepdims=True) * (radius + lift))
+    return rings(seam, loops, plane, [1.0, 0.8, 0.3], None)
+
+
+def nostril(seam: np.ndarray, rim: np.ndarray, rim_layout: np.ndarray, inner: np.ndarray, inner_layout, deep) -> Part:
+    """Left nostril: a short tunnel from the rim [N, 3] to a measured inner ring [M, 3] and the deepest point [3]."""
+    hub = deep[1]
+    turn = lambda u: np.unwrap(np.arctan2(u[:, 1] - hub[1], u[:, 0] - hub[0]))  # noqa: E731
+    at, own = turn(inner_layout), turn(rim_layout)
+    order = np.argsort(at % (2 * np.pi))
+    angle = np.r_[at[order] % (2 * np.pi)]
+    angle = np.r_[angle - 2 * np.pi, angle, angle + 2 * np.pi]
+    inner = np.concatenate([inner[order]] * 3)
+    floor = np.stack([np.interp(own % (2 * np.pi), angle, inner[:, k]) for k in range(3)], axis=1)
+    loops = [rim * (1 - s) + floor * s for s in (0.25, 0.55, 0.82, 1.0)] + [floor * 0.5 + deep[0] * 0.5]
+    plane = [hub + (rim_layout - hub) * s for s in (0.8, 0.6, 0.45, 0.3, 0.15)]
+    return rings(seam, loops, plane, [1.0] * 5, (deep[0], hub, 1.0, 0))
+
+
+def mouth_lining(seam: np.ndarray, lip: np.ndarray, lip_layout: np.ndarray) -> Part:
+    """Inner lips and a closed bag behind them. `lip` starts at the upper midline and runs over the left corner."""
+    n = len(lip)
+    corner = n // 4
+    turn = np.arange(n) / n * 2 * np.pi  # 0: upper midline, 90 deg: left corner, 180: lower midline
+    up = np.cos(turn)
+    side = np.sin(turn)
+    middle = 0.5 * (lip[corner] + lip[n - corner])
+    bag_y, width = middle[1], abs(lip[corner, 0])
+    lift = np.sign(up) * np.abs(up) ** 0.5
+    loops = []
+    # (inwards, up/down, towards the middle) of the inner lip
+    # The lips touch just behind the visible line: there both rows lie at the same height.
+    opposite = lip[(n // 2 - np.arange(n)) % n]
+    touch = 0.5 * (lip[:, 1] + opposite[:, 1])
+    for depth, spread, narrow in ((0.8, 0.0, 0.0), (1.8, 0.0, 0.005), (2.8, 2.0, 0.02), (4.0, 5.0, 0.03)):
+        ring = lip.copy()
+        ring[:, 1] = spread * lift + (touch if spread < 1 else lip[:, 1])
+        ring[:, 2] -= depth + 1.2 * np.abs(side) ** 6
+        ring[:, 0] *= 1 - narrow
+        loops.append(ring)
+    for depth, half_height, half_width in ((8.0, 10.0, 1.0), (18.0, 13.0, 1.1), (36.0, 12.0, 0.95), (44.0, 6.0, 0.5)):
+        ring = np.empty_like(lip)
+        ring[:, 0] = half_width * width * np.sign(side) * np.abs(side) ** 0.6
+        ring[:, 1] = bag_y - 1.0 + half_height * lift
+        ring[:, 2] = np.where(depth < 20, lip[:, 2] - depth - 2.0, 0) if depth < 20 else middle[2] + 8 - depth
+        loops.append(ring)
+    centre = np.array([0.0, lip_layout[:, 1].mean()])
+    plane = [centre + (lip_layout - centre) * s for s in (0.93, 0.86, 0.78, 0.68, 0.56, 0.42, 0.28, 0.12)]
+    amount = [1.0, 1.0, 1.0, 0.9, 0.55, 0.35, 0.2, 0.1]
+    hub = (np.array([0.0, bag_y, middle[2] - 37.0]), centre, 0.2, n // 2)
+    return rings(seam, loops, plane, amount, hub)
+
+
+def eyeball(centre: np.ndarray, radius: float, iris_radius: float, pole: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Left eyeball as rings around its visual axis.
+
+    Returns:
+        vertices [M, 3], triangles [F, 3], unit-disc coordinates [M, 2] for the texture map, and the polar
+        distance of each vertex in units of the iris radius [M].
+    """
+    pole = pole / np.linalg.norm(pole)
+    right = np.cross([0.0, 1.0, 0.0], pole)
+    right /= np.linalg.norm(right)
+    up = np.cross(pole, right)
+    iris = np.degrees(np.arcsin(iris_radius / radius))
+    polar = np.r_[0.40 * iris, 0.5 * iris, 0.92 * iris, 1.06 * iris, 32, 42, 53, 66, 82, 105, 135]
+    count = 28
+    turn = np.arange(count) / count * 2 * np.pi
+    vertices, disc, relative = [centre + pole * (radius + 0.45)], [np.zeros(2)], [0.0]
+    for angle in polar:
+        tilt = np.radians(angle)
+        bulge = 0.45 * max(0.0, 1 - (angle / (1.25 * iris)) ** 2)
+        ring = np.cos(tilt) * pole + np.sin(tilt) * (np.cos(turn)[:, None] * right + np.sin(turn)[:, None] * up)
+        vertices.extend(centre + ring * (radius + bulge))
+        disc.extend(np.c_[np.cos(turn), np.sin(turn)] * angle / 180)
+        relative.extend([angle / iris] * count)
+    vertices.append(centre - pole * radius)
+    # The far pole closes the map: a ring of zero size in space, on the rim of the disc.
+    faces = [np.c_[np.zeros(count, int), 1 + np.arange(count), 1 + (np.arange(count) + 1) % count]]
+    for k in range(len(polar) - 1):
+        faces.append(strip(1 + k * count + np.arange(count), 1 + (k + 1) * count + np.arange(count), closed=True))
+    vertices = np.array(vertices[:-1])
+    return vertices, np.concatenate(faces), np.array(disc), np.array(relative)
+
+
+def teeth(front: float, gum: float, edge: float, half_width: float = 25.0, count: int = 25):
+    """A curved row of teeth on a parabola that opens backwards: front, biting edge and back side.
+
+    Args:
+        front: z of the middle of the front.  gum, edge: y of the gum line and of the biting edge.
+    Returns:
+        vertices [M, 3], triangles [F, 3], grid coordinates [M, 2] in [0, 1].
+    """
+    u = np.linspace(-1, 1, count)
+    vertices, grid = [], []
+    rows = ((gum, -0.8), (0.5 * (gum + edge), 0.1), (edge, 0.0), (edge, -2.5), (gum, -5.5))
+    for k, (y, dz) in enumerate(rows):
+        narrow = 1 + dz * 0.035
+        x = half_width * narrow * np.sin(u * 1.35) / np.sin(1.35)
+        z = front + dz - 27.0 * np.abs(u) ** 2.2
+        vertices.append(np.c_[x, np.full(count, y), z])
+        grid.append(np.c_[(u + 1) / 2, np.full(count, 1 - k / (len(rows) - 1))])
+    faces = [
+        strip(k * count + np.arange(count), (k + 1) * count + np.arange(count), closed=False)
+        for k in range(len(rows) - 1)
+    ]
+    return np.concatenate(vertices), np.concatenate(faces), np.concatenate(grid)

@@ -1,0 +1,114 @@
+"""`fitkit model ...`: list, inspect, import and fetch face models."""
+from __future__ import annotations
+
+import functools
+
+import click
+
+from fitkit.errors import FitkitError
+
+
+def _one_sentence(command):
+    """A FitkitError ends the command with its message and exit code 1, without a traceback."""
+
+    @functools.wraps(command)
+    def run(*args, **kwargs):
+        try:
+            return command(*args, **kwargs)
+        except FitkitError as error:
+            raise click.ClickException(str(error)) from error
+
+    return run
+
+
+@click.group()
+def model():
+    """Face models on this machine, and how to get more.
+
+    Imported models live in the folder FITKIT_MODELS, or in the platform's data folder.
+    """
+
+
+@model.command("list")
+@_one_sentence
+def list_command():
+    """Show the models that can be given to --model.
+
+    Example: fitkit model list
+    """
+    from fitkit.models.registry import FETCHABLE, list_models
+
+    models = list_models()
+    for name, path in models.items():
+        click.echo(f"{name:12} {path}")
+    for name in FETCHABLE:
+        if name not in models:
+            click.echo(f"{name:12} not here; get it with: fitkit model fetch {name}")
+
+
+@model.command()
+@click.argument("name")
+@_one_sentence
+def info(name):
+    """Show sizes, licence and source of a model, by NAME or the path of its .npz file.
+
+    Example: fitkit model info ict
+    """
+    from fitkit.models.registry import load_model, model_path
+
+    path = model_path(name)
+    m = load_model(name)
+    rows = {
+        "name": m.name, "file": f"{path} ({path.stat().st_size / 2**20:.1f} MB)",
+        "vertices": m.num_vertices, "triangles": len(m.triangles), "identity": f"{m.num_identity} coefficients",
+        "expression": f"{m.num_expression}: {', '.join(m.expression_names)}", "landmarks": f"{len(m.landmarks.names)} (iBUG 68)",
+        "regions": ", ".join(m.region_names), "uv": "yes" if m.uv is not None else "no",
+        "albedo": "mean" if m.albedo_mean is not None else "no", "licence": m.license or "not stated", "source": m.source or "not stated",
+    }
+    for key, value in rows.items():
+        click.echo(f"{key:12}{value}")
+
+
+@model.command("import")
+@click.argument("kind", type=click.Choice(["ict"]))
+@click.argument("path", type=click.Path())
+@click.option("--name", default=None, help="Name of the imported model; default: KIND.")
+@click.option("--overwrite", is_flag=True, help="Replace a model of this name.")
+@_one_sentence
+def import_command(kind, path, name, overwrite):
+    """Import a face model from its original files at PATH.
+
+    For `ict`: the FaceXModel folder of ICT-FaceKit (OBJ files), or ict_facekit.npz.
+
+    Example: fitkit model import ict ICT-FaceKit/FaceXModel
+    """
+    from fitkit.models.ict import import_ict
+    from fitkit.models.registry import store_model
+
+    imported = import_ict(path, name or kind)
+    stored = store_model(imported, overwrite)
+    click.echo(f"{stored}: {imported.num_vertices} vertices, {imported.num_identity} identity and {imported.num_expression} expression shapes")
+
+
+@model.command()
+@click.argument("what", type=click.Choice(["ict", "fan"]))
+@click.option("--name", default="ict", show_default=True, help="Name of the model to store.")
+@click.option("--overwrite", is_flag=True, help="Replace a model of this name.")
+@click.option("--url", default=None, help="Other address of the FaceXModel folder (a mirror).")
+@_one_sentence
+def fetch(what, name, overwrite, url):
+    """Download a face model (ict, about 400 MB, MIT licence) or the weights of a landmark detector (fan).
+
+    Example: fitkit model fetch ict
+    """
+    if what == "fan":
+        from fitkit.observe.landmarks.fan import load_networks, weights_folder
+
+        load_networks()
+        click.echo(f"{weights_folder()}: the weights of landmark detector 'fan' are here")
+        return
+    from fitkit.models.fetch import ICT_FILES, ICT_URL, fetch_ict
+
+    with click.progressbar(length=len(ICT_FILES), label="ICT-FaceKit", show_pos=True) as bar:
+        path = fetch_ict(name, url or ICT_URL, overwrite, progress=lambda done, _: bar.update(done - bar.pos))
+    click.echo(f"{path}: imported; use it with --model {name}")

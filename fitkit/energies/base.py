@@ -1,0 +1,76 @@
+"""Residuals, their linearization, and the interface of an energy."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fitkit.scene.state import SceneState
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """value: [G, M, D] unsquared, unreduced, divided by its standard deviation; valid: [G, M] bool;
+    weight: [G, M] extra trust in [0, 1] (confidence, viewing angle), None = 1. G counts views or view pairs."""
+
+    value: Tensor
+    valid: Tensor
+    weight: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Derivatives by the parameters of one view per group: view [G] int64; columns: block -> [G, M, D, width]."""
+
+    view: Tensor
+    columns: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Linearization:
+    """Residuals and their derivatives.
+
+    slots: one for each view a group depends on. center: None, or [G, M] weights that sum to 1 over the groups:
+    then `residuals.value` is z - sum_g center_g z_g and the slot holds the derivatives of z. That is how a latent
+    quantity shared by the views (an albedo) is eliminated in closed form.
+    """
+
+    residuals: Residuals
+    slots: tuple[Slot, ...]
+    center: Tensor | None = None
+
+
+class Energy(Protocol):
+    """One residual, used by the solver and by network training alike.
+
+    reduction: 'sum' for independent measurements, 'mean' for pixel-like ones whose neighbours are not independent.
+    """
+
+    name: str
+    reduction: str
+
+    def freeze(self, state: SceneState, observations: Any) -> "Energy":
+        """The energy with everything discrete (visibility, matches, weights) fixed at `state`, detached."""
+        ...
+
+    def residuals(self, state: SceneState, observations: Any) -> Residuals:
+        ...
+
+    def linearize(self, state: SceneState, observations: Any) -> Linearization:
+        ...
+
+
+class PlainEnergy:
+    """Base of energies with nothing to freeze."""
+
+    name = ""
+    reduction = "sum"
+
+    def freeze(self, state: SceneState, observations: Any) -> "PlainEnergy":
+        return self
+
+
+def all_views(state: SceneState) -> Tensor:
+    return torch.arange(state.num_views, device=state.expression.device)

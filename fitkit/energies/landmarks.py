@@ -1,0 +1,214 @@
+"""Landmark energies: reprojection (E9), eyelid gap (E10), lip gap (E11)."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fitkit.energies.base import Linearization, Residuals, Slot, all_views
+from fitkit.geometry.normals import vertex_normals
+from fitkit.models.face_model import FaceModel, PointBasis
+from fitkit.observe.observations import Observations
+from fitkit.scene.projection import motion_columns, project_head_points, project_points
+from fitkit.scene.state import SceneState
+
+JAW = slice(0, 17)
+EYE_PAIRS = ((37, 41), (38, 40), (43, 47), (44, 46))
+LIP_PAIRS = ((61, 67), (62, 66), (63, 65))
+
+
+@dataclass(frozen=True)
+class LandmarkReprojection:
+    """lmk2d: (projected landmark - observed point) / sigma, [B, 68, 2]. Sums: the points are independent.
+
+    sigma_px: [B, 68] px of the crop. The 17 jaw points follow one of two rules, per view, fixed by `freeze`:
+    'surface': the model's own jaw points; 'outline': of a profile line of skin vertices from the face centre to the
+    jaw point, the vertex that projects farthest outwards, i.e. the visible outline; 'auto': whichever of the two
+    rules explains all jaw points of all views better (they agree in a frontal view).
+    Source: E9 of the energy list: MVF-Net and MFNet landmark terms; profile lines: Zhu et al., "High-fidelity pose and
+    expression normalization", CVPR 2015 (landmark marching), found here on the mesh instead of drawn by hand.
+    """
+
+    model: FaceModel
+    sigma_px: Tensor
+    jaw: str = "auto"
+    jaw_vertices: Tensor | None = None  # [B, 17] int64, -1 = the model's own point; set by freeze
+
+    name = "lmk2d"
+    reduction = "sum"
+
+    def freeze(self, state: SceneState, observations: Observations) -> "LandmarkReprojection":
+        own = torch.full((state.num_views, 17), -1, dtype=torch.int64, device=state.expression.device)
+        if self.jaw == "surface":
+            return replace(self, jaw_vertices=own)
+        outline = outline_vertices(self.model, state)
+        if self.jaw == "outline":
+            return replace(self, jaw_vertices=outline)
+        by_surface = replace(self, jaw_vertices=own)
+        by_outline = replace(self, jaw_vertices=outline)
+        costs = []
+        for energy in (by_surface, by_outline):
+            r = energy.residuals(state, observations)
+            s = (r.value * r.value).sum(-1)[:, JAW]
+            costs.append(float(torch.where(r.valid[:, JAW], s / (1 + s / 9), torch.zeros_like(s)).sum()))
+        return by_surface if costs[0] <= costs[1] else by_outline
+
+    def _basis(self) -> tuple[PointBasis, Tensor | None]:
+        return self.model.landmark_basis, self.jaw_vertices
+
+    def _head(self, state: SceneState) -> tuple[Tensor, Tensor]:
+        """Head-frame points [B, 68, 3] and their basis rows [68, 3, K] or [B, 68, 3, K]."""
+        basis = self.model.landmark_basis
+        identity, expression = state.identity[state.subject], state.expression
+        head, rows = basis.points(identity, expression), basis.rows
+        if self.jaw_vertices is None or not bool((self.jaw_vertices >= 0).any()):
+            return head, rows
+        slide = self.jaw_vertices >= 0
+        index = self.jaw_vertices.clamp_min(0)
+        at = self.model.rows[index]  # [B, 17, 3, K]
+        coefficients = torch.cat([identity, expression], 1)
+        moved = self.model.mean[index] + torch.einsum("bjck,bk->bjc", at, coefficients)
+        jaw = torch.where(slide[..., None], moved, head[:, JAW])
+        jaw_rows = torch.where(slide[..., None, None], at, rows[JAW])
+        return torch.cat([jaw, head[:, 17:]], 1), torch.cat([jaw_rows, rows[17:].expand(len(at), -1, -1, -1)], 1)
+
+    def _residuals(self, pixels: Tensor, in_front: Tensor, observations: Observations) -> Residuals:
+        marks = observations.landmarks
+        target = torch.where(marks.valid[..., None], marks.points, torch.zeros_like(marks.points)).to(pixels)
+        value = (pixels - target) / self.sigma_px[..., None].to(pixels)
+        return Residuals(value, marks.valid & in_front, marks.confidence.to(pixels))
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        seen = project_head_points(self._head(state)[0], state, all_views(state))
+        return self._residuals(seen.pixels, seen.in_front, observations)
+
+    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
+        views = all_views(state)
+        head, rows = self._head(state)
+        seen = project_head_points(head, state, views, derivatives=True)
+        inverse = 1 / self.sigma_px.to(head)
+        columns = motion_columns(seen.by_head * inverse[..., None, None], head, rows, self.model.num_identity)
+        columns["focal"] = (seen.by_focal * inverse[..., None])[..., None]
+        return Linearization(self._residuals(seen.pixels, seen.in_front, observations), (Slot(views, columns),))
+
+
+@dataclass(frozen=True)
+class LandmarkOffsets:
+    """lmk2d_eye, lmk2d_lip: ((k_i - k_j) - (l_i - l_j)) / sigma for opposite lid or lip points, [B, n, 2].
+
+    Blind to a common shift, so it survives small pose errors. sigma_px: [B, 68] px of one point, of the crop.
+    Source: MFNet eq. 8 and 9, pairs as printed there.
+    """
+
+    model: FaceModel
+    sigma_px: Tensor
+    pairs: tuple[tuple[int, int], ...]
+    name: str
+    reduction = "sum"
+
+    def freeze(self, state: SceneState, observations: Observations) -> "LandmarkOffsets":
+        return self
+
+    def _parts(self, observations: Observations):
+        a = torch.tensor([p[0] for p in self.pairs], device=self.sigma_px.device)
+        b = torch.tensor([p[1] for p in self.pairs], device=self.sigma_px.device)
+        sigma = (self.sigma_px[:, a] ** 2 + self.sigma_px[:, b] ** 2).sqrt()
+        return a, b, sigma
+
+    def _residuals(self, pixels, in_front, observations: Observations, a, b, sigma) -> Residuals:
+        marks = observations.landmarks
+        valid = marks.valid[:, a] & marks.valid[:, b] & in_front[:, a] & in_front[:, b]
+        target = (marks.points[:, a] - marks.points[:, b]).to(pixels)
+        target = torch.where(valid[..., None], target, torch.zeros_like(target))
+        value = (pixels[:, a] - pixels[:, b] - target) / sigma[..., None].to(pixels)
+        return Residuals(value, valid, torch.minimum(marks.confidence[:, a], marks.confidence[:, b]).to(pixels))
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        seen = project_points(self.model.landmark_basis, state)
+        return self._residuals(seen.pixels, seen.in_front, observations, *self._parts(observations))
+
+    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
+        a, b, sigma = self._parts(observations)
+        basis = self.model.landmark_basis
+        seen = project_points(basis, state, derivatives=True)
+        inverse = (1 / sigma).to(seen.pixels)[..., None, None]
+        parts = []
+        for index in (a, b):
+            columns = motion_columns(seen.by_head[:, index] * inverse, seen.head[:, index], basis.rows[index], basis.num_identity)
+            columns["focal"] = seen.by_focal[:, index][..., None] * inverse
+            parts.append(columns)
+        columns = {name: parts[0][name] - parts[1][name] for name in parts[0]}
+        residuals = self._residuals(seen.pixels, seen.in_front, observations, a, b, sigma)
+        return Linearization(residuals, (Slot(all_views(state), columns),))
+
+
+def eye_offsets(model: FaceModel, sigma_px: Tensor) -> LandmarkOffsets:
+    return LandmarkOffsets(model, sigma_px, EYE_PAIRS, "lmk2d_eye")
+
+
+def lip_offsets(model: FaceModel, sigma_px: Tensor) -> LandmarkOffsets:
+    return LandmarkOffsets(model, sigma_px, LIP_PAIRS, "lmk2d_lip")
+
+
+PROFILE_HALF_WIDTH_MM = 4.0
+
+
+def jaw_profiles(model: FaceModel) -> Tensor:
+    """Skin vertices on the line from the face centre to each jaw point, [17, n] int64, filled up with -1.
+
+    The line of jaw point j is where the half plane through the head's depth axis and that point cuts the mean face;
+    it ends at the jaw point, so the neck and the ears are no candidates.
+    """
+    points = model.landmarks.points(model.mean[None], model.triangles)[0]
+    center = (points[27, :2] + points[8, :2]) / 2
+    offset = model.mean[:, :2] - center
+    rows = []
+    for j in range(17):
+        direction = points[j, :2] - center
+        reach = direction.norm()
+        direction = direction / reach
+        along = offset @ direction
+        across = (offset[:, 0] * direction[1] - offset[:, 1] * direction[0]).abs()
+        near = model.skin & (across < PROFILE_HALF_WIDTH_MM) & (along > 0.35 * reach) & (along < reach)
+        near &= model.mean[:, 2] > points[j, 2] - 2
+        rows.append(near.nonzero().squeeze(1))
+    width = max(1, max(len(r) for r in rows))
+    table = torch.full((17, width), -1, dtype=torch.int64, device=model.device)
+    for j, r in enumerate(rows):
+        table[j, :len(r)] = r
+    return table
+
+
+def outline_vertices(model: FaceModel, state: SceneState) -> Tensor:
+    """The skin vertex that stands for each jaw point in an outline annotation, [B, 17] int64, -1 = the model's point.
+
+    On its profile line the jaw point slides to the vertex that projects farthest from the face centre, measured along
+    the line's direction in the image.
+    """
+    table = jaw_profiles(model)
+    candidates = table.clamp_min(0)
+    B = state.num_views
+    subset = model.at_vertices(candidates.reshape(-1))
+    pixels = project_points(subset, state).pixels.reshape(B, 17, -1, 2)
+    marks = project_points(model.landmark_basis, state).pixels
+    center = (marks[:, 27] + marks[:, 8]) / 2
+    frame = project_directions(model, state)  # [B, 17, 2]
+    reach = ((pixels - center[:, None, None]) * frame[:, :, None]).sum(-1)
+    reach = torch.where(table[None] >= 0, reach, torch.full_like(reach, -torch.inf))
+    best, index = reach.max(-1)
+    own = ((marks[:, JAW] - center[:, None]) * frame).sum(-1)
+    vertex = candidates[None].expand(B, -1, -1).gather(2, index[..., None]).squeeze(-1)
+    return torch.where(best > own, vertex, torch.full_like(vertex, -1))
+
+
+def project_directions(model: FaceModel, state: SceneState) -> Tensor:
+    """Image directions [B, 17, 2] of the jaw profile lines: the head's (x, y) direction of each line, rolled with the
+    head but not foreshortened by its yaw, so that 'outwards' keeps its meaning in a profile view."""
+    points = model.landmarks.points(model.mean[None], model.triangles)[0]
+    direction = points[JAW, :2] - (points[27, :2] + points[8, :2]) / 2
+    direction = direction / direction.norm(dim=-1, keepdim=True)
+    up = state.pose.rotation[:, :2, 1]
+    up = up / up.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    right = torch.stack([-up[:, 1], up[:, 0]], -1)  # the head's +x in an image with y down
+    return direction[None, :, :1] * right[:, None] + direction[None, :, 1:] * up[:, None]

@@ -1,0 +1,136 @@
+"""The weighted sum of energies: one cost for training, one set of normal equations for second-order solvers."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Sequence
+
+import torch
+from torch import Tensor
+
+from fitkit.energies.base import Energy, Linearization, Residuals
+from fitkit.energies.kernels import Kernel
+from fitkit.errors import InputError
+from fitkit.scene.layout import ParameterLayout, retract
+from fitkit.scene.state import SceneState
+from fitkit.solvers.arrow import ArrowSystem
+
+
+@dataclass(frozen=True)
+class Term:
+    """An energy with its weight and robust kernel. A 'mean' energy counts as `weight` independent measurements."""
+
+    energy: Energy
+    weight: float = 1.0
+    kernel: Kernel = Kernel()
+
+
+@dataclass(frozen=True)
+class TermReport:
+    """value: weighted robust cost; valid: number of valid items; rms: root mean square of the valid residuals
+    (in sigmas, per component, before kernel and weight)."""
+
+    value: float
+    valid: int
+    rms: float
+
+
+class Objective:
+    """cost(state) = sum over terms of weight * sum (or mean) of trust * rho(|r|^2) / 2."""
+
+    def __init__(self, terms: Sequence[Term]):
+        self.terms = tuple(terms)
+
+    def freeze(self, state: SceneState, observations: Any) -> "Objective":
+        """All terms with visibility, matches and weights fixed at `state`."""
+        with torch.no_grad():
+            return Objective([replace(t, energy=t.energy.freeze(state, observations)) for t in self.terms])
+
+    def cost(self, state: SceneState, observations: Any) -> tuple[Tensor, dict[str, TermReport]]:
+        """Total cost (a differentiable scalar) and a report for each term by name."""
+        total = state.identity.new_zeros(())
+        report = {}
+        for term in self.terms:
+            r = term.energy.residuals(state, observations)
+            s = (r.value * r.value).sum(-1)
+            trust = _trust(r)
+            # an invalid item may hold NaN or infinity; the inner `where` keeps its gradient out as well
+            rho = term.kernel.rho(torch.where(r.valid, s, torch.zeros_like(s)))
+            value = term.weight * _scale(term, r) * (trust * rho).sum() / 2
+            total = total + value
+            n = int(r.valid.sum())
+            rms = float((s.detach()[r.valid].sum() / max(1, n * r.value.shape[-1])).sqrt()) if n else 0.0
+            report[term.energy.name] = TermReport(float(value.detach()), n, rms)
+        return total, report
+
+    def linearize(self, state: SceneState, observations: Any, layout: ParameterLayout) -> ArrowSystem:
+        """Gauss-Newton system of all terms over the free parameters of `layout`."""
+        system = ArrowSystem.zeros(layout.num_views, layout.num_shared, layout.num_own,
+                                   dtype=torch.float64, device=state.identity.device)
+        with torch.no_grad():
+            for term in self.terms:
+                if not hasattr(term.energy, "linearize"):
+                    raise InputError(f"energy '{term.energy.name}' has no least-squares form; use solver 'adam' for it")
+                _accumulate(system, term, term.energy.linearize(state, observations), layout)
+        return system
+
+
+def _trust(r: Residuals) -> Tensor:
+    valid = r.valid.to(r.value.dtype)
+    return valid if r.weight is None else torch.where(r.valid, r.weight, torch.zeros_like(r.weight))
+
+
+def _scale(term: Term, r: Residuals) -> float | Tensor:
+    return 1.0 if term.energy.reduction == "sum" else 1.0 / _trust(r).detach().sum().clamp_min(1.0)
+
+
+def _accumulate(system: ArrowSystem, term: Term, lin: Linearization, layout: ParameterLayout) -> None:
+    r = lin.residuals
+    s = (r.value * r.value).sum(-1)
+    s = torch.where(r.valid, s, torch.zeros_like(s))
+    weight = term.weight * _scale(term, r) * _trust(r) * term.kernel.weight(s)  # [G, M]
+    value = torch.where(r.valid[..., None], r.value, torch.zeros_like(r.value))
+    G, M, D = value.shape
+    w = weight[..., None].expand(G, M, D).reshape(G, M * D)
+    if lin.center is None:
+        pull = w * value.reshape(G, M * D)
+    else:
+        pull = w * value.reshape(G, M * D)
+        center = lin.center[..., None].expand(G, M, D).reshape(G, M * D)
+        pull = pull - center * pull.sum(0, keepdim=True)
+    jacobians = [_local(slot.columns, layout, G, M * D, value) for slot in lin.slots]
+    root = w.sqrt()
+    scaled = [j * root[..., None] for j in jacobians]
+    for k, slot in enumerate(lin.slots):
+        gradient = torch.bmm(jacobians[k].transpose(1, 2), pull[..., None]).squeeze(-1)
+        system.add_view(slot.view, layout.index, torch.bmm(scaled[k].transpose(1, 2), scaled[k]), gradient)
+        for other in range(k + 1, len(lin.slots)):
+            system.add_pair(slot.view, lin.slots[other].view, layout.index,
+                            torch.bmm(scaled[k].transpose(1, 2), scaled[other]))
+    if lin.center is not None:
+        # sum_g w_g |z_g - mean|^2 has the Hessian sum_g w_g J_g' J_g - (sum_g w_g J_g)' (sum_g w_g J_g) / sum_g w_g
+        total = w.sum(0).clamp_min(1e-30)
+        system.add_common(lin.slots[0].view, layout.index, jacobians[0] * (w / total.sqrt())[..., None])
+
+
+def _local(columns: dict[str, Tensor], layout: ParameterLayout, G: int, rows: int, like: Tensor) -> Tensor:
+    """Columns by block -> [G, rows, n] in the local order of the layout; blocks an energy does not know are zero."""
+    parts = [columns[name].reshape(G, rows, -1) if name in columns else like.new_zeros(G, rows, layout.sizes[name])
+             for name in layout.order]
+    return torch.cat(parts, -1)
+
+
+class LeastSquaresProblem:
+    """All a second-order solver sees of a fit."""
+
+    def __init__(self, objective: Objective, observations: Any, layout: ParameterLayout):
+        self.objective, self.observations, self.layout = objective, observations, layout
+
+    def cost(self, x: SceneState) -> float:
+        with torch.no_grad():
+            return float(self.objective.cost(x, self.observations)[0])
+
+    def linearize(self, x: SceneState) -> ArrowSystem:
+        return self.objective.linearize(x, self.observations, self.layout)
+
+    def retract(self, x: SceneState, step: Tensor) -> SceneState:
+        return retract(x, step.to(x.identity), self.layout)

@@ -1,0 +1,187 @@
+"""Cross-view photometric energy with latent albedo (E1, in its reference-free form)."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fitkit.energies.base import Linearization, Residuals, Slot, all_views
+from fitkit.geometry.normals import vertex_normals
+from fitkit.geometry.spherical_harmonics import sh_basis
+from fitkit.models.face_model import FaceModel, PointBasis
+from fitkit.observe.observations import Observations, halve
+from fitkit.observe.sampling import sample, sample_with_gradient
+from fitkit.render.visibility import depth_maps, seen_by_depth
+from fitkit.scene.projection import ProjectedPoints, motion_columns, project_points
+from fitkit.scene.state import SceneState
+
+
+@dataclass(frozen=True)
+class PhotometricOptions:
+    """level: pyramid level (0 = full crop, each level halves it); points: surface samples; sigma: log units;
+    blur: Gaussian standard deviation in pixels of the level; floor: linear intensity below which the log is noise;
+    min_cosine, depth_tolerance_mm: visibility; depth_reduction: z-buffer is this much smaller than the crop."""
+
+    level: int = 0
+    points: int = 1500
+    sigma: float = 0.05
+    blur: float = 0.7
+    floor: float = 0.01
+    min_cosine: float = 0.2
+    depth_tolerance_mm: float = 3.5
+    depth_reduction: float = 2.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class CrossViewPhotometric:
+    """photo_xview: (log I_v(u_v) - log s_v(n) - mean over the views) / sigma at N surface points, [B, N, 1].
+
+    I is linear luminance, s_v = spherical-harmonics shading of view v, and the mean over the views that see a point is
+    its log albedo, eliminated in closed form: no reference view, no texture model, and the light may change between
+    the views. Points seen by one view only say nothing and are not valid. Means over the valid points: they are not
+    independent. Visibility, normals and view weights are fixed by `freeze`.
+    Source: MVF-Net eq. 7 compares pairs of views by colour; the log form with latent albedo is ours, after the
+    elimination of a shared latent by its weighted mean.
+    """
+
+    model: FaceModel
+    options: PhotometricOptions
+    triangle: Tensor  # [N] int64
+    barycentric: Tensor  # [N, 3]
+    basis: PointBasis
+    log_images: Tensor  # [B, 1, h, w] log luminance of the pyramid level
+    trust_images: Tensor  # [B, 1, h, w] in [0, 1], 0 outside the usable mask
+    shading: Tensor | None = None  # [B, N, 9], set by freeze
+    share: Tensor | None = None  # [B, N], sums to 1 over the views, set by freeze
+    trust: Tensor | None = None  # [B, N], set by freeze
+
+    name = "photo_xview"
+    reduction = "mean"
+
+    @staticmethod
+    def prepare(model: FaceModel, observations: Observations, options: PhotometricOptions) -> "CrossViewPhotometric":
+        """Sample points on the skin of the model and build the pyramid level."""
+        triangle, barycentric = sample_skin(model, options.points, options.seed)
+        images, mask = observations.linear_luminance, observations.mask[:, None].to(observations.images)
+        for _ in range(options.level):
+            images, mask = halve(images), halve(mask)
+        images = gaussian_blur(images, options.blur)
+        # Blurring and halving mix in pixels beyond the mask: keep only what lies well inside.
+        inside = -F.max_pool2d(-mask, 5, stride=1, padding=2)
+        log_images = torch.log(images + options.floor)
+        trust = (images / (images + 3 * options.floor)) ** 2 * (images < 0.98) * (inside > 0.999)
+        return CrossViewPhotometric(model, options, triangle, barycentric, model.at(triangle, barycentric), log_images, trust)
+
+    def _to_level(self, pixels: Tensor) -> Tensor:
+        return (pixels + 0.5) / 2 ** self.options.level - 0.5
+
+    def freeze(self, state: SceneState, observations: Observations) -> "CrossViewPhotometric":
+        vertices = state.vertices(self.model)
+        reduction = self.options.depth_reduction
+        maps = depth_maps(vertices, self.model.triangles, state, observations.size, reduction)
+        seen = project_points(self.basis, state)
+        visible = seen_by_depth(seen.pixels, seen.camera[..., 2], maps, reduction, self.options.depth_tolerance_mm)
+        normals = vertex_normals(vertices, self.model.triangles)[:, self.model.triangles[self.triangle]]
+        normal = F.normalize((self.barycentric[None, :, :, None] * normals).sum(2), dim=-1)
+        ray = F.normalize(state.pose.centers()[:, None] - seen.head, dim=-1)
+        if state.camera.kind == "orthographic":
+            ray = -state.pose.rotation[:, 2][:, None].expand_as(seen.head)
+        cosine = (normal * ray).sum(-1)
+        trust, inside = sample(self.trust_images, self._to_level(seen.pixels))
+        trust = trust[..., 0] * cosine.clamp_min(0) * (visible & inside & seen.in_front & (cosine > self.options.min_cosine))
+        trust = trust * ((trust > 0.02).sum(0) >= 2) * (trust > 0.02)
+        frozen = replace(self, shading=sh_basis(normal), share=trust / trust.sum(0).clamp_min(1e-12), trust=trust)
+        # Robust shares: a highlight or a wrong match in one view must not pull the albedo of all.
+        r = frozen.residuals(state, observations).value[..., 0]
+        trust_robust = trust / (1 + (r / 3) ** 2)
+        return replace(frozen, share=trust_robust / trust_robust.sum(0).clamp_min(1e-12))
+
+    def _shade(self, state: SceneState) -> tuple[Tensor, Tensor]:
+        """log shading [B, N] and d log shading / d illumination [B, N, 9]."""
+        shade = (self.shading @ state.illumination).mean(-1)
+        low = 0.05 * state.illumination[:, :1].mean(-1).abs() + 1e-4
+        ok = shade > low
+        shade = torch.where(ok, shade, low.expand_as(shade))
+        return shade.log(), self.shading / shade[..., None] * ok[..., None]
+
+    def _center(self, z: Tensor) -> Residuals:
+        value = (z - (self.share * z).sum(0)) / self.options.sigma
+        return Residuals(value[..., None], self.trust > 0, self.trust)
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        seen = project_points(self.basis, state)
+        value, _ = sample(self.log_images, self._to_level(seen.pixels))
+        return self._center(value[..., 0] - self._shade(state)[0])
+
+    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
+        seen = project_points(self.basis, state, derivatives=True)
+        value, by_pixel, _ = sample_with_gradient(self.log_images, self._to_level(seen.pixels))
+        by_pixel = by_pixel / (2 ** self.options.level * self.options.sigma)
+        shade, by_light = self._shade(state)
+        columns = pixel_columns(by_pixel, seen, self.basis)
+        columns["illumination"] = (-by_light / self.options.sigma).unsqueeze(2)
+        if state.illumination.shape[-1] > 1:
+            C = state.illumination.shape[-1]
+            columns["illumination"] = (columns["illumination"][..., None] / C).expand(*columns["illumination"].shape, C).flatten(-2)
+        return Linearization(self._center(value[..., 0] - shade), (Slot(all_views(state), columns),), center=self.share)
+
+    def estimate_light(self, state: SceneState, rounds: int = 3) -> Tensor:
+        """Illumination [B, 9, 1] that explains the luminance of the frozen points with one albedo for all views.
+
+        Alternates least squares for each view's light (given the albedo of the points) with the mean log albedo.
+        """
+        seen = project_points(self.basis, state)
+        value, _ = sample(self.log_images, self._to_level(seen.pixels))
+        luminance = (value[..., 0].exp() - self.options.floor).clamp_min(0)
+        albedo = torch.ones_like(luminance[0])
+        ridge = 1e-3 * torch.diag(torch.tensor([0.1, 1, 1, 1, 4, 4, 4, 4, 4], dtype=value.dtype, device=value.device))
+        for _ in range(rounds):
+            design = self.shading * albedo[None, :, None]
+            weight = self.trust / self.trust.sum(1, keepdim=True).clamp_min(1e-9)
+            normal = torch.einsum("bn,bni,bnj->bij", weight, design, design) + ridge
+            right = torch.einsum("bn,bni,bn->bi", weight, design, luminance)
+            light = torch.linalg.solve(normal, right)[..., None]
+            shade, _ = self._shade(state.replace(illumination=light))
+            albedo = (self.share * (value[..., 0] - shade)).sum(0).exp().clamp(0.2, 5)
+        return light
+
+
+def pixel_columns(by_pixel: Tensor, seen: ProjectedPoints, basis: PointBasis) -> dict[str, Tensor]:
+    """Chain d value / d pixel [B, N, D, 2] to identity, expression, pose and focal length."""
+    columns = motion_columns(by_pixel @ seen.by_head, seen.head, basis.rows, basis.num_identity)
+    columns["focal"] = by_pixel @ seen.by_focal[..., None]
+    return columns
+
+
+def sample_skin(model: FaceModel, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """`count` points spread evenly over the skin of the mean face: triangle [N] int64, barycentric [N, 3].
+
+    Systematic sampling over the cumulative area, so the spacing is regular; deterministic by seed.
+    """
+    skin = model.skin[model.triangles].all(1).nonzero().squeeze(1)
+    corner = model.mean[model.triangles[skin]]
+    area = torch.linalg.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]).norm(dim=-1).double()
+    generator = torch.Generator().manual_seed(seed)
+    place = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    pick = torch.searchsorted(area.cumsum(0) / area.sum(), place.to(area)).clamp_max(len(skin) - 1)
+    r = torch.rand(2, count, generator=generator).to(model.mean)
+    root = r[0].sqrt()
+    barycentric = torch.stack([1 - root, root * (1 - r[1]), root * r[1]], 1)
+    return skin[pick], barycentric
+
+
+def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
+    """Separable Gaussian of [B, C, H, W], edge pixels repeated; sigma in pixels, 0 = none."""
+    if sigma <= 0:
+        return images
+    radius = max(1, int(3 * sigma + 0.5))
+    x = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
+    kernel = torch.exp(-0.5 * (x / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    C = images.shape[1]
+    padded = F.pad(images, (radius,) * 4, mode="replicate")
+    out = F.conv2d(padded, kernel.view(1, 1, 1, -1).expand(C, 1, 1, -1), groups=C)
+    return F.conv2d(out, kernel.view(1, 1, -1, 1).expand(C, 1, -1, 1), groups=C)

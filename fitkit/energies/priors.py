@@ -1,0 +1,107 @@
+"""Priors: coefficients (E23), focal length, light."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fitkit.energies.base import Linearization, PlainEnergy, Residuals, Slot, all_views
+from fitkit.observe.observations import Observations
+from fitkit.scene.state import SceneState
+
+
+def _eye(n: int, like: Tensor) -> Tensor:
+    return torch.eye(n, dtype=like.dtype, device=like.device)
+
+
+class IdentityPrior(PlainEnergy):
+    """prior_l2 on the identity: the whitened coefficients themselves, [1, K_id, 1] (E23).
+
+    Source: MVF-Net L_reg, MFNet eq. 10: negative log of the model's Gaussian, up to a constant.
+    """
+
+    name = "identity_prior"
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        value = state.identity[:1, :, None]
+        return Residuals(value, torch.ones(value.shape[:2], dtype=torch.bool, device=value.device))
+
+    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
+        eye = _eye(state.identity.shape[1], state.identity)[None, :, None]
+        view = torch.zeros(1, dtype=torch.int64, device=eye.device)
+        return Linearization(self.residuals(state, observations), (Slot(view, {"identity": eye}),))
+
+
+@dataclass(frozen=True)
+class ExpressionPrior(PlainEnergy):
+    """prior_l2 on the expression: b / sigma for b >= 0 and b / sigma_negative below, [B, K_ex, 1] (E23).
+
+    Blend-shape weights live in 0..1, so negative ones are only allowed as a small correction. A shared expression is
+    counted once: `shared` keeps view 0 only.
+    """
+
+    sigma: float = 0.3
+    sigma_negative: float = 0.1
+    shared: bool = False
+    name = "expression_prior"
+
+    def _inverse(self, b: Tensor) -> Tensor:
+        return torch.where(b >= 0, 1 / self.sigma, 1 / self.sigma_negative)
+
+    def _rows(self, state: SceneState) -> Tensor:
+        return state.expression[:1] if self.shared else state.expression
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        b = self._rows(state)
+        value = (b * self._inverse(b))[..., None]
+        return Residuals(value, torch.ones(value.shape[:2], dtype=torch.bool, device=value.device))
+
+    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
+        b = self._rows(state)
+        columns = torch.diag_embed(self._inverse(b))[:, :, None]
+        return Linearization(self.residuals(state, observations), (Slot(all_views(state)[:len(b)], {"expression": columns}),))
+
+
+@dataclass(frozen=True)
+class FocalPrior(PlainEnergy):
+    """log(focal / mean) / sigma, one per camera, [B, 1, 1].
+
+    mean: [B] px of the crop; sigma: [B], log units (0.05 = 5 %); first: [B] bool, one view per shared camera.
+    """
+
+    mean: Tensor
+    sigma: Tensor
+    first: Tensor
+    name = "focal_prior"
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        value = (torch.log(state.camera.focal / self.mean) / self.sigma)[:, None, None]
+        return Residuals(value, self.first[:, None])
+
+    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
+        columns = {"focal": (1 / self.sigma)[:, None, None, None]}
+        return Linearization(self.residuals(state, observations), (Slot(all_views(state), columns),))
+
+
+@dataclass(frozen=True)
+class LightPrior(PlainEnergy):
+    """(illumination - anchor) / sigma, [B, 9 C, 1]: fixes the gauge between light and albedo.
+
+    anchor: [B, 9, C], the light a linear estimate gave; sigma: relative to the length of the anchor's first band.
+    """
+
+    anchor: Tensor
+    sigma: float = 0.5
+    name = "light_prior"
+
+    def _inverse(self) -> Tensor:
+        return 1 / (self.sigma * self.anchor[:, :1].norm(dim=-1, keepdim=True).clamp_min(1e-3)).expand_as(self.anchor)
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        value = ((state.illumination - self.anchor) * self._inverse()).flatten(1)[..., None]
+        return Residuals(value, torch.ones(value.shape[:2], dtype=torch.bool, device=value.device))
+
+    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
+        columns = torch.diag_embed(self._inverse().flatten(1))[:, :, None]
+        return Linearization(self.residuals(state, observations), (Slot(all_views(state), {"illumination": columns}),))

@@ -1,0 +1,35 @@
+"""`cameras.json`: the estimated cameras in the layout that a subject folder accepts."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fitkit.scene.camera import Camera
+from fitkit.scene.pose import yaw_pitch_roll
+
+if TYPE_CHECKING:
+    from fitkit.fit.result import FitResult
+
+CONVENTION = ("OpenCV: x_cam = R x_head + t (mm), x right, y down, z forward; pixel (0, 0) is the centre of the top-left pixel; "
+              "head: x to the subject's left, y up, z out of the face")
+
+
+def camera_table(result: FitResult) -> dict[str, Any]:
+    """Content of cameras.json: per view K, R, t (camera_from_head), image size, source, head angles in degrees.
+
+    A scaled-orthographic camera has no K: its views are marked kind 'orthographic', and K, R, t describe the pinhole
+    camera at Camera.REFERENCE_DEPTH from the head origin that has the same scale there.
+    """
+    state = result.state.to(dtype=torch.float64)
+    K, R, t = state.camera.matrix(), state.pose.rotation, state.pose.translation.clone()
+    if state.camera.kind != "perspective":
+        t[:, 2] = Camera.REFERENCE_DEPTH
+    angles = yaw_pitch_roll(R)
+    views = []
+    for i, view in enumerate(result.subject.views):
+        views.append({
+            "image": view.path.name if view.path is not None else view.name, "K": K[i].tolist(), "R": R[i].tolist(),
+            "t": t[i].tolist(), "width": int(view.image.shape[1]), "height": int(view.image.shape[0]),
+            "source": result.camera_source[i], "kind": state.camera.kind, "yaw_pitch_roll_deg": angles[i].tolist()})
+    return {"convention": CONVENTION, "views": views}

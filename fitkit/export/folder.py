@@ -1,0 +1,236 @@
+"""The result folder: everything a fit gives, written whole or not at all. Contents: docs/results.md."""
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from fitkit.errors import FitError, InputError
+from fitkit.export.cameras import camera_table
+from fitkit.export.gltf import write_glb
+from fitkit.export.meshes import write_obj, write_ply
+from fitkit.export.overlay import draw_overlay
+from fitkit.export.parameters import save_parameters
+from fitkit.export.preview import draw_preview
+from fitkit.render.texture import blend_texture
+
+if TYPE_CHECKING:
+    from fitkit.fit.result import FitResult
+
+MARKS = ("metrics.json", "parameters.npz")  # by these a result folder is known
+ENTRIES = frozenset(MARKS + (
+    "subject.obj", "subject.mtl", "subject.ply", "subject.glb", "texture.png", "cameras.json", "landmarks.npy", "recipe.yaml",
+    "preview.png", "views", "overlay"))
+LITTER = frozenset((".DS_Store", "Thumbs.db", "desktop.ini"))  # file browsers leave these behind
+TEXTURE_SIZE = 1024
+
+
+def check_output(output: str | os.PathLike, overwrite: bool = False) -> Path:
+    """Refuse an output folder that could not be written in the end; call it before the work starts. Writes nothing.
+
+    Returns: the absolute path.
+    Raises:
+        InputError: the folder exists and overwrite is False; it exists and is not one of our result folders (then even
+            overwrite does not touch it); or its place cannot be written.
+    """
+    path = Path(os.path.abspath(os.path.expanduser(os.fspath(output))))
+    try:
+        if path.is_symlink():
+            path = path.resolve()
+        if path.exists():
+            _check_replaceable(path, overwrite)
+        place = path.parent
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir():
+            raise InputError(f"output {path}: {place} is a file, so no folder can be made in it; choose another --output")
+        os.rmdir(tempfile.mkdtemp(prefix=".fitkit-", dir=place))
+    except OSError as error:
+        raise InputError(f"output {path}: cannot be written ({error.strerror or error}); choose another --output") from error
+    return path
+
+
+def _check_replaceable(path: Path, overwrite: bool) -> None:
+    if not path.is_dir():
+        raise InputError(f"output {path}: expected a folder, but a file has that name; choose another --output")
+    if not overwrite:
+        raise InputError(f"output {path}: already exists; use --overwrite to replace it or choose another --output")
+    names = {p.name for p in path.iterdir()} - LITTER
+    if not names:
+        return
+    foreign = sorted(names - ENTRIES)
+    if foreign or not names.issuperset(MARKS):
+        what = f"it holds '{foreign[0]}'" if foreign else f"it has no {' and '.join(m for m in MARKS if m not in names)}"
+        raise InputError(f"output {path}: not a fitkit result folder ({what}), so it is not replaced; choose another --output")
+
+
+def write_result(result: FitResult, output: str | os.PathLike, overwrite: bool = False) -> Path:
+    """Write all files of a fit into a new folder.
+
+    They are written under a hidden name beside `output`, which is renamed when all are there; after any error or Ctrl-C
+    nothing is left behind and an older result stays as it was.
+
+    Returns: the absolute path of the folder.
+    Raises:
+        InputError: see `check_output`; or writing failed (disk full, ...). FitError: the result holds NaN or infinity.
+    """
+    path = check_output(output, overwrite)
+    _check_finite(result)
+    made = _missing_parents(path)
+    part = path.parent / f".fitkit-{os.getpid()}-{os.urandom(4).hex()}"
+    old = None
+    try:
+        part.mkdir(parents=True)
+        with _single_threaded_torch():
+            _write_all(result, part)
+        if path.exists():
+            _check_replaceable(path, overwrite)  # the fit took a while: it may have changed meanwhile
+            old = part.with_name(part.name + "-old")
+            path.rename(old)
+        part.rename(path)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+    except BaseException as error:
+        if old is not None and old.exists():
+            if path.exists():  # interrupted after the exchange: the new result is whole, the old one half removed
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.rename(path)
+        shutil.rmtree(part, ignore_errors=True)
+        for folder in made:
+            try:
+                folder.rmdir()
+            except OSError:  # somebody else uses it by now
+                break
+        if isinstance(error, OSError):
+            raise InputError(f"output {path}: cannot be written ({error.strerror or error}); nothing was left behind") from error
+        raise
+    return path
+
+
+def _missing_parents(path: Path) -> list[Path]:
+    """The folders that writing will have to make, innermost first."""
+    return [p for p in path.parents if not p.exists()]
+
+
+@contextmanager
+def _single_threaded_torch():
+    # Pictures are made of many short operations: for these, threads within an operation cost more than they bring,
+    # far more on a busy machine. Whole files are made side by side instead.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _check_finite(result: FitResult) -> None:
+    state = result.state
+    for name, value in (("identity", state.identity), ("expression", state.expression), ("rotation", state.pose.rotation),
+                        ("translation", state.pose.translation), ("focal length", state.camera.focal),
+                        ("principal point", state.camera.principal), ("illumination", state.illumination)):
+        if not bool(torch.isfinite(value).all()):
+            raise FitError(f"result of {result.subject.name}: {name} holds values that are not finite; nothing was written")
+
+
+def file_stems(result: FitResult) -> list[str]:
+    """One file name per view, without extension: the view's name, made safe and distinct."""
+    stems: list[str] = []
+    taken: set[str] = set()
+    for view in result.subject.views:
+        base = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", view.name).strip(" .") or "view"
+        stem, n = base, 2
+        while stem.casefold() in taken:  # some file systems do not tell upper from lower case
+            stem, n = f"{base}_{n}", n + 1
+        taken.add(stem.casefold())
+        stems.append(stem)
+    return stems
+
+
+def _write_all(result: FitResult, folder: Path) -> None:
+    model = result.model
+    neutral, vertices = result.neutral.detach(), result.vertices.detach()
+    stems = file_stems(result)
+    (folder / "views").mkdir()
+    (folder / "overlay").mkdir()
+    textured = model.uv is not None
+
+    def appearance() -> None:
+        texture = blend_texture(result, TEXTURE_SIZE) if textured else None
+        png = None
+        if texture is not None:
+            png = _png(texture)
+            (folder / "texture.png").write_bytes(png)
+        write_glb(folder / "subject.glb", neutral, model, png, name=result.subject.name)
+        (folder / "preview.png").write_bytes(_png(draw_preview(neutral, model, texture)))
+
+    def meshes() -> None:
+        write_obj(folder / "subject.obj", neutral, model, "texture.png" if textured else None)
+        write_ply(folder / "subject.ply", neutral, model.triangles)
+
+    def view(i: int) -> None:
+        write_ply(folder / "views" / f"{stems[i]}.ply", vertices[i], model.triangles)
+        (folder / "overlay" / f"{stems[i]}.png").write_bytes(_png(draw_overlay(result, i)))
+
+    def numbers() -> None:
+        save_parameters(result, folder / "parameters.npz")
+        _write_json(folder / "cameras.json", camera_table(result))
+        np.save(folder / "landmarks.npy", result.landmarks3d.detach().numpy().astype(np.float32))
+        _write_json(folder / "metrics.json", {"status": result.status, "warnings": list(result.warnings)} | dict(result.metrics))
+        (folder / "recipe.yaml").write_text(
+            yaml.safe_dump(plain(result.recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+    _side_by_side([numbers, appearance, meshes] + [lambda i=i: view(i) for i in range(len(stems))])
+
+
+def _side_by_side(tasks: list[Callable[[], None]]) -> None:
+    """Run all tasks on two threads; after the first failure, or Ctrl-C, the waiting ones are dropped."""
+    pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="fitkit-export")
+    try:
+        # no_grad holds for one thread, so each task gets its own.
+        for done in [pool.submit(torch.no_grad()(task)) for task in tasks]:
+            done.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _png(image: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, format="PNG", compress_level=3)  # a fifth of the time of the default, 5 % larger
+    return out.getvalue()
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def plain(value: Any) -> Any:
+    """Tensors, arrays, tuples, paths and numbers as what JSON and YAML know; NaN and infinity become None."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(v) for v in value]
+    if isinstance(value, torch.Tensor):
+        return plain(value.detach().cpu().tolist())
+    if isinstance(value, (np.ndarray, np.generic)):
+        return plain(value.tolist())
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)

@@ -1,0 +1,140 @@
+"""`subject.glb`: the textured, animatable face as binary glTF 2.0.
+
+Written here and not by trimesh, which cannot write morph targets.
+"""
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from fitkit.geometry.normals import vertex_normals
+from fitkit.models.face_model import FaceModel
+
+MM = 1e-3  # glTF counts in metres; its axes (+y up, +z forward, +x to the figure's left) are those of the head frame
+STILL_MM = 0.02  # vertices that a shape moves less than this are left out of its morph target
+FLOAT, USHORT, UINT = 5126, 5123, 5125
+
+
+def arkit_shapes(names: tuple[str, ...]) -> list[tuple[str, list[int]]]:
+    """Morph-target names after Apple's ARKit and the model shapes that each one adds up.
+
+    'mouthSmile_L' becomes 'mouthSmileLeft'; shapes that ARKit has only as a whole (browInnerUp, cheekPuff) are summed.
+    Names that follow another habit stay as they are.
+    """
+    targets: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        base, side = (name[:-2], name[-1]) if name.endswith(("_L", "_R")) else (name, "")
+        if side and base not in ("browInnerUp", "cheekPuff"):
+            base += {"L": "Left", "R": "Right"}[side]
+        targets.setdefault(base, []).append(i)
+    return list(targets.items())
+
+
+def write_glb(path: str | os.PathLike, vertices: Tensor, model: FaceModel, texture_png: bytes | None = None,
+              name: str = "subject") -> Path:
+    """Write the neutral face with UV, normals, texture and one morph target per expression.
+
+    Args:
+        vertices: [V, 3] mm, head frame; written in metres. Vertices on UV seams are repeated, as glTF asks.
+        texture_png: the encoded picture, or None; without UV or texture the mesh carries the model's albedo per vertex.
+    """
+    buffer = _Buffer()
+    vertex, uv, faces = _split_seams(model)
+    points = (vertices.double().numpy() * MM).astype(np.float32)[vertex]
+    normals = vertex_normals(vertices[None].double(), model.triangles)[0].numpy().astype(np.float32)
+    normals[np.abs(normals).sum(1) == 0] = (0, 0, 1)  # loose vertices: glTF wants unit length
+    attributes = {"POSITION": buffer.accessor(points, 34962, bounds=True), "NORMAL": buffer.accessor(normals[vertex], 34962)}
+    material = {"name": "face", "doubleSided": True,
+                "pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 0.85, "baseColorFactor": [1, 1, 1, 1]}}
+    document: dict = {}
+    if uv is not None and texture_png is not None:
+        # glTF measures v downwards from the top edge of the picture.
+        attributes["TEXCOORD_0"] = buffer.accessor(np.stack([uv[:, 0], 1 - uv[:, 1]], -1).astype(np.float32), 34962)
+        document["images"] = [{"name": "texture", "mimeType": "image/png", "bufferView": buffer.view(texture_png)}]
+        document["samplers"] = [{"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}]
+        document["textures"] = [{"source": 0, "sampler": 0}]
+        material["pbrMetallicRoughness"]["baseColorTexture"] = {"index": 0}
+    elif model.albedo_mean is not None:
+        attributes["COLOR_0"] = buffer.accessor(model.albedo_mean.clamp(0, 1).numpy().astype(np.float32)[vertex], 34962)
+    kind = np.uint16 if len(points) <= 65535 else np.uint32
+    indices = buffer.accessor(faces.astype(kind).reshape(-1), 34963)
+    targets, target_names = [], []
+    basis = model.expression_basis.double().numpy() * MM
+    for target, shapes in arkit_shapes(model.expression_names):
+        delta = basis[shapes].sum(0)
+        targets.append({"POSITION": buffer.sparse(delta, vertex, kind)})
+        target_names.append(target)
+    primitive = {"attributes": attributes, "indices": indices, "material": 0, "mode": 4}
+    mesh = {"name": name, "primitives": [primitive]}
+    if targets:
+        primitive["targets"] = targets
+        mesh["weights"] = [0.0] * len(targets)
+        mesh["extras"] = {"targetNames": target_names}
+    document |= {
+        "asset": {"version": "2.0", "generator": "fitkit"}, "scene": 0, "scenes": [{"nodes": [0]}],
+        "nodes": [{"name": name, "mesh": 0}], "meshes": [mesh], "materials": [material],
+        "accessors": buffer.accessors, "bufferViews": buffer.views, "buffers": [{"byteLength": len(buffer.data)}]}
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+    text += b" " * (-len(text) % 4)
+    data = bytes(buffer.data) + b"\0" * (-len(buffer.data) % 4)
+    path = Path(path)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<4sII", b"glTF", 2, 12 + 8 + len(text) + 8 + len(data)))
+        file.write(struct.pack("<I4s", len(text), b"JSON") + text)
+        file.write(struct.pack("<I4s", len(data), b"BIN\0") + data)
+    return path
+
+
+def _split_seams(model: FaceModel) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """One vertex per (position, UV) pair: model vertex of each [N], its UV [N, 2] or None, triangles [F, 3]."""
+    corner = model.triangles.numpy()
+    if model.uv is None:
+        return np.arange(model.num_vertices), None, corner
+    key = corner.astype(np.int64) * len(model.uv) + model.uv_triangles.numpy()
+    unique, faces = np.unique(key.reshape(-1), return_inverse=True)
+    return unique // len(model.uv), model.uv.numpy()[unique % len(model.uv)], faces.reshape(-1, 3)
+
+
+class _Buffer:
+    """The binary chunk and the tables that describe it."""
+
+    def __init__(self):
+        self.data, self.views, self.accessors = bytearray(), [], []
+
+    def view(self, content: bytes, target: int | None = None) -> int:
+        self.data += b"\0" * (-len(self.data) % 4)
+        self.views.append({"buffer": 0, "byteOffset": len(self.data), "byteLength": len(content)})
+        if target is not None:
+            self.views[-1]["target"] = target
+        self.data += content
+        return len(self.views) - 1
+
+    def accessor(self, values: np.ndarray, target: int, bounds: bool = False) -> int:
+        kinds = {np.dtype(np.float32): FLOAT, np.dtype(np.uint16): USHORT, np.dtype(np.uint32): UINT}
+        entry = {"bufferView": self.view(np.ascontiguousarray(values).tobytes(), target), "componentType": kinds[values.dtype],
+                 "count": len(values), "type": "SCALAR" if values.ndim == 1 else f"VEC{values.shape[1]}"}
+        if bounds:
+            entry |= {"min": values.min(0).tolist(), "max": values.max(0).tolist()}
+        self.accessors.append(entry)
+        return len(self.accessors) - 1
+
+    def sparse(self, delta: np.ndarray, vertex: np.ndarray, kind) -> int:
+        """Morph target from displacements [V, 3] in metres: only the vertices that move are stored."""
+        moved = (np.abs(delta).max(1) > STILL_MM * MM)[vertex].nonzero()[0]
+        if len(moved) == 0:
+            moved = np.zeros(1, np.int64)  # a sparse accessor holds at least one element
+        values = np.ascontiguousarray(delta[vertex[moved]], dtype=np.float32)
+        low, high = values.min(0), values.max(0)
+        if len(moved) < len(vertex):
+            low, high = np.minimum(low, 0), np.maximum(high, 0)
+        code = USHORT if kind is np.uint16 else UINT
+        self.accessors.append({
+            "componentType": FLOAT, "count": len(vertex), "type": "VEC3", "min": low.tolist(), "max": high.tolist(),
+            "sparse": {"count": len(moved), "indices": {"bufferView": self.view(moved.astype(kind).tobytes()), "componentType": code},
+                       "values": {"bufferView": self.view(values.tobytes())}}})
+        return len(self.accessors) - 1

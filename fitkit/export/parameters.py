@@ -1,0 +1,131 @@
+"""`parameters.npz`: everything that was estimated, and reading it back."""
+from __future__ import annotations
+
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from fitkit.errors import InputError
+from fitkit.models.face_model import FaceModel
+from fitkit.scene.camera import KINDS, Camera
+from fitkit.scene.pose import Pose
+from fitkit.scene.state import SceneState
+
+if TYPE_CHECKING:
+    from fitkit.fit.result import FitResult
+
+FORMAT, VERSION = "fitkit-parameters", 1
+UNITS = "mm, px, rotation matrices, linear RGB; pixel (0, 0) is the centre of the top-left pixel; x_camera = rotation @ x_head + translation"
+# Key -> shape; B views, K coefficients, C colour channels of the light. Names stand for sizes that must agree.
+SHAPES = {
+    "identity": ("K_id",), "expression": ("B", "K_ex"), "expression_names": ("K_ex",), "rotation": ("B", 3, 3),
+    "translation": ("B", 3), "focal": ("B",), "principal": ("B", 2), "aspect": ("B",), "illumination": ("B", 9, "C"),
+    "view_names": ("B",), "image_size": ("B", 2), "camera_source": ("B",),
+}
+TEXTS = ("format", "units", "model_name", "camera_kind", "subject_name")
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Content of a parameter file.
+
+    state: the estimate (S = 1, on the CPU); model_name: the face model it belongs to; expression_names: K_ex names;
+    subject_name; view_names: B names; image_size: [B, 2] int64 (width, height) px of the upright photos;
+    camera_source: per view 'cameras.json', 'exif' or 'estimated'.
+    """
+
+    state: SceneState
+    model_name: str
+    expression_names: tuple[str, ...]
+    subject_name: str
+    view_names: tuple[str, ...]
+    image_size: np.ndarray
+    camera_source: tuple[str, ...]
+
+    def check_model(self, model: FaceModel) -> None:
+        """Refuse a face model that these coefficients were not made for."""
+        sizes = (model.name, model.num_identity, tuple(model.expression_names))
+        wanted = (self.model_name, self.state.identity.shape[1], self.expression_names)
+        if sizes != wanted:
+            raise InputError(
+                f"parameters: expected face model '{wanted[0]}' with {wanted[1]} identity and {len(wanted[2])} expression shapes, "
+                f"got '{sizes[0]}' with {sizes[1]} and {len(sizes[2])}; load the model that the fit used")
+
+
+def save_parameters(result: FitResult, path: str | os.PathLike) -> Path:
+    """Write the parameters of a fit; floating-point arrays keep the type of the state. Keys: docs/results.md."""
+    state = result.state
+    arrays = {
+        "format": FORMAT, "version": VERSION, "units": UNITS, "model_name": result.model.name, "subject_name": result.subject.name,
+        "identity": state.identity[0], "expression": state.expression, "expression_names": np.array(result.model.expression_names, str),
+        "rotation": state.pose.rotation, "translation": state.pose.translation, "focal": state.camera.focal,
+        "principal": state.camera.principal, "aspect": state.camera.aspect, "camera_kind": state.camera.kind,
+        "illumination": state.illumination, "view_names": np.array([v.name for v in result.subject.views], str),
+        "image_size": np.array([v.image.shape[1::-1] for v in result.subject.views], np.int64).reshape(-1, 2),
+        "camera_source": np.array(result.camera_source, str),
+    }
+    arrays = {k: v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else v for k, v in arrays.items()}
+    path = Path(path)
+    with open(path, "wb") as file:
+        np.savez_compressed(file, **arrays)
+    return path
+
+
+def load_parameters(path: str | os.PathLike) -> Parameters:
+    """Read a parameter file; nothing in it is executed.
+
+    Raises:
+        InputError: no such file, not a parameter file, written by a newer fitkit, or arrays that do not fit together.
+    """
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            arrays = {k: data[k] for k in data.files}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; expected the parameters.npz of a result folder") from None
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not a readable fitkit parameter file (.npz): {error}") from error
+    if str(arrays.get("format")) != FORMAT or "version" not in arrays:
+        raise InputError(f"{path}: not a fitkit parameter file (expected format '{FORMAT}', got '{arrays.get('format')}')")
+    try:
+        version = int(arrays["version"])
+    except (TypeError, ValueError):
+        raise InputError(f"{path}: version: expected a whole number, got {arrays['version']!r}") from None
+    if version > VERSION:
+        raise InputError(f"{path}: parameter file version {version}, this fitkit reads up to {VERSION}; update fitkit")
+    _check(arrays, path)
+
+    def real(key):
+        return torch.from_numpy(np.ascontiguousarray(arrays[key]))
+
+    B = len(arrays["focal"])
+    state = SceneState(
+        real("identity")[None], torch.zeros(B, dtype=torch.int64), real("expression"), Pose(real("rotation"), real("translation")),
+        Camera(real("focal"), real("principal"), real("aspect"), str(arrays["camera_kind"])), real("illumination"))
+    return Parameters(
+        state, str(arrays["model_name"]), tuple(map(str, arrays["expression_names"])), str(arrays["subject_name"]),
+        tuple(map(str, arrays["view_names"])), arrays["image_size"].astype(np.int64), tuple(map(str, arrays["camera_source"])))
+
+
+def _check(arrays: dict[str, np.ndarray], path: Path) -> None:
+    missing = [k for k in (*SHAPES, *TEXTS) if k not in arrays]
+    if missing:
+        raise InputError(f"{path}: the parameter file lacks {', '.join(missing)}; write it again with FitResult.save")
+    sizes: dict[str, int] = {}
+    for key, shape in SHAPES.items():
+        got = arrays[key].shape
+        wanted = tuple(sizes.get(n, n) if isinstance(n, str) else n for n in shape)
+        if len(got) != len(shape) or any(isinstance(w, int) and w != g for w, g in zip(wanted, got)):
+            raise InputError(f"{path}: {key}: expected shape {list(wanted)}, got {list(got)}")
+        sizes.update((n, g) for n, g in zip(shape, got) if isinstance(n, str))
+        if arrays[key].dtype.kind == "f" and not np.isfinite(arrays[key]).all():
+            raise InputError(f"{path}: {key} holds values that are not finite")
+        if arrays[key].dtype.kind not in ("U" if key in ("expression_names", "view_names", "camera_source") else "if"):
+            raise InputError(f"{path}: {key}: expected {'text' if key.endswith('s') else 'numbers'}, got {arrays[key].dtype}")
+    if str(arrays["camera_kind"]) not in KINDS:
+        raise InputError(f"{path}: camera_kind: expected one of {', '.join(KINDS)}; got '{arrays['camera_kind']}'")

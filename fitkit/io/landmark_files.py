@@ -1,0 +1,120 @@
+"""Landmark files beside an image: 68 iBUG points as .pts, .npy, .json or .txt -> [68, 3] (x, y, confidence)."""
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from fitkit.errors import InputError
+
+SUFFIXES = (".pts", ".npy", ".json", ".txt")  # in the order in which they are preferred
+COUNT = 68
+
+
+def read_landmarks(path: str | os.PathLike) -> np.ndarray:
+    """Read the 68 points of one face.
+
+    Returns:
+        [68, 3] float64: x, y in px, pixel (0, 0) is the centre of the top-left pixel of the upright image;
+        confidence in [0, 1], 1 where the file has none. A point that was not seen: x = y = NaN, confidence 0.
+    Raises:
+        InputError: not readable, wrong count or shape; names the file, what was expected and what came.
+    """
+    path = Path(path)
+    read = {".pts": _read_pts, ".npy": _read_npy, ".json": _read_json, ".txt": _read_txt}.get(path.suffix.lower())
+    if read is None:
+        raise InputError(f"{path}: expected a landmark file {', '.join(SUFFIXES)}")
+    try:
+        points = read(path)
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise InputError(f"{path}: not a readable landmark file: {error}; expected {COUNT} points 'x y [confidence]'") from error
+    return check_landmarks(points, str(path))
+
+
+def check_landmarks(points, where: str) -> np.ndarray:
+    """[68, 2] or [68, 3] from a file or the caller -> [68, 3] float64 as `read_landmarks`; `where` names the source."""
+    try:
+        points = np.asarray(points, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: landmarks: expected [{COUNT}, 2] or [{COUNT}, 3] numbers: {error}") from error
+    if points.shape not in ((COUNT, 2), (COUNT, 3)):
+        raise InputError(f"{where}: landmarks: expected {COUNT} points (iBUG), [{COUNT}, 2] or [{COUNT}, 3], got {list(points.shape)}; "
+                         "correct the file, or remove it to have the points detected")
+    if np.isinf(points).any():
+        raise InputError(f"{where}: landmarks: infinite values; use NaN for a point that was not seen")
+    confidence = points[:, 2] if points.shape[1] == 3 else np.ones(COUNT)
+    confidence = np.where(np.isnan(confidence), 0.0, confidence)
+    if confidence.min() < 0 or confidence.max() > 1:
+        raise InputError(f"{where}: landmarks: the third column is the confidence, 0 to 1, got {confidence.min():.4g} to "
+                         f"{confidence.max():.4g}; leave out a depth column")
+    seen = np.isfinite(points[:, :2]).all(1) & (confidence > 0)
+    return np.where(seen[:, None], np.column_stack([points[:, :2], confidence]), [np.nan, np.nan, 0.0])
+
+
+def check_inside(points: np.ndarray, size: tuple[int, int], where: str) -> None:
+    """Refuse points [68, 3] that cannot belong to an image of this size (W, H).
+
+    A face cut by the border is fine. Raises InputError if more than half of the seen points lie outside the image, or
+    more than a quarter of them farther outside than half the face's size, or if they all lie within 8 px.
+    """
+    xy = points[np.isfinite(points[:, :2]).all(1), :2]
+    if not len(xy):
+        return
+    span = float((xy.max(0) - xy.min(0)).max())
+    beyond = np.maximum(-0.5 - xy, xy - (np.array(size) - 0.5)).max(1)  # px outside, negative inside
+    if (beyond > 0).mean() > 0.5 or (beyond > span / 2).mean() > 0.25:
+        raise InputError(f"{where}: {int((beyond > 0).sum())} of {len(xy)} landmarks lie outside the image of {size[0]} x {size[1]} px "
+                         f"(x {xy[:, 0].min():.0f}..{xy[:, 0].max():.0f}, y {xy[:, 1].min():.0f}..{xy[:, 1].max():.0f}); "
+                         "are they of another image, size or orientation? They count in pixels of the upright image")
+    if len(xy) > 2 and span < 8:
+        raise InputError(f"{where}: the landmarks span only {span:.3g} px; they must be in pixels, not in 0..1")
+
+
+def _read_pts(path: Path) -> np.ndarray:
+    """iBUG: 'version: 1', 'n_points: 68', '{', one 'x y' per line, '}'; headers, comments and blank lines vary."""
+    rows, stated = [], None
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
+        line = re.split(r"#|//", line)[0].strip().strip("{}").strip()
+        header = re.match(r"(version|n_points)\W*(\d*)", line, re.IGNORECASE)
+        if header:
+            stated = int(header[2]) if header[1].lower() == "n_points" and header[2] else stated
+        elif line:
+            rows.append([float(v) for v in re.split(r"[\s,;]+", line.strip(",;"))])
+    if stated is not None and stated != len(rows):
+        raise ValueError(f"n_points says {stated}, but there are {len(rows)} points")
+    points = _table(rows)
+    # The files count pixels from 1, we count from 0.
+    return points - np.array([1.0, 1.0, 0.0])[: points.shape[1]]
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    array = np.load(path, allow_pickle=False)
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        raise ValueError("expected an array of numbers")
+    return array
+
+
+def _read_json(path: Path) -> np.ndarray:
+    content = json.loads(path.read_text(encoding="utf-8-sig"))
+    if isinstance(content, dict):
+        if "landmarks" not in content:
+            raise ValueError("expected a list of points or {\"landmarks\": [...]}")
+        content = content["landmarks"]
+    if not isinstance(content, list):
+        raise ValueError("expected a list of points or {\"landmarks\": [...]}")
+    width = max((len(p) for p in content if isinstance(p, list)), default=2)
+    return _table([[np.nan if v is None else float(v) for v in p] if p is not None else [np.nan] * width for p in content])
+
+
+def _read_txt(path: Path) -> np.ndarray:
+    lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    return _table([[float(v) for v in re.split(r"[\s,;]+", line.strip(",;"))] for line in lines if line])
+
+
+def _table(rows: list[list[float]]) -> np.ndarray:
+    if len({len(row) for row in rows}) > 1:
+        raise ValueError("the lines have different numbers of values")
+    return np.array(rows, dtype=np.float64) if rows else np.zeros((0, 2))

@@ -1,0 +1,50 @@
+"""Files that come with fitkit: `assets/` and `recipes/`, installed as packages or in the repository checkout."""
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from fitkit.errors import InputError
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def _folder(name: str) -> Path:
+    try:
+        # Installed, the folder is the package fitkit.NAME; unzipped packages only (setup.cfg: zip_safe = false).
+        folder = Path(str(resources.files(f"fitkit.{name}")))
+        if folder.is_dir():
+            return folder
+    except (ModuleNotFoundError, TypeError):
+        pass
+    return CHECKOUT / name
+
+
+def asset_path(name: str) -> Path:
+    """Path of a shipped file, e.g. 'generic.npz' or 'sample/front.jpg'.
+
+    Raises:
+        InputError: there is no such asset; the installation is incomplete.
+    """
+    path = _folder("assets") / name
+    if not path.exists():
+        raise InputError(f"{path}: this file should come with fitkit; the installation is incomplete, install fitkit again")
+    return path
+
+
+def recipe_path(kind: str, name: str) -> Path:
+    """Path of a shipped recipe, e.g. ('fit', 'multiview') -> .../recipes/fit/multiview.yaml.
+
+    Raises:
+        InputError: no such recipe; the message names those there are.
+    """
+    path = _folder("recipes") / kind / f"{name}.yaml"
+    if name not in recipe_names(kind):
+        known = ", ".join(recipe_names(kind)) or "none"
+        raise InputError(f"recipe: no {kind} recipe {name!r}; there are: {known}; or give the path of a .yaml file")
+    return path
+
+
+def recipe_names(kind: str) -> list[str]:
+    """Names of the shipped recipes of one kind ('fit', 'bench', ...), sorted."""
+    return sorted(p.stem for p in (_folder("recipes") / kind).glob("*.yaml"))

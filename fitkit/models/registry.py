@@ -1,0 +1,97 @@
+"""Face models by name: 'generic' comes with fitkit, others live in a per-user folder."""
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+
+import platformdirs
+
+from fitkit.errors import InputError, MissingWeightsError
+from fitkit.io.resources import asset_path
+from fitkit.models.face_model import FaceModel
+from fitkit.models.io import load_model_file, save_model_file
+
+PACKAGED = {"generic": "generic.npz"}  # name -> asset
+FETCHABLE = ("ict",)
+
+
+def models_folder() -> Path:
+    """Where imported models live: environment variable FITKIT_MODELS, else the platform's data folder."""
+    named = os.environ.get("FITKIT_MODELS")
+    return Path(named).expanduser() if named else Path(platformdirs.user_data_dir("fitkit", appauthor=False)) / "models"
+
+
+def list_models() -> dict[str, Path]:
+    """Name -> file of every model on this machine, the packaged ones first."""
+    found = {}
+    for name, asset in PACKAGED.items():
+        try:
+            found[name] = asset_path(asset)
+        except InputError:
+            continue  # an incomplete installation; loading this model says so
+    found.update({p.stem: p for p in sorted(models_folder().glob("*.npz")) if p.stem not in PACKAGED})
+    return found
+
+
+def model_path(name: str | os.PathLike) -> Path:
+    """The file of a model given by name, or by the path of a `.npz` file.
+
+    Raises:
+        MissingWeightsError: a known model that is not on this machine; says how to get it.
+        InputError: no such file, or an unknown name; says the nearest known one.
+    """
+    text = os.fspath(name)
+    if text in PACKAGED:
+        return asset_path(PACKAGED[text])
+    if text.endswith(".npz") or "/" in text or os.sep in text:
+        path = Path(text).expanduser()
+        if not path.is_file():
+            raise InputError(f"{text}: no such model file; give the path of a .npz model or one of: {', '.join(list_models())}")
+        return path
+    models = list_models()
+    if text in models:
+        return models[text]
+    if text in FETCHABLE:
+        raise MissingWeightsError(
+            f"model {text!r} is not in {models_folder()}; get it with 'fitkit model fetch {text}', or with "
+            f"'fitkit model import {text} PATH' if you have its files")
+    known = sorted({*models, *PACKAGED, *FETCHABLE})
+    near = difflib.get_close_matches(text, known, n=1)
+    raise InputError(f"unknown model {text!r}; " + (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}")
+
+
+def load_model(name: str | os.PathLike = "generic") -> FaceModel:
+    """The face model of this name, or in this `.npz` file; float32 on the CPU. Read once per process.
+
+    Raises:
+        MissingWeightsError, InputError: as `model_path` and `load_model_file`.
+    """
+    path = model_path(name)
+    return _load(str(path.resolve()), path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _load(path: str, mtime_ns: int) -> FaceModel:
+    return load_model_file(path)
+
+
+def store_model(model: FaceModel, overwrite: bool = False) -> Path:
+    """Save a model under its name in the models folder.
+
+    Raises:
+        InputError: the name is taken, reserved or not a plain file name; the folder cannot be written.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", model.name) or model.name.endswith(".npz"):
+        raise InputError(f"model name: expected letters, digits, '.', '_', '-', got {model.name!r}")
+    if model.name in PACKAGED:
+        raise InputError(f"model name: {model.name!r} comes with fitkit; choose another with --name")
+    path = models_folder() / f"{model.name}.npz"
+    if path.exists() and not overwrite:
+        raise InputError(f"{path}: exists already; use --overwrite, or another --name")
+    try:
+        return save_model_file(model, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); set FITKIT_MODELS to a folder you may write to") from error

@@ -1,0 +1,65 @@
+"""From photos to observations: every view cropped around its face to one common size."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import cv2
+import numpy as np
+import torch
+
+from fitkit.observe.landmarks.types import Landmarks
+from fitkit.observe.observations import Observations
+
+
+@dataclass(frozen=True)
+class CropOptions:
+    """margin: crop side over the larger side of the landmark box; up: shift towards the forehead as a share of the
+    box height; max_size, min_size: limits of the common crop side in pixels (faces are hardly ever enlarged)."""
+
+    margin: float = 1.6
+    up: float = 0.08
+    max_size: int = 512
+    min_size: int = 192
+
+
+def crop_views(images: Sequence[np.ndarray], masks: Sequence[np.ndarray | None], landmarks: Landmarks,
+               options: CropOptions = CropOptions()) -> Observations:
+    """Crop B photos [H_b, W_b, 3] uint8 around their landmarks (photo pixels).
+
+    Returns:
+        Observations; pixels outside a photo are grey and not usable (`mask`).
+    """
+    boxes = []
+    for points, valid in zip(landmarks.points.numpy(), landmarks.valid.numpy()):
+        low, high = points[valid].min(0), points[valid].max(0)
+        center = (low + high) / 2 - [0, options.up * (high - low)[1]]
+        side = max(8, int(round(options.margin * float((high - low).max()))))
+        boxes.append((*np.round(center - side / 2).astype(int), side))
+    size = int(np.clip(max(side for *_, side in boxes), options.min_size, options.max_size))
+    size = -(-size // 16) * 16  # pyramids halve it
+    pictures, usable, scales, offsets = [], [], [], []
+    for image, mask, (x0, y0, side) in zip(images, masks, boxes):
+        pictures.append(_cut(image, x0, y0, side, size, 128))
+        inside = np.full(image.shape[:2], 255, np.uint8) if mask is None else np.where(mask, 255, 0).astype(np.uint8)
+        usable.append(_cut(inside, x0, y0, side, size, 0) > 254)
+        scale = size / side
+        scales.append(scale)
+        # Resizing keeps pixel edges in place, so centre p goes to (p - x0 + 1/2) * scale - 1/2.
+        offsets.append([x0 - 0.5 + 0.5 / scale, y0 - 0.5 + 0.5 / scale])
+    scale, offset = torch.tensor(scales, dtype=torch.float32), torch.tensor(np.array(offsets), dtype=torch.float32)
+    moved = Landmarks((landmarks.points - offset[:, None]) * scale[:, None, None], landmarks.sigma * scale[:, None],
+                      landmarks.valid, landmarks.confidence, landmarks.jaw)
+    stack = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+    return Observations(stack, moved, torch.from_numpy(np.stack(usable)), scale, offset)
+
+
+def _cut(image: np.ndarray, x0: int, y0: int, side: int, size: int, fill: int) -> np.ndarray:
+    H, W = image.shape[:2]
+    left, top = max(0, -x0), max(0, -y0)
+    right, bottom = max(0, x0 + side - W), max(0, y0 + side - H)
+    part = image[max(0, y0):max(0, y0 + side), max(0, x0):max(0, x0 + side)]
+    if left or top or right or bottom:
+        part = cv2.copyMakeBorder(part, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(fill,) * 3)
+    method = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
+    return cv2.resize(part, (size, size), interpolation=method)

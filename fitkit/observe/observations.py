@@ -1,0 +1,60 @@
+"""What is seen of one person: everything the energies compare a scene with."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fitkit.observe.landmarks.types import Landmarks
+
+
+@dataclass(frozen=True)
+class Observations:
+    """B views, cropped around the face to one size.
+
+    images: [B, 3, H, W] sRGB in [0, 1]; landmarks: in pixels of these crops; mask: [B, H, W] bool, usable pixels
+    (inside the photo and the user's mask); scale [B], offset [B, 2]: crop pixel = scale * (photo pixel - offset).
+    """
+
+    images: Tensor
+    landmarks: Landmarks
+    mask: Tensor
+    scale: Tensor
+    offset: Tensor
+
+    @property
+    def num_views(self) -> int:
+        return len(self.images)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.images.shape[-2], self.images.shape[-1]
+
+    @property
+    def pixel_unit(self) -> float:
+        """Residuals in pixels are stated for a 224-pixel crop; this many crop pixels are one of those."""
+        return max(self.size) / 224.0
+
+    @cached_property
+    def linear_luminance(self) -> Tensor:
+        """[B, 1, H, W] linear luminance in [0, 1] (Rec. 709 weights)."""
+        weights = self.images.new_tensor([0.2126, 0.7152, 0.0722])
+        return torch.einsum("c,bchw->bhw", weights, srgb_to_linear(self.images))[:, None]
+
+
+def srgb_to_linear(x: Tensor) -> Tensor:
+    """sRGB in [0, 1] -> linear RGB in [0, 1] (IEC 61966-2-1)."""
+    return torch.where(x <= 0.04045, x / 12.92, ((x.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4)
+
+
+def linear_to_srgb(x: Tensor) -> Tensor:
+    """Linear RGB in [0, 1] -> sRGB in [0, 1] (IEC 61966-2-1)."""
+    return torch.where(x <= 0.0031308, x * 12.92, 1.055 * x.clamp_min(0.0031308) ** (1 / 2.4) - 0.055)
+
+
+def halve(images: Tensor) -> Tensor:
+    """Next pyramid level of [B, C, H, W]: 2x2 means, so fine pixel p lies at (p - 0.5) / 2 in the coarse image."""
+    return F.avg_pool2d(images, 2)

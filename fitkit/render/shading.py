@@ -1,0 +1,175 @@
+"""Shaded pictures of a mesh for people to look at: clay or textured, lit by three lamps that stand with the camera."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+from fitkit.geometry.normals import vertex_normals
+from fitkit.render.rasterizer import clip_vertices, pick_backend
+from fitkit.scene.camera import Camera
+
+CLAY = (0.62, 0.60, 0.585)  # linear RGB
+
+
+@dataclass(frozen=True)
+class Lights:
+    """Lamps in the camera frame (x right, y down, z forward). directions: towards the lamp; strengths: linear."""
+
+    directions: tuple[tuple[float, float, float], ...] = ((-0.45, -0.65, -1.0), (0.95, -0.10, -0.65), (0.25, -1.0, 0.35))
+    strengths: tuple[float, ...] = (0.84, 0.20, 0.20)  # key, fill, top
+    ambient: float = 0.07
+    gloss: float = 0.05  # strength of the key lamp's highlight
+    shininess: float = 18.0
+
+
+@dataclass(frozen=True)
+class Shaded:
+    """rgb: [B, H, W, 3] sRGB in [0, 1], 0 where nothing; alpha: [B, H, W] share of the pixel that the mesh covers;
+    skin: [B, H, W] share covered by the triangles given as `select` (= alpha without)."""
+
+    rgb: Tensor
+    alpha: Tensor
+    skin: Tensor
+
+
+def linear_from_srgb(color: Tensor) -> Tensor:
+    """IEC 61966-2-1; [0, 1] -> [0, 1], elementwise."""
+    return torch.where(color <= 0.04045, color / 12.92, ((color.clamp_min(0.0) + 0.055) / 1.055) ** 2.4)
+
+
+def srgb_from_linear(color: Tensor) -> Tensor:
+    """Inverse of `linear_from_srgb`; values outside [0, 1] are clamped."""
+    color = color.clamp(0, 1)
+    return torch.where(color <= 0.0031308, color * 12.92, 1.055 * color.clamp_min(1e-8) ** (1 / 2.4) - 0.055)
+
+
+def supersampled(camera: Camera, factor: int) -> Camera:
+    """The camera of a picture with `factor` times the pixels per side: the same picture when blocks are averaged."""
+    B = len(camera.focal)
+    scale = camera.focal.new_full((B,), float(factor))
+    return camera.scaled(scale, camera.focal.new_full((B, 2), -(factor - 1) / (2 * factor)))
+
+
+def shade(normals: Tensor, lights: Lights = Lights()) -> tuple[Tensor, Tensor]:
+    """Camera-frame unit normals [..., 3] -> diffuse factor [...] and additive highlight [...], both linear."""
+    diffuse = torch.full_like(normals[..., 0], lights.ambient)
+    for direction, strength in zip(lights.directions, lights.strengths):
+        lamp = torch.nn.functional.normalize(normals.new_tensor(direction), dim=0)
+        diffuse = diffuse + strength * (normals @ lamp).clamp_min(0)
+    lamp = torch.nn.functional.normalize(normals.new_tensor(lights.directions[0]), dim=0)
+    halfway = torch.nn.functional.normalize(lamp + normals.new_tensor((0.0, 0.0, -1.0)), dim=0)
+    return diffuse, lights.gloss * (normals @ halfway).clamp_min(0) ** lights.shininess
+
+
+@dataclass(frozen=True)
+class Surface:
+    """The nearest surface of one view, as a list of the N covered pixels; made for pictures, not for derivatives.
+
+    size: (H, W); pixel: [N] int64, row * W + column; triangle: [N] int64; planes: [F, 3, 3] screen-space planes:
+    row k times (x - x0, y - y0, 1) is the k-th barycentric weight over w; origin: [F, 2] the (x0, y0) of each triangle.
+    """
+
+    size: tuple[int, int]
+    pixel: Tensor
+    triangle: Tensor
+    planes: Tensor
+    origin: Tensor
+
+    @classmethod
+    def visible(cls, clip: Tensor, triangles: Tensor, size: tuple[int, int]) -> Surface:
+        """clip [V, 4] of one view, triangles [F, 3], size (H, W)."""
+        backend = import_module(f"fitkit.render.backends.{pick_backend(clip.device)}_backend")
+        index = backend.winning_triangles(clip[None], triangles, size).reshape(-1)
+        pixel = (index >= 0).nonzero().squeeze(1)
+        # Perspective-correct interpolation is a ratio of functions that are linear on the screen; three numbers per
+        # triangle and function cost far less than barycentrics per pixel.
+        corner = clip[triangles].double()
+        w = corner[..., 3]
+        xy = corner[..., :2] / w[..., None]
+        local = xy - xy[:, :1]
+        x, y = local[..., 0], local[..., 1]
+        following, last = [1, 2, 0], [2, 0, 1]
+        edge = torch.stack([y[:, following] - y[:, last], x[:, last] - x[:, following],
+                            x[:, following] * y[:, last] - x[:, last] * y[:, following]], -1)
+        area = edge[..., 2].sum(-1)
+        area = torch.where(area.abs() < 1e-12, torch.full_like(area, 1e-12), area)
+        planes = edge / (area[:, None] * w)[..., None]
+        return cls(size, pixel, index[pixel], planes.float(), xy[:, 0].float())
+
+    def interpolate(self, corners: Tensor) -> Tensor:
+        """Values at the triangles' corners [F, 3, C] -> values at the covered pixels [N, C]."""
+        F, C = len(corners), corners.shape[-1]
+        padded = torch.cat([corners.float(), corners.new_ones(F, 3, 1).float()], -1)
+        table = torch.einsum("fkp,fkc->fpc", self.planes, padded).reshape(F, -1)  # [F, 3 * (C + 1)]
+        rows = torch.cat([self.origin, table], 1)[self.triangle]
+        x = (self.pixel % self.size[1]) - rows[:, 0]
+        y = torch.div(self.pixel, self.size[1], rounding_mode="floor") - rows[:, 1]
+        one = C + 1
+        value = rows[:, 2:2 + one] * x[:, None] + rows[:, 2 + one:2 + 2 * one] * y[:, None] + rows[:, 2 + 2 * one:]
+        return value[:, :C] / value[:, C:]
+
+    def image(self, values: Tensor) -> Tensor:
+        """[N, C] -> [H, W, C], 0 where nothing is covered."""
+        out = values.new_zeros(self.size[0] * self.size[1], values.shape[1])
+        out[self.pixel] = values
+        return out.reshape(*self.size, -1)
+
+
+def average_blocks(image: Tensor, factor: int) -> Tensor:
+    """[H * factor, W * factor, C] -> [H, W, C], mean of each block."""
+    if factor == 1:
+        return image
+    H, W, C = image.shape
+    blocks = image.reshape(H // factor, factor, W, C)
+    rows = sum(blocks[:, i] for i in range(factor)).reshape(H // factor, W // factor, factor, C)
+    return sum(rows[:, :, i] for i in range(factor)) / factor ** 2
+
+
+def render_shaded(vertices: Tensor, triangles: Tensor, camera: Camera, size: tuple[int, int], *, color: Tensor | None = None,
+                  select: Tensor | None = None, lights: Lights = Lights(), supersample: int = 2) -> Shaded:
+    """Picture of a mesh with three-lamp Lambert shading, a little ambient light and a faint highlight.
+
+    Args:
+        vertices: [B, V, 3] camera frame, mm; triangles: [F, 3]; size: (H, W).
+        color: linear RGB per vertex, [V, 3] or [B, V, 3], or None for clay.
+        select: [F] bool, the triangles counted in `Shaded.skin`; all of them hide what is behind them.
+        supersample: samples per pixel side.
+    """
+    fine = supersampled(camera, supersample)
+    clip = clip_vertices(fine, vertices)
+    views = []
+    for b in range(len(vertices)):
+        surface = Surface.visible(clip[b], triangles, (size[0] * supersample, size[1] * supersample))
+        own = None if color is None else surface.interpolate((color if color.ndim == 2 else color[b])[triangles])
+        views.append(light_surface(surface, vertices[b], triangles, own, select, lights, supersample))
+    return Shaded(torch.stack([v.rgb for v in views]), torch.stack([v.alpha for v in views]), torch.stack([v.skin for v in views]))
+
+
+def surface_normals(surface: Surface, vertices: Tensor, triangles: Tensor) -> Tensor:
+    """Smooth camera-frame normals at the covered pixels [N, 3], turned towards the camera; vertices [V, 3]."""
+    normals = torch.nn.functional.normalize(surface.interpolate(vertex_normals(vertices[None], triangles)[0][triangles]), dim=-1)
+    return torch.where(normals[:, 2:] > 0.15, -normals, normals)  # 0.15: smooth normals lean over at the silhouette
+
+
+def light_surface(surface: Surface, vertices: Tensor, triangles: Tensor, color: Tensor | None = None, select: Tensor | None = None,
+                  lights: Lights = Lights(), supersample: int = 1) -> Shaded:
+    """One view: light the surface and average the supersamples; color [N, 3] linear or None for clay. Fields lack B."""
+    diffuse, gloss = shade(surface_normals(surface, vertices, triangles), lights)
+    rgba = vertices.new_empty(len(diffuse), 5)
+    clay = vertices.new_tensor(CLAY)
+    rgba[:, :3] = ((clay if color is None else color) * diffuse[:, None] + gloss[:, None]).clamp(0, 1)
+    rgba[:, 3] = 1
+    rgba[:, 4] = 1 if select is None else select[surface.triangle].to(rgba)
+    return average_surface(surface, rgba, supersample)
+
+
+def average_surface(surface: Surface, rgba: Tensor, supersample: int) -> Shaded:
+    """[N, 5] linear RGB, cover, selected cover at the samples -> a view's picture (fields lack B)."""
+    mean = average_blocks(surface.image(rgba), supersample)
+    alpha = mean[..., 3]
+    # The mean holds nothing where the mesh does not reach; dividing by the cover gives the colour of the mesh alone.
+    rgb = srgb_from_linear(mean[..., :3] / alpha.clamp_min(1e-6)[..., None]) * (alpha > 0)[..., None]
+    return Shaded(rgb, alpha, mean[..., 4])

@@ -1,0 +1,64 @@
+"""Model points seen by the cameras, with analytic derivatives. Projection is written once; all energies use it."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fitkit.geometry.rotation import skew
+from fitkit.models.face_model import PointBasis
+from fitkit.scene.state import SceneState
+
+
+@dataclass(frozen=True)
+class ProjectedPoints:
+    """N model points in each of G views.
+
+    head: [G, N, 3] mm; camera: [G, N, 3] mm; pixels: [G, N, 2]; in_front: [G, N] bool.
+    by_head: [G, N, 2, 3] d pixel / d displacement in the head frame; by_focal: [G, N, 2] d pixel / d log(focal);
+    both None unless derivatives were asked for.
+    """
+
+    head: Tensor
+    camera: Tensor
+    pixels: Tensor
+    in_front: Tensor
+    by_head: Tensor | None = None
+    by_focal: Tensor | None = None
+
+
+def project_points(basis: PointBasis, state: SceneState, views: Tensor | None = None, derivatives: bool = False) -> ProjectedPoints:
+    """Project the points of `basis` into the views (all, or the int64 index list `views`)."""
+    views = torch.arange(state.num_views, device=state.expression.device) if views is None else views
+    head = basis.points(state.identity[state.subject[views]], state.expression[views])
+    return project_head_points(head, state, views, derivatives)
+
+
+def project_head_points(head: Tensor, state: SceneState, views: Tensor, derivatives: bool = False) -> ProjectedPoints:
+    """Project given head-frame points [G, N, 3] into the views [G]."""
+    pose, camera = state.pose.select(views), state.camera.select(views)
+    seen = pose.apply(head)
+    pixels, in_front = camera.project(seen)
+    if not derivatives:
+        return ProjectedPoints(head, seen, pixels, in_front)
+    by_point, by_focal = camera.project_jacobian(seen)
+    return ProjectedPoints(head, seen, pixels, in_front, by_point @ pose.rotation[:, None], by_focal)
+
+
+def motion_columns(by_head: Tensor, head: Tensor, rows: Tensor, num_identity: int) -> dict[str, Tensor]:
+    """Chain d value / d head displacement to the parameters that move a point.
+
+    Args:
+        by_head: [G, N, D, 3]; head: [G, N, 3] mm; rows: [N, 3, K] or [G, N, 3, K], identity first; num_identity: K_id.
+    Returns:
+        'identity' [G, N, D, K_id], 'expression' [G, N, D, K_ex], 'pose' [G, N, D, 6] (rotation, then translation,
+        as in `Pose.retract`).
+    """
+    if rows.ndim == 3:
+        G, N, D, _ = by_head.shape
+        by_coefficient = torch.bmm(by_head.permute(1, 0, 2, 3).reshape(N, G * D, 3), rows).reshape(N, G, D, -1).permute(1, 0, 2, 3)
+    else:
+        by_coefficient = by_head @ rows
+    pose = torch.cat([by_head @ -skew(head), by_head], -1)
+    return {"identity": by_coefficient[..., :num_identity], "expression": by_coefficient[..., num_identity:], "pose": pose}

@@ -1,0 +1,87 @@
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from helpers import tiny_model
+
+from fitkit.cli.model import model
+from fitkit.errors import MissingWeightsError
+from fitkit.models import fetch, registry
+from fitkit.models.io import save_model_file
+
+ICT = Path(__file__).resolve().parents[3] / "shared/data/ict/obj"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    asset = save_model_file(replace(tiny_model(), name="generic", license="MIT", source="made here"), tmp_path / "assets/generic.npz")
+    monkeypatch.setattr(registry, "asset_path", lambda name: asset)
+    monkeypatch.setenv("FITKIT_MODELS", str(tmp_path / "models"))
+    return lambda *arguments: CliRunner().invoke(model, [str(a) for a in arguments])
+
+
+def test_list(run):
+    result = run("list")
+    assert result.exit_code == 0 and "generic" in result.output and "fitkit model fetch ict" in result.output
+    registry.store_model(replace(tiny_model(), name="ict"))
+    assert "ict.npz" in run("list").output and "fetch" not in run("list").output
+
+
+def test_info(run):
+    output = run("info", "generic").output
+    for text in ("vertices", "315", "8 coefficients", "jawOpen", "MIT", "made here", "generic.npz"):
+        assert text in output
+    result = run("info", "ict")
+    assert result.exit_code == 1 and result.output.count("\n") == 1 and "Error: model 'ict' is not in" in result.output
+    assert "did you mean 'generic'" in run("info", "generik").output
+
+
+@pytest.mark.skipif(not ICT.is_dir(), reason="the shared test data are not here")
+def test_import(run, tmp_path):
+    result = run("import", "ict", ICT, "--name", "small")
+    assert result.exit_code == 0 and "24591 vertices, 3 identity and 2 expression shapes" in result.output
+    assert registry.load_model("small").num_identity == 3
+    assert "exists already" in run("import", "ict", ICT, "--name", "small").output
+
+
+def test_import_refusals(run, tmp_path):
+    result = run("import", "ict", tmp_path / "none")
+    assert result.exit_code == 1 and "no such file or folder" in result.output
+    assert run("import", "flame", tmp_path).exit_code == 2
+
+
+def test_fetch_ict(run, monkeypatch):
+    def fetched(name, url, overwrite, progress):
+        assert (name, url, overwrite) == ("mine", "http://mirror", True)
+        progress(0, 154), progress(154, 154)
+        return registry.store_model(replace(tiny_model(), name=name))
+
+    monkeypatch.setattr(fetch, "fetch_ict", fetched)
+    result = run("fetch", "ict", "--name", "mine", "--url", "http://mirror", "--overwrite")
+    assert result.exit_code == 0 and "mine.npz: imported; use it with --model mine" in result.output
+
+    def fails(*args, **kwargs):
+        raise MissingWeightsError("no network")
+
+    monkeypatch.setattr(fetch, "fetch_ict", fails)
+    result = run("fetch", "ict")
+    assert result.exit_code == 1 and "Error: no network" in result.output
+
+
+def test_fetch_fan(run, monkeypatch):
+    from fitkit.observe.landmarks import fan
+
+    monkeypatch.setattr(fan, "load_networks", lambda: None)
+    result = run("fetch", "fan")
+    assert result.exit_code == 0 and "checkpoints" in result.output
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "face_alignment", None)
+    result = run("fetch", "fan")
+    assert result.exit_code == 1 and "pip install face-alignment" in result.output
+
+
+@pytest.mark.parametrize("command", ["list", "info", "import", "fetch"])
+def test_help_has_an_example(run, command):
+    assert "Example: fitkit model " in run(command, "--help").output

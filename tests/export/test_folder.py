@@ -1,0 +1,316 @@
+import json
+import os
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+import yaml
+from helpers import tiny_model, tiny_result
+from PIL import Image
+
+from fitkit.errors import FitError, InputError
+from fitkit.export import folder
+from fitkit.export.folder import ENTRIES, check_output, file_stems, plain, write_result
+from fitkit.export.parameters import load_parameters
+from fitkit.io.calibration import read_cameras
+from fitkit.io.subject import Subject
+from fitkit.scene.camera import Camera
+
+
+@pytest.fixture(scope="module")
+def result():
+    return tiny_result(size=96)
+
+
+@pytest.fixture(autouse=True)
+def small_texture(monkeypatch):
+    monkeypatch.setattr(folder, "TEXTURE_SIZE", 64)
+
+
+@pytest.fixture(scope="module")
+def written(result, tmp_path_factory):
+    size, folder.TEXTURE_SIZE = folder.TEXTURE_SIZE, 64
+    try:
+        return write_result(result, tmp_path_factory.mktemp("results") / "new" / "out")
+    finally:
+        folder.TEXTURE_SIZE = size
+
+
+def files(path):
+    return sorted(str(p.relative_to(path)) for p in path.rglob("*"))
+
+
+class TestContent:
+    def test_files(self, written):
+        assert {p.name for p in written.iterdir()} == ENTRIES
+        assert files(written / "views") == [f"view{i}.ply" for i in range(3)]
+        assert files(written / "overlay") == [f"view{i}.png" for i in range(3)]
+        assert [p.name for p in written.parent.iterdir()] == ["out"]  # nothing hidden beside it
+
+    def test_ply_keeps_the_vertex_order(self, written, result):
+        mesh = trimesh.load(written / "subject.ply", process=False)
+        np.testing.assert_allclose(mesh.vertices, result.neutral, atol=1e-4)  # float32 mm
+        assert np.array_equal(mesh.faces, result.model.triangles)
+        header = (written / "subject.ply").read_bytes()[:300]
+        assert b"binary_little_endian" in header and b"property float nx" in header
+        for i in range(3):
+            view = trimesh.load(written / "views" / f"view{i}.ply", process=False)
+            np.testing.assert_allclose(view.vertices, result.vertices[i], atol=1e-4)
+
+    def test_obj(self, written, result):
+        lines = (written / "subject.obj").read_text().splitlines()
+        rows = {k: [line.split()[1:] for line in lines if line.startswith(k + " ")] for k in ("v", "vt", "vn", "f")}
+        np.testing.assert_allclose(np.array(rows["v"], float), result.neutral, atol=1e-4)
+        np.testing.assert_allclose(np.array(rows["vt"], float), result.model.uv, atol=1e-5)
+        corners = np.array([[c.split("/") for c in f] for f in rows["f"]], int) - 1
+        assert np.array_equal(corners[..., 0], result.model.triangles) and np.array_equal(corners[..., 1], result.model.uv_triangles)
+        assert "mtllib subject.mtl" in lines and "map_Kd texture.png" in (written / "subject.mtl").read_text()
+        mesh = trimesh.load(written / "subject.obj", process=False)
+        assert mesh.visual.material.image.size == (64, 64)
+        np.testing.assert_allclose(mesh.triangles, result.neutral.numpy()[result.model.triangles.numpy()], atol=1e-4)
+
+    def test_glb_shows_the_texture(self, written, result):
+        mesh = next(iter(trimesh.load(written / "subject.glb", process=False).geometry.values()))
+        texture = np.asarray(Image.open(written / "texture.png"))
+        assert np.array_equal(np.asarray(mesh.visual.material.baseColorTexture.convert("RGB")), texture)
+        np.testing.assert_allclose(mesh.extents, np.ptp(result.neutral.numpy(), 0) / 1000, atol=1e-6)
+
+    def test_parameters(self, written, result):
+        read = load_parameters(written / "parameters.npz")
+        assert torch.equal(read.state.vertices(result.model), result.vertices)
+
+    def test_cameras_json_is_what_a_subject_folder_accepts(self, written, result):
+        cameras = read_cameras(written / "cameras.json")
+        points = result.vertices.double().numpy()
+        expected = result.state.camera.project(result.state.pose.apply(result.vertices))[0].numpy()
+        for i, (name, camera) in enumerate(cameras.items()):
+            assert name == f"view{i}"
+            at = points[i] @ camera.R.T + camera.t
+            pixel = (at / at[:, 2:]) @ camera.K.T
+            np.testing.assert_allclose(pixel[:, :2], expected[i], atol=2e-3)  # the state is float32
+        entry = json.loads((written / "cameras.json").read_text())["views"][0]
+        assert entry["source"] == "estimated" and entry["kind"] == "perspective" and (entry["width"], entry["height"]) == (96, 96)
+
+    def test_landmarks_lie_on_the_mesh(self, written):
+        points = np.load(written / "landmarks.npy")
+        assert points.shape == (68, 3) and points.dtype == np.float32
+        mesh = trimesh.load(written / "subject.ply", process=False)
+        _, distance, _ = trimesh.proximity.closest_point(mesh, points)
+        assert distance.max() < 1e-3
+
+    def test_metrics_are_strict_json(self, written):
+        metrics = json.loads((written / "metrics.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+        assert metrics["status"] == "ok" and metrics["warnings"] == []
+        assert metrics["not_a_number"] is None and metrics["per_view"] == {"view0": 1.5}
+
+    def test_recipe(self, written, result):
+        assert yaml.safe_load((written / "recipe.yaml").read_text()) == result.recipe
+
+    def test_pictures(self, written):
+        overlay = np.asarray(Image.open(written / "overlay" / "view1.png"))
+        preview = np.asarray(Image.open(written / "preview.png"))
+        assert overlay.ndim == 3 and overlay.shape[1] > 2 * overlay.shape[0]
+        assert preview.shape == (2 * 384, 5 * 320, 3)
+        half = (overlay.shape[1] - 8) // 2
+        assert np.abs(overlay[:, :half].astype(int) - overlay[:, -half:]).mean() > 3  # something is drawn over the photo
+
+
+class TestOtherInputs:
+    def test_orthographic_one_view_no_uv(self, result, tmp_path):
+        model = replace(result.model, uv=None, uv_triangles=None, albedo_mean=None)
+        single = tiny_result(views=1, size=64)
+        state = single.state.replace(camera=replace(single.state.camera, kind="orthographic"))
+        out = write_result(replace(single, model=model, state=state), tmp_path / "out")
+        assert "texture.png" not in files(out) and "subject.mtl" not in files(out)
+        assert Image.open(out / "preview.png").size == (5 * 320, 384)
+        entry = json.loads((out / "cameras.json").read_text())["views"][0]
+        assert entry["kind"] == "orthographic" and entry["t"][2] == Camera.REFERENCE_DEPTH
+        assert b"vt " not in (out / "subject.obj").read_bytes()
+
+    def test_missing_landmarks_and_a_face_outside_the_photo(self, result, tmp_path):
+        landmarks = replace(result.landmarks, points=torch.full_like(result.landmarks.points, float("nan")),
+                            valid=torch.zeros_like(result.landmarks.valid))
+        shift = torch.tensor([[9000.0, 0, 0], [0, 0, -2000.0], [0, 0, 0]])  # beside the photo, behind the camera, in place
+        pose = replace(result.state.pose, translation=result.state.pose.translation + shift)
+        out = write_result(replace(result, landmarks=landmarks, state=result.state.replace(pose=pose)), tmp_path / "out")
+        assert len(files(out / "overlay")) == 3
+
+    def test_small_face_in_a_large_photo_is_cut_out(self, result, tmp_path):
+        wide = np.zeros((900, 1200, 3), np.uint8)
+        wide[100:196, 50:146] = result.subject.views[0].image
+        view = replace(result.subject.views[0], image=wide)
+        state = result.state
+        camera = replace(state.camera.select([0]), principal=state.camera.principal[:1] + torch.tensor([[50.0, 100.0]]))
+        single = replace(state, camera=camera, pose=state.pose.select([0]), expression=state.expression[:1], subject=state.subject[:1],
+                         illumination=state.illumination[:1])
+        landmarks = replace(result.landmarks, points=result.landmarks.points[:1] + torch.tensor([50.0, 100.0]), valid=result.landmarks.valid[:1])
+        small = replace(result, subject=Subject("t", (view,)), state=single, landmarks=landmarks, camera_source=("exif",))
+        out = write_result(small, tmp_path / "out")
+        width, height = Image.open(out / "overlay" / "view0.png").size
+        assert max(width // 2, height) <= 660 and width < 2 * 660
+        assert np.asarray(Image.open(out / "overlay" / "view0.png"))[:, : width // 3].mean() > 10  # not the black surroundings alone
+
+    def test_names_are_made_safe_and_distinct(self, result):
+        names = ("a/b", "a:b", "A_B", "..")
+        subject = Subject("t", tuple(replace(result.subject.views[0], name=n) for n in names))
+        assert file_stems(replace(result, subject=subject)) == ["a_b", "a_b_2", "A_B_3", "view"]
+
+    def test_values_that_are_not_finite_are_refused(self, result, tmp_path):
+        bad = replace(result, state=result.state.replace(identity=result.state.identity * float("nan")))
+        with pytest.raises(FitError, match="identity holds values that are not finite; nothing was written"):
+            write_result(bad, tmp_path / "out")
+        assert files(tmp_path) == []
+
+    def test_plain(self):
+        value = {"a": np.float32(0.5), 2: (np.inf, torch.tensor([1, 2])), "p": os, "n": np.array([1.0, np.nan]), "t": np.bool_(True), "z": None}
+        assert plain(value) == {"a": 0.5, "2": [None, [1, 2]], "p": str(os), "n": [1.0, None], "t": True, "z": None}
+
+
+class TestRefusals:
+    def test_existing_folder(self, result, tmp_path):
+        (tmp_path / "out").mkdir()
+        for call in (lambda: check_output(tmp_path / "out"), lambda: write_result(result, tmp_path / "out")):
+            with pytest.raises(InputError, match="out: already exists; use --overwrite"):
+                call()
+
+    def test_existing_file(self, tmp_path):
+        (tmp_path / "out").write_text("x")
+        for overwrite in (False, True):
+            with pytest.raises(InputError, match="expected a folder, but a file has that name"):
+                check_output(tmp_path / "out", overwrite)
+
+    def test_overwrite_never_replaces_another_folder(self, result, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "holiday.jpg").write_text("x")
+        with pytest.raises(InputError, match="not a fitkit result folder .it holds 'holiday.jpg'."):
+            write_result(result, tmp_path / "out", overwrite=True)
+        (tmp_path / "out" / "metrics.json").write_text("{}")
+        (tmp_path / "out" / "parameters.npz").write_text("")
+        with pytest.raises(InputError, match="it holds 'holiday.jpg'"):
+            write_result(result, tmp_path / "out", overwrite=True)
+        (tmp_path / "half").mkdir()
+        (tmp_path / "half" / "metrics.json").write_text("{}")
+        with pytest.raises(InputError, match="it has no parameters.npz"):
+            check_output(tmp_path / "half", overwrite=True)
+        assert files(tmp_path) == ["half", "half/metrics.json", "out", "out/holiday.jpg", "out/metrics.json", "out/parameters.npz"]
+
+    def test_a_file_in_the_way(self, tmp_path):
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(InputError, match="file.*so no folder can be made in it|cannot be written"):
+            check_output(tmp_path / "file" / "out")
+
+    @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a file system that refuses even root")
+    def test_unwritable_place(self):
+        with pytest.raises(InputError, match="/proc/out: cannot be written .*choose another --output"):
+            check_output("/proc/out")
+
+    @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
+    def test_folder_without_write_permission(self, tmp_path):
+        tmp_path.chmod(0o500)
+        try:
+            with pytest.raises(InputError, match="cannot be written"):
+                check_output(tmp_path / "out")
+        finally:
+            tmp_path.chmod(0o700)
+
+    def test_check_writes_nothing(self, tmp_path):
+        assert check_output(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+        assert files(tmp_path) == []
+
+
+class TestWholeOrNotAtAll:
+    def test_overwrite_replaces_a_result_and_an_empty_folder(self, result, tmp_path):
+        (tmp_path / "out").mkdir()
+        out = write_result(result, tmp_path / "out", overwrite=True)
+        (out / "views" / "view0.ply").write_text("old")
+        (out / ".DS_Store").write_text("left by a file browser")
+        write_result(result, out, overwrite=True)
+        assert len(trimesh.load(out / "views" / "view0.ply", process=False).vertices) == 315
+        assert not (out / ".DS_Store").exists() and [p.name for p in tmp_path.iterdir()] == ["out"]
+
+    @pytest.mark.parametrize("error, seen", [(OSError(28, "No space left on device"), InputError), (ValueError("boom"), ValueError),
+                                             (KeyboardInterrupt(), KeyboardInterrupt)])
+    @pytest.mark.parametrize("writer", ["trimesh.exchange.ply.export_ply", "numpy.save", "PIL.Image.Image.save", "yaml.safe_dump"])
+    def test_nothing_is_left_after_a_failure(self, result, tmp_path, monkeypatch, error, seen, writer):
+        def fail(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr(writer, fail)
+        with pytest.raises(seen) as caught:
+            write_result(result, tmp_path / "new" / "deep" / "out")
+        if seen is InputError:
+            assert "No space left on device" in str(caught.value) and "nothing was left behind" in str(caught.value)
+        assert files(tmp_path) == []
+
+    def test_ctrl_c_in_the_main_thread(self, result, tmp_path, monkeypatch):
+        """A real interrupt arrives where the main thread waits for the writers."""
+        import _thread
+
+        started = threading.Event()
+        draw = folder.draw_overlay
+
+        def slow(*args):
+            if not started.is_set():
+                started.set()
+                _thread.interrupt_main()
+            return draw(*args)
+
+        monkeypatch.setattr(folder, "draw_overlay", slow)
+        with pytest.raises(KeyboardInterrupt):
+            write_result(result, tmp_path / "out")
+        assert started.is_set() and files(tmp_path) == []
+
+    def test_a_failed_overwrite_leaves_the_old_result(self, result, tmp_path, monkeypatch):
+        out = write_result(result, tmp_path / "out")
+        before = {p: (out / p).read_bytes() for p in files(out) if (out / p).is_file()}
+        monkeypatch.setattr(folder, "draw_preview", lambda *a: (_ for _ in ()).throw(RuntimeError("boom")))
+        with pytest.raises(RuntimeError):
+            write_result(result, out, overwrite=True)
+        assert before == {p: (out / p).read_bytes() for p in files(out) if (out / p).is_file()}
+        assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+    def test_a_failed_exchange_puts_the_old_result_back(self, result, tmp_path, monkeypatch):
+        out = write_result(result, tmp_path / "out")
+        rename, calls = type(out).rename, []
+
+        def second_fails(self, target):
+            calls.append(self)
+            if len(calls) == 2:
+                raise OSError(16, "Device or resource busy")
+            return rename(self, target)
+
+        monkeypatch.setattr(type(out), "rename", second_fails)
+        with pytest.raises(InputError, match="Device or resource busy"):
+            write_result(result, out, overwrite=True)
+        monkeypatch.undo()
+        assert [p.name for p in tmp_path.iterdir()] == ["out"] and (out / "metrics.json").exists()
+
+    def test_threads_of_torch_are_given_back(self, result, tmp_path):
+        before = torch.get_num_threads()
+        write_result(result, tmp_path / "out")
+        assert torch.get_num_threads() == before
+
+
+def test_save_of_the_result_object(result, tmp_path):
+    assert result.save(tmp_path / "out") == tmp_path / "out"
+    with pytest.raises(InputError, match="already exists"):
+        result.save(tmp_path / "out")
+
+
+def test_tiny_model_is_seeded_and_valid():
+    from fitkit.models.io import check_model
+
+    first, again, other = tiny_model(3), tiny_model(3), tiny_model(4)
+    check_model(first, "tiny")
+    assert torch.equal(first.identity_basis, again.identity_basis) and not torch.equal(first.identity_basis, other.identity_basis)
+
+
+def test_states_in_double_precision_and_with_gradients(result, tmp_path):
+    state = result.state.to(dtype=torch.float64)
+    state = state.replace(identity=state.identity.clone().requires_grad_(), expression=state.expression.clone().requires_grad_(),
+                          camera=replace(state.camera, focal=state.camera.focal.clone().requires_grad_()))
+    out = write_result(replace(result, state=state, model=result.model.to(dtype=torch.float64)), tmp_path / "out")
+    assert {p.name for p in out.iterdir()} == ENTRIES

@@ -1,0 +1,61 @@
+import json
+
+import numpy as np
+import pytest
+
+from fitkit.errors import InputError
+from fitkit.io.calibration import read_cameras
+
+K = [[500, 0, 63.5], [0, 510, 47.5], [0, 0, 1]]
+R = [[0, 1, 0], [-1, 0, 0], [0, 0, 1]]
+
+
+def write(tmp_path, content):
+    path = tmp_path / "cameras.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_layouts(tmp_path):
+    entry = {"K": K, "R": R, "t": [1, 2, 900], "width": 128, "height": 96, "distortion": [0.1, 0, 0, 0, 0.2]}
+    for content, name in (({"convention": "...", "views": [{"image": "a.jpg", **entry}]}, "a.jpg"), ({"a": entry}, "a"), ([{"name": "a.jpg", **entry}], "a.jpg")):
+        camera = read_cameras(write(tmp_path, content))[name]
+        np.testing.assert_allclose(camera.K, K)
+        np.testing.assert_allclose(camera.R, R)
+        assert camera.t.tolist() == [1, 2, 900] and camera.size == (128, 96) and camera.distortion.tolist() == [0.1, 0, 0, 0, 0.2]
+
+
+def test_optional_parts(tmp_path):
+    camera = read_cameras(write(tmp_path, {"a": {"K": K, "R": None, "t": None, "distortion": [[0, 0, 0, 0]]}}))["a"]
+    assert camera.R is None and camera.t is None and camera.distortion is None and camera.size is None
+    column = read_cameras(write(tmp_path, {"a": {"K": K, "R": R, "t": [[1], [2], [3]], "distortion": []}}))["a"]
+    assert column.t.tolist() == [1, 2, 3] and column.distortion is None
+
+
+def test_rounded_rotation_is_made_exact(tmp_path):
+    angle = 0.3
+    rounded = np.round([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]], 3)
+    camera = read_cameras(write(tmp_path, {"a": {"K": K, "R": rounded.tolist(), "t": [0, 0, 1]}}))["a"]
+    np.testing.assert_allclose(camera.R @ camera.R.T, np.eye(3), atol=1e-12)
+
+
+@pytest.mark.parametrize("content, message", [
+    ("{", "cameras.json: not a readable JSON file"), ("[]", "no cameras; expected"), ("3", "no cameras; expected"), ({"convention": "x"}, "no cameras"),
+    ({"views": [{"K": K}]}, "view 0: no image name"),
+    ({"views": [{"image": "a", "K": K}, {"image": "a", "K": K}]}, "view 'a' occurs twice"),
+    ({"a": {"R": R}}, "view 'a': K is missing; expected"),
+    ({"a": {"K": [1, 2, 3]}}, r"view 'a': K: expected finite numbers, shape \[3, 3\], got shape \[3\]"),
+    ({"a": {"K": "wide"}}, "view 'a': K: expected numbers"),
+    ({"a": {"K": [[-5, 0, 1], [0, 5, 1], [0, 0, 1]]}}, "with fx, fy > 0"),
+    ({"a": {"K": [[5, 0, 1], [2, 5, 1], [0, 0, 1]]}}, "with fx, fy > 0"),
+    ({"a": {"K": np.array(K).T.tolist()}}, "with fx, fy > 0"),
+    ({"a": {"K": K, "R": R}}, "t is missing; give R and t, or neither"),
+    ({"a": {"K": K, "t": [0, 0, 1]}}, "R is missing; give R and t, or neither"),
+    ({"a": {"K": K, "R": [[1, 0, 0], [0, 1, 0], [0, 0, -1]], "t": [0, 0, 1]}}, r"R: not a rotation .det -1"),
+    ({"a": {"K": K, "R": [[2, 0, 0], [0, 2, 0], [0, 0, 2]], "t": [0, 0, 1]}}, "R: not a rotation"),
+    ({"a": {"K": K, "R": R, "t": [0, 1]}}, r"t: expected finite numbers, shape \[3\], got shape \[2\]"),
+    ({"a": {"K": K, "distortion": [1, 2, 3]}}, "distortion: expected 4, 5, 8, 12 or 14 coefficients .*got 3"),
+])
+def test_refusals(tmp_path, content, message):
+    with pytest.raises(InputError, match=message):
+        read_cameras(write(tmp_path, content))

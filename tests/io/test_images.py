@@ -1,0 +1,177 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from fitkit.errors import InputError
+from fitkit.io import images
+from fitkit.io.images import Distortion, ImageFile, array_to_rgb, open_image, read_image
+
+RNG = np.random.default_rng(0)
+RGB = np.kron(RNG.integers(0, 256, (5, 6, 3)), np.ones((8, 8, 1))).astype(np.uint8)  # 40 x 48 px, blocks
+GREY = RGB[..., 0]
+ORIENTATION, EXIF_IFD, F35, F_MM, X_RES, RES_UNIT, WIDTH, HEIGHT = 274, 0x8769, 41989, 37386, 41486, 41488, 40962, 40963
+
+
+def save(path, array_or_image, **options):
+    image = array_or_image if isinstance(array_or_image, Image.Image) else Image.fromarray(array_or_image)
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("name, tolerance", [("a.png", 0), ("a.bmp", 0), ("a.tif", 0), ("a.TIFF", 0), ("a.jpg", 1), ("a.JPEG", 1), ("a.webp", 10)])
+def test_formats(tmp_path, name, tolerance):
+    options = {"quality": 98, "subsampling": 0} if "jp" in name.lower() else {"quality": 98} if "webp" in name else {}
+    array, focal = read_image(save(tmp_path / name, RGB, **options))
+    assert array.shape == (40, 48, 3) and array.dtype == np.uint8 and focal is None
+    assert np.abs(array.astype(int) - RGB).mean() <= tolerance  # WebP halves the colour resolution
+
+
+def test_modes(tmp_path):
+    grey3 = np.repeat(GREY[..., None], 3, -1)
+    read = lambda image, name="a.png": read_image(save(tmp_path / name, image))[0]
+    assert (read(GREY) == grey3).all()
+    assert (read(GREY.astype(np.uint16) * 257) == grey3).all()
+    assert (read(GREY.astype(np.uint16) * 257, "a.tif") == grey3).all()
+    assert (read(Image.fromarray(GREY / np.float32(255)), "a.tif") == grey3).all()
+    assert (read(Image.fromarray(GREY.astype(np.float32)), "a.tif") == grey3).all()
+    assert (read(Image.fromarray(GREY.astype(np.int32)), "a.tif") == grey3).all()
+    assert (read(Image.fromarray(GREY > 127)) == np.where(grey3 > 127, 255, 0)).all()
+    palette = Image.fromarray(RGB).convert("P", palette=Image.Palette.ADAPTIVE)
+    assert (read(palette) == np.array(palette.convert("RGB"))).all()
+    cmyk = Image.fromarray(RGB).convert("CMYK")
+    assert np.abs(read(cmyk, "a.tif").astype(int) - RGB).max() <= 1
+
+
+def test_sixteen_bit_colour_png(tmp_path):
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "a.png"), RGB[..., ::-1].astype(np.uint16) * 257)
+    assert np.abs(read_image(tmp_path / "a.png")[0].astype(int) - RGB).max() <= 1
+
+
+def test_transparent_pixels_become_white(tmp_path):
+    alpha = np.full(GREY.shape, 255, np.uint8)
+    alpha[:8] = 0
+    array = read_image(save(tmp_path / "a.png", np.dstack([RGB, alpha])))[0]
+    assert (array[:8] == 255).all() and (array[8:] == RGB[8:]).all()
+    array = read_image(save(tmp_path / "b.png", np.dstack([GREY, alpha])))[0]
+    assert (array[:8] == 255).all() and (array[8:, :, 1] == GREY[8:]).all()
+
+
+@pytest.mark.parametrize("orientation, turn", [
+    (1, lambda a: a), (2, lambda a: a[:, ::-1]), (3, lambda a: a[::-1, ::-1]), (4, lambda a: a[::-1]), (5, lambda a: a.transpose(1, 0, 2)),
+    (6, lambda a: np.rot90(a, -1)), (7, lambda a: a.transpose(1, 0, 2)[::-1, ::-1]), (8, lambda a: np.rot90(a))])
+def test_exif_orientation(tmp_path, orientation, turn):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    file = open_image(save(tmp_path / "a.png", RGB, exif=exif))
+    assert (file() == turn(RGB)).all()
+    assert file.size == turn(RGB).shape[1::-1]
+
+
+def with_exif(tmp_path, **tags):
+    exif = Image.Exif()
+    exif.get_ifd(EXIF_IFD).update({globals()[k]: v for k, v in tags.items()})
+    return read_image(save(tmp_path / "a.jpg", RGB, exif=exif))[1]
+
+
+def test_focal_length_from_exif(tmp_path):
+    diagonal = np.hypot(40, 48)
+    assert with_exif(tmp_path, F35=50) == pytest.approx(50 * diagonal / 43.2666)
+    # 24 mm lens, 100 sensor pixels per cm, the picture reduced from 96 to 48 px: 24 mm * 10 / mm / 2.
+    assert with_exif(tmp_path, F_MM=24.0, X_RES=100.0, RES_UNIT=3, WIDTH=96, HEIGHT=80) == pytest.approx(120.0)
+    assert with_exif(tmp_path, F35=50, F_MM=24.0, X_RES=100.0, RES_UNIT=3, WIDTH=96, HEIGHT=80) == pytest.approx(50 * diagonal / 43.2666)
+    assert with_exif(tmp_path, F35=50, WIDTH=48, HEIGHT=80) is None, "cropped: other proportions than stated"
+    assert with_exif(tmp_path, F35=0) is None
+    assert with_exif(tmp_path, F_MM=24.0) is None
+    assert with_exif(tmp_path, F35=60000) is None
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01\xff\xff" * 9, b"Exif\0\0MM\0*\xff\xff\xff\xff"])
+def test_damaged_exif_data_leave_the_photo_usable(tmp_path, exif):
+    array, focal = read_image(save(tmp_path / "a.jpg", RGB, exif=exif))
+    assert array.shape == RGB.shape and focal is None
+
+
+@pytest.mark.parametrize("content", [b"", b"a text file", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "cut", "cut png", "pdf"])
+def test_unreadable_files_are_refused_by_name(tmp_path, content):
+    path = tmp_path / "bad.jpg"
+    if content == "cut":
+        whole = save(tmp_path / "whole.jpg", RNG.integers(0, 256, (300, 300, 3)).astype(np.uint8)).read_bytes()
+        content = whole[: len(whole) // 2]
+    elif content == "cut png":
+        whole = save(tmp_path / "whole.png", RNG.integers(0, 256, (300, 300, 3)).astype(np.uint8)).read_bytes()
+        content = whole[: len(whole) // 2]
+    elif content == "pdf":
+        content = save(tmp_path / "a.pdf", RGB).read_bytes()
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"bad\.jpg: not a readable image .*corrupt.*remove it"):
+        open_image(path)
+
+
+def test_missing_small_and_huge_images(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="none.png: no such image file"):
+        open_image(tmp_path / "none.png")
+    with pytest.raises(InputError, match=r"the image has 10 x 20 px; expected at least 32 x 32"):
+        open_image(save(tmp_path / "s.png", RGB[:20, :10]))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(InputError, match=r"larger than .* megapixels; reduce it"):
+        open_image(save(tmp_path / "h.png", RGB))
+
+
+def test_eight_thousand_by_six_thousand_pixels(tmp_path):
+    path = save(tmp_path / "big.jpg", Image.new("RGB", (8000, 6000), (200, 120, 90)))
+    file = open_image(path)
+    assert file.size == (8000, 6000)
+    assert file().shape == (6000, 8000, 3)
+
+
+def test_arrays_are_cached_up_to_a_limit(tmp_path, monkeypatch):
+    cache = images._Cache(3 * RGB.nbytes)
+    monkeypatch.setattr(images, "_CACHE", cache)
+    files = [open_image(save(tmp_path / f"{i}.png", RGB)) for i in range(5)]
+    assert len(cache.items) == 3 and cache.used == 3 * RGB.nbytes
+    assert files[4]() is files[4]()
+    assert (files[0]() == RGB).all() and files[0] in cache.items and len(cache.items) == 3
+    with pytest.raises(ValueError, match="read-only"):
+        files[0]()[0] = 0
+
+
+def test_masks(tmp_path):
+    wanted = GREY > 127
+    for i, image in enumerate([wanted, wanted.astype(np.uint8), wanted.astype(np.uint16), np.dstack([wanted * np.uint8(255)] * 3),
+                               np.dstack([wanted * np.uint8(9), np.full(GREY.shape, 255, np.uint8)]),
+                               Image.fromarray(wanted * np.uint8(255)).convert("P")]):
+        mask = open_image(save(tmp_path / f"{i}.png", image), mask=True)()
+        assert mask.dtype == bool and (mask == wanted).all()
+
+
+def test_undistortion_inverts_the_lens(tmp_path):
+    import cv2
+
+    K, k = np.array([[60.0, 0, 23.5], [0, 60, 19.5], [0, 0, 1]]), np.array([-0.2, 0.05, 0.001, -0.002])
+    ideal = np.array([[10.0, 12.0], [23.5, 19.5], [40.0, 30.0], [np.nan, np.nan]])
+    rays = np.column_stack([(ideal - K[:2, 2]) / 60, np.ones(4)])[:3]
+    photo = cv2.projectPoints(rays, np.zeros(3), np.zeros(3), K, k)[0][:, 0]
+    undone = Distortion(K, k).undistort_points(np.vstack([photo, [[np.nan, np.nan]]]))
+    np.testing.assert_allclose(undone, ideal, atol=1e-3)  # OpenCV iterates
+
+    file = open_image(save(tmp_path / "a.png", RGB)).undistorted(Distortion(K, k))
+    assert isinstance(file, ImageFile) and file().shape == RGB.shape and not (file() == RGB).all()
+
+
+@pytest.mark.parametrize("array", [GREY, RGB, np.dstack([RGB, np.full(GREY.shape, 255, np.uint8)]), RGB.astype(np.uint16) * 257, RGB / 255.0])
+def test_arrays_from_the_caller(array):
+    result = array_to_rgb(array, "view0")
+    assert result.dtype == np.uint8 and result.shape == RGB.shape
+    assert (result == (RGB if array.ndim == 3 else GREY[..., None])).all()
+
+
+@pytest.mark.parametrize("array, message", [
+    (np.zeros((3, 40, 40), np.uint8), r"view0: expected an image \[H, W\].*got shape \[3, 40, 40\]"),
+    (np.zeros((4, 4), np.uint8), "at least 32 x 32"), (np.zeros(7), "got shape"),
+    (RGB.astype(float), "must lie in 0..1, got .*divide by 255"), (RGB.astype(np.int64), "expected uint8, uint16 or float"),
+    (np.full((40, 40), np.nan), "must lie in 0..1")])
+def test_arrays_that_are_no_images(array, message):
+    with pytest.raises(InputError, match=message):
+        array_to_rgb(array, "view0")

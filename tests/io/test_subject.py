@@ -1,0 +1,250 @@
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fitkit.errors import InputError
+from fitkit.io.images import ImageFile
+from fitkit.io.subject import KnownCamera, load_subject, subject_from_images
+
+RNG = np.random.default_rng(0)
+POINTS = RNG.uniform(10, 60, (68, 2)).round(2)  # inside 80 x 70 px
+K = [[90.0, 0, 39.5], [0, 90, 34.5], [0, 0, 1]]
+BENCH = Path(__file__).resolve().parents[3] / "shared/data/bench"
+
+
+def photo(path, size=(80, 70), seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    w, h = size
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (h, w, 3)).astype(np.uint8)).save(path)
+    return path
+
+
+def pts(path, points=POINTS):
+    path.write_text("version: 1\nn_points: 68\n{\n" + "".join(f"{x + 1} {y + 1}\n" for x, y in points) + "}\n")
+    return path
+
+
+def cameras(folder, content):
+    (folder / "cameras.json").write_text(json.dumps(content))
+
+
+def test_views_are_sorted_naturally_and_loaded_on_demand(tmp_path):
+    for i, name in enumerate(["view10.png", "view2.PNG", "Anna 1.bmp", "view1.tif"]):
+        photo(tmp_path / "anna" / name, seed=i)
+    subject = load_subject(tmp_path / "anna")
+    assert subject.name == "anna" and subject.path == tmp_path / "anna" and subject.notes == ()
+    assert [v.name for v in subject.views] == ["Anna 1", "view1", "view2", "view10"]
+    view = subject.views[0]
+    assert isinstance(view.__dict__["_image_source"], ImageFile)
+    assert view.size == (80, 70) and view.image.shape == (70, 80, 3) and view.image.dtype == np.uint8
+    assert view.landmarks is view.camera is view.mask is view.focal_px is None and view.landmark_source == ""
+    assert "80 x 70" in repr(view)
+    with ThreadPoolExecutor(4) as pool:
+        means = list(pool.map(lambda v: v.image.mean(), subject.views * 3))
+    assert means == [v.image.mean() for v in subject.views] * 3
+    other = view.replace(landmarks=np.zeros((68, 3)))
+    assert isinstance(other.__dict__["_image_source"], ImageFile) and other.mask is None and other.name == view.name
+
+
+def test_a_hundred_views(tmp_path):
+    for i in range(100):
+        photo(tmp_path / f"{i}.png", (40, 40), i)
+    assert [v.name for v in load_subject(tmp_path).views] == [str(i) for i in range(100)]
+
+
+def test_landmarks_beside_images(tmp_path):
+    for name in "abcde":
+        photo(tmp_path / f"{name}.png")
+    pts(tmp_path / "a.pts")
+    np.save(tmp_path / "b.npy", POINTS)
+    (tmp_path / "c.json").write_text(json.dumps({"landmarks": POINTS.tolist()}))
+    np.savetxt(tmp_path / "d.txt", POINTS)
+    subject = load_subject(tmp_path)
+    for view in subject.views[:4]:
+        np.testing.assert_allclose(view.landmarks[:, :2], POINTS, atol=1e-6)
+        assert view.landmark_source == "file"
+    assert subject.views[4].landmarks is None and subject.notes == ()
+
+
+def test_first_of_several_landmark_files(tmp_path):
+    photo(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("not even landmarks")
+    np.save(tmp_path / "a.npy", POINTS + 1)
+    pts(tmp_path / "a.PTS")
+    subject = load_subject(tmp_path)
+    np.testing.assert_allclose(subject.views[0].landmarks[:, :2], POINTS, atol=1e-6)
+    assert subject.notes == ("a.png: landmarks from a.PTS; not used: a.npy, a.txt",)
+
+
+@pytest.mark.parametrize("points, message", [
+    (POINTS[:5], r"a\.npy: landmarks: expected 68 points .*got \[5, 2\]"),
+    (POINTS + 500, r"a\.npy: 68 of 68 landmarks lie outside the image of 80 x 70 px"),
+])
+def test_wrong_landmarks_are_refused(tmp_path, points, message):
+    photo(tmp_path / "a.png"), photo(tmp_path / "b.png")
+    np.save(tmp_path / "a.npy", points)
+    with pytest.raises(InputError, match=message):
+        load_subject(tmp_path)
+
+
+def test_landmarks_refer_to_the_upright_image(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (40, 120)).save(tmp_path / "a.jpg", exif=exif)  # 120 x 40 px upright
+    np.save(tmp_path / "a.npy", POINTS * [1.8, 0.6])
+    view = load_subject(tmp_path).views[0]
+    assert view.size == (120, 40) == view.image.shape[1::-1]
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda p: None, "no such folder; give a folder with photos"),
+    (lambda p: p.write_text("x"), "expected a folder with photos of one person, got a file"),
+    (lambda p: p.mkdir(), r"no images in this folder; expected at least one of \*\.jpg"),
+    (lambda p: (p.mkdir(), (p / "clip.mp4").write_text("x")), r"no images in this folder.*found clip\.mp4"),
+    (lambda p: (p.mkdir(), (p / "a.jpg").write_text("a text")), r"a\.jpg: not a readable image"),
+    (lambda p: (photo(p / "a.png"), photo(p / "a.bmp")), r"a\.bmp and a\.png share the name 'a'.*rename or remove one"),
+    (lambda p: (photo(p / "a.png"), photo(p / "A.bmp")), "share the name"),
+])
+def test_folders_that_cannot_be_used(tmp_path, make, message):
+    make(tmp_path / "s")
+    with pytest.raises(InputError, match=message):
+        load_subject(tmp_path / "s")
+
+
+def test_unreadable_image_is_left_out_when_others_remain(tmp_path):
+    photo(tmp_path / "a.png")
+    (tmp_path / "b.jpg").write_text("a text file")
+    pts(tmp_path / "b.pts", POINTS[:3])
+    cameras(tmp_path, {"a": {"K": K}, "b.jpg": {"K": K}})
+    subject = load_subject(tmp_path)
+    assert [v.name for v in subject.views] == ["a"]
+    assert len(subject.notes) == 1 and subject.notes[0].startswith("left out:") and "b.jpg: not a readable image" in subject.notes[0]
+
+
+def test_other_files_are_ignored_in_one_line(tmp_path):
+    photo(tmp_path / "a.png"), photo(tmp_path / "fitkit/overlay.png"), photo(tmp_path / "out/x.png")
+    for name in (".DS_Store", "._a.jpg", "notes.md", "clip.mp4", "b.pts", "readme.txt"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "old").mkdir()
+    subject = load_subject(tmp_path, ignore=[tmp_path / "out"])
+    assert len(subject.views) == 1
+    assert subject.notes == ("ignored, not images or files of an image: b.pts, clip.mp4, notes.md, old, readme.txt",)
+
+
+def test_cameras(tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        photo(tmp_path / name)
+    cameras(tmp_path, {"views": [{"image": "a.png", "K": K, "R": np.eye(3).tolist(), "t": [0, 0, 900], "width": 80, "height": 70},
+                                 {"image": "shots/B.png", "K": K}, {"image": "z.png", "K": K}]})
+    subject = load_subject(tmp_path)
+    a, b, c = subject.views
+    assert a.camera.t.tolist() == [0, 0, 900] and (a.camera.K == K).all() and (b.camera.K == K).all() and b.camera.R is None
+    assert c.camera is None
+    assert subject.notes == ("cameras.json: no image for: z.png", "cameras.json: no camera for: c.png")
+
+
+@pytest.mark.parametrize("content, message", [
+    ({"a": {"K": K, "width": 160, "height": 140}}, r"view 'a': K belongs to an image of 160 x 140 px, but a\.png has 80 x 70 px"),
+    ({"a": {"K": K}, "a.png": {"K": K}}, "'a' and 'a.png' are both cameras of the image 'a'"),
+    ({"a": {"K": 3}}, "cameras.json: view 'a': K"),
+])
+def test_wrong_cameras(tmp_path, content, message):
+    photo(tmp_path / "a.png")
+    cameras(tmp_path, content)
+    with pytest.raises(InputError, match=message):
+        load_subject(tmp_path)
+
+
+def test_distortion_is_removed_from_image_mask_and_landmarks(tmp_path):
+    photo(tmp_path / "a.png"), photo(tmp_path / "b.png")
+    pts(tmp_path / "a.pts")
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.full((70, 80), 255, np.uint8)).save(tmp_path / "masks/a.png")
+    plain = load_subject(tmp_path).views[0]
+    lens = {"K": K, "distortion": [0.3, 0, 0, 0]}  # pincushion: the undistorted image has corners that the lens did not see
+    cameras(tmp_path, {"a": lens, "b": lens})
+    a, b = load_subject(tmp_path).views
+    assert a.size == (80, 70) and a.image.shape == (70, 80, 3) and not (a.image == plain.image).all()
+    # x_d = x_u (1 + k r^2) in normalised coordinates
+    u = (a.landmarks[:, :2] - [39.5, 34.5]) / 90
+    back = u * (1 + 0.3 * (u**2).sum(1, keepdims=True)) * 90 + [39.5, 34.5]
+    np.testing.assert_allclose(back, POINTS, atol=1e-3)  # OpenCV iterates
+    assert a.mask.dtype == b.mask.dtype == bool and not a.mask[0, 0] and not b.mask[0, 0] and a.mask[35, 40] and b.mask[35, 40]
+
+
+def test_masks(tmp_path):
+    photo(tmp_path / "a.png"), photo(tmp_path / "b.png")
+    mask = np.zeros((70, 80), np.uint8)
+    mask[10:30] = 7
+    (tmp_path / "masks").mkdir()
+    for name in ("a.png", "z.png"):
+        Image.fromarray(mask).save(tmp_path / "masks" / name)
+    subject = load_subject(tmp_path)
+    assert (subject.views[0].mask == (mask > 0)).all() and subject.views[1].mask is None
+    assert subject.notes == ("ignored, masks without an image: z.png",)
+
+
+@pytest.mark.parametrize("mask, message", [
+    (np.ones((80, 70), np.uint8), r"masks/a\.png: a mask must have the size of its image, 80 x 70 px, got shape \[80, 70\]"),
+    (np.zeros((70, 80), np.uint8), r"masks/a\.png: the mask is zero everywhere"),
+    (None, r"masks/a\.png: not a readable image"),
+])
+def test_wrong_masks(tmp_path, mask, message):
+    photo(tmp_path / "a.png")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks/a.png").write_text("x") if mask is None else Image.fromarray(mask).save(tmp_path / "masks/a.png")
+    with pytest.raises(InputError, match=message):
+        load_subject(tmp_path)
+
+
+def test_subject_from_images(tmp_path):
+    path = photo(tmp_path / "anna.png")
+    pts(tmp_path / "anna.pts")
+    array = np.random.default_rng(1).integers(0, 256, (70, 80, 3)).astype(np.uint8)
+    subject = subject_from_images([str(path), Image.fromarray(array), array])
+    assert [v.name for v in subject.views] == ["anna", "view1", "view2"]
+    assert subject.views[0].landmark_source == "file" and subject.views[1].landmarks is None
+    assert (subject.views[1].image == array).all() and subject.views[2].size == (80, 70)
+
+    camera = KnownCamera(np.array(K))
+    subject = subject_from_images([path, array], [POINTS, tmp_path / "anna.pts"], ["x", "y"], [None, camera], [np.ones((70, 80)), None], "anna")
+    x, y = subject.views
+    np.testing.assert_allclose(x.landmarks[:, :2], y.landmarks[:, :2], atol=1e-6)
+    assert (x.landmark_source, y.landmark_source) == ("given", "file") and y.camera is camera and x.mask.all() and y.mask is None
+    assert (x.name, y.name, subject.name) == ("x", "y", "anna")
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (([],), "no images given"),
+    (([np.zeros((4, 4))],), "view0: expected an image"),
+    ((["missing.jpg"],), "missing.jpg: no such image file"),
+    (([np.zeros((70, 80), np.uint8)] * 2, [POINTS]), "landmarks: expected one entry for each of the 2 images, got 1"),
+    (([np.zeros((70, 80), np.uint8)], [POINTS[:5]]), r"view0: landmarks: expected 68 points"),
+    (([np.zeros((70, 80), np.uint8)], [POINTS + 900]), "view0: 68 of 68 landmarks lie outside"),
+    (([np.zeros((70, 80), np.uint8)], None, ["../a"]), r"'../a' cannot be the name of a view"),
+    (([np.zeros((70, 80), np.uint8)] * 2, None, ["a", "A"]), "image 0 and image 1 share the name 'A'.*give names"),
+    (([np.zeros((70, 80), np.uint8)], None, None, None, [np.ones((3, 3))]), "view0: mask: a mask must have the size"),
+])
+def test_images_that_cannot_be_used(arguments, message):
+    with pytest.raises(InputError, match=message):
+        subject_from_images(*arguments)
+
+
+@pytest.mark.skipif(not BENCH.is_dir(), reason="the shared test data are not here")
+def test_bench_subject_with_its_cameras(tmp_path):
+    source = BENCH / "multiview_00"
+    for p in source.iterdir():
+        (tmp_path / p.name).symlink_to(p)
+    (tmp_path / "cameras.json").symlink_to(BENCH / "ground_truth/multiview_00/cameras.json")
+    subject = load_subject(tmp_path)
+    assert len(subject.views) == 5 and subject.notes == ()
+    truth = np.load(BENCH / "ground_truth/multiview_00/landmarks3d.npy")
+    for view in subject.views:
+        p = (truth @ view.camera.R.T + view.camera.t) @ view.camera.K.T
+        error = p[:, :2] / p[:, 2:] - view.landmarks[:, :2]
+        assert np.abs(error.mean(0)).max() < 0.6  # the points carry 1.2 px of noise, so their mean 0.15 px
+        assert 0.9 < error.std() < 1.5

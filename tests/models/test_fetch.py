@@ -1,0 +1,207 @@
+import hashlib
+import http.server
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers import tiny_model
+
+from fitkit.errors import InputError, MissingWeightsError
+from fitkit.models import fetch, registry
+from fitkit.models.fetch import download, fetch_ict
+
+CONTENT = np.random.default_rng(0).integers(0, 256, 300_000).astype(np.uint8).tobytes()
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves CONTENT under any name.
+
+    ranges: honour Range; cut_after: bytes of the body after which the connection ends, for the first `cuts` answers;
+    status: of the first answers, then 200; length: state Content-Length.
+    """
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content, self.ranges, self.cut_after, self.cuts, self.status, self.length = CONTENT, True, None, 0, [], True
+        self.requests = []  # (path, Range header)
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        server, content, wanted = self.server, self.server.content, self.headers.get("Range")
+        server.requests.append((self.path, wanted))
+        if server.status:
+            return self.send_error(server.status.pop(0))
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and server.ranges else 0
+        if start >= len(content) and start:
+            return self.send_error(416)
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        if server.length:
+            self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        if server.cuts:
+            server.cuts -= 1
+            content = content[: start + server.cut_after]
+        try:
+            self.wfile.write(content[start:])
+        except ConnectionError:
+            pass  # the client refused the rest
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(fetch, "PAUSE", 0.0)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_download(server, tmp_path):
+    path = download(server.url + "/a.obj", tmp_path / "deep/a.obj", SHA256)
+    assert path.read_bytes() == CONTENT and [p.name for p in path.parent.iterdir()] == ["a.obj"]
+    assert server.requests == [("/a.obj", None)]
+    download(server.url + "/a.obj", path, SHA256), download(server.url + "/a.obj", path)
+    assert len(server.requests) == 1, "a file that is there is not fetched again"
+    path.write_bytes(b"damaged")
+    assert download(server.url + "/a.obj", path, SHA256).read_bytes() == CONTENT
+
+
+def test_cut_connection_is_resumed(server, tmp_path):
+    server.cuts, server.cut_after = 2, 100_000
+    assert download(server.url + "/a.obj", tmp_path / "a.obj", SHA256).read_bytes() == CONTENT
+    assert [r for _, r in server.requests] == [None, "bytes=100000-", "bytes=200000-"]
+
+
+def test_next_call_resumes(server, tmp_path):
+    server.cuts, server.cut_after = 4, 50_000
+    with pytest.raises(MissingWeightsError, match=r"a\.obj cannot be downloaded: the connection ended after 200000 of 300000 bytes; check the network and call again"):
+        download(server.url + "/a.obj", tmp_path / "a.obj", SHA256)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.obj.part"]
+    assert download(server.url + "/a.obj", tmp_path / "a.obj", SHA256).read_bytes() == CONTENT
+    assert server.requests[-1] == ("/a.obj", "bytes=200000-")
+
+
+def test_server_without_ranges(server, tmp_path):
+    server.ranges, server.cuts, server.cut_after = False, 1, 100_000
+    assert download(server.url + "/a.obj", tmp_path / "a.obj", SHA256).read_bytes() == CONTENT
+    assert [r for _, r in server.requests] == [None, "bytes=100000-"]
+
+
+def test_old_part_that_is_longer_than_the_file(server, tmp_path):
+    (tmp_path / "a.obj.part").write_bytes(b"x" * 400_000)
+    assert download(server.url + "/a.obj", tmp_path / "a.obj", SHA256).read_bytes() == CONTENT
+    assert [r for _, r in server.requests] == ["bytes=400000-", None]
+
+
+def test_wrong_checksum(server, tmp_path):
+    with pytest.raises(MissingWeightsError, match=f"wrong SHA-256 {SHA256[:16]}..., expected 0000000000000000..."):
+        download(server.url + "/a.obj", tmp_path / "a.obj", "0" * 64)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_part_is_started_again(server, tmp_path):
+    (tmp_path / "a.obj.part").write_bytes(b"x" * 1000)
+    assert download(server.url + "/a.obj", tmp_path / "a.obj", SHA256).read_bytes() == CONTENT
+    assert [r for _, r in server.requests] == ["bytes=1000-", None]
+
+
+@pytest.mark.parametrize("status, requests, message", [([404] * 4, 1, "the server answers 404"), ([403] * 4, 1, "403"), ([503] * 4, 4, "503")])
+def test_server_errors(server, tmp_path, status, requests, message):
+    server.status = status
+    with pytest.raises(MissingWeightsError, match=f"cannot be downloaded: .*{message}.*fitkit model import"):
+        download(server.url + "/a.obj", tmp_path / "a.obj")
+    assert len(server.requests) == requests and not list(tmp_path.iterdir())
+
+
+def test_busy_server_is_asked_again(server, tmp_path):
+    server.status = [503, 429]
+    assert download(server.url + "/a.obj", tmp_path / "a.obj", SHA256).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_too_large(server, tmp_path, length):
+    server.length = length
+    with pytest.raises(MissingWeightsError, match="cannot be downloaded: it has .* bytes"):
+        download(server.url + "/a.obj", tmp_path / "a.obj", max_bytes=200_000)
+    assert len(server.requests) == 1 and not list(tmp_path.iterdir())
+
+
+def test_no_network(server, tmp_path):
+    server.shutdown(), server.server_close()
+    with pytest.raises(MissingWeightsError, match="a.obj cannot be downloaded: .*refused"):
+        download(server.url + "/a.obj", tmp_path / "a.obj")
+    assert not list(tmp_path.iterdir())
+
+
+def test_folder_that_cannot_be_written(server, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written .*set FITKIT_MODELS"):
+        download(server.url + "/a.obj", tmp_path / "file/a.obj")
+
+
+@pytest.fixture
+def small_ict(server, tmp_path, monkeypatch):
+    """`fetch_ict` of two small files, imported as the tiny model."""
+    monkeypatch.setenv("FITKIT_MODELS", str(tmp_path / "models"))
+    monkeypatch.setattr(fetch, "ICT_FILES", ("generic_neutral_mesh.obj", "identity000.obj"))
+    monkeypatch.setattr(fetch, "ICT_SHA256", {"identity000.obj": SHA256})
+
+    def imported(folder, name):
+        assert sorted(p.name for p in folder.iterdir()) == ["generic_neutral_mesh.obj", "identity000.obj"]
+        return replace(tiny_model(), name=name)
+
+    monkeypatch.setattr(fetch, "import_ict", imported)
+    return tmp_path / "models"
+
+
+def test_fetch_ict(server, small_ict):
+    steps = []
+    path = fetch_ict(base_url=server.url + "/FaceXModel/", progress=lambda *step: steps.append(step))
+    assert path == small_ict / "ict.npz" and registry.load_model("ict").name == "ict" and steps == [(0, 2), (1, 2), (2, 2)]
+    assert [p for p, _ in server.requests] == ["/FaceXModel/generic_neutral_mesh.obj", "/FaceXModel/identity000.obj"]
+    assert not list((small_ict / "downloads").iterdir())
+    with pytest.raises(InputError, match="ict.npz: exists already; use --overwrite"):
+        fetch_ict(base_url=server.url)
+    assert len(server.requests) == 2
+    assert fetch_ict(base_url=server.url, overwrite=True) == path
+
+
+def test_fetch_ict_goes_on_where_it_stopped(server, small_ict):
+    server.cuts, server.cut_after = 4, 10_000
+    with pytest.raises(MissingWeightsError, match="generic_neutral_mesh.obj cannot be downloaded"):
+        fetch_ict(base_url=server.url)
+    assert not (small_ict / "ict.npz").exists()
+    fetch_ict(base_url=server.url)
+    assert server.requests[4] == ("/generic_neutral_mesh.obj", "bytes=40000-") and (small_ict / "ict.npz").exists()
+
+
+def test_manifest_names_the_published_files():
+    assert len(fetch.ICT_FILES) == 154 and set(fetch.ICT_SHA256) <= set(fetch.ICT_FILES)
+    assert fetch.ICT_URL.startswith("https://raw.githubusercontent.com/ICT-VGL/ICT-FaceKit/")
+
+
+def test_checksums_are_those_of_the_original_files():
+    import gzip
+    from pathlib import Path
+
+    folder = Path(__file__).resolve().parents[3] / "shared/data/ict/obj"
+    if not folder.is_dir():
+        pytest.skip("the shared test data are not here")
+    for name, sha256 in fetch.ICT_SHA256.items():
+        assert hashlib.sha256(gzip.decompress((folder / f"{name}.gz").read_bytes())).hexdigest() == sha256

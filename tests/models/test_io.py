@@ -1,0 +1,73 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_model
+
+from fitkit.errors import InputError
+from fitkit.models.io import load_model_file, save_model_file
+
+
+def test_round_trip(tmp_path):
+    model = replace(tiny_model(), source="here", license="MIT")
+    loaded = load_model_file(save_model_file(model, tmp_path / "deep/tiny.npz"))
+    for key in ("mean", "triangles", "region", "skin", "face", "uv", "uv_triangles", "albedo_mean"):
+        assert torch.equal(getattr(loaded, key), getattr(model, key)), key
+    for key in ("name", "expression_names", "region_names", "source", "license"):
+        assert getattr(loaded, key) == getattr(model, key)
+    # Half precision: 11 bits.
+    torch.testing.assert_close(loaded.identity_basis, model.identity_basis, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(loaded.landmarks.barycentric, model.landmarks.barycentric)
+    assert torch.equal(loaded.landmarks.triangle, model.landmarks.triangle) and loaded.landmarks.names[30] == "ibug68/30"
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["tiny.npz"]
+
+
+def test_optional_parts_may_be_missing(tmp_path):
+    model = replace(tiny_model(), uv=None, uv_triangles=None, albedo_mean=None)
+    loaded = load_model_file(save_model_file(model, tmp_path / "m.npz"))
+    assert loaded.uv is None and loaded.uv_triangles is None and loaded.albedo_mean is None
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"format": "other"}, "not a fitkit model file"),
+    ({"version": 99}, "model file version 99, this fitkit reads up to 1; update fitkit"),
+    ({"mean": None}, r"not a fitkit model file \(missing mean\); import it"),
+    ({"skin": np.zeros(3, bool)}, r"skin: expected shape \(315,\), got \(3,\)"),
+    ({"mean": np.full((315, 3), np.nan, np.float32)}, "mean holds values that are not finite"),
+    ({"triangles": np.full((560, 3), 315)}, r"triangles: expected \[F, 3\] indices in 0..314"),
+    ({"landmark_triangles": np.full(68, 560)}, "landmark_triangles: expected indices in 0..559"),
+    ({"region": np.full(315, 9)}, "region: expected indices in 0..1"),
+    ({"uv": None}, "uv and uv_triangles must both be given"),
+])
+def test_wrong_files_are_refused(tmp_path, change, message):
+    path = save_model_file(tiny_model(), tmp_path / "m.npz")
+    with np.load(path) as data:
+        arrays = {**{k: data[k] for k in data.files}, **change}
+    np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
+    with pytest.raises(InputError, match=message):
+        load_model_file(path)
+
+
+def test_wrong_unit_is_refused(tmp_path):
+    path = save_model_file(replace(tiny_model(), mean=tiny_model().mean / 10), tmp_path / "m.npz")
+    with pytest.raises(InputError, match="outer eye corners are .* apart; a model in millimetres has 80 to 110"):
+        load_model_file(path)
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "m.npz").write_text("text")
+    with pytest.raises(InputError, match="m.npz: not a readable fitkit model file"):
+        load_model_file(tmp_path / "m.npz")
+    with pytest.raises(InputError, match="none.npz: not a readable fitkit model file"):
+        load_model_file(tmp_path / "none.npz")
+
+
+def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(OSError, match="disk full"):
+        save_model_file(tiny_model(), tmp_path / "m.npz")
+    assert not list(tmp_path.iterdir())

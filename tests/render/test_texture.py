@@ -1,0 +1,152 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_colors, tiny_model, tiny_result, tiny_state
+
+from fitkit.errors import InputError
+from fitkit.geometry.normals import vertex_normals
+from fitkit.io.subject import Subject
+from fitkit.render.shading import linear_from_srgb, srgb_from_linear
+from fitkit.render.texture import TextureOptions, blend_texture, crop_and_scale, default_albedo
+from fitkit.scene.camera import Camera
+
+SIZE = 256
+
+
+def at_vertices(texture, model):
+    """Texture at the vertices' own UV, nearest texel, [V, 3] grey levels."""
+    uv = model.uv.numpy()
+    x, y = (uv[:, 0] * SIZE).astype(int), ((1 - uv[:, 1]) * SIZE).astype(int)
+    return texture[y.clip(0, SIZE - 1), x.clip(0, SIZE - 1)].astype(float)
+
+
+def cosines(result):
+    """Cosine between normal and line of sight per view and vertex, [B, V]."""
+    vertices = result.state.pose.apply(result.vertices)
+    normals = vertex_normals(vertices, result.model.triangles)
+    return -(normals * torch.nn.functional.normalize(vertices, dim=-1)).sum(-1).numpy()
+
+
+def interior(model):
+    """Vertices off the border of the tiny shell (its texture ends there)."""
+    return ((model.uv > 0.06) & (model.uv < 0.94)).all(1).numpy()
+
+
+def test_known_colours_come_back():
+    result = tiny_result(size=256)
+    texture = blend_texture(result, SIZE)
+    assert texture.shape == (SIZE, SIZE, 3) and texture.dtype == np.uint8
+    truth = tiny_colors(result.model).numpy() * 255
+    # Seen well: at least 45 degrees open; the sides of the nose are hidden in some of these views.
+    seen = (cosines(result) > 0.5).any(0) & interior(result.model)
+    error = np.abs(at_vertices(texture, result.model) - truth)[seen]
+    assert seen.sum() > 150
+    # Bilinear sampling of 1.2 mm pixels and 8-bit steps: one to two grey levels.
+    assert error.mean() < 2.0 and np.quantile(error, 0.98) < 6
+
+
+def test_exposure_of_single_views_is_evened_out():
+    plain = tiny_result(size=192)
+    gains = (0.6, 1.0, 1.25)
+    views = []
+    for view, gain in zip(plain.subject.views, gains):
+        linear = linear_from_srgb(torch.from_numpy(view.image).float() / 255) * gain
+        views.append(replace(view, image=(srgb_from_linear(linear) * 255).round().byte().numpy()))
+    uneven = replace(plain, subject=Subject("tiny", tuple(views)))
+    seen = (cosines(plain) > 0.5).any(0) & interior(plain.model)
+    before, after = (linear_from_srgb(torch.from_numpy(at_vertices(blend_texture(r, SIZE), r.model) / 255)).numpy()[seen] for r in (plain, uneven))
+    ratio = np.log(after / before)
+    assert ratio.std() < 0.03  # the pictures differ by up to log(2.08) = 0.73
+    assert abs(ratio.mean() - np.log(gains).mean()) < 0.03  # the mean exposure stays
+
+
+def test_half_a_face_is_completed_by_the_other_half():
+    model = tiny_model()
+    state = tiny_state(model, 1, 256)
+    state = state.replace(identity=torch.zeros_like(state.identity), expression=torch.zeros_like(state.expression))
+    from fitkit.geometry.rotation import so3_exp
+    from fitkit.scene.pose import Pose
+
+    turned = torch.diag(torch.tensor([1.0, -1, -1])) @ so3_exp(torch.deg2rad(torch.tensor([[0.0, 60.0, 0.0]])))
+    state = state.replace(pose=Pose(turned, torch.tensor([[0.0, 0.0, 900.0]])))
+    mirrored = model.mean * torch.tensor([-1.0, 1, 1])
+    partner = torch.cdist(mirrored, model.mean).argmin(1)
+    colors = (tiny_colors(model) + tiny_colors(model)[partner]) / 2
+    result = tiny_result(model=model, state=state, size=256, colors=colors)
+    cosine = cosines(result)[0]
+    error = np.abs(at_vertices(blend_texture(result, SIZE), model) - colors.numpy() * 255).max(1)
+    unseen = (cosine < 0) & (cosine[partner.numpy()] > 0.5) & interior(model)
+    assert unseen.sum() > 20
+    assert np.median(error[unseen]) < 4
+
+
+def test_what_nobody_sees_continues_the_seen_colour():
+    model = tiny_model()
+    colors = torch.tensor([0.6, 0.45, 0.4]).expand(model.num_vertices, 3)
+    result = tiny_result(views=1, size=192, colors=colors)
+    # The whole face has one colour, the model's albedo another one and red lips: seen colour must win, also outside.
+    model = replace(model, albedo_mean=torch.tensor([0.5, 0.5, 0.5]).expand(model.num_vertices, 3).clone())
+    texture = blend_texture(replace(result, model=model), SIZE)
+    assert np.abs(texture.astype(float) - colors[0].numpy() * 255).max() < 4
+
+
+def test_masked_pixels_are_not_used():
+    result = tiny_result(size=192)
+    views = list(result.subject.views)
+    spoiled = views[0].image.copy()
+    spoiled[:, :96] = (0, 255, 0)
+    mask = np.ones(spoiled.shape[:2], bool)
+    mask[:, :96] = False
+    clean = blend_texture(replace(result, subject=Subject("t", (replace(views[0], mask=mask), *views[1:]))), SIZE)
+    views[0] = replace(views[0], image=spoiled, mask=mask)
+    assert np.array_equal(blend_texture(replace(result, subject=Subject("t", tuple(views))), SIZE), clean)
+
+
+def test_a_face_outside_the_photo_gives_the_models_albedo():
+    result = tiny_result(views=1)
+    pose = result.state.pose
+    away = result.state.replace(pose=replace(pose, translation=pose.translation + torch.tensor([[4000.0, 0, 0]])))
+    texture = blend_texture(replace(result, state=away), 64)
+    expected = srgb_from_linear(result.model.albedo_mean).numpy() * 255
+    assert np.abs(np.median(texture.reshape(-1, 3), 0) - np.median(expected, 0)).max() < 3
+
+
+def test_many_views_use_the_most_informative():
+    result = tiny_result(views=7, size=96)
+    few = blend_texture(result, 64, TextureOptions(max_views=2)).astype(float)
+    assert np.abs(few - blend_texture(result, 64).astype(float)).mean() < 12
+
+
+def test_refuses_a_model_without_uv():
+    result = tiny_result(views=1)
+    with pytest.raises(InputError, match="'tiny' has no UV coordinates"):
+        blend_texture(replace(result, model=replace(result.model, uv=None, uv_triangles=None)))
+
+
+def test_models_without_albedo_get_plain_colours_by_region():
+    model = replace(tiny_model(), albedo_mean=None, region_names=("face", "teeth"))
+    colours = default_albedo(model)
+    assert colours.shape == (model.num_vertices, 3)
+    teeth = model.region.numpy() == 1
+    assert colours[teeth].mean() > colours[~teeth].mean()
+
+
+def test_crop_and_scale_keeps_points_on_their_pixels():
+    """A smooth ramp picture stores its own coordinates; the cropped camera must find them again."""
+    y, x = np.mgrid[:120, :150]
+    image = np.stack([x, y, 0 * x], -1).astype(np.uint8)
+    camera = Camera(torch.tensor([300.0]), torch.tensor([[74.5, 59.5]]), torch.tensor([1.0]))
+    points = torch.tensor([[[0.0, 0, 1000], [40, 30, 1000], [-30, 20, 900]]])
+    before = camera.project(points)[0][0].numpy()
+    for scale in (1.0, 0.5, 2.0):
+        part, moved = crop_and_scale(image, camera, (40, 30, 120, 90), scale)
+        assert part.shape[:2] == (60 * scale, 80 * scale)
+        after = moved.project(points)[0][0].numpy()
+        for p, q in zip(before, after):
+            i, j = np.floor(q[::-1]).astype(int)
+            fy, fx = q[::-1] - (i, j)
+            block = part[i:i + 2, j:j + 2].astype(float)
+            value = (block[0, 0] * (1 - fx) + block[0, 1] * fx) * (1 - fy) + (block[1, 0] * (1 - fx) + block[1, 1] * fx) * fy
+            np.testing.assert_allclose(value[:2], p, atol=0.51)  # 8-bit steps
