@@ -26,7 +26,7 @@ sys.path.insert(0, str(HERE))
 from generic_build.assemble import build_arrays  # noqa: E402
 from generic_build.figures import load_figures  # noqa: E402
 
-SYMMETRIC_MODES, ANTISYMMETRIC_MODES = 104, 16
+SYMMETRIC_MODES, ANTISYMMETRIC_MODES = 110, 10
 NOT_STORED = ("mirror", "layout", "lid_loop", "lip_loop")
 STORED_AS = {
     "mean": np.float32,

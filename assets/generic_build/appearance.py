@@ -50,7 +50,7 @@ def paint(figures, mean, layout, region, names, iris, skin) -> np.ndarray:
         [-80, -35, -10, 2, 20, 30, 36, 42, 48, 58, 68, 78, 95],
         [-42, -36, -22, 8, 30, 12, 16, 34, 52, 68, 80, 90, 96],
     )
-    hair = smooth_step((folded[:, 1] - line) / 12 + 0.4)
+    hair = smooth_step((folded[:, 1] - line) / np.interp(folded[:, 2], [-10, 25], [34, 12]) + 0.4)
     mix(HAIR, 0.8 * hair * np.isin(region, [index["head"], index["face"], index["neck"]]))
 
     # Brows: a tapering band along the five brow points.

@@ -15,6 +15,7 @@ from .skin_mesh import SkinMesh, build_skin, inside
 
 FLIP = np.array([-1.0, 1.0, 1.0])
 REGIONS = ("face", "head", "ears", "neck", "mouth_interior", "teeth", "eye_left", "eye_right")
+FEATURE_WEIGHT = 12.0
 GAZE_DEGREES = {"Up": 25.0, "Down": 28.0, "In": 32.0, "Out": 32.0}
 
 
@@ -156,6 +157,7 @@ def build_arrays(figures: Figures, symmetric: int, antisymmetric: int) -> dict[s
         normal = np.cross(row[faces[0, 1]] - row[faces[0, 0]], row[faces[0, 2]] - row[faces[0, 0]])
         if normal @ (row[faces[0]].mean(0) - [0, mouth_y, front - 40]) < 0:
             faces = faces[:, [0, 2, 1]]
+            grid = grid * [1, -1] + [0, 1]
         head.rigid[name] = head.add(
             row, np.full((m, 2), np.nan), first + faces, "teeth", np.full(m, -1), np.zeros(m), mirror
         )
@@ -252,7 +254,10 @@ def build_identity(figures: Figures, skin: SkinMesh, mean_skin, symmetric: int, 
         skin.triangles.ravel(), np.repeat(np.linalg.norm(np.cross(b - a, c - a), axis=1) / 6, 3), len(mean_skin)
     )[half]
     front = skin_regions(mean_skin[half]) == REGIONS.index("face")
-    importance = area * np.where(front, 1.0, 0.08)
+    # Eyes, nose and mouth identify a person more than their area says.
+    feature = [i for i, n in enumerate(figures.names) if n.startswith("ibug_") and 27 <= int(n.split("_")[1]) <= 67]
+    gap, _ = cKDTree(figures.position[feature]).query(rest)
+    importance = area * np.where(front, 1.0 + FEATURE_WEIGHT * np.exp(-0.5 * (gap / 12.0) ** 2), 0.08)
     basis = identity_basis(
         figures.kernel, mean_skin[half], skin.layout[half], root, importance, symmetric, antisymmetric
     )
@@ -373,7 +378,8 @@ def sheet_uv(layout: np.ndarray) -> np.ndarray:
     """Texture coordinates of the skin sheet: the layout with the face enlarged, inside a disc."""
     radius = np.linalg.norm(layout, axis=1, keepdims=True)
     knee, rim = 13.0, np.linalg.norm(layout, axis=1).max()
-    return 0.5 + 0.495 * layout / np.maximum(radius, 1e-9) * np.log1p(radius / knee) / np.log1p(rim / knee)
+    share = np.log1p(radius / knee) / np.log1p(rim / knee)
+    return 0.5 + 0.495 * layout / np.maximum(radius, 1e-9) * share * (1.5 - 0.5 * share)
 
 
 def embed_landmarks(figures: Figures, skin: SkinMesh, spline: LayoutSpline) -> tuple[np.ndarray, np.ndarray]:

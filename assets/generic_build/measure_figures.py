@@ -352,7 +352,7 @@ PROFILE = {  # height in mm of sites on the midline below the lip
 }
 NOSTRIL = np.array([6.97, 7.05, 102.22])  # mm, the deepest place of the left nostril
 DEGREE = 1  # of the polynomial part of the identity kernel
-SPACING = 1.5
+SPACING = 1.8
 MOST_SITES = 400  # both halves
 
 def layout_centre(plane: np.ndarray, mean: np.ndarray, region: np.ndarray) -> float:

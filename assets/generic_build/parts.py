@@ -197,7 +197,7 @@ def eyeball(centre: np.ndarray, radius: float, iris_radius: float, pole: np.ndar
         bulge = 0.45 * max(0.0, 1 - (angle / (1.25 * iris)) ** 2)
         ring = np.cos(tilt) * pole + np.sin(tilt) * (np.cos(turn)[:, None] * right + np.sin(turn)[:, None] * up)
         vertices.extend(centre + ring * (radius + bulge))
-        disc.extend(np.c_[np.cos(turn), np.sin(turn)] * angle / 180)
+        disc.extend(np.c_[np.cos(turn), np.sin(turn)] * (angle / 180) ** 0.6)
         relative.extend([angle / iris] * count)
     vertices.append(centre - pole * radius)
     # The far pole closes the map: a ring of zero size in space, on the rim of the disc.

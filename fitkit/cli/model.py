@@ -61,9 +61,10 @@ def info(name):
     rows = {
         "name": m.name, "file": f"{path} ({path.stat().st_size / 2**20:.1f} MB)",
         "vertices": m.num_vertices, "triangles": len(m.triangles), "identity": f"{m.num_identity} coefficients",
-        "expression": f"{m.num_expression}: {', '.join(m.expression_names)}", "landmarks": f"{len(m.landmarks.names)} (iBUG 68)",
-        "regions": ", ".join(m.region_names), "uv": "yes" if m.uv is not None else "no",
-        "albedo": "mean" if m.albedo_mean is not None else "no", "licence": m.license or "not stated", "source": m.source or "not stated",
+        "expression": f"{m.num_expression}: {', '.join(m.expression_names)}",
+        "landmarks": f"{len(m.landmarks.names)} (iBUG 68)", "regions": ", ".join(m.region_names),
+        "uv": "yes" if m.uv is not None else "no", "albedo": "mean" if m.albedo_mean is not None else "no",
+        "licence": m.license or "not stated", "source": m.source or "not stated",
     }
     for key, value in rows.items():
         click.echo(f"{key:12}{value}")
@@ -87,7 +88,8 @@ def import_command(kind, path, name, overwrite):
 
     imported = import_ict(path, name or kind)
     stored = store_model(imported, overwrite)
-    click.echo(f"{stored}: {imported.num_vertices} vertices, {imported.num_identity} identity and {imported.num_expression} expression shapes")
+    click.echo(f"{stored}: {imported.num_vertices} vertices, {imported.num_identity} identity and "
+               f"{imported.num_expression} expression shapes")
 
 
 @model.command()

@@ -1,13 +1,13 @@
 """Landmark energies: reprojection (E9), eyelid gap (E10), lip gap (E11)."""
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot, all_views
-from fitkit.geometry.normals import vertex_normals
 from fitkit.models.face_model import FaceModel, PointBasis
 from fitkit.observe.observations import Observations
 from fitkit.scene.projection import motion_columns, project_head_points, project_points
@@ -154,6 +154,7 @@ def lip_offsets(model: FaceModel, sigma_px: Tensor) -> LandmarkOffsets:
 PROFILE_HALF_WIDTH_MM = 4.0
 
 
+@functools.lru_cache(maxsize=8)
 def jaw_profiles(model: FaceModel) -> Tensor:
     """Skin vertices on the line from the face centre to each jaw point, [17, n] int64, filled up with -1.
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Sequence
 
 import torch
@@ -119,8 +120,12 @@ def _local(columns: dict[str, Tensor], layout: ParameterLayout, G: int, rows: in
     return torch.cat(parts, -1)
 
 
+# Typical change of one parameter, for first-order solvers that know no curvature: rad, mm, log units, light.
+STEP_SCALE = {"identity": 1.0, "expression": 0.2, "pose": 1.0, "focal": 0.2, "illumination": 0.2}
+
+
 class LeastSquaresProblem:
-    """All a second-order solver sees of a fit."""
+    """All a solver sees of a fit."""
 
     def __init__(self, objective: Objective, observations: Any, layout: ParameterLayout):
         self.objective, self.observations, self.layout = objective, observations, layout
@@ -134,3 +139,20 @@ class LeastSquaresProblem:
 
     def retract(self, x: SceneState, step: Tensor) -> SceneState:
         return retract(x, step.to(x.identity), self.layout)
+
+    def differentiable_cost(self, x: SceneState) -> Tensor:
+        """The cost with visibility, matches and weights fixed at x itself (first-order solvers)."""
+        return self.objective.freeze(x, self.observations).cost(x, self.observations)[0]
+
+    @property
+    def size(self) -> int:
+        return self.layout.total
+
+    @cached_property
+    def scales(self) -> Tensor:
+        """[total] typical change of each free parameter."""
+        local = torch.cat([torch.full((self.layout.sizes[n],), STEP_SCALE[n]) if n != "pose" else
+                           torch.tensor([0.05, 0.05, 0.05, 5.0, 5.0, 20.0]) for n in self.layout.order])
+        out = torch.zeros(self.layout.total)
+        out[self.layout.index.reshape(-1)] = local.repeat(self.layout.num_views)
+        return out.to(self.observations.images.device)

@@ -86,7 +86,8 @@ def parse_camera(entry: dict, where: str) -> Calibration:
     if distortion is not None:
         distortion = _array(distortion, (-1,), f"{where}: distortion")
         if len(distortion) not in (0, 4, 5, 8, 12, 14):
-            raise InputError(f"{where}: distortion: expected 4, 5, 8, 12 or 14 coefficients (OpenCV's order), got {len(distortion)}")
+            raise InputError(f"{where}: distortion: expected 4, 5, 8, 12 or 14 coefficients (OpenCV's order), "
+                             f"got {len(distortion)}")
         distortion = distortion if np.any(distortion) else None
     size = None
     if entry.get("width") is not None and entry.get("height") is not None:

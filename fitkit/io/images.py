@@ -22,6 +22,7 @@ CACHE_BYTES = 512 * 2**20
 FILM_DIAGONAL = 43.2666  # mm, of the 36 x 24 mm frame that EXIF's 35 mm focal length refers to
 # Pillow warns above 89 megapixels and refuses above 178; phones make 108, so only the refusal is for users.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", message="Corrupt EXIF data", module="PIL")
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ def read_image(path: str | os.PathLike, mask: bool = False) -> tuple[np.ndarray,
             array = _to_mask(image).view(np.uint8) if mask else to_rgb(image)
         del image  # a large one takes as much memory as the array
     except Image.DecompressionBombError as error:
-        raise InputError(f"{path}: the image is larger than {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels; reduce it") from error
+        limit = 2 * Image.MAX_IMAGE_PIXELS // 10**6
+        raise InputError(f"{path}: the image is larger than {limit} megapixels; reduce it") from error
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such image file") from error
     except PermissionError as error:
@@ -146,7 +148,8 @@ def read_image(path: str | os.PathLike, mask: bool = False) -> tuple[np.ndarray,
     if mask:
         return array.view(bool), None
     if min(array.shape[:2]) < MIN_SIDE:
-        raise InputError(f"{path}: the image has {array.shape[1]} x {array.shape[0]} px; expected at least {MIN_SIDE} x {MIN_SIDE}")
+        raise InputError(f"{path}: the image has {array.shape[1]} x {array.shape[0]} px; "
+                         f"expected at least {MIN_SIDE} x {MIN_SIDE}")
     return array, focal
 
 

@@ -41,8 +41,8 @@ def check_landmarks(points, where: str) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: landmarks: expected [{COUNT}, 2] or [{COUNT}, 3] numbers: {error}") from error
     if points.shape not in ((COUNT, 2), (COUNT, 3)):
-        raise InputError(f"{where}: landmarks: expected {COUNT} points (iBUG), [{COUNT}, 2] or [{COUNT}, 3], got {list(points.shape)}; "
-                         "correct the file, or remove it to have the points detected")
+        raise InputError(f"{where}: landmarks: expected {COUNT} points (iBUG), [{COUNT}, 2] or [{COUNT}, 3], "
+                         f"got {list(points.shape)}; correct the file, or remove it to have the points detected")
     if np.isinf(points).any():
         raise InputError(f"{where}: landmarks: infinite values; use NaN for a point that was not seen")
     confidence = points[:, 2] if points.shape[1] == 3 else np.ones(COUNT)
@@ -66,8 +66,8 @@ def check_inside(points: np.ndarray, size: tuple[int, int], where: str) -> None:
     span = float((xy.max(0) - xy.min(0)).max())
     beyond = np.maximum(-0.5 - xy, xy - (np.array(size) - 0.5)).max(1)  # px outside, negative inside
     if (beyond > 0).mean() > 0.5 or (beyond > span / 2).mean() > 0.25:
-        raise InputError(f"{where}: {int((beyond > 0).sum())} of {len(xy)} landmarks lie outside the image of {size[0]} x {size[1]} px "
-                         f"(x {xy[:, 0].min():.0f}..{xy[:, 0].max():.0f}, y {xy[:, 1].min():.0f}..{xy[:, 1].max():.0f}); "
+        raise InputError(f"{where}: {int((beyond > 0).sum())} of {len(xy)} landmarks lie outside the image of "
+                         f"{size[0]} x {size[1]} px (x {xy[:, 0].min():.0f}..{xy[:, 0].max():.0f}, y {xy[:, 1].min():.0f}..{xy[:, 1].max():.0f}); "
                          "are they of another image, size or orientation? They count in pixels of the upright image")
     if len(xy) > 2 and span < 8:
         raise InputError(f"{where}: the landmarks span only {span:.3g} px; they must be in pixels, not in 0..1")

@@ -101,7 +101,8 @@ class Subject:
 
 def natural_key(name: str) -> list:
     """Sort key that puts 'view2' before 'view10'."""
-    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.split(r"(\d+)", name.casefold())] + [(0, 0, name)]
+    parts = re.split(r"(\d+)", name.casefold())
+    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts] + [(0, 0, name)]
 
 
 def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = ()) -> Subject:
@@ -259,7 +260,7 @@ def _checked_mask(mask: np.ndarray, size: tuple[int, int], where: str) -> np.nda
 
 
 def _add_cameras(views: list[View], cameras: dict[str, Calibration], stems: set[str], path: Path) -> tuple[list[View], list[str]]:
-    """Give each view its camera; undistort where distortion is stated. `stems` are those of all images, also unreadable ones."""
+    """Give each view its camera; undistort where distortion is stated. `stems`: of all images, also unreadable ones."""
     by_view: dict[str, tuple[str, Calibration]] = {}
     unknown, known = [], {s.casefold() for s in stems}
     for key, camera in cameras.items():
@@ -280,8 +281,9 @@ def _add_cameras(views: list[View], cameras: dict[str, Calibration], stems: set[
             result.append(view)
             continue
         if camera.size not in (None, view.size):
-            raise InputError(f"{path}: view {key!r}: K belongs to an image of {camera.size[0]} x {camera.size[1]} px, but {view.path.name} has "
-                             f"{view.size[0]} x {view.size[1]} px (upright); scale K to the image, or give the original image")
+            raise InputError(f"{path}: view {key!r}: K belongs to an image of {camera.size[0]} x {camera.size[1]} px, "
+                             f"but {view.path.name} has {view.size[0]} x {view.size[1]} px (upright); "
+                             "scale K to the image, or give the original image")
         view = view.replace(camera=KnownCamera(camera.K, camera.R, camera.t))
         result.append(view if camera.distortion is None else _undistorted(view, Distortion(camera.K, camera.distortion)))
     notes = [f"{path.name}: no image for: {_some(unknown)}"] if unknown else []
@@ -312,8 +314,9 @@ def _check_names(names: list[tuple[str, str]], folder: Path | None) -> None:
         if not isinstance(name, str) or not name.strip() or name in (".", "..") or re.search(r"[/\\\0]", name):
             raise InputError(f"{owner}: {name!r} cannot be the name of a view, results are files of that name")
         if name.casefold() in first:
-            raise InputError((f"{folder}: " if folder else "") + f"{first[name.casefold()]} and {owner} share the name {name!r}, after which results are "
-                             "named; rename or remove one" + ("" if folder else ", or give names"))
+            raise InputError((f"{folder}: " if folder else "") + f"{first[name.casefold()]} and {owner} share the name "
+                             f"{name!r}, after which results are named; rename or remove one"
+                             + ("" if folder else ", or give names"))
         first[name.casefold()] = owner
 
 

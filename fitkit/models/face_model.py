@@ -47,7 +47,7 @@ class PointBasis:
         return PointBasis(self.mean[index], self.rows[index], self.num_identity)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared and hashed as an object: functions of a model can be cached
 class FaceModel:
     """Linear morphable face model: vertices = mean + identity @ identity_basis + expression @ expression_basis.
 

@@ -20,7 +20,8 @@ from fitkit.models.registry import models_folder, store_model
 log = logging.getLogger(__name__)
 
 ICT_URL = "https://raw.githubusercontent.com/ICT-VGL/ICT-FaceKit/master/FaceXModel"
-ICT_FILES = ("generic_neutral_mesh.obj", *(f"identity{i:03d}.obj" for i in range(NUM_IDENTITY)), *(f"{n}.obj" for n in EXPRESSIONS))
+ICT_FILES = ("generic_neutral_mesh.obj", *(f"identity{i:03d}.obj" for i in range(NUM_IDENTITY)),
+             *(f"{n}.obj" for n in EXPRESSIONS))
 ICT_MAX_BYTES = 16 * 2**20  # per file; they have 2.6 MB
 # SHA-256 of the files we have seen ourselves; the others are checked by vertex count and order on import.
 ICT_SHA256 = {
@@ -107,9 +108,10 @@ def download(url: str, path: Path, sha256: str | None = None, max_bytes: int = 2
                 reason = f"wrong SHA-256 {_sha256(part)[:16]}..., expected {sha256[:16]}..."
                 part.unlink()
     except OSError as error:
-        raise InputError(f"{path.parent}: cannot be written ({error.strerror or error}); set FITKIT_MODELS to a folder you may write to") from error
-    raise MissingWeightsError(f"{url} cannot be downloaded: {reason}; check the network and call again (it continues where it stopped), "
-                              "or download the files elsewhere and use 'fitkit model import'")
+        raise InputError(f"{path.parent}: cannot be written ({error.strerror or error}); "
+                         "set FITKIT_MODELS to a folder you may write to") from error
+    raise MissingWeightsError(f"{url} cannot be downloaded: {reason}; check the network and call again (it continues "
+                              "where it stopped), or download the files elsewhere and use 'fitkit model import'")
 
 
 def _receive(url: str, part: Path, max_bytes: int) -> None:

@@ -122,7 +122,8 @@ def _read_folder(folder: Path) -> dict:
     identities = [_obj(folder, f"identity{i:03d}") for i in range(NUM_IDENTITY)]
     count = identities.index(None) if None in identities else NUM_IDENTITY
     if count == 0 or any(identities[count:]):
-        raise InputError(f"{folder}: identity{count:03d}.obj is missing; expected identity000.obj, identity001.obj, ... without a gap")
+        raise InputError(f"{folder}: identity{count:03d}.obj is missing; "
+                         "expected identity000.obj, identity001.obj, ... without a gap")
     names = [n for n in EXPRESSIONS if _obj(folder, n)]
     if not names:
         raise InputError(f"{folder}: no expression file (jawOpen.obj, ...); expected the FaceXModel folder of ICT-FaceKit")
@@ -171,7 +172,8 @@ def read_obj(path: Path, only_vertices: bool = False) -> tuple[np.ndarray, np.nd
         uv = np.array(uv, np.float64).reshape(-1, 2)
     except (OSError, EOFError, ValueError) as error:
         raise InputError(f"{path}: not a readable OBJ file with 'v', 'vt' and 'f v/vt' lines: {error}") from error
-    if not only_vertices and (not len(index) or index[..., 0].max() >= len(points) or index[..., 1].max() >= len(uv) or index.min() < 0):
+    if not only_vertices and (
+            not len(index) or index.min() < 0 or (index.max((0, 1)) >= (len(points), len(uv))).any()):
         raise InputError(f"{path}: faces refer to vertices that the file does not have (cut off?); download it again")
     return points, uv, index[..., 0], index[..., 1]
 

@@ -94,4 +94,5 @@ def store_model(model: FaceModel, overwrite: bool = False) -> Path:
     try:
         return save_model_file(model, path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); set FITKIT_MODELS to a folder you may write to") from error
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); "
+                         "set FITKIT_MODELS to a folder you may write to") from error

@@ -1,7 +1,6 @@
 import socket
 import sys
 import types
-import warnings
 
 import numpy as np
 import pytest
@@ -13,8 +12,8 @@ from fitkit.observe.landmarks.fan import TIMEOUT, FanDetector, load_networks, we
 BIG, SMALL = [10.0, 10, 60, 60, 0.9], [70.0, 5, 80, 15, 0.99]
 
 
-def stand_in(result=None, error=None):
-    """A `face_alignment` module with the interface of version 1.5 that finds `result` or fails with `error`."""
+def stand_in(boxes=(), scores=None, error=None):
+    """A `face_alignment` module, interface of version 1.5: faces at `boxes`, points at their left side; or `error`."""
 
     class FaceAlignment:
         options = None
@@ -25,12 +24,12 @@ def stand_in(result=None, error=None):
             if error:
                 raise error
 
+            self.face_detector = types.SimpleNamespace(detect_from_image=lambda image: [] if image.max() == 0 else boxes)
+
         def get_landmarks_from_image(self, image, detected_faces=None, return_bboxes=False, return_landmark_score=False):
-            assert image.dtype == np.uint8 and image.shape[2] == 3 and return_bboxes and return_landmark_score
-            if result is None or image.max() == 0:
-                warnings.warn("No faces were detected.")
-                return None, None, None
-            return result
+            assert image.dtype == np.uint8 and image.shape[2] == 3 and return_landmark_score and not return_bboxes
+            (box,) = detected_faces
+            return [np.full((68, 2), box[0], np.float32)], [scores], None
 
     module = types.ModuleType("face_alignment")
     module.FaceAlignment = FaceAlignment
@@ -38,12 +37,8 @@ def stand_in(result=None, error=None):
     return module
 
 
-def faces(*offsets):
-    return [np.full((68, 2), o, np.float32) for o in offsets]
-
-
 def test_largest_face_is_taken(monkeypatch):
-    module = stand_in((faces(70, 30), [np.full(68, 1.9, np.float32), np.linspace(0.2, 2.4, 68, dtype=np.float32)], [np.array(SMALL), BIG]))
+    module = stand_in([np.array(SMALL), BIG], np.linspace(0.2, 2.4, 68, dtype=np.float32))
     monkeypatch.setitem(sys.modules, "face_alignment", module)
     detector = FanDetector("cpu")
     assert detector.scheme == "ibug68" and detector.name == "fan"
@@ -51,18 +46,17 @@ def test_largest_face_is_taken(monkeypatch):
     assert options["compile"] is False and options["device"] == "cpu" and options["type"] == 1 and options["timeout"] == TIMEOUT
     assert socket.getdefaulttimeout() is None
     found = detector.detect(torch.ones(2, 3, 50, 90) * torch.tensor([1.0, 0.0])[:, None, None, None])
-    assert found.points.shape == (2, 68, 2) and (found.points[0] == 30).all() and found.points[1].isnan().all()
+    assert found.points.shape == (2, 68, 2) and (found.points[0] == BIG[0]).all() and found.points[1].isnan().all()
     assert found.valid.tolist() == [[True] * 68, [False] * 68] and found.jaw == "outline"
     # Scores are sums over the image and its mirror image.
     assert found.confidence[0, 0] == pytest.approx(0.1) and found.confidence[0].max() == 1 and found.sigma.isnan().all()
 
 
-@pytest.mark.parametrize("result", [None, ([], [], []), (faces(30), [np.full(68, 0.05, np.float32)], [BIG])])
-def test_no_face(monkeypatch, result, recwarn):
-    monkeypatch.setitem(sys.modules, "face_alignment", stand_in(result))
+@pytest.mark.parametrize("boxes", [[], np.zeros((0, 5)), [BIG]])
+def test_no_face(monkeypatch, boxes):
+    monkeypatch.setitem(sys.modules, "face_alignment", stand_in(boxes, np.full(68, 0.05, np.float32)))
     found = FanDetector().detect(torch.ones(1, 3, 50, 90))
     assert not found.valid.any() and found.points.isnan().all() and (found.confidence == 0).all()
-    assert not recwarn.list
 
 
 @pytest.mark.parametrize("error, message", [

@@ -45,7 +45,8 @@ def make_detector(name: str, device: str = "cpu") -> LandmarkDetector:
     if name not in DETECTORS:
         known = ("auto", "files", *DETECTORS)
         near = difflib.get_close_matches(name, known, n=1)
-        raise InputError(f"unknown landmark detector {name!r}; " + (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}")
+        raise InputError(f"unknown landmark detector {name!r}; " + (f"did you mean {near[0]!r}? " if near else "")
+                         + f"known: {', '.join(known)}")
     return DETECTORS[name](device)
 
 
@@ -80,7 +81,8 @@ def detect_landmarks(subject: Subject, method: str = "auto", device: str = "cpu"
                     detector = make_detector("auto", device)
                 except MissingWeightsError as error:
                     bare = [v.name for v in subject.views if v.landmarks is None]
-                    raise MissingWeightsError(f"no landmarks beside {', '.join(bare[:5])}{' ...' if len(bare) > 5 else ''}: {error}") from error
+                    some = ", ".join(bare[:5]) + (" ..." if len(bare) > 5 else "")
+                    raise MissingWeightsError(f"no landmarks beside {some}: {error}") from error
             results.append(detect_view(detector, view.image))
             sources.append(detector.name)
         if progress:
@@ -92,7 +94,9 @@ def detect_view(detector: LandmarkDetector, image: np.ndarray) -> Landmarks:
     """Run a detector on one image [H, W, 3] uint8, reduced to at most 1280 px -> Landmarks in px of the full image."""
     h, w = image.shape[:2]
     scale = max(1.0, max(h, w) / DETECTOR_SIDE)
-    small = image if scale == 1 else cv2.resize(image, (max(1, round(w / scale)), max(1, round(h / scale))), interpolation=cv2.INTER_AREA)
+    small = image
+    if scale > 1:
+        small = cv2.resize(image, (max(1, round(w / scale)), max(1, round(h / scale))), interpolation=cv2.INTER_AREA)
     found = detector.detect(torch.from_numpy(np.array(small)).permute(2, 0, 1)[None].float() / 255)
     factor = torch.tensor([w / small.shape[1], h / small.shape[0]])
     # Pixel centres are whole numbers, so the corner of the image is at -0.5.
@@ -117,7 +121,8 @@ def usable_views(subject: Subject, landmarks: Landmarks) -> tuple[Subject, Landm
                          f"left out: {label} has only {count} of 68 landmarks, at least {MIN_POINTS} are needed")
     if not keep:
         reasons = "; ".join(n.removeprefix("left out: ") for n in notes[:5])
-        raise InputError(f"no view can be used: {reasons or 'the subject has no views'}; give a photo that shows the face, or the 68 points beside it (IMAGE.pts)")
+        raise InputError(f"no view can be used: {reasons or 'the subject has no views'}; "
+                         "give a photo that shows the face, or the 68 points beside it (IMAGE.pts)")
     rows = torch.tensor(keep)
     parts = {k: getattr(landmarks, k)[rows] for k in ("points", "sigma", "valid", "confidence")}
     return replace(subject, views=tuple(subject.views[i] for i in keep)), replace(landmarks, **parts), tuple(notes)
@@ -131,7 +136,8 @@ def _from_view(view: View) -> Landmarks:
 
 
 def _nothing() -> Landmarks:
-    return Landmarks(torch.full((1, 68, 2), torch.nan), torch.full((1, 68), torch.nan), torch.zeros(1, 68, dtype=torch.bool), torch.zeros(1, 68))
+    nan = torch.full((1, 68, 2), torch.nan)
+    return Landmarks(nan, nan[..., 0], torch.zeros(1, 68, dtype=torch.bool), torch.zeros(1, 68))
 
 
 def _join(parts: list[Landmarks]) -> Landmarks:

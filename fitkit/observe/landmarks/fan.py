@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import pickle
 import socket
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -54,19 +53,19 @@ class FanDetector:
 
     def _largest(self, pixels: np.ndarray) -> tuple[Tensor, Tensor] | None:
         """Points [68, 2] and confidence [68] of the largest face in [H, W, 3] uint8, or None."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns when there is no face; we return that
-            points, scores, boxes = self.network.get_landmarks_from_image(pixels, return_bboxes=True, return_landmark_score=True)
-        if not points:
+        boxes = self.network.face_detector.detect_from_image(pixels.copy())
+        if len(boxes) == 0:
             return None
-        # Its points are quantised to 1/256 of the face crop, so whether they count from 0 or 1 does not show.
-        boxes = np.array([box[:4] for box in boxes], dtype=np.float64)
-        best = int(np.argmax((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])))
+        # Chosen before the landmark network, which would run on every face of a group photo.
+        largest = max(boxes, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
+        # What it returns depends on these flags.
+        points, scores, _ = self.network.get_landmarks_from_image(pixels, detected_faces=[largest], return_landmark_score=True)
         # With flip_input it adds the heat maps of the image and its mirror image, so scores run up to 2.
-        confidence = np.clip(np.asarray(scores[best], dtype=np.float32).reshape(68) / 2, 0, 1)
+        confidence = np.clip(np.asarray(scores[0], dtype=np.float32).reshape(68) / 2, 0, 1)
         if confidence.mean() < self.min_score:
             return None
-        return torch.as_tensor(np.asarray(points[best], dtype=np.float32)[:, :2]), torch.from_numpy(confidence)
+        # Points are quantised to 1/256 of the face crop, so whether they count from 0 or 1 does not show.
+        return torch.as_tensor(np.asarray(points[0], dtype=np.float32)[:, :2]), torch.from_numpy(confidence)
 
 
 def weights_folder() -> Path:
@@ -95,11 +94,12 @@ def load_networks(device: str = "cpu"):
         return face_alignment.FaceAlignment(face_alignment.LandmarksType.TWO_D, **options)
     except OSError as error:  # URLError, timeouts, a cache folder that cannot be written
         raise MissingWeightsError(
-            f"landmark detector 'fan': its weights are not in {weights_folder()} and cannot be downloaded ({error}); on a machine "
-            f"with network run 'fitkit model fetch fan' and copy that folder, {OTHERWISE}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:  # torch on a file that is cut off or damaged
+            f"landmark detector 'fan': its weights are not in {weights_folder()} and cannot be downloaded ({error}); "
+            f"on a machine with network run 'fitkit model fetch fan' and copy that folder, {OTHERWISE}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:  # a file that is cut off
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise MissingWeightsError(
-            f"landmark detector 'fan': a weight file in {weights_folder()} is damaged ({str(error).splitlines()[0]}); delete it and run "
-            f"'fitkit model fetch fan', {OTHERWISE}") from error
+            f"landmark detector 'fan': a weight file in {weights_folder()} is damaged ({reason}); "
+            f"delete it and run 'fitkit model fetch fan', {OTHERWISE}") from error
     finally:
         socket.setdefaulttimeout(timeout)

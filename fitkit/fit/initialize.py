@@ -1,0 +1,110 @@
+"""The first scene state: mean face, closed-form pose, a camera from what is known."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import torch
+from torch import Tensor
+
+from fitkit.errors import InputError
+from fitkit.fit.recipe import CameraOptions
+from fitkit.geometry.weak_perspective import weak_perspective_pose
+from fitkit.io.subject import View
+from fitkit.models.face_model import FaceModel
+from fitkit.observe.observations import Observations
+from fitkit.scene.camera import Camera
+from fitkit.scene.pose import Pose
+from fitkit.scene.state import SceneState
+
+
+@dataclass(frozen=True)
+class CameraKnowledge:
+    """focal_mean [B] px of the crop and focal_sigma [B] (log units): prior; focal_groups [B]: views with one camera;
+    first [B] bool: one view per camera; pose_groups [B] or None: views of a calibrated rig move together;
+    source: per view 'cameras.json', 'exif' or 'estimated'."""
+
+    focal_mean: Tensor
+    focal_sigma: Tensor
+    focal_groups: Tensor
+    first: Tensor
+    pose_groups: Tensor | None
+    source: tuple[str, ...]
+
+    @property
+    def metric(self) -> bool:
+        """True when known camera positions fix the scale of the head."""
+        return self.pose_groups is not None
+
+
+def initial_state(model: FaceModel, views: Sequence[View], observations: Observations, options: CameraOptions) -> tuple[SceneState, CameraKnowledge]:
+    """Mean face in every view: scaled-orthographic pose in closed form, lifted to the camera that is known or assumed.
+
+    An unknown focal length f is that of a camera `distance_mm` away: f = scale [px/mm] * distance. The photos alone
+    hardly tell the two apart.
+    """
+    marks = observations.landmarks
+    B = observations.num_views
+    device = observations.images.device
+    scale, rotation, shift = weak_perspective_pose(model.landmark_basis.mean[None], torch.nan_to_num(marks.points),
+                                                   marks.valid.float() * marks.confidence.clamp_min(1e-3))
+    sizes = torch.tensor([v.size for v in views], dtype=torch.float32, device=device)
+    center = (sizes - 1) / 2
+    crop_scale = observations.scale
+    focal_photo = scale / crop_scale * options.distance_mm
+    sigma = torch.full((B,), options.focal_sigma, device=device)
+    aspect = torch.ones(B, device=device)
+    source = ["estimated"] * B
+    exif_shared = len({v.focal_px for v in views}) == 1
+    share = options.share_focal == "yes" or (options.share_focal == "auto" and len({v.size for v in views}) == 1 and exif_shared)
+    if share:
+        focal_photo = focal_photo.median().expand(B).clone()
+    for i, view in enumerate(views):
+        if view.camera is not None:
+            K = view.camera.K
+            focal_photo[i], aspect[i] = float(K[0, 0]), float(K[1, 1] / K[0, 0])
+            center[i] = torch.tensor([K[0, 2], K[1, 2]], dtype=torch.float32)
+            sigma[i], source[i] = options.known_sigma, "cameras.json"
+        elif view.focal_px:
+            focal_photo[i], sigma[i], source[i] = view.focal_px, options.exif_sigma, "exif"
+    known = [v.camera is not None for v in views]
+    share = share and (not any(known) or (all(known) and float(focal_photo.max() - focal_photo.min()) < 1e-3))
+    if options.kind == "orthographic":
+        if any(known):
+            raise InputError("camera.kind=orthographic cannot use cameras.json; leave the file out or use perspective")
+        focal_photo, share = scale / crop_scale * Camera.REFERENCE_DEPTH, False
+        sigma = torch.full_like(sigma, 10.0)  # the scale is free
+        source = ["estimated"] * B
+    groups = torch.zeros(B, dtype=torch.int64) if share else torch.arange(B)
+    first = torch.zeros(B, dtype=torch.bool, device=device)
+    first[0 if share else slice(None)] = True
+    principal = (center - observations.offset) * crop_scale[:, None]
+    focal = focal_photo * crop_scale
+    depth = focal / scale
+    translation = torch.cat([(shift - principal) * (depth / focal)[:, None], depth[:, None]], 1)
+    translation[:, 1] /= aspect
+    pose = Pose(rotation, translation)
+    pose_groups = None
+    calibrated = [v.camera is not None and v.camera.R is not None for v in views]
+    if all(calibrated) and B > 1:
+        pose, pose_groups = _rig_pose(views, pose), torch.zeros(B, dtype=torch.int64)
+    zeros = torch.zeros(B, model.num_expression, device=device)
+    state = SceneState(torch.zeros(1, model.num_identity, device=device), torch.zeros(B, dtype=torch.int64, device=device),
+                       zeros, pose, Camera(focal, principal, aspect, options.kind), torch.zeros(B, 9, 1, device=device))
+    return state, CameraKnowledge(focal.clone(), sigma, groups, first, pose_groups, tuple(source))
+
+
+def _rig_pose(views: Sequence[View], single: Pose) -> Pose:
+    """One head pose for a calibrated rig: the mean of the views' own estimates in the world frame."""
+    dtype, device = single.rotation.dtype, single.rotation.device
+    R = torch.stack([torch.as_tensor(v.camera.R, dtype=dtype) for v in views]).to(device)  # camera_from_world
+    t = torch.stack([torch.as_tensor(v.camera.t, dtype=dtype).reshape(3) for v in views]).to(device)
+    world_rotation = (R.transpose(1, 2) @ single.rotation).mean(0)
+    U, _, Vh = torch.linalg.svd(world_rotation)
+    rotation = U @ torch.diag(torch.tensor([1.0, 1.0, float(torch.linalg.det(U @ Vh))], dtype=dtype, device=device)) @ Vh
+    # Each view places the head well across its line of sight and badly along it: intersect the lines of sight.
+    direction = torch.nn.functional.normalize((R.transpose(1, 2) @ single.translation[..., None])[..., 0], dim=-1)
+    center = -(R.transpose(1, 2) @ t[..., None])[..., 0]
+    across = torch.eye(3, dtype=dtype, device=device) - direction[:, :, None] * direction[:, None]
+    place = torch.linalg.lstsq(across.sum(0), (across @ center[..., None])[..., 0].sum(0)).solution
+    return Pose(R @ rotation, (R @ place) + t)

@@ -1,0 +1,211 @@
+"""Fit recipes: what is solved for in which stages, with which energies. See `recipes/fit/`."""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Sequence
+
+from fitkit.energies.kernels import Kernel
+from fitkit.energies.photometric import PhotometricOptions
+from fitkit.energies.flow_correspondence import FlowOptions
+from fitkit.errors import InputError
+from fitkit.io.options import apply_overrides, build, merge, read_yaml, unknown_key
+from fitkit.io.resources import recipe_path
+from fitkit.observe.crop import CropOptions
+from fitkit.scene.layout import BLOCKS
+
+
+@dataclass(frozen=True)
+class LandmarkOptions:
+    """source: where the 68 points come from; jaw: what points 0-16 are (see LandmarkReprojection);
+    sigma: standard deviation of a point as a share of the face size (square root of the landmark box area), used
+    until the noise is measured from the residuals; min_sigma, max_sigma: limits of the measured value."""
+
+    source: str = "auto"
+    jaw: Literal["auto", "outline", "surface"] = "auto"
+    sigma: float = 0.02
+    min_sigma: float = 0.003
+    max_sigma: float = 0.05
+
+
+@dataclass(frozen=True)
+class CameraOptions:
+    """kind: projection; share_focal: one camera for all views ('auto': when the photos have one size and nothing
+    says otherwise); distance_mm: what an unknown camera is assumed to be away from the face; focal_sigma: how sure
+    that is, log units; exif_sigma, known_sigma: the same for a focal length from EXIF and from cameras.json."""
+
+    kind: Literal["perspective", "orthographic"] = "perspective"
+    share_focal: Literal["auto", "yes", "no"] = "auto"
+    distance_mm: float = 1000.0
+    focal_sigma: float = 0.4
+    exif_sigma: float = 0.1
+    known_sigma: float = 0.001
+
+
+@dataclass(frozen=True)
+class ExpressionOptions:
+    """shared: one expression for all views; sigma, sigma_negative: prior on the blend-shape weights."""
+
+    shared: bool = False
+    sigma: float = 0.3
+    sigma_negative: float = 0.1
+
+
+@dataclass(frozen=True)
+class SolverOptions:
+    """name: 'levenberg_marquardt' or 'adam'; max_iterations: per refresh of the frozen quantities; refresh: how often
+    visibility, matches and weights are computed anew ('adam' does so in every iteration); learning_rate: 'adam' only."""
+
+    name: Literal["levenberg_marquardt", "adam"] = "levenberg_marquardt"
+    max_iterations: int = 20
+    min_decrease: float = 1e-3
+    refresh: int = 1
+    learning_rate: float = 0.01
+
+
+@dataclass(frozen=True)
+class EnergyOptions:
+    """weight: see Term; kernel: robust kernel, radius in sigmas."""
+
+    weight: float = 1.0
+    kernel: Kernel = Kernel()
+
+
+@dataclass(frozen=True)
+class PhotometricTerm(EnergyOptions):
+    options: PhotometricOptions = PhotometricOptions()
+
+
+@dataclass(frozen=True)
+class FlowTerm(EnergyOptions):
+    estimator: str = "dis"
+    options: FlowOptions = FlowOptions()
+
+
+@dataclass(frozen=True)
+class LightPriorTerm(EnergyOptions):
+    """sigma: allowed change of the light relative to its first estimate."""
+
+    sigma: float = 0.5
+
+
+ENERGIES: dict[str, type[EnergyOptions]] = {
+    "lmk2d": EnergyOptions, "lmk2d_eye": EnergyOptions, "lmk2d_lip": EnergyOptions, "identity_prior": EnergyOptions,
+    "expression_prior": EnergyOptions, "focal_prior": EnergyOptions, "light_prior": LightPriorTerm,
+    "photo_xview": PhotometricTerm, "flow_corr": FlowTerm,
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """free: names of what is solved for; energies: name -> options; min_views: the stage is left out with fewer;
+    measure_noise: estimate the landmark noise from the residuals before the stage."""
+
+    name: str
+    free: tuple[str, ...]
+    energies: dict[str, EnergyOptions]
+    solver: SolverOptions = SolverOptions()
+    min_views: int = 1
+    measure_noise: bool = False
+
+
+@dataclass(frozen=True)
+class FitRecipe:
+    """A whole fit; every option with its value."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    model: str = "generic"
+    seed: int = 0
+    crop: CropOptions = CropOptions()
+    landmarks: LandmarkOptions = LandmarkOptions()
+    camera: CameraOptions = CameraOptions()
+    expression: ExpressionOptions = ExpressionOptions()
+
+
+def load_recipe(name: str | os.PathLike = "multiview", overrides: Sequence[str] = (), changes: dict[str, Any] | None = None) -> FitRecipe:
+    """A shipped recipe by name or any recipe file by path.
+
+    Args:
+        overrides: 'a.b=value' lines, stages by name: 'stages.shape.solver.max_iterations=5'.
+        changes: a nested mapping laid over the recipe before the overrides.
+    Raises:
+        InputError: no such recipe, unknown keys (with the nearest known one), wrong types.
+    """
+    text = os.fspath(name)
+    path = Path(text) if text.endswith((".yaml", ".yml")) or os.sep in text else recipe_path("fit", text)
+    data = _read(path, ())
+    data = apply_overrides(merge(data, changes or {}), overrides)
+    return parse_recipe(data, str(path.name))
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict:
+    """A recipe with the one it `extends` below it. Stages of the same name are merged, new ones are added behind."""
+    if path in seen:
+        raise InputError(f"{path}: recipes extend each other in a circle")
+    data = read_yaml(path)
+    parent = data.pop("extends", None)
+    if parent is None:
+        return data
+    beside = path.parent / f"{parent}.yaml"
+    base = _read(beside if beside.is_file() else recipe_path("fit", str(parent)), (*seen, path))
+    stages, own = list(base.get("stages", [])), data.pop("stages", [])
+    for stage in own:
+        names = [s.get("name") for s in stages]
+        if isinstance(stage, dict) and stage.get("name") in names:
+            at = names.index(stage["name"])
+            stages[at] = merge(stages[at], stage)
+        else:
+            stages.append(stage)
+    return {**merge(base, data), "stages": stages}
+
+
+def parse_recipe(data: dict, where: str) -> FitRecipe:
+    """FitRecipe from nested mappings, as read from YAML."""
+    data = dict(data)
+    stages = data.pop("stages", None)
+    if not isinstance(stages, list) or not stages:
+        raise InputError(f"{where}: expected 'stages', a list with at least one stage")
+    parsed = []
+    for number, stage in enumerate(stages):
+        if not isinstance(stage, dict):
+            raise InputError(f"{where}: stage {number + 1}: expected a mapping, got {stage!r}")
+        label = f"{where}: stage '{stage.get('name', number + 1)}'"
+        energies = stage.get("energies")
+        if not isinstance(energies, dict) or not energies:
+            raise InputError(f"{label}: expected 'energies', a mapping of energy names to options")
+        terms = {}
+        for energy, options in energies.items():
+            if energy not in ENERGIES:
+                raise unknown_key(energy, ENERGIES, f"{label}: energies")
+            if options is False:  # switched off over an extended recipe
+                continue
+            terms[energy] = build(ENERGIES[energy], options or {}, f"{label}: {energy}")
+        rest = build(_StageHead, {k: v for k, v in stage.items() if k != "energies"}, label)
+        for block in rest.free:
+            if block not in BLOCKS:
+                raise unknown_key(block, BLOCKS, f"{label}: free")
+        parsed.append(Stage(rest.name, rest.free, terms, rest.solver, rest.min_views, rest.measure_noise))
+    head = build(_RecipeHead, data, where)
+    return FitRecipe(stages=tuple(parsed), **{k: getattr(head, k) for k in head.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class _StageHead:
+    name: str
+    free: tuple[str, ...]
+    solver: SolverOptions = SolverOptions()
+    min_views: int = 1
+    measure_noise: bool = False
+
+
+@dataclass(frozen=True)
+class _RecipeHead:
+    name: str
+    model: str = "generic"
+    seed: int = 0
+    crop: CropOptions = CropOptions()
+    landmarks: LandmarkOptions = LandmarkOptions()
+    camera: CameraOptions = CameraOptions()
+    expression: ExpressionOptions = ExpressionOptions()

@@ -1,0 +1,290 @@
+"""Runs the stages of a recipe on one subject."""
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass, replace
+from typing import Any, Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fitkit.energies.base import Energy
+from fitkit.energies.flow_correspondence import FlowCorrespondence
+from fitkit.energies.landmarks import LandmarkReprojection, eye_offsets, lip_offsets
+from fitkit.energies.objective import LeastSquaresProblem, Objective, Term, TermReport
+from fitkit.energies.photometric import CrossViewPhotometric
+from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, LightPrior
+from fitkit.errors import FitError, InputError
+from fitkit.fit.initialize import CameraKnowledge, initial_state
+from fitkit.fit.recipe import FitRecipe, Stage, load_recipe
+from fitkit.fit.report import build_metrics, judge
+from fitkit.fit.result import FitResult
+from fitkit.io.options import to_plain
+from fitkit.io.subject import Subject, load_subject, subject_from_images
+from fitkit.models.face_model import FaceModel
+from fitkit.models.registry import load_model
+from fitkit.observe.crop import crop_views
+from fitkit.observe.flow import make_flow_estimator
+from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
+from fitkit.observe.landmarks.types import Landmarks
+from fitkit.observe.observations import Observations
+from fitkit.scene.layout import ParameterLayout
+from fitkit.scene.state import SceneState
+from fitkit.solvers.first_order import AdamOptions, adam
+from fitkit.solvers.levenberg_marquardt import LMOptions, levenberg_marquardt
+
+log = logging.getLogger("fitkit")
+
+
+def fit(subject: str | os.PathLike | Subject | Sequence, *, model: str | FaceModel | None = None,
+        recipe: str | os.PathLike | FitRecipe = "multiview", overrides: Sequence[str] = (), landmarks: Sequence | None = None,
+        share_expression: bool | None = None, seed: int | None = None, device: str = "cpu",
+        progress: Callable[[str, float], None] | None = None) -> FitResult:
+    """Fit one face to all photos of one person.
+
+    Args:
+        subject: a subject folder, a Subject, or a list of images (paths, PIL images, [H, W, 3] arrays).
+        model: name or path of a face model, or the model itself; None takes the recipe's.
+        recipe: name or path of a recipe; overrides: 'key=value' changes of it.
+        landmarks: for a list of images, one [68, 2] or [68, 3] array (or None) each.
+        share_expression, seed: shortcuts for expression.shared and seed.
+        device: torch device the fit runs on.
+        progress: called with (what is done next, share done in 0..1).
+    Raises:
+        FitkitError: bad input, missing files or weights, or nothing that could be fitted.
+    """
+    tell = progress or (lambda text, share: None)
+    changes: dict[str, Any] = {}
+    if isinstance(model, (str, os.PathLike)):
+        changes["model"] = os.fspath(model)
+    if share_expression is not None:
+        changes["expression"] = {"shared": share_expression}
+    if seed is not None:
+        changes["seed"] = seed
+    if not isinstance(recipe, FitRecipe):
+        recipe = load_recipe(recipe, overrides, changes)
+    elif overrides or changes:
+        raise InputError("overrides, model, seed and share_expression change a recipe given by name or path, not a FitRecipe")
+    check_device(device)
+    face_model = model if isinstance(model, FaceModel) else load_model(recipe.model)
+    tell("reading photos", 0.0)
+    if not isinstance(subject, Subject):
+        single = isinstance(subject, (str, os.PathLike))
+        subject = load_subject(subject) if single else subject_from_images(subject, landmarks)
+    tell("finding landmarks", 0.05)
+    found, _ = detect_landmarks(subject, recipe.landmarks.source, device)
+    subject, found, notes = usable_views(subject, found)
+    return fit_observed(subject, found, face_model, recipe, device, tell, subject.notes + tuple(notes))
+
+
+def check_device(device: str) -> None:
+    """Refuse a torch device that is not there."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device '{device}': cannot be used here ({str(error).splitlines()[0]}); use cpu") from error
+
+
+def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: FitRecipe, device: str = "cpu",
+                 tell: Callable[[str, float], None] = lambda text, share: None, notes: Sequence[str] = ()) -> FitResult:
+    """`fit` from views and landmarks that are already there; the timed part of a fit."""
+    start, cpu = time.perf_counter(), time.process_time()
+    tell("cropping", 0.1)
+    observations = move(crop_views((v.image for v in subject.views), (v.mask for v in subject.views), found, recipe.crop), device)
+    local = model.to(device) if str(model.device) != device else model
+    began = time.perf_counter()
+    state, cameras = initial_state(local, subject.views, observations, recipe.camera)
+    run = FitRun(local, recipe, observations, cameras)
+    state = run.solve(state, tell)
+    solved = time.perf_counter()
+    final = to_photos(state, observations).to("cpu")
+    metrics = build_metrics(model, subject, final, found, run, cameras)
+    metrics["time_s"] = {"solve": round(solved - began, 3), "total": round(time.perf_counter() - start, 3),
+                         "cpu": round(time.process_time() - cpu, 3)}
+    status, warnings = judge(metrics)
+    warnings = tuple(notes) + warnings
+    for line in warnings:
+        log.info(line)
+    tell("done", 1.0)
+    cpu_model = model.to("cpu") if model.device.type != "cpu" else model
+    return FitResult(cpu_model, subject, final, replace(found, sigma=run.sigma_photo()), status, warnings, metrics, to_plain(recipe), cameras.source)
+
+
+def move(observations: Observations, device: str) -> Observations:
+    """The observations on another device."""
+    if device == "cpu":
+        return observations
+    marks = observations.landmarks
+    marks = Landmarks(marks.points.to(device), marks.sigma.to(device), marks.valid.to(device), marks.confidence.to(device), marks.jaw)
+    return Observations(observations.images.to(device), marks, observations.mask.to(device), observations.scale.to(device), observations.offset.to(device))
+
+
+def to_photos(state: SceneState, observations: Observations) -> SceneState:
+    """The state with its camera in pixels of the photos instead of the crops."""
+    camera = state.camera.scaled(1 / observations.scale, -observations.offset * observations.scale[:, None])
+    return state.replace(camera=camera)
+
+
+class FitRun:
+    """The moving parts of one fit: energies of a stage from its recipe, landmark noise, stage log."""
+
+    def __init__(self, model: FaceModel, recipe: FitRecipe, observations: Observations, cameras: CameraKnowledge):
+        self.model, self.recipe, self.observations, self.cameras = model, recipe, observations, cameras
+        self.sigma = self._given_sigma()
+        self.stages: list[dict[str, Any]] = []
+        self.light: Tensor | None = None
+        self.terms: dict[str, TermReport] = {}
+        self.jaw_rule = "surface"
+        self._last: tuple[LeastSquaresProblem, SceneState] | None = None
+
+    # ---- landmark noise ----
+
+    def _face_size(self) -> Tensor:
+        """Square root of the landmark box area, [B] px of the crop."""
+        marks = self.observations.landmarks
+        low = torch.where(marks.valid[..., None], marks.points, torch.inf).amin(1)
+        high = torch.where(marks.valid[..., None], marks.points, -torch.inf).amax(1)
+        return (high - low).clamp_min(1.0).prod(-1).sqrt()
+
+    def _given_sigma(self) -> Tensor:
+        """[B, 68] px of the crop: the detector's own standard deviations, or the recipe's share of the face size."""
+        assumed = (self.recipe.landmarks.sigma * self._face_size())[:, None].expand(-1, 68)
+        given = self.observations.landmarks.sigma
+        return torch.where(torch.isfinite(given) & (given > 0), given, assumed)
+
+    def measure_noise(self, state: SceneState) -> None:
+        """Rescale the landmark sigmas so that they agree with the residuals of the inner points at `state`.
+
+        The median length of a 2D Gaussian residual is 1.1774 sigma; the fit has absorbed part of the noise, which the
+        factor NOISE_ABSORBED makes good.
+        """
+        energy = LandmarkReprojection(self.model, self.sigma, "surface")
+        r = energy.residuals(state, self.observations)
+        length = r.value.norm(dim=-1)[:, 17:][r.valid[:, 17:]]
+        if len(length) < 20:
+            return
+        factor = NOISE_ABSORBED * float(length.median()) / 1.1774
+        size = self._face_size()[:, None]
+        options = self.recipe.landmarks
+        self.sigma = torch.minimum(torch.maximum(self.sigma * factor, options.min_sigma * size), options.max_sigma * size)
+
+    def sigma_photo(self) -> Tensor:
+        """[B, 68] px of the photos, on the CPU."""
+        return (self.sigma / self.observations.scale[:, None]).cpu()
+
+    # ---- energies ----
+
+    def energy(self, name: str, options: Any, state: SceneState) -> Energy:
+        """Energy `name` with the options of its stage."""
+        model, recipe, cameras = self.model, self.recipe, self.cameras
+        if name == "lmk2d":
+            known = self.observations.landmarks.jaw
+            rule = known if recipe.landmarks.jaw == "auto" and known != "auto" else recipe.landmarks.jaw
+            return LandmarkReprojection(model, self.sigma, rule)
+        if name == "lmk2d_eye":
+            return eye_offsets(model, self.sigma)
+        if name == "lmk2d_lip":
+            return lip_offsets(model, self.sigma)
+        if name == "identity_prior":
+            return IdentityPrior()
+        if name == "expression_prior":
+            return ExpressionPrior(recipe.expression.sigma, recipe.expression.sigma_negative, recipe.expression.shared)
+        if name == "focal_prior":
+            return FocalPrior(cameras.focal_mean, cameras.focal_sigma, cameras.first)
+        if name == "light_prior":
+            return LightPrior(self.light if self.light is not None else state.illumination, options.sigma)
+        if name == "photo_xview":
+            return CrossViewPhotometric.prepare(model, self.observations, replace(options.options, seed=recipe.seed))
+        estimator = make_flow_estimator(options.estimator)
+        sigma = options.options.sigma_px * self.observations.pixel_unit
+        return FlowCorrespondence(model, replace(options.options, seed=recipe.seed), estimator, sigma)
+
+    # ---- stages ----
+
+    def solve(self, state: SceneState, tell: Callable[[str, float], None]) -> SceneState:
+        """All stages in turn."""
+        stages = [s for s in self.recipe.stages if self.observations.num_views >= s.min_views]
+        if not stages:
+            raise FitError(f"recipe '{self.recipe.name}' has no stage for {self.observations.num_views} view(s)")
+        for number, stage in enumerate(stages):
+            tell(f"stage {stage.name}", 0.15 + 0.8 * number / len(stages))
+            state = self._stage(stage, state)
+        return state
+
+    def _stage(self, stage: Stage, state: SceneState) -> SceneState:
+        began = time.perf_counter()
+        if stage.measure_noise:
+            self.measure_noise(state)
+        energies = {name: self.energy(name, options, state) for name, options in stage.energies.items()}
+        free = [b for b in stage.free if not (b == "illumination" and "photo_xview" not in energies)]
+        layout = ParameterLayout.of(state, free, self.recipe.expression.shared, self.cameras.focal_groups, self.cameras.pose_groups)
+        photo = energies.get("photo_xview")
+        if photo is not None and self.light is None:
+            with torch.no_grad():
+                lit = state.replace(illumination=_plain_light(state))
+                self.light = photo.freeze(lit, self.observations).estimate_light(lit)
+            state = state.replace(illumination=self.light)
+            if "light_prior" in energies:
+                energies["light_prior"] = replace(energies["light_prior"], anchor=self.light)
+        objective = Objective([Term(energies[name], options.weight, options.kernel) for name, options in stage.energies.items()])
+        solver = stage.solver
+        messages = []
+        if solver.name == "adam":
+            problem = LeastSquaresProblem(objective, self.observations, layout)
+            result = adam(problem, state, AdamOptions(solver.max_iterations, solver.learning_rate))
+            state, messages = self._accept(stage, state, result), [result.message]
+            objective = objective.freeze(state, self.observations)
+        else:
+            for _ in range(solver.refresh):
+                frozen = objective.freeze(state, self.observations)
+                problem = LeastSquaresProblem(frozen, self.observations, layout)
+                result = levenberg_marquardt(problem, state, LMOptions(solver.max_iterations, min_decrease=solver.min_decrease))
+                state = self._accept(stage, state, result)
+                messages.append(result.message)
+            objective = frozen
+        with torch.no_grad():
+            self.terms = objective.cost(state, self.observations)[1]
+        self._last = (LeastSquaresProblem(objective, self.observations, layout), state)
+        for term in objective.terms:
+            if isinstance(term.energy, LandmarkReprojection):
+                self.jaw_rule = "outline" if bool((term.energy.jaw_vertices >= 0).any()) else "surface"
+        self.stages.append({"name": stage.name, "status": result.status, "seconds": round(time.perf_counter() - began, 4),
+                            "messages": messages, "terms": {n: {"cost": t.value, "valid": t.valid, "rms": t.rms} for n, t in self.terms.items()}})
+        log.info("stage %s: %s", stage.name, "; ".join(messages))
+        return state
+
+    def focal_uncertainty(self) -> list[float | None]:
+        """Relative standard deviation of each view's focal length at the solution (Laplace approximation), None when
+        it was not solved for or the system is too large for a dense inverse."""
+        problem, state = self._last
+        layout = problem.layout
+        if "focal" not in layout.sizes or layout.total > 3000:
+            return [None] * layout.num_views
+        H = problem.linearize(state).dense()
+        H.diagonal().add_(1e-9 * H.diagonal().max())
+        factor, info = torch.linalg.cholesky_ex(H)
+        if int(info):
+            return [None] * layout.num_views
+        before = sum(layout.sizes[n] for n in layout.order[:layout.order.index("focal")])
+        columns = layout.index[:, before].to(H.device)
+        unit = torch.zeros(layout.total, layout.num_views, dtype=H.dtype, device=H.device)
+        unit[columns, torch.arange(layout.num_views, device=H.device)] = 1
+        variance = torch.cholesky_solve(unit, factor)[columns, torch.arange(layout.num_views, device=H.device)]
+        return [float(v) for v in variance.clamp_min(0).sqrt()]
+
+    def _accept(self, stage: Stage, state: SceneState, result) -> SceneState:
+        if result.status == "failed":
+            raise FitError(f"stage '{stage.name}': {result.message}; check the landmarks and the cameras of the subject")
+        return result.x
+
+
+NOISE_ABSORBED = 1.25
+
+
+def _plain_light(state: SceneState) -> Tensor:
+    """White light from everywhere, [B, 9, C]: shading 1."""
+    light = torch.zeros_like(state.illumination)
+    light[:, 0] = 1 / 0.28209479177387814
+    return light

@@ -1,0 +1,136 @@
+"""Options from YAML and from the command line into frozen dataclasses, strictly."""
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from fitkit.errors import InputError
+
+T = TypeVar("T")
+
+
+def read_yaml(path: str | os.PathLike) -> dict:
+    """A YAML file that holds one mapping."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            data = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: expected a mapping of options, got {type(data).__name__}")
+    return data
+
+
+def merge(base: Any, changes: Any) -> Any:
+    """`changes` laid over `base`: mappings are merged key by key, everything else is replaced."""
+    if isinstance(base, dict) and isinstance(changes, dict):
+        return {**base, **{k: merge(base[k], v) if k in base else v for k, v in changes.items()}}
+    return changes
+
+
+def unknown_key(key: str, known, where: str) -> InputError:
+    """The error for a key that does not exist, with the nearest one that does."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+    return InputError(f"{where}: unknown key '{key}'; {hint}")
+
+
+def apply_overrides(data: dict, overrides: typing.Sequence[str]) -> dict:
+    """`a.b.c=value` lines laid over nested mappings; values are read as YAML. Items of lists are named by their `name`."""
+    for line in overrides:
+        key, sign, text = line.partition("=")
+        if not sign or not key.strip():
+            raise InputError(f"override '{line}': expected key=value, for example seed=1")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"override '{line}': the value is not valid YAML") from error
+        data = _set(data, key.strip().split("."), value, line)
+    return data
+
+
+def _set(data: Any, path: list[str], value: Any, line: str) -> Any:
+    if isinstance(data, list):
+        names = [item.get("name") for item in data if isinstance(item, dict)]
+        if path[0] not in names:
+            raise unknown_key(path[0], [n for n in names if n], f"override '{line}'")
+        return [_set(item, path[1:], value, line) if isinstance(item, dict) and item.get("name") == path[0] else item for item in data]
+    if data is None:
+        data = {}
+    if not isinstance(data, dict) or not path:
+        raise InputError(f"override '{line}': '{path[0] if path else line}' has no options of its own")
+    key = path[0]
+    return {**data, key: value if len(path) == 1 else _set(data.get(key), path[1:], value, line)}
+
+
+def build(cls: type[T], data: Any, where: str) -> T:
+    """Dataclass `cls` from a mapping; unknown keys and wrong types are refused, `where` begins the message."""
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: expected a mapping, got {data!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in data:
+        if key not in fields:
+            raise unknown_key(key, fields, where)
+    for name, f in fields.items():
+        if name not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise InputError(f"{where}: '{name}' is missing")
+    return cls(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in data.items()})
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        for option in (a for a in args if a is not type(None)):
+            try:
+                return _convert(option, value, where)
+            except InputError as error:
+                last = error
+        raise last
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"{where}: expected a list, got {value!r}")
+        return tuple(_convert(args[0], v, where) for v in value)
+    if origin is typing.Literal:
+        if value not in args:
+            raise InputError(f"{where}: expected one of {', '.join(map(str, args))}; got {value!r}")
+        return value
+    if origin is dict or kind is dict:
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: expected a mapping, got {value!r}")
+        return value
+    if dataclasses.is_dataclass(kind):
+        return build(kind, value, where)
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str):
+        try:
+            return float(value)  # YAML reads 1e-3 as text
+        except ValueError:
+            pass
+    if kind in (int, bool, str) and type(value) is kind:
+        return value
+    raise InputError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {value!r}")
+
+
+def to_plain(value: Any) -> Any:
+    """The reverse of `build`: nested mappings and lists that YAML and JSON can write."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: to_plain(v) for k, v in value.items()}
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,41 @@
+"""Adam on any differentiable cost: the slow path for energies without a least-squares form, and the yardstick."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fitkit.solvers.levenberg_marquardt import SolverResult
+
+
+@dataclass(frozen=True)
+class AdamOptions:
+    """learning_rate: step length in each parameter's own scale; it falls to a tenth along a half cosine."""
+
+    iterations: int = 200
+    learning_rate: float = 0.01
+
+
+def adam(problem, x, options: AdamOptions = AdamOptions()) -> SolverResult:
+    """Minimise problem.differentiable_cost(x, step) over the step vector by Adam.
+
+    The problem offers size -> int, scales -> tensor [size] (typical change of each parameter), retract(x, step) and
+    differentiable_cost(x) -> scalar tensor, which may fix visibility anew in every call.
+    """
+    step = torch.zeros(problem.size, requires_grad=True, device=problem.scales.device)
+    optimizer = torch.optim.Adam([step], lr=options.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, options.iterations), eta_min=options.learning_rate / 10)
+    history: list[float] = []
+    for _ in range(options.iterations):
+        optimizer.zero_grad()
+        cost = problem.differentiable_cost(problem.retract(x, step * problem.scales))
+        if not bool(torch.isfinite(cost)):
+            return SolverResult(x, "failed", tuple(history), f"the cost became {float(cost)} in iteration {len(history) + 1}", len(history))
+        cost.backward()
+        optimizer.step()
+        schedule.step()
+        history.append(float(cost.detach()))
+    solution = problem.retract(x, (step * problem.scales).detach())
+    return SolverResult(solution, "max_iterations", tuple(history), f"{options.iterations} Adam iterations, cost {history[0]:.6g} -> {history[-1]:.6g}"
+                        if history else "no iterations", len(history))
