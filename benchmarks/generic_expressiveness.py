@@ -91,6 +91,8 @@ def similarity(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarra
 
 
 class Model:
+    """The arrays of a model file that the measurement needs, in double precision."""
+
     def __init__(self, path: Path, modes: int):
         data = np.load(path, allow_pickle=False)
         self.mean = data["mean"].astype(np.float64)
@@ -109,8 +111,8 @@ class Model:
         return self.mean + np.tensordot(coefficients, self.basis, 1)
 
 
-def solve(model: Model, weights, corners, goal, normal, sigma: float, tangent: float, coefficients):
-    """One Gauss-Newton step for the coefficients: anisotropic point residuals, standard-normal prior."""
+def solve(model: Model, weights, corners, goal, normal, sigma: float, tangent: float) -> np.ndarray:
+    """Coefficients [K] for fixed correspondences: noise `sigma` mm along the normal, `tangent` times that otherwise."""
     rows = np.einsum("nk,mnkc->mnc", weights, model.basis[:, corners])
     now = np.einsum("nk,nkc->nc", weights, model.mean[corners])
     error = goal - now
@@ -154,7 +156,7 @@ def register(model: Model, points: np.ndarray, coefficients, pose, identity: boo
             face = shape[corners]
             normal = np.cross(face[:, 1] - face[:, 0], face[:, 2] - face[:, 0])
             normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
-            coefficients = solve(model, weights, corners, local, normal, sigma, 4.0, coefficients)
+            coefficients = solve(model, weights, corners, local, normal, sigma, 4.0)
             shape = model.shape(coefficients)
         foot = np.einsum("nk,nkc->nc", weights, shape[corners])
         scale, rotation, shift = similarity(foot, points)
@@ -177,7 +179,6 @@ def main() -> None:
     mean_face, basis_face = mean[FACE_REGION], basis[:, FACE_REGION]
     marks, basis_marks = mean[ict["landmarks68"]], basis[:, ict["landmarks68"]]
     zero = np.zeros(len(model.basis))
-    _, pose = from_landmarks(model, marks)
     pose = similarity(model.landmarks(model.mean), marks)
     _, pose = register(model, mean_face, zero, pose, identity=False)
     average = surface_error(model, zero, pose, mean_face).mean()

@@ -1,0 +1,40 @@
+"""fitkit fits a 3D morphable face model to all photos of one person.
+
+    import fitkit
+    result = fitkit.fit("photos/")      # -> FitResult
+    result.save("photos/fitkit")
+
+`import fitkit` is light: everything below loads when it is first used.
+"""
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+# Public name -> module that holds it. `fit` is the package fitkit.fit itself, which can be called.
+_PUBLIC = {
+    "FaceModel": "fitkit.models.face_model",
+    "FitRecipe": "fitkit.fit.recipe",
+    "FitResult": "fitkit.fit.result",
+    "FitkitError": "fitkit.errors",
+    "Subject": "fitkit.io.subject",
+    "load_model": "fitkit.models.registry",
+    "load_parameters": "fitkit.export.parameters",
+    "load_recipe": "fitkit.fit.recipe",
+    "load_subject": "fitkit.io.subject",
+    "subject_from_images": "fitkit.io.subject",
+}
+__all__ = ["fit", *_PUBLIC]
+
+
+def __getattr__(name: str):
+    if name == "fit":
+        return import_module("fitkit.fit")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'fitkit' has no attribute {name!r}")
+    value = getattr(import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

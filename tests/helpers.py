@@ -1,6 +1,9 @@
-"""Tiny synthetic people for tests: a seeded face model and results made from it."""
+"""Tiny synthetic people for tests: a seeded face model and results made from it; rendered subject folders."""
 from __future__ import annotations
 
+from pathlib import Path
+
+import cv2
 import numpy as np
 import torch
 
@@ -9,6 +12,7 @@ from fitkit.geometry.rotation import so3_exp
 from fitkit.io.subject import Subject, View
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
 from fitkit.observe.landmarks.types import Landmarks
+from fitkit.observe.observations import Observations
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
@@ -156,3 +160,38 @@ def tiny_result(seed: int = 0, views: int = 3, size: int = 160, model: FaceModel
     metrics = {"reprojection_px": [0.0] * views, "not_a_number": float("nan"), "per_view": {"view0": np.float32(1.5)}}
     return FitResult(model, subject, state, landmarks, "ok", (), metrics, {"model": "tiny", "stages": [{"name": "pose", "free": ["pose"]}]},
                      ("estimated",) * views)
+
+
+def write_pts(path: Path, points: np.ndarray) -> None:
+    """Points [68, 2], counted from 0, as an iBUG .pts file, which counts from 1."""
+    lines = [f"{x + 1:.3f} {y + 1:.3f}" for x, y in points]
+    path.write_text("version: 1\nn_points: 68\n{\n" + "\n".join(lines) + "\n}\n")
+
+
+def rendered_subject(folder: Path, views: int = 3, size: int = 192, seed: int = 1) -> Path:
+    """Write a subject folder: a random person of the model `generic`, shaded, as view0.png ... with .pts beside them."""
+    from fitkit.models.registry import load_model
+    from fitkit.render.shading import render_shaded
+
+    model = load_model("generic")
+    state = tiny_state(model, views, size, seed, expression=0.0)
+    state = state.replace(identity=0.7 * state.identity)
+    vertices = state.pose.apply(state.vertices(model))
+    points, _ = state.camera.project(model.landmarks.points(vertices, model.triangles))
+    folder.mkdir(parents=True)
+    picture = render_shaded(vertices, model.triangles, state.camera, (size, size), color=model.albedo_mean)
+    rgb = torch.where(picture.alpha[..., None] > 0, picture.rgb, torch.tensor(0.35))
+    for i in range(views):
+        image = (rgb[i].numpy() * 255).round().astype(np.uint8)
+        cv2.imwrite(str(folder / f"view{i}.png"), image[..., ::-1])
+        write_pts(folder / f"view{i}.pts", points[i].numpy())
+    return folder
+
+
+def observe(model: FaceModel, state: SceneState, size: int = 160, images: torch.Tensor | None = None, jaw: str = "surface") -> Observations:
+    """What the cameras of `state` see, exactly: the model's own landmarks, and `images` [B, 3, size, size] (default grey)."""
+    views, dtype = state.num_views, model.mean.dtype
+    points, _ = state.camera.project(state.pose.apply(model.landmarks.points(state.vertices(model), model.triangles)))
+    marks = Landmarks(points, torch.ones(views, 68, dtype=dtype), torch.ones(views, 68, dtype=torch.bool), torch.ones(views, 68, dtype=dtype), jaw)
+    images = torch.full((views, 3, size, size), 0.5, dtype=dtype) if images is None else images
+    return Observations(images, marks, torch.ones(views, size, size, dtype=torch.bool), torch.ones(views, dtype=dtype), torch.zeros(views, 2, dtype=dtype))

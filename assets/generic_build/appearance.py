@@ -30,9 +30,9 @@ def paint(figures, mean, layout, region, names, iris, skin) -> np.ndarray:
     """[V, 3] albedo in [0, 1]."""
     colour = np.tile(np.array(SKIN), (len(mean), 1))
     index = {n: i for i, n in enumerate(names)}
-    folded = mean * [1, 1, 1]
+    folded = mean.copy()
     folded[:, 0] = np.abs(folded[:, 0])
-    flat = np.nan_to_num(layout, nan=1e3) * 1.0
+    flat = np.nan_to_num(layout, nan=1e3)  # parts with a map of their own lie far from every feature
     flat[:, 0] = np.abs(flat[:, 0])
 
     def mix(target, amount):
@@ -73,8 +73,9 @@ def paint(figures, mean, layout, region, names, iris, skin) -> np.ndarray:
     mix((0.05, 0.018, 0.014), 0.95 * smooth_step((0.95 - np.linalg.norm(flat - deep, axis=1)) / 0.75))
 
     interior = region == index["mouth_interior"]
-    depth = smooth_step((folded[:, 2].max() * 0 + figures.position[figures.ibug(62), 2] - folded[:, 2] - 2.0) / 12.0)
-    colour[interior] = (np.array(LIPS) * (1 - depth[:, None]) + np.array((0.10, 0.025, 0.025)) * depth[:, None])[interior]
+    depth = smooth_step((at(62)[2] - folded[:, 2] - 2.0) / 12.0)
+    lining = np.array(LIPS) * (1 - depth[:, None]) + np.array((0.10, 0.025, 0.025)) * depth[:, None]
+    colour[interior] = lining[interior]
     colour[region == index["teeth"]] = (0.72, 0.66, 0.54)
     for eye in ("eye_left", "eye_right"):
         rows = region == index[eye]

@@ -10,11 +10,16 @@ from scipy.spatial import cKDTree
 from . import parts
 from .appearance import paint
 from .figures import Figures, LayoutSpline
-from .kernel import identity_basis, matrix_roots
-from .skin_mesh import SkinMesh, build_skin, inside
+from .kernel import identity_basis, matrix_roots, mirror_correlation
+from .skin_mesh import SkinMesh, build_skin
 
 FLIP = np.array([-1.0, 1.0, 1.0])
 REGIONS = ("face", "head", "ears", "neck", "mouth_interior", "teeth", "eye_left", "eye_right")
+# iBUG numbers on the subject's right and their mirror images, beyond jaw and brows.
+OTHER_SIDE = (
+    (31, 32, 36, 37, 38, 39, 40, 41, 48, 49, 50, 58, 59, 60, 61, 67),
+    (35, 34, 45, 44, 43, 42, 47, 46, 54, 53, 52, 56, 55, 64, 63, 65),
+)
 FEATURE_WEIGHT = 12.0
 GAZE_DEGREES = {"Up": 25.0, "Down": 28.0, "In": 32.0, "Out": 32.0}
 
@@ -124,12 +129,11 @@ def build_arrays(figures: Figures, symmetric: int, antisymmetric: int) -> dict[s
     self_mirror = np.r_[(flipped[None] + n * np.arange(rounds)[:, None]).ravel(), rounds * n]
     add_part(head, skin, lining, "mouth_interior", False, self_mirror)
     sheet = head.count
-    sheet_triangles = sum(len(t) for t in head.triangles)
 
     # Eyeballs and teeth have maps of their own.
     uv_extra, iris = [], np.full(sheet, np.inf)
     ball, faces, disc, relative = parts.eyeball(
-        figures.eye_centre, figures.eye_radius - 0.2, figures.iris_radius, np.array([0.03, 0.01, 1.0])
+        figures.eye_centre, figures.eye_radius - 0.35, figures.iris_radius, np.array([0.03, 0.01, 1.0])
     )
     n = len(ball)
     for side, flip in (("left", 1.0), ("right", -1.0)):
@@ -173,7 +177,9 @@ def build_arrays(figures: Figures, symmetric: int, antisymmetric: int) -> dict[s
     identity = build_identity(figures, skin, mean_skin, symmetric, antisymmetric)
     identity = extend(identity, source, amount_identity(amount, region))
     for side, loop in (("left", skin.lid), ("right", skin.mirror[skin.lid])):
-        identity[:, head.rigid[f"eye_{side}"]] = identity[:, loop].mean(1, keepdims=True)
+        rows = head.rigid[f"eye_{side}"]
+        centre = figures.eye_centre * ([1, 1, 1] if side == "left" else [-1, 1, 1])
+        identity[:, rows] = follow_lids(mean[loop], identity[:, loop], mean[rows], centre)
     inner = skin.lip
     for name in ("teeth_upper", "teeth_lower"):
         identity[:, head.rigid[name]] = identity[:, inner].mean(1, keepdims=True)
@@ -214,6 +220,23 @@ def build_arrays(figures: Figures, symmetric: int, antisymmetric: int) -> dict[s
     }
 
 
+def follow_lids(margin: np.ndarray, motion: np.ndarray, ball: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Identity displacement [K, M, 3] of an eyeball: the shift and growth that keep it in touch with the lids.
+
+    Least squares of  n_i . (u_i - t - s (p_i - c)) = 0  over the lid margin points p_i with motion u_i and radial
+    directions n_i; sideways, where the margin says little, the eyeball goes with the mean of the margin.
+    """
+    arm = margin - centre
+    radius = np.linalg.norm(arm, axis=1)
+    normal = arm / radius[:, None]
+    average = motion.mean(1)
+    rest = ((motion - average[:, None]) * normal).sum(-1)
+    system = np.c_[normal, radius]
+    prior = np.diag([2.0, 2.0, 0.02, 400.0]) * 0.5  # relative to unit variance of the residuals
+    solution = np.linalg.solve(system.T @ system + prior, system.T @ rest.T).T
+    return (average + solution[:, :3])[:, None] + solution[:, 3][:, None, None] * (ball - centre)
+
+
 def symmetrize(points: np.ndarray, mirror: np.ndarray) -> np.ndarray:
     """Average of points and their mirror image, [V, 3]."""
     return 0.5 * (points + points[mirror] * FLIP)
@@ -242,11 +265,11 @@ def build_identity(figures: Figures, skin: SkinMesh, mean_skin, symmetric: int, 
     """Identity modes on all skin vertices, [K, V, 3]."""
     half = np.flatnonzero(skin.layout[:, 0] >= -1e-9)
     near = AmplitudeField(figures)
-    root = near(skin.layout[half], mean_skin[half])
+    root, faded = near(skin.layout[half], mean_skin[half])
     rest = mean_skin[half]
     calm = np.clip((15 - rest[:, 2]) / 50, 0, 1) + np.clip((-78 - rest[:, 1] - 0.2 * rest[:, 2]) / 40, 0, 1)
     calm += np.clip((rest[:, 1] - 100) / 40, 0, 1)
-    root = root * (1 - 0.75 * np.clip(calm, 0, 1))[:, None, None]
+    calm = (1 - 0.75 * np.clip(calm, 0, 1))[:, None, None]
     middle = np.abs(rest[:, 0]) < 1e-6
     a, b, c = (mean_skin[skin.triangles[:, k]] for k in range(3))
     # Skull and neck vary smoothly: the local part fades out there.
@@ -259,7 +282,7 @@ def build_identity(figures: Figures, skin: SkinMesh, mean_skin, symmetric: int, 
     gap, _ = cKDTree(figures.position[feature]).query(rest)
     importance = area * np.where(front, 1.0 + FEATURE_WEIGHT * np.exp(-0.5 * (gap / 12.0) ** 2), 0.08)
     basis = identity_basis(
-        figures.kernel, mean_skin[half], skin.layout[half], root, importance, symmetric, antisymmetric
+        figures.kernel, rest, skin.layout[half], root * calm, faded * calm, importance, symmetric, antisymmetric
     )
     out = np.empty((len(basis), len(mean_skin), 3))
     basis[:symmetric, middle, 0] = 0.0
@@ -271,20 +294,26 @@ def build_identity(figures: Figures, skin: SkinMesh, mean_skin, symmetric: int, 
 
 
 class AmplitudeField:
-    """Local covariance roots between the sites: normalised Gaussian weights, half in space, half in the layout."""
+    """Local covariance roots between the sites: normalised Gaussian weights in space and layout."""
 
-    def __init__(self, figures: Figures, width: float = 6.0):
+    def __init__(self, figures: Figures):
         self.roots = matrix_roots(figures.local)
         self.position, self.layout = figures.position, figures.layout
         distance, _ = cKDTree(figures.position).query(figures.position, k=5)
-        self.width = np.maximum(distance[:, 1:].mean(1) * 0.7, 3.0)
+        self.width = np.maximum(distance[:, 1:].mean(1), 4.5)
+        self.apart = 1 - mirror_correlation(figures.kernel, 0, figures.position, figures.layout)
 
-    def __call__(self, layout: np.ndarray, points: np.ndarray) -> np.ndarray:
+    def __call__(self, layout: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Roots [N, 3, 3], and those for the symmetric process whose x component fades at the midline."""
         square = ((points[:, None] - self.position[None]) ** 2).sum(-1)
         square += 12.0 * ((layout[:, None] - self.layout[None]) ** 2).sum(-1)
-        weight = np.exp(-0.5 * square / (2 * self.width[None] ** 2)) + 1e-12 / (1 + square) ** 2
-        weight /= weight.sum(1, keepdims=True)
-        return np.einsum("np,pij->nij", weight, self.roots)
+        weight = np.exp(-0.5 * square / self.width[None] ** 2) + 1e-12 / (1 + square) ** 2
+        mean = lambda w, value: np.einsum("np,p...->n...", w / w.sum(1, keepdims=True), value)  # noqa: E731
+        plain = mean(weight, self.roots)
+        # Sites near the midline say nothing on the amplitude of a process that vanishes there.
+        faded = plain.copy()
+        faded[:, :, 0] = mean(weight * self.apart + 1e-12, self.roots[:, :, 0] / np.sqrt(self.apart + 0.02)[:, None])
+        return plain, faded
 
 
 def build_expression(name, displacement, surface, figures: Figures, skin, to_skin, mean, source, amount, head):
@@ -297,7 +326,8 @@ def build_expression(name, displacement, surface, figures: Figures, skin, to_ski
         field = close_lids(field, mean, skin, name[-1], figures)
     out = extend(field[None], source, amount)[0]
     if name.startswith("jaw"):
-        jaw = [i for i, n in enumerate(figures.names) if n.split("_right")[0] in ("ibug_8", "ibug_9", "ibug_10", "ibug_7")]
+        chin = ("ibug_8", "ibug_9", "ibug_10", "ibug_9_right", "ibug_10_right")
+        jaw = [figures.names.index(n) for n in chin]
         rows = head.rigid["teeth_lower"]
         out[rows] = rigid_motion(figures.position[jaw], displacement[jaw], mean[rows])
     if name.startswith("eyeLook"):
@@ -326,7 +356,8 @@ def rigid_motion(points, displacement, at) -> np.ndarray:
     joint = np.array([0.0, 5.0, 20.0])
     arm, moved = points - joint, points + displacement - joint
     angle = np.arctan2(
-        (arm[:, 1] * moved[:, 2] - arm[:, 2] * moved[:, 1]).sum(), (arm[:, 1] * moved[:, 1] + arm[:, 2] * moved[:, 2]).sum()
+        (arm[:, 1] * moved[:, 2] - arm[:, 2] * moved[:, 1]).sum(),
+        (arm[:, 1] * moved[:, 1] + arm[:, 2] * moved[:, 2]).sum(),
     )
     turn = rotation(angle, 0.0)
     shift = (moved - arm @ turn.T).mean(0)
@@ -355,13 +386,17 @@ def close_lids(field, mean, skin: SkinMesh, side: str, figures: Figures) -> np.n
     n = len(loop)
     forward = np.arange(corner[0], corner[0] + (corner[1] - corner[0]) % n + 1) % n
     backward = np.arange(corner[0], corner[0] - (corner[0] - corner[1]) % n - 1, -1) % n
-    upper, lower = (forward, backward) if rest[loop[forward], 1].mean() > rest[loop[backward], 1].mean() else (backward, forward)
+    upper, lower = sorted((forward, backward), key=lambda ring: -rest[loop[ring], 1].mean())
     moved = rest + field
     share = lambda ring: np.linspace(0, 1, len(ring))  # noqa: E731
-    pick = lambda ring, t: np.stack([np.interp(t, share(ring), moved[loop[ring], k]) for k in range(3)], axis=1)  # noqa: E731
+
+    def pick(ring, t):
+        return np.stack([np.interp(t, share(ring), moved[loop[ring], k]) for k in range(3)], axis=1)
+
     shift = np.zeros((n, 3))
-    for ring, other in ((upper, lower), (lower, upper)):
-        line = 0.5 * (pick(upper, share(ring)) * 0.3 + pick(lower, share(ring)) * 1.7)
+    for ring in (upper, lower):
+        # The upper lid comes down nearly all the way.
+        line = 0.15 * pick(upper, share(ring)) + 0.85 * pick(lower, share(ring))
         line = line - centre
         line *= ((figures.eye_radius + 0.4) / np.linalg.norm(line, axis=1))[:, None]
         shift[ring] = line + centre - moved[loop[ring]]
@@ -386,20 +421,17 @@ def embed_landmarks(figures: Figures, skin: SkinMesh, spline: LayoutSpline) -> t
     """Triangle and barycentric weights of the 68 iBUG landmarks, found in the layout."""
     corners = skin.layout[skin.triangles]
     index, weights = np.zeros(68, int), np.zeros((68, 3))
-    pairs = {**{k: 16 - k for k in range(17)}, **{k: 43 - k for k in range(17, 27)}, **{k: 30 - 0 for k in ()}}
-    pairs |= {36: 45, 37: 44, 38: 43, 39: 42, 40: 47, 41: 46, 31: 35, 32: 34, 48: 54, 49: 53, 50: 52, 58: 56, 59: 55}
-    pairs |= {60: 64, 61: 63, 67: 65}
-    back = {v: k for k, v in pairs.items()}
+    table = {int(n.split("_")[1]): i for i, n in enumerate(figures.names) if n.startswith("ibug_") and "right" not in n}
+    right = {16 - k: figures.mirror[table[k]] for k in range(9, 17)}
+    right |= {43 - k: figures.mirror[table[k]] for k in range(22, 27)}
+    for other, k in zip(OTHER_SIDE[0], OTHER_SIDE[1]):
+        right[other] = figures.mirror[table[k]]
+    rows = right | table
     a = corners[:, 0]
     e1, e2 = corners[:, 1] - a, corners[:, 2] - a
     det = e1[:, 0] * e2[:, 1] - e1[:, 1] * e2[:, 0]
     for k in range(68):
-        name = f"ibug_{k}"
-        if name in figures.names:
-            row = figures.names.index(name)
-        else:
-            row = figures.mirror[figures.names.index(f"ibug_{pairs[k] if k in pairs else back[k]}")]
-        d = figures.layout[row] - a
+        d = figures.layout[rows[k]] - a
         w1 = (d[:, 0] * e2[:, 1] - d[:, 1] * e2[:, 0]) / det
         w2 = (e1[:, 0] * d[:, 1] - e1[:, 1] * d[:, 0]) / det
         lowest = np.minimum(np.minimum(w1, w2), 1 - w1 - w2)

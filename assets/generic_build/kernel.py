@@ -69,26 +69,32 @@ def local_covariance(parameters: KernelParameters, root, pa, ua, pb, ub, root_b,
     """[A, 3, B, 3] covariance of the local part between left-half points; sign +1 symmetric, -1 antisymmetric."""
     out = 0.0
     for axis in range(3):
-        parts = []
-        for p, u, q, w in ((pa, ua, pb, ub),):
-            direct = correlation(parameters, axis, p, u, q, w)
-            crossed = correlation(parameters, axis, p, u, q * FLIP, w * FLIP[:2]) * FLIP[axis] * sign
-            parts.append(direct + crossed)
+        direct = correlation(parameters, axis, pa, ua, pb, ub)
+        crossed = correlation(parameters, axis, pa, ua, pb * FLIP, ub * FLIP[:2])
         norm_a = own_variance(parameters, axis, pa, ua, sign)
         norm_b = own_variance(parameters, axis, pb, ub, sign)
-        unit = parts[0] / np.sqrt(norm_a[:, None] * norm_b[None])
+        unit = (direct + sign * FLIP[axis] * crossed) / np.sqrt(norm_a[:, None] * norm_b[None])
         out = out + np.einsum("ia,ij,jb->iajb", root[:, :, axis], unit, root_b[:, :, axis])
     return out
 
 
-def own_variance(parameters: KernelParameters, axis: int, p, u, sign: float) -> np.ndarray:
-    """Variance [A] of the symmetrised unit process; bounded below where it vanishes (the midline)."""
+def mirror_correlation(parameters: KernelParameters, axis: int, p, u) -> np.ndarray:
+    """Correlation [A] of the unsymmetrised process between a point and its mirror image."""
     distance = (2 * p[:, 0] * parameters.stretch[0]) ** 2 + parameters.layout * (2 * u[:, 0]) ** 2
-    own = sum(
+    return sum(
         w * np.exp(-0.5 * distance / s**2) for s, w in zip(parameters.lengths[:, axis], parameters.weights[:, axis])
     )
-    # Antisymmetric y, z vanish at the midline; there the floor lets the process fade instead of being blown up.
-    return np.maximum(1.0 + sign * FLIP[axis] * own, 1e-3 if sign > 0 else 0.5)
+
+
+def own_variance(parameters: KernelParameters, axis: int, p, u, sign: float) -> np.ndarray:
+    """Divisor [A] that gives the symmetrised process unit variance, where it does not vanish at the midline.
+
+    Components that vanish there (x of the symmetric part; y, z of the antisymmetric one) must fade out smoothly: their
+    divisor is 1, and the amplitude of the symmetric x component makes up for it (`AmplitudeField`).
+    """
+    if sign * FLIP[axis] < 0:
+        return np.ones(len(p))
+    return 1.0 + mirror_correlation(parameters, axis, p, u)
 
 
 def identity_basis(
@@ -96,6 +102,7 @@ def identity_basis(
     points: np.ndarray,
     layout: np.ndarray,
     root: np.ndarray,
+    root_symmetric: np.ndarray,
     importance: np.ndarray,
     symmetric: int,
     antisymmetric: int,
@@ -108,7 +115,8 @@ def identity_basis(
 
     Args:
         points: [V, 3] left half and midline, mm.  layout: [V, 2].
-        root: [V, 3, 3] symmetric root of the local covariance.
+        root: [V, 3, 3] amplitude of the local part: root of its covariance.
+        root_symmetric: [V, 3, 3] the same for the symmetric part, see `own_variance`.
         importance: [V] positive.
     Returns:
         [K, V, 3] on the left half: first the symmetric, then the antisymmetric modes, each by falling variance.
@@ -121,7 +129,8 @@ def identity_basis(
         if count == 0:
             continue
         gain = parameters.gain if sign > 0 else parameters.asymmetry**2
-        factor = pivoted_cholesky(parameters, points, layout, root * np.sqrt(gain), sign, importance, rank)
+        amplitude = (root_symmetric if sign > 0 else root) * np.sqrt(gain)
+        factor = pivoted_cholesky(parameters, points, layout, amplitude, sign, importance, rank)
         if sign > 0:
             factor = np.concatenate([poly, factor], axis=1)
         weight = np.repeat(importance, 3)[:, None]
@@ -142,16 +151,11 @@ def pivoted_cholesky(parameters, points, layout, root, sign, importance, rank) -
         Harbrecht, Peters and Schneider, "On the low-rank approximation by the pivoted Cholesky decomposition", 2012.
     """
     n = len(points)
-    block = np.stack([root[:, :, a] * 1.0 for a in range(3)], axis=-1)
     diagonal = np.zeros((n, 3))
     for axis in range(3):
-        distance = (2 * points[:, 0] * parameters.stretch[0]) ** 2 + parameters.layout * (2 * layout[:, 0]) ** 2
-        own = sum(
-            w * np.exp(-0.5 * distance / s**2)
-            for s, w in zip(parameters.lengths[:, axis], parameters.weights[:, axis])
-        )
-        unit = (1 + sign * FLIP[axis] * own) / own_variance(parameters, axis, points, layout, sign)
-        diagonal += block[:, :, axis] ** 2 * unit[:, None]
+        own = 1 + sign * FLIP[axis] * mirror_correlation(parameters, axis, points, layout)
+        unit = own / own_variance(parameters, axis, points, layout, sign)
+        diagonal += root[:, :, axis] ** 2 * unit[:, None]
     residual = diagonal.ravel().copy()
     scale = np.repeat(importance, 3)
     factor = np.zeros((3 * n, 0))

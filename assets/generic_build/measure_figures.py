@@ -13,6 +13,7 @@ Source:
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from generic_build.figures import LayoutSpline  # noqa: E402
 from generic_build.kernel import polynomial_terms  # noqa: E402
 from generic_build.kernel_fit import fit_kernel, fit_polynomial  # noqa: E402
+from generic_build.skin_mesh import inside  # noqa: E402
 
 NECK_END = np.array([0.0, 1.0, 0.4, 112.0])  # plane (normal, offset; mm) that ends the neck
+PROFILE = {  # height in mm of sites on the midline below the lip
+    "below_lip": -47.6,
+    "labiomental": -52.0,
+    "chin_front_upper": -57.2,
+    "chin_front": -63.5,
+    "chin_front_lower": -70.0,
+    "chin_below": -80.0,
+}
+NOSTRIL = np.array([6.97, 7.05, 102.22])  # mm, the deepest place of the left nostril
+DEGREE = 1  # of the polynomial part of the identity kernel
+SPACING = 1.8
+MOST_SITES = 400  # both halves
 LOOPS = {
     "lid": [42, 43, 44, 45, 46, 47, 42],
     "lip_outer": [51, 52, 53, 54, 55, 56, 57],
@@ -119,18 +133,9 @@ def moebius(plane: np.ndarray, centre: float) -> np.ndarray:
     """Disc automorphism that moves (0, centre) to the origin, [N, 2] -> [N, 2]."""
     z = plane[:, 0] + 1j * plane[:, 1]
     a = 1j * centre
-    w = (z - a) / (1 - np.conj(a) * z)
+    with np.errstate(invalid="ignore"):  # rows of unused vertices are NaN
+        w = (z - a) / (1 - np.conj(a) * z)
     return np.c_[w.real, w.imag]
-
-
-def inside(polygon: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Even-odd test, polygon [M, 2], points [N, 2] -> bool [N]."""
-    a, b = polygon, np.roll(polygon, -1, 0)
-    x, y = points[:, :1], points[:, 1:]
-    crosses = (a[:, 1] > y) != (b[:, 1] > y)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        at = (b[:, 0] - a[:, 0]) * (y - a[:, 1]) / (b[:, 1] - a[:, 1]) + a[:, 0]
-    return (crosses & (x < at)).sum(1) % 2 == 1
 
 
 def resample(walk: list[int], vertices: np.ndarray, count: int) -> list[dict[int, float]]:
@@ -172,189 +177,6 @@ def area_name(p: np.ndarray) -> str:
     return "cheek"
 
 
-def main(source: str, target: str) -> None:
-    ict = np.load(source)
-    mean = ict["mean"].astype(np.float64)
-    region, landmarks = ict["region"], ict["landmarks68"]
-    names = [str(n) for n in ict["expression_names"]]
-    triangles = ict["faces"]
-    skin = triangles[np.isin(region[triangles], [0, 1, 2]).all(1)]
-    graph = edge_graph(mean, skin)
-    plane = planar_layout(mean, skin)
-    plane = 0.5 * (plane + plane[mirror_image(mean, skin)] * [-1, 1])  # the diagonals of the quads are not symmetric
-    plane = even_scale(moebius(plane, layout_centre(plane, mean, region))) * 100.0
-
-    # Sites: first the named curves, then an even cover of everything else.
-    sites: list[tuple[str, int, dict[int, float]]] = []
-    taken = set()
-    for k in range(68):
-        if mean[landmarks[k], 0] > -0.01:
-            sites.append((f"ibug_{k}", k, {int(landmarks[k]): 1.0}))
-    extra = {"lid": [2, 1, 3, 3, 1, 2], "lip_outer": [1, 1, 2, 2, 1, 1], "lip_inner": [1, 2, 2, 1]}
-    curves = {}
-    for name, corners in LOOPS.items():
-        ring = []
-        for a, b, count in zip(corners[:-1], corners[1:], extra[name]):
-            walk = path(graph, int(landmarks[a]), int(landmarks[b]))
-            ring += walk[:-1]
-            for j, weights in enumerate(resample(walk, mean, count)):
-                sites.append((f"{name}_{a}_{b}_{j}", -1, weights))
-        curves[name] = ring + [int(landmarks[corners[-1]])]
-    # Where the neck ends: 13 directions in the plane.
-    above = mean @ NECK_END[:3] + NECK_END[3]
-    edges = np.unique(np.sort(skin[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1), axis=0)
-    cut = edges[above[edges[:, 0]] * above[edges[:, 1]] < 0]
-    w = -above[cut[:, 0]] / (above[cut[:, 1]] - above[cut[:, 0]])
-    ring = mean[cut[:, 0]] * (1 - w)[:, None] + mean[cut[:, 1]] * w[:, None]
-    bearing = np.arctan2(ring[:, 0], ring[:, 2] - 0.5 * (ring[:, 2].max() + ring[:, 2].min()))
-    for j, b in enumerate(np.linspace(0, np.pi, 13)):
-        k = int(np.argmin(np.abs(bearing - b)))
-        sites.append((f"neck_end_{j}", -1, {int(cut[k, 0]): 1 - w[k], int(cut[k, 1]): w[k]}))
-    # Profile of the chin, and the nostrils: the rim and a narrower ring inside, around the deepest place.
-    for name, height in PROFILE.items():
-        middle = np.flatnonzero((np.abs(mean[:, 0]) < 0.01) & np.isin(region, [0, 1]) & (mean[:, 2] > 45))
-        v = middle[np.argmin(np.abs(mean[middle, 1] - height) + 0.05 * (130 - mean[middle, 2]))]
-        assert not any(v in s[2] for s in sites), f"two sites on one vertex: {name}"
-        sites.append((name, -1, {int(v): 1.0}))
-    deep = int(np.argmin(np.linalg.norm(mean - NOSTRIL, axis=1) + 1e3 * (region > 0)))
-    around = np.flatnonzero((region == 0) & (np.linalg.norm(mean - mean[deep], axis=1) < 25))
-    offset = plane[around] - plane[deep]
-    for name, radius in (("nostril_rim", 0.45), ("nostril_inner", 0.10)):
-        for j, angle in enumerate(np.linspace(0, 2 * np.pi, 8, endpoint=False)):
-            goal = radius * np.array([np.cos(angle), np.sin(angle)])
-            v = int(around[np.argmin(np.linalg.norm(offset - goal, axis=1))])
-            assert not any(v in s[2] for s in sites), f"two sites on one vertex: {name} {j}"
-            sites.append((f"{name}_{j}", -1, {v: 1.0}))
-    sites.append(("nostril_deep", -1, {deep: 1.0}))
-    # Where the ear is attached: 16 directions around it on the head.
-    ear_box = (mean[:, 0] > 60) & (np.abs(mean[:, 1] - 6) < 70) & np.isin(region, [0, 1, 2])
-    for j, angle in enumerate(np.linspace(0, 2 * np.pi, 16, endpoint=False)):
-        goal = np.array([8 + 29 * np.cos(angle), 8 + 35 * np.sin(angle)])  # z, y
-        cand = np.flatnonzero(ear_box)
-        off = np.linalg.norm(mean[cand][:, [2, 1]] - goal, axis=1)
-        close = cand[off < 5.0]
-        v = close[np.argmin(off[off < 5.0] + 0.5 * mean[close, 0])]
-        assert not any(v in s[2] for s in sites), "two sites on one vertex"
-        sites.append((f"ear_base_{j}", -1, {int(v): 1.0}))
-
-    nostril = np.linalg.norm(plane - plane[deep], axis=1) < 0.55
-    weights = lambda rows: coo_matrix(  # noqa: E731
-        (
-            [x for r in rows for x in r[2].values()],
-            ([i for i, r in enumerate(rows) for _ in r[2]], [v for r in rows for v in r[2]]),
-        ),
-        shape=(len(rows), len(mean)),
-    ).tocsr()
-
-    lid = inside(plane[curves["lid"]], plane)
-    half = plane[curves["lip_inner"]]
-    mouth = inside(np.concatenate([half, half[::-1] * [-1, 1]]), plane)
-    ear_loop = plane[[next(iter(s[2])) for s in sites if s[0].startswith("ear_base")]]
-    ear = inside(ear_loop, plane)
-    candidates = np.flatnonzero(
-        np.isin(region, [0, 1, 2]) & (mean[:, 0] > -0.01) & (above > 4) & ~lid & ~mouth & ~ear & ~nostril
-    )
-    d_lid = cKDTree(mean[curves["lid"]]).query(mean)[0]
-    d_lip = cKDTree(mean[curves["lip_outer"] + curves["lip_inner"]]).query(mean)[0]
-    d_nose = cKDTree(mean[[landmarks[33], landmarks[35]]] + [[6, 1, 0], [3, 6, -2]]).query(mean)[0]
-    spacing = np.clip(
-        np.minimum.reduce([3.0 + 0.45 * d_lid, 4.2 + 0.5 * d_lip, 4.2 + 0.5 * np.maximum(d_nose - 9, 0)]), 3.0, 15.0
-    )
-    spacing = np.where(region == 2, np.clip(0.35 * np.abs(90 - mean[:, 2]), 18, 38), spacing)
-    spacing *= SPACING
-    cover = np.full(len(mean), np.inf)
-    # The second distance keeps sites out of folds that the planar layout compresses (inside of the nostrils).
-    apart = lambda x, uv: np.minimum(np.linalg.norm(mean - x, axis=1), 9.0 * np.linalg.norm(plane - uv, axis=1))  # noqa: E731
-    for x, uv in zip(weights(sites) @ mean, weights(sites) @ np.nan_to_num(plane)):
-        cover = np.fmin(cover, apart(x, uv))
-    counts: dict[str, int] = {}
-    while True:
-        score = cover[candidates] / spacing[candidates]
-        # The midline counts once, every other site twice: prefer midline points a little, keep others off it.
-        near = (mean[candidates, 0] > 0.01) & (mean[candidates, 0] < 0.5 * spacing[candidates])
-        score[near] = 0
-        best = int(candidates[np.argmax(score)])
-        if score.max() < 1.0:
-            break
-        area = area_name(mean[best])
-        counts[area] = counts.get(area, 0) + 1
-        sites.append((f"{area}_{counts[area]}", -1, {best: 1.0}))
-        cover = np.fmin(cover, apart(mean[best], plane[best]))
-    # Last, where a smooth surface through the sites is farthest from the face.
-    image = mirror_image(mean, skin)
-    weight = np.where(region[candidates] == 2, 0.3, 1.0)
-    while True:
-        on_surface = [s for s in sites if not s[0].startswith(("nostril_inner", "nostril_deep"))]
-        p, u = weights(on_surface) @ mean, weights(on_surface) @ np.nan_to_num(plane)
-        side = p[:, 0] > 0.01
-        total = len(sites) + sum((weights(sites) @ mean)[:, 0] > 0.01)
-        if total >= MOST_SITES:
-            break
-        spline = LayoutSpline(np.concatenate([u, u[side] * [-1, 1]]))
-        surface = spline.matrix(plane[candidates]) @ np.concatenate([p, p[side] * [-1, 1, 1]])
-        error = weight * np.linalg.norm(surface - mean[candidates], axis=1)
-        error[(mean[candidates, 0] > 0.01) & (mean[candidates, 0] < 2.0)] = 0
-        best = int(candidates[np.argmax(error)])
-        area = area_name(mean[best])
-        counts[area] = counts.get(area, 0) + 1
-        sites.append((f"{area}_{counts[area]}", -1, {best: 1.0}))
-    site = weights(sites)
-    position, layout = site @ mean, site @ np.nan_to_num(plane)
-
-    # Variation over people, after removing the best rigid motion of the face area (linearised).
-    basis = ict["identity_basis"].astype(np.float64)
-    face = np.flatnonzero(region == 0)
-    motion = rigid_modes(mean)
-    solve = np.linalg.pinv(motion[:, face].reshape(6, -1).T)
-    basis -= np.einsum("km,mvc->kvc", basis[:, face].reshape(len(basis), -1) @ solve.T, motion)
-    opposite = mirrored_site(site, mirror_image(mean, skin))
-    at = np.stack([site @ b for b in basis])
-    mirror = np.stack([opposite @ b for b in basis]) * [-1, 1, 1]
-    symmetric, asymmetric = 0.5 * (at + mirror), 0.5 * (at - mirror)
-    centre = np.array([0.0, *mean[face, 1:].mean(0)])
-    whole = 0.5 * (basis[:, face] + basis[:, image[face]] * [-1, 1, 1])
-    coefficient = fit_polynomial(whole, mean[face], centre, DEGREE)
-    terms = polynomial_terms(position, centre, DEGREE)
-    left = symmetric - np.einsum("nk,npc->kpc", coefficient, terms)
-    local = np.einsum("kpi,kpj->pij", left, left)
-    front = np.array([not s[0].startswith(("neck", "skull", "ear", "nostril_inner", "nostril_deep")) for s in sites])
-    kernel = {"degree": DEGREE, "centre": centre.round(2).tolist()}
-    kernel["coefficients"] = [[round(float(x), 4) for x in row] for row in coefficient @ coefficient.T]
-    kernel |= fit_kernel(position[front], layout[front], left[:, front])
-    kernel["asymmetry"] = round(float(np.sqrt((asymmetric[:, front] ** 2).sum() / (left[:, front] ** 2).sum())), 3)
-    covariance = 0.5 * (np.einsum("kpi,kpj->pij", at, at) + np.einsum("kpi,kpj->pij", mirror, mirror))
-
-    # Expressions. `_L` shapes: displacement on the left half and on the right half (mirrored to the left).
-    expression = {}
-    for k, name in enumerate(names):
-        if name.endswith("_R") or name.endswith("Right"):
-            continue
-        shape = ict["expression_basis"][k].astype(np.float64)
-        here, there = site @ shape, opposite @ shape * [-1, 1, 1]
-        if not (name.endswith("_L") or name.endswith("Left")):
-            here = there = 0.5 * (here + there)
-        expression[name] = (here, there)
-
-    sclera = mean[region == 8]
-    solution = np.linalg.lstsq(np.c_[2 * sclera, np.ones(len(sclera))], (sclera**2).sum(1), rcond=None)[0]
-    eye = {"centre": solution[:3], "radius": float(np.sqrt(solution[3] + (solution[:3] ** 2).sum()))}
-    eye["iris_radius"] = 6.2
-    write(target, sites, position, layout, covariance, local, expression, eye, kernel)
-
-
-PROFILE = {  # height in mm of sites on the midline below the lip
-    "below_lip": -47.6,
-    "labiomental": -52.0,
-    "chin_front_upper": -57.2,
-    "chin_front": -63.5,
-    "chin_front_lower": -70.0,
-    "chin_below": -80.0,
-}
-NOSTRIL = np.array([6.97, 7.05, 102.22])  # mm, the deepest place of the left nostril
-DEGREE = 1  # of the polynomial part of the identity kernel
-SPACING = 1.8
-MOST_SITES = 400  # both halves
-
 def layout_centre(plane: np.ndarray, mean: np.ndarray, region: np.ndarray) -> float:
     """Layout ordinate of the nose bridge (midline, 5 mm below the pupils' height)."""
     mid = np.flatnonzero((np.abs(mean[:, 0]) < 0.01) & (region == 0) & (mean[:, 1] > -10))
@@ -371,7 +193,6 @@ def even_scale(plane: np.ndarray, knee: float = 0.02) -> np.ndarray:
 def mirror_image(mean: np.ndarray, triangles: np.ndarray) -> np.ndarray:
     """Index [V] of the mirrored vertex; itself where the triangles do not use it."""
     used = np.unique(triangles)
-    # On the midline of the closed lips two vertices coincide only after mirroring, so a nearest match is exact.
     far, image = cKDTree(mean[used]).query(mean[used] * [-1, 1, 1])
     assert far.max() < 0.5, f"mesh is not mirror-symmetric: {far.max()} mm"
     move = np.arange(len(mean))
@@ -392,6 +213,219 @@ def mirrored_site(site, move: np.ndarray):
     return coo_matrix((entries.data, (entries.row, move[entries.col])), shape=site.shape).tocsr()
 
 
+Site = tuple[str, int, dict[int, float]]  # name, iBUG number or -1, weights of vertices
+
+
+@dataclass
+class Surface:
+    """The model's mean skin and what is derived from it once."""
+
+    mean: np.ndarray  # [V, 3] mm
+    region: np.ndarray  # [V]
+    landmarks: np.ndarray  # [68] vertices
+    skin: np.ndarray  # [F, 3] triangles of face, head and neck
+    plane: np.ndarray  # [V, 2] planar layout
+    image: np.ndarray  # [V] mirrored vertex
+
+    def weights(self, sites: list[Site]):
+        """Sparse [P, V]: site values from vertex values."""
+        rows = [i for i, s in enumerate(sites) for _ in s[2]]
+        columns, values = [v for s in sites for v in s[2]], [x for s in sites for x in s[2].values()]
+        return coo_matrix((values, (rows, columns)), shape=(len(sites), len(self.mean))).tocsr()
+
+
+def load_surface(ict) -> Surface:
+    mean, region, triangles = ict["mean"].astype(np.float64), ict["region"], ict["faces"]
+    skin = triangles[np.isin(region[triangles], [0, 1, 2]).all(1)]
+    image = mirror_image(mean, skin)
+    plane = planar_layout(mean, skin)
+    plane = 0.5 * (plane + plane[image] * [-1, 1])  # the diagonals of the quads are not symmetric
+    plane = even_scale(moebius(plane, layout_centre(plane, mean, region))) * 100.0
+    return Surface(mean, region, ict["landmarks68"], skin, plane, image)
+
+
+def add_vertex(sites: list[Site], name: str, vertex: int) -> None:
+    assert not any(vertex in s[2] for s in sites), f"{name}: this vertex is a site already"
+    sites.append((name, -1, {vertex: 1.0}))
+
+
+def named_sites(face: Surface) -> tuple[list[Site], np.ndarray]:
+    """Sites on named curves and places, and a mask [V] of vertices that further sites may use."""
+    mean, region, plane, landmarks = face.mean, face.region, face.plane, face.landmarks
+    graph = edge_graph(mean, face.skin)
+    sites: list[Site] = [(f"ibug_{k}", k, {int(v): 1.0}) for k, v in enumerate(landmarks) if mean[v, 0] > -0.01]
+    extra = {"lid": [2, 1, 3, 3, 1, 2], "lip_outer": [1, 1, 2, 2, 1, 1], "lip_inner": [1, 2, 2, 1]}
+    curves = {}
+    for name, corners in LOOPS.items():
+        ring = []
+        for a, b, count in zip(corners[:-1], corners[1:], extra[name]):
+            walk = path(graph, int(landmarks[a]), int(landmarks[b]))
+            ring += walk[:-1]
+            for j, weights in enumerate(resample(walk, mean, count)):
+                sites.append((f"{name}_{a}_{b}_{j}", -1, weights))
+        curves[name] = ring + [int(landmarks[corners[-1]])]
+    # Where the neck ends: 13 directions in the plane.
+    above = mean @ NECK_END[:3] + NECK_END[3]
+    edges = np.unique(np.sort(face.skin[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1), axis=0)
+    cut = edges[above[edges[:, 0]] * above[edges[:, 1]] < 0]
+    w = -above[cut[:, 0]] / (above[cut[:, 1]] - above[cut[:, 0]])
+    ring = mean[cut[:, 0]] * (1 - w)[:, None] + mean[cut[:, 1]] * w[:, None]
+    bearing = np.arctan2(ring[:, 0], ring[:, 2] - 0.5 * (ring[:, 2].max() + ring[:, 2].min()))
+    for j, b in enumerate(np.linspace(0, np.pi, 13)):
+        k = int(np.argmin(np.abs(bearing - b)))
+        sites.append((f"neck_end_{j}", -1, {int(cut[k, 0]): 1 - w[k], int(cut[k, 1]): w[k]}))
+    # Profile of the chin, and the nostrils: the rim and a narrower ring inside, around the deepest place.
+    for name, height in PROFILE.items():
+        middle = np.flatnonzero((np.abs(mean[:, 0]) < 0.01) & np.isin(region, [0, 1]) & (mean[:, 2] > 45))
+        v = middle[np.argmin(np.abs(mean[middle, 1] - height) + 0.05 * (130 - mean[middle, 2]))]
+        add_vertex(sites, name, int(v))
+    deep = int(np.argmin(np.linalg.norm(mean - NOSTRIL, axis=1) + 1e3 * (region > 0)))
+    around = np.flatnonzero((region == 0) & (np.linalg.norm(mean - mean[deep], axis=1) < 25))
+    offset = plane[around] - plane[deep]
+    for name, radius in (("nostril_rim", 0.45), ("nostril_inner", 0.10)):
+        for j, angle in enumerate(np.linspace(0, 2 * np.pi, 8, endpoint=False)):
+            goal = radius * np.array([np.cos(angle), np.sin(angle)])
+            v = int(around[np.argmin(np.linalg.norm(offset - goal, axis=1))])
+            add_vertex(sites, f"{name}_{j}", v)
+    add_vertex(sites, "nostril_deep", deep)
+    # Where the ear is attached: 16 directions around it on the head.
+    ear_box = (mean[:, 0] > 60) & (np.abs(mean[:, 1] - 6) < 70) & np.isin(region, [0, 1, 2])
+    for j, angle in enumerate(np.linspace(0, 2 * np.pi, 16, endpoint=False)):
+        goal = np.array([8 + 29 * np.cos(angle), 8 + 35 * np.sin(angle)])  # z, y
+        cand = np.flatnonzero(ear_box)
+        off = np.linalg.norm(mean[cand][:, [2, 1]] - goal, axis=1)
+        close = cand[off < 5.0]
+        v = close[np.argmin(off[off < 5.0] + 0.5 * mean[close, 0])]
+        add_vertex(sites, f"ear_base_{j}", int(v))
+
+    half = plane[curves["lip_inner"]]
+    mouth = inside(np.concatenate([half, half[::-1] * [-1, 1]]), plane)
+    ear = inside(plane[[next(iter(s[2])) for s in sites if s[0].startswith("ear_base")]], plane)
+    nostril = np.linalg.norm(plane - plane[deep], axis=1) < 0.55
+    usable = np.isin(region, [0, 1, 2]) & (mean[:, 0] > -0.01) & (above > 4)
+    return sites, usable & ~inside(plane[curves["lid"]], plane) & ~mouth & ~ear & ~nostril
+
+
+def wanted_spacing(face: Surface) -> np.ndarray:
+    """Distance [V] in mm between sites of the first, even cover: small at eyes, lips and nose."""
+    mean, landmarks = face.mean, face.landmarks
+    d_lid = cKDTree(mean[landmarks[42:48]]).query(mean)[0]
+    d_lip = cKDTree(mean[landmarks[48:]]).query(mean)[0]
+    d_nose = cKDTree(mean[[landmarks[33], landmarks[35]]] + [[6, 1, 0], [3, 6, -2]]).query(mean)[0]
+    spacing = np.clip(
+        np.minimum.reduce([3.0 + 0.45 * d_lid, 4.2 + 0.5 * d_lip, 4.2 + 0.5 * np.maximum(d_nose - 9, 0)]), 3.0, 15.0
+    )
+    spacing = np.where(face.region == 2, np.clip(0.35 * np.abs(90 - mean[:, 2]), 18, 38), spacing)
+    return spacing * SPACING
+
+
+def choose_sites(face: Surface) -> list[Site]:
+    """The named sites, an even cover of everything else, and the places a smooth surface would miss."""
+    mean, plane = face.mean, face.plane
+    sites, usable = named_sites(face)
+    candidates = np.flatnonzero(usable)
+    counts: dict[str, int] = {}
+
+    def add(vertex: int) -> None:
+        area = area_name(mean[vertex])
+        counts[area] = counts.get(area, 0) + 1
+        sites.append((f"{area}_{counts[area]}", -1, {vertex: 1.0}))
+
+    def apart(point, place):
+        # The second distance keeps sites out of folds that the planar layout compresses.
+        return np.minimum(np.linalg.norm(mean - point, axis=1), 9.0 * np.linalg.norm(plane - place, axis=1))
+
+    spacing, cover = wanted_spacing(face), np.full(len(mean), np.inf)
+    for point, place in zip(face.weights(sites) @ mean, face.weights(sites) @ np.nan_to_num(plane)):
+        cover = np.fmin(cover, apart(point, place))
+    while True:
+        score = cover[candidates] / spacing[candidates]
+        # A site beside the midline would nearly coincide with its own mirror image.
+        score[(mean[candidates, 0] > 0.01) & (mean[candidates, 0] < 0.5 * spacing[candidates])] = 0
+        if score.max() < 1.0:
+            break
+        best = int(candidates[np.argmax(score)])
+        add(best)
+        cover = np.fmin(cover, apart(mean[best], plane[best]))
+
+    weight = np.where(face.region[candidates] == 2, 0.3, 1.0)
+    while True:
+        on_surface = [s for s in sites if not s[0].startswith(("nostril_inner", "nostril_deep"))]
+        point, place = face.weights(on_surface) @ mean, face.weights(on_surface) @ np.nan_to_num(plane)
+        side = point[:, 0] > 0.01
+        if len(sites) + ((face.weights(sites) @ mean)[:, 0] > 0.01).sum() >= MOST_SITES:
+            return sites
+        spline = LayoutSpline(np.concatenate([place, place[side] * [-1, 1]]))
+        surface = spline.matrix(plane[candidates]) @ np.concatenate([point, point[side] * [-1, 1, 1]])
+        error = weight * np.linalg.norm(surface - mean[candidates], axis=1)
+        error[(mean[candidates, 0] > 0.01) & (mean[candidates, 0] < 2.0)] = 0
+        add(int(candidates[np.argmax(error)]))
+
+
+def measure_people(ict, face: Surface, sites: list[Site]) -> tuple[np.ndarray, np.ndarray, dict]:
+    """Variation over people at the sites, after removing the best rigid motion of the face area (linearised).
+
+    Returns:
+        covariance [P, 3, 3], covariance without the polynomial part [P, 3, 3], and the kernel's parameters.
+    """
+    site, opposite = face.weights(sites), mirrored_site(face.weights(sites), face.image)
+    position, layout = site @ face.mean, site @ np.nan_to_num(face.plane)
+    basis = ict["identity_basis"].astype(np.float64)
+    rows = np.flatnonzero(face.region == 0)
+    motion = rigid_modes(face.mean)
+    solve = np.linalg.pinv(motion[:, rows].reshape(6, -1).T)
+    basis -= np.einsum("km,mvc->kvc", basis[:, rows].reshape(len(basis), -1) @ solve.T, motion)
+    at = np.stack([site @ b for b in basis])
+    mirrored = np.stack([opposite @ b for b in basis]) * [-1, 1, 1]
+    symmetric, asymmetric = 0.5 * (at + mirrored), 0.5 * (at - mirrored)
+    covariance = 0.5 * sum(np.einsum("kpi,kpj->pij", a, a) for a in (at, mirrored))
+
+    centre = np.array([0.0, *face.mean[rows, 1:].mean(0)])
+    whole = 0.5 * (basis[:, rows] + basis[:, face.image[rows]] * [-1, 1, 1])
+    coefficient = fit_polynomial(whole, face.mean[rows], centre, DEGREE)
+    rest = symmetric - np.einsum("nk,npc->kpc", coefficient, polynomial_terms(position, centre, DEGREE))
+    local = np.einsum("kpi,kpj->pij", rest, rest)
+    front = np.array([not s[0].startswith(("neck", "skull", "ear", "nostril_inner", "nostril_deep")) for s in sites])
+    kernel = {"degree": DEGREE, "centre": centre.round(2).tolist()}
+    kernel["coefficients"] = [[round(float(x), 4) for x in row] for row in coefficient @ coefficient.T]
+    kernel |= fit_kernel(position[front], layout[front], rest[:, front])
+    kernel["asymmetry"] = round(float(np.sqrt((asymmetric[:, front] ** 2).sum() / (rest[:, front] ** 2).sum())), 3)
+    return covariance, local, kernel
+
+
+def measure_expressions(ict, face: Surface, sites: list[Site]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Name -> displacement [P, 3] on the shape's own side and on the other side (mirrored); left shapes only."""
+    site, opposite = face.weights(sites), mirrored_site(face.weights(sites), face.image)
+    expression = {}
+    for k, name in enumerate(str(n) for n in ict["expression_names"]):
+        if name.endswith(("_R", "Right")):
+            continue
+        shape = ict["expression_basis"][k].astype(np.float64)
+        here, there = site @ shape, opposite @ shape * [-1, 1, 1]
+        if not name.endswith(("_L", "Left")):
+            here = there = 0.5 * (here + there)
+        expression[name] = (here, there)
+    return expression
+
+
+def measure_eye(face: Surface) -> dict:
+    """Centre and radius of the sphere that fits the left eyeball; the iris radius is the usual one."""
+    ball = face.mean[face.region == 8]
+    solution = np.linalg.lstsq(np.c_[2 * ball, np.ones(len(ball))], (ball**2).sum(1), rcond=None)[0]
+    centre = solution[:3]
+    return {"centre": centre, "radius": float(np.sqrt(solution[3] + (centre**2).sum())), "iris_radius": 6.2}
+
+
+def main(source: str, target: str) -> None:
+    ict = np.load(source)
+    face = load_surface(ict)
+    sites = choose_sites(face)
+    position, layout = face.weights(sites) @ face.mean, face.weights(sites) @ np.nan_to_num(face.plane)
+    covariance, local, kernel = measure_people(ict, face, sites)
+    expression = measure_expressions(ict, face, sites)
+    write(target, sites, position, layout, covariance, local, expression, measure_eye(face), kernel)
+
+
 def write(target, sites, position, layout, covariance, local, expression, eye, kernel) -> None:
     upper = np.triu_indices(3)
     number = lambda a, d: [round(float(x), d) for x in np.ravel(a)]  # noqa: E731
@@ -401,10 +435,11 @@ def write(target, sites, position, layout, covariance, local, expression, eye, k
         "Attributes, CVPR 2020. Figures at named sites only: no mesh, basis or mode of that model is contained.",
         "units": "millimetres; +x to the subject's left, +y up, +z out of the face; left half and midline only",
         "columns": "position: mean; layout: place of the site in a planar map of the head; covariance: xx xy xz yy yz "
-        "zz over people after rigid alignment; local: the same of what a symmetric polynomial of the position leaves; expression: mean displacement on this side, then on the other side "
+        "zz over people after rigid alignment; local: the same of what a symmetric polynomial of the position leaves; "
+        "expression: mean displacement on this side, then on the other side "
         "(mirrored) for one-sided shapes",
         "neck_end": NECK_END.tolist(),
-        "eye": {"centre": number(eye["centre"], 2), "radius": round(eye["radius"], 2), "iris_radius": eye["iris_radius"]},
+        "eye": eye | {"centre": number(eye["centre"], 2), "radius": round(eye["radius"], 2)},
     }
     head["kernel"] = kernel
     with open(target, "w") as f:

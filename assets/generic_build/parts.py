@@ -26,19 +26,22 @@ class Part:
     amount: np.ndarray  # [M] ... times this factor
 
 
-def strip(upper: np.ndarray, lower: np.ndarray, closed: bool) -> np.ndarray:
-    """Triangles between two rows of vertices of equal length."""
+def strip(upper: np.ndarray, lower: np.ndarray, closed: bool, turn_at: int | None = None) -> np.ndarray:
+    """Triangles between two rows of vertices; from column `turn_at` on with the other diagonal (for symmetry)."""
     n = len(upper)
     k = np.arange(n if closed else n - 1)
     j = (k + 1) % n
-    return np.concatenate([np.c_[upper[k], lower[k], lower[j]], np.c_[upper[k], lower[j], upper[j]]])
+    first = np.c_[upper[k], lower[k], lower[j], upper[k], lower[j], upper[j]]
+    other = np.c_[upper[k], lower[k], upper[j], lower[k], lower[j], upper[j]]
+    turned = k >= (n if turn_at is None else turn_at)
+    return np.where(turned[:, None], other, first).reshape(-1, 3)
 
 
-def rings(seam: np.ndarray, loops: list[np.ndarray], plane: list[np.ndarray], amount: list, hub) -> Part:
+def rings(seam: np.ndarray, loops: list[np.ndarray], plane: list[np.ndarray], amount: list, hub, turn_at=None) -> Part:
     """Closed rings from the seam inwards; `hub` = (position, layout, amount, row) closes the last ring, or None."""
     n = len(seam)
     rows = [np.arange(n)] + [n * (k + 1) + np.arange(n) for k in range(len(loops))]
-    faces = [strip(a, b, closed=True) for a, b in zip(rows[:-1], rows[1:])]
+    faces = [strip(a, b, closed=True, turn_at=turn_at) for a, b in zip(rows[:-1], rows[1:])]
     vertices, layout = list(loops), list(plane)
     follow = [np.arange(n)] * len(loops)
     factor = [np.broadcast_to(a, n) for a in amount]
@@ -75,7 +78,9 @@ def ear(seam: np.ndarray, base: np.ndarray, base_layout: np.ndarray) -> Part:
     back = np.interp(degrees, [0, 35, 75, 110, 250, 275, 305, 360], [0, 0, 0.75, 1, 1, 0.8, 0.0, 0])
     # Outline of the helix as seen from the side, in mm from the canal.
     outline = np.interp(
-        degrees, [0, 40, 70, 95, 125, 160, 200, 235, 262, 285, 320, 360], [12, 19, 30, 34, 35.5, 33, 29, 27.5, 28, 25, 14, 12]
+        degrees,
+        [0, 40, 70, 95, 125, 160, 200, 235, 262, 285, 320, 360],
+        [12, 19, 30, 34, 35.5, 33, 29, 27.5, 28, 25, 14, 12],
     )
     height = np.interp(degrees, [0, 60, 100, 150, 200, 240, 265, 290, 360], [3, 6, 12, 18.5, 18, 14, 9, 5, 3])
     direction = offset / np.linalg.norm(offset[:, 1:], axis=1, keepdims=True)
@@ -106,7 +111,7 @@ def ear(seam: np.ndarray, base: np.ndarray, base_layout: np.ndarray) -> Part:
 
 
 def lid_rim(seam: np.ndarray, margin: np.ndarray, margin_layout: np.ndarray, centre: np.ndarray, radius: float) -> Part:
-    """Thickness of the lids and a strip of the eye socket behind them, left eye."""
+    """Thickness of the left lids: a short wall from their margin back into the eyeball."""
     ray = margin - centre
     ray /= np.linalg.norm(ray, axis=1, keepdims=True)
     axis = ray.mean(0)
@@ -117,14 +122,12 @@ def lid_rim(seam: np.ndarray, margin: np.ndarray, margin_layout: np.ndarray, cen
     back = margin + 0.35 * away
     across = back - centre - ((back - centre) @ axis)[:, None] * axis
     depth = np.sqrt(np.maximum(radius**2 - (across**2).sum(1), 0.0))
-    depth = np.minimum(depth - 0.3, (margin - centre) @ axis - 0.6)
-    loops = [centre + across + depth[:, None] * axis]
-    plane = [margin_layout.mean(0) + (margin_layout - margin_layout.mean(0)) * s for s in (0.85, 0.6, 0.35)]
-    for angle, lift in ((14.0, 0.6), (32.0, 1.2)):
-        tilt = np.radians(angle)
-        turned = ray * np.cos(tilt) + away * np.sin(tilt)
-        loops.append(centre + turned / np.linalg.norm(turned, axis=1, keepdims=True) * (radius + lift))
-    return rings(seam, loops, plane, [1.0, 0.8, 0.3], None)
+    depth = np.minimum(depth - 1.2, (margin - centre) @ axis - 0.6)
+    # Then on into the eyeball, so that no gap opens when a person's eyeball lies deeper.
+    loops = [centre + across + (depth - d)[:, None] * axis for d in (0.0, 2.5, 6.0)]
+    middle = margin_layout.mean(0)
+    plane = [middle + (margin_layout - middle) * s for s in (0.85, 0.6, 0.35)]
+    return rings(seam, loops, plane, [1.0, 1.0, 0.9], None)
 
 
 def nostril(seam: np.ndarray, rim: np.ndarray, rim_layout: np.ndarray, inner: np.ndarray, inner_layout, deep) -> Part:
@@ -173,7 +176,7 @@ def mouth_lining(seam: np.ndarray, lip: np.ndarray, lip_layout: np.ndarray) -> P
     plane = [centre + (lip_layout - centre) * s for s in (0.93, 0.86, 0.78, 0.68, 0.56, 0.42, 0.28, 0.12)]
     amount = [1.0, 1.0, 1.0, 0.9, 0.55, 0.35, 0.2, 0.1]
     hub = (np.array([0.0, bag_y, middle[2] - 37.0]), centre, 0.2, n // 2)
-    return rings(seam, loops, plane, amount, hub)
+    return rings(seam, loops, plane, amount, hub, turn_at=n // 2)
 
 
 def eyeball(centre: np.ndarray, radius: float, iris_radius: float, pole: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -226,7 +229,7 @@ def teeth(front: float, gum: float, edge: float, half_width: float = 25.0, count
         vertices.append(np.c_[x, np.full(count, y), z])
         grid.append(np.c_[(u + 1) / 2, np.full(count, 1 - k / (len(rows) - 1))])
     faces = [
-        strip(k * count + np.arange(count), (k + 1) * count + np.arange(count), closed=False)
+        strip(k * count + np.arange(count), (k + 1) * count + np.arange(count), closed=False, turn_at=count // 2)
         for k in range(len(rows) - 1)
     ]
     return np.concatenate(vertices), np.concatenate(faces), np.concatenate(grid)

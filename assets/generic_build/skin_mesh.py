@@ -109,11 +109,13 @@ def build_skin(figures: Figures, spline: LayoutSpline, surface: list[int], seed:
     # Boundary curves in the layout, spaced evenly on the head.
     lid_rows = figures.curve("lid", [42, 43, 44, 45, 46, 47, 42])
     lid = head_curve(figures.layout[lid_rows], to_head, 44, closed=True)
+    lid = snap(lid, figures.layout[[figures.ibug(k) for k in range(42, 48)]])
     lip_rows = figures.curve("lip_inner", [62, 63, 64, 65, 66])
     lip_sites = figures.layout[lip_rows]
     loop = np.concatenate([lip_sites, lip_sites[-2:0:-1] * [-1, 1]])
     lip_full = head_curve(loop, to_head, 72, closed=True)
-    lip_full = 0.5 * (lip_full + (lip_full * [-1, 1])[np.r_[0, 71:0:-1]])
+    lip_full = snap(lip_full, figures.layout[[figures.ibug(k) for k in (62, 63, 64, 65, 66)]])
+    lip_full[37:] = lip_full[35:0:-1] * [-1, 1]
     lip = lip_full[:37].copy()
     lip[[0, -1], 0] = 0.0
     ear = head_curve(figures.layout[figures.rows("ear_base_")], to_head, 36, closed=True)
@@ -140,6 +142,8 @@ def build_skin(figures: Figures, spline: LayoutSpline, surface: list[int], seed:
     outer = figures.layout[outer_rows]
     border = closed_curve(np.concatenate([outer, outer[-2:0:-1] * [-1, 1]]), 720)
     border = match_loop(lip_full, border)
+    border = snap(border, figures.layout[[figures.ibug(k) for k in range(51, 58)]])
+    border[37:] = border[35:0:-1] * [-1, 1]
     lip_rings, ring = [], border
     for share in (0.3, 0.65, 1.0):
         lip_rings.append(lip_full * (1 - share) + border * share)
@@ -159,7 +163,17 @@ def build_skin(figures: Figures, spline: LayoutSpline, surface: list[int], seed:
     assert (np.abs(between[:, 0]) == 0).all()
     below = midline(neck[0, 1], lip_rings[-1][-1, 1], to_head, wanted)
     above = midline(lip_rings[-1][0, 1], neck[-1, 1], to_head, wanted)
-    fixed += [below, above]
+    # The iBUG landmarks off the loops become vertices, so that they are met exactly.
+    ibug = figures.layout[[figures.ibug(k) for k in range(68) if f"ibug_{k}" in figures.names]]
+    for t in ibug[ibug[:, 0] == 0, 1]:
+        for line in (below, above):
+            near = int(np.argmin(np.abs(line[:, 1] - t)))
+            if line[:, 1].min() < t < line[:, 1].max():
+                line[near, 1] = t
+    side = ibug[ibug[:, 0] > 0]
+    drawn = to_head(np.concatenate(fixed + [below, above]))
+    gap, _ = cKDTree(drawn).query(to_head(side))
+    fixed += [below, above, side[gap > 0.45 * wanted(to_head(side))]]
     fixed_points = np.concatenate(fixed)
 
     # Free points: dart throwing on a fine grid, then relaxation with everything above held fixed.
@@ -198,6 +212,13 @@ def build_skin(figures: Figures, spline: LayoutSpline, surface: list[int], seed:
     lip_rows_half = at(1)
     lip_loop = np.concatenate([lip_rows_half, mirror[lip_rows_half[-2:0:-1]]])
     return SkinMesh(full, triangles, mirror, lid=at(0), lip=lip_loop, ear=at(2), nostril=at(4), neck=at(3))
+
+
+def snap(curve: np.ndarray, sites: np.ndarray) -> np.ndarray:
+    """Move the nearest curve point onto each site."""
+    out = curve.copy()
+    out[np.linalg.norm(curve[:, None] - sites[None], axis=-1).argmin(0)] = sites
+    return out
 
 
 def match_loop(inner: np.ndarray, fine: np.ndarray) -> np.ndarray:

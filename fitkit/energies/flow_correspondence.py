@@ -14,8 +14,8 @@ from fitkit.models.face_model import FaceModel
 from fitkit.observe.flow.consistency import consistent
 from fitkit.observe.flow.types import FlowEstimator
 from fitkit.observe.observations import Observations
-from fitkit.observe.sampling import sample
-from fitkit.render.rasterizer import Fragments, barycentrics, clip_vertices, interpolate, rasterize
+from fitkit.observe.sampling import gaussian_blur, sample
+from fitkit.render.rasterizer import clip_vertices, rasterize
 from fitkit.render.visibility import seen_by_depth
 from fitkit.scene.projection import project_head_points
 from fitkit.scene.state import SceneState
@@ -24,12 +24,17 @@ from fitkit.scene.state import SceneState
 @dataclass(frozen=True)
 class FlowOptions:
     """size: side of the images the flow is computed on; points: matches per pair; sigma_px: noise of a match for a
-    224-pixel crop; neighbors: each view is paired with this many next views in the order of their yaw, both ways."""
+    224-pixel crop; neighbors: each view is paired with this many next views in the order of their yaw, both ways;
+    normalize: radius in flow pixels of the local contrast normalization, 0 = none. Highlights and shading glide over
+    the skin and pull the flow along; what is left after it is skin texture, which does not;
+    min_correlation: of the patches around both ends of a match."""
 
-    size: int = 256
-    points: int = 500
-    sigma_px: float = 1.0
+    size: int = 384
+    points: int = 800
+    sigma_px: float = 0.5
     neighbors: int = 1
+    normalize: float = 3.0
+    min_correlation: float = 0.6
     min_cosine: float = 0.25
     depth_tolerance_mm: float = 3.5
     seed: int = 0
@@ -56,7 +61,7 @@ class FlowCorrespondence:
     Pr_a^-1 meets the ray of pixel a with the plane of its (moving) triangle, so a stays fixed and only the surface and
     the poses move. Means over the valid matches. `freeze` renders the mesh textured from view a into view b, takes the
     flow rendering -> photo and keeps what passes the forward-backward test; outside the rendered area both images are
-    the photo.
+    the photo. Photos are contrast-normalized before they are warped.
     Source: MVF-Net eq. 8 and PGN eq. 10 measure the flow's length; with fixed matches it becomes a reprojection error.
     """
 
@@ -64,13 +69,14 @@ class FlowCorrespondence:
     options: FlowOptions
     estimator: FlowEstimator
     sigma_px: float  # of the crop
+    photos: "FlowImages"
     matches: Matches | None = None
 
     name = "flow_corr"
     reduction = "mean"
 
     def freeze(self, state: SceneState, observations: Observations) -> "FlowCorrespondence":
-        return replace(self, matches=find_matches(self.model, state, observations, self.estimator, self.options))
+        return replace(self, matches=find_matches(self.model, state, self.photos, self.estimator, self.options))
 
     def _hits(self, state: SceneState):
         """Where the rays of pixel_a meet their triangles: head points, barycentrics, normals and ray directions."""
@@ -157,86 +163,120 @@ def view_pairs(state: SceneState, neighbors: int) -> list[tuple[int, int]]:
     return pairs
 
 
-def find_matches(model: FaceModel, state: SceneState, observations: Observations, estimator: FlowEstimator,
-                 options: FlowOptions) -> Matches:
+@dataclass(frozen=True)
+class FlowImages:
+    """The photos as the flow sees them: grey, contrast-normalized, at the flow's size.
+
+    images, mask: [B, 1, h, w]; reduction: crop pixel p lies at (p + 1/2) / reduction - 1/2.
+    """
+
+    images: Tensor
+    mask: Tensor
+    reduction: float
+
+    @staticmethod
+    def of(observations: Observations, options: FlowOptions) -> "FlowImages":
+        H, W = observations.size
+        reduction = max(H, W) / options.size
+        size = (round(H / reduction), round(W / reduction))
+        grey = torch.einsum("c,bchw->bhw", observations.images.new_tensor([0.2989, 0.5870, 0.1140]), observations.images)[:, None]
+        grey = F.interpolate(grey, size=size, mode="area") if reduction > 1 else F.interpolate(grey, size=size, mode="bilinear")
+        mask = F.interpolate(observations.mask[:, None].to(grey), size=size, mode="area")
+        return FlowImages(normalize_contrast(grey, options.normalize), mask, reduction)
+
+
+def find_matches(model: FaceModel, state: SceneState, photos: FlowImages, estimator: FlowEstimator, options: FlowOptions) -> Matches:
     """Dense flow between the rendering of view a in view b and photo b, sampled at `options.points` surface points."""
     pairs = view_pairs(state, options.neighbors)
-    device = observations.images.device
-    view_a = torch.tensor([p[0] for p in pairs], device=device, dtype=torch.int64)
-    view_b = torch.tensor([p[1] for p in pairs], device=device, dtype=torch.int64)
-    H, W = observations.size
-    reduction = max(H, W) / options.size
-    h, w = round(H / reduction), round(W / reduction)
-    images = F.interpolate(observations.images, size=(h, w), mode="area") if reduction > 1 else F.interpolate(
-        observations.images, size=(h, w), mode="bilinear")
-    mask = F.interpolate(observations.mask[:, None].to(images), size=(h, w), mode="area")
-    shift = (reduction - 1) / 2
+    device = photos.images.device
+    h, w = photos.images.shape[-2:]
+    reduction = photos.reduction
     camera = state.camera.scaled(torch.full_like(state.camera.focal, 1 / reduction),
-                                 torch.full_like(state.camera.principal, shift))
+                                 torch.full_like(state.camera.principal, (reduction - 1) / 2))
     vertices = state.vertices(model)
-    fragments = rasterize(clip_vertices(camera, state.pose.apply(vertices)), model.triangles, (h, w))
+    in_camera = state.pose.apply(vertices)
+    clip = clip_vertices(camera, in_camera)
+    fragments = rasterize(clip, model.triangles, (h, w))
+    ray = F.normalize(state.pose.centers()[:, None] - vertices, dim=-1) if camera.kind == "perspective" else (
+        -state.pose.rotation[:, 2][:, None].expand_as(vertices))
+    cosine = (vertex_normals(vertices, model.triangles) * ray).sum(-1)
+    # What is linear on a triangle: homogeneous pixels, depth, cosine. Interpolating it with the barycentrics of view b
+    # gives where the same material point lies in view a.
+    attributes = torch.cat([clip, cosine[..., None]], -1)
     skin = model.skin[model.triangles].all(1)
-    normals = vertex_normals(vertices, model.triangles)
-    points, normal = interpolate(fragments, model.triangles, vertices), interpolate(fragments, model.triangles, normals)
-    ray_b = F.normalize(state.pose.centers()[:, None, None] - points, dim=-1)
-    cosine = (F.normalize(normal, dim=-1) * ray_b).sum(-1)
-    ready = fragments.covered & skin[fragments.triangle.clamp_min(0)] & (cosine > options.min_cosine) & (mask[:, 0] > 0.999)
-    G = len(pairs)
-    # Where the surface seen in b lies in a. With an expression per view it is the material point that counts.
-    pick = Fragments(fragments.triangle[view_b], fragments.barycentric[view_b], fragments.depth[view_b], fragments.covered[view_b])
-    in_a = interpolate(pick, model.triangles, vertices[view_a]).reshape(G, h * w, 3)
-    seen = project_head_points(in_a, state, view_a)
-    small = (seen.pixels + 0.5) / reduction - 0.5
-    texture, inside = sample(images[view_a], small)
-    usable, _ = sample(mask[view_a], small)
-    visible = seen_by_depth(seen.pixels, seen.camera[..., 2], fragments.depth[view_a], reduction, options.depth_tolerance_mm)
-    ray_a = F.normalize(state.pose.centers()[view_a][:, None] - in_a, dim=-1)
-    normal_a = interpolate(pick, model.triangles, normals[view_a]).reshape(G, h * w, 3)
-    cosine_a = (F.normalize(normal_a, dim=-1) * ray_a).sum(-1)
-    ready = (ready[view_b].reshape(G, -1) & visible & inside & (usable[..., 0] > 0.999) & (cosine_a > options.min_cosine)).reshape(G, h, w)
-    rendering = texture.transpose(1, 2).reshape(G, 3, h, w)
-    photo = images[view_b]
-    rendering = match_gain(rendering, photo, ready)
-    rendering = torch.where(ready[:, None], rendering, photo)
-    forward, backward = estimator.estimate(rendering, photo), estimator.estimate(photo, rendering)
-    good = ready & consistent(forward, backward)
-    # Keep clear of the rim, where part of each flow patch sees the fill.
-    good &= -F.max_pool2d(-ready[:, None].to(images), 7, stride=1, padding=3)[:, 0] > 0.5
-    gradient = gradient_strength(photo)
-    weight = torch.minimum(cosine[view_b], cosine_a.reshape(G, h, w)).clamp_min(0) * gradient
+    usable = fragments.covered & (photos.mask[:, 0] > 0.999) & skin[fragments.triangle.clamp_min(0)]
+    renderings, targets, lists = [], [], []
+    for a, b in pairs:
+        place = usable[b].reshape(-1).nonzero().squeeze(1)
+        corner = model.triangles[fragments.triangle[b].reshape(-1)[place]]
+        weights = fragments.barycentric[b].reshape(-1, 3)[place, :, None]
+        at = (attributes[a][corner] * weights).sum(1)
+        cosine_b = (cosine[b][corner] * weights[..., 0]).sum(1)
+        pixel = at[:, :2] / at[:, 3:4]
+        value, inside = sample(torch.stack([photos.images[a, 0], photos.mask[a, 0]])[None], pixel[None])
+        seen = seen_by_depth((pixel[None] + 0.5) * reduction - 0.5, at[None, :, 2], fragments.depth[a][None], reduction, options.depth_tolerance_mm)
+        angle = torch.minimum(cosine_b, at[:, 4])
+        keep = seen[0] & inside[0] & (value[0, :, 1] > 0.999) & (angle > options.min_cosine)
+        place = place[keep]
+        rendering = photos.images[b].reshape(-1).clone()
+        rendering[place] = value[0, keep, 0]
+        renderings.append(rendering.reshape(1, h, w))
+        targets.append(photos.images[b])
+        lists.append((place, pixel[keep], angle[keep]))
+    source, target = torch.stack(renderings), torch.stack(targets)
+    forward, backward = estimator.estimate(source, target), estimator.estimate(target, source)
+    good = consistent(forward, backward)
+    similar = local_correlation(source, target, forward.displacement, max(options.normalize, 2.0))
+    N = options.points
+    pixel_a, pixel_b = torch.zeros(len(pairs), N, 2, device=device), torch.zeros(len(pairs), N, 2, device=device)
+    triangle = torch.zeros(len(pairs), N, dtype=torch.int64, device=device)
+    weight = torch.zeros(len(pairs), N, device=device)
+    valid = torch.zeros(len(pairs), N, dtype=torch.bool, device=device)
     generator = torch.Generator().manual_seed(options.seed)
-    chance = torch.rand(h * w, generator=generator).to(device)
-    score = torch.where(good.reshape(G, -1), chance[None] + 1, chance[None] * 0)
-    index = score.topk(min(options.points, h * w), dim=1).indices  # [G, N] random valid pixels first
-    valid = good.reshape(G, -1).gather(1, index)
-    y, x = index // w, index % w
-    flow = forward.displacement.reshape(G, 2, -1).gather(2, index[:, None].expand(-1, 2, -1)).transpose(1, 2)
-    pixel_b = (torch.stack([x, y], -1).to(flow) + flow + 0.5) * reduction - 0.5
-    pixel_a = seen.pixels.gather(1, index[..., None].expand(-1, -1, 2))
-    triangle = pick.triangle.reshape(G, -1).gather(1, index).clamp_min(0)
-    return Matches(view_a, view_b, pixel_a.detach(), pixel_b.detach(), triangle, weight.reshape(G, -1).gather(1, index).detach(), valid)
+    for g, (a, b) in enumerate(pairs):
+        place, pixel, angle = lists[g]
+        ready = torch.zeros(h * w, device=device)
+        ready[place] = 1
+        # Keep clear of the rim, where part of each flow patch sees the fill.
+        clear = -F.max_pool2d(-ready.reshape(1, 1, h, w), 7, stride=1, padding=3).reshape(-1)
+        trust = angle * similar[g].reshape(-1)[place].clamp_min(0) ** 2
+        ok = good[g].reshape(-1)[place] & (clear[place] > 0.5) & (similar[g].reshape(-1)[place] > options.min_correlation)
+        pick = ok.nonzero().squeeze(1)
+        pick = pick[torch.randperm(len(pick), generator=generator).to(device)[:N]]
+        n, at = len(pick), place[pick]
+        moved = torch.stack([at % w, at // w], -1) + forward.displacement[g].reshape(2, -1)[:, at].T
+        pixel_a[g, :n] = (pixel[pick] + 0.5) * reduction - 0.5
+        pixel_b[g, :n] = (moved + 0.5) * reduction - 0.5
+        triangle[g, :n] = fragments.triangle[b].reshape(-1)[at]
+        weight[g, :n] = trust[pick]
+        valid[g, :n] = True
+    view_a, view_b = (torch.tensor([p[i] for p in pairs], dtype=torch.int64, device=device) for i in (0, 1))
+    return Matches(view_a, view_b, pixel_a, pixel_b, triangle, weight, valid)
 
 
-def match_gain(rendering: Tensor, photo: Tensor, mask: Tensor) -> Tensor:
-    """Scale and shift the rendering [G, 3, h, w] per channel to the photo's mean and deviation inside mask [G, h, w]."""
-    m = mask[:, None].to(photo)
-    n = m.sum((2, 3), keepdim=True).clamp_min(1)
+def normalize_contrast(images: Tensor, radius: float) -> Tensor:
+    """Images with local mean 0.5 and local deviation 0.25, clipped to [0, 1].
 
-    def moments(x):
-        mean = (x * m).sum((2, 3), keepdim=True) / n
-        return mean, ((((x - mean) ** 2) * m).sum((2, 3), keepdim=True) / n).sqrt()
-
-    mean_r, dev_r = moments(rendering)
-    mean_p, dev_p = moments(photo)
-    gain = (dev_p / dev_r.clamp_min(1e-3)).clamp(0.5, 2)
-    return ((rendering - mean_r) * gain + mean_p).clamp(0, 1)
+    images: [B, 1, h, w] in [0, 1]; radius: Gaussian standard deviation in pixels, 0 returns the images. Deviations
+    below 0.01 (sensor noise) are not raised to full contrast.
+    """
+    if radius <= 0:
+        return images
+    detail = images - gaussian_blur(images, radius)
+    deviation = gaussian_blur(detail * detail, radius).sqrt()
+    return (0.5 + 0.25 * detail / (deviation + 0.01)).clamp(0, 1)
 
 
-def gradient_strength(images: Tensor) -> Tensor:
-    """How much a pixel's surroundings tell about motion, [B, H, W] in (0, 1): g / (g + 0.02) of the blurred grey gradient."""
-    grey = images.mean(1, keepdim=True)
-    padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
-    dx = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
-    dy = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
-    g = F.avg_pool2d((dx * dx + dy * dy), 5, stride=1, padding=2).sqrt()[:, 0]
-    return g / (g + 0.02)
+def local_correlation(source: Tensor, target: Tensor, displacement: Tensor, radius: float) -> Tensor:
+    """Correlation of the surroundings of u in source and of u + w(u) in target, [G, h, w] in [-1, 1].
+
+    source, target: [G, 1, h, w]; radius: Gaussian window in pixels.
+    """
+    a, b = source, target
+    G, _, h, w = a.shape
+    y, x = torch.meshgrid(torch.arange(h, device=a.device), torch.arange(w, device=a.device), indexing="ij")
+    place = torch.stack([x, y], -1).to(a).reshape(1, -1, 2) + displacement.permute(0, 2, 3, 1).reshape(G, -1, 2)
+    b = sample(b, place)[0].transpose(1, 2).reshape(G, 1, h, w)
+    moments = gaussian_blur(torch.cat([a, b, a * a, b * b, a * b], 1), radius)
+    ma, mb, aa, bb, ab = moments.unbind(1)
+    return (ab - ma * mb) / ((aa - ma * ma).clamp_min(0) * (bb - mb * mb).clamp_min(0) + 1e-6).sqrt()

@@ -52,14 +52,13 @@ class Objective:
         report = {}
         for term in self.terms:
             r = term.energy.residuals(state, observations)
-            s = (r.value * r.value).sum(-1)
-            trust = _trust(r)
-            # an invalid item may hold NaN or infinity; the inner `where` keeps its gradient out as well
-            rho = term.kernel.rho(torch.where(r.valid, s, torch.zeros_like(s)))
-            value = term.weight * _scale(term, r) * (trust * rho).sum() / 2
+            # An invalid item may hold NaN or infinity; masked before it is squared, its gradient stays out as well.
+            masked = torch.where(r.valid[..., None], r.value, torch.zeros_like(r.value))
+            s = (masked * masked).sum(-1)
+            value = term.weight * _scale(term, r) * (_trust(r) * term.kernel.rho(s)).sum() / 2
             total = total + value
             n = int(r.valid.sum())
-            rms = float((s.detach()[r.valid].sum() / max(1, n * r.value.shape[-1])).sqrt()) if n else 0.0
+            rms = float((s.detach().sum() / max(1, n * r.value.shape[-1])).sqrt())
             report[term.energy.name] = TermReport(float(value.detach()), n, rms)
         return total, report
 
@@ -86,16 +85,13 @@ def _scale(term: Term, r: Residuals) -> float | Tensor:
 
 def _accumulate(system: ArrowSystem, term: Term, lin: Linearization, layout: ParameterLayout) -> None:
     r = lin.residuals
-    s = (r.value * r.value).sum(-1)
-    s = torch.where(r.valid, s, torch.zeros_like(s))
-    weight = term.weight * _scale(term, r) * _trust(r) * term.kernel.weight(s)  # [G, M]
     value = torch.where(r.valid[..., None], r.value, torch.zeros_like(r.value))
+    s = (value * value).sum(-1)
+    weight = term.weight * _scale(term, r) * _trust(r) * term.kernel.weight(s)  # [G, M]
     G, M, D = value.shape
     w = weight[..., None].expand(G, M, D).reshape(G, M * D)
-    if lin.center is None:
-        pull = w * value.reshape(G, M * D)
-    else:
-        pull = w * value.reshape(G, M * D)
+    pull = w * value.reshape(G, M * D)
+    if lin.center is not None:
         center = lin.center[..., None].expand(G, M, D).reshape(G, M * D)
         pull = pull - center * pull.sum(0, keepdim=True)
     jacobians = [_local(slot.columns, layout, G, M * D, value) for slot in lin.slots]

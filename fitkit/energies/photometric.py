@@ -12,7 +12,7 @@ from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.models.face_model import FaceModel, PointBasis
 from fitkit.observe.observations import Observations, halve
-from fitkit.observe.sampling import sample, sample_with_gradient
+from fitkit.observe.sampling import blur_radius, gaussian_blur, sample, sample_with_gradient
 from fitkit.render.visibility import depth_maps, seen_by_depth
 from fitkit.scene.projection import ProjectedPoints, motion_columns, project_points
 from fitkit.scene.state import SceneState
@@ -65,12 +65,15 @@ class CrossViewPhotometric:
     def prepare(model: FaceModel, observations: Observations, options: PhotometricOptions) -> "CrossViewPhotometric":
         """Sample points on the skin of the model and build the pyramid level."""
         triangle, barycentric = sample_skin(model, options.points, options.seed)
-        images, mask = observations.linear_luminance, observations.mask[:, None].to(observations.images)
+        mask = observations.mask[:, None]
+        images = torch.where(mask, observations.linear_luminance, 0.2)  # whatever lies beyond the mask has no influence
+        mask = mask.to(images)
         for _ in range(options.level):
             images, mask = halve(images), halve(mask)
         images = gaussian_blur(images, options.blur)
-        # Blurring and halving mix in pixels beyond the mask: keep only what lies well inside.
-        inside = -F.max_pool2d(-mask, 5, stride=1, padding=2)
+        # Blurring and bilinear sampling mix in pixels beyond the mask: keep only what lies well inside.
+        reach = blur_radius(options.blur) + 1
+        inside = -F.max_pool2d(-mask, 2 * reach + 1, stride=1, padding=reach)
         log_images = torch.log(images + options.floor)
         trust = (images / (images + 3 * options.floor)) ** 2 * (images < 0.98) * (inside > 0.999)
         return CrossViewPhotometric(model, options, triangle, barycentric, model.at(triangle, barycentric), log_images, trust)
@@ -102,10 +105,13 @@ class CrossViewPhotometric:
     def _shade(self, state: SceneState) -> tuple[Tensor, Tensor]:
         """log shading [B, N] and d log shading / d illumination [B, N, 9]."""
         shade = (self.shading @ state.illumination).mean(-1)
-        low = 0.05 * state.illumination[:, :1].mean(-1).abs() + 1e-4
+        ambient = state.illumination[:, :1].mean(-1)
+        low = (0.05 * ambient.abs() + 1e-4).expand_as(shade)
+        by_low = torch.zeros_like(self.shading)
+        by_low[..., 0] = 0.05 * ambient.sign()
         ok = shade > low
-        shade = torch.where(ok, shade, low.expand_as(shade))
-        return shade.log(), self.shading / shade[..., None] * ok[..., None]
+        shade = torch.where(ok, shade, low)
+        return shade.log(), torch.where(ok[..., None], self.shading, by_low) / shade[..., None]
 
     def _center(self, z: Tensor) -> Residuals:
         value = (z - (self.share * z).sum(0)) / self.options.sigma
@@ -171,17 +177,3 @@ def sample_skin(model: FaceModel, count: int, seed: int) -> tuple[Tensor, Tensor
     root = r[0].sqrt()
     barycentric = torch.stack([1 - root, root * (1 - r[1]), root * r[1]], 1)
     return skin[pick], barycentric
-
-
-def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
-    """Separable Gaussian of [B, C, H, W], edge pixels repeated; sigma in pixels, 0 = none."""
-    if sigma <= 0:
-        return images
-    radius = max(1, int(3 * sigma + 0.5))
-    x = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
-    kernel = torch.exp(-0.5 * (x / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    C = images.shape[1]
-    padded = F.pad(images, (radius,) * 4, mode="replicate")
-    out = F.conv2d(padded, kernel.view(1, 1, 1, -1).expand(C, 1, 1, -1), groups=C)
-    return F.conv2d(out, kernel.view(1, 1, -1, 1).expand(C, 1, -1, 1), groups=C)

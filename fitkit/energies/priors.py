@@ -16,7 +16,7 @@ def _eye(n: int, like: Tensor) -> Tensor:
 
 
 class IdentityPrior(PlainEnergy):
-    """prior_l2 on the identity: the whitened coefficients themselves, [1, K_id, 1] (E23).
+    """prior_l2 on the identity: the whitened coefficients themselves, [S, K_id, 1] (E23).
 
     Source: MVF-Net L_reg, MFNet eq. 10: negative log of the model's Gaussian, up to a constant.
     """
@@ -24,12 +24,12 @@ class IdentityPrior(PlainEnergy):
     name = "identity_prior"
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
-        value = state.identity[:1, :, None]
+        value = state.identity[..., None]
         return Residuals(value, torch.ones(value.shape[:2], dtype=torch.bool, device=value.device))
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         eye = _eye(state.identity.shape[1], state.identity)[None, :, None]
-        view = torch.zeros(1, dtype=torch.int64, device=eye.device)
+        view = torch.zeros(1, dtype=torch.int64, device=eye.device)  # a solver has one person, all views share it
         return Linearization(self.residuals(state, observations), (Slot(view, {"identity": eye}),))
 
 
@@ -47,7 +47,7 @@ class ExpressionPrior(PlainEnergy):
     name = "expression_prior"
 
     def _inverse(self, b: Tensor) -> Tensor:
-        return torch.where(b >= 0, 1 / self.sigma, 1 / self.sigma_negative)
+        return torch.where(b >= 0, torch.full_like(b, 1 / self.sigma), torch.full_like(b, 1 / self.sigma_negative))
 
     def _rows(self, state: SceneState) -> Tensor:
         return state.expression[:1] if self.shared else state.expression

@@ -30,6 +30,6 @@ def camera_table(result: FitResult) -> dict[str, Any]:
     for i, view in enumerate(result.subject.views):
         views.append({
             "image": view.path.name if view.path is not None else view.name, "K": K[i].tolist(), "R": R[i].tolist(),
-            "t": t[i].tolist(), "width": int(view.image.shape[1]), "height": int(view.image.shape[0]),
+            "t": t[i].tolist(), "width": view.size[0], "height": view.size[1],
             "source": result.camera_source[i], "kind": state.camera.kind, "yaw_pitch_roll_deg": angles[i].tolist()})
     return {"convention": CONVENTION, "views": views}

@@ -66,7 +66,7 @@ def save_parameters(result: FitResult, path: str | os.PathLike) -> Path:
         "rotation": state.pose.rotation, "translation": state.pose.translation, "focal": state.camera.focal,
         "principal": state.camera.principal, "aspect": state.camera.aspect, "camera_kind": state.camera.kind,
         "illumination": state.illumination, "view_names": np.array([v.name for v in result.subject.views], str),
-        "image_size": np.array([v.image.shape[1::-1] for v in result.subject.views], np.int64).reshape(-1, 2),
+        "image_size": np.array([v.size for v in result.subject.views], np.int64).reshape(-1, 2),
         "camera_source": np.array(result.camera_source, str),
     }
     arrays = {k: v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else v for k, v in arrays.items()}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fitkit.energies.base import Energy
-from fitkit.energies.flow_correspondence import FlowCorrespondence
+from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowImages
 from fitkit.energies.landmarks import LandmarkReprojection, eye_offsets, lip_offsets
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term, TermReport
 from fitkit.energies.photometric import CrossViewPhotometric
@@ -199,7 +199,8 @@ class FitRun:
             return CrossViewPhotometric.prepare(model, self.observations, replace(options.options, seed=recipe.seed))
         estimator = make_flow_estimator(options.estimator)
         sigma = options.options.sigma_px * self.observations.pixel_unit
-        return FlowCorrespondence(model, replace(options.options, seed=recipe.seed), estimator, sigma)
+        flow = replace(options.options, seed=recipe.seed)
+        return FlowCorrespondence(model, flow, estimator, sigma, FlowImages.of(self.observations, flow))
 
     # ---- stages ----
 

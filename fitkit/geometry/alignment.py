@@ -33,7 +33,10 @@ def similarity_align(source: Tensor, target: Tensor, valid: Tensor | None = None
         Umeyama, "Least-squares estimation of transformation parameters between two point patterns", TPAMI 1991,
         eq. (40)-(42). Differs: the weights are 0/1 masks.
     """
-    w = torch.ones(source.shape[:2], dtype=source.dtype, device=source.device) if valid is None else valid.to(source.dtype)
+    if valid is None:
+        valid = torch.ones(source.shape[:2], dtype=torch.bool, device=source.device)
+    source, target = (torch.where(valid[..., None], x, torch.zeros_like(x)) for x in (source, target))  # unused rows may hold NaN
+    w = valid.to(source.dtype)
     n = w.sum(1)
     if bool((n < 3).any()):
         raise DegenerateInputError(f"alignment: expected at least 3 pairs of points, got {int(n.min())}")
@@ -41,7 +44,7 @@ def similarity_align(source: Tensor, target: Tensor, valid: Tensor | None = None
     center_s, center_t = (w * source).sum(1, keepdim=True), (w * target).sum(1, keepdim=True)
     s, t = source - center_s, target - center_t
     U, D, Vh = torch.linalg.svd((t * w).transpose(1, 2) @ s)
-    if bool((D[:, 1] <= 1e-9 * D[:, 0].clamp_min(1e-30)).any()):
+    if not bool((D[:, 1] > 10 * torch.finfo(D.dtype).eps * D[:, 0]).all()):
         raise DegenerateInputError("alignment: all points lie on one line; expected at least 3 that do not")
     sign = torch.ones_like(D)
     sign[:, 2] = torch.sign(torch.linalg.det(U @ Vh))

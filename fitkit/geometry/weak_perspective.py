@@ -15,7 +15,7 @@ def weak_perspective_pose(points: Tensor, pixels: Tensor, weight: Tensor) -> tup
     Returns:
         scale [B] px per mm, rotation [B, 3, 3] camera_from_head (det +1), shift [B, 2] px.
     Raises:
-        DegenerateInputError: fewer than 4 points with weight, or points without extent.
+        DegenerateInputError: fewer than 4 points with weight, or pixels on one point or one line.
     Source:
         Affine camera by linear least squares, then the nearest scaled rotation by SVD of its 2x3 matrix:
         Kemelmacher-Shlizerman and Basri; as in DeMenthon and Davis, "Model-based object pose in 25 lines of code", 1995.
@@ -28,9 +28,10 @@ def weak_perspective_pose(points: Tensor, pixels: Tensor, weight: Tensor) -> tup
     center_x, center_u = (w * points).sum(1, keepdim=True), (w * pixels).sum(1, keepdim=True)
     x, u = points - center_x, pixels - center_u
     affine = torch.linalg.lstsq(x * w.sqrt(), u * w.sqrt()).solution.transpose(1, 2)  # [B, 2, 3]
-    U, D, Vh = torch.linalg.svd(affine, full_matrices=False)
-    if bool((D[:, 0] < 1e-9).any()) or not bool(torch.isfinite(affine).all()):
-        raise DegenerateInputError("pose: the landmarks of a view all lie on one point")
+    U, D, Vh = torch.linalg.svd(torch.nan_to_num(affine), full_matrices=False)
+    # A rigid view has two equal singular values; noise and perspective do not bring one down to a thousandth.
+    if not bool(torch.isfinite(affine).all()) or not bool(((D[:, 0] > 1e-9) & (D[:, 1] > 1e-3 * D[:, 0])).all()):
+        raise DegenerateInputError("pose: the landmarks of a view all lie on one point or on one line")
     two = U @ Vh
     third = torch.linalg.cross(two[:, 0], two[:, 1])
     rotation = torch.cat([two, third[:, None]], 1)

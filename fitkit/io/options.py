@@ -104,6 +104,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             raise InputError(f"{where}: expected a list, got {value!r}")
         return tuple(_convert(args[0], v, where) for v in value)
     if origin is typing.Literal:
+        if isinstance(value, bool):  # YAML reads yes and no as truth values
+            value = {True: "yes", False: "no"}[value] if "yes" in args else value
         if value not in args:
             raise InputError(f"{where}: expected one of {', '.join(map(str, args))}; got {value!r}")
         return value

@@ -1,6 +1,7 @@
 """Files that come with fitkit: `assets/` and `recipes/`, installed as packages or in the repository checkout."""
 from __future__ import annotations
 
+import difflib
 from importlib import resources
 from pathlib import Path
 
@@ -40,8 +41,10 @@ def recipe_path(kind: str, name: str) -> Path:
     """
     path = _folder("recipes") / kind / f"{name}.yaml"
     if name not in recipe_names(kind):
-        known = ", ".join(recipe_names(kind)) or "none"
-        raise InputError(f"recipe: no {kind} recipe {name!r}; there are: {known}; or give the path of a .yaml file")
+        names = recipe_names(kind)
+        near = difflib.get_close_matches(name, names, n=1)
+        raise InputError(f"recipe: no {kind} recipe {name!r}; " + (f"did you mean {near[0]!r}? " if near else "")
+                         + f"there are: {', '.join(names) or 'none'}; or give the path of a .yaml file")
     return path
 
 

@@ -26,7 +26,7 @@ def load_model_file(path: str | os.PathLike) -> FaceModel:
     try:
         with np.load(path, allow_pickle=False) as data:
             arrays = {k: data[k] for k in data.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a readable fitkit model file (.npz): {error}") from error
     missing = [k for k in REQUIRED if k not in arrays]
     if missing or str(arrays.get("format")) != FORMAT:

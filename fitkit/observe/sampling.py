@@ -1,7 +1,10 @@
-"""Bilinear sampling with its exact derivative."""
+"""Bilinear sampling with its exact derivative; Gaussian blur."""
 from __future__ import annotations
 
+import cv2
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -18,12 +21,14 @@ def sample(images: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sample_with_gradient(images: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `sample`, plus d value / d pixel [B, N, C, 2]: exact for the bilinear surface."""
+    """As `sample`, plus d value / d pixel [B, N, C, 2]: exact for the bilinear surface, 0 across an edge that was left."""
     (a, b, c, d), fx, fy, inside = _corners(images, pixels)
     fx, fy = fx[..., None], fy[..., None]
     value = (a * (1 - fx) + b * fx) * (1 - fy) + (c * (1 - fx) + d * fx) * fy
-    by_x = (b - a) * (1 - fy) + (d - c) * fy
-    by_y = (c - a) * (1 - fx) + (d - b) * fx
+    last = pixels.new_tensor([images.shape[-1] - 1, images.shape[-2] - 1])
+    moves = ((pixels >= 0) & (pixels <= last)).to(value)
+    by_x = ((b - a) * (1 - fy) + (d - c) * fy) * moves[..., :1]
+    by_y = ((c - a) * (1 - fx) + (d - b) * fx) * moves[..., 1:]
     return value, torch.stack([by_x, by_y], -1), inside
 
 
@@ -38,3 +43,27 @@ def _corners(images: Tensor, pixels: Tensor):
     right, down = (1 if W > 1 else 0), (W if H > 1 else 0)
     corners = [flat.gather(2, (base + k)[:, None].expand(B, C, -1)).transpose(1, 2) for k in (0, right, down, right + down)]
     return corners, x - x0, y - y0, inside
+
+
+def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
+    """Separable Gaussian of [B, C, H, W], edge pixels repeated; sigma in pixels, 0 = none."""
+    if sigma <= 0:
+        return images
+    radius = blur_radius(sigma)
+    if images.device.type == "cpu" and not images.requires_grad:
+        # several times faster than a convolution in torch, same kernel
+        planes = images.detach().reshape(-1, *images.shape[-2:]).numpy()
+        out = [cv2.GaussianBlur(plane, (2 * radius + 1,) * 2, sigma, borderType=cv2.BORDER_REPLICATE) for plane in planes]
+        return torch.from_numpy(np.stack(out)).reshape(images.shape)
+    x = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
+    kernel = torch.exp(-0.5 * (x / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    C = images.shape[1]
+    padded = F.pad(images, (radius,) * 4, mode="replicate")
+    out = F.conv2d(padded, kernel.view(1, 1, 1, -1).expand(C, 1, 1, -1), groups=C)
+    return F.conv2d(out, kernel.view(1, 1, -1, 1).expand(C, 1, -1, 1), groups=C)
+
+
+def blur_radius(sigma: float) -> int:
+    """How many pixels to each side `gaussian_blur` reaches."""
+    return max(1, int(3 * sigma + 0.5)) if sigma > 0 else 0

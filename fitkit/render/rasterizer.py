@@ -73,15 +73,9 @@ def rasterize(clip: Tensor, triangles: Tensor, size: tuple[int, int], backend: s
                                   "install it by its own instructions or use 'torch' or 'numba'")
     module = import_module(f"fitkit.render.backends.{backend}_backend")
     triangle = module.winning_triangles(clip.detach(), triangles, size)
-    covered = triangle >= 0
     barycentric = barycentrics(clip, triangles, triangle)
-    z = clip[..., 2][_batch_index(triangle), triangles[triangle.clamp_min(0)].permute(3, 0, 1, 2)].permute(1, 2, 3, 0)
-    depth = (barycentric * z).sum(-1)
-    return Fragments(triangle, barycentric, depth, covered)
-
-
-def _batch_index(triangle: Tensor) -> Tensor:
-    return torch.arange(len(triangle), device=triangle.device)[:, None, None]
+    depth = _interpolate(triangle, barycentric, triangles, clip[..., 2:3])[..., 0]
+    return Fragments(triangle, barycentric, depth, triangle >= 0)
 
 
 def barycentrics(clip: Tensor, triangles: Tensor, triangle: Tensor) -> Tensor:
@@ -115,11 +109,15 @@ def barycentrics(clip: Tensor, triangles: Tensor, triangle: Tensor) -> Tensor:
 
 def interpolate(fragments: Fragments, triangles: Tensor, attributes: Tensor) -> Tensor:
     """Vertex attributes [B, V, C] or [1, V, C] -> [B, H, W, C]; 0 where nothing is covered."""
-    B, H, W = fragments.triangle.shape
+    return _interpolate(fragments.triangle, fragments.barycentric, triangles, attributes)
+
+
+def _interpolate(triangle: Tensor, barycentric: Tensor, triangles: Tensor, attributes: Tensor) -> Tensor:
+    B, H, W = triangle.shape
     out = attributes.new_zeros(B * H * W, attributes.shape[-1])
-    flat = fragments.triangle.reshape(-1)
+    flat = triangle.reshape(-1)
     hit = (flat >= 0).nonzero().squeeze(1)
     batch = hit // (H * W) if len(attributes) > 1 else torch.zeros_like(hit)
     corners = attributes[batch[:, None], triangles[flat[hit]]]
-    weights = fragments.barycentric.reshape(-1, 3)[hit]
+    weights = barycentric.reshape(-1, 3)[hit]
     return out.index_put((hit,), (weights[..., None] * corners).sum(1)).reshape(B, H, W, -1)

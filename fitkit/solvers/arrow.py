@@ -42,6 +42,8 @@ class ArrowSystem:
 
     def add_view(self, view: Tensor, index: Tensor, hessian: Tensor, gradient: Tensor) -> None:
         """Add local systems hessian [G, n, n], gradient [G, n] that belong to the views `view` [G]."""
+        if len(view) == 0:
+            return
         n, q = hessian.shape[-1], self.num_own
         s = n - q
         hessian, gradient = hessian.to(self.own.dtype), gradient.to(self.own.dtype)
@@ -63,6 +65,8 @@ class ArrowSystem:
 
     def add_pair(self, view_a: Tensor, view_b: Tensor, index: Tensor, block: Tensor) -> None:
         """Add block [G, n, n] = J_a' W J_b and its transpose for residuals that depend on views a and b."""
+        if len(view_a) == 0:
+            return
         q = self.num_own
         s = block.shape[-1] - q
         block = block.to(self.own.dtype)

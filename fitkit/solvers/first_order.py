@@ -31,7 +31,7 @@ def adam(problem, x, options: AdamOptions = AdamOptions()) -> SolverResult:
         optimizer.zero_grad()
         cost = problem.differentiable_cost(problem.retract(x, step * problem.scales))
         if not bool(torch.isfinite(cost)):
-            return SolverResult(x, "failed", tuple(history), f"the cost became {float(cost)} in iteration {len(history) + 1}", len(history))
+            return SolverResult(x, "failed", tuple(history), f"the cost became {float(cost.detach())} in iteration {len(history) + 1}", len(history))
         cost.backward()
         optimizer.step()
         schedule.step()

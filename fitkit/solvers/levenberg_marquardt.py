@@ -10,7 +10,8 @@ import torch
 @dataclass(frozen=True)
 class LMOptions:
     """max_iterations: accepted or refused steps; initial_damping: relative to the diagonal of the normal equations;
-    min_decrease: stop when an accepted step lowers the cost by less than this share; max_damping: give up beyond."""
+    min_decrease: stop when an accepted step lowers the cost by less than this share, or when a thousandth of that share
+    is all the normal equations promise; max_damping: give up beyond."""
 
     max_iterations: int = 20
     initial_damping: float = 1e-3
@@ -54,13 +55,18 @@ def levenberg_marquardt(problem, x, options: LMOptions = LMOptions()) -> SolverR
             diagonal = system.diagonal()
             floor = 1e-8 * diagonal.max().clamp_min(1e-30)
             scale = diagonal.clamp_min(float(floor))
+            fresh = True
         step = system.solve(damping * scale)
         gain = -1.0
         if step is not None and bool(torch.isfinite(step).all()):
+            predicted = -float(system.gradient @ step + 0.5 * (step @ system.multiply(step)))
+            if fresh and not predicted > max(1e-3 * options.min_decrease * cost, 1e-15 * history[0]):
+                status = "converged"
+                break
             candidate = problem.retract(x, step)
             new_cost = problem.cost(candidate)
-            predicted = -float(system.gradient @ step + 0.5 * (step @ system.multiply(step)))
             gain = (cost - new_cost) / predicted if predicted > 0 and new_cost < float("inf") else -1.0
+        fresh = False
         if gain > 0:
             decrease = (cost - new_cost) / max(cost, 1e-30)
             x, cost, system = candidate, new_cost, None

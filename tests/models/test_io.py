@@ -61,6 +61,11 @@ def test_other_files_are_refused(tmp_path):
         load_model_file(tmp_path / "m.npz")
     with pytest.raises(InputError, match="none.npz: not a readable fitkit model file"):
         load_model_file(tmp_path / "none.npz")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    for name in ("empty.npz", "array.npy"):
+        with pytest.raises(InputError, match=f"{name}: not a readable fitkit model file"):
+            load_model_file(tmp_path / name)
 
 
 def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):

@@ -1,0 +1,1 @@
+"""Data files of fitkit; installed as the package fitkit.assets."""

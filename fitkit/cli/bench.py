@@ -1,0 +1,89 @@
+"""`fitkit bench ...`: accuracy and speed of the fit on subjects with known shape."""
+from __future__ import annotations
+
+import click
+
+from fitkit.cli.model import _one_sentence
+
+
+def _numbers(context, parameter, value):
+    """'0,2,4' -> (0, 2, 4)."""
+    if value is None:
+        return None
+    try:
+        return tuple(int(v) for v in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"expected numbers like 0,2,4; got '{value}'") from None
+
+
+def _names(context, parameter, value):
+    """('a,b', 'c') -> ('a', 'b', 'c')."""
+    return tuple(name for text in value for name in text.split(",") if name)
+
+
+def _tell(line):
+    click.echo(line, err=True)
+
+
+def _finish(report, text, path):
+    from fitkit.evaluate.bench import write_report
+    from fitkit.evaluate.machine import describe
+
+    click.echo(text)
+    click.echo(f"\n{describe(report['machine'])}")
+    if path:
+        click.echo(f"written: {write_report(report, path)}")
+
+
+@click.group()
+def bench():
+    """Measure accuracy and speed of the fit."""
+
+
+@bench.command()
+@click.argument("data", type=click.Path())
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--model", "models", multiple=True, default=("ict", "generic"), show_default=True, help="Face model; may be repeated.")
+@click.option("--recipe", "recipes", multiple=True, default=("landmarks", "multiview"), show_default=True, help="Recipe; may be repeated.")
+@click.option("--subjects", multiple=True, callback=_names, help="Only these, separated by commas.")
+@click.option("--views", callback=_numbers, help="Only these views by position, e.g. 0,2,4.")
+@click.option("--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file.")
+@_one_sentence
+def accuracy(data, overrides, models, recipes, subjects, views, path):
+    """Scan-to-mesh errors of the neutral shape for all subjects of DATA.
+
+    DATA holds SUBJECT/ folders with photos and landmarks, and ground_truth/SUBJECT/ with neutral.ply,
+    landmarks3d_neutral.npy and face_region.npy. The exit code is 1 when a fit failed.
+
+    Example: fitkit bench accuracy shared/data/bench --model ict --json results.json
+    """
+    from fitkit.evaluate import bench as run
+
+    report = run.accuracy(data, models, recipes, subjects, views, overrides, _tell)
+    _finish(report, run.accuracy_text(report), path)
+    if any(row["error"] for row in report["rows"]):
+        raise click.ClickException("some fits failed; they are listed above and not in the means")
+
+
+@bench.command()
+@click.argument("subject", type=click.Path())
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--model", "model_name", default="ict", show_default=True, help="Face model.")
+@click.option("--recipe", "recipe_name", default="multiview", show_default=True, help="The recipe that is timed.")
+@click.option("--views", callback=_numbers, default="0,2,4", show_default=True, help="The views that are fitted, by position.")
+@click.option("--repeats", type=int, default=5, show_default=True, help="Timed runs after a first one that is not.")
+@click.option("--parts", multiple=True, callback=_names, help="Only some of fit,adam,views,rasterizer.")
+@click.option("--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file.")
+@_one_sentence
+def speed(subject, overrides, model_name, recipe_name, views, repeats, parts, path):
+    """Wall and CPU times of the fit on one SUBJECT folder.
+
+    fit: the recipe; adam: our first-order fit on every pixel, which takes minutes; views: time per view from 3 to 24
+    rendered views; rasterizer: one picture of the face, 512 x 512 px.
+
+    Example: fitkit bench speed shared/data/bench/multiview_00 --json speed.json
+    """
+    from fitkit.evaluate import bench as run
+
+    report = run.speed(subject, model_name, recipe_name, views, repeats, parts or run.SPEED_PARTS, overrides, _tell)
+    _finish(report, run.speed_text(report), path)

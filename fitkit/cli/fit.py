@@ -1,0 +1,137 @@
+"""`fitkit fit`: photos of one person -> one face, as a folder of results."""
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from fitkit.errors import FitError
+
+
+@click.command()
+@click.argument("subject_dir", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--recipe", default="multiview", show_default=True, metavar="NAME|PATH", help="What is fitted in which stages; see 'fitkit recipe list'.")
+@click.option("--model", default=None, metavar="NAME|PATH", help="Face model; default: the recipe's. See 'fitkit model list'.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help="Folder of the results; default: SUBJECT_DIR/fitkit.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
+@click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
+@click.option("--landmarks", default=None, metavar="auto|files|fan", help="Where the 68 points come from; auto: files, and a detector for photos without.")
+@click.option("--jaw", type=click.Choice(["auto", "outline", "surface"]), default=None, help="What landmarks 0-16 are: the visible outline, or fixed points on the skin.")
+@click.option("--share-expression", is_flag=True, help="One expression for all photos.")
+@click.option("--seed", type=int, default=None, help="Seed of everything random.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only errors and doubts about the result.")
+@click.option("-v", "--verbose", is_flag=True, help="Print what each stage does; traceback of unexpected errors.")
+def fit(subject_dir, overrides, recipe, model, output, overwrite, device, landmarks, jaw, share_expression, seed, quiet, verbose):
+    """Fit one face to all photos in SUBJECT_DIR.
+
+    Beside the photos may lie landmarks (photo.pts, .npy, .json, .txt), cameras.json and masks/. KEY=VALUE changes an
+    option of the recipe, e.g. camera.focal_sigma=0.1 or stages.fine.solver.max_iterations=10.
+
+    The exit code is 0 when the result can be used, 1 when the fit failed or the input cannot be used.
+
+    Example: fitkit fit photos_of_anna/ --model ict -o anna_3d
+    """
+    changes: dict = {"landmarks": {}}
+    if model is not None:
+        changes["model"] = model
+    if landmarks is not None:
+        changes["landmarks"]["source"] = landmarks
+    if jaw is not None:
+        changes["landmarks"]["jaw"] = jaw
+    if share_expression:
+        changes["expression"] = {"shared": True}
+    if seed is not None:
+        changes["seed"] = seed
+    target, written = output or subject_dir / "fitkit", None
+    try:
+        with _bar(quiet or verbose) as tell, _log(verbose):
+            began = time.perf_counter()
+            tell("loading", 0.0)
+            result, path = _run(subject_dir, recipe, overrides, changes, target, overwrite, device, tell)
+            written = path
+            seconds = time.perf_counter() - began
+    except KeyboardInterrupt:
+        click.echo(f"\ninterrupted; the result is in {written}" if written else "\ninterrupted; nothing was written", err=True)
+        sys.exit(130)
+    if not verbose and not (quiet and result.status == "ok"):
+        for line in result.warnings:
+            click.echo(f"note: {line}" if result.status == "ok" else f"warning: {line}", err=True)
+    if not quiet:
+        click.echo(_summary(result, seconds, path))
+    if result.status == "failed":
+        raise FitError(f"the fit failed: half of the views or more do not fit their landmarks, so the face is not to be used; "
+                       f"look at {path / 'overlay'} and check the landmarks")
+
+
+def _run(subject_dir, recipe, overrides, changes, output, overwrite, device, tell):
+    """Check everything that can be checked at once, then load, fit and save -> (FitResult, path)."""
+    from fitkit.export.folder import check_output
+    from fitkit.fit.recipe import load_recipe
+    from fitkit.fit.run import check_device
+    from fitkit.fit.run import fit as run_fit
+    from fitkit.io.subject import load_subject
+    from fitkit.models.registry import load_model
+
+    settled = load_recipe(recipe, overrides, changes)
+    if subject_dir.is_dir():  # otherwise load_subject says what is wrong with it
+        output = check_output(output, overwrite)
+    check_device(device)
+    model = load_model(settled.model)
+    tell("reading photos", 0.02)
+    subject = load_subject(subject_dir, ignore=[output] if output.parent.resolve() == subject_dir.resolve() else [])
+    result = run_fit(subject, model=model, recipe=settled, device=device, progress=lambda text, share: tell(text, 0.05 + 0.75 * share))
+    tell("writing the result", 0.85)
+    path = result.save(output, overwrite)
+    tell("done", 1.0)
+    return result, path
+
+
+def _summary(result, seconds: float, path: Path) -> str:
+    metrics, left_out = result.metrics, sum(line.startswith("left out:") for line in result.warnings)
+    rows = {
+        "status": result.status,
+        "views": f"{metrics['num_views']}" + (f" ({left_out} left out)" if left_out else ""),
+        "landmarks": f"{metrics['reprojection_px']:.2f} px mean reprojection error, {100 * metrics['reprojection_share']:.1f} % of the face size",
+        "time": f"{seconds:.1f} s ({metrics['time_s']['solve']:.1f} s of it in the solver)",
+        "result": str(path),
+    }
+    return "\n".join(f"{key:11}{value}" for key, value in rows.items())
+
+
+@contextmanager
+def _bar(hidden: bool):
+    """A progress bar on stderr; yields tell(what is done next, share done in 0..1)."""
+    from tqdm import tqdm
+
+    layout = "{desc:22}|{bar:30}| {percentage:3.0f} %"
+    with tqdm(total=100, disable=hidden or not sys.stderr.isatty(), leave=False, bar_format=layout, file=sys.stderr) as bar:
+
+        def tell(text: str, share: float) -> None:
+            bar.set_description_str(text, refresh=False)
+            bar.update(round(100 * share) - bar.n)
+            bar.refresh()
+
+        yield tell
+
+
+@contextmanager
+def _log(verbose: bool):
+    """With `verbose`, what the library logs goes to stderr."""
+    if not verbose:
+        yield
+        return
+    logger, handler = logging.getLogger("fitkit"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)

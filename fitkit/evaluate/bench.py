@@ -1,0 +1,493 @@
+"""Accuracy and speed of the fit on subjects with known shape; what `fitkit bench` prints."""
+from __future__ import annotations
+
+import json
+import logging
+import os
+import statistics
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+import numpy as np
+import torch
+
+from fitkit.errors import FitkitError, InputError
+from fitkit.evaluate.machine import machine
+from fitkit.evaluate.scan_to_mesh import NOW_POINTS, now_crop, scan_to_mesh
+from fitkit.evaluate.synthetic import head_shot_state, photograph, studio
+from fitkit.fit.recipe import FitRecipe, load_recipe
+from fitkit.fit.result import FitResult
+from fitkit.fit.run import fit_observed
+from fitkit.geometry.alignment import similarity_align
+from fitkit.io.mesh_files import read_mesh
+from fitkit.io.options import to_plain
+from fitkit.io.subject import Subject, load_subject, subject_from_images
+from fitkit.models.face_model import FaceModel
+from fitkit.models.registry import load_model
+from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
+from fitkit.observe.landmarks.types import Landmarks
+from fitkit.render.rasterizer import clip_vertices, rasterize
+from fitkit.scene.camera import Camera
+from fitkit.scene.pose import Pose
+
+log = logging.getLogger("fitkit")
+
+MEAN_FACE = "mean face"
+OUTER_SKIN = ("face", "head", "neck", "ears")  # the beginnings of region names that a scan can show
+SPEED_PARTS = ("fit", "adam", "views", "rasterizer")
+VIEW_COUNTS = (3, 6, 12, 24)
+POINTS = list(NOW_POINTS)
+ERRORS = ("now_mean", "now_median", "points_mean", "points_median", "vertex_similarity", "vertex_rigid", "size_percent")
+MILLIMETRES = ERRORS[:-1]
+Tell = Callable[[str], None]
+
+
+# ---- data ----
+
+
+@dataclass(frozen=True)
+class Truth:
+    """One person of a benchmark: the neutral scan and what belongs to it.
+
+    vertices [V, 3] mm, triangles [F, 3]; landmarks [68, 3] mm on the scan; face [N] vertex indices of the narrow face.
+    """
+
+    vertices: np.ndarray
+    triangles: np.ndarray
+    landmarks: np.ndarray
+    face: np.ndarray
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A neutral mesh that stands against the truth.
+
+    subject, model, recipe: names; vertices [V, 3] mm, triangles [F, 3] of the outer skin, landmarks [68, 3] mm;
+    seconds: wall time of the solver, cpu_seconds: CPU time of crop, solver and report; error: why there is no mesh.
+    """
+
+    subject: str
+    model: str
+    recipe: str
+    vertices: np.ndarray | None = None
+    triangles: np.ndarray | None = None
+    landmarks: np.ndarray | None = None
+    seconds: float | None = None
+    cpu_seconds: float | None = None
+    status: str = ""
+    error: str = ""
+
+
+def subject_names(data: str | os.PathLike) -> list[str]:
+    """Subject folders of a benchmark folder that have a ground truth, sorted.
+
+    Raises:
+        InputError: no such folder, or nothing in it that can be scored.
+    """
+    folder = Path(data)
+    truth = folder / "ground_truth"
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected SUBJECT/ folders and ground_truth/SUBJECT/")
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name != "ground_truth" and (truth / p.name / "neutral.ply").is_file())
+    if not names:
+        raise InputError(f"{folder}: no SUBJECT/ folder with a ground_truth/SUBJECT/neutral.ply; is this the right folder?")
+    return names
+
+
+def load_truth(folder: str | os.PathLike) -> Truth:
+    """Read ground_truth/SUBJECT.
+
+    Raises:
+        InputError: neutral.ply, landmarks3d_neutral.npy or face_region.npy is missing or has another shape.
+    """
+    folder = Path(folder)
+    vertices, triangles = read_mesh(folder / "neutral.ply")
+    landmarks, face = _array(folder / "landmarks3d_neutral.npy"), _array(folder / "face_region.npy")
+    if landmarks.shape != (68, 3):
+        raise InputError(f"{folder / 'landmarks3d_neutral.npy'}: expected [68, 3], got {list(landmarks.shape)}")
+    if face.ndim != 1 or face.dtype.kind not in "iu" or not len(face) or not 0 <= face.min() <= face.max() < len(vertices):
+        raise InputError(f"{folder / 'face_region.npy'}: expected indices of the {len(vertices)} vertices of neutral.ply, "
+                         f"got {face.dtype} {list(face.shape)}")
+    return Truth(vertices, triangles, landmarks.astype(np.float64), face.astype(np.int64))
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+
+
+def load_views(folder: str | os.PathLike, views: Sequence[int] | None = None) -> tuple[Subject, Landmarks]:
+    """A subject with decoded images and its landmarks; `views` keeps those by position, from 0.
+
+    Raises:
+        InputError: unusable subject, or no such view.
+    """
+    subject = load_subject(folder)
+    if views is not None:
+        bad = [v for v in views if not 0 <= v < len(subject.views)]
+        if bad or not views:
+            raise InputError(f"{folder}: views: expected numbers from 0 to {len(subject.views) - 1}, got {list(views)}")
+        subject = replace(subject, views=tuple(subject.views[v] for v in views))
+    # Reading files is no part of what is timed.
+    subject = replace(subject, views=tuple(v.replace(image=v.image) for v in subject.views))
+    found, _ = detect_landmarks(subject, "auto")
+    subject, found, _ = usable_views(subject, found)
+    return subject, found
+
+
+# ---- accuracy ----
+
+
+def outer_skin(model: FaceModel) -> torch.Tensor:
+    """[F] bool: triangles of face, head, neck and ears; eyeballs and the inside of the mouth are not on a scan."""
+    kept = torch.tensor([name.startswith(OUTER_SKIN) for name in model.region_names])
+    on = kept[model.region][model.triangles].all(1)
+    return on if bool(on.any()) else torch.ones_like(on)
+
+
+def predict(name: str, subject: Subject, found: Landmarks, model: FaceModel, recipe: FitRecipe | None) -> Prediction:
+    """Fit one subject, or take the model's mean face (recipe None). A failed fit is a Prediction with `error`."""
+    label = MEAN_FACE if recipe is None else recipe.name
+    skin = model.triangles[outer_skin(model)].numpy()
+    if recipe is None:
+        marks = model.landmarks.points(model.mean[None], model.triangles)[0]
+        return Prediction(name, model.name, label, model.mean.double().numpy(), skin, marks.double().numpy(), status="ok")
+    try:
+        result = fit_observed(subject, found, model, recipe)
+    except FitkitError as error:
+        return Prediction(name, model.name, label, status="failed", error=str(error))
+    spent = result.metrics["time_s"]
+    return Prediction(name, model.name, label, result.neutral.double().numpy(), skin, result.landmarks3d.double().numpy(),
+                      spent["solve"], spent["cpu"], result.status)
+
+
+def same_topology(triangles: np.ndarray, truth: Truth) -> bool:
+    """True when the model's triangles between the first vertices are those of the scan, so that vertices correspond."""
+    ours = triangles[(triangles < len(truth.vertices)).all(1)]
+
+    def key(t):
+        t = np.sort(t, 1)
+        return t[np.lexsort(t.T[::-1])]
+
+    return ours.shape == truth.triangles.shape and bool((key(ours) == key(truth.triangles)).all())
+
+
+def vertex_error(vertices: np.ndarray, truth: Truth, with_scale: bool = True) -> float:
+    """Mean distance of corresponding vertices of the narrow face, mm, after the least-squares similarity (or, without
+    scale, rigid motion) of these vertices onto the scan; only for a model of the scan's topology."""
+    ours = torch.from_numpy(np.asarray(vertices, np.float64)[truth.face])[None]
+    scan = torch.from_numpy(truth.vertices[truth.face])[None]
+    return float((similarity_align(ours, scan, with_scale=with_scale).apply(ours) - scan).norm(dim=-1).mean())
+
+
+def score(prediction: Prediction, truth: Truth) -> dict[str, float | None]:
+    """Errors in mm, keys ERRORS.
+
+    now_*: scan-to-mesh distance of the NoW protocol (similarity from 7 landmarks, refined on the surface);
+    points_*: the same without the refinement; vertex_*: see `vertex_error`, None when the topologies differ;
+    size_percent: how much larger than the scan the prediction is, from the similarity of the 68 landmarks.
+    """
+    if prediction.vertices is None:
+        return dict.fromkeys(ERRORS)
+    crop = now_crop(truth.vertices, truth.landmarks[POINTS])
+    args = (prediction.vertices, prediction.triangles, prediction.landmarks[POINTS], truth.vertices[crop], truth.landmarks[POINTS])
+    refined, plain = scan_to_mesh(*args), scan_to_mesh(*args, max_iterations=1)
+    same = same_topology(prediction.triangles, truth)
+    to_scan = similarity_align(torch.from_numpy(prediction.landmarks)[None], torch.from_numpy(truth.landmarks)[None])
+    return {"now_mean": refined.mean, "now_median": refined.median, "points_mean": plain.mean, "points_median": plain.median,
+            "vertex_similarity": vertex_error(prediction.vertices, truth) if same else None,
+            "vertex_rigid": vertex_error(prediction.vertices, truth, with_scale=False) if same else None,
+            "size_percent": 100 * (1 / float(to_scan.scale) - 1)}
+
+
+def accuracy(data: str | os.PathLike, models: Sequence[str] = ("ict", "generic"), recipes: Sequence[str] = ("landmarks", "multiview"),
+             subjects: Sequence[str] = (), views: Sequence[int] | None = None, overrides: Sequence[str] = (),
+             tell: Tell = lambda line: None) -> dict[str, Any]:
+    """Fit every subject with every model and recipe, then score all neutral shapes.
+
+    Args:
+        data: folder with SUBJECT/ (images, landmarks) and ground_truth/SUBJECT/.
+        models, recipes: names or paths; the mean face of each model is always scored.
+        subjects: names to use; empty: all. views: positions of the views to use; None: all.
+        overrides: 'key=value' changes of every recipe. tell: gets one line for each finished fit.
+    Returns:
+        what the JSON file holds: machine, resolved recipes, one row for each fit, means by model and recipe.
+    Raises:
+        InputError: unusable data, unknown subject, model or recipe.
+    """
+    names = subject_names(data)
+    unknown = [s for s in subjects if s not in names]
+    if unknown:
+        raise InputError(f"{data}: no subject '{unknown[0]}'; there are: {', '.join(names)}")
+    names = [n for n in names if not subjects or n in subjects]
+    truths = {n: load_truth(Path(data) / "ground_truth" / n) for n in names}
+    loaded = {n: load_views(Path(data) / n, views) for n in names}
+    plans = [load_recipe(r, overrides) for r in recipes]
+    predictions, facts = [], machine()
+    for model_name in models:
+        model = load_model(model_name)
+        for recipe in (None, *plans):
+            for name in names:
+                prediction = predict(name, *loaded[name], model, recipe)
+                predictions.append(prediction)
+                if recipe is not None:
+                    tell(f"{model.name} {prediction.recipe} {name}: " + (prediction.error or f"{prediction.seconds:.2f} s, {prediction.status}"))
+    rows = []
+    for p in predictions:
+        rows.append({"model": p.model, "recipe": p.recipe, "subject": p.subject, "views": len(loaded[p.subject][0].views),
+                     **score(p, truths[p.subject]), "seconds": p.seconds, "cpu_seconds": p.cpu_seconds,
+                     "status": p.status, "error": p.error})
+    return {"benchmark": "accuracy", "data": Path(data).resolve().name, "unit": "mm", "machine": facts, "overrides": list(overrides),
+            "view_positions": None if views is None else list(views), "recipes": {r.name: to_plain(r) for r in plans},
+            "rows": rows, "summary": summarize(rows)}
+
+
+def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means over the subjects by model and recipe; fits that failed are counted and left out of the means.
+
+    gain_on_landmarks: 1 - now_mean / now_mean of the recipe 'landmarks' of the same model.
+    """
+    out = []
+    for model, recipe in dict.fromkeys((r["model"], r["recipe"]) for r in rows):
+        group = [r for r in rows if (r["model"], r["recipe"]) == (model, recipe)]
+        line: dict[str, Any] = {"model": model, "recipe": recipe, "subjects": len(group), "failed": sum(r["now_mean"] is None for r in group)}
+        for key in (*ERRORS, "seconds", "cpu_seconds"):
+            values = [r[key] for r in group if r[key] is not None]
+            line[key] = sum(values) / len(values) if values else None
+        out.append(line)
+    for line in out:
+        base = next((o["now_mean"] for o in out if (o["model"], o["recipe"]) == (line["model"], "landmarks")), None)
+        other = line["recipe"] not in ("landmarks", MEAN_FACE)
+        line["gain_on_landmarks"] = 1 - line["now_mean"] / base if other and base and line["now_mean"] else None
+    return out
+
+
+def accuracy_text(report: dict[str, Any]) -> str:
+    """The report as an aligned table."""
+    head = ("model", "recipe", "subject", "views", "mean", "median", "mean*", "median*", "vertex", "rigid", "size %", "solve s", "CPU s", "status")
+    table = [[r["model"], r["recipe"], r["subject"], str(r["views"]), *(_number(r[k]) for k in MILLIMETRES), _number(r["size_percent"], 1),
+              _number(r["seconds"], 2), _number(r["cpu_seconds"], 2), r["status"]] for r in report["rows"]]
+    totals = [[s["model"], s["recipe"], f"all {s['subjects']}" + (f", {s['failed']} failed" if s["failed"] else ""), "",
+               *(_number(s[k]) for k in MILLIMETRES), _number(s["size_percent"], 1), _number(s["seconds"], 2), _number(s["cpu_seconds"], 2),
+               "" if s["gain_on_landmarks"] is None else f"{-100 * s['gain_on_landmarks']:+.0f} % on landmarks"] for s in report["summary"]]
+    failures = [f"{r['model']} {r['recipe']} {r['subject']}: {r['error']}" for r in report["rows"] if r["error"]]
+    notes = ["mm. mean, median: scan-to-mesh distance on the NoW crop, similarity from 7 landmarks, then refined on the surface;",
+             "*: without the refinement. vertex, rigid: same-topology vertex error of the narrow face after a similarity and after",
+             "a rigid motion. size %: how much too large (mean of 68 landmarks; the mean over subjects keeps the sign).",
+             "solve s: wall time of the solver; CPU s: crop, solver and report."]
+    return "\n".join([_table(head, table), "", "Means over the subjects", _table(head, totals), "", *notes, *failures])
+
+
+# ---- speed ----
+
+
+def speed(folder: str | os.PathLike, model_name: str = "ict", recipe_name: str = "multiview", views: Sequence[int] = (0, 2, 4),
+          repeats: int = 5, parts: Sequence[str] = SPEED_PARTS, overrides: Sequence[str] = (),
+          tell: Tell = lambda line: None) -> dict[str, Any]:
+    """Times of the fit, of the full-pixel first-order fit, per view, and of the rasterizer.
+
+    Args:
+        folder: one subject with landmarks; errors are added when ../ground_truth/SUBJECT is there.
+        views: positions of the views that are fitted; repeats: timed runs after one that is not.
+        parts: some of SPEED_PARTS; overrides: 'key=value' changes of the recipe (not of 'adam').
+    Returns:
+        what the JSON file holds; a part that was not asked for is missing.
+    """
+    unknown = [p for p in parts if p not in SPEED_PARTS]
+    if unknown:
+        raise InputError(f"parts: expected some of {', '.join(SPEED_PARTS)}; got '{unknown[0]}'")
+    if repeats < 1:
+        raise InputError(f"repeats: expected at least 1, got {repeats}")
+    folder = Path(folder).resolve()
+    model, recipe = load_model(model_name), load_recipe(recipe_name, overrides)
+    report: dict[str, Any] = {"benchmark": "speed", "subject": folder.name, "model": model.name, "recipe": recipe.name,
+                              "overrides": list(overrides), "machine": machine()}
+    truth_folder = folder.parent / "ground_truth" / folder.name
+    truth = load_truth(truth_folder) if truth_folder.is_dir() else None
+    if {"fit", "adam"} & set(parts):
+        subject, found = load_views(folder, views)
+        report["views"] = [f"{v.name}, {v.size[0]} x {v.size[1]} px" for v in subject.views]
+    if "fit" in parts:
+        tell(f"{recipe.name}, {len(subject.views)} views, {repeats} runs")
+        times, result = time_fit(subject, found, model, recipe, repeats)
+        report["fit"] = {**times, "errors": _errors(result, truth)}
+    if "adam" in parts:
+        slow = load_recipe("adam")
+        tell(f"adam, {len(subject.views)} views, one run; this takes minutes")
+        times, result = time_fit(subject, found, model, slow, 1, warm_up=False)
+        report["adam"] = {**times, "errors": _errors(result, truth)}
+        if "fit" in report:
+            report["adam"]["times_slower"] = report["adam"]["seconds"] / report["fit"]["seconds"]
+    if "views" in parts:
+        report["per_view"] = time_per_view(model, recipe, VIEW_COUNTS, max(1, min(repeats, 3)), tell)
+    if "rasterizer" in parts:
+        tell("rasterizer")
+        report["rasterizer"] = time_rasterizer(model)
+    return report
+
+
+def time_fit(subject: Subject, found: Landmarks, model: FaceModel, recipe: FitRecipe, repeats: int, warm_up: bool = True) -> tuple[dict[str, Any], FitResult]:
+    """seconds: median solver wall time; all runs, fastest and slowest, and the median CPU time, beside it."""
+    if warm_up:
+        fit_observed(subject, found, model, recipe)
+    runs = []
+    for _ in range(repeats):
+        result = fit_observed(subject, found, model, recipe)
+        runs.append(result.metrics["time_s"])
+    wall = [r["solve"] for r in runs]
+    return {"seconds": statistics.median(wall), "fastest": min(wall), "slowest": max(wall), "runs": wall,
+            "cpu_seconds": statistics.median(r["cpu"] for r in runs), "crop_px": result.metrics["crop_px"], "status": result.status,
+            "stages": {s["name"]: s["seconds"] for s in result.metrics["stages"]}}, result
+
+
+def _errors(result: FitResult, truth: Truth | None) -> dict[str, float | None] | None:
+    if truth is None:
+        return None
+    skin = result.model.triangles[outer_skin(result.model)].numpy()
+    prediction = Prediction("", "", "", result.neutral.double().numpy(), skin, result.landmarks3d.double().numpy())
+    return score(prediction, truth)
+
+
+def many_views(model: FaceModel, count: int, size: int = 512, seed: int = 0) -> tuple[Subject, Landmarks]:
+    """A random person of the model photographed from `count` sides (yaw -55 to 55 degrees), with noisy landmarks.
+
+    The same person and light for every count; rendered with `evaluate.synthetic`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    identity = torch.randn(model.num_identity, generator=generator).clamp(-2, 2)
+    yaw = torch.linspace(-55, 55, count)
+    angles = torch.stack([yaw, 4 * torch.sin(yaw), 3 * torch.cos(2 * yaw)], 1)
+    expression = torch.zeros(count, model.num_expression)
+    state = head_shot_state(model, identity, expression, angles, (size, size))
+    images = photograph(model, state, (size, size), studio(), seed=seed, supersample=2)
+    vertices = state.pose.apply(state.vertices(model))
+    points, _ = state.camera.project(model.landmarks.points(vertices, model.triangles))
+    points = points + 1.2 * torch.randn(points.shape, generator=generator)
+    subject = subject_from_images(list(images), [p.double().numpy() for p in points], name=f"{count}_views")
+    found, _ = detect_landmarks(subject, "files")
+    return subject, found
+
+
+def time_per_view(model: FaceModel, recipe: FitRecipe, counts: Sequence[int] = VIEW_COUNTS, repeats: int = 3, tell: Tell = lambda line: None) -> dict[str, Any]:
+    """Solver seconds by number of views, and per view; ratio: the last per-view time over the first."""
+    rows = []
+    for count in counts:
+        tell(f"{recipe.name}, {count} rendered views, {repeats} runs")
+        subject, found = many_views(model, count)
+        times, _ = time_fit(subject, found, model, recipe, repeats)
+        rows.append({"views": count, "seconds": times["seconds"], "seconds_per_view": times["seconds"] / count,
+                     "cpu_seconds": times["cpu_seconds"], "stages": times["stages"]})
+    return {"rows": rows, "ratio": rows[-1]["seconds_per_view"] / rows[0]["seconds_per_view"],
+            "worst_ratio": max(r["seconds_per_view"] for r in rows) / rows[0]["seconds_per_view"]}
+
+
+def time_rasterizer(model: FaceModel, size: int = 512, repeats: int = 15) -> dict[str, Any]:
+    """Milliseconds for one picture of the model's face, 1 m away, that fills most of the picture.
+
+    z_buffer: which triangle covers which pixel; with_barycentrics: all of `rasterize`.
+    """
+    face = torch.tensor([name.startswith("face") for name in model.region_names])[model.region]
+    index = face.long().cumsum(0) - 1
+    triangles = index[model.triangles[face[model.triangles].all(1)]]
+    points = model.mean[face]
+    low, high = points.amin(0), points.amax(0)
+    pose = Pose(torch.diag(points.new_tensor([1.0, -1.0, -1.0]))[None], points.new_tensor([[0.0, 0.0, 1000.0]]))
+    camera = Camera(points.new_tensor([0.9 * size / float((high - low)[:2].max()) * 1000]), points.new_tensor([[(size - 1) / 2] * 2]), points.new_ones(1))
+    clip = clip_vertices(camera, pose.apply((points - (low + high) / 2)[None]))
+    out: dict[str, Any] = {"size": size, "vertices": len(points), "triangles": len(triangles)}
+    for backend in ("torch", "numba"):
+        from importlib import import_module  # a backend loads on first use
+
+        module = import_module(f"fitkit.render.backends.{backend}_backend")
+        fragments = rasterize(clip, triangles, (size, size), backend)
+        out["covered"] = round(float(fragments.covered.float().mean()), 3)
+        out[backend] = {"z_buffer_ms": _milliseconds(lambda: module.winning_triangles(clip, triangles, (size, size)), repeats),
+                        "with_barycentrics_ms": _milliseconds(lambda: rasterize(clip, triangles, (size, size), backend), repeats)}
+    return out
+
+
+def _milliseconds(call: Callable[[], object], repeats: int) -> float:
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def speed_text(report: dict[str, Any]) -> str:
+    """The report as text."""
+    lines = []
+    if "fit" in report:
+        f = report["fit"]
+        lines.append(f"{report['recipe']}, {report['model']}, {len(report['views'])} views: {f['seconds']:.3f} s solver wall time "
+                     f"(median of {len(f['runs'])}; {f['fastest']:.3f} to {f['slowest']:.3f}), {f['cpu_seconds']:.3f} s CPU in all")
+        lines.append("  stages: " + ", ".join(f"{name} {seconds:.3f}" for name, seconds in f["stages"].items()))
+        lines += _error_lines(f["errors"])
+    if "adam" in report:
+        a = report["adam"]
+        slower = f"; {a['times_slower']:.1f} times slower" if "times_slower" in a else ""
+        lines.append(f"adam (every pixel, {a['crop_px']} px crop): {a['seconds']:.1f} s wall, {a['cpu_seconds']:.1f} s CPU{slower}")
+        lines += _error_lines(a["errors"])
+    if "per_view" in report:
+        rows = report["per_view"]["rows"]
+        lines.append("seconds per view by number of views (rendered person)")
+        lines.append(_table(("views", "seconds", "per view", "CPU s"), [[str(r["views"]), *(_number(r[k]) for k in ("seconds", "seconds_per_view", "cpu_seconds"))] for r in rows]))
+        lines.append(f"  per view, {rows[-1]['views']} against {rows[0]['views']} views: {report['per_view']['ratio']:.2f}")
+    if "rasterizer" in report:
+        r = report["rasterizer"]
+        lines.append(f"rasterizer, {r['size']} x {r['size']} px, {r['vertices']} vertices, {r['triangles']} triangles, {100 * r['covered']:.0f} % covered: "
+                     + "; ".join(f"{b} {r[b]['z_buffer_ms']:.1f} ms, with barycentrics {r[b]['with_barycentrics_ms']:.1f} ms" for b in ("torch", "numba")))
+    return "\n".join(lines)
+
+
+def _error_lines(errors: dict[str, float | None] | None) -> list[str]:
+    if errors is None:
+        return []
+    parts = [f"scan-to-mesh mean {_number(errors['now_mean'])}, median {_number(errors['now_median'])} mm"]
+    if errors["vertex_similarity"] is not None:
+        parts.append(f"vertices after a similarity {_number(errors['vertex_similarity'])} mm, after a rigid motion {_number(errors['vertex_rigid'])} mm")
+    return ["  " + "; ".join(parts)]
+
+
+# ---- writing ----
+
+
+def write_report(report: dict[str, Any], path: str | os.PathLike) -> Path:
+    """The report as JSON.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(_rounded(report), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    return path
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(v) for v in value]
+    return round(value, 5) if isinstance(value, float) else value
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns padded to one width; numbers to the right."""
+    lines = [list(head), *[list(r) for r in rows]]
+    width = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    right = [all(r[i] == "" or r[i][0] in "-0123456789" for r in rows) for i in range(len(head))]
+    return "\n".join("  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, width, right)).rstrip() for line in lines)

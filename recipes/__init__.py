@@ -1,0 +1,1 @@
+"""Recipe files of fitkit; installed as the package fitkit.recipes."""

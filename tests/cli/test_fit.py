@@ -1,0 +1,102 @@
+import json
+import logging
+
+import numpy as np
+import pytest
+import yaml
+
+import fitkit
+from fitkit.fit.recipe import load_recipe
+from fitkit.io.options import to_plain
+
+
+def test_default_fit(run, anna):
+    result = run("fit", anna, "stages.fine.solver.refresh=1")
+    assert result.exit_code == 0, result.output
+    lines = dict(line.split(None, 1) for line in result.output.splitlines())
+    assert lines["status"] == "ok" and lines["views"] == "3" and lines["result"] == str(anna / "fitkit")
+    assert "px mean reprojection error" in lines["landmarks"] and lines["time"].endswith("in the solver)")
+    metrics = json.loads((anna / "fitkit/metrics.json").read_text())
+    assert metrics["recipe"] == "multiview" and [s["name"] for s in metrics["stages"]][-1] == "fine"
+    assert sorted(p.name for p in (anna / "fitkit/overlay").iterdir()) == ["view0.png", "view1.png", "view2.png"]
+
+
+def test_recipe_of_a_result_repeats_the_fit(run, anna, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    changed = ("--recipe", "landmarks", "--seed", 5, "--share-expression", "--jaw", "surface", "camera.focal_sigma=0.2")
+    assert run("fit", anna, "-o", first, *changed).exit_code == 0
+    recipe = load_recipe("landmarks", ["landmarks.jaw=surface", "camera.focal_sigma=0.2", "seed=5", "expression.shared=true"])
+    assert load_recipe(first / "recipe.yaml") == recipe
+    assert run("fit", anna, "-o", second, "--recipe", first / "recipe.yaml").exit_code == 0
+    assert (first / "recipe.yaml").read_text() == (second / "recipe.yaml").read_text()
+    with np.load(first / "parameters.npz") as a, np.load(second / "parameters.npz") as b:
+        assert set(a.files) == set(b.files)
+        for key in a.files:
+            np.testing.assert_array_equal(a[key], b[key])
+    assert len(set(np.load(first / "parameters.npz")["expression"][:, 0])) == 1  # shared
+
+
+def test_output_beside_the_photos_is_no_photo(run, anna):
+    assert run("fit", anna, "--recipe", "landmarks", "-o", anna / "mine").exit_code == 0
+    again = run("fit", anna, "--recipe", "landmarks", "-o", anna / "mine", "--overwrite")
+    assert again.exit_code == 0 and "ignored" not in again.output
+
+
+def test_quiet_prints_nothing(start, anna):
+    process = start("fit", anna, "--recipe", "landmarks", "--quiet")
+    assert process.communicate() == ("", "") and process.returncode == 0
+    assert (anna / "fitkit/subject.ply").is_file()
+
+
+def test_notes_go_to_stderr(start, anna):
+    (anna / "notes.md").write_text("text")
+    process = start("fit", anna, "--recipe", "landmarks")
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0 and stdout.startswith("status     ok\n") and len(stdout.splitlines()) == 5
+    assert stderr == "note: ignored, not images or files of an image: notes.md\n"  # and no progress bar: not a terminal
+
+
+def test_verbose_tells_the_stages(run, anna):
+    result = run("fit", anna, "--recipe", "landmarks", "--verbose")
+    assert result.exit_code == 0 and "stage shape: " in result.output
+    assert not logging.getLogger("fitkit").handlers
+
+
+def test_one_view(run, anna):
+    for name in ("view1", "view2"):
+        (anna / f"{name}.png").unlink(), (anna / f"{name}.pts").unlink()
+    result = run("fit", anna)
+    assert result.exit_code == 0 and "views      1" in result.output
+    stages = json.loads((anna / "fitkit/metrics.json").read_text())["stages"]
+    assert [s["name"] for s in stages] == ["pose", "shape", "landmarks"]  # the others compare views
+
+
+def test_failed_fit(run, anna):
+    for i in range(3):  # points of another face arrangement: no face looks like this
+        path = anna / f"view{i}.pts"
+        path.unlink()
+        np.save(path.with_suffix(".npy"), np.random.default_rng(i).uniform(40, 150, (68, 2)))
+    result = run("fit", anna, "--recipe", "landmarks", "--quiet")
+    assert result.exit_code == 1
+    assert "Error: the fit failed: half of the views or more do not fit their landmarks" in result.output
+    assert "warning: view view0 does not fit its landmarks" in result.output
+    assert json.loads((anna / "fitkit/metrics.json").read_text())["status"] == "failed"
+
+
+def test_python_has_the_same_defaults(anna):
+    result = fitkit.fit(anna)
+    assert result.recipe == to_plain(load_recipe("multiview")) and result.status == "ok"
+    saved = result.save(anna / "fitkit")
+    assert yaml.safe_load((saved / "recipe.yaml").read_text()) == yaml.safe_load(yaml.safe_dump(result.recipe))
+
+
+def test_unknown_size_of_the_head_is_said(anna):
+    metrics = fitkit.fit(anna, recipe="landmarks").metrics
+    assert metrics["scale"]["metric"] is False and "only as far as" in metrics["scale"]["note"]
+
+
+def test_fit_from_images(anna):
+    images = sorted(anna.glob("*.png"))
+    assert fitkit.fit(images, recipe="landmarks").status == "ok"
+    with pytest.raises(fitkit.FitkitError, match="no images given"):
+        fitkit.fit([])

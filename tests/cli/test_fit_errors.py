@@ -1,0 +1,281 @@
+"""Bad input: one clear sentence and an exit code, or a note and a result; never a half-written output."""
+import errno
+import os
+import resource
+import signal
+import sys
+import time
+from urllib.error import URLError
+
+import cv2
+import face_alignment
+import numpy as np
+import pytest
+
+from fitkit.export import folder as export_folder
+
+FAST = ("--recipe", "landmarks")
+
+
+def listing(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+@pytest.fixture
+def refused(run, tmp_path):
+    """Run a command that must end with one sentence, exit code 1 and unchanged files -> the sentence."""
+
+    def refused(*arguments):
+        before = listing(tmp_path)
+        result = run(*arguments)
+        assert result.exit_code == 1, result.output
+        lines = result.output.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("Error: "), result.output
+        assert listing(tmp_path) == before
+        return lines[0]
+
+    return refused
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    class Offline:
+        def __init__(self, *args, **kwargs):
+            raise URLError("no network")
+
+    monkeypatch.setattr(face_alignment, "FaceAlignment", Offline)
+
+
+# ---- photos ----
+
+
+def test_missing_folder(refused, tmp_path):
+    assert "none: no such folder; give a folder with photos of one person" in refused("fit", tmp_path / "none")
+
+
+def test_a_file_for_a_folder(refused, anna):
+    assert "view0.png: expected a folder with photos" in refused("fit", anna / "view0.png")
+
+
+def test_empty_folder(refused, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "empty: no images in this folder; expected at least one of *.jpg" in refused("fit", tmp_path / "empty")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xd8\xff\xe0 cut off", b"this is text", b""])
+def test_only_image_is_corrupt(refused, tmp_path, content):
+    (tmp_path / "anna").mkdir()
+    (tmp_path / "anna/a.jpg").write_bytes(content)
+    assert "a.jpg: not a readable image (corrupt, cut off or another file type)" in refused("fit", tmp_path / "anna")
+
+
+def test_one_image_is_corrupt(run, anna):
+    data = (anna / "view1.png").read_bytes()
+    (anna / "view1.png").write_bytes(data[:len(data) // 2])
+    (anna / "view3.jpg").write_text("this is text")
+    result = run("fit", anna, *FAST)
+    assert result.exit_code == 0 and "views      2 (2 left out)" in result.output
+    assert result.output.count("note: left out: ") == 2 and (anna / "fitkit/views/view2.ply").is_file()
+
+
+def test_very_large_image(start, tmp_path, anna):
+    folder = tmp_path / "large"
+    folder.mkdir()
+    small = cv2.imread(str(anna / "view1.png"))
+    points = np.loadtxt(anna / "view1.pts", skiprows=3, max_rows=68) - 1
+    scale, x0, y0 = 20, 2100, 1000
+    face = cv2.resize(small, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+    image = np.full((6000, 8000, 3), 90, np.uint8)
+    image[y0:y0 + face.shape[0], x0:x0 + face.shape[1]] = face
+    cv2.imwrite(str(folder / "large.jpg"), image)
+    np.save(folder / "large.npy", (points + 0.5) * scale - 0.5 + [x0, y0])
+    process = start("fit", folder)
+    _, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert (folder / "fitkit/overlay/large.png").is_file()
+    if sys.platform == "linux":  # torch, numba and the model take 0.6 GB, the photo 0.14 GB each time it is copied
+        assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 2 * 2**20  # kB
+
+
+# ---- landmarks ----
+
+
+def test_landmarks_of_wrong_count(refused, anna):
+    (anna / "view1.pts").write_text("version: 1\nn_points: 5\n{\n" + "1 2\n" * 5 + "}\n")
+    message = refused("fit", anna)
+    assert "view1.pts: " in message and "68" in message and "5" in message
+
+
+def test_landmarks_outside_the_image(refused, anna):
+    (anna / "view1.pts").unlink()
+    np.save(anna / "view1.npy", np.random.default_rng(0).uniform(1000, 1200, (68, 2)))
+    message = refused("fit", anna)
+    assert "view1.npy: " in message and "outside" in message
+
+
+def test_one_view_without_a_face(run, anna):
+    (anna / "view2.pts").unlink()
+    np.save(anna / "view2.npy", np.full((68, 2), np.nan))
+    result = run("fit", anna, *FAST)
+    assert result.exit_code == 0, result.output
+    assert "note: left out: no face found in view2.png" in result.output and "views      2 (1 left out)" in result.output
+    assert not (anna / "fitkit/views/view2.ply").exists()
+
+
+def test_no_view_with_a_face(refused, anna):
+    for i in range(3):
+        (anna / f"view{i}.pts").unlink()
+        np.save(anna / f"view{i}.npy", np.full((68, 2), np.nan))
+    message = refused("fit", anna)
+    assert "no view can be used: no face found in view0.png" in message and "IMAGE.pts" in message
+
+
+def test_no_landmarks_and_no_weights(refused, anna, no_weights):
+    for path in anna.glob("*.pts"):
+        path.unlink()
+    message = refused("fit", anna)
+    assert "no landmarks beside view0, view1, view2: " in message
+    assert "fitkit model fetch fan" in message and "IMAGE.pts" in message
+    assert "no face found in view0.png" in refused("fit", anna, "--landmarks", "files")
+
+
+def test_unknown_detector(refused, anna):
+    assert "unknown landmark detector 'fen'; did you mean 'fan'?" in refused("fit", anna, "--landmarks", "fen")
+
+
+# ---- options ----
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--recipe", "multivew"], "no fit recipe 'multivew'; did you mean 'multiview'?"),
+    (["--recipe", "none.yaml"], "none.yaml: cannot be read"),
+    (["sead=1"], "unknown key 'sead'; did you mean 'seed'?"),
+    (["camera.focal_sigm=1"], "camera: unknown key 'focal_sigm'; did you mean 'focal_sigma'?"),
+    (["stages.fein.min_views=1"], "unknown key 'fein'; did you mean 'fine'?"),
+    (["stages.fine.energies.lmk2.weight=1"], "unknown key 'lmk2'; did you mean 'lmk2d'?"),
+    (["camera.focal_sigma=wide"], "camera: focal_sigma: expected float, got 'wide'"),
+    (["camera.kind=fisheye"], "expected one of perspective, orthographic; got 'fisheye'"),
+    (["another_folder"], "override 'another_folder': expected key=value"),
+    (["--model", "generik"], "unknown model 'generik'; did you mean 'generic'?"),
+    (["--model", "none.npz"], "none.npz: no such model file"),
+    (["--device", "cuda:99"], "device 'cuda:99': cannot be used here"),
+    (["--device", "gpu"], "device 'gpu': cannot be used here"),
+])
+def test_unknown_option_values(refused, anna, arguments, message):
+    assert message in refused("fit", anna, *arguments)
+
+
+def test_recipe_without_stages(refused, anna, tmp_path):
+    (tmp_path / "mine.yaml").write_text("name: mine\n")
+    assert "mine.yaml: expected 'stages'" in refused("fit", anna, "--recipe", tmp_path / "mine.yaml")
+    (tmp_path / "mine.yaml").write_text("name: [unclosed\n")
+    assert "mine.yaml: not valid YAML" in refused("fit", anna, "--recipe", tmp_path / "mine.yaml")
+
+
+def test_usage_error(run, anna):
+    result = run("fit", anna, "--jaw", "square")
+    assert result.exit_code == 2 and "Traceback" not in result.output and "'outline'" in result.output
+
+
+# ---- output ----
+
+
+def test_output_exists(refused, anna):
+    (anna / "fitkit").mkdir()
+    (anna / "fitkit/metrics.json").write_text("{}")
+    assert "fitkit: already exists; use --overwrite" in refused("fit", anna)
+    assert "not a fitkit result folder" in refused("fit", anna, "--overwrite")  # never anything else than a result
+
+
+def test_output_cannot_be_written(refused, anna):
+    assert "view0.png is a file" in refused("fit", anna, "-o", anna / "view0.png/out")
+    if os.path.isdir("/proc/self"):  # not even root can make a folder there
+        assert "cannot be written" in refused("fit", anna, "-o", "/proc/self/out")
+
+
+def test_output_may_not_be_written(refused, anna, tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    if os.access(locked, os.W_OK):
+        pytest.skip("this user may write everywhere")
+    assert "cannot be written (Permission denied)" in refused("fit", anna, "-o", locked / "out")
+
+
+def test_disk_full(refused, anna, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(export_folder, "save_parameters", full)
+    assert "cannot be written (No space left on device); nothing was left behind" in refused("fit", anna, *FAST)
+
+
+def test_unexpected_error(run, anna, monkeypatch):
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(export_folder, "save_parameters", broken)
+    result = run("fit", anna, *FAST)
+    assert result.exit_code == 2 and "Traceback" not in result.output
+    assert result.output == "Error: unexpected ZeroDivisionError: division by zero; run with --verbose for details\n"
+    result = run("fit", anna, *FAST, "--verbose")
+    assert result.exit_code == 2 and "Traceback" in result.output and "in broken" in result.output
+    assert not (anna / "fitkit").exists()
+
+
+# ---- Ctrl-C ----
+
+
+def test_interrupted_while_fitting(start, anna, tmp_path):
+    before = listing(tmp_path)
+    # A shell that starts the tests in the background makes its children deaf to Ctrl-C.
+    process = start("fit", anna, "--verbose", "stages.flow.solver.refresh=100000",
+                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    for line in process.stderr:
+        if line.startswith("stage landmarks: "):
+            break
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and stdout == ""
+    assert stderr.strip() == "interrupted; nothing was written"
+    assert listing(tmp_path) == before
+
+
+def test_interrupted_while_writing(run, anna, tmp_path, monkeypatch):
+    before = listing(tmp_path)
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export_folder, "save_parameters", interrupted)
+    result = run("fit", anna, *FAST)
+    assert result.exit_code == 130 and result.output.strip() == "interrupted; nothing was written"
+    assert listing(tmp_path) == before
+
+
+def test_interrupted_after_writing(run, anna, monkeypatch):
+    class Interrupting:
+        def __init__(self, *args, **kwargs):
+            self.n = 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            if exception[0] is None:
+                raise KeyboardInterrupt
+
+        def set_description_str(self, *args, **kwargs):
+            pass
+
+        def update(self, *args):
+            pass
+
+        def refresh(self):
+            pass
+
+    monkeypatch.setattr("tqdm.tqdm", Interrupting)
+    result = run("fit", anna, *FAST)
+    assert result.exit_code == 130 and result.output.strip() == f"interrupted; the result is in {anna / 'fitkit'}"
+    assert (anna / "fitkit/metrics.json").is_file()

@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from fitkit.energies.kernels import NAMES, Kernel
+from fitkit.errors import InputError
+
+ALL = [Kernel(name, radius) for name in NAMES for radius in (0.5, 1.0, 3.0)]
+
+
+@pytest.mark.parametrize("kernel", ALL, ids=str)
+def test_weight_is_the_derivative_of_rho(kernel):
+    # The points keep clear of huber's kink at radius^2.
+    s = torch.tensor([0.0, 0.01, 0.2, 0.24, 0.26, 0.9, 1.1, 5, 8.9, 9.1, 400], dtype=torch.float64)
+    h = 1e-7 * (1 + s)
+    low = (s - h).clamp_min(0)
+    numeric = (kernel.rho(s + h) - kernel.rho(low)) / (s + h - low)
+    torch.testing.assert_close(kernel.weight(s), numeric, rtol=1e-5, atol=1e-8)
+    moving = s.clone().requires_grad_()
+    grad, = torch.autograd.grad(kernel.rho(moving).sum(), moving)
+    torch.testing.assert_close(kernel.weight(s), grad)
+
+
+@pytest.mark.parametrize("kernel", ALL, ids=str)
+def test_starts_as_the_plain_square_and_never_exceeds_it(kernel):
+    s = torch.tensor([0.0, 1e-8, 1e-6, 1e-4], dtype=torch.float64) * kernel.radius ** 2
+    torch.testing.assert_close(kernel.rho(s), s, rtol=1e-4, atol=1e-12)
+    wide = torch.logspace(-3, 5, 200, dtype=torch.float64)
+    assert bool((kernel.rho(wide) <= wide * (1 + 1e-12)).all())
+    assert bool((kernel.rho(wide).diff() >= 0).all()) and bool((kernel.weight(wide).diff() <= 1e-15).all())
+
+
+def test_printed_formulas():
+    s = torch.tensor([0.25, 16.0], dtype=torch.float64)
+    r = s.sqrt()
+
+    def check(name, radius, expected):
+        torch.testing.assert_close(Kernel(name, radius).rho(s), expected)
+
+    check("sq", 1.0, s)
+    check("l1", 0.1, 0.2 * ((s + 0.01).sqrt() - 0.1))
+    check("huber", 2.0, torch.tensor([0.25, 2 * 2 * 4 - 4.0], dtype=torch.float64))
+    check("cauchy", 2.0, 4 * torch.log(1 + s / 4))
+    check("gm", 2.0, 4 * s / (4 + s))
+    assert float(Kernel("gm", 2.0).rho(torch.tensor(1e9))) == pytest.approx(4.0)  # redescending: an outlier costs radius^2
+    torch.testing.assert_close(Kernel("l1", 1e-3).rho(s) / 2e-3, r, atol=2e-3, rtol=0)
+
+
+def test_huge_and_zero_stay_finite_in_single_precision():
+    for kernel in ALL:
+        s = torch.tensor([0.0, 1e30], requires_grad=True)
+        kernel.rho(s).sum().backward()
+        assert bool(torch.isfinite(s.grad).all()) and bool(torch.isfinite(kernel.rho(s)).all())
+
+
+def test_refusals():
+    with pytest.raises(InputError, match="kernel: expected one of sq, l1, huber, cauchy, gm; got 'tukey'"):
+        Kernel("tukey")
+    for radius in (0.0, -1.0, float("nan")):
+        with pytest.raises(InputError, match="kernel 'gm': expected a radius > 0, got"):
+            Kernel("gm", radius)

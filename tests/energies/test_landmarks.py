@@ -1,0 +1,219 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from derivatives import check_everything
+from helpers import observe, tiny_model, tiny_state
+
+from fitkit.energies.kernels import Kernel
+from fitkit.energies.landmarks import EYE_PAIRS, LIP_PAIRS, LandmarkReprojection, eye_offsets, jaw_profiles, lip_offsets, outline_vertices
+from fitkit.energies.objective import Objective, Term
+from fitkit.geometry.rotation import so3_exp
+from fitkit.scene.camera import KINDS
+from fitkit.scene.layout import ParameterLayout, retract
+from fitkit.scene.pose import Pose
+
+MODEL = tiny_model(dtype=torch.float64)
+SIGMA = 1 + torch.rand(3, 68, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+
+def truth(kind="perspective", views=3):
+    state = tiny_state(MODEL, views)
+    return state.replace(camera=replace(state.camera, kind=kind, aspect=state.camera.aspect * 1.05))
+
+
+def perturbed(state):
+    gen = torch.Generator().manual_seed(3)
+    layout = ParameterLayout.of(state, ("identity", "expression", "pose", "focal"))
+    scale = {"identity": 0.3, "expression": 0.1, "pose": 0.03, "focal": 0.05}
+    step = torch.zeros(layout.total, dtype=torch.float64)
+    for v in range(state.num_views):
+        at = 0
+        for name in layout.order:
+            step[layout.index[v, at:at + layout.sizes[name]]] = scale[name]
+            at += layout.sizes[name]
+    return retract(state, step * torch.randn(layout.total, generator=gen, dtype=torch.float64), layout)
+
+
+def damaged(obs):
+    """Some landmarks not valid, with all that can be wrong in them; uneven confidence."""
+    marks = obs.landmarks
+    valid, points, confidence = marks.valid.clone(), marks.points.clone(), marks.confidence.clone()
+    confidence[:, ::3] = 0.4
+    for view, n, value in ((0, 3, torch.nan), (0, 37, torch.inf), (1, 62, 1e8), (2, 16, torch.nan), (2, 44, torch.nan)):
+        valid[view, n], points[view, n], confidence[view, n] = False, value, torch.nan
+    return replace(obs, landmarks=replace(marks, points=points, valid=valid, confidence=confidence))
+
+
+def energies(views=3):
+    sigma = SIGMA[:views]
+    return [LandmarkReprojection(MODEL, sigma, "surface"), LandmarkReprojection(MODEL, sigma, "outline"), LandmarkReprojection(MODEL, sigma, "auto"),
+            eye_offsets(MODEL, sigma), lip_offsets(MODEL, sigma)]
+
+
+IDS = ["surface", "outline", "auto", "eye", "lip"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("energy", energies(), ids=IDS)
+def test_derivatives(energy, kind):
+    state = truth(kind)
+    obs, at = damaged(observe(MODEL, state)), perturbed(state)
+    frozen = energy.freeze(at, obs)
+    if getattr(energy, "jaw", "") == "outline":
+        assert int((frozen.jaw_vertices >= 0).sum()) > 5
+    check_everything(frozen, at, obs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("energy", [e for k, e in zip(IDS, energies()) if k != "outline"], ids=[k for k in IDS if k != "outline"])
+def test_zero_at_the_truth(energy, kind):
+    state = truth(kind)
+    obs = observe(MODEL, state)
+    cost, report = Objective([Term(energy.freeze(state, obs))]).cost(state, obs)
+    assert float(cost) < 1e-18 and report[energy.name].valid == report[energy.name].valid > 0
+
+
+def test_residual_is_the_distance_in_sigmas():
+    state = truth()
+    obs = observe(MODEL, state)
+    marks = obs.landmarks
+    points = marks.points.clone()
+    points[1, 30] += torch.tensor([3.0, -4.0], dtype=torch.float64)
+    obs = replace(obs, landmarks=replace(marks, points=points))
+    value = LandmarkReprojection(MODEL, SIGMA, "surface").residuals(state, obs).value
+    torch.testing.assert_close(value[1, 30] * SIGMA[1, 30], torch.tensor([-3.0, 4.0], dtype=torch.float64))
+    assert float(value.abs().sum()) == pytest.approx(7 / float(SIGMA[1, 30]))
+
+
+@pytest.mark.parametrize("energy", energies(), ids=IDS)
+def test_a_masked_landmark_changes_nothing(energy):
+    state = truth()
+    obs, at = damaged(observe(MODEL, state)), perturbed(state)
+    layout = ParameterLayout.of(at, ("identity", "expression", "pose", "focal"))
+    results = []
+    for fill in (torch.nan, 0.0, -1e6):
+        marks = obs.landmarks
+        other = replace(obs, landmarks=replace(marks, points=torch.where(marks.valid[..., None], marks.points, fill)))
+        objective = Objective([Term(energy.freeze(at, other), 1.0, Kernel("huber", 2.0))])
+        step = torch.zeros(layout.total, dtype=torch.float64, requires_grad=True)
+        cost, _ = objective.cost(retract(at, step, layout), other)
+        gradient, = torch.autograd.grad(cost, step)
+        results.append((cost.detach(), gradient, objective.linearize(at, other, layout).dense()))
+    for other in results[1:]:
+        for a, b in zip(results[0], other):
+            assert torch.equal(a, b) and bool(torch.isfinite(a).all())
+
+
+@pytest.mark.parametrize("energy", energies(), ids=IDS)
+def test_no_landmark_at_all(energy):
+    state = truth()
+    obs = observe(MODEL, state)
+    marks = obs.landmarks
+    obs = replace(obs, landmarks=replace(marks, valid=torch.zeros_like(marks.valid), points=marks.points * torch.nan))
+    layout = ParameterLayout.of(state, ("identity", "pose", "focal"))
+    step = torch.zeros(layout.total, dtype=torch.float64, requires_grad=True)
+    cost, report = Objective([Term(energy.freeze(state, obs), 1.0, Kernel("l1", 0.1))]).cost(retract(state, step, layout), obs)
+    gradient, = torch.autograd.grad(cost, step)
+    assert float(cost.detach()) == 0 and report[energy.name].valid == 0 and float(gradient.abs().max()) == 0
+
+
+def test_landmarks_behind_the_camera_count_for_nothing():
+    state = truth()
+    obs = observe(MODEL, state)
+    behind = state.replace(pose=Pose(state.pose.rotation, -state.pose.translation))
+    for energy in energies():
+        r = energy.freeze(behind, obs).residuals(behind, obs)
+        assert not bool(r.valid.any()) and bool(torch.isfinite(r.value).all())
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+@pytest.mark.parametrize("energy", energies(), ids=IDS)
+def test_crop_size_and_sigma_scale_together(energy, scale):
+    state = truth()
+    obs, at = observe(MODEL, state), perturbed(state)
+    factor, zero = torch.full((3,), scale, dtype=torch.float64), torch.zeros(3, 2, dtype=torch.float64)
+    large = replace(obs, landmarks=replace(obs.landmarks, points=obs.landmarks.points * scale))
+    at_large = at.replace(camera=at.camera.scaled(factor, zero))
+    wide = replace(energy, sigma_px=energy.sigma_px * scale)
+    one = Objective([Term(energy.freeze(at, obs))]).cost(at, obs)[0]
+    two = Objective([Term(wide.freeze(at_large, large))]).cost(at_large, large)[0]
+    torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("pairs,make", [(EYE_PAIRS, eye_offsets), (LIP_PAIRS, lip_offsets)])
+def test_offsets_do_not_feel_a_common_shift(pairs, make):
+    state = truth()
+    obs = observe(MODEL, state)
+    shifted = replace(obs, landmarks=replace(obs.landmarks, points=obs.landmarks.points + 25))
+    value = make(MODEL, SIGMA).residuals(state, shifted).value
+    assert float(value.abs().max()) < 1e-10
+    open_ = obs.landmarks.points.clone()
+    open_[0, pairs[0][0]] += torch.tensor([0.0, 2.0], dtype=torch.float64)
+    value = make(MODEL, SIGMA).residuals(state, replace(obs, landmarks=replace(obs.landmarks, points=open_))).value
+    sigma = (SIGMA[0, pairs[0][0]] ** 2 + SIGMA[0, pairs[0][1]] ** 2).sqrt()
+    torch.testing.assert_close(value[0, 0], torch.tensor([0.0, -2.0], dtype=torch.float64) / sigma)
+    assert float(value.abs().sum()) == pytest.approx(2 / float(sigma))
+
+
+# ---- the jaw ----
+
+
+def silhouette_points(state):
+    """What an annotator of visible outlines would click: on each jaw profile line the point farthest out in the image."""
+    vertex = outline_vertices(MODEL, state)
+    seen, _ = state.camera.project(state.pose.apply(state.vertices(MODEL)))
+    own = observe(MODEL, state).landmarks.points
+    slide = vertex >= 0
+    points = own.clone()
+    points[:, :17] = torch.where(slide[..., None], seen.gather(1, vertex.clamp_min(0)[..., None].expand(-1, -1, 2)), own[:, :17])
+    return points
+
+
+def turned(yaw):
+    state = tiny_state(MODEL, 1)
+    turn = so3_exp(torch.tensor([[0.0, yaw, 0.0]], dtype=torch.float64).deg2rad())
+    return state.replace(pose=Pose(torch.diag(torch.tensor([1.0, -1, -1], dtype=torch.float64)) @ turn, torch.tensor([[0.0, 0, 900]], dtype=torch.float64)))
+
+
+def test_profiles_hold_skin_vertices_on_the_line_to_their_jaw_point():
+    table = jaw_profiles(MODEL)
+    marks = MODEL.landmarks.points(MODEL.mean[None], MODEL.triangles)[0]
+    center = (marks[27, :2] + marks[8, :2]) / 2
+    assert int((table >= 0).sum(1).max()) == table.shape[1] and int((table >= 0).sum()) > 20
+    for j in range(17):
+        row = table[j][table[j] >= 0]
+        assert bool(MODEL.skin[row].all())
+        to_vertex, to_mark = MODEL.mean[row, :2] - center, marks[j, :2] - center
+        assert bool((to_vertex.norm(dim=1) <= to_mark.norm() + 4).all())
+        assert bool(((to_vertex @ to_mark) / (to_vertex.norm(dim=1) * to_mark.norm()) > 0.9).all())
+
+
+@pytest.mark.parametrize("yaw", [-40.0, 40.0])
+def test_outline_slides_on_the_hidden_side_only(yaw):
+    state = turned(yaw)
+    vertex = outline_vertices(MODEL, state)[0]
+    # At positive yaw the nose points to the right of the image and the face's half on the right, the subject's left
+    # (points 9 to 16), is the far one.
+    far, near = (slice(9, 17), slice(0, 8)) if yaw > 0 else (slice(0, 8), slice(9, 17))
+    assert int((vertex[far] >= 0).sum()) >= 4 and int((vertex[near] >= 0).sum()) == 0
+    seen, _ = state.camera.project(state.pose.apply(state.vertices(MODEL)))
+    own = observe(MODEL, state).landmarks.points[0, :17]
+    slid = (vertex >= 0).nonzero()[:, 0]
+    outwards = seen[0, vertex[slid], 0] - own[slid, 0]
+    assert float((outwards * (1 if yaw > 0 else -1)).mean()) > 1
+
+
+@pytest.mark.parametrize("yaw", [-40.0, 40.0])
+def test_auto_picks_the_rule_of_the_data(yaw):
+    state = turned(yaw)
+    auto = LandmarkReprojection(MODEL, SIGMA[:1])
+    surface = observe(MODEL, state)
+    assert not bool((auto.freeze(state, surface).jaw_vertices >= 0).any())
+    outline = replace(surface, landmarks=replace(surface.landmarks, points=silhouette_points(state)))
+    frozen = auto.freeze(state, outline)
+    assert bool((frozen.jaw_vertices >= 0).any())
+    assert float(frozen.residuals(state, outline).value.abs().max()) < 1e-9
+    # also from a state that is a little off
+    near = perturbed(state)
+    assert bool((auto.freeze(near, outline).jaw_vertices >= 0).any()) and not bool((auto.freeze(near, surface).jaw_vertices >= 0).any())

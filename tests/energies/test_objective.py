@@ -1,0 +1,116 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import observe, tiny_model, tiny_state
+
+from fitkit.energies.base import Residuals
+from fitkit.energies.kernels import Kernel
+from fitkit.energies.landmarks import LandmarkReprojection
+from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
+from fitkit.energies.priors import ExpressionPrior, IdentityPrior
+from fitkit.errors import InputError
+from fitkit.scene.layout import BLOCKS, ParameterLayout, retract
+from fitkit.solvers.first_order import AdamOptions, adam
+from fitkit.solvers.levenberg_marquardt import LMOptions, levenberg_marquardt
+
+MODEL = tiny_model(dtype=torch.float64)
+TRUTH = tiny_state(MODEL, 3)
+OBS = observe(MODEL, TRUTH)
+START = TRUTH.replace(identity=torch.zeros_like(TRUTH.identity), pose=TRUTH.pose.retract(torch.tensor(
+    [[0.05, -0.08, 0.03, 6, -4, 15]], dtype=torch.float64).expand(3, -1)))
+LANDMARKS = LandmarkReprojection(MODEL, torch.full((3, 68), 1.5, dtype=torch.float64), "surface")
+OBJECTIVE = Objective([Term(LANDMARKS, 1.0, Kernel("huber", 3.0)), Term(IdentityPrior(), 0.5), Term(ExpressionPrior(), 2.0)])
+
+
+class Fixed:
+    """An energy without a least-squares form; `items` valid ones out of four."""
+
+    name, reduction = "fixed", "mean"
+
+    def __init__(self, values, valid, weight=None):
+        self.values, self.valid, self.weight = values, valid, weight
+
+    def freeze(self, state, observations):
+        return self
+
+    def residuals(self, state, observations):
+        return Residuals(self.values + (state.camera.focal[0] - TRUTH.camera.focal[0]), self.valid, self.weight)
+
+
+def test_terms_add_up():
+    layout = ParameterLayout.of(START, BLOCKS)
+    total, report = OBJECTIVE.cost(START, OBS)
+    assert float(total) == pytest.approx(sum(t.value for t in report.values()))
+    assert set(report) == {"lmk2d", "identity_prior", "expression_prior"}
+    whole = OBJECTIVE.linearize(START, OBS, layout)
+    parts = [Objective([t]).linearize(START, OBS, layout) for t in OBJECTIVE.terms]
+    torch.testing.assert_close(whole.dense(), sum(p.dense() for p in parts))
+    torch.testing.assert_close(whole.gradient, sum(p.gradient for p in parts))
+
+
+def test_mean_and_sum():
+    values = torch.tensor([[[3.0], [4.0], [torch.nan], [1e30]]], dtype=torch.float64)
+    valid = torch.tensor([[True, True, False, False]])
+    energy = Fixed(values, valid)
+    cost, report = Objective([Term(energy, 10.0)]).cost(TRUTH, OBS)
+    assert float(cost) == pytest.approx(10 * (9 + 16) / 2 / 2)
+    assert report["fixed"].valid == 2 and report["fixed"].rms == pytest.approx((25 / 2) ** 0.5)
+    energy.reduction = "sum"
+    assert float(Objective([Term(energy, 10.0)]).cost(TRUTH, OBS)[0]) == pytest.approx(10 * (9 + 16) / 2)
+
+
+def test_trust_weighs_the_mean():
+    values = torch.tensor([[[3.0], [4.0], [5.0], [6.0]]], dtype=torch.float64)
+    trust = torch.tensor([[1.0, 0.5, 0.5, torch.nan]], dtype=torch.float64)
+    valid = torch.tensor([[True, True, True, False]])
+    cost, _ = Objective([Term(Fixed(values, valid, trust))]).cost(TRUTH, OBS)
+    assert float(cost) == pytest.approx((9 + 8 + 12.5) / 2 / 2)  # the trusts add up to 2
+
+
+def test_nothing_valid_costs_nothing_and_has_a_finite_gradient():
+    values = torch.full((1, 4, 1), torch.nan, dtype=torch.float64)
+    energy = Fixed(values, torch.zeros(1, 4, dtype=torch.bool))
+    for kernel in (Kernel(), Kernel("l1", 0.1), Kernel("huber", 1.0)):
+        focal = TRUTH.camera.focal.clone().requires_grad_()
+        cost, report = Objective([Term(energy, 1.0, kernel)]).cost(TRUTH.replace(camera=replace(TRUTH.camera, focal=focal)), OBS)
+        cost.backward()
+        assert float(cost.detach()) == 0 and report["fixed"].valid == 0 and report["fixed"].rms == 0
+        assert float(focal.grad.abs().max()) == 0
+
+
+def test_an_energy_without_least_squares_form_is_refused_by_name():
+    energy = Fixed(torch.ones(1, 4, 1, dtype=torch.float64), torch.ones(1, 4, dtype=torch.bool))
+    with pytest.raises(InputError, match="energy 'fixed' has no least-squares form; use solver 'adam' for it"):
+        Objective([Term(energy)]).linearize(TRUTH, OBS, ParameterLayout.of(TRUTH, ("pose",)))
+
+
+@pytest.mark.parametrize("groups", [{}, dict(share_expression=True, focal_groups=torch.zeros(3, dtype=torch.int64), pose_groups=torch.zeros(3, dtype=torch.int64))],
+                         ids=["own", "shared"])
+def test_both_solvers_find_the_same_minimum(groups):
+    layout = ParameterLayout.of(START, ("identity", "expression", "pose"), **groups)
+    problem = LeastSquaresProblem(OBJECTIVE, OBS, layout)
+    second = levenberg_marquardt(problem, START, LMOptions(100, min_decrease=1e-10))
+    assert second.status == "converged"
+    gradient = problem.linearize(second.x).gradient * problem.scales
+    assert float(gradient.abs().max()) < 1e-3 * float((problem.linearize(START).gradient * problem.scales).abs().max())
+    first = adam(problem, START, AdamOptions(150, 0.1))
+    assert first.cost_history[-1] < 0.05 * first.cost_history[0]
+    assert second.cost_history[-1] <= first.cost_history[-1] < 2 * second.cost_history[-1] + 1
+
+
+def test_scales_follow_the_layout():
+    layout = ParameterLayout.of(START, BLOCKS, focal_groups=torch.zeros(3, dtype=torch.int64))
+    scales = LeastSquaresProblem(OBJECTIVE, OBS, layout).scales
+    parts = layout.split(scales)
+    assert len(scales) == layout.total and bool((scales > 0).all())
+    assert torch.equal(parts["pose"], torch.tensor([0.05, 0.05, 0.05, 5, 5, 20]).expand(3, -1))
+    assert torch.equal(parts["focal"], torch.full((3, 1), 0.2)) and torch.equal(parts["identity"], torch.ones(3, 8))
+
+
+def test_problem_cost_is_that_of_the_retracted_state():
+    layout = ParameterLayout.of(START, ("identity", "pose"))
+    problem = LeastSquaresProblem(OBJECTIVE, OBS, layout)
+    step = 0.01 * torch.randn(layout.total, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert problem.cost(problem.retract(START, step)) == float(OBJECTIVE.cost(retract(START, step, layout), OBS)[0])
+    assert problem.size == layout.total

@@ -1,0 +1,72 @@
+import pytest
+import torch
+from derivatives import check_everything
+from helpers import observe, tiny_model, tiny_state
+
+from fitkit.energies.kernels import Kernel
+from fitkit.energies.objective import Objective, Term
+from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, LightPrior
+from fitkit.scene.layout import ParameterLayout, retract
+
+MODEL = tiny_model(dtype=torch.float64)
+STATE = tiny_state(MODEL, 3)
+STATE = STATE.replace(expression=STATE.expression - 0.15)  # both signs
+OBS = observe(MODEL, STATE)
+FOCAL = FocalPrior(STATE.camera.focal * torch.tensor([1.1, 0.8, 1.0], dtype=torch.float64), torch.tensor([0.05, 0.4, 0.1], dtype=torch.float64),
+                   torch.tensor([True, False, True]))
+PRIORS = [IdentityPrior(), ExpressionPrior(), ExpressionPrior(0.2, 0.05), FOCAL, LightPrior(STATE.illumination + 0.3)]
+
+
+@pytest.mark.parametrize("energy", PRIORS, ids=lambda e: e.name)
+def test_derivatives(energy):
+    check_everything(energy, STATE, OBS)
+
+
+@pytest.mark.parametrize("energy", PRIORS, ids=lambda e: e.name)
+def test_alone_in_a_system_of_its_own_block_in_double_precision(energy):
+    block = energy.name.removesuffix("_prior").replace("light", "illumination")
+    layout = ParameterLayout.of(STATE, (block,))
+    system = Objective([Term(energy)]).linearize(STATE, OBS, layout)
+    step = system.solve(torch.full((layout.total,), 1e-12, dtype=torch.float64))
+    if energy.name != "expression_prior":  # linear: one step leads to the minimum
+        after = retract(STATE, step, layout)
+        assert float(Objective([Term(energy)]).cost(after, OBS)[0]) < 1e-12
+
+
+def test_values():
+    assert float(Objective([Term(IdentityPrior())]).cost(STATE, OBS)[0]) == pytest.approx(float(STATE.identity.square().sum()) / 2)
+    b = STATE.expression
+    assert bool((b > 0).any()) and bool((b < 0).any())
+    expected = float(torch.where(b > 0, b / 0.3, b / 0.1).square().sum()) / 2
+    assert float(Objective([Term(ExpressionPrior())]).cost(STATE, OBS)[0]) == pytest.approx(expected)
+    value = FOCAL.residuals(STATE, OBS).value[:, 0, 0]
+    torch.testing.assert_close(value, torch.tensor([-torch.tensor(1.1).log() / 0.05, -torch.tensor(0.8).log() / 0.4, 0.0], dtype=torch.float64), atol=1e-6, rtol=0)
+    still = LightPrior(STATE.illumination)
+    assert float(still.residuals(STATE, OBS).value.abs().max()) == 0
+
+
+def test_shared_quantities_are_counted_once():
+    one = ExpressionPrior(shared=True)
+    same = STATE.replace(expression=STATE.expression[:1].expand(3, -1).clone())
+    cost = [float(Objective([Term(e)]).cost(same, OBS)[0]) for e in (one, ExpressionPrior())]
+    assert cost[1] == pytest.approx(3 * cost[0])
+    layout = ParameterLayout.of(same, ("expression",), share_expression=True)
+    system = Objective([Term(one)]).linearize(same, OBS, layout)
+    step = torch.zeros(layout.total, dtype=torch.float64, requires_grad=True)
+    gradient, = torch.autograd.grad(Objective([Term(one)]).cost(retract(same, step, layout), OBS)[0], step)
+    torch.testing.assert_close(system.gradient, gradient)
+    assert int(FOCAL.residuals(STATE, OBS).valid.sum()) == 2
+
+
+def test_every_person_of_a_batch_counts():
+    two = STATE.replace(identity=torch.cat([STATE.identity, 2 * STATE.identity]), subject=torch.tensor([0, 1, 1]))
+    cost = [float(Objective([Term(IdentityPrior())]).cost(s, OBS)[0]) for s in (STATE, two)]
+    assert cost[1] == pytest.approx(5 * cost[0])
+
+
+def test_weight_and_kernel_of_a_term():
+    plain, heavy = (Objective([Term(IdentityPrior(), w)]).cost(STATE, OBS) for w in (1.0, 2.5))
+    assert float(heavy[0]) == pytest.approx(2.5 * float(plain[0]))
+    assert heavy[1]["identity_prior"].rms == pytest.approx(float(STATE.identity.square().mean().sqrt()))  # without the weight
+    robust, report = Objective([Term(IdentityPrior(), 1.0, Kernel("gm", 0.5))]).cost(STATE, OBS)
+    assert float(robust) < float(plain[0]) and report["identity_prior"].value == pytest.approx(float(robust))

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+import torch
+
+from fitkit.observe.crop import CropOptions, crop_views
+from fitkit.observe.landmarks.types import Landmarks
+from fitkit.observe.observations import linear_to_srgb, srgb_to_linear
+
+
+def ramp(H, W):
+    """A photo whose red and green tell the pixel: red = x, green = y (up to 255)."""
+    y, x = np.mgrid[:H, :W]
+    return np.stack([x, y, np.full_like(x, 40)], -1).astype(np.uint8)
+
+
+def marks(boxes):
+    gen = torch.Generator().manual_seed(0)
+    points = []
+    for x0, y0, x1, y1 in boxes:
+        p = torch.rand(68, 2, generator=gen) * torch.tensor([x1 - x0, y1 - y0]) + torch.tensor([x0, y0])
+        p[0], p[1] = torch.tensor([x0, y0]), torch.tensor([x1, y1])
+        points.append(p)
+    n = len(boxes)
+    return Landmarks(torch.stack(points).float(), torch.full((n, 68), 2.0), torch.ones(n, 68, dtype=torch.bool), torch.ones(n, 68), "surface")
+
+
+def test_crop_and_photo_pixels_round_trip():
+    found = marks([(60, 50, 180, 190), (100, 90, 150, 130)])
+    obs = crop_views([ramp(240, 250), ramp(200, 220)], [None, None], found)
+    back = obs.landmarks.points / obs.scale[:, None, None] + obs.offset[:, None]
+    torch.testing.assert_close(back, found.points, atol=1e-3, rtol=0)
+    torch.testing.assert_close(obs.landmarks.sigma, found.sigma * obs.scale[:, None])
+    assert obs.landmarks.jaw == "surface" and obs.size[0] == obs.size[1] and obs.size[0] % 16 == 0
+    assert abs(obs.pixel_unit - obs.size[0] / 224) < 1e-9
+
+
+@pytest.mark.parametrize("size", [64, 192, 400])
+def test_content_follows_the_landmarks(size):
+    # The pictures are ramps, so the colour read at a crop pixel is the photo position it shows.
+    found = marks([(70, 60, 170, 180)])
+    photo = ramp(250, 250).astype(np.float32)  # OpenCV enlarges 8-bit images with errors of up to 0.7 levels
+    obs = crop_views([photo], [None], found, CropOptions(max_size=size, min_size=size))
+    assert obs.size == (-(-size // 16) * 16,) * 2
+    y, x = torch.meshgrid(torch.arange(obs.size[0]), torch.arange(obs.size[1]), indexing="ij")
+    place = torch.stack([x, y], -1) / obs.scale[0] + obs.offset[0]
+    inner = obs.mask[0]
+    inner[:2] = inner[-2:] = inner[:, :2] = inner[:, -2:] = False  # enlarging repeats the edge
+    shown = obs.images[0, :2].permute(1, 2, 0) * 255
+    torch.testing.assert_close(shown[inner], place[inner], atol=2e-3, rtol=0)
+
+
+def test_all_views_share_one_size_and_faces_fill_the_same_share():
+    found = marks([(60, 50, 180, 190), (100, 90, 150, 130)])
+    obs = crop_views([ramp(240, 250), ramp(200, 220)], [None, None], found, CropOptions(margin=1.6))
+    spread = obs.landmarks.points.amax(1) - obs.landmarks.points.amin(1)
+    torch.testing.assert_close(spread.amax(1), torch.full((2,), obs.size[0] / 1.6), rtol=0.03, atol=0)
+
+
+def test_what_lies_beyond_the_photo_or_the_mask_is_grey_and_not_usable():
+    found = marks([(5, 5, 120, 130)])
+    mask = np.ones((200, 200), bool)
+    mask[:, 100:] = False
+    obs = crop_views([ramp(200, 200)], [mask], found)
+    y, x = torch.meshgrid(torch.arange(obs.size[0]), torch.arange(obs.size[1]), indexing="ij")
+    place = torch.stack([x, y], -1) / obs.scale[0] + obs.offset[0]
+    beyond = (place < -1).any(-1)
+    assert int(beyond.sum()) > 100 and not bool(obs.mask[0][beyond].any())
+    torch.testing.assert_close(obs.images[0][:, beyond], torch.full((3, int(beyond.sum())), 128 / 255))
+    assert not bool(obs.mask[0][place[..., 0] > 100].any())
+    assert bool(obs.mask[0][(place > 1).all(-1) & (place[..., 0] < 98)].all())
+
+
+def test_points_that_are_not_valid_do_not_move_the_crop():
+    found = marks([(60, 50, 180, 190)])
+    points, valid = found.points.clone(), found.valid.clone()
+    points[0, 10], valid[0, 10] = torch.nan, False
+    other = Landmarks(points, found.sigma, valid, found.confidence)
+    one, two = (crop_views([ramp(240, 250)], [None], f) for f in (found, other))
+    assert torch.equal(one.offset, two.offset) and torch.equal(one.scale, two.scale)
+
+
+def test_linear_luminance_of_grey():
+    found = marks([(60, 50, 180, 190)])
+    obs = crop_views([np.full((240, 250, 3), 188, np.uint8)], [None], found)
+    # IEC 61966-2-1: 188/255 is 0.5029 linear
+    torch.testing.assert_close(obs.linear_luminance[obs.mask[:, None]], torch.full((int(obs.mask.sum()),), 0.5029), atol=1e-4, rtol=0)
+    values = torch.linspace(0, 1, 100)
+    torch.testing.assert_close(linear_to_srgb(srgb_to_linear(values)), values, atol=1e-6, rtol=0)

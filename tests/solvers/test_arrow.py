@@ -1,0 +1,131 @@
+import pytest
+import torch
+
+from fitkit.solvers.arrow import ArrowSystem
+
+B, Q, SHARED = 4, 3, 9  # views, own parameters of each, shared parameters
+LOCAL = 5  # shared parameters a view depends on
+
+
+def layout(grouped: bool):
+    """Step positions [B, LOCAL + Q]; grouped: views 0 and 2 use other shared parameters than 1 and 3."""
+    start = torch.tensor([0, 4, 0, 4]) if grouped else torch.zeros(B, dtype=torch.int64)
+    own = SHARED + torch.arange(B)[:, None] * Q + torch.arange(Q)
+    return torch.cat([start[:, None] + torch.arange(LOCAL), own], 1)
+
+
+def dense_jacobian(index, view, local):
+    """local [G, R, n] of the views `view` -> [G, R, SHARED + B Q]."""
+    J = local.new_zeros(*local.shape[:2], SHARED + B * Q)
+    for g, v in enumerate(view.tolist()):
+        J[g][:, index[v]] = local[g]
+    return J
+
+
+def build(grouped, pairs=False, common=False, seed=0):
+    """The system under test beside H and g assembled from whole Jacobians."""
+    gen = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=gen, dtype=torch.float64)
+
+    index, n = layout(grouped), LOCAL + Q
+    system = ArrowSystem.zeros(B, SHARED, Q)
+    view = torch.tensor([2, 0, 1, 3, 2])  # view 2 twice, out of order
+    J, r = normal(5, 7, n), normal(5, 7)
+    system.add_view(view, index, J.transpose(1, 2) @ J, (J.transpose(1, 2) @ r[..., None])[..., 0])
+    whole = dense_jacobian(index, view, J).reshape(-1, SHARED + B * Q)
+    H, g = whole.T @ whole, whole.T @ r.reshape(-1)
+    if pairs:
+        a, b = torch.tensor([0, 1, 3]), torch.tensor([1, 2, 0])
+        Ja, Jb, r = normal(3, 6, n), normal(3, 6, n), normal(3, 6)
+        for v, own in ((a, Ja), (b, Jb)):
+            system.add_view(v, index, own.transpose(1, 2) @ own, (own.transpose(1, 2) @ r[..., None])[..., 0])
+        system.add_pair(a, b, index, Ja.transpose(1, 2) @ Jb)
+        whole = (dense_jacobian(index, a, Ja) + dense_jacobian(index, b, Jb)).reshape(-1, SHARED + B * Q)
+        H, g = H + whole.T @ whole, g + whole.T @ r.reshape(-1)
+    if common:
+        # A latent per row shared by all views: sum_v w_v |J_v x - m|^2 minimised over m.
+        J, w = normal(B, 11, n), torch.rand(B, 11, generator=gen, dtype=torch.float64)
+        views = torch.arange(B)
+        system.add_view(views, index, (J * w[..., None]).transpose(1, 2) @ J, torch.zeros(B, n, dtype=torch.float64))
+        total = w.sum(0)
+        system.add_common(views, index, J * (w / total.sqrt())[..., None])
+        each = dense_jacobian(index, views, J)
+        mean = (w[..., None] * each).sum(0) / total[:, None]
+        for v in range(B):
+            centred = each[v] - mean
+            H = H + centred.T @ (w[v, :, None] * centred)
+    return system, H, g
+
+
+CASES = [dict(grouped=g, pairs=p, common=c) for g in (False, True) for p in (False, True) for c in (False, True)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_equals_the_dense_normal_equations(case):
+    system, H, g = build(**case)
+    assert (system.coupling is None) == (not case["pairs"] and not case["common"])
+    torch.testing.assert_close(system.dense(), H)
+    torch.testing.assert_close(system.gradient, g)
+    torch.testing.assert_close(system.diagonal(), H.diagonal())
+    x = torch.randn(len(g), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(system.multiply(x), H @ x)
+    damping = 0.1 + torch.rand(len(g), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    before = system.dense()
+    torch.testing.assert_close(system.solve(damping), torch.linalg.solve(H + torch.diag(damping), -g))
+    assert torch.equal(system.dense(), before)  # solving leaves the system as it was
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_schur_path_equals_dense_path(grouped):
+    system, _, g = build(grouped)
+    damping = torch.full((len(g),), 0.3, dtype=torch.float64)
+    by_schur = system.solve(damping)
+    system.coupling = torch.zeros(B, Q, B, Q, dtype=torch.float64)
+    torch.testing.assert_close(by_schur, system.solve(damping))
+
+
+@pytest.mark.parametrize("shared,own", [(0, 3), (5, 0), (4, 1)])
+def test_only_shared_or_only_own_parameters(shared, own):
+    gen = torch.Generator().manual_seed(0)
+    index = torch.cat([torch.arange(shared).expand(B, -1), shared + torch.arange(B)[:, None] * own + torch.arange(own)], 1)
+    J, r = (torch.randn(*s, generator=gen, dtype=torch.float64) for s in ((B, 8, shared + own), (B, 8)))
+    system = ArrowSystem.zeros(B, shared, own)
+    system.add_view(torch.arange(B), index, J.transpose(1, 2) @ J, (J.transpose(1, 2) @ r[..., None])[..., 0])
+    total = shared + B * own
+    whole = torch.zeros(B, 8, total, dtype=torch.float64)
+    for v in range(B):
+        whole[v][:, index[v]] = J[v]
+    whole = whole.reshape(-1, total)
+    H, g, damping = whole.T @ whole, whole.T @ r.reshape(-1), torch.full((total,), 0.2, dtype=torch.float64)
+    torch.testing.assert_close(system.solve(damping), torch.linalg.solve(H + torch.diag(damping), -g))
+    torch.testing.assert_close(system.multiply(g), H @ g)
+    torch.testing.assert_close(system.diagonal(), H.diagonal())
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[-1]], ids=str)
+def test_no_step_when_the_matrix_is_not_positive_definite(case):
+    for part in ("shared", "own"):
+        system, _, g = build(**case)
+        getattr(system, part)[..., 0, 0] -= 1e4
+        assert system.solve(torch.zeros(len(g), dtype=torch.float64)) is None
+
+
+def test_adding_nothing_changes_nothing():
+    system, H, g = build(False)
+    none = torch.zeros(0, dtype=torch.int64)
+    n = LOCAL + Q
+    system.add_view(none, layout(False), torch.zeros(0, n, n), torch.zeros(0, n))
+    system.add_pair(none, none, layout(False), torch.zeros(0, n, n))
+    torch.testing.assert_close(system.dense(), H)
+    torch.testing.assert_close(system.gradient, g)
+
+
+def test_single_precision_blocks_are_summed_in_double():
+    system = ArrowSystem.zeros(1, 1, 1)
+    index = torch.tensor([[0, 1]])
+    for value in (1e8, 1.0, -1e8):
+        system.add_view(torch.tensor([0]), index, torch.full((1, 2, 2), value), torch.full((1, 2), value))
+    assert torch.equal(system.gradient, torch.ones(2, dtype=torch.float64))
+    assert torch.equal(system.dense(), torch.ones(2, 2, dtype=torch.float64))

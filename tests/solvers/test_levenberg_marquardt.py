@@ -1,0 +1,109 @@
+import math
+
+import pytest
+import torch
+
+from fitkit.solvers.arrow import ArrowSystem
+from fitkit.solvers.levenberg_marquardt import LMOptions, levenberg_marquardt
+
+
+class Problem:
+    """Half the squared length of residual(x) for a vector x; Jacobian by autograd, one view without shared parameters."""
+
+    def __init__(self, residual):
+        self.residual, self.costs = residual, []
+
+    def cost(self, x):
+        self.costs.append(float(0.5 * (self.residual(x) ** 2).sum()))
+        return self.costs[-1]
+
+    def linearize(self, x):
+        J, r = torch.autograd.functional.jacobian(self.residual, x), self.residual(x)
+        n = len(x)
+        system = ArrowSystem.zeros(1, 0, n)
+        system.add_view(torch.tensor([0]), torch.arange(n)[None], (J.T @ J)[None], (J.T @ r)[None])
+        return system
+
+    def retract(self, x, step):
+        return x + step
+
+
+def rosenbrock(x):
+    return torch.stack([10 * (x[1:] - x[:-1] ** 2), 1 - x[:-1]]).flatten()
+
+
+TIGHT = LMOptions(max_iterations=200, min_decrease=1e-12)
+
+
+@pytest.mark.parametrize("start", [[-1.2, 1.0], [3.0, -4.0], [-1.2, 1.0, -0.5, 2.0, 0.3]])
+def test_rosenbrock(start):
+    result = levenberg_marquardt(Problem(rosenbrock), torch.tensor(start, dtype=torch.float64), TIGHT)
+    assert result.status == "converged" and result.iterations < 60
+    torch.testing.assert_close(result.x, torch.ones(len(start), dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cost_never_rises_and_the_history_is_that_of_the_accepted_steps(seed):
+    gen = torch.Generator().manual_seed(seed)
+    A = torch.randn(9, 4, generator=gen, dtype=torch.float64)
+    b = torch.randn(9, generator=gen, dtype=torch.float64)
+
+    def wild(x):
+        return torch.sin(3 * A @ x) * 2 + (A @ x) - b
+
+    problem, start = Problem(wild), 3 * torch.randn(4, generator=gen, dtype=torch.float64)
+    result = levenberg_marquardt(problem, start, TIGHT)
+    history = torch.tensor(result.cost_history, dtype=torch.float64)
+    assert bool((history.diff() < 0).all()) and len(history) > 3
+    assert result.cost_history[0] == problem.costs[0] and result.cost_history[-1] == Problem(wild).cost(result.x)
+
+
+def test_linear_problem_takes_one_step():
+    gen = torch.Generator().manual_seed(0)
+    A, b = torch.randn(12, 5, generator=gen, dtype=torch.float64), torch.randn(12, generator=gen, dtype=torch.float64)
+    result = levenberg_marquardt(Problem(lambda x: A @ x - b), torch.zeros(5, dtype=torch.float64),
+                                 LMOptions(max_iterations=1, initial_damping=1e-12))
+    torch.testing.assert_close(result.x, torch.linalg.lstsq(A, b[:, None]).solution[:, 0])
+    assert result.status == "max_iterations" and len(result.cost_history) == 2 and "max_iterations after 1 iterations" in result.message
+
+
+def test_a_parameter_without_influence_stays():
+    result = levenberg_marquardt(Problem(lambda x: x[:2] - 3), torch.tensor([0.0, 0, 7], dtype=torch.float64), TIGHT)
+    torch.testing.assert_close(result.x, torch.tensor([3.0, 3, 7], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("residual", [lambda x: x - 2, lambda x: torch.cat([x - 2, 5 + 0 * x])], ids=["cost 0", "cost left"])
+def test_start_at_the_minimum_is_converged(residual):
+    start = torch.full((2,), 2.0, dtype=torch.float64)
+    result = levenberg_marquardt(Problem(residual), start)
+    assert result.status == "converged" and result.iterations == 1 and torch.equal(result.x, start)
+
+
+def test_stalled_when_no_step_lowers_the_cost():
+    class Wrong(Problem):
+        def retract(self, x, step):
+            return x - step  # uphill, however short the step
+
+    start = torch.tensor([5.0, 1.0], dtype=torch.float64)
+    result = levenberg_marquardt(Wrong(rosenbrock), start, LMOptions(max_iterations=100))
+    assert result.status == "stalled" and torch.equal(result.x, start) and len(result.cost_history) == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_failed_when_the_cost_is_not_finite_at_the_start(value):
+    result = levenberg_marquardt(Problem(lambda x: x * value), torch.ones(2, dtype=torch.float64))
+    assert result.status == "failed" and result.iterations == 0 and f"the cost at the start is {value}" in result.message
+
+
+def test_steps_into_not_a_number_are_refused():
+    # log needs x > 0; the first Gauss-Newton step from 8 overshoots to a negative x.
+    problem = Problem(lambda x: torch.log(x))
+    result = levenberg_marquardt(problem, torch.full((1,), 8.0, dtype=torch.float64), TIGHT)
+    assert any(math.isnan(c) for c in problem.costs)
+    assert result.status == "converged" and abs(float(result.x) - 1) < 1e-5
+
+
+def test_no_iterations():
+    start = torch.zeros(2, dtype=torch.float64)
+    result = levenberg_marquardt(Problem(rosenbrock), start, LMOptions(max_iterations=0))
+    assert result.status == "max_iterations" and torch.equal(result.x, start) and result.cost_history == (0.5,)
