@@ -1,9 +1,10 @@
-"""How well the model `generic` can take the shape of people it was not built from.
+"""How well the model `generic` can take the shape of random people of another face model.
 
     python benchmarks/generic_expressiveness.py ICT_FOLDER [--people 40] [--modes 120] [-o result.json]
 
 For random identities of the ICT-FaceKit model (coefficients N(0, 1), fixed seed) three surface errors are measured,
-each the distance from the ICT face-region vertices to the generic surface in millimetres:
+each the distance from the ICT face-region vertices to the generic surface in millimetres. The figures of `generic` (mean and
+spread at single sites) were measured on the same population, so real people will fit somewhat worse:
 
 - mean:       the mean face of `generic` after similarity alignment on the 68 landmarks, refined on the surface;
 - landmarks:  the posterior mean given only the 68 landmarks (coefficients ~ N(0, I), noise 0.5 mm);

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,18 +79,50 @@ def _run(subject_dir, recipe, overrides, changes, output, overwrite, device, tel
     from fitkit.io.subject import load_subject
     from fitkit.models.registry import load_model
 
-    settled = load_recipe(recipe, overrides, changes)
-    if subject_dir.is_dir():  # otherwise load_subject says what is wrong with it
-        output = check_output(output, overwrite)
-    check_device(device)
-    model = load_model(settled.model)
-    tell("reading photos", 0.02)
-    subject = load_subject(subject_dir, ignore=[output] if output.parent.resolve() == subject_dir.resolve() else [])
-    result = run_fit(subject, model=model, recipe=settled, device=device, progress=lambda text, share: tell(text, 0.05 + 0.75 * share))
+    with _insistent_interrupt():
+        settled = load_recipe(recipe, overrides, changes)
+        if subject_dir.is_dir():  # otherwise load_subject says what is wrong with it
+            output = check_output(output, overwrite)
+        check_device(device)
+        model = load_model(settled.model)
+        tell("reading photos", 0.02)
+        subject = load_subject(subject_dir, ignore=[output] if output.parent.resolve() == subject_dir.resolve() else [])
+        result = run_fit(subject, model=model, recipe=settled, device=device, progress=lambda text, share: tell(text, 0.05 + 0.75 * share))
     tell("writing the result", 0.85)
     path = result.save(output, overwrite)
     tell("done", 1.0)
     return result, path
+
+
+@contextmanager
+def _insistent_interrupt():
+    """Ctrl-C ends the block, also when numba, interrupted while it compiles, drops the KeyboardInterrupt or fails with
+    another error: it is raised again every half second, and any error after it counts as it. Not for blocks that clean up."""
+    if (threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer")
+            or signal.getsignal(signal.SIGINT) is not signal.default_int_handler):
+        yield
+        return
+    pressed = False
+
+    def interrupt(number, frame):
+        nonlocal pressed
+        pressed = True
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    alarm = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        yield
+    except Exception:
+        if not pressed:
+            raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGALRM, alarm)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def _summary(result, seconds: float, path: Path) -> str:

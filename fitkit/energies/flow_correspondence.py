@@ -79,7 +79,8 @@ class FlowCorrespondence:
         return replace(self, matches=find_matches(self.model, state, self.photos, self.estimator, self.options))
 
     def _hits(self, state: SceneState):
-        """Where the rays of pixel_a meet their triangles: head points, barycentrics, normals and ray directions."""
+        """Where the rays of pixel_a meet their triangles: head points, barycentrics, normals and ray directions, and the
+        map [G, N, 3, 3] of a displacement on the triangle in view a to the same one on the triangle as it is in view b."""
         m = self.matches
         corner_index = self.model.triangles[m.triangle]  # [G, N, 3]
         G, N, _ = corner_index.shape
@@ -106,50 +107,77 @@ class FlowCorrespondence:
         depth = (normal * (a - origin)).sum(-1, keepdim=True) / slope
         hit = origin + depth * direction
         area = (normal * normal).sum(-1).clamp_min(1e-20)
-        u = (torch.linalg.cross(c - b, hit - b) * normal).sum(-1) / area
-        v = (torch.linalg.cross(a - c, hit - c) * normal).sum(-1) / area
+        by_u, by_v = (torch.linalg.cross(normal, edge) / area[..., None] for edge in (c - b, a - c))
+        u, v = ((hit - b) * by_u).sum(-1), ((hit - c) * by_v).sum(-1)
         weights = torch.stack([u, v, 1 - u - v], -1)
         in_b = vertices[m.view_b[:, None, None], place]
         head_b = (weights[..., None] * in_b).sum(2)
-        return hit, head_b, weights, normal, direction, depth, corner_index, slope
+        a_b, b_b, c_b = in_b.unbind(2)
+        stretch = (a_b - c_b)[..., None] * by_u[..., None, :] + (b_b - c_b)[..., None] * by_v[..., None, :]
+        return hit, head_b, weights, normal, direction, depth, corner_index, slope, stretch
 
     def _residuals(self, pixels: Tensor, in_front: Tensor) -> Residuals:
         m = self.matches
         return Residuals((pixels - m.pixel_b) / self.sigma_px, m.valid & in_front, m.weight)
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
-        _, head_b, *_ = self._hits(state)
-        seen = project_head_points(head_b, state, self.matches.view_b)
+        seen = project_head_points(self._hits(state).head_b, state, self.matches.view_b)
         return self._residuals(seen.pixels, seen.in_front)
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         """With motion m_a of the surface at the hit in view a and m_b in view b (rigid step included), the head point
-        in view b moves by m_b + (d n' / (n.d) - 1) m_a: the match slides over the surface so that it stays on the ray."""
+        in view b moves by m_b + T (d n' / (n.d) - 1) m_a: the match slides over the surface so that it stays on the ray;
+        T carries a tangent of the triangle in view a to the triangle in view b, whose expression may differ."""
         m = self.matches
-        hit, head_b, weights, normal, direction, depth, corner, slope = self._hits(state)
-        seen = project_head_points(head_b, state, m.view_b, derivatives=True)
-        rows = (weights[..., None, None] * self.model.rows[corner]).sum(2)  # [G, N, 3, K]
+        h = self._hits(state)
+        normal, direction, slope = h.normal, h.direction, h.slope
+        seen = project_head_points(h.head_b, state, m.view_b, derivatives=True)
+        rows = (h.weights[..., None, None] * self.model.rows[h.corner]).sum(2)  # [G, N, 3, K]
         by_b = seen.by_head / self.sigma_px  # [G, N, 2, 3]
-        slide = direction[..., :, None] * normal[..., None, :] / slope[..., None] - torch.eye(3, dtype=hit.dtype, device=hit.device)
-        by_a = by_b @ slide
+        by_tangent = by_b @ h.carry()
+        slide = direction[..., :, None] * normal[..., None, :] / slope[..., None] - torch.eye(3, dtype=normal.dtype, device=normal.device)
+        by_a = by_tangent @ slide
         K = self.model.num_identity
         coefficient_b, coefficient_a = by_b @ rows, by_a @ rows
         columns_b = {"identity": coefficient_b[..., :K], "expression": coefficient_b[..., K:],
-                     "pose": torch.cat([by_b @ -skew(head_b), by_b], -1), "focal": (seen.by_focal / self.sigma_px)[..., None]}
+                     "pose": torch.cat([by_b @ -skew(h.head_b), by_b], -1), "focal": (seen.by_focal / self.sigma_px)[..., None]}
         columns_a = {"identity": coefficient_a[..., :K], "expression": coefficient_a[..., K:],
-                     "pose": torch.cat([by_a @ -skew(hit), by_a], -1)}
+                     "pose": torch.cat([by_a @ -skew(h.hit), by_a], -1)}
+        # A longer focal length pulls the ray of pixel a towards the axis.
+        pose_a = state.pose.select(m.view_a)
         if state.camera.kind == "perspective":
-            # A longer focal length pulls the ray of pixel a towards the axis: d direction = -(x, y, 0) / f.
-            turn = state.pose.select(m.view_a).rotation
-            axis = turn[:, 2][:, None].expand_as(direction)
-            pull = -(direction - axis) * depth
+            pull = -(direction - pose_a.rotation[:, 2][:, None]) * h.depth
         else:
-            turn = state.pose.select(m.view_a).rotation
-            hit_camera = state.pose.select(m.view_a).apply(hit)
-            pull = -torch.cat([hit_camera[..., :2], torch.zeros_like(hit_camera[..., :1])], -1) @ turn
+            in_camera = pose_a.apply(h.hit)
+            pull = -torch.cat([in_camera[..., :2], torch.zeros_like(in_camera[..., :1])], -1) @ pose_a.rotation
         on_surface = pull - direction * ((normal * pull).sum(-1, keepdim=True) / slope)
-        columns_a["focal"] = (by_b @ on_surface[..., None])
+        columns_a["focal"] = by_slide @ on_surface[..., None]
         return Linearization(self._residuals(seen.pixels, seen.in_front), (Slot(m.view_b, columns_b), Slot(m.view_a, columns_a)))
+
+
+@dataclass(frozen=True)
+class _Hits:
+    """hit: [G, N, 3] mm, ray of pixel_a and surface of view a; head_b: the same material point in view b;
+    weights: its barycentrics; corner: [G, N, 3] vertex indices; corners_a, corners_b: [G, N, 3, 3] mm; normal (not unit)
+    and direction of the ray: [G, N, 3]; depth, slope = normal . direction: [G, N, 1]."""
+
+    hit: Tensor
+    head_b: Tensor
+    weights: Tensor
+    corner: Tensor
+    corners_a: Tensor
+    corners_b: Tensor
+    normal: Tensor
+    direction: Tensor
+    depth: Tensor
+    slope: Tensor
+
+    def carry(self) -> Tensor:
+        """[G, N, 3, 3]: tangents of the triangle in view a -> tangents in view b, by equal barycentrics."""
+        a, b, c = self.corners_a.unbind(2)
+        n = self.normal
+        gradients = torch.stack([torch.linalg.cross(n, c - b), torch.linalg.cross(n, a - c), torch.linalg.cross(n, b - a)], -2)
+        return self.corners_b.transpose(-1, -2) @ (gradients / (n * n).sum(-1).clamp_min(1e-20)[..., None, None])
 
 
 def view_pairs(state: SceneState, neighbors: int) -> list[tuple[int, int]]:

@@ -10,9 +10,10 @@ from torch import Tensor
 from fitkit.energies.base import Linearization, Residuals, Slot, all_views
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
-from fitkit.models.face_model import FaceModel, PointBasis
+from fitkit.models.face_model import FaceModel, MeshPoints, PointBasis
 from fitkit.observe.observations import Observations, halve
 from fitkit.observe.sampling import blur_radius, gaussian_blur, sample, sample_with_gradient
+from fitkit.render.rasterizer import clip_vertices, rasterize
 from fitkit.render.visibility import depth_maps, seen_by_depth
 from fitkit.scene.projection import ProjectedPoints, motion_columns, project_points
 from fitkit.scene.state import SceneState
@@ -20,7 +21,8 @@ from fitkit.scene.state import SceneState
 
 @dataclass(frozen=True)
 class PhotometricOptions:
-    """level: pyramid level (0 = full crop, each level halves it); points: surface samples; sigma: log units;
+    """level: pyramid level (0 = full crop, each level halves it); points: surface samples, 0 = the surface
+    at every covered skin pixel of every view, taken anew by each freeze; sigma: log units;
     blur: Gaussian standard deviation in pixels of the level; floor: linear intensity below which the log is noise;
     min_cosine, depth_tolerance_mm: visibility; depth_reduction: z-buffer is this much smaller than the crop."""
 
@@ -51,7 +53,7 @@ class CrossViewPhotometric:
     options: PhotometricOptions
     triangle: Tensor  # [N] int64
     barycentric: Tensor  # [N, 3]
-    basis: PointBasis
+    basis: PointBasis | MeshPoints
     log_images: Tensor  # [B, 1, h, w] log luminance of the pyramid level
     trust_images: Tensor  # [B, 1, h, w] in [0, 1], 0 outside the usable mask
     shading: Tensor | None = None  # [B, N, 9], set by freeze
@@ -64,7 +66,7 @@ class CrossViewPhotometric:
     @staticmethod
     def prepare(model: FaceModel, observations: Observations, options: PhotometricOptions) -> "CrossViewPhotometric":
         """Sample points on the skin of the model and build the pyramid level."""
-        triangle, barycentric = sample_skin(model, options.points, options.seed)
+        triangle, barycentric = sample_skin(model, max(options.points, 1), options.seed)
         mask = observations.mask[:, None]
         images = torch.where(mask, observations.linear_luminance, 0.2)  # whatever lies beyond the mask has no influence
         mask = mask.to(images)
@@ -83,6 +85,22 @@ class CrossViewPhotometric:
 
     def freeze(self, state: SceneState, observations: Observations) -> "CrossViewPhotometric":
         vertices = state.vertices(self.model)
+        if self.options.points == 0:
+            return self._at_pixels(state, vertices)._freeze(state, observations, vertices)
+        return self._freeze(state, observations, vertices)
+
+    def _at_pixels(self, state: SceneState, vertices: Tensor) -> "CrossViewPhotometric":
+        """The same energy at the surface points behind the pixels of this pyramid level."""
+        reduction = 2.0 ** self.options.level
+        camera = state.camera.scaled(torch.full_like(state.camera.focal, 1 / reduction),
+                                     torch.full_like(state.camera.principal, (reduction - 1) / 2))
+        fragments = rasterize(clip_vertices(camera, state.pose.apply(vertices)), self.model.triangles, self.log_images.shape[-2:])
+        skin = self.model.skin[self.model.triangles].all(1)
+        hit = fragments.covered & skin[fragments.triangle.clamp_min(0)] & (self.trust_images[:, 0] > 0)
+        triangle, barycentric = fragments.triangle[hit], fragments.barycentric[hit]
+        return replace(self, triangle=triangle, barycentric=barycentric, basis=self.model.at(triangle, barycentric))
+
+    def _freeze(self, state: SceneState, observations: Observations, vertices: Tensor) -> "CrossViewPhotometric":
         reduction = self.options.depth_reduction
         maps = depth_maps(vertices, self.model.triangles, state, observations.size, reduction)
         seen = project_points(self.basis, state)
@@ -155,7 +173,7 @@ class CrossViewPhotometric:
         return light
 
 
-def pixel_columns(by_pixel: Tensor, seen: ProjectedPoints, basis: PointBasis) -> dict[str, Tensor]:
+def pixel_columns(by_pixel: Tensor, seen: ProjectedPoints, basis: PointBasis | MeshPoints) -> dict[str, Tensor]:
     """Chain d value / d pixel [B, N, D, 2] to identity, expression, pose and focal length."""
     columns = motion_columns(by_pixel @ seen.by_head, seen.head, basis.rows, basis.num_identity)
     columns["focal"] = by_pixel @ seen.by_focal[..., None]

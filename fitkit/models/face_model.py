@@ -47,6 +47,28 @@ class PointBasis:
         return PointBasis(self.mean[index], self.rows[index], self.num_identity)
 
 
+@dataclass(frozen=True, eq=False)
+class MeshPoints:
+    """As PointBasis for more points than vertices: evaluates the mesh and interpolates. triangle [N], barycentric [N, 3]."""
+
+    model: "FaceModel"
+    triangle: Tensor
+    barycentric: Tensor
+
+    @property
+    def num_identity(self) -> int:
+        return self.model.num_identity
+
+    @cached_property
+    def rows(self) -> Tensor:
+        return (self.barycentric[..., None, None] * self.model.rows[self.model.triangles[self.triangle]]).sum(1)
+
+    def points(self, identity: Tensor, expression: Tensor) -> Tensor:
+        """identity [B, K_id], expression [B, K_ex] -> head-frame points [B, N, 3] mm."""
+        corners = self.model.vertices(identity, expression)[:, self.model.triangles[self.triangle]]
+        return (self.barycentric[..., None] * corners).sum(2)
+
+
 @dataclass(frozen=True, eq=False)  # compared and hashed as an object: functions of a model can be cached
 class FaceModel:
     """Linear morphable face model: vertices = mean + identity @ identity_basis + expression @ expression_basis.
@@ -111,8 +133,10 @@ class FaceModel:
         both = torch.cat([self.identity_basis, self.expression_basis])
         return both.permute(1, 2, 0).contiguous()
 
-    def at(self, triangle: Tensor, barycentric: Tensor) -> "PointBasis":
+    def at(self, triangle: Tensor, barycentric: Tensor) -> "PointBasis | MeshPoints":
         """The model restricted to N surface points: triangle [N] int64, barycentric [N, 3]."""
+        if len(triangle) > self.num_vertices:  # rows of so many points cost more than the whole mesh
+            return MeshPoints(self, triangle, barycentric)
         corner = self.triangles[triangle]  # [N, 3]
         mean = (barycentric[..., None] * self.mean[corner]).sum(1)
         rows = barycentric[:, 0, None, None] * self.rows[corner[:, 0]]

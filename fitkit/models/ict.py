@@ -103,7 +103,7 @@ def _read_packed(path: Path) -> dict:
     try:
         with np.load(path, allow_pickle=False) as data:
             arrays = {k: data[k] for k in wanted if k in data.files}
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:  # a .npy file is no archive
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:  # a .npy file is no archive
         raise InputError(f"{path}: expected a folder of OBJ files or ict_facekit.npz; not readable as .npz: {error}") from error
     missing = [k for k in wanted if k not in arrays]
     if missing:

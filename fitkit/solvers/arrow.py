@@ -10,13 +10,19 @@ class ArrowSystem:
 
     shared [P, P], cross [B, P, Q], own [B, Q, Q], gradient_shared [P], gradient_own [B, Q];
     coupling: [B, Q, B, Q] or None. Without coupling the view blocks are eliminated one by one (Schur complement), so
-    the cost grows linearly with B; with coupling the whole matrix is factorised.
+    the cost grows linearly with B. With coupling and up to `dense_limit` parameters owned by the views the whole matrix
+    is factorised. Beyond, coupling is kept as the factors it is made of (`pairs`, `commons`) and the system is solved by
+    conjugate gradients, preconditioned with the arrow of the rest: linear in B again.
     """
 
     def __init__(self, shared: Tensor, cross: Tensor, own: Tensor, gradient_shared: Tensor, gradient_own: Tensor,
-                 coupling: Tensor | None = None):
+                 coupling: Tensor | None = None, dense_limit: int = 2048):
         self.shared, self.cross, self.own = shared, cross, own
         self.gradient_shared, self.gradient_own, self.coupling = gradient_shared, gradient_own, coupling
+        self.dense_limit = dense_limit
+        # (where_a [G, n], where_b [G, n], block [G, n, n]): blocks of H between parameters of two views, as step positions
+        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.commons: list[Tensor] = []  # C [R, P + B Q] of each eliminated latent: H contains -C'C
 
     @staticmethod
     def zeros(num_views: int, num_shared: int, num_own: int, dtype=torch.float64, device=None) -> "ArrowSystem":
@@ -25,6 +31,11 @@ class ArrowSystem:
 
         return ArrowSystem(z(num_shared, num_shared), z(num_views, num_shared, num_own), z(num_views, num_own, num_own),
                            z(num_shared), z(num_views, num_own))
+
+    @property
+    def factored(self) -> bool:
+        """True when coupling is kept as factors."""
+        return self.num_views * self.num_own > self.dense_limit
 
     @property
     def num_shared(self) -> int:
@@ -71,6 +82,9 @@ class ArrowSystem:
         s = block.shape[-1] - q
         block = block.to(self.own.dtype)
         index = index.to(view_a.device)
+        if self.factored:
+            self.pairs.append((index[view_a], index[view_b], block))
+            return
         self._need_coupling()
         for g, (a, b) in enumerate(zip(view_a.tolist(), view_b.tolist())):
             at, bt = index[a, :s], index[b, :s]
@@ -94,8 +108,11 @@ class ArrowSystem:
         else:
             for g in range(G):
                 common[:, where[g]] += columns[g, :, :s]
-        self.shared -= (common.T @ common).to(self.shared.dtype)
         own = columns.new_zeros(B, R, q).index_add_(0, view, columns[:, :, s:])
+        if self.factored:
+            self.commons.append(torch.cat([common, own.permute(1, 0, 2).reshape(R, B * q)], 1))
+            return
+        self.shared -= (common.T @ common).to(self.shared.dtype)
         self.cross -= torch.matmul(common.T, own).to(self.cross.dtype)
         flat = own.permute(1, 0, 2).reshape(R, B * q)
         self._need_coupling()
@@ -124,6 +141,12 @@ class ArrowSystem:
         i = torch.arange(B, device=block.device)
         block[i, :, i] += self.own
         H[P:, P:] = block.reshape(B * Q, B * Q)
+        for where_a, where_b, block in self.pairs:
+            for at, bt, part in zip(where_a, where_b, block):
+                H[at[:, None], bt] += part
+                H[bt[:, None], at] += part.T
+        for C in self.commons:
+            H -= (C.T @ C).to(H.dtype)
         return H
 
     def diagonal(self) -> Tensor:
@@ -131,7 +154,13 @@ class ArrowSystem:
         if self.coupling is not None:
             i = torch.arange(self.num_views, device=own.device)
             own = own + self.coupling[i, :, i].diagonal(dim1=1, dim2=2)
-        return torch.cat([self.shared.diagonal(), own.reshape(-1)])
+        total = torch.cat([self.shared.diagonal(), own.reshape(-1)])
+        for where_a, where_b, block in self.pairs:
+            same = where_a == where_b  # shared parameters, the only ones that two views have in common
+            total = total.index_add(0, where_a[same], 2 * block.diagonal(dim1=1, dim2=2)[same])
+        for C in self.commons:
+            total = total - (C * C).sum(0).to(total.dtype)
+        return total
 
     def solve(self, damping: Tensor) -> Tensor | None:
         """Step [P + B Q] of (H + diag(damping)) step = -g, or None when the matrix is not positive definite."""
@@ -140,20 +169,57 @@ class ArrowSystem:
             H.diagonal().add_(damping)
             factor, info = torch.linalg.cholesky_ex(H)
             return None if int(info) else -torch.cholesky_solve(self.gradient[:, None], factor)[:, 0]
+        arrow = self._factor_arrow(damping)
+        if arrow is None:
+            return None
+        if not self.pairs and not self.commons:
+            return arrow(-self.gradient)
+        return self._conjugate_gradients(arrow, damping)
+
+    def _factor_arrow(self, damping: Tensor):
+        """A function that solves (arrow + diag(damping)) x = right side, or None when that is not positive definite."""
         P, B, Q = self.num_shared, self.num_views, self.num_own
         own = self.own + torch.diag_embed(damping[P:].reshape(B, Q))
         factor, info = torch.linalg.cholesky_ex(own)
         if Q and int(info.max()):
             return None
-        right = torch.cholesky_solve(torch.cat([self.cross.transpose(1, 2), self.gradient_own[..., None]], -1), factor)
-        schur = self.shared + torch.diag(damping[:P]) - torch.matmul(self.cross, right[..., :P]).sum(0)
-        gradient = self.gradient_shared - torch.matmul(self.cross, right[..., P:]).sum(0)[:, 0]
-        factor, info = torch.linalg.cholesky_ex(schur)
+        inner = torch.cholesky_solve(self.cross.transpose(1, 2), factor)  # [B, Q, P]
+        schur = self.shared + torch.diag(damping[:P]) - torch.matmul(self.cross, inner).sum(0)
+        outer, info = torch.linalg.cholesky_ex(schur)
         if P and int(info):
             return None
-        shared = -torch.cholesky_solve(gradient[:, None], factor)[:, 0]
-        own = -(right[..., P] + right[..., :P] @ shared)
-        return torch.cat([shared, own.reshape(-1)])
+
+        def solve(right: Tensor) -> Tensor:
+            top, bottom = right[:P], right[P:].reshape(B, Q, 1)
+            bottom = torch.cholesky_solve(bottom, factor)
+            shared = torch.cholesky_solve((top - torch.matmul(self.cross, bottom).sum(0)[:, 0])[:, None], outer)[:, 0]
+            return torch.cat([shared, (bottom[..., 0] - inner @ shared).reshape(-1)])
+
+        return solve
+
+    def _conjugate_gradients(self, precondition, damping: Tensor, tolerance: float = 1e-3, most: int = 200) -> Tensor | None:
+        """Preconditioned conjugate gradients; None when the matrix shows a direction of negative curvature.
+
+        Source: Nocedal and Wright, "Numerical Optimization", 2006, algorithm 5.3.
+        """
+        x = torch.zeros_like(self.gradient)
+        r = self.gradient.clone()
+        y = precondition(r)
+        p, ry = -y, r @ y
+        first = ry
+        for _ in range(most):
+            Hp = self.multiply(p) + damping * p
+            curvature = p @ Hp
+            if not curvature > 0:
+                return None
+            step = ry / curvature
+            x, r = x + step * p, r + step * Hp
+            y = precondition(r)
+            before, ry = ry, r @ y
+            if ry <= tolerance ** 2 * first:
+                break
+            p = -y + (ry / before) * p
+        return x
 
     def multiply(self, x: Tensor) -> Tensor:
         """H x."""
@@ -163,4 +229,10 @@ class ArrowSystem:
         bottom = torch.einsum("bpq,p->bq", self.cross, a) + (self.own @ b[..., None])[..., 0]
         if self.coupling is not None:
             bottom = bottom + torch.einsum("aqbr,br->aq", self.coupling, b)
-        return torch.cat([top, bottom.reshape(-1)])
+        total = torch.cat([top, bottom.reshape(-1)])
+        for where_a, where_b, block in self.pairs:
+            total.index_add_(0, where_a.reshape(-1), (block @ x[where_b][..., None]).reshape(-1))
+            total.index_add_(0, where_b.reshape(-1), (block.transpose(1, 2) @ x[where_a][..., None]).reshape(-1))
+        for C in self.commons:
+            total -= (C.T @ (C @ x.to(C.dtype))).to(total.dtype)
+        return total

@@ -254,7 +254,7 @@ def test_script_rebuilds_the_file(model, rebuilt):
 
 
 @pytest.mark.skipif(not ICT.exists(), reason="ICT-FaceKit data not found beside the repository")
-def test_close_to_people_it_was_not_built_from():
+def test_takes_the_shape_of_a_random_ict_person():
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         import generic_expressiveness as bench

@@ -1,0 +1,262 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from derivatives import check_everything
+from helpers import observe, tiny_model, tiny_state
+
+from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowImages, FlowOptions, Matches, normalize_contrast, view_pairs
+from fitkit.energies.kernels import Kernel
+from fitkit.energies.landmarks import LandmarkReprojection
+from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
+from fitkit.geometry.rotation import so3_exp
+from fitkit.models.io import load_model_file
+from fitkit.observe.flow import make_flow_estimator
+from fitkit.observe.flow.types import Flow
+from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
+from fitkit.scene.camera import KINDS
+from fitkit.scene.layout import ParameterLayout, retract
+from fitkit.scene.pose import Pose
+from fitkit.scene.projection import project_points
+from fitkit.solvers.levenberg_marquardt import LMOptions, levenberg_marquardt
+
+MODEL = tiny_model(dtype=torch.float64)
+
+
+def truth(kind="perspective", views=3, size=160):
+    state = tiny_state(MODEL, views, size)
+    return state.replace(camera=replace(state.camera, kind=kind, aspect=state.camera.aspect * 1.05))
+
+
+def perfect_matches(state, points=25):
+    """Matches of the model's own surface points between neighbouring views."""
+    pairs = view_pairs(state, 1)
+    view_a, view_b = (torch.tensor([p[i] for p in pairs]) for i in (0, 1))
+    gen = torch.Generator().manual_seed(0)
+    front = (MODEL.mean[MODEL.triangles][:, :, 2].amin(1) > 30).nonzero()[:, 0]
+    triangle = front[torch.randint(len(front), (points,), generator=gen)]
+    weight = 0.1 + torch.rand(points, 3, generator=gen, dtype=torch.float64)
+    pixels = project_points(MODEL.at(triangle, weight / weight.sum(1, keepdim=True)), state).pixels
+    G = len(pairs)
+    return Matches(view_a, view_b, pixels[view_a], pixels[view_b], triangle.expand(G, -1), torch.rand(G, points, generator=gen, dtype=torch.float64),
+                   torch.ones(G, points, dtype=torch.bool))
+
+
+def energy_with(matches, sigma=1.3):
+    return FlowCorrespondence(MODEL, FlowOptions(), None, sigma, None, matches)
+
+
+def moved(state, size=1.0):
+    step = torch.tensor([0.03, -0.05, 0.02, 4, -3, 10], dtype=torch.float64) * size
+    turns = torch.stack([step, -0.5 * step, 0.7 * step.flip(0) * torch.tensor([0.01, 0.01, 0.01, 50, 50, 50], dtype=torch.float64)])[:state.num_views]
+    return state.replace(pose=state.pose.retract(turns), identity=state.identity * 0.5)
+
+
+# ---- the residual at given matches ----
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zero_at_the_truth(kind):
+    state = truth(kind)
+    r = energy_with(perfect_matches(state)).residuals(state, None)
+    assert r.value.shape == (4, 25, 2) and bool(r.valid.all()) and float(r.value.abs().max()) < 1e-8
+
+
+@pytest.mark.parametrize("expressions", ["one", "each"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_derivatives(kind, expressions):
+    state = truth(kind)
+    if expressions == "one":
+        state = state.replace(expression=state.expression[:1].expand(3, -1).clone())
+    m = perfect_matches(state)
+    valid = m.valid.clone()
+    valid[1, 4] = valid[3, :3] = False
+    at = moved(state)
+    check_everything(energy_with(replace(m, valid=valid)), at, observe(MODEL, state))
+
+
+def test_residual_is_the_missed_distance_in_view_b():
+    # View b's principal point moves by (2, -1) px: every match misses by that much, over sigma.
+    state = truth()
+    energy = energy_with(perfect_matches(state))
+    camera = replace(state.camera, principal=state.camera.principal + torch.tensor([[0.0, 0], [2, -1], [0, 0]], dtype=torch.float64))
+    value = energy.residuals(state.replace(camera=camera), None).value
+    into = energy.matches.view_b == 1
+    torch.testing.assert_close(value[into], torch.tensor([2.0, -1], dtype=torch.float64).div(1.3).expand_as(value[into]), atol=1e-8, rtol=0)
+
+
+def test_a_common_motion_of_head_and_cameras_leaves_it():
+    # With the same step for all views of a rig and the surface moved back in the head frame nothing changes; here the
+    # equivalent: all cameras of the rig are turned around the head frame's origin.
+    state = truth()
+    turn = so3_exp(torch.tensor([0.2, -0.4, 0.1], dtype=torch.float64))
+    m = perfect_matches(state)
+    before = energy_with(m).residuals(moved(state), None).value
+    rotated = FlowCorrespondence(replace(MODEL, mean=MODEL.mean @ turn.T, identity_basis=MODEL.identity_basis @ turn.T,
+                                         expression_basis=MODEL.expression_basis @ turn.T), FlowOptions(), None, 1.3, None, m)
+    at = moved(state)
+    after = rotated.residuals(at.replace(pose=Pose(at.pose.rotation @ turn.T, at.pose.translation)), None).value
+    torch.testing.assert_close(after, before)
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_crop_size_and_sigma_scale_together(scale):
+    state = truth()
+    m, at = perfect_matches(state), moved(truth())
+    large = replace(m, pixel_a=m.pixel_a * scale, pixel_b=m.pixel_b * scale)
+    camera = at.camera.scaled(torch.full((3,), scale, dtype=torch.float64), torch.zeros(3, 2, dtype=torch.float64))
+    one = Objective([Term(energy_with(m))]).cost(at, None)[0]
+    two = Objective([Term(energy_with(large, 1.3 * scale))]).cost(at.replace(camera=camera), None)[0]
+    torch.testing.assert_close(one, two)
+
+
+def test_matches_that_are_not_valid_change_nothing():
+    state = truth()
+    m, at = perfect_matches(state), moved(truth())
+    valid = m.valid.clone()
+    valid[:, ::2] = False
+    layout = ParameterLayout.of(at, ("identity", "pose", "focal"))
+    results = []
+    for fill in (0.0, 1e7, torch.nan):
+        pixel_b = torch.where(valid[..., None], m.pixel_b, fill)
+        weight = torch.where(valid, m.weight, fill)
+        objective = Objective([Term(energy_with(replace(m, pixel_b=pixel_b, weight=weight, valid=valid)), 1.0, Kernel("gm", 3.0))])
+        step = torch.zeros(layout.total, dtype=torch.float64, requires_grad=True)
+        cost, _ = objective.cost(retract(at, step, layout), None)
+        results.append((cost.detach(), torch.autograd.grad(cost, step)[0], objective.linearize(at, None, layout).dense()))
+    for other in results[1:]:
+        for a, b in zip(results[0], other):
+            assert torch.equal(a, b) and bool(torch.isfinite(a).all())
+
+
+def test_no_valid_match():
+    state = truth()
+    m = perfect_matches(state)
+    layout = ParameterLayout.of(state, ("identity", "pose"))
+    energy = energy_with(replace(m, valid=torch.zeros_like(m.valid)))
+    step = torch.zeros(layout.total, dtype=torch.float64, requires_grad=True)
+    cost, report = Objective([Term(energy)]).cost(retract(state, step, layout), None)
+    gradient, = torch.autograd.grad(cost, step)
+    assert float(cost.detach()) == 0 and report["flow_corr"].valid == 0 and float(gradient.abs().max()) == 0
+
+
+# ---- which views, which pixels ----
+
+
+def test_pairs_are_neighbours_in_yaw_both_ways():
+    state = tiny_state(MODEL, 4).to(dtype=torch.float64)
+    order = [2, 0, 3, 1]
+    shuffled = state.replace(pose=state.pose.select(order))
+    # View i of the shuffled state has the yaw rank order[i].
+    expected = {(a, b) for a in range(4) for b in range(4) if abs(order[a] - order[b]) == 1}
+    assert set(view_pairs(shuffled, 1)) == expected and len(view_pairs(shuffled, 1)) == 6
+    assert len(set(view_pairs(shuffled, 3))) == 12
+    assert view_pairs(tiny_state(MODEL, 1), 1) == []
+
+
+def pattern(place):
+    """Smooth grey noise on the skin as a function of the place on the mean head [..., 3] mm: waves of 12 to 40 mm."""
+    gen = torch.Generator().manual_seed(4)
+    total = 0.0
+    for _ in range(14):
+        direction = torch.nn.functional.normalize(torch.randn(3, generator=gen), dim=0).to(place)
+        length, phase = 12 + 28 * float(torch.rand((), generator=gen)), 6.28 * float(torch.rand((), generator=gen))
+        total = total + torch.sin((place @ direction) * (6.2832 / length) + phase)
+    return 0.5 + 0.07 * total
+
+
+def photograph(model, state, size):
+    fragments = rasterize(clip_vertices(state.camera, state.pose.apply(state.vertices(model))), model.triangles, (size, size))
+    grey = torch.where(fragments.covered, pattern(interpolate(fragments, model.triangles, model.mean[None])), 0.4)
+    return grey.clamp(0, 1)[:, None].expand(-1, 3, -1, -1).contiguous()
+
+
+def test_contrast_is_normalized_locally():
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    waves = torch.sin(x / 2) * torch.cos(y / 3)
+    dim, bright = 0.3 + 0.06 * waves, 0.5 + 0.004 * x + 0.12 * waves
+    one, two = normalize_contrast(dim[None, None], 3.0), normalize_contrast(bright[None, None], 3.0)
+    inner = (..., slice(10, -10), slice(10, -10))
+    assert float((one - two)[inner].abs().mean()) < 0.05 and 0.1 < float(one[inner].std()) < 0.3
+    assert torch.equal(normalize_contrast(dim[None, None], 0.0)[0, 0], dim)
+    flat = normalize_contrast(torch.full((1, 1, 32, 32), 0.7), 3.0)
+    torch.testing.assert_close(flat, torch.full_like(flat, 0.5))
+
+
+@pytest.fixture(scope="module")
+def triplet():
+    """Three pictures of a person made with the shipped model, 224 px, and the state that made them."""
+    model = load_model_file("assets/generic.npz")
+    state = tiny_state(model, 3, 224, expression=0.0)
+    state = state.replace(pose=Pose(torch.diag(torch.tensor([1.0, -1, -1])) @ so3_exp(torch.tensor([[0.0, -0.4, 0], [0, 0, 0], [0, 0.4, 0]])),
+                                    state.pose.translation))
+    return model, state, observe(model, state, 224, photograph(model, state, 224))
+
+
+def flow_energy(model, observations, options=FlowOptions(size=224, points=400)):
+    return FlowCorrespondence(model, options, make_flow_estimator("dis"), options.sigma_px, FlowImages.of(observations, options))
+
+
+def test_matches_of_perfect_pictures(triplet):
+    model, state, obs = triplet
+    frozen = flow_energy(model, obs).freeze(state, obs)
+    r = frozen.residuals(state, obs)
+    assert int(r.valid.sum()) > 0.7 * r.valid.numel()
+    assert bool(model.skin[model.triangles[frozen.matches.triangle[r.valid]]].all())
+    miss = (r.value * frozen.sigma_px).norm(dim=-1)
+    for g in range(len(miss)):  # each pair has matches of its own, and the flow finds nothing left to correct
+        assert float(miss[g][r.valid[g]].median()) < 0.15
+    assert float(frozen.matches.weight[r.valid].min()) > 0
+
+
+def test_a_match_leads_to_the_same_skin(triplet):
+    # From a state that is off, pixel a in photo a and pixel b in photo b still show the same point of the true surface.
+    model, state, obs = triplet
+    off = state.replace(pose=state.pose.retract(torch.tensor([[0.0] * 6, [0.02, 0.03, 0.01, 2, 1, 0], [0.0] * 6])))
+    m = flow_energy(model, obs).freeze(off, obs).matches
+    fragments = rasterize(clip_vertices(state.camera, state.pose.apply(state.vertices(model))), model.triangles, (224, 224))
+    place = interpolate(fragments, model.triangles, model.mean[None]).permute(0, 3, 1, 2)
+    from fitkit.observe.sampling import sample
+
+    at_a, at_b = sample(place[m.view_a], m.pixel_a)[0], sample(place[m.view_b], m.pixel_b)[0]
+    gap = (at_a - at_b).norm(dim=-1)[m.valid]
+    assert float(gap.median()) < 1.0  # mm; a pixel is 1.4 mm
+
+
+def test_masked_pixels_give_no_matches(triplet):
+    model, state, obs = triplet
+    mask = obs.mask.clone()
+    mask[1, :, :112] = False
+    m = flow_energy(model, replace(obs, mask=mask)).freeze(state, obs).matches
+    for view, pixel in ((m.view_a, m.pixel_a), (m.view_b, m.pixel_b)):
+        own = pixel[view == 1][m.valid[view == 1]]
+        assert len(own) > 50 and float(own[:, 0].min()) > 110
+
+
+def test_converges_from_five_degrees_and_five_pixels(triplet):
+    """View 1 has no landmarks and starts 5 degrees and 5 px off; the matches with its neighbours must bring it home."""
+    model, state, obs = triplet
+    valid = obs.landmarks.valid.clone()
+    valid[1] = False
+    known = replace(obs, landmarks=replace(obs.landmarks, valid=valid))
+    pixel = 900 / float(state.camera.focal[1])  # mm at the face
+    axis = torch.nn.functional.normalize(torch.tensor([0.5, 0.8, 0.3]), dim=0) * torch.deg2rad(torch.tensor(5.0))
+    start = state.replace(pose=state.pose.retract(torch.stack([torch.zeros(6), torch.cat([axis, torch.tensor([4.0, 3.0, 0]) * pixel]), torch.zeros(6)])))
+
+    def error(s):
+        seen = project_points(model.landmark_basis, s).pixels[1, 17:]
+        return float((seen - obs.landmarks.points[1, 17:]).norm(dim=-1).mean())
+
+    assert error(start) > 5
+    objective = Objective([Term(flow_energy(model, known), 300.0, Kernel("gm", 3.0)),
+                           Term(LandmarkReprojection(model, torch.ones(3, 68), "surface"))])
+    layout = ParameterLayout.of(start, ("pose",))
+    at = start
+    for _ in range(4):
+        problem = LeastSquaresProblem(objective.freeze(at, known), known, layout)
+        result = levenberg_marquardt(problem, at, LMOptions(6))
+        assert result.cost_history[-1] <= result.cost_history[0]
+        at = result.x
+    assert error(at) < 0.5
+    turn = torch.rad2deg((state.pose.rotation[1].T @ at.pose.rotation[1]).diagonal().sum().sub(1).div(2).clamp(-1, 1).acos())
+    assert float(turn) < 0.6
