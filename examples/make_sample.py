@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +58,7 @@ def main(folder: Path) -> None:
 
     sample, truth = folder / "sample", folder / "sample_truth"
     for place in (sample, truth):
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)
     for name, image, xy in zip(NAMES, images, noisy.double().numpy()):
         Image.fromarray(image).save(sample / f"{name}.jpg", quality=92, subsampling=0, optimize=True)
         write_pts(sample / f"{name}.pts", xy)

@@ -1,7 +1,12 @@
+import os
 import shutil
 
-import pytest
-from helpers import rendered_subject
+# Before torch loads: the tests are many small operations, for which threads cost more than they bring.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest  # noqa: E402
+from helpers import rendered_subject  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot
+from fitkit.errors import InputError
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.rotation import skew
 from fitkit.models.face_model import FaceModel
@@ -78,9 +79,8 @@ class FlowCorrespondence:
     def freeze(self, state: SceneState, observations: Observations) -> "FlowCorrespondence":
         return replace(self, matches=find_matches(self.model, state, self.photos, self.estimator, self.options))
 
-    def _hits(self, state: SceneState):
-        """Where the rays of pixel_a meet their triangles: head points, barycentrics, normals and ray directions, and the
-        map [G, N, 3, 3] of a displacement on the triangle in view a to the same one on the triangle as it is in view b."""
+    def _hits(self, state: SceneState) -> "_Hits":
+        """Where the rays of pixel_a meet their triangles, and where the same skin lies in view b."""
         m = self.matches
         corner_index = self.model.triangles[m.triangle]  # [G, N, 3]
         G, N, _ = corner_index.shape
@@ -114,7 +114,7 @@ class FlowCorrespondence:
         head_b = (weights[..., None] * in_b).sum(2)
         a_b, b_b, c_b = in_b.unbind(2)
         stretch = (a_b - c_b)[..., None] * by_u[..., None, :] + (b_b - c_b)[..., None] * by_v[..., None, :]
-        return hit, head_b, weights, normal, direction, depth, corner_index, slope, stretch
+        return _Hits(hit, head_b, weights, corner_index, stretch, normal, direction, depth, slope)
 
     def _residuals(self, pixels: Tensor, in_front: Tensor) -> Residuals:
         m = self.matches
@@ -134,7 +134,7 @@ class FlowCorrespondence:
         seen = project_head_points(h.head_b, state, m.view_b, derivatives=True)
         rows = (h.weights[..., None, None] * self.model.rows[h.corner]).sum(2)  # [G, N, 3, K]
         by_b = seen.by_head / self.sigma_px  # [G, N, 2, 3]
-        by_tangent = by_b @ h.carry()
+        by_tangent = by_b @ h.stretch
         slide = direction[..., :, None] * normal[..., None, :] / slope[..., None] - torch.eye(3, dtype=normal.dtype, device=normal.device)
         by_a = by_tangent @ slide
         K = self.model.num_identity
@@ -151,33 +151,26 @@ class FlowCorrespondence:
             in_camera = pose_a.apply(h.hit)
             pull = -torch.cat([in_camera[..., :2], torch.zeros_like(in_camera[..., :1])], -1) @ pose_a.rotation
         on_surface = pull - direction * ((normal * pull).sum(-1, keepdim=True) / slope)
-        columns_a["focal"] = by_slide @ on_surface[..., None]
+        columns_a["focal"] = by_tangent @ on_surface[..., None]
         return Linearization(self._residuals(seen.pixels, seen.in_front), (Slot(m.view_b, columns_b), Slot(m.view_a, columns_a)))
 
 
 @dataclass(frozen=True)
 class _Hits:
     """hit: [G, N, 3] mm, ray of pixel_a and surface of view a; head_b: the same material point in view b;
-    weights: its barycentrics; corner: [G, N, 3] vertex indices; corners_a, corners_b: [G, N, 3, 3] mm; normal (not unit)
-    and direction of the ray: [G, N, 3]; depth, slope = normal . direction: [G, N, 1]."""
+    weights: its barycentrics; corner: [G, N, 3] vertex indices; stretch: [G, N, 3, 3], maps a displacement on the triangle
+    in view a to the same one on the triangle as it is in view b; normal (not unit) and direction of the ray: [G, N, 3];
+    depth, slope = normal . direction: [G, N, 1]."""
 
     hit: Tensor
     head_b: Tensor
     weights: Tensor
     corner: Tensor
-    corners_a: Tensor
-    corners_b: Tensor
+    stretch: Tensor
     normal: Tensor
     direction: Tensor
     depth: Tensor
     slope: Tensor
-
-    def carry(self) -> Tensor:
-        """[G, N, 3, 3]: tangents of the triangle in view a -> tangents in view b, by equal barycentrics."""
-        a, b, c = self.corners_a.unbind(2)
-        n = self.normal
-        gradients = torch.stack([torch.linalg.cross(n, c - b), torch.linalg.cross(n, a - c), torch.linalg.cross(n, b - a)], -2)
-        return self.corners_b.transpose(-1, -2) @ (gradients / (n * n).sum(-1).clamp_min(1e-20)[..., None, None])
 
 
 def view_pairs(state: SceneState, neighbors: int) -> list[tuple[int, int]]:
@@ -216,6 +209,9 @@ class FlowImages:
 def find_matches(model: FaceModel, state: SceneState, photos: FlowImages, estimator: FlowEstimator, options: FlowOptions) -> Matches:
     """Dense flow between the rendering of view a in view b and photo b, sampled at `options.points` surface points."""
     pairs = view_pairs(state, options.neighbors)
+    if not pairs:
+        raise InputError(f"energy 'flow_corr' compares views: expected at least 2 and neighbors >= 1, got {state.num_views} view(s) and "
+                         f"neighbors {options.neighbors}; give its stage min_views: 2")
     device = photos.images.device
     h, w = photos.images.shape[-2:]
     reduction = photos.reduction

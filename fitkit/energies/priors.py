@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fitkit.energies.base import Linearization, PlainEnergy, Residuals, Slot, all_views
+from fitkit.models.face_model import FaceModel
 from fitkit.observe.observations import Observations
 from fitkit.scene.state import SceneState
 
@@ -105,3 +106,34 @@ class LightPrior(PlainEnergy):
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         columns = torch.diag_embed(self._inverse().flatten(1))[:, :, None]
         return Linearization(self.residuals(state, observations), (Slot(all_views(state), {"illumination": columns}),))
+
+
+@dataclass(frozen=True)
+class SizePrior(PlainEnergy):
+    """(identity . c) / sigma, [1, 1, 1]: the head's size, as log of the root mean square extent of its 68 points.
+
+    Photos from unknown distances say nothing about size, and a shorter identity vector always costs less, so without
+    this term a fit shrinks the head freely. c: [K_id] change of log size per coefficient; sigma: log units
+    (0.02 = 2 % of the size, about what grown-up heads differ by). Not used where the cameras' positions are known.
+    """
+
+    slope: Tensor
+    sigma: float = 0.02
+    name = "size_prior"
+
+    @staticmethod
+    def of(model: FaceModel, sigma: float) -> "SizePrior":
+        basis = model.landmark_basis
+        mean = basis.mean - basis.mean.mean(0)
+        rows = basis.rows[..., :basis.num_identity]
+        rows = rows - rows.mean(0)
+        return SizePrior((mean[..., None] * rows).sum((0, 1)) / (mean * mean).sum(), sigma)
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        value = (state.identity[:1] @ self.slope.to(state.identity))[:, None, None] / self.sigma
+        return Residuals(value, torch.ones(1, 1, dtype=torch.bool, device=value.device))
+
+    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
+        columns = (self.slope.to(state.identity) / self.sigma)[None, None, None]
+        view = torch.zeros(1, dtype=torch.int64, device=columns.device)
+        return Linearization(self.residuals(state, observations), (Slot(view, {"identity": columns}),))

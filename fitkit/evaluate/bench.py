@@ -7,6 +7,7 @@ import os
 import statistics
 import time
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
@@ -322,6 +323,7 @@ def speed(folder: str | os.PathLike, model_name: str = "ict", recipe_name: str =
         report["adam"] = {**times, "errors": _errors(result, truth)}
         if "fit" in report:
             report["adam"]["times_slower"] = report["adam"]["seconds"] / report["fit"]["seconds"]
+            report["adam"]["times_more_cpu"] = report["adam"]["cpu_seconds"] / report["fit"]["cpu_seconds"]
     if "views" in parts:
         report["per_view"] = time_per_view(model, recipe, VIEW_COUNTS, max(1, min(repeats, 3)), tell)
     if "rasterizer" in parts:
@@ -400,8 +402,6 @@ def time_rasterizer(model: FaceModel, size: int = 512, repeats: int = 15) -> dic
     clip = clip_vertices(camera, pose.apply((points - (low + high) / 2)[None]))
     out: dict[str, Any] = {"size": size, "vertices": len(points), "triangles": len(triangles)}
     for backend in ("torch", "numba"):
-        from importlib import import_module  # a backend loads on first use
-
         module = import_module(f"fitkit.render.backends.{backend}_backend")
         fragments = rasterize(clip, triangles, (size, size), backend)
         out["covered"] = round(float(fragments.covered.float().mean()), 3)
@@ -431,7 +431,7 @@ def speed_text(report: dict[str, Any]) -> str:
         lines += _error_lines(f["errors"])
     if "adam" in report:
         a = report["adam"]
-        slower = f"; {a['times_slower']:.1f} times slower" if "times_slower" in a else ""
+        slower = f"; {a['times_slower']:.1f} times slower ({a['times_more_cpu']:.1f} by CPU time)" if "times_slower" in a else ""
         lines.append(f"adam (every pixel, {a['crop_px']} px crop): {a['seconds']:.1f} s wall, {a['cpu_seconds']:.1f} s CPU{slower}")
         lines += _error_lines(a["errors"])
     if "per_view" in report:

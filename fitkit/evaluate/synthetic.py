@@ -79,8 +79,8 @@ def head_shot_state(model: FaceModel, identity: Tensor, expression: Tensor, yaw_
     # Positive pitch looks up and positive roll leans clockwise: both are negative turns about the head's x and z axes.
     yaw, pitch, roll = torch.deg2rad(yaw_pitch_roll.to(model.mean)).unbind(-1)
     zero = torch.zeros_like(yaw)
-    turn = (so3_exp(torch.stack([zero, zero, -roll], -1)) @ so3_exp(torch.stack([zero, yaw, zero], -1))
-            @ so3_exp(torch.stack([-pitch, zero, zero], -1)))
+    turn = (so3_exp(torch.stack([zero, yaw, zero], -1)) @ so3_exp(torch.stack([-pitch, zero, zero], -1))
+            @ so3_exp(torch.stack([zero, zero, -roll], -1)))
     flip = torch.diag(model.mean.new_tensor([1.0, -1.0, -1.0]))
     rotation = flip @ turn
     points = model.landmark_points(identity[None], torch.zeros(1, model.num_expression))[0]

@@ -105,6 +105,10 @@ def _rig_pose(views: Sequence[View], single: Pose) -> Pose:
     # Each view places the head well across its line of sight and badly along it: intersect the lines of sight.
     direction = torch.nn.functional.normalize((R.transpose(1, 2) @ single.translation[..., None])[..., 0], dim=-1)
     center = -(R.transpose(1, 2) @ t[..., None])[..., 0]
-    across = torch.eye(3, dtype=dtype, device=device) - direction[:, :, None] * direction[:, None]
-    place = torch.linalg.lstsq(across.sum(0), (across @ center[..., None])[..., 0].sum(0)).solution
+    # Lines that do not meet (cameras in one place) leave the distance to the views' own estimates.
+    own = (R.transpose(1, 2) @ (single.translation - t)[..., None])[..., 0]
+    eye = torch.eye(3, dtype=dtype, device=device)
+    across = eye - direction[:, :, None] * direction[:, None]
+    weak = 1e-4 * eye
+    place = torch.linalg.solve((across + weak).sum(0), (across @ center[..., None] + weak @ own[..., None]).sum(0)[:, 0])
     return Pose(R @ rotation, (R @ place) + t)

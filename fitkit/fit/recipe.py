@@ -90,9 +90,16 @@ class LightPriorTerm(EnergyOptions):
     sigma: float = 0.5
 
 
+@dataclass(frozen=True)
+class SizePriorTerm(EnergyOptions):
+    """sigma: of the head's size, log units."""
+
+    sigma: float = 0.02
+
+
 ENERGIES: dict[str, type[EnergyOptions]] = {
     "lmk2d": EnergyOptions, "lmk2d_eye": EnergyOptions, "lmk2d_lip": EnergyOptions, "identity_prior": EnergyOptions,
-    "expression_prior": EnergyOptions, "focal_prior": EnergyOptions, "light_prior": LightPriorTerm,
+    "expression_prior": EnergyOptions, "focal_prior": EnergyOptions, "light_prior": LightPriorTerm, "size_prior": SizePriorTerm,
     "photo_xview": PhotometricTerm, "flow_corr": FlowTerm,
 }
 

@@ -15,7 +15,7 @@ from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowImages
 from fitkit.energies.landmarks import LandmarkReprojection, eye_offsets, lip_offsets
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term, TermReport
 from fitkit.energies.photometric import CrossViewPhotometric
-from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, LightPrior
+from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, LightPrior, SizePrior
 from fitkit.errors import FitError, InputError
 from fitkit.fit.initialize import CameraKnowledge, initial_state
 from fitkit.fit.recipe import FitRecipe, Stage, load_recipe
@@ -195,6 +195,8 @@ class FitRun:
             return FocalPrior(cameras.focal_mean, cameras.focal_sigma, cameras.first)
         if name == "light_prior":
             return LightPrior(self.light if self.light is not None else state.illumination, options.sigma)
+        if name == "size_prior":
+            return SizePrior.of(model, options.sigma)
         if name == "photo_xview":
             return CrossViewPhotometric.prepare(model, self.observations, replace(options.options, seed=recipe.seed))
         estimator = make_flow_estimator(options.estimator)
@@ -218,7 +220,8 @@ class FitRun:
         began = time.perf_counter()
         if stage.measure_noise:
             self.measure_noise(state)
-        energies = {name: self.energy(name, options, state) for name, options in stage.energies.items()}
+        chosen = {n: o for n, o in stage.energies.items() if not (n == "size_prior" and self.cameras.metric)}
+        energies = {name: self.energy(name, options, state) for name, options in chosen.items()}
         free = [b for b in stage.free if not (b == "illumination" and "photo_xview" not in energies)]
         layout = ParameterLayout.of(state, free, self.recipe.expression.shared, self.cameras.focal_groups, self.cameras.pose_groups)
         photo = energies.get("photo_xview")
@@ -229,7 +232,7 @@ class FitRun:
             state = state.replace(illumination=self.light)
             if "light_prior" in energies:
                 energies["light_prior"] = replace(energies["light_prior"], anchor=self.light)
-        objective = Objective([Term(energies[name], options.weight, options.kernel) for name, options in stage.energies.items()])
+        objective = Objective([Term(energies[name], options.weight, options.kernel) for name, options in chosen.items()])
         solver = stage.solver
         messages = []
         if solver.name == "adam":

@@ -207,6 +207,8 @@ class ArrowSystem:
         y = precondition(r)
         p, ry = -y, r @ y
         first = ry
+        if not first > 0:  # no gradient, no step
+            return x
         for _ in range(most):
             Hp = self.multiply(p) + damping * p
             curvature = p @ Hp

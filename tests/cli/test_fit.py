@@ -4,6 +4,7 @@ import logging
 import numpy as np
 import pytest
 import yaml
+from helpers import write_pts
 
 import fitkit
 from fitkit.fit.recipe import load_recipe
@@ -72,10 +73,10 @@ def test_one_view(run, anna):
 
 
 def test_failed_fit(run, anna):
-    for i in range(3):  # points of another face arrangement: no face looks like this
+    for i in range(3):  # every point has the name of another one: no face looks like this
         path = anna / f"view{i}.pts"
-        path.unlink()
-        np.save(path.with_suffix(".npy"), np.random.default_rng(i).uniform(40, 150, (68, 2)))
+        points = np.loadtxt(path, skiprows=3, max_rows=68)
+        write_pts(path, np.random.default_rng(i).permutation(points) - 1)
     result = run("fit", anna, "--recipe", "landmarks", "--quiet")
     assert result.exit_code == 1
     assert "Error: the fit failed: half of the views or more do not fit their landmarks" in result.output

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowImages, 
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.landmarks import LandmarkReprojection
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
+from fitkit.errors import InputError
 from fitkit.geometry.rotation import so3_exp
 from fitkit.models.io import load_model_file
 from fitkit.observe.flow import make_flow_estimator
-from fitkit.observe.flow.types import Flow
+from fitkit.observe.sampling import sample
 from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
 from fitkit.scene.camera import KINDS
 from fitkit.scene.layout import ParameterLayout, retract
@@ -186,7 +188,7 @@ def test_contrast_is_normalized_locally():
 @pytest.fixture(scope="module")
 def triplet():
     """Three pictures of a person made with the shipped model, 224 px, and the state that made them."""
-    model = load_model_file("assets/generic.npz")
+    model = load_model_file(Path(__file__).parents[2] / "assets" / "generic.npz")
     state = tiny_state(model, 3, 224, expression=0.0)
     state = state.replace(pose=Pose(torch.diag(torch.tensor([1.0, -1, -1])) @ so3_exp(torch.tensor([[0.0, -0.4, 0], [0, 0, 0], [0, 0.4, 0]])),
                                     state.pose.translation))
@@ -216,8 +218,6 @@ def test_a_match_leads_to_the_same_skin(triplet):
     m = flow_energy(model, obs).freeze(off, obs).matches
     fragments = rasterize(clip_vertices(state.camera, state.pose.apply(state.vertices(model))), model.triangles, (224, 224))
     place = interpolate(fragments, model.triangles, model.mean[None]).permute(0, 3, 1, 2)
-    from fitkit.observe.sampling import sample
-
     at_a, at_b = sample(place[m.view_a], m.pixel_a)[0], sample(place[m.view_b], m.pixel_b)[0]
     gap = (at_a - at_b).norm(dim=-1)[m.valid]
     assert float(gap.median()) < 1.0  # mm; a pixel is 1.4 mm
@@ -233,6 +233,17 @@ def test_masked_pixels_give_no_matches(triplet):
         assert len(own) > 50 and float(own[:, 0].min()) > 110
 
 
+def test_nothing_usable_and_one_view(triplet):
+    model, state, obs = triplet
+    blind = replace(obs, mask=torch.zeros_like(obs.mask))
+    cost, report = Objective([Term(flow_energy(model, blind))]).freeze(state, blind).cost(state, blind)
+    assert float(cost) == 0 and report["flow_corr"].valid == 0
+    one = state.replace(expression=state.expression[:1], subject=state.subject[:1], pose=state.pose.select([0]), camera=state.camera.select([0]))
+    message = r"energy 'flow_corr' compares views: expected at least 2 .*, got 1 view\(s\) .*; give its stage min_views: 2"
+    with pytest.raises(InputError, match=message):
+        flow_energy(model, obs).freeze(one, obs)
+
+
 def test_converges_from_five_degrees_and_five_pixels(triplet):
     """View 1 has no landmarks and starts 5 degrees and 5 px off; the matches with its neighbours must bring it home."""
     model, state, obs = triplet
@@ -241,7 +252,8 @@ def test_converges_from_five_degrees_and_five_pixels(triplet):
     known = replace(obs, landmarks=replace(obs.landmarks, valid=valid))
     pixel = 900 / float(state.camera.focal[1])  # mm at the face
     axis = torch.nn.functional.normalize(torch.tensor([0.5, 0.8, 0.3]), dim=0) * torch.deg2rad(torch.tensor(5.0))
-    start = state.replace(pose=state.pose.retract(torch.stack([torch.zeros(6), torch.cat([axis, torch.tensor([4.0, 3.0, 0]) * pixel]), torch.zeros(6)])))
+    away = torch.cat([axis, torch.tensor([4.0, 3.0, 0]) * pixel])
+    start = state.replace(pose=state.pose.retract(torch.stack([torch.zeros(6), away, torch.zeros(6)])))
 
     def error(s):
         seen = project_points(model.landmark_basis, s).pixels[1, 17:]

@@ -173,7 +173,8 @@ def silhouette_points(state):
 def turned(yaw):
     state = tiny_state(MODEL, 1)
     turn = so3_exp(torch.tensor([[0.0, yaw, 0.0]], dtype=torch.float64).deg2rad())
-    return state.replace(pose=Pose(torch.diag(torch.tensor([1.0, -1, -1], dtype=torch.float64)) @ turn, torch.tensor([[0.0, 0, 900]], dtype=torch.float64)))
+    frontal = torch.diag(torch.tensor([1.0, -1, -1], dtype=torch.float64))
+    return state.replace(pose=Pose(frontal @ turn, torch.tensor([[0.0, 0, 900]], dtype=torch.float64)))
 
 
 def test_profiles_hold_skin_vertices_on_the_line_to_their_jaw_point():

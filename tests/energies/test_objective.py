@@ -85,7 +85,7 @@ def test_an_energy_without_least_squares_form_is_refused_by_name():
         Objective([Term(energy)]).linearize(TRUTH, OBS, ParameterLayout.of(TRUTH, ("pose",)))
 
 
-@pytest.mark.parametrize("groups", [{}, dict(share_expression=True, focal_groups=torch.zeros(3, dtype=torch.int64), pose_groups=torch.zeros(3, dtype=torch.int64))],
+@pytest.mark.parametrize("groups", [{}, dict(share_expression=True, pose_groups=torch.zeros(3, dtype=torch.int64))],
                          ids=["own", "shared"])
 def test_both_solvers_find_the_same_minimum(groups):
     layout = ParameterLayout.of(START, ("identity", "expression", "pose"), **groups)

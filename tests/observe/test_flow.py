@@ -55,7 +55,8 @@ def test_a_batch_is_what_its_parts_are_and_grey_works():
 
 def test_forward_backward_check():
     def flow(dx, dy):
-        return Flow(torch.tensor([dx, dy], dtype=torch.float32)[None, :, None, None].expand(1, 2, 20, 30).clone(), torch.ones(1, 20, 30, dtype=torch.bool))
+        displacement = torch.tensor([dx, dy], dtype=torch.float32)[None, :, None, None].expand(1, 2, 20, 30)
+        return Flow(displacement.clone(), torch.ones(1, 20, 30, dtype=torch.bool))
 
     there, back = flow(4.0, 0.0), flow(-4.0, 0.0)
     good = consistent(there, back)

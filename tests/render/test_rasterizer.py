@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,8 +104,9 @@ def test_huge_triangle_fills_the_image():
 def test_nothing_to_draw():
     behind = torch.tensor([[[-10.0, 0, -500], [10, 0, -500], [0, 10, -500]]])
     for backend in ("torch", "numba"):
-        for points, triangles in ((behind, torch.tensor([[0, 1, 2]])), (behind, torch.zeros(0, 3, dtype=torch.int64)),
-                                  (behind * torch.nan, torch.tensor([[0, 1, 2]])), (behind.abs() * torch.tensor([1, torch.nan, 1]), torch.tensor([[0, 1, 2]]))):
+        one, none = torch.tensor([[0, 1, 2]]), torch.zeros(0, 3, dtype=torch.int64)
+        unknown = behind.abs() * torch.tensor([1, torch.nan, 1])
+        for points, triangles in ((behind, one), (behind, none), (behind * torch.nan, one), (unknown, one)):
             fragments = rasterize(clip_vertices(camera(), points), triangles, (24, 32), backend)
             assert not bool(fragments.covered.any())
             assert float(fragments.barycentric.abs().max()) == 0 and float(fragments.depth.abs().max()) == 0
@@ -151,8 +153,6 @@ def test_gradients_of_interpolated_values(kind):
     colors = torch.rand(1, 12, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def values(points, colors):
-        from dataclasses import replace
-
         clip = clip_vertices(cam, points)
         return interpolate(replace(fragments, barycentric=barycentrics(clip, triangles, fragments.triangle)), triangles, colors)
 

@@ -3,15 +3,17 @@ import torch
 
 from fitkit.solvers.arrow import ArrowSystem
 
-B, Q, SHARED = 4, 3, 9  # views, own parameters of each, shared parameters
+B, Q, SHARED = 4, 3, 8  # views, own parameters of each, shared parameters
 LOCAL = 5  # shared parameters a view depends on
 
 
 def layout(grouped: bool):
-    """Step positions [B, LOCAL + Q]; grouped: views 0 and 2 use other shared parameters than 1 and 3."""
-    start = torch.tensor([0, 4, 0, 4]) if grouped else torch.zeros(B, dtype=torch.int64)
+    """Step positions [B, LOCAL + Q]; two shared parameters belong to all views, three to a group: grouped: views 0 and 2
+    against 1 and 3, else all."""
+    start = torch.tensor([0, 3, 0, 3]) if grouped else torch.zeros(B, dtype=torch.int64)
+    shared = torch.cat([torch.arange(2).expand(B, -1), 2 + start[:, None] + torch.arange(3)], 1)
     own = SHARED + torch.arange(B)[:, None] * Q + torch.arange(Q)
-    return torch.cat([start[:, None] + torch.arange(LOCAL), own], 1)
+    return torch.cat([shared, own], 1)
 
 
 def dense_jacobian(index, view, local):
@@ -22,7 +24,7 @@ def dense_jacobian(index, view, local):
     return J
 
 
-def build(grouped, pairs=False, common=False, seed=0):
+def build(grouped, pairs=False, common=False, seed=0, factored=False):
     """The system under test beside H and g assembled from whole Jacobians."""
     gen = torch.Generator().manual_seed(seed)
 
@@ -31,6 +33,8 @@ def build(grouped, pairs=False, common=False, seed=0):
 
     index, n = layout(grouped), LOCAL + Q
     system = ArrowSystem.zeros(B, SHARED, Q)
+    if factored:
+        system.dense_limit = 0
     view = torch.tensor([2, 0, 1, 3, 2])  # view 2 twice, out of order
     J, r = normal(5, 7, n), normal(5, 7)
     system.add_view(view, index, J.transpose(1, 2) @ J, (J.transpose(1, 2) @ r[..., None])[..., 0])
@@ -75,6 +79,23 @@ def test_equals_the_dense_normal_equations(case):
     before = system.dense()
     torch.testing.assert_close(system.solve(damping), torch.linalg.solve(H + torch.diag(damping), -g))
     assert torch.equal(system.dense(), before)  # solving leaves the system as it was
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_coupling_kept_as_factors_is_the_same_system(case):
+    system, H, g = build(**case, factored=True)
+    assert system.factored and system.coupling is None
+    torch.testing.assert_close(system.dense(), H)
+    torch.testing.assert_close(system.diagonal(), H.diagonal())
+    x = torch.randn(len(g), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(system.multiply(x), H @ x)
+    damping = 0.1 + torch.rand(len(g), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    step, expected = system.solve(damping), torch.linalg.solve(H + torch.diag(damping), -g)
+    # Conjugate gradients stop at a thousandth of the first residual; what counts is how far down the model they get.
+    drop = [float(g @ s + 0.5 * s @ (H @ s + damping * s)) for s in (step, expected)]
+    assert drop[0] < 0.9999 * drop[1] < 0
+    system.gradient_shared.zero_(), system.gradient_own.zero_()
+    assert float(system.solve(damping).abs().max()) == 0
 
 
 @pytest.mark.parametrize("grouped", [False, True])

@@ -1,0 +1,83 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+import fitkit
+from fitkit.cli import main as cli
+from fitkit.fit.recipe import load_recipe
+
+
+def leaves(command, words=()):
+    """Every command below a group: (words, command)."""
+    if not isinstance(command, click.Group):
+        return [(words, command)]
+    context = click.Context(command)
+    return [leaf for name in command.list_commands(context) for leaf in leaves(command.get_command(context, name), (*words, name))]
+
+
+@pytest.mark.parametrize("words", [words for words, _ in leaves(cli.main)], ids=" ".join)
+def test_help_has_an_example(run, words):
+    result = run(*words, "--help")
+    assert result.exit_code == 0 and f"Example: fitkit {' '.join(words)}" in result.output
+
+
+def test_help_lists_the_commands(run):
+    result = run("--help")
+    assert result.exit_code == 0
+    for name in ("fit", "model", "recipe"):
+        assert f"\n  {name}  " in result.output
+    assert run("-h").output == result.output
+    assert run("--version").output == f"fitkit, version {fitkit.__version__}\n"
+
+
+def test_a_command_that_is_not_installed_is_left_out(run, monkeypatch):
+    monkeypatch.setitem(cli.COMMANDS, "paint", ("fitkit.cli.paint:paint", "Paint."))
+    assert "paint" not in run("--help").output
+    assert "No such command 'paint'" in run("paint").output
+
+
+def test_help_loads_no_heavy_package():
+    code = """
+import sys
+import fitkit
+from click.testing import CliRunner
+from fitkit.cli.main import main
+for words in (["--help"], ["fit", "--help"], ["model", "--help"], ["recipe", "list"]):
+    assert CliRunner().invoke(main, words).exit_code == 0, words
+heavy = {"torch", "numpy", "cv2", "scipy", "numba", "face_alignment", "ptlflow"} & set(sys.modules)
+assert not heavy, heavy
+assert "fit" in dir(fitkit) and "FitResult" in dir(fitkit)
+"""
+    environment = {"PYTHONPATH": str(Path(fitkit.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_threads_are_settled_before_torch_loads():
+    code = """
+import os
+from fitkit.cli.main import settle_threads
+settle_threads()
+import torch
+print(os.environ["OMP_WAIT_POLICY"], torch.get_num_threads())
+"""
+    environment = {"PYTHONPATH": str(Path(fitkit.__file__).parents[1])}
+
+    def threads(**given):
+        return subprocess.run([sys.executable, "-c", code], check=True, env=environment | given, capture_output=True, text=True).stdout.split()
+
+    policy, number = threads()
+    assert policy == "PASSIVE" and 1 <= int(number) <= cli.MAX_THREADS
+    assert threads(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="ACTIVE") == ["ACTIVE", "1"]  # the user's word counts
+
+
+def test_recipe_list_and_show(run, tmp_path):
+    assert "multiview    The default" in run("recipe", "list").output
+    result = run("recipe", "show", "multiview", "seed=3")
+    assert result.exit_code == 0
+    (tmp_path / "shown.yaml").write_text(result.output)
+    assert load_recipe(tmp_path / "shown.yaml") == load_recipe("multiview", ["seed=3"])
+    result = run("recipe", "show", "multiveiw")
+    assert result.exit_code == 1 and "did you mean 'multiview'" in result.output

@@ -1,0 +1,221 @@
+import json
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+from fitkit.cli.bench import bench as command
+from fitkit.errors import FitError, InputError
+from fitkit.evaluate import bench
+from fitkit.evaluate.bench import MEAN_FACE, Prediction, Truth, accuracy, outer_skin, same_topology, score, speed, summarize
+from fitkit.export.meshes import write_ply
+from fitkit.fit.recipe import load_recipe
+from fitkit.models.io import save_model_file
+from helpers import tiny_model, tiny_result
+
+PEOPLE = ("anna", "ben")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two tiny people in the layout of the benchmark data, and the model they are made of as a file."""
+    folder = tmp_path_factory.mktemp("bench")
+    model = tiny_model()
+    for seed, name in enumerate(PEOPLE, 1):
+        result = tiny_result(seed=seed, views=4, model=model)
+        (folder / name).mkdir()
+        for i, view in enumerate(result.subject.views):
+            Image.fromarray(view.image).save(folder / name / f"view{i}.jpg", quality=95)
+            points = result.landmarks.points[i].double().numpy()
+            (folder / name / f"view{i}.pts").write_text("version: 1\nn_points: 68\n{\n" + "\n".join(f"{x + 1} {y + 1}" for x, y in points) + "\n}\n")
+        truth = folder / "ground_truth" / name
+        truth.mkdir(parents=True)
+        write_ply(truth / "neutral.ply", result.neutral, model.triangles)
+        np.save(truth / "landmarks3d_neutral.npy", result.landmarks3d.numpy())
+        np.save(truth / "face_region.npy", model.face.nonzero()[:, 0].numpy().astype(np.int32))
+    return folder, str(save_model_file(model, folder.parent / "tiny.npz"))
+
+
+def exact(truth: Truth) -> Prediction:
+    return Prediction("anna", "tiny", "truth", truth.vertices.copy(), truth.triangles, truth.landmarks.copy())
+
+
+def moved(prediction: Prediction, scale: float) -> Prediction:
+    R, t = Rotation.from_euler("xyz", [20, -35, 10], degrees=True).as_matrix(), [5.0, -60.0, 30.0]
+    return Prediction(prediction.subject, prediction.model, prediction.recipe, scale * prediction.vertices @ R.T + t, prediction.triangles,
+                      scale * prediction.landmarks @ R.T + t)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.1])
+def test_truth_scores_zero_after_any_similarity(data, scale):
+    truth = bench.load_truth(data[0] / "ground_truth" / "anna")
+    got = score(moved(exact(truth), scale), truth)
+    for key in ("now_mean", "now_median", "points_mean", "vertex_similarity"):
+        assert got[key] < 1e-4, key  # the .npy landmarks are float32
+    assert got["size_percent"] == pytest.approx(100 * (scale - 1), abs=1e-3)
+    # a rigid motion cannot undo the scale: what is left is the spread of the face about its centre
+    face = truth.vertices[truth.face]
+    left = (scale - 1) * np.linalg.norm(face - face.mean(0), axis=1).mean()
+    assert got["vertex_rigid"] == pytest.approx(left, abs=1e-4)
+
+
+def test_score_grows_with_the_offset_along_the_surface_normal(data):
+    truth = bench.load_truth(data[0] / "ground_truth" / "anna")
+    bumps = np.random.default_rng(0).normal(size=(len(truth.vertices), 3))
+    small, large = (Prediction("", "", "", truth.vertices + a * bumps, truth.triangles, truth.landmarks) for a in (0.3, 1.5))
+    assert 0 < score(small, truth)["now_mean"] < score(large, truth)["now_mean"]
+    assert score(small, truth)["now_mean"] <= score(small, truth)["points_mean"] + 1e-9  # refined is never worse in rms; nearly so in mean
+
+
+def test_other_topology_has_no_vertex_error(data):
+    truth = bench.load_truth(data[0] / "ground_truth" / "anna")
+    other = exact(truth)
+    fewer = Prediction(other.subject, other.model, other.recipe, other.vertices, other.triangles[5:], other.landmarks)
+    assert score(fewer, truth)["vertex_similarity"] is None and score(fewer, truth)["now_mean"] is not None
+
+
+def test_same_topology_ignores_order_and_further_vertices(data):
+    truth = bench.load_truth(data[0] / "ground_truth" / "anna")
+    turned = np.roll(truth.triangles[::-1], 1, axis=1)
+    beyond = np.concatenate([turned, [[len(truth.vertices), len(truth.vertices) + 1, len(truth.vertices) + 2]]])
+    assert same_topology(beyond, truth)
+    assert not same_topology(np.concatenate([truth.triangles[:-1], [[0, 1, 300]]]), truth)
+
+
+def test_outer_skin_leaves_out_eyes_and_mouth():
+    model = tiny_model()
+    region = torch.zeros_like(model.region)
+    region[10:40], region[60:80] = 1, 2
+    model = replace(model, region=region, region_names=("face_narrow", "eye_left", "mouth_interior"))
+    skin = outer_skin(model)
+    assert bool(skin.any()) and bool((model.region[model.triangles[skin]] == 0).all())
+
+
+def test_accuracy_finds_the_people(data):
+    lines = []
+    report = accuracy(data[0], [data[1]], ["landmarks"], tell=lines.append)
+    assert [(r["recipe"], r["subject"]) for r in report["rows"]] == [(recipe, name) for recipe in (MEAN_FACE, "landmarks") for name in PEOPLE]
+    mean, fitted = report["summary"]
+    assert fitted["now_mean"] < 0.7 * mean["now_mean"] and fitted["vertex_similarity"] < 0.7 * mean["vertex_similarity"]
+    rows = [r for r in report["rows"] if r["recipe"] == "landmarks"]
+    assert fitted["now_mean"] == pytest.approx(np.mean([r["now_mean"] for r in rows]))
+    assert all(r["seconds"] > 0 and r["views"] == 4 and r["status"] for r in rows) and len(lines) == len(rows)
+    assert report["recipes"]["landmarks"]["stages"] and report["machine"]["versions"]["torch"] == torch.__version__.split("+")[0]
+    text = bench.accuracy_text(report)
+    assert "anna" in text and f"{fitted['now_mean']:.3f}" in text
+    json.dumps(report, allow_nan=False)
+
+
+def test_subjects_and_views_are_selected(data):
+    report = accuracy(data[0], [data[1]], ["landmarks"], subjects=["ben"], views=[0, 3])
+    assert {r["subject"] for r in report["rows"]} == {"ben"} and {r["views"] for r in report["rows"]} == {2}
+
+
+def test_failed_fits_are_counted(data, monkeypatch):
+    def broken(subject, *rest):
+        raise FitError("no light today") if subject.name == "anna" else FitError("too dark")
+
+    monkeypatch.setattr(bench, "fit_observed", broken)
+    report = accuracy(data[0], [data[1]], ["landmarks"])
+    assert report["summary"][1]["failed"] == 2 and report["summary"][1]["now_mean"] is None
+    text = bench.accuracy_text(report)
+    assert "all 2, 2 failed" in text and "anna: no light today" in text
+
+
+def test_summary_states_the_gain_on_landmarks():
+    def row(recipe, error):
+        return {"model": "m", "recipe": recipe, "subject": "s", **dict.fromkeys(bench.ERRORS, error), "seconds": 1.0, "cpu_seconds": 1.0}
+
+    gains = {s["recipe"]: s["gain_on_landmarks"] for s in summarize([row(MEAN_FACE, 3.0), row("landmarks", 2.0), row("multiview", 1.5)])}
+    assert gains == {MEAN_FACE: None, "landmarks": None, "multiview": 0.25}
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda d, m: accuracy(d / "nowhere", [m]), "no such folder"),
+    (lambda d, m: accuracy(d / "anna", [m]), "no SUBJECT/ folder with a ground_truth"),
+    (lambda d, m: accuracy(d, [m], subjects=["carla"]), "no subject 'carla'; there are: anna, ben"),
+    (lambda d, m: accuracy(d, [m], views=[4]), "views: expected numbers from 0 to 3"),
+    (lambda d, m: speed(d / "anna", m, "landmarks", parts=["fit", "raster"]), "got 'raster'"),
+    (lambda d, m: speed(d / "anna", m, "landmarks", repeats=0), "repeats: expected at least 1"),
+])
+def test_refusals(data, call, message):
+    with pytest.raises(InputError, match=message):
+        call(*data)
+
+
+def test_truth_of_wrong_shape_is_refused(data, tmp_path):
+    for name in ("neutral.ply", "landmarks3d_neutral.npy", "face_region.npy"):
+        (tmp_path / name).write_bytes((data[0] / "ground_truth" / "anna" / name).read_bytes())
+    np.save(tmp_path / "face_region.npy", np.array([0, 100000]))
+    with pytest.raises(InputError, match="face_region.npy: expected indices of the 315 vertices"):
+        bench.load_truth(tmp_path)
+    np.save(tmp_path / "landmarks3d_neutral.npy", np.zeros((51, 3)))
+    with pytest.raises(InputError, match=r"expected \[68, 3\], got \[51, 3\]"):
+        bench.load_truth(tmp_path)
+    (tmp_path / "landmarks3d_neutral.npy").unlink()
+    with pytest.raises(InputError, match="landmarks3d_neutral.npy: cannot be read"):
+        bench.load_truth(tmp_path)
+
+
+def test_speed_reports_every_part(data, monkeypatch):
+    monkeypatch.setattr(bench, "VIEW_COUNTS", (2, 4))
+    quick = load_recipe("landmarks", changes={"name": "adam"})
+    monkeypatch.setattr(bench, "load_recipe", lambda name, *rest: quick if name == "adam" else load_recipe(name, *rest))
+    monkeypatch.setattr(bench, "many_views", partial(bench.many_views, size=96))
+
+    report = speed(data[0] / "anna", data[1], "landmarks", views=[0, 1, 3], repeats=2)
+    assert len(report["fit"]["runs"]) == 2 and report["fit"]["fastest"] <= report["fit"]["seconds"] <= report["fit"]["slowest"]
+    assert report["adam"]["times_slower"] > 0 and report["adam"]["errors"]["vertex_similarity"] is not None
+    assert [r["views"] for r in report["per_view"]["rows"]] == [2, 4] and report["per_view"]["ratio"] > 0
+    assert report["rasterizer"]["torch"]["z_buffer_ms"] > 0 and 0.2 < report["rasterizer"]["covered"] < 1
+    text = bench.speed_text(report)
+    for part in ("times slower", "seconds per view", "rasterizer, 512 x 512 px"):
+        assert part in text
+
+
+def test_many_views_show_one_person():
+    model = tiny_model()
+    (few, few_marks), (many, many_marks) = bench.many_views(model, 2, 96), bench.many_views(model, 5, 96)
+    assert len(few.views) == 2 and len(many.views) == 5
+    assert few.views[0].image.shape == (96, 96, 3)
+    # the first view looks the same way in both, only the noise of the landmarks differs
+    assert float((few_marks.points[0] - many_marks.points[0]).norm(dim=-1).mean()) < 5
+
+
+def test_command_prints_and_writes(data, tmp_path):
+    path = tmp_path / "results" / "accuracy.json"
+    run = CliRunner().invoke(command, ["accuracy", str(data[0]), "--model", data[1], "--recipe", "landmarks", "--subjects", "anna",
+                                       "--views", "0,1,2", "--json", str(path), "expression.shared=true"])
+    assert run.exit_code == 0, run.output
+    assert "Means over the subjects" in run.output and "torch threads" in run.output
+    written = json.loads(path.read_text())
+    assert written["recipes"]["landmarks"]["expression"]["shared"] is True and written["view_positions"] == [0, 1, 2]
+    assert str(data[0]) not in path.read_text()  # no absolute paths in results
+
+
+def test_command_says_what_is_wrong(data, tmp_path):
+    run = CliRunner().invoke(command, ["accuracy", str(tmp_path / "none"), "--model", data[1]])
+    assert run.exit_code == 1 and "no such folder" in run.output and "Traceback" not in run.output
+    run = CliRunner().invoke(command, ["accuracy", str(data[0]), "--views", "a,b"])
+    assert run.exit_code == 2 and "expected numbers like 0,2,4" in run.output
+
+
+def test_command_fails_when_a_fit_failed(data, monkeypatch):
+    def broken(*args):
+        raise FitError("too dark")
+
+    monkeypatch.setattr(bench, "fit_observed", broken)
+    run = CliRunner().invoke(command, ["accuracy", str(data[0]), "--model", data[1], "--recipe", "landmarks"])
+    assert run.exit_code == 1 and "too dark" in run.output and "some fits failed" in run.output
+
+
+def test_adam_recipe_is_what_the_benchmark_states():
+    recipe = load_recipe("adam")
+    assert recipe.crop.max_size == recipe.crop.min_size == 224
+    assert [(s.solver.name, s.solver.max_iterations) for s in recipe.stages] == [("adam", 200), ("adam", 800)]
+    assert recipe.stages[1].energies["photo_xview"].options.points == 0  # every covered pixel
