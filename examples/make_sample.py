@@ -25,14 +25,15 @@ WIDTH, HEIGHT = 448, 512
 NOISE_PX = 0.7
 EXPRESSION = {"mouthSmile_L": 0.35, "mouthSmile_R": 0.30, "cheekSquint_L": 0.2, "cheekSquint_R": 0.2, "browInnerUp_L": 0.15,
               "browInnerUp_R": 0.15}
-FILES = """# Sample subject
+FILES = """# Truth of the sample subject
 
-Three pictures of a person who does not exist: a random face of fitkit's own `generic` model with painted skin, rendered by
+`../sample` holds three pictures of a person who does not exist: a random face of fitkit's own `generic` model with painted skin, rendered by
 `examples/make_sample.py` (deterministic). Part of fitkit, same licence. `left` means that the face looks to the left side
 of the picture.
 
 The `.pts` files hold the 68 iBUG points, counted from 1: projections of the model's landmarks (fixed points on the skin,
-hidden ones included) with Gaussian noise of {noise} px. What the pictures were made from is in `../sample_truth`.
+hidden ones included) with Gaussian noise of {noise} px. What the pictures were made from is in this
+folder, for tests, not for the fit: millimetres; cameras in the OpenCV convention, x_camera = R x_head + t.
 
     fitkit fit examples/sample
 """
@@ -62,7 +63,6 @@ def main(folder: Path) -> None:
     for name, image, xy in zip(NAMES, images, noisy.double().numpy()):
         Image.fromarray(image).save(sample / f"{name}.jpg", quality=92, subsampling=0, optimize=True)
         write_pts(sample / f"{name}.pts", xy)
-    (sample / "README.md").write_text(FILES.format(noise=NOISE_PX), encoding="utf-8")
 
     neutral = state.neutral(model)
     np.save(truth / "landmarks3d_neutral.npy", model.landmarks.points(neutral, model.triangles)[0].numpy().astype(np.float32))
@@ -73,8 +73,7 @@ def main(folder: Path) -> None:
     parameters = {"model": model.name, "seed": SEED, "identity": [round(float(v), 5) for v in identity], "expression": EXPRESSION,
                   "landmark_noise_px": NOISE_PX, "views": views}
     (truth / "parameters.json").write_text(json.dumps(parameters, indent=1) + "\n", encoding="utf-8")
-    (truth / "README.md").write_text("What `examples/sample` was rendered from (`examples/make_sample.py`); for tests, not for the fit.\n"
-                                     "Millimetres; cameras in the OpenCV convention, x_camera = R x_head + t.\n", encoding="utf-8")
+    (truth / "README.md").write_text(FILES.format(noise=NOISE_PX), encoding="utf-8")
 
 
 if __name__ == "__main__":

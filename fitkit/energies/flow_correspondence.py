@@ -15,7 +15,7 @@ from fitkit.models.face_model import FaceModel
 from fitkit.observe.flow.consistency import consistent
 from fitkit.observe.flow.types import FlowEstimator
 from fitkit.observe.observations import Observations
-from fitkit.observe.sampling import gaussian_blur, sample
+from fitkit.observe.sampling import erode, gaussian_blur, sample
 from fitkit.render.rasterizer import clip_vertices, rasterize
 from fitkit.render.visibility import seen_by_depth
 from fitkit.scene.projection import project_head_points
@@ -28,6 +28,7 @@ class FlowOptions:
     224-pixel crop; neighbors: each view is paired with this many next views in the order of their yaw, both ways;
     normalize: radius in flow pixels of the local contrast normalization, 0 = none. Highlights and shading glide over
     the skin and pull the flow along; what is left after it is skin texture, which does not;
+    hold: keep the first matches through all refreshes of a stage;
     min_correlation: of the patches around both ends of a match."""
 
     size: int = 384
@@ -38,6 +39,7 @@ class FlowOptions:
     min_correlation: float = 0.6
     min_cosine: float = 0.25
     depth_tolerance_mm: float = 3.5
+    hold: bool = False
     seed: int = 0
 
 
@@ -77,6 +79,8 @@ class FlowCorrespondence:
     reduction = "mean"
 
     def freeze(self, state: SceneState, observations: Observations) -> "FlowCorrespondence":
+        if self.options.hold and self.matches is not None:
+            return self
         return replace(self, matches=find_matches(self.model, state, self.photos, self.estimator, self.options))
 
     def _hits(self, state: SceneState) -> "_Hits":
@@ -262,7 +266,7 @@ def find_matches(model: FaceModel, state: SceneState, photos: FlowImages, estima
         ready = torch.zeros(h * w, device=device)
         ready[place] = 1
         # Keep clear of the rim, where part of each flow patch sees the fill.
-        clear = -F.max_pool2d(-ready.reshape(1, 1, h, w), 7, stride=1, padding=3).reshape(-1)
+        clear = erode(ready.reshape(1, 1, h, w), 3).reshape(-1)
         trust = angle * similar[g].reshape(-1)[place].clamp_min(0) ** 2
         ok = good[g].reshape(-1)[place] & (clear[place] > 0.5) & (similar[g].reshape(-1)[place] > options.min_correlation)
         pick = ok.nonzero().squeeze(1)

@@ -12,7 +12,7 @@ from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.models.face_model import FaceModel, MeshPoints, PointBasis
 from fitkit.observe.observations import Observations, halve
-from fitkit.observe.sampling import blur_radius, gaussian_blur, sample, sample_with_gradient
+from fitkit.observe.sampling import blur_radius, erode, gaussian_blur, sample, sample_with_gradient
 from fitkit.render.rasterizer import clip_vertices, rasterize
 from fitkit.render.visibility import depth_maps, seen_by_depth
 from fitkit.scene.projection import ProjectedPoints, motion_columns, project_points
@@ -24,7 +24,7 @@ class PhotometricOptions:
     """level: pyramid level (0 = full crop, each level halves it); points: surface samples, 0 = the surface
     at every covered skin pixel of every view, taken anew by each freeze; sigma: log units;
     blur: Gaussian standard deviation in pixels of the level; floor: linear intensity below which the log is noise;
-    min_cosine, depth_tolerance_mm: visibility; depth_reduction: z-buffer is this much smaller than the crop."""
+    min_cosine, depth_tolerance_mm: visibility; depth_size: side of the z-buffer in pixels."""
 
     level: int = 0
     points: int = 1500
@@ -33,7 +33,7 @@ class PhotometricOptions:
     floor: float = 0.01
     min_cosine: float = 0.2
     depth_tolerance_mm: float = 3.5
-    depth_reduction: float = 2.0
+    depth_size: int = 224
     seed: int = 0
 
 
@@ -75,7 +75,7 @@ class CrossViewPhotometric:
         images = gaussian_blur(images, options.blur)
         # Blurring and bilinear sampling mix in pixels beyond the mask: keep only what lies well inside.
         reach = blur_radius(options.blur) + 1
-        inside = -F.max_pool2d(-mask, 2 * reach + 1, stride=1, padding=reach)
+        inside = erode(mask, reach)
         log_images = torch.log(images + options.floor)
         trust = (images / (images + 3 * options.floor)) ** 2 * (images < 0.98) * (inside > 0.999)
         return CrossViewPhotometric(model, options, triangle, barycentric, model.at(triangle, barycentric), log_images, trust)
@@ -101,7 +101,7 @@ class CrossViewPhotometric:
         return replace(self, triangle=triangle, barycentric=barycentric, basis=self.model.at(triangle, barycentric))
 
     def _freeze(self, state: SceneState, observations: Observations, vertices: Tensor) -> "CrossViewPhotometric":
-        reduction = self.options.depth_reduction
+        reduction = max(observations.size) / self.options.depth_size
         maps = depth_maps(vertices, self.model.triangles, state, observations.size, reduction)
         seen = project_points(self.basis, state)
         visible = seen_by_depth(seen.pixels, seen.camera[..., 2], maps, reduction, self.options.depth_tolerance_mm)

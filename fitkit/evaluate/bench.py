@@ -36,7 +36,6 @@ from fitkit.scene.pose import Pose
 log = logging.getLogger("fitkit")
 
 MEAN_FACE = "mean face"
-OUTER_SKIN = ("face", "head", "neck", "ears")  # the beginnings of region names that a scan can show
 SPEED_PARTS = ("fit", "adam", "views", "rasterizer")
 VIEW_COUNTS = (3, 6, 12, 24)
 POINTS = list(NOW_POINTS)
@@ -65,7 +64,7 @@ class Truth:
 class Prediction:
     """A neutral mesh that stands against the truth.
 
-    subject, model, recipe: names; vertices [V, 3] mm, triangles [F, 3] of the outer skin, landmarks [68, 3] mm;
+    subject, model, recipe: names; vertices [V, 3] mm, triangles [F, 3], landmarks [68, 3] mm;
     seconds: wall time of the solver, cpu_seconds: CPU time of crop, solver and report; error: why there is no mesh.
     """
 
@@ -143,26 +142,19 @@ def load_views(folder: str | os.PathLike, views: Sequence[int] | None = None) ->
 # ---- accuracy ----
 
 
-def outer_skin(model: FaceModel) -> torch.Tensor:
-    """[F] bool: triangles of face, head, neck and ears; eyeballs and the inside of the mouth are not on a scan."""
-    kept = torch.tensor([name.startswith(OUTER_SKIN) for name in model.region_names])
-    on = kept[model.region][model.triangles].all(1)
-    return on if bool(on.any()) else torch.ones_like(on)
-
-
 def predict(name: str, subject: Subject, found: Landmarks, model: FaceModel, recipe: FitRecipe | None) -> Prediction:
     """Fit one subject, or take the model's mean face (recipe None). A failed fit is a Prediction with `error`."""
     label = MEAN_FACE if recipe is None else recipe.name
-    skin = model.triangles[outer_skin(model)].numpy()
+    triangles = model.triangles.numpy()
     if recipe is None:
         marks = model.landmarks.points(model.mean[None], model.triangles)[0]
-        return Prediction(name, model.name, label, model.mean.double().numpy(), skin, marks.double().numpy(), status="ok")
+        return Prediction(name, model.name, label, model.mean.double().numpy(), triangles, marks.double().numpy(), status="ok")
     try:
         result = fit_observed(subject, found, model, recipe)
     except FitkitError as error:
         return Prediction(name, model.name, label, status="failed", error=str(error))
     spent = result.metrics["time_s"]
-    return Prediction(name, model.name, label, result.neutral.double().numpy(), skin, result.landmarks3d.double().numpy(),
+    return Prediction(name, model.name, label, result.neutral.double().numpy(), triangles, result.landmarks3d.double().numpy(),
                       spent["solve"], spent["cpu"], result.status)
 
 
@@ -349,8 +341,8 @@ def time_fit(subject: Subject, found: Landmarks, model: FaceModel, recipe: FitRe
 def _errors(result: FitResult, truth: Truth | None) -> dict[str, float | None] | None:
     if truth is None:
         return None
-    skin = result.model.triangles[outer_skin(result.model)].numpy()
-    prediction = Prediction("", "", "", result.neutral.double().numpy(), skin, result.landmarks3d.double().numpy())
+    triangles = result.model.triangles.numpy()
+    prediction = Prediction("", "", "", result.neutral.double().numpy(), triangles, result.landmarks3d.double().numpy())
     return score(prediction, truth)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fitkit.errors import InputError
 from fitkit.fit.recipe import CameraOptions
+from fitkit.geometry.rotation import so3_exp
 from fitkit.geometry.weak_perspective import weak_perspective_pose
 from fitkit.io.subject import View
 from fitkit.models.face_model import FaceModel
@@ -83,6 +84,9 @@ def initial_state(model: FaceModel, views: Sequence[View], observations: Observa
     depth = focal / scale
     translation = torch.cat([(shift - principal) * (depth / focal)[:, None], depth[:, None]], 1)
     translation[:, 1] /= aspect
+    if options.kind == "perspective":
+        # The closed form sees the head along its line of sight, the camera along its axis.
+        rotation = rotation_between_axis_and(translation) @ rotation
     pose = Pose(rotation, translation)
     pose_groups = None
     calibrated = [v.camera is not None and v.camera.R is not None for v in views]
@@ -92,6 +96,14 @@ def initial_state(model: FaceModel, views: Sequence[View], observations: Observa
     state = SceneState(torch.zeros(1, model.num_identity, device=device), torch.zeros(B, dtype=torch.int64, device=device),
                        zeros, pose, Camera(focal, principal, aspect, options.kind), torch.zeros(B, 9, 1, device=device))
     return state, CameraKnowledge(focal.clone(), sigma, groups, first, pose_groups, tuple(source))
+
+
+def rotation_between_axis_and(direction: Tensor) -> Tensor:
+    """The smallest rotations [B, 3, 3] that take the optical axis (0, 0, 1) to the directions [B, 3]."""
+    d = torch.nn.functional.normalize(direction, dim=-1)
+    axis = torch.stack([-d[:, 1], d[:, 0], torch.zeros_like(d[:, 0])], -1)
+    sine = axis.norm(dim=-1, keepdim=True)
+    return so3_exp(axis / sine.clamp_min(1e-12) * torch.atan2(sine, d[:, 2:]))
 
 
 def _rig_pose(views: Sequence[View], single: Pose) -> Pose:

@@ -18,7 +18,8 @@ from fitkit.scene.layout import BLOCKS
 
 @dataclass(frozen=True)
 class LandmarkOptions:
-    """source: where the 68 points come from; jaw: what points 0-16 are (see LandmarkReprojection);
+    """source: where the 68 points come from; jaw: what points 0-16 are (see LandmarkReprojection),
+    'auto' tries both rules where the source does not say;
     sigma: standard deviation of a point as a share of the face size (square root of the landmark box area), used
     until the noise is measured from the residuals; min_sigma, max_sigma: limits of the measured value."""
 

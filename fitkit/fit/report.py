@@ -81,6 +81,10 @@ def judge(metrics: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     reasons, failed = [], 0
     for view in metrics["views"]:
         share = view["reprojection_share"]
+        if share != share:
+            failed += 1
+            reasons.append(f"view {view['name']} has no landmark inside the face, only on its outline; check its landmarks, or leave the photo out")
+            continue
         if not share <= VIEW_DOUBTFUL:
             failed += not share <= VIEW_FAILED
             reasons.append(f"view {view['name']} does not fit its landmarks: they are off by {100 * share:.1f} % of the face size "

@@ -67,3 +67,13 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
 def blur_radius(sigma: float) -> int:
     """How many pixels to each side `gaussian_blur` reaches."""
     return max(1, int(3 * sigma + 0.5)) if sigma > 0 else 0
+
+
+def erode(masks: Tensor, radius: int) -> Tensor:
+    """Smallest value within `radius` pixels (a square) of masks [B, C, H, W]; beyond the border nothing counts."""
+    if masks.device.type == "cpu" and not masks.requires_grad and len(masks):
+        # many times faster than pooling in torch
+        square = np.ones((2 * radius + 1,) * 2, np.uint8)
+        planes = masks.detach().reshape(-1, *masks.shape[-2:]).numpy()
+        return torch.from_numpy(np.stack([cv2.erode(plane, square) for plane in planes])).reshape(masks.shape)
+    return -F.max_pool2d(-masks, 2 * radius + 1, stride=1, padding=radius)

@@ -320,6 +320,8 @@ def _density(vertices: Tensor, camera: Camera) -> float:
 
 
 def _bilinear(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    if len(x) == 0:  # cv2.remap refuses empty maps
+        return np.zeros((0, image.shape[2]), image.dtype)
     n, columns = len(x), 4096  # cv2.remap takes at most 32767 rows or columns
     pad = -n % columns
     grid = [np.pad(c.astype(np.float32), (0, pad)).reshape(-1, columns) for c in (x, y)]

@@ -17,7 +17,7 @@ class AdamOptions:
 
 
 def adam(problem, x, options: AdamOptions = AdamOptions()) -> SolverResult:
-    """Minimise problem.differentiable_cost(x, step) over the step vector by Adam.
+    """Minimise problem.differentiable_cost over the step vector by Adam; the best point met is the solution.
 
     The problem offers size -> int, scales -> tensor [size] (typical change of each parameter), retract(x, step) and
     differentiable_cost(x) -> scalar tensor, which may fix visibility anew in every call.
@@ -31,10 +31,12 @@ def adam(problem, x, options: AdamOptions = AdamOptions()) -> SolverResult:
         cost = problem.differentiable_cost(problem.retract(x, step * problem.scales))
         if not bool(torch.isfinite(cost)):
             return SolverResult(x, "failed", tuple(history), f"the cost became {float(cost.detach())} in iteration {len(history) + 1}", len(history))
+        if not history or float(cost) < min(history):
+            best = step.detach().clone()
         cost.backward()
         optimizer.step()
         schedule.step()
         history.append(float(cost.detach()))
-    solution = problem.retract(x, (step * problem.scales).detach())
+    solution = problem.retract(x, best * problem.scales) if history else x
     return SolverResult(solution, "max_iterations", tuple(history), f"{options.iterations} Adam iterations, cost {history[0]:.6g} -> {history[-1]:.6g}"
                         if history else "no iterations", len(history))

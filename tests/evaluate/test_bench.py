@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from fitkit.cli.bench import bench as command
 from fitkit.errors import FitError, InputError
 from fitkit.evaluate import bench
-from fitkit.evaluate.bench import MEAN_FACE, Prediction, Truth, accuracy, outer_skin, same_topology, score, speed, summarize
+from fitkit.evaluate.bench import MEAN_FACE, Prediction, Truth, accuracy, same_topology, score, speed, summarize
 from fitkit.export.meshes import write_ply
 from fitkit.fit.recipe import load_recipe
 from fitkit.models.io import save_model_file
@@ -85,15 +85,6 @@ def test_same_topology_ignores_order_and_further_vertices(data):
     beyond = np.concatenate([turned, [[len(truth.vertices), len(truth.vertices) + 1, len(truth.vertices) + 2]]])
     assert same_topology(beyond, truth)
     assert not same_topology(np.concatenate([truth.triangles[:-1], [[0, 1, 300]]]), truth)
-
-
-def test_outer_skin_leaves_out_eyes_and_mouth():
-    model = tiny_model()
-    region = torch.zeros_like(model.region)
-    region[10:40], region[60:80] = 1, 2
-    model = replace(model, region=region, region_names=("face_narrow", "eye_left", "mouth_interior"))
-    skin = outer_skin(model)
-    assert bool(skin.any()) and bool((model.region[model.triangles[skin]] == 0).all())
 
 
 def test_accuracy_finds_the_people(data):
