@@ -31,7 +31,7 @@ def adam(problem, x, options: AdamOptions = AdamOptions()) -> SolverResult:
         cost = problem.differentiable_cost(problem.retract(x, step * problem.scales))
         if not bool(torch.isfinite(cost)):
             return SolverResult(x, "failed", tuple(history), f"the cost became {float(cost.detach())} in iteration {len(history) + 1}", len(history))
-        if not history or float(cost) < min(history):
+        if not history or float(cost.detach()) < min(history):
             best = step.detach().clone()
         cost.backward()
         optimizer.step()
