@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot, all_views
-from fitkit.models.face_model import FaceModel, PointBasis
+from fitkit.models.face_model import FaceModel
 from fitkit.observe.observations import Observations
 from fitkit.scene.projection import motion_columns, project_head_points, project_points
 from fitkit.scene.state import SceneState
@@ -53,9 +53,6 @@ class LandmarkReprojection:
             s = (r.value * r.value).sum(-1)[:, JAW]
             costs.append(float(torch.where(r.valid[:, JAW], s / (1 + s / 9), torch.zeros_like(s)).sum()))
         return by_surface if costs[0] <= costs[1] else by_outline
-
-    def _basis(self) -> tuple[PointBasis, Tensor | None]:
-        return self.model.landmark_basis, self.jaw_vertices
 
     def _head(self, state: SceneState) -> tuple[Tensor, Tensor]:
         """Head-frame points [B, 68, 3] and their basis rows [68, 3, K] or [B, 68, 3, K]."""

@@ -114,11 +114,11 @@ class SizePrior(PlainEnergy):
 
     Photos from unknown distances say nothing about size, and a shorter identity vector always costs less, so without
     this term a fit shrinks the head freely. c: [K_id] change of log size per coefficient; sigma: log units
-    (0.02 = 2 % of the size, about what grown-up heads differ by). Not used where the cameras' positions are known.
+    (0.01 = 1 % of the size; grown-up heads differ by 3 %, the pull of the other priors needs the rest). Not used where the cameras' positions are known.
     """
 
     slope: Tensor
-    sigma: float = 0.02
+    sigma: float = 0.01
     name = "size_prior"
 
     @staticmethod

@@ -95,7 +95,7 @@ class LightPriorTerm(EnergyOptions):
 class SizePriorTerm(EnergyOptions):
     """sigma: of the head's size, log units."""
 
-    sigma: float = 0.02
+    sigma: float = 0.01
 
 
 ENERGIES: dict[str, type[EnergyOptions]] = {
@@ -190,30 +190,8 @@ def parse_recipe(data: dict, where: str) -> FitRecipe:
             if options is False:  # switched off over an extended recipe
                 continue
             terms[energy] = build(ENERGIES[energy], options or {}, f"{label}: {energy}")
-        rest = build(_StageHead, {k: v for k, v in stage.items() if k != "energies"}, label)
-        for block in rest.free:
+        parsed.append(build(Stage, {**stage, "energies": terms}, label))
+        for block in parsed[-1].free:
             if block not in BLOCKS:
                 raise unknown_key(block, BLOCKS, f"{label}: free")
-        parsed.append(Stage(rest.name, rest.free, terms, rest.solver, rest.min_views, rest.measure_noise))
-    head = build(_RecipeHead, data, where)
-    return FitRecipe(stages=tuple(parsed), **{k: getattr(head, k) for k in head.__dataclass_fields__})
-
-
-@dataclass(frozen=True)
-class _StageHead:
-    name: str
-    free: tuple[str, ...]
-    solver: SolverOptions = SolverOptions()
-    min_views: int = 1
-    measure_noise: bool = False
-
-
-@dataclass(frozen=True)
-class _RecipeHead:
-    name: str
-    model: str = "generic"
-    seed: int = 0
-    crop: CropOptions = CropOptions()
-    landmarks: LandmarkOptions = LandmarkOptions()
-    camera: CameraOptions = CameraOptions()
-    expression: ExpressionOptions = ExpressionOptions()
+    return build(FitRecipe, {**data, "stages": parsed}, where)

@@ -114,7 +114,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             raise InputError(f"{where}: expected a mapping, got {value!r}")
         return value
     if dataclasses.is_dataclass(kind):
-        return build(kind, value, where)
+        return value if isinstance(value, kind) else build(kind, value, where)
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if kind is float and isinstance(value, str):

@@ -1,7 +1,7 @@
 """What is seen of one person: everything the energies compare a scene with."""
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch

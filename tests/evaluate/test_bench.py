@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 from functools import partial
 
 import numpy as np

@@ -4,7 +4,7 @@ from __future__ import annotations
 import difflib
 
 from fitkit.errors import InputError
-from fitkit.observe.flow.types import Flow, FlowEstimator
+from fitkit.observe.flow.types import FlowEstimator
 
 NAMES = ("dis", "dis:ultrafast", "dis:fast", "dis:medium")
 
