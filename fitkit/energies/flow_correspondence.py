@@ -25,7 +25,8 @@ from fitkit.scene.state import SceneState
 @dataclass(frozen=True)
 class FlowOptions:
     """size: side of the images the flow is computed on; points: matches per pair; sigma_px: noise of a match for a
-    224-pixel crop; neighbors: each view is paired with this many next views in the order of their yaw, both ways;
+    224-pixel crop; neighbors: each view is paired with this many next views in the order of their yaw, both ways up
+    to `both_ways` views, with more of them in alternating directions;
     normalize: radius in flow pixels of the local contrast normalization, 0 = none. Highlights and shading glide over
     the skin and pull the flow along; what is left after it is skin texture, which does not;
     hold: keep the first matches through all refreshes of a stage;
@@ -35,6 +36,7 @@ class FlowOptions:
     points: int = 800
     sigma_px: float = 0.5
     neighbors: int = 1
+    both_ways: int = 8
     normalize: float = 3.0
     min_correlation: float = 0.6
     min_cosine: float = 0.25
@@ -177,14 +179,15 @@ class _Hits:
     slope: Tensor
 
 
-def view_pairs(state: SceneState, neighbors: int) -> list[tuple[int, int]]:
-    """Ordered pairs (a, b) of views whose yaw angles are next to each other, both directions."""
+def view_pairs(state: SceneState, neighbors: int, both_ways: int = 8) -> list[tuple[int, int]]:
+    """Ordered pairs (a, b) of views whose yaw angles are next to each other: both directions of each pair for up to
+    `both_ways` views, alternating ones beyond, where neighbours are plenty."""
     forward = state.pose.rotation[:, 2].detach()  # the camera's axis in the head frame
     order = torch.argsort(torch.atan2(forward[:, 0], -forward[:, 2])).tolist()
     pairs = []
     for k in range(1, neighbors + 1):
-        for a, b in zip(order[:-k], order[k:]):
-            pairs += [(a, b), (b, a)]
+        for i, (a, b) in enumerate(zip(order[:-k], order[k:])):
+            pairs += [(a, b), (b, a)] if len(order) <= both_ways else [(a, b) if i % 2 == 0 else (b, a)]
     return pairs
 
 
@@ -212,7 +215,7 @@ class FlowImages:
 
 def find_matches(model: FaceModel, state: SceneState, photos: FlowImages, estimator: FlowEstimator, options: FlowOptions) -> Matches:
     """Dense flow between the rendering of view a in view b and photo b, sampled at `options.points` surface points."""
-    pairs = view_pairs(state, options.neighbors)
+    pairs = view_pairs(state, options.neighbors, options.both_ways)
     if not pairs:
         raise InputError(f"energy 'flow_corr' compares views: expected at least 2 and neighbors >= 1, got {state.num_views} view(s) and "
                          f"neighbors {options.neighbors}; give its stage min_views: 2")

@@ -272,3 +272,16 @@ def test_converges_from_five_degrees_and_five_pixels(triplet):
     assert error(at) < 0.5
     turn = torch.rad2deg((state.pose.rotation[1].T @ at.pose.rotation[1]).diagonal().sum().sub(1).div(2).clamp(-1, 1).acos())
     assert float(turn) < 0.6
+
+
+def test_many_views_are_paired_in_alternating_directions():
+    yaw = torch.linspace(-0.9, 0.9, 10, dtype=torch.float64)
+    frontal = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
+    turn = so3_exp(torch.stack([0 * yaw, yaw, 0 * yaw], 1))
+    state = truth()
+    state = state.replace(pose=Pose(frontal @ turn, torch.zeros(10, 3, dtype=torch.float64)))
+    pairs = view_pairs(state, 1)
+    assert len(pairs) == 9 and {tuple(sorted(p)) for p in pairs} == {(i, i + 1) for i in range(9)}
+    assert len({a < b for a, b in pairs}) == 2
+    few = state.replace(pose=state.pose.select(torch.arange(5)))
+    assert sorted(view_pairs(few, 1)) == sorted([(i, i + 1) for i in range(4)] + [(i + 1, i) for i in range(4)])
