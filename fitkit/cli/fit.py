@@ -114,9 +114,10 @@ def _insistent_interrupt():
     alarm = signal.signal(signal.SIGALRM, interrupt)
     try:
         yield
-    except Exception:
+    except Exception as error:
         if not pressed:
             raise
+        raise KeyboardInterrupt from error
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGINT, signal.default_int_handler)

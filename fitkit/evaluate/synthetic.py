@@ -8,11 +8,12 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from fitkit.geometry.color import srgb_from_linear
 from fitkit.geometry.rotation import so3_exp
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.models.face_model import FaceModel
 from fitkit.render.rasterizer import clip_vertices
-from fitkit.render.shading import Surface, average_blocks, srgb_from_linear, supersampled, surface_normals
+from fitkit.render.shading import Surface, average_blocks, supersampled, surface_normals
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fitkit.geometry.color import linear_from_srgb
 from fitkit.geometry.rotation import so3_exp
 from fitkit.models.face_model import FaceModel
 from fitkit.render.rasterizer import clip_vertices
-from fitkit.render.shading import Surface, average_surface, light_surface, linear_from_srgb, shade, supersampled, surface_normals
+from fitkit.render.shading import Surface, average_surface, light_surface, shade, supersampled, surface_normals
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 

@@ -31,18 +31,18 @@ class SurfaceIndex:
         """points [N, 3] -> closest surface points [N, 3], distances [N], triangle indices [N]."""
         points, count = np.asarray(points, np.float64), len(self.corners)
         closest, distance, triangle = np.empty_like(points), np.full(len(points), np.inf), np.zeros(len(points), np.int64)
-        todo, k = np.arange(len(points)), min(8, count)
-        while len(todo):
-            far, candidate = self.tree.query(points[todo], k=k)
-            far, candidate = far.reshape(len(todo), -1), candidate.reshape(len(todo), -1)
-            q = closest_on_triangles(np.repeat(points[todo], candidate.shape[1], 0), self.corners[candidate.reshape(-1)])
+        pending, k = np.arange(len(points)), min(8, count)
+        while len(pending):
+            far, candidate = self.tree.query(points[pending], k=k)
+            far, candidate = far.reshape(len(pending), -1), candidate.reshape(len(pending), -1)
+            q = closest_on_triangles(np.repeat(points[pending], candidate.shape[1], 0), self.corners[candidate.reshape(-1)])
             q = q.reshape(*candidate.shape, 3)
-            d = np.sqrt(((q - points[todo, None]) ** 2).sum(-1))
+            d = np.sqrt(((q - points[pending, None]) ** 2).sum(-1))
             best = d.argmin(1)
-            row = np.arange(len(todo))
-            closest[todo], distance[todo], triangle[todo] = q[row, best], d[row, best], candidate[row, best]
+            row = np.arange(len(pending))
+            closest[pending], distance[pending], triangle[pending] = q[row, best], d[row, best], candidate[row, best]
             open_ = (far[:, -1] - self.radius < d[row, best]) & (k < count)
-            todo, k = todo[open_], min(3 * k, count)
+            pending, k = pending[open_], min(3 * k, count)
         return closest, distance, self.parent[triangle]
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fitkit.geometry.color import linear_from_srgb
 from fitkit.observe.landmarks.types import Landmarks
 
 
@@ -42,17 +43,7 @@ class Observations:
     def linear_luminance(self) -> Tensor:
         """[B, 1, H, W] linear luminance in [0, 1] (Rec. 709 weights)."""
         weights = self.images.new_tensor([0.2126, 0.7152, 0.0722])
-        return torch.einsum("c,bchw->bhw", weights, srgb_to_linear(self.images))[:, None]
-
-
-def srgb_to_linear(x: Tensor) -> Tensor:
-    """sRGB in [0, 1] -> linear RGB in [0, 1] (IEC 61966-2-1)."""
-    return torch.where(x <= 0.04045, x / 12.92, ((x.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4)
-
-
-def linear_to_srgb(x: Tensor) -> Tensor:
-    """Linear RGB in [0, 1] -> sRGB in [0, 1] (IEC 61966-2-1)."""
-    return torch.where(x <= 0.0031308, x * 12.92, 1.055 * x.clamp_min(0.0031308) ** (1 / 2.4) - 0.055)
+        return torch.einsum("c,bchw->bhw", weights, linear_from_srgb(self.images))[:, None]
 
 
 def halve(images: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
+from fitkit.geometry.color import srgb_from_linear
 from fitkit.geometry.normals import vertex_normals
 from fitkit.render.rasterizer import clip_vertices, pick_backend
 from fitkit.scene.camera import Camera
@@ -33,17 +34,6 @@ class Shaded:
     rgb: Tensor
     alpha: Tensor
     skin: Tensor
-
-
-def linear_from_srgb(color: Tensor) -> Tensor:
-    """IEC 61966-2-1; [0, 1] -> [0, 1], elementwise."""
-    return torch.where(color <= 0.04045, color / 12.92, ((color.clamp_min(0.0) + 0.055) / 1.055) ** 2.4)
-
-
-def srgb_from_linear(color: Tensor) -> Tensor:
-    """Inverse of `linear_from_srgb`; values outside [0, 1] are clamped."""
-    color = color.clamp(0, 1)
-    return torch.where(color <= 0.0031308, color * 12.92, 1.055 * color.clamp_min(1e-8) ** (1 / 2.4) - 0.055)
 
 
 def supersampled(camera: Camera, factor: int) -> Camera:

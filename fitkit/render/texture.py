@@ -19,11 +19,12 @@ import scipy.spatial
 import torch
 from torch import Tensor
 
+from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.errors import InputError
 from fitkit.geometry.normals import vertex_normals
 from fitkit.models.face_model import FaceModel
 from fitkit.render.rasterizer import clip_vertices
-from fitkit.render.shading import Surface, linear_from_srgb, srgb_from_linear
+from fitkit.render.shading import Surface
 from fitkit.scene.camera import Camera
 
 if TYPE_CHECKING:

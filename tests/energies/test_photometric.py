@@ -7,12 +7,13 @@ from derivatives import check_everything
 from helpers import observe, tiny_model, tiny_state
 from scipy.ndimage import gaussian_filter
 
+from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.objective import Objective, Term
 from fitkit.energies.photometric import CrossViewPhotometric, PhotometricOptions, sample_skin
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
-from fitkit.observe.observations import halve, linear_to_srgb, srgb_to_linear
+from fitkit.observe.observations import halve
 from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
 from fitkit.scene.camera import KINDS, Camera
 from fitkit.scene.layout import ParameterLayout, retract
@@ -54,7 +55,7 @@ def photograph(state, size=160):
     normal = torch.nn.functional.normalize(interpolate(fragments, MODEL.triangles, vertex_normals(vertices, MODEL.triangles)), dim=-1)
     shade = torch.einsum("bhwk,bk->bhw", sh_basis(normal), state.illumination.mean(-1))
     luminance = torch.where(fragments.covered, albedo(place) * shade, 0.2)
-    return linear_to_srgb(luminance.clamp(1e-4, 1))[:, None].expand(-1, 3, -1, -1)
+    return srgb_from_linear(luminance.clamp(1e-4, 1))[:, None].expand(-1, 3, -1, -1)
 
 
 def prepared(state, images, options=OPTIONS):
@@ -112,7 +113,7 @@ def test_exactly_zero_on_a_log_linear_image_that_moves_with_the_head():
     slope = torch.tensor([0.011, -0.007], dtype=torch.float64)
     gain = torch.tensor([1.0, 1.4], dtype=torch.float64)
     log = (place @ slope) - 1.8 + gain.log()[:, None, None]
-    images = linear_to_srgb(log.exp() - OPTIONS.floor)[:, None].expand(-1, 3, -1, -1)
+    images = srgb_from_linear(log.exp() - OPTIONS.floor)[:, None].expand(-1, 3, -1, -1)
     base = tiny_state(MODEL, 1)
     camera = Camera(torch.full((2,), 400.0, dtype=torch.float64), 47.5 + shift, torch.ones(2, dtype=torch.float64), "orthographic")
     light = torch.zeros(2, 9, 1, dtype=torch.float64)
@@ -248,7 +249,7 @@ def test_crop_size_does_not_shift_the_balance():
         scale = size / 224
         camera = state.camera.scaled(torch.full((3,), scale, dtype=torch.float64), torch.full((3, 2), -0.5 + 0.5 / scale, dtype=torch.float64))
         own = state.replace(camera=camera)
-        images = fine if size == 448 else linear_to_srgb(halve(srgb_to_linear(fine)))
+        images = fine if size == 448 else srgb_from_linear(halve(linear_from_srgb(fine)))
         off = own.replace(pose=own.pose.retract(torch.tensor([[0.02, 0.04, 0, 2, 1, 0], [0] * 6, [0] * 6], dtype=torch.float64)))
         obs = observe(MODEL, own, size, images)
         energy = CrossViewPhotometric.prepare(MODEL, obs, PhotometricOptions(points=600, level=level)).freeze(off, obs)

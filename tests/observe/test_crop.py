@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.observe.crop import CropOptions, crop_views
 from fitkit.observe.landmarks.types import Landmarks
-from fitkit.observe.observations import linear_to_srgb, srgb_to_linear
 
 
 def ramp(H, W):
@@ -85,4 +85,4 @@ def test_linear_luminance_of_grey():
     # IEC 61966-2-1: 188/255 is 0.5029 linear
     torch.testing.assert_close(obs.linear_luminance[obs.mask[:, None]], torch.full((int(obs.mask.sum()),), 0.5029), atol=1e-4, rtol=0)
     values = torch.linspace(0, 1, 100)
-    torch.testing.assert_close(linear_to_srgb(srgb_to_linear(values)), values, atol=1e-6, rtol=0)
+    torch.testing.assert_close(srgb_from_linear(linear_from_srgb(values)), values, atol=1e-6, rtol=0)

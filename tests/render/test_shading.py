@@ -1,9 +1,9 @@
 import torch
 from helpers import tiny_model, tiny_state
 
+from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
-from fitkit.render.shading import (
-    Surface, average_blocks, linear_from_srgb, render_shaded, shade, srgb_from_linear, supersampled)
+from fitkit.render.shading import Surface, average_blocks, render_shaded, shade, supersampled
 from fitkit.scene.camera import Camera
 
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from helpers import tiny_colors, tiny_model, tiny_result, tiny_state
 
+from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.errors import InputError
 from fitkit.geometry.normals import vertex_normals
 from fitkit.io.subject import Subject
-from fitkit.render.shading import linear_from_srgb, srgb_from_linear
 from fitkit.render.texture import TextureOptions, blend_texture, crop_and_scale, default_albedo
 from fitkit.scene.camera import Camera
 
