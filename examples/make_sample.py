@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fitkit.evaluate.synthetic import Appearance, head_shot_state, photograph, studio
+from fitkit.data.synthetic import Appearance, head_shot_state, photograph, studio
 from fitkit.export.meshes import write_ply
 from fitkit.models.registry import load_model
 

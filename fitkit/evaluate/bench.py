@@ -14,10 +14,10 @@ from typing import Any, Callable, Sequence
 import numpy as np
 import torch
 
+from fitkit.data.synthetic import head_shot_state, photograph, studio
 from fitkit.errors import FitkitError, InputError
 from fitkit.evaluate.machine import machine
 from fitkit.evaluate.scan_to_mesh import NOW_POINTS, now_crop, scan_to_mesh
-from fitkit.evaluate.synthetic import head_shot_state, photograph, studio
 from fitkit.fit.recipe import FitRecipe, load_recipe
 from fitkit.fit.result import FitResult
 from fitkit.fit.run import fit_observed
@@ -349,7 +349,7 @@ def _errors(result: FitResult, truth: Truth | None) -> dict[str, float | None] |
 def many_views(model: FaceModel, count: int, size: int = 512, seed: int = 0) -> tuple[Subject, Landmarks]:
     """A random person of the model photographed from `count` sides (yaw -55 to 55 degrees), with noisy landmarks.
 
-    The same person and light for every count; rendered with `evaluate.synthetic`.
+    The same person and light for every count; rendered with `data.synthetic`.
     """
     generator = torch.Generator().manual_seed(seed)
     identity = torch.randn(model.num_identity, generator=generator).clamp(-2, 2)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fitkit.evaluate.synthetic import Appearance, Scene, head_shot_state, photograph, studio
+from fitkit.data.synthetic import Appearance, Scene, head_shot_state, photograph, studio
 from fitkit.scene.pose import yaw_pitch_roll
 from helpers import tiny_model
 
