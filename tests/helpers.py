@@ -195,3 +195,40 @@ def observe(model: FaceModel, state: SceneState, size: int = 160, images: torch.
     marks = Landmarks(points, torch.ones(views, 68, dtype=dtype), torch.ones(views, 68, dtype=torch.bool), torch.ones(views, 68, dtype=dtype), jaw)
     images = torch.full((views, 3, size, size), 0.5, dtype=dtype) if images is None else images
     return Observations(images, marks, torch.ones(views, size, size, dtype=torch.bool), torch.ones(views, dtype=dtype), torch.zeros(views, 2, dtype=dtype))
+
+
+def write_pts(path, points):
+    """Points [L, 2] px as a .pts file, which counts from 1; NaN stays."""
+    lines = "\n".join(f"{x + 1:.3f} {y + 1:.3f}" for x, y in points)
+    Path(path).write_text(f"version: 1\nn_points: {len(points)}\n{{\n{lines}\n}}\n")
+
+
+def face_points(center, size, turn=0.0):
+    """68 points [68, 2] px in the order of iBUG that look like a face of this size (px), turned by radians."""
+    jaw = np.linspace(np.pi, 0, 17)
+    brow, eye, lip = np.linspace(-0.16, 0.16, 5), np.linspace(0, 2 * np.pi, 7)[:6] + np.pi, np.linspace(0, 2 * np.pi, 13)[:12] + np.pi
+    mouth = np.linspace(0, 2 * np.pi, 9)[:8] + np.pi
+    parts = [np.stack([0.5 * np.cos(jaw), 0.55 * np.sin(jaw)], 1)]
+    parts += [np.stack([s * 0.22 + brow, np.full(5, -0.28) + brow**2], 1) for s in (-1, 1)]
+    parts += [np.stack([np.zeros(4), np.linspace(-0.12, 0.1, 4)], 1), np.stack([np.linspace(-0.1, 0.1, 5), np.full(5, 0.15)], 1)]
+    parts += [np.stack([s * 0.22 + 0.1 * np.cos(eye), -0.12 + 0.04 * np.sin(eye)], 1) for s in (-1, 1)]
+    parts += [np.stack([0.2 * np.cos(lip), 0.32 + 0.08 * np.sin(lip)], 1), np.stack([0.14 * np.cos(mouth), 0.32 + 0.03 * np.sin(mouth)], 1)]
+    turned = np.concatenate(parts) @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    return turned * size + np.asarray(center)
+
+
+def dotted_faces(folder, people, frames):
+    """A tree FOLDER/PERSON/N.png + .pts: a bright disc with a dark dot at each point, a fifth of the picture wide."""
+    import cv2
+
+    rng = np.random.default_rng(0)
+    for person in people:
+        (folder / person).mkdir(parents=True)
+        for n in range(frames):
+            points = face_points(rng.uniform(120, 180, 2), rng.uniform(80, 110), rng.uniform(-0.3, 0.3))
+            image = np.full((300, 300, 3), 160, np.uint8)
+            cv2.circle(image, [int(v) for v in points[30]], 75, (235, 205, 190), -1)
+            for x, y in points:
+                cv2.circle(image, (round(x), round(y)), 1, (30, 20, 20), -1)
+            cv2.imwrite(str(folder / person / f"{n}.png"), image[..., ::-1])
+            write_pts(folder / person / f"{n}.pts", points)

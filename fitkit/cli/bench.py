@@ -1,4 +1,4 @@
-"""`fitkit bench ...`: accuracy and speed of the fit on subjects with known shape."""
+"""`fitkit bench ...`: accuracy and speed of the fit and of the landmark detectors."""
 from __future__ import annotations
 
 import click
@@ -37,7 +37,7 @@ def _finish(report, text, path):
 
 @click.group()
 def bench():
-    """Measure accuracy and speed of the fit."""
+    """Measure accuracy and speed of the fit and of the landmark detectors."""
 
 
 @bench.command()
@@ -87,3 +87,24 @@ def speed(subject, overrides, model_name, recipe_name, views, repeats, parts, pa
 
     report = run.speed(subject, model_name, recipe_name, views, repeats, parts or run.SPEED_PARTS, overrides, _tell)
     _finish(report, run.speed_text(report), path)
+
+
+@bench.command()
+@click.argument("data", type=click.Path())
+@click.option("--landmarks", "detector", default="builtin", show_default=True, help="The detector that is measured.")
+@click.option("--everyone", is_flag=True, help="Pictures of people that the training has seen too.")
+@click.option("--device", default="cpu", show_default=True, help="Torch device.")
+@click.option("--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file.")
+@_one_sentence
+def landmarks(data, detector, everyone, device, path):
+    """Errors of a landmark detector on labelled pictures.
+
+    DATA is a tree of images with .pts files, one folder for each person (only people held out from training count);
+    or pictures of AFLW2000-3D with their .mat files; or a benchmark of `fitkit bench accuracy`.
+
+    Example: fitkit bench landmarks shared/data/faces68
+    """
+    from fitkit.evaluate import landmark_accuracy as run
+
+    report = run.measure(data, detector, everyone, device, _tell)
+    _finish(report, run.summary_text(report), path)

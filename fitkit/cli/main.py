@@ -17,6 +17,7 @@ COMMANDS = {
     "fit": ("fitkit.cli.fit:fit", "Fit a face to all photos of one person."),
     "recipe": ("fitkit.cli.recipe:recipe", "Show the fit recipes."),
     "model": ("fitkit.cli.model:model", "List, inspect, import and fetch face models."),
+    "train-landmarks": ("fitkit.cli.train_landmarks:train_landmarks", "Train the built-in landmark detector."),
     "bench": ("fitkit.cli.bench:bench", "Measure accuracy and speed of the fit."),
 }
 MAX_THREADS = 8  # the matrices of a fit are too small for more

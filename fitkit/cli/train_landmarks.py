@@ -1,0 +1,38 @@
+"""`fitkit train-landmarks`: train the network of the built-in landmark detector."""
+from __future__ import annotations
+
+import click
+
+from fitkit.cli.model import _one_sentence
+
+
+@click.command("train-landmarks")
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("-o", "--output", type=click.Path(), required=True, help="Folder for weights, checkpoint and log.")
+@click.option("--resume", is_flag=True, help="Go on with the training that is in the folder.")
+@click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
+@_one_sentence
+def train_landmarks(recipe, overrides, output, resume, device, quiet):
+    """Train the landmark network as RECIPE says (a name, or the path of a .yaml file).
+
+    The folder of pictures with .pts files is given as frames.folder=FOLDER. Rendered faces are made on first use.
+    log.csv in the output folder gets one line at each checkpoint.
+
+    Example: fitkit train-landmarks landmarks frames.folder=faces68 -o training
+    """
+    from tqdm import tqdm
+
+    from fitkit.train.landmark_recipe import load_landmark_training
+    from fitkit.train.landmarks import train_landmarks as train
+
+    settings = load_landmark_training(recipe, overrides)
+    with tqdm(total=settings.schedule.steps, unit="step", disable=quiet or None) as bar:
+
+        def step_done(step, values):
+            bar.set_postfix({k: f"{v:.3f}" for k, v in values.items()}, refresh=False)
+            bar.update(step - bar.n)
+
+        path = train(settings, output, device, resume, step_done, lambda line: bar.write(line) if not quiet else None)
+    click.echo(f"written: {path}")

@@ -1,0 +1,226 @@
+"""How far detected landmarks lie from labels: metrics, and the layouts of labelled pictures they are measured on."""
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.io
+import torch
+from torch import Tensor
+
+from fitkit.data.landmark_frames import held_out, list_frames
+from fitkit.errors import InputError
+from fitkit.evaluate.machine import machine
+from fitkit.io.images import SUFFIXES, read_image
+from fitkit.io.landmark_files import read_landmarks
+from fitkit.io.mesh_files import read_mesh
+from fitkit.observe.landmarks.detectors import detect_view, make_detector
+from fitkit.observe.landmarks.types import LandmarkDetector, Landmarks
+from fitkit.render.rasterizer import clip_vertices, rasterize
+from fitkit.render.visibility import seen_by_depth
+from fitkit.scene.camera import Camera
+
+YAW_BINS = ((0, 30), (30, 60), (60, 90))  # degrees; AFLW2000-3D's bins
+OVERLAP = 0.3  # of two faces' boxes, intersection over union, from which they are the same face
+FAILURE = 10.0  # per cent NME
+HIDDEN_MM = 2.0  # a point is hidden when the surface lies this much in front of it
+
+
+def normalized_mean_error(predicted: Tensor, truth: Tensor, valid: Tensor, scale: Tensor) -> Tensor:
+    """Mean distance of corresponding points over a face size, a fraction.
+
+    Args:
+        predicted, truth: [B, L, 2] px; valid: [B, L] bool, points that count; scale: [B] px.
+    Returns:
+        [B]; NaN where no point counts.
+    Source:
+        NME_2d of Zhu et al., "Face Alignment in Full Pose Range", TPAMI 2019, with `box_size` as scale; any other scale.
+    """
+    distance = torch.where(valid, (predicted - truth).norm(dim=-1), 0.0)
+    return distance.sum(-1) / valid.sum(-1) / scale
+
+
+def box_size(points: Tensor) -> Tensor:
+    """Square root of the area of the tight box around points [B, L, 2] px -> [B] px; NaN points do not count."""
+    low, high = torch.nan_to_num(points, nan=torch.inf).amin(-2), torch.nan_to_num(points, nan=-torch.inf).amax(-2)
+    return (high - low).prod(-1).sqrt()
+
+
+def interocular_distance(points: Tensor) -> Tensor:
+    """Distance of the outer eye corners (37 and 46, counted from 1) of [B, 68, 2] px -> [B] px."""
+    return (points[:, 36] - points[:, 45]).norm(dim=-1)
+
+
+@dataclass(frozen=True)
+class LabelledPicture:
+    """path: of the image; points: [68, 2] px (NaN: no label); counted: [68] bool, points that are compared;
+    jaw: what points 0-16 are, 'outline' or 'surface'; yaw: degrees, or None."""
+
+    path: Path
+    points: np.ndarray
+    counted: np.ndarray
+    jaw: str
+    yaw: float | None = None
+
+
+def labelled_pictures(folder: str | os.PathLike, everyone: bool = False) -> list[LabelledPicture]:
+    """The labelled pictures of a folder, whose layout is told by what lies in it.
+
+    - AFLW2000-3D: images with a .mat beside them (`pt3d_68`, `Pose_Para`), all 68 points count, hidden ones too;
+    - our benchmark: SUBJECT/ and ground_truth/SUBJECT/ (cameras, meshes): exact points, those that the camera sees count;
+    - any tree of images with .pts beside them; of a tree with folders for people only those that are held out from
+      training (`data.landmark_frames.held_out`), unless `everyone`.
+
+    Raises:
+        InputError: no such folder, nothing of this kind in it, a broken file.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected pictures with landmark labels")
+    if (folder / "ground_truth").is_dir():
+        return _bench(folder)
+    pairs = [(p, p.with_suffix(".mat")) for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES and p.with_suffix(".mat").is_file()]
+    if pairs:
+        return [_aflw(*pair) for pair in pairs]
+    frames = [f for f in list_frames(folder) if everyone or held_out(f.person)]
+    if not frames:
+        raise InputError(f"{folder}: nobody in it is held out from training; use --everyone for all its pictures")
+    out = []
+    for frame in frames:
+        points = read_landmarks(frame.landmarks)[:, :2]
+        out.append(LabelledPicture(frame.image, points, np.isfinite(points).all(1), "outline"))
+    return out
+
+
+def _aflw(image: Path, labels: Path) -> LabelledPicture:
+    try:
+        content = scipy.io.loadmat(labels, variable_names=["pt3d_68", "Pose_Para"])
+        points = np.asarray(content["pt3d_68"], dtype=np.float64)[:2].T - 1.0  # written by Matlab, which counts from 1
+        yaw = float(np.degrees(content["Pose_Para"].ravel()[1]))
+    except Exception as error:  # noqa: BLE001 - a damaged .mat raises many kinds
+        raise InputError(f"{labels}: cannot be read as labels of AFLW2000-3D (pt3d_68, Pose_Para): {error}") from error
+    if points.shape != (68, 2):
+        raise InputError(f"{labels}: pt3d_68: expected [3, 68], got {list(content['pt3d_68'].shape)}")
+    return LabelledPicture(image, points, np.ones(68, bool), "surface", yaw)
+
+
+def _bench(folder: Path) -> list[LabelledPicture]:
+    out = []
+    for truth in sorted(p for p in (folder / "ground_truth").iterdir() if (p / "cameras.json").is_file()):
+        for view in json.loads((truth / "cameras.json").read_text(encoding="utf-8"))["views"]:
+            name = Path(view["image"]).stem
+            own = truth / f"landmarks3d_{name}.npy"
+            head = np.load(own if own.is_file() else truth / "landmarks3d.npy", allow_pickle=False)
+            vertices, triangles = read_mesh(truth / Path(view["mesh"]).name)
+            K, R, t = (np.asarray(view[k], dtype=np.float64) for k in ("K", "R", "t"))
+            image = folder / truth.name / Path(view["image"]).name
+            points, seen = _project(head, vertices, triangles, K, R, t.reshape(3), read_image(image)[0].shape[:2])
+            # Yaw of the head: where its nose direction, the third column of R, points in the picture.
+            yaw = float(np.degrees(np.arctan2(R[0, 2], -R[2, 2])))
+            out.append(LabelledPicture(image, points, seen, "surface", yaw))
+    if not out:
+        raise InputError(f"{folder}: no ground_truth/SUBJECT/cameras.json in it")
+    return out
+
+
+def _project(points: np.ndarray, vertices: np.ndarray, triangles: np.ndarray, K: np.ndarray, R: np.ndarray, t: np.ndarray,
+             size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Points [L, 3] mm -> px [L, 2] and whether the mesh leaves them in sight [L]."""
+    camera = Camera(torch.tensor([K[0, 0]]).float(), torch.tensor([[K[0, 2], K[1, 2]]]).float(), torch.tensor([K[1, 1] / K[0, 0]]).float())
+    depth = rasterize(clip_vertices(camera, torch.from_numpy(vertices @ R.T + t).float()[None]), torch.from_numpy(triangles), size).depth
+    seen_from = points @ R.T + t
+    pixels = seen_from[:, :2] / seen_from[:, 2:] * [K[0, 0], K[1, 1]] + K[:2, 2]
+    seen = seen_by_depth(torch.from_numpy(pixels)[None], torch.from_numpy(seen_from[:, 2])[None], depth, 1.0, HIDDEN_MM)[0]
+    return pixels, seen.numpy()
+
+
+def measure(folder: str | os.PathLike, detector: str = "builtin", everyone: bool = False, device: str = "cpu",
+            tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Run a detector on all labelled pictures of a folder.
+
+    Returns:
+        the report as JSON can hold it: `rows` (one for each picture: nme, interocular in per cent, yaw, found, seconds),
+        `summary` (see `summarize`), machine. `detector` 'builtin' takes the jaw that the labels have.
+    """
+    pictures = labelled_pictures(folder, everyone)
+    jaws = {p.jaw for p in pictures}
+    name = "builtin3d" if detector == "builtin" and jaws == {"surface"} else detector
+    found, rows = make_detector(name, device), []
+    detect_view(found, read_image(pictures[0].path)[0])  # the first call compiles and loads
+    spread: list[tuple[np.ndarray, np.ndarray]] = []
+    for picture in pictures:
+        row, pair = _measure_one(found, picture, Path(folder))
+        rows.append(row)
+        if pair is not None:
+            spread.append(pair)
+        tell(f"{row['picture']}: " + (f"NME {row['nme']:.2f} %" if row["found"] else "face not found"))
+    sigma, error = (np.concatenate(v) for v in zip(*spread)) if spread else (np.zeros(0), np.zeros(0))
+    return {"folder": Path(folder).name, "detector": name, "rows": rows, "summary": summarize(rows, sigma, error), "machine": machine()}
+
+
+def _measure_one(detector: LandmarkDetector, picture: LabelledPicture, folder: Path) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray] | None]:
+    image = read_image(picture.path)[0]
+    start = time.perf_counter()
+    found = detect_view(detector, image)
+    seconds = time.perf_counter() - start
+    row = {"picture": picture.path.relative_to(folder).as_posix(), "yaw": picture.yaw, "found": False, "seconds": seconds}
+    truth, counted = torch.from_numpy(picture.points)[None], torch.from_numpy(picture.counted)[None]
+    if not found.valid.any() or _overlap(found, picture.points) < OVERLAP:
+        return row, None
+    counted = counted & found.valid
+    size = box_size(truth)
+    distance = (found.points.double() - truth)[0]
+    row.update(found=True, nme=100 * float(normalized_mean_error(found.points.double(), truth, counted, size)),
+               interocular=100 * float(normalized_mean_error(found.points.double(), truth, counted, interocular_distance(truth))))
+    use = counted[0] & torch.isfinite(found.sigma[0])
+    return row, ((found.sigma[0][use].double() / size).numpy(), (distance[use].norm(dim=-1) / size).numpy())
+
+
+def _overlap(found: Landmarks, truth: np.ndarray) -> float:
+    a, b = found.points[0][found.valid[0]].numpy(), truth[np.isfinite(truth).all(1)]
+    low, high = np.maximum(a.min(0), b.min(0)), np.minimum(a.max(0), b.max(0))
+    common = float(np.prod((high - low).clip(0)))
+    return common / (float(np.prod(np.ptp(a, 0))) + float(np.prod(np.ptp(b, 0))) - common)
+
+
+def summarize(rows: list[dict[str, Any]], sigma: np.ndarray, error: np.ndarray) -> dict[str, Any]:
+    """Mean, 95th percentile and failures of the NME in per cent over the pictures whose face was found; the same mean for
+    each bin of |yaw|; share found; correlation (of ranks and plain) of sigma [N] with the distance error [N], all points of
+    all pictures; median seconds for each picture."""
+    found = [r for r in rows if r["found"]]
+    nme = np.array([r["nme"] for r in found])
+    out: dict[str, Any] = {"pictures": len(rows), "found_percent": 100 * len(found) / len(rows),
+                           "seconds_median": statistics.median(r["seconds"] for r in rows)}
+    if found:
+        out |= {"nme_mean": float(nme.mean()), "nme_p95": float(np.percentile(nme, 95)), "failures_percent": 100 * float((nme > FAILURE).mean()),
+                "interocular_mean": float(np.mean([r["interocular"] for r in found]))}
+    for low, high in YAW_BINS:
+        values = [r["nme"] for r in found if r["yaw"] is not None and (low < abs(r["yaw"]) <= high or low == abs(r["yaw"]) == 0)]
+        if values:
+            out[f"nme_yaw_{low}_{high}"] = float(np.mean(values))
+    if len(sigma) > 2:
+        ranks = [np.argsort(np.argsort(v)) for v in (sigma, error)]
+        out |= {"sigma_correlation": float(np.corrcoef(sigma, error)[0, 1]), "sigma_rank_correlation": float(np.corrcoef(*ranks)[0, 1]),
+                # A point's distance has twice the variance of a coordinate.
+                "sigma_over_error": float(np.sqrt(2 * np.mean(sigma**2) / np.mean(error**2)))}
+    return out
+
+
+def summary_text(report: dict[str, Any]) -> str:
+    """The summary as a table for people."""
+    labels = {"pictures": "pictures", "found_percent": "face found, %", "nme_mean": "NME mean, %", "nme_p95": "NME 95th percentile, %",
+              "failures_percent": f"NME above {FAILURE:.0f} %, %", "interocular_mean": "interocular error mean, %",
+              **{f"nme_yaw_{a}_{b}": f"NME mean, yaw {a} to {b}, %" for a, b in YAW_BINS},
+              "sigma_correlation": "correlation of sigma and error", "sigma_rank_correlation": "the same, of ranks",
+              "sigma_over_error": "rms sigma over rms error", "seconds_median": "seconds a picture, median"}
+    lines = [f"{report['detector']} on {report['folder']}"]
+    lines += [f"  {label:32}{report['summary'][key]:8.2f}" if key != "pictures" else f"  {label:32}{report['summary'][key]:8d}"
+              for key, label in labels.items() if key in report["summary"]]
+    return "\n".join(lines)

@@ -1,0 +1,92 @@
+"""What a training of the landmark network consists of. See `recipes/train/`."""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Sequence
+
+from fitkit.data.landmark_frames import Augmentation
+from fitkit.errors import InputError
+from fitkit.io.options import apply_overrides, build, read_yaml
+from fitkit.io.resources import recipe_path
+from fitkit.observe.landmarks.network import NetworkOptions
+
+
+@dataclass(frozen=True)
+class FrameSource:
+    """Real pictures with a .pts beside each. folder: the root of the tree, one folder per person below it; share: of the
+    training crops; surroundings: share of these crops that show the picture without the face."""
+
+    folder: str = ""
+    share: float = 0.5
+    surroundings: float = 0.08
+
+
+@dataclass(frozen=True)
+class RenderSource:
+    """Rendered faces, made on first use. folder: where they are kept (empty: `renders` in the output folder);
+    models: face models, in equal numbers; count: how many faces; size: px; workers: processes that render."""
+
+    folder: str = ""
+    models: tuple[str, ...] = ("generic",)
+    count: int = 12000
+    size: int = 160
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """steps of `batch` crops with AdamW: the learning rate rises for `warmup` steps and then falls along a cosine;
+    average: decay of the running average of the weights, which is what is kept; save: steps between two checkpoints and
+    validations; workers: processes that make crops; bfloat16: mixed precision."""
+
+    steps: int = 20000
+    batch: int = 64
+    learning_rate: float = 0.002
+    weight_decay: float = 0.01
+    warmup: int = 300
+    average: float = 0.999
+    save: int = 500
+    workers: int = 1
+    bfloat16: bool = True
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """position: weight of the plain distance, in units of `unit` as a share of the crop, beside the likelihood;
+    visibility: weight of the cross entropy of being seen."""
+
+    position: float = 0.5
+    unit: float = 0.02
+    visibility: float = 0.5
+
+
+@dataclass(frozen=True)
+class LandmarkTraining:
+    """A whole training; every option with its value."""
+
+    name: str
+    seed: int = 0
+    network: NetworkOptions = NetworkOptions()
+    frames: FrameSource = FrameSource()
+    renders: RenderSource = RenderSource()
+    augmentation: Augmentation = Augmentation()
+    schedule: Schedule = Schedule()
+    loss: LossOptions = LossOptions()
+
+
+def load_landmark_training(name: str | os.PathLike = "landmarks", overrides: Sequence[str] = ()) -> LandmarkTraining:
+    """A shipped recipe by name or any recipe file by path, with 'a.b=value' lines laid over it.
+
+    Raises:
+        InputError: no such recipe, unknown keys (with the nearest known one), wrong types, shares outside 0 to 1.
+    """
+    text = os.fspath(name)
+    path = Path(text) if text.endswith((".yaml", ".yml")) or os.sep in text else recipe_path("train", text)
+    recipe = build(LandmarkTraining, apply_overrides(read_yaml(path), overrides), path.name)
+    if not 0 <= recipe.frames.share <= 1:
+        raise InputError(f"{path.name}: frames.share: expected 0 to 1, got {recipe.frames.share}")
+    if recipe.frames.share > 0 and not recipe.frames.folder:
+        raise InputError(f"{path.name}: frames.folder is not set; give the folder of pictures with .pts files: frames.folder=FOLDER")
+    return recipe
