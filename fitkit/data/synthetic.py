@@ -45,12 +45,15 @@ class Appearance:
 class Scene:
     """Light and surroundings. illumination: [9, 3] spherical harmonics in the camera frame with y up and z towards the
     viewer (the light stands with the camera, the head turns); lamp: direction in the same frame and strength;
-    gloss: highlight of the lamp; noise: standard deviation of the sensor noise in sRGB; top, bottom: background, sRGB."""
+    lamp_color: factor on it, linear RGB; gloss, shininess: strength and exponent of the lamp's highlight;
+    noise: standard deviation of the sensor noise in sRGB; top, bottom: background, sRGB."""
 
     illumination: Tensor
     lamp: tuple[float, float, float] = (0.55, 0.45, 0.85)
     lamp_strength: float = 0.55
+    lamp_color: tuple[float, float, float] = (1.0, 1.0, 1.0)
     gloss: float = 0.06
+    shininess: float = 24.0
     noise: float = 0.006
     top: tuple[float, float, float] = (0.60, 0.65, 0.70)
     bottom: tuple[float, float, float] = (0.40, 0.44, 0.50)
@@ -119,19 +122,36 @@ def photograph(model: FaceModel, state: SceneState, size: tuple[int, int], scene
     return np.stack(views)
 
 
-def _lit(surface: Surface, points: Tensor, model: FaceModel, paint: "_Paint", scene: Scene) -> Tensor:
+def _lit(surface: Surface, points: Tensor, model: FaceModel, paint: _Paint, scene: Scene) -> Tensor:
     """Linear RGB [N, 3] of the covered samples."""
     rest = surface.interpolate(model.mean[model.triangles])  # where on the mean head the sample lies
     normal = surface_normals(surface, points, model.triangles) * torch.tensor([1.0, -1.0, -1.0])  # y up, z to the viewer
+    albedo = surface.interpolate(paint.albedo[model.triangles])
+    return light(paint(rest, albedo, paint.skin[surface.triangle]), normal, scene)
+
+
+def light(albedo: Tensor, normal: Tensor, scene: Scene, open_sky: Tensor | None = None, lamp_reaches: Tensor | None = None,
+          shine: Tensor | float = 1.0) -> Tensor:
+    """Reflected light, linear RGB [N, 3], of surface samples.
+
+    Args:
+        albedo: [N, 3] linear RGB; normal: [N, 3] unit, y up, z towards the viewer.
+        open_sky: [N, 1] share of the surroundings that the sample sees; lamp_reaches: [N, 1], 0 in the lamp's shadow;
+            shine: [N] or one number, factor on the scene's gloss. The defaults are an unshadowed surface.
+    """
     shade = (sh_basis(normal) @ scene.illumination).clamp_min(0.03)
     lamp = torch.nn.functional.normalize(torch.tensor(scene.lamp), dim=0)
     facing = normal @ lamp
     # A little light gets past the shadow line of skin.
-    shade = shade + scene.lamp_strength * ((facing + 0.15) / 1.15).clamp_min(0)[:, None]
+    lamplight = scene.lamp_strength * ((facing + 0.15) / 1.15).clamp_min(0)[:, None]
     half = torch.nn.functional.normalize(lamp + torch.tensor([0.0, 0.0, 1.0]), dim=0)
-    gloss = scene.gloss * (normal @ half).clamp_min(0) ** 24
-    albedo = surface.interpolate(paint.albedo[model.triangles])
-    return paint(rest, albedo, paint.skin[surface.triangle]) * shade + gloss[:, None]
+    gloss = scene.gloss * (normal @ half).clamp_min(0) ** scene.shininess
+    if open_sky is not None:
+        shade = shade * open_sky
+    lamplight, gloss = lamplight * torch.tensor(scene.lamp_color), (gloss * shine)[:, None]
+    if lamp_reaches is not None:
+        lamplight, gloss = lamplight * lamp_reaches, gloss * (0.3 + 0.7 * lamp_reaches)
+    return albedo * (shade + lamplight) + gloss
 
 
 class _Paint:
