@@ -62,7 +62,8 @@ def step(x: np.ndarray) -> np.ndarray:
 class HeadMap:
     """What is the same for all random faces of one model.
 
-    landmarks: [68, 2] px of the map; kind: [F] of each triangle, 0 skin, 1 eyeball, 2 other; lining: [F, 3] linear RGB
+    landmarks: [68, 2] px of the map; kind: [F] of each triangle, 0 skin, 1 eyeball, 2 other; outer: [M, 3] triangles of
+    kind 0; lining: [F, 3] linear RGB
     of kind 2; eyes: [2, 3] mm, centres of the right and the left eyeball; eyes_turn: the model's own expressions turn
     the eyeballs; open_sky: [V, 1] share of the directions above the vertex that no other part of the mean head hides;
     masks: name -> [H, W] float32 in [0, 1] of the map, boxes: where each is not 0; scalp: [R, C, 3] mm, grid of the mean head's scalp by
@@ -71,6 +72,7 @@ class HeadMap:
 
     landmarks: np.ndarray
     kind: np.ndarray
+    outer: Tensor
     lining: np.ndarray
     eyes: np.ndarray
     eyes_turn: bool
@@ -109,7 +111,7 @@ def head_map(model: FaceModel) -> HeadMap:
     place = map_place(marks)
     scalp, vertex = _scalp(mean[np.unique(model.triangles[torch.from_numpy(kind == 0)].numpy())], mean)
     masks = _masks(place)
-    return HeadMap(place, kind, lining, np.array(eyes), turn, _open_sky(model), masks, {k: _box(m) for k, m in masks.items()}, scalp, vertex)
+    return HeadMap(place, kind, model.triangles[torch.from_numpy(kind == 0)], lining, np.array(eyes), turn, _open_sky(model), masks, {k: _box(m) for k, m in masks.items()}, scalp, vertex)
 
 
 def _box(mask: np.ndarray) -> tuple[slice, slice]:
@@ -220,7 +222,39 @@ def _masks(p: np.ndarray) -> dict[str, np.ndarray]:
         cv2.polylines(lids, [np.round(p[list(corners)] * 16).astype(np.int32)], True, 120, 1, cv2.LINE_AA, 4)
         cv2.polylines(lids, [np.round(p[list(top)] * 16).astype(np.int32)], False, 255, 2, cv2.LINE_AA, 4)
     out["lids"] = _soft(lids, 0.5)
+    out["folds"], out["lid_crease"] = _folds(p), np.zeros(MAP_SIZE, np.uint8)
+    for lid in ((36, 37, 38, 39), (42, 43, 44, 45)):
+        line = p[list(lid)] + np.array([[0, -1.0], [0, -4.2], [0, -4.2], [0, -1.5]]) / PIXEL_MM
+        cv2.polylines(out["lid_crease"], [np.round(_smooth(line) * 16).astype(np.int32)], False, 255, 2, cv2.LINE_AA, 4)
+    out["lid_crease"] = _soft(out["lid_crease"], 0.6)
     return out
+
+
+def _smooth(points: np.ndarray, count: int = 24) -> np.ndarray:
+    """A parabola or cubic through 3 or 4 points [n, 2], [count, 2]."""
+    t = np.linspace(0, 1, len(points))
+    return np.stack([np.polyval(np.polyfit(t, points[:, k], len(points) - 1), np.linspace(0, 1, count)) for k in range(2)], -1)
+
+
+def _folds(p: np.ndarray) -> np.ndarray:
+    """Lines that come with age: from the nose around the mouth, across the forehead, outside the eyes, below them."""
+    out = np.zeros(MAP_SIZE, np.uint8)
+
+    def draw(points, depth, wide):
+        cv2.polylines(out, [np.round(_smooth(np.array(points)) * 16).astype(np.int32)], False, depth, wide, cv2.LINE_AA, 4)
+
+    for nose, mouth, eye, brow, sign in ((p[31], p[48], p[36], p[17:22], -1), (p[35], p[54], p[45], p[22:27], 1)):
+        mm = np.array([sign, 1.0]) / PIXEL_MM
+        draw([nose + [5, -4] * mm, (nose + mouth) / 2 + [9, 0] * mm, mouth + [7, 4] * mm], 255, 3)
+        draw([mouth + [3, 2] * mm, mouth + [5, 9] * mm, mouth + [4, 16] * mm], 150, 2)
+        for lean in (-5, 1, 7):
+            draw([eye + [4, lean * 0.3] * mm, eye + [9, lean * 0.8] * mm, eye + [14, lean * 1.6] * mm], 130, 1)
+        inner, outer = (p[39], p[36]) if sign < 0 else (p[42], p[45])
+        draw([inner + [1, 4] * mm, (inner + outer) / 2 + [0, 11] * mm, outer + [0, 7] * mm], 150, 3)
+        for lift in (14, 21, 28):
+            draw([p[27] + [0, -lift - 20] * mm, brow.mean(0) + [0, -lift] * mm, brow[0 if sign < 0 else 4] + [2, -lift + 5] * mm], 120, 2)
+        draw([p[27] + [4, -8] * mm, p[27] + [5, -14] * mm, p[27] + [4, -20] * mm], 150, 2)
+    return _soft(out, 0.9)
 
 
 def _scalp(outer: np.ndarray, mean: np.ndarray, rows: int = 28, columns: int = 73) -> tuple[np.ndarray, np.ndarray]:
@@ -247,7 +281,8 @@ class SkinLook:
     skin, lips, hair, iris: [3]; blotch, red: strengths of large variation and of red cheeks; freckles, moles: counts;
     freckle_depth: 0 to 1; brow: strength 0 to 1, brow_width, brow_drop: factor and mm; stubble: 0 to 1 shadow of a shaved
     beard; beard: 0 to 1 cover of grown hair, beard_area: mask name; eye_shadow: colour [3], eye_shadow_strength;
-    liner: darkness of the lid line; pore: fine noise; tired: darkness around the eyes.
+    liner: darkness of the lid line; pore: fine noise; tired: darkness around the eyes; age: depth of
+    the folds beside the mouth, on the forehead and at the eyes; lid_crease: of the fold above the eye.
     """
 
     skin: np.ndarray
@@ -272,6 +307,8 @@ class SkinLook:
     liner: float
     pore: float
     tired: float
+    age: float
+    lid_crease: float
 
 
 def paint_skin(head: HeadMap, look: SkinLook, rng: np.random.Generator) -> np.ndarray:
@@ -295,6 +332,8 @@ def paint_skin(head: HeadMap, look: SkinLook, rng: np.random.Generator) -> np.nd
         put(color, np.float32(strength) * head.masks[name][head.boxes[name]], head.boxes[name])
 
     dim("red", look.red * np.array([0.12, -0.22, -0.16]))
+    dim("folds", -look.age * np.array([0.75, 1.0, 1.0]))
+    dim("lid_crease", -look.lid_crease * np.array([0.8, 1.0, 1.0]))
     dim("orbit", -look.tired * np.array([0.8, 1.0, 0.9]))
     if look.freckles or look.moles:
         picture *= 1 - _spots(head, look, rng)[..., None] * np.array([0.65, 0.9, 1.0], np.float32)

@@ -11,6 +11,16 @@ from fitkit.data.face_paint import clouds, step
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
+def blurred(picture: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur; a wide one is made on a smaller picture, which looks the same and costs less."""
+    if sigma < 4:
+        return cv2.GaussianBlur(picture, (0, 0), sigma)
+    H, W = picture.shape[:2]
+    shrink = sigma / 2
+    small = cv2.resize(picture, (max(4, round(W / shrink)), max(4, round(H / shrink))), interpolation=cv2.INTER_AREA)
+    return cv2.resize(cv2.GaussianBlur(small, (0, 0), 2.0), (W, H), interpolation=cv2.INTER_LINEAR)
+
+
 def random_color(rng: np.random.Generator) -> np.ndarray:
     """A linear RGB colour, more often dull and dark than not, [3] float32."""
     value, pure = rng.uniform(0.02, 0.95) ** 1.6, rng.uniform(0, 1) ** 2
@@ -34,7 +44,7 @@ def background(rng: np.random.Generator, size: int, folder: Path | None = None) 
     if kind == "blobs":
         for _ in range(rng.integers(3, 14)):
             _ellipse(picture, rng, size, rng.uniform(0.03, 0.4))
-        picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.01, 0.08) * size)
+        picture = blurred(picture, rng.uniform(0.01, 0.08) * size)
     elif kind == "stripes":
         wave = np.sin((x * np.cos(turn) + y * np.sin(turn)) * 2 * np.pi * rng.uniform(2, 25) + rng.uniform(0, 6))
         picture = picture + (random_color(rng) - picture) * step(0.5 + wave[..., None] * rng.uniform(0.6, 4)) * rng.uniform(0.2, 1)
@@ -49,8 +59,8 @@ def background(rng: np.random.Generator, size: int, folder: Path | None = None) 
                 corners = np.round(np.array([a, b, b + side, a + side])).astype(np.int32)
                 cv2.fillPoly(picture, [corners], random_color(rng).tolist(), cv2.LINE_AA)
         if rng.random() < 0.7:
-            picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.4, 6) * size / 320)
-    grain = clouds(rng, (size, size), rng.uniform(1.5, 30) * size / 320, 3).mean(-1, keepdims=True)
+            picture = blurred(picture, rng.uniform(0.4, 6) * size / 320)
+    grain = clouds(rng, (size, size), rng.uniform(1.5, 30) * size / 320)
     return np.clip(picture * (1 + (0.5 if kind == "grain" else rng.uniform(0, 0.15)) * grain), 0, 1).astype(np.float32)
 
 
@@ -101,7 +111,7 @@ def occluder(rng: np.random.Generator, size: int, face: np.ndarray, skin: np.nda
     else:
         _hand(cover, rng, middle, turn, extent)
         color[:] = skin * rng.uniform(0.7, 1.2)
-        color *= np.float32(1) + 0.35 * (cv2.GaussianBlur(cover, (0, 0), extent * 0.03).astype(np.float32)[..., None] / 255 - 0.6)
+        color *= np.float32(1) + 0.35 * (blurred(cover, extent * 0.03).astype(np.float32)[..., None] / 255 - 0.6)
     if kind != "hand":
         if rng.random() < 0.5:
             wave = np.sin((x * np.cos(turn) + y * np.sin(turn)) * rng.uniform(10, 60) / extent)[..., None]
@@ -132,11 +142,12 @@ def _hand(cover: np.ndarray, rng: np.random.Generator, middle: np.ndarray, turn:
 
 
 def camera(linear: np.ndarray, rng: np.random.Generator, noise: float, blur_px: float, motion_px: float, quality: int | None,
-           reduce: float = 1.0, contrast: float = 1.0, saturation: float = 1.0, white: np.ndarray | None = None) -> np.ndarray:
+           reduce: float = 1.0, contrast: float = 1.0, saturation: float = 1.0, curve: float = 0.0, white: np.ndarray | None = None) -> np.ndarray:
     """Linear RGB [H, W, 3] -> the photo, uint8 sRGB.
 
     noise: standard deviation in sRGB; blur_px: of a Gaussian; motion_px: length of a straight motion; quality: JPEG's or
-    None; reduce: the picture is made this much smaller and enlarged again; white: [3] colour cast.
+    None; reduce: the picture is made this much smaller and enlarged again; curve: 0 to 1, how strongly a camera's
+    S-shaped tone curve deepens shadows and brightens lights; white: [3] colour cast.
     """
     picture = linear if white is None else linear * white.astype(np.float32)
     if blur_px > 0.15:
@@ -155,6 +166,7 @@ def camera(linear: np.ndarray, rng: np.random.Generator, noise: float, blur_px: 
         picture = np.clip(cv2.resize(small, (W, H), interpolation=cv2.INTER_LINEAR), 0, None)
     picture = np.clip(picture, 0, 1)
     srgb = np.where(picture <= 0.0031308, picture * 12.92, 1.055 * np.maximum(picture, 1e-8) ** (1 / 2.4) - 0.055)
+    srgb = srgb + curve * (step(srgb) - srgb)
     srgb = 0.5 + (srgb - 0.5) * contrast
     gray = srgb @ np.array([0.299, 0.587, 0.114], np.float32)
     srgb = gray[..., None] + (srgb - gray[..., None]) * saturation

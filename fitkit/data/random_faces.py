@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 import cv2
@@ -58,7 +59,7 @@ class FaceVariation:
     expression: range of the strength of the shapes that are on; asymmetry: most difference between the sides.
     Light: ambient, lamp: strengths; lamp_share: share of faces with a lamp; color_cast: most log change of a channel;
     exposure: mean linear brightness of the face; adapt: 1 = exposed for the face alone, 0 = for a mean face.
-    Person: melanin: 0 light to 1 dark; then shares: stubble, beard, make_up, freckles, moles, bald, long_hair, fringe, gray.
+    Person: melanin: 0 light to 1 dark; then shares: stubble, beard, make_up, freckles, moles, bald, long_hair, fringe, gray, hat.
     In front: glasses, dark_glasses, occluded: shares; occluders: most of them.
     Camera: noise: sRGB standard deviation; blur: px; motion: share and most length in px; jpeg: quality, jpeg_share;
     reduce: enlarged from a smaller picture, reduce_share; monochrome: share; backgrounds: folder of pictures or None.
@@ -76,11 +77,11 @@ class FaceVariation:
     neutral: float = 0.15
     expression: Range = (0.1, 1.0)
     asymmetry: float = 0.35
-    ambient: Range = (0.25, 1.0)
+    ambient: Range = (0.15, 0.9)
     lamp: Range = (0.15, 1.6)
     lamp_share: float = 0.75
     color_cast: float = 0.11
-    exposure: Range = (0.10, 0.42)
+    exposure: Range = (0.10, 0.48)
     adapt: float = 0.65
     melanin: Range = (0.0, 1.0)
     stubble: float = 0.25
@@ -92,6 +93,7 @@ class FaceVariation:
     long_hair: float = 0.42
     fringe: float = 0.35
     gray: float = 0.15
+    hat: float = 0.07
     glasses: float = 0.17
     dark_glasses: float = 0.05
     occluded: float = 0.25
@@ -239,29 +241,31 @@ def _expression(rng: np.random.Generator, names: tuple[str, ...], gaze: np.ndarr
 
 
 def _person(rng: np.random.Generator, variation: FaceVariation) -> SkinLook:
-    dark = rng.uniform(*variation.melanin)
+    low, high = variation.melanin
+    dark = low + (high - low) * rng.random() ** 1.4  # the light half of the scale holds more of the tones that look different
     # Log-linear between light and dark skin, then more or less blood; after measured skin reflectances.
     skin = np.exp((1 - dark) * np.log([0.62, 0.41, 0.32]) + dark * np.log([0.065, 0.034, 0.021]) + rng.normal() * 0.12)
-    skin = skin * np.exp(rng.normal() * np.array([0.03, -0.10, -0.06]) + rng.normal() * np.array([0.02, 0.02, -0.10]))
+    skin = skin * np.exp(rng.normal() * np.array([0.03, -0.07, -0.05]) + rng.normal() * np.array([0.02, 0.01, -0.09]))
     hair = _hair_color(rng, dark)
     make_up = rng.random() < variation.make_up
     lips = skin * np.array([rng.uniform(0.75, 1.1), rng.uniform(0.40, 0.68), rng.uniform(0.42, 0.75)])
     lip_strength = rng.uniform(0.6, 1.0)
     if make_up and rng.random() < 0.7:
-        lips = np.array([0.45, 0.06, 0.08]) * np.exp(rng.normal(size=3) * [0.5, 0.7, 0.7])
+        lips = np.array([0.40, 0.07, 0.08]) * (0.35 + 0.65 * (1 - dark)) * np.exp(rng.normal(size=3) * [0.35, 0.5, 0.5])
         lip_strength = rng.uniform(0.5, 0.95)
     bearded = not make_up and rng.random() < variation.beard / max(1e-6, 1 - variation.make_up)
     stubble = not make_up and rng.random() < variation.stubble / max(1e-6, 1 - variation.make_up)
     iris = np.array([(0.06, 0.03, 0.015), (0.11, 0.06, 0.03), (0.10, 0.14, 0.20), (0.12, 0.14, 0.07)][rng.choice(4, p=[.4, .3, .18, .12] if dark < .4 else [.75, .25, 0, 0])])
     return SkinLook(
-        skin=skin, lips=lips.clip(0.01, 0.9), lip_strength=lip_strength, hair=hair, brow_color=hair * rng.uniform(0.4, 0.95), iris=iris * np.exp(rng.normal() * 0.25),
-        blotch=rng.uniform(0.02, 0.09), red=rng.uniform(0, 1.3) * (1 - 0.5 * dark), freckles=int(rng.integers(40, 300)) if rng.random() < variation.freckles else 0,
+        skin=skin, lips=lips.clip(0.01, 0.9), lip_strength=lip_strength, hair=hair, brow_color=np.minimum(hair, 0.25) * rng.uniform(0.3, 0.9), iris=iris * np.exp(rng.normal() * 0.25),
+        blotch=rng.uniform(0.02, 0.09), red=rng.uniform(0, 0.85) * (1 - 0.4 * dark), freckles=int(rng.integers(40, 300)) if rng.random() < variation.freckles else 0,
         freckle_depth=rng.uniform(0.15, 0.6), moles=int(rng.integers(1, 9)) if rng.random() < variation.moles else 0, brow=rng.uniform(0.35, 1.1),
         brow_width=rng.uniform(0.65, 1.35), brow_drop=rng.uniform(-0.3, 1.2), stubble=rng.uniform(0.1, 0.6) if stubble else 0.0,
         beard=rng.uniform(0.4, 1.0) if bearded else 0.0, beard_area=str(rng.choice(["beard", "goatee", "moustache"], p=[0.6, 0.22, 0.18])),
         eye_shadow=np.array([random_color(rng) * 0.6, skin * [0.7, 0.5, 0.5]][int(rng.random() < 0.6)]),
         eye_shadow_strength=rng.uniform(0.1, 0.7) if make_up else 0.0, liner=rng.uniform(0.4, 1.0) if make_up else rng.uniform(0, 0.5),
-        pore=rng.uniform(0.0, 0.05), tired=rng.uniform(0, 0.3))
+        pore=rng.uniform(0.0, 0.05), tired=rng.uniform(0, 0.3), age=rng.uniform(0, 0.5) * rng.random() + (rng.random() < 0.15) * 0.3,
+        lid_crease=rng.uniform(0, 0.6))
 
 
 def _hair_color(rng: np.random.Generator, dark: float) -> np.ndarray:
@@ -272,9 +276,12 @@ def _hair_color(rng: np.random.Generator, dark: float) -> np.ndarray:
 
 def _hair_look(rng: np.random.Generator, person: SkinLook, variation: FaceVariation) -> HairLook:
     long = rng.random() < variation.long_hair
+    if rng.random() < variation.hat:  # a cap of wool is a shell that begins lower
+        return HairLook(random_color(rng), thickness=rng.uniform(5, 18), recede=rng.uniform(-26, -5), length=0.0, open_angle=90.0, fringe=None,
+                        fringe_width=0.0, fringe_middle=0.0, curl=0.0, gray=0.0, ragged=0.2)
     return HairLook(
         color=person.hair, thickness=rng.uniform(6, 30) if long else rng.uniform(1, 30) * rng.uniform(0.3, 1), recede=rng.normal() * 5 + (rng.random() < 0.15) * 14,
-        length=rng.uniform(10, 230) if long else 0.0, open_angle=rng.uniform(50, 100), fringe=rng.uniform(58, 88) if rng.random() < variation.fringe else None,
+        length=rng.uniform(10, 230) if long else 0.0, open_angle=rng.uniform(50, 100), fringe=rng.uniform(52, 88) if rng.random() < variation.fringe else None,
         fringe_width=rng.uniform(25, 60), fringe_middle=rng.normal() * 14, curl=rng.uniform(0, 1) ** 2, gray=rng.uniform(0.2, 1) if rng.random() < variation.gray else 0.0,
         ragged=rng.uniform(1, 8), bald=rng.random() < variation.bald)
 
@@ -351,9 +358,10 @@ def random_face(model: FaceModel, seed: int, size: int = 160, variation: FaceVar
     ground = background(streams["background"], fine, None if variation.backgrounds is None else Path(variation.backgrounds))
     _shoulders(ground, streams["background"], model, state, person)
     layers = _Layers(ground)
-    surface = Surface.visible(clip, model.triangles, (fine, fine))
+    triangles, which = _seen_triangles(clip, model.triangles, fine)
+    surface = Surface.visible(clip, triangles, (fine, fine))
     gaze = np.zeros(2) if head.eyes_turn else _gaze_of(model, state)
-    rgb, depth, pale = _head_samples(model, head, surface, points, state, person, hair, scene, gaze, streams)
+    rgb, depth, pale = _head_samples(model, head, surface, triangles, which, points, person, hair, scene, gaze, streams)
     # Exposed partly for this face, partly for a mean one; `pale` is what a mean skin would show in this light.
     rng = streams["camera"]
     level = float(rgb.mean()) ** variation.adapt * max(pale, 1e-3) ** (1 - variation.adapt)
@@ -395,13 +403,22 @@ def _gaze_of(model: FaceModel, state: SceneState) -> np.ndarray:
     return 28 * np.array([across, up])
 
 
-def _head_samples(model: FaceModel, head: HeadMap, surface: Surface, points: Tensor, state: SceneState, person: SkinLook, hair: HairLook,
-                  scene: Scene, gaze: np.ndarray, streams: dict) -> tuple[np.ndarray, np.ndarray, float]:
+def _seen_triangles(clip: Tensor, triangles: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Those that show in the picture [M, 3], and their numbers [M]: what follows costs much less for them alone."""
+    backend = import_module(f"fitkit.render.backends.{pick_backend(clip.device)}_backend")
+    index = backend.winning_triangles(clip[None], triangles, (size, size))
+    which = index[index >= 0].unique()
+    return triangles[which], which
+
+
+def _head_samples(model: FaceModel, head: HeadMap, surface: Surface, triangles: Tensor, which: Tensor, points: Tensor, person: SkinLook,
+                  hair: HairLook, scene: Scene, gaze: np.ndarray, streams: dict) -> tuple[np.ndarray, np.ndarray, float]:
     """Linear RGB [N, 3], depth [N] mm, and the mean brightness of a mean skin in the same light."""
     table = torch.cat([model.mean, vertex_normals(points[None], model.triangles)[0], points, head.open_sky], -1)
-    values = surface.interpolate(table[model.triangles])
+    values = surface.interpolate(table[triangles])
     rest, normal, place, sky = values[:, :3].numpy(), _front_facing(values[:, 3:6]), values[:, 6:9], values[:, 9:]
-    kind = head.kind[surface.triangle.numpy()]
+    number = which[surface.triangle].numpy()
+    kind = head.kind[number]
     rng = streams["skin"]
     skin_map = paint_skin(head, person, rng)
     albedo = look_up(skin_map, map_place(rest))
@@ -419,11 +436,11 @@ def _head_samples(model: FaceModel, head: HeadMap, surface: Surface, points: Ten
         towards = np.array([np.sin(across) * np.cos(up), np.sin(up), np.cos(across) * np.cos(up)])
         albedo[eye] = paint_eyes(rest[eye], head, person, towards, float(rng.uniform(0.25, 0.6)))
     other = kind == 2
-    albedo[other] = head.lining[surface.triangle.numpy()[other]]
+    albedo[other] = head.lining[number[other]]
     lamp = torch.nn.functional.normalize(torch.tensor(scene.lamp), dim=0)
     reaches = None
     if scene.lamp_strength > 0.25:
-        reaches = lamp_reaches(points, model.triangles, lamp * torch.tensor([1.0, -1.0, -1.0]), place)
+        reaches = lamp_reaches(points, head.outer, lamp * torch.tensor([1.0, -1.0, -1.0]), place)
     shine = np.where(eye, 0.7, np.where(other, 0.5, 0.6 + 0.8 * np.clip(1.2 - np.abs(rest[:, 0]) / 45, 0, 1)))
     shine = torch.from_numpy(shine).float()
     rgb = light(torch.from_numpy(albedo).float(), normal, scene, sky, reaches, shine)
@@ -543,7 +560,7 @@ def _photo(linear: np.ndarray, rng: np.random.Generator, variation: FaceVariatio
     reduce = rng.uniform(*variation.reduce) if rng.random() < variation.reduce_share else 1.0
     low, high = variation.noise
     return camera(linear, rng, low + (high - low) * rng.random() ** 2.5, rng.uniform(*variation.blur) * rng.random() * scale, motion, quality, reduce,
-                  contrast=rng.uniform(0.8, 1.2), saturation=0.0 if rng.random() < variation.monochrome else rng.uniform(0.6, 1.25),
+                  contrast=rng.uniform(0.8, 1.2), saturation=0.0 if rng.random() < variation.monochrome else rng.uniform(0.75, 1.45), curve=rng.uniform(0.0, 0.8),
                   white=np.exp(rng.normal(size=3) * variation.color_cast / 3))
 
 
