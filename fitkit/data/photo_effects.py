@@ -5,8 +5,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
 from fitkit.data.face_paint import clouds, step
+from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -69,7 +71,8 @@ def _piece(image: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray
     side = max(8, int(short * rng.uniform(0.3, 1)))
     top, left = rng.integers(image.shape[0] - side + 1), rng.integers(image.shape[1] - side + 1)
     crop = cv2.resize(image[top:top + side, left:left + side, ::-1], (size, size), interpolation=cv2.INTER_AREA)
-    return (crop[:, ::-1] if rng.random() < 0.5 else crop).astype(np.float32).__truediv__(255) ** 2.2
+    crop = crop[:, ::-1] if rng.random() < 0.5 else crop
+    return linear_from_srgb(torch.from_numpy(np.ascontiguousarray(crop)).float() / 255).numpy()
 
 
 def _ellipse(picture: np.ndarray, rng: np.random.Generator, size: int, extent: float) -> None:
@@ -164,8 +167,7 @@ def camera(linear: np.ndarray, rng: np.random.Generator, noise: float, blur_px: 
     if reduce > 1.05:
         small = cv2.resize(picture, (max(8, round(W / reduce)), max(8, round(H / reduce))), interpolation=cv2.INTER_AREA)
         picture = np.clip(cv2.resize(small, (W, H), interpolation=cv2.INTER_LINEAR), 0, None)
-    picture = np.clip(picture, 0, 1)
-    srgb = np.where(picture <= 0.0031308, picture * 12.92, 1.055 * np.maximum(picture, 1e-8) ** (1 / 2.4) - 0.055)
+    srgb = srgb_from_linear(torch.from_numpy(picture)).numpy()
     srgb = srgb + curve * (step(srgb) - srgb)
     srgb = 0.5 + (srgb - 0.5) * contrast
     gray = srgb @ np.array([0.299, 0.587, 0.114], np.float32)

@@ -583,10 +583,11 @@ def _visible(marks: np.ndarray, depths: np.ndarray, nearest: np.ndarray, cover: 
 def outline_points(model: FaceModel, state: SceneState, size: int, depth: np.ndarray | None = None) -> np.ndarray:
     """Jaw points [17, 2] px in the annotators' convention, one view.
 
-    The hidden ones of the side that is turned away march across the face, along the line of the mean head's skin that has
-    their height, to the vertex that projects farthest outwards, and from there to the nearest point of the contour of the
-    face without nose: Zhu et al., CVPR 2015. `energies.landmarks` does the same on lines to the face centre; those end at
-    the cheek, and in a profile the points would crowd there.
+    The hidden ones of the side that is turned away march outwards in the picture, at their height along the head's up axis,
+    to the contour of the face without nose (landmark marching, Zhu et al., CVPR 2015, along lines of equal height in the
+    picture instead of on the model, so that a point does not jump when it gets hidden in a view from above or below).
+    `energies.landmarks` slides them on lines to the face centre; those end at the cheek, and in a profile the points would
+    crowd there.
 
     Args:
         size: side of the picture, px; depth: [size * SUPERSAMPLE] * 2 mm, of the nearest surface of the head alone.
@@ -613,28 +614,17 @@ def outline_points(model: FaceModel, state: SceneState, size: int, depth: np.nda
     if not hidden.any():
         return jaw
     contour = face_contour(model, state, size)
-    lines = _height_lines(model)
-    up = state.pose.rotation[0, :2, 1].numpy()
-    outwards = np.array([-up[1], up[0]]) / max(np.linalg.norm(up), 1e-6) * np.sign(yaw)
+    up = state.pose.rotation[0, :2, 1].double().numpy()
+    up = up / max(float(np.linalg.norm(up)), 1e-6)
+    outwards = np.array([-up[1], up[0]]) * np.sign(yaw)
+    heights, reach = contour @ up, contour @ outwards
     for j in np.flatnonzero(hidden):
-        pixels = state.camera.project(state.pose.apply(model.at_vertices(lines[j]).points(state.identity, state.expression)))[0][0].numpy()
-        start = pixels[(pixels @ outwards).argmax()]
-        if start @ outwards > jaw[j] @ outwards:
-            jaw[j] = contour[np.linalg.norm(contour - start, axis=1).argmin()]
+        level = np.abs(heights - jaw[j] @ up) <= 0.75
+        if level.any():
+            jaw[j] = contour[np.where(level, reach, -np.inf).argmax()]
+        else:  # below the chin or above the forehead
+            jaw[j] = contour[np.linalg.norm(contour - jaw[j], axis=1).argmin()]
     return jaw
-
-
-@functools.lru_cache(maxsize=4)
-def _height_lines(model: FaceModel) -> tuple[Tensor, ...]:
-    """For each jaw point the face vertices, nose left out, whose height on the mean head is the same within 2.5 mm."""
-    marks = model.landmarks.points(model.mean[None], model.triangles)[0]
-    vertices = model.triangles[_face_without_nose(model)].unique()
-    height = model.mean[vertices, 1]
-    rows = []
-    for j in range(17):
-        off = (height - marks[j, 1]).abs()
-        rows.append(vertices[off <= max(2.5, float(off.min()))])
-    return tuple(rows)
 
 
 CONTOUR_MARGIN = 0.5  # of the picture's size on each side
@@ -658,7 +648,8 @@ def _face_without_nose(model: FaceModel) -> Tensor:
     mean, marks = model.mean, model.landmarks.points(model.mean[None], model.triangles)[0]
     y = mean[:, 1]
     low, high = float(marks[33, 1]) - 3, float(marks[27, 1]) - 4
-    half = 6 + (float(marks[35, 0]) + 3 - 6) * ((high - y) / (high - low)).clamp(0, 1)
+    # From the narrow bridge to the wings, which reach half as far again as the landmark below them.
+    half = 7 + (1.6 * float(marks[35, 0]) - 7) * ((high - y) / (high - float(marks[30, 1]))).clamp(0, 1)
     nose = (y > low) & (y < high) & (mean[:, 0].abs() < half)
     keep = model.face & ~nose
     return keep[model.triangles].all(1)

@@ -13,7 +13,7 @@ from fitkit.models.registry import load_model
 from fitkit.scene.pose import yaw_pitch_roll
 
 SIZE = 96
-BARE = FaceVariation(bald=1.0, glasses=0.0, dark_glasses=0.0, occluded=0.0, cut=0.0)
+BARE = FaceVariation(bald=1.0, hat=0.0, glasses=0.0, dark_glasses=0.0, occluded=0.0, cut=0.0)
 
 
 @pytest.fixture(scope="module")
