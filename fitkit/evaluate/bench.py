@@ -120,8 +120,8 @@ def _array(path: Path) -> np.ndarray:
         raise InputError(f"{path}: cannot be read: {error}") from error
 
 
-def load_views(folder: str | os.PathLike, views: Sequence[int] | None = None) -> tuple[Subject, Landmarks]:
-    """A subject with decoded images and its landmarks; `views` keeps those by position, from 0.
+def load_views(folder: str | os.PathLike, views: Sequence[int] | None = None, source: str = "auto") -> tuple[Subject, Landmarks]:
+    """A subject with decoded images and its landmarks; `views` keeps those by position, from 0; source: as in a recipe.
 
     Raises:
         InputError: unusable subject, or no such view.
@@ -134,7 +134,7 @@ def load_views(folder: str | os.PathLike, views: Sequence[int] | None = None) ->
         subject = replace(subject, views=tuple(subject.views[v] for v in views))
     # Reading files is no part of what is timed.
     subject = replace(subject, views=tuple(v.replace(image=v.image) for v in subject.views))
-    found, _ = detect_landmarks(subject, "auto")
+    found, _ = detect_landmarks(subject, source)
     subject, found, _ = usable_views(subject, found)
     return subject, found
 
@@ -218,20 +218,22 @@ def accuracy(data: str | os.PathLike, models: Sequence[str] = ("ict", "generic")
         raise InputError(f"{data}: no subject '{unknown[0]}'; there are: {', '.join(names)}")
     names = [n for n in names if not subjects or n in subjects]
     truths = {n: load_truth(Path(data) / "ground_truth" / n) for n in names}
-    loaded = {n: load_views(Path(data) / n, views) for n in names}
     plans = [load_recipe(r, overrides) for r in recipes]
+    sources = dict.fromkeys(r.landmarks.source for r in plans) or {"auto": None}
+    loaded = {(n, s): load_views(Path(data) / n, views, s) for n in names for s in sources}
     predictions, facts = [], machine()
     for model_name in models:
         model = load_model(model_name)
         for recipe in (None, *plans):
             for name in names:
-                prediction = predict(name, *loaded[name], model, recipe)
+                source = next(iter(sources)) if recipe is None else recipe.landmarks.source
+                prediction = predict(name, *loaded[name, source], model, recipe)
                 predictions.append(prediction)
                 if recipe is not None:
                     tell(f"{model.name} {prediction.recipe} {name}: " + (prediction.error or f"{prediction.seconds:.2f} s, {prediction.status}"))
     rows = []
     for p in predictions:
-        rows.append({"model": p.model, "recipe": p.recipe, "subject": p.subject, "views": len(loaded[p.subject][0].views),
+        rows.append({"model": p.model, "recipe": p.recipe, "subject": p.subject, "views": len(loaded[p.subject, next(iter(sources))][0].views),
                      **score(p, truths[p.subject]), "seconds": p.seconds, "cpu_seconds": p.cpu_seconds,
                      "status": p.status, "error": p.error})
     return {"benchmark": "accuracy", "data": Path(data).resolve().name, "unit": "mm", "machine": facts, "overrides": list(overrides),
@@ -302,7 +304,7 @@ def speed(folder: str | os.PathLike, model_name: str = "ict", recipe_name: str =
     truth_folder = folder.parent / "ground_truth" / folder.name
     truth = load_truth(truth_folder) if truth_folder.is_dir() else None
     if {"fit", "adam"} & set(parts):
-        subject, found = load_views(folder, views)
+        subject, found = load_views(folder, views, recipe.landmarks.source)
         report["views"] = [f"{v.name}, {v.size[0]} x {v.size[1]} px" for v in subject.views]
     if "fit" in parts:
         tell(f"{recipe.name}, {len(subject.views)} views, {repeats} runs")
