@@ -111,7 +111,8 @@ def head_map(model: FaceModel) -> HeadMap:
     place = map_place(marks)
     scalp, vertex = _scalp(mean[np.unique(model.triangles[torch.from_numpy(kind == 0)].numpy())], mean)
     masks = _masks(place)
-    return HeadMap(place, kind, model.triangles[torch.from_numpy(kind == 0)], lining, np.array(eyes), turn, _open_sky(model), masks, {k: _box(m) for k, m in masks.items()}, scalp, vertex)
+    return HeadMap(place, kind, model.triangles[torch.from_numpy(kind == 0)], lining, np.array(eyes), turn, _open_sky(model), masks,
+                   {k: _box(m) for k, m in masks.items()}, scalp, vertex)
 
 
 def _box(mask: np.ndarray) -> tuple[slice, slice]:
@@ -200,8 +201,10 @@ def _masks(p: np.ndarray) -> dict[str, np.ndarray]:
     cheek = [mix(1, 31, 0.06), mix(3, 48, 0.35), mix(48, 31, 0.35), p[31] + [0, 3], p[33] + [0, 4], p[35] + [0, 3],
              mix(54, 35, 0.35), mix(13, 54, 0.35), mix(15, 35, 0.06)]
     down = np.array([0, 24 / PIXEL_MM])
-    beard = np.concatenate([cheek, [p[15], p[13] + down * 0.5, p[11] + down, p[9] + down, p[8] + down, p[7] + down, p[5] + down, p[3] + down * 0.5, p[1]]])
-    moustache = np.array([mix(48, 31, 0.4), p[31] + [0, 4], p[33] + [0, 4], p[35] + [0, 4], mix(54, 35, 0.4), p[54] + [4, 5], p[52], p[51], p[50], p[48] + [-4, 5]])
+    beard = np.concatenate([cheek, [p[15], p[13] + down * 0.5, p[11] + down, p[9] + down, p[8] + down, p[7] + down, p[5] + down,
+                                    p[3] + down * 0.5, p[1]]])
+    moustache = np.array([mix(48, 31, 0.4), p[31] + [0, 4], p[33] + [0, 4], p[35] + [0, 4], mix(54, 35, 0.4), p[54] + [4, 5], p[52], p[51],
+                          p[50], p[48] + [-4, 5]])
     goatee = np.array([p[48] + [-3, 0], p[54] + [3, 0], mix(54, 10, 0.5), p[9], p[8] + [0, 5], p[7], mix(48, 6, 0.5)])
     lip = _polygon(lips, 0.5)
     out = {"lips": lip, "beard": _polygon(beard, 4.5) * (1 - lip), "moustache": _polygon(moustache, 1.5) * (1 - lip),
@@ -362,7 +365,8 @@ def _spots(head: HeadMap, look: SkinLook, rng: np.random.Generator) -> np.ndarra
     middle = head.landmarks[30]
     for _ in range(look.freckles):
         x, y = middle + rng.normal(size=2) * [38 / PIXEL_MM, 20 / PIXEL_MM]
-        cv2.circle(out, (int(x * 16), int(y * 16)), int(16 * rng.uniform(0.5, 1.5)), int(255 * look.freckle_depth * rng.uniform(0.3, 1)), -1, cv2.LINE_AA, 4)
+        cv2.circle(out, (int(x * 16), int(y * 16)), int(16 * rng.uniform(0.5, 1.5)), int(255 * look.freckle_depth * rng.uniform(0.3, 1)),
+                   -1, cv2.LINE_AA, 4)
     for _ in range(look.moles):
         x, y = middle + rng.normal(size=2) * [60 / PIXEL_MM, 45 / PIXEL_MM]
         cv2.circle(out, (int(x * 16), int(y * 16)), int(16 * rng.uniform(0.8, 2.2)), int(rng.uniform(120, 220)), -1, cv2.LINE_AA, 4)
@@ -384,7 +388,8 @@ def _brows(head: HeadMap, look: SkinLook, rng: np.random.Generator) -> np.ndarra
             start = line[k] + [rng.normal() * 0.5, rng.uniform(-1, 1) * half[k]]
             lean = np.interp(t[k], [0, 1.5, 4], [75, 35, -20]) + rng.normal() * 12
             end = start + np.array([out * np.cos(np.radians(lean)), -np.sin(np.radians(lean))]) * rng.uniform(3, 7) / PIXEL_MM * 0.8
-            cv2.line(hairs, tuple(int(v) for v in start * 16), tuple(int(v) for v in end * 16), int(rng.uniform(90, 220)), 1, cv2.LINE_AA, 4)
+            ends = [tuple(int(v) for v in point * 16) for point in (start, end)]
+            cv2.line(hairs, ends[0], ends[1], int(rng.uniform(90, 220)), 1, cv2.LINE_AA, 4)
     return np.clip(look.brow * (0.62 * _soft(band, 1.0) + 0.5 * _soft(hairs, 0.3)), 0, 0.95)
 
 
@@ -481,14 +486,17 @@ def hair_shell(head: HeadMap, motion: np.ndarray, look: HairLook, rng: np.random
     triangles = np.concatenate([np.stack([a, c, b], -1).reshape(-1, 3), np.stack([b, c, d], -1).reshape(-1, 3)])
     triangles = triangles[(inside.reshape(-1)[triangles] > -look.ragged - 3).any(1)]
     size = (256, 512)
-    place = np.stack([np.broadcast_to((azimuth + np.pi) / (2 * np.pi) * (size[1] - 1), along.shape), np.clip(along / 420, 0, 1) * (size[0] - 1)], -1)
-    return HairShell(shell.reshape(-1, 3), triangles, inside.reshape(-1), place.reshape(-1, 2).astype(np.float32), _hair_texture(look, rng, size))
+    place = np.stack([np.broadcast_to((azimuth + np.pi) / (2 * np.pi) * (size[1] - 1), along.shape),
+                      np.clip(along / 420, 0, 1) * (size[0] - 1)], -1)
+    return HairShell(shell.reshape(-1, 3), triangles, inside.reshape(-1), place.reshape(-1, 2).astype(np.float32),
+                     _hair_texture(look, rng, size))
 
 
 def _hair_texture(look: HairLook, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     """Strands run along the rows' direction: brightness factor and edge raggedness in mm, [H, W, 2]."""
     H, W = size
-    strands = sum(share * cv2.resize(rng.normal(size=(max(2, int(H / long)), int(W / wide))).astype(np.float32), (W, H), interpolation=cv2.INTER_CUBIC)
+    strands = sum(share * cv2.resize(rng.normal(size=(max(2, int(H / long)), int(W / wide))).astype(np.float32), (W, H),
+                                     interpolation=cv2.INTER_CUBIC)
                   for wide, long, share in ((1.0, 70, 0.5), (2.5, 110, 0.5), (8, 128, 0.5), (24, 100, 0.4)))
     x, y = np.meshgrid(np.arange(W, dtype=np.float32), np.arange(H, dtype=np.float32))
     bend = clouds(rng, size, 40)[..., 0] * 5 + look.curl * 6 * np.sin(y / 6 + 4 * clouds(rng, size, 60)[..., 0])

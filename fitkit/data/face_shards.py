@@ -46,7 +46,8 @@ class FaceShard:
 
 
 def render_faces(models: Sequence[str], count: int, folder: str | os.PathLike, seed: int = 0, size: int = 160, workers: int = 1,
-                 variation: FaceVariation = FaceVariation(), shard_size: int = 500, progress: Callable[[int, int], None] | None = None) -> list[Path]:
+                 variation: FaceVariation | None = None, shard_size: int = 500,
+                 progress: Callable[[int, int], None] | None = None) -> list[Path]:
     """Render `count` faces of these models in turn into shards; shards that are already there are kept.
 
     Args:
@@ -65,7 +66,8 @@ def render_faces(models: Sequence[str], count: int, folder: str | os.PathLike, s
     for name in models:
         load_model(name)  # a name that is not known stops here, with its own message
     starts = range(0, count, shard_size)
-    jobs = [(folder / f"shard_{k:05d}.npz", tuple(models), start, min(shard_size, count - start), seed, size, variation) for k, start in enumerate(starts)]
+    jobs = [(folder / f"shard_{k:05d}.npz", tuple(models), start, min(shard_size, count - start), seed, size, variation or FaceVariation())
+            for k, start in enumerate(starts)]
     left = [job for job in jobs if not _is_there(job)]
     done = count - sum(job[3] for job in left)
     bar = None if progress is not None else tqdm(total=count, initial=done, unit="face")
@@ -105,7 +107,8 @@ def _is_there(job) -> bool:
         return False
     arrays = _read(path)
     wanted = [load_model(models[(start + i) % len(models)]).name for i in range(number)]
-    if int(arrays["size"]) != size or list(arrays["seed"]) != list(range(seed + start, seed + start + number)) or list(arrays["model"]) != wanted:
+    same = list(arrays["seed"]) == list(range(seed + start, seed + start + number)) and list(arrays["model"]) == wanted
+    if int(arrays["size"]) != size or not same:
         raise InputError(f"{path}: holds other faces than asked for (size, seed, count or models differ); choose another folder")
     return True
 
@@ -159,7 +162,8 @@ def read_shard(path: str | os.PathLike) -> FaceShard:
     size = int(arrays["size"])
     if any(image is None or image.shape != (size, size, 3) for image in images):
         raise InputError(f"{path}: a picture in this shard cannot be decoded; delete it and render it again")
-    return FaceShard(np.stack(images)[..., ::-1].copy(), *(arrays[key] for key in FIELDS), tuple(str(m) for m in arrays["model"]), arrays["seed"])
+    return FaceShard(np.stack(images)[..., ::-1].copy(), *(arrays[key] for key in FIELDS),
+                     tuple(str(m) for m in arrays["model"]), arrays["seed"])
 
 
 def shard_paths(folder: str | os.PathLike) -> list[Path]:

@@ -99,7 +99,8 @@ def occluder(rng: np.random.Generator, size: int, face: np.ndarray, skin: np.nda
     color = np.broadcast_to(random_color(rng), (size, size, 3)).copy()
     if kind == "blob":
         angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-        radius = extent * rng.uniform(0.08, 0.28) * (1 + sum(rng.normal() * 0.18 / k * np.sin(k * angle + rng.uniform(0, 6)) for k in (1, 2, 3, 5)))
+        bumps = sum(rng.normal() * 0.18 / k * np.sin(k * angle + rng.uniform(0, 6)) for k in (1, 2, 3, 5))
+        radius = extent * rng.uniform(0.08, 0.28) * (1 + bumps)
         shape = middle + radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], -1)
         cv2.fillPoly(cover, [np.round(shape).astype(np.int32)], 255, cv2.LINE_AA)
     elif kind == "bar":
@@ -130,8 +131,10 @@ def _hand(cover: np.ndarray, rng: np.random.Generator, middle: np.ndarray, turn:
     side = np.array([-towards[1], towards[0]])
     wide = extent * rng.uniform(0.16, 0.26)
     palm = middle - towards * wide * 1.2
-    cv2.ellipse(cover, tuple(int(v) for v in palm), (max(2, int(wide)), max(2, int(wide * 0.75))), float(np.degrees(turn)), 0, 360, 255, -1, cv2.LINE_AA)
-    cv2.line(cover, tuple(int(v) for v in palm), tuple(int(v) for v in palm - towards * 4 * extent), 255, max(2, int(wide * 1.2)), cv2.LINE_AA)
+    cv2.ellipse(cover, tuple(int(v) for v in palm), (max(2, int(wide)), max(2, int(wide * 0.75))), float(np.degrees(turn)), 0, 360, 255,
+                -1, cv2.LINE_AA)
+    cv2.line(cover, tuple(int(v) for v in palm), tuple(int(v) for v in palm - towards * 4 * extent), 255, max(2, int(wide * 1.2)),
+             cv2.LINE_AA)
     spread = rng.uniform(0.05, 0.35)
     for k in range(4):
         lean = (k - 1.5) * spread + rng.normal() * 0.06
@@ -140,12 +143,13 @@ def _hand(cover: np.ndarray, rng: np.random.Generator, middle: np.ndarray, turn:
         tip = base + ray * wide * rng.uniform(1.1, 1.7)
         cv2.line(cover, tuple(int(v) for v in base), tuple(int(v) for v in tip), 255, max(2, int(wide * 0.36)), cv2.LINE_AA)
     thumb = palm + side * wide * rng.choice([-1, 1]) * 0.6
-    cv2.line(cover, tuple(int(v) for v in thumb), tuple(int(v) for v in thumb + (towards + side * np.sign((thumb - palm) @ side)) * wide * 0.7), 255,
-             max(2, int(wide * 0.38)), cv2.LINE_AA)
+    tip = thumb + (towards + side * np.sign((thumb - palm) @ side)) * wide * 0.7
+    cv2.line(cover, tuple(int(v) for v in thumb), tuple(int(v) for v in tip), 255, max(2, int(wide * 0.38)), cv2.LINE_AA)
 
 
 def camera(linear: np.ndarray, rng: np.random.Generator, noise: float, blur_px: float, motion_px: float, quality: int | None,
-           reduce: float = 1.0, contrast: float = 1.0, saturation: float = 1.0, curve: float = 0.0, white: np.ndarray | None = None) -> np.ndarray:
+           reduce: float = 1.0, contrast: float = 1.0, saturation: float = 1.0, curve: float = 0.0,
+           white: np.ndarray | None = None) -> np.ndarray:
     """Linear RGB [H, W, 3] -> the photo, uint8 sRGB.
 
     noise: standard deviation in sRGB; blur_px: of a Gaussian; motion_px: length of a straight motion; quality: JPEG's or

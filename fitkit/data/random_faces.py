@@ -6,7 +6,6 @@ the seed. See `data.face_shards` for many of them in files.
 """
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -184,7 +183,8 @@ def _expression(rng: np.random.Generator, names: tuple[str, ...], gaze: np.ndarr
             on["jawOpen"] = strength(1.6)
         if rng.random() < 0.12:
             on[str(rng.choice(["jawLeft", "jawRight", "jawForward"]))] = 0.7 * strength()
-        mouth = rng.choice(["none", "smile", "pucker", "frown", "stretch", "press", "sneer", "mixed"], p=[.15, .33, .12, .08, .08, .08, .06, .1])
+        mouth = rng.choice(["none", "smile", "pucker", "frown", "stretch", "press", "sneer", "mixed"],
+                           p=[.15, .33, .12, .08, .08, .08, .06, .1])
         if mouth in ("smile", "mixed"):
             value = strength(0.8)
             pair("mouthSmile", value)
@@ -255,11 +255,15 @@ def _person(rng: np.random.Generator, variation: FaceVariation) -> SkinLook:
         lip_strength = rng.uniform(0.5, 0.95)
     bearded = not make_up and rng.random() < variation.beard / max(1e-6, 1 - variation.make_up)
     stubble = not make_up and rng.random() < variation.stubble / max(1e-6, 1 - variation.make_up)
-    iris = np.array([(0.06, 0.03, 0.015), (0.11, 0.06, 0.03), (0.10, 0.14, 0.20), (0.12, 0.14, 0.07)][rng.choice(4, p=[.4, .3, .18, .12] if dark < .4 else [.75, .25, 0, 0])])
+    irises = np.array([(0.06, 0.03, 0.015), (0.11, 0.06, 0.03), (0.10, 0.14, 0.20), (0.12, 0.14, 0.07)])
+    iris = irises[rng.choice(4, p=[.4, .3, .18, .12] if dark < .4 else [.75, .25, 0, 0])]
     return SkinLook(
-        skin=skin, lips=lips.clip(0.01, 0.9), lip_strength=lip_strength, hair=hair, brow_color=np.minimum(hair, 0.25) * rng.uniform(0.3, 0.9), iris=iris * np.exp(rng.normal() * 0.25),
-        blotch=rng.uniform(0.02, 0.09), red=rng.uniform(0, 0.85) * (1 - 0.4 * dark), freckles=int(rng.integers(40, 300)) if rng.random() < variation.freckles else 0,
-        freckle_depth=rng.uniform(0.15, 0.6), moles=int(rng.integers(1, 9)) if rng.random() < variation.moles else 0, brow=rng.uniform(0.35, 1.1),
+        skin=skin, lips=lips.clip(0.01, 0.9), lip_strength=lip_strength, hair=hair,
+        brow_color=np.minimum(hair, 0.25) * rng.uniform(0.3, 0.9), iris=iris * np.exp(rng.normal() * 0.25),
+        blotch=rng.uniform(0.02, 0.09), red=rng.uniform(0, 0.85) * (1 - 0.4 * dark),
+        freckles=int(rng.integers(40, 300)) if rng.random() < variation.freckles else 0,
+        freckle_depth=rng.uniform(0.15, 0.6), moles=int(rng.integers(1, 9)) if rng.random() < variation.moles else 0,
+        brow=rng.uniform(0.35, 1.1),
         brow_width=rng.uniform(0.65, 1.35), brow_drop=rng.uniform(-0.3, 1.2), stubble=rng.uniform(0.1, 0.6) if stubble else 0.0,
         beard=rng.uniform(0.4, 1.0) if bearded else 0.0, beard_area=str(rng.choice(["beard", "goatee", "moustache"], p=[0.6, 0.22, 0.18])),
         eye_shadow=np.array([random_color(rng) * 0.6, skin * [0.7, 0.5, 0.5]][int(rng.random() < 0.6)]),
@@ -269,7 +273,8 @@ def _person(rng: np.random.Generator, variation: FaceVariation) -> SkinLook:
 
 
 def _hair_color(rng: np.random.Generator, dark: float) -> np.ndarray:
-    palette = np.array([(0.010, 0.008, 0.007), (0.035, 0.020, 0.012), (0.10, 0.055, 0.028), (0.30, 0.19, 0.085), (0.20, 0.065, 0.022), (0.42, 0.40, 0.38)])
+    palette = np.array([(0.010, 0.008, 0.007), (0.035, 0.020, 0.012), (0.10, 0.055, 0.028), (0.30, 0.19, 0.085), (0.20, 0.065, 0.022),
+                        (0.42, 0.40, 0.38)])
     share = np.array([0.25, 0.25, 0.2, 0.15, 0.06, 0.09]) if dark < 0.35 else np.array([0.65, 0.22, 0.03, 0.02, 0.01, 0.07])
     return palette[rng.choice(len(palette), p=share / share.sum())] * np.exp(rng.normal() * 0.3)
 
@@ -277,12 +282,16 @@ def _hair_color(rng: np.random.Generator, dark: float) -> np.ndarray:
 def _hair_look(rng: np.random.Generator, person: SkinLook, variation: FaceVariation) -> HairLook:
     long = rng.random() < variation.long_hair
     if rng.random() < variation.hat:  # a cap of wool is a shell that begins lower
-        return HairLook(random_color(rng), thickness=rng.uniform(5, 18), recede=rng.uniform(-26, -5), length=0.0, open_angle=90.0, fringe=None,
+        return HairLook(random_color(rng), thickness=rng.uniform(5, 18), recede=rng.uniform(-26, -5), length=0.0, open_angle=90.0,
+                        fringe=None,
                         fringe_width=0.0, fringe_middle=0.0, curl=0.0, gray=0.0, ragged=0.2)
     return HairLook(
-        color=person.hair, thickness=rng.uniform(6, 30) if long else rng.uniform(1, 30) * rng.uniform(0.3, 1), recede=rng.normal() * 5 + (rng.random() < 0.15) * 14,
-        length=rng.uniform(10, 230) if long else 0.0, open_angle=rng.uniform(50, 100), fringe=rng.uniform(52, 88) if rng.random() < variation.fringe else None,
-        fringe_width=rng.uniform(25, 60), fringe_middle=rng.normal() * 14, curl=rng.uniform(0, 1) ** 2, gray=rng.uniform(0.2, 1) if rng.random() < variation.gray else 0.0,
+        color=person.hair, thickness=rng.uniform(6, 30) if long else rng.uniform(1, 30) * rng.uniform(0.3, 1),
+        recede=rng.normal() * 5 + (rng.random() < 0.15) * 14,
+        length=rng.uniform(10, 230) if long else 0.0, open_angle=rng.uniform(50, 100),
+        fringe=rng.uniform(52, 88) if rng.random() < variation.fringe else None,
+        fringe_width=rng.uniform(25, 60), fringe_middle=rng.normal() * 14, curl=rng.uniform(0, 1) ** 2,
+        gray=rng.uniform(0.2, 1) if rng.random() < variation.gray else 0.0,
         ragged=rng.uniform(1, 8), bald=rng.random() < variation.bald)
 
 
@@ -298,7 +307,8 @@ def _scene(rng: np.random.Generator, variation: FaceVariation) -> Scene:
     lamp = rng.normal(size=3) * [1.0, 0.7, 0.6] + [0, 0.45, 0.7]
     strength = rng.uniform(*variation.lamp) if rng.random() < variation.lamp_share else 0.0
     warm = rng.normal() * variation.color_cast
-    return Scene(torch.from_numpy(sh * cast).float(), lamp=tuple(float(v) for v in lamp), lamp_strength=strength, lamp_color=(float(np.exp(warm)), 1.0, float(np.exp(-warm))),
+    return Scene(torch.from_numpy(sh * cast).float(), lamp=tuple(float(v) for v in lamp), lamp_strength=strength,
+                 lamp_color=(float(np.exp(warm)), 1.0, float(np.exp(-warm))),
                  gloss=float(rng.uniform(0.0, 0.16) * min(1.0, strength + 0.2)), shininess=float(rng.uniform(8, 45)), noise=0.0)
 
 
@@ -477,7 +487,8 @@ def _shoulders(ground: np.ndarray, rng: np.random.Generator, model: FaceModel, s
     """Neck and clothes behind the head, drawn flat; in place."""
     fine = len(ground)
     base = state.pose.apply(torch.tensor([[[0.0, -80.0, 10.0]]]))[0, 0]
-    shape = np.array([[-46, -60], [-50, 60], [-110, 95], [-190, 130], [-230, 420], [230, 420], [190, 130], [110, 95], [50, 60], [46, -60]], float)
+    shape = np.array([[-46, -60], [-50, 60], [-110, 95], [-190, 130], [-230, 420], [230, 420], [190, 130], [110, 95], [50, 60], [46, -60]],
+                     float)
     shape[:, 0] *= rng.uniform(0.85, 1.2)
 
     def draw(outline: np.ndarray, color: np.ndarray) -> None:
@@ -494,14 +505,16 @@ def _shoulders(ground: np.ndarray, rng: np.random.Generator, model: FaceModel, s
     draw(collar, random_color(rng) * 0.8)
 
 
-def _add_glasses(layers: _Layers, cover: np.ndarray, rng: np.random.Generator, model: FaceModel, state: SceneState, lens, dark: bool) -> None:
+def _add_glasses(layers: _Layers, cover: np.ndarray, rng: np.random.Generator, model: FaceModel, state: SceneState, lens,
+                 dark: bool) -> None:
     """Rims, bridge and temples as lines at their places in space, hidden by what is nearer; in place."""
     face = model.landmark_basis.points(state.identity, torch.zeros_like(state.expression))[0].double().numpy()
     wide, high = rng.uniform(22, 29), rng.uniform(15, 24)
     square = rng.uniform(2.0, 5.0)
     front = face[27, 2] + rng.uniform(2, 6)
     turn = np.linspace(0, 2 * np.pi, 48)
-    unit = np.stack([np.sign(np.cos(turn)) * np.abs(np.cos(turn)) ** (2 / square), np.sign(np.sin(turn)) * np.abs(np.sin(turn)) ** (2 / square)], -1)
+    unit = np.stack([np.sign(np.cos(turn)) * np.abs(np.cos(turn)) ** (2 / square),
+                     np.sign(np.sin(turn)) * np.abs(np.sin(turn)) ** (2 / square)], -1)
     lines, rims = [], []
     for corner, ear, sign in ((slice(36, 42), face[0], -1), (slice(42, 48), face[16], 1)):
         middle = face[corner].mean(0)
@@ -512,7 +525,8 @@ def _add_glasses(layers: _Layers, cover: np.ndarray, rng: np.random.Generator, m
         hinge = rim[np.argmax(rim[:, 0] * sign)] + [0, high * 0.3, 0]
         end = np.array([ear[0] * 1.06, hinge[1] + 1, ear[2] - 25])
         lines.append(hinge + np.linspace(0, 1, 30)[:, None] * (end - hinge))
-    bridge = np.stack([np.linspace(rims[0][:, 0].max(), rims[1][:, 0].min(), 9), face[27, 1] + 1 + 2 * np.sin(np.linspace(0, np.pi, 9)), np.full(9, front + 1.5)], -1)
+    bridge = np.stack([np.linspace(rims[0][:, 0].max(), rims[1][:, 0].min(), 9), face[27, 1] + 1 + 2 * np.sin(np.linspace(0, np.pi, 9)),
+                       np.full(9, front + 1.5)], -1)
     lines.append(bridge)
 
     def project(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -559,8 +573,10 @@ def _photo(linear: np.ndarray, rng: np.random.Generator, variation: FaceVariatio
     quality = int(rng.uniform(*variation.jpeg)) if rng.random() < variation.jpeg_share else None
     reduce = rng.uniform(*variation.reduce) if rng.random() < variation.reduce_share else 1.0
     low, high = variation.noise
-    return camera(linear, rng, low + (high - low) * rng.random() ** 2.5, rng.uniform(*variation.blur) * rng.random() * scale, motion, quality, reduce,
-                  contrast=rng.uniform(0.8, 1.2), saturation=0.0 if rng.random() < variation.monochrome else rng.uniform(0.75, 1.45), curve=rng.uniform(0.0, 0.8),
+    return camera(linear, rng, low + (high - low) * rng.random() ** 2.5, rng.uniform(*variation.blur) * rng.random() * scale, motion,
+                  quality, reduce,
+                  contrast=rng.uniform(0.8, 1.2), saturation=0.0 if rng.random() < variation.monochrome else rng.uniform(0.75, 1.45),
+                  curve=rng.uniform(0.0, 0.8),
                   white=np.exp(rng.normal(size=3) * variation.color_cast / 3))
 
 

@@ -191,7 +191,8 @@ class _Paint:
         change = change + look.pores * _noise(rest, self.pores).clamp(-2, 2)
         change = change * (1 - hair) + look.hair * hair * _noise(rest, self.strands).clamp(-2, 2)
         red = look.redness * (1 - hair) * _noise(rest, self.red)
-        color = albedo * torch.tensor(look.tint) * (1 + change)[:, None].clamp(0.4, 1.7) * (1 + red[:, None] * torch.tensor([1.0, -0.5, -0.5]))
+        shade = (1 + change)[:, None].clamp(0.4, 1.7)
+        color = albedo * torch.tensor(look.tint) * shade * (1 + red[:, None] * torch.tensor([1.0, -0.5, -0.5]))
         centers, radius, depth = self.spots
         if len(centers):
             distance, nearest = cKDTree(centers).query(rest.numpy(), distance_upper_bound=4.0)

@@ -99,18 +99,20 @@ def test_same_seed_same_face(model):
 
 def test_lips_are_redder_than_the_chin(model):
     """Landmarks of lips lie on painted lips: colour is the only thing that tells them from the skin."""
-    variation = replace(BARE, yaw=5.0, pitch=5.0, roll=3.0, neutral=1.0, lamp_share=0.0, color_cast=0.0, stubble=0.0, beard=0.0, make_up=0.0,
+    variation = replace(BARE, yaw=5.0, pitch=5.0, roll=3.0, neutral=1.0, lamp_share=0.0, color_cast=0.0, stubble=0.0, beard=0.0,
+                        make_up=0.0,
                         noise=(0.0, 0.0), blur=(0.0, 0.0), motion=(0.0, 2.0), jpeg_share=0.0, reduce_share=0.0, monochrome=0.0)
     for seed in range(3):
         face = random_face(model, seed, 160, variation)
-        mean = lambda p: face.image[int(p[1]) - 1:int(p[1]) + 2, int(p[0]) - 1:int(p[0]) + 2].reshape(-1, 3).astype(float).mean(0)  # noqa: E731
-        lip, chin = mean((face.landmarks[57] + face.landmarks[66]) / 2), mean((face.landmarks[57] + face.landmarks[8]) / 2)
+        places = (face.landmarks[57] + face.landmarks[[66, 8]]) / 2
+        lip, chin = (face.image[y - 1:y + 2, x - 1:x + 2].reshape(-1, 3).mean(0) for x, y in places.astype(int))
         assert lip[0] / lip[1] > 1.05 * chin[0] / chin[1]
 
 
 def _view(model, yaw: float, size: int = 160):
     """The mean face, turned; the middle third of the picture."""
-    return head_shot_state(model, torch.zeros(model.num_identity), torch.zeros(1, model.num_expression), torch.tensor([[yaw, 0.0, 0.0]]), (size, size))
+    return head_shot_state(model, torch.zeros(model.num_identity), torch.zeros(1, model.num_expression), torch.tensor([[yaw, 0.0, 0.0]]),
+                           (size, size))
 
 
 def _surface(model, state) -> np.ndarray:
