@@ -92,6 +92,13 @@ class LightPriorTerm(EnergyOptions):
 
 
 @dataclass(frozen=True)
+class ExpressionPriorTerm(EnergyOptions):
+    """group_radius: see ExpressionPrior, in sigmas; 0 = every coefficient by itself."""
+
+    group_radius: float = 0.0
+
+
+@dataclass(frozen=True)
 class SizePriorTerm(EnergyOptions):
     """sigma: of the head's size, log units."""
 
@@ -100,7 +107,7 @@ class SizePriorTerm(EnergyOptions):
 
 ENERGIES: dict[str, type[EnergyOptions]] = {
     "lmk2d": EnergyOptions, "lmk2d_eye": EnergyOptions, "lmk2d_lip": EnergyOptions, "identity_prior": EnergyOptions,
-    "expression_prior": EnergyOptions, "focal_prior": EnergyOptions, "light_prior": LightPriorTerm, "size_prior": SizePriorTerm,
+    "expression_prior": ExpressionPriorTerm, "focal_prior": EnergyOptions, "light_prior": LightPriorTerm, "size_prior": SizePriorTerm,
     "photo_xview": PhotometricTerm, "flow_corr": FlowTerm,
 }
 

@@ -189,7 +189,7 @@ class FitRun:
         if name == "identity_prior":
             return IdentityPrior()
         if name == "expression_prior":
-            return ExpressionPrior(recipe.expression.sigma, recipe.expression.sigma_negative, recipe.expression.shared)
+            return ExpressionPrior(recipe.expression.sigma, recipe.expression.sigma_negative, recipe.expression.shared, options.group_radius)
         if name == "focal_prior":
             return FocalPrior(cameras.focal_mean, cameras.focal_sigma, cameras.first)
         if name == "light_prior":

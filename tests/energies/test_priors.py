@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ STATE = STATE.replace(expression=STATE.expression - 0.15)  # both signs
 OBS = observe(MODEL, STATE)
 FOCAL = FocalPrior(STATE.camera.focal * torch.tensor([1.1, 0.8, 1.0], dtype=torch.float64), torch.tensor([0.05, 0.4, 0.1], dtype=torch.float64),
                    torch.tensor([True, False, True]))
-PRIORS = [IdentityPrior(), ExpressionPrior(), ExpressionPrior(0.2, 0.05), FOCAL, LightPrior(STATE.illumination + 0.3)]
+PRIORS = [IdentityPrior(), ExpressionPrior(), ExpressionPrior(0.2, 0.05), ExpressionPrior(0.2, 0.05, group_radius=0.5).freeze(STATE, OBS), FOCAL, LightPrior(STATE.illumination + 0.3)]
 
 
 @pytest.mark.parametrize("energy", PRIORS, ids=lambda e: e.name)
@@ -59,6 +60,25 @@ def test_shared_quantities_are_counted_once():
     gradient, = torch.autograd.grad(Objective([Term(one)]).cost(retract(same, step, layout), OBS)[0], step)
     torch.testing.assert_close(system.gradient, gradient)
     assert int(FOCAL.residuals(STATE, OBS).valid.sum()) == 2
+
+
+def test_group_weights_follow_the_mean_square_over_the_views_of_a_person():
+    b = torch.zeros_like(STATE.expression)
+    b[:, 0] = 0.4
+    b[0, 1] = 0.4
+    state = STATE.replace(expression=b)
+    prior = ExpressionPrior(0.2, 0.05, group_radius=0.5)
+    assert prior.residuals(state, OBS).weight is None
+    weight = prior.freeze(state, OBS).residuals(state, OBS).weight
+    torch.testing.assert_close(weight[:, 0], torch.full((3,), 1 / 17, dtype=torch.float64))
+    torch.testing.assert_close(weight[:, 1], torch.full((3,), 1 / (1 + 4 / 3 / 0.25), dtype=torch.float64))
+    assert bool((weight[:, 2:] == 1).all())
+    assert replace(prior, shared=True).freeze(state, OBS).residuals(state, OBS).weight.shape == (1, b.shape[1])
+    two = state.replace(identity=STATE.identity.expand(2, -1), subject=torch.tensor([0, 1, 1]))
+    weight = prior.freeze(two, OBS).residuals(two, OBS).weight
+    assert float(weight[0, 1]) == pytest.approx(1 / 17) and bool((weight[1:, 1] == 1).all())
+    plain = ExpressionPrior(0.2, 0.05)
+    assert plain.freeze(state, OBS) is plain
 
 
 def test_every_person_of_a_batch_counts():
