@@ -22,7 +22,8 @@ from fitkit.errors import FitError
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help="Folder of the results; default: SUBJECT_DIR/fitkit.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
 @click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
-@click.option("--landmarks", default=None, metavar="auto|files|fan", help="Where the 68 points come from; auto: files, and a detector for photos without.")
+@click.option("--landmarks", default=None, metavar="auto|files|builtin|builtin3d|fan|fan3d|onnx:PATH",
+              help="Where the 68 points come from; auto: files, and for photos without fan, if its weights are here, or builtin.")
 @click.option("--jaw", type=click.Choice(["auto", "outline", "surface"]), default=None, help="What landmarks 0-16 are: the visible outline, or fixed points on the skin.")
 @click.option("--share-expression", is_flag=True, help="One expression for all photos.")
 @click.option("--seed", type=int, default=None, help="Seed of everything random.")

@@ -15,6 +15,7 @@ from fitkit.errors import FitkitError
 # name -> (module:attribute, line in `fitkit --help`); a command whose module is not installed is left out.
 COMMANDS = {
     "fit": ("fitkit.cli.fit:fit", "Fit a face to all photos of one person."),
+    "detect": ("fitkit.cli.detect:detect", "Find faces and their 68 landmarks; write them as files to correct by hand."),
     "recipe": ("fitkit.cli.recipe:recipe", "Show the fit recipes."),
     "model": ("fitkit.cli.model:model", "List, inspect, import and fetch face models."),
     "train-landmarks": ("fitkit.cli.train_landmarks:train_landmarks", "Train the built-in landmark detector."),

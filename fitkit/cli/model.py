@@ -93,21 +93,22 @@ def import_command(kind, path, name, overwrite):
 
 
 @model.command()
-@click.argument("what", type=click.Choice(["ict", "fan"]))
+@click.argument("what", type=click.Choice(["ict", "fan", "fan3d"]))
 @click.option("--name", default="ict", show_default=True, help="Name of the model to store.")
 @click.option("--overwrite", is_flag=True, help="Replace a model of this name.")
 @click.option("--url", default=None, help="Other address of the FaceXModel folder (a mirror).")
 @_one_sentence
 def fetch(what, name, overwrite, url):
-    """Download a face model (ict, about 400 MB, MIT licence) or the weights of a landmark detector (fan).
+    """Download a face model (ict, about 400 MB, MIT licence) or the weights of a landmark detector (fan or
+    fan3d, about 180 MB).
 
     Example: fitkit model fetch ict
     """
-    if what == "fan":
+    if what != "ict":
         from fitkit.observe.landmarks.fan import load_networks, weights_folder
 
-        load_networks()
-        click.echo(f"{weights_folder()}: the weights of landmark detector 'fan' are here")
+        load_networks(variant=what)
+        click.echo(f"{weights_folder()}: the weights of landmark detector '{what}' are here")
         return
     from fitkit.models.fetch import ICT_FILES, ICT_URL, fetch_ict
 

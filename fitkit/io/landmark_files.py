@@ -34,6 +34,13 @@ def read_landmarks(path: str | os.PathLike) -> np.ndarray:
     return check_landmarks(points, str(path))
 
 
+def write_pts(path: str | os.PathLike, points: np.ndarray) -> None:
+    """Write points [68, 2] px (pixel (0, 0) is the centre of the top-left pixel; NaN = not seen) as an iBUG .pts file."""
+    # The files count pixels from 1, we count from 0.
+    lines = [f"{x + 1:.3f} {y + 1:.3f}" for x, y in np.asarray(points, dtype=np.float64)]
+    Path(path).write_text("\n".join(["version: 1", f"n_points: {len(lines)}", "{", *lines, "}"]) + "\n", encoding="utf-8")
+
+
 def check_landmarks(points, where: str) -> np.ndarray:
     """[68, 2] or [68, 3] from a file or the caller -> [68, 3] float64 as `read_landmarks`; `where` names the source."""
     try:

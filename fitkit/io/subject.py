@@ -162,7 +162,7 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
     if cameras_file:
         views, camera_notes = _add_cameras(views, read_cameras(cameras_file), stems, cameras_file)
         notes += camera_notes
-    silent = {Path(p).name for p in ignore} | {OUTPUT_FOLDER, "masks"}
+    silent = {Path(p).name for p in ignore} | {OUTPUT_FOLDER, "masks", "landmarks"}  # the last: pictures of `fitkit detect`
     used = {*images, *(p for paths in sidecars.values() for p in paths), cameras_file}
     others = [p for p in entries if p not in used and p.name not in silent]
     if others:

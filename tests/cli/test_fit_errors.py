@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fitkit.export import folder as export_folder
+from fitkit.observe.landmarks import builtin
 
 FAST = ("--recipe", "landmarks")
 
@@ -44,6 +45,7 @@ def no_weights(monkeypatch):
             raise URLError("no network")
 
     monkeypatch.setattr(face_alignment, "FaceAlignment", Offline)
+    monkeypatch.setattr(builtin, "WEIGHTS", "not-there.safetensors")
 
 
 # ---- photos ----
@@ -135,7 +137,9 @@ def test_no_landmarks_and_no_weights(refused, anna, no_weights):
         path.unlink()
     message = refused("fit", anna)
     assert "no landmarks beside view0, view1, view2: " in message
-    assert "fitkit model fetch fan" in message and "IMAGE.pts" in message
+    assert "landmark detector 'builtin': " in message and "install fitkit again" in message and "IMAGE.pts" in message
+    message = refused("fit", anna, "--landmarks", "fan")
+    assert "fitkit model fetch fan" in message and "use --landmarks builtin" in message and "IMAGE.pts" in message
     assert "no face found in view0.png" in refused("fit", anna, "--landmarks", "files")
 
 

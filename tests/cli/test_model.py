@@ -73,9 +73,12 @@ def test_fetch_ict(run, monkeypatch):
 def test_fetch_fan(run, monkeypatch):
     from fitkit.observe.landmarks import fan
 
-    monkeypatch.setattr(fan, "load_networks", lambda: None)
-    result = run("fetch", "fan")
-    assert result.exit_code == 0 and "checkpoints" in result.output
+    fetched = []
+    monkeypatch.setattr(fan, "load_networks", lambda variant: fetched.append(variant))
+    for name in ("fan", "fan3d"):
+        result = run("fetch", name)
+        assert result.exit_code == 0 and "checkpoints" in result.output and f"detector '{name}' are here" in result.output
+    assert fetched == ["fan", "fan3d"]
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "face_alignment", None)
     result = run("fetch", "fan")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fitkit.errors import InputError
-from fitkit.io.landmark_files import check_inside, read_landmarks
+from fitkit.io.landmark_files import check_inside, read_landmarks, write_pts
 
 POINTS = np.random.default_rng(0).uniform(20, 200, (68, 2)).round(3)
 
@@ -113,3 +113,13 @@ def test_points_inside_or_slightly_outside_are_fine():
 def test_points_of_another_image_are_refused(points, message):
     with pytest.raises(InputError, match=message):
         check_inside(points, (256, 256), "a.pts")
+
+
+def test_writing_pts(tmp_path):
+    points = np.random.default_rng(0).uniform(-5, 4000, (68, 2))
+    points[7] = np.nan
+    write_pts(tmp_path / "a.pts", points)
+    assert (tmp_path / "a.pts").read_text().splitlines()[:3] == ["version: 1", "n_points: 68", "{"]
+    back = read_landmarks(tmp_path / "a.pts")
+    np.testing.assert_allclose(back[:, :2], points, atol=6e-4)
+    assert back[7, 2] == 0 and back[8, 2] == 1

@@ -2,57 +2,98 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 import torch
 
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.io.subject import Subject, View
-from fitkit.observe.landmarks.types import LandmarkDetector, Landmarks
+from fitkit.observe.landmarks.same_person import Appearance, appearance, choose_face
+from fitkit.observe.landmarks.types import LandmarkDetector, Landmarks, face_size, join_landmarks, no_landmarks
 
+log = logging.getLogger("fitkit")
 MIN_POINTS = 8  # seen in a view; fewer do not fix pose and scale robustly
-DETECTOR_SIDE = 1280  # px, longest side that a detector gets
+ONNX = "onnx:"
+BYSTANDER = 0.25  # faces smaller than this share of the largest of a photo are passed over
 
 
-def _fan(device: str) -> LandmarkDetector:
-    from fitkit.observe.landmarks.fan import FanDetector  # loads face-alignment on first use
+def _fan(variant: str) -> Callable[[str], LandmarkDetector]:
+    def make(device: str) -> LandmarkDetector:
+        from fitkit.observe.landmarks.fan import FanDetector  # loads face-alignment on first use
 
-    return FanDetector(device)
+        return FanDetector(device, variant)
+
+    return make
 
 
-# name -> how to make it; `auto` takes the first of AUTO whose weights can be had.
-DETECTORS: dict[str, Callable[[str], LandmarkDetector]] = {"fan": _fan}
-AUTO = ("fan",)
+def _builtin(jaw: str) -> Callable[[str], LandmarkDetector]:
+    def make(device: str) -> LandmarkDetector:
+        from fitkit.observe.landmarks.builtin import BuiltinDetector
+
+        return BuiltinDetector(device, jaw)
+
+    return make
+
+
+def _fan_is_here() -> bool:
+    from fitkit.observe.landmarks.fan import weights_here
+
+    return weights_here()
+
+
+# name -> how to make it
+DETECTORS: dict[str, Callable[[str], LandmarkDetector]] = {
+    "builtin": _builtin("outline"), "builtin3d": _builtin("surface"), "fan": _fan("fan"), "fan3d": _fan("fan3d")}
+# `auto` takes the first of these that can be used without a download: name -> whether it can.
+AUTO: dict[str, Callable[[], bool]] = {"fan": _fan_is_here, "builtin": lambda: True}
 
 
 def make_detector(name: str, device: str = "cpu") -> LandmarkDetector:
-    """The detector of this name, or for 'auto' the first one that is ready for use.
+    """The detector of this name; 'auto': the first that is ready for use, without a download; 'onnx:PATH': an ONNX file.
 
     Raises:
-        InputError: unknown name; says the nearest known one.
+        InputError: unknown name; says the nearest known one. Or an ONNX file that cannot be used.
         MissingWeightsError: its weights are not here; says how to get them.
     """
     if name == "auto":
-        for i, candidate in enumerate(AUTO):
+        ready = [candidate for candidate, here in AUTO.items() if here()]
+        for candidate in ready:
             try:
                 return DETECTORS[candidate](device)
-            except MissingWeightsError:
-                if i == len(AUTO) - 1:
+            except MissingWeightsError as error:
+                if candidate == ready[-1]:
                     raise
+                log.warning("%s", error)
+    if name.startswith(ONNX):
+        from fitkit.observe.landmarks.onnx import OnnxDetector
+
+        return OnnxDetector(name.removeprefix(ONNX), device)
     if name not in DETECTORS:
-        known = ("auto", "files", *DETECTORS)
+        known = ("auto", "files", *DETECTORS, f"{ONNX}PATH")
         near = difflib.get_close_matches(name, known, n=1)
         raise InputError(f"unknown landmark detector {name!r}; " + (f"did you mean {near[0]!r}? " if near else "")
                          + f"known: {', '.join(known)}")
     return DETECTORS[name](device)
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What one view holds: faces, largest first, and how they look (only where it may be asked for)."""
+
+    faces: list[Landmarks]
+    looks: list[Appearance | None]
+    source: str
+
+
 def detect_landmarks(subject: Subject, method: str = "auto", device: str = "cpu",
                      progress: Callable[[View], None] | None = None) -> tuple[Landmarks, tuple[str, ...]]:
     """The 68 points of every view.
+
+    Of several faces in a photo that one is taken that looks clearly more like the only faces of other views (or those with
+    points in a file), else the largest; a note says so.
 
     Args:
         method: 'files' (only those given with the images), the name of a detector (for all views, files are passed
@@ -65,16 +106,14 @@ def detect_landmarks(subject: Subject, method: str = "auto", device: str = "cpu"
     Raises:
         InputError: unknown method. MissingWeightsError: a detector is needed and its weights are not here.
     """
-    detector, results, sources = None, [], []
+    detector, found = None, []
     if method not in ("auto", "files"):
         detector = make_detector(method, device)
     for view in subject.views:
         if method in ("auto", "files") and view.landmarks is not None:
-            results.append(_from_view(view))
-            sources.append(view.landmark_source or "given")
+            found.append(_Found([_from_view(view)], [None], view.landmark_source or "given"))
         elif method == "files":
-            results.append(_nothing())
-            sources.append("none")
+            found.append(_Found([], [], "none"))
         else:
             if detector is None:
                 try:
@@ -83,31 +122,69 @@ def detect_landmarks(subject: Subject, method: str = "auto", device: str = "cpu"
                     bare = [v.name for v in subject.views if v.landmarks is None]
                     some = ", ".join(bare[:5]) + (" ..." if len(bare) > 5 else "")
                     raise MissingWeightsError(f"no landmarks beside {some}: {error}") from error
-            results.append(detect_view(detector, view.image))
-            sources.append(detector.name)
+            image = view.image
+            faces = faces_of(detector, image)
+            looks = [appearance(image, _numbers(f)) for f in faces] if len(subject.views) > 1 else [None] * len(faces)
+            found.append(_Found(faces, looks, detector.name))
         if progress:
             progress(view)
-    return _join(results), tuple(sources)
+    results, notes = _take_one_face(subject, found)
+    if detector is not None:
+        notes.insert(0, _origin(found, detector.name))
+    return replace(join_landmarks(results), notes=tuple(notes)), tuple(f.source for f in found)
+
+
+def _take_one_face(subject: Subject, found: list[_Found]) -> tuple[list[Landmarks], list[str]]:
+    """One face of each view, and a note for each view that has several."""
+    others: list[Appearance] = []
+    if any(len(f.faces) > 1 for f in found):
+        for view, item in zip(subject.views, found):
+            if len(item.faces) == 1:
+                looks = item.looks[0] or appearance(view.image, _numbers(item.faces[0]))
+                others += [looks] if looks is not None else []
+    results, notes = [], []
+    for view, item in zip(subject.views, found):
+        index, by_looks = choose_face(item.looks, others)
+        results.append(item.faces[index] if item.faces else no_landmarks())
+        if len(item.faces) > 1:
+            which = "the one most like the other photos" if by_looks else "the largest"
+            notes.append(f"{_label(view)}: {len(item.faces)} faces; {which} was taken")
+    return results, notes
+
+
+def _origin(found: list[_Found], detector: str) -> str:
+    """One line: where the points come from."""
+    detected, given = sum(f.source == detector for f in found), sum(f.source in ("file", "given") for f in found)
+    return (f"landmarks: found by detector '{detector}' in {detected} photo{'s' * (detected != 1)}"
+            + (f", given for {given}" if given else ""))
+
+
+def faces_of(detector: LandmarkDetector, image: np.ndarray) -> list[Landmarks]:
+    """The faces of an image [H, W, 3] uint8, largest first, without those far smaller than the largest."""
+    faces = sorted(detector.detect_all(image), key=lambda f: -face_size(f))
+    return [f for f in faces if face_size(f) >= BYSTANDER * face_size(faces[0])]
 
 
 def detect_view(detector: LandmarkDetector, image: np.ndarray) -> Landmarks:
-    """Run a detector on one image [H, W, 3] uint8, reduced to at most 1280 px -> Landmarks in px of the full image."""
-    h, w = image.shape[:2]
-    scale = max(1.0, max(h, w) / DETECTOR_SIDE)
-    small = image
-    if scale > 1:
-        small = cv2.resize(image, (max(1, round(w / scale)), max(1, round(h / scale))), interpolation=cv2.INTER_AREA)
-    found = detector.detect(torch.from_numpy(np.array(small)).permute(2, 0, 1)[None].float() / 255)
-    factor = torch.tensor([w / small.shape[1], h / small.shape[0]])
-    # Pixel centres are whole numbers, so the corner of the image is at -0.5.
-    return replace(found, points=(found.points + 0.5) * factor - 0.5, sigma=found.sigma * float(factor.mean()))
+    """The largest face of an image [H, W, 3] uint8; without a face valid = False everywhere."""
+    return next(iter(faces_of(detector, image)), None) or no_landmarks(detector.jaw)
+
+
+def _numbers(landmarks: Landmarks) -> np.ndarray:
+    """Points [68, 2] float64 of one view, NaN where not valid."""
+    return torch.where(landmarks.valid[0][:, None], landmarks.points[0], torch.nan).double().numpy()
+
+
+def _label(view: View) -> str:
+    return view.path.name if view.path else view.name
 
 
 def usable_views(subject: Subject, landmarks: Landmarks) -> tuple[Subject, Landmarks, tuple[str, ...]]:
     """Leave out the views in which no face was found.
 
     Returns:
-        the subject and the landmarks of the views with at least 8 points; one note for each view left out.
+        the subject and the landmarks of the views with at least 8 points; the notes of the landmarks and one for each view
+        left out.
     Raises:
         InputError: no view remains.
     """
@@ -116,16 +193,16 @@ def usable_views(subject: Subject, landmarks: Landmarks) -> tuple[Subject, Landm
     notes = []
     for view, count in zip(subject.views, counts):
         if count < MIN_POINTS:
-            label = view.path.name if view.path else view.name
-            notes.append(f"left out: no face found in {label}" if count == 0 else
-                         f"left out: {label} has only {count} of 68 landmarks, at least {MIN_POINTS} are needed")
+            notes.append(f"left out: no face found in {_label(view)}" if count == 0 else
+                         f"left out: {_label(view)} has only {count} of 68 landmarks, at least {MIN_POINTS} are needed")
     if not keep:
         reasons = "; ".join(n.removeprefix("left out: ") for n in notes[:5])
         raise InputError(f"no view can be used: {reasons or 'the subject has no views'}; "
                          "give a photo that shows the face, or the 68 points beside it (IMAGE.pts)")
     rows = torch.tensor(keep)
     parts = {k: getattr(landmarks, k)[rows] for k in ("points", "sigma", "valid", "confidence")}
-    return replace(subject, views=tuple(subject.views[i] for i in keep)), replace(landmarks, **parts), tuple(notes)
+    used = replace(landmarks, **parts, notes=())
+    return replace(subject, views=tuple(subject.views[i] for i in keep)), used, (*landmarks.notes, *notes)
 
 
 def _from_view(view: View) -> Landmarks:
@@ -133,15 +210,3 @@ def _from_view(view: View) -> Landmarks:
     points = torch.from_numpy(np.asarray(view.landmarks, dtype=np.float32))[None]
     valid = torch.isfinite(points[..., :2]).all(-1)
     return Landmarks(points[..., :2], torch.full(valid.shape, torch.nan), valid, points[..., 2].nan_to_num(0.0), "auto")
-
-
-def _nothing() -> Landmarks:
-    nan = torch.full((1, 68, 2), torch.nan)
-    return Landmarks(nan, nan[..., 0], torch.zeros(1, 68, dtype=torch.bool), torch.zeros(1, 68))
-
-
-def _join(parts: list[Landmarks]) -> Landmarks:
-    # Views without points have no say in what the jaw points are.
-    jaws = {p.jaw for p in parts if p.valid.any()}
-    return Landmarks(*(torch.cat([getattr(p, k) for p in parts]) for k in ("points", "sigma", "valid", "confidence")),
-                     jaw=jaws.pop() if len(jaws) == 1 else "auto")

@@ -1,20 +1,27 @@
 """The landmark object and the detector interface."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
+import torch
 from torch import Tensor
+
+# Point i of a mirrored picture is point MIRRORED[i] of the picture (iBUG 68).
+MIRRORED = np.array([
+    *range(16, -1, -1), *range(26, 16, -1), 27, 28, 29, 30, 35, 34, 33, 32, 31, 45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40,
+    54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65])
 
 
 @dataclass(frozen=True)
 class Landmarks:
     """68 iBUG points per view.
 
-    points: [B, 68, 2] px, pixel (0, 0) is the centre of the top-left pixel; sigma: [B, 68] px standard deviation,
-    NaN where the source states none; valid: [B, 68] bool; confidence: [B, 68] in [0, 1];
+    points: [B, 68, 2] px, pixel (0, 0) is the centre of the top-left pixel; sigma: [B, 68] px standard deviation of each
+    coordinate, NaN where the source states none; valid: [B, 68] bool; confidence: [B, 68] in [0, 1];
     jaw: what points 0-16 are: 'outline' (visible silhouette), 'surface' (fixed skin points, hidden ones included)
-    or 'auto' (not known).
+    or 'auto' (not known); notes: one line for each thing about their origin that a user should know.
     """
 
     points: Tensor
@@ -22,14 +29,51 @@ class Landmarks:
     valid: Tensor
     confidence: Tensor
     jaw: str = "auto"
+    notes: tuple[str, ...] = ()
 
 
 class LandmarkDetector(Protocol):
-    """Finds the 68 points of one face per image; no face means valid = False everywhere."""
+    """Finds the 68 points of faces."""
 
     name: str
     scheme: str  # 'ibug68'
+    jaw: str  # as in Landmarks
+
+    def detect_all(self, image: np.ndarray) -> list[Landmarks]:
+        """image [H, W, 3] uint8 sRGB -> one Landmarks of one view for each face, the largest face first."""
+        ...
+
+
+def no_landmarks(jaw: str = "auto") -> Landmarks:
+    """Landmarks of one view without a face."""
+    nan = torch.full((1, 68, 2), torch.nan)
+    return Landmarks(nan, nan[..., 0], torch.zeros(1, 68, dtype=torch.bool), torch.zeros(1, 68), jaw)
+
+
+def join_landmarks(parts: list[Landmarks]) -> Landmarks:
+    """Landmarks of several views as one object; views without points have no say in what the jaw points are."""
+    jaws = {p.jaw for p in parts if p.valid.any()}
+    return Landmarks(*(torch.cat([getattr(p, k) for p in parts]) for k in ("points", "sigma", "valid", "confidence")),
+                     jaw=jaws.pop() if len(jaws) == 1 else "auto", notes=sum((p.notes for p in parts), ()))
+
+
+def face_size(landmarks: Landmarks) -> float:
+    """Larger side of the box around the points of the first view, px; 0 without points."""
+    points = landmarks.points[0][landmarks.valid[0]]
+    return float((points.amax(0) - points.amin(0)).max()) if len(points) else 0.0
+
+
+class EveryFaceDetector:
+    """What follows from `detect_all`: the largest face of each picture of a batch."""
+
+    scheme = "ibug68"
+    jaw = "auto"
+
+    def detect_all(self, image: np.ndarray) -> list[Landmarks]:
+        raise NotImplementedError
 
     def detect(self, images: Tensor) -> Landmarks:
-        """images [B, 3, H, W] in [0, 1] -> Landmarks of B views."""
-        ...
+        """images [B, 3, H, W] in [0, 1] -> Landmarks of the largest faces, B views; no face: valid = False everywhere."""
+        pictures = (images.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        found = [next(iter(self.detect_all(np.ascontiguousarray(p))), None) for p in pictures]
+        return replace(join_landmarks([no_landmarks() if f is None else f for f in found]), jaw=self.jaw)

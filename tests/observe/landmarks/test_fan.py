@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fitkit.errors import MissingWeightsError
-from fitkit.observe.landmarks.fan import TIMEOUT, FanDetector, load_networks, weights_folder
+from fitkit.errors import InputError, MissingWeightsError
+from fitkit.observe.landmarks.fan import TIMEOUT, FanDetector, load_networks, peak_sigma, weight_files, weights_folder, weights_here
 
 BIG, SMALL = [10.0, 10, 60, 60, 0.9], [70.0, 5, 80, 15, 0.99]
 
@@ -33,7 +33,7 @@ def stand_in(boxes=(), scores=None, error=None):
 
     module = types.ModuleType("face_alignment")
     module.FaceAlignment = FaceAlignment
-    module.LandmarksType = types.SimpleNamespace(TWO_D=1)
+    module.LandmarksType = types.SimpleNamespace(TWO_D=1, TWO_HALF_D=2)
     return module
 
 
@@ -49,7 +49,45 @@ def test_largest_face_is_taken(monkeypatch):
     assert found.points.shape == (2, 68, 2) and (found.points[0] == BIG[0]).all() and found.points[1].isnan().all()
     assert found.valid.tolist() == [[True] * 68, [False] * 68] and found.jaw == "outline"
     # Scores are sums over the image and its mirror image.
-    assert found.confidence[0, 0] == pytest.approx(0.1) and found.confidence[0].max() == 1 and found.sigma.isnan().all()
+    assert found.confidence[0, 0] == pytest.approx(0.1) and found.confidence[0].max() == 1
+    assert found.sigma[0].diff().max() <= 0 and found.sigma[1].isnan().all()
+
+
+def test_all_faces_of_a_large_photo(monkeypatch):
+    bystander = [100.0, 0, 105, 5, 0.9]
+    monkeypatch.setitem(sys.modules, "face_alignment", stand_in([bystander, [70.0, 5, 90, 25, 0.9], BIG], np.full(68, 1.0, np.float32)))
+    photo = np.ones((1000, 2560, 3), np.uint8)  # reduced by 2
+    found = FanDetector(variant="fan3d").detect_all(photo)
+    assert [f.points[0, 0].tolist() for f in found] == [[20.5, 20.5], [140.5, 140.5]] and found[0].jaw == "surface"
+    # A pixel of the heat map is (width + height) * 200 / 195 / 64 px of the reduced photo; a peak of 1/2 means t = 1.75 px.
+    np.testing.assert_allclose(found[0].sigma[0].numpy(), np.hypot(1.75, 0.4) * 100 * 200 / 195 / 64 * 2, rtol=1e-5)
+
+
+def test_sigma_from_the_peak():
+    sigma = peak_sigma(np.array([1.0, 0.8, 0.5, 0.2, 0.0]))
+    assert sigma[0] == 0.4 and (np.diff(sigma) > 0).all() and np.isfinite(sigma).all()
+    # The mean of Gaussian targets around places that scatter by s peaks at t^2 / (t^2 + s^2).
+    places = np.random.default_rng(0).normal(0, 2.0, (200_000, 2))
+    peak = np.exp(-(places**2).sum(1) / (2 * 1.75**2)).mean()
+    assert peak_sigma(np.array([peak]))[0] == pytest.approx(np.hypot(2.0, 0.4), rel=0.02)
+
+
+def test_unknown_variant():
+    with pytest.raises(InputError, match="variant must be one of fan, fan3d, got 'fan4d'"):
+        FanDetector(variant="fan4d")
+
+
+def test_weights_that_are_here(monkeypatch, tmp_path):
+    pytest.importorskip("face_alignment")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert not weights_here()
+    weights_folder().mkdir(parents=True)
+    for name in weight_files("fan3d"):
+        assert not weights_here("fan3d")
+        (weights_folder() / name).touch()
+    assert weights_here("fan3d") and not weights_here("fan")
+    (weights_folder() / "2DFAN4-of-another-version.zip").touch()
+    assert not weights_here("fan")
 
 
 @pytest.mark.parametrize("boxes", [[], np.zeros((0, 5)), [BIG]])
@@ -75,7 +113,8 @@ def test_missing_or_damaged_weights(monkeypatch, error, message):
 
 def test_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "face_alignment", None)
-    with pytest.raises(MissingWeightsError, match="needs the package face-alignment.*pip install face-alignment, or put the 68 points"):
+    message = "needs the package face-alignment.*pip install face-alignment, use --landmarks builtin, or put the 68 points"
+    with pytest.raises(MissingWeightsError, match=message):
         load_networks()
 
 

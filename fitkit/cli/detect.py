@@ -1,0 +1,130 @@
+"""`fitkit detect`: the 68 landmarks of photos as .pts files and pictures, to look at and to correct by hand."""
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import click
+
+from fitkit.errors import FitkitError, InputError
+
+PICTURES = "landmarks"  # folder of the pictures: beside the photos they would count as photos of the subject
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=None, metavar="DIR",
+              help="Folder of the results; default: beside each photo.")
+@click.option("--landmarks", default="auto", show_default=True, metavar="auto|builtin|builtin3d|fan|fan3d|onnx:PATH",
+              help="Detector; auto: fan, if its weights are here, or builtin.")
+@click.option("--overwrite", is_flag=True, help="Replace landmark files that are there.")
+@click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
+@click.option("-v", "--verbose", is_flag=True, help="Traceback of unexpected errors.")
+def detect(images, output, landmarks, overwrite, device, verbose):
+    """Find the face in each of IMAGES (files or folders of photos) and write its 68 landmarks.
+
+    Writes STEM.pts, which `fitkit fit` takes instead of a detector, and landmarks/STEM_landmarks.png to look at: dots as large
+    as their standard deviation, hollow where the point is probably hidden. Photos that have a landmark file are passed over. Of
+    several faces the largest is taken.
+
+    The exit code is 0 when nothing failed.
+
+    Example: fitkit detect photos_of_anna/
+    """
+    from fitkit.fit.run import check_device
+    from fitkit.observe.landmarks.detectors import make_detector
+
+    if landmarks == "files":
+        raise InputError("--landmarks files: nothing would be detected; name a detector, e.g. builtin")
+    photos, failed = _photos(images)
+    for line in failed:
+        click.echo(f"Error: {line}", err=True)
+    if photos:
+        check_device(device)
+        detector = make_detector(landmarks, device)
+        click.echo(f"detector: {detector.name}")
+        done: dict[Path, Path] = {}
+        for photo in photos:
+            folder = output or photo.parent
+            try:
+                target = (folder / f"{photo.stem}.pts").absolute()
+                if target in done:
+                    raise InputError(f"{photo}: {target} already holds the landmarks of {done[target]}; rename one of the two")
+                done[target] = photo
+                click.echo(_detect_one(detector, photo, folder, overwrite))
+            except FitkitError as error:
+                failed.append(str(error))
+                click.echo(f"Error: {error}", err=True)
+    if failed:
+        sys.exit(1)
+
+
+def _photos(given: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
+    """The photos that are meant, in the order given and sorted within folders; one sentence for each path that is none."""
+    from fitkit.io.images import SUFFIXES
+    from fitkit.io.subject import natural_key
+
+    photos: list[Path] = []
+    wrong: list[str] = []
+    for path in given:
+        if path.is_dir():
+            inside = [p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+            photos += sorted(inside, key=lambda p: natural_key(p.name))
+            if not inside:
+                wrong.append(f"{path}: no images in this folder")
+        else:
+            photos.append(path)
+    return list(dict.fromkeys(photos)), wrong
+
+
+def _detect_one(detector, photo: Path, folder: Path, overwrite: bool) -> str:
+    """Write the results of one photo, both or none; the line that says what was done."""
+    from fitkit.io import landmark_files
+    from fitkit.io.images import read_image
+    from fitkit.observe.landmarks.detectors import faces_of
+
+    there = [p for s in landmark_files.SUFFIXES if (p := folder / f"{photo.stem}{s}").is_file()]
+    if there and not overwrite:
+        return f"{photo.name}: kept {there[0].name}, which is there (--overwrite replaces it)"
+    image = read_image(photo)[0]
+    faces = faces_of(detector, image)
+    if not faces:
+        raise InputError(f"{photo}: no face found")
+    path = _write(folder, photo.stem, image, faces[0])
+    face, valid = faces[0], faces[0].valid[0]
+    hidden = int((face.confidence[0][valid] < 0.5).sum())
+    line = f"{photo.name}: {path}"
+    if bool(face.sigma[0][valid].isfinite().all()):
+        line += f", sigma {float(face.sigma[0][valid].median()):.1f} px (median)"
+    line += f", {hidden} points hidden" if hidden else ""
+    return line + (f", {len(faces)} faces, the largest was taken" if len(faces) > 1 else "")
+
+
+def _write(folder: Path, stem: str, image, face) -> Path:
+    """STEM.pts and its picture, written under temporary names and renamed when both are there."""
+    from PIL import Image
+
+    from fitkit.export.landmark_picture import draw_landmarks
+    from fitkit.io.landmark_files import write_pts
+
+    points = face.points[0].double().numpy()
+    points[~face.valid[0].numpy()] = float("nan")
+    targets = (folder / f"{stem}.pts", folder / PICTURES / f"{stem}_landmarks.png")
+    parts = [t.with_name(f".fitkit-{os.getpid()}-{t.name}") for t in targets]
+    try:
+        targets[1].parent.mkdir(parents=True, exist_ok=True)
+        write_pts(parts[0], points)
+        Image.fromarray(draw_landmarks(image, face)).save(parts[1], format="PNG")
+        for part, target in zip(parts[::-1], targets[::-1]):  # the points last: they are what counts
+            os.replace(part, target)
+    except OSError as error:
+        raise InputError(f"{targets[0]}: cannot be written ({error.strerror or error}); choose another folder with -o") from error
+    finally:
+        for part in parts:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+        with suppress(OSError):  # it stays when something lies in it
+            targets[1].parent.rmdir()
+    return targets[0]

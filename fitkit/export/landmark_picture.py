@@ -1,0 +1,60 @@
+"""A photo with its landmarks, to check them by eye."""
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from fitkit.observe.landmarks.types import Landmarks
+
+SIDE = 900  # px of the picture's longer side
+ROOM = 0.35  # around the box of the points, over its larger side
+CLOSED = ((range(17, 22), False), (range(22, 27), False), (range(27, 31), False), (range(31, 36), False), (range(36, 42), True),
+          (range(42, 48), True), (range(48, 60), True), (range(60, 68), True), (range(17), False))
+SURE, UNSURE = (60, 230, 90), (255, 60, 40)  # RGB at a sigma of 1 % and of 6 % of the face or more
+UNKNOWN = (80, 200, 255)  # no sigma stated
+LINE = (255, 255, 255)
+HIDDEN = 0.5  # confidence below which a point is drawn hollow
+
+
+def draw_landmarks(image: np.ndarray, landmarks: Landmarks) -> np.ndarray:
+    """The part of image [H, W, 3] uint8 around the face with its points (first view of `landmarks`), uint8 [h, w, 3].
+
+    Each point is a dot with the standard deviation as radius (at least a few pixels), green to red with it; a point that is
+    probably hidden (confidence below 0.5) is hollow. Every fifth point has its number, counted from 1 as in .pts files.
+    """
+    points = landmarks.points[0].double().numpy()
+    valid = landmarks.valid[0].numpy() & np.isfinite(points).all(1)
+    sigma, seen = landmarks.sigma[0].double().numpy(), landmarks.confidence[0].numpy() >= HIDDEN
+    H, W = image.shape[:2]
+    low, high = points[valid].min(0), points[valid].max(0)
+    face = float((high - low).max())
+    start = np.clip(np.floor(low - ROOM * face), 0, [W - 1, H - 1]).astype(int)
+    end = np.clip(np.ceil(high + ROOM * face), start + 1, [W, H]).astype(int)
+    part = image[start[1]:end[1], start[0]:end[0]]
+    scale = SIDE / max(part.shape[:2])
+    size = tuple(max(1, round(n * scale)) for n in part.shape[1::-1])
+    picture = cv2.resize(part, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    # Pixel centres are whole numbers, so the corner of the image is at -0.5.
+    at = (points + 0.5 - start) * (np.array(size) / part.shape[1::-1]) - 0.5
+
+    def fixed(p: np.ndarray) -> tuple[int, int]:
+        return int(round(p[0] * 16)), int(round(p[1] * 16))
+
+    lines = picture.copy()
+    for curve, closed in CLOSED:
+        order = [*curve, curve[0]] if closed else [*curve]
+        for a, b in zip(order[:-1], order[1:]):
+            if valid[a] and valid[b]:
+                cv2.line(lines, fixed(at[a]), fixed(at[b]), LINE, 1, cv2.LINE_AA, 4)
+    picture = cv2.addWeighted(lines, 0.45, picture, 0.55, 0)
+    for i in np.flatnonzero(valid):
+        known = np.isfinite(sigma[i])
+        doubt = float(np.clip((sigma[i] / face - 0.01) / 0.05, 0, 1)) if known else 0.0
+        color = tuple(int(round(a + doubt * (b - a))) for a, b in zip(SURE, UNSURE)) if known else UNKNOWN
+        radius = max(3.0, float(sigma[i]) * scale) if known else 3.5
+        cv2.circle(picture, fixed(at[i]), round(radius * 16), color, -1 if seen[i] else 2, cv2.LINE_AA, 4)
+        if (i + 1) % 5 == 0:
+            where = (round(at[i][0] + radius + 2), round(at[i][1] - radius - 1))
+            cv2.putText(picture, str(i + 1), where, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 2, cv2.LINE_AA)
+            cv2.putText(picture, str(i + 1), where, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
+    return picture

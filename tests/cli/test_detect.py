@@ -1,0 +1,171 @@
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fitkit.io.landmark_files import read_landmarks
+from fitkit.observe.landmarks import detectors
+from fitkit.observe.landmarks.types import EveryFaceDetector, Landmarks
+
+SHAPE = np.random.default_rng(0).uniform(0, 1, (68, 2))
+
+
+class WhiteSquares(EveryFaceDetector):
+    """Every white square is a face; its points lie in it, the first 17 hidden, the last one not seen."""
+
+    name, jaw = "white", "outline"
+
+    def __init__(self, device):
+        pass
+
+    def detect_all(self, image):
+        count, _, boxes, _ = cv2.connectedComponentsWithStats((image.min(-1) > 200).astype(np.uint8))
+        return [self.face(box) for box in boxes[1:count]]
+
+    def face(self, box):
+        points = torch.from_numpy(SHAPE * (box[2] - 1) + box[:2]).float()[None]
+        seen = torch.ones(1, 68)
+        seen[0, :17] = 0.2
+        valid = torch.arange(68)[None] < 67
+        return Landmarks(points, torch.full((1, 68), 1.5), valid, seen, self.jaw)
+
+
+@pytest.fixture(autouse=True)
+def white(monkeypatch):
+    monkeypatch.setitem(detectors.DETECTORS, "white", WhiteSquares)
+    monkeypatch.setattr(detectors, "AUTO", {"white": lambda: True})
+
+
+def photo(path, *squares, size=(120, 160)):
+    image = np.zeros((*size, 3), np.uint8)
+    for x, y, side in squares:
+        image[y:y + side, x:x + side] = 255
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return path
+
+
+def names(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_points_and_picture(run, tmp_path):
+    photo(tmp_path / "a.png", (40, 30, 50))
+    result = run("detect", tmp_path / "a.png")
+    assert result.exit_code == 0, result.output
+    assert result.output == f"detector: white\na.png: {tmp_path / 'a.pts'}, sigma 1.5 px (median), 17 points hidden\n"
+    assert names(tmp_path) == ["a.png", "a.pts", "landmarks/a_landmarks.png"]
+    points = read_landmarks(tmp_path / "a.pts")
+    np.testing.assert_allclose(points[:67, :2], SHAPE[:67] * 49 + [40, 30], atol=1e-3)
+    assert np.isnan(points[67, 0])
+    assert max(Image.open(tmp_path / "landmarks/a_landmarks.png").size) == 900
+
+
+def test_folders_and_output(run, tmp_path):
+    for name in ("anna/view10.png", "anna/view2.jpg", "other/c.png"):
+        photo(tmp_path / name, (40, 30, 50))
+    (tmp_path / "anna/notes.txt").write_text("no photo")
+    result = run("detect", tmp_path / "anna", tmp_path / "other/c.png", "-o", tmp_path / "out/deep", "--landmarks", "white")
+    assert result.exit_code == 0, result.output
+    assert names(tmp_path / "out/deep") == ["c.pts", "landmarks/c_landmarks.png", "landmarks/view10_landmarks.png",
+                                            "landmarks/view2_landmarks.png", "view10.pts", "view2.pts"]
+    assert result.output.index("view2.jpg") < result.output.index("view10.png")
+
+
+def test_a_fit_takes_the_files_and_not_the_pictures(run, tmp_path):
+    from fitkit.io.subject import load_subject
+
+    photo(tmp_path / "a.png", (40, 30, 50))
+    assert run("detect", tmp_path).exit_code == 0
+    subject = load_subject(tmp_path)
+    assert [v.landmark_source for v in subject.views] == ["file"] and subject.notes == ()
+
+
+@pytest.mark.parametrize("file", ["a.pts", "a.json"])
+def test_files_made_by_hand_stay(run, tmp_path, file):
+    photo(tmp_path / "a.png", (40, 30, 50)), photo(tmp_path / "b.png", (40, 30, 50))
+    (tmp_path / file).write_text("by hand")
+    result = run("detect", tmp_path)
+    assert result.exit_code == 0 and f"a.png: kept {file}, which is there (--overwrite replaces it)" in result.output
+    assert (tmp_path / file).read_text() == "by hand" and (tmp_path / "b.pts").is_file()
+    assert "landmarks/a_landmarks.png" not in names(tmp_path)
+    assert run("detect", tmp_path, "--overwrite").exit_code == 0
+    assert len(read_landmarks(tmp_path / "a.pts")) == 68
+
+
+def test_bad_images_do_not_stop_the_others(run, tmp_path):
+    photo(tmp_path / "black.png"), photo(tmp_path / "good.png", (40, 30, 50))
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    result = run("detect", tmp_path / "none.png", tmp_path / "empty", tmp_path)
+    assert result.exit_code == 1
+    errors = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 4
+    for text in ("none.png: no such image file", "empty: no images in this folder", "black.png: no face found",
+                 "text.jpg: not a readable image"):
+        assert sum(text in line for line in errors) == 1, errors
+    assert (tmp_path / "good.pts").is_file() and not (tmp_path / "black.pts").exists()
+
+
+def test_several_faces(run, tmp_path):
+    photo(tmp_path / "a.png", (5, 5, 20), (60, 40, 50))
+    result = run("detect", tmp_path / "a.png")
+    assert "2 faces, the largest was taken" in result.output
+    assert read_landmarks(tmp_path / "a.pts")[:67, 0].min() > 59
+
+
+def test_two_photos_of_one_name(run, tmp_path):
+    photo(tmp_path / "x/a.png", (40, 30, 50)), photo(tmp_path / "y/a.png", (40, 30, 50))
+    result = run("detect", tmp_path / "x", tmp_path / "y", "-o", tmp_path / "out")
+    assert result.exit_code == 1 and "a.pts already holds the landmarks of" in result.output and "rename one of the two" in result.output
+    assert run("detect", tmp_path / "x", tmp_path / "y").exit_code == 0
+
+
+def test_nothing_is_left_of_a_failed_write(run, tmp_path, monkeypatch):
+    from fitkit.export import landmark_picture
+
+    def full(image, landmarks):
+        raise OSError(28, "No space left on device")
+
+    photo(tmp_path / "a.png", (40, 30, 50))
+    monkeypatch.setattr(landmark_picture, "draw_landmarks", full)
+    result = run("detect", tmp_path / "a.png")
+    assert result.exit_code == 1 and "a.pts: cannot be written (No space left on device); choose another folder with -o" in result.output
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_refusals(run, tmp_path):
+    path = photo(tmp_path / "a.png", (40, 30, 50))
+    result = run("detect", path, "--landmarks", "whit")
+    assert result.exit_code == 1 and "unknown landmark detector 'whit'; did you mean 'white'?" in result.output
+    assert "nothing would be detected" in run("detect", path, "--landmarks", "files").output
+    assert "device 'tpu9': cannot be used here" in run("detect", path, "--device", "tpu9").output
+    assert run("detect").exit_code == 2
+    (tmp_path / "file").touch()
+    result = run("detect", path, "-o", tmp_path / "file")
+    assert result.exit_code == 1 and "cannot be written" in result.output and result.output.count("\n") == 2
+
+
+def test_help_has_an_example(run):
+    assert "Example: fitkit detect " in run("detect", "--help").output
+
+
+SAMPLE = Path(__file__).resolve().parents[2] / "examples/sample"
+
+
+@pytest.mark.skipif(not (SAMPLE.parents[1] / "assets/landmarks68.safetensors").is_file(), reason="the weights are not trained yet")
+def test_detect_then_fit(run, tmp_path):
+    for path in SAMPLE.glob("*.jpg"):
+        shutil.copy(path, tmp_path)
+    result = run("detect", tmp_path, "--landmarks", "builtin")
+    assert result.exit_code == 0, result.output
+    result = run("fit", tmp_path, "--recipe", "landmarks")
+    assert result.exit_code == 0 and "found by detector" not in result.output, result.output
+    for path in tmp_path.glob("*.pts"):
+        path.unlink()
+    result = run("fit", tmp_path, "--recipe", "landmarks", "--landmarks", "builtin", "--overwrite")
+    assert result.exit_code == 0 and "found by detector 'builtin' in 3 photos" in result.output, result.output
