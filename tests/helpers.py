@@ -197,12 +197,6 @@ def observe(model: FaceModel, state: SceneState, size: int = 160, images: torch.
     return Observations(images, marks, torch.ones(views, size, size, dtype=torch.bool), torch.ones(views, dtype=dtype), torch.zeros(views, 2, dtype=dtype))
 
 
-def write_pts(path, points):
-    """Points [L, 2] px as a .pts file, which counts from 1; NaN stays."""
-    lines = "\n".join(f"{x + 1:.3f} {y + 1:.3f}" for x, y in points)
-    Path(path).write_text(f"version: 1\nn_points: {len(points)}\n{{\n{lines}\n}}\n")
-
-
 def face_points(center, size, turn=0.0):
     """68 points [68, 2] px in the order of iBUG that look like a face of this size (px), turned by radians."""
     jaw = np.linspace(np.pi, 0, 17)

@@ -14,12 +14,8 @@ from fitkit.errors import InputError
 from fitkit.io.images import SUFFIXES, read_image
 from fitkit.io.landmark_files import read_landmarks
 from fitkit.observe.landmarks.face_crop import MARGIN, FaceSquare, cut, square_of_points
-from fitkit.observe.landmarks.network import NUM_OUTPUTS, NUM_POINTS
+from fitkit.observe.landmarks.network import MIRRORED_OUTPUTS, NUM_OUTPUTS, NUM_POINTS
 
-# Point i of the mirrored face is point SWAP[i] of the face (iBUG 68, then the 17 fixed jaw points).
-_IBUG = [*range(16, -1, -1), *range(26, 16, -1), 27, 28, 29, 30, 35, 34, 33, 32, 31, 45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40,
-         54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65]
-SWAP = np.array([*_IBUG, *(NUM_POINTS + 16 - i for i in range(17))])
 KEEP_SIDE = 1.45  # side of the stored picture over that of the square: room for shifts, turns and smaller faces
 FRONTAL = 0.72  # nose-to-jaw-end distances, smaller over larger: above it the outline passes through the fixed jaw points
 
@@ -172,8 +168,8 @@ def make_crop(face: LabelledFace, size: int, rng: np.random.Generator | None = N
     points = points @ matrix[:, :2].T + matrix[:, 2]
     if rng.random() < augmentation.mirror:
         image = np.ascontiguousarray(image[:, ::-1])
-        points = (points * [-1, 1] + [size - 1, 0])[SWAP]
-        known, visible = known[SWAP], visible[SWAP]
+        points = (points * [-1, 1] + [size - 1, 0])[MIRRORED_OUTPUTS]
+        known, visible = known[MIRRORED_OUTPUTS], visible[MIRRORED_OUTPUTS]
     visible_known = np.full(NUM_OUTPUTS, face.visible_known)
     if rng.random() < augmentation.cover:
         image, covered = _cover(image, points, rng, augmentation.covers, texture)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fitkit.geometry.color import linear_from_srgb
+from fitkit.observe.labels import Labels
 from fitkit.observe.landmarks.types import Landmarks
 
 
@@ -17,7 +18,8 @@ class Observations:
     """B views, cropped around the face to one size.
 
     images: [B, 3, H, W] sRGB in [0, 1]; landmarks: in pixels of these crops; mask: [B, H, W] bool, usable pixels
-    (inside the photo and the user's mask); scale [B], offset [B, 2]: crop pixel = scale * (photo pixel - offset).
+    (inside the photo and the user's mask); scale [B], offset [B, 2]: crop pixel = scale * (photo pixel - offset);
+    labels: what is known to be true, for training and tests.
     """
 
     images: Tensor
@@ -25,6 +27,7 @@ class Observations:
     mask: Tensor
     scale: Tensor
     offset: Tensor
+    labels: Labels | None = None
 
     @property
     def num_views(self) -> int:

@@ -26,11 +26,12 @@ class FrameSource:
 @dataclass(frozen=True)
 class RenderSource:
     """Rendered faces, made on first use. folder: where they are kept (empty: `renders` in the output folder);
-    models: face models, in equal numbers; count: how many faces; size: px; workers: processes that render."""
+    models: face models, in turn; count: how many faces; seed: of the first one; size: px; workers: processes that render."""
 
     folder: str = ""
     models: tuple[str, ...] = ("generic",)
     count: int = 12000
+    seed: int = 1000000
     size: int = 160
     workers: int = 2
 

@@ -61,7 +61,7 @@ def _renders(recipe: LandmarkTraining, folder: Path, progress: Callable[[str], N
     source, out = recipe.renders, []
     root = Path(source.folder) if source.folder else folder / "renders"
     progress(f"{source.count} rendered faces in {root}; those that are missing are made now")
-    for path in render_faces(source.models, source.count, root, recipe.seed, source.size, source.workers):
+    for path in render_faces(source.models, source.count, root, source.seed, source.size, source.workers):
         shard = read_shard(path)
         for image, landmarks, visible, outline in zip(shard.images, shard.landmarks, shard.visible, shard.outline):
             points = np.concatenate([outline, landmarks[17:], landmarks[:17]])

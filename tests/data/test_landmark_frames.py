@@ -4,10 +4,11 @@ import pytest
 from PIL import Image
 
 from fitkit.data.landmark_frames import (
-    KEEP_SIDE, SWAP, Augmentation, LabelledFace, held_out, list_frames, load_frame, load_surroundings, make_crop,
+    KEEP_SIDE, Augmentation, LabelledFace, held_out, list_frames, load_frame, load_surroundings, make_crop,
 )
 from fitkit.errors import InputError
 from fitkit.observe.landmarks.face_crop import MARGIN
+from fitkit.observe.landmarks.network import MIRRORED_OUTPUTS as SWAP
 from fitkit.observe.landmarks.network import NUM_OUTPUTS
 from helpers import dotted_faces, write_pts
 

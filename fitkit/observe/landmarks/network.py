@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fitkit.observe.landmarks.types import MIRRORED
+
 NUM_POINTS = 68
 NUM_OUTPUTS = NUM_POINTS + 17  # then jaw points 0-16 once more as fixed points of the skin
+# Output i of a mirrored crop is output MIRRORED_OUTPUTS[i] of the crop.
+MIRRORED_OUTPUTS = np.concatenate([MIRRORED, NUM_POINTS + MIRRORED[:17]])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,149 @@
+"""Energies that compare a scene with a labelled one (E15-E18)."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fitkit.energies.base import Linearization, PlainEnergy, Residuals, Slot, all_views
+from fitkit.errors import InputError
+from fitkit.geometry.rotation import so3_log
+from fitkit.models.face_model import FaceModel
+from fitkit.observe.observations import Observations
+from fitkit.scene.state import SceneState
+
+
+def label(observations: Observations, part: str, energy: str):
+    """A part of the labels, or an InputError that names the energy that needs it."""
+    value = None if observations.labels is None else getattr(observations.labels, part)
+    if value is None:
+        raise InputError(f"energy '{energy}' needs labels with '{part}', and these frames have none; leave the energy out of the recipe for them")
+    return value
+
+
+def _all(value: Tensor) -> Residuals:
+    return Residuals(value, torch.ones(value.shape[:2], dtype=torch.bool, device=value.device))
+
+
+@dataclass(frozen=True)
+class IdentitySupervision(PlainEnergy):
+    """identity_sup: (a - a*) / sqrt(sigma^2 + s^2), [S, K_id, 1], s the label's own standard deviation (E15). Sums.
+
+    Coefficients are standard-normal, so sigma has no unit. Source: MVF-Net eq. 6 L_3DMM (kernel sq), Shu et al. eq. 3
+    (kernel l1). Differs: labels that are not sure count less.
+    """
+
+    sigma: float = 0.3
+    name = "identity_sup"
+
+    def _inverse(self, observations: Observations, like: Tensor) -> Tensor:
+        noise = observations.labels.identity_sigma
+        variance = torch.full_like(like, self.sigma**2)
+        return (variance if noise is None else variance + noise.to(like) ** 2).rsqrt()
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        truth = label(observations, "state", self.name).identity.to(state.identity)
+        return _all(((state.identity - truth) * self._inverse(observations, truth))[..., None])
+
+    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
+        residuals = self.residuals(state, observations)
+        columns = torch.diag_embed(self._inverse(observations, state.identity))[:, :, None]  # [S, K, 1, K]
+        first = torch.stack([(state.subject == s).nonzero()[0, 0] for s in range(len(state.identity))])
+        return Linearization(residuals, (Slot(first, {"identity": columns}),))
+
+
+@dataclass(frozen=True)
+class ExpressionSupervision(PlainEnergy):
+    """expression_sup: (b - b*) / sigma, [B, K_ex, 1] (E15). Sums. Source as IdentitySupervision."""
+
+    sigma: float = 0.1
+    name = "expression_sup"
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        truth = label(observations, "state", self.name).expression.to(state.expression)
+        return _all(((state.expression - truth) / self.sigma)[..., None])
+
+    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
+        residuals = self.residuals(state, observations)
+        B, K = state.expression.shape
+        eye = torch.eye(K, dtype=state.expression.dtype, device=state.expression.device)
+        return Linearization(residuals, (Slot(all_views(state), {"expression": (eye / self.sigma)[None, :, None].expand(B, K, 1, K)}),))
+
+
+@dataclass(frozen=True)
+class PoseSupervision(PlainEnergy):
+    """pose_sup: rotation, translation and focal length against the label, [B, 7, 1] (E16). Sums. For training.
+
+    The rotation vector of R*^T R over sigma_deg, the translation over sigma_mm, the logarithm of the focal length over
+    sigma_focal. Source: MVF-Net eq. 6 L_pose. Differs: that paper squares normalized Euler angles; the angle here is the
+    geodesic one, which has no seam and no gimbal lock.
+    """
+
+    sigma_deg: float = 2.0
+    sigma_mm: float = 10.0
+    sigma_focal: float = 0.1
+    name = "pose_sup"
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        truth = label(observations, "state", self.name)
+        turn = so3_log(truth.pose.rotation.to(state.pose.rotation).transpose(-1, -2) @ state.pose.rotation)
+        shift = state.pose.translation - truth.pose.translation.to(state.pose.translation)
+        focal = (state.camera.focal / truth.camera.focal.to(state.camera.focal)).log()[:, None]
+        parts = (torch.rad2deg(turn) / self.sigma_deg, shift / self.sigma_mm, focal / self.sigma_focal)
+        return _all(torch.cat(parts, -1)[..., None])
+
+
+@dataclass(frozen=True)
+class VertexSupervision(PlainEnergy):
+    """vertex_sup: (vertex - labelled vertex) / sigma_mm, [B, V, 3] (E17). Mean over the vertices.
+
+    frame: 'camera' compares posed vertices, 'head' the shape alone; region: 'all', 'skin' or 'face' vertices.
+    Labels: `vertices` (camera frame) or else the labelled state's own. Source: PGN, Fig. 1 baseline.
+    """
+
+    model: FaceModel
+    sigma_mm: float = 1.0
+    frame: Literal["camera", "head"] = "camera"
+    region: Literal["all", "skin", "face"] = "skin"
+    name = "vertex_sup"
+    reduction = "mean"
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        value = (self._place(state) - self._truth(state, observations)) / self.sigma_mm
+        counted = torch.ones(self.model.num_vertices, dtype=torch.bool) if self.region == "all" else getattr(self.model, self.region)
+        return Residuals(value, counted.to(value.device)[None].expand(value.shape[:2]))
+
+    def _place(self, state: SceneState) -> Tensor:
+        head = state.vertices(self.model)
+        return head if self.frame == "head" else state.pose.apply(head)
+
+    def _truth(self, state: SceneState, observations: Observations) -> Tensor:
+        if self.frame == "camera" and observations.labels is not None and observations.labels.vertices is not None:
+            return observations.labels.vertices.to(state.identity)
+        truth = label(observations, "state", self.name)
+        return self._place(truth.to(device=state.identity.device, dtype=state.identity.dtype)).detach()
+
+
+@dataclass(frozen=True)
+class CodeConsistency(PlainEnergy):
+    """identity_consistency, expression_consistency: (c_i - c_j) / (sqrt(2) sigma) for all pairs of frames that show one person
+    (identity), at one instant (expression), [pairs, K, 1] (E18). Sums. For networks that predict each frame by itself.
+
+    Source: Shu et al. eq. 4 (kernel l1), which compares expressions of any pair; they agree only at one instant.
+    """
+
+    block: Literal["identity", "expression"] = "identity"
+    sigma: float = 0.3
+
+    @property
+    def name(self) -> str:
+        return f"{self.block}_consistency"
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        codes = state.identity[state.subject] if self.block == "identity" else state.expression
+        group = label(observations, "person" if self.block == "identity" else "moment", self.name).to(codes.device)
+        i, j = torch.triu_indices(len(codes), len(codes), 1, device=codes.device)
+        same = group[i] == group[j]
+        return _all(((codes[i] - codes[j])[same] / (2**0.5 * self.sigma))[..., None])
