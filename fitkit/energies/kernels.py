@@ -12,9 +12,15 @@ from fitkit.errors import InputError
 @dataclass(frozen=True)
 class Kernel:
     """name: 'sq' s; 'l1' 2 e (sqrt(s + e^2) - e); 'huber' s below radius^2, linear beyond;
-    'cauchy' radius^2 log(1 + s / radius^2); 'gm' (Geman-McClure) s / (1 + s / radius^2).
+    'cauchy' radius^2 log(1 + s / radius^2); 'gm' (Geman-McClure) s / (1 + s / radius^2);
+    'l2n' as 'l1' (of the length of the whole vector; 'l1' means the same where an item has one component);
+    'charb' (e^2 / 0.45) ((1 + s / e^2)^0.45 - 1), the data term of UnFlow (Meister et al., AAAI 2018);
+    'ddf' (2 e^2 / 0.4) ((1 + |r| / e)^0.4 - 1), the data term of DDFlow (Liu et al., AAAI 2019), with
+    |r| = sqrt(s + d^2) - d, d = e / 100, so that its weight stays finite at 0.
 
-    All start as s, so far inside the radius each is the plain square. `radius` is in sigmas (for 'l1' it is e).
+    All but 'ddf' start as s, so far inside the radius each is the plain square; 'ddf' has a corner at 0 and is 2 e |r| there
+    outside of d. `radius` is in sigmas; for 'l1', 'l2n', 'charb' and 'ddf' it is e, the epsilon of the formula.
+    `published` gives the printed formula: the same curve up to a factor and an offset.
     """
 
     name: str = "sq"
@@ -29,9 +35,13 @@ class Kernel:
     def rho(self, s: Tensor) -> Tensor:
         """Robust cost of the squared length s >= 0."""
         c = self.radius * self.radius
-        if self.name == "l1":
+        if self.name in ("l1", "l2n"):
             # the scale 2 e makes the curve start as s
             return 2 * self.radius * ((s + c).sqrt() - self.radius)
+        if self.name == "charb":
+            return c / CHARB * torch.expm1(CHARB * torch.log1p(s / c))
+        if self.name == "ddf":
+            return 2 * c / DDF * torch.expm1(DDF * torch.log1p(self._length(s) / self.radius))
         if self.name == "huber":
             return torch.where(s <= c, s, 2 * self.radius * s.clamp_min(c).sqrt() - c)
         if self.name == "cauchy":
@@ -43,8 +53,12 @@ class Kernel:
     def weight(self, s: Tensor) -> Tensor:
         """d rho / d s: the weight in iteratively re-weighted least squares."""
         c = self.radius * self.radius
-        if self.name == "l1":
+        if self.name in ("l1", "l2n"):
             return self.radius / (s + c).sqrt()
+        if self.name == "charb":
+            return (1 + s / c) ** (CHARB - 1)
+        if self.name == "ddf":
+            return self.radius * (1 + self._length(s) / self.radius) ** (DDF - 1) / (s + (self.radius / 100) ** 2).sqrt()
         if self.name == "huber":
             return self.radius / s.clamp_min(c).sqrt()
         if self.name == "cauchy":
@@ -53,5 +67,22 @@ class Kernel:
             return 1 / (1 + s / c) ** 2
         return torch.ones_like(s)
 
+    def published(self, s: Tensor) -> Tensor:
+        """The formula as printed: 'l1', 'l2n' sqrt(s + e^2); 'charb' (s + e^2)^0.45; 'ddf' (|r| + e)^0.4; the others are `rho`."""
+        c = self.radius * self.radius
+        if self.name in ("l1", "l2n"):
+            return (s + c).sqrt()
+        if self.name == "charb":
+            return (s + c) ** CHARB
+        if self.name == "ddf":
+            return (self._length(s) + self.radius) ** DDF
+        return self.rho(s)
 
-NAMES = ("sq", "l1", "huber", "cauchy", "gm")
+    def _length(self, s: Tensor) -> Tensor:
+        """|r| of 'ddf', rounded at 0. As a quotient: a difference of square roots loses its digits in single precision."""
+        d = self.radius / 100
+        return s / ((s + d * d).sqrt() + d)
+
+
+CHARB, DDF = 0.45, 0.4  # exponents of UnFlow and DDFlow
+NAMES = ("sq", "l1", "l2n", "charb", "ddf", "huber", "cauchy", "gm")
