@@ -1,0 +1,163 @@
+"""Energies on 3D landmarks: the model's points laid onto labelled ones by a closed-form map (E12, E14), position maps (E13)."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, Sequence
+
+import torch
+from torch import Tensor
+
+from fitkit.energies.base import Linearization, PlainEnergy, Residuals, Slot, all_views
+from fitkit.energies.supervision import label
+from fitkit.errors import DegenerateInputError
+from fitkit.geometry.alignment import similarity_align
+from fitkit.models.face_model import FaceModel, PointBasis
+from fitkit.observe.observations import Observations
+from fitkit.observe.sampling import sample
+from fitkit.scene.state import SceneState
+
+IBUG_ANCHORS = (36, 39, 42, 45, 33, 48, 54)  # eye corners, nose bottom, mouth corners
+
+
+@dataclass(frozen=True)
+class AlignedLandmarks(PlainEnergy):
+    """T(model point) - labelled point, over sigma_mm, [B, N, 3], with the map T that fits best. Sums or mean, see `reduction`.
+
+    Args:
+        basis: the model's N points. Labels: `points3d` [B, N, 3], NaN = not known, any frame and unit of length.
+        transform: 'similarity' or 'affine' (12 degrees of freedom; it absorbs part of the identity's error).
+        anchors: rows of the N points that T is fitted to; all of them when empty.
+        attached: gradients flow through T as well; the least-squares form holds T fixed (`freeze`).
+    Raises:
+        DegenerateInputError: a frame with fewer than 3 (similarity) or 4 (affine) known anchors, or degenerate ones.
+    """
+
+    basis: PointBasis
+    transform: Literal["similarity", "affine"] = "similarity"
+    anchors: tuple[int, ...] = ()
+    sigma_mm: float = 1.0
+    attached: bool = False
+    name: str = "lmk3d_align"
+    reduction: str = "mean"
+    fixed: tuple[Tensor, Tensor] | None = None  # linear part [B, 3, 3] and shift [B, 3] of T, set by freeze
+
+    def freeze(self, state: SceneState, observations: Observations) -> "AlignedLandmarks":
+        points, truth, known = self._points(state, observations)
+        linear, shift = self._fit(points, truth, known)
+        return replace(self, fixed=(linear.detach(), shift.detach()))
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        points, truth, known = self._points(state, observations)
+        if self.fixed is not None:
+            linear, shift = self.fixed
+        elif self.attached:
+            linear, shift = self._fit(points, truth, known)
+        else:
+            linear, shift = self._fit(points.detach(), truth, known)
+        return Residuals((points @ linear.transpose(-1, -2) + shift[:, None] - truth) / self.sigma_mm, known)
+
+    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
+        frozen = self if self.fixed is not None else self.freeze(state, observations)
+        residuals = frozen.residuals(state, observations)
+        J = torch.einsum("bij,njk->bnik", frozen.fixed[0], self.basis.rows.to(state.identity)) / self.sigma_mm
+        K = self.basis.num_identity
+        return Linearization(residuals, (Slot(all_views(state), {"identity": J[..., :K], "expression": J[..., K:]}),))
+
+    def _points(self, state: SceneState, observations: Observations) -> tuple[Tensor, Tensor, Tensor]:
+        truth = label(observations, "points3d", self.name).to(state.identity)
+        known = torch.isfinite(truth).all(-1)
+        return self.basis.points(state.identity[state.subject], state.expression), torch.nan_to_num(truth), known
+
+    def _fit(self, points: Tensor, truth: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        used = known
+        if self.anchors:
+            rows = torch.zeros_like(known)
+            rows[:, list(self.anchors)] = True
+            used = known & rows
+        if self.transform == "similarity":
+            best = similarity_align(points, truth, used)
+            return best.scale[:, None, None] * best.rotation, best.translation
+        return affine_align(points, truth, used)
+
+
+def affine_align(source: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Least-squares affine map that takes source points onto target points.
+
+    Args:
+        source, target: [B, N, 3]; valid: [B, N] bool.
+    Returns:
+        linear part [B, 3, 3] and shift [B, 3]: y = linear @ x + shift.
+    Raises:
+        DegenerateInputError: fewer than 4 valid pairs, or all in one plane.
+    Source:
+        PGN eq. 3-4. Differs: the points are centred first, so that a 3 x 3 system is solved.
+    """
+    w = valid.to(source)[..., None]
+    count = w.sum((1, 2))
+    if bool((count < 4).any()):
+        raise DegenerateInputError(f"affine alignment: expected at least 4 pairs of points, got {int(count.min())}")
+    center_s, center_t = (w * source).sum(1) / count[:, None], (w * target).sum(1) / count[:, None]
+    s, t = w * (source - center_s[:, None]), w * (target - center_t[:, None])
+    moments = s.transpose(1, 2) @ s
+    values = torch.linalg.eigvalsh(moments.detach())
+    if not bool((values[:, 0] > 100 * torch.finfo(values.dtype).eps * values[:, 2]).all()):
+        raise DegenerateInputError("affine alignment: all points lie in one plane; expected at least 4 that do not")
+    linear = torch.linalg.solve(moments, s.transpose(1, 2) @ t).transpose(1, 2)
+    return linear, center_t - (linear @ center_s[..., None])[..., 0]
+
+
+def lmk3d_align(model: FaceModel, sigma_mm: float = 1.0, anchors: Sequence[int] = IBUG_ANCHORS, attached: bool = False) -> AlignedLandmarks:
+    """E12: the 68 points after the similarity that fits the anchors. Source: DF-MVR eq. 5-6, with `attached` as in its code
+    (that paper has 101 points and 7 anchors among them: build AlignedLandmarks with a basis of these)."""
+    return AlignedLandmarks(model.landmark_basis, "similarity", tuple(anchors), sigma_mm, attached)
+
+
+def lmk_guided(model: FaceModel, sigma_mm: float = 2.0, transform: str = "similarity", attached: bool = True) -> AlignedLandmarks:
+    """E14: the 68 points laid onto those that a network or any 3D detector found. Source: PGN eq. 8, whose T is 'affine'."""
+    return AlignedLandmarks(model.landmark_basis, transform, (), sigma_mm, attached, "lmk_guided", "sum")
+
+
+@dataclass(frozen=True)
+class PositionMap:
+    """What a position-map network predicts. points: [B, 3, H, W] px of the crop (x, y, z) over the model's texture map."""
+
+    points: Tensor
+
+
+@dataclass(frozen=True)
+class PositionMapLandmarks(PlainEnergy):
+    """lmk_posmap: the position map at the landmarks' places in the texture map against the labels, over sigma_px,
+    [B, 68, 3], or [B, 68, 2] where labels have no depth (E13). Mean over the points. For training.
+
+    Args:
+        places: [68, 2] of the map's px (x, y), read bilinearly; see `landmark_places`.
+        source: 'labels' (`points3d`, x, y, z in px of the crop) or 'landmarks' (detected, x and y only).
+    Source: PGN section 4, training of its pose network (kernel l1).
+    """
+
+    places: Tensor
+    sigma_px: float = 1.0
+    source: Literal["labels", "landmarks"] = "labels"
+    name = "lmk_posmap"
+    reduction = "mean"
+
+    def residuals(self, state: PositionMap, observations: Observations) -> Residuals:
+        B = len(state.points)
+        read, _ = sample(state.points, self.places.to(state.points)[None].expand(B, -1, -1))
+        if self.source == "landmarks":
+            truth, known = observations.landmarks.points.to(read), observations.landmarks.valid
+        else:
+            truth = label(observations, "points3d", self.name).to(read)
+            known = torch.isfinite(truth).all(-1)
+        value = (read[..., :truth.shape[-1]] - torch.nan_to_num(truth)) / self.sigma_px
+        return Residuals(value, known.to(value.device))
+
+
+def landmark_places(model: FaceModel, size: tuple[int, int]) -> Tensor:
+    """Where the 68 points lie in a position map of (H, W) px over the model's texture coordinates, [68, 2] px (x, y)."""
+    if model.uv is None:
+        raise DegenerateInputError(f"model '{model.name}' has no texture coordinates, so it has no position map")
+    corners = model.uv[model.uv_triangles[model.landmarks.triangle]]  # [68, 3, 2]
+    uv = (model.landmarks.barycentric[..., None].to(corners) * corners).sum(1)
+    # v points up; texel (0, 0) is the top-left one and its centre lies half a texel inside.
+    return torch.stack([uv[:, 0] * size[1] - 0.5, (1 - uv[:, 1]) * size[0] - 0.5], -1)
