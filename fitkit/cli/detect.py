@@ -25,8 +25,8 @@ PICTURES = "landmarks"  # folder of the pictures: beside the photos they would c
 def detect(images, output, landmarks, overwrite, device, verbose):
     """Find the face in each of IMAGES (files or folders of photos) and write its 68 landmarks.
 
-    Writes STEM.pts, which `fitkit fit` takes instead of a detector, and landmarks/STEM_landmarks.png to look at: dots as large
-    as their standard deviation, hollow where the point is probably hidden. Photos that have a landmark file are passed over. Of
+    Writes STEM.pts, which `fitkit fit` takes instead of a detector, and landmarks/STEM_landmarks.png to look at: disks
+    show the standard deviations, hollow dots are probably hidden. Photos that have a landmark file are passed over. Of
     several faces the largest is taken.
 
     The exit code is 0 when nothing failed.

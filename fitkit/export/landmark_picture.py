@@ -13,13 +13,14 @@ CLOSED = ((range(17, 22), False), (range(22, 27), False), (range(27, 31), False)
 SURE, UNSURE = (60, 230, 90), (255, 60, 40)  # RGB at a sigma of 1 % and of 6 % of the face or more
 UNKNOWN = (80, 200, 255)  # no sigma stated
 LINE = (255, 255, 255)
+DOT = 3.0  # px
 HIDDEN = 0.5  # confidence below which a point is drawn hollow
 
 
 def draw_landmarks(image: np.ndarray, landmarks: Landmarks) -> np.ndarray:
     """The part of image [H, W, 3] uint8 around the face with its points (first view of `landmarks`), uint8 [h, w, 3].
 
-    Each point is a dot with the standard deviation as radius (at least a few pixels), green to red with it; a point that is
+    Each point is a dot in a faint disk with the standard deviation as radius, green to red with it; the dot of a point that is
     probably hidden (confidence below 0.5) is hollow. Every fifth point has its number, counted from 1 as in .pts files.
     """
     points = landmarks.points[0].double().numpy()
@@ -47,14 +48,23 @@ def draw_landmarks(image: np.ndarray, landmarks: Landmarks) -> np.ndarray:
             if valid[a] and valid[b]:
                 cv2.line(lines, fixed(at[a]), fixed(at[b]), LINE, 1, cv2.LINE_AA, 4)
     picture = cv2.addWeighted(lines, 0.45, picture, 0.55, 0)
+    disks = picture.copy()
+    for i in np.flatnonzero(valid & np.isfinite(sigma)):
+        cv2.circle(disks, fixed(at[i]), round(max(DOT, float(sigma[i]) * scale) * 16), _color(sigma[i] / face), -1, cv2.LINE_AA, 4)
+    picture = cv2.addWeighted(disks, 0.4, picture, 0.6, 0)
     for i in np.flatnonzero(valid):
-        known = np.isfinite(sigma[i])
-        doubt = float(np.clip((sigma[i] / face - 0.01) / 0.05, 0, 1)) if known else 0.0
-        color = tuple(int(round(a + doubt * (b - a))) for a, b in zip(SURE, UNSURE)) if known else UNKNOWN
-        radius = max(3.0, float(sigma[i]) * scale) if known else 3.5
-        cv2.circle(picture, fixed(at[i]), round(radius * 16), color, -1 if seen[i] else 2, cv2.LINE_AA, 4)
+        color = _color(sigma[i] / face)
+        cv2.circle(picture, fixed(at[i]), round(DOT * 16), color, -1 if seen[i] else 2, cv2.LINE_AA, 4)
         if (i + 1) % 5 == 0:
-            where = (round(at[i][0] + radius + 2), round(at[i][1] - radius - 1))
+            where = (round(at[i][0] + DOT + 2), round(at[i][1] - DOT - 1))
             cv2.putText(picture, str(i + 1), where, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 2, cv2.LINE_AA)
             cv2.putText(picture, str(i + 1), where, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
     return picture
+
+
+def _color(share: float) -> tuple[int, int, int]:
+    """RGB for a standard deviation as a share of the face; NaN: none stated."""
+    if not np.isfinite(share):
+        return UNKNOWN
+    doubt = float(np.clip((share - 0.01) / 0.05, 0, 1))
+    return tuple(int(round(a + doubt * (b - a))) for a, b in zip(SURE, UNSURE))

@@ -9,6 +9,7 @@ from PIL import Image
 
 from fitkit.io.landmark_files import read_landmarks
 from fitkit.observe.landmarks import detectors
+from fitkit.observe.landmarks.builtin import WEIGHTS
 from fitkit.observe.landmarks.types import EveryFaceDetector, Landmarks
 
 SHAPE = np.random.default_rng(0).uniform(0, 1, (68, 2))
@@ -157,7 +158,7 @@ def test_help_has_an_example(run):
 SAMPLE = Path(__file__).resolve().parents[2] / "examples/sample"
 
 
-@pytest.mark.skipif(not (SAMPLE.parents[1] / "assets/landmarks68.safetensors").is_file(), reason="the weights are not trained yet")
+@pytest.mark.skipif(not (SAMPLE.parents[1] / "assets" / WEIGHTS).is_file(), reason="the weights are not trained yet")
 def test_detect_then_fit(run, tmp_path):
     for path in SAMPLE.glob("*.jpg"):
         shutil.copy(path, tmp_path)

@@ -63,17 +63,18 @@ class Stage:
     largest: float | None = None
 
 
-# Searches in turn; the stages of one search run together. GRID: squares over the picture, which cost the network less than the
-# cascades of a finer search, and which find large faces in any position. Small faces in large photos come last: they take seconds.
+# Searches in turn. GRID: squares over the picture, which cost the network less than the cascades of a finer search, and which find
+# large faces in any position. Small faces in large photos come last: they take seconds.
 GRID = None
-SEARCHES: tuple[tuple[Stage, ...] | None, ...] = (
-    (Stage(320, (FRONTAL,), step=1.15, neighbors=2), Stage(240, PROFILES, step=1.15, neighbors=2)),
+SEARCHES: tuple[Stage | None, ...] = (
+    Stage(320, (FRONTAL,), step=1.15, neighbors=2),
+    Stage(240, PROFILES, step=1.15, neighbors=2),
     GRID,
-    (Stage(800, (FRONTAL, *PROFILES), neighbors=3, largest=0.5),),
-    (Stage(400, (FRONTAL, FRONTAL_2), (40.0, -40.0), neighbors=2),),
-    (Stage(320, (FRONTAL, FRONTAL_2), (90.0, -90.0, 180.0), neighbors=3),),
-    (Stage(2000, (FRONTAL, *PROFILES), neighbors=4, largest=0.12),),
-    (Stage(4500, (FRONTAL, *PROFILES), neighbors=4, largest=0.04),),
+    Stage(800, (FRONTAL, *PROFILES), neighbors=3, largest=0.5),
+    Stage(400, (FRONTAL, FRONTAL_2), (40.0, -40.0), neighbors=2),
+    Stage(320, (FRONTAL, FRONTAL_2), (90.0, -90.0), neighbors=3),
+    Stage(2000, (FRONTAL, *PROFILES), neighbors=4, largest=0.12),
+    Stage(4500, (FRONTAL, *PROFILES), neighbors=4, largest=0.04),
 )
 
 
@@ -90,22 +91,18 @@ def propose(image: np.ndarray, most: int = 8) -> Iterator[list[Candidate]]:
     """
     longer = max(image.shape[:2])
     pictures: dict[int, tuple[np.ndarray, float]] = {}
-    searched = 0
-    for stages in SEARCHES:
-        if stages is GRID:
+    finest = 0
+    for stage in SEARCHES:
+        if stage is GRID:
             yield [Candidate(s, 0.0) for s in grid_squares(image.shape[1], image.shape[0])]
             continue
-        found = []
-        if stages[0].angles == (0.0,):
-            if min(stages[0].side, longer) < 1.3 * searched:
-                continue  # the photo is so small that this would see nothing new
-            searched = min(stages[0].side, longer)
-        for stage in stages:
-            side = min(stage.side, longer)
-            if side not in pictures:
-                pictures[side] = reduced_grey(image, side)
-            found += search(*pictures[side], stage)
-        yield merge(found)[:most]
+        side = min(stage.side, longer)
+        if stage.largest is not None and side < 1.3 * finest:
+            continue  # the photo is so small that this would see nothing new
+        finest = max(finest, side)
+        if side not in pictures:
+            pictures[side] = reduced_grey(image, side)
+        yield merge(search(*pictures[side], stage))[:most]
 
 
 def reduced_grey(image: np.ndarray, side: int) -> tuple[np.ndarray, float]:

@@ -32,8 +32,10 @@ class JudgeOptions:
     the square that was looked at, over its side and as logarithm; agreement: mean distance of the inner points between two
     looks at the same face, or between the face and its mirror image, the larger of the two, over that side. Where there is
     no face, no two looks agree: on pictures of faces68 the agreement is below 0.04 for 99 % of the faces, and above 0.04
-    for 99 % of other places. keep: score from which a first look is followed by another; accept: score that makes a face;
-    sure: score that ends the search.
+    for 99 % of other places. roll: lean of the head in radians; upright heads are likelier. hidden: mean probability of the
+    inner points to be hidden. keep: score from which a first look is followed by another; accept: score that makes a face;
+    sure: score that ends the search;
+    large: side of a face's square over the longer side of the photo from which no larger face is expected beside it.
     """
 
     spread: float = 0.1
@@ -41,9 +43,12 @@ class JudgeOptions:
     shift: float = 0.25
     zoom: float = 0.4
     agreement: float = 0.045
+    roll: float = 2.0
+    hidden: float = 0.5
     keep: float = 0.02
-    accept: float = 0.3
-    sure: float = 0.55
+    accept: float = 0.38
+    sure: float = 0.5
+    large: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -107,15 +112,17 @@ class BuiltinDetector(EveryFaceDetector):
     def find(self, image: np.ndarray) -> list[Look]:
         """All faces of a picture, the largest first."""
         judge, faces = self.options.judge, []
-        for candidates in propose(image, self.options.most):
+        large = judge.large * max(image.shape[:2])
+        for number, candidates in enumerate(propose(image, self.options.most)):
             looks = self.look(image, [c.square for c in candidates])
             looks = distinct([k for k in looks if k.score >= judge.keep])[:self.options.most]
-            for number in range(self.options.passes):
-                last = number == self.options.passes - 1
+            for turn in range(self.options.passes):
+                last = turn == self.options.passes - 1
                 looks = self.look(image, [k.own_square for k in looks], looks, self.options.mirror and last)
                 looks = distinct([k for k in looks if k.score >= (judge.accept if last else judge.keep)])
             faces = distinct(faces + looks)
-            if any(face.score >= judge.sure for face in faces):
+            # The first search sees frontal faces only: a larger one may be turned away.
+            if any(face.score >= judge.sure and (number > 0 or face.own_square.side > large) for face in faces):
                 break
         return sorted(faces, key=lambda k: -k.own_square.side)
 
@@ -146,9 +153,10 @@ class BuiltinDetector(EveryFaceDetector):
             photo = (points[i] - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
             px = square.side / size
             moved = _distance(photo, before[i].points) / px if before else 0.0
-            score = face_score(points[i], sigma[i], max(moved, apart[i]), size, self.options.judge)
+            roll = (square.angle + head_roll(points[i]) + np.pi) % (2 * np.pi) - np.pi
+            score = face_score(points[i], sigma[i], seen[i], max(moved, apart[i]), roll, size, self.options.judge)
             floor = np.hypot(self.options.floor_share * square.side, self.options.floor_px)
-            out.append(Look(photo, np.hypot(sigma[i] * px, floor), seen[i], square, score, square.angle + head_roll(points[i])))
+            out.append(Look(photo, np.hypot(sigma[i] * px, floor), seen[i], square, score, float(roll)))
         return out
 
     def landmarks(self, face: Look) -> Landmarks:
@@ -180,8 +188,14 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a[INNER] - b[INNER], axis=1).mean())
 
 
-def face_score(points: np.ndarray, sigma: np.ndarray, apart: float, size: int, options: JudgeOptions = JudgeOptions()) -> float:
-    """How likely a face is, 0 to 1, see JudgeOptions. points [85, 2], sigma [85] and apart, the distance of two looks: px of the crop."""
+def face_score(points: np.ndarray, sigma: np.ndarray, seen: np.ndarray, apart: float, roll: float, size: int,
+               options: JudgeOptions = JudgeOptions()) -> float:
+    """How likely a face is, 0 to 1, see JudgeOptions.
+
+    Args:
+        points: [85, 2], sigma: [85] and apart, the distance of two looks: px of the crop; seen: [85] probabilities;
+        roll: radians, in the photo.
+    """
     inner = points[INNER]
     side = float(np.ptp(inner, axis=0).max())
     if not (np.isfinite(points).all() and side > 0.05 * size):
@@ -190,7 +204,7 @@ def face_score(points: np.ndarray, sigma: np.ndarray, apart: float, size: int, o
     middle = (size - 1) / 2
     doubts = (float(sigma[INNER].mean()) / side / options.spread, shape_residual(points) / side / options.shape,
               np.hypot(own.center[0] - middle, own.center[1] - middle) / size / options.shift, np.log(own.side / size) / options.zoom,
-              apart / side / options.agreement)
+              apart / side / options.agreement, roll / options.roll, (1 - float(seen[INNER].mean())) / options.hidden)
     return float(np.exp(-0.5 * np.square(doubts).sum()))
 
 

@@ -8,7 +8,15 @@ from safetensors.torch import save_file
 
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.observe.landmarks import builtin
-from fitkit.observe.landmarks.builtin import BuiltinDetector, BuiltinOptions, distinct, face_score, load_network, mean_of_mirrored
+from fitkit.observe.landmarks.builtin import (
+    BuiltinDetector,
+    BuiltinOptions,
+    JudgeOptions,
+    distinct,
+    face_score,
+    load_network,
+    mean_of_mirrored,
+)
 from fitkit.observe.landmarks.face_crop import FaceSquare
 from fitkit.observe.landmarks.face_shape import mean_face
 from fitkit.observe.landmarks.network import LandmarkNetwork, NetworkOptions, NetworkOutput
@@ -122,6 +130,8 @@ def test_the_search_ends_with_a_sure_face(monkeypatch):
     assert asked == [0]
     network = Knows(face(), sigma=9.0)  # less sure: goes on
     assert len(BuiltinDetector(network=network).find(coordinates())) == 1 and asked == [0, 0, 1]
+    asked.clear()  # a small frontal face may have a larger one beside it that is turned away
+    assert len(detector(face(width=35.0), judge=JudgeOptions(shift=9.0, zoom=9.0)).find(coordinates())) == 1 and asked == [0, 1]
 
 
 def test_it_repeats_itself():
@@ -143,15 +153,18 @@ def test_mirrored_look():
 
 def test_score():
     points = face((63.5, 63.5), 70.0)
-    sigma = np.full(85, 1.5)
-    good = face_score(points, sigma, 1.0, SIZE)
+    sigma, seen = np.full(85, 1.5), np.full(85, 0.95)
+    good = face_score(points, sigma, seen, 1.0, 0.0, SIZE)
     assert good > 0.7
-    assert face_score(points, 4 * sigma, 1.0, SIZE) < good  # unsure
-    assert face_score(points, sigma, 8.0, SIZE) < 0.2  # two looks that do not agree
-    assert face_score(points + [40, 0], sigma, 1.0, SIZE) < 0.6 * good  # not where it looked
-    assert face_score((points - 63.5) * 0.4 + 63.5, sigma * 0.4, 0.4, SIZE) < 0.3 * good  # too small
-    assert face_score(np.random.default_rng(0).permutation(points), sigma, 1.0, SIZE) < 0.1  # no face's shape
-    assert face_score(np.full((85, 2), 64.0), sigma, 0.0, SIZE) == 0 and face_score(points * np.nan, sigma, 0.0, SIZE) == 0
+    assert face_score(points, 4 * sigma, seen, 1.0, 0.0, SIZE) < good  # unsure
+    assert face_score(points, sigma, seen, 8.0, 0.0, SIZE) < 0.2  # two looks that do not agree
+    assert face_score(points, sigma, 0.1 * seen, 1.0, 0.0, SIZE) < 0.3 * good  # hidden
+    assert face_score(points + [40, 0], sigma, seen, 1.0, 0.0, SIZE) < 0.6 * good  # not where it looked
+    assert face_score((points - 63.5) * 0.4 + 63.5, sigma * 0.4, seen, 0.4, 0.0, SIZE) < 0.3 * good  # too small
+    assert face_score(points, sigma, seen, 1.0, 0.7, SIZE) > 0.9 * good > face_score(points, sigma, seen, 1.0, 3.1, SIZE) * 2  # upside down
+    assert face_score(np.random.default_rng(0).permutation(points), sigma, seen, 1.0, 0.0, SIZE) < 0.1  # no face's shape
+    assert face_score(np.full((85, 2), 64.0), sigma, seen, 0.0, 0.0, SIZE) == 0
+    assert face_score(points * np.nan, sigma, seen, 0.0, 0.0, SIZE) == 0
 
 
 def test_one_look_for_each_face():
