@@ -48,7 +48,7 @@ class Objective:
 
     def cost(self, state: SceneState, observations: Any) -> tuple[Tensor, dict[str, TermReport]]:
         """Total cost (a differentiable scalar) and a report for each term by name."""
-        total = state.identity.new_zeros(())
+        total: Tensor | None = None
         report = {}
         for term in self.terms:
             r = term.energy.residuals(state, observations)
@@ -56,11 +56,11 @@ class Objective:
             masked = torch.where(r.valid[..., None], r.value, torch.zeros_like(r.value))
             s = (masked * masked).sum(-1)
             value = term.weight * _scale(term, r) * (_trust(r) * term.kernel.rho(s)).sum() / 2
-            total = total + value
+            total = value if total is None else total + value
             n = int(r.valid.sum())
             rms = float((s.detach().sum() / max(1, n * r.value.shape[-1])).sqrt())
             report[term.energy.name] = TermReport(float(value.detach()), n, rms)
-        return total, report
+        return torch.zeros(()) if total is None else total, report
 
     def linearize(self, state: SceneState, observations: Any, layout: ParameterLayout) -> ArrowSystem:
         """Gauss-Newton system of all terms over the free parameters of `layout`."""

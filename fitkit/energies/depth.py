@@ -1,0 +1,205 @@
+"""Energies of depth networks: supervision of a depth map (E19-E22) and comparisons between frames through it (E2, E27, E28).
+
+They take a DepthState; none has a least-squares form.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fitkit.energies.base import PlainEnergy, Residuals
+from fitkit.energies.supervision import label
+from fitkit.observe.observations import Observations
+from fitkit.observe.sampling import sample
+from fitkit.scene.depth_state import DepthState, back_project, carry, depth_normals
+
+
+@dataclass(frozen=True)
+class DepthSupervision(PlainEnergy):
+    """depth_sup: (D - D*) / sigma_mm where the label has a surface, [B, H W, 1] (E19). Mean. Source: Shu et al. eq. 8 (kernel l1).
+
+    The paper divides depths by 200 mm: its unit weight is sigma_mm = 200.
+    """
+
+    sigma_mm: float = 2.0
+    name = "depth_sup"
+    reduction = "mean"
+
+    def residuals(self, state: DepthState, observations: Observations) -> Residuals:
+        truth = label(observations, "depth", self.name).to(state.depth)
+        value = ((state.depth - truth) / self.sigma_mm).flatten(1)[..., None]
+        return Residuals(value, (truth > 0).flatten(1))
+
+
+@dataclass(frozen=True)
+class NormalSupervision(PlainEnergy):
+    """normal_sup: (N(D) - N(D*)) / sigma, [B, H W, 3], where both have a normal (E20). Mean. Source: Shu et al. eq. 9 (kernel l1)."""
+
+    sigma: float = 0.1
+    name = "normal_sup"
+    reduction = "mean"
+
+    def residuals(self, state: DepthState, observations: Observations) -> Residuals:
+        truth = label(observations, "depth", self.name).to(state.depth)
+        wanted, known = depth_normals(truth, state.camera)
+        # Where the label lies on one surface the prediction should, too, so its own jumps do not excuse it.
+        normal, _ = depth_normals(torch.where(known, state.depth, truth), state.camera, torch.inf)
+        return Residuals(((normal - wanted) / self.sigma).flatten(1, 2), known.flatten(1))
+
+
+@dataclass(frozen=True)
+class DepthPrior(PlainEnergy):
+    """depth_3dmm: (D - D_S) / sigma_mm, D_S the depth of a fitted face model, [B, H W, 1] (E21). Mean.
+
+    background: pixels without a model surface count as well, at D_S = 0 against D over `background_mm`, which teaches a
+    network an empty background. Source: Shu et al. eq. 10 (kernel sq, weight 0.02 on depths over 200 mm). D_S is detached.
+    """
+
+    sigma_mm: float = 10.0
+    background: bool = False
+    background_mm: float = 200.0
+    name = "depth_3dmm"
+    reduction = "mean"
+
+    def residuals(self, state: DepthState, observations: Observations) -> Residuals:
+        prior = label(observations, "prior_depth", self.name).to(state.depth).detach()
+        value = torch.where(prior > 0, (state.depth - prior) / self.sigma_mm, state.depth / self.background_mm)
+        valid = torch.ones_like(prior, dtype=torch.bool) if self.background else prior > 0
+        return Residuals(value.flatten(1)[..., None], valid.flatten(1))
+
+
+@dataclass(frozen=True)
+class SuitabilityPrior(PlainEnergy):
+    """suitability_reg: C - 1 on pixels with a surface, [B, H W, 1] (E22). Mean. Source: Shu et al. eq. 15."""
+
+    name = "suitability_reg"
+    reduction = "mean"
+
+    def residuals(self, state: DepthState, observations: Observations) -> Residuals:
+        C = torch.ones_like(state.depth) if state.suitability is None else state.suitability
+        return Residuals((C - 1).flatten(1)[..., None], (state.depth > 0).flatten(1))
+
+
+@dataclass(frozen=True)
+class Warp:
+    """Frames j as seen from frames i, for P ordered pairs (i, j): colors [P, 3, H, W]; pixels [P, H W, 2] where they were read in
+    frame j; depth [P, H W] mm of the surface point in frame j; valid [P, H W]: seen by both."""
+
+    i: Tensor
+    j: Tensor
+    colors: Tensor
+    pixels: Tensor
+    depth: Tensor
+    valid: Tensor
+
+
+def warp(state: DepthState, observations: Observations, tolerance_mm: float = 10.0) -> Warp:
+    """Inverse warp by the depth of the frame that is looked from.
+
+    A pixel counts where both frames have a surface there, it falls inside the other picture, and the depth it should have
+    there is that of the surface there, up to tolerance_mm (occlusion; 0.05 of the paper's depth unit). The test uses the
+    fitted model's depth (`labels.prior_depth`) where there is one, else the state's own, detached.
+
+    Source: Shu et al. eq. 11-13 with the inverse warp of "SfM-Net" (Vijayanarasimhan et al. 2017): the paper's words and its
+    masks are those of the first frame, so the frame that is looked from is the one whose depth is used.
+    """
+    i, j = state.pairs()
+    H, W = state.size
+    camera_i, camera_j = state.camera.select(i), state.camera.select(j)
+    pose_i, pose_j = state.pose.select(i), state.pose.select(j)
+    moved = carry(back_project(state.depth[i], camera_i), pose_i, pose_j)
+    pixels, in_front = camera_j.project(moved)
+    images = observations.images.to(state.depth)
+    colors, inside = sample(images[j], pixels)
+    labels = observations.labels
+    model = state.depth if labels is None or labels.prior_depth is None else labels.prior_depth
+    with torch.no_grad():
+        model = model.to(state.depth)
+        there = carry(back_project(model[i], camera_i), pose_i, pose_j)
+        at, ahead = camera_j.project(there)
+        surface, within = nearest(model[j], at)
+        seen = (model[i].flatten(1) > 0) & (surface > 0) & ahead & within & ((there[..., 2] - surface).abs() < tolerance_mm)
+        # All four pixels that a colour is read from must show the surface.
+        mask = observations.mask.to(seen.device)
+        readable = sample((mask & (model > 0))[j][:, None].to(state.depth), pixels)[0][..., 0] > 0.999
+        usable = mask[i].flatten(1) & readable
+    valid = seen & usable & inside & in_front & (state.depth[i].flatten(1) > 0)
+    return Warp(i, j, colors.transpose(1, 2).reshape(len(i), 3, H, W), pixels, moved[..., 2], valid)
+
+
+def nearest(maps: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Values of maps [P, H, W] at the pixels [P, N, 2] nearest to these places; inside [P, N]."""
+    P, H, W = maps.shape
+    x, y = torch.nan_to_num(pixels, nan=-9.0).round().clamp(-9, max(H, W) + 9).long().unbind(-1)
+    inside = (x >= 0) & (y >= 0) & (x < W) & (y < H)
+    return maps.flatten(1).gather(1, y.clamp(0, H - 1) * W + x.clamp(0, W - 1)), inside
+
+
+@dataclass(frozen=True)
+class DepthWarpPhotometric(PlainEnergy):
+    """photo_warp_depth: C (I_i - I_{j->i}) / sigma for all ordered pairs of frames of one person, [P, H W, 3] (E2). Mean.
+
+    sRGB in [0, 1]; differentiable in depth, poses, camera and suitability. Source: Shu et al. eq. 14 (kernel l1).
+    """
+
+    sigma: float = 0.1
+    tolerance_mm: float = 10.0
+    name = "photo_warp_depth"
+    reduction = "mean"
+
+    def residuals(self, state: DepthState, observations: Observations) -> Residuals:
+        w = warp(state, observations, self.tolerance_mm)
+        value = (observations.images.to(w.colors)[w.i] - w.colors) / self.sigma
+        if state.suitability is not None:
+            value = value * state.suitability[w.i][:, None]
+        return Residuals(value.flatten(2).transpose(1, 2), w.valid)
+
+
+@dataclass(frozen=True)
+class DepthWarpStructure(PlainEnergy):
+    """ssim_xview: ((1 - SSIM) / 2)^(1/2) of 3 x 3 neighbourhoods of I_i and I_{j->i}, [P, H W, 3] (E27). Mean.
+
+    The root makes the squared residual the dissimilarity itself. A pixel counts where its whole neighbourhood does.
+    Source: Wang et al., "Image quality assessment", TIP 2004, with c1 = 0.01^2, c2 = 0.03^2 as in MGCNet (Shang et al., ECCV 2020).
+    """
+
+    tolerance_mm: float = 10.0
+    name = "ssim_xview"
+    reduction = "mean"
+
+    def residuals(self, state: DepthState, observations: Observations) -> Residuals:
+        w = warp(state, observations, self.tolerance_mm)
+        P, H, W = len(w.i), *state.size
+        a, b = observations.images.to(w.colors)[w.i], w.colors
+
+        def mean(x):
+            return F.avg_pool2d(x, 3, 1, 1)
+
+        ma, mb = mean(a), mean(b)
+        va, vb, vab = mean(a * a) - ma * ma, mean(b * b) - mb * mb, mean(a * b) - ma * mb
+        ssim = (2 * ma * mb + 1e-4) * (2 * vab + 9e-4) / ((ma * ma + mb * mb + 1e-4) * (va + vb + 9e-4))
+        # The derivative of the root is infinite at 0, where the pictures are equal.
+        value = ((1 - ssim).clamp(0, 2) / 2 + 1e-8).sqrt() - 1e-4
+        whole = F.avg_pool2d(w.valid.reshape(P, 1, H, W).to(a), 3, 1, 1).flatten(1) > 0.999
+        return Residuals(value.flatten(2).transpose(1, 2), whole)
+
+
+@dataclass(frozen=True)
+class DepthAgreement(PlainEnergy):
+    """depth_xview: (z - D_j(u) m_z / m_D) / sigma_mm, z the depth in frame j of the surface of frame i, D_j(u) the depth map read
+    there, m their means over the pair's valid pixels, [P, H W, 1] (E28). Mean. Source: MGCNet (Shang et al., ECCV 2020)."""
+
+    sigma_mm: float = 5.0
+    tolerance_mm: float = 10.0
+    name = "depth_xview"
+    reduction = "mean"
+
+    def residuals(self, state: DepthState, observations: Observations) -> Residuals:
+        w = warp(state, observations, self.tolerance_mm)
+        read = sample(state.depth[w.j][:, None], w.pixels)[0][..., 0]
+        counted = w.valid.to(read)
+        ratio = (w.depth * counted).sum(1) / (read * counted).sum(1).clamp_min(1e-6)
+        return Residuals(((w.depth - read * ratio[:, None]) / self.sigma_mm)[..., None], w.valid)

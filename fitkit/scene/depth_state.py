@@ -1,0 +1,79 @@
+"""What depth networks estimate: a surface per frame instead of a face model's coefficients."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fitkit.scene.camera import Camera
+from fitkit.scene.pose import Pose
+
+
+@dataclass(frozen=True)
+class DepthState:
+    """Depth maps of B frames of S people.
+
+    depth: [B, H, W] mm along the camera's axis, 0 = no surface; pose: camera_from_head, with one head frame for all frames of a
+    person; camera: intrinsics in px of the maps; subject: [B] int64; suitability: [B, H, W] in [0, 1], how far the colours of
+    a pixel may be compared with other frames, or None = 1.
+    """
+
+    depth: Tensor
+    pose: Pose
+    camera: Camera
+    subject: Tensor
+    suitability: Tensor | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.depth.shape[-2], self.depth.shape[-1]
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """Ordered pairs of different frames of one person: indices i [P], j [P]."""
+        same = self.subject[:, None] == self.subject[None]
+        return torch.where(same & ~torch.eye(len(same), dtype=torch.bool, device=same.device))
+
+
+def pixel_grid(size: tuple[int, int], like: Tensor) -> Tensor:
+    """Pixel centres [H * W, 2] (x, y), row after row."""
+    y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+    return torch.stack([x, y], -1).reshape(-1, 2).to(like)
+
+
+def back_project(depth: Tensor, camera: Camera) -> Tensor:
+    """Depth maps [B, H, W] mm -> camera-frame points [B, H * W, 3] mm, the inverse of `Camera.project`."""
+    B = len(depth)
+    offset = pixel_grid(depth.shape[-2:], depth)[None] - camera.principal[:, None]
+    z = depth.flatten(1)
+    scale = (z if camera.kind == "perspective" else torch.full_like(z, camera.REFERENCE_DEPTH)) / camera.focal[:, None]
+    return torch.stack([offset[..., 0] * scale, offset[..., 1] * scale / camera.aspect[:, None], z], -1)
+
+
+def depth_normals(depth: Tensor, camera: Camera, jump_mm: float = 20.0) -> tuple[Tensor, Tensor]:
+    """Unit normals towards the camera from differences of neighbouring pixels.
+
+    Args:
+        depth: [B, H, W] mm; jump_mm: neighbours farther apart in depth lie across a silhouette.
+    Returns:
+        normals [B, H, W, 3] camera frame, valid [B, H, W]: the pixel and its right and lower neighbour lie on one surface.
+    Source: Shu et al. section 5, eq. 9.
+    """
+    B, H, W = depth.shape
+    points = back_project(depth, camera).reshape(B, H, W, 3)
+    right, down = points[:, :-1, 1:] - points[:, :-1, :-1], points[:, 1:, :-1] - points[:, :-1, :-1]
+    normal = torch.linalg.cross(down, right)  # x right, y down, z forward: this order points to the camera
+    inner = (depth[:, :-1, :-1] > 0) & (depth[:, :-1, 1:] > 0) & (depth[:, 1:, :-1] > 0)
+    inner = inner & (right[..., 2].abs() < jump_mm) & (down[..., 2].abs() < jump_mm)
+    normal = torch.where(inner[..., None], normal, normal.new_tensor([0.0, 0.0, -1.0]))
+    normal = normal / normal.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    out = depth.new_zeros(B, H, W, 3)
+    valid = torch.zeros(B, H, W, dtype=torch.bool, device=depth.device)
+    out[:, :-1, :-1], valid[:, :-1, :-1] = normal, inner
+    return out, valid
+
+
+def carry(points: Tensor, source: Pose, target: Pose) -> Tensor:
+    """Camera-frame points [P, N, 3] of the source frames -> camera frames of the target frames (Shu et al. eq. 11)."""
+    head = (points - source.translation[:, None]) @ source.rotation
+    return target.apply(head)
