@@ -105,12 +105,7 @@ class CrossViewPhotometric:
         maps = depth_maps(vertices, self.model.triangles, state, observations.size, reduction)
         seen = project_points(self.basis, state)
         visible = seen_by_depth(seen.pixels, seen.camera[..., 2], maps, reduction, self.options.depth_tolerance_mm)
-        normals = vertex_normals(vertices, self.model.triangles)[:, self.model.triangles[self.triangle]]
-        normal = F.normalize((self.barycentric[None, :, :, None] * normals).sum(2), dim=-1)
-        ray = F.normalize(state.pose.centers()[:, None] - seen.head, dim=-1)
-        if state.camera.kind == "orthographic":
-            ray = -state.pose.rotation[:, 2][:, None].expand_as(seen.head)
-        cosine = (normal * ray).sum(-1)
+        normal, cosine = viewing_cosine(self.model, self.triangle, self.barycentric, vertices, seen.head, state)
         trust, inside = sample(self.trust_images, self._to_level(seen.pixels))
         trust = trust[..., 0] * cosine.clamp_min(0) * (visible & inside & seen.in_front & (cosine > self.options.min_cosine))
         trust = trust * ((trust > 0.02).sum(0) >= 2) * (trust > 0.02)
@@ -178,6 +173,24 @@ def pixel_columns(by_pixel: Tensor, seen: ProjectedPoints, basis: PointBasis | M
     columns = motion_columns(by_pixel @ seen.by_head, seen.head, basis.rows, basis.num_identity)
     columns["focal"] = by_pixel @ seen.by_focal[..., None]
     return columns
+
+
+def viewing_cosine(model: FaceModel, triangle: Tensor, barycentric: Tensor, vertices: Tensor, head: Tensor,
+                   state: SceneState) -> tuple[Tensor, Tensor]:
+    """Smooth unit normals of N surface points and their cosines with the rays to the cameras.
+
+    Args:
+        triangle: [N] int64; barycentric: [N, 3]; vertices: [B, V, 3] mm; head: [B, N, 3] mm, the points themselves.
+    Returns:
+        normal [B, N, 3], cosine [B, N]; positive: the surface faces the camera.
+    """
+    normals = vertex_normals(vertices, model.triangles)[:, model.triangles[triangle]]
+    normal = F.normalize((barycentric[None, :, :, None] * normals).sum(2), dim=-1)
+    if state.camera.kind == "orthographic":
+        ray = -state.pose.rotation[:, 2][:, None].expand_as(head)
+    else:
+        ray = F.normalize(state.pose.centers()[:, None] - head, dim=-1)
+    return normal, (normal * ray).sum(-1)
 
 
 def sample_skin(model: FaceModel, count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Sequence
 
+from fitkit.energies.census import CensusOptions
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.photometric import PhotometricOptions
 from fitkit.energies.flow_correspondence import FlowOptions
@@ -79,6 +80,11 @@ class PhotometricTerm(EnergyOptions):
 
 
 @dataclass(frozen=True)
+class CensusTerm(EnergyOptions):
+    options: CensusOptions = CensusOptions()
+
+
+@dataclass(frozen=True)
 class FlowTerm(EnergyOptions):
     estimator: str = "dis"
     options: FlowOptions = FlowOptions()
@@ -108,7 +114,7 @@ class SizePriorTerm(EnergyOptions):
 ENERGIES: dict[str, type[EnergyOptions]] = {
     "lmk2d": EnergyOptions, "lmk2d_eye": EnergyOptions, "lmk2d_lip": EnergyOptions, "identity_prior": EnergyOptions,
     "expression_prior": ExpressionPriorTerm, "focal_prior": EnergyOptions, "light_prior": LightPriorTerm, "size_prior": SizePriorTerm,
-    "photo_xview": PhotometricTerm, "flow_corr": FlowTerm,
+    "photo_xview": PhotometricTerm, "census_xview": CensusTerm, "flow_corr": FlowTerm,
 }
 
 

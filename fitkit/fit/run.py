@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fitkit.energies.base import Energy
+from fitkit.energies.census import CrossViewCensus
 from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowImages
 from fitkit.energies.landmarks import LandmarkReprojection, eye_offsets, lip_offsets
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term, TermReport
@@ -198,6 +199,8 @@ class FitRun:
             return SizePrior.of(model, options.sigma)
         if name == "photo_xview":
             return CrossViewPhotometric.prepare(model, self.observations, replace(options.options, seed=recipe.seed))
+        if name == "census_xview":
+            return CrossViewCensus.prepare(model, self.observations, replace(options.options, seed=recipe.seed))
         estimator = make_flow_estimator(options.estimator)
         sigma = options.options.sigma_px * self.observations.pixel_unit
         flow = replace(options.options, seed=recipe.seed)

@@ -1,0 +1,384 @@
+"""Soft census between views at surface points (E3), its image form for training, and the hard census as a metric."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fitkit.energies.base import Linearization, Residuals, Slot, all_views
+from fitkit.energies.kernels import Kernel
+from fitkit.energies.photometric import sample_skin, viewing_cosine
+from fitkit.errors import InputError
+from fitkit.geometry.rotation import skew
+from fitkit.models.face_model import FaceModel, MeshPoints, PointBasis
+from fitkit.observe.observations import Observations, halve
+from fitkit.observe.sampling import blur_radius, erode, gaussian_blur, sample, sample_with_gradient
+from fitkit.render.visibility import depth_maps, seen_by_depth
+from fitkit.scene.projection import project_head_points
+from fitkit.scene.state import SceneState
+
+GREY = (0.2989, 0.5870, 0.1140)  # luma weights of the published codes, applied to sRGB values
+SOFTNESS = 0.1  # of the step h = s / (0.1 + s) per neighbour
+
+
+@dataclass(frozen=True)
+class CensusOptions:
+    """level: pyramid level (0 = full crop, each level halves it); points: surface samples;
+    window: side of the patch in places (odd); stride: every how many places one is compared with the centre
+    (window 7: stride 1 compares 48, stride 3 compares 8); spacing_mm: between neighbouring places on the mean face;
+    sigmas: softness of the ternary step in grey levels (0 to 255), one for each refresh of a stage, the last one for all beyond;
+    noise: standard deviation of a descriptor difference, in [0, 2]; blur: Gaussian standard deviation in pixels of the level;
+    neighbors: each view is paired with this many next views of the same person in the order of their yaw;
+    min_cosine, depth_tolerance_mm: visibility; depth_size: side of the z-buffer in pixels."""
+
+    level: int = 0
+    points: int = 400
+    window: int = 7
+    stride: int = 3
+    spacing_mm: float = 0.7
+    sigmas: tuple[float, ...] = (8.0, 3.0, 0.9)
+    noise: float = 0.2
+    blur: float = 1.0
+    neighbors: int = 1
+    min_cosine: float = 0.25
+    depth_tolerance_mm: float = 3.5
+    depth_size: int = 224
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.window < 3 or self.window % 2 == 0 or self.stride < 1 or self.window // 2 < self.stride:
+            raise InputError(f"census_xview: expected an odd window >= 3 and a stride from 1 to window // 2, "
+                             f"got window {self.window} and stride {self.stride}")
+        if not self.sigmas or min(self.sigmas) <= 0:
+            raise InputError(f"census_xview: expected sigmas > 0, at least one, got {list(self.sigmas)}")
+
+
+@dataclass(frozen=True)
+class CensusVariant:
+    """How census distances become one number: rho(H) summed with the weights, over the normalizer.
+
+    sigma: grey levels; kernel: 'none' is rho(H) = H; normalizer: 'weights' (their sum), 'twice' (twice their sum),
+    'all' (the number of pixels, counted or not); mean: H is divided by the number of neighbours.
+    """
+
+    sigma: float = 0.9
+    kernel: Literal["none", "charb", "ddf"] = "none"
+    normalizer: Literal["weights", "twice", "all"] = "weights"
+    mean: bool = False
+
+
+VARIANTS = {
+    "default": CensusVariant(sigma=3.0, mean=True),
+    "pgn": CensusVariant(),  # PGN eq. 9 as printed
+    "unflow": CensusVariant(kernel="charb", normalizer="all"),  # public code of UnFlow (Meister et al., AAAI 2018)
+    "ddflow": CensusVariant(kernel="ddf", normalizer="twice"),  # public code of DDFlow (Liu et al., AAAI 2019)
+}
+_OUTER = {"charb": Kernel("charb", 1e-3), "ddf": Kernel("ddf", 1e-2)}
+
+
+def census_variant(name: str | CensusVariant) -> CensusVariant:
+    """A variant by its name.
+
+    Raises:
+        InputError: no such variant.
+    """
+    if isinstance(name, CensusVariant):
+        return name
+    if name not in VARIANTS:
+        raise InputError(f"census variant: expected one of {', '.join(VARIANTS)}; got '{name}'")
+    return VARIANTS[name]
+
+
+# ---- descriptors ----
+
+
+def ternary(difference: Tensor, sigma: float) -> Tensor:
+    """Soft ternary step t = d / sqrt(sigma^2 + d^2) of grey differences d, in (-1, 1)."""
+    return difference / (difference * difference + sigma * sigma).sqrt()
+
+
+def census_distance(one: Tensor, two: Tensor, dim: int = -1) -> Tensor:
+    """H = sum over the neighbours (dimension `dim`) of s / (0.1 + s), s = (t1 - t2)^2; below 0.976 for each neighbour."""
+    s = (one - two).square()
+    return (s / (SOFTNESS + s)).sum(dim)
+
+
+def reduce_distance(distance: Tensor, weight: Tensor, neighbors: int, variant: CensusVariant) -> Tensor:
+    """One number for each group: distance H [G, M], weight [G, M] (constant) -> [G]. See CensusVariant."""
+    H = distance / neighbors if variant.mean else distance
+    rho = H if variant.kernel == "none" else _OUTER[variant.kernel].published(H * H)
+    weight = weight.detach()
+    rho = torch.where(weight > 0, rho, torch.zeros_like(rho))
+    total = weight.sum(-1)
+    if variant.normalizer == "all":
+        total = torch.full_like(total, weight.shape[-1])
+    return (weight * rho).sum(-1) / ((2 * total if variant.normalizer == "twice" else total) + 1e-6)
+
+
+def offsets(window: int, stride: int) -> Tensor:
+    """Places [P, 2] (x, y) of the neighbours around the centre, which is left out."""
+    half = window // 2
+    steps = torch.cat([-torch.arange(stride, half + 1, stride).flip(0), torch.arange(0, half + 1, stride)])
+    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    both = torch.stack([x.flatten(), y.flatten()], -1)
+    return both[(both != 0).any(-1)].double()
+
+
+# ---- whole images: training, and the metric ----
+
+
+def grey_levels(images: Tensor) -> Tensor:
+    """sRGB images [B, 3, H, W] in [0, 1] -> grey [B, 1, H, W] in [0, 255]."""
+    return 255 * torch.einsum("c,bchw->bhw", images.new_tensor(GREY), images)[:, None]
+
+
+def neighbor_differences(grey: Tensor, window: int = 7) -> Tensor:
+    """d_o(u) = g(u + o) - g(u): grey [B, 1, H, W] -> [B, window^2 - 1, H, W]; beyond the border the edge continues."""
+    half = window // 2
+    padded = F.pad(grey, (half,) * 4, mode="replicate")
+    H, W = grey.shape[-2:]
+    places = (offsets(window, 1) + half).long().tolist()
+    return torch.cat([padded[:, :, y:y + H, x:x + W] for x, y in places], 1) - grey
+
+
+def census_loss(one: Tensor, two: Tensor, mask: Tensor, variant: str | CensusVariant = "default", weight: Tensor | None = None,
+                window: int = 7) -> Tensor:
+    """Soft census distance of two aligned pictures, one number for each of B pairs; differentiable in both pictures.
+
+    Args:
+        one, two: [B, 3, H, W] sRGB in [0, 1], such as a photo and a rendering from another view. Where they differ in
+            sharpness, blur both alike beforehand.
+        mask: [B, 1, H, W] in [0, 1], constant; it is eroded by the window, which also leaves out the border of the picture.
+        variant: see VARIANTS; weight: [B, 1, H, W] multiplied to the mask, such as `weight_parse`.
+    Returns:
+        [B]; 0 with zero gradient where the mask is empty.
+    Source:
+        PGN eq. 9 with the soft census of UnFlow and DDFlow: `energies.md` E3.
+    """
+    variant = census_variant(variant)
+    with torch.no_grad():
+        half = window // 2
+        inside = erode(F.pad(mask.to(one), (half,) * 4), half)[..., half:-half, half:-half]  # beyond the picture nothing counts
+        inside = inside if weight is None else inside * weight
+    # What the mask hides may hold anything, NaN too: it is replaced before it meets the window.
+    keep = mask > 0
+    grey = [torch.where(keep, grey_levels(torch.where(keep, x, torch.full_like(x, 0.5))), 127.5) for x in (one, two)]
+    t = [ternary(neighbor_differences(g, window), variant.sigma) for g in grey]
+    return reduce_distance(census_distance(t[0], t[1], 1).flatten(1), inside.flatten(1), window * window - 1, variant)
+
+
+def hard_census_distance(one: Tensor, two: Tensor, window: int = 7, dead_zone: float = 2.0) -> Tensor:
+    """Share of neighbours whose hard ternary census (-1, 0, 1; 0 within `dead_zone` grey levels) differs, [B, 1, H, W].
+
+    A metric: its gradient is zero almost everywhere. one, two: [B, 3, H, W] sRGB in [0, 1].
+    """
+    codes = []
+    for images in (one, two):
+        d = neighbor_differences(grey_levels(images), window)
+        codes.append(torch.where(d.abs() <= dead_zone, torch.zeros_like(d), d.sign()))
+    return (codes[0] != codes[1]).to(one).mean(1, keepdim=True)
+
+
+# ---- surface points ----
+
+
+@dataclass(frozen=True)
+class _Patches:
+    """Descriptors and what they depend on. t: [B, N, P]; in_front: [B, N] bool; by_motion: [B, N, P, 3] per mm that the
+    whole patch moves in the head frame; by_turn: [B, N, P, 3] per radian of the head's rotation; by_focal: [B, N, P] per
+    log focal length. Derivatives are None unless asked for."""
+
+    t: Tensor
+    in_front: Tensor
+    by_motion: Tensor | None = None
+    by_turn: Tensor | None = None
+    by_focal: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class CrossViewCensus:
+    """census_xview: q_o (t_o^a - t_o^b) / (noise sqrt(P)) at N surface points for P neighbours, [G, N, P], G pairs of views.
+
+    t_o = d_o / sqrt(sigma^2 + d_o^2), d_o = grey at the o-th place of a patch around the point minus grey at the point.
+    The patch lies on the surface: its places are carried along by the triangle of the point and laid into the tangent plane
+    of the view, so that both views compare the same skin and foreshortening is undone. An additive change of brightness
+    between the views changes nothing, a gain little. q_o^2 = (0.1 / (0.1 + s_o))^2 with s_o = (t_o^a - t_o^b)^2 is the weight
+    that iterative re-weighting gives the published distance sum s / (0.1 + s). Means over the valid points. Visibility, patches
+    and q are fixed by `freeze`; each freeze takes the next of `sigmas`.
+    Source: PGN eq. 9 with the soft ternary census of UnFlow and DDFlow, between photos at surface points instead of between a
+    photo and a rendering at pixels. `scalar` is the published distance.
+    """
+
+    model: FaceModel
+    options: CensusOptions
+    triangle: Tensor  # [N] int64
+    barycentric: Tensor  # [N, 3]
+    basis: PointBasis | MeshPoints
+    by_edges: Tensor  # [N, P, 2] place of each neighbour in the two edges of its triangle
+    images: Tensor  # [B, 1, h, w] grey levels of the pyramid level, blurred
+    usable: Tensor  # [B, 1, h, w] 1 where a sample is not touched by what the mask hides
+    round: int = -1  # which of the sigmas, set by freeze
+    patch: Tensor | None = None  # [B, N, P, 3] mm, head frame, from the point; set by freeze
+    view_a: Tensor | None = None  # [G] int64, set by freeze
+    view_b: Tensor | None = None
+    trust: Tensor | None = None  # [G, N], set by freeze
+    root: Tensor | None = None  # [G, N, P] q, set by freeze
+
+    name = "census_xview"
+    reduction = "mean"
+
+    @staticmethod
+    def prepare(model: FaceModel, observations: Observations, options: CensusOptions) -> "CrossViewCensus":
+        """Sample points on the skin of the model, lay patches around them, build the pyramid level."""
+        triangle, barycentric = sample_skin(model, options.points, options.seed)
+        a, b, c = model.mean[model.triangles[triangle]].unbind(1)
+        edge, other = b - a, c - a
+        normal = F.normalize(torch.linalg.cross(edge, other), dim=-1)
+        up = normal.new_tensor([0.0, 1.0, 0.0]).expand_as(normal)
+        along = torch.linalg.cross(up, normal)
+        along = torch.where(along.norm(dim=-1, keepdim=True) > 1e-3, along, normal.new_tensor([1.0, 0.0, 0.0]).expand_as(normal))
+        along = F.normalize(along, dim=-1)
+        across = torch.linalg.cross(normal, along)
+        places = offsets(options.window, options.stride).to(model.mean) * options.spacing_mm
+        patch = places[None, :, :1] * along[:, None] + places[None, :, 1:] * across[:, None]  # [N, P, 3]
+        # In the (not orthogonal) edges: solve patch = u edge + v other in the plane of the triangle.
+        edges = torch.stack([edge, other], -1)  # [N, 3, 2]
+        gram = edges.transpose(1, 2) @ edges
+        by_edges = torch.linalg.solve(gram, edges.transpose(1, 2) @ patch.transpose(1, 2)).transpose(1, 2)
+
+        grey = grey_levels(observations.images)
+        mask = observations.mask[:, None]
+        grey = torch.where(mask, grey, 127.5)  # whatever lies beyond the mask has no influence
+        mask = mask.to(grey)
+        for _ in range(options.level):
+            grey, mask = halve(grey), halve(mask)
+        usable = (erode(mask, blur_radius(options.blur) + 1) > 0.999).to(grey)
+        return CrossViewCensus(model, options, triangle, barycentric, model.at(triangle, barycentric), by_edges,
+                               gaussian_blur(grey, options.blur), usable)
+
+    @property
+    def sigma(self) -> float:
+        """Grey levels; of the last freeze."""
+        return self.options.sigmas[min(max(self.round, 0), len(self.options.sigmas) - 1)]
+
+    @property
+    def neighbors(self) -> int:
+        """P, the places that are compared with the centre."""
+        return self.by_edges.shape[1]
+
+    def _to_level(self, pixels: Tensor) -> Tensor:
+        return (pixels + 0.5) / 2 ** self.options.level - 0.5
+
+    def freeze(self, state: SceneState, observations: Observations) -> "CrossViewCensus":
+        options = self.options
+        view_a, view_b = neighbor_pairs(state, options.neighbors)
+        if len(view_a) == 0:
+            raise InputError(f"energy 'census_xview' compares views of one person: expected at least 2 and neighbors >= 1, got "
+                             f"{state.num_views} view(s) and neighbors {options.neighbors}; give its stage min_views: 2")
+        vertices = state.vertices(self.model)
+        corners = vertices[:, self.model.triangles[self.triangle]]  # [B, N, 3, 3]
+        head = (self.barycentric[None, :, :, None] * corners).sum(2)
+        normal, cosine = viewing_cosine(self.model, self.triangle, self.barycentric, vertices, head, state)
+        edges = torch.stack([corners[:, :, 1] - corners[:, :, 0], corners[:, :, 2] - corners[:, :, 0]], -2)  # [B, N, 2, 3]
+        patch = self.by_edges @ edges
+        patch = patch - (patch @ normal[..., None]) * normal[:, :, None]
+
+        B, N = head.shape[:2]
+        reduction = max(observations.size) / options.depth_size
+        maps = depth_maps(vertices, self.model.triangles, state, observations.size, reduction)
+        places = torch.cat([head[:, :, None], head[:, :, None] + patch], 2)
+        seen = project_head_points(places.flatten(1, 2), state, all_views(state))
+        good = seen_by_depth(seen.pixels, seen.camera[..., 2], maps, reduction, options.depth_tolerance_mm)
+        usable, inside = sample(self.usable, self._to_level(seen.pixels))
+        good = good & inside & seen.in_front & (usable[..., 0] > 0.999)
+        good = good.reshape(B, N, -1).all(-1) & (cosine > options.min_cosine)
+        trust = torch.where(good, cosine, torch.zeros_like(cosine))
+
+        frozen = replace(self, round=self.round + 1, patch=patch.detach(), view_a=view_a, view_b=view_b,
+                         trust=torch.minimum(trust[view_a], trust[view_b]).detach())
+        t = frozen._patches(state).t
+        s = (t[view_a] - t[view_b]).square()
+        return replace(frozen, root=(SOFTNESS / (SOFTNESS + s)).detach())
+
+    def _patches(self, state: SceneState, derivatives: bool = False, sigma: float | None = None) -> _Patches:
+        sigma = self.sigma if sigma is None else sigma
+        center = self.basis.points(state.identity[state.subject], state.expression)
+        B, N = center.shape[:2]
+        head = torch.cat([center[:, :, None], center[:, :, None] + self.patch], 2)
+        seen = project_head_points(head.flatten(1, 2), state, all_views(state), derivatives)
+        pixels = self._to_level(seen.pixels)
+        in_front = seen.in_front.reshape(B, N, -1).all(-1)
+        if not derivatives:
+            grey = sample(self.images, pixels)[0].reshape(B, N, -1)
+            return _Patches(ternary(grey[..., 1:] - grey[..., :1], sigma), in_front)
+        grey, by_pixel, _ = sample_with_gradient(self.images, pixels)
+        grey = grey.reshape(B, N, -1)
+        d = grey[..., 1:] - grey[..., :1]
+        slope = sigma * sigma / (d * d + sigma * sigma) ** 1.5
+        by_pixel = by_pixel[..., 0, :] / 2 ** self.options.level  # [B, N (P + 1), 2]
+        by_head = (by_pixel[..., None, :] @ seen.by_head).squeeze(-2)
+        by_turn = (by_head[..., None, :] @ -skew(seen.head)).squeeze(-2)
+        by_focal = (by_pixel * seen.by_focal).sum(-1, keepdim=True)
+        both = torch.cat([by_head, by_turn, by_focal], -1).reshape(B, N, -1, 7)
+        both = slope[..., None] * (both[:, :, 1:] - both[:, :, :1])
+        return _Patches(ternary(d, sigma), in_front, both[..., :3], both[..., 3:6], both[..., 6])
+
+    def _scale(self) -> float:
+        return 1.0 / (self.options.noise * self.neighbors ** 0.5)
+
+    def _residuals(self, p: _Patches) -> Residuals:
+        value = self._scale() * self.root * (p.t[self.view_a] - p.t[self.view_b])
+        valid = (self.trust > 0) & p.in_front[self.view_a] & p.in_front[self.view_b]
+        return Residuals(value, valid, self.trust)
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        return self._residuals(self._patches(state))
+
+    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
+        """All neighbours of a point depend on 7 numbers of each view (motion, turn, focal length), so more than 15 rows are
+        replaced by the 15 of a QR decomposition of [derivatives, residual]: same normal equations, same squared length."""
+        p = self._patches(state, derivatives=True)
+        residuals = self._residuals(p)
+        scale = self._scale() * self.root[..., None]
+        local = torch.cat([p.by_motion, p.by_turn, p.by_focal[..., None]], -1)
+        a, b = scale * local[self.view_a], -scale * local[self.view_b]
+        if self.neighbors > 15:
+            whole = torch.cat([a, b, residuals.value[..., None]], -1)
+            whole = torch.where(residuals.valid[..., None, None], whole, torch.zeros_like(whole))
+            R = torch.linalg.qr(whole, mode="r").R
+            a, b = R[..., :7], R[..., 7:14]
+            residuals = replace(residuals, value=R[..., 14])
+        return Linearization(residuals, (Slot(self.view_a, self._columns(a)), Slot(self.view_b, self._columns(b))))
+
+    def _columns(self, local: Tensor) -> dict[str, Tensor]:
+        """Chain [G, N, D, 7] to the parameters of the view."""
+        motion, turn, focal = local.split((3, 3, 1), -1)
+        G, N, D, _ = motion.shape
+        K = self.basis.num_identity
+        rows = self.basis.rows
+        coefficients = torch.bmm(motion.permute(1, 0, 2, 3).reshape(N, G * D, 3), rows).reshape(N, G, D, rows.shape[-1]).permute(1, 0, 2, 3)
+        pose = torch.cat([turn, motion], -1)
+        return {"identity": coefficients[..., :K], "expression": coefficients[..., K:], "pose": pose, "focal": focal}
+
+    def scalar(self, state: SceneState, variant: str | CensusVariant = "default") -> Tensor:
+        """The published census distance at the frozen points, mean over the pairs: differentiable, for training."""
+        variant = census_variant(variant)
+        p = self._patches(state, sigma=variant.sigma)
+        weight = self.trust * (p.in_front[self.view_a] & p.in_front[self.view_b])
+        return reduce_distance(census_distance(p.t[self.view_a], p.t[self.view_b]), weight, self.neighbors, variant).mean()
+
+
+def neighbor_pairs(state: SceneState, neighbors: int) -> tuple[Tensor, Tensor]:
+    """Views a and b [G] int64 of the same person whose yaw angles are at most `neighbors` places apart; each pair once."""
+    forward = state.pose.rotation[:, 2].detach()  # the camera's axis in the head frame
+    yaw = torch.atan2(forward[:, 0], -forward[:, 2])
+    pairs = []
+    for person in state.subject.unique().tolist():
+        views = (state.subject == person).nonzero().squeeze(1)
+        order = views[torch.argsort(yaw[views])].tolist()
+        pairs += [(order[i], order[i + k]) for k in range(1, neighbors + 1) for i in range(len(order) - k)]
+    both = torch.tensor(pairs, dtype=torch.int64, device=yaw.device).reshape(-1, 2)
+    return both[:, 0], both[:, 1]
