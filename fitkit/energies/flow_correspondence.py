@@ -9,15 +9,13 @@ from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot
 from fitkit.errors import InputError
-from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.rotation import skew
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.flow.consistency import consistent
 from fitkit.observe.flow.types import FlowEstimator
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import erode, gaussian_blur, sample
-from fitkit.render.rasterizer import clip_vertices, rasterize
-from fitkit.render.visibility import seen_by_depth
+from fitkit.render.cross_view import CrossViews
 from fitkit.scene.projection import project_head_points
 from fitkit.scene.state import SceneState
 
@@ -222,32 +220,17 @@ def find_matches(model: FaceModel, state: SceneState, photos: FlowImages, estima
     device = photos.images.device
     h, w = photos.images.shape[-2:]
     reduction = photos.reduction
-    camera = state.camera.scaled(torch.full_like(state.camera.focal, 1 / reduction),
-                                 torch.full_like(state.camera.principal, (reduction - 1) / 2))
-    vertices = state.vertices(model)
-    in_camera = state.pose.apply(vertices)
-    clip = clip_vertices(camera, in_camera)
-    fragments = rasterize(clip, model.triangles, (h, w))
-    ray = F.normalize(state.pose.centers()[:, None] - vertices, dim=-1) if camera.kind == "perspective" else (
-        -state.pose.rotation[:, 2][:, None].expand_as(vertices))
-    cosine = (vertex_normals(vertices, model.triangles) * ray).sum(-1)
-    # What is linear on a triangle: homogeneous pixels, depth, cosine. Interpolating it with the barycentrics of view b
-    # gives where the same material point lies in view a.
-    attributes = torch.cat([clip, cosine[..., None]], -1)
+    views = CrossViews.of(model, state, (h, w), reduction)
+    fragments = views.fragments
     skin = model.skin[model.triangles].all(1)
     usable = fragments.covered & (photos.mask[:, 0] > 0.999) & skin[fragments.triangle.clamp_min(0)]
     renderings, targets, lists = [], [], []
     for a, b in pairs:
         place = usable[b].reshape(-1).nonzero().squeeze(1)
-        corner = model.triangles[fragments.triangle[b].reshape(-1)[place]]
-        weights = fragments.barycentric[b].reshape(-1, 3)[place, :, None]
-        at = (attributes[a][corner] * weights).sum(1)
-        cosine_b = (cosine[b][corner] * weights[..., 0]).sum(1)
-        pixel = at[:, :2] / at[:, 3:4]
+        pixel = views.pixels(a, b, place)
         value, inside = sample(torch.stack([photos.images[a, 0], photos.mask[a, 0]])[None], pixel[None])
-        seen = seen_by_depth((pixel[None] + 0.5) * reduction - 0.5, at[None, :, 2], fragments.depth[a][None], reduction, options.depth_tolerance_mm)
-        angle = torch.minimum(cosine_b, at[:, 4])
-        keep = seen[0] & inside[0] & (value[0, :, 1] > 0.999) & (angle > options.min_cosine)
+        seen, angle = views.seen(a, b, place, options.depth_tolerance_mm)
+        keep = seen & inside[0] & (value[0, :, 1] > 0.999) & (angle > options.min_cosine)
         place = place[keep]
         rendering = photos.images[b].reshape(-1).clone()
         rendering[place] = value[0, keep, 0]

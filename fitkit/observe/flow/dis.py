@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import torch
 from torch import Tensor
 
 from fitkit.errors import InputError
-from fitkit.observe.flow.types import Flow
+from fitkit.observe.flow.types import Flow, check_images, flow_of_arrays, grey
 
 PRESETS = {"ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST, "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
            "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM}
@@ -17,7 +16,10 @@ PRESETS = {"ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST, "fast": cv2.DISOPT
 
 @dataclass(frozen=True)
 class DisFlow:
-    """Kroeger et al., "Fast optical flow using dense inverse search", ECCV 2016, as in OpenCV. On the CPU, grey."""
+    """Kroeger et al., "Fast optical flow using dense inverse search", ECCV 2016, as in OpenCV. On the CPU, grey.
+
+    Its patches are compared after their means are taken off, so a brightness offset of one image hardly changes the flow.
+    """
 
     preset: str = "medium"
     name = "dis"
@@ -28,15 +30,7 @@ class DisFlow:
 
     def estimate(self, source: Tensor, target: Tensor) -> Flow:
         """source, target [B, 3 or 1, H, W] in [0, 1] -> Flow; all pixels valid (consistency is the caller's test)."""
+        check_images(self.name, source, target)
         engine = cv2.DISOpticalFlow_create(PRESETS[self.preset])
-        out = []
-        for a, b in zip(_grey(source), _grey(target)):
-            out.append(engine.calc(a, b, None))
-        flow = torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2).to(source.device)
-        return Flow(flow, torch.ones(flow.shape[0], *flow.shape[2:], dtype=torch.bool, device=flow.device))
-
-
-def _grey(images: Tensor) -> np.ndarray:
-    if images.shape[1] == 3:
-        images = torch.einsum("c,bchw->bhw", images.new_tensor([0.2989, 0.5870, 0.1140]), images)[:, None]
-    return np.ascontiguousarray((images[:, 0].detach().cpu().numpy() * 255).round().clip(0, 255).astype(np.uint8))
+        first, second = ((grey(images) * 255).round().clip(0, 255).astype(np.uint8) for images in (source, target))
+        return flow_of_arrays([engine.calc(a, b, None) for a, b in zip(first, second)], source)

@@ -1,0 +1,68 @@
+"""The surface behind the pixels of one view, looked up in another: what I_{a->b}, view a's colours at view b, is made of."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fitkit.geometry.normals import vertex_normals
+from fitkit.models.face_model import FaceModel
+from fitkit.render.rasterizer import Fragments, barycentrics, clip_vertices, rasterize
+from fitkit.render.visibility import seen_by_depth
+from fitkit.scene.state import SceneState
+
+
+@dataclass(frozen=True)
+class CrossViews:
+    """fragments: of all views at size (h, w); triangles: [F, 3]; attributes: [B, V, 5], clip coordinates and the cosine of the
+    viewing angle (detached); reduction: crop pixel p lies at (p + 1/2) / reduction - 1/2 in the maps."""
+
+    fragments: Fragments
+    triangles: Tensor
+    attributes: Tensor
+    reduction: float
+
+    @staticmethod
+    def of(model: FaceModel, state: SceneState, size: tuple[int, int], reduction: float, triangle: Tensor | None = None) -> "CrossViews":
+        """Rasterize all views; differentiable in the state.
+
+        triangle: [B, h, w] int64, a fixed triangle map (-1 where nothing): then nothing is rasterized, the pixels' rays
+        meet the planes of these triangles, which is smooth in the state, and `fragments.depth` is not computed (0).
+        """
+        camera = state.camera.scaled(torch.full_like(state.camera.focal, 1 / reduction),
+                                     torch.full_like(state.camera.principal, (reduction - 1) / 2))
+        vertices = state.vertices(model)
+        clip = clip_vertices(camera, state.pose.apply(vertices))
+        if triangle is None:
+            fragments = rasterize(clip, model.triangles, size)
+        else:
+            depth = torch.zeros_like(triangle, dtype=clip.dtype)
+            fragments = Fragments(triangle, barycentrics(clip, model.triangles, triangle), depth, triangle >= 0)
+        with torch.no_grad():
+            ray = F.normalize(state.pose.centers()[:, None] - vertices, dim=-1) if camera.kind == "perspective" else (
+                -state.pose.rotation[:, 2][:, None].expand_as(vertices))
+            cosine = (vertex_normals(vertices, model.triangles) * ray).sum(-1)
+        # What is linear on a triangle: homogeneous pixels, depth, cosine. Interpolating it with the barycentrics of view b
+        # gives where the same material point lies in view a.
+        return CrossViews(fragments, model.triangles, torch.cat([clip, cosine[..., None]], -1), reduction)
+
+    def pixels(self, a: int, b: int, place: Tensor) -> Tensor:
+        """Where in view a the surface behind pixels `place` [N] (flat index) of view b lies, [N, 2] px of the maps."""
+        at = self._at(a, b, place)[:, :4]
+        return at[:, :2] / at[:, 3:4]
+
+    def seen(self, a: int, b: int, place: Tensor, tolerance_mm: float) -> tuple[Tensor, Tensor]:
+        """Whether view a sees the surface behind pixels `place` of view b: z-buffer test [N] bool, and the smaller of the two
+        cosines of the viewing angles [N]; detached."""
+        with torch.no_grad():
+            at = self._at(a, b, place)
+            pixel = (at[:, :2] / at[:, 3:4] + 0.5) * self.reduction - 0.5
+            visible = seen_by_depth(pixel[None], at[None, :, 2], self.fragments.depth[a][None], self.reduction, tolerance_mm)[0]
+            return visible, torch.minimum(self._at(b, b, place)[:, 4], at[:, 4])
+
+    def _at(self, a: int, b: int, place: Tensor) -> Tensor:
+        corner = self.triangles[self.fragments.triangle[b].reshape(-1)[place]]
+        weights = self.fragments.barycentric[b].reshape(-1, 3)[place, :, None]
+        return (self.attributes[a][corner] * weights).sum(1)
