@@ -39,7 +39,7 @@ class JudgeOptions:
     """
 
     spread: float = 0.1
-    shape: float = 0.06
+    shape: float = 0.1  # an open mouth has 0.07
     shift: float = 0.25
     zoom: float = 0.4
     agreement: float = 0.045
