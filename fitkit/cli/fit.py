@@ -29,7 +29,12 @@ from fitkit.errors import FitError
 @click.option("--seed", type=int, default=None, help="Seed of everything random.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and doubts about the result.")
 @click.option("-v", "--verbose", is_flag=True, help="Print what each stage does; traceback of unexpected errors.")
-def fit(subject_dir, overrides, recipe, model, output, overwrite, device, landmarks, jaw, share_expression, seed, quiet, verbose):
+@click.option("--flow", default=None, metavar="dis|farneback|ptlflow:NAME",
+              help="What finds the matches between photos; default: the recipe's, dis.")
+@click.option("--flow-weights", default=None, metavar="FILE",
+              help="Weights for --flow ptlflow:NAME; default: published ones, fetched on first use.")
+def fit(subject_dir, overrides, recipe, model, output, overwrite, device, landmarks, jaw, share_expression, seed, quiet, verbose,
+        flow, flow_weights):
     """Fit one face to all photos in SUBJECT_DIR.
 
     Beside the photos may lie landmarks (photo.pts, .npy, .json, .txt), cameras.json and masks/. KEY=VALUE changes an
@@ -50,6 +55,7 @@ def fit(subject_dir, overrides, recipe, model, output, overwrite, device, landma
         changes["expression"] = {"shared": True}
     if seed is not None:
         changes["seed"] = seed
+    changes["flow"] = {key: value for key, value in (("estimator", flow), ("weights", flow_weights)) if value is not None}
     target, written = output or subject_dir / "fitkit", None
     try:
         with _bar(quiet or verbose) as tell, _log(verbose):

@@ -10,10 +10,12 @@ from fitkit.energies.census import CensusOptions
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.photometric import PhotometricOptions
 from fitkit.energies.flow_correspondence import FlowOptions
+from fitkit.energies.flow_magnitude import FlowMagnitudeOptions
 from fitkit.errors import InputError
 from fitkit.io.options import apply_overrides, build, merge, read_yaml, unknown_key
 from fitkit.io.resources import recipe_path
 from fitkit.observe.crop import CropOptions
+from fitkit.observe.flow import check_estimator
 from fitkit.scene.layout import BLOCKS
 
 
@@ -85,9 +87,38 @@ class CensusTerm(EnergyOptions):
 
 
 @dataclass(frozen=True)
-class FlowTerm(EnergyOptions):
+class FlowSource:
+    """estimator: what finds the flow between photos: 'dis', 'dis:PRESET', 'farneback' or 'ptlflow:NAME', any network of the package
+    ptlflow; weights: of a network: a checkpoint file or the name of a published one, empty = the published one for general use."""
+
     estimator: str = "dis"
+    weights: str = ""
+
+    def __post_init__(self):
+        check_estimator(self.estimator, self.weights)
+
+
+@dataclass(frozen=True)
+class FlowTerm(EnergyOptions):
+    """estimator, weights: see FlowSource; empty = the recipe's `flow`."""
+
+    estimator: str = ""
+    weights: str = ""
     options: FlowOptions = FlowOptions()
+
+    def __post_init__(self):
+        if self.estimator:
+            check_estimator(self.estimator, self.weights)
+        elif self.weights:
+            raise InputError(f"flow weights '{self.weights}': expected the estimator they belong to beside them, "
+                             "e.g. estimator: ptlflow:raft")
+
+
+@dataclass(frozen=True)
+class FlowMagnitudeTerm(FlowTerm):
+    """Only a network can be used, and only by solver 'adam'."""
+
+    options: FlowMagnitudeOptions = FlowMagnitudeOptions()
 
 
 @dataclass(frozen=True)
@@ -115,6 +146,7 @@ ENERGIES: dict[str, type[EnergyOptions]] = {
     "lmk2d": EnergyOptions, "lmk2d_eye": EnergyOptions, "lmk2d_lip": EnergyOptions, "identity_prior": EnergyOptions,
     "expression_prior": ExpressionPriorTerm, "focal_prior": EnergyOptions, "light_prior": LightPriorTerm, "size_prior": SizePriorTerm,
     "photo_xview": PhotometricTerm, "census_xview": CensusTerm, "flow_corr": FlowTerm,
+    "flow_mag": FlowMagnitudeTerm,
 }
 
 
@@ -141,6 +173,7 @@ class FitRecipe:
     seed: int = 0
     crop: CropOptions = CropOptions()
     landmarks: LandmarkOptions = LandmarkOptions()
+    flow: FlowSource = FlowSource()
     camera: CameraOptions = CameraOptions()
     expression: ExpressionOptions = ExpressionOptions()
 

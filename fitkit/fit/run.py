@@ -13,13 +13,14 @@ from torch import Tensor
 from fitkit.energies.base import Energy
 from fitkit.energies.census import CrossViewCensus
 from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowImages
+from fitkit.energies.flow_magnitude import FlowMagnitude
 from fitkit.energies.landmarks import LandmarkReprojection, eye_offsets, lip_offsets
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term, TermReport
 from fitkit.energies.photometric import CrossViewPhotometric
 from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, LightPrior, SizePrior
 from fitkit.errors import FitError, InputError
 from fitkit.fit.initialize import CameraKnowledge, initial_state
-from fitkit.fit.recipe import FitRecipe, Stage, load_recipe
+from fitkit.fit.recipe import FitRecipe, FlowTerm, Stage, load_recipe
 from fitkit.fit.report import build_metrics, judge
 from fitkit.fit.result import FitResult
 from fitkit.io.options import to_plain
@@ -28,6 +29,7 @@ from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 from fitkit.observe.crop import crop_views
 from fitkit.observe.flow import make_flow_estimator
+from fitkit.observe.flow.types import FlowEstimator
 from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
@@ -140,6 +142,7 @@ class FitRun:
         known = observations.landmarks.jaw
         self.jaw_rule = known if recipe.landmarks.jaw == "auto" else recipe.landmarks.jaw
         self._last: tuple[LeastSquaresProblem, SceneState] | None = None
+        self._estimators: dict[tuple[str, str], FlowEstimator] = {}
 
     # ---- landmark noise ----
 
@@ -201,10 +204,20 @@ class FitRun:
             return CrossViewPhotometric.prepare(model, self.observations, replace(options.options, seed=recipe.seed))
         if name == "census_xview":
             return CrossViewCensus.prepare(model, self.observations, replace(options.options, seed=recipe.seed))
-        estimator = make_flow_estimator(options.estimator)
+        estimator = self.flow_estimator(options)
+        if name == "flow_mag":
+            return FlowMagnitude.prepare(model, self.observations, estimator, replace(options.options, seed=recipe.seed))
         sigma = options.options.sigma_px * self.observations.pixel_unit
         flow = replace(options.options, seed=recipe.seed)
         return FlowCorrespondence(model, flow, estimator, sigma, FlowImages.of(self.observations, flow))
+
+    def flow_estimator(self, term: FlowTerm) -> FlowEstimator:
+        """The estimator a term asks for, or the recipe's; each is made once."""
+        source = term if term.estimator else self.recipe.flow
+        key = source.estimator, source.weights
+        if key not in self._estimators:
+            self._estimators[key] = make_flow_estimator(source.estimator, source.weights or None, str(self.observations.images.device))
+        return self._estimators[key]
 
     # ---- stages ----
 
@@ -213,6 +226,8 @@ class FitRun:
         stages = [s for s in self.recipe.stages if self.observations.num_views >= s.min_views]
         if not stages:
             raise FitError(f"recipe '{self.recipe.name}' has no stage for {self.observations.num_views} view(s)")
+        for term in (t for s in stages for t in s.energies.values() if isinstance(t, FlowTerm)):
+            self.flow_estimator(term)  # missing weights are told before anything is solved
         if self.jaw_rule == "auto":
             self._choose_jaw_rule(stages, state)
         for number, stage in enumerate(stages):
@@ -286,10 +301,10 @@ class FitRun:
 
     def focal_uncertainty(self) -> list[float | None]:
         """Relative standard deviation of each view's focal length at the solution (Laplace approximation), None when
-        it was not solved for or the system is too large for a dense inverse."""
+        it was not solved for, an energy has no least-squares form or the system is too large for a dense inverse."""
         problem, state = self._last
         layout = problem.layout
-        if "focal" not in layout.sizes or layout.total > 3000:
+        if "focal" not in layout.sizes or layout.total > 3000 or not all(hasattr(t.energy, "linearize") for t in problem.objective.terms):
             return [None] * layout.num_views
         H = problem.linearize(state).dense()
         H.diagonal().add_(1e-9 * H.diagonal().max())

@@ -1,9 +1,12 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from fitkit.errors import InputError
+from fitkit.errors import InputError, MissingWeightsError
+from fitkit.fit.recipe import load_recipe
 from fitkit.observe.flow import NAMES, check_estimator, make_flow_estimator
 from fitkit.observe.flow.consistency import consistent
 from fitkit.observe.flow.dis import DisFlow
@@ -168,3 +171,60 @@ def test_images_of_different_shapes_are_refused(name):
         make_flow_estimator(name).estimate(texture(32), texture(32)[:, :1])
     with pytest.raises(InputError, match="expected two stacks of images"):
         make_flow_estimator(name).estimate(texture(32)[0], texture(32)[0])
+
+
+# ---- in a recipe ----
+
+
+def test_recipes_choose_the_estimator():
+    recipe = load_recipe("multiview")
+    assert recipe.flow.estimator == "dis" and recipe.flow.weights == ""
+    recipe = load_recipe("multiview", ["flow.estimator=ptlflow:raft_small", "flow.weights=a.ckpt"])
+    assert (recipe.flow.estimator, recipe.flow.weights) == ("ptlflow:raft_small", "a.ckpt")
+    recipe = load_recipe("multiview", ["stages.flow.energies.flow_corr.estimator=farneback"])
+    assert [s.energies["flow_corr"].estimator for s in recipe.stages if "flow_corr" in s.energies] == ["farneback", ""]
+    with pytest.raises(InputError, match="unknown name 'farnback'; did you mean 'farneback'"):
+        load_recipe("multiview", ["flow.estimator=farnback"])
+    with pytest.raises(InputError, match="unknown name 'diss'; did you mean 'dis'"):
+        load_recipe("multiview", ["stages.fine.energies.flow_corr.estimator=diss"])
+    with pytest.raises(InputError, match="flow estimator 'dis' has no weights, got 'a.ckpt'"):
+        load_recipe("multiview", ["flow.weights=a.ckpt"])
+    with pytest.raises(InputError, match="flow weights 'a.ckpt': expected the estimator they belong to beside them"):
+        load_recipe("multiview", ["stages.fine.energies.flow_corr.weights=a.ckpt"])
+
+
+def test_a_fit_uses_the_chosen_estimator(anna, monkeypatch):
+    import fitkit
+    from fitkit.observe.flow.farneback import FarnebackFlow
+
+    calls = []
+    estimate = FarnebackFlow.estimate
+    monkeypatch.setattr(FarnebackFlow, "estimate", lambda self, a, b: calls.append(len(a)) or estimate(self, a, b))
+    result = fitkit.fit(anna, overrides=["flow.estimator=farneback"])
+    assert result.status == "ok" and calls and result.recipe["flow"] == {"estimator": "farneback", "weights": ""}
+
+
+def test_missing_weights_are_told_before_the_fit(anna, monkeypatch):
+    import fitkit
+    from fitkit.fit.run import FitRun
+
+    monkeypatch.setitem(sys.modules, "ptlflow", None)
+    monkeypatch.setattr(FitRun, "_stage", lambda *args: pytest.fail("a stage was run"))
+    with pytest.raises(MissingWeightsError, match="flow estimator 'ptlflow:raft' needs the package ptlflow"):
+        fitkit.fit(anna, overrides=["flow.estimator=ptlflow:raft"])
+
+
+def test_the_command_line_chooses_it(anna, monkeypatch):
+    from click.testing import CliRunner
+
+    from fitkit.cli.main import main
+    from fitkit.errors import FitkitError
+
+    def error(*options):
+        result = CliRunner().invoke(main, ["fit", str(anna), *options])
+        return result.output + (str(result.exception) if isinstance(result.exception, FitkitError) else "")
+
+    assert "unknown name 'farnebak'; did you mean 'farneback'" in error("--flow", "farnebak")
+    assert "flow estimator 'farneback' has no weights, got 'a.ckpt'" in error("--flow", "farneback", "--flow-weights", "a.ckpt")
+    monkeypatch.setitem(sys.modules, "ptlflow", None)
+    assert "flow estimator 'ptlflow:raft' needs the package ptlflow" in error("--flow", "ptlflow:raft", "--flow-weights", "a.ckpt")

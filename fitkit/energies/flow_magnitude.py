@@ -1,0 +1,200 @@
+"""Length of the flow between a photo and the other view's colours rendered into it, through a flow network (E4)."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fitkit.energies.base import Residuals
+from fitkit.energies.census import neighbor_pairs
+from fitkit.energies.flow_correspondence import FlowImages, FlowOptions
+from fitkit.errors import InputError
+from fitkit.models.face_model import FaceModel
+from fitkit.observe.flow.consistency import consistent
+from fitkit.observe.flow.types import DifferentiableFlow, Flow, FlowEstimator
+from fitkit.observe.observations import Observations
+from fitkit.observe.sampling import erode, gaussian_blur, sample
+from fitkit.render.cross_view import CrossViews
+from fitkit.scene.state import SceneState
+
+
+@dataclass(frozen=True)
+class FlowMagnitudeOptions:
+    """size: side of the images the flow is computed on; sigma_px: flow length that counts as 1, for a 224-pixel crop;
+    neighbors: each view is paired with this many next views of the same person in the order of their yaw, both ways;
+    directions: 'forward' photo -> rendering, 'backward' rendering -> photo;
+    fill: what both images show where view a sees nothing of the surface: 'photo' the photo of view b in both, 'texture' the same
+    fixed smooth noise, 'black', or 'none': the photo stays as it is and the rendering is black there;
+    consistent: only pixels that pass the forward-backward test; angle: weight by the cosine of the viewing angle;
+    rim: pixels next to the fill that do not count; min_pixels: pairs with fewer for a 224-pixel crop do not count;
+    normalize: radius in flow pixels of the local contrast normalization (then grey), 0 = the colours as they are."""
+
+    size: int = 224
+    sigma_px: float = 0.5
+    neighbors: int = 1
+    directions: Literal["both", "forward", "backward"] = "both"
+    fill: Literal["photo", "texture", "black", "none"] = "photo"
+    consistent: bool = True
+    angle: bool = True
+    rim: int = 5
+    min_pixels: int = 64
+    normalize: float = 0.0
+    min_cosine: float = 0.25
+    depth_tolerance_mm: float = 3.5
+    seed: int = 0
+
+
+# What the papers state, without our weights: plain means of the pixels that view a sees. Their masks are cut at landmarks (MVF) or
+# at a box of landmarks (MFN), ours is the z-buffer's, and PGN's weights from face parsing are left out; MVF sums both directions,
+# here they are averaged. Kernels, given with the Term: MVF 'sq' and PWC-Net; MFN 'sq' (its text; its equation prints |.|) and
+# RAFT; PGN 'l2n'.
+STRICT: dict[str, FlowMagnitudeOptions] = {
+    "mvf": FlowMagnitudeOptions(directions="both", fill="texture", consistent=False, angle=False, rim=0),
+    "mfn": FlowMagnitudeOptions(directions="forward", fill="black", consistent=False, angle=False, rim=0),
+    "pgn": FlowMagnitudeOptions(directions="forward", fill="none", consistent=False, angle=False, rim=0),
+}
+
+
+@dataclass(frozen=True)
+class _Frozen:
+    """pairs: (a, b) each; triangle: [B, h, w] of all views; place: of each pair the pixels of view b that view a sees, [N] flat;
+    weight: [G, h * w] of the residuals, 0 where not valid, G = pairs x directions."""
+
+    pairs: tuple[tuple[int, int], ...]
+    triangle: Tensor
+    place: tuple[Tensor, ...]
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class FlowMagnitude:
+    """flow_mag: w / sigma for the flow w between photo b and I_{a->b}, [G, h * w, 2], G = pairs of views x directions.
+
+    I_{a->b}(u) = I_a(Pr_a(Pr_b^-1(u))): view a's colours at the surface behind pixel u of view b. It carries the gradient to shape,
+    poses and cameras, through the frozen network, the sampling of photo a and the plane of the triangle behind u; photo b is
+    constant. Visibility, forward-backward test and weights are fixed by `freeze`, which comes first. The mean over the pixels of
+    a pair, then over pairs and directions: each pair counts the same, a pair with too few pixels does not count.
+    The network gives no residual whose Jacobian could be had at a sensible price, so there is no least-squares form: solvers of
+    second order take `flow_corr` (E5), the same evidence with the flow as fixed matches. Gradients are smooth and reach far, but
+    their size differs between networks by up to a hundred; choose the weight for the network.
+    Source: MVF-Net eq. 8, MFNet eq. 6, PGN eq. 10; see STRICT.
+    """
+
+    model: FaceModel
+    options: FlowMagnitudeOptions
+    estimator: DifferentiableFlow
+    photos: FlowImages
+    frozen: _Frozen | None = None
+
+    name = "flow_mag"
+    reduction = "mean"
+
+    @staticmethod
+    def prepare(model: FaceModel, observations: Observations, estimator: FlowEstimator, options: FlowMagnitudeOptions) -> FlowMagnitude:
+        """The photos at the flow's size.
+
+        Raises:
+            InputError: an estimator that is not differentiable.
+        """
+        if not isinstance(estimator, DifferentiableFlow):
+            raise InputError(f"energy 'flow_mag' differentiates through the flow: expected a network ('ptlflow:NAME'), "
+                             f"got '{estimator.name}'; energy 'flow_corr' takes it")
+        return FlowMagnitude(model, options, estimator, flow_photos(observations, options))
+
+    def freeze(self, state: SceneState, observations: Observations) -> FlowMagnitude:
+        with torch.no_grad():
+            o, photos = self.options, self.photos
+            h, w = photos.images.shape[-2:]
+            a, b = (v.tolist() for v in neighbor_pairs(state, o.neighbors))
+            pairs = tuple(zip(a + b, b + a))
+            if not pairs:
+                raise InputError(f"energy 'flow_mag' compares views of one person: expected at least 2 and neighbors >= 1, "
+                                 f"got {state.num_views} view(s) and neighbors {o.neighbors}; give its stage min_views: 2")
+            views = CrossViews.of(self.model, state, (h, w), photos.reduction)
+            triangle = views.fragments.triangle
+            skin = self.model.skin[self.model.triangles].all(1)
+            usable = views.fragments.covered & (photos.mask[:, 0] > 0.999) & skin[triangle.clamp_min(0)]
+            places, angles = [], photos.images.new_zeros(len(pairs), h * w)
+            for g, (a, b) in enumerate(pairs):
+                place = usable[b].reshape(-1).nonzero().squeeze(1)
+                mask, inside = sample(photos.mask[a][None], views.pixels(a, b, place)[None])
+                seen, angle = views.seen(a, b, place, o.depth_tolerance_mm)
+                keep = seen & inside[0] & (mask[0, :, 0] > 0.999) & (angle > o.min_cosine)
+                places.append(place[keep])
+                angles[g, place[keep]] = angle[keep]
+            weight = angles if o.angle else (angles > 0).to(angles)
+            if o.rim > 0:
+                weight = weight * (erode((angles > 0).to(angles).reshape(-1, 1, h, w), o.rim).reshape(-1, h * w) > 0)
+            frozen = _Frozen(pairs, triangle, tuple(places), weight)
+            if o.consistent:
+                forward, backward = (Flow(f, torch.isfinite(f).all(1)) for f in self._flows(state, frozen, ("forward", "backward")))
+                good = {"forward": consistent(forward, backward), "backward": consistent(backward, forward)}
+                weight = torch.cat([weight * good[d].reshape(-1, h * w) for d in self._directions()])
+            else:
+                weight = weight.repeat(len(self._directions()), 1)
+            enough = (weight > 0).sum(1, keepdim=True) >= max(1.0, o.min_pixels * (max(h, w) / 224) ** 2)
+            # Weights of every pair sum to the same, so the mean over all pixels is the mean over the pairs of their means.
+            total = weight.sum(1, keepdim=True)
+            weight = torch.where(enough, weight / total.clamp_min(1e-12), 0)
+            return replace(self, frozen=replace(frozen, weight=weight / weight.max().clamp_min(1e-12)))
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        if self.frozen is None:
+            raise InputError("energy 'flow_mag': freeze it at a state first, as Objective.freeze does")
+        h, w = self.photos.images.shape[-2:]
+        unit = self.options.sigma_px * max(h, w) / 224.0
+        flows = torch.cat(self._flows(state, self.frozen, self._directions()))
+        return Residuals(flows.flatten(2).transpose(1, 2) / unit, self.frozen.weight > 0, self.frozen.weight)
+
+    def _directions(self) -> tuple[str, ...]:
+        return ("forward", "backward") if self.options.directions == "both" else (self.options.directions,)
+
+    def _flows(self, state: SceneState, frozen: _Frozen, directions: tuple[str, ...]) -> list[Tensor]:
+        """Flow of all pairs, [G, 2, h, w] px, for each direction."""
+        rendering, photo = self.images(state, frozen)
+        return [self.estimator.displacement(photo, rendering) if d == "forward" else self.estimator.displacement(rendering, photo)
+                for d in directions]
+
+    def images(self, state: SceneState, frozen: _Frozen | None = None) -> tuple[Tensor, Tensor]:
+        """What the network sees: view a's colours at view b and photo b, both filled where a sees nothing, [pairs, C, h, w]."""
+        frozen = frozen or self.frozen
+        images, fill = self.photos.images, self.options.fill
+        C, h, w = images.shape[1:]
+        views = CrossViews.of(self.model, state, (h, w), self.photos.reduction, frozen.triangle)
+        renderings, photos = [], []
+        for (a, b), place in zip(frozen.pairs, frozen.place):
+            photo = images[b].reshape(C, -1)
+            base = photo
+            if fill != "photo":
+                base = self._texture(images) if fill == "texture" else torch.zeros_like(photo)
+            value, _ = sample(images[a][None], views.pixels(a, b, place)[None])
+            renderings.append(base.index_put((torch.arange(C, device=images.device)[:, None], place[None]), value[0].T))
+            if fill in ("texture", "black"):
+                seen = torch.zeros(h * w, dtype=torch.bool, device=images.device)
+                seen[place] = True
+                photo = torch.where(seen, photo, base)
+            photos.append(photo)
+        return torch.stack(renderings).reshape(-1, C, h, w), torch.stack(photos).reshape(-1, C, h, w)
+
+    def _texture(self, images: Tensor) -> Tensor:
+        """Fixed smooth noise [C, h * w] in [0, 1], waves of about 12 px."""
+        generator = torch.Generator().manual_seed(self.options.seed)
+        noise = gaussian_blur(torch.randn(1, *images.shape[1:], generator=generator), 2.0)
+        return (0.5 + 0.2 * noise / noise.std()).clamp(0, 1).to(images).flatten(2)[0]
+
+
+def flow_photos(observations: Observations, options: FlowMagnitudeOptions) -> FlowImages:
+    """The photos in colour at the flow's size, or grey and contrast-normalized; grey 0.5 outside the mask."""
+    # A network looks far around each pixel: what lies beyond the mask must not be there at all.
+    observations = replace(observations, images=torch.where(observations.mask[:, None], observations.images, 0.5))
+    if options.normalize > 0:
+        return FlowImages.of(observations, FlowOptions(size=options.size, normalize=options.normalize))
+    H, W = observations.size
+    reduction = max(H, W) / options.size
+    size = (round(H / reduction), round(W / reduction))
+    mode = "area" if reduction > 1 else "bilinear"
+    mask = F.interpolate(observations.mask[:, None].to(observations.images), size=size, mode="area")
+    return FlowImages(F.interpolate(observations.images, size=size, mode=mode), mask, reduction)
