@@ -124,6 +124,11 @@ def move(observations: Observations, device: str) -> Observations:
     return Observations(observations.images.to(device), marks, observations.mask.to(device), observations.scale.to(device), observations.offset.to(device))
 
 
+def _stated(sigma: Tensor) -> Tensor:
+    """Where the source of landmarks gives a standard deviation."""
+    return torch.isfinite(sigma) & (sigma > 0)
+
+
 def to_photos(state: SceneState, observations: Observations) -> SceneState:
     """The state with its camera in pixels of the photos instead of the crops."""
     camera = state.camera.scaled(1 / observations.scale, -observations.offset * observations.scale[:, None])
@@ -157,13 +162,14 @@ class FitRun:
         """[B, 68] px of the crop: the detector's own standard deviations, or the recipe's share of the face size."""
         assumed = (self.recipe.landmarks.sigma * self._face_size())[:, None].expand(-1, 68)
         given = self.observations.landmarks.sigma
-        return torch.where(torch.isfinite(given) & (given > 0), given, assumed)
+        return torch.where(_stated(given), given, assumed)
 
     def measure_noise(self, state: SceneState) -> None:
         """Rescale the landmark sigmas so that they agree with the residuals of the inner points at `state`.
 
         The median length of a 2D Gaussian residual is 1.1774 sigma; the fit has absorbed part of the noise, which the
-        factor NOISE_ABSORBED makes good.
+        factor NOISE_ABSORBED makes good. Sigmas that a detector states are raised only: part of its errors are alike in all
+        photos of a person, so the fit follows them and the residuals do not show them.
         """
         energy = LandmarkReprojection(self.model, self.sigma, "surface")
         r = energy.residuals(state, self.observations)
@@ -173,7 +179,9 @@ class FitRun:
         factor = NOISE_ABSORBED * float(length.median()) / 1.1774
         size = self._face_size()[:, None]
         options = self.recipe.landmarks
-        self.sigma = torch.minimum(torch.maximum(self.sigma * factor, options.min_sigma * size), options.max_sigma * size)
+        given = self.observations.landmarks.sigma
+        limited = (self.sigma * factor).clamp(options.min_sigma * size, options.max_sigma * size)
+        self.sigma = torch.where(_stated(given), torch.maximum(self.sigma * factor, given), limited)
 
     def sigma_photo(self) -> Tensor:
         """[B, 68] px of the photos, on the CPU."""

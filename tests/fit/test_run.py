@@ -243,3 +243,19 @@ def test_one_view_and_progress(model):
     assert result.status == "ok" and told[-1] == ("done", 1.0)
     shares = [share for _, share in told]
     assert shares == sorted(shares) and [t for t, _ in told][:2] == ["cropping", "stage pose"]
+
+
+def test_stated_noise_is_only_raised_and_assumed_noise_is_measured(model, exact):
+    """Of exact points an assumed noise falls to its lower limit, a stated one stays, and one that is far too small grows."""
+    marks = seen(model, exact[0])
+    size = (marks.points.amax(1) - marks.points.amin(1)).prod(-1).sqrt().numpy()
+
+    def noise(share, points=marks.points):
+        sigma = torch.from_numpy(share * size).float()[:, None].expand(-1, 68)
+        result = run(model, replace(marks, sigma=sigma, points=points))
+        return np.array([v["landmark_sigma_px"] for v in result.metrics["views"]]) / size
+
+    assert (noise(float("nan")) < 0.0035).all()
+    assert noise(0.03) == pytest.approx(0.03, rel=1e-3)
+    shaken = marks.points + 0.02 * float(size.mean()) * torch.randn(marks.points.shape, generator=torch.Generator().manual_seed(0))
+    assert (noise(0.002, shaken) > 0.008).all()
