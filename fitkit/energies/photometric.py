@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,10 @@ class PhotometricOptions:
     """level: pyramid level (0 = full crop, each level halves it); points: surface samples, 0 = the surface
     at every covered skin pixel of every view, taken anew by each freeze; sigma: log units;
     blur: Gaussian standard deviation in pixels of the level; floor: linear intensity below which the log is noise;
-    min_cosine, depth_tolerance_mm: visibility; depth_size: side of the z-buffer in pixels."""
+    min_cosine, depth_tolerance_mm: visibility; depth_size: side of the z-buffer in pixels;
+    exposure: what is taken out of each view before it is compared: 'gain' a factor of the linear intensity, 'gain_bias' a
+    factor and an offset. Free illumination takes up a factor by itself (its first band scales the shading), so 'gain' matters
+    where the light is held, as in training; no light takes up an offset (flare, black level)."""
 
     level: int = 0
     points: int = 1500
@@ -34,6 +38,7 @@ class PhotometricOptions:
     min_cosine: float = 0.2
     depth_tolerance_mm: float = 3.5
     depth_size: int = 224
+    exposure: Literal["none", "gain", "gain_bias"] = "none"
     seed: int = 0
 
 
@@ -45,6 +50,7 @@ class CrossViewPhotometric:
     its log albedo, eliminated in closed form: no reference view, no texture model, and the light may change between
     the views. Points seen by one view only say nothing and are not valid. Means over the valid points: they are not
     independent. Visibility, normals and view weights are fixed by `freeze`.
+    With `exposure`, I_v is (I_v - bias_v) / gain_v, both solved in closed form at the frozen points and constant from then on.
     Source: MVF-Net eq. 7 compares pairs of views by colour; the log form with latent albedo is ours, after the
     elimination of a shared latent by its weighted mean.
     """
@@ -59,6 +65,8 @@ class CrossViewPhotometric:
     shading: Tensor | None = None  # [B, N, 9], set by freeze
     share: Tensor | None = None  # [B, N], sums to 1 over the views, set by freeze
     trust: Tensor | None = None  # [B, N], set by freeze
+    gain: Tensor | None = None  # [B], set by freeze with `exposure`
+    bias: Tensor | None = None  # [B] linear intensity, set by freeze with `exposure`
 
     name = "photo_xview"
     reduction = "mean"
@@ -109,11 +117,63 @@ class CrossViewPhotometric:
         trust, inside = sample(self.trust_images, self._to_level(seen.pixels))
         trust = trust[..., 0] * cosine.clamp_min(0) * (visible & inside & seen.in_front & (cosine > self.options.min_cosine))
         trust = trust * ((trust > 0.02).sum(0) >= 2) * (trust > 0.02)
-        frozen = replace(self, shading=sh_basis(normal), share=trust / trust.sum(0).clamp_min(1e-12), trust=trust)
+        frozen = replace(self, shading=sh_basis(normal), share=trust / trust.sum(0).clamp_min(1e-12), trust=trust, gain=None, bias=None)
+        if self.options.exposure != "none":
+            frozen = frozen._with_exposure(state, sample(self.log_images, self._to_level(seen.pixels))[0][..., 0])
         # Robust shares: a highlight or a wrong match in one view must not pull the albedo of all.
         r = frozen.residuals(state, observations).value[..., 0]
         trust_robust = trust / (1 + (r / 3) ** 2)
         return replace(frozen, share=trust_robust / trust_robust.sum(0).clamp_min(1e-12))
+
+    def _with_exposure(self, state: SceneState, raw: Tensor) -> "CrossViewPhotometric":
+        """The energy with gain [B] and bias [B] of each view; raw: [B, N] log luminance as sampled.
+
+        Gain: the c_v of min sum_vn w_vn (z_vn - c_v - a_n)^2 over c and the albedos a, a linear system of the size of the
+        views. Bias: then least squares of each view's luminance on what albedo and light predict. Only differences between views
+        can be seen: gains multiply to 1, biases add to 0. Twice, with robust weights, since highlights and wrong matches count.
+        """
+        weight, frozen = self.trust, self
+        shade = self._shade(state)[0]
+        seen = weight.sum(1) > 0
+        mean_of_views = seen.to(raw) / seen.sum().clamp_min(1)
+        gain, bias = torch.ones_like(raw[:, 0]), torch.zeros_like(raw[:, 0])
+        for _ in range(2):
+            z = frozen._log(raw)[0] - shade
+            total = weight.sum(0).clamp_min(1e-12)
+            away = z - (weight * z).sum(0) / total
+            system = torch.diag(weight.sum(1)) - (weight / total) @ weight.T
+            # The common factor is free: the ones make the system regular and their solution the one with mean 0.
+            system = system + system.diagonal().mean().clamp_min(1e-12) * torch.outer(mean_of_views, mean_of_views)
+            system = system + torch.diag((~seen).to(raw))
+            offset = torch.linalg.solve(system, (weight * away).sum(1))
+            gain = gain * (offset - (mean_of_views * offset).sum()).exp()
+            frozen = replace(self, gain=gain, bias=bias)
+            if self.options.exposure == "gain_bias":
+                z = frozen._log(raw)[0] - shade
+                predicted = ((weight * z).sum(0) / total + shade).exp() - self.options.floor
+                luminance = (raw.exp() - self.options.floor) / gain[:, None]
+                inside = weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
+                x, y = predicted - (inside * predicted).sum(1, keepdim=True), luminance - (inside * luminance).sum(1, keepdim=True)
+                slope = (inside * x * y).sum(1) / (inside * x * x).sum(1).clamp_min(1e-12)
+                slope = torch.where(seen, slope.clamp(0.5, 2.0), torch.ones_like(slope))
+                shift = torch.where(seen, (inside * (luminance - slope[:, None] * predicted)).sum(1), torch.zeros_like(slope)) * gain
+                gain, bias = gain * slope, shift
+                gain, bias = gain / (mean_of_views * gain.log()).sum().exp(), bias - (mean_of_views * bias).sum()
+                frozen = replace(self, gain=gain, bias=bias)
+            z = frozen._log(raw)[0] - shade
+            r = (z - (self.share * z).sum(0)) / self.options.sigma
+            weight = self.trust / (1 + (r / 3) ** 2)
+        return frozen
+
+    def _log(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Log luminance [B, N] after gain and bias, and its derivative by the sampled one; None stands for 1."""
+        if self.gain is None:
+            return raw, None
+        floor = self.options.floor
+        luminance = (raw.exp() - floor - self.bias[:, None]) / self.gain[:, None]
+        low = luminance <= 0
+        clean = torch.where(low, torch.zeros_like(luminance), luminance) + floor
+        return clean.log(), torch.where(low, torch.zeros_like(raw), raw.exp() / (self.gain[:, None] * clean))
 
     def _shade(self, state: SceneState) -> tuple[Tensor, Tensor]:
         """log shading [B, N] and d log shading / d illumination [B, N, 9]."""
@@ -133,19 +193,22 @@ class CrossViewPhotometric:
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
         seen = project_points(self.basis, state)
         value, _ = sample(self.log_images, self._to_level(seen.pixels))
-        return self._center(value[..., 0] - self._shade(state)[0])
+        return self._center(self._log(value[..., 0])[0] - self._shade(state)[0])
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         seen = project_points(self.basis, state, derivatives=True)
         value, by_pixel, _ = sample_with_gradient(self.log_images, self._to_level(seen.pixels))
         by_pixel = by_pixel / (2 ** self.options.level * self.options.sigma)
+        log, by_raw = self._log(value[..., 0])
+        if by_raw is not None:
+            by_pixel = by_pixel * by_raw[..., None, None]
         shade, by_light = self._shade(state)
         columns = pixel_columns(by_pixel, seen, self.basis)
         columns["illumination"] = (-by_light / self.options.sigma).unsqueeze(2)
         if state.illumination.shape[-1] > 1:
             C = state.illumination.shape[-1]
             columns["illumination"] = (columns["illumination"][..., None] / C).expand(*columns["illumination"].shape, C).flatten(-2)
-        return Linearization(self._center(value[..., 0] - shade), (Slot(all_views(state), columns),), center=self.share)
+        return Linearization(self._center(log - shade), (Slot(all_views(state), columns),), center=self.share)
 
     def estimate_light(self, state: SceneState, rounds: int = 3) -> Tensor:
         """Illumination [B, 9, 1] that explains the luminance of the frozen points with one albedo for all views.
@@ -154,7 +217,8 @@ class CrossViewPhotometric:
         """
         seen = project_points(self.basis, state)
         value, _ = sample(self.log_images, self._to_level(seen.pixels))
-        luminance = (value[..., 0].exp() - self.options.floor).clamp_min(0)
+        log = self._log(value[..., 0])[0]
+        luminance = (log.exp() - self.options.floor).clamp_min(0)
         albedo = torch.ones_like(luminance[0])
         ridge = 1e-3 * torch.diag(torch.tensor([0.1, 1, 1, 1, 4, 4, 4, 4, 4], dtype=value.dtype, device=value.device))
         for _ in range(rounds):
@@ -164,7 +228,7 @@ class CrossViewPhotometric:
             right = torch.einsum("bn,bni,bn->bi", weight, design, luminance)
             light = torch.linalg.solve(normal, right)[..., None]
             shade, _ = self._shade(state.replace(illumination=light))
-            albedo = (self.share * (value[..., 0] - shade)).sum(0).exp().clamp(0.2, 5)
+            albedo = (self.share * (log - shade)).sum(0).exp().clamp(0.2, 5)
         return light
 
 

@@ -169,6 +169,72 @@ def test_light_is_estimated():
     assert float(spread) < 0.5 * float((flat - flat.mean()).abs().mean())
 
 
+# ---- exposure ----
+
+GAINS, BIASES = torch.tensor([1.0, 0.6, 1.3], dtype=torch.float64), torch.tensor([0.0, 0.03, -0.01], dtype=torch.float64)
+
+
+def exposed(images, gains=GAINS, biases=BIASES):
+    linear = linear_from_srgb(images) * gains[:, None, None, None] + biases[:, None, None, None]
+    return srgb_from_linear(linear.clamp(1e-4, 1))
+
+
+@pytest.mark.parametrize("exposure", ["gain", "gain_bias"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_derivatives_with_exposure(kind, exposure):
+    state = truth(kind)
+    energy, obs = prepared(state, exposed(noise_images()), replace(OPTIONS, exposure=exposure))
+    assert float((energy.gain.log() - energy.gain.log().mean()).abs().max()) > 0.1
+    check_everything(energy, state, obs, kinks=True, kernels=(Kernel("sq"), Kernel("cauchy", 1.5)))
+
+
+def residual_size(energy, state, obs):
+    return Objective([Term(energy)]).cost(state, obs)[1]["photo_xview"].rms
+
+
+@pytest.mark.parametrize("biases", [None, BIASES])
+def test_exposure_is_taken_out(biases):
+    state = truth(size=320)
+    images = photograph(state, 320) * 0.8
+    options = PhotometricOptions(points=300, floor=1e-3)
+    plain = residual_size(*(lambda e, o: (e, state, o))(*prepared(state, images, options)))
+    changed = exposed(images, biases=torch.zeros(3, dtype=torch.float64) if biases is None else biases)
+    sizes = {}
+    for exposure in ("none", "gain", "gain_bias"):
+        energy, obs = prepared(state, changed, replace(options, exposure=exposure))
+        sizes[exposure] = residual_size(energy, state, obs)
+        if exposure == "gain_bias" or (biases is None and exposure == "gain"):
+            # Only ratios of gains and differences of biases can be seen.
+            found, true = energy.gain / energy.gain[0], GAINS / GAINS[0]
+            torch.testing.assert_close(found, true, rtol=0.05, atol=0)
+            assert float(energy.gain.log().mean().abs()) < 1e-6 and float(energy.bias.mean().abs()) < 1e-9
+    assert sizes["none"] > 4 * plain and sizes["gain"] < 0.6 * sizes["none"] and sizes["gain_bias"] < 1.6 * plain
+    assert (sizes["gain"] < 1.6 * plain) == (biases is None)
+
+
+def test_a_gain_with_free_light_is_taken_up_by_the_light():
+    # Without `exposure`: the first estimate of the light explains a factor of a view, an offset it cannot.
+    state = truth(size=320)
+    images = photograph(state, 320) * 0.8
+    options = PhotometricOptions(points=300, floor=1e-3)
+    sizes = []
+    for gains, biases in ((torch.ones(3), torch.zeros(3)), (GAINS, torch.zeros(3)), (GAINS, BIASES)):
+        energy, obs = prepared(state, exposed(images, gains, biases), options)
+        light = energy.estimate_light(state, rounds=10)
+        sizes.append(residual_size(energy, state.replace(illumination=light), obs))
+    assert sizes[1] < 1.35 * sizes[0] and sizes[2] > 2 * sizes[1]  # the light's ridge is not scaled with the picture
+
+
+def test_exposure_of_a_view_that_sees_nothing():
+    state = truth()
+    obs = replace(observe(MODEL, state, 160, noise_images()), mask=torch.tensor([True, True, False])[:, None, None].expand(3, 160, 160))
+    energy = CrossViewPhotometric.prepare(MODEL, obs, replace(OPTIONS, exposure="gain_bias")).freeze(state, obs)
+    assert bool(torch.isfinite(energy.gain).all()) and float(energy.bias[2]) == pytest.approx(-float(energy.bias[:2].sum()) / 2, abs=0.1)
+    nothing = replace(obs, mask=torch.zeros(3, 160, 160, dtype=torch.bool))
+    energy = CrossViewPhotometric.prepare(MODEL, nothing, replace(OPTIONS, exposure="gain_bias")).freeze(state, nothing)
+    assert float(Objective([Term(energy)]).cost(state, nothing)[0]) == 0 and bool(torch.isfinite(energy.gain).all())
+
+
 # ---- what must not count ----
 
 
