@@ -14,6 +14,7 @@ from fitkit.errors import InputError
 from fitkit.io.images import SUFFIXES, read_image
 from fitkit.io.landmark_files import read_landmarks
 from fitkit.observe.landmarks.face_crop import MARGIN, FaceSquare, cut, square_of_points
+from fitkit.observe.landmarks.face_shape import mean_face
 from fitkit.observe.landmarks.network import MIRRORED_OUTPUTS, NUM_OUTPUTS, NUM_POINTS
 
 KEEP_SIDE = 1.45  # side of the stored picture over that of the square: room for shifts, turns and smaller faces
@@ -32,13 +33,13 @@ class Frame:
 @dataclass(frozen=True)
 class LabelledFace:
     """image: [S, S, 3] uint8 sRGB; points: [85, 2] px of it (68 with the jaw as outline, then 17 fixed jaw points);
-    known: [85] bool, points with a label; visible: [85] bool; visible_known: bool, whether `visible` means anything."""
+    known: [85] bool, points with a label; visible, visible_known: [85] bool, whether they are seen, and whether that is known."""
 
     image: np.ndarray
     points: np.ndarray
     known: np.ndarray
     visible: np.ndarray
-    visible_known: bool
+    visible_known: np.ndarray
 
 
 def list_frames(folder: str | os.PathLike) -> tuple[Frame, ...]:
@@ -66,13 +67,28 @@ def held_out(person: str, share: float = 0.18) -> bool:
 
 
 def load_frame(frame: Frame, size: int = 192) -> LabelledFace:
-    """A picture reduced to a square of size x size px around its face. InputError names a file that cannot be used."""
+    """A picture reduced to a square of size x size px around its face.
+
+    What is hidden is not labelled. Taken as seen: all points of a face from the front, else the middle and the near side;
+    the few that something covers do little harm. Without them a network would learn that real pictures hide faces.
+
+    Raises:
+        InputError: a file that cannot be used, by name.
+    """
     picture, points, known, square = _read(frame)
     matrix = FaceSquare(square.center, square.side * KEEP_SIDE).matrix(size)
     points = points @ matrix[:, :2].T + matrix[:, 2]
-    frontal = known[[0, 16, 30]].all() and _frontal(points)
+    turn = _turn(points) if known[[0, 16, 30]].all() else 0.0
+    frontal = turn > FRONTAL
+    seen = np.full(NUM_POINTS, frontal)
+    if not frontal and turn > 0:
+        # The side with the shorter way from nose to jaw end is turned away.
+        left = np.linalg.norm(points[0] - points[30]) > np.linalg.norm(points[16] - points[30])
+        middle = 2.0  # mm
+        seen = mean_face()[:, 0] < middle if left else mean_face()[:, 0] > -middle  # the head's +x is right in the picture
     return LabelledFace(cut(picture, matrix, size), np.concatenate([points, points[:17]]).astype(np.float32),
-                        np.concatenate([known, known[:17] & frontal]), np.ones(NUM_OUTPUTS, bool), False)
+                        np.concatenate([known, known[:17] & frontal]), np.ones(NUM_OUTPUTS, bool),
+                        np.concatenate([known & seen, known[:17] & frontal]))
 
 
 def load_surroundings(frame: Frame, rng: np.random.Generator, count: int = 1, size: int = 160) -> list[LabelledFace]:
@@ -93,7 +109,8 @@ def load_surroundings(frame: Frame, rng: np.random.Generator, count: int = 1, si
             half = (size - 1) / 2 * np.array([[-1, -1], [1, 1]]) / MARGIN / KEEP_SIDE
             points = np.resize(half + (size - 1) / 2, (NUM_OUTPUTS, 2)).astype(np.float32)
             wide = FaceSquare(square.center, side * KEEP_SIDE).matrix(size)
-            out.append(LabelledFace(cut(picture, wide, size), points, np.zeros(NUM_OUTPUTS, bool), np.zeros(NUM_OUTPUTS, bool), True))
+            out.append(LabelledFace(cut(picture, wide, size), points, np.zeros(NUM_OUTPUTS, bool), np.zeros(NUM_OUTPUTS, bool),
+                                    np.ones(NUM_OUTPUTS, bool)))
     return out
 
 
@@ -106,9 +123,10 @@ def _read(frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray, FaceSquare]
     return picture, points, known, square_of_points(points, known)
 
 
-def _frontal(points: np.ndarray) -> bool:
+def _turn(points: np.ndarray) -> float:
+    """1 from the front, near 0 in profile: the shorter over the longer way from the nose tip to an end of the jaw."""
     ends = np.linalg.norm(points[[0, 16]] - points[30], axis=1)
-    return ends.min() > FRONTAL * ends.max()
+    return float(ends.min() / max(ends.max(), 1e-6))
 
 
 @dataclass(frozen=True)
@@ -153,13 +171,14 @@ def make_crop(face: LabelledFace, size: int, rng: np.random.Generator | None = N
     Args:
         texture: gives a picture [S, S, 3] uint8 to lay over the face as a patch; without it patches are flat or noise.
     """
-    points, known, visible = face.points.astype(np.float64), face.known.copy(), face.visible.copy()
+    points, known = face.points.astype(np.float64), face.known.copy()
+    visible, visible_known = face.visible.copy(), face.visible_known.copy()
     placed = known[:NUM_POINTS] if known.any() else np.ones(NUM_POINTS, bool)
     square = square_of_points(points[:NUM_POINTS], placed)
     if rng is None:
         matrix = square.matrix(size)
         return Crop(cut(face.image, matrix, size), (points @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32), known, visible,
-                    np.full(NUM_OUTPUTS, face.visible_known))
+                    visible_known)
     shift, zoom, turn = augmentation.rough_size if rng.random() < augmentation.rough else augmentation.fine_size
     center = np.asarray(square.center) + rng.uniform(-shift, shift, 2) * square.side
     moved = FaceSquare((center[0], center[1]), square.side * float(np.exp(rng.uniform(-zoom, zoom))), float(np.radians(rng.uniform(-turn, turn))))
@@ -169,8 +188,7 @@ def make_crop(face: LabelledFace, size: int, rng: np.random.Generator | None = N
     if rng.random() < augmentation.mirror:
         image = np.ascontiguousarray(image[:, ::-1])
         points = (points * [-1, 1] + [size - 1, 0])[MIRRORED_OUTPUTS]
-        known, visible = known[MIRRORED_OUTPUTS], visible[MIRRORED_OUTPUTS]
-    visible_known = np.full(NUM_OUTPUTS, face.visible_known)
+        known, visible, visible_known = known[MIRRORED_OUTPUTS], visible[MIRRORED_OUTPUTS], visible_known[MIRRORED_OUTPUTS]
     if rng.random() < augmentation.cover:
         image, covered = _cover(image, points, rng, augmentation.covers, texture)
         visible &= ~covered

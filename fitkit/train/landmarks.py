@@ -65,7 +65,8 @@ def _renders(recipe: LandmarkTraining, folder: Path, progress: Callable[[str], N
         shard = read_shard(path)
         for image, landmarks, visible, outline in zip(shard.images, shard.landmarks, shard.visible, shard.outline):
             points = np.concatenate([outline, landmarks[17:], landmarks[:17]])
-            out.append(LabelledFace(image, points, np.ones(len(points), bool), np.concatenate([visible, visible[:17]]), True))
+            all_known = np.ones(len(points), bool)
+            out.append(LabelledFace(image, points, all_known, np.concatenate([visible, visible[:17]]), all_known))
     return out
 
 

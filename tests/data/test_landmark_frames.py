@@ -7,6 +7,7 @@ from fitkit.data.landmark_frames import (
     KEEP_SIDE, Augmentation, LabelledFace, held_out, list_frames, load_frame, load_surroundings, make_crop,
 )
 from fitkit.errors import InputError
+from fitkit.io.landmark_files import read_landmarks
 from fitkit.observe.landmarks.face_crop import MARGIN
 from fitkit.observe.landmarks.network import MIRRORED_OUTPUTS as SWAP
 from fitkit.observe.landmarks.network import NUM_OUTPUTS
@@ -90,7 +91,7 @@ def test_the_plain_crop_is_the_square_around_the_points(tree):
 
 def test_a_mirrored_crop_has_mirrored_points():
     points = np.random.default_rng(0).uniform(60, 130, (NUM_OUTPUTS, 2)).astype(np.float32)
-    face = LabelledFace(np.full((192, 192, 3), 128, np.uint8), points, np.ones(NUM_OUTPUTS, bool), np.ones(NUM_OUTPUTS, bool), True)
+    face = LabelledFace(np.full((192, 192, 3), 128, np.uint8), points, *(np.ones(NUM_OUTPUTS, bool) for _ in range(3)))
     still = {"rough_size": (0, 0, 0), "fine_size": (0, 0, 0)}
     straight = make_crop(face, 128, np.random.default_rng(1), Augmentation(**still, mirror=0, cover=0))
     mirrored = make_crop(face, 128, np.random.default_rng(1), Augmentation(**still, mirror=1, cover=0))
@@ -118,6 +119,22 @@ def test_surroundings_hold_no_face_points(tree):
     found = load_surroundings(frame, np.random.default_rng(0), count=3)
     assert found
     for face in found:
-        assert not face.known.any() and not face.visible.any() and face.visible_known
+        assert not face.known.any() and not face.visible.any() and face.visible_known.all()
         crop = make_crop(face, 128, np.random.default_rng(0))
         assert not crop.known.any() and crop.image.shape == (128, 128, 3)
+
+
+def test_what_faces_show_is_known_but_for_the_side_turned_away(tree):
+    frame = list_frames(tree)[0]
+    front = load_frame(frame)
+    assert front.visible_known.all() and front.visible.all()
+    points = read_landmarks(frame.landmarks)[:, :2]
+    middle = points[[27, 8]].mean(0)[0]
+    for side in (1, -1):  # the half of the picture right or left of the nose becomes narrow
+        far = side * (points[:, 0] - middle) > 0
+        narrow = np.column_stack([np.where(far, middle + 0.3 * (points[:, 0] - middle), points[:, 0]), points[:, 1]])
+        write_pts(frame.landmarks, narrow)
+        turned = load_frame(frame)
+        far_eye, near_eye = (slice(42, 48), slice(36, 42)) if side > 0 else (slice(36, 42), slice(42, 48))
+        assert not turned.visible_known[far_eye].any() and turned.visible_known[near_eye].all() and turned.visible_known[27:31].all()
+        assert not turned.known[68:].any() and not turned.visible_known[68:].any()
