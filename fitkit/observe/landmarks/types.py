@@ -1,6 +1,7 @@
 """The landmark object and the detector interface."""
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -63,14 +64,15 @@ def face_size(landmarks: Landmarks) -> float:
     return float((points.amax(0) - points.amin(0)).max()) if len(points) else 0.0
 
 
-class EveryFaceDetector:
+class EveryFaceDetector(ABC):
     """What follows from `detect_all`: the largest face of each picture of a batch."""
 
     scheme = "ibug68"
     jaw = "auto"
 
+    @abstractmethod
     def detect_all(self, image: np.ndarray) -> list[Landmarks]:
-        raise NotImplementedError
+        """As in LandmarkDetector."""
 
     def detect(self, images: Tensor) -> Landmarks:
         """images [B, 3, H, W] in [0, 1] -> Landmarks of the largest faces, B views; no face: valid = False everywhere."""
