@@ -159,7 +159,7 @@ def tiny_result(seed: int = 0, views: int = 3, size: int = 160, model: FaceModel
     landmarks = Landmarks(points, torch.ones(views, 68), torch.ones(views, 68, dtype=torch.bool), torch.ones(views, 68), "surface")
     metrics = {"reprojection_px": [0.0] * views, "not_a_number": float("nan"), "per_view": {"view0": np.float32(1.5)}}
     return FitResult(model, subject, state, landmarks, "ok", (), metrics, {"model": "tiny", "stages": [{"name": "pose", "free": ["pose"]}]},
-                     ("estimated",) * views)
+                     ("estimated",) * views, torch.eye(model.num_identity) * 0.25, torch.linspace(0.1, 2.5, model.num_vertices))
 
 
 def write_pts(path: Path, points: np.ndarray) -> None:

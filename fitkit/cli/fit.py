@@ -139,6 +139,7 @@ def _summary(result, seconds: float, path: Path) -> str:
         "status": result.status,
         "views": f"{metrics['num_views']}" + (f" ({left_out} left out)" if left_out else ""),
         "landmarks": f"{metrics['reprojection_px']:.2f} px mean reprojection error, {100 * metrics['reprojection_share']:.1f} % of the face size",
+        "verdict": metrics["verdict"]["summary"],
         "time": f"{seconds:.1f} s ({metrics['time_s']['solve']:.1f} s of it in the solver)",
         "result": str(path),
     }

@@ -66,12 +66,16 @@ class Objective:
         """Gauss-Newton system of all terms over the free parameters of `layout`."""
         system = ArrowSystem.zeros(layout.num_views, layout.num_shared, layout.num_own,
                                    dtype=torch.float64, device=state.identity.device)
+        self.add_to(system, state, observations, layout)
+        return system
+
+    def add_to(self, system: ArrowSystem, state: SceneState, observations: Any, layout: ParameterLayout) -> None:
+        """Add the Gauss-Newton matrices and gradients of all terms to `system`."""
         with torch.no_grad():
             for term in self.terms:
                 if not hasattr(term.energy, "linearize"):
                     raise InputError(f"energy '{term.energy.name}' has no least-squares form; use solver 'adam' for it")
                 _accumulate(system, term, term.energy.linearize(state, observations), layout)
-        return system
 
 
 def _trust(r: Residuals) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 
 from fitkit.data.synthetic import head_shot_state, photograph, studio
 from fitkit.errors import FitkitError, InputError
+from fitkit.evaluate.coverage import coverage
 from fitkit.evaluate.machine import machine
 from fitkit.evaluate.scan_to_mesh import NOW_POINTS, now_crop, scan_to_mesh
 from fitkit.fit.recipe import FitRecipe, load_recipe
@@ -41,6 +42,7 @@ VIEW_COUNTS = (3, 6, 12, 24)
 POINTS = list(NOW_POINTS)
 ERRORS = ("now_mean", "now_median", "points_mean", "points_median", "vertex_similarity", "vertex_rigid", "size_percent")
 MILLIMETRES = ERRORS[:-1]
+COVERAGE = ("coverage_1sigma", "coverage_2sigma")
 Tell = Callable[[str], None]
 
 
@@ -65,7 +67,8 @@ class Prediction:
     """A neutral mesh that stands against the truth.
 
     subject, model, recipe: names; vertices [V, 3] mm, triangles [F, 3], landmarks [68, 3] mm;
-    seconds: wall time of the solver, cpu_seconds: CPU time of crop, solver and report; error: why there is no mesh.
+    seconds: wall time of the solver, cpu_seconds: CPU time of crop, solver and report; error: why there is no mesh;
+    sigma: [V] mm, the error bars along the normals.
     """
 
     subject: str
@@ -78,6 +81,7 @@ class Prediction:
     cpu_seconds: float | None = None
     status: str = ""
     error: str = ""
+    sigma: np.ndarray | None = None
 
 
 def subject_names(data: str | os.PathLike) -> list[str]:
@@ -155,7 +159,8 @@ def predict(name: str, subject: Subject, found: Landmarks, model: FaceModel, rec
         return Prediction(name, model.name, label, status="failed", error=str(error))
     spent = result.metrics["time_s"]
     return Prediction(name, model.name, label, result.neutral.double().numpy(), triangles, result.landmarks3d.double().numpy(),
-                      spent["solve"], spent["cpu"], result.status)
+                      spent["solve"], spent["cpu"], result.status,
+                      sigma=None if result.vertex_sigma is None else result.vertex_sigma.double().numpy())
 
 
 def same_topology(triangles: np.ndarray, truth: Truth) -> bool:
@@ -178,23 +183,27 @@ def vertex_error(vertices: np.ndarray, truth: Truth, with_scale: bool = True) ->
 
 
 def score(prediction: Prediction, truth: Truth) -> dict[str, float | None]:
-    """Errors in mm, keys ERRORS.
+    """Errors in mm, keys ERRORS, and keys COVERAGE: see `coverage`, None without error bars.
 
     now_*: scan-to-mesh distance of the NoW protocol (similarity from 7 landmarks, refined on the surface);
     points_*: the same without the refinement; vertex_*: see `vertex_error`, None when the topologies differ;
     size_percent: how much larger than the scan the prediction is, from the similarity of the 68 landmarks.
     """
     if prediction.vertices is None:
-        return dict.fromkeys(ERRORS)
+        return dict.fromkeys((*ERRORS, *COVERAGE))
     crop = now_crop(truth.vertices, truth.landmarks[POINTS])
     args = (prediction.vertices, prediction.triangles, prediction.landmarks[POINTS], truth.vertices[crop], truth.landmarks[POINTS])
     refined, plain = scan_to_mesh(*args), scan_to_mesh(*args, max_iterations=1)
     same = same_topology(prediction.triangles, truth)
+    covered = (None, None)
+    if prediction.sigma is not None:
+        scale = np.linalg.norm(refined.aligned.std(0)) / np.linalg.norm(prediction.vertices.std(0))
+        covered = coverage(refined.aligned, prediction.triangles, scale * prediction.sigma, truth.vertices[crop])
     to_scan = similarity_align(torch.from_numpy(prediction.landmarks)[None], torch.from_numpy(truth.landmarks)[None])
     return {"now_mean": refined.mean, "now_median": refined.median, "points_mean": plain.mean, "points_median": plain.median,
             "vertex_similarity": vertex_error(prediction.vertices, truth) if same else None,
             "vertex_rigid": vertex_error(prediction.vertices, truth, with_scale=False) if same else None,
-            "size_percent": 100 * (1 / float(to_scan.scale) - 1)}
+            "size_percent": 100 * (1 / float(to_scan.scale) - 1), **dict(zip(COVERAGE, covered))}
 
 
 def accuracy(data: str | os.PathLike, models: Sequence[str] = ("ict", "generic"), recipes: Sequence[str] = ("landmarks", "multiview"),
@@ -250,8 +259,8 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for model, recipe in dict.fromkeys((r["model"], r["recipe"]) for r in rows):
         group = [r for r in rows if (r["model"], r["recipe"]) == (model, recipe)]
         line: dict[str, Any] = {"model": model, "recipe": recipe, "subjects": len(group), "failed": sum(r["now_mean"] is None for r in group)}
-        for key in (*ERRORS, "seconds", "cpu_seconds"):
-            values = [r[key] for r in group if r[key] is not None]
+        for key in (*ERRORS, *COVERAGE, "seconds", "cpu_seconds"):
+            values = [r[key] for r in group if r.get(key) is not None]
             line[key] = sum(values) / len(values) if values else None
         out.append(line)
     for line in out:
@@ -263,16 +272,20 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def accuracy_text(report: dict[str, Any]) -> str:
     """The report as an aligned table."""
-    head = ("model", "recipe", "subject", "views", "mean", "median", "mean*", "median*", "vertex", "rigid", "size %", "solve s", "CPU s", "status")
+    head = ("model", "recipe", "subject", "views", "mean", "median", "mean*", "median*", "vertex", "rigid", "size %",
+            "1 sigma", "2 sigma", "solve s", "CPU s", "status")
     table = [[r["model"], r["recipe"], r["subject"], str(r["views"]), *(_number(r[k]) for k in MILLIMETRES), _number(r["size_percent"], 1),
+              *(_percent(r[k]) for k in COVERAGE),
               _number(r["seconds"], 2), _number(r["cpu_seconds"], 2), r["status"]] for r in report["rows"]]
     totals = [[s["model"], s["recipe"], f"all {s['subjects']}" + (f", {s['failed']} failed" if s["failed"] else ""), "",
-               *(_number(s[k]) for k in MILLIMETRES), _number(s["size_percent"], 1), _number(s["seconds"], 2), _number(s["cpu_seconds"], 2),
+               *(_number(s[k]) for k in MILLIMETRES), _number(s["size_percent"], 1), *(_percent(s[k]) for k in COVERAGE),
+               _number(s["seconds"], 2), _number(s["cpu_seconds"], 2),
                "" if s["gain_on_landmarks"] is None else f"{-100 * s['gain_on_landmarks']:+.0f} % on landmarks"] for s in report["summary"]]
     failures = [f"{r['model']} {r['recipe']} {r['subject']}: {r['error']}" for r in report["rows"] if r["error"]]
     notes = ["mm. mean, median: scan-to-mesh distance on the NoW crop, similarity from 7 landmarks, then refined on the surface;",
              "*: without the refinement. vertex, rigid: same-topology vertex error of the narrow face after a similarity and after",
              "a rigid motion. size %: how much too large (mean of 68 landmarks; the mean over subjects keeps the sign).",
+             "1 sigma, 2 sigma: share of the scan points within so many of the error bars (exact ones: 68 %, 95 %).",
              "solve s: wall time of the solver; CPU s: crop, solver and report."]
     return "\n".join([_table(head, table), "", "Means over the subjects", _table(head, totals), "", *notes, *failures])
 
@@ -477,6 +490,10 @@ def _rounded(value: Any) -> Any:
 
 def _number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

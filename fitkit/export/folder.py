@@ -25,7 +25,7 @@ from fitkit.export.gltf import write_glb
 from fitkit.export.meshes import write_obj, write_ply
 from fitkit.export.overlay import draw_overlay
 from fitkit.export.parameters import save_parameters
-from fitkit.export.preview import draw_preview
+from fitkit.export.preview import draw_preview, draw_uncertainty
 from fitkit.render.texture import blend_texture
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MARKS = ("metrics.json", "parameters.npz")  # by these a result folder is known
 ENTRIES = frozenset(MARKS + (
     "subject.obj", "subject.mtl", "subject.ply", "subject.glb", "texture.png", "cameras.json", "landmarks.npy", "recipe.yaml",
-    "preview.png", "views", "overlay"))
+    "preview.png", "uncertainty.png", "views", "overlay"))
 LITTER = frozenset((".DS_Store", "Thumbs.db", "desktop.ini"))  # file browsers leave these behind
 TEXTURE_SIZE = 1024
 
@@ -181,7 +181,10 @@ def _write_all(result: FitResult, folder: Path) -> None:
 
     def meshes() -> None:
         write_obj(folder / "subject.obj", neutral, model, "texture.png" if textured else None)
-        write_ply(folder / "subject.ply", neutral, model.triangles)
+        sigma = result.vertex_sigma
+        write_ply(folder / "subject.ply", neutral, model.triangles, None if sigma is None else {"sigma_mm": sigma})
+        if sigma is not None:
+            (folder / "uncertainty.png").write_bytes(_png(draw_uncertainty(neutral, sigma, model)))
 
     def view(i: int) -> None:
         write_ply(folder / "views" / f"{stems[i]}.ply", vertices[i], model.triangles)

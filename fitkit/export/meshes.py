@@ -12,11 +12,16 @@ from fitkit.geometry.normals import vertex_normals
 from fitkit.models.face_model import FaceModel
 
 
-def write_ply(path: str | os.PathLike, vertices: Tensor, triangles: Tensor) -> Path:
-    """Binary little-endian PLY with normals; vertices [V, 3] mm, triangles [F, 3]; nothing is merged or reordered."""
+def write_ply(path: str | os.PathLike, vertices: Tensor, triangles: Tensor, attributes: dict[str, Tensor] | None = None) -> Path:
+    """Binary little-endian PLY with normals; vertices [V, 3] mm, triangles [F, 3]; nothing is merged or reordered.
+
+    attributes: further float properties of the vertices by name, [V] each.
+    """
     mesh = trimesh.Trimesh(
         vertices.double().numpy(), triangles.numpy(), process=False, validate=False,
         vertex_normals=vertex_normals(vertices[None].double(), triangles)[0].numpy())
+    for name, values in (attributes or {}).items():
+        mesh.vertex_attributes[name] = values.float().numpy()
     path = Path(path)
     path.write_bytes(trimesh.exchange.ply.export_ply(mesh, encoding="binary", vertex_normal=True))
     return path

@@ -19,7 +19,7 @@ from fitkit.scene.state import SceneState
 if TYPE_CHECKING:
     from fitkit.fit.result import FitResult
 
-FORMAT, VERSION = "fitkit-parameters", 1
+FORMAT, VERSION = "fitkit-parameters", 2
 UNITS = "mm, px, rotation matrices, linear RGB; pixel (0, 0) is the centre of the top-left pixel; x_camera = rotation @ x_head + translation"
 # Key -> shape; B views, K coefficients, C colour channels of the light. Names stand for sizes that must agree.
 SHAPES = {
@@ -27,6 +27,7 @@ SHAPES = {
     "translation": ("B", 3), "focal": ("B",), "principal": ("B", 2), "aspect": ("B",), "illumination": ("B", 9, "C"),
     "view_names": ("B",), "image_size": ("B", 2), "camera_source": ("B",),
 }
+OPTIONAL = {"identity_covariance": ("K_id", "K_id")}  # since version 2, and only where it could be computed
 TEXTS = ("format", "units", "model_name", "camera_kind", "subject_name")
 
 
@@ -36,7 +37,7 @@ class Parameters:
 
     state: the estimate (S = 1, on the CPU); model_name: the face model it belongs to; expression_names: K_ex names;
     subject_name; view_names: B names; image_size: [B, 2] int64 (width, height) px of the upright photos;
-    camera_source: per view 'cameras.json', 'exif' or 'estimated'.
+    camera_source: per view 'cameras.json', 'exif' or 'estimated'; identity_covariance: [K_id, K_id] of the coefficients, or None.
     """
 
     state: SceneState
@@ -46,6 +47,7 @@ class Parameters:
     view_names: tuple[str, ...]
     image_size: np.ndarray
     camera_source: tuple[str, ...]
+    identity_covariance: torch.Tensor | None = None
 
     def check_model(self, model: FaceModel) -> None:
         """Refuse a face model that these coefficients were not made for."""
@@ -69,6 +71,8 @@ def save_parameters(result: FitResult, path: str | os.PathLike) -> Path:
         "image_size": np.array([v.size for v in result.subject.views], np.int64).reshape(-1, 2),
         "camera_source": np.array(result.camera_source, str),
     }
+    if result.identity_covariance is not None:
+        arrays["identity_covariance"] = result.identity_covariance
     arrays = {k: v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else v for k, v in arrays.items()}
     path = Path(path)
     with open(path, "wb") as file:
@@ -109,7 +113,8 @@ def load_parameters(path: str | os.PathLike) -> Parameters:
         Camera(real("focal"), real("principal"), real("aspect"), str(arrays["camera_kind"])), real("illumination"))
     return Parameters(
         state, str(arrays["model_name"]), tuple(map(str, arrays["expression_names"])), str(arrays["subject_name"]),
-        tuple(map(str, arrays["view_names"])), arrays["image_size"].astype(np.int64), tuple(map(str, arrays["camera_source"])))
+        tuple(map(str, arrays["view_names"])), arrays["image_size"].astype(np.int64), tuple(map(str, arrays["camera_source"])),
+        real("identity_covariance") if "identity_covariance" in arrays else None)
 
 
 def _check(arrays: dict[str, np.ndarray], path: Path) -> None:
@@ -117,7 +122,7 @@ def _check(arrays: dict[str, np.ndarray], path: Path) -> None:
     if missing:
         raise InputError(f"{path}: the parameter file lacks {', '.join(missing)}; write it again with FitResult.save")
     sizes: dict[str, int] = {}
-    for key, shape in SHAPES.items():
+    for key, shape in (SHAPES | {k: v for k, v in OPTIONAL.items() if k in arrays}).items():
         got = arrays[key].shape
         wanted = tuple(sizes.get(n, n) if isinstance(n, str) else n for n in shape)
         if len(got) != len(shape) or any(isinstance(w, int) and w != g for w, g in zip(wanted, got)):

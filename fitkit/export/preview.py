@@ -1,4 +1,4 @@
-"""`preview.png`: the neutral face from five sides, as clay and with its texture."""
+"""`preview.png`: the neutral face from five sides, as clay and with its texture; `uncertainty.png`: its error bars in colour."""
 from __future__ import annotations
 
 import math
@@ -12,7 +12,7 @@ from fitkit.geometry.color import linear_from_srgb
 from fitkit.geometry.rotation import so3_exp
 from fitkit.models.face_model import FaceModel
 from fitkit.render.rasterizer import clip_vertices
-from fitkit.render.shading import Surface, average_surface, light_surface, shade, supersampled, surface_normals
+from fitkit.render.shading import Shaded, Surface, average_surface, light_surface, shade, supersampled, surface_normals
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 
@@ -20,6 +20,8 @@ YAWS = (-90, -45, 0, 45, 90)  # degrees; positive: the nose points to the right 
 TILE = (384, 320)  # (H, W) px of one picture
 DISTANCE = 1200.0  # mm from the camera to the middle of the face
 SUPERSAMPLE = 2
+SIGMA_YAWS = (-90, -40, 0, 40, 90)
+SIGMA_LARGEST = 2.0  # mm; one scale for all fits, so that pictures can be compared
 TOP, BOTTOM = (246, 247, 249), (214, 218, 224)  # background
 
 
@@ -47,7 +49,44 @@ def _shown_part(vertices: Tensor, model: FaceModel) -> tuple[Tensor, float]:
     return center, max(height, width * TILE[0] / TILE[1] * 0.8) * 1.12
 
 
-def _column(vertices, model, texture, yaw, shown, tile, rows) -> np.ndarray:
+@torch.no_grad()
+def draw_uncertainty(vertices: Tensor, sigma: Tensor, model: FaceModel, tile: tuple[int, int] = TILE) -> np.ndarray:
+    """A head-frame mesh [V, 3] mm coloured by sigma [V] mm from both sides and the front, with the scale at the right,
+    uint8 [H, W, 3]: dark blue 0 mm, yellow SIGMA_LARGEST and more."""
+    shown = _shown_part(vertices, model)
+    share = (sigma / SIGMA_LARGEST).clamp(0, 1)
+    colour = linear_from_srgb(torch.from_numpy(_scale_colour(share.numpy())).to(vertices) / 255)
+    columns = []
+    for yaw in SIGMA_YAWS:
+        surface, points = _seen(vertices, model, math.radians(yaw), shown, tile)
+        diffuse, _ = shade(surface_normals(surface, points, model.triangles))
+        own = surface.interpolate(colour[model.triangles]) * (0.7 + 0.3 * diffuse[:, None] / 0.8).clamp_max(1)
+        rgba = torch.cat([own.clamp(0, 1), torch.ones_like(own[:, :2])], -1)
+        columns.append(_on_ground([average_surface(surface, rgba, SUPERSAMPLE)], tile[0]))
+    return np.concatenate([*columns, _colour_bar(tile[0])], 1)
+
+
+def _scale_colour(share: np.ndarray) -> np.ndarray:
+    """Shares in [0, 1] of the scale, [N], as sRGB [N, 3] uint8."""
+    return cv2.applyColorMap((share * 255).round().astype(np.uint8)[:, None], cv2.COLORMAP_VIRIDIS)[:, 0, ::-1].copy()
+
+
+def _colour_bar(height: int) -> np.ndarray:
+    """The scale with its numbers, uint8 [height, W, 3]."""
+    bar = np.full((height, 92, 3), 255, np.uint8)
+    top, bottom = round(0.12 * height), round(0.92 * height)
+    bar[top:bottom, 12:34] = _scale_colour(np.linspace(1, 0, bottom - top))[:, None]
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        y = round(bottom + (top - bottom) * share)
+        label = f"{SIGMA_LARGEST * share:.1f}" + ("+" if share == 1 else "")
+        cv2.line(bar, (34, y), (39, y), (0, 0, 0), 1)
+        cv2.putText(bar, label, (43, y + 5), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    cv2.putText(bar, "sigma mm", (8, top - 14), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    return bar
+
+
+def _seen(vertices, model, yaw, shown, tile) -> tuple[Surface, Tensor]:
+    """The visible surface of a tile, supersampled, and the vertices in its camera frame [V, 3]."""
     center, height = shown
     flip = torch.diag(vertices.new_tensor([1.0, -1.0, -1.0]))
     rotation = (flip @ so3_exp(vertices.new_tensor([0.0, yaw, 0.0])))[None]
@@ -56,21 +95,30 @@ def _column(vertices, model, texture, yaw, shown, tile, rows) -> np.ndarray:
     H, W = tile
     camera = Camera(vertices.new_tensor([DISTANCE * H / height]), vertices.new_tensor([[(W - 1) / 2, (H - 1) / 2]]), vertices.new_ones(1))
     clip = clip_vertices(supersampled(camera, SUPERSAMPLE), points)[0]
-    surface = Surface.visible(clip, model.triangles, (H * SUPERSAMPLE, W * SUPERSAMPLE))
-    pictures = [light_surface(surface, points[0], model.triangles, supersample=SUPERSAMPLE)]
+    return Surface.visible(clip, model.triangles, (H * SUPERSAMPLE, W * SUPERSAMPLE)), points[0]
+
+
+def _column(vertices, model, texture, yaw, shown, tile, rows) -> np.ndarray:
+    surface, points = _seen(vertices, model, yaw, shown, tile)
+    pictures = [light_surface(surface, points, model.triangles, supersample=SUPERSAMPLE)]
     if rows == 2:
         if texture is not None:
             own = _texture_colour(surface, model, texture)
             # The texture has the photos' light in it, so only a touch of shape is added.
-            diffuse, _ = shade(surface_normals(surface, points[0], model.triangles))
+            diffuse, _ = shade(surface_normals(surface, points, model.triangles))
             own = own * (0.72 + 0.28 * diffuse[:, None] / 0.8)
             rgba = torch.cat([own.clamp(0, 1), torch.ones_like(own[:, :2])], -1)
             pictures.append(average_surface(surface, rgba, SUPERSAMPLE))
         else:
             colour = surface.interpolate(model.albedo_mean.to(vertices)[model.triangles])
-            pictures.append(light_surface(surface, points[0], model.triangles, colour, supersample=SUPERSAMPLE))
-    ramp = torch.linspace(0, 1, H)[:, None, None]
-    ground = (vertices.new_tensor(TOP) * (1 - ramp) + vertices.new_tensor(BOTTOM) * ramp) / 255
+            pictures.append(light_surface(surface, points, model.triangles, colour, supersample=SUPERSAMPLE))
+    return _on_ground(pictures, tile[0])
+
+
+def _on_ground(pictures: list[Shaded], height: int) -> np.ndarray:
+    """The pictures of one column below each other, before the background, uint8."""
+    ramp = torch.linspace(0, 1, height)[:, None, None]
+    ground = (torch.tensor(TOP) * (1 - ramp) + torch.tensor(BOTTOM) * ramp) / 255
     out = [(p.rgb * p.alpha[..., None] + ground * (1 - p.alpha[..., None])) for p in pictures]
     return (torch.cat(out, 0) * 255).round().clamp(0, 255).byte().numpy()
 

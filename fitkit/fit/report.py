@@ -1,11 +1,14 @@
 """The numbers of a fit and what they say about it."""
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from fitkit.fit.agreement import ViewAgreement, parallax, view_agreement
 from fitkit.fit.initialize import CameraKnowledge
 from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
@@ -21,6 +24,14 @@ if TYPE_CHECKING:
 VIEW_DOUBTFUL, VIEW_FAILED = 0.06, 0.12
 BEYOND_3_SIGMA = 0.05
 NEAREST_MM = 150.0
+# A view that speaks for another face, by `ViewAgreement`. One person: shift 0.4 to 1.0 in rendered views, up to 1.9 (1.7 times that of
+# the others) in photos whose points 0-16 are set by eye; another person among four good views: 1.0 to 2.4 (1.5 to 2.7 times).
+SHIFT_SURE, SHIFT_LARGE, SHIFT_TIMES = 2.0, 1.0, 1.78
+FLOW_RATIO, FLOW_USUAL = 1.3, 0.3  # residual of its matches over that of the others, which counts as FLOW_USUAL at least
+NOISE_LARGE = 0.04  # landmark noise over the face size
+PARALLAX_DEG = 10.0
+LARGEST_SIGMA = 5.0
+JUMP_SIGMA = 1.5
 
 SCALE_METRIC = "the positions of the cameras are known, so sizes are metric"
 SCALE_PRIOR = ("no camera positions were given: sizes are metric only as far as this person's head is of the size the face "
@@ -51,6 +62,8 @@ def build_metrics(model: FaceModel, subject: Subject, state: SceneState, landmar
     distance = state.pose.centers().norm(dim=-1)
     focal_sigma = run.focal_uncertainty()
     sigma = run.sigma_photo()
+    agreement = view_agreement(*run.shape) if run.shape is not None else [ViewAgreement(None, None, None)] * len(subject.views)
+    angles_between = [p[0] for p in parallax(state)]
     views = []
     for i, view in enumerate(subject.views):
         perspective = state.camera.kind == "perspective"
@@ -58,6 +71,8 @@ def build_metrics(model: FaceModel, subject: Subject, state: SceneState, landmar
             "name": view.name,
             "reprojection_px": float(pixels[i]), "reprojection_share": float(share[i]),
             "landmarks": int(landmarks.valid[i].sum()), "landmark_sigma_px": float(sigma[i].median()),
+            "landmark_sigma_share": float(sigma[i].median() * share[i] / pixels[i]),
+            "shape_shift": agreement[i].shift, "flow_sigma": agreement[i].flow, "flow_sigma_others": agreement[i].flow_others,
             "yaw_pitch_roll_deg": [float(a) for a in angles[i]],
             "focal_px": float(state.camera.focal[i]), "focal_relative_sigma": focal_sigma[i],
             "distance_mm": float(distance[i]) if perspective else None,
@@ -66,6 +81,7 @@ def build_metrics(model: FaceModel, subject: Subject, state: SceneState, landmar
     identity, expression = state.identity[0], state.expression
     return {
         "model": model.name, "recipe": run.recipe.name, "num_views": len(views),
+        "parallax_deg": max(angles_between, default=None),
         "reprojection_px": float(pixels.nanmean()), "reprojection_share": float(share.nanmean()),
         "identity": {"beyond_3_sigma": float((identity.abs() > 3).float().mean()), "rms": float(identity.square().mean().sqrt()),
                      "largest": float(identity.abs().max())},
@@ -76,27 +92,121 @@ def build_metrics(model: FaceModel, subject: Subject, state: SceneState, landmar
     }
 
 
-def judge(metrics: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """Verdict on a fit: status 'ok', 'doubtful' or 'failed', and one sentence for each reason."""
-    reasons, failed = [], 0
+@dataclass(frozen=True)
+class Finding:
+    """One thing to know about a fit. code: what it is, for programs; severity: 'failed', 'doubtful' or 'note'; message: one
+    sentence; view: name of the view it is about, or None."""
+
+    code: str
+    severity: str
+    message: str
+    view: str | None = None
+
+
+def findings(metrics: dict[str, Any]) -> list[Finding]:
+    """Everything that is remarkable about a fit, from the content of metrics.json; missing keys say nothing."""
+    found = []
     for view in metrics["views"]:
         share = view["reprojection_share"]
         if share != share:
-            failed += 1
-            reasons.append(f"view {view['name']} has no landmark inside the face, only on its outline; check its landmarks, or leave the photo out")
+            found.append(Finding("no_inner_landmarks", "failed", f"view {view['name']} has no landmark inside the face, "
+                                 "only on its outline; check its landmarks, or leave the photo out", view["name"]))
             continue
         if not share <= VIEW_DOUBTFUL:
-            failed += not share <= VIEW_FAILED
-            reasons.append(f"view {view['name']} does not fit its landmarks: they are off by {100 * share:.1f} % of the face size "
-                           f"(expected at most {100 * VIEW_DOUBTFUL:.0f} %); check its landmarks, or leave the photo out")
+            found.append(Finding("landmarks_off", "doubtful" if share <= VIEW_FAILED else "failed",
+                                 f"view {view['name']} does not fit its landmarks: they are off by {100 * share:.1f} % of the face size "
+                                 f"(expected at most {100 * VIEW_DOUBTFUL:.0f} %); check its landmarks, or leave the photo out",
+                                 view["name"]))
         if view["distance_mm"] is not None and view["distance_mm"] < NEAREST_MM:
-            reasons.append(f"view {view['name']}: the camera came out {view['distance_mm']:.0f} mm from the head; "
-                           "give its focal length in cameras.json")
-    for key, text in (("identity", "identity"), ("expression", "expression")):
+            found.append(Finding("camera_near", "doubtful", f"view {view['name']}: the camera came out {view['distance_mm']:.0f} mm "
+                                 "from the head; give its focal length in cameras.json", view["name"]))
+    named = {f.view for f in found}
+    found += [f for f in _disagreement(metrics["views"]) if f.view is None or f.view not in named]
+    found += _landmark_noise(metrics["views"]) + _parallax(metrics) + _coefficients(metrics)
+    return found
+
+
+def _disagreement(views: list[dict[str, Any]]) -> list[Finding]:
+    """The view whose landmarks and matches speak most for another face than those of the others, if it is far off."""
+    moved = [v.get("shape_shift") or 0.0 for v in views]
+    if len(views) < 2:
+        return []
+    if len(views) == 2:  # neither can be told from the other
+        return [] if min(moved) <= SHIFT_SURE else [Finding(
+            "views_disagree", "doubtful", f"views {views[0]['name']} and {views[1]['name']} do not agree on the shape; "
+            "do they show one person? check the photos and their landmarks")]
+    i = max(range(len(views)), key=moved.__getitem__)
+    view, mine, others = views[i], views[i].get("flow_sigma"), views[i].get("flow_sigma_others")
+    times = moved[i] / max(median(moved[:i] + moved[i + 1:]), 1e-6)
+    flow = 0.0 if mine is None or others is None else mine / max(others, FLOW_USUAL)
+    if not (moved[i] > SHIFT_SURE or (moved[i] > SHIFT_LARGE and (times > SHIFT_TIMES or flow > FLOW_RATIO))):
+        return []
+    matches = f"; its matches are off {flow:.1f} times as far as those of the others" if flow > FLOW_RATIO else ""
+    return [Finding("view_disagrees", "doubtful", f"view {view['name']} does not agree with the others: without its landmarks "
+                    f"the shape changes {moved[i]:.1f} times as much as their noise explains{matches}; is it the same person? "
+                    "check the photo and its landmarks, or leave it out", view["name"])]
+
+
+def _landmark_noise(views: list[dict[str, Any]]) -> list[Finding]:
+    """Landmarks that scatter more than those of a detector that found the face."""
+    loud = [v for v in views if (v.get("landmark_sigma_share") or 0) > NOISE_LARGE]
+    if not loud:
+        return []
+    worst = max(v["landmark_sigma_share"] for v in loud)
+    where = f"view {loud[0]['name']}" if len(loud) == 1 else f"{len(loud)} of {len(views)} views"
+    return [Finding("landmark_noise", "doubtful", f"the landmarks of {where} scatter by {100 * worst:.1f} % of the face size "
+                    "(usual: 1 to 3 %); check them", loud[0]["name"] if len(loud) == 1 else None)]
+
+
+def _parallax(metrics: dict[str, Any]) -> list[Finding]:
+    """Views from nearly one direction; a single view is only noted, since everybody knows that it is one."""
+    if len(metrics["views"]) == 1 and "parallax_deg" in metrics:
+        return [Finding("single_view", "note", "one photo shows little of the depth of a face; add photos from the sides")]
+    angle = metrics.get("parallax_deg")
+    if angle is None or angle >= PARALLAX_DEG:
+        return []
+    return [Finding("little_parallax", "doubtful", f"too little parallax: the views are at most {angle:.1f} degrees apart "
+                    f"(expected at least {PARALLAX_DEG:.0f}), so they show depth hardly better than one photo; add photos from the sides")]
+
+
+def _coefficients(metrics: dict[str, Any]) -> list[Finding]:
+    """Coefficients that hardly any person has, and a shape that a late stage has turned into another."""
+    found = []
+    for key in ("identity", "expression"):
         beyond = metrics[key]["beyond_3_sigma"]
         if beyond > BEYOND_3_SIGMA:
-            reasons.append(f"{100 * beyond:.0f} % of the {text} coefficients lie beyond 3 sigma (expected at most "
-                           f"{100 * BEYOND_3_SIGMA:.0f} %); the landmarks or the cameras may be wrong")
+            found.append(Finding(f"{key}_beyond_3_sigma", "doubtful", f"{100 * beyond:.0f} % of the {key} coefficients lie beyond 3 sigma "
+                                 f"(expected at most {100 * BEYOND_3_SIGMA:.0f} %); the landmarks or the cameras may be wrong"))
+    largest = metrics["identity"].get("largest", 0.0)
+    if largest > LARGEST_SIGMA:
+        found.append(Finding("identity_extreme", "doubtful", f"an identity coefficient lies at {largest:.1f} sigma (expected at most "
+                             f"{LARGEST_SIGMA:.0f}); the landmarks or the cameras may be wrong"))
+    for stage in metrics.get("stages", ()):
+        change = stage.get("identity_change")
+        if change is not None and change > JUMP_SIGMA:
+            found.append(Finding("identity_jump", "doubtful", f"stage '{stage['name']}' moved the identity coefficients by "
+                                 f"{change:.1f} sigma (root mean square; expected at most {JUMP_SIGMA:.1f}): "
+                                 "the photos speak against the landmarks"))
+    return found
+
+
+def judge(metrics: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """Verdict on a fit: status 'ok', 'doubtful' or 'failed', and one sentence for each reason."""
+    found = [f for f in findings(metrics) if f.severity != "note"]
+    reasons = tuple(f.message for f in found)
+    failed = sum(f.severity == "failed" for f in found)
     if failed and failed * 2 >= len(metrics["views"]):
-        return "failed", tuple(reasons)
-    return ("doubtful" if reasons else "ok"), tuple(reasons)
+        return "failed", reasons
+    return ("doubtful" if reasons else "ok"), reasons
+
+
+def verdict(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The judgement for metrics.json: one line for people, and the findings as plain dictionaries for programs."""
+    found, views = findings(metrics), len(metrics["views"])
+    angle, bars = metrics.get("parallax_deg"), metrics.get("error_bars")
+    line = "1 view" if views == 1 else f"{views} views" + (f" up to {angle:.0f} degrees apart" if angle is not None else "")
+    if bars:
+        line += f"; error bars {bars['face_median_mm']:.2f} mm (1 sigma, median over the face)"
+    names = list(dict.fromkeys(f.code.replace("_", " ") + (f" ({f.view})" if f.view else "") for f in found))
+    line += "; " + (", ".join(names) if names else "no remarks")
+    return {"summary": line, "findings": [asdict(f) for f in found]}

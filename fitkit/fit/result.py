@@ -21,6 +21,9 @@ class FitResult:
     landmarks: the observed points in the same pixels; status: 'ok', 'doubtful' or 'failed' with `warnings`
     saying why; metrics: content of metrics.json (plain numbers, lists, strings); recipe: the resolved recipe;
     camera_source: per view 'cameras.json', 'exif' or 'estimated'.
+    identity_covariance: [K_id, K_id] of the identity coefficients; vertex_sigma: [V] mm, standard deviation of the neutral
+    mesh along its normals once it is laid onto the true face (`fitkit.fit.uncertainty`); both None where they cannot be
+    computed (no stage with a least-squares form solved for the identity).
     """
 
     model: FaceModel
@@ -32,6 +35,8 @@ class FitResult:
     metrics: dict[str, Any]
     recipe: dict[str, Any]
     camera_source: tuple[str, ...]
+    identity_covariance: Tensor | None = None
+    vertex_sigma: Tensor | None = None
 
     @property
     def neutral(self) -> Tensor:

@@ -21,8 +21,9 @@ from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, L
 from fitkit.errors import FitError, InputError
 from fitkit.fit.initialize import CameraKnowledge, initial_state
 from fitkit.fit.recipe import FitRecipe, FlowTerm, Stage, load_recipe
-from fitkit.fit.report import build_metrics, judge
+from fitkit.fit.report import build_metrics, judge, verdict
 from fitkit.fit.result import FitResult
+from fitkit.fit.uncertainty import error_bars, summary
 from fitkit.io.options import to_plain
 from fitkit.io.subject import Subject, load_subject, subject_from_images
 from fitkit.models.face_model import FaceModel
@@ -104,15 +105,19 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
     solved = time.perf_counter()
     final = to_photos(state, observations).to("cpu")
     metrics = build_metrics(model, subject, final, found, run, cameras)
+    bars = error_bars(*run.shape, local) if run.shape is not None else None
+    metrics["error_bars"] = summary(bars, model)
     metrics["time_s"] = {"solve": round(solved - began, 3), "total": round(time.perf_counter() - start, 3),
                          "cpu": round(time.process_time() - cpu, 3)}
     status, warnings = judge(metrics)
+    metrics["verdict"] = verdict(metrics)
     warnings = tuple(notes) + warnings
     for line in warnings:
         log.info(line)
     tell("done", 1.0)
     cpu_model = model.to("cpu") if model.device.type != "cpu" else model
-    return FitResult(cpu_model, subject, final, replace(found, sigma=run.sigma_photo()), status, warnings, metrics, to_plain(recipe), cameras.source)
+    return FitResult(cpu_model, subject, final, replace(found, sigma=run.sigma_photo()), status, warnings, metrics, to_plain(recipe),
+                     cameras.source, *((bars.identity_covariance, bars.vertex_sigma) if bars is not None else (None, None)))
 
 
 def move(observations: Observations, device: str) -> Observations:
@@ -148,6 +153,7 @@ class FitRun:
         self.jaw_rule = known if recipe.landmarks.jaw == "auto" else recipe.landmarks.jaw
         self._last: tuple[LeastSquaresProblem, SceneState] | None = None
         self._estimators: dict[tuple[str, str], FlowEstimator] = {}
+        self.shape: tuple[LeastSquaresProblem, SceneState] | None = None  # problem and solution of the last stage that moved the identity
 
     # ---- landmark noise ----
 
@@ -269,7 +275,7 @@ class FitRun:
         log.info("jaw points: %s (costs: %s)", self.jaw_rule, costs)
 
     def _stage(self, stage: Stage, state: SceneState) -> SceneState:
-        began = time.perf_counter()
+        began, before = time.perf_counter(), state.identity
         if stage.measure_noise:
             self.measure_noise(state)
         chosen = {n: o for n, o in stage.energies.items() if not (n == "size_prior" and self.cameras.metric)}
@@ -302,8 +308,12 @@ class FitRun:
         with torch.no_grad():
             self.terms = objective.cost(state, self.observations)[1]
         self._last = (LeastSquaresProblem(objective, self.observations, layout), state)
+        change = None if self.shape is None or "identity" not in free else float((state.identity - before).square().mean().sqrt())
         self.stages.append({"name": stage.name, "status": result.status, "seconds": round(time.perf_counter() - began, 4),
-                            "messages": messages, "terms": {n: {"cost": t.value, "valid": t.valid, "rms": t.rms} for n, t in self.terms.items()}})
+                            "identity_change": change, "messages": messages,
+                            "terms": {n: {"cost": t.value, "valid": t.valid, "rms": t.rms} for n, t in self.terms.items()}})
+        if "identity" in free:
+            self.shape = self._last
         log.info("stage %s: %s", stage.name, "; ".join(messages))
         return state
 

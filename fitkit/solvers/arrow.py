@@ -1,6 +1,8 @@
 """Normal equations with an arrow shape: shared parameters, and blocks that one view owns."""
 from __future__ import annotations
 
+from typing import Sequence
+
 import torch
 from torch import Tensor
 
@@ -164,20 +166,25 @@ class ArrowSystem:
 
     def solve(self, damping: Tensor) -> Tensor | None:
         """Step [P + B Q] of (H + diag(damping)) step = -g, or None when the matrix is not positive definite."""
+        step = self.solve_columns(-self.gradient[:, None], damping)
+        return None if step is None else step[:, 0]
+
+    def solve_columns(self, right: Tensor, damping: Tensor) -> Tensor | None:
+        """(H + diag(damping))^-1 right for the columns of right [P + B Q, R]; None when the matrix is not positive definite."""
         if self.coupling is not None:
             H = self.dense()
             H.diagonal().add_(damping)
             factor, info = torch.linalg.cholesky_ex(H)
-            return None if int(info) else -torch.cholesky_solve(self.gradient[:, None], factor)[:, 0]
+            return None if int(info) else torch.cholesky_solve(right, factor)
         arrow = self._factor_arrow(damping)
         if arrow is None:
             return None
         if not self.pairs and not self.commons:
-            return arrow(-self.gradient)
-        return self._conjugate_gradients(arrow, damping)
+            return arrow(right)
+        return self._conjugate_gradients(right, arrow, damping)
 
     def _factor_arrow(self, damping: Tensor):
-        """A function that solves (arrow + diag(damping)) x = right side, or None when that is not positive definite."""
+        """A function that solves (arrow + diag(damping)) x = right side [P + B Q, R], or None when that is not positive definite."""
         P, B, Q = self.num_shared, self.num_views, self.num_own
         own = self.own + torch.diag_embed(damping[P:].reshape(B, Q))
         factor, info = torch.linalg.cholesky_ex(own)
@@ -190,51 +197,68 @@ class ArrowSystem:
             return None
 
         def solve(right: Tensor) -> Tensor:
-            top, bottom = right[:P], right[P:].reshape(B, Q, 1)
+            R = right.shape[1]
+            top, bottom = right[:P], right[P:].reshape(B, Q, R)
             bottom = torch.cholesky_solve(bottom, factor)
-            shared = torch.cholesky_solve((top - torch.matmul(self.cross, bottom).sum(0)[:, 0])[:, None], outer)[:, 0]
-            return torch.cat([shared, (bottom[..., 0] - inner @ shared).reshape(-1)])
+            shared = torch.cholesky_solve(top - torch.matmul(self.cross, bottom).sum(0), outer)
+            return torch.cat([shared, (bottom - inner @ shared).reshape(B * Q, R)])
 
         return solve
 
-    def _conjugate_gradients(self, precondition, damping: Tensor, tolerance: float = 1e-3, most: int = 200) -> Tensor | None:
-        """Preconditioned conjugate gradients; None when the matrix shows a direction of negative curvature.
+    def _conjugate_gradients(self, right: Tensor, precondition, damping: Tensor, tolerance: float = 1e-3, most: int = 200) -> Tensor | None:
+        """Preconditioned conjugate gradients, all columns of right [P + B Q, R] side by side; None when the matrix shows
+        a direction of negative curvature.
 
         Source: Nocedal and Wright, "Numerical Optimization", 2006, algorithm 5.3.
         """
-        x = torch.zeros_like(self.gradient)
-        r = self.gradient.clone()
+        x = torch.zeros_like(right)
+        r = -right
         y = precondition(r)
-        p, ry = -y, r @ y
+        p, ry = -y, (r * y).sum(0)
         first = ry
-        if not first > 0:  # no gradient, no step
-            return x
+        active = first > 0  # no right side, no step
         for _ in range(most):
-            Hp = self.multiply(p) + damping * p
-            curvature = p @ Hp
-            if not curvature > 0:
+            if not bool(active.any()):
+                break
+            Hp = self.multiply(p) + damping[:, None] * p
+            curvature = (p * Hp).sum(0)
+            if not bool((curvature[active] > 0).all()):
                 return None
-            step = ry / curvature
+            step = torch.where(active, ry / curvature, torch.zeros_like(ry))
             x, r = x + step * p, r + step * Hp
             y = precondition(r)
-            before, ry = ry, r @ y
-            if ry <= tolerance ** 2 * first:
-                break
-            p = -y + (ry / before) * p
+            before, ry = ry, (r * y).sum(0)
+            active = active & (ry > tolerance ** 2 * first)
+            p = -y + torch.where(active, ry / before, torch.zeros_like(ry)) * p
         return x
 
     def multiply(self, x: Tensor) -> Tensor:
-        """H x."""
+        """H x for x [P + B Q] or the columns of x [P + B Q, R]."""
+        if x.ndim == 1:
+            return self.multiply(x[:, None])[:, 0]
         P, B, Q = self.num_shared, self.num_views, self.num_own
-        a, b = x[:P], x[P:].reshape(B, Q)
-        top = self.shared @ a + torch.einsum("bpq,bq->p", self.cross, b)
-        bottom = torch.einsum("bpq,p->bq", self.cross, a) + (self.own @ b[..., None])[..., 0]
+        R = x.shape[1]
+        a, b = x[:P], x[P:].reshape(B, Q, R)
+        top = self.shared @ a + torch.einsum("bpq,bqr->pr", self.cross, b)
+        bottom = torch.einsum("bpq,pr->bqr", self.cross, a) + self.own @ b
         if self.coupling is not None:
-            bottom = bottom + torch.einsum("aqbr,br->aq", self.coupling, b)
-        total = torch.cat([top, bottom.reshape(-1)])
+            bottom = bottom + (self.coupling.reshape(B * Q, B * Q) @ b.reshape(B * Q, R)).reshape(B, Q, R)
+        total = torch.cat([top, bottom.reshape(B * Q, R)])
         for where_a, where_b, block in self.pairs:
-            total.index_add_(0, where_a.reshape(-1), (block @ x[where_b][..., None]).reshape(-1))
-            total.index_add_(0, where_b.reshape(-1), (block.transpose(1, 2) @ x[where_a][..., None]).reshape(-1))
+            total.index_add_(0, where_a.reshape(-1), (block @ x[where_b]).reshape(-1, R))
+            total.index_add_(0, where_b.reshape(-1), (block.transpose(1, 2) @ x[where_a]).reshape(-1, R))
         for C in self.commons:
             total -= (C.T @ (C @ x.to(C.dtype))).to(total.dtype)
+        return total
+
+    @staticmethod
+    def sum(systems: Sequence[ArrowSystem]) -> ArrowSystem:
+        """The system of all terms together; the parts have one layout and stay as they are."""
+        first = systems[0]
+        parts = {name: torch.stack([getattr(s, name) for s in systems]).sum(0)
+                 for name in ("shared", "cross", "own", "gradient_shared", "gradient_own")}
+        coupled = [s.coupling for s in systems if s.coupling is not None]
+        total = ArrowSystem(**parts, coupling=torch.stack(coupled).sum(0) if coupled else None, dense_limit=first.dense_limit)
+        total.pairs = [p for s in systems for p in s.pairs]
+        total.commons = [c for s in systems for c in s.commons]
         return total

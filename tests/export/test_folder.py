@@ -15,6 +15,7 @@ from fitkit.errors import FitError, InputError
 from fitkit.export import folder
 from fitkit.export.folder import ENTRIES, check_output, file_stems, plain, write_result
 from fitkit.export.parameters import load_parameters
+from fitkit.export.preview import draw_uncertainty
 from fitkit.io.calibration import read_cameras
 from fitkit.io.subject import Subject
 from fitkit.scene.camera import Camera
@@ -55,7 +56,8 @@ class TestContent:
         np.testing.assert_allclose(mesh.vertices, result.neutral, atol=1e-4)  # float32 mm
         assert np.array_equal(mesh.faces, result.model.triangles)
         header = (written / "subject.ply").read_bytes()[:300]
-        assert b"binary_little_endian" in header and b"property float nx" in header
+        assert b"binary_little_endian" in header and b"property float nx" in header and b"property float sigma_mm" in header
+        np.testing.assert_array_equal(mesh.metadata["_ply_raw"]["vertex"]["data"]["sigma_mm"].ravel(), result.vertex_sigma)
         for i in range(3):
             view = trimesh.load(written / "views" / f"view{i}.ply", process=False)
             np.testing.assert_allclose(view.vertices, result.vertices[i], atol=1e-4)
@@ -114,11 +116,23 @@ class TestContent:
         preview = np.asarray(Image.open(written / "preview.png"))
         assert overlay.ndim == 3 and overlay.shape[1] > 2 * overlay.shape[0]
         assert preview.shape == (2 * 384, 5 * 320, 3)
+        uncertainty = np.asarray(Image.open(written / "uncertainty.png"))
+        assert uncertainty.shape[0] == 384 and uncertainty.shape[1] > 5 * 320
         half = (overlay.shape[1] - 8) // 2
         assert np.abs(overlay[:, :half].astype(int) - overlay[:, -half:]).mean() > 3  # something is drawn over the photo
 
 
 class TestOtherInputs:
+    def test_without_error_bars(self, result, tmp_path):
+        out = write_result(replace(result, identity_covariance=None, vertex_sigma=None), tmp_path / "out")
+        assert "uncertainty.png" not in files(out) and b"sigma_mm" not in (out / "subject.ply").read_bytes()[:400]
+
+    def test_uncertain_parts_are_yellow(self, result):
+        sigma = torch.where(result.neutral[:, 0] > 0, 2.0, 0.0)  # the subject's left stands at the right side of a frontal picture
+        picture = draw_uncertainty(result.neutral, sigma, result.model)[:, 2 * 320:3 * 320].astype(int)
+        blue_less = picture[192, :, 0] - picture[192, :, 2]
+        assert blue_less[190] > 80 and blue_less[130] < -10
+
     def test_orthographic_one_view_no_uv(self, result, tmp_path):
         model = replace(result.model, uv=None, uv_triangles=None, albedo_mean=None)
         single = tiny_result(views=1, size=64)

@@ -6,7 +6,7 @@ import torch
 from helpers import tiny_model, tiny_result
 
 from fitkit.errors import InputError
-from fitkit.export.parameters import SHAPES, TEXTS, load_parameters, save_parameters
+from fitkit.export.parameters import OPTIONAL, SHAPES, TEXTS, load_parameters, save_parameters
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +40,24 @@ def test_round_trip_gives_the_same_vertices_and_pixels(result, tmp_path, dtype):
     assert read.view_names == ("view0", "view1", "view2") and read.camera_source == ("estimated",) * 3
     assert read.image_size.tolist() == [[32, 32]] * 3 and read.subject_name == "tiny"
     assert read.expression_names == result.model.expression_names
+    assert torch.equal(read.identity_covariance, result.identity_covariance)
+
+
+def test_files_of_version_1_load(result, path):
+    change(path, version=1, identity_covariance=None)
+    read = load_parameters(path)
+    assert read.identity_covariance is None and torch.equal(read.state.identity, result.state.identity)
+
+
+def test_without_error_bars(result, tmp_path):
+    path = save_parameters(replace(result, identity_covariance=None, vertex_sigma=None), tmp_path / "p.npz")
+    assert load_parameters(path).identity_covariance is None
 
 
 def test_every_documented_key_is_there_and_plain(path):
     with np.load(path, allow_pickle=False) as data:
-        assert set(data.files) == {*SHAPES, *TEXTS, "version"}
-        assert str(data["format"]) == "fitkit-parameters" and int(data["version"]) == 1 and "mm" in str(data["units"])
+        assert set(data.files) == {*SHAPES, *OPTIONAL, *TEXTS, "version"}
+        assert str(data["format"]) == "fitkit-parameters" and int(data["version"]) == 2 and "mm" in str(data["units"])
         assert data["rotation"].shape == (3, 3, 3) and data["illumination"].shape == (3, 9, 1)
 
 
@@ -93,8 +105,9 @@ def test_another_archive(tmp_path):
 
 
 @pytest.mark.parametrize("arrays, message", [
-    ({"version": 99}, "version 99, this fitkit reads up to 1; update fitkit"),
+    ({"version": 99}, "version 99, this fitkit reads up to 2; update fitkit"),
     ({"focal": None}, "lacks focal"),
+    ({"identity_covariance": np.eye(3)}, r"identity_covariance: expected shape \[8, 8\], got \[3, 3\]"),
     ({"focal": np.ones(2)}, r"translation|focal: expected shape \[3\], got \[2\]"),
     ({"rotation": np.ones((3, 3))}, r"rotation: expected shape \[3, 3, 3\], got \[3, 3\]"),
     ({"expression_names": np.array(["a"])}, r"expression_names: expected shape \[6\], got \[1\]"),

@@ -1,10 +1,11 @@
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from helpers import observe, tiny_model, tiny_state
 
-from fitkit.fit.report import judge, view_errors
+from fitkit.fit.report import findings, judge, verdict, view_errors
 
 
 def metrics(shares=(0.02, 0.03, 0.02), distances=(900.0, 900.0, 900.0), identity=0.0, expression=0.0):
@@ -71,3 +72,61 @@ def test_view_errors():
     assert float(share[1]) == pytest.approx(5 / float(size), abs=1e-4)
     valid[0, 17:] = False
     assert bool(view_errors(model, state, replace(marks, points=points, valid=valid))[0][0].isnan())
+
+
+def compared(shifts, flows=None, others=None, **more):
+    base = metrics(shares=(0.02,) * len(shifts), distances=(900.0,) * len(shifts))
+    flows, others = flows or [None] * len(shifts), others or [None] * len(shifts)
+    for view, shift, flow, other in zip(base["views"], shifts, flows, others):
+        view |= {"shape_shift": shift, "flow_sigma": flow, "flow_sigma_others": other}
+    return base | more
+
+
+@pytest.mark.parametrize("shifts, flows, others, named", [
+    ((0.9, 0.7, 0.8), None, None, None), ((1.4, 1.2, 0.95), None, None, None), ((1.8, 1.1, 1.5), None, None, None), ((2.2, 1.1, 1.5), None, None, "v0"),
+    ((0.7, 0.8, 1.3, 0.7, 0.6), None, None, "v2"), ((1.35, 1.2, 1.2), (0.6, 0.37, 0.37), (0.37, None, 0.6), "v0"),
+    ((0.9, 0.8, 0.8), (0.6, 0.37, 0.37), (0.37, None, 0.6), None), ((None, None, None), None, None, None)])
+def test_the_view_that_disagrees_is_named(shifts, flows, others, named):
+    found = findings(compared(shifts, flows, others))
+    assert [(f.code, f.view) for f in found] == ([("view_disagrees", named)] if named else [])
+    assert judge(compared(shifts, flows, others))[0] == ("doubtful" if named else "ok")
+
+
+def test_two_views_that_disagree():
+    assert [f.code for f in findings(compared((2.4, 2.3)))] == ["views_disagree"] and not findings(compared((2.0, 1.1)))
+
+
+def test_a_view_is_named_once():
+    off = compared((0.8, 2.4, 0.9))
+    off["views"][1]["reprojection_share"] = 0.2
+    assert [(f.code, f.view) for f in findings(off)] == [("landmarks_off", "v1")]
+
+
+def test_parallax():
+    status, reasons = judge(compared((0.8, 0.8, 0.8), parallax_deg=1.23))
+    assert status == "doubtful" and reasons == (
+        "too little parallax: the views are at most 1.2 degrees apart (expected at least 10), so they show depth hardly better than one photo; "
+        "add photos from the sides",)
+    assert judge(compared((0.8, 0.8, 0.8), parallax_deg=40.0)) == ("ok", ())
+    single = compared((None,), parallax_deg=None)
+    assert judge(single) == ("ok", ()) and [(f.code, f.severity) for f in findings(single)] == [("single_view", "note")]
+
+
+def test_landmark_noise_and_coefficients():
+    loud = compared((0.8, 0.8, 0.8))
+    loud["views"][2]["landmark_sigma_share"] = 0.045
+    assert judge(loud) == ("doubtful", ("the landmarks of view v2 scatter by 4.5 % of the face size (usual: 1 to 3 %); check them",))
+    for view in loud["views"]:
+        view["landmark_sigma_share"] = 0.045
+    assert [f.view for f in findings(loud)] == [None] and "3 of 3 views" in findings(loud)[0].message
+    odd = compared((0.8, 0.8, 0.8), identity={"beyond_3_sigma": 0.01, "largest": 6.2},
+                   stages=[{"name": "pose"}, {"name": "shape", "identity_change": None}, {"name": "flow", "identity_change": 1.9}])
+    assert [f.code for f in findings(odd)] == ["identity_extreme", "identity_jump"] and "stage 'flow'" in findings(odd)[1].message
+
+
+def test_verdict_in_one_line():
+    good = verdict(compared((0.8, 0.8, 0.8), parallax_deg=56.4, error_bars={"face_median_mm": 0.913}))
+    assert good == {"summary": "3 views up to 56 degrees apart; error bars 0.91 mm (1 sigma, median over the face); no remarks", "findings": []}
+    bad = verdict(compared((0.8, 0.8, 2.2), parallax_deg=3.0))
+    assert bad["summary"] == "3 views up to 3 degrees apart; view disagrees (v2), little parallax"
+    assert [f["code"] for f in bad["findings"]] == ["view_disagrees", "little_parallax"] and json.loads(json.dumps(bad)) == bad
