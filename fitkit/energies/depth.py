@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fitkit.energies.base import PlainEnergy, Residuals
+from fitkit.energies.masks import covis_depth
 from fitkit.energies.supervision import label
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import sample
@@ -118,24 +119,13 @@ def warp(state: DepthState, observations: Observations, tolerance_mm: float = 10
     model = state.depth if labels is None or labels.prior_depth is None else labels.prior_depth
     with torch.no_grad():
         model = model.to(state.depth)
-        there = carry(back_project(model[i], camera_i), pose_i, pose_j)
-        at, ahead = camera_j.project(there)
-        surface, within = nearest(model[j], at)
-        seen = (model[i].flatten(1) > 0) & (surface > 0) & ahead & within & ((there[..., 2] - surface).abs() < tolerance_mm)
+        seen = covis_depth(model[i], camera_i, pose_i, model[j], camera_j, pose_j, tolerance_mm)[:, 0].flatten(1) > 0
         # All four pixels that a colour is read from must show the surface.
         mask = observations.mask.to(seen.device)
         readable = sample((mask & (model > 0))[j][:, None].to(state.depth), pixels)[0][..., 0] > 0.999
         usable = mask[i].flatten(1) & readable
     valid = seen & usable & inside & in_front & (state.depth[i].flatten(1) > 0)
     return Warp(i, j, colors.transpose(1, 2).reshape(len(i), 3, H, W), pixels, moved[..., 2], valid)
-
-
-def nearest(maps: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Values of maps [P, H, W] at the pixels [P, N, 2] nearest to these places; inside [P, N]."""
-    P, H, W = maps.shape
-    x, y = torch.nan_to_num(pixels, nan=-9.0).round().clamp(-9, max(H, W) + 9).long().unbind(-1)
-    inside = (x >= 0) & (y >= 0) & (x < W) & (y < H)
-    return maps.flatten(1).gather(1, y.clamp(0, H - 1) * W + x.clamp(0, W - 1)), inside
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from fitkit.observe.sampling import erode
 from fitkit.render.rasterizer import Fragments, clip_vertices, interpolate, rasterize
 from fitkit.render.visibility import seen_by_depth
 from fitkit.scene.camera import Camera
+from fitkit.scene.depth_state import back_project, carry, pixel_grid
 from fitkit.scene.pose import Pose
 
 Side = Literal["left", "right"]  # of the subject: 'left' holds points 8-16 and 22-26 of the 68
@@ -118,7 +119,7 @@ def covis_lmk(points: Tensor, covered: Tensor, side: Side, band: float = 0.1) ->
         across = _turned(down, points[:, 16] - points[:, 0])  # to the subject's left
         s, t = ((line - top[:, None]) * down[:, None]).sum(-1), ((line - top[:, None]) * across[:, None]).sum(-1)
         s = s.cummax(1).values  # a nose that points down keeps the line a function of s
-        place = _pixels(covered) - top[:, None]  # [B, H W, 2]
+        place = pixel_grid(covered.shape[-2:], top)[None] - top[:, None]  # [B, H W, 2]
         ps, pt = (place * down[:, None]).sum(-1), (place * across[:, None]).sum(-1)
         middle = _piecewise(ps, s, t)
         width = ((points - top[:, None]) * across[:, None]).sum(-1)
@@ -154,7 +155,7 @@ def covis_bbox(points: Tensor, face: Tensor, side: Side, pad: float = 3.0, level
         ridge = p[:, list(RIDGE), 0]
         top, bottom = p[:, list(brow), 1].amin(1) - pad, p[:, list(jaw), 1].amax(1) + pad
         low, high = (around[..., 0].amin(1), ridge.amax(1)) if side == "right" else (ridge.amin(1), around[..., 0].amax(1))
-        x, y = turned(_pixels(face)).unbind(-1)
+        x, y = turned(pixel_grid(face.shape[-2:], points)[None]).unbind(-1)
         inside = (x >= low[:, None] - pad) & (x <= high[:, None] + pad) & (y >= top[:, None]) & (y <= bottom[:, None])
         return (inside.reshape(face.shape).to(points.dtype) * face.to(points.dtype))[:, None]
 
@@ -173,18 +174,14 @@ def covis_depth(depth_a: Tensor, camera_a: Camera, pose_a: Pose, depth_b: Tensor
     """
     with torch.no_grad():
         G, H, W = depth_a.shape
-        z = depth_a.reshape(G, -1)
-        away = (_pixels(depth_a) - camera_a.principal[:, None]) / camera_a.focal[:, None, None]
-        away = away / torch.stack([torch.ones_like(camera_a.aspect), camera_a.aspect], -1)[:, None]
-        reach = z if camera_a.kind == "perspective" else torch.full_like(z, camera_a.REFERENCE_DEPTH)
-        in_a = torch.cat([away * reach[..., None], z[..., None]], -1)
-        in_b = pose_b.apply((in_a - pose_a.translation[:, None]) @ pose_a.rotation)
+        z = depth_a.flatten(1)
+        in_b = carry(back_project(depth_a, camera_a), pose_a, pose_b)
         pixels, in_front = camera_b.project(in_b)
         h, w = depth_b.shape[1:]
         place = torch.nan_to_num(pixels.round(), nan=-1.0).clamp(-1, max(h, w)).long()
         x, y = place.unbind(-1)
         inside = (x >= 0) & (y >= 0) & (x < w) & (y < h)
-        there = depth_b.reshape(G, -1).gather(1, y.clamp(0, h - 1) * w + x.clamp(0, w - 1))
+        there = depth_b.flatten(1).gather(1, y.clamp(0, h - 1) * w + x.clamp(0, w - 1))
         keep = (z > 0) & in_front & inside & (there > 0) & ((in_b[..., 2] - there).abs() < tolerance_mm)
         return keep.reshape(G, 1, H, W).to(depth_a.dtype)
 
@@ -248,14 +245,6 @@ def union(*masks: Tensor) -> Tensor:
 def _check_side(side: str) -> None:
     if side not in HALF:
         raise InputError(f"side of the face: expected left or right (the subject's), got '{side}'")
-
-
-def _pixels(maps: Tensor) -> Tensor:
-    """Pixel centres of maps [B, H, W] as [B, H W, 2] (x, y)."""
-    B, H, W = maps.shape
-    y, x = torch.meshgrid(torch.arange(H, device=maps.device), torch.arange(W, device=maps.device), indexing="ij")
-    grid = torch.stack([x, y], -1).reshape(1, -1, 2)
-    return grid.to(maps.dtype if maps.is_floating_point() else torch.get_default_dtype()).expand(B, -1, -1)
 
 
 def _turned(down: Tensor, towards: Tensor) -> Tensor:
