@@ -136,22 +136,24 @@ def vertex_sigma(model: FaceModel, vertices: Tensor, covariance: Tensor, floor_m
     see `aligned_normal_rows`.
     """
     rows = aligned_normal_rows(model, vertices)
-    variance = ((rows @ covariance.to(rows)) * rows).sum(1)
-    return (variance.clamp_min(0) + floor_mm ** 2).sqrt()
+    values, vectors = torch.linalg.eigh(covariance.double())
+    root = vectors * values.clamp_min(0).sqrt()
+    return ((rows @ root.to(rows)).square().sum(1) + floor_mm ** 2).sqrt()
 
 
 def aligned_normal_rows(model: FaceModel, vertices: Tensor) -> Tensor:
     """[V, K_id] mm per unit coefficient: motion of each vertex of the mesh [V, 3] along its normal, less the similarity that
     best undoes the motion along the normals of the narrow face (the linear form of a point-to-plane alignment)."""
     normal = vertex_normals(vertices[None], model.triangles)[0]
-    rows = torch.einsum("vck,vc->vk", model.rows[..., :model.num_identity], normal).double()
+    K = model.num_identity
+    rows = sum(model.rows[:, c, :K] * normal[:, c, None] for c in range(3))
     normal = normal.double()
     arm = (vertices - vertices[model.face].mean(0)).double() / 100  # in 100 mm, so that the seven columns are alike
     gauge = torch.cat([normal, torch.linalg.cross(arm, normal), (arm * normal).sum(-1, keepdim=True)], 1)
     inside = gauge[model.face]
     # A shape that lets the surface slide along itself (a sphere turns, a plane shifts) leaves directions without a say.
-    weights = torch.linalg.pinv(inside.T @ inside, rtol=1e-9, hermitian=True) @ (inside.T @ rows[model.face])
-    return rows - gauge @ weights
+    weights = torch.linalg.pinv(inside.T @ inside, rtol=1e-9, hermitian=True) @ (inside.T @ rows[model.face].double())
+    return rows - (gauge @ weights).to(rows)
 
 
 def summary(bars: ErrorBars | None, model: FaceModel) -> dict[str, Any] | None:

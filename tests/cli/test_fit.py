@@ -53,7 +53,7 @@ def test_notes_go_to_stderr(start, anna):
     (anna / "notes.md").write_text("text")
     process = start("fit", anna, "--recipe", "landmarks")
     stdout, stderr = process.communicate()
-    assert process.returncode == 0 and stdout.startswith("status     ok\n") and len(stdout.splitlines()) == 5
+    assert process.returncode == 0 and stdout.startswith("status     ok\n") and len(stdout.splitlines()) == 6
     assert stderr == "note: ignored, not images or files of an image: notes.md\n"  # and no progress bar: not a terminal
 
 
