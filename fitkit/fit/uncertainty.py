@@ -30,8 +30,8 @@ class Calibration:
     floor_mm: float
 
 
-# Chosen on four of the eight people of the benchmark (multiview_00, multiview_02, lighting_00, expression_00) and checked on
-# the others, see docs/results.md; they are members of 'ict', so its floor holds the linearization only. 'generic' fits a scan
+# Chosen by four of the eight people of the benchmark (multiview_00, multiview_02, lighting_00, expression_00), shares of the
+# others in docs/results.md; they are members of 'ict', so its floor holds the linearization only. 'generic' fits a scan
 # of them to 0.41 mm (mean distance, 0.5 mm as a standard deviation); in photos the same misfit also misleads the rest.
 CALIBRATION = {"ict": Calibration(1.0, 0.1), "generic": Calibration(1.0, 0.75)}
 UNKNOWN_MODEL = CALIBRATION["generic"]  # a model nobody has calibrated is taken to be no better than the shipped one
