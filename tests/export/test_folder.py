@@ -262,7 +262,10 @@ class TestWholeOrNotAtAll:
     def test_ctrl_c_in_the_main_thread(self, result, tmp_path, monkeypatch):
         """A real interrupt arrives where the main thread waits for the writers."""
         import _thread
+        import signal
 
+        # A process that a shell started in the background ignores interrupts.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         started = threading.Event()
         draw = folder.draw_overlay
 
@@ -273,8 +276,11 @@ class TestWholeOrNotAtAll:
             return draw(*args)
 
         monkeypatch.setattr(folder, "draw_overlay", slow)
-        with pytest.raises(KeyboardInterrupt):
-            write_result(result, tmp_path / "out")
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                write_result(result, tmp_path / "out")
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert started.is_set() and files(tmp_path) == []
 
     def test_a_failed_overwrite_leaves_the_old_result(self, result, tmp_path, monkeypatch):
