@@ -13,7 +13,7 @@ from fitkit.energies.flow_correspondence import FlowOptions
 from fitkit.energies.flow_magnitude import FlowMagnitudeOptions
 from fitkit.errors import InputError
 from fitkit.io.options import apply_overrides, build, merge, read_yaml, unknown_key
-from fitkit.io.resources import recipe_path
+from fitkit.io.resources import find_recipe, recipe_path
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.flow import check_estimator
 from fitkit.scene.layout import BLOCKS
@@ -187,8 +187,7 @@ def load_recipe(name: str | os.PathLike = "multiview", overrides: Sequence[str] 
     Raises:
         InputError: no such recipe, unknown keys (with the nearest known one), wrong types.
     """
-    text = os.fspath(name)
-    path = Path(text) if text.endswith((".yaml", ".yml")) or os.sep in text else recipe_path("fit", text)
+    path = find_recipe("fit", name)
     data = _read(path, ())
     data = apply_overrides(merge(data, changes or {}), overrides)
     return parse_recipe(data, str(path.name))

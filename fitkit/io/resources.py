@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from importlib import resources
 from pathlib import Path
 
@@ -46,6 +47,12 @@ def recipe_path(kind: str, name: str) -> Path:
         raise InputError(f"recipe: no {kind} recipe {name!r}; " + (f"did you mean {near[0]!r}? " if near else "")
                          + f"there are: {', '.join(names) or 'none'}; or give the path of a .yaml file")
     return path
+
+
+def find_recipe(kind: str, name: str | os.PathLike) -> Path:
+    """A recipe file by path (it ends in .yaml or .yml, or has a folder), or a shipped one by name, see `recipe_path`."""
+    text = os.fspath(name)
+    return Path(text) if text.endswith((".yaml", ".yml")) or os.sep in text else recipe_path(kind, text)
 
 
 def recipe_names(kind: str) -> list[str]:

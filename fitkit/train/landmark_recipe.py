@@ -3,13 +3,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Sequence
 
 from fitkit.data.landmark_frames import Augmentation
 from fitkit.errors import InputError
 from fitkit.io.options import apply_overrides, build, read_yaml
-from fitkit.io.resources import recipe_path
+from fitkit.io.resources import find_recipe
 from fitkit.observe.landmarks.network import NetworkOptions
 
 
@@ -83,8 +82,7 @@ def load_landmark_training(name: str | os.PathLike = "landmarks", overrides: Seq
     Raises:
         InputError: no such recipe, unknown keys (with the nearest known one), wrong types, shares outside 0 to 1.
     """
-    text = os.fspath(name)
-    path = Path(text) if text.endswith((".yaml", ".yml")) or os.sep in text else recipe_path("train", text)
+    path = find_recipe("train", name)
     recipe = build(LandmarkTraining, apply_overrides(read_yaml(path), overrides), path.name)
     if not 0 <= recipe.frames.share <= 1:
         raise InputError(f"{path.name}: frames.share: expected 0 to 1, got {recipe.frames.share}")
