@@ -16,7 +16,7 @@ from fitkit.observe.flow.types import FlowEstimator
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import erode, gaussian_blur, sample
 from fitkit.render.cross_view import CrossViews
-from fitkit.scene.projection import project_head_points
+from fitkit.scene.projection import ProjectedPoints, project_head_points
 from fitkit.scene.state import SceneState
 
 
@@ -135,12 +135,8 @@ class FlowCorrespondence:
         m = self.matches
         h = self._hits(state)
         normal, direction, slope = h.normal, h.direction, h.slope
-        seen = project_head_points(h.head_b, state, m.view_b, derivatives=True)
+        seen, by_b, by_tangent, by_a = self._by_motion(state, h)
         rows = (h.weights[..., None, None] * self.model.rows[h.corner]).sum(2)  # [G, N, 3, K]
-        by_b = seen.by_head / self.sigma_px  # [G, N, 2, 3]
-        by_tangent = by_b @ h.stretch
-        slide = direction[..., :, None] * normal[..., None, :] / slope[..., None] - torch.eye(3, dtype=normal.dtype, device=normal.device)
-        by_a = by_tangent @ slide
         K = self.model.num_identity
         coefficient_b, coefficient_a = by_b @ rows, by_a @ rows
         columns_b = {"identity": coefficient_b[..., :K], "expression": coefficient_b[..., K:],
@@ -157,6 +153,24 @@ class FlowCorrespondence:
         on_surface = pull - direction * ((normal * pull).sum(-1, keepdim=True) / slope)
         columns_a["focal"] = by_tangent @ on_surface[..., None]
         return Linearization(self._residuals(seen.pixels, seen.in_front), (Slot(m.view_b, columns_b), Slot(m.view_a, columns_a)))
+
+    def linearize_surface(self, state: SceneState) -> tuple[Residuals, Tensor, Tensor]:
+        """Residuals, their derivatives [G, N, 2, 3, 3] by an offset of each corner of the triangle, in the head frame and the same in
+        both views, and the corners [G, N, 3] int64. See `linearize`."""
+        h = self._hits(state)
+        seen, by_b, _, by_a = self._by_motion(state, h)
+        by_corner = (by_b + by_a)[..., None, :] * h.weights[:, :, None, :, None]
+        return self._residuals(seen.pixels, seen.in_front), by_corner, h.corner
+
+    def _by_motion(self, state: SceneState, h: "_Hits") -> tuple[ProjectedPoints, Tensor, Tensor, Tensor]:
+        """head_b as view b sees it, and derivatives [G, N, 2, 3] of the residual by motion of the surface in view b, by motion along
+        the triangle of view a and by motion of the surface in view a."""
+        seen = project_head_points(h.head_b, state, self.matches.view_b, derivatives=True)
+        by_b = seen.by_head / self.sigma_px
+        by_tangent = by_b @ h.stretch
+        along = h.direction[..., :, None] * h.normal[..., None, :] / h.slope[..., None]
+        slide = along - torch.eye(3, dtype=along.dtype, device=along.device)
+        return seen, by_b, by_tangent, by_tangent @ slide
 
 
 @dataclass(frozen=True)
