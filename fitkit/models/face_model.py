@@ -80,7 +80,8 @@ class FaceModel:
     triangles [F, 3] int64, counter-clockwise seen from outside; landmarks: iBUG 68 embedding;
     region [V] int64 index into region_names; skin [V] bool: outer skin that image energies may use;
     face [V] bool: narrow face area for error reports; uv [T, 2] in [0, 1], v up, or None;
-    uv_triangles [F, 3] int64 rows parallel to `triangles`, or None; albedo_mean [V, 3] linear RGB, or None.
+    uv_triangles [F, 3] int64 rows parallel to `triangles`, or None; albedo_mean [V, 3] linear RGB, or None;
+    albedo_basis [K_al, V, 3] linear RGB per unit coefficient (standard-normal, as the identity), or None.
     """
 
     name: str
@@ -99,6 +100,7 @@ class FaceModel:
     albedo_mean: Tensor | None = None
     source: str = ""
     license: str = ""
+    albedo_basis: Tensor | None = None
 
     @property
     def num_vertices(self) -> int:
@@ -164,7 +166,7 @@ class FaceModel:
         tensors = {
             k: move(getattr(self, k))
             for k in ("mean", "identity_basis", "expression_basis", "triangles", "region", "skin", "face",
-                      "uv", "uv_triangles", "albedo_mean")
+                      "uv", "uv_triangles", "albedo_mean", "albedo_basis")
         }
         embedding = LandmarkEmbedding(
             self.landmarks.names, move(self.landmarks.triangle), move(self.landmarks.barycentric))

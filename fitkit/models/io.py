@@ -50,7 +50,7 @@ def load_model_file(path: str | os.PathLike) -> FaceModel:
         region=whole("region"), region_names=tuple(str(n) for n in arrays["region_names"]),
         skin=torch.from_numpy(arrays["skin"].astype(bool)), face=torch.from_numpy(arrays["face"].astype(bool)),
         uv=real("uv"), uv_triangles=whole("uv_triangles"), albedo_mean=real("albedo_mean"),
-        source=str(arrays.get("source", "")), license=str(arrays.get("license", "")))
+        source=str(arrays.get("source", "")), license=str(arrays.get("license", "")), albedo_basis=real("albedo_basis"))
     check_model(model, str(path))
     return model
 
@@ -64,6 +64,10 @@ def check_model(model: FaceModel, where: str) -> None:
         "landmark_barycentric": (model.landmarks.barycentric, (68, 3)), "landmark_triangles": (model.landmarks.triangle, (68,)),
         "region": (model.region, (V,)), "skin": (model.skin, (V,)), "face": (model.face, (V,)),
     }
+    if model.albedo_mean is not None:
+        wanted["albedo_mean"] = (model.albedo_mean, (V, 3))
+    if model.albedo_basis is not None:
+        wanted["albedo_basis"] = (model.albedo_basis, (len(model.albedo_basis), V, 3))
     for key, (value, shape) in wanted.items():
         if tuple(value.shape) != shape:
             raise InputError(f"{where}: {key}: expected shape {shape}, got {tuple(value.shape)}")
@@ -82,6 +86,8 @@ def check_model(model: FaceModel, where: str) -> None:
     if (model.uv is None) != (model.uv_triangles is None) or (
             model.uv_triangles is not None and model.uv_triangles.shape != model.triangles.shape):
         raise InputError(f"{where}: uv and uv_triangles must both be given, uv_triangles with one row per triangle")
+    if model.albedo_basis is not None and model.albedo_mean is None:
+        raise InputError(f"{where}: albedo_basis: expected albedo_mean with it, got none")
 
 
 def save_model_file(model: FaceModel, path: str | os.PathLike) -> Path:
@@ -98,7 +104,7 @@ def save_model_file(model: FaceModel, path: str | os.PathLike) -> Path:
         "region": model.region.numpy().astype(np.int8), "region_names": np.array(model.region_names),
         "skin": model.skin.numpy(), "face": model.face.numpy(),
     }
-    for key, dtype in (("uv", np.float32), ("uv_triangles", np.int32), ("albedo_mean", np.float32)):
+    for key, dtype in (("uv", np.float32), ("uv_triangles", np.int32), ("albedo_mean", np.float32), ("albedo_basis", np.float16)):
         if getattr(model, key) is not None:
             arrays[key] = getattr(model, key).numpy().astype(dtype)
     part = path.with_name(path.name + ".part")

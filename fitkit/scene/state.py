@@ -17,7 +17,8 @@ class SceneState:
 
     identity: [S, K_id] standard-normal coefficients; subject: [B] int64, row of `identity` that each frame shows;
     expression: [B, K_ex], 0 (off) to 1 (on); pose: camera_from_head; camera: intrinsics in pixels;
-    illumination: [B, 9, C] spherical-harmonics bands 0-2 in the head frame, C = 1 (grey) or 3.
+    illumination: [B, 9, C] spherical-harmonics bands 0-2 in the head frame, C = 1 (grey) or 3;
+    albedo: [S, K_al] standard-normal coefficients of the model's albedo basis, or None: not estimated.
     """
 
     identity: Tensor
@@ -26,6 +27,7 @@ class SceneState:
     pose: Pose
     camera: Camera
     illumination: Tensor
+    albedo: Tensor | None = None
 
     @property
     def num_views(self) -> int:
@@ -51,4 +53,4 @@ class SceneState:
             Pose(move(self.pose.rotation), move(self.pose.translation)),
             replace(self.camera, focal=move(self.camera.focal), principal=move(self.camera.principal),
                     aspect=move(self.camera.aspect)),
-            move(self.illumination))
+            move(self.illumination), None if self.albedo is None else move(self.albedo))

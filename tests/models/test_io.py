@@ -29,6 +29,22 @@ def test_optional_parts_may_be_missing(tmp_path):
     assert loaded.uv is None and loaded.uv_triangles is None and loaded.albedo_mean is None
 
 
+def test_albedo_basis(tmp_path):
+    basis = 0.03 * torch.randn(4, 315, 3, generator=torch.Generator().manual_seed(0))
+    model = replace(tiny_model(), albedo_basis=basis)
+    path = save_model_file(model, tmp_path / "m.npz")
+    torch.testing.assert_close(load_model_file(path).albedo_basis, basis, rtol=1e-3, atol=1e-5)  # half precision
+    assert model.to(dtype=torch.float64).albedo_basis.dtype == torch.float64
+    with np.load(path) as data:
+        arrays = {k: data[k] for k in data.files}
+    np.savez(path, **{**arrays, "albedo_basis": basis[:, :9].numpy()})
+    with pytest.raises(InputError, match=r"albedo_basis: expected shape \(4, 315, 3\), got \(4, 9, 3\)"):
+        load_model_file(path)
+    np.savez(path, **{k: v for k, v in arrays.items() if k != "albedo_mean"})
+    with pytest.raises(InputError, match="albedo_basis: expected albedo_mean with it, got none"):
+        load_model_file(path)
+
+
 @pytest.mark.parametrize("change, message", [
     ({"format": "other"}, "not a fitkit model file"),
     ({"version": 99}, "model file version 99, this fitkit reads up to 1; update fitkit"),

@@ -24,4 +24,5 @@ def test_two_people_in_three_frames():
 def test_other_precision():
     state = tiny_state(tiny_model(), views=2).to(dtype=torch.float64)
     assert {t.dtype for t in (state.identity, state.expression, state.pose.rotation, state.camera.focal, state.illumination)} == {torch.float64}
-    assert state.subject.dtype == torch.int64
+    assert state.subject.dtype == torch.int64 and state.albedo is None
+    assert state.replace(albedo=torch.zeros(1, 4)).to(dtype=torch.float64).albedo.dtype == torch.float64
