@@ -16,8 +16,8 @@ from fitkit.models.face_model import FaceModel
 from fitkit.observe.flow.consistency import consistent
 from fitkit.observe.flow.types import DifferentiableFlow, Flow, FlowEstimator
 from fitkit.observe.observations import Observations
-from fitkit.observe.sampling import erode, gaussian_blur, sample
-from fitkit.render.cross_view import CrossViews
+from fitkit.observe.sampling import erode, gaussian_blur
+from fitkit.render.cross_view import SharedPixels
 from fitkit.scene.state import SceneState
 
 
@@ -59,17 +59,6 @@ STRICT: dict[str, FlowMagnitudeOptions] = {
 
 
 @dataclass(frozen=True)
-class _Frozen:
-    """pairs: (a, b) each; triangle: [B, h, w] of all views; place: of each pair the pixels of view b that view a sees, [N] flat;
-    weight: [G, h * w] of the residuals, 0 where not valid, G = pairs x directions."""
-
-    pairs: tuple[tuple[int, int], ...]
-    triangle: Tensor
-    place: tuple[Tensor, ...]
-    weight: Tensor
-
-
-@dataclass(frozen=True)
 class FlowMagnitude:
     """flow_mag: w / sigma for the flow w between photo b and I_{a->b}, [G, h * w, 2], G = pairs of views x directions.
 
@@ -87,7 +76,8 @@ class FlowMagnitude:
     options: FlowMagnitudeOptions
     estimator: DifferentiableFlow
     photos: FlowImages
-    frozen: _Frozen | None = None
+    shared: SharedPixels | None = None  # set by freeze
+    weight: Tensor | None = None  # [G, h * w] of the residuals, 0 where not valid, set by freeze
 
     name = "flow_mag"
     reduction = "mean"
@@ -108,29 +98,14 @@ class FlowMagnitude:
         with torch.no_grad():
             o, photos = self.options, self.photos
             h, w = photos.images.shape[-2:]
-            a, b = (v.tolist() for v in neighbor_pairs(state, o.neighbors))
-            pairs = tuple(zip(a + b, b + a))
-            if not pairs:
-                raise InputError(f"energy 'flow_mag' compares views of one person: expected at least 2 and neighbors >= 1, "
-                                 f"got {state.num_views} view(s) and neighbors {o.neighbors}; give its stage min_views: 2")
-            views = CrossViews.of(self.model, state, (h, w), photos.reduction)
-            triangle = views.fragments.triangle
-            skin = self.model.skin[self.model.triangles].all(1)
-            usable = views.fragments.covered & (photos.mask[:, 0] > 0.999) & skin[triangle.clamp_min(0)]
-            places, angles = [], photos.images.new_zeros(len(pairs), h * w)
-            for g, (a, b) in enumerate(pairs):
-                place = usable[b].reshape(-1).nonzero().squeeze(1)
-                mask, inside = sample(photos.mask[a][None], views.pixels(a, b, place)[None])
-                seen, angle = views.seen(a, b, place, o.depth_tolerance_mm)
-                keep = seen & inside[0] & (mask[0, :, 0] > 0.999) & (angle > o.min_cosine)
-                places.append(place[keep])
-                angles[g, place[keep]] = angle[keep]
+            shared = SharedPixels.of(self.model, state, photos.mask, photos.reduction, both_ways(state, o.neighbors, self.name),
+                                     o.depth_tolerance_mm, o.min_cosine)
+            angles = shared.angle
             weight = angles if o.angle else (angles > 0).to(angles)
             if o.rim > 0:
                 weight = weight * (erode((angles > 0).to(angles).reshape(-1, 1, h, w), o.rim).reshape(-1, h * w) > 0)
-            frozen = _Frozen(pairs, triangle, tuple(places), weight)
             if o.consistent:
-                forward, backward = (Flow(f, torch.isfinite(f).all(1)) for f in self._flows(state, frozen, ("forward", "backward")))
+                forward, backward = (Flow(f, torch.isfinite(f).all(1)) for f in self._flows(state, shared, ("forward", "backward")))
                 good = {"forward": consistent(forward, backward), "backward": consistent(backward, forward)}
                 weight = torch.cat([weight * good[d].reshape(-1, h * w) for d in self._directions()])
             else:
@@ -139,62 +114,75 @@ class FlowMagnitude:
             # Weights of every pair sum to the same, so the mean over all pixels is the mean over the pairs of their means.
             total = weight.sum(1, keepdim=True)
             weight = torch.where(enough, weight / total.clamp_min(1e-12), 0)
-            return replace(self, frozen=replace(frozen, weight=weight / weight.max().clamp_min(1e-12)))
+            return replace(self, shared=shared, weight=weight / weight.max().clamp_min(1e-12))
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
-        if self.frozen is None:
+        if self.shared is None:
             raise InputError("energy 'flow_mag': freeze it at a state first, as Objective.freeze does")
         h, w = self.photos.images.shape[-2:]
         unit = self.options.sigma_px * max(h, w) / 224.0
-        flows = torch.cat(self._flows(state, self.frozen, self._directions()))
-        return Residuals(flows.flatten(2).transpose(1, 2) / unit, self.frozen.weight > 0, self.frozen.weight)
+        flows = torch.cat(self._flows(state, self.shared, self._directions()))
+        return Residuals(flows.flatten(2).transpose(1, 2) / unit, self.weight > 0, self.weight)
 
     def _directions(self) -> tuple[str, ...]:
         return ("forward", "backward") if self.options.directions == "both" else (self.options.directions,)
 
-    def _flows(self, state: SceneState, frozen: _Frozen, directions: tuple[str, ...]) -> list[Tensor]:
+    def _flows(self, state: SceneState, shared: SharedPixels, directions: tuple[str, ...]) -> list[Tensor]:
         """Flow of all pairs, [G, 2, h, w] px, for each direction."""
-        rendering, photo = self.images(state, frozen)
+        rendering, photo = self.images(state, shared)
         return [self.estimator.displacement(photo, rendering) if d == "forward" else self.estimator.displacement(rendering, photo)
                 for d in directions]
 
-    def images(self, state: SceneState, frozen: _Frozen | None = None) -> tuple[Tensor, Tensor]:
+    def images(self, state: SceneState, shared: SharedPixels | None = None) -> tuple[Tensor, Tensor]:
         """What the network sees: view a's colours at view b and photo b, both filled where a sees nothing, [pairs, C, h, w]."""
-        frozen = frozen or self.frozen
+        shared = shared or self.shared
         images, fill = self.photos.images, self.options.fill
-        C, h, w = images.shape[1:]
-        views = CrossViews.of(self.model, state, (h, w), self.photos.reduction, frozen.triangle)
-        renderings, photos = [], []
-        for (a, b), place in zip(frozen.pairs, frozen.place):
-            photo = images[b].reshape(C, -1)
-            base = photo
-            if fill != "photo":
-                base = self._texture(images) if fill == "texture" else torch.zeros_like(photo)
-            value, _ = sample(images[a][None], views.pixels(a, b, place)[None])
-            renderings.append(base.index_put((torch.arange(C, device=images.device)[:, None], place[None]), value[0].T))
-            if fill in ("texture", "black"):
-                seen = torch.zeros(h * w, dtype=torch.bool, device=images.device)
-                seen[place] = True
-                photo = torch.where(seen, photo, base)
-            photos.append(photo)
-        return torch.stack(renderings).reshape(-1, C, h, w), torch.stack(photos).reshape(-1, C, h, w)
+        photo = images[[b for _, b in shared.pairs]]
+        base = photo
+        if fill != "photo":
+            base = (self._texture(images) if fill == "texture" else torch.zeros_like(images[0])).expand_as(photo)
+        if fill in ("texture", "black"):
+            photo = torch.where(shared.seen[:, None], photo, base)
+        return shared.render(self.model, state, images, base), photo
 
     def _texture(self, images: Tensor) -> Tensor:
-        """Fixed smooth noise [C, h * w] in [0, 1], waves of about 12 px."""
+        """Fixed smooth noise [C, h, w] in [0, 1], waves of about 12 px."""
         generator = torch.Generator().manual_seed(self.options.seed)
         noise = gaussian_blur(torch.randn(1, *images.shape[1:], generator=generator), 2.0)
-        return (0.5 + 0.2 * noise / noise.std()).clamp(0, 1).to(images).flatten(2)[0]
+        return (0.5 + 0.2 * noise / noise.std()).clamp(0, 1).to(images)[0]
+
+
+def both_ways(state: SceneState, neighbors: int, energy: str) -> tuple[tuple[int, int], ...]:
+    """Ordered pairs (a, b) of neighbouring views of one person, both ways.
+
+    Raises:
+        InputError: there are none; it names the energy.
+    """
+    a, b = (v.tolist() for v in neighbor_pairs(state, neighbors))
+    if not a:
+        raise InputError(f"energy '{energy}' compares views of one person: expected at least 2 and neighbors >= 1, "
+                         f"got {state.num_views} view(s) and neighbors {neighbors}; give its stage min_views: 2")
+    return tuple(zip(a + b, b + a))
 
 
 def flow_photos(observations: Observations, options: FlowMagnitudeOptions) -> FlowImages:
     """The photos in colour at the flow's size, or grey and contrast-normalized; grey 0.5 outside the mask."""
-    # A network looks far around each pixel: what lies beyond the mask must not be there at all.
-    observations = replace(observations, images=torch.where(observations.mask[:, None], observations.images, 0.5))
     if options.normalize > 0:
-        return FlowImages.of(observations, FlowOptions(size=options.size, normalize=options.normalize))
+        return FlowImages.of(_blanked(observations), FlowOptions(size=options.size, normalize=options.normalize))
+    return resized_photos(observations, options.size)
+
+
+def resized_photos(observations: Observations, size: int) -> FlowImages:
+    """The photos in colour with `size` pixels on the longer side; grey 0.5 outside the mask."""
+    observations = _blanked(observations)
     H, W = observations.size
-    reduction = max(H, W) / options.size
-    size = (round(H / reduction), round(W / reduction))
+    reduction = max(H, W) / size
+    shape = (round(H / reduction), round(W / reduction))
     mode = "area" if reduction > 1 else "bilinear"
-    mask = F.interpolate(observations.mask[:, None].to(observations.images), size=size, mode="area")
-    return FlowImages(F.interpolate(observations.images, size=size, mode=mode), mask, reduction)
+    mask = F.interpolate(observations.mask[:, None].to(observations.images), size=shape, mode="area")
+    return FlowImages(F.interpolate(observations.images, size=shape, mode=mode), mask, reduction)
+
+
+def _blanked(observations: Observations) -> Observations:
+    # A network looks far around each pixel: what lies beyond the mask must not be there at all.
+    return replace(observations, images=torch.where(observations.mask[:, None], observations.images, 0.5))

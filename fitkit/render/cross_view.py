@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from fitkit.geometry.normals import vertex_normals
 from fitkit.models.face_model import FaceModel
+from fitkit.observe.sampling import sample
 from fitkit.render.rasterizer import Fragments, barycentrics, clip_vertices, rasterize
 from fitkit.render.visibility import seen_by_depth
 from fitkit.scene.state import SceneState
@@ -66,3 +68,61 @@ class CrossViews:
         corner = self.triangles[self.fragments.triangle[b].reshape(-1)[place]]
         weights = self.fragments.barycentric[b].reshape(-1, 3)[place, :, None]
         return (self.attributes[a][corner] * weights).sum(1)
+
+
+@dataclass(frozen=True)
+class SharedPixels:
+    """The pixels of view b that show surface which view a sees, for P ordered pairs (a, b) of views. Constant.
+
+    triangle: [B, h, w] int64 of all views; place: of each pair, [N] int64 flat index into view b; angle: [P, h * w] the smaller of
+    both cosines of the viewing angles there, 0 elsewhere; reduction: as in CrossViews.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    triangle: Tensor
+    place: tuple[Tensor, ...]
+    angle: Tensor
+    reduction: float
+
+    @staticmethod
+    def of(model: FaceModel, state: SceneState, mask: Tensor, reduction: float, pairs: Sequence[tuple[int, int]],
+           tolerance_mm: float = 3.5, min_cosine: float = 0.25) -> "SharedPixels":
+        """Skin that lies inside the masks [B, 1, h, w] of both views, is not hidden in view a and does not turn away."""
+        with torch.no_grad():
+            h, w = mask.shape[-2:]
+            views = CrossViews.of(model, state, (h, w), reduction)
+            triangle = views.fragments.triangle
+            skin = model.skin[model.triangles].all(1)
+            usable = views.fragments.covered & (mask[:, 0] > 0.999) & skin[triangle.clamp_min(0)]
+            places, angles = [], mask.new_zeros(len(pairs), h * w)
+            for g, (a, b) in enumerate(pairs):
+                place = usable[b].reshape(-1).nonzero().squeeze(1)
+                inner, inside = sample(mask[a][None], views.pixels(a, b, place)[None])
+                seen, angle = views.seen(a, b, place, tolerance_mm)
+                keep = seen & inside[0] & (inner[0, :, 0] > 0.999) & (angle > min_cosine)
+                places.append(place[keep])
+                angles[g, place[keep]] = angle[keep].to(angles)
+            return SharedPixels(tuple(pairs), triangle, tuple(places), angles, reduction)
+
+    @property
+    def seen(self) -> Tensor:
+        """[P, h, w] bool."""
+        return (self.angle > 0).reshape(-1, *self.triangle.shape[1:])
+
+    def render(self, model: FaceModel, state: SceneState, images: Tensor, base: Tensor) -> Tensor:
+        """I_{a->b} of each pair: view a's colours where it sees the surface behind the pixel of view b, `base` elsewhere.
+
+        Args:
+            images: [B, C, h, w]; base: [P, C, h, w].
+        Returns:
+            [P, C, h, w], differentiable in the state: through the sampling of photo a and the plane of the triangle behind each
+            pixel. Which pixels are seen stays fixed.
+        """
+        C, h, w = images.shape[1:]
+        views = CrossViews.of(model, state, (h, w), self.reduction, self.triangle)
+        channel = torch.arange(C, device=images.device)[:, None]
+        out = []
+        for (a, b), place, under in zip(self.pairs, self.place, base):
+            value, _ = sample(images[a][None], views.pixels(a, b, place)[None])
+            out.append(under.reshape(C, -1).index_put((channel, place[None]), value[0].T.to(under)))
+        return torch.stack(out).reshape(-1, C, h, w)

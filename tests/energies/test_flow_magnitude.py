@@ -104,7 +104,7 @@ def test_direction_and_sign(direction, sign):
     off = state.replace(camera=camera)
     frozen = energy.freeze(off, obs)
     r = frozen.residuals(off, obs)
-    into = [g for g, (a, b) in enumerate(frozen.frozen.pairs) if b == 1]
+    into = [g for g, (a, b) in enumerate(frozen.shared.pairs) if b == 1]
     assert len(r.value) == 2 and len(into) == 1
     flow = r.value[into[0]][r.valid[into[0]]] * energy.options.sigma_px * SIZE / 224
     torch.testing.assert_close(flow.median(0).values, torch.tensor([1.0 * sign, 0], dtype=torch.float64), atol=0.25, rtol=0)  # one step
@@ -129,9 +129,9 @@ def test_fill(fill):
     frozen = energy.freeze(state, obs)
     rendering, photo = frozen.images(state)
     assert rendering.shape == photo.shape == (2, 3, SIZE, SIZE)
-    for g, (a, b) in enumerate(frozen.frozen.pairs):
+    for g, (a, b) in enumerate(frozen.shared.pairs):
         seen = torch.zeros(SIZE * SIZE, dtype=torch.bool)
-        seen[frozen.frozen.place[g]] = True
+        seen[frozen.shared.place[g]] = True
         seen = seen.reshape(SIZE, SIZE)
         assert 1000 < int(seen.sum()) < 0.7 * SIZE * SIZE
         assert torch.equal(photo[g][:, seen], obs.images[b][:, seen])
@@ -154,8 +154,8 @@ def test_the_other_views_colours_only():
     energy, obs = energy_of(state, replace(OPTIONS, consistent=False), images)
     at = moved(state)
     frozen = energy.freeze(at, obs)
-    into = frozen.frozen.pairs.index((0, 1))
-    place = frozen.frozen.place[into]
+    into = frozen.shared.pairs.index((0, 1))
+    place = frozen.shared.place[into]
     changed = images.clone()
     changed[1] = 1 - changed[1]
     other = energy_of(state, replace(OPTIONS, consistent=False), changed)[0].freeze(at, obs)
@@ -243,7 +243,7 @@ def test_weights_are_constant():
     energy, obs = energy_of(state)
     identity = state.identity.clone().requires_grad_()
     frozen = energy.freeze(state.replace(identity=identity), obs)
-    assert not frozen.frozen.weight.requires_grad and frozen.frozen.weight.shape == (4, SIZE * SIZE)
+    assert not frozen.weight.requires_grad and frozen.weight.shape == (4, SIZE * SIZE)
 
 
 def test_what_lies_beyond_the_mask_has_no_influence():
@@ -283,7 +283,7 @@ def test_too_few_pixels_do_not_count():
     mask[0, 44:48, 44:48] = True
     energy, obs = energy_of(state, replace(PLAIN, min_pixels=500), None, mask)
     r = energy.freeze(state, obs).residuals(state, obs)
-    assert 0 < max(len(p) for p in energy.freeze(state, obs).frozen.place) < 92  # 500 px of a 224-pixel crop are 92 here
+    assert 0 < max(len(p) for p in energy.freeze(state, obs).shared.place) < 92  # 500 px of a 224-pixel crop are 92 here
     assert not bool(r.valid.any())
 
 
@@ -337,7 +337,7 @@ def test_people_are_not_compared_with_each_other():
     state = truth(views=3)
     state = state.replace(identity=state.identity.expand(2, -1).clone(), subject=torch.tensor([0, 1, 0]))
     energy, obs = energy_of(state)
-    assert set(energy.freeze(state, obs).frozen.pairs) == {(0, 2), (2, 0)}
+    assert set(energy.freeze(state, obs).shared.pairs) == {(0, 2), (2, 0)}
 
 
 def test_a_real_network(tmp_path):
