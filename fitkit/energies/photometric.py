@@ -77,19 +77,13 @@ class CrossViewPhotometric:
         triangle, barycentric = sample_skin(model, max(options.points, 1), options.seed)
         mask = observations.mask[:, None]
         images = torch.where(mask, observations.linear_luminance, 0.2)  # whatever lies beyond the mask has no influence
-        mask = mask.to(images)
-        for _ in range(options.level):
-            images, mask = halve(images), halve(mask)
-        images = gaussian_blur(images, options.blur)
-        # Blurring and bilinear sampling mix in pixels beyond the mask: keep only what lies well inside.
-        reach = blur_radius(options.blur) + 1
-        inside = erode(mask, reach)
+        images, inside = pyramid_level(images, mask, options.level, options.blur)
         log_images = torch.log(images + options.floor)
-        trust = (images / (images + 3 * options.floor)) ** 2 * (images < 0.98) * (inside > 0.999)
+        trust = (images / (images + 3 * options.floor)) ** 2 * (images < 0.98) * inside
         return CrossViewPhotometric(model, options, triangle, barycentric, model.at(triangle, barycentric), log_images, trust)
 
     def _to_level(self, pixels: Tensor) -> Tensor:
-        return (pixels + 0.5) / 2 ** self.options.level - 0.5
+        return at_level(pixels, self.options.level)
 
     def freeze(self, state: SceneState, observations: Observations) -> "CrossViewPhotometric":
         vertices = state.vertices(self.model)
@@ -99,23 +93,15 @@ class CrossViewPhotometric:
 
     def _at_pixels(self, state: SceneState, vertices: Tensor) -> "CrossViewPhotometric":
         """The same energy at the surface points behind the pixels of this pyramid level."""
-        reduction = 2.0 ** self.options.level
-        camera = state.camera.scaled(torch.full_like(state.camera.focal, 1 / reduction),
-                                     torch.full_like(state.camera.principal, (reduction - 1) / 2))
-        fragments = rasterize(clip_vertices(camera, state.pose.apply(vertices)), self.model.triangles, self.log_images.shape[-2:])
-        skin = self.model.skin[self.model.triangles].all(1)
-        hit = fragments.covered & skin[fragments.triangle.clamp_min(0)] & (self.trust_images[:, 0] > 0)
-        triangle, barycentric = fragments.triangle[hit], fragments.barycentric[hit]
+        triangle, barycentric, _ = pixel_points(self.model, state, vertices, self.trust_images[:, 0] > 0, self.options.level)
         return replace(self, triangle=triangle, barycentric=barycentric, basis=self.model.at(triangle, barycentric))
 
     def _freeze(self, state: SceneState, observations: Observations, vertices: Tensor) -> "CrossViewPhotometric":
-        reduction = max(observations.size) / self.options.depth_size
-        maps = depth_maps(vertices, self.model.triangles, state, observations.size, reduction)
         seen = project_points(self.basis, state)
-        visible = seen_by_depth(seen.pixels, seen.camera[..., 2], maps, reduction, self.options.depth_tolerance_mm)
+        visible = unhidden(self.model, vertices, seen, state, observations.size, self.options.depth_size, self.options.depth_tolerance_mm)
         normal, cosine = viewing_cosine(self.model, self.triangle, self.barycentric, vertices, seen.head, state)
         trust, inside = sample(self.trust_images, self._to_level(seen.pixels))
-        trust = trust[..., 0] * cosine.clamp_min(0) * (visible & inside & seen.in_front & (cosine > self.options.min_cosine))
+        trust = trust[..., 0] * cosine.clamp_min(0) * (visible & inside & (cosine > self.options.min_cosine))
         trust = trust * ((trust > 0.02).sum(0) >= 2) * (trust > 0.02)
         frozen = replace(self, shading=sh_basis(normal), share=trust / trust.sum(0).clamp_min(1e-12), trust=trust, gain=None, bias=None)
         if self.options.exposure != "none":
@@ -232,6 +218,54 @@ class CrossViewPhotometric:
         return light
 
 
+def pyramid_level(images: Tensor, mask: Tensor, level: int, blur: float) -> tuple[Tensor, Tensor]:
+    """A blurred pyramid level and where it can be read.
+
+    Args:
+        images: [B, C, H, W]; mask: [B, 1, H, W] bool; level: how often both are halved; blur: sigma in pixels of the level.
+    Returns:
+        images [B, C, h, w]; [B, 1, h, w] bool: bilinear samples there hold nothing from beyond the mask.
+    """
+    mask = mask.to(images)
+    for _ in range(level):
+        images, mask = halve(images), halve(mask)
+    # Blurring and bilinear sampling mix in pixels beyond the mask: keep only what lies well inside.
+    return gaussian_blur(images, blur), erode(mask, blur_radius(blur) + 1) > 0.999
+
+
+def at_level(pixels: Tensor, level: int) -> Tensor:
+    """Pixels of the crop -> pixels of the pyramid level."""
+    return (pixels + 0.5) / 2 ** level - 0.5
+
+
+def pixel_points(model: FaceModel, state: SceneState, vertices: Tensor, usable: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The skin points behind the pixels of a pyramid level.
+
+    Args:
+        vertices: [B, V, 3] mm, head frame; usable: [B, h, w] bool, pixels of the level that may count.
+    Returns:
+        triangle [N] int64, barycentric [N, 3], view [N] int64 whose pixel shows the point.
+    """
+    reduction = 2.0 ** level
+    camera = state.camera.scaled(torch.full_like(state.camera.focal, 1 / reduction),
+                                 torch.full_like(state.camera.principal, (reduction - 1) / 2))
+    fragments = rasterize(clip_vertices(camera, state.pose.apply(vertices)), model.triangles, usable.shape[-2:])
+    skin = model.skin[model.triangles].all(1)
+    hit = fragments.covered & skin[fragments.triangle.clamp_min(0)] & usable
+    return fragments.triangle[hit], fragments.barycentric[hit], hit.nonzero()[:, 0]
+
+
+def unhidden(model: FaceModel, vertices: Tensor, seen: ProjectedPoints, state: SceneState, size: tuple[int, int], depth_size: int,
+             tolerance_mm: float) -> Tensor:
+    """Points in front of the cameras that no other surface hides, [B, N] bool.
+
+    vertices: [B, V, 3] mm, head frame; size: (H, W) of the crops; depth_size: side of the z-buffer in pixels.
+    """
+    reduction = max(size) / depth_size
+    maps = depth_maps(vertices, model.triangles, state, size, reduction)
+    return seen_by_depth(seen.pixels, seen.camera[..., 2], maps, reduction, tolerance_mm) & seen.in_front
+
+
 def pixel_columns(by_pixel: Tensor, seen: ProjectedPoints, basis: PointBasis | MeshPoints) -> dict[str, Tensor]:
     """Chain d value / d pixel [B, N, D, 2] to identity, expression, pose and focal length."""
     columns = motion_columns(by_pixel @ seen.by_head, seen.head, basis.rows, basis.num_identity)
@@ -248,13 +282,18 @@ def viewing_cosine(model: FaceModel, triangle: Tensor, barycentric: Tensor, vert
     Returns:
         normal [B, N, 3], cosine [B, N]; positive: the surface faces the camera.
     """
-    normals = vertex_normals(vertices, model.triangles)[:, model.triangles[triangle]]
-    normal = F.normalize((barycentric[None, :, :, None] * normals).sum(2), dim=-1)
+    normal = point_normals(model, triangle, barycentric, vertices)
     if state.camera.kind == "orthographic":
         ray = -state.pose.rotation[:, 2][:, None].expand_as(head)
     else:
         ray = F.normalize(state.pose.centers()[:, None] - head, dim=-1)
     return normal, (normal * ray).sum(-1)
+
+
+def point_normals(model: FaceModel, triangle: Tensor, barycentric: Tensor, vertices: Tensor) -> Tensor:
+    """Smooth unit normals of surface points: the vertex normals of `vertices` [B, V, 3], interpolated, [B, N, 3]."""
+    normals = vertex_normals(vertices, model.triangles)[:, model.triangles[triangle]]
+    return F.normalize((barycentric[None, :, :, None] * normals).sum(2), dim=-1)
 
 
 def sample_skin(model: FaceModel, count: int, seed: int) -> tuple[Tensor, Tensor]:
