@@ -11,8 +11,10 @@ from fitkit.fit.result import FitResult
 from fitkit.geometry.rotation import so3_exp
 from fitkit.io.subject import Subject, View
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
+from fitkit.observe.flow.types import Flow
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
+from fitkit.observe.sampling import gaussian_blur
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
@@ -195,6 +197,48 @@ def observe(model: FaceModel, state: SceneState, size: int = 160, images: torch.
     marks = Landmarks(points, torch.ones(views, 68, dtype=dtype), torch.ones(views, 68, dtype=torch.bool), torch.ones(views, 68, dtype=dtype), jaw)
     images = torch.full((views, 3, size, size), 0.5, dtype=dtype) if images is None else images
     return Observations(images, marks, torch.ones(views, size, size, dtype=torch.bool), torch.ones(views, dtype=dtype), torch.zeros(views, 2, dtype=dtype))
+
+
+def skin_pattern(place: torch.Tensor) -> torch.Tensor:
+    """Smooth grey noise on the skin as a function of the place on the mean head [..., 3] mm: waves of 12 to 40 mm."""
+    gen = torch.Generator().manual_seed(4)
+    total = 0.0
+    for _ in range(14):
+        direction = torch.nn.functional.normalize(torch.randn(3, generator=gen), dim=0).to(place)
+        length, phase = 12 + 28 * float(torch.rand((), generator=gen)), 6.28 * float(torch.rand((), generator=gen))
+        total = total + torch.sin((place @ direction) * (6.2832 / length) + phase)
+    return 0.5 + 0.07 * total
+
+
+def photograph(model: FaceModel, state: SceneState, size: int, tint: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> torch.Tensor:
+    """Unlit pictures [B, 3, size, size] of a person painted with `skin_pattern`, before grey 0.4."""
+    from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
+
+    fragments = rasterize(clip_vertices(state.camera, state.pose.apply(state.vertices(model))), model.triangles, (size, size))
+    grey = torch.where(fragments.covered, skin_pattern(interpolate(fragments, model.triangles, model.mean[None])), 0.4).clamp(0, 1)
+    return (grey[:, None] * torch.tensor(tint)[:, None, None]).contiguous()
+
+
+class LucasKanade:
+    """A differentiable stand-in for a flow network: one step of windowed least squares, exact for small shifts."""
+
+    name = "lucas_kanade"
+
+    def __init__(self, window=3.0):
+        self.window = window
+
+    def displacement(self, source, target):
+        a, b = source.mean(1, keepdim=True), target.mean(1, keepdim=True)
+        mean = torch.nn.functional.pad((a + b) / 2, (1, 1, 1, 1), mode="replicate")
+        x, y = (mean[..., 1:-1, 2:] - mean[..., 1:-1, :-2]) / 2, (mean[..., 2:, 1:-1] - mean[..., :-2, 1:-1]) / 2
+        moments = gaussian_blur(torch.cat([x * x, x * y, y * y, x * (a - b), y * (a - b)], 1), self.window)
+        xx, xy, yy, xd, yd = moments.unbind(1)
+        xx, yy = xx + 1e-5, yy + 1e-5
+        return torch.stack([yy * xd - xy * yd, xx * yd - xy * xd], 1) / (xx * yy - xy * xy)[:, None]
+
+    def estimate(self, source, target):
+        flow = self.displacement(source, target).detach()
+        return Flow(flow, torch.isfinite(flow).all(1))
 
 
 def face_points(center, size, turn=0.0):

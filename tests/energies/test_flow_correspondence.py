@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from derivatives import check_everything
-from helpers import observe, tiny_model, tiny_state
+from helpers import observe, photograph, tiny_model, tiny_state
 
 from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowImages, FlowOptions, Matches, normalize_contrast, view_pairs
 from fitkit.energies.kernels import Kernel
@@ -154,23 +154,6 @@ def test_pairs_are_neighbours_in_yaw_both_ways():
     assert set(view_pairs(shuffled, 1)) == expected and len(view_pairs(shuffled, 1)) == 6
     assert len(set(view_pairs(shuffled, 3))) == 12
     assert view_pairs(tiny_state(MODEL, 1), 1) == []
-
-
-def pattern(place):
-    """Smooth grey noise on the skin as a function of the place on the mean head [..., 3] mm: waves of 12 to 40 mm."""
-    gen = torch.Generator().manual_seed(4)
-    total = 0.0
-    for _ in range(14):
-        direction = torch.nn.functional.normalize(torch.randn(3, generator=gen), dim=0).to(place)
-        length, phase = 12 + 28 * float(torch.rand((), generator=gen)), 6.28 * float(torch.rand((), generator=gen))
-        total = total + torch.sin((place @ direction) * (6.2832 / length) + phase)
-    return 0.5 + 0.07 * total
-
-
-def photograph(model, state, size):
-    fragments = rasterize(clip_vertices(state.camera, state.pose.apply(state.vertices(model))), model.triangles, (size, size))
-    grey = torch.where(fragments.covered, pattern(interpolate(fragments, model.triangles, model.mean[None])), 0.4)
-    return grey.clamp(0, 1)[:, None].expand(-1, 3, -1, -1).contiguous()
 
 
 def test_contrast_is_normalized_locally():

@@ -1,9 +1,9 @@
 from dataclasses import replace
 
+import helpers
 import pytest
 import torch
-from helpers import observe, tiny_model, tiny_state
-from test_flow_correspondence import pattern
+from helpers import LucasKanade, observe, tiny_model, tiny_state
 
 from fitkit.energies.flow_magnitude import STRICT, FlowMagnitude, FlowMagnitudeOptions
 from fitkit.energies.kernels import Kernel
@@ -11,9 +11,7 @@ from fitkit.energies.landmarks import LandmarkReprojection
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
 from fitkit.errors import InputError
 from fitkit.observe.flow import make_flow_estimator
-from fitkit.observe.flow.types import DifferentiableFlow, Flow
-from fitkit.observe.sampling import gaussian_blur
-from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
+from fitkit.observe.flow.types import DifferentiableFlow
 from fitkit.scene.camera import KINDS
 from fitkit.scene.layout import ParameterLayout, retract
 from fitkit.solvers.first_order import AdamOptions, adam
@@ -25,32 +23,8 @@ OPTIONS = FlowMagnitudeOptions(size=SIZE, rim=3)
 PLAIN = replace(OPTIONS, consistent=False, angle=False, rim=0)
 
 
-class LucasKanade:
-    """A differentiable stand-in for a flow network: one step of windowed least squares, exact for small shifts."""
-
-    name = "lucas_kanade"
-
-    def __init__(self, window=3.0):
-        self.window = window
-
-    def displacement(self, source, target):
-        a, b = source.mean(1, keepdim=True), target.mean(1, keepdim=True)
-        mean = torch.nn.functional.pad((a + b) / 2, (1, 1, 1, 1), mode="replicate")
-        x, y = (mean[..., 1:-1, 2:] - mean[..., 1:-1, :-2]) / 2, (mean[..., 2:, 1:-1] - mean[..., :-2, 1:-1]) / 2
-        moments = gaussian_blur(torch.cat([x * x, x * y, y * y, x * (a - b), y * (a - b)], 1), self.window)
-        xx, xy, yy, xd, yd = moments.unbind(1)
-        xx, yy = xx + 1e-5, yy + 1e-5
-        return torch.stack([yy * xd - xy * yd, xx * yd - xy * xd], 1) / (xx * yy - xy * xy)[:, None]
-
-    def estimate(self, source, target):
-        flow = self.displacement(source, target).detach()
-        return Flow(flow, torch.isfinite(flow).all(1))
-
-
 def photograph(state, size=SIZE):
-    fragments = rasterize(clip_vertices(state.camera, state.pose.apply(state.vertices(MODEL))), MODEL.triangles, (size, size))
-    grey = torch.where(fragments.covered, pattern(interpolate(fragments, MODEL.triangles, MODEL.mean[None])), 0.4).clamp(0, 1)
-    return (grey[:, None] * torch.tensor([1.0, 0.9, 0.8])[:, None, None]).contiguous()
+    return helpers.photograph(MODEL, state, size, (1.0, 0.9, 0.8))
 
 
 def truth(kind="perspective", views=2, size=SIZE):
