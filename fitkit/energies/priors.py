@@ -1,4 +1,4 @@
-"""Priors: coefficients (E23), focal length, light."""
+"""Priors: coefficients (E23, E24), focal length, light."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -81,6 +81,36 @@ class ExpressionPrior(PlainEnergy):
         b = self._rows(state)
         columns = torch.diag_embed(self._inverse(b))[:, :, None]
         return Linearization(self.residuals(state, observations), (Slot(all_views(state)[:len(b)], {"expression": columns}),))
+
+
+@dataclass(frozen=True)
+class MeanCoefficientPrior(PlainEnergy):
+    """prior_l1: a and b / sigma, each divided among its own coefficients, [B, K_id + K_ex, 1] (E24).
+
+    With kernel 'l1' of radius e and weight 1 / e the cost is mean |a| + expression * mean |b / sigma|, smoothed,
+    |x| = sqrt(x^2 + e^2) - e: means over people and coefficients, and over frames and coefficients. A person counts once
+    however many frames show it. The same as IdentityPrior and ExpressionPrior with that kernel, each over its number of coefficients.
+    Source: PGN eq. 12, which prints sums; the factor of its second sum cannot be read with certainty, 1/2 is the likely one.
+    """
+
+    sigma: float = 0.3
+    expression: float = 0.5
+    name = "prior_l1"
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        a, b = state.identity[state.subject], state.expression / self.sigma
+        views = torch.arange(len(b), device=b.device)
+        first = views == torch.stack([(state.subject == s).nonzero()[0, 0] for s in state.subject])
+        weights = (torch.full_like(a, 1 / state.identity.numel()), torch.full_like(b, self.expression / b.numel()))
+        valid = torch.cat([first[:, None].expand_as(a), torch.ones_like(b, dtype=torch.bool)], 1)
+        return Residuals(torch.cat([a, b], 1)[..., None], valid, torch.cat(weights, 1))
+
+    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
+        B, K, L = len(state.expression), state.identity.shape[1], state.expression.shape[1]
+        by_both = _eye(K + L, state.identity) * torch.cat([state.identity.new_ones(K), state.identity.new_full((L,), 1 / self.sigma)])
+        columns = by_both[None, :, None].expand(B, -1, -1, -1)
+        return Linearization(self.residuals(state, observations),
+                             (Slot(all_views(state), {"identity": columns[..., :K], "expression": columns[..., K:]}),))
 
 
 @dataclass(frozen=True)

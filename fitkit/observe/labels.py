@@ -15,7 +15,9 @@ class Labels:
     state: the scene, of a fit or of a renderer; identity_sigma: [S, K_id] standard deviation of its identity (0 or None: exact);
     vertices: [B, V, 3] mm, camera frame; points3d: [B, N, 3] mm in any frame of each frame's own, NaN = not known;
     depth: [B, H, W] mm along the camera's axis, 0 = no surface; prior_depth: the same of a fitted face model;
-    person: [B] int64, equal numbers are one person; moment: [B] int64, equal numbers are one instant of one person.
+    person: [B] int64, equal numbers are one person; moment: [B] int64, equal numbers are one instant of one person;
+    parse: [B, H, W] int64, the part of the face that each pixel shows, in the classes of the parser that made it;
+    parse_valid: [B, H, W] bool, where it is known (None: everywhere).
     """
 
     state: SceneState | None = None
@@ -26,3 +28,5 @@ class Labels:
     prior_depth: Tensor | None = None
     person: Tensor | None = None
     moment: Tensor | None = None
+    parse: Tensor | None = None
+    parse_valid: Tensor | None = None

@@ -8,7 +8,7 @@ from helpers import observe, tiny_model, tiny_state
 
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.objective import Objective, Term
-from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, LightPrior
+from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, LightPrior, MeanCoefficientPrior
 from fitkit.scene.layout import ParameterLayout, retract
 
 MODEL = tiny_model(dtype=torch.float64)
@@ -18,9 +18,10 @@ OBS = observe(MODEL, STATE)
 FOCAL = FocalPrior(STATE.camera.focal * torch.tensor([1.1, 0.8, 1.0], dtype=torch.float64), torch.tensor([0.05, 0.4, 0.1], dtype=torch.float64),
                    torch.tensor([True, False, True]))
 PRIORS = [IdentityPrior(), ExpressionPrior(), ExpressionPrior(0.2, 0.05), ExpressionPrior(0.2, 0.05, group_radius=0.5).freeze(STATE, OBS), FOCAL, LightPrior(STATE.illumination + 0.3)]
+MEAN = MeanCoefficientPrior(0.2)
 
 
-@pytest.mark.parametrize("energy", PRIORS, ids=lambda e: e.name)
+@pytest.mark.parametrize("energy", [*PRIORS, MEAN], ids=lambda e: e.name)
 def test_derivatives(energy):
     check_everything(energy, STATE, OBS)
 
@@ -85,6 +86,20 @@ def test_every_person_of_a_batch_counts():
     two = STATE.replace(identity=torch.cat([STATE.identity, 2 * STATE.identity]), subject=torch.tensor([0, 1, 1]))
     cost = [float(Objective([Term(IdentityPrior())]).cost(s, OBS)[0]) for s in (STATE, two)]
     assert cost[1] == pytest.approx(5 * cost[0])
+
+
+def test_prior_l1_is_the_printed_formula():
+    e = 0.01
+    kernel = Kernel("l1", e)
+    two = STATE.replace(identity=torch.cat([STATE.identity, 2 * STATE.identity]), subject=torch.tensor([0, 1, 1]))
+    for state in (STATE, two):
+        a, b = state.identity, state.expression / 0.2
+        ours = float(Objective([Term(MEAN, 1 / e, kernel)]).cost(state, OBS)[0])
+        printed = float(kernel.published(a.square()).mean() + 0.5 * kernel.published(b.square()).mean())
+        assert ours == pytest.approx(printed - 1.5 * e) and printed == pytest.approx(float(a.abs().mean() + 0.5 * b.abs().mean()), rel=0.01)
+        parts = Objective([Term(IdentityPrior(), 1 / (e * a.numel()), kernel), Term(ExpressionPrior(0.2, 0.2), 0.5 / (e * b.numel()), kernel)])
+        assert ours == pytest.approx(float(parts.cost(state, OBS)[0]))
+    assert int(MEAN.residuals(two, OBS).valid.sum()) == two.identity.numel() + two.expression.numel()
 
 
 def test_weight_and_kernel_of_a_term():

@@ -1,0 +1,97 @@
+"""Distance of network features between a photo and the other view's colours rendered into it (E6)."""
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fitkit.energies.base import Residuals
+from fitkit.energies.flow_correspondence import FlowImages
+from fitkit.energies.flow_magnitude import both_ways, resized_photos
+from fitkit.errors import InputError
+from fitkit.models.face_model import FaceModel
+from fitkit.observe.observations import Observations
+from fitkit.render.cross_view import SharedPixels
+from fitkit.scene.state import SceneState
+
+
+def frozen_network(network: torch.nn.Module) -> torch.nn.Module:
+    """A copy whose weights are constant, in evaluation mode; the caller's own network can go on learning.
+
+    The graph to its input is kept when it is called.
+    """
+    return deepcopy(network).eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class FeatureOptions:
+    """size: side of the images the network sees; neighbors: each view is paired with this many next views of the same person in
+    the order of their yaw, both ways; min_pixels: pairs that share fewer for a 224-pixel crop do not count;
+    min_cosine, depth_tolerance_mm: visibility."""
+
+    size: int = 224
+    neighbors: int = 1
+    min_pixels: int = 64
+    min_cosine: float = 0.25
+    depth_tolerance_mm: float = 3.5
+
+
+@dataclass(frozen=True)
+class SemanticFeatures:
+    """sem_feat: phi(I_b) / |phi(I_b)| - phi(I_{a->b}) / |phi(I_{a->b})|, [G, 1, K], G ordered pairs of views of one person.
+
+    Half the squared length is 1 - cos(phi(I_b), phi(I_{a->b})), so with kernel 'sq' the cost is the printed formula, mean over the
+    pairs. I_{a->b} shows view a's colours where a sees the surface and photo b elsewhere, so that only the face differs. The
+    gradient goes to shape, poses and cameras, through the frozen network and the sampling of photo a; photo b is constant.
+    Weak and smooth. Derivatives of a network's features by all parameters cost a pass for each of them, so there is no
+    `linearize`. Visibility is fixed by `freeze`, which comes first.
+    Source: PGN eq. 11, whose phi is its own encoder, frozen; a face recognition network asks for the same person.
+    """
+
+    model: FaceModel
+    options: FeatureOptions
+    network: torch.nn.Module
+    photos: FlowImages
+    shared: SharedPixels | None = None  # set by freeze
+
+    name = "sem_feat"
+    reduction = "mean"
+
+    @staticmethod
+    def prepare(model: FaceModel, observations: Observations, network: torch.nn.Module,
+                options: FeatureOptions = FeatureOptions()) -> SemanticFeatures:
+        """The photos at the network's size, and a frozen copy of it.
+
+        network: images [G, 3, h, w], sRGB in [0, 1], -> features [G, K]; what else it wants done to its input is its own part.
+        """
+        return SemanticFeatures(model, options, frozen_network(network), resized_photos(observations, options.size))
+
+    def freeze(self, state: SceneState, observations: Observations) -> SemanticFeatures:
+        o, photos = self.options, self.photos
+        pairs = both_ways(state, o.neighbors, self.name)
+        return replace(self, shared=SharedPixels.of(self.model, state, photos.mask, photos.reduction, pairs, o.depth_tolerance_mm, o.min_cosine))
+
+    def images(self, state: SceneState) -> tuple[Tensor, Tensor]:
+        """What the network compares: view a's colours over photo b, and photo b, [G, 3, h, w]."""
+        photo = self.photos.images[[b for _, b in self.shared.pairs]]
+        return self.shared.render(self.model, state, self.photos.images, photo), photo
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        if self.shared is None:
+            raise InputError("energy 'sem_feat': freeze it at a state first, as Objective.freeze does")
+        rendering, photo = self.images(state)
+        with torch.no_grad():
+            wanted = self._direction(photo)
+        count = (self.shared.angle > 0).sum(1, keepdim=True)
+        enough = count >= max(1.0, self.options.min_pixels * (max(rendering.shape[-2:]) / 224) ** 2)
+        return Residuals((wanted - self._direction(rendering))[:, None], enough)
+
+    def _direction(self, images: Tensor) -> Tensor:
+        features = self.network(images)
+        if features.ndim != 2 or len(features) != len(images):
+            raise InputError(f"energy 'sem_feat': expected a network that gives features [{len(images)}, K] for {len(images)} images, "
+                             f"got {list(features.shape)}; pool or flatten them in the network")
+        return F.normalize(features, dim=1)

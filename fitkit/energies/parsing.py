@@ -1,0 +1,126 @@
+"""What a face parser sees in the model's rendering against what it sees in the photo (E8)."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Callable, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fitkit.energies.base import Residuals
+from fitkit.energies.features import frozen_network
+from fitkit.energies.flow_correspondence import FlowImages
+from fitkit.energies.flow_magnitude import resized_photos
+from fitkit.energies.supervision import label
+from fitkit.errors import InputError
+from fitkit.models.face_model import FaceModel
+from fitkit.observe.observations import Observations
+from fitkit.render.lit import Lit, render_lit
+from fitkit.scene.state import SceneState
+
+# (state with cameras of the picture, (H, W), fixed triangle map [B, H, W] or None) -> the face in the picture, differentiable.
+Renderer = Callable[[SceneState, tuple[int, int], Tensor | None], Lit]
+
+FLOOR = 1e-12  # cross entropy below which its root counts as 0
+
+
+@dataclass(frozen=True)
+class ParseOptions:
+    """size: side of the images the parser sees; target: 'photo' the parser's own answer to the photo, its likeliest class,
+    'labels' `labels.parse`, in the parser's classes; region: pixels that count, 'image' all of them, 'face' those the rendering
+    covers when frozen."""
+
+    size: int = 224
+    target: Literal["photo", "labels"] = "photo"
+    region: Literal["image", "face"] = "image"
+
+
+@dataclass(frozen=True)
+class ParsedRendering:
+    """mask_parse: sqrt(2 CE) at each pixel, [B, h * w, 1], CE = cross entropy of parser(rendering over the photo) with parse(photo).
+
+    A cross entropy is no square; its root is taken so that with kernel 'sq' the cost is the mean of CE over the pixels and
+    views, exactly, and so is the gradient. The root has an infinite derivative at 0: a pixel whose CE is below 1e-12 counts as 0
+    without a gradient, which differs by that much. Other kernels would bend CE, not a distance. There is no `linearize`.
+    The rendering is the model's albedo under the state's light (`render_lit`), or `renderer`. The graph is kept through parser and
+    rendering, so the energy teaches shape, pose, light and albedo. Outside of the rendering the parser sees the photo, and
+    grey in both where the mask hides it. At the truth the energy is the parser's own doubt about the picture, not 0.
+    Visibility and targets are fixed by `freeze`, which comes first.
+    Source: DF-MVR eq. 3, 10 classes (printed for two); its public code cuts the graph before the parser.
+    """
+
+    model: FaceModel
+    options: ParseOptions
+    parser: torch.nn.Module
+    photos: FlowImages
+    renderer: Renderer
+    triangle: Tensor | None = None  # [B, h, w] int64, set by freeze
+    target: Tensor | None = None  # [B, h, w] int64, set by freeze
+    valid: Tensor | None = None  # [B, h, w] bool, set by freeze
+
+    name = "mask_parse"
+    reduction = "mean"
+
+    @staticmethod
+    def prepare(model: FaceModel, observations: Observations, parser: torch.nn.Module, options: ParseOptions = ParseOptions(),
+                albedo: Tensor | None = None, renderer: Renderer | None = None) -> ParsedRendering:
+        """The photos at the parser's size, and a frozen copy of it.
+
+        Args:
+            parser: images [B, 3, h, w], sRGB in [0, 1], -> logits [B, C, h, w]; what else it wants done to its input is its own part.
+            albedo: [V, 3] or [B, V, 3] linear RGB, None: the model's under the state's coefficients; renderer: instead of `render_lit`.
+        """
+        draw = renderer or (lambda state, size, triangle: render_lit(model, state, size, albedo, triangle))
+        return ParsedRendering(model, options, frozen_network(parser), resized_photos(observations, options.size), draw)
+
+    def freeze(self, state: SceneState, observations: Observations) -> ParsedRendering:
+        with torch.no_grad():
+            lit = self._draw(state, None)
+            mask = self.photos.mask[:, 0] > 0.999
+            valid = mask if self.options.region == "image" else mask & lit.covered
+            if self.options.target == "photo":
+                target = self._logits(self.photos.images).argmax(1)
+            else:
+                target, known = self._labels(observations)
+                valid = valid & known
+            return replace(self, triangle=lit.triangle, target=target, valid=valid)
+
+    def image(self, state: SceneState) -> Tensor:
+        """What the parser sees, [B, 3, h, w]."""
+        return self._draw(state, self.triangle).over(self.photos.images, self.photos.mask[:, 0] > 0.999)
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        if self.target is None:
+            raise InputError("energy 'mask_parse': freeze it at a state first, as Objective.freeze does")
+        logits = self._logits(self.image(state))
+        target = torch.where(self.valid, self.target, 0)
+        if int(target.max()) >= logits.shape[1] or int(target.min()) < 0:
+            raise InputError(f"energy 'mask_parse': expected labels 0 to {logits.shape[1] - 1}, the classes of the parser, "
+                             f"got {int(target.min())} to {int(target.max())}")
+        twice = 2 * F.cross_entropy(logits, target, reduction="none")
+        counts = twice > FLOOR
+        root = torch.where(counts, torch.where(counts, twice, 1.0).sqrt(), 0.0)
+        return Residuals(root.flatten(1)[..., None], self.valid.flatten(1))
+
+    def _draw(self, state: SceneState, triangle: Tensor | None) -> Lit:
+        reduction = self.photos.reduction
+        camera = state.camera.scaled(torch.full_like(state.camera.focal, 1 / reduction),
+                                     torch.full_like(state.camera.principal, (reduction - 1) / 2))
+        return self.renderer(state.replace(camera=camera), self.photos.images.shape[-2:], triangle)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        logits = self.parser(images)
+        if logits.ndim != 4 or logits.shape[0] != len(images) or logits.shape[2:] != images.shape[2:]:
+            raise InputError(f"energy 'mask_parse': expected a parser that gives [{len(images)}, C, {images.shape[2]}, {images.shape[3]}], "
+                             f"got {list(logits.shape)}")
+        return logits
+
+    def _labels(self, observations: Observations) -> tuple[Tensor, Tensor]:
+        """The labelled part at the nearest pixel, [B, h, w], and where it is known."""
+        parse = label(observations, "parse", self.name)
+        known = observations.labels.parse_valid
+        known = torch.ones_like(parse, dtype=torch.bool) if known is None else known
+        both = torch.stack([parse, known.to(parse)], 1).to(torch.float32)
+        both = F.interpolate(both, size=self.photos.images.shape[-2:], mode="nearest-exact").to(self.photos.images.device)
+        return both[:, 0].long(), both[:, 1] > 0
