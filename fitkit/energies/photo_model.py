@@ -1,0 +1,450 @@
+"""Photos against the model's own albedo under the state's light (E7)."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fitkit.energies.base import Linearization, Residuals, Slot, all_views
+from fitkit.energies.masks import weight_parse
+from fitkit.energies.photometric import (at_level, pixel_columns, pixel_points, point_normals, pyramid_level, sample_skin, unhidden,
+                                         viewing_cosine)
+from fitkit.errors import InputError
+from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
+from fitkit.geometry.normals import triangle_normals
+from fitkit.geometry.spherical_harmonics import Y1, Y2, Y20, Y22, sh_basis
+from fitkit.models.face_model import FaceModel, MeshPoints, PointBasis
+from fitkit.observe.observations import Observations, halve
+from fitkit.observe.sampling import sample, sample_with_gradient
+from fitkit.render.texture import default_albedo
+from fitkit.scene.projection import project_points
+from fitkit.scene.state import SceneState
+
+LUMINANCE = (0.2126, 0.7152, 0.0722)  # Rec. 709
+
+
+@dataclass(frozen=True)
+class ModelPhotometricOptions:
+    """level, blur, min_cosine, depth_tolerance_mm, depth_size, seed: see PhotometricOptions;
+    points: surface samples, each counting in every view that sees it; 0 = the surface at every covered skin pixel, each in its
+    own view, taken anew by each freeze; sigma: linear intensity (with color 'srgb': code in 0..1);
+    light: channels of the first estimate of the light; the state's own light may have 1 or 3;
+    normals: 'moving' shape changes the shading, 'frozen' only where the points are seen;
+    albedo: 'mean' the model's mean albedo times one colour of the person, 'points' that and a deviation at every point that two
+    views see, 'basis' the model's albedo basis, 'auto' the basis if the model has one, else 'points';
+    albedo_sigma: standard deviation of that deviation, linear intensity;
+    color: 'linear', or 'srgb': photos and albedo as codes, as most papers do;
+    angle: weight by the cosine of the viewing angle; parse: weights of a face parse, where one is given;
+    equal_views: the mean over the views of their means, a view with less than min_pixels pixels of a 224-pixel crop left out."""
+
+    level: int = 0
+    points: int = 1500
+    sigma: float = 0.03
+    blur: float = 0.7
+    light: Literal["grey", "rgb"] = "rgb"
+    normals: Literal["moving", "frozen"] = "moving"
+    albedo: Literal["auto", "mean", "points", "basis"] = "auto"
+    albedo_sigma: float = 0.03
+    color: Literal["linear", "srgb"] = "linear"
+    angle: bool = True
+    parse: Literal["dfmvr", "pgn"] = "dfmvr"
+    equal_views: bool = False
+    min_pixels: int = 64
+    min_cosine: float = 0.2
+    depth_tolerance_mm: float = 3.5
+    depth_size: int = 224
+    seed: int = 0
+
+
+# What the paper states, without our weights: codes, every pixel that rendering and photo share, the mean over the views of
+# sum d |r| / sum d with the weights d of a face parse (give it to `prepare`; without it d = 1). The kernel, given with the
+# Term: 'l2n'. The release turns all shading normals by the right view's rotation; here each view has its own.
+STRICT: dict[str, ModelPhotometricOptions] = {
+    "dfmvr": ModelPhotometricOptions(points=0, blur=0.0, sigma=1.0, albedo="basis", color="srgb", angle=False, equal_views=True,
+                                     min_cosine=-1.0),
+}
+
+
+@dataclass(frozen=True)
+class ModelPhotometric:
+    """photo_model: (I_v(u_v) - A(p) * (H(n_p) . light_v)) / sigma in RGB at N surface points, [B, N, 3].
+
+    I is the photo, A the albedo, H the spherical harmonics of the normal in the head frame, light_v the state's illumination,
+    with 9 x 3 numbers or 9 x 1 (grey). The prediction is linear in albedo and light; it may fall below 0 where the harmonics do.
+    Means over the valid points. Visibility, weights and, unless they are taken from the state, the albedo are fixed by `freeze`:
+
+    - With an albedo basis A = mean + coefficients . basis. Coefficients in the state carry gradient (training); without them
+      `freeze` solves for them by least squares under their Gaussian prior.
+    - Without one A is the mean albedo times one RGB factor of the person (least squares), which takes up the gauge between light
+      and albedo as well, plus, at points that two views see, a deviation with the Gaussian prior `albedo_sigma`, the same
+      in all views. One view cannot tell albedo from shading, so there the mean albedo with that factor is all there is.
+      Models without a mean albedo take `default_albedo`: one skin colour of luminance 0.31.
+
+    All solves are weighted least squares with the robust weights of a Cauchy kernel. What neither albedo nor nine harmonics
+    show (cast shadows, highlights, beards) is left to the Term's kernel.
+    Gauss-Newton takes the columns of motion, light and, with `normals` 'moving', of the smooth normals.
+    Source: DF-MVR eq. 2 with the light of its release; the closed-form albedo is ours. See STRICT.
+    """
+
+    model: FaceModel
+    options: ModelPhotometricOptions
+    triangle: Tensor  # [N] int64
+    barycentric: Tensor  # [N, 3]
+    basis: PointBasis | MeshPoints
+    images: Tensor  # [B, 3, h, w] of the pyramid level, linear or codes
+    trust_images: Tensor  # [B, 1, h, w] in [0, 1], 0 outside the usable mask
+    albedo: Tensor | None = None  # [S, N, 3], set by freeze; None with coefficients of the state
+    normal: Tensor | None = None  # [B, N, 3], set by freeze with normals 'frozen'
+    trust: Tensor | None = None  # [B, N], set by freeze
+
+    name = "photo_model"
+    reduction = "mean"
+
+    @staticmethod
+    def prepare(model: FaceModel, observations: Observations, options: ModelPhotometricOptions,
+                labels: Tensor | None = None) -> "ModelPhotometric":
+        """Sample points on the skin of the model and build the pyramid level.
+
+        labels: [B, H, W] int64, a face parse of the crops, index into `masks.PARSE`; None: all pixels weigh the same.
+
+        Raises:
+            InputError: albedo 'basis' and a model without one; labels of another size.
+        """
+        if options.albedo == "basis" and model.albedo_basis is None:
+            raise InputError(f"energy 'photo_model': face model '{model.name}' has no albedo basis; use albedo: auto")
+        mask = observations.mask[:, None]
+        colors = observations.images if options.color == "srgb" else linear_from_srgb(observations.images)
+        images, inside = pyramid_level(torch.where(mask, colors, 0.2), mask, options.level, options.blur)
+        trust = inside.to(images)
+        if options.angle:  # clipped channels say only 'at least'; strict recipes take them as they are
+            trust = trust * (images < 0.98).all(1, keepdim=True)
+        if labels is not None:
+            if labels.shape != observations.mask.shape:
+                raise InputError(f"energy 'photo_model': expected a face parse {list(observations.mask.shape)}, got {list(labels.shape)}")
+            weight = weight_parse(labels, mask.to(images), options.parse)
+            for _ in range(options.level):
+                weight = halve(weight)
+            trust = trust * weight / weight.amax().clamp_min(1e-12)
+        triangle, barycentric = sample_skin(model, max(options.points, 1), options.seed)
+        return ModelPhotometric(model, options, triangle, barycentric, model.at(triangle, barycentric), images, trust)
+
+    # ---- what freeze fixes ----
+
+    def freeze(self, state: SceneState, observations: Observations) -> "ModelPhotometric":
+        with torch.no_grad():
+            vertices = state.vertices(self.model)
+            if self.options.points > 0:
+                return self._freeze(state, observations, vertices)
+            triangle, barycentric, view = pixel_points(self.model, state, vertices, self.trust_images[:, 0] > 0, self.options.level)
+            own = all_views(state)[:, None] == view
+            at = replace(self, triangle=triangle, barycentric=barycentric, basis=MeshPoints(self.model, triangle, barycentric))
+            return at._freeze(state, observations, vertices, own)
+
+    def _freeze(self, state: SceneState, observations: Observations, vertices: Tensor, own: Tensor | None = None) -> "ModelPhotometric":
+        o = self.options
+        seen = project_points(self.basis, state)
+        normal, cosine = viewing_cosine(self.model, self.triangle, self.barycentric, vertices, seen.head, state)
+        trust, inside = sample(self.trust_images, at_level(seen.pixels, o.level))
+        keep = inside & (cosine > o.min_cosine)
+        if own is None:
+            visible = unhidden(self.model, vertices, seen, state, observations.size, o.depth_size, o.depth_tolerance_mm)
+            keep = keep & visible
+        else:
+            keep = keep & own & seen.in_front
+        trust = trust[..., 0] * keep * (cosine.clamp_min(0) if o.angle else 1.0)
+        trust = trust * (trust > 0.02)
+        if o.equal_views:
+            unit = (max(self.images.shape[-2:]) / 224) ** 2
+            enough = (trust > 0).sum(1, keepdim=True) >= (o.min_pixels * unit if own is not None else 1)
+            trust = torch.where(enough, trust / trust.sum(1, keepdim=True).clamp_min(1e-12), 0)
+            trust = trust / trust.amax().clamp_min(1e-12)
+        frozen = replace(self, trust=trust, normal=normal if o.normals == "frozen" else None, albedo=None)
+        if frozen._from_basis and state.albedo is not None:
+            return frozen
+        shade = sh_basis(normal) @ state.illumination
+        return replace(frozen, albedo=frozen._solver(state, normal).albedo(shade))
+
+    @property
+    def _from_basis(self) -> bool:
+        return self.options.albedo in ("auto", "basis") and self.model.albedo_basis is not None
+
+    def _at_points(self, values: Tensor) -> Tensor:
+        """Vertex values [..., V, 3] -> [..., N, 3]."""
+        return (self.barycentric[:, :, None] * values[..., self.model.triangles[self.triangle], :]).sum(-2)
+
+    def _mean_albedo(self) -> Tensor:
+        """[N, 3] in the energy's colours."""
+        mean = torch.from_numpy(default_albedo(self.model)).to(self.images) if self.model.albedo_mean is None else self.model.albedo_mean
+        return self._at_points(mean if self.options.color == "linear" else srgb_from_linear(mean))
+
+    def _basis_albedo(self, coefficients: Tensor) -> Tensor:
+        """Coefficients [S, K_al] -> [S, N, 3] in the energy's colours."""
+        values = self.model.albedo_mean + torch.einsum("sk,kvd->svd", coefficients, self.model.albedo_basis)
+        return self._at_points(values if self.options.color == "linear" else srgb_from_linear(values))
+
+    def _solver(self, state: SceneState, normal: Tensor) -> "AppearanceSolver":
+        color, _ = sample(self.images, at_level(project_points(self.basis, state).pixels, self.options.level))
+        o = self.options
+        basis = None
+        if self._from_basis:
+            basis = self._at_points(self.model.albedo_basis)
+            if o.color == "srgb":  # to first order around the mean
+                mean = self._at_points(self.model.albedo_mean)
+                basis = basis * (srgb_from_linear(mean + 1e-3) - srgb_from_linear(mean - 1e-3)) / 2e-3
+        sigma = 0.0 if o.albedo == "mean" else o.albedo_sigma
+        return AppearanceSolver(color, sh_basis(normal), self.trust, self._mean_albedo(), state.subject, len(state.identity), o.sigma, sigma, basis)
+
+    # ---- residuals ----
+
+    def _albedo(self, state: SceneState) -> Tensor:
+        """[B, N, 3]."""
+        albedo = self.albedo if self.albedo is not None else self._basis_albedo(state.albedo)
+        return albedo[state.subject]
+
+    def _normals(self, state: SceneState) -> Tensor:
+        return self.normal if self.normal is not None else point_normals(self.model, self.triangle, self.barycentric, state.vertices(self.model))
+
+    def _check_frozen(self) -> None:
+        if self.trust is None:
+            raise InputError("energy 'photo_model': freeze it at a state first, as Objective.freeze does")
+
+    def _compare(self, color: Tensor, shade: Tensor, albedo: Tensor) -> Residuals:
+        return Residuals((color - albedo * shade) / self.options.sigma, self.trust > 0, self.trust)
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        self._check_frozen()
+        color, _ = sample(self.images, at_level(project_points(self.basis, state).pixels, self.options.level))
+        return self._compare(color, sh_basis(self._normals(state)) @ state.illumination, self._albedo(state))
+
+    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
+        self._check_frozen()
+        o = self.options
+        seen = project_points(self.basis, state, derivatives=True)
+        color, by_pixel, _ = sample_with_gradient(self.images, at_level(seen.pixels, o.level))
+        normal, albedo, light = self._normals(state), self._albedo(state), state.illumination
+        harmonics = sh_basis(normal)
+        columns = pixel_columns(by_pixel / (2 ** o.level * o.sigma), seen, self.basis)
+        by_shade = -albedo / o.sigma  # [B, N, 3]
+        C = light.shape[-1]
+        channel = torch.eye(3).to(light) if C == 3 else light.new_ones(3, 1)
+        columns["illumination"] = (by_shade[..., None, None] * harmonics[:, :, None, :, None] * channel[:, None]).flatten(-2)
+        if self.normal is None:
+            by_normal = torch.einsum("bnkd,bkc->bncd", sh_gradient(normal), light)
+            by_shape = self._ring.by_coefficients(by_normal, state.vertices(self.model))  # [B, N, C, K]
+            by_shape = by_shade[..., None] * by_shape
+            n = self.basis.num_identity
+            columns["identity"] = columns["identity"] + by_shape[..., :n]
+            columns["expression"] = columns["expression"] + by_shape[..., n:]
+        return Linearization(self._compare(color, harmonics @ light, albedo), (Slot(all_views(state), columns),))
+
+    @cached_property
+    def _ring(self) -> "NormalRing":
+        return NormalRing.of(self.model, self.triangle, self.barycentric)
+
+    def estimate_light(self, state: SceneState, rounds: int = 4) -> Tensor:
+        """Illumination [B, 9, C] that explains the frozen points with one albedo for all views of a person.
+
+        Alternates least squares for each view's light, given the albedo, with the albedo, given the lights. The scale that light
+        and albedo share is fixed by the albedo: its mean luminance is the model's; with three channels the views' mean
+        light is white, so that the colour is the skin's.
+        """
+        self._check_frozen()
+        normal = point_normals(self.model, self.triangle, self.barycentric, state.vertices(self.model))
+        return self._solver(state, normal).light(3 if self.options.light == "rgb" else 1, rounds)[0]
+
+
+@dataclass(frozen=True)
+class AppearanceSolver:
+    """Closed forms for light and albedo at N points of S people in B views; everything constant.
+
+    color: [B, N, 3]; harmonics: [B, N, 9]; trust: [B, N]; mean: [N, 3] albedo; subject: [B]; people: S; sigma: of the colours;
+    albedo_sigma: of a point's deviation from the mean albedo, 0 = none; basis: [K_al, N, 3] of the albedo, or None.
+    """
+
+    color: Tensor
+    harmonics: Tensor
+    trust: Tensor
+    mean: Tensor
+    subject: Tensor
+    people: int
+    sigma: float
+    albedo_sigma: float
+    basis: Tensor | None = None
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """[B, ...] -> [S, ...], the sum over each person's views."""
+        return values.new_zeros(self.people, *values.shape[1:]).index_add(0, self.subject, values)
+
+    def _robust(self, shade: Tensor, albedo: Tensor) -> Tensor:
+        """Trust [B, N] times the weights of a Cauchy kernel of 3 sigma."""
+        r = (self.color - albedo[self.subject] * shade) / self.sigma
+        return self.trust / (1 + r.square().sum(-1) / 27)
+
+    def albedo(self, shade: Tensor, rounds: int = 3) -> Tensor:
+        """Albedo [S, N, 3] under the shading [B, N, C]."""
+        shade = shade.expand(-1, -1, 3)
+        if self.basis is not None:
+            return self._in_basis(shade, rounds)
+        albedo, weight = self.mean.expand(self.people, -1, -1), self.trust
+        for _ in range(rounds):
+            tone = self._tone(shade, weight)
+            albedo = tone[:, None] * self.mean
+            weight = self._robust(shade, albedo)
+        if self.albedo_sigma == 0:
+            return albedo
+        shared = self._sum((self.trust > 0).to(shade)) >= 2
+        pull = (self.sigma / self.albedo_sigma) ** 2
+        for _ in range(2):
+            step = self._sum(weight[..., None] * shade * (self.color - albedo[self.subject] * shade))
+            curve = self._sum(weight[..., None] * shade.square()) + pull
+            # Newton's step of a quadratic with the prior's centre at the mean, so it lands on the minimum at once.
+            albedo = albedo + torch.where(shared[..., None], (step - pull * (albedo - tone[:, None] * self.mean)) / curve, 0)
+            weight = self._robust(shade, albedo)
+        return albedo.clamp_min(0.25 * (tone[:, None] * self.mean).clamp_min(0))
+
+    def _tone(self, shade: Tensor, weight: Tensor) -> Tensor:
+        """Factor [S, 3] of the mean albedo."""
+        predicted = self.mean * shade
+        top = self._sum((weight[..., None] * self.color * predicted).sum(1))
+        bottom = self._sum((weight[..., None] * predicted.square()).sum(1))
+        tiny = 1e-9 * self._sum(self.trust.sum(1))[:, None] + 1e-12
+        return torch.where(bottom > tiny, (top / bottom.clamp_min(1e-12)).clamp(0.02, 50), torch.ones_like(top))
+
+    def _in_basis(self, shade: Tensor, rounds: int) -> Tensor:
+        albedo, K = self.mean.expand(self.people, -1, -1), len(self.basis)
+        weight = self.trust
+        flat = self.basis.reshape(K, -1)
+        for _ in range(rounds):
+            total = self._sum(weight.sum(1))
+            # As many independent measurements as one view has in a 'mean' energy: neighbours see the same blotch.
+            scale = EVIDENCE / self.sigma ** 2 / total.clamp_min(1e-12)
+            curve = self._sum(weight[..., None] * shade.square()).flatten(1) * scale[:, None]
+            pull = self._sum(weight[..., None] * shade * (self.color - self.mean * shade)).flatten(1) * scale[:, None]
+            system = torch.einsum("kn,sn,jn->skj", flat, curve, flat) + torch.eye(K).to(flat)
+            coefficients = torch.linalg.solve(system, pull @ flat.T)
+            albedo = self.mean + (coefficients @ flat).reshape(self.people, -1, 3)
+            weight = self._robust(shade, albedo)
+        return albedo
+
+    def light(self, channels: int, rounds: int) -> tuple[Tensor, Tensor]:
+        """Light [B, 9, channels] and albedo [S, N, 3]; gauge: see `ModelPhotometric.estimate_light`."""
+        albedo, weight = self.mean.expand(self.people, -1, -1), self.trust
+        luminance = self.color.new_tensor(LUMINANCE)
+        for _ in range(rounds):
+            light = self._light(albedo, weight, channels)
+            if channels == 3:
+                light = light / self._tint(light)[self.subject][:, None]
+            shade = self.harmonics @ light
+            albedo = self.albedo(shade)
+            if self.basis is None:
+                seen = self._sum(self.trust)
+                scale = (seen * (albedo @ luminance)).sum(1) / (seen * (self.mean @ luminance)).sum(1).clamp_min(1e-12)
+                scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+                albedo, light = albedo / scale[:, None, None], light * scale[self.subject][:, None, None]
+                shade = self.harmonics @ light
+            weight = self._robust(shade.expand(-1, -1, 3), albedo)
+        return light, albedo
+
+    def _tint(self, light: Tensor) -> Tensor:
+        """Colour [S, 3] of each person's mean light, of luminance 1."""
+        mean = self._sum(light[:, 0]).clamp_min(1e-6)
+        return mean / (mean @ mean.new_tensor(LUMINANCE))[:, None]
+
+    def _light(self, albedo: Tensor, weight: Tensor, channels: int) -> Tensor:
+        """Least squares of each view's light under the albedo [S, N, 3], [B, 9, channels]."""
+        albedo = albedo[self.subject]
+        weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-9)
+        normal = torch.einsum("bn,bnc,bni,bnj->bcij", weight, albedo.square(), self.harmonics, self.harmonics)
+        right = torch.einsum("bn,bnc,bni->bci", weight, albedo * self.color, self.harmonics)
+        size = torch.einsum("bn,bnc->bc", weight, albedo.square())
+        # Frontal points hardly tell the second band from the others; the ridge is relative to the albedo.
+        ridge = 1e-3 * albedo.new_tensor([0.1, 1, 1, 1, 4, 4, 4, 4, 4])
+        if channels == 1:
+            normal, right, size = normal.sum(1, keepdim=True), right.sum(1, keepdim=True), size.sum(1, keepdim=True)
+        normal = normal + torch.diag(ridge) * size.clamp_min(1e-9)[..., None, None]
+        return torch.linalg.solve(normal, right).transpose(1, 2)
+
+
+EVIDENCE = 200.0  # independent colours in one person's photos, for the closed-form albedo coefficients
+
+
+def sh_gradient(normals: Tensor) -> Tensor:
+    """Derivative of `sh_basis` by its vectors: [..., 3] -> [..., 9, 3]."""
+    x, y, z = normals.unbind(-1)
+    o, one = torch.zeros_like(x), torch.ones_like(x)
+    rows = [(o, o, o), (o, Y1 * one, o), (o, o, Y1 * one), (Y1 * one, o, o), (Y2 * y, Y2 * x, o), (o, Y2 * z, Y2 * y),
+            (o, o, 6 * Y20 * z), (Y2 * z, o, Y2 * x), (2 * Y22 * x, -2 * Y22 * y, o)]
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
+@dataclass(frozen=True, eq=False)
+class NormalRing:
+    """Derivatives of the smooth normals of N surface points by the coefficients that move the mesh.
+
+    A normal is the unit mean of three vertex normals, each the unit sum of the cross products of the triangles around its
+    vertex; so it depends on the one-rings of the three corners. Derivatives are carried back to the vertices of these rings
+    and from there to the coefficients by one sparse product.
+
+    point, corner, face: [E] int64, each triangle around each corner of each point; pair: [3 E] int64, where the (point, vertex)
+    pair of each of its corners stands among the M different ones; pair_point, pair_vertex: [M] int64, sorted.
+    """
+
+    model: FaceModel
+    triangle: Tensor
+    barycentric: Tensor
+    point: Tensor
+    corner: Tensor
+    face: Tensor
+    pair: Tensor
+    pair_point: Tensor
+    pair_vertex: Tensor
+
+    @staticmethod
+    def of(model: FaceModel, triangle: Tensor, barycentric: Tensor) -> "NormalRing":
+        triangles, V = model.triangles, model.num_vertices
+        owner = triangles.reshape(-1)
+        faces = owner.argsort(stable=True) // 3  # by vertex
+        count = torch.bincount(owner, minlength=V)
+        start = count.cumsum(0) - count
+        vertex = triangles[triangle].reshape(-1)  # [3 N]
+        number = count[vertex]
+        slot = torch.repeat_interleave(torch.arange(len(vertex), device=vertex.device), number)
+        within = torch.arange(len(slot), device=vertex.device) - (number.cumsum(0) - number)[slot]
+        face = faces[start[vertex[slot]] + within]
+        key, pair = ((slot // 3)[:, None] * V + triangles[face]).reshape(-1).unique(return_inverse=True)
+        return NormalRing(model, triangle, barycentric, slot // 3, slot % 3, face, pair, key // V, key % V)
+
+    def by_coefficients(self, by_normal: Tensor, vertices: Tensor) -> Tensor:
+        """d value / d normal [B, N, C, 3] at the mesh [B, V, 3] -> d value / d coefficients [B, N, C, K], identity first."""
+        B, N, C, _ = by_normal.shape
+        triangles = self.model.triangles
+        cross = triangle_normals(vertices, triangles, unit=False)
+        total = torch.zeros_like(vertices)
+        for k in range(3):
+            total = total.index_add(1, triangles[:, k], cross)
+        corners = total[:, triangles[self.triangle]]  # [B, N, 3, 3]
+        length = corners.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+        unit = corners / length
+        mean = (self.barycentric[..., None] * unit).sum(2)
+        size = mean.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+        normal = (mean / size)[:, :, None]
+        by_mean = (by_normal - (by_normal * normal).sum(-1, keepdim=True) * normal) / size[..., None]
+        unit, length = unit[:, :, None], length[:, :, None]  # [B, N, 1, 3 corners, 3]
+        by_sum = by_mean[..., None, :] - (by_mean[..., None, :] * unit).sum(-1, keepdim=True) * unit
+        by_sum = by_sum * (self.barycentric[:, None, :, None] / length)  # [B, N, C, 3 corners, 3]
+        rows = self.model.rows.reshape(3 * self.model.num_vertices, -1)
+        column = (3 * self.pair_vertex[:, None] + torch.arange(3, device=rows.device)).reshape(-1)
+        place = torch.stack([self.pair_point.repeat_interleave(3), column])
+        out = []
+        for b in range(B):
+            a, p, c = (vertices[b, triangles[self.face, k]] for k in range(3))
+            opposite = torch.stack([c - p, a - c, p - a], 1)  # the sum of the cross products moves by (its corner's move) x (this)
+            for k in range(C):
+                pull = torch.linalg.cross(by_sum[b, self.point, k, self.corner][:, None].expand_as(opposite), opposite)
+                values = pull.new_zeros(len(self.pair_point), 3).index_add(0, self.pair, pull.reshape(-1, 3))
+                sparse = torch.sparse_coo_tensor(place, values.reshape(-1), (N, len(rows)), check_invariants=False, is_coalesced=True)
+                out.append(torch.sparse.mm(sparse, rows))
+        return torch.stack(out).reshape(B, C, N, -1).transpose(1, 2)
