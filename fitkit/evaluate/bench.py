@@ -17,8 +17,10 @@ import torch
 from fitkit.data.synthetic import head_shot_state, photograph, studio
 from fitkit.errors import FitkitError, InputError
 from fitkit.evaluate.coverage import coverage
+from fitkit.evaluate.distances import mean
 from fitkit.evaluate.machine import machine
 from fitkit.evaluate.scan_to_mesh import NOW_POINTS, now_crop, scan_to_mesh
+from fitkit.evaluate.vertex_error import vertex_distances
 from fitkit.fit.recipe import FitRecipe, load_recipe
 from fitkit.fit.result import FitResult
 from fitkit.fit.run import fit_observed
@@ -177,9 +179,7 @@ def same_topology(triangles: np.ndarray, truth: Truth) -> bool:
 def vertex_error(vertices: np.ndarray, truth: Truth, with_scale: bool = True) -> float:
     """Mean distance of corresponding vertices of the narrow face, mm, after the least-squares similarity (or, without
     scale, rigid motion) of these vertices onto the scan; only for a model of the scan's topology."""
-    ours = torch.from_numpy(np.asarray(vertices, np.float64)[truth.face])[None]
-    scan = torch.from_numpy(truth.vertices[truth.face])[None]
-    return float((similarity_align(ours, scan, with_scale=with_scale).apply(ours) - scan).norm(dim=-1).mean())
+    return mean(vertex_distances(np.asarray(vertices)[truth.face], truth.vertices[truth.face], with_scale))
 
 
 def score(prediction: Prediction, truth: Truth) -> dict[str, float | None]:

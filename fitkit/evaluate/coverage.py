@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fitkit.geometry.closest_point import SurfaceIndex
+from fitkit.geometry.closest_point import SurfaceIndex, barycentric
 from fitkit.geometry.normals import vertex_normals
 
 
@@ -20,7 +20,7 @@ def coverage(aligned: np.ndarray, triangles: np.ndarray, sigma: np.ndarray, scan
     """
     closest, _, triangle = SurfaceIndex(aligned, triangles).query(scan)
     corner = np.asarray(triangles)[triangle]
-    weight = _barycentric(closest, np.asarray(aligned, np.float64)[corner])
+    weight = barycentric(closest, np.asarray(aligned, np.float64)[corner])
     mesh = torch.from_numpy(np.asarray(aligned, np.float64))[None]
     normals = vertex_normals(mesh, torch.from_numpy(np.asarray(triangles, np.int64)))[0].numpy()
     normal = (weight[..., None] * normals[corner]).sum(1)
@@ -28,13 +28,3 @@ def coverage(aligned: np.ndarray, triangles: np.ndarray, sigma: np.ndarray, scan
     error = np.abs(((scan - closest) * normal).sum(1))
     width = (weight * np.asarray(sigma, np.float64)[corner]).sum(1)
     return float((error <= width).mean()), float((error <= 2 * width).mean())
-
-
-def _barycentric(points: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Weights [N, 3] of points [N, 3] on triangles [N, 3, 3], clipped to the triangle and summing to 1."""
-    a, b, c = corners.transpose(1, 0, 2)
-    normal = np.cross(b - a, c - a)
-    area = np.maximum((normal * normal).sum(1), 1e-20)
-    parts = [(np.cross(q - p, points - p) * normal).sum(1) / area for p, q in ((b, c), (c, a), (a, b))]
-    weight = np.clip(np.stack(parts, 1), 0, 1)
-    return weight / weight.sum(1, keepdims=True)

@@ -8,6 +8,7 @@ import torch
 
 from fitkit.geometry.alignment import similarity_align
 from fitkit.geometry.closest_point import SurfaceIndex
+from fitkit.geometry.icp import motion_step
 
 NOW_POINTS = (36, 39, 42, 45, 33, 48, 54)  # iBUG: outer, inner, inner, outer eye corner, nose bottom, mouth corners
 
@@ -72,19 +73,7 @@ def scan_to_mesh(vertices: np.ndarray, triangles: np.ndarray, landmarks: np.ndar
         length = np.linalg.norm(normal, axis=1)
         ok = length > 1e-9
         normal = normal[ok] / length[ok, None]
-        lever = moved[ok] - t
-        columns = [np.cross(lever, normal), normal]
-        if with_scale:
-            columns.append((lever * normal).sum(1, keepdims=True))
-        J = np.concatenate(columns, 1)
-        step = np.linalg.lstsq(J, length[ok], rcond=None)[0]
-        angle = np.linalg.norm(step[:3])
-        if angle > 0:
-            k = step[:3] / angle
-            K = np.array([[0, -k[2], k[1]], [k[2], 0, -k[0]], [-k[1], k[0], 0]])
-            R = (np.eye(3) + np.sin(angle) * K + (1 - np.cos(angle)) * K @ K) @ R
-        t = t + step[3:6]
-        if with_scale:
-            s *= float(np.exp(step[6]))
+        turn, shift, grow = motion_step(moved[ok] - t, normal, length[ok], with_scale)
+        R, t, s = turn @ R, t + shift, s * grow
     _, s, R, t, distance = best
     return ScanToMesh(distance, s * np.asarray(vertices, np.float64) @ R.T + t)

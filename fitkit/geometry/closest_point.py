@@ -80,3 +80,13 @@ def closest_on_triangles(p: np.ndarray, corners: np.ndarray) -> np.ndarray:
     out = np.where(((d6 >= 0) & (d5 <= d6))[:, None], c, out)
     out = np.where(((d3 >= 0) & (d4 <= d3))[:, None], b, out)
     return np.where(((d1 <= 0) & (d2 <= 0))[:, None], a, out)
+
+
+def barycentric(points: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Weights [N, 3] of points [N, 3] on triangles [N, 3, 3], clipped to the triangle and summing to 1."""
+    a, b, c = corners.transpose(1, 0, 2)
+    normal = np.cross(b - a, c - a)
+    area = np.maximum((normal * normal).sum(1), 1e-20)
+    parts = [(np.cross(q - p, points - p) * normal).sum(1) / area for p, q in ((b, c), (c, a), (a, b))]
+    weight = np.clip(np.stack(parts, 1), 0, 1)
+    return weight / np.maximum(weight.sum(1, keepdims=True), 1e-20)
