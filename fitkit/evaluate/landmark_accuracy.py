@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 import torch
 from torch import Tensor
 
+from fitkit.data.aflw2000 import YAW_BINS, read_labels
 from fitkit.data.landmark_frames import held_out, list_frames
 from fitkit.errors import InputError
 from fitkit.evaluate.machine import machine
@@ -27,7 +27,6 @@ from fitkit.render.rasterizer import clip_vertices, rasterize
 from fitkit.render.visibility import seen_by_depth
 from fitkit.scene.camera import Camera
 
-YAW_BINS = ((0, 30), (30, 60), (60, 90))  # degrees; AFLW2000-3D's bins
 OVERLAP = 0.3  # of two faces' boxes, intersection over union, from which they are the same face
 FAILURE = 10.0  # per cent NME
 HIDDEN_MM = 2.0  # a point is hidden when the surface lies this much in front of it
@@ -100,14 +99,7 @@ def labelled_pictures(folder: str | os.PathLike, everyone: bool = False) -> list
 
 
 def _aflw(image: Path, labels: Path) -> LabelledPicture:
-    try:
-        content = scipy.io.loadmat(labels, variable_names=["pt3d_68", "Pose_Para"])
-        points = np.asarray(content["pt3d_68"], dtype=np.float64)[:2].T - 1.0  # written by Matlab, which counts from 1
-        yaw = float(np.degrees(content["Pose_Para"].ravel()[1]))
-    except Exception as error:  # noqa: BLE001 - a damaged .mat raises many kinds
-        raise InputError(f"{labels}: cannot be read as labels of AFLW2000-3D (pt3d_68, Pose_Para): {error}") from error
-    if points.shape != (68, 2):
-        raise InputError(f"{labels}: pt3d_68: expected [3, 68], got {list(content['pt3d_68'].shape)}")
+    points, yaw = read_labels(labels)
     return LabelledPicture(image, points, np.ones(68, bool), "surface", yaw)
 
 

@@ -1,4 +1,5 @@
-"""`preview.png`: the neutral face from five sides, as clay and with its texture; `uncertainty.png`: its error bars in colour."""
+"""`preview.png`: the neutral face from five sides, as clay and with its texture; `uncertainty.png`: its error bars in colour;
+error maps of scans."""
 from __future__ import annotations
 
 import math
@@ -22,6 +23,8 @@ DISTANCE = 1200.0  # mm from the camera to the middle of the face
 SUPERSAMPLE = 2
 SIGMA_YAWS = (-90, -40, 0, 40, 90)
 SIGMA_LARGEST = 2.0  # mm; one scale for all fits, so that pictures can be compared
+ERROR_LARGEST = 5.0  # mm
+UNKNOWN = (0.4, 0.4, 0.4)  # linear RGB of vertices without a value
 TOP, BOTTOM = (246, 247, 249), (214, 218, 224)  # background
 
 
@@ -53,17 +56,34 @@ def _shown_part(vertices: Tensor, model: FaceModel) -> tuple[Tensor, float]:
 def draw_uncertainty(vertices: Tensor, sigma: Tensor, model: FaceModel, tile: tuple[int, int] = TILE) -> np.ndarray:
     """A head-frame mesh [V, 3] mm coloured by sigma [V] mm from both sides and the front, with the scale at the right,
     uint8 [H, W, 3]: dark blue 0 mm, yellow SIGMA_LARGEST and more."""
-    shown = _shown_part(vertices, model)
-    share = (sigma / SIGMA_LARGEST).clamp(0, 1)
-    colour = linear_from_srgb(torch.from_numpy(_scale_colour(share.numpy())).to(vertices) / 255)
+    return _coloured(vertices, model.triangles, sigma, SIGMA_LARGEST, "sigma mm", _shown_part(vertices, model), SIGMA_YAWS, tile)
+
+
+@torch.no_grad()
+def draw_error_map(vertices: Tensor, triangles: Tensor, errors: Tensor, largest: float = ERROR_LARGEST, label: str = "error mm",
+                   tile: tuple[int, int] = TILE) -> np.ndarray:
+    """A scan [V, 3] mm (y up, z out of the face), triangles [F, 3], coloured by the error [V] of its vertices from five sides, with
+    the scale at the right, uint8 [H, W, 3]: dark blue 0, yellow `largest` and more, grey where NaN. The scale does not depend on the
+    errors, so that pictures can be compared."""
+    known = vertices[torch.isfinite(errors)]
+    low, high = known.amin(0), known.amax(0)
+    shown = (low + high) / 2, 1.15 * float(torch.maximum(high[1] - low[1], (high - low)[[0, 2]].norm() * tile[0] / tile[1] * 0.8))
+    return _coloured(vertices, triangles, errors, largest, label, shown, SIGMA_YAWS, tile)
+
+
+def _coloured(vertices: Tensor, triangles: Tensor, values: Tensor, largest: float, label: str, shown: tuple[Tensor, float],
+              yaws: tuple[int, ...], tile: tuple[int, int]) -> np.ndarray:
+    share = (values / largest).clamp(0, 1)
+    colour = linear_from_srgb(torch.from_numpy(_scale_colour(share.nan_to_num().numpy())).to(vertices) / 255)
+    colour = torch.where(torch.isfinite(values)[:, None], colour, colour.new_tensor(UNKNOWN))
     columns = []
-    for yaw in SIGMA_YAWS:
-        surface, points = _seen(vertices, model, math.radians(yaw), shown, tile)
-        diffuse, _ = shade(surface_normals(surface, points, model.triangles))
-        own = surface.interpolate(colour[model.triangles]) * (0.7 + 0.3 * diffuse[:, None] / 0.8).clamp_max(1)
+    for yaw in yaws:
+        surface, points = _seen(vertices, triangles, math.radians(yaw), shown, tile)
+        diffuse, _ = shade(surface_normals(surface, points, triangles))
+        own = surface.interpolate(colour[triangles]) * (0.7 + 0.3 * diffuse[:, None] / 0.8).clamp_max(1)
         rgba = torch.cat([own.clamp(0, 1), torch.ones_like(own[:, :2])], -1)
         columns.append(_on_ground([average_surface(surface, rgba, SUPERSAMPLE)], tile[0]))
-    return np.concatenate([*columns, _colour_bar(tile[0])], 1)
+    return np.concatenate([*columns, _colour_bar(tile[0], largest, label)], 1)
 
 
 def _scale_colour(share: np.ndarray) -> np.ndarray:
@@ -71,21 +91,21 @@ def _scale_colour(share: np.ndarray) -> np.ndarray:
     return cv2.applyColorMap((share * 255).round().astype(np.uint8)[:, None], cv2.COLORMAP_VIRIDIS)[:, 0, ::-1].copy()
 
 
-def _colour_bar(height: int) -> np.ndarray:
+def _colour_bar(height: int, largest: float, title: str) -> np.ndarray:
     """The scale with its numbers, uint8 [height, W, 3]."""
     bar = np.full((height, 92, 3), 255, np.uint8)
     top, bottom = round(0.12 * height), round(0.92 * height)
     bar[top:bottom, 12:34] = _scale_colour(np.linspace(1, 0, bottom - top))[:, None]
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         y = round(bottom + (top - bottom) * share)
-        label = f"{SIGMA_LARGEST * share:.1f}" + ("+" if share == 1 else "")
+        label = f"{largest * share:.1f}" + ("+" if share == 1 else "")
         cv2.line(bar, (34, y), (39, y), (0, 0, 0), 1)
         cv2.putText(bar, label, (43, y + 5), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-    cv2.putText(bar, "sigma mm", (8, top - 14), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    cv2.putText(bar, title, (8, top - 14), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
     return bar
 
 
-def _seen(vertices, model, yaw, shown, tile) -> tuple[Surface, Tensor]:
+def _seen(vertices, triangles, yaw, shown, tile) -> tuple[Surface, Tensor]:
     """The visible surface of a tile, supersampled, and the vertices in its camera frame [V, 3]."""
     center, height = shown
     flip = torch.diag(vertices.new_tensor([1.0, -1.0, -1.0]))
@@ -95,11 +115,11 @@ def _seen(vertices, model, yaw, shown, tile) -> tuple[Surface, Tensor]:
     H, W = tile
     camera = Camera(vertices.new_tensor([DISTANCE * H / height]), vertices.new_tensor([[(W - 1) / 2, (H - 1) / 2]]), vertices.new_ones(1))
     clip = clip_vertices(supersampled(camera, SUPERSAMPLE), points)[0]
-    return Surface.visible(clip, model.triangles, (H * SUPERSAMPLE, W * SUPERSAMPLE)), points[0]
+    return Surface.visible(clip, triangles, (H * SUPERSAMPLE, W * SUPERSAMPLE)), points[0]
 
 
 def _column(vertices, model, texture, yaw, shown, tile, rows) -> np.ndarray:
-    surface, points = _seen(vertices, model, yaw, shown, tile)
+    surface, points = _seen(vertices, model.triangles, yaw, shown, tile)
     pictures = [light_surface(surface, points, model.triangles, supersample=SUPERSAMPLE)]
     if rows == 2:
         if texture is not None:

@@ -1,0 +1,120 @@
+"""What a data set of an evaluation protocol gives: samples to predict and their truth, loaded when they are needed."""
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fitkit.errors import InputError
+from fitkit.io.images import SUFFIXES
+from fitkit.io.subject import Subject, natural_key
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Where a data set comes from. title: full name; page: where to apply for it; terms: its licence in a few words; layout: the
+    folder that is expected."""
+
+    title: str
+    page: str
+    terms: str
+    layout: str
+
+    def missing(self, folder: str | os.PathLike, what: str) -> InputError:
+        """One sentence for a folder that lacks `what`."""
+        return InputError(f"{folder}: {what}; expected {self.title} as {self.layout} (not shipped, {self.terms}: {self.page})")
+
+    def root(self, folder: str | os.PathLike) -> Path:
+        """The folder as a path.
+
+        Raises:
+            InputError: there is no such folder.
+        """
+        path = Path(folder)
+        if not path.is_dir():
+            raise self.missing(path, "no such folder")
+        return path
+
+
+@dataclass(frozen=True)
+class ScanTruth:
+    """A scan. vertices [V, 3], triangles [F, 3], points [7, 3] (evaluate.scan_to_mesh.NOW_POINTS), all mm; landmarks: [68, 3] mm or
+    None; more: what else a protocol needs, by name."""
+
+    vertices: np.ndarray
+    triangles: np.ndarray
+    points: np.ndarray | None = None
+    landmarks: np.ndarray | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvaluationSample:
+    """One thing to predict and to score.
+
+    id: unique, may have folders ('subject/challenge/image'); predictions are files of that name; group: what it is averaged with
+    ('' = nothing special); subject: loads its photos; truth: loads what its prediction is compared with.
+    """
+
+    id: str
+    subject: Callable[[], Subject]
+    truth: Callable[[], Any]
+    group: str = ""
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Images of a folder in natural order; none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    found = [p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+    return sorted(found, key=lambda p: natural_key(p.name))
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """Folders of a folder in natural order; none if there is no such folder."""
+    found = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")] if folder.is_dir() else []
+    return sorted(found, key=lambda p: natural_key(p.name))
+
+
+def file_of(folder: Path, *patterns: str) -> Path | None:
+    """The first file of a folder that matches one of the patterns, in their order; None if there is none."""
+    for pattern in patterns:
+        found = sorted(folder.glob(pattern)) if folder.is_dir() else []
+        if found:
+            return found[0]
+    return None
+
+
+def read_points(path: Path, count: int) -> np.ndarray:
+    """`count` points [count, 3] from a .npy, a text file with a line 'x y z' each, or MeshLab's picked points (.pp).
+
+    Raises:
+        InputError: not readable, or another number of points.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            points = np.load(path, allow_pickle=False)
+        elif path.suffix.lower() == ".pp":
+            points = _picked(path.read_text(encoding="utf-8", errors="replace"))
+        else:
+            points = np.loadtxt(path, ndmin=2, usecols=(0, 1, 2))
+        points = np.asarray(points, np.float64)
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read as {count} points 'x y z': {error}") from error
+    if points.shape != (count, 3) or not np.isfinite(points).all():
+        raise InputError(f"{path}: expected {count} points [{count}, 3] with finite numbers, got {list(points.shape)}")
+    return points
+
+
+def _picked(text: str) -> list[list[float]]:
+    out = []
+    for tag in re.findall(r"<point\b[^>]*>", text):
+        values = dict(re.findall(r'\b([xyz])="([^"]*)"', tag))
+        if len(values) == 3:
+            out.append([float(values[k]) for k in "xyz"])
+    return out
