@@ -16,6 +16,7 @@ from fitkit.errors import FitkitError
 COMMANDS = {
     "fit": ("fitkit.cli.fit:fit", "Fit a face to all photos of one person."),
     "detect": ("fitkit.cli.detect:detect", "Find faces and their 68 landmarks; write them as files to correct by hand."),
+    "energies": ("fitkit.cli.energies:energies", "List what a fit or a training can minimize."),
     "recipe": ("fitkit.cli.recipe:recipe", "Show the fit recipes."),
     "model": ("fitkit.cli.model:model", "List, inspect, import and fetch face models."),
     "train-landmarks": ("fitkit.cli.train_landmarks:train_landmarks", "Train the built-in landmark detector."),
