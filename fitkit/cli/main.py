@@ -21,6 +21,7 @@ COMMANDS = {
     "model": ("fitkit.cli.model:model", "List, inspect, import and fetch face models."),
     "train-landmarks": ("fitkit.cli.train_landmarks:train_landmarks", "Train the built-in landmark detector."),
     "bench": ("fitkit.cli.bench:bench", "Measure accuracy and speed of the fit."),
+    "evaluate": ("fitkit.cli.evaluate:evaluate", "Score fits on public benchmarks by their own protocols."),
 }
 MAX_THREADS = 8  # the matrices of a fit are too small for more
 

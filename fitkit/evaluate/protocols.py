@@ -1,0 +1,530 @@
+"""Every evaluation protocol: which samples it has, what it measures on one, and how it sums up. Recipes: `recipes/evaluate/`."""
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fitkit.data import aflw2000, bosphorus, bu3dfe, facescape, facewarehouse, florence_renders, micc, now, pixel_face, realy
+from fitkit.data.samples import DataSet, EvaluationSample, ScanTruth, folders_in, images_in
+from fitkit.errors import InputError
+from fitkit.evaluate import bench
+from fitkit.evaluate.depth_range import ScaleShift, average, depth_range_errors, percentiles, scale_shift
+from fitkit.evaluate.distances import used_part
+from fitkit.evaluate.facescape import align_lab, align_wild, facescape_errors, wild_frame
+from fitkit.evaluate.held_out import held_out_errors, identity_spread, share_beyond
+from fitkit.evaluate.landmark_accuracy import box_size, normalized_mean_error
+from fitkit.evaluate.micc import micc_errors
+from fitkit.evaluate.nme3d import nme3d_icp
+from fitkit.evaluate.pixel_face import scan_errors
+from fitkit.evaluate.predictions import Prediction
+from fitkit.evaluate.regions import region_errors
+from fitkit.evaluate.scan_to_mesh import NOW_POINTS, now_crop, scan_to_mesh
+from fitkit.evaluate.vertex_error import corresponding_distances, read_correspondence
+from fitkit.geometry.alignment import similarity_align
+from fitkit.io.subject import Subject, load_subject
+from fitkit.models.registry import load_model
+from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
+from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
+from fitkit.scene.camera import Camera
+
+SEVEN = list(NOW_POINTS)
+NINE = [36, 39, 42, 45, 30, 31, 35, 48, 54]  # of the 68: as data.bu3dfe.nine_points
+Rows = Sequence[dict[str, Any]]
+Pool = dict[str, list[tuple[str, np.ndarray]]]  # name -> (sample id, values) of every scored sample
+
+
+@dataclass(frozen=True)
+class ErrorMap:
+    """A true surface with the error of its vertices: vertices [V, 3] mm, triangles [F, 3], errors [V] mm, NaN = not scored;
+    points [7, 3] mm: NOW_POINTS, which say where the front is."""
+
+    vertices: np.ndarray
+    triangles: np.ndarray
+    errors: np.ndarray
+    points: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scored:
+    """values: one number for each metric, None where it does not apply; pooled: arrays that are summed up over all samples."""
+
+    values: dict[str, float | None]
+    pooled: dict[str, np.ndarray] = field(default_factory=dict)
+    picture: ErrorMap | None = None
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """dataset: where its data comes from (None: ours); options: dataclass of what a recipe may set; samples(folder, options);
+    score(sample, prediction, options, context); prepare(pairs of sample and prediction, options) -> context: what needs all samples before
+    the first is scored; summarize(rows, pool, options): what the means do not say; units: metric -> unit."""
+
+    options: type
+    samples: Callable[[str | os.PathLike, Any], list[EvaluationSample]]
+    score: Callable[[EvaluationSample, Prediction, Any, Any], Scored]
+    units: dict[str, str]
+    dataset: DataSet | None = None
+    prepare: Callable[[Iterable[tuple[EvaluationSample, Prediction]], Any], Any] = lambda pairs, options: None
+    summarize: Callable[[Rows, Pool, Any], dict[str, Any]] = lambda rows, pool, options: {}
+
+
+def _outer_mesh(prediction: Prediction, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The part of a predicted mesh that a scan can see; all of it where that is not known."""
+    if prediction.outer is None:
+        return vertices, prediction.triangles
+    return used_part(vertices, prediction.triangles, prediction.outer)
+
+
+def _front(prediction: Prediction) -> int:
+    """The view named 'front', or the first."""
+    names = [str(n) for n in prediction.views]
+    return names.index("front") if "front" in names else 0
+
+
+def _map_on(scan: ScanTruth, index: np.ndarray, errors: np.ndarray, points: np.ndarray) -> ErrorMap:
+    full = np.full(len(scan.vertices), np.nan)
+    full[index] = errors
+    return ErrorMap(scan.vertices, scan.triangles, full, points)
+
+
+# ---- MICC Florence ----
+
+
+@dataclass(frozen=True)
+class MiccOptions:
+    """sequences: folders of frames; frames: how many of a sequence are fitted; with_scale: of the alignment."""
+
+    sequences: tuple[str, ...] = micc.SEQUENCES
+    frames: int = 3
+    with_scale: bool = True
+
+
+def _score_micc(sample: EvaluationSample, prediction: Prediction, options: MiccOptions, context: Any) -> Scored:
+    prediction.need("vertices", "points")
+    truth = sample.truth()
+    tip = truth.more["nose_tip"]
+
+    def errors(vertices, points):
+        return micc_errors(*_outer_mesh(prediction, vertices), points, truth.vertices, truth.triangles, truth.points, tip, options.with_scale)
+
+    got = errors(prediction.vertices, prediction.points)
+    values = {"p2plane_symmetric": got.symmetric, "p2plane_prediction_to_scan": got.prediction_to_scan, "p2plane_scan_to_prediction": got.scan_to_prediction,
+              "p2plane_symmetric_with_expression": None}
+    if prediction.posed is not None:
+        i = _front(prediction)
+        values["p2plane_symmetric_with_expression"] = errors(prediction.posed[i], prediction.posed_landmarks[i][SEVEN]).symmetric
+    return Scored(values, {}, _map_on(truth, got.crop, got.distances, truth.points))
+
+
+# ---- NoW ----
+
+
+@dataclass(frozen=True)
+class NowOptions:
+    """metrical: no scale in the alignment; unit_mm: millimetres of the predictions' unit (1000 for metres); challenges: some of NoW's."""
+
+    metrical: bool = False
+    unit_mm: float = 1.0
+    challenges: tuple[str, ...] = now.CHALLENGES
+
+
+def _score_now(sample: EvaluationSample, prediction: Prediction, options: NowOptions, context: Any) -> Scored:
+    prediction.need("vertices", "points")
+    truth = sample.truth()
+    crop = now_crop(truth.vertices, truth.points)
+    fit = scan_to_mesh(options.unit_mm * prediction.vertices, prediction.triangles, options.unit_mm * prediction.points, truth.vertices[crop], truth.points,
+                       with_scale=not options.metrical)
+    return Scored({"s2m_mean": fit.mean, "s2m_median": fit.median}, {"s2m": fit.distances.astype(np.float32)},
+                  _map_on(truth, crop, fit.distances, truth.points))
+
+
+def _summarize_now(rows: Rows, pool: Pool, options: NowOptions) -> dict[str, Any]:
+    """NoW's own numbers: over all vertices of all photos, and the cumulative curve to 8 mm."""
+    groups = {r["id"]: r["group"] for r in rows}
+    out: dict[str, Any] = {}
+    for name in ("", *options.challenges):
+        parts = [d for i, d in pool.get("s2m", []) if name in ("", groups[i])]
+        if parts:
+            d = np.concatenate(parts)
+            line = {"median": float(np.median(d)), "mean": float(d.mean(dtype=np.float64)), "std": float(d.std(dtype=np.float64)), "vertices": len(d)}
+            if not name:
+                line["cumulative_percent"] = {f"{x:g} mm": float(100 * (d <= x).mean()) for x in np.arange(0, 8.5, 0.5)}
+            out[f"pooled {name}".strip()] = line
+    return out
+
+
+# ---- FaceScape ----
+
+
+@dataclass(frozen=True)
+class WildOptions:
+    """No options."""
+
+
+@dataclass(frozen=True)
+class LabOptions:
+    """views: lists of view numbers that are fitted together; empty: the benchmark's single pictures."""
+
+    views: tuple[tuple[int, ...], ...] = ()
+
+
+def _score_wild(sample: EvaluationSample, prediction: Prediction, options: WildOptions, context: Any) -> Scored:
+    prediction.need("posed", "focal", "principal", "sizes")
+    truth = sample.truth()
+    placed = wild_frame(prediction.posed[0], float(prediction.focal[0]), prediction.principal[0], tuple(prediction.sizes[0]))
+    ours, triangles = _outer_mesh(prediction, placed)
+    gt, ours = align_wild(truth.vertices, truth.triangles, ours, triangles, truth.more["pupil_scale"])
+    return _facescape(gt, truth, ours, triangles)
+
+
+def _score_lab(sample: EvaluationSample, prediction: Prediction, options: LabOptions, context: Any) -> Scored:
+    prediction.need("posed")
+    truth = sample.truth()
+    ours, triangles = _outer_mesh(prediction, np.asarray(prediction.posed[0], np.float64))
+    return _facescape(truth.vertices, truth, align_lab(truth.vertices, truth.triangles, ours, triangles, truth.more["K"]), triangles)
+
+
+def _facescape(gt: np.ndarray, truth: ScanTruth, ours: np.ndarray, triangles: np.ndarray) -> Scored:
+    got = facescape_errors(gt, truth.triangles, ours, triangles, truth.more["rotation"], truth.more["center"])
+    return Scored({"cd": got.cd, "mne_facescape": got.mne_facescape, "mne_true": got.mne_true, "cr": got.cr})
+
+
+def _done_rate(rows: Rows, pool: Pool, options: Any) -> dict[str, Any]:
+    return {"done_percent": 100 * sum(r["status"] not in ("failed", "missing") for r in rows) / len(rows)}
+
+
+# ---- Pixel-Face, Bosphorus ----
+
+
+@dataclass(frozen=True)
+class PixelFaceOptions:
+    """split: folder; unit_mm: millimetres of the meshes' unit; upright: the photos need no turning."""
+
+    split: str = "val"
+    unit_mm: float = 1.0
+    upright: bool = False
+
+
+@dataclass(frozen=True)
+class BosphorusOptions:
+    """angle: degrees of the turned pictures beside a neutral frontal one."""
+
+    angle: int = 45
+
+
+def _score_scan(sample: EvaluationSample, prediction: Prediction, options: Any, context: Any) -> Scored:
+    prediction.need("posed", "posed_landmarks", "views")
+    truth, i = sample.truth(), _front(prediction)
+    got = scan_errors(*_outer_mesh(prediction, np.asarray(prediction.posed[i], np.float64)), prediction.posed_landmarks[i][SEVEN], truth.vertices, truth.points)
+    return Scored({"s2m_mean": got.s2m_mean, "s2m_rmse": got.s2m_rmse, "p2plane_rmse": got.p2plane_rmse}, {},
+                  _map_on(truth, got.crop, got.fit.distances, truth.points))
+
+
+# ---- BU-3DFE ----
+
+
+@dataclass(frozen=True)
+class BuOptions:
+    """step: px between the sampled pixels; reach_mm: radius around the nose tip of the scan's face region."""
+
+    step: int = 2
+    reach_mm: float = 95.0
+
+
+def _bu_frame(prediction: Prediction, points: np.ndarray) -> np.ndarray:
+    """Camera-frame points mm -> the picture: x right, y up, z towards the viewer, all in px, mean depth of the mesh at 0.
+
+    One scale and shift are to hold for the whole data set; a fit does not know its distance, so its depth starts at the mean.
+    """
+    depth = float(prediction.posed[0][:, 2].mean())
+    scale = float(prediction.focal[0]) / depth
+    center = np.asarray(prediction.principal[0], np.float64)
+    return np.column_stack([points[:, 0] * scale + center[0], -points[:, 1] * scale - center[1], (depth - points[:, 2]) * scale])
+
+
+def _prepare_bu(pairs: Iterable[tuple[EvaluationSample, Prediction]], options: BuOptions) -> ScaleShift | None:
+    """The mean over the samples of scale and shift from 9 landmarks."""
+    maps = []
+    for sample, prediction in pairs:
+        prediction.need("posed", "posed_landmarks", "focal", "principal", "sizes")
+        maps.append(scale_shift(_bu_frame(prediction, prediction.posed_landmarks[0])[NINE], sample.truth().more["nine"]))
+    return average(maps) if maps else None
+
+
+def _score_bu(sample: EvaluationSample, prediction: Prediction, options: BuOptions, context: ScaleShift) -> Scored:
+    prediction.need("posed", "posed_landmarks", "focal", "principal", "sizes")
+    truth = sample.truth()
+    vertices, triangles = _outer_mesh(prediction, np.asarray(prediction.posed[0], np.float64))
+    W, H = (int(v) for v in prediction.sizes[0])
+    camera = Camera(torch.tensor(prediction.focal[:1]).float(), torch.tensor(prediction.principal[:1]).float(), torch.ones(1))
+    points = torch.from_numpy(vertices).float()[None]
+    fragments = rasterize(clip_vertices(camera, points), torch.from_numpy(np.asarray(triangles, np.int64)), (H, W))
+    at = interpolate(fragments, torch.from_numpy(np.asarray(triangles, np.int64)), points)[0, ::options.step, ::options.step]
+    cloud = at[fragments.covered[0, ::options.step, ::options.step]].double().numpy()
+    near = np.linalg.norm(truth.vertices - truth.more["nine"][4], axis=1) <= options.reach_mm
+    depth = float(np.ptp(truth.vertices[near, 2]))
+    placed = context.apply(_bu_frame(prediction, cloud))
+    placed = placed[np.linalg.norm(placed - truth.more["nine"][4], axis=1) <= options.reach_mm]
+    if len(placed) < 6:
+        raise InputError(f"{sample.id}: the prediction has {len(placed)} points within {options.reach_mm:.0f} mm of the scan's nose tip; is the photo its frontal picture?")
+    errors = depth_range_errors(placed, truth.vertices, truth.triangles, depth)
+    return Scored({f"depth_percent_{k}": v for k, v in percentiles(errors).items()}, {"depth_percent": errors.astype(np.float32)})
+
+
+def _summarize_bu(rows: Rows, pool: Pool, options: BuOptions) -> dict[str, Any]:
+    """Over all pixels of all images; the means over the images are in the groups."""
+    parts = [d for _, d in pool.get("depth_percent", [])]
+    return {"pooled over pixels": percentiles(np.concatenate(parts))} if parts else {}
+
+
+# ---- renders of Florence scans ----
+
+
+@dataclass(frozen=True)
+class FlorenceOptions:
+    """No options."""
+
+
+def _score_florence(sample: EvaluationSample, prediction: Prediction, options: FlorenceOptions, context: Any) -> Scored:
+    """The scan's face sphere (NoW) in the prediction's camera frame: similarity from 7 landmarks, since a fit does not know its size."""
+    prediction.need("posed", "posed_landmarks")
+    truth = sample.truth()
+    crop = truth.vertices[now_crop(truth.vertices, truth.points)]
+    vertices, triangles = _outer_mesh(prediction, np.asarray(prediction.posed[0], np.float64))
+    to_scan = similarity_align(torch.from_numpy(np.asarray(prediction.posed_landmarks[0][SEVEN], np.float64))[None], torch.from_numpy(truth.points)[None])
+    placed = to_scan.apply(torch.from_numpy(vertices)[None])[0].numpy()
+    eyes = float(np.linalg.norm(truth.points[0] - truth.points[3]))
+    return Scored({"nme_aligned": nme3d_icp(placed, triangles, crop, eyes), "nme_correspondence": nme3d_icp(placed, triangles, crop, eyes, aligned=False)})
+
+
+# ---- AFLW2000-3D ----
+
+
+@dataclass(frozen=True)
+class AflwOptions:
+    """model: folder with 3DDFA's Model_Shape.mat and Model_Exp.mat for NME_3d, empty: NME_2d only; vertices: .npy of the dense
+    vertices that count, empty: all."""
+
+    model: str = ""
+    vertices: str = ""
+
+
+def nme_2d(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """NME_2d in per cent: mean distance of the 68 points [68, 2] px over the square root of the area of the true points' box."""
+    a, b = (torch.from_numpy(np.asarray(x, np.float64))[None] for x in (predicted, truth))
+    return 100 * float(normalized_mean_error(a, b, torch.ones(1, 68, dtype=torch.bool), box_size(b)))
+
+
+def _score_aflw(sample: EvaluationSample, prediction: Prediction, options: AflwOptions, context: Any) -> Scored:
+    prediction.need("pixels")
+    truth = sample.truth()
+    values: dict[str, float | None] = {"nme_2d": nme_2d(prediction.pixels[0], truth.points)}
+    if truth.vertices is not None:
+        prediction.need("posed", "focal", "principal")
+        vertices, triangles = _outer_mesh(prediction, np.asarray(prediction.posed[0], np.float64))
+        camera = Camera(torch.tensor(prediction.focal[:1]).double(), torch.tensor(prediction.principal[:1]).double(), torch.ones(1).double())
+        pixels = camera.project(torch.from_numpy(vertices)[None])[0][0].numpy()
+        middle = vertices[:, 2].mean()
+        depth = (middle - vertices[:, 2]) * float(prediction.focal[0]) / middle
+        dense = truth.vertices[np.load(options.vertices, allow_pickle=False)] if options.vertices else truth.vertices
+        surface = np.column_stack([pixels, depth + dense[:, 2].mean()])
+        values["nme_3d"] = 100 * nme3d_icp(surface, triangles, dense, truth.interocular)
+    return Scored(values)
+
+
+def _mean_of_bins(rows: Rows, pool: Pool, options: Any) -> dict[str, Any]:
+    """The papers' mean: over the means of the three yaw bins, not over the images."""
+    out = {}
+    for metric in ("nme_2d", "nme_3d"):
+        bins = [np.mean(v) for a, b in aflw2000.YAW_BINS if (v := [r[metric] for r in rows if r["group"] == f"yaw {a}-{b}" and r.get(metric) is not None])]
+        if bins:
+            out[f"{metric} mean of bins"] = float(np.mean(bins))
+            if len(bins) < len(aflw2000.YAW_BINS):
+                out[f"{metric} bins without a sample"] = len(aflw2000.YAW_BINS) - len(bins)
+    return out
+
+
+# ---- FaceWarehouse ----
+
+
+@dataclass(frozen=True)
+class FaceWarehouseOptions:
+    """correspondence: .npz with vertex [N] of FaceWarehouse, triangle [N] and barycentric [N, 3] of the face model (needed to score);
+    identities: folders, empty = all; views: photos in a fit."""
+
+    correspondence: str = ""
+    identities: tuple[str, ...] = facewarehouse.IDENTITIES
+    views: int = 1
+
+
+def _score_facewarehouse(sample: EvaluationSample, prediction: Prediction, options: FaceWarehouseOptions, context: Any) -> Scored:
+    if not options.correspondence:
+        raise InputError("facewarehouse: options.correspondence is not set; give the .npz that says which point of the face model each "
+                         "FaceWarehouse vertex is: options.correspondence=FILE (vertex [N], triangle [N], barycentric [N, 3])")
+    prediction.need("posed")
+    truth, table = sample.truth(), read_correspondence(options.correspondence)
+    table.check(len(prediction.triangles), len(truth.vertices), options.correspondence)
+    distances = corresponding_distances(prediction.posed[0], prediction.triangles, truth.vertices, table)
+    return Scored({"vertex_mean": float(distances.mean())})
+
+
+# ---- REALY ----
+
+
+@dataclass(frozen=True)
+class RealyOptions:
+    """No options."""
+
+
+def _score_realy(sample: EvaluationSample, prediction: Prediction, options: RealyOptions, context: Any) -> Scored:
+    """REALY's scans and regions are scored by its own evaluator; here it is only checked that there is something to score."""
+    prediction.need("vertices", "points")
+    return Scored({})
+
+
+# ---- our benchmark ----
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """subjects: folders, empty = all; views: positions of the photos that are fitted, empty = all."""
+
+    subjects: tuple[str, ...] = ()
+    views: tuple[int, ...] = ()
+
+
+def _bench_samples(folder: str | os.PathLike, options: BenchOptions) -> list[EvaluationSample]:
+    names = bench.subject_names(folder)
+    unknown = [n for n in options.subjects if n not in names]
+    if unknown:
+        raise InputError(f"{folder}: no subject '{unknown[0]}'; there are: {', '.join(names)}")
+    root = Path(folder)
+    return [EvaluationSample(n, partial(_bench_photos, root / n, options.views), partial(bench.load_truth, root / "ground_truth" / n), n.rpartition("_")[0])
+            for n in names if not options.subjects or n in options.subjects]
+
+
+def _bench_photos(folder: Path, views: tuple[int, ...]) -> Subject:
+    subject = load_subject(folder)
+    bad = [v for v in views if not 0 <= v < len(subject.views)]
+    if bad:
+        raise InputError(f"{folder}: views: expected numbers from 0 to {len(subject.views) - 1}, got {list(views)}")
+    return replace(subject, views=tuple(subject.views[v] for v in views)) if views else subject
+
+
+def _score_bench(sample: EvaluationSample, prediction: Prediction, options: BenchOptions, context: Any) -> Scored:
+    prediction.need("vertices", "landmarks")
+    truth = sample.truth()
+    values = dict(bench.score(bench.Prediction(sample.id, prediction.model, "", prediction.vertices, prediction.triangles, prediction.landmarks,
+                                               sigma=prediction.sigma), truth))
+    values |= {f"region_{k}": v for k, v in region_errors(*_outer_mesh(prediction, prediction.vertices), prediction.landmarks, truth.vertices, truth.landmarks).items()}
+    points = truth.landmarks[SEVEN]
+    crop = now_crop(truth.vertices, points)
+    fit = scan_to_mesh(prediction.vertices, prediction.triangles, prediction.points, truth.vertices[crop], points)
+    return Scored(values, {}, _map_on(ScanTruth(truth.vertices, truth.triangles), crop, fit.distances, points))
+
+
+# ---- held-out views, without ground truth ----
+
+
+@dataclass(frozen=True)
+class HeldOutOptions:
+    """folds: the photos of a subject are dealt out in turn to so many parts; each part is predicted from the others. 2: two fits from
+    disjoint photos, whose spread is measured too; 0: every photo by itself. flow: estimator."""
+
+    folds: int = 2
+    flow: str = "dis"
+
+
+def _held_out_samples(folder: str | os.PathLike, options: HeldOutOptions) -> list[EvaluationSample]:
+    root = Path(folder)
+    if options.folds == 1 or options.folds < 0:
+        raise InputError(f"folds: expected 0 (every photo by itself) or at least 2, got {options.folds}")
+    people = [root] if images_in(root) else [p for p in folders_in(root) if len(images_in(p)) >= 2]
+    samples = []
+    for person in people:
+        count = min(options.folds or len(images_in(person)), len(images_in(person)))
+        samples += [EvaluationSample(f"{person.name}/fold{k}", partial(_fold, person, k, count, True), partial(_fold, person, k, count, False), person.name)
+                    for k in range(count)]
+    if not samples:
+        raise InputError(f"{folder}: expected a subject folder with at least 2 photos, or a folder of such folders")
+    return samples
+
+
+def _fold(folder: Path, number: int, count: int, fitted: bool) -> Subject:
+    subject = load_subject(folder)
+    views = tuple(v for i, v in enumerate(subject.views) if (i % count != number) == fitted)
+    if not views:
+        raise InputError(f"{folder}: expected at least {count} usable photos, got {len(subject.views)}")
+    return replace(subject, views=views)
+
+
+def _score_held_out(sample: EvaluationSample, prediction: Prediction, options: HeldOutOptions, context: Any) -> Scored:
+    prediction.need("parameters")
+    parameters, model = prediction.parameters(), load_model(prediction.model)
+    parameters.check_model(model)
+    fitted = sample.subject()
+    fitted = replace(fitted, views=tuple(v for v in fitted.views if v.name in parameters.view_names))
+    found, _ = detect_landmarks(fitted, "auto")
+    held = sample.truth()
+    held_found, _ = detect_landmarks(held, "auto")
+    held, held_found, _ = usable_views(held, held_found)
+    errors = []
+    for i, view in enumerate(held.views):
+        one = replace(held_found, **{k: getattr(held_found, k)[i:i + 1] for k in ("points", "sigma", "valid", "confidence")})
+        errors.append(held_out_errors(model, parameters.state, fitted.views, found, view, one, options.flow))
+    values: dict[str, float | None] = {}
+    for name in ("photo", "census", "flow", "landmarks", "covered"):
+        known = [v for e in errors if (v := getattr(e, name)) is not None]
+        values[name] = float(np.mean(known)) if known else None
+    code = parameters.state.identity[0].double().numpy()
+    return Scored(values | {"beyond_3_sigma": share_beyond(code)}, {"identity": code})
+
+
+def _summarize_held_out(rows: Rows, pool: Pool, options: HeldOutOptions) -> dict[str, Any]:
+    """Spread of the identity between two fits to disjoint photos, by person and on average."""
+    if options.folds != 2:
+        return {}
+    people: dict[str, list[np.ndarray]] = {}
+    for name, code in pool.get("identity", []):
+        people.setdefault(name.rpartition("/")[0], []).append(code)
+    spread = {name: identity_spread(np.stack(codes)) for name, codes in people.items() if len(codes) == 2}
+    return {"identity_spread": spread | {"mean": float(np.mean(list(spread.values())))}} if spread else {}
+
+
+# ---- all of them ----
+
+PROTOCOLS: dict[str, Protocol] = {
+    "micc": Protocol(MiccOptions, lambda d, o: micc.micc_samples(d, o.sequences, o.frames), _score_micc,
+                     dict.fromkeys(("p2plane_symmetric", "p2plane_prediction_to_scan", "p2plane_scan_to_prediction", "p2plane_symmetric_with_expression"), "mm"), micc.MICC),
+    "now": Protocol(NowOptions, lambda d, o: now.now_samples(d, o.challenges), _score_now, {"s2m_mean": "mm", "s2m_median": "mm"}, now.NOW, summarize=_summarize_now),
+    "facescape_wild": Protocol(WildOptions, lambda d, o: facescape.wild_samples(d), _score_wild,
+                               {"cd": "mm", "mne_facescape": "rad", "mne_true": "rad", "cr": "share"}, facescape.FACESCAPE, summarize=_done_rate),
+    "facescape_lab": Protocol(LabOptions, lambda d, o: facescape.lab_samples(d, o.views), _score_lab,
+                              {"cd": "mm", "mne_facescape": "rad", "mne_true": "rad", "cr": "share"}, facescape.FACESCAPE, summarize=_done_rate),
+    "pixel_face": Protocol(PixelFaceOptions, lambda d, o: pixel_face.pixel_face_samples(d, o.split, o.unit_mm, o.upright), _score_scan,
+                           dict.fromkeys(("s2m_mean", "s2m_rmse", "p2plane_rmse"), "mm"), pixel_face.PIXEL_FACE),
+    "bosphorus": Protocol(BosphorusOptions, lambda d, o: bosphorus.bosphorus_samples(d, o.angle), _score_scan,
+                          dict.fromkeys(("s2m_mean", "s2m_rmse", "p2plane_rmse"), "mm"), bosphorus.BOSPHORUS),
+    "bu3dfe": Protocol(BuOptions, lambda d, o: bu3dfe.bu3dfe_samples(d), _score_bu,
+                       dict.fromkeys((f"depth_percent_{k}" for k in ("mean", "std", "median", "p90")), "%"), bu3dfe.BU3DFE, _prepare_bu, _summarize_bu),
+    "florence_renders": Protocol(FlorenceOptions, lambda d, o: florence_renders.florence_render_samples(d), _score_florence,
+                                 {"nme_aligned": "share", "nme_correspondence": "share"}, florence_renders.RENDERS),
+    "aflw2000": Protocol(AflwOptions, lambda d, o: aflw2000.aflw2000_samples(d, o.model), _score_aflw, {"nme_2d": "%", "nme_3d": "%"}, aflw2000.AFLW2000,
+                         summarize=_mean_of_bins),
+    "facewarehouse": Protocol(FaceWarehouseOptions, lambda d, o: facewarehouse.facewarehouse_samples(d, o.identities, o.views), _score_facewarehouse,
+                              {"vertex_mean": "mm"}, facewarehouse.FACEWAREHOUSE),
+    "realy": Protocol(RealyOptions, lambda d, o: realy.realy_samples(d), _score_realy, {}, realy.REALY),
+    "bench": Protocol(BenchOptions, _bench_samples, _score_bench,
+                      {**dict.fromkeys(bench.MILLIMETRES, "mm"), "size_percent": "%", **dict.fromkeys(bench.COVERAGE, "share"),
+                       **dict.fromkeys(("region_nose", "region_mouth", "region_eyes", "region_cheeks", "region_mean"), "mm")}),
+    "held_out": Protocol(HeldOutOptions, _held_out_samples, _score_held_out,
+                         {"photo": "grey levels", "census": "share", "flow": "px", "landmarks": "%", "covered": "share", "beyond_3_sigma": "share"},
+                         summarize=_summarize_held_out),
+}
