@@ -26,6 +26,7 @@ from fitkit.errors import FitError
               help="Where the 68 points come from; auto: files, and for photos without fan, if its weights are here, or builtin.")
 @click.option("--jaw", type=click.Choice(["auto", "outline", "surface"]), default=None, help="What landmarks 0-16 are: the visible outline, or fixed points on the skin.")
 @click.option("--share-expression", is_flag=True, help="One expression for all photos.")
+@click.option("--detail", is_flag=True, help="Add a smooth displacement beyond the face model, from the matches between the photos.")
 @click.option("--seed", type=int, default=None, help="Seed of everything random.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and doubts about the result.")
 @click.option("-v", "--verbose", is_flag=True, help="Print what each stage does; traceback of unexpected errors.")
@@ -33,7 +34,7 @@ from fitkit.errors import FitError
               help="What finds the matches between photos; default: the recipe's, dis.")
 @click.option("--flow-weights", default=None, metavar="FILE",
               help="Weights for --flow ptlflow:NAME; default: published ones, fetched on first use.")
-def fit(subject_dir, overrides, recipe, model, output, overwrite, device, landmarks, jaw, share_expression, seed, quiet, verbose,
+def fit(subject_dir, overrides, recipe, model, output, overwrite, device, landmarks, jaw, share_expression, detail, seed, quiet, verbose,
         flow, flow_weights):
     """Fit one face to all photos in SUBJECT_DIR.
 
@@ -53,6 +54,8 @@ def fit(subject_dir, overrides, recipe, model, output, overwrite, device, landma
         changes["landmarks"]["jaw"] = jaw
     if share_expression:
         changes["expression"] = {"shared": True}
+    if detail:
+        changes["detail"] = {"enabled": True}
     if seed is not None:
         changes["seed"] = seed
     changes["flow"] = {key: value for key, value in (("estimator", flow), ("weights", flow_weights)) if value is not None}
@@ -140,6 +143,10 @@ def _summary(result, seconds: float, path: Path) -> str:
         "views": f"{metrics['num_views']}" + (f" ({left_out} left out)" if left_out else ""),
         "landmarks": f"{metrics['reprojection_px']:.2f} px mean reprojection error, {100 * metrics['reprojection_share']:.1f} % of the face size",
         "verdict": metrics["verdict"]["summary"],
+    }
+    if "detail" in metrics:
+        rows["detail"] = f"{metrics['detail']['mean_mm']:.2f} mm mean displacement of the face, from {metrics['detail']['matches']} matches"
+    rows |= {
         "time": f"{seconds:.1f} s ({metrics['time_s']['solve']:.1f} s of it in the solver)",
         "result": str(path),
     }

@@ -25,7 +25,7 @@ from fitkit.export.gltf import write_glb
 from fitkit.export.meshes import write_obj, write_ply
 from fitkit.export.overlay import draw_overlay
 from fitkit.export.parameters import save_parameters
-from fitkit.export.preview import draw_preview, draw_uncertainty
+from fitkit.export.preview import draw_detail, draw_preview, draw_uncertainty
 from fitkit.render.texture import blend_texture
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MARKS = ("metrics.json", "parameters.npz")  # by these a result folder is known
 ENTRIES = frozenset(MARKS + (
     "subject.obj", "subject.mtl", "subject.ply", "subject.glb", "texture.png", "cameras.json", "landmarks.npy", "recipe.yaml",
-    "preview.png", "uncertainty.png", "views", "overlay"))
+    "preview.png", "uncertainty.png", "detail.png", "views", "overlay"))
 LITTER = frozenset((".DS_Store", "Thumbs.db", "desktop.ini"))  # file browsers leave these behind
 TEXTURE_SIZE = 1024
 
@@ -143,8 +143,9 @@ def _check_finite(result: FitResult) -> None:
     state = result.state
     for name, value in (("identity", state.identity), ("expression", state.expression), ("rotation", state.pose.rotation),
                         ("translation", state.pose.translation), ("focal length", state.camera.focal),
-                        ("principal point", state.camera.principal), ("illumination", state.illumination)):
-        if not bool(torch.isfinite(value).all()):
+                        ("principal point", state.camera.principal), ("illumination", state.illumination),
+                        ("displacement", result.displacement)):
+        if value is not None and not bool(torch.isfinite(value).all()):
             raise FitError(f"result of {result.subject.name}: {name} holds values that are not finite; nothing was written")
 
 
@@ -163,7 +164,7 @@ def file_stems(result: FitResult) -> list[str]:
 
 
 def _write_all(result: FitResult, folder: Path) -> None:
-    model = result.model
+    model = result.personal_model
     neutral, vertices = result.neutral.detach(), result.vertices.detach()
     stems = file_stems(result)
     (folder / "views").mkdir()
@@ -182,9 +183,11 @@ def _write_all(result: FitResult, folder: Path) -> None:
     def meshes() -> None:
         write_obj(folder / "subject.obj", neutral, model, "texture.png" if textured else None)
         sigma = result.vertex_sigma
-        write_ply(folder / "subject.ply", neutral, model.triangles, None if sigma is None else {"sigma_mm": sigma})
+        write_ply(folder / "subject.ply", neutral, model.triangles, {k: v for k, v in (("sigma_mm", sigma), ("detail_mm", result.displacement)) if v is not None})
         if sigma is not None:
             (folder / "uncertainty.png").write_bytes(_png(draw_uncertainty(neutral, sigma, model)))
+        if result.displacement is not None:
+            (folder / "detail.png").write_bytes(_png(draw_detail(neutral, result.displacement, model)))
 
     def view(i: int) -> None:
         write_ply(folder / "views" / f"{stems[i]}.ply", vertices[i], model.triangles)

@@ -33,7 +33,7 @@ def draw_overlay(result: FitResult, index: int) -> np.ndarray:
     Left the photo; right the shaded mesh over its skin area with the model's outline (dark), the feature lines of its
     landmarks (light), the observed landmarks (green) and the fitted ones (red, joined to their observation).
     """
-    model, state = result.model, result.state
+    model, state = result.personal_model, result.state
     vertices = state.pose.select([index]).apply(model.vertices(state.identity[state.subject[[index]]], state.expression[[index]]))
     camera = state.camera.select([index])
     landmarks = model.landmarks.points(vertices, model.triangles)

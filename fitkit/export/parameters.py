@@ -19,7 +19,7 @@ from fitkit.scene.state import SceneState
 if TYPE_CHECKING:
     from fitkit.fit.result import FitResult
 
-FORMAT, VERSION = "fitkit-parameters", 2
+FORMAT, VERSION = "fitkit-parameters", 3
 UNITS = "mm, px, rotation matrices, linear RGB; pixel (0, 0) is the centre of the top-left pixel; x_camera = rotation @ x_head + translation"
 # Key -> shape; B views, K coefficients, C colour channels of the light. Names stand for sizes that must agree.
 SHAPES = {
@@ -27,7 +27,7 @@ SHAPES = {
     "translation": ("B", 3), "focal": ("B",), "principal": ("B", 2), "aspect": ("B",), "illumination": ("B", 9, "C"),
     "view_names": ("B",), "image_size": ("B", 2), "camera_source": ("B",),
 }
-OPTIONAL = {"identity_covariance": ("K_id", "K_id")}  # since version 2, and only where it could be computed
+OPTIONAL = {"identity_covariance": ("K_id", "K_id"), "displacement": ("V",)}  # since versions 2 and 3, and only where there is one
 TEXTS = ("format", "units", "model_name", "camera_kind", "subject_name")
 
 
@@ -37,7 +37,8 @@ class Parameters:
 
     state: the estimate (S = 1, on the CPU); model_name: the face model it belongs to; expression_names: K_ex names;
     subject_name; view_names: B names; image_size: [B, 2] int64 (width, height) px of the upright photos;
-    camera_source: per view 'cameras.json', 'exif' or 'estimated'; identity_covariance: [K_id, K_id] of the coefficients, or None.
+    camera_source: per view 'cameras.json', 'exif' or 'estimated'; identity_covariance: [K_id, K_id] of the coefficients, or None;
+    displacement: [V] mm along the normals of the neutral mesh, or None (`fitkit.fit.detail.personal_model` applies it).
     """
 
     state: SceneState
@@ -48,6 +49,7 @@ class Parameters:
     image_size: np.ndarray
     camera_source: tuple[str, ...]
     identity_covariance: torch.Tensor | None = None
+    displacement: torch.Tensor | None = None
 
     def check_model(self, model: FaceModel) -> None:
         """Refuse a face model that these coefficients were not made for."""
@@ -57,6 +59,9 @@ class Parameters:
             raise InputError(
                 f"parameters: expected face model '{wanted[0]}' with {wanted[1]} identity and {len(wanted[2])} expression shapes, "
                 f"got '{sizes[0]}' with {sizes[1]} and {len(sizes[2])}; load the model that the fit used")
+        if self.displacement is not None and len(self.displacement) != model.num_vertices:
+            raise InputError(f"parameters: expected face model '{self.model_name}' with {len(self.displacement)} vertices, as many as the "
+                             f"displacement has, got {model.num_vertices}; load the model that the fit used")
 
 
 def save_parameters(result: FitResult, path: str | os.PathLike) -> Path:
@@ -73,6 +78,8 @@ def save_parameters(result: FitResult, path: str | os.PathLike) -> Path:
     }
     if result.identity_covariance is not None:
         arrays["identity_covariance"] = result.identity_covariance
+    if result.displacement is not None:
+        arrays["displacement"] = result.displacement
     arrays = {k: v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else v for k, v in arrays.items()}
     path = Path(path)
     with open(path, "wb") as file:
@@ -114,7 +121,7 @@ def load_parameters(path: str | os.PathLike) -> Parameters:
     return Parameters(
         state, str(arrays["model_name"]), tuple(map(str, arrays["expression_names"])), str(arrays["subject_name"]),
         tuple(map(str, arrays["view_names"])), arrays["image_size"].astype(np.int64), tuple(map(str, arrays["camera_source"])),
-        real("identity_covariance") if "identity_covariance" in arrays else None)
+        *(real(key) if key in arrays else None for key in OPTIONAL))
 
 
 def _check(arrays: dict[str, np.ndarray], path: Path) -> None:

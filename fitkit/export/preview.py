@@ -1,5 +1,5 @@
 """`preview.png`: the neutral face from five sides, as clay and with its texture; `uncertainty.png`: its error bars in colour;
-error maps of scans."""
+`detail.png`: its displacement beyond the face model; error maps of scans."""
 from __future__ import annotations
 
 import math
@@ -24,6 +24,8 @@ SUPERSAMPLE = 2
 SIGMA_YAWS = (-90, -40, 0, 40, 90)
 SIGMA_LARGEST = 2.0  # mm; one scale for all fits, so that pictures can be compared
 ERROR_LARGEST = 5.0  # mm
+DETAIL_LARGEST = 2.0  # mm
+BLUE_TO_RED = ((5, 48, 97), (67, 147, 195), (247, 247, 247), (214, 96, 77), (103, 0, 31))  # sRGB
 UNKNOWN = (0.4, 0.4, 0.4)  # linear RGB of vertices without a value
 TOP, BOTTOM = (246, 247, 249), (214, 218, 224)  # background
 
@@ -60,6 +62,14 @@ def draw_uncertainty(vertices: Tensor, sigma: Tensor, model: FaceModel, tile: tu
 
 
 @torch.no_grad()
+def draw_detail(vertices: Tensor, displacement: Tensor, model: FaceModel, tile: tuple[int, int] = TILE) -> np.ndarray:
+    """A head-frame mesh [V, 3] mm coloured by its displacement [V] mm, as `draw_uncertainty`: red DETAIL_LARGEST and more outwards,
+    white 0, blue inwards."""
+    return _coloured(vertices, model.triangles, displacement, DETAIL_LARGEST, "detail mm", _shown_part(vertices, model), SIGMA_YAWS, tile,
+                     signed=True)
+
+
+@torch.no_grad()
 def draw_error_map(vertices: Tensor, triangles: Tensor, errors: Tensor, largest: float = ERROR_LARGEST, label: str = "error mm",
                    tile: tuple[int, int] = TILE) -> np.ndarray:
     """A scan [V, 3] mm (y up, z out of the face), triangles [F, 3], coloured by the error [V] of its vertices from five sides, with
@@ -72,9 +82,9 @@ def draw_error_map(vertices: Tensor, triangles: Tensor, errors: Tensor, largest:
 
 
 def _coloured(vertices: Tensor, triangles: Tensor, values: Tensor, largest: float, label: str, shown: tuple[Tensor, float],
-              yaws: tuple[int, ...], tile: tuple[int, int]) -> np.ndarray:
-    share = (values / largest).clamp(0, 1)
-    colour = linear_from_srgb(torch.from_numpy(_scale_colour(share.nan_to_num().numpy())).to(vertices) / 255)
+              yaws: tuple[int, ...], tile: tuple[int, int], signed: bool = False) -> np.ndarray:
+    share = (values / largest / 2 + 0.5 if signed else values / largest).clamp(0, 1)
+    colour = linear_from_srgb(torch.from_numpy(_scale_colour(share.nan_to_num().numpy(), signed)).to(vertices) / 255)
     colour = torch.where(torch.isfinite(values)[:, None], colour, colour.new_tensor(UNKNOWN))
     columns = []
     for yaw in yaws:
@@ -83,22 +93,24 @@ def _coloured(vertices: Tensor, triangles: Tensor, values: Tensor, largest: floa
         own = surface.interpolate(colour[triangles]) * (0.7 + 0.3 * diffuse[:, None] / 0.8).clamp_max(1)
         rgba = torch.cat([own.clamp(0, 1), torch.ones_like(own[:, :2])], -1)
         columns.append(_on_ground([average_surface(surface, rgba, SUPERSAMPLE)], tile[0]))
-    return np.concatenate([*columns, _colour_bar(tile[0], largest, label)], 1)
+    return np.concatenate([*columns, _colour_bar(tile[0], largest, label, signed)], 1)
 
 
-def _scale_colour(share: np.ndarray) -> np.ndarray:
-    """Shares in [0, 1] of the scale, [N], as sRGB [N, 3] uint8."""
+def _scale_colour(share: np.ndarray, signed: bool = False) -> np.ndarray:
+    """Shares in [0, 1] of the scale, [N], as sRGB [N, 3] uint8; signed: from blue over white to red."""
+    if signed:
+        return np.stack([np.interp(share, np.linspace(0, 1, 5), channel) for channel in np.transpose(BLUE_TO_RED)], 1).round().astype(np.uint8)
     return cv2.applyColorMap((share * 255).round().astype(np.uint8)[:, None], cv2.COLORMAP_VIRIDIS)[:, 0, ::-1].copy()
 
 
-def _colour_bar(height: int, largest: float, title: str) -> np.ndarray:
+def _colour_bar(height: int, largest: float, title: str, signed: bool = False) -> np.ndarray:
     """The scale with its numbers, uint8 [height, W, 3]."""
     bar = np.full((height, 92, 3), 255, np.uint8)
     top, bottom = round(0.12 * height), round(0.92 * height)
-    bar[top:bottom, 12:34] = _scale_colour(np.linspace(1, 0, bottom - top))[:, None]
+    bar[top:bottom, 12:34] = _scale_colour(np.linspace(1, 0, bottom - top), signed)[:, None]
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         y = round(bottom + (top - bottom) * share)
-        label = f"{largest * share:.1f}" + ("+" if share == 1 else "")
+        label = (f"{largest * (2 * share - 1):+.1f}" if signed else f"{largest * share:.1f}") + ("+" if share == 1 else "")
         cv2.line(bar, (34, y), (39, y), (0, 0, 0), 1)
         cv2.putText(bar, label, (43, y + 5), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
     cv2.putText(bar, title, (8, top - 14), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)

@@ -12,6 +12,7 @@ from fitkit.energies.photometric import PhotometricOptions
 from fitkit.energies.flow_correspondence import FlowOptions
 from fitkit.energies.flow_magnitude import FlowMagnitudeOptions
 from fitkit.errors import InputError
+from fitkit.fit.detail import DetailOptions
 from fitkit.io.options import apply_overrides, build, merge, read_yaml, unknown_key
 from fitkit.io.resources import find_recipe, recipe_path
 from fitkit.observe.crop import CropOptions
@@ -176,6 +177,7 @@ class FitRecipe:
     flow: FlowSource = FlowSource()
     camera: CameraOptions = CameraOptions()
     expression: ExpressionOptions = ExpressionOptions()
+    detail: DetailOptions = DetailOptions()
 
 
 def load_recipe(name: str | os.PathLike = "multiview", overrides: Sequence[str] = (), changes: dict[str, Any] | None = None) -> FitRecipe:

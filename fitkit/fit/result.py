@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
+from fitkit.fit.detail import personal_model
 from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.landmarks.types import Landmarks
@@ -24,6 +26,8 @@ class FitResult:
     identity_covariance: [K_id, K_id] of the identity coefficients; vertex_sigma: [V] mm, standard deviation of the neutral
     mesh along its normals once it is laid onto the true face (`fitkit.fit.uncertainty`); both None where they cannot be
     computed (no stage with a least-squares form solved for the identity).
+    displacement: [V] mm along the normals of the neutral mesh, positive outwards, what the detail layer adds to the model
+    (`fitkit.fit.detail`); None without it. `vertices`, `neutral` and `landmarks3d` contain it.
     """
 
     model: FaceModel
@@ -37,16 +41,22 @@ class FitResult:
     camera_source: tuple[str, ...]
     identity_covariance: Tensor | None = None
     vertex_sigma: Tensor | None = None
+    displacement: Tensor | None = None
+
+    @cached_property
+    def personal_model(self) -> FaceModel:
+        """The face model with the displacement added to its mean; the model itself without one."""
+        return self.model if self.displacement is None else personal_model(self.model, self.state, self.displacement)
 
     @property
     def neutral(self) -> Tensor:
         """[V, 3] mm: the person without expression, head frame."""
-        return self.state.neutral(self.model)[0]
+        return self.state.neutral(self.personal_model)[0]
 
     @property
     def vertices(self) -> Tensor:
         """[B, V, 3] mm: each view's mesh with its expression, head frame."""
-        return self.state.vertices(self.model)
+        return self.state.vertices(self.personal_model)
 
     @property
     def landmarks3d(self) -> Tensor:

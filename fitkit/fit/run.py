@@ -19,8 +19,9 @@ from fitkit.energies.objective import LeastSquaresProblem, Objective, Term, Term
 from fitkit.energies.photometric import CrossViewPhotometric
 from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, LightPrior, SizePrior
 from fitkit.errors import FitError, InputError
+from fitkit.fit.detail import Detail, personal_model, solve_detail
 from fitkit.fit.initialize import CameraKnowledge, initial_state
-from fitkit.fit.recipe import FitRecipe, FlowTerm, Stage, load_recipe
+from fitkit.fit.recipe import FitRecipe, FlowSource, FlowTerm, Stage, load_recipe
 from fitkit.fit.report import build_metrics, judge, verdict
 from fitkit.fit.result import FitResult
 from fitkit.fit.uncertainty import error_bars, summary
@@ -102,9 +103,13 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
     state, cameras = initial_state(local, subject.views, observations, recipe.camera)
     run = FitRun(local, recipe, observations, cameras)
     state = run.solve(state, tell)
+    detail = None
+    if recipe.detail.enabled:
+        tell("detail", 0.95)
+        state, detail = run.solve_detail(state)
     solved = time.perf_counter()
     final = to_photos(state, observations).to("cpu")
-    metrics = build_metrics(model, subject, final, found, run, cameras)
+    metrics = build_metrics(run.model, subject, final, found, run, cameras)
     bars = error_bars(*run.shape, local) if run.shape is not None else None
     metrics["error_bars"] = summary(bars, model)
     metrics["time_s"] = {"solve": round(solved - began, 3), "total": round(time.perf_counter() - start, 3),
@@ -112,12 +117,16 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
     status, warnings = judge(metrics)
     metrics["verdict"] = verdict(metrics)
     warnings = tuple(notes) + warnings
+    if detail is not None:
+        metrics["detail"] = detail.metrics
+        warnings += (detail.warning,) if detail.warning else ()
     for line in warnings:
         log.info(line)
     tell("done", 1.0)
     cpu_model = model.to("cpu") if model.device.type != "cpu" else model
     return FitResult(cpu_model, subject, final, replace(found, sigma=run.sigma_photo()), status, warnings, metrics, to_plain(recipe),
-                     cameras.source, *((bars.identity_covariance, bars.vertex_sigma) if bars is not None else (None, None)))
+                     cameras.source, *((bars.identity_covariance, bars.vertex_sigma) if bars is not None else (None, None)),
+                     displacement=None if detail is None else detail.displacement)
 
 
 def move(observations: Observations, device: str) -> Observations:
@@ -225,7 +234,7 @@ class FitRun:
         flow = replace(options.options, seed=recipe.seed)
         return FlowCorrespondence(model, flow, estimator, sigma, FlowImages.of(self.observations, flow))
 
-    def flow_estimator(self, term: FlowTerm) -> FlowEstimator:
+    def flow_estimator(self, term: FlowTerm | FlowSource) -> FlowEstimator:
         """The estimator a term asks for, or the recipe's; each is made once."""
         source = term if term.estimator else self.recipe.flow
         key = source.estimator, source.weights
@@ -242,12 +251,32 @@ class FitRun:
             raise FitError(f"recipe '{self.recipe.name}' has no stage for {self.observations.num_views} view(s)")
         for term in (t for s in stages for t in s.energies.values() if isinstance(t, FlowTerm)):
             self.flow_estimator(term)  # missing weights are told before anything is solved
+        if self.recipe.detail.enabled:
+            self.flow_estimator(self.recipe.flow)
         if self.jaw_rule == "auto":
             self._choose_jaw_rule(stages, state)
         for number, stage in enumerate(stages):
             tell(f"stage {stage.name}", 0.15 + 0.8 * number / len(stages))
             state = self._stage(stage, state)
         return state
+
+    def solve_detail(self, state: SceneState) -> tuple[SceneState, Detail]:
+        """The displacement beyond the face model after all stages; `model` carries it from then on.
+
+        Coefficients and displacement explain the same matches, and the coefficients came first. So the last stage is solved again
+        for the displaced model, and the displacement again for its solution, `refits` times.
+        """
+        model, options = self.model, self.recipe.detail
+        last = [s for s in self.recipe.stages if self.observations.num_views >= s.min_views][-1]
+        estimator = self.flow_estimator(self.recipe.flow)
+        detail = solve_detail(model, state, self.observations, estimator, options, self.recipe.seed)
+        before = detail.metrics["residual_before_px"]
+        for _ in range(0 if detail.warning else options.refits):
+            self.model = personal_model(model, state, detail.displacement)
+            state = self._stage(replace(last, name=f"{last.name}, displaced"), state)
+            detail = solve_detail(model, state, self.observations, estimator, options, self.recipe.seed, detail.displacement)
+        self.model = personal_model(model, state, detail.displacement)
+        return state, replace(detail, metrics=detail.metrics | {"residual_before_px": before})
 
     def _choose_jaw_rule(self, stages: Sequence[Stage], state: SceneState) -> None:
         """Fit the leading landmark stages under both rules and compare their costs.

@@ -56,7 +56,7 @@ def blend_texture(result: FitResult, size: int = 1024, options: TextureOptions =
     Raises:
         InputError: the face model has no UV coordinates.
     """
-    model, state = result.model, result.state
+    model, state = result.personal_model, result.state
     if model.uv is None:
         raise InputError(f"texture: face model '{model.name}' has no UV coordinates; choose a model with UV or leave the texture out")
     photos = result.subject.views

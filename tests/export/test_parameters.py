@@ -54,10 +54,11 @@ def test_without_error_bars(result, tmp_path):
     assert load_parameters(path).identity_covariance is None
 
 
-def test_every_documented_key_is_there_and_plain(path):
+def test_every_documented_key_is_there_and_plain(result, tmp_path):
+    path = save_parameters(replace(result, displacement=torch.zeros(result.model.num_vertices)), tmp_path / "p.npz")
     with np.load(path, allow_pickle=False) as data:
         assert set(data.files) == {*SHAPES, *OPTIONAL, *TEXTS, "version"}
-        assert str(data["format"]) == "fitkit-parameters" and int(data["version"]) == 2 and "mm" in str(data["units"])
+        assert str(data["format"]) == "fitkit-parameters" and int(data["version"]) == 3 and "mm" in str(data["units"])
         assert data["rotation"].shape == (3, 3, 3) and data["illumination"].shape == (3, 9, 1)
 
 
@@ -105,7 +106,7 @@ def test_another_archive(tmp_path):
 
 
 @pytest.mark.parametrize("arrays, message", [
-    ({"version": 99}, "version 99, this fitkit reads up to 2; update fitkit"),
+    ({"version": 99}, "version 99, this fitkit reads up to 3; update fitkit"),
     ({"focal": None}, "lacks focal"),
     ({"identity_covariance": np.eye(3)}, r"identity_covariance: expected shape \[8, 8\], got \[3, 3\]"),
     ({"focal": np.ones(2)}, r"translation|focal: expected shape \[3\], got \[2\]"),

@@ -1,0 +1,36 @@
+"""The Laplace-Beltrami operator of a triangle mesh."""
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sparse
+
+# Needle-shaped triangles have cotangents without bound; beyond this one of them would outweigh all others at its vertex.
+LARGEST_COTANGENT = 20.0
+
+
+def cotangent_laplacian(vertices: np.ndarray, triangles: np.ndarray) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """Linear finite elements of minus the Laplacian.
+
+    Args:
+        vertices: [V, 3]; triangles: [F, 3] int.
+    Returns:
+        stiffness [V, V], symmetric and positive semidefinite: f' stiffness f is the integral of |grad f|^2 over the surface;
+        area [V], a third of the area of the triangles at each vertex, 0 for loose ones: f' (area * f) is the integral of f^2.
+        stiffness @ f / area is then minus the Laplacian of f.
+    Source: Pinkall and Polthier, "Computing discrete minimal surfaces and their conjugates", 1993; the lumped mass matrix is
+        the barycentric one. Differs: cotangents are kept in 0 .. LARGEST_COTANGENT, where the mesh is not Delaunay.
+    """
+    corner = np.asarray(vertices, np.float64)[triangles]
+    V, rows, columns, values = len(vertices), [], [], []
+    normal = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+    double_area = np.linalg.norm(normal, axis=1)
+    for k in range(3):
+        i, j = (k + 1) % 3, (k + 2) % 3
+        dot = ((corner[:, i] - corner[:, k]) * (corner[:, j] - corner[:, k])).sum(1)
+        half = 0.5 * np.clip(dot / np.maximum(double_area, 1e-12), 0, LARGEST_COTANGENT)
+        rows += [triangles[:, i], triangles[:, j], triangles[:, i], triangles[:, j]]
+        columns += [triangles[:, j], triangles[:, i], triangles[:, i], triangles[:, j]]
+        values += [-half, -half, half, half]
+    stiffness = sparse.coo_matrix((np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=(V, V)).tocsr()
+    area = np.bincount(triangles.reshape(-1), np.repeat(double_area / 6, 3), minlength=V)
+    return stiffness, area
