@@ -37,7 +37,8 @@ class ModelPhotometricOptions:
     views see, 'basis' the model's albedo basis, 'auto' the basis if the model has one, else 'points';
     albedo_sigma: standard deviation of that deviation, linear intensity;
     color: 'linear', or 'srgb': photos and albedo as codes, as most papers do;
-    angle: weight by the cosine of the viewing angle; parse: weights of a face parse, where one is given;
+    angle: weight by the cosine of the viewing angle; clipped: trust in pixels with a channel at its largest code, which says
+    only 'at least'; parse: weights of a face parse, where one is given;
     equal_views: the mean over the views of their means, a view with less than min_pixels pixels of a 224-pixel crop left out."""
 
     level: int = 0
@@ -50,6 +51,7 @@ class ModelPhotometricOptions:
     albedo_sigma: float = 0.03
     color: Literal["linear", "srgb"] = "linear"
     angle: bool = True
+    clipped: float = 0.0
     parse: Literal["dfmvr", "pgn"] = "dfmvr"
     equal_views: bool = False
     min_pixels: int = 64
@@ -63,8 +65,8 @@ class ModelPhotometricOptions:
 # sum d |r| / sum d with the weights d of a face parse (give it to `prepare`; without it d = 1). The kernel, given with the
 # Term: 'l2n'. The release turns all shading normals by the right view's rotation; here each view has its own.
 STRICT: dict[str, ModelPhotometricOptions] = {
-    "dfmvr": ModelPhotometricOptions(points=0, blur=0.0, sigma=1.0, albedo="basis", color="srgb", angle=False, equal_views=True,
-                                     min_cosine=-1.0),
+    "dfmvr": ModelPhotometricOptions(points=0, blur=0.0, sigma=1.0, albedo="basis", color="srgb", angle=False, clipped=1.0,
+                                     equal_views=True, min_cosine=-1.0),
 }
 
 
@@ -118,9 +120,7 @@ class ModelPhotometric:
         mask = observations.mask[:, None]
         colors = observations.images if options.color == "srgb" else linear_from_srgb(observations.images)
         images, inside = pyramid_level(torch.where(mask, colors, 0.2), mask, options.level, options.blur)
-        trust = inside.to(images)
-        if options.angle:  # clipped channels say only 'at least'; strict recipes take them as they are
-            trust = trust * (images < 0.98).all(1, keepdim=True)
+        trust = torch.where((images < 0.98).all(1, keepdim=True), inside.to(images), options.clipped * inside)
         if labels is not None:
             if labels.shape != observations.mask.shape:
                 raise InputError(f"energy 'photo_model': expected a face parse {list(observations.mask.shape)}, got {list(labels.shape)}")
@@ -357,17 +357,25 @@ class AppearanceSolver:
         """Least squares of each view's light under the albedo [S, N, 3], [B, 9, channels]."""
         albedo = albedo[self.subject]
         weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-9)
-        normal = torch.einsum("bn,bnc,bni,bnj->bcij", weight, albedo.square(), self.harmonics, self.harmonics)
+        outer = (self.harmonics[..., :, None] * self.harmonics[..., None, :]).flatten(2)
+        normal = ((weight[..., None] * albedo.square()).transpose(1, 2) @ outer).unflatten(-1, (9, 9))
         right = torch.einsum("bn,bnc,bni->bci", weight, albedo * self.color, self.harmonics)
         size = torch.einsum("bn,bnc->bc", weight, albedo.square())
-        # Frontal points hardly tell the second band from the others; the ridge is relative to the albedo.
-        ridge = 1e-3 * albedo.new_tensor([0.1, 1, 1, 1, 4, 4, 4, 4, 4])
+        # The points of one view hardly tell the second band from the others; the ridge is relative to the albedo.
+        ridge = 1e-3 * torch.diag(albedo.new_tensor([0.1, 1, 1, 1, 4, 4, 4, 4, 4]))
+        one = normal.sum(1) + ridge * size.sum(1).clamp_min(1e-9)[:, None, None]
+        grey = torch.linalg.solve(one, right.sum(1))[:, None]  # [B, 1, 9]
         if channels == 1:
-            normal, right, size = normal.sum(1, keepdim=True), right.sum(1, keepdim=True), size.sum(1, keepdim=True)
-        normal = normal + torch.diag(ridge) * size.clamp_min(1e-9)[..., None, None]
-        return torch.linalg.solve(normal, right).transpose(1, 2)
+            return grey.transpose(1, 2)
+        # Each channel starts from the common light in its own strength: most lights have one colour from all sides.
+        along = (grey[:, :, None] @ normal)[:, :, 0]
+        strength = (grey * right).sum(-1) / (along * grey).sum(-1).clamp_min(1e-12)
+        ridge = TINT * ridge * size.clamp_min(1e-9)[..., None, None]
+        center = strength[..., None] * grey
+        return torch.linalg.solve(normal + ridge, right + (ridge @ center[..., None])[..., 0]).transpose(1, 2)
 
 
+TINT = 4.0  # how much stiffer the colour of a light is over the directions than its brightness
 EVIDENCE = 200.0  # independent colours in one person's photos, for the closed-form albedo coefficients
 
 

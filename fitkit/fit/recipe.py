@@ -8,6 +8,7 @@ from typing import Any, Literal, Sequence
 
 from fitkit.energies.census import CensusOptions
 from fitkit.energies.kernels import Kernel
+from fitkit.energies.photo_model import ModelPhotometricOptions
 from fitkit.energies.photometric import PhotometricOptions
 from fitkit.energies.flow_correspondence import FlowOptions
 from fitkit.energies.flow_magnitude import FlowMagnitudeOptions
@@ -83,6 +84,11 @@ class PhotometricTerm(EnergyOptions):
 
 
 @dataclass(frozen=True)
+class ModelPhotometricTerm(EnergyOptions):
+    options: ModelPhotometricOptions = ModelPhotometricOptions()
+
+
+@dataclass(frozen=True)
 class CensusTerm(EnergyOptions):
     options: CensusOptions = CensusOptions()
 
@@ -130,6 +136,13 @@ class LightPriorTerm(EnergyOptions):
 
 
 @dataclass(frozen=True)
+class LightMonoTerm(EnergyOptions):
+    """sigma: allowed difference of the light's channels from their mean, see LightMono."""
+
+    sigma: float = 0.1
+
+
+@dataclass(frozen=True)
 class ExpressionPriorTerm(EnergyOptions):
     """group_radius: see ExpressionPrior, in sigmas; 0 = every coefficient by itself."""
 
@@ -147,7 +160,7 @@ ENERGIES: dict[str, type[EnergyOptions]] = {
     "lmk2d": EnergyOptions, "lmk2d_eye": EnergyOptions, "lmk2d_lip": EnergyOptions, "identity_prior": EnergyOptions,
     "expression_prior": ExpressionPriorTerm, "focal_prior": EnergyOptions, "light_prior": LightPriorTerm, "size_prior": SizePriorTerm,
     "photo_xview": PhotometricTerm, "census_xview": CensusTerm, "flow_corr": FlowTerm,
-    "flow_mag": FlowMagnitudeTerm,
+    "flow_mag": FlowMagnitudeTerm, "photo_model": ModelPhotometricTerm, "light_mono": LightMonoTerm,
 }
 
 

@@ -10,12 +10,14 @@ from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor
 
+from fitkit.energies.appearance_priors import LightMono
 from fitkit.energies.base import Energy
 from fitkit.energies.census import CrossViewCensus
 from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowImages
 from fitkit.energies.flow_magnitude import FlowMagnitude
 from fitkit.energies.landmarks import LandmarkReprojection, eye_offsets, lip_offsets
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term, TermReport
+from fitkit.energies.photo_model import ModelPhotometric
 from fitkit.energies.photometric import CrossViewPhotometric
 from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, LightPrior, SizePrior
 from fitkit.errors import FitError, InputError
@@ -225,6 +227,10 @@ class FitRun:
             return SizePrior.of(model, options.sigma)
         if name == "photo_xview":
             return CrossViewPhotometric.prepare(model, self.observations, replace(options.options, seed=recipe.seed))
+        if name == "photo_model":
+            return ModelPhotometric.prepare(model, self.observations, replace(options.options, seed=recipe.seed))
+        if name == "light_mono":
+            return LightMono(options.sigma)
         if name == "census_xview":
             return CrossViewCensus.prepare(model, self.observations, replace(options.options, seed=recipe.seed))
         estimator = self.flow_estimator(options)
@@ -309,16 +315,16 @@ class FitRun:
             self.measure_noise(state)
         chosen = {n: o for n, o in stage.energies.items() if not (n == "size_prior" and self.cameras.metric)}
         energies = {name: self.energy(name, options, state) for name, options in chosen.items()}
-        free = [b for b in stage.free if not (b == "illumination" and "photo_xview" not in energies)]
-        layout = ParameterLayout.of(state, free, self.recipe.expression.shared, self.cameras.focal_groups, self.cameras.pose_groups)
-        photo = energies.get("photo_xview")
-        if photo is not None and self.light is None:
+        photo = energies.get("photo_model", energies.get("photo_xview"))
+        free = [b for b in stage.free if not (b == "illumination" and photo is None)]
+        if photo is not None and not self._lit_for(photo):
             with torch.no_grad():
                 lit = state.replace(illumination=_plain_light(state))
                 self.light = photo.freeze(lit, self.observations).estimate_light(lit)
             state = state.replace(illumination=self.light)
             if "light_prior" in energies:
                 energies["light_prior"] = replace(energies["light_prior"], anchor=self.light)
+        layout = ParameterLayout.of(state, free, self.recipe.expression.shared, self.cameras.focal_groups, self.cameras.pose_groups)
         objective = Objective([Term(energies[name], options.weight, options.kernel) for name, options in chosen.items()])
         solver = stage.solver
         messages = []
@@ -345,6 +351,12 @@ class FitRun:
             self.shape = self._last
         log.info("stage %s: %s", stage.name, "; ".join(messages))
         return state
+
+    def _lit_for(self, photo: CrossViewPhotometric | ModelPhotometric) -> bool:
+        """The light was estimated before, with the channels that `photo` asks for; 'photo_xview' takes any."""
+        if self.light is None or isinstance(photo, CrossViewPhotometric):
+            return self.light is not None
+        return self.light.shape[-1] == (3 if photo.options.light == "rgb" else 1)
 
     def focal_uncertainty(self) -> list[float | None]:
         """Relative standard deviation of each view's focal length at the solution (Laplace approximation), None when

@@ -50,7 +50,7 @@ def test_albedo_variance():
     a = torch.tensor([[0.5, -1.0, 0.2, 0.3]], dtype=torch.float64, requires_grad=True)
     state = lit().replace(albedo=a)
     T = (MODEL.albedo_mean + torch.tensordot(a[0], BASIS, 1))[MODEL.skin]
-    expected = float((T - T.mean(0)).square().sum() / len(T))
+    expected = float((T - T.mean(0)).detach().square().sum() / len(T))
     value = Objective([Term(AlbedoVariance(MODEL), 2.0)]).cost(state, observe(MODEL, state, 32))[0]
     assert float(value.detach()) == pytest.approx(expected)
     gradient, = torch.autograd.grad(value, a)
