@@ -29,12 +29,15 @@ class MiccErrors:
 
 
 def micc_errors(vertices: np.ndarray, triangles: np.ndarray, points: np.ndarray, scan: np.ndarray, scan_triangles: np.ndarray,
-                scan_points: np.ndarray, nose_tip: np.ndarray, with_scale: bool = True, radius: float = CROP_MM) -> MiccErrors:
+                scan_points: np.ndarray, nose_tip: np.ndarray, outer: np.ndarray | None = None, with_scale: bool = True,
+                radius: float = CROP_MM) -> MiccErrors:
     """Similarity from 7 landmarks, ICP onto the scan, distances inside a sphere around the nose tip.
 
     Args:
-        vertices [V, 3] mm, triangles [F, 3], points [7, 3] (NOW_POINTS): prediction, outer skin only;
-        scan [W, 3] mm, scan_triangles [G, 3], scan_points [7, 3], nose_tip [3]: truth; with_scale: of both alignments.
+        vertices [V, 3] mm, triangles [F, 3], points [7, 3] (NOW_POINTS): prediction;
+        scan [W, 3] mm, scan_triangles [G, 3], scan_points [7, 3], nose_tip [3]: truth;
+        outer: [V] bool, predicted vertices that a scan can see, None = all: the others (eyeballs, teeth) are asked for no partner;
+        with_scale: of both alignments.
     Raises:
         DegenerateInputError: nothing of the scan or of the prediction inside the sphere.
     Source:
@@ -44,14 +47,15 @@ def micc_errors(vertices: np.ndarray, triangles: np.ndarray, points: np.ndarray,
     to_scan = similarity_align(torch.from_numpy(np.asarray(points, np.float64))[None], torch.from_numpy(np.asarray(scan_points, np.float64))[None],
                                with_scale=with_scale)
     placed = to_scan.apply(torch.from_numpy(np.asarray(vertices, np.float64))[None])[0].numpy()
-    near = np.linalg.norm(placed - nose_tip, axis=1) <= radius
+    outer = np.ones(len(placed), bool) if outer is None else outer
+    near = outer & (np.linalg.norm(placed - nose_tip, axis=1) <= radius)
     crop = np.flatnonzero(np.linalg.norm(scan - nose_tip, axis=1) <= radius)
     if near.sum() < 6 or len(crop) < 6:
         raise DegenerateInputError(f"MICC: expected face within {radius:.0f} mm of the nose tip, got {int(near.sum())} predicted and "
                                    f"{len(crop)} scan vertices there; are both in millimetres and the landmarks right?")
     refined = icp(placed[near], scan, scan_triangles, with_scale)
     placed = refined.apply(placed)
-    near = np.linalg.norm(placed - nose_tip, axis=1) <= radius
+    near = outer & (np.linalg.norm(placed - nose_tip, axis=1) <= radius)
     forward = point_to_plane(placed[near], scan, scan_triangles)
     backward = point_to_plane(scan[crop], placed, triangles)
     return MiccErrors(mean(forward), mean(backward), symmetric(forward, backward), backward, crop, float(to_scan.scale) * refined.scale)

@@ -16,7 +16,6 @@ from fitkit.data.samples import DataSet, EvaluationSample, ScanTruth, folders_in
 from fitkit.errors import InputError
 from fitkit.evaluate import bench
 from fitkit.evaluate.depth_range import ScaleShift, average, depth_range_errors, percentiles, scale_shift
-from fitkit.evaluate.distances import used_part
 from fitkit.evaluate.facescape import align_lab, align_wild, facescape_errors, wild_frame
 from fitkit.evaluate.held_out import held_out_errors, identity_spread, share_beyond
 from fitkit.evaluate.landmark_accuracy import box_size, normalized_mean_error
@@ -75,13 +74,6 @@ class Protocol:
     summarize: Callable[[Rows, Pool, Any], dict[str, Any]] = lambda rows, pool, options: {}
 
 
-def _outer_mesh(prediction: Prediction, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The part of a predicted mesh that a scan can see; all of it where that is not known."""
-    if prediction.outer is None:
-        return vertices, prediction.triangles
-    return used_part(vertices, prediction.triangles, prediction.outer)
-
-
 def _front(prediction: Prediction) -> int:
     """The view named 'front', or the first."""
     names = [str(n) for n in prediction.views]
@@ -112,7 +104,7 @@ def _score_micc(sample: EvaluationSample, prediction: Prediction, options: MiccO
     tip = truth.more["nose_tip"]
 
     def errors(vertices, points):
-        return micc_errors(*_outer_mesh(prediction, vertices), points, truth.vertices, truth.triangles, truth.points, tip, options.with_scale)
+        return micc_errors(vertices, prediction.triangles, points, truth.vertices, truth.triangles, truth.points, tip, prediction.outer, options.with_scale)
 
     got = errors(prediction.vertices, prediction.points)
     values = {"p2plane_symmetric": got.symmetric, "p2plane_prediction_to_scan": got.prediction_to_scan, "p2plane_scan_to_prediction": got.scan_to_prediction,
@@ -179,16 +171,15 @@ def _score_wild(sample: EvaluationSample, prediction: Prediction, options: WildO
     prediction.need("posed", "focal", "principal", "sizes")
     truth = sample.truth()
     placed = wild_frame(prediction.posed[0], float(prediction.focal[0]), prediction.principal[0], tuple(prediction.sizes[0]))
-    ours, triangles = _outer_mesh(prediction, placed)
-    gt, ours = align_wild(truth.vertices, truth.triangles, ours, triangles, truth.more["pupil_scale"])
-    return _facescape(gt, truth, ours, triangles)
+    gt, ours = align_wild(truth.vertices, truth.triangles, placed, prediction.triangles, truth.more["pupil_scale"])
+    return _facescape(gt, truth, ours, prediction.triangles)
 
 
 def _score_lab(sample: EvaluationSample, prediction: Prediction, options: LabOptions, context: Any) -> Scored:
     prediction.need("posed")
     truth = sample.truth()
-    ours, triangles = _outer_mesh(prediction, np.asarray(prediction.posed[0], np.float64))
-    return _facescape(truth.vertices, truth, align_lab(truth.vertices, truth.triangles, ours, triangles, truth.more["K"]), triangles)
+    ours = align_lab(truth.vertices, truth.triangles, prediction.posed[0], prediction.triangles, truth.more["K"])
+    return _facescape(truth.vertices, truth, ours, prediction.triangles)
 
 
 def _facescape(gt: np.ndarray, truth: ScanTruth, ours: np.ndarray, triangles: np.ndarray) -> Scored:
@@ -222,7 +213,7 @@ class BosphorusOptions:
 def _score_scan(sample: EvaluationSample, prediction: Prediction, options: Any, context: Any) -> Scored:
     prediction.need("posed", "posed_landmarks", "views")
     truth, i = sample.truth(), _front(prediction)
-    got = scan_errors(*_outer_mesh(prediction, np.asarray(prediction.posed[i], np.float64)), prediction.posed_landmarks[i][SEVEN], truth.vertices, truth.points)
+    got = scan_errors(prediction.posed[i], prediction.triangles, prediction.posed_landmarks[i][SEVEN], truth.vertices, truth.points)
     return Scored({"s2m_mean": got.s2m_mean, "s2m_rmse": got.s2m_rmse, "p2plane_rmse": got.p2plane_rmse}, {},
                   _map_on(truth, got.crop, got.fit.distances, truth.points))
 
@@ -261,12 +252,12 @@ def _prepare_bu(pairs: Iterable[tuple[EvaluationSample, Prediction]], options: B
 def _score_bu(sample: EvaluationSample, prediction: Prediction, options: BuOptions, context: ScaleShift) -> Scored:
     prediction.need("posed", "posed_landmarks", "focal", "principal", "sizes")
     truth = sample.truth()
-    vertices, triangles = _outer_mesh(prediction, np.asarray(prediction.posed[0], np.float64))
+    vertices, triangles = prediction.posed[0], torch.from_numpy(prediction.triangles)
     W, H = (int(v) for v in prediction.sizes[0])
     camera = Camera(torch.tensor(prediction.focal[:1]).float(), torch.tensor(prediction.principal[:1]).float(), torch.ones(1))
     points = torch.from_numpy(vertices).float()[None]
-    fragments = rasterize(clip_vertices(camera, points), torch.from_numpy(np.asarray(triangles, np.int64)), (H, W))
-    at = interpolate(fragments, torch.from_numpy(np.asarray(triangles, np.int64)), points)[0, ::options.step, ::options.step]
+    fragments = rasterize(clip_vertices(camera, points), triangles, (H, W))
+    at = interpolate(fragments, triangles, points)[0, ::options.step, ::options.step]
     cloud = at[fragments.covered[0, ::options.step, ::options.step]].double().numpy()
     near = np.linalg.norm(truth.vertices - truth.more["nine"][4], axis=1) <= options.reach_mm
     depth = float(np.ptp(truth.vertices[near, 2]))
@@ -297,9 +288,8 @@ def _score_florence(sample: EvaluationSample, prediction: Prediction, options: F
     prediction.need("posed", "posed_landmarks")
     truth = sample.truth()
     crop = truth.vertices[now_crop(truth.vertices, truth.points)]
-    vertices, triangles = _outer_mesh(prediction, np.asarray(prediction.posed[0], np.float64))
     to_scan = similarity_align(torch.from_numpy(np.asarray(prediction.posed_landmarks[0][SEVEN], np.float64))[None], torch.from_numpy(truth.points)[None])
-    placed = to_scan.apply(torch.from_numpy(vertices)[None])[0].numpy()
+    placed, triangles = to_scan.apply(torch.from_numpy(prediction.posed[0].astype(np.float64))[None])[0].numpy(), prediction.triangles
     eyes = float(np.linalg.norm(truth.points[0] - truth.points[3]))
     return Scored({"nme_aligned": nme3d_icp(placed, triangles, crop, eyes), "nme_correspondence": nme3d_icp(placed, triangles, crop, eyes, aligned=False)})
 
@@ -328,14 +318,14 @@ def _score_aflw(sample: EvaluationSample, prediction: Prediction, options: AflwO
     values: dict[str, float | None] = {"nme_2d": nme_2d(prediction.pixels[0], truth.points)}
     if truth.vertices is not None:
         prediction.need("posed", "focal", "principal")
-        vertices, triangles = _outer_mesh(prediction, np.asarray(prediction.posed[0], np.float64))
+        vertices = prediction.posed[0].astype(np.float64)
         camera = Camera(torch.tensor(prediction.focal[:1]).double(), torch.tensor(prediction.principal[:1]).double(), torch.ones(1).double())
         pixels = camera.project(torch.from_numpy(vertices)[None])[0][0].numpy()
         middle = vertices[:, 2].mean()
         depth = (middle - vertices[:, 2]) * float(prediction.focal[0]) / middle
         dense = truth.vertices[np.load(options.vertices, allow_pickle=False)] if options.vertices else truth.vertices
         surface = np.column_stack([pixels, depth + dense[:, 2].mean()])
-        values["nme_3d"] = 100 * nme3d_icp(surface, triangles, dense, truth.interocular)
+        values["nme_3d"] = 100 * nme3d_icp(surface, prediction.triangles, dense, truth.interocular)
     return Scored(values)
 
 
@@ -423,7 +413,7 @@ def _score_bench(sample: EvaluationSample, prediction: Prediction, options: Benc
     truth = sample.truth()
     values = dict(bench.score(bench.Prediction(sample.id, prediction.model, "", prediction.vertices, prediction.triangles, prediction.landmarks,
                                                sigma=prediction.sigma), truth))
-    values |= {f"region_{k}": v for k, v in region_errors(*_outer_mesh(prediction, prediction.vertices), prediction.landmarks, truth.vertices, truth.landmarks).items()}
+    values |= {f"region_{k}": v for k, v in region_errors(prediction.vertices, prediction.triangles, prediction.landmarks, truth.vertices, truth.landmarks).items()}
     points = truth.landmarks[SEVEN]
     crop = now_crop(truth.vertices, points)
     fit = scan_to_mesh(prediction.vertices, prediction.triangles, prediction.points, truth.vertices[crop], points)

@@ -25,8 +25,8 @@ def region_errors(vertices: np.ndarray, triangles: np.ndarray, landmarks: np.nda
     """Mean scan-to-mesh distance of each region, mm, and `mean` of the four.
 
     The face sphere of the scan (NoW) is divided by the nearest landmark. The similarity of all 68 landmarks is the start; from
-    there every region is laid onto the prediction by its own trimmed similarity ICP, so that the error of one region does not
-    shift the others: a piecewise, landmark-anchored alignment.
+    there every region is laid onto the prediction by its own trimmed rigid ICP, so that the error of one region does not shift the
+    others: a piecewise, landmark-anchored alignment. The scale stays that of the whole face: a region as flat as a cheek has none.
 
     Args:
         vertices [V, 3] mm, triangles [F, 3], landmarks [68, 3]: prediction; scan [N, 3] mm, scan_landmarks [68, 3]: truth.
@@ -42,7 +42,6 @@ def region_errors(vertices: np.ndarray, triangles: np.ndarray, landmarks: np.nda
         part = placed[label == number]
         if len(part) < 6:
             continue
-        own = icp(part, vertices, triangles, with_scale=True)
-        out[name] = mean(own.distance) / (own.scale * float(start.scale))  # back to the scan's millimetres
+        out[name] = mean(icp(part, vertices, triangles).distance) / float(start.scale)  # back to the scan's millimetres
     out["mean"] = float(np.mean(list(out.values())))
     return out

@@ -41,7 +41,8 @@ def icp(points: np.ndarray, vertices: np.ndarray, triangles: np.ndarray, with_sc
     Each iteration pairs every point with the exact closest surface point, drops pairs farther apart than `trim` times the
     median distance and those whose surface point lies on the open border (there the surface ends, not the point's partner), and
     moves the points by one Gauss-Newton step on the distances along the triangles' normals. It ends when the rms of the used
-    distances changes by less than `tolerance` of itself; the best iterate is returned.
+    distances changes by less than `tolerance` of itself; the best iterate is returned. With a free scale the distances count in the
+    unit of the points, as if the surface were laid onto them: otherwise points that shrink to one place of the surface fit best.
 
     Args:
         points: [N, 3]; vertices: [V, 3], triangles: [F, 3], the surface, same unit; with_scale: a free isotropic scale.
@@ -49,8 +50,7 @@ def icp(points: np.ndarray, vertices: np.ndarray, triangles: np.ndarray, with_sc
         DegenerateInputError: fewer than 6 points.
     Source:
         Chen and Medioni, "Object modelling by registration of multiple range images", 1992 (planes); Turk and Levoy, "Zippered
-        polygon meshes from range images", 1994 (borders). Scale is damped by nothing: with a poor start and a free scale the
-        points may shrink onto the surface.
+        polygon meshes from range images", 1994 (borders).
     """
     points = np.asarray(points, np.float64)
     if len(points) < 6:
@@ -69,25 +69,25 @@ def icp(points: np.ndarray, vertices: np.ndarray, triangles: np.ndarray, with_sc
         inner = used & ~border.holds(triangle, barycentric(closest, corners[triangle]))
         if inner.sum() >= max(6, 0.3 * used.sum()):  # a scan of loose triangles is all border
             used = inner
-        rms = float(np.sqrt((distance[used] ** 2).mean()))
+        rms = float(np.sqrt((distance[used] ** 2).mean())) / s
         if best is None or rms < best[0]:
             best = (rms, s, R, t, distance, used)
-        if abs(last - rms) <= tolerance * rms or rms < 1e-12 * size:
+        if abs(last - rms) <= tolerance * rms or rms * s < 1e-12 * size:
             converged = True
             break
         last = rms
         normal = normals[triangle[used]]
-        turn, shift, grow = motion_step(moved[used] - t, normal, (normal * (closest - moved)[used]).sum(1), with_scale)
+        turn, shift, grow = motion_step(closest[used] - t, normal, (normal * (closest - moved)[used]).sum(1), with_scale)
         R, t, s = turn @ R, t + shift, s * grow
     rms, s, R, t, distance, used = best
-    return Icp(s, R, t, distance, used, rms, iteration, converged)
+    return Icp(s, R, t, distance, used, rms * s, iteration, converged)
 
 
 def motion_step(lever: np.ndarray, normal: np.ndarray, length: np.ndarray, with_scale: bool) -> tuple[np.ndarray, np.ndarray, float]:
     """One Gauss-Newton step of a similarity that moves points by `length` along `normal`; undetermined motions stay 0.
 
     Args:
-        lever: [N, 3], points minus the centre of turn and scale; normal: [N, 3] unit; length: [N].
+        lever: [N, 3], places minus the centre of turn and scale; normal: [N, 3] unit; length: [N].
     Returns:
         rotation [3, 3] and scale about that centre, shift [3].
     """

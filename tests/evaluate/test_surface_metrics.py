@@ -66,6 +66,11 @@ def test_direction_and_crop_matter():
     scan = np.concatenate([vertices, vertices[:40] + [0, 0, 300]])  # hair far away from the nose
     far = micc_errors(vertices, triangles, seven, scan, np.concatenate([triangles, triangles[(triangles < 40).all(1)] + len(vertices)]), seven, marks[30])
     assert far.symmetric < 1e-6 and (far.crop < len(vertices)).all()
+    ball = trimesh.creation.icosphere(2, 12.0)  # an eye inside the head is asked for no partner on the scan
+    more, eye = np.concatenate([vertices, ball.vertices + [30, 0, 40]]), np.concatenate([triangles, ball.faces + len(vertices)])
+    outer = np.arange(len(more)) < len(vertices)
+    assert micc_errors(more, eye, seven, vertices, triangles, seven, marks[30], outer).prediction_to_scan < 1e-6
+    assert micc_errors(more, eye, seven, vertices, triangles, seven, marks[30]).prediction_to_scan > 1
     with pytest.raises(DegenerateInputError, match="within 95 mm of the nose tip, got 0 predicted"):
         micc_errors(vertices, triangles, seven, vertices, triangles, seven, marks[30] + 1000)
 

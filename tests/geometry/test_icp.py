@@ -35,6 +35,13 @@ def test_without_scale_the_size_stays():
     assert icp(1.05 * surface_points(vertices, triangles, 60), vertices, triangles).scale == 1.0
 
 
+def test_points_that_fit_badly_do_not_shrink():
+    vertices, triangles = face()
+    inside = 0.5 * surface_points(vertices, triangles, 150) + [0, 0, 20]
+    result = icp(np.concatenate([surface_points(vertices, triangles, 300), inside]), vertices, triangles, with_scale=True, trim=1e9)
+    assert 0.8 < result.scale < 1.3
+
+
 def test_outliers_are_trimmed():
     vertices, triangles = face()
     points = surface_points(vertices, triangles, 250)
