@@ -22,10 +22,13 @@ from PIL import Image
 from fitkit.errors import FitError, InputError
 from fitkit.export.cameras import camera_table
 from fitkit.export.gltf import write_glb
+from fitkit.export.lighting import draw_lighting
 from fitkit.export.meshes import write_obj, write_ply
 from fitkit.export.overlay import draw_overlay
 from fitkit.export.parameters import save_parameters
 from fitkit.export.preview import draw_detail, draw_preview, draw_uncertainty
+from fitkit.fit.decompose import decompose_result
+from fitkit.geometry.color import srgb_from_linear
 from fitkit.render.texture import blend_texture
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 MARKS = ("metrics.json", "parameters.npz")  # by these a result folder is known
 ENTRIES = frozenset(MARKS + (
     "subject.obj", "subject.mtl", "subject.ply", "subject.glb", "texture.png", "cameras.json", "landmarks.npy", "recipe.yaml",
-    "preview.png", "uncertainty.png", "detail.png", "views", "overlay"))
+    "preview.png", "uncertainty.png", "detail.png", "albedo.ply", "views", "overlay", "lighting"))
 LITTER = frozenset((".DS_Store", "Thumbs.db", "desktop.ini"))  # file browsers leave these behind
 TEXTURE_SIZE = 1024
 
@@ -169,6 +172,7 @@ def _write_all(result: FitResult, folder: Path) -> None:
     stems = file_stems(result)
     (folder / "views").mkdir()
     (folder / "overlay").mkdir()
+    (folder / "lighting").mkdir()
     textured = model.uv is not None
 
     def appearance() -> None:
@@ -193,15 +197,22 @@ def _write_all(result: FitResult, folder: Path) -> None:
         write_ply(folder / "views" / f"{stems[i]}.ply", vertices[i], model.triangles)
         (folder / "overlay" / f"{stems[i]}.png").write_bytes(_png(draw_overlay(result, i)))
 
+    def lighting() -> None:
+        parts, state, observations = decompose_result(result)
+        single = model.to(dtype=torch.float32)
+        save_parameters(result, folder / "parameters.npz", parts.light)
+        write_ply(folder / "albedo.ply", neutral, model.triangles, {"seen": parts.seen}, srgb_from_linear(parts.albedo))
+        for i, stem in enumerate(stems):
+            (folder / "lighting" / f"{stem}.png").write_bytes(_png(draw_lighting(parts, single, state, observations, i)))
+
     def numbers() -> None:
-        save_parameters(result, folder / "parameters.npz")
         _write_json(folder / "cameras.json", camera_table(result))
         np.save(folder / "landmarks.npy", result.landmarks3d.detach().numpy().astype(np.float32))
         _write_json(folder / "metrics.json", {"status": result.status, "warnings": list(result.warnings)} | dict(result.metrics))
         (folder / "recipe.yaml").write_text(
             yaml.safe_dump(plain(result.recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
-    _side_by_side([numbers, appearance, meshes] + [lambda i=i: view(i) for i in range(len(stems))])
+    _side_by_side([numbers, lighting, appearance, meshes] + [lambda i=i: view(i) for i in range(len(stems))])
 
 
 def _side_by_side(tasks: list[Callable[[], None]]) -> None:

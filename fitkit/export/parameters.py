@@ -27,7 +27,7 @@ SHAPES = {
     "translation": ("B", 3), "focal": ("B",), "principal": ("B", 2), "aspect": ("B",), "illumination": ("B", 9, "C"),
     "view_names": ("B",), "image_size": ("B", 2), "camera_source": ("B",),
 }
-OPTIONAL = {"identity_covariance": ("K_id", "K_id"), "displacement": ("V",)}  # since versions 2 and 3, and only where there is one
+OPTIONAL = {"identity_covariance": ("K_id", "K_id"), "displacement": ("V",), "light": ("B", 9, 3)}  # since versions 2, 3, 3, where there is one
 TEXTS = ("format", "units", "model_name", "camera_kind", "subject_name")
 
 
@@ -38,7 +38,8 @@ class Parameters:
     state: the estimate (S = 1, on the CPU); model_name: the face model it belongs to; expression_names: K_ex names;
     subject_name; view_names: B names; image_size: [B, 2] int64 (width, height) px of the upright photos;
     camera_source: per view 'cameras.json', 'exif' or 'estimated'; identity_covariance: [K_id, K_id] of the coefficients, or None;
-    displacement: [V] mm along the normals of the neutral mesh, or None (`fitkit.fit.detail.personal_model` applies it).
+    displacement: [V] mm along the normals of the neutral mesh, or None (`fitkit.fit.detail.personal_model` applies it);
+    light: [B, 9, 3] of each photo, see `fitkit.fit.decompose`, or None.
     """
 
     state: SceneState
@@ -50,6 +51,7 @@ class Parameters:
     camera_source: tuple[str, ...]
     identity_covariance: torch.Tensor | None = None
     displacement: torch.Tensor | None = None
+    light: torch.Tensor | None = None
 
     def check_model(self, model: FaceModel) -> None:
         """Refuse a face model that these coefficients were not made for."""
@@ -64,8 +66,11 @@ class Parameters:
                              f"displacement has, got {model.num_vertices}; load the model that the fit used")
 
 
-def save_parameters(result: FitResult, path: str | os.PathLike) -> Path:
-    """Write the parameters of a fit; floating-point arrays keep the type of the state. Keys: docs/results.md."""
+def save_parameters(result: FitResult, path: str | os.PathLike, light: torch.Tensor | None = None) -> Path:
+    """Write the parameters of a fit; floating-point arrays keep the type of the state. Keys: docs/results.md.
+
+    light: [B, 9, 3] of each photo, from `fitkit.fit.decompose`.
+    """
     state = result.state
     arrays = {
         "format": FORMAT, "version": VERSION, "units": UNITS, "model_name": result.model.name, "subject_name": result.subject.name,
@@ -78,6 +83,8 @@ def save_parameters(result: FitResult, path: str | os.PathLike) -> Path:
     }
     if result.identity_covariance is not None:
         arrays["identity_covariance"] = result.identity_covariance
+    if light is not None:
+        arrays["light"] = light
     if result.displacement is not None:
         arrays["displacement"] = result.displacement
     arrays = {k: v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else v for k, v in arrays.items()}

@@ -174,7 +174,7 @@ def _fill_unseen(model: FaceModel, texels: _Texels, lookups: list[_Lookup], gain
     The photos are sampled at the mirrored surface points and multiplied by the ratio of the two halves, continued
     smoothly from where both are seen. The rest continues the ratio of seen colour to the model's albedo.
     """
-    smooth = _Membrane(model)
+    smooth = Membrane(model)
     partner, paired = _mirror(model)
     vertex_colour, vertex_confidence = texels.to_vertices(colour, confidence, model.num_vertices)
     log = np.log(vertex_colour.clip(DARK))
@@ -408,7 +408,7 @@ def _low_band(texels: _Texels, rgb: np.ndarray, valid: np.ndarray, sigma: float)
     return np.where(valid[:, None], picture.reshape(-1, 3)[texels.index], rgb)
 
 
-class _Membrane:
+class Membrane:
     """Smooth continuation of vertex values over the mesh: minimises sum (x_i - x_j)^2 over edges + data terms."""
 
     def __init__(self, model: FaceModel):

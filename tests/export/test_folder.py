@@ -16,6 +16,8 @@ from fitkit.export import folder
 from fitkit.export.folder import ENTRIES, check_output, file_stems, plain, write_result
 from fitkit.export.parameters import load_parameters
 from fitkit.export.preview import draw_uncertainty
+from fitkit.fit.decompose import decompose_result
+from fitkit.geometry.color import srgb_from_linear
 from fitkit.io.calibration import read_cameras
 from fitkit.io.subject import Subject
 from fitkit.scene.camera import Camera
@@ -83,6 +85,17 @@ class TestContent:
     def test_parameters(self, written, result):
         read = load_parameters(written / "parameters.npz")
         assert torch.equal(read.state.vertices(result.model), result.vertices)
+
+    def test_albedo_and_light(self, written, result):
+        parts = decompose_result(result)[0]
+        mesh = trimesh.load(written / "albedo.ply", process=False)
+        np.testing.assert_allclose(mesh.vertices, result.neutral, atol=1e-4)
+        np.testing.assert_allclose(mesh.visual.vertex_colors[:, :3] / 255, srgb_from_linear(parts.albedo), atol=0.51 / 255)
+        np.testing.assert_allclose(mesh.metadata["_ply_raw"]["vertex"]["data"]["seen"].ravel(), parts.seen, atol=1e-6)
+        torch.testing.assert_close(load_parameters(written / "parameters.npz").light, parts.light)
+        assert files(written / "lighting") == [f"view{i}.png" for i in range(3)]
+        width, height = Image.open(written / "lighting" / "view0.png").size
+        assert width > 3 * height  # photo, albedo, shading
 
     def test_cameras_json_is_what_a_subject_folder_accepts(self, written, result):
         cameras = read_cameras(written / "cameras.json")

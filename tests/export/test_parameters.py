@@ -55,7 +55,8 @@ def test_without_error_bars(result, tmp_path):
 
 
 def test_every_documented_key_is_there_and_plain(result, tmp_path):
-    path = save_parameters(replace(result, displacement=torch.zeros(result.model.num_vertices)), tmp_path / "p.npz")
+    path = save_parameters(replace(result, displacement=torch.zeros(result.model.num_vertices)), tmp_path / "p.npz", torch.ones(3, 9, 3))
+    assert torch.equal(load_parameters(path).light, torch.ones(3, 9, 3))
     with np.load(path, allow_pickle=False) as data:
         assert set(data.files) == {*SHAPES, *OPTIONAL, *TEXTS, "version"}
         assert str(data["format"]) == "fitkit-parameters" and int(data["version"]) == 3 and "mm" in str(data["units"])

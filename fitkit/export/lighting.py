@@ -1,0 +1,47 @@
+"""`lighting/STEM.png`: a photo beside its albedo and its shading."""
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fitkit.fit.decompose import Decomposition
+from fitkit.geometry.normals import vertex_normals
+from fitkit.geometry.spherical_harmonics import sh_basis
+from fitkit.models.face_model import FaceModel
+from fitkit.observe.observations import Observations
+from fitkit.render.rasterizer import clip_vertices
+from fitkit.render.shading import Surface, average_surface, supersampled
+from fitkit.scene.state import SceneState
+
+CLAY = 0.5  # albedo of the shaded head
+SUPERSAMPLE = 2
+GROUND = 0.93  # sRGB
+
+
+@torch.no_grad()
+def draw_lighting(parts: Decomposition, model: FaceModel, state: SceneState, observations: Observations, index: int) -> np.ndarray:
+    """Three pictures side by side for view `index`, uint8 [h, 3 w + 2 gaps, 3]: the crop; the mesh with its albedo, unlit;
+    a grey head under the view's light, its mean as bright as grey in even light.
+
+    state: camera in pixels of the crops in `observations`.
+    """
+    H, W = observations.size
+    vertices = state.pose.select([index]).apply(state.vertices(model)[[index]])
+    clip = clip_vertices(supersampled(state.camera.select([index]), SUPERSAMPLE), vertices)[0]
+    surface = Surface.visible(clip, model.triangles, (H * SUPERSAMPLE, W * SUPERSAMPLE))
+    head = vertex_normals(state.vertices(model)[[index]], model.triangles)[0]
+    normal = torch.nn.functional.normalize(surface.interpolate(head[model.triangles]), dim=-1)
+    shading = (sh_basis(normal) @ parts.light[index]).clamp_min(0)
+    level = shading.mean().clamp_min(1e-6)
+    photo = (observations.images[index].permute(1, 2, 0) * 255).round().byte().numpy()
+    gap = np.full((H, max(4, W // 80), 3), 255, np.uint8)
+    pictures = [_picture(surface, color) for color in (surface.interpolate(parts.albedo[model.triangles]), CLAY * shading / level)]
+    return np.ascontiguousarray(np.concatenate([photo, gap, pictures[0], gap, pictures[1]], 1))
+
+
+def _picture(surface: Surface, color: Tensor) -> np.ndarray:
+    """Linear colours [N, 3] of the supersamples -> uint8 [H, W, 3] on a light ground."""
+    shown = average_surface(surface, torch.cat([color.clamp(0, 1), torch.ones_like(color[:, :2])], -1), SUPERSAMPLE)
+    rgb = shown.rgb * shown.alpha[..., None] + GROUND * (1 - shown.alpha[..., None])
+    return (rgb * 255).round().clamp(0, 255).byte().numpy()
