@@ -24,25 +24,29 @@ class SurfaceIndex:
             corners = np.concatenate([corners[~large], *parts])
             parent = np.concatenate([parent[~large], *[parent[large]] * 4])
         self.corners, self.parent = corners, parent
-        self.radius = float(_radius(corners).max())
+        self.radii = _radius(corners)
+        self.radius = float(self.radii.max())
         self.tree = cKDTree(corners.mean(1))
 
     def query(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """points [N, 3] -> closest surface points [N, 3], distances [N], triangle indices [N]."""
         points, count = np.asarray(points, np.float64), len(self.corners)
         closest, distance, triangle = np.empty_like(points), np.full(len(points), np.inf), np.zeros(len(points), np.int64)
-        pending, k = np.arange(len(points)), min(8, count)
+        pending, known, k = np.arange(len(points)), 0, min(4, count)
         while len(pending):
             far, candidate = self.tree.query(points[pending], k=k)
             far, candidate = far.reshape(len(pending), -1), candidate.reshape(len(pending), -1)
-            q = closest_on_triangles(np.repeat(points[pending], candidate.shape[1], 0), self.corners[candidate.reshape(-1)])
-            q = q.reshape(*candidate.shape, 3)
-            d = np.sqrt(((q - points[pending, None]) ** 2).sum(-1))
-            best = d.argmin(1)
-            row = np.arange(len(pending))
-            closest[pending], distance[pending], triangle[pending] = q[row, best], d[row, best], candidate[row, best]
-            open_ = (far[:, -1] - self.radius < d[row, best]) & (k < count)
-            pending, k = pending[open_], min(3 * k, count)
+            # Of the new candidates those that can be nearer than what is known.
+            new = far[:, known:] - self.radii[candidate[:, known:]] < distance[pending, None]
+            row, owner = pending[np.nonzero(new)[0]], candidate[:, known:][new]
+            q = closest_on_triangles(points[row], self.corners[owner])
+            d = np.sqrt(((q - points[row]) ** 2).sum(-1))
+            order = np.lexsort((d, row))
+            first = order[np.r_[True, row[order][1:] != row[order][:-1]]] if len(order) else order
+            first = first[d[first] < distance[row[first]]]
+            closest[row[first]], distance[row[first]], triangle[row[first]] = q[first], d[first], owner[first]
+            open_ = (far[:, -1] - self.radius < distance[pending]) & (k < count)
+            pending, known, k = pending[open_], k, min(3 * k, count)
         return closest, distance, self.parent[triangle]
 
 
