@@ -2,10 +2,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot, all_views
@@ -101,6 +101,7 @@ class ModelPhotometric:
     albedo: Tensor | None = None  # [S, N, 3], set by freeze; None with coefficients of the state
     normal: Tensor | None = None  # [B, N, 3], set by freeze with normals 'frozen'
     trust: Tensor | None = None  # [B, N], set by freeze
+    ring: "NormalRing | None" = None  # with normals 'moving'
 
     name = "photo_model"
     reduction = "mean"
@@ -129,7 +130,8 @@ class ModelPhotometric:
                 weight = halve(weight)
             trust = trust * weight / weight.amax().clamp_min(1e-12)
         triangle, barycentric = sample_skin(model, max(options.points, 1), options.seed)
-        return ModelPhotometric(model, options, triangle, barycentric, model.at(triangle, barycentric), images, trust)
+        ring = NormalRing.of(model, triangle, barycentric) if options.normals == "moving" else None
+        return ModelPhotometric(model, options, triangle, barycentric, model.at(triangle, barycentric), images, trust, ring=ring)
 
     # ---- what freeze fixes ----
 
@@ -139,8 +141,11 @@ class ModelPhotometric:
             if self.options.points > 0:
                 return self._freeze(state, observations, vertices)
             triangle, barycentric, view = pixel_points(self.model, state, vertices, self.trust_images[:, 0] > 0, self.options.level)
+            if len(view) == 0:  # nothing usable: the sampled points, none of which counts
+                return self._freeze(state, observations, vertices, torch.zeros(state.num_views, len(self.triangle), dtype=torch.bool).to(vertices.device))
             own = all_views(state)[:, None] == view
-            at = replace(self, triangle=triangle, barycentric=barycentric, basis=MeshPoints(self.model, triangle, barycentric))
+            at = replace(self, triangle=triangle, barycentric=barycentric, basis=MeshPoints(self.model, triangle, barycentric),
+                         ring=NormalRing.of(self.model, triangle, barycentric) if self.ring is not None else None)
             return at._freeze(state, observations, vertices, own)
 
     def _freeze(self, state: SceneState, observations: Observations, vertices: Tensor, own: Tensor | None = None) -> "ModelPhotometric":
@@ -205,7 +210,7 @@ class ModelPhotometric:
         return albedo[state.subject]
 
     def _normals(self, state: SceneState) -> Tensor:
-        return self.normal if self.normal is not None else point_normals(self.model, self.triangle, self.barycentric, state.vertices(self.model))
+        return self.normal if self.normal is not None else self.ring.normals(self.ring.patch.points(state.identity[state.subject], state.expression))
 
     def _check_frozen(self) -> None:
         if self.trust is None:
@@ -233,16 +238,13 @@ class ModelPhotometric:
         columns["illumination"] = (by_shade[..., None, None] * harmonics[:, :, None, :, None] * channel[:, None]).flatten(-2)
         if self.normal is None:
             by_normal = torch.einsum("bnkd,bkc->bncd", sh_gradient(normal), light)
-            by_shape = self._ring.by_coefficients(by_normal, state.vertices(self.model))  # [B, N, C, K]
+            patch = self.ring.patch.points(state.identity[state.subject], state.expression)
+            by_shape = self.ring.by_coefficients(by_normal, patch)  # [B, N, C, K]
             by_shape = by_shade[..., None] * by_shape
             n = self.basis.num_identity
             columns["identity"] = columns["identity"] + by_shape[..., :n]
             columns["expression"] = columns["expression"] + by_shape[..., n:]
         return Linearization(self._compare(color, harmonics @ light, albedo), (Slot(all_views(state), columns),))
-
-    @cached_property
-    def _ring(self) -> "NormalRing":
-        return NormalRing.of(self.model, self.triangle, self.barycentric)
 
     def estimate_light(self, state: SceneState, rounds: int = 4) -> Tensor:
         """Illumination [B, 9, C] that explains the frozen points with one albedo for all views of a person.
@@ -396,12 +398,15 @@ class NormalRing:
     vertex; so it depends on the one-rings of the three corners. Derivatives are carried back to the vertices of these rings
     and from there to the coefficients by one sparse product.
 
+    patch: the model at the vertices of all rings; triangles: [F, 3] int64 of the patch, all that touch a corner; corners: [N, 3] int64,
+    vertices of the patch; barycentric: [N, 3];
     point, corner, face: [E] int64, each triangle around each corner of each point; pair: [3 E] int64, where the (point, vertex)
     pair of each of its corners stands among the M different ones; pair_point, pair_vertex: [M] int64, sorted.
     """
 
-    model: FaceModel
-    triangle: Tensor
+    patch: PointBasis
+    triangles: Tensor
+    corners: Tensor
     barycentric: Tensor
     point: Tensor
     corner: Tensor
@@ -412,28 +417,40 @@ class NormalRing:
 
     @staticmethod
     def of(model: FaceModel, triangle: Tensor, barycentric: Tensor) -> "NormalRing":
-        triangles, V = model.triangles, model.num_vertices
+        around = torch.zeros(model.num_vertices, dtype=torch.bool, device=triangle.device)
+        around[model.triangles[triangle]] = True
+        touching = model.triangles[around[model.triangles].any(1)]
+        vertices, triangles = touching.unique(return_inverse=True)
+        patch, V = model.at_vertices(vertices), len(vertices)
+        corners = torch.searchsorted(vertices, model.triangles[triangle])
         owner = triangles.reshape(-1)
         faces = owner.argsort(stable=True) // 3  # by vertex
         count = torch.bincount(owner, minlength=V)
         start = count.cumsum(0) - count
-        vertex = triangles[triangle].reshape(-1)  # [3 N]
+        vertex = corners.reshape(-1)  # [3 N]
         number = count[vertex]
         slot = torch.repeat_interleave(torch.arange(len(vertex), device=vertex.device), number)
         within = torch.arange(len(slot), device=vertex.device) - (number.cumsum(0) - number)[slot]
         face = faces[start[vertex[slot]] + within]
         key, pair = ((slot // 3)[:, None] * V + triangles[face]).reshape(-1).unique(return_inverse=True)
-        return NormalRing(model, triangle, barycentric, slot // 3, slot % 3, face, pair, key // V, key % V)
+        return NormalRing(patch, triangles, corners, barycentric, slot // 3, slot % 3, face, pair, key // V, key % V)
 
-    def by_coefficients(self, by_normal: Tensor, vertices: Tensor) -> Tensor:
-        """d value / d normal [B, N, C, 3] at the mesh [B, V, 3] -> d value / d coefficients [B, N, C, K], identity first."""
-        B, N, C, _ = by_normal.shape
-        triangles = self.model.triangles
-        cross = triangle_normals(vertices, triangles, unit=False)
+    def _sums(self, vertices: Tensor) -> Tensor:
+        """Sums of the cross products around the corners, [B, N, 3 corners, 3]."""
+        cross = triangle_normals(vertices, self.triangles, unit=False)
         total = torch.zeros_like(vertices)
         for k in range(3):
-            total = total.index_add(1, triangles[:, k], cross)
-        corners = total[:, triangles[self.triangle]]  # [B, N, 3, 3]
+            total = total.index_add(1, self.triangles[:, k], cross)
+        return total[:, self.corners]
+
+    def normals(self, vertices: Tensor) -> Tensor:
+        """Unit normals [B, N, 3] for the vertices of the patch [B, M, 3]; the same as `point_normals` of the whole mesh."""
+        return F.normalize((self.barycentric[..., None] * F.normalize(self._sums(vertices), dim=-1, eps=1e-30)).sum(2), dim=-1)
+
+    def by_coefficients(self, by_normal: Tensor, vertices: Tensor) -> Tensor:
+        """d value / d normal [B, N, C, 3] at the patch [B, M, 3] -> d value / d coefficients [B, N, C, K], identity first."""
+        B, N, C, _ = by_normal.shape
+        corners = self._sums(vertices)
         length = corners.norm(dim=-1, keepdim=True).clamp_min(1e-30)
         unit = corners / length
         mean = (self.barycentric[..., None] * unit).sum(2)
@@ -443,12 +460,12 @@ class NormalRing:
         unit, length = unit[:, :, None], length[:, :, None]  # [B, N, 1, 3 corners, 3]
         by_sum = by_mean[..., None, :] - (by_mean[..., None, :] * unit).sum(-1, keepdim=True) * unit
         by_sum = by_sum * (self.barycentric[:, None, :, None] / length)  # [B, N, C, 3 corners, 3]
-        rows = self.model.rows.reshape(3 * self.model.num_vertices, -1)
+        rows = self.patch.rows.flatten(0, 1)
         column = (3 * self.pair_vertex[:, None] + torch.arange(3, device=rows.device)).reshape(-1)
         place = torch.stack([self.pair_point.repeat_interleave(3), column])
         out = []
         for b in range(B):
-            a, p, c = (vertices[b, triangles[self.face, k]] for k in range(3))
+            a, p, c = (vertices[b, self.triangles[self.face, k]] for k in range(3))
             opposite = torch.stack([c - p, a - c, p - a], 1)  # the sum of the cross products moves by (its corner's move) x (this)
             for k in range(C):
                 pull = torch.linalg.cross(by_sum[b, self.point, k, self.corner][:, None].expand_as(opposite), opposite)

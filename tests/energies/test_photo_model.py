@@ -108,6 +108,7 @@ def test_normals_move_with_the_shape():
             numeric = (ends[0] - ends[1]) / (2 * h)
             assert float(numeric.abs().max()) > 0.005
             torch.testing.assert_close(lin.slots[0].columns[name][..., k], numeric, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(energy._normals(state), point_normals(EVEN, energy.triangle, energy.barycentric, state.vertices(EVEN)))
     still = replace(energy, normal=point_normals(EVEN, energy.triangle, energy.barycentric, state.vertices(EVEN)))
     assert float(still.linearize(state, obs).slots[0].columns["identity"].abs().max()) == 0
 
