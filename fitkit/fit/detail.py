@@ -21,6 +21,14 @@ from fitkit.scene.state import SceneState
 
 
 @dataclass(frozen=True)
+class DetailFlow(FlowOptions):
+    """More matches than in the stages, and from pairs of views farther apart, whose parallax shows more of the depth."""
+
+    points: int = 2000
+    neighbors: int = 2
+
+
+@dataclass(frozen=True)
 class DetailOptions:
     """enabled: solve the displacement after the last stage; sigma_mm: its standard deviation before any evidence;
     length_mm: the distance at which its correlation has fallen to 0.14; weight: independent measurements that `flow.points`
@@ -35,7 +43,7 @@ class DetailOptions:
     refresh: int = 2
     iterations: int = 2
     refits: int = 1
-    flow: FlowOptions = FlowOptions(points=4000, neighbors=2)
+    flow: DetailFlow = DetailFlow()
 
     def __post_init__(self):
         for name in ("sigma_mm", "length_mm", "weight"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sparse
 
-# Needle-shaped triangles have cotangents without bound; beyond this one of them would outweigh all others at its vertex.
+# Needle-shaped triangles have cotangents without bound; beyond this their matrix is scaled down, or one of them would outweigh all
+# others at its vertex.
 LARGEST_COTANGENT = 20.0
 
 
@@ -18,16 +19,16 @@ def cotangent_laplacian(vertices: np.ndarray, triangles: np.ndarray) -> tuple[sp
         area [V], a third of the area of the triangles at each vertex, 0 for loose ones: f' (area * f) is the integral of f^2.
         stiffness @ f / area is then minus the Laplacian of f.
     Source: Pinkall and Polthier, "Computing discrete minimal surfaces and their conjugates", 1993; the lumped mass matrix is
-        the barycentric one. Differs: cotangents are kept in 0 .. LARGEST_COTANGENT, where the mesh is not Delaunay.
+        the barycentric one. Differs: LARGEST_COTANGENT.
     """
     corner = np.asarray(vertices, np.float64)[triangles]
     V, rows, columns, values = len(vertices), [], [], []
     normal = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
     double_area = np.linalg.norm(normal, axis=1)
+    dot = np.stack([((corner[:, (k + 1) % 3] - corner[:, k]) * (corner[:, (k + 2) % 3] - corner[:, k])).sum(1) for k in range(3)])
+    cotangent = dot / np.maximum(double_area, np.abs(dot).max(0) / LARGEST_COTANGENT).clip(1e-30)
     for k in range(3):
-        i, j = (k + 1) % 3, (k + 2) % 3
-        dot = ((corner[:, i] - corner[:, k]) * (corner[:, j] - corner[:, k])).sum(1)
-        half = 0.5 * np.clip(dot / np.maximum(double_area, 1e-12), 0, LARGEST_COTANGENT)
+        i, j, half = (k + 1) % 3, (k + 2) % 3, cotangent[k] / 2
         rows += [triangles[:, i], triangles[:, j], triangles[:, i], triangles[:, j]]
         columns += [triangles[:, j], triangles[:, i], triangles[:, i], triangles[:, j]]
         values += [-half, -half, half, half]

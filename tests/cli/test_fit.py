@@ -22,6 +22,15 @@ def test_default_fit(run, anna):
     assert sorted(p.name for p in (anna / "fitkit/overlay").iterdir()) == ["view0.png", "view1.png", "view2.png"]
 
 
+def test_detail(run, anna):
+    result = run("fit", anna, "--detail", "detail.refits=0", "stages.fine.solver.refresh=1")
+    assert result.exit_code == 0, result.output
+    lines = dict(line.split(None, 1) for line in result.output.splitlines())
+    metrics = json.loads((anna / "fitkit/metrics.json").read_text())
+    assert lines["detail"] == f"{metrics['detail']['mean_mm']:.2f} mm mean displacement of the face, from {metrics['detail']['matches']} matches"
+    assert load_recipe(anna / "fitkit/recipe.yaml").detail.enabled and (anna / "fitkit/detail.png").is_file()
+
+
 def test_recipe_of_a_result_repeats_the_fit(run, anna, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     changed = ("--recipe", "landmarks", "--seed", 5, "--share-expression", "--jaw", "surface", "camera.focal_sigma=0.2")

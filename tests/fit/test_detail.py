@@ -1,0 +1,167 @@
+"""The detail layer: a known bump beyond the face model is found, and nothing is made up where nothing is seen."""
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from helpers import observe, tiny_model, tiny_result, tiny_state
+
+from fitkit.data.synthetic import photograph, studio
+from fitkit.errors import InputError
+from fitkit.export.parameters import load_parameters
+from fitkit.export.preview import draw_detail
+from fitkit.fit.detail import DetailOptions, personal_model, solve_detail
+from fitkit.fit.recipe import load_recipe
+from fitkit.fit.run import fit_observed
+from fitkit.geometry.normals import vertex_normals
+from fitkit.models.io import load_model_file
+from fitkit.observe.flow import make_flow_estimator
+
+SIZE = 288
+OPTIONS = DetailOptions(enabled=True)
+
+
+@pytest.fixture(scope="module")
+def generic():
+    return load_model_file(Path(__file__).parents[2] / "assets" / "generic.npz")
+
+
+def photos(model, state):
+    """Lit pictures with painted skin, [B, 3, SIZE, SIZE]."""
+    pictures = photograph(model, state, (SIZE, SIZE), studio(), supersample=2)
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+
+
+@pytest.fixture(scope="module")
+def bumped(generic):
+    """A person with a bump of 2 mm on one cheek and a dent of 1.5 mm on the forehead, seen from 3 sides, and what is found."""
+    state = tiny_state(generic, 3, SIZE, seed=3, expression=0.1)
+    neutral = state.neutral(generic)[0]
+    marks = generic.landmarks.points(neutral[None], generic.triangles)[0]
+    places = (0.5 * marks[[14, 35]].sum(0), marks[27] + torch.tensor([0.0, 35.0, 0.0]))
+    front = neutral[:, 2] > marks[36, 2] - 20
+    bump, dent = (torch.exp(-((neutral - p)[:, :2].norm(dim=-1) / 16) ** 2) * front for p in places)
+    truth = 2 * bump - 1.5 * dent
+    observations = observe(generic, state, SIZE, photos(personal_model(generic, state, truth), state))
+    return state, observations, truth, solve_detail(generic, state, observations, make_flow_estimator("dis"), OPTIONS)
+
+
+def test_a_bump_outside_the_model_is_found(generic, bumped):
+    state, _, truth, detail = bumped
+    d, face = detail.displacement, generic.face
+    assert detail.warning == "" and float(d[truth > 1.5].mean()) > 1.0 and float(d[truth < -1.1].mean()) < -0.7
+    before = truth[face].square().mean().sqrt()
+    after = (d - truth)[face].square().mean().sqrt()
+    assert float(after) < 0.6 * float(before)
+    flat = face & (truth.abs() < 0.01)
+    assert float(d[flat].abs().mean()) < 0.1  # mm; nothing is made up elsewhere
+    truly = state.neutral(personal_model(generic, state, truth))[0]
+    found = state.neutral(personal_model(generic, state, d))[0]
+    plain = state.neutral(generic)[0]
+    there = face & (truth.abs() > 0.5)
+    assert float((found - truly)[there].norm(dim=-1).mean()) < 0.5 * float((plain - truly)[there].norm(dim=-1).mean())
+
+
+def test_numbers_of_the_report(generic, bumped):
+    _, _, _, detail = bumped
+    m, d = detail.metrics, detail.displacement[generic.face].abs()
+    assert m["mean_mm"] == pytest.approx(float(d.mean())) and m["percentile_95_mm"] == pytest.approx(float(d.quantile(0.95)), rel=1e-4)
+    assert m["median_mm"] == pytest.approx(float(d.median()), rel=1e-2)
+    assert m["pairs"] == 6 and 1000 < m["matches"] <= 6 * OPTIONS.flow.points
+    assert m["residual_after_px"] < 0.7 * m["residual_before_px"]
+
+
+def test_a_perfect_model_stays_nearly_as_it_is(generic, bumped):
+    state = bumped[0]
+    observations = observe(generic, state, SIZE, photos(generic, state))
+    detail = solve_detail(generic, state, observations, make_flow_estimator("dis"), OPTIONS)
+    assert float(detail.displacement[generic.face].abs().mean()) < 0.1  # mm
+
+
+def test_no_evidence_is_exactly_zero(generic, bumped):
+    state, observations, _, _ = bumped
+    blind = replace(observations, mask=torch.zeros_like(observations.mask))
+    detail = solve_detail(generic, state, blind, make_flow_estimator("dis"), OPTIONS)
+    assert torch.equal(detail.displacement, torch.zeros(generic.num_vertices)) and detail.metrics["matches"] == 0
+    assert detail.warning == "detail: no matches between the photos, so the displacement stays 0"
+    assert detail.metrics["residual_before_px"] is None
+
+
+def test_the_displacement_moves_with_the_expression(generic, bumped):
+    state, _, truth, _ = bumped
+    normal = vertex_normals(state.neutral(generic), generic.triangles)[0]
+    offset = state.vertices(personal_model(generic, state, truth)) - state.vertices(generic)
+    torch.testing.assert_close(offset, (truth[:, None] * normal).expand_as(offset), atol=1e-4, rtol=0)  # float32, mm
+
+
+# ---- as part of a fit ----
+
+
+@pytest.fixture(scope="module")
+def fits():
+    """A tiny person with a bump, fitted without and with detail."""
+    model = tiny_model()
+    state = tiny_state(model, 3, 200)
+    bump = 3 * torch.exp(-((model.mean - model.mean[model.landmarks.triangle.new_tensor(170)]).norm(dim=-1) / 28) ** 2)
+    truth = tiny_result(views=3, size=200, model=personal_model(model, state, bump), state=state)
+    marks = replace(truth.landmarks, sigma=torch.full((3, 68), torch.nan))
+    return truth, [fit_observed(truth.subject, marks, model, load_recipe("multiview", [f"detail.enabled={on}"])) for on in ("false", "true")]
+
+
+def test_a_fit_with_detail(fits):
+    _, (plain, detailed) = fits
+    assert plain.displacement is None and "detail" not in plain.metrics and plain.personal_model is plain.model
+    assert detailed.displacement.shape == (detailed.model.num_vertices,) and float(detailed.displacement.abs().max()) > 0.1
+    expected = detailed.state.neutral(personal_model(detailed.model, detailed.state, detailed.displacement))[0]
+    assert torch.equal(detailed.neutral, expected) and not torch.equal(expected, detailed.state.neutral(detailed.model)[0])
+    torch.testing.assert_close(detailed.vertices.mean(0) - detailed.state.vertices(detailed.model).mean(0),
+                               detailed.neutral - detailed.state.neutral(detailed.model)[0], atol=1e-3, rtol=0)
+    assert detailed.metrics["detail"]["residual_after_px"] < detailed.metrics["detail"]["residual_before_px"]
+    assert [s["name"] for s in detailed.metrics["stages"]][-2:] == ["fine", "fine, displaced"]
+    assert detailed.recipe["detail"]["enabled"] and detailed.vertex_sigma is not None
+
+
+def test_folder_round_trip(fits, tmp_path):
+    _, (plain, detailed) = fits
+    out = detailed.save(tmp_path / "detailed")
+    read = load_parameters(out / "parameters.npz")
+    read.check_model(detailed.model)
+    assert torch.equal(read.displacement, detailed.displacement)
+    again = read.state.neutral(personal_model(detailed.model, read.state, read.displacement))[0]
+    assert torch.equal(again, detailed.neutral)
+    mesh = trimesh.load(out / "subject.ply", process=False)
+    np.testing.assert_allclose(mesh.vertices, detailed.neutral, atol=1e-3)
+    np.testing.assert_allclose(np.ravel(mesh.metadata["_ply_raw"]["vertex"]["data"]["detail_mm"]), detailed.displacement, atol=1e-6)
+    np.testing.assert_allclose(trimesh.load(out / "views" / "view1.ply", process=False).vertices, detailed.vertices[1], atol=1e-3)
+    assert (out / "detail.png").is_file() and (out / "subject.obj").is_file()
+    without = plain.save(tmp_path / "plain")
+    assert not (without / "detail.png").exists() and load_parameters(without / "parameters.npz").displacement is None
+    with pytest.raises(InputError, match="expected face model 'tiny' with 315 vertices, as many as the displacement has, got 314"):
+        read.check_model(replace(detailed.model, mean=detailed.model.mean[:314]))
+
+
+def test_picture():
+    result = tiny_result()
+    outwards = torch.where(result.neutral[:, 0] > 0, 2.0, -2.0)  # the subject's left stands at the right side of a frontal picture
+    row = draw_detail(result.neutral, outwards, result.model)[192, 2 * 320:3 * 320].astype(int)
+    assert row[190, 0] - row[190, 2] > 40 and row[130, 2] - row[130, 0] > 40
+
+
+def test_one_photo_has_no_evidence(fits):
+    truth = tiny_result(views=1, size=200)
+    marks = replace(truth.landmarks, sigma=torch.full((1, 68), torch.nan))
+    result = fit_observed(truth.subject, marks, truth.model, load_recipe("multiview", ["detail.enabled=true"]))
+    assert float(result.displacement.abs().max()) == 0 and result.status == "ok"
+    assert "detail: one photo has no matches with another, so the displacement stays 0; add photos from the sides" in result.warnings
+    assert torch.equal(result.neutral, result.state.neutral(result.model)[0])
+
+
+@pytest.mark.parametrize("option, message", [
+    ("sigma_mm=0", r"detail: sigma_mm: expected a number > 0, got 0.0; detail.enabled=false switches it off"),
+    ("length_mm=-3", "detail: length_mm: expected a number > 0"), ("refresh=0", "detail: refresh: expected at least 1, got 0"),
+    ("refits=-1", "detail: refits: expected at least 0, got -1"), ("sigma=1", "detail: unknown .*sigma.*sigma_mm")])
+def test_options_are_checked(option, message):
+    with pytest.raises(InputError, match=message):
+        load_recipe("multiview", [f"detail.{option}"])
