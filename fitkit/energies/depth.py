@@ -47,7 +47,7 @@ class NormalSupervision(PlainEnergy):
         truth = label(observations, "depth", self.name).to(state.depth)
         wanted, known = depth_normals(truth, state.camera)
         # Where the label lies on one surface the prediction should, too, so its own jumps do not excuse it.
-        normal, _ = depth_normals(torch.where(known, state.depth, truth), state.camera, torch.inf)
+        normal, _ = depth_normals(torch.where(truth > 0, state.depth, truth), state.camera, torch.inf)
         return Residuals(((normal - wanted) / self.sigma).flatten(1, 2), known.flatten(1))
 
 
@@ -86,12 +86,13 @@ class SuitabilityPrior(PlainEnergy):
 
 @dataclass(frozen=True)
 class Warp:
-    """Frames j as seen from frames i, for P ordered pairs (i, j): colors [P, 3, H, W]; pixels [P, H W, 2] where they were read in
-    frame j; depth [P, H W] mm of the surface point in frame j; valid [P, H W]: seen by both."""
+    """Frames j as seen from frames i, for P ordered pairs (i, j): colors [P, 3, H, W], own: those of frames i; pixels [P, H W, 2]
+    where they were read in frame j; depth [P, H W] mm of the surface point in frame j; valid [P, H W]: seen by both."""
 
     i: Tensor
     j: Tensor
     colors: Tensor
+    own: Tensor
     pixels: Tensor
     depth: Tensor
     valid: Tensor
@@ -113,7 +114,8 @@ def warp(state: DepthState, observations: Observations, tolerance_mm: float = 10
     pose_i, pose_j = state.pose.select(i), state.pose.select(j)
     moved = carry(back_project(state.depth[i], camera_i), pose_i, pose_j)
     pixels, in_front = camera_j.project(moved)
-    images = observations.images.to(state.depth)
+    # Whatever the mask hides, even NaN, must not reach a gradient.
+    images = torch.where(observations.mask[:, None], observations.images, 0.5).to(state.depth)
     colors, inside = sample(images[j], pixels)
     labels = observations.labels
     model = state.depth if labels is None or labels.prior_depth is None else labels.prior_depth
@@ -125,7 +127,7 @@ def warp(state: DepthState, observations: Observations, tolerance_mm: float = 10
         readable = sample((mask & (model > 0))[j][:, None].to(state.depth), pixels)[0][..., 0] > 0.999
         usable = mask[i].flatten(1) & readable
     valid = seen & usable & inside & in_front & (state.depth[i].flatten(1) > 0)
-    return Warp(i, j, colors.transpose(1, 2).reshape(len(i), 3, H, W), pixels, moved[..., 2], valid)
+    return Warp(i, j, colors.transpose(1, 2).reshape(len(i), 3, H, W), images[i], pixels, moved[..., 2], valid)
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class DepthWarpPhotometric(PlainEnergy):
 
     def residuals(self, state: DepthState, observations: Observations) -> Residuals:
         w = warp(state, observations, self.tolerance_mm)
-        value = (observations.images.to(w.colors)[w.i] - w.colors) / self.sigma
+        value = (w.own - w.colors) / self.sigma
         if state.suitability is not None:
             value = value * state.suitability[w.i][:, None]
         return Residuals(value.flatten(2).transpose(1, 2), w.valid)
@@ -163,7 +165,7 @@ class DepthWarpStructure(PlainEnergy):
     def residuals(self, state: DepthState, observations: Observations) -> Residuals:
         w = warp(state, observations, self.tolerance_mm)
         P, H, W = len(w.i), *state.size
-        a, b = observations.images.to(w.colors)[w.i], w.colors
+        a, b = w.own, w.colors
 
         def mean(x):
             return F.avg_pool2d(x, 3, 1, 1)

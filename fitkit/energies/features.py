@@ -72,7 +72,8 @@ class SemanticFeatures:
     def freeze(self, state: SceneState, observations: Observations) -> SemanticFeatures:
         o, photos = self.options, self.photos
         pairs = both_ways(state, o.neighbors, self.name)
-        return replace(self, shared=SharedPixels.of(self.model, state, photos.mask, photos.reduction, pairs, o.depth_tolerance_mm, o.min_cosine))
+        shared = SharedPixels.of(self.model, state, photos.mask, photos.reduction, pairs, o.depth_tolerance_mm, o.min_cosine)
+        return replace(self, shared=shared)
 
     def images(self, state: SceneState) -> tuple[Tensor, Tensor]:
         """What the network compares: view a's colours over photo b, and photo b, [G, 3, h, w]."""

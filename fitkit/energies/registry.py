@@ -238,8 +238,8 @@ def page() -> str:
     there += f", all but {', '.join(missing)}" if missing else ""
     parts = ["# Energies", "", "This page is the output of `fitkit energies --markdown`; a test compares the two.", "",
              f"{there}, and {ours} of our own (no id). An energy may stand in more than one row. Each gives residuals; `Objective` squares "
-             "them, puts a robust kernel on them and takes the sum or the weighted mean over the valid ones. The same class serves a fit and the "
-             "training of a network.", "",
+             "them, puts a robust kernel on them and takes the sum or the weighted mean over the valid ones. The same class serves a fit and "
+             "the training of a network.", "",
              "- *solver*: any = has an analytic least-squares form (`linearize`), for Gauss-Newton and Levenberg-Marquardt as well as for "
              "first-order solvers; first order = gradient only, for solver `adam` and training.",
              "- *reduction*: sum for independent measurements, mean for pixels and the like.",

@@ -42,7 +42,8 @@ def vertex_albedo(model: FaceModel, state: SceneState) -> Tensor:
     return albedo.expand(state.num_views, -1, -1)
 
 
-def render_lit(model: FaceModel, state: SceneState, size: tuple[int, int], albedo: Tensor | None = None, triangle: Tensor | None = None) -> Lit:
+def render_lit(model: FaceModel, state: SceneState, size: tuple[int, int], albedo: Tensor | None = None,
+               triangle: Tensor | None = None) -> Lit:
     """Pictures of the state: albedo times shading of the smooth normals, turned to sRGB; no cast shadows, no highlights.
 
     Differentiable in shape, expression, pose, focal length, illumination and albedo, inside triangles; not across
@@ -61,7 +62,8 @@ def render_lit(model: FaceModel, state: SceneState, size: tuple[int, int], albed
     if triangle is None:
         fragments = rasterize(clip, model.triangles, size)
     else:
-        fragments = Fragments(triangle, barycentrics(clip, model.triangles, triangle), torch.zeros_like(triangle, dtype=clip.dtype), triangle >= 0)
+        depth = torch.zeros_like(triangle, dtype=clip.dtype)
+        fragments = Fragments(triangle, barycentrics(clip, model.triangles, triangle), depth, triangle >= 0)
     albedo = vertex_albedo(model, state) if albedo is None else albedo.to(vertices).expand(state.num_views, -1, -1)
     at_pixels = interpolate(fragments, model.triangles, torch.cat([albedo, vertex_normals(vertices, model.triangles)], -1))
     normal = F.normalize(at_pixels[..., 3:], dim=-1)

@@ -29,19 +29,20 @@ from fitkit.energies.photometric import CrossViewPhotometric, PhotometricOptions
 from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, LightPrior, MeanCoefficientPrior, SizePrior
 from fitkit.energies.supervision import CodeConsistency, ExpressionSupervision, IdentitySupervision, PoseSupervision, VertexSupervision
 from fitkit.geometry.alignment import similarity_align
+from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.rotation import so3_exp
 from fitkit.geometry.spherical_harmonics import Y0
 from fitkit.observe.labels import Labels
 from fitkit.observe.observations import Observations
 from fitkit.render.lit import render_lit
-from fitkit.render.rasterizer import clip_vertices, rasterize
+from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
 from fitkit.scene.depth_state import DepthState
 from fitkit.scene.layout import ParameterLayout, retract
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
 
 MODEL = tiny_model(dtype=torch.float64)
-WORKING = 96  # side of the images that networks and flow see, whatever the crop's
+SIDE = 96
 SCALE = {"identity": 1.0, "expression": 0.2, "pose": 1.0, "focal": 0.2, "illumination": 0.2}
 
 
@@ -62,7 +63,8 @@ class Scene:
 
     def cost(self, parameters, observations=None, at=None, weight=1.0):
         """The cost with everything discrete frozen at the parameters `at` (default: the same)."""
-        return self.objective(parameters if at is None else at, observations, weight).cost(self.make(parameters), observations or self.observations)[0]
+        objective = self.objective(parameters if at is None else at, observations, weight)
+        return objective.cost(self.make(parameters), observations or self.observations)[0]
 
     def objective(self, at, observations=None, weight=1.0):
         observations = observations or self.observations
@@ -76,11 +78,12 @@ def normal(*shape, seed=0):
 # ---- people ----
 
 
-def person(size=WORKING, views=2, seed=0, light=None):
+def person(size=SIDE, views=2, seed=0, light=None):
     """A person seen from 20 degrees left and right (three views: from 40 too), one expression, flat light."""
     state = tiny_state(MODEL, views, size, seed)
     if views == 2:
-        state = state.replace(pose=state.pose.retract(torch.tensor([[0.0, 0.35, 0, 0, 0, 0], [0.0, -0.35, 0, 0, 0, 0]], dtype=torch.float64)))
+        nearer = torch.tensor([[0.0, 0.35, 0, 0, 0, 0], [0.0, -0.35, 0, 0, 0, 0]], dtype=torch.float64)
+        state = state.replace(pose=state.pose.retract(nearer))
     flat = torch.zeros(views, 9, 1, dtype=torch.float64)
     flat[:, 0] = 0.9 / Y0
     return state.replace(expression=state.expression[:1].expand(views, -1).clone(), illumination=flat if light is None else light(views))
@@ -107,8 +110,8 @@ def vertex_error(truth, frame="camera"):
     return lambda state: float((place(state) - place(truth)).norm(dim=-1).mean().detach())
 
 
-def of_person(prepare, free, images=None, size=WORKING, seed=0, views=2, amount=1.0, truth=None, error=None, looks="", kernel=Kernel(),
-              frame="camera", labelled=None):
+def of_person(prepare, free, images=None, size=SIDE, seed=0, views=2, amount=1.0, truth=None, error=None, looks="",
+              kernel=Kernel(), frame="camera", labelled=None):
     """looks: 'images' or 'landmarks' or 'points3d', what is hidden; free: blocks of the state that are predicted."""
     truth = truth or person(size, views, seed)
     obs = observe(MODEL, truth, size, None if images is None else images(truth, size))
@@ -133,8 +136,11 @@ def hidden(obs, looks):
         marks = obs.landmarks
         valid = marks.valid.clone()
         valid[0, ::3], valid[1, 1::4] = False, False
-        return (lambda fill: replace(obs, landmarks=replace(marks, valid=valid, points=torch.where(valid[..., None], marks.points, fill)))), replace(
-            obs, landmarks=replace(marks, valid=torch.zeros_like(valid)))
+
+        def content(fill):
+            return replace(obs, landmarks=replace(marks, valid=valid, points=torch.where(valid[..., None], marks.points, fill)))
+
+        return content, replace(obs, landmarks=replace(marks, valid=torch.zeros_like(valid)))
     if looks == "points3d":  # not known is NaN there, so the hidden ones have no content to vary but their other coordinates
         points = obs.labels.points3d.clone()
         points[0, ::7, 0] = torch.nan
@@ -148,8 +154,14 @@ def hidden(obs, looks):
     return None, None
 
 
+def twice(truth):
+    """The cameras of pictures with twice the pixels per side, whose blocks of four are averaged."""
+    camera = truth.camera.scaled(torch.full_like(truth.camera.focal, 2.0), torch.full_like(truth.camera.principal, -0.25))
+    return truth.replace(camera=camera)
+
+
 def painted(truth, size):
-    return photograph(MODEL, truth, size, (1.0, 0.9, 0.8))
+    return F.avg_pool2d(photograph(MODEL, twice(truth), 2 * size, (1.0, 0.9, 0.8)), 2)
 
 
 def patches(model):
@@ -162,11 +174,13 @@ def with_albedo(model):
     """The model with a mean albedo of large patches and a basis of two smooth waves."""
     x, y, z = (model.mean / 25).unbind(-1)
     mean = 0.35 + 0.12 * torch.stack([torch.sin(x + 0.5), torch.sin(1.3 * y + x), torch.cos(y - 0.7 * x)], -1)
-    basis = torch.stack([0.05 * torch.sin(x)[:, None].expand(-1, 3), 0.05 * torch.cos(y)[:, None] * torch.tensor([1.0, 0.5, 0.2], dtype=torch.float64)])
+    tint = torch.tensor([1.0, 0.5, 0.2], dtype=torch.float64)
+    basis = 0.05 * torch.stack([torch.sin(x)[:, None].expand(-1, 3), torch.cos(y)[:, None] * tint])
     return replace(model, albedo_mean=mean, albedo_basis=basis)
 
 
 COLORED = with_albedo(MODEL)
+UNIFORM = replace(COLORED, albedo_basis=None)
 
 
 def soft_light(views):
@@ -177,8 +191,7 @@ def soft_light(views):
 
 def rendered(model, albedo, background):
     def images(truth, size):
-        double = replace(truth, camera=truth.camera.scaled(torch.full_like(truth.camera.focal, 2.0), torch.full_like(truth.camera.principal, -0.25)))
-        lit = render_lit(model, double, (2 * size, 2 * size), albedo)
+        lit = render_lit(model, twice(truth), (2 * size, 2 * size), albedo)
         return F.avg_pool2d(lit.over(torch.tensor(background, dtype=torch.float64)[:, None, None].expand_as(lit.colors)), 2)
 
     return images
@@ -199,7 +212,8 @@ def cross_view(prepare, size, seed, images=painted, amount=0.35):
 def of_albedo(make_energy, model, size, seed):
     truth = person(size, 2, seed)
     obs = replace(observe(MODEL, truth, size), labels=labels(truth))
-    return Scene(lambda o: make_energy(model), obs, lambda p: truth.replace(albedo=p.reshape(1, -1)), normal(len(model.albedo_basis), seed=seed),
+    start = normal(len(model.albedo_basis), seed=seed)
+    return Scene(lambda o: make_energy(model), obs, lambda p: truth.replace(albedo=p.reshape(1, -1)), start,
                  lambda s: float(s.albedo.norm().detach()))
 
 
@@ -228,7 +242,8 @@ def of_relative_pose(size, seed):
         turn = so3_exp(torch.stack([0 * p, 0.05 * p]))
         return truth.replace(pose=Pose(truth.pose.rotation @ turn, truth.pose.translation))
 
-    return Scene(lambda o: EpipolarLandmarks(1.5 * o.pixel_unit), obs, make, normal(3, seed=seed + 1), vertex_error(truth), *hidden(obs, "landmarks"))
+    return Scene(lambda o: EpipolarLandmarks(1.5 * o.pixel_unit), obs, make, normal(3, seed=seed + 1), vertex_error(truth),
+                 *hidden(obs, "landmarks"))
 
 
 def of_position_map(size, seed):
@@ -253,28 +268,35 @@ def of_position_map(size, seed):
 # ---- depth maps ----
 
 
-def of_depth(energy, size=64, seed=0, suitability=False, amount=4.0):
-    truth = person(size, 3, seed)
+def of_depth(energy, size=64, seed=0, suitability=False, amount=4.0, images=painted, relief=False):
+    """relief: the error leaves out each frame's mean, which the energy does not feel."""
+    truth = person(size, 2, seed)
     vertices = truth.pose.apply(truth.vertices(MODEL))
-    depth = rasterize(clip_vertices(truth.camera, vertices), MODEL.triangles, (size, size)).depth
-    obs = replace(observe(MODEL, truth, size, painted(truth, size)), labels=replace(labels(truth), depth=depth, prior_depth=depth))
+    fragments = rasterize(clip_vertices(truth.camera, vertices), MODEL.triangles, (size, size))
+    depth = fragments.depth
+    cosine = -(vertex_normals(vertices, MODEL.triangles) * F.normalize(vertices, dim=-1)).sum(-1, keepdim=True)
+    facing = interpolate(fragments, MODEL.triangles, cosine)
+    known = torch.where(facing[..., 0] > 0.5, depth, 0)  # without the rim, of which pixels of another size show another part
+    obs = replace(observe(MODEL, truth, size, images(truth, size)), labels=replace(labels(truth), depth=known, prior_depth=known))
     there = depth > 0
 
     def make(p):
-        bump = F.interpolate(p.reshape(3, 1, 5, 5), (size, size), mode="bicubic", align_corners=True)[:, 0]
+        bump = F.interpolate(p.reshape(2, 1, 5, 5), (size, size), mode="bicubic", align_corners=True)[:, 0]
         if suitability:
             return DepthState(depth, truth.pose, truth.camera, truth.subject, 1 + 0.2 * bump)
         return DepthState(torch.where(there, depth + amount * bump, depth), truth.pose, truth.camera, truth.subject)
 
     def error(state):
-        gap = state.suitability - 1 if suitability else state.depth - depth
-        return float(gap[there].abs().mean().detach())
+        gap = torch.where(known > 0, state.suitability - 1 if suitability else state.depth - depth, 0)
+        if relief:
+            gap = gap - gap.sum((1, 2), keepdim=True) / (known > 0).sum((1, 2), keepdim=True)
+        return float(gap[known > 0].abs().mean().detach())
 
     hide, blank = hidden(obs, "images")
     if blank is not None:
         nothing = torch.zeros_like(depth)
         blank = replace(blank, labels=replace(obs.labels, depth=nothing, prior_depth=nothing))
-    return Scene(lambda o: energy, obs, make, normal(3 * 25, seed=seed + 1), error, hide, blank)
+    return Scene(lambda o: energy, obs, make, normal(2 * 25, seed=seed + 1), error, hide, blank)
 
 
 # ---- the table ----
@@ -288,17 +310,34 @@ CENSUS = _at_level(CensusOptions(points=400, spacing_mm=2.5, sigmas=(8.0,), min_
 PHOTO = _at_level(PhotometricOptions(points=400, floor=1e-3, min_cosine=0.5))
 PATCHES = rendered(MODEL, patches(MODEL), (0.2, 0.2, 0.2))
 MODELED = _at_level(ModelPhotometricOptions(points=400, albedo="mean"))
-FLOW = FlowOptions(size=WORKING, points=400, normalize=0.0)
-MAGNITUDE = FlowMagnitudeOptions(size=WORKING, rim=3, consistent=False)
 BLAND = replace(COLORED, albedo_mean=torch.full_like(MODEL.mean, 0.4))
 
 
+def working(o):
+    """Side of the images that flow and networks see: the same for crops of 224 and 448 px."""
+    return 112 if max(o.size) >= 224 else SIDE
+
+
+def flow_options(o):
+    return FlowOptions(size=working(o), points=400, normalize=0.0)
+
+
 def flow_corr(o):
-    return FlowCorrespondence(MODEL, FLOW, LucasKanade(), FLOW.sigma_px * o.pixel_unit, FlowImages.of(o, FLOW))
+    options = flow_options(o)
+    return FlowCorrespondence(MODEL, options, LucasKanade(), options.sigma_px * o.pixel_unit, FlowImages.of(o, options))
 
 
-def origin(state, **zero):
-    return state.replace(**{name: torch.zeros_like(getattr(state, name)) for name in zero})
+def flow_magnitude(o):
+    return FlowMagnitude.prepare(MODEL, o, LucasKanade(), FlowMagnitudeOptions(size=working(o), rim=3, consistent=False))
+
+
+def mask_parse(o):
+    return ParsedRendering.prepare(MODEL, o, Parser(), ParseOptions(working(o)), ALBEDO)
+
+
+def focal_prior(o):
+    every = torch.ones(o.num_views, dtype=torch.bool)
+    return FocalPrior(o.labels.state.camera.focal, 0.1 * every.double(), every)
 
 
 def of_prior(prepare, block, size, seed, error, kernel=Kernel(), truth=None):
@@ -340,14 +379,14 @@ def grey_in_three(size, seed):
 ALL = ("identity", "expression", "pose")
 SCENES: dict[str, Callable[[int, int], Scene]] = {
     "photo_xview": lambda n, k: cross_view(lambda o: CrossViewPhotometric.prepare(MODEL, o, PHOTO(o)), max(n, 160), k, PATCHES, 0.8),
-    "photo_warp_depth": lambda n, k: of_depth(DepthWarpPhotometric(), n, k),
+    "photo_warp_depth": lambda n, k: of_depth(DepthWarpPhotometric(), n, k, images=PATCHES),
     "census_xview": lambda n, k: cross_view(lambda o: CrossViewCensus.prepare(MODEL, o, CENSUS(o)), max(n, 160), k, PATCHES, 0.8),
-    "flow_mag": lambda n, k: cross_view(lambda o: FlowMagnitude.prepare(MODEL, o, LucasKanade(), MAGNITUDE), n, k),
+    "flow_mag": lambda n, k: cross_view(flow_magnitude, n, k),
     "flow_corr": lambda n, k: cross_view(flow_corr, n, k),
-    "sem_feat": lambda n, k: cross_view(lambda o: SemanticFeatures.prepare(MODEL, o, Encoder(), FeatureOptions(WORKING)), n, k),
-    "photo_model": lambda n, k: of_person(lambda o: ModelPhotometric.prepare(replace(COLORED, albedo_basis=None), o, MODELED(o)), ("identity", "pose"),
+    "sem_feat": lambda n, k: cross_view(lambda o: SemanticFeatures.prepare(MODEL, o, Encoder(), FeatureOptions(working(o))), n, k),
+    "photo_model": lambda n, k: of_person(lambda o: ModelPhotometric.prepare(UNIFORM, o, MODELED(o)), ("identity", "pose"),
                                           rendered(COLORED, None, (0.3, 0.3, 0.3)), n, k, looks="images", truth=person(n, 2, k, soft_light)),
-    "mask_parse": lambda n, k: of_person(lambda o: ParsedRendering.prepare(MODEL, o, Parser(), ParseOptions(WORKING), ALBEDO), ("identity", "pose"),
+    "mask_parse": lambda n, k: of_person(mask_parse, ("identity", "pose"),
                                          rendered(MODEL, ALBEDO, BACKGROUND), n, k, looks="images"),
     "lmk2d": lambda n, k: of_person(lambda o: LandmarkReprojection(MODEL, sigma(o), "surface"), ALL, None, n, k, looks="landmarks"),
     "lmk2d_eye": lambda n, k: of_person(lambda o: eye_offsets(MODEL, sigma(o)), ("expression",), None, n, k, looks="landmarks"),
@@ -362,7 +401,7 @@ SCENES: dict[str, Callable[[int, int], Scene]] = {
     "identity_consistency": lambda n, k: of_frames("identity", n, k),
     "expression_consistency": lambda n, k: of_frames("expression", n, k),
     "depth_sup": lambda n, k: of_depth(DepthSupervision(), n, k),
-    "normal_sup": lambda n, k: of_depth(NormalSupervision(), n, k),
+    "normal_sup": lambda n, k: of_depth(NormalSupervision(), n, k, relief=True),
     "depth_3dmm": lambda n, k: of_depth(DepthPrior(), n, k),
     "suitability_reg": lambda n, k: of_depth(SuitabilityPrior(), n, k, True),
     "identity_prior": lambda n, k: of_prior(lambda o: IdentityPrior(), "identity", n, k, length_of("identity")),
@@ -372,17 +411,16 @@ SCENES: dict[str, Callable[[int, int], Scene]] = {
     "light_mono": lambda n, k: of_prior(lambda o: LightMono(), "illumination", n, k, saturation, truth=grey_in_three(n, k)),
     "albedo_var": lambda n, k: of_albedo(AlbedoVariance, BLAND, n, k),
     "ssim_xview": lambda n, k: of_depth(DepthWarpStructure(), n, k),
-    "depth_xview": lambda n, k: of_depth(DepthAgreement(), n, k),
+    "depth_xview": lambda n, k: of_depth(DepthAgreement(), n, k, relief=True),
     "epi_lmk": of_relative_pose,
-    "focal_prior": lambda n, k: of_prior(lambda o: FocalPrior(o.labels.state.camera.focal, torch.full((o.num_views,), 0.1, dtype=torch.float64),
-                                                              torch.ones(o.num_views, dtype=torch.bool)), "focal", n, k,
-                                         distance_of(log_focal, person(n, 2, k))),
-    "light_prior": lambda n, k: of_prior(lambda o: LightPrior(o.labels.state.illumination), "illumination", n, k, distance_of(light_of, person(n, 2, k))),
+    "focal_prior": lambda n, k: of_prior(focal_prior, "focal", n, k, distance_of(log_focal, person(n, 2, k))),
+    "light_prior": lambda n, k: of_prior(lambda o: LightPrior(o.labels.state.illumination), "illumination", n, k,
+                                         distance_of(light_of, person(n, 2, k))),
     "size_prior": lambda n, k: of_prior(lambda o: SizePrior.of(MODEL, 0.01), "identity", n, k, slope_of_size),
 }
 
 
-def scene(name: str, size: int = WORKING, seed: int = 0) -> Scene:
+def scene(name: str, size: int = SIDE, seed: int = 0) -> Scene:
     """The scene of an energy by the energy's name; crops of `size` pixels, another person for another seed."""
     return SCENES[name](size, seed)
 

@@ -106,6 +106,13 @@ def test_values_in_their_units(scene):
     assert float(cost(SuitabilityPrior(), state, observations)) == 0
 
 
+def test_normals_do_not_change_when_the_surface_moves_away_in_proportion(scene):
+    # Also at the border of the labelled part, where a pixel's own neighbours carry no normal.
+    state, observations = scene
+    farther = replace(state, depth=1.02 * state.depth)
+    assert float(cost(NormalSupervision(), farther, observations)) < 1e-12 < 1.0 < float(cost(DepthSupervision(), farther, observations))
+
+
 def test_warped_frames_look_like_the_frame_itself(scene):
     state, observations = scene
     w = warp(state, observations)

@@ -92,8 +92,10 @@ def test_refusals():
     with pytest.raises(InputError, match="energy 'sem_feat' has no least-squares form; use solver 'adam' for it"):
         Objective([Term(energy.freeze(STATE, OBS))]).linearize(STATE, OBS, ParameterLayout.of(STATE, ("pose",)))
     spatial = energy_of(torch.nn.Conv2d(3, 4, 3, dtype=torch.float64)).freeze(STATE, OBS)
-    with pytest.raises(InputError, match=r"expected a network that gives features \[2, K\] for 2 images, got \[2, 4, 94, 94\]; pool or flatten"):
+    message = r"expected a network that gives features \[2, K\] for 2 images, got \[2, 4, 94, 94\]; pool or flatten"
+    with pytest.raises(InputError, match=message):
         spatial.residuals(STATE, OBS)
-    one = STATE.replace(expression=STATE.expression[:1], subject=STATE.subject[:1], pose=STATE.pose.select([0]), camera=STATE.camera.select([0]))
+    one = STATE.replace(expression=STATE.expression[:1], subject=STATE.subject[:1], pose=STATE.pose.select([0]),
+                        camera=STATE.camera.select([0]))
     with pytest.raises(InputError, match="energy 'sem_feat' compares views of one person: expected at least 2"):
         energy.freeze(one, OBS)

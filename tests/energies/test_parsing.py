@@ -38,7 +38,8 @@ class Parser(torch.nn.Module):
 
     def __init__(self, sharp=200.0):
         super().__init__()
-        shown = torch.tensor([BACKGROUND, (0.69, 0.62, 0.54), (0.33, 0.33, 0.33), (0.44, 0.53, 0.79), (0.55, 0.75, 0.45), (0.80, 0.33, 0.33)])
+        shown = torch.tensor([BACKGROUND, (0.69, 0.62, 0.54), (0.33, 0.33, 0.33), (0.44, 0.53, 0.79), (0.55, 0.75, 0.45),
+                              (0.80, 0.33, 0.33)])
         self.colors = torch.nn.Parameter(shown.to(torch.float64))
         self.sharp, self.drop = sharp, torch.nn.Dropout(0.3)
 
@@ -99,7 +100,7 @@ def test_least_at_the_truth():
 
 
 def test_gradient_reaches_light_albedo_and_pose():
-    albedo, light, shift = ALBEDO.clone().requires_grad_(), STATE.illumination.clone().requires_grad_(), torch.zeros(2, 6, dtype=torch.float64, requires_grad=True)
+    albedo, light, shift = (x.clone().requires_grad_() for x in (ALBEDO, STATE.illumination, torch.zeros(2, 6, dtype=torch.float64)))
     energy = energy_of(albedo=albedo).freeze(OFF, OBS)
     cost(energy, OFF.replace(illumination=light, pose=OFF.pose.retract(shift))).backward()
     assert all(float(x.grad.abs().sum()) > 0 and bool(torch.isfinite(x.grad).all()) for x in (albedo, light, shift))
@@ -135,7 +136,8 @@ def test_another_renderer():
 
     energy = energy_of(renderer=flat).freeze(STATE, OBS)
     image = energy.image(STATE).permute(0, 2, 3, 1)
-    assert bool((image[energy.triangle >= 0] == 0.5).all()) and float(cost(energy, STATE)) > 2 * float(cost(energy_of().freeze(STATE, OBS), STATE))
+    assert bool((image[energy.triangle >= 0] == 0.5).all())
+    assert float(cost(energy, STATE)) > 2 * float(cost(energy_of().freeze(STATE, OBS), STATE))
 
 
 def test_refusals():

@@ -58,7 +58,7 @@ def test_row(row):
     if isinstance(inspect.getattr_static(row.cls, "name", None), str) and row.make is None:
         assert row.cls.name == row.name
     if row.id:
-        documented = f"{inspect.getdoc(row.cls)} {inspect.getdoc(row.make) if row.make else ''} {inspect.getdoc(inspect.getmodule(row.cls))}"
+        documented = " ".join(inspect.getdoc(part) or "" for part in (row.cls, row.make, inspect.getmodule(row.cls)) if part)
         covered = {int(n) for part in re.findall(r"E(\d+(?:-E?\d+)?)", documented) for n in _range(part)}
         assert int(row.id[1:]) in covered, f"{row.where} does not say that it is {row.id}"
     module, _, name = row.where.rpartition(".")
