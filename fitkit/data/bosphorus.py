@@ -93,7 +93,7 @@ def mesh_of_range_image(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     triangles = Delaunay(points[:, :2]).simplices.astype(np.int64)
     a, b, c = (points[triangles[:, k]] for k in range(3))
     longest = np.max([np.linalg.norm(x - y, axis=1) for x, y in ((a, b), (b, c), (c, a))], axis=0)
-    area = np.cross((b - a)[:, :2], (c - a)[:, :2])
+    area = np.cross(b - a, c - a)[:, 2]
     triangles = np.where((area < 0)[:, None], triangles[:, [0, 2, 1]], triangles)
     return points, triangles[(longest <= JUMP_MM) & (np.abs(area) > 1e-12)]
 

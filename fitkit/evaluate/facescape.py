@@ -24,15 +24,15 @@ JUMP_MM = 15.0  # faces of the rebuilt surface do not bridge larger jumps of the
 # ---- alignment ----
 
 
-def wild_frame(posed: np.ndarray, focal: float, principal: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def wild_frame(posed: np.ndarray, px_per_mm: float, principal: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Camera-frame vertices [V, 3] mm (x right, y down, z forward) -> the frame of FS-Wild: the picture is [-1, 1]^2, y up, z towards
     the viewer, mean z -2.
 
-    The perspective is taken out at the mean depth, as the benchmark does for perspective methods. focal px, principal [2] px, size
-    (W, H) px of the picture.
+    The perspective is taken out at the mean depth, as the benchmark does for perspective methods. px_per_mm: focal length over that
+    depth; principal [2] px, size (W, H) px of the picture.
     """
     depth = float(posed[:, 2].mean())
-    scale = 2 * focal / depth / max(size)
+    scale = 2 * px_per_mm / max(size)
     center = (2 * (np.asarray(principal) + 0.5) - size) / max(size)
     out = scale * np.asarray(posed, np.float64) * [1, -1, -1]
     out[:, :2] += center * [1, -1]

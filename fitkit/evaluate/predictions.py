@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fitkit.data.samples import EvaluationSample, read_points
 from fitkit.errors import FitError, FitkitError, InputError
@@ -29,10 +30,10 @@ from fitkit.io.mesh_files import read_mesh
 from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
+from fitkit.scene.camera import Camera
 
 log = logging.getLogger("fitkit")
-ARRAYS = ("landmarks", "posed", "posed_landmarks", "pixels", "outer", "sigma", "focal", "principal", "sizes", "views", "model")
-SUFFIXES = (".obj", ".npy", ".npz", ".json", ".parameters.npz")
+ARRAYS = ("landmarks", "posed", "posed_landmarks", "pixels", "outer", "sigma", "focal", "principal", "sizes", "views", "model", "camera_kind")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Prediction:
     NOW_POINTS on it. Of our own fits also, B views:
     landmarks [68, 3] mm on the neutral mesh; posed [B, V, 3], posed_landmarks [B, 68, 3] mm: with expression, camera frame (OpenCV);
     pixels [B, 68, 2] px of the photos; outer [V] bool: skin that a scan can see; sigma [V] mm: error bars, or None; focal [B] px,
-    principal [B, 2] px, sizes [B, 2] px (W, H); views [B] names; model: its name; parameters: function that reads all of the fit.
+    principal [B, 2] px, sizes [B, 2] px (W, H); views [B] names; camera_kind: see Camera; model: its name; parameters: function that reads all of the fit.
     """
 
     id: str
@@ -60,8 +61,19 @@ class Prediction:
     principal: np.ndarray | None = None
     sizes: np.ndarray | None = None
     views: np.ndarray | None = None
+    camera_kind: str = "perspective"
     model: str = ""
     parameters: Callable[[], Parameters] | None = None
+
+    def camera(self) -> Camera:
+        """The camera of the first view, float64."""
+        focal, principal = (torch.from_numpy(np.asarray(v[:1], np.float64)) for v in (self.focal, self.principal))
+        return Camera(focal, principal, torch.ones_like(focal), self.camera_kind)
+
+    def middle_depth(self) -> float:
+        """What the first view's mesh is divided by when perspective is left out, mm: its mean depth."""
+        points = torch.from_numpy(np.asarray(self.posed[0], np.float64))[None]
+        return float(self.camera().depth_divisor(points).mean())
 
     def need(self, *names: str) -> None:
         """Refuse a prediction that lacks what a protocol uses."""
@@ -135,7 +147,7 @@ def write_fit(result: FitResult, root: Path, name: str) -> None:
     arrays = {"landmarks": points, "posed": posed.float().numpy(), "posed_landmarks": marks.double().numpy(),
               "pixels": state.camera.project(marks)[0].double().numpy(), "outer": _outer(model), "focal": state.camera.focal.double().numpy(),
               "principal": state.camera.principal.double().numpy(), "sizes": _sizes(result.subject), "views": _names(result.subject),
-              "model": np.array(model.name)}
+              "model": np.array(model.name), "camera_kind": np.array(state.camera.kind)}
     if result.vertex_sigma is not None:
         arrays["sigma"] = result.vertex_sigma.float().numpy()
     _write_arrays(root, name, arrays)
@@ -218,9 +230,7 @@ def read_prediction(root: Path, name: str) -> Prediction:
                 arrays = {k: data[k] for k in ARRAYS if k in data.files}
         except Exception as error:  # noqa: BLE001 - a damaged archive raises many kinds
             raise InputError(f"{path}: cannot be read: {error}") from error
-        if "model" in arrays:
-            arrays["model"] = str(arrays["model"])
-        out = replace(out, **arrays)
+        out = replace(out, **{k: str(v) if k in ("model", "camera_kind") else v for k, v in arrays.items()})
     mesh = next((p for s in (".obj", ".ply") if (p := _path(root, name, s)).is_file()), None)
     if mesh is not None:
         picks = next((p for s in (".npy", ".txt") if (p := _path(root, name, s)).is_file()), None)

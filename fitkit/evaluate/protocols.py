@@ -31,7 +31,6 @@ from fitkit.io.subject import Subject, load_subject
 from fitkit.models.registry import load_model
 from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
 from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
-from fitkit.scene.camera import Camera
 
 SEVEN = list(NOW_POINTS)
 NINE = [36, 39, 42, 45, 30, 31, 35, 48, 54]  # of the 68: as data.bu3dfe.nine_points
@@ -170,7 +169,7 @@ class LabOptions:
 def _score_wild(sample: EvaluationSample, prediction: Prediction, options: WildOptions, context: Any) -> Scored:
     prediction.need("posed", "focal", "principal", "sizes")
     truth = sample.truth()
-    placed = wild_frame(prediction.posed[0], float(prediction.focal[0]), prediction.principal[0], tuple(prediction.sizes[0]))
+    placed = wild_frame(prediction.posed[0], float(prediction.focal[0]) / prediction.middle_depth(), prediction.principal[0], tuple(prediction.sizes[0]))
     gt, ours = align_wild(truth.vertices, truth.triangles, placed, prediction.triangles, truth.more["pupil_scale"])
     return _facescape(gt, truth, ours, prediction.triangles)
 
@@ -235,7 +234,7 @@ def _bu_frame(prediction: Prediction, points: np.ndarray) -> np.ndarray:
     One scale and shift are to hold for the whole data set; a fit does not know its distance, so its depth starts at the mean.
     """
     depth = float(prediction.posed[0][:, 2].mean())
-    scale = float(prediction.focal[0]) / depth
+    scale = float(prediction.focal[0]) / prediction.middle_depth()
     center = np.asarray(prediction.principal[0], np.float64)
     return np.column_stack([points[:, 0] * scale + center[0], -points[:, 1] * scale - center[1], (depth - points[:, 2]) * scale])
 
@@ -254,9 +253,8 @@ def _score_bu(sample: EvaluationSample, prediction: Prediction, options: BuOptio
     truth = sample.truth()
     vertices, triangles = prediction.posed[0], torch.from_numpy(prediction.triangles)
     W, H = (int(v) for v in prediction.sizes[0])
-    camera = Camera(torch.tensor(prediction.focal[:1]).float(), torch.tensor(prediction.principal[:1]).float(), torch.ones(1))
-    points = torch.from_numpy(vertices).float()[None]
-    fragments = rasterize(clip_vertices(camera, points), triangles, (H, W))
+    points = torch.from_numpy(vertices).double()[None]
+    fragments = rasterize(clip_vertices(prediction.camera(), points), triangles, (H, W))
     at = interpolate(fragments, triangles, points)[0, ::options.step, ::options.step]
     cloud = at[fragments.covered[0, ::options.step, ::options.step]].double().numpy()
     near = np.linalg.norm(truth.vertices - truth.more["nine"][4], axis=1) <= options.reach_mm
@@ -319,14 +317,22 @@ def _score_aflw(sample: EvaluationSample, prediction: Prediction, options: AflwO
     if truth.vertices is not None:
         prediction.need("posed", "focal", "principal")
         vertices = prediction.posed[0].astype(np.float64)
-        camera = Camera(torch.tensor(prediction.focal[:1]).double(), torch.tensor(prediction.principal[:1]).double(), torch.ones(1).double())
-        pixels = camera.project(torch.from_numpy(vertices)[None])[0][0].numpy()
-        middle = vertices[:, 2].mean()
-        depth = (middle - vertices[:, 2]) * float(prediction.focal[0]) / middle
-        dense = truth.vertices[np.load(options.vertices, allow_pickle=False)] if options.vertices else truth.vertices
-        surface = np.column_stack([pixels, depth + dense[:, 2].mean()])
+        pixels = prediction.camera().project(torch.from_numpy(vertices)[None])[0][0].numpy()
+        depth = -vertices[:, 2] * float(prediction.focal[0]) / prediction.middle_depth()
+        dense = truth.vertices[_indices(options.vertices, len(truth.vertices))] if options.vertices else truth.vertices
+        surface = np.column_stack([pixels, depth + (dense[:, 2].max() - depth.max())])  # the nose tips start at one depth; ICP does the rest
         values["nme_3d"] = 100 * nme3d_icp(surface, prediction.triangles, dense, truth.interocular)
     return Scored(values)
+
+
+def _indices(path: str, count: int) -> np.ndarray:
+    try:
+        index = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as vertex indices (.npy): {error}") from error
+    if index.ndim != 1 or index.dtype.kind not in "iu" or not len(index) or index.min() < 0 or index.max() >= count:
+        raise InputError(f"{path}: expected indices [N] from 0 to {count - 1}, got {index.dtype} {list(index.shape)}")
+    return index
 
 
 def _mean_of_bins(rows: Rows, pool: Pool, options: Any) -> dict[str, Any]:
