@@ -16,7 +16,7 @@ from fitkit.observe.flow.types import FlowEstimator
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import erode, gaussian_blur, sample
 from fitkit.render.cross_view import CrossViews
-from fitkit.scene.projection import ProjectedPoints, project_head_points
+from fitkit.scene.projection import ProjectedPoints, pixel_rays, project_head_points
 from fitkit.scene.state import SceneState
 
 
@@ -83,27 +83,15 @@ class FlowCorrespondence:
             return self
         return replace(self, matches=find_matches(self.model, state, self.photos, self.estimator, self.options))
 
-    def _hits(self, state: SceneState) -> "_Hits":
+    def hits(self, state: SceneState) -> "Hits":
         """Where the rays of pixel_a meet their triangles, and where the same skin lies in view b."""
         m = self.matches
         corner_index = self.model.triangles[m.triangle]  # [G, N, 3]
-        G, N, _ = corner_index.shape
         unique, place = torch.unique(corner_index, return_inverse=True)
         basis = self.model.at_vertices(unique)
         vertices = basis.points(state.identity[state.subject], state.expression)  # [B, U, 3]
         corners = vertices[m.view_a[:, None, None], place]  # [G, N, 3, 3]
-        camera, pose = state.camera.select(m.view_a), state.pose.select(m.view_a)
-        away = (m.pixel_a - camera.principal[:, None]) / camera.focal[:, None, None]
-        away = away / torch.stack([torch.ones_like(camera.aspect), camera.aspect], -1)[:, None]
-        one = torch.ones_like(away[..., :1])
-        turn = pose.rotation  # rays: origin + depth * direction, in the head frame
-        if camera.kind == "perspective":
-            origin = pose.centers()[:, None].expand(G, N, 3)
-            direction = torch.cat([away, one], -1) @ turn
-        else:
-            flat = torch.cat([away * camera.REFERENCE_DEPTH, torch.zeros_like(one)], -1)
-            origin = (flat - pose.translation[:, None]) @ turn
-            direction = torch.cat([torch.zeros_like(away), one], -1) @ turn
+        origin, direction = pixel_rays(m.pixel_a, state, m.view_a)
         a, b, c = corners.unbind(2)
         normal = torch.linalg.cross(b - a, c - a)
         slope = (normal * direction).sum(-1, keepdim=True)
@@ -118,14 +106,14 @@ class FlowCorrespondence:
         head_b = (weights[..., None] * in_b).sum(2)
         a_b, b_b, c_b = in_b.unbind(2)
         stretch = (a_b - c_b)[..., None] * by_u[..., None, :] + (b_b - c_b)[..., None] * by_v[..., None, :]
-        return _Hits(hit, head_b, weights, corner_index, stretch, normal, direction, depth, slope)
+        return Hits(hit, head_b, weights, corner_index, stretch, normal, direction, depth, slope)
 
     def _residuals(self, pixels: Tensor, in_front: Tensor) -> Residuals:
         m = self.matches
         return Residuals((pixels - m.pixel_b) / self.sigma_px, m.valid & in_front, m.weight)
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
-        seen = project_head_points(self._hits(state).head_b, state, self.matches.view_b)
+        seen = project_head_points(self.hits(state).head_b, state, self.matches.view_b)
         return self._residuals(seen.pixels, seen.in_front)
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
@@ -133,7 +121,7 @@ class FlowCorrespondence:
         in view b moves by m_b + T (d n' / (n.d) - 1) m_a: the match slides over the surface so that it stays on the ray;
         T carries a tangent of the triangle in view a to the triangle in view b, whose expression may differ."""
         m = self.matches
-        h = self._hits(state)
+        h = self.hits(state)
         normal, direction, slope = h.normal, h.direction, h.slope
         seen, by_b, by_tangent, by_a = self._by_motion(state, h)
         rows = (h.weights[..., None, None] * self.model.rows[h.corner]).sum(2)  # [G, N, 3, K]
@@ -157,12 +145,12 @@ class FlowCorrespondence:
     def linearize_surface(self, state: SceneState) -> tuple[Residuals, Tensor, Tensor]:
         """Residuals, their derivatives [G, N, 2, 3, 3] by an offset of each corner of the triangle, in the head frame and the same in
         both views, and the corners [G, N, 3] int64. See `linearize`."""
-        h = self._hits(state)
+        h = self.hits(state)
         seen, by_b, _, by_a = self._by_motion(state, h)
         by_corner = (by_b + by_a)[..., None, :] * h.weights[:, :, None, :, None]
         return self._residuals(seen.pixels, seen.in_front), by_corner, h.corner
 
-    def _by_motion(self, state: SceneState, h: "_Hits") -> tuple[ProjectedPoints, Tensor, Tensor, Tensor]:
+    def _by_motion(self, state: SceneState, h: "Hits") -> tuple[ProjectedPoints, Tensor, Tensor, Tensor]:
         """head_b as view b sees it, and derivatives [G, N, 2, 3] of the residual by motion of the surface in view b, by motion along
         the triangle of view a and by motion of the surface in view a."""
         seen = project_head_points(h.head_b, state, self.matches.view_b, derivatives=True)
@@ -174,7 +162,7 @@ class FlowCorrespondence:
 
 
 @dataclass(frozen=True)
-class _Hits:
+class Hits:
     """hit: [G, N, 3] mm, ray of pixel_a and surface of view a; head_b: the same material point in view b;
     weights: its barycentrics; corner: [G, N, 3] vertex indices; stretch: [G, N, 3, 3], maps a displacement on the triangle
     in view a to the same one on the triangle as it is in view b; normal (not unit) and direction of the ray: [G, N, 3];

@@ -12,6 +12,7 @@ from fitkit.energies.photo_model import ModelPhotometricOptions
 from fitkit.energies.photometric import PhotometricOptions
 from fitkit.energies.flow_correspondence import FlowOptions
 from fitkit.energies.flow_magnitude import FlowMagnitudeOptions
+from fitkit.energies.flow_triangulated import TriangulationOptions
 from fitkit.errors import InputError
 from fitkit.fit.detail import DetailOptions
 from fitkit.io.options import apply_overrides, build, merge, read_yaml, unknown_key
@@ -129,6 +130,11 @@ class FlowMagnitudeTerm(FlowTerm):
 
 
 @dataclass(frozen=True)
+class TriangulationTerm(FlowTerm):
+    options: TriangulationOptions = TriangulationOptions()
+
+
+@dataclass(frozen=True)
 class LightPriorTerm(EnergyOptions):
     """sigma: allowed change of the light relative to its first estimate."""
 
@@ -160,7 +166,7 @@ ENERGIES: dict[str, type[EnergyOptions]] = {
     "lmk2d": EnergyOptions, "lmk2d_eye": EnergyOptions, "lmk2d_lip": EnergyOptions, "identity_prior": EnergyOptions,
     "expression_prior": ExpressionPriorTerm, "focal_prior": EnergyOptions, "light_prior": LightPriorTerm, "size_prior": SizePriorTerm,
     "photo_xview": PhotometricTerm, "census_xview": CensusTerm, "flow_corr": FlowTerm,
-    "flow_mag": FlowMagnitudeTerm, "photo_model": ModelPhotometricTerm, "light_mono": LightMonoTerm,
+    "flow_mag": FlowMagnitudeTerm, "flow_triangulated": TriangulationTerm, "photo_model": ModelPhotometricTerm, "light_mono": LightMonoTerm,
 }
 
 

@@ -15,6 +15,7 @@ from fitkit.energies.base import Energy
 from fitkit.energies.census import CrossViewCensus
 from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowImages
 from fitkit.energies.flow_magnitude import FlowMagnitude
+from fitkit.energies.flow_triangulated import TriangulatedFlow
 from fitkit.energies.landmarks import LandmarkReprojection, eye_offsets, lip_offsets
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term, TermReport
 from fitkit.energies.photo_model import ModelPhotometric
@@ -238,7 +239,8 @@ class FitRun:
             return FlowMagnitude.prepare(model, self.observations, estimator, replace(options.options, seed=recipe.seed))
         sigma = options.options.sigma_px * self.observations.pixel_unit
         flow = replace(options.options, seed=recipe.seed)
-        return FlowCorrespondence(model, flow, estimator, sigma, FlowImages.of(self.observations, flow))
+        matcher = FlowCorrespondence(model, flow, estimator, sigma, FlowImages.of(self.observations, flow))
+        return matcher if name == "flow_corr" else TriangulatedFlow(matcher, flow)
 
     def flow_estimator(self, term: FlowTerm | FlowSource) -> FlowEstimator:
         """The estimator a term asks for, or the recipe's; each is made once."""

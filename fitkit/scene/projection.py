@@ -46,6 +46,21 @@ def project_head_points(head: Tensor, state: SceneState, views: Tensor, derivati
     return ProjectedPoints(head, seen, pixels, in_front, by_point @ pose.rotation[:, None], by_focal)
 
 
+def pixel_rays(pixels: Tensor, state: SceneState, views: Tensor) -> tuple[Tensor, Tensor]:
+    """Viewing rays of pixels [G, N, 2] of the views [G]: origin [G, N, 3] mm and direction [G, N, 3] (not unit), head frame.
+
+    A direction advances by one unit along the camera's axis: origin + z * direction has depth z (perspective).
+    """
+    camera, pose = state.camera.select(views), state.pose.select(views)
+    away = (pixels - camera.principal[:, None]) / camera.focal[:, None, None]
+    away = away / torch.stack([torch.ones_like(camera.aspect), camera.aspect], -1)[:, None]
+    one = torch.ones_like(away[..., :1])
+    if camera.kind == "perspective":
+        return pose.centers()[:, None].expand(*pixels.shape[:2], 3), torch.cat([away, one], -1) @ pose.rotation
+    flat = torch.cat([away * camera.REFERENCE_DEPTH, torch.zeros_like(one)], -1)
+    return (flat - pose.translation[:, None]) @ pose.rotation, torch.cat([torch.zeros_like(away), one], -1) @ pose.rotation
+
+
 def motion_columns(by_head: Tensor, head: Tensor, rows: Tensor, num_identity: int) -> dict[str, Tensor]:
     """Chain d value / d head displacement to the parameters that move a point.
 
