@@ -142,7 +142,8 @@ class ModelPhotometric:
                 return self._freeze(state, observations, vertices)
             triangle, barycentric, view = pixel_points(self.model, state, vertices, self.trust_images[:, 0] > 0, self.options.level)
             if len(view) == 0:  # nothing usable: the sampled points, none of which counts
-                return self._freeze(state, observations, vertices, torch.zeros(state.num_views, len(self.triangle), dtype=torch.bool).to(vertices.device))
+                none = torch.zeros(state.num_views, len(self.triangle), dtype=torch.bool, device=vertices.device)
+                return self._freeze(state, observations, vertices, none)
             own = all_views(state)[:, None] == view
             at = replace(self, triangle=triangle, barycentric=barycentric, basis=MeshPoints(self.model, triangle, barycentric),
                          ring=NormalRing.of(self.model, triangle, barycentric) if self.ring is not None else None)
@@ -200,7 +201,8 @@ class ModelPhotometric:
                 mean = self._at_points(self.model.albedo_mean)
                 basis = basis * (srgb_from_linear(mean + 1e-3) - srgb_from_linear(mean - 1e-3)) / 2e-3
         sigma = 0.0 if o.albedo == "mean" else o.albedo_sigma
-        return AppearanceSolver(color, sh_basis(normal), self.trust, self._mean_albedo(), state.subject, len(state.identity), o.sigma, sigma, basis)
+        return AppearanceSolver(color, sh_basis(normal), self.trust, self._mean_albedo(), state.subject, len(state.identity), o.sigma,
+                                sigma, basis)
 
     # ---- residuals ----
 
@@ -210,7 +212,11 @@ class ModelPhotometric:
         return albedo[state.subject]
 
     def _normals(self, state: SceneState) -> Tensor:
-        return self.normal if self.normal is not None else self.ring.normals(self.ring.patch.points(state.identity[state.subject], state.expression))
+        return self.normal if self.normal is not None else self.ring.normals(self._patch(state))
+
+    def _patch(self, state: SceneState) -> Tensor:
+        """Vertices around the points, [B, M, 3] mm."""
+        return self.ring.patch.points(state.identity[state.subject], state.expression)
 
     def _check_frozen(self) -> None:
         if self.trust is None:
@@ -238,9 +244,7 @@ class ModelPhotometric:
         columns["illumination"] = (by_shade[..., None, None] * harmonics[:, :, None, :, None] * channel[:, None]).flatten(-2)
         if self.normal is None:
             by_normal = torch.einsum("bnkd,bkc->bncd", sh_gradient(normal), light)
-            patch = self.ring.patch.points(state.identity[state.subject], state.expression)
-            by_shape = self.ring.by_coefficients(by_normal, patch)  # [B, N, C, K]
-            by_shape = by_shade[..., None] * by_shape
+            by_shape = by_shade[..., None] * self.ring.by_coefficients(by_normal, self._patch(state))  # [B, N, 3, K]
             n = self.basis.num_identity
             columns["identity"] = columns["identity"] + by_shape[..., :n]
             columns["expression"] = columns["expression"] + by_shape[..., n:]

@@ -27,7 +27,7 @@ SHAPES = {
     "translation": ("B", 3), "focal": ("B",), "principal": ("B", 2), "aspect": ("B",), "illumination": ("B", 9, "C"),
     "view_names": ("B",), "image_size": ("B", 2), "camera_source": ("B",),
 }
-OPTIONAL = {"identity_covariance": ("K_id", "K_id"), "displacement": ("V",), "light": ("B", 9, 3)}  # since versions 2, 3, 3, where there is one
+OPTIONAL = {"identity_covariance": ("K_id", "K_id"), "displacement": ("V",), "light": ("B", 9, 3)}  # since versions 2, 3, 3
 TEXTS = ("format", "units", "model_name", "camera_kind", "subject_name")
 
 

@@ -60,7 +60,8 @@ class Decomposition:
     seen: Tensor
 
 
-def decompose(model: FaceModel, state: SceneState, observations: Observations, options: DecomposeOptions = DecomposeOptions()) -> Decomposition:
+def decompose(model: FaceModel, state: SceneState, observations: Observations,
+              options: DecomposeOptions = DecomposeOptions()) -> Decomposition:
     """Albedo, light and shading of one fitted person, from any fit.
 
     Each view's light is the least-squares light under one albedo of the person, which in turn is pulled to the model's mean albedo

@@ -56,14 +56,16 @@ def test_albedo_variance():
     gradient, = torch.autograd.grad(value, a)
     h = 1e-5
     for k in range(4):
-        ends = [cost(AlbedoVariance(MODEL), state.replace(albedo=a.detach() + s * h * torch.eye(4, dtype=torch.float64)[k]), 2.0) for s in (1, -1)]
+        step = h * torch.eye(4, dtype=torch.float64)[k]
+        ends = [cost(AlbedoVariance(MODEL), state.replace(albedo=a.detach() + s * step), 2.0) for s in (1, -1)]
         assert float(gradient[0, k]) == pytest.approx((ends[0] - ends[1]) / 2 / h, rel=1e-6)
     even = replace(MODEL, albedo_mean=torch.full_like(MODEL.albedo_mean, 0.4))
     assert cost(AlbedoVariance(even), state.replace(albedo=torch.zeros(1, 4, dtype=torch.float64))) == pytest.approx(0, abs=1e-20)
 
 
 def test_people_of_a_batch():
-    two = lit().replace(identity=torch.zeros(2, 8, dtype=torch.float64), albedo=torch.tensor([[1.0, 0, 0, 0], [0, 2.0, 0, 0]], dtype=torch.float64))
+    albedo = torch.tensor([[1.0, 0, 0, 0], [0, 2.0, 0, 0]], dtype=torch.float64)
+    two = lit().replace(identity=torch.zeros(2, 8, dtype=torch.float64), albedo=albedo)
     one = [lit().replace(albedo=two.albedo[k:k + 1]) for k in (0, 1)]
     assert cost(AlbedoVariance(MODEL), two) == pytest.approx(sum(cost(AlbedoVariance(MODEL), s) for s in one) / 2)
     assert cost(AlbedoPrior(), two) == pytest.approx(sum(cost(AlbedoPrior(), s) for s in one))

@@ -19,7 +19,6 @@ from fitkit.observe.observations import halve
 from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
 from fitkit.scene.camera import KINDS
 from fitkit.scene.layout import ParameterLayout, retract
-from fitkit.scene.pose import Pose
 from fitkit.scene.projection import project_points
 from fitkit.scene.state import SceneState
 from fitkit.solvers.levenberg_marquardt import LMOptions, levenberg_marquardt
@@ -74,7 +73,8 @@ def test_derivatives(kind, channels):
 
 @pytest.mark.parametrize("options", [
     replace(OPTIONS, normals="frozen"), replace(OPTIONS, albedo="mean"), replace(OPTIONS, points=0, level=3),
-    replace(OPTIONS, color="srgb"), replace(STRICT["dfmvr"], albedo="mean", level=3, min_pixels=8)], ids=lambda o: f"{o.normals}-{o.albedo}-{o.points}-{o.color}")
+    replace(OPTIONS, color="srgb"), replace(STRICT["dfmvr"], albedo="mean", level=3, min_pixels=8)],
+    ids=lambda o: f"{o.normals}-{o.albedo}-{o.points}-{o.color}")
 def test_derivatives_of_the_variants(options):
     state = truth(MODEL)
     energy, obs = prepared(state, noise_images(), options, MODEL)
@@ -175,7 +175,8 @@ def test_the_strict_variant_is_the_printed_mean():
     fragments = rasterize(clip_vertices(state.camera, state.pose.apply(vertices)), MODEL.triangles, (96, 96))
     normal = torch.nn.functional.normalize(interpolate(fragments, MODEL.triangles, vertex_normals(vertices, MODEL.triangles)), dim=-1)
     T = srgb_from_linear(MODEL.albedo_mean + torch.tensordot(state.albedo[0], WITH_BASIS.albedo_basis, 1))
-    rendered = interpolate(fragments, MODEL.triangles, T[None].expand(3, -1, -1)) * torch.einsum("bhwk,bkc->bhwc", sh_basis(normal), state.illumination)
+    shade = torch.einsum("bhwk,bkc->bhwc", sh_basis(normal), state.illumination)
+    rendered = interpolate(fragments, MODEL.triangles, T[None].expand(3, -1, -1)) * shade
     P = fragments.covered & MODEL.skin[MODEL.triangles].all(1)[fragments.triangle.clamp_min(0)]
     P[:, [0, -1]] = P[:, :, [0, -1]] = False
     d = weight_parse(labels, torch.ones(3, 1, 96, 96, dtype=torch.float64))[:, 0] * P
@@ -299,7 +300,8 @@ def test_an_empty_mask_gives_nothing(options):
 def test_hidden_and_grazing_points_are_left_out():
     state = truth()
     energy, obs = prepared(state, noise_images(), replace(OPTIONS, points=400))
-    _, cosine = viewing_cosine(EVEN, energy.triangle, energy.barycentric, state.vertices(EVEN), project_points(energy.basis, state).head, state)
+    head = project_points(energy.basis, state).head
+    _, cosine = viewing_cosine(EVEN, energy.triangle, energy.barycentric, state.vertices(EVEN), head, state)
     assert bool((cosine[energy.trust > 0] > OPTIONS.min_cosine).all()) and 0 < int((energy.trust > 0).sum()) < 1200
     pixels, _ = prepared(state, noise_images(), replace(OPTIONS, points=0))
     assert set((pixels.trust > 0).sum(0).tolist()) == {0, 1}  # each pixel in its own view
@@ -318,9 +320,9 @@ def test_it_must_be_frozen_first():
 def test_two_people_are_the_mean_of_both():
     one = truth()
     other = one.replace(identity=-one.identity)
-    both = SceneState(torch.cat([one.identity, other.identity]), torch.tensor([0] * 3 + [1] * 3), torch.cat([one.expression] * 2),
-                      Pose(torch.cat([one.pose.rotation] * 2), torch.cat([one.pose.translation] * 2)), one.camera.select([0, 1, 2, 0, 1, 2]),
-                      torch.cat([one.illumination] * 2))
+    twice = [0, 1, 2, 0, 1, 2]
+    both = SceneState(torch.cat([one.identity, other.identity]), torch.tensor([0] * 3 + [1] * 3), one.expression[twice],
+                      one.pose.select(twice), one.camera.select(twice), one.illumination[twice])
     options = replace(OPTIONS, equal_views=True, angle=False)
     images = [noise_images(seed=0), noise_images(seed=1)]
     costs = []
@@ -338,7 +340,8 @@ def test_crop_size_does_not_shift_the_balance(points):
     costs = []
     for size, level in ((224, 0), (448, 1)):  # the same level of detail in both
         scale = size / 224
-        camera = state.camera.scaled(torch.full((3,), scale, dtype=torch.float64), torch.full((3, 2), -0.5 + 0.5 / scale, dtype=torch.float64))
+        shift = torch.full((3, 2), -0.5 + 0.5 / scale, dtype=torch.float64)
+        camera = state.camera.scaled(torch.full((3,), scale, dtype=torch.float64), shift)
         own = state.replace(camera=camera)
         images = fine if size == 448 else srgb_from_linear(halve(linear_from_srgb(fine)))
         off = own.replace(pose=own.pose.retract(torch.tensor([[0.02, 0.04, 0, 2, 1, 0], [0] * 6, [0] * 6], dtype=torch.float64)))
@@ -381,13 +384,15 @@ def test_gradient_descent_as_in_training():
     """A 'network' that holds codes, light and albedo: the frozen energy's gradient lowers cost and vertex error."""
     coefficients = torch.tensor([[0.6, -0.5, 0.4, -0.2]], dtype=torch.float64)
     true = truth(WITH_BASIS, size=320).replace(albedo=coefficients)
-    obs = observe(WITH_BASIS, true, 320, photograph(true, WITH_BASIS, 320, MODEL.albedo_mean + torch.tensordot(coefficients[0], WITH_BASIS.albedo_basis, 1)))
-    codes = [(true.identity + 0.4).requires_grad_(), torch.zeros_like(coefficients).requires_grad_(), (0.9 * true.illumination).requires_grad_()]
+    paint = MODEL.albedo_mean + torch.tensordot(coefficients[0], WITH_BASIS.albedo_basis, 1)
+    obs = observe(WITH_BASIS, true, 320, photograph(true, WITH_BASIS, 320, paint))
+    codes = [c.clone().requires_grad_() for c in (true.identity + 0.4, torch.zeros_like(coefficients), 0.9 * true.illumination)]
 
     def predicted():
         return true.replace(identity=codes[0], albedo=codes[1], illumination=codes[2])
 
-    objective = Objective([Term(ModelPhotometric.prepare(WITH_BASIS, obs, ModelPhotometricOptions(points=400, blur=0.0)), 1.0, Kernel("l2n", 0.1))])
+    energy = ModelPhotometric.prepare(WITH_BASIS, obs, ModelPhotometricOptions(points=400, blur=0.0))
+    objective = Objective([Term(energy, 1.0, Kernel("l2n", 0.1))])
     optimizer, costs = torch.optim.Adam(codes, lr=0.02), []
     before = vertex_error(WITH_BASIS, predicted(), true)
     for _ in range(100):
