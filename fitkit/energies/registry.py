@@ -16,6 +16,7 @@ from fitkit.energies.features import SemanticFeatures
 from fitkit.energies.flow_correspondence import FlowCorrespondence
 from fitkit.energies.flow_magnitude import STRICT as FLOW_STRICT
 from fitkit.energies.flow_magnitude import FlowMagnitude
+from fitkit.energies.flow_triangulated import TriangulatedFlow
 from fitkit.energies.kernels import NAMES
 from fitkit.energies.landmarks import LandmarkOffsets, LandmarkReprojection, eye_offsets, lip_offsets
 from fitkit.energies.landmarks3d import AlignedLandmarks, PositionMapLandmarks, lmk3d_align, lmk_guided
@@ -177,6 +178,9 @@ REGISTRY: tuple[EnergyRow, ...] = (
               "to both depths, poses and camera"),
     EnergyRow("E29", "epi_lmk", EpipolarLandmarks, "distance of l_j from the epipolar line of l_i", "px of the crop", "MGCNet",
               (_use(MGC, "", "off in its code"),), "to poses and focal lengths alone"),
+    EnergyRow("", "flow_triangulated", TriangulatedFlow, "n . (p - X), X where the rays of a match pass each other", "mm",
+              "ours, after MVF-Net eq. 8",
+              (_use(OURS, "gm"),), "to the shape alone: poses and cameras count as they were frozen"),
     EnergyRow("", "focal_prior", FocalPrior, "log(f / f_0)", "log units", "ours", (_use(OURS, "sq"),), "exact"),
     EnergyRow("", "light_prior", LightPrior, "light - its first estimate", "share of the light", "ours", (_use(OURS, "sq"),), "exact"),
     EnergyRow("", "size_prior", SizePrior, "a . c, log of the head's size", "log units", "ours", (_use(OURS, "sq"),), "exact"),
@@ -238,8 +242,8 @@ def page() -> str:
     there += f", all but {', '.join(missing)}" if missing else ""
     parts = ["# Energies", "", "This page is the output of `fitkit energies --markdown`; a test compares the two.", "",
              f"{there}, and {ours} of our own (no id). An energy may stand in more than one row. Each gives residuals; `Objective` squares "
-             "them, puts a robust kernel on them and takes the sum or the weighted mean over the valid ones. The same class serves a fit and "
-             "the training of a network.", "",
+             "them, puts a robust kernel on them and takes the sum or the weighted mean over the valid ones. The same class serves a fit "
+             "and the training of a network.", "",
              "- *solver*: any = has an analytic least-squares form (`linearize`), for Gauss-Newton and Levenberg-Marquardt as well as for "
              "first-order solvers; first order = gradient only, for solver `adam` and training.",
              "- *reduction*: sum for independent measurements, mean for pixels and the like.",

@@ -19,6 +19,7 @@ from fitkit.energies.epipolar import EpipolarLandmarks
 from fitkit.energies.features import FeatureOptions, SemanticFeatures
 from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowImages, FlowOptions
 from fitkit.energies.flow_magnitude import FlowMagnitude, FlowMagnitudeOptions
+from fitkit.energies.flow_triangulated import TriangulatedFlow, TriangulationOptions
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.landmarks import LandmarkReprojection, eye_offsets, lip_offsets
 from fitkit.energies.landmarks3d import PositionMap, PositionMapLandmarks, landmark_places, lmk3d_align, lmk_guided
@@ -327,6 +328,10 @@ def flow_corr(o):
     return FlowCorrespondence(MODEL, options, LucasKanade(), options.sigma_px * o.pixel_unit, FlowImages.of(o, options))
 
 
+def flow_triangulated(o):
+    return TriangulatedFlow(flow_corr(o), TriangulationOptions(size=working(o), points=400, normalize=0.0))
+
+
 def flow_magnitude(o):
     return FlowMagnitude.prepare(MODEL, o, LucasKanade(), FlowMagnitudeOptions(size=working(o), rim=3, consistent=False))
 
@@ -383,9 +388,11 @@ SCENES: dict[str, Callable[[int, int], Scene]] = {
     "census_xview": lambda n, k: cross_view(lambda o: CrossViewCensus.prepare(MODEL, o, CENSUS(o)), max(n, 160), k, PATCHES, 0.8),
     "flow_mag": lambda n, k: cross_view(flow_magnitude, n, k),
     "flow_corr": lambda n, k: cross_view(flow_corr, n, k),
+    "flow_triangulated": lambda n, k: cross_view(flow_triangulated, n, k),
     "sem_feat": lambda n, k: cross_view(lambda o: SemanticFeatures.prepare(MODEL, o, Encoder(), FeatureOptions(working(o))), n, k),
     "photo_model": lambda n, k: of_person(lambda o: ModelPhotometric.prepare(UNIFORM, o, MODELED(o)), ("identity", "pose"),
-                                          rendered(COLORED, None, (0.3, 0.3, 0.3)), n, k, looks="images", truth=person(n, 2, k, soft_light)),
+                                          rendered(COLORED, None, (0.3, 0.3, 0.3)), n, k, looks="images",
+                                          truth=person(n, 2, k, soft_light)),
     "mask_parse": lambda n, k: of_person(mask_parse, ("identity", "pose"),
                                          rendered(MODEL, ALBEDO, BACKGROUND), n, k, looks="images"),
     "lmk2d": lambda n, k: of_person(lambda o: LandmarkReprojection(MODEL, sigma(o), "surface"), ALL, None, n, k, looks="landmarks"),
