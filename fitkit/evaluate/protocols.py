@@ -28,6 +28,7 @@ from fitkit.evaluate.scan_to_mesh import NOW_POINTS, now_crop, scan_to_mesh
 from fitkit.evaluate.vertex_error import corresponding_distances, read_correspondence
 from fitkit.geometry.alignment import similarity_align
 from fitkit.io.subject import Subject, load_subject
+from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
 from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
@@ -61,15 +62,15 @@ class Scored:
 @dataclass(frozen=True)
 class Protocol:
     """dataset: where its data comes from (None: ours); options: dataclass of what a recipe may set; samples(folder, options);
-    score(sample, prediction, options, context); prepare(pairs of sample and prediction, options) -> context: what needs all samples before
-    the first is scored; summarize(rows, pool, options): what the means do not say; units: metric -> unit."""
+    score(sample, prediction, options, context); prepare(pairs of sample and prediction, options, name of the face model) -> context: what is
+    needed before the first sample is scored; summarize(rows, pool, options): what the means do not say; units: metric -> unit."""
 
     options: type
     samples: Callable[[str | os.PathLike, Any], list[EvaluationSample]]
     score: Callable[[EvaluationSample, Prediction, Any, Any], Scored]
     units: dict[str, str]
     dataset: DataSet | None = None
-    prepare: Callable[[Iterable[tuple[EvaluationSample, Prediction]], Any], Any] = lambda pairs, options: None
+    prepare: Callable[[Iterable[tuple[EvaluationSample, Prediction]], Any, str], Any] = lambda pairs, options, model: None
     summarize: Callable[[Rows, Pool, Any], dict[str, Any]] = lambda rows, pool, options: {}
 
 
@@ -239,7 +240,7 @@ def _bu_frame(prediction: Prediction, points: np.ndarray) -> np.ndarray:
     return np.column_stack([points[:, 0] * scale + center[0], -points[:, 1] * scale - center[1], (depth - points[:, 2]) * scale])
 
 
-def _prepare_bu(pairs: Iterable[tuple[EvaluationSample, Prediction]], options: BuOptions) -> ScaleShift | None:
+def _prepare_bu(pairs: Iterable[tuple[EvaluationSample, Prediction]], options: BuOptions, model: str) -> ScaleShift | None:
     """The mean over the samples of scale and shift from 9 landmarks."""
     maps = []
     for sample, prediction in pairs:
@@ -461,9 +462,9 @@ def _fold(folder: Path, number: int, count: int, fitted: bool) -> Subject:
     return replace(subject, views=views)
 
 
-def _score_held_out(sample: EvaluationSample, prediction: Prediction, options: HeldOutOptions, context: Any) -> Scored:
+def _score_held_out(sample: EvaluationSample, prediction: Prediction, options: HeldOutOptions, model: FaceModel) -> Scored:
     prediction.need("parameters")
-    parameters, model = prediction.parameters(), load_model(prediction.model)
+    parameters = prediction.parameters()
     parameters.check_model(model)
     fitted = sample.subject()
     fitted = replace(fitted, views=tuple(v for v in fitted.views if v.name in parameters.view_names))
@@ -522,5 +523,5 @@ PROTOCOLS: dict[str, Protocol] = {
                        **dict.fromkeys(("region_nose", "region_mouth", "region_eyes", "region_cheeks", "region_mean"), "mm")}),
     "held_out": Protocol(HeldOutOptions, _held_out_samples, _score_held_out,
                          {"photo": "grey levels", "census": "share", "flow": "px", "landmarks": "%", "covered": "share", "beyond_3_sigma": "share"},
-                         summarize=_summarize_held_out),
+                         prepare=lambda pairs, options, model: load_model(model), summarize=_summarize_held_out),
 }

@@ -105,7 +105,7 @@ def score_all(protocol: Protocol, options: Any, samples: Sequence[EvaluationSamp
                 except FitkitError:  # told when it is scored
                     continue
 
-    context = protocol.prepare(usable(), options)
+    context = protocol.prepare(usable(), options, recipe.model)
     rows, pool, drawn = [], {}, 0
     for number, sample in enumerate(samples, 1):
         state = states[sample.id]

@@ -39,7 +39,7 @@ def scores(name, folder, fitted, tmp_path, **options):
     for sample in samples:
         write_fit(fitted, predictions, sample.id)
     pairs = [(s, read_prediction(predictions, s.id)) for s in samples]
-    context = protocol.prepare(iter(pairs), chosen)
+    context = protocol.prepare(iter(pairs), chosen, "")
     got = [protocol.score(s, p, chosen, context) for s, p in pairs]
     rows = [{"id": s.id, "group": s.group, "status": "ok", **g.values} for s, g in zip(samples, got)]
     pool = {}
