@@ -37,8 +37,8 @@ class DetailOptions:
 
     enabled: bool = False
     sigma_mm: float = 1.0
-    length_mm: float = 20.0
-    weight: float = 800.0
+    length_mm: float = 40.0
+    weight: float = 300.0
     kernel: Kernel = Kernel("gm", 3.0)
     refresh: int = 2
     iterations: int = 2
@@ -99,7 +99,7 @@ def solve_detail(model: FaceModel, state: SceneState, observations: Observations
         energy = FlowCorrespondence(model, flow, estimator, flow.sigma_px * observations.pixel_unit, FlowImages.of(observations, flow))
         d, before = np.zeros(V) if start is None else start.double().numpy(), None
         for _ in range(options.refresh if start is None else 1):
-            energy = replace(energy, model=_displaced(model, d, normal)).freeze(state, observations)
+            energy = _on_face(replace(energy, model=_displaced(model, d, normal)).freeze(state, observations))
             before = energy.residuals(state, observations) if before is None else before
             for _ in range(options.iterations):
                 energy = replace(energy, model=_displaced(model, d, normal))
@@ -110,6 +110,13 @@ def solve_detail(model: FaceModel, state: SceneState, observations: Observations
     warning = "" if bool(residuals.valid.any()) else "detail: no matches between the photos, so the displacement stays 0"
     metrics = _metrics(model, d, len(unit), int(residuals.valid.sum()), _median_px(before, unit), _median_px(residuals, unit))
     return Detail(torch.from_numpy(d).float(), metrics, warning)
+
+
+def _on_face(energy: FlowCorrespondence) -> FlowCorrespondence:
+    """Only the matches on the narrow face: the neck does not turn with the head, and a displacement would make up for it."""
+    model, matches = energy.model, energy.matches
+    inside = model.face[model.triangles[matches.triangle]].all(-1)
+    return replace(energy, matches=replace(matches, valid=matches.valid & inside))
 
 
 def _displaced(model: FaceModel, d: np.ndarray, normal: Tensor) -> FaceModel:
