@@ -1,4 +1,4 @@
-"""`fitkit bench ...`: accuracy and speed of the fit and of the landmark detectors."""
+"""`fitkit bench ...`: accuracy and speed of the fit, worth of its energies, and the landmark detectors."""
 from __future__ import annotations
 
 import click
@@ -61,6 +61,30 @@ def accuracy(data, overrides, models, recipes, subjects, views, path):
 
     report = run.accuracy(data, models, recipes, subjects, views, overrides, _tell)
     _finish(report, run.accuracy_text(report), path)
+    if any(row["error"] for row in report["rows"]):
+        raise click.ClickException("some fits failed; they are listed above and not in the means")
+
+
+@bench.command()
+@click.argument("data", type=click.Path())
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--recipe", "recipe_name", default="ablation", show_default=True, help="What is compared: a recipe of recipes/bench/ or a file.")
+@click.option("--model", "models", multiple=True, default=("ict", "generic"), show_default=True, help="Face model; may be repeated.")
+@click.option("--subjects", multiple=True, callback=_names, help="Only these, separated by commas.")
+@click.option("--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file.")
+@_one_sentence
+def ablation(data, overrides, recipe_name, models, subjects, path):
+    """What each energy between the photos is worth, by number of views and kind of subject.
+
+    DATA as for `fitkit bench accuracy`. The recipe names the arms, the views and the sets of subjects; overrides change it.
+    The exit code is 1 when a fit failed.
+
+    Example: fitkit bench ablation shared/data/bench --model ict "views=[[0, 2, 4]]"
+    """
+    from fitkit.evaluate import ablation as run
+
+    report = run.ablation(data, run.load_ablation(recipe_name, overrides), models, subjects, _tell)
+    _finish(report, run.ablation_text(report), path)
     if any(row["error"] for row in report["rows"]):
         raise click.ClickException("some fits failed; they are listed above and not in the means")
 

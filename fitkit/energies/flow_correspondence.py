@@ -208,6 +208,9 @@ class FlowImages:
         reduction = max(H, W) / options.size
         size = (round(H / reduction), round(W / reduction))
         grey = torch.einsum("c,bchw->bhw", observations.images.new_tensor([0.2989, 0.5870, 0.1140]), observations.images)[:, None]
+        inside = observations.mask[:, None]  # whatever lies beyond the mask has no influence: it becomes the mean of the rest
+        mean = torch.where(inside, grey, 0).sum((1, 2, 3), keepdim=True) / inside.sum((1, 2, 3), keepdim=True).clamp_min(1)
+        grey = torch.where(inside, grey, mean)
         grey = F.interpolate(grey, size=size, mode="area") if reduction > 1 else F.interpolate(grey, size=size, mode="bilinear")
         mask = F.interpolate(observations.mask[:, None].to(grey), size=size, mode="area")
         return FlowImages(normalize_contrast(grey, options.normalize), mask, reduction)
