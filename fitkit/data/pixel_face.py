@@ -15,7 +15,7 @@ from fitkit.io.subject import Subject, subject_from_images
 
 ANCHORS = (2215, 5828, 10455, 14065, 8192, 5522, 10795)  # vertices of the release's mesh: the 7 points of NoW
 VIEWS = ("left", "front", "right")  # camera folders 0, 1, 2
-PIXEL_FACE = DataSet("Pixel-Face", "https://github.com/pixel-face/Pixel-Face", "an agreement to be signed, research only",
+PIXEL_FACE = DataSet("Pixel-Face", "https://arxiv.org/abs/2008.12444", "given by its authors on request for research",
                      "SPLIT/SUBJECT/EXPRESSION/Images/0|1|2/t.jpg and one mesh (.obj or .ply) in Images/fusion/")
 
 

@@ -197,9 +197,11 @@ def upright(points: np.ndarray) -> np.ndarray:
 def report_text(report: dict[str, Any]) -> str:
     """The summary as an aligned table, then the protocol's own numbers and the failures."""
     metrics = [m for m in report["units"] if any(m in line for line in report["summary"])]
-    head = ("group", "samples", "failed", *(f"{m} [{report['units'][m]}]" for m in metrics))
+    head = ("", "samples", "failed", *(f"{m} [{report['units'][m]}]" for m in metrics))
     table = [(line["group"], str(line["samples"]), str(line["failed"]), *(f"{line[m]['mean']:.4g} ± {line[m]['std']:.2g}" if m in line else "-" for m in metrics))
              for line in report["summary"]]
+    if len(metrics) > len(table):  # many numbers of few groups: one line for each number
+        head, *table = zip(head, *table)
     lines = [f"{report['evaluation']} on {report['data']}: mean ± std over the samples", aligned(head, table), *_own_lines(report["overall"])]
     bad = [r for r in report["rows"] if r["status"] in NOT_SCORED]
     lines += [f"{r['status']}: {r['id']}: {r['error']}" for r in bad[:10]]
