@@ -51,12 +51,14 @@ class Person:
         trimesh.Trimesh(self.scan if vertices is None else vertices, self.triangles, process=False).export(path)
 
 
-def person(seed: int = 1, views: int = 3, expression: float = 0.0, frontal: bool = False, kind: str = "perspective", size: int = 160) -> Person:
+def person(seed: int = 1, views: int = 3, expression: float = 0.0, frontal: bool = False, kind: str = "perspective",
+           size: int = 160) -> Person:
     model = tiny_model()
     state = tiny_state(model, views, size, seed, expression)
     if frontal or kind == "orthographic":
         rotation = torch.from_numpy(FLIP).float().expand(views, 3, 3) if frontal else state.pose.rotation
-        state = state.replace(pose=Pose(rotation, state.pose.translation), camera=Camera(state.camera.focal, state.camera.principal, state.camera.aspect, kind))
+        state = state.replace(pose=Pose(rotation, state.pose.translation),
+                              camera=Camera(state.camera.focal, state.camera.principal, state.camera.aspect, kind))
     result = tiny_result(seed, views, size, model, state=state)
     turn = trimesh.transformations.rotation_matrix(0.3, [1, 2, 0.5])[:3, :3]
     scan, points = ((x.double().numpy() @ turn.T + [5, -20, 80]) for x in (result.neutral, result.landmarks3d))
@@ -69,8 +71,10 @@ def now(root: Path, p: Person) -> Path:
     p.mesh(root / "scans" / "FaMoS_1" / "natural_head.obj")
     picks = root / "scans_lmks_onlypp" / "FaMoS_1" / "natural_head_picked_points.pp"
     picks.parent.mkdir(parents=True)
-    tags = "\n".join(f' <point x="{x!r}" y="{y!r}" active="1" name="{i}" z="{z!r}"/>' for i, (x, y, z) in enumerate(p.points[SEVEN].tolist()))
-    picks.write_text(f"<!DOCTYPE PickedPoints>\n<PickedPoints>\n <DocumentData>\n  <DataFileName name=\"a.obj\"/>\n </DocumentData>\n{tags}\n</PickedPoints>\n")
+    tags = "\n".join(f' <point x="{x!r}" y="{y!r}" active="1" name="{i}" z="{z!r}"/>' for i,
+                     (x, y, z) in enumerate(p.points[SEVEN].tolist()))
+    head = '<!DOCTYPE PickedPoints>\n<PickedPoints>\n <DocumentData>\n  <DataFileName name="a.obj"/>\n </DocumentData>\n'
+    picks.write_text(f"{head}{tags}\n</PickedPoints>\n")
     (root / "imagepathsvalidation.txt").write_text("".join(f"FaMoS_1/{c}/IMG_0001.jpg\n" for c in ("multiview_neutral", "selfie")))
     return root
 
@@ -142,7 +146,8 @@ def bosphorus(root: Path, p: Person) -> Path:
     upright, marks = p.result.neutral.double().numpy(), p.result.landmarks3d.double().numpy()
     x, y = np.meshgrid(np.arange(-70, 71, 2.5), np.arange(-100, 101, 2.5))
     mesh = trimesh.Trimesh(upright, p.triangles, process=False)
-    place, ray, _ = mesh.ray.intersects_location(np.column_stack([x.ravel(), y.ravel(), np.full(x.size, 500.0)]), np.tile([0, 0, -1.0], (x.size, 1)), multiple_hits=False)
+    place, ray, _ = mesh.ray.intersects_location(np.column_stack([x.ravel(), y.ravel(), np.full(x.size, 500.0)]),
+                                                 np.tile([0, 0, -1.0], (x.size, 1)), multiple_hits=False)
     z = np.full(x.size, -1e9)
     z[ray] = place[:, 2]
     table = np.stack([x.ravel(), y.ravel(), z, x.ravel(), y.ravel()])
@@ -160,13 +165,15 @@ def bosphorus(root: Path, p: Person) -> Path:
 
 def bu3dfe(root: Path, p: Person) -> Path:
     """p is frontal; the scan has the axes of the picture, mm."""
-    scan, marks = (x @ FLIP for x in (p.posed(), p.result.state.pose.apply(p.result.model.landmarks.points(p.result.vertices, p.result.model.triangles))[0].double().numpy()))
+    marks = p.result.model.landmarks.points(p.result.vertices, p.result.model.triangles)
+    scan, marks = p.posed() @ FLIP, p.result.state.pose.apply(marks)[0].double().numpy() @ FLIP
     folder = root / "F0001"
     for name in ("F0001_NE00WH", "F0001_HA01WH"):
         p.photo(folder / f"{name}_F2D.bmp")
         points = "point [\n" + ",\n".join(f"{x} {y} {z}" for x, y, z in scan) + "\n]"
         index = "coordIndex [\n" + ",\n".join(f"{a}, {b}, {c}, -1" for a, b, c in p.triangles) + "\n]"
-        (folder / f"{name}_F3D.wrl").write_text("#VRML V2.0 utf8\nShape { geometry IndexedFaceSet { coord Coordinate { " + points + " }\n" + index + " } }\n")
+        (folder / f"{name}_F3D.wrl").write_text("#VRML V2.0 utf8\nShape { geometry IndexedFaceSet { coord Coordinate { " + points + " }\n"
+                                                + index + " } }\n")
         rows = np.concatenate([marks[[36, 37, 38, 38, 39, 40, 41, 41]], marks[[42, 43, 44, 44, 45, 46, 47, 47]], marks[17:27], marks[17:27],
                                marks[[31, 32, 33, 34, 35, 27, 28, 31, 35, 32, 33, 34]], marks[48:68], marks[[*range(0, 15)]]])
         np.savetxt(folder / f"{name}_F3D.bnd", np.column_stack([np.arange(83), rows]), fmt=["%d", "%.8f", "%.8f", "%.8f"])

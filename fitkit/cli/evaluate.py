@@ -12,7 +12,8 @@ from fitkit.errors import InputError
 @click.argument("data", type=click.Path(), required=False)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("-o", "--output", type=click.Path(), default=None, metavar="DIR", help="Folder of the results; default: evaluation/PROTOCOL.")
-@click.option("--predictions", type=click.Path(), default=None, metavar="DIR", help="Score the predictions in this folder; nothing is fitted.")
+@click.option("--predictions", type=click.Path(), default=None, metavar="DIR",
+              help="Score the predictions in this folder; nothing is fitted.")
 @click.option("--model", default=None, metavar="NAME|PATH", help="Face model; default: the recipe's.")
 @click.option("--recipe", default=None, metavar="NAME|PATH", help="Recipe of the fits; default: the evaluation recipe's.")
 @click.option("--limit", type=int, default=None, metavar="N", help="Only the first N samples.")
@@ -50,12 +51,14 @@ def evaluate(protocol, data, overrides, output, predictions, model, recipe, limi
     changes = {key: value for key, value in (("model", model), ("fit", recipe)) if value is not None}
     settled = load_evaluate_recipe(protocol, overrides, changes)
     folder = Path(output) if output else Path("evaluation") / settled.name
-    report = run.evaluate(settled, data, folder, predictions, limit, resume, (lambda line: None) if quiet else lambda line: click.echo(line, err=True))
+    report = run.evaluate(settled, data, folder, predictions, limit, resume,
+                          (lambda line: None) if quiet else lambda line: click.echo(line, err=True))
     click.echo(run.report_text(report))
     click.echo(f"written: {folder / run.REPORT}")
     failed = sum(row["status"] in run.NOT_SCORED for row in report["rows"])
     if failed:
-        raise click.ClickException(f"{failed} of {len(report['rows'])} samples failed or are missing; they are listed above and not in the means")
+        raise click.ClickException(f"{failed} of {len(report['rows'])} samples failed or are missing; "
+                                   "they are listed above and not in the means")
 
 
 def _list() -> None:

@@ -82,7 +82,8 @@ def _truth(image: Path, labels: Path, basis: "DenseModel | None") -> PointsTruth
         return PointsTruth(points, yaw)
     content = scipy.io.loadmat(labels, variable_names=["Pose_Para", "Shape_Para", "Exp_Para"])
     try:
-        vertices = basis.in_picture(content["Shape_Para"].ravel(), content["Exp_Para"].ravel(), content["Pose_Para"].ravel(), read_image(image)[0].shape[0])
+        vertices = basis.in_picture(content["Shape_Para"].ravel(), content["Exp_Para"].ravel(), content["Pose_Para"].ravel(),
+                                    read_image(image)[0].shape[0])
     except (KeyError, ValueError) as error:
         raise InputError(f"{labels}: Shape_Para, Exp_Para or Pose_Para do not belong to the given model: {error}") from error
     interocular = float(np.linalg.norm(vertices[basis.keypoints[36]] - vertices[basis.keypoints[45]]))

@@ -134,7 +134,8 @@ def now_points(marks: dict[str, np.ndarray], path: Path) -> np.ndarray:
             raise InputError(f"{path.with_suffix('.lm3')}: landmark '{' '.join(parts)}' is missing; the face of this scan may be covered")
         return found
 
-    outer, inner, mouth = (sorted(need(*names), key=lambda p: p[0]) for names in (("outer", "eye", "corner"), ("inner", "eye", "corner"), ("mouth", "corner")))
+    outer, inner, mouth = (sorted(need(*names), key=lambda p: p[0])
+                           for names in (("outer", "eye", "corner"), ("inner", "eye", "corner"), ("mouth", "corner")))
     bottom = (need("nose tip")[0] + need("upper", "lip", "outer")[0]) / 2
     if min(len(outer), len(inner), len(mouth)) < 2:
         raise InputError(f"{path.with_suffix('.lm3')}: expected both eye and mouth corners; the face of this scan may be covered")

@@ -64,7 +64,8 @@ def read_vrml(path: Path) -> tuple[np.ndarray, np.ndarray]:
     points, index = re.search(r"\bpoint\s*\[([^\]]*)\]", text), re.search(r"\bcoordIndex\s*\[([^\]]*)\]", text)
     try:
         vertices = np.array(re.split(r"[\s,]+", points[1].strip(" \n\r\t,")), np.float64).reshape(-1, 3)
-        polygons = [[int(v) for v in re.split(r"[\s,]+", part.strip(" \n\r\t,"))] for part in re.split(r"-1", index[1]) if part.strip(" \n\r\t,")]
+        polygons = [[int(v) for v in re.split(r"[\s,]+", part.strip(" \n\r\t,"))] for part in re.split(r"-1", index[1])
+                    if part.strip(" \n\r\t,")]
         triangles = np.array([(p[0], p[k], p[k + 1]) for p in polygons for k in range(1, len(p) - 1)], np.int64)
         if not len(triangles) or triangles.min() < 0 or triangles.max() >= len(vertices):
             raise ValueError("the indices do not belong to the points")

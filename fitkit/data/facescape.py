@@ -39,7 +39,8 @@ def wild_samples(folder: str | os.PathLike) -> list[EvaluationSample]:
         if mesh.stem.isdecimal() and int(mesh.stem) < len(tables["rotations"]):
             number = int(mesh.stem)
             truth = partial(_wild_truth, mesh, *(tables[k][number] for k in ("pupil_scales", "rotations", "head_centers")))
-            samples.append(EvaluationSample(mesh.stem, partial(_photo, root / "wild_img", mesh.stem), truth, YAW_GROUPS[min(number // 100, 3)]))
+            samples.append(EvaluationSample(mesh.stem, partial(_photo, root / "wild_img", mesh.stem), truth,
+                                            YAW_GROUPS[min(number // 100, 3)]))
     if not samples:
         raise FACESCAPE.missing(root, "no wild_gt_mesh/000.obj")
     return samples
@@ -68,7 +69,8 @@ def lab_samples(folder: str | os.PathLike, views: Sequence[Sequence[int]] = ()) 
                 # The evaluator takes the head's centre by the focal length (the camera's distance) and its rotation by the view.
                 truth = partial(_lab_truth, root, mesh, names[0], tables["rotations"][view], tables["head_centers"][focal])
                 angle = 0 if view == 0 else 30 if view < 9 else 60
-                samples.append(EvaluationSample("+".join([names[0], *(f"{v:02d}" for v in combination[1:])]), partial(_lab_photos, root, names), truth,
+                samples.append(EvaluationSample("+".join([names[0], *(f"{v:02d}" for v in combination[1:])]),
+                                                partial(_lab_photos, root, names), truth,
                                                 f"focal {(1200, 600, 300)[focal]}, {angle} deg"))
     if not samples:
         raise FACESCAPE.missing(root, "no lab_gt_mesh/00.obj with lab_cam/00_0_00.json")
@@ -95,7 +97,8 @@ def _photo(folder: Path, name: str) -> Subject:
 
 
 def _wild_truth(mesh: Path, pupil_scale: float, rotation: np.ndarray, center: np.ndarray) -> ScanTruth:
-    return ScanTruth(*read_mesh(mesh), more={"pupil_scale": float(pupil_scale), "rotation": rotation, "center": center * float(pupil_scale)})
+    return ScanTruth(*read_mesh(mesh), more={"pupil_scale": float(pupil_scale), "rotation": rotation,
+                                             "center": center * float(pupil_scale)})
 
 
 def _camera(root: Path, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -29,11 +29,13 @@ def facewarehouse_samples(folder: str | os.PathLike, identities: tuple[str, ...]
     for person in folders_in(root):
         if identities and person.name not in identities:
             continue
-        meshes = [p for p in (person / "TrainingPose").glob("pose_*.obj") if re.fullmatch(r"pose_\d+", p.stem)] if (person / "TrainingPose").is_dir() else []
+        meshes = [p for p in (person / "TrainingPose").glob("pose_*.obj")
+                  if re.fullmatch(r"pose_\d+", p.stem)] if (person / "TrainingPose").is_dir() else []
         meshes.sort(key=lambda p: natural_key(p.name))
         for i, mesh in enumerate(meshes):
             chosen = [meshes[(i + k) % len(meshes)].stem for k in range(min(views, len(meshes)))]
-            samples.append(EvaluationSample(f"{person.name}/{mesh.stem}", partial(_photos, mesh.parent, chosen), partial(_truth, mesh), person.name))
+            samples.append(EvaluationSample(f"{person.name}/{mesh.stem}", partial(_photos, mesh.parent, chosen), partial(_truth, mesh),
+                                            person.name))
     if not samples:
         raise FACEWAREHOUSE.missing(root, "no TrainingPose/pose_0.obj" + (f" of {', '.join(identities)}" if identities else ""))
     return samples

@@ -11,7 +11,8 @@ from fitkit.io.subject import Subject, subject_from_images
 
 # (yaw, pitch) in degrees of render 00 to 19; our fixed choice where the papers give ranges: pitch -15, 20, 25, yaw within 80.
 POSES = tuple((round(-80 + 160 * i / 19, 1), (-15, 20, 25)[i % 3]) for i in range(20))
-RENDERS = DataSet("renders of MICC Florence scans", "https://www.micc.unifi.it/resources/datasets/florence-3d-faces/", "a signed licence form",
+RENDERS = DataSet("renders of MICC Florence scans", "https://www.micc.unifi.it/resources/datasets/florence-3d-faces/",
+                  "a signed licence form",
                   "SUBJECT/scan.obj, scan_points.txt (7 lines 'x y z': the points of NoW) and renders/00.png to 19.png")
 
 

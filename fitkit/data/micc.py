@@ -35,7 +35,8 @@ def micc_samples(folder: str | os.PathLike, sequences: tuple[str, ...] = SEQUENC
             continue
         for sequence in sequences:
             if images_in(person / sequence):
-                samples.append(EvaluationSample(f"{person.name}/{sequence}", partial(_frames, person / sequence, frames), partial(_truth, person), sequence))
+                samples.append(EvaluationSample(f"{person.name}/{sequence}", partial(_frames, person / sequence, frames),
+                                                partial(_truth, person), sequence))
     if not samples:
         raise MICC.missing(root, f"no SUBJECT/{sequences[0]}/ with frames")
     return samples

@@ -31,8 +31,9 @@ def now_samples(folder: str | os.PathLike, challenges: tuple[str, ...] = CHALLEN
     if listed.is_file():
         lines = [line.strip().replace("\\", "/") for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
         places = [tuple(line.split("/")[-3:]) for line in lines]
-        if any(len(p) != 3 or ".." in p for p in places):
-            raise InputError(f"{listed}: expected lines SUBJECT/CHALLENGE/IMAGE.jpg, got '{next(x for x, p in zip(lines, places) if len(p) != 3 or '..' in p)}'")
+        wrong = [line for line, place in zip(lines, places) if len(place) != 3 or ".." in place]
+        if wrong:
+            raise InputError(f"{listed}: expected lines SUBJECT/CHALLENGE/IMAGE.jpg, got '{wrong[0]}'")
     else:
         places = [(s.name, c.name, i.name) for s in folders_in(pictures) if file_of(root / "scans" / s.name, "*.obj", "*.ply")
                   for c in folders_in(s) for i in images_in(c)]

@@ -19,7 +19,8 @@ PIXEL_FACE = DataSet("Pixel-Face", "https://arxiv.org/abs/2008.12444", "given by
                      "SPLIT/SUBJECT/EXPRESSION/Images/0|1|2/t.jpg and one mesh (.obj or .ply) in Images/fusion/")
 
 
-def pixel_face_samples(folder: str | os.PathLike, split: str = "val", unit_mm: float = 1.0, upright: bool = False) -> list[EvaluationSample]:
+def pixel_face_samples(folder: str | os.PathLike, split: str = "val", unit_mm: float = 1.0,
+                       upright: bool = False) -> list[EvaluationSample]:
     """One sample of three photos for each person and expression, id 'SUBJECT/EXPRESSION', group = expression.
 
     Assumed: the mesh in Images/fusion/ has the topology whose vertices ANCHORS are; unit_mm: millimetres of its unit. The raw photos lie

@@ -24,7 +24,8 @@ def mean_interval(differences: np.ndarray, seed: int = 0, resamples: int = RESAM
         return float("nan"), float("nan")
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
-    found = bootstrap((values,), np.mean, n_resamples=resamples, confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(seed))
+    found = bootstrap((values,), np.mean, n_resamples=resamples, confidence_level=CONFIDENCE, method="percentile",
+                      rng=np.random.default_rng(seed))
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
@@ -37,7 +38,8 @@ def read_report(path: str | os.PathLike) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             report = json.load(file)
-        if not isinstance(report["rows"], list) or not isinstance(report["units"], dict) or not all("id" in r and "status" in r for r in report["rows"]):
+        named = isinstance(report["rows"], list) and all("id" in row and "status" in row for row in report["rows"])
+        if not named or not isinstance(report["units"], dict):
             raise KeyError("rows")
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not the metrics.json of an evaluation: {error}") from error
@@ -56,19 +58,22 @@ def compare(first: dict[str, Any], second: dict[str, Any], seed: int = 0) -> dic
     if first["protocol"] != second["protocol"]:
         raise InputError(f"compare: expected two evaluations of one protocol, got '{first['protocol']}' and '{second['protocol']}'")
     if (first["data"], first["options"]) != (second["data"], second["options"]):
-        raise InputError(f"compare: the evaluations differ in data or options ({first['data']} {first['options']}; {second['data']} {second['options']}), "
-                         "so their numbers are not comparable")
+        told = "; ".join(f"{report['data']} {report['options']}" for report in (first, second))
+        raise InputError(f"compare: the evaluations differ in data or options ({told}), so their numbers are not comparable")
     a, b = ({r["id"]: r for r in report["rows"]} for report in (first, second))
     if not a.keys() & b.keys():
         raise InputError("compare: the evaluations have no sample in common")
     rows = []
     for metric, unit in first["units"].items():
-        pairs = np.array([(a[i][metric], b[i][metric]) for i in a if i in b and a[i].get(metric) is not None and b[i].get(metric) is not None])
+        pairs = np.array([(a[i][metric], b[i][metric]) for i in a if i in b and a[i].get(metric) is not None
+                          and b[i].get(metric) is not None])
         if len(pairs):
             difference = pairs[:, 1] - pairs[:, 0]
             low, high = mean_interval(difference, seed)
-            rows.append({"metric": metric, "unit": unit, "pairs": len(pairs), "first": float(pairs[:, 0].mean()), "second": float(pairs[:, 1].mean()),
-                         "difference": float(difference.mean()), "low": low, "high": high, "lower_in_second": float((difference < 0).mean())})
+            rows.append({"metric": metric, "unit": unit, "pairs": len(pairs), "first": float(pairs[:, 0].mean()),
+                         "second": float(pairs[:, 1].mean()),
+                         "difference": float(difference.mean()), "low": low, "high": high,
+                         "lower_in_second": float((difference < 0).mean())})
 
     def scored(row):
         return any(row.get(m) is not None for m in first["units"])
@@ -82,15 +87,19 @@ def compare_text(result: dict[str, Any], names: tuple[str, str] = ("A", "B")) ->
     """The comparison as an aligned table."""
     head = ("metric", "unit", "pairs", *names, f"{names[1]} - {names[0]}", "95 % interval", "lower in " + names[1])
     table = [(r["metric"], r["unit"], str(r["pairs"]), f"{r['first']:.4g}", f"{r['second']:.4g}", f"{r['difference']:+.4g}",
-              "-" if r["low"] != r["low"] else f"{r['low']:+.4g} to {r['high']:+.4g}", f"{100 * r['lower_in_second']:.0f} %") for r in result["rows"]]
-    lines = [aligned(head, table), "", "Means over the samples that both have scored; interval: bootstrap of the mean difference over the samples."]
+              "-" if r["low"] != r["low"] else f"{r['low']:+.4g} to {r['high']:+.4g}", f"{100 * r['lower_in_second']:.0f} %")
+             for r in result["rows"]]
+    lines = [aligned(head, table), "",
+             "Means over the samples that both have scored; interval: bootstrap of the mean difference over the samples."]
     lines.append(f"failed or missing: {result['failed'][0]} in {names[0]}, {result['failed'][1]} in {names[1]}")
     if result["unpaired"]:
-        lines.append(f"not in the table, scored by only one: {len(result['unpaired'])} ({', '.join(result['unpaired'][:5])}{' ...' if len(result['unpaired']) > 5 else ''})")
+        some = ", ".join(result["unpaired"][:5]) + (" ..." if len(result["unpaired"]) > 5 else "")
+        lines.append(f"not in the table, scored by only one: {len(result['unpaired'])} ({some})")
     return "\n".join(lines)
 
 
 def aligned(head: tuple[str, ...], table: list[tuple[str, ...]]) -> str:
     """Rows of text in columns: the first to the left, the others to the right."""
     widths = [max(len(row[k]) for row in (head, *table)) for k in range(len(head))]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))]).rstrip() for row in (head, *table))
+    return "\n".join("  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))]).rstrip()
+                     for row in (head, *table))

@@ -58,4 +58,5 @@ def depth_range_errors(points: np.ndarray, scan: np.ndarray, triangles: np.ndarr
 
 def percentiles(errors: np.ndarray) -> dict[str, float]:
     """mean, std, median and 90th percentile of errors [N], same unit."""
-    return {"mean": float(errors.mean()), "std": float(errors.std()), "median": float(np.median(errors)), "p90": float(np.percentile(errors, 90))}
+    return {"mean": float(errors.mean()), "std": float(errors.std()), "median": float(np.median(errors)),
+            "p90": float(np.percentile(errors, 90))}

@@ -61,7 +61,8 @@ def chamfer(vertices: np.ndarray, triangles: np.ndarray, other_vertices: np.ndar
 
 def normals_of(vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
     """Unit vertex normals [V, 3] of a mesh in arrays."""
-    return vertex_normals(torch.from_numpy(np.asarray(vertices, np.float64))[None], torch.from_numpy(np.asarray(triangles, np.int64)))[0].numpy()
+    return vertex_normals(torch.from_numpy(np.asarray(vertices, np.float64))[None],
+                          torch.from_numpy(np.asarray(triangles, np.int64)))[0].numpy()
 
 
 def used_part(vertices: np.ndarray, triangles: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

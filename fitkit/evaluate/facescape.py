@@ -40,7 +40,8 @@ def wild_frame(posed: np.ndarray, px_per_mm: float, principal: np.ndarray, size:
     return out
 
 
-def align_wild(truth: np.ndarray, truth_triangles: np.ndarray, vertices: np.ndarray, triangles: np.ndarray, pupil_scale: float) -> tuple[np.ndarray, np.ndarray]:
+def align_wild(truth: np.ndarray, truth_triangles: np.ndarray, vertices: np.ndarray, triangles: np.ndarray,
+               pupil_scale: float) -> tuple[np.ndarray, np.ndarray]:
     """FS-Wild: both meshes (wild frame) times the pupil scale, the prediction shifted in z -> both in mm, [W, 3] and [V, 3].
 
     The shift minimises sum |z_truth - dz - z_prediction| over the pixels that both orthographic depth maps cover: their median
@@ -57,8 +58,10 @@ def align_lab(truth: np.ndarray, truth_triangles: np.ndarray, vertices: np.ndarr
     K: [3, 3] px of the 256 px picture. With d the median difference of the depth maps and m the mean true depth of the common
     pixels, the scale is m / (m - d), which leaves the picture of the mesh unchanged.
     """
-    camera = Camera(torch.tensor([K[0, 0]]).float(), torch.tensor([[K[0, 2] - 0.5, K[1, 2] - 0.5]]).float(), torch.tensor([K[1, 1] / K[0, 0]]).float())
-    maps = [_depth(clip_vertices(camera, torch.from_numpy(np.asarray(v)).float()[None]), t) for v, t in ((truth, truth_triangles), (vertices, triangles))]
+    camera = Camera(torch.tensor([K[0, 0]]).float(), torch.tensor([[K[0, 2] - 0.5, K[1, 2] - 0.5]]).float(),
+                    torch.tensor([K[1, 1] / K[0, 0]]).float())
+    maps = [_depth(clip_vertices(camera, torch.from_numpy(np.asarray(v)).float()[None]), t)
+            for v, t in ((truth, truth_triangles), (vertices, triangles))]
     difference = _depth_difference(*maps)
     middle = float(maps[0][(maps[0] > 0) & (maps[1] > 0)].mean())
     return np.asarray(vertices, np.float64) * (middle / (middle - difference))
@@ -79,7 +82,8 @@ def _depth_difference(truth: np.ndarray, prediction: np.ndarray) -> float:
     """Median of truth - prediction where both maps are covered."""
     common = (truth > 0) & (prediction > 0)
     if not common.any():
-        raise DegenerateInputError("FaceScape: prediction and ground truth cover no common pixel; the prediction must be in the camera of its picture")
+        raise DegenerateInputError("FaceScape: prediction and ground truth cover no common pixel; the prediction must be in the camera "
+                                   "of its picture")
     return float(np.median((truth - prediction)[common]))
 
 

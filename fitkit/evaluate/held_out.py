@@ -55,7 +55,8 @@ def place_view(model: FaceModel, identity: Tensor, view: View, found: Landmarks,
         free = tuple(name for name in stage.free if name != "identity")
         energies = {name: options for name, options in stage.energies.items() if name not in ("identity_prior", "size_prior")}
         stages.append(type(stage)(stage.name, free, energies, stage.solver))
-    recipe = type(recipe)(recipe.name, tuple(stages), crop=recipe.crop, landmarks=recipe.landmarks, camera=recipe.camera, expression=recipe.expression)
+    recipe = type(recipe)(recipe.name, tuple(stages), crop=recipe.crop, landmarks=recipe.landmarks, camera=recipe.camera,
+                          expression=recipe.expression)
     observations = crop_views([view.image], [view.mask], found, recipe.crop)
     state, cameras = initial_state(model, (view,), observations, recipe.camera)
     state = FitRun(model, recipe, observations, cameras).solve(state.replace(identity=identity), lambda text, share: None)

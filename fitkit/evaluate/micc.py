@@ -44,7 +44,8 @@ def micc_errors(vertices: np.ndarray, triangles: np.ndarray, points: np.ndarray,
         Protocol of Genova et al., CVPR 2018, as MVF-Net and PGN use it: frontal scan, 95 mm around the nose tip, ICP with isotropic
         scale, point-to-plane mean. The direction is not stated there: prediction to scan is Genova's; we log both.
     """
-    to_scan = similarity_align(torch.from_numpy(np.asarray(points, np.float64))[None], torch.from_numpy(np.asarray(scan_points, np.float64))[None],
+    to_scan = similarity_align(torch.from_numpy(np.asarray(points, np.float64))[None],
+                               torch.from_numpy(np.asarray(scan_points, np.float64))[None],
                                with_scale=with_scale)
     placed = to_scan.apply(torch.from_numpy(np.asarray(vertices, np.float64))[None])[0].numpy()
     outer = np.ones(len(placed), bool) if outer is None else outer

@@ -33,7 +33,8 @@ from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
 from fitkit.scene.camera import Camera
 
 log = logging.getLogger("fitkit")
-ARRAYS = ("landmarks", "posed", "posed_landmarks", "pixels", "outer", "sigma", "focal", "principal", "sizes", "views", "model", "camera_kind")
+ARRAYS = ("landmarks", "posed", "posed_landmarks", "pixels", "outer", "sigma", "focal", "principal", "sizes", "views", "model",
+          "camera_kind")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Prediction:
     NOW_POINTS on it. Of our own fits also, B views:
     landmarks [68, 3] mm on the neutral mesh; posed [B, V, 3], posed_landmarks [B, 68, 3] mm: with expression, camera frame (OpenCV);
     pixels [B, 68, 2] px of the photos; outer [V] bool: skin that a scan can see; sigma [V] mm: error bars, or None; focal [B] px,
-    principal [B, 2] px, sizes [B, 2] px (W, H); views [B] names; camera_kind: see Camera; model: its name; parameters: function that reads all of the fit.
+    principal [B, 2] px, sizes [B, 2] px (W, H); views [B] names; camera_kind: see Camera; model: its name; parameters: function that reads
+    all of the fit.
     """
 
     id: str
@@ -86,7 +88,8 @@ class Prediction:
 # ---- making ----
 
 
-def make_predictions(samples: Sequence[EvaluationSample], folder: str | os.PathLike, model: FaceModel, recipe: FitRecipe, predictor: str = "fit",
+def make_predictions(samples: Sequence[EvaluationSample], folder: str | os.PathLike, model: FaceModel, recipe: FitRecipe,
+                     predictor: str = "fit",
                      tell: Callable[[str], None] = lambda line: None) -> None:
     """Predict every sample that has no prediction in the folder yet; a failure is written down and is not tried again.
 
@@ -145,7 +148,8 @@ def write_fit(result: FitResult, root: Path, name: str) -> None:
     points = result.landmarks3d.double().numpy()
     _write_mesh(root, name, model, result.neutral, points)
     arrays = {"landmarks": points, "posed": posed.float().numpy(), "posed_landmarks": marks.double().numpy(),
-              "pixels": state.camera.project(marks)[0].double().numpy(), "outer": _outer(model), "focal": state.camera.focal.double().numpy(),
+              "pixels": state.camera.project(marks)[0].double().numpy(), "outer": _outer(model),
+              "focal": state.camera.focal.double().numpy(),
               "principal": state.camera.principal.double().numpy(), "sizes": _sizes(result.subject), "views": _names(result.subject),
               "model": np.array(model.name), "camera_kind": np.array(state.camera.kind)}
     if result.vertex_sigma is not None:
@@ -239,6 +243,7 @@ def read_prediction(root: Path, name: str) -> Prediction:
         vertices, triangles = read_mesh(mesh)
         out = replace(out, vertices=vertices, triangles=triangles, points=read_points(picks, 7))
         if out.outer is not None and len(out.outer) != len(vertices):
-            raise InputError(f"{path}: belongs to a mesh of {len(out.outer)} vertices, {mesh.name} has {len(vertices)}; make the predictions again")
+            raise InputError(f"{path}: belongs to a mesh of {len(out.outer)} vertices, {mesh.name} has {len(vertices)}; "
+                             "make the predictions again")
     parameters = _path(root, name, ".parameters.npz")
     return replace(out, parameters=lambda: load_parameters(parameters)) if parameters.is_file() else out

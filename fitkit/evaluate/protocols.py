@@ -62,8 +62,8 @@ class Scored:
 @dataclass(frozen=True)
 class Protocol:
     """dataset: where its data comes from (None: ours); options: dataclass of what a recipe may set; samples(folder, options);
-    score(sample, prediction, options, context); prepare(pairs of sample and prediction, options, name of the face model) -> context: what is
-    needed before the first sample is scored; summarize(rows, pool, options): what the means do not say; units: metric -> unit."""
+    score(sample, prediction, options, context); prepare(pairs of sample and prediction, options, name of the face model) -> context: what
+    is needed before the first sample is scored; summarize(rows, pool, options): what the means do not say; units: metric -> unit."""
 
     options: type
     samples: Callable[[str | os.PathLike, Any], list[EvaluationSample]]
@@ -104,10 +104,12 @@ def _score_micc(sample: EvaluationSample, prediction: Prediction, options: MiccO
     tip = truth.more["nose_tip"]
 
     def errors(vertices, points):
-        return micc_errors(vertices, prediction.triangles, points, truth.vertices, truth.triangles, truth.points, tip, prediction.outer, options.with_scale)
+        return micc_errors(vertices, prediction.triangles, points, truth.vertices, truth.triangles, truth.points, tip, prediction.outer,
+                           options.with_scale)
 
     got = errors(prediction.vertices, prediction.points)
-    values = {"p2plane_symmetric": got.symmetric, "p2plane_prediction_to_scan": got.prediction_to_scan, "p2plane_scan_to_prediction": got.scan_to_prediction,
+    values = {"p2plane_symmetric": got.symmetric, "p2plane_prediction_to_scan": got.prediction_to_scan,
+              "p2plane_scan_to_prediction": got.scan_to_prediction,
               "p2plane_symmetric_with_expression": None}
     if prediction.posed is not None:
         i = _front(prediction)
@@ -131,7 +133,8 @@ def _score_now(sample: EvaluationSample, prediction: Prediction, options: NowOpt
     prediction.need("vertices", "points")
     truth = sample.truth()
     crop = now_crop(truth.vertices, truth.points)
-    fit = scan_to_mesh(options.unit_mm * prediction.vertices, prediction.triangles, options.unit_mm * prediction.points, truth.vertices[crop], truth.points,
+    fit = scan_to_mesh(options.unit_mm * prediction.vertices, prediction.triangles, options.unit_mm * prediction.points,
+                       truth.vertices[crop], truth.points,
                        with_scale=not options.metrical)
     return Scored({"s2m_mean": fit.mean, "s2m_median": fit.median}, {"s2m": fit.distances.astype(np.float32)},
                   _map_on(truth, crop, fit.distances, truth.points))
@@ -145,7 +148,8 @@ def _summarize_now(rows: Rows, pool: Pool, options: NowOptions) -> dict[str, Any
         parts = [d for i, d in pool.get("s2m", []) if name in ("", groups[i])]
         if parts:
             d = np.concatenate(parts)
-            line = {"median": float(np.median(d)), "mean": float(d.mean(dtype=np.float64)), "std": float(d.std(dtype=np.float64)), "vertices": len(d)}
+            line = {"median": float(np.median(d)), "mean": float(d.mean(dtype=np.float64)), "std": float(d.std(dtype=np.float64)),
+                    "vertices": len(d)}
             if not name:
                 line["cumulative_percent"] = {f"{x:g} mm": float(100 * (d <= x).mean()) for x in np.arange(0, 8.5, 0.5)}
             out[f"pooled {name}".strip()] = line
@@ -170,7 +174,8 @@ class LabOptions:
 def _score_wild(sample: EvaluationSample, prediction: Prediction, options: WildOptions, context: Any) -> Scored:
     prediction.need("posed", "focal", "principal", "sizes")
     truth = sample.truth()
-    placed = wild_frame(prediction.posed[0], float(prediction.focal[0]) / prediction.middle_depth(), prediction.principal[0], tuple(prediction.sizes[0]))
+    placed = wild_frame(prediction.posed[0], float(prediction.focal[0]) / prediction.middle_depth(), prediction.principal[0],
+                        tuple(prediction.sizes[0]))
     gt, ours = align_wild(truth.vertices, truth.triangles, placed, prediction.triangles, truth.more["pupil_scale"])
     return _facescape(gt, truth, ours, prediction.triangles)
 
@@ -263,7 +268,8 @@ def _score_bu(sample: EvaluationSample, prediction: Prediction, options: BuOptio
     placed = context.apply(_bu_frame(prediction, cloud))
     placed = placed[np.linalg.norm(placed - truth.more["nine"][4], axis=1) <= options.reach_mm]
     if len(placed) < 6:
-        raise InputError(f"{sample.id}: the prediction has {len(placed)} points within {options.reach_mm:.0f} mm of the scan's nose tip; is the photo its frontal picture?")
+        raise InputError(f"{sample.id}: the prediction has {len(placed)} points within {options.reach_mm:.0f} mm of the scan's nose tip; "
+                         "is the photo its frontal picture?")
     errors = depth_range_errors(placed, truth.vertices, truth.triangles, depth)
     return Scored({f"depth_percent_{k}": v for k, v in percentiles(errors).items()}, {"depth_percent": errors.astype(np.float32)})
 
@@ -287,10 +293,12 @@ def _score_florence(sample: EvaluationSample, prediction: Prediction, options: F
     prediction.need("posed", "posed_landmarks")
     truth = sample.truth()
     crop = truth.vertices[now_crop(truth.vertices, truth.points)]
-    to_scan = similarity_align(torch.from_numpy(np.asarray(prediction.posed_landmarks[0][SEVEN], np.float64))[None], torch.from_numpy(truth.points)[None])
+    to_scan = similarity_align(torch.from_numpy(np.asarray(prediction.posed_landmarks[0][SEVEN], np.float64))[None],
+                               torch.from_numpy(truth.points)[None])
     placed, triangles = to_scan.apply(torch.from_numpy(prediction.posed[0].astype(np.float64))[None])[0].numpy(), prediction.triangles
     eyes = float(np.linalg.norm(truth.points[0] - truth.points[3]))
-    return Scored({"nme_aligned": nme3d_icp(placed, triangles, crop, eyes), "nme_correspondence": nme3d_icp(placed, triangles, crop, eyes, aligned=False)})
+    return Scored({"nme_aligned": nme3d_icp(placed, triangles, crop, eyes),
+                   "nme_correspondence": nme3d_icp(placed, triangles, crop, eyes, aligned=False)})
 
 
 # ---- AFLW2000-3D ----
@@ -321,7 +329,8 @@ def _score_aflw(sample: EvaluationSample, prediction: Prediction, options: AflwO
         pixels = prediction.camera().project(torch.from_numpy(vertices)[None])[0][0].numpy()
         depth = -vertices[:, 2] * float(prediction.focal[0]) / prediction.middle_depth()
         dense = truth.vertices[_indices(options.vertices, len(truth.vertices))] if options.vertices else truth.vertices
-        surface = np.column_stack([pixels, depth + (dense[:, 2].max() - depth.max())])  # the nose tips start at one depth; ICP does the rest
+        # The nose tips start at one depth; ICP does the rest.
+        surface = np.column_stack([pixels, depth + (dense[:, 2].max() - depth.max())])
         values["nme_3d"] = 100 * nme3d_icp(surface, prediction.triangles, dense, truth.interocular)
     return Scored(values)
 
@@ -340,7 +349,8 @@ def _mean_of_bins(rows: Rows, pool: Pool, options: Any) -> dict[str, Any]:
     """The papers' mean: over the means of the three yaw bins, not over the images."""
     out = {}
     for metric in ("nme_2d", "nme_3d"):
-        bins = [np.mean(v) for a, b in aflw2000.YAW_BINS if (v := [r[metric] for r in rows if r["group"] == f"yaw {a}-{b}" and r.get(metric) is not None])]
+        bins = [np.mean(v) for a, b in aflw2000.YAW_BINS if (v := [r[metric] for r in rows if r["group"] == f"yaw {a}-{b}"
+                                                                   and r.get(metric) is not None])]
         if bins:
             out[f"{metric} mean of bins"] = float(np.mean(bins))
             if len(bins) < len(aflw2000.YAW_BINS):
@@ -403,7 +413,8 @@ def _bench_samples(folder: str | os.PathLike, options: BenchOptions) -> list[Eva
     if unknown:
         raise InputError(f"{folder}: no subject '{unknown[0]}'; there are: {', '.join(names)}")
     root = Path(folder)
-    return [EvaluationSample(n, partial(_bench_photos, root / n, options.views), partial(bench.load_truth, root / "ground_truth" / n), n.rpartition("_")[0])
+    return [EvaluationSample(n, partial(_bench_photos, root / n, options.views), partial(bench.load_truth, root / "ground_truth" / n),
+                             n.rpartition("_")[0])
             for n in names if not options.subjects or n in options.subjects]
 
 
@@ -418,9 +429,11 @@ def _bench_photos(folder: Path, views: tuple[int, ...]) -> Subject:
 def _score_bench(sample: EvaluationSample, prediction: Prediction, options: BenchOptions, context: Any) -> Scored:
     prediction.need("vertices", "landmarks")
     truth = sample.truth()
-    values = dict(bench.score(bench.Prediction(sample.id, prediction.model, "", prediction.vertices, prediction.triangles, prediction.landmarks,
+    values = dict(bench.score(bench.Prediction(sample.id, prediction.model, "", prediction.vertices, prediction.triangles,
+                                               prediction.landmarks,
                                                sigma=prediction.sigma), truth))
-    values |= {f"region_{k}": v for k, v in region_errors(prediction.vertices, prediction.triangles, prediction.landmarks, truth.vertices, truth.landmarks).items()}
+    values |= {f"region_{k}": v for k, v in region_errors(prediction.vertices, prediction.triangles, prediction.landmarks, truth.vertices,
+                                                          truth.landmarks).items()}
     points = truth.landmarks[SEVEN]
     crop = now_crop(truth.vertices, points)
     fit = scan_to_mesh(prediction.vertices, prediction.triangles, prediction.points, truth.vertices[crop], points)
@@ -447,7 +460,8 @@ def _held_out_samples(folder: str | os.PathLike, options: HeldOutOptions) -> lis
     samples = []
     for person in people:
         count = min(options.folds or len(images_in(person)), len(images_in(person)))
-        samples += [EvaluationSample(f"{person.name}/fold{k}", partial(_fold, person, k, count, True), partial(_fold, person, k, count, False), person.name)
+        samples += [EvaluationSample(f"{person.name}/fold{k}", partial(_fold, person, k, count, True),
+                                     partial(_fold, person, k, count, False), person.name)
                     for k in range(count)]
     if not samples:
         raise InputError(f"{folder}: expected a subject folder with at least 2 photos, or a folder of such folders")
@@ -499,29 +513,37 @@ def _summarize_held_out(rows: Rows, pool: Pool, options: HeldOutOptions) -> dict
 
 PROTOCOLS: dict[str, Protocol] = {
     "micc": Protocol(MiccOptions, lambda d, o: micc.micc_samples(d, o.sequences, o.frames), _score_micc,
-                     dict.fromkeys(("p2plane_symmetric", "p2plane_prediction_to_scan", "p2plane_scan_to_prediction", "p2plane_symmetric_with_expression"), "mm"), micc.MICC),
-    "now": Protocol(NowOptions, lambda d, o: now.now_samples(d, o.challenges), _score_now, {"s2m_mean": "mm", "s2m_median": "mm"}, now.NOW, summarize=_summarize_now),
+                     dict.fromkeys(("p2plane_symmetric", "p2plane_prediction_to_scan", "p2plane_scan_to_prediction",
+                                    "p2plane_symmetric_with_expression"), "mm"), micc.MICC),
+    "now": Protocol(NowOptions, lambda d, o: now.now_samples(d, o.challenges), _score_now, {"s2m_mean": "mm", "s2m_median": "mm"}, now.NOW,
+                    summarize=_summarize_now),
     "facescape_wild": Protocol(WildOptions, lambda d, o: facescape.wild_samples(d), _score_wild,
-                               {"cd": "mm", "mne_facescape": "rad", "mne_true": "rad", "cr": "share"}, facescape.FACESCAPE, summarize=_done_rate),
+                               {"cd": "mm", "mne_facescape": "rad", "mne_true": "rad", "cr": "share"}, facescape.FACESCAPE,
+                               summarize=_done_rate),
     "facescape_lab": Protocol(LabOptions, lambda d, o: facescape.lab_samples(d, o.views), _score_lab,
-                              {"cd": "mm", "mne_facescape": "rad", "mne_true": "rad", "cr": "share"}, facescape.FACESCAPE, summarize=_done_rate),
+                              {"cd": "mm", "mne_facescape": "rad", "mne_true": "rad", "cr": "share"}, facescape.FACESCAPE,
+                              summarize=_done_rate),
     "pixel_face": Protocol(PixelFaceOptions, lambda d, o: pixel_face.pixel_face_samples(d, o.split, o.unit_mm, o.upright), _score_scan,
                            dict.fromkeys(("s2m_mean", "s2m_rmse", "p2plane_rmse"), "mm"), pixel_face.PIXEL_FACE),
     "bosphorus": Protocol(BosphorusOptions, lambda d, o: bosphorus.bosphorus_samples(d, o.angle), _score_scan,
                           dict.fromkeys(("s2m_mean", "s2m_rmse", "p2plane_rmse"), "mm"), bosphorus.BOSPHORUS),
     "bu3dfe": Protocol(BuOptions, lambda d, o: bu3dfe.bu3dfe_samples(d), _score_bu,
-                       dict.fromkeys((f"depth_percent_{k}" for k in ("mean", "std", "median", "p90")), "%"), bu3dfe.BU3DFE, _prepare_bu, _summarize_bu),
+                       dict.fromkeys((f"depth_percent_{k}" for k in ("mean", "std", "median", "p90")), "%"), bu3dfe.BU3DFE, _prepare_bu,
+                       _summarize_bu),
     "florence_renders": Protocol(FlorenceOptions, lambda d, o: florence_renders.florence_render_samples(d), _score_florence,
                                  {"nme_aligned": "share", "nme_correspondence": "share"}, florence_renders.RENDERS),
-    "aflw2000": Protocol(AflwOptions, lambda d, o: aflw2000.aflw2000_samples(d, o.model), _score_aflw, {"nme_2d": "%", "nme_3d": "%"}, aflw2000.AFLW2000,
+    "aflw2000": Protocol(AflwOptions, lambda d, o: aflw2000.aflw2000_samples(d, o.model), _score_aflw, {"nme_2d": "%", "nme_3d": "%"},
+                         aflw2000.AFLW2000,
                          summarize=_mean_of_bins),
-    "facewarehouse": Protocol(FaceWarehouseOptions, lambda d, o: facewarehouse.facewarehouse_samples(d, o.identities, o.views), _score_facewarehouse,
+    "facewarehouse": Protocol(FaceWarehouseOptions, lambda d, o: facewarehouse.facewarehouse_samples(d, o.identities, o.views),
+                              _score_facewarehouse,
                               {"vertex_mean": "mm"}, facewarehouse.FACEWAREHOUSE),
     "realy": Protocol(RealyOptions, lambda d, o: realy.realy_samples(d), _score_realy, {}, realy.REALY),
     "bench": Protocol(BenchOptions, _bench_samples, _score_bench,
                       {**dict.fromkeys(bench.MILLIMETRES, "mm"), "size_percent": "%", **dict.fromkeys(bench.COVERAGE, "share"),
                        **dict.fromkeys(("region_nose", "region_mouth", "region_eyes", "region_cheeks", "region_mean"), "mm")}),
     "held_out": Protocol(HeldOutOptions, _held_out_samples, _score_held_out,
-                         {"photo": "grey levels", "census": "share", "flow": "px", "landmarks": "%", "covered": "share", "beyond_3_sigma": "share"},
+                         {"photo": "grey levels", "census": "share", "flow": "px", "landmarks": "%", "covered": "share",
+                          "beyond_3_sigma": "share"},
                          prepare=lambda pairs, options, model: load_model(model), summarize=_summarize_held_out),
 }

@@ -54,7 +54,8 @@ def load_evaluate_recipe(name: str | os.PathLike, overrides: Sequence[str] = (),
         raise unknown_key(recipe.protocol, PROTOCOLS, f"{path.name}: protocol")
     if recipe.pictures < 0 or not recipe.picture_mm > 0:
         raise InputError(f"{path.name}: expected pictures >= 0 and picture_mm > 0, got {recipe.pictures} and {recipe.picture_mm}")
-    recipe = replace(recipe, fit_overrides=(*recipe.fit_overrides, *(line.removeprefix("fit.") for line in overrides if line.startswith("fit."))))
+    recipe = replace(recipe, fit_overrides=(*recipe.fit_overrides,
+                                            *(line.removeprefix("fit.") for line in overrides if line.startswith("fit."))))
     recipe = replace(recipe, options=to_plain(recipe.protocol_options()))
     recipe.fit_recipe()  # refused now and not after the data was read
     return recipe

@@ -21,7 +21,8 @@ def region_labels(scan: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     return owner[np.linalg.norm(scan[:, None] - landmarks[None], axis=-1).argmin(1)]
 
 
-def region_errors(vertices: np.ndarray, triangles: np.ndarray, landmarks: np.ndarray, scan: np.ndarray, scan_landmarks: np.ndarray) -> dict[str, float]:
+def region_errors(vertices: np.ndarray, triangles: np.ndarray, landmarks: np.ndarray, scan: np.ndarray,
+                  scan_landmarks: np.ndarray) -> dict[str, float]:
     """Mean scan-to-mesh distance of each region, mm, and `mean` of the four.
 
     The face sphere of the scan (NoW) is divided by the nearest landmark. The similarity of all 68 landmarks is the start; from
@@ -35,7 +36,8 @@ def region_errors(vertices: np.ndarray, triangles: np.ndarray, landmarks: np.nda
         this is a simpler form, so do not compare it with REALY's table.
     """
     crop = scan[now_crop(scan, scan_landmarks[list(NOW_POINTS)])]
-    start = similarity_align(torch.from_numpy(np.asarray(scan_landmarks, np.float64))[None], torch.from_numpy(np.asarray(landmarks, np.float64))[None])
+    start = similarity_align(torch.from_numpy(np.asarray(scan_landmarks, np.float64))[None],
+                             torch.from_numpy(np.asarray(landmarks, np.float64))[None])
     placed = start.apply(torch.from_numpy(np.asarray(crop, np.float64))[None])[0].numpy()
     label, out = region_labels(crop, scan_landmarks), {}
     for number, name in enumerate(REGIONS):

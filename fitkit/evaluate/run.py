@@ -65,7 +65,9 @@ def evaluate(recipe: EvaluateRecipe, data: str | os.PathLike, output: str | os.P
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; expected predictions, or leave --predictions out to have the photos fitted")
         if all(read_status(folder, s.id)["status"] == "missing" for s in samples):
-            raise InputError(f"{folder}: no prediction for any of the {len(samples)} samples; expected files such as {samples[0].id}.obj with {samples[0].id}.npy")
+            first = samples[0].id
+            raise InputError(f"{folder}: no prediction for any of the {len(samples)} samples; "
+                             f"expected files such as {first}.obj with {first}.npy")
     rows, pool = score_all(protocol, options, samples, folder, out / PICTURES, recipe, tell)
     report = report_of(recipe, Path(data).resolve().name, options, protocol, rows, pool)
     out.mkdir(parents=True, exist_ok=True)
@@ -79,8 +81,8 @@ def _make(samples: Sequence[EvaluationSample], folder: Path, recipe: EvaluateRec
     beside = folder / RECIPE
     if folder.is_dir() and any(folder.iterdir()):
         if not resume:
-            raise InputError(f"{folder}: there are predictions already; --resume goes on with them, --predictions {folder} only scores them, "
-                             "or choose another --output")
+            raise InputError(f"{folder}: there are predictions already; --resume goes on with them, --predictions {folder} only scores "
+                             "them, or choose another --output")
         earlier = yaml.safe_load(beside.read_text(encoding="utf-8")) if beside.is_file() else None
         if earlier != made:
             raise InputError(f"{folder}: its predictions were made with another recipe or model ({beside.name}); choose another --output")
@@ -109,7 +111,8 @@ def score_all(protocol: Protocol, options: Any, samples: Sequence[EvaluationSamp
     rows, pool, drawn = [], {}, 0
     for number, sample in enumerate(samples, 1):
         state = states[sample.id]
-        row: dict[str, Any] = {"id": sample.id, "group": sample.group, "status": state["status"], "error": state["error"], "seconds": state["seconds"]}
+        row: dict[str, Any] = {"id": sample.id, "group": sample.group, "status": state["status"], "error": state["error"],
+                               "seconds": state["seconds"]}
         if state["status"] not in NOT_SCORED:
             try:
                 scored = protocol.score(sample, read_prediction(folder, sample.id), options, context)
@@ -124,16 +127,19 @@ def score_all(protocol: Protocol, options: Any, samples: Sequence[EvaluationSamp
                     drawn += 1
         rows.append(row)
         first = next(((k, row[k]) for k in protocol.units if row.get(k) is not None), None)
-        tell(f"{number}/{len(samples)} {sample.id}: " + (row["error"] or (f"{first[0]} {first[1]:.4g} {protocol.units[first[0]]}" if first else row["status"])))
+        value = f"{first[0]} {first[1]:.4g} {protocol.units[first[0]]}" if first else row["status"]
+        tell(f"{number}/{len(samples)} {sample.id}: {row['error'] or value}")
     return rows, pool
 
 
-def report_of(recipe: EvaluateRecipe, data: str, options: Any, protocol: Protocol, rows: list[dict[str, Any]], pool: dict[str, list]) -> dict[str, Any]:
+def report_of(recipe: EvaluateRecipe, data: str, options: Any, protocol: Protocol, rows: list[dict[str, Any]],
+              pool: dict[str, list]) -> dict[str, Any]:
     """What metrics.json holds: machine, recipe, rows, means by group, and the protocol's own numbers under `overall`.
 
     Failed and missing samples are rows with an error; `failed` counts them beside every mean, which they do not enter.
     """
-    return plain({"evaluation": recipe.name, "protocol": recipe.protocol, "data": data, "options": to_plain(options), "units": protocol.units,
+    return plain({"evaluation": recipe.name, "protocol": recipe.protocol, "data": data, "options": to_plain(options),
+                  "units": protocol.units,
                   "machine": machine(), "recipe": to_plain(replace(recipe, options=to_plain(options))), "rows": rows,
                   "summary": summarize(rows, list(protocol.units)), "overall": protocol.summarize(rows, pool, options)})
 
@@ -149,7 +155,8 @@ def summarize(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[di
             values = np.array([r[metric] for r in chosen if r.get(metric) is not None], np.float64)
             values = values[np.isfinite(values)]
             if len(values):
-                line[metric] = {"mean": float(values.mean()), "std": float(values.std()), "median": float(np.median(values)), "scored": len(values)}
+                line[metric] = {"mean": float(values.mean()), "std": float(values.std()), "median": float(np.median(values)),
+                                "scored": len(values)}
         out.append(line)
     return out
 
@@ -178,7 +185,8 @@ def draw_picture(surface: ErrorMap, path: Path, largest: float) -> None:
     turn = upright(surface.points)
     center = surface.points.mean(0)
     vertices = torch.from_numpy((surface.vertices - center) @ turn.T).float()
-    picture = draw_error_map(vertices, torch.from_numpy(np.asarray(surface.triangles, np.int64)), torch.from_numpy(surface.errors).float(), largest)
+    picture = draw_error_map(vertices, torch.from_numpy(np.asarray(surface.triangles, np.int64)), torch.from_numpy(surface.errors).float(),
+                             largest)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(path)
 
@@ -198,11 +206,13 @@ def report_text(report: dict[str, Any]) -> str:
     """The summary as an aligned table, then the protocol's own numbers and the failures."""
     metrics = [m for m in report["units"] if any(m in line for line in report["summary"])]
     head = ("", "samples", "failed", *(f"{m} [{report['units'][m]}]" for m in metrics))
-    table = [(line["group"], str(line["samples"]), str(line["failed"]), *(f"{line[m]['mean']:.4g} ± {line[m]['std']:.2g}" if m in line else "-" for m in metrics))
+    table = [(line["group"], str(line["samples"]), str(line["failed"]),
+              *(f"{line[m]['mean']:.4g} ± {line[m]['std']:.2g}" if m in line else "-" for m in metrics))
              for line in report["summary"]]
     if len(metrics) > len(table):  # many numbers of few groups: one line for each number
         head, *table = zip(head, *table)
-    lines = [f"{report['evaluation']} on {report['data']}: mean ± std over the samples", aligned(head, table), *_own_lines(report["overall"])]
+    lines = [f"{report['evaluation']} on {report['data']}: mean ± std over the samples", aligned(head, table),
+             *_own_lines(report["overall"])]
     bad = [r for r in report["rows"] if r["status"] in NOT_SCORED]
     lines += [f"{r['status']}: {r['id']}: {r['error']}" for r in bad[:10]]
     if len(bad) > 10:

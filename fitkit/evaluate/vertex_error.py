@@ -56,7 +56,11 @@ def read_correspondence(path) -> Correspondence:
     except Exception as error:  # noqa: BLE001 - a damaged archive raises many kinds
         raise InputError(f"{path}: cannot be read as a table of corresponding points (.npz with vertex [N], triangle [N], "
                          f"barycentric [N, 3]): {error}") from error
-    if vertex.ndim != 1 or vertex.shape != triangle.shape or weight.shape != (len(vertex), 3) or vertex.dtype.kind + triangle.dtype.kind not in ("ii", "iu", "ui", "uu"):
+    if vertex.ndim != 1 or vertex.shape != triangle.shape or weight.shape != (len(vertex),
+                                                                              3) or vertex.dtype.kind + triangle.dtype.kind not in ("ii",
+                                                                                                                                    "iu",
+                                                                                                                                    "ui",
+                                                                                                                                    "uu"):
         raise InputError(f"{path}: expected integers vertex [N] and triangle [N] and barycentric [N, 3], "
                          f"got {list(vertex.shape)}, {list(triangle.shape)}, {list(weight.shape)}")
     return Correspondence(vertex.astype(np.int64), triangle.astype(np.int64), weight.astype(np.float64))

@@ -58,7 +58,8 @@ def icp(points: np.ndarray, vertices: np.ndarray, triangles: np.ndarray, with_sc
     triangles = np.asarray(triangles)
     surface, border = SurfaceIndex(vertices, triangles), _Border(triangles, len(vertices))
     corners = np.asarray(vertices, np.float64)[triangles]
-    normals = triangle_normals(torch.from_numpy(np.asarray(vertices, np.float64))[None], torch.from_numpy(triangles.astype(np.int64)))[0].numpy()
+    normals = triangle_normals(torch.from_numpy(np.asarray(vertices, np.float64))[None],
+                               torch.from_numpy(triangles.astype(np.int64)))[0].numpy()
     size = float(np.linalg.norm(np.ptp(corners.reshape(-1, 3), axis=0)))
     s, R, t = 1.0, np.eye(3), np.zeros(3)
     best, last, converged, iteration = None, np.inf, False, 0
@@ -102,7 +103,8 @@ class _Border:
     """Which places of a mesh lie on edges that only one triangle has."""
 
     def __init__(self, triangles: np.ndarray, count: int):
-        edges = np.sort(np.stack([triangles[:, [1, 2]], triangles[:, [2, 0]], triangles[:, [0, 1]]], 1).astype(np.int64), -1)  # opposite corner k
+        edges = np.sort(np.stack([triangles[:, [1, 2]], triangles[:, [2, 0]], triangles[:, [0, 1]]], 1).astype(np.int64),
+                        -1)  # opposite corner k
         _, inverse, times = np.unique(edges.reshape(-1, 2) @ [count, 1], return_inverse=True, return_counts=True)
         self.open = (times[inverse.reshape(-1)] == 1).reshape(-1, 3)
         vertex = np.zeros(count, bool)

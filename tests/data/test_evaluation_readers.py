@@ -9,16 +9,21 @@ from fitkit.data.samples import read_points
 from fitkit.errors import InputError
 
 READERS = {  # name -> (reader, data set, ids, groups, photos of the first sample)
-    "now": (now.now_samples, now.NOW, ["FaMoS_1/multiview_neutral/IMG_0001", "FaMoS_1/selfie/IMG_0001"], ["multiview_neutral", "selfie"], 1),
+    "now": (now.now_samples, now.NOW, ["FaMoS_1/multiview_neutral/IMG_0001", "FaMoS_1/selfie/IMG_0001"], ["multiview_neutral", "selfie"],
+            1),
     "micc": (micc.micc_samples, micc.MICC, ["subject_01/indoor-cooperative", "subject_01/PTZ-indoor"], list(micc.SEQUENCES), 3),
     "facescape_wild": (facescape.wild_samples, facescape.FACESCAPE, ["399"], ["yaw 60-90"], 1),
-    "facescape_lab": (facescape.lab_samples, facescape.FACESCAPE, ["00_0_00", "00_0_01", "00_0_02"], ["focal 1200, 0 deg"] + ["focal 1200, 30 deg"] * 2, 1),
+    "facescape_lab": (facescape.lab_samples, facescape.FACESCAPE, ["00_0_00", "00_0_01", "00_0_02"],
+                      ["focal 1200, 0 deg"] + ["focal 1200, 30 deg"] * 2, 1),
     "pixel_face": (pixel_face.pixel_face_samples, pixel_face.PIXEL_FACE, ["00001/01"], ["01"], 3),
     "bosphorus": (bosphorus.bosphorus_samples, bosphorus.BOSPHORUS, ["bs000_E_HAPPY_0", "bs000_N_N_0"], ["expression", "neutral"], 1),
     "bu3dfe": (bu3dfe.bu3dfe_samples, bu3dfe.BU3DFE, ["F0001_HA01WH", "F0001_NE00WH"], ["HA", "NE"], 1),
-    "florence_renders": (florence_renders.florence_render_samples, florence_renders.RENDERS, ["subject_01/00", "subject_01/10"], ["yaw 60-90", "yaw 0-30"], 1),
-    "aflw2000": (aflw2000.aflw2000_samples, aflw2000.AFLW2000, ["image00000", "image00001", "image00002"], ["yaw 0-30", "yaw 30-60", "yaw 60-90"], 1),
-    "facewarehouse": (facewarehouse.facewarehouse_samples, facewarehouse.FACEWAREHOUSE, ["Tester_3/pose_0", "Tester_3/pose_1"], ["Tester_3"] * 2, 1),
+    "florence_renders": (florence_renders.florence_render_samples, florence_renders.RENDERS, ["subject_01/00", "subject_01/10"],
+                         ["yaw 60-90", "yaw 0-30"], 1),
+    "aflw2000": (aflw2000.aflw2000_samples, aflw2000.AFLW2000, ["image00000", "image00001", "image00002"],
+                 ["yaw 0-30", "yaw 30-60", "yaw 60-90"], 1),
+    "facewarehouse": (facewarehouse.facewarehouse_samples, facewarehouse.FACEWAREHOUSE, ["Tester_3/pose_0", "Tester_3/pose_1"],
+                      ["Tester_3"] * 2, 1),
     "realy": (realy.realy_samples, realy.REALY, ["1", "2"], ["", ""], 1),
 }
 
@@ -51,7 +56,7 @@ def test_missing_data_is_told_with_the_page_to_apply_at(name, tmp_path):
     with pytest.raises(InputError) as caught:
         reader(tmp_path / "nowhere")
     text = str(caught.value)
-    assert "no such folder" in text and data_set.title in text and data_set.page in text and data_set.terms in text and data_set.layout in text
+    assert "no such folder" in text and all(part in text for part in (data_set.title, data_set.page, data_set.terms, data_set.layout))
     assert data_set.page.startswith("http") and "\n" not in text
     with pytest.raises(InputError, match="not shipped"):
         reader(tmp_path)  # empty
@@ -106,7 +111,8 @@ def test_lab_views_together_have_cameras(folder, anna):
     sample = facescape.lab_samples(folder, [[0, 2]])[0]
     views = sample.subject().views
     assert sample.id == "00_0_00+02" and len(views) == 2 and np.allclose(views[1].camera.t, anna.result.state.pose.translation[2])
-    assert np.allclose(views[0].camera.K, anna.result.state.camera.matrix()[0]) and facescape.lab_samples(folder)[0].subject().views[0].camera.R is None
+    assert np.allclose(views[0].camera.K, anna.result.state.camera.matrix()[0])
+    assert facescape.lab_samples(folder)[0].subject().views[0].camera.R is None  # one picture says nothing of the size
     np.testing.assert_allclose(sample.truth().vertices, anna.posed(), atol=1e-3)
     (folder / "lab_cam" / "00_0_00.json").write_text("[[1, 2], [3]]")
     with pytest.raises(InputError, match=r"00_0_00.json: expected K \[3, 3\] and Rt \[3, 4\]"):

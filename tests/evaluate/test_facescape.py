@@ -81,8 +81,8 @@ def test_half_a_prediction_covers_half():
 
 
 def test_a_larger_cylinder_is_its_difference_away():
-    tube, wide = (trimesh.creation.cylinder(r, 40, sections=360).apply_transform(trimesh.transformations.rotation_matrix(np.pi / 2, [1, 0, 0]))
-                  for r in (70.0, 72.0))
+    upright = trimesh.transformations.rotation_matrix(np.pi / 2, [1, 0, 0])
+    tube, wide = (trimesh.creation.cylinder(r, 40, sections=360).apply_transform(upright) for r in (70.0, 72.0))
     got = facescape_errors(tube.vertices, tube.faces, wide.vertices, wide.faces, np.eye(3), np.zeros(3))
     assert got.cd == pytest.approx(2, abs=0.01) and got.mne_true < 1e-3  # the same directions
 

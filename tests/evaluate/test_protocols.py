@@ -46,13 +46,15 @@ def scores(name, folder, fitted, tmp_path, **options):
     for s, g in zip(samples, got):
         for key, values in g.pooled.items():
             pool.setdefault(key, []).append((s.id, values))
-    return samples, {k: np.mean([g.values[k] for g in got]) for k in protocol.units if got[0].values.get(k) is not None}, protocol.summarize(rows, pool, chosen)
+    means = {k: np.mean([g.values[k] for g in got]) for k in protocol.units if got[0].values.get(k) is not None}
+    return samples, means, protocol.summarize(rows, pool, chosen)
 
 
 def table_of(model, path):
     """Every vertex as a corner of one of its triangles."""
     triangle = np.array([np.flatnonzero((model.triangles.numpy() == v).any(1))[0] for v in range(model.num_vertices)])
-    np.savez(path, vertex=np.arange(model.num_vertices), triangle=triangle, barycentric=(model.triangles.numpy()[triangle] == np.arange(model.num_vertices)[:, None]) * 1.0)
+    np.savez(path, vertex=np.arange(model.num_vertices), triangle=triangle,
+             barycentric=(model.triangles.numpy()[triangle] == np.arange(model.num_vertices)[:, None]) * 1.0)
     return str(path)
 
 
@@ -92,7 +94,8 @@ def test_bench_values_are_those_of_the_benchmark(tmp_path):
 def test_now_pools_the_vertices_of_all_photos(tmp_path):
     p, other = layouts.person(), layouts.person(2)
     _, got, overall = scores("now", layouts.now(tmp_path / "data", p), other.result, tmp_path)
-    assert overall["pooled"]["mean"] == pytest.approx(got["s2m_mean"]) and overall["pooled selfie"]["vertices"] * 2 == overall["pooled"]["vertices"]
+    assert overall["pooled"]["mean"] == pytest.approx(got["s2m_mean"])
+    assert overall["pooled selfie"]["vertices"] * 2 == overall["pooled"]["vertices"]
     curve = list(overall["pooled"]["cumulative_percent"].values())
     assert curve == sorted(curve) and 0 < curve[1] < 100
 
@@ -129,7 +132,8 @@ def test_aflw_shift_is_the_error_and_bins_are_averaged(tmp_path):
     assert overall["nme_2d bins without a sample"] == 1
 
 
-@pytest.mark.parametrize("yaw, name", [(0, "yaw 0-30"), (-30, "yaw 0-30"), (30.1, "yaw 30-60"), (60, "yaw 30-60"), (-60.1, "yaw 60-90"), (95, "yaw 60-90")])
+@pytest.mark.parametrize("yaw, name", [(0, "yaw 0-30"), (-30, "yaw 0-30"), (30.1, "yaw 30-60"), (60, "yaw 30-60"), (-60.1, "yaw 60-90"),
+                                       (95, "yaw 60-90")])
 def test_bins_are_closed_above(yaw, name):
     from fitkit.data.aflw2000 import yaw_bin
 
@@ -144,9 +148,11 @@ def test_dense_error_of_aflw_with_the_labelled_model(tmp_path):
     folder.mkdir()
     layouts.aflw2000(folder, p, yaws=(10.0,))
     V = model.num_vertices
-    scipy.io.savemat(tmp_path / "Model_Shape.mat", {"mu_shape": model.mean.reshape(-1, 1).double().numpy(), "w": model.identity_basis.reshape(-1, 3 * V).T.double().numpy(),
+    scipy.io.savemat(tmp_path / "Model_Shape.mat", {"mu_shape": model.mean.reshape(-1, 1).double().numpy(),
+                                                    "w": model.identity_basis.reshape(-1, 3 * V).T.double().numpy(),
                                                     "tri": model.triangles.numpy().T + 1, "keypoints": np.arange(1, 69)[None]})
-    scipy.io.savemat(tmp_path / "Model_Exp.mat", {"mu_exp": np.zeros((3 * V, 1)), "w_exp": model.expression_basis.reshape(-1, 3 * V).T.double().numpy()})
+    scipy.io.savemat(tmp_path / "Model_Exp.mat", {"mu_exp": np.zeros((3 * V, 1)),
+                                                  "w_exp": model.expression_basis.reshape(-1, 3 * V).T.double().numpy()})
     # Picture y is down and z towards the viewer: R of the file is diag(1, -1, -1) camera_from_head, angles of Rx Ry Rz.
     R = layouts.FLIP @ state.pose.rotation[0].double().numpy()
     pitch, yaw, roll = np.arctan2(R[1, 2], R[2, 2]), np.arcsin(-R[0, 2]), np.arctan2(R[0, 1], R[0, 0])
@@ -178,7 +184,8 @@ def test_protocols_ask_for_what_they_need(tmp_path):
     sample = PROTOCOLS["facescape_lab"].samples(folder, PROTOCOLS["facescape_lab"].options())[0]
     prediction = read_prediction(tmp_path / "predictions", "Tester_3/pose_0")
     with pytest.raises(InputError, match="the prediction has no posed; this protocol needs the predictions of a fit"):
-        PROTOCOLS["facescape_lab"].score(sample, type(prediction)("x", prediction.vertices, prediction.triangles, prediction.points), None, None)
+        bare = type(prediction)("x", prediction.vertices, prediction.triangles, prediction.points)
+        PROTOCOLS["facescape_lab"].score(sample, bare, None, None)
 
 
 def test_every_protocol_has_a_recipe_and_every_option_a_place_in_it():

@@ -64,7 +64,8 @@ def test_direction_and_crop_matter():
     vertices, triangles, marks = face()
     seven = marks[list(NOW_POINTS)]
     scan = np.concatenate([vertices, vertices[:40] + [0, 0, 300]])  # hair far away from the nose
-    far = micc_errors(vertices, triangles, seven, scan, np.concatenate([triangles, triangles[(triangles < 40).all(1)] + len(vertices)]), seven, marks[30])
+    far = micc_errors(vertices, triangles, seven, scan, np.concatenate([triangles, triangles[(triangles < 40).all(1)] + len(vertices)]),
+                      seven, marks[30])
     assert far.symmetric < 1e-6 and (far.crop < len(vertices)).all()
     ball = trimesh.creation.icosphere(2, 12.0)  # an eye inside the head is asked for no partner on the scan
     more, eye = np.concatenate([vertices, ball.vertices + [30, 0, 40]]), np.concatenate([triangles, ball.faces + len(vertices)])
