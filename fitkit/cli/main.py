@@ -19,6 +19,7 @@ COMMANDS = {
     "energies": ("fitkit.cli.energies:energies", "List what a fit or a training can minimize."),
     "recipe": ("fitkit.cli.recipe:recipe", "Show the fit recipes."),
     "model": ("fitkit.cli.model:model", "List, inspect, import and fetch face models."),
+    "synth": ("fitkit.cli.synth:synth", "Render people with known shape, for training and tests."),
     "train-landmarks": ("fitkit.cli.train_landmarks:train_landmarks", "Train the built-in landmark detector."),
     "bench": ("fitkit.cli.bench:bench", "Measure accuracy and speed of the fit."),
     "evaluate": ("fitkit.cli.evaluate:evaluate", "Score fits on public benchmarks by their own protocols."),

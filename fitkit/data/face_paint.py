@@ -169,16 +169,32 @@ class _FromAfar:
         return torch.where(fragments.covered[0], fragments.depth[0], torch.full((self.size, self.size), 1e9))
 
 
+@dataclass(frozen=True)
+class LampShadow:
+    """What a mesh hides from a far lamp; made by `lamp_shadow`."""
+
+    view: _FromAfar
+    nearest: Tensor
+
+    def reaches(self, samples: Tensor) -> Tensor:
+        """Soft share of the lamp's light that arrives at samples [N, 3], in the mesh's frame; [N, 1]."""
+        xy, depth = self.view.project(samples)
+        out = torch.zeros(len(samples))
+        for dx, dy in ((-0.8, -0.8), (0.8, -0.8), (-0.8, 0.8), (0.8, 0.8)):
+            at = (xy + torch.tensor([dx, dy])).round().long().clamp(0, self.view.size - 1)
+            out += ((self.nearest[at[:, 1], at[:, 0]] + 7 - depth) / 4).clamp(0, 1)
+        return (out / 4)[:, None]
+
+
+def lamp_shadow(points: Tensor, triangles: Tensor, towards: Tensor, size: int = 128) -> LampShadow:
+    """Shadows of the mesh points [V, 3], triangles [F, 3] under a far lamp in the direction towards [3] unit."""
+    view = _FromAfar.of(points, towards, size)
+    return LampShadow(view, view.nearest(points, triangles))
+
+
 def lamp_reaches(points: Tensor, triangles: Tensor, towards: Tensor, samples: Tensor, size: int = 128) -> Tensor:
     """Soft share of a far lamp's light that arrives at samples [N, 3] of the mesh points [V, 3], towards [3] unit; [N, 1]."""
-    view = _FromAfar.of(points, towards, size)
-    nearest = view.nearest(points, triangles)
-    xy, depth = view.project(samples)
-    out = torch.zeros(len(samples))
-    for dx, dy in ((-0.8, -0.8), (0.8, -0.8), (-0.8, 0.8), (0.8, 0.8)):
-        at = (xy + torch.tensor([dx, dy])).round().long().clamp(0, size - 1)
-        out += ((nearest[at[:, 1], at[:, 0]] + 7 - depth) / 4).clamp(0, 1)
-    return (out / 4)[:, None]
+    return lamp_shadow(points, triangles, towards, size).reaches(samples)
 
 
 def _polygon(points: np.ndarray, blur_mm: float) -> np.ndarray:
@@ -377,12 +393,8 @@ def _brows(head: HeadMap, look: SkinLook, rng: np.random.Generator) -> np.ndarra
     """Single hairs over a soft band along the five points of each brow, [H, W] in [0, 1]."""
     hairs, band = np.zeros(MAP_SIZE, np.uint8), np.zeros(MAP_SIZE, np.uint8)
     for points, out in ((head.landmarks[21:16:-1], -1.0), (head.landmarks[22:27], 1.0)):  # from the nose outwards
-        t = np.linspace(0, 4, 33)
-        line = np.stack([np.interp(t, np.arange(5), points[:, k]) for k in range(2)], -1)
-        line[:, 1] += look.brow_drop / PIXEL_MM
-        half = look.brow_width * np.interp(t, [0, 0.6, 2, 3.2, 4], [2.2, 3.1, 3.2, 2.3, 0.9]) / PIXEL_MM
-        shape = np.concatenate([line - [0, 1] * half[:, None], (line + [0, 1] * half[:, None])[::-1]])
-        cv2.fillPoly(band, [np.round(shape * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
+        t, line, half = _brow_line(points, look)
+        cv2.fillPoly(band, [np.round(_brow_outline(line, half) * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
         for _ in range(90):
             k = int(rng.integers(len(t)))
             start = line[k] + [rng.normal() * 0.5, rng.uniform(-1, 1) * half[k]]
@@ -391,6 +403,25 @@ def _brows(head: HeadMap, look: SkinLook, rng: np.random.Generator) -> np.ndarra
             ends = [tuple(int(v) for v in point * 16) for point in (start, end)]
             cv2.line(hairs, ends[0], ends[1], int(rng.uniform(90, 220)), 1, cv2.LINE_AA, 4)
     return np.clip(look.brow * (0.62 * _soft(band, 1.0) + 0.5 * _soft(hairs, 0.3)), 0, 0.95)
+
+
+def _brow_line(points: np.ndarray, look: SkinLook) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Along a brow's five points [5, 2] px of the map, nose first: parameter [33] in 0 to 4, middle line [33, 2], half width [33]."""
+    t = np.linspace(0, 4, 33)
+    line = np.stack([np.interp(t, np.arange(5), points[:, k]) for k in range(2)], -1)
+    line[:, 1] += look.brow_drop / PIXEL_MM
+    half = look.brow_width * np.interp(t, [0, 0.6, 2, 3.2, 4], [2.2, 3.1, 3.2, 2.3, 0.9]) / PIXEL_MM
+    return t, line, half
+
+
+def _brow_outline(line: np.ndarray, half: np.ndarray) -> np.ndarray:
+    return np.concatenate([line - [0, 1] * half[:, None], (line + [0, 1] * half[:, None])[::-1]])
+
+
+def brow_outlines(head: HeadMap, look: SkinLook) -> tuple[np.ndarray, np.ndarray]:
+    """Outlines [66, 2] px of the map of the bands below the painted hairs: right brow, left brow."""
+    right, left = (_brow_outline(*_brow_line(points, look)[1:]) for points in (head.landmarks[21:16:-1], head.landmarks[22:27]))
+    return right, left
 
 
 def paint_eyes(rest: np.ndarray, head: HeadMap, look: SkinLook, gaze: np.ndarray, pupil: float) -> np.ndarray:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fitkit.data.face_paint import (
     HairLook,
+    HairShell,
     HeadMap,
     SkinLook,
     hair_shell,
@@ -43,6 +44,7 @@ SUPERSAMPLE = 2
 VISIBLE_MM = 5.0  # a landmark may lie this far behind the nearest surface of its sample: surfaces are seen at a slant
 OUTLINE_YAW = 10.0  # degrees: below, the jaw's outline is the jaw
 OUTLINE_HIDDEN_MM = 3.0  # a jaw point this far behind the face's own surface is hidden
+HAIR_NEARER_MM = 1.5  # a fading edge of hair that lies on the skin must not fall behind it
 COVERED = 0.5  # share of its sample that something in front must cover to hide a landmark
 
 
@@ -57,6 +59,7 @@ class FaceVariation:
     Shape: identity: range of the standard deviation of the coefficients, cut at 2.7; neutral: share without expression;
     expression: range of the strength of the shapes that are on; asymmetry: most difference between the sides.
     Light: ambient, lamp: strengths; lamp_share: share of faces with a lamp; color_cast: most log change of a channel;
+    gloss: strength of the lamp's highlight;
     exposure: mean linear brightness of the face; adapt: 1 = exposed for the face alone, 0 = for a mean face.
     Person: melanin: 0 light to 1 dark; then shares: stubble, beard, make_up, freckles, moles, bald, long_hair, fringe, gray, hat.
     In front: glasses, dark_glasses, occluded: shares; occluders: most of them.
@@ -80,6 +83,7 @@ class FaceVariation:
     lamp: Range = (0.15, 1.6)
     lamp_share: float = 0.75
     color_cast: float = 0.11
+    gloss: Range = (0.0, 0.16)
     exposure: Range = (0.10, 0.48)
     adapt: float = 0.65
     melanin: Range = (0.0, 1.0)
@@ -105,7 +109,7 @@ class FaceVariation:
     reduce: Range = (1.2, 2.5)
     reduce_share: float = 0.2
     monochrome: float = 0.05
-    backgrounds: Path | None = None
+    backgrounds: str | Path | None = None
 
 
 @dataclass(frozen=True)
@@ -139,8 +143,8 @@ def face_state(model: FaceModel, seed: int, size: int = 160, variation: FaceVari
         yaw = rng.uniform(-1, 1) * variation.yaw
     pitch, roll = (float(np.clip(rng.normal() * most / 2, -most, most)) for most in (variation.pitch, variation.roll))
     identity = np.clip(rng.normal(size=model.num_identity) * rng.uniform(*variation.identity), -2.7, 2.7)
-    gaze = _gaze(rng)
-    expression = _expression(streams["expression"], model.expression_names, gaze, variation)
+    gaze = random_gaze(rng)
+    expression = random_expression(streams["expression"], model.expression_names, gaze, variation)
     distance = np.exp(rng.uniform(*np.log(variation.distance)))
     state = head_shot_state(model, torch.from_numpy(identity).float(), torch.from_numpy(expression).float()[None],
                             torch.tensor([[yaw, pitch, roll]], dtype=torch.float32), (size, size), distance=float(distance))
@@ -160,12 +164,12 @@ def _landmarks(model: FaceModel, state: SceneState) -> Tensor:
     return state.camera.project(state.pose.apply(head))[0][0]
 
 
-def _gaze(rng: np.random.Generator) -> np.ndarray:
+def random_gaze(rng: np.random.Generator) -> np.ndarray:
     """Degrees to the subject's left and up, [2]."""
     return np.clip(rng.normal(size=2) * [12, 8], [-30, -22], [30, 22])
 
 
-def _expression(rng: np.random.Generator, names: tuple[str, ...], gaze: np.ndarray, variation: FaceVariation) -> np.ndarray:
+def random_expression(rng: np.random.Generator, names: tuple[str, ...], gaze: np.ndarray, variation: FaceVariation) -> np.ndarray:
     """Coefficients [K_ex] in [0, 1]: some groups of shapes that belong together, with sides that differ."""
     on: dict[str, float] = {}
 
@@ -240,7 +244,8 @@ def _expression(rng: np.random.Generator, names: tuple[str, ...], gaze: np.ndarr
     return np.array([min(1.0, on.get(n, 0.0)) for n in names])
 
 
-def _person(rng: np.random.Generator, variation: FaceVariation) -> SkinLook:
+def random_person(rng: np.random.Generator, variation: FaceVariation) -> SkinLook:
+    """Skin, lips, brows, beard and make-up."""
     low, high = variation.melanin
     dark = low + (high - low) * rng.random() ** 1.4  # the light half of the scale holds more of the tones that look different
     # Log-linear between light and dark skin, then more or less blood; after measured skin reflectances.
@@ -279,7 +284,8 @@ def _hair_color(rng: np.random.Generator, dark: float) -> np.ndarray:
     return palette[rng.choice(len(palette), p=share / share.sum())] * np.exp(rng.normal() * 0.3)
 
 
-def _hair_look(rng: np.random.Generator, person: SkinLook, variation: FaceVariation) -> HairLook:
+def random_hair(rng: np.random.Generator, person: SkinLook, variation: FaceVariation) -> HairLook:
+    """Hair on the head, or a cap."""
     long = rng.random() < variation.long_hair
     if rng.random() < variation.hat:  # a cap of wool is a shell that begins lower
         return HairLook(random_color(rng), thickness=rng.uniform(5, 18), recede=rng.uniform(-26, -5), length=0.0, open_angle=90.0,
@@ -295,7 +301,8 @@ def _hair_look(rng: np.random.Generator, person: SkinLook, variation: FaceVariat
         ragged=rng.uniform(1, 8), bald=rng.random() < variation.bald)
 
 
-def _scene(rng: np.random.Generator, variation: FaceVariation) -> Scene:
+def random_scene(rng: np.random.Generator, variation: FaceVariation) -> Scene:
+    """Light of the surroundings and of a lamp."""
     ambient = rng.uniform(*variation.ambient)
     cast = np.exp(rng.uniform(-1, 1, 3) * variation.color_cast)
     sh = np.zeros((9, 3))
@@ -309,7 +316,7 @@ def _scene(rng: np.random.Generator, variation: FaceVariation) -> Scene:
     warm = rng.normal() * variation.color_cast
     return Scene(torch.from_numpy(sh * cast).float(), lamp=tuple(float(v) for v in lamp), lamp_strength=strength,
                  lamp_color=(float(np.exp(warm)), 1.0, float(np.exp(-warm))),
-                 gloss=float(rng.uniform(0.0, 0.16) * min(1.0, strength + 0.2)), shininess=float(rng.uniform(8, 45)), noise=0.0)
+                 gloss=float(rng.uniform(*variation.gloss) * min(1.0, strength + 0.2)), shininess=float(rng.uniform(8, 45)), noise=0.0)
 
 
 class _Layers:
@@ -356,9 +363,9 @@ def random_face(model: FaceModel, seed: int, size: int = 160, variation: FaceVar
     state = face_state(model, seed, size, variation)
     fine = size * SUPERSAMPLE
     head = head_map(model)
-    person = _person(streams["skin"], variation)
-    hair = _hair_look(streams["hair"], person, variation)
-    scene = _scene(streams["light"], variation)
+    person = random_person(streams["skin"], variation)
+    hair = random_hair(streams["hair"], person, variation)
+    scene = random_scene(streams["light"], variation)
     shape = model.vertices(state.identity, state.expression)
     points = state.pose.apply(shape)[0]
     marks = _landmarks(model, state).double().numpy()
@@ -366,11 +373,11 @@ def random_face(model: FaceModel, seed: int, size: int = 160, variation: FaceVar
     clip = clip_vertices(lens, points[None])[0]
 
     ground = background(streams["background"], fine, None if variation.backgrounds is None else Path(variation.backgrounds))
-    _shoulders(ground, streams["background"], model, state, person)
+    add_shoulders(ground, streams["background"], state, person)
     layers = _Layers(ground)
     triangles, which = _seen_triangles(clip, model.triangles, fine)
     surface = Surface.visible(clip, triangles, (fine, fine))
-    gaze = np.zeros(2) if head.eyes_turn else _gaze_of(model, state)
+    gaze = np.zeros(2) if head.eyes_turn else gaze_of(model, state)
     rgb, depth, pale = _head_samples(model, head, surface, triangles, which, points, person, hair, scene, gaze, streams)
     # Exposed partly for this face, partly for a mean one; `pale` is what a mean skin would show in this light.
     rng = streams["camera"]
@@ -384,7 +391,7 @@ def random_face(model: FaceModel, seed: int, size: int = 160, variation: FaceVar
     front = streams["front"]
     if front.random() < variation.glasses + variation.dark_glasses:
         dark = front.random() < variation.dark_glasses / (variation.glasses + variation.dark_glasses)
-        _add_glasses(layers, cover, front, model, state, lens, dark)
+        add_glasses(layers, cover, front, model, state, lens, dark)
     if front.random() < variation.occluded:
         box = np.concatenate([marks.min(0), marks.max(0)]) * SUPERSAMPLE
         for _ in range(front.integers(1, variation.occluders + 1)):
@@ -395,7 +402,7 @@ def random_face(model: FaceModel, seed: int, size: int = 160, variation: FaceVar
     linear = average_blocks(torch.from_numpy(layers.rgb), SUPERSAMPLE).numpy()
     image = _photo(linear, rng, variation, size)
     depths = state.pose.apply(model.landmark_basis.points(state.identity, state.expression))[0, :, 2].numpy()
-    visible = _visible(marks, depths, layers.depth, cover)
+    visible = visible_landmarks(marks, depths, layers.depth, cover)
     outline = outline_points(model, state, size, bare_depth)
     angles = _angles(state)
     return RandomFace(image, marks.astype(np.float32), visible, outline.astype(np.float32), angles)
@@ -405,7 +412,7 @@ def _angles(state: SceneState) -> np.ndarray:
     return yaw_pitch_roll(state.pose.rotation)[0].numpy()
 
 
-def _gaze_of(model: FaceModel, state: SceneState) -> np.ndarray:
+def gaze_of(model: FaceModel, state: SceneState) -> np.ndarray:
     """Degrees to the subject's left and up that the lids' shapes stand for, [2]."""
     on = dict(zip(model.expression_names, state.expression[0].tolist()))
     across = on.get("eyeLookOut_L", 0.0) - on.get("eyeLookIn_L", 0.0)
@@ -428,14 +435,30 @@ def _head_samples(model: FaceModel, head: HeadMap, surface: Surface, triangles: 
     values = surface.interpolate(table[triangles])
     rest, normal, place, sky = values[:, :3].numpy(), _front_facing(values[:, 3:6]), values[:, 6:9], values[:, 9:]
     number = which[surface.triangle].numpy()
-    kind = head.kind[number]
     rng = streams["skin"]
     skin_map = paint_skin(head, person, rng)
+    albedo, shine = head_colors(head, skin_map, person, hair, rest, number, gaze, float(rng.uniform(0.25, 0.6)))
+    lamp = torch.nn.functional.normalize(torch.tensor(scene.lamp), dim=0)
+    reaches = None
+    if scene.lamp_strength > 0.25:
+        reaches = lamp_reaches(points, head.outer, lamp * torch.tensor([1.0, -1.0, -1.0]), place)
+    rgb = light(torch.from_numpy(albedo).float(), normal, scene, sky, reaches, torch.from_numpy(shine).float())
+    pale = light(torch.full((1, 3), 0.3), torch.tensor([[0.0, 0.0, 1.0]]), scene)
+    return rgb.numpy(), place[:, 2].numpy(), float(pale.mean())
+
+
+def head_colors(head: HeadMap, skin_map: np.ndarray, person: SkinLook, hair: HairLook, rest: np.ndarray, number: np.ndarray,
+                gaze: np.ndarray, pupil: float) -> tuple[np.ndarray, np.ndarray]:
+    """Linear RGB [N, 3] and factor on the gloss [N] of samples of the head.
+
+    Args:
+        skin_map: from `paint_skin`; rest: [N, 3] mm, where on the mean head the samples lie; number: [N] their triangles;
+        gaze: [2] degrees to the subject's left and up; pupil: its radius over that of the iris.
+    """
+    kind = head.kind[number]
     albedo = look_up(skin_map, map_place(rest))
     if not hair.bald:
-        # Below the shell the scalp is as dark as the hair, and hair grows thinner towards its line.
-        edge = hairline_margin(rest, hair.recede) - 3 + 3 * np.sin(rest[:, 0] * 0.9) * np.sin(rest[:, 1] * 0.7)
-        strength = np.clip(edge / 12, 0, 0.92) * (kind == 0)
+        strength = scalp_cover(rest, hair) * (kind == 0)
         albedo += strength[:, None] * (hair.color.astype(np.float32) - albedo)
     else:
         fade = np.clip(hairline_margin(rest, -4.0) / 25, 0, 1) * (kind == 0) * 0.35 * person.stubble
@@ -444,18 +467,17 @@ def _head_samples(model: FaceModel, head: HeadMap, surface: Surface, triangles: 
     if eye.any():
         across, up = np.radians(gaze)
         towards = np.array([np.sin(across) * np.cos(up), np.sin(up), np.cos(across) * np.cos(up)])
-        albedo[eye] = paint_eyes(rest[eye], head, person, towards, float(rng.uniform(0.25, 0.6)))
+        albedo[eye] = paint_eyes(rest[eye], head, person, towards, pupil)
     other = kind == 2
     albedo[other] = head.lining[number[other]]
-    lamp = torch.nn.functional.normalize(torch.tensor(scene.lamp), dim=0)
-    reaches = None
-    if scene.lamp_strength > 0.25:
-        reaches = lamp_reaches(points, head.outer, lamp * torch.tensor([1.0, -1.0, -1.0]), place)
-    shine = np.where(eye, 0.7, np.where(other, 0.5, 0.6 + 0.8 * np.clip(1.2 - np.abs(rest[:, 0]) / 45, 0, 1)))
-    shine = torch.from_numpy(shine).float()
-    rgb = light(torch.from_numpy(albedo).float(), normal, scene, sky, reaches, shine)
-    pale = light(torch.full((1, 3), 0.3), torch.tensor([[0.0, 0.0, 1.0]]), scene)
-    return rgb.numpy(), place[:, 2].numpy(), float(pale.mean())
+    return albedo, np.where(eye, 0.7, np.where(other, 0.5, 0.6 + 0.8 * np.clip(1.2 - np.abs(rest[:, 0]) / 45, 0, 1)))
+
+
+def scalp_cover(rest: np.ndarray, hair: HairLook) -> np.ndarray:
+    """How far the hair hides the skin below the shell at places [..., 3] of the mean head, 0 to 0.92."""
+    # Below the shell the scalp is as dark as the hair, and hair grows thinner towards its line.
+    edge = hairline_margin(rest, hair.recede) - 3 + 3 * np.sin(rest[..., 0] * 0.9) * np.sin(rest[..., 1] * 0.7)
+    return np.clip(edge / 12, 0, 0.92)
 
 
 def _add_hair(layers: _Layers, model: FaceModel, head: HeadMap, state: SceneState, shape: Tensor, look: HairLook, scene: Scene, gain: float,
@@ -470,21 +492,27 @@ def _add_hair(layers: _Layers, model: FaceModel, head: HeadMap, state: SceneStat
     table = torch.cat([vertex_normals(points[None], triangles)[0], points[:, 2:], torch.from_numpy(shell.inside).float()[:, None],
                        torch.from_numpy(shell.place)], -1)
     values = surface.interpolate(table[triangles])
-    texture = look_up(shell.texture, values[:, 5:].numpy())
-    inside = values[:, 4].numpy() + texture[:, 1] * 1.6
-    alpha = np.clip(inside / 2.5 + 0.5, 0, 1)
-    # Hair is lit softly: light passes between the strands.
+    albedo, alpha, shine = hair_colors(shell, look, values[:, 4].numpy(), values[:, 5:].numpy())
     normal = _front_facing(values[:, :3])
-    albedo = torch.from_numpy(look.color.astype(np.float32) * texture[:, :1])
-    shine = torch.from_numpy(np.clip(texture[:, 0], 0, 2) ** 2 * 0.8)
-    soft = replace(scene, gloss=0.05 + 0.5 * float(look.color.mean()), shininess=9.0, lamp_strength=scene.lamp_strength * 0.85)
     depth = values[:, 3].numpy()
-    # A fading edge that lies on the skin must not fall behind it.
-    layers.put(surface, light(albedo, normal, soft, shine=shine).numpy() * gain, depth - 1.5, alpha.astype(np.float32))
+    rgb = light(torch.from_numpy(albedo), normal, hair_scene(scene, look), shine=torch.from_numpy(shine))
+    layers.put(surface, rgb.numpy() * gain, depth - HAIR_NEARER_MM, alpha)
 
 
-def _shoulders(ground: np.ndarray, rng: np.random.Generator, model: FaceModel, state: SceneState, person: SkinLook) -> None:
-    """Neck and clothes behind the head, drawn flat; in place."""
+def hair_colors(shell: HairShell, look: HairLook, inside: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Linear RGB [N, 3], cover [N] and factor on the gloss [N] of samples of the shell, from its fields there."""
+    texture = look_up(shell.texture, place)
+    alpha = np.clip((inside + texture[:, 1] * 1.6) / 2.5 + 0.5, 0, 1).astype(np.float32)
+    return look.color.astype(np.float32) * texture[:, :1], alpha, np.clip(texture[:, 0], 0, 2) ** 2 * 0.8
+
+
+def hair_scene(scene: Scene, look: HairLook) -> Scene:
+    """The scene for hair, which is lit softly: light passes between the strands."""
+    return replace(scene, gloss=0.05 + 0.5 * float(look.color.mean()), shininess=9.0, lamp_strength=scene.lamp_strength * 0.85)
+
+
+def add_shoulders(ground: np.ndarray, rng: np.random.Generator, state: SceneState, person: SkinLook, samples: int = SUPERSAMPLE) -> None:
+    """Neck and clothes behind the head, drawn flat; in place. samples: of the ground per pixel side."""
     fine = len(ground)
     base = state.pose.apply(torch.tensor([[[0.0, -80.0, 10.0]]]))[0, 0]
     shape = np.array([[-46, -60], [-50, 60], [-110, 95], [-190, 130], [-230, 420], [230, 420], [190, 130], [110, 95], [50, 60], [46, -60]],
@@ -493,7 +521,7 @@ def _shoulders(ground: np.ndarray, rng: np.random.Generator, model: FaceModel, s
 
     def draw(outline: np.ndarray, color: np.ndarray) -> None:
         points = torch.from_numpy(np.concatenate([outline, np.zeros((len(outline), 1))], 1)).float() + base + torch.tensor([0.0, 0.0, 30.0])
-        xy = (state.camera.project(points[None])[0][0].numpy() + 0.5) * SUPERSAMPLE - 0.5
+        xy = (state.camera.project(points[None])[0][0].numpy() + 0.5) * samples - 0.5
         mask = np.zeros((fine, fine), np.uint8)
         cv2.fillPoly(mask, [np.round(xy.clip(-4000, 4000) * 8).astype(np.int32)], 255, cv2.LINE_AA, 3)
         soft = cv2.GaussianBlur(mask, (0, 0), 1.0 + fine / 200).astype(np.float32)[..., None] / 255
@@ -505,8 +533,8 @@ def _shoulders(ground: np.ndarray, rng: np.random.Generator, model: FaceModel, s
     draw(collar, random_color(rng) * 0.8)
 
 
-def _add_glasses(layers: _Layers, cover: np.ndarray, rng: np.random.Generator, model: FaceModel, state: SceneState, lens,
-                 dark: bool) -> None:
+def add_glasses(layers: _Layers, cover: np.ndarray, rng: np.random.Generator, model: FaceModel, state: SceneState, lens,
+                dark: bool) -> None:
     """Rims, bridge and temples as lines at their places in space, hidden by what is nearer; in place."""
     face = model.landmark_basis.points(state.identity, torch.zeros_like(state.expression))[0].double().numpy()
     wide, high = rng.uniform(22, 29), rng.uniform(15, 24)
@@ -568,19 +596,23 @@ def _add_glasses(layers: _Layers, cover: np.ndarray, rng: np.random.Generator, m
 
 
 def _photo(linear: np.ndarray, rng: np.random.Generator, variation: FaceVariation, size: int) -> np.ndarray:
+    return camera(linear, rng, **photo_look(rng, variation, size))
+
+
+def photo_look(rng: np.random.Generator, variation: FaceVariation, size: int) -> dict:
+    """What `photo_effects.camera` does to a picture of this size, drawn at random: its arguments by name."""
     scale = size / 160
     motion = rng.uniform(1.5, variation.motion[1]) * scale if rng.random() < variation.motion[0] else 0.0
     quality = int(rng.uniform(*variation.jpeg)) if rng.random() < variation.jpeg_share else None
     reduce = rng.uniform(*variation.reduce) if rng.random() < variation.reduce_share else 1.0
     low, high = variation.noise
-    return camera(linear, rng, low + (high - low) * rng.random() ** 2.5, rng.uniform(*variation.blur) * rng.random() * scale, motion,
-                  quality, reduce,
-                  contrast=rng.uniform(0.8, 1.2), saturation=0.0 if rng.random() < variation.monochrome else rng.uniform(0.75, 1.45),
-                  curve=rng.uniform(0.0, 0.8),
-                  white=np.exp(rng.normal(size=3) * variation.color_cast / 3))
+    return {"noise": low + (high - low) * rng.random() ** 2.5, "blur_px": rng.uniform(*variation.blur) * rng.random() * scale,
+            "motion_px": motion, "quality": quality, "reduce": reduce, "contrast": rng.uniform(0.8, 1.2),
+            "saturation": 0.0 if rng.random() < variation.monochrome else rng.uniform(0.75, 1.45), "curve": rng.uniform(0.0, 0.8),
+            "white": np.exp(rng.normal(size=3) * variation.color_cast / 3)}
 
 
-def _visible(marks: np.ndarray, depths: np.ndarray, nearest: np.ndarray, cover: np.ndarray) -> np.ndarray:
+def visible_landmarks(marks: np.ndarray, depths: np.ndarray, nearest: np.ndarray, cover: np.ndarray) -> np.ndarray:
     """[68] bool from the depth of the picture's samples [H, H] mm and what covers them [H, H]."""
     H = len(nearest)
     size = H // SUPERSAMPLE

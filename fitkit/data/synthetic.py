@@ -131,20 +131,21 @@ def _lit(surface: Surface, points: Tensor, model: FaceModel, paint: _Paint, scen
 
 
 def light(albedo: Tensor, normal: Tensor, scene: Scene, open_sky: Tensor | None = None, lamp_reaches: Tensor | None = None,
-          shine: Tensor | float = 1.0) -> Tensor:
+          shine: Tensor | float = 1.0, viewer: Tensor | None = None) -> Tensor:
     """Reflected light, linear RGB [N, 3], of surface samples.
 
     Args:
         albedo: [N, 3] linear RGB; normal: [N, 3] unit, y up, z towards the viewer.
         open_sky: [N, 1] share of the surroundings that the sample sees; lamp_reaches: [N, 1], 0 in the lamp's shadow;
-            shine: [N] or one number, factor on the scene's gloss. The defaults are an unshadowed surface.
+            shine: [N] or one number, factor on the scene's gloss. The defaults are an unshadowed surface;
+        viewer: [3] unit, towards the camera, for a scene that does not stand with it; then `normal` is in the scene's frame.
     """
     shade = (sh_basis(normal) @ scene.illumination).clamp_min(0.03)
     lamp = torch.nn.functional.normalize(torch.tensor(scene.lamp), dim=0)
     facing = normal @ lamp
     # A little light gets past the shadow line of skin.
     lamplight = scene.lamp_strength * ((facing + 0.15) / 1.15).clamp_min(0)[:, None]
-    half = torch.nn.functional.normalize(lamp + torch.tensor([0.0, 0.0, 1.0]), dim=0)
+    half = torch.nn.functional.normalize(lamp + (torch.tensor([0.0, 0.0, 1.0]) if viewer is None else viewer), dim=0)
     gloss = scene.gloss * (normal @ half).clamp_min(0) ** scene.shininess
     if open_sky is not None:
         shade = shade * open_sky

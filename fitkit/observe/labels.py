@@ -17,7 +17,8 @@ class Labels:
     depth: [B, H, W] mm along the camera's axis, 0 = no surface; prior_depth: the same of a fitted face model;
     person: [B] int64, equal numbers are one person; moment: [B] int64, equal numbers are one instant of one person;
     parse: [B, H, W] int64, the part of the face that each pixel shows, in the classes of the parser that made it;
-    parse_valid: [B, H, W] bool, where it is known (None: everywhere).
+    parse_valid: [B, H, W] bool, where it is known (None: everywhere);
+    normals: [B, 3, H, W] unit normals in the camera frame, 0 = no surface; visible: [B, 68] bool, landmarks that are in sight.
     """
 
     state: SceneState | None = None
@@ -30,3 +31,5 @@ class Labels:
     moment: Tensor | None = None
     parse: Tensor | None = None
     parse_valid: Tensor | None = None
+    normals: Tensor | None = None
+    visible: Tensor | None = None
