@@ -14,7 +14,7 @@ def read_mesh(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     """A `.ply` or `.obj` file -> vertices [V, 3] float64 (nothing is merged or reordered), triangles [F, 3] int64.
 
     Raises:
-        InputError: no such file, or not a triangle mesh.
+        InputError: no such file, not a triangle mesh, triangles of vertices that are not there, or vertices that are not finite.
     """
     path = Path(path)
     if not path.is_file():
@@ -26,4 +26,8 @@ def read_mesh(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f"{path}: not a readable mesh: {error}") from error
     if not len(vertices) or not len(triangles):
         raise InputError(f"{path}: expected a mesh with triangles, got {len(vertices)} vertices and {len(triangles)} triangles")
+    if triangles.min() < 0 or triangles.max() >= len(vertices):
+        raise InputError(f"{path}: expected triangles of vertices 0 to {len(vertices) - 1}, got {triangles.min()} to {triangles.max()}")
+    if not np.isfinite(vertices).all():
+        raise InputError(f"{path}: vertex {int((~np.isfinite(vertices)).any(1).argmax())} is not finite; repair the mesh")
     return vertices, triangles

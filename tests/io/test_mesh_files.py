@@ -37,3 +37,14 @@ def test_refusals(tmp_path):
     (tmp_path / "cloud.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\n")
     with pytest.raises(InputError, match="cloud.obj: "):
         read_mesh(tmp_path / "cloud.obj")
+    (tmp_path / "nan.obj").write_text("v 0 0 0\nv nan 0 0\nv 0 1 0\nf 1 2 3\n")
+    with pytest.raises(InputError, match="nan.obj: vertex 1 is not finite; repair the mesh"):
+        read_mesh(tmp_path / "nan.obj")
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+def test_triangles_of_vertices_that_are_not_there(tmp_path, index):
+    (tmp_path / "a.ply").write_text("ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n"
+                                    f"element face 1\nproperty list uchar int vertex_indices\nend_header\n0 0 0\n1 0 0\n0 1 0\n3 0 1 {index}\n")
+    with pytest.raises(InputError, match="a.ply: expected triangles of vertices 0 to 2, got"):
+        read_mesh(tmp_path / "a.ply")
