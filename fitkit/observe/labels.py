@@ -12,7 +12,8 @@ from fitkit.scene.state import SceneState
 class Labels:
     """Every part may be None: not known.
 
-    state: the scene, of a fit or of a renderer; identity_sigma: [S, K_id] standard deviation of its identity (0 or None: exact);
+    state: the scene, of a fit or of a renderer; known: which of its parts are labels, the others only fill their places;
+    identity_sigma: [S, K_id] standard deviation of its identity (0 or None: exact);
     vertices: [B, V, 3] mm, camera frame; points3d: [B, N, 3] mm in any frame of each frame's own, NaN = not known;
     depth: [B, H, W] mm along the camera's axis, 0 = no surface; prior_depth: the same of a fitted face model;
     person: [B] int64, equal numbers are one person; moment: [B] int64, equal numbers are one instant of one person;
@@ -33,3 +34,4 @@ class Labels:
     parse_valid: Tensor | None = None
     normals: Tensor | None = None
     visible: Tensor | None = None
+    known: tuple[str, ...] = ("identity", "expression", "pose")

@@ -1,0 +1,107 @@
+"""Networks that predict a SceneState from pictures: one folder for each, behind one interface."""
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fitkit.errors import InputError
+from fitkit.io.options import build, to_plain, unknown_key
+from fitkit.models.face_model import FaceModel
+from fitkit.nets.predictor import StatePredictor, ViewSlot
+
+
+@dataclass(frozen=True)
+class NetKind:
+    """options: dataclass of the network's options; make: (face model, views, options) -> the network."""
+
+    options: type
+    make: Callable[[FaceModel, tuple[ViewSlot, ...], Any], StatePredictor]
+
+
+def _mvfnet() -> NetKind:
+    from fitkit.nets.mvfnet.network import MvfNet, MvfNetOptions
+
+    return NetKind(MvfNetOptions, MvfNet)
+
+
+NETS: dict[str, Callable[[], NetKind]] = {"mvfnet": _mvfnet}
+FORMAT = "fitkit-regressor-1"
+
+
+def net_kind(name: str) -> NetKind:
+    """A network by name.
+
+    Raises:
+        InputError: no such network; it names the nearest one.
+    """
+    if name not in NETS:
+        raise unknown_key(name, NETS, "net")
+    return NETS[name]()
+
+
+def save_predictor(network: StatePredictor, name: str, path: str | os.PathLike, half: bool = True) -> None:
+    """Weights as .safetensors, with everything that is needed to build the network again as JSON in the metadata.
+
+    name: of the kind of network; half: floating-point weights in half precision.
+    """
+    from safetensors.torch import save_file
+
+    def stored(x):
+        return x.detach().cpu().to(torch.float16 if half and x.is_floating_point() else x.dtype).contiguous()
+
+    about = {"net": name, "options": to_plain(network.options), "views": to_plain(network.views), "model": network.model_name,
+             "num_identity": network.num_identity, "num_expression": network.num_expression}
+    tensors = {k: stored(v) for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+    save_file(tensors, os.fspath(path), metadata={"format": FORMAT, "regressor": json.dumps(about)})
+
+
+def read_about(path: str | os.PathLike) -> dict[str, Any]:
+    """What the metadata of a weight file say: net, options, views, model, num_identity, num_expression.
+
+    Raises:
+        InputError: no such file, or not the weights of a regressor.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(os.fspath(path), "pt") as file:
+            metadata = file.metadata() or {}
+        about = json.loads(metadata["regressor"]) if metadata.get("format") == FORMAT else None
+        wrong = not isinstance(about, dict) or {"net", "options", "views", "model", "num_identity", "num_expression"} - set(about)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise InputError(f"{path}: not readable as the weights of a regressor ({' '.join(str(error).split())}); expected the regressor.safetensors "
+                         "that fitkit train-regressor writes") from error
+    if wrong:
+        raise InputError(f"{path}: not the weights of a regressor; expected the regressor.safetensors that fitkit train-regressor writes")
+    return about
+
+
+def load_predictor(path: str | os.PathLike, model: FaceModel) -> StatePredictor:
+    """A trained network from its weight file, in eval mode, for the face model that it was trained with.
+
+    Raises:
+        InputError: not such a file, or another face model.
+    """
+    from safetensors.torch import load_file
+
+    about = read_about(path)
+    got = (model.name, model.num_identity, model.num_expression)
+    wanted = (about["model"], about["num_identity"], about["num_expression"])
+    if got != wanted:
+        raise InputError(f"{path}: expected face model '{wanted[0]}' with {wanted[1]} identity and {wanted[2]} expression shapes, got '{got[0]}' "
+                         f"with {got[1]} and {got[2]}; load the model that the training used")
+    kind = net_kind(about["net"])
+    views = tuple(build(ViewSlot, v, f"{path}: view") for v in about["views"])
+    network = kind.make(model, views, build(kind.options, about["options"], f"{path}: options"))
+    weights = load_file(os.fspath(path))
+    known = network.state_dict()
+    keep = {k for k in known if not k.endswith("num_batches_tracked")}
+    if set(weights) != keep or any(weights[k].shape != known[k].shape for k in keep):
+        raise InputError(f"{path}: the weights do not fit the network that its metadata describe; the file is damaged, write it again")
+    network.load_state_dict(weights, strict=False)
+    return network.eval()

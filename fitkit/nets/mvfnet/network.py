@@ -1,0 +1,114 @@
+"""MVF-Net: a trunk shared by the views, a pose for each view, one identity and expression from the features of all."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fitkit.errors import InputError
+from fitkit.geometry.spherical_harmonics import Y0
+from fitkit.models.face_model import FaceModel
+from fitkit.nets.mvfnet.convention import rotation_of_angles
+from fitkit.nets.predictor import StatePredictor, ViewSlot
+from fitkit.observe.crop import CropOptions
+from fitkit.scene.camera import Camera
+from fitkit.scene.pose import Pose
+from fitkit.scene.state import SceneState
+
+CHANNELS = (64, 128, 256, 256, 512, 512, 512)  # of the seven convolutions
+POOL_AFTER = (0, 1, 3, 4, 6)
+POSE_HIDDEN, SHAPE_HIDDEN = 256, 768
+ANGLE = math.pi / 2  # rad per unit of output
+SHIFT = 0.25  # of the side of the picture per unit of output: 56 px of 224
+LOG_SCALE = 0.25  # log units per unit of output
+INITIAL_STD = 1e-4
+
+
+@dataclass(frozen=True)
+class MvfNetOptions:
+    """size: side of the pictures, px; width: factor on all channel numbers, 1 = as published; missing: what stands for the feature
+    of a view that is not there; expression: blend-shape weight per unit of output; margin, up: the crop, see CropOptions."""
+
+    size: int = 224
+    width: float = 1.0
+    missing: Literal["learned", "zero"] = "learned"
+    expression: float = 0.3
+    margin: float = 1.5
+    up: float = 0.12
+
+    def __post_init__(self):
+        if self.size < 16 or self.size % 16:
+            raise InputError(f"net mvfnet: size: expected a multiple of 16, got {self.size}")
+        if not self.width > 0:
+            raise InputError(f"net mvfnet: width: expected a factor > 0, got {self.width}")
+
+
+class MvfNet(StatePredictor):
+    """See README.md beside this file for what is as published and what differs.
+
+    Starts at the mean face: frontal, in the middle of the crop, as large as the crop makes it.
+    """
+
+    camera_kind = "orthographic"
+
+    def __init__(self, model: FaceModel, views: tuple[ViewSlot, ...], options: MvfNetOptions = MvfNetOptions()):
+        super().__init__()
+        self.options, self.views, self.size = options, tuple(views), options.size
+        self.crop = CropOptions(options.margin, options.up, options.size, options.size)
+        self.model_name, self.num_identity, self.num_expression = model.name, model.num_identity, model.num_expression
+        channels = [max(1, round(c * options.width)) for c in CHANNELS]
+        layers, inputs = [], 3
+        for number, outputs in enumerate(channels):
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+            if number in POOL_AFTER:
+                layers.append(nn.MaxPool2d(2, ceil_mode=True))
+            inputs = outputs
+        self.trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        hidden = [max(8, round(n * options.width)) for n in (POSE_HIDDEN, SHAPE_HIDDEN)]
+        self.pose_head = nn.Sequential(nn.Linear(inputs, hidden[0]), nn.ReLU(inplace=True), nn.Linear(hidden[0], 6))
+        self.shape_head = nn.Sequential(nn.Linear(inputs * len(self.views), hidden[1]), nn.ReLU(inplace=True),
+                                        nn.Linear(hidden[1], model.num_identity + model.num_expression))
+        self.absent = nn.Parameter(torch.zeros(len(self.views), inputs), requires_grad=options.missing == "learned")
+        for module in self.trunk:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+        for head in (self.pose_head, self.shape_head):
+            nn.init.normal_(head[-1].weight, std=INITIAL_STD)
+            nn.init.zeros_(head[-1].bias)
+        points = model.landmark_basis.mean.detach().float().cpu()
+        low, high = points.amin(0), points.amax(0)
+        # The crop is cut around the box of the 68 points and moved up; there the mean face starts.
+        self.register_buffer("anchor", (low + high) / 2, persistent=False)
+        self.mean_scale = options.size / (options.margin * float((high - low)[:2].max()))  # px per mm
+        self.mean_drop = options.up * float((high - low)[1]) * self.mean_scale  # px below the middle of the crop
+
+    def forward(self, images: Tensor, valid: Tensor) -> SceneState:
+        features = self.trunk(images[valid])  # [B, C]
+        poses = self.pose_head(features)
+        table = self.absent.to(features).expand(len(images), -1, -1).clone()
+        table[valid] = features
+        codes = self.shape_head(table.flatten(1))
+        with torch.autocast(images.device.type, enabled=False):  # positions need more digits than half precision has
+            return self._state(poses.float(), codes.float(), valid)
+
+    def _state(self, poses: Tensor, codes: Tensor, valid: Tensor) -> SceneState:
+        """poses [B, 6]: pitch, yaw, roll, x, y, scale, normalized; codes [S, K_id + K_ex]."""
+        subject = valid.nonzero()[:, 0]
+        rotation = rotation_of_angles(ANGLE * poses[:, :3])
+        scale = self.mean_scale * (LOG_SCALE * poses[:, 5]).exp()
+        at = SHIFT * self.size * poses[:, 3:5] + poses.new_tensor([0.0, self.mean_drop])  # of the anchor, px from the middle
+        shift = at / scale[:, None] - (rotation @ self.anchor.to(poses))[:, :2]
+        translation = torch.cat([shift, torch.full_like(shift[:, :1], Camera.REFERENCE_DEPTH)], 1)
+        middle = torch.full_like(shift, (self.size - 1) / 2)
+        camera = Camera(scale * Camera.REFERENCE_DEPTH, middle, torch.ones_like(scale), self.camera_kind)
+        light = poses.new_zeros(len(poses), 9, 1)
+        light[:, 0] = 1 / Y0  # white from everywhere: nothing is predicted about it
+        identity, expression = codes.split([self.num_identity, self.num_expression], 1)
+        return SceneState(identity, subject, self.options.expression * expression[subject], Pose(rotation, translation), camera, light)
+
+    def parts(self) -> dict[str, tuple[nn.Module, ...]]:
+        return {"trunk": (self.trunk,), "pose": (self.pose_head,), "shape": (self.shape_head,)}

@@ -1,0 +1,78 @@
+"""What all networks have in common: named views in, a scene state out."""
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from fitkit.errors import InputError
+from fitkit.observe.crop import CropOptions
+from fitkit.scene.state import SceneState
+
+
+@dataclass(frozen=True)
+class ViewSlot:
+    """A named input of a network. yaw: (least, most) degrees of the heads it takes; positive: the nose points to the right side of
+    the picture, as `fitkit.scene.pose.yaw_pitch_roll`."""
+
+    name: str
+    yaw: tuple[float, ...] = (-15.0, 15.0)
+
+    def __post_init__(self):
+        if len(self.yaw) != 2 or not self.yaw[0] < self.yaw[1]:
+            raise InputError(f"view '{self.name}': yaw: expected [least, most] degrees, got {list(self.yaw)}")
+
+    @property
+    def middle(self) -> float:
+        return (self.yaw[0] + self.yaw[1]) / 2
+
+
+class StatePredictor(nn.Module, ABC):
+    """Pictures of people -> SceneState.
+
+    size: side of the square pictures, px; crop: how they are cut; views: the named inputs; model_name, num_identity,
+    num_expression: of the face model whose coefficients are predicted; camera_kind: of the predicted cameras.
+    """
+
+    size: int
+    crop: CropOptions
+    views: tuple[ViewSlot, ...]
+    model_name: str
+    num_identity: int
+    num_expression: int
+    camera_kind: str
+
+    @abstractmethod
+    def forward(self, images: Tensor, valid: Tensor) -> SceneState:
+        """images: [S, V, 3, size, size] sRGB in [0, 1] of S people in the V named views; valid: [S, V] bool, False: that view is
+        missing. Every person has at least one view.
+
+        Returns:
+            the state of the B = valid.sum() frames that are there, person by person, views in their order; cameras in pixels of
+            the pictures.
+        """
+
+    @abstractmethod
+    def parts(self) -> dict[str, tuple[nn.Module, ...]]:
+        """Names under which a training frees parts of the network, and the modules they stand for."""
+
+
+def assign_views(slots: Sequence[ViewSlot], yaw: Sequence[float], names: Sequence[str] = ()) -> list[int | None]:
+    """Which view goes into which slot: index of the view for each slot, None = missing.
+
+    A view whose name is that of a slot goes there; of the others, a slot takes the one with the yaw nearest to the middle of its
+    range, if any lies inside. yaw: degrees, NaN = not known.
+    """
+    by_name = {name: i for i, name in enumerate(names)}
+    chosen: list[int | None] = [by_name.get(slot.name) for slot in slots]
+    free = [i for i in range(len(yaw)) if i not in chosen]
+    for number, slot in enumerate(slots):
+        if chosen[number] is None:
+            inside = [i for i in free if slot.yaw[0] <= yaw[i] <= slot.yaw[1]]
+            if inside:
+                best = min(inside, key=lambda i: abs(yaw[i] - slot.middle))
+                chosen[number] = best
+                free.remove(best)
+    return chosen
