@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +27,8 @@ SHAPES = {
     "view_names": ("B",), "image_size": ("B", 2), "camera_source": ("B",),
 }
 OPTIONAL = {"identity_covariance": ("K_id", "K_id"), "displacement": ("V",), "light": ("B", 9, 3)}  # since versions 2, 3, 3
+NAMES = ("expression_names", "view_names", "camera_source")
+KIND_WORDS = {"if": "numbers", "U": "text", "b": "true or false"}
 TEXTS = ("format", "units", "model_name", "camera_kind", "subject_name")
 
 
@@ -106,7 +107,7 @@ def load_parameters(path: str | os.PathLike) -> Parameters:
             arrays = {k: data[k] for k in data.files}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected the parameters.npz of a result folder") from None
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # noqa: BLE001 - a damaged archive raises many kinds
         raise InputError(f"{path}: not a readable fitkit parameter file (.npz): {error}") from error
     if str(arrays.get("format")) != FORMAT or "version" not in arrays:
         raise InputError(f"{path}: not a fitkit parameter file (expected format '{FORMAT}', got '{arrays.get('format')}')")
@@ -135,16 +136,29 @@ def _check(arrays: dict[str, np.ndarray], path: Path) -> None:
     missing = [k for k in (*SHAPES, *TEXTS) if k not in arrays]
     if missing:
         raise InputError(f"{path}: the parameter file lacks {', '.join(missing)}; write it again with FitResult.save")
+    check_shapes(arrays, SHAPES | {k: v for k, v in OPTIONAL.items() if k in arrays}, dict.fromkeys(NAMES, "U"), path)
+    for key in (*SHAPES, *OPTIONAL):
+        if key in arrays and arrays[key].dtype.kind == "f" and not np.isfinite(arrays[key]).all():
+            raise InputError(f"{path}: {key} holds values that are not finite")
+    if str(arrays["camera_kind"]) not in KINDS:
+        raise InputError(f"{path}: camera_kind: expected one of {', '.join(KINDS)}; got '{arrays['camera_kind']}'")
+
+
+def check_shapes(arrays: dict[str, np.ndarray], shapes: dict[str, tuple], kinds: dict[str, str], path: Path) -> dict[str, int]:
+    """Refuse arrays of a file that are not what `shapes` says.
+
+    Args:
+        shapes: key -> shape, names in it stand for sizes that must agree; kinds: key -> numpy's dtype.kind, numbers where none is given.
+    Returns: the sizes by name.
+    """
     sizes: dict[str, int] = {}
-    for key, shape in (SHAPES | {k: v for k, v in OPTIONAL.items() if k in arrays}).items():
+    for key, shape in shapes.items():
         got = arrays[key].shape
         wanted = tuple(sizes.get(n, n) if isinstance(n, str) else n for n in shape)
         if len(got) != len(shape) or any(isinstance(w, int) and w != g for w, g in zip(wanted, got)):
             raise InputError(f"{path}: {key}: expected shape {list(wanted)}, got {list(got)}")
         sizes.update((n, g) for n, g in zip(shape, got) if isinstance(n, str))
-        if arrays[key].dtype.kind == "f" and not np.isfinite(arrays[key]).all():
-            raise InputError(f"{path}: {key} holds values that are not finite")
-        if arrays[key].dtype.kind not in ("U" if key in ("expression_names", "view_names", "camera_source") else "if"):
-            raise InputError(f"{path}: {key}: expected {'text' if key.endswith('s') else 'numbers'}, got {arrays[key].dtype}")
-    if str(arrays["camera_kind"]) not in KINDS:
-        raise InputError(f"{path}: camera_kind: expected one of {', '.join(KINDS)}; got '{arrays['camera_kind']}'")
+        kind = kinds.get(key, "if")
+        if arrays[key].dtype.kind not in kind:
+            raise InputError(f"{path}: {key}: expected {KIND_WORDS[kind]}, got {arrays[key].dtype}")
+    return sizes

@@ -94,6 +94,14 @@ def test_cut_short(path):
         load_parameters(path)
 
 
+def test_damaged_inside(path):
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2:len(raw) // 2 + 40] = bytes(range(40))
+    path.write_bytes(bytes(raw))
+    with pytest.raises(InputError, match="not a readable fitkit parameter file"):
+        load_parameters(path)
+
+
 def test_pickles_are_not_opened(tmp_path):
     np.savez(tmp_path / "p.npz", format=np.array({"evil": 1}, object))
     with pytest.raises(InputError, match="not a readable fitkit parameter file"):
@@ -110,11 +118,12 @@ def test_another_archive(tmp_path):
     ({"version": 99}, "version 99, this fitkit reads up to 3; update fitkit"),
     ({"focal": None}, "lacks focal"),
     ({"identity_covariance": np.eye(3)}, r"identity_covariance: expected shape \[8, 8\], got \[3, 3\]"),
-    ({"focal": np.ones(2)}, r"translation|focal: expected shape \[3\], got \[2\]"),
+    ({"focal": np.ones(2)}, r"focal: expected shape \[3\], got \[2\]"),
     ({"rotation": np.ones((3, 3))}, r"rotation: expected shape \[3, 3, 3\], got \[3, 3\]"),
     ({"expression_names": np.array(["a"])}, r"expression_names: expected shape \[6\], got \[1\]"),
     ({"translation": np.full((3, 3), np.nan)}, "translation holds values that are not finite"),
     ({"focal": np.array(["a", "b", "c"])}, "focal: expected numbers"),
+    ({"camera_source": np.zeros(3)}, "camera_source: expected text, got float64"),
     ({"camera_kind": "fisheye"}, "camera_kind: expected one of perspective, orthographic; got 'fisheye'"),
 ])
 def test_refusals(path, arrays, message):
