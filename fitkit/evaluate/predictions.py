@@ -22,7 +22,7 @@ from fitkit.data.samples import EvaluationSample, read_points
 from fitkit.errors import FitError, FitkitError, InputError
 from fitkit.evaluate.scan_to_mesh import NOW_POINTS
 from fitkit.export.meshes import write_obj
-from fitkit.export.parameters import Parameters, load_parameters, save_parameters
+from fitkit.export.parameters import Parameters, check_shapes, load_parameters, save_parameters
 from fitkit.fit.recipe import FitRecipe
 from fitkit.fit.result import FitResult
 from fitkit.fit.run import fit_observed
@@ -30,11 +30,13 @@ from fitkit.io.mesh_files import read_mesh
 from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
-from fitkit.scene.camera import Camera
+from fitkit.scene.camera import KINDS, Camera
 
 log = logging.getLogger("fitkit")
-ARRAYS = ("landmarks", "posed", "posed_landmarks", "pixels", "outer", "sigma", "focal", "principal", "sizes", "views", "model",
-          "camera_kind")
+# Key of ID.npz -> shape; B views, V vertices.
+SHAPES = {"landmarks": (68, 3), "posed": ("B", "V", 3), "posed_landmarks": ("B", 68, 3), "pixels": ("B", 68, 2), "outer": ("V",),
+          "sigma": ("V",), "focal": ("B",), "principal": ("B", 2), "sizes": ("B", 2), "views": ("B",), "model": (), "camera_kind": ()}
+TEXTS = ("views", "model", "camera_kind")
 
 
 @dataclass(frozen=True)
@@ -226,15 +228,18 @@ def read_prediction(root: Path, name: str) -> Prediction:
     Raises:
         InputError: a broken file, or a mesh without its points.
     """
-    out = Prediction(name)
+    out, sizes = Prediction(name), {}
     path = _path(root, name, ".npz")
     if path.is_file():
         try:
             with np.load(path, allow_pickle=False) as data:
-                arrays = {k: data[k] for k in ARRAYS if k in data.files}
+                arrays = {k: data[k] for k in SHAPES if k in data.files}
         except Exception as error:  # noqa: BLE001 - a damaged archive raises many kinds
             raise InputError(f"{path}: cannot be read: {error}") from error
+        sizes = check_shapes(arrays, {k: SHAPES[k] for k in arrays}, dict.fromkeys(TEXTS, "U") | {"outer": "b"}, path)
         out = replace(out, **{k: str(v) if k in ("model", "camera_kind") else v for k, v in arrays.items()})
+        if out.camera_kind not in KINDS:
+            raise InputError(f"{path}: camera_kind: expected one of {', '.join(KINDS)}; got '{out.camera_kind}'")
     mesh = next((p for s in (".obj", ".ply") if (p := _path(root, name, s)).is_file()), None)
     if mesh is not None:
         picks = next((p for s in (".npy", ".txt") if (p := _path(root, name, s)).is_file()), None)
@@ -242,8 +247,8 @@ def read_prediction(root: Path, name: str) -> Prediction:
             raise InputError(f"{mesh}: expected its 7 points in {name}.npy or {name}.txt beside it, [7, 3]")
         vertices, triangles = read_mesh(mesh)
         out = replace(out, vertices=vertices, triangles=triangles, points=read_points(picks, 7))
-        if out.outer is not None and len(out.outer) != len(vertices):
-            raise InputError(f"{path}: belongs to a mesh of {len(out.outer)} vertices, {mesh.name} has {len(vertices)}; "
+        if sizes.get("V", len(vertices)) != len(vertices):
+            raise InputError(f"{path}: belongs to a mesh of {sizes['V']} vertices, {mesh.name} has {len(vertices)}; "
                              "make the predictions again")
     parameters = _path(root, name, ".parameters.npz")
     return replace(out, parameters=lambda: load_parameters(parameters)) if parameters.is_file() else out

@@ -149,6 +149,10 @@ def test_our_predictions_are_what_the_evaluator_of_now_reads(tmp_path):
     (lambda f: (f / "a.npz").write_bytes(b"x"), "a.npz: cannot be read"),
     (lambda f: layouts.person().mesh(f / "a.obj", np.random.default_rng(0).normal(size=(315, 3))[:315].repeat(2, 0)),
      "belongs to a mesh of 315 vertices, a.obj has 630"),
+    (lambda f: np.savez(f / "a.npz", pixels=np.zeros((3, 5, 2))), r"a.npz: pixels: expected shape \['B', 68, 2\], got \[3, 5, 2\]"),
+    (lambda f: np.savez(f / "a.npz", posed=np.zeros((3, 315, 3)), focal=np.ones(2)), r"a.npz: focal: expected shape \[3\], got \[2\]"),
+    (lambda f: np.savez(f / "a.npz", views=np.zeros(3)), "a.npz: views: expected text, got float64"),
+    (lambda f: np.savez(f / "a.npz", camera_kind="fisheye"), "a.npz: camera_kind: expected one of perspective, orthographic; got 'fisheye'"),
 ])
 def test_broken_prediction_files(tmp_path, break_it, message):
     write_fit(layouts.person().result, tmp_path, "a")
