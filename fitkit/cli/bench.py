@@ -1,6 +1,9 @@
 """`fitkit bench ...`: accuracy and speed of the fit, worth of its energies, and the landmark detectors."""
 from __future__ import annotations
 
+import os
+from tempfile import TemporaryDirectory
+
 import click
 
 from fitkit.cli.model import _one_sentence
@@ -41,25 +44,33 @@ def bench():
 
 
 @bench.command()
-@click.argument("data", type=click.Path())
+@click.argument("data", type=click.Path(), required=False)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--model", "models", multiple=True, default=("ict", "generic"), show_default=True, help="Face model; may be repeated.")
+@click.option("--model", "models", multiple=True, help="Face model; may be repeated.  [default: ict and generic; without DATA generic]")
 @click.option("--recipe", "recipes", multiple=True, default=("landmarks", "multiview"), show_default=True, help="Recipe; may be repeated.")
 @click.option("--subjects", multiple=True, callback=_names, help="Only these, separated by commas.")
 @click.option("--views", callback=_numbers, help="Only these views by position, e.g. 0,2,4.")
+@click.option("--people", type=int, default=8, show_default=True, help="Without DATA: how many people are rendered.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Without DATA: which people.")
 @click.option("--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file.")
 @_one_sentence
-def accuracy(data, overrides, models, recipes, subjects, views, path):
+def accuracy(data, overrides, models, recipes, subjects, views, people, seed, path):
     """Scan-to-mesh errors of the neutral shape for all subjects of DATA.
 
     DATA holds SUBJECT/ folders with photos and landmarks, and ground_truth/SUBJECT/ with neutral.ply,
-    landmarks3d_neutral.npy and face_region.npy. The exit code is 1 when a fit failed.
+    landmarks3d_neutral.npy and face_region.npy, as `fitkit synth` writes them. Without DATA people of the model generic are rendered for it.
+    The exit code is 1 when a fit failed.
 
     Example: fitkit bench accuracy shared/data/bench --model ict --json results.json
     """
     from fitkit.evaluate import bench as run
 
-    report = run.accuracy(data, models, recipes, subjects, views, overrides, _tell)
+    if data is not None and "=" in data and not os.path.exists(data):
+        data, overrides = None, (data, *overrides)
+    with TemporaryDirectory(prefix="fitkit_bench_") as folder:
+        if data is None:
+            data, models = run.rendered_people(os.path.join(folder, f"rendered_seed_{seed}"), people, seed, tell=_tell), models or ("generic",)
+        report = run.accuracy(data, models or ("ict", "generic"), recipes, subjects, views, overrides, _tell)
     _finish(report, run.accuracy_text(report), path)
     if any(row["error"] for row in report["rows"]):
         raise click.ClickException("some fits failed; they are listed above and not in the means")

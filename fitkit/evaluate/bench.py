@@ -14,6 +14,8 @@ from typing import Any, Callable, Sequence
 import numpy as np
 import torch
 
+from fitkit.data.synth_folder import write_subjects
+from fitkit.data.synth_recipe import load_synth_recipe
 from fitkit.data.synthetic import head_shot_state, photograph, studio
 from fitkit.errors import FitkitError, InputError
 from fitkit.evaluate.coverage import coverage
@@ -124,6 +126,19 @@ def _array(path: Path) -> np.ndarray:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
+
+
+def rendered_people(folder: str | os.PathLike, count: int = 8, seed: int = 0, model: str = "generic", tell: Tell = lambda line: None) -> Path:
+    """A benchmark of people of a face model, rendered into `folder`: five 512 px photos each, yaw -55 to 55 degrees, one light and one
+    expression, landmarks with 1.2 px noise.
+
+    Raises:
+        InputError: count below 1, or the folder cannot be written.
+    """
+    tell(f"rendering {count} people of {model}")
+    changes = {"model": model, "views": 5, "size": 512, "seed": seed, "landmark_noise": 1.2, "variation": {"yaw": 55}}
+    write_subjects(load_synth_recipe("clean", (), changes), count, folder)
+    return Path(folder)
 
 
 def load_views(folder: str | os.PathLike, views: Sequence[int] | None = None, source: str = "auto") -> tuple[Subject, Landmarks]:

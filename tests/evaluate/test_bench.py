@@ -209,3 +209,16 @@ def test_adam_recipe_is_what_the_benchmark_states():
     assert recipe.crop.max_size == recipe.crop.min_size == 224
     assert [(s.solver.name, s.solver.max_iterations) for s in recipe.stages] == [("adam", 200), ("adam", 800)]
     assert recipe.stages[1].energies["photo_xview"].options.points == 0  # every covered pixel
+
+
+def test_people_are_rendered_where_no_data_is_given(tmp_path):
+    path = tmp_path / "out.json"
+    args = ["accuracy", "landmarks.sigma=0.02", "--people", "1", "--seed", "3", "--recipe", "landmarks", "--json", str(path)]
+    result = CliRunner().invoke(command, args)
+    assert result.exit_code == 0, result.output
+    report = json.loads(path.read_text())
+    assert report["data"] == "rendered_seed_3" and report["overrides"] == ["landmarks.sigma=0.02"]
+    mean_face, fitted = report["rows"]
+    assert mean_face["views"] == 5 and fitted["now_mean"] < 0.75 * mean_face["now_mean"]  # 0.4 to 0.5 of it
+    wrong = CliRunner().invoke(command, ["accuracy", "--people", "0"])
+    assert wrong.exit_code == 1 and "expected at least one subject" in wrong.output
