@@ -39,8 +39,8 @@ def read_report(path: str | os.PathLike) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             report = json.load(file)
         named = isinstance(report["rows"], list) and all("id" in row and "status" in row for row in report["rows"])
-        if not named or not isinstance(report["units"], dict):
-            raise KeyError("rows")
+        if not named or not isinstance(report["units"], dict) or not {"protocol", "data", "options"} <= report.keys():
+            raise ValueError("it lacks rows with id and status, units, protocol, data or options")
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not the metrics.json of an evaluation: {error}") from error
     return report

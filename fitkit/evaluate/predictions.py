@@ -9,8 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from fitkit.export.parameters import Parameters, check_shapes, load_parameters, 
 from fitkit.fit.recipe import FitRecipe
 from fitkit.fit.result import FitResult
 from fitkit.fit.run import fit_observed
+from fitkit.io.atomic import written_whole
 from fitkit.io.mesh_files import read_mesh
 from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
@@ -110,12 +110,17 @@ def make_predictions(samples: Sequence[EvaluationSample], folder: str | os.PathL
             status, error = "failed", str(problem)
         except Exception as problem:  # noqa: BLE001 - one sample must not end a run of thousands
             log.exception("%s", sample.id)
-            status, error = "failed", f"unexpected {type(problem).__name__}: {' '.join(str(problem).split())[:300]}"
+            status, error = "failed", unexpected(problem)
         seconds = round(time.perf_counter() - began, 3)
-        with _atomic(_path(root, sample.id, ".json")) as part:
+        with written_whole(_path(root, sample.id, ".json")) as part:
             part.write_text(json.dumps({"id": sample.id, "status": status, "error": error, "seconds": seconds, "model": model.name,
                                         "predictor": predictor}, indent=1) + "\n", encoding="utf-8")
         tell(f"{number}/{len(samples)} {sample.id}: {error or status}, {seconds:.1f} s")
+
+
+def unexpected(error: Exception) -> str:
+    """One line for an error that is no FitkitError."""
+    return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def predict(sample: EvaluationSample, root: Path, model: FaceModel, recipe: FitRecipe, predictor: str) -> str:
@@ -157,7 +162,7 @@ def write_fit(result: FitResult, root: Path, name: str) -> None:
     if result.vertex_sigma is not None:
         arrays["sigma"] = result.vertex_sigma.float().numpy()
     _write_arrays(root, name, arrays)
-    with _atomic(_path(root, name, ".parameters.npz")) as part:
+    with written_whole(_path(root, name, ".parameters.npz")) as part:
         save_parameters(result, part)
 
 
@@ -175,30 +180,17 @@ def _names(subject: Subject) -> np.ndarray:
 
 
 def _write_mesh(root: Path, name: str, model: FaceModel, vertices, landmarks: np.ndarray) -> None:
-    with _atomic(_path(root, name, ".obj")) as part:
+    with written_whole(_path(root, name, ".obj")) as part:
         # Without texture coordinates: readers split vertices along their seams.
         write_obj(part, vertices, replace(model, uv=None, uv_triangles=None))
-    with _atomic(_path(root, name, ".npy")) as part:
+    with written_whole(_path(root, name, ".npy")) as part:
         with open(part, "wb") as file:  # a name would get another suffix
             np.save(file, landmarks[list(NOW_POINTS)])
 
 
 def _write_arrays(root: Path, name: str, arrays: dict[str, Any]) -> None:
-    with _atomic(_path(root, name, ".npz")) as part, open(part, "wb") as file:
+    with written_whole(_path(root, name, ".npz")) as part, open(part, "wb") as file:
         np.savez_compressed(file, **arrays)
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its name when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".fitkit-{os.getpid()}-{path.name}")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def _path(root: Path, name: str, suffix: str) -> Path:

@@ -20,12 +20,13 @@ from fitkit.data.samples import EvaluationSample
 from fitkit.errors import FitkitError, InputError
 from fitkit.evaluate.compare import aligned
 from fitkit.evaluate.machine import machine
-from fitkit.evaluate.predictions import Prediction, make_predictions, read_prediction, read_status
+from fitkit.evaluate.predictions import Prediction, make_predictions, read_prediction, read_status, unexpected
 from fitkit.evaluate.protocols import PROTOCOLS, ErrorMap, Protocol
 from fitkit.evaluate.recipe import EvaluateRecipe
 from fitkit.export.folder import plain
 from fitkit.export.preview import draw_error_map
-from fitkit.io.options import to_plain
+from fitkit.io.atomic import written_whole
+from fitkit.io.options import read_yaml, to_plain
 from fitkit.models.registry import load_model
 
 log = logging.getLogger("fitkit")
@@ -57,20 +58,22 @@ def evaluate(recipe: EvaluateRecipe, data: str | os.PathLike, output: str | os.P
     if doubles:
         raise InputError(f"{data}: several samples are called '{sorted(doubles)[0]}'; rename one")
     samples = samples[:limit]
-    if predictions is None:
-        folder = out / PREDICTIONS
-        _make(samples, folder, recipe, resume, tell)
-    else:
-        folder = Path(predictions)
+    folder = out / PREDICTIONS if predictions is None else Path(predictions)
+    if predictions is not None:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; expected predictions, or leave --predictions out to have the photos fitted")
         if all(read_status(folder, s.id)["status"] == "missing" for s in samples):
             first = samples[0].id
             raise InputError(f"{folder}: no prediction for any of the {len(samples)} samples; "
                              f"expected files such as {first}.obj with {first}.npy")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output {out}: cannot be made ({error.strerror or error}); choose another --output") from error
+    if predictions is None:
+        _make(samples, folder, recipe, resume, tell)
     rows, pool = score_all(protocol, options, samples, folder, out / PICTURES, recipe, tell)
     report = report_of(recipe, Path(data).resolve().name, options, protocol, rows, pool)
-    out.mkdir(parents=True, exist_ok=True)
     write_report(report, out)
     return report
 
@@ -83,12 +86,12 @@ def _make(samples: Sequence[EvaluationSample], folder: Path, recipe: EvaluateRec
         if not resume:
             raise InputError(f"{folder}: there are predictions already; --resume goes on with them, --predictions {folder} only scores "
                              "them, or choose another --output")
-        earlier = yaml.safe_load(beside.read_text(encoding="utf-8")) if beside.is_file() else None
+        earlier = read_yaml(beside) if beside.is_file() else None
         if earlier != made:
             raise InputError(f"{folder}: its predictions were made with another recipe or model ({beside.name}); choose another --output")
-    folder.mkdir(parents=True, exist_ok=True)
+    model = load_model(recipe.model)
     _write_text(beside, yaml.safe_dump(made, sort_keys=False, allow_unicode=True))
-    make_predictions(samples, folder, load_model(recipe.model), recipe.fit_recipe(), recipe.predictor, tell)
+    make_predictions(samples, folder, model, recipe.fit_recipe(), recipe.predictor, tell)
 
 
 # ---- step two ----
@@ -118,6 +121,9 @@ def score_all(protocol: Protocol, options: Any, samples: Sequence[EvaluationSamp
                 scored = protocol.score(sample, read_prediction(folder, sample.id), options, context)
             except FitkitError as error:
                 row.update(status="failed", error=str(error))
+            except Exception as error:  # noqa: BLE001 - one sample must not cost the numbers of all others
+                log.exception("%s", sample.id)
+                row.update(status="failed", error=unexpected(error))
             else:
                 row.update(scored.values)
                 for name, values in scored.pooled.items():
@@ -166,18 +172,15 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     _write_text(folder / REPORT, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     _write_text(folder / RECIPE, yaml.safe_dump(report["recipe"], sort_keys=False, allow_unicode=True))
     keys = list(dict.fromkeys(k for row in report["rows"] for k in row if k != "error"))
-    part = folder / f".fitkit-{os.getpid()}-{TABLE}"
-    with open(part, "w", encoding="utf-8", newline="") as file:
+    with written_whole(folder / TABLE) as part, open(part, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [*keys, "error"], restval="")
         writer.writeheader()
         writer.writerows(report["rows"])
-    os.replace(part, folder / TABLE)
 
 
 def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(f".fitkit-{os.getpid()}-{path.name}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with written_whole(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def draw_picture(surface: ErrorMap, path: Path, largest: float) -> None:

@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import layouts
@@ -19,8 +20,9 @@ from fitkit.evaluate import predictions as prediction_files
 from fitkit.evaluate.compare import compare, compare_text, mean_interval, read_report
 from fitkit.evaluate.held_out import held_out_errors, identity_spread, place_view, share_beyond
 from fitkit.evaluate.predictions import read_prediction, read_status, write_fit
+from fitkit.evaluate.protocols import PROTOCOLS
 from fitkit.evaluate.recipe import load_evaluate_recipe
-from fitkit.evaluate.run import evaluate, report_text, summarize, upright
+from fitkit.evaluate.run import evaluate, report_text, score_all, summarize, upright
 from fitkit.export.preview import draw_error_map
 from fitkit.models.io import save_model_file
 from fitkit.models.registry import load_model
@@ -200,6 +202,8 @@ def test_only_like_is_compared(tmp_path):
         compare(report([]), report([1.0]))
     (tmp_path / "a.json").write_text("[]")
     assert "not the metrics.json of an evaluation" in run("--compare", tmp_path / "a.json", tmp_path / "b.json").output
+    (tmp_path / "a.json").write_text(json.dumps({"rows": [], "units": {}}))
+    assert "it lacks rows with id and status, units, protocol" in run("--compare", tmp_path / "a.json", tmp_path / "b.json").output
 
 
 # ---- command line and recipes ----
@@ -241,6 +245,33 @@ def test_folders_that_hold_nothing(data, tmp_path):
         evaluate(recipe(data), data[0], tmp_path / "out", limit=0)
     with pytest.raises(InputError, match="at least 2 photos, or a folder of such folders"):
         evaluate(recipe(data, name="held_out"), tmp_path / "empty", tmp_path / "out")
+
+
+def test_refused_before_anything_is_written(data, tmp_path):
+    with pytest.raises(InputError, match="unknown model 'none'"):
+        evaluate(recipe(data, "model=none"), data[0], tmp_path / "out")
+    assert not (tmp_path / "out" / "predictions").exists()  # so the next try is not taken for a second one
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="output .*file: cannot be made .*; choose another --output"):
+        evaluate(recipe(data), data[0], tmp_path / "file")
+    (tmp_path / "out" / "predictions").mkdir(parents=True)
+    (tmp_path / "out" / "predictions" / "recipe.yaml").write_text("a: [")
+    with pytest.raises(InputError, match="recipe.yaml: not valid YAML"):
+        evaluate(recipe(data), data[0], tmp_path / "out", resume=True)
+
+
+def test_an_error_of_ours_in_one_sample_does_not_cost_the_others(data, tmp_path):
+    settled = recipe(data, "predictor=mean", "pictures=0")
+    evaluate(settled, data[0], tmp_path)
+    bench, options = PROTOCOLS["bench"], settled.protocol_options()
+
+    def broken(sample, *rest):
+        return bench.score(sample, *rest) if sample.id == "multiview_01" else 1 / 0
+
+    samples = bench.samples(data[0], options)
+    rows, _ = score_all(replace(bench, score=broken), options, samples, tmp_path / "predictions", tmp_path, settled)
+    assert [r["status"] for r in rows] == ["failed", "ok"] and rows[1]["now_mean"] > 0
+    assert rows[0]["error"] == "unexpected ZeroDivisionError: division by zero"
 
 
 # ---- pictures ----
