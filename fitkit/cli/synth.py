@@ -47,5 +47,10 @@ def synth(output, overrides, subjects, views, frames, model, recipe, size, seed,
                 bar.initial = done * settled.pictures  # what was there before is not counted into the speed
             bar.update(done * settled.pictures - bar.n)
 
-        write_subjects(settled, subjects, output, workers, resume, made)
+        try:
+            write_subjects(settled, subjects, output, workers, resume, made)
+        except KeyboardInterrupt:
+            bar.close()
+            click.echo("\ninterrupted; finished subjects stay, go on with --resume", err=True)
+            raise click.exceptions.Exit(130) from None
     click.echo(f"written: {subjects} subjects with {settled.pictures} pictures each in {output}")

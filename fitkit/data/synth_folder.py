@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 
 from fitkit.data.synth_recipe import SynthRecipe, check_synth_recipe
-from fitkit.data.synth_subject import SubjectPlan, SubjectView, draw_subject, head_renderer, one_thread, render_subject
+from fitkit.data.synth_subject import SubjectPlan, SubjectView, draw_subject, head_renderer, one_thread, one_view, render_subject
 from fitkit.data.synthetic import PAINTED
 from fitkit.energies.masks import PARSE
 from fitkit.errors import FitkitError, InputError
@@ -186,8 +186,8 @@ def write_subject(model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan, view
     if recipe.cameras:
         _json(photos / "cameras.json", {"views": [{k: v[k] for k in ("image", "K", "R", "t", "width", "height")} for v in cameras]})
     keep, triangles = skin_mesh(model)
-    neutral, head = state.neutral(model)[0], state.vertices(model)
     same = bool((state.expression == state.expression[:1]).all())
+    neutral, head = state.neutral(model)[0], (one_view(state, 0) if same else state).vertices(model)
     write_ply(truth / "neutral.ply", neutral[:keep], triangles)
     points = model.landmarks.points(head, model.triangles).double().numpy()
     neutral_points = model.landmarks.points(neutral[None], model.triangles)[0].double().numpy()
@@ -248,7 +248,8 @@ def _json(path: Path, value: Any) -> None:
 
 
 def _png(path: Path, picture: np.ndarray) -> None:
-    ok, data = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    # Run lengths are smaller and faster here than the default strategy.
+    ok, data = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE])
     assert ok
     path.write_bytes(data.tobytes())
 

@@ -7,8 +7,14 @@ import numba
 import numpy as np
 from torch import Tensor
 
+from fitkit.data.face_paint import LampShadow
 from fitkit.data.random_faces import COVERED
+from fitkit.data.synthetic import Scene
+from fitkit.geometry.spherical_harmonics import Y0, Y1, Y2, Y20, Y22
 from fitkit.render.backends.numba_backend import winning_triangles
+
+
+TURNED_AWAY = 0.15  # smooth normals lean over at the silhouette; beyond, the back of the surface is seen
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,73 @@ def _interpolate(clip, triangles, index, pixel, width, table, out):
         q0, q1, q2 = q0 / total, q1 / total, q2 / total
         for k in range(channels):
             out[n, k] = q0 * table[a, k] + q1 * table[b, k] + q2 * table[c, k]
+
+
+def light_samples(albedo: np.ndarray, normal: np.ndarray, scene: Scene, scene_from_head: np.ndarray, camera_from_head: np.ndarray,
+                  shine: np.ndarray, open_sky: np.ndarray | None = None, place: np.ndarray | None = None,
+                  shadow: LampShadow | None = None) -> np.ndarray:
+    """`synthetic.light` for head-frame normals of any length, turned to the camera's side; linear RGB [N, 3].
+
+    Args:
+        albedo, normal: [N, 3]; scene_from_head, camera_from_head: [3, 3]; shine: [N]; open_sky: [N]; place: [N, 3] mm, head frame,
+            where the shadow of the lamp, made in that frame, is looked up.
+    """
+    count = len(albedo)
+    lamp = np.asarray(scene.lamp, np.float64)
+    lamp = lamp / np.linalg.norm(lamp)
+    viewer = -scene_from_head.astype(np.float64) @ camera_from_head[2].astype(np.float64)
+    half = (lamp + viewer) / np.linalg.norm(lamp + viewer)
+    reaches = np.ones(count, np.float32)
+    if shadow is not None:
+        view = shadow.view
+        axes = np.stack([v.double().numpy() for v in (view.right, view.up, view.towards)])
+        _reaches(np.ascontiguousarray(place, np.float32), axes, view.middle.double().numpy(), float(view.reach),
+                 np.ascontiguousarray(shadow.nearest.numpy()), reaches)
+    out = np.empty((count, 3), np.float32)
+    _light(np.ascontiguousarray(albedo, np.float32), np.ascontiguousarray(normal, np.float32), np.ascontiguousarray(shine, np.float32),
+           np.ones(count, np.float32) if open_sky is None else np.ascontiguousarray(open_sky, np.float32), reaches,
+           scene_from_head.astype(np.float64), camera_from_head[2].astype(np.float64), scene.illumination.double().numpy(), lamp, half,
+           float(scene.lamp_strength), np.asarray(scene.lamp_color, np.float64), float(scene.gloss), float(scene.shininess), out)
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _light(albedo, normal, shine, sky, reaches, frame, axis, light, lamp, half, strength, color, gloss, shininess, out):
+    faint = 1e-4 ** (1 / shininess)  # below, the highlight is less than a ten-thousandth and not worth the power
+    for n in range(len(albedo)):
+        a, b, c = np.float64(normal[n, 0]), np.float64(normal[n, 1]), np.float64(normal[n, 2])
+        length = max((a * a + b * b + c * c) ** 0.5, 1e-12)
+        if axis[0] * a + axis[1] * b + axis[2] * c > TURNED_AWAY * length:
+            length = -length
+        a, b, c = a / length, b / length, c / length
+        x = frame[0, 0] * a + frame[0, 1] * b + frame[0, 2] * c
+        y = frame[1, 0] * a + frame[1, 1] * b + frame[1, 2] * c
+        z = frame[2, 0] * a + frame[2, 1] * b + frame[2, 2] * c
+        direct = strength * max((x * lamp[0] + y * lamp[1] + z * lamp[2] + 0.15) / 1.15, 0.0) * reaches[n]
+        mirrored = x * half[0] + y * half[1] + z * half[2]
+        spot = gloss * mirrored ** shininess * shine[n] if mirrored > faint else 0.0
+        spot *= 0.3 + 0.7 * reaches[n]
+        for k in range(3):
+            shade = (Y0 * light[0, k] + Y1 * (y * light[1, k] + z * light[2, k] + x * light[3, k]) + Y2 * (x * y * light[4, k] + y * z * light[5, k])
+                     + Y20 * (3 * z * z - 1) * light[6, k] + Y2 * x * z * light[7, k] + Y22 * (x * x - y * y) * light[8, k])
+            out[n, k] = albedo[n, k] * (max(shade, 0.03) * sky[n] + direct * color[k]) + spot
+
+
+@numba.njit(cache=True, nogil=True)
+def _reaches(place, axes, middle, reach, nearest, out):
+    size = nearest.shape[0]
+    scale, center = (size / 2 - 2) / reach, (size - 1) / 2
+    for n in range(len(place)):
+        dx, dy, dz = place[n, 0] - middle[0], place[n, 1] - middle[1], place[n, 2] - middle[2]
+        x = (dx * axes[0, 0] + dy * axes[0, 1] + dz * axes[0, 2]) * scale + center
+        y = (dx * axes[1, 0] + dy * axes[1, 1] + dz * axes[1, 2]) * scale + center
+        depth = 2 * reach + 10 - (dx * axes[2, 0] + dy * axes[2, 1] + dz * axes[2, 2])
+        total = 0.0
+        for k in range(4):
+            column = min(max(int(round(x + (0.8 if k % 2 else -0.8))), 0), size - 1)
+            row = min(max(int(round(y + (0.8 if k // 2 else -0.8))), 0), size - 1)
+            total += min(max((nearest[row, column] + 7 - depth) / 4, 0.0), 1.0)
+        out[n] = total / 4
 
 
 class FineLayers:

@@ -39,7 +39,7 @@ from fitkit.data.random_faces import (
     visible_landmarks,
 )
 from fitkit.data.synth_parse import ParsePlan, parse_plan, parse_samples, person_classes
-from fitkit.data.synth_raster import FineLayers, sample_mesh
+from fitkit.data.synth_raster import FineLayers, light_samples, sample_mesh
 from fitkit.data.synth_recipe import SynthRecipe
 from fitkit.data.synthetic import Scene, head_shot_state, light
 from fitkit.geometry.normals import vertex_normals
@@ -187,12 +187,11 @@ def _cameras(model: FaceModel, recipe: SynthRecipe, index: int, identity: Tensor
     distances = _per_view(recipe.camera, own, lambda view: float(np.exp(stream(recipe, index, "poses", _at(view, 1000)).uniform(*np.log(vary.distance)))))
     fills = _per_view(recipe.camera, own, lambda view: stream(recipe, index, "poses", _at(view, 2000)).uniform(*vary.fill))
     shifts = np.stack([_shift(recipe, stream(recipe, index, "poses", 3000 + view)) for view in range(own)])
-    views = [head_shot_state(model, identity, expression[[v]], angles[[v]], (size, size), distance=distances[v]) for v in range(own)]
-    rotation = torch.cat([v.pose.rotation for v in views])
-    translation = torch.cat([v.pose.translation for v in views])
-    focal = torch.cat([v.camera.focal for v in views])
-    points = torch.stack([model.landmark_basis.points(identity[None], expression[[v]])[0] for v in range(own)])
-    lens = replace(views[0].camera, focal=focal, principal=views[0].camera.principal.expand(own, 2).clone(), aspect=torch.ones(own))
+    aimed = head_shot_state(model, identity, expression[:own], angles, (size, size), distance=1000.0)
+    away = torch.tensor(distances).float() - 1000.0
+    rotation, lens = aimed.pose.rotation, aimed.camera
+    translation = aimed.pose.translation + torch.stack([torch.zeros(own), torch.zeros(own), away], 1)
+    points = model.landmark_basis.points(identity.expand(own, -1), expression[:own])
     for _ in range(2):  # moving the head sideways changes its box a little
         xy = lens.project(Pose(rotation, translation).apply(points))[0]
         low, high = xy.amin(1), xy.amax(1)
@@ -373,21 +372,12 @@ class _Studio:
         plan, scene = self.plan, self.plan.scenes[b]
         gaze = np.zeros(2) if self.head.eyes_turn else gaze_of(self.model, state)
         albedo, shine = head_colors(self.head, self.skin, plan.person, plan.hair, values[:, :3], triangle, gaze, plan.pupil)
-        normal, viewer = self._in_scene(torch.from_numpy(values[:, 3:6]), b, state)
-        shadow = self.shadow(state, b)
-        reaches = None if shadow is None else shadow.reaches(torch.from_numpy(values[:, 6:9]))
-        rgb = light(torch.from_numpy(albedo).float(), normal, scene, torch.from_numpy(values[:, 9:10]), reaches,
-                    torch.from_numpy(shine).float(), viewer)
+        rgb = light_samples(albedo, values[:, 3:6], scene, *self._frames(b), shine, values[:, 9], values[:, 6:9], self.shadow(state, b))
         pale = light(torch.full((1, 3), 0.3), torch.tensor([[0.0, 0.0, 1.0]]), scene)
-        return rgb.numpy(), float(pale.mean())
+        return rgb, float(pale.mean())
 
-    def _in_scene(self, normal: Tensor, b: int, state: SceneState) -> tuple[Tensor, Tensor]:
-        """Head-frame normals [N, 3] -> unit normals on the camera's side and direction towards it [3], both in the light's frame."""
-        camera_z = normal @ state.pose.rotation[0, 2]
-        length = normal.norm(dim=-1).clamp_min(1e-12)
-        sign = torch.where(camera_z > 0.15 * length, -1.0, 1.0) / length  # 0.15: smooth normals lean over at the silhouette
-        frame = self.plan.scene_from_head[b]
-        return (normal * sign[:, None]) @ frame.T, -frame @ state.pose.rotation[0, 2]
+    def _frames(self, b: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.plan.scene_from_head[b].numpy(), self.plan.state.pose.rotation[b].numpy()
 
     def _hair(self, layers: FineLayers, b: int, state: SceneState, lens, scene: Scene, gain: float) -> None:
         if self.shell is None:
@@ -397,9 +387,8 @@ class _Studio:
         table = np.concatenate([self.shell_table, points[0, :, 2:].numpy()], 1)
         surface = sample_mesh(clip_vertices(lens, points)[0], torch.from_numpy(shell.triangles), layers.depth.shape, table)
         albedo, alpha, shine = hair_colors(shell, plan.hair, surface.values[:, 5], surface.values[:, 3:5])
-        normal, viewer = self._in_scene(torch.from_numpy(surface.values[:, :3]), b, state)
-        rgb = light(torch.from_numpy(albedo), normal, hair_scene(scene, plan.hair), shine=torch.from_numpy(shine), viewer=viewer)
-        layers.put(surface.pixel, rgb.numpy() * np.float32(gain), surface.values[:, 6] - HAIR_NEARER_MM, alpha)
+        rgb = light_samples(albedo, surface.values[:, :3], hair_scene(scene, plan.hair), *self._frames(b), shine)
+        layers.put(surface.pixel, rgb * np.float32(gain), surface.values[:, 6] - HAIR_NEARER_MM, alpha)
 
     def _things_in_front(self, layers: FineLayers, front: np.ndarray, b: int, state: SceneState, lens, marks: np.ndarray, gain: float) -> None:
         """Glasses, the same in all views, and occluders of this view; in place."""
