@@ -26,6 +26,7 @@ from fitkit.evaluate.predictions import Prediction
 from fitkit.evaluate.regions import region_errors
 from fitkit.evaluate.scan_to_mesh import NOW_POINTS, now_crop, scan_to_mesh
 from fitkit.evaluate.vertex_error import corresponding_distances, read_correspondence
+from fitkit.fit.detail import personal_model
 from fitkit.geometry.alignment import similarity_align
 from fitkit.io.subject import Subject, load_subject
 from fitkit.models.face_model import FaceModel
@@ -480,6 +481,8 @@ def _score_held_out(sample: EvaluationSample, prediction: Prediction, options: H
     prediction.need("parameters")
     parameters = prediction.parameters()
     parameters.check_model(model)
+    if parameters.displacement is not None:
+        model = personal_model(model, parameters.state, parameters.displacement)
     fitted = sample.subject()
     fitted = replace(fitted, views=tuple(v for v in fitted.views if v.name in parameters.view_names))
     found, _ = detect_landmarks(fitted, "auto")

@@ -354,6 +354,26 @@ def test_held_out_protocol_end_to_end(data, tmp_path):
     assert single["rows"][0]["id"] == "anna/fold0" and single["overall"] == {}
 
 
+def test_held_out_views_see_the_detail_layer(tmp_path):
+    p = layouts.person(views=4)
+    folder = layouts.held_out(tmp_path / "people", p)
+    protocol, options = PROTOCOLS["held_out"], load_evaluate_recipe("held_out").protocol_options()
+    sample = protocol.samples(folder / "anna", options)[0]
+    names = [v.name for v in sample.subject().views]
+    keep = [i for i, v in enumerate(p.result.subject.views) if v.name in names]
+    state = p.result.state
+    state = state.replace(subject=state.subject[keep], expression=state.expression[keep], pose=state.pose.select(keep),
+                          camera=state.camera.select(keep), illumination=state.illumination[keep])
+    subject = replace(p.result.subject, views=tuple(p.result.subject.views[i] for i in keep))
+    fitted = replace(p.result, state=state, subject=subject, camera_source=p.result.camera_source[:len(keep)])
+    bump = 12.0 * p.result.model.face.float()
+    values = []
+    for displacement in (torch.zeros_like(bump), bump):
+        write_fit(replace(fitted, displacement=displacement), tmp_path, "a")
+        values.append(protocol.score(sample, read_prediction(tmp_path, "a"), options, p.result.model).values)
+    assert values[1]["photo"] > 1.2 * values[0]["photo"]  # a face 12 mm too far out takes its colours from beside the right place
+
+
 # ---- accuracy must not rot ----
 
 
