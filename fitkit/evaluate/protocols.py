@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from fitkit.data import aflw2000, bosphorus, bu3dfe, facescape, facewarehouse, florence_renders, micc, now, pixel_face, realy
 from fitkit.data.samples import DataSet, EvaluationSample, ScanTruth, folders_in, images_in
-from fitkit.errors import InputError
+from fitkit.errors import FitkitError, InputError
 from fitkit.evaluate import bench
 from fitkit.evaluate.depth_range import ScaleShift, average, depth_range_errors, percentiles, scale_shift
 from fitkit.evaluate.facescape import align_lab, align_wild, facescape_errors, wild_frame
@@ -250,8 +251,9 @@ def _prepare_bu(pairs: Iterable[tuple[EvaluationSample, Prediction]], options: B
     """The mean over the samples of scale and shift from 9 landmarks."""
     maps = []
     for sample, prediction in pairs:
-        prediction.need("posed", "posed_landmarks", "focal", "principal", "sizes")
-        maps.append(scale_shift(_bu_frame(prediction, prediction.posed_landmarks[0])[NINE], sample.truth().more["nine"]))
+        with suppress(FitkitError):  # told when the sample is scored
+            prediction.need("posed", "posed_landmarks", "focal", "principal", "sizes")
+            maps.append(scale_shift(_bu_frame(prediction, prediction.posed_landmarks[0])[NINE], sample.truth().more["nine"]))
     return average(maps) if maps else None
 
 
