@@ -67,7 +67,7 @@ def ablation(data: str | os.PathLike, recipe: AblationRecipe, models: Sequence[s
     Returns:
         what the JSON file holds: machine, resolved recipes, one row for each fit, means by model, arm, views and set.
     Raises:
-        InputError: unusable data, unknown subject or model, a set without a subject.
+        InputError: unusable data, unknown subject or model, views that a subject does not have, no subject in any set.
     """
     names = subject_names(data)
     unknown = [s for s in subjects if s not in names]
@@ -82,13 +82,13 @@ def ablation(data: str | os.PathLike, recipe: AblationRecipe, models: Sequence[s
     truths = {n: load_truth(Path(data) / "ground_truth" / n) for n in names}
     plans = [arm.load() for arm in recipe.arms]
     loaded = {n: load_views(Path(data) / n) for n in names}
+    chosen = {(n, views): _some(*loaded[n], views) for n in names for views in recipe.views}
     rows, facts = [], machine()
-    for model_name in models:
-        model = load_model(model_name)
+    for model in [load_model(name) for name in models]:
         for views in recipe.views:
             for plan in plans:
                 for n in names:
-                    p = predict(n, *_some(*loaded[n], views), model, plan)
+                    p = predict(n, *chosen[n, views], model, plan)
                     errors = score(p, truths[n])
                     rows.append({"model": model.name, "arm": plan.name, "views": len(views), "set": member[n], "subject": n,
                                  "now_mean": errors["now_mean"], "now_median": errors["now_median"], "seconds": p.seconds,

@@ -71,6 +71,14 @@ def test_refusals(data, call, message):  # noqa: F811
         call(data[0])
 
 
+def test_what_cannot_be_run_is_refused_before_the_first_fit(data, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(module, "predict", lambda *args: pytest.fail("a fit was started"))
+    with pytest.raises(InputError, match="views: expected numbers from 0 to 3"):
+        ablation(data[0], AblationRecipe("x", ARMS, ((0,), (0, 7))), ["generic"])
+    with pytest.raises(InputError, match="unknown model 'none'"):
+        ablation(data[0], AblationRecipe("x", ARMS, ((0,),)), ["generic", "none"])
+
+
 def test_command_prints_and_writes(data, tmp_path, monkeypatch):  # noqa: F811
     path = tmp_path / "out.json"
     recipe = tmp_path / "two.yaml"
