@@ -63,12 +63,3 @@ def normals_of(vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
     """Unit vertex normals [V, 3] of a mesh in arrays."""
     return vertex_normals(torch.from_numpy(np.asarray(vertices, np.float64))[None],
                           torch.from_numpy(np.asarray(triangles, np.int64)))[0].numpy()
-
-
-def used_part(vertices: np.ndarray, triangles: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mesh of the triangles whose three corners are in `keep` [V] bool, without the other vertices."""
-    inside = np.asarray(triangles)[keep[np.asarray(triangles)].all(1)]
-    index = np.unique(inside)
-    place = np.full(len(vertices), -1)
-    place[index] = np.arange(len(index))
-    return np.asarray(vertices)[index], place[inside]

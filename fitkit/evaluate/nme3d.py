@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fitkit.evaluate.distances import mean, scan_to_surface
+from fitkit.evaluate.distances import mean
 from fitkit.geometry.closest_point import SurfaceIndex
 from fitkit.geometry.icp import icp
 
@@ -35,8 +35,3 @@ def nme3d_icp(vertices: np.ndarray, triangles: np.ndarray, truth: np.ndarray, in
         return mean(registered.distance) / interocular
     partner = SurfaceIndex(vertices, triangles).query(registered.apply(truth))[0]
     return float(np.linalg.norm(partner - truth, axis=1).mean()) / interocular
-
-
-def nme3d_nearest(vertices: np.ndarray, triangles: np.ndarray, truth: np.ndarray, interocular: float) -> float:
-    """`nme3d_icp` without any alignment: true points to the nearest point of the predicted surface."""
-    return mean(scan_to_surface(truth, vertices, triangles)) / interocular

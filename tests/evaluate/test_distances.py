@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from fitkit.evaluate.distances import chamfer, mean, point_to_plane, point_to_point, rmse, scan_to_surface, symmetric, used_part
+from fitkit.evaluate.distances import chamfer, mean, point_to_plane, point_to_point, rmse, scan_to_surface, symmetric
 
 
 def plane(n=9, size=100.0, z=0.0):
@@ -54,11 +54,3 @@ def test_vertices_without_a_triangle_have_no_plane():
     vertices, triangles = plane()
     loose = np.concatenate([vertices, [[0.0, 0, 5]]])
     np.testing.assert_allclose(point_to_plane(np.array([[0.0, 0, 5]]), loose, triangles), 5)
-
-
-def test_part_of_a_mesh():
-    vertices, triangles = plane(3)
-    part, inside = used_part(vertices, triangles, vertices[:, 0] <= 0)
-    assert len(part) == 6 and len(inside) == 4 and part[:, 0].max() == 0
-    area = trimesh.Trimesh(part, inside, process=False).area
-    assert area == pytest.approx(100 * 200)

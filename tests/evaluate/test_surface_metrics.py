@@ -7,7 +7,7 @@ from scipy.spatial.transform import Rotation
 from fitkit.errors import DegenerateInputError, InputError
 from fitkit.evaluate.depth_range import ScaleShift, average, depth_range_errors, percentiles, scale_shift
 from fitkit.evaluate.micc import micc_errors
-from fitkit.evaluate.nme3d import nme3d_direct, nme3d_icp, nme3d_nearest
+from fitkit.evaluate.nme3d import nme3d_direct, nme3d_icp
 from fitkit.evaluate.pixel_face import scan_errors
 from fitkit.evaluate.regions import REGIONS, region_errors, region_labels
 from fitkit.evaluate.scan_to_mesh import NOW_POINTS
@@ -102,7 +102,6 @@ def test_dense_error_over_the_eye_distance():
     eyes = float(np.linalg.norm(marks[36] - marks[45]))
     assert nme3d_direct(vertices, vertices + [0, 0, 70], eyes) < 1e-12  # depth has no origin
     assert nme3d_direct(vertices + [3.0, 4, 0], vertices, eyes) == pytest.approx(5 / eyes)
-    assert nme3d_nearest(vertices, triangles, vertices, eyes) < 1e-12
     moved = vertices + [1.0, -1.5, 2.0]
     assert nme3d_icp(vertices, triangles, moved, eyes) < 1e-5
     # Correspondences only: every point is as far from its partner as it was moved.
