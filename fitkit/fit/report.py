@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Thresholds of the verdict. A landmark detector is off by 2 to 4 % of the face size; a wrong pose by more than 10 %.
 VIEW_DOUBTFUL, VIEW_FAILED = 0.06, 0.12
 BEYOND_3_SIGMA = 0.05
+WEIGHT_LEAST, WEIGHT_MOST, OUT_OF_RANGE = -0.3, 1.2, 0.02  # a grimace uses a tenth of the blend shapes in full, never beyond
 NEAREST_MM = 150.0
 # A view that speaks for another face, by `ViewAgreement`. One person: shift 0.4 to 1.0 in rendered views, up to 1.9 (1.7 times that of
 # the others) in photos whose points 0-16 are set by eye; another person among four good views: 1.0 to 2.4 (1.5 to 2.7 times).
@@ -85,7 +86,7 @@ def build_metrics(model: FaceModel, subject: Subject, state: SceneState, landmar
         "reprojection_px": float(pixels.nanmean()), "reprojection_share": float(share.nanmean()),
         "identity": {"beyond_3_sigma": float((identity.abs() > 3).float().mean()), "rms": float(identity.square().mean().sqrt()),
                      "largest": float(identity.abs().max())},
-        "expression": {"beyond_3_sigma": float((expression.abs() > 3 * run.recipe.expression.sigma).float().mean()),
+        "expression": {"out_of_range": float(((expression < WEIGHT_LEAST) | (expression > WEIGHT_MOST)).float().mean()),
                        "largest": float(expression.abs().max())},
         "scale": {"metric": cameras.metric, "note": SCALE_METRIC if cameras.metric else SCALE_PRIOR},
         "jaw": run.jaw_rule, "crop_px": max(run.observations.size), "views": views, "stages": run.stages,
@@ -172,11 +173,14 @@ def _parallax(metrics: dict[str, Any]) -> list[Finding]:
 def _coefficients(metrics: dict[str, Any]) -> list[Finding]:
     """Coefficients that hardly any person has, and a shape that a late stage has turned into another."""
     found = []
-    for key in ("identity", "expression"):
-        beyond = metrics[key]["beyond_3_sigma"]
-        if beyond > BEYOND_3_SIGMA:
-            found.append(Finding(f"{key}_beyond_3_sigma", "doubtful", f"{100 * beyond:.0f} % of the {key} coefficients lie beyond 3 sigma "
-                                 f"(expected at most {100 * BEYOND_3_SIGMA:.0f} %); the landmarks or the cameras may be wrong"))
+    beyond, outside = metrics["identity"]["beyond_3_sigma"], metrics["expression"]["out_of_range"]
+    if beyond > BEYOND_3_SIGMA:
+        found.append(Finding("identity_beyond_3_sigma", "doubtful", f"{100 * beyond:.0f} % of the identity coefficients lie beyond 3 sigma "
+                             f"(expected at most {100 * BEYOND_3_SIGMA:.0f} %); the landmarks or the cameras may be wrong"))
+    if outside > OUT_OF_RANGE:
+        found.append(Finding("expression_out_of_range", "doubtful", f"{100 * outside:.0f} % of the expression weights lie outside of "
+                             f"{WEIGHT_LEAST} to {WEIGHT_MOST} (expected at most {100 * OUT_OF_RANGE:.0f} %, weights are made for 0 to 1); "
+                             "the landmarks or the cameras may be wrong"))
     largest = metrics["identity"].get("largest", 0.0)
     if largest > LARGEST_SIGMA:
         found.append(Finding("identity_extreme", "doubtful", f"an identity coefficient lies at {largest:.1f} sigma (expected at most "

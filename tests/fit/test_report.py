@@ -10,7 +10,7 @@ from fitkit.fit.report import findings, judge, verdict, view_errors
 
 def metrics(shares=(0.02, 0.03, 0.02), distances=(900.0, 900.0, 900.0), identity=0.0, expression=0.0):
     return {"views": [{"name": f"v{i}", "reprojection_share": s, "distance_mm": d} for i, (s, d) in enumerate(zip(shares, distances))],
-            "identity": {"beyond_3_sigma": identity}, "expression": {"beyond_3_sigma": expression}}
+            "identity": {"beyond_3_sigma": identity}, "expression": {"out_of_range": expression}}
 
 
 def test_good_fit():
@@ -44,8 +44,8 @@ def test_unlikely_coefficients():
     assert status == "doubtful" and len(reasons) == 2
     assert reasons[0] == ("8 % of the identity coefficients lie beyond 3 sigma (expected at most 5 %); "
                           "the landmarks or the cameras may be wrong")
-    assert reasons[1].startswith("20 % of the expression coefficients lie beyond 3 sigma")
-    assert judge(metrics(identity=0.05, expression=0.05))[0] == "ok"
+    assert reasons[1].startswith("20 % of the expression weights lie outside of -0.3 to 1.2 (expected at most 2 %")
+    assert judge(metrics(identity=0.05, expression=0.02))[0] == "ok"
 
 
 def test_all_reasons_are_given():
