@@ -111,9 +111,9 @@ class SubjectView:
             return to_rgb(picture)
 
 
-# Own pictures of the head and its hair: (plan, view, linear colours of the surroundings [S, S, 3]) -> linear RGB [S, S, 3] with the
-# surroundings behind, share of each pixel that is head or hair [S, S].
-HeadRenderer = Callable[["SubjectPlan", int, np.ndarray], tuple[np.ndarray, np.ndarray]]
+# Another picture of the head and its hair: (plan, view) -> linear RGB [S, S, 3], share of each pixel that is head or hair [S, S], and
+# the surroundings that light it, as seen behind it [S, S, 3], or None for a drawn background.
+HeadRenderer = Callable[["SubjectPlan", int], tuple[np.ndarray, np.ndarray, np.ndarray | None]]
 
 
 def stream(recipe: SynthRecipe, index: int, name: str, view: int | None = None) -> np.random.Generator:
@@ -334,7 +334,7 @@ class _Studio:
             rgb, mean_skin = self._head(b, state, surface.values, surface.triangle)
             level = float(rgb.mean())
         else:
-            traced, alpha = renderer(plan, b, ground)
+            traced, alpha, surroundings = renderer(plan, b)
             level = float(traced[alpha > 0.5].mean()) if (alpha > 0.5).any() else 0.1
             mean_skin = level
         if gain is None:
@@ -344,9 +344,9 @@ class _Studio:
         bare = layers.depth.copy()
         self._hair(layers, b, state, lens, scene, gain)
         if renderer is not None:
-            # Surroundings keep their own brightness, only the person is exposed.
             share = alpha[..., None].astype(np.float32)
-            mixed = traced * np.float32(gain) * share + ground * (1 - share)
+            behind = ground if surroundings is None else surroundings * np.float32(gain)  # a drawn background is exposed already
+            mixed = traced * np.float32(gain) * share + behind * (1 - share)
             layers.rgb = np.repeat(np.repeat(mixed.astype(np.float32), SUPERSAMPLE, 0), SUPERSAMPLE, 1)
         front = np.zeros((fine, fine), np.float32)
         marks, marks_depth = _landmarks(model, state)
