@@ -69,6 +69,19 @@ def test_value_is_the_distance_along_the_normal_over_its_sigma():
     torch.testing.assert_close(triangulated(state, at, TriangulationOptions(max_gap=1e9), sigma=2.6).points.sigma, 2 * p.sigma)
 
 
+def test_sigma_is_that_of_noisy_matches():
+    """Matches whose end in view b is off by sigma px each way: the residuals of the true shape spread by 1."""
+    state = truth()
+    m, generator, draws = perfect_matches(state), torch.Generator().manual_seed(3), []
+    for _ in range(60):
+        noise = 0.5 * torch.randn(m.pixel_b.shape, generator=generator, dtype=torch.float64)
+        energy = triangulated(state, state, TriangulationOptions(max_gap=1e9), replace(m, pixel_b=m.pixel_b + noise), sigma=0.5)
+        draws.append(energy.residuals(state, None).value[..., 0])
+    spread = torch.stack(draws).square().mean(0).sqrt()
+    print(spread.median(), spread.min(), spread.max())
+    assert 0.5 < float(spread.median()) < 1.5
+
+
 def test_little_parallax_and_rays_that_miss_each_other_are_refused():
     state = truth()
     assert bool(triangulated(state, state).points.valid.all())
