@@ -70,7 +70,8 @@ def test_value_is_the_distance_along_the_normal_over_its_sigma():
 
 
 def test_sigma_is_that_of_noisy_matches():
-    """Matches whose end in view b is off by sigma px each way: the residuals of the true shape spread by 1."""
+    """Matches whose end in view b is off by sigma px each way: nowhere does the true shape miss by more than it states, and by not
+    much less, since it counts the pixel of view a as well."""
     state = truth()
     m, generator, draws = perfect_matches(state), torch.Generator().manual_seed(3), []
     for _ in range(60):
@@ -78,8 +79,7 @@ def test_sigma_is_that_of_noisy_matches():
         energy = triangulated(state, state, TriangulationOptions(max_gap=1e9), replace(m, pixel_b=m.pixel_b + noise), sigma=0.5)
         draws.append(energy.residuals(state, None).value[..., 0])
     spread = torch.stack(draws).square().mean(0).sqrt()
-    print(spread.median(), spread.min(), spread.max())
-    assert 0.5 < float(spread.median()) < 1.5
+    assert 0.5 < float(spread.median()) and float(spread.max()) < 1.2  # 60 draws tell a spread to 10 %
 
 
 def test_little_parallax_and_rays_that_miss_each_other_are_refused():

@@ -60,6 +60,14 @@ def test_spheres_one_millimetre_apart():
     assert errors.s2m_rmse == pytest.approx(np.sqrt((errors.fit.distances ** 2).mean())) and len(errors.fit.distances) == len(errors.crop)
 
 
+def test_picked_points_are_only_the_start_of_micc():
+    vertices, triangles = fine(*face()[:2])
+    seven = face()[2][list(NOW_POINTS)]
+    wrong = seven + np.random.default_rng(0).normal(size=(7, 3)) * 2 + [1, -2, 2]
+    got = micc_errors(vertices, triangles, wrong, vertices, triangles, seven, face()[2][30])
+    assert got.symmetric < 0.05 and got.scale == pytest.approx(1, abs=2e-3)  # mm: ICP takes the rest out
+
+
 def test_direction_and_crop_matter():
     vertices, triangles, marks = face()
     seven = marks[list(NOW_POINTS)]

@@ -62,6 +62,15 @@ def test_points_beyond_the_border_do_not_pull():
     np.testing.assert_allclose(result.rotation, np.eye(3), atol=1e-8)
 
 
+def test_the_border_of_a_curved_patch_does_not_tilt_it():
+    # Points of a ball all around one side, the patch is the cap above: the ball's centre is where it was, up to what the cap cannot see.
+    ball = trimesh.creation.icosphere(4, 100.0)
+    cap = ball.faces[(ball.vertices[ball.faces][..., 2] > 60).all(1)]
+    points = ball.vertices[(ball.vertices[:, 2] > 0) & ((ball.vertices[:, 2] > 60) | (ball.vertices[:, 0] > 0))]
+    result = icp(points + [0, 0, 3.0], ball.vertices, cap, trim=1e9)
+    assert np.linalg.norm(result.apply([[0, 0, 3.0]])) < 0.3
+
+
 def test_distances_are_those_of_the_moved_points():
     vertices, triangles = face()
     points = surface_points(vertices, triangles) + np.random.default_rng(1).normal(size=(500, 3))
