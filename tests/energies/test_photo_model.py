@@ -9,7 +9,7 @@ from test_photometric import LIGHT, lights, noise_images
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.masks import PARSE, weight_parse
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
-from fitkit.energies.photo_model import STRICT, ModelPhotometric, ModelPhotometricOptions, sh_gradient
+from fitkit.energies.photo_model import EVIDENCE, STRICT, AppearanceSolver, ModelPhotometric, ModelPhotometricOptions, sh_gradient
 from fitkit.energies.photometric import point_normals, viewing_cosine
 from fitkit.errors import InputError
 from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
@@ -254,6 +254,53 @@ def test_albedo_coefficients_in_closed_form():
     assert float((energy.albedo[0] - exact).abs().mean()) < 0.1 * float((energy._mean_albedo() - exact).abs().mean())
     with pytest.raises(InputError, match="face model 'tiny' has no albedo basis; use albedo: auto"):
         prepared(truth(), images, replace(OPTIONS, albedo="basis"))
+
+
+def appearance(colors, shade, sigma=0.03, **more):
+    """A solver for one person without outliers, all trust 1: [B, N, 3] colours, [B, N, 1] shading."""
+    mean = torch.rand(colors.shape[1], 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 0.3 + 0.2
+    views = torch.zeros(len(colors), dtype=torch.int64)
+    return AppearanceSolver(colors, shade, torch.ones(colors.shape[:2], dtype=torch.float64), mean, views, 1, sigma, **more)
+
+
+def nearly_mean(views, points):
+    """Shading, and what the mean albedo looks like in it but for deviations far below sigma, which get full weight."""
+    generator = torch.Generator().manual_seed(6)
+    shade = 0.5 + torch.rand(views, points, 1, generator=generator, dtype=torch.float64)
+    mean = appearance(torch.zeros(views, points, 3, dtype=torch.float64), shade, albedo_sigma=0.0).mean
+    return shade, mean * shade + 1e-5 * torch.randn(views, points, 3, generator=generator, dtype=torch.float64), mean
+
+
+def test_deviation_of_a_point_is_the_minimum_of_both_squares():
+    shade, colors, mean = nearly_mean(3, 12)
+    solver = appearance(colors, shade, albedo_sigma=0.02)
+    tone = (colors * mean * shade).sum((0, 1)) / (mean * shade).square().sum((0, 1))
+    pull = (0.03 / 0.02) ** 2
+    expected = ((shade * colors).sum(0) + pull * tone * mean) / (shade.square().sum(0) + pull)
+    torch.testing.assert_close(solver.albedo(shade)[0], expected, rtol=0, atol=1e-9)
+    assert float((expected - tone * mean).abs().max()) > 1e-6
+
+
+def test_albedo_coefficients_are_least_squares_under_their_prior():
+    shade, colors, mean = nearly_mean(2, 30)
+    basis = 0.05 * torch.randn(4, 30, 3, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    solver = appearance(colors, shade, albedo_sigma=0.02, basis=basis)
+    one = (EVIDENCE / 60) ** 0.5 / 0.03  # sixty colours of weight 1 count as EVIDENCE independent ones
+    design = torch.cat([one * (basis[:, None] * shade).reshape(4, -1).T, torch.eye(4, dtype=torch.float64)])
+    right = torch.cat([one * (colors - mean * shade).reshape(-1), torch.zeros(4, dtype=torch.float64)])
+    expected = mean + torch.einsum("k,knc->nc", torch.linalg.lstsq(design, right[:, None]).solution[:, 0], basis)
+    torch.testing.assert_close(solver.albedo(shade)[0], expected, rtol=0, atol=1e-9)
+    assert float((expected - mean).abs().max()) > 1e-7
+
+
+@pytest.mark.parametrize("clipped", [0.0, 0.5])
+def test_clipped_pixels_are_trusted_as_much_as_stated(clipped):
+    state = truth()
+    images = photograph(state)
+    dim, _ = prepared(state, images.clamp_max(0.9), replace(OPTIONS, clipped=clipped))
+    full, _ = prepared(state, torch.ones_like(images), replace(OPTIONS, clipped=clipped))
+    assert float(dim.trust.max()) > 0.5
+    torch.testing.assert_close(full.trust, clipped * dim.trust * (clipped * dim.trust > 0.02))
 
 
 def test_no_light_yet():
