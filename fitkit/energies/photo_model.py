@@ -470,7 +470,7 @@ class NormalRing:
         out = []
         for b in range(B):
             a, p, c = (vertices[b, self.triangles[self.face, k]] for k in range(3))
-            opposite = torch.stack([c - p, a - c, p - a], 1)  # the sum of the cross products moves by (its corner's move) x (this)
+            opposite = torch.stack([c - p, a - c, p - a], 1)  # the sum of the cross products moves by (this) x (its corner's move)
             for k in range(C):
                 pull = torch.linalg.cross(by_sum[b, self.point, k, self.corner][:, None].expand_as(opposite), opposite)
                 values = pull.new_zeros(len(self.pair_point), 3).index_add(0, self.pair, pull.reshape(-1, 3))

@@ -28,6 +28,7 @@ from fitkit.fit.recipe import FitRecipe, FlowSource, FlowTerm, Stage, load_recip
 from fitkit.fit.report import build_metrics, judge, verdict
 from fitkit.fit.result import FitResult
 from fitkit.fit.uncertainty import error_bars, summary
+from fitkit.geometry.spherical_harmonics import Y0
 from fitkit.io.options import to_plain
 from fitkit.io.subject import Subject, load_subject, subject_from_images
 from fitkit.models.face_model import FaceModel
@@ -393,5 +394,5 @@ LANDMARK_ENERGIES = {"lmk2d", "lmk2d_eye", "lmk2d_lip", "identity_prior", "expre
 def _plain_light(state: SceneState) -> Tensor:
     """White light from everywhere, [B, 9, C]: shading 1."""
     light = torch.zeros_like(state.illumination)
-    light[:, 0] = 1 / 0.28209479177387814
+    light[:, 0] = 1 / Y0
     return light
