@@ -51,8 +51,15 @@ def evaluate(protocol, data, overrides, output, predictions, model, recipe, limi
     changes = {key: value for key, value in (("model", model), ("fit", recipe)) if value is not None}
     settled = load_evaluate_recipe(protocol, overrides, changes)
     folder = Path(output) if output else Path("evaluation") / settled.name
-    report = run.evaluate(settled, data, folder, predictions, limit, resume,
-                          (lambda line: None) if quiet else lambda line: click.echo(line, err=True))
+    try:
+        report = run.evaluate(settled, data, folder, predictions, limit, resume,
+                              (lambda line: None) if quiet else lambda line: click.echo(line, err=True))
+    except KeyboardInterrupt:
+        kept = folder / run.PREDICTIONS
+        if predictions is not None or not kept.is_dir():
+            raise
+        click.echo(f"\ninterrupted; the predictions so far are in {kept}, --resume goes on with them", err=True)
+        raise click.exceptions.Exit(130) from None
     click.echo(run.report_text(report))
     click.echo(f"written: {folder / run.REPORT}")
     failed = sum(row["status"] in run.NOT_SCORED for row in report["rows"])

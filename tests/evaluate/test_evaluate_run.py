@@ -15,6 +15,7 @@ from helpers import tiny_model
 from PIL import Image
 
 from fitkit.cli.evaluate import evaluate as command
+from fitkit.cli.main import main
 from fitkit.errors import FitError, InputError
 from fitkit.evaluate import predictions as prediction_files
 from fitkit.evaluate.compare import compare, compare_text, mean_interval, read_report
@@ -91,6 +92,22 @@ def test_an_interrupted_prediction_leaves_nothing_behind(data, tmp_path, monkeyp
         evaluate(recipe(data, "predictor=mean"), data[0], tmp_path)
     left = {p.name for p in (tmp_path / "predictions").iterdir()}
     assert "multiview_00.json" not in left and not any(n.startswith(".") for n in left)
+
+
+def test_interrupted_command_says_what_is_kept(data, tmp_path, monkeypatch):
+    real, made = prediction_files.predict, []
+
+    def interrupt(sample, *rest):
+        if made:
+            raise KeyboardInterrupt
+        made.append(sample.id)
+        return real(sample, *rest)
+
+    monkeypatch.setattr(prediction_files, "predict", interrupt)
+    arguments = ["evaluate", "bench", data[0], "predictor=mean", "fit=landmarks", "--model", data[1], "-o", tmp_path]
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exit_code == 130 and f"the predictions so far are in {tmp_path / 'predictions'}, --resume goes on" in result.output
+    assert "nothing was written" not in result.output and (tmp_path / "predictions" / "multiview_00.json").is_file()
 
 
 def test_failures_are_counted_and_named(data, tmp_path, monkeypatch):
