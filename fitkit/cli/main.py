@@ -21,6 +21,7 @@ COMMANDS = {
     "model": ("fitkit.cli.model:model", "List, inspect, import and fetch face models."),
     "synth": ("fitkit.cli.synth:synth", "Render people with known shape, for training and tests."),
     "train-landmarks": ("fitkit.cli.train_landmarks:train_landmarks", "Train the built-in landmark detector."),
+    "train-regressor": ("fitkit.cli.train_regressor:train_regressor", "Train a network that predicts faces from photos."),
     "bench": ("fitkit.cli.bench:bench", "Measure accuracy and speed of the fit."),
     "evaluate": ("fitkit.cli.evaluate:evaluate", "Score fits on public benchmarks by their own protocols."),
 }

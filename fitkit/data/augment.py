@@ -1,0 +1,102 @@
+"""Training crops of observations: cut around the landmarks, shifted and exposed at random, with all labels moved along."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fitkit.errors import InputError
+from fitkit.geometry.weak_perspective import weak_perspective_pose
+from fitkit.models.face_model import FaceModel
+from fitkit.observe.crop import CropOptions, crop_views
+from fitkit.observe.landmarks.types import Landmarks
+from fitkit.observe.observations import Observations
+from fitkit.scene.pose import yaw_pitch_roll
+
+MIN_POINTS = 8  # a view with fewer landmarks cannot be cut
+
+
+@dataclass(frozen=True)
+class FaceAugmentation:
+    """shift: most by which the crop is moved, share of its side (MVF-Net: 0.05); gain, offset: most change of the exposure, factor
+    and share of white, for each view; missing: share of views, beyond the first of a person, that are taken away."""
+
+    shift: float = 0.05
+    gain: float = 0.15
+    offset: float = 0.03
+    missing: float = 0.0
+
+
+PLAIN = FaceAugmentation(0.0, 0.0, 0.0, 0.0)
+
+
+def select_views(observations: Observations, views: Tensor) -> Observations:
+    """The observations of some views [n] int64, in this order; labels included."""
+    marks, labels = observations.landmarks, observations.labels
+    if labels is not None:
+        def part(x):
+            return None if x is None else x[views]
+
+        state = labels.state
+        if state is not None:
+            state = state.replace(subject=state.subject[views], expression=state.expression[views], pose=state.pose.select(views),
+                                  camera=state.camera.select(views), illumination=state.illumination[views])
+        each = ("vertices", "points3d", "depth", "prior_depth", "person", "moment", "parse", "parse_valid", "normals", "visible")
+        labels = replace(labels, state=state, **{k: part(getattr(labels, k)) for k in each})
+    marks = replace(marks, points=marks.points[views], sigma=marks.sigma[views], valid=marks.valid[views], confidence=marks.confidence[views])
+    return Observations(observations.images[views], marks, observations.mask[views], observations.scale[views], observations.offset[views], labels)
+
+
+def recrop(observations: Observations, crop: CropOptions, where: str, shift: Tensor | None = None) -> Observations:
+    """The views cut anew around their landmarks to squares of crop.max_size; cameras of the labels move along.
+
+    shift: [B, 2], by how much the crops are moved, share of the side. Labels that are maps (depth, normals, parse) are left out.
+
+    Raises:
+        InputError: a view with too few landmarks; `where` names it.
+    """
+    marks = observations.landmarks
+    few = (marks.valid.sum(1) < MIN_POINTS).nonzero().flatten().tolist()
+    if few:
+        raise InputError(f"{where}: view {few[0] + 1}: expected at least {MIN_POINTS} landmarks to cut it around, got {int(marks.valid[few[0]].sum())}")
+    moved = marks.points
+    if shift is not None:
+        low = torch.where(marks.valid[..., None], moved, torch.inf).amin(1)
+        high = torch.where(marks.valid[..., None], moved, -torch.inf).amax(1)
+        by = shift * crop.margin * (high - low).amax(1, keepdim=True)
+        moved = moved + by[:, None]
+    images = (observations.images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    cut = crop_views(list(images), list(observations.mask.numpy()), replace(marks, points=moved), crop)
+    points = (marks.points - cut.offset[:, None]) * cut.scale[:, None, None]
+    labels = observations.labels
+    if labels is not None:
+        state = labels.state
+        if state is not None:
+            state = state.replace(camera=state.camera.scaled(cut.scale.to(state.camera.focal), cut.offset.to(state.camera.focal)))
+        labels = replace(labels, state=state, depth=None, prior_depth=None, parse=None, parse_valid=None, normals=None)
+    return Observations(cut.images, replace(cut.landmarks, points=points), cut.mask, observations.scale * cut.scale,
+                        observations.offset + cut.offset / observations.scale[:, None], labels)
+
+
+def augment(observations: Observations, crop: CropOptions, options: FaceAugmentation, rng: np.random.Generator, where: str) -> Observations:
+    """`recrop` with random shift and exposure; `rng` alone decides."""
+    B = observations.num_views
+    draws = torch.from_numpy(rng.uniform(-1, 1, (B, 4))).float()
+    out = recrop(observations, crop, where, options.shift * draws[:, :2] if options.shift > 0 else None)
+    if options.gain > 0 or options.offset > 0:
+        images = out.images * (1 + options.gain * draws[:, 2, None, None, None]) + options.offset * draws[:, 3, None, None, None]
+        out = replace(out, images=images.clamp(0, 1))
+    return out
+
+
+def head_yaw(observations: Observations, model: FaceModel) -> list[float]:
+    """Yaw of each view's head in degrees (`yaw_pitch_roll`): that of the labelled pose, or of the landmarks on the mean face."""
+    labels = observations.labels
+    if labels is not None and labels.state is not None and "pose" in labels.known:
+        return yaw_pitch_roll(labels.state.pose.rotation)[:, 0].tolist()
+    marks = observations.landmarks
+    _, rotation, _ = weak_perspective_pose(model.landmark_basis.mean[None].to(marks.points), torch.nan_to_num(marks.points),
+                                           marks.valid.float() * marks.confidence.clamp_min(1e-3))
+    return yaw_pitch_roll(rotation)[:, 0].tolist()

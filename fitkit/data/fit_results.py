@@ -1,0 +1,102 @@
+"""Results of `fitkit fit` as labels: what the optimizer found, and how sure it is."""
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from fitkit.data.face_dataset import FaceDataset, Sample
+from fitkit.errors import InputError
+from fitkit.export.parameters import Parameters, load_parameters
+from fitkit.io.subject import load_subject
+from fitkit.models.face_model import FaceModel
+from fitkit.observe.crop import CropOptions, crop_views
+from fitkit.observe.labels import Labels
+from fitkit.observe.landmarks.types import Landmarks
+from fitkit.scene.projection import project_points
+
+PARAMETERS, METRICS = "parameters.npz", "metrics.json"
+
+
+@dataclass(frozen=True)
+class FitResultsOptions:
+    """photos: folder with the subject folders, one for each result by its name; empty: the photos lie in the folder above the result,
+    where `fitkit fit` puts it; status: of the fits that count; sigma: standard deviation of a coefficient where a fit states none;
+    landmarks: 'files' those beside the photos where there are any, 'fit' those of the fitted face; size: side of the pictures
+    that are read, px."""
+
+    photos: str = ""
+    status: tuple[str, ...] = ("ok",)
+    sigma: float = 0.5
+    landmarks: str = "files"
+    size: int = 272
+
+
+class FitResults(FaceDataset):
+    """One sample for each result folder below the root. Labels: the fitted state, identity with the standard deviations of its posterior."""
+
+    name, terms = "fits", "those of the photos and of the face model"
+
+    def __init__(self, folder: Path, options: FitResultsOptions, model: FaceModel):
+        """Raises InputError: no such folder, or no result with one of the wanted states in it."""
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; expected results of fitkit fit")
+        self.options, self.model = options, model
+        found = [p.parent for p in sorted(folder.rglob(PARAMETERS))]
+        self.folders = [p for p in found if _status(p) in options.status]
+        if not self.folders:
+            raise InputError(f"{folder}: none of {len(found)} results of fitkit fit below it has status {' or '.join(options.status)}")
+        names = [p.parent if p.name == "fitkit" else p for p in self.folders]
+        self.ids = tuple(n.relative_to(folder).as_posix() if n != folder else folder.name for n in names)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        folder = self.folders[index]
+        parameters = load_parameters(folder / PARAMETERS)
+        try:
+            parameters.check_model(self.model)
+        except InputError as error:
+            raise InputError(f"{folder / PARAMETERS}: {error}") from error
+        place = folder.parent if not self.options.photos else Path(self.options.photos) / parameters.subject_name
+        subject = load_subject(place, ignore=[folder] if folder.parent == place else [])
+        views = {v.name: v for v in subject.views}
+        missing = [n for n in parameters.view_names if n not in views]
+        if missing:
+            raise InputError(f"{folder / PARAMETERS}: its photo '{missing[0]}' is not in {place}; set the option photos to the folder of the subjects")
+        chosen = [views[n] for n in parameters.view_names]
+        for view, size in zip(chosen, parameters.image_size.tolist()):
+            if list(view.size) != size:
+                raise InputError(f"{folder / PARAMETERS}: photo '{view.name}' had {size[0]} x {size[1]} px when it was fitted, in {place} it has "
+                                 f"{view.size[0]} x {view.size[1]}")
+        marks = self._landmarks(parameters, chosen)
+        seen = crop_views((v.image for v in chosen), (v.mask for v in chosen), marks, CropOptions(1.9, 0.1, self.options.size, self.options.size))
+        state = parameters.state.to(dtype=torch.float32)
+        truth = Labels(state.replace(camera=state.camera.scaled(seen.scale, seen.offset)), self._sigma(parameters))
+        return Sample(self.ids[index], replace(seen, labels=truth), truth)
+
+    def _landmarks(self, parameters: Parameters, views) -> Landmarks:
+        own = [v.landmarks for v in views]
+        B = len(views)
+        if self.options.landmarks == "files" and all(o is not None for o in own):
+            table = torch.stack([torch.from_numpy(o) for o in own]).float()
+            return Landmarks(table[..., :2], torch.full((B, 68), torch.nan), torch.isfinite(table[..., :2]).all(-1), table[..., 2], "auto")
+        points = project_points(self.model.landmark_basis, parameters.state.to(dtype=torch.float32)).pixels
+        return Landmarks(points, torch.full((B, 68), torch.nan), torch.ones(B, 68, dtype=torch.bool), torch.ones(B, 68), "surface")
+
+    def _sigma(self, parameters: Parameters) -> torch.Tensor:
+        """[1, K_id], at most 1: that is what is known of a coefficient without any photo."""
+        covariance = parameters.identity_covariance
+        if covariance is None:
+            return torch.full_like(parameters.state.identity, self.options.sigma).float()
+        return covariance.diagonal().clamp_min(0).sqrt().clamp_max(1.0).float()[None]
+
+
+def _status(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / METRICS).read_text(encoding="utf-8"))["status"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / METRICS}: not readable as the metrics of a fit: {error}") from error

@@ -1,0 +1,106 @@
+"""CMU Multi-PIE: people in a ring of cameras, one picture of each camera at one instant."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fitkit.data.face_dataset import FaceDataset, Sample
+from fitkit.data.samples import DataSet
+from fitkit.data.subject_frames import observe_subject
+from fitkit.errors import InputError
+from fitkit.io.images import SUFFIXES
+from fitkit.io.landmark_files import SUFFIXES as LANDMARK_SUFFIXES
+from fitkit.io.subject import subject_from_images
+from fitkit.models.face_model import FaceModel
+
+DATA = DataSet("CMU Multi-PIE", "https://www.cs.cmu.edu/afs/cs/project/PIE/MultiPie/Multi-Pie/Home.html", "licence of CMU, research use",
+               "sessionSS/multiview/SUBJECT/RECORDING/CAMERA/SUBJECT_SS_RECORDING_CAM_SHOT.png")
+# Camera folder -> yaw of the camera on the ring in degrees, one step of the ladder is 15. The sign is the order of the ring only:
+# which side it is decides the picture.
+CAMERAS = {"11_0": -90, "12_0": -75, "09_0": -60, "08_0": -45, "13_0": -30, "14_0": -15, "05_1": 0, "05_0": 15, "04_1": 30, "19_0": 45,
+           "20_0": 60, "01_0": 75, "24_0": 90}
+OVERHEAD = ("08_1", "19_1")
+FRONT = "05_1"
+
+
+@dataclass(frozen=True)
+class MultiPieOptions:
+    """side: least and most |yaw| of the cameras beside the frontal one, degrees; triplets: drawn from each instant; sessions, recordings,
+    shots: which are taken, empty = all; shots 00 and 19 are without flash; landmarks: where the 68 points come from, see
+    `fitkit fit --landmarks`; folder of landmark files: a tree like that of the pictures, empty = beside them; size: side of the
+    pictures that are read, px."""
+
+    side: tuple[float, ...] = (20.0, 60.0)
+    triplets: int = 2
+    sessions: tuple[str, ...] = ()
+    recordings: tuple[str, ...] = ()
+    shots: tuple[str, ...] = ("07",)
+    landmarks: str = "auto"
+    landmark_folder: str = ""
+    size: int = 272
+
+
+class MultiPie(FaceDataset):
+    """Triplets around camera 05_1: that one, one from each side. Subject, session, recording and shot are the same. No labels but landmarks."""
+
+    name, terms = "Multi-PIE", DATA.terms
+
+    def __init__(self, folder: Path, options: MultiPieOptions, model: FaceModel):
+        """Raises InputError: not this layout, or nothing of what the options ask for."""
+        self.root, self.options = DATA.root(folder), options
+        sessions = [s for s in sorted(self.root.glob("session*")) if (s / "multiview").is_dir()]
+        if not sessions:
+            raise DATA.missing(self.root, "no folder sessionSS/multiview")
+        low, high = options.side
+        left = [c for c, yaw in CAMERAS.items() if -high <= yaw <= -low]
+        right = [c for c, yaw in CAMERAS.items() if low <= yaw <= high]
+        ids, places = [], []
+        for session in sessions:
+            if options.sessions and session.name.removeprefix("session") not in options.sessions:
+                continue
+            for recording in sorted(p for p in session.glob("multiview/*/*") if p.is_dir()):
+                if options.recordings and recording.name not in options.recordings:
+                    continue
+                for shot in self._shots(recording):
+                    there = [[c for c in side if self._picture(recording, c, shot)] for side in (left, right)]
+                    if not any(there):
+                        continue
+                    subject = recording.parent.name
+                    rng = np.random.default_rng([int(n) for n in (session.name.removeprefix("session"), subject, recording.name, shot)])
+                    for k in range(options.triplets):
+                        ids.append(f"{subject}/{session.name}_{recording.name}_{shot}_{k}")
+                        places.append((recording, shot, (FRONT, *(str(rng.choice(side)) for side in there if side))))
+        if not ids:
+            raise DATA.missing(self.root, f"no picture of camera {FRONT} with one beside it for the sessions, recordings and shots asked for")
+        self.ids, self._places = tuple(ids), places
+
+    def _shots(self, recording: Path) -> list[str]:
+        found = {p.stem.rpartition("_")[2] for p in (recording / FRONT).glob("*") if p.suffix.lower() in SUFFIXES}
+        shots = sorted(s for s in found if s.isdigit())
+        if not all(n.isdigit() for n in (recording.parent.name, recording.name)):
+            return []
+        return [s for s in shots if not self.options.shots or s in self.options.shots]
+
+    def _picture(self, recording: Path, camera: str, shot: str) -> Path | None:
+        session = recording.parents[2].name.removeprefix("session")
+        stem = f"{recording.parent.name}_{session}_{recording.name}_{camera.replace('_', '')}_{shot}"
+        return next((p for s in SUFFIXES if (p := recording / camera / (stem + s)).is_file()), None)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        recording, shot, cameras = self._places[index]
+        paths = [self._picture(recording, c, shot) for c in cameras]
+        landmarks = [self._landmarks(p) for p in paths] if self.options.landmark_folder else None
+        subject = subject_from_images(paths, landmarks, names=list(cameras), name=self.ids[index])
+        return Sample(self.ids[index], observe_subject(subject, self.options.landmarks, self.options.size, str(recording)))
+
+    def _landmarks(self, picture: Path) -> Path:
+        stem = Path(self.options.landmark_folder) / picture.relative_to(self.root).with_suffix("")
+        found = next((p for s in LANDMARK_SUFFIXES if (p := Path(f"{stem}{s}")).is_file()), None)
+        if found is None:
+            raise InputError(f"{stem}: no landmark file ({', '.join('*' + s for s in LANDMARK_SUFFIXES)}) for {picture}")
+        return found

@@ -1,0 +1,209 @@
+"""300W-LP: pictures of faces turned step by step, with the pose and the coefficients of a fitted Basel Face Model."""
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+import torch
+from torch import Tensor
+
+from fitkit.data.aflw2000 import DenseModel, read_3ddfa_model
+from fitkit.data.face_dataset import FaceDataset, Sample
+from fitkit.data.samples import DataSet
+from fitkit.errors import InputError
+from fitkit.io.images import SUFFIXES, read_image
+from fitkit.models.face_model import FaceModel
+from fitkit.nets.mvfnet.convention import UNITS_PER_MM, pose_of_labels
+from fitkit.observe.crop import CropOptions, crop_views
+from fitkit.observe.labels import Labels
+from fitkit.observe.landmarks.types import Landmarks
+from fitkit.scene.camera import Camera
+from fitkit.scene.pose import Pose
+from fitkit.scene.state import SceneState
+
+DATA = DataSet("300W-LP", "http://www.cbsr.ia.ac.cn/users/xiangyuzhu/projects/3DDFA/main.htm", "research use only",
+               "AFW, HELEN, IBUG, LFPW and the same with _Flip, each with NAME_K.jpg and NAME_K.mat (Pose_Para, Shape_Para, Exp_Para, pt2d)")
+SETS = ("AFW", "HELEN", "IBUG", "LFPW")
+
+
+@dataclass(frozen=True)
+class W300LPOptions:
+    """front: most |yaw| of the frontal view; side: least and most |yaw| of those to the left and to the right, degrees;
+    triplets: drawn from each source; flips: the mirrored copies too, as people of their own; bfm: folder with 3DDFA's Model_Shape.mat
+    and Model_Exp.mat, made from the Basel Face Model: with it, and a face model of the same mesh, coefficients become labels;
+    size: side of the pictures that are read, px."""
+
+    front: float = 15.0
+    side: tuple[float, ...] = (20.0, 70.0)
+    triplets: int = 4
+    flips: bool = True
+    bfm: str = ""
+    size: int = 272
+
+
+@dataclass(frozen=True)
+class LpLabels:
+    """Content of a .mat file. pose: [7] pitch, yaw, roll rad, tx, ty, tz px, f px per micrometre; points: [68, 2] px counted from 0, NaN =
+    not labelled; jaw: what points 0-16 are, see Landmarks; shape, expression: coefficients as written."""
+
+    pose: np.ndarray
+    points: np.ndarray
+    jaw: str
+    shape: np.ndarray
+    expression: np.ndarray
+
+    @property
+    def yaw(self) -> float:
+        """Degrees; positive: the nose points to the right side of the picture, the reverse of what is written."""
+        return -float(np.degrees(self.pose[1]))
+
+
+def read_lp_labels(path: Path) -> LpLabels:
+    """Labels of a picture of 300W-LP or AFLW2000-3D.
+
+    Raises:
+        InputError: not such a file; names it.
+    """
+    try:
+        content = scipy.io.loadmat(path, variable_names=["Pose_Para", "Shape_Para", "Exp_Para", "pt2d", "pt3d_68"])
+        dense = "pt3d_68" in content
+        # Written by Matlab, which counts pixels from 1. The rows are already those of the picture, y down.
+        points = np.asarray(content["pt3d_68" if dense else "pt2d"], np.float64)[:2].T - 1.0
+        pose = np.asarray(content["Pose_Para"], np.float64).ravel()
+        shape, expression = (np.asarray(content[k], np.float64).ravel() for k in ("Shape_Para", "Exp_Para"))
+    except Exception as error:  # noqa: BLE001 - a damaged .mat raises many kinds
+        raise InputError(f"{path}: cannot be read as labels of 300W-LP (Pose_Para, Shape_Para, Exp_Para, pt2d): {error}") from error
+    for key, value, size in (("Pose_Para", pose, (7,)), ("points", points, (68, 2)), ("Shape_Para", shape, (199,)), ("Exp_Para", expression, (29,))):
+        if value.shape != size or not np.isfinite(value).all():
+            raise InputError(f"{path}: {key}: expected {list(size)} finite numbers, got shape {list(value.shape)}")
+    if not pose[6] > 0:
+        raise InputError(f"{path}: Pose_Para: expected a scale above 0 as its last number, got {pose[6]:g}")
+    hidden = (points < -1).any(1)  # -1 marks them, which is -2 counted from 0
+    return LpLabels(pose, np.where(hidden[:, None], np.nan, points), "surface" if dense else "auto", shape, expression)
+
+
+class W300LP(FaceDataset):
+    """Triplets of one source picture: frontal, turned to the left, turned to the right, as far as they are there.
+
+    300W-LP turns a face only away from the front, so a source often has one side; the other view is then missing. The labels hold
+    the pose; identity and expression only with `bfm`. For another face model than that one the labelled rotation is kept, and scale
+    and shift are those that lay its mean landmarks onto the labelled points, for its origin and size differ.
+    Also reads a plain folder of pictures with .mat files beside them (AFLW2000-3D): then each is a sample.
+    """
+
+    name, terms = "300W-LP", DATA.terms
+
+    def __init__(self, folder: Path, options: W300LPOptions, model: FaceModel):
+        """Raises InputError: not this layout, or a BFM that cannot be used."""
+        self.options, self.model = options, model
+        root = DATA.root(folder)
+        sets = [root / (s + end) for s in SETS for end in (("", "_Flip") if options.flips else ("",)) if (root / (s + end)).is_dir()]
+        sources: dict[str, list[Path]] = {}
+        for place in sets or [root]:
+            for path in sorted(place.iterdir()):
+                if path.suffix.lower() in SUFFIXES and path.with_suffix(".mat").is_file():
+                    stem = re.sub(r"_\d+$", "", path.stem) if sets else path.stem
+                    sources.setdefault(f"{place.name}/{stem}" if sets else stem, []).append(path)
+        if not sources:
+            raise DATA.missing(root, "no picture with a .mat beside it")
+        times = options.triplets if sets else 1
+        # The mirrored copy of a person belongs to the person: what is held out is held out in both.
+        self.ids = tuple(f"{name.rpartition('/')[2]}/{name.partition('/')[0] if sets else 'picture'}/{k}" for name in sources for k in range(times))
+        self._sources = [(paths, k) for paths in sources.values() for k in range(times)]
+        self.dense = read_3ddfa_model(Path(options.bfm)) if options.bfm else None
+        self.codes = None if self.dense is None else BfmCodes.of(self.dense, model)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        paths, number = self._sources[index]
+        labels = [read_lp_labels(p.with_suffix(".mat")) for p in paths]
+        chosen = self._triplet([label.yaw for label in labels], number) if len(paths) > 1 else [0]
+        images = [read_image(paths[i])[0] for i in chosen]
+        labels = [labels[i] for i in chosen]
+        points = torch.from_numpy(np.stack([label.points for label in labels])).float()
+        valid = torch.isfinite(points).all(-1)
+        jaw = labels[0].jaw
+        marks = Landmarks(points, torch.full_like(points[..., 0], torch.nan), valid, valid.float(), jaw)
+        few = valid.sum(1) < 8
+        if bool(few.any()):
+            path = paths[chosen[int(few.nonzero()[0])]].with_suffix(".mat")
+            raise InputError(f"{path}: expected at least 8 labelled points, got {int(valid.sum(1).min())}")
+        crop = CropOptions(1.9, 0.1, self.options.size, self.options.size)
+        seen = crop_views(images, [None] * len(images), marks, crop)
+        state, known = self._state(labels, images, marks)
+        truth = Labels(state.replace(camera=state.camera.scaled(seen.scale, seen.offset)), known=known)
+        return Sample(self.ids[index], replace(seen, labels=truth), truth)
+
+    def _triplet(self, yaw: list[float], number: int) -> list[int]:
+        """Indices of a frontal view, one to the left and one to the right; another triplet for each `number`."""
+        low, high = self.options.side
+        groups = ([i for i, y in enumerate(yaw) if abs(y) <= self.options.front], [i for i, y in enumerate(yaw) if -high <= y <= -low],
+                  [i for i, y in enumerate(yaw) if low <= y <= high])
+        rng = np.random.default_rng([number, len(yaw)])
+        chosen = [int(rng.choice(g)) for g in groups if g]
+        return chosen or [int(np.argmin(np.abs(yaw)))]
+
+    def _state(self, labels: list[LpLabels], images: list[np.ndarray], marks: Landmarks) -> tuple[SceneState, tuple[str, ...]]:
+        """The labelled state of the views in pixels of the pictures, and which parts of it are labels."""
+        parts = [pose_of_labels(torch.from_numpy(label.pose)[None].float(), image.shape[1], image.shape[0]) for label, image in zip(labels, images)]
+        pose = Pose(torch.cat([p.rotation for p, _ in parts]), torch.cat([p.translation for p, _ in parts]))
+        camera = Camera(*(torch.cat([getattr(c, k) for _, c in parts]) for k in ("focal", "principal", "aspect")), kind="orthographic")
+        B, model = len(labels), self.model
+        identity, expression, known = torch.zeros(1, model.num_identity), torch.zeros(B, model.num_expression), ("pose",)
+        if self.codes is not None:
+            # One person: the coefficients of the first view (the frontal one, whose fit is the base of the others).
+            codes, offset = self.codes(labels[0].shape, labels[0].expression)
+            identity, expression = codes[None, :model.num_identity], codes[None, model.num_identity:].expand(B, -1)
+            pose = Pose(pose.rotation, pose.translation + (pose.rotation @ offset) * torch.tensor([1.0, 1.0, 0.0]))
+            known = ("identity", "expression", "pose")
+        else:
+            pose, camera = onto_points(model, pose, camera, marks)
+        state = SceneState(identity, torch.zeros(B, dtype=torch.int64), expression, pose, camera, torch.zeros(B, 9, 1))
+        return state, known
+
+
+def onto_points(model: FaceModel, pose: Pose, camera: Camera, marks: Landmarks) -> tuple[Pose, Camera]:
+    """Scaled-orthographic views of the mean face with the given rotations, and the scale and shift that lay its landmarks 17-67 onto
+    the points best."""
+    points = model.landmark_basis.mean.to(pose.rotation)
+    turned = (points @ pose.rotation.transpose(-1, -2))[:, 17:, :2]
+    used = marks.valid[:, 17:, None].to(turned)
+    target = torch.where(marks.valid[:, 17:, None], marks.points[:, 17:], torch.zeros_like(turned)).to(turned)
+    total = used.sum(1, keepdim=True).clamp_min(1)
+    x, y = ((v * used).sum(1, keepdim=True) / total for v in (turned, target))
+    scale = ((turned - x) * (target - y) * used).sum((1, 2)) / ((turned - x).square() * used).sum((1, 2)).clamp_min(1e-9)
+    shift = y[:, 0] - scale[:, None] * x[:, 0]
+    translation = torch.cat([(shift - camera.principal) / scale[:, None], torch.full_like(shift[:, :1], Camera.REFERENCE_DEPTH)], 1)
+    return Pose(pose.rotation, translation), replace(camera, focal=scale * Camera.REFERENCE_DEPTH)
+
+
+@dataclass(frozen=True)
+class BfmCodes:
+    """Coefficients of 300W-LP -> those of a fitkit model of the same mesh, by least squares over all vertices, whatever the scales and
+    signs of the two bases are."""
+
+    dense: DenseModel
+    mean: np.ndarray
+    offset: np.ndarray  # [3] mm: origin of the fitkit model's head frame in theirs
+    inverse: np.ndarray  # [K, V * 3]
+
+    @staticmethod
+    def of(dense: DenseModel, model: FaceModel) -> BfmCodes:
+        """Raises InputError: the model has another mesh."""
+        own, theirs = model.mean.double().numpy(), dense.mean.reshape(-1, 3) / UNITS_PER_MM
+        if own.shape != theirs.shape:
+            raise InputError(f"300W-LP: its coefficients belong to a mesh of {len(theirs)} vertices, face model '{model.name}' has {len(own)}; "
+                             "leave the option bfm out, or train for that model")
+        basis = torch.cat([model.identity_basis, model.expression_basis]).double().numpy().reshape(-1, own.size)
+        return BfmCodes(dense, own, (theirs - own).mean(0), np.linalg.pinv(basis.T))
+
+    def __call__(self, shape: np.ndarray, expression: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Coefficients [K], and the origin [3] mm of our head frame in theirs."""
+        theirs = (self.dense.mean + self.dense.shape @ shape + self.dense.expression @ expression).reshape(-1, 3) / UNITS_PER_MM
+        codes = self.inverse @ (theirs - self.offset - self.mean).ravel()
+        return torch.from_numpy(codes).float(), torch.from_numpy(self.offset).float()

@@ -1,0 +1,312 @@
+"""Training of a network that predicts scene states, on the energies that the fit uses. See docs/regressor.md."""
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from fitkit import __version__
+from fitkit.data.augment import PLAIN
+from fitkit.data.face_dataset import FaceDataset
+from fitkit.errors import InputError
+from fitkit.evaluate.machine import machine
+from fitkit.export.overlay import CURVES
+from fitkit.io.options import to_plain, unknown_key
+from fitkit.models.face_model import FaceModel
+from fitkit.models.registry import load_model
+from fitkit.nets import net_kind, save_predictor
+from fitkit.nets.predictor import StatePredictor
+from fitkit.observe.flow import make_flow_estimator
+from fitkit.observe.flow.types import FlowEstimator
+from fitkit.observe.observations import Observations
+from fitkit.render.shading import render_shaded
+from fitkit.scene.projection import project_points
+from fitkit.scene.state import SceneState
+from fitkit.train.regressor_data import Batch, InputOptions, Part, collate, open_data, prepare, split, stage_steps
+from fitkit.train.regressor_recipe import RegressorTraining, net_options
+from fitkit.train.regressor_terms import select_people
+
+WEIGHTS, CARD, CHECKPOINT, LOG, BAD_BATCH = "regressor.safetensors", "card.json", "checkpoint.ckpt", "log.csv", "bad_batch.json"
+
+
+def train_regressor(recipe: RegressorTraining, folder: str | os.PathLike, resume: bool = False, model: FaceModel | None = None,
+                    datasets: dict[str, FaceDataset] | None = None,
+                    make_estimator: Callable[[str, str | None, str], FlowEstimator] = make_flow_estimator,
+                    step_done: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+                    progress: Callable[[str], None] = lambda line: None) -> Path:
+    """Train, and write the weights.
+
+    Writes into `folder`: regressor.safetensors and card.json at the end; checkpoint.ckpt every `save` steps; log.csv, events for
+    TensorBoard in tensorboard/, pictures/step_N.png, recipe.yaml. With `resume` the losses go on exactly as without the
+    interruption (same device, same number of threads).
+
+    Args:
+        model: the face model; None loads the recipe's. datasets: name -> data set, instead of those of the recipe's folders.
+        make_estimator: makes the flow estimators that energies ask for.
+        step_done: called after each step with its number and the value of each energy and their sum, 'total'.
+    Returns:
+        the path of the weights.
+    Raises:
+        InputError: the folder holds a training and `resume` is False, or one of another recipe; data that cannot be used;
+            Lightning is not installed.
+        FitError: the loss or its gradient is no longer a number; the ids of the batch are in bad_batch.json.
+    """
+    folder = Path(folder)
+    checkpoint = folder / CHECKPOINT
+    text = yaml.safe_dump(to_plain(recipe), sort_keys=False)
+    if checkpoint.exists() and not resume:
+        raise InputError(f"{folder}: there is a training in it; continue it with --resume, or give another folder")
+    if checkpoint.exists() and (folder / "recipe.yaml").is_file() and (folder / "recipe.yaml").read_text(encoding="utf-8") != text:
+        raise InputError(f"{checkpoint}: belongs to another recipe; continue with the options in {folder / 'recipe.yaml'}, or give another folder")
+    if checkpoint.exists():
+        _check_checkpoint(checkpoint)
+    run = _lightning()
+    model = load_model(recipe.model) if model is None else model
+    torch.manual_seed(recipe.seed)
+    network = net_kind(recipe.net.name).make(model, recipe.views, net_options(recipe))
+    training, held = open_parts(recipe, model, datasets)
+    _check_stages(recipe, network, training)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    progress(", ".join(f"{p.source.name}: {len(p.index)} samples, {len(h.index)} held out" for p, h in zip(training, held)))
+    metrics = run(recipe, folder, network, model, training, held, checkpoint if checkpoint.exists() else None, make_estimator, step_done, progress)
+    save_predictor(network, recipe.net.name, _part(folder / WEIGHTS))
+    os.replace(_part(folder / WEIGHTS), folder / WEIGHTS)
+    write_json(folder / CARD, card(recipe, model, network, training, metrics))
+    return folder / WEIGHTS
+
+
+def _check_checkpoint(path: Path) -> None:
+    try:
+        missing = {"state_dict", "optimizer_states", "loops", "fitkit"} - set(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
+        raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}); remove it to start again") from error
+    if missing:
+        raise InputError(f"{path}: not a checkpoint of this training, it lacks {', '.join(sorted(missing))}; remove it to start again")
+
+
+def _lightning() -> Callable[..., dict[str, Any]]:
+    try:
+        from fitkit.train.regressor_loop import run
+    except ImportError as error:
+        raise InputError(f"train-regressor needs the package lightning, which cannot be imported ({error}); install it: pip install lightning") from error
+    return run
+
+
+def open_parts(recipe: RegressorTraining, model: FaceModel, datasets: dict[str, FaceDataset] | None = None) -> tuple[list[Part], list[Part]]:
+    """Training and validation parts of all data sets of the recipe.
+
+    Raises:
+        InputError: no data set, or one that cannot be used or of which everyone is held out.
+    """
+    if not recipe.data:
+        raise InputError(f"recipe '{recipe.name}': expected at least one data set in 'data'")
+    both = []
+    for source in recipe.data:
+        dataset = open_data(source, model) if datasets is None else datasets[source.name]
+        both.append(split(source, dataset, recipe.validation.share))
+        if not len(both[-1][0].index):
+            raise InputError(f"data '{source.name}': everyone in it is held out for validation; give more people, or validation.share=0")
+    return [a for a, _ in both], [b for _, b in both]
+
+
+def _check_stages(recipe: RegressorTraining, network: StatePredictor, training: Sequence[Part]) -> None:
+    names = [p.source.name for p in training]
+    for stage in recipe.stages:
+        for part in stage.free:
+            if part not in network.parts():
+                raise unknown_key(part, network.parts(), f"stage '{stage.name}': free")
+        for name in stage.data:
+            if name not in names:
+                raise unknown_key(name, names, f"stage '{stage.name}': data")
+
+
+def stage_lengths(recipe: RegressorTraining, training: Sequence[Part], devices: int) -> list[int]:
+    """Steps of each stage."""
+    return [stage_steps(stage, training, recipe.batch * devices) for stage in recipe.stages]
+
+
+def stage_of_step(lengths: Sequence[int], step: int) -> tuple[int, int]:
+    """Stage of step number `step` (from 0) and the step's number within it."""
+    for number, length in enumerate(lengths):
+        if step < length or number == len(lengths) - 1:
+            return number, step
+        step -= length
+    raise AssertionError("no stages")
+
+
+def learning_rate(recipe: RegressorTraining, lengths: Sequence[int], step: int) -> float:
+    """Of step number `step` (from 0): a linear rise over the warm-up, then constant or half a cosine down to zero."""
+    number, inside = stage_of_step(lengths, step)
+    stage = recipe.stages[number]
+    if inside < stage.warmup:
+        return stage.learning_rate * (inside + 1) / stage.warmup
+    if stage.decay == "constant":
+        return stage.learning_rate
+    share = (inside - stage.warmup) / max(1, lengths[number] - stage.warmup)
+    return 0.5 * stage.learning_rate * (1 + float(np.cos(np.pi * share)))
+
+
+# ---- validation ----
+
+
+class HeldOut:
+    """The samples that are held out, read once."""
+
+    def __init__(self, recipe: RegressorTraining, parts: Sequence[Part], model: FaceModel, network: StatePredictor):
+        self.recipe, self.model = recipe, model
+        self.inputs = InputOptions.of(network)
+        # Evenly from all of them, so that no data set is left out.
+        places = [(p, i) for p in parts for i in range(len(p.index))]
+        keep = np.unique(np.linspace(0, len(places) - 1, min(recipe.validation.most, len(places))).round().astype(int)) if places else []
+        self.places = [places[k] for k in keep]
+        self._samples: list | None = None
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def batches(self) -> list[Batch]:
+        if self._samples is None:
+            self._samples = []
+            for part, position in self.places:
+                name = part.id(position)
+                sample = part.dataset[int(part.index[position])]
+                self._samples.append((name, *prepare(sample.observations, name, self.model, self.inputs, PLAIN, np.random.default_rng(0))))
+        return [collate(self._samples[k:k + self.recipe.batch]) for k in range(0, len(self._samples), self.recipe.batch)]
+
+
+@torch.no_grad()
+def validate(network: StatePredictor, model: FaceModel, held: HeldOut) -> dict[str, float]:
+    """Errors on the samples held out; {} without any.
+
+    vertex_mm: distance of the predicted from the labelled vertices of the face region, head frame, with expression, mean over the
+    people whose identity and expression are labels; mean_face_mm: the same of the mean face; nme_percent: distance of the
+    projected from the given landmarks 17-67 over the square root of the landmark box's area, mean over the views.
+    """
+    training, device = network.training, next(network.parameters()).device
+    network.eval()
+    vertex, plain, nme = [], [], []
+    for batch in held.batches():
+        batch = batch.to(device)
+        state = network(batch.images, batch.valid)
+        for i, seen in enumerate(batch.people):
+            mine = select_people(state, [i])
+            nme += landmark_error(mine, seen, model)
+            labels = seen.labels
+            if labels is not None and labels.state is not None and {"identity", "expression"} <= set(labels.known):
+                truth = labels.state.vertices(model)[:, model.face]
+                vertex.append(float((mine.vertices(model)[:, model.face] - truth).norm(dim=-1).mean()))
+                plain.append(float((model.mean[model.face] - truth).norm(dim=-1).mean()))
+    network.train(training)
+    out = {"vertex_mm": vertex, "mean_face_mm": plain, "nme_percent": nme}
+    return {k: float(np.mean(v)) for k, v in out.items() if v}
+
+
+def landmark_error(state: SceneState, seen: Observations, model: FaceModel) -> list[float]:
+    """NME of landmarks 17-67 in per cent, one number for each view that has any."""
+    marks, out = seen.landmarks, []
+    pixels = project_points(model.landmark_basis, state).pixels
+    for p, t, valid in zip(pixels, marks.points, marks.valid):
+        box = t[valid].amax(0) - t[valid].amin(0)
+        inner = valid.clone()
+        inner[:17] = False
+        if bool(inner.any()):
+            out.append(100 * float((p[inner] - t[inner]).norm(dim=-1).mean() / box.prod().sqrt()))
+    return out
+
+
+# ---- pictures ----
+
+
+@torch.no_grad()
+def draw_batch(images: Tensor, valid: Tensor, state: SceneState, model: FaceModel, most: int = 4) -> np.ndarray:
+    """The pictures of the first people with the predicted mesh over them, uint8 [h, w, 3]: a row for each person, two columns
+    (picture, mesh over it) for each view; a missing view stays grey."""
+    size = images.shape[-1]
+    cpu = state.to("cpu")
+    plain = model.to("cpu") if model.device.type != "cpu" else model
+    frame, rows = 0, []
+    for person, there in enumerate(valid[:most].cpu()):
+        row = []
+        for slot, exists in enumerate(there):
+            photo = images[person, slot].cpu().permute(1, 2, 0)
+            panel = photo
+            if exists:
+                panel = _over(photo, cpu, plain, frame, size)
+                frame += 1
+            row += [(photo * 255).round().byte().numpy(), np.asarray(panel if isinstance(panel, np.ndarray) else (panel * 255).round().byte())]
+        rows.append(np.concatenate(row, 1))
+    return np.concatenate(rows)
+
+
+def _over(photo: Tensor, state: SceneState, model: FaceModel, frame: int, size: int) -> np.ndarray:
+    vertices = state.pose.select([frame]).apply(model.vertices(state.identity[state.subject[[frame]]], state.expression[[frame]]))
+    camera = state.camera.select([frame])
+    shaded = render_shaded(vertices, model.triangles, camera, (size, size), select=(model.skin | model.face)[model.triangles].any(1))
+    alpha = 0.65 * shaded.skin[0, ..., None]
+    panel = np.ascontiguousarray(((photo * (1 - alpha) + shaded.rgb[0].clamp(0, 1) * alpha) * 255).round().byte().numpy())
+    points = camera.project(model.landmarks.points(vertices, model.triangles))[0][0].clamp(-size, 2 * size).double().numpy()
+    for indices, closed in CURVES:
+        line = np.round(points[list(indices)] * 16).astype(np.int32)
+        cv2.polylines(panel, [line[:, None]], closed, (255, 60, 50), 1, cv2.LINE_AA, shift=4)
+    return panel
+
+
+# ---- files ----
+
+
+def card(recipe: RegressorTraining, model: FaceModel, network: StatePredictor, training: Sequence[Part], metrics: dict[str, Any]) -> dict[str, Any]:
+    """What a user of the weights should know: where they come from, how good they are, what may be done with them."""
+    return {
+        "format": "fitkit-regressor-card-1", "fitkit": __version__, "recipe": recipe.name, "net": recipe.net.name,
+        "options": to_plain(network.options), "views": to_plain(network.views), "parameters": sum(p.numel() for p in network.parameters()),
+        "model": {"name": model.name, "licence": model.license, "source": model.source},
+        "data": [{"name": p.source.name, "kind": p.source.kind, "samples": len(p.index), "weight": p.source.weight,
+                  "terms": getattr(p.dataset, "terms", "")} for p in training],
+        "stages": [{"name": s.name, "energies": {n: o.weight for n, o in s.energies.items()}} for s in recipe.stages],
+        "metrics": metrics,
+        "licence": "The weights follow the terms of the data and of the face model that they were trained with; see 'data' and 'model'.",
+        "machine": machine(),
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    _part(path).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(_part(path), path)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+class CsvLog:
+    """log.csv: one line each `log` steps; columns are the energies of all stages. After an interruption it goes on behind the last
+    line of the checkpoint."""
+
+    def __init__(self, path: Path, recipe: RegressorTraining, step: int):
+        energies = list(dict.fromkeys(name for stage in recipe.stages for name in stage.energies))
+        self.columns = ["step", "stage", "total", *energies, *(f"{n}_rms" for n in energies), *(f"{n}_people" for n in energies), "learning_rate",
+                        "gradient", "vertex_mm", "mean_face_mm", "nme_percent"]
+        self.path, kept = path, []
+        if path.exists() and step > 0:
+            with open(path, newline="", encoding="utf-8") as file:
+                kept = [row for row in csv.DictReader(file) if row.get("step", "").isdigit() and int(row["step"]) <= step]
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns, extrasaction="ignore", restval="")
+            writer.writeheader()
+            writer.writerows(kept)
+
+    def add(self, row: dict[str, Any]) -> None:
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            plain = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+            csv.DictWriter(file, self.columns, extrasaction="ignore", restval="").writerow(plain)

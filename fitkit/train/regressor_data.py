@@ -1,0 +1,266 @@
+"""Which samples a training of a regressor sees in which step, and batches of them."""
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from fitkit.data.augment import FaceAugmentation, augment, head_yaw, select_views
+from fitkit.data.face_dataset import FaceDataset
+from fitkit.data.landmark_frames import held_out
+from fitkit.errors import FitkitError, InputError
+from fitkit.io.options import build
+from fitkit.models.face_model import FaceModel
+from fitkit.nets.predictor import StatePredictor, ViewSlot, assign_views
+from fitkit.nets.weak_perspective import to_orthographic
+from fitkit.observe.observations import Observations
+from fitkit.train.regressor_recipe import DataSource, RegressorTraining, TrainingStage
+
+
+@dataclass(frozen=True)
+class Batch:
+    """ids: of S samples, 'data set/sample'; images: [S, V, 3, size, size] in [0, 1], grey where a view is missing; valid: [S, V]
+    bool; people: what is seen of each of them, the views that are there in the order of the slots."""
+
+    ids: tuple[str, ...]
+    images: Tensor
+    valid: Tensor
+    people: tuple[Observations, ...]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return move(self, device)
+
+
+def move(value: Any, device: torch.device | str) -> Any:
+    """Tensors within dataclasses and tuples on another device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if dataclasses.is_dataclass(value):
+        return replace(value, **{f.name: move(getattr(value, f.name), device) for f in dataclasses.fields(value)})
+    return tuple(move(v, device) for v in value) if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """What becomes of a sample before the network sees it."""
+
+    views: tuple[ViewSlot, ...]
+    size: int
+    crop: Any
+    camera_kind: str
+
+    @staticmethod
+    def of(network: StatePredictor) -> "InputOptions":
+        return InputOptions(network.views, network.size, network.crop, network.camera_kind)
+
+
+def prepare(observations: Observations, where: str, model: FaceModel, inputs: InputOptions, augmentation: FaceAugmentation,
+            rng: np.random.Generator) -> tuple[Tensor, Tensor, Observations]:
+    """One sample as the network and the energies take it.
+
+    Returns:
+        images [V, 3, size, size] and valid [V] of the slots, and the observations of the views that are there, in their order.
+    Raises:
+        InputError: none of its views belongs into a slot, or a view has too few landmarks; `where` names it.
+    """
+    yaw = head_yaw(observations, model)
+    slots = assign_views(inputs.views, yaw)
+    there = [s for s, view in enumerate(slots) if view is not None]
+    if not there:
+        raise InputError(f"{where}: none of its views fits a view of the recipe: heads turned by {', '.join(f'{y:.0f}' for y in yaw)} degrees, "
+                         f"expected {', '.join(f'{s.name} {s.yaw[0]:g} to {s.yaw[1]:g}' for s in inputs.views)}")
+    absent = rng.random(len(there)) < augmentation.missing
+    absent[rng.integers(len(there))] = False  # somebody has to be there
+    there = [s for s, gone in zip(there, absent) if not gone]
+    seen = select_views(observations, torch.tensor([slots[s] for s in there]))
+    seen = augment(seen, inputs.crop, augmentation, rng, where)
+    labels = seen.labels
+    if labels is not None and labels.state is not None and inputs.camera_kind == "orthographic":
+        middle = torch.full_like(labels.state.camera.principal, (inputs.size - 1) / 2)
+        seen = replace(seen, labels=replace(labels, state=to_orthographic(labels.state, model, middle), vertices=None))
+    images = torch.full((len(slots), 3, inputs.size, inputs.size), 0.5)
+    valid = torch.zeros(len(slots), dtype=torch.bool)
+    images[there], valid[there] = seen.images, True
+    return images, valid, seen
+
+
+def collate(samples: Sequence[tuple[str, Tensor, Tensor, Observations]]) -> Batch:
+    ids, images, valid, people = zip(*samples)
+    return Batch(tuple(ids), torch.stack(images), torch.stack(valid), tuple(people))
+
+
+# ---- which sample when ----
+
+
+@dataclass(frozen=True)
+class Part:
+    """The samples of a data set that a training or a validation may take. index: their numbers in it."""
+
+    source: DataSource
+    dataset: FaceDataset
+    index: np.ndarray
+
+    def id(self, position: int) -> str:
+        return f"{self.source.name}/{sample_id(self.dataset, int(self.index[position]))}"
+
+
+def sample_id(dataset: FaceDataset, index: int) -> str:
+    """The id of a sample without reading it, its number where the data set does not say."""
+    ids = getattr(dataset, "ids", None)
+    return str(index) if ids is None else ids[index]
+
+
+def split(source: DataSource, dataset: FaceDataset, share: float) -> tuple[Part, Part]:
+    """Training and validation part: people are held out by their names (the part of the id before the first '/'), which stays the
+    same whatever else the data hold."""
+    out = np.array([share > 0 and held_out(sample_id(dataset, i).partition("/")[0], share) for i in range(len(dataset))], dtype=bool)
+    return Part(source, dataset, np.flatnonzero(~out)), Part(source, dataset, np.flatnonzero(out))
+
+
+def stage_steps(stage: TrainingStage, parts: Sequence[Part], batch: int) -> int:
+    """Number of steps; batch: people per step on all devices together."""
+    if stage.steps:
+        return stage.steps
+    return max(1, math.ceil(stage.epochs * sum(len(p.index) for p in stage_parts(stage, parts)) / batch))
+
+
+def stage_parts(stage: TrainingStage, parts: Sequence[Part]) -> list[Part]:
+    return [p for p in parts if not stage.data or p.source.name in stage.data]
+
+
+def draw_order(weights: Sequence[float], sizes: Sequence[int], count: int, seed: Sequence[int]) -> np.ndarray:
+    """What is drawn: [count, 2] data set and position in it.
+
+    Data sets at random by their weights; each is gone through in a new order, and again when it is through.
+    """
+    rng = np.random.default_rng([*seed, 0])
+    chosen = rng.choice(len(sizes), size=count, p=np.asarray(weights) / np.sum(weights))
+    position = np.empty(count, np.int64)
+    for d, size in enumerate(sizes):
+        places = np.flatnonzero(chosen == d)
+        passes = -(-len(places) // size)
+        order = [np.random.default_rng([*seed, 1, d, p]).permutation(size) for p in range(passes)]
+        position[places] = np.concatenate(order)[:len(places)] if order else 0
+    return np.column_stack([chosen, position])
+
+
+@dataclass(frozen=True)
+class _Broken:
+    """An error of a worker, to be raised where it can be seen as what it is."""
+
+    message: str
+
+
+class Draws(Dataset):
+    """Draw number `index` of a training; it depends on the recipe's seed and the index alone."""
+
+    def __init__(self, parts: Sequence[Sequence[Part]], orders: Sequence[np.ndarray], model: FaceModel, inputs: InputOptions,
+                 recipe: RegressorTraining):
+        self.parts, self.model, self.inputs, self.recipe = parts, model, inputs, recipe
+        self.orders, self.starts = orders, np.cumsum([0, *(len(o) for o in orders)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: int):
+        stage = int(np.searchsorted(self.starts, index, side="right")) - 1
+        d, position = self.orders[stage][index - self.starts[stage]]
+        part = self.parts[stage][d]
+        name = part.id(position)
+        rng = np.random.default_rng([self.recipe.seed, 2, index])
+        try:
+            sample = part.dataset[int(part.index[position])]
+            return name, *prepare(sample.observations, name, self.model, self.inputs, self.recipe.augmentation, rng)
+        except FitkitError as error:
+            return _Broken(str(error) if name in str(error) else f"sample {name}: {error}")
+
+
+def _collate(samples: list) -> Batch | _Broken:
+    return next((s for s in samples if isinstance(s, _Broken)), None) or collate(samples)
+
+
+def _one_thread(worker: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+class Batches:
+    """The batches of a training from step `first` on, of one device among `devices`. Has no length: what is left over when a
+    training goes on in the middle is nobody's business but its own."""
+
+    def __init__(self, draws: Draws, batch: int, first: int = 0, rank: int = 0, devices: int = 1, workers: int = 0):
+        per_step = batch * devices
+        steps = len(draws) // per_step
+        order = [list(range(s * per_step + rank * batch, s * per_step + (rank + 1) * batch)) for s in range(first, steps)]
+        # Workers start anew: with the fork of a process whose libraries run threads they could hang.
+        extra = {"worker_init_fn": _one_thread, "multiprocessing_context": "spawn", "persistent_workers": True} if workers else {}
+        self.loader = DataLoader(draws, batch_sampler=order, num_workers=workers, collate_fn=_collate, **extra)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            if isinstance(batch, _Broken):
+                raise InputError(batch.message)
+            yield batch
+
+
+# ---- readers ----
+
+
+def open_data(source: DataSource, model: FaceModel) -> FaceDataset:
+    """The data set of a recipe's entry.
+
+    Raises:
+        InputError: no folder given, options that its reader does not know, or not the layout that it expects.
+    """
+    label = f"data '{source.name}'"
+    options, make = _reader(source.kind)
+    settings = build(options, source.options, f"{label}: options")
+    if not source.folder and source.kind != "synthetic":
+        raise InputError(f"{label}: its folder is not set; give data.{source.name}.folder=FOLDER, or leave the data set out")
+    return make(Path(source.folder), settings, model)
+
+
+def _reader(kind: str) -> tuple[type, Callable[[Path, Any, FaceModel], FaceDataset]]:
+    if kind == "300wlp":
+        from fitkit.data.w300lp import W300LP, W300LPOptions
+
+        return W300LPOptions, W300LP
+    if kind == "multipie":
+        from fitkit.data.multipie import MultiPie, MultiPieOptions
+
+        return MultiPieOptions, MultiPie
+    if kind == "frames":
+        from fitkit.data.subject_frames import SubjectFrames, SubjectFramesOptions
+
+        return SubjectFramesOptions, SubjectFrames
+    if kind == "fits":
+        from fitkit.data.fit_results import FitResults, FitResultsOptions
+
+        return FitResultsOptions, FitResults
+    return SyntheticOptions, _synthetic
+
+
+@dataclass(frozen=True)
+class SyntheticOptions:
+    """recipe: of `fitkit synth`; overrides: 'key=value' lines laid over it; count: subjects."""
+
+    recipe: str = "default"
+    overrides: tuple[str, ...] = ()
+    count: int = 1000
+
+
+def _synthetic(folder: Path, options: SyntheticOptions, model: FaceModel) -> FaceDataset:
+    from fitkit.data.synth_dataset import SynthDataset
+    from fitkit.data.synth_recipe import load_synth_recipe
+
+    return SynthDataset(load_synth_recipe(options.recipe, options.overrides), options.count, model)

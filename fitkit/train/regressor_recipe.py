@@ -1,0 +1,252 @@
+"""What a training of a regressor consists of. See `recipes/train/` and docs/regressor.md."""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal, Sequence
+
+from fitkit.data.augment import FaceAugmentation
+from fitkit.energies.census import CensusOptions
+from fitkit.energies.flow_correspondence import FlowOptions
+from fitkit.energies.flow_magnitude import FlowMagnitudeOptions
+from fitkit.energies.photometric import PhotometricOptions
+from fitkit.errors import InputError
+from fitkit.fit.recipe import EnergyOptions
+from fitkit.io.options import apply_overrides, build, read_yaml, unknown_key
+from fitkit.io.resources import find_recipe
+from fitkit.nets import net_kind
+from fitkit.nets.predictor import ViewSlot
+from fitkit.observe.flow import check_estimator
+
+
+@dataclass(frozen=True)
+class LandmarkTerm(EnergyOptions):
+    """sigma_px: standard deviation of a point, for a 224-pixel crop; jaw: what to take points 0-16 for where the data do not say."""
+
+    sigma_px: float = 3.0
+    jaw: Literal["outline", "surface"] = "surface"
+
+
+@dataclass(frozen=True)
+class CodeTerm(EnergyOptions):
+    """sigma: see IdentitySupervision, ExpressionSupervision."""
+
+    sigma: float = 0.3
+
+
+@dataclass(frozen=True)
+class PoseTerm(EnergyOptions):
+    """See PoseSupervision."""
+
+    sigma_deg: float = 2.0
+    sigma_mm: float = 10.0
+    sigma_focal: float = 0.1
+
+
+@dataclass(frozen=True)
+class VertexTerm(EnergyOptions):
+    """See VertexSupervision."""
+
+    sigma_mm: float = 1.0
+    frame: Literal["camera", "head"] = "head"
+    region: Literal["all", "skin", "face"] = "face"
+
+
+@dataclass(frozen=True)
+class ExpressionPriorTerm(EnergyOptions):
+    """See ExpressionPrior."""
+
+    sigma: float = 0.3
+    sigma_negative: float = 0.1
+
+
+@dataclass(frozen=True)
+class MeanPriorTerm(EnergyOptions):
+    """See MeanCoefficientPrior."""
+
+    sigma: float = 0.3
+    expression: float = 0.5
+
+
+@dataclass(frozen=True)
+class PhotoTerm(EnergyOptions):
+    """light: 'estimate' each view's light from its picture before the comparison, or 'plain' white light from everywhere."""
+
+    light: Literal["estimate", "plain"] = "estimate"
+    options: PhotometricOptions = PhotometricOptions()
+
+
+@dataclass(frozen=True)
+class CensusTerm(EnergyOptions):
+    options: CensusOptions = CensusOptions()
+
+
+@dataclass(frozen=True)
+class FlowTerm(EnergyOptions):
+    """estimator, weights: see fitkit.fit.recipe.FlowSource."""
+
+    estimator: str = "dis"
+    weights: str = ""
+    options: FlowOptions = FlowOptions()
+
+    def __post_init__(self):
+        check_estimator(self.estimator, self.weights)
+
+
+@dataclass(frozen=True)
+class FlowMagnitudeTerm(FlowTerm):
+    """Only a network, 'ptlflow:NAME', can be used: the gradient runs through it."""
+
+    estimator: str = "ptlflow:pwcnet"
+    options: FlowMagnitudeOptions = FlowMagnitudeOptions()
+
+
+ENERGIES: dict[str, type[EnergyOptions]] = {
+    "lmk2d": LandmarkTerm, "lmk2d_eye": LandmarkTerm, "lmk2d_lip": LandmarkTerm, "identity_sup": CodeTerm, "expression_sup": CodeTerm,
+    "pose_sup": PoseTerm, "vertex_sup": VertexTerm, "identity_prior": EnergyOptions, "expression_prior": ExpressionPriorTerm,
+    "prior_l1": MeanPriorTerm, "photo_xview": PhotoTerm, "census_xview": CensusTerm, "flow_corr": FlowTerm, "flow_mag": FlowMagnitudeTerm,
+}
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A data set. kind: what reads it, see docs/regressor.md; weight: its share of the draws, relative to the others;
+    options: of its reader."""
+
+    name: str
+    kind: Literal["300wlp", "multipie", "frames", "fits", "synthetic"]
+    folder: str = ""
+    weight: float = 1.0
+    options: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NetChoice:
+    """name: of a network of fitkit.nets; options: its own."""
+
+    name: str = "mvfnet"
+    options: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingStage:
+    """steps, or epochs (once through as many samples as its data sets have): one of the two; data: names of data sets, empty =
+    all; free: parts of the network that learn ('trunk', 'pose', 'shape' of mvfnet), empty = all, the others are frozen, their
+    batch statistics too; decay: 'constant', or 'cosine' down to zero at the end of the stage; warmup: steps."""
+
+    name: str
+    energies: dict[str, EnergyOptions]
+    steps: int = 0
+    epochs: float = 0.0
+    learning_rate: float = 1e-4
+    decay: Literal["constant", "cosine"] = "constant"
+    warmup: int = 0
+    data: tuple[str, ...] = ()
+    free: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Validation:
+    """share: of the people that are held out; most: samples at most; every: steps between two measurements, 0 = at checkpoints."""
+
+    share: float = 0.05
+    most: int = 64
+    every: int = 0
+
+
+@dataclass(frozen=True)
+class RegressorTraining:
+    """A whole training; every option with its value.
+
+    batch: people per step and device; workers: processes that read data; precision, accelerator, devices, strategy: as Lightning's
+    Trainer takes them ('32-true', 'bf16-mixed', '16-mixed'; 'auto', 'cpu', 'gpu'; a number; 'auto', 'ddp',
+    'ddp_find_unused_parameters_true', ...); clip: largest norm of the gradient, 0 = no limit; save: steps between two checkpoints;
+    pictures: steps between two sample pictures, 0 = none; log: steps between two lines of log.csv.
+    """
+
+    name: str
+    stages: tuple[TrainingStage, ...]
+    model: str = "generic"
+    net: NetChoice = NetChoice()
+    views: tuple[ViewSlot, ...] = (ViewSlot("front"), ViewSlot("left", (-70.0, -20.0)), ViewSlot("right", (20.0, 70.0)))
+    data: tuple[DataSource, ...] = ()
+    validation: Validation = Validation()
+    augmentation: FaceAugmentation = FaceAugmentation()
+    batch: int = 12
+    seed: int = 0
+    workers: int = 0
+    precision: str = "32-true"
+    accelerator: str = "auto"
+    devices: int = 1
+    strategy: str = "auto"
+    clip: float = 1.0
+    save: int = 1000
+    pictures: int = 1000
+    log: int = 10
+
+
+def load_regressor_training(name: str | os.PathLike, overrides: Sequence[str] = ()) -> RegressorTraining:
+    """A shipped recipe by name or any recipe file by path, with 'a.b=value' lines laid over it; stages and data sets by name:
+    'stages.supervised.steps=100', 'data.lp.folder=300W_LP'.
+
+    Raises:
+        InputError: no such recipe, unknown keys (with the nearest known one), wrong types, values out of range.
+    """
+    path = find_recipe("train", name)
+    return parse_regressor_training(apply_overrides(read_yaml(path), overrides), path.name)
+
+
+def parse_regressor_training(data: dict, where: str) -> RegressorTraining:
+    """RegressorTraining from nested mappings, as read from YAML. Raises as load_regressor_training."""
+    data = dict(data)
+    stages = data.pop("stages", None)
+    if not isinstance(stages, list) or not stages:
+        raise InputError(f"{where}: expected 'stages', a list with at least one stage")
+    parsed = []
+    for number, stage in enumerate(stages):
+        if not isinstance(stage, dict):
+            raise InputError(f"{where}: stage {number + 1}: expected a mapping, got {stage!r}")
+        label = f"{where}: stage '{stage.get('name', number + 1)}'"
+        energies = stage.get("energies")
+        if not isinstance(energies, dict) or not energies:
+            raise InputError(f"{label}: expected 'energies', a mapping of energy names to options")
+        terms = {}
+        for energy, options in energies.items():
+            if energy not in ENERGIES:
+                raise unknown_key(energy, ENERGIES, f"{label}: energies")
+            if options is not False:  # switched off by an override
+                terms[energy] = build(ENERGIES[energy], options or {}, f"{label}: {energy}")
+        parsed.append(build(TrainingStage, {**stage, "energies": terms}, label))
+        if (parsed[-1].steps > 0) == (parsed[-1].epochs > 0):
+            raise InputError(f"{label}: expected steps or epochs above 0, one of the two, got steps {parsed[-1].steps} and epochs {parsed[-1].epochs:g}")
+        if parsed[-1].learning_rate <= 0:
+            raise InputError(f"{label}: learning_rate: expected a number > 0, got {parsed[-1].learning_rate:g}")
+    recipe = build(RegressorTraining, {**data, "stages": parsed}, where)
+    return _checked(recipe, where)
+
+
+def _checked(recipe: RegressorTraining, where: str) -> RegressorTraining:
+    for key, least in (("batch", 1), ("workers", 0), ("save", 1), ("pictures", 0), ("log", 1), ("devices", 1), ("clip", 0)):
+        if getattr(recipe, key) < least:
+            raise InputError(f"{where}: {key}: expected at least {least}, got {getattr(recipe, key)}")
+    if not 0 <= recipe.validation.share < 1:
+        raise InputError(f"{where}: validation.share: expected 0 to less than 1, got {recipe.validation.share:g}")
+    if not 0 <= recipe.augmentation.missing <= 1:
+        raise InputError(f"{where}: augmentation.missing: expected 0 to 1, got {recipe.augmentation.missing:g}")
+    for what, names in (("stages", [s.name for s in recipe.stages]), ("views", [v.name for v in recipe.views]), ("data", [d.name for d in recipe.data])):
+        twice = next((n for n in names if names.count(n) > 1), None)
+        if twice is not None:
+            raise InputError(f"{where}: {what}: '{twice}' is there twice; names must differ")
+    if not recipe.views:
+        raise InputError(f"{where}: expected at least one of 'views'")
+    for source in recipe.data:
+        if not source.weight > 0:
+            raise InputError(f"{where}: data '{source.name}': weight: expected a number > 0, got {source.weight:g}; leave the data set out instead")
+    net = net_kind(recipe.net.name)
+    build(net.options, recipe.net.options, f"{where}: net.options")
+    return recipe
+
+
+def net_options(recipe: RegressorTraining) -> Any:
+    """Options of the recipe's network as its dataclass."""
+    return build(net_kind(recipe.net.name).options, recipe.net.options, "net.options")

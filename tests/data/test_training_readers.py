@@ -1,0 +1,299 @@
+"""Readers of training data on tiny copies of their layouts, and the real samples of AFLW2000-3D where they are."""
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from helpers import observe, photograph, tiny_model, tiny_state, write_pts
+
+from fitkit.data.aflw2000 import read_3ddfa_model
+from fitkit.data.fit_results import FitResults, FitResultsOptions
+from fitkit.data.multipie import CAMERAS, FRONT, OVERHEAD, MultiPie, MultiPieOptions
+from fitkit.data.subject_frames import SubjectFrames, SubjectFramesOptions
+from fitkit.data.w300lp import W300LP, W300LPOptions, read_lp_labels
+from fitkit.errors import InputError
+from fitkit.geometry.rotation import so3_exp, so3_log
+from fitkit.geometry.weak_perspective import weak_perspective_pose
+from fitkit.models.registry import load_model
+from fitkit.nets.mvfnet.convention import labels_of_pose
+from fitkit.nets.weak_perspective import to_orthographic
+from fitkit.scene.pose import Pose, yaw_pitch_roll
+from fitkit.scene.projection import project_points
+from fitkit.train.regressor_data import open_data
+from fitkit.train.regressor_recipe import DataSource
+
+MODEL = tiny_model()
+AFLW2000 = Path("/work/shared/data/aflw2000_sample")
+SIZE = 160
+
+
+def views(yaws, seed=1, expression=0.0):
+    """A tiny person seen under these yaw angles (degrees, positive: nose to the right) by scaled-orthographic cameras."""
+    state = tiny_state(MODEL, len(yaws), SIZE, seed, expression)
+    turn = so3_exp(torch.stack([torch.tensor([0.05, np.radians(y), -0.03]) for y in yaws]).float())
+    state = state.replace(pose=Pose(torch.diag(torch.tensor([1.0, -1.0, -1.0])) @ turn, state.pose.translation), expression=state.expression[:1].expand(len(yaws), -1))
+    return to_orthographic(state, MODEL)
+
+
+def save_picture(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), (image.permute(1, 2, 0).numpy()[..., ::-1] * 255).round().astype(np.uint8))
+
+
+def lp_source(folder, name, yaws, seed=1, shape=None, expression=None, state=None):
+    """One source of 300W-LP: NAME_0.jpg ... with .mat files in its own conventions."""
+    state = views(yaws, seed) if state is None else state
+    images = photograph(MODEL, state, SIZE).expand(-1, 3, -1, -1)
+    points = observe(MODEL, state, SIZE).landmarks.points.double().numpy()
+    pose = labels_of_pose(state.pose, state.camera, SIZE).double().numpy()
+    for k, (image, p, parameters) in enumerate(zip(images, points, pose)):
+        save_picture(folder / f"{name}_{k}.jpg", image)
+        scipy.io.savemat(folder / f"{name}_{k}.mat", {
+            "Pose_Para": parameters[None], "pt2d": p.T + 1, "Shape_Para": np.zeros((199, 1)) if shape is None else shape[:, None],
+            "Exp_Para": np.zeros((29, 1)) if expression is None else expression[:, None], "Color_Para": np.zeros((1, 7)), "Tex_Para": np.zeros((199, 1)),
+            "Illum_Para": np.zeros((1, 10)), "roi": np.array([[1, 1, SIZE, SIZE]])})
+    return state
+
+
+def in_picture(observations):
+    """Landmarks of the crops in pixels of the pictures."""
+    return observations.landmarks.points / observations.scale[:, None, None] + observations.offset[:, None]
+
+
+def angle(a, b):
+    return torch.rad2deg(so3_log(a.transpose(-1, -2) @ b).norm(dim=-1))
+
+
+def test_triplets_of_300w_lp(tmp_path):
+    state = lp_source(tmp_path / "AFW", "AFW_12_1", [5, -30, -50, 40])
+    lp_source(tmp_path / "AFW_Flip", "AFW_12_1", [-5, 30, 50, -40], seed=2)
+    lp_source(tmp_path / "HELEN", "HELEN_3_1", [0, -35], seed=3)
+    data = W300LP(tmp_path, W300LPOptions(triplets=2, size=160), MODEL)
+    assert data.ids == ("AFW_12_1/AFW/0", "AFW_12_1/AFW/1", "AFW_12_1/AFW_Flip/0", "AFW_12_1/AFW_Flip/1", "HELEN_3_1/HELEN/0", "HELEN_3_1/HELEN/1")
+    sample = data[0]
+    yaw = yaw_pitch_roll(sample.truth.state.pose.rotation)[:, 0]
+    assert len(yaw) == 3 and abs(float(yaw[0])) < 15 and -70 < float(yaw[1]) < -20 and 20 < float(yaw[2]) < 70
+    chosen = [0, 1 if abs(float(yaw[1]) + 30) < 10 else 2, 3]
+    assert float(angle(sample.truth.state.pose.rotation, state.pose.rotation[chosen]).max()) < 0.05
+    truth = observe(MODEL, state, SIZE).landmarks.points[chosen]
+    assert torch.allclose(in_picture(sample.observations), truth, atol=2e-3)  # counted from 0, y down
+    # The head's place: the mean face under the labelled rotation lies on the points as well as a mean face can.
+    seen = sample.observations
+    pixels = project_points(MODEL.landmark_basis, sample.truth.state).pixels
+    box = (seen.landmarks.points.amax(1) - seen.landmarks.points.amin(1)).prod(-1).sqrt()
+    assert float(((pixels - seen.landmarks.points).norm(dim=-1)[:, 17:].mean(1) / box).max()) < 0.03
+    assert sample.truth.known == ("pose",) and sample.observations.images.shape == (3, 3, 160, 160)
+    assert data[4].observations.num_views == 2  # one side is not there
+    assert W300LP(tmp_path, W300LPOptions(flips=False), MODEL).ids[-1] == "HELEN_3_1/HELEN/3"
+
+
+def bfm(folder, model, offset=(3.0, -8.0, 5.0)):
+    """The tiny model packed as 3DDFA's: micrometres, another origin, bases in other scales and 199 and 29 columns."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    w, w_exp = np.zeros((model.num_vertices * 3, 199)), np.zeros((model.num_vertices * 3, 29))
+    scale, scale_exp = rng.uniform(0.5, 2, model.num_identity) * 1e-3, rng.uniform(-2, -1, model.num_expression)
+    w[:, :model.num_identity] = model.identity_basis.double().numpy().reshape(model.num_identity, -1).T * scale
+    w_exp[:, :model.num_expression] = model.expression_basis.double().numpy().reshape(model.num_expression, -1).T * scale_exp
+    keypoints = model.triangles[model.landmarks.triangle, 0].numpy() + 1
+    scipy.io.savemat(folder / "Model_Shape.mat", {"mu_shape": (model.mean.double().numpy() + offset).reshape(-1, 1) * 1000, "w": w,
+                                                  "tri": model.triangles.numpy().T + 1, "keypoints": keypoints[None]})
+    scipy.io.savemat(folder / "Model_Exp.mat", {"mu_exp": np.zeros((model.num_vertices * 3, 1)), "w_exp": w_exp})
+    return scale, scale_exp
+
+
+def test_with_the_basel_face_model_coefficients_become_labels(tmp_path):
+    scale, scale_exp = bfm(tmp_path / "bfm", MODEL)
+    state = views([5, -30, 40], expression=0.4)
+    identity, expression = state.identity[0].double().numpy(), state.expression[0].double().numpy()
+    shape, exp = np.zeros(199), np.zeros(29)
+    shape[:MODEL.num_identity], exp[:MODEL.num_expression] = identity * 1000 / scale, expression * 1000 / scale_exp
+    assert 1e5 < np.abs(shape).max() < 1e7
+    # Labels of the same pictures for their head frame, whose origin lies elsewhere.
+    shift = torch.tensor([3.0, -8.0, 5.0])
+    theirs = state.replace(pose=Pose(state.pose.rotation, state.pose.translation - state.pose.rotation @ shift))
+    folder = tmp_path / "data" / "IBUG"
+    lp_source(folder, "IBUG_1", [], state=state, shape=shape, expression=exp)
+    for k, parameters in enumerate(labels_of_pose(theirs.pose, theirs.camera, SIZE).double().numpy()):
+        content = {key: v for key, v in scipy.io.loadmat(folder / f"IBUG_1_{k}.mat").items() if not key.startswith("__")}
+        scipy.io.savemat(folder / f"IBUG_1_{k}.mat", content | {"Pose_Para": parameters[None]})
+    sample = W300LP(tmp_path / "data", W300LPOptions(bfm=str(tmp_path / "bfm")), MODEL)[0]
+    got = sample.truth.state
+    assert sample.truth.known == ("identity", "expression", "pose")
+    assert np.allclose(got.identity[0].numpy(), identity, atol=1e-3) and np.allclose(got.expression[0].numpy(), expression, atol=1e-3)
+    # Independent truth: their own formula for the vertices in the picture.
+    dense = read_3ddfa_model(tmp_path / "bfm").in_picture(shape, exp, labels_of_pose(theirs.pose, theirs.camera, SIZE)[0].double().numpy(), SIZE)
+    seen = sample.observations
+    pixels = got.camera.project(got.pose.apply(got.vertices(MODEL)))[0][0] / seen.scale[0] + seen.offset[0]
+    assert np.abs(pixels.numpy() - dense[:, :2]).max() < 0.01
+    with pytest.raises(InputError, match="its coefficients belong to a mesh of 315 vertices, face model 'generic' has"):
+        W300LP(tmp_path / "data", W300LPOptions(bfm=str(tmp_path / "bfm")), load_model("generic"))
+    with pytest.raises(InputError, match="cannot be read as 3DDFA's face model .* licence form is at https://faces.dmi.unibas.ch"):
+        W300LP(tmp_path / "data", W300LPOptions(bfm=str(tmp_path / "nowhere")), MODEL)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda p: p.write_bytes(b"no matlab"), "cannot be read as labels of 300W-LP"),
+    (lambda p: scipy.io.savemat(p, {"Pose_Para": np.zeros((1, 7))}), "cannot be read as labels of 300W-LP"),
+    (lambda p: _change(p, pt2d=np.zeros((2, 5))), r"points: expected \[68, 2\] finite numbers, got shape \[5, 2\]"),
+    (lambda p: _change(p, Pose_Para=np.full((1, 7), np.nan)), "Pose_Para: expected"),
+    (lambda p: _change(p, Pose_Para=np.zeros((1, 7))), "expected a scale above 0 as its last number, got 0"),
+    (lambda p: _change(p, Shape_Para=np.zeros((80, 1))), r"Shape_Para: expected \[199\] finite numbers"),
+    (lambda p: _change(p, pt2d=np.full((2, 68), -1.0)), "expected at least 8 labelled points, got 0"),
+])
+def test_a_broken_label_file_is_named(tmp_path, change, message):
+    lp_source(tmp_path / "LFPW", "LFPW_1", [0, 30])
+    bad = tmp_path / "LFPW" / "LFPW_1_1.mat"
+    change(bad)
+    data = W300LP(tmp_path, W300LPOptions(triplets=1), MODEL)
+    with pytest.raises(InputError, match=message) as caught:
+        data[0]
+    assert str(caught.value).startswith(str(bad)) and "\n" not in str(caught.value)
+
+
+def _change(path, **changes):
+    content = {k: v for k, v in scipy.io.loadmat(path).items() if not k.startswith("__")}
+    scipy.io.savemat(path, content | changes)
+
+
+@pytest.mark.skipif(not AFLW2000.is_dir(), reason="the samples of AFLW2000-3D are not on this machine")
+def test_real_labels_agree_with_their_own_landmarks():
+    """Rotation of Pose_Para against the one that 68 points on a mean face give, and both against the side the nose points to; what
+    needs the Basel Face Model (vertices onto landmarks) is tested above with a model packed in its form."""
+    model = load_model("generic")
+    data = W300LP(AFLW2000, W300LPOptions(), model)
+    assert len(data) == 8
+    for i in range(len(data)):
+        labels = read_lp_labels(AFLW2000 / f"{data.ids[i].partition('/')[0]}.mat")
+        assert labels.jaw == "surface"
+        seen, rotation = data[i].observations, data[i].truth.state.pose.rotation
+        marks = seen.landmarks
+        _, own, _ = weak_perspective_pose(model.landmark_basis.mean[None], torch.nan_to_num(marks.points), marks.valid.float())
+        assert float(angle(own, rotation)) < 13
+        if abs(labels.yaw) > 15:
+            nose, eyes = marks.points[0, 30], marks.points[0, 36:48].mean(0)
+            up = rotation[0, :2, 1]
+            right = torch.stack([-up[1], up[0]])
+            assert float((nose - eyes) @ right) * labels.yaw > 0
+        pixels = project_points(model.landmark_basis, data[i].truth.state).pixels[0]
+        box = (marks.points[0].amax(0) - marks.points[0].amin(0)).prod().sqrt()
+        assert float((pixels - marks.points[0]).norm(dim=-1)[17:].mean() / box) < 0.07
+
+
+def test_multi_pie(tmp_path):
+    yaws = {"05_1": 0, "13_0": -30, "08_0": -45, "14_0": -15, "04_1": 30, "20_0": 60, "24_0": 90}
+    state = views(list(yaws.values()))
+    images, points = photograph(MODEL, state, SIZE).expand(-1, 3, -1, -1), observe(MODEL, state, SIZE).landmarks.points.numpy()
+    root = tmp_path / "pie"
+    for (camera, _), image, p in zip(yaws.items(), images, points):
+        for shot in ("00", "07"):
+            path = root / "session02/multiview/001/02" / camera / f"001_02_02_{camera.replace('_', '')}_{shot}.png"
+            save_picture(path, image)
+            if shot == "07":
+                write_pts(path.with_suffix(".pts"), p)
+    (root / "session03").mkdir()
+    data = MultiPie(root, MultiPieOptions(triplets=3, landmarks="files", size=160), MODEL)
+    assert data.ids == tuple(f"001/session02_02_07_{k}" for k in range(3))
+    for i in range(3):
+        sample = data[i]
+        assert sample.observations.num_views == 3 and sample.truth is None
+        found = weak_perspective_pose(MODEL.landmark_basis.mean[None], sample.observations.landmarks.points, torch.ones(3, 68))[1]
+        yaw = yaw_pitch_roll(found)[:, 0]
+        assert abs(float(yaw[0])) < 8 and -60 < float(yaw[1]) < -20 and 20 < float(yaw[2]) < 75
+    assert torch.allclose(in_picture(data[0].observations)[0], torch.from_numpy(points[0]), atol=2e-3)
+    assert len(CAMERAS) == 13 and sorted(CAMERAS.values()) == list(range(-90, 91, 15)) and CAMERAS[FRONT] == 0 and not set(OVERHEAD) & set(CAMERAS)
+    elsewhere = tmp_path / "marks"
+    for path in root.rglob("*.pts"):
+        (elsewhere / path.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, elsewhere / path.relative_to(root))
+    data = MultiPie(root, MultiPieOptions(landmark_folder=str(elsewhere), landmarks="files"), MODEL)
+    assert data[0].observations.num_views == 3
+    for path in elsewhere.rglob("*_051_07.pts"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"001_02_02_051_07: no landmark file \(\*.pts"):
+        data[0]
+    with pytest.raises(InputError, match="no picture of camera 05_1 with one beside it .*licence of CMU"):
+        MultiPie(root, MultiPieOptions(sessions=("04",)), MODEL)
+    with pytest.raises(InputError, match="no folder sessionSS/multiview"):
+        MultiPie(root / "session02", MultiPieOptions(), MODEL)
+
+
+def test_folders_of_subjects(tmp_path, anna):
+    data = SubjectFrames(tmp_path, SubjectFramesOptions(size=160), MODEL)
+    assert data.ids == ("anna",) and data[0].id == "anna" and data[0].observations.num_views == 3
+    assert data[0].observations.images.shape == (3, 3, 160, 160)
+    (anna / "view1.pts").write_text("version: 1\nn_points: 68\n{\n1 2\n}\n")
+    with pytest.raises(InputError, match=r"anna/view1.pts: "):
+        data[0]
+    for path in anna.glob("*.pts"):
+        path.unlink()
+    with pytest.raises(InputError, match="anna"):
+        data[0]
+    with pytest.raises(InputError, match="no folder with at least 9 pictures below it"):
+        SubjectFrames(tmp_path, SubjectFramesOptions(min_views=9), MODEL)
+    with pytest.raises(InputError, match="no such folder; expected a folder of subject folders"):
+        SubjectFrames(tmp_path / "nowhere", SubjectFramesOptions(), MODEL)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory, _rendered):
+    from fitkit.fit.run import fit
+
+    folder = tmp_path_factory.mktemp("fits") / "anna"
+    shutil.copytree(_rendered, folder)
+    result = fit(folder, recipe="landmarks")
+    from fitkit.export.parameters import save_parameters
+
+    (folder / "fitkit").mkdir()
+    save_parameters(result, folder / "fitkit" / "parameters.npz")
+    (folder / "fitkit" / "metrics.json").write_text('{"status": "ok"}')
+    return folder, result
+
+
+def test_fits_as_labels_weighted_by_how_sure_they_are(fitted, tmp_path):
+    folder, result = fitted
+    model = load_model("generic")
+    data = FitResults(folder.parent, FitResultsOptions(size=192), model)
+    sample = data[0]
+    assert data.ids == ("anna",) and torch.allclose(sample.truth.state.identity, result.state.identity.float())
+    sigma = result.identity_covariance.diagonal().sqrt().clamp_max(1)
+    assert torch.allclose(sample.truth.identity_sigma[0], sigma.float(), atol=1e-5) and 0 < float(sigma.min()) < float(sigma.max())
+    seen, state = sample.observations, sample.truth.state
+    pixels = project_points(model.landmark_basis, state).pixels
+    box = (seen.landmarks.points.amax(1) - seen.landmarks.points.amin(1)).amax(-1)
+    assert float(((pixels - seen.landmarks.points).norm(dim=-1).mean(1) / box).max()) < 0.03
+    own = FitResults(folder.parent, FitResultsOptions(landmarks="fit", size=192), model)
+    marks = own[0].observations.landmarks
+    assert marks.jaw == "surface" and torch.allclose(marks.points, project_points(model.landmark_basis, own[0].truth.state).pixels, atol=1e-2)
+    with pytest.raises(InputError, match="parameters.npz: .*expected face model 'generic'"):
+        FitResults(folder.parent, FitResultsOptions(), MODEL)[0]
+    with pytest.raises(InputError, match="none of 1 results of fitkit fit below it has status failed"):
+        FitResults(folder.parent, FitResultsOptions(status=("failed",)), model)
+    broken = tmp_path / "copy" / "anna"
+    shutil.copytree(folder, broken)
+    (broken / "fitkit" / "parameters.npz").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="anna/fitkit/parameters.npz: not a readable fitkit parameter file"):
+        FitResults(broken.parent, FitResultsOptions(), model)[0]
+    shutil.copy(folder / "fitkit" / "parameters.npz", broken / "fitkit" / "parameters.npz")
+    (broken / "view2.png").unlink()
+    with pytest.raises(InputError, match="its photo 'view2' is not in"):
+        FitResults(broken.parent, FitResultsOptions(), model)[0]
+    (broken / "fitkit" / "metrics.json").write_text("{")
+    with pytest.raises(InputError, match="metrics.json: not readable as the metrics of a fit"):
+        FitResults(broken.parent, FitResultsOptions(), model)
+
+
+def test_data_sets_by_kind(tmp_path):
+    lp_source(tmp_path / "AFW", "AFW_1", [0, 30])
+    data = open_data(DataSource("lp", "300wlp", str(tmp_path), options={"triplets": 2}), MODEL)
+    assert isinstance(data, W300LP) and len(data) == 2
+    with pytest.raises(InputError, match="data 'lp': options: unknown key 'triplet'; did you mean 'triplets'"):
+        open_data(DataSource("lp", "300wlp", str(tmp_path), options={"triplet": 2}), MODEL)
+    made = open_data(DataSource("s", "synthetic", options={"count": 3, "recipe": "clean"}), load_model("generic"))
+    assert len(made) == 3
+    for reader, options in ((W300LP, W300LPOptions()), (MultiPie, MultiPieOptions())):
+        with pytest.raises(InputError, match="no such folder; expected .* as "):
+            reader(tmp_path / "nowhere", options, MODEL)
