@@ -476,8 +476,13 @@ def head_colors(head: HeadMap, skin_map: np.ndarray, person: SkinLook, hair: Hai
 def scalp_cover(rest: np.ndarray, hair: HairLook) -> np.ndarray:
     """How far the hair hides the skin below the shell at places [..., 3] of the mean head, 0 to 0.92."""
     # Below the shell the scalp is as dark as the hair, and hair grows thinner towards its line.
-    edge = hairline_margin(rest, hair.recede) - 3 + 3 * np.sin(rest[..., 0] * 0.9) * np.sin(rest[..., 1] * 0.7)
-    return np.clip(edge / 12, 0, 0.92)
+    margin = hairline_margin(rest, hair.recede)
+    out = np.zeros(margin.shape, margin.dtype)
+    above = margin > 0
+    place = rest[above]
+    edge = margin[above] - 3 + 3 * np.sin(place[..., 0] * 0.9) * np.sin(place[..., 1] * 0.7)
+    out[above] = np.clip(edge / 12, 0, 0.92)
+    return out
 
 
 def _add_hair(layers: _Layers, model: FaceModel, head: HeadMap, state: SceneState, shape: Tensor, look: HairLook, scene: Scene, gain: float,

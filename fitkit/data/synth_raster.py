@@ -1,10 +1,12 @@
 """Samples of rendered meshes, compiled: what a picture of a synthetic subject spends its time on."""
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numba
 import numpy as np
+import torch
 from torch import Tensor
 
 from fitkit.data.face_paint import LampShadow
@@ -34,19 +36,41 @@ def sample_mesh(clip: Tensor, triangles: Tensor, size: tuple[int, int], table: n
 
     The same surface and weights as `render.rasterizer.rasterize` and `interpolate`, without derivatives, in one pass.
     """
-    index = winning_triangles(clip[None], triangles, size)[0].numpy().reshape(-1)
+    corners, faces = clip.numpy(), triangles.numpy()
+    near_samples = _around_samples(corners, faces, size[0], size[1])  # most triangles of a head lie between the samples
+    index = winning_triangles(clip[None], torch.from_numpy(faces[near_samples]), size)[0].numpy().reshape(-1)
     pixel = np.flatnonzero(index >= 0)
+    triangle = near_samples[index[pixel]]
     values = np.empty((len(pixel), table.shape[1]), np.float32)
-    _interpolate(clip.numpy(), triangles.numpy(), index, pixel, size[1], np.ascontiguousarray(table, np.float32), values)
-    return Samples(pixel, index[pixel], values)
+    _interpolate(corners, faces, triangle, pixel, size[1], np.ascontiguousarray(table, np.float32), values)
+    return Samples(pixel, triangle, values)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _around_samples(clip, triangles, height, width):
+    """Numbers of the triangles with a sample in the box around them, ascending."""
+    x, y = np.empty(len(clip), np.float32), np.empty(len(clip), np.float32)
+    for v in range(len(clip)):
+        x[v], y[v] = clip[v, 0] / clip[v, 3], clip[v, 1] / clip[v, 3]
+    out = np.empty(len(triangles), np.int64)
+    count = 0
+    for f in range(len(triangles)):
+        a, b, c = triangles[f, 0], triangles[f, 1], triangles[f, 2]
+        left, right = max(min(x[a], x[b], x[c]), 0), min(max(x[a], x[b], x[c]), width - 1)
+        if math.ceil(left) <= right:
+            top, bottom = max(min(y[a], y[b], y[c]), 0), min(max(y[a], y[b], y[c]), height - 1)
+            if math.ceil(top) <= bottom:
+                out[count] = f
+                count += 1
+    return out[:count]
 
 
 @numba.njit(cache=True, nogil=True)
-def _interpolate(clip, triangles, index, pixel, width, table, out):
+def _interpolate(clip, triangles, triangle, pixel, width, table, out):
     channels = table.shape[1]
     for n in range(len(pixel)):
         p = pixel[n]
-        f = index[p]
+        f = triangle[n]
         a, b, c = triangles[f, 0], triangles[f, 1], triangles[f, 2]
         x, y = np.float64(p % width), np.float64(p // width)
         w0, w1, w2 = np.float64(clip[a, 3]), np.float64(clip[b, 3]), np.float64(clip[c, 3])
