@@ -216,11 +216,16 @@ class FlowImages:
         return FlowImages(normalize_contrast(grey, options.normalize), mask, reduction)
 
 
-def find_matches(model: FaceModel, state: SceneState, photos: FlowImages, estimator: FlowEstimator, options: FlowOptions) -> Matches:
-    """Dense flow between the rendering of view a in view b and photo b, sampled at `options.points` surface points."""
+def find_matches(model: FaceModel, state: SceneState, photos: FlowImages, estimator: FlowEstimator, options: FlowOptions,
+                 energy: str = "flow_corr") -> Matches:
+    """Dense flow between the rendering of view a in view b and photo b, sampled at `options.points` surface points.
+
+    Raises:
+        InputError: there are no pairs of views; it names the energy.
+    """
     pairs = view_pairs(state, options.neighbors, options.both_ways)
     if not pairs:
-        raise InputError(f"energy 'flow_corr' compares views: expected at least 2 and neighbors >= 1, got {state.num_views} view(s) and "
+        raise InputError(f"energy '{energy}' compares views: expected at least 2 and neighbors >= 1, got {state.num_views} view(s) and "
                          f"neighbors {options.neighbors}; give its stage min_views: 2")
     device = photos.images.device
     h, w = photos.images.shape[-2:]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot
-from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowOptions
+from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowOptions, find_matches
 from fitkit.observe.observations import Observations
 from fitkit.scene.projection import pixel_rays
 from fitkit.scene.state import SceneState
@@ -61,7 +61,8 @@ class TriangulatedFlow:
     def freeze(self, state: SceneState, observations: Observations) -> "TriangulatedFlow":
         if self.options.hold and self.points is not None:
             return self
-        matcher = self.matcher.freeze(state, observations)
+        m = self.matcher
+        matcher = replace(m, matches=find_matches(m.model, state, m.photos, m.estimator, m.options, self.name))
         return replace(self, matcher=matcher, points=self._triangulate(matcher, state))
 
     def _triangulate(self, matcher: FlowCorrespondence, state: SceneState) -> TriangulatedPoints:

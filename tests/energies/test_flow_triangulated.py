@@ -6,8 +6,10 @@ from derivatives import check_everything
 from helpers import observe
 from test_flow_correspondence import MODEL, energy_with, moved, perfect_matches, truth
 
+from fitkit.energies.flow_correspondence import FlowImages, FlowOptions
 from fitkit.energies.flow_triangulated import TriangulatedFlow, TriangulationOptions
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
+from fitkit.errors import InputError
 from fitkit.scene.camera import KINDS
 from fitkit.scene.layout import ParameterLayout
 from fitkit.scene.projection import pixel_rays, project_head_points, project_points
@@ -107,3 +109,12 @@ def test_hold_keeps_the_first_points():
     state = truth()
     energy = triangulated(state, state, TriangulationOptions(hold=True))
     assert energy.freeze(moved(state), None) is energy
+
+
+def test_one_view_has_no_matches():
+    state = truth()
+    one = state.replace(subject=state.subject[:1], expression=state.expression[:1], pose=state.pose.select([0]), camera=state.camera.select([0]))
+    obs = observe(MODEL, state)
+    matcher = replace(energy_with(None), photos=FlowImages.of(obs, FlowOptions()))
+    with pytest.raises(InputError, match=r"energy 'flow_triangulated' compares views: expected at least 2 .*, got 1 view\(s\)"):
+        TriangulatedFlow(matcher, TriangulationOptions()).freeze(one, obs)
