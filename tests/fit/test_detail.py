@@ -89,6 +89,13 @@ def test_no_evidence_is_exactly_zero(generic, bumped):
     assert detail.metrics["residual_before_px"] is None
 
 
+def test_matches_beside_the_face_do_not_count(generic, bumped):
+    state, observations, _, _ = bumped
+    back = replace(generic, face=generic.mean[:, 2] < generic.mean[:, 2].quantile(0.02))  # seen in no photo
+    detail = solve_detail(back, state, observations, make_flow_estimator("dis"), OPTIONS)
+    assert detail.metrics["matches"] == 0 and not detail.displacement.any()
+
+
 def test_the_displacement_moves_with_the_expression(generic, bumped):
     state, _, truth, _ = bumped
     normal = vertex_normals(state.neutral(generic), generic.triangles)[0]
