@@ -15,6 +15,7 @@ from fitkit.errors import FitkitError
 # name -> (module:attribute, line in `fitkit --help`); a command whose module is not installed is left out.
 COMMANDS = {
     "fit": ("fitkit.cli.fit:fit", "Fit a face to all photos of one person."),
+    "predict": ("fitkit.cli.predict:predict", "Predict a face from photos by a trained network, without a fit."),
     "detect": ("fitkit.cli.detect:detect", "Find faces and their 68 landmarks; write them as files to correct by hand."),
     "energies": ("fitkit.cli.energies:energies", "List what a fit or a training can minimize."),
     "recipe": ("fitkit.cli.recipe:recipe", "Show the fit recipes."),

@@ -1,0 +1,51 @@
+"""`fitkit predict`: photos of one person -> one face, by a trained network alone."""
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from fitkit.cli.fit import _bar, _summary
+from fitkit.cli.model import _one_sentence
+from fitkit.errors import FitError
+
+
+@click.command()
+@click.argument("subject_dir", type=click.Path(path_type=Path))
+@click.option("--weights", type=click.Path(path_type=Path), required=True, help="regressor.safetensors of fitkit train-regressor.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help="Folder of the results; default: SUBJECT_DIR/fitkit.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
+@click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
+@click.option("--landmarks", default="auto", show_default=True, metavar="auto|files|builtin|...", help="Where the 68 points come from.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only errors and doubts about the result.")
+@_one_sentence
+def predict(subject_dir, weights, output, overwrite, device, landmarks, quiet):
+    """Predict the face in the photos in SUBJECT_DIR with a trained network, without a fit.
+
+    The result folder is that of 'fitkit fit'. Landmarks say where the faces are and how they are turned.
+
+    Example: fitkit predict photos_of_anna/ --weights training/regressor.safetensors
+    """
+    from fitkit.export.folder import check_output
+    from fitkit.fit.predict import predict as run
+    from fitkit.io.subject import load_subject
+
+    target = output or subject_dir / "fitkit"
+    began = time.perf_counter()
+    if subject_dir.is_dir():
+        target = check_output(target, overwrite)
+    with _bar(quiet) as tell:
+        subject = load_subject(subject_dir, ignore=[target] if target.parent.resolve() == subject_dir.resolve() else [])
+        result = run(subject, weights, landmarks=landmarks, device=device, tell=tell)
+        tell("writing the result", 0.85)
+        path = result.save(target, overwrite)
+        tell("done", 1.0)
+    if not (quiet and result.status == "ok"):
+        for line in result.warnings:
+            click.echo(f"note: {line}" if result.status == "ok" else f"warning: {line}", err=True)
+    if not quiet:
+        click.echo(_summary(result, time.perf_counter() - began, path).replace("in the solver", "in the network"))
+    if result.status == "failed":
+        raise FitError(f"the prediction failed: half of the views or more do not fit their landmarks, so the face is not to be used; "
+                       f"look at {path / 'overlay'}, or start a fit from it")

@@ -1,0 +1,76 @@
+"""`fitkit predict`: a network alone, in the form of a fit."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from fitkit.cli.main import main
+from fitkit.errors import InputError
+from fitkit.export.parameters import load_parameters
+from fitkit.fit.predict import predict
+from fitkit.fit.run import fit
+from fitkit.io.subject import load_subject
+from fitkit.models.registry import load_model
+from fitkit.nets import save_predictor
+from fitkit.nets.mvfnet.network import MvfNet, MvfNetOptions
+from fitkit.nets.predictor import ViewSlot
+
+SLOTS = (ViewSlot("front", (-15.0, 15.0)), ViewSlot("left", (-70.0, -20.0)), ViewSlot("right", (20.0, 70.0)))
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """An untrained network: it predicts the mean face from the front, in the middle of each crop."""
+    torch.manual_seed(0)
+    path = tmp_path / "regressor.safetensors"
+    save_predictor(MvfNet(load_model("generic"), SLOTS, MvfNetOptions(size=64, width=0.05)), "mvfnet", path)
+    return path
+
+
+def test_the_untrained_network_puts_the_mean_face_where_the_faces_are(anna, weights):
+    result = predict(anna, weights, landmarks="files")
+    assert [v.name for v in result.subject.views] == ["view1", "view0", "view2"]  # in the order of the slots
+    assert result.state.camera.kind == "orthographic" and float(result.state.identity.abs().max()) < 0.05
+    model = load_model("generic")
+    points = result.state.camera.project(result.state.pose.apply(model.landmarks.points(result.vertices, model.triangles)))[0]
+    truth = fit(anna, recipe="landmarks")
+    given = {v.name: torch.from_numpy(v.landmarks[:, :2]).float() for v in truth.subject.views}
+    front = given["view1"]
+    size = float((front.amax(0) - front.amin(0)).max())
+    assert float((points[0] - front).norm(dim=-1).mean()) < 0.08 * size
+    assert result.recipe["name"] == "predict" and result.recipe["regressor"]["net"] == "mvfnet" and result.metrics["recipe"] == "predict"
+
+
+def test_the_command_writes_the_folder_of_a_fit(anna, weights):
+    (anna / "view0.png").unlink()
+    (anna / "view0.pts").unlink()
+    run = CliRunner().invoke(main, ["predict", str(anna), "--weights", str(weights), "--landmarks", "files"])
+    folder = anna / "fitkit"
+    assert (folder / "subject.obj").is_file() and (folder / "overlay" / "view1.png").is_file(), run.output
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["num_views"] == 2 and metrics["status"] in ("ok", "doubtful", "failed")
+    assert run.exit_code == (1 if metrics["status"] == "failed" else 0) and "in the network" in run.output
+    assert list(load_parameters(folder / "parameters.npz").view_names) == ["view1", "view2"]
+    again = CliRunner().invoke(main, ["predict", str(anna), "--weights", str(weights)])
+    assert again.exit_code == 1 and "overwrite" in again.output
+
+
+def test_photos_without_a_place_are_left_out(anna, weights, tmp_path):
+    for suffix in (".png", ".pts"):
+        (anna / f"again{suffix}").write_bytes((anna / f"view1{suffix}").read_bytes())
+    result = predict(anna, weights, landmarks="files")
+    assert len(result.subject.views) == 3
+    assert any(line.startswith("left out: ") and "one photo for each of front, left, right" in line for line in result.warnings)
+    model, path = load_model("generic"), tmp_path / "back.safetensors"
+    save_predictor(MvfNet(model, (ViewSlot("back", (120.0, 180.0)),), MvfNetOptions(size=64, width=0.05)), "mvfnet", path)
+    with pytest.raises(InputError, match=r"anna: none of its photos fits a view of .*back.safetensors \(yaw in degrees: back 120 to 180\)"):
+        predict(anna, path, landmarks="files")
+
+
+def test_known_cameras_are_not_used_and_a_note_says_so(anna, weights):
+    K = [[400.0, 0.0, 95.5], [0.0, 400.0, 95.5], [0.0, 0.0, 1.0]]
+    (anna / "cameras.json").write_text(json.dumps({v.name: {"K": K} for v in load_subject(anna).views}))
+    result = predict(anna, weights, landmarks="files")
+    assert "cameras.json was not used" in " ".join(result.warnings) and np.isfinite(result.state.camera.focal.numpy()).all()
