@@ -40,6 +40,8 @@ def evaluate(protocol, data, overrides, output, predictions, model, recipe, limi
         return
     if protocol is None or data is None:
         raise click.UsageError("expected PROTOCOL and DATA, or --compare A B, or --list")
+    if resume and predictions is not None:
+        raise click.UsageError("--resume goes on with predictions of the output folder, --predictions takes others; give one of them")
     from pathlib import Path
 
     from fitkit.evaluate import run

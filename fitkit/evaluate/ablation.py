@@ -12,9 +12,7 @@ from fitkit.evaluate.machine import machine
 from fitkit.fit.recipe import FitRecipe, load_recipe
 from fitkit.io.options import apply_overrides, build, read_yaml, to_plain
 from fitkit.io.resources import find_recipe
-from fitkit.io.subject import Subject
 from fitkit.models.registry import load_model
-from fitkit.observe.landmarks.types import Landmarks
 
 
 @dataclass(frozen=True)
@@ -81,8 +79,7 @@ def ablation(data: str | os.PathLike, recipe: AblationRecipe, models: Sequence[s
         raise InputError(f"{data}: no subject belongs to a set of ablation '{recipe.name}' ({', '.join(sets.values())})")
     truths = {n: load_truth(Path(data) / "ground_truth" / n) for n in names}
     plans = [arm.load() for arm in recipe.arms]
-    loaded = {n: load_views(Path(data) / n) for n in names}
-    chosen = {(n, views): _some(*loaded[n], views) for n in names for views in recipe.views}
+    chosen = {(n, views): load_views(Path(data) / n, views) for n in names for views in recipe.views}
     rows, facts = [], machine()
     for model in [load_model(name) for name in models]:
         for views in recipe.views:
@@ -99,20 +96,10 @@ def ablation(data: str | os.PathLike, recipe: AblationRecipe, models: Sequence[s
             "recipes": {p.name: to_plain(p) for p in plans}, "rows": rows, "summary": summarize(rows)}
 
 
-def _some(subject: Subject, found: Landmarks, views: Sequence[int]) -> tuple[Subject, Landmarks]:
-    """The views at these positions."""
-    bad = [v for v in views if not 0 <= v < len(subject.views)]
-    if bad:
-        raise InputError(f"{subject.name}: views: expected numbers from 0 to {len(subject.views) - 1}, got {list(views)}")
-    at = list(views)
-    marks = replace(found, points=found.points[at], sigma=found.sigma[at], valid=found.valid[at], confidence=found.confidence[at])
-    return replace(subject, views=tuple(subject.views[v] for v in at)), marks
-
-
 def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Means over the subjects by model, number of views, arm and set; fits that failed are counted and left out of the means.
 
-    gain: 1 - now_mean / now_mean of the first arm, for the same model, views and set.
+    gain: 1 - now_mean / now_mean of the first arm, for the same model, views and set, over the subjects that both fitted.
     """
     out = []
     for key in dict.fromkeys((r["model"], r["views"], r["arm"], r["set"]) for r in rows):
@@ -122,9 +109,14 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             values = [r[name] for r in group if r[name] is not None]
             line[name] = sum(values) / len(values) if values else None
         out.append(line)
+    first = {}
+    for r in rows:
+        first.setdefault((r["model"], r["views"], r["set"], r["subject"]), r["now_mean"])
     for line in out:
-        first = next(o for o in out if (o["model"], o["views"], o["set"]) == (line["model"], line["views"], line["set"]))
-        line["gain"] = 1 - line["now_mean"] / first["now_mean"] if line["now_mean"] and first["now_mean"] else None
+        group = [r for r in rows if all(r[k] == line[k] for k in ("model", "views", "arm", "set")) and r["now_mean"] is not None]
+        pairs = [(r["now_mean"], first[r["model"], r["views"], r["set"], r["subject"]]) for r in group]
+        both = [p for p in pairs if p[1] is not None]
+        line["gain"] = 1 - sum(p[0] for p in both) / sum(p[1] for p in both) if both else None
     return out
 
 
@@ -142,10 +134,12 @@ def ablation_text(report: dict[str, Any]) -> str:
             for name in sets:
                 s = cells.get(name, {"now_mean": None, "now_median": None, "gain": None})
                 row += [_number(s["now_mean"]), _number(s["now_median"]), _number(None if s["gain"] is None else 100 * s["gain"], 0)]
-            seconds = [r["seconds"] for r in report["rows"] if (r["model"], r["views"], r["arm"]) == (model, views, arm) and r["seconds"] is not None]
+            same = [r for r in report["rows"] if (r["model"], r["views"], r["arm"]) == (model, views, arm)]
+            seconds = [r["seconds"] for r in same if r["seconds"] is not None]
             body.append([*row, _number(sum(seconds) / len(seconds) if seconds else None, 2)])
         parts += [model, _table(head, body), ""]
-    parts += ["Sets: " + ", ".join(f"{name} = {start}*" for name, start in sets.items()) + ". mm: scan-to-mesh distance of the neutral shape, NoW protocol;",
+    named = ", ".join(f"{name} = {start}*" for name, start in sets.items())
+    parts += [f"Sets: {named}. mm: scan-to-mesh distance of the neutral shape, NoW protocol;",
               "gain: less error than the first arm with the same photos; solve s: wall time of the solver, mean over all subjects."]
     parts += [f"{r['model']} {r['arm']} {r['subject']}, {r['views']} view(s): {r['error']}" for r in report["rows"] if r["error"]]
     return "\n".join(parts)

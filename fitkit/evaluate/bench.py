@@ -27,6 +27,7 @@ from fitkit.fit.recipe import FitRecipe, load_recipe
 from fitkit.fit.result import FitResult
 from fitkit.fit.run import fit_observed
 from fitkit.geometry.alignment import similarity_align
+from fitkit.io.atomic import written_whole
 from fitkit.io.mesh_files import read_mesh
 from fitkit.io.options import to_plain
 from fitkit.io.subject import Subject, load_subject, subject_from_images
@@ -488,8 +489,8 @@ def write_report(report: dict[str, Any], path: str | os.PathLike) -> Path:
     """
     path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(_rounded(report), indent=1) + "\n", encoding="utf-8")
+        with written_whole(path) as part:
+            part.write_text(json.dumps(_rounded(report), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
     return path

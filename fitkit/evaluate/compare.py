@@ -38,9 +38,12 @@ def read_report(path: str | os.PathLike) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             report = json.load(file)
-        named = isinstance(report["rows"], list) and all("id" in row and "status" in row for row in report["rows"])
+        named = isinstance(report["rows"], list) and all(isinstance(row, dict) and {"id", "status"} <= row.keys() for row in report["rows"])
         if not named or not isinstance(report["units"], dict) or not {"protocol", "data", "options"} <= report.keys():
             raise ValueError("it lacks rows with id and status, units, protocol, data or options")
+        other = {name for row in report["rows"] for name in report["units"] if not isinstance(row.get(name), (int, float, type(None)))}
+        if other:
+            raise ValueError(f"'{min(other)}' of a row is not a number")
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not the metrics.json of an evaluation: {error}") from error
     return report

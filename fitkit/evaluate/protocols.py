@@ -449,10 +449,12 @@ def _score_bench(sample: EvaluationSample, prediction: Prediction, options: Benc
 @dataclass(frozen=True)
 class HeldOutOptions:
     """folds: the photos of a subject are dealt out in turn to so many parts; each part is predicted from the others. 2: two fits from
-    disjoint photos, whose spread is measured too; 0: every photo by itself. flow: estimator."""
+    disjoint photos, whose spread is measured too; 0: every photo by itself. flow: estimator; landmarks: source of the points, as in
+    a fit recipe."""
 
     folds: int = 2
     flow: str = "dis"
+    landmarks: str = "auto"
 
 
 def _held_out_samples(folder: str | os.PathLike, options: HeldOutOptions) -> list[EvaluationSample]:
@@ -487,9 +489,9 @@ def _score_held_out(sample: EvaluationSample, prediction: Prediction, options: H
         model = personal_model(model, parameters.state, parameters.displacement)
     fitted = sample.subject()
     fitted = replace(fitted, views=tuple(v for v in fitted.views if v.name in parameters.view_names))
-    found, _ = detect_landmarks(fitted, "auto")
+    found, _ = detect_landmarks(fitted, options.landmarks)
     held = sample.truth()
-    held_found, _ = detect_landmarks(held, "auto")
+    held_found, _ = detect_landmarks(held, options.landmarks)
     held, held_found, _ = usable_views(held, held_found)
     errors = []
     for i, view in enumerate(held.views):

@@ -134,12 +134,12 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
 
 
 def move(observations: Observations, device: str) -> Observations:
-    """The observations on another device."""
+    """The observations on another device; labels, which no fit looks at, stay where they are."""
     if device == "cpu":
         return observations
     marks = observations.landmarks
-    marks = Landmarks(marks.points.to(device), marks.sigma.to(device), marks.valid.to(device), marks.confidence.to(device), marks.jaw)
-    return Observations(observations.images.to(device), marks, observations.mask.to(device), observations.scale.to(device), observations.offset.to(device))
+    marks = replace(marks, **{name: getattr(marks, name).to(device) for name in ("points", "sigma", "valid", "confidence")})
+    return replace(observations, landmarks=marks, **{name: getattr(observations, name).to(device) for name in ("images", "mask", "scale", "offset")})
 
 
 def _stated(sigma: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def test_gain_is_against_the_first_arm_and_failures_are_counted():
     lines = summarize([row("one", "a", 1.0), row("one", "b", 3.0), row("two", "a", 1.5), row("two", "b", None, "lost")])
     assert [line["now_mean"] for line in lines] == [2.0, 1.5]
     assert [line["failed"] for line in lines] == [0, 1]
-    assert lines[0]["gain"] == 0 and lines[1]["gain"] == 0.25
+    assert lines[0]["gain"] == 0 and lines[1]["gain"] == -0.5  # against the same subject alone
 
 
 @pytest.mark.parametrize("call, message", [

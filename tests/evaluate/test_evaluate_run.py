@@ -221,6 +221,11 @@ def test_only_like_is_compared(tmp_path):
     assert "not the metrics.json of an evaluation" in run("--compare", tmp_path / "a.json", tmp_path / "b.json").output
     (tmp_path / "a.json").write_text(json.dumps({"rows": [], "units": {}}))
     assert "it lacks rows with id and status, units, protocol" in run("--compare", tmp_path / "a.json", tmp_path / "b.json").output
+    wrong = report([1.0])
+    wrong["rows"][0][next(iter(wrong["units"]))] = "one"
+    (tmp_path / "a.json").write_text(json.dumps(wrong))
+    assert "of a row is not a number" in run("--compare", tmp_path / "a.json", tmp_path / "b.json").output
+    assert "give one of them" in run("bench", tmp_path, "--predictions", tmp_path, "--resume").output
 
 
 # ---- command line and recipes ----
