@@ -18,10 +18,11 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 import yaml
 
 from fitkit.data.synth_recipe import SynthRecipe, check_synth_recipe
-from fitkit.data.synth_subject import SubjectPlan, SubjectView, draw_subject, head_renderer, one_thread, one_view, render_subject
+from fitkit.data.synth_subject import SubjectPlan, SubjectView, draw_subject, head_renderer, one_thread, one_view, plan_vertices, render_subject
 from fitkit.data.synthetic import PAINTED
 from fitkit.energies.masks import PARSE
 from fitkit.errors import FitkitError, InputError
@@ -141,8 +142,6 @@ def _run(jobs: list, workers: int) -> Iterator[int]:
 
 
 def _settle_worker() -> None:
-    import torch
-
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 
@@ -187,7 +186,8 @@ def write_subject(model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan, view
         _json(photos / "cameras.json", {"views": [{k: v[k] for k in ("image", "K", "R", "t", "width", "height")} for v in cameras]})
     keep, triangles = skin_mesh(model)
     same = bool((state.expression == state.expression[:1]).all())
-    neutral, head = state.neutral(model)[0], (one_view(state, 0) if same else state).vertices(model)
+    neutral = plan.neutral
+    head = torch.stack([plan_vertices(model, plan, one_view(state, b)) for b in range(1 if same else len(views))])
     write_ply(truth / "neutral.ply", neutral[:keep], triangles)
     points = model.landmarks.points(head, model.triangles).double().numpy()
     neutral_points = model.landmarks.points(neutral[None], model.triangles)[0].double().numpy()
@@ -244,7 +244,8 @@ def _plain(value: Any) -> Any:
 
 
 def _json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    # Without indents, which only the slow encoder of the standard library writes.
+    path.write_text(json.dumps(value) + "\n", encoding="utf-8")
 
 
 def _png(path: Path, picture: np.ndarray) -> None:

@@ -16,7 +16,7 @@ import torch
 from fitkit.data.face_paint import MAP_SIZE, HairShell, head_map, map_place, paint_eyes, paint_skin
 from fitkit.data.random_faces import gaze_of, hair_colors, scalp_cover
 from fitkit.data.synth_recipe import SynthRecipe
-from fitkit.data.synth_subject import SubjectPlan, one_view, stream, subject_hair
+from fitkit.data.synth_subject import SubjectPlan, one_view, plan_vertices, stream, subject_hair
 from fitkit.data.synthetic import Scene
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.geometry.normals import vertex_normals
@@ -88,7 +88,7 @@ class MitsubaRenderer:
     def _meshes(self, plan: SubjectPlan, b: int) -> dict[str, Any]:
         mi, head, model, recipe = self.mi, self.head, self.model, self.recipe
         state = one_view(plan.state, b)
-        vertices = model.vertices(state.identity, state.expression)[0]
+        vertices = plan_vertices(model, plan, state)
         normals = vertex_normals(vertices[None], model.triangles)[0].numpy()
         points, triangles, rest = vertices.numpy(), model.triangles.numpy(), model.mean.numpy()
         rng = stream(recipe, plan.index, "tracing")

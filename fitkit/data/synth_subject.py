@@ -62,7 +62,7 @@ PIXEL_COVERED = 0.5  # share of a pixel beyond which the face does not show ther
 class SubjectPlan:
     """Everything about one subject, B pictures, picture b shows frame moment[b] through camera viewpoint[b].
 
-    state: B views of one person; its illumination is the surroundings and the lamp without shadows and highlights, in the head
+    neutral: [V, 3] mm, the face without expression. state: B views of one person; its illumination is the surroundings and the lamp without shadows and highlights, in the head
     frame. gaze: [B, 2] degrees to the subject's left and up; pupil: radius over the iris's; scenes: light of each view, one object
     where it is shared; scene_from_head: [B, 3, 3], the frame of the light; exposure: [B] mean linear brightness; photos: [B] arguments
     of `photo_effects.camera`; glasses: 'no', 'clear' or 'dark'.
@@ -70,6 +70,7 @@ class SubjectPlan:
 
     index: int
     state: SceneState
+    neutral: Tensor
     moment: np.ndarray
     viewpoint: np.ndarray
     person: SkinLook
@@ -136,7 +137,9 @@ def draw_subject(model: FaceModel, recipe: SynthRecipe, index: int) -> SubjectPl
     pupil = float(rng.uniform(0.25, 0.6))
     hair = random_hair(stream(recipe, index, "hair"), person, vary)
     expression, gaze = _expressions(model, recipe, index, moment)
-    state = _cameras(model, recipe, index, torch.from_numpy(identity).float(), expression, moment, viewpoint)
+    identity = torch.from_numpy(identity).float()
+    neutral = model.mean + (identity @ model.identity_basis.reshape(model.num_identity, -1)).reshape(-1, 3)
+    state = _cameras(model, recipe, index, identity, neutral, expression, moment, viewpoint)
     turned = torch.stack([_head_turn(recipe, index, int(f)) for f in moment])
     flip = torch.diag(torch.tensor([1.0, -1.0, -1.0]))
     scene_from_head = turned if recipe.setup == "rig" else flip @ state.pose.rotation
@@ -149,7 +152,7 @@ def draw_subject(model: FaceModel, recipe: SynthRecipe, index: int) -> SubjectPl
     glasses = "no"
     if front.random() < vary.glasses + vary.dark_glasses:
         glasses = "dark" if front.random() < vary.dark_glasses / (vary.glasses + vary.dark_glasses) else "clear"
-    return SubjectPlan(index, state.replace(illumination=light_in_head), moment, viewpoint, person, hair, gaze, pupil, scenes,
+    return SubjectPlan(index, state.replace(illumination=light_in_head), neutral, moment, viewpoint, person, hair, gaze, pupil, scenes,
                        scene_from_head, exposure, _photos(recipe, index), glasses)
 
 
@@ -178,7 +181,7 @@ def _head_turn(recipe: SynthRecipe, index: int, frame: int) -> Tensor:
     return so3_exp(torch.from_numpy(np.radians(rng.uniform(-1, 1, 3) * recipe.movement)).float())
 
 
-def _cameras(model: FaceModel, recipe: SynthRecipe, index: int, identity: Tensor, expression: Tensor, moment: np.ndarray,
+def _cameras(model: FaceModel, recipe: SynthRecipe, index: int, identity: Tensor, neutral: Tensor, expression: Tensor, moment: np.ndarray,
              viewpoint: np.ndarray) -> SceneState:
     """Poses and cameras of all pictures; the principal point is the middle of the picture."""
     vary, size, B = recipe.variation, recipe.size, len(moment)
@@ -187,7 +190,8 @@ def _cameras(model: FaceModel, recipe: SynthRecipe, index: int, identity: Tensor
     distances = _per_view(recipe.camera, own, lambda view: float(np.exp(stream(recipe, index, "poses", _at(view, 1000)).uniform(*np.log(vary.distance)))))
     fills = _per_view(recipe.camera, own, lambda view: stream(recipe, index, "poses", _at(view, 2000)).uniform(*vary.fill))
     shifts = np.stack([_shift(recipe, stream(recipe, index, "poses", 3000 + view)) for view in range(own)])
-    aimed = head_shot_state(model, identity, expression[:own], angles, (size, size), distance=1000.0)
+    marks = model.landmarks.points(neutral[None], model.triangles)[0]
+    aimed = head_shot_state(model, identity, expression[:own], angles, (size, size), distance=1000.0, points=marks)
     away = torch.tensor(distances).float() - 1000.0
     rotation, lens = aimed.pose.rotation, aimed.camera
     translation = aimed.pose.translation + torch.stack([torch.zeros(own), torch.zeros(own), away], 1)
@@ -295,7 +299,7 @@ class _Studio:
         key = state.expression.numpy().tobytes()
         if key not in self.shapes:
             model = self.model
-            vertices = model.vertices(state.identity, state.expression)[0]
+            vertices = plan_vertices(model, self.plan, state)
             lower = np.zeros(len(vertices), np.float32) if self.parse.lower is None else self.parse.lower
             table = np.concatenate([model.mean.numpy(), vertex_normals(vertices[None], model.triangles)[0].numpy(), vertices.numpy(),
                                     self.head.open_sky.numpy(), lower[:, None], np.zeros((len(vertices), 1), np.float32)], 1)
@@ -425,9 +429,14 @@ def subject_hair(model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan) -> Ha
     """The hair over the scalp of the neutral head, head frame; None for a bald one."""
     if plan.hair.bald:
         return None
-    neutral = model.vertices(plan.state.identity, torch.zeros(1, model.num_expression))[0]
-    shell = hair_shell(head_map(model), (neutral - model.mean).double().numpy(), plan.hair, stream(recipe, plan.index, "shell"))
+    shell = hair_shell(head_map(model), (plan.neutral - model.mean).double().numpy(), plan.hair, stream(recipe, plan.index, "shell"))
     return shell if len(shell.triangles) else None
+
+
+def plan_vertices(model: FaceModel, plan: SubjectPlan, state: SceneState) -> Tensor:
+    """Head-frame vertices [V, 3] of one view; what `state.vertices` gives, without the identity's part again."""
+    moved = state.expression[0] @ model.expression_basis.reshape(model.num_expression, -1)
+    return plan.neutral + moved.reshape(-1, 3)
 
 
 def one_view(state: SceneState, b: int) -> SceneState:

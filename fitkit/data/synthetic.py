@@ -71,13 +71,13 @@ def studio(warmth: float = 0.06, side: float = 0.18, top: float = 0.22) -> Scene
 
 
 def head_shot_state(model: FaceModel, identity: Tensor, expression: Tensor, yaw_pitch_roll: Tensor, size: tuple[int, int],
-                    distance: float = 900.0, face_share: float = 0.5, row: float = 0.5) -> SceneState:
+                    distance: float = 900.0, face_share: float = 0.5, row: float = 0.5, points: Tensor | None = None) -> SceneState:
     """One person in B views of a perspective camera that looks at the middle of the face.
 
     Args:
         identity: [K_id]; expression: [B, K_ex]; yaw_pitch_roll: [B, 3] degrees, signs as `scene.pose.yaw_pitch_roll`.
         size: (H, W) px; distance: mm; face_share: height from brows to chin over the height of the picture;
-            row: where the middle of the face stands, 0 = top, 1 = bottom.
+            row: where the middle of the face stands, 0 = top, 1 = bottom; points: [68, 3] mm, the neutral landmarks if they are known.
     """
     B = len(yaw_pitch_roll)
     # Positive pitch looks up and positive roll leans clockwise: both are negative turns about the head's x and z axes.
@@ -87,7 +87,7 @@ def head_shot_state(model: FaceModel, identity: Tensor, expression: Tensor, yaw_
             @ so3_exp(torch.stack([zero, zero, -roll], -1)))
     flip = torch.diag(model.mean.new_tensor([1.0, -1.0, -1.0]))
     rotation = flip @ turn
-    points = model.landmark_points(identity[None], torch.zeros(1, model.num_expression))[0]
+    points = model.landmark_points(identity[None], torch.zeros(1, model.num_expression))[0] if points is None else points
     height = float(points[17:27, 1].mean() - points[8, 1])
     middle = points[[27, 33, 8, 0, 16]].mean(0)
     translation = model.mean.new_tensor([[0.0, 0.0, distance]]) - (rotation @ middle[:, None])[..., 0]
