@@ -45,8 +45,9 @@ def select_views(observations: Observations, views: Tensor) -> Observations:
                                   camera=state.camera.select(views), illumination=state.illumination[views])
         each = ("vertices", "points3d", "depth", "prior_depth", "person", "moment", "parse", "parse_valid", "normals", "visible")
         labels = replace(labels, state=state, **{k: part(getattr(labels, k)) for k in each})
-    marks = replace(marks, points=marks.points[views], sigma=marks.sigma[views], valid=marks.valid[views], confidence=marks.confidence[views])
-    return Observations(observations.images[views], marks, observations.mask[views], observations.scale[views], observations.offset[views], labels)
+    marks = replace(marks, **{k: getattr(marks, k)[views] for k in ("points", "sigma", "valid", "confidence")})
+    o = observations
+    return Observations(o.images[views], marks, o.mask[views], o.scale[views], o.offset[views], labels)
 
 
 def recrop(observations: Observations, crop: CropOptions, where: str, shift: Tensor | None = None) -> Observations:
@@ -60,7 +61,8 @@ def recrop(observations: Observations, crop: CropOptions, where: str, shift: Ten
     marks = observations.landmarks
     few = (marks.valid.sum(1) < MIN_POINTS).nonzero().flatten().tolist()
     if few:
-        raise InputError(f"{where}: view {few[0] + 1}: expected at least {MIN_POINTS} landmarks to cut it around, got {int(marks.valid[few[0]].sum())}")
+        raise InputError(f"{where}: view {few[0] + 1}: expected at least {MIN_POINTS} landmarks to cut it around, "
+                         f"got {int(marks.valid[few[0]].sum())}")
     moved = marks.points
     if shift is not None:
         low = torch.where(marks.valid[..., None], moved, torch.inf).amin(1)

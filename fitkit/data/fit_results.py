@@ -35,7 +35,7 @@ class FitResultsOptions:
 
 
 class FitResults(FaceDataset):
-    """One sample for each result folder below the root. Labels: the fitted state, identity with the standard deviations of its posterior."""
+    """One sample for each result folder below the root. Labels: the fitted state, and the standard deviations of its identity."""
 
     name, terms = "fits", "those of the photos and of the face model"
 
@@ -66,14 +66,16 @@ class FitResults(FaceDataset):
         views = {v.name: v for v in subject.views}
         missing = [n for n in parameters.view_names if n not in views]
         if missing:
-            raise InputError(f"{folder / PARAMETERS}: its photo '{missing[0]}' is not in {place}; set the option photos to the folder of the subjects")
+            raise InputError(f"{folder / PARAMETERS}: its photo '{missing[0]}' is not in {place}; "
+                             "set the option photos to the folder of the subjects")
         chosen = [views[n] for n in parameters.view_names]
         for view, size in zip(chosen, parameters.image_size.tolist()):
             if list(view.size) != size:
-                raise InputError(f"{folder / PARAMETERS}: photo '{view.name}' had {size[0]} x {size[1]} px when it was fitted, in {place} it has "
-                                 f"{view.size[0]} x {view.size[1]}")
+                raise InputError(f"{folder / PARAMETERS}: photo '{view.name}' had {size[0]} x {size[1]} px when it was fitted, "
+                                 f"in {place} it has {view.size[0]} x {view.size[1]}")
         marks = self._landmarks(parameters, chosen)
-        seen = crop_views((v.image for v in chosen), (v.mask for v in chosen), marks, CropOptions(1.9, 0.1, self.options.size, self.options.size))
+        crop = CropOptions(1.9, 0.1, self.options.size, self.options.size)
+        seen = crop_views((v.image for v in chosen), (v.mask for v in chosen), marks, crop)
         state = parameters.state.to(dtype=torch.float32)
         truth = Labels(state.replace(camera=state.camera.scaled(seen.scale, seen.offset)), self._sigma(parameters))
         return Sample(self.ids[index], replace(seen, labels=truth), truth)

@@ -43,7 +43,7 @@ class MultiPieOptions:
 
 
 class MultiPie(FaceDataset):
-    """Triplets around camera 05_1: that one, one from each side. Subject, session, recording and shot are the same. No labels but landmarks."""
+    """Triplets around camera 05_1: that one, one from each side, of one subject, session, recording and shot. No labels but landmarks."""
 
     name, terms = "Multi-PIE", DATA.terms
 
@@ -73,7 +73,8 @@ class MultiPie(FaceDataset):
                         ids.append(f"{subject}/{session.name}_{recording.name}_{shot}_{k}")
                         places.append((recording, shot, (FRONT, *(str(rng.choice(side)) for side in there if side))))
         if not ids:
-            raise DATA.missing(self.root, f"no picture of camera {FRONT} with one beside it for the sessions, recordings and shots asked for")
+            raise DATA.missing(self.root, f"no picture of camera {FRONT} with one beside it for the sessions, recordings and shots "
+                                          "asked for")
         self.ids, self._places = tuple(ids), places
 
     def _shots(self, recording: Path) -> list[str]:

@@ -38,7 +38,8 @@ class SubjectFrames(FaceDataset):
         found = [p for p in [folder, *sorted(folder.rglob("*"))] if p.is_dir() and not skip & set(p.relative_to(folder).parts)]
         self.folders = [p for p in found if sum(f.suffix.lower() in SUFFIXES for f in p.iterdir()) >= options.min_views]
         if not self.folders:
-            raise InputError(f"{folder}: no folder with at least {options.min_views} pictures below it; expected one folder for each person")
+            raise InputError(f"{folder}: no folder with at least {options.min_views} pictures below it; "
+                             "expected one folder for each person")
         self.ids = tuple(p.relative_to(folder).as_posix() if p != folder else folder.name for p in self.folders)
 
     def __len__(self) -> int:

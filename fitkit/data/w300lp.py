@@ -25,7 +25,8 @@ from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
 
 DATA = DataSet("300W-LP", "http://www.cbsr.ia.ac.cn/users/xiangyuzhu/projects/3DDFA/main.htm", "research use only",
-               "AFW, HELEN, IBUG, LFPW and the same with _Flip, each with NAME_K.jpg and NAME_K.mat (Pose_Para, Shape_Para, Exp_Para, pt2d)")
+               "AFW, HELEN, IBUG, LFPW and the same with _Flip, each with NAME_K.jpg and NAME_K.mat (Pose_Para, Shape_Para, "
+               "Exp_Para, pt2d)")
 SETS = ("AFW", "HELEN", "IBUG", "LFPW")
 
 
@@ -76,7 +77,8 @@ def read_lp_labels(path: Path) -> LpLabels:
         shape, expression = (np.asarray(content[k], np.float64).ravel() for k in ("Shape_Para", "Exp_Para"))
     except Exception as error:  # noqa: BLE001 - a damaged .mat raises many kinds
         raise InputError(f"{path}: cannot be read as labels of 300W-LP (Pose_Para, Shape_Para, Exp_Para, pt2d): {error}") from error
-    for key, value, size in (("Pose_Para", pose, (7,)), ("points", points, (68, 2)), ("Shape_Para", shape, (199,)), ("Exp_Para", expression, (29,))):
+    found = {"Pose_Para": (pose, (7,)), "points": (points, (68, 2)), "Shape_Para": (shape, (199,)), "Exp_Para": (expression, (29,))}
+    for key, (value, size) in found.items():
         if value.shape != size or not np.isfinite(value).all():
             raise InputError(f"{path}: {key}: expected {list(size)} finite numbers, got shape {list(value.shape)}")
     if not pose[6] > 0:
@@ -111,7 +113,8 @@ class W300LP(FaceDataset):
             raise DATA.missing(root, "no picture with a .mat beside it")
         times = options.triplets if sets else 1
         # The mirrored copy of a person belongs to the person: what is held out is held out in both.
-        self.ids = tuple(f"{name.rpartition('/')[2]}/{name.partition('/')[0] if sets else 'picture'}/{k}" for name in sources for k in range(times))
+        named = [name.partition("/")[::2] if sets else ("picture", name) for name in sources]
+        self.ids = tuple(f"{source}/{place}/{k}" for place, source in named for k in range(times))
         self._sources = [(paths, k) for paths in sources.values() for k in range(times)]
         self.dense = read_3ddfa_model(Path(options.bfm)) if options.bfm else None
         self.codes = None if self.dense is None else BfmCodes.of(self.dense, model)
@@ -150,7 +153,8 @@ class W300LP(FaceDataset):
 
     def _state(self, labels: list[LpLabels], images: list[np.ndarray], marks: Landmarks) -> tuple[SceneState, tuple[str, ...]]:
         """The labelled state of the views in pixels of the pictures, and which parts of it are labels."""
-        parts = [pose_of_labels(torch.from_numpy(label.pose)[None].float(), image.shape[1], image.shape[0]) for label, image in zip(labels, images)]
+        parts = [pose_of_labels(torch.from_numpy(label.pose)[None].float(), image.shape[1], image.shape[0])
+                 for label, image in zip(labels, images)]
         pose = Pose(torch.cat([p.rotation for p, _ in parts]), torch.cat([p.translation for p, _ in parts]))
         camera = Camera(*(torch.cat([getattr(c, k) for _, c in parts]) for k in ("focal", "principal", "aspect")), kind="orthographic")
         B, model = len(labels), self.model
@@ -197,8 +201,8 @@ class BfmCodes:
         """Raises InputError: the model has another mesh."""
         own, theirs = model.mean.double().numpy(), dense.mean.reshape(-1, 3) / UNITS_PER_MM
         if own.shape != theirs.shape:
-            raise InputError(f"300W-LP: its coefficients belong to a mesh of {len(theirs)} vertices, face model '{model.name}' has {len(own)}; "
-                             "leave the option bfm out, or train for that model")
+            raise InputError(f"300W-LP: its coefficients belong to a mesh of {len(theirs)} vertices, face model '{model.name}' has "
+                             f"{len(own)}; leave the option bfm out, or train for that model")
         basis = torch.cat([model.identity_basis, model.expression_basis]).double().numpy().reshape(-1, own.size)
         return BfmCodes(dense, own, (theirs - own).mean(0), np.linalg.pinv(basis.T))
 

@@ -74,8 +74,8 @@ def read_about(path: str | os.PathLike) -> dict[str, Any]:
         about = json.loads(metadata["regressor"]) if metadata.get("format") == FORMAT else None
         wrong = not isinstance(about, dict) or {"net", "options", "views", "model", "num_identity", "num_expression"} - set(about)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: not readable as the weights of a regressor ({' '.join(str(error).split())}); expected the regressor.safetensors "
-                         "that fitkit train-regressor writes") from error
+        raise InputError(f"{path}: not readable as the weights of a regressor ({' '.join(str(error).split())}); "
+                         "expected the regressor.safetensors that fitkit train-regressor writes") from error
     if wrong:
         raise InputError(f"{path}: not the weights of a regressor; expected the regressor.safetensors that fitkit train-regressor writes")
     return about
@@ -93,8 +93,8 @@ def load_predictor(path: str | os.PathLike, model: FaceModel) -> StatePredictor:
     got = (model.name, model.num_identity, model.num_expression)
     wanted = (about["model"], about["num_identity"], about["num_expression"])
     if got != wanted:
-        raise InputError(f"{path}: expected face model '{wanted[0]}' with {wanted[1]} identity and {wanted[2]} expression shapes, got '{got[0]}' "
-                         f"with {got[1]} and {got[2]}; load the model that the training used")
+        raise InputError(f"{path}: expected face model '{wanted[0]}' with {wanted[1]} identity and {wanted[2]} expression shapes, "
+                         f"got '{got[0]}' with {got[1]} and {got[2]}; load the model that the training used")
     kind = net_kind(about["net"])
     views = tuple(build(ViewSlot, v, f"{path}: view") for v in about["views"])
     network = kind.make(model, views, build(kind.options, about["options"], f"{path}: options"))

@@ -66,7 +66,8 @@ def train_regressor(recipe: RegressorTraining, folder: str | os.PathLike, resume
     if checkpoint.exists() and not resume:
         raise InputError(f"{folder}: there is a training in it; continue it with --resume, or give another folder")
     if checkpoint.exists() and (folder / "recipe.yaml").is_file() and (folder / "recipe.yaml").read_text(encoding="utf-8") != text:
-        raise InputError(f"{checkpoint}: belongs to another recipe; continue with the options in {folder / 'recipe.yaml'}, or give another folder")
+        raise InputError(f"{checkpoint}: belongs to another recipe; continue with the options in {folder / 'recipe.yaml'}, "
+                         "or give another folder")
     if checkpoint.exists():
         _check_checkpoint(checkpoint)
     run = _lightning()
@@ -78,10 +79,12 @@ def train_regressor(recipe: RegressorTraining, folder: str | os.PathLike, resume
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
     progress(", ".join(f"{p.source.name}: {len(p.index)} samples, {len(h.index)} held out" for p, h in zip(training, held)))
-    metrics = run(recipe, folder, network, model, training, held, checkpoint if checkpoint.exists() else None, make_estimator, step_done, progress)
-    save_predictor(network, recipe.net.name, _part(folder / WEIGHTS))
-    os.replace(_part(folder / WEIGHTS), folder / WEIGHTS)
-    write_json(folder / CARD, card(recipe, model, network, training, metrics))
+    start = checkpoint if checkpoint.exists() else None
+    metrics = run(recipe, folder, network, model, training, held, start, make_estimator, step_done, progress)
+    if metrics is not None:
+        save_predictor(network, recipe.net.name, _part(folder / WEIGHTS))
+        os.replace(_part(folder / WEIGHTS), folder / WEIGHTS)
+        write_json(folder / CARD, card(recipe, model, network, training, metrics))
     return folder / WEIGHTS
 
 
@@ -94,15 +97,17 @@ def _check_checkpoint(path: Path) -> None:
         raise InputError(f"{path}: not a checkpoint of this training, it lacks {', '.join(sorted(missing))}; remove it to start again")
 
 
-def _lightning() -> Callable[..., dict[str, Any]]:
+def _lightning() -> Callable[..., dict[str, Any] | None]:
     try:
         from fitkit.train.regressor_loop import run
     except ImportError as error:
-        raise InputError(f"train-regressor needs the package lightning, which cannot be imported ({error}); install it: pip install lightning") from error
+        raise InputError(f"train-regressor needs the package lightning, which cannot be imported ({error}); "
+                         "install it: pip install lightning") from error
     return run
 
 
-def open_parts(recipe: RegressorTraining, model: FaceModel, datasets: dict[str, FaceDataset] | None = None) -> tuple[list[Part], list[Part]]:
+def open_parts(recipe: RegressorTraining, model: FaceModel,
+               datasets: dict[str, FaceDataset] | None = None) -> tuple[list[Part], list[Part]]:
     """Training and validation parts of all data sets of the recipe.
 
     Raises:
@@ -239,11 +244,9 @@ def draw_batch(images: Tensor, valid: Tensor, state: SceneState, model: FaceMode
         row = []
         for slot, exists in enumerate(there):
             photo = images[person, slot].cpu().permute(1, 2, 0)
-            panel = photo
-            if exists:
-                panel = _over(photo, cpu, plain, frame, size)
-                frame += 1
-            row += [(photo * 255).round().byte().numpy(), np.asarray(panel if isinstance(panel, np.ndarray) else (panel * 255).round().byte())]
+            row.append((photo * 255).round().byte().numpy())
+            row.append(_over(photo, cpu, plain, frame, size) if exists else row[-1])
+            frame += int(exists)
         rows.append(np.concatenate(row, 1))
     return np.concatenate(rows)
 
@@ -264,7 +267,8 @@ def _over(photo: Tensor, state: SceneState, model: FaceModel, frame: int, size: 
 # ---- files ----
 
 
-def card(recipe: RegressorTraining, model: FaceModel, network: StatePredictor, training: Sequence[Part], metrics: dict[str, Any]) -> dict[str, Any]:
+def card(recipe: RegressorTraining, model: FaceModel, network: StatePredictor, training: Sequence[Part],
+         metrics: dict[str, Any]) -> dict[str, Any]:
     """What a user of the weights should know: where they come from, how good they are, what may be done with them."""
     return {
         "format": "fitkit-regressor-card-1", "fitkit": __version__, "recipe": recipe.name, "net": recipe.net.name,
@@ -295,8 +299,8 @@ class CsvLog:
 
     def __init__(self, path: Path, recipe: RegressorTraining, step: int):
         energies = list(dict.fromkeys(name for stage in recipe.stages for name in stage.energies))
-        self.columns = ["step", "stage", "total", *energies, *(f"{n}_rms" for n in energies), *(f"{n}_people" for n in energies), "learning_rate",
-                        "gradient", "vertex_mm", "mean_face_mm", "nme_percent"]
+        self.columns = ["step", "stage", "total", *energies, *(f"{n}_rms" for n in energies), *(f"{n}_people" for n in energies),
+                        "learning_rate", "gradient", "vertex_mm", "mean_face_mm", "nme_percent"]
         self.path, kept = path, []
         if path.exists() and step > 0:
             with open(path, newline="", encoding="utf-8") as file:

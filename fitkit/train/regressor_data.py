@@ -75,8 +75,8 @@ def prepare(observations: Observations, where: str, model: FaceModel, inputs: In
     slots = assign_views(inputs.views, yaw)
     there = [s for s, view in enumerate(slots) if view is not None]
     if not there:
-        raise InputError(f"{where}: none of its views fits a view of the recipe: heads turned by {', '.join(f'{y:.0f}' for y in yaw)} degrees, "
-                         f"expected {', '.join(f'{s.name} {s.yaw[0]:g} to {s.yaw[1]:g}' for s in inputs.views)}")
+        raise InputError(f"{where}: none of its views fits a view of the recipe: heads turned by {', '.join(f'{y:.0f}' for y in yaw)} "
+                         f"degrees, expected {', '.join(f'{s.name} {s.yaw[0]:g} to {s.yaw[1]:g}' for s in inputs.views)}")
     absent = rng.random(len(there)) < augmentation.missing
     absent[rng.integers(len(there))] = False  # somebody has to be there
     there = [s for s, gone in zip(there, absent) if not gone]

@@ -20,7 +20,8 @@ from fitkit.errors import FitError, InputError
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.predictor import StatePredictor
 from fitkit.observe.flow.types import FlowEstimator
-from fitkit.train.regressor import BAD_BATCH, CHECKPOINT, LOG, CsvLog, HeldOut, draw_batch, learning_rate, stage_lengths, stage_of_step, validate, write_json
+from fitkit.train.regressor import (BAD_BATCH, CHECKPOINT, LOG, CsvLog, HeldOut, draw_batch, learning_rate, stage_lengths,
+                                    stage_of_step, validate, write_json)
 from fitkit.train.regressor_data import Batch, Batches, Draws, InputOptions, Part, draw_order, stage_parts
 from fitkit.train.regressor_recipe import RegressorTraining
 from fitkit.train.regressor_terms import StageCost, TermValue
@@ -101,7 +102,8 @@ class RegressorModule(LightningModule):
             self._stop("gradient", "the gradient of the loss is not finite")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["fitkit"] = {"random": torch.get_rng_state(), "device_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+        device_random = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        checkpoint["fitkit"] = {"random": torch.get_rng_state(), "device_random": device_random}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         torch.set_rng_state(checkpoint["fitkit"]["random"])
@@ -120,8 +122,8 @@ class RegressorModule(LightningModule):
         path = self.folder / BAD_BATCH
         write_json(path, {"step": step, "stage": self.recipe.stages[number].name, "what": what, "ids": list(self.batch.ids),
                           "terms": {n: v.value if math.isfinite(v.value) else str(v.value) for n, v in self.values.items()}})
-        raise FitError(f"step {step}: {sentence}; the ids of its samples are in {path}; lower the stage's learning_rate or look at the samples, "
-                       f"and continue from {self.folder / CHECKPOINT} with --resume")
+        raise FitError(f"step {step}: {sentence}; the ids of its samples are in {path}; lower the stage's learning_rate or look at the "
+                       f"samples, and continue from {self.folder / CHECKPOINT} with --resume")
 
 
 class Keeper(Callback):
@@ -179,8 +181,9 @@ class Keeper(Callback):
 
 def run(recipe: RegressorTraining, folder: Path, network: StatePredictor, model: FaceModel, training: Sequence[Part], held: Sequence[Part],
         checkpoint: Path | None, make_estimator: Callable[[str, str | None, str], FlowEstimator],
-        step_done: Callable[[int, dict[str, float]], None], progress: Callable[[str], None]) -> dict[str, Any]:
-    """All stages; `network` is trained in place. Returns the metrics of the last validation.
+        step_done: Callable[[int, dict[str, float]], None], progress: Callable[[str], None]) -> dict[str, Any] | None:
+    """All stages; `network` is trained in place. Returns the metrics of the last validation; None in all but the first of several
+    processes.
 
     Raises:
         FitError, InputError: as train_regressor.
@@ -191,13 +194,14 @@ def run(recipe: RegressorTraining, folder: Path, network: StatePredictor, model:
     keeper = Keeper(recipe, folder, HeldOut(recipe, held, model, network), step_done, progress)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and torch
         trainer = make_trainer(recipe, folder, [keeper])
         try:
             trainer.fit(module, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
         except SystemExit:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from None
     network.to("cpu").eval()
-    return {"steps": sum(module.lengths), **keeper.metrics}
+    return {"steps": sum(module.lengths), **keeper.metrics} if trainer.is_global_zero else None
 
 
 def make_trainer(recipe: RegressorTraining, folder: Path, callbacks: Sequence[Callback]) -> Trainer:
@@ -213,5 +217,5 @@ def make_trainer(recipe: RegressorTraining, folder: Path, callbacks: Sequence[Ca
             logger=TensorBoardLogger(str(folder), name="", version="tensorboard"), enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False, default_root_dir=str(folder))
     except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError, RuntimeError) as error:
-        raise InputError(f"recipe '{recipe.name}': Lightning refuses accelerator '{recipe.accelerator}', devices {recipe.devices}, strategy "
-                         f"'{recipe.strategy}', precision '{recipe.precision}': {' '.join(str(error).split())}") from error
+        raise InputError(f"recipe '{recipe.name}': Lightning refuses accelerator '{recipe.accelerator}', devices {recipe.devices}, "
+                         f"strategy '{recipe.strategy}', precision '{recipe.precision}': {' '.join(str(error).split())}") from error

@@ -218,7 +218,8 @@ def parse_regressor_training(data: dict, where: str) -> RegressorTraining:
                 terms[energy] = build(ENERGIES[energy], options or {}, f"{label}: {energy}")
         parsed.append(build(TrainingStage, {**stage, "energies": terms}, label))
         if (parsed[-1].steps > 0) == (parsed[-1].epochs > 0):
-            raise InputError(f"{label}: expected steps or epochs above 0, one of the two, got steps {parsed[-1].steps} and epochs {parsed[-1].epochs:g}")
+            raise InputError(f"{label}: expected steps or epochs above 0, one of the two, got steps {parsed[-1].steps} "
+                             f"and epochs {parsed[-1].epochs:g}")
         if parsed[-1].learning_rate <= 0:
             raise InputError(f"{label}: learning_rate: expected a number > 0, got {parsed[-1].learning_rate:g}")
     recipe = build(RegressorTraining, {**data, "stages": parsed}, where)
@@ -233,7 +234,8 @@ def _checked(recipe: RegressorTraining, where: str) -> RegressorTraining:
         raise InputError(f"{where}: validation.share: expected 0 to less than 1, got {recipe.validation.share:g}")
     if not 0 <= recipe.augmentation.missing <= 1:
         raise InputError(f"{where}: augmentation.missing: expected 0 to 1, got {recipe.augmentation.missing:g}")
-    for what, names in (("stages", [s.name for s in recipe.stages]), ("views", [v.name for v in recipe.views]), ("data", [d.name for d in recipe.data])):
+    for what in ("stages", "views", "data"):
+        names = [item.name for item in getattr(recipe, what)]
         twice = next((n for n in names if names.count(n) > 1), None)
         if twice is not None:
             raise InputError(f"{where}: {what}: '{twice}' is there twice; names must differ")
@@ -241,7 +243,8 @@ def _checked(recipe: RegressorTraining, where: str) -> RegressorTraining:
         raise InputError(f"{where}: expected at least one of 'views'")
     for source in recipe.data:
         if not source.weight > 0:
-            raise InputError(f"{where}: data '{source.name}': weight: expected a number > 0, got {source.weight:g}; leave the data set out instead")
+            raise InputError(f"{where}: data '{source.name}': weight: expected a number > 0, got {source.weight:g}; "
+                             "leave the data set out instead")
     net = net_kind(recipe.net.name)
     build(net.options, recipe.net.options, f"{where}: net.options")
     return recipe

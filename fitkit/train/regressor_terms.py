@@ -83,8 +83,9 @@ class StageCost:
                 value, squares, count = value + only.value * share, squares + only.rms**2 * only.valid, count + only.valid
             report[name] = TermValue(value, sum(map(len, groups)), (squares / max(count, 1)) ** 0.5)
         if total is None:
-            raise InputError(f"stage '{self.stage.name}': none of its energies ({', '.join(self.stage.energies)}) can be used for these samples: "
-                             "supervised ones need labels, those between the views two views of a person; choose other data for the stage")
+            raise InputError(f"stage '{self.stage.name}': none of its energies ({', '.join(self.stage.energies)}) can be used for these "
+                             "samples: supervised ones need labels, those between the views two views of a person; "
+                             "choose other data for the stage")
         return total, report
 
     def _groups(self, name: str, people: Sequence[Observations]) -> list[list[int]]:
@@ -180,7 +181,8 @@ def _join_labels(parts: Sequence[Labels | None]) -> Labels | None:
 def join_states(parts: Sequence[SceneState]) -> SceneState:
     """People of several states as one state; the light is left out, their cameras must be of one kind."""
     offsets = torch.tensor([0, *(len(p.identity) for p in parts[:-1])]).cumsum(0).tolist()
-    camera = Camera(*(torch.cat([getattr(p.camera, k) for p in parts]) for k in ("focal", "principal", "aspect")), kind=parts[0].camera.kind)
+    focal, principal, aspect = (torch.cat([getattr(p.camera, k) for p in parts]) for k in ("focal", "principal", "aspect"))
+    camera = Camera(focal, principal, aspect, parts[0].camera.kind)
     pose = Pose(torch.cat([p.pose.rotation for p in parts]), torch.cat([p.pose.translation for p in parts]))
     expression = torch.cat([p.expression for p in parts])
     return SceneState(torch.cat([p.identity for p in parts]), torch.cat([p.subject + o for p, o in zip(parts, offsets)]), expression, pose,

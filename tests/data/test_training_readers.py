@@ -34,7 +34,8 @@ def views(yaws, seed=1, expression=0.0):
     """A tiny person seen under these yaw angles (degrees, positive: nose to the right) by scaled-orthographic cameras."""
     state = tiny_state(MODEL, len(yaws), SIZE, seed, expression)
     turn = so3_exp(torch.stack([torch.tensor([0.05, np.radians(y), -0.03]) for y in yaws]).float())
-    state = state.replace(pose=Pose(torch.diag(torch.tensor([1.0, -1.0, -1.0])) @ turn, state.pose.translation), expression=state.expression[:1].expand(len(yaws), -1))
+    pose = Pose(torch.diag(torch.tensor([1.0, -1.0, -1.0])) @ turn, state.pose.translation)
+    state = state.replace(pose=pose, expression=state.expression[:1].expand(len(yaws), -1))
     return to_orthographic(state, MODEL)
 
 
@@ -53,8 +54,9 @@ def lp_source(folder, name, yaws, seed=1, shape=None, expression=None, state=Non
         save_picture(folder / f"{name}_{k}.jpg", image)
         scipy.io.savemat(folder / f"{name}_{k}.mat", {
             "Pose_Para": parameters[None], "pt2d": p.T + 1, "Shape_Para": np.zeros((199, 1)) if shape is None else shape[:, None],
-            "Exp_Para": np.zeros((29, 1)) if expression is None else expression[:, None], "Color_Para": np.zeros((1, 7)), "Tex_Para": np.zeros((199, 1)),
-            "Illum_Para": np.zeros((1, 10)), "roi": np.array([[1, 1, SIZE, SIZE]])})
+            "Exp_Para": np.zeros((29, 1)) if expression is None else expression[:, None],
+            "Color_Para": np.zeros((1, 7)), "Tex_Para": np.zeros((199, 1)), "Illum_Para": np.zeros((1, 10)),
+            "roi": np.array([[1, 1, SIZE, SIZE]])})
     return state
 
 
@@ -72,7 +74,8 @@ def test_triplets_of_300w_lp(tmp_path):
     lp_source(tmp_path / "AFW_Flip", "AFW_12_1", [-5, 30, 50, -40], seed=2)
     lp_source(tmp_path / "HELEN", "HELEN_3_1", [0, -35], seed=3)
     data = W300LP(tmp_path, W300LPOptions(triplets=2, size=160), MODEL)
-    assert data.ids == ("AFW_12_1/AFW/0", "AFW_12_1/AFW/1", "AFW_12_1/AFW_Flip/0", "AFW_12_1/AFW_Flip/1", "HELEN_3_1/HELEN/0", "HELEN_3_1/HELEN/1")
+    assert data.ids == ("AFW_12_1/AFW/0", "AFW_12_1/AFW/1", "AFW_12_1/AFW_Flip/0", "AFW_12_1/AFW_Flip/1", "HELEN_3_1/HELEN/0",
+                        "HELEN_3_1/HELEN/1")
     sample = data[0]
     yaw = yaw_pitch_roll(sample.truth.state.pose.rotation)[:, 0]
     assert len(yaw) == 3 and abs(float(yaw[0])) < 15 and -70 < float(yaw[1]) < -20 and 20 < float(yaw[2]) < 70
@@ -125,7 +128,8 @@ def test_with_the_basel_face_model_coefficients_become_labels(tmp_path):
     assert sample.truth.known == ("identity", "expression", "pose")
     assert np.allclose(got.identity[0].numpy(), identity, atol=1e-3) and np.allclose(got.expression[0].numpy(), expression, atol=1e-3)
     # Independent truth: their own formula for the vertices in the picture.
-    dense = read_3ddfa_model(tmp_path / "bfm").in_picture(shape, exp, labels_of_pose(theirs.pose, theirs.camera, SIZE)[0].double().numpy(), SIZE)
+    parameters = labels_of_pose(theirs.pose, theirs.camera, SIZE)[0].double().numpy()
+    dense = read_3ddfa_model(tmp_path / "bfm").in_picture(shape, exp, parameters, SIZE)
     seen = sample.observations
     pixels = got.camera.project(got.pose.apply(got.vertices(MODEL)))[0][0] / seen.scale[0] + seen.offset[0]
     assert np.abs(pixels.numpy() - dense[:, :2]).max() < 0.01
@@ -204,7 +208,7 @@ def test_multi_pie(tmp_path):
         yaw = yaw_pitch_roll(found)[:, 0]
         assert abs(float(yaw[0])) < 8 and -60 < float(yaw[1]) < -20 and 20 < float(yaw[2]) < 75
     assert torch.allclose(in_picture(data[0].observations)[0], torch.from_numpy(points[0]), atol=2e-3)
-    assert len(CAMERAS) == 13 and sorted(CAMERAS.values()) == list(range(-90, 91, 15)) and CAMERAS[FRONT] == 0 and not set(OVERHEAD) & set(CAMERAS)
+    assert sorted(CAMERAS.values()) == list(range(-90, 91, 15)) and CAMERAS[FRONT] == 0 and not set(OVERHEAD) & set(CAMERAS)
     elsewhere = tmp_path / "marks"
     for path in root.rglob("*.pts"):
         (elsewhere / path.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
@@ -267,7 +271,8 @@ def test_fits_as_labels_weighted_by_how_sure_they_are(fitted, tmp_path):
     assert float(((pixels - seen.landmarks.points).norm(dim=-1).mean(1) / box).max()) < 0.03
     own = FitResults(folder.parent, FitResultsOptions(landmarks="fit", size=192), model)
     marks = own[0].observations.landmarks
-    assert marks.jaw == "surface" and torch.allclose(marks.points, project_points(model.landmark_basis, own[0].truth.state).pixels, atol=1e-2)
+    assert marks.jaw == "surface"
+    assert torch.allclose(marks.points, project_points(model.landmark_basis, own[0].truth.state).pixels, atol=1e-2)
     with pytest.raises(InputError, match="parameters.npz: .*expected face model 'generic'"):
         FitResults(folder.parent, FitResultsOptions(), MODEL)[0]
     with pytest.raises(InputError, match="none of 1 results of fitkit fit below it has status failed"):

@@ -25,10 +25,10 @@ from fitkit.train.regressor_terms import StageCost, join_observations, join_stat
 
 MODEL = tiny_model(num_identity=4)
 MODEL = replace(MODEL, identity_basis=3 * MODEL.identity_basis)  # people who differ by more than a pixel of 48
-SUPERVISED = {"lmk2d": {"sigma_px": 10, "weight": 0.1}, "pose_sup": {"weight": 0.1}, "identity_sup": {"sigma": 0.3}, "expression_sup": {"sigma": 0.5},
-              "vertex_sup": {"sigma_mm": 2}}
-BASE = {"name": "tiny", "net": {"options": {"size": 48, "width": 0.12}}, "data": [{"name": "a", "kind": "synthetic"}], "batch": 4, "save": 4, "pictures": 0,
-        "log": 1, "accelerator": "cpu", "augmentation": {"shift": 0.0, "gain": 0.0, "offset": 0.0}, "validation": {"share": 0.0}}
+SUPERVISED = {"lmk2d": {"sigma_px": 10, "weight": 0.1}, "pose_sup": {"weight": 0.1}, "identity_sup": {"sigma": 0.3},
+              "expression_sup": {"sigma": 0.5}, "vertex_sup": {"sigma_mm": 2}}
+BASE = {"name": "tiny", "net": {"options": {"size": 48, "width": 0.12}}, "data": [{"name": "a", "kind": "synthetic"}],
+        "batch": 4, "save": 4, "pictures": 0, "log": 1, "accelerator": "cpu", "augmentation": {"shift": 0.0, "gain": 0.0, "offset": 0.0}, "validation": {"share": 0.0}}
 
 
 class Triplets(FaceDataset):
@@ -141,7 +141,8 @@ def test_a_loss_that_is_no_number_stops_and_names_the_samples(tmp_path):
     bad = people.samples[2].observations
     state = bad.labels.state
     people.samples[2] = Sample("p2/0", replace(bad, labels=Labels(state.replace(identity=state.identity * torch.nan))))
-    with pytest.raises(FitError, match=r"step 1: the loss is nan \(from identity_sup, vertex_sup\); the ids of its samples are in .*bad_batch.json"):
+    sentence = r"step 1: the loss is nan \(from identity_sup, vertex_sup\); the ids of its samples are in .*bad_batch.json"
+    with pytest.raises(FitError, match=sentence):
         train(recipe(), tmp_path / "out", people)
     content = json.loads((tmp_path / "out" / "bad_batch.json").read_text())
     assert sorted(content["ids"]) == ["a/p0/0", "a/p1/0", "a/p2/0", "a/p3/0"] and content["terms"]["identity_sup"] == "nan"
@@ -172,7 +173,8 @@ class Breaking(Triplets):
 
 def test_two_stages_the_second_without_labels_on_its_own_data(people, tmp_path):
     unlabelled = Triplets(4, labels=False)
-    stages = [{"name": "supervised", "steps": 2, "learning_rate": 0.001, "data": ["a"], "energies": SUPERVISED | {"identity_prior": {"weight": 0.01}}},
+    stages = [{"name": "supervised", "steps": 2, "learning_rate": 0.001, "data": ["a"],
+               "energies": SUPERVISED | {"identity_prior": {"weight": 0.01}}},
               {"name": "self", "steps": 2, "learning_rate": 0.0001, "data": ["b"], "energies": {
                   "lmk2d": {}, "lmk2d_eye": {}, "lmk2d_lip": {}, "photo_xview": {"options": {"points": 200, "exposure": "gain"}},
                   "census_xview": {"options": {"points": 60}}, "flow_corr": {"estimator": "dis", "options": {"size": 48, "points": 100}},
@@ -192,20 +194,23 @@ def test_two_stages_the_second_without_labels_on_its_own_data(people, tmp_path):
     assert set(losses[2]) == {*SUPERVISED, "identity_prior", "total"} and set(losses[3]) == {*stages[1]["energies"], "total"}
     assert sorted(made) == ["dis", "ptlflow:pwcnet"]  # each is made once
     rows = list(csv.DictReader((tmp_path / "out" / "log.csv").read_text().splitlines()))
-    assert [r["stage"] for r in rows] == ["supervised"] * 2 + ["self"] * 2 and rows[3]["identity_sup"] == "" and rows[3]["flow_mag_people"] == "2"
+    assert [r["stage"] for r in rows] == ["supervised"] * 2 + ["self"] * 2
+    assert rows[3]["identity_sup"] == "" and rows[3]["flow_mag_people"] == "2"
     assert all(float(rows[3][n]) > 0 for n in ("photo_xview", "flow_mag", "census_xview", "flow_corr"))
 
 
 def test_the_cost_is_the_mean_over_the_people_of_what_the_objective_gives_for_each():
     people = Triplets(3)
-    settings = recipe([{"name": "s", "steps": 1, "energies": SUPERVISED | {"photo_xview": {"options": {"points": 150}}, "identity_prior": {}, "prior_l1": {}}}])
+    more = {"photo_xview": {"options": {"points": 150}}, "identity_prior": {}, "prior_l1": {}}
+    settings = recipe([{"name": "s", "steps": 1, "energies": SUPERVISED | more}])
     inputs = inputs_of(settings)
     prepared = [prepare(s.observations, s.id, MODEL, inputs, PLAIN, np.random.default_rng(0)) for s in people.samples]
     batch = collate([(str(i), *p) for i, p in enumerate(prepared)])
     cost = StageCost(settings.stages[0], MODEL)
     state = join_states([p.labels.state for p in batch.people])
     gen = torch.Generator().manual_seed(0)
-    state = state.replace(identity=state.identity + torch.randn(3, 4, generator=gen), illumination=torch.full((9, 9, 1), 0.1) + torch.eye(9)[:1].T * 3)
+    light = torch.full((9, 9, 1), 0.1) + torch.eye(9)[:1].T * 3
+    state = state.replace(identity=state.identity + torch.randn(3, 4, generator=gen), illumination=light)
     total, report = cost(state, batch.people)
     single = [cost(select_people(state, [i]), [batch.people[i]]) for i in range(3)]
     for name in report:
@@ -215,7 +220,8 @@ def test_the_cost_is_the_mean_over_the_people_of_what_the_objective_gives_for_ea
     bare = replace(batch.people[1], labels=None)
     _, report = cost(state, [batch.people[0], bare, batch.people[2]])
     assert report["identity_sup"].people == 2 and report["lmk2d"].people == 3
-    assert report["identity_sup"].value == pytest.approx((single[0][1]["identity_sup"].value + single[2][1]["identity_sup"].value) / 3, rel=1e-5)
+    others = single[0][1]["identity_sup"].value + single[2][1]["identity_sup"].value
+    assert report["identity_sup"].value == pytest.approx(others / 3, rel=1e-5)
 
 
 def test_only_known_parts_of_a_label_are_compared():
@@ -239,7 +245,8 @@ def inputs_of(settings):
 
 def test_a_sample_as_the_network_takes_it():
     seen = Triplets(1).samples[0].observations
-    inputs = inputs_of(recipe(views=[{"name": "left", "yaw": [-70, -20]}, {"name": "front"}, {"name": "right", "yaw": [20, 70]}, {"name": "far", "yaw": [71, 90]}]))
+    slots = {"left": [-70, -20], "front": [-15, 15], "right": [20, 70], "far": [71, 90]}
+    inputs = inputs_of(recipe(views=[{"name": n, "yaw": y} for n, y in slots.items()]))
     images, valid, out = prepare(seen, "x", MODEL, inputs, FaceAugmentation(shift=0.05), np.random.default_rng(1))
     assert images.shape == (4, 3, 48, 48) and valid.tolist() == [True, True, True, False] and float(images[3].std()) == 0
     # tiny_state turns its views from -40 to 40 degrees, in this order
@@ -266,13 +273,15 @@ def test_a_sample_as_the_network_takes_it():
 def test_views_are_taken_away_but_never_all():
     seen = Triplets(1).samples[0].observations
     inputs = inputs_of(recipe())
-    counts = [int(prepare(seen, "x", MODEL, inputs, FaceAugmentation(missing=m), np.random.default_rng(i))[1].sum()) for m in (0.5, 1.0) for i in range(20)]
+    counts = [int(prepare(seen, "x", MODEL, inputs, FaceAugmentation(missing=m), np.random.default_rng(i))[1].sum())
+              for m in (0.5, 1.0) for i in range(20)]
     assert set(counts[:20]) == {1, 2, 3} and set(counts[20:]) == {1}
 
 
 def test_the_order_of_the_draws():
     order = draw_order([3.0, 1.0], [10, 4], 4000, [7])
-    assert np.array_equal(order, draw_order([3.0, 1.0], [10, 4], 4000, [7])) and not np.array_equal(order, draw_order([3.0, 1.0], [10, 4], 4000, [8]))
+    assert np.array_equal(order, draw_order([3.0, 1.0], [10, 4], 4000, [7]))
+    assert not np.array_equal(order, draw_order([3.0, 1.0], [10, 4], 4000, [8]))
     assert (order[:, 0] == 0).mean() == pytest.approx(0.75, abs=0.03)
     first = order[order[:, 0] == 0, 1]
     assert all(sorted(first[k:k + 10]) == list(range(10)) for k in range(0, 100, 10))  # each sample once before any comes again
@@ -290,7 +299,8 @@ def test_devices_share_the_draws_of_a_step(people):
 
 
 def test_a_frozen_part_does_not_move_and_the_rate_follows_the_stage(people, tmp_path):
-    stages = [{"name": "s", "steps": 3, "learning_rate": 0.01, "free": ["shape"], "warmup": 2, "decay": "cosine", "energies": {"identity_sup": {}, "lmk2d": {}}}]
+    stages = [{"name": "s", "steps": 3, "learning_rate": 0.01, "free": ["shape"], "warmup": 2, "decay": "cosine",
+               "energies": {"identity_sup": {}, "lmk2d": {}}}]
     settings = recipe(stages)
     torch.manual_seed(settings.seed)
     from fitkit.nets import net_kind
@@ -400,7 +410,8 @@ def test_the_shipped_recipe():
     assert [s.name for s in settings.stages] == ["supervised", "self_supervised"] and settings.stages[0].epochs == 2 and settings.batch == 3
     assert [s.learning_rate for s in settings.stages] == [1e-5, 1e-6] and [s.data for s in settings.stages] == [("lp",), ("pie",)]
     assert [v.name for v in settings.views] == ["front", "left", "right"] and settings.data[0].folder == "somewhere"
-    assert {"photo_xview", "flow_mag", "lmk2d"} <= set(settings.stages[1].energies) and settings.stages[1].energies["flow_mag"].options.directions == "both"
+    assert {"photo_xview", "flow_mag", "lmk2d"} <= set(settings.stages[1].energies)
+    assert settings.stages[1].energies["flow_mag"].options.directions == "both"
 
 
 def test_the_command(tmp_path, monkeypatch):
@@ -420,3 +431,26 @@ def test_the_command(tmp_path, monkeypatch):
     assert again.exit_code == 1 and "continue it with --resume" in again.output and "Traceback" not in again.output
     help_text = CliRunner().invoke(main, ["train-regressor", "--help"]).output
     assert "Example: fitkit train-regressor mvfnet" in help_text
+
+
+def test_the_shipped_recipe_runs_at_a_small_size(people, tmp_path):
+    small = ["net.options.size=48", "net.options.width=0.06", "batch=2", "accelerator=cpu", "validation.share=0", "pictures=0", "log=1"]
+    small += [f"stages.{s}.{key}" for s in ("supervised", "self_supervised") for key in ("epochs=0", "steps=2")]
+    settings = load_regressor_training("mvfnet", [*small, "stages.self_supervised.energies.flow_mag.options.size=48"])
+    losses = {}
+    train_regressor(settings, tmp_path / "out", model=MODEL, datasets={"lp": people, "pie": Triplets(4, labels=False)},
+                    make_estimator=lambda *asked: LucasKanade(), step_done=lambda step, values: losses.__setitem__(step, values))
+    assert set(losses[4]) == {*settings.stages[1].energies, "total"}
+    assert all(math.isfinite(v) for values in losses.values() for v in values.values())
+
+
+def test_ctrl_c_ends_the_training_and_it_goes_on(people, tmp_path):
+    settings = recipe(save=2)
+
+    def press(step, values):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_regressor(settings, tmp_path / "out", model=MODEL, datasets={"a": people}, step_done=press)
+    assert sorted(train(settings, tmp_path / "out", people, resume=True)[0]) == [3, 4, 5, 6, 7, 8]
