@@ -87,8 +87,6 @@ def load_predictor(path: str | os.PathLike, model: FaceModel) -> StatePredictor:
     Raises:
         InputError: not such a file, or another face model.
     """
-    from safetensors.torch import load_file
-
     about = read_about(path)
     got = (model.name, model.num_identity, model.num_expression)
     wanted = (about["model"], about["num_identity"], about["num_expression"])
@@ -98,10 +96,38 @@ def load_predictor(path: str | os.PathLike, model: FaceModel) -> StatePredictor:
     kind = net_kind(about["net"])
     views = tuple(build(ViewSlot, v, f"{path}: view") for v in about["views"])
     network = kind.make(model, views, build(kind.options, about["options"], f"{path}: options"))
+    _fill(network, path)
+    return network.eval()
+
+
+def _fill(network: StatePredictor, path: str | os.PathLike) -> None:
+    from safetensors.torch import load_file
+
     weights = load_file(os.fspath(path))
     known = network.state_dict()
     keep = {k for k in known if not k.endswith("num_batches_tracked")}
     if set(weights) != keep or any(weights[k].shape != known[k].shape for k in keep):
         raise InputError(f"{path}: the weights do not fit the network that its metadata describe; the file is damaged, write it again")
     network.load_state_dict(weights, strict=False)
-    return network.eval()
+
+
+def start_from(network: StatePredictor, path: str | os.PathLike, model: FaceModel) -> None:
+    """Fill a network with weights to start a training from: a regressor.safetensors of the same network, face model and views, or a
+    .pth file for its trunk, if it has `load_trunk`.
+
+    Raises:
+        InputError: no such file, or weights of something else.
+    """
+    if os.fspath(path).endswith((".pth", ".pt")) and hasattr(network, "load_trunk"):
+        try:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
+            raise InputError(f"{path}: not readable as weights of a network ({type(error).__name__}); expected torchvision's vgg11_bn") from error
+        network.load_trunk(weights, os.fspath(path))
+        return
+    other = load_predictor(path, model)
+    mine, theirs = ((to_plain(n.options), to_plain(n.views)) for n in (network, other))
+    if type(other) is not type(network) or mine != theirs:
+        raise InputError(f"{path}: these weights belong to another network than the recipe's (options {theirs[0]}, views "
+                         f"{', '.join(v.name for v in other.views)}); give net.options and views as they were in that training")
+    network.load_state_dict(other.state_dict())

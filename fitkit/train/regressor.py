@@ -23,7 +23,7 @@ from fitkit.export.overlay import CURVES
 from fitkit.io.options import to_plain, unknown_key
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
-from fitkit.nets import net_kind, save_predictor
+from fitkit.nets import net_kind, save_predictor, start_from
 from fitkit.nets.predictor import StatePredictor
 from fitkit.observe.flow import make_flow_estimator
 from fitkit.observe.flow.types import FlowEstimator
@@ -74,6 +74,8 @@ def train_regressor(recipe: RegressorTraining, folder: str | os.PathLike, resume
     model = load_model(recipe.model) if model is None else model
     torch.manual_seed(recipe.seed)
     network = net_kind(recipe.net.name).make(model, recipe.views, net_options(recipe))
+    if recipe.net.start and not checkpoint.exists():
+        start_from(network, recipe.net.start, model)
     training, held = open_parts(recipe, model, datasets)
     _check_stages(recipe, network, training)
     folder.mkdir(parents=True, exist_ok=True)

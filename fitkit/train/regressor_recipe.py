@@ -122,9 +122,11 @@ class DataSource:
 
 @dataclass(frozen=True)
 class NetChoice:
-    """name: of a network of fitkit.nets; options: its own."""
+    """name: of a network of fitkit.nets; start: weights that the training starts from: regressor.safetensors of another training with
+    the same network, or torchvision's vgg11_bn (.pth) for the trunk of mvfnet; empty = random ones; options: the network's own."""
 
     name: str = "mvfnet"
+    start: str = ""
     options: dict = field(default_factory=dict)
 
 

@@ -9,7 +9,7 @@ from helpers import tiny_model, tiny_state
 from fitkit.data.aflw2000 import DenseModel
 from fitkit.errors import InputError
 from fitkit.geometry.rotation import so3_exp, so3_log
-from fitkit.nets import load_predictor, net_kind, read_about, save_predictor
+from fitkit.nets import load_predictor, net_kind, read_about, save_predictor, start_from
 from fitkit.nets.mvfnet.convention import angles_of_rotation, denormalized, labels_of_pose, pose_of_labels, rotation_of_angles
 from fitkit.nets.mvfnet.network import CHANNELS, POOL_AFTER, MvfNet, MvfNetOptions
 from fitkit.nets.predictor import ViewSlot, assign_views
@@ -154,3 +154,39 @@ def test_options_that_cannot_be_used():
         MvfNetOptions(width=0.0)
     with pytest.raises(InputError, match="net: unknown key 'mvfnt'; did you mean 'mvfnet'"):
         net_kind("mvfnt")
+
+
+def test_a_trunk_from_vgg11_bn(tmp_path):
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(1)
+    vgg = models.vgg11_bn(weights=None).eval()
+    for module in vgg.features:
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean)
+    path = tmp_path / "vgg11_bn.pth"
+    torch.save(vgg.state_dict(), path)
+    network = MvfNet(tiny_model(), SLOTS).eval()
+    start_from(network, path, tiny_model())
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():  # they pool at the same places up to the fifth convolution
+        assert torch.allclose(network.trunk[:18](images), vgg.features[:18](images), atol=1e-4)
+    deep = [[m.weight for m in n if isinstance(m, torch.nn.Conv2d)] for n in (network.trunk, vgg.features)]
+    assert torch.equal(deep[0][5], deep[1][5]) and torch.equal(deep[0][6], deep[1][6]) and len(deep[0]) == 7
+    with pytest.raises(InputError, match=r"vgg11_bn.pth: expected the weights of torchvision's vgg11_bn and net.options.width 1"):
+        start_from(small(tiny_model()), path, tiny_model())
+    path.write_bytes(b"nothing")
+    with pytest.raises(InputError, match="vgg11_bn.pth: not readable as weights of a network"):
+        start_from(network, path, tiny_model())
+
+
+def test_a_training_starts_from_the_weights_of_another(tmp_path):
+    model = tiny_model()
+    first, path = small(model), tmp_path / "regressor.safetensors"
+    torch.nn.init.normal_(first.shape_head[-1].weight)
+    save_predictor(first, "mvfnet", path, half=False)
+    torch.manual_seed(5)
+    second = MvfNet(model, SLOTS, first.options)
+    start_from(second, path, model)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
+    with pytest.raises(InputError, match="these weights belong to another network than the recipe's"):
+        start_from(MvfNet(model, SLOTS[:2], first.options), path, model)

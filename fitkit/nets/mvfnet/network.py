@@ -110,5 +110,22 @@ class MvfNet(StatePredictor):
         identity, expression = codes.split([self.num_identity, self.num_expression], 1)
         return SceneState(identity, subject, self.options.expression * expression[subject], Pose(rotation, translation), camera, light)
 
+    def load_trunk(self, weights: dict[str, Tensor], where: str) -> None:
+        """The first seven convolutions of torchvision's vgg11_bn with their batch norms; `where` names the file.
+
+        Raises:
+            InputError: other weights, or a width other than 1.
+        """
+        mine = [m for m in self.trunk if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
+        # vgg11_bn counts all its layers; those with weights are its convolutions and batch norms in their order.
+        layers = sorted({int(k.split(".")[1]) for k in weights if k.startswith("features.") and k.endswith(".weight")})[:len(mine)]
+        names = [(f"features.{n}.", m) for n, m in zip(layers, mine)]
+        fits = len(names) == len(mine) and all(getattr(weights.get(p + "weight"), "shape", None) == m.weight.shape for p, m in names)
+        if not fits:
+            raise InputError(f"{where}: expected the weights of torchvision's vgg11_bn and net.options.width 1, which its layers have; "
+                             f"the trunk has width {self.options.width:g}")
+        for prefix, module in names:
+            module.load_state_dict({k: weights[prefix + k] for k in module.state_dict() if prefix + k in weights}, strict=False)
+
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:
         return {"trunk": (self.trunk,), "pose": (self.pose_head,), "shape": (self.shape_head,)}
