@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -142,6 +143,7 @@ def _run(jobs: list, workers: int) -> Iterator[int]:
 
 
 def _settle_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 
