@@ -23,7 +23,16 @@ import torch
 import yaml
 
 from fitkit.data.synth_recipe import SynthRecipe, check_synth_recipe
-from fitkit.data.synth_subject import SubjectPlan, SubjectView, draw_subject, head_renderer, one_thread, one_view, plan_vertices, render_subject
+from fitkit.data.synth_subject import (
+    SubjectPlan,
+    SubjectView,
+    draw_subject,
+    head_renderer,
+    one_thread,
+    one_view,
+    plan_vertices,
+    render_subject,
+)
 from fitkit.data.synthetic import PAINTED
 from fitkit.energies.masks import PARSE
 from fitkit.errors import FitkitError, InputError
@@ -94,7 +103,8 @@ def _claim(folder: Path, recipe: SynthRecipe, resume: bool) -> None:
             raise InputError(f"{folder}: holds subjects of another recipe (different: {', '.join(differing)}); "
                              "choose another folder, or repeat the options of the first run")
         if not resume and any(_finished(folder, int(p.name[8:])) for p in folder.glob("subject_[0-9]*") if p.name[8:].isdigit()):
-            raise InputError(f"{folder}: holds subjects of this recipe already; add the missing ones with --resume, or choose another folder")
+            raise InputError(f"{folder}: holds subjects of this recipe already; add the missing ones with --resume, "
+                             "or choose another folder")
     elif any(p.name != PARTIAL for p in folder.iterdir()):
         raise InputError(f"{folder}: is not empty and holds no {RECIPE_FILE}; choose another folder")
     shutil.rmtree(folder / PARTIAL, ignore_errors=True)
@@ -105,7 +115,8 @@ def _claim(folder: Path, recipe: SynthRecipe, resume: bool) -> None:
 
 def _recipe_record(recipe: SynthRecipe) -> dict[str, Any]:
     path = model_path(recipe.model)
-    return {"format": FORMAT, "model_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "recipe": {**to_plain(recipe), "model": path.stem}}
+    return {"format": FORMAT, "model_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "recipe": {**to_plain(recipe), "model": path.stem}}
 
 
 def _differing(stored: Any, wanted: Any, prefix: str = "") -> list[str]:
@@ -222,22 +233,22 @@ def skin_mesh(model: FaceModel) -> tuple[int, Any]:
 
 def _camera_table(plan: SubjectPlan, recipe: SynthRecipe) -> list[dict[str, Any]]:
     pose, K, angles = plan.state.pose, plan.state.camera.matrix().double(), yaw_pitch_roll(plan.state.pose.rotation)
-    return [{"image": f"view{b}.jpg", "K": K[b].tolist(), "R": pose.rotation[b].double().tolist(), "t": pose.translation[b].double().tolist(),
-             "width": recipe.size, "height": recipe.size, "yaw_pitch_roll_deg": angles[b].tolist(), "frame": int(plan.moment[b]),
-             "viewpoint": int(plan.viewpoint[b])} for b in range(recipe.pictures)]
+    return [{"image": f"view{b}.jpg", "K": K[b].tolist(), "R": pose.rotation[b].double().tolist(),
+             "t": pose.translation[b].double().tolist(), "width": recipe.size, "height": recipe.size,
+             "yaw_pitch_roll_deg": angles[b].tolist(), "frame": int(plan.moment[b]), "viewpoint": int(plan.viewpoint[b])} for b in range(recipe.pictures)]
 
 
 def _parameters(model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan) -> dict[str, Any]:
     state = plan.state
     lights = [{"illumination_head": state.illumination[b].tolist(), "surroundings": scene.illumination.tolist(), "lamp": list(scene.lamp),
-               "lamp_strength": scene.lamp_strength, "lamp_color": list(scene.lamp_color), "gloss": scene.gloss, "shininess": scene.shininess,
-               "scene_from_head": plan.scene_from_head[b].tolist()} for b, scene in enumerate(plan.scenes)]
+               "lamp_strength": scene.lamp_strength, "lamp_color": list(scene.lamp_color), "gloss": scene.gloss,
+               "shininess": scene.shininess, "scene_from_head": plan.scene_from_head[b].tolist()} for b, scene in enumerate(plan.scenes)]
     return {"format": FORMAT, "model": model.name, "seed": recipe.seed, "index": plan.index, "renderer": recipe.renderer,
             "identity": state.identity[0].tolist(),
             "expression_per_view": [{n: float(v) for n, v in zip(model.expression_names, row) if v != 0} for row in state.expression],
             "gaze_deg": plan.gaze.tolist(), "light_per_view": lights, "appearance": _plain(plan.person), "hair": _plain(plan.hair),
-            "glasses": plan.glasses, "photos": [_plain(p) for p in plan.photos], "landmark_noise_px": recipe.landmark_noise, "jaw": recipe.jaw,
-            "parse_names": list(PARSE), "region_names": ["nothing", *model.region_names], "depth_unit_mm": DEPTH_UNIT}
+            "glasses": plan.glasses, "photos": [_plain(p) for p in plan.photos], "landmark_noise_px": recipe.landmark_noise,
+            "jaw": recipe.jaw, "parse_names": list(PARSE), "region_names": ["nothing", *model.region_names], "depth_unit_mm": DEPTH_UNIT}
 
 
 def _plain(value: Any) -> Any:

@@ -101,8 +101,8 @@ class MitsubaRenderer:
         uv = uv.clip(0.001, 0.999)
         paint = paint_skin(head, plan.person, stream(recipe, plan.index, "paint"))
         scalp = np.zeros(len(points), np.float32) if plan.hair.bald else scalp_cover(rest, plan.hair).astype(np.float32)
-        surface = {"type": "principled", "base_color": self._texture(paint), "roughness": roughness, "specular": specular, "clearcoat": 0.08,
-                   "clearcoat_gloss": 0.4}
+        surface = {"type": "principled", "base_color": self._texture(paint), "roughness": roughness, "specular": specular,
+                   "clearcoat": 0.08, "clearcoat_gloss": 0.4}
         hair_color = {"type": "principled", "base_color": _rgb(plan.hair.color), "roughness": 0.7, "specular": 0.3}
         covered = {"type": "blendbsdf", "weight": {"type": "mesh_attribute", "name": "vertex_scalp"}, "skin": surface, "hair": hair_color}
         out = {"skin": self._mesh("skin", points, skin[~seam], normals, covered, uv, {"vertex_scalp": scalp})}
@@ -133,7 +133,8 @@ class MitsubaRenderer:
         columns = self.head.scalp.shape[1]
         rows = len(shell.points) // columns
         height, width = (rows - 1) * HAIR_FINER + 1, (columns - 1) * HAIR_FINER + 1
-        y, x = np.meshgrid(np.linspace(0, rows - 1, height, dtype=np.float32), np.linspace(0, columns - 1, width, dtype=np.float32), indexing="ij")
+        y, x = np.meshgrid(np.linspace(0, rows - 1, height, dtype=np.float32), np.linspace(0, columns - 1, width, dtype=np.float32),
+                           indexing="ij")
 
         def finer(values: np.ndarray) -> np.ndarray:
             grid = np.ascontiguousarray(values.reshape(rows, columns, -1), np.float32)
@@ -227,7 +228,8 @@ def studio_picture(scene: Scene) -> np.ndarray:
 def _directions(height: int, width: int) -> np.ndarray:
     azimuth = np.pi * (1 - 2 * (np.arange(width) + 0.5) / width)
     polar = np.pi * (np.arange(height) + 0.5) / height
-    return np.stack([np.sin(polar)[:, None] * np.sin(azimuth), np.cos(polar)[:, None] + 0 * azimuth, np.sin(polar)[:, None] * np.cos(azimuth)], -1)
+    polar = polar[:, None]
+    return np.stack([np.sin(polar) * np.sin(azimuth), np.cos(polar) + 0 * azimuth, np.sin(polar) * np.cos(azimuth)], -1)
 
 
 def _eye(head, plan: SubjectPlan, center: np.ndarray, radius: float, gaze: np.ndarray) -> np.ndarray:

@@ -131,7 +131,8 @@ def _light(albedo, normal, shine, sky, reaches, frame, axis, light, lamp, half, 
         spot = gloss * mirrored ** shininess * shine[n] if mirrored > faint else 0.0
         spot *= 0.3 + 0.7 * reaches[n]
         for k in range(3):
-            shade = (Y0 * light[0, k] + Y1 * (y * light[1, k] + z * light[2, k] + x * light[3, k]) + Y2 * (x * y * light[4, k] + y * z * light[5, k])
+            shade = (Y0 * light[0, k] + Y1 * (y * light[1, k] + z * light[2, k] + x * light[3, k])
+                     + Y2 * (x * y * light[4, k] + y * z * light[5, k])
                      + Y20 * (3 * z * z - 1) * light[6, k] + Y2 * x * z * light[7, k] + Y22 * (x * x - y * y) * light[8, k])
             out[n, k] = albedo[n, k] * (max(shade, 0.03) * sky[n] + direct * color[k]) + spot
 

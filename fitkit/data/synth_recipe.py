@@ -14,8 +14,8 @@ from fitkit.io.resources import find_recipe
 FARTHEST_MM = 6000.0  # depth maps of 16 bits in 0.1 mm end at 6.5 m
 NEAREST_MM = 250.0
 LARGEST_PX = 2048
-SHARES = ("frontal", "cut", "neutral", "lamp_share", "stubble", "beard", "make_up", "freckles", "moles", "bald", "long_hair", "fringe", "gray",
-          "hat", "glasses", "dark_glasses", "occluded", "jpeg_share", "reduce_share", "monochrome", "adapt", "asymmetry")
+SHARES = ("frontal", "cut", "neutral", "lamp_share", "stubble", "beard", "make_up", "freckles", "moles", "bald", "long_hair", "fringe",
+          "gray", "hat", "glasses", "dark_glasses", "occluded", "jpeg_share", "reduce_share", "monochrome", "adapt", "asymmetry")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ class SynthRecipe:
         return self.views * self.frames
 
 
-def load_synth_recipe(name: str | os.PathLike = "default", overrides: Sequence[str] = (), changes: dict[str, Any] | None = None) -> SynthRecipe:
+def load_synth_recipe(name: str | os.PathLike = "default", overrides: Sequence[str] = (),
+                      changes: dict[str, Any] | None = None) -> SynthRecipe:
     """A shipped recipe by name or any recipe file by path; `changes` are laid over it, then the lines 'a.b=value'.
 
     Raises:
@@ -104,7 +105,8 @@ def check_synth_recipe(recipe: SynthRecipe, where: str) -> None:
     expect(32 <= recipe.size <= LARGEST_PX, "size", f"32 to {LARGEST_PX} px", recipe.size)
     expect(recipe.seed >= 0, "seed", "0 or more", recipe.seed)
     expect(0 <= recipe.landmark_noise < 50, "landmark_noise", "0 to 50 px", recipe.landmark_noise)
-    expect(len(recipe.defocus) == 2 and 0 <= recipe.defocus[0] <= recipe.defocus[1] <= 1, "defocus", "[least, most] within 0 to 1", list(recipe.defocus))
+    blur = recipe.defocus
+    expect(len(blur) == 2 and 0 <= blur[0] <= blur[1] <= 1, "defocus", "[least, most] within 0 to 1", list(blur))
     variation = recipe.variation
     for f in fields(FaceVariation):
         value = getattr(variation, f.name)
@@ -117,6 +119,7 @@ def check_synth_recipe(recipe: SynthRecipe, where: str) -> None:
     expect(NEAREST_MM <= least and most <= FARTHEST_MM, "variation.distance", f"{NEAREST_MM:.0f} to {FARTHEST_MM:.0f} mm", [least, most])
     expect(variation.fill[0] >= 1, "variation.fill", "1 or more", list(variation.fill))
     tracing = recipe.path_tracing
-    expect(tracing.samples >= 1 and tracing.bounces >= 1, "path_tracing", "at least 1 sample and 1 bounce", [tracing.samples, tracing.bounces])
+    expect(tracing.samples >= 1 and tracing.bounces >= 1, "path_tracing", "at least 1 sample and 1 bounce",
+           [tracing.samples, tracing.bounces])
     for folder, key in ((variation.backgrounds, "variation.backgrounds"), (tracing.environments, "path_tracing.environments")):
         expect(not folder or Path(folder).is_dir(), key, "a folder of pictures", folder)

@@ -52,7 +52,8 @@ from fitkit.render.shading import average_blocks, supersampled
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
 
-STREAMS = ("person", "poses", "expression", "light", "hair", "front", "background", "photo", "landmarks", "paint", "shell", "glasses", "tracing")
+STREAMS = ("person", "poses", "expression", "light", "hair", "front", "background", "photo", "landmarks", "paint", "shell", "glasses",
+           "tracing")
 JPEG_QUALITY = 95  # where the photo's own is not drawn
 NECK = (0.0, -80.0, -40.0)  # mm of the head frame: the head turns about this point from frame to frame
 PIXEL_COVERED = 0.5  # share of a pixel beyond which the face does not show there
@@ -62,8 +63,9 @@ PIXEL_COVERED = 0.5  # share of a pixel beyond which the face does not show ther
 class SubjectPlan:
     """Everything about one subject, B pictures, picture b shows frame moment[b] through camera viewpoint[b].
 
-    neutral: [V, 3] mm, the face without expression. state: B views of one person; its illumination is the surroundings and the lamp without shadows and highlights, in the head
-    frame. gaze: [B, 2] degrees to the subject's left and up; pupil: radius over the iris's; scenes: light of each view, one object
+    neutral: [V, 3] mm, the face without expression. state: B views of one person; its illumination is the surroundings and
+    the lamp without shadows and highlights, in the head frame. gaze: [B, 2] degrees to the subject's left
+    and up; pupil: radius over the iris's; scenes: light of each view, one object
     where it is shared; scene_from_head: [B, 3, 3], the frame of the light; exposure: [B] mean linear brightness; photos: [B] arguments
     of `photo_effects.camera`; glasses: 'no', 'clear' or 'dark'.
     """
@@ -187,12 +189,16 @@ def _cameras(model: FaceModel, recipe: SynthRecipe, index: int, identity: Tensor
     vary, size, B = recipe.variation, recipe.size, len(moment)
     own = B if recipe.setup == "turning" else recipe.views  # different poses; further frames of a rig follow from them
     angles = torch.from_numpy(_angles(recipe, index, own)).float()
-    distances = _per_view(recipe.camera, own, lambda view: float(np.exp(stream(recipe, index, "poses", _at(view, 1000)).uniform(*np.log(vary.distance)))))
-    fills = _per_view(recipe.camera, own, lambda view: stream(recipe, index, "poses", _at(view, 2000)).uniform(*vary.fill))
+
+    def drawn(start: int, span: tuple[float, float]) -> tuple:
+        return _per_view(recipe.camera, own, lambda view: stream(recipe, index, "poses", _at(view, start)).uniform(*span))
+
+    distances = np.exp(drawn(1000, np.log(vary.distance)))
+    fills = drawn(2000, vary.fill)
     shifts = np.stack([_shift(recipe, stream(recipe, index, "poses", 3000 + view)) for view in range(own)])
     marks = model.landmarks.points(neutral[None], model.triangles)[0]
     aimed = head_shot_state(model, identity, expression[:own], angles, (size, size), distance=1000.0, points=marks)
-    away = torch.tensor(distances).float() - 1000.0
+    away = torch.from_numpy(distances).float() - 1000.0
     rotation, lens = aimed.pose.rotation, aimed.camera
     translation = aimed.pose.translation + torch.stack([torch.zeros(own), torch.zeros(own), away], 1)
     points = model.landmark_basis.points(identity.expand(own, -1), expression[:own])
@@ -212,7 +218,8 @@ def _cameras(model: FaceModel, recipe: SynthRecipe, index: int, identity: Tensor
         translation = translation + (rotation @ (neck - turn @ neck)[..., None])[..., 0]
         rotation = rotation @ turn
         lens = lens.select(torch.from_numpy(viewpoint))
-    return SceneState(identity[None], torch.zeros(B, dtype=torch.int64), expression, Pose(rotation, translation), lens, torch.zeros(B, 9, 3))
+    return SceneState(identity[None], torch.zeros(B, dtype=torch.int64), expression, Pose(rotation, translation), lens,
+                      torch.zeros(B, 9, 3))
 
 
 def _at(view: int | None, start: int) -> int | None:
@@ -295,7 +302,7 @@ class _Studio:
             self.shell_table = np.concatenate([normals, self.shell.place, self.shell.inside[:, None]], 1).astype(np.float32)
 
     def shape(self, state: SceneState) -> tuple[Tensor, np.ndarray]:
-        """Head-frame vertices [V, 3] and the values that are interpolated [V, C]: rest 3, normal 3, vertex 3, open sky, lower lip, depth."""
+        """Vertices [V, 3], head frame, and what is interpolated [V, 12]: rest 3, normal 3, vertex 3, open sky, lower lip, depth."""
         key = state.expression.numpy().tobytes()
         if key not in self.shapes:
             model = self.model
@@ -394,7 +401,8 @@ class _Studio:
         rgb = light_samples(albedo, surface.values[:, :3], hair_scene(scene, plan.hair), *self._frames(b), shine)
         layers.put(surface.pixel, rgb * np.float32(gain), surface.values[:, 6] - HAIR_NEARER_MM, alpha)
 
-    def _things_in_front(self, layers: FineLayers, front: np.ndarray, b: int, state: SceneState, lens, marks: np.ndarray, gain: float) -> None:
+    def _things_in_front(self, layers: FineLayers, front: np.ndarray, b: int, state: SceneState, lens, marks: np.ndarray,
+                         gain: float) -> None:
         """Glasses, the same in all views, and occluders of this view; in place."""
         recipe, plan = self.recipe, self.plan
         if plan.glasses != "no":

@@ -332,7 +332,8 @@ def test_parse_classes_lie_on_the_landmarks_they_are_named_after(model):
 
 
 def test_hair_glasses_and_occluders_are_background_and_hide_landmarks(model):
-    recipe = recipe_of("variation.glasses=1.0", "variation.dark_glasses=0.0", "variation.occluded=1.0", "variation.bald=0", "variation.occluders=2")
+    recipe = recipe_of("variation.glasses=1.0", "variation.dark_glasses=0.0", "variation.occluded=1.0", "variation.bald=0",
+                       "variation.occluders=2")
     hidden = 0
     for index in range(4):
         plan = draw_subject(model, recipe, index)
