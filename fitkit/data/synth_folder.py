@@ -235,7 +235,8 @@ def _camera_table(plan: SubjectPlan, recipe: SynthRecipe) -> list[dict[str, Any]
     pose, K, angles = plan.state.pose, plan.state.camera.matrix().double(), yaw_pitch_roll(plan.state.pose.rotation)
     return [{"image": f"view{b}.jpg", "K": K[b].tolist(), "R": pose.rotation[b].double().tolist(),
              "t": pose.translation[b].double().tolist(), "width": recipe.size, "height": recipe.size,
-             "yaw_pitch_roll_deg": angles[b].tolist(), "frame": int(plan.moment[b]), "viewpoint": int(plan.viewpoint[b])} for b in range(recipe.pictures)]
+             "yaw_pitch_roll_deg": angles[b].tolist(), "frame": int(plan.moment[b]),
+             "viewpoint": int(plan.viewpoint[b])} for b in range(recipe.pictures)]
 
 
 def _parameters(model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan) -> dict[str, Any]:
