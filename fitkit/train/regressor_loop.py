@@ -36,7 +36,7 @@ class RegressorModule(LightningModule):
         self.recipe, self.folder, self.network, self.training_parts = recipe, folder, network, training
         self.model = model
         self.make_estimator = make_estimator
-        self.costs: dict[int, StageCost] = {}
+        self.costs: list[StageCost] = []
         self.lengths: list[int] = []
         self.values: dict[str, TermValue] = {}
         self.total, self.gradient = 0.0, 0.0
@@ -50,6 +50,9 @@ class RegressorModule(LightningModule):
 
     def on_fit_start(self) -> None:
         self.model = self.model.to(self.device)
+        self.costs = [StageCost(stage, self.model, self.recipe.seed, self.make_estimator) for stage in self.recipe.stages]
+        for cost in self.costs:
+            cost.load_estimators(str(self.device))
 
     def configure_optimizers(self):
         return torch.optim.Adam([p for p in self.network.parameters() if p.requires_grad], lr=self.recipe.stages[0].learning_rate)
@@ -79,8 +82,6 @@ class RegressorModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         number, _ = stage_of_step(self.lengths, self.trainer.global_step)
-        if number not in self.costs:
-            self.costs[number] = StageCost(self.recipe.stages[number], self.model, self.recipe.seed, self.make_estimator)
         self.batch = batch
         state = self.network(batch.images, batch.valid)
         with torch.autocast(self.device.type, enabled=False):

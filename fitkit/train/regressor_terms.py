@@ -28,7 +28,7 @@ from fitkit.observe.observations import Observations
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
-from fitkit.train.regressor_recipe import TrainingStage
+from fitkit.train.regressor_recipe import FlowTerm, TrainingStage
 
 # What of the labels an energy compares with; people who lack it are left out of that energy.
 NEEDS = {"identity_sup": {"identity"}, "expression_sup": {"expression"}, "pose_sup": {"pose"}, "vertex_sup": {"identity", "expression"}}
@@ -87,6 +87,16 @@ class StageCost:
                              "samples: supervised ones need labels, those between the views two views of a person; "
                              "choose other data for the stage")
         return total, report
+
+    def load_estimators(self, device: str) -> None:
+        """Make the flow estimators of the stage now, so that missing weights are told before anything is trained.
+
+        Raises:
+            InputError, MissingWeightsError: one that cannot be had.
+        """
+        for options in self.stage.energies.values():
+            if isinstance(options, FlowTerm):
+                self._estimator(options.estimator, options.weights, device)
 
     def _groups(self, name: str, people: Sequence[Observations]) -> list[list[int]]:
         """People whose views one energy takes together."""

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from fitkit.data.augment import PLAIN, FaceAugmentation
 from fitkit.data.face_dataset import FaceDataset, Sample
-from fitkit.errors import FitError, InputError
+from fitkit.errors import FitError, InputError, MissingWeightsError
 from fitkit.nets import load_predictor
 from fitkit.nets.predictor import ViewSlot
 from fitkit.observe.labels import Labels
@@ -197,6 +197,17 @@ def test_two_stages_the_second_without_labels_on_its_own_data(people, tmp_path):
     assert [r["stage"] for r in rows] == ["supervised"] * 2 + ["self"] * 2
     assert rows[3]["identity_sup"] == "" and rows[3]["flow_mag_people"] == "2"
     assert all(float(rows[3][n]) > 0 for n in ("photo_xview", "flow_mag", "census_xview", "flow_corr"))
+
+
+def test_missing_flow_weights_are_told_before_the_first_step(people, tmp_path):
+    stages = [{"name": "one", "steps": 2, "energies": {"lmk2d": {}}}, {"name": "two", "steps": 2, "energies": {"flow_mag": {}}}]
+
+    def make(name, weights, device):
+        raise MissingWeightsError(f"{name}: not here")
+
+    with pytest.raises(MissingWeightsError, match="ptlflow:pwcnet: not here"):
+        train_regressor(recipe(stages), tmp_path / "out", model=MODEL, datasets={"a": people}, make_estimator=make,
+                        step_done=lambda step, values: pytest.fail("a step was made"))
 
 
 def test_the_cost_is_the_mean_over_the_people_of_what_the_objective_gives_for_each():
