@@ -23,8 +23,9 @@ from fitkit.scene.state import SceneState
 @dataclass(frozen=True)
 class FlowOptions:
     """size: side of the images the flow is computed on; points: matches per pair; sigma_px: noise of a match for a
-    224-pixel crop; neighbors: each view is paired with this many next views in the order of their yaw, both ways up
-    to `both_ways` views, with more of them in alternating directions;
+    224-pixel crop; neighbors: each view is paired with this many next views in the order of their yaw, farther ones than the next only
+    within max_angle_deg of yaw and for up to `many` views, beyond which next ones are plenty; pairs are taken both ways for up to
+    `both_ways` of them, in alternating directions with more;
     normalize: radius in flow pixels of the local contrast normalization, 0 = none. Highlights and shading glide over
     the skin and pull the flow along; what is left after it is skin texture, which does not;
     hold: keep the first matches through all refreshes of a stage;
@@ -33,8 +34,10 @@ class FlowOptions:
     size: int = 384
     points: int = 800
     sigma_px: float = 0.5
-    neighbors: int = 1
-    both_ways: int = 8
+    neighbors: int = 2
+    max_angle_deg: float = 65.0
+    many: int = 8
+    both_ways: int = 4
     normalize: float = 3.0
     min_correlation: float = 0.6
     min_cosine: float = 0.25
@@ -179,16 +182,17 @@ class Hits:
     slope: Tensor
 
 
-def view_pairs(state: SceneState, neighbors: int, both_ways: int = 8) -> list[tuple[int, int]]:
-    """Ordered pairs (a, b) of views whose yaw angles are next to each other: both directions of each pair for up to
-    `both_ways` views, alternating ones beyond, where neighbours are plenty."""
+def view_pairs(state: SceneState, options: FlowOptions = FlowOptions()) -> list[tuple[int, int]]:
+    """Ordered pairs (a, b) of views that are near each other in yaw, see FlowOptions."""
     forward = state.pose.rotation[:, 2].detach()  # the camera's axis in the head frame
-    order = torch.argsort(torch.atan2(forward[:, 0], -forward[:, 2])).tolist()
-    pairs = []
-    for k in range(1, neighbors + 1):
+    yaw = torch.rad2deg(torch.atan2(forward[:, 0], -forward[:, 2]))
+    order = torch.argsort(yaw).tolist()
+    found = []
+    for k in range(1, options.neighbors + 1):
         for i, (a, b) in enumerate(zip(order[:-k], order[k:])):
-            pairs += [(a, b), (b, a)] if len(order) <= both_ways else [(a, b) if i % 2 == 0 else (b, a)]
-    return pairs
+            if k == 1 or (len(order) <= options.many and float(yaw[b] - yaw[a]) <= options.max_angle_deg):
+                found.append((a, b) if (i + k) % 2 else (b, a))
+    return found if len(found) > options.both_ways else [p for a, b in found for p in ((a, b), (b, a))]
 
 
 @dataclass(frozen=True)
@@ -223,7 +227,7 @@ def find_matches(model: FaceModel, state: SceneState, photos: FlowImages, estima
     Raises:
         InputError: there are no pairs of views; it names the energy.
     """
-    pairs = view_pairs(state, options.neighbors, options.both_ways)
+    pairs = view_pairs(state, options)
     if not pairs:
         raise InputError(f"energy '{energy}' compares views: expected at least 2 and neighbors >= 1, got {state.num_views} view(s) and "
                          f"neighbors {options.neighbors}; give its stage min_views: 2")

@@ -25,7 +25,8 @@ class DetailFlow(FlowOptions):
     """More matches than in the stages, and from pairs of views farther apart, whose parallax shows more of the depth."""
 
     points: int = 2000
-    neighbors: int = 2
+    max_angle_deg: float = 180.0
+    both_ways: int = 14
 
 
 @dataclass(frozen=True)

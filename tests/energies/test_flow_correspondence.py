@@ -23,6 +23,7 @@ from fitkit.scene.projection import project_points
 from fitkit.solvers.levenberg_marquardt import LMOptions, levenberg_marquardt
 
 MODEL = tiny_model(dtype=torch.float64)
+NEXT = FlowOptions(neighbors=1)
 
 
 def truth(kind="perspective", views=3, size=160):
@@ -32,7 +33,7 @@ def truth(kind="perspective", views=3, size=160):
 
 def perfect_matches(state, points=25):
     """Matches of the model's own surface points between neighbouring views."""
-    pairs = view_pairs(state, 1)
+    pairs = view_pairs(state, NEXT)
     view_a, view_b = (torch.tensor([p[i] for p in pairs]) for i in (0, 1))
     gen = torch.Generator().manual_seed(0)
     front = (MODEL.mean[MODEL.triangles][:, :, 2].amin(1) > 30).nonzero()[:, 0]
@@ -151,9 +152,9 @@ def test_pairs_are_neighbours_in_yaw_both_ways():
     shuffled = state.replace(pose=state.pose.select(order))
     # View i of the shuffled state has the yaw rank order[i].
     expected = {(a, b) for a in range(4) for b in range(4) if abs(order[a] - order[b]) == 1}
-    assert set(view_pairs(shuffled, 1)) == expected and len(view_pairs(shuffled, 1)) == 6
-    assert len(set(view_pairs(shuffled, 3))) == 12
-    assert view_pairs(tiny_state(MODEL, 1), 1) == []
+    assert set(view_pairs(shuffled, NEXT)) == expected and len(view_pairs(shuffled, NEXT)) == 6
+    assert len(set(view_pairs(shuffled, FlowOptions(neighbors=3, max_angle_deg=360, both_ways=6)))) == 12
+    assert view_pairs(tiny_state(MODEL, 1)) == []
 
 
 def test_contrast_is_normalized_locally():
@@ -263,8 +264,22 @@ def test_many_views_are_paired_in_alternating_directions():
     turn = so3_exp(torch.stack([0 * yaw, yaw, 0 * yaw], 1))
     state = truth()
     state = state.replace(pose=Pose(frontal @ turn, torch.zeros(10, 3, dtype=torch.float64)))
-    pairs = view_pairs(state, 1)
-    assert len(pairs) == 9 and {tuple(sorted(p)) for p in pairs} == {(i, i + 1) for i in range(9)}
-    assert len({a < b for a, b in pairs}) == 2
+    for options in (NEXT, FlowOptions()):  # so many views lie close together: the next ones are enough
+        pairs = view_pairs(state, options)
+        assert len(pairs) == 9 and {tuple(sorted(p)) for p in pairs} == {(i, i + 1) for i in range(9)}
+        assert len({a < b for a, b in pairs}) == 2
     few = state.replace(pose=state.pose.select(torch.arange(5)))
-    assert sorted(view_pairs(few, 1)) == sorted([(i, i + 1) for i in range(4)] + [(i + 1, i) for i in range(4)])
+    assert sorted(view_pairs(few, NEXT)) == sorted([(i, i + 1) for i in range(4)] + [(i + 1, i) for i in range(4)])
+
+
+def test_farther_neighbours_join_where_they_see_the_same():
+    # Five views 27 degrees apart: pairs of next and next but one views; three views 55 degrees apart: 110 degrees are too far.
+    state = truth()
+    yaw = torch.deg2rad(torch.tensor([0.0, -55, 27, 55, -28], dtype=torch.float64))
+    turn = so3_exp(torch.stack([0 * yaw, yaw, 0 * yaw], 1))
+    state = state.replace(pose=Pose(torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)) @ turn, torch.zeros(5, 3, dtype=torch.float64)))
+    rank = [2, 0, 3, 4, 1]
+    pairs = view_pairs(state)
+    assert sorted(tuple(sorted((rank[a], rank[b]))) for a, b in pairs) == sorted([(i, i + 1) for i in range(4)] + [(i, i + 2) for i in range(3)])
+    wide = state.replace(pose=state.pose.select([0, 1, 3]))
+    assert sorted(view_pairs(wide)) == [(0, 1), (0, 2), (1, 0), (2, 0)]
