@@ -34,10 +34,10 @@ class FlowOptions:
     size: int = 384
     points: int = 800
     sigma_px: float = 0.5
-    neighbors: int = 2
+    neighbors: int = 1
     max_angle_deg: float = 65.0
     many: int = 8
-    both_ways: int = 4
+    both_ways: int = 7
     normalize: float = 3.0
     min_correlation: float = 0.6
     min_cosine: float = 0.25

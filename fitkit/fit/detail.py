@@ -25,6 +25,7 @@ class DetailFlow(FlowOptions):
     """More matches than in the stages, and from pairs of views farther apart, whose parallax shows more of the depth."""
 
     points: int = 2000
+    neighbors: int = 2
     max_angle_deg: float = 180.0
     both_ways: int = 14
 

@@ -23,7 +23,7 @@ from fitkit.scene.projection import project_points
 from fitkit.solvers.levenberg_marquardt import LMOptions, levenberg_marquardt
 
 MODEL = tiny_model(dtype=torch.float64)
-NEXT = FlowOptions(neighbors=1)
+NEXT, FARTHER = FlowOptions(), FlowOptions(neighbors=2, both_ways=4)
 
 
 def truth(kind="perspective", views=3, size=160):
@@ -264,7 +264,7 @@ def test_many_views_are_paired_in_alternating_directions():
     turn = so3_exp(torch.stack([0 * yaw, yaw, 0 * yaw], 1))
     state = truth()
     state = state.replace(pose=Pose(frontal @ turn, torch.zeros(10, 3, dtype=torch.float64)))
-    for options in (NEXT, FlowOptions()):  # so many views lie close together: the next ones are enough
+    for options in (NEXT, FARTHER):  # so many views lie close together: the next ones are enough
         pairs = view_pairs(state, options)
         assert len(pairs) == 9 and {tuple(sorted(p)) for p in pairs} == {(i, i + 1) for i in range(9)}
         assert len({a < b for a, b in pairs}) == 2
@@ -279,7 +279,7 @@ def test_farther_neighbours_join_where_they_see_the_same():
     turn = so3_exp(torch.stack([0 * yaw, yaw, 0 * yaw], 1))
     state = state.replace(pose=Pose(torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)) @ turn, torch.zeros(5, 3, dtype=torch.float64)))
     rank = [2, 0, 3, 4, 1]
-    pairs = view_pairs(state)
+    pairs = view_pairs(state, FARTHER)
     assert sorted(tuple(sorted((rank[a], rank[b]))) for a, b in pairs) == sorted([(i, i + 1) for i in range(4)] + [(i, i + 2) for i in range(3)])
     wide = state.replace(pose=state.pose.select([0, 1, 3]))
-    assert sorted(view_pairs(wide)) == [(0, 1), (0, 2), (1, 0), (2, 0)]
+    assert sorted(view_pairs(wide, FARTHER)) == [(0, 1), (0, 2), (1, 0), (2, 0)]
