@@ -191,8 +191,10 @@ def view_pairs(state: SceneState, options: FlowOptions = FlowOptions()) -> list[
     for k in range(1, options.neighbors + 1):
         for i, (a, b) in enumerate(zip(order[:-k], order[k:])):
             if k == 1 or (len(order) <= options.many and float(yaw[b] - yaw[a]) <= options.max_angle_deg):
-                found.append((a, b) if (i + k) % 2 else (b, a))
-    return found if len(found) > options.both_ways else [p for a, b in found for p in ((a, b), (b, a))]
+                found.append(((a, b), (b, a)) if (i + k) % 2 else ((b, a), (a, b)))
+    if len(found) > options.both_ways:
+        return [first for first, _ in found]
+    return [pair for both in found for pair in sorted(both, key=lambda p: order.index(p[0]))]
 
 
 @dataclass(frozen=True)
