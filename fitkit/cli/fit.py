@@ -14,28 +14,53 @@ import click
 from fitkit.errors import FitError
 
 
+RECIPE_OPTIONS = (
+    click.option("--recipe", default="multiview", show_default=True, metavar="NAME|PATH",
+                 help="What is fitted in which stages; see 'fitkit recipe list'."),
+    click.option("--model", default=None, metavar="NAME|PATH", help="Face model; default: the recipe's. See 'fitkit model list'."),
+    click.option("--landmarks", default=None, metavar="auto|files|builtin|builtin3d|fan|fan3d|onnx:PATH",
+                 help="Where the 68 points come from; auto: files, and for photos without fan, if its weights are here, or builtin."),
+    click.option("--jaw", type=click.Choice(["auto", "outline", "surface"]), default=None,
+                 help="What landmarks 0-16 are: the visible outline, or fixed points on the skin."),
+    click.option("--init", type=click.Choice(["auto", "landmarks", "regressor"]), default=None,
+                 help="Where the fit starts: the mean face at the pose of the landmarks, a network's prediction, or the better of the two."),
+    click.option("--init-weights", default=None, metavar="FILE", help="Network for --init regressor; default: the one that comes with fitkit."),
+    click.option("--share-expression", is_flag=True, help="One expression for all photos."),
+    click.option("--detail", is_flag=True, help="Add a smooth displacement beyond the face model, from the matches between the photos."),
+    click.option("--seed", type=int, default=None, help="Seed of everything random."),
+    click.option("--flow", default=None, metavar="dis|farneback|ptlflow:NAME",
+                 help="What finds the matches between photos; default: the recipe's, dis."),
+    click.option("--flow-weights", default=None, metavar="FILE",
+                 help="Weights for --flow ptlflow:NAME; default: published ones, fetched on first use."),
+)
+
+
+def recipe_options(command):
+    """The options that choose a recipe and change it; `recipe_changes` takes their values."""
+    for option in reversed(RECIPE_OPTIONS):
+        command = option(command)
+    return command
+
+
+def recipe_changes(model, landmarks, jaw, init, init_weights, share_expression, detail, seed, flow, flow_weights) -> dict:
+    """What the options change in a recipe."""
+    nested = {"landmarks": {"source": landmarks, "jaw": jaw}, "init": {"source": init, "weights": init_weights},
+              "flow": {"estimator": flow, "weights": flow_weights}, "expression": {"shared": share_expression or None},
+              "detail": {"enabled": detail or None}}
+    changes: dict = {key: {k: v for k, v in part.items() if v is not None} for key, part in nested.items()}
+    return changes | {k: v for k, v in (("model", model), ("seed", seed)) if v is not None}
+
+
 @click.command()
 @click.argument("subject_dir", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--recipe", default="multiview", show_default=True, metavar="NAME|PATH", help="What is fitted in which stages; see 'fitkit recipe list'.")
-@click.option("--model", default=None, metavar="NAME|PATH", help="Face model; default: the recipe's. See 'fitkit model list'.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help="Folder of the results; default: SUBJECT_DIR/fitkit.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
+@recipe_options
 @click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
-@click.option("--landmarks", default=None, metavar="auto|files|builtin|builtin3d|fan|fan3d|onnx:PATH",
-              help="Where the 68 points come from; auto: files, and for photos without fan, if its weights are here, or builtin.")
-@click.option("--jaw", type=click.Choice(["auto", "outline", "surface"]), default=None, help="What landmarks 0-16 are: the visible outline, or fixed points on the skin.")
-@click.option("--share-expression", is_flag=True, help="One expression for all photos.")
-@click.option("--detail", is_flag=True, help="Add a smooth displacement beyond the face model, from the matches between the photos.")
-@click.option("--seed", type=int, default=None, help="Seed of everything random.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and doubts about the result.")
 @click.option("-v", "--verbose", is_flag=True, help="Print what each stage does; traceback of unexpected errors.")
-@click.option("--flow", default=None, metavar="dis|farneback|ptlflow:NAME",
-              help="What finds the matches between photos; default: the recipe's, dis.")
-@click.option("--flow-weights", default=None, metavar="FILE",
-              help="Weights for --flow ptlflow:NAME; default: published ones, fetched on first use.")
-def fit(subject_dir, overrides, recipe, model, output, overwrite, device, landmarks, jaw, share_expression, detail, seed, quiet, verbose,
-        flow, flow_weights):
+def fit(subject_dir, overrides, recipe, output, overwrite, device, quiet, verbose, **options):
     """Fit one face to all photos in SUBJECT_DIR.
 
     Beside the photos may lie landmarks (photo.pts, .npy, .json, .txt), cameras.json and masks/. KEY=VALUE changes an
@@ -45,20 +70,7 @@ def fit(subject_dir, overrides, recipe, model, output, overwrite, device, landma
 
     Example: fitkit fit photos_of_anna/ --model ict -o anna_3d
     """
-    changes: dict = {"landmarks": {}}
-    if model is not None:
-        changes["model"] = model
-    if landmarks is not None:
-        changes["landmarks"]["source"] = landmarks
-    if jaw is not None:
-        changes["landmarks"]["jaw"] = jaw
-    if share_expression:
-        changes["expression"] = {"shared": True}
-    if detail:
-        changes["detail"] = {"enabled": True}
-    if seed is not None:
-        changes["seed"] = seed
-    changes["flow"] = {key: value for key, value in (("estimator", flow), ("weights", flow_weights)) if value is not None}
+    changes = recipe_changes(**options)
     target, written = output or subject_dir / "fitkit", None
     try:
         with _bar(quiet or verbose) as tell, _log(verbose):

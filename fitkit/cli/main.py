@@ -15,6 +15,7 @@ from fitkit.errors import FitkitError
 # name -> (module:attribute, line in `fitkit --help`); a command whose module is not installed is left out.
 COMMANDS = {
     "fit": ("fitkit.cli.fit:fit", "Fit a face to all photos of one person."),
+    "batch": ("fitkit.cli.batch:batch", "Fit each of many subjects."),
     "predict": ("fitkit.cli.predict:predict", "Predict a face from photos by a trained network, without a fit."),
     "detect": ("fitkit.cli.detect:detect", "Find faces and their 68 landmarks; write them as files to correct by hand."),
     "energies": ("fitkit.cli.energies:energies", "List what a fit or a training can minimize."),
@@ -23,6 +24,7 @@ COMMANDS = {
     "synth": ("fitkit.cli.synth:synth", "Render people with known shape, for training and tests."),
     "train-landmarks": ("fitkit.cli.train_landmarks:train_landmarks", "Train the built-in landmark detector."),
     "train-regressor": ("fitkit.cli.train_regressor:train_regressor", "Train a network that predicts faces from photos."),
+    "distill": ("fitkit.cli.distill:distill", "Fit photos and train a network on the fits, in rounds."),
     "bench": ("fitkit.cli.bench:bench", "Measure accuracy and speed of the fit."),
     "evaluate": ("fitkit.cli.evaluate:evaluate", "Score fits on public benchmarks by their own protocols."),
 }

@@ -13,7 +13,8 @@ from fitkit.errors import FitError
 
 @click.command()
 @click.argument("subject_dir", type=click.Path(path_type=Path))
-@click.option("--weights", type=click.Path(path_type=Path), required=True, help="regressor.safetensors of fitkit train-regressor.")
+@click.option("--weights", type=click.Path(path_type=Path), default=None,
+              help="regressor.safetensors of fitkit train-regressor; default: the network that comes with fitkit.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help="Folder of the results; default: SUBJECT_DIR/fitkit.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
 @click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
@@ -25,7 +26,7 @@ def predict(subject_dir, weights, output, overwrite, device, landmarks, quiet):
 
     The result folder is that of 'fitkit fit'. Landmarks say where the faces are and how they are turned.
 
-    Example: fitkit predict photos_of_anna/ --weights training/regressor.safetensors
+    Example: fitkit predict photos_of_anna/
     """
     from fitkit.export.folder import check_output
     from fitkit.fit.predict import predict as run

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.errors import InputError
-from fitkit.io.images import SUFFIXES
-from fitkit.io.subject import Subject, load_subject
+from fitkit.io.subject import Subject, load_subject, subject_folders
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import CropOptions, crop_views
 from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
@@ -31,12 +30,8 @@ class SubjectFrames(FaceDataset):
 
     def __init__(self, folder: Path, options: SubjectFramesOptions, model: FaceModel):
         """Raises InputError: no such folder, or no folder with enough pictures in it."""
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; expected a folder of subject folders")
         self.options = options
-        skip = {"masks", "fitkit"}
-        found = [p for p in [folder, *sorted(folder.rglob("*"))] if p.is_dir() and not skip & set(p.relative_to(folder).parts)]
-        self.folders = [p for p in found if sum(f.suffix.lower() in SUFFIXES for f in p.iterdir()) >= options.min_views]
+        self.folders = subject_folders(folder, options.min_views)
         if not self.folders:
             raise InputError(f"{folder}: no folder with at least {options.min_views} pictures below it; "
                              "expected one folder for each person")

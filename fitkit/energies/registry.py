@@ -25,7 +25,8 @@ from fitkit.energies.photo_model import STRICT as MODEL_STRICT
 from fitkit.energies.photo_model import ModelPhotometric
 from fitkit.energies.photometric import CrossViewPhotometric
 from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, LightPrior, MeanCoefficientPrior, SizePrior
-from fitkit.energies.supervision import CodeConsistency, ExpressionSupervision, IdentitySupervision, PoseSupervision, VertexSupervision
+from fitkit.energies.supervision import (CodeConsistency, ExpressionSupervision, IdentityLikelihood, IdentitySupervision, PoseSupervision,
+                                         VertexSupervision)
 from fitkit.io.options import unknown_key
 
 LISTED = 29  # energies E1 to E29 of the list that the papers were read into
@@ -178,6 +179,8 @@ REGISTRY: tuple[EnergyRow, ...] = (
               "to both depths, poses and camera"),
     EnergyRow("E29", "epi_lmk", EpipolarLandmarks, "distance of l_j from the epipolar line of l_i", "px of the crop", "MGCNet",
               (_use(MGC, "", "off in its code"),), "to poses and focal lengths alone"),
+    EnergyRow("", "identity_nll", IdentityLikelihood, "(a - a*) / t, sqrt(2 log(t / t_0)), t predicted", "none", "Kendall and Gal 2017, eq. 5",
+              (_use(OURS, "sq"),), "to the identity and to its predicted standard deviations"),
     EnergyRow("", "flow_triangulated", TriangulatedFlow, "n . (p - X), X where the rays of a match pass each other", "mm",
               "ours, after MVF-Net eq. 8",
               (_use(OURS, "gm"),), "to the shape alone: poses and cameras count as they were frozen"),

@@ -55,6 +55,28 @@ class IdentitySupervision(PlainEnergy):
 
 
 @dataclass(frozen=True)
+class IdentityLikelihood(PlainEnergy):
+    """identity_nll: ((a - a*) / t, sqrt(2 log(t / t_0))), t^2 = sigma^2 + s^2, [S, K_id, 2]. Sums. For training.
+
+    sigma: [S, K_id] standard deviations that a network predicts beside the identity, s the label's own, t_0 = FLOOR. With kernel
+    'sq' the cost is the negative logarithm of the normal likelihood up to a constant, so the network learns how far off it is.
+    Source: Kendall and Gal, "What uncertainties do we need in Bayesian deep learning for computer vision?", NeurIPS 2017, eq. 5.
+    Raises: InputError from `residuals`: no labelled state.
+    """
+
+    sigma: Tensor
+    name = "identity_nll"
+    FLOOR = 0.01  # below every sigma, so that the root has a derivative
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        truth = label(observations, "state", self.name).identity.to(state.identity)
+        noise = observations.labels.identity_sigma
+        total = self.sigma.clamp_min(2 * self.FLOOR)
+        total = total if noise is None else (total**2 + noise.to(total) ** 2).sqrt()
+        return _all(torch.stack([(state.identity - truth) / total, (2 * (total / self.FLOOR).log()).sqrt()], -1))
+
+
+@dataclass(frozen=True)
 class ExpressionSupervision(PlainEnergy):
     """expression_sup: (b - b*) / sigma, [B, K_ex, 1] (E15). Sums. Source as IdentitySupervision."""
 

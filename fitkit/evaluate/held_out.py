@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fitkit.energies.census import hard_census_distance
-from fitkit.energies.flow_magnitude import resized_photos
+from fitkit.energies.flow_magnitude import both_ways, resized_photos
 from fitkit.evaluate.landmark_accuracy import box_size, normalized_mean_error
 from fitkit.fit.initialize import initial_state
 from fitkit.fit.recipe import load_recipe
@@ -19,6 +19,7 @@ from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import crop_views
 from fitkit.observe.flow import make_flow_estimator
 from fitkit.observe.landmarks.types import Landmarks, join_landmarks
+from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import erode
 from fitkit.render.cross_view import SharedPixels
 from fitkit.scene.camera import Camera
@@ -28,6 +29,7 @@ from fitkit.scene.state import SceneState
 SIZE = 224  # px, longer side of the crops that are compared
 WINDOW = 7  # px, of the census
 DEAD_ZONE = 2.0  # grey levels
+LEAST_PIXELS = 100  # that both views of a pair see
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,24 @@ def held_out_errors(model: FaceModel, state: SceneState, views: Sequence[View], 
     length = make_flow_estimator(flow).estimate(photo, rendering).displacement[0].norm(dim=0)
     return HeldOutErrors(float(difference[seen].mean()), float(hamming[inner].mean()) if bool(inner.any()) else None,
                          float(length[seen].median()), nme, covered)
+
+
+@torch.no_grad()
+def cross_view_flow(model: FaceModel, state: SceneState, observations: Observations, flow: str = "dis", size: int = SIZE) -> float | None:
+    """How far the photos of one person disagree about a state: mean over the pairs of neighbouring views, both ways, of the median length
+    of the flow between a photo and the other view's colours rendered into it, px of a crop of `size` px; None without a pair that
+    sees the same skin. 0: shape, poses and cameras explain where the skin lies in all photos.
+    """
+    photos = resized_photos(observations, size)
+    pairs = both_ways(state, 1, "cross_view_flow")
+    shared = SharedPixels.of(model, state, photos.mask, photos.reduction, pairs)
+    photo = photos.images[[b for _, b in pairs]]
+    rendering = shared.render(model, state, photos.images, photo)
+    length = make_flow_estimator(flow).estimate(photo, rendering).displacement.norm(dim=1)
+    h, w = photo.shape[-2:]
+    seen = (shared.angle > 0).reshape(-1, h, w)
+    lengths = [float(one[where].median()) for one, where in zip(length, seen) if int(where.sum()) >= LEAST_PIXELS]
+    return float(np.mean(lengths)) if lengths else None
 
 
 def _join(one: SceneState, other: SceneState) -> SceneState:

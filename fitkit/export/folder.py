@@ -81,8 +81,8 @@ def _check_replaceable(path: Path, overwrite: bool) -> None:
         raise InputError(f"output {path}: not a fitkit result folder ({what}), so it is not replaced; choose another --output")
 
 
-def write_result(result: FitResult, output: str | os.PathLike, overwrite: bool = False) -> Path:
-    """Write all files of a fit into a new folder.
+def write_result(result: FitResult, output: str | os.PathLike, overwrite: bool = False, light: bool = False) -> Path:
+    """Write all files of a fit into a new folder; light: only parameters.npz (without light), metrics.json and recipe.yaml.
 
     They are written under a hidden name beside `output`, which is renamed when all are there; after any error or Ctrl-C
     nothing is left behind and an older result stays as it was.
@@ -99,7 +99,7 @@ def write_result(result: FitResult, output: str | os.PathLike, overwrite: bool =
     try:
         part.mkdir(parents=True)
         with _single_threaded_torch():
-            _write_all(result, part)
+            (_write_numbers if light else _write_all)(result, part)
         if path.exists():
             _check_replaceable(path, overwrite)  # the fit took a while: it may have changed meanwhile
             old = part.with_name(part.name + "-old")
@@ -166,6 +166,16 @@ def file_stems(result: FitResult) -> list[str]:
     return stems
 
 
+def _write_numbers(result: FitResult, folder: Path) -> None:
+    save_parameters(result, folder / "parameters.npz")
+    _write_report(result, folder)
+
+
+def _write_report(result: FitResult, folder: Path) -> None:
+    _write_json(folder / "metrics.json", {"status": result.status, "warnings": list(result.warnings)} | dict(result.metrics))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(plain(result.recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
 def _write_all(result: FitResult, folder: Path) -> None:
     model = result.personal_model
     neutral, vertices = result.neutral.detach(), result.vertices.detach()
@@ -208,9 +218,7 @@ def _write_all(result: FitResult, folder: Path) -> None:
     def numbers() -> None:
         _write_json(folder / "cameras.json", camera_table(result))
         np.save(folder / "landmarks.npy", result.landmarks3d.detach().numpy().astype(np.float32))
-        _write_json(folder / "metrics.json", {"status": result.status, "warnings": list(result.warnings)} | dict(result.metrics))
-        (folder / "recipe.yaml").write_text(
-            yaml.safe_dump(plain(result.recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        _write_report(result, folder)
 
     _side_by_side([numbers, lighting, appearance, meshes] + [lambda i=i: view(i) for i in range(len(stems))])
 

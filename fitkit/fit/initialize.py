@@ -20,6 +20,20 @@ from fitkit.scene.state import SceneState
 
 
 @dataclass(frozen=True)
+class Start:
+    """Where a fit begins. Of B views, scaled-orthographic, in px of the photos: scale [B] px per mm, rotation [B, 3, 3]
+    camera_from_head, origin [B, 2] px where the head's origin lies, known [B] bool, of the others these are empty;
+    identity [1, K_id]; expression [B, K_ex]."""
+
+    scale: Tensor
+    rotation: Tensor
+    origin: Tensor
+    known: Tensor
+    identity: Tensor
+    expression: Tensor
+
+
+@dataclass(frozen=True)
 class CameraKnowledge:
     """focal_mean [B] px of the crop and focal_sigma [B] (log units): prior; focal_groups [B]: views with one camera;
     first [B] bool: one view per camera; pose_groups [B] or None: views of a calibrated rig move together;
@@ -38,8 +52,16 @@ class CameraKnowledge:
         return self.pose_groups is not None
 
 
-def initial_state(model: FaceModel, views: Sequence[View], observations: Observations, options: CameraOptions) -> tuple[SceneState, CameraKnowledge]:
-    """Mean face in every view: scaled-orthographic pose in closed form, lifted to the camera that is known or assumed.
+def to_photos(state: SceneState, observations: Observations) -> SceneState:
+    """The state with its camera in pixels of the photos instead of the crops."""
+    camera = state.camera.scaled(1 / observations.scale, -observations.offset * observations.scale[:, None])
+    return state.replace(camera=camera)
+
+
+def initial_state(model: FaceModel, views: Sequence[View], observations: Observations, options: CameraOptions,
+                  start: Start | None = None) -> tuple[SceneState, CameraKnowledge]:
+    """Mean face in every view, or `start`: scaled-orthographic pose, in closed form without a start, lifted to the camera that is known
+    or assumed.
 
     An unknown focal length f is that of a camera `distance_mm` away: f = scale [px/mm] * distance. The photos alone
     hardly tell the two apart.
@@ -49,6 +71,11 @@ def initial_state(model: FaceModel, views: Sequence[View], observations: Observa
     device = observations.images.device
     scale, rotation, shift = weak_perspective_pose(model.landmark_basis.mean[None], torch.nan_to_num(marks.points),
                                                    marks.valid.float() * marks.confidence.clamp_min(1e-3))
+    if start is not None:
+        known = start.known
+        scale = torch.where(known, start.scale * observations.scale, scale)
+        rotation = torch.where(known[:, None, None], start.rotation, rotation)
+        shift = torch.where(known[:, None], (start.origin - observations.offset) * observations.scale[:, None], shift)
     sizes = torch.tensor([v.size for v in views], dtype=torch.float32, device=device)
     center = (sizes - 1) / 2
     crop_scale = observations.scale
@@ -81,20 +108,26 @@ def initial_state(model: FaceModel, views: Sequence[View], observations: Observa
     first[0 if share else slice(None)] = True
     principal = (center - observations.offset) * crop_scale[:, None]
     focal = focal_photo * crop_scale
-    depth = focal / scale
-    translation = torch.cat([(shift - principal) * (depth / focal)[:, None], depth[:, None]], 1)
-    translation[:, 1] /= aspect
+    # The scale is that of the face, which is nearer to the camera than the origin of the head; its middle keeps its place.
+    middle = model.landmark_basis.mean.mean(0).to(rotation)[:, None]
+    place = scale[:, None] * (rotation @ middle)[:, :2, 0] + shift - principal
+    position = torch.cat([place / focal[:, None], torch.ones_like(place[:, :1])], 1) * (focal / scale)[:, None]
+    position[:, 1] /= aspect
     if options.kind == "perspective":
         # The closed form sees the head along its line of sight, the camera along its axis.
-        rotation = rotation_between_axis_and(translation) @ rotation
+        rotation = rotation_between_axis_and(position) @ rotation
+    translation = position - (rotation @ middle)[..., 0]
+    if options.kind == "orthographic":
+        translation[:, 2] = Camera.REFERENCE_DEPTH  # without meaning there
     pose = Pose(rotation, translation)
     pose_groups = None
     calibrated = [v.camera is not None and v.camera.R is not None for v in views]
     if all(calibrated) and B > 1:
         pose, pose_groups = _rig_pose(views, pose), torch.zeros(B, dtype=torch.int64)
-    zeros = torch.zeros(B, model.num_expression, device=device)
-    state = SceneState(torch.zeros(1, model.num_identity, device=device), torch.zeros(B, dtype=torch.int64, device=device),
-                       zeros, pose, Camera(focal, principal, aspect, options.kind), torch.zeros(B, 9, 1, device=device))
+    identity = torch.zeros(1, model.num_identity, device=device) if start is None else start.identity
+    expression = torch.zeros(B, model.num_expression, device=device) if start is None else start.expression
+    state = SceneState(identity, torch.zeros(B, dtype=torch.int64, device=device), expression, pose,
+                       Camera(focal, principal, aspect, options.kind), torch.zeros(B, 9, 1, device=device))
     return state, CameraKnowledge(focal.clone(), sigma, groups, first, pose_groups, tuple(source))
 
 

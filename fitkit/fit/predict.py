@@ -9,21 +9,18 @@ from typing import Any
 
 import torch
 
-from fitkit.errors import InputError
-from fitkit.fit.initialize import initial_state
-from fitkit.fit.recipe import load_recipe
+from fitkit.fit.initialize import initial_state, to_photos
+from fitkit.fit.recipe import FitRecipe, load_recipe
+from fitkit.fit.regress import Predicted, predict_views, shipped_weights
 from fitkit.fit.report import build_metrics, judge, verdict
 from fitkit.fit.result import FitResult
-from fitkit.fit.run import FitRun, check_device, move, to_photos
+from fitkit.fit.run import FitRun, check_device
 from fitkit.io.subject import Subject, load_subject
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 from fitkit.nets import load_predictor, read_about
-from fitkit.nets.predictor import assign_views
-from fitkit.observe.crop import crop_views
 from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
 from fitkit.observe.landmarks.types import Landmarks
-from fitkit.scene.pose import yaw_pitch_roll
 
 
 class _Predicted(FitRun):
@@ -34,15 +31,17 @@ class _Predicted(FitRun):
 
 
 @torch.no_grad()
-def predict(subject: str | os.PathLike | Subject, weights: str | os.PathLike, model: FaceModel | None = None, landmarks: str = "auto",
-            device: str = "cpu", tell: Callable[[str, float], None] = lambda text, share: None) -> FitResult:
+def predict(subject: str | os.PathLike | Subject, weights: str | os.PathLike | None = None, model: FaceModel | None = None,
+            landmarks: str = "auto", device: str = "cpu",
+            tell: Callable[[str, float], None] = lambda text, share: None) -> FitResult:
     """Predict the face in the photos of one person with a network that `fitkit train-regressor` has trained.
 
-    Landmarks say where the faces are and which photo goes into which of the network's views (by the yaw of the head, or by its name);
-    photos for which there is no view, or a better one, are left out.
+    Landmarks say where the faces are and, for a network with named views, which photo goes into which of them (by the yaw of the head,
+    or by its name); photos for which there is no view, or a better one, are left out.
 
     Args:
-        subject: a subject folder or a Subject; weights: regressor.safetensors; model: None loads the one the weights name.
+        subject: a subject folder or a Subject; weights: regressor.safetensors, None: the network that comes with fitkit;
+        model: None loads the one the weights name.
         landmarks: where the 68 points come from, see `fitkit fit --landmarks`.
         tell: called with (what is done next, share done in 0..1).
     Returns:
@@ -52,6 +51,7 @@ def predict(subject: str | os.PathLike | Subject, weights: str | os.PathLike, mo
     """
     start, cpu = time.perf_counter(), time.process_time()
     check_device(device)
+    weights = shipped_weights() if weights is None else weights
     about = read_about(weights)
     model = load_model(about["model"]) if model is None else model
     network = load_predictor(weights, model).to(device)
@@ -64,39 +64,27 @@ def predict(subject: str | os.PathLike | Subject, weights: str | os.PathLike, mo
     if any(v.camera is not None for v in subject.views):
         notes.append("cameras.json was not used: the network predicts cameras of its own")
         subject = replace(subject, views=tuple(v.replace(camera=None) for v in subject.views))
-    recipe = load_recipe("landmarks", changes={"camera": {"kind": network.camera_kind}})
     tell("predicting", 0.7)
     began = time.perf_counter()
-    observations = crop_views((v.image for v in subject.views), (v.mask for v in subject.views), found, network.crop)
-    turned, _ = initial_state(model, subject.views, observations, recipe.camera)
-    slots = assign_views(network.views, yaw_pitch_roll(turned.pose.rotation)[:, 0].tolist(), [v.name for v in subject.views])
-    there = [s for s, view in enumerate(slots) if view is not None]
-    if not there:
-        wanted = ", ".join(f"{v.name} {v.yaw[0]:g} to {v.yaw[1]:g}" for v in network.views)
-        raise InputError(f"{subject.path or subject.name}: none of its photos fits a view of {weights} (yaw in degrees: {wanted})")
-    order = [slots[s] for s in there]
+    predicted = predict_views(network, model.to(device), subject, found, device, os.fspath(weights))
+    solved = time.perf_counter()
+    order = predicted.order
     notes += [f"left out: {v.name}; the network takes one photo for each of {', '.join(s.name for s in network.views)}"
               for i, v in enumerate(subject.views) if i not in order]
-    subject = replace(subject, views=tuple(subject.views[i] for i in order))
-    found = replace(found, **{k: getattr(found, k)[order] for k in ("points", "sigma", "valid", "confidence")})
-    observations = move(crop_views((v.image for v in subject.views), (v.mask for v in subject.views), found, network.crop), device)
-    images = torch.full((1, len(network.views), 3, network.size, network.size), 0.5, device=device)
-    valid = torch.zeros(1, len(network.views), dtype=torch.bool, device=device)
-    images[0, there], valid[0, there] = observations.images, True
-    state = network(images, valid)
-    solved = time.perf_counter()
-    return _result(subject, found, model, recipe, state, move(observations, device), notes, {"weights": os.fspath(weights)} | about,
+    subject, found = replace(subject, views=tuple(subject.views[i] for i in order)), found.select(order)
+    recipe = load_recipe("landmarks", changes={"camera": {"kind": network.camera_kind}})
+    return _result(subject, found, model, recipe, predicted, notes, {"weights": os.fspath(weights)} | about,
                    {"solve": round(solved - began, 3), "start": start, "cpu": cpu})
 
 
-def _result(subject: Subject, found: Landmarks, model: FaceModel, recipe, state, observations, notes, about: dict[str, Any],
-            times: dict[str, float]) -> FitResult:
-    local = model.to(state.identity.device)
+def _result(subject: Subject, found: Landmarks, model: FaceModel, recipe: FitRecipe, predicted: Predicted, notes: list[str],
+            about: dict[str, Any], times: dict[str, float]) -> FitResult:
+    state, observations, local = predicted.prediction.state, predicted.observations, predicted.model
     _, cameras = initial_state(local, subject.views, observations, recipe.camera)
     run = _Predicted(local, recipe, observations, cameras)
     final = to_photos(state, observations).to("cpu")
     metrics = build_metrics(model, subject, final, found, run, cameras)
-    metrics |= {"recipe": "predict", "error_bars": None, "time_s": {
+    metrics |= {"recipe": "predict", "error_bars": None, "start": {"source": "regressor", "iterations": 0}, "time_s": {
         "solve": times["solve"], "total": round(time.perf_counter() - times["start"], 3), "cpu": round(time.process_time() - times["cpu"], 3)}}
     status, warnings = judge(metrics)
     metrics["verdict"] = verdict(metrics)

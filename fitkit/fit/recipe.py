@@ -15,7 +15,7 @@ from fitkit.energies.flow_magnitude import FlowMagnitudeOptions
 from fitkit.energies.flow_triangulated import TriangulationOptions
 from fitkit.errors import InputError
 from fitkit.fit.detail import DetailOptions
-from fitkit.io.options import apply_overrides, build, merge, read_yaml, unknown_key
+from fitkit.io.options import apply_overrides, build, build_stages, merge, read_yaml, unknown_key
 from fitkit.io.resources import find_recipe, recipe_path
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.flow import check_estimator
@@ -57,6 +57,16 @@ class ExpressionOptions:
     shared: bool = False
     sigma: float = 0.3
     sigma_negative: float = 0.1
+
+
+@dataclass(frozen=True)
+class InitOptions:
+    """source: where a fit starts: 'landmarks', the mean face at the pose of the landmarks in closed form; 'regressor', what a network
+    predicts from the photos; 'auto', the better of the two for the landmarks and the priors. weights: of the network,
+    regressor.safetensors of fitkit train-regressor; empty = the one that comes with fitkit."""
+
+    source: Literal["auto", "landmarks", "regressor"] = "landmarks"
+    weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -195,6 +205,7 @@ class FitRecipe:
     landmarks: LandmarkOptions = LandmarkOptions()
     flow: FlowSource = FlowSource()
     camera: CameraOptions = CameraOptions()
+    init: InitOptions = InitOptions()
     expression: ExpressionOptions = ExpressionOptions()
     detail: DetailOptions = DetailOptions()
 
@@ -238,26 +249,10 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict:
 def parse_recipe(data: dict, where: str) -> FitRecipe:
     """FitRecipe from nested mappings, as read from YAML."""
     data = dict(data)
-    stages = data.pop("stages", None)
-    if not isinstance(stages, list) or not stages:
-        raise InputError(f"{where}: expected 'stages', a list with at least one stage")
     parsed = []
-    for number, stage in enumerate(stages):
-        if not isinstance(stage, dict):
-            raise InputError(f"{where}: stage {number + 1}: expected a mapping, got {stage!r}")
-        label = f"{where}: stage '{stage.get('name', number + 1)}'"
-        energies = stage.get("energies")
-        if not isinstance(energies, dict) or not energies:
-            raise InputError(f"{label}: expected 'energies', a mapping of energy names to options")
-        terms = {}
-        for energy, options in energies.items():
-            if energy not in ENERGIES:
-                raise unknown_key(energy, ENERGIES, f"{label}: energies")
-            if options is False:  # switched off over an extended recipe
-                continue
-            terms[energy] = build(ENERGIES[energy], options or {}, f"{label}: {energy}")
-        parsed.append(build(Stage, {**stage, "energies": terms}, label))
-        for block in parsed[-1].free:
+    for stage, label in build_stages(Stage, ENERGIES, data.pop("stages", None), where):
+        parsed.append(stage)
+        for block in stage.free:
             if block not in BLOCKS:
                 raise unknown_key(block, BLOCKS, f"{label}: free")
     return build(FitRecipe, {**data, "stages": parsed}, where)

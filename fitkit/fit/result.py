@@ -63,8 +63,8 @@ class FitResult:
         """[68, 3] mm: the iBUG points on the neutral mesh, head frame."""
         return self.model.landmarks.points(self.neutral[None], self.model.triangles)[0]
 
-    def save(self, output, overwrite: bool = False):
-        """Write the result folder (meshes, parameters, cameras, pictures, report); see `fitkit.export`."""
+    def save(self, output, overwrite: bool = False, light: bool = False):
+        """Write the result folder (meshes, parameters, cameras, pictures, report); see `fitkit.export`. light: see `write_result`."""
         from fitkit.export.folder import write_result
 
-        return write_result(self, output, overwrite=overwrite)
+        return write_result(self, output, overwrite=overwrite, light=light)

@@ -23,8 +23,9 @@ from fitkit.energies.photometric import CrossViewPhotometric
 from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, LightPrior, SizePrior
 from fitkit.errors import FitError, InputError
 from fitkit.fit.detail import Detail, personal_model, solve_detail
-from fitkit.fit.initialize import CameraKnowledge, initial_state
+from fitkit.fit.initialize import CameraKnowledge, initial_state, to_photos
 from fitkit.fit.recipe import FitRecipe, FlowSource, FlowTerm, Stage, load_recipe
+from fitkit.fit.regress import regressor_start, start_cost
 from fitkit.fit.report import build_metrics, judge, verdict
 from fitkit.fit.result import FitResult
 from fitkit.fit.uncertainty import error_bars, summary
@@ -101,11 +102,10 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
     """`fit` from views and landmarks that are already there; the timed part of a fit."""
     start, cpu = time.perf_counter(), time.process_time()
     tell("cropping", 0.1)
-    observations = move(crop_views((v.image for v in subject.views), (v.mask for v in subject.views), found, recipe.crop), device)
+    observations = crop_views((v.image for v in subject.views), (v.mask for v in subject.views), found, recipe.crop).to(device)
     local = model.to(device) if str(model.device) != device else model
     began = time.perf_counter()
-    state, cameras = initial_state(local, subject.views, observations, recipe.camera)
-    run = FitRun(local, recipe, observations, cameras)
+    run, state, chosen = begin_fit(subject, found, local, recipe, observations, device)
     state = run.solve(state, tell)
     detail = None
     if recipe.detail.enabled:
@@ -113,7 +113,8 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
         state, detail = run.solve_detail(state)
     solved = time.perf_counter()
     final = to_photos(state, observations).to("cpu")
-    metrics = build_metrics(run.model, subject, final, found, run, cameras)
+    metrics = build_metrics(run.model, subject, final, found, run, run.cameras)
+    metrics["start"] = chosen | {"iterations": run.iterations}
     bars = error_bars(*run.shape, local) if run.shape is not None else None
     metrics["error_bars"] = summary(bars, model)
     metrics["time_s"] = {"solve": round(solved - began, 3), "total": round(time.perf_counter() - start, 3),
@@ -129,28 +130,31 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
     tell("done", 1.0)
     cpu_model = model.to("cpu") if model.device.type != "cpu" else model
     return FitResult(cpu_model, subject, final, replace(found, sigma=run.sigma_photo()), status, warnings, metrics, to_plain(recipe),
-                     cameras.source, *((bars.identity_covariance, bars.vertex_sigma) if bars is not None else (None, None)),
+                     run.cameras.source, *((bars.identity_covariance, bars.vertex_sigma) if bars is not None else (None, None)),
                      displacement=None if detail is None else detail.displacement)
 
 
-def move(observations: Observations, device: str) -> Observations:
-    """The observations on another device; labels, which no fit looks at, stay where they are."""
-    if device == "cpu":
-        return observations
-    marks = observations.landmarks
-    marks = replace(marks, **{name: getattr(marks, name).to(device) for name in ("points", "sigma", "valid", "confidence")})
-    return replace(observations, landmarks=marks, **{name: getattr(observations, name).to(device) for name in ("images", "mask", "scale", "offset")})
+def begin_fit(subject: Subject, found: Landmarks, model: FaceModel, recipe: FitRecipe, observations: Observations,
+           device: str) -> tuple[FitRun, SceneState, dict[str, Any]]:
+    """The fit at its start, and which start that is: 'source', and for 'auto' how badly either fits ('cost')."""
+    wanted = recipe.init.source
+    starts = {"landmarks": initial_state(model, subject.views, observations, recipe.camera)}
+    run = FitRun(model, recipe, observations, starts["landmarks"][1])
+    if wanted != "landmarks":
+        guess = regressor_start(subject, found, model, recipe.init, device)
+        starts["regressor"] = initial_state(model, subject.views, observations, recipe.camera, guess)
+    if wanted != "auto":
+        state, run.cameras = starts[wanted]
+        return run, state, {"source": wanted}
+    costs = {name: start_cost(state, observations, model, run.sigma, recipe) for name, (state, _) in starts.items()}
+    best = min(costs, key=costs.get)
+    state, run.cameras = starts[best]
+    return run, state, {"source": best, "cost": costs}
 
 
 def _stated(sigma: Tensor) -> Tensor:
     """Where the source of landmarks gives a standard deviation."""
     return torch.isfinite(sigma) & (sigma > 0)
-
-
-def to_photos(state: SceneState, observations: Observations) -> SceneState:
-    """The state with its camera in pixels of the photos instead of the crops."""
-    camera = state.camera.scaled(1 / observations.scale, -observations.offset * observations.scale[:, None])
-    return state.replace(camera=camera)
 
 
 class FitRun:
@@ -160,6 +164,7 @@ class FitRun:
         self.model, self.recipe, self.observations, self.cameras = model, recipe, observations, cameras
         self.sigma = self._given_sigma()
         self.stages: list[dict[str, Any]] = []
+        self.iterations = 0  # of the solver, trial fits included
         self.light: Tensor | None = None
         self.terms: dict[str, TermReport] = {}
         known = observations.landmarks.jaw
@@ -334,6 +339,7 @@ class FitRun:
         if solver.name == "adam":
             problem = LeastSquaresProblem(objective, self.observations, layout)
             result = adam(problem, state, AdamOptions(solver.max_iterations, solver.learning_rate))
+            self.iterations += result.iterations
             state, messages = self._accept(stage, state, result), [result.message]
             objective = objective.freeze(state, self.observations)
         else:
@@ -341,6 +347,7 @@ class FitRun:
                 objective = objective.freeze(state, self.observations)
                 problem = LeastSquaresProblem(objective, self.observations, layout)
                 result = levenberg_marquardt(problem, state, LMOptions(solver.max_iterations, min_decrease=solver.min_decrease))
+                self.iterations += result.iterations
                 state = self._accept(stage, state, result)
                 messages.append(result.message)
         with torch.no_grad():

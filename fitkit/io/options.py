@@ -127,6 +127,29 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     raise InputError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {value!r}")
 
 
+def build_stages(cls: type[T], energies: dict[str, type], stages: Any, where: str) -> typing.Iterator[tuple[T, str]]:
+    """The stages of a recipe, each a `cls` whose `energies` maps names to options of the classes `energies`, and what a message about it
+    begins with. An energy that is `false` is left out: switched off over an extended recipe or by an override.
+
+    Raises:
+        InputError: no list of mappings with energies, or an unknown energy; `where` begins the message.
+    """
+    if not isinstance(stages, list) or not stages:
+        raise InputError(f"{where}: expected 'stages', a list with at least one stage")
+    for number, stage in enumerate(stages):
+        if not isinstance(stage, dict):
+            raise InputError(f"{where}: stage {number + 1}: expected a mapping, got {stage!r}")
+        label = f"{where}: stage '{stage.get('name', number + 1)}'"
+        chosen = stage.get("energies")
+        if not isinstance(chosen, dict) or not chosen:
+            raise InputError(f"{label}: expected 'energies', a mapping of energy names to options")
+        for name in chosen:
+            if name not in energies:
+                raise unknown_key(name, energies, f"{label}: energies")
+        terms = {name: build(energies[name], options or {}, f"{label}: {name}") for name, options in chosen.items() if options is not False}
+        yield build(cls, {**stage, "energies": terms}, label), label
+
+
 def to_plain(value: Any) -> Any:
     """The reverse of `build`: nested mappings and lists that YAML and JSON can write."""
     if dataclasses.is_dataclass(value):

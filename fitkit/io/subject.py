@@ -105,6 +105,20 @@ def natural_key(name: str) -> list:
     return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts] + [(0, 0, name)]
 
 
+def subject_folders(root: str | os.PathLike, min_views: int = 1) -> list[Path]:
+    """`root` and the folders below it that hold at least `min_views` pictures, sorted; results and masks are passed over.
+
+    Raises:
+        InputError: no such folder.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; expected a folder of subject folders")
+    skip = {"masks", "fitkit"}
+    found = [p for p in [root, *sorted(root.rglob("*"))] if p.is_dir() and not skip & set(p.relative_to(root).parts)]
+    return [p for p in found if sum(f.suffix.lower() in SUFFIXES for f in p.iterdir()) >= min_views]
+
+
 def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = ()) -> Subject:
     """Read a subject folder: images and, beside them, landmark files, cameras.json and masks/.
 

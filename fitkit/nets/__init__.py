@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from fitkit.nets.predictor import StatePredictor, ViewSlot
 
 @dataclass(frozen=True)
 class NetKind:
-    """options: dataclass of the network's options; make: (face model, views, options) -> the network."""
+    """options: dataclass of the network's options; make: (face model, views, options) -> the network; named_views: it has an input for
+    each named view, otherwise it takes any number of photos."""
 
     options: type
     make: Callable[[FaceModel, tuple[ViewSlot, ...], Any], StatePredictor]
+    named_views: bool = True
 
 
 def _mvfnet() -> NetKind:
@@ -29,8 +32,15 @@ def _mvfnet() -> NetKind:
     return NetKind(MvfNetOptions, MvfNet)
 
 
-NETS: dict[str, Callable[[], NetKind]] = {"mvfnet": _mvfnet}
+def _fitkit_init() -> NetKind:
+    from fitkit.nets.fitkit_init.network import FitkitInit, FitkitInitOptions
+
+    return NetKind(FitkitInitOptions, FitkitInit, named_views=False)
+
+
+NETS: dict[str, Callable[[], NetKind]] = {"mvfnet": _mvfnet, "fitkit_init": _fitkit_init}
 FORMAT = "fitkit-regressor-1"
+BUILTIN = "builtin"  # as the weights to start from: the shipped landmark network
 
 
 def net_kind(name: str) -> NetKind:
@@ -111,9 +121,20 @@ def _fill(network: StatePredictor, path: str | os.PathLike) -> None:
     network.load_state_dict(weights, strict=False)
 
 
+def _is_landmark_network(path: str | os.PathLike) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(os.fspath(path), "pt") as file:
+            return "network" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False  # load_predictor says what is wrong with it
+
+
 def start_from(network: StatePredictor, path: str | os.PathLike, model: FaceModel) -> None:
-    """Fill a network with weights to start a training from: a regressor.safetensors of the same network, face model and views, or a
-    .pth file for its trunk, if it has `load_trunk`.
+    """Fill a network with weights to start a training from: a regressor.safetensors of the same network, face model and views, a
+    .pth file for its trunk, if it has `load_trunk`, or 'builtin', the shipped landmark network, or the file of another one for its
+    encoder, if it has `load_encoder`.
 
     Raises:
         InputError: no such file, or weights of something else.
@@ -124,6 +145,11 @@ def start_from(network: StatePredictor, path: str | os.PathLike, model: FaceMode
         except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
             raise InputError(f"{path}: not readable as weights of a network ({type(error).__name__}); expected torchvision's vgg11_bn") from error
         network.load_trunk(weights, os.fspath(path))
+        return
+    if hasattr(network, "load_encoder") and (os.fspath(path) == BUILTIN or _is_landmark_network(path)):
+        from fitkit.observe.landmarks.builtin import read_network
+
+        network.load_encoder(read_network(None if os.fspath(path) == BUILTIN else Path(path)), os.fspath(path))
         return
     other = load_predictor(path, model)
     mine, theirs = ((to_plain(n.options), to_plain(n.views)) for n in (network, other))

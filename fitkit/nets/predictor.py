@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fitkit.errors import InputError
 from fitkit.observe.crop import CropOptions
+from fitkit.observe.landmarks.types import Landmarks
 from fitkit.scene.state import SceneState
 
 
@@ -29,11 +30,22 @@ class ViewSlot:
         return (self.yaw[0] + self.yaw[1]) / 2
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says about S people in B frames. identity_sigma: [S, K_id] standard deviations of the identity, None: it does not
+    say; landmarks: in px of the pictures, None: it finds none of its own."""
+
+    state: SceneState
+    identity_sigma: Tensor | None = None
+    landmarks: Landmarks | None = None
+
+
 class StatePredictor(nn.Module, ABC):
     """Pictures of people -> SceneState.
 
-    size: side of the square pictures, px; crop: how they are cut; views: the named inputs; model_name, num_identity,
-    num_expression: of the face model whose coefficients are predicted; camera_kind: of the predicted cameras.
+    size: side of the square pictures, px; crop: how they are cut; views: the named inputs, empty: any number of photos in any
+    order; model_name, num_identity, num_expression: of the face model whose coefficients are predicted; camera_kind: of the
+    predicted cameras.
     """
 
     size: int
@@ -46,13 +58,17 @@ class StatePredictor(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor, valid: Tensor) -> SceneState:
-        """images: [S, V, 3, size, size] sRGB in [0, 1] of S people in the V named views; valid: [S, V] bool, False: that view is
-        missing. Every person has at least one view.
+        """images: [S, V, 3, size, size] sRGB in [0, 1] of S people in the V named views, or in up to V views where they have no names;
+        valid: [S, V] bool, False: that view is missing. Every person has at least one view.
 
         Returns:
             the state of the B = valid.sum() frames that are there, person by person, views in their order; cameras in pixels of
             the pictures.
         """
+
+    def predict(self, images: Tensor, valid: Tensor) -> Prediction:
+        """As `forward`, with all else that the network says."""
+        return Prediction(self(images, valid))
 
     @abstractmethod
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:

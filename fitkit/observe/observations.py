@@ -1,7 +1,7 @@
 """What is seen of one person: everything the energies compare a scene with."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -28,6 +28,14 @@ class Observations:
     scale: Tensor
     offset: Tensor
     labels: Labels | None = None
+
+    def to(self, device: str) -> "Observations":
+        """On another device; labels, which no fit looks at, stay where they are."""
+        if device == "cpu":
+            return self
+        marks = self.landmarks
+        marks = replace(marks, **{name: getattr(marks, name).to(device) for name in ("points", "sigma", "valid", "confidence")})
+        return replace(self, landmarks=marks, **{name: getattr(self, name).to(device) for name in ("images", "mask", "scale", "offset")})
 
     @property
     def num_views(self) -> int:

@@ -18,8 +18,10 @@ from fitkit import __version__
 from fitkit.data.augment import PLAIN
 from fitkit.data.face_dataset import FaceDataset
 from fitkit.errors import InputError
+from fitkit.evaluate.held_out import cross_view_flow
 from fitkit.evaluate.machine import machine
 from fitkit.export.overlay import CURVES
+from fitkit.geometry.alignment import similarity_align
 from fitkit.io.options import to_plain, unknown_key
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
@@ -120,7 +122,7 @@ def open_parts(recipe: RegressorTraining, model: FaceModel,
     both = []
     for source in recipe.data:
         dataset = open_data(source, model) if datasets is None else datasets[source.name]
-        both.append(split(source, dataset, recipe.validation.share))
+        both.append(split(source, dataset, recipe.validation.share if source.held_out < 0 else source.held_out))
         if not len(both[-1][0].index):
             raise InputError(f"data '{source.name}': everyone in it is held out for validation; give more people, or validation.share=0")
     return [a for a, _ in both], [b for _, b in both]
@@ -165,13 +167,15 @@ def learning_rate(recipe: RegressorTraining, lengths: Sequence[int], step: int) 
 
 # ---- validation ----
 
+VALIDATED = ("vertex_mm", "mean_face_mm", "shape_mm", "mean_shape_mm", "nme_percent", "sigma_ratio", "flow_px")
+
 
 class HeldOut:
     """The samples that are held out, read once."""
 
     def __init__(self, recipe: RegressorTraining, parts: Sequence[Part], model: FaceModel, network: StatePredictor):
         self.recipe, self.model = recipe, model
-        self.inputs = InputOptions.of(network)
+        self.inputs = InputOptions.of(network, recipe.most_views)
         # Evenly from all of them, so that no data set is left out.
         places = [(p, i) for p in parts for i in range(len(p.index))]
         keep = np.unique(np.linspace(0, len(places) - 1, min(recipe.validation.most, len(places))).round().astype(int)) if places else []
@@ -196,26 +200,45 @@ def validate(network: StatePredictor, model: FaceModel, held: HeldOut) -> dict[s
     """Errors on the samples held out; {} without any.
 
     vertex_mm: distance of the predicted from the labelled vertices of the face region, head frame, with expression, mean over the
-    people whose identity and expression are labels; mean_face_mm: the same of the mean face; nme_percent: distance of the
-    projected from the given landmarks 17-67 over the square root of the landmark box's area, mean over the views.
+    people whose identity and expression are labels; mean_face_mm: the same of the mean face; shape_mm, mean_shape_mm: the same two
+    without what photos do not tell, after the similarity that fits best; nme_percent: distance of the projected from the given
+    landmarks 17-67 over the square root of the landmark box's area, mean over the views; sigma_ratio: root mean square of
+    identity errors over their predicted standard deviations (and those of the labels), 1 = these are right; flow_px: see `cross_view_flow`, of the first
+    `validation.flow` people with two views or more, px of 224.
     """
     training, device = network.training, next(network.parameters()).device
     network.eval()
-    vertex, plain, nme = [], [], []
+    found: dict[str, list[float]] = {k: [] for k in VALIDATED}
     for batch in held.batches():
         batch = batch.to(device)
-        state = network(batch.images, batch.valid)
+        prediction = network.predict(batch.images, batch.valid)
         for i, seen in enumerate(batch.people):
-            mine = select_people(state, [i])
-            nme += landmark_error(mine, seen, model)
+            mine = select_people(prediction.state, [i])
+            found["nme_percent"] += landmark_error(mine, seen, model)
+            if seen.num_views > 1 and len(found["flow_px"]) < held.recipe.validation.flow:
+                length = cross_view_flow(model, mine, seen)
+                found["flow_px"] += [] if length is None else [length]
             labels = seen.labels
             if labels is not None and labels.state is not None and {"identity", "expression"} <= set(labels.known):
-                truth = labels.state.vertices(model)[:, model.face]
-                vertex.append(float((mine.vertices(model)[:, model.face] - truth).norm(dim=-1).mean()))
-                plain.append(float((model.mean[model.face] - truth).norm(dim=-1).mean()))
+                truth, shape = labels.state.vertices(model)[:, model.face], mine.vertices(model)[:, model.face]
+                mean = model.mean[model.face].expand_as(truth)
+                for key, aligned, guess in (("vertex_mm", "shape_mm", shape), ("mean_face_mm", "mean_shape_mm", mean)):
+                    found[key].append(float((guess - truth).norm(dim=-1).mean()))
+                    found[aligned].append(aligned_distance(guess, truth))
+                if prediction.identity_sigma is not None:
+                    own = 0.0 if labels.identity_sigma is None else labels.identity_sigma  # labels may be unsure themselves
+                    variance = prediction.identity_sigma[[i]] ** 2 + own**2
+                    found["sigma_ratio"].append(float(((mine.identity - labels.state.identity) ** 2 / variance).mean()))
     network.train(training)
-    out = {"vertex_mm": vertex, "mean_face_mm": plain, "nme_percent": nme}
-    return {k: float(np.mean(v)) for k, v in out.items() if v}
+    out = {k: float(np.mean(v)) for k, v in found.items() if v}
+    return out | {k: v**0.5 for k, v in out.items() if k == "sigma_ratio"}
+
+
+def aligned_distance(source: Tensor, target: Tensor) -> float:
+    """Mean distance of points [B, N, 3] from corresponding ones after the similarity of each frame that fits best, in their unit."""
+    best = similarity_align(source, target, torch.ones(source.shape[:2], dtype=torch.bool, device=source.device))
+    moved = best.scale[:, None, None] * source @ best.rotation.transpose(1, 2) + best.translation[:, None]
+    return float((moved - target).norm(dim=-1).mean())
 
 
 def landmark_error(state: SceneState, seen: Observations, model: FaceModel) -> list[float]:
@@ -302,7 +325,7 @@ class CsvLog:
     def __init__(self, path: Path, recipe: RegressorTraining, step: int):
         energies = list(dict.fromkeys(name for stage in recipe.stages for name in stage.energies))
         self.columns = ["step", "stage", "total", *energies, *(f"{n}_rms" for n in energies), *(f"{n}_people" for n in energies),
-                        "learning_rate", "gradient", "vertex_mm", "mean_face_mm", "nme_percent"]
+                        "learning_rate", "gradient", *VALIDATED]
         self.path, kept = path, []
         if path.exists() and step > 0:
             with open(path, newline="", encoding="utf-8") as file:

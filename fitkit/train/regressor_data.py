@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fitkit.data.augment import FaceAugmentation, augment, head_yaw, select_views
-from fitkit.data.face_dataset import FaceDataset
+from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.data.landmark_frames import held_out
 from fitkit.errors import FitkitError, InputError
 from fitkit.io.options import build
@@ -50,16 +50,17 @@ def move(value: Any, device: torch.device | str) -> Any:
 
 @dataclass(frozen=True)
 class InputOptions:
-    """What becomes of a sample before the network sees it."""
+    """What becomes of a sample before the network sees it. most_views: for networks without named views."""
 
     views: tuple[ViewSlot, ...]
     size: int
     crop: Any
     camera_kind: str
+    most_views: int = 4
 
     @staticmethod
-    def of(network: StatePredictor) -> "InputOptions":
-        return InputOptions(network.views, network.size, network.crop, network.camera_kind)
+    def of(network: StatePredictor, most_views: int = 4) -> "InputOptions":
+        return InputOptions(network.views, network.size, network.crop, network.camera_kind, most_views)
 
 
 def prepare(observations: Observations, where: str, model: FaceModel, inputs: InputOptions, augmentation: FaceAugmentation,
@@ -67,12 +68,17 @@ def prepare(observations: Observations, where: str, model: FaceModel, inputs: In
     """One sample as the network and the energies take it.
 
     Returns:
-        images [V, 3, size, size] and valid [V] of the slots, and the observations of the views that are there, in their order.
+        images [V, 3, size, size] and valid [V] of the slots, or of the views that are there where the network has none, and the
+        observations of the views that are there, in their order.
     Raises:
         InputError: none of its views belongs into a slot, or a view has too few landmarks; `where` names it.
     """
-    yaw = head_yaw(observations, model)
-    slots = assign_views(inputs.views, yaw)
+    if inputs.views:
+        yaw = head_yaw(observations, model)
+        slots = assign_views(inputs.views, yaw)
+    else:
+        B = observations.num_views
+        slots = sorted(rng.permutation(B)[:inputs.most_views].tolist())
     there = [s for s, view in enumerate(slots) if view is not None]
     if not there:
         raise InputError(f"{where}: none of its views fits a view of the recipe: heads turned by {', '.join(f'{y:.0f}' for y in yaw)} "
@@ -93,8 +99,36 @@ def prepare(observations: Observations, where: str, model: FaceModel, inputs: In
 
 
 def collate(samples: Sequence[tuple[str, Tensor, Tensor, Observations]]) -> Batch:
+    """Samples with fewer views than others get grey ones that are not valid."""
     ids, images, valid, people = zip(*samples)
+    most = max(len(v) for v in valid)
+    images = [torch.cat([i, i.new_full((most - len(i), *i.shape[1:]), 0.5)]) for i in images]
+    valid = [torch.cat([v, v.new_zeros(most - len(v))]) for v in valid]
     return Batch(tuple(ids), torch.stack(images), torch.stack(valid), tuple(people))
+
+
+class KeptSamples(FaceDataset):
+    """Samples of another data set, each read once. Pictures are kept with 8 bits; labels that are maps or whole meshes are left out."""
+
+    def __init__(self, dataset: FaceDataset):
+        self.dataset, self.terms, self._kept = dataset, getattr(dataset, "terms", ""), {}
+        if getattr(dataset, "ids", None) is not None:
+            self.ids = dataset.ids
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        if index not in self._kept:
+            sample = self.dataset[index]
+            seen = sample.observations
+            labels = seen.labels
+            if labels is not None:
+                labels = replace(labels, vertices=None, depth=None, prior_depth=None, parse=None, parse_valid=None, normals=None)
+            images = (seen.images * 255).round().byte()
+            self._kept[index] = replace(sample, observations=replace(seen, images=images, labels=labels), truth=labels)
+        kept = self._kept[index]
+        return replace(kept, observations=replace(kept.observations, images=kept.observations.images.float() / 255))
 
 
 # ---- which sample when ----
@@ -227,7 +261,8 @@ def open_data(source: DataSource, model: FaceModel) -> FaceDataset:
     settings = build(options, source.options, f"{label}: options")
     if not source.folder and source.kind != "synthetic":
         raise InputError(f"{label}: its folder is not set; give data.{source.name}.folder=FOLDER, or leave the data set out")
-    return make(Path(source.folder), settings, model)
+    dataset = make(Path(source.folder) if source.folder else None, settings, model)
+    return KeptSamples(dataset) if source.cache else dataset
 
 
 def _reader(kind: str) -> tuple[type, Callable[[Path, Any, FaceModel], FaceDataset]]:
@@ -252,15 +287,18 @@ def _reader(kind: str) -> tuple[type, Callable[[Path, Any, FaceModel], FaceDatas
 
 @dataclass(frozen=True)
 class SyntheticOptions:
-    """recipe: of `fitkit synth`; overrides: 'key=value' lines laid over it; count: subjects."""
+    """Where the entry has a folder, that of `fitkit synth`: count: subjects at most, 0 = all. Otherwise they are made in memory:
+    recipe: of `fitkit synth`; overrides: 'key=value' lines laid over it; count: subjects, 0 = 1000."""
 
     recipe: str = "default"
     overrides: tuple[str, ...] = ()
-    count: int = 1000
+    count: int = 0
 
 
-def _synthetic(folder: Path, options: SyntheticOptions, model: FaceModel) -> FaceDataset:
-    from fitkit.data.synth_dataset import SynthDataset
+def _synthetic(folder: Path | None, options: SyntheticOptions, model: FaceModel) -> FaceDataset:
+    from fitkit.data.synth_dataset import SynthDataset, SynthFolder
     from fitkit.data.synth_recipe import load_synth_recipe
 
-    return SynthDataset(load_synth_recipe(options.recipe, options.overrides), options.count, model)
+    if folder is not None:
+        return SynthFolder(folder, model, options.count)
+    return SynthDataset(load_synth_recipe(options.recipe, options.overrides), options.count or 1000, model)

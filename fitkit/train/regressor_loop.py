@@ -62,7 +62,7 @@ class RegressorModule(LightningModule):
         parts = [stage_parts(stage, self.training_parts) for stage in recipe.stages]
         orders = [draw_order([p.source.weight for p in mine], [len(p.index) for p in mine], steps * per_step, [recipe.seed, number])
                   for number, (mine, steps) in enumerate(zip(parts, self.lengths))]
-        draws = Draws(parts, orders, self.model.to("cpu"), InputOptions.of(self.network), recipe)
+        draws = Draws(parts, orders, self.model.to("cpu"), InputOptions.of(self.network, recipe.most_views), recipe)
         return Batches(draws, recipe.batch, self.trainer.global_step, self.trainer.global_rank, self.trainer.world_size, recipe.workers)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
@@ -77,16 +77,20 @@ class RegressorModule(LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.lengths, step)
         self.network.train()
-        for module in self._frozen(number):
+        frozen = self._frozen(number)
+        for module in frozen:
             module.eval()  # batch statistics stay as they are
+        if self.trainer.world_size == 1:  # several processes wait for the gradients of all parameters
+            for module in {m for modules in self.network.parts().values() for m in modules}:
+                module.requires_grad_(module not in frozen)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         number, _ = stage_of_step(self.lengths, self.trainer.global_step)
         self.batch = batch
-        state = self.network(batch.images, batch.valid)
+        prediction = self.network.predict(batch.images, batch.valid)
         with torch.autocast(self.device.type, enabled=False):
-            cost, self.values = self.costs[number](state, batch.people)
-        self.state, self.total = state, float(cost.detach())
+            cost, self.values = self.costs[number](prediction.state, batch.people, prediction.identity_sigma)
+        self.state, self.total = prediction.state, float(cost.detach())
         if not math.isfinite(self.total):
             bad = [n for n, v in self.values.items() if not math.isfinite(v.value)]
             self._stop("loss", f"the loss is {self.total} (from {', '.join(bad)})")
@@ -191,6 +195,7 @@ def run(recipe: RegressorTraining, folder: Path, network: StatePredictor, model:
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    network = network.to(memory_format=torch.channels_last)  # a quarter faster, also on the CPU
     module = RegressorModule(recipe, folder, network, model, training, make_estimator)
     keeper = Keeper(recipe, folder, HeldOut(recipe, held, model, network), step_done, progress)
     with warnings.catch_warnings():

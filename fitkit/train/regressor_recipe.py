@@ -12,7 +12,7 @@ from fitkit.energies.flow_magnitude import FlowMagnitudeOptions
 from fitkit.energies.photometric import PhotometricOptions
 from fitkit.errors import InputError
 from fitkit.fit.recipe import EnergyOptions
-from fitkit.io.options import apply_overrides, build, read_yaml, unknown_key
+from fitkit.io.options import apply_overrides, build, build_stages, read_yaml, unknown_key
 from fitkit.io.resources import find_recipe
 from fitkit.nets import net_kind
 from fitkit.nets.predictor import ViewSlot
@@ -103,7 +103,7 @@ class FlowMagnitudeTerm(FlowTerm):
 
 ENERGIES: dict[str, type[EnergyOptions]] = {
     "lmk2d": LandmarkTerm, "lmk2d_eye": LandmarkTerm, "lmk2d_lip": LandmarkTerm, "identity_sup": CodeTerm, "expression_sup": CodeTerm,
-    "pose_sup": PoseTerm, "vertex_sup": VertexTerm, "identity_prior": EnergyOptions, "expression_prior": ExpressionPriorTerm,
+    "identity_nll": EnergyOptions, "pose_sup": PoseTerm, "vertex_sup": VertexTerm, "identity_prior": EnergyOptions, "expression_prior": ExpressionPriorTerm,
     "prior_l1": MeanPriorTerm, "photo_xview": PhotoTerm, "census_xview": CensusTerm, "flow_corr": FlowTerm, "flow_mag": FlowMagnitudeTerm,
 }
 
@@ -111,19 +111,22 @@ ENERGIES: dict[str, type[EnergyOptions]] = {
 @dataclass(frozen=True)
 class DataSource:
     """A data set. kind: what reads it, see docs/regressor.md; weight: its share of the draws, relative to the others;
-    options: of its reader."""
+    options: of its reader; held_out: share of its people for validation, below 0 = that of `validation`; cache: keep what was read in memory, pictures with 8 bits (each worker for itself)."""
 
     name: str
     kind: Literal["300wlp", "multipie", "frames", "fits", "synthetic"]
     folder: str = ""
     weight: float = 1.0
     options: dict = field(default_factory=dict)
+    held_out: float = -1.0
+    cache: bool = False
 
 
 @dataclass(frozen=True)
 class NetChoice:
     """name: of a network of fitkit.nets; start: weights that the training starts from: regressor.safetensors of another training with
-    the same network, or torchvision's vgg11_bn (.pth) for the trunk of mvfnet; empty = random ones; options: the network's own."""
+    the same network, torchvision's vgg11_bn (.pth) for the trunk of mvfnet, or 'builtin' or a landmarks68.safetensors, the landmark
+    network, for the encoder of fitkit_init; empty = random ones; options: the network's own."""
 
     name: str = "mvfnet"
     start: str = ""
@@ -149,17 +152,21 @@ class TrainingStage:
 
 @dataclass(frozen=True)
 class Validation:
-    """share: of the people that are held out; most: samples at most; every: steps between two measurements, 0 = at checkpoints."""
+    """share: of the people that are held out; most: samples at most; every: steps between two measurements, 0 = at checkpoints;
+    flow: samples at most whose views are compared by their flow, which takes time, 0 = none."""
 
     share: float = 0.05
     most: int = 64
     every: int = 0
+    flow: int = 0
 
 
 @dataclass(frozen=True)
 class RegressorTraining:
     """A whole training; every option with its value.
 
+    views: the named inputs of the network, [] for one that takes any photos; most_views: of a person in a sample, drawn at random,
+    where the views have no names;
     batch: people per step and device; workers: processes that read data; precision, accelerator, devices, strategy: as Lightning's
     Trainer takes them ('32-true', 'bf16-mixed', '16-mixed'; 'auto', 'cpu', 'gpu'; a number; 'auto', 'ddp',
     'ddp_find_unused_parameters_true', ...); clip: largest norm of the gradient, 0 = no limit; save: steps between two checkpoints;
@@ -174,6 +181,7 @@ class RegressorTraining:
     data: tuple[DataSource, ...] = ()
     validation: Validation = Validation()
     augmentation: FaceAugmentation = FaceAugmentation()
+    most_views: int = 4
     batch: int = 12
     seed: int = 0
     workers: int = 0
@@ -201,35 +209,20 @@ def load_regressor_training(name: str | os.PathLike, overrides: Sequence[str] = 
 def parse_regressor_training(data: dict, where: str) -> RegressorTraining:
     """RegressorTraining from nested mappings, as read from YAML. Raises as load_regressor_training."""
     data = dict(data)
-    stages = data.pop("stages", None)
-    if not isinstance(stages, list) or not stages:
-        raise InputError(f"{where}: expected 'stages', a list with at least one stage")
     parsed = []
-    for number, stage in enumerate(stages):
-        if not isinstance(stage, dict):
-            raise InputError(f"{where}: stage {number + 1}: expected a mapping, got {stage!r}")
-        label = f"{where}: stage '{stage.get('name', number + 1)}'"
-        energies = stage.get("energies")
-        if not isinstance(energies, dict) or not energies:
-            raise InputError(f"{label}: expected 'energies', a mapping of energy names to options")
-        terms = {}
-        for energy, options in energies.items():
-            if energy not in ENERGIES:
-                raise unknown_key(energy, ENERGIES, f"{label}: energies")
-            if options is not False:  # switched off by an override
-                terms[energy] = build(ENERGIES[energy], options or {}, f"{label}: {energy}")
-        parsed.append(build(TrainingStage, {**stage, "energies": terms}, label))
-        if (parsed[-1].steps > 0) == (parsed[-1].epochs > 0):
-            raise InputError(f"{label}: expected steps or epochs above 0, one of the two, got steps {parsed[-1].steps} "
-                             f"and epochs {parsed[-1].epochs:g}")
-        if parsed[-1].learning_rate <= 0:
-            raise InputError(f"{label}: learning_rate: expected a number > 0, got {parsed[-1].learning_rate:g}")
+    for stage, label in build_stages(TrainingStage, ENERGIES, data.pop("stages", None), where):
+        parsed.append(stage)
+        if (stage.steps > 0) == (stage.epochs > 0):
+            raise InputError(f"{label}: expected steps or epochs above 0, one of the two, got steps {stage.steps} "
+                             f"and epochs {stage.epochs:g}")
+        if stage.learning_rate <= 0:
+            raise InputError(f"{label}: learning_rate: expected a number > 0, got {stage.learning_rate:g}")
     recipe = build(RegressorTraining, {**data, "stages": parsed}, where)
     return _checked(recipe, where)
 
 
 def _checked(recipe: RegressorTraining, where: str) -> RegressorTraining:
-    for key, least in (("batch", 1), ("workers", 0), ("save", 1), ("pictures", 0), ("log", 1), ("devices", 1), ("clip", 0)):
+    for key, least in (("batch", 1), ("most_views", 1), ("workers", 0), ("save", 1), ("pictures", 0), ("log", 1), ("devices", 1), ("clip", 0)):
         if getattr(recipe, key) < least:
             raise InputError(f"{where}: {key}: expected at least {least}, got {getattr(recipe, key)}")
     if not 0 <= recipe.validation.share < 1:
@@ -241,13 +234,18 @@ def _checked(recipe: RegressorTraining, where: str) -> RegressorTraining:
         twice = next((n for n in names if names.count(n) > 1), None)
         if twice is not None:
             raise InputError(f"{where}: {what}: '{twice}' is there twice; names must differ")
-    if not recipe.views:
-        raise InputError(f"{where}: expected at least one of 'views'")
     for source in recipe.data:
         if not source.weight > 0:
             raise InputError(f"{where}: data '{source.name}': weight: expected a number > 0, got {source.weight:g}; "
                              "leave the data set out instead")
+        if source.held_out >= 1:
+            raise InputError(f"{where}: data '{source.name}': held_out: expected less than 1, got {source.held_out:g}")
     net = net_kind(recipe.net.name)
+    if net.named_views and not recipe.views:
+        raise InputError(f"{where}: expected at least one of 'views'")
+    if recipe.views and not net.named_views:
+        raise InputError(f"{where}: views: the network {recipe.net.name} takes any photos, expected views: [], got "
+                         f"{', '.join(v.name for v in recipe.views)}")
     build(net.options, recipe.net.options, f"{where}: net.options")
     return recipe
 

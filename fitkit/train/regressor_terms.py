@@ -16,7 +16,8 @@ from fitkit.energies.landmarks import LandmarkReprojection, eye_offsets, lip_off
 from fitkit.energies.objective import Objective, Term
 from fitkit.energies.photometric import CrossViewPhotometric
 from fitkit.energies.priors import ExpressionPrior, IdentityPrior, MeanCoefficientPrior
-from fitkit.energies.supervision import ExpressionSupervision, IdentitySupervision, PoseSupervision, VertexSupervision
+from fitkit.energies.supervision import (ExpressionSupervision, IdentityLikelihood, IdentitySupervision, PoseSupervision,
+                                         VertexSupervision)
 from fitkit.errors import InputError
 from fitkit.fit.recipe import EnergyOptions
 from fitkit.models.face_model import FaceModel
@@ -31,7 +32,7 @@ from fitkit.scene.state import SceneState
 from fitkit.train.regressor_recipe import FlowTerm, TrainingStage
 
 # What of the labels an energy compares with; people who lack it are left out of that energy.
-NEEDS = {"identity_sup": {"identity"}, "expression_sup": {"expression"}, "pose_sup": {"pose"}, "vertex_sup": {"identity", "expression"}}
+NEEDS = {"identity_sup": {"identity"}, "identity_nll": {"identity"}, "expression_sup": {"expression"}, "pose_sup": {"pose"}, "vertex_sup": {"identity", "expression"}}
 CROSS_VIEW = {"photo_xview", "census_xview", "flow_corr", "flow_mag"}  # need two views of a person
 ONE_BY_ONE = {"photo_xview"}  # takes the mean over all views it is given, so they must be of one person
 MEANS = {"prior_l1"}  # sums weights that sum to 1 over the people
@@ -59,10 +60,12 @@ class StageCost:
         self.stage, self.model, self.seed, self.make_estimator = stage, model, seed, make_estimator
         self._estimators: dict[tuple[str, str], FlowEstimator] = {}
 
-    def __call__(self, state: SceneState, people: Sequence[Observations]) -> tuple[Tensor, dict[str, TermValue]]:
+    def __call__(self, state: SceneState, people: Sequence[Observations],
+                 identity_sigma: Tensor | None = None) -> tuple[Tensor, dict[str, TermValue]]:
         """Total cost (a differentiable scalar) and a report for each energy.
 
-        state: of all people, views person by person; people: what is seen of each of them, on the state's device.
+        state: of all people, views person by person; people: what is seen of each of them, on the state's device;
+        identity_sigma: [S, K_id], see `Prediction`.
 
         Raises:
             InputError: none of the energies can be used for these people.
@@ -73,7 +76,8 @@ class StageCost:
             value, squares, count = 0.0, 0.0, 0
             for group in groups:
                 part, observations = select_people(state, group), join_observations([people[i] for i in group])
-                term = Term(self._energy(name, options, part, observations), options.weight, options.kernel)
+                sigma = None if identity_sigma is None else identity_sigma[group]
+                term = Term(self._energy(name, options, part, observations, sigma), options.weight, options.kernel)
                 if name == "photo_xview" and options.light == "estimate":
                     part = part.replace(illumination=_light(term.energy, part, observations))
                 cost, terms = Objective([term]).freeze(part, observations).cost(part, observations)
@@ -114,7 +118,8 @@ class StageCost:
         known = observations.landmarks.jaw
         return known if known != "auto" else self.stage.energies["lmk2d"].jaw
 
-    def _energy(self, name: str, options: EnergyOptions, state: SceneState, observations: Observations) -> Energy:
+    def _energy(self, name: str, options: EnergyOptions, state: SceneState, observations: Observations,
+                identity_sigma: Tensor | None) -> Energy:
         model, o = self.model, options
         if name.startswith("lmk2d"):
             sigma = torch.full_like(observations.landmarks.points[..., 0], o.sigma_px * observations.pixel_unit)
@@ -123,6 +128,11 @@ class StageCost:
             return (eye_offsets if name == "lmk2d_eye" else lip_offsets)(model, sigma)
         if name == "identity_sup":
             return IdentitySupervision(o.sigma)
+        if name == "identity_nll":
+            if identity_sigma is None:
+                raise InputError(f"stage '{self.stage.name}': energy 'identity_nll' needs a network that predicts standard deviations, "
+                                 "such as fitkit_init; leave it out")
+            return IdentityLikelihood(identity_sigma)
         if name == "expression_sup":
             return ExpressionSupervision(o.sigma)
         if name == "pose_sup":

@@ -12,7 +12,7 @@ import yaml
 
 from fitkit.data.face_paint import PIXEL_MM, brow_outlines, head_map, lamp_shadow, map_place
 from fitkit.data.random_faces import random_scene, scalp_cover
-from fitkit.data.synth_dataset import SynthDataset
+from fitkit.data.synth_dataset import SynthDataset, SynthFolder
 from fitkit.data.synth_folder import DEPTH_UNIT, encode_normals, read_classes, read_depth, read_normals, write_subjects
 from fitkit.data.synth_parse import LEFT_EYE, LOWER_LIP, MOUTH, NOSE, RIGHT_EYE, SKIN, UPPER_LIP, parse_outlines
 from fitkit.data.synth_raster import light_samples, sample_mesh
@@ -486,3 +486,48 @@ def test_a_fit_with_the_same_model_finds_the_person_again(tmp_path, model):
     result = fit(tmp_path / "out" / "subject_00000", recipe="landmarks")
     found, mean_face = (vertex_error(x.double().numpy(), truth, with_scale=False) for x in (result.neutral, model.mean))
     assert found < 1.6 and found < 0.5 * mean_face
+
+
+# ---- read back for training ----
+
+
+def test_a_folder_read_back_is_the_subject_that_was_rendered(people, model):
+    read, made = SynthFolder(people, model), SynthDataset(recipe_of(cameras=True, landmark_noise=0.0), 3, model)
+    assert len(read) == 3 and read.ids == ("subject_00000", "subject_00001", "subject_00002")
+    for index in range(3):
+        a, b = read[index].observations, made[index].observations
+        assert torch.equal(a.images, b.images) and torch.allclose(a.landmarks.points, b.landmarks.points, atol=2e-3)
+        assert a.landmarks.jaw == b.landmarks.jaw == "surface" and bool(a.landmarks.valid.all())
+        mine, theirs = a.labels.state, b.labels.state
+        for get in (lambda s: s.identity, lambda s: s.expression, lambda s: s.pose.rotation, lambda s: s.pose.translation,
+                    lambda s: s.camera.focal, lambda s: s.camera.principal, lambda s: s.illumination):
+            assert torch.allclose(get(mine), get(theirs), rtol=1e-5, atol=1e-5)
+    assert len(SynthFolder(people, model, 2)) == 2
+
+
+def test_folders_that_cannot_be_read_back(people, model, tmp_path):
+    with pytest.raises(InputError, match="expected a folder that fitkit synth has written; it holds no synth.yaml"):
+        SynthFolder(tmp_path, model)
+    copy = shutil.copytree(people, tmp_path / "people")
+    truth = copy / "ground_truth" / "subject_00001"
+    with pytest.raises(InputError, match="made of face model 'generic', the training has 'tiny'; train with model=generic"):
+        SynthFolder(copy, replace(model, name="tiny"))[1]
+    cameras = json.loads((truth / "cameras.json").read_text())
+    del cameras["views"][0]["K"]
+    (truth / "cameras.json").write_text(json.dumps(cameras))
+    with pytest.raises(InputError, match=r"params.json and cameras.json do not tell the scene \(KeyError: 'K'\); render the subject again"):
+        SynthFolder(copy, model)[1]
+    (truth / "params.json").write_text("[]")
+    with pytest.raises(InputError, match="params.json: expected an object as fitkit synth writes it, got a list"):
+        SynthFolder(copy, model)[1]
+    (truth / "params.json").write_text("{")
+    with pytest.raises(InputError, match="params.json: not readable as JSON of fitkit synth"):
+        SynthFolder(copy, model)[1]
+    (copy / "synth.yaml").write_text("a: 1")
+    with pytest.raises(InputError, match="synth.yaml: not a recipe that fitkit synth has written"):
+        SynthFolder(copy, model)
+    (copy / "synth.yaml").write_text((people / "synth.yaml").read_text())
+    for name in ("subject_00000", "subject_00001", "subject_00002"):
+        shutil.rmtree(copy / name)
+    with pytest.raises(InputError, match="no subject in it; render some with fitkit synth"):
+        SynthFolder(copy, model)

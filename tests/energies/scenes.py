@@ -28,7 +28,8 @@ from fitkit.energies.parsing import ParsedRendering, ParseOptions
 from fitkit.energies.photo_model import ModelPhotometric, ModelPhotometricOptions
 from fitkit.energies.photometric import CrossViewPhotometric, PhotometricOptions
 from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, LightPrior, MeanCoefficientPrior, SizePrior
-from fitkit.energies.supervision import CodeConsistency, ExpressionSupervision, IdentitySupervision, PoseSupervision, VertexSupervision
+from fitkit.energies.supervision import (CodeConsistency, ExpressionSupervision, IdentityLikelihood, IdentitySupervision, PoseSupervision,
+                                         VertexSupervision)
 from fitkit.geometry.alignment import similarity_align
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.rotation import so3_exp
@@ -402,6 +403,9 @@ SCENES: dict[str, Callable[[int, int], Scene]] = {
     "lmk_posmap": of_position_map,
     "lmk_guided": lambda n, k: of_person(lambda o: lmk_guided(MODEL, 0.1), ALL[:2], None, n, k, looks="points3d", frame="aligned"),
     "identity_sup": lambda n, k: of_person(lambda o: IdentitySupervision(), ("identity",), None, n, k),
+    # A small sigma: the logarithm of it is a constant here, which is to be small beside the squares.
+    "identity_nll": lambda n, k: of_person(lambda o: IdentityLikelihood(torch.full_like(o.labels.state.identity, 0.02)), ("identity",),
+                                           None, n, k),
     "expression_sup": lambda n, k: of_person(lambda o: ExpressionSupervision(), ("expression",), None, n, k),
     "pose_sup": lambda n, k: of_person(lambda o: PoseSupervision(), ("pose", "focal"), None, n, k),
     "vertex_sup": lambda n, k: of_person(lambda o: VertexSupervision(MODEL), ALL, None, n, k),

@@ -3,7 +3,8 @@ the sum that `Objective` promises, the size of the crop, nothing to see.
 
 Where a requirement does not apply:
 - Zero at the truth: energies that compare resampled pictures (FLOOR) have a floor there, from bilinear sampling and, for `mask_parse`,
-  from the parser's own doubt; for them the truth must cost a small part of what wrong parameters cost.
+  from the parser's own doubt; for them the truth must cost a small part of what wrong parameters cost. `identity_nll` keeps the
+  logarithm of its standard deviations.
 - Hidden parts, nothing to see: supervision by a known state, consistency and priors look at nothing that could be hidden (BLIND);
   `lmk3d_align` and `lmk_guided` refuse a frame without known points (the map is not determined) and have no empty case, `lmk_posmap` is
   checked for its labels below.
@@ -30,9 +31,10 @@ from fitkit.scene.state import SceneState
 
 NAMES = [row.name for row in REGISTRY]
 FLOOR = {"photo_xview": 0.1, "photo_warp_depth": 0.25, "census_xview": 0.6, "flow_mag": 0.1, "flow_corr": 0.1, "flow_triangulated": 0.2,
-         "sem_feat": 0.6, "photo_model": 0.1, "mask_parse": 0.1, "lmk_posmap": 0.05, "ssim_xview": 0.3, "depth_xview": 0.1}
-BLIND = {"identity_sup", "expression_sup", "pose_sup", "vertex_sup", "identity_consistency", "expression_consistency", "identity_prior",
-         "expression_prior", "albedo_prior", "prior_l1", "light_mono", "albedo_var", "focal_prior", "light_prior", "size_prior",
+         "sem_feat": 0.6, "photo_model": 0.1, "mask_parse": 0.1, "lmk_posmap": 0.05, "ssim_xview": 0.3, "depth_xview": 0.1,
+         "identity_nll": 0.01}
+BLIND = {"identity_sup", "identity_nll", "expression_sup", "pose_sup", "vertex_sup", "identity_consistency", "expression_consistency",
+         "identity_prior", "expression_prior", "albedo_prior", "prior_l1", "light_mono", "albedo_var", "focal_prior", "light_prior", "size_prior",
          "depth_sup", "normal_sup", "depth_3dmm", "suitability_reg"}
 ONE_PERSON = {"photo_xview", "flow_corr", "flow_triangulated", "size_prior"}
 EQUAL = {"flow_mag", "prior_l1"}  # their means are over pairs and people, whatever the number of pixels of each

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,8 @@ from helpers import observe, tiny_model, tiny_state
 
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.objective import Objective, Term
-from fitkit.energies.supervision import CodeConsistency, ExpressionSupervision, IdentitySupervision, PoseSupervision, VertexSupervision
+from fitkit.energies.supervision import (CodeConsistency, ExpressionSupervision, IdentityLikelihood, IdentitySupervision, PoseSupervision,
+                                         VertexSupervision)
 from fitkit.errors import InputError
 from fitkit.geometry.rotation import so3_exp
 from fitkit.observe.labels import Labels
@@ -123,3 +125,19 @@ def test_missing_labels_are_named():
 def test_training_energies_are_refused_by_the_solver_by_name(energy):
     with pytest.raises(InputError, match=f"energy '{energy.name}' has no least-squares form"):
         Objective([Term(energy)]).linearize(STATE, OBS, ParameterLayout.of(STATE, ("identity",)))
+
+
+def test_the_likelihood_of_the_identity_is_that_of_a_normal_distribution():
+    """Independent truth: torch.distributions; the gradient by the standard deviations as well, and the label's own doubt."""
+    torch.manual_seed(0)
+    doubt = torch.rand_like(TRUTH.identity)
+    sigma = torch.rand_like(TRUTH.identity).add(0.1).requires_grad_()
+    for noise in (None, doubt):
+        value = cost(IdentityLikelihood(sigma), STATE, replace(OBS, labels=Labels(TRUTH, noise)))
+        total = sigma if noise is None else (sigma**2 + noise**2).sqrt()
+        expected = -torch.distributions.Normal(TRUTH.identity, total).log_prob(STATE.identity).sum()
+        constant = sigma.numel() * (0.5 * math.log(2 * math.pi) + math.log(IdentityLikelihood.FLOOR))
+        assert value.item() == pytest.approx((expected - constant).item(), rel=1e-9)
+        assert torch.allclose(*(torch.autograd.grad(c, sigma)[0] for c in (value, expected)))
+    with pytest.raises(InputError, match="energy 'identity_nll' needs labels with 'state'"):
+        IdentityLikelihood(sigma).residuals(STATE, replace(OBS, labels=None))

@@ -19,7 +19,7 @@ from fitkit.nets.predictor import ViewSlot
 from fitkit.observe.labels import Labels
 from fitkit.train import regressor_loop
 from fitkit.train.regressor import CHECKPOINT, HeldOut, learning_rate, open_parts, stage_of_step, train_regressor, validate
-from fitkit.train.regressor_data import _Broken, _collate, Batches, Draws, InputOptions, collate, draw_order, prepare, split
+from fitkit.train.regressor_data import _Broken, _collate, Batches, Draws, InputOptions, KeptSamples, collate, draw_order, prepare, split
 from fitkit.train.regressor_recipe import DataSource, load_regressor_training, parse_regressor_training
 from fitkit.train.regressor_terms import StageCost, join_observations, join_states, select_people
 
@@ -465,3 +465,105 @@ def test_ctrl_c_ends_the_training_and_it_goes_on(people, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train_regressor(settings, tmp_path / "out", model=MODEL, datasets={"a": people}, step_done=press)
     assert sorted(train(settings, tmp_path / "out", people, resume=True)[0]) == [3, 4, 5, 6, 7, 8]
+
+
+# ---- networks that take any photos ----
+
+ANY = {"net": {"name": "fitkit_init", "options": {"size": 32, "token": 16, "heads": 2, "hidden": 24}}, "views": [], "most_views": 2}
+UNSURE = SUPERVISED | {"identity_nll": {}, "lmk2d": {"sigma_px": 10, "weight": 0.1}}
+
+
+def test_a_network_without_named_views_trains_and_goes_on(people, tmp_path):
+    stages = [{"name": "heads", "steps": 3, "learning_rate": 0.003, "free": ["heads", "sigma"], "energies": UNSURE},
+              {"name": "all", "steps": 3, "learning_rate": 0.001, "energies": UNSURE}]
+    settings = recipe(stages, **ANY, batch=3, save=2, augmentation={"shift": 0.02, "missing": 0.3},
+                      validation={"share": 0.5, "most": 4, "flow": 2})
+    whole, path = train(settings, tmp_path / "whole", people)
+
+    def stop(step, values):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_regressor(settings, tmp_path / "cut", model=MODEL, datasets={"a": people}, step_done=stop)
+    rest, _ = train(settings, tmp_path / "cut", people, resume=True)
+    assert sorted(rest) == [5, 6] and all(rest[s] == whole[s] for s in rest)  # the second stage, with all parts free again
+    assert all(values["identity_nll"] > 0 for values in whole.values())
+    network = load_predictor(path, MODEL)
+    before = net_kind_of(settings)
+    moved = {k.split(".")[0] for k, v in network.state_dict().items() if v.dtype.is_floating_point
+             and not torch.allclose(v.float(), before.state_dict()[k].float(), atol=1e-3, rtol=1e-3)}
+    assert {"encoder", "identity_head"} <= moved
+    metrics = json.loads((tmp_path / "whole" / "card.json").read_text())["metrics"]
+    assert metrics["sigma_ratio"] > 0 and metrics["flow_px"] >= 0 and metrics["shape_mm"] <= metrics["vertex_mm"]
+
+
+def net_kind_of(settings):
+    from fitkit.nets import net_kind
+    from fitkit.train.regressor_recipe import net_options
+
+    torch.manual_seed(settings.seed)
+    return net_kind(settings.net.name).make(MODEL, settings.views, net_options(settings))
+
+
+def test_samples_with_different_numbers_of_views_stand_in_one_batch():
+    settings = recipe(**ANY)
+    inputs = InputOptions.of(net_kind_of(settings), settings.most_views)
+    samples = [(f"p{n}", *prepare(Triplets(1, views=n).samples[0].observations, "x", MODEL, inputs, PLAIN, np.random.default_rng(0)))
+               for n in (1, 3)]
+    batch = collate(samples)
+    assert batch.images.shape == (2, 2, 3, 32, 32) and batch.valid.tolist() == [[True, False], [True, True]]
+    assert [p.num_views for p in batch.people] == [1, 2]
+    chosen = {tuple(prepare(Triplets(1).samples[0].observations, "x", MODEL, inputs, PLAIN, np.random.default_rng(i))[2].offset[:, 0].tolist())
+              for i in range(12)}
+    assert len(chosen) == 3  # every pair of the three views comes up
+
+
+def test_standard_deviations_need_a_network_that_predicts_them(people, tmp_path):
+    with pytest.raises(InputError, match="energy 'identity_nll' needs a network that predicts standard deviations"):
+        train(recipe([{"name": "s", "steps": 1, "energies": {"identity_nll": {}}}]), tmp_path / "out", people)
+
+
+def test_kept_samples_are_read_once_and_lose_no_more_than_their_last_bits():
+    people = Triplets(2)
+    asked = []
+
+    class Counting(FaceDataset):
+        ids, terms = people.ids, "own"
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            asked.append(index)
+            return people[index]
+
+    kept = KeptSamples(Counting())
+    assert len(kept) == 2 and kept.ids == people.ids and kept.terms == "own"
+    for _ in range(2):
+        mine, theirs = kept[1].observations, people[1].observations
+        assert float((mine.images - theirs.images).abs().max()) <= 0.5 / 255 + 1e-6 and mine.images.dtype == torch.float32
+        assert torch.equal(mine.landmarks.points, theirs.landmarks.points) and torch.equal(mine.labels.state.identity, theirs.labels.state.identity)
+    assert asked == [1]
+
+
+def test_a_data_set_may_hold_out_a_share_of_its_own(people):
+    settings = recipe(data=[{"name": "a", "kind": "synthetic", "held_out": 0.4}, {"name": "b", "kind": "synthetic"}])
+    training, held = open_parts(settings, MODEL, {"a": people, "b": people})
+    assert len(held[0].index) > 0 and len(held[1].index) == 0 and len(training[1].index) == 8
+
+
+@pytest.mark.parametrize("changes, message", [
+    (ANY | {"views": [{"name": "front"}]}, "views: the network fitkit_init takes any photos, expected views: [], got front"),
+    ({"most_views": 0}, "most_views: expected at least 1, got 0"),
+    ({"data": [{"name": "a", "kind": "synthetic", "held_out": 1.0}]}, "data 'a': held_out: expected less than 1, got 1"),
+])
+def test_recipes_for_any_photos_that_cannot_be_used(changes, message):
+    with pytest.raises(InputError, match=message.replace("[", r"\[").replace("]", r"\]")):
+        recipe(**changes)
+
+
+def test_the_shipped_recipe_of_the_initializer():
+    settings = load_regressor_training("fitkit-init", ["data.synthetic.folder=people"])
+    assert settings.views == () and settings.net.start == "builtin" and [s.name for s in settings.data] == ["synthetic", "frames", "fits"]
+    assert set(settings.stages[0].energies) == set(settings.stages[1].energies) >= {"identity_nll", "lmk2d", "vertex_sup"}

@@ -224,7 +224,13 @@ def _inside(a: FaceSquare, b: FaceSquare) -> bool:
 
 
 def load_network(device: str = "cpu", path: Path | None = None) -> LandmarkNetwork:
-    """The landmark network with its shipped weights (half precision, options as JSON in the file's metadata), ready to run.
+    """The landmark network with its shipped weights, ready to run. Raises as `read_network`."""
+    return _fused(read_network(path)).to(device).requires_grad_(False)
+
+
+def read_network(path: Path | None = None) -> LandmarkNetwork:
+    """The landmark network as it was trained, in eval mode; path: None = the shipped weights (half precision, options as JSON in the
+    file's metadata).
 
     Raises:
         MissingWeightsError: file missing, damaged, or of another network.
@@ -245,7 +251,7 @@ def load_network(device: str = "cpu", path: Path | None = None) -> LandmarkNetwo
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise MissingWeightsError(f"landmark detector 'builtin': its weights {path} are damaged ({reason}); {OTHERWISE}") from error
-    return _fused(network.eval()).to(device).requires_grad_(False)
+    return network.eval()
 
 
 def _fused(network: LandmarkNetwork) -> LandmarkNetwork:

@@ -76,6 +76,10 @@ class LandmarkNetwork(nn.Module):
 
     def forward(self, crops: Tensor) -> NetworkOutput:
         """crops: [N, 3, size, size] sRGB in [0, 1]."""
+        return self.locate(crops)[0]
+
+    def locate(self, crops: Tensor) -> tuple[NetworkOutput, Tensor]:
+        """As `forward`, and the deepest features [N, widths[-1], size / 32, size / 32]."""
         x = self.stem(crops.sub(0.5).mul(4.0))
         skips = []
         for stage in self.down:
@@ -84,7 +88,7 @@ class LandmarkNetwork(nn.Module):
         for skip, lateral, up, merge in zip(skips[-2::-1], self.lateral, self.up, self.merge):
             x = merge(F.interpolate(up(x), scale_factor=2, mode="nearest") + lateral(skip))
         with torch.autocast(x.device.type, enabled=False):  # positions need more digits than half precision has
-            return self._locate(x.float())
+            return self._locate(x.float()), skips[-1]
 
     def _locate(self, features: Tensor) -> NetworkOutput:
         """features: [N, C, H, W] -> points under the heat maps and what the features there say."""

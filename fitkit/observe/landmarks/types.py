@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, Sequence
 
 import numpy as np
 import torch
@@ -31,6 +31,10 @@ class Landmarks:
     confidence: Tensor
     jaw: str = "auto"
     notes: tuple[str, ...] = ()
+
+    def select(self, views: Sequence[int]) -> Landmarks:
+        """Those of some views, in this order."""
+        return replace(self, **{k: getattr(self, k)[list(views)] for k in ("points", "sigma", "valid", "confidence")})
 
 
 class LandmarkDetector(Protocol):

@@ -1,0 +1,57 @@
+"""`fitkit batch`: fits of all subjects below a folder."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from fitkit.cli.fit import recipe_changes, recipe_options
+from fitkit.cli.model import _one_sentence
+from fitkit.errors import FitError
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the results, laid out as FOLDER.")
+@recipe_options
+@click.option("--workers", type=int, default=1, show_default=True, metavar="W", help="Processes, each with one thread.")
+@click.option("--resume", is_flag=True, help="Keep the results that are there, fit the rest.")
+@click.option("--light", is_flag=True, help="Write parameters and numbers only, no meshes and pictures.")
+@click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
+@_one_sentence
+def batch(folder, overrides, output, recipe, workers, resume, light, device, quiet, **options):
+    """Fit one face to each subject folder below FOLDER.
+
+    OUTPUT/batch.json says what became of each subject. A subject that cannot be fitted does not end the batch; the exit code is 1 when
+    none could be.
+
+    Example: fitkit batch people/ -o fits --workers 8
+    """
+    from tqdm import tqdm
+
+    from fitkit.fit.batch import REPORT, fit_folder, summary
+    from fitkit.fit.recipe import load_recipe
+
+    settled = load_recipe(recipe, overrides, recipe_changes(**options))
+    try:
+        with tqdm(unit="subject", disable=quiet or None) as bar:
+
+            def tell(done, count, row):
+                bar.total = count
+                bar.update(done - bar.n)
+                if row is not None and row.status in ("failed", "error") and not quiet:
+                    bar.write(f"{row.subject}: {row.status}: {row.message}", file=sys.stderr)
+
+            rows = fit_folder(folder, output, settled, workers, resume, light, device, tell)
+    except KeyboardInterrupt:
+        click.echo(f"\ninterrupted; what is finished is in {output}, go on with --resume", err=True)
+        sys.exit(130)
+    numbers = summary(rows)
+    click.echo(f"{numbers['subjects']} subjects: " + ", ".join(f"{numbers[s]} {s}" for s in ("ok", "doubtful", "failed", "error"))
+               + f"; mean reprojection error {100 * numbers['reprojection_share']:.1f} % of the face size, "
+               f"{numbers['seconds']:.2f} s and {numbers['iterations']:.0f} iterations in the solver; {output / REPORT}")
+    if not any(r.status in ("ok", "doubtful") for r in rows):
+        raise FitError(f"none of the {len(rows)} subjects of {folder} could be fitted; {output / REPORT} says why")

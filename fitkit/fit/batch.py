@@ -1,0 +1,147 @@
+"""Fits of all subjects below a folder, on the cores of one machine."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from fitkit.errors import FitkitError, InputError
+from fitkit.fit.recipe import FitRecipe
+from fitkit.fit.run import check_device, fit
+from fitkit.io.subject import load_subject, subject_folders
+from fitkit.models.registry import load_model
+
+REPORT = "batch.json"
+
+
+@dataclass(frozen=True)
+class BatchRow:
+    """One subject of a batch. subject: its path below the root; status: 'ok', 'doubtful' or 'failed' of its fit, 'error' when there is
+    none; message: the first warning or the error; reprojection_share: mean reprojection error over the face size; seconds: of the fit;
+    iterations: steps of the solver, those that were rejected too; views: photos that were fitted; start: which start the fit took."""
+
+    subject: str
+    status: str
+    message: str = ""
+    reprojection_share: float | None = None
+    seconds: float = 0.0
+    iterations: int = 0
+    views: int = 0
+    start: str = ""
+
+
+def fit_folder(folder: str | os.PathLike, output: str | os.PathLike, recipe: FitRecipe, workers: int = 1, resume: bool = False,
+               light: bool = False, device: str = "cpu",
+               progress: Callable[[int, int, BatchRow | None], None] = lambda done, count, row: None) -> list[BatchRow]:
+    """Fit every subject folder below `folder`; the result of FOLDER/A/B goes to OUTPUT/A/B.
+
+    A subject that cannot be fitted does not end the batch. OUTPUT/batch.json lists what became of each, written anew after every fit.
+
+    Args:
+        workers: processes, each with one thread; the results do not depend on it.
+        resume: keep the results that are there; a subject without one, or with an error, is fitted (again).
+        light: of each result only parameters.npz, metrics.json and recipe.yaml, the labels that a training reads.
+        progress: called with (subjects done, all, the last one), first before the first fit.
+    Returns:
+        a row for each subject, in the order of their paths.
+    Raises:
+        InputError: no subject folder, or the output holds results without `resume`.
+    """
+    folder, output = Path(folder), Path(output)
+    if workers < 1:
+        raise InputError(f"batch: workers: expected at least 1, got {workers}")
+    check_device(device)
+    load_model(recipe.model)  # what is missing shows before the first fit
+    found = [p for p in subject_folders(folder) if not p.resolve().is_relative_to(output.resolve())]
+    if not found:
+        raise InputError(f"{folder}: no folder with photos below it; expected one folder for each person")
+    names = [p.relative_to(folder).as_posix() if p != folder else folder.resolve().name for p in found]
+    if (output / REPORT).exists() and not resume:
+        raise InputError(f"{output}: holds a batch already; go on with --resume, or choose another folder")
+    rows = {row.subject: row for row in read_report(output)} if resume else {}
+    rows = {n: r for n, r in rows.items() if r.status != "error" and (output / n / "parameters.npz").is_file()}
+    jobs = [(str(p), str(output / n), n, recipe, light, device) for p, n in zip(found, names) if n not in rows]
+    output.mkdir(parents=True, exist_ok=True)
+    progress(len(names) - len(jobs), len(names), None)
+    for done, row in enumerate(_run(jobs, workers), len(names) - len(jobs) + 1):
+        rows[row.subject] = row
+        _write(output, [rows[n] for n in names if n in rows])
+        progress(done, len(names), row)
+    return [rows[n] for n in names]
+
+
+def read_report(output: Path) -> list[BatchRow]:
+    """Rows of OUTPUT/batch.json; none if there is no such file.
+
+    Raises:
+        InputError: the file is not one of ours.
+    """
+    path = output / REPORT
+    if not path.exists():
+        return []
+    try:
+        return [BatchRow(**row) for row in json.loads(path.read_text(encoding="utf-8"))["subjects"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not readable as the report of a batch ({error}); remove it to start again") from error
+
+
+def summary(rows: Sequence[BatchRow]) -> dict[str, float]:
+    """What a batch came to: number of subjects by status, and the means over those that were fitted."""
+    fitted = [r for r in rows if r.status != "error"]
+    out: dict[str, float] = {"subjects": len(rows)} | {s: sum(r.status == s for r in rows) for s in ("ok", "doubtful", "failed", "error")}
+    for key in ("reprojection_share", "seconds", "iterations"):
+        values = [getattr(r, key) for r in fitted if getattr(r, key) is not None]
+        out[key] = float(np.mean(values)) if values else float("nan")
+    return out
+
+
+def _write(output: Path, rows: Sequence[BatchRow]) -> None:
+    part = output / f".{REPORT}.part"
+    part.write_text(json.dumps({"subjects": [asdict(r) for r in rows]}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, output / REPORT)
+
+
+def _run(jobs: list, workers: int) -> Iterator[BatchRow]:
+    if workers == 1 or len(jobs) < 2:
+        yield from map(_fit, jobs)
+        return
+    # Workers start anew: with the fork of a process whose libraries run threads they could hang.
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=_settle_worker)
+    try:
+        for future in as_completed([pool.submit(_fit, job) for job in jobs]):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise FitkitError("a worker process ended by force (out of memory?); use fewer --workers and go on with --resume") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _settle_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def _fit(job: tuple[str, str, str, FitRecipe, bool, str]) -> BatchRow:
+    place, target, name, recipe, light, device = job
+    began = time.perf_counter()
+    try:
+        # An earlier result below the photos is none of them.
+        result = fit(load_subject(place, ignore=[Path(place) / "fitkit"]), recipe=recipe, model=load_model(recipe.model), device=device)
+        result.save(target, overwrite=True, light=light)
+    except FitkitError as error:
+        return BatchRow(name, "error", str(error), seconds=round(time.perf_counter() - began, 3))
+    metrics = result.metrics
+    return BatchRow(name, result.status, (result.warnings or ("",))[0], metrics["reprojection_share"], metrics["time_s"]["solve"],
+                    metrics["start"]["iterations"], metrics["num_views"], metrics["start"]["source"])

@@ -1,0 +1,176 @@
+"""What a trained network says about the photos of one person, and a fit that starts there."""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fitkit.energies.landmarks import LandmarkReprojection
+from fitkit.energies.objective import Objective, Term
+from fitkit.energies.kernels import Kernel
+from fitkit.energies.priors import ExpressionPrior, IdentityPrior
+from fitkit.errors import InputError, MissingWeightsError
+from fitkit.fit.initialize import Start, to_photos
+from fitkit.fit.recipe import FitRecipe, InitOptions
+from fitkit.geometry.alignment import similarity_align
+from fitkit.geometry.weak_perspective import weak_perspective_pose
+from fitkit.io.resources import asset_path
+from fitkit.io.subject import Subject
+from fitkit.models.face_model import FaceModel
+from fitkit.models.registry import load_model
+from fitkit.nets import load_predictor, read_about
+from fitkit.nets.predictor import Prediction, StatePredictor, assign_views
+from fitkit.observe.crop import crop_views
+from fitkit.observe.landmarks.types import Landmarks
+from fitkit.observe.observations import Observations
+from fitkit.scene.camera import Camera
+from fitkit.scene.pose import yaw_pitch_roll
+from fitkit.scene.state import SceneState
+
+WEIGHTS = "fitkit-init.safetensors"
+POINT_MM = 1.5  # how far off a network's landmarks are, where the shape of one face model is carried over to another
+
+
+def shipped_weights() -> Path:
+    """The network that comes with fitkit.
+
+    Raises:
+        MissingWeightsError: it is not there.
+    """
+    try:
+        return asset_path(WEIGHTS)
+    except InputError as error:
+        raise MissingWeightsError(f"regressor: its weights {WEIGHTS}, which come with fitkit, are missing; install fitkit again, "
+                                  "or use --init landmarks") from error
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """prediction: its state's cameras in px of the crops; observations: the crops that the network saw, of the views `order` of the
+    subject, in this order; model: the network's face model."""
+
+    prediction: Prediction
+    observations: Observations
+    order: tuple[int, ...]
+    model: FaceModel
+
+
+@torch.no_grad()
+def predict_views(network: StatePredictor, model: FaceModel, subject: Subject, found: Landmarks, device: str = "cpu",
+                  weights: str = "the network") -> Predicted:
+    """Run a network on the photos of a subject.
+
+    A network with named views takes one photo for each, by the yaw of the head or by its name, so others are left out.
+
+    Args:
+        found: landmarks in px of the photos; they say where to cut. weights: names the network in messages.
+    Raises:
+        InputError: no photo fits a view of the network.
+    """
+    order = tuple(range(len(subject.views)))
+    there = list(order)
+    if network.views:
+        weight = found.valid.float() * found.confidence.clamp_min(1e-3)
+        _, rotation, _ = weak_perspective_pose(model.landmark_basis.mean[None].cpu(), torch.nan_to_num(found.points), weight)
+        slots = assign_views(network.views, yaw_pitch_roll(rotation)[:, 0].tolist(), [v.name for v in subject.views])
+        there = [s for s, view in enumerate(slots) if view is not None]
+        if not there:
+            wanted = ", ".join(f"{v.name} {v.yaw[0]:g} to {v.yaw[1]:g}" for v in network.views)
+            raise InputError(f"{subject.path or subject.name}: none of its photos fits a view of {weights} (yaw in degrees: {wanted})")
+        order = tuple(slots[s] for s in there)
+    views = [subject.views[i] for i in order]
+    seen = crop_views((v.image for v in views), (v.mask for v in views), found.select(order), network.crop).to(device)
+    count = len(network.views) or len(views)
+    images = torch.full((1, count, 3, network.size, network.size), 0.5, device=device)
+    valid = torch.zeros(1, count, dtype=torch.bool, device=device)
+    images[0, there], valid[0, there] = seen.images, True
+    return Predicted(network.predict(images, valid), seen, order, model)
+
+
+def regressor_start(subject: Subject, found: Landmarks, model: FaceModel, options: InitOptions, device: str = "cpu") -> Start:
+    """Where a network would start the fit of `model`.
+
+    Raises:
+        InputError, MissingWeightsError: weights that cannot be used, or no photo that fits the network.
+    """
+    path = options.weights or shipped_weights()
+    about = read_about(path)
+    own = model if (model.name, model.num_identity) == (about["model"], about["num_identity"]) else load_model(about["model"])
+    own = own.to(device)
+    network = load_predictor(path, own).to(device)
+    return start_of(predict_views(network, own, subject, found, device, os.fspath(path)), len(subject.views), model)
+
+
+def start_of(predicted: Predicted, num_views: int, model: FaceModel) -> Start:
+    """The start of a fit of `model` from a network's prediction, in px of the photos.
+
+    A network of another face model gives the places of its landmarks: their pose comes in closed form from these, the identity by
+    least squares under the prior after a similarity (which hardly differs between heads of millimetres), the expression by the
+    names of the blend shapes.
+    """
+    state = predicted.prediction.state
+    if state.camera.kind != "orthographic":
+        raise InputError(f"init: expected a network that predicts scaled-orthographic cameras, got camera kind '{state.camera.kind}'")
+    photos = to_photos(state, predicted.observations)
+    rotation, scale = state.pose.rotation, photos.camera.focal / Camera.REFERENCE_DEPTH
+    origin = photos.camera.principal + scale[:, None] * state.pose.translation[:, :2]
+    identity, expression = state.identity, state.expression
+    same = (model.name, model.num_identity, model.expression_names)
+    if same != (predicted.model.name, predicted.model.num_identity, predicted.model.expression_names):
+        basis = predicted.model.landmark_basis
+        identity = carry_identity(basis.points(state.identity, torch.zeros_like(state.expression[:1])), model)
+        expression = carry_expression(state.expression, predicted.model, model)
+        posed = basis.points(state.identity[state.subject], state.expression) @ rotation.transpose(1, 2)
+        pixels = scale[:, None, None] * posed[..., :2] + origin[:, None]
+        ours = model.landmark_basis.points(identity[state.subject], expression)
+        scale, rotation, origin = weak_perspective_pose(ours, pixels, torch.ones_like(pixels[..., 0]))
+    B = num_views
+    order = torch.tensor(predicted.order, device=scale.device)
+
+    def table(values: Tensor, fill: float) -> Tensor:
+        out = values.new_full((B, *values.shape[1:]), fill)
+        out[order] = values
+        return out
+
+    known = torch.zeros(B, dtype=torch.bool, device=scale.device)
+    known[order] = True
+    return Start(table(scale, 1.0), table(rotation, 0.0), table(origin, 0.0), known, identity, table(expression, 0.0))
+
+
+def carry_identity(points: Tensor, model: FaceModel) -> Tensor:
+    """Identity [1, K_id] of `model` whose neutral landmarks lie nearest to points [1, 68, 3] mm of another head frame, under the prior."""
+    basis = model.landmark_basis
+    mean = basis.mean[None].to(points)
+    best = similarity_align(points, mean, torch.ones(points.shape[:2], dtype=torch.bool, device=points.device))
+    moved = points @ best.rotation.transpose(1, 2)  # the size is kept, and the middle of the two clouds agrees
+    offset = moved - moved.mean(1, keepdim=True) - (mean - mean.mean(1, keepdim=True))
+    rows = basis.rows[..., :basis.num_identity].to(points)
+    rows = (rows - rows.mean(0)).reshape(-1, basis.num_identity)
+    normal = rows.T @ rows / POINT_MM**2 + torch.eye(basis.num_identity).to(rows)
+    return torch.linalg.solve(normal, rows.T @ offset.reshape(-1, 1) / POINT_MM**2).T
+
+
+def carry_expression(expression: Tensor, source: FaceModel, target: FaceModel) -> Tensor:
+    """Blend-shape weights [B, K] of one model as those of another, [B, K'], by their names; shapes that the other lacks are left out."""
+    place = {name: i for i, name in enumerate(source.expression_names)}
+    out = expression.new_zeros(len(expression), target.num_expression)
+    for i, name in enumerate(target.expression_names):
+        if name in place:
+            out[:, i] = expression[:, place[name]]
+    return out
+
+
+@torch.no_grad()
+def start_cost(state: SceneState, observations: Observations, model: FaceModel, sigma: Tensor, recipe: FitRecipe) -> float:
+    """How badly a start fits: inner landmarks with a kernel that forgives single wrong points, and the priors of the recipe."""
+    marks = observations.landmarks
+    inner = marks.valid.clone()
+    inner[:, :17] = False  # what they are is not known yet
+    seen = replace(observations, landmarks=replace(marks, valid=inner))
+    e = recipe.expression
+    terms = [Term(LandmarkReprojection(model, sigma, "surface"), 1.0, Kernel("gm", 6.0)), Term(IdentityPrior()),
+             Term(ExpressionPrior(e.sigma, e.sigma_negative), 1.0, Kernel("huber", 1.0))]
+    return float(Objective(terms).freeze(state, seen).cost(state, seen)[0])
