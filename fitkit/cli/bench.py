@@ -126,6 +126,30 @@ def speed(subject, overrides, model_name, recipe_name, views, repeats, parts, pa
 
 @bench.command()
 @click.argument("data", type=click.Path())
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--model", "models", multiple=True, default=("generic",), show_default=True, help="Face model; may be repeated.")
+@click.option("--recipe", "recipes", multiple=True, default=("landmarks", "multiview"), show_default=True, help="Recipe; may be repeated.")
+@click.option("--weights", default="", metavar="FILE", help="Network; default: the one that comes with fitkit.")
+@click.option("--trials", type=int, default=200, show_default=True, help="Fits with spoiled landmarks or poses from each start; 0 = none.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the spoiled fits.")
+@click.option("--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file.")
+@_one_sentence
+def init(data, overrides, models, recipes, weights, trials, seed, path):
+    """What the start of a fit is worth: from the landmarks, from a network, and from the better of the two.
+
+    DATA is a folder of subject folders; where it holds ground_truth/ as for `fitkit bench accuracy`, shapes are scored. Then fits of
+    the recipe 'landmarks' whose landmarks are wrong, missing or one-sided, or whose heads start turned away.
+
+    Example: fitkit bench init shared/data/bench --json init.json
+    """
+    from fitkit.evaluate import starts as run
+
+    report = run.measure(data, models, recipes, weights, trials, seed, overrides, _tell)
+    _finish(report, run.text(report), path)
+
+
+@bench.command()
+@click.argument("data", type=click.Path())
 @click.option("--landmarks", "detector", default="builtin", show_default=True, help="The detector that is measured.")
 @click.option("--everyone", is_flag=True, help="Pictures of people that the training has seen too.")
 @click.option("--device", default="cpu", show_default=True, help="Torch device.")

@@ -1,0 +1,77 @@
+"""From photos without labels to a better network: fit them, train on the fits, start the next fits from the network."""
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fitkit.errors import InputError
+from fitkit.fit.batch import BatchRow, fit_folder, summary
+from fitkit.fit.recipe import load_recipe
+from fitkit.train.regressor import CARD, WEIGHTS, train_regressor, write_json
+from fitkit.train.regressor_recipe import RegressorTraining, load_regressor_training
+
+REPORT = "distill.json"
+FITS = "fits"  # name of the data set that the rounds fill
+
+
+def distill(photos: str | os.PathLike, training: str | os.PathLike, folder: str | os.PathLike, rounds: int = 2, fit_recipe: str = "landmarks",
+            overrides: Sequence[str] = (), fit_overrides: Sequence[str] = (), workers: int = 1, resume: bool = False,
+            init_weights: str = "", fit_done: Callable[[int, int, BatchRow | None], None] = lambda done, count, row: None,
+            step_done: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+            progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Rounds of fits and trainings.
+
+    Round r fits all subject folders below `photos` into folder/round_r/fits, from the landmarks or from the network of the round before,
+    whichever fits better ('auto'), and trains the recipe `training` into folder/round_r/training with these fits as its data set
+    'fits', from the weights of the round before. folder/distill.json lists what each round came to.
+
+    Args:
+        training: recipe with a data set of kind 'fits' and name 'fits'; overrides: 'key=value' changes of it.
+        fit_recipe, fit_overrides: of the fits. init_weights: network that the first round's fits may start from; empty = none.
+        resume: go on where a run with the same arguments was stopped.
+    Returns:
+        the content of distill.json.
+    Raises:
+        InputError: a recipe without such a data set, no subjects, or a folder that holds other rounds.
+    """
+    if rounds < 1:
+        raise InputError(f"distill: rounds: expected at least 1, got {rounds}")
+    folder, photos = Path(folder), Path(photos)
+    settled(training, overrides, photos, folder, "")  # what is wrong with the recipe shows before the first fit
+    if (folder / REPORT).exists() and not resume:
+        raise InputError(f"{folder}: holds rounds already; go on with --resume, or choose another folder")
+    report: dict[str, Any] = {"photos": photos.resolve().name, "training": os.fspath(training), "fit_recipe": fit_recipe, "rounds": []}
+    weights = init_weights
+    for number in range(1, rounds + 1):
+        place = folder / f"round_{number}"
+        start = {"init": {"source": "auto", "weights": weights}} if weights else {"init": {"source": "landmarks"}}
+        progress(f"round {number}: fits" + (f" from {weights}" if weights else ""))
+        rows = fit_folder(photos, place / FITS, load_recipe(fit_recipe, fit_overrides, start), workers,
+                          resume=(place / FITS).exists(), light=True, progress=fit_done)
+        recipe = settled(training, overrides, photos, place / FITS, weights if number > 1 else "")
+        progress(f"round {number}: training")
+        weights = os.fspath(train_regressor(recipe, place / "training", resume=(place / "training").exists(),
+                                            step_done=step_done, progress=progress))
+        metrics = json.loads((place / "training" / CARD).read_text(encoding="utf-8"))["metrics"]
+        taken = sum(r.start == "regressor" for r in rows)
+        report["rounds"].append({"fits": summary(rows) | {"from_the_network": taken}, "training": metrics, "weights": f"round_{number}/training/{WEIGHTS}"})
+        write_json(folder / REPORT, report)
+    return report
+
+
+def settled(training: str | os.PathLike, overrides: Sequence[str], photos: Path, fits: Path, weights: str) -> RegressorTraining:
+    """The training of one round.
+
+    Raises:
+        InputError: no data set 'fits' of that kind, or a network whose predictions no fit can start from.
+    """
+    recipe = load_regressor_training(training, overrides)
+    source = next((s for s in recipe.data if s.name == FITS), None)
+    if source is None or source.kind != FITS:
+        raise InputError(f"recipe '{recipe.name}': expected a data set with the name '{FITS}' and the kind '{FITS}' in 'data', which the rounds "
+                         f"fill; it has {', '.join(f'{s.name} ({s.kind})' for s in recipe.data) or 'none'}")
+    changes = [*overrides, f"data.{FITS}.folder={fits}", f"data.{FITS}.options.photos={photos}"]
+    return load_regressor_training(training, changes + ([f"net.start={weights}"] if weights else []))
