@@ -24,6 +24,7 @@ COMMANDS = {
     "synth": ("fitkit.cli.synth:synth", "Render people with known shape, for training and tests."),
     "train-landmarks": ("fitkit.cli.train_landmarks:train_landmarks", "Train the built-in landmark detector."),
     "train-regressor": ("fitkit.cli.train_regressor:train_regressor", "Train a network that predicts faces from photos."),
+    "export-regressor": ("fitkit.cli.export_regressor:export_regressor", "Write a trained network as TorchScript or ONNX."),
     "distill": ("fitkit.cli.distill:distill", "Fit photos and train a network on the fits, in rounds."),
     "bench": ("fitkit.cli.bench:bench", "Measure accuracy and speed of the fit."),
     "evaluate": ("fitkit.cli.evaluate:evaluate", "Score fits on public benchmarks by their own protocols."),

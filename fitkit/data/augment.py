@@ -20,16 +20,18 @@ MIN_POINTS = 8  # a view with fewer landmarks cannot be cut
 
 @dataclass(frozen=True)
 class FaceAugmentation:
-    """shift: most by which the crop is moved, share of its side (MVF-Net: 0.05); gain, offset: most change of the exposure, factor
-    and share of white, for each view; missing: share of views, beyond the first of a person, that are taken away."""
+    """shift: most by which the crop is moved, share of its side (MVF-Net: 0.05); zoom: most logarithm of the change of its side; gain,
+    offset: most change of the exposure, factor and share of white, for each view; missing: share of views, beyond the first of a
+    person, that are taken away."""
 
     shift: float = 0.05
+    zoom: float = 0.0
     gain: float = 0.15
     offset: float = 0.03
     missing: float = 0.0
 
 
-PLAIN = FaceAugmentation(0.0, 0.0, 0.0, 0.0)
+PLAIN = FaceAugmentation(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def select_views(observations: Observations, views: Tensor) -> Observations:
@@ -86,6 +88,8 @@ def augment(observations: Observations, crop: CropOptions, options: FaceAugmenta
     """`recrop` with random shift and exposure; `rng` alone decides."""
     B = observations.num_views
     draws = torch.from_numpy(rng.uniform(-1, 1, (B, 4))).float()
+    if options.zoom > 0:  # one for all views of a sample, which are cut to one size
+        crop = replace(crop, margin=crop.margin * float(np.exp(rng.uniform(-1, 1) * options.zoom)))
     out = recrop(observations, crop, where, options.shift * draws[:, :2] if options.shift > 0 else None)
     if options.gain > 0 or options.offset > 0:
         images = out.images * (1 + options.gain * draws[:, 2, None, None, None]) + options.offset * draws[:, 3, None, None, None]

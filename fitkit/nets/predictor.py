@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from fitkit.errors import InputError
@@ -71,8 +72,18 @@ class StatePredictor(nn.Module, ABC):
         return Prediction(self(images, valid))
 
     @abstractmethod
+    def predict_padded(self, images: Tensor, valid: Tensor) -> Prediction:
+        """As `predict` of all S * V frames, view by view for each person; the rows of missing views mean nothing. No shape depends on
+        what `valid` holds, as exported programs want it."""
+
+    @abstractmethod
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:
         """Names under which a training frees parts of the network, and the modules they stand for."""
+
+
+def padded_subjects(valid: Tensor) -> Tensor:
+    """Person of each of the S * V frames of `StatePredictor.predict_padded`, [S * V] int64."""
+    return torch.arange(valid.shape[0], device=valid.device)[:, None].expand(valid.shape[0], valid.shape[1]).flatten()
 
 
 def assign_views(slots: Sequence[ViewSlot], yaw: Sequence[float], names: Sequence[str] = ()) -> list[int | None]:

@@ -48,7 +48,7 @@ class VertexTerm(EnergyOptions):
     """See VertexSupervision."""
 
     sigma_mm: float = 1.0
-    frame: Literal["camera", "head"] = "head"
+    frame: Literal["camera", "head", "aligned"] = "head"
     region: Literal["all", "skin", "face"] = "face"
 
 

@@ -11,6 +11,7 @@ from fitkit.energies.objective import Objective, Term
 from fitkit.energies.supervision import (CodeConsistency, ExpressionSupervision, IdentityLikelihood, IdentitySupervision, PoseSupervision,
                                          VertexSupervision)
 from fitkit.errors import InputError
+from fitkit.geometry.alignment import similarity_align
 from fitkit.geometry.rotation import so3_exp
 from fitkit.observe.labels import Labels
 from fitkit.scene.layout import ParameterLayout, retract
@@ -141,3 +142,32 @@ def test_the_likelihood_of_the_identity_is_that_of_a_normal_distribution():
         assert torch.allclose(*(torch.autograd.grad(c, sigma)[0] for c in (value, expected)))
     with pytest.raises(InputError, match="energy 'identity_nll' needs labels with 'state'"):
         IdentityLikelihood(sigma).residuals(STATE, replace(OBS, labels=None))
+
+
+def test_aligned_vertices_do_not_know_size_and_place():
+    energy = VertexSupervision(MODEL, 2.0, "aligned", "all")
+    grown = replace(MODEL, mean=1.3 * MODEL.mean + 5.0, identity_basis=1.3 * MODEL.identity_basis, expression_basis=1.3 * MODEL.expression_basis)
+    larger = replace(energy, model=grown)
+    vertices = TRUTH.vertices(MODEL)
+    labelled = replace(OBS, labels=Labels(TRUTH))
+    assert float(cost(energy, TRUTH, labelled)) < 1e-18
+    # The labels of the grown model are the vertices of the grown model: compare both with those of the plain one.
+    best = similarity_align(grown.vertices(TRUTH.identity[TRUTH.subject], TRUTH.expression), vertices,
+                            torch.ones(vertices.shape[:2], dtype=torch.bool))
+    assert torch.allclose(best.scale, torch.full_like(best.scale, 1 / 1.3))
+    assert float(cost(larger, STATE, labelled)) == pytest.approx(1.3**2 * float(cost(energy, STATE, labelled)), rel=1e-9)
+    # Independent truth: the rest that similarity_align leaves, and central differences through the whole of it.
+    def rest(state):
+        place = state.vertices(MODEL)
+        t = similarity_align(place, vertices, torch.ones(vertices.shape[:2], dtype=torch.bool))
+        off = t.scale[:, None, None] * place @ t.rotation.transpose(1, 2) + t.translation[:, None] - vertices
+        return (off / 2.0).square().sum(-1).mean() / 2
+
+    assert cost(energy, STATE, labelled).item() == pytest.approx(rest(STATE).item(), rel=1e-9)
+    identity = STATE.identity.clone().requires_grad_()
+    gradient, = torch.autograd.grad(cost(energy, STATE.replace(identity=identity), labelled), identity)
+    for k in range(3):
+        step = torch.zeros_like(STATE.identity)
+        step[0, k] = 1e-5
+        numeric = (rest(STATE.replace(identity=STATE.identity + step)) - rest(STATE.replace(identity=STATE.identity - step))) / 2e-5
+        assert gradient[0, k].item() == pytest.approx(numeric.item(), rel=1e-5, abs=1e-9)

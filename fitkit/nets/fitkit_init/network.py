@@ -11,7 +11,7 @@ from fitkit.errors import InputError
 from fitkit.geometry.spherical_harmonics import Y0
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.mvfnet.convention import rotation_of_angles
-from fitkit.nets.predictor import Prediction, StatePredictor, ViewSlot
+from fitkit.nets.predictor import Prediction, StatePredictor, ViewSlot, padded_subjects
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.landmarks.face_crop import MARGIN
 from fitkit.observe.landmarks.network import NUM_OUTPUTS, NUM_POINTS, LandmarkNetwork, NetworkOptions, NetworkOutput
@@ -102,10 +102,16 @@ class FitkitInit(StatePredictor):
     def predict(self, images: Tensor, valid: Tensor) -> Prediction:
         found, features = self.encoder.locate(images[valid])
         tokens, angles = self._describe(found, features)
-        codes, views, log_sigma = self._fuse(tokens, valid)
-        with torch.autocast(images.device.type, enabled=False):  # positions need more digits than half precision has
-            angles = angles.float() + views[:, :3].float()
-            return self._prediction(found, codes.float(), angles, views[:, 3:].float(), log_sigma.float(), valid.nonzero()[:, 0])
+        table = tokens.new_zeros(*valid.shape, tokens.shape[1])
+        table[valid] = tokens
+        codes, views, log_sigma = self._fuse(table, valid)
+        return self._prediction(found, codes, angles, views[valid], log_sigma, valid.nonzero()[:, 0])
+
+    def predict_padded(self, images: Tensor, valid: Tensor) -> Prediction:
+        found, features = self.encoder.locate(images.flatten(0, 1))
+        tokens, angles = self._describe(found, features)
+        codes, views, log_sigma = self._fuse(tokens.unflatten(0, images.shape[:2]), valid)
+        return self._prediction(found, codes, angles, views.flatten(0, 1), log_sigma, padded_subjects(valid))
 
     def _describe(self, found: NetworkOutput, features: Tensor) -> tuple[Tensor, Tensor]:
         """Token [B, C] and first angles [B, 3] of each view.
@@ -129,21 +135,25 @@ class FitkitInit(StatePredictor):
         return self.compare(torch.cat([hidden, offsets], 1)), angles
 
     def _fuse(self, own: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """own: [B, C] tokens of the views that are there -> identity [S, K_id]; angles and expression [B, 3 + K_ex]; logarithm of the
-        standard deviations of the identity [S, K_id]."""
-        table = own.new_zeros(*valid.shape, own.shape[1])
-        table[valid] = own
-        seen = self.exchange(table, ~valid)
+        """own: [S, V, C] tokens; those of missing views have no say -> identity [S, K_id]; change of the angles and expression
+        [S, V, 3 + K_ex]; logarithm of the standard deviations of the identity [S, K_id]."""
+        seen = self.exchange(own, ~valid)
         share = valid.to(seen)[..., None]
         person = (seen * share).sum(1) / share.sum(1)
         low, high = (math.log(s) for s in SIGMA_LIMITS)
         # Starts near the sigma of no photo at all.
         log_sigma = high - (high - low) * torch.sigmoid(self.sigma_head(person) - 2.5)
-        return self.identity_head(person), self.view_head(torch.cat([own, seen[valid]], 1)), log_sigma
+        return self.identity_head(person), self.view_head(torch.cat([own, seen], -1)), log_sigma
 
-    def _prediction(self, found: NetworkOutput, identity: Tensor, angles: Tensor, expression: Tensor, log_sigma: Tensor,
+    def _prediction(self, found: NetworkOutput, identity: Tensor, angles: Tensor, views: Tensor, log_sigma: Tensor,
                     subject: Tensor) -> Prediction:
-        expression = self.options.expression * expression
+        """angles: [B, 3], the first ones; views: [B, 3 + K_ex] change of them and expression, in units of output."""
+        with torch.autocast(angles.device.type, enabled=False):  # positions need more digits than half precision has
+            return self._placed(found, identity.float(), angles.float() + views[:, :3].float(),
+                                self.options.expression * views[:, 3:].float(), log_sigma.float(), subject)
+
+    def _placed(self, found: NetworkOutput, identity: Tensor, angles: Tensor, expression: Tensor, log_sigma: Tensor,
+                subject: Tensor) -> Prediction:
         rotation = rotation_of_angles(ANGLE * angles)
         coefficients = torch.cat([identity[subject], expression], 1)
         head = self.points_mean + torch.einsum("bk,ndk->bnd", coefficients, self.points_rows)

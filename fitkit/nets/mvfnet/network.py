@@ -12,7 +12,7 @@ from fitkit.errors import InputError
 from fitkit.geometry.spherical_harmonics import Y0
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.mvfnet.convention import rotation_of_angles
-from fitkit.nets.predictor import StatePredictor, ViewSlot
+from fitkit.nets.predictor import Prediction, StatePredictor, ViewSlot, padded_subjects
 from fitkit.observe.crop import CropOptions
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
@@ -88,16 +88,23 @@ class MvfNet(StatePredictor):
 
     def forward(self, images: Tensor, valid: Tensor) -> SceneState:
         features = self.trunk(images[valid])  # [B, C]
-        poses = self.pose_head(features)
         table = self.absent.to(features).expand(len(images), -1, -1).clone()
         table[valid] = features
-        codes = self.shape_head(table.flatten(1))
-        with torch.autocast(images.device.type, enabled=False):  # positions need more digits than half precision has
-            return self._state(poses.float(), codes.float(), valid)
+        return self._predicted(features, table, valid.nonzero()[:, 0])
 
-    def _state(self, poses: Tensor, codes: Tensor, valid: Tensor) -> SceneState:
-        """poses [B, 6]: pitch, yaw, roll, x, y, scale, normalized; codes [S, K_id + K_ex]."""
-        subject = valid.nonzero()[:, 0]
+    def predict_padded(self, images: Tensor, valid: Tensor) -> Prediction:
+        features = self.trunk(images.flatten(0, 1))
+        table = torch.where(valid[..., None], features.unflatten(0, images.shape[:2]), self.absent.to(features))
+        return Prediction(self._predicted(features, table, padded_subjects(valid)))
+
+    def _predicted(self, features: Tensor, table: Tensor, subject: Tensor) -> SceneState:
+        """features: [B, C] of the frames; table: [S, V, C], what stands for missing views in it; subject: [B] rows of the table."""
+        poses, codes = self.pose_head(features), self.shape_head(table.flatten(1))
+        with torch.autocast(features.device.type, enabled=False):  # positions need more digits than half precision has
+            return self._state(poses.float(), codes.float(), subject)
+
+    def _state(self, poses: Tensor, codes: Tensor, subject: Tensor) -> SceneState:
+        """poses [B, 6]: pitch, yaw, roll, x, y, scale, normalized; codes [S, K_id + K_ex]; subject [B]."""
         rotation = rotation_of_angles(ANGLE * poses[:, :3])
         scale = self.mean_scale * (LOG_SCALE * poses[:, 5]).exp()
         at = SHIFT * self.size * poses[:, 3:5] + poses.new_tensor([0.0, self.mean_drop])  # of the anchor, px from the middle
