@@ -130,8 +130,8 @@ class SynthFolder(FaceDataset):
         B, H, W = len(views), *images.shape[-2:]
         sigma = torch.full((B, 68), self.noise if self.noise > 0 else torch.nan)
         marks = Landmarks(points, sigma, torch.isfinite(points).all(-1), torch.ones(B, 68), self.jaw)
-        labels = Labels(state=state)
-        return Sample(name, Observations(images, marks, torch.ones(B, H, W, dtype=torch.bool), torch.ones(B), torch.zeros(B, 2), labels), labels)
+        labels, everywhere = Labels(state=state), torch.ones(B, H, W, dtype=torch.bool)
+        return Sample(name, Observations(images, marks, everywhere, torch.ones(B), torch.zeros(B, 2), labels), labels)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -195,11 +195,13 @@ def _card(weights: Path, network: StatePredictor, model: FaceModel, format: str,
             except ValueError as error:
                 raise InputError(f"{beside}: not readable as the card of the weights: {error}") from error
             break
-    export = {"format": format, "fitkit": __version__, "torch": torch.__version__, "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-              "people": "any number (S)" if format == "torchscript" else "one at a time (S = 1)", "views": views, "inputs": INPUTS, "outputs": {n: OUTPUTS[n] for n in names},
+    export = {"format": format, "fitkit": __version__, "torch": torch.__version__,
+              "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+              "people": "any number (S)" if format == "torchscript" else "one at a time (S = 1)", "views": views, "inputs": INPUTS,
+              "outputs": {n: OUTPUTS[n] for n in names},
               "camera_kind": network.camera_kind, "missing_views": "their rows are 0",
               "crop": to_plain(network.crop) | {"size": network.size, "rule": (
-                  "square around the box of the 68 landmarks: side = margin * its larger side, centre moved up by up * its height, grey outside "
-                  "of the photo, resized to size x size px")},
+                  "square around the box of the 68 landmarks: side = margin * its larger side, centre moved up by up * its height, grey "
+                  "outside of the photo, resized to size x size px")},
               "expression_names": list(model.expression_names), "licence": card.get("licence", "see 'model'")}
     return card | {"export": export}

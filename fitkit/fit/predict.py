@@ -45,7 +45,8 @@ def predict(subject: str | os.PathLike | Subject, weights: str | os.PathLike | N
         landmarks: where the 68 points come from, see `fitkit fit --landmarks`.
         tell: called with (what is done next, share done in 0..1).
     Returns:
-        a result with the predicted cameras, without covariance and error bars; status and metrics as a fit judges them.
+        a result with the predicted cameras, without error bars; its covariance of the identity is diagonal, from the standard
+        deviations of the network, None where it has none; status and metrics as a fit judges them.
     Raises:
         FitkitError: weights or photos that cannot be used, or no photo that fits a view of the network.
     """
@@ -84,9 +85,12 @@ def _result(subject: Subject, found: Landmarks, model: FaceModel, recipe: FitRec
     run = _Predicted(local, recipe, observations, cameras)
     final = to_photos(state, observations).to("cpu")
     metrics = build_metrics(model, subject, final, found, run, cameras)
-    metrics |= {"recipe": "predict", "error_bars": None, "start": {"source": "regressor", "iterations": 0}, "time_s": {
-        "solve": times["solve"], "total": round(time.perf_counter() - times["start"], 3), "cpu": round(time.process_time() - times["cpu"], 3)}}
+    spent = {"solve": times["solve"], "total": round(time.perf_counter() - times["start"], 3),
+             "cpu": round(time.process_time() - times["cpu"], 3)}
+    metrics |= {"recipe": "predict", "error_bars": None, "start": {"source": "regressor", "iterations": 0}, "time_s": spent}
     status, warnings = judge(metrics)
     metrics["verdict"] = verdict(metrics)
+    sigma = predicted.prediction.identity_sigma
     return FitResult(model, subject, final, replace(found, sigma=run.sigma_photo()), status, tuple(notes) + warnings, metrics,
-                     {"name": "predict", "regressor": about}, cameras.source)
+                     {"name": "predict", "regressor": about}, cameras.source,
+                     identity_covariance=None if sigma is None else torch.diag(sigma[0].cpu() ** 2))

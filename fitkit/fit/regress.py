@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fitkit.energies.kernels import Kernel
 from fitkit.energies.landmarks import LandmarkReprojection
 from fitkit.energies.objective import Objective, Term
-from fitkit.energies.kernels import Kernel
 from fitkit.energies.priors import ExpressionPrior, IdentityPrior
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.fit.initialize import Start, to_photos

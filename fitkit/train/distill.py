@@ -17,8 +17,8 @@ REPORT = "distill.json"
 FITS = "fits"  # name of the data set that the rounds fill
 
 
-def distill(photos: str | os.PathLike, training: str | os.PathLike, folder: str | os.PathLike, rounds: int = 2, fit_recipe: str = "landmarks",
-            overrides: Sequence[str] = (), fit_overrides: Sequence[str] = (), workers: int = 1, resume: bool = False,
+def distill(photos: str | os.PathLike, training: str | os.PathLike, folder: str | os.PathLike, rounds: int = 2,
+            fit_recipe: str = "landmarks", overrides: Sequence[str] = (), fit_overrides: Sequence[str] = (), workers: int = 1, resume: bool = False,
             init_weights: str = "", fit_done: Callable[[int, int, BatchRow | None], None] = lambda done, count, row: None,
             step_done: Callable[[int, dict[str, float]], None] = lambda step, values: None,
             progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
@@ -57,7 +57,8 @@ def distill(photos: str | os.PathLike, training: str | os.PathLike, folder: str 
                                             step_done=step_done, progress=progress))
         metrics = json.loads((place / "training" / CARD).read_text(encoding="utf-8"))["metrics"]
         taken = sum(r.start == "regressor" for r in rows)
-        report["rounds"].append({"fits": summary(rows) | {"from_the_network": taken}, "training": metrics, "weights": f"round_{number}/training/{WEIGHTS}"})
+        report["rounds"].append({"fits": summary(rows) | {"from_the_network": taken}, "training": metrics,
+                                 "weights": f"round_{number}/training/{WEIGHTS}"})
         write_json(folder / REPORT, report)
     return report
 
@@ -71,7 +72,7 @@ def settled(training: str | os.PathLike, overrides: Sequence[str], photos: Path,
     recipe = load_regressor_training(training, overrides)
     source = next((s for s in recipe.data if s.name == FITS), None)
     if source is None or source.kind != FITS:
-        raise InputError(f"recipe '{recipe.name}': expected a data set with the name '{FITS}' and the kind '{FITS}' in 'data', which the rounds "
-                         f"fill; it has {', '.join(f'{s.name} ({s.kind})' for s in recipe.data) or 'none'}")
+        raise InputError(f"recipe '{recipe.name}': expected a data set with the name '{FITS}' and the kind '{FITS}' in 'data', which the "
+                         f"rounds fill; it has {', '.join(f'{s.name} ({s.kind})' for s in recipe.data) or 'none'}")
     changes = [*overrides, f"data.{FITS}.folder={fits}", f"data.{FITS}.options.photos={photos}"]
     return load_regressor_training(training, changes + ([f"net.start={weights}"] if weights else []))

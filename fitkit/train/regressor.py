@@ -203,8 +203,8 @@ def validate(network: StatePredictor, model: FaceModel, held: HeldOut) -> dict[s
     people whose identity and expression are labels; mean_face_mm: the same of the mean face; shape_mm, mean_shape_mm: the same two
     without what photos do not tell, after the similarity that fits best; nme_percent: distance of the projected from the given
     landmarks 17-67 over the square root of the landmark box's area, mean over the views; sigma_ratio: root mean square of
-    identity errors over their predicted standard deviations (and those of the labels), 1 = these are right; flow_px: see `cross_view_flow`, of the first
-    `validation.flow` people with two views or more, px of 224.
+    identity errors over their predicted standard deviations (and those of the labels), 1 = these are right; flow_px: see
+    `cross_view_flow`, of the first `validation.flow` people with two views or more, px of 224.
     """
     training, device = network.training, next(network.parameters()).device
     network.eval()

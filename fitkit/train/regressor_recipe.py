@@ -12,7 +12,7 @@ from fitkit.energies.flow_magnitude import FlowMagnitudeOptions
 from fitkit.energies.photometric import PhotometricOptions
 from fitkit.errors import InputError
 from fitkit.fit.recipe import EnergyOptions
-from fitkit.io.options import apply_overrides, build, build_stages, read_yaml, unknown_key
+from fitkit.io.options import apply_overrides, build, build_stages, read_yaml
 from fitkit.io.resources import find_recipe
 from fitkit.nets import net_kind
 from fitkit.nets.predictor import ViewSlot
@@ -103,15 +103,16 @@ class FlowMagnitudeTerm(FlowTerm):
 
 ENERGIES: dict[str, type[EnergyOptions]] = {
     "lmk2d": LandmarkTerm, "lmk2d_eye": LandmarkTerm, "lmk2d_lip": LandmarkTerm, "identity_sup": CodeTerm, "expression_sup": CodeTerm,
-    "identity_nll": EnergyOptions, "pose_sup": PoseTerm, "vertex_sup": VertexTerm, "identity_prior": EnergyOptions, "expression_prior": ExpressionPriorTerm,
-    "prior_l1": MeanPriorTerm, "photo_xview": PhotoTerm, "census_xview": CensusTerm, "flow_corr": FlowTerm, "flow_mag": FlowMagnitudeTerm,
+    "identity_nll": EnergyOptions, "pose_sup": PoseTerm, "vertex_sup": VertexTerm, "identity_prior": EnergyOptions,
+    "expression_prior": ExpressionPriorTerm, "prior_l1": MeanPriorTerm, "photo_xview": PhotoTerm, "census_xview": CensusTerm, "flow_corr": FlowTerm, "flow_mag": FlowMagnitudeTerm,
 }
 
 
 @dataclass(frozen=True)
 class DataSource:
     """A data set. kind: what reads it, see docs/regressor.md; weight: its share of the draws, relative to the others;
-    options: of its reader; held_out: share of its people for validation, below 0 = that of `validation`; cache: keep what was read in memory, pictures with 8 bits (each worker for itself)."""
+    options: of its reader; held_out: share of its people for validation, below 0 = that of `validation`; cache: keep what
+    was read in memory, pictures with 8 bits (each worker for itself)."""
 
     name: str
     kind: Literal["300wlp", "multipie", "frames", "fits", "synthetic"]

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +31,8 @@ from fitkit.scene.state import SceneState
 from fitkit.train.regressor_recipe import FlowTerm, TrainingStage
 
 # What of the labels an energy compares with; people who lack it are left out of that energy.
-NEEDS = {"identity_sup": {"identity"}, "identity_nll": {"identity"}, "expression_sup": {"expression"}, "pose_sup": {"pose"}, "vertex_sup": {"identity", "expression"}}
+NEEDS = {"identity_sup": {"identity"}, "identity_nll": {"identity"}, "expression_sup": {"expression"}, "pose_sup": {"pose"},
+         "vertex_sup": {"identity", "expression"}}
 CROSS_VIEW = {"photo_xview", "census_xview", "flow_corr", "flow_mag"}  # need two views of a person
 ONE_BY_ONE = {"photo_xview"}  # takes the mean over all views it is given, so they must be of one person
 MEANS = {"prior_l1"}  # sums weights that sum to 1 over the people

@@ -33,7 +33,8 @@ def test_how_landmarks_are_spoiled():
     good, rng = marks(), np.random.default_rng(0)
     bad, turn = spoil(good, "outliers", rng)
     moved = (bad.points != good.points).any(-1)
-    assert moved.sum(1).tolist() == [round(OUTLIERS * 68)] * 2 and turn is None and bool(bad.valid.all())
+    assert all(OUTLIERS[0] <= n / 68 + 0.01 and n / 68 - 0.01 <= OUTLIERS[1] for n in moved.sum(1).tolist())
+    assert turn is None and bool(bad.valid.all())
     low, high = good.points.amin(1, keepdim=True), good.points.amax(1, keepdim=True)
     assert bool(((bad.points >= low) & (bad.points <= high)).all())
     assert spoil(good, "missing", rng)[0].valid.sum(1).tolist() == [KEPT_POINTS] * 2

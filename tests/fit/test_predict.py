@@ -74,3 +74,19 @@ def test_known_cameras_are_not_used_and_a_note_says_so(anna, weights):
     (anna / "cameras.json").write_text(json.dumps({v.name: {"K": K} for v in load_subject(anna).views}))
     result = predict(anna, weights, landmarks="files")
     assert "cameras.json was not used" in " ".join(result.warnings) and np.isfinite(result.state.camera.focal.numpy()).all()
+
+
+def test_any_number_of_photos_and_how_sure_the_network_is(anna, tmp_path):
+    from fitkit.nets.fitkit_init.network import FitkitInit, FitkitInitOptions
+
+    torch.manual_seed(0)
+    path = tmp_path / "any.safetensors"
+    save_predictor(FitkitInit(load_model("generic"), (), FitkitInitOptions(size=32)), "fitkit_init", path)
+    for suffix in (".png", ".pts"):
+        (anna / f"again{suffix}").write_bytes((anna / f"view1{suffix}").read_bytes())
+    result = predict(anna, path, landmarks="files")
+    assert [v.name for v in result.subject.views] == ["again", "view0", "view1", "view2"]  # nobody is left out
+    variance = result.identity_covariance.diagonal()
+    assert torch.equal(result.identity_covariance, torch.diag(variance)) and 0.6 < float(variance.sqrt().mean()) < 1.2
+    assert result.metrics["start"] == {"source": "regressor", "iterations": 0} and result.metrics["error_bars"] is None
+    assert load_parameters(result.save(tmp_path / "out", light=True) / "parameters.npz").identity_covariance is not None
