@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import warnings
 from pathlib import Path
@@ -15,50 +16,64 @@ from torch import Tensor, nn
 
 from fitkit import __version__
 from fitkit.errors import FitkitError, InputError
+from fitkit.io.atomic import written_whole
 from fitkit.io.options import to_plain
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 from fitkit.nets import load_predictor, read_about
-from fitkit.nets.predictor import StatePredictor
+from fitkit.nets.predictor import Prediction, StatePredictor
 
+log = logging.getLogger("fitkit")
 FORMATS = {"torchscript": ".pt", "onnx": ".onnx"}
-PEOPLE = {"torchscript": 2, "onnx": 1}  # in the example that a program is traced with; TorchScript keeps any number
+PEOPLE = 2  # in the example that a program is traced with; with 1 an exporter would keep that number
 TOLERANCE = 1e-3  # of the largest value of an output: what the exported program may differ by
-INPUTS = {"images": "[S, V, 3, size, size] float32, sRGB in 0 to 1, V photos of each of S people, cut as `crop` says",
-          "valid": "[S, V] bool, False: that photo is missing; every person has at least one"}
-OUTPUTS = {
-    "identity": "[S, K_id] standard-normal coefficients of the face model",
-    "identity_sigma": "[S, K_id] their standard deviations",
-    "expression": "[S, V, K_ex] blend-shape weights, 0 to 1, in the order of `expression_names`",
-    "rotation": "[S, V, 3, 3] x_camera = rotation @ x_head + translation; head: x to the subject's left, y up, z out of the face; "
-                "camera: x right, y down, z forward",
-    "translation": "[S, V, 3] mm",
-    "focal": "[S, V] px of the cut picture; of an orthographic camera pixel = focal * x_camera / 1000 mm + principal",
-    "principal": "[S, V, 2] px (x, y); pixel (0, 0) is the centre of the top-left pixel",
-    "landmarks": "[S, V, 68, 2] px of the cut picture, iBUG order, points 0-16 fixed on the skin",
-    "landmark_sigma": "[S, V, 68] px, standard deviation of each coordinate",
+# Name -> letters of the shape, unit, meaning. The order is that of the program.
+INPUTS = {
+    "images": ("[S, V, 3, size, size]", "sRGB, 0 to 1", "V photos of each of S people, cut as `crop` says"),
+    "valid": ("[S, V]", "none", "false: that photo is missing; every person has at least one"),
 }
+OUTPUTS = {
+    "identity": ("[S, K_id]", "none", "standard-normal coefficients of the face model"),
+    "identity_sigma": ("[S, K_id]", "none", "standard deviations of `identity`"),
+    "expression": ("[S, V, K_ex]", "none", "blend-shape weights, in the order of `expression_names`"),
+    "rotation": ("[S, V, 3, 3]", "none",
+                 "camera_from_head: x_camera = rotation @ x_head + translation; head: x to the subject's left, y up, z out of the face; "
+                 "camera: x right, y down, z forward"),
+    "translation": ("[S, V, 3]", "mm", "of camera_from_head, see `rotation`"),
+    "focal": ("[S, V]", "px of the cut picture",
+              "orthographic camera: pixel = focal * x_camera / 1000 mm + principal; perspective: pixel = focal * x_camera / z_camera + "
+              "principal; which one: `camera_kind`"),
+    "principal": ("[S, V, 2]", "px of the cut picture", "x, y; (0, 0) is the centre of the top-left pixel"),
+    "landmarks": ("[S, V, 68, 2]", "px of the cut picture", "x, y in iBUG order, points 0-16 fixed on the skin"),
+    "landmark_sigma": ("[S, V, 68]", "px of the cut picture", "standard deviation of each coordinate of `landmarks`"),
+}
+CROP_RULE = ("square around the box of the 68 landmarks: side = margin * its larger side, centre moved up by `up` * its height, grey (128) "
+             "outside of the photo, resized to size x size px")
+BY_PERSON = ("identity", "identity_sigma")
+
+
+def _tables(found: Prediction) -> dict[str, Tensor]:
+    """The outputs that a prediction has, by name; those that are not by person have a row for each frame."""
+    state, marks = found.state, found.landmarks
+    values = {"identity": state.identity, "identity_sigma": found.identity_sigma, "expression": state.expression,
+              "rotation": state.pose.rotation, "translation": state.pose.translation, "focal": state.camera.focal,
+              "principal": state.camera.principal, "landmarks": None if marks is None else marks.points,
+              "landmark_sigma": None if marks is None else marks.sigma}
+    return {name: values[name] for name in OUTPUTS if values[name] is not None}
 
 
 class PaddedRegressor(nn.Module):
-    """A network with tensors in and tensors out: `tensors` of its prediction, rows of missing views zero."""
+    """A network with tensors in and tensors out: those of `OUTPUTS` that it has, in that order; rows of missing views are zeros."""
 
-    def __init__(self, network: StatePredictor, names: tuple[str, ...]):
+    def __init__(self, network: StatePredictor):
         super().__init__()
-        self.network, self.names = network, names
+        self.network = network
 
     def forward(self, images: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
-        found = self.network.predict_padded(images, valid)
-        state = found.state
-        values = {"identity": state.identity, "identity_sigma": found.identity_sigma, "expression": state.expression,
-                  "rotation": state.pose.rotation, "translation": state.pose.translation, "focal": state.camera.focal,
-                  "principal": state.camera.principal}
-        if found.landmarks is not None:
-            values |= {"landmarks": found.landmarks.points, "landmark_sigma": found.landmarks.sigma}
+        """images: [S, V, 3, size, size]; valid: [S, V] bool."""
         out = []
-        for name in self.names:
-            value = values[name]
-            if not name.startswith("identity"):
+        for name, value in _tables(self.network.predict_padded(images, valid)).items():
+            if name not in BY_PERSON:
                 value = value.unflatten(0, images.shape[:2])
                 there = valid[(..., *[None] * (value.ndim - 2))]
                 value = torch.where(there, value, torch.zeros_like(value))
@@ -72,136 +87,186 @@ def export_regressor(weights: str | os.PathLike, output: str | os.PathLike, form
 
     Args:
         format: 'torchscript' or 'onnx'; empty = by the suffix of `output`, .pt or .onnx.
-        views: photos of a person (V), fixed in an ONNX file; 0 = the network's named views, or 3 where it takes any photos.
+        views: photos of a person (V); 0 = the network's named views, or 3 where it takes any photos.
         model: the face model; None loads the one that the weights name.
     Returns:
         the path of the program.
     Raises:
         InputError: weights, format or output that cannot be used; ONNX without its packages.
-        FitkitError: the program does not give what the network gives.
+        FitkitError: torch cannot write the program, or it does not give what the network gives.
     """
     output, weights = Path(output), Path(weights)
     format = format or next((name for name, suffix in FORMATS.items() if suffix == output.suffix.lower()), "")
+    card_path = output.with_suffix(".json")
+    _check_request(weights, output, card_path, format, overwrite)
+    about = read_about(weights)
+    model = load_model(about["model"]) if model is None else model
+    network = load_predictor(weights, model).requires_grad_(False)
+    if views < 0:
+        raise InputError(f"{output}: views: expected at least 1, got {views}")
+    if network.views and views not in (0, len(network.views)):
+        raise InputError(f"{weights}: views: this network takes its {len(network.views)} named views "
+                         f"({', '.join(v.name for v in network.views)}), got {views}; leave --views out")
+    views = views or len(network.views) or 3
+    card = _training_card(weights, about, model)
+    images, valid = _example(network, views, PEOPLE)
+    program = PaddedRegressor(network).eval()
+    with torch.no_grad():
+        names = tuple(_tables(network.predict_padded(images, valid)))
+        values = dict(zip(names, program(images, valid)))
+    try:
+        with written_whole(card_path) as card_part, written_whole(output) as part, torch.no_grad():
+            opset = _write(program, format, images, valid, names, part, output)
+            entry = {"format": format, "opset": opset, "checked": _check(program, format, part, network, views, names, output)}
+            entry |= _explained(weights, network, model, views, images, valid, values, card)
+            card_part.write_text(json.dumps(card | {"export": entry}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written ({error.strerror or error}); choose another place") from error
+    return output
+
+
+def _check_request(weights: Path, output: Path, card_path: Path, format: str, overwrite: bool) -> None:
     if format not in FORMATS:
         raise InputError(f"{output}: expected a name that ends in .pt (TorchScript) or .onnx, or --format torchscript|onnx"
                          + (f", got format '{format}'" if format else ""))
-    card_path = output.with_suffix(".json")
-    if card_path == output or card_path.resolve() == weights.with_suffix(".json").resolve():
+    if card_path == output or card_path.resolve() in [p.resolve() for p in _cards_of(weights)]:
         raise InputError(f"{output}: its card would be {card_path}, which is taken; choose another name")
     for path in (output, card_path):
+        if path.is_dir():
+            raise InputError(f"{path}: expected the name of a file, there is a folder of this name; choose another name")
         if path.exists() and not overwrite:
             raise InputError(f"{path}: already exists; use --overwrite to replace it, or choose another name")
     if not output.parent.is_dir():
         raise InputError(f"{output}: there is no folder {output.parent}; make it first")
-    if format == "onnx":
-        missing = [p for p in ("onnx", "onnxscript") if importlib.util.find_spec(p) is None]
-        if missing:
-            raise InputError(f"ONNX export needs the package {missing[0]}, which is not installed; pip install 'fitkit[export]', "
-                             "or export TorchScript")
-    about = read_about(weights)
-    model = load_model(about["model"]) if model is None else model
-    network = load_predictor(weights, model).requires_grad_(False)
-    if network.views and views not in (0, len(network.views)):
-        raise InputError(f"{weights}: views: this network takes its {len(network.views)} named views "
-                         f"({', '.join(v.name for v in network.views)}), got {views}")
-    if views < 0:
-        raise InputError(f"views: expected at least 1, got {views}")
-    views = views or len(network.views) or 3
-    images, valid = _example(network, views, PEOPLE[format])
-    names = _names(network, images, valid)
-    program = PaddedRegressor(network, names).eval()
-    part, card_part = output.with_name(output.name + ".part"), card_path.with_name(card_path.name + ".part")
-    try:
-        with torch.no_grad():
-            (_write_torchscript if format == "torchscript" else _write_onnx)(program, images, valid, names, part)
-            _check(program, format, part, network, views)
-        card_part.write_text(json.dumps(_card(weights, network, model, format, views, names, about), indent=1, ensure_ascii=False) + "\n",
-                             encoding="utf-8")
-        os.replace(part, output)
-        os.replace(card_part, card_path)
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
-        card_part.unlink(missing_ok=True)
-    return output
+    missing = [p for p in ("onnx", "onnxscript") if importlib.util.find_spec(p) is None] if format == "onnx" else []
+    if missing:
+        raise InputError(f"{output}: ONNX export needs the package {missing[0]}, which is not installed; pip install 'fitkit[export]', "
+                         "or export TorchScript")
 
 
 def _example(network: StatePredictor, views: int, people: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Pictures of noise, the last view of the last person missing where there are two or more."""
+    """Pictures of noise; of the last person all views but the first are missing."""
     images = torch.rand(people, views, 3, network.size, network.size, generator=torch.Generator().manual_seed(seed))
     valid = torch.ones(people, views, dtype=torch.bool)
     valid[-1, 1:] = False
     return images, valid
 
 
-@torch.no_grad()
-def _names(network: StatePredictor, images: Tensor, valid: Tensor) -> tuple[str, ...]:
-    found = network.predict_padded(images, valid)
-    lacking = {"identity_sigma"} if found.identity_sigma is None else set()
-    lacking |= {"landmarks", "landmark_sigma"} if found.landmarks is None else set()
-    return tuple(name for name in OUTPUTS if name not in lacking)
+def _write(program: PaddedRegressor, format: str, images: Tensor, valid: Tensor, names: tuple[str, ...], part: Path,
+           output: Path) -> int | None:
+    """Write the program to `part` -> opset of an ONNX file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer, about shapes that it keeps as they were traced
+            return (_write_torchscript if format == "torchscript" else _write_onnx)(program, images, valid, names, part)
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the exporters of torch raise many kinds
+        text = " ".join(str(error).split())[:200]
+        raise FitkitError(f"{output}: torch {torch.__version__} cannot write this network as {format} ({type(error).__name__}: {text}); "
+                          "nothing was written, try the other format or a newer torch") from error
 
 
 def _write_torchscript(program: PaddedRegressor, images: Tensor, valid: Tensor, names: tuple[str, ...], path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the tracer, about shapes that it keeps as they were traced
-        traced = torch.jit.trace(program, (images, valid), check_trace=False)
-    traced.save(os.fspath(path))
+    traced = torch.jit.trace(program, (images, valid), check_trace=False)
+    with open(path, "wb") as file:  # torch's own file writer turns errors of the disk into another kind
+        torch.jit.save(traced, file)
 
 
-def _write_onnx(program: PaddedRegressor, images: Tensor, valid: Tensor, names: tuple[str, ...], path: Path) -> None:
-    # torch's exporter keeps the number of people as it is traced, so an ONNX file takes one at a time.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(program, (images, valid), os.fspath(path), input_names=list(INPUTS), output_names=list(names), dynamo=True,
-                          external_data=False, verbose=False)
+def _write_onnx(program: PaddedRegressor, images: Tensor, valid: Tensor, names: tuple[str, ...], path: Path) -> int:
+    import onnx
+
+    # Given a module instead of its graph, torch.onnx.export tries again with a fixed number of people when a dynamic one fails.
+    people = torch.export.Dim("S")
+    graph = torch.export.export(program, (images, valid), dynamic_shapes={"images": {0: people}, "valid": {0: people}}, strict=False)
+    torch.onnx.export(graph, (), os.fspath(path), input_names=list(INPUTS), output_names=list(names), dynamo=True, external_data=False,
+                      verbose=False)
+    file = onnx.load(os.fspath(path))
+    for node in file.graph.node:
+        del node.metadata_props[:]  # torch writes the folders of this machine there
+    del file.graph.value_info[:]  # shapes in between, which name the people as torch does
+    for value in (*file.graph.input, *file.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "S"
+    onnx.save(file, os.fspath(path))
+    return next(s.version for s in file.opset_import if s.domain in ("", "ai.onnx"))
 
 
-def _check(program: PaddedRegressor, format: str, path: Path, network: StatePredictor, views: int) -> None:
-    """Compare the written program with the network itself, by the way that fitkit takes, on other pictures (and more people)."""
-    images, valid = _example(network, views, 3 if format == "torchscript" else 1, seed=1)
-    expected = [v.numpy() for v in program(images, valid)]
-    plain = network.predict(images, valid).state
-    own = {"identity": plain.identity, "expression": plain.expression, "rotation": plain.pose.rotation}
+def _check(program: PaddedRegressor, format: str, part: Path, network: StatePredictor, views: int, names: tuple[str, ...],
+           output: Path) -> bool:
+    """Compare the written program with the network, by the way that fitkit takes, on other pictures of more people -> False: there
+    is nothing here that runs it.
+
+    Raises:
+        FitkitError: they differ.
+    """
+    images, valid = _example(network, views, PEOPLE + 1, seed=1)
+    got = _run(format, part, images, valid)
+    if got is None:
+        log.warning("%s: was not compared with the network, which needs the package onnxruntime; pip install 'fitkit[export]'", output)
+        return False
+    expected = _tables(network.predict(images, valid))
+    for name, mine in zip(names, got, strict=True):
+        truth, there = expected[name].numpy(), valid.numpy()
+        own = mine if name in BY_PERSON else mine[there]
+        off = float(np.abs(own - truth).max()) / max(float(np.abs(truth).max()), 1e-6)
+        if not off < TOLERANCE:
+            raise FitkitError(f"{output}: the exported program differs from the network in '{name}' by {off:.2g} of its size (allowed "
+                              f"{TOLERANCE:g}); nothing was written, try the other format")
+        if name not in BY_PERSON and mine[~there].any():
+            raise FitkitError(f"{output}: the exported program has numbers in '{name}' where views are missing, expected 0; nothing was "
+                              "written, try the other format")
+    return True
+
+
+def _run(format: str, path: Path, images: Tensor, valid: Tensor) -> list[np.ndarray] | None:
+    """What the written program says; None: there is nothing here that runs it."""
     if format == "torchscript":
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            got = [v.numpy() for v in torch.jit.load(os.fspath(path))(images, valid)]
-    elif importlib.util.find_spec("onnxruntime") is None:
-        return
-    else:
-        import onnxruntime
+            warnings.simplefilter("ignore")
+            return [v.numpy() for v in torch.jit.load(os.fspath(path))(images, valid)]
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
 
-        session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-        got = session.run(None, {"images": images.numpy(), "valid": valid.numpy()})
-    for name, a, b in zip(program.names, expected, got):
-        if name in own:
-            a = np.concatenate([a.reshape(-1), own[name].numpy().reshape(-1)])
-            b = np.concatenate([b.reshape(-1), (b if name == "identity" else b[valid.numpy()]).reshape(-1)])
-        off = float(np.abs(a - b).max()) / max(float(np.abs(a).max()), 1e-6)
-        if not off < TOLERANCE:
-            raise FitkitError(f"{path}: the exported program differs from the network in '{name}' by {off:.2g} of its size (allowed "
-                              f"{TOLERANCE:g}); nothing was written, try the other format")
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"images": images.numpy(), "valid": valid.numpy()})
 
 
-def _card(weights: Path, network: StatePredictor, model: FaceModel, format: str, views: int, names: tuple[str, ...],
-          about: dict[str, Any]) -> dict[str, Any]:
-    card = {"net": about["net"], "views": about["views"], "model": {"name": model.name, "licence": model.license, "source": model.source}}
-    for beside in (weights.with_name("card.json"), weights.with_suffix(".json")):
-        if beside.is_file():
+# ---- the card ----
+
+
+def _cards_of(weights: Path) -> tuple[Path, Path]:
+    """Where the card of a training may lie: as the training names it, or named after the weights."""
+    return weights.with_name("card.json"), weights.with_suffix(".json")
+
+
+def _training_card(weights: Path, about: dict[str, Any], model: FaceModel) -> dict[str, Any]:
+    for path in _cards_of(weights):
+        if path.is_file():
             try:
-                card = json.loads(beside.read_text(encoding="utf-8"))
+                card = json.loads(path.read_text(encoding="utf-8"))
+                if not isinstance(card, dict):
+                    raise ValueError("expected a JSON object")
             except ValueError as error:
-                raise InputError(f"{beside}: not readable as the card of the weights: {error}") from error
-            break
-    export = {"format": format, "fitkit": __version__, "torch": torch.__version__,
-              "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-              "people": "any number (S)" if format == "torchscript" else "one at a time (S = 1)", "views": views, "inputs": INPUTS,
-              "outputs": {n: OUTPUTS[n] for n in names},
-              "camera_kind": network.camera_kind, "missing_views": "their rows are 0",
-              "crop": to_plain(network.crop) | {"size": network.size, "rule": (
-                  "square around the box of the 68 landmarks: side = margin * its larger side, centre moved up by up * its height, grey "
-                  "outside of the photo, resized to size x size px")},
-              "expression_names": list(model.expression_names), "licence": card.get("licence", "see 'model'")}
-    return card | {"export": export}
+                raise InputError(f"{path}: not readable as the card of the weights ({error}); mend or remove it") from error
+            return card
+    return {"net": about["net"], "views": about["views"], "model": {"name": model.name, "licence": model.license, "source": model.source}}
+
+
+def _explained(weights: Path, network: StatePredictor, model: FaceModel, views: int, images: Tensor, valid: Tensor,
+               values: dict[str, Tensor], card: dict[str, Any]) -> dict[str, Any]:
+    """What a user of the program needs to know. values: what it says of the example, by name."""
+    def table(about, tensors):
+        return {name: {"axes": about[name][0], "shape": ["S", *tensor.shape[1:]], "type": str(tensor.dtype).removeprefix("torch."),
+                       "unit": about[name][1], "meaning": about[name][2]} for name, tensor in tensors.items()}
+
+    return {
+        "fitkit": __version__, "torch": torch.__version__, "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "people": "any number (S)", "views": views, "view_names": [v.name for v in network.views],
+        "inputs": table(INPUTS, {"images": images, "valid": valid}), "outputs": table(OUTPUTS, values),
+        "camera_kind": network.camera_kind, "missing_views": "their rows are 0", "device": "cpu",
+        "crop": to_plain(network.crop) | {"size": network.size, "rule": CROP_RULE},
+        "expression_names": list(model.expression_names),
+        "model": {"name": model.name, "licence": model.license, "source": model.source},
+        "licence": card.get("licence", "see 'model'"),
+    }

@@ -1,7 +1,10 @@
 """Networks as programs that run without fitkit."""
+import hashlib
 import json
+import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +12,11 @@ import torch
 from click.testing import CliRunner
 from helpers import tiny_model
 
+import fitkit
 from fitkit.cli.main import main
 from fitkit.errors import FitkitError, InputError
 from fitkit.export import regressor
-from fitkit.export.regressor import OUTPUTS, export_regressor
+from fitkit.export.regressor import BY_PERSON, OUTPUTS, export_regressor
 from fitkit.models.registry import load_model
 from fitkit.nets import save_predictor
 from fitkit.nets.fitkit_init.network import FitkitInit, FitkitInitOptions
@@ -24,14 +28,17 @@ SLOTS = (ViewSlot("front"), ViewSlot("left", (-70.0, -20.0)), ViewSlot("right", 
 RUN = """
 import sys, numpy as np
 sys.modules["fitkit"] = None  # an import of it fails
-data = np.load(sys.argv[2])
 if sys.argv[1].endswith(".pt"):
     import torch
-    out = [v.numpy() for v in torch.jit.load(sys.argv[1])(*(torch.from_numpy(data[k]) for k in ("images", "valid")))]
+    program = torch.jit.load(sys.argv[1])
+    run = lambda images, valid: [v.numpy() for v in program(torch.from_numpy(images), torch.from_numpy(valid))]
 else:
     import onnxruntime
-    out = onnxruntime.InferenceSession(sys.argv[1]).run(None, dict(data))
-np.savez(sys.argv[3], *out)
+    session = onnxruntime.InferenceSession(sys.argv[1])
+    run = lambda images, valid: session.run(None, {"images": images, "valid": valid})
+data = np.load(sys.argv[2])
+for people in (3, 1):
+    np.savez(f"{sys.argv[3]}{people}.npz", *run(data["images"][:people], data["valid"][:people]))
 """
 
 
@@ -56,35 +63,55 @@ def trained(request, tmp_path):
     return network, tmp_path / "regressor.safetensors"
 
 
-@pytest.mark.parametrize("suffix, people", [(".pt", 3), (".onnx", 1)])
-def test_the_program_gives_what_the_network_gives_without_fitkit(trained, tmp_path, suffix, people):
+def files(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def quick(program, images, valid, names, path):
+    """Stands for an exporter where the test is about something else."""
+    path.write_bytes(b"program")
+    return 20
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".onnx"])
+def test_the_program_gives_what_the_network_gives_without_fitkit(trained, tmp_path, suffix):
     if suffix == ".onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             pytest.importorskip(package)
     network, weights = trained
     program = export_regressor(weights, tmp_path / f"face{suffix}", model=MODEL)
-    images, valid = torch.rand(people, 3, 3, 32, 32), torch.ones(people, 3, dtype=torch.bool)
-    valid[0, 1] = False
+    images, valid = torch.rand(3, 3, 3, 32, 32), torch.tensor([[True, False, True], [True, True, True], [False, False, True]])
     np.savez(tmp_path / "in.npz", images=images.numpy(), valid=valid.numpy())
-    subprocess.run([sys.executable, "-c", RUN, str(program), str(tmp_path / "in.npz"), str(tmp_path / "out.npz")], check=True,
+    subprocess.run([sys.executable, "-c", RUN, str(program), str(tmp_path / "in.npz"), str(tmp_path / "out")], check=True,
                    capture_output=True)
-    card = json.loads((tmp_path / "face.json").read_text())
-    with np.load(tmp_path / "out.npz") as stored:
-        got = {n: torch.from_numpy(stored[f"arr_{i}"]) for i, n in enumerate(card["export"]["outputs"])}
-    with torch.no_grad():
-        found = network.predict(images, valid)
-    state = found.state
-    expected = {"identity": state.identity, "expression": state.expression, "rotation": state.pose.rotation,
-                "translation": state.pose.translation, "focal": state.camera.focal, "principal": state.camera.principal}
-    if found.landmarks is not None:
-        expected |= {"identity_sigma": found.identity_sigma, "landmarks": found.landmarks.points, "landmark_sigma": found.landmarks.sigma}
-    assert set(got) == set(expected)
-    for name, value in expected.items():
-        mine = got[name] if name.startswith("identity") else got[name][valid]
-        assert mine.shape == value.shape
-        assert torch.allclose(mine, value, rtol=1e-3, atol=1e-3 * float(value.abs().max())), name
-        if not name.startswith("identity"):
-            assert float(got[name][~valid].abs().max()) == 0
+    export = json.loads((tmp_path / "face.json").read_text())["export"]
+    assert export["checked"] is True and (export["opset"] is None) == (suffix == ".pt")
+    if suffix == ".onnx":
+        import onnx
+
+        file = onnx.load(str(program))
+        assert {v.type.tensor_type.shape.dim[0].dim_param for v in (*file.graph.input, *file.graph.output)} == {"S"}
+        assert str(Path(regressor.__file__).parent).encode() not in program.read_bytes()
+    for people in (3, 1):
+        with np.load(tmp_path / f"out{people}.npz") as stored:
+            got = {n: torch.from_numpy(stored[f"arr_{i}"]) for i, n in enumerate(export["outputs"])}
+        with torch.no_grad():
+            found = network.predict(images[:people], valid[:people])
+        state = found.state
+        expected = {"identity": state.identity, "expression": state.expression, "rotation": state.pose.rotation,
+                    "translation": state.pose.translation, "focal": state.camera.focal, "principal": state.camera.principal}
+        if found.landmarks is not None:
+            expected |= {"identity_sigma": found.identity_sigma, "landmarks": found.landmarks.points,
+                         "landmark_sigma": found.landmarks.sigma}
+        assert set(got) == set(expected)
+        for name, value in expected.items():
+            assert list(got[name].shape) == [people, *export["outputs"][name]["shape"][1:]]
+            mine = got[name] if name in BY_PERSON else got[name][valid[:people]]
+            assert mine.shape == value.shape
+            # Sums are taken in another order; the encoder's landmarks are the most sensitive to it.
+            assert torch.allclose(mine, value, rtol=1e-3, atol=1e-3 * float(value.abs().max())), name
+            if name not in BY_PERSON:
+                assert not got[name][~valid[:people]].any()
 
 
 def test_the_card_tells_what_goes_in_and_out(trained, tmp_path):
@@ -94,39 +121,96 @@ def test_the_card_tells_what_goes_in_and_out(trained, tmp_path):
     card = json.loads((tmp_path / "face.json").read_text())
     assert card["recipe"] == "tiny" and card["metrics"]["vertex_mm"] == 1.0
     export = card["export"]
-    assert export["format"] == "torchscript" and export["views"] == 3 and export["licence"] == "own"
-    assert export["crop"]["margin"] == network.crop.margin and export["crop"]["size"] == 32 and len(export["weights_sha256"]) == 64
+    assert export["format"] == "torchscript" and export["opset"] is None and export["fitkit"] == fitkit.__version__
+    assert export["views"] == 3 and export["view_names"] == [v.name for v in network.views] and export["checked"] is True
+    crop = export["crop"]
+    assert (crop["margin"], crop["up"], crop["size"]) == (network.crop.margin, network.crop.up, 32) and "68 landmarks" in crop["rule"]
+    assert export["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert export["expression_names"] == list(MODEL.expression_names) and export["camera_kind"] == "orthographic"
-    assert set(export["outputs"]) <= set(OUTPUTS) and ("landmarks" in export["outputs"]) == isinstance(network, FitkitInit)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["card.json", "face.json", "face.pt", "regressor.safetensors"]
+    assert export["licence"] == "own" and export["model"] == {"name": "tiny", "licence": MODEL.license, "source": MODEL.source}
+    assert list(export["inputs"]) == ["images", "valid"]
+    assert export["inputs"]["images"]["shape"] == ["S", 3, 3, 32, 32] and export["inputs"]["valid"]["type"] == "bool"
+    own = {"identity_sigma", "landmarks", "landmark_sigma"} if isinstance(network, FitkitInit) else set()
+    assert list(export["outputs"]) == [n for n in OUTPUTS if n in own or n not in ("identity_sigma", "landmarks", "landmark_sigma")]
+    translation = export["outputs"]["translation"]
+    assert (translation["axes"], translation["shape"], translation["unit"]) == ("[S, V, 3]", ["S", 3, 3], "mm")
+    assert export["outputs"]["identity"]["shape"] == ["S", MODEL.num_identity]
+    assert files(tmp_path) == ["card.json", "face.json", "face.pt", "regressor.safetensors"]
+
+
+def test_weights_without_a_card_of_their_training(trained, tmp_path):
+    _, weights = trained
+    export_regressor(weights, tmp_path / "face.pt", model=MODEL)
+    card = json.loads((tmp_path / "face.json").read_text())
+    assert card["net"] in ("mvfnet", "fitkit_init") and card["model"]["name"] == "tiny" and card["export"]["licence"] == "see 'model'"
 
 
 def test_refusals(trained, tmp_path, monkeypatch):
     network, weights = trained
 
     def refuse(message, output="face.pt", kind=InputError, **options):
+        before = files(tmp_path)
         with pytest.raises(kind, match=message):
             export_regressor(weights, tmp_path / output, model=MODEL, **options)
-        assert not list(tmp_path.glob("*.part"))
+        assert files(tmp_path) == before
 
     refuse("face.bin: expected a name that ends in .pt .* or .onnx", "face.bin")
     refuse("got format 'tflite'", format="tflite")
     refuse("its card would be .*regressor.json, which is taken", "regressor.pt")
+    refuse("its card would be .*card.json, which is taken; choose another name", "card.pt", overwrite=True)  # that of the training
+    refuse("its card would be .*face.json, which is taken", "face.json", format="torchscript")
     refuse("there is no folder .*nowhere; make it first", "nowhere/face.pt")
+    refuse("face.pt: views: expected at least 1, got -1", views=-1)
     if network.views:
-        refuse(r"takes its 3 named views \(front, left, right\), got 2", views=2)
-    else:
-        refuse("views: expected at least 1, got -1", views=-1)
-    (tmp_path / "face.json").write_text("{}")
-    refuse("face.json: already exists; use --overwrite")
-    (tmp_path / "face.json").unlink()
-    (tmp_path / "card.json").write_text("{")
-    refuse("card.json: not readable as the card of the weights")
+        refuse(r"takes its 3 named views \(front, left, right\), got 2; leave --views out", views=2)
+    for name in ("face.pt", "face.json"):
+        (tmp_path / name).write_text("{}")
+        refuse(f"{name}: already exists; use --overwrite to replace it")
+        (tmp_path / name).unlink()
+        (tmp_path / name).mkdir()
+        refuse(f"{name}: expected the name of a file, there is a folder of this name", overwrite=True)
+        (tmp_path / name).rmdir()
+    for text in ("{", "[1]"):
+        (tmp_path / "card.json").write_text(text)
+        refuse(r"card.json: not readable as the card of the weights \(.*\); mend or remove it")
     (tmp_path / "card.json").unlink()
     with pytest.raises(InputError, match="none.safetensors: not readable as the weights of a regressor"):
         export_regressor(tmp_path / "none.safetensors", tmp_path / "face.pt", model=MODEL)
-    monkeypatch.setattr(regressor.importlib.util, "find_spec", lambda name: None)
-    refuse(r"needs the package onnx, which is not installed; pip install 'fitkit\[export\]'", "face.onnx")
+    with pytest.raises(InputError, match="expected face model 'tiny' with 8 identity"):
+        export_regressor(weights, tmp_path / "face.pt", model=tiny_model(num_identity=5))
+    for lacking in ("onnx", "onnxscript"):
+        monkeypatch.setattr(regressor.importlib.util, "find_spec", lambda name, lacking=lacking: None if name == lacking else object())
+        refuse(rf"face.onnx: ONNX export needs the package {lacking}, which is not installed; pip install 'fitkit\[export\]'", "face.onnx")
+
+
+def test_failures_of_the_disk_and_of_torch(trained, tmp_path, monkeypatch):
+    _, weights = trained
+
+    def fail(error):
+        def write(program, images, valid, names, path):
+            path.write_bytes(b"half")
+            raise error
+
+        monkeypatch.setattr(regressor, "_write_torchscript", write)
+
+    fail(OSError(28, "No space left on device"))
+    with pytest.raises(InputError, match=r"face.pt: cannot be written \(No space left on device\); choose another place"):
+        export_regressor(weights, tmp_path / "face.pt", model=MODEL)
+    fail(RuntimeError("no such\noperator"))
+    with pytest.raises(FitkitError, match=r"face.pt: torch .* cannot write this network as torchscript \(RuntimeError: no such operator\)"):
+        export_regressor(weights, tmp_path / "face.pt", model=MODEL)
+    assert files(tmp_path) == ["regressor.safetensors"]
+
+
+def test_an_onnx_file_that_nothing_here_runs_is_kept_and_says_so(trained, tmp_path, monkeypatch, caplog):
+    _, weights = trained
+    monkeypatch.setattr(regressor.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else object())
+    monkeypatch.setattr(regressor, "_write_onnx", quick)
+    with caplog.at_level(logging.WARNING, "fitkit"):
+        export_regressor(weights, tmp_path / "face.onnx", model=MODEL)
+    export = json.loads((tmp_path / "face.json").read_text())["export"]
+    assert export["checked"] is False and export["opset"] == 20
+    assert "face.onnx: was not compared with the network, which needs the package onnxruntime" in caplog.text
 
 
 def test_a_program_that_differs_is_not_kept(trained, tmp_path, monkeypatch):
@@ -144,14 +228,59 @@ def test_a_program_that_differs_is_not_kept(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(regressor, "_write_torchscript", wrong)
     with pytest.raises(FitkitError, match="differs from the network in 'identity' by .*nothing was written"):
         export_regressor(weights, tmp_path / "face.pt", model=MODEL)
-    assert [p.name for p in tmp_path.iterdir()] == ["regressor.safetensors"]
+    assert files(tmp_path) == ["regressor.safetensors"]
+
+
+@pytest.mark.parametrize("output, change, message", [
+    ("focal", lambda v: v * 1.01, "differs from the network in 'focal' by 0.01"),
+    ("translation", lambda v: v * np.nan, "differs from the network in 'translation' by nan"),
+])
+def test_every_output_is_compared(trained, tmp_path, monkeypatch, output, change, message):
+    network, weights = trained
+
+    def changed(format, path, images, valid):
+        place = list(regressor._tables(network.predict_padded(images, valid))).index(output)
+        with torch.no_grad():
+            out = [v.numpy() for v in regressor.PaddedRegressor(network)(images, valid)]
+        out[place] = change(out[place])
+        return out
+
+    monkeypatch.setattr(regressor, "_write_torchscript", quick)
+    monkeypatch.setattr(regressor, "_run", changed)
+    with pytest.raises(FitkitError, match=message):
+        export_regressor(weights, tmp_path / "face.pt", model=MODEL)
+    assert files(tmp_path) == ["regressor.safetensors"]
+
+
+def test_rows_of_missing_views_are_compared(trained, tmp_path, monkeypatch):
+    network, weights = trained
+
+    def changed(format, path, images, valid):
+        with torch.no_grad():
+            out = [v.numpy() for v in regressor.PaddedRegressor(network)(images, valid)]
+        out[-1][~valid.numpy()] = 1.0
+        return out
+
+    monkeypatch.setattr(regressor, "_write_torchscript", quick)
+    monkeypatch.setattr(regressor, "_run", changed)
+    with pytest.raises(FitkitError, match="has numbers in '.*' where views are missing, expected 0; nothing was written"):
+        export_regressor(weights, tmp_path / "face.pt", model=MODEL)
+    assert files(tmp_path) == ["regressor.safetensors"]
 
 
 def test_the_command(tmp_path):
     torch.manual_seed(0)
-    weights = tmp_path / "regressor.safetensors"
+    weights, program = tmp_path / "regressor.safetensors", tmp_path / "face.pt"
     save_predictor(FitkitInit(load_model("generic"), (), FitkitInitOptions(size=32)), "fitkit_init", weights)
-    run = CliRunner().invoke(main, ["export-regressor", str(weights), "-o", str(tmp_path / "face.pt"), "--views", "2"])
-    assert run.exit_code == 0 and f"written: {tmp_path / 'face.pt'} and {tmp_path / 'face.json'}" in run.output, run.output
-    out = torch.jit.load(str(tmp_path / "face.pt"))(torch.rand(1, 2, 3, 32, 32), torch.tensor([[True, False]]))
+    words = ["export-regressor", str(weights), "-o", str(program), "--views", "2"]
+    run = CliRunner().invoke(main, words)
+    assert run.exit_code == 0 and f"written: {program} and {tmp_path / 'face.json'}" in run.output, run.output
+    out = torch.jit.load(str(program))(torch.rand(1, 2, 3, 32, 32), torch.tensor([[True, False]]))
     assert out[0].shape == (1, 120) and out[2].shape == (1, 2, 53)
+    again = CliRunner().invoke(main, words)
+    assert again.exit_code == 1 and "face.pt: already exists; use --overwrite" in again.output and "Traceback" not in again.output
+    replaced = CliRunner().invoke(main, [*words[:-1], "1", "--overwrite", "--format", "torchscript"])
+    assert replaced.exit_code == 0 and json.loads((tmp_path / "face.json").read_text())["export"]["views"] == 1
+    assert files(tmp_path) == ["face.json", "face.pt", "regressor.safetensors"]
+    unknown = CliRunner().invoke(main, ["export-regressor", str(weights), "-o", str(tmp_path / "face.tflite")])
+    assert unknown.exit_code == 1 and "expected a name that ends in .pt" in unknown.output

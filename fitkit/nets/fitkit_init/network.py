@@ -162,7 +162,7 @@ class FitkitInit(StatePredictor):
         middle = torch.full_like(shift, (self.size - 1) / 2)
         translation = torch.cat([(shift - middle) / scale[:, None], torch.full_like(shift[:, :1], Camera.REFERENCE_DEPTH)], 1)
         camera = Camera(scale * Camera.REFERENCE_DEPTH, middle, torch.ones_like(scale), self.camera_kind)
-        light = angles.new_zeros(len(angles), 9, 1)
+        light = angles.new_zeros(angles.shape[0], 9, 1)
         light[:, 0] = 1 / Y0  # white from everywhere: nothing is predicted about it
         state = SceneState(identity, subject, expression, Pose(rotation, translation), camera, light)
         seen = torch.cat([found.visibility[:, NUM_POINTS:], found.visibility[:, 17:NUM_POINTS]], 1).float().sigmoid()

@@ -112,7 +112,7 @@ class MvfNet(StatePredictor):
         translation = torch.cat([shift, torch.full_like(shift[:, :1], Camera.REFERENCE_DEPTH)], 1)
         middle = torch.full_like(shift, (self.size - 1) / 2)
         camera = Camera(scale * Camera.REFERENCE_DEPTH, middle, torch.ones_like(scale), self.camera_kind)
-        light = poses.new_zeros(len(poses), 9, 1)
+        light = poses.new_zeros(poses.shape[0], 9, 1)
         light[:, 0] = 1 / Y0  # white from everywhere: nothing is predicted about it
         identity, expression = codes.split([self.num_identity, self.num_expression], 1)
         return SceneState(identity, subject, self.options.expression * expression[subject], Pose(rotation, translation), camera, light)
