@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", required=True)
     arguments = parser.parse_args()
     rows = read(arguments.logs)
-    energies = [n.removesuffix("_rms") for n in rows[-1] if n.endswith("_rms")]
+    energies = list(dict.fromkeys(n.removesuffix("_rms") for row in rows for n in row if n.endswith("_rms")))
     energies = [n for n in energies if len(column(rows, n)[0]) > 1]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), dpi=90)
     for name in energies:
