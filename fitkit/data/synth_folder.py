@@ -9,11 +9,7 @@ import json
 import logging
 import os
 import shutil
-import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +31,11 @@ from fitkit.data.synth_subject import (
 )
 from fitkit.data.synthetic import PAINTED
 from fitkit.energies.masks import PARSE
-from fitkit.errors import FitkitError, InputError
+from fitkit.errors import InputError
 from fitkit.export.meshes import write_ply
 from fitkit.io.landmark_files import write_pts
 from fitkit.io.options import read_yaml, to_plain
+from fitkit.io.workers import run_jobs
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model, model_path
 from fitkit.scene.pose import yaw_pitch_roll
@@ -81,7 +78,7 @@ def write_subjects(recipe: SynthRecipe, count: int, folder: str | os.PathLike, w
         done = count - len(left)
         if progress is not None:
             progress(done, count)
-        for _ in _run([(str(folder), recipe, i) for i in left], workers):
+        for _ in run_jobs(_make, [(str(folder), recipe, i) for i in left], workers):
             done += 1
             if progress is not None:
                 progress(done, count)
@@ -136,27 +133,6 @@ def _write_whole(path: Path, text: str) -> None:
 def _finished(folder: Path, index: int) -> bool:
     # The truth is moved first, the subject's folder last.
     return (folder / subject_name(index)).is_dir()
-
-
-def _run(jobs: list, workers: int) -> Iterator[int]:
-    if workers == 1 or len(jobs) < 2:
-        for job in jobs:
-            yield _make(job)
-        return
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=_settle_worker)
-    try:
-        for future in as_completed([pool.submit(_make, job) for job in jobs]):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise FitkitError("a worker process ended by force (out of memory?); use fewer --workers and go on with --resume") from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _settle_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
 
 
 def _make(job: tuple[str, SynthRecipe, int]) -> int:

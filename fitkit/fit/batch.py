@@ -3,23 +3,18 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
-import cv2
 import numpy as np
-import torch
 
 from fitkit.errors import FitkitError, InputError
 from fitkit.fit.recipe import FitRecipe
 from fitkit.fit.run import check_device, fit
 from fitkit.io.subject import load_subject, subject_folders
+from fitkit.io.workers import run_jobs
 from fitkit.models.registry import load_model
 
 REPORT = "batch.json"
@@ -74,7 +69,7 @@ def fit_folder(folder: str | os.PathLike, output: str | os.PathLike, recipe: Fit
     jobs = [(str(p), str(output / n), n, recipe, light, device) for p, n in zip(found, names) if n not in rows]
     output.mkdir(parents=True, exist_ok=True)
     progress(len(names) - len(jobs), len(names), None)
-    for done, row in enumerate(_run(jobs, workers), len(names) - len(jobs) + 1):
+    for done, row in enumerate(run_jobs(_fit, jobs, workers), len(names) - len(jobs) + 1):
         rows[row.subject] = row
         _write(output, [rows[n] for n in names if n in rows])
         progress(done, len(names), row)
@@ -110,27 +105,6 @@ def _write(output: Path, rows: Sequence[BatchRow]) -> None:
     part = output / f".{REPORT}.part"
     part.write_text(json.dumps({"subjects": [asdict(r) for r in rows]}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(part, output / REPORT)
-
-
-def _run(jobs: list, workers: int) -> Iterator[BatchRow]:
-    if workers == 1 or len(jobs) < 2:
-        yield from map(_fit, jobs)
-        return
-    # Workers start anew: with the fork of a process whose libraries run threads they could hang.
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=_settle_worker)
-    try:
-        for future in as_completed([pool.submit(_fit, job) for job in jobs]):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise FitkitError("a worker process ended by force (out of memory?); use fewer --workers and go on with --resume") from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _settle_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
 
 
 def _fit(job: tuple[str, str, str, FitRecipe, bool, str]) -> BatchRow:
