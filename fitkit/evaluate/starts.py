@@ -151,7 +151,7 @@ def _trials(loaded: dict[str, tuple[Subject, Landmarks]], model: FaceModel, weig
         goal = goals[name, views]
         bad, turn = spoil(marks, kind, rng)
         mine = {start: _attempt(part, marks, bad, model, plans[start], turn, goal) for start in STARTS[:2]}
-        mine["auto"] = _of_the_better(part, bad, model, plans["auto"], mine)
+        mine["auto"] = _of_the_better(part, marks, bad, model, plans["auto"], turn, goal, mine)
         rows += [{"trial": trial, "kind": kind, "subject": name, "views": list(views), "start": start} | mine[start] for start in STARTS]
         tell(f"trial {trial + 1} of {count}, {kind}, {name}: " + ", ".join(
             f"{r['start']} {'arrived' if r['arrived'] else 'lost'}" for r in rows[-len(STARTS):]))
@@ -163,20 +163,28 @@ def _attempt(part: Subject, marks: Landmarks, bad: Landmarks, model: FaceModel, 
     try:
         state, chosen, iterations = _solve(part, bad, model, plan, turn)
     except FitkitError as error:
-        return {"taken": None, "iterations": None, "away_deg": None, "share": None, "arrived": False, "error": str(error)}
+        return _lost(error)
     away = float(torch.rad2deg(so3_log(goal.state.pose.rotation.transpose(1, 2) @ state.pose.rotation).norm(dim=-1)).max())
     share = float(view_errors(model, state, marks)[1].max())
     return {"taken": chosen["source"], "iterations": iterations, "away_deg": away, "share": share,
             "arrived": away < ARRIVED_DEG and share < ARRIVED_SHARE}
 
 
-def _of_the_better(part: Subject, bad: Landmarks, model: FaceModel, plan: FitRecipe, solved: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What 'auto' comes to: it takes one of the two starts and goes on as from that one."""
+def _of_the_better(part: Subject, marks: Landmarks, bad: Landmarks, model: FaceModel, plan: FitRecipe, turn: Tensor | None,
+                   goal: FitResult, solved: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What 'auto' comes to: it takes one of the two starts and goes on as from that one, unless the network took landmarks away."""
     try:
         observations = crop_views((v.image for v in part.views), (v.mask for v in part.views), bad, plan.crop)
-        return solved[begin_fit(part, bad, model, plan, observations, "cpu")[2]["source"]]
+        chosen = begin_fit(part, bad, model, plan, observations, "cpu")[2]
     except FitkitError as error:
-        return {"taken": None, "iterations": None, "away_deg": None, "share": None, "arrived": False, "error": str(error)}
+        return _lost(error)
+    if chosen["source"] == "landmarks" and any(chosen["stray"]):
+        return _attempt(part, marks, bad, model, plan, turn, goal)
+    return solved[chosen["source"]]
+
+
+def _lost(error: FitkitError) -> dict[str, Any]:
+    return {"taken": None, "iterations": None, "away_deg": None, "share": None, "arrived": False, "error": str(error)}
 
 
 def _choose(loaded, names: Sequence[str], kind: str, rng: np.random.Generator) -> tuple[str, tuple[int, ...]]:

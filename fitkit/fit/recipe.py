@@ -65,7 +65,7 @@ class InitOptions:
     predicts from the photos; 'auto', the better of the two for the landmarks and the priors. weights: of the network,
     regressor.safetensors of fitkit train-regressor; empty = the one that comes with fitkit."""
 
-    source: Literal["auto", "landmarks", "regressor"] = "landmarks"
+    source: Literal["auto", "landmarks", "regressor"] = "auto"
     weights: str = ""
 
 
@@ -183,7 +183,8 @@ ENERGIES: dict[str, type[EnergyOptions]] = {
 @dataclass(frozen=True)
 class Stage:
     """free: names of what is solved for; energies: name -> options; min_views: the stage is left out with fewer;
-    measure_noise: estimate the landmark noise from the residuals before the stage."""
+    measure_noise: estimate the landmark noise from the residuals before the stage; start: the stage is for fits that start from
+    'landmarks' (or from what a 'regressor' predicts) and is left out in others."""
 
     name: str
     free: tuple[str, ...]
@@ -191,6 +192,7 @@ class Stage:
     solver: SolverOptions = SolverOptions()
     min_views: int = 1
     measure_noise: bool = False
+    start: Literal["any", "landmarks", "regressor"] = "any"
 
 
 @dataclass(frozen=True)

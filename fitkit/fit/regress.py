@@ -11,12 +11,11 @@ from torch import Tensor
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.landmarks import LandmarkReprojection
 from fitkit.energies.objective import Objective, Term
-from fitkit.energies.priors import ExpressionPrior, IdentityPrior
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.fit.initialize import Start, to_photos
-from fitkit.fit.recipe import FitRecipe, InitOptions
+from fitkit.fit.recipe import InitOptions
 from fitkit.geometry.alignment import similarity_align
-from fitkit.geometry.weak_perspective import weak_perspective_pose
+from fitkit.geometry.weak_perspective import lay_onto, weak_perspective_pose
 from fitkit.io.resources import asset_path
 from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
@@ -28,9 +27,12 @@ from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import yaw_pitch_roll
+from fitkit.scene.projection import project_points
 from fitkit.scene.state import SceneState
 
 WEIGHTS = "fitkit-init.safetensors"
+STRAY = 0.15  # of the face size: good landmarks lie within a third of it
+ENOUGH = 8  # landmarks of a view to place a predicted face by
 POINT_MM = 1.5  # how far off a network's landmarks are, where the shape of one face model is carried over to another
 
 
@@ -164,13 +166,45 @@ def carry_expression(expression: Tensor, source: FaceModel, target: FaceModel) -
 
 
 @torch.no_grad()
-def start_cost(state: SceneState, observations: Observations, model: FaceModel, sigma: Tensor, recipe: FitRecipe) -> float:
-    """How badly a start fits: inner landmarks with a kernel that forgives single wrong points, and the priors of the recipe."""
+def stray_points(state: SceneState, observations: Observations, model: FaceModel) -> Tensor:
+    """Landmarks [B, 68] bool that lie farther than STRAY face sizes from where `state` has them, jaw points under either rule.
+
+    Where this is more than half of a view's points, the state is more likely wrong than the points, and none of them is named.
+    """
+    unit = torch.ones_like(observations.landmarks.points[..., 0])
+    energies = (LandmarkReprojection(model, unit, rule).freeze(state, observations) for rule in ("surface", "outline"))
+    found = [energy.residuals(state, observations) for energy in energies]
+    away = torch.minimum(*(r.value.norm(dim=-1) for r in found))
+    points = project_points(model.landmark_basis, state).pixels
+    size = (points.amax(1) - points.amin(1)).prod(-1).sqrt()
+    valid = observations.landmarks.valid
+    stray = valid & (away > STRAY * size[:, None])
+    return stray & (2 * stray.sum(1) <= valid.sum(1))[:, None]
+
+
+@torch.no_grad()
+def settled(start: Start, observations: Observations, model: FaceModel) -> Start:
+    """The start with each face laid onto its inner landmarks: what they say about scale and place is better than a prediction.
+
+    A view with fewer than ENOUGH of them stays as it is.
+    """
+    marks = observations.landmarks
+    weight = marks.valid.float() * marks.confidence.clamp_min(1e-3)
+    weight[:, :17] = 0
+    head = model.landmark_basis.points(start.identity.expand(len(weight), -1), start.expression)
+    photo = torch.nan_to_num(marks.points) / observations.scale[:, None, None] + observations.offset[:, None]
+    scale, origin = lay_onto((head @ start.rotation.transpose(1, 2))[..., :2], photo, weight.clamp_min(1e-12))
+    enough = start.known & ((weight > 0).sum(1) >= ENOUGH)
+    return replace(start, scale=torch.where(enough, scale, start.scale), origin=torch.where(enough[:, None], origin, start.origin))
+
+
+@torch.no_grad()
+def start_cost(state: SceneState, observations: Observations, model: FaceModel, sigma: Tensor) -> float:
+    """How badly a start fits the inner landmarks, with a kernel that forgives single wrong points. Priors would speak for the mean
+    face, although the fit will leave it."""
     marks = observations.landmarks
     inner = marks.valid.clone()
     inner[:, :17] = False  # what they are is not known yet
     seen = replace(observations, landmarks=replace(marks, valid=inner))
-    e = recipe.expression
-    terms = [Term(LandmarkReprojection(model, sigma, "surface"), 1.0, Kernel("gm", 6.0)), Term(IdentityPrior()),
-             Term(ExpressionPrior(e.sigma, e.sigma_negative), 1.0, Kernel("huber", 1.0))]
-    return float(Objective(terms).freeze(state, seen).cost(state, seen)[0])
+    term = Term(LandmarkReprojection(model, sigma, "surface"), 1.0, Kernel("gm", 6.0))
+    return float(Objective([term]).freeze(state, seen).cost(state, seen)[0])

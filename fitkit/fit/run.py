@@ -25,7 +25,7 @@ from fitkit.errors import FitError, InputError
 from fitkit.fit.detail import Detail, personal_model, solve_detail
 from fitkit.fit.initialize import CameraKnowledge, initial_state, to_photos
 from fitkit.fit.recipe import FitRecipe, FlowSource, FlowTerm, Stage, load_recipe
-from fitkit.fit.regress import regressor_start, start_cost
+from fitkit.fit.regress import regressor_start, settled, start_cost, stray_points
 from fitkit.fit.report import build_metrics, judge, verdict
 from fitkit.fit.result import FitResult
 from fitkit.fit.uncertainty import error_bars, summary
@@ -106,6 +106,9 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
     local = model.to(device) if str(model.device) != device else model
     began = time.perf_counter()
     run, state, chosen = begin_fit(subject, found, local, recipe, observations, device)
+    found = replace(found, valid=run.observations.landmarks.valid.to(found.valid))
+    stray = [f"view {v.name}: {n} of its landmarks lie far from where the network sees them and were left out"
+             for v, n in zip(subject.views, chosen.get("stray", ())) if n]
     state = run.solve(state, tell)
     detail = None
     if recipe.detail.enabled:
@@ -121,7 +124,7 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
                          "cpu": round(time.process_time() - cpu, 3)}
     status, warnings = judge(metrics)
     metrics["verdict"] = verdict(metrics)
-    warnings = tuple(notes) + warnings
+    warnings = (*notes, *stray, *warnings)
     if detail is not None:
         metrics["detail"] = detail.metrics
         warnings += (detail.warning,) if detail.warning else ()
@@ -136,20 +139,28 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
 
 def begin_fit(subject: Subject, found: Landmarks, model: FaceModel, recipe: FitRecipe, observations: Observations,
            device: str) -> tuple[FitRun, SceneState, dict[str, Any]]:
-    """The fit at its start, and which start that is: 'source', and for 'auto' how badly either fits ('cost')."""
-    wanted = recipe.init.source
-    starts = {"landmarks": initial_state(model, subject.views, observations, recipe.camera)}
-    run = FitRun(model, recipe, observations, starts["landmarks"][1])
-    if wanted != "landmarks":
+    """The fit at its start, and which start that is: 'source', for 'auto' how badly either fits ('cost'), and where a network was asked
+    how many landmarks of each view it takes for wrong ('stray'): the fit does without them."""
+    starts, chosen = {}, {"source": recipe.init.source}
+    if recipe.init.source != "landmarks":
         guess = regressor_start(subject, found, model, recipe.init, device)
+        if recipe.expression.shared:
+            mean = guess.expression[guess.known].mean(0, keepdim=True)
+            guess = replace(guess, expression=mean.expand_as(guess.expression).clone())
         starts["regressor"] = initial_state(model, subject.views, observations, recipe.camera, guess)
-    if wanted != "auto":
-        state, run.cameras = starts[wanted]
-        return run, state, {"source": wanted}
-    costs = {name: start_cost(state, observations, model, run.sigma, recipe) for name, (state, _) in starts.items()}
-    best = min(costs, key=costs.get)
-    state, run.cameras = starts[best]
-    return run, state, {"source": best, "cost": costs}
+        stray = guess.known[:, None] & stray_points(starts["regressor"][0], observations, model)
+        marks = observations.landmarks
+        observations = replace(observations, landmarks=replace(marks, valid=marks.valid & ~stray))
+        chosen["stray"] = stray.sum(1).tolist()
+        starts["regressor"] = initial_state(model, subject.views, observations, recipe.camera, settled(guess, observations, model))
+    starts["landmarks"] = initial_state(model, subject.views, observations, recipe.camera)
+    run = FitRun(model, recipe, observations, starts["landmarks"][1])
+    if recipe.init.source == "auto":
+        chosen["cost"] = {name: start_cost(state, observations, model, run.sigma) for name, (state, _) in starts.items()}
+        chosen["source"] = min(chosen["cost"], key=chosen["cost"].get)
+    run.start = chosen["source"]
+    state, run.cameras = starts[run.start]
+    return run, state, chosen
 
 
 def _stated(sigma: Tensor) -> Tensor:
@@ -162,6 +173,7 @@ class FitRun:
 
     def __init__(self, model: FaceModel, recipe: FitRecipe, observations: Observations, cameras: CameraKnowledge):
         self.model, self.recipe, self.observations, self.cameras = model, recipe, observations, cameras
+        self.start = "landmarks"  # where the fit begins: 'landmarks' or 'regressor'
         self.sigma = self._given_sigma()
         self.stages: list[dict[str, Any]] = []
         self.iterations = 0  # of the solver, trial fits included
@@ -260,19 +272,25 @@ class FitRun:
 
     def solve(self, state: SceneState, tell: Callable[[str, float], None]) -> SceneState:
         """All stages in turn."""
-        stages = [s for s in self.recipe.stages if self.observations.num_views >= s.min_views]
+        stages = self._stages_here()
         if not stages:
-            raise FitError(f"recipe '{self.recipe.name}' has no stage for {self.observations.num_views} view(s)")
+            raise FitError(f"recipe '{self.recipe.name}' has no stage for {self.observations.num_views} view(s) and a start from "
+                           f"{self.start}")
         for term in (t for s in stages for t in s.energies.values() if isinstance(t, FlowTerm)):
             self.flow_estimator(term)  # missing weights are told before anything is solved
         if self.recipe.detail.enabled:
             self.flow_estimator(self.recipe.flow)
+        done = 0
         if self.jaw_rule == "auto":
-            self._choose_jaw_rule(stages, state)
-        for number, stage in enumerate(stages):
+            state, done = self._choose_jaw_rule(stages, state)
+        for number, stage in enumerate(stages[done:], done):
             tell(f"stage {stage.name}", 0.15 + 0.8 * number / len(stages))
             state = self._stage(stage, state)
         return state
+
+    def _stages_here(self) -> list[Stage]:
+        """The stages that are for this number of views and this start."""
+        return [s for s in self.recipe.stages if self.observations.num_views >= s.min_views and s.start in ("any", self.start)]
 
     def solve_detail(self, state: SceneState) -> tuple[SceneState, Detail]:
         """The displacement beyond the face model after all stages; `model` carries it from then on.
@@ -281,7 +299,7 @@ class FitRun:
         for the displaced model, and the displacement again for its solution, `refits` times.
         """
         model, options = self.model, self.recipe.detail
-        last = [s for s in self.recipe.stages if self.observations.num_views >= s.min_views][-1]
+        last = self._stages_here()[-1]
         estimator = self.flow_estimator(self.recipe.flow)
         detail = solve_detail(model, state, self.observations, estimator, options, self.recipe.seed)
         before = detail.metrics["residual_before_px"]
@@ -292,30 +310,34 @@ class FitRun:
         self.model = personal_model(model, state, detail.displacement)
         return state, replace(detail, metrics=detail.metrics | {"residual_before_px": before})
 
-    def _choose_jaw_rule(self, stages: Sequence[Stage], state: SceneState) -> None:
-        """Fit the leading landmark stages under both rules and compare their costs.
+    def _choose_jaw_rule(self, stages: Sequence[Stage], state: SceneState) -> tuple[SceneState, int]:
+        """Fit the leading landmark stages under both rules, compare their costs and go on from the better fit.
 
         A fit under the wrong rule bends the face to the jaw points, so the rules are compared by their own solutions.
         Points on fixed skin cost an outline fit several times more once the head is turned; outline points fit both rules
         about as well. So 'surface' has to win clearly, by SURFACE_WINS.
+
+        Returns:
+            the solution under the rule that won, and the number of stages that it has behind it.
         """
         leading = []
         for stage in stages:
             if stage.measure_noise or not stage.energies.keys() <= LANDMARK_ENERGIES:
                 break
             leading.append(stage)
-        costs = {}
+        if not leading:
+            return state, 0
+        costs, after = {}, {}
         for rule in ("surface", "outline"):
-            self.jaw_rule, trial = rule, state
+            self.jaw_rule, self.stages, self.shape, trial = rule, [], None, state
             for stage in leading:
                 trial = self._stage(stage, trial)
             costs[rule] = sum(t.value for t in self.terms.values())
-        self.stages.clear()
-        if leading:
-            self.jaw_rule = "surface" if costs["surface"] < SURFACE_WINS * costs["outline"] else "outline"
-        else:
-            self.jaw_rule = "auto"
+            after[rule] = trial, self.stages, self.shape, self.terms, self._last
+        self.jaw_rule = "surface" if costs["surface"] < SURFACE_WINS * costs["outline"] else "outline"
+        state, self.stages, self.shape, self.terms, self._last = after[self.jaw_rule]
         log.info("jaw points: %s (costs: %s)", self.jaw_rule, costs)
+        return state, len(leading)
 
     def _stage(self, stage: Stage, state: SceneState) -> SceneState:
         began, before = time.perf_counter(), state.identity

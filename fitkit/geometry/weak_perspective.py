@@ -38,3 +38,16 @@ def weak_perspective_pose(points: Tensor, pixels: Tensor, weight: Tensor) -> tup
     scale = D.mean(1)
     shift = center_u[:, 0] - scale[:, None] * (two @ center_x[:, 0, :, None])[..., 0]
     return scale, rotation, shift
+
+
+def lay_onto(points: Tensor, pixels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale [B] > 0 and shift [B, 2] with pixel = scale * point + shift by weighted least squares.
+
+    points: [B, N, 2] mm; pixels: [B, N, 2]; weight: [B, N] > 0.
+    """
+    w = (weight / weight.sum(1, keepdim=True))[..., None]
+    center_p, center_u = (w * points).sum(1, keepdim=True), (w * pixels).sum(1, keepdim=True)
+    p, u = points - center_p, pixels - center_u
+    # A face that is turned the wrong way round at the start of a training would get a negative scale.
+    scale = ((w * p * u).sum((1, 2)) / (w * p * p).sum((1, 2)).clamp_min(1e-6)).clamp_min(1e-3)
+    return scale, center_u[:, 0] - scale[:, None] * center_p[:, 0]

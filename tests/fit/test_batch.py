@@ -33,7 +33,7 @@ def test_every_subject_gets_its_result_and_a_broken_one_does_not_end_the_batch(p
     good = rows[1]
     alone = fit(people / "town" / "anna", recipe=RECIPE)
     assert good.status == alone.status and good.reprojection_share == pytest.approx(alone.metrics["reprojection_share"], rel=1e-4)
-    assert good.iterations == alone.metrics["start"]["iterations"] > 0 and good.views == 3 and good.start == "landmarks"
+    assert good.iterations == alone.metrics["start"]["iterations"] > 0 and good.views == 3 and good.start == alone.metrics["start"]["source"]
     folder = tmp_path / "out" / "town" / "anna"
     assert sorted(p.name for p in folder.iterdir()) == ["metrics.json", "parameters.npz", "recipe.yaml"]
     stored = load_parameters(folder / "parameters.npz")

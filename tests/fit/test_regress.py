@@ -9,9 +9,10 @@ from helpers import tiny_model, tiny_state
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.fit import regress
 from fitkit.fit.initialize import initial_state
-from fitkit.fit.recipe import CameraOptions, InitOptions
-from fitkit.fit.regress import Predicted, carry_expression, carry_identity, predict_views, regressor_start, start_of
-from fitkit.fit.run import fit
+from fitkit.fit.recipe import CameraOptions, InitOptions, load_recipe
+from fitkit.fit.regress import (Predicted, carry_expression, carry_identity, predict_views, regressor_start, settled, start_of,
+                                stray_points)
+from fitkit.fit.run import fit, fit_observed
 from fitkit.io.subject import load_subject
 from fitkit.models.registry import load_model
 from fitkit.nets import save_predictor
@@ -127,6 +128,60 @@ def test_the_better_start_is_taken_and_named(anna, tmp_path):
     assert torch.equal(plain.state.identity, result.state.identity) and plain.metrics["start"] == {"source": "landmarks", "iterations": start["iterations"]}
     forced = fit(anna, recipe="landmarks", overrides=["init.source=regressor", f"init.weights={path}"])
     assert forced.metrics["start"]["source"] == "regressor"
+
+
+def test_only_points_far_from_the_state_are_stray_and_never_most_of_a_view(truth, seen):
+    _, found = seen
+    crops = crop_views((v.image for v in truth.subject.views), (v.mask for v in truth.subject.views), found)
+    state = truth.state.replace(camera=truth.state.camera.scaled(crops.scale, crops.offset))
+    assert not bool(stray_points(state, crops, truth.model).any())
+    size = (crops.landmarks.points.amax(1) - crops.landmarks.points.amin(1)).prod(-1).sqrt()
+    moved = crops.landmarks.points.clone()
+    moved[0, [3, 30, 48, 60]] += 0.4 * size[0]
+    moved[1, [30, 48]] += 0.05 * size[1]  # no worse than a poor detector
+    moved[2, 10:60] += 0.4 * size[2]  # then the state is wrong
+    stray = stray_points(state, replace(crops, landmarks=replace(crops.landmarks, points=moved)), truth.model)
+    assert stray[0].nonzero()[:, 0].tolist() == [3, 30, 48, 60] and not bool(stray[1:].any())
+
+
+def test_a_predicted_face_is_laid_onto_its_landmarks(truth, seen):
+    subject, found = seen
+    start = start_of(predicted_from(truth, subject, found), 3, truth.model)
+    crops = crop_views((v.image for v in subject.views), (v.mask for v in subject.views), found)
+    good = settled(start, crops, truth.model)
+    off = replace(start, scale=1.2 * start.scale, origin=start.origin + 15.0, known=torch.tensor([True, True, False]))
+    back = settled(off, crops, truth.model)
+    assert torch.allclose(back.scale[:2], good.scale[:2], rtol=1e-4) and torch.allclose(back.origin[:2], good.origin[:2], atol=1e-2)
+    assert torch.equal(back.scale[2], off.scale[2]) and torch.equal(back.origin[2], off.origin[2])
+    few = crops.landmarks.valid.clone()
+    few[0, 24:] = False
+    scarce = settled(off, replace(crops, landmarks=replace(crops.landmarks, valid=few)), truth.model)
+    assert torch.equal(scarce.origin[0], off.origin[0]) and torch.equal(scarce.origin[1], back.origin[1])
+    distance = (start.scale / good.scale - 1).abs()
+    assert float(distance.max()) < 0.1  # the fit that stands for the network had seen the same points
+
+
+def test_the_shipped_network_finds_wrong_landmarks(anna, truth, seen):
+    subject, found = seen
+    points = found.points.clone()
+    low, high = points.amin(1, keepdim=True), points.amax(1, keepdim=True)
+    wrong = [1, 8, 20, 24, 30, 33, 37, 40, 43, 46, 48, 50, 54, 57, 60, 64]
+    points[:, wrong] = high + low - points[:, wrong]  # on the other side of the face
+    good = project_points(truth.model.landmark_basis, truth.state).pixels
+    size = (high - low)[:, 0].prod(-1).sqrt()
+    result, error = {}, {}
+    for start in ("landmarks", "regressor", "auto"):
+        recipe = load_recipe("landmarks", (), {"init": {"source": start}})
+        result[start] = fit_observed(subject, replace(found, points=points), truth.model, recipe)
+        away = (project_points(truth.model.landmark_basis, result[start].state).pixels - good).norm(dim=-1)[:, 17:].mean(1)
+        error[start] = float((away / size).max())
+    assert error["regressor"] < 0.03 and error["auto"] < 0.03 and error["landmarks"] > 2 * error["auto"]
+    stray = result["auto"].metrics["start"]["stray"]
+    assert all(8 <= n <= 16 for n in stray)  # those near the middle of the face move little
+    assert any(f"view {subject.views[0].name}: {stray[0]} of its landmarks lie far from where the network sees them" in w
+               for w in result["auto"].warnings)
+    assert [int(v) for v in result["auto"].landmarks.valid.sum(1)] == [68 - n for n in stray]
+    assert [s["name"] for s in result["regressor"].metrics["stages"]] == ["shape", "landmarks"]
 
 
 def test_what_cannot_start_a_fit(seen, tmp_path, monkeypatch, truth):

@@ -170,6 +170,10 @@ def test_jaw_rule_is_found_from_the_data(model):
     assert by_surface.metrics["jaw"] == "surface" and by_outline.metrics["jaw"] == "outline"
     for result in (by_surface, by_outline):
         assert result.status == "ok" and shape_error(result, truth, model) < 0.8
+    given = run(model, outline_marks(model, truth), ["landmarks.jaw=outline"])  # a fit goes on from the trial under its rule
+    assert torch.equal(given.state.identity, by_outline.state.identity)
+    assert [s["name"] for s in given.metrics["stages"]] == [s["name"] for s in by_outline.metrics["stages"]]
+    assert given.metrics["start"]["iterations"] < by_outline.metrics["start"]["iterations"]
     wrong = run(model, outline_marks(model, truth), ["landmarks.jaw=surface"])
     assert shape_error(wrong, truth, model) > shape_error(by_outline, truth, model)
 
@@ -230,6 +234,9 @@ def test_refusals(model, exact):
     recipe = load_recipe("landmarks", ["stages.pose.min_views=4", "stages.shape.min_views=4", "stages.landmarks.min_views=4"])
     with pytest.raises(FitError, match=r"recipe 'landmarks' has no stage for 3 view\(s\)"):
         fit_observed(photos(3), marks, model, recipe)
+    others = [f"stages.{name}.start=regressor" for name in ("pose", "shape", "landmarks")]
+    with pytest.raises(FitError, match=r"recipe 'landmarks' has no stage for 3 view\(s\) and a start from landmarks"):
+        fit_observed(photos(3), marks, model, load_recipe("landmarks", [*others, "init.source=landmarks"]))
     with pytest.raises(InputError, match="overrides, model, seed and share_expression change a recipe given by name or path"):
         fit(photos(1), recipe=recipe, seed=1)
     with pytest.raises(InputError, match="device 'nonsense': cannot be used here"):

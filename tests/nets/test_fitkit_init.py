@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from fitkit.errors import InputError
-from fitkit.geometry.weak_perspective import weak_perspective_pose
+from fitkit.geometry.weak_perspective import lay_onto, weak_perspective_pose
 from fitkit.models.registry import load_model
 from fitkit.nets import load_predictor, net_kind, save_predictor, start_from
-from fitkit.nets.fitkit_init.network import SIGMA_LIMITS, FitkitInit, FitkitInitOptions, lay_onto
+from fitkit.nets.fitkit_init.network import SIGMA_LIMITS, FitkitInit, FitkitInitOptions
 from fitkit.nets.predictor import ViewSlot
 from fitkit.observe.landmarks.builtin import load_network
 from fitkit.scene.projection import project_points

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fitkit.errors import InputError
 from fitkit.geometry.spherical_harmonics import Y0
+from fitkit.geometry.weak_perspective import lay_onto
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.mvfnet.convention import rotation_of_angles
 from fitkit.nets.predictor import Prediction, StatePredictor, ViewSlot, padded_subjects
@@ -196,16 +197,3 @@ def _head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     nn.init.normal_(head[-1].weight, std=INITIAL_STD)
     nn.init.zeros_(head[-1].bias)
     return head
-
-
-def lay_onto(points: Tensor, pixels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale [B] > 0 and shift [B, 2] with pixel = scale * point + shift by weighted least squares.
-
-    points: [B, N, 2] mm; pixels: [B, N, 2]; weight: [B, N] > 0.
-    """
-    w = (weight / weight.sum(1, keepdim=True))[..., None]
-    center_p, center_u = (w * points).sum(1, keepdim=True), (w * pixels).sum(1, keepdim=True)
-    p, u = points - center_p, pixels - center_u
-    # A face that is turned the wrong way round at the start of a training would get a negative scale.
-    scale = ((w * p * u).sum((1, 2)) / (w * p * p).sum((1, 2)).clamp_min(1e-6)).clamp_min(1e-3)
-    return scale, center_u[:, 0] - scale[:, None] * center_p[:, 0]
