@@ -566,7 +566,7 @@ def test_recipes_for_any_photos_that_cannot_be_used(changes, message):
 
 def test_the_shipped_recipe_of_the_initializer():
     settings = load_regressor_training("fitkit-init", ["data.synthetic.folder=people"])
-    assert settings.views == () and settings.net.start == "builtin" and [s.name for s in settings.data] == ["synthetic", "frames", "fits"]
+    assert settings.views == () and settings.net.start == "builtin" and [s.name for s in settings.data] == ["synthetic", "clean", "frames", "fits"]
     assert set(settings.stages[0].energies) == set(settings.stages[1].energies) >= {"identity_nll", "lmk2d", "vertex_sup"}
 
 
