@@ -32,7 +32,7 @@ from fitkit.scene.state import SceneState
 
 WEIGHTS = "fitkit-init.safetensors"
 STRAY = 0.15  # of the face size: good landmarks lie within a third of it
-ENOUGH = 8  # landmarks of a view to place a predicted face by
+ENOUGH = 8  # landmarks of a view to place a face by
 POINT_MM = 1.5  # how far off a network's landmarks are, where the shape of one face model is carried over to another
 
 
@@ -169,7 +169,8 @@ def carry_expression(expression: Tensor, source: FaceModel, target: FaceModel) -
 def stray_points(state: SceneState, observations: Observations, model: FaceModel) -> Tensor:
     """Landmarks [B, 68] bool that lie farther than STRAY face sizes from where `state` has them, jaw points under either rule.
 
-    Where this is more than half of a view's points, the state is more likely wrong than the points, and none of them is named.
+    Where this is more than half of a view's points, the state is more likely wrong than the points, and none of them is named; nor
+    where fewer than ENOUGH would be left.
     """
     unit = torch.ones_like(observations.landmarks.points[..., 0])
     energies = (LandmarkReprojection(model, unit, rule).freeze(state, observations) for rule in ("surface", "outline"))
@@ -179,7 +180,8 @@ def stray_points(state: SceneState, observations: Observations, model: FaceModel
     size = (points.amax(1) - points.amin(1)).prod(-1).sqrt()
     valid = observations.landmarks.valid
     stray = valid & (away > STRAY * size[:, None])
-    return stray & (2 * stray.sum(1) <= valid.sum(1))[:, None]
+    count, left = stray.sum(1), valid.sum(1) - stray.sum(1)
+    return stray & ((count <= left) & (left >= ENOUGH))[:, None]
 
 
 @torch.no_grad()

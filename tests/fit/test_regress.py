@@ -142,6 +142,14 @@ def test_only_points_far_from_the_state_are_stray_and_never_most_of_a_view(truth
     moved[2, 10:60] += 0.4 * size[2]  # then the state is wrong
     stray = stray_points(state, replace(crops, landmarks=replace(crops.landmarks, points=moved)), truth.model)
     assert stray[0].nonzero()[:, 0].tolist() == [3, 30, 48, 60] and not bool(stray[1:].any())
+    few = crops.landmarks.valid.clone()
+    few[0, :27], few[0, 31:48], few[0, 52:60] = False, False, False  # 16 are left, or 11
+    for gone, count in ((61, 3), (67, 0)):  # without the three or more that stray 10 would do, and 7 would not
+        few[0, 61:gone] = False
+        marks = replace(crops.landmarks, points=moved, valid=few)
+        left = int(few[0].sum()) - 3
+        named = int(stray_points(state, replace(crops, landmarks=marks), truth.model)[0].sum())
+        assert named == count and (left >= 8) == (count > 0)
 
 
 def test_a_predicted_face_is_laid_onto_its_landmarks(truth, seen):
