@@ -28,7 +28,8 @@ CROWN = np.array([0.0, 45.0, 0.0])  # mm: centre of the rays that find the scalp
 HAIRLINE = np.array([[-80, -42], [-35, -36], [-10, -22], [2, 8], [20, 30], [30, 12], [36, 16], [42, 34], [48, 52], [58, 68], [68, 80],
                      [78, 90], [95, 96]], float)
 EYEBALLS = ("eye_left", "eye_right", "sclera", "iris")
-LINING = {"mouth": (0.17, 0.045, 0.04), "gums": (0.36, 0.12, 0.11), "teeth": (0.60, 0.55, 0.46), "eye_socket": (0.42, 0.20, 0.16)}
+LINING = {"mouth": (0.17, 0.045, 0.04), "nostril": (0.10, 0.035, 0.03), "gums": (0.36, 0.12, 0.11), "teeth": (0.60, 0.55, 0.46),
+          "eye_socket": (0.42, 0.20, 0.16)}
 
 
 def map_place(points: np.ndarray) -> np.ndarray:
@@ -110,7 +111,8 @@ def head_map(model: FaceModel) -> HeadMap:
             eyes.append(marks[corners].mean(0) - [0, 0, 14.0])
     place = map_place(marks)
     scalp, vertex = _scalp(mean[np.unique(model.triangles[torch.from_numpy(kind == 0)].numpy())], mean)
-    masks = _masks(place)
+    holes = mean[np.flatnonzero([model.region_names[r].startswith("nostril") for r in model.region.tolist()])]
+    masks = _masks(place, [map_place(holes[holes[:, 0] * side > 0].mean(0)) for side in (-1, 1)] if len(holes) else None)
     return HeadMap(place, kind, model.triangles[torch.from_numpy(kind == 0)], lining, np.array(eyes), turn, _open_sky(model), masks,
                    {k: _box(m) for k, m in masks.items()}, scalp, vertex)
 
@@ -208,8 +210,8 @@ def _soft(mask: np.ndarray, blur_mm: float) -> np.ndarray:
     return cv2.GaussianBlur(out, (0, 0), blur_mm / PIXEL_MM) if blur_mm > 0 else out
 
 
-def _masks(p: np.ndarray) -> dict[str, np.ndarray]:
-    """Where lips, beard, lids and red cheeks are, from the landmarks' places p [68, 2] px."""
+def _masks(p: np.ndarray, nostrils: list[np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    """Where lips, beard, lids and red cheeks are, from the landmarks' places p [68, 2] px; nostrils: the right and the left one's place."""
     def mix(a, b, t):
         return p[a] * (1 - t) + p[b] * t
 
@@ -235,7 +237,8 @@ def _masks(p: np.ndarray) -> dict[str, np.ndarray]:
     right, left = p[36:42].mean(0), p[42:48].mean(0)
     out["orbit"] = np.clip(blob(right + [0, 5], 17, 9) + blob(left + [0, 5], 17, 9), 0, 1)
     out["shadow"] = np.clip(blob(right + [0, -8], 15, 5) + blob(left + [0, -8], 15, 5), 0, 1)
-    out["nostrils"] = np.clip(blob((p[32] + p[31]) / 2 + [1, 1.5], 2.6, 1.5) + blob((p[34] + p[35]) / 2 + [-1, 1.5], 2.6, 1.5), 0, 1)
+    right, left = ((p[32] + p[31]) / 2 + [1, 1.5], (p[34] + p[35]) / 2 + [-1, 1.5]) if nostrils is None else nostrils
+    out["nostrils"] = np.clip(blob(right, 2.6, 1.5) + blob(left, 2.6, 1.5), 0, 1)
     lids = np.zeros(MAP_SIZE, np.uint8)
     for corners, top in (((36, 37, 38, 39, 40, 41), (36, 37, 38, 39)), ((42, 43, 44, 45, 46, 47), (42, 43, 44, 45))):
         cv2.polylines(lids, [np.round(p[list(corners)] * 16).astype(np.int32)], True, 120, 1, cv2.LINE_AA, 4)

@@ -36,6 +36,7 @@ from fitkit.export.meshes import write_ply
 from fitkit.io.landmark_files import write_pts
 from fitkit.io.options import read_yaml, to_plain
 from fitkit.io.workers import run_jobs
+from fitkit.models import makehuman
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model, model_path
 from fitkit.scene.pose import yaw_pitch_roll
@@ -111,9 +112,15 @@ def _claim(folder: Path, recipe: SynthRecipe, resume: bool) -> None:
 
 
 def _recipe_record(recipe: SynthRecipe) -> dict[str, Any]:
-    path = model_path(recipe.model)
-    return {"format": FORMAT, "model_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "recipe": {**to_plain(recipe), "model": path.stem}}
+    if recipe.model == makehuman.NAME:
+        name, checksum = makehuman.NAME, makehuman.fingerprint()
+    else:
+        path = model_path(recipe.model)
+        name, checksum = path.stem, hashlib.sha256(path.read_bytes()).hexdigest()
+    options = {**to_plain(recipe), "model": name}
+    if options["hair"] == "shared":
+        del options["hair"]  # folders that were begun before there was this option can be gone on with
+    return {"format": FORMAT, "model_sha256": checksum, "recipe": options}
 
 
 def _differing(stored: Any, wanted: Any, prefix: str = "") -> list[str]:
@@ -225,6 +232,8 @@ def _parameters(model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan) -> dic
             "expression_per_view": [{n: float(v) for n, v in zip(model.expression_names, row) if v != 0} for row in state.expression],
             "gaze_deg": plan.gaze.tolist(), "light_per_view": lights, "appearance": _plain(plan.person), "hair": _plain(plan.hair),
             "glasses": plan.glasses, "photos": [_plain(p) for p in plan.photos], "landmark_noise_px": recipe.landmark_noise,
+            **({} if plan.hairs is None else {"hair_per_view": [_plain(h) for h in plan.hairs]}),
+            **({} if plan.traits is None else {"traits": _plain(plan.traits)}),
             "jaw": recipe.jaw, "parse_names": list(PARSE), "region_names": ["nothing", *model.region_names], "depth_unit_mm": DEPTH_UNIT}
 
 

