@@ -81,6 +81,18 @@ def folders_in(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: natural_key(p.name))
 
 
+def people_in(folder: str | os.PathLike, least: int) -> list[Path]:
+    """Subject folders in a folder that hold at least `least` images, in natural order; the folder itself if it holds images.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; expected a folder of subject folders")
+    return [p for p in ([root] if images_in(root) else folders_in(root)) if len(images_in(p)) >= least]
+
+
 def file_of(folder: Path, *patterns: str) -> Path | None:
     """The first file of a folder that matches one of the patterns, in their order; None if there is none."""
     for pattern in patterns:

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from fitkit.data import aflw2000, bosphorus, bu3dfe, facescape, facewarehouse, florence_renders, micc, now, pixel_face, realy
-from fitkit.data.samples import DataSet, EvaluationSample, ScanTruth, folders_in, images_in
+from fitkit.data.photo_halves import PhotoHalves, half_samples
+from fitkit.data.samples import DataSet, EvaluationSample, ScanTruth, images_in, people_in
 from fitkit.errors import FitkitError, InputError
-from fitkit.evaluate import bench
+from fitkit.evaluate import bench, split_halves
 from fitkit.evaluate.depth_range import ScaleShift, average, depth_range_errors, percentiles, scale_shift
 from fitkit.evaluate.facescape import align_lab, align_wild, facescape_errors, wild_frame
 from fitkit.evaluate.held_out import held_out_errors, identity_spread, share_beyond
@@ -65,7 +66,8 @@ class Scored:
 class Protocol:
     """dataset: where its data comes from (None: ours); options: dataclass of what a recipe may set; samples(folder, options);
     score(sample, prediction, options, context); prepare(pairs of sample and prediction, options, name of the face model) -> context: what
-    is needed before the first sample is scored; summarize(rows, pool, options): what the means do not say; units: metric -> unit."""
+    is needed before the first sample is scored; summarize(rows, pool, options): what the means do not say; units: metric -> unit;
+    drawn_by: options that say which photos a sample of the same id is made of: predictions made under others are not gone on with."""
 
     options: type
     samples: Callable[[str | os.PathLike, Any], list[EvaluationSample]]
@@ -74,6 +76,7 @@ class Protocol:
     dataset: DataSet | None = None
     prepare: Callable[[Iterable[tuple[EvaluationSample, Prediction]], Any, str], Any] = lambda pairs, options, model: None
     summarize: Callable[[Rows, Pool, Any], dict[str, Any]] = lambda rows, pool, options: {}
+    drawn_by: tuple[str, ...] = ()
 
 
 def _front(prediction: Prediction) -> int:
@@ -450,26 +453,29 @@ def _score_bench(sample: EvaluationSample, prediction: Prediction, options: Benc
 class HeldOutOptions:
     """folds: the photos of a subject are dealt out in turn to so many parts; each part is predicted from the others. 2: two fits from
     disjoint photos, whose spread is measured too; 0: every photo by itself. flow: estimator; landmarks: source of the points, as in
-    a fit recipe."""
+    a fit recipe; people: the first so many by name of those with at least 2 photos, 0 = all; skip: so many are passed over first."""
 
     folds: int = 2
     flow: str = "dis"
     landmarks: str = "auto"
+    people: int = 0
+    skip: int = 0
 
 
 def _held_out_samples(folder: str | os.PathLike, options: HeldOutOptions) -> list[EvaluationSample]:
-    root = Path(folder)
     if options.folds == 1 or options.folds < 0:
         raise InputError(f"folds: expected 0 (every photo by itself) or at least 2, got {options.folds}")
-    people = [root] if images_in(root) else [p for p in folders_in(root) if len(images_in(p)) >= 2]
+    if options.people < 0 or options.skip < 0:
+        raise InputError(f"people, skip: expected at least 0, got {options.people} and {options.skip}")
     samples = []
-    for person in people:
+    for person in people_in(folder, 2)[options.skip:][:options.people or None]:
         count = min(options.folds or len(images_in(person)), len(images_in(person)))
         samples += [EvaluationSample(f"{person.name}/fold{k}", partial(_fold, person, k, count, True),
                                      partial(_fold, person, k, count, False), person.name)
                     for k in range(count)]
     if not samples:
-        raise InputError(f"{folder}: expected a subject folder with at least 2 photos, or a folder of such folders")
+        raise InputError(f"{folder}: expected a subject folder with at least 2 photos, or a folder of such folders"
+                         + (f" with more than the {options.skip} people that are skipped" if options.skip else ""))
     return samples
 
 
@@ -516,6 +522,76 @@ def _summarize_held_out(rows: Rows, pool: Pool, options: HeldOutOptions) -> dict
     return {"identity_spread": spread | {"mean": float(np.mean(list(spread.values())))}} if spread else {}
 
 
+# ---- two halves of a person's photos, without ground truth ----
+
+
+@dataclass(frozen=True)
+class _Halves:
+    """What the halves have to do with each other. index: row by sample id; own: the numbers that a half has by itself; distances along
+    the normals and from point to point [H, H] mm, to the mean face [H] mm; found: by the first; point_within [H] mm."""
+
+    model: FaceModel
+    index: dict[str, int]
+    own: list[dict[str, float]]
+    along: np.ndarray
+    point: np.ndarray
+    from_mean: np.ndarray
+    found: split_halves.Identification
+    point_within: np.ndarray
+
+
+def _half(prediction: Prediction, model: FaceModel) -> tuple[np.ndarray, dict[str, float]]:
+    """Neutral vertices [V, 3] mm, and what is told of a half by itself; NaN: not in the prediction."""
+    prediction.need("vertices")
+    if prediction.vertices.shape != tuple(model.mean.shape):
+        raise InputError(f"{prediction.id}: the prediction has {len(prediction.vertices)} vertices, model '{model.name}' has "
+                         f"{model.num_vertices}; give the model of the predictions with --model")
+    code = None if prediction.parameters is None else prediction.parameters().state.identity[0].double().numpy()
+    sigma = None if prediction.sigma is None else prediction.sigma[model.face.numpy()]
+    return prediction.vertices, {"identity_rms": np.nan if code is None else float(np.sqrt(np.square(code).mean())),
+                                 "error_bar": np.nan if sigma is None else float(np.median(sigma))}
+
+
+def _prepare_halves(pairs: Iterable[tuple[EvaluationSample, Prediction]], options: PhotoHalves, name: str) -> _Halves:
+    model, index, meshes, own = load_model(name), {}, [], []
+    for sample, prediction in pairs:
+        with suppress(FitkitError):  # told when the sample is scored
+            vertices, numbers = _half(prediction, model)
+            index[sample.id] = len(index)
+            meshes.append(torch.from_numpy(vertices.astype(np.float32)))
+            own.append(numbers)
+    found = split_halves.face_distances(torch.stack([*meshes, model.mean.float()]), model.triangles, model.face)
+    (along, from_mean), (point, _) = ((d[:-1, :-1].numpy(), d[-1, :-1].numpy()) for d in found)
+    people = [_person(i) for i in index]
+    return _Halves(model, index, own, along, point, from_mean, split_halves.identify(along, people),
+                   split_halves.identify(point, people).within)
+
+
+def _person(sample_id: str) -> str:
+    return sample_id.rpartition("/")[0]
+
+
+def _score_half(sample: EvaluationSample, prediction: Prediction, options: PhotoHalves, context: _Halves) -> Scored:
+    if sample.id not in context.index:
+        _half(prediction, context.model)  # says why
+    h = context.index[sample.id]
+    numbers = {"within": context.found.within[h], "point_within": context.point_within[h], "between": context.found.between[h],
+               "nearest_other": context.found.nearest[h], "identified": context.found.identified[h],
+               "from_mean": context.from_mean[h]} | context.own[h]
+    return Scored({k: float(v) if np.isfinite(v) else None for k, v in numbers.items()},
+                  {"along": context.along[h], "point": context.point[h], "from_mean": context.from_mean[h:h + 1]})
+
+
+def _summarize_halves(rows: Rows, pool: Pool, options: PhotoHalves) -> dict[str, Any]:
+    """All numbers in one line, how many fits ended how, and the values of each person."""
+    ids = [i for i, _ in pool.get("along", [])]
+    along, point, from_mean = (np.stack([v for _, v in pool[k]]) if ids else np.zeros((0, 0)) for k in ("along", "point", "from_mean"))
+    scores = split_halves.overall_scores(along, point, [_person(i) for i in ids], [_person(r["id"]) for r in rows], from_mean.ravel())
+    states = [r["status"] for r in rows]
+    return {"split halves": scores, "fits": {s: states.count(s) for s in ("ok", "doubtful", "failed", "missing")},
+            "people": split_halves.by_person(rows)}
+
+
 # ---- all of them ----
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -552,5 +628,8 @@ PROTOCOLS: dict[str, Protocol] = {
     "held_out": Protocol(HeldOutOptions, _held_out_samples, _score_held_out,
                          {"photo": "grey levels", "census": "share", "flow": "px", "landmarks": "%", "covered": "share",
                           "beyond_3_sigma": "share"},
-                         prepare=lambda pairs, options, model: load_model(model), summarize=_summarize_held_out),
+                         prepare=lambda pairs, options, model: load_model(model), summarize=_summarize_held_out, drawn_by=("folds",)),
+    "split_halves": Protocol(PhotoHalves, half_samples, _score_half, split_halves.UNITS, prepare=_prepare_halves,
+                             summarize=_summarize_halves,
+                             drawn_by=("photos", "draw", "seed", "min_face_px", "max_face_px", "landmarks")),
 }

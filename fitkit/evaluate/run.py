@@ -81,6 +81,9 @@ def evaluate(recipe: EvaluateRecipe, data: str | os.PathLike, output: str | os.P
 def _make(samples: Sequence[EvaluationSample], folder: Path, recipe: EvaluateRecipe, resume: bool, tell: Tell) -> None:
     """Step one: the predictions, with the recipe that makes them beside them."""
     made = plain({"predictor": recipe.predictor, "model": recipe.model, "fit": to_plain(recipe.fit_recipe())})
+    options = recipe.protocol_options()
+    drawn = {name: getattr(options, name) for name in PROTOCOLS[recipe.protocol].drawn_by}
+    made |= {"samples": plain(drawn)} if drawn else {}
     beside = folder / RECIPE
     if folder.is_dir() and any(folder.iterdir()):
         if not resume:
@@ -88,7 +91,8 @@ def _make(samples: Sequence[EvaluationSample], folder: Path, recipe: EvaluateRec
                              "them, or choose another --output")
         earlier = read_yaml(beside) if beside.is_file() else None
         if earlier != made:
-            raise InputError(f"{folder}: its predictions were made with another recipe or model ({beside.name}); choose another --output")
+            raise InputError(f"{folder}: its predictions were made with another recipe or model, or from other photos ({beside.name}); "
+                             "choose another --output")
     model = load_model(recipe.model)
     _write_text(beside, yaml.safe_dump(made, sort_keys=False, allow_unicode=True))
     make_predictions(samples, folder, model, recipe.fit_recipe(), recipe.predictor, tell)
@@ -228,6 +232,8 @@ def _own_lines(overall: dict[str, Any]) -> list[str]:
     for key, value in overall.items():
         if isinstance(value, dict):
             value = ", ".join(f"{k} {v:.4g}" for k, v in value.items() if not isinstance(v, dict))
+            if not value:  # tables of tables are for metrics.json
+                continue
         else:
             value = f"{value:.4g}"
         out.append(f"{key}: {value}")
