@@ -93,7 +93,7 @@ def leave_one_out(problem: LeastSquaresProblem, state: SceneState) -> list[float
         d = rest @ b[v]
         spread = A[v] - A[v] @ torch.linalg.solve(total, A[v])
         expected = float(torch.einsum("ij,jk,kl,li->", rest, total, rest, spread))
-        out.append((float(d @ total @ d) / expected) ** 0.5 if expected > 1e-12 else None)
+        out.append((max(0.0, float(d @ total @ d)) / expected) ** 0.5 if expected > 1e-12 else None)
     return out
 
 
