@@ -180,22 +180,22 @@ def write_subject(model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan, view
             _png(truth / f"view{b}_{name}.png", getattr(view, name))
     if recipe.cameras:
         _json(photos / "cameras.json", {"views": [{k: v[k] for k in ("image", "K", "R", "t", "width", "height")} for v in cameras]})
-    keep, triangles = skin_mesh(model)
+    kept, triangles = skin_mesh(model)
     same = bool((state.expression == state.expression[:1]).all())
     neutral = plan.neutral
     head = torch.stack([plan_vertices(model, plan, one_view(state, b)) for b in range(1 if same else len(views))])
-    write_ply(truth / "neutral.ply", neutral[:keep], triangles)
+    write_ply(truth / "neutral.ply", neutral[kept], triangles)
     points = model.landmarks.points(head, model.triangles).double().numpy()
     neutral_points = model.landmarks.points(neutral[None], model.triangles)[0].double().numpy()
     if same:
-        write_ply(truth / "mesh.ply", head[0, :keep], triangles)
+        write_ply(truth / "mesh.ply", head[0, kept], triangles)
     else:
         for b in range(len(views)):
-            write_ply(truth / f"view{b}.ply", head[b, :keep], triangles)
+            write_ply(truth / f"view{b}.ply", head[b, kept], triangles)
             np.save(truth / f"landmarks3d_view{b}.npy", points[b])
     np.save(truth / "landmarks3d.npy", points[0] if same else neutral_points)
     np.save(truth / "landmarks3d_neutral.npy", neutral_points)
-    np.save(truth / "face_region.npy", np.flatnonzero(model.face.numpy()[:keep]).astype(np.int32))
+    np.save(truth / "face_region.npy", np.flatnonzero(model.face[kept].numpy()).astype(np.int32))
     np.save(truth / "landmarks2d.npy", np.stack([v.landmarks for v in views]))
     np.save(truth / "visible.npy", np.stack([v.visible for v in views]))
     for camera in cameras:
@@ -206,12 +206,22 @@ def write_subject(model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan, view
     _json(truth / "params.json", _parameters(model, recipe, plan))
 
 
-def skin_mesh(model: FaceModel) -> tuple[int, Any]:
-    """Vertices 0 to n - 1 and triangles [M, 3] of the written meshes: the outer skin where the model counts it first, else all of it."""
+def skin_mesh(model: FaceModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """The written meshes: numbers [N] of their vertices in the model, increasing, and triangles [M, 3] of these N vertices.
+
+    The outer skin where the model counts it first, else all of the model; of MakeHuman's people only what a scan shows.
+    """
+    if isinstance(model, makehuman.MakeHumanModel):
+        kept = makehuman.scanned_skin(model)
+        number = kept.new_full((model.num_vertices,), -1)
+        triangles = number.index_put((kept,), torch.arange(len(kept)))[model.triangles]
+        triangles = triangles[(triangles >= 0).all(1)]
+        used, triangles = triangles.unique(return_inverse=True)  # without vertices that no triangle uses
+        return kept[used], triangles
     painted = model.region.new_tensor([name.startswith(PAINTED) for name in model.region_names]).bool()[model.region]
-    keep = int(painted.sum())
-    keep = keep if bool(painted[:keep].all()) else model.num_vertices
-    return keep, model.triangles[(model.triangles < keep).all(1)]
+    count = int(painted.sum())
+    count = count if bool(painted[:count].all()) else model.num_vertices
+    return torch.arange(count), model.triangles[(model.triangles < count).all(1)]
 
 
 def _camera_table(plan: SubjectPlan, recipe: SynthRecipe) -> list[dict[str, Any]]:

