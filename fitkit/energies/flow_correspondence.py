@@ -29,6 +29,8 @@ class FlowOptions:
     normalize: radius in flow pixels of the local contrast normalization, 0 = none. Highlights and shading glide over
     the skin and pull the flow along; what is left after it is skin texture, which does not;
     hold: keep the first matches through all refreshes of a stage;
+    patches: independent measurements that a pair of views with matches all over the face is worth; the deviation of its matches is
+    measured, see `pair_noise`; 0: `sigma_px` and the weight of the term say what matches are worth;
     min_correlation: of the patches around both ends of a match."""
 
     size: int = 384
@@ -39,6 +41,7 @@ class FlowOptions:
     many: int = 8
     both_ways: int = 7
     normalize: float = 3.0
+    patches: float = 0.0
     min_correlation: float = 0.6
     min_cosine: float = 0.25
     depth_tolerance_mm: float = 3.5
@@ -46,10 +49,17 @@ class FlowOptions:
     seed: int = 0
 
 
+# Shares of the pixels seen by both views that pass all tests of a match: two unlike pictures, and two photos of one instant.
+CHANCE, SURE = 0.05, 0.2
+LEAST_NOISE = 0.4  # of the stated standard deviation
+
+
 @dataclass(frozen=True)
 class Matches:
     """Fixed correspondences of G view pairs, N each. pixel_a, pixel_b: [G, N, 2] px of the crops; triangle [G, N]
-    int64: the surface element seen at pixel_a; weight [G, N]; valid [G, N] bool."""
+    int64: the surface element seen at pixel_a; weight [G, N]; valid [G, N] bool; share [G]: of the skin of view b that view a
+    sees too; matched [G]: of that, the share with a match;
+    sigma [G]: measured standard deviation of a match, px of the crop, None where it is not measured."""
 
     view_a: Tensor
     view_b: Tensor
@@ -58,6 +68,9 @@ class Matches:
     triangle: Tensor
     weight: Tensor
     valid: Tensor
+    share: Tensor | None = None
+    matched: Tensor | None = None
+    sigma: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -79,12 +92,23 @@ class FlowCorrespondence:
     matches: Matches | None = None
 
     name = "flow_corr"
-    reduction = "mean"
+
+    @property
+    def reduction(self) -> str:
+        return "sum" if self.options.patches > 0 else "mean"
 
     def freeze(self, state: SceneState, observations: Observations) -> "FlowCorrespondence":
-        if self.options.hold and self.matches is not None:
-            return self
-        return replace(self, matches=find_matches(self.model, state, self.photos, self.estimator, self.options))
+        found = self
+        if not (self.options.hold and self.matches is not None):
+            found = replace(self, matches=find_matches(self.model, state, self.photos, self.estimator, self.options))
+        if self.options.patches <= 0:
+            return found
+        m = found.matches
+        trust = torch.where(m.valid, m.weight, torch.zeros_like(m.weight))
+        count = self.options.patches * m.share * ((m.matched - CHANCE) / (SURE - CHANCE)).clamp(0, 1)
+        sigma = pair_noise(found, state).clamp_min(LEAST_NOISE * self.sigma_px)
+        count = count * (self.sigma_px / sigma) ** 2
+        return replace(found, matches=replace(m, sigma=sigma, weight=trust * (count / trust.sum(1).clamp_min(1e-9))[:, None]))
 
     def hits(self, state: SceneState) -> "Hits":
         """Where the rays of pixel_a meet their triangles, and where the same skin lies in view b."""
@@ -262,7 +286,9 @@ def find_matches(model: FaceModel, state: SceneState, photos: FlowImages, estima
     triangle = torch.zeros(len(pairs), N, dtype=torch.int64, device=device)
     weight = torch.zeros(len(pairs), N, device=device)
     valid = torch.zeros(len(pairs), N, dtype=torch.bool, device=device)
-    generator = torch.Generator().manual_seed(options.seed)
+    share, matched = torch.zeros(len(pairs), device=device), torch.zeros(len(pairs), device=device)
+    # One number for each pixel of the image: a pixel more or less among the candidates changes one match, not all of them.
+    lot = torch.rand(h * w, generator=torch.Generator().manual_seed(options.seed)).to(device)
     for g, (a, b) in enumerate(pairs):
         place, pixel, angle = lists[g]
         ready = torch.zeros(h * w, device=device)
@@ -272,7 +298,9 @@ def find_matches(model: FaceModel, state: SceneState, photos: FlowImages, estima
         trust = angle * similar[g].reshape(-1)[place].clamp_min(0) ** 2
         ok = good[g].reshape(-1)[place] & (clear[place] > 0.5) & (similar[g].reshape(-1)[place] > options.min_correlation)
         pick = ok.nonzero().squeeze(1)
-        pick = pick[torch.randperm(len(pick), generator=generator).to(device)[:N]]
+        share[g] = len(place) / max(1, int(usable[b].sum()))
+        matched[g] = len(pick) / max(1, len(place))
+        pick = pick[lot[place[pick]].argsort()[:N]]
         n, at = len(pick), place[pick]
         moved = torch.stack([at % w, at // w], -1) + forward.displacement[g].reshape(2, -1)[:, at].T
         pixel_a[g, :n] = (pixel[pick] + 0.5) * reduction - 0.5
@@ -281,7 +309,42 @@ def find_matches(model: FaceModel, state: SceneState, photos: FlowImages, estima
         weight[g, :n] = trust[pick]
         valid[g, :n] = True
     view_a, view_b = (torch.tensor([p[i] for p in pairs], dtype=torch.int64, device=device) for i in (0, 1))
-    return Matches(view_a, view_b, pixel_a, pixel_b, triangle, weight, valid)
+    return Matches(view_a, view_b, pixel_a, pixel_b, triangle, weight, valid, share, matched)
+
+
+@torch.no_grad()
+def pair_noise(energy: FlowCorrespondence, state: SceneState) -> Tensor:
+    """Standard deviation of one component of the matches of each pair, [G] px of the crop, from what no shape can explain.
+
+    A wrong shape moves a match along its epipolar line only. So the deviation is read off across the line, where what is left after
+    the best relative pose and focal length is the noise of the flow, and whatever else sets the two photos apart: another expression,
+    light that glides over the skin, another person. A robust fit (Cauchy) on median absolute deviations.
+    """
+    m = energy.matches
+    energy = replace(energy, sigma_px=1.0)
+    r, by_corner, _ = energy.linearize_surface(state)
+    h = energy.hits(state)
+    along = (by_corner.sum(3) * torch.nn.functional.normalize(h.normal, dim=-1)[..., None, :]).sum(-1)  # [G, N, 2]
+    across = torch.nn.functional.normalize(torch.stack([-along[..., 1], along[..., 0]], -1), dim=-1)
+    seen, by_b, _, _ = energy._by_motion(state, h)
+    motion = torch.cat([by_b @ -skew(h.head_b), by_b, seen.by_focal[..., None]], -1)  # [G, N, 2, 7]
+    out = []
+    for g in range(len(m.view_a)):
+        ok = r.valid[g]
+        if int(ok.sum()) < 20:
+            out.append(torch.full((), torch.inf).to(along))
+            continue
+        e = (across[g] * r.value[g]).sum(-1)[ok].double()
+        J = (across[g][..., None] * motion[g]).sum(1)[ok].double()
+        J = J / J.norm(dim=0).clamp_min(1e-12)
+        step, scale = e.new_zeros(7), e.abs().median()
+        for _ in range(5):
+            left = e + J @ step
+            scale = 1.4826 * left.abs().median().clamp_min(1e-6)
+            w = 1 / (1 + (left / (2 * scale)) ** 2)
+            step = torch.linalg.solve(J.T @ (w[:, None] * J) + 1e-6 * torch.eye(7).to(e), -J.T @ (w * e))
+        out.append((1.4826 * (e + J @ step).abs().median()).to(along))
+    return torch.stack(out)
 
 
 def normalize_contrast(images: Tensor, radius: float) -> Tensor:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from typing import Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from fitkit.scene.state import SceneState
 
 JAW = slice(0, 17)
 EYE_PAIRS = ((37, 41), (38, 40), (43, 47), (44, 46))
+# First point, end, mm. Measured for the built-in detector on rendered people: distance of its points from the model's, mean over the views
+# of a person, in the image plane and one axis; hand-set points of a real scan lie 1 to 4 mm from the model's.
+OFFSET_SIGMA_MM = ((0, 17, 2.8), (17, 27, 1.6), (27, 31, 1.6), (31, 36, 1.0), (36, 48, 0.9), (48, 68, 1.4))  # first, end, mm
 LIP_PAIRS = ((61, 67), (62, 66), (63, 65))
 
 
@@ -58,9 +62,9 @@ class LandmarkReprojection:
         """Head-frame points [B, 68, 3] and their basis rows [68, 3, K] or [B, 68, 3, K]."""
         basis = self.model.landmark_basis
         identity, expression = state.identity[state.subject], state.expression
-        head, rows = basis.points(identity, expression), basis.rows
+        head, rows, offset = basis.points(identity, expression), basis.rows, landmark_offset(state)
         if self.jaw_vertices is None or not bool((self.jaw_vertices >= 0).any()):
-            return head, rows
+            return head + offset, rows
         slide = self.jaw_vertices >= 0
         index = self.jaw_vertices.clamp_min(0)
         at = self.model.rows[index]  # [B, 17, 3, K]
@@ -68,7 +72,7 @@ class LandmarkReprojection:
         moved = self.model.mean[index] + torch.einsum("bjck,bk->bjc", at, coefficients)
         jaw = torch.where(slide[..., None], moved, head[:, JAW])
         jaw_rows = torch.where(slide[..., None, None], at, rows[JAW])
-        return torch.cat([jaw, head[:, 17:]], 1), torch.cat([jaw_rows, rows[17:].expand(len(at), -1, -1, -1)], 1)
+        return torch.cat([jaw, head[:, 17:]], 1) + offset, torch.cat([jaw_rows, rows[17:].expand(len(at), -1, -1, -1)], 1)
 
     def _residuals(self, pixels: Tensor, in_front: Tensor, observations: Observations) -> Residuals:
         marks = observations.landmarks
@@ -85,9 +89,35 @@ class LandmarkReprojection:
         head, rows = self._head(state)
         seen = project_head_points(head, state, views, derivatives=True)
         inverse = 1 / self.sigma_px.to(head)
-        columns = motion_columns(seen.by_head * inverse[..., None, None], head, rows, self.model.num_identity)
+        by_head = seen.by_head * inverse[..., None, None]
+        columns = motion_columns(by_head, head, rows, self.model.num_identity)
         columns["focal"] = (seen.by_focal * inverse[..., None])[..., None]
+        columns["landmarks"] = offset_columns(by_head, range(68))
         return Linearization(self._residuals(seen.pixels, seen.in_front, observations), (Slot(views, columns),))
+
+
+def offset_sigma() -> Tensor:
+    """[68] mm: standard deviation, along each axis, of the part of a landmark's error that is the same in all photos of a person."""
+    sigma = torch.empty(68)
+    for first, last, value in OFFSET_SIGMA_MM:
+        sigma[first:last] = value
+    return sigma
+
+
+def landmark_offset(state: SceneState) -> Tensor:
+    """Offsets of the 68 points in each frame, [B, 68, 3] mm, head frame; zeros where the state has none."""
+    if state.landmark_offset is None:
+        return state.expression.new_zeros(state.num_views, 68, 3)
+    return state.landmark_offset[state.subject]
+
+
+def offset_columns(by_head: Tensor, points: Sequence[int]) -> Tensor:
+    """Derivatives of N values by the offsets of all 68 points, [G, N, D, 204]: by_head [G, N, D, 3], where value n moves with point
+    points[n]."""
+    G, N, D, _ = by_head.shape
+    columns = by_head.new_zeros(G, N, D, 68, 3)
+    columns[:, torch.arange(N), :, torch.as_tensor(list(points))] = by_head.transpose(0, 1)
+    return columns.flatten(3)
 
 
 @dataclass(frozen=True)
@@ -122,17 +152,24 @@ class LandmarkOffsets:
         return Residuals(value, valid, torch.minimum(marks.confidence[:, a], marks.confidence[:, b]).to(pixels))
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
-        seen = project_points(self.model.landmark_basis, state)
+        head = self._head(state)
+        seen = project_head_points(head, state, all_views(state))
         return self._residuals(seen.pixels, seen.in_front, observations, *self._parts(observations))
+
+    def _head(self, state: SceneState) -> Tensor:
+        points = self.model.landmark_basis.points(state.identity[state.subject], state.expression)
+        return points + landmark_offset(state)
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         a, b, sigma = self._parts(observations)
         basis = self.model.landmark_basis
-        seen = project_points(basis, state, derivatives=True)
+        seen = project_head_points(self._head(state), state, all_views(state), derivatives=True)
         inverse = (1 / sigma).to(seen.pixels)[..., None, None]
         parts = []
         for index in (a, b):
-            columns = motion_columns(seen.by_head[:, index] * inverse, seen.head[:, index], basis.rows[index], basis.num_identity)
+            by_head = seen.by_head[:, index] * inverse
+            columns = motion_columns(by_head, seen.head[:, index], basis.rows[index], basis.num_identity)
+            columns["landmarks"] = offset_columns(by_head, index.tolist())
             columns["focal"] = seen.by_focal[:, index][..., None] * inverse
             parts.append(columns)
         columns = {name: parts[0][name] - parts[1][name] for name in parts[0]}

@@ -98,30 +98,32 @@ def _accumulate(system: ArrowSystem, term: Term, lin: Linearization, layout: Par
     if lin.center is not None:
         center = lin.center[..., None].expand(G, M, D).reshape(G, M * D)
         pull = pull - center * pull.sum(0, keepdim=True)
-    jacobians = [_local(slot.columns, layout, G, M * D, value) for slot in lin.slots]
+    names = [n for n in layout.order if n not in layout.shared or any(n in slot.columns for slot in lin.slots)]
+    index = layout.columns(names)  # shared blocks that the term does not know are left out
+    jacobians = [_local(slot.columns, names, layout, G, M * D, value) for slot in lin.slots]
     root = w.sqrt()
     scaled = [j * root[..., None] for j in jacobians]
     for k, slot in enumerate(lin.slots):
         gradient = torch.bmm(jacobians[k].transpose(1, 2), pull[..., None]).squeeze(-1)
-        system.add_view(slot.view, layout.index, torch.bmm(scaled[k].transpose(1, 2), scaled[k]), gradient)
+        system.add_view(slot.view, index, torch.bmm(scaled[k].transpose(1, 2), scaled[k]), gradient)
         for other in range(k + 1, len(lin.slots)):
-            system.add_pair(slot.view, lin.slots[other].view, layout.index,
+            system.add_pair(slot.view, lin.slots[other].view, index,
                             torch.bmm(scaled[k].transpose(1, 2), scaled[other]))
     if lin.center is not None:
         # sum_g w_g |z_g - mean|^2 has the Hessian sum_g w_g J_g' J_g - (sum_g w_g J_g)' (sum_g w_g J_g) / sum_g w_g
         total = w.sum(0).clamp_min(1e-30)
-        system.add_common(lin.slots[0].view, layout.index, jacobians[0] * (w / total.sqrt())[..., None])
+        system.add_common(lin.slots[0].view, index, jacobians[0] * (w / total.sqrt())[..., None])
 
 
-def _local(columns: dict[str, Tensor], layout: ParameterLayout, G: int, rows: int, like: Tensor) -> Tensor:
-    """Columns by block -> [G, rows, n] in the local order of the layout; blocks an energy does not know are zero."""
+def _local(columns: dict[str, Tensor], names: Sequence[str], layout: ParameterLayout, G: int, rows: int, like: Tensor) -> Tensor:
+    """Columns by block -> [G, rows, n], the blocks `names` side by side; those that a slot does not know are zero."""
     parts = [columns[name].reshape(G, rows, -1) if name in columns else like.new_zeros(G, rows, layout.sizes[name])
-             for name in layout.order]
+             for name in names]
     return torch.cat(parts, -1)
 
 
 # Typical change of one parameter, for first-order solvers that know no curvature: rad, mm, log units, light.
-STEP_SCALE = {"identity": 1.0, "expression": 0.2, "pose": 1.0, "focal": 0.2, "illumination": 0.2}
+STEP_SCALE = {"identity": 1.0, "landmarks": 1.0, "expression": 0.2, "pose": 1.0, "focal": 0.2, "illumination": 0.2}
 
 
 class LeastSquaresProblem:

@@ -114,6 +114,29 @@ class MeanCoefficientPrior(PlainEnergy):
 
 
 @dataclass(frozen=True)
+class LandmarkOffsetPrior(PlainEnergy):
+    """o / sigma for the offsets of the 68 points of a person, [1, 68, 3].
+
+    sigma_mm: [68]. A landmark detector, or a person who sets points, marks another spot than the face model does, the same in all photos
+    of a face: more photos do not average it away. With this latent offset, and without it in the residual, their noise is
+    what changes from photo to photo.
+    """
+
+    sigma_mm: Tensor
+    name = "landmark_prior"
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        offset = state.identity.new_zeros(1, 68, 3) if state.landmark_offset is None else state.landmark_offset[:1]
+        value = offset / self.sigma_mm.to(offset)[:, None]
+        return Residuals(value, torch.ones(value.shape[:2], dtype=torch.bool, device=value.device))
+
+    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
+        inverse = (1 / self.sigma_mm.to(state.identity)).repeat_interleave(3)
+        view = torch.zeros(1, dtype=torch.int64, device=inverse.device)
+        return Linearization(self.residuals(state, observations), (Slot(view, {"landmarks": torch.diag(inverse).reshape(1, 68, 3, 204)}),))
+
+
+@dataclass(frozen=True)
 class FocalPrior(PlainEnergy):
     """log(focal / mean) / sigma, one per camera, [B, 1, 1].
 

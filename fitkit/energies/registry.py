@@ -24,7 +24,7 @@ from fitkit.energies.parsing import ParsedRendering
 from fitkit.energies.photo_model import STRICT as MODEL_STRICT
 from fitkit.energies.photo_model import ModelPhotometric
 from fitkit.energies.photometric import CrossViewPhotometric
-from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, LightPrior, MeanCoefficientPrior, SizePrior
+from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, LandmarkOffsetPrior, LightPrior, MeanCoefficientPrior, SizePrior
 from fitkit.energies.supervision import (CodeConsistency, ExpressionSupervision, IdentityLikelihood, IdentitySupervision, PoseSupervision,
                                          VertexSupervision)
 from fitkit.io.options import unknown_key
@@ -119,7 +119,7 @@ REGISTRY: tuple[EnergyRow, ...] = (
               "through the frozen flow network to I_{a->b}; long-range and smooth, size differs by 100 between networks",
               tuple(FLOW_STRICT)),
     EnergyRow("E5", "flow_corr", FlowCorrespondence, "Pr_b(Pr_a^-1(a)) - b", "px of the crop", "ours: E4 with its flow as fixed matches",
-              (_use(OURS, "gm"),), "exact for fixed matches, which each freeze finds anew"),
+              (_use(OURS, "gm"),), "exact for fixed matches, which each freeze finds anew", own_reduction="mean"),
     EnergyRow("E6", "sem_feat", SemanticFeatures, "phi(I_b) / |phi(I_b)| - phi(I_{a->b}) / |phi(I_{a->b})|; half its square is 1 - cos",
               "none", "PGN eq. 11", (_use(PGN, "sq", "10"),), "through the frozen network to I_{a->b}; weak and smooth"),
     EnergyRow("E7", "photo_model", ModelPhotometric, "I_v(u_v) - A(p) (H(n_p) . light_v)", "linear intensity", "DF-MVR eq. 2",
@@ -184,6 +184,7 @@ REGISTRY: tuple[EnergyRow, ...] = (
     EnergyRow("", "flow_triangulated", TriangulatedFlow, "n . (p - X), X where the rays of a match pass each other", "mm",
               "ours, after MVF-Net eq. 8",
               (_use(OURS, "gm"),), "to the shape alone: poses and cameras count as they were frozen"),
+    EnergyRow("", "landmark_prior", LandmarkOffsetPrior, "o", "mm, 0.9 at the eyes to 2.8 at the jaw", "ours", (_use(OURS, "sq"),), "exact"),
     EnergyRow("", "focal_prior", FocalPrior, "log(f / f_0)", "log units", "ours", (_use(OURS, "sq"),), "exact"),
     EnergyRow("", "light_prior", LightPrior, "light - its first estimate", "share of the light", "ours", (_use(OURS, "sq"),), "exact"),
     EnergyRow("", "size_prior", SizePrior, "a . c, log of the head's size", "log units", "ours", (_use(OURS, "sq"),), "exact"),

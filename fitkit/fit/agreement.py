@@ -58,12 +58,12 @@ def pair_residuals(problem: LeastSquaresProblem, state: SceneState) -> dict[tupl
 
 
 def leave_one_out(problem: LeastSquaresProblem, state: SceneState) -> list[float | None]:
-    """Per view: length of the change of the shared parameters (the shape) when the view's landmarks are left out, over
-    the root of its expectation, [B]; None with one view or without landmarks.
+    """Per view: length of the change of the identity when the view's landmarks are left out, over the root of its expectation, [B];
+    None with one view or without landmarks.
 
     Nothing is fitted again: on the normal equations of landmarks and priors, with each view's own parameters (pose,
     expression) eliminated, A_v and b_v are what view v adds to matrix and gradient. Leaving it out moves the solution by
-    d = (A - A_v)^-1 b_v, measured by d' A d; b_v has the covariance A_v - A_v A^-1 A_v if all views show one person.
+    d = (A - A_v)^-1 b_v, measured by d' M d with M the precision of the identity; b_v has the covariance A_v - A_v A^-1 A_v if all views show one person.
     Source: case deletion in least squares: Cook and Weisberg, "Residuals and Influence in Regression", 1982, ch. 2 and 3.6.
     """
     layout, B = problem.layout, state.num_views
@@ -87,13 +87,18 @@ def leave_one_out(problem: LeastSquaresProblem, state: SceneState) -> list[float
     # The landmarks alone would end elsewhere than the whole fit: judge the views at their own solution.
     step = torch.linalg.solve(total, -(b.sum(0) + prior.gradient_shared))
     b = b + torch.einsum("vij,j->vi", A, step)
+    # Judged is the shape alone: its precision with the other shared parameters (offsets of landmarks, one focal length) integrated out.
+    start, width = layout.shared_offsets["identity"], layout.sizes["identity"]
+    shape = slice(start, start + width)
+    metric = torch.zeros_like(total)
+    metric[shape, shape] = torch.linalg.inv(torch.linalg.inv(total)[shape, shape])
     out: list[float | None] = []
     for v in range(B):
         rest = torch.linalg.inv(total - A[v])
         d = rest @ b[v]
         spread = A[v] - A[v] @ torch.linalg.solve(total, A[v])
-        expected = float(torch.einsum("ij,jk,kl,li->", rest, total, rest, spread))
-        out.append((max(0.0, float(d @ total @ d)) / expected) ** 0.5 if expected > 1e-12 else None)
+        expected = float(torch.einsum("ij,jk,kl,li->", rest, metric, rest, spread))
+        out.append((max(0.0, float(d @ metric @ d)) / expected) ** 0.5 if expected > 1e-12 else None)
     return out
 
 

@@ -26,10 +26,12 @@ from fitkit.scene.layout import BLOCKS
 class LandmarkOptions:
     """source: where the 68 points come from; jaw: what points 0-16 are (see LandmarkReprojection),
     'auto' tries both rules where the source does not say;
+    offset: standard deviation of what is the same in all photos of a person about a point's error, in units of `offset_sigma`;
     sigma: standard deviation of a point as a share of the face size (square root of the landmark box area), used
     until the noise is measured from the residuals; min_sigma, max_sigma: limits of the measured value."""
 
     source: str = "auto"
+    offset: float = 1.0
     jaw: Literal["auto", "outline", "surface"] = "auto"
     sigma: float = 0.02
     min_sigma: float = 0.003
@@ -174,6 +176,7 @@ class SizePriorTerm(EnergyOptions):
 
 ENERGIES: dict[str, type[EnergyOptions]] = {
     "lmk2d": EnergyOptions, "lmk2d_eye": EnergyOptions, "lmk2d_lip": EnergyOptions, "identity_prior": EnergyOptions,
+    "landmark_prior": EnergyOptions,
     "expression_prior": ExpressionPriorTerm, "focal_prior": EnergyOptions, "light_prior": LightPriorTerm, "size_prior": SizePriorTerm,
     "photo_xview": PhotometricTerm, "census_xview": CensusTerm, "flow_corr": FlowTerm,
     "flow_mag": FlowMagnitudeTerm, "flow_triangulated": TriangulationTerm, "photo_model": ModelPhotometricTerm, "light_mono": LightMonoTerm,
@@ -183,7 +186,8 @@ ENERGIES: dict[str, type[EnergyOptions]] = {
 @dataclass(frozen=True)
 class Stage:
     """free: names of what is solved for; energies: name -> options; min_views: the stage is left out with fewer;
-    measure_noise: estimate the landmark noise from the residuals before the stage; start: the stage is for fits that start from
+    measure_noise: estimate the landmark noise from the residuals before the stage; measure_offsets: estimate the spread of the
+    landmarks' offsets, anew at each refresh; start: the stage is for fits that start from
     'landmarks' (or from what a 'regressor' predicts) and is left out in others."""
 
     name: str
@@ -192,6 +196,7 @@ class Stage:
     solver: SolverOptions = SolverOptions()
     min_views: int = 1
     measure_noise: bool = False
+    measure_offsets: bool = False
     start: Literal["any", "landmarks", "regressor"] = "any"
 
 

@@ -16,11 +16,11 @@ from fitkit.energies.census import CrossViewCensus
 from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowImages
 from fitkit.energies.flow_magnitude import FlowMagnitude
 from fitkit.energies.flow_triangulated import TriangulatedFlow
-from fitkit.energies.landmarks import LandmarkReprojection, eye_offsets, lip_offsets
+from fitkit.energies.landmarks import LandmarkReprojection, eye_offsets, lip_offsets, offset_sigma
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term, TermReport
 from fitkit.energies.photo_model import ModelPhotometric
 from fitkit.energies.photometric import CrossViewPhotometric
-from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, LightPrior, SizePrior
+from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, LandmarkOffsetPrior, LightPrior, SizePrior
 from fitkit.errors import FitError, InputError
 from fitkit.fit.detail import Detail, personal_model, solve_detail
 from fitkit.fit.initialize import CameraKnowledge, initial_state, to_photos
@@ -176,6 +176,7 @@ class FitRun:
         self.start = "landmarks"  # where the fit begins: 'landmarks' or 'regressor'
         self.sigma = self._given_sigma()
         self.stages: list[dict[str, Any]] = []
+        self.offset_spread = 1.0  # of the landmarks' offsets, over what their prior states
         self.iterations = 0  # of the solver, trial fits included
         self.light: Tensor | None = None
         self.terms: dict[str, TermReport] = {}
@@ -213,11 +214,32 @@ class FitRun:
         if len(length) < 20:
             return
         factor = NOISE_ABSORBED * float(length.median()) / 1.1774
+        if state.landmark_offset is not None:
+            factor *= self._absorbed_by_offsets(state, factor)
         size = self._face_size()[:, None]
         options = self.recipe.landmarks
         given = self.observations.landmarks.sigma
         limited = (self.sigma * factor).clamp(options.min_sigma * size, options.max_sigma * size)
         self.sigma = torch.where(_stated(given), torch.maximum(self.sigma * factor, given), limited)
+
+    def _absorbed_by_offsets(self, state: SceneState, factor: float) -> float:
+        """How much larger the noise is than the residuals show, because the offsets of the points have taken a part of it.
+
+        A point seen by all views with noise s_v [mm] has an offset of posterior variance p = 1 / (1 / prior^2 + sum 1 / s_v^2); of its
+        residual's variance p / s_v^2 is missing. Both depend on each other and are iterated; at most three quarters are made good.
+        """
+        depth = state.pose.translation[:, 2] if state.camera.kind == "perspective" else state.camera.REFERENCE_DEPTH
+        mm = self.sigma * (depth / state.camera.focal)[:, None]  # [B, 68]
+        more = 1.0
+        for _ in range(10):
+            precision = 1 / (factor * more * mm) ** 2
+            posterior = 1 / (1 / self._offset_sigma() ** 2 + precision.sum(0))
+            more = max(1 - float((posterior * precision)[:, 17:].median()), 0.25) ** -0.5
+        return more
+
+    def _offset_sigma(self) -> Tensor:
+        """[68] mm: standard deviation of the landmarks' offsets."""
+        return self.offset_spread * self.recipe.landmarks.offset * offset_sigma().to(self.sigma)
 
     def sigma_photo(self) -> Tensor:
         """[B, 68] px of the photos, on the CPU."""
@@ -236,6 +258,8 @@ class FitRun:
             return lip_offsets(model, self.sigma)
         if name == "identity_prior":
             return IdentityPrior()
+        if name == "landmark_prior":
+            return LandmarkOffsetPrior(self._offset_sigma())
         if name == "expression_prior":
             return ExpressionPrior(recipe.expression.sigma, recipe.expression.sigma_negative, recipe.expression.shared, options.group_radius)
         if name == "focal_prior":
@@ -372,6 +396,8 @@ class FitRun:
                 self.iterations += result.iterations
                 state = self._accept(stage, state, result)
                 messages.append(result.message)
+                if stage.measure_offsets:
+                    objective = self._measure_offset_spread(objective, problem, state)
         with torch.no_grad():
             self.terms = objective.cost(state, self.observations)[1]
         self._last = (LeastSquaresProblem(objective, self.observations, layout), state)
@@ -383,6 +409,35 @@ class FitRun:
             self.shape = self._last
         log.info("stage %s: %s", stage.name, "; ".join(messages))
         return state
+
+    def _measure_offset_spread(self, objective: Objective, problem: LeastSquaresProblem, state: SceneState) -> Objective:
+        """Estimate how far the landmarks of this person lie from the model's points, and give it to their prior.
+
+        The scale s of offsets o ~ N(0, s^2 sigma^2): the sum of (o / sigma)^2 over the number of offsets that the photos determine,
+        with SPREAD_PRIOR observations of s = 1 added, so that it stays 1 as long as the photos say nothing. Exact points get a small s and
+        count in full beside the matches.
+        Source: MacKay, "Bayesian interpolation", Neural Computation 1992, evidence approximation with well-determined parameters.
+        """
+        term = next((t for t in objective.terms if t.energy.name == "landmark_prior"), None)
+        layout = problem.layout
+        if term is None or "landmarks" not in layout.sizes:
+            return objective
+        start, width = layout.shared_offsets["landmarks"], layout.sizes["landmarks"]
+        with torch.no_grad():
+            system = problem.linearize(state)
+            diagonal = system.diagonal()
+            unit = diagonal.new_zeros(layout.total, width)
+            unit[start:start + width] = torch.eye(width, dtype=unit.dtype, device=unit.device)
+            columns = system.solve_columns(unit, 1e-9 * diagonal.clamp_min(1e-9 * float(diagonal.max())))
+        if columns is None:
+            return objective
+        sigma = term.energy.sigma_mm.repeat_interleave(3)
+        left = columns[start:start + width].diagonal() / sigma ** 2  # 1: the photos say nothing
+        known = float((1 - left).clamp(0, 1).sum())
+        over = float((state.landmark_offset[0].reshape(-1) / (sigma / self.offset_spread)).square().sum())
+        before, self.offset_spread = self.offset_spread, ((SPREAD_PRIOR + over) / (SPREAD_PRIOR + known)) ** 0.5
+        prior = replace(term.energy, sigma_mm=term.energy.sigma_mm * (self.offset_spread / before))
+        return Objective([replace(t, energy=prior) if t is term else t for t in objective.terms])
 
     def _lit_for(self, photo: CrossViewPhotometric | ModelPhotometric) -> bool:
         """The light was estimated before, with the channels that `photo` asks for; 'photo_xview' takes any."""
@@ -416,8 +471,9 @@ class FitRun:
 
 
 NOISE_ABSORBED = 1.25
+SPREAD_PRIOR = 10.0  # in observations
 SURFACE_WINS = 0.8  # measured ratios: 0.05 to 0.9 on fixed points (0.2 and less with a view beyond 40 degrees), 0.83 to 1.4 on outlines
-LANDMARK_ENERGIES = {"lmk2d", "lmk2d_eye", "lmk2d_lip", "identity_prior", "expression_prior", "focal_prior", "size_prior"}
+LANDMARK_ENERGIES = {"lmk2d", "lmk2d_eye", "lmk2d_lip", "identity_prior", "expression_prior", "focal_prior", "size_prior", "landmark_prior"}
 
 
 def _plain_light(state: SceneState) -> Tensor:

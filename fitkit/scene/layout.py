@@ -11,7 +11,7 @@ from torch import Tensor
 from fitkit.errors import InputError
 from fitkit.scene.state import SceneState
 
-BLOCKS = ("identity", "expression", "pose", "focal", "illumination")
+BLOCKS = ("identity", "landmarks", "expression", "pose", "focal", "illumination")
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class ParameterLayout:
     """Free parameters of one person in B views, split into shared ones and ones that a single view owns.
 
     free: block names; sizes: block name -> width; groups: block name -> [B] int64, views with the same number share
-    the block (identity: all; focal: one camera; pose: a rigid calibrated rig). A block whose groups are all different
+    the block (identity and landmarks, the offsets of the 68 points: all; focal: one camera; pose: a rigid calibrated rig). A block whose groups are all different
     is owned by its view. The step vector is [shared | own of view 0 | own of view 1 | ...].
     """
 
@@ -38,16 +38,16 @@ class ParameterLayout:
             raise InputError(f"a fit solves for one person, the state holds {len(state.identity)}")
         B = state.num_views
         own, same = torch.arange(B), torch.zeros(B, dtype=torch.int64)
-        width = {"identity": state.identity.shape[1], "expression": state.expression.shape[1], "pose": 6, "focal": 1,
+        width = {"identity": state.identity.shape[1], "landmarks": 3 * 68, "expression": state.expression.shape[1], "pose": 6, "focal": 1,
                  "illumination": state.illumination[0].numel()}
-        group = {"identity": same, "expression": same if share_expression else own,
+        group = {"identity": same, "landmarks": same, "expression": same if share_expression else own,
                  "pose": own if pose_groups is None else pose_groups.cpu(),
                  "focal": own if focal_groups is None else focal_groups.cpu(), "illumination": own}
         names = [name for name in BLOCKS if name in free]
         return ParameterLayout(B, {n: width[n] for n in names}, {n: group[n] for n in names})
 
     def is_shared(self, name: str) -> bool:
-        return name == "identity" or len(self.groups[name].unique()) < self.num_views
+        return name in ("identity", "landmarks") or len(self.groups[name].unique()) < self.num_views
 
     @cached_property
     def shared(self) -> tuple[str, ...]:
@@ -90,6 +90,15 @@ class ParameterLayout:
         parts.append(start + torch.arange(self.num_own))
         return torch.cat(parts, 1)
 
+    def columns(self, names: Sequence[str]) -> Tensor:
+        """[B, n] int64: the part of `index` that belongs to the blocks `names`, which are in the order `order`."""
+        starts, total = {}, 0
+        for name in self.order:
+            starts[name] = total
+            total += self.sizes[name]
+        local = torch.cat([starts[name] + torch.arange(self.sizes[name]) for name in names])
+        return self.index[:, local]
+
     @cached_property
     def order(self) -> tuple[str, ...]:
         """Blocks in the order of a view's local parameters."""
@@ -108,6 +117,9 @@ def retract(state: SceneState, step: Tensor, layout: ParameterLayout) -> SceneSt
     update = {}
     if "identity" in change:
         update["identity"] = state.identity + change["identity"][:1]
+    if "landmarks" in change:
+        moved = change["landmarks"][:1].reshape(1, 68, 3)
+        update["landmark_offset"] = moved if state.landmark_offset is None else state.landmark_offset + moved
     if "expression" in change:
         update["expression"] = state.expression + change["expression"]
     if "pose" in change:

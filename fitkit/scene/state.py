@@ -18,7 +18,9 @@ class SceneState:
     identity: [S, K_id] standard-normal coefficients; subject: [B] int64, row of `identity` that each frame shows;
     expression: [B, K_ex], 0 (off) to 1 (on); pose: camera_from_head; camera: intrinsics in pixels;
     illumination: [B, 9, C] spherical-harmonics bands 0-2 in the head frame, C = 1 (grey) or 3;
-    albedo: [S, K_al] standard-normal coefficients of the model's albedo basis, or None: not estimated.
+    albedo: [S, K_al] standard-normal coefficients of the model's albedo basis, or None: not estimated;
+    landmark_offset: [S, 68, 3] mm in the head frame, how far from the model's 68 points those lie that the source of landmarks marks
+    on this person, the same in all frames; None: not estimated.
     """
 
     identity: Tensor
@@ -28,6 +30,7 @@ class SceneState:
     camera: Camera
     illumination: Tensor
     albedo: Tensor | None = None
+    landmark_offset: Tensor | None = None
 
     @property
     def num_views(self) -> int:
@@ -46,11 +49,11 @@ class SceneState:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "SceneState":
         def move(x):
-            return x.to(device=device, dtype=dtype if x.is_floating_point() else None)
+            return None if x is None else x.to(device=device, dtype=dtype if x.is_floating_point() else None)
 
         return SceneState(
             move(self.identity), move(self.subject), move(self.expression),
             Pose(move(self.pose.rotation), move(self.pose.translation)),
             replace(self.camera, focal=move(self.camera.focal), principal=move(self.camera.principal),
                     aspect=move(self.camera.aspect)),
-            move(self.illumination), None if self.albedo is None else move(self.albedo))
+            move(self.illumination), move(self.albedo), move(self.landmark_offset))

@@ -21,13 +21,14 @@ from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowImages, 
 from fitkit.energies.flow_magnitude import FlowMagnitude, FlowMagnitudeOptions
 from fitkit.energies.flow_triangulated import TriangulatedFlow, TriangulationOptions
 from fitkit.energies.kernels import Kernel
-from fitkit.energies.landmarks import LandmarkReprojection, eye_offsets, lip_offsets
+from fitkit.energies.landmarks import LandmarkReprojection, eye_offsets, lip_offsets, offset_sigma
 from fitkit.energies.landmarks3d import PositionMap, PositionMapLandmarks, landmark_places, lmk3d_align, lmk_guided
 from fitkit.energies.objective import Objective, Term
 from fitkit.energies.parsing import ParsedRendering, ParseOptions
 from fitkit.energies.photo_model import ModelPhotometric, ModelPhotometricOptions
 from fitkit.energies.photometric import CrossViewPhotometric, PhotometricOptions
-from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, LightPrior, MeanCoefficientPrior, SizePrior
+from fitkit.energies.priors import (ExpressionPrior, FocalPrior, IdentityPrior, LandmarkOffsetPrior, LightPrior, MeanCoefficientPrior,
+                                    SizePrior)
 from fitkit.energies.supervision import (CodeConsistency, ExpressionSupervision, IdentityLikelihood, IdentitySupervision, PoseSupervision,
                                          VertexSupervision)
 from fitkit.geometry.alignment import similarity_align
@@ -424,6 +425,8 @@ SCENES: dict[str, Callable[[int, int], Scene]] = {
     "ssim_xview": lambda n, k: of_depth(DepthWarpStructure(), n, k),
     "depth_xview": lambda n, k: of_depth(DepthAgreement(), n, k, relief=True),
     "epi_lmk": of_relative_pose,
+    "landmark_prior": lambda n, k: of_prior(lambda o: LandmarkOffsetPrior(offset_sigma()), "landmarks", n, k,
+                                            lambda state: float(state.landmark_offset.detach().abs().mean())),
     "focal_prior": lambda n, k: of_prior(focal_prior, "focal", n, k, distance_of(log_focal, person(n, 2, k))),
     "light_prior": lambda n, k: of_prior(lambda o: LightPrior(o.labels.state.illumination), "illumination", n, k,
                                          distance_of(light_of, person(n, 2, k))),

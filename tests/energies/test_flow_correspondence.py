@@ -6,7 +6,7 @@ import torch
 from derivatives import check_everything
 from helpers import observe, photograph, tiny_model, tiny_state
 
-from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowImages, FlowOptions, Matches, normalize_contrast, view_pairs
+from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowImages, FlowOptions, Matches, normalize_contrast, pair_noise, view_pairs
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.landmarks import LandmarkReprojection
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
@@ -283,3 +283,57 @@ def test_farther_neighbours_join_where_they_see_the_same():
     assert sorted(tuple(sorted((rank[a], rank[b]))) for a, b in pairs) == sorted([(i, i + 1) for i in range(4)] + [(i, i + 2) for i in range(3)])
     wide = state.replace(pose=state.pose.select([0, 1, 3]))
     assert sorted(view_pairs(wide, FARTHER)) == [(0, 1), (0, 2), (1, 0), (2, 0)]
+
+
+# ---- what matches are worth ----
+
+
+def test_noise_is_read_off_across_the_epipolar_lines():
+    # Noise of 0.5 px is found; a wrong shape, which moves matches by much more but along the lines only, is not taken for noise.
+    state = truth()
+    m = perfect_matches(state, 400)
+    noise = 0.5 * torch.randn(m.pixel_b.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    noisy = energy_with(replace(m, pixel_b=m.pixel_b + noise))
+    torch.testing.assert_close(pair_noise(noisy, state), torch.full((4,), 0.5, dtype=torch.float64), rtol=0.2, atol=0)
+    wrong = state.replace(identity=state.identity + 1.0)
+    exact = energy_with(m)
+    off = (exact.residuals(wrong, None).value * exact.sigma_px).norm(dim=-1).median()
+    assert float(off) > 0.5 and float(pair_noise(exact, wrong).max()) < 0.2 * float(off)
+    torch.testing.assert_close(pair_noise(noisy, wrong), torch.full((4,), 0.5, dtype=torch.float64), rtol=0.3, atol=0)
+
+
+def test_a_pair_counts_by_its_noise_and_by_how_much_of_it_matches():
+    state = truth()
+    m = perfect_matches(state, 400)
+    noise = torch.randn(m.pixel_b.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    noise *= torch.tensor([0.5, 1.0, 1.0, 1.0], dtype=torch.float64)[:, None, None]
+    m = replace(m, pixel_b=m.pixel_b + noise, share=torch.tensor([1.0, 1.0, 0.5, 1.0]), matched=torch.tensor([0.9, 0.9, 0.9, 0.05]))
+    options = FlowOptions(patches=20.0, hold=True)
+    energy = FlowCorrespondence(MODEL, options, None, 1.0, None, m)
+    frozen = energy.freeze(state, None)
+    assert energy.reduction == "sum" and FlowCorrespondence(MODEL, FlowOptions(), None, 1.0, None, m).reduction == "mean"
+    worth = frozen.matches.weight.sum(1)
+    sigma = frozen.matches.sigma
+    torch.testing.assert_close(worth[:3], 20 * torch.tensor([1, 1, 0.5], dtype=torch.float64) / sigma[:3] ** 2)
+    assert float(worth[3]) == 0  # as much matches as between two unlike pictures
+    assert 3 < float(worth[0] / worth[1]) < 5
+    torch.testing.assert_close(frozen.freeze(state, None).matches.weight, frozen.matches.weight)  # held matches are not weighed twice
+    check_everything(frozen, moved(state), observe(MODEL, state))
+
+
+def test_too_few_matches_are_worth_nothing():
+    state = truth()
+    m = perfect_matches(state, 10)
+    m = replace(m, share=torch.ones(4), matched=torch.ones(4))
+    frozen = FlowCorrespondence(MODEL, FlowOptions(patches=20.0, hold=True), None, 1.0, None, m).freeze(state, None)
+    assert float(frozen.matches.weight.abs().max()) == 0 and bool(frozen.matches.sigma.isinf().all())
+
+
+def test_a_few_pixels_less_change_a_few_matches(triplet):
+    model, state, obs = triplet
+    mask = obs.mask.clone()
+    mask[:, 100:102, 110:112] = False
+    one, two = flow_energy(model, obs).freeze(state, obs).matches, flow_energy(model, replace(obs, mask=mask)).freeze(state, obs).matches
+    for g in range(len(one.view_a)):
+        before, after = ({tuple(p) for p in m.pixel_a[g][m.valid[g]].round(decimals=2).tolist()} for m in (one, two))
+        assert len(before & after) > 0.7 * len(before)

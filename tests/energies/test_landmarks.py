@@ -32,6 +32,7 @@ def perturbed(state):
         for name in layout.order:
             step[layout.index[v, at:at + layout.sizes[name]]] = scale[name]
             at += layout.sizes[name]
+    state = state.replace(landmark_offset=torch.randn(1, 68, 3, generator=gen, dtype=torch.float64))
     return retract(state, step * torch.randn(layout.total, generator=gen, dtype=torch.float64), layout)
 
 
@@ -218,3 +219,16 @@ def test_auto_picks_the_rule_of_the_data(yaw):
     # also from a state that is a little off
     near = perturbed(state)
     assert bool((auto.freeze(near, outline).jaw_vertices >= 0).any()) and not bool((auto.freeze(near, surface).jaw_vertices >= 0).any())
+
+
+def test_offsets_move_the_points_in_the_head_frame():
+    # Points that lie 2 mm to the subject's left of the model's: one offset of 2 mm explains them in all views, whatever their pose.
+    state = truth()
+    offset = torch.zeros(1, 68, 3, dtype=torch.float64)
+    offset[..., 0] = 2.0
+    points = MODEL.landmark_basis.points(state.identity[state.subject], state.expression) + offset
+    obs = observe(MODEL, state)
+    obs = replace(obs, landmarks=replace(obs.landmarks, points=state.camera.project(state.pose.apply(points))[0]))
+    energy = LandmarkReprojection(MODEL, SIGMA, "surface").freeze(state, obs)
+    assert float(energy.residuals(state, obs).value.norm(dim=-1).median()) > 0.3
+    assert float(energy.residuals(state.replace(landmark_offset=offset), obs).value.abs().max()) < 1e-9

@@ -8,16 +8,19 @@ from helpers import observe, tiny_model, tiny_state
 
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.objective import Objective, Term
-from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, LightPrior, MeanCoefficientPrior
+from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, LandmarkOffsetPrior, LightPrior, MeanCoefficientPrior
 from fitkit.scene.layout import ParameterLayout, retract
 
 MODEL = tiny_model(dtype=torch.float64)
 STATE = tiny_state(MODEL, 3)
 STATE = STATE.replace(expression=STATE.expression - 0.15)  # both signs
+OFFSET_GEN = torch.Generator().manual_seed(11)
+STATE = STATE.replace(landmark_offset=torch.randn(1, 68, 3, generator=OFFSET_GEN, dtype=torch.float64))
 OBS = observe(MODEL, STATE)
+OFFSETS = LandmarkOffsetPrior(0.5 + torch.rand(68, generator=OFFSET_GEN, dtype=torch.float64))
 FOCAL = FocalPrior(STATE.camera.focal * torch.tensor([1.1, 0.8, 1.0], dtype=torch.float64), torch.tensor([0.05, 0.4, 0.1], dtype=torch.float64),
                    torch.tensor([True, False, True]))
-PRIORS = [IdentityPrior(), ExpressionPrior(), ExpressionPrior(0.2, 0.05), ExpressionPrior(0.2, 0.05, group_radius=0.5).freeze(STATE, OBS), FOCAL, LightPrior(STATE.illumination + 0.3)]
+PRIORS = [IdentityPrior(), ExpressionPrior(), ExpressionPrior(0.2, 0.05), ExpressionPrior(0.2, 0.05, group_radius=0.5).freeze(STATE, OBS), FOCAL, LightPrior(STATE.illumination + 0.3), OFFSETS]
 MEAN = MeanCoefficientPrior(0.2)
 
 
@@ -28,13 +31,20 @@ def test_derivatives(energy):
 
 @pytest.mark.parametrize("energy", PRIORS, ids=lambda e: e.name)
 def test_alone_in_a_system_of_its_own_block_in_double_precision(energy):
-    block = energy.name.removesuffix("_prior").replace("light", "illumination")
+    block = energy.name.removesuffix("_prior").replace("light", "illumination").replace("landmark", "landmarks")
     layout = ParameterLayout.of(STATE, (block,))
     system = Objective([Term(energy)]).linearize(STATE, OBS, layout)
     step = system.solve(torch.full((layout.total,), 1e-12, dtype=torch.float64))
     if energy.name != "expression_prior":  # linear: one step leads to the minimum
         after = retract(STATE, step, layout)
         assert float(Objective([Term(energy)]).cost(after, OBS)[0]) < 1e-12
+
+
+def test_offsets_count_in_their_own_millimetres():
+    value = OFFSETS.residuals(STATE, OBS).value
+    assert value.shape == (1, 68, 3)
+    torch.testing.assert_close(value[0, 5] * OFFSETS.sigma_mm[5], STATE.landmark_offset[0, 5])
+    assert float(OFFSETS.residuals(STATE.replace(landmark_offset=None), OBS).value.abs().max()) == 0
 
 
 def test_values():

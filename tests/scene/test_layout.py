@@ -14,11 +14,11 @@ def state():
 def test_blocks_owned_by_a_view_and_shared_ones():
     s = state()
     plain = ParameterLayout.of(s, BLOCKS)
-    assert plain.shared == ("identity",) and plain.own == ("expression", "pose", "focal", "illumination")
-    assert plain.num_shared == 8 and plain.num_own == 6 + 6 + 1 + 9 and plain.total == 8 + 3 * 22
+    assert plain.shared == ("identity", "landmarks") and plain.own == ("expression", "pose", "focal", "illumination")
+    assert plain.num_shared == 8 + 204 and plain.num_own == 6 + 6 + 1 + 9 and plain.total == 8 + 204 + 3 * 22
     rig = ParameterLayout.of(s, BLOCKS, share_expression=True, focal_groups=torch.tensor([0, 0, 1]), pose_groups=torch.zeros(3, dtype=torch.int64))
-    assert rig.shared == ("identity", "expression", "pose", "focal") and rig.own == ("illumination",)
-    assert rig.num_shared == 8 + 6 + 6 + 2 and rig.total == 22 + 27
+    assert rig.shared == ("identity", "landmarks", "expression", "pose", "focal") and rig.own == ("illumination",)
+    assert rig.num_shared == 8 + 204 + 6 + 6 + 2 and rig.total == 226 + 27
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -41,6 +41,8 @@ def test_split_and_retract_follow_the_groups():
     new = retract(s, step, layout)
     torch.testing.assert_close(new.identity, s.identity + change["identity"][:1])
     torch.testing.assert_close(new.expression, s.expression + change["expression"])
+    torch.testing.assert_close(new.landmark_offset, change["landmarks"][:1].reshape(1, 68, 3))
+    torch.testing.assert_close(retract(new, step, layout).landmark_offset, 2 * new.landmark_offset)
     torch.testing.assert_close(new.camera.focal, s.camera.focal * change["focal"][:, 0].exp())
     torch.testing.assert_close(new.illumination, s.illumination + change["illumination"].reshape(3, 9, 1))
     torch.testing.assert_close(new.pose.rotation, s.pose.rotation @ so3_exp(change["pose"][:, :3]))
@@ -57,12 +59,12 @@ def test_blocks_that_are_not_free_stay():
 def test_one_view_owns_everything_but_the_identity():
     s = tiny_state(tiny_model(), views=1)
     layout = ParameterLayout.of(s, BLOCKS, share_expression=True, focal_groups=torch.zeros(1, dtype=torch.int64))
-    assert layout.shared == ("identity",)
+    assert layout.shared == ("identity", "landmarks")
 
 
 def test_refusals():
     s = state()
-    with pytest.raises(InputError, match="expected some of identity, expression, pose, focal, illumination; got 'depth'"):
+    with pytest.raises(InputError, match="expected some of identity, landmarks, expression, pose, focal, illumination; got 'depth'"):
         ParameterLayout.of(s, ("pose", "depth"))
     two = s.replace(identity=s.identity.expand(2, -1))
     with pytest.raises(InputError, match="one person, the state holds 2"):
