@@ -94,14 +94,19 @@ class FlowCorrespondence:
     name = "flow_corr"
 
     @property
+    def measured(self) -> bool:
+        """The weights of the matches hold their measured noise, so that `sigma_px` is a unit only."""
+        return self.options.patches > 0
+
+    @property
     def reduction(self) -> str:
-        return "sum" if self.options.patches > 0 else "mean"
+        return "sum" if self.measured else "mean"
 
     def freeze(self, state: SceneState, observations: Observations) -> "FlowCorrespondence":
         found = self
         if not (self.options.hold and self.matches is not None):
             found = replace(self, matches=find_matches(self.model, state, self.photos, self.estimator, self.options))
-        if self.options.patches <= 0:
+        if not self.measured:
             return found
         m = found.matches
         trust = torch.where(m.valid, m.weight, torch.zeros_like(m.weight))

@@ -7,6 +7,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from fitkit.energies.flow_correspondence import SURE
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
 from fitkit.scene.layout import ParameterLayout
 from fitkit.scene.state import SceneState
@@ -42,7 +43,8 @@ def view_agreement(problem: LeastSquaresProblem, state: SceneState) -> list[View
 
 
 def pair_residuals(problem: LeastSquaresProblem, state: SceneState) -> dict[tuple[int, int], float]:
-    """Median length of the flow residuals in stated standard deviations, by pair of views (both directions, the larger)."""
+    """Median length of the flow residuals in stated standard deviations, by pair of views (both directions, the larger); pairs of
+    photos too unlike to be matched have none."""
     out: dict[tuple[int, int], float] = {}
     for term in problem.objective.terms:
         matches = getattr(term.energy, "matches", None)
@@ -50,8 +52,8 @@ def pair_residuals(problem: LeastSquaresProblem, state: SceneState) -> dict[tupl
             continue
         r = term.energy.residuals(state, problem.observations)
         for g, (a, b) in enumerate(zip(matches.view_a.tolist(), matches.view_b.tolist())):
-            length = r.value[g].norm(dim=-1)[r.valid[g]]
-            if len(length):
+            length = r.value[g].norm(dim=-1)[r.valid[g] & (matches.weight[g] > 0)]
+            if len(length) and (matches.matched is None or float(matches.matched[g]) >= SURE):
                 pair = (min(a, b), max(a, b))
                 out[pair] = max(out.get(pair, 0.0), float(length.median()))
     return out

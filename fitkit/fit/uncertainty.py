@@ -99,14 +99,14 @@ def identity_covariance(problem: LeastSquaresProblem, state: SceneState, noise: 
 
 
 def noise_variance(term: Term, residuals: Residuals) -> float:
-    """Variance of a term's noise over what its recipe states, at least 1; 1 for priors.
+    """Variance of a term's noise over what its recipe states, at least 1; 1 for priors and for energies that measure their noise.
 
     From the weighted median of the residual lengths, which outliers hardly move. A recipe's weight says how many
     independent measurements a 'mean' term is worth, but no more than PATCHES fit into a view or pair of views.
     Residuals below the stated noise do not shrink the error bars: what a flow field, or a model point in the wrong place,
     does to all neighbours or all views alike goes into the solution and leaves no residual.
     """
-    if term.energy.name.endswith("_prior"):
+    if term.energy.name.endswith("_prior") or getattr(term.energy, "measured", False):
         return 1.0
     scale = robust_scale(residuals)
     if term.energy.reduction == "sum":

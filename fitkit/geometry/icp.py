@@ -96,7 +96,11 @@ def motion_step(lever: np.ndarray, normal: np.ndarray, length: np.ndarray, with_
     if with_scale:
         columns.append((lever * normal).sum(1, keepdims=True))
     step = np.linalg.lstsq(np.concatenate(columns, 1), length, rcond=1e-9)[0]
-    return so3_exp(torch.from_numpy(step[:3])).numpy(), step[3:6], float(np.exp(step[6])) if with_scale else 1.0
+    grow = float(np.exp(np.clip(step[6], *LARGEST_GROWTH))) if with_scale else 1.0
+    return so3_exp(torch.from_numpy(step[:3])).numpy(), step[3:6], grow
+
+
+LARGEST_GROWTH = (-0.2, 0.2)  # of one step, log units: a few points with planes that hardly tell the size must not shrink to nothing
 
 
 class _Border:
