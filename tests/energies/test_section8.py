@@ -8,7 +8,7 @@ Where a requirement does not apply:
 - Hidden parts, nothing to see: supervision by a known state, consistency and priors look at nothing that could be hidden (BLIND);
   `lmk3d_align` and `lmk_guided` refuse a frame without known points (the map is not determined) and have no empty case, `lmk_posmap` is
   checked for its labels below.
-- Batches: `photo_xview` (one albedo for all views), `flow_corr` and `flow_triangulated` (pairs of all views) and `size_prior` (the one
+- Batches: `photo_xview` (one albedo for all views), `flow_corr` and `flow_triangulated` (pairs of all views) and `size_prior`, `landmark_prior` (the one
   person's head) take the views of one person, as a fit has them, so a batch of people is a list of costs (ONE_PERSON).
 - Hidden parts, `flow_corr`, `flow_triangulated`: no match begins or ends there (test_flow_correspondence.py), but the windows of the
   flow near the border of the mask reach into what it hides, so that its content is not without any influence.
@@ -34,9 +34,9 @@ FLOOR = {"photo_xview": 0.1, "photo_warp_depth": 0.25, "census_xview": 0.6, "flo
          "sem_feat": 0.6, "photo_model": 0.1, "mask_parse": 0.1, "lmk_posmap": 0.05, "ssim_xview": 0.3, "depth_xview": 0.1,
          "identity_nll": 0.01}
 BLIND = {"identity_sup", "identity_nll", "expression_sup", "pose_sup", "vertex_sup", "identity_consistency", "expression_consistency",
-         "identity_prior", "expression_prior", "albedo_prior", "prior_l1", "light_mono", "albedo_var", "focal_prior", "light_prior", "size_prior",
+         "identity_prior", "expression_prior", "albedo_prior", "prior_l1", "light_mono", "albedo_var", "focal_prior", "light_prior", "size_prior", "landmark_prior",
          "depth_sup", "normal_sup", "depth_3dmm", "suitability_reg"}
-ONE_PERSON = {"photo_xview", "flow_corr", "flow_triangulated", "size_prior"}
+ONE_PERSON = {"photo_xview", "flow_corr", "flow_triangulated", "size_prior", "landmark_prior"}
 EQUAL = {"flow_mag", "prior_l1"}  # their means are over pairs and people, whatever the number of pixels of each
 IN_PIXELS = {"photo_warp_depth", "flow_mag", "flow_corr", "flow_triangulated", "sem_feat", "mask_parse", "lmk2d",
              "lmk2d_eye", "lmk2d_lip", "lmk_posmap", "depth_sup", "normal_sup", "depth_3dmm", "suitability_reg", "depth_xview", "epi_lmk"}
