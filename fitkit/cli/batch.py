@@ -25,8 +25,8 @@ from fitkit.errors import FitError
 def batch(folder, overrides, output, recipe, workers, resume, light, device, quiet, **options):
     """Fit one face to each subject folder below FOLDER.
 
-    OUTPUT/batch.json says what became of each subject. A subject that cannot be fitted does not end the batch; the exit code is 1 when
-    none could be.
+    OUTPUT/batch.json says what became of each subject: its status, its expected error, and the reason why it is not ok. A subject that
+    cannot be fitted does not end the batch; the exit code is 1 when none could be.
 
     Example: fitkit batch people/ -o fits --workers 8
     """
@@ -42,16 +42,18 @@ def batch(folder, overrides, output, recipe, workers, resume, light, device, qui
             def tell(done, count, row):
                 bar.total = count
                 bar.update(done - bar.n)
-                if row is not None and row.status in ("failed", "error") and not quiet:
-                    bar.write(f"{row.subject}: {row.status}: {row.message}", file=sys.stderr)
+                if row is not None and row.status != "ok" and not quiet:
+                    error = "" if row.expected_mm is None else f", expected error {row.expected_mm:.1f} mm"
+                    bar.write(f"{row.subject}: {row.status}{error}: {row.message}", file=sys.stderr)
 
             rows = fit_folder(folder, output, settled, workers, resume, light, device, tell)
     except KeyboardInterrupt:
         click.echo(f"\ninterrupted; what is finished is in {output}, go on with --resume", err=True)
         sys.exit(130)
     numbers = summary(rows)
+    expected = "" if numbers["expected_mm"] != numbers["expected_mm"] else f"expected error {numbers['expected_mm']:.1f} mm, "
     click.echo(f"{numbers['subjects']} subjects: " + ", ".join(f"{numbers[s]} {s}" for s in ("ok", "doubtful", "failed", "error"))
-               + f"; mean reprojection error {100 * numbers['reprojection_share']:.1f} % of the face size, "
+               + f"; mean {expected}reprojection error {100 * numbers['reprojection_share']:.1f} % of the face size, "
                f"{numbers['seconds']:.2f} s and {numbers['iterations']:.0f} iterations in the solver; {output / REPORT}")
     if not any(r.status in ("ok", "doubtful") for r in rows):
         raise FitError(f"none of the {len(rows)} subjects of {folder} could be fitted; {output / REPORT} says why")

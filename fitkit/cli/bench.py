@@ -50,18 +50,22 @@ def bench():
 @click.option("--recipe", "recipes", multiple=True, default=("landmarks", "multiview"), show_default=True, help="Recipe; may be repeated.")
 @click.option("--subjects", multiple=True, callback=_names, help="Only these, separated by commas.")
 @click.option("--views", callback=_numbers, help="Only these views by position, e.g. 0,2,4.")
+@click.option("--photos", callback=_numbers, help="Numbers of photos, e.g. 1,2,5: a fit with each, of photos spread evenly over all.")
 @click.option("--people", type=int, default=8, show_default=True, help="Without DATA: how many people are rendered.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Without DATA: which people.")
 @click.option("--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file.")
 @_one_sentence
-def accuracy(data, overrides, models, recipes, subjects, views, people, seed, path):
-    """Scan-to-mesh errors of the neutral shape for all subjects of DATA.
+def accuracy(data, overrides, models, recipes, subjects, views, photos, people, seed, path):
+    """Scan-to-mesh errors of the neutral shape, and of the face in the photos, for all subjects of DATA.
 
-    DATA holds SUBJECT/ folders with photos and landmarks, and ground_truth/SUBJECT/ with neutral.ply,
-    landmarks3d_neutral.npy and face_region.npy, as `fitkit synth` writes them. Without DATA people of the model generic are rendered for it.
-    The exit code is 1 when a fit failed.
+    DATA holds SUBJECT/ folders with photos and landmarks, and ground_truth/SUBJECT/ with neutral.ply, landmarks3d_neutral.npy and
+    face_region.npy, as `fitkit synth` writes them; or, of a scan, with mesh.ply, landmarks3d.npy and face_region_front.npy. Without
+    DATA people of the model generic are rendered for it.
 
-    Example: fitkit bench accuracy shared/data/bench --model ict --json results.json
+    --photos N takes N photos by name, spread evenly: cut into N equal parts, the middle one of each. Of five: 1 the third, 2 the second
+    and fourth, 3 the first, third and last. The exit code is 1 when a fit failed.
+
+    Example: fitkit bench accuracy shared/data/bench --model ict --photos 1,3,5 --json results.json
     """
     from fitkit.evaluate import bench as run
 
@@ -70,7 +74,7 @@ def accuracy(data, overrides, models, recipes, subjects, views, people, seed, pa
     with TemporaryDirectory(prefix="fitkit_bench_") as folder:
         if data is None:
             data, models = run.rendered_people(os.path.join(folder, f"rendered_seed_{seed}"), people, seed, tell=_tell), models or ("generic",)
-        report = run.accuracy(data, models or ("ict", "generic"), recipes, subjects, views, overrides, _tell)
+        report = run.accuracy(data, models or ("ict", "generic"), recipes, subjects, views, overrides, _tell, photos or ())
     _finish(report, run.accuracy_text(report), path)
     if any(row["error"] for row in report["rows"]):
         raise click.ClickException("some fits failed; they are listed above and not in the means")
@@ -167,3 +171,6 @@ def landmarks(data, detector, everyone, device, path):
 
     report = run.measure(data, detector, everyone, device, _tell)
     _finish(report, run.summary_text(report), path)
+
+
+import fitkit.cli.bench_verdicts  # noqa: E402, F401 - adds the command `verdicts`

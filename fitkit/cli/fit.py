@@ -83,14 +83,24 @@ def fit(subject_dir, overrides, recipe, output, overwrite, device, quiet, verbos
     except KeyboardInterrupt:
         click.echo(f"\ninterrupted; the result is in {written}" if written else "\ninterrupted; nothing was written", err=True)
         sys.exit(130)
-    if not verbose and not (quiet and result.status == "ok"):
-        for line in result.warnings:
-            click.echo(f"note: {line}" if result.status == "ok" else f"warning: {line}", err=True)
-    if not quiet:
-        click.echo(_summary(result, seconds, path))
+    tell_result(result, seconds, path, quiet, told=verbose)
     if result.status == "failed":
-        raise FitError(f"the fit failed: half of the views or more do not fit their landmarks, so the face is not to be used; "
-                       f"look at {path / 'overlay'} and check the landmarks")
+        raise FitError(f"the fit failed, so the face is not to be used: {result.warnings[0]}; look at {path / 'overlay'}")
+
+
+def tell_result(result, seconds: float, path: Path, quiet: bool, told: bool = False, solver: str = "solver") -> None:
+    """Print the status with the expected error, what is wrong (unless it was told before), the numbers of the result, and then the notes."""
+    from fitkit.fit.report import notes, status_line
+
+    if not quiet:
+        click.echo(f"{'status':11}{status_line(result.status, result.metrics)}")
+    for line in () if told else result.warnings:
+        click.echo(f"warning: {line}", err=True)
+    if quiet:
+        return
+    click.echo(_summary(result, seconds, path, solver))
+    for line in () if told else notes(result.metrics):
+        click.echo(f"note: {line}", err=True)
 
 
 def _run(subject_dir, recipe, overrides, changes, output, overwrite, device, tell):
@@ -149,10 +159,10 @@ def _insistent_interrupt():
         raise KeyboardInterrupt
 
 
-def _summary(result, seconds: float, path: Path) -> str:
-    metrics, left_out = result.metrics, sum(line.startswith("left out:") for line in result.warnings)
+def _summary(result, seconds: float, path: Path, solver: str) -> str:
+    metrics = result.metrics
+    left_out = sum(f["code"] == "left_out" for f in metrics["verdict"]["findings"])
     rows = {
-        "status": result.status,
         "views": f"{metrics['num_views']}" + (f" ({left_out} left out)" if left_out else ""),
         "landmarks": f"{metrics['reprojection_px']:.2f} px mean reprojection error, {100 * metrics['reprojection_share']:.1f} % of the face size",
         "verdict": metrics["verdict"]["summary"],
@@ -160,7 +170,7 @@ def _summary(result, seconds: float, path: Path) -> str:
     if "detail" in metrics:
         rows["detail"] = f"{metrics['detail']['mean_mm']:.2f} mm mean displacement of the face, from {metrics['detail']['matches']} matches"
     rows |= {
-        "time": f"{seconds:.1f} s ({metrics['time_s']['solve']:.1f} s of it in the solver)",
+        "time": f"{seconds:.1f} s ({metrics['time_s']['solve']:.1f} s of it in the {solver})",
         "result": str(path),
     }
     return "\n".join(f"{key:11}{value}" for key, value in rows.items())

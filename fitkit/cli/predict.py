@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fitkit.cli.fit import _bar, _summary
+from fitkit.cli.fit import _bar, tell_result
 from fitkit.cli.model import _one_sentence
 from fitkit.errors import FitError
 
@@ -42,11 +42,7 @@ def predict(subject_dir, weights, output, overwrite, device, landmarks, quiet):
         tell("writing the result", 0.85)
         path = result.save(target, overwrite)
         tell("done", 1.0)
-    if not (quiet and result.status == "ok"):
-        for line in result.warnings:
-            click.echo(f"note: {line}" if result.status == "ok" else f"warning: {line}", err=True)
-    if not quiet:
-        click.echo(_summary(result, time.perf_counter() - began, path).replace("in the solver", "in the network"))
+    tell_result(result, time.perf_counter() - began, path, quiet, solver="network")
     if result.status == "failed":
-        raise FitError(f"the prediction failed: half of the views or more do not fit their landmarks, so the face is not to be used; "
-                       f"look at {path / 'overlay'}, or start a fit from it")
+        raise FitError(f"the prediction failed, so the face is not to be used: {result.warnings[0]}; look at {path / 'overlay'}, "
+                       "or fit the photos")

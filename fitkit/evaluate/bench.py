@@ -7,12 +7,14 @@ import os
 import statistics
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 
 from fitkit.data.synth_folder import write_subjects
 from fitkit.data.synth_recipe import load_synth_recipe
@@ -36,6 +38,7 @@ from fitkit.models.registry import load_model
 from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.render.rasterizer import clip_vertices, rasterize
+from fitkit.render.visibility import seen_by_depth
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 
@@ -47,7 +50,12 @@ VIEW_COUNTS = (3, 6, 12, 24)
 POINTS = list(NOW_POINTS)
 ERRORS = ("now_mean", "now_median", "points_mean", "points_median", "vertex_similarity", "vertex_rigid", "size_percent")
 MILLIMETRES = ERRORS[:-1]
+PHOTOS = ("photos_mean", "photos_median")
 COVERAGE = ("coverage_1sigma", "coverage_2sigma")
+# Files of ground_truth/SUBJECT: mesh, landmarks, face region; as `fitkit synth` writes them, and of a scan.
+TRUTH_FILES = (("neutral.ply", "landmarks3d_neutral.npy", "face_region.npy"), ("mesh.ply", "landmarks3d.npy", "face_region_front.npy"))
+SKIN_POINTS = 8000  # over the whole face region; five times as many change a mean by 0.003 mm at most
+SEEN_YAWS, SEEN_PIXELS, SEEN_TOLERANCE_MM = (-45.0, 0.0, 45.0), 512, 1.0  # pixels: of the longer side
 Tell = Callable[[str], None]
 
 
@@ -56,7 +64,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Truth:
-    """One person of a benchmark: the neutral scan and what belongs to it.
+    """One person of a benchmark: the scan and what belongs to it.
 
     vertices [V, 3] mm, triangles [F, 3]; landmarks [68, 3] mm on the scan; face [N] vertex indices of the narrow face.
     """
@@ -66,6 +74,59 @@ class Truth:
     landmarks: np.ndarray
     face: np.ndarray
 
+    @cached_property
+    def skin(self) -> np.ndarray:
+        """Points [N, 3] mm, spread evenly by area over the narrow face within the NoW crop, as far as it can be seen from outside: from
+        straight ahead or from 45 degrees to either side (insides of mouth, nostrils and eye sockets are not). Always the same ones."""
+        inside = np.zeros(len(self.vertices), bool)
+        inside[self.face] = True
+        triangles = self.triangles[inside[self.triangles].all(1)]
+        points = even_points(self.vertices, triangles, SKIN_POINTS)
+        points = points[now_crop(points, self.landmarks[POINTS])]
+        return points[seen_from_outside(points, self.vertices, self.triangles, self.landmarks[POINTS])]
+
+
+def even_points(vertices: np.ndarray, triangles: np.ndarray, count: int) -> np.ndarray:
+    """Points [count, 3] spread evenly by area over a surface, however its triangles [F, 3] differ in size; always the same ones.
+
+    The triangles are put into the order of a k-d tree, in which neighbours follow each other; each of `count` equal parts of their
+    summed area gets one point, at a random place within its triangle. No triangle, no points.
+    """
+    if not len(triangles):
+        return np.zeros((0, 3))
+    triangles = triangles[cKDTree(vertices[triangles].mean(1), leafsize=1).indices]
+    a, b, c = vertices[triangles].transpose(1, 0, 2)
+    total = np.cumsum(np.linalg.norm(np.cross(b - a, c - a), axis=1))
+    k = np.searchsorted(total, (np.arange(count) + 0.5) / count * total[-1])
+    u, w = np.random.default_rng(0).random((2, count, 1))
+    u = np.sqrt(u)  # evenly within a triangle: Osada et al., "Shape distributions", 2002, section 3.2
+    return (1 - u) * a[k] + u * (1 - w) * b[k] + u * w * c[k]
+
+
+def seen_from_outside(points: np.ndarray, vertices: np.ndarray, triangles: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """[N] bool: nothing of the mesh lies in front of the point in one of the parallel projections from SEEN_YAWS at least.
+
+    Args:
+        points: [N, 3] mm on the mesh of vertices [V, 3] mm, triangles [F, 3]; landmarks: [7, 3] NOW_POINTS, which say where the front is.
+    """
+    right, up = landmarks[3] - landmarks[0], landmarks[:4].mean(0) - landmarks[5:].mean(0)
+    front = np.cross(right, up)
+    right, front = right / np.linalg.norm(right), front / np.linalg.norm(front)
+    down, seen = np.cross(right, front), np.zeros(len(points), bool)
+    for yaw in np.radians(SEEN_YAWS) if len(points) else ():
+        side, ahead = np.cos(yaw) * right - np.sin(yaw) * front, -np.sin(yaw) * right - np.cos(yaw) * front
+        axes = np.stack([side, down, ahead], 1)
+        mesh, place = vertices @ axes, points @ axes
+        low, extent = place.min(0), np.ptp(place[:, :2], axis=0)
+        low[2] = mesh[:, 2].min() - 10.0  # the rasterizer draws nothing nearer than 1 mm
+        per_mm = SEEN_PIXELS / extent.max()
+        camera = Camera(torch.tensor([per_mm * Camera.REFERENCE_DEPTH]), torch.zeros(1, 2), torch.ones(1), "orthographic")
+        mesh, place = (torch.from_numpy(p - low)[None] for p in (mesh, place))
+        width, height = (int(n) + 2 for n in extent * per_mm)
+        depth = rasterize(clip_vertices(camera, mesh), torch.from_numpy(triangles), (height, width)).depth
+        seen |= seen_by_depth(camera.project(place)[0], place[..., 2], depth, 1.0, SEEN_TOLERANCE_MM)[0].numpy()
+    return seen
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -74,6 +135,9 @@ class Prediction:
     subject, model, recipe: names; vertices [V, 3] mm, triangles [F, 3], landmarks [68, 3] mm;
     seconds: wall time of the solver, cpu_seconds: CPU time of crop, solver and report; error: why there is no mesh;
     sigma: [V] mm, the error bars along the normals.
+    views: names of the B photos; posed [B, V, 3] mm, posed_landmarks [B, 68, 3] mm: the face in each photo, with its expression.
+    expected_mm, upper_mm, error_bar_mm: what the fit says of its own error: the expected one, its bound, the median of the error bars over
+    the face; None where it does not say.
     """
 
     subject: str
@@ -87,6 +151,12 @@ class Prediction:
     status: str = ""
     error: str = ""
     sigma: np.ndarray | None = None
+    views: tuple[str, ...] = ()
+    posed: np.ndarray | None = None
+    posed_landmarks: np.ndarray | None = None
+    expected_mm: float | None = None
+    upper_mm: float | None = None
+    error_bar_mm: float | None = None
 
 
 def subject_names(data: str | os.PathLike) -> list[str]:
@@ -99,27 +169,63 @@ def subject_names(data: str | os.PathLike) -> list[str]:
     truth = folder / "ground_truth"
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected SUBJECT/ folders and ground_truth/SUBJECT/")
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name != "ground_truth" and (truth / p.name / "neutral.ply").is_file())
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name != "ground_truth"
+                   and any((truth / p.name / files[0]).is_file() for files in TRUTH_FILES))
     if not names:
-        raise InputError(f"{folder}: no SUBJECT/ folder with a ground_truth/SUBJECT/neutral.ply; is this the right folder?")
+        raise InputError(f"{folder}: no SUBJECT/ folder with a ground_truth/SUBJECT/neutral.ply or, of a scan, mesh.ply; "
+                         "is this the right folder?")
     return names
 
 
 def load_truth(folder: str | os.PathLike) -> Truth:
-    """Read ground_truth/SUBJECT.
+    """Read ground_truth/SUBJECT: neutral.ply, landmarks3d_neutral.npy and face_region.npy; where there is no neutral.ply, those of a scan:
+    mesh.ply, landmarks3d.npy and face_region_front.npy.
 
     Raises:
-        InputError: neutral.ply, landmarks3d_neutral.npy or face_region.npy is missing or has another shape.
+        InputError: a file is missing or has another shape, or they do not belong together.
     """
     folder = Path(folder)
-    vertices, triangles = read_mesh(folder / "neutral.ply")
-    landmarks, face = _array(folder / "landmarks3d_neutral.npy"), _array(folder / "face_region.npy")
-    if landmarks.shape != (68, 3):
-        raise InputError(f"{folder / 'landmarks3d_neutral.npy'}: expected [68, 3], got {list(landmarks.shape)}")
+    mesh, points, region = next((files for files in TRUTH_FILES if (folder / files[0]).is_file()), TRUTH_FILES[0])
+    vertices, triangles = read_mesh(folder / mesh)
+    landmarks, face = _landmarks(folder / points), _array(folder / region)
     if face.ndim != 1 or face.dtype.kind not in "iu" or not len(face) or not 0 <= face.min() <= face.max() < len(vertices):
-        raise InputError(f"{folder / 'face_region.npy'}: expected indices of the {len(vertices)} vertices of neutral.ply, "
-                         f"got {face.dtype} {list(face.shape)}")
-    return Truth(vertices, triangles, landmarks.astype(np.float64), face.astype(np.int64))
+        raise InputError(f"{folder / region}: expected indices of the {len(vertices)} vertices of {mesh}, got {face.dtype} {list(face.shape)}")
+    truth = Truth(vertices, triangles, landmarks, face.astype(np.int64))
+    if not len(truth.skin):
+        raise InputError(f"{folder}: no skin of {region} can be seen around the landmarks; expected {mesh}, {points} and {region} of one "
+                         "person, in one frame")
+    return truth
+
+
+def load_photo_truths(folder: str | os.PathLike, truth: Truth, views: Sequence[str]) -> dict[str, Truth]:
+    """The true face in each photo, with its expression: view name -> VIEW.ply and landmarks3d_VIEW.npy of ground_truth/SUBJECT, or else
+    mesh.ply and landmarks3d.npy, which are those of all photos. Views without these files are left out.
+
+    Args:
+        truth: of the same folder; its face region counts here too.
+    Raises:
+        InputError: a file cannot be read, or the mesh has other vertices than that of `truth`.
+    """
+    folder, read, out = Path(folder), {}, {}
+    for view in views:
+        for mesh, points in ((f"{view}.ply", f"landmarks3d_{view}.npy"), ("mesh.ply", "landmarks3d.npy")):
+            if not ((folder / mesh).is_file() and (folder / points).is_file()):
+                continue
+            if mesh not in read:
+                vertices, triangles = read_mesh(folder / mesh)
+                if len(vertices) != len(truth.vertices):
+                    raise InputError(f"{folder / mesh}: expected the {len(truth.vertices)} vertices of the neutral mesh, got {len(vertices)}")
+                read[mesh] = Truth(vertices, triangles, _landmarks(folder / points), truth.face)
+            out[view] = read[mesh]
+            break
+    return out
+
+
+def _landmarks(path: Path) -> np.ndarray:
+    landmarks = _array(path)
+    if landmarks.shape != (68, 3):
+        raise InputError(f"{path}: expected [68, 3], got {list(landmarks.shape)}")
+    return landmarks.astype(np.float64)
 
 
 def _array(path: Path) -> np.ndarray:
@@ -142,17 +248,32 @@ def rendered_people(folder: str | os.PathLike, count: int = 8, seed: int = 0, mo
     return Path(folder)
 
 
-def load_views(folder: str | os.PathLike, views: Sequence[int] | None = None, source: str = "auto") -> tuple[Subject, Landmarks]:
-    """A subject with decoded images and its landmarks; `views` keeps those by position, from 0; source: as in a recipe.
+def spread_positions(count: int, number: int) -> list[int]:
+    """Positions of `number` of `count` photos, spread evenly: the photos in order are cut into `number` equal parts, and the middle
+    one of each is taken. Of 5: 1 -> 2; 2 -> 1, 3; 3 -> 0, 2, 4; 5 -> all."""
+    return [(2 * i + 1) * count // (2 * number) for i in range(number)]
 
+
+def load_views(folder: str | os.PathLike, views: Sequence[int] | None = None, source: str = "auto",
+               photos: int | None = None) -> tuple[Subject, Landmarks]:
+    """A subject with decoded images and its landmarks.
+
+    Args:
+        views: keep those by position, from 0, in the order of their names; photos: keep so many, chosen by `spread_positions`.
+        source: as in a recipe.
     Raises:
-        InputError: unusable subject, or no such view.
+        InputError: unusable subject, no such view, or not so many photos.
     """
     subject = load_subject(folder)
+    count = len(subject.views)
+    if photos is not None:
+        if not 1 <= photos <= count:
+            raise InputError(f"{folder}: photos: expected a number from 1 to {count}, got {photos}")
+        views = spread_positions(count, photos)
     if views is not None:
-        bad = [v for v in views if not 0 <= v < len(subject.views)]
+        bad = [v for v in views if not 0 <= v < count]
         if bad or not views:
-            raise InputError(f"{folder}: views: expected numbers from 0 to {len(subject.views) - 1}, got {list(views)}")
+            raise InputError(f"{folder}: views: expected numbers from 0 to {count - 1}, got {list(views)}")
         subject = replace(subject, views=tuple(subject.views[v] for v in views))
     # Reading files is no part of what is timed.
     subject = replace(subject, views=tuple(v.replace(image=v.image) for v in subject.views))
@@ -167,18 +288,24 @@ def load_views(folder: str | os.PathLike, views: Sequence[int] | None = None, so
 def predict(name: str, subject: Subject, found: Landmarks, model: FaceModel, recipe: FitRecipe | None) -> Prediction:
     """Fit one subject, or take the model's mean face (recipe None). A failed fit is a Prediction with `error`."""
     label = MEAN_FACE if recipe is None else recipe.name
-    triangles = model.triangles.numpy()
+    triangles, views = model.triangles.numpy(), tuple(v.name for v in subject.views)
     if recipe is None:
-        marks = model.landmarks.points(model.mean[None], model.triangles)[0]
-        return Prediction(name, model.name, label, model.mean.double().numpy(), triangles, marks.double().numpy(), status="ok")
+        mean_face = model.mean.double().numpy()
+        marks = model.landmarks.points(model.mean[None], model.triangles)[0].double().numpy()
+        return Prediction(name, model.name, label, mean_face, triangles, marks, status="ok", views=views,
+                          posed=np.stack([mean_face] * len(views)), posed_landmarks=np.stack([marks] * len(views)))
     try:
         result = fit_observed(subject, found, model, recipe)
     except FitkitError as error:
         return Prediction(name, model.name, label, status="failed", error=str(error))
-    spent = result.metrics["time_s"]
+    spent, said, posed = result.metrics["time_s"], result.metrics["verdict"], result.vertices
     return Prediction(name, model.name, label, result.neutral.double().numpy(), triangles, result.landmarks3d.double().numpy(),
                       spent["solve"], spent["cpu"], result.status,
-                      sigma=None if result.vertex_sigma is None else result.vertex_sigma.double().numpy())
+                      sigma=None if result.vertex_sigma is None else result.vertex_sigma.double().numpy(),
+                      views=views, posed=posed.double().numpy(),
+                      posed_landmarks=model.landmarks.points(posed, model.triangles).double().numpy(),
+                      expected_mm=said.get("expected_mm"), upper_mm=said.get("upper_mm"),
+                      error_bar_mm=(result.metrics["error_bars"] or {}).get("face_median_mm"))
 
 
 def same_topology(triangles: np.ndarray, truth: Truth) -> bool:
@@ -201,20 +328,20 @@ def vertex_error(vertices: np.ndarray, truth: Truth, with_scale: bool = True) ->
 def score(prediction: Prediction, truth: Truth) -> dict[str, float | None]:
     """Errors in mm, keys ERRORS, and keys COVERAGE: see `coverage`, None without error bars.
 
-    now_*: scan-to-mesh distance of the NoW protocol (similarity from 7 landmarks, refined on the surface);
-    points_*: the same without the refinement; vertex_*: see `vertex_error`, None when the topologies differ;
+    now_*: scan-to-mesh distance of the NoW protocol (similarity from 7 landmarks, refined on the surface), from the points
+    `Truth.skin`; points_*: the same without the refinement; vertex_*: see `vertex_error`, None when the topologies differ;
     size_percent: how much larger than the scan the prediction is, from the similarity of the 68 landmarks.
     """
     if prediction.vertices is None:
         return dict.fromkeys((*ERRORS, *COVERAGE))
-    crop = now_crop(truth.vertices, truth.landmarks[POINTS])
-    args = (prediction.vertices, prediction.triangles, prediction.landmarks[POINTS], truth.vertices[crop], truth.landmarks[POINTS])
+    scan = truth.skin
+    args = (prediction.vertices, prediction.triangles, prediction.landmarks[POINTS], scan, truth.landmarks[POINTS])
     refined, plain = scan_to_mesh(*args), scan_to_mesh(*args, max_iterations=1)
     same = same_topology(prediction.triangles, truth)
     covered = (None, None)
     if prediction.sigma is not None:
         scale = np.linalg.norm(refined.aligned.std(0)) / np.linalg.norm(prediction.vertices.std(0))
-        covered = coverage(refined.aligned, prediction.triangles, scale * prediction.sigma, truth.vertices[crop])
+        covered = coverage(refined.aligned, prediction.triangles, scale * prediction.sigma, scan)
     to_scan = similarity_align(torch.from_numpy(prediction.landmarks)[None], torch.from_numpy(truth.landmarks)[None])
     return {"now_mean": refined.mean, "now_median": refined.median, "points_mean": plain.mean, "points_median": plain.median,
             "vertex_similarity": vertex_error(prediction.vertices, truth) if same else None,
@@ -222,21 +349,37 @@ def score(prediction: Prediction, truth: Truth) -> dict[str, float | None]:
             "size_percent": 100 * (1 / float(to_scan.scale) - 1), **dict(zip(COVERAGE, covered))}
 
 
+def score_photos(prediction: Prediction, truths: dict[str, Truth]) -> dict[str, float | None]:
+    """Errors in mm of the face in the photos, with its expression, keys PHOTOS: `now_mean` and `now_median` of `score` for the posed face of
+    each photo against its truth, means over the photos; None where no photo has a truth."""
+    faces = zip(prediction.views, prediction.posed, prediction.posed_landmarks) if prediction.posed is not None else ()
+    found = []
+    for view, vertices, landmarks in faces:
+        if view in truths:
+            scan, points = truths[view].skin, truths[view].landmarks[POINTS]
+            found.append(scan_to_mesh(vertices, prediction.triangles, landmarks[POINTS], scan, points))
+    return dict(zip(PHOTOS, (statistics.mean(f.mean for f in found), statistics.mean(f.median for f in found)) if found else (None, None)))
+
+
 def accuracy(data: str | os.PathLike, models: Sequence[str] = ("ict", "generic"), recipes: Sequence[str] = ("landmarks", "multiview"),
              subjects: Sequence[str] = (), views: Sequence[int] | None = None, overrides: Sequence[str] = (),
-             tell: Tell = lambda line: None) -> dict[str, Any]:
-    """Fit every subject with every model and recipe, then score all neutral shapes.
+             tell: Tell = lambda line: None, photos: Sequence[int] = ()) -> dict[str, Any]:
+    """Fit every subject with every model and recipe, then score all shapes: neutral and, where the truth has it, in the photos.
 
     Args:
         data: folder with SUBJECT/ (images, landmarks) and ground_truth/SUBJECT/.
         models, recipes: names or paths; the mean face of each model is always scored.
         subjects: names to use; empty: all. views: positions of the views to use; None: all.
         overrides: 'key=value' changes of every recipe. tell: gets one line for each finished fit.
+        photos: numbers of photos; one fit with each, of photos chosen by `spread_positions`; empty: one fit with `views`.
     Returns:
-        what the JSON file holds: machine, resolved recipes, one row for each fit, means by model and recipe.
+        what the JSON file holds: machine, resolved recipes, one row for each fit, means by model, recipe and number of photos
+        (None: not asked for; the mean face knows none).
     Raises:
-        InputError: unusable data, unknown subject, model or recipe.
+        InputError: unusable data, unknown subject, model or recipe, not so many photos, or both views and photos given.
     """
+    if photos and views is not None:
+        raise InputError(f"views, photos: expected one of them, got views {list(views)} and photos {list(photos)}")
     names = subject_names(data)
     unknown = [s for s in subjects if s not in names]
     if unknown:
@@ -244,66 +387,84 @@ def accuracy(data: str | os.PathLike, models: Sequence[str] = ("ict", "generic")
     names = [n for n in names if not subjects or n in subjects]
     truths = {n: load_truth(Path(data) / "ground_truth" / n) for n in names}
     plans = [load_recipe(r, overrides) for r in recipes]
-    sources = dict.fromkeys(r.landmarks.source for r in plans) or {"auto": None}
-    loaded = {(n, s): load_views(Path(data) / n, views, s) for n in names for s in sources}
-    predictions, facts = [], machine()
-    for model_name in models:
-        model = load_model(model_name)
-        for recipe in (None, *plans):
+    sources = list(dict.fromkeys(r.landmarks.source for r in plans)) or ["auto"]
+    counts = list(dict.fromkeys(photos)) or [None]
+    loaded = {(n, s, c): load_views(Path(data) / n, views, s, c) for n in names for s in sources for c in counts}
+    shown = {n: list(dict.fromkeys(v.name for key, (subject, _) in loaded.items() if key[0] == n for v in subject.views)) for n in names}
+    posed = {n: load_photo_truths(Path(data) / "ground_truth" / n, truths[n], shown[n]) for n in names}
+    rows, facts = [], machine()
+    for model in map(load_model, models):
+        for recipe, count in [(None, counts[-1]), *((r, c) for r in plans for c in counts)]:
             for name in names:
-                source = next(iter(sources)) if recipe is None else recipe.landmarks.source
-                prediction = predict(name, *loaded[name, source], model, recipe)
-                predictions.append(prediction)
+                chosen = loaded[name, sources[0] if recipe is None else recipe.landmarks.source, count]
+                p = predict(name, *chosen, model, recipe)
+                rows.append({"model": p.model, "recipe": p.recipe, "subject": name, "photos": None if recipe is None else count,
+                             "views": len(loaded[name, sources[0], count][0].views),
+                             **score(p, truths[name]), **score_photos(p, posed[name]), "seconds": p.seconds, "cpu_seconds": p.cpu_seconds,
+                             "status": p.status, "expected_mm": p.expected_mm, "upper_mm": p.upper_mm, "error_bar_mm": p.error_bar_mm,
+                             "error": p.error})
                 if recipe is not None:
-                    tell(f"{model.name} {prediction.recipe} {name}: " + (prediction.error or f"{prediction.seconds:.2f} s, {prediction.status}"))
-    rows = []
-    for p in predictions:
-        rows.append({"model": p.model, "recipe": p.recipe, "subject": p.subject, "views": len(loaded[p.subject, next(iter(sources))][0].views),
-                     **score(p, truths[p.subject]), "seconds": p.seconds, "cpu_seconds": p.cpu_seconds,
-                     "status": p.status, "error": p.error})
+                    tell(f"{_label(rows[-1])}: " + (p.error or f"{p.seconds:.2f} s, {p.status}"))
     return {"benchmark": "accuracy", "data": Path(data).resolve().name, "unit": "mm", "machine": facts, "overrides": list(overrides),
-            "view_positions": None if views is None else list(views), "recipes": {r.name: to_plain(r) for r in plans},
-            "rows": rows, "summary": summarize(rows)}
+            "view_positions": None if views is None else list(views), "photos": list(photos) or None,
+            "recipes": {r.name: to_plain(r) for r in plans}, "rows": rows, "summary": summarize(rows)}
+
+
+def _label(row: dict[str, Any]) -> str:
+    return " ".join([row["model"], row["recipe"], row["subject"]]) + (f", {row['photos']} photo{'s' * (row['photos'] > 1)}" if row["photos"] else "")
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means over the subjects by model and recipe; fits that failed are counted and left out of the means.
+    """Means over the subjects by model, recipe and number of photos; fits that failed are counted and left out of the means.
 
-    gain_on_landmarks: 1 - now_mean / now_mean of the recipe 'landmarks' of the same model.
+    medians: the same numbers, medians over the subjects.
+    gain_on_landmarks: 1 - now_mean / now_mean of the recipe 'landmarks' of the same model with as many photos.
     """
-    out = []
-    for model, recipe in dict.fromkeys((r["model"], r["recipe"]) for r in rows):
-        group = [r for r in rows if (r["model"], r["recipe"]) == (model, recipe)]
-        line: dict[str, Any] = {"model": model, "recipe": recipe, "subjects": len(group), "failed": sum(r["now_mean"] is None for r in group)}
-        for key in (*ERRORS, *COVERAGE, "seconds", "cpu_seconds"):
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["model"], row["recipe"], row.get("photos")), []).append(row)
+    out = {}
+    for (model, recipe, photos), group in groups.items():
+        line: dict[str, Any] = {"model": model, "recipe": recipe, "photos": photos, "subjects": len(group),
+                                "failed": sum(r["now_mean"] is None for r in group), "medians": {}}
+        for key in (*ERRORS, *PHOTOS, *COVERAGE, "seconds", "cpu_seconds"):
             values = [r[key] for r in group if r.get(key) is not None]
             line[key] = sum(values) / len(values) if values else None
-        out.append(line)
-    for line in out:
-        base = next((o["now_mean"] for o in out if (o["model"], o["recipe"]) == (line["model"], "landmarks")), None)
-        other = line["recipe"] not in ("landmarks", MEAN_FACE)
+            line["medians"][key] = statistics.median(values) if values else None
+        out[model, recipe, photos] = line
+    for (model, recipe, photos), line in out.items():
+        base = out.get((model, "landmarks", photos), {}).get("now_mean")
+        other = recipe not in ("landmarks", MEAN_FACE)
         line["gain_on_landmarks"] = 1 - line["now_mean"] / base if other and base and line["now_mean"] else None
-    return out
+    return list(out.values())
 
 
 def accuracy_text(report: dict[str, Any]) -> str:
     """The report as an aligned table."""
-    head = ("model", "recipe", "subject", "views", "mean", "median", "mean*", "median*", "vertex", "rigid", "size %",
+    head = ("model", "recipe", "subject", "views", "mean", "median", "mean*", "median*", "vertex", "rigid", "size %", *PHOTOS,
             "1 sigma", "2 sigma", "solve s", "CPU s", "status")
-    table = [[r["model"], r["recipe"], r["subject"], str(r["views"]), *(_number(r[k]) for k in MILLIMETRES), _number(r["size_percent"], 1),
-              *(_percent(r[k]) for k in COVERAGE),
-              _number(r["seconds"], 2), _number(r["cpu_seconds"], 2), r["status"]] for r in report["rows"]]
-    totals = [[s["model"], s["recipe"], f"all {s['subjects']}" + (f", {s['failed']} failed" if s["failed"] else ""), "",
-               *(_number(s[k]) for k in MILLIMETRES), _number(s["size_percent"], 1), *(_percent(s[k]) for k in COVERAGE),
-               _number(s["seconds"], 2), _number(s["cpu_seconds"], 2),
-               "" if s["gain_on_landmarks"] is None else f"{-100 * s['gain_on_landmarks']:+.0f} % on landmarks"] for s in report["summary"]]
-    failures = [f"{r['model']} {r['recipe']} {r['subject']}: {r['error']}" for r in report["rows"] if r["error"]]
-    notes = ["mm. mean, median: scan-to-mesh distance on the NoW crop, similarity from 7 landmarks, then refined on the surface;",
+
+    def cells(values: dict[str, Any]) -> list[str]:
+        return [*(_number(values[k]) for k in MILLIMETRES), _number(values["size_percent"], 1), *(_number(values[k]) for k in PHOTOS),
+                *(_percent(values[k]) for k in COVERAGE), _number(values["seconds"], 2), _number(values["cpu_seconds"], 2)]
+
+    table = [[r["model"], r["recipe"], r["subject"], str(r["views"]), *cells(r), r["status"]] for r in report["rows"]]
+    totals = {"Means": [], "Medians": []}
+    for s in report["summary"]:
+        name = [s["model"], s["recipe"], f"all {s['subjects']}" + (f", {s['failed']} failed" if s["failed"] else ""), str(s["photos"] or "")]
+        gain = "" if s["gain_on_landmarks"] is None else f"{-100 * s['gain_on_landmarks']:+.0f} % on landmarks"
+        totals["Means"].append([*name, *cells(s), gain])
+        totals["Medians"].append([*name, *cells(s["medians"]), ""])
+    failures = [f"{_label(r)}: {r['error']}" for r in report["rows"] if r["error"]]
+    notes = ["mm. mean, median: scan-to-mesh distance on the NoW crop, similarity from 7 landmarks, then refined on the surface; from points",
+             "spread evenly over the visible skin of the face.",
              "*: without the refinement. vertex, rigid: same-topology vertex error of the narrow face after a similarity and after",
              "a rigid motion. size %: how much too large (mean of 68 landmarks; the mean over subjects keeps the sign).",
+             "photos_mean, photos_median: as mean, median, of the face with its expression in each photo, mean over the photos.",
              "1 sigma, 2 sigma: share of the scan points within so many of the error bars (exact ones: 68 %, 95 %).",
              "solve s: wall time of the solver; CPU s: crop, solver and report."]
-    return "\n".join([_table(head, table), "", "Means over the subjects", _table(head, totals), "", *notes, *failures])
+    sums = [line for title, lines in totals.items() for line in (f"{title} over the subjects", _table(head, lines), "")]
+    return "\n".join([_table(head, table), "", *sums, *notes, *failures])
 
 
 # ---- speed ----

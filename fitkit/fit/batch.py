@@ -23,8 +23,9 @@ REPORT = "batch.json"
 @dataclass(frozen=True)
 class BatchRow:
     """One subject of a batch. subject: its path below the root; status: 'ok', 'doubtful' or 'failed' of its fit, 'error' when there is
-    none; message: the first warning or the error; reprojection_share: mean reprojection error over the face size; seconds: of the fit;
-    iterations: steps of the solver, those that were rejected too; views: photos that were fitted; start: which start the fit took."""
+    none; message: the first reason why it is not ok, or the error; reprojection_share: mean reprojection error over the face size; seconds: of
+    the fit; iterations: steps of the solver, those that were rejected too; views: photos that were fitted; start: which start the fit took;
+    expected_mm, upper_mm: expected error and its bound, see `fitkit.fit.report.expected_error`."""
 
     subject: str
     status: str
@@ -34,6 +35,8 @@ class BatchRow:
     iterations: int = 0
     views: int = 0
     start: str = ""
+    expected_mm: float | None = None
+    upper_mm: float | None = None
 
 
 def fit_folder(folder: str | os.PathLike, output: str | os.PathLike, recipe: FitRecipe, workers: int = 1, resume: bool = False,
@@ -95,7 +98,7 @@ def summary(rows: Sequence[BatchRow]) -> dict[str, float]:
     """What a batch came to: number of subjects by status, and the means over those that were fitted."""
     fitted = [r for r in rows if r.status != "error"]
     out: dict[str, float] = {"subjects": len(rows)} | {s: sum(r.status == s for r in rows) for s in ("ok", "doubtful", "failed", "error")}
-    for key in ("reprojection_share", "seconds", "iterations"):
+    for key in ("reprojection_share", "seconds", "iterations", "expected_mm"):
         values = [getattr(r, key) for r in fitted if getattr(r, key) is not None]
         out[key] = float(np.mean(values)) if values else float("nan")
     return out
@@ -118,4 +121,5 @@ def _fit(job: tuple[str, str, str, FitRecipe, bool, str]) -> BatchRow:
         return BatchRow(name, "error", str(error), seconds=round(time.perf_counter() - began, 3))
     metrics = result.metrics
     return BatchRow(name, result.status, (result.warnings or ("",))[0], metrics["reprojection_share"], metrics["time_s"]["solve"],
-                    metrics["start"]["iterations"], metrics["num_views"], metrics["start"]["source"])
+                    metrics["start"]["iterations"], metrics["num_views"], metrics["start"]["source"],
+                    metrics["verdict"]["expected_mm"], metrics["verdict"]["upper_mm"])

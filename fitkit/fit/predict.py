@@ -12,7 +12,7 @@ import torch
 from fitkit.fit.initialize import initial_state, to_photos
 from fitkit.fit.recipe import FitRecipe, load_recipe
 from fitkit.fit.regress import Predicted, predict_views, shipped_weights
-from fitkit.fit.report import build_metrics, judge, verdict
+from fitkit.fit.report import SHIPPED_ERROR_MM, build_metrics, judge, verdict
 from fitkit.fit.result import FitResult
 from fitkit.fit.run import FitRun, check_device
 from fitkit.io.subject import Subject, load_subject
@@ -52,6 +52,7 @@ def predict(subject: str | os.PathLike | Subject, weights: str | os.PathLike | N
     """
     start, cpu = time.perf_counter(), time.process_time()
     check_device(device)
+    typical_mm = SHIPPED_ERROR_MM if weights is None else None
     weights = shipped_weights() if weights is None else weights
     about = read_about(weights)
     model = load_model(about["model"]) if model is None else model
@@ -75,11 +76,11 @@ def predict(subject: str | os.PathLike | Subject, weights: str | os.PathLike | N
     subject, found = replace(subject, views=tuple(subject.views[i] for i in order)), found.select(order)
     recipe = load_recipe("landmarks", changes={"camera": {"kind": network.camera_kind}})
     return _result(subject, found, model, recipe, predicted, notes, {"weights": os.fspath(weights)} | about,
-                   {"solve": round(solved - began, 3), "start": start, "cpu": cpu})
+                   {"solve": round(solved - began, 3), "start": start, "cpu": cpu}, typical_mm)
 
 
 def _result(subject: Subject, found: Landmarks, model: FaceModel, recipe: FitRecipe, predicted: Predicted, notes: list[str],
-            about: dict[str, Any], times: dict[str, float]) -> FitResult:
+            about: dict[str, Any], times: dict[str, float], typical_mm: float | None) -> FitResult:
     state, observations, local = predicted.prediction.state, predicted.observations, predicted.model
     _, cameras = initial_state(local, subject.views, observations, recipe.camera)
     run = _Predicted(local, recipe, observations, cameras)
@@ -87,10 +88,11 @@ def _result(subject: Subject, found: Landmarks, model: FaceModel, recipe: FitRec
     metrics = build_metrics(model, subject, final, found, run, cameras)
     spent = {"solve": times["solve"], "total": round(time.perf_counter() - times["start"], 3),
              "cpu": round(time.process_time() - times["cpu"], 3)}
-    metrics |= {"recipe": "predict", "error_bars": None, "start": {"source": "regressor", "iterations": 0}, "time_s": spent}
+    metrics |= {"recipe": "predict", "error_bars": None, "start": {"source": "regressor", "iterations": 0}, "time_s": spent, "notes": notes,
+                "typical_error_mm": typical_mm}
     status, warnings = judge(metrics)
     metrics["verdict"] = verdict(metrics)
     sigma = predicted.prediction.identity_sigma
-    return FitResult(model, subject, final, replace(found, sigma=run.sigma_photo()), status, tuple(notes) + warnings, metrics,
+    return FitResult(model, subject, final, replace(found, sigma=run.sigma_photo()), status, warnings, metrics,
                      {"name": "predict", "regressor": about}, cameras.source,
                      identity_covariance=None if sigma is None else torch.diag(sigma[0].cpu() ** 2))

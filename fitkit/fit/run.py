@@ -122,14 +122,14 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
     metrics["error_bars"] = summary(bars, model)
     metrics["time_s"] = {"solve": round(solved - began, 3), "total": round(time.perf_counter() - start, 3),
                          "cpu": round(time.process_time() - cpu, 3)}
-    status, warnings = judge(metrics)
-    metrics["verdict"] = verdict(metrics)
-    warnings = (*notes, *stray, *warnings)
+    metrics["notes"] = [*notes, *stray]
     if detail is not None:
         metrics["detail"] = detail.metrics
-        warnings += (detail.warning,) if detail.warning else ()
-    for line in warnings:
-        log.info(line)
+        metrics["notes"] += [detail.warning] if detail.warning else []
+    status, warnings = judge(metrics)
+    metrics["verdict"] = verdict(metrics)
+    for finding in metrics["verdict"]["findings"]:
+        log.info(finding["message"])
     tell("done", 1.0)
     cpu_model = model.to("cpu") if model.device.type != "cpu" else model
     return FitResult(cpu_model, subject, final, replace(found, sigma=run.sigma_photo()), status, warnings, metrics, to_plain(recipe),

@@ -160,5 +160,5 @@ def summary(bars: ErrorBars | None, model: FaceModel) -> dict[str, Any] | None:
     if bars is None:
         return None
     face = bars.vertex_sigma[model.face.cpu()]
-    return {"face_median_mm": float(face.median()), "face_largest_mm": float(face.max()), "inflation": bars.calibration.inflation,
+    return {"face_median_mm": float(face.median()), "face_mean_mm": float(face.mean()), "face_largest_mm": float(face.max()), "inflation": bars.calibration.inflation,
             "floor_mm": bars.calibration.floor_mm, "noise": bars.noise}

@@ -14,7 +14,9 @@ from fitkit.evaluate import bench
 from fitkit.evaluate.bench import MEAN_FACE, Prediction, Truth, accuracy, same_topology, score, speed, summarize
 from fitkit.export.meshes import write_ply
 from fitkit.fit.recipe import load_recipe
+from fitkit.fit.run import fit_observed
 from fitkit.models.io import save_model_file
+from fitkit.models.registry import load_model
 from helpers import tiny_model, tiny_result
 
 PEOPLE = ("anna", "ben")
@@ -37,6 +39,10 @@ def data(tmp_path_factory):
         write_ply(truth / "neutral.ply", result.neutral, model.triangles)
         np.save(truth / "landmarks3d_neutral.npy", result.landmarks3d.numpy())
         np.save(truth / "face_region.npy", model.face.nonzero()[:, 0].numpy().astype(np.int32))
+        if name == "anna":  # of ben nothing is known about the face in the photos
+            for i, vertices in enumerate(result.vertices):
+                write_ply(truth / f"view{i}.ply", vertices, model.triangles)
+                np.save(truth / f"landmarks3d_view{i}.npy", model.landmarks.points(vertices[None], model.triangles)[0].numpy())
     return folder, str(save_model_file(model, folder.parent / "tiny.npz"))
 
 
@@ -106,6 +112,47 @@ def test_subjects_and_views_are_selected(data):
     assert {r["subject"] for r in report["rows"]} == {"ben"} and {r["views"] for r in report["rows"]} == {2}
 
 
+@pytest.mark.parametrize("count, number, want", [(5, 1, [2]), (5, 2, [1, 3]), (5, 3, [0, 2, 4]), (5, 4, [0, 1, 3, 4]), (5, 5, [0, 1, 2, 3, 4]),
+                                                 (8, 1, [4]), (8, 2, [2, 6]), (8, 3, [1, 4, 6]), (1, 1, [0])])
+def test_photos_are_spread_evenly(count, number, want):
+    assert bench.spread_positions(count, number) == want
+
+
+def test_numbers_of_photos_are_compared(data):
+    lines = []
+    report = accuracy(data[0], [data[1]], ["landmarks"], tell=lines.append, photos=[1, 3])
+    keys = [(r["recipe"], r["photos"], r["views"], r["subject"]) for r in report["rows"]]
+    assert keys == [(MEAN_FACE, None, 3, "anna"), (MEAN_FACE, None, 3, "ben"), *(("landmarks", n, n, name) for n in (1, 3) for name in PEOPLE)]
+    assert report["photos"] == [1, 3] and report["view_positions"] is None
+    assert [(s["recipe"], s["photos"]) for s in report["summary"]] == [(MEAN_FACE, None), ("landmarks", 1), ("landmarks", 3)]
+    assert len(lines) == 4 and lines[0].startswith("tiny landmarks anna, 1 photo: ")
+    same = accuracy(data[0], [data[1]], ["landmarks"], ["anna"], views=bench.spread_positions(4, 3))["rows"][1]
+    assert {k: report["rows"][4][k] for k in bench.ERRORS} == {k: same[k] for k in bench.ERRORS}
+    text = bench.accuracy_text(report)
+    assert "Medians over the subjects" in text and "photos_mean" in text
+    json.dumps(report, allow_nan=False)
+
+
+def test_rows_hold_the_photos_error_and_what_the_fit_says_of_itself(data):
+    report = accuracy(data[0], [data[1]], ["landmarks"])
+    anna, ben = report["rows"][2:]
+    assert anna["photos_median"] < anna["photos_mean"] < 0.7 * report["rows"][0]["photos_mean"]
+    assert ben["photos_mean"] is None and report["summary"][1]["photos_mean"] == anna["photos_mean"]
+    result = fit_observed(*bench.load_views(data[0] / "anna"), load_model(data[1]), load_recipe("landmarks"))
+    assert anna["status"] == result.status
+    assert anna["error_bar_mm"] == pytest.approx(float(result.vertex_sigma[result.model.face].median()), rel=1e-5)
+    assert anna["expected_mm"] == result.metrics["verdict"].get("expected_mm")
+    assert report["rows"][0]["error_bar_mm"] is None  # a mean face says nothing
+
+
+def test_summary_has_medians_over_the_subjects():
+    rows = [{"model": "m", "recipe": "r", "subject": str(i), **dict.fromkeys(bench.ERRORS, e), "photos_mean": None, "seconds": 1.0}
+            for i, e in enumerate((1.0, 2.0, 6.0, None))]
+    line, = summarize(rows)
+    assert line["now_mean"] == 3.0 and line["medians"]["now_mean"] == 2.0 and line["failed"] == 1
+    assert line["photos_mean"] is None and line["medians"]["photos_mean"] is None
+
+
 def test_failed_fits_are_counted(data, monkeypatch):
     def broken(subject, *rest):
         raise FitError("no light today") if subject.name == "anna" else FitError("too dark")
@@ -130,6 +177,9 @@ def test_summary_states_the_gain_on_landmarks():
     (lambda d, m: accuracy(d / "anna", [m]), "no SUBJECT/ folder with a ground_truth"),
     (lambda d, m: accuracy(d, [m], subjects=["carla"]), "no subject 'carla'; there are: anna, ben"),
     (lambda d, m: accuracy(d, [m], views=[4]), "views: expected numbers from 0 to 3"),
+    (lambda d, m: accuracy(d, [m], photos=[1, 5]), "anna: photos: expected a number from 1 to 4, got 5"),
+    (lambda d, m: accuracy(d, [m], photos=[0]), "anna: photos: expected a number from 1 to 4, got 0"),
+    (lambda d, m: accuracy(d, [m], photos=[2], views=[0]), "views, photos: expected one of them"),
     (lambda d, m: speed(d / "anna", m, "landmarks", parts=["fit", "raster"]), "got 'raster'"),
     (lambda d, m: speed(d / "anna", m, "landmarks", repeats=0), "repeats: expected at least 1"),
 ])
@@ -186,6 +236,14 @@ def test_command_prints_and_writes(data, tmp_path):
     written = json.loads(path.read_text())
     assert written["recipes"]["landmarks"]["expression"]["shared"] is True and written["view_positions"] == [0, 1, 2]
     assert str(data[0]) not in path.read_text()  # no absolute paths in results
+
+
+def test_command_takes_numbers_of_photos(data):
+    run = CliRunner().invoke(command, ["accuracy", str(data[0]), "--model", data[1], "--recipe", "landmarks", "--subjects", "ben", "--photos", "2,1"])
+    assert run.exit_code == 0, run.output
+    assert "landmarks ben, 2 photos: " in run.output and "landmarks ben, 1 photo: " in run.output
+    run = CliRunner().invoke(command, ["accuracy", str(data[0]), "--photos", "two"])
+    assert run.exit_code == 2 and "expected numbers like" in run.output
 
 
 def test_command_says_what_is_wrong(data, tmp_path):

@@ -2,13 +2,15 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from helpers import write_pts
 
 from fitkit.cli.main import main
 from fitkit.errors import InputError
 from fitkit.export.parameters import load_parameters
-from fitkit.fit.batch import fit_folder, summary
+from fitkit.fit.batch import fit_folder, read_report, summary
 from fitkit.fit.recipe import load_recipe
 from fitkit.fit.run import fit
 
@@ -25,6 +27,10 @@ def people(anna, tmp_path):
     return tmp_path / "people"
 
 
+def numbers_of(folder):
+    return json.loads((folder / "out" / "batch.json").read_text())["subjects"]
+
+
 def test_every_subject_gets_its_result_and_a_broken_one_does_not_end_the_batch(people, tmp_path):
     seen = []
     rows = fit_folder(people, tmp_path / "out", RECIPE, light=True, progress=lambda *a: seen.append(a[:2]))
@@ -33,6 +39,8 @@ def test_every_subject_gets_its_result_and_a_broken_one_does_not_end_the_batch(p
     good = rows[1]
     alone = fit(people / "town" / "anna", recipe=RECIPE)
     assert good.status == alone.status and good.reprojection_share == pytest.approx(alone.metrics["reprojection_share"], rel=1e-4)
+    assert good.expected_mm == pytest.approx(alone.metrics["verdict"]["expected_mm"], rel=1e-3) and good.upper_mm > good.expected_mm
+    assert good.message == "" and numbers_of(tmp_path)[1]["expected_mm"] == good.expected_mm
     assert good.iterations == alone.metrics["start"]["iterations"] > 0 and good.views == 3 and good.start == alone.metrics["start"]["source"]
     folder = tmp_path / "out" / "town" / "anna"
     assert sorted(p.name for p in folder.iterdir()) == ["metrics.json", "parameters.npz", "recipe.yaml"]
@@ -74,6 +82,22 @@ def test_refusals(tmp_path):
         fit_folder(tmp_path / "nowhere", tmp_path / "out", RECIPE)
     with pytest.raises(InputError, match="no folder with photos below it"):
         fit_folder(tmp_path, tmp_path / "out", RECIPE)
+
+
+def test_the_reason_of_a_doubtful_fit_is_told(people, tmp_path):
+    shutil.copytree(people / "town" / "anna", people / "town" / "odd")
+    points = np.loadtxt(people / "town" / "odd" / "view1.pts", skiprows=3, max_rows=68)
+    write_pts(people / "town" / "odd" / "view1.pts", np.random.default_rng(0).permutation(points) - 1)
+    run = CliRunner().invoke(main, ["batch", str(people / "town"), "-o", str(tmp_path / "out"), "--recipe", "landmarks", "--light", "--init", "landmarks"])
+    row = numbers_of(tmp_path)[1]
+    assert row["subject"] == "odd" and row["status"] == "doubtful" and row["message"].startswith("view view1 does not fit its landmarks")
+    assert f"odd: doubtful, expected error {row['expected_mm']:.1f} mm: {row['message']}" in run.output and "anna: " not in run.output
+    assert "1 ok, 1 doubtful" in run.output and "; mean expected error " in run.output
+
+
+def test_an_earlier_report_is_read(tmp_path):
+    (tmp_path / "batch.json").write_text('{"subjects": [{"subject": "a", "status": "ok", "message": "", "seconds": 1.0}]}')
+    assert read_report(tmp_path)[0].expected_mm is None
 
 
 def test_the_command(people, tmp_path):

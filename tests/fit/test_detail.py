@@ -14,6 +14,7 @@ from fitkit.export.parameters import load_parameters
 from fitkit.export.preview import draw_detail
 from fitkit.fit.detail import DetailOptions, personal_model, solve_detail
 from fitkit.fit.recipe import load_recipe
+from fitkit.fit.report import notes
 from fitkit.fit.run import fit_observed
 from fitkit.geometry.normals import vertex_normals
 from fitkit.models.io import load_model_file
@@ -161,7 +162,7 @@ def test_one_photo_has_no_evidence(fits):
     marks = replace(truth.landmarks, sigma=torch.full((1, 68), torch.nan))
     result = fit_observed(truth.subject, marks, truth.model, load_recipe("multiview", ["detail.enabled=true"]))
     assert float(result.displacement.abs().max()) == 0 and result.status == "ok"
-    assert "detail: one photo has no matches with another, so the displacement stays 0; add photos from the sides" in result.warnings
+    assert "detail: one photo has no matches with another, so the displacement stays 0; add photos from the sides" in notes(result.metrics)
     assert torch.equal(result.neutral, result.state.neutral(result.model)[0])
 
 

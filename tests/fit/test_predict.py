@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers import write_pts
 
 from fitkit.cli.main import main
 from fitkit.errors import InputError
 from fitkit.export.parameters import load_parameters
 from fitkit.fit.predict import predict
+from fitkit.fit.report import SHIPPED_ERROR_MM, notes
 from fitkit.fit.run import fit
 from fitkit.io.subject import load_subject
 from fitkit.models.registry import load_model
@@ -40,6 +42,7 @@ def test_the_untrained_network_puts_the_mean_face_where_the_faces_are(anna, weig
     front = given["view1"]
     size = float((front.amax(0) - front.amin(0)).max())
     assert float((points[0] - front).norm(dim=-1).mean()) < 0.08 * size
+    assert result.metrics["verdict"]["expected_mm"] is None  # nobody knows what this network is worth
     assert result.recipe["name"] == "predict" and result.recipe["regressor"]["net"] == "mvfnet" and result.metrics["recipe"] == "predict"
 
 
@@ -62,18 +65,34 @@ def test_photos_without_a_place_are_left_out(anna, weights, tmp_path):
         (anna / f"again{suffix}").write_bytes((anna / f"view1{suffix}").read_bytes())
     result = predict(anna, weights, landmarks="files")
     assert len(result.subject.views) == 3
-    assert any(line.startswith("left out: ") and "one photo for each of front, left, right" in line for line in result.warnings)
+    assert any(line.startswith("left out: ") and "one photo for each of front, left, right" in line for line in notes(result.metrics))
     model, path = load_model("generic"), tmp_path / "back.safetensors"
     save_predictor(MvfNet(model, (ViewSlot("back", (120.0, 180.0)),), MvfNetOptions(size=64, width=0.05)), "mvfnet", path)
     with pytest.raises(InputError, match=r"anna: none of its photos fits a view of .*back.safetensors \(yaw in degrees: back 120 to 180\)"):
         predict(anna, path, landmarks="files")
 
 
+def test_what_the_network_that_comes_with_fitkit_is_worth(anna):
+    result = predict(anna, landmarks="files")
+    assert result.metrics["verdict"]["expected_mm"] == SHIPPED_ERROR_MM and result.metrics["error_bars"] is None
+
+
+def test_eyes_beside_the_eyes_are_told(anna):
+    """Landmarks with the eyes 10 px too high on a face of about 130 px: the rest fits, so the mean does not show it."""
+    for path in anna.glob("*.pts"):
+        points = np.loadtxt(path, skiprows=3, max_rows=68) - 1
+        points[36:48, 1] -= 10
+        write_pts(path, points)
+    result = predict(anna, landmarks="files")
+    assert result.status == "doubtful" and max(v["reprojection_share"] for v in result.metrics["views"]) < 0.06
+    assert any("the eyes lie" in line for line in result.warnings)
+
+
 def test_known_cameras_are_not_used_and_a_note_says_so(anna, weights):
     K = [[400.0, 0.0, 95.5], [0.0, 400.0, 95.5], [0.0, 0.0, 1.0]]
     (anna / "cameras.json").write_text(json.dumps({v.name: {"K": K} for v in load_subject(anna).views}))
     result = predict(anna, weights, landmarks="files")
-    assert "cameras.json was not used" in " ".join(result.warnings) and np.isfinite(result.state.camera.focal.numpy()).all()
+    assert "cameras.json was not used" in " ".join(notes(result.metrics)) and np.isfinite(result.state.camera.focal.numpy()).all()
 
 
 def test_any_number_of_photos_and_how_sure_the_network_is(anna, tmp_path):

@@ -12,6 +12,7 @@ from fitkit.fit.initialize import initial_state
 from fitkit.fit.recipe import CameraOptions, InitOptions, load_recipe
 from fitkit.fit.regress import (Predicted, carry_expression, carry_identity, predict_views, regressor_start, settled, start_of,
                                 stray_points)
+from fitkit.fit.report import notes
 from fitkit.fit.run import fit, fit_observed
 from fitkit.io.subject import load_subject
 from fitkit.models.registry import load_model
@@ -187,7 +188,7 @@ def test_the_shipped_network_finds_wrong_landmarks(anna, truth, seen):
     stray = result["auto"].metrics["start"]["stray"]
     assert all(8 <= n <= 16 for n in stray)  # those near the middle of the face move little
     assert any(f"view {subject.views[0].name}: {stray[0]} of its landmarks lie far from where the network sees them" in w
-               for w in result["auto"].warnings)
+               for w in notes(result["auto"].metrics))
     assert [int(v) for v in result["auto"].landmarks.valid.sum(1)] == [68 - n for n in stray]
     assert [s["name"] for s in result["regressor"].metrics["stages"]] == ["shape", "landmarks"]
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from helpers import observe, tiny_model, tiny_state
 
-from fitkit.fit.report import findings, judge, verdict, view_errors
+from fitkit.fit.report import (EXPECTED_OVER_BARS, UNKNOWN_MODEL, UPPER, expected_error, findings, judge, notes, part_shifts,
+                               status_line, verdict, view_errors)
 
 
 def metrics(shares=(0.02, 0.03, 0.02), distances=(900.0, 900.0, 900.0), identity=0.0, expression=0.0):
@@ -77,8 +78,8 @@ def test_view_errors():
 def compared(shifts, flows=None, others=None, **more):
     base = metrics(shares=(0.02,) * len(shifts), distances=(900.0,) * len(shifts))
     flows, others = flows or [None] * len(shifts), others or [None] * len(shifts)
-    for view, shift, flow, other in zip(base["views"], shifts, flows, others):
-        view |= {"shape_shift": shift, "flow_sigma": flow, "flow_sigma_others": other}
+    for i, (view, shift, flow, other) in enumerate(zip(base["views"], shifts, flows, others)):
+        view |= {"shape_shift": shift, "flow_sigma": flow, "flow_sigma_others": other, "yaw_pitch_roll_deg": [40.0 * i, 0.0, 0.0]}
     return base | more
 
 
@@ -90,6 +91,31 @@ def test_the_view_that_disagrees_is_named(shifts, flows, others, named):
     found = findings(compared(shifts, flows, others))
     assert [(f.code, f.view) for f in found] == ([("view_disagrees", named)] if named else [])
     assert judge(compared(shifts, flows, others))[0] == ("doubtful" if named else "ok")
+
+
+def test_photos_that_match_show_one_person():
+    """Three photos of one instant with an open mouth: the landmarks of the turned head are off, but the matches are good."""
+    flows = (0.6, 0.5, 0.6), (0.5, 0.6, 0.5)
+    assert not findings(compared((1.9, 0.8, 0.9), *flows))  # without matches another person
+    found = findings(compared((2.9, 0.8, 0.9), *flows))[0]
+    assert found.code == "view_disagrees" and found.message == (
+        "view v0 does not agree with the others: without its landmarks the shape changes 2.9 times as much as their noise explains; the photos "
+        "themselves match, so its landmarks may be off, as on an open mouth or a turned head; check them")
+
+
+@pytest.mark.parametrize("flows, others, named", [
+    ((0.6, 0.6, None), (None, None, 0.6), "v2"), ((0.6, 4.9, 0.7), (4.9, 0.6, 4.9), "v1"), ((0.6, 0.6, 0.6), (0.6, 0.6, 0.6), None),
+    ((None, None, None), (None, None, None), None), ((0.6, 0.6, None, None), (None, None, 0.6, 0.6), None), ((4.9, 4.9, None), (None, None, 4.9), None), ((1.5, 1.5, None), (None, None, 1.5), None), ((1.5, 1.0, 1.0, None), (1.0, 1.5, 1.5, 1.0), None)])
+def test_a_view_that_matches_none_of_the_others(flows, others, named):
+    found = findings(compared((0.8,) * len(flows), flows, others))
+    assert [(f.code, f.view) for f in found] == ([("view_unmatched", named)] if named else [])
+    if named:
+        assert found[0].severity == "doubtful" and found[0].message == (
+            f"view {named} does not match the others, although these match each other: was it taken at another time, is it blurred, mirrored, "
+            "or of another person? if so, leave it out")
+        far = compared((0.8,) * len(flows), flows, others)
+        next(v for v in far["views"] if v["name"] == named)["yaw_pitch_roll_deg"][0] = 150.0  # too far from all others to be matched
+        assert not findings(far)
 
 
 def test_two_views_that_disagree():
@@ -126,7 +152,79 @@ def test_landmark_noise_and_coefficients():
 
 def test_verdict_in_one_line():
     good = verdict(compared((0.8, 0.8, 0.8), parallax_deg=56.4, error_bars={"face_median_mm": 0.913}))
-    assert good == {"summary": "3 views up to 56 degrees apart; error bars 0.91 mm (1 sigma, median over the face); no remarks", "findings": []}
-    bad = verdict(compared((0.8, 0.8, 2.2), parallax_deg=3.0))
+    assert good == {"summary": "3 views up to 56 degrees apart; error bars 0.91 mm (1 sigma, median over the face); no remarks",
+                    "expected_mm": None, "upper_mm": None, "findings": []}
+    bad = verdict(compared((0.8, 0.8, 3.2), parallax_deg=3.0))
     assert bad["summary"] == "3 views up to 3 degrees apart; view disagrees (v2), little parallax"
     assert [f["code"] for f in bad["findings"]] == ["view_disagrees", "little_parallax"] and json.loads(json.dumps(bad)) == bad
+
+
+def sure(sigma, views=3, model="generic", **more):
+    """A fit with nothing wrong whose error bars are sigma mm everywhere."""
+    return compared((0.8,) * views, model=model, recipe="multiview", error_bars={"face_median_mm": sigma, "face_mean_mm": sigma},
+                    parallax_deg=40.0 if views > 1 else None, **more)
+
+
+def test_expected_error_by_hand():
+    for model, views in (("generic", 1), ("generic", 4), ("ict", 1), ("ict", 4), ("unknown", 4)):
+        expected, upper = expected_error(sure(0.9, views, model))
+        several = EXPECTED_OVER_BARS.get(model, UNKNOWN_MODEL)[views > 1]
+        assert expected == pytest.approx(several * 0.8 * 0.9) and upper == pytest.approx(UPPER * expected)
+    assert expected_error(metrics()) is None
+    assert expected_error(metrics() | {"error_bars": None, "typical_error_mm": 1.1}) == pytest.approx((1.1, 1.1 * UPPER))
+    said = verdict(sure(0.9))
+    assert (said["expected_mm"], said["upper_mm"]) == expected_error(sure(0.9))
+    assert status_line("ok", {"verdict": {"expected_mm": 1.234, "upper_mm": 1.76}}) == "ok; expected error 1.2 mm (90 %: at most 1.8 mm)"
+    assert status_line("ok", {"verdict": {"expected_mm": None, "upper_mm": None}}) == "ok"
+
+
+@pytest.mark.parametrize("views, expected, status", [(3, 1.49, "ok"), (3, 1.51, "doubtful"), (1, 1.99, "ok"), (1, 2.01, "doubtful"),
+                                                     (3, 2.99, "doubtful"), (3, 3.01, "failed"), (1, 3.01, "failed")])
+def test_status_follows_the_expected_error(views, expected, status):
+    sigma = expected / expected_error(sure(1.0, views))[0]
+    got, reasons = judge(sure(sigma, views))
+    assert got == status
+    assert reasons == (() if status == "ok" else (f"the face is expected to be off by {expected:.1f} mm on average (for ok: at most "
+                                                  f"{2.0 if views == 1 else 1.5} mm); add photos, sharp ones and from other sides",))
+
+
+def test_what_is_wrong_comes_first_and_notes_are_no_warnings():
+    lines = ["left out: no face found in b.jpg", "landmarks: found by detector 'builtin' in 3 photos"]
+    off = sure(0.5, views=1, notes=lines)
+    assert judge(off) == ("ok", ())
+    single = "one photo tells neither the depth of the profile nor the size of the head and shows little of the forehead and the cheeks, so there " \
+             "the face is the model's guess; add photos from the sides"
+    assert notes({"verdict": verdict(off)}) == (single, *lines)
+    assert [f.code for f in findings(off)] == ["single_view", "left_out", "note"]
+    off["views"][0] |= {"reprojection_share": 0.3, "distance_mm": 100.0}
+    off["expression"] = {"out_of_range": 0.2}
+    assert [f.severity for f in findings(off)] == ["failed", "doubtful", "doubtful", "note", "note", "note"]
+    status, reasons = judge(off)
+    assert status == "failed" and len(reasons) == 3 and reasons[0].startswith("view v0 does not fit its landmarks")
+    assert verdict(off)["summary"].endswith("; landmarks off (v0), camera near (v0), expression out of range")
+
+
+def test_a_part_of_the_face_that_is_off():
+    odd = compared((0.8, 0.8, 0.8))
+    odd["views"][1] |= {"reprojection_px": 6.0, "reprojection_share": 0.03, "part_shift_share": {"brows": 0.01, "eyes": 0.07, "mouth": 0.02}}
+    assert judge(odd) == ("doubtful", ("view v1: the eyes lie 14 px, 7.0 % of the face size, from their landmarks (expected at most "
+                                       "3.0 %); look at its overlay, and check its landmarks",))
+    odd["views"][1]["part_shift_share"] = {"nose": 0.046}
+    assert "the nose lies 9 px, 4.6 % of the face size, from its landmarks (expected at most 4.5 %)" in judge(odd)[1][0]
+    odd["views"][1]["part_shift_share"] = {"brows": 0.05, "nose": 0.045, "eyes": 0.03, "mouth": 0.04}
+    assert judge(odd) == ("ok", ())
+
+
+def test_part_shifts():
+    model = tiny_model()
+    state = tiny_state(model, 2)
+    marks = observe(model, state).landmarks
+    points, valid = marks.points.clone(), marks.valid.clone()
+    points[0, 36:48] += torch.tensor([3.0, -4.0])
+    points[1, 48:68:2] += 2.0
+    points[1, 49:68:2] -= 2.0  # noise, nowhere together
+    valid[1, 27:32] = False
+    shifts = part_shifts(model, state, replace(marks, points=points, valid=valid))
+    size = float((points[0].amax(0) - points[0].amin(0)).prod().sqrt())
+    assert shifts[0] == pytest.approx({"brows": 0, "nose": 0, "eyes": 5 / size, "mouth": 0}, abs=1e-4)
+    assert set(shifts[1]) == {"brows", "eyes", "mouth"} and shifts[1]["mouth"] < 1e-4  # of the nose too few points are seen
