@@ -27,9 +27,10 @@ RECIPE_OPTIONS = (
     click.option("--init-weights", default=None, metavar="FILE",
                  help="Network for --init auto and regressor; default: the one that comes with fitkit."),
     click.option("--share-expression", is_flag=True, help="One expression for all photos."),
-    click.option("--detail", is_flag=True, help="Add a smooth displacement beyond the face model, from the matches between the photos."),
+    click.option("--detail/--no-detail", default=None,
+                 help="A smooth displacement beyond the face model, where the matches between the photos show one.  [default: as the recipe says]"),
     click.option("--seed", type=int, default=None, help="Seed of everything random."),
-    click.option("--flow", default=None, metavar="dis|farneback|ptlflow:NAME",
+    click.option("--flow", default=None, metavar="dis[:PRESET]|farneback|ptlflow:NAME",
                  help="What finds the matches between photos; default: the recipe's, dis."),
     click.option("--flow-weights", default=None, metavar="FILE",
                  help="Weights for --flow ptlflow:NAME; default: published ones, fetched on first use."),
@@ -47,7 +48,7 @@ def recipe_changes(model, landmarks, jaw, init, init_weights, share_expression, 
     """What the options change in a recipe."""
     nested = {"landmarks": {"source": landmarks, "jaw": jaw}, "init": {"source": init, "weights": init_weights},
               "flow": {"estimator": flow, "weights": flow_weights}, "expression": {"shared": share_expression or None},
-              "detail": {"enabled": detail or None}}
+              "detail": {"enabled": detail}}
     changes: dict = {key: {k: v for k, v in part.items() if v is not None} for key, part in nested.items()}
     return changes | {k: v for k, v in (("model", model), ("seed", seed)) if v is not None}
 
@@ -168,7 +169,9 @@ def _summary(result, seconds: float, path: Path, solver: str) -> str:
         "verdict": metrics["verdict"]["summary"],
     }
     if "detail" in metrics:
-        rows["detail"] = f"{metrics['detail']['mean_mm']:.2f} mm mean displacement of the face, from {metrics['detail']['matches']} matches"
+        detail = metrics["detail"]
+        rows["detail"] = (f"{detail['mean_mm']:.2f} mm mean displacement of the face, from {detail['matches']} matches" if detail["sigma_mm"] else
+                          "none: " + ("it needs two photos" if len(metrics["views"]) < 2 else "the matches show none beyond the face model"))
     rows |= {
         "time": f"{seconds:.1f} s ({metrics['time_s']['solve']:.1f} s of it in the {solver})",
         "result": str(path),

@@ -1,6 +1,7 @@
 """A smooth displacement of the surface along its normals: Gaussian-process prior and sparse normal equations."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import pi
 
@@ -49,20 +50,20 @@ class DisplacementPrior:
         return DisplacementPrior((sparse.diags(chosen) @ precision @ sparse.diags(chosen)).tocsr(), free)
 
 
-def displacement_equations(residuals: Residuals, by_corner: Tensor, corner: Tensor, normal: Tensor, kernel: Kernel, weight: float,
-                      displacement: Tensor | None = None) -> tuple[sparse.csr_matrix, np.ndarray]:
+def displacement_equations(residuals: Residuals, by_corner: Tensor, corner: Tensor, normal: Tensor,
+                           kernel: Kernel) -> tuple[sparse.csr_matrix, np.ndarray]:
     """Gauss-Newton matrix [V, V] and gradient [V] of matches by the displacement of the vertices along their normals.
 
     Args:
         residuals: [G, N, 2]; by_corner: [G, N, 2, 3, 3] derivatives by offsets of the corners; corner: [G, N, 3] vertices;
-        normal: [V, 3]; weight: of each match.
+        normal: [V, 3].
     Returns: the matrix of their squared weighted length / 2, and its gradient.
     """
     V = len(normal)
     J = (by_corner * normal[corner][:, :, None]).sum(-1)[residuals.valid].double()  # [M, 2, 3]
     value, index = residuals.value[residuals.valid].double(), corner[residuals.valid]
     trust = 1 if residuals.weight is None else residuals.weight[residuals.valid].double()
-    w = weight * trust * kernel.weight((value * value).sum(-1))
+    w = trust * kernel.weight((value * value).sum(-1))
     block = (w[:, None, None] * (J.transpose(1, 2) @ J)).cpu().numpy()
     gradient = (w[:, None] * (J * value[..., None]).sum(1)).cpu().numpy()
     index = index.cpu().numpy()
@@ -71,9 +72,14 @@ def displacement_equations(residuals: Residuals, by_corner: Tensor, corner: Tens
     return matrix, np.bincount(index.reshape(-1), gradient.reshape(-1), minlength=V)
 
 
-def solve_displacement(matrix: sparse.spmatrix, right: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """The x [V] (or [V, n]) with matrix x = right on the free vertices and 0 elsewhere; matrix symmetric positive definite there."""
-    out = np.zeros_like(right)
+def factorized(matrix: sparse.spmatrix, free: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
+    """What solves matrix x = right [V] or [V, n] on the free vertices, with x = 0 elsewhere, and the logarithm of the determinant of the
+    free part. The matrix is symmetric and positive definite there."""
     factor = splu(matrix[free][:, free].tocsc(), permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True}, diag_pivot_thresh=0.0)
-    out[free] = factor.solve(np.ascontiguousarray(right[free]))
-    return out
+
+    def solve(right: np.ndarray) -> np.ndarray:
+        out = np.zeros_like(right)
+        out[free] = factor.solve(np.ascontiguousarray(right[free]))
+        return out
+
+    return solve, float(np.log(factor.U.diagonal()).sum())  # symmetric mode: L has ones on its diagonal, the pivots are those of L D L'

@@ -1,15 +1,17 @@
 """The detail layer: a smooth displacement of the skin beyond the span of the face model, from dense matches between the photos."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from fitkit.energies.base import Residuals
-from fitkit.energies.displacement import DisplacementPrior, displacement_equations, solve_displacement
+from fitkit.energies.displacement import DisplacementPrior, displacement_equations, factorized
 from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowImages, FlowOptions
 from fitkit.energies.kernels import Kernel
 from fitkit.errors import InputError
@@ -22,50 +24,50 @@ from fitkit.scene.state import SceneState
 
 @dataclass(frozen=True)
 class DetailFlow(FlowOptions):
-    """More matches than in the stages, and from pairs of views farther apart, whose parallax shows more of the depth."""
+    """More matches than in the stages, each pair worth as many measurements as its patches are independent: on renderings the error
+    of the flow is correlated over some ten pixels, in faces of 300. In the stages it counts for less, since a face model is never exact."""
 
-    points: int = 2000
-    neighbors: int = 2
-    max_angle_deg: float = 180.0
-    both_ways: int = 14
+    size: int = 512
+    points: int = 3000
+    sigma_px: float = 0.2
+    both_ways: int = 0
+    patches: float = 500.0
 
 
 @dataclass(frozen=True)
 class DetailOptions:
-    """enabled: solve the displacement after the last stage; sigma_mm: its standard deviation before any evidence;
-    length_mm: the distance at which its correlation has fallen to 0.14; weight: independent measurements that `flow.points`
-    matches, all of an ordered pair of views, are worth; kernel: radius in sigmas of `flow`; refresh: how often the matches are computed anew; iterations: Gauss-Newton steps for
-    each; refits: how often the last stage and the displacement are solved again; flow: the matches, as of energy flow_corr."""
+    """enabled: solve the displacement after the last stage; sigma_mm: the largest standard deviation that it may have before any evidence;
+    the photos choose among it, its half, quarter and eighth, and none at all; length_mm: the distance at which its correlation has fallen to
+    0.14; kernel: radius in sigmas of `flow`; refresh: how often the matches are computed anew; iterations: Gauss-Newton steps for each;
+    flow: the matches, as of energy flow_corr, with measured noise (patches > 0)."""
 
     enabled: bool = False
     sigma_mm: float = 1.0
-    length_mm: float = 40.0
-    weight: float = 300.0
-    kernel: Kernel = Kernel("gm", 3.0)
+    length_mm: float = 30.0
+    kernel: Kernel = Kernel("gm", 4.0)
     refresh: int = 2
     iterations: int = 2
-    refits: int = 1
     flow: DetailFlow = DetailFlow()
 
     def __post_init__(self):
-        for name in ("sigma_mm", "length_mm", "weight"):
+        for name in ("sigma_mm", "length_mm"):
             if not getattr(self, name) > 0:
                 raise InputError(f"detail: {name}: expected a number > 0, got {getattr(self, name)}; detail.enabled=false switches it off")
         for name in ("refresh", "iterations"):
             if getattr(self, name) < 1:
                 raise InputError(f"detail: {name}: expected at least 1, got {getattr(self, name)}")
-        if self.refits < 0:
-            raise InputError(f"detail: refits: expected at least 0, got {self.refits}")
+        if not self.flow.patches > 0:
+            raise InputError(f"detail: flow.patches: expected a number > 0, got {self.flow.patches}; the evidence needs the noise of the matches")
 
 
 @dataclass(frozen=True)
 class Detail:
-    """displacement: [V] mm along the normals of the neutral mesh, positive outwards, on the CPU; metrics: numbers for
-    metrics.json; warning: why there is none, or empty."""
+    """displacement: [V] mm along the normals of the neutral mesh, positive outwards; known: [V] in 0..1, the share of a displacement of
+    the whole surface around a vertex that the matches would show; both on the CPU; metrics: numbers for metrics.json."""
 
     displacement: Tensor
+    known: Tensor
     metrics: dict[str, Any]
-    warning: str = ""
 
 
 def personal_model(model: FaceModel, state: SceneState, displacement: Tensor) -> FaceModel:
@@ -78,40 +80,66 @@ def personal_model(model: FaceModel, state: SceneState, displacement: Tensor) ->
     return replace(model, mean=model.mean + displacement.to(normal)[:, None] * normal)
 
 
+@torch.no_grad()
 def solve_detail(model: FaceModel, state: SceneState, observations: Observations, estimator: FlowEstimator, options: DetailOptions,
-                 seed: int = 0, start: Tensor | None = None) -> Detail:
-    """The displacement that explains the matches between all photos, for the state as it is: maximum a posteriori.
+                 seed: int = 0) -> Detail:
+    """The displacement that explains the matches between the photos, for the state as it is: maximum a posteriori.
 
     Gauss-Newton on sum of robust flow residuals + displacement prior; poses, cameras and coefficients stay. Where no match says
-    anything it falls back to 0 within about length_mm, and without any it is exactly 0. start: [V] mm, an earlier
-    solution, which needs no second set of matches.
+    anything it falls back to 0 within about length_mm. The standard deviation s of the prior is the one of the greatest evidence, and
+    where none has more than s = 0, the displacement is exactly 0: unlike photos, or a person whom the face model shows as well as the matches can tell.
     Source: the sum of a low-rank statistical model and a local smooth kernel: Luethi et al., "Gaussian process morphable models",
-    TPAMI 2018; prior: `DisplacementPrior`.
+    TPAMI 2018; prior: `DisplacementPrior`; evidence: MacKay, "Bayesian interpolation", Neural Computation 1992.
     """
     V = model.num_vertices
+    nothing = Detail(torch.zeros(V), torch.zeros(V), _metrics(model, np.zeros(V)))
     if state.num_views < 2:
-        return Detail(torch.zeros(V), _metrics(model, np.zeros(V)),
-                      "detail: one photo has no matches with another, so the displacement stays 0; add photos from the sides")
-    with torch.no_grad():
-        neutral = state.neutral(model)[0]
-        normal = vertex_normals(neutral[None], model.triangles)[0]
-        prior = DisplacementPrior.of(neutral.double().cpu().numpy(), model.triangles.cpu().numpy(), model.skin.cpu().numpy(),
-                                     options.sigma_mm, options.length_mm)
-        flow = replace(options.flow, seed=seed, hold=False)
-        energy = FlowCorrespondence(model, flow, estimator, flow.sigma_px * observations.pixel_unit, FlowImages.of(observations, flow))
-        d, before = np.zeros(V) if start is None else start.double().numpy(), None
-        for _ in range(options.refresh if start is None else 1):
+        return nothing
+    neutral = state.neutral(model)[0]
+    normal = vertex_normals(neutral[None], model.triangles)[0]
+    prior = DisplacementPrior.of(neutral.double().cpu().numpy(), model.triangles.cpu().numpy(), model.skin.cpu().numpy(), 1.0, options.length_mm)
+    flow = replace(options.flow, seed=seed, hold=False, size=min(options.flow.size, max(observations.size)))
+    energy = FlowCorrespondence(model, flow, estimator, flow.sigma_px * observations.pixel_unit, FlowImages.of(observations, flow))
+    energy = _on_face(energy.freeze(state, observations))
+    before = energy.residuals(state, observations)
+    unit, d = energy.sigma_px / observations.scale[energy.matches.view_b], np.zeros(V)
+    counts = len(unit), int(before.valid.sum()), _median_px(before, unit)
+    for number in range(options.refresh):
+        if number:
             energy = _on_face(replace(energy, model=_displaced(model, d, normal)).freeze(state, observations))
-            before = energy.residuals(state, observations) if before is None else before
-            for _ in range(options.iterations):
+        matrix, gradient = displacement_equations(*energy.linearize_surface(state), normal, options.kernel)
+        # As they would be at d = 0, with the kernel's weights of now: what looked like outliers there may be the displacement.
+        sigma, gain = most_evident(matrix, gradient - matrix @ d, prior, [options.sigma_mm / k for k in (8, 4, 2, 1)])
+        if not sigma:
+            return replace(nothing, metrics=_metrics(model, np.zeros(V), *counts, counts[-1]))
+        precision = prior.precision / sigma ** 2
+        for step in range(options.iterations):
+            if step:
                 energy = replace(energy, model=_displaced(model, d, normal))
-                matrix, gradient = displacement_equations(*energy.linearize_surface(state), normal, options.kernel, options.weight / flow.points)
-                d = d - solve_displacement(matrix + prior.precision, gradient + prior.precision @ d, prior.free)
-        residuals = replace(energy, model=_displaced(model, d, normal)).residuals(state, observations)
-        unit = energy.sigma_px / observations.scale[energy.matches.view_b]
-    warning = "" if bool(residuals.valid.any()) else "detail: no matches between the photos, so the displacement stays 0"
-    metrics = _metrics(model, d, len(unit), int(residuals.valid.sum()), _median_px(before, unit), _median_px(residuals, unit))
-    return Detail(torch.from_numpy(d).float(), metrics, warning)
+                matrix, gradient = displacement_equations(*energy.linearize_surface(state), normal, options.kernel)
+            solve, _ = factorized(matrix + precision, prior.free)
+            d = d - solve(gradient + precision @ d)
+    known = solve(matrix @ np.ones(V)).clip(0, 1)
+    after = replace(energy, model=_displaced(model, d, normal)).residuals(state, observations)
+    metrics = _metrics(model, d, *counts, _median_px(after, unit), sigma, gain)
+    return Detail(torch.from_numpy(d).float(), torch.from_numpy(known).float(), metrics)
+
+
+def most_evident(matrix: sparse.spmatrix, gradient: np.ndarray, prior: DisplacementPrior, sigmas: Sequence[float]) -> tuple[float, float]:
+    """The standard deviation, of those given or 0, under which measurements with these normal equations at d = 0 are most probable, and
+    the logarithm of how much more probable they are than without a displacement (0 for 0).
+
+    prior: of unit standard deviation. For a Gaussian, log p(s) / p(0) = g' (A + P / s^2)^-1 g / 2 - (log det (A + P / s^2) - log det P / s^2) / 2.
+    """
+    best, free = (0.0, 0.0), prior.free
+    if not gradient.any():
+        return best
+    plain = factorized(prior.precision, free)[1]
+    for sigma in sigmas:
+        solve, determinant = factorized(matrix + prior.precision / sigma ** 2, free)
+        gain = 0.5 * (float(gradient @ solve(gradient)) - determinant + plain - 2 * len(free) * float(np.log(sigma)))
+        best = max(best, (sigma, gain), key=lambda pair: pair[1])
+    return best
 
 
 def _on_face(energy: FlowCorrespondence) -> FlowCorrespondence:
@@ -132,8 +160,9 @@ def _median_px(residuals: Residuals, unit: Tensor) -> float | None:
 
 
 def _metrics(model: FaceModel, d: np.ndarray, pairs: int = 0, matches: int = 0, before: float | None = None,
-             after: float | None = None) -> dict[str, Any]:
+             after: float | None = None, sigma: float = 0.0, gain: float = 0.0) -> dict[str, Any]:
     """What metrics.json says about the displacement d [V] mm."""
     face = np.abs(d[model.face.cpu().numpy()])
-    return {"mean_mm": float(face.mean()), "median_mm": float(np.median(face)), "percentile_95_mm": float(np.percentile(face, 95)),
+    return {"sigma_mm": sigma, "log_evidence": gain, "mean_mm": float(face.mean()), "median_mm": float(np.median(face)),
+            "percentile_95_mm": float(np.percentile(face, 95)),
             "pairs": pairs, "matches": matches, "residual_before_px": before, "residual_after_px": after}

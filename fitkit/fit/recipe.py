@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Sequence
 
@@ -215,6 +215,12 @@ class FitRecipe:
     init: InitOptions = InitOptions()
     expression: ExpressionOptions = ExpressionOptions()
     detail: DetailOptions = DetailOptions()
+
+    @property
+    def detail_flow(self) -> FlowSource:
+        """What finds the matches of the detail layer: the recipe's `flow`, 'dis' at full resolution. Between photos of different days that
+        is the noisier one, so the stages do without; the detail layer has the evidence to tell."""
+        return replace(self.flow, estimator="dis:fine") if self.flow.estimator == "dis" else self.flow
 
 
 def load_recipe(name: str | os.PathLike = "multiview", overrides: Sequence[str] = (), changes: dict[str, Any] | None = None) -> FitRecipe:

@@ -113,19 +113,18 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
     detail = None
     if recipe.detail.enabled:
         tell("detail", 0.95)
-        state, detail = run.solve_detail(state)
+        detail = run.solve_detail(state)
     solved = time.perf_counter()
     final = to_photos(state, observations).to("cpu")
     metrics = build_metrics(run.model, subject, final, found, run, run.cameras)
     metrics["start"] = chosen | {"iterations": run.iterations}
-    bars = error_bars(*run.shape, local) if run.shape is not None else None
+    bars = error_bars(*run.shape, local, known=None if detail is None else detail.known) if run.shape is not None else None
     metrics["error_bars"] = summary(bars, model)
     metrics["time_s"] = {"solve": round(solved - began, 3), "total": round(time.perf_counter() - start, 3),
                          "cpu": round(time.process_time() - cpu, 3)}
     metrics["notes"] = [*notes, *stray]
     if detail is not None:
         metrics["detail"] = detail.metrics
-        metrics["notes"] += [detail.warning] if detail.warning else []
     status, warnings = judge(metrics)
     metrics["verdict"] = verdict(metrics)
     for finding in metrics["verdict"]["findings"]:
@@ -134,7 +133,7 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
     cpu_model = model.to("cpu") if model.device.type != "cpu" else model
     return FitResult(cpu_model, subject, final, replace(found, sigma=run.sigma_photo()), status, warnings, metrics, to_plain(recipe),
                      run.cameras.source, *((bars.identity_covariance, bars.vertex_sigma) if bars is not None else (None, None)),
-                     displacement=None if detail is None else detail.displacement)
+                     displacement=detail.displacement if detail is not None and detail.metrics["sigma_mm"] else None)
 
 
 def begin_fit(subject: Subject, found: Landmarks, model: FaceModel, recipe: FitRecipe, observations: Observations,
@@ -303,7 +302,7 @@ class FitRun:
         for term in (t for s in stages for t in s.energies.values() if isinstance(t, FlowTerm)):
             self.flow_estimator(term)  # missing weights are told before anything is solved
         if self.recipe.detail.enabled:
-            self.flow_estimator(self.recipe.flow)
+            self.flow_estimator(self.recipe.detail_flow)
         done = 0
         if self.jaw_rule == "auto":
             state, done = self._choose_jaw_rule(stages, state)
@@ -316,23 +315,12 @@ class FitRun:
         """The stages that are for this number of views and this start."""
         return [s for s in self.recipe.stages if self.observations.num_views >= s.min_views and s.start in ("any", self.start)]
 
-    def solve_detail(self, state: SceneState) -> tuple[SceneState, Detail]:
-        """The displacement beyond the face model after all stages; `model` carries it from then on.
-
-        Coefficients and displacement explain the same matches, and the coefficients came first. So the last stage is solved again
-        for the displaced model, and the displacement again for its solution, `refits` times.
-        """
-        model, options = self.model, self.recipe.detail
-        last = self._stages_here()[-1]
-        estimator = self.flow_estimator(self.recipe.flow)
-        detail = solve_detail(model, state, self.observations, estimator, options, self.recipe.seed)
-        before = detail.metrics["residual_before_px"]
-        for _ in range(0 if detail.warning else options.refits):
-            self.model = personal_model(model, state, detail.displacement)
-            state = self._stage(replace(last, name=f"{last.name}, displaced"), state)
-            detail = solve_detail(model, state, self.observations, estimator, options, self.recipe.seed, detail.displacement)
-        self.model = personal_model(model, state, detail.displacement)
-        return state, replace(detail, metrics=detail.metrics | {"residual_before_px": before})
+    def solve_detail(self, state: SceneState) -> Detail:
+        """The displacement beyond the face model after all stages; `model` carries it from then on."""
+        estimator = self.flow_estimator(self.recipe.detail_flow)
+        detail = solve_detail(self.model, state, self.observations, estimator, self.recipe.detail, self.recipe.seed)
+        self.model = personal_model(self.model, state, detail.displacement)
+        return detail
 
     def _choose_jaw_rule(self, stages: Sequence[Stage], state: SceneState) -> tuple[SceneState, int]:
         """Fit the leading landmark stages under both rules, compare their costs and go on from the better fit.

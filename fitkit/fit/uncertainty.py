@@ -24,10 +24,12 @@ PATCHES = 25
 @dataclass(frozen=True)
 class Calibration:
     """inflation: factor on the standard deviations of the Laplace approximation; floor_mm: standard deviation along the
-    normal of what the model cannot show or is misled by, because no person is exactly in its span."""
+    normal of what the model cannot show or is misled by, because no person is exactly in its span; left: the share of the standard
+    deviation that is left where the matches fix the displacement of the detail layer."""
 
     inflation: float
     floor_mm: float
+    left: float = 0.75
 
 
 # Chosen on a real scan and on eight rendered people that are in the span of neither model (`fitkit synth --recipe outside --seed 100`),
@@ -47,11 +49,12 @@ class ErrorBars:
     calibration: Calibration
 
 
-def error_bars(problem: LeastSquaresProblem, state: SceneState, model: FaceModel,
-               calibration: Calibration | None = None) -> ErrorBars | None:
+def error_bars(problem: LeastSquaresProblem, state: SceneState, model: FaceModel, calibration: Calibration | None = None,
+               known: Tensor | None = None) -> ErrorBars | None:
     """Error bars of the neutral shape at the solution `state` of `problem`; tensors on the CPU, float32.
 
-    None where the identity was not free, or a term has no least-squares form. calibration: None takes that of the model.
+    None where the identity was not free, or a term has no least-squares form. calibration: None takes that of the model;
+    known: [V] in 0..1, see `Detail`: what the matches have corrected beyond the model; None: nothing.
     """
     terms = problem.objective.terms
     if "identity" not in problem.layout.sizes or not all(hasattr(t.energy, "linearize") for t in terms):
@@ -64,6 +67,8 @@ def error_bars(problem: LeastSquaresProblem, state: SceneState, model: FaceModel
             return None
         covariance = calibration.inflation ** 2 * covariance
         sigma = vertex_sigma(model, state.neutral(model)[0], covariance, calibration.floor_mm)
+        if known is not None:
+            sigma = sigma * (1 - (1 - calibration.left ** 2) * known.to(sigma)).sqrt()
     return ErrorBars(covariance.float().cpu(), sigma.float().cpu(), noise, calibration)
 
 

@@ -23,12 +23,20 @@ def test_default_fit(run, anna):
 
 
 def test_detail(run, anna):
-    result = run("fit", anna, "--detail", "detail.refits=0", "stages.fine.solver.refresh=1")
+    result = run("fit", anna, "--detail", "detail.refresh=1", "stages.fine.solver.refresh=1")
     assert result.exit_code == 0, result.output
     lines = dict(line.split(None, 1) for line in result.output.splitlines())
     metrics = json.loads((anna / "fitkit/metrics.json").read_text())
-    assert lines["detail"] == f"{metrics['detail']['mean_mm']:.2f} mm mean displacement of the face, from {metrics['detail']['matches']} matches"
-    assert load_recipe(anna / "fitkit/recipe.yaml").detail.enabled and (anna / "fitkit/detail.png").is_file()
+    found = metrics["detail"]["sigma_mm"] > 0
+    assert lines["detail"] == (f"{metrics['detail']['mean_mm']:.2f} mm mean displacement of the face, from {metrics['detail']['matches']} matches"
+                               if found else "none: the matches show none beyond the face model")
+    assert load_recipe(anna / "fitkit/recipe.yaml").detail.enabled and (anna / "fitkit/detail.png").is_file() == found
+
+
+def test_no_detail(run, anna):
+    result = run("fit", anna, "--no-detail", "stages.fine.solver.refresh=1")
+    assert result.exit_code == 0 and "\ndetail" not in result.output
+    assert "detail" not in json.loads((anna / "fitkit/metrics.json").read_text()) and not (anna / "fitkit/detail.png").exists()
 
 
 def test_recipe_of_a_result_repeats_the_fit(run, anna, tmp_path):

@@ -10,7 +10,7 @@ from scipy.special import kv
 from test_flow_correspondence import MODEL, energy_with, moved, perfect_matches, truth
 
 from fitkit.energies.base import Residuals
-from fitkit.energies.displacement import DisplacementPrior, displacement_equations, solve_displacement
+from fitkit.energies.displacement import DisplacementPrior, displacement_equations, factorized
 from fitkit.energies.kernels import Kernel
 from fitkit.geometry.normals import vertex_normals
 from fitkit.scene.camera import KINDS
@@ -30,7 +30,7 @@ def test_prior_is_a_matern_process():
     middle = 30 * 61 + 30
     unit = np.zeros(len(vertices))
     unit[middle] = 1
-    covariance = solve_displacement(prior.precision, unit, prior.free)
+    covariance = factorized(prior.precision, prior.free)[0](unit)
     assert covariance[middle] == pytest.approx(0.7 ** 2, rel=0.05)  # elements of a tenth of the length
     distance = np.linalg.norm(vertices - vertices[middle], axis=1)
     for mm in (4.0, 10.0, 20.0):
@@ -70,7 +70,7 @@ def test_parts_without_skin_stay():
     prior = DisplacementPrior.of(both, np.concatenate([triangles, triangles + 25]), mask, 1.0, 10.0)
     assert prior.free.tolist() == list(range(25))
     assert abs(prior.precision[25:]).sum() == 0 and abs(prior.precision[:, 25:]).sum() == 0
-    solution = solve_displacement(prior.precision, np.ones(51), prior.free)
+    solution = factorized(prior.precision, prior.free)[0](np.ones(51))
     assert (solution[25:] == 0).all()
     np.testing.assert_allclose((prior.precision @ solution)[:25], 1)
 
@@ -97,7 +97,7 @@ def test_derivatives_of_the_matches(kind):
 
 
 def test_equations_by_brute_force():
-    """Gradient and Gauss-Newton matrix of weight * trust * rho / 2; the kernel enters by its derivative, invalid matches not at all."""
+    """Gradient and Gauss-Newton matrix of trust * rho / 2; the kernel enters by its derivative, invalid matches not at all."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape):
@@ -116,13 +116,15 @@ def test_equations_by_brute_force():
                 J[g, n, :, corner[g, n, k]] = by_corner[g, n, :, k] @ normals[corner[g, n, k]]
     d = torch.zeros(V, dtype=torch.float64, requires_grad=True)
     moved_value = value[valid] + J[valid] @ d
-    (0.3 * trust[valid] * kernel.rho(moved_value.square().sum(-1)) / 2).sum().backward()
-    matrix, gradient = displacement_equations(Residuals(value, valid, trust), by_corner, corner, normals, kernel, 0.3)
+    (trust[valid] * kernel.rho(moved_value.square().sum(-1)) / 2).sum().backward()
+    matrix, gradient = displacement_equations(Residuals(value, valid, trust), by_corner, corner, normals, kernel)
     np.testing.assert_allclose(gradient, d.grad, atol=1e-12)
-    w = 0.3 * trust[valid] * kernel.weight(value[valid].square().sum(-1))
+    w = trust[valid] * kernel.weight(value[valid].square().sum(-1))
     np.testing.assert_allclose(matrix.toarray(), torch.einsum("m,mci,mcj->ij", w, J[valid], J[valid]), atol=1e-12)
     free = np.array([0, 2, 3, 6, 8])
     right = np.arange(9.0)
-    solution = solve_displacement(matrix + sparse.identity(V) * 0.1 * matrix.diagonal().max(), right, free)
+    solve, determinant = factorized(matrix + sparse.identity(V) * 0.1 * matrix.diagonal().max(), free)
+    solution = solve(right)
     dense = (matrix.toarray() + 0.1 * matrix.diagonal().max() * np.eye(V))[np.ix_(free, free)]
     np.testing.assert_allclose(solution[free], np.linalg.solve(dense, right[free]), rtol=1e-9)
+    assert determinant == pytest.approx(np.linalg.slogdet(dense)[1])

@@ -7,16 +7,18 @@ import pytest
 import torch
 import trimesh
 from helpers import observe, tiny_model, tiny_result, tiny_state
+from scipy import sparse
 
 from fitkit.data.synthetic import photograph, studio
 from fitkit.errors import InputError
 from fitkit.export.parameters import load_parameters
 from fitkit.export.preview import draw_detail
-from fitkit.fit.detail import DetailOptions, personal_model, solve_detail
+from fitkit.energies.displacement import DisplacementPrior
+from fitkit.fit.detail import DetailOptions, most_evident, personal_model, solve_detail
 from fitkit.fit.recipe import load_recipe
-from fitkit.fit.report import notes
 from fitkit.fit.run import fit_observed
 from fitkit.geometry.normals import vertex_normals
+from fitkit.io.subject import Subject, View
 from fitkit.models.io import load_model_file
 from fitkit.observe.flow import make_flow_estimator
 
@@ -46,13 +48,13 @@ def bumped(generic):
     bump, dent = (torch.exp(-((neutral - p)[:, :2].norm(dim=-1) / 16) ** 2) * front for p in places)
     truth = 2 * bump - 1.5 * dent
     observations = observe(generic, state, SIZE, photos(personal_model(generic, state, truth), state))
-    return state, observations, truth, solve_detail(generic, state, observations, make_flow_estimator("dis"), OPTIONS)
+    return state, observations, truth, solve_detail(generic, state, observations, make_flow_estimator("dis:fine"), OPTIONS)
 
 
 def test_a_bump_outside_the_model_is_found(generic, bumped):
     state, _, truth, detail = bumped
     d, face = detail.displacement, generic.face
-    assert detail.warning == "" and float(d[truth > 1.5].mean()) > 1.0 and float(d[truth < -1.1].mean()) < -0.7
+    assert float(d[truth > 1.5].mean()) > 1.0 and float(d[truth < -1.1].mean()) < -0.7
     before = truth[face].square().mean().sqrt()
     after = (d - truth)[face].square().mean().sqrt()
     assert float(after) < 0.6 * float(before)
@@ -70,30 +72,30 @@ def test_numbers_of_the_report(generic, bumped):
     m, d = detail.metrics, detail.displacement[generic.face].abs()
     assert m["mean_mm"] == pytest.approx(float(d.mean())) and m["percentile_95_mm"] == pytest.approx(float(d.quantile(0.95)), rel=1e-4)
     assert m["median_mm"] == pytest.approx(float(d.median()), rel=1e-2)
-    assert m["pairs"] == 6 and 1000 < m["matches"] <= 6 * OPTIONS.flow.points
+    assert m["pairs"] == 2 and 1000 < m["matches"] <= 2 * OPTIONS.flow.points
+    assert m["sigma_mm"] in (0.125, 0.25, 0.5, 1.0) and m["log_evidence"] > 0
     assert m["residual_after_px"] < 0.7 * m["residual_before_px"]
 
 
 def test_a_perfect_model_stays_nearly_as_it_is(generic, bumped):
     state = bumped[0]
     observations = observe(generic, state, SIZE, photos(generic, state))
-    detail = solve_detail(generic, state, observations, make_flow_estimator("dis"), OPTIONS)
+    detail = solve_detail(generic, state, observations, make_flow_estimator("dis:fine"), OPTIONS)
     assert float(detail.displacement[generic.face].abs().mean()) < 0.1  # mm
 
 
 def test_no_evidence_is_exactly_zero(generic, bumped):
     state, observations, _, _ = bumped
     blind = replace(observations, mask=torch.zeros_like(observations.mask))
-    detail = solve_detail(generic, state, blind, make_flow_estimator("dis"), OPTIONS)
+    detail = solve_detail(generic, state, blind, make_flow_estimator("dis:fine"), OPTIONS)
     assert torch.equal(detail.displacement, torch.zeros(generic.num_vertices)) and detail.metrics["matches"] == 0
-    assert detail.warning == "detail: no matches between the photos, so the displacement stays 0"
-    assert detail.metrics["residual_before_px"] is None
+    assert not detail.known.any() and detail.metrics["residual_before_px"] is None and detail.metrics["sigma_mm"] == 0
 
 
 def test_matches_beside_the_face_do_not_count(generic, bumped):
     state, observations, _, _ = bumped
     back = replace(generic, face=generic.mean[:, 2] < generic.mean[:, 2].quantile(0.02))  # seen in no photo
-    detail = solve_detail(back, state, observations, make_flow_estimator("dis"), OPTIONS)
+    detail = solve_detail(back, state, observations, make_flow_estimator("dis:fine"), OPTIONS)
     assert detail.metrics["matches"] == 0 and not detail.displacement.any()
 
 
@@ -108,18 +110,18 @@ def test_the_displacement_moves_with_the_expression(generic, bumped):
 
 
 @pytest.fixture(scope="module")
-def fits():
-    """A tiny person with a bump, fitted without and with detail."""
-    model = tiny_model()
-    state = tiny_state(model, 3, 200)
-    bump = 3 * torch.exp(-((model.mean - model.mean[model.landmarks.triangle.new_tensor(170)]).norm(dim=-1) / 28) ** 2)
-    truth = tiny_result(views=3, size=200, model=personal_model(model, state, bump), state=state)
-    marks = replace(truth.landmarks, sigma=torch.full((3, 68), torch.nan))
-    return truth, [fit_observed(truth.subject, marks, model, load_recipe("multiview", [f"detail.enabled={on}"])) for on in ("false", "true")]
+def fits(generic, bumped):
+    """The person with a bump, fitted without and with detail."""
+    state, observations, truth, _ = bumped
+    pictures = (observations.images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+    subject = Subject("bumped", tuple(View(f"view{i}", image) for i, image in enumerate(pictures)))
+    marks = observe(personal_model(generic, state, truth), state, SIZE).landmarks
+    marks = replace(marks, sigma=torch.full((3, 68), torch.nan))
+    return [fit_observed(subject, marks, generic, load_recipe("multiview", [f"detail.enabled={on}"])) for on in ("false", "true")]
 
 
 def test_a_fit_with_detail(fits):
-    _, (plain, detailed) = fits
+    plain, detailed = fits
     assert plain.displacement is None and "detail" not in plain.metrics and plain.personal_model is plain.model
     assert detailed.displacement.shape == (detailed.model.num_vertices,) and float(detailed.displacement.abs().max()) > 0.1
     expected = detailed.state.neutral(personal_model(detailed.model, detailed.state, detailed.displacement))[0]
@@ -127,12 +129,12 @@ def test_a_fit_with_detail(fits):
     torch.testing.assert_close(detailed.vertices.mean(0) - detailed.state.vertices(detailed.model).mean(0),
                                detailed.neutral - detailed.state.neutral(detailed.model)[0], atol=1e-3, rtol=0)
     assert detailed.metrics["detail"]["residual_after_px"] < detailed.metrics["detail"]["residual_before_px"]
-    assert [s["name"] for s in detailed.metrics["stages"]][-2:] == ["fine", "fine, displaced"]
+    assert [s["name"] for s in detailed.metrics["stages"]][-1] == "fine"
     assert detailed.recipe["detail"]["enabled"] and detailed.vertex_sigma is not None
 
 
 def test_folder_round_trip(fits, tmp_path):
-    _, (plain, detailed) = fits
+    plain, detailed = fits
     out = detailed.save(tmp_path / "detailed")
     read = load_parameters(out / "parameters.npz")
     read.check_model(detailed.model)
@@ -146,7 +148,7 @@ def test_folder_round_trip(fits, tmp_path):
     assert (out / "detail.png").is_file() and (out / "subject.obj").is_file()
     without = plain.save(tmp_path / "plain")
     assert not (without / "detail.png").exists() and load_parameters(without / "parameters.npz").displacement is None
-    with pytest.raises(InputError, match="expected face model 'tiny' with 315 vertices, as many as the displacement has, got 314"):
+    with pytest.raises(InputError, match="expected face model 'generic' with 7451 vertices, as many as the displacement has, got 314"):
         read.check_model(replace(detailed.model, mean=detailed.model.mean[:314]))
 
 
@@ -157,19 +159,47 @@ def test_picture():
     assert row[190, 0] - row[190, 2] > 40 and row[130, 2] - row[130, 0] > 40
 
 
-def test_one_photo_has_no_evidence(fits):
+def test_one_photo_has_no_evidence():
     truth = tiny_result(views=1, size=200)
     marks = replace(truth.landmarks, sigma=torch.full((1, 68), torch.nan))
-    result = fit_observed(truth.subject, marks, truth.model, load_recipe("multiview", ["detail.enabled=true"]))
-    assert float(result.displacement.abs().max()) == 0 and result.status == "ok"
-    assert "detail: one photo has no matches with another, so the displacement stays 0; add photos from the sides" in notes(result.metrics)
+    result = fit_observed(truth.subject, marks, truth.model, load_recipe("multiview"))
+    assert result.displacement is None and result.status == "ok" and result.metrics["detail"]["pairs"] == 0
     assert torch.equal(result.neutral, result.state.neutral(result.model)[0])
+
+
+def test_known_is_what_the_matches_see(generic, bumped):
+    """The middle of the face, which all three photos see, and not the back of the head."""
+    known = bumped[3].known
+    nose = generic.landmarks.triangle[30]
+    assert float(known[generic.triangles[nose]].mean()) > 0.7 and float(known.min()) >= 0 and float(known.max()) <= 1
+    assert float(known[generic.mean[:, 2] < generic.mean[:, 2].quantile(0.05)].max()) < 0.05
+
+
+def test_evidence_is_the_marginal_likelihood():
+    """Against the density of the measurements themselves, y ~ N(0, J C J' s^2 + I), by numpy; without a signal the answer is 0."""
+    model, rng = tiny_model(dtype=torch.float64), np.random.default_rng(3)
+    prior = DisplacementPrior.of(model.mean.numpy(), model.triangles.numpy(), model.skin.numpy(), 1.0, 40.0)
+    V, sigmas = model.num_vertices, (0.1, 0.3, 1.0)
+    J = rng.normal(size=(60, V)) * (rng.random((60, V)) < 0.05)
+    covariance = np.linalg.inv(prior.precision.toarray())
+
+    def log_density(y, s):
+        C = s ** 2 * J @ covariance @ J.T + np.eye(len(y))
+        return -0.5 * (y @ np.linalg.solve(C, y) + np.linalg.slogdet(C)[1])
+
+    signal = J @ np.linalg.cholesky(covariance) @ rng.normal(size=V)
+    for y in (signal + rng.normal(size=60), 0.3 * rng.normal(size=60)):
+        sigma, gain = most_evident(sparse.csr_matrix(J.T @ J), -J.T @ y, prior, sigmas)
+        gains = [log_density(y, s) - log_density(y, 0) for s in (0, *sigmas)]
+        assert sigma == (0, *sigmas)[int(np.argmax(gains))] and gain == pytest.approx(max(gains), abs=1e-6)
+    assert sigma == 0
 
 
 @pytest.mark.parametrize("option, message", [
     ("sigma_mm=0", r"detail: sigma_mm: expected a number > 0, got 0.0; detail.enabled=false switches it off"),
     ("length_mm=-3", "detail: length_mm: expected a number > 0"), ("refresh=0", "detail: refresh: expected at least 1, got 0"),
-    ("refits=-1", "detail: refits: expected at least 0, got -1"), ("sigma=1", "detail: unknown .*sigma.*sigma_mm")])
+    ("iterations=0", "detail: iterations: expected at least 1, got 0"), ("flow.patches=0", "detail: flow.patches: expected a number > 0, got 0.0"),
+    ("refits=1", "detail: unknown .*refits"), ("sigma=1", "detail: unknown .*sigma.*sigma_mm")])
 def test_options_are_checked(option, message):
     with pytest.raises(InputError, match=message):
         load_recipe("multiview", [f"detail.{option}"])

@@ -28,7 +28,7 @@ def _farneback() -> FlowEstimator:
 # name -> how to make it; beside these, 'ptlflow:NAME'
 ESTIMATORS: dict[str, Callable[[], FlowEstimator]] = {
     "dis": _dis("medium"), "dis:ultrafast": _dis("ultrafast"), "dis:fast": _dis("fast"), "dis:medium": _dis("medium"),
-    "farneback": _farneback}
+    "dis:fine": _dis("fine"), "farneback": _farneback}
 NAMES = tuple(ESTIMATORS)
 
 

@@ -11,7 +11,7 @@ from fitkit.errors import InputError
 from fitkit.observe.flow.types import Flow, check_images, flow_of_arrays, grey
 
 PRESETS = {"ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST, "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
-           "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM}
+           "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM, "fine": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM}
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class DisFlow:
     """Kroeger et al., "Fast optical flow using dense inverse search", ECCV 2016, as in OpenCV. On the CPU, grey.
 
     Its patches are compared after their means are taken off, so a brightness offset of one image hardly changes the flow.
+    preset: OpenCV's, which end at half the resolution of the images or below; 'fine' is 'medium' continued to their full resolution, with
+    patches 4 pixels apart: on renderings of faces half the error, for twice to four times the time.
     """
 
     preset: str = "medium"
@@ -32,5 +34,8 @@ class DisFlow:
         """source, target [B, 3 or 1, H, W] in [0, 1] -> Flow; all pixels valid (consistency is the caller's test)."""
         check_images(self.name, source, target)
         engine = cv2.DISOpticalFlow_create(PRESETS[self.preset])
+        if self.preset == "fine":
+            engine.setFinestScale(0)
+            engine.setPatchStride(4)
         first, second = ((grey(images) * 255).round().clip(0, 255).astype(np.uint8) for images in (source, target))
         return flow_of_arrays([engine.calc(a, b, None) for a, b in zip(first, second)], source)
