@@ -22,11 +22,13 @@ def test_shipped_recipe_has_every_energy_and_loads():
     between = {"photo_xview", "census_xview", "flow_corr", "flow_triangulated"}
     assert [len(v) for v in recipe.views] == [1, 2, 3, 5] and set(recipe.sets) == {"A", "B", "C"}
     assert used["landmarks"] & between == set() and used["all"] >= between
-    for name, energy in (("+ photo", "photo_xview"), ("+ census", "census_xview"), ("+ flow_corr (multiview)", "flow_corr"),
+    for name, energy in (("+ photo", "photo_xview"), ("+ census", "census_xview"), ("+ flow_corr", "flow_corr"),
                          ("+ flow_triangulated", "flow_triangulated")):
         assert used[name] & between == {energy}, name
     default = load_recipe("multiview")
-    assert plans["+ flow_corr (multiview)"].stages == default.stages
+    last = plans["+ flow_corr + detail (multiview)"]
+    assert last.stages == default.stages and last.detail == default.detail and list(plans)[-1] == last.name
+    assert [name for name, plan in plans.items() if plan.detail.enabled] == [last.name]
     census = [s for s in plans["+ census"].stages if "census_xview" in s.energies]
     assert census[0].solver.refresh >= len(census[0].energies["census_xview"].options.sigmas)  # each sigma has its turn
 
