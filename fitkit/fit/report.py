@@ -54,7 +54,7 @@ JUMP_SIGMA = 2.2
 # Expected error, see `expected_error`. Limits of the status, mm; the mean face of a model, fitted to nobody, is off by 1.1 to 2.2 mm.
 OK_MM, SINGLE_OK_MM, FAILED_MM = 1.5, 2.0, 3.0
 MEAN_OF_SIGMA = 0.8  # mean absolute value of a Gaussian, sqrt(2 / pi)
-EXPECTED_OVER_BARS = {"generic": (1.0, 1.2), "ict": (1.05, 1.3)}  # true error over that of the error bars: one photo, several
+EXPECTED_OVER_BARS = {"generic": (1.0, 1.1), "ict": (1.05, 1.15)}  # true error over that of the error bars: one photo, several
 UNKNOWN_MODEL = EXPECTED_OVER_BARS["generic"]  # as in `fitkit.fit.uncertainty`
 UPPER = 1.4  # 90 % of true over expected error
 SHIPPED_ERROR_MM = 1.5  # true error of the network that comes with fitkit; what it says itself of its error tells nothing about it

@@ -29,7 +29,7 @@ class Calibration:
 
     inflation: float
     floor_mm: float
-    left: float = 0.75
+    left: float = 0.9
 
 
 # Chosen on a real scan and on eight rendered people that are in the span of neither model (`fitkit synth --recipe outside --seed 100`),
