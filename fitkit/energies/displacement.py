@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from math import pi
 
 import numpy as np
@@ -25,6 +26,11 @@ class DisplacementPrior:
 
     precision: sparse.csr_matrix
     free: np.ndarray
+
+    @cached_property
+    def log_determinant(self) -> float:
+        """Logarithm of the determinant of the precision of the free vertices."""
+        return factorized(self.precision, self.free)[1]
 
     @staticmethod
     def of(vertices: np.ndarray, triangles: np.ndarray, mask: np.ndarray, sigma_mm: float, length_mm: float) -> "DisplacementPrior":

@@ -87,7 +87,8 @@ def solve_detail(model: FaceModel, state: SceneState, observations: Observations
 
     Gauss-Newton on sum of robust flow residuals + displacement prior; poses, cameras and coefficients stay. Where no match says
     anything it falls back to 0 within about length_mm. The standard deviation s of the prior is the one of the greatest evidence, and
-    where none has more than s = 0, the displacement is exactly 0: unlike photos, or a person whom the face model shows as well as the matches can tell.
+    where none has more than s = 0, the displacement is exactly 0: unlike photos, or a person whom the face model shows as well as the
+    matches can tell.
     Source: the sum of a low-rank statistical model and a local smooth kernel: Luethi et al., "Gaussian process morphable models",
     TPAMI 2018; prior: `DisplacementPrior`; evidence: MacKay, "Bayesian interpolation", Neural Computation 1992.
     """
@@ -134,10 +135,9 @@ def most_evident(matrix: sparse.spmatrix, gradient: np.ndarray, prior: Displacem
     best, free = (0.0, 0.0), prior.free
     if not gradient.any():
         return best
-    plain = factorized(prior.precision, free)[1]
     for sigma in sigmas:
         solve, determinant = factorized(matrix + prior.precision / sigma ** 2, free)
-        gain = 0.5 * (float(gradient @ solve(gradient)) - determinant + plain - 2 * len(free) * float(np.log(sigma)))
+        gain = 0.5 * (float(gradient @ solve(gradient)) - determinant + prior.log_determinant - 2 * len(free) * float(np.log(sigma)))
         best = max(best, (sigma, gain), key=lambda pair: pair[1])
     return best
 
