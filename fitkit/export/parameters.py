@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fitkit.errors import InputError
+from fitkit.io.foreign import DATA_BYTES, check_shapes, foreign_file
 from fitkit.models.face_model import FaceModel
 from fitkit.scene.camera import KINDS, Camera
 from fitkit.scene.pose import Pose
@@ -28,7 +29,6 @@ SHAPES = {
 }
 OPTIONAL = {"identity_covariance": ("K_id", "K_id"), "displacement": ("V",), "light": ("B", 9, 3)}  # since versions 2, 3, 3
 NAMES = ("expression_names", "view_names", "camera_source")
-KIND_WORDS = {"if": "numbers", "U": "text", "b": "true or false"}
 TEXTS = ("format", "units", "model_name", "camera_kind", "subject_name")
 
 
@@ -102,21 +102,15 @@ def load_parameters(path: str | os.PathLike) -> Parameters:
         InputError: no such file, not a parameter file, written by a newer fitkit, or arrays that do not fit together.
     """
     path = Path(path)
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            arrays = {k: data[k] for k in data.files}
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; expected the parameters.npz of a result folder") from None
-    except Exception as error:  # noqa: BLE001 - a damaged archive raises many kinds
-        raise InputError(f"{path}: not a readable fitkit parameter file (.npz): {error}") from error
+    if not os.path.lexists(path):
+        raise InputError(f"{path}: no such file; expected the parameters.npz of a result folder")
+    with foreign_file(path, "not a readable fitkit parameter file (.npz)", limit=DATA_BYTES) as file:
+        arrays = file.npz(("format", "version", *SHAPES, *OPTIONAL, *TEXTS))
     if str(arrays.get("format")) != FORMAT or "version" not in arrays:
         raise InputError(f"{path}: not a fitkit parameter file (expected format '{FORMAT}', got '{arrays.get('format')}')")
-    try:
-        version = int(arrays["version"])
-    except (TypeError, ValueError):
-        raise InputError(f"{path}: version: expected a whole number, got {arrays['version']!r}") from None
-    if version > VERSION:
-        raise InputError(f"{path}: parameter file version {version}, this fitkit reads up to {VERSION}; update fitkit")
+    check_shapes(arrays, {"version": ()}, {"version": "iu"}, path)
+    if int(arrays["version"]) > VERSION:
+        raise InputError(f"{path}: parameter file version {int(arrays['version'])}, this fitkit reads up to {VERSION}; update fitkit")
     _check(arrays, path)
 
     def real(key):
@@ -136,29 +130,10 @@ def _check(arrays: dict[str, np.ndarray], path: Path) -> None:
     missing = [k for k in (*SHAPES, *TEXTS) if k not in arrays]
     if missing:
         raise InputError(f"{path}: the parameter file lacks {', '.join(missing)}; write it again with FitResult.save")
-    check_shapes(arrays, SHAPES | {k: v for k, v in OPTIONAL.items() if k in arrays}, dict.fromkeys(NAMES, "U"), path)
+    shapes = SHAPES | {k: v for k, v in OPTIONAL.items() if k in arrays} | dict.fromkeys(TEXTS, ())
+    check_shapes(arrays, shapes, dict.fromkeys((*NAMES, *TEXTS), "U"), path)
     for key in (*SHAPES, *OPTIONAL):
         if key in arrays and arrays[key].dtype.kind == "f" and not np.isfinite(arrays[key]).all():
             raise InputError(f"{path}: {key} holds values that are not finite")
     if str(arrays["camera_kind"]) not in KINDS:
         raise InputError(f"{path}: camera_kind: expected one of {', '.join(KINDS)}; got '{arrays['camera_kind']}'")
-
-
-def check_shapes(arrays: dict[str, np.ndarray], shapes: dict[str, tuple], kinds: dict[str, str], path: Path) -> dict[str, int]:
-    """Refuse arrays of a file that are not what `shapes` says.
-
-    Args:
-        shapes: key -> shape, names in it stand for sizes that must agree; kinds: key -> numpy's dtype.kind, numbers where none is given.
-    Returns: the sizes by name.
-    """
-    sizes: dict[str, int] = {}
-    for key, shape in shapes.items():
-        got = arrays[key].shape
-        wanted = tuple(sizes.get(n, n) if isinstance(n, str) else n for n in shape)
-        if len(got) != len(shape) or any(isinstance(w, int) and w != g for w, g in zip(wanted, got)):
-            raise InputError(f"{path}: {key}: expected shape {list(wanted)}, got {list(got)}")
-        sizes.update((n, g) for n, g in zip(shape, got) if isinstance(n, str))
-        kind = kinds.get(key, "if")
-        if arrays[key].dtype.kind not in kind:
-            raise InputError(f"{path}: {key}: expected {KIND_WORDS[kind]}, got {arrays[key].dtype}")
-    return sizes

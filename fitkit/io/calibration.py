@@ -1,7 +1,6 @@
 """cameras.json -> calibrated cameras per view, in OpenCV's convention."""
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fitkit.errors import InputError
+from fitkit.io.foreign import foreign_file, shown
 
 NAME_KEYS = ("image", "name", "view", "file")
 
@@ -37,10 +37,8 @@ def read_cameras(path: str | os.PathLike) -> dict[str, Calibration]:
         InputError: not readable, or an entry that is no camera; names file, view and key.
     """
     path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable JSON file: {error}") from error
+    with foreign_file(path, "not a readable JSON file") as file:
+        content = file.json()
     views = content.get("views", content) if isinstance(content, dict) else content
     if isinstance(views, dict):
         entries = {name: v for name, v in views.items() if isinstance(v, dict)}
@@ -51,14 +49,14 @@ def read_cameras(path: str | os.PathLike) -> dict[str, Calibration]:
             if name is None:
                 raise InputError(f"{path}: view {i}: no image name; expected \"image\": \"FILE\"")
             if name in entries:
-                raise InputError(f"{path}: view {name!r} occurs twice")
+                raise InputError(f"{path}: view {shown(name)} occurs twice")
             entries[name] = view
     else:
         entries = {}
     if not entries:
         raise InputError(f"{path}: no cameras; expected {{\"views\": [{{\"image\": ..., \"K\": ..., \"R\": ..., \"t\": ...}}]}} "
                          "or {\"IMAGE\": {\"K\": ...}}")
-    return {name: parse_camera(entry, f"{path}: view {name!r}") for name, entry in entries.items()}
+    return {name: parse_camera(entry, f"{path}: view {shown(name)}") for name, entry in entries.items()}
 
 
 def parse_camera(entry: dict, where: str) -> Calibration:

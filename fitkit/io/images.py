@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from fitkit.errors import InputError
+from fitkit.io.foreign import IrregularFileError, open_regular
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 Image.init()  # registers the formats
@@ -127,7 +128,7 @@ def read_image(path: str | os.PathLike, mask: bool = False) -> tuple[np.ndarray,
     """
     path = Path(path)
     try:
-        with Image.open(path, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
+        with open_regular(path) as file, Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
             image.load()
             focal = focal_from_exif(image)
             orientation = _orientation(image)
@@ -140,6 +141,8 @@ def read_image(path: str | os.PathLike, mask: bool = False) -> tuple[np.ndarray,
         raise InputError(f"{path}: no such image file") from error
     except PermissionError as error:
         raise InputError(f"{path}: the image may not be read (permission denied)") from error
+    except IrregularFileError as error:
+        raise InputError(f"{path}: {error}; expected an image file") from error
     except Exception as error:  # noqa: BLE001 - decoders raise anything from SyntaxError to struct.error on bad bytes
         raise InputError(f"{path}: not a readable image (corrupt, cut off or another file type); "
                          "save it again as JPEG or PNG, or remove it") from error

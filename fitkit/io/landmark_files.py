@@ -1,7 +1,6 @@
 """Landmark files beside an image: 68 iBUG points as .pts, .npy, .json or .txt -> [68, 3] (x, y, confidence)."""
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fitkit.errors import InputError
+from fitkit.io.foreign import MEGABYTE, ForeignFile, foreign_file
 
 SUFFIXES = (".pts", ".npy", ".json", ".txt")  # in the order in which they are preferred
 COUNT = 68
@@ -27,10 +27,8 @@ def read_landmarks(path: str | os.PathLike) -> np.ndarray:
     read = {".pts": _read_pts, ".npy": _read_npy, ".json": _read_json, ".txt": _read_txt}.get(path.suffix.lower())
     if read is None:
         raise InputError(f"{path}: expected a landmark file {', '.join(SUFFIXES)}")
-    try:
-        points = read(path)
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        raise InputError(f"{path}: not a readable landmark file: {error}; expected {COUNT} points 'x y [confidence]'") from error
+    with foreign_file(path, "not a readable landmark file", f"expected {COUNT} points 'x y [confidence]'", limit=MEGABYTE) as file:
+        points = read(file)
     return check_landmarks(points, str(path))
 
 
@@ -80,10 +78,10 @@ def check_inside(points: np.ndarray, size: tuple[int, int], where: str) -> None:
         raise InputError(f"{where}: the landmarks span only {span:.3g} px; they must be in pixels, not in 0..1")
 
 
-def _read_pts(path: Path) -> np.ndarray:
+def _read_pts(file: ForeignFile) -> np.ndarray:
     """iBUG: 'version: 1', 'n_points: 68', '{', one 'x y' per line, '}'; headers, comments and blank lines vary."""
     rows, stated = [], None
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
+    for line in file.text("utf-8-sig").splitlines():
         line = re.split(r"#|//", line)[0].strip().strip("{}").strip()
         header = re.match(r"(version|n_points)\W*(\d*)", line, re.IGNORECASE)
         if header:
@@ -97,15 +95,15 @@ def _read_pts(path: Path) -> np.ndarray:
     return points - np.array([1.0, 1.0, 0.0])[: points.shape[1]]
 
 
-def _read_npy(path: Path) -> np.ndarray:
-    array = np.load(path, allow_pickle=False)
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+def _read_npy(file: ForeignFile) -> np.ndarray:
+    array = file.npy()
+    if array.dtype.kind not in "fiu":
         raise ValueError("expected an array of numbers")
     return array
 
 
-def _read_json(path: Path) -> np.ndarray:
-    content = json.loads(path.read_text(encoding="utf-8-sig"))
+def _read_json(file: ForeignFile) -> np.ndarray:
+    content = file.json()
     if isinstance(content, dict):
         if "landmarks" not in content:
             raise ValueError("expected a list of points or {\"landmarks\": [...]}")
@@ -116,8 +114,8 @@ def _read_json(path: Path) -> np.ndarray:
     return _table([[np.nan if v is None else float(v) for v in p] if p is not None else [np.nan] * width for p in content])
 
 
-def _read_txt(path: Path) -> np.ndarray:
-    lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+def _read_txt(file: ForeignFile) -> np.ndarray:
+    lines = [line.split("#")[0].strip() for line in file.text("utf-8-sig").splitlines()]
     return _table([[float(v) for v in re.split(r"[\s,;]+", line.strip(",;"))] for line in lines if line])
 
 

@@ -9,22 +9,18 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from fitkit.errors import InputError
+from fitkit.io.foreign import YAML_BYTES, foreign_file, parse_yaml, refused_as, shown
 
 T = TypeVar("T")
 
 
 def read_yaml(path: str | os.PathLike) -> dict:
     """A YAML file that holds one mapping."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            data = yaml.safe_load(file)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    with foreign_file(path, "cannot be read", limit=YAML_BYTES) as file:
+        text = file.text()
+    with refused_as(str(path), "not valid YAML"):
+        data = parse_yaml(text)
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected a mapping of options, got {type(data).__name__}")
     return data
@@ -40,9 +36,15 @@ def merge(base: Any, changes: Any) -> Any:
 def unknown_key(key: str, known, where: str) -> InputError:
     """The error for a key that does not exist, with the nearest one that does."""
     known = sorted(known)
-    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+    key = _name(key)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
     return InputError(f"{where}: unknown key '{key}'; {hint}")
+
+
+def _name(key: Any) -> str:
+    """A key or name from a file, as a message shows it within quotation marks."""
+    return key if isinstance(key, str) and len(key) < 80 else shown(key)
 
 
 def apply_overrides(data: dict, overrides: typing.Sequence[str]) -> dict:
@@ -50,25 +52,23 @@ def apply_overrides(data: dict, overrides: typing.Sequence[str]) -> dict:
     for line in overrides:
         key, sign, text = line.partition("=")
         if not sign or not key.strip():
-            raise InputError(f"override '{line}': expected key=value, for example seed=1")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"override '{line}': the value is not valid YAML") from error
+            raise InputError(f"override {shown(line)}: expected key=value, for example seed=1")
+        with refused_as(f"override {shown(line)}", "the value is not valid YAML"):
+            value = parse_yaml(text)
         data = _set(data, key.strip().split("."), value, line)
     return data
 
 
 def _set(data: Any, path: list[str], value: Any, line: str) -> Any:
     if isinstance(data, list):
-        names = [item.get("name") for item in data if isinstance(item, dict)]
+        names = [str(item["name"]) for item in data if isinstance(item, dict) and item.get("name")]
         if path[0] not in names:
-            raise unknown_key(path[0], [n for n in names if n], f"override '{line}'")
-        return [_set(item, path[1:], value, line) if isinstance(item, dict) and item.get("name") == path[0] else item for item in data]
+            raise unknown_key(path[0], names, f"override {shown(line)}")
+        return [_set(item, path[1:], value, line) if isinstance(item, dict) and str(item.get("name")) == path[0] else item for item in data]
     if data is None:
         data = {}
     if not isinstance(data, dict) or not path:
-        raise InputError(f"override '{line}': '{path[0] if path else line}' has no options of its own")
+        raise InputError(f"override {shown(line)}: '{path[0] if path else line}' has no options of its own")
     key = path[0]
     return {**data, key: value if len(path) == 1 else _set(data.get(key), path[1:], value, line)}
 
@@ -76,7 +76,7 @@ def _set(data: Any, path: list[str], value: Any, line: str) -> Any:
 def build(cls: type[T], data: Any, where: str) -> T:
     """Dataclass `cls` from a mapping; unknown keys and wrong types are refused, `where` begins the message."""
     if not isinstance(data, dict):
-        raise InputError(f"{where}: expected a mapping, got {data!r}")
+        raise InputError(f"{where}: expected a mapping, got {shown(data)}")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in data:
@@ -101,22 +101,23 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         raise last
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise InputError(f"{where}: expected a list, got {value!r}")
+            raise InputError(f"{where}: expected a list, got {shown(value)}")
         return tuple(_convert(args[0], v, where) for v in value)
     if origin is typing.Literal:
         if isinstance(value, bool):  # YAML reads yes and no as truth values
             value = {True: "yes", False: "no"}[value] if "yes" in args else value
         if value not in args:
-            raise InputError(f"{where}: expected one of {', '.join(map(str, args))}; got {value!r}")
+            raise InputError(f"{where}: expected one of {', '.join(map(str, args))}; got {shown(value)}")
         return value
     if origin is dict or kind is dict:
         if not isinstance(value, dict):
-            raise InputError(f"{where}: expected a mapping, got {value!r}")
+            raise InputError(f"{where}: expected a mapping, got {shown(value)}")
         return value
     if dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else build(kind, value, where)
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        with refused_as(where, "expected float"):
+            return float(value)  # a whole number can be too large
     if kind is float and isinstance(value, str):
         try:
             return float(value)  # YAML reads 1e-3 as text
@@ -124,7 +125,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             pass
     if kind in (int, bool, str) and type(value) is kind:
         return value
-    raise InputError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {value!r}")
+    raise InputError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {shown(value)}")
 
 
 def build_stages(cls: type[T], energies: dict[str, type], stages: Any, where: str) -> typing.Iterator[tuple[T, str]]:
@@ -138,8 +139,8 @@ def build_stages(cls: type[T], energies: dict[str, type], stages: Any, where: st
         raise InputError(f"{where}: expected 'stages', a list with at least one stage")
     for number, stage in enumerate(stages):
         if not isinstance(stage, dict):
-            raise InputError(f"{where}: stage {number + 1}: expected a mapping, got {stage!r}")
-        label = f"{where}: stage '{stage.get('name', number + 1)}'"
+            raise InputError(f"{where}: stage {number + 1}: expected a mapping, got {shown(stage)}")
+        label = f"{where}: stage '{_name(stage.get('name', number + 1))}'"
         chosen = stage.get("energies")
         if not isinstance(chosen, dict) or not chosen:
             raise InputError(f"{label}: expected 'energies', a mapping of energy names to options")

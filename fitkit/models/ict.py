@@ -6,9 +6,7 @@ Source: Li et al., "Learning Formation of Physically-Based Face Attributes", CVP
 """
 from __future__ import annotations
 
-import gzip
 import os
-import zipfile
 from pathlib import Path
 
 import cv2
@@ -16,6 +14,8 @@ import numpy as np
 import torch
 
 from fitkit.errors import InputError
+from fitkit.io.foreign import DATA_BYTES, MEGABYTE, check_indices, check_shapes, foreign_file
+from fitkit.io.mesh_files import obj_arrays
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
 from fitkit.models.io import check_model
 
@@ -46,6 +46,7 @@ EXPRESSIONS = tuple((
     "mouthUpperUp_R noseSneer_L noseSneer_R").split())
 NUM_IDENTITY = 100
 SOURCE = "ICT-FaceKit, github.com/ICT-VGL/ICT-FaceKit; Li et al., CVPR 2020"
+OBJ_BYTES = 32 * MEGABYTE  # the largest of the files has 4
 LICENSE = "MIT, Copyright (c) 2020 USC Institute for Creative Technologies"
 
 
@@ -68,8 +69,6 @@ def import_ict(source: str | os.PathLike, name: str = "ict") -> FaceModel:
                          "or ict_facekit.npz, or download it with 'fitkit model fetch ict'")
     arrays = _read_folder(source) if source.is_dir() else _read_packed(source)
     mean, triangles, corners = arrays["mean"], arrays["faces"], arrays["faces_uv"]
-    if len(mean) != NUM_VERTICES:
-        raise InputError(f"{source}: expected {NUM_VERTICES} vertices of ICT-FaceKit, got {len(mean)}")
     landmarks = mean[list(LANDMARKS)]
     mirror = np.abs(landmarks[[a for a, _ in PAIRS]] * [-1, 1, 1] - landmarks[[b for _, b in PAIRS]]).max()
     if mirror > 1.0 or landmarks[:, 2].argmax() != 30:  # measured: mirrored to 0.01 mm, the nose tip is foremost
@@ -100,14 +99,18 @@ def _real(array) -> torch.Tensor:
 def _read_packed(path: Path) -> dict:
     """The arrays of a packed `ict_facekit.npz`."""
     wanted = ("mean", "identity_basis", "expression_basis", "expression_names", "faces", "faces_uv", "uv")
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            arrays = {k: data[k] for k in wanted if k in data.files}
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:  # a .npy file is no archive
-        raise InputError(f"{path}: expected a folder of OBJ files or ict_facekit.npz; not readable as .npz: {error}") from error
+    with foreign_file(path, "expected a folder of OBJ files or ict_facekit.npz; not readable as .npz", limit=DATA_BYTES) as file:
+        arrays = file.npz(wanted)
     missing = [k for k in wanted if k not in arrays]
     if missing:
         raise InputError(f"{path}: not a packed ICT-FaceKit, it lacks {', '.join(missing)}; give the FaceXModel folder")
+    shapes = {"mean": ("V", 3), "identity_basis": ("K_id", "V", 3), "expression_basis": ("K_ex", "V", 3), "expression_names": ("K_ex",),
+              "faces": ("F", 3), "faces_uv": ("F", 3), "uv": ("T", 2)}
+    check_shapes(arrays, {"mean": ("V", 3)}, {}, path)
+    _check_count(arrays["mean"], path)  # first: it tells another release
+    sizes = check_shapes(arrays, shapes, {"expression_names": "U", "faces": "iu", "faces_uv": "iu"}, path)
+    for key, count in (("faces", sizes["V"]), ("faces_uv", sizes["T"])):
+        check_indices(arrays[key], count, f"{path}: {key}")
     arrays["expression_names"] = [str(n) for n in arrays["expression_names"]]
     return arrays
 
@@ -129,6 +132,7 @@ def _read_folder(folder: Path) -> dict:
         raise InputError(f"{folder}: no expression file (jawOpen.obj, ...); expected the FaceXModel folder of ICT-FaceKit")
 
     mean, uv, faces, faces_uv = read_obj(neutral)
+    _check_count(mean, folder)
 
     def offsets(paths):
         basis = np.empty((len(paths), len(mean), 3), np.float32)
@@ -144,38 +148,26 @@ def _read_folder(folder: Path) -> dict:
             "expression_basis": offsets([_obj(folder, n) for n in names]), "expression_names": names}
 
 
+def _check_count(mean: np.ndarray, source: Path) -> None:
+    if len(mean) != NUM_VERTICES:
+        raise InputError(f"{source}: expected {NUM_VERTICES} vertices of ICT-FaceKit, got {len(mean)}")
+
+
 def _obj(folder: Path, stem: str) -> Path | None:
     return next((p for p in (folder / f"{stem}.obj", folder / f"{stem}.obj.gz") if p.is_file()), None)
 
 
 def read_obj(path: Path, only_vertices: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Vertices [V, 3], texture coordinates [T, 2], triangles [F, 3] and their texture corners [F, 3] of an OBJ file.
+    """Vertices [V, 3], texture coordinates [T, 2], triangles [F, 3] and their texture corners [F, 3] of an OBJ file, see `obj_arrays`.
 
-    Vertex order is kept, which general mesh loaders do not promise; a quad gives triangles (0, 1, 2) and (0, 2, 3).
+    Raises:
+        InputError: not such a file, or faces of vertices that it does not have.
     """
-    vertices, uv, corners = [], [], []
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith("v "):
-                    vertices.append(line[2:].split()[:3])
-                elif only_vertices:
-                    continue
-                elif line.startswith("vt "):
-                    uv.append(line[3:].split()[:2])
-                elif line.startswith("f "):
-                    polygon = [corner.split("/")[:2] for corner in line[2:].split()]
-                    corners += [(polygon[0], polygon[i], polygon[i + 1]) for i in range(1, len(polygon) - 1)]
-        points = np.array(vertices, np.float64).reshape(-1, 3)
-        # The files count from 1, we count from 0.
-        index = np.array(corners, np.int64).reshape(-1, 3, 2) - 1
-        uv = np.array(uv, np.float64).reshape(-1, 2)
-    except (OSError, EOFError, ValueError) as error:
-        raise InputError(f"{path}: not a readable OBJ file with 'v', 'vt' and 'f v/vt' lines: {error}") from error
-    if not only_vertices and (
-            not len(index) or index.min() < 0 or (index.max((0, 1)) >= (len(points), len(uv))).any()):
+    points, uv, triangles, corners = obj_arrays(path, corners=True, faces=not only_vertices, limit=OBJ_BYTES)
+    inside = [len(i) and i.min() >= 0 and i.max() < n for i, n in ((triangles, len(points)), (corners, len(uv)))]
+    if not only_vertices and not all(inside):
         raise InputError(f"{path}: faces refer to vertices that the file does not have (cut off?); download it again")
-    return points, uv, index[..., 0], index[..., 1]
+    return points, uv, triangles, corners
 
 
 def _embed(triangles: np.ndarray) -> LandmarkEmbedding:

@@ -2,18 +2,24 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from fitkit.errors import InputError
+from fitkit.io.foreign import DATA_BYTES, check_indices, check_shapes, foreign_file
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
 
 FORMAT, VERSION = "fitkit-model", 1
 REQUIRED = ("format", "version", "name", "mean", "identity_basis", "expression_basis", "expression_names", "triangles",
             "landmark_triangles", "landmark_barycentric", "region", "region_names", "skin", "face")
+OPTIONAL = ("uv", "uv_triangles", "albedo_mean", "albedo_basis", "source", "license")
+TEXTS = {"format": (), "name": (), "source": (), "license": (), "expression_names": ("K_ex",), "region_names": ("R",)}  # with shapes
+KINDS = dict.fromkeys(TEXTS, "U") | {"version": "iu", "skin": "biu", "face": "biu"} | dict.fromkeys(
+    ("triangles", "landmark_triangles", "region", "uv_triangles"), "iu")
+LARGEST = {"mean": 1e4, "identity_basis": 1e3, "expression_basis": 1e3, "albedo_mean": 10, "albedo_basis": 10}  # mm, linear RGB
+BARYCENTRIC_SLACK = 0.1  # how far outside of its triangle a landmark may lie, in barycentric coordinates
 
 
 def load_model_file(path: str | os.PathLike) -> FaceModel:
@@ -23,20 +29,20 @@ def load_model_file(path: str | os.PathLike) -> FaceModel:
         InputError: not a fitkit model file, a newer version, or arrays that do not fit together.
     """
     path = Path(path)
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            arrays = {k: data[k] for k in data.files}
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a readable fitkit model file (.npz): {error}") from error
+    with foreign_file(path, "not a readable fitkit model file (.npz)", limit=DATA_BYTES) as file:
+        arrays = file.npz((*REQUIRED, *OPTIONAL))
     missing = [k for k in REQUIRED if k not in arrays]
     if missing or str(arrays.get("format")) != FORMAT:
         raise InputError(f"{path}: not a fitkit model file (missing {', '.join(missing) or 'format mark'}); "
                          "import it with 'fitkit model import'")
+    plain = TEXTS | {"version": ()}
+    check_shapes(arrays, {k: plain.get(k, v.shape) for k, v in arrays.items()}, KINDS, path)  # `check_model` looks at the other shapes
     if int(arrays["version"]) > VERSION:
         raise InputError(f"{path}: model file version {int(arrays['version'])}, this fitkit reads up to {VERSION}; update fitkit")
 
     def real(key):
-        return torch.from_numpy(np.ascontiguousarray(arrays[key], dtype=np.float32)) if key in arrays else None
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, which `check_model` tells
+            return torch.from_numpy(np.ascontiguousarray(arrays[key], dtype=np.float32)) if key in arrays else None
 
     def whole(key):
         return torch.from_numpy(np.ascontiguousarray(arrays[key], dtype=np.int64)) if key in arrays else None
@@ -56,14 +62,23 @@ def load_model_file(path: str | os.PathLike) -> FaceModel:
 
 
 def check_model(model: FaceModel, where: str) -> None:
-    """Refuse a model whose arrays do not fit together; `where` names the file in the message."""
-    V = model.num_vertices
+    """Refuse a model whose arrays do not fit together, or that no fit could use; `where` names the file in the message.
+
+    Raises:
+        InputError: shapes that differ; numbers that are not finite or absurdly large; indices that point nowhere; no triangle, shape, skin
+            or face; landmarks outside of their triangles; another unit than millimetres.
+    """
+    V, F, K = len(model.mean), len(model.triangles), len(model.expression_names)
     wanted = {
         "mean": (model.mean, (V, 3)), "identity_basis": (model.identity_basis, (model.num_identity, V, 3)),
-        "expression_basis": (model.expression_basis, (len(model.expression_names), V, 3)),
+        "expression_basis": (model.expression_basis, (K, V, 3)), "triangles": (model.triangles, (F, 3)),
         "landmark_barycentric": (model.landmarks.barycentric, (68, 3)), "landmark_triangles": (model.landmarks.triangle, (68,)),
         "region": (model.region, (V,)), "skin": (model.skin, (V,)), "face": (model.face, (V,)),
     }
+    if (model.uv is None) != (model.uv_triangles is None) or (model.uv_triangles is not None and model.uv_triangles.shape != (F, 3)):
+        raise InputError(f"{where}: uv and uv_triangles must both be given, uv_triangles with one row per triangle")
+    if model.uv is not None:
+        wanted["uv"] = (model.uv, (len(model.uv), 2))
     if model.albedo_mean is not None:
         wanted["albedo_mean"] = (model.albedo_mean, (V, 3))
     if model.albedo_basis is not None:
@@ -71,21 +86,32 @@ def check_model(model: FaceModel, where: str) -> None:
     for key, (value, shape) in wanted.items():
         if tuple(value.shape) != shape:
             raise InputError(f"{where}: {key}: expected shape {shape}, got {tuple(value.shape)}")
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise InputError(f"{where}: {key} holds values that are not finite")
-    if model.triangles.ndim != 2 or model.triangles.shape[1] != 3 or int(model.triangles.min()) < 0 or int(model.triangles.max()) >= V:
-        raise InputError(f"{where}: triangles: expected [F, 3] indices in 0..{V - 1}")
-    if int(model.landmarks.triangle.min()) < 0 or int(model.landmarks.triangle.max()) >= len(model.triangles):
-        raise InputError(f"{where}: landmark_triangles: expected indices in 0..{len(model.triangles) - 1}")
-    if int(model.region.min()) < 0 or int(model.region.max()) >= len(model.region_names):
-        raise InputError(f"{where}: region: expected indices in 0..{len(model.region_names) - 1}")
+        if value.is_floating_point() and value.numel():
+            largest = float(value.abs().max())  # nan where one is
+            if not largest < float("inf"):
+                raise InputError(f"{where}: {key} holds values that are not finite")
+            if largest > LARGEST.get(key, float("inf")):
+                raise InputError(f"{where}: {key}: expected values up to {LARGEST[key]:g}, got {largest:.4g} (wrong unit?)")
+    for key in ("skin", "face"):
+        if not bool(getattr(model, key).any()):
+            raise InputError(f"{where}: {key}: expected at least one vertex, got none")
+    for key in ("identity_basis", "expression_basis"):
+        if not len(getattr(model, key)):
+            raise InputError(f"{where}: {key}: expected at least one shape, got none")
+    indices = {"triangles": ("[F, 3] ", V), "landmark_triangles": ("", F), "region": ("", len(model.region_names))}
+    if model.uv is not None:
+        wanted["uv_triangles"], indices["uv_triangles"] = (model.uv_triangles, (F, 3)), ("[F, 3] ", len(model.uv))
+    for key, (kind, count) in indices.items():
+        check_indices(wanted[key][0].numpy(), count, f"{where}: {key}", kind)
+    weights = model.landmarks.barycentric.numpy()
+    if weights.min() < -BARYCENTRIC_SLACK or np.abs(weights.sum(1) - 1).max() > 1e-2:
+        wrong = int(np.maximum(-BARYCENTRIC_SLACK - weights.min(1), np.abs(weights.sum(1) - 1) - 1e-2).argmax())
+        raise InputError(f"{where}: landmark_barycentric: expected weights of the corners, 0 to 1 with the sum 1, got "
+                         f"{weights[wrong].tolist()} for point {wrong}")
     points = model.landmarks.points(model.mean[None], model.triangles)[0]
     width = float((points[45] - points[36]).norm())
     if not 70 <= width <= 120:
         raise InputError(f"{where}: outer eye corners are {width:.4g} apart; a model in millimetres has 80 to 110 (wrong unit?)")
-    if (model.uv is None) != (model.uv_triangles is None) or (
-            model.uv_triangles is not None and model.uv_triangles.shape != model.triangles.shape):
-        raise InputError(f"{where}: uv and uv_triangles must both be given, uv_triangles with one row per triangle")
     if model.albedo_basis is not None and model.albedo_mean is None:
         raise InputError(f"{where}: albedo_basis: expected albedo_mean with it, got none")
 

@@ -1,0 +1,418 @@
+"""The one door for files that somebody else made.
+
+    with foreign_file(path, "not a readable landmark file", "expected 68 points", limit=MEGABYTE) as file:
+        content = file.json()
+
+Only regular files are opened, so that no pipe blocks; a file may be no larger than the limit, and nothing in it may ask for more than the
+constants below, whatever it declares. What a parser, or anything else in the block, raises becomes one sentence.
+"""
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import os
+import re
+import reprlib
+import stat
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+import yaml
+from PIL import Image, UnidentifiedImageError
+
+from fitkit.errors import FitkitError, InputError
+
+MEGABYTE = 2**20
+TEXT_BYTES = 32 * MEGABYTE  # of a text, unpacked: what a parser makes of it is up to fifty times as large
+YAML_BYTES = MEGABYTE // 4  # its parser takes 10 s for a megabyte
+DATA_BYTES = 4096 * MEGABYTE  # of a file of weights or pixels
+ARRAY_BYTES = 384 * MEGABYTE  # of all arrays that are read from one file
+MEMBERS, TENSOR_MEMBERS = 1000, 100_000  # of an archive of arrays, of one of torch
+DEPTH = 64  # of lists and mappings in each other
+NODES = 100_000  # of a YAML document, repetitions counted
+DIGITS = 40  # of a whole number
+STRING = 20_000  # characters of a text in JSON or YAML
+REASON = 300  # characters of a reason in a message
+KIND_WORDS = {"if": "numbers", "iu": "whole numbers", "U": "text", "b": "true or false", "biu": "true or false"}
+
+
+@contextmanager
+def refused_as(where: str, what: str, remedy: str = "", error: Callable[[str], Exception] = InputError) -> Iterator[None]:
+    """Whatever the block raises becomes `error` with the sentence 'WHERE: WHAT: reason; REMEDY'; fitkit's own errors pass."""
+    try:
+        yield
+    except FitkitError:
+        raise
+    except Exception as problem:  # noqa: BLE001 - parsers raise whatever comes up on bad bytes
+        raise error(f"{where}: {what}: {_reason(problem)}" + (f"; {remedy}" if remedy else "")) from problem
+
+
+@contextmanager
+def foreign_file(path: str | os.PathLike, what: str, remedy: str = "", error: Callable[[str], FitkitError] = InputError,
+                 limit: int = TEXT_BYTES, where: str | None = None) -> Iterator[ForeignFile]:
+    """A file that somebody else made, open while the block runs.
+
+    Args:
+        what, remedy: of the message for anything that goes wrong in the block, see `refused_as`; where: what it begins with, default the
+            path.
+        error: the kind of error, or what makes one of the message.
+        limit: bytes of the file, and of what a packed text may come to.
+    """
+    with refused_as(str(path) if where is None else where, what, remedy, error):
+        with open_regular(path) as stream:
+            yield ForeignFile(Path(path), stream, limit)
+
+
+class IrregularFileError(OSError):
+    """What was to be read is no regular file."""
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """A file to read; raises OSError, for anything but a regular file IrregularFileError, without waiting for a pipe."""
+    # Without O_NONBLOCK a pipe that nobody writes to would hold us for ever.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+    handle = os.open(path, flags)
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        raise IrregularFileError("it is a folder" if stat.S_ISDIR(mode) else "it is a pipe or a device, no regular file")
+    return os.fdopen(handle, "rb")
+
+
+class ForeignFile:
+    """An open file. Each method reads all of it, in one format; they raise whatever comes up, which `foreign_file` makes a sentence of.
+
+    path: of the file; stream: its bytes, to seek and read; size: their number.
+    """
+
+    def __init__(self, path: Path, stream: BinaryIO, limit: int):
+        self.path, self.stream, self.limit = path, stream, limit
+        self.size = os.fstat(stream.fileno()).st_size
+        if self.size > limit:
+            raise ValueError(f"it has {_megabytes(self.size)}, more than the {_megabytes(limit)} that are read")
+
+    def bytes(self) -> bytes:
+        """All of it; of a .gz file what is packed in it."""
+        stream = gzip.GzipFile(fileobj=self.stream) if self.path.suffix.lower() == ".gz" else self.stream
+        data = stream.read(self.limit + 1)  # the file may have grown since it was opened
+        if len(data) > self.limit:
+            raise ValueError(f"unpacked it has more than the {_megabytes(self.limit)} that are read")
+        return data
+
+    def text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return self.bytes().decode(encoding, errors)
+
+    def json(self) -> Any:
+        return parse_json(self.bytes())
+
+    def table(self, columns: Sequence[int] | None = None) -> np.ndarray:
+        """Lines of numbers -> [N, columns] float64; '#' begins a comment, empty files give [0, ...]."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that there is no line
+            return np.loadtxt(self.text().splitlines(), ndmin=2, usecols=columns)
+
+    def npy(self) -> np.ndarray:
+        def again():
+            self.stream.seek(0)
+            return self.stream
+
+        _check_header(again(), self.size, "the array")
+        return _native(np.lib.format.read_array(again(), allow_pickle=False))
+
+    def npz(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Those of the named arrays that are there; the archive's other members are not unpacked."""
+        out, left = {}, ARRAY_BYTES
+        self._check_directory(MEMBERS)
+        with zipfile.ZipFile(self.stream) as archive:
+            there = set(archive.namelist())
+            for name in names:
+                if f"{name}.npy" not in there:
+                    if name in there:
+                        raise ValueError(f"{name}: expected an array")
+                    continue
+                member = archive.getinfo(f"{name}.npy")
+                with archive.open(member) as stream:
+                    _check_header(stream, min(member.file_size, left), name)
+                with archive.open(member) as stream, refused_as(name, "cannot be unpacked", error=ValueError):
+                    out[name] = _native(np.lib.format.read_array(stream, allow_pickle=False))
+                left -= out[name].nbytes
+        return out
+
+    def _check_directory(self, members: int) -> None:
+        """Refuse an archive with a long directory, all of which the package zipfile would make objects of."""
+        self.stream.seek(max(0, self.size - 2**16 - 98))
+        tail = self.stream.read()
+        at = tail.rfind(b"PK\5\6")  # the end record: number of members and bytes of the directory
+        if at < 0 or len(tail) < at + 22:
+            return  # no archive, as zipfile will say
+        count, length = struct.unpack_from("<HI", tail, at + 10)
+        if tail[max(0, at - 76):at - 72] == b"PK\6\6":  # the numbers of 64 bits, before it
+            count, length = struct.unpack_from("<QQ", tail, at - 44)
+        if max(count, length // 1000) > members:
+            raise ValueError(f"the archive has more than the {members} members that are read")
+
+    def mat(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Those of the named numerical arrays of a Matlab file (version 4 to 7) that are there."""
+        import scipy.io
+
+        plain = io.BytesIO(_unpacked_mat(self.bytes()))
+        kinds = {name: (math.prod(shape), kind) for name, shape, kind in scipy.io.whosmat(plain)}
+        for name in names:
+            count, kind = kinds.get(name, (0, "double"))
+            if kind not in ("double", "single", "logical") and not kind.startswith(("int", "uint")):
+                raise ValueError(f"{name}: expected numbers, got {kind}")
+            if not 0 <= 8 * count <= ARRAY_BYTES:
+                raise ValueError(f"{name}: it asks for {_megabytes(8 * count)}, more than the {_megabytes(ARRAY_BYTES)} that are read")
+        plain.seek(0)
+        content = scipy.io.loadmat(plain, variable_names=list(names))
+        return {name: content[name] for name in names if name in content}
+
+    def metadata(self) -> dict[str, str]:
+        """The texts beside the tensors of a .safetensors file."""
+        from safetensors import safe_open
+
+        with safe_open(os.fspath(self.path), "pt") as file:
+            return file.metadata() or {}
+
+    def tensors(self) -> dict[str, Any]:
+        """The tensors of a .safetensors file, on the CPU."""
+        from safetensors.torch import load_file
+
+        return load_file(os.fspath(self.path))
+
+    def torch(self) -> Any:
+        """Content of a file of torch.save, on the CPU; nothing in it is run."""
+        import torch
+
+        if zipfile.is_zipfile(self.stream):
+            self._check_directory(TENSOR_MEMBERS)
+            with zipfile.ZipFile(self.stream) as archive:
+                members = archive.infolist()
+            if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > self.size:
+                raise ValueError("its members are packed, which torch.save never does")
+        self.stream.seek(0)
+        return torch.load(self.stream, map_location="cpu", weights_only=True)
+
+    def picture(self, flags: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
+        """As `decode_picture`."""
+        return decode_picture(self.bytes(), flags)
+
+
+def decode_picture(data: bytes | np.ndarray, flags: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
+    """A picture as OpenCV decodes it, BGR; None: it is none. Raises Pillow's DecompressionBombError where its size is absurd."""
+    try:
+        Image.open(io.BytesIO(data)).close()  # reads the size only
+    except UnidentifiedImageError:
+        return None
+    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+
+
+def parse_json(data: bytes) -> Any:
+    """A JSON document; raises whatever comes up, so call it in `refused_as`. Refused: what is nested deeper than DEPTH, whole numbers and
+    texts that are too long."""
+    _check_json(data)
+    return json.loads(data.decode("utf-8-sig"), parse_int=_whole)
+
+
+def parse_yaml(text: str) -> Any:
+    """A YAML document as plain Python values; raises whatever comes up, so call it in `refused_as`.
+
+    Refused: what is nested deeper than DEPTH, or has more than NODES values when each repetition of an anchor is counted, and
+    whole numbers and texts that are too long.
+    """
+    if len(text) > YAML_BYTES:
+        raise ValueError(f"it has more than the {YAML_BYTES // 1024} kB that are read")
+    return yaml.load(text, _Yaml)  # a SafeLoader
+
+
+class _Yaml(yaml.SafeLoader):
+    def __init__(self, stream):
+        super().__init__(stream)
+        self.depth = 0
+
+    def compose_node(self, parent, index):
+        self.depth += 1
+        if self.depth > DEPTH:
+            raise ValueError(f"lists or mappings are nested deeper than {DEPTH}")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def get_single_node(self):
+        node = super().get_single_node()
+        if node is not None:
+            self._count(node, {})
+        return node
+
+    def _count(self, node, counts: dict) -> int:
+        """Values below a node, those of a repeated one each time. The compounds that are being counted have None in `counts`."""
+        if isinstance(node, yaml.ScalarNode):
+            if len(node.value) > STRING:
+                raise ValueError(f"a text has {len(node.value)} characters, more than the {STRING} that are read")
+            return 1
+        if node not in counts:
+            counts[node] = None
+            inner = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+            counts[node] = 1 + sum(self._count(part, counts) for part in inner)
+        if counts[node] is None:
+            raise ValueError("an anchor is used inside of itself")
+        if counts[node] > NODES:
+            raise ValueError(f"with its anchors repeated it has more than the {NODES} values that are read")
+        return counts[node]
+
+    def construct_yaml_int(self, node):
+        _check_digits(node.value)
+        return super().construct_yaml_int(node)
+
+
+_Yaml.add_constructor("tag:yaml.org,2002:int", _Yaml.construct_yaml_int)
+
+
+def shown(value: Any) -> str:
+    """A value from a file as a message shows it: its repr, cut short."""
+    return _REPR.repr(value)
+
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxtuple, _REPR.maxdict, _REPR.maxset = 2, 6, 6, 6, 6
+_REPR.maxstring, _REPR.maxother, _REPR.maxlong = 80, 80, 60
+
+
+def inside(root: Path, name: str) -> Path:
+    """The path that a file names, below `root`.
+
+    Raises:
+        InputError: an absolute name, or one with '..'.
+    """
+    if not name or ".." in re.split(r"[/\\]", name) or Path(name).anchor or name[0] in "/\\":
+        raise InputError(f"{shown(name)}: expected the name of something below {root}, without '..'")
+    return root / name
+
+
+def check_shapes(arrays: dict[str, np.ndarray], shapes: dict[str, tuple], kinds: dict[str, str], path: str | os.PathLike) -> dict[str, int]:
+    """Refuse arrays of a file that are not what `shapes` says.
+
+    Args:
+        shapes: key -> shape, names in it stand for sizes that must agree; kinds: key -> numpy's dtype.kind, numbers where none is given.
+    Returns: the sizes by name.
+    """
+    sizes: dict[str, int] = {}
+    for key, shape in shapes.items():
+        got = arrays[key].shape
+        wanted = tuple(sizes.get(n, n) if isinstance(n, str) else n for n in shape)
+        if len(got) != len(shape) or any(isinstance(w, int) and w != g for w, g in zip(wanted, got)):
+            raise InputError(f"{path}: {key}: expected shape {list(wanted)}, got {list(got)}")
+        sizes.update((n, g) for n, g in zip(shape, got) if isinstance(n, str))
+        kind = kinds.get(key, "if")
+        if arrays[key].dtype.kind not in kind:
+            raise InputError(f"{path}: {key}: expected {KIND_WORDS[kind]}, got {arrays[key].dtype}")
+    return sizes
+
+
+def check_indices(array: np.ndarray, count: int, where: str, shape: str = "") -> None:
+    """Refuse indices that are not in 0..count - 1, or none at all; `where` names file and array, `shape` what was expected of it."""
+    if not array.size or array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= count:
+        got = f"{array.min()} to {array.max()}" if array.size else "none"
+        raise InputError(f"{where}: expected {shape}indices in 0..{count - 1}, got {got}")
+
+
+def _check_json(data: bytes) -> None:
+    """Refuse what is nested too deep, and texts that are too long."""
+    depth, longest = _json_extent(np.frombuffer(data, np.uint8))
+    if depth > DEPTH or longest > STRING:  # brackets in texts, or long stretches between them, may have been counted
+        texts = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+        longest = max((len(t) for t in texts.findall(data)), default=0)
+        depth, _ = _json_extent(np.frombuffer(texts.sub(b"", data), np.uint8))
+    if depth > DEPTH:
+        raise ValueError(f"lists or objects are nested deeper than {DEPTH}")
+    if longest > STRING:
+        raise ValueError(f"a text has {longest} characters, more than the {STRING} that are read")
+
+
+def _json_extent(data: np.ndarray) -> tuple[int, int]:
+    """Deepest nesting of brackets, and the longest stretch between two quotation marks, of bytes [N]."""
+    at = np.flatnonzero((data | 0x20) == ord("{")), np.flatnonzero((data | 0x20) == ord("}"))  # 0x20 tells { from [ and } from ]
+    steps = np.zeros(len(at[0]) + len(at[1]), np.int64)
+    steps[:len(at[0])], steps[len(at[0]):] = 1, -1
+    depth = steps[np.argsort(np.concatenate(at), kind="stable")].cumsum().max(initial=0)
+    return int(depth), int(np.diff(np.flatnonzero(data == ord('"')), append=len(data)).max(initial=0))
+
+
+def _whole(text: str) -> int:
+    _check_digits(text)
+    return int(text)
+
+
+def _check_digits(text: str) -> None:
+    if len(text) > DIGITS:
+        raise ValueError(f"a whole number has {len(text)} digits, more than the {DIGITS} that are read")
+
+
+def _check_header(stream: BinaryIO, available: int, name: str) -> None:
+    """Refuse an array that declares more than there is, or that holds anything but numbers and text."""
+    with refused_as(name, "the header cannot be read", error=ValueError):
+        major = np.lib.format.read_magic(stream)[0]
+        shape, _, dtype = (np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0)(stream)
+    if dtype.kind not in "biufcSU":
+        raise ValueError(f"{name}: expected numbers or text, got {dtype}")
+    wanted = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or wanted > min(available, ARRAY_BYTES):
+        limit = "the file holds" if wanted > available else "are read"
+        raise ValueError(f"{name}: the header states {_megabytes(wanted)}, more than {limit}")
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """The same numbers in this machine's byte order, which torch wants."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _unpacked_mat(data: bytes) -> bytes:
+    """A Matlab file whose elements are not compressed."""
+    order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
+    if order is None:
+        return data  # version 4, which has no compression, or something that scipy refuses
+    parts, at, left = [data[:128]], 128, ARRAY_BYTES
+    while at + 8 <= len(data):
+        kind, length = struct.unpack_from(order + "II", data, at)
+        content = data[at + 8:at + 8 + length]
+        if kind == 15:
+            unpacker = zlib.decompressobj()
+            content = unpacker.decompress(content, left)
+            if unpacker.unconsumed_tail:
+                raise ValueError(f"unpacked it has more than the {_megabytes(ARRAY_BYTES)} that are read")
+            left -= len(content)
+            parts.append(content)
+        else:
+            parts.append(data[at:at + 8 + length])
+        at += 8 + length
+    return b"".join(parts)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / MEGABYTE:.3g} MB" if count < 10**15 else "more than 1e9 MB"
+
+
+def _reason(problem: Exception) -> str:
+    """An exception of a parser as a part of a sentence."""
+    if isinstance(problem, FileNotFoundError):
+        return "no such file"
+    if isinstance(problem, MemoryError):
+        return "it asks for more memory than there is"
+    if isinstance(problem, RecursionError):
+        return "it is nested too deep"
+    if isinstance(problem, OSError) and problem.strerror:
+        return problem.strerror
+    if isinstance(problem, KeyError) and problem.args:
+        return f"no entry {shown(problem.args[0])}"
+    text = " ".join(str(problem).split()) or type(problem).__name__
+    return text if len(text) <= REASON else text[:REASON] + " ..."
