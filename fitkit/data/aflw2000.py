@@ -7,14 +7,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 
 from fitkit.data.samples import DataSet, EvaluationSample
 from fitkit.errors import InputError
+from fitkit.io.foreign import DATA_BYTES, MEGABYTE, check_indices, foreign_file
 from fitkit.io.images import SUFFIXES, read_image
 from fitkit.io.subject import Subject, subject_from_images
 
 YAW_BINS = ((0, 30), (30, 60), (60, 90))  # degrees of |yaw|: [0, 30], (30, 60], (60, 90]
+LABEL_BYTES = 16 * MEGABYTE  # of a .mat of one picture; the published ones have less than 1
 AFLW2000 = DataSet("AFLW2000-3D", "http://www.cbsr.ia.ac.cn/users/xiangyuzhu/projects/3DDFA/main.htm", "research use only",
                    "image00002.jpg with image00002.mat (pt3d_68, Pose_Para) for each of 2,000 pictures")
 
@@ -61,12 +62,12 @@ def read_labels(path: Path) -> tuple[np.ndarray, float]:
     Raises:
         InputError: not such a file.
     """
-    try:
-        content = scipy.io.loadmat(path, variable_names=["pt3d_68", "Pose_Para"])
-        points = np.asarray(content["pt3d_68"], dtype=np.float64)[:2].T - 1.0  # written by Matlab, which counts from 1
+    with foreign_file(path, "cannot be read as labels of AFLW2000-3D (pt3d_68, Pose_Para)", limit=LABEL_BYTES) as file:
+        content = file.mat(("pt3d_68", "Pose_Para"))
+        points = content["pt3d_68"].astype(np.float64)[:2].T - 1.0  # written by Matlab, which counts from 1
         yaw = float(np.degrees(content["Pose_Para"].ravel()[1]))
-    except Exception as error:  # noqa: BLE001 - a damaged .mat raises many kinds
-        raise InputError(f"{path}: cannot be read as labels of AFLW2000-3D (pt3d_68, Pose_Para): {error}") from error
+        if not (np.isfinite(points).all() and np.isfinite(yaw)):
+            raise ValueError("not all numbers are finite")
     if points.shape != (68, 2):
         raise InputError(f"{path}: pt3d_68: expected [3, 68], got {list(content['pt3d_68'].shape)}")
     return points, yaw
@@ -80,12 +81,12 @@ def _truth(image: Path, labels: Path, basis: "DenseModel | None") -> PointsTruth
     points, yaw = read_labels(labels)
     if basis is None:
         return PointsTruth(points, yaw)
-    content = scipy.io.loadmat(labels, variable_names=["Pose_Para", "Shape_Para", "Exp_Para"])
-    try:
+    with foreign_file(labels, "Shape_Para, Exp_Para or Pose_Para do not belong to the given model", limit=LABEL_BYTES) as file:
+        content = file.mat(("Pose_Para", "Shape_Para", "Exp_Para"))
         vertices = basis.in_picture(content["Shape_Para"].ravel(), content["Exp_Para"].ravel(), content["Pose_Para"].ravel(),
                                     read_image(image)[0].shape[0])
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{labels}: Shape_Para, Exp_Para or Pose_Para do not belong to the given model: {error}") from error
+        if not np.isfinite(vertices).all():
+            raise ValueError("not all numbers are finite")
     interocular = float(np.linalg.norm(vertices[basis.keypoints[36]] - vertices[basis.keypoints[45]]))
     return PointsTruth(points, yaw, vertices, basis.triangles, interocular)
 
@@ -122,15 +123,19 @@ def read_3ddfa_model(folder: Path) -> DenseModel:
     Raises:
         InputError: a file is missing, or its arrays do not fit together.
     """
-    try:
-        shape, expression = (scipy.io.loadmat(folder / name) for name in ("Model_Shape.mat", "Model_Exp.mat"))
+    what = "cannot be read as 3DDFA's face model"
+    remedy = "expected Model_Shape.mat and Model_Exp.mat, made from the Basel Face Model, whose licence form is at https://faces.dmi.unibas.ch"
+    with (foreign_file(folder / "Model_Shape.mat", what, remedy, limit=DATA_BYTES, where=f"{folder}:") as shapes,
+          foreign_file(folder / "Model_Exp.mat", what, remedy, limit=DATA_BYTES, where=f"{folder}:") as expressions):
+        shape, expression = shapes.mat(("mu_shape", "w", "tri", "keypoints")), expressions.mat(("mu_exp", "w_exp"))
         mean = np.asarray(shape["mu_shape"], np.float64).ravel() + np.asarray(expression["mu_exp"], np.float64).ravel()
         triangles, keypoints = shape["tri"].astype(np.int64), shape["keypoints"].ravel().astype(np.int64)[:68] - 1
         triangles = (triangles if triangles.shape[1] == 3 else triangles.T) - 1
         model = DenseModel(mean, np.asarray(shape["w"], np.float64), np.asarray(expression["w_exp"], np.float64), triangles, keypoints)
         if len(keypoints) != 68 or len(mean) % 3 or len(model.shape) != len(mean) or len(model.expression) != len(mean):
             raise ValueError("arrays of different lengths")
-    except Exception as error:  # noqa: BLE001 - a damaged .mat raises many kinds
-        raise InputError(f"{folder}: cannot be read as 3DDFA's face model (Model_Shape.mat, Model_Exp.mat; made from the Basel Face Model, "
-                         f"whose licence form is at https://faces.dmi.unibas.ch): {error}") from error
+        if not all(np.isfinite(a).all() for a in (mean, model.shape, model.expression)):
+            raise ValueError("not all numbers are finite")
+        check_indices(triangles, len(mean) // 3, f"{folder}: tri, counted from 0")
+        check_indices(keypoints, len(mean) // 3, f"{folder}: keypoints, counted from 0")
     return model

@@ -12,6 +12,7 @@ from scipy.spatial import Delaunay
 
 from fitkit.data.samples import DataSet, EvaluationSample, ScanTruth, folders_in
 from fitkit.errors import InputError
+from fitkit.io.foreign import MEGABYTE, foreign_file, refused_as
 from fitkit.io.images import read_image
 from fitkit.io.subject import Subject, subject_from_images
 
@@ -19,6 +20,7 @@ BOSPHORUS = DataSet("the Bosphorus 3D face database", "http://bosphorus.ee.boun.
                     "bs000/bs000_N_N_0.bnt with .png and .lm3 of the same name")
 NAME = re.compile(r"(bs\d+)_([A-Z]+)_(\w+)_(\d+)$")
 SIDE = {"R45": "right", "L45": "left"}
+SCAN_BYTES = 64 * MEGABYTE  # of a range image; those of the database have up to 3
 JUMP_MM = 8.0  # triangles of the range image with a longer side bridge an edge
 
 
@@ -62,7 +64,9 @@ def _photos(person: Path, scan: Path, angle: int | None) -> Subject:
 
 
 def _truth(path: Path) -> ScanTruth:
-    vertices, triangles = mesh_of_range_image(read_bnt(path))
+    points = read_bnt(path)
+    with refused_as(f"{path}: its points are no surface"):  # all on one line, ...
+        vertices, triangles = mesh_of_range_image(points)
     return ScanTruth(vertices, triangles, now_points(read_lm3(path.with_suffix(".lm3")), path))
 
 
@@ -75,15 +79,13 @@ def read_bnt(path: Path) -> np.ndarray:
     Raises:
         InputError: another layout.
     """
-    data = path.read_bytes()
-    try:
+    with foreign_file(path, "not a Bosphorus range image (.bnt)", limit=SCAN_BYTES) as file:
+        data = file.bytes()
         rows, columns, empty, length = struct.unpack_from("<HHdH", data)
         (count,) = struct.unpack_from("<I", data, 14 + length)
         table = np.frombuffer(data, "<f8", offset=18 + length)
         if count != rows * columns * 5 or len(table) != count:
             raise ValueError(f"{rows} x {columns} cells do not make {count} numbers")
-    except (struct.error, ValueError) as error:
-        raise InputError(f"{path}: not a Bosphorus range image (.bnt): {error}") from error
     points = table.reshape(5, -1).T[:, :3]
     return points[np.isfinite(points).all(1) & (points[:, 2] > empty + 1e-6)].astype(np.float64)
 
@@ -104,18 +106,18 @@ def read_lm3(path: Path) -> dict[str, np.ndarray]:
     Raises:
         InputError: no such file, or no landmark in it.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="latin-1").splitlines()]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    with foreign_file(path, "cannot be read", limit=MEGABYTE) as file:
+        lines = [line.strip() for line in file.text("latin-1").splitlines()]
     out = {}
     for name, line in zip(lines, lines[1:]):
         parts = line.split()
         if re.search("[A-Za-z]", name) and len(parts) == 3:
             try:
-                out[name.lower()] = np.array([float(v) for v in parts])
+                point = np.array([float(v) for v in parts])
             except ValueError:
                 continue
+            if np.isfinite(point).all():
+                out[name.lower()] = point
     if not out:
         raise InputError(f"{path}: no landmarks in it; expected a line with a name, then a line 'x y z'")
     return out

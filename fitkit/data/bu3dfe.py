@@ -10,6 +10,7 @@ import numpy as np
 
 from fitkit.data.samples import DataSet, EvaluationSample, ScanTruth, file_of
 from fitkit.errors import InputError
+from fitkit.io.foreign import MEGABYTE, foreign_file
 from fitkit.io.subject import Subject, subject_from_images
 
 EXPRESSIONS = ("AN", "DI", "FE", "HA", "NE", "SA", "SU")
@@ -57,20 +58,19 @@ def read_vrml(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: no such file, or no face set in it.
     """
-    try:
-        text = path.read_text(encoding="latin-1")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    points, index = re.search(r"\bpoint\s*\[([^\]]*)\]", text), re.search(r"\bcoordIndex\s*\[([^\]]*)\]", text)
-    try:
+    with foreign_file(path, "not a readable VRML mesh (point [...], coordIndex [...])") as file:
+        text = file.text("latin-1")
+        points, index = re.search(r"\bpoint\s*\[([^\]]*)\]", text), re.search(r"\bcoordIndex\s*\[([^\]]*)\]", text)
+        if points is None or index is None:
+            raise ValueError("no such list")
         vertices = np.array(re.split(r"[\s,]+", points[1].strip(" \n\r\t,")), np.float64).reshape(-1, 3)
         polygons = [[int(v) for v in re.split(r"[\s,]+", part.strip(" \n\r\t,"))] for part in re.split(r"-1", index[1])
                     if part.strip(" \n\r\t,")]
         triangles = np.array([(p[0], p[k], p[k + 1]) for p in polygons for k in range(1, len(p) - 1)], np.int64)
         if not len(triangles) or triangles.min() < 0 or triangles.max() >= len(vertices):
             raise ValueError("the indices do not belong to the points")
-    except (TypeError, ValueError, IndexError) as error:
-        raise InputError(f"{path}: not a readable VRML mesh (point [...], coordIndex [...]): {error}") from error
+        if not np.isfinite(vertices).all():
+            raise ValueError("a vertex is not finite")
     return vertices, triangles
 
 
@@ -80,12 +80,10 @@ def read_bnd(path: Path) -> np.ndarray:
     Raises:
         InputError: not readable, or another number of points.
     """
-    try:
-        points = np.loadtxt(path, ndmin=2)[:, -3:]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as lines 'number x y z': {error}") from error
-    if points.shape != (83, 3):
-        raise InputError(f"{path}: expected 83 points, got {len(points)}")
+    with foreign_file(path, "cannot be read as lines 'number x y z'", limit=MEGABYTE) as file:
+        points = file.table()[:, -3:]
+    if points.shape != (83, 3) or not np.isfinite(points).all():
+        raise InputError(f"{path}: expected 83 points with finite numbers, got {len(points)}")
     return points
 
 

@@ -11,7 +11,6 @@ whole, so a folder can be read while it grows, and a run that was stopped goes o
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -24,10 +23,12 @@ from tqdm import tqdm
 
 from fitkit.data.random_faces import FaceVariation, random_face
 from fitkit.errors import InputError
+from fitkit.io.foreign import DATA_BYTES, check_shapes, decode_picture, foreign_file, refused_as
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 
 JPEG_QUALITY = 95
+NO_SHARD = ("not a readable shard of rendered faces", "delete it and render it again")
 FIELDS = {"landmarks": (68, 2), "visible": (68,), "outline": (17, 2), "yaw_pitch_roll": (3,)}
 
 
@@ -137,15 +138,14 @@ def _render_shard(job) -> int:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    wanted = ("jpeg", "jpeg_end", "model", "seed", "size", *FIELDS)
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            arrays = {key: data[key] for key in wanted}
-    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a readable shard of rendered faces ({error}); delete it and render it again") from error
-    n = len(arrays["seed"])
-    if any(arrays[key].shape != (n, *shape) for key, shape in FIELDS.items()) or len(arrays["jpeg_end"]) != n:
-        raise InputError(f"{path}: the arrays of this shard have different lengths; delete it and render it again")
+    shapes = {"jpeg": ("total",), "jpeg_end": ("n",), "model": ("n",), "seed": ("n",), "size": (), **{k: ("n", *v) for k, v in FIELDS.items()}}
+    kinds = {"model": "U", "visible": "b", **dict.fromkeys(("jpeg", "jpeg_end", "seed", "size"), "iu")}
+    with foreign_file(path, *NO_SHARD, limit=DATA_BYTES) as file:
+        arrays = file.npz(tuple(shapes))
+        check_shapes({k: arrays[k] for k in shapes}, shapes, kinds, path)
+        ends = arrays["jpeg_end"]
+        if arrays["jpeg"].dtype != np.uint8 or (np.diff(ends, prepend=0) < 0).any() or ends.max(initial=0) > len(arrays["jpeg"]):
+            raise ValueError("jpeg_end does not cut jpeg into pictures")
     return arrays
 
 
@@ -158,7 +158,8 @@ def read_shard(path: str | os.PathLike) -> FaceShard:
     path = Path(path)
     arrays = _read(path)
     parts = np.split(arrays["jpeg"], arrays["jpeg_end"][:-1])
-    images = [cv2.imdecode(part, cv2.IMREAD_COLOR) if len(part) else None for part in parts]
+    with refused_as(f"{path}: {NO_SHARD[0]}", NO_SHARD[1]):
+        images = [decode_picture(part.tobytes()) for part in parts]
     size = int(arrays["size"])
     if any(image is None or image.shape != (size, size, 3) for image in images):
         raise InputError(f"{path}: a picture in this shard cannot be decoded; delete it and render it again")

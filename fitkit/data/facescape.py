@@ -1,7 +1,6 @@
 """FaceScape's benchmark for single photos: in the wild and in the lab."""
 from __future__ import annotations
 
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from fitkit.data.samples import DataSet, EvaluationSample, ScanTruth, file_of
 from fitkit.errors import InputError
+from fitkit.io.foreign import MEGABYTE, foreign_file
 from fitkit.io.images import SUFFIXES
 from fitkit.io.mesh_files import read_mesh
 from fitkit.io.subject import KnownCamera, Subject, subject_from_images
@@ -36,7 +36,7 @@ def wild_samples(folder: str | os.PathLike) -> list[EvaluationSample]:
     tables = {name: _table(root, f"wild_{name}.npy") for name in ("pupil_scales", "rotations", "head_centers")}
     samples = []
     for mesh in sorted((root / "wild_gt_mesh").glob("*.obj")):
-        if mesh.stem.isdecimal() and int(mesh.stem) < len(tables["rotations"]):
+        if mesh.stem.isdecimal() and int(mesh.stem) < min(map(len, tables.values())):
             number = int(mesh.stem)
             truth = partial(_wild_truth, mesh, *(tables[k][number] for k in ("pupil_scales", "rotations", "head_centers")))
             samples.append(EvaluationSample(mesh.stem, partial(_photo, root / "wild_img", mesh.stem), truth,
@@ -57,7 +57,7 @@ def lab_samples(folder: str | os.PathLike, views: Sequence[Sequence[int]] = ()) 
         InputError: not this layout.
     """
     root = FACESCAPE.root(folder)
-    tables = {name: _table(root, f"lab_{name}.npy") for name in ("rotations", "head_centers")}
+    tables = {name: _table(root, f"lab_{name}.npy", least) for name, least in (("rotations", VIEWS), ("head_centers", FOCALS))}
     samples = []
     for mesh in sorted((root / "lab_gt_mesh").glob("*.obj")):
         for focal in range(FOCALS):
@@ -77,12 +77,14 @@ def lab_samples(folder: str | os.PathLike, views: Sequence[Sequence[int]] = ()) 
     return samples
 
 
-def _table(root: Path, name: str) -> np.ndarray:
-    path = root / "predef" / name
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise FACESCAPE.missing(root, f"predef/{name} cannot be read") from error
+def _table(root: Path, name: str, least: int = 1) -> np.ndarray:
+    """predef/NAME, a row for each picture, view or focal length; at least that many rows."""
+    shape = next(shape for key, shape in (("scales", ()), ("rotations", (3, 3)), ("centers", (3,))) if key in name)
+    with foreign_file(root / "predef" / name, f"predef/{name} cannot be read", FACESCAPE.expected, limit=MEGABYTE, where=f"{root}:") as file:
+        table = file.npy()
+        if table.dtype.kind not in "iuf" or len(table) < least or not np.isfinite(table).all():
+            raise ValueError(f"expected finite numbers, at least {least} rows, got {table.dtype} {list(table.shape)}")
+        return table.astype(np.float64).reshape(len(table), *shape)
 
 
 def _picture(folder: Path, name: str) -> Path:
@@ -104,12 +106,12 @@ def _wild_truth(mesh: Path, pupil_scale: float, rotation: np.ndarray, center: np
 def _camera(root: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     """K [3, 3] px and [R | t] [3, 4], t in mm."""
     path = root / "lab_cam" / f"{name}.json"
-    try:
-        K, Rt = (np.asarray(part, np.float64) for part in json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: cannot be read as [K, Rt]: {error}") from error
+    with foreign_file(path, "cannot be read as [K, Rt]", limit=MEGABYTE) as file:
+        K, Rt = (np.asarray(part, np.float64) for part in file.json())
     if K.shape != (3, 3) or Rt.shape != (3, 4):
         raise InputError(f"{path}: expected K [3, 3] and Rt [3, 4], got {list(K.shape)} and {list(Rt.shape)}")
+    if not (np.isfinite(K).all() and np.isfinite(Rt).all() and K[0, 0] > 0 and K[1, 1] > 0):
+        raise InputError(f"{path}: expected finite numbers and focal lengths above 0, got K {K.tolist()}")
     Rt[:, 3] *= PUPIL_MM
     return K, Rt
 

@@ -1,7 +1,6 @@
 """Results of `fitkit fit` as labels: what the optimizer found, and how sure it is."""
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.errors import InputError
 from fitkit.export.parameters import Parameters, load_parameters
+from fitkit.io.foreign import foreign_file, inside
 from fitkit.io.subject import load_subject
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import CropOptions, crop_views
@@ -61,7 +61,12 @@ class FitResults(FaceDataset):
             parameters.check_model(self.model)
         except InputError as error:
             raise InputError(f"{folder / PARAMETERS}: {error}") from error
-        place = folder.parent if not self.options.photos else Path(self.options.photos) / parameters.subject_name
+        place = folder.parent
+        if self.options.photos:
+            try:
+                place = inside(Path(self.options.photos), parameters.subject_name)
+            except InputError as error:
+                raise InputError(f"{folder / PARAMETERS}: subject_name: {error}") from error
         subject = load_subject(place, ignore=[folder] if folder.parent == place else [])
         views = {v.name: v for v in subject.views}
         missing = [n for n in parameters.view_names if n not in views]
@@ -98,7 +103,5 @@ class FitResults(FaceDataset):
 
 
 def _status(folder: Path) -> str:
-    try:
-        return str(json.loads((folder / METRICS).read_text(encoding="utf-8"))["status"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / METRICS}: not readable as the metrics of a fit: {error}") from error
+    with foreign_file(folder / METRICS, "not readable as the metrics of a fit") as file:
+        return str(file.json()["status"])

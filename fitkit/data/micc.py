@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fitkit.data.samples import DataSet, EvaluationSample, ScanTruth, file_of, folders_in, images_in, read_points
+from fitkit.io.foreign import foreign_file
 from fitkit.io.mesh_files import read_mesh
 from fitkit.io.subject import Subject, subject_from_images
 
@@ -45,8 +46,9 @@ def micc_samples(folder: str | os.PathLike, sequences: tuple[str, ...] = SEQUENC
 def _frames(folder: Path, count: int) -> Subject:
     listed = folder / "triplet.txt"
     images = images_in(folder)
-    if listed.is_file():
-        names = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if listed.exists():
+        with foreign_file(listed, "cannot be read", MICC.expected) as file:
+            names = [line.strip() for line in file.text().splitlines() if line.strip()]
         found = [next((p for p in images if n in (p.name, p.stem)), None) for n in names]
         if not names or None in found:
             raise MICC.missing(listed, "names no frame" if not names else f"no frame '{names[found.index(None)]}' beside it")

@@ -79,8 +79,8 @@ class MultiPie(FaceDataset):
 
     def _shots(self, recording: Path) -> list[str]:
         found = {p.stem.rpartition("_")[2] for p in (recording / FRONT).glob("*") if p.suffix.lower() in SUFFIXES}
-        shots = sorted(s for s in found if s.isdigit())
-        if not all(n.isdigit() for n in (recording.parent.name, recording.name)):
+        shots = sorted(s for s in found if s.isdecimal())
+        if not all(n.isdecimal() for n in (recording.parent.name, recording.name)):
             return []
         return [s for s in shots if not self.options.shots or s in self.options.shots]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fitkit.data.samples import DataSet, EvaluationSample, ScanTruth, file_of, folders_in, images_in, read_points
 from fitkit.errors import InputError
+from fitkit.io.foreign import foreign_file, shown
 from fitkit.io.mesh_files import read_mesh
 from fitkit.io.subject import Subject, subject_from_images
 
@@ -28,12 +29,13 @@ def now_samples(folder: str | os.PathLike, challenges: tuple[str, ...] = CHALLEN
         raise InputError(f"NoW challenges: expected some of {', '.join(CHALLENGES)}; got '{unknown[0]}'")
     root = NOW.root(folder)
     pictures, listed = root / "iphone_pictures", root / "imagepathsvalidation.txt"
-    if listed.is_file():
-        lines = [line.strip().replace("\\", "/") for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if listed.exists():
+        with foreign_file(listed, "cannot be read", NOW.expected) as file:
+            lines = [line.strip().replace("\\", "/") for line in file.text().splitlines() if line.strip()]
         places = [tuple(line.split("/")[-3:]) for line in lines]
         wrong = [line for line, place in zip(lines, places) if len(place) != 3 or ".." in place]
         if wrong:
-            raise InputError(f"{listed}: expected lines SUBJECT/CHALLENGE/IMAGE.jpg, got '{wrong[0]}'")
+            raise InputError(f"{listed}: expected lines SUBJECT/CHALLENGE/IMAGE.jpg, got {shown(wrong[0])}")
     else:
         places = [(s.name, c.name, i.name) for s in folders_in(pictures) if file_of(root / "scans" / s.name, "*.obj", "*.ply")
                   for c in folders_in(s) for i in images_in(c)]

@@ -1,6 +1,7 @@
 """What surrounds a rendered face: backgrounds, things in front of it, and what a camera does to a picture."""
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -8,7 +9,9 @@ import numpy as np
 import torch
 
 from fitkit.data.face_paint import clouds, step
+from fitkit.errors import InputError
 from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
+from fitkit.io.foreign import DATA_BYTES, foreign_file
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -34,7 +37,9 @@ def background(rng: np.random.Generator, size: int, folder: Path | None = None) 
     """A linear RGB picture [size, size, 3]: gradients, blurred blobs, stripes, noise or a piece of a user's picture."""
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES) if folder is not None else []
     if files and rng.random() < 0.7:
-        image = cv2.imread(str(files[rng.integers(len(files))]))
+        image = None
+        with suppress(InputError), foreign_file(files[rng.integers(len(files))], "no picture", limit=DATA_BYTES) as file:
+            image = file.picture()
         if image is not None:
             return _piece(image, rng, size)
     first, second = random_color(rng), random_color(rng)

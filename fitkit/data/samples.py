@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fitkit.errors import InputError
+from fitkit.io.foreign import MEGABYTE, foreign_file
 from fitkit.io.images import SUFFIXES
 from fitkit.io.subject import Subject, natural_key
 
@@ -25,9 +26,14 @@ class DataSet:
     terms: str
     layout: str
 
+    @property
+    def expected(self) -> str:
+        """The end of a message about a file or folder of it."""
+        return f"expected {self.title} as {self.layout} (not shipped, {self.terms}: {self.page})"
+
     def missing(self, folder: str | os.PathLike, what: str) -> InputError:
         """One sentence for a folder that lacks `what`."""
-        return InputError(f"{folder}: {what}; expected {self.title} as {self.layout} (not shipped, {self.terms}: {self.page})")
+        return InputError(f"{folder}: {what}; {self.expected}")
 
     def root(self, folder: str | os.PathLike) -> Path:
         """The folder as a path.
@@ -108,16 +114,14 @@ def read_points(path: Path, count: int) -> np.ndarray:
     Raises:
         InputError: not readable, or another number of points.
     """
-    try:
+    with foreign_file(path, f"cannot be read as {count} points 'x y z'", limit=MEGABYTE) as file:
         if path.suffix.lower() == ".npy":
-            points = np.load(path, allow_pickle=False)
+            points = file.npy()
         elif path.suffix.lower() == ".pp":
-            points = _picked(path.read_text(encoding="utf-8", errors="replace"))
+            points = _picked(file.text(errors="replace"))
         else:
-            points = np.loadtxt(path, ndmin=2, usecols=(0, 1, 2))
+            points = file.table((0, 1, 2))
         points = np.asarray(points, np.float64)
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read as {count} points 'x y z': {error}") from error
     if points.shape != (count, 3) or not np.isfinite(points).all():
         raise InputError(f"{path}: expected {count} points [{count}, 3] with finite numbers, got {list(points.shape)}")
     return points

@@ -1,7 +1,6 @@
 """Synthetic subjects for training: made when they are asked for, or read from a folder that `fitkit synth` has written."""
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from fitkit.data.synth_folder import RECIPE_FILE, subject_name
 from fitkit.data.synth_recipe import SynthRecipe, check_synth_recipe
 from fitkit.data.synth_subject import SubjectPlan, SubjectView, draw_subject, head_renderer, one_thread, render_subject
 from fitkit.errors import InputError
+from fitkit.io.foreign import foreign_file, inside, refused_as
 from fitkit.io.images import read_image
 from fitkit.io.landmark_files import read_landmarks
 from fitkit.io.options import read_yaml
@@ -101,7 +101,8 @@ class SynthFolder(FaceDataset):
         recipe = record.get("recipe") if isinstance(record, dict) else None
         if not isinstance(recipe, dict) or "landmark_noise" not in recipe or recipe.get("jaw") not in ("surface", "outline"):
             raise InputError(f"{folder / RECIPE_FILE}: not a recipe that fitkit synth has written; render the subjects again")
-        self.jaw, self.noise = recipe["jaw"], float(recipe["landmark_noise"])
+        with refused_as(f"{folder / RECIPE_FILE}: landmark_noise: expected a number"):
+            self.jaw, self.noise = recipe["jaw"], float(recipe["landmark_noise"])
         self.folder, self.model = folder, model
         self.ids = tuple(sorted(p.name for p in folder.glob("subject_[0-9]*") if p.is_dir()))[:most or None]
         if not self.ids:
@@ -118,13 +119,10 @@ class SynthFolder(FaceDataset):
         if parameters.get("model") != self.model.name:
             raise InputError(f"{truth / 'params.json'}: made of face model '{parameters.get('model')}', the training has "
                              f"'{self.model.name}'; train with model={parameters.get('model')}, or render other subjects")
-        try:
+        with refused_as(f"{truth}: params.json and cameras.json do not tell the scene", "render the subject again"):
             views = cameras["views"]
             state = _state(self.model, parameters, views)
-            paths = [photos / v["image"] for v in views]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"{truth}: params.json and cameras.json do not tell the scene ({type(error).__name__}: {error}); "
-                             "render the subject again") from error
+            paths = [inside(photos, v["image"]) for v in views]
         images = torch.from_numpy(np.stack([read_image(p)[0] for p in paths])).permute(0, 3, 1, 2).float() / 255
         points = torch.from_numpy(np.stack([read_landmarks(p.with_suffix(".pts"))[:, :2] for p in paths])).float()
         B, H, W = len(views), *images.shape[-2:]
@@ -135,10 +133,8 @@ class SynthFolder(FaceDataset):
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON of fitkit synth: {error}") from error
+    with foreign_file(path, "not readable as JSON of fitkit synth") as file:
+        value = file.json()
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected an object as fitkit synth writes it, got a {type(value).__name__}")
     return value

@@ -33,6 +33,7 @@ from fitkit.data.synthetic import PAINTED
 from fitkit.energies.masks import PARSE
 from fitkit.errors import InputError
 from fitkit.export.meshes import write_ply
+from fitkit.io.foreign import DATA_BYTES, foreign_file
 from fitkit.io.landmark_files import write_pts
 from fitkit.io.options import read_yaml, to_plain
 from fitkit.io.workers import run_jobs
@@ -100,7 +101,7 @@ def _claim(folder: Path, recipe: SynthRecipe, resume: bool) -> None:
         if differing:
             raise InputError(f"{folder}: holds subjects of another recipe (different: {', '.join(differing)}); "
                              "choose another folder, or repeat the options of the first run")
-        if not resume and any(_finished(folder, int(p.name[8:])) for p in folder.glob("subject_[0-9]*") if p.name[8:].isdigit()):
+        if not resume and any(_finished(folder, int(p.name[8:])) for p in folder.glob("subject_[0-9]*") if p.name[8:].isdecimal()):
             raise InputError(f"{folder}: holds subjects of this recipe already; add the missing ones with --resume, "
                              "or choose another folder")
     elif any(p.name != PARTIAL for p in folder.iterdir()):
@@ -302,11 +303,8 @@ def read_classes(path: str | os.PathLike) -> np.ndarray:
 
 
 def _read_png(path: str | os.PathLike, kind: type, dimensions: int) -> np.ndarray:
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    with foreign_file(path, "cannot be read", limit=DATA_BYTES) as file:
+        picture = file.picture(cv2.IMREAD_UNCHANGED)
     if picture is None or picture.dtype != kind or picture.ndim != dimensions or (dimensions == 3 and picture.shape[2] != 3):
         raise InputError(f"{path}: expected a PNG of {8 * np.dtype(kind).itemsize} bits and {3 if dimensions == 3 else 1} channel(s), as "
                          f"fitkit synth writes it, got {'no picture' if picture is None else f'{picture.dtype} {list(picture.shape)}'}")

@@ -21,6 +21,7 @@ from fitkit.data.synthetic import Scene
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
+from fitkit.io.foreign import DATA_BYTES, foreign_file
 from fitkit.models.face_model import FaceModel
 
 SURROUNDINGS = (".exr", ".hdr", ".jpg", ".jpeg", ".png")
@@ -187,10 +188,8 @@ class MitsubaRenderer:
         view = None if self.recipe.light == "shared" else b
         rng = stream(self.recipe, plan.index, "light", 5000 if view is None else 5001 + view)
         path = self.surroundings[rng.integers(len(self.surroundings))]
-        try:
+        with foreign_file(path, "not a readable picture of surroundings", limit=DATA_BYTES):
             bitmap = self.mi.Bitmap(str(path)).convert(self.mi.Bitmap.PixelFormat.RGB, self.mi.Struct.Type.Float32, False)
-        except RuntimeError as error:
-            raise InputError(f"{path}: not a readable picture of surroundings: {' '.join(str(error).split())[:200]}") from error
         picture = np.array(bitmap)
         if picture.shape[1] > 1024:
             picture = cv2.resize(picture, (1024, 512), interpolation=cv2.INTER_AREA)

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 import torch
 from torch import Tensor
 
-from fitkit.data.aflw2000 import DenseModel, read_3ddfa_model
+from fitkit.data.aflw2000 import LABEL_BYTES, DenseModel, read_3ddfa_model
 from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.data.samples import DataSet
 from fitkit.errors import InputError
+from fitkit.io.foreign import foreign_file
 from fitkit.io.images import SUFFIXES, read_image
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.mvfnet.convention import UNITS_PER_MM, pose_of_labels
@@ -68,15 +68,13 @@ def read_lp_labels(path: Path) -> LpLabels:
     Raises:
         InputError: not such a file; names it.
     """
-    try:
-        content = scipy.io.loadmat(path, variable_names=["Pose_Para", "Shape_Para", "Exp_Para", "pt2d", "pt3d_68"])
+    with foreign_file(path, "cannot be read as labels of 300W-LP (Pose_Para, Shape_Para, Exp_Para, pt2d)", limit=LABEL_BYTES) as file:
+        content = file.mat(("Pose_Para", "Shape_Para", "Exp_Para", "pt2d", "pt3d_68"))
         dense = "pt3d_68" in content
         # Written by Matlab, which counts pixels from 1. The rows are already those of the picture, y down.
         points = np.asarray(content["pt3d_68" if dense else "pt2d"], np.float64)[:2].T - 1.0
         pose = np.asarray(content["Pose_Para"], np.float64).ravel()
         shape, expression = (np.asarray(content[k], np.float64).ravel() for k in ("Shape_Para", "Exp_Para"))
-    except Exception as error:  # noqa: BLE001 - a damaged .mat raises many kinds
-        raise InputError(f"{path}: cannot be read as labels of 300W-LP (Pose_Para, Shape_Para, Exp_Para, pt2d): {error}") from error
     found = {"Pose_Para": (pose, (7,)), "points": (points, (68, 2)), "Shape_Para": (shape, (199,)), "Exp_Para": (expression, (29,))}
     for key, (value, size) in found.items():
         if value.shape != size or not np.isfinite(value).all():

@@ -30,6 +30,7 @@ from fitkit.fit.result import FitResult
 from fitkit.fit.run import fit_observed
 from fitkit.geometry.alignment import similarity_align
 from fitkit.io.atomic import written_whole
+from fitkit.io.foreign import DATA_BYTES, foreign_file
 from fitkit.io.mesh_files import read_mesh
 from fitkit.io.options import to_plain
 from fitkit.io.subject import Subject, load_subject, subject_from_images
@@ -225,14 +226,14 @@ def _landmarks(path: Path) -> np.ndarray:
     landmarks = _array(path)
     if landmarks.shape != (68, 3):
         raise InputError(f"{path}: expected [68, 3], got {list(landmarks.shape)}")
+    if landmarks.dtype.kind not in "iuf" or not np.isfinite(landmarks).all():
+        raise InputError(f"{path}: expected finite numbers, got {landmarks.dtype}")
     return landmarks.astype(np.float64)
 
 
 def _array(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+    with foreign_file(path, "cannot be read", limit=DATA_BYTES) as file:
+        return file.npy()
 
 
 def rendered_people(folder: str | os.PathLike, count: int = 8, seed: int = 0, model: str = "generic", tell: Tell = lambda line: None) -> Path:

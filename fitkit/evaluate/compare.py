@@ -1,7 +1,6 @@
 """Two evaluations of the same samples side by side, with bootstrap confidence intervals of the difference."""
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 from scipy.stats import bootstrap
 
 from fitkit.errors import InputError
+from fitkit.io.foreign import foreign_file
 
 RESAMPLES = 5000
 CONFIDENCE = 0.95
@@ -35,17 +35,17 @@ def read_report(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         InputError: no such file, or another kind of file.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            report = json.load(file)
-        named = isinstance(report["rows"], list) and all(isinstance(row, dict) and {"id", "status"} <= row.keys() for row in report["rows"])
-        if not named or not isinstance(report["units"], dict) or not {"protocol", "data", "options"} <= report.keys():
+    with foreign_file(path, "not the metrics.json of an evaluation") as file:
+        report = file.json()
+        named = isinstance(report["rows"], list) and all(
+            isinstance(row, dict) and isinstance(row.get("id"), str) and isinstance(row.get("status"), str) for row in report["rows"])
+        named = named and isinstance(report["units"], dict) and all(isinstance(unit, str) for unit in report["units"].values())
+        if not named or not {"protocol", "data", "options"} <= report.keys():
             raise ValueError("it lacks rows with id and status, units, protocol, data or options")
-        other = {name for row in report["rows"] for name in report["units"] if not isinstance(row.get(name), (int, float, type(None)))}
+        other = {name for row in report["rows"] for name in report["units"] if not isinstance(row.get(name), (int, float, type(None)))
+                 or abs(row.get(name) or 0) > 1e30}
         if other:
-            raise ValueError(f"'{min(other)}' of a row is not a number")
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not the metrics.json of an evaluation: {error}") from error
+            raise ValueError(f"'{min(other)}' of a row is no usable number")
     return report
 
 

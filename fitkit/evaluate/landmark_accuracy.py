@@ -1,7 +1,6 @@
 """How far detected landmarks lie from labels: metrics, and the layouts of labelled pictures they are measured on."""
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import time
@@ -16,8 +15,11 @@ from torch import Tensor
 
 from fitkit.data.aflw2000 import YAW_BINS, read_labels
 from fitkit.data.landmark_frames import held_out, list_frames
+from fitkit.data.samples import read_points
 from fitkit.errors import InputError
 from fitkit.evaluate.machine import machine
+from fitkit.io.calibration import parse_camera
+from fitkit.io.foreign import foreign_file, shown
 from fitkit.io.images import SUFFIXES, read_image
 from fitkit.io.landmark_files import read_landmarks
 from fitkit.io.mesh_files import read_mesh
@@ -105,18 +107,21 @@ def _aflw(image: Path, labels: Path) -> LabelledPicture:
 
 def _bench(folder: Path) -> list[LabelledPicture]:
     out = []
-    for truth in sorted(p for p in (folder / "ground_truth").iterdir() if (p / "cameras.json").is_file()):
-        for view in json.loads((truth / "cameras.json").read_text(encoding="utf-8"))["views"]:
-            name = Path(view["image"]).stem
-            own = truth / f"landmarks3d_{name}.npy"
-            head = np.load(own if own.is_file() else truth / "landmarks3d.npy", allow_pickle=False)
-            vertices, triangles = read_mesh(truth / Path(view["mesh"]).name)
-            K, R, t = (np.asarray(view[k], dtype=np.float64) for k in ("K", "R", "t"))
-            image = folder / truth.name / Path(view["image"]).name
-            points, seen = _project(head, vertices, triangles, K, R, t.reshape(3), read_image(image)[0].shape[:2])
-            # Yaw of the head: where its nose direction, the third column of R, points in the picture.
-            yaw = float(np.degrees(np.arctan2(R[0, 2], -R[2, 2])))
-            out.append(LabelledPicture(image, points, seen, "surface", yaw))
+    for truth in sorted(p for p in (folder / "ground_truth").iterdir() if (p / "cameras.json").exists()):
+        with foreign_file(truth / "cameras.json", "not readable as the cameras of fitkit synth", "render the subjects again") as file:
+            for view in file.json()["views"]:
+                picture, mesh = Path(view["image"]).name, Path(view["mesh"]).name
+                own = truth / f"landmarks3d_{Path(picture).stem}.npy"
+                head = read_points(own if own.exists() else truth / "landmarks3d.npy", 68)
+                camera = parse_camera(view, f"{file.path}: view {shown(picture)}")
+                if camera.R is None:
+                    raise ValueError(f"R and t of view {shown(picture)} are missing")
+                vertices, triangles = read_mesh(truth / mesh)
+                image = folder / truth.name / picture
+                points, seen = _project(head, vertices, triangles, camera.K, camera.R, camera.t, read_image(image)[0].shape[:2])
+                # Yaw of the head: where its nose direction, the third column of R, points in the picture.
+                yaw = float(np.degrees(np.arctan2(camera.R[0, 2], -camera.R[2, 2])))
+                out.append(LabelledPicture(image, points, seen, "surface", yaw))
     if not out:
         raise InputError(f"{folder}: no ground_truth/SUBJECT/cameras.json in it")
     return out

@@ -19,6 +19,7 @@ from fitkit.evaluate.verdicts import STATUS, verdict_table, verdict_text
 from fitkit.fit.recipe import FitRecipe, load_recipe
 from fitkit.fit.report import MEAN_OF_SIGMA, OK_MM, judge, verdict
 from fitkit.fit.run import fit_observed
+from fitkit.io.foreign import foreign_file
 from fitkit.io.options import to_plain
 from fitkit.io.subject import Subject, View, load_subject
 from fitkit.models.face_model import FaceModel
@@ -157,13 +158,11 @@ def read_report(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         InputError: no such file, or another kind of file.
     """
-    try:
-        report = json.loads(Path(path).read_text(encoding="utf-8"))
+    with foreign_file(path, "not a JSON file of 'fitkit bench verdicts'") as file:
+        report = file.json()
         if report["benchmark"] != "verdicts":
             raise ValueError(f"it holds a benchmark '{report['benchmark']}'")
         return judged_again(report)
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a JSON file of 'fitkit bench verdicts': {error}") from error
 
 
 # ---- text ----

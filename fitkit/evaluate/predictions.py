@@ -21,11 +21,12 @@ from fitkit.data.samples import EvaluationSample, read_points
 from fitkit.errors import FitError, FitkitError, InputError
 from fitkit.evaluate.scan_to_mesh import NOW_POINTS
 from fitkit.export.meshes import write_obj
-from fitkit.export.parameters import Parameters, check_shapes, load_parameters, save_parameters
+from fitkit.export.parameters import Parameters, load_parameters, save_parameters
 from fitkit.fit.recipe import FitRecipe
 from fitkit.fit.result import FitResult
 from fitkit.fit.run import fit_observed
 from fitkit.io.atomic import written_whole
+from fitkit.io.foreign import DATA_BYTES, check_shapes, foreign_file
 from fitkit.io.mesh_files import read_mesh
 from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
@@ -203,12 +204,13 @@ def _path(root: Path, name: str, suffix: str) -> Path:
 def read_status(root: Path, name: str) -> dict[str, Any]:
     """What is known of a prediction: status ('failed', 'missing', else usable) and error. Meshes without our .json are usable."""
     path = _path(root, name, ".json")
-    if path.is_file():
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return {"status": str(content["status"]), "error": str(content["error"]), "seconds": content.get("seconds")}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: cannot be read; delete it to have the sample predicted again: {error}") from error
+    if path.exists():
+        with foreign_file(path, "cannot be read; delete it to have the sample predicted again") as file:
+            content = file.json()
+            seconds = content.get("seconds")
+            if not isinstance(seconds, (int, float, type(None))):
+                raise ValueError("seconds: expected a number")
+            return {"status": str(content["status"]), "error": str(content["error"]), "seconds": seconds}
     if any(_path(root, name, s).is_file() for s in (".obj", ".ply", ".npz")):
         return {"status": "ok", "error": "", "seconds": None}
     return {"status": "missing", "error": f"no prediction {_path(root, name, '.obj')}", "seconds": None}
@@ -222,12 +224,9 @@ def read_prediction(root: Path, name: str) -> Prediction:
     """
     out, sizes = Prediction(name), {}
     path = _path(root, name, ".npz")
-    if path.is_file():
-        try:
-            with np.load(path, allow_pickle=False) as data:
-                arrays = {k: data[k] for k in SHAPES if k in data.files}
-        except Exception as error:  # noqa: BLE001 - a damaged archive raises many kinds
-            raise InputError(f"{path}: cannot be read: {error}") from error
+    if path.exists():
+        with foreign_file(path, "cannot be read", limit=DATA_BYTES) as file:
+            arrays = file.npz(tuple(SHAPES))
         sizes = check_shapes(arrays, {k: SHAPES[k] for k in arrays}, dict.fromkeys(TEXTS, "U") | {"outer": "b"}, path)
         out = replace(out, **{k: str(v) if k in ("model", "camera_kind") else v for k, v in arrays.items()})
         if out.camera_kind not in KINDS:

@@ -30,6 +30,7 @@ from fitkit.evaluate.scan_to_mesh import NOW_POINTS, now_crop, scan_to_mesh
 from fitkit.evaluate.vertex_error import corresponding_distances, read_correspondence
 from fitkit.fit.detail import personal_model
 from fitkit.geometry.alignment import similarity_align
+from fitkit.io.foreign import DATA_BYTES, foreign_file
 from fitkit.io.subject import Subject, load_subject
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
@@ -342,10 +343,8 @@ def _score_aflw(sample: EvaluationSample, prediction: Prediction, options: AflwO
 
 
 def _indices(path: str, count: int) -> np.ndarray:
-    try:
-        index = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as vertex indices (.npy): {error}") from error
+    with foreign_file(path, "cannot be read as vertex indices (.npy)", limit=DATA_BYTES) as file:
+        index = file.npy()
     if index.ndim != 1 or index.dtype.kind not in "iu" or not len(index) or index.min() < 0 or index.max() >= count:
         raise InputError(f"{path}: expected indices [N] from 0 to {count - 1}, got {index.dtype} {list(index.shape)}")
     return index

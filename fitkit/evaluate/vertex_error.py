@@ -8,6 +8,7 @@ import torch
 
 from fitkit.errors import InputError
 from fitkit.geometry.alignment import similarity_align
+from fitkit.io.foreign import DATA_BYTES, foreign_file
 
 
 def vertex_distances(vertices: np.ndarray, truth: np.ndarray, with_scale: bool = True) -> np.ndarray:
@@ -50,17 +51,12 @@ def read_correspondence(path) -> Correspondence:
     Raises:
         InputError: no such file, or arrays of another shape.
     """
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            vertex, triangle, weight = (data[k] for k in ("vertex", "triangle", "barycentric"))
-    except Exception as error:  # noqa: BLE001 - a damaged archive raises many kinds
-        raise InputError(f"{path}: cannot be read as a table of corresponding points (.npz with vertex [N], triangle [N], "
-                         f"barycentric [N, 3]): {error}") from error
-    if vertex.ndim != 1 or vertex.shape != triangle.shape or weight.shape != (len(vertex),
-                                                                              3) or vertex.dtype.kind + triangle.dtype.kind not in ("ii",
-                                                                                                                                    "iu",
-                                                                                                                                    "ui",
-                                                                                                                                    "uu"):
+    what = "cannot be read as a table of corresponding points (.npz with vertex [N], triangle [N], barycentric [N, 3])"
+    with foreign_file(path, what, limit=DATA_BYTES) as file:
+        arrays = file.npz(("vertex", "triangle", "barycentric"))
+        vertex, triangle, weight = (arrays[k] for k in ("vertex", "triangle", "barycentric"))
+    if vertex.ndim != 1 or vertex.shape != triangle.shape or weight.shape != (len(vertex), 3) or {
+            vertex.dtype.kind, triangle.dtype.kind} - set("iu") or weight.dtype.kind not in "iuf" or not np.isfinite(weight).all():
         raise InputError(f"{path}: expected integers vertex [N] and triangle [N] and barycentric [N, 3], "
                          f"got {list(vertex.shape)}, {list(triangle.shape)}, {list(weight.shape)}")
     return Correspondence(vertex.astype(np.int64), triangle.astype(np.int64), weight.astype(np.float64))

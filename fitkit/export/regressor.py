@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fitkit import __version__
 from fitkit.errors import FitkitError, InputError
 from fitkit.io.atomic import written_whole
+from fitkit.io.foreign import foreign_file
 from fitkit.io.options import to_plain
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
@@ -242,13 +243,11 @@ def _cards_of(weights: Path) -> tuple[Path, Path]:
 
 def _training_card(weights: Path, about: dict[str, Any], model: FaceModel) -> dict[str, Any]:
     for path in _cards_of(weights):
-        if path.is_file():
-            try:
-                card = json.loads(path.read_text(encoding="utf-8"))
+        if path.exists():
+            with foreign_file(path, "not readable as the card of the weights", "mend or remove it") as file:
+                card = file.json()
                 if not isinstance(card, dict):
                     raise ValueError("expected a JSON object")
-            except ValueError as error:
-                raise InputError(f"{path}: not readable as the card of the weights ({error}); mend or remove it") from error
             return card
     return {"net": about["net"], "views": about["views"], "model": {"name": model.name, "licence": model.license, "source": model.source}}
 

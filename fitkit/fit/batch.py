@@ -13,6 +13,8 @@ import numpy as np
 from fitkit.errors import FitkitError, InputError
 from fitkit.fit.recipe import FitRecipe
 from fitkit.fit.run import check_device, fit
+from fitkit.io.foreign import foreign_file
+from fitkit.io.options import build
 from fitkit.io.subject import load_subject, subject_folders
 from fitkit.io.workers import run_jobs
 from fitkit.models.registry import load_model
@@ -88,10 +90,8 @@ def read_report(output: Path) -> list[BatchRow]:
     path = output / REPORT
     if not path.exists():
         return []
-    try:
-        return [BatchRow(**row) for row in json.loads(path.read_text(encoding="utf-8"))["subjects"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not readable as the report of a batch ({error}); remove it to start again") from error
+    with foreign_file(path, "not readable as the report of a batch", "remove it to start again") as file:
+        return [build(BatchRow, row, f"{path}: subject {number}") for number, row in enumerate(file.json()["subjects"], 1)]
 
 
 def summary(rows: Sequence[BatchRow]) -> dict[str, float]:

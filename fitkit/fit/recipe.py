@@ -15,6 +15,7 @@ from fitkit.energies.flow_magnitude import FlowMagnitudeOptions
 from fitkit.energies.flow_triangulated import TriangulationOptions
 from fitkit.errors import InputError
 from fitkit.fit.detail import DetailOptions
+from fitkit.io.foreign import shown
 from fitkit.io.options import apply_overrides, build, build_stages, merge, read_yaml, unknown_key
 from fitkit.io.resources import find_recipe, recipe_path
 from fitkit.observe.crop import CropOptions
@@ -238,20 +239,27 @@ def load_recipe(name: str | os.PathLike = "multiview", overrides: Sequence[str] 
     return parse_recipe(data, str(path.name))
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> dict:
+def _read(path: Path, seen: tuple[str, ...]) -> dict:
     """A recipe with the one it `extends` below it. Stages of the same name are merged, new ones are added behind."""
-    if path in seen:
+    place = os.path.realpath(path)  # the same file has many names
+    if place in seen:
         raise InputError(f"{path}: recipes extend each other in a circle")
     data = read_yaml(path)
     parent = data.pop("extends", None)
     if parent is None:
         return data
+    if not isinstance(parent, str):
+        raise InputError(f"{path}: extends: expected the name of a recipe, got {shown(parent)}")
     beside = path.parent / f"{parent}.yaml"
-    base = _read(beside if beside.is_file() else recipe_path("fit", str(parent)), (*seen, path))
-    stages, own = list(base.get("stages", [])), data.pop("stages", [])
+    base = _read(beside if os.path.isfile(beside) else recipe_path("fit", parent), (*seen, place))
+    stages, own = base.get("stages", []), data.pop("stages", [])
+    for name, part in ((parent, stages), (path.name, own)):
+        if not isinstance(part, list) or not all(isinstance(stage, dict) for stage in part):
+            raise InputError(f"{path}: stages: expected a list of mappings, got {shown(part)} in {name}")
+    stages = list(stages)
     for stage in own:
         names = [s.get("name") for s in stages]
-        if isinstance(stage, dict) and stage.get("name") in names:
+        if stage.get("name") in names:
             at = names.index(stage["name"])
             stages[at] = merge(stages[at], stage)
         else:

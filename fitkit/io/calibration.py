@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from fitkit.errors import InputError
-from fitkit.io.foreign import foreign_file, shown
+from fitkit.io.foreign import foreign_file, refused_as, shown
 
+# What no camera of a face has: focal lengths in px, distances of the principal point in px, translations in mm, distortion coefficients.
+FOCAL_RANGE, FARTHEST_PX, FARTHEST_MM, LARGEST_DISTORTION = (1.0, 1e6), 1e6, 1e8, 1e6
 NAME_KEYS = ("image", "name", "view", "file")
 
 
@@ -71,11 +73,19 @@ def parse_camera(entry: dict, where: str) -> Calibration:
     # Our cameras have no skew; a calibration that needs one is not of a usual lens.
     if not (K[0, 0] > 0 and K[1, 1] > 0 and np.allclose(K[2], [0, 0, 1]) and K[1, 0] == 0 and abs(K[0, 1]) < 1e-3 * K[0, 0]):
         raise InputError(f"{where}: K: expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with fx, fy > 0, got {K.tolist()}")
+    focal, principal = K[[0, 1], [0, 1]], np.abs(K[:2, 2]).max()
+    if not (FOCAL_RANGE[0] <= focal.min() and focal.max() <= min(FOCAL_RANGE[1], 10 * focal.min()) and principal <= FARTHEST_PX):
+        raise InputError(f"{where}: K: expected focal lengths of {FOCAL_RANGE[0]:g} to {FOCAL_RANGE[1]:g} px, at most 10 times apart, and a "
+                         f"principal point up to {FARTHEST_PX:g} px away, got {K.tolist()}; give K in pixels of the image")
     R, t = entry.get("R"), entry.get("t")
     if (R is None) != (t is None):
         raise InputError(f"{where}: {'R' if R is None else 't'} is missing; give R and t, or neither")
     if R is not None:
         R, t = _array(R, (3, 3), f"{where}: R"), _array(t, (3,), f"{where}: t")
+        if np.abs(t).max() > FARTHEST_MM:
+            raise InputError(f"{where}: t: expected millimetres, up to {FARTHEST_MM:g}, got {t.tolist()}")
+        if np.abs(R).max() > 2:
+            raise InputError(f"{where}: R: not a rotation (it has an element {np.abs(R).max():.4g}, should be at most 1)")
         u, _, vt = np.linalg.svd(R)
         if np.linalg.det(R) < 0 or np.abs(u @ vt - R).max() > 1e-2:
             raise InputError(f"{where}: R: not a rotation (det {np.linalg.det(R):.4g}, should be 1 with orthonormal rows)")
@@ -86,18 +96,18 @@ def parse_camera(entry: dict, where: str) -> Calibration:
         if len(distortion) not in (0, 4, 5, 8, 12, 14):
             raise InputError(f"{where}: distortion: expected 4, 5, 8, 12 or 14 coefficients (OpenCV's order), "
                              f"got {len(distortion)}")
+        if np.abs(distortion).max(initial=0) > LARGEST_DISTORTION:
+            raise InputError(f"{where}: distortion: expected coefficients up to {LARGEST_DISTORTION:g}, got {np.abs(distortion).max():.4g}")
         distortion = distortion if np.any(distortion) else None
     size = None
     if entry.get("width") is not None and entry.get("height") is not None:
-        size = tuple(int(v) for v in _array([entry["width"], entry["height"]], (2,), f"{where}: width, height"))
+        size = tuple(int(v) for v in _array([entry["width"], entry["height"]], (2,), f"{where}: width, height").clip(0, 1e9))
     return Calibration(K, R, t, distortion, size)
 
 
 def _array(value, shape: tuple[int, ...], where: str) -> np.ndarray:
-    try:
+    with refused_as(f"{where}: expected numbers"):
         array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{where}: expected numbers: {error}") from error
     if len(shape) == 1 and array.size == max(array.shape, default=0):
         array = array.reshape(-1)  # a column or row vector
     if array.ndim != len(shape) or any(n not in (-1, m) for n, m in zip(shape, array.shape)) or not np.isfinite(array).all():

@@ -47,28 +47,28 @@ KIND_WORDS = {"if": "numbers", "iu": "whole numbers", "U": "text", "b": "true or
 
 
 @contextmanager
-def refused_as(where: str, what: str, remedy: str = "", error: Callable[[str], Exception] = InputError) -> Iterator[None]:
-    """Whatever the block raises becomes `error` with the sentence 'WHERE: WHAT: reason; REMEDY'; fitkit's own errors pass."""
+def refused_as(sentence: str, remedy: str = "", error: Callable[[str], Exception] = InputError) -> Iterator[None]:
+    """Whatever the block raises becomes `error` with 'SENTENCE (reason); REMEDY'; fitkit's own errors pass."""
     try:
         yield
     except FitkitError:
         raise
     except Exception as problem:  # noqa: BLE001 - parsers raise whatever comes up on bad bytes
-        raise error(f"{where}: {what}: {_reason(problem)}" + (f"; {remedy}" if remedy else "")) from problem
+        raise error(f"{sentence} ({_reason(problem)})" + (f"; {remedy}" if remedy else "")) from problem
 
 
 @contextmanager
 def foreign_file(path: str | os.PathLike, what: str, remedy: str = "", error: Callable[[str], FitkitError] = InputError,
-                 limit: int = TEXT_BYTES, where: str | None = None) -> Iterator[ForeignFile]:
+                 limit: int = TEXT_BYTES, where: str = "") -> Iterator[ForeignFile]:
     """A file that somebody else made, open while the block runs.
 
     Args:
-        what, remedy: of the message for anything that goes wrong in the block, see `refused_as`; where: what it begins with, default the
-            path.
+        what, remedy: of the message for anything that goes wrong in the block, 'PATH: WHAT (reason); REMEDY'; where: what it begins with
+            instead of the path and a colon.
         error: the kind of error, or what makes one of the message.
         limit: bytes of the file, and of what a packed text may come to.
     """
-    with refused_as(str(path) if where is None else where, what, remedy, error):
+    with refused_as(f"{where or f'{path}:'} {what}", remedy, error):
         with open_regular(path) as stream:
             yield ForeignFile(Path(path), stream, limit)
 
@@ -143,7 +143,7 @@ class ForeignFile:
                 member = archive.getinfo(f"{name}.npy")
                 with archive.open(member) as stream:
                     _check_header(stream, min(member.file_size, left), name)
-                with archive.open(member) as stream, refused_as(name, "cannot be unpacked", error=ValueError):
+                with archive.open(member) as stream, refused_as(f"{name} cannot be unpacked", error=ValueError):
                     out[name] = _native(np.lib.format.read_array(stream, allow_pickle=False))
                 left -= out[name].nbytes
         return out
@@ -360,7 +360,7 @@ def _check_digits(text: str) -> None:
 
 def _check_header(stream: BinaryIO, available: int, name: str) -> None:
     """Refuse an array that declares more than there is, or that holds anything but numbers and text."""
-    with refused_as(name, "the header cannot be read", error=ValueError):
+    with refused_as(f"the header of {name} cannot be read", error=ValueError):
         major = np.lib.format.read_magic(stream)[0]
         shape, _, dtype = (np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0)(stream)
     if dtype.kind not in "biufcSU":
@@ -404,8 +404,6 @@ def _megabytes(count: int) -> str:
 
 def _reason(problem: Exception) -> str:
     """An exception of a parser as a part of a sentence."""
-    if isinstance(problem, FileNotFoundError):
-        return "no such file"
     if isinstance(problem, MemoryError):
         return "it asks for more memory than there is"
     if isinstance(problem, RecursionError):

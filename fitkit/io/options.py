@@ -19,7 +19,7 @@ def read_yaml(path: str | os.PathLike) -> dict:
     """A YAML file that holds one mapping."""
     with foreign_file(path, "cannot be read", limit=YAML_BYTES) as file:
         text = file.text()
-    with refused_as(str(path), "not valid YAML"):
+    with refused_as(f"{path}: not valid YAML"):
         data = parse_yaml(text)
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected a mapping of options, got {type(data).__name__}")
@@ -53,7 +53,7 @@ def apply_overrides(data: dict, overrides: typing.Sequence[str]) -> dict:
         key, sign, text = line.partition("=")
         if not sign or not key.strip():
             raise InputError(f"override {shown(line)}: expected key=value, for example seed=1")
-        with refused_as(f"override {shown(line)}", "the value is not valid YAML"):
+        with refused_as(f"override {shown(line)}: the value is not valid YAML"):
             value = parse_yaml(text)
         data = _set(data, key.strip().split("."), value, line)
     return data
@@ -116,7 +116,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else build(kind, value, where)
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        with refused_as(where, "expected float"):
+        with refused_as(f"{where}: expected float"):
             return float(value)  # a whole number can be too large
     if kind is float and isinstance(value, str):
         try:

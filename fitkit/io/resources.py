@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from fitkit.errors import InputError
+from fitkit.io.foreign import shown
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -44,7 +45,7 @@ def recipe_path(kind: str, name: str) -> Path:
     if name not in recipe_names(kind):
         names = recipe_names(kind)
         near = difflib.get_close_matches(name, names, n=1)
-        raise InputError(f"recipe: no {kind} recipe {name!r}; " + (f"did you mean {near[0]!r}? " if near else "")
+        raise InputError(f"recipe: no {kind} recipe {shown(name)}; " + (f"did you mean {near[0]!r}? " if near else "")
                          + f"there are: {', '.join(names) or 'none'}; or give the path of a .yaml file")
     return path
 

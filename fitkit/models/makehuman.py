@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import gzip
 import hashlib
 import importlib.util
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from torch import Tensor
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.geometry.closest_point import SurfaceIndex
 from fitkit.geometry.normals import vertex_normals
+from fitkit.io.foreign import foreign_file
 from fitkit.io.resources import asset_path
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
 from fitkit.models.io import check_model
@@ -133,8 +133,8 @@ def read_base(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         InputError: not that file.
     """
     points, groups, group = [], {}, ""
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
+    with foreign_file(path, "not readable as MakeHuman's base mesh") as file:
+        for line in file.text().splitlines():
             if line.startswith("v "):
                 points.append(line.split()[1:4])
             elif line.startswith("g "):
@@ -142,8 +142,6 @@ def read_base(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
             elif line.startswith("f "):
                 groups.setdefault(group, []).append([int(corner.split("/")[0]) - 1 for corner in line.split()[1:]])
         vertices, quads = np.array(points, np.float64) * MM, {name: np.array(rows, np.int64) for name, rows in groups.items()}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as MakeHuman's base mesh: {error}") from error
     wanted = ("body", *(name for _, name, _ in GROUPS))
     if vertices.shape != (VERTICES, 3) or any(quads.get(name, vertices).shape[1:] != (4,) for name in wanted):
         raise InputError(f"{path}: expected MakeHuman's base mesh hm08 of {VERTICES} vertices with quads in the groups "
@@ -158,13 +156,10 @@ def read_target(path: Path) -> np.ndarray:
         InputError: not such a file.
     """
     out = np.zeros((VERTICES, 3))
-    try:
-        text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text(encoding="utf-8")
-        rows = [line for line in text.splitlines() if line and not line.startswith("#")]
+    with foreign_file(path, "not readable as a MakeHuman target (vertex number and three offsets a line)") as file:
+        rows = [line for line in file.text().splitlines() if line and not line.startswith("#")]
         table = np.array(" ".join(rows).split(), np.float64).reshape(-1, 4)
         out[table[:, 0].astype(np.int64)] = table[:, 1:] * MM
-    except (OSError, EOFError, ValueError, IndexError) as error:
-        raise InputError(f"{path}: not readable as a MakeHuman target (vertex number and three offsets a line): {error}") from error
     return out
 
 

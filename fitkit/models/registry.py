@@ -49,7 +49,7 @@ def model_path(name: str | os.PathLike) -> Path:
         return asset_path(PACKAGED[text])
     if text.endswith(".npz") or "/" in text or os.sep in text:
         path = Path(text).expanduser()
-        if not path.is_file():
+        if not os.path.isfile(path):  # as Path.is_file, but a name that is too long is no error
             raise InputError(f"{text}: no such model file; give the path of a .npz model or one of: {', '.join(list_models())}")
         return path
     models = list_models()

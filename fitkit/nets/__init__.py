@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fitkit.errors import InputError
+from fitkit.io.foreign import DATA_BYTES, ForeignFile, foreign_file, parse_json
 from fitkit.io.options import build, to_plain, unknown_key
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.predictor import StatePredictor, ViewSlot
@@ -40,6 +41,7 @@ def _fitkit_init() -> NetKind:
 
 NETS: dict[str, Callable[[], NetKind]] = {"mvfnet": _mvfnet, "fitkit_init": _fitkit_init}
 FORMAT = "fitkit-regressor-1"
+NO_REGRESSOR = ("not readable as the weights of a regressor", "expected the regressor.safetensors that fitkit train-regressor writes")
 BUILTIN = "builtin"  # as the weights to start from: the shipped landmark network
 
 
@@ -76,18 +78,16 @@ def read_about(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         InputError: no such file, or not the weights of a regressor.
     """
-    from safetensors import SafetensorError, safe_open
+    with foreign_file(path, *NO_REGRESSOR, limit=DATA_BYTES) as file:
+        return _about(file)
 
-    try:
-        with safe_open(os.fspath(path), "pt") as file:
-            metadata = file.metadata() or {}
-        about = json.loads(metadata["regressor"]) if metadata.get("format") == FORMAT else None
-        wrong = not isinstance(about, dict) or {"net", "options", "views", "model", "num_identity", "num_expression"} - set(about)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: not readable as the weights of a regressor ({' '.join(str(error).split())}); "
-                         "expected the regressor.safetensors that fitkit train-regressor writes") from error
-    if wrong:
-        raise InputError(f"{path}: not the weights of a regressor; expected the regressor.safetensors that fitkit train-regressor writes")
+
+def _about(file: ForeignFile) -> dict[str, Any]:
+    metadata = file.metadata()
+    about = parse_json(metadata["regressor"].encode()) if metadata.get("format") == FORMAT else None
+    kinds = {"net": str, "options": dict, "views": list, "model": str, "num_identity": int, "num_expression": int}
+    if not isinstance(about, dict) or any(not isinstance(about.get(k), kind) for k, kind in kinds.items()):
+        raise InputError(f"{file.path}: not the weights of a regressor; {NO_REGRESSOR[1]}")
     return about
 
 
@@ -97,37 +97,32 @@ def load_predictor(path: str | os.PathLike, model: FaceModel) -> StatePredictor:
     Raises:
         InputError: not such a file, or another face model.
     """
-    about = read_about(path)
-    got = (model.name, model.num_identity, model.num_expression)
-    wanted = (about["model"], about["num_identity"], about["num_expression"])
-    if got != wanted:
-        raise InputError(f"{path}: expected face model '{wanted[0]}' with {wanted[1]} identity and {wanted[2]} expression shapes, "
-                         f"got '{got[0]}' with {got[1]} and {got[2]}; load the model that the training used")
-    kind = net_kind(about["net"])
-    views = tuple(build(ViewSlot, v, f"{path}: view") for v in about["views"])
-    network = kind.make(model, views, build(kind.options, about["options"], f"{path}: options"))
-    _fill(network, path)
+    with foreign_file(path, *NO_REGRESSOR, limit=DATA_BYTES) as file:
+        about = _about(file)
+        got = (model.name, model.num_identity, model.num_expression)
+        wanted = (about["model"], about["num_identity"], about["num_expression"])
+        if got != wanted:
+            raise InputError(f"{path}: expected face model '{wanted[0]}' with {wanted[1]} identity and {wanted[2]} expression shapes, "
+                             f"got '{got[0]}' with {got[1]} and {got[2]}; load the model that the training used")
+        kind = net_kind(about["net"])
+        views = tuple(build(ViewSlot, v, f"{path}: view") for v in about["views"])
+        options = build(kind.options, about["options"], f"{path}: options")
+        weights = file.tensors()
+        with torch.device("meta"):  # takes no memory, whatever the options say
+            known = kind.make(model, views, options).state_dict()
+        keep = {k for k in known if not k.endswith("num_batches_tracked")}
+        if set(weights) != keep or any(weights[k].shape != known[k].shape for k in keep):
+            raise InputError(f"{path}: the weights do not fit the network that its metadata describe; the file is damaged, write it again")
+        network = kind.make(model, views, options)
+        network.load_state_dict(weights, strict=False)
     return network.eval()
 
 
-def _fill(network: StatePredictor, path: str | os.PathLike) -> None:
-    from safetensors.torch import load_file
-
-    weights = load_file(os.fspath(path))
-    known = network.state_dict()
-    keep = {k for k in known if not k.endswith("num_batches_tracked")}
-    if set(weights) != keep or any(weights[k].shape != known[k].shape for k in keep):
-        raise InputError(f"{path}: the weights do not fit the network that its metadata describe; the file is damaged, write it again")
-    network.load_state_dict(weights, strict=False)
-
-
 def _is_landmark_network(path: str | os.PathLike) -> bool:
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(os.fspath(path), "pt") as file:
-            return "network" in (file.metadata() or {})
-    except (OSError, SafetensorError):
+        with foreign_file(path, *NO_REGRESSOR, limit=DATA_BYTES) as file:
+            return "network" in file.metadata()
+    except InputError:
         return False  # load_predictor says what is wrong with it
 
 
@@ -140,11 +135,8 @@ def start_from(network: StatePredictor, path: str | os.PathLike, model: FaceMode
         InputError: no such file, or weights of something else.
     """
     if os.fspath(path).endswith((".pth", ".pt")) and hasattr(network, "load_trunk"):
-        try:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
-            raise InputError(f"{path}: not readable as weights of a network ({type(error).__name__}); expected torchvision's vgg11_bn") from error
-        network.load_trunk(weights, os.fspath(path))
+        with foreign_file(path, "not readable as weights of a network", "expected torchvision's vgg11_bn", limit=DATA_BYTES) as file:
+            network.load_trunk(file.torch(), os.fspath(path))
         return
     if hasattr(network, "load_encoder") and (os.fspath(path) == BUILTIN or _is_landmark_network(path)):
         from fitkit.observe.landmarks.builtin import read_network

@@ -1,7 +1,6 @@
 """From photos without labels to a better network: fit them, train on the fits, start the next fits from the network."""
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from fitkit.errors import InputError
 from fitkit.fit.batch import BatchRow, fit_folder, summary
 from fitkit.fit.recipe import load_recipe
+from fitkit.io.foreign import foreign_file
 from fitkit.train.regressor import CARD, WEIGHTS, train_regressor, write_json
 from fitkit.train.regressor_recipe import RegressorTraining, load_regressor_training
 
@@ -55,7 +55,8 @@ def distill(photos: str | os.PathLike, training: str | os.PathLike, folder: str 
         progress(f"round {number}: training")
         weights = os.fspath(train_regressor(recipe, place / "training", resume=(place / "training").exists(),
                                             step_done=step_done, progress=progress))
-        metrics = json.loads((place / "training" / CARD).read_text(encoding="utf-8"))["metrics"]
+        with foreign_file(place / "training" / CARD, "not readable as the card of a training") as file:
+            metrics = file.json()["metrics"]
         taken = sum(r.start == "regressor" for r in rows)
         report["rounds"].append({"fits": summary(rows) | {"from_the_network": taken}, "training": metrics,
                                  "weights": f"round_{number}/training/{WEIGHTS}"})

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from fitkit.data.face_shards import read_shard, render_faces
 from fitkit.data.landmark_frames import Crop, LabelledFace, held_out, list_frames, load_frame, load_surroundings, make_crop
 from fitkit.errors import FitError, InputError
+from fitkit.io.foreign import DATA_BYTES, foreign_file
 from fitkit.io.options import to_plain
 from fitkit.observe.landmarks.network import NUM_POINTS, LandmarkNetwork, NetworkOutput
 from fitkit.train.landmark_recipe import LandmarkTraining, LossOptions
@@ -240,12 +241,9 @@ def save_weights(network: LandmarkNetwork, path: Path) -> None:
 
 
 def _read_checkpoint(path: Path) -> dict:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    with foreign_file(path, "not a readable checkpoint", "remove it to start again", limit=DATA_BYTES) as file:
+        state = file.torch()
         missing = {"step", "network", "optimizer", "average", "recipe"} - set(state)
-    except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
-        raise InputError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
-                         "remove it to start again") from error
     if missing:
         raise InputError(f"{path}: not a checkpoint of this training, it lacks {', '.join(sorted(missing))}; remove it to start again")
     return state

@@ -22,6 +22,7 @@ from fitkit.evaluate.held_out import cross_view_flow
 from fitkit.evaluate.machine import machine
 from fitkit.export.overlay import CURVES
 from fitkit.geometry.alignment import similarity_align
+from fitkit.io.foreign import DATA_BYTES, foreign_file
 from fitkit.io.options import to_plain, unknown_key
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
@@ -67,7 +68,7 @@ def train_regressor(recipe: RegressorTraining, folder: str | os.PathLike, resume
     text = yaml.safe_dump(to_plain(recipe), sort_keys=False)
     if checkpoint.exists() and not resume:
         raise InputError(f"{folder}: there is a training in it; continue it with --resume, or give another folder")
-    if checkpoint.exists() and (folder / "recipe.yaml").is_file() and (folder / "recipe.yaml").read_text(encoding="utf-8") != text:
+    if checkpoint.exists() and (folder / "recipe.yaml").exists() and _text(folder / "recipe.yaml") != text:
         raise InputError(f"{checkpoint}: belongs to another recipe; continue with the options in {folder / 'recipe.yaml'}, "
                          "or give another folder")
     if checkpoint.exists():
@@ -92,11 +93,14 @@ def train_regressor(recipe: RegressorTraining, folder: str | os.PathLike, resume
     return folder / WEIGHTS
 
 
+def _text(path: Path) -> str:
+    with foreign_file(path, "cannot be read", "remove it, or give another folder") as file:
+        return file.text()
+
+
 def _check_checkpoint(path: Path) -> None:
-    try:
-        missing = {"state_dict", "optimizer_states", "loops", "fitkit"} - set(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
-        raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}); remove it to start again") from error
+    with foreign_file(path, "not a readable checkpoint", "remove it to start again", limit=DATA_BYTES) as file:
+        missing = {"state_dict", "optimizer_states", "loops", "fitkit"} - set(file.torch())
     if missing:
         raise InputError(f"{path}: not a checkpoint of this training, it lacks {', '.join(sorted(missing))}; remove it to start again")
 
@@ -328,8 +332,8 @@ class CsvLog:
                         "learning_rate", "gradient", *VALIDATED]
         self.path, kept = path, []
         if path.exists() and step > 0:
-            with open(path, newline="", encoding="utf-8") as file:
-                kept = [row for row in csv.DictReader(file) if row.get("step", "").isdigit() and int(row["step"]) <= step]
+            with foreign_file(path, "not readable as the log of a training", "remove it") as file:
+                kept = [row for row in csv.DictReader(file.text().splitlines()) if (row.get("step") or "").isdecimal() and int(row["step"]) <= step]
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore", restval="")
             writer.writeheader()

@@ -1,17 +1,17 @@
 """The built-in landmark detector: boxes from Haar cascades, then our own network, which also says whether there is a face."""
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fitkit.errors import InputError, MissingWeightsError
+from fitkit.io.foreign import DATA_BYTES, foreign_file, parse_json
 from fitkit.io.resources import asset_path
 from fitkit.observe.landmarks.boxes import propose, same_place
 from fitkit.observe.landmarks.face_crop import MARGIN, FaceSquare, cut, square_of_points
@@ -237,20 +237,23 @@ def read_network(path: Path | None = None) -> LandmarkNetwork:
     """
     try:
         path = path or asset_path(WEIGHTS)
-        with safe_open(path, "pt") as file:
-            options = json.loads((file.metadata() or {})["network"])
-            tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 - the file is no dict
-        network = LandmarkNetwork(NetworkOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}))
-        missing, unknown = network.load_state_dict(tensors, strict=False)
-        missing = [k for k in missing if not k.endswith("num_batches_tracked")]
-        if missing or unknown:
-            raise ValueError(f"tensors {'missing' if missing else 'unknown'}: {(missing or unknown)[0]}")
-    except (FileNotFoundError, InputError) as error:
-        raise MissingWeightsError(f"landmark detector 'builtin': its weights {path or WEIGHTS}, which come with fitkit, "
-                                  f"are missing; {OTHERWISE}") from error
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise MissingWeightsError(f"landmark detector 'builtin': its weights {path} are damaged ({reason}); {OTHERWISE}") from error
+    except InputError:
+        pass  # said below
+    if path is None or not os.path.lexists(path):
+        raise MissingWeightsError(f"landmark detector 'builtin': its weights {path or WEIGHTS}, which come with fitkit, are missing; {OTHERWISE}")
+    with foreign_file(path, "are damaged", OTHERWISE, MissingWeightsError, DATA_BYTES, f"landmark detector 'builtin': its weights {path}") as file:
+        options, tensors = parse_json(file.metadata()["network"].encode()), file.tensors()
+        options = NetworkOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+        if sum(options.blocks) + len(options.widths) + len(options.decoder) > len(tensors):
+            raise ValueError(f"its options {options} describe more layers than its {len(tensors)} tensors")
+        with torch.device("meta"):  # takes no memory, whatever the options say
+            known = LandmarkNetwork(options).state_dict()
+        known = {k: v for k, v in known.items() if not k.endswith("num_batches_tracked")}
+        wrong = sorted(known.keys() ^ tensors.keys()) or [k for k, v in known.items() if v.shape != tensors[k].shape]
+        if wrong:
+            raise ValueError(f"tensor {wrong[0]} is missing, unknown or of another shape")
+        network = LandmarkNetwork(options)
+        network.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
     return network.eval()
 
 

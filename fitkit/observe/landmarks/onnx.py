@@ -1,4 +1,4 @@
-"""Landmark networks that the user has, as ONNX files, behind our detector interface; run by OpenCV.
+"""Landmark networks that the user has, as ONNX files, behind our detector interface; run by OpenCV in a process of its own.
 
 What such a network must be: one input [N, 3, H, W] (or [N, 1, H, W], grey) of declared size, the RGB crop of a face in
 [0, 1]; one output of 136 numbers, [N, 136] or [N, 68, 2]: x and y of the iBUG points in turn, as fractions of the crop or in
@@ -6,8 +6,14 @@ pixels of it. The crop is upright, its side 1.2 times the larger side of the box
 """
 from __future__ import annotations
 
+import io
 import os
+import subprocess
+import sys
+import threading
+import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +22,16 @@ import numpy as np
 import torch
 
 from fitkit.errors import InputError
+from fitkit.io.foreign import MEGABYTE, foreign_file, refused_as
+from fitkit.observe.landmarks import onnx_worker
 from fitkit.observe.landmarks.builtin import BuiltinDetector
 from fitkit.observe.landmarks.face_crop import MARGIN, cut
 from fitkit.observe.landmarks.types import EveryFaceDetector, Landmarks
 
 ONNX_MARGIN = 1.2  # usual for 68-point regressors
+FILE_BYTES = 512 * MEGABYTE
+SIDES = (16, 2048)  # px of an input
+PATIENCE = 8.0  # seconds for one answer of the network
 FRACTION = 2.0  # outputs up to this size are fractions of the crop
 
 
@@ -39,43 +50,31 @@ class OnnxDetector(EveryFaceDetector):
         path = Path(path)
         self.name = f"onnx:{path.name}"
         self.where = f"landmark detector {path}"
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{self.where}: cannot be read ({error.strerror or error}); give the path of an ONNX file") from error
+        with foreign_file(path, "cannot be read", "give the path of an ONNX file", limit=FILE_BYTES, where=f"{self.where}:") as file:
+            content = file.bytes()
         self.channels, self.height, self.width = self._input_shape(content)
-        try:
-            self.network = cv2.dnn.readNetFromONNX(np.frombuffer(content, np.uint8))
-            if self.network.empty():
-                raise ValueError("no layers")
-            self._run(np.zeros((self.height, self.width, 3), np.uint8))
-        except InputError:
-            raise
-        except (cv2.error, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{self.where}: OpenCV cannot run this ONNX file ({reason}); export it with a fixed input size") from error
+        self.network = NetworkProcess(content)
+        self._run(np.zeros((self.height, self.width, 3), np.uint8))
         self.finder = finder or BuiltinDetector(device)
 
     def _input_shape(self, content: bytes) -> tuple[int, int, int]:
-        try:
+        with refused_as(f"{self.where}: not an ONNX file"):
             shapes = input_shapes(content)
-        except (ValueError, IndexError, UnicodeDecodeError) as error:
-            raise InputError(f"{self.where}: not an ONNX file") from error
         if len(shapes) != 1:
             raise InputError(f"{self.where}: expected one input, got {len(shapes)}: {', '.join(shapes) or 'none'}")
         name, shape = next(iter(shapes.items()))
-        if len(shape) != 4 or shape[1] not in (1, 3) or min(shape[2:]) < 16:
-            shown = ["?" if n < 1 else n for n in shape]
+        if len(shape) != 4 or shape[1] not in (1, 3) or min(shape[2:]) < SIDES[0] or max(shape[2:]) > SIDES[1]:
+            told = ", ".join("?" if n < 1 else str(n) for n in shape)
             raise InputError(f"{self.where}: expected an input [N, 3, H, W] or [N, 1, H, W] of declared size, "
-                             f"got {name!r} {str(shown).replace(chr(39), '')}")
+                             f"got {name!r} [{told}]; H and W may be {SIDES[0]} to {SIDES[1]}")
         return shape[1], shape[2], shape[3]
 
     def _run(self, crop: np.ndarray) -> np.ndarray:
         """Crop [H, W, 3] uint8 -> points [68, 2] in px of it."""
         if self.channels == 1:
             crop = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)
-        self.network.setInput(cv2.dnn.blobFromImage(crop, 1 / 255))
-        output = np.asarray(self.network.forward())
+        with refused_as(f"{self.where}: OpenCV cannot run this ONNX file", "export it with a fixed input size"):
+            output = self.network(cv2.dnn.blobFromImage(crop, 1 / 255))
         if output.size != 136 or not np.isfinite(output).all():
             raise InputError(f"{self.where}: expected 136 finite numbers (x, y of 68 points), got an output {list(output.shape)}")
         points = output.reshape(68, 2).astype(np.float64)
@@ -97,6 +96,62 @@ class OnnxDetector(EveryFaceDetector):
             found = torch.from_numpy(points[None]).float()
             out.append(Landmarks(found, torch.full((1, 68), torch.nan), torch.ones(1, 68, dtype=torch.bool), torch.ones(1, 68), self.jaw))
         return out
+
+
+class NetworkProcess:
+    """An ONNX network that another process runs, see `onnx_worker`; it ends with this object, or with our process.
+
+    Calls raise ValueError with the reason where there is no output: what OpenCV says, the process crashed, or it took too long.
+    """
+
+    def __init__(self, content: bytes):
+        self.content, self.owner, self.lock = content, 0, threading.Lock()
+
+    def __call__(self, blob: np.ndarray) -> np.ndarray:
+        """Input [1, C, H, W] float32 -> the output."""
+        with self.lock:
+            if self.owner != os.getpid():  # none yet, or it belongs to the process that we are a fork of
+                self._start()
+            answer = self._ask(onnx_worker.packed(blob))
+        output = np.load(io.BytesIO(answer), allow_pickle=False)
+        if output.dtype.kind not in "fiu":
+            raise ValueError(f"the output is {output.dtype}")
+        return output
+
+    def _start(self) -> None:
+        # Run by path: beside it lies a types.py, which must not stand for Python's own.
+        code = "import runpy, sys; sys.path[:] = sys.argv[2:]; runpy.run_path(sys.argv[1], run_name='__main__')"
+        command = [sys.executable, "-c", code, onnx_worker.__file__, *(p for p in sys.path if p)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
+        self.owner = os.getpid()
+        weakref.finalize(self, _end, self.process, self.owner)
+        self._ask(self.content)
+
+    def _ask(self, message: bytes) -> bytes:
+        late = threading.Event()
+        timer = threading.Timer(PATIENCE, lambda: (late.set(), self.process.kill()))
+        timer.start()
+        try:
+            onnx_worker.send(self.process.stdin, message)
+            answer = onnx_worker.receive(self.process.stdout)
+        except (EOFError, OSError):
+            code = self.process.wait()
+            raise ValueError(f"it took more than {PATIENCE:g} s" if late.is_set() else f"its importer crashed, exit code {code}") from None
+        finally:
+            timer.cancel()
+        if answer[:1] != b"+":
+            raise ValueError(answer[1:].decode(errors="replace") or "no reason given")
+        return answer[1:]
+
+
+def _end(process: subprocess.Popen, owner: int) -> None:
+    if owner == os.getpid():
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with suppress(OSError):
+                pipe.close()
 
 
 def input_shapes(content: bytes) -> dict[str, list[int]]:
@@ -130,6 +185,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
         while True:
             byte = message[at]
             at += 1
+            if shift > 63:
+                raise ValueError("a number is too long")
             value |= (byte & 0x7F) << shift
             shift += 7
             if byte < 0x80:
