@@ -82,8 +82,10 @@ def read_bnd(path: Path) -> np.ndarray:
     """
     with foreign_file(path, "cannot be read as lines 'number x y z'", limit=MEGABYTE) as file:
         points = file.table()[:, -3:]
-    if points.shape != (83, 3) or not np.isfinite(points).all():
-        raise InputError(f"{path}: expected 83 points with finite numbers, got {len(points)}")
+        if not np.isfinite(points).all():
+            raise ValueError("not all numbers are finite")
+    if points.shape != (83, 3):
+        raise InputError(f"{path}: expected 83 points, got {len(points)}")
     return points
 
 

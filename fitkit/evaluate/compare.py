@@ -45,7 +45,7 @@ def read_report(path: str | os.PathLike) -> dict[str, Any]:
         other = {name for row in report["rows"] for name in report["units"] if not isinstance(row.get(name), (int, float, type(None)))
                  or abs(row.get(name) or 0) > 1e30}
         if other:
-            raise ValueError(f"'{min(other)}' of a row is no usable number")
+            raise ValueError(f"'{min(other)}' of a row is not a number, or far too large")
     return report
 
 

@@ -142,7 +142,7 @@ class ForeignFile:
                     continue
                 member = archive.getinfo(f"{name}.npy")
                 with archive.open(member) as stream:
-                    _check_header(stream, min(member.file_size, left), name)
+                    _check_header(stream, member.file_size, name, left)
                 with archive.open(member) as stream, refused_as(f"{name} cannot be unpacked", error=ValueError):
                     out[name] = _native(np.lib.format.read_array(stream, allow_pickle=False))
                 left -= out[name].nbytes
@@ -358,17 +358,21 @@ def _check_digits(text: str) -> None:
         raise ValueError(f"a whole number has {len(text)} digits, more than the {DIGITS} that are read")
 
 
-def _check_header(stream: BinaryIO, available: int, name: str) -> None:
+def _check_header(stream: BinaryIO, available: int, name: str, limit: int = ARRAY_BYTES) -> None:
     """Refuse an array that declares more than there is, or that holds anything but numbers and text."""
-    with refused_as(f"the header of {name} cannot be read", error=ValueError):
+    try:
         major = np.lib.format.read_magic(stream)[0]
         shape, _, dtype = (np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0)(stream)
+    except Exception as error:  # noqa: BLE001 - tokenizer and parser raise many kinds, with words for programmers
+        raise ValueError(f"{name}: the header cannot be read") from error
     if dtype.kind not in "biufcSU":
         raise ValueError(f"{name}: expected numbers or text, got {dtype}")
     wanted = math.prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 0 or wanted > min(available, ARRAY_BYTES):
-        limit = "the file holds" if wanted > available else "are read"
-        raise ValueError(f"{name}: the header states {_megabytes(wanted)}, more than {limit}")
+    if min(shape, default=0) < 0 or wanted > available:
+        raise ValueError(f"{name}: the header states {_megabytes(wanted)}, more than the file holds")
+    if wanted > limit:
+        raise ValueError(f"{name}: the header states {_megabytes(wanted)}, with it the arrays have more than the {_megabytes(ARRAY_BYTES)} "
+                         "that are read")
 
 
 def _native(array: np.ndarray) -> np.ndarray:

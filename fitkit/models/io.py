@@ -51,7 +51,7 @@ def load_model_file(path: str | os.PathLike) -> FaceModel:
         name=str(arrays["name"]), mean=real("mean"), identity_basis=real("identity_basis"),
         expression_basis=real("expression_basis"), expression_names=tuple(str(n) for n in arrays["expression_names"]),
         triangles=whole("triangles"),
-        landmarks=LandmarkEmbedding(tuple(f"ibug68/{i}" for i in range(len(arrays["landmark_triangles"]))),
+        landmarks=LandmarkEmbedding(tuple(f"ibug68/{i}" for i in range(68)),
                                     whole("landmark_triangles"), real("landmark_barycentric")),
         region=whole("region"), region_names=tuple(str(n) for n in arrays["region_names"]),
         skin=torch.from_numpy(arrays["skin"].astype(bool)), face=torch.from_numpy(arrays["face"].astype(bool)),

@@ -137,7 +137,7 @@ def test_refusals(data, tmp_path):  # noqa: F811
     with pytest.raises(InputError, match=r"views: expected numbers of photos from 1 on, got \[0\]"):
         faults.measure([data[0]], counts=(0,))
     (tmp_path / "other.json").write_text('{"benchmark": "speed"}')
-    with pytest.raises(InputError, match="other.json: not a JSON file of 'fitkit bench verdicts': it holds a benchmark 'speed'"):
+    with pytest.raises(InputError, match="other.json: not a JSON file of 'fitkit bench verdicts' .it holds a benchmark 'speed'"):
         faults.read_report(tmp_path / "other.json")
     run = CliRunner().invoke(main, ["bench", "verdicts", str(data[0]), str(tmp_path / "other.json")])
     assert run.exit_code == 1 and "expected either folders or JSON files" in run.output

@@ -20,6 +20,7 @@ from fitkit.observe.landmarks.network import MIRRORED_OUTPUTS, NUM_POINTS, Landm
 from fitkit.observe.landmarks.types import EveryFaceDetector, Landmarks
 
 WEIGHTS = "landmarks68.safetensors"
+MOST_LAYERS = 1000  # that a weight file may ask for
 OTHERWISE = "install fitkit again, or put the 68 points beside each image (IMAGE.pts; see docs/subject_folder.md)"
 
 
@@ -244,14 +245,15 @@ def read_network(path: Path | None = None) -> LandmarkNetwork:
     with foreign_file(path, "are damaged", OTHERWISE, MissingWeightsError, DATA_BYTES, f"landmark detector 'builtin': its weights {path}") as file:
         options, tensors = parse_json(file.metadata()["network"].encode()), file.tensors()
         options = NetworkOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
-        if sum(options.blocks) + len(options.widths) + len(options.decoder) > len(tensors):
-            raise ValueError(f"its options {options} describe more layers than its {len(tensors)} tensors")
+        if sum(options.blocks) + len(options.widths) + len(options.decoder) > MOST_LAYERS:
+            raise ValueError(f"its options describe more than {MOST_LAYERS} layers")
         with torch.device("meta"):  # takes no memory, whatever the options say
             known = LandmarkNetwork(options).state_dict()
         known = {k: v for k, v in known.items() if not k.endswith("num_batches_tracked")}
-        wrong = sorted(known.keys() ^ tensors.keys()) or [k for k, v in known.items() if v.shape != tensors[k].shape]
-        if wrong:
-            raise ValueError(f"tensor {wrong[0]} is missing, unknown or of another shape")
+        for word, wrong in (("missing", known.keys() - tensors.keys()), ("unknown", tensors.keys() - known.keys()),
+                            ("of another shape", [k for k, v in known.items() if k in tensors and v.shape != tensors[k].shape])):
+            if wrong:
+                raise ValueError(f"tensors {word}: {min(wrong)}")
         network = LandmarkNetwork(options)
         network.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
     return network.eval()

@@ -198,7 +198,7 @@ def test_loading_weights(tmp_path):
     (lambda p: weights(p, odd=torch.zeros(1)), "damaged .tensors unknown: odd."),
     (lambda p: weights(p, detail=torch.zeros(3)), "are damaged"),
     (lambda p: save_file({"a": torch.zeros(1)}, p, {"network": "{}"}), "damaged .tensors missing: "),
-    (lambda p: save_file({"a": torch.zeros(1)}, p), "damaged .'network'."),
+    (lambda p: save_file({"a": torch.zeros(1)}, p), "damaged .no entry 'network'."),
     (lambda p: save_file({"a": torch.zeros(1)}, p, {"network": '{"depth": 3}'}), "are damaged"),
 ])
 def test_weights_that_cannot_be_used(tmp_path, spoil, message):
