@@ -103,11 +103,17 @@ class ForeignFile:
 
     def bytes(self) -> bytes:
         """All of it; of a .gz file what is packed in it."""
-        stream = gzip.GzipFile(fileobj=self.stream) if self.path.suffix.lower() == ".gz" else self.stream
-        data = stream.read(self.limit + 1)  # the file may have grown since it was opened
-        if len(data) > self.limit:
-            raise ValueError(f"unpacked it has more than the {_megabytes(self.limit)} that are read")
-        return data
+        self.stream.seek(0)
+        if self.path.suffix.lower() != ".gz":
+            return self.stream.read(self.size)
+        parts, left = [], self.limit
+        with gzip.GzipFile(fileobj=self.stream) as packed:
+            while part := packed.read(MEGABYTE):
+                parts.append(part)
+                left -= len(part)
+                if left < 0:
+                    raise ValueError(f"unpacked it has more than the {_megabytes(self.limit)} that are read")
+        return b"".join(parts)
 
     def text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         return self.bytes().decode(encoding, errors)

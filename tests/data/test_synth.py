@@ -515,7 +515,7 @@ def test_folders_that_cannot_be_read_back(people, model, tmp_path):
     cameras = json.loads((truth / "cameras.json").read_text())
     del cameras["views"][0]["K"]
     (truth / "cameras.json").write_text(json.dumps(cameras))
-    with pytest.raises(InputError, match=r"params.json and cameras.json do not tell the scene \(KeyError: 'K'\); render the subject again"):
+    with pytest.raises(InputError, match=r"params.json and cameras.json do not tell the scene \(no entry 'K'\); render the subject again"):
         SynthFolder(copy, model)[1]
     (truth / "params.json").write_text("[]")
     with pytest.raises(InputError, match="params.json: expected an object as fitkit synth writes it, got a list"):
