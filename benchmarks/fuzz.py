@@ -618,10 +618,12 @@ def run(readers: dict[str, Reader], folder: Path, inputs: int, seed: int = 0, te
     for name, reader in readers.items():
         reader.read(folder / name)  # what cannot be read unchanged would hide everything
         count = max(1, round(inputs * shares[name] / sum(shares.values())))
-        result = Result(name, count)
-        done = 0
+        result, done = Result(name, count), 0
+        whole = {folder / name / file: (folder / name / file).read_bytes() for file in reader.files}
         while done < count:
             done = _forked(reader, folder / name, result, seed, done)
+            for path, data in whole.items():  # a process that died left one changed
+                path.write_bytes(data)
         tell(f"{name}: {result.inputs} inputs, {result.faults} faults, slowest {result.slowest:.1f} s, {result.memory:.0f} MB")
         out.append(result)
     return out

@@ -26,6 +26,8 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial import cKDTree
 
+from fitkit.io.foreign import DATA_BYTES, foreign_file
+
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 FACE_REGION = np.arange(6706)  # ICT region `face_narrow`
 SURFACE_REGIONS = ("face", "head", "ears", "neck", "mouth_interior")
@@ -95,7 +97,8 @@ class Model:
     """The arrays of a model file that the measurement needs, in double precision."""
 
     def __init__(self, path: Path, modes: int):
-        data = np.load(path, allow_pickle=False)
+        with foreign_file(path, "not readable as a face model", limit=DATA_BYTES) as file:
+            data = file.npz(("mean", "identity_basis", "region_names", "region", "triangles", "landmark_triangles", "landmark_barycentric"))
         self.mean = data["mean"].astype(np.float64)
         self.basis = data["identity_basis"][:modes].astype(np.float64)
         names = [str(n) for n in data["region_names"]]
@@ -173,7 +176,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    ict = np.load(options.ict / "ict_facekit.npz")
+    with foreign_file(options.ict / "ict_facekit.npz", "not readable as ICT-FaceKit", limit=DATA_BYTES) as file:
+        ict = file.npz(("mean", "identity_basis", "landmarks68"))
     model = Model(options.model, options.modes)
     draws = np.random.default_rng(options.seed).standard_normal((options.people, len(ict["identity_basis"])))
     mean, basis = ict["mean"].astype(np.float64), ict["identity_basis"].astype(np.float64)

@@ -14,13 +14,15 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+from fitkit.io.foreign import foreign_file  # noqa: E402
+
 
 def read(paths: list[str]) -> list[dict[str, str]]:
     """Rows of all logs, their steps counted on."""
     rows, before = [], 0
     for path in paths:
-        with open(path, newline="", encoding="utf-8") as file:
-            mine = [row | {"step": str(before + int(row["step"]))} for row in csv.DictReader(file)]
+        with foreign_file(path, "not readable as the log of a training") as file:
+            mine = [row | {"step": str(before + int(row["step"]))} for row in csv.DictReader(file.text().splitlines())]
         rows += mine
         before = int(mine[-1]["step"])
     return rows

@@ -30,7 +30,7 @@ from fitkit.fit.result import FitResult
 from fitkit.fit.run import fit_observed
 from fitkit.geometry.alignment import similarity_align
 from fitkit.io.atomic import written_whole
-from fitkit.io.foreign import DATA_BYTES, foreign_file
+from fitkit.io.foreign import DATA_BYTES, foreign_file, refused_as
 from fitkit.io.mesh_files import read_mesh
 from fitkit.io.options import to_plain
 from fitkit.io.subject import Subject, load_subject, subject_from_images
@@ -192,7 +192,9 @@ def load_truth(folder: str | os.PathLike) -> Truth:
     if face.ndim != 1 or face.dtype.kind not in "iu" or not len(face) or not 0 <= face.min() <= face.max() < len(vertices):
         raise InputError(f"{folder / region}: expected indices of the {len(vertices)} vertices of {mesh}, got {face.dtype} {list(face.shape)}")
     truth = Truth(vertices, triangles, landmarks, face.astype(np.int64))
-    if not len(truth.skin):
+    with refused_as(f"{folder}: {mesh} and {points} are no face", "expected both of one person, in one frame"), np.errstate(all="ignore"):
+        skin = truth.skin
+    if not len(skin):
         raise InputError(f"{folder}: no skin of {region} can be seen around the landmarks; expected {mesh}, {points} and {region} of one "
                          "person, in one frame")
     return truth

@@ -168,20 +168,29 @@ class ForeignFile:
             raise ValueError(f"the archive has more than the {members} members that are read")
 
     def mat(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Those of the named numerical arrays of a Matlab file (version 4 to 7) that are there."""
-        import scipy.io
+        """Those of the named arrays of real numbers in a Matlab file (version 5 to 7) that are there; its other variables are not unpacked.
 
-        plain = io.BytesIO(_unpacked_mat(self.bytes()))
-        kinds = {name: (math.prod(shape), kind) for name, shape, kind in scipy.io.whosmat(plain)}
-        for name in names:
-            count, kind = kinds.get(name, (0, "double"))
-            if kind not in ("double", "single", "logical") and not kind.startswith(("int", "uint")):
-                raise ValueError(f"{name}: expected numbers, got {kind}")
-            if not 0 <= 8 * count <= ARRAY_BYTES:
-                raise ValueError(f"{name}: it asks for {_megabytes(8 * count)}, more than the {_megabytes(ARRAY_BYTES)} that are read")
-        plain.seek(0)
-        content = scipy.io.loadmat(plain, variable_names=list(names))
-        return {name: content[name] for name in names if name in content}
+        Read here and not by scipy, whose native reader dies of a type that it does not know.
+        """
+        data = self.bytes()
+        order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
+        if order is None or struct.unpack_from(order + "H", data, 124)[0] != 0x100:
+            raise ValueError("no Matlab file of version 5 to 7")
+        out, left = {}, ARRAY_BYTES
+        for kind, content in _mat_elements(data[128:], order):
+            packed = kind == 15
+            head = zlib.decompressobj().decompress(content, 1024)[8:] if packed else content if kind == 14 else b""
+            parts = [part for _, part in zip(range(3), _mat_elements(head, order))]
+            name = parts[2][1].decode() if len(parts) == 3 else ""
+            if name not in names:
+                continue
+            if packed:
+                content = zlib.decompressobj().decompress(content, left + 9)[8:]
+            left -= len(content)
+            if left < 0:
+                raise ValueError(f"unpacked it has more than the {_megabytes(ARRAY_BYTES)} that are read")
+            out[name] = _mat_array(content, order, name)
+        return out
 
     def metadata(self) -> dict[str, str]:
         """The texts beside the tensors of a .safetensors file."""
@@ -386,26 +395,37 @@ def _native(array: np.ndarray) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _unpacked_mat(data: bytes) -> bytes:
-    """A Matlab file whose elements are not compressed."""
-    order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
-    if order is None:
-        return data  # version 4, which has no compression, or something that scipy refuses
-    parts, at, left = [data[:128]], 128, ARRAY_BYTES
+MAT_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}  # as written
+MAT_CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}  # as meant
+
+
+def _mat_elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
+    """(type, content) of the elements of a Matlab file one after the other. Source: "MAT-File Format", The MathWorks."""
+    at = 0
     while at + 8 <= len(data):
         kind, length = struct.unpack_from(order + "II", data, at)
-        content = data[at + 8:at + 8 + length]
-        if kind == 15:
-            unpacker = zlib.decompressobj()
-            content = unpacker.decompress(content, left)
-            if unpacker.unconsumed_tail:
-                raise ValueError(f"unpacked it has more than the {_megabytes(ARRAY_BYTES)} that are read")
-            left -= len(content)
-            parts.append(content)
-        else:
-            parts.append(data[at:at + 8 + length])
-        at += 8 + length
-    return b"".join(parts)
+        start, after = at + 8, at + 8 + length
+        if kind >> 16:  # a small one: type and length in the first four bytes, the content in the others
+            kind, length = kind & 0xFFFF, kind >> 16
+            start, after = at + 4, at + 8
+        elif kind != 15:
+            after += -length % 8
+        if start + length > len(data) or length > after - start:
+            raise ValueError("it is cut off")
+        yield kind, data[start:start + length]
+        at = after
+
+
+def _mat_array(content: bytes, order: str, name: str) -> np.ndarray:
+    """The array of an element of type 14."""
+    parts = list(_mat_elements(content, order))
+    flags, shape = np.frombuffer(parts[0][1], order + "u4")[0], np.frombuffer(parts[1][1], order + "i4").tolist()
+    if flags & 0xFF not in MAT_CLASSES or flags & 0x800 or len(parts) != 4 or parts[3][0] not in MAT_TYPES:
+        raise ValueError(f"{name}: expected real numbers")
+    values = np.frombuffer(parts[3][1], order + MAT_TYPES[parts[3][0]])
+    if min(shape, default=-1) < 0 or math.prod(shape) != len(values):
+        raise ValueError(f"{name}: {len(values)} numbers do not fill the shape {shape}")
+    return values.astype(MAT_CLASSES[flags & 0xFF]).reshape(shape, order="F")
 
 
 def _megabytes(count: int) -> str:

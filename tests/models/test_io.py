@@ -55,6 +55,21 @@ def test_albedo_basis(tmp_path):
     ({"landmark_triangles": np.full(68, 560)}, "landmark_triangles: expected indices in 0..559"),
     ({"region": np.full(315, 9)}, "region: expected indices in 0..1"),
     ({"uv": None}, "uv and uv_triangles must both be given"),
+    ({"version": "text"}, "version: expected whole numbers, got <U4"), ({"version": np.array([1, 2])}, r"version: expected shape \[\], got \[2\]"),
+    ({"mean": np.array("text")}, "mean: expected numbers, got <U4"), ({"expression_names": np.array("a")}, r"expression_names: expected shape \['K_ex'\], got \[\]"),
+    ({"landmark_triangles": np.array(3)}, r"landmark_triangles: expected shape \(68,\), got \(1,\)"), ({"skin": np.array([b"x"])}, "skin: expected true or false, got .S1"),
+    ({"triangles": np.zeros((560, 3))}, "triangles: expected whole numbers, got float64"),
+    ({"identity_basis": np.zeros((0, 315, 3))}, "identity_basis: expected at least one shape, got none"),
+    ({"expression_basis": np.zeros((0, 315, 3)), "expression_names": np.zeros(0, "U1")}, "expression_basis: expected at least one shape, got none"),
+    ({"triangles": np.zeros((0, 3), int), "uv_triangles": np.zeros((0, 3), int)}, r"triangles: expected \[F, 3\] indices in 0..314, got none"),
+    ({"skin": np.zeros(315, bool)}, "skin: expected at least one vertex, got none"), ({"face": np.zeros(315, bool)}, "face: expected at least one vertex"),
+    ({"uv": np.full((315, 2), np.nan)}, "uv holds values that are not finite"), ({"uv": np.zeros((315, 3))}, r"uv: expected shape \(315, 2\), got \(315, 3\)"),
+    ({"uv": np.zeros((0, 2))}, r"uv_triangles: expected \[F, 3\] indices in 0..-1"), ({"uv_triangles": np.full((560, 3), -1)}, "uv_triangles: .* got -1 to -1"),
+    ({"uv_triangles": np.full((560, 3), 315)}, r"uv_triangles: expected \[F, 3\] indices in 0..314, got 315 to 315"),
+    ({"landmark_barycentric": np.tile([10.0, -5, -4], (68, 1))}, r"landmark_barycentric: expected weights .* got \[10.0, -5.0, -4.0\] for point 0"),
+    ({"landmark_barycentric": np.full((68, 3), 0.5)}, "landmark_barycentric: expected weights of the corners, 0 to 1 with the sum 1"),
+    ({"albedo_mean": np.full((315, 3), 1e30)}, r"albedo_mean: expected values up to 10, got 1e\+30"), ({"identity_basis": np.full((8, 315, 3), 1e300)}, "not finite"),
+    ({"expression_basis": np.full((6, 315, 3), 1e6)}, "expression_basis: expected values up to 1000, got 1e"),
 ])
 def test_wrong_files_are_refused(tmp_path, change, message):
     path = save_model_file(tiny_model(), tmp_path / "m.npz")

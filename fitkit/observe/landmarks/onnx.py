@@ -129,14 +129,15 @@ class NetworkProcess:
         self._ask(self.content)
 
     def _ask(self, message: bytes) -> bytes:
-        late = threading.Event()
-        timer = threading.Timer(PATIENCE, lambda: (late.set(), self.process.kill()))
+        process, late = self.process, threading.Event()
+        timer = threading.Timer(PATIENCE, lambda: (late.set(), process.kill()))
         timer.start()
         try:
-            onnx_worker.send(self.process.stdin, message)
-            answer = onnx_worker.receive(self.process.stdout)
+            onnx_worker.send(process.stdin, message)
+            answer = onnx_worker.receive(process.stdout)
         except (EOFError, OSError):
-            code = self.process.wait()
+            process.kill()
+            code = process.wait()
             raise ValueError(f"it took more than {PATIENCE:g} s" if late.is_set() else f"its importer crashed, exit code {code}") from None
         finally:
             timer.cancel()

@@ -1,9 +1,11 @@
+import gc
 import struct
 
 import numpy as np
 import pytest
 
 from fitkit.errors import InputError
+from fitkit.observe.landmarks import onnx
 from fitkit.observe.landmarks.builtin import Look
 from fitkit.observe.landmarks.detectors import make_detector
 from fitkit.observe.landmarks.face_crop import FaceSquare
@@ -25,8 +27,8 @@ def block(key, *parts):
     return bytes([key << 3 | 2]) + number(0, len(content))[1:] + content
 
 
-def tensor(name, values):
-    return block(5, *(number(1, n) for n in values.shape), number(2, 1), block(8, name), block(9, values.astype("<f4").tobytes()))
+def tensor(name, values, stated=None):
+    return block(5, *(number(1, n) for n in stated or values.shape), number(2, 1), block(8, name), block(9, values.astype("<f4").tobytes()))
 
 
 def value(key, name, shape):
@@ -34,13 +36,15 @@ def value(key, name, shape):
     return block(key, block(1, name), block(2, block(1, number(1, 1), block(2, *dims))))
 
 
-def regressor(points, shape=(1, 3, 32, 32), outputs=136, inputs=1):
-    """An ONNX file: flatten the crop, multiply by nought, add `points`; as messages by hand, the package onnx is not needed."""
+def regressor(points, shape=(1, 3, 32, 32), outputs=136, inputs=1, stated=None):
+    """An ONNX file: flatten the crop, multiply by nought, add `points`; as messages by hand, the package onnx is not needed.
+
+    stated: the shape that the file says the nought has."""
     size = int(np.prod([max(n, 1) for n in shape]))
     bias = np.resize(np.asarray(points, dtype=np.float32).ravel(), outputs)
     nodes = (block(1, block(1, "x"), block(2, "flat"), block(4, "Flatten")),
              block(1, *(block(1, n) for n in ("flat", "w", "b")), block(2, "y"), block(4, "Gemm")))
-    graph = block(7, *nodes, block(2, "g"), tensor("w", np.zeros((size, outputs))), tensor("b", bias),
+    graph = block(7, *nodes, block(2, "g"), tensor("w", np.zeros((size, outputs)), stated), tensor("b", bias),
                   *(value(11, "x" if i == 0 else f"x{i}", shape) for i in range(inputs)), value(11, "w", (size, outputs)),
                   value(12, "y", (1, outputs)))
     return number(1, 7) + graph + block(8, block(1, ""), number(2, 13))
@@ -95,6 +99,32 @@ def test_refusals(tmp_path, content, message):
     with pytest.raises(InputError, match=message) as caught:
         OnnxDetector(write(tmp_path / "net.onnx", content), finder=Finder())
     assert "net.onnx" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_crash_of_the_importer_is_no_crash_of_ours(tmp_path):
+    """The weights state more numbers than they hold, which OpenCV reads past the end of."""
+    path = write(tmp_path / "net.onnx", regressor(FACE, stated=(10**6, 136)))
+    with pytest.raises(InputError, match="OpenCV cannot run this ONNX file .*; export it with a fixed input size") as caught:
+        OnnxDetector(path, finder=Finder())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_process_that_is_gone_or_late(tmp_path, monkeypatch):
+    detector = OnnxDetector(write(tmp_path / "net.onnx", regressor(FACE)), finder=Finder())
+    detector.network.process.kill()
+    with pytest.raises(InputError, match="its importer crashed, exit code -9"):
+        detector.detect_all(np.full((240, 300, 3), 90, np.uint8))
+    monkeypatch.setattr(onnx, "PATIENCE", 0.01)
+    with pytest.raises(InputError, match="it took more than 0.01 s"):
+        OnnxDetector(tmp_path / "net.onnx", finder=Finder())
+
+
+def test_the_process_ends_with_the_detector(tmp_path):
+    detector = OnnxDetector(write(tmp_path / "net.onnx", regressor(FACE)), finder=Finder())
+    process = detector.network.process
+    del detector
+    gc.collect()
+    assert process.poll() is not None
 
 
 def test_missing_file(tmp_path):
