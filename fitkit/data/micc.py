@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fitkit.data.samples import DataSet, EvaluationSample, ScanTruth, file_of, folders_in, images_in, read_points
-from fitkit.io.foreign import foreign_file
+from fitkit.io.foreign import foreign_file, shown
 from fitkit.io.mesh_files import read_mesh
 from fitkit.io.subject import Subject, subject_from_images
 
@@ -51,7 +51,7 @@ def _frames(folder: Path, count: int) -> Subject:
             names = [line.strip() for line in file.text().splitlines() if line.strip()]
         found = [next((p for p in images if n in (p.name, p.stem)), None) for n in names]
         if not names or None in found:
-            raise MICC.missing(listed, "names no frame" if not names else f"no frame '{names[found.index(None)]}' beside it")
+            raise MICC.missing(listed, "names no frame" if not names else f"no frame {shown(names[found.index(None)])} beside it")
         images = found
     else:
         images = [images[i] for i in np.unique(np.linspace(0, len(images) - 1, count).round().astype(int))]

@@ -33,7 +33,7 @@ def now_samples(folder: str | os.PathLike, challenges: tuple[str, ...] = CHALLEN
         with foreign_file(listed, "cannot be read", NOW.expected) as file:
             lines = [line.strip().replace("\\", "/") for line in file.text().splitlines() if line.strip()]
         places = [tuple(line.split("/")[-3:]) for line in lines]
-        wrong = [line for line, place in zip(lines, places) if len(place) != 3 or ".." in place]
+        wrong = [line for line, place in zip(lines, places) if len(place) != 3 or ".." in place or len(line) > 1000]
         if wrong:
             raise InputError(f"{listed}: expected lines SUBJECT/CHALLENGE/IMAGE.jpg, got {shown(wrong[0])}")
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fitkit.errors import InputError
-from fitkit.io.foreign import foreign_file, refused_as, shown
+from fitkit.io.foreign import foreign_file, shown
 
 # What no camera of a face has: focal lengths in px, distances of the principal point in px, translations in mm, distortion coefficients.
 FOCAL_RANGE, FARTHEST_PX, FARTHEST_MM, LARGEST_DISTORTION = (1.0, 1e6), 1e6, 1e8, 1e6
@@ -73,8 +73,9 @@ def parse_camera(entry: dict, where: str) -> Calibration:
     # Our cameras have no skew; a calibration that needs one is not of a usual lens.
     if not (K[0, 0] > 0 and K[1, 1] > 0 and np.allclose(K[2], [0, 0, 1]) and K[1, 0] == 0 and abs(K[0, 1]) < 1e-3 * K[0, 0]):
         raise InputError(f"{where}: K: expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with fx, fy > 0, got {K.tolist()}")
-    focal, principal = K[[0, 1], [0, 1]], np.abs(K[:2, 2]).max()
-    if not (FOCAL_RANGE[0] <= focal.min() and focal.max() <= min(FOCAL_RANGE[1], 10 * focal.min()) and principal <= FARTHEST_PX):
+    (fx, _, cx), (_, fy, cy), _ = K.tolist()
+    low, high = min(fx, fy), max(fx, fy)
+    if not (FOCAL_RANGE[0] <= low and high <= min(FOCAL_RANGE[1], 10 * low) and max(abs(cx), abs(cy)) <= FARTHEST_PX):
         raise InputError(f"{where}: K: expected focal lengths of {FOCAL_RANGE[0]:g} to {FOCAL_RANGE[1]:g} px, at most 10 times apart, and a "
                          f"principal point up to {FARTHEST_PX:g} px away, got {K.tolist()}; give K in pixels of the image")
     R, t = entry.get("R"), entry.get("t")
@@ -82,10 +83,10 @@ def parse_camera(entry: dict, where: str) -> Calibration:
         raise InputError(f"{where}: {'R' if R is None else 't'} is missing; give R and t, or neither")
     if R is not None:
         R, t = _array(R, (3, 3), f"{where}: R"), _array(t, (3,), f"{where}: t")
-        if np.abs(t).max() > FARTHEST_MM:
+        if max(map(abs, t.tolist())) > FARTHEST_MM:
             raise InputError(f"{where}: t: expected millimetres, up to {FARTHEST_MM:g}, got {t.tolist()}")
-        if np.abs(R).max() > 2:
-            raise InputError(f"{where}: R: not a rotation (it has an element {np.abs(R).max():.4g}, should be at most 1)")
+        if (largest := max(map(abs, R.ravel().tolist()))) > 2:
+            raise InputError(f"{where}: R: not a rotation (it has an element {largest:.4g}, should be at most 1)")
         u, _, vt = np.linalg.svd(R)
         if np.linalg.det(R) < 0 or np.abs(u @ vt - R).max() > 1e-2:
             raise InputError(f"{where}: R: not a rotation (det {np.linalg.det(R):.4g}, should be 1 with orthonormal rows)")
@@ -106,8 +107,10 @@ def parse_camera(entry: dict, where: str) -> Calibration:
 
 
 def _array(value, shape: tuple[int, ...], where: str) -> np.ndarray:
-    with refused_as(f"{where}: expected numbers"):
+    try:
         array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{where}: expected numbers: {error}") from error
     if len(shape) == 1 and array.size == max(array.shape, default=0):
         array = array.reshape(-1)  # a column or row vector
     if array.ndim != len(shape) or any(n not in (-1, m) for n, m in zip(shape, array.shape)) or not np.isfinite(array).all():

@@ -309,7 +309,8 @@ def inside(root: Path, name: str) -> Path:
     Raises:
         InputError: an absolute name, or one with '..'.
     """
-    if not name or ".." in re.split(r"[/\\]", name) or Path(name).anchor or name[0] in "/\\":
+    parts = re.split(r"[/\\]", name)
+    if not name or ".." in parts or Path(name).anchor or name[0] in "/\\" or max(map(len, parts)) > 255:
         raise InputError(f"{shown(name)}: expected the name of something below {root}, without '..'")
     return root / name
 
@@ -343,24 +344,22 @@ def check_indices(array: np.ndarray, count: int, where: str, shape: str = "") ->
 
 def _check_json(data: bytes) -> None:
     """Refuse what is nested too deep, and texts that are too long."""
-    depth, longest = _json_extent(np.frombuffer(data, np.uint8))
-    if depth > DEPTH or longest > STRING:  # brackets in texts, or long stretches between them, may have been counted
-        texts = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-        longest = max((len(t) for t in texts.findall(data)), default=0)
-        depth, _ = _json_extent(np.frombuffer(texts.sub(b"", data), np.uint8))
-    if depth > DEPTH:
-        raise ValueError(f"lists or objects are nested deeper than {DEPTH}")
-    if longest > STRING:
-        raise ValueError(f"a text has {longest} characters, more than the {STRING} that are read")
+    quotes = np.flatnonzero(np.frombuffer(data, np.uint8) == ord('"')) if len(data) > STRING else ()
+    if _json_depth(data) > DEPTH or (len(quotes) and np.diff(quotes, append=len(data)).max() > STRING):
+        texts = re.findall(_JSON_TEXT, data)  # their brackets were counted, and the stretches between them
+        if _json_depth(re.sub(_JSON_TEXT, b"", data)) > DEPTH:
+            raise ValueError(f"lists or objects are nested deeper than {DEPTH}")
+        if max(map(len, texts), default=0) > STRING:
+            raise ValueError(f"a text has {max(map(len, texts))} characters, more than the {STRING} that are read")
 
 
-def _json_extent(data: np.ndarray) -> tuple[int, int]:
-    """Deepest nesting of brackets, and the longest stretch between two quotation marks, of bytes [N]."""
-    at = np.flatnonzero((data | 0x20) == ord("{")), np.flatnonzero((data | 0x20) == ord("}"))  # 0x20 tells { from [ and } from ]
-    steps = np.zeros(len(at[0]) + len(at[1]), np.int64)
-    steps[:len(at[0])], steps[len(at[0]):] = 1, -1
-    depth = steps[np.argsort(np.concatenate(at), kind="stable")].cumsum().max(initial=0)
-    return int(depth), int(np.diff(np.flatnonzero(data == ord('"')), append=len(data)).max(initial=0))
+_JSON_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def _json_depth(data: bytes) -> int:
+    brackets = np.frombuffer(data.translate(None, _NO_BRACKETS), np.int8)
+    return int(((brackets & 2) - 1).cumsum(dtype=np.int64).max(initial=0))  # this bit tells those that open from those that close
 
 
 def _whole(text: str) -> int:

@@ -13,6 +13,7 @@ import torch
 from fitkit.errors import InputError
 from fitkit.io.foreign import DATA_BYTES, ForeignFile, foreign_file, parse_json
 from fitkit.io.options import build, to_plain, unknown_key
+from fitkit.io.weights import network_from
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.predictor import StatePredictor, ViewSlot
 
@@ -107,14 +108,7 @@ def load_predictor(path: str | os.PathLike, model: FaceModel) -> StatePredictor:
         kind = net_kind(about["net"])
         views = tuple(build(ViewSlot, v, f"{path}: view") for v in about["views"])
         options = build(kind.options, about["options"], f"{path}: options")
-        weights = file.tensors()
-        with torch.device("meta"):  # takes no memory, whatever the options say
-            known = kind.make(model, views, options).state_dict()
-        keep = {k for k in known if not k.endswith("num_batches_tracked")}
-        if set(weights) != keep or any(weights[k].shape != known[k].shape for k in keep):
-            raise InputError(f"{path}: the weights do not fit the network that its metadata describe; the file is damaged, write it again")
-        network = kind.make(model, views, options)
-        network.load_state_dict(weights, strict=False)
+        network = network_from(lambda: kind.make(model, views, options), file.tensors())
     return network.eval()
 
 

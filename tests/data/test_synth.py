@@ -517,6 +517,11 @@ def test_folders_that_cannot_be_read_back(people, model, tmp_path):
     (truth / "cameras.json").write_text(json.dumps(cameras))
     with pytest.raises(InputError, match=r"params.json and cameras.json do not tell the scene \(no entry 'K'\); render the subject again"):
         SynthFolder(copy, model)[1]
+    cameras = json.loads((people / "ground_truth/subject_00001/cameras.json").read_text())
+    cameras["views"][0]["image"] = "../subject_00000/view0.jpg"
+    (truth / "cameras.json").write_text(json.dumps(cameras))
+    with pytest.raises(InputError, match="expected the name of something below .*subject_00001, without '..'"):
+        SynthFolder(copy, model)[1]
     (truth / "params.json").write_text("[]")
     with pytest.raises(InputError, match="params.json: expected an object as fitkit synth writes it, got a list"):
         SynthFolder(copy, model)[1]

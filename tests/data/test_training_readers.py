@@ -279,6 +279,10 @@ def test_fits_as_labels_weighted_by_how_sure_they_are(fitted, tmp_path):
         FitResults(folder.parent, FitResultsOptions(status=("failed",)), model)
     broken = tmp_path / "copy" / "anna"
     shutil.copytree(folder, broken)
+    with np.load(folder / "fitkit" / "parameters.npz") as arrays:
+        np.savez(broken / "fitkit" / "parameters.npz", **{**arrays, "subject_name": str(folder)})
+    with pytest.raises(InputError, match="parameters.npz: subject_name: '.*anna': expected the name of something below"):
+        FitResults(broken.parent, FitResultsOptions(photos=str(folder.parent)), model)[0]
     (broken / "fitkit" / "parameters.npz").write_bytes(b"nothing")
     with pytest.raises(InputError, match="anna/fitkit/parameters.npz: not a readable fitkit parameter file"):
         FitResults(broken.parent, FitResultsOptions(), model)[0]

@@ -62,9 +62,12 @@ def test_a_batch_goes_on_where_it_was_and_tries_errors_again(people, tmp_path):
     rows = fit_folder(people, tmp_path / "out", RECIPE, resume=True, light=True)
     assert [r.status != "error" for r in rows] == [True, True]
     assert (tmp_path / "out" / "town" / "anna" / "metrics.json").stat().st_mtime_ns == before
-    (tmp_path / "out" / "batch.json").write_text("{}")
-    with pytest.raises(InputError, match="batch.json: not readable as the report of a batch"):
-        fit_folder(people, tmp_path / "out", RECIPE, resume=True)
+    for content, message in (("{}", "not readable as the report of a batch .no entry 'subjects'"), ("[" * 5000, "not readable .* nested deeper than 64"),
+                             ('{"subjects": [{"subject": "a"}]}', "subject 1: 'status' is missing"),
+                             ('{"subjects": [{"subject": "a", "status": "ok", "seconds": "x"}]}', "subject 1: seconds: expected float, got 'x'")):
+        (tmp_path / "out" / "batch.json").write_text(content)
+        with pytest.raises(InputError, match=f"batch.json: {message}"):
+            fit_folder(people, tmp_path / "out", RECIPE, resume=True)
 
 
 def test_workers_change_nothing(anna, tmp_path):

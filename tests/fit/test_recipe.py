@@ -70,6 +70,19 @@ def test_wrong_recipes_are_refused(change, message):
         parse_recipe({"name": "test", "stages": [STAGE], **change}, "file")
 
 
+@pytest.mark.parametrize("text, message", [
+    ("extends: 5", "a.yaml: extends: expected the name of a recipe, got 5"), (f"extends: {'a' * 300}", "no fit recipe 'aaa.*[.]{3}a+'; there are:"),
+    ("extends: landmarks\nstages: abc", "a.yaml: stages: expected a list of mappings, got 'abc' in a.yaml"),
+    ("extends: landmarks\nstages: [3]", r"a.yaml: stages: expected a list of mappings, got \[3\] in a.yaml"),
+    ("extends: ./x/../a", "recipes extend each other in a circle"), ("stages: [{name: 2024-13-45}]", "a.yaml: not valid YAML"),
+])
+def test_recipes_that_cannot_be_extended(tmp_path, text, message):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_recipe(tmp_path / "a.yaml")
+
+
 def test_every_energy_has_defaults():
     recipe = parse_recipe({"name": "test", "stages": [{**STAGE, "energies": {name: None for name in ENERGIES}}]}, "file")
     assert isinstance(recipe, FitRecipe) and set(recipe.stages[0].energies) == set(ENERGIES)

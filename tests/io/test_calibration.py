@@ -59,3 +59,29 @@ def test_rounded_rotation_is_made_exact(tmp_path):
 def test_refusals(tmp_path, content, message):
     with pytest.raises(InputError, match=message):
         read_cameras(write(tmp_path, content))
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"K": [[1e300, 0, 1], [0, 1e300, 1], [0, 0, 1]]}, r"view 'a': K: expected focal lengths of 1 to 1e\+06 px"),
+    ({"K": [[1e-300, 0, 1], [0, 1e-300, 1], [0, 0, 1]]}, "K: expected focal lengths of 1 to"),
+    ({"K": [[1, 0, 1], [0, 1e5, 1], [0, 0, 1]]}, "at most 10 times apart"), ({"K": [[500, 0, 1e30], [0, 500, 1], [0, 0, 1]]}, "principal point up to"),
+    ({"t": [0, 0, 1e300]}, r"t: expected millimetres, up to 1e\+08, got \[0.0, 0.0, 1e\+300\]"),
+    ({"R": [[1e200, 0, 0], [0, 1e200, 0], [0, 0, 1]]}, r"R: not a rotation .it has an element 1e\+200"),
+    ({"distortion": [1e300, 0, 0, 0]}, r"distortion: expected coefficients up to 1e\+06, got 1e\+300"), ({"t": [0, 0, 10**30]}, "t: expected millimetres"),
+    ({"t": [0, 0, 10**400]}, "not a readable JSON file .a whole number has 401 digits"), ({"width": 1e300, "height": 1e300}, ""),
+])
+def test_absurd_numbers(tmp_path, change, message):
+    path = write(tmp_path, {"a": {"K": K, "R": R, "t": [1, 2, 900], **change}})
+    if not message:  # the size is compared with the photo's
+        assert read_cameras(path)["a"].size == (10**9, 10**9)
+        return
+    with pytest.raises(InputError, match=f"cameras.json: .*{message}"):
+        read_cameras(path)
+
+
+def test_deep_and_long(tmp_path):
+    with pytest.raises(InputError, match="cameras.json: not a readable JSON file .lists or objects are nested deeper than 64."):
+        read_cameras(write(tmp_path, "[" * 5000))
+    with pytest.raises(InputError, match="view 'x+[.]{3}x+': K is missing") as caught:
+        read_cameras(write(tmp_path, {"x" * 10_000: {}}))
+    assert len(str(caught.value)) < 500

@@ -84,10 +84,13 @@ def test_overrides():
     ("seed.deep=1", "override 'seed.deep=1': 'deep' has no options of its own"),
     ("stages.tow.n=1", "override 'stages.tow.n=1': unknown key 'tow'; did you mean 'two'"),
     ("stages.two=1", "override 'stages.two=1': .* has no options of its own"),
+    ("seed=2024-13-45", "override 'seed=2024-13-45': the value is not valid YAML .month must be"), ("seed=0x_", "the value is not valid YAML"),
+    ("seed=" + "9" * 5000, "override 'seed=9+[.]{3}9+': the value is not valid YAML .a whole number has 5000 digits"),
+    ("seed=" + "[" * 2000, "nested deeper than 64"), ("stages.3.n=1", "unknown key '3'; known: 5, two"),
 ])
 def test_wrong_overrides_are_refused(line, message):
     with pytest.raises(InputError, match=message):
-        apply_overrides({"seed": 0, "stages": [{"name": "two"}]}, [line])
+        apply_overrides({"seed": 0, "stages": [{"name": "two"}, {"name": 5}, {"name": None}, {}]}, [line])
 
 
 @pytest.mark.parametrize("content, message", [
@@ -98,6 +101,16 @@ def test_files_that_hold_no_options(tmp_path, content, message):
     (tmp_path / "a.yaml").write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_yaml(tmp_path / "a.yaml")
+
+
+def test_values_in_messages_are_short():
+    value = "x"
+    for _ in range(30):
+        value = [value] * 9
+    for wrong in ({"name": value}, {"count": "y" * 10**6, "name": "n"}, {"y" * 10**6: 1}, {"name": "n", "limit": 10**400}):
+        with pytest.raises(InputError) as caught:
+            build(Outer, wrong, "a.yaml")
+        assert len(str(caught.value)) < 500
 
 
 def test_missing_file(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -199,6 +200,28 @@ def test_wrong_masks(tmp_path, mask, message):
     (tmp_path / "masks/a.png").write_text("x") if mask is None else Image.fromarray(mask).save(tmp_path / "masks/a.png")
     with pytest.raises(InputError, match=message):
         load_subject(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+@pytest.mark.timeout(10)
+def test_pipes_are_not_opened(tmp_path):
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    (tmp_path / "masks").mkdir()
+    os.mkfifo(tmp_path / "masks" / "a.png")
+    os.mkfifo(tmp_path / "a.pts")
+    os.mkfifo(tmp_path / "b.png")
+    with pytest.raises(InputError, match="masks/a.png: it is a pipe or a device, no regular file; expected an image file"):
+        load_subject(tmp_path)
+    with pytest.raises(InputError, match="b.png: it is a pipe or a device"):
+        subject_from_images([tmp_path / "b.png"])
+    os.unlink(tmp_path / "masks" / "a.png")
+    subject = load_subject(tmp_path)
+    assert len(subject.views) == 1 and "ignored, not images or files of an image: a.pts, b.png" in subject.notes[0]
+
+
+def test_a_name_that_is_too_long_for_the_files_beside_it(tmp_path):
+    with pytest.raises(InputError, match="not a readable image"):
+        subject_from_images([tmp_path / ("x" * 252 + ".jpeg")])
 
 
 def test_subject_from_images(tmp_path):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.io.foreign import DATA_BYTES, foreign_file, parse_json
 from fitkit.io.resources import asset_path
+from fitkit.io.weights import network_from
 from fitkit.observe.landmarks.boxes import propose, same_place
 from fitkit.observe.landmarks.face_crop import MARGIN, FaceSquare, cut, square_of_points
 from fitkit.observe.landmarks.face_shape import INNER, head_roll, shape_residual
@@ -247,15 +248,7 @@ def read_network(path: Path | None = None) -> LandmarkNetwork:
         options = NetworkOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
         if sum(options.blocks) + len(options.widths) + len(options.decoder) > MOST_LAYERS:
             raise ValueError(f"its options describe more than {MOST_LAYERS} layers")
-        with torch.device("meta"):  # takes no memory, whatever the options say
-            known = LandmarkNetwork(options).state_dict()
-        known = {k: v for k, v in known.items() if not k.endswith("num_batches_tracked")}
-        for word, wrong in (("missing", known.keys() - tensors.keys()), ("unknown", tensors.keys() - known.keys()),
-                            ("of another shape", [k for k, v in known.items() if k in tensors and v.shape != tensors[k].shape])):
-            if wrong:
-                raise ValueError(f"tensors {word}: {min(wrong)}")
-        network = LandmarkNetwork(options)
-        network.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
+        network = network_from(lambda: LandmarkNetwork(options), tensors)
     return network.eval()
 
 
