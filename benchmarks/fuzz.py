@@ -199,7 +199,6 @@ def _ict_obj(folder: Path) -> Reader:
 def _meshes(folder: Path) -> Reader:
     import trimesh
 
-    from fitkit.export.gltf import write_glb
     from fitkit.io.mesh_files import read_mesh
 
     model = helpers.tiny_model()

@@ -124,7 +124,8 @@ def read_3ddfa_model(folder: Path) -> DenseModel:
         InputError: a file is missing, or its arrays do not fit together.
     """
     what = "cannot be read as 3DDFA's face model"
-    remedy = "expected Model_Shape.mat and Model_Exp.mat, made from the Basel Face Model, whose licence form is at https://faces.dmi.unibas.ch"
+    remedy = ("expected Model_Shape.mat and Model_Exp.mat, made from the Basel Face Model, whose licence form is at "
+              "https://faces.dmi.unibas.ch")
     with (foreign_file(folder / "Model_Shape.mat", what, remedy, limit=DATA_BYTES, where=f"{folder}:") as shapes,
           foreign_file(folder / "Model_Exp.mat", what, remedy, limit=DATA_BYTES, where=f"{folder}:") as expressions):
         shape, expression = shapes.mat(("mu_shape", "w", "tri", "keypoints")), expressions.mat(("mu_exp", "w_exp"))

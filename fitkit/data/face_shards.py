@@ -138,13 +138,15 @@ def _render_shard(job) -> int:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    shapes = {"jpeg": ("total",), "jpeg_end": ("n",), "model": ("n",), "seed": ("n",), "size": (), **{k: ("n", *v) for k, v in FIELDS.items()}}
+    shapes = {"jpeg": ("total",), "jpeg_end": ("n",), "model": ("n",), "seed": ("n",), "size": (),
+              **{k: ("n", *v) for k, v in FIELDS.items()}}
     kinds = {"model": "U", "visible": "b", **dict.fromkeys(("jpeg", "jpeg_end", "seed", "size"), "iu")}
     with foreign_file(path, *NO_SHARD, limit=DATA_BYTES) as file:
         arrays = file.npz(tuple(shapes))
         check_shapes({k: arrays[k] for k in shapes}, shapes, kinds, path)
         ends = arrays["jpeg_end"]
-        if arrays["jpeg"].dtype != np.uint8 or (np.diff(ends, prepend=0) < 0).any() or ends.max(initial=0) > len(arrays["jpeg"]):
+        inside = (np.diff(ends, prepend=0) >= 0).all() and ends.max(initial=0) <= len(arrays["jpeg"])
+        if arrays["jpeg"].dtype != np.uint8 or not inside:
             raise ValueError("jpeg_end does not cut jpeg into pictures")
     return arrays
 

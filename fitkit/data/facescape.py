@@ -80,7 +80,8 @@ def lab_samples(folder: str | os.PathLike, views: Sequence[Sequence[int]] = ()) 
 def _table(root: Path, name: str, least: int = 1) -> np.ndarray:
     """predef/NAME, a row for each picture, view or focal length; at least that many rows."""
     shape = next(shape for key, shape in (("scales", ()), ("rotations", (3, 3)), ("centers", (3,))) if key in name)
-    with foreign_file(root / "predef" / name, f"predef/{name} cannot be read", FACESCAPE.expected, limit=MEGABYTE, where=f"{root}:") as file:
+    with foreign_file(root / "predef" / name, f"predef/{name} cannot be read", FACESCAPE.expected, limit=MEGABYTE,
+                      where=f"{root}:") as file:
         table = file.npy()
         if table.dtype.kind not in "iuf" or len(table) < least or not np.isfinite(table).all():
             raise ValueError(f"expected finite numbers, at least {least} rows, got {table.dtype} {list(table.shape)}")

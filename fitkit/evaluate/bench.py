@@ -192,7 +192,8 @@ def load_truth(folder: str | os.PathLike) -> Truth:
     if face.ndim != 1 or face.dtype.kind not in "iu" or not len(face) or not 0 <= face.min() <= face.max() < len(vertices):
         raise InputError(f"{folder / region}: expected indices of the {len(vertices)} vertices of {mesh}, got {face.dtype} {list(face.shape)}")
     truth = Truth(vertices, triangles, landmarks, face.astype(np.int64))
-    with refused_as(f"{folder}: {mesh} and {points} are no face", "expected both of one person, in one frame"), np.errstate(all="ignore"):
+    with (refused_as(f"{folder}: {mesh} and {points} are no face", "expected both of one person, in one frame"),
+          np.errstate(all="ignore")):
         skin = truth.skin
     if not len(skin):
         raise InputError(f"{folder}: no skin of {region} can be seen around the landmarks; expected {mesh}, {points} and {region} of one "

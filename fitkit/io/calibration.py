@@ -10,7 +10,7 @@ import numpy as np
 from fitkit.errors import InputError
 from fitkit.io.foreign import foreign_file, shown
 
-# What no camera of a face has: focal lengths in px, distances of the principal point in px, translations in mm, distortion coefficients.
+# What no camera of a face is beyond: focal length and principal point in px, translation in mm, distortion coefficients.
 FOCAL_RANGE, FARTHEST_PX, FARTHEST_MM, LARGEST_DISTORTION = (1.0, 1e6), 1e6, 1e8, 1e6
 NAME_KEYS = ("image", "name", "view", "file")
 
@@ -76,8 +76,9 @@ def parse_camera(entry: dict, where: str) -> Calibration:
     (fx, _, cx), (_, fy, cy), _ = K.tolist()
     low, high = min(fx, fy), max(fx, fy)
     if not (FOCAL_RANGE[0] <= low and high <= min(FOCAL_RANGE[1], 10 * low) and max(abs(cx), abs(cy)) <= FARTHEST_PX):
-        raise InputError(f"{where}: K: expected focal lengths of {FOCAL_RANGE[0]:g} to {FOCAL_RANGE[1]:g} px, at most 10 times apart, and a "
-                         f"principal point up to {FARTHEST_PX:g} px away, got {K.tolist()}; give K in pixels of the image")
+        raise InputError(f"{where}: K: expected focal lengths of {FOCAL_RANGE[0]:g} to {FOCAL_RANGE[1]:g} px, at most 10 "
+                         f"times apart, and a principal point up to {FARTHEST_PX:g} px away, got {K.tolist()}; give K in "
+                         "pixels of the image")
     R, t = entry.get("R"), entry.get("t")
     if (R is None) != (t is None):
         raise InputError(f"{where}: {'R' if R is None else 't'} is missing; give R and t, or neither")
@@ -98,11 +99,13 @@ def parse_camera(entry: dict, where: str) -> Calibration:
             raise InputError(f"{where}: distortion: expected 4, 5, 8, 12 or 14 coefficients (OpenCV's order), "
                              f"got {len(distortion)}")
         if np.abs(distortion).max(initial=0) > LARGEST_DISTORTION:
-            raise InputError(f"{where}: distortion: expected coefficients up to {LARGEST_DISTORTION:g}, got {np.abs(distortion).max():.4g}")
+            raise InputError(f"{where}: distortion: expected coefficients up to {LARGEST_DISTORTION:g}, "
+                             f"got {np.abs(distortion).max():.4g}")
         distortion = distortion if np.any(distortion) else None
     size = None
     if entry.get("width") is not None and entry.get("height") is not None:
-        size = tuple(int(v) for v in _array([entry["width"], entry["height"]], (2,), f"{where}: width, height").clip(0, 1e9))
+        numbers = _array([entry["width"], entry["height"]], (2,), f"{where}: width, height")
+        size = tuple(int(v) for v in numbers.clip(0, 1e9))
     return Calibration(K, R, t, distortion, size)
 
 

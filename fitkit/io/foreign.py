@@ -3,8 +3,9 @@
     with foreign_file(path, "not a readable landmark file", "expected 68 points", limit=MEGABYTE) as file:
         content = file.json()
 
-Only regular files are opened, so that no pipe blocks; a file may be no larger than the limit, and nothing in it may ask for more than the
-constants below, whatever it declares. What a parser, or anything else in the block, raises becomes one sentence.
+Only regular files are opened, so that no pipe blocks; a file may be no larger than the limit, and nothing in it may ask
+for more than the constants below, whatever it declares. What a parser, or anything else in the block, raises becomes one
+sentence.
 """
 from __future__ import annotations
 
@@ -63,8 +64,8 @@ def foreign_file(path: str | os.PathLike, what: str, remedy: str = "", error: Ca
     """A file that somebody else made, open while the block runs.
 
     Args:
-        what, remedy: of the message for anything that goes wrong in the block, 'PATH: WHAT (reason); REMEDY'; where: what it begins with
-            instead of the path and a colon.
+        what, remedy: of the message for anything that goes wrong in the block, 'PATH: WHAT (reason); REMEDY'; where: what
+            it begins with instead of the path and a colon.
         error: the kind of error, or what makes one of the message.
         limit: bytes of the file, and of what a packed text may come to.
     """
@@ -78,19 +79,21 @@ class IrregularFileError(OSError):
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """A file to read; raises OSError, for anything but a regular file IrregularFileError, without waiting for a pipe."""
+    """A file to read, without waiting for a pipe; raises OSError, IrregularFileError where it is no regular file."""
     # Without O_NONBLOCK a pipe that nobody writes to would hold us for ever.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
     handle = os.open(path, flags)
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)
-        raise IrregularFileError("it is a folder" if stat.S_ISDIR(mode) else "it is a pipe or a device, no regular file")
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device, no regular file"
+        raise IrregularFileError(f"it is {kind}")
     return os.fdopen(handle, "rb")
 
 
 class ForeignFile:
-    """An open file. Each method reads all of it, in one format; they raise whatever comes up, which `foreign_file` makes a sentence of.
+    """An open file. Each method reads all of it, in one format; they raise whatever comes up, of which `foreign_file` makes
+    a sentence.
 
     path: of the file; stream: its bytes, to seek and read; size: their number.
     """
@@ -168,7 +171,8 @@ class ForeignFile:
             raise ValueError(f"the archive has more than the {members} members that are read")
 
     def mat(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Those of the named arrays of real numbers in a Matlab file (version 5 to 7) that are there; its other variables are not unpacked.
+        """Those of the named arrays of real numbers in a Matlab file (version 5 to 7) that are there; its other variables
+        are not unpacked.
 
         Read here and not by scipy, whose native reader dies of a type that it does not know.
         """
@@ -213,7 +217,8 @@ class ForeignFile:
             self._check_directory(TENSOR_MEMBERS)
             with zipfile.ZipFile(self.stream) as archive:
                 members = archive.infolist()
-            if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > self.size:
+            stored = all(m.compress_type == zipfile.ZIP_STORED for m in members)
+            if not stored or sum(m.file_size for m in members) > self.size:
                 raise ValueError("its members are packed, which torch.save never does")
         self.stream.seek(0)
         return torch.load(self.stream, map_location="cpu", weights_only=True)
@@ -224,7 +229,7 @@ class ForeignFile:
 
 
 def decode_picture(data: bytes | np.ndarray, flags: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
-    """A picture as OpenCV decodes it, BGR; None: it is none. Raises Pillow's DecompressionBombError where its size is absurd."""
+    """A picture as OpenCV decodes it, BGR; None: it is none. Raises Pillow's DecompressionBombError for an absurd size."""
     try:
         Image.open(io.BytesIO(data)).close()  # reads the size only
     except UnidentifiedImageError:
@@ -233,8 +238,8 @@ def decode_picture(data: bytes | np.ndarray, flags: int = cv2.IMREAD_COLOR) -> n
 
 
 def parse_json(data: bytes) -> Any:
-    """A JSON document; raises whatever comes up, so call it in `refused_as`. Refused: what is nested deeper than DEPTH, whole numbers and
-    texts that are too long."""
+    """A JSON document; raises whatever comes up, so call it in `refused_as`. Refused: what is nested deeper than DEPTH, whole
+    numbers and texts that are too long."""
     _check_json(data)
     return json.loads(data.decode("utf-8-sig"), parse_int=_whole)
 
@@ -242,8 +247,8 @@ def parse_json(data: bytes) -> Any:
 def parse_yaml(text: str) -> Any:
     """A YAML document as plain Python values; raises whatever comes up, so call it in `refused_as`.
 
-    Refused: what is nested deeper than DEPTH, or has more than NODES values when each repetition of an anchor is counted, and
-    whole numbers and texts that are too long.
+    Refused: what is nested deeper than DEPTH, or has more than NODES values when each repetition of an anchor is counted,
+    and whole numbers and texts that are too long.
     """
     if len(text) > YAML_BYTES:
         raise ValueError(f"it has more than the {YAML_BYTES // 1024} kB that are read")
@@ -270,14 +275,14 @@ class _Yaml(yaml.SafeLoader):
         return node
 
     def _count(self, node, counts: dict) -> int:
-        """Values below a node, those of a repeated one each time. The compounds that are being counted have None in `counts`."""
+        """Values below a node, those of a repeated one each time. What is being counted has None in `counts`."""
         if isinstance(node, yaml.ScalarNode):
             if len(node.value) > STRING:
                 raise ValueError(f"a text has {len(node.value)} characters, more than the {STRING} that are read")
             return 1
         if node not in counts:
             counts[node] = None
-            inner = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+            inner = node.value if isinstance(node, yaml.SequenceNode) else [n for pair in node.value for n in pair]
             counts[node] = 1 + sum(self._count(part, counts) for part in inner)
         if counts[node] is None:
             raise ValueError("an anchor is used inside of itself")
@@ -315,11 +320,13 @@ def inside(root: Path, name: str) -> Path:
     return root / name
 
 
-def check_shapes(arrays: dict[str, np.ndarray], shapes: dict[str, tuple], kinds: dict[str, str], path: str | os.PathLike) -> dict[str, int]:
+def check_shapes(arrays: dict[str, np.ndarray], shapes: dict[str, tuple], kinds: dict[str, str],
+                 path: str | os.PathLike) -> dict[str, int]:
     """Refuse arrays of a file that are not what `shapes` says.
 
     Args:
-        shapes: key -> shape, names in it stand for sizes that must agree; kinds: key -> numpy's dtype.kind, numbers where none is given.
+        shapes: key -> shape, names in it stand for sizes that must agree; kinds: key -> letters of numpy's dtype.kind,
+            numbers where none is given.
     Returns: the sizes by name.
     """
     sizes: dict[str, int] = {}
@@ -336,7 +343,8 @@ def check_shapes(arrays: dict[str, np.ndarray], shapes: dict[str, tuple], kinds:
 
 
 def check_indices(array: np.ndarray, count: int, where: str, shape: str = "") -> None:
-    """Refuse indices that are not in 0..count - 1, or none at all; `where` names file and array, `shape` what was expected of it."""
+    """Refuse indices that are not in 0..count - 1, or none at all; `where` names file and array, `shape` the shape it
+    should have."""
     if not array.size or array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= count:
         got = f"{array.min()} to {array.max()}" if array.size else "none"
         raise InputError(f"{where}: expected {shape}indices in 0..{count - 1}, got {got}")
@@ -359,7 +367,8 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 def _json_depth(data: bytes) -> int:
     brackets = np.frombuffer(data.translate(None, _NO_BRACKETS), np.int8)
-    return int(((brackets & 2) - 1).cumsum(dtype=np.int64).max(initial=0))  # this bit tells those that open from those that close
+    steps = (brackets & 2) - 1  # this bit tells those that open, 1, from those that close, -1
+    return int(steps.cumsum(dtype=np.int64).max(initial=0))
 
 
 def _whole(text: str) -> int:
@@ -376,7 +385,8 @@ def _check_header(stream: BinaryIO, available: int, name: str, limit: int = ARRA
     """Refuse an array that declares more than there is, or that holds anything but numbers and text."""
     try:
         major = np.lib.format.read_magic(stream)[0]
-        shape, _, dtype = (np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0)(stream)
+        header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(stream)
     except Exception as error:  # noqa: BLE001 - tokenizer and parser raise many kinds, with words for programmers
         raise ValueError(f"{name}: the header cannot be read") from error
     if dtype.kind not in "biufcSU":
@@ -385,8 +395,8 @@ def _check_header(stream: BinaryIO, available: int, name: str, limit: int = ARRA
     if min(shape, default=0) < 0 or wanted > available:
         raise ValueError(f"{name}: the header states {_megabytes(wanted)}, more than the file holds")
     if wanted > limit:
-        raise ValueError(f"{name}: the header states {_megabytes(wanted)}, with it the arrays have more than the {_megabytes(ARRAY_BYTES)} "
-                         "that are read")
+        raise ValueError(f"{name}: the header states {_megabytes(wanted)}, with it the arrays have more than the "
+                         f"{_megabytes(ARRAY_BYTES)} that are read")
 
 
 def _native(array: np.ndarray) -> np.ndarray:
@@ -394,12 +404,13 @@ def _native(array: np.ndarray) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-MAT_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}  # as written
-MAT_CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}  # as meant
+# Numbers of a Matlab file: as they are written, and as they are meant.
+MAT_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+MAT_CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}
 
 
 def _mat_elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
-    """(type, content) of the elements of a Matlab file one after the other. Source: "MAT-File Format", The MathWorks."""
+    """(type, content) of the elements of a Matlab file one after the other. Source: MathWorks, "MAT-File Format"."""
     at = 0
     while at + 8 <= len(data):
         kind, length = struct.unpack_from(order + "II", data, at)

@@ -18,7 +18,8 @@ SUFFIXES = (".ply", ".obj", ".glb", ".stl", ".off")
 
 
 def read_mesh(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """A `.ply` or `.obj` file (or .glb, .stl, .off) -> vertices [V, 3] float64 (nothing is merged or reordered), triangles [F, 3] int64.
+    """A `.ply` or `.obj` file (or .glb, .stl, .off) -> vertices [V, 3] float64 (nothing is merged or reordered), triangles
+    [F, 3] int64.
 
     Polygons are split into fans.
 
@@ -38,10 +39,12 @@ def read_mesh(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
             data = file.bytes()
             _check_counts(data, kind)
             # From the bytes alone: nothing that the file names is opened.
-            mesh = trimesh.load(io.BytesIO(data), file_type=kind[1:], process=False, force="mesh", maintain_order=True, skip_materials=True)
+            mesh = trimesh.load(io.BytesIO(data), file_type=kind[1:], process=False, force="mesh", maintain_order=True,
+                                skip_materials=True)
             vertices, triangles = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
             if vertices.ndim != 2 or vertices.shape[1] != 3 or triangles.shape != (len(triangles), 3):
-                raise ValueError(f"expected vertices [V, 3] and triangles [F, 3], got {list(vertices.shape)} and {list(triangles.shape)}")
+                raise ValueError(f"expected vertices [V, 3] and triangles [F, 3], got {list(vertices.shape)} and "
+                                 f"{list(triangles.shape)}")
     if not len(vertices) or not len(triangles):
         raise InputError(f"{path}: expected a mesh with triangles, got {len(vertices)} vertices and {len(triangles)} triangles")
     if triangles.min() < 0 or triangles.max() >= len(vertices):
@@ -53,14 +56,16 @@ def read_mesh(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
 
 def obj_arrays(path: str | os.PathLike, corners: bool = False, faces: bool = True, limit: int = MESH_BYTES
              ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """An OBJ file, also as .obj.gz, in file order: general loaders repeat the vertices along UV seams, or make room for the largest index.
+    """An OBJ file, also as .obj.gz, in file order: general loaders repeat the vertices along UV seams, or make room for the
+    largest index.
 
     Args:
-        corners: also read texture coordinates and the texture corners of the triangles, which every face must have; faces: False leaves
-            all but the vertices; limit: bytes of the file, unpacked.
+        corners: also read texture coordinates and the texture corners of the triangles, which every face must have; faces:
+            False leaves all but the vertices; limit: bytes of the file, unpacked.
     Returns:
-        vertices [V, 3] float64, texture coordinates [T, 2] float64, triangles [F, 3] int64 and their texture corners [F, 3] int64; polygons
-        are split into fans, a quad into (0, 1, 2) and (0, 2, 3). What was not asked for is empty. Indices are not checked.
+        vertices [V, 3] float64, texture coordinates [T, 2] float64, triangles [F, 3] int64 and their texture corners [F, 3]
+        int64; polygons are split into fans, a quad into (0, 1, 2) and (0, 2, 3). What was not asked for is empty. Indices
+        are not checked.
     Raises:
         InputError: no such file, or lines that are not those of an OBJ file.
     """
@@ -77,8 +82,9 @@ def obj_arrays(path: str | os.PathLike, corners: bool = False, faces: bool = Tru
             polygons = re.findall(rb"^f[ \t]+(.*)$", data, re.MULTILINE)
             before = None
             if any(b"-" in p for p in polygons):  # counted back from the face's own line
-                at = [[m.start() for m in re.finditer(rb"^%s[ \t]" % key, data, re.MULTILINE)] for key in (b"v", b"vt", b"f")]
-                before = np.searchsorted(at[0], at[2]), np.searchsorted(at[1], at[2])
+                v, vt, f = ([m.start() for m in re.finditer(rb"^%s[ \t]" % key, data, re.MULTILINE)]
+                            for key in (b"v", b"vt", b"f"))
+                before = np.searchsorted(v, f), np.searchsorted(vt, f)
             triangles = _fans(polygons, 0, before and before[0])
             if corners:
                 uv, texture = _numbers(data, b"vt", 2), _fans(polygons, 1, before and before[1])
@@ -92,8 +98,8 @@ def _numbers(data: bytes, key: bytes, count: int) -> np.ndarray:
 
 
 def _fans(polygons: list[bytes], part: int, before: np.ndarray | None) -> np.ndarray:
-    """Triangles [F, 3] of polygons 'v/vt/vn ...', counted from 0. part: which number of a corner; before: number of vertices above each
-    polygon, which negative numbers count back from."""
+    """Triangles [F, 3] of polygons 'v/vt/vn ...', counted from 0. part: which number of a corner; before: number of vertices
+    above each polygon, which negative numbers count back from."""
     if not polygons:
         return np.zeros((0, 3), np.int64)
     text = b"\n".join(polygons)
@@ -114,7 +120,8 @@ def _fans(polygons: list[bytes], part: int, before: np.ndarray | None) -> np.nda
         if before is not None:
             index = np.where(index < 0, before[rows, None] + index + 1, index)
         corner = np.arange(1, size - 1)
-        fans.append(np.stack([np.broadcast_to(index[:, :1], (len(rows), len(corner))), index[:, corner], index[:, corner + 1]], -1).reshape(-1, 3))
+        first = np.broadcast_to(index[:, :1], (len(rows), len(corner)))
+        fans.append(np.stack([first, index[:, corner], index[:, corner + 1]], -1).reshape(-1, 3))
         order.append(np.repeat(rows, len(corner)))
     # The files count from 1, we count from 0.
     return np.concatenate(fans)[np.argsort(np.concatenate(order), kind="stable")] - 1
@@ -137,7 +144,7 @@ def _check_counts(data: bytes, kind: str) -> None:
 
 
 def _glb_counts(data: bytes) -> list[int]:
-    """Numbers of a GLB file that must not exceed its bytes: those of each accessor, and of all vertices of the scene."""
+    """Numbers of a GLB file that must not exceed its bytes: of each accessor, of all vertices of the scene."""
     magic, _, _, length, chunk = struct.unpack_from("<4sIII4s", data)
     if magic != b"glTF" or chunk != b"JSON":
         raise ValueError("not a binary glTF file")
@@ -145,6 +152,7 @@ def _glb_counts(data: bytes) -> list[int]:
     accessors = scene.get("accessors", [])
     if any("bufferView" not in a for a in accessors):
         raise ValueError("an accessor has no data")
-    sizes = [sum(accessors[p["attributes"]["POSITION"]]["count"] for p in mesh["primitives"]) for mesh in scene.get("meshes", [])]
+    sizes = [sum(accessors[p["attributes"]["POSITION"]]["count"] for p in mesh["primitives"])
+             for mesh in scene.get("meshes", [])]
     placed = sum(sizes[node["mesh"]] for node in scene.get("nodes", []) if "mesh" in node)
     return [*(a["count"] for a in accessors), placed, len(scene.get("nodes", [])) ** 2]

@@ -64,7 +64,8 @@ def _set(data: Any, path: list[str], value: Any, line: str) -> Any:
         names = [str(item["name"]) for item in data if isinstance(item, dict) and item.get("name")]
         if path[0] not in names:
             raise unknown_key(path[0], names, f"override {shown(line)}")
-        return [_set(item, path[1:], value, line) if isinstance(item, dict) and str(item.get("name")) == path[0] else item for item in data]
+        return [_set(item, path[1:], value, line) if isinstance(item, dict) and str(item.get("name")) == path[0] else item
+                for item in data]
     if data is None:
         data = {}
     if not isinstance(data, dict) or not path:

@@ -220,7 +220,8 @@ def subject_from_images(images: Sequence, landmarks: Sequence | None = None, nam
         if path:
             beside = []
             if landmarks is None:
-                beside = [p for s in landmark_files.SUFFIXES if os.path.isfile(p := path.with_suffix(s))]  # a name that is too long is no error
+                # Not Path.is_file, for which a name that is too long is an error.
+                beside = [p for s in landmark_files.SUFFIXES if os.path.isfile(p := path.with_suffix(s))]
             view, more = _read_view(path, open_image(path), beside, None)
             view, notes = view.replace(name=view_name), notes + more
         else:

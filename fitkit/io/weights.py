@@ -10,8 +10,8 @@ from torch import Tensor, nn
 def network_from(make: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -> nn.Module:
     """The network that `make` makes, with these weights in float32; counters of batches need not be among them.
 
-    Nothing is allocated before the weights are known to fit, whatever size of network the options in the file ask for. Buffers that are
-    not among the weights must be made from tensors that are there.
+    Nothing is allocated before the weights are known to fit, whatever size of network the options in the file ask for.
+    Buffers that are not among the weights must be made from tensors that are there.
 
     Raises:
         ValueError: tensors that are missing, unknown or of another shape.
@@ -21,8 +21,8 @@ def network_from(make: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -
     known = network.state_dict()
     counts = {k: torch.zeros_like(v, device="cpu") for k, v in known.items() if k.endswith("num_batches_tracked")}
     known = {k: v for k, v in known.items() if k not in counts}
-    other = [k for k, v in known.items() if k in tensors and v.shape != tensors[k].shape]
-    for word, wrong in (("missing", known.keys() - tensors.keys()), ("unknown", tensors.keys() - known.keys()), ("of another shape", other)):
+    for word, wrong in (("missing", known.keys() - tensors.keys()), ("unknown", tensors.keys() - known.keys()),
+                        ("of another shape", [k for k, v in known.items() if k in tensors and v.shape != tensors[k].shape])):
         if wrong:
             raise ValueError(f"tensors {word}: {min(wrong)}")
     # Copied: those of a mapped file lie at odd addresses, from which sums come out with other last digits.

@@ -15,10 +15,12 @@ FORMAT, VERSION = "fitkit-model", 1
 REQUIRED = ("format", "version", "name", "mean", "identity_basis", "expression_basis", "expression_names", "triangles",
             "landmark_triangles", "landmark_barycentric", "region", "region_names", "skin", "face")
 OPTIONAL = ("uv", "uv_triangles", "albedo_mean", "albedo_basis", "source", "license")
-TEXTS = {"format": (), "name": (), "source": (), "license": (), "expression_names": ("K_ex",), "region_names": ("R",)}  # with shapes
+# With shapes.
+TEXTS = {"format": (), "name": (), "source": (), "license": (), "expression_names": ("K_ex",), "region_names": ("R",)}
 KINDS = dict.fromkeys(TEXTS, "U") | {"version": "iu", "skin": "biu", "face": "biu"} | dict.fromkeys(
     ("triangles", "landmark_triangles", "region", "uv_triangles"), "iu")
-LARGEST = {"mean": 1e4, "identity_basis": 1e3, "expression_basis": 1e3, "albedo_mean": 10, "albedo_basis": 10}  # mm, linear RGB
+# Millimetres and linear RGB.
+LARGEST = {"mean": 1e4, "identity_basis": 1e3, "expression_basis": 1e3, "albedo_mean": 10, "albedo_basis": 10}
 BARYCENTRIC_SLACK = 0.1  # how far outside of its triangle a landmark may lie, in barycentric coordinates
 
 
@@ -36,7 +38,8 @@ def load_model_file(path: str | os.PathLike) -> FaceModel:
         raise InputError(f"{path}: not a fitkit model file (missing {', '.join(missing) or 'format mark'}); "
                          "import it with 'fitkit model import'")
     plain = TEXTS | {"version": ()}
-    check_shapes(arrays, {k: plain.get(k, v.shape) for k, v in arrays.items()}, KINDS, path)  # `check_model` looks at the other shapes
+    # `check_model` looks at the other shapes.
+    check_shapes(arrays, {k: plain.get(k, v.shape) for k, v in arrays.items()}, KINDS, path)
     if int(arrays["version"]) > VERSION:
         raise InputError(f"{path}: model file version {int(arrays['version'])}, this fitkit reads up to {VERSION}; update fitkit")
 
@@ -65,8 +68,8 @@ def check_model(model: FaceModel, where: str) -> None:
     """Refuse a model whose arrays do not fit together, or that no fit could use; `where` names the file in the message.
 
     Raises:
-        InputError: shapes that differ; numbers that are not finite or absurdly large; indices that point nowhere; no triangle, shape, skin
-            or face; landmarks outside of their triangles; another unit than millimetres.
+        InputError: shapes that differ; numbers that are not finite or absurdly large; indices that point nowhere; no
+            triangle, shape, skin or face; landmarks outside of their triangles; another unit than millimetres.
     """
     V, F, K = len(model.mean), len(model.triangles), len(model.expression_names)
     wanted = {
@@ -75,7 +78,8 @@ def check_model(model: FaceModel, where: str) -> None:
         "landmark_barycentric": (model.landmarks.barycentric, (68, 3)), "landmark_triangles": (model.landmarks.triangle, (68,)),
         "region": (model.region, (V,)), "skin": (model.skin, (V,)), "face": (model.face, (V,)),
     }
-    if (model.uv is None) != (model.uv_triangles is None) or (model.uv_triangles is not None and model.uv_triangles.shape != (F, 3)):
+    if (model.uv is None) != (model.uv_triangles is None) or (
+            model.uv_triangles is not None and model.uv_triangles.shape != (F, 3)):
         raise InputError(f"{where}: uv and uv_triangles must both be given, uv_triangles with one row per triangle")
     if model.uv is not None:
         wanted["uv"] = (model.uv, (len(model.uv), 2))
@@ -91,7 +95,8 @@ def check_model(model: FaceModel, where: str) -> None:
             if not largest < float("inf"):
                 raise InputError(f"{where}: {key} holds values that are not finite")
             if largest > LARGEST.get(key, float("inf")):
-                raise InputError(f"{where}: {key}: expected values up to {LARGEST[key]:g}, got {largest:.4g} (wrong unit?)")
+                raise InputError(f"{where}: {key}: expected values up to {LARGEST[key]:g}, got {largest:.4g} "
+                                 "(wrong unit?)")
     for key in ("skin", "face"):
         if not bool(getattr(model, key).any()):
             raise InputError(f"{where}: {key}: expected at least one vertex, got none")

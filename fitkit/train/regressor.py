@@ -333,7 +333,8 @@ class CsvLog:
         self.path, kept = path, []
         if path.exists() and step > 0:
             with foreign_file(path, "not readable as the log of a training", "remove it") as file:
-                kept = [row for row in csv.DictReader(file.text().splitlines()) if (row.get("step") or "").isdecimal() and int(row["step"]) <= step]
+                rows = csv.DictReader(file.text().splitlines())
+                kept = [row for row in rows if (row.get("step") or "").isdecimal() and int(row["step"]) <= step]
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore", restval="")
             writer.writeheader()

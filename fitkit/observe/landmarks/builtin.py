@@ -242,8 +242,10 @@ def read_network(path: Path | None = None) -> LandmarkNetwork:
     except InputError:
         pass  # said below
     if path is None or not os.path.lexists(path):
-        raise MissingWeightsError(f"landmark detector 'builtin': its weights {path or WEIGHTS}, which come with fitkit, are missing; {OTHERWISE}")
-    with foreign_file(path, "are damaged", OTHERWISE, MissingWeightsError, DATA_BYTES, f"landmark detector 'builtin': its weights {path}") as file:
+        raise MissingWeightsError(f"landmark detector 'builtin': its weights {path or WEIGHTS}, which come with fitkit, "
+                                  f"are missing; {OTHERWISE}")
+    where = f"landmark detector 'builtin': its weights {path}"
+    with foreign_file(path, "are damaged", OTHERWISE, MissingWeightsError, DATA_BYTES, where) as file:
         options, tensors = parse_json(file.metadata()["network"].encode()), file.tensors()
         options = NetworkOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
         if sum(options.blocks) + len(options.widths) + len(options.decoder) > MOST_LAYERS:

@@ -1,4 +1,4 @@
-"""Landmark networks that the user has, as ONNX files, behind our detector interface; run by OpenCV in a process of its own.
+"""Landmark networks that the user has, as ONNX files, behind our detector interface; run by OpenCV in its own process.
 
 What such a network must be: one input [N, 3, H, W] (or [N, 1, H, W], grey) of declared size, the RGB crop of a face in
 [0, 1]; one output of 136 numbers, [N, 136] or [N, 68, 2]: x and y of the iBUG points in turn, as fractions of the crop or in
@@ -50,7 +50,8 @@ class OnnxDetector(EveryFaceDetector):
         path = Path(path)
         self.name = f"onnx:{path.name}"
         self.where = f"landmark detector {path}"
-        with foreign_file(path, "cannot be read", "give the path of an ONNX file", limit=FILE_BYTES, where=f"{self.where}:") as file:
+        with foreign_file(path, "cannot be read", "give the path of an ONNX file", limit=FILE_BYTES,
+                          where=f"{self.where}:") as file:
             content = file.bytes()
         self.channels, self.height, self.width = self._input_shape(content)
         self.network = NetworkProcess(content)
@@ -101,7 +102,8 @@ class OnnxDetector(EveryFaceDetector):
 class NetworkProcess:
     """An ONNX network that another process runs, see `onnx_worker`; it ends with this object, or with our process.
 
-    Calls raise ValueError with the reason where there is no output: what OpenCV says, the process crashed, or it took too long.
+    Calls raise ValueError with the reason where there is no output: what OpenCV says, the process crashed, or it took too
+    long.
     """
 
     def __init__(self, content: bytes):
@@ -122,8 +124,8 @@ class NetworkProcess:
         # Run by path: beside it lies a types.py, which must not stand for Python's own.
         code = "import runpy, sys; sys.path[:] = sys.argv[2:]; runpy.run_path(sys.argv[1], run_name='__main__')"
         command = [sys.executable, "-c", code, onnx_worker.__file__, *(p for p in sys.path if p)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
+        self.process = subprocess.Popen(command, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self.owner = os.getpid()
         weakref.finalize(self, _end, self.process, self.owner)
         self._ask(self.content)
@@ -138,7 +140,8 @@ class NetworkProcess:
         except (EOFError, OSError):
             process.kill()
             code = process.wait()
-            raise ValueError(f"it took more than {PATIENCE:g} s" if late.is_set() else f"its importer crashed, exit code {code}") from None
+            raise ValueError(f"it took more than {PATIENCE:g} s" if late.is_set()
+                             else f"its importer crashed, exit code {code}") from None
         finally:
             timer.cancel()
         if answer[:1] != b"+":
