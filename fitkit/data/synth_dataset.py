@@ -101,8 +101,10 @@ class SynthFolder(FaceDataset):
         recipe = record.get("recipe") if isinstance(record, dict) else None
         if not isinstance(recipe, dict) or "landmark_noise" not in recipe or recipe.get("jaw") not in ("surface", "outline"):
             raise InputError(f"{folder / RECIPE_FILE}: not a recipe that fitkit synth has written; render the subjects again")
-        with refused_as(f"{folder / RECIPE_FILE}: landmark_noise: expected a number"):
+        with refused_as(f"{folder / RECIPE_FILE}: landmark_noise: expected px, 0 to 1000"):
             self.jaw, self.noise = recipe["jaw"], float(recipe["landmark_noise"])
+            if not 0 <= self.noise <= 1000:
+                raise ValueError(f"it is {self.noise:g}")
         self.folder, self.model = folder, model
         self.ids = tuple(sorted(p.name for p in folder.glob("subject_[0-9]*") if p.is_dir()))[:most or None]
         if not self.ids:
@@ -123,8 +125,10 @@ class SynthFolder(FaceDataset):
             views = cameras["views"]
             state = _state(self.model, parameters, views)
             paths = [inside(photos, v["image"]) for v in views]
-        images = torch.from_numpy(np.stack([read_image(p)[0] for p in paths])).permute(0, 3, 1, 2).float() / 255
-        points = torch.from_numpy(np.stack([read_landmarks(p.with_suffix(".pts"))[:, :2] for p in paths])).float()
+            images = torch.from_numpy(np.stack([read_image(p)[0] for p in paths])).permute(0, 3, 1, 2).float() / 255
+            points = torch.from_numpy(np.stack([read_landmarks(p.with_suffix(".pts"))[:, :2] for p in paths])).float()
+            if len(state.illumination) != len(paths):
+                raise ValueError(f"{len(paths)} views, {len(state.illumination)} of them with a light")
         B, H, W = len(views), *images.shape[-2:]
         sigma = torch.full((B, 68), self.noise if self.noise > 0 else torch.nan)
         marks = Landmarks(points, sigma, torch.isfinite(points).all(-1), torch.ones(B, 68), self.jaw)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fitkit.errors import InputError
-from fitkit.io.foreign import DATA_BYTES, MEGABYTE, check_indices, check_shapes, foreign_file
+from fitkit.io.foreign import DATA_BYTES, MEGABYTE, check_indices, check_shapes, foreign_file, refused_as
 from fitkit.io.mesh_files import obj_arrays
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
 from fitkit.models.io import check_model
@@ -75,19 +75,22 @@ def import_ict(source: str | os.PathLike, name: str = "ict") -> FaceModel:
         raise InputError(f"{source}: the landmark vertices are not where they belong; this is another release of "
                          "ICT-FaceKit with another vertex order, use the present files ('fitkit model fetch ict')")
 
-    kept = (triangles < KEPT).all(1)
-    triangles, corners = triangles[kept], corners[kept]
-    mean = mean[:KEPT]
-    region = np.repeat(np.arange(len(REGIONS)), np.diff([0] + [end for _, end in REGIONS]))
-    uv, corners = _pack_uv(arrays["uv"], corners, region[triangles[:, 0]])
-    model = FaceModel(
-        name=name, mean=_real(mean), identity_basis=_real(arrays["identity_basis"][:, :KEPT]),
-        expression_basis=_real(arrays["expression_basis"][:, :KEPT]), expression_names=tuple(arrays["expression_names"]),
-        triangles=torch.from_numpy(triangles.astype(np.int64)), landmarks=_embed(triangles),
-        region=torch.from_numpy(region.astype(np.int64)), region_names=tuple(n for n, _ in REGIONS),
-        skin=torch.from_numpy(_skin(mean, region)), face=torch.from_numpy(region == 0),
-        uv=_real(uv), uv_triangles=torch.from_numpy(corners.astype(np.int64)),
-        albedo_mean=_real(_paint(mean, region)), source=SOURCE, license=LICENSE)
+    with refused_as(f"{source}: not usable as ICT-FaceKit", "use the present files ('fitkit model fetch ict')"):
+        if not np.isfinite(arrays["uv"]).all():
+            raise ValueError("uv holds values that are not finite")
+        kept = (triangles < KEPT).all(1)
+        triangles, corners = triangles[kept], corners[kept]
+        mean = mean[:KEPT]
+        region = np.repeat(np.arange(len(REGIONS)), np.diff([0] + [end for _, end in REGIONS]))
+        uv, corners = _pack_uv(arrays["uv"], corners, region[triangles[:, 0]])
+        model = FaceModel(
+            name=name, mean=_real(mean), identity_basis=_real(arrays["identity_basis"][:, :KEPT]),
+            expression_basis=_real(arrays["expression_basis"][:, :KEPT]), expression_names=tuple(arrays["expression_names"]),
+            triangles=torch.from_numpy(triangles.astype(np.int64)), landmarks=_embed(triangles),
+            region=torch.from_numpy(region.astype(np.int64)), region_names=tuple(n for n, _ in REGIONS),
+            skin=torch.from_numpy(_skin(mean, region)), face=torch.from_numpy(region == 0),
+            uv=_real(uv), uv_triangles=torch.from_numpy(corners.astype(np.int64)),
+            albedo_mean=_real(_paint(mean, region)), source=SOURCE, license=LICENSE)
     check_model(model, str(source))
     return model
 

@@ -152,6 +152,20 @@ def test_files_of_another_release(tmp_path):
     np.savez(tmp_path / "order.npz", **{**arrays, "mean": np.roll(arrays["mean"], 5, axis=0)})
     with pytest.raises(InputError, match="another release of ICT-FaceKit with another vertex order"):
         import_ict(tmp_path / "order.npz")
+    np.savez(tmp_path / "loose.npz", **{**arrays, "faces": arrays["faces"][:1000], "faces_uv": arrays["faces_uv"][:1000]})
+    with pytest.raises(InputError, match="loose.npz: not usable as ICT-FaceKit .*; use the present files"):
+        import_ict(tmp_path / "loose.npz")
+    np.savez(tmp_path / "uv.npz", **{**arrays, "uv": np.full_like(arrays["uv"], np.nan)})
+    with pytest.raises(InputError, match="uv.npz: not usable as ICT-FaceKit .uv holds values that are not finite"):
+        import_ict(tmp_path / "uv.npz")
+    faces = arrays["faces"].copy()
+    faces[0] = -1
+    np.savez(tmp_path / "faces.npz", **{**arrays, "faces": faces})
+    with pytest.raises(InputError, match=r"faces.npz: faces: expected indices in 0..26718, got -1 to 2\d+"):
+        import_ict(tmp_path / "faces.npz")
+    np.savez(tmp_path / "zero.npz", **{**arrays, "mean": np.array(3.0)})
+    with pytest.raises(InputError, match=r"zero.npz: mean: expected shape \['V', 3\], got \[\]"):
+        import_ict(tmp_path / "zero.npz")
     np.savez(tmp_path / "count.npz", **{**arrays, "mean": arrays["mean"][:100]})
     with pytest.raises(InputError, match="expected 26719 vertices of ICT-FaceKit, got 100"):
         import_ict(tmp_path / "count.npz")
