@@ -241,7 +241,10 @@ def parse_json(data: bytes) -> Any:
     """A JSON document; raises whatever comes up, so call it in `refused_as`. Refused: what is nested deeper than DEPTH, whole
     numbers and texts that are too long."""
     _check_json(data)
-    return json.loads(data.decode("utf-8-sig"), parse_int=_whole)
+    value = json.loads(data.decode("utf-8-sig"), parse_int=_whole)
+    if b"\\ud" in data.lower():
+        json.dumps(value, ensure_ascii=False).encode()  # half a pair of surrogates could not be written anywhere
+    return value
 
 
 def parse_yaml(text: str) -> Any:
@@ -279,6 +282,7 @@ class _Yaml(yaml.SafeLoader):
         if isinstance(node, yaml.ScalarNode):
             if len(node.value) > STRING:
                 raise ValueError(f"a text has {len(node.value)} characters, more than the {STRING} that are read")
+            node.value.encode()  # half a pair of surrogates could not be written anywhere
             return 1
         if node not in counts:
             counts[node] = None
@@ -400,8 +404,13 @@ def _check_header(stream: BinaryIO, available: int, name: str, limit: int = ARRA
 
 
 def _native(array: np.ndarray) -> np.ndarray:
-    """The same numbers in this machine's byte order, which torch wants."""
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    """The same in this machine's byte order, which torch wants. Refuses text of characters that Python cannot make or write."""
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if array.dtype.kind == "U" and array.nbytes:
+        codes = np.frombuffer(array.tobytes(), np.uint32)
+        if codes.max() > 0x10FFFF or ((codes >= 0xD800) & (codes < 0xE000)).any():
+            raise ValueError("its text has characters that do not exist")
+    return array
 
 
 # Numbers of a Matlab file: as they are written, and as they are meant.

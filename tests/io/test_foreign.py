@@ -129,6 +129,25 @@ def test_arrays_come_in_the_byte_order_of_the_machine(tmp_path):
     assert torch.from_numpy(arrays["a"]).tolist() == [0, 1, 2] and arrays.keys() == {"a", "b"}
 
 
+@pytest.mark.parametrize("code", [0x110000, 0xFFFFFFFF, 0xD800])
+def test_text_of_characters_that_do_not_exist(tmp_path, code):
+    text = np.array([code, ord("a")], np.uint32).view("<U2")
+    (tmp_path / "a.npy").write_bytes(with_header("(1,)", text.tobytes(), "<U2"))
+    refused(tmp_path / "a.npy", "its text has characters that do not exist", "npy")
+    np.savez(tmp_path / "a.npz", a=np.array(["é", "", "\U0010ffff"]), b=text)
+    assert read(tmp_path / "a.npz", "npz", ("a",))["a"].tolist() == ["é", "", "\U0010ffff"]
+    refused(tmp_path / "a.npz", "b cannot be unpacked .its text has characters that do not exist", "npz", ("b",))
+
+
+def test_half_a_pair_of_surrogates(tmp_path):
+    (tmp_path / "a.json").write_text(r'{"a": "\uD83D\uDE00"}')
+    assert read(tmp_path / "a.json", "json") == {"a": "\U0001F600"}
+    (tmp_path / "a.json").write_text(r'{"a": "\ud83d"}')
+    refused(tmp_path / "a.json", "surrogates not allowed", "json")
+    with pytest.raises(InputError, match="surrogates not allowed"), refused_as("a.yaml"):
+        parse_yaml('a: "\\ud83d"')
+
+
 def bomb(path, name, size):
     """An archive whose member `name` unpacks to `size` MB of zeros, beside a good member 'a'."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
