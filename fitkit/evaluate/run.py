@@ -17,10 +17,10 @@ import yaml
 from PIL import Image
 
 from fitkit.data.samples import EvaluationSample
-from fitkit.errors import FitkitError, InputError
+from fitkit.errors import FitkitError, InputError, unexpected
 from fitkit.evaluate.compare import aligned
 from fitkit.evaluate.machine import machine
-from fitkit.evaluate.predictions import Prediction, make_predictions, read_prediction, read_status, unexpected
+from fitkit.evaluate.predictions import Prediction, make_predictions, read_prediction, read_status
 from fitkit.evaluate.protocols import PROTOCOLS, ErrorMap, Protocol
 from fitkit.evaluate.recipe import EvaluateRecipe
 from fitkit.export.folder import plain
