@@ -27,6 +27,7 @@ from fitkit.export.folder import plain
 from fitkit.export.preview import draw_error_map
 from fitkit.io.atomic import written_whole
 from fitkit.io.options import read_yaml, to_plain
+from fitkit.io.outputs import check_folder
 from fitkit.models.registry import load_model
 
 log = logging.getLogger("fitkit")
@@ -66,6 +67,7 @@ def evaluate(recipe: EvaluateRecipe, data: str | os.PathLike, output: str | os.P
             first = samples[0].id
             raise InputError(f"{folder}: no prediction for any of the {len(samples)} samples; "
                              f"expected files such as {first}.obj with {first}.npy")
+    check_folder(out, (REPORT, TABLE, RECIPE, f"{PREDICTIONS}/*", f"{PICTURES}/*.png"), (REPORT, f"{PREDICTIONS}/{RECIPE}"), "evaluate", resume)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -194,8 +196,8 @@ def draw_picture(surface: ErrorMap, path: Path, largest: float) -> None:
     vertices = torch.from_numpy((surface.vertices - center) @ turn.T).float()
     picture = draw_error_map(vertices, torch.from_numpy(np.asarray(surface.triangles, np.int64)), torch.from_numpy(surface.errors).float(),
                              largest)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)
+    with written_whole(path) as part:
+        Image.fromarray(picture).save(part, format="PNG")
 
 
 def upright(points: np.ndarray) -> np.ndarray:

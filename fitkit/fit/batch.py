@@ -157,7 +157,12 @@ def read_report(output: Path) -> list[BatchRow]:
     if not path.exists():
         return []
     try:
-        return [BatchRow(**row) for row in json.loads(path.read_text(encoding="utf-8"))["subjects"]]
+        if not path.is_file():
+            raise ValueError("not a regular file")
+        rows = [BatchRow(**row) for row in json.loads(path.read_text(encoding="utf-8"))["subjects"]]
+        if not all(isinstance(row.subject, str) and isinstance(row.status, str) for row in rows):
+            raise ValueError("a row without the name or the status of its subject")
+        return rows
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not readable as the report of a batch ({error}); remove {output} to start again") from error
 

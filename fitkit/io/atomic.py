@@ -14,14 +14,15 @@ from pathlib import Path
 from fitkit.errors import InputError
 
 # Process, then a random number, before it 4 digits that tell machines apart (earlier versions had none).
-_TEMPORARY = re.compile(r"\.fitkit-(\d{1,10})-([0-9a-f]{4})?([0-9a-f]{8})", re.ASCII)
+_TEMPORARY = re.compile(r"\.fitkit-(\d{1,10})-([0-9a-f]{4})?[0-9a-f]{8}(?:\.\w{1,12})?", re.ASCII)
 _FORGOTTEN = 24 * 3600.0  # seconds after which no process of another machine can still be writing
 _made: set[str] = set()  # names that this process has given
 
 
 def temporary_name(path: Path) -> Path:
     """A new hidden name beside `path`, to write under before it takes the place of `path`; `remove_litter` knows it."""
-    name = f".fitkit-{os.getpid()}-{_machine()}{os.urandom(4).hex()}"
+    suffix = path.suffix if re.fullmatch(r"\.\w{1,12}", path.suffix, re.ASCII) else ""  # some libraries look at it
+    name = f".fitkit-{os.getpid()}-{_machine()}{os.urandom(4).hex()}{suffix}"
     _made.add(name)
     return path.with_name(name)
 
@@ -86,7 +87,7 @@ def is_temporary(name: str) -> bool:
 
 
 def _abandoned(path: Path) -> bool:
-    process, machine, _ = _TEMPORARY.fullmatch(path.name).groups()
+    process, machine = _TEMPORARY.fullmatch(path.name).groups()
     if machine not in (None, _machine()):
         with suppress(OSError):
             return time.time() - path.stat().st_mtime > _FORGOTTEN

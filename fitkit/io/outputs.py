@@ -20,18 +20,17 @@ def check_folder(folder: Path, known: Sequence[str], marks: Sequence[str], write
 
     Args:
         known: patterns of the files that it writes, relative to the folder; '*' is any text, slashes too.
-        marks: of these at least one is there as soon as the command has written anything.
+        marks: of these at least one is there as soon as the command has written anything; () = it leaves none.
         writer: the command, for the message.
         resume: go on with what is there: with a mark in it, other files in the folder do not matter.
     Raises:
-        InputError: it names the first file that is not the command's; or the folder is a file.
+        InputError: it names the first file that is not the command's.
     """
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise InputError(f"output {folder}: expected a folder, but a file has that name; choose another --output")
     remove_litter(folder)
     begun = any((folder / mark).is_file() for mark in marks)
     if resume and begun:
         return
+    begun = begun or not marks
     for name in _files(folder):
         if not any(fnmatchcase(name, pattern) for pattern in known):
             raise InputError(f"output {folder}: holds '{name}', which {writer} does not write, so nothing is written there; choose "

@@ -59,7 +59,7 @@ def save_predictor(network: StatePredictor, name: str, path: str | os.PathLike, 
 
     name: of the kind of network; half: floating-point weights in half precision.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     def stored(x):
         return x.detach().cpu().to(torch.float16 if half and x.is_floating_point() else x.dtype).contiguous()
@@ -67,7 +67,8 @@ def save_predictor(network: StatePredictor, name: str, path: str | os.PathLike, 
     about = {"net": name, "options": to_plain(network.options), "views": to_plain(network.views), "model": network.model_name,
              "num_identity": network.num_identity, "num_expression": network.num_expression}
     tensors = {k: stored(v) for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
-    save_file(tensors, os.fspath(path), metadata={"format": FORMAT, "regressor": json.dumps(about)})
+    # Its own file writer makes files that only their owner may read, and turns errors of the disk into another kind.
+    Path(path).write_bytes(save(tensors, metadata={"format": FORMAT, "regressor": json.dumps(about)}))
 
 
 def read_about(path: str | os.PathLike) -> dict[str, Any]:
