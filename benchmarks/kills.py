@@ -156,7 +156,7 @@ def commands(place: Path, people: Path, workers: int) -> dict[str, Command]:
 
     recipe = place / "tiny.yaml"
     recipe.write_text(json.dumps({
-        "name": "tiny", "net": {"name": "fitkit_init", "options": {"size": 64}}, "data": [{"name": "synthetic", "kind": "synthetic", "folder": str(people)}],
+        "name": "tiny", "views": [], "net": {"name": "fitkit_init", "options": {"size": 64}}, "data": [{"name": "synthetic", "kind": "synthetic", "folder": str(people)}],
         "batch": 2, "save": 2, "log": 1, "pictures": 0, "accelerator": "cpu", "validation": {"share": 0.3},
         "stages": [{"name": "supervised", "steps": 12, "energies": {"identity_sup": {"sigma": 0.3}}}]}), encoding="utf-8")
     fast = ["--recipe", "landmarks", "--init", "landmarks", "-q"]

@@ -135,7 +135,7 @@ def download(url: str, path: Path, sha256: str | None = None, max_bytes: int = 2
                     return path
                 reason = f"wrong SHA-256 {_sha256(part)[:16]}..., expected {sha256[:16]}..."
                 part.unlink()
-    raise MissingWeightsError(f"{url} cannot be downloaded: {reason}; check the network and call again (it continues "
+    raise MissingWeightsError(f"{url} cannot be downloaded: {' '.join(reason.split())}; check the network and call again (it continues "
                               "where it stopped), or download the files elsewhere and use 'fitkit model import'")
 
 
@@ -203,6 +203,7 @@ def _receive(url: str, part: Path, max_bytes: int, end: float) -> None:
                 if time.monotonic() > end:
                     raise _TooSlow
                 file.write(block)
+                file.flush()  # nothing may be written after `end`: the next call goes on from here
     if total is not None and done < total:
         raise ConnectionError(f"the connection ended after {done} of {total} bytes")
 
