@@ -68,7 +68,14 @@ def save_predictor(network: StatePredictor, name: str, path: str | os.PathLike, 
              "num_identity": network.num_identity, "num_expression": network.num_expression}
     tensors = {k: stored(v) for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     # Its own file writer makes files that only their owner may read, and turns errors of the disk into another kind.
-    Path(path).write_bytes(save(tensors, metadata={"format": FORMAT, "regressor": json.dumps(about)}))
+    data = save(tensors, metadata={"format": FORMAT, "regressor": json.dumps(about)})
+    # It writes the metadata in any order; the same training gives the same file.
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    Path(path).write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size:])
 
 
 def read_about(path: str | os.PathLike) -> dict[str, Any]:
