@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+PROGRAM = (sys.executable, "-m", "fitkit")
 LEFT_AFTER = 5.0  # seconds in which all processes must have ended
 TIMES = ("time_s", "seconds", "machine")  # what differs from run to run
 # Not compared: event files of TensorBoard hold times, checkpoints are an archive that does.
@@ -41,10 +42,17 @@ class Command:
     whole: Callable[[Path], bool]
 
 
-def start(command: Sequence[str]) -> subprocess.Popen:
+def start(command: Sequence[str], stderr: int = subprocess.DEVNULL) -> subprocess.Popen:
     """`fitkit COMMAND` as a process with a session of its own, by which its children are found."""
-    return subprocess.Popen([sys.executable, "-m", "fitkit", *map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                            start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.Popen([*PROGRAM, *map(str, command)], stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def run(command: Sequence[str]) -> str:
+    """`fitkit COMMAND` to its end -> what went wrong; empty if nothing did."""
+    process = start(command, subprocess.PIPE)
+    error = process.communicate()[1].decode(errors="replace").strip()
+    return f"exit code {process.returncode}: {error[-300:]}" if process.returncode else ""
 
 
 def session(number: int) -> list[int]:
@@ -93,10 +101,10 @@ def killed_once(command: Command, number: int, moment: float, place: Path, expec
     place.mkdir()
     process = start([*command.arguments, "-o", output])
     try:
-        process.communicate(timeout=moment)
+        process.wait(timeout=moment)
     except subprocess.TimeoutExpired:
         process.send_signal(number)
-    process.communicate()
+    process.wait()
     time_left = time.monotonic() + LEFT_AFTER
     while session(process.pid) and time.monotonic() < time_left:
         time.sleep(0.1)
@@ -108,10 +116,9 @@ def killed_once(command: Command, number: int, moment: float, place: Path, expec
     if number == signal.SIGTERM and litter(output) and command.kind == "fit":
         faults.append(f"litter after SIGTERM: {litter(output)}")
     there = command.kind == "fit" and output.exists()
-    process = start([*command.arguments, *(["--overwrite"] if there else command.again), "-o", output])
-    error = process.communicate()[1].decode(errors="replace")
-    if process.returncode:
-        faults.append(f"exit code {process.returncode} of the second run: {error.strip()[-300:]}")
+    wrong = run([*command.arguments, *(["--overwrite"] if there else command.again), "-o", output])
+    if wrong:
+        faults.append(f"the second run: {wrong}")
     found = contents(output)
     different = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
     if different:
@@ -124,10 +131,9 @@ def killed_once(command: Command, number: int, moment: float, place: Path, expec
 def measure(command: Command, count: int, draw: random.Random, place: Path) -> dict[str, Any]:
     """`count` kills of one kind -> seconds of the undisturbed run, and a row for each kill."""
     began = time.monotonic()
-    process = start([*command.arguments, "-o", place / "whole" / "out"])
-    error = process.communicate()[1].decode(errors="replace")
-    if process.returncode:
-        raise SystemExit(f"{command.kind}: the undisturbed run failed: {error.strip()[-500:]}")
+    wrong = run([*command.arguments, "-o", place / "whole" / "out"])
+    if wrong:
+        raise SystemExit(f"{command.kind}: the undisturbed run failed: {wrong}")
     seconds, expected, rows = time.monotonic() - began, contents(place / "whole" / "out"), []
     for i in range(count):
         number = (signal.SIGKILL, signal.SIGTERM)[i % 2]
@@ -180,10 +186,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="fitkit_kills_") as folder:
         place = Path(folder)
         people = place / "people"
-        made = start(["synth", people, "--recipe", "clean", "--model", "generic", "--subjects", options.subjects, "--views", "2", "--size", "192", "-q"])
-        error = made.communicate()[1].decode(errors="replace")
-        if made.returncode:
-            raise SystemExit(f"the people could not be rendered: {error}")
+        wrong = run(["synth", people, "--recipe", "clean", "--model", "generic", "--subjects", options.subjects, "--views", "2", "--size", "192", "-q"])
+        if wrong:
+            raise SystemExit(f"the people could not be rendered: {wrong}")
         for kind, count in (("fit", options.fits), ("batch", options.batches), ("training", options.trainings)):
             if count:
                 command = commands(place, people, options.workers)[kind]
