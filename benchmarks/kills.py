@@ -2,9 +2,9 @@
 
     python benchmarks/kills.py --fits 10 --batches 5 --trainings 2
 
-Each is run once undisturbed, then killed (SIGKILL and SIGTERM in turn) at moments drawn with --seed, and run again. Checked: the result is
-whole or absent after the kill; no process is left after 5 seconds; the second run gives the same files, times apart; no temporary file is left after it.
-Linux only: processes are found in /proc.
+Each is run once undisturbed, then killed (SIGKILL and SIGTERM in turn) at moments drawn with --seed, and run again. Checked:
+the result is whole or absent after the kill; no process is left after 5 seconds; the second run gives the same files, times
+apart; no temporary file is left after it. Linux only: processes are found in /proc.
 """
 from __future__ import annotations
 
@@ -162,7 +162,8 @@ def commands(place: Path, people: Path, workers: int) -> dict[str, Command]:
 
     recipe = place / "tiny.yaml"
     recipe.write_text(json.dumps({
-        "name": "tiny", "views": [], "net": {"name": "fitkit_init", "options": {"size": 64}}, "data": [{"name": "synthetic", "kind": "synthetic", "folder": str(people)}],
+        "name": "tiny", "views": [], "net": {"name": "fitkit_init", "options": {"size": 64}},
+        "data": [{"name": "synthetic", "kind": "synthetic", "folder": str(people)}],
         "batch": 2, "save": 2, "log": 1, "pictures": 0, "accelerator": "cpu", "validation": {"share": 0.3},
         "stages": [{"name": "supervised", "steps": 12, "energies": {"identity_sup": {"sigma": 0.3}}}]}), encoding="utf-8")
     fast = ["--recipe", "landmarks", "--init", "landmarks", "-q"]
@@ -186,7 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="fitkit_kills_") as folder:
         place = Path(folder)
         people = place / "people"
-        wrong = run(["synth", people, "--recipe", "clean", "--model", "generic", "--subjects", options.subjects, "--views", "2", "--size", "192", "-q"])
+        wrong = run(["synth", people, "--recipe", "clean", "--model", "generic", "--subjects", options.subjects, "--views", "2",
+                     "--size", "192", "-q"])
         if wrong:
             raise SystemExit(f"the people could not be rendered: {wrong}")
         for kind, count in (("fit", options.fits), ("batch", options.batches), ("training", options.trainings)):

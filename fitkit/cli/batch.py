@@ -54,8 +54,10 @@ def batch(folder, overrides, output, recipe, workers, resume, light, device, qui
         sys.exit(130)
     numbers = summary(rows)
     expected = "" if numbers["expected_mm"] != numbers["expected_mm"] else f"expected error {numbers['expected_mm']:.1f} mm, "
-    means = (f"; mean {expected}reprojection error {100 * numbers['reprojection_share']:.1f} % of the face size, "
-             f"{numbers['seconds']:.2f} s and {numbers['iterations']:.0f} iterations in the solver") if numbers["subjects"] > numbers["error"] else ""
+    means = ""
+    if numbers["subjects"] > numbers["error"]:
+        means = (f"; mean {expected}reprojection error {100 * numbers['reprojection_share']:.1f} % of the face size, "
+                 f"{numbers['seconds']:.2f} s and {numbers['iterations']:.0f} iterations in the solver")
     click.echo(f"{numbers['subjects']} subjects: " + ", ".join(f"{numbers[s]} {s}" for s in ("ok", "doubtful", "failed", "error"))
                + f"{means}; {output / REPORT}")
     lost = [r for r in rows if r.status not in ("ok", "doubtful")]

@@ -105,7 +105,7 @@ def offer_verbose(command: click.Command) -> click.Command:
 
 
 def settle_streams() -> None:
-    """Standard streams that can be written: closed ones (2>&-) lead nowhere, and names of files that are not UTF-8 are shown with escapes."""
+    """Standard streams that can be written: closed ones (2>&-) lead nowhere; file names that are not UTF-8 show with escapes."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:

@@ -67,7 +67,8 @@ def evaluate(recipe: EvaluateRecipe, data: str | os.PathLike, output: str | os.P
             first = samples[0].id
             raise InputError(f"{folder}: no prediction for any of the {len(samples)} samples; "
                              f"expected files such as {first}.obj with {first}.npy")
-    check_folder(out, (REPORT, TABLE, RECIPE, f"{PREDICTIONS}/*", f"{PICTURES}/*.png"), (REPORT, f"{PREDICTIONS}/{RECIPE}"), "evaluate", resume)
+    files = (REPORT, TABLE, RECIPE, f"{PREDICTIONS}/*", f"{PICTURES}/*.png")
+    check_folder(out, files, (REPORT, f"{PREDICTIONS}/{RECIPE}"), "evaluate", resume)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

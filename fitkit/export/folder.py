@@ -66,7 +66,8 @@ def check_output(output: str | os.PathLike, overwrite: bool = False) -> Path:
         while not os.path.lexists(place):
             place = place.parent
         if not place.is_dir():
-            raise InputError(f"output {path}: {place} is not a folder, so no folder can be made in it; choose another --output")
+            raise InputError(f"output {path}: {place} is {'a file' if place.is_file() else 'no folder'}, so no folder can be made in it; "
+                             "choose another --output")
         tidy(path.parent)
         if path.exists():
             _check_replaceable(path, overwrite)
@@ -160,13 +161,15 @@ def _is_ours(holder: Path) -> bool:
 
 
 def _put_back(holder: Path) -> None:
-    """Give the result that was moved into `holder` its place again, unless the new one is there already."""
+    """Give the result that was moved into `holder` its place again, unless a new one is there already; other results that lay in it are
+    never left behind. OSError: one cannot be moved."""
     for moved in (holder / OLD).glob("*"):
         target = holder.parent / moved.name
-        if not os.path.lexists(target):
-            for entry in (holder / NEW).glob("*"):
-                if entry.name not in ENTRIES:  # other results that lay in the old one
-                    entry.rename(moved / entry.name)
+        home = target if os.path.lexists(target) else moved
+        for place in {holder / NEW, moved} - {home}:
+            for other in [p for p in place.glob("*") if p.name not in ENTRIES | LITTER]:
+                other.rename(home / other.name)
+        if home is moved:
             moved.rename(target)
 
 

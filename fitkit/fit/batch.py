@@ -29,8 +29,8 @@ REPORT = "batch.json"
 
 @dataclass(frozen=True)
 class BatchRow:
-    """One subject of a batch. subject: name of its result: its path below the root; status: 'ok', 'doubtful' or 'failed' of its fit, 'error' when there is
-    none; message: the first reason why it is not ok, or the error; reprojection_share: mean reprojection error over the face size; seconds: of
+    """One subject of a batch. subject: name of its result, its path below the root; status: 'ok', 'doubtful' or 'failed' of its fit,
+    'error' when there is none; message: the first reason why it is not ok, or the error; reprojection_share: mean reprojection error over the face size; seconds: of
     the fit; iterations: steps of the solver, those that were rejected too; views: photos that were fitted; start: which start the fit took;
     expected_mm, upper_mm: expected error and its bound, see `fitkit.fit.report.expected_error`; photos: their folder, relative to the
     root ('.' for the root itself; '' in earlier reports)."""
@@ -51,7 +51,7 @@ class BatchRow:
 def fit_folder(folder: str | os.PathLike, output: str | os.PathLike, recipe: FitRecipe, workers: int = 1, resume: bool = False,
                light: bool = False, device: str = "cpu",
                progress: Callable[[int, int, BatchRow | None], None] = lambda done, count, row: None) -> list[BatchRow]:
-    """Fit every subject folder below `folder`; the result of FOLDER/A/B goes to OUTPUT/A/B, that of photos in FOLDER itself to OUTPUT/FOLDER.
+    """Fit every subject folder below `folder`; the result of FOLDER/A/B goes to OUTPUT/A/B, that of FOLDER itself to OUTPUT/FOLDER.
 
     A subject that cannot be fitted does not end the batch: whatever goes wrong with it, also that its process is killed, becomes its row
     (with one worker, which is this process, all but a kill). OUTPUT/batch.json lists what became of each, written anew after every fit.
@@ -112,7 +112,7 @@ def _subjects(folder: Path, output: Path) -> dict[str, Path]:
     for p in [p for p in found if p != folder] + [p for p in found if p == folder]:
         name = p.relative_to(folder).as_posix() if p != folder else _free_name(folder.resolve().name or "subject", subjects)
         if readable(name) in subjects:
-            raise InputError(f"{p}: its result would have the same name as that of {subjects[readable(name)]}; rename one of the two folders")
+            raise InputError(f"{p}: its result would have the same name as that of {subjects[readable(name)]}; rename one of the two")
         subjects[readable(name)] = p
     subjects = dict(sorted(subjects.items(), key=lambda item: item[1]))
     for name in subjects:
@@ -136,7 +136,7 @@ def _photos(place: Path, folder: Path) -> str:
 
 
 def _one_inside_another(names: Sequence[str]) -> list[list[str]]:
-    """The names in groups to be done one after the other, so that no result is written while one that it lies in is: '.../A' before '.../A/B'."""
+    """The names in groups to be done one after the other, 'A' before 'A/B': no result is written while one that it lies in is."""
     groups: list[list[str]] = []
     depth: dict[str, int] = {}
     for name in names:

@@ -331,7 +331,8 @@ def expected_error(metrics: dict[str, Any]) -> tuple[float, float] | None:
 def judge_safely(metrics: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     """`judge`, with the `verdict` put into the metrics. Cannot fail: a fit that cannot be judged is doubtful."""
     failures: list[str] = []
-    status, warnings, metrics["verdict"] = attempt("the verdict", lambda: (*judge(metrics), verdict(metrics)), ("doubtful", (), {}), failures)
+    unjudged: tuple[str, tuple[str, ...], dict[str, Any]] = ("doubtful", (), {})
+    status, warnings, metrics["verdict"] = attempt("the verdict", lambda: (*judge(metrics), verdict(metrics)), unjudged, failures)
     if failures:
         finding = Finding("not_computed", "doubtful", f"{failures[0]}; look at the overlays")
         warnings = (finding.message,)

@@ -121,7 +121,8 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
     failures = metrics.pop("not_computed", [])
     bars = None
     if run.shape is not None:
-        bars = attempt("the error bars", lambda: error_bars(*run.shape, local, known=None if detail is None else detail.known), None, failures)
+        known = None if detail is None else detail.known
+        bars = attempt("the error bars", lambda: error_bars(*run.shape, local, known=known), None, failures)
     metrics["error_bars"] = summary(bars, model)
     metrics["time_s"] = {"solve": round(solved - began, 3), "total": round(time.perf_counter() - start, 3),
                          "cpu": round(time.process_time() - cpu, 3)}

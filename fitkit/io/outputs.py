@@ -52,9 +52,9 @@ def _files(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def locked(folder: Path, name: str, writer: str) -> Iterator[None]:
-    """The block has `folder`, which is made, for itself: a second one, also in another process, is refused as long as it runs. The system gives
-    the lock back when a process ends, however it ends; where the file system has no locks (some network drives), files that say
-    who has it stand in for them.
+    """The block has `folder`, which is made, for itself: a second one, also in another process, is refused as long as it runs. The
+    system gives the lock back when a process ends, however it ends; where the file system has no locks (some network drives), files
+    that say who has it stand in for them.
 
     Raises:
         InputError: another run has it; or the folder cannot be written.

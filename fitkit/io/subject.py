@@ -142,7 +142,7 @@ def subject_folders(root: str | os.PathLike, min_views: int = 1) -> list[Path]:
 
 
 def _folders(folder: Path, below: bool = False) -> Iterator[tuple[Path, list[Path]]]:
-    """A folder and those below it that may hold photos of a person, with what lies in each. Links count, but not what lies deeper in them."""
+    """A folder and those below it that may hold photos of a person, with what lies in each. Links count, what lies deeper in them not."""
     try:
         entries = [p for p in folder.iterdir() if not p.name.startswith(".")]
     except OSError as error:

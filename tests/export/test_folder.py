@@ -248,7 +248,7 @@ class TestRefusals:
         (tmp_path / "loop").symlink_to("loop")
         with pytest.raises(InputError, match="loop: cannot be written .*; choose another --output"):
             check_output(tmp_path / "loop")
-        with pytest.raises(InputError, match="loop is not a folder, so no folder can be made in it"):
+        with pytest.raises(InputError, match="loop is no folder, so no folder can be made in it"):
             check_output(tmp_path / "loop" / "out")
 
     def test_a_link_that_points_to_nothing_yet(self, result, tmp_path):
@@ -394,6 +394,23 @@ class TestWholeOrNotAtAll:
             check_output(out)
         assert ((out / "metrics.json").read_text() == "old") == old and (out / "inside" / "parameters.npz").is_file()
         assert os.listdir(tmp_path) == ["out"]
+
+    def test_a_place_that_is_taken_meanwhile_costs_no_result(self, result, tmp_path, monkeypatch):
+        out = write_result(result, tmp_path / "out", light=True)
+        write_result(result, out / "inside", light=True)
+        rename, calls = Path.rename, []
+
+        def taken(self, target):
+            calls.append(self)
+            if len(calls) == 3:
+                shutil.copytree(self, tmp_path / "theirs", ignore=shutil.ignore_patterns("inside"))
+                os.replace(tmp_path / "theirs", target)
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", taken)
+        with pytest.raises(InputError, match="out: cannot be written"):
+            write_result(result, out, overwrite=True, light=True)
+        assert (out / "metrics.json").is_file() and (out / "inside" / "metrics.json").is_file() and os.listdir(tmp_path) == ["out"]
 
     def test_foreign_litter_is_left_alone(self, tmp_path, monkeypatch):
         monkeypatch.setattr(atomic, "_ended", lambda process: True)

@@ -225,6 +225,18 @@ def test_what_is_no_subject(many, stub, tmp_path):
     assert [r.subject for r in fit_folder(people, tmp_path / "out", RECIPE)] == ["anna"]
 
 
+def test_two_batches_in_one_folder(many, stub, tmp_path):
+    people, refused = many("a", "b"), []
+
+    def second(done, count, row):
+        with pytest.raises(InputError, match="out: another batch writes there; wait for its end, or choose another --output") as caught:
+            fit_folder(people, tmp_path / "out", RECIPE, resume=True)
+        refused.append(caught)
+
+    assert [r.status for r in fit_folder(people, tmp_path / "out", RECIPE, progress=second)] == ["ok", "ok"] and len(refused) == 3
+    assert sorted(os.listdir(tmp_path / "out")) == ["a", "b", "batch.json"]
+
+
 def test_folders_of_others_are_left_alone(many, stub, tmp_path):
     people = many("anna")
     (tmp_path / "out" / "anna").mkdir(parents=True)
