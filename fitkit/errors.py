@@ -19,3 +19,8 @@ class DegenerateInputError(FitkitError):
 
 class FitError(FitkitError):
     """A fit could not produce a usable result."""
+
+
+def unexpected(error: Exception) -> str:
+    """One line for an error that is no FitkitError: our mistake, or that of a package below us."""
+    return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300] or 'no message'}"

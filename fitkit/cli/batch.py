@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fitkit.cli.fit import recipe_changes, recipe_options
+from fitkit.cli.fit import recipe_changes, recipe_options, tell_log
 from fitkit.cli.model import _one_sentence
 from fitkit.errors import FitError
 
@@ -26,7 +26,8 @@ def batch(folder, overrides, output, recipe, workers, resume, light, device, qui
     """Fit one face to each subject folder below FOLDER.
 
     OUTPUT/batch.json says what became of each subject: its status, its expected error, and the reason why it is not ok. A subject that
-    cannot be fitted does not end the batch; the exit code is 1 when none could be.
+    cannot be fitted does not end the batch, whatever the reason; with two workers or more not even when its process is killed. The
+    exit code is 0 when each has a face, ok or doubtful.
 
     Example: fitkit batch people/ -o fits --workers 8
     """
@@ -37,7 +38,8 @@ def batch(folder, overrides, output, recipe, workers, resume, light, device, qui
 
     settled = load_recipe(recipe, overrides, recipe_changes(**options))
     try:
-        with tqdm(unit="subject", disable=quiet or None) as bar:
+        verbose = click.get_current_context().meta.get("fitkit.verbose", False)
+        with tqdm(unit="subject", disable=quiet or None) as bar, tell_log(verbose):
 
             def tell(done, count, row):
                 bar.total = count
@@ -52,8 +54,14 @@ def batch(folder, overrides, output, recipe, workers, resume, light, device, qui
         sys.exit(130)
     numbers = summary(rows)
     expected = "" if numbers["expected_mm"] != numbers["expected_mm"] else f"expected error {numbers['expected_mm']:.1f} mm, "
+    means = ""
+    if numbers["subjects"] > numbers["error"]:
+        means = (f"; mean {expected}reprojection error {100 * numbers['reprojection_share']:.1f} % of the face size, "
+                 f"{numbers['seconds']:.2f} s and {numbers['iterations']:.0f} iterations in the solver")
     click.echo(f"{numbers['subjects']} subjects: " + ", ".join(f"{numbers[s]} {s}" for s in ("ok", "doubtful", "failed", "error"))
-               + f"; mean {expected}reprojection error {100 * numbers['reprojection_share']:.1f} % of the face size, "
-               f"{numbers['seconds']:.2f} s and {numbers['iterations']:.0f} iterations in the solver; {output / REPORT}")
-    if not any(r.status in ("ok", "doubtful") for r in rows):
-        raise FitError(f"none of the {len(rows)} subjects of {folder} could be fitted; {output / REPORT} says why")
+               + f"{means}; {output / REPORT}")
+    lost = [r for r in rows if r.status not in ("ok", "doubtful")]
+    if lost:
+        again = "; --resume tries those with status error again" if any(r.status == "error" for r in lost) else ""
+        raise FitError(f"{'none' if len(lost) == len(rows) else f'{len(lost)}'} of the {len(rows)} subjects of {folder} "
+                       f"could {'' if len(lost) == len(rows) else 'not '}be fitted; {output / REPORT} says why{again}")

@@ -10,6 +10,7 @@ import click
 
 from fitkit.errors import FitkitError, InputError
 
+ELSEWHERE = "choose another folder with -o"
 PICTURES = "landmarks"  # folder of the pictures: beside the photos they would count as photos of the subject
 
 
@@ -21,8 +22,7 @@ PICTURES = "landmarks"  # folder of the pictures: beside the photos they would c
               help="Detector; auto: fan, if its weights are here, or builtin.")
 @click.option("--overwrite", is_flag=True, help="Replace landmark files that are there.")
 @click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
-@click.option("-v", "--verbose", is_flag=True, help="Traceback of unexpected errors.")
-def detect(images, output, landmarks, overwrite, device, verbose):
+def detect(images, output, landmarks, overwrite, device):
     """Find the face in each of IMAGES (files or folders of photos) and write its 68 landmarks.
 
     Writes STEM.pts, which `fitkit fit` takes instead of a detector, and landmarks/STEM_landmarks.png to look at: disks
@@ -34,6 +34,8 @@ def detect(images, output, landmarks, overwrite, device, verbose):
     Example: fitkit detect photos_of_anna/
     """
     from fitkit.fit.run import check_device
+    from fitkit.io.atomic import remove_litter
+    from fitkit.io.outputs import check_folder
     from fitkit.observe.landmarks.detectors import make_detector
 
     if landmarks == "files":
@@ -42,6 +44,11 @@ def detect(images, output, landmarks, overwrite, device, verbose):
     for line in failed:
         click.echo(f"Error: {line}", err=True)
     if photos:
+        if output is not None and os.path.realpath(output) not in {os.path.realpath(p.parent) for p in photos}:
+            check_folder(output, ("*.pts", f"{PICTURES}/*_landmarks.png"), (), "detect")
+        for folder in {output or p.parent for p in photos}:
+            remove_litter(folder)
+            remove_litter(folder / PICTURES)
         check_device(device)
         detector = make_detector(landmarks, device)
         click.echo(f"detector: {detector.name}")
@@ -107,24 +114,18 @@ def _write(folder: Path, stem: str, image, face) -> Path:
     from PIL import Image
 
     from fitkit.export.landmark_picture import draw_landmarks
+    from fitkit.io.atomic import writing, written_whole
     from fitkit.io.landmark_files import write_pts
 
     points = face.points[0].double().numpy()
     points[~face.valid[0].numpy()] = float("nan")
     targets = (folder / f"{stem}.pts", folder / PICTURES / f"{stem}_landmarks.png")
-    parts = [t.with_name(f".fitkit-{os.getpid()}-{t.name}") for t in targets]
     try:
-        targets[1].parent.mkdir(parents=True, exist_ok=True)
-        write_pts(parts[0], points)
-        Image.fromarray(draw_landmarks(image, face)).save(parts[1], format="PNG")
-        for part, target in zip(parts[::-1], targets[::-1]):  # the points last: they are what counts
-            os.replace(part, target)
-    except OSError as error:
-        raise InputError(f"{targets[0]}: cannot be written ({error.strerror or error}); choose another folder with -o") from error
+        # The points take their place last: they are what counts.
+        with written_whole(targets[0]) as points_part, written_whole(targets[1]) as picture_part, writing(targets[0], ELSEWHERE):
+            write_pts(points_part, points)
+            Image.fromarray(draw_landmarks(image, face)).save(picture_part, format="PNG")
     finally:
-        for part in parts:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
         with suppress(OSError):  # it stays when something lies in it
             targets[1].parent.rmdir()
     return targets[0]

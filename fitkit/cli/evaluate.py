@@ -21,9 +21,8 @@ from fitkit.errors import InputError
 @click.option("--compare", type=click.Path(), nargs=2, default=None, metavar="A B", help="Compare two metrics.json; nothing else is done.")
 @click.option("--list", "listing", is_flag=True, help="List the protocols.")
 @click.option("-q", "--quiet", is_flag=True, help="No line for each sample.")
-@click.option("-v", "--verbose", is_flag=True, help="Traceback of unexpected errors.")
 @_one_sentence
-def evaluate(protocol, data, overrides, output, predictions, model, recipe, limit, resume, compare, listing, quiet, verbose):
+def evaluate(protocol, data, overrides, output, predictions, model, recipe, limit, resume, compare, listing, quiet):
     """Fit every sample of the data set in DATA, then measure what PROTOCOL measures (`fitkit evaluate --list`, or a .yaml file).
 
     First the predictions are written, then the metrics are computed from them: metrics.json, metrics.csv, error_maps/. KEY=VALUE

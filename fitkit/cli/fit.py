@@ -6,12 +6,13 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
 
 from fitkit.errors import FitError
+from fitkit.io.termination import Terminated
 
 
 RECIPE_OPTIONS = (
@@ -75,7 +76,7 @@ def fit(subject_dir, overrides, recipe, output, overwrite, device, quiet, verbos
     changes = recipe_changes(**options)
     target, written = output or subject_dir / "fitkit", None
     try:
-        with _bar(quiet or verbose) as tell, _log(verbose):
+        with _bar(quiet or verbose) as tell, tell_log(verbose):
             began = time.perf_counter()
             tell("loading", 0.0)
             result, path = _run(subject_dir, recipe, overrides, changes, target, overwrite, device, tell)
@@ -130,34 +131,37 @@ def _run(subject_dir, recipe, overrides, changes, output, overwrite, device, tel
 
 @contextmanager
 def _insistent_interrupt():
-    """Ctrl-C ends the block, also when numba, interrupted while it compiles, drops the KeyboardInterrupt or fails with
+    """Ctrl-C and SIGTERM end the block, also when numba, interrupted while it compiles, drops the KeyboardInterrupt or fails with
     another error: it is raised again every half second, and any error after it counts as it. Not for blocks that clean up."""
     if (threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer")
             or signal.getsignal(signal.SIGINT) is not signal.default_int_handler):
         yield
         return
-    pressed = False
+    pressed = None
 
     def interrupt(number, frame):
         nonlocal pressed
-        pressed = True
         signal.setitimer(signal.ITIMER_REAL, 0.5)
-        raise KeyboardInterrupt
+        if number == signal.SIGTERM:
+            with suppress(Terminated):  # `sigterm_raises` takes note
+                before[number](number, frame)
+        pressed = pressed or (Terminated if number == signal.SIGTERM else KeyboardInterrupt)
+        raise pressed
 
-    signal.signal(signal.SIGINT, interrupt)
-    alarm = signal.signal(signal.SIGALRM, interrupt)
+    taken = [signal.SIGINT, signal.SIGALRM] + [signal.SIGTERM] * callable(signal.getsignal(signal.SIGTERM))
+    before = {number: signal.signal(number, interrupt) for number in taken}
     try:
         yield
     except Exception as error:
         if not pressed:
             raise
-        raise KeyboardInterrupt from error
+        raise pressed from error
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGALRM, alarm)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if pressed:
-        raise KeyboardInterrupt
+        raise pressed
 
 
 def _summary(result, seconds: float, path: Path, solver: str) -> str:
@@ -196,7 +200,7 @@ def _bar(hidden: bool):
 
 
 @contextmanager
-def _log(verbose: bool):
+def tell_log(verbose: bool):
     """With `verbose`, what the library logs goes to stderr."""
     if not verbose:
         yield

@@ -1,6 +1,7 @@
 """The command `fitkit`. Each subcommand loads when it is called, so that `--help` is quick."""
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -10,7 +11,8 @@ from importlib.util import find_spec
 import click
 
 from fitkit import __version__
-from fitkit.errors import FitkitError
+from fitkit.errors import FitkitError, unexpected
+from fitkit.io.termination import sigterm_raises
 
 # name -> (module:attribute, line in `fitkit --help`); a command whose module is not installed is left out.
 COMMANDS = {
@@ -29,6 +31,7 @@ COMMANDS = {
     "bench": ("fitkit.cli.bench:bench", "Measure accuracy and speed of the fit."),
     "evaluate": ("fitkit.cli.evaluate:evaluate", "Score fits on public benchmarks by their own protocols."),
 }
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what a disk says when it takes no more
 MAX_THREADS = 8  # the matrices of a fit are too small for more
 
 
@@ -43,11 +46,21 @@ class Commands(click.Group):
             return None
         module, _, attribute = COMMANDS[name][0].partition(":")
         settle_threads()
-        return getattr(import_module(module), attribute)
+        return offer_verbose(getattr(import_module(module), attribute))
 
     def format_commands(self, ctx, formatter):
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+    def main(self, *args, **kwargs):
+        settle_streams()
+        with sigterm_raises() as came:
+            try:
+                return super().main(*args, **kwargs)
+            except SystemExit:
+                if came():
+                    raise SystemExit(143) from None  # 128 + SIGTERM, as shells count
+                raise
 
     def parse_args(self, ctx, args):
         ctx.meta["fitkit.verbose"] = "--verbose" in args or "-v" in args
@@ -63,18 +76,54 @@ class Commands(click.Group):
             ctx.exit(130)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except OSError as error:
+            if error.errno not in FULL:
+                tell_unexpected(error, ctx.meta["fitkit.verbose"])
+                ctx.exit(2)
+            raise click.ClickException(f"{error.filename or 'a file'}: cannot be written ({error.strerror}); make room, or choose another "
+                                       "place") from error
         except Exception as error:  # noqa: BLE001 - whatever it is, a user gets a sentence
-            unexpected(error, ctx.meta["fitkit.verbose"])
+            tell_unexpected(error, ctx.meta["fitkit.verbose"])
             ctx.exit(2)
 
 
-def unexpected(error: Exception, verbose: bool) -> None:
+def tell_unexpected(error: Exception, verbose: bool) -> None:
     """Report an error that is our mistake, or that of a package below us."""
     if verbose:
         click.echo("".join(traceback.format_exception(error)), err=True)
-    text = " ".join(str(error).split()) or "no message"
-    hint = "" if verbose else "; run with --verbose for details"
-    click.echo(f"Error: unexpected {type(error).__name__}: {text[:300]}{hint}", err=True)
+    click.echo(f"Error: {unexpected(error)}{'' if verbose else '; run with --verbose for details'}", err=True)
+
+
+def offer_verbose(command: click.Command) -> click.Command:
+    """Give a command, or each of a group, the option --verbose unless it has one; `Commands` sees to what it does."""
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            offer_verbose(inner)
+    elif not any("--verbose" in option.opts for option in command.params):
+        command.params.append(click.Option(["-v", "--verbose"], is_flag=True, expose_value=False, help="Traceback of unexpected errors."))
+    return command
+
+
+def settle_streams() -> None:
+    """Standard streams that can be written: closed ones (2>&-) lead nowhere; file names that are not UTF-8 show with escapes."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            _occupy(number)
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif name == "stdout" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _occupy(number: int) -> None:
+    """Give a closed standard stream's number to the null device: the next file would get it, and what libraries print."""
+    try:
+        os.fstat(number)
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        if null != number:
+            os.dup2(null, number)
+            os.close(null)
 
 
 def settle_threads() -> None:

@@ -22,10 +22,9 @@ from fitkit.cli.model import _one_sentence
 @click.option("--workers", type=int, default=1, show_default=True, metavar="W", help="Processes; the files do not depend on it.")
 @click.option("--resume", is_flag=True, help="Keep the subjects that are in OUT and make the missing ones.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
-@click.option("-v", "--verbose", is_flag=True, help="Traceback of unexpected errors.")
 @_one_sentence
 def synth(output, overrides, subjects, views, frames, model, recipe, size, seed, landmark_noise, cameras, renderer, workers, resume,
-          quiet, verbose):
+          quiet):
     """Render people who do not exist, as subject folders OUT/subject_00000 ... with their truth in OUT/ground_truth.
 
     The folders can be given to `fitkit fit`, OUT to `fitkit bench accuracy`. KEY=VALUE changes the recipe, e.g. light=per_view,

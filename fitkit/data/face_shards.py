@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -23,7 +21,9 @@ from tqdm import tqdm
 
 from fitkit.data.random_faces import FaceVariation, random_face
 from fitkit.errors import InputError
+from fitkit.io.atomic import remove_litter, written_whole
 from fitkit.io.foreign import DATA_BYTES, check_shapes, decode_picture, foreign_file, refused_as
+from fitkit.io.workers import run_jobs
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 
@@ -63,7 +63,7 @@ def render_faces(models: Sequence[str], count: int, folder: str | os.PathLike, s
         raise InputError(f"render_faces: expected at least one model, face, worker and face per shard, got {len(models)} models, "
                          f"{count} faces, {workers} workers, {shard_size} per shard")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    remove_litter(folder)
     for name in models:
         load_model(name)  # a name that is not known stops here, with its own message
     starts = range(0, count, shard_size)
@@ -73,7 +73,7 @@ def render_faces(models: Sequence[str], count: int, folder: str | os.PathLike, s
     done = count - sum(job[3] for job in left)
     bar = None if progress is not None else tqdm(total=count, initial=done, unit="face")
     try:
-        for number in _run(left, workers):
+        for number in run_jobs(_render_shard, left, workers):
             done += number
             if progress is not None:
                 progress(done, count)
@@ -83,23 +83,6 @@ def render_faces(models: Sequence[str], count: int, folder: str | os.PathLike, s
         if bar is not None:
             bar.close()
     return [job[0] for job in jobs]
-
-
-def _run(jobs: list, workers: int) -> Iterator[int]:
-    if workers == 1:
-        for job in jobs:
-            yield _render_shard(job)
-        return
-    with ProcessPoolExecutor(min(workers, max(1, len(jobs))), mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        for future in as_completed([pool.submit(_render_shard, job) for job in jobs]):
-            yield future.result()
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
 
 
 def _is_there(job) -> bool:
@@ -126,14 +109,9 @@ def _render_shard(job) -> int:
         names.append(model.name)
         for key in FIELDS:
             rows[key].append(getattr(face, key))
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
-    try:
-        with open(partial, "wb") as file:
-            np.savez(file, jpeg=np.concatenate(pictures), jpeg_end=np.cumsum([len(p) for p in pictures]), model=np.array(names),
-                     seed=np.arange(seed + start, seed + start + number), size=size, **{k: np.stack(v) for k, v in rows.items()})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as part, open(part, "wb") as file:
+        np.savez(file, jpeg=np.concatenate(pictures), jpeg_end=np.cumsum([len(p) for p in pictures]), model=np.array(names),
+                 seed=np.arange(seed + start, seed + start + number), size=size, **{k: np.stack(v) for k, v in rows.items()})
     return number
 
 

@@ -44,7 +44,8 @@ class FitResults(FaceDataset):
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; expected results of fitkit fit")
         self.options, self.model = options, model
-        found = [p.parent for p in sorted(folder.rglob(PARAMETERS))]
+        # Hidden folders: what a fit that was killed left half written.
+        found = [p.parent for p in sorted(folder.rglob(PARAMETERS)) if not any(n.startswith(".") for n in p.relative_to(folder).parts)]
         self.folders = [p for p in found if _status(p) in options.status]
         if not self.folders:
             raise InputError(f"{folder}: none of {len(found)} results of fitkit fit below it has status {' or '.join(options.status)}")

@@ -33,9 +33,11 @@ from fitkit.data.synthetic import PAINTED
 from fitkit.energies.masks import PARSE
 from fitkit.errors import InputError
 from fitkit.export.meshes import write_ply
+from fitkit.io.atomic import written_whole
 from fitkit.io.foreign import DATA_BYTES, foreign_file
 from fitkit.io.landmark_files import write_pts
 from fitkit.io.options import read_yaml, to_plain
+from fitkit.io.outputs import check_folder
 from fitkit.io.workers import run_jobs
 from fitkit.models import makehuman
 from fitkit.models.face_model import FaceModel
@@ -95,8 +97,8 @@ def _claim(folder: Path, recipe: SynthRecipe, resume: bool) -> None:
     stored, wanted = folder / RECIPE_FILE, _recipe_record(recipe)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; expected a folder, or a name that is free")
-    folder.mkdir(parents=True, exist_ok=True)
     if stored.is_file():
+        check_folder(folder, (RECIPE_FILE, f"{PARTIAL}/*", "ground_truth/*", "subject_*/*"), (RECIPE_FILE,), "synth", resume)
         differing = _differing(read_yaml(stored), wanted)
         if differing:
             raise InputError(f"{folder}: holds subjects of another recipe (different: {', '.join(differing)}); "
@@ -104,12 +106,13 @@ def _claim(folder: Path, recipe: SynthRecipe, resume: bool) -> None:
         if not resume and any(_finished(folder, int(p.name[8:])) for p in folder.glob("subject_[0-9]*") if p.name[8:].isdecimal()):
             raise InputError(f"{folder}: holds subjects of this recipe already; add the missing ones with --resume, "
                              "or choose another folder")
-    elif any(p.name != PARTIAL for p in folder.iterdir()):
+    elif folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder}: is not empty and holds no {RECIPE_FILE}; choose another folder")
+    with written_whole(stored) as part:
+        part.write_text(yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True), encoding="utf-8")
     shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     (folder / PARTIAL).mkdir()
     (folder / "ground_truth").mkdir(exist_ok=True)
-    _write_whole(stored, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
 
 
 def _recipe_record(recipe: SynthRecipe) -> dict[str, Any]:
@@ -132,12 +135,6 @@ def _differing(stored: Any, wanted: Any, prefix: str = "") -> list[str]:
     return [] if stored == wanted else [prefix]
 
 
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
 def _finished(folder: Path, index: int) -> bool:
     # The truth is moved first, the subject's folder last.
     return (folder / subject_name(index)).is_dir()
@@ -158,6 +155,7 @@ def _make(job: tuple[str, SynthRecipe, int]) -> int:
         write_subject(model, recipe, plan, views, photos, truth)
     target = folder / "ground_truth" / name
     if target.exists():  # of a run that was stopped between the two moves
+        check_folder(target, ("*.png", "*.ply", "*.npy", "cameras.json", "params.json"), ("params.json",), "synth")
         shutil.rmtree(target)
     os.replace(truth, target)
     os.replace(photos, folder / name)

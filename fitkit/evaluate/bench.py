@@ -653,11 +653,8 @@ def write_report(report: dict[str, Any], path: str | os.PathLike) -> Path:
         InputError: the file cannot be written.
     """
     path = Path(path)
-    try:
-        with written_whole(path) as part:
-            part.write_text(json.dumps(_rounded(report), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    with written_whole(path) as part:
+        part.write_text(json.dumps(_rounded(report), indent=1) + "\n", encoding="utf-8")
     return path
 
 

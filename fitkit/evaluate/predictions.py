@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from fitkit.data.samples import EvaluationSample, read_points
-from fitkit.errors import FitError, FitkitError, InputError
+from fitkit.errors import FitError, FitkitError, InputError, unexpected
 from fitkit.evaluate.scan_to_mesh import NOW_POINTS
 from fitkit.export.meshes import write_obj
 from fitkit.export.parameters import Parameters, load_parameters, save_parameters
@@ -117,11 +117,6 @@ def make_predictions(samples: Sequence[EvaluationSample], folder: str | os.PathL
             part.write_text(json.dumps({"id": sample.id, "status": status, "error": error, "seconds": seconds, "model": model.name,
                                         "predictor": predictor}, indent=1) + "\n", encoding="utf-8")
         tell(f"{number}/{len(samples)} {sample.id}: {error or status}, {seconds:.1f} s")
-
-
-def unexpected(error: Exception) -> str:
-    """One line for an error that is no FitkitError."""
-    return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def predict(sample: EvaluationSample, root: Path, model: FaceModel, recipe: FitRecipe, predictor: str) -> str:

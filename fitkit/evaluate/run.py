@@ -17,16 +17,17 @@ import yaml
 from PIL import Image
 
 from fitkit.data.samples import EvaluationSample
-from fitkit.errors import FitkitError, InputError
+from fitkit.errors import FitkitError, InputError, unexpected
 from fitkit.evaluate.compare import aligned
 from fitkit.evaluate.machine import machine
-from fitkit.evaluate.predictions import Prediction, make_predictions, read_prediction, read_status, unexpected
+from fitkit.evaluate.predictions import Prediction, make_predictions, read_prediction, read_status
 from fitkit.evaluate.protocols import PROTOCOLS, ErrorMap, Protocol
 from fitkit.evaluate.recipe import EvaluateRecipe
 from fitkit.export.folder import plain
 from fitkit.export.preview import draw_error_map
 from fitkit.io.atomic import written_whole
 from fitkit.io.options import read_yaml, to_plain
+from fitkit.io.outputs import check_folder
 from fitkit.models.registry import load_model
 
 log = logging.getLogger("fitkit")
@@ -66,6 +67,8 @@ def evaluate(recipe: EvaluateRecipe, data: str | os.PathLike, output: str | os.P
             first = samples[0].id
             raise InputError(f"{folder}: no prediction for any of the {len(samples)} samples; "
                              f"expected files such as {first}.obj with {first}.npy")
+    files = (REPORT, TABLE, RECIPE, f"{PREDICTIONS}/*", f"{PICTURES}/*.png")
+    check_folder(out, files, (REPORT, f"{PREDICTIONS}/{RECIPE}"), "evaluate", resume)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -194,8 +197,8 @@ def draw_picture(surface: ErrorMap, path: Path, largest: float) -> None:
     vertices = torch.from_numpy((surface.vertices - center) @ turn.T).float()
     picture = draw_error_map(vertices, torch.from_numpy(np.asarray(surface.triangles, np.int64)), torch.from_numpy(surface.errors).float(),
                              largest)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)
+    with written_whole(path) as part:
+        Image.fromarray(picture).save(part, format="PNG")
 
 
 def upright(points: np.ndarray) -> np.ndarray:

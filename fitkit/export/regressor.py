@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fitkit import __version__
 from fitkit.errors import FitkitError, InputError
-from fitkit.io.atomic import written_whole
+from fitkit.io.atomic import remove_litter, written_whole
 from fitkit.io.foreign import foreign_file
 from fitkit.io.options import to_plain
 from fitkit.models.face_model import FaceModel
@@ -115,14 +115,12 @@ def export_regressor(weights: str | os.PathLike, output: str | os.PathLike, form
     with torch.no_grad():
         names = tuple(_tables(network.predict_padded(images, valid)))
         values = dict(zip(names, program(images, valid)))
-    try:
-        with written_whole(card_path) as card_part, written_whole(output) as part, torch.no_grad():
-            opset = _write(program, format, images, valid, names, part, output)
-            entry = {"format": format, "opset": opset, "checked": _check(program, format, part, network, views, names, output)}
-            entry |= _explained(weights, network, model, views, images, valid, values, card)
-            card_part.write_text(json.dumps(card | {"export": entry}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written ({error.strerror or error}); choose another place") from error
+    remove_litter(output.parent)
+    with written_whole(card_path) as card_part, written_whole(output) as part, torch.no_grad():
+        opset = _write(program, format, images, valid, names, part, output)
+        entry = {"format": format, "opset": opset, "checked": _check(program, format, part, network, views, names, output)}
+        entry |= _explained(weights, network, model, views, images, valid, values, card)
+        card_part.write_text(json.dumps(card | {"export": entry}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return output
 
 
@@ -137,6 +135,8 @@ def _check_request(weights: Path, output: Path, card_path: Path, format: str, ov
             raise InputError(f"{path}: expected the name of a file, there is a folder of this name; choose another name")
         if path.exists() and not overwrite:
             raise InputError(f"{path}: already exists; use --overwrite to replace it, or choose another name")
+    if card_path.exists() and not _is_card(card_path):
+        raise InputError(f"{card_path}: is not the card of an exported program, so it is not replaced; choose another name")
     if not output.parent.is_dir():
         raise InputError(f"{output}: there is no folder {output.parent}; make it first")
     missing = [p for p in ("onnx", "onnxscript") if importlib.util.find_spec(p) is None] if format == "onnx" else []
@@ -239,6 +239,15 @@ def _run(format: str, path: Path, images: Tensor, valid: Tensor) -> list[np.ndar
 def _cards_of(weights: Path) -> tuple[Path, Path]:
     """Where the card of a training may lie: as the training names it, or named after the weights."""
     return weights.with_name("card.json"), weights.with_suffix(".json")
+
+
+def _is_card(path: Path) -> bool:
+    """The file is a card that an export has written."""
+    try:
+        with foreign_file(path, "not readable") as file:
+            return "export" in file.json()
+    except InputError:
+        return False
 
 
 def _training_card(weights: Path, about: dict[str, Any], model: FaceModel) -> dict[str, Any]:

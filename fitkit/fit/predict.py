@@ -12,7 +12,7 @@ import torch
 from fitkit.fit.initialize import initial_state, to_photos
 from fitkit.fit.recipe import FitRecipe, load_recipe
 from fitkit.fit.regress import Predicted, predict_views, shipped_weights
-from fitkit.fit.report import SHIPPED_ERROR_MM, build_metrics, judge, verdict
+from fitkit.fit.report import SHIPPED_ERROR_MM, build_metrics, judge_safely
 from fitkit.fit.result import FitResult
 from fitkit.fit.run import FitRun, check_device
 from fitkit.io.subject import Subject, load_subject
@@ -90,8 +90,7 @@ def _result(subject: Subject, found: Landmarks, model: FaceModel, recipe: FitRec
              "cpu": round(time.process_time() - times["cpu"], 3)}
     metrics |= {"recipe": "predict", "error_bars": None, "start": {"source": "regressor", "iterations": 0}, "time_s": spent, "notes": notes,
                 "typical_error_mm": typical_mm}
-    status, warnings = judge(metrics)
-    metrics["verdict"] = verdict(metrics)
+    status, warnings = judge_safely(metrics)
     sigma = predicted.prediction.identity_sigma
     return FitResult(model, subject, final, replace(found, sigma=run.sigma_photo()), status, warnings, metrics,
                      {"name": "predict", "regressor": about}, cameras.source,

@@ -13,13 +13,16 @@ alike); write them below, call it again (nothing is fitted), and write UPPER bel
 """
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from fitkit.errors import unexpected
 from fitkit.fit.agreement import ViewAgreement, parallax, view_agreement
 from fitkit.fit.initialize import CameraKnowledge
 from fitkit.io.subject import Subject
@@ -31,6 +34,9 @@ from fitkit.scene.state import SceneState
 
 if TYPE_CHECKING:
     from fitkit.fit.run import FitRun
+
+T = TypeVar("T")
+log = logging.getLogger("fitkit")
 
 # Thresholds of the verdict. A landmark detector is off by 2 to 4 % of the face size; a wrong pose by more than 10 %.
 VIEW_DOUBTFUL, VIEW_FAILED = 0.06, 0.12
@@ -57,6 +63,7 @@ MEAN_OF_SIGMA = 0.8  # mean absolute value of a Gaussian, sqrt(2 / pi)
 EXPECTED_OVER_BARS = {"generic": (1.0, 1.1), "ict": (1.05, 1.15)}  # true error over that of the error bars: one photo, several
 UNKNOWN_MODEL = EXPECTED_OVER_BARS["generic"]  # as in `fitkit.fit.uncertainty`
 UPPER = 1.4  # 90 % of true over expected error
+
 SHIPPED_ERROR_MM = 1.5  # true error of the network that comes with fitkit; what it says itself of its error tells nothing about it
 
 SCALE_METRIC = "the positions of the cameras are known, so sizes are metric"
@@ -105,9 +112,13 @@ def build_metrics(model: FaceModel, subject: Subject, state: SceneState, landmar
     shifts = part_shifts(cpu, state, landmarks)
     angles = yaw_pitch_roll(state.pose.rotation)
     distance = state.pose.centers().norm(dim=-1)
-    focal_sigma = run.focal_uncertainty()
+    failures: list[str] = []
+    unknown = [None] * len(subject.views)
+    focal_sigma = attempt("how well the focal lengths are known", run.focal_uncertainty, unknown, failures)
     sigma = run.sigma_photo()
-    agreement = view_agreement(*run.shape) if run.shape is not None else [ViewAgreement(None, None, None)] * len(subject.views)
+    agreement = [ViewAgreement(None, None, None)] * len(subject.views)
+    if run.shape is not None:
+        agreement = attempt("whether the photos agree", lambda: view_agreement(*run.shape), agreement, failures)
     angles_between = [p[0] for p in parallax(state)]
     views = []
     for i, view in enumerate(subject.views):
@@ -135,7 +146,17 @@ def build_metrics(model: FaceModel, subject: Subject, state: SceneState, landmar
                        "largest": float(expression.abs().max())},
         "scale": {"metric": cameras.metric, "note": SCALE_METRIC if cameras.metric else SCALE_PRIOR},
         "jaw": run.jaw_rule, "crop_px": max(run.observations.size), "views": views, "stages": run.stages,
-    }
+    } | ({"not_computed": failures} if failures else {})
+
+
+def attempt(what: str, compute: Callable[[], T], otherwise: T, failures: list[str]) -> T:
+    """What `compute` gives. An error in judging a fit must not cost the fit: then it is `otherwise`, and a line in `failures`."""
+    try:
+        return compute()
+    except Exception as error:  # noqa: BLE001 - numerics at the edge of what they can
+        log.info(what, exc_info=True)
+        failures.append(f"{what} could not be computed ({unexpected(error)})")
+        return otherwise
 
 
 SEVERITIES = ("failed", "doubtful", "note")  # a note says what is worth knowing, but not wrong
@@ -174,6 +195,7 @@ def findings(metrics: dict[str, Any]) -> list[Finding]:
     named = {f.view for f in found}
     found += [f for f in _disagreement(metrics["views"]) if f.view is None or f.view not in named]
     found += _landmark_noise(metrics["views"]) + _parallax(metrics) + _coefficients(metrics) + _expected_large(metrics)
+    found += [Finding("not_computed", "doubtful", f"{line}; look at the overlays") for line in metrics.get("not_computed", ())]
     found += [_note(line) for line in metrics.get("notes", ())]
     return sorted(found, key=lambda f: SEVERITIES.index(f.severity))
 
@@ -304,6 +326,18 @@ def expected_error(metrics: dict[str, Any]) -> tuple[float, float] | None:
         one, several = EXPECTED_OVER_BARS.get(metrics["model"], UNKNOWN_MODEL)
         expected = (one if len(metrics["views"]) == 1 else several) * MEAN_OF_SIGMA * bars["face_mean_mm"]
     return None if expected is None else (expected, UPPER * expected)
+
+
+def judge_safely(metrics: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """`judge`, with the `verdict` put into the metrics. Cannot fail: a fit that cannot be judged is doubtful."""
+    failures: list[str] = []
+    unjudged: tuple[str, tuple[str, ...], dict[str, Any]] = ("doubtful", (), {})
+    status, warnings, metrics["verdict"] = attempt("the verdict", lambda: (*judge(metrics), verdict(metrics)), unjudged, failures)
+    if failures:
+        finding = Finding("not_computed", "doubtful", f"{failures[0]}; look at the overlays")
+        warnings = (finding.message,)
+        metrics["verdict"] = {"summary": "not judged", "expected_mm": None, "upper_mm": None, "findings": [asdict(finding)]}
+    return status, warnings
 
 
 def judge(metrics: dict[str, Any]) -> tuple[str, tuple[str, ...]]:

@@ -26,7 +26,7 @@ from fitkit.fit.detail import Detail, personal_model, solve_detail
 from fitkit.fit.initialize import CameraKnowledge, initial_state, to_photos
 from fitkit.fit.recipe import FitRecipe, FlowSource, FlowTerm, Stage, load_recipe
 from fitkit.fit.regress import regressor_start, settled, start_cost, stray_points
-from fitkit.fit.report import build_metrics, judge, verdict
+from fitkit.fit.report import attempt, build_metrics, judge_safely
 from fitkit.fit.result import FitResult
 from fitkit.fit.uncertainty import error_bars, summary
 from fitkit.geometry.spherical_harmonics import Y0
@@ -118,15 +118,20 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
     final = to_photos(state, observations).to("cpu")
     metrics = build_metrics(run.model, subject, final, found, run, run.cameras)
     metrics["start"] = chosen | {"iterations": run.iterations}
-    bars = error_bars(*run.shape, local, known=None if detail is None else detail.known) if run.shape is not None else None
+    failures = metrics.pop("not_computed", [])
+    bars = None
+    if run.shape is not None:
+        known = None if detail is None else detail.known
+        bars = attempt("the error bars", lambda: error_bars(*run.shape, local, known=known), None, failures)
     metrics["error_bars"] = summary(bars, model)
     metrics["time_s"] = {"solve": round(solved - began, 3), "total": round(time.perf_counter() - start, 3),
                          "cpu": round(time.process_time() - cpu, 3)}
     metrics["notes"] = [*notes, *stray]
     if detail is not None:
         metrics["detail"] = detail.metrics
-    status, warnings = judge(metrics)
-    metrics["verdict"] = verdict(metrics)
+    if failures:
+        metrics["not_computed"] = failures
+    status, warnings = judge_safely(metrics)
     for finding in metrics["verdict"]["findings"]:
         log.info(finding["message"])
     tell("done", 1.0)

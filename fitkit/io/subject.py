@@ -1,9 +1,10 @@
 """A subject: all photos of one person and what is known about them. The folder is described in docs/subject_folder.md."""
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,11 @@ from fitkit.io.calibration import Calibration, read_cameras
 from fitkit.io.images import SUFFIXES, Distortion, ImageFile, array_to_rgb, open_image, to_rgb
 from fitkit.io.landmark_files import check_inside, check_landmarks, read_landmarks
 
+log = logging.getLogger("fitkit")
+
 OUTPUT_FOLDER = "fitkit"  # results, inside the subject folder
+RESULT_MARKS = ("metrics.json", "parameters.npz")  # by these a result folder is known
+NO_SUBJECTS = frozenset((OUTPUT_FOLDER, "masks", "landmarks", "ground_truth"))  # folders of files about photos
 DECODERS = min(4, os.cpu_count() or 1)  # threads; a 48-megapixel photo takes 0.4 GB while it is decoded
 
 
@@ -105,8 +110,27 @@ def natural_key(name: str) -> list:
     return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts] + [(0, 0, name)]
 
 
+def readable(text: str) -> str:
+    """A file name as text that can be written: bytes of it that are not UTF-8 are read as Latin-1 (archives from Windows)."""
+    try:
+        text.encode("utf-8")
+        return text
+    except UnicodeEncodeError:
+        pass
+    try:
+        return os.fsencode(text).decode("latin-1")
+    except UnicodeEncodeError:  # not from a file name
+        return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def is_result(folder: Path) -> bool:
+    """The folder is a result of `fitkit fit`."""
+    return all((folder / mark).is_file() for mark in RESULT_MARKS)
+
+
 def subject_folders(root: str | os.PathLike, min_views: int = 1) -> list[Path]:
-    """`root` and the folders below it that hold at least `min_views` pictures, sorted; results and masks are passed over.
+    """`root` and the folders below it that hold at least `min_views` pictures, sorted; results, masks, pictures of `fitkit detect`, the
+    truth of rendered people and hidden folders are passed over.
 
     Raises:
         InputError: no such folder.
@@ -114,9 +138,23 @@ def subject_folders(root: str | os.PathLike, min_views: int = 1) -> list[Path]:
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; expected a folder of subject folders")
-    skip = {"masks", "fitkit"}
-    found = [p for p in [root, *sorted(root.rglob("*"))] if p.is_dir() and not skip & set(p.relative_to(root).parts)]
-    return [p for p in found if sum(f.suffix.lower() in SUFFIXES for f in p.iterdir()) >= min_views]
+    return sorted(p for p, entries in _folders(root) if sum(e.suffix.lower() in SUFFIXES for e in entries) >= min_views)
+
+
+def _folders(folder: Path, below: bool = False) -> Iterator[tuple[Path, list[Path]]]:
+    """A folder and those below it that may hold photos of a person, with what lies in each. Links count, what lies deeper in them not."""
+    try:
+        entries = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    except OSError as error:
+        log.warning("%s: passed over, it cannot be read: %s", folder, error.strerror or error)
+        return
+    if is_result(folder):
+        return
+    yield folder, entries
+    if not (below and folder.is_symlink()):
+        for p in entries:
+            if p.name not in NO_SUBJECTS and p.is_dir():
+                yield from _folders(p, below=True)
 
 
 def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = ()) -> Subject:
@@ -144,7 +182,7 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
     if not images:
         raise InputError(f"{folder}: no images in this folder; expected at least one of {', '.join('*' + s for s in SUFFIXES)}"
                          + (f" (found {_some(p.name for p in files)})" if files else ""))
-    _check_names([(p.stem, p.name) for p in images], folder)
+    _check_names([(readable(p.stem), readable(p.name)) for p in images], folder)
 
     stems = {p.stem for p in images}
     cameras_file = next((p for p in files if p.name.lower() == "cameras.json"), None)
@@ -184,7 +222,7 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
     lost = sorted(set(masks) - stems, key=natural_key)
     if lost:
         notes.append(f"ignored, masks without an image: {_some(masks[s].name for s in lost)}")
-    return Subject(folder.resolve().name, tuple(views), folder, tuple(notes))
+    return Subject(readable(folder.resolve().name), tuple(views), folder, tuple(notes))
 
 
 def subject_from_images(images: Sequence, landmarks: Sequence | None = None, names: Sequence[str] | None = None,
@@ -212,7 +250,7 @@ def subject_from_images(images: Sequence, landmarks: Sequence | None = None, nam
             raise InputError(f"{label}: expected one entry for each of the {len(images)} images, got {len(values)}")
     paths = [Path(i) if isinstance(i, (str, os.PathLike)) else None for i in images]
     if names is None:
-        names = [p.stem if p else f"view{i}" for i, p in enumerate(paths)]
+        names = [readable(p.stem) if p else f"view{i}" for i, p in enumerate(paths)]
     _check_names([(n, f"image {i}") for i, n in enumerate(names)], None)
 
     views, notes = [], []
@@ -256,7 +294,7 @@ def _read_view(path: Path, file: ImageFile, sidecars: list[Path], mask: Path | N
     if mask:
         loader = open_image(mask, mask=True)
         _checked_mask(loader(), file.size, str(mask))
-    return View(path.stem, file, path, points, source, file.focal_px, None, loader), notes
+    return View(readable(path.stem), file, path, points, source, file.focal_px, None, loader), notes
 
 
 def _masks(folder: Path) -> dict[str, Path]:
@@ -280,7 +318,7 @@ def _add_cameras(views: list[View], cameras: dict[str, Calibration], stems: set[
     unknown, known = [], {s.casefold() for s in stems}
     for key, camera in cameras.items():
         file = Path(key.replace("\\", "/")).name.casefold()  # programs write paths; only the name counts
-        stem = next((v.name for v in views if file in (v.path.name.casefold(), v.name.casefold())), None)
+        stem = next((v.name for v in views if file in (readable(v.path.name).casefold(), v.name.casefold())), None)
         if stem is None:
             if not {file, Path(file).stem} & known:
                 unknown.append(key)

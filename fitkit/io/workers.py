@@ -1,43 +1,165 @@
 """Jobs spread over the cores of one machine."""
 from __future__ import annotations
 
+import logging
+import pickle
 import signal
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 import cv2
 import torch
 
 from fitkit.errors import FitkitError
+from fitkit.io.termination import Terminated, end_with_parent, sigterm_raises
 
 T = TypeVar("T")
+log = logging.getLogger("fitkit")
+STARTS = 4  # how often in a row a process may end before it has loaded
+PATIENCE = 3.0  # seconds that a process may clean up in before it is ended by force
 
 
-def run_jobs(function: Callable[[Any], T], jobs: Sequence[Any], workers: int) -> Iterator[T]:
-    """function(job) of all jobs, each as it is done; with one worker in this process and in order. Each further worker is a process with
-    one thread; function and jobs must be picklable.
+def run_jobs(function: Callable[[Any], T], jobs: Sequence[Any], workers: int, lost: Callable[[Any, str], T] | None = None) -> Iterator[T]:
+    """function(job) of all jobs, each as it is done; with one worker in this process and in order. Of several each is a process with
+    one thread, which ends with this one; function and jobs must be picklable.
 
+    After Ctrl-C no job is begun and those under way are still finished and given, then comes the KeyboardInterrupt; a second Ctrl-C, or
+    SIGTERM, ends them.
+
+    Args:
+        lost: (job, what ended its process) -> what is given for a job whose process ended by force.
     Raises:
-        FitkitError: a process ended by force.
+        FitkitError: a process ended by force and there is no `lost`, or processes cannot be started. And what `function` raises.
     """
-    if workers == 1 or len(jobs) < 2:
+    if workers == 1:
         yield from map(function, jobs)
         return
-    # Workers start anew: with the fork of a process whose libraries run threads they could hang.
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=_settle)
+    waiting, team, failed, interrupted = deque(jobs), [], 0, None
     try:
-        for future in as_completed([pool.submit(function, job) for job in jobs]):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise FitkitError("a worker process ended by force (out of memory?); use fewer --workers and go on with --resume") from error
+        while waiting or any(w.busy for w in team):
+            while len(team) < workers and len(team) - sum(w.busy for w in team) < len(waiting):
+                team.append(_Worker(function))
+            try:
+                ready = wait([w.pipe for w in team])
+            except KeyboardInterrupt as error:
+                if interrupted is not None or isinstance(error, Terminated):
+                    raise
+                interrupted = error
+                waiting.clear()
+                log.warning("interrupted; waiting for the %d under way, Ctrl-C again ends them", sum(w.busy for w in team))
+                continue
+            for worker in [w for w in team if w.pipe in ready]:
+                try:
+                    answer = worker.pipe.recv()
+                except (EOFError, OSError):
+                    team.remove(worker)
+                    reason = worker.end()
+                    if not worker.busy:  # nothing is lost with it
+                        failed += 1
+                        if failed == STARTS:
+                            raise FitkitError(f"worker processes cannot be started: {reason}; use --workers 1") from None
+                    elif lost is None:
+                        raise FitkitError("a worker process ended by force (out of memory?); use fewer --workers and go on with "
+                                          "--resume") from None
+                    else:
+                        yield lost(worker.job[0], reason)
+                    continue
+                failed = 0
+                if worker.busy:
+                    worker.job = ()
+                    result, error = answer
+                    if error is not None:
+                        raise error
+                    yield result
+                if waiting:
+                    worker.give(waiting.popleft())
+                else:
+                    team.remove(worker)
+                    worker.end()
+        if interrupted is not None:
+            raise interrupted
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for worker in team:
+            worker.stop()
+        for worker in team:
+            worker.end()
 
 
-def _settle() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
+class _Worker:
+    """A process that does one job after the other. job: (the job,) while it is busy, else ()."""
+
+    def __init__(self, function: Callable[[Any], Any]):
+        context = get_context("spawn")  # with the fork of a process whose libraries run threads it could hang
+        self.job: tuple = ()
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=_work, args=(function, other), daemon=True)
+        with _interrupts_ignored():  # what it inherits: the first process ends the others
+            self.process.start()
+        other.close()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.job)
+
+    def give(self, job: Any) -> None:
+        self.job = (job,)
+        with suppress(OSError):  # it has ended: the next look at the pipe tells
+            self.pipe.send(job)
+
+    def stop(self) -> None:
+        if self.busy:
+            self.process.terminate()
+
+    def end(self) -> str:
+        """Wait for its end, by force if need be -> what ended it."""
+        self.pipe.close()
+        self.process.join(PATIENCE)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+        code = self.process.exitcode
+        if code >= 0:
+            return f"its process ended with exit code {code}"
+        name = next((s.name for s in signal.Signals if s == -code), f"signal {-code}")
+        return f"its process was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _work(function: Callable[[Any], Any], pipe: Connection) -> None:
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    with suppress(Terminated, EOFError, OSError), sigterm_raises():  # no pipe: there is nothing left to do
+        pipe.send(None)
+        while True:
+            job = pipe.recv()
+            try:
+                answer = function(job), None
+            except Exception as error:  # noqa: BLE001 - the first process raises it
+                answer = None, _portable(error)
+            pipe.send(answer)
+
+
+def _portable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - exceptions with arguments of their own
+        return FitkitError(f"{type(error).__name__}: {error}")
+    return error

@@ -7,15 +7,18 @@ import logging
 import os
 import shutil
 import ssl
+import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 from fitkit.errors import InputError, MissingWeightsError
-from fitkit.models.ict import EXPRESSIONS, NUM_IDENTITY, import_ict
-from fitkit.models.registry import models_folder, store_model
+from fitkit.io.atomic import writing
+from fitkit.models.ict import EXPRESSIONS, NUM_IDENTITY, NUM_VERTICES, import_ict, read_obj
+from fitkit.models.registry import free_place, models_folder, store_model
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,7 @@ ICT_SHA256 = {
     "mouthSmile_L.obj": "91794e73cef330f1c7d1f4541723544708536b39d5dd6ed35fd8f83f676b7af4",
 }
 ATTEMPTS, PAUSE, TIMEOUT = 4, 0.5, 30.0  # per file; seconds before the next attempt; seconds without an answer
+MAX_SECONDS = 600.0  # for a file, all attempts together
 
 
 def fetch_ict(name: str = "ict", base_url: str = ICT_URL, overwrite: bool = False,
@@ -46,12 +50,10 @@ def fetch_ict(name: str = "ict", base_url: str = ICT_URL, overwrite: bool = Fals
     Returns:
         the stored model file.
     Raises:
-        MissingWeightsError: no network, file not found, wrong checksum, too large.
-        InputError: the name is taken; files that are not the model; a folder that cannot be written.
+        MissingWeightsError: no network, file not found, wrong content or checksum, too large, too slow.
+        InputError: the name is taken, or cannot be one; an address that is none; a folder that cannot be written.
     """
-    target = models_folder() / f"{name}.npz"
-    if target.exists() and not overwrite:
-        raise InputError(f"{target}: exists already; use --overwrite, or another --name")
+    free_place(name, overwrite)
     folder = models_folder() / "downloads" / "ict"
     for i, file in enumerate(ICT_FILES):
         if progress:
@@ -59,39 +61,63 @@ def fetch_ict(name: str = "ict", base_url: str = ICT_URL, overwrite: bool = Fals
         download(f"{base_url.rstrip('/')}/{file}", folder / file, ICT_SHA256.get(file), ICT_MAX_BYTES)
     if progress:
         progress(len(ICT_FILES), len(ICT_FILES))
-    path = store_model(import_ict(folder, name), overwrite)
+    try:
+        model = import_ict(folder, name)
+    except InputError as error:
+        unknown = [file for file in ICT_FILES if file not in ICT_SHA256]
+        wrong = [file for file in unknown if not _is_ict(folder / file)] or unknown
+        for file in wrong:
+            (folder / file).unlink(missing_ok=True)
+        raise MissingWeightsError(f"{base_url}: the files from there are not those of ICT-FaceKit ({error}); {len(wrong)} of them, such as "
+                                  f"{wrong[0]}, were deleted and will be fetched again; try another --url") from error
+    path = store_model(model, overwrite)
     shutil.rmtree(folder, ignore_errors=True)
     return path
 
 
-def download(url: str, path: Path, sha256: str | None = None, max_bytes: int = 2**30) -> Path:
-    """Download one file to `path`, unless it is there.
+def _is_ict(path: Path) -> bool:
+    try:
+        return len(read_obj(path, only_vertices=True)[0]) == NUM_VERTICES
+    except InputError:
+        return False
+
+
+def download(url: str, path: Path, sha256: str | None = None, max_bytes: int = 2**30,
+             max_seconds: float = MAX_SECONDS) -> Path:
+    """Download one file over http or https to `path`, unless it is there.
 
     It grows under a temporary name (`.part`), which the next attempt or the next call continues, and is renamed when
-    it is whole and its checksum is right.
+    it is whole and its checksum is right; otherwise it is thrown away. Without a checksum that name depends on the address, since nothing
+    would tell that the parts are of two versions.
 
     Args:
-        sha256: hexadecimal, or None if not known; max_bytes: a larger file is refused.
+        sha256: hexadecimal, or None if not known; max_bytes: a larger file is refused; max_seconds: for all attempts together.
     Raises:
         MissingWeightsError: it cannot be had; says why, and what to do.
-        InputError: the folder cannot be written.
+        InputError: the address is none, or the folder cannot be written.
     """
     path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
+    if not _is_web(url):
+        raise InputError(f"{url}: expected an address that begins with https:// or http:// and names a server")
+    of = "" if sha256 is not None else f".{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+    part = path.with_name(f"{path.name}{of}.part")
+    end, reason = time.monotonic() + max_seconds, ""
+    with writing(path.parent, "set FITKIT_MODELS to a folder you may write to"):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and (sha256 is None or _sha256(path) == sha256):
             return path
-        reason = ""
         for attempt in range(ATTEMPTS):
             if attempt:
                 log.info("%s: %s; trying again", url, reason)
                 time.sleep(PAUSE * 2 ** (attempt - 1))
             try:
-                _receive(url, part, max_bytes)
-            except _TooLarge as error:
+                _in_time(lambda: _receive(url, part, max_bytes, end), end)
+            except _Refused as error:
                 part.unlink(missing_ok=True)
                 reason = str(error)
+                break
+            except _TooSlow:
+                reason = f"it took longer than {max_seconds:.0f} seconds"
                 break
             except urllib.error.HTTPError as error:
                 reason = f"the server answers {error.code} {error.reason}"
@@ -99,46 +125,92 @@ def download(url: str, path: Path, sha256: str | None = None, max_bytes: int = 2
                     part.unlink(missing_ok=True)
                 elif error.code < 500 and error.code != 429:
                     break
-            except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
+            except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError, ValueError) as error:
                 reason = str(getattr(error, "reason", error)) or type(error).__name__
+                if isinstance(error, ValueError):  # an address that is none, perhaps after a redirection
+                    break
             else:
                 if sha256 is None or _sha256(part) == sha256:
                     os.replace(part, path)
                     return path
                 reason = f"wrong SHA-256 {_sha256(part)[:16]}..., expected {sha256[:16]}..."
                 part.unlink()
-    except OSError as error:
-        raise InputError(f"{path.parent}: cannot be written ({error.strerror or error}); "
-                         "set FITKIT_MODELS to a folder you may write to") from error
-    raise MissingWeightsError(f"{url} cannot be downloaded: {reason}; check the network and call again (it continues "
+    raise MissingWeightsError(f"{url} cannot be downloaded: {' '.join(reason.split())}; check the network and call again (it continues "
                               "where it stopped), or download the files elsewhere and use 'fitkit model import'")
 
 
-def _receive(url: str, part: Path, max_bytes: int) -> None:
-    """Append to `part` what is missing of the file at `url`; ConnectionError if the connection ends too early."""
-    start = part.stat().st_size if part.exists() else 0
-    headers = {"User-Agent": "fitkit", "Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as answer:
-        if start and not (answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")):
-            start = 0  # the server sends the whole file
-        length = answer.headers.get("Content-Length")
-        total = start + int(length) if length is not None else None
-        if total is not None and total > max_bytes:
-            raise _TooLarge(f"it has {total} bytes, at most {max_bytes} were expected")
-        with open(part, "ab" if start else "wb") as file:
-            done = start
-            while block := answer.read(2**16):
-                done += len(block)
-                if done > max_bytes:
-                    raise _TooLarge(f"it has more than the {max_bytes} bytes that were expected")
-                file.write(block)
-    if total is not None and done < total:
-        raise ConnectionError(f"the connection ended after {done} of {total} bytes")
-
-
-class _TooLarge(Exception):
-    """Not the file that was meant."""
+def _is_web(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable() and " " not in url
+    except ValueError:
+        return False
 
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class _WebOnly(urllib.request.HTTPRedirectHandler):
+    """Redirections stay on the web."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        if not _is_web(newurl):
+            raise _Refused(f"it is redirected to {newurl[:100]}, which is not on the web")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _in_time(work: Callable[[], None], end: float) -> None:
+    """Do `work` in a thread that is given up at the time `end`: a server that drips bytes, or a name server, can hold it for hours."""
+    result: list[BaseException | None] = []
+
+    def run() -> None:
+        try:
+            work()
+            result.append(None)
+        except BaseException as error:  # noqa: BLE001 - raised below
+            result.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="fitkit-download")
+    thread.start()
+    thread.join(max(0.0, end - time.monotonic()))
+    if not result:
+        raise _TooSlow
+    if result[0] is not None:
+        raise result[0]
+
+
+def _receive(url: str, part: Path, max_bytes: int, end: float) -> None:
+    """Append to `part` what is missing of the file at `url`; ConnectionError if the connection ends too early."""
+    start = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "fitkit", "Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
+    opener = urllib.request.build_opener(_WebOnly)
+    with opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as answer:
+        if start and not (answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")):
+            start = 0  # the server sends the whole file
+        length = answer.headers.get("Content-Length")
+        if length is not None and not (length.isascii() and length.isdecimal()):
+            raise _Refused(f"the server states a length of '{length[:40]}'")
+        total = start + int(length) if length is not None else None
+        if total is not None and total > max_bytes:
+            raise _Refused(f"it has {total} bytes, at most {max_bytes} were expected")
+        with open(part, "ab" if start else "wb") as file:
+            done = start
+            while block := answer.read1(2**16):
+                done += len(block)
+                if done > max_bytes:
+                    raise _Refused(f"it has more than the {max_bytes} bytes that were expected")
+                if time.monotonic() > end:
+                    raise _TooSlow
+                file.write(block)
+                file.flush()  # nothing may be written after `end`: the next call goes on from here
+    if total is not None and done < total:
+        raise ConnectionError(f"the connection ended after {done} of {total} bytes")
+
+
+class _Refused(Exception):
+    """Not the file that was meant."""
+
+
+class _TooSlow(Exception):
+    """The time for it is over."""

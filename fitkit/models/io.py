@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from fitkit.errors import InputError
+from fitkit.io.atomic import written_whole
 from fitkit.io.foreign import DATA_BYTES, check_indices, check_shapes, foreign_file
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
 
@@ -122,9 +123,12 @@ def check_model(model: FaceModel, where: str) -> None:
 
 
 def save_model_file(model: FaceModel, path: str | os.PathLike) -> Path:
-    """Write a model file (bases in half precision); a temporary name is renamed when it is whole."""
+    """Write a model file (bases in half precision), whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {
         "format": FORMAT, "version": VERSION, "name": model.name, "source": model.source, "license": model.license,
         "mean": model.mean.numpy().astype(np.float32), "identity_basis": model.identity_basis.numpy().astype(np.float16),
@@ -138,11 +142,6 @@ def save_model_file(model: FaceModel, path: str | os.PathLike) -> Path:
     for key, dtype in (("uv", np.float32), ("uv_triangles", np.int32), ("albedo_mean", np.float32), ("albedo_basis", np.float16)):
         if getattr(model, key) is not None:
             arrays[key] = getattr(model, key).numpy().astype(dtype)
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with written_whole(path, "set FITKIT_MODELS to a folder you may write to") as part, open(part, "wb") as file:
+        np.savez_compressed(file, **arrays)
     return path

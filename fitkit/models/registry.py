@@ -89,15 +89,20 @@ def store_model(model: FaceModel, overwrite: bool = False) -> Path:
     Raises:
         InputError: the name is taken, reserved or not a plain file name; the folder cannot be written.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", model.name) or model.name.endswith(".npz"):
-        raise InputError(f"model name: expected letters, digits, '.', '_', '-', got {model.name!r}")
-    if model.name in PACKAGED:
-        raise InputError(f"model name: {model.name!r} comes with fitkit; choose another with --name")
-    path = models_folder() / f"{model.name}.npz"
+    return save_model_file(model, free_place(model.name, overwrite))
+
+
+def free_place(name: str, overwrite: bool = False) -> Path:
+    """The file that a model of this name is stored in.
+
+    Raises:
+        InputError: the name is taken, reserved or not a plain file name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name.endswith(".npz"):
+        raise InputError(f"model name: expected letters, digits, '.', '_', '-', got {name!r}")
+    if name in PACKAGED:
+        raise InputError(f"model name: {name!r} comes with fitkit; choose another with --name")
+    path = models_folder() / f"{name}.npz"
     if path.exists() and not overwrite:
         raise InputError(f"{path}: exists already; use --overwrite, or another --name")
-    try:
-        return save_model_file(model, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); "
-                         "set FITKIT_MODELS to a folder you may write to") from error
+    return path

@@ -62,7 +62,7 @@ def save_predictor(network: StatePredictor, name: str, path: str | os.PathLike, 
 
     name: of the kind of network; half: floating-point weights in half precision.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     def stored(x):
         return x.detach().cpu().to(torch.float16 if half and x.is_floating_point() else x.dtype).contiguous()
@@ -70,7 +70,15 @@ def save_predictor(network: StatePredictor, name: str, path: str | os.PathLike, 
     about = {"net": name, "options": to_plain(network.options), "views": to_plain(network.views), "model": network.model_name,
              "num_identity": network.num_identity, "num_expression": network.num_expression}
     tensors = {k: stored(v) for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
-    save_file(tensors, os.fspath(path), metadata={"format": FORMAT, "regressor": json.dumps(about)})
+    # Its own file writer makes files that only their owner may read, and turns errors of the disk into another kind.
+    data = save(tensors, metadata={"format": FORMAT, "regressor": json.dumps(about)})
+    # It writes the metadata in any order; the same training gives the same file.
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    Path(path).write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size:])
 
 
 def read_about(path: str | os.PathLike) -> dict[str, Any]:

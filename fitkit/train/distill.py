@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from fitkit.errors import InputError
+from fitkit.fit.batch import REPORT as BATCH_REPORT
 from fitkit.fit.batch import BatchRow, fit_folder, summary
 from fitkit.fit.recipe import load_recipe
 from fitkit.io.foreign import foreign_file
+from fitkit.io.outputs import check_folder
 from fitkit.train.regressor import CARD, WEIGHTS, train_regressor, write_json
 from fitkit.train.regressor_recipe import RegressorTraining, load_regressor_training
 
@@ -43,6 +45,7 @@ def distill(photos: str | os.PathLike, training: str | os.PathLike, folder: str 
     settled(training, overrides, photos, folder, "")  # what is wrong with the recipe shows before the first fit
     if (folder / REPORT).exists() and not resume:
         raise InputError(f"{folder}: holds rounds already; go on with --resume, or choose another folder")
+    check_folder(folder, (REPORT, "round_*/*"), (REPORT, f"round_1/{FITS}/{BATCH_REPORT}"), "distill", resume)
     report: dict[str, Any] = {"photos": photos.resolve().name, "training": os.fspath(training), "fit_recipe": fit_recipe, "rounds": []}
     weights = init_weights
     for number in range(1, rounds + 1):

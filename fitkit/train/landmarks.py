@@ -7,27 +7,31 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fitkit.data.face_shards import read_shard, render_faces
 from fitkit.data.landmark_frames import Crop, LabelledFace, held_out, list_frames, load_frame, load_surroundings, make_crop
 from fitkit.errors import FitError, InputError
+from fitkit.io.atomic import writing, written_whole
 from fitkit.io.foreign import DATA_BYTES, foreign_file
 from fitkit.io.options import to_plain
+from fitkit.io.termination import end_with_parent
 from fitkit.observe.landmarks.network import NUM_POINTS, LandmarkNetwork, NetworkOutput
 from fitkit.train.landmark_recipe import LandmarkTraining, LossOptions
+from fitkit.train.regressor import RECIPE, claim_folder, write_text
 
 WEIGHTS = "landmarks68.safetensors"
 CHECKPOINT = "checkpoint.pt"
+FILES = (WEIGHTS, CHECKPOINT, "log.csv", RECIPE, f"{WEIGHTS}.part", f"{CHECKPOINT}.part", "renders/shard_*.npz")
+MAKE_ROOM = "make room, and go on from the last checkpoint with --resume"
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ def train_landmarks(recipe: LandmarkTraining, folder: str | os.PathLike, device:
     text = yaml.safe_dump(to_plain(recipe), sort_keys=False)
     if checkpoint.exists() and not resume:
         raise InputError(f"{folder}: there is a training in it; continue it with --resume, or give another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    claim_folder(folder, FILES, checkpoint, text, "train-landmarks")
     torch.manual_seed(recipe.seed)
     network = LandmarkNetwork(recipe.network).to(device, memory_format=torch.channels_last)
     average = {k: v.detach().clone() for k, v in network.state_dict().items()}
@@ -173,13 +177,13 @@ def train_landmarks(recipe: LandmarkTraining, folder: str | os.PathLike, device:
     if checkpoint.exists():
         state = _read_checkpoint(checkpoint)
         if state["recipe"] != text:
-            raise InputError(f"{checkpoint}: belongs to another recipe; continue with the options in {folder / 'recipe.yaml'}, "
+            raise InputError(f"{checkpoint}: belongs to another recipe; continue with the options in {folder / RECIPE}, "
                              "or give another folder")
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         average, first = {k: v.to(device) for k, v in state["average"].items()}, state["step"]
         progress(f"going on after step {first}")
-    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    write_text(folder / RECIPE, text)
     faces = load_faces(recipe, folder, progress)
     progress(f"{len(faces.frames)} pictures, {len(faces.renders)} rendered faces, {len(faces.validation)} pictures of people held out")
 
@@ -219,7 +223,8 @@ def train_landmarks(recipe: LandmarkTraining, folder: str | os.PathLike, device:
                 row["validation_nme_percent"] = validate(best, faces.validation, device)
             save_weights(best, folder / WEIGHTS)
             state = {"step": step, "network": network.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "recipe": text}
-            _replace(checkpoint, partial(torch.save, state))
+            with written_whole(checkpoint, MAKE_ROOM) as part, open(part, "wb") as file:  # torch's own writer has errors of another kind
+                torch.save(state, file)
             _log(folder / "log.csv", row)
             progress(", ".join(f"{k} {v:.4g}" for k, v in row.items()))
     return folder / WEIGHTS
@@ -237,7 +242,8 @@ def save_weights(network: LandmarkNetwork, path: Path) -> None:
     """Half precision, with the network's options as JSON under the metadata key 'network'."""
     tensors = {k: v.detach().cpu().to(torch.float16 if v.is_floating_point() else v.dtype).contiguous()
                for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
-    _replace(path, partial(save_file, tensors, metadata={"network": json.dumps(to_plain(network.options))}))
+    with written_whole(path, MAKE_ROOM) as part:
+        part.write_bytes(save(tensors, metadata={"network": json.dumps(to_plain(network.options))}))
 
 
 def _read_checkpoint(path: Path) -> dict:
@@ -249,15 +255,9 @@ def _read_checkpoint(path: Path) -> dict:
     return state
 
 
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    temporary = path.with_name(path.name + ".part")
-    write(temporary)
-    os.replace(temporary, path)
-
-
 def _log(path: Path, row: dict[str, float]) -> None:
     new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
+    with writing(path, MAKE_ROOM), open(path, "a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(row))
         if new:
             writer.writeheader()
@@ -265,5 +265,6 @@ def _log(path: Path, row: dict[str, float]) -> None:
 
 
 def _one_thread(worker: int) -> None:
+    end_with_parent()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

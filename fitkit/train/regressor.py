@@ -22,8 +22,10 @@ from fitkit.evaluate.held_out import cross_view_flow
 from fitkit.evaluate.machine import machine
 from fitkit.export.overlay import CURVES
 from fitkit.geometry.alignment import similarity_align
+from fitkit.io.atomic import writing, written_whole
 from fitkit.io.foreign import DATA_BYTES, foreign_file
 from fitkit.io.options import to_plain, unknown_key
+from fitkit.io.outputs import check_folder
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 from fitkit.nets import net_kind, save_predictor, start_from
@@ -39,6 +41,10 @@ from fitkit.train.regressor_recipe import RegressorTraining, net_options
 from fitkit.train.regressor_terms import select_people
 
 WEIGHTS, CARD, CHECKPOINT, LOG, BAD_BATCH = "regressor.safetensors", "card.json", "checkpoint.ckpt", "log.csv", "bad_batch.json"
+RECIPE = "recipe.yaml"
+# All that a training writes, as patterns; the parts are of those that were killed, hpc_ckpt of Lightning on a cluster.
+FILES = (WEIGHTS, CARD, CHECKPOINT, LOG, BAD_BATCH, RECIPE, f"{WEIGHTS}.part", f"{CARD}.part", f"{CHECKPOINT}.part",
+         "pictures/step_*.png", "tensorboard/*", "hpc_ckpt_*.ckpt")
 
 
 def train_regressor(recipe: RegressorTraining, folder: str | os.PathLike, resume: bool = False, model: FaceModel | None = None,
@@ -68,9 +74,7 @@ def train_regressor(recipe: RegressorTraining, folder: str | os.PathLike, resume
     text = yaml.safe_dump(to_plain(recipe), sort_keys=False)
     if checkpoint.exists() and not resume:
         raise InputError(f"{folder}: there is a training in it; continue it with --resume, or give another folder")
-    if checkpoint.exists() and (folder / "recipe.yaml").exists() and _text(folder / "recipe.yaml") != text:
-        raise InputError(f"{checkpoint}: belongs to another recipe; continue with the options in {folder / 'recipe.yaml'}, "
-                         "or give another folder")
+    claim_folder(folder, FILES, checkpoint, text, "train-regressor")
     if checkpoint.exists():
         _check_checkpoint(checkpoint)
     run = _lightning()
@@ -81,21 +85,16 @@ def train_regressor(recipe: RegressorTraining, folder: str | os.PathLike, resume
         start_from(network, recipe.net.start, model)
     training, held = open_parts(recipe, model, datasets)
     _check_stages(recipe, network, training)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    write_text(folder / RECIPE, text)
+    part_of(checkpoint).unlink(missing_ok=True)  # of a training that was killed
     progress(", ".join(f"{p.source.name}: {len(p.index)} samples, {len(h.index)} held out" for p, h in zip(training, held)))
     start = checkpoint if checkpoint.exists() else None
     metrics = run(recipe, folder, network, model, training, held, start, make_estimator, step_done, progress)
     if metrics is not None:
-        save_predictor(network, recipe.net.name, _part(folder / WEIGHTS))
-        os.replace(_part(folder / WEIGHTS), folder / WEIGHTS)
+        with written_whole(folder / WEIGHTS) as part:
+            save_predictor(network, recipe.net.name, part)
         write_json(folder / CARD, card(recipe, model, network, training, metrics))
     return folder / WEIGHTS
-
-
-def _text(path: Path) -> str:
-    with foreign_file(path, "cannot be read", "remove it, or give another folder") as file:
-        return file.text()
 
 
 def _check_checkpoint(path: Path) -> None:
@@ -312,13 +311,33 @@ def card(recipe: RegressorTraining, model: FaceModel, network: StatePredictor, t
     }
 
 
+def claim_folder(folder: Path, files: Sequence[str], checkpoint: Path, recipe: str, writer: str) -> None:
+    """See that a training may write into a folder: nothing but files of it lie there, and recipe.yaml, if there, says `recipe`.
+
+    Raises:
+        InputError: something else is there.
+    """
+    check_folder(folder, files, (RECIPE, checkpoint.name), writer, resume=checkpoint.exists())
+    stored = folder / RECIPE
+    if stored.is_file() and stored.read_bytes() != recipe.encode():
+        if not checkpoint.exists():
+            raise InputError(f"{stored}: is another recipe than that of this training, which would overwrite it; give another folder")
+        raise InputError(f"{checkpoint}: belongs to another recipe; continue with the options in {stored}, or give another folder")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all."""
-    _part(path).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(_part(path), path)
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def _part(path: Path) -> Path:
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    with written_whole(path) as part:
+        part.write_text(text, encoding="utf-8", newline="")
+
+
+def part_of(path: Path) -> Path:
+    """Where a checkpoint grows: the processes of a training must agree on the name."""
     return path.with_name(path.name + ".part")
 
 
@@ -335,12 +354,12 @@ class CsvLog:
             with foreign_file(path, "not readable as the log of a training", "remove it") as file:
                 rows = csv.DictReader(file.text().splitlines())
                 kept = [row for row in rows if (row.get("step") or "").isdecimal() and int(row["step"]) <= step]
-        with open(path, "w", newline="", encoding="utf-8") as file:
+        with written_whole(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore", restval="")
             writer.writeheader()
             writer.writerows(kept)
 
     def add(self, row: dict[str, Any]) -> None:
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
+        with writing(self.path), open(self.path, "a", newline="", encoding="utf-8") as file:
             plain = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
             csv.DictWriter(file, self.columns, extrasaction="ignore", restval="").writerow(plain)

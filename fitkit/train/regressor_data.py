@@ -18,6 +18,7 @@ from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.data.landmark_frames import held_out
 from fitkit.errors import FitkitError, InputError
 from fitkit.io.options import build
+from fitkit.io.termination import end_with_parent
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.predictor import StatePredictor, ViewSlot, assign_views
 from fitkit.nets.weak_perspective import to_orthographic
@@ -224,6 +225,7 @@ def _collate(samples: list) -> Batch | _Broken:
 def _one_thread(worker: int) -> None:
     import cv2
 
+    end_with_parent()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
 

@@ -17,14 +17,17 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
 from fitkit.errors import FitError, InputError
+from fitkit.io.atomic import writing, written_whole
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.predictor import StatePredictor
 from fitkit.observe.flow.types import FlowEstimator
-from fitkit.train.regressor import (BAD_BATCH, CHECKPOINT, LOG, CsvLog, HeldOut, draw_batch, learning_rate, stage_lengths,
-                                    stage_of_step, validate, write_json)
+from fitkit.train.regressor import (BAD_BATCH, CHECKPOINT, LOG, CsvLog, HeldOut, draw_batch, learning_rate, part_of,
+                                    stage_lengths, stage_of_step, validate, write_json)
 from fitkit.train.regressor_data import Batch, Batches, Draws, InputOptions, Part, draw_order, stage_parts
 from fitkit.train.regressor_recipe import RegressorTraining
 from fitkit.train.regressor_terms import StageCost, TermValue
+
+MAKE_ROOM = "make room, and go on from the last checkpoint with --resume"
 
 
 class RegressorModule(LightningModule):
@@ -160,8 +163,9 @@ class Keeper(Callback):
                 row |= self.metrics
             if keep or measure or step % recipe.log == 0:
                 self.log.add(row)
-                for logger in trainer.loggers:
-                    logger.log_metrics({k: v for k, v in row.items() if not isinstance(v, str)}, step)
+                with writing(self.folder, MAKE_ROOM):
+                    for logger in trainer.loggers:
+                        logger.log_metrics({k: v for k, v in row.items() if not isinstance(v, str)}, step)
             if keep or measure:
                 self.progress(", ".join(f"{k} {row[k]:.4g}" if isinstance(row[k], float) else f"{k} {row[k]}"
                                         for k in ("step", "stage", "total", *self.metrics) if k in row))
@@ -169,16 +173,21 @@ class Keeper(Callback):
                 self._picture(trainer, module, step)
             self.step_done(step, values)
         if keep:
-            path = self.folder / CHECKPOINT
-            trainer.save_checkpoint(f"{path}.part")  # all processes take part in it
-            if trainer.is_global_zero:
-                os.replace(f"{path}.part", path)
+            part = part_of(self.folder / CHECKPOINT)
+            with writing(self.folder / CHECKPOINT, MAKE_ROOM):
+                try:
+                    trainer.save_checkpoint(part)  # all processes take part in it
+                    if trainer.is_global_zero:
+                        os.replace(part, self.folder / CHECKPOINT)
+                except OSError:
+                    part.unlink(missing_ok=True)
+                    raise
 
     def _picture(self, trainer: Trainer, module: RegressorModule, step: int) -> None:
         picture = draw_batch(module.batch.images, module.batch.valid, module.state, module.model)
         path = self.folder / "pictures" / f"step_{step:07d}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(picture).save(path)
+        with written_whole(path, MAKE_ROOM) as part:
+            Image.fromarray(picture).save(part, format="PNG")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("predicted", np.ascontiguousarray(picture), step, dataformats="HWC")
@@ -206,6 +215,9 @@ def run(recipe: RegressorTraining, folder: Path, network: StatePredictor, model:
             trainer.fit(module, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
         except SystemExit:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from None
+        if trainer.is_global_zero and not keeper.metrics and len(keeper.held):  # a finished training was gone on with: no step was left
+            device = trainer.strategy.root_device
+            keeper.metrics = validate(network.to(device), model.to(device), keeper.held)
     network.to("cpu").eval()
     return {"steps": sum(module.lengths), **keeper.metrics} if trainer.is_global_zero else None
 

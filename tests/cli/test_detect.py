@@ -170,3 +170,15 @@ def test_detect_then_fit(run, tmp_path):
         path.unlink()
     result = run("fit", tmp_path, "--recipe", "landmarks", "--landmarks", "builtin", "--overwrite")
     assert result.exit_code == 0 and "found by detector 'builtin' in 3 photos" in result.output, result.output
+
+
+def test_a_folder_that_holds_something_else_is_refused(run, tmp_path):
+    photo(tmp_path / "photos" / "a.png", (40, 30, 50))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("")
+    result = run("detect", tmp_path / "photos", "-o", tmp_path / "out")
+    assert result.exit_code == 1 and "out: holds 'thesis.txt', which detect does not write" in result.output
+    assert run("detect", tmp_path / "photos", "-o", tmp_path / "photos").exit_code == 0  # where it writes by itself
+    (tmp_path / "out" / "thesis.txt").unlink()
+    for overwrite in ([], ["--overwrite"]):
+        assert run("detect", tmp_path / "photos", "-o", tmp_path / "out", *overwrite).exit_code == 0

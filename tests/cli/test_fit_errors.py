@@ -283,3 +283,39 @@ def test_interrupted_after_writing(run, anna, monkeypatch):
     result = run("fit", anna, *FAST)
     assert result.exit_code == 130 and result.output.strip() == f"interrupted; the result is in {anna / 'fitkit'}"
     assert (anna / "fitkit/metrics.json").is_file()
+
+
+def test_terminated_while_writing_cleans_up(start, anna, tmp_path):
+    before = listing(tmp_path)
+    process = start("fit", anna, *FAST, "--init", "landmarks", "-q")
+    while not any(p.name.startswith(".fitkit-") for p in anna.iterdir()) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143 and stdout == "" and stderr.strip() == "interrupted; nothing was written"
+    assert listing(tmp_path) == before
+
+
+# ---- streams and names ----
+
+
+def test_closed_stderr(start, anna):
+    process = start("fit", anna, *FAST, "--init", "landmarks", preexec_fn=lambda: os.close(2))
+    assert process.communicate(timeout=60)[0].startswith("status     ") and process.returncode == 0
+    assert (anna / "fitkit" / "metrics.json").is_file()
+
+
+def test_output_that_is_a_link_to_itself(refused, anna, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    assert "loop: cannot be written (" in refused("fit", anna, *FAST, "-o", tmp_path / "loop")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_not_utf8(run, anna):
+    for suffix in (".png", ".pts"):
+        os.rename(anna / f"view0{suffix}", os.fsencode(anna) + b"/Zo\xeb" + suffix.encode())
+    result = run("fit", anna, *FAST, "--init", "landmarks")
+    assert result.exit_code == 0, result.output
+    assert sorted(p.name for p in (anna / "fitkit" / "views").iterdir()) == ["Zo\u00eb.ply", "view1.ply", "view2.ply"]
+    assert '"image": "Zo\u00eb.png"' in (anna / "fitkit" / "cameras.json").read_text(encoding="utf-8")
+    assert run("fit", anna, *FAST, "--init", "landmarks", "-q", "--overwrite").exit_code == 0

@@ -1,3 +1,4 @@
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -81,3 +82,28 @@ def test_recipe_list_and_show(run, tmp_path):
     assert load_recipe(tmp_path / "shown.yaml") == load_recipe("multiview", ["seed=3"])
     result = run("recipe", "show", "multiveiw")
     assert result.exit_code == 1 and "did you mean 'multiview'" in result.output
+
+
+@pytest.mark.parametrize("words", [words for words, _ in leaves(cli.main)], ids=" ".join)
+def test_every_command_has_verbose(run, words):
+    assert "--verbose" in run(*words, "--help").output
+
+
+def test_verbose_shows_the_traceback(run, monkeypatch):
+    def broken(kind):
+        raise ZeroDivisionError("a mistake of ours")
+
+    monkeypatch.setattr("fitkit.io.resources.recipe_names", broken)
+    assert run("recipe", "list").output == "Error: unexpected ZeroDivisionError: a mistake of ours; run with --verbose for details\n"
+    result = run("recipe", "list", "--verbose")
+    assert "Traceback" in result.output and result.exit_code == 2
+
+
+def test_a_full_disk_is_no_surprise(run, monkeypatch):
+    def full(kind):
+        raise OSError(errno.ENOSPC, "No space left on device", "table.csv")
+
+    monkeypatch.setattr("fitkit.io.resources.recipe_names", full)
+    result = run("recipe", "list")
+    assert result.output == "Error: table.csv: cannot be written (No space left on device); make room, or choose another place\n"
+    assert result.exit_code == 1

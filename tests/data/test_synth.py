@@ -13,7 +13,7 @@ import yaml
 from fitkit.data.face_paint import PIXEL_MM, brow_outlines, head_map, lamp_shadow, map_place
 from fitkit.data.random_faces import random_scene, scalp_cover
 from fitkit.data.synth_dataset import SynthDataset, SynthFolder
-from fitkit.data.synth_folder import DEPTH_UNIT, encode_normals, read_classes, read_depth, read_normals, write_subjects
+from fitkit.data.synth_folder import DEPTH_UNIT, encode_normals, read_classes, read_depth, read_normals, subject_name, write_subjects
 from fitkit.data.synth_parse import LEFT_EYE, LOWER_LIP, MOUTH, NOSE, RIGHT_EYE, SKIN, UPPER_LIP, parse_outlines
 from fitkit.data.synth_raster import light_samples, sample_mesh
 from fitkit.data.synth_recipe import load_synth_recipe
@@ -131,6 +131,15 @@ def test_folders_that_hold_something_else_are_refused(people, tmp_path):
     with pytest.raises(InputError, match="unknown model 'nobody'"):
         write_subjects(replace(recipe, model="nobody"), 1, tmp_path / "new")
     assert files(tmp_path) == [Path("notes.txt")]
+
+
+def test_what_others_put_among_the_truth_is_not_removed(people, tmp_path):
+    out = shutil.copytree(people, tmp_path / "out")
+    shutil.rmtree(out / subject_name(0))  # as if stopped between the two moves
+    (out / "ground_truth" / subject_name(0) / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="subject_00000: holds 'notes.txt', which synth does not write"):
+        write_subjects(recipe_of(cameras=True, landmark_noise=0.0), 1, out, resume=True)
+    assert (out / "ground_truth" / subject_name(0) / "notes.txt").read_text() == "mine"
 
 
 def test_pictures_of_the_truth_that_cannot_be_read_are_refused(people, tmp_path):

@@ -269,7 +269,9 @@ def test_fits_as_labels_weighted_by_how_sure_they_are(fitted, tmp_path):
     pixels = project_points(model.landmark_basis, state).pixels
     box = (seen.landmarks.points.amax(1) - seen.landmarks.points.amin(1)).amax(-1)
     assert float(((pixels - seen.landmarks.points).norm(dim=-1).mean(1) / box).max()) < 0.03
+    shutil.copytree(folder, folder.parent / ".fitkit-4711-deadbeef" / "new")  # of a fit that was killed
     own = FitResults(folder.parent, FitResultsOptions(landmarks="fit", size=192), model)
+    assert len(own) == len(data)
     marks = own[0].observations.landmarks
     assert marks.jaw == "surface"
     assert torch.allclose(marks.points, project_points(model.landmark_basis, own[0].truth.state).pixels, atol=1e-2)

@@ -417,3 +417,16 @@ def test_shipped_sample_is_fitted_as_well_as_before(tmp_path):
     np.save(people / "ground_truth" / "sample" / "face_region.npy", load_model("generic").face.nonzero()[:, 0].numpy())
     row = evaluate(load_evaluate_recipe("bench", ["pictures=0"]), people, tmp_path / "out")["rows"][0]
     assert row["error"] == "" and {k: v for k, v in STORED.items() if not row[k] < 1.2 * v} == {}, row
+
+
+def test_folders_that_hold_something_else_are_refused(data, tmp_path):
+    for name, content in (("fit", ("metrics.json", "recipe.yaml", "cameras.json")), ("light", ("metrics.json", "parameters.npz")),
+                          ("mine", ("recipe.yaml",))):
+        (tmp_path / name).mkdir()
+        for file in content:
+            (tmp_path / name / file).write_text("mine")
+        for resume in (False, name == "mine"):
+            with pytest.raises(InputError, match="output .*: holds '.*', which evaluate (does not write|would overwrite)"):
+                evaluate(recipe(data), data[0], tmp_path / name, resume=resume)
+        assert {p.name for p in (tmp_path / name).iterdir()} == set(content)
+        assert all((tmp_path / name / file).read_text() == "mine" for file in content)

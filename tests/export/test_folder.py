@@ -1,7 +1,12 @@
+import hashlib
 import json
 import os
+import shutil
+import signal
 import threading
 from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +23,7 @@ from fitkit.export.parameters import load_parameters
 from fitkit.export.preview import draw_uncertainty
 from fitkit.fit.decompose import decompose_result
 from fitkit.geometry.color import srgb_from_linear
+from fitkit.io import atomic
 from fitkit.io.calibration import read_cameras
 from fitkit.io.subject import Subject
 from fitkit.scene.camera import Camera
@@ -224,6 +230,31 @@ class TestRefusals:
             check_output(tmp_path / "half", overwrite=True)
         assert files(tmp_path) == ["half", "half/metrics.json", "out", "out/holiday.jpg", "out/metrics.json", "out/parameters.npz"]
 
+    @pytest.mark.parametrize("name", ["views/my_notes.txt", "overlay/mine/thesis.txt", "views/holiday.ply", "lighting/link.png", "notes", "mine/a.txt"])
+    def test_overwrite_looks_at_the_whole_tree(self, result, written, tmp_path, name):
+        out = shutil.copytree(written, tmp_path / "out")
+        (out / name).parent.mkdir(exist_ok=True)
+        if "link" in name:
+            (out / name).symlink_to(tmp_path)
+        else:
+            (out / name).write_text("mine")
+        before = files(tmp_path)
+        named = name if name.count("/") == 1 and name[:4] != "mine" else "overlay/mine" if "thesis" in name else name.partition("/")[0]
+        with pytest.raises(InputError, match=f"not a fitkit result folder .it holds '{named}'., so it is not replaced"):
+            write_result(result, out, overwrite=True)
+        assert files(tmp_path) == before
+
+    def test_a_link_to_itself(self, tmp_path):
+        (tmp_path / "loop").symlink_to("loop")
+        with pytest.raises(InputError, match="loop: cannot be written .*; choose another --output"):
+            check_output(tmp_path / "loop")
+        with pytest.raises(InputError, match="loop is no folder, so no folder can be made in it"):
+            check_output(tmp_path / "loop" / "out")
+
+    def test_a_link_that_points_to_nothing_yet(self, result, tmp_path):
+        (tmp_path / "link").symlink_to("out")
+        assert write_result(result, tmp_path / "link", light=True) == tmp_path / "out" and (tmp_path / "link").is_symlink()
+
     def test_a_file_in_the_way(self, tmp_path):
         (tmp_path / "file").write_text("x")
         with pytest.raises(InputError, match="file.*so no folder can be made in it|cannot be written"):
@@ -320,6 +351,75 @@ class TestWholeOrNotAtAll:
             write_result(result, out, overwrite=True)
         monkeypatch.undo()
         assert [p.name for p in tmp_path.iterdir()] == ["out"] and (out / "metrics.json").exists()
+
+    def test_results_inside_a_result_stay(self, result, tmp_path):
+        out = write_result(result, tmp_path / "out", light=True)
+        write_result(result, out / "old", light=True)
+        write_result(result, out / "more" / "of" / "it", light=True)
+        (out / "old" / "metrics.json").write_text("kept")
+        before = (out / "metrics.json").stat().st_ino
+        write_result(result, out, overwrite=True, light=True)
+        assert (out / "metrics.json").stat().st_ino != before and (out / "old" / "metrics.json").read_text() == "kept"
+        assert sorted(p.name for p in (out / "more" / "of" / "it").iterdir()) == ["metrics.json", "parameters.npz", "recipe.yaml"]
+        assert os.listdir(tmp_path) == ["out"]
+        (tmp_path / "town" / "anna").mkdir(parents=True)
+        write_result(result, tmp_path / "town" / "anna", overwrite=True, light=True)
+        write_result(result, tmp_path / "town", overwrite=True, light=True)  # it held another's result only
+
+    @pytest.mark.skipif(os.name == "nt", reason="kills a process")
+    @pytest.mark.parametrize("renames, old", [(0, True), (1, True), (2, True), (3, False)])
+    def test_a_kill_is_mended_by_the_next_call(self, result, tmp_path, renames, old):
+        """Killed while it writes, after the old result was moved away, after one inside it was moved on, after the exchange."""
+        out = write_result(result, tmp_path / "out", light=True)
+        write_result(result, out / "inside", light=True)
+        (out / "metrics.json").write_text("old")
+
+        def write():
+            rename, done = Path.rename, []
+
+            def counted(self, target):
+                if len(done) == renames:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                done.append(rename(self, target))
+
+            Path.rename = counted
+            shutil.rmtree = lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL)
+            write_result(result, out, overwrite=True, light=True)
+
+        process = get_context("fork").Process(target=write)
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL and len(os.listdir(tmp_path)) == (2 if renames in (0, 3) else 1)
+        with pytest.raises(InputError, match="already exists"):
+            check_output(out)
+        assert ((out / "metrics.json").read_text() == "old") == old and (out / "inside" / "parameters.npz").is_file()
+        assert os.listdir(tmp_path) == ["out"]
+
+    def test_a_place_that_is_taken_meanwhile_costs_no_result(self, result, tmp_path, monkeypatch):
+        out = write_result(result, tmp_path / "out", light=True)
+        write_result(result, out / "inside", light=True)
+        rename, calls = Path.rename, []
+
+        def taken(self, target):
+            calls.append(self)
+            if len(calls) == 3:
+                shutil.copytree(self, tmp_path / "theirs", ignore=shutil.ignore_patterns("inside"))
+                os.replace(tmp_path / "theirs", target)
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", taken)
+        with pytest.raises(InputError, match="out: cannot be written"):
+            write_result(result, out, overwrite=True, light=True)
+        assert (out / "metrics.json").is_file() and (out / "inside" / "metrics.json").is_file() and os.listdir(tmp_path) == ["out"]
+
+    def test_foreign_litter_is_left_alone(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(atomic, "_ended", lambda process: True)
+        for name, file in (("ours", "new/views/a.ply"), ("earlier", "views/a.ply"), ("mixed", "new/notes.txt"), ("other", "thesis.txt")):
+            path = tmp_path / f".fitkit-4711-{hashlib.sha256(name.encode()).hexdigest()[:8]}" / file
+            path.parent.mkdir(parents=True)
+            path.write_text(name)
+        check_output(tmp_path / "out")
+        assert sorted(p.read_text() for p in tmp_path.rglob("*") if p.is_file()) == ["mixed", "other"]
 
     def test_threads_of_torch_are_given_back(self, result, tmp_path):
         before = torch.get_num_threads()

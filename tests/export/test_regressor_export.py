@@ -170,6 +170,10 @@ def test_refusals(trained, tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         refuse(f"{name}: expected the name of a file, there is a folder of this name", overwrite=True)
         (tmp_path / name).rmdir()
+    for text in ("{", "[1]", '{"mine": 1}', "[" * 5000):
+        (tmp_path / "face.json").write_text(text)
+        refuse("face.json: is not the card of an exported program, so it is not replaced", overwrite=True)
+    (tmp_path / "face.json").unlink()
     for text in ("{", "[1]"):
         (tmp_path / "card.json").write_text(text)
         refuse(r"card.json: not readable as the card of the weights \(.*\); mend or remove it")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import observe, tiny_model, tiny_state
 
-from fitkit.fit.report import (EXPECTED_OVER_BARS, UNKNOWN_MODEL, UPPER, expected_error, findings, judge, notes, part_shifts,
+from fitkit.fit.report import (EXPECTED_OVER_BARS, UNKNOWN_MODEL, UPPER, expected_error, findings, judge, judge_safely, notes, part_shifts,
                                status_line, verdict, view_errors)
 
 
@@ -228,3 +228,14 @@ def test_part_shifts():
     size = float((points[0].amax(0) - points[0].amin(0)).prod().sqrt())
     assert shifts[0] == pytest.approx({"brows": 0, "nose": 0, "eyes": 5 / size, "mouth": 0}, abs=1e-4)
     assert set(shifts[1]) == {"brows", "eyes", "mouth"} and shifts[1]["mouth"] < 1e-4  # of the nose too few points are seen
+
+
+def test_a_fit_that_cannot_be_judged_is_doubtful():
+    table = metrics() | {"not_computed": ["whether the photos agree could not be computed (unexpected TypeError: x)"]}
+    assert judge(table)[0] == "doubtful" and findings(table)[0].code == "not_computed"
+    broken = metrics() | {"parallax_deg": 1 + 2j}
+    status, reasons = judge_safely(broken)
+    assert status == "doubtful" and reasons[0].startswith("the verdict could not be computed (unexpected TypeError: ")
+    assert status_line(status, broken) == "doubtful" and notes(broken) == () and broken["verdict"]["findings"][0]["message"] == reasons[0]
+    whole = metrics()
+    assert judge_safely(whole) == judge(whole) and whole["verdict"] == verdict(whole)

@@ -266,3 +266,14 @@ def test_stated_noise_is_only_raised_and_assumed_noise_is_measured(model, exact)
     assert noise(0.03) == pytest.approx(0.03, rel=1e-3)
     shaken = marks.points + 0.02 * float(size.mean()) * torch.randn(marks.points.shape, generator=torch.Generator().manual_seed(0))
     assert (noise(0.002, shaken) > 0.008).all()
+
+
+@pytest.mark.parametrize("name", ["fitkit.fit.report.view_agreement", "fitkit.fit.run.error_bars"])
+def test_an_error_while_a_fit_is_judged_does_not_cost_the_fit(model, monkeypatch, name):
+    def broken(*args, **options):
+        raise TypeError("'>' not supported between instances of 'complex' and 'float'")
+
+    monkeypatch.setattr(name, broken)
+    result = run(model, seen(model, person(model)), ("stages.shape.solver.max_iterations=2", "stages.landmarks.solver.max_iterations=2"))
+    assert result.status == "doubtful" and any("could not be computed (unexpected TypeError: '>' not" in w for w in result.warnings)
+    assert len(result.metrics["not_computed"]) == 1

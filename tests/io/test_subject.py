@@ -9,7 +9,7 @@ from PIL import Image
 
 from fitkit.errors import InputError
 from fitkit.io.images import ImageFile
-from fitkit.io.subject import KnownCamera, load_subject, subject_from_images
+from fitkit.io.subject import KnownCamera, load_subject, readable, subject_folders, subject_from_images
 
 RNG = np.random.default_rng(0)
 POINTS = RNG.uniform(10, 60, (68, 2)).round(2)  # inside 80 x 70 px
@@ -271,3 +271,33 @@ def test_bench_subject_with_its_cameras(tmp_path):
         error = p[:, :2] / p[:, 2:] - view.landmarks[:, :2]
         assert np.abs(error.mean(0)).max() < 0.6  # the points carry 1.2 px of noise, so their mean 0.15 px
         assert 0.9 < error.std() < 1.5
+
+
+def test_folders_that_are_subjects(tmp_path):
+    for name in ("b", "a", "a/old", "a/masks", "a/landmarks", "a/fitkit", "a/.hidden", "a/result/overlay", "ground_truth/a", "elsewhere"):
+        photo(tmp_path / "people" / name / "1.jpg")
+    photo(tmp_path / "people" / "b" / "2.jpg")
+    for name in ("metrics.json", "parameters.npz"):
+        (tmp_path / "people" / "a" / "result" / name).write_text("")
+    (tmp_path / "people" / "elsewhere").rename(tmp_path / "elsewhere")
+    (tmp_path / "people" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "people" / "loop").symlink_to("loop")
+    (tmp_path / "people" / "a" / "._x.jpg").write_bytes(b"")  # of a file browser
+
+    def names(**options):
+        return [p.relative_to(tmp_path / "people").as_posix() for p in subject_folders(tmp_path / "people", **options)]
+
+    assert names() == ["a", "a/old", "b", "link"] and names(min_views=2) == ["b"]
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    assert readable("Zo\udceb") == "Zo\u00eb" and readable("Zo\u00eb") == "Zo\u00eb" and readable("x\ud800") == "x?"
+    folder = tmp_path / "anna"
+    photo(folder / "a.png")
+    pts(folder / "a.pts")
+    for suffix in ("png", "pts"):
+        (folder / f"a.{suffix}").rename(folder / f"Zo\udceb.{suffix}")
+    cameras(folder, {"views": [{"image": "Zo\u00eb.png", "K": K}]})
+    view, = load_subject(folder).views
+    assert view.name == "Zo\u00eb" and view.landmarks is not None and view.camera is not None
+    assert subject_from_images([folder / "Zo\udceb.png"]).views[0].name == "Zo\u00eb"

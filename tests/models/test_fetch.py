@@ -1,6 +1,7 @@
 import hashlib
 import http.server
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from helpers import tiny_model
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.models import fetch, registry
 from fitkit.models.fetch import download, fetch_ict
+from fitkit.models.ict import import_ict
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000).astype(np.uint8).tobytes()
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -25,6 +27,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content, self.ranges, self.cut_after, self.cuts, self.status, self.length = CONTENT, True, None, 0, [], True
+        self.redirect, self.pause = None, 0.0  # address that every answer leads to; seconds after each kB
         self.requests = []  # (path, Range header)
 
     @property
@@ -38,6 +41,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server.requests.append((self.path, wanted))
         if server.status:
             return self.send_error(server.status.pop(0))
+        if server.redirect:
+            self.send_response(302)
+            self.send_header("Location", server.redirect)
+            return self.end_headers()
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and server.ranges else 0
         if start >= len(content) and start:
             return self.send_error(416)
@@ -45,13 +52,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         if server.length:
-            self.send_header("Content-Length", str(len(content) - start))
+            self.send_header("Content-Length", str(len(content) - start) if server.length is True else server.length)
         self.end_headers()
         if server.cuts:
             server.cuts -= 1
             content = content[: start + server.cut_after]
         try:
-            self.wfile.write(content[start:])
+            for at in range(start, len(content), 1000 if server.pause else len(content)):
+                self.wfile.write(content[at:at + 1000] if server.pause else content[at:])
+                time.sleep(server.pause)
         except ConnectionError:
             pass  # the client refused the rest
 
@@ -142,6 +151,55 @@ def test_too_large(server, tmp_path, length):
     assert len(server.requests) == 1 and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("length", ["abc", "1600.5", "-1", "1_000", "\u00b2"])
+def test_a_length_that_is_no_number(server, tmp_path, length):
+    server.length = length
+    with pytest.raises(MissingWeightsError, match=f"a.obj cannot be downloaded: the server states a length of '{length}'"):
+        download(server.url + "/a.obj", tmp_path / "a.obj")
+    assert len(server.requests) == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "data:text/plain,x", "ftp://127.0.0.1/a", "http://[::bad/"])
+def test_a_redirection_off_the_web(server, tmp_path, target):
+    server.redirect = target
+    with pytest.raises(MissingWeightsError, match="cannot be downloaded: .*(which is not on the web|is not allowed|IPv6)"):
+        download(server.url + "/a.obj", tmp_path / "a.obj")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("url", ["foo", "http://[::", "file:///etc/passwd", "data:text/plain,x", "ftp://host/a", "http://", "http://a b/c", ""])
+def test_addresses_that_are_none(tmp_path, url):
+    with pytest.raises(InputError, match="expected an address that begins with https:// or http:// and names a server"):
+        download(url, tmp_path / "a.obj")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_name_that_is_too_long(server, tmp_path):
+    with pytest.raises(MissingWeightsError, match="cannot be downloaded: "):
+        download(f"http://{'a' * 300}/a.obj", tmp_path / "a.obj")
+
+
+def test_the_whole_time_is_limited(server, tmp_path):
+    server.pause = 0.1  # 30 s for the whole file, each answer in time
+    began = time.monotonic()
+    with pytest.raises(MissingWeightsError, match="a.obj cannot be downloaded: it took longer than 0 seconds"):
+        download(server.url + "/a.obj", tmp_path / "a.obj", SHA256, max_seconds=0.4)
+    assert time.monotonic() - began < 3
+    server.pause = 0.0
+    assert download(server.url + "/a.obj", tmp_path / "a.obj", SHA256).read_bytes() == CONTENT
+    assert server.requests[-1][1] is not None  # from where it stopped
+
+
+def test_what_another_mirror_began_is_not_gone_on_with(server, tmp_path):
+    """Without a checksum nothing would tell."""
+    server.cuts, server.cut_after = 4, 50_000
+    with pytest.raises(MissingWeightsError):
+        download(server.url + "/old/a.obj", tmp_path / "a.obj")
+    (tmp_path / "a.obj.part").write_bytes(b"x" * 1000)
+    assert download(server.url + "/new/a.obj", tmp_path / "a.obj").read_bytes() == CONTENT
+    assert server.requests[-1] == ("/new/a.obj", None)
+
+
 def test_no_network(server, tmp_path):
     server.shutdown(), server.server_close()
     with pytest.raises(MissingWeightsError, match="a.obj cannot be downloaded: .*refused"):
@@ -189,6 +247,23 @@ def test_fetch_ict_goes_on_where_it_stopped(server, small_ict):
     assert not (small_ict / "ict.npz").exists()
     fetch_ict(base_url=server.url)
     assert server.requests[4] == ("/generic_neutral_mesh.obj", "bytes=40000-") and (small_ict / "ict.npz").exists()
+
+
+def test_names_are_checked_before_the_first_byte(server, small_ict):
+    for name, message in (("../../evil", "model name: expected letters"), ("generic", "comes with fitkit")):
+        with pytest.raises(InputError, match=message):
+            fetch_ict(name, base_url=server.url)
+    assert server.requests == []
+
+
+def test_wrong_content_without_a_checksum_is_thrown_away(server, small_ict, monkeypatch):
+    monkeypatch.setattr(fetch, "import_ict", import_ict)  # CONTENT is no OBJ file
+    with pytest.raises(MissingWeightsError, match="are not those of ICT-FaceKit .*; 1 of them, such as generic_neutral_mesh.obj, were deleted"):
+        fetch_ict(base_url=server.url)
+    assert [p.name for p in (small_ict / "downloads" / "ict").iterdir()] == ["identity000.obj"]
+    with pytest.raises(MissingWeightsError):
+        fetch_ict(base_url=server.url)
+    assert len(server.requests) == 3  # it is asked for again
 
 
 def test_manifest_names_the_published_files():

@@ -104,6 +104,6 @@ def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(np, "savez_compressed", full)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match=r"m.npz: cannot be written \(disk full\); set FITKIT_MODELS"):
         save_model_file(tiny_model(), tmp_path / "m.npz")
     assert not list(tmp_path.iterdir())

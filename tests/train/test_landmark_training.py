@@ -194,3 +194,20 @@ def test_command_trains_and_names_the_file(tree, tmp_path):
     assert str(tmp_path / "out" / WEIGHTS) in result.output
     again = CliRunner().invoke(command, arguments)
     assert again.exit_code == 1 and "continue it with --resume" in again.output
+
+
+def test_folders_and_disks_that_cannot_be_used(tree, tmp_path, monkeypatch):
+    settings = recipe(tree, "schedule.steps=2", "schedule.save=2")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(InputError, match="holds 'notes.txt', which train-landmarks does not write"):
+        train_landmarks(settings, tmp_path)
+    with pytest.raises(InputError, match="recipe.yaml: cannot be written"):
+        train_landmarks(settings, tmp_path / "notes.txt" / "out")
+
+    def full(state, file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InputError, match=r"checkpoint.pt: cannot be written \(No space left on device\); make room"):
+        train_landmarks(settings, tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [WEIGHTS, "recipe.yaml"]

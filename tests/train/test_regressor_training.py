@@ -597,3 +597,46 @@ def test_validation_measures_how_far_the_views_disagree(people):
         errors.append(validate(network, MODEL, held))
     assert errors[0]["vertex_mm"] < 1e-4 and errors[0]["nme_percent"] < 0.1 and errors[0]["shape_mm"] < 1e-3
     assert errors[0]["flow_px"] < 0.6 and errors[1]["flow_px"] > 2 * errors[0]["flow_px"]
+
+
+def test_a_finished_training_that_is_gone_on_with_keeps_its_numbers(tmp_path):
+    people, settings = Triplets(8), recipe(validation={"share": 0.3})
+    train(settings, tmp_path / "out", people)
+    before = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert before["metrics"]["vertex_mm"] > 0
+    (tmp_path / "out" / "card.json").unlink()  # killed before it was written
+    (tmp_path / "out" / f"{CHECKPOINT}.part").write_bytes(b"")
+    assert train(settings, tmp_path / "out", people, resume=True)[0] == {}
+    assert json.loads((tmp_path / "out" / "card.json").read_text()) == before
+    modes = {p.name: oct(p.stat().st_mode & 0o777) for p in (tmp_path / "out").iterdir() if p.is_file()}
+    assert len(set(modes.values())) == 1 and not any(n.endswith(".part") or n.startswith(".") for n in modes)
+
+
+def test_folders_that_hold_something_else_are_refused(people, tmp_path):
+    settings = recipe()
+    (tmp_path / "recipe.yaml").write_text("# mine\nname: tiny\n")
+    with pytest.raises(InputError, match="recipe.yaml: is another recipe than that of this training, which would overwrite it"):
+        train(settings, tmp_path, people)
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(InputError, match="holds 'notes.txt', which train-regressor does not write"):
+        train(settings, tmp_path, people)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "log.csv").write_text("mine")
+    with pytest.raises(InputError, match="holds 'log.csv', which train-regressor would overwrite, but no recipe.yaml or checkpoint.ckpt"):
+        train(settings, tmp_path / "other", people)
+    assert (tmp_path / "recipe.yaml").read_text() == "# mine\nname: tiny\n" and (tmp_path / "other" / "log.csv").read_text() == "mine"
+
+
+def test_a_disk_that_is_full_or_read_only_is_one_sentence(people, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="recipe.yaml: cannot be written"):
+        train(recipe(), tmp_path / "file" / "out", people)
+
+    def full(self, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lightning.pytorch.Trainer.save_checkpoint", full)
+    with pytest.raises(InputError, match=r"checkpoint.ckpt: cannot be written \(No space left on device\); make room, and go on"):
+        train(recipe(), tmp_path / "out", people)
+    assert not list((tmp_path / "out").glob("*.part"))
