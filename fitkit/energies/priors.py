@@ -55,6 +55,7 @@ class ExpressionPrior(PlainEnergy):
     group_radius: 0, or in sigmas: `freeze` gives blend shape k of a person the weight 1 / (1 + m_k / group_radius^2), m_k its
     mean squared residual over the views. A shape that the views agree on costs little in all of them, one that is hardly
     used is pressed to zero, so that identity and expression do not share what one of them explains.
+    spread: [K_ex], or None = 1: both sigmas of each blend shape over the common ones, see `shape_spread`.
     Source: the weights of re-weighted least squares for a log penalty on groups; Chartrand and Yin, "Iteratively
     reweighted algorithms for compressive sensing", ICASSP 2008 (p = 0). Differs: the groups are one shape in all views.
     """
@@ -63,7 +64,7 @@ class ExpressionPrior(PlainEnergy):
     sigma_negative: float = 0.1
     shared: bool = False
     group_radius: float = 0.0
-    spread: Tensor | None = None  # [K_ex], None = 1: see `shape_spread`
+    spread: Tensor | None = None
     weight: Tensor | None = None  # [B, K_ex] in (0, 1], set by freeze
     name = "expression_prior"
 

@@ -8,7 +8,8 @@ from helpers import observe, tiny_model, tiny_state
 
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.objective import Objective, Term
-from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, LandmarkOffsetPrior, LightPrior, MeanCoefficientPrior, shape_spread
+from fitkit.energies.priors import (ExpressionPrior, FocalPrior, IdentityPrior, LandmarkOffsetPrior, LightPrior, MeanCoefficientPrior,
+                                     shape_spread)
 from fitkit.scene.layout import ParameterLayout, retract
 
 MODEL = tiny_model(dtype=torch.float64)
