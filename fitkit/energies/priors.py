@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +15,17 @@ from fitkit.scene.state import SceneState
 
 def _eye(n: int, like: Tensor) -> Tensor:
     return torch.eye(n, dtype=like.dtype, device=like.device)
+
+
+# Blend shapes that photos rarely show, and the sigma of their weights over that of the others. mouthClose belongs to an open jaw whose
+# lips are shut: the two together change nothing but the length of the chin, which is a person's and not an expression.
+RARE = {"mouthClose": 0.1, "mouthShrugUpper": 0.5, "mouthRollLower": 0.5, "mouthRollUpper": 0.5, "mouthLeft": 0.5, "mouthRight": 0.5,
+        "jawForward": 0.5, "jawLeft": 0.5, "jawRight": 0.5, "cheekPuff": 0.5, "noseSneer": 0.5}
+
+
+def shape_spread(names: Sequence[str]) -> Tensor:
+    """[K_ex], the sigma of each blend shape's weight over the common one: 1, or that of RARE for ARKit's names, with or without side."""
+    return torch.tensor([RARE.get(name.removesuffix("_L").removesuffix("_R"), 1.0) for name in names])
 
 
 class IdentityPrior(PlainEnergy):
@@ -43,6 +55,7 @@ class ExpressionPrior(PlainEnergy):
     group_radius: 0, or in sigmas: `freeze` gives blend shape k of a person the weight 1 / (1 + m_k / group_radius^2), m_k its
     mean squared residual over the views. A shape that the views agree on costs little in all of them, one that is hardly
     used is pressed to zero, so that identity and expression do not share what one of them explains.
+    spread: [K_ex], or None = 1: both sigmas of each blend shape over the common ones, see `shape_spread`.
     Source: the weights of re-weighted least squares for a log penalty on groups; Chartrand and Yin, "Iteratively
     reweighted algorithms for compressive sensing", ICASSP 2008 (p = 0). Differs: the groups are one shape in all views.
     """
@@ -51,6 +64,7 @@ class ExpressionPrior(PlainEnergy):
     sigma_negative: float = 0.1
     shared: bool = False
     group_radius: float = 0.0
+    spread: Tensor | None = None
     weight: Tensor | None = None  # [B, K_ex] in (0, 1], set by freeze
     name = "expression_prior"
 
@@ -66,7 +80,8 @@ class ExpressionPrior(PlainEnergy):
         return replace(self, weight=1 / (1 + mean / self.group_radius ** 2))
 
     def _inverse(self, b: Tensor) -> Tensor:
-        return torch.where(b >= 0, torch.full_like(b, 1 / self.sigma), torch.full_like(b, 1 / self.sigma_negative))
+        inverse = torch.where(b >= 0, torch.full_like(b, 1 / self.sigma), torch.full_like(b, 1 / self.sigma_negative))
+        return inverse if self.spread is None else inverse / self.spread.to(b)
 
     def _rows(self, state: SceneState) -> Tensor:
         return state.expression[:1] if self.shared else state.expression

@@ -20,7 +20,8 @@ from fitkit.energies.landmarks import LandmarkReprojection, eye_offsets, lip_off
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term, TermReport
 from fitkit.energies.photo_model import ModelPhotometric
 from fitkit.energies.photometric import CrossViewPhotometric
-from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, LandmarkOffsetPrior, LightPrior, SizePrior
+from fitkit.energies.priors import (ExpressionPrior, FocalPrior, IdentityPrior, LandmarkOffsetPrior, LightPrior, SizePrior,
+                                     shape_spread)
 from fitkit.errors import FitError, InputError
 from fitkit.fit.detail import Detail, personal_model, solve_detail
 from fitkit.fit.initialize import CameraKnowledge, initial_state, to_photos
@@ -265,7 +266,8 @@ class FitRun:
         if name == "landmark_prior":
             return LandmarkOffsetPrior(self._offset_sigma())
         if name == "expression_prior":
-            return ExpressionPrior(recipe.expression.sigma, recipe.expression.sigma_negative, recipe.expression.shared, options.group_radius)
+            return ExpressionPrior(recipe.expression.sigma, recipe.expression.sigma_negative, recipe.expression.shared, options.group_radius,
+                                   shape_spread(model.expression_names))
         if name == "focal_prior":
             return FocalPrior(cameras.focal_mean, cameras.focal_sigma, cameras.first)
         if name == "light_prior":

@@ -8,7 +8,8 @@ from helpers import observe, tiny_model, tiny_state
 
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.objective import Objective, Term
-from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, LandmarkOffsetPrior, LightPrior, MeanCoefficientPrior
+from fitkit.energies.priors import (ExpressionPrior, FocalPrior, IdentityPrior, LandmarkOffsetPrior, LightPrior, MeanCoefficientPrior,
+                                     shape_spread)
 from fitkit.scene.layout import ParameterLayout, retract
 
 MODEL = tiny_model(dtype=torch.float64)
@@ -20,7 +21,8 @@ OBS = observe(MODEL, STATE)
 OFFSETS = LandmarkOffsetPrior(0.5 + torch.rand(68, generator=OFFSET_GEN, dtype=torch.float64))
 FOCAL = FocalPrior(STATE.camera.focal * torch.tensor([1.1, 0.8, 1.0], dtype=torch.float64), torch.tensor([0.05, 0.4, 0.1], dtype=torch.float64),
                    torch.tensor([True, False, True]))
-PRIORS = [IdentityPrior(), ExpressionPrior(), ExpressionPrior(0.2, 0.05), ExpressionPrior(0.2, 0.05, group_radius=0.5).freeze(STATE, OBS), FOCAL, LightPrior(STATE.illumination + 0.3), OFFSETS]
+PRIORS = [IdentityPrior(), ExpressionPrior(), ExpressionPrior(0.2, 0.05), ExpressionPrior(0.2, 0.05, group_radius=0.5).freeze(STATE, OBS),
+          ExpressionPrior(spread=torch.linspace(0.1, 1, STATE.expression.shape[1])), FOCAL, LightPrior(STATE.illumination + 0.3), OFFSETS]
 MEAN = MeanCoefficientPrior(0.2)
 
 
@@ -90,6 +92,16 @@ def test_group_weights_follow_the_mean_square_over_the_views_of_a_person():
     assert float(weight[0, 1]) == pytest.approx(1 / 17) and bool((weight[1:, 1] == 1).all())
     plain = ExpressionPrior(0.2, 0.05)
     assert plain.freeze(state, OBS) is plain
+
+
+def test_rare_shapes_cost_more():
+    names = ("jawOpen", "mouthClose", "cheekPuff_L", "mouthLeft", "mouthLowerDown_L")
+    spread = shape_spread(names)
+    assert spread.tolist() == pytest.approx([1, 0.1, 0.5, 0.5, 1])
+    b = STATE.expression
+    spread = torch.linspace(0.1, 1, b.shape[1], dtype=torch.float64)
+    prior = ExpressionPrior(0.2, 0.05, spread=spread)
+    torch.testing.assert_close(prior.residuals(STATE, OBS).value, ExpressionPrior(0.2, 0.05).residuals(STATE, OBS).value / spread[:, None])
 
 
 def test_every_person_of_a_batch_counts():
