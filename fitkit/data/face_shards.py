@@ -11,7 +11,7 @@ whole, so a folder can be read while it grows, and a run that was stopped goes o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,6 @@
 """Fits of people with known shape, as they are and with planted faults: does the verdict of a fit tell the truth?"""
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
