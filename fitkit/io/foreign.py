@@ -24,14 +24,14 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import cv2
-import numpy as np
 import yaml
-from PIL import Image, UnidentifiedImageError
 
 from fitkit.errors import FitkitError, InputError
+
+if TYPE_CHECKING:  # recipes are listed without loading numpy, which the functions below import themselves
+    import numpy as np
 
 MEGABYTE = 2**20
 TEXT_BYTES = 32 * MEGABYTE  # of a text, unpacked: what a parser makes of it is up to fifty times as large
@@ -44,6 +44,7 @@ NODES = 100_000  # of a YAML document, repetitions counted
 DIGITS = 40  # of a whole number
 STRING = 20_000  # characters of a text in JSON or YAML
 REASON = 300  # characters of a reason in a message
+COLOR = 1  # cv2.IMREAD_COLOR
 KIND_WORDS = {"if": "numbers", "iu": "whole numbers", "U": "text", "b": "true or false", "biu": "true or false"}
 
 
@@ -126,11 +127,15 @@ class ForeignFile:
 
     def table(self, columns: Sequence[int] | None = None) -> np.ndarray:
         """Lines of numbers -> [N, columns] float64; '#' begins a comment, empty files give [0, ...]."""
+        import numpy as np
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that there is no line
             return np.loadtxt(self.text().splitlines(), ndmin=2, usecols=columns)
 
     def npy(self) -> np.ndarray:
+        import numpy as np
+
         def again():
             self.stream.seek(0)
             return self.stream
@@ -140,6 +145,8 @@ class ForeignFile:
 
     def npz(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Those of the named arrays that are there; the archive's other members are not unpacked."""
+        import numpy as np
+
         out, left = {}, ARRAY_BYTES
         self._check_directory(MEMBERS)
         with zipfile.ZipFile(self.stream) as archive:
@@ -223,13 +230,17 @@ class ForeignFile:
         self.stream.seek(0)
         return torch.load(self.stream, map_location="cpu", weights_only=True)
 
-    def picture(self, flags: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
+    def picture(self, flags: int = COLOR) -> np.ndarray | None:
         """As `decode_picture`."""
         return decode_picture(self.bytes(), flags)
 
 
-def decode_picture(data: bytes | np.ndarray, flags: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
+def decode_picture(data: bytes | np.ndarray, flags: int = COLOR) -> np.ndarray | None:
     """A picture as OpenCV decodes it, BGR; None: it is none. Raises Pillow's DecompressionBombError for an absurd size."""
+    import cv2
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
     try:
         Image.open(io.BytesIO(data)).close()  # reads the size only
     except UnidentifiedImageError:
@@ -356,6 +367,8 @@ def check_indices(array: np.ndarray, count: int, where: str, shape: str = "") ->
 
 def _check_json(data: bytes) -> None:
     """Refuse what is nested too deep, and texts that are too long."""
+    import numpy as np
+
     quotes = np.flatnonzero(np.frombuffer(data, np.uint8) == ord('"')) if len(data) > STRING else ()
     if _json_depth(data) > DEPTH or (len(quotes) and np.diff(quotes, append=len(data)).max() > STRING):
         texts = re.findall(_JSON_TEXT, data)  # their brackets were counted, and the stretches between them
@@ -370,6 +383,8 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def _json_depth(data: bytes) -> int:
+    import numpy as np
+
     brackets = np.frombuffer(data.translate(None, _NO_BRACKETS), np.int8)
     steps = (brackets & 2) - 1  # this bit tells those that open, 1, from those that close, -1
     return int(steps.cumsum(dtype=np.int64).max(initial=0))
@@ -387,6 +402,8 @@ def _check_digits(text: str) -> None:
 
 def _check_header(stream: BinaryIO, available: int, name: str, limit: int = ARRAY_BYTES) -> None:
     """Refuse an array that declares more than there is, or that holds anything but numbers and text."""
+    import numpy as np
+
     try:
         major = np.lib.format.read_magic(stream)[0]
         header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
@@ -405,6 +422,8 @@ def _check_header(stream: BinaryIO, available: int, name: str, limit: int = ARRA
 
 def _native(array: np.ndarray) -> np.ndarray:
     """The same in this machine's byte order, which torch wants. Refuses text of characters that Python cannot make or write."""
+    import numpy as np
+
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype.kind == "U" and array.nbytes:
         codes = np.frombuffer(array.tobytes(), np.uint32)
@@ -437,6 +456,8 @@ def _mat_elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
 
 def _mat_array(content: bytes, order: str, name: str) -> np.ndarray:
     """The array of an element of type 14."""
+    import numpy as np
+
     parts = list(_mat_elements(content, order))
     flags, shape = np.frombuffer(parts[0][1], order + "u4")[0], np.frombuffer(parts[1][1], order + "i4").tolist()
     if flags & 0xFF not in MAT_CLASSES or flags & 0x800 or len(parts) != 4 or parts[3][0] not in MAT_TYPES:

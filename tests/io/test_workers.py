@@ -73,7 +73,7 @@ def sleep_long(folder):
     mark = Path(folder) / str(os.getpid())
     try:
         mark.write_text("")
-        time.sleep(2 if Path(folder).name == "short" else 60)
+        time.sleep(4 if Path(folder).name == "short" else 60)
     finally:
         mark.unlink()
     return "done"
