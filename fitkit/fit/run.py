@@ -84,8 +84,10 @@ def fit(subject: str | os.PathLike | Subject | Sequence, *, model: str | FaceMod
     if not isinstance(subject, Subject):
         single = isinstance(subject, (str, os.PathLike))
         subject = load_subject(subject) if single else subject_from_images(subject, landmarks)
+    count = iter(range(1, len(subject.views) + 1))
     tell("finding landmarks", 0.05)
-    found, _ = detect_landmarks(subject, recipe.landmarks.source, device)
+    found, _ = detect_landmarks(subject, recipe.landmarks.source, device,
+                                lambda view: tell("finding landmarks", 0.05 + 0.15 * next(count) / len(subject.views)))
     subject, found, notes = usable_views(subject, found)
     return fit_observed(subject, found, face_model, recipe, device, tell, subject.notes + tuple(notes))
 
@@ -102,7 +104,7 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
                  tell: Callable[[str, float], None] = lambda text, share: None, notes: Sequence[str] = ()) -> FitResult:
     """`fit` from views and landmarks that are already there; the timed part of a fit."""
     start, cpu = time.perf_counter(), time.process_time()
-    tell("cropping", 0.1)
+    tell("cropping", 0.2)
     observations = crop_views((v.image for v in subject.views), (v.mask for v in subject.views), found, recipe.crop).to(device)
     local = model.to(device) if str(model.device) != device else model
     began = time.perf_counter()
@@ -113,9 +115,10 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
     state = run.solve(state, tell)
     detail = None
     if recipe.detail.enabled:
-        tell("detail", 0.95)
+        tell("detail", 0.85)
         detail = run.solve_detail(state)
     solved = time.perf_counter()
+    tell("judging the fit", 0.97)
     final = to_photos(state, observations).to("cpu")
     metrics = build_metrics(run.model, subject, final, found, run, run.cameras)
     metrics["start"] = chosen | {"iterations": run.iterations}
@@ -313,9 +316,11 @@ class FitRun:
         done = 0
         if self.jaw_rule == "auto":
             state, done = self._choose_jaw_rule(stages, state)
+        effort = [_effort(stage) for stage in stages]
         for number, stage in enumerate(stages[done:], done):
-            tell(f"stage {stage.name}", 0.15 + 0.8 * number / len(stages))
-            state = self._stage(stage, state)
+            begun = sum(effort[:number])
+            state = self._stage(stage, state, lambda share: tell(
+                f"stage {stage.name}", 0.35 + 0.5 * (begun + share * effort[number]) / sum(effort)))
         return state
 
     def _stages_here(self) -> list[Stage]:
@@ -358,7 +363,9 @@ class FitRun:
         log.info("jaw points: %s (costs: %s)", self.jaw_rule, costs)
         return state, len(leading)
 
-    def _stage(self, stage: Stage, state: SceneState) -> SceneState:
+    def _stage(self, stage: Stage, state: SceneState, tell: Callable[[float], None] = lambda share: None) -> SceneState:
+        """One stage. tell: called with the share of it that is done."""
+        tell(0.0)
         began, before = time.perf_counter(), state.identity
         if stage.measure_noise:
             self.measure_noise(state)
@@ -379,12 +386,13 @@ class FitRun:
         messages = []
         if solver.name == "adam":
             problem = LeastSquaresProblem(objective, self.observations, layout)
-            result = adam(problem, state, AdamOptions(solver.max_iterations, solver.learning_rate))
+            result = adam(problem, state, AdamOptions(solver.max_iterations, solver.learning_rate), tell)
             self.iterations += result.iterations
             state, messages = self._accept(stage, state, result), [result.message]
             objective = objective.freeze(state, self.observations)
         else:
-            for _ in range(solver.refresh):
+            for number in range(solver.refresh):
+                tell(number / solver.refresh)
                 objective = objective.freeze(state, self.observations)
                 problem = LeastSquaresProblem(objective, self.observations, layout)
                 result = levenberg_marquardt(problem, state, LMOptions(solver.max_iterations, min_decrease=solver.min_decrease))
@@ -469,6 +477,14 @@ NOISE_ABSORBED = 1.25
 SPREAD_PRIOR = 10.0  # in observations
 SURFACE_WINS = 0.8  # measured ratios: 0.05 to 0.9 on fixed points (0.2 and less with a view beyond 40 degrees), 0.83 to 1.4 on outlines
 LANDMARK_ENERGIES = {"lmk2d", "lmk2d_eye", "lmk2d_lip", "identity_prior", "expression_prior", "focal_prior", "size_prior", "landmark_prior"}
+
+
+def _effort(stage: Stage) -> float:
+    """How long a stage takes, about, in units of one that looks at landmarks only."""
+    images = not stage.energies.keys() <= LANDMARK_ENERGIES
+    if stage.solver.name == "adam":
+        return stage.solver.max_iterations * (1.0 if images else 0.1)
+    return stage.solver.refresh * (4.0 if images else 1.0)
 
 
 def _plain_light(state: SceneState) -> Tensor:

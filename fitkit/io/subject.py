@@ -4,7 +4,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -169,12 +170,23 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
         InputError: no such folder, no usable image in it, or a landmark, camera or mask file that is wrong.
     """
     folder = Path(path)
+    views, notes, error = _read_folder(folder, ignore)
+    if not views:
+        raise error
+    return Subject(readable(folder.resolve().name), tuple(views), folder, tuple(notes))
+
+
+def _read_folder(folder: Path, ignore: Sequence[str | os.PathLike] = (),
+                 only: Collection[str] | None = None) -> tuple[list[View], list[str], InputError | None]:
+    """Views, notes, and what is wrong with the first image that cannot be read, if any. only: file names of the images that are wanted;
+    all else in the folder is then passed over without a note."""
     if not folder.exists():
         raise InputError(f"{folder}: no such folder; give a folder with photos of one person")
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder with photos of one person, got a file; give the folder that holds it")
     try:
-        entries = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: natural_key(p.name))
+        entries = sorted((p for p in folder.iterdir() if not p.name.startswith(".") or p.name in (only or ())),
+                         key=lambda p: natural_key(p.name))
     except OSError as error:
         raise InputError(f"{folder}: the folder cannot be read: {error.strerror or error}") from error
     files = [p for p in entries if p.is_file()]
@@ -182,6 +194,9 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
     if not images:
         raise InputError(f"{folder}: no images in this folder; expected at least one of {', '.join('*' + s for s in SUFFIXES)}"
                          + (f" (found {_some(p.name for p in files)})" if files else ""))
+    everything = {p.stem for p in images}
+    if only is not None:
+        images = [p for p in images if p.name in only]
     _check_names([(readable(p.stem), readable(p.name)) for p in images], folder)
 
     stems = {p.stem for p in images}
@@ -208,21 +223,70 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
         else:
             views.append(result[0])
             notes += result[1]
-    if not views:
-        raise next(r for r in results if isinstance(r, InputError))
-
-    if cameras_file:
-        views, camera_notes = _add_cameras(views, read_cameras(cameras_file), stems, cameras_file)
+    if cameras_file and views:
+        views, camera_notes = _add_cameras(views, read_cameras(cameras_file), everything, cameras_file)
         notes += camera_notes
     silent = {Path(p).name for p in ignore} | {OUTPUT_FOLDER, "masks", "landmarks"}  # the last: pictures of `fitkit detect`
     used = {*images, *(p for paths in sidecars.values() for p in paths), cameras_file}
     others = [p for p in entries if p not in used and p.name not in silent]
-    if others:
+    if others and only is None:
         notes.append(f"ignored, not images or files of an image: {_some(p.name for p in others)}")
     lost = sorted(set(masks) - stems, key=natural_key)
-    if lost:
+    if lost and only is None:
         notes.append(f"ignored, masks without an image: {_some(masks[s].name for s in lost)}")
-    return Subject(readable(folder.resolve().name), tuple(views), folder, tuple(notes))
+    return views, notes, next((r for r in results if isinstance(r, InputError)), None)
+
+
+def load_photos(paths: Sequence[str | os.PathLike]) -> Subject:
+    """Read photos of one person, from one folder or several, with the files that lie beside them as in a subject folder.
+
+    Returns:
+        the subject, named after the first photo, its views sorted by name. Photos of the same name from different folders are called
+        FOLDER_STEM. Poses of cameras from several cameras.json are not used, only their K: each may count from another origin.
+    Raises:
+        InputError: nothing given, a path that is no photo, or as `load_subject`.
+    """
+    folders: dict[Path, dict[str, Path]] = {}
+    for path in map(Path, paths):
+        check_photo(path)
+        folders.setdefault(Path(os.path.realpath(path.parent)), {}).setdefault(path.name, path)
+    if not folders:
+        raise InputError("no photos given; expected at least one file")
+    views, notes, errors = [], [], []
+    for chosen in folders.values():
+        mine, more, error = _read_folder(next(iter(chosen.values())).parent, only=chosen)
+        views, notes, errors = views + mine, notes + more, errors + [error]
+    if not views:
+        raise next(e for e in errors if e is not None)
+    count = Counter(v.name.casefold() for v in views)
+    views = [v.replace(name=f"{readable(v.path.absolute().parent.name)}_{v.name}") if count[v.name.casefold()] > 1 else v for v in views]
+    _check_names([(v.name, readable(str(v.path))) for v in views], None)
+    if len({v.path.parent for v in views if v.camera is not None and v.camera.R is not None}) > 1:
+        views = [v if v.camera is None else v.replace(camera=KnownCamera(v.camera.K)) for v in views]
+        notes.append("the photos have several cameras.json: their K is used, their R and t are not, since each may count from another origin")
+    first = readable(Path(paths[0]).stem)
+    return Subject(first, tuple(sorted(views, key=lambda v: natural_key(v.name))), None, tuple(notes))
+
+
+def read_subject(paths: Sequence[str | os.PathLike], ignore: Sequence[str | os.PathLike] = ()) -> Subject:
+    """One subject folder, as `load_subject` reads it, or photos, as `load_photos` does."""
+    return load_photos(paths) if len(paths) != 1 or is_photo(paths[0]) else load_subject(paths[0], ignore)
+
+
+def is_photo(path: str | os.PathLike) -> bool:
+    """A path that is meant to be a photo, not a folder; whether it is there and can be read is not asked."""
+    return not os.path.isdir(path) and (os.path.isfile(path) or Path(path).suffix.lower() in SUFFIXES)
+
+
+def check_photo(path: Path) -> None:
+    """Refuse a path that is no file with the name of a photo; it is not read."""
+    if os.path.isdir(path):
+        raise InputError(f"{path}: expected a photo, got a folder; give one folder, or photos only")
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: no such photo; give a folder with photos of one person, or the photos")
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{path}: expected a photo ({', '.join('*' + s for s in SUFFIXES)}) or a folder of photos; "
+                         "landmarks, cameras.json and masks/ beside a photo are read with it")
 
 
 def subject_from_images(images: Sequence, landmarks: Sequence | None = None, names: Sequence[str] | None = None,

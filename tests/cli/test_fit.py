@@ -60,6 +60,25 @@ def test_output_beside_the_photos_is_no_photo(run, anna):
     assert again.exit_code == 0 and "ignored" not in again.output
 
 
+def test_photos_instead_of_a_folder(run, anna):
+    """The same fit as of the folder, with the files beside them; the result is named after the first photo."""
+    fast = ("--recipe", "landmarks", "--init", "landmarks", "camera.focal_sigma=0.2")
+    assert run("fit", anna, *fast).exit_code == 0
+    result = run("fit", anna / "view1.png", anna / "view0.png", anna / "view2.png", *fast)
+    assert result.exit_code == 0 and f"result     {anna / 'view1_fitkit'}\n" in result.output, result.output
+    with np.load(anna / "fitkit/parameters.npz") as a, np.load(anna / "view1_fitkit/parameters.npz") as b:
+        assert str(b["subject_name"]) == "view1"
+        for key in set(a.files) - {"subject_name"}:
+            np.testing.assert_array_equal(a[key], b[key])
+    alone = run("fit", anna / "view2.png", *fast)
+    assert alone.exit_code == 0 and "views      1\n" in alone.output and (anna / "view2_fitkit/views/view2.ply").is_file()
+
+
+def test_predict_takes_photos_too(run, anna):
+    assert run("predict", anna / "view0.png", anna / "view1.png").exit_code == 0
+    assert json.loads((anna / "view0_fitkit/metrics.json").read_text())["num_views"] == 2
+
+
 def test_quiet_prints_nothing(start, anna):
     process = start("fit", anna, "--recipe", "landmarks", "--quiet")
     assert process.communicate() == ("", "") and process.returncode == 0

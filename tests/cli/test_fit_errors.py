@@ -55,8 +55,23 @@ def test_missing_folder(refused, tmp_path):
     assert "none: no such folder; give a folder with photos of one person" in refused("fit", tmp_path / "none")
 
 
-def test_a_file_for_a_folder(refused, anna):
-    assert "view0.png: expected a folder with photos" in refused("fit", anna / "view0.png")
+@pytest.mark.parametrize("command", ["fit", "predict"])
+def test_folders_and_photos_are_not_mixed(refused, anna, command):
+    message = f"{anna}: a folder was given together with {anna / 'view0.png'}; give one folder, or photos only"
+    assert message in refused(command, anna, anna / "view0.png") and message in refused(command, anna / "view0.png", anna)
+    assert f"{anna}: a folder was given together with {anna};" in refused(command, anna, anna)
+
+
+@pytest.mark.parametrize("command", ["fit", "predict"])
+def test_files_that_are_no_photos(refused, anna, command):
+    assert "view0.pts: expected a photo (*.jpg, " in refused(command, anna / "view0.png", anna / "view0.pts")
+    assert "view0.pts: expected a photo (*.jpg, " in refused(command, anna / "view0.pts")
+    assert "none.jpg: no such photo; give a folder" in refused(command, anna / "none.jpg")
+    assert "none.jpg: no such photo" in refused(command, anna / "view0.png", anna / "none.jpg")
+
+
+def test_predict_has_no_recipe(refused, anna):
+    assert "seed=1: expected a folder or photos, and nothing else" in refused("predict", anna, "seed=1")
 
 
 def test_empty_folder(refused, tmp_path):
