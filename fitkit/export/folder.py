@@ -19,7 +19,7 @@ import torch
 import yaml
 from PIL import Image
 
-from fitkit.errors import FitError, InputError
+from fitkit.errors import FitError, InputError, check_argument
 from fitkit.export.cameras import camera_table
 from fitkit.export.gltf import write_glb
 from fitkit.export.lighting import draw_lighting
@@ -56,6 +56,7 @@ def check_output(output: str | os.PathLike, overwrite: bool = False) -> Path:
         InputError: the folder exists and overwrite is False; it exists and is not one of our result folders (then even
             overwrite does not touch it); or its place cannot be written.
     """
+    check_argument("output", output, (str, os.PathLike), "the path of a folder")
     path = Path(os.path.abspath(os.path.expanduser(os.fspath(output))))
     with writing(f"output {path}", "choose another --output"):
         if path.is_symlink():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fitkit.errors import InputError
+from fitkit.errors import InputError, check_argument
 from fitkit.io.foreign import DATA_BYTES, check_shapes, foreign_file
 from fitkit.models.face_model import FaceModel
 from fitkit.scene.camera import KINDS, Camera
@@ -101,6 +101,7 @@ def load_parameters(path: str | os.PathLike) -> Parameters:
     Raises:
         InputError: no such file, not a parameter file, written by a newer fitkit, or arrays that do not fit together.
     """
+    check_argument("load_parameters", path, (str, os.PathLike), "the path of a parameter file")
     path = Path(path)
     if not os.path.lexists(path):
         raise InputError(f"{path}: no such file; expected the parameters.npz of a result folder")

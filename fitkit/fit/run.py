@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from dataclasses import replace
+from types import NoneType
 from typing import Any, Callable, Sequence
 
 import torch
@@ -22,7 +23,7 @@ from fitkit.energies.photo_model import ModelPhotometric
 from fitkit.energies.photometric import CrossViewPhotometric
 from fitkit.energies.priors import (ExpressionPrior, FocalPrior, IdentityPrior, LandmarkOffsetPrior, LightPrior, SizePrior,
                                      shape_spread)
-from fitkit.errors import FitError, InputError
+from fitkit.errors import FitError, InputError, check_argument
 from fitkit.fit.detail import Detail, personal_model, solve_detail
 from fitkit.fit.initialize import CameraKnowledge, initial_state, to_photos
 from fitkit.fit.recipe import FitRecipe, FlowSource, FlowTerm, Stage, load_recipe
@@ -32,7 +33,7 @@ from fitkit.fit.result import FitResult
 from fitkit.fit.uncertainty import error_bars, summary
 from fitkit.geometry.spherical_harmonics import Y0
 from fitkit.io.options import to_plain
-from fitkit.io.subject import Subject, load_subject, subject_from_images
+from fitkit.io.subject import Subject, as_subject
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 from fitkit.observe.crop import crop_views
@@ -56,16 +57,22 @@ def fit(subject: str | os.PathLike | Subject | Sequence, *, model: str | FaceMod
     """Fit one face to all photos of one person.
 
     Args:
-        subject: a subject folder, a Subject, or a list of images (paths, PIL images, [H, W, 3] arrays).
+        subject: a subject folder, the path of one photo, a Subject, or a list of images (paths, PIL images, [H, W, 3] arrays).
         model: name or path of a face model, or the model itself; None takes the recipe's.
         recipe: name or path of a recipe; overrides: 'key=value' changes of it.
-        landmarks: for a list of images, one [68, 2] or [68, 3] array (or None) each.
+        landmarks: one [68, 2] or [68, 3] array, path of a landmark file, or None for each image, in the order of the list or of the
+            subject's views (of a folder: sorted by name, 'view2' before 'view10'); px of the upright photo, counted from 0. They replace
+            those in files.
         share_expression, seed: shortcuts for expression.shared and seed.
         device: torch device the fit runs on.
         progress: called with (what is done next, share done in 0..1).
     Raises:
         FitkitError: bad input, missing files or weights, or nothing that could be fitted.
     """
+    check_argument("model", model, (str, os.PathLike, FaceModel, NoneType), "the name or path of a face model, or a FaceModel")
+    check_argument("recipe", recipe, (str, os.PathLike, FitRecipe), "the name or path of a recipe, or a FitRecipe")
+    if progress is not None and not callable(progress):
+        raise InputError(f"progress: expected a function of (text, share), got {type(progress).__name__}")
     tell = progress or (lambda text, share: None)
     changes: dict[str, Any] = {}
     if isinstance(model, (str, os.PathLike)):
@@ -81,9 +88,7 @@ def fit(subject: str | os.PathLike | Subject | Sequence, *, model: str | FaceMod
     check_device(device)
     face_model = model if isinstance(model, FaceModel) else load_model(recipe.model)
     tell("reading photos", 0.0)
-    if not isinstance(subject, Subject):
-        single = isinstance(subject, (str, os.PathLike))
-        subject = load_subject(subject) if single else subject_from_images(subject, landmarks)
+    subject = as_subject(subject, landmarks)
     count = iter(range(1, len(subject.views) + 1))
     tell("finding landmarks", 0.05)
     found, _ = detect_landmarks(subject, recipe.landmarks.source, device,
@@ -94,6 +99,7 @@ def fit(subject: str | os.PathLike | Subject | Sequence, *, model: str | FaceMod
 
 def check_device(device: str) -> None:
     """Refuse a torch device that is not there."""
+    check_argument("device", device, (str, torch.device), "the name of a torch device, e.g. cpu")
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:

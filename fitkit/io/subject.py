@@ -5,7 +5,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fitkit.errors import InputError
+from fitkit.errors import InputError, check_argument
 from fitkit.io import landmark_files
 from fitkit.io.calibration import Calibration, read_cameras
 from fitkit.io.images import SUFFIXES, Distortion, ImageFile, array_to_rgb, open_image, to_rgb
@@ -169,6 +169,7 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
     Raises:
         InputError: no such folder, no usable image in it, or a landmark, camera or mask file that is wrong.
     """
+    check_argument("load_subject", path, (str, os.PathLike), "the path of a folder")
     folder = Path(path)
     views, notes, error = _read_folder(folder, ignore)
     if not views:
@@ -273,6 +274,41 @@ def read_subject(paths: Sequence[str | os.PathLike], ignore: Sequence[str | os.P
     return load_photos(paths) if len(paths) != 1 or is_photo(paths[0]) else load_subject(paths[0], ignore)
 
 
+def as_subject(given: str | os.PathLike | Subject | Sequence, landmarks: Sequence | None = None) -> Subject:
+    """What the Python functions take for a subject: a folder, the path of a photo, a Subject, or a list of images.
+
+    landmarks: for each image or view as in `subject_from_images`, or None.
+    """
+    check_argument("subject", given, (str, os.PathLike, Subject, Iterable), "a folder, the path of a photo, a Subject, or a list of images")
+    if isinstance(given, np.ndarray) and given.ndim < 4:
+        raise InputError(f"subject: expected a list of images, got one array of shape {list(given.shape)}; put it into a list")
+    if not isinstance(given, (str, os.PathLike, Subject)):
+        return subject_from_images(given, landmarks)
+    subject = given if isinstance(given, Subject) else read_subject([given])
+    if landmarks is None:
+        return subject
+    _check_entries("landmarks", landmarks, len(subject.views), f"views of {subject.path or subject.name}")
+    views = [v if points is None else v.replace(**_given_points(v, points)) for v, points in zip(subject.views, landmarks)]
+    return replace(subject, views=tuple(views))
+
+
+def _check_entries(label: str, values: Sequence, count: int, what: str) -> None:
+    check_argument(label, values, (list, tuple, np.ndarray), f"a list with one entry for each of the {count} {what}")
+    if len(values) != count:
+        raise InputError(f"{label}: expected one entry for each of the {count} {what}, got {len(values)}")
+
+
+def _given_points(view: View, given) -> dict[str, np.ndarray | str]:
+    """Points from the caller, of the photo as it is: an array, or the path of a landmark file -> fields of the view."""
+    from_file = isinstance(given, (str, os.PathLike))
+    points = read_landmarks(given) if from_file else check_landmarks(given, view.name)
+    check_inside(points, view.size, str(given) if from_file else view.name)
+    distortion = getattr(view.__dict__["_image_source"], "distortion", None)
+    if distortion is not None:
+        points = np.column_stack([distortion.undistort_points(points[:, :2]), points[:, 2]])
+    return {"landmarks": points, "landmark_source": "file" if from_file else "given"}
+
+
 def is_photo(path: str | os.PathLike) -> bool:
     """A path that is meant to be a photo, not a folder; whether it is there and can be read is not asked."""
     return not os.path.isdir(path) and (os.path.isfile(path) or Path(path).suffix.lower() in SUFFIXES)
@@ -306,12 +342,16 @@ def subject_from_images(images: Sequence, landmarks: Sequence | None = None, nam
     Raises:
         InputError: nothing given, lists of different lengths, or an image, landmarks or mask that cannot be used.
     """
+    check_argument("name", name, str, "the subject's name")
+    check_argument("images", images, Iterable, "a list of paths, PIL images and arrays")
+    if isinstance(images, (str, bytes, os.PathLike, Mapping)):
+        raise InputError(f"images: expected a list of paths, PIL images and arrays, got {type(images).__name__}")
     images = list(images)
     if not images:
         raise InputError("no images given; expected at least one path, PIL image or array")
     for label, values in (("landmarks", landmarks), ("names", names), ("cameras", cameras), ("masks", masks)):
-        if values is not None and len(values) != len(images):
-            raise InputError(f"{label}: expected one entry for each of the {len(images)} images, got {len(values)}")
+        if values is not None:
+            _check_entries(label, values, len(images), "images")
     paths = [Path(i) if isinstance(i, (str, os.PathLike)) else None for i in images]
     if names is None:
         names = [readable(p.stem) if p else f"view{i}" for i, p in enumerate(paths)]
@@ -329,13 +369,10 @@ def subject_from_images(images: Sequence, landmarks: Sequence | None = None, nam
         else:
             array = to_rgb(image) if isinstance(image, Image.Image) else array_to_rgb(image, view_name)
             view = View(view_name, array)
-        given = landmarks[i] if landmarks is not None else None
-        if given is not None:
-            from_file = isinstance(given, (str, os.PathLike))
-            points = read_landmarks(given) if from_file else check_landmarks(given, view_name)
-            check_inside(points, view.size, str(given) if from_file else view_name)
-            view = view.replace(landmarks=points, landmark_source="file" if from_file else "given")
+        if landmarks is not None and landmarks[i] is not None:
+            view = view.replace(**_given_points(view, landmarks[i]))
         if cameras is not None and cameras[i] is not None:
+            check_argument(f"{view_name}: camera", cameras[i], KnownCamera, "a KnownCamera or None")
             view = view.replace(camera=cameras[i])
         if masks is not None and masks[i] is not None:
             view = view.replace(mask=_checked_mask(np.asarray(masks[i]) != 0, view.size, f"{view_name}: mask"))
