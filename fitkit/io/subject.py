@@ -229,7 +229,7 @@ def _read_folder(folder: Path, ignore: Sequence[str | os.PathLike] = (),
         notes += camera_notes
     silent = {Path(p).name for p in ignore} | {OUTPUT_FOLDER, "masks", "landmarks"}  # the last: pictures of `fitkit detect`
     used = {*images, *(p for paths in sidecars.values() for p in paths), cameras_file}
-    others = [p for p in entries if p not in used and p.name not in silent]
+    others = [p for p in entries if p not in used and p.name not in silent and not is_result(p)]
     if others and only is None:
         notes.append(f"ignored, not images or files of an image: {_some(p.name for p in others)}")
     lost = sorted(set(masks) - stems, key=natural_key)

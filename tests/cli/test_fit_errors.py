@@ -314,9 +314,11 @@ def test_terminated_while_writing_cleans_up(start, anna, tmp_path):
 # ---- streams and names ----
 
 
-def test_closed_stderr(start, anna):
-    process = start("fit", anna, *FAST, "--init", "landmarks", preexec_fn=lambda: os.close(2))
-    assert process.communicate(timeout=60)[0].startswith("status     ") and process.returncode == 0
+@pytest.mark.parametrize("closed", [(2,), (1,), (1, 2)])
+def test_closed_streams(start, anna, closed):
+    process = start("fit", anna, *FAST, "--init", "landmarks", preexec_fn=lambda: [os.close(number) for number in closed])
+    stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and stdout.startswith("status     ") == (1 not in closed)
     assert (anna / "fitkit" / "metrics.json").is_file()
 
 
