@@ -54,6 +54,9 @@ class Parameters:
     displacement: torch.Tensor | None = None
     light: torch.Tensor | None = None
 
+    def __repr__(self) -> str:
+        return f"Parameters({self.subject_name!r}: {len(self.view_names)} views, face model {self.model_name!r})"
+
     def check_model(self, model: FaceModel) -> None:
         """Refuse a face model that these coefficients were not made for."""
         sizes = (model.name, model.num_identity, tuple(model.expression_names))

@@ -43,6 +43,11 @@ class FitResult:
     vertex_sigma: Tensor | None = None
     displacement: Tensor | None = None
 
+    def __repr__(self) -> str:
+        expected = (self.metrics.get("verdict") or {}).get("expected_mm")
+        return (f"FitResult({self.subject.name!r}: {self.status}, " + ("" if expected is None else f"expected error {expected:.1f} mm, ")
+                + f"{len(self.subject.views)} views, model {self.model.name!r})")
+
     @cached_property
     def personal_model(self) -> FaceModel:
         """The face model with the displacement added to its mean; the model itself without one."""

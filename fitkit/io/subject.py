@@ -38,6 +38,9 @@ class KnownCamera:
     R: np.ndarray | None = None
     t: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        return f"KnownCamera(focal length {self.K[0][0]:.1f} px, pose {'not known' if self.R is None else 'known'})"
+
 
 class _OnDemand:
     """A field that holds an array, or a function without arguments that loads it each time the field is read."""
@@ -103,6 +106,10 @@ class Subject:
     views: tuple[View, ...]
     path: Path | None = None
     notes: tuple[str, ...] = field(default=())
+
+    def __repr__(self) -> str:
+        names = [v.name for v in self.views]
+        return f"Subject({self.name!r}, {len(names)} views: {_some(names)})"
 
 
 def natural_key(name: str) -> list:

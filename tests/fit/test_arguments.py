@@ -1,14 +1,17 @@
-"""What the Python functions are given, and points for the photos of a folder."""
+"""What the Python functions are given, points for the photos of a folder, and how results show themselves."""
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import tiny_result
 
 import fitkit
+from fitkit.export.parameters import save_parameters
 from fitkit.fit.predict import predict
 from fitkit.io.subject import KnownCamera, as_subject, load_subject
 
@@ -76,6 +79,24 @@ def test_points_of_photos_with_distortion(anna):
     given = as_subject(read, [raw, None, None]).views[0]
     np.testing.assert_allclose(given.landmarks, read.views[0].landmarks)
     assert isinstance(given.camera, KnownCamera) and np.abs(given.landmarks - raw).max() > 1
+
+
+def test_each_thing_shows_itself_in_one_short_line(tmp_path):
+    result = tiny_result(size=64)
+    parameters = fitkit.load_parameters(save_parameters(result, tmp_path / "parameters.npz"))
+    camera = KnownCamera(np.diag([900.0, 900, 1]))
+    shown = {
+        "FitResult('tiny': ok, 3 views, model 'tiny')": result,
+        "FitResult('tiny': ok, expected error 1.2 mm, 3 views, model 'tiny')": replace(result, metrics={"verdict": {"expected_mm": 1.23}}),
+        "FaceModel('tiny': 315 vertices, 8 identity and 6 expression shapes, cpu)": result.model,
+        "LandmarkEmbedding(68 points)": result.model.landmarks,
+        "Subject('tiny', 3 views: view0, view1, view2)": result.subject,
+        "Landmarks(204 valid points in 3 views, jaw 'surface')": result.landmarks,
+        "SceneState(3 frames of 1 people, 8 identity and 6 expression coefficients, perspective cameras)": result.state,
+        "Parameters('tiny': 3 views, face model 'tiny')": parameters,
+        "KnownCamera(focal length 900.0 px, pose not known)": camera,
+    }
+    assert [repr(thing) for thing in shown.values()] == list(shown)
 
 
 @pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="this system does not fork")
