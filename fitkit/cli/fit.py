@@ -128,7 +128,7 @@ def fit(arguments, recipe, output, overwrite, device, quiet, verbose, **options)
 
 def tell_result(result, seconds: float, path: Path, quiet: bool, told: bool = False, solver: str = "solver") -> None:
     """Print the status with the expected error, what is wrong (unless it was told before), the numbers of the result, and then the notes."""
-    from fitkit.fit.report import notes, status_line
+    from fitkit.fit.report import status_line
 
     if not quiet:
         click.echo(f"{'status':11}{status_line(result.status, result.metrics)}")
@@ -137,7 +137,7 @@ def tell_result(result, seconds: float, path: Path, quiet: bool, told: bool = Fa
     if quiet:
         return
     click.echo(_summary(result, seconds, path, solver))
-    for line in () if told else notes(result.metrics):
+    for line in () if told else result.notes:
         click.echo(f"note: {line}", err=True)
 
 

@@ -379,4 +379,4 @@ def status_line(status: str, metrics: dict[str, Any]) -> str:
 
 def notes(metrics: dict[str, Any]) -> tuple[str, ...]:
     """The sentences of a verdict that are worth knowing, but nothing wrong."""
-    return tuple(f["message"] for f in metrics["verdict"]["findings"] if f["severity"] == "note")
+    return tuple(f["message"] for f in metrics.get("verdict", {}).get("findings", ()) if f["severity"] == "note")

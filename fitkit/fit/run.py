@@ -143,7 +143,7 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
         metrics["not_computed"] = failures
     status, warnings = judge_safely(metrics)
     for finding in metrics["verdict"]["findings"]:
-        log.info(finding["message"])
+        log.info("%s: %s", "note" if finding["severity"] == "note" else "warning", finding["message"])
     tell("done", 1.0)
     cpu_model = model.to("cpu") if model.device.type != "cpu" else model
     return FitResult(cpu_model, subject, final, replace(found, sigma=run.sigma_photo()), status, warnings, metrics, to_plain(recipe),

@@ -94,8 +94,10 @@ def test_notes_go_to_stderr(start, anna):
 
 
 def test_verbose_tells_the_stages(run, anna):
+    (anna / "notes.md").write_text("text")
     result = run("fit", anna, "--recipe", "landmarks", "--verbose")
     assert result.exit_code == 0 and "stage shape: " in result.output
+    assert "\nwarning: " not in result.output and "\nnote: ignored, not images or files of an image: notes.md\n" in result.output
     assert not logging.getLogger("fitkit").handlers
 
 
@@ -134,6 +136,7 @@ def test_unknown_size_of_the_head_is_said(anna):
 
 def test_fit_from_images(anna):
     images = sorted(anna.glob("*.png"))
-    assert fitkit.fit(images, recipe="landmarks").status == "ok"
+    result = fitkit.fit(images[:1], recipe="landmarks")
+    assert result.status == "ok" and result.warnings == () and "one photo tells neither the depth" in result.notes[0]
     with pytest.raises(fitkit.FitkitError, match="no images given"):
         fitkit.fit([])
