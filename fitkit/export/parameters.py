@@ -101,6 +101,12 @@ def save_parameters(result: FitResult, path: str | os.PathLike, light: torch.Ten
 def load_parameters(path: str | os.PathLike) -> Parameters:
     """Read a parameter file; nothing in it is executed.
 
+    Args:
+        path: of parameters.npz, the file itself, not its folder.
+    Returns:
+        its content as `Parameters`; `state` is on the CPU in the type that was written (float32), optional arrays are None where the
+        file lacks them. The face model is not in it: load `model_name`, then `state.vertices(model)` are the meshes, without the
+        `displacement`. With that: `state.vertices(fitkit.fit.detail.personal_model(model, state, displacement))`.
     Raises:
         InputError: no such file, not a parameter file, written by a newer fitkit, or arrays that do not fit together.
     """
