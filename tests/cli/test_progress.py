@@ -12,13 +12,8 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def terminal(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    return sys.stderr
-
-
-def test_a_fit_says_what_it_does_and_how_long(terminal):
+def test_a_fit_says_what_it_does_and_how_long(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())  # here: between fixtures and test pytest sets it anew
     with share_bar(False) as tell:
         tell("reading photos", 0.05)
         tell("stage flow", 0.4)
@@ -28,7 +23,8 @@ def test_a_fit_says_what_it_does_and_how_long(terminal):
     assert any("stage flow" in line and "40 % after 00:00, about 00:00 left" in line for line in lines)
 
 
-def test_a_training_says_how_many_steps_are_left(terminal):
+def test_a_training_says_how_many_steps_are_left(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())  # here: between fixtures and test pytest sets it anew
     with training_bar(False) as bar:
         bar.begun(40, 50)
         for step in (41, 42):
