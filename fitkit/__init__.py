@@ -6,6 +6,8 @@
 
 `import fitkit` is light: everything below loads when it is first used.
 """
+import os
+import sys
 from importlib import import_module
 
 __version__ = "0.1.0"
@@ -38,3 +40,14 @@ def __getattr__(name: str):
 
 def __dir__():
     return sorted({*globals(), *__all__})
+
+
+def _after_fork() -> None:
+    # A forked child has none of the threads that torch started in its parent, and would wait for them for ever.
+    torch = sys.modules.get("torch")
+    if hasattr(torch, "set_num_threads"):  # it may be just being imported
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

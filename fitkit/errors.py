@@ -24,3 +24,9 @@ class FitError(FitkitError):
 def unexpected(error: Exception) -> str:
     """One line for an error that is no FitkitError: our mistake, or that of a package below us."""
     return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300] or 'no message'}"
+
+
+def check_argument(name: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:
+    """Refuse an argument of a Python function that has another type than it takes."""
+    if not isinstance(value, kinds):
+        raise InputError(f"{name}: expected {expected}, got {type(value).__name__}")

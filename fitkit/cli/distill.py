@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from fitkit.cli.model import _one_sentence
+from fitkit.cli.progress import training_bar
 
 
 @click.command()
@@ -29,26 +30,22 @@ def distill(photos, recipe, overrides, output, rounds, fit_recipe, fit_overrides
 
     Example: fitkit distill people/ fitkit-init data.synthetic.folder=rendered data.frames.folder=people -o rounds
     """
-    from tqdm import tqdm
-
     from fitkit.train.distill import distill as run
 
-    with tqdm(disable=quiet or None) as bar:
+    try:
+        with training_bar(quiet) as bar:
 
-        def fit_done(done, count, row):
-            bar.total, bar.n = count, done
-            bar.refresh()
+            def fit_done(done, count, row):
+                if row is None:
+                    bar.begun(done, count, "subject")
+                else:
+                    bar.step_done(done, {})
 
-        def step_done(step, values):
-            bar.total, bar.n = None, step
-            bar.set_postfix({"total": f"{values['total']:.4g}"})
-
-        try:
             report = run(photos, recipe, output, rounds, fit_recipe, overrides, fit_overrides, workers, resume, init_weights,
-                         fit_done, step_done, lambda line: None if quiet else bar.write(line, file=sys.stderr))
-        except KeyboardInterrupt:
-            click.echo(f"\ninterrupted; go on with --resume -o {output}", err=True)
-            sys.exit(130)
+                         fit_done, bar.step_done, bar.line, bar.begun)
+    except KeyboardInterrupt:
+        click.echo(f"\ninterrupted; go on with --resume -o {output}", err=True)
+        sys.exit(130)
     for number, entry in enumerate(report["rounds"], 1):
         fits, metrics = entry["fits"], entry["training"]
         click.echo(f"round {number}: {fits['ok']} of {fits['subjects']} fits ok, {fits['from_the_network']} from the network, reprojection "

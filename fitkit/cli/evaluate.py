@@ -70,11 +70,10 @@ def evaluate(protocol, data, overrides, output, predictions, model, recipe, limi
 
 
 def _list() -> None:
-    from fitkit.io.resources import recipe_names, recipe_path
+    from fitkit.io.resources import recipe_names, recipe_summary
 
     for name in recipe_names("evaluate"):
-        first = recipe_path("evaluate", name).read_text(encoding="utf-8").partition("\n")[0]
-        click.echo(f"{name:17} {first.lstrip('# ')}")
+        click.echo(f"{name:17} {recipe_summary('evaluate', name)}")
 
 
 def _compare(first: str, second: str) -> None:

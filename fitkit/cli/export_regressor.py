@@ -11,7 +11,7 @@ from fitkit.cli.model import _one_sentence
 @click.command("export-regressor")
 @click.argument("weights", type=click.Path(path_type=Path), required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
-              help="The program: NAME.pt or NAME.onnx; NAME.json explains it.")
+              help="The program: NAME.pt or NAME.onnx; NAME.json explains it (of a second NAME: NAME.onnx.json).")
 @click.option("--format", "kind", type=click.Choice(["torchscript", "onnx"]), default=None, help="Default: by the suffix of the output.")
 @click.option("--views", type=int, default=0, metavar="V", help="Photos of a person; default: the network's views, or 3.")
 @click.option("--overwrite", is_flag=True, help="Replace files that are there.")
@@ -23,8 +23,9 @@ def export_regressor(weights, output, kind, views, overwrite):
 
     Example: fitkit export-regressor training/regressor.safetensors -o face.onnx
     """
+    from fitkit.export.regressor import card_of
     from fitkit.export.regressor import export_regressor as run
     from fitkit.fit.regress import shipped_weights
 
     path = run(weights or shipped_weights(), output, kind or "", views, overwrite)
-    click.echo(f"written: {path} and {path.with_suffix('.json')}")
+    click.echo(f"written: {path} and {card_of(path)}")

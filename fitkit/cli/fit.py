@@ -2,16 +2,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
 
-from fitkit.errors import FitError
+from fitkit.cli.progress import share_bar
+from fitkit.errors import FitError, InputError
 from fitkit.io.termination import Terminated
 
 
@@ -54,17 +57,47 @@ def recipe_changes(model, landmarks, jaw, init, init_weights, share_expression, 
     return changes | {k: v for k, v in (("model", model), ("seed", seed)) if v is not None}
 
 
+OUTPUT_HELP = "Folder of the results; default: FOLDER/fitkit, or for photos STEM_fitkit beside the first one, STEM.jpg."
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], tuple[str, ...]]:
+    """A folder or photos, then KEY=VALUE -> (paths, overrides).
+
+    Raises:
+        InputError: a folder together with something else, or a file that is no photo.
+    """
+    from fitkit.io.subject import check_photo, is_photo
+
+    count = 1
+    while count < len(arguments) and (os.path.exists(arguments[count]) or is_photo(arguments[count]) and "=" not in arguments[count]):
+        count += 1
+    paths = [Path(a) for a in arguments[:count]]
+    folders = [p for p in paths if p.is_dir()]
+    if folders and count > 1:
+        other = paths[1] if paths[0] is folders[0] else paths[0]
+        raise InputError(f"{folders[0]}: a folder was given together with {other}; give one folder, or photos only")
+    for path in paths if count > 1 or is_photo(paths[0]) else ():
+        check_photo(path)
+    return paths, tuple(arguments[count:])
+
+
+def default_output(paths: Sequence[Path]) -> Path:
+    """Where the result of a folder, or of photos, goes unless it is said."""
+    from fitkit.io.subject import OUTPUT_FOLDER, is_photo
+
+    return paths[0].with_name(f"{paths[0].stem}_{OUTPUT_FOLDER}") if is_photo(paths[0]) else paths[0] / OUTPUT_FOLDER
+
+
 @click.command()
-@click.argument("subject_dir", type=click.Path(path_type=Path))
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help="Folder of the results; default: SUBJECT_DIR/fitkit.")
+@click.argument("arguments", nargs=-1, required=True, metavar="FOLDER|PHOTO... [KEY=VALUE]...")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help=OUTPUT_HELP)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
 @recipe_options
 @click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and doubts about the result.")
 @click.option("-v", "--verbose", is_flag=True, help="Print what each stage does; traceback of unexpected errors.")
-def fit(subject_dir, overrides, recipe, output, overwrite, device, quiet, verbose, **options):
-    """Fit one face to all photos in SUBJECT_DIR.
+def fit(arguments, recipe, output, overwrite, device, quiet, verbose, **options):
+    """Fit one face to all photos in FOLDER, or to each PHOTO given; all must show the same person.
 
     Beside the photos may lie landmarks (photo.pts, .npy, .json, .txt), cameras.json and masks/. KEY=VALUE changes an
     option of the recipe, e.g. camera.focal_sigma=0.1 or stages.fine.solver.max_iterations=10.
@@ -72,14 +105,17 @@ def fit(subject_dir, overrides, recipe, output, overwrite, device, quiet, verbos
     The exit code is 0 when the result can be used, 1 when the fit failed or the input cannot be used.
 
     Example: fitkit fit photos_of_anna/ --model ict -o anna_3d
+
+    Example: fitkit fit front.jpg left.jpg
     """
+    paths, overrides = split_arguments(arguments)
     changes = recipe_changes(**options)
-    target, written = output or subject_dir / "fitkit", None
+    target, written = output or default_output(paths), None
     try:
-        with _bar(quiet or verbose) as tell, tell_log(verbose):
+        with share_bar(quiet or verbose) as tell, tell_log(verbose):
             began = time.perf_counter()
             tell("loading", 0.0)
-            result, path = _run(subject_dir, recipe, overrides, changes, target, overwrite, device, tell)
+            result, path = _run(paths, recipe, overrides, changes, target, overwrite, device, tell)
             written = path
             seconds = time.perf_counter() - began
     except KeyboardInterrupt:
@@ -92,7 +128,7 @@ def fit(subject_dir, overrides, recipe, output, overwrite, device, quiet, verbos
 
 def tell_result(result, seconds: float, path: Path, quiet: bool, told: bool = False, solver: str = "solver") -> None:
     """Print the status with the expected error, what is wrong (unless it was told before), the numbers of the result, and then the notes."""
-    from fitkit.fit.report import notes, status_line
+    from fitkit.fit.report import status_line
 
     if not quiet:
         click.echo(f"{'status':11}{status_line(result.status, result.metrics)}")
@@ -101,32 +137,38 @@ def tell_result(result, seconds: float, path: Path, quiet: bool, told: bool = Fa
     if quiet:
         return
     click.echo(_summary(result, seconds, path, solver))
-    for line in () if told else notes(result.metrics):
+    for line in () if told else result.notes:
         click.echo(f"note: {line}", err=True)
 
 
-def _run(subject_dir, recipe, overrides, changes, output, overwrite, device, tell):
+def _run(paths, recipe, overrides, changes, output, overwrite, device, tell):
     """Check everything that can be checked at once, then load, fit and save -> (FitResult, path)."""
     from fitkit.export.folder import check_output
     from fitkit.fit.recipe import load_recipe
     from fitkit.fit.run import check_device
     from fitkit.fit.run import fit as run_fit
-    from fitkit.io.subject import load_subject
     from fitkit.models.registry import load_model
 
     with _insistent_interrupt():
         settled = load_recipe(recipe, overrides, changes)
-        if subject_dir.is_dir():  # otherwise load_subject says what is wrong with it
+        if paths[0].exists():  # otherwise reading it says what is wrong
             output = check_output(output, overwrite)
         check_device(device)
         model = load_model(settled.model)
         tell("reading photos", 0.02)
-        subject = load_subject(subject_dir, ignore=[output] if output.parent.resolve() == subject_dir.resolve() else [])
-        result = run_fit(subject, model=model, recipe=settled, device=device, progress=lambda text, share: tell(text, 0.05 + 0.75 * share))
-    tell("writing the result", 0.85)
+        subject = read(paths, output)
+        result = run_fit(subject, model=model, recipe=settled, device=device, progress=lambda text, share: tell(text, 0.05 + 0.65 * share))
+    tell("writing the result", 0.7)
     path = result.save(output, overwrite)
     tell("done", 1.0)
     return result, path
+
+
+def read(paths: Sequence[Path], output: Path):
+    """The subject in a folder, or in photos; an output folder among the photos is none of them."""
+    from fitkit.io.subject import read_subject
+
+    return read_subject(paths, ignore=[output] if output.parent.resolve() == paths[0].resolve() else [])
 
 
 @contextmanager
@@ -181,22 +223,6 @@ def _summary(result, seconds: float, path: Path, solver: str) -> str:
         "result": str(path),
     }
     return "\n".join(f"{key:11}{value}" for key, value in rows.items())
-
-
-@contextmanager
-def _bar(hidden: bool):
-    """A progress bar on stderr; yields tell(what is done next, share done in 0..1)."""
-    from tqdm import tqdm
-
-    layout = "{desc:22}|{bar:30}| {percentage:3.0f} %"
-    with tqdm(total=100, disable=hidden or not sys.stderr.isatty(), leave=False, bar_format=layout, file=sys.stderr) as bar:
-
-        def tell(text: str, share: float) -> None:
-            bar.set_description_str(text, refresh=False)
-            bar.update(round(100 * share) - bar.n)
-            bar.refresh()
-
-        yield tell
 
 
 @contextmanager

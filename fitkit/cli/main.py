@@ -21,7 +21,7 @@ COMMANDS = {
     "predict": ("fitkit.cli.predict:predict", "Predict a face from photos by a trained network, without a fit."),
     "detect": ("fitkit.cli.detect:detect", "Find faces and their 68 landmarks; write them as files to correct by hand."),
     "energies": ("fitkit.cli.energies:energies", "List what a fit or a training can minimize."),
-    "recipe": ("fitkit.cli.recipe:recipe", "Show the fit recipes."),
+    "recipe": ("fitkit.cli.recipe:recipe", "List the recipes that come with fitkit, show one."),
     "model": ("fitkit.cli.model:model", "List, inspect, import and fetch face models."),
     "synth": ("fitkit.cli.synth:synth", "Render people with known shape, for training and tests."),
     "train-landmarks": ("fitkit.cli.train_landmarks:train_landmarks", "Train the built-in landmark detector."),

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import click
 
@@ -71,22 +72,28 @@ def info(name):
 
 
 @model.command("import")
-@click.argument("kind", type=click.Choice(["ict"]))
+@click.argument("kind", type=click.Choice(["ict", "npz"]))
 @click.argument("path", type=click.Path())
-@click.option("--name", default=None, help="Name of the imported model; default: KIND.")
+@click.option("--name", default=None, help="Name of the imported model; default: ict, or that in the .npz file.")
 @click.option("--overwrite", is_flag=True, help="Replace a model of this name.")
 @_one_sentence
 def import_command(kind, path, name, overwrite):
     """Import a face model from its original files at PATH.
 
-    For `ict`: the FaceXModel folder of ICT-FaceKit (OBJ files), or ict_facekit.npz.
+    For `ict`: the FaceXModel folder of ICT-FaceKit (OBJ files), or ict_facekit.npz. For `npz`: a model of your own in fitkit's format
+    (docs/face_models.md).
 
     Example: fitkit model import ict ICT-FaceKit/FaceXModel
     """
     from fitkit.models.ict import import_ict
+    from fitkit.models.io import load_model_file
     from fitkit.models.registry import store_model
 
-    imported = import_ict(path, name or kind)
+    if kind == "ict":
+        imported = import_ict(path, name or kind)
+    else:
+        imported = load_model_file(path)
+        imported = replace(imported, name=name or imported.name)
     stored = store_model(imported, overwrite)
     click.echo(f"{stored}: {imported.num_vertices} vertices, {imported.num_identity} identity and "
                f"{imported.num_expression} expression shapes")

@@ -6,23 +6,24 @@ from pathlib import Path
 
 import click
 
-from fitkit.cli.fit import _bar, tell_result
+from fitkit.cli.fit import OUTPUT_HELP, default_output, read, split_arguments, tell_result
 from fitkit.cli.model import _one_sentence
-from fitkit.errors import FitError
+from fitkit.cli.progress import share_bar
+from fitkit.errors import FitError, InputError
 
 
 @click.command()
-@click.argument("subject_dir", type=click.Path(path_type=Path))
+@click.argument("photos", nargs=-1, required=True, metavar="FOLDER|PHOTO...")
 @click.option("--weights", type=click.Path(path_type=Path), default=None,
               help="regressor.safetensors of fitkit train-regressor; default: the network that comes with fitkit.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help="Folder of the results; default: SUBJECT_DIR/fitkit.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help=OUTPUT_HELP)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
 @click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
 @click.option("--landmarks", default="auto", show_default=True, metavar="auto|files|builtin|...", help="Where the 68 points come from.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and doubts about the result.")
 @_one_sentence
-def predict(subject_dir, weights, output, overwrite, device, landmarks, quiet):
-    """Predict the face in the photos in SUBJECT_DIR with a trained network, without a fit.
+def predict(photos, weights, output, overwrite, device, landmarks, quiet):
+    """Predict the face in the photos in FOLDER, or in each PHOTO given, with a trained network, without a fit.
 
     The result folder is that of 'fitkit fit'. Landmarks say where the faces are and how they are turned.
 
@@ -30,15 +31,16 @@ def predict(subject_dir, weights, output, overwrite, device, landmarks, quiet):
     """
     from fitkit.export.folder import check_output
     from fitkit.fit.predict import predict as run
-    from fitkit.io.subject import load_subject
 
-    target = output or subject_dir / "fitkit"
+    paths, stray = split_arguments(photos)
+    if stray:
+        raise InputError(f"{stray[0]}: expected a folder or photos, and nothing else")
+    target = output or default_output(paths)
     began = time.perf_counter()
-    if subject_dir.is_dir():
+    if paths[0].exists():
         target = check_output(target, overwrite)
-    with _bar(quiet) as tell:
-        subject = load_subject(subject_dir, ignore=[target] if target.parent.resolve() == subject_dir.resolve() else [])
-        result = run(subject, weights, landmarks=landmarks, device=device, tell=tell)
+    with share_bar(quiet) as tell:
+        result = run(read(paths, target), weights, landmarks=landmarks, device=device, tell=tell)
         tell("writing the result", 0.85)
         path = result.save(target, overwrite)
         tell("done", 1.0)

@@ -1,12 +1,17 @@
-"""`fitkit recipe ...`: the recipes that can be given to `fitkit fit --recipe`."""
+"""`fitkit recipe ...`: the recipes that come with fitkit."""
 from __future__ import annotations
 
 import click
 
 
+# Kind -> what takes its recipes.
+USES = {"fit": "fitkit fit FOLDER --recipe NAME", "train": "fitkit train-regressor NAME; of 'landmarks' fitkit train-landmarks NAME",
+        "synth": "fitkit synth OUT --recipe NAME", "evaluate": "fitkit evaluate NAME DATA", "bench": "fitkit bench ablation DATA --recipe NAME"}
+
+
 @click.group()
 def recipe():
-    """Show the fit recipes.
+    """Show the recipes that come with fitkit.
 
     Example: fitkit recipe list
     """
@@ -14,22 +19,25 @@ def recipe():
 
 @recipe.command("list")
 def list_command():
-    """List the recipes that come with fitkit.
+    """List the recipes of fits, trainings, rendered people, evaluations and benchmarks, with what each is for.
 
     Example: fitkit recipe list
     """
-    from fitkit.io.resources import recipe_names, recipe_path
+    from fitkit.io.resources import RECIPE_KINDS, recipe_names, recipe_summary
 
-    for name in recipe_names("fit"):
-        first = recipe_path("fit", name).read_text(encoding="utf-8").partition("\n")[0]
-        click.echo(f"{name:12} {first.lstrip('# ') if first.startswith('#') else ''}".rstrip())
+    for kind in RECIPE_KINDS:
+        names = recipe_names(kind)
+        width = max(12, *map(len, names))
+        click.echo(f"{kind}: {USES[kind]}")
+        for name in names:
+            click.echo(f"  {name:{width}} {recipe_summary(kind, name)}")
 
 
 @recipe.command()
 @click.argument("name")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def show(name, overrides):
-    """Print recipe NAME (or the file of that path) with every option and its value, as YAML.
+    """Print fit recipe NAME (or the file of that path) with every option and its value, as YAML.
 
     Example: fitkit recipe show multiview expression.shared=true
     """

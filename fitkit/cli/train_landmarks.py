@@ -1,9 +1,12 @@
 """`fitkit train-landmarks`: train the network of the built-in landmark detector."""
 from __future__ import annotations
 
+import sys
+
 import click
 
 from fitkit.cli.model import _one_sentence
+from fitkit.cli.progress import training_bar
 
 
 @click.command("train-landmarks")
@@ -22,17 +25,14 @@ def train_landmarks(recipe, overrides, output, resume, device, quiet):
 
     Example: fitkit train-landmarks landmarks frames.folder=faces68 -o training
     """
-    from tqdm import tqdm
-
     from fitkit.train.landmark_recipe import load_landmark_training
     from fitkit.train.landmarks import train_landmarks as train
 
     settings = load_landmark_training(recipe, overrides)
-    with tqdm(total=settings.schedule.steps, unit="step", disable=quiet or None) as bar:
-
-        def step_done(step, values):
-            bar.set_postfix({k: f"{v:.3f}" for k, v in values.items()}, refresh=False)
-            bar.update(step - bar.n)
-
-        path = train(settings, output, device, resume, step_done, lambda line: bar.write(line) if not quiet else None)
+    try:
+        with training_bar(quiet) as bar:
+            path = train(settings, output, device, resume, bar.step_done, bar.line, bar.begun)
+    except KeyboardInterrupt:
+        click.echo(f"\ninterrupted; go on from the last checkpoint with --resume -o {output}", err=True)
+        sys.exit(130)
     click.echo(f"written: {path}")

@@ -6,6 +6,7 @@ import sys
 import click
 
 from fitkit.cli.model import _one_sentence
+from fitkit.cli.progress import training_bar
 
 
 @click.command("train-regressor")
@@ -23,21 +24,14 @@ def train_regressor(recipe, overrides, output, resume, quiet):
 
     Example: fitkit train-regressor mvfnet data.lp.folder=300W_LP data.pie.folder=MULTIPIE -o training
     """
-    from tqdm import tqdm
-
     from fitkit.train.regressor import train_regressor as train
     from fitkit.train.regressor_recipe import load_regressor_training
 
     settings = load_regressor_training(recipe, overrides)
-    with tqdm(unit="step", disable=quiet or None) as bar:
-
-        def step_done(step, values):
-            bar.set_postfix({k: f"{v:.3g}" for k, v in values.items()}, refresh=False)
-            bar.update(step - bar.n)
-
-        try:
-            path = train(settings, output, resume, step_done=step_done, progress=lambda line: None if quiet else bar.write(line))
-        except KeyboardInterrupt:
-            click.echo(f"\ninterrupted; go on from the last checkpoint with --resume -o {output}", err=True)
-            sys.exit(130)
+    try:
+        with training_bar(quiet) as bar:
+            path = train(settings, output, resume, step_done=bar.step_done, progress=bar.line, begun=bar.begun)
+    except KeyboardInterrupt:
+        click.echo(f"\ninterrupted; go on from the last checkpoint with --resume -o {output}", err=True)
+        sys.exit(130)
     click.echo(f"written: {path}")

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import os
 import re
@@ -19,7 +20,7 @@ import torch
 import yaml
 from PIL import Image
 
-from fitkit.errors import FitError, InputError
+from fitkit.errors import FitError, InputError, check_argument
 from fitkit.export.cameras import camera_table
 from fitkit.export.gltf import write_glb
 from fitkit.export.lighting import draw_lighting
@@ -28,6 +29,7 @@ from fitkit.export.overlay import draw_overlay
 from fitkit.export.parameters import save_parameters
 from fitkit.export.preview import draw_detail, draw_preview, draw_uncertainty
 from fitkit.fit.decompose import decompose_result
+from fitkit.fit.report import attempt
 from fitkit.geometry.color import srgb_from_linear
 from fitkit.io.atomic import litter, remove_litter, temporary_name, writing
 from fitkit.io.outputs import LITTER
@@ -36,6 +38,8 @@ from fitkit.render.texture import blend_texture
 
 if TYPE_CHECKING:
     from fitkit.fit.result import FitResult
+
+log = logging.getLogger("fitkit")
 
 # All that a fit writes; `--overwrite` removes nothing else.
 FILES = frozenset(RESULT_MARKS + (
@@ -56,6 +60,7 @@ def check_output(output: str | os.PathLike, overwrite: bool = False) -> Path:
         InputError: the folder exists and overwrite is False; it exists and is not one of our result folders (then even
             overwrite does not touch it); or its place cannot be written.
     """
+    check_argument("output", output, (str, os.PathLike), "the path of a folder")
     path = Path(os.path.abspath(os.path.expanduser(os.fspath(output))))
     with writing(f"output {path}", "choose another --output"):
         if path.is_symlink():
@@ -266,56 +271,69 @@ def _write_numbers(result: FitResult, folder: Path) -> None:
     _write_report(result, folder)
 
 
-def _write_report(result: FitResult, folder: Path) -> None:
-    _write_json(folder / "metrics.json", {"status": result.status, "warnings": list(result.warnings)} | dict(result.metrics))
+def _write_report(result: FitResult, folder: Path, lacking: Sequence[str] = ()) -> None:
+    """lacking: a sentence for each thing that could not be drawn."""
+    report = {"status": result.status, "warnings": list(result.warnings)} | dict(result.metrics)
+    _write_json(folder / "metrics.json", report | ({"not_written": list(lacking)} if lacking else {}))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(plain(result.recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _write_all(result: FitResult, folder: Path) -> None:
+    """Parameters, meshes and numbers have to be written; what is drawn from them is left out where it fails, and metrics.json says so."""
     model = result.personal_model
     neutral, vertices = result.neutral.detach(), result.vertices.detach()
     stems = file_stems(result)
     (folder / "views").mkdir()
     (folder / "overlay").mkdir()
     (folder / "lighting").mkdir()
-    textured = model.uv is not None
+    lacking: list[str] = []
+
+    def write_picture(name: str, draw: Callable[[], np.ndarray]) -> None:
+        picture = attempt(name, draw, None, lacking)
+        if picture is not None:
+            (folder / name).write_bytes(_png(picture))
 
     def appearance() -> None:
-        texture = blend_texture(result, TEXTURE_SIZE) if textured else None
+        texture = attempt("the texture", lambda: blend_texture(result, TEXTURE_SIZE), None, lacking) if model.uv is not None else None
         png = None
         if texture is not None:
             png = _png(texture)
             (folder / "texture.png").write_bytes(png)
+        write_obj(folder / "subject.obj", neutral, model, None if texture is None else "texture.png")
         write_glb(folder / "subject.glb", neutral, model, png, name=result.subject.name)
-        (folder / "preview.png").write_bytes(_png(draw_preview(neutral, model, texture)))
+        write_picture("preview.png", lambda: draw_preview(neutral, model, texture))
 
     def meshes() -> None:
-        write_obj(folder / "subject.obj", neutral, model, "texture.png" if textured else None)
         sigma = result.vertex_sigma
         write_ply(folder / "subject.ply", neutral, model.triangles, {k: v for k, v in (("sigma_mm", sigma), ("detail_mm", result.displacement)) if v is not None})
         if sigma is not None:
-            (folder / "uncertainty.png").write_bytes(_png(draw_uncertainty(neutral, sigma, model)))
+            write_picture("uncertainty.png", lambda: draw_uncertainty(neutral, sigma, model))
         if result.displacement is not None:
-            (folder / "detail.png").write_bytes(_png(draw_detail(neutral, result.displacement, model)))
+            write_picture("detail.png", lambda: draw_detail(neutral, result.displacement, model))
 
     def view(i: int) -> None:
         write_ply(folder / "views" / f"{stems[i]}.ply", vertices[i], model.triangles)
-        (folder / "overlay" / f"{stems[i]}.png").write_bytes(_png(draw_overlay(result, i)))
+        write_picture(f"overlay/{stems[i]}.png", lambda: draw_overlay(result, i))
 
     def lighting() -> None:
-        parts, state, observations = decompose_result(result)
+        found = attempt("albedo and light", lambda: decompose_result(result), None, lacking)
+        save_parameters(result, folder / "parameters.npz", None if found is None else found[0].light)
+        if found is None:
+            return
+        parts, state, observations = found
         single = model.to(dtype=torch.float32)
-        save_parameters(result, folder / "parameters.npz", parts.light)
         write_ply(folder / "albedo.ply", neutral, model.triangles, {"seen": parts.seen}, srgb_from_linear(parts.albedo))
         for i, stem in enumerate(stems):
-            (folder / "lighting" / f"{stem}.png").write_bytes(_png(draw_lighting(parts, single, state, observations, i)))
+            write_picture(f"lighting/{stem}.png", lambda: draw_lighting(parts, single, state, observations, i))
 
     def numbers() -> None:
         _write_json(folder / "cameras.json", camera_table(result))
         np.save(folder / "landmarks.npy", result.landmarks3d.detach().numpy().astype(np.float32))
-        _write_report(result, folder)
 
     _side_by_side([numbers, lighting, appearance, meshes] + [lambda i=i: view(i) for i in range(len(stems))])
+    for line in lacking:
+        log.warning("%s", line)
+    _write_report(result, folder, lacking)
 
 
 def _side_by_side(tasks: list[Callable[[], None]]) -> None:

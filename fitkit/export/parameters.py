@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fitkit.errors import InputError
+from fitkit.errors import InputError, check_argument
 from fitkit.io.foreign import DATA_BYTES, check_shapes, foreign_file
 from fitkit.models.face_model import FaceModel
 from fitkit.scene.camera import KINDS, Camera
@@ -53,6 +53,9 @@ class Parameters:
     identity_covariance: torch.Tensor | None = None
     displacement: torch.Tensor | None = None
     light: torch.Tensor | None = None
+
+    def __repr__(self) -> str:
+        return f"Parameters({self.subject_name!r}: {len(self.view_names)} views, face model {self.model_name!r})"
 
     def check_model(self, model: FaceModel) -> None:
         """Refuse a face model that these coefficients were not made for."""
@@ -98,9 +101,16 @@ def save_parameters(result: FitResult, path: str | os.PathLike, light: torch.Ten
 def load_parameters(path: str | os.PathLike) -> Parameters:
     """Read a parameter file; nothing in it is executed.
 
+    Args:
+        path: of parameters.npz, the file itself, not its folder.
+    Returns:
+        its content as `Parameters`; `state` is on the CPU in the type that was written (float32), optional arrays are None where the
+        file lacks them. The face model is not in it: load `model_name`, then `state.vertices(model)` are the meshes, without the
+        `displacement`. With that: `state.vertices(fitkit.fit.detail.personal_model(model, state, displacement))`.
     Raises:
         InputError: no such file, not a parameter file, written by a newer fitkit, or arrays that do not fit together.
     """
+    check_argument("load_parameters", path, (str, os.PathLike), "the path of a parameter file")
     path = Path(path)
     if not os.path.lexists(path):
         raise InputError(f"{path}: no such file; expected the parameters.npz of a result folder")

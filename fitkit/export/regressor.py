@@ -84,7 +84,7 @@ class PaddedRegressor(nn.Module):
 
 def export_regressor(weights: str | os.PathLike, output: str | os.PathLike, format: str = "", views: int = 0, overwrite: bool = False,
                      model: FaceModel | None = None) -> Path:
-    """Write a network as a program, and its card beside it (same name, .json). The program is run before it is kept.
+    """Write a network as a program, and its card beside it, see `card_of`. The program is run before it is kept.
 
     Args:
         format: 'torchscript' or 'onnx'; empty = by the suffix of `output`, .pt or .onnx.
@@ -98,7 +98,7 @@ def export_regressor(weights: str | os.PathLike, output: str | os.PathLike, form
     """
     output, weights = Path(output), Path(weights)
     format = format or next((name for name, suffix in FORMATS.items() if suffix == output.suffix.lower()), "")
-    card_path = output.with_suffix(".json")
+    card_path = card_of(output)
     _check_request(weights, output, card_path, format, overwrite)
     about = read_about(weights)
     model = load_model(about["model"]) if model is None else model
@@ -118,7 +118,7 @@ def export_regressor(weights: str | os.PathLike, output: str | os.PathLike, form
     remove_litter(output.parent)
     with written_whole(card_path) as card_part, written_whole(output) as part, torch.no_grad():
         opset = _write(program, format, images, valid, names, part, output)
-        entry = {"format": format, "opset": opset, "checked": _check(program, format, part, network, views, names, output)}
+        entry = {"program": output.name, "format": format, "opset": opset, "checked": _check(program, format, part, network, views, names, output)}
         entry |= _explained(weights, network, model, views, images, valid, values, card)
         card_part.write_text(json.dumps(card | {"export": entry}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return output
@@ -135,7 +135,7 @@ def _check_request(weights: Path, output: Path, card_path: Path, format: str, ov
             raise InputError(f"{path}: expected the name of a file, there is a folder of this name; choose another name")
         if path.exists() and not overwrite:
             raise InputError(f"{path}: already exists; use --overwrite to replace it, or choose another name")
-    if card_path.exists() and not _is_card(card_path):
+    if card_path.exists() and _program_of(card_path) is None:
         raise InputError(f"{card_path}: is not the card of an exported program, so it is not replaced; choose another name")
     if not output.parent.is_dir():
         raise InputError(f"{output}: there is no folder {output.parent}; make it first")
@@ -241,13 +241,24 @@ def _cards_of(weights: Path) -> tuple[Path, Path]:
     return weights.with_name("card.json"), weights.with_suffix(".json")
 
 
-def _is_card(path: Path) -> bool:
-    """The file is a card that an export has written."""
+def card_of(program: Path) -> Path:
+    """Where the card of a program lies: NAME.json, or where that is the card of another program, as of NAME.pt beside NAME.onnx,
+    NAME.onnx.json."""
+    card = program.with_suffix(".json")
+    other = _program_of(card)
+    taken = other not in (None, program.name) and card != program and os.path.exists(program.parent / other)
+    return program.with_name(f"{program.name}.json") if taken else card
+
+
+def _program_of(card: Path) -> str | None:
+    """Name of the program that a card describes; None: the file is no card that an export has written."""
     try:
-        with foreign_file(path, "not readable") as file:
-            return "export" in file.json()
+        with foreign_file(card, "not readable") as file:
+            export = file.json()["export"]
+            # Cards of earlier versions do not name it.
+            return str(export["program"] if "program" in export else card.with_suffix(FORMATS[export["format"]]).name)
     except InputError:
-        return False
+        return None
 
 
 def _training_card(weights: Path, about: dict[str, Any], model: FaceModel) -> dict[str, Any]:

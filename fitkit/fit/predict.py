@@ -3,19 +3,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from types import NoneType
 from typing import Any
 
 import torch
 
+from fitkit.errors import check_argument
 from fitkit.fit.initialize import initial_state, to_photos
 from fitkit.fit.recipe import FitRecipe, load_recipe
 from fitkit.fit.regress import Predicted, predict_views, shipped_weights
 from fitkit.fit.report import SHIPPED_ERROR_MM, build_metrics, judge_safely
 from fitkit.fit.result import FitResult
 from fitkit.fit.run import FitRun, check_device
-from fitkit.io.subject import Subject, load_subject
+from fitkit.io.subject import Subject, as_subject
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 from fitkit.nets import load_predictor, read_about
@@ -31,7 +33,7 @@ class _Predicted(FitRun):
 
 
 @torch.no_grad()
-def predict(subject: str | os.PathLike | Subject, weights: str | os.PathLike | None = None, model: FaceModel | None = None,
+def predict(subject: str | os.PathLike | Subject | Sequence, weights: str | os.PathLike | None = None, model: FaceModel | None = None,
             landmarks: str = "auto", device: str = "cpu",
             tell: Callable[[str, float], None] = lambda text, share: None) -> FitResult:
     """Predict the face in the photos of one person with a network that `fitkit train-regressor` has trained.
@@ -40,7 +42,7 @@ def predict(subject: str | os.PathLike | Subject, weights: str | os.PathLike | N
     or by its name); photos for which there is no view, or a better one, are left out.
 
     Args:
-        subject: a subject folder or a Subject; weights: regressor.safetensors, None: the network that comes with fitkit;
+        subject: a subject folder, the path of one photo, a Subject, or a list of images as in `fitkit.fit`; weights: regressor.safetensors, None: the network that comes with fitkit;
         model: None loads the one the weights name.
         landmarks: where the 68 points come from, see `fitkit fit --landmarks`.
         tell: called with (what is done next, share done in 0..1).
@@ -51,6 +53,9 @@ def predict(subject: str | os.PathLike | Subject, weights: str | os.PathLike | N
         FitkitError: weights or photos that cannot be used, or no photo that fits a view of the network.
     """
     start, cpu = time.perf_counter(), time.process_time()
+    check_argument("weights", weights, (str, os.PathLike, NoneType), "the path of a weight file")
+    check_argument("model", model, (FaceModel, NoneType), "a FaceModel")
+    check_argument("landmarks", landmarks, str, "where they come from, e.g. 'auto'")
     check_device(device)
     typical_mm = SHIPPED_ERROR_MM if weights is None else None
     weights = shipped_weights() if weights is None else weights
@@ -58,7 +63,7 @@ def predict(subject: str | os.PathLike | Subject, weights: str | os.PathLike | N
     model = load_model(about["model"]) if model is None else model
     network = load_predictor(weights, model).to(device)
     tell("reading photos", 0.0)
-    subject = subject if isinstance(subject, Subject) else load_subject(subject)
+    subject = as_subject(subject)
     tell("finding landmarks", 0.1)
     found, _ = detect_landmarks(subject, landmarks, device)
     subject, found, notes = usable_views(subject, found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, Sequence
 
 from fitkit.energies.census import CensusOptions
@@ -13,7 +14,7 @@ from fitkit.energies.photometric import PhotometricOptions
 from fitkit.energies.flow_correspondence import FlowOptions
 from fitkit.energies.flow_magnitude import FlowMagnitudeOptions
 from fitkit.energies.flow_triangulated import TriangulationOptions
-from fitkit.errors import InputError
+from fitkit.errors import InputError, check_argument
 from fitkit.fit.detail import DetailOptions
 from fitkit.io.foreign import shown
 from fitkit.io.options import apply_overrides, build, build_stages, merge, read_yaml, unknown_key
@@ -233,6 +234,8 @@ def load_recipe(name: str | os.PathLike = "multiview", overrides: Sequence[str] 
     Raises:
         InputError: no such recipe, unknown keys (with the nearest known one), wrong types.
     """
+    check_argument("load_recipe", name, (str, os.PathLike), "the name or path of a recipe")
+    check_argument("changes", changes, (dict, NoneType), "a mapping of options")
     path = find_recipe("fit", name)
     data = _read(path, ())
     data = apply_overrides(merge(data, changes or {}), overrides)

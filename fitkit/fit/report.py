@@ -248,8 +248,8 @@ def _disagreement(views: list[dict[str, Any]]) -> list[Finding]:
     # Photos that are matched densely show one person at one moment: then it is the landmarks that are wrong.
     advice = ("the photos themselves match, so its landmarks may be off, as on an open mouth or a turned head; check them" if matched else
               "is it the same person? check the photo and its landmarks, or leave it out")
-    return [Finding("view_disagrees", "doubtful", f"view {view['name']} does not agree with the others: without its landmarks "
-                    f"the shape changes {moved[i]:.1f} times as much as their noise explains{far}; {advice}", view["name"])]
+    return [Finding("view_disagrees", "doubtful", f"view {view['name']} does not agree with the others: leaving out its "
+                    f"landmarks changes the shape {moved[i]:.1f} times as much as their noise would{far}; {advice}", view["name"])]
 
 
 def _unmatched(views: list[dict[str, Any]]) -> list[Finding]:
@@ -379,4 +379,4 @@ def status_line(status: str, metrics: dict[str, Any]) -> str:
 
 def notes(metrics: dict[str, Any]) -> tuple[str, ...]:
     """The sentences of a verdict that are worth knowing, but nothing wrong."""
-    return tuple(f["message"] for f in metrics["verdict"]["findings"] if f["severity"] == "note")
+    return tuple(f["message"] for f in metrics.get("verdict", {}).get("findings", ()) if f["severity"] == "note")

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fitkit.fit.detail import personal_model
+from fitkit.fit.report import notes
 from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.landmarks.types import Landmarks
@@ -21,7 +22,7 @@ class FitResult:
     model: the face model (on the CPU, float32); subject: the photos that were fitted;
     state: solution on the CPU, its camera in pixels of the original upright photos, S = 1;
     landmarks: the observed points in the same pixels; status: 'ok', 'doubtful' or 'failed' with `warnings`
-    saying why; metrics: content of metrics.json (plain numbers, lists, strings); recipe: the resolved recipe;
+    saying why (none when it is 'ok'); metrics: content of metrics.json (plain numbers, lists, strings); recipe: the resolved recipe;
     camera_source: per view 'cameras.json', 'exif' or 'estimated'.
     identity_covariance: [K_id, K_id] of the identity coefficients; vertex_sigma: [V] mm, standard deviation of the neutral
     mesh along its normals once it is laid onto the true face (`fitkit.fit.uncertainty`); both None where they cannot be
@@ -42,6 +43,16 @@ class FitResult:
     identity_covariance: Tensor | None = None
     vertex_sigma: Tensor | None = None
     displacement: Tensor | None = None
+
+    def __repr__(self) -> str:
+        expected = (self.metrics.get("verdict") or {}).get("expected_mm")
+        return (f"FitResult({self.subject.name!r}: {self.status}, " + ("" if expected is None else f"expected error {expected:.1f} mm, ")
+                + f"{len(self.subject.views)} views, model {self.model.name!r})")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is worth knowing about the fit, but nothing wrong: what was assumed or left out. What is wrong are the `warnings`."""
+        return notes(self.metrics)
 
     @cached_property
     def personal_model(self) -> FaceModel:

@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from dataclasses import replace
+from types import NoneType
 from typing import Any, Callable, Sequence
 
 import torch
@@ -22,7 +23,7 @@ from fitkit.energies.photo_model import ModelPhotometric
 from fitkit.energies.photometric import CrossViewPhotometric
 from fitkit.energies.priors import (ExpressionPrior, FocalPrior, IdentityPrior, LandmarkOffsetPrior, LightPrior, SizePrior,
                                      shape_spread)
-from fitkit.errors import FitError, InputError
+from fitkit.errors import FitError, InputError, check_argument
 from fitkit.fit.detail import Detail, personal_model, solve_detail
 from fitkit.fit.initialize import CameraKnowledge, initial_state, to_photos
 from fitkit.fit.recipe import FitRecipe, FlowSource, FlowTerm, Stage, load_recipe
@@ -32,7 +33,7 @@ from fitkit.fit.result import FitResult
 from fitkit.fit.uncertainty import error_bars, summary
 from fitkit.geometry.spherical_harmonics import Y0
 from fitkit.io.options import to_plain
-from fitkit.io.subject import Subject, load_subject, subject_from_images
+from fitkit.io.subject import Subject, as_subject
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 from fitkit.observe.crop import crop_views
@@ -56,16 +57,22 @@ def fit(subject: str | os.PathLike | Subject | Sequence, *, model: str | FaceMod
     """Fit one face to all photos of one person.
 
     Args:
-        subject: a subject folder, a Subject, or a list of images (paths, PIL images, [H, W, 3] arrays).
+        subject: a subject folder, the path of one photo, a Subject, or a list of images (paths, PIL images, [H, W, 3] arrays).
         model: name or path of a face model, or the model itself; None takes the recipe's.
         recipe: name or path of a recipe; overrides: 'key=value' changes of it.
-        landmarks: for a list of images, one [68, 2] or [68, 3] array (or None) each.
+        landmarks: one [68, 2] or [68, 3] array, path of a landmark file, or None for each image, in the order of the list or of the
+            subject's views (of a folder: sorted by name, 'view2' before 'view10'); px of the upright photo, counted from 0. They replace
+            those in files.
         share_expression, seed: shortcuts for expression.shared and seed.
         device: torch device the fit runs on.
         progress: called with (what is done next, share done in 0..1).
     Raises:
         FitkitError: bad input, missing files or weights, or nothing that could be fitted.
     """
+    check_argument("model", model, (str, os.PathLike, FaceModel, NoneType), "the name or path of a face model, or a FaceModel")
+    check_argument("recipe", recipe, (str, os.PathLike, FitRecipe), "the name or path of a recipe, or a FitRecipe")
+    if progress is not None and not callable(progress):
+        raise InputError(f"progress: expected a function of (text, share), got {type(progress).__name__}")
     tell = progress or (lambda text, share: None)
     changes: dict[str, Any] = {}
     if isinstance(model, (str, os.PathLike)):
@@ -81,17 +88,18 @@ def fit(subject: str | os.PathLike | Subject | Sequence, *, model: str | FaceMod
     check_device(device)
     face_model = model if isinstance(model, FaceModel) else load_model(recipe.model)
     tell("reading photos", 0.0)
-    if not isinstance(subject, Subject):
-        single = isinstance(subject, (str, os.PathLike))
-        subject = load_subject(subject) if single else subject_from_images(subject, landmarks)
+    subject = as_subject(subject, landmarks)
+    count = iter(range(1, len(subject.views) + 1))
     tell("finding landmarks", 0.05)
-    found, _ = detect_landmarks(subject, recipe.landmarks.source, device)
+    found, _ = detect_landmarks(subject, recipe.landmarks.source, device,
+                                lambda view: tell("finding landmarks", 0.05 + 0.15 * next(count) / len(subject.views)))
     subject, found, notes = usable_views(subject, found)
     return fit_observed(subject, found, face_model, recipe, device, tell, subject.notes + tuple(notes))
 
 
 def check_device(device: str) -> None:
     """Refuse a torch device that is not there."""
+    check_argument("device", device, (str, torch.device), "the name of a torch device, e.g. cpu")
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -102,7 +110,7 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
                  tell: Callable[[str, float], None] = lambda text, share: None, notes: Sequence[str] = ()) -> FitResult:
     """`fit` from views and landmarks that are already there; the timed part of a fit."""
     start, cpu = time.perf_counter(), time.process_time()
-    tell("cropping", 0.1)
+    tell("cropping", 0.2)
     observations = crop_views((v.image for v in subject.views), (v.mask for v in subject.views), found, recipe.crop).to(device)
     local = model.to(device) if str(model.device) != device else model
     began = time.perf_counter()
@@ -113,9 +121,10 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
     state = run.solve(state, tell)
     detail = None
     if recipe.detail.enabled:
-        tell("detail", 0.95)
+        tell("detail", 0.85)
         detail = run.solve_detail(state)
     solved = time.perf_counter()
+    tell("judging the fit", 0.97)
     final = to_photos(state, observations).to("cpu")
     metrics = build_metrics(run.model, subject, final, found, run, run.cameras)
     metrics["start"] = chosen | {"iterations": run.iterations}
@@ -134,7 +143,7 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
         metrics["not_computed"] = failures
     status, warnings = judge_safely(metrics)
     for finding in metrics["verdict"]["findings"]:
-        log.info(finding["message"])
+        log.info("%s: %s", "note" if finding["severity"] == "note" else "warning", finding["message"])
     tell("done", 1.0)
     cpu_model = model.to("cpu") if model.device.type != "cpu" else model
     return FitResult(cpu_model, subject, final, replace(found, sigma=run.sigma_photo()), status, warnings, metrics, to_plain(recipe),
@@ -313,9 +322,11 @@ class FitRun:
         done = 0
         if self.jaw_rule == "auto":
             state, done = self._choose_jaw_rule(stages, state)
+        effort = [_effort(stage) for stage in stages]
         for number, stage in enumerate(stages[done:], done):
-            tell(f"stage {stage.name}", 0.15 + 0.8 * number / len(stages))
-            state = self._stage(stage, state)
+            begun = sum(effort[:number])
+            state = self._stage(stage, state, lambda share: tell(
+                f"stage {stage.name}", 0.35 + 0.5 * (begun + share * effort[number]) / sum(effort)))
         return state
 
     def _stages_here(self) -> list[Stage]:
@@ -358,7 +369,9 @@ class FitRun:
         log.info("jaw points: %s (costs: %s)", self.jaw_rule, costs)
         return state, len(leading)
 
-    def _stage(self, stage: Stage, state: SceneState) -> SceneState:
+    def _stage(self, stage: Stage, state: SceneState, tell: Callable[[float], None] = lambda share: None) -> SceneState:
+        """One stage. tell: called with the share of it that is done."""
+        tell(0.0)
         began, before = time.perf_counter(), state.identity
         if stage.measure_noise:
             self.measure_noise(state)
@@ -379,12 +392,13 @@ class FitRun:
         messages = []
         if solver.name == "adam":
             problem = LeastSquaresProblem(objective, self.observations, layout)
-            result = adam(problem, state, AdamOptions(solver.max_iterations, solver.learning_rate))
+            result = adam(problem, state, AdamOptions(solver.max_iterations, solver.learning_rate), tell)
             self.iterations += result.iterations
             state, messages = self._accept(stage, state, result), [result.message]
             objective = objective.freeze(state, self.observations)
         else:
-            for _ in range(solver.refresh):
+            for number in range(solver.refresh):
+                tell(number / solver.refresh)
                 objective = objective.freeze(state, self.observations)
                 problem = LeastSquaresProblem(objective, self.observations, layout)
                 result = levenberg_marquardt(problem, state, LMOptions(solver.max_iterations, min_decrease=solver.min_decrease))
@@ -469,6 +483,14 @@ NOISE_ABSORBED = 1.25
 SPREAD_PRIOR = 10.0  # in observations
 SURFACE_WINS = 0.8  # measured ratios: 0.05 to 0.9 on fixed points (0.2 and less with a view beyond 40 degrees), 0.83 to 1.4 on outlines
 LANDMARK_ENERGIES = {"lmk2d", "lmk2d_eye", "lmk2d_lip", "identity_prior", "expression_prior", "focal_prior", "size_prior", "landmark_prior"}
+
+
+def _effort(stage: Stage) -> float:
+    """How long a stage takes, about, in units of one that looks at landmarks only."""
+    images = not stage.energies.keys() <= LANDMARK_ENERGIES
+    if stage.solver.name == "adam":
+        return stage.solver.max_iterations * (1.0 if images else 0.1)
+    return stage.solver.refresh * (4.0 if images else 1.0)
 
 
 def _plain_light(state: SceneState) -> Tensor:

@@ -9,7 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fitkit.errors import InputError
+from fitkit.errors import InputError, check_argument
 from fitkit.io.foreign import YAML_BYTES, foreign_file, parse_yaml, refused_as, shown
 
 T = TypeVar("T")
@@ -49,7 +49,9 @@ def _name(key: Any) -> str:
 
 def apply_overrides(data: dict, overrides: typing.Sequence[str]) -> dict:
     """`a.b.c=value` lines laid over nested mappings; values are read as YAML. Items of lists are named by their `name`."""
+    check_argument("overrides", overrides, (list, tuple), "a list of 'key=value'")
     for line in overrides:
+        check_argument("overrides", line, str, "texts 'key=value' in the list")
         key, sign, text = line.partition("=")
         if not sign or not key.strip():
             raise InputError(f"override {shown(line)}: expected key=value, for example seed=1")

@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from importlib import resources
 from pathlib import Path
 
 from fitkit.errors import InputError
-from fitkit.io.foreign import shown
 
+RECIPE_KINDS = ("fit", "train", "synth", "evaluate", "bench")  # folders of recipes/
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -43,9 +44,12 @@ def recipe_path(kind: str, name: str) -> Path:
     """
     path = _folder("recipes") / kind / f"{name}.yaml"
     if name not in recipe_names(kind):
+        from fitkit.io.foreign import shown  # loads heavy packages
+
         names = recipe_names(kind)
         near = difflib.get_close_matches(name, names, n=1)
-        raise InputError(f"recipe: no {kind} recipe {shown(name)}; " + (f"did you mean {near[0]!r}? " if near else "")
+        other = next((k for k in RECIPE_KINDS if name in recipe_names(k)), None)
+        raise InputError(f"recipe: no {kind} recipe {shown(name)}{f' (it is a {other} recipe)' if other else ''}; " + (f"did you mean {near[0]!r}? " if near else "")
                          + f"there are: {', '.join(names) or 'none'}; or give the path of a .yaml file")
     return path
 
@@ -59,3 +63,13 @@ def find_recipe(kind: str, name: str | os.PathLike) -> Path:
 def recipe_names(kind: str) -> list[str]:
     """Names of the shipped recipes of one kind ('fit', 'bench', ...), sorted."""
     return sorted(p.stem for p in (_folder("recipes") / kind).glob("*.yaml"))
+
+
+def recipe_summary(kind: str, name: str) -> str:
+    """What a shipped recipe is for: the first sentence of the comment that its file begins with."""
+    comment = []
+    for line in recipe_path(kind, name).read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        comment.append(line.lstrip("# "))
+    return re.split(r"(?<=[.!?])\s+(?=[A-Z`])", " ".join(comment).strip(), maxsplit=1)[0]

@@ -4,7 +4,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fitkit.errors import InputError
+from fitkit.errors import InputError, check_argument
 from fitkit.io import landmark_files
 from fitkit.io.calibration import Calibration, read_cameras
 from fitkit.io.images import SUFFIXES, Distortion, ImageFile, array_to_rgb, open_image, to_rgb
@@ -36,6 +37,9 @@ class KnownCamera:
     K: np.ndarray
     R: np.ndarray | None = None
     t: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        return f"KnownCamera(focal length {self.K[0][0]:.1f} px, pose {'not known' if self.R is None else 'known'})"
 
 
 class _OnDemand:
@@ -103,6 +107,10 @@ class Subject:
     path: Path | None = None
     notes: tuple[str, ...] = field(default=())
 
+    def __repr__(self) -> str:
+        names = [v.name for v in self.views]
+        return f"Subject({self.name!r}, {len(names)} views: {_some(names)})"
+
 
 def natural_key(name: str) -> list:
     """Sort key that puts 'view2' before 'view10'."""
@@ -168,13 +176,25 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
     Raises:
         InputError: no such folder, no usable image in it, or a landmark, camera or mask file that is wrong.
     """
+    check_argument("load_subject", path, (str, os.PathLike), "the path of a folder")
     folder = Path(path)
+    views, notes, error = _read_folder(folder, ignore)
+    if not views:
+        raise error
+    return Subject(readable(folder.resolve().name), tuple(views), folder, tuple(notes))
+
+
+def _read_folder(folder: Path, ignore: Sequence[str | os.PathLike] = (),
+                 only: Collection[str] | None = None) -> tuple[list[View], list[str], InputError | None]:
+    """Views, notes, and what is wrong with the first image that cannot be read, if any. only: file names of the images that are wanted;
+    all else in the folder is then passed over without a note."""
     if not folder.exists():
         raise InputError(f"{folder}: no such folder; give a folder with photos of one person")
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder with photos of one person, got a file; give the folder that holds it")
     try:
-        entries = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: natural_key(p.name))
+        entries = sorted((p for p in folder.iterdir() if not p.name.startswith(".") or p.name in (only or ())),
+                         key=lambda p: natural_key(p.name))
     except OSError as error:
         raise InputError(f"{folder}: the folder cannot be read: {error.strerror or error}") from error
     files = [p for p in entries if p.is_file()]
@@ -182,6 +202,9 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
     if not images:
         raise InputError(f"{folder}: no images in this folder; expected at least one of {', '.join('*' + s for s in SUFFIXES)}"
                          + (f" (found {_some(p.name for p in files)})" if files else ""))
+    everything = {p.stem for p in images}
+    if only is not None:
+        images = [p for p in images if p.name in only]
     _check_names([(readable(p.stem), readable(p.name)) for p in images], folder)
 
     stems = {p.stem for p in images}
@@ -208,21 +231,105 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
         else:
             views.append(result[0])
             notes += result[1]
-    if not views:
-        raise next(r for r in results if isinstance(r, InputError))
-
-    if cameras_file:
-        views, camera_notes = _add_cameras(views, read_cameras(cameras_file), stems, cameras_file)
+    if cameras_file and views:
+        views, camera_notes = _add_cameras(views, read_cameras(cameras_file), everything, cameras_file)
         notes += camera_notes
     silent = {Path(p).name for p in ignore} | {OUTPUT_FOLDER, "masks", "landmarks"}  # the last: pictures of `fitkit detect`
     used = {*images, *(p for paths in sidecars.values() for p in paths), cameras_file}
-    others = [p for p in entries if p not in used and p.name not in silent]
-    if others:
+    others = [p for p in entries if p not in used and p.name not in silent and not is_result(p)]
+    if others and only is None:
         notes.append(f"ignored, not images or files of an image: {_some(p.name for p in others)}")
     lost = sorted(set(masks) - stems, key=natural_key)
-    if lost:
+    if lost and only is None:
         notes.append(f"ignored, masks without an image: {_some(masks[s].name for s in lost)}")
-    return Subject(readable(folder.resolve().name), tuple(views), folder, tuple(notes))
+    return views, notes, next((r for r in results if isinstance(r, InputError)), None)
+
+
+def load_photos(paths: Sequence[str | os.PathLike]) -> Subject:
+    """Read photos of one person, from one folder or several, with the files that lie beside them as in a subject folder.
+
+    Returns:
+        the subject, named after the first photo, its views sorted by name. Photos of the same name from different folders are called
+        FOLDER_STEM. Poses of cameras from several cameras.json are not used, only their K: each may count from another origin.
+    Raises:
+        InputError: nothing given, a path that is no photo, or as `load_subject`.
+    """
+    folders: dict[Path, dict[str, Path]] = {}
+    for path in map(Path, paths):
+        check_photo(path)
+        folders.setdefault(Path(os.path.realpath(path.parent)), {}).setdefault(path.name, path)
+    if not folders:
+        raise InputError("no photos given; expected at least one file")
+    views, notes, errors = [], [], []
+    for chosen in folders.values():
+        mine, more, error = _read_folder(next(iter(chosen.values())).parent, only=chosen)
+        views, notes, errors = views + mine, notes + more, errors + [error]
+    if not views:
+        raise next(e for e in errors if e is not None)
+    count = Counter(v.name.casefold() for v in views)
+    views = [v.replace(name=f"{readable(v.path.absolute().parent.name)}_{v.name}") if count[v.name.casefold()] > 1 else v for v in views]
+    _check_names([(v.name, readable(str(v.path))) for v in views], None)
+    if len({v.path.parent for v in views if v.camera is not None and v.camera.R is not None}) > 1:
+        views = [v if v.camera is None else v.replace(camera=KnownCamera(v.camera.K)) for v in views]
+        notes.append("the photos have several cameras.json: their K is used, their R and t are not, since each may count from another origin")
+    first = readable(Path(paths[0]).stem)
+    return Subject(first, tuple(sorted(views, key=lambda v: natural_key(v.name))), None, tuple(notes))
+
+
+def read_subject(paths: Sequence[str | os.PathLike], ignore: Sequence[str | os.PathLike] = ()) -> Subject:
+    """One subject folder, as `load_subject` reads it, or photos, as `load_photos` does."""
+    return load_photos(paths) if len(paths) != 1 or is_photo(paths[0]) else load_subject(paths[0], ignore)
+
+
+def as_subject(given: str | os.PathLike | Subject | Sequence, landmarks: Sequence | None = None) -> Subject:
+    """What the Python functions take for a subject: a folder, the path of a photo, a Subject, or a list of images.
+
+    landmarks: for each image or view as in `subject_from_images`, or None.
+    """
+    check_argument("subject", given, (str, os.PathLike, Subject, Iterable), "a folder, the path of a photo, a Subject, or a list of images")
+    if isinstance(given, np.ndarray) and given.ndim < 4:
+        raise InputError(f"subject: expected a list of images, got one array of shape {list(given.shape)}; put it into a list")
+    if not isinstance(given, (str, os.PathLike, Subject)):
+        return subject_from_images(given, landmarks)
+    subject = given if isinstance(given, Subject) else read_subject([given])
+    if landmarks is None:
+        return subject
+    _check_entries("landmarks", landmarks, len(subject.views), f"views of {subject.path or subject.name}")
+    views = [v if points is None else v.replace(**_given_points(v, points)) for v, points in zip(subject.views, landmarks)]
+    return replace(subject, views=tuple(views))
+
+
+def _check_entries(label: str, values: Sequence, count: int, what: str) -> None:
+    check_argument(label, values, (list, tuple, np.ndarray), f"a list with one entry for each of the {count} {what}")
+    if len(values) != count:
+        raise InputError(f"{label}: expected one entry for each of the {count} {what}, got {len(values)}")
+
+
+def _given_points(view: View, given) -> dict[str, np.ndarray | str]:
+    """Points from the caller, of the photo as it is: an array, or the path of a landmark file -> fields of the view."""
+    from_file = isinstance(given, (str, os.PathLike))
+    points = read_landmarks(given) if from_file else check_landmarks(given, view.name)
+    check_inside(points, view.size, str(given) if from_file else view.name)
+    distortion = getattr(view.__dict__["_image_source"], "distortion", None)
+    if distortion is not None:
+        points = np.column_stack([distortion.undistort_points(points[:, :2]), points[:, 2]])
+    return {"landmarks": points, "landmark_source": "file" if from_file else "given"}
+
+
+def is_photo(path: str | os.PathLike) -> bool:
+    """A path that is meant to be a photo, not a folder; whether it is there and can be read is not asked."""
+    return not os.path.isdir(path) and (os.path.isfile(path) or Path(path).suffix.lower() in SUFFIXES)
+
+
+def check_photo(path: Path) -> None:
+    """Refuse a path that is no file with the name of a photo; it is not read."""
+    if os.path.isdir(path):
+        raise InputError(f"{path}: expected a photo, got a folder; give one folder, or photos only")
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: no such photo; give a folder with photos of one person, or the photos")
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{path}: expected a photo ({', '.join('*' + s for s in SUFFIXES)}) or a folder of photos; "
+                         "landmarks, cameras.json and masks/ beside a photo are read with it")
 
 
 def subject_from_images(images: Sequence, landmarks: Sequence | None = None, names: Sequence[str] | None = None,
@@ -242,12 +349,16 @@ def subject_from_images(images: Sequence, landmarks: Sequence | None = None, nam
     Raises:
         InputError: nothing given, lists of different lengths, or an image, landmarks or mask that cannot be used.
     """
+    check_argument("name", name, str, "the subject's name")
+    check_argument("images", images, Iterable, "a list of paths, PIL images and arrays")
+    if isinstance(images, (str, bytes, os.PathLike, Mapping)):
+        raise InputError(f"images: expected a list of paths, PIL images and arrays, got {type(images).__name__}")
     images = list(images)
     if not images:
         raise InputError("no images given; expected at least one path, PIL image or array")
     for label, values in (("landmarks", landmarks), ("names", names), ("cameras", cameras), ("masks", masks)):
-        if values is not None and len(values) != len(images):
-            raise InputError(f"{label}: expected one entry for each of the {len(images)} images, got {len(values)}")
+        if values is not None:
+            _check_entries(label, values, len(images), "images")
     paths = [Path(i) if isinstance(i, (str, os.PathLike)) else None for i in images]
     if names is None:
         names = [readable(p.stem) if p else f"view{i}" for i, p in enumerate(paths)]
@@ -265,13 +376,10 @@ def subject_from_images(images: Sequence, landmarks: Sequence | None = None, nam
         else:
             array = to_rgb(image) if isinstance(image, Image.Image) else array_to_rgb(image, view_name)
             view = View(view_name, array)
-        given = landmarks[i] if landmarks is not None else None
-        if given is not None:
-            from_file = isinstance(given, (str, os.PathLike))
-            points = read_landmarks(given) if from_file else check_landmarks(given, view_name)
-            check_inside(points, view.size, str(given) if from_file else view_name)
-            view = view.replace(landmarks=points, landmark_source="file" if from_file else "given")
+        if landmarks is not None and landmarks[i] is not None:
+            view = view.replace(**_given_points(view, landmarks[i]))
         if cameras is not None and cameras[i] is not None:
+            check_argument(f"{view_name}: camera", cameras[i], KnownCamera, "a KnownCamera or None")
             view = view.replace(camera=cameras[i])
         if masks is not None and masks[i] is not None:
             view = view.replace(mask=_checked_mask(np.asarray(masks[i]) != 0, view.size, f"{view_name}: mask"))

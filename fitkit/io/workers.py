@@ -51,7 +51,8 @@ def run_jobs(function: Callable[[Any], T], jobs: Sequence[Any], workers: int, lo
                     raise
                 interrupted = error
                 waiting.clear()
-                log.warning("interrupted; waiting for the %d under way, Ctrl-C again ends them", sum(w.busy for w in team))
+                if busy := sum(w.busy for w in team):
+                    log.warning("interrupted; waiting for the %d under way, Ctrl-C again ends %s", busy, "it" if busy == 1 else "them")
                 continue
             for worker in [w for w in team if w.pipe in ready]:
                 try:
@@ -112,8 +113,7 @@ class _Worker:
             self.pipe.send(job)
 
     def stop(self) -> None:
-        if self.busy:
-            self.process.terminate()
+        self.process.terminate()
 
     def end(self) -> str:
         """Wait for its end, by force if need be -> what ended it."""

@@ -19,6 +19,9 @@ class LandmarkEmbedding:
     triangle: Tensor
     barycentric: Tensor
 
+    def __repr__(self) -> str:
+        return f"LandmarkEmbedding({len(self.names)} points)"
+
     def points(self, vertices: Tensor, triangles: Tensor) -> Tensor:
         """vertices [B, V, 3], triangles [F, 3] -> landmark positions [B, L, 3] in the unit of `vertices`."""
         corners = vertices[:, triangles[self.triangle]]  # [B, L, 3, 3]
@@ -101,6 +104,10 @@ class FaceModel:
     source: str = ""
     license: str = ""
     albedo_basis: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return (f"FaceModel({self.name!r}: {self.num_vertices} vertices, {self.num_identity} identity and {self.num_expression} expression "
+                f"shapes, {self.device})")
 
     @property
     def num_vertices(self) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import platformdirs
 
-from fitkit.errors import InputError, MissingWeightsError
+from fitkit.errors import InputError, MissingWeightsError, check_argument
 from fitkit.io.resources import asset_path
 from fitkit.models import makehuman
 from fitkit.models.face_model import FaceModel
@@ -72,6 +72,7 @@ def load_model(name: str | os.PathLike = "generic") -> FaceModel:
     Raises:
         MissingWeightsError, InputError: as `model_path`, `load_model_file` and `load_makehuman`.
     """
+    check_argument("load_model", name, (str, os.PathLike), "the name or path of a face model")
     if os.fspath(name) == makehuman.NAME:
         return makehuman.load_makehuman()
     path = model_path(name)

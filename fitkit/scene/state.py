@@ -32,6 +32,10 @@ class SceneState:
     albedo: Tensor | None = None
     landmark_offset: Tensor | None = None
 
+    def __repr__(self) -> str:
+        return (f"SceneState({self.num_views} frames of {len(self.identity)} people, {self.identity.shape[1]} identity and "
+                f"{self.expression.shape[1]} expression coefficients, {self.camera.kind} cameras)")
+
     @property
     def num_views(self) -> int:
         return self.expression.shape[0]

@@ -1,6 +1,7 @@
 """Adam on any differentiable cost: the slow path for energies without a least-squares form, and the yardstick."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,17 +17,19 @@ class AdamOptions:
     learning_rate: float = 0.01
 
 
-def adam(problem, x, options: AdamOptions = AdamOptions()) -> SolverResult:
+def adam(problem, x, options: AdamOptions = AdamOptions(), progress: Callable[[float], None] = lambda share: None) -> SolverResult:
     """Minimise problem.differentiable_cost over the step vector by Adam; the best point met is the solution.
 
     The problem offers size -> int, scales -> tensor [size] (typical change of each parameter), retract(x, step) and
-    differentiable_cost(x) -> scalar tensor, which may fix visibility anew in every call.
+    differentiable_cost(x) -> scalar tensor, which may fix visibility anew in every call. progress: called with the share of the iterations
+    that are done.
     """
     step = torch.zeros(problem.size, requires_grad=True, device=problem.scales.device)
     optimizer = torch.optim.Adam([step], lr=options.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, options.iterations), eta_min=options.learning_rate / 10)
     history: list[float] = []
-    for _ in range(options.iterations):
+    for number in range(options.iterations):
+        progress(number / options.iterations)
         optimizer.zero_grad()
         cost = problem.differentiable_cost(problem.retract(x, step * problem.scales))
         if not bool(torch.isfinite(cost)):

@@ -23,7 +23,8 @@ def distill(photos: str | os.PathLike, training: str | os.PathLike, folder: str 
             fit_recipe: str = "landmarks", overrides: Sequence[str] = (), fit_overrides: Sequence[str] = (), workers: int = 1, resume: bool = False,
             init_weights: str = "", fit_done: Callable[[int, int, BatchRow | None], None] = lambda done, count, row: None,
             step_done: Callable[[int, dict[str, float]], None] = lambda step, values: None,
-            progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+            progress: Callable[[str], None] = lambda line: None,
+            begun: Callable[[int, int], None] = lambda done, count: None) -> dict[str, Any]:
     """Rounds of fits and trainings.
 
     Round r fits all subject folders below `photos` into folder/round_r/fits, from the landmarks or from the network of the round before,
@@ -34,6 +35,7 @@ def distill(photos: str | os.PathLike, training: str | os.PathLike, folder: str 
         training: recipe with a data set of kind 'fits' and name 'fits'; overrides: 'key=value' changes of it.
         fit_recipe, fit_overrides: of the fits. init_weights: network that the first round's fits may start from; empty = none.
         resume: go on where a run with the same arguments was stopped.
+        fit_done: see the progress of `fit_folder`; step_done, progress, begun: see `train_regressor`.
     Returns:
         the content of distill.json.
     Raises:
@@ -57,7 +59,7 @@ def distill(photos: str | os.PathLike, training: str | os.PathLike, folder: str 
         recipe = settled(training, overrides, photos, place / FITS, weights if number > 1 else "")
         progress(f"round {number}: training")
         weights = os.fspath(train_regressor(recipe, place / "training", resume=(place / "training").exists(),
-                                            step_done=step_done, progress=progress))
+                                            step_done=step_done, progress=progress, begun=begun))
         with foreign_file(place / "training" / CARD, "not readable as the card of a training") as file:
             metrics = file.json()["metrics"]
         taken = sum(r.start == "regressor" for r in rows)

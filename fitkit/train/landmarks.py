@@ -144,7 +144,8 @@ def validate(network: LandmarkNetwork, faces: tuple[LabelledFace, ...], device: 
 
 def train_landmarks(recipe: LandmarkTraining, folder: str | os.PathLike, device: str = "cpu", resume: bool = False,
                     step_done: Callable[[int, dict[str, float]], None] = lambda step, values: None,
-                    progress: Callable[[str], None] = lambda line: None) -> Path:
+                    progress: Callable[[str], None] = lambda line: None,
+                    begun: Callable[[int, int], None] = lambda done, count: None) -> Path:
     """Train, and write the weights.
 
     Writes into `folder`: landmarks68.safetensors (half precision; the network's options as JSON in its metadata),
@@ -152,7 +153,8 @@ def train_landmarks(recipe: LandmarkTraining, folder: str | os.PathLike, device:
     as without the interruption (same device, same number of threads).
 
     Args:
-        step_done: called after each step with its number and the terms of the loss.
+        step_done: called after each step with its number and the terms of the loss; progress: with lines about what was done;
+        begun: once before the first step, with the steps that are done and those of the whole training.
     Returns:
         the path of the weights.
     Raises:
@@ -192,6 +194,7 @@ def train_landmarks(recipe: LandmarkTraining, folder: str | os.PathLike, device:
     loader = DataLoader(crops, schedule.batch, sampler=order, num_workers=schedule.workers, collate_fn=collate, drop_last=True,
                         worker_init_fn=_one_thread, persistent_workers=schedule.workers > 0)
     smooth: dict[str, float] = {}
+    begun(first, schedule.steps)
     for step, batch in enumerate(loader, first + 1):
         network.train()
         for group in optimizer.param_groups:

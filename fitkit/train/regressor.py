@@ -51,7 +51,8 @@ def train_regressor(recipe: RegressorTraining, folder: str | os.PathLike, resume
                     datasets: dict[str, FaceDataset] | None = None,
                     make_estimator: Callable[[str, str | None, str], FlowEstimator] = make_flow_estimator,
                     step_done: Callable[[int, dict[str, float]], None] = lambda step, values: None,
-                    progress: Callable[[str], None] = lambda line: None) -> Path:
+                    progress: Callable[[str], None] = lambda line: None,
+                    begun: Callable[[int, int], None] = lambda done, count: None) -> Path:
     """Train, and write the weights.
 
     Writes into `folder`: regressor.safetensors and card.json at the end; checkpoint.ckpt every `save` steps; log.csv, events for
@@ -61,7 +62,8 @@ def train_regressor(recipe: RegressorTraining, folder: str | os.PathLike, resume
     Args:
         model: the face model; None loads the recipe's. datasets: name -> data set, instead of those of the recipe's folders.
         make_estimator: makes the flow estimators that energies ask for.
-        step_done: called after each step with its number and the value of each energy and their sum, 'total'.
+        step_done: called after each step with its number and the value of each energy and their sum, 'total'; progress: with lines about
+        what was done; begun: once before the first step, with the steps that are done and those of the whole training.
     Returns:
         the path of the weights.
     Raises:
@@ -89,7 +91,7 @@ def train_regressor(recipe: RegressorTraining, folder: str | os.PathLike, resume
     part_of(checkpoint).unlink(missing_ok=True)  # of a training that was killed
     progress(", ".join(f"{p.source.name}: {len(p.index)} samples, {len(h.index)} held out" for p, h in zip(training, held)))
     start = checkpoint if checkpoint.exists() else None
-    metrics = run(recipe, folder, network, model, training, held, start, make_estimator, step_done, progress)
+    metrics = run(recipe, folder, network, model, training, held, start, make_estimator, step_done, progress, begun)
     if metrics is not None:
         with written_whole(folder / WEIGHTS) as part:
             save_predictor(network, recipe.net.name, part)

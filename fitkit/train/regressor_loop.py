@@ -138,14 +138,16 @@ class Keeper(Callback):
     """After each step: checkpoint, log, pictures, validation, each in its time."""
 
     def __init__(self, recipe: RegressorTraining, folder: Path, held: HeldOut, step_done: Callable[[int, dict[str, float]], None],
-                 progress: Callable[[str], None]):
-        self.recipe, self.folder, self.held, self.step_done, self.progress = recipe, folder, held, step_done, progress
+                 progress: Callable[[str], None], begun: Callable[[int, int], None]):
+        self.recipe, self.folder, self.held = recipe, folder, held
+        self.step_done, self.progress, self.begun = step_done, progress, begun
         self.log: CsvLog | None = None
         self.metrics: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, module: RegressorModule) -> None:
         if trainer.is_global_zero:
             self.log = CsvLog(self.folder / LOG, self.recipe, trainer.global_step)
+            self.begun(trainer.global_step, sum(module.lengths))
 
     def on_train_batch_end(self, trainer: Trainer, module: RegressorModule, outputs, batch: Batch, batch_idx: int) -> None:
         recipe, step = self.recipe, trainer.global_step
@@ -195,7 +197,8 @@ class Keeper(Callback):
 
 def run(recipe: RegressorTraining, folder: Path, network: StatePredictor, model: FaceModel, training: Sequence[Part], held: Sequence[Part],
         checkpoint: Path | None, make_estimator: Callable[[str, str | None, str], FlowEstimator],
-        step_done: Callable[[int, dict[str, float]], None], progress: Callable[[str], None]) -> dict[str, Any] | None:
+        step_done: Callable[[int, dict[str, float]], None], progress: Callable[[str], None],
+        begun: Callable[[int, int], None]) -> dict[str, Any] | None:
     """All stages; `network` is trained in place. Returns the metrics of the last validation; None in all but the first of several
     processes.
 
@@ -206,7 +209,7 @@ def run(recipe: RegressorTraining, folder: Path, network: StatePredictor, model:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     network = network.to(memory_format=torch.channels_last)  # a quarter faster, also on the CPU
     module = RegressorModule(recipe, folder, network, model, training, make_estimator)
-    keeper = Keeper(recipe, folder, HeldOut(recipe, held, model, network), step_done, progress)
+    keeper = Keeper(recipe, folder, HeldOut(recipe, held, model, network), step_done, progress, begun)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and torch

@@ -60,6 +60,25 @@ def test_output_beside_the_photos_is_no_photo(run, anna):
     assert again.exit_code == 0 and "ignored" not in again.output
 
 
+def test_photos_instead_of_a_folder(run, anna):
+    """The same fit as of the folder, with the files beside them; the result is named after the first photo."""
+    fast = ("--recipe", "landmarks", "--init", "landmarks", "camera.focal_sigma=0.2")
+    assert run("fit", anna, *fast).exit_code == 0
+    result = run("fit", anna / "view1.png", anna / "view0.png", anna / "view2.png", *fast)
+    assert result.exit_code == 0 and f"result     {anna / 'view1_fitkit'}\n" in result.output, result.output
+    with np.load(anna / "fitkit/parameters.npz") as a, np.load(anna / "view1_fitkit/parameters.npz") as b:
+        assert str(b["subject_name"]) == "view1"
+        for key in set(a.files) - {"subject_name"}:
+            np.testing.assert_array_equal(a[key], b[key])
+    alone = run("fit", anna / "view2.png", *fast)
+    assert alone.exit_code == 0 and "views      1\n" in alone.output and (anna / "view2_fitkit/views/view2.ply").is_file()
+
+
+def test_predict_takes_photos_too(run, anna):
+    assert run("predict", anna / "view0.png", anna / "view1.png").exit_code == 0
+    assert json.loads((anna / "view0_fitkit/metrics.json").read_text())["num_views"] == 2
+
+
 def test_quiet_prints_nothing(start, anna):
     process = start("fit", anna, "--recipe", "landmarks", "--quiet")
     assert process.communicate() == ("", "") and process.returncode == 0
@@ -75,8 +94,10 @@ def test_notes_go_to_stderr(start, anna):
 
 
 def test_verbose_tells_the_stages(run, anna):
+    (anna / "notes.md").write_text("text")
     result = run("fit", anna, "--recipe", "landmarks", "--verbose")
     assert result.exit_code == 0 and "stage shape: " in result.output
+    assert "\nwarning: " not in result.output and "\nnote: ignored, not images or files of an image: notes.md\n" in result.output
     assert not logging.getLogger("fitkit").handlers
 
 
@@ -115,6 +136,7 @@ def test_unknown_size_of_the_head_is_said(anna):
 
 def test_fit_from_images(anna):
     images = sorted(anna.glob("*.png"))
-    assert fitkit.fit(images, recipe="landmarks").status == "ok"
+    result = fitkit.fit(images[:1], recipe="landmarks")
+    assert result.status == "ok" and result.warnings == () and "one photo tells neither the depth" in result.notes[0]
     with pytest.raises(fitkit.FitkitError, match="no images given"):
         fitkit.fit([])

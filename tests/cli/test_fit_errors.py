@@ -55,8 +55,23 @@ def test_missing_folder(refused, tmp_path):
     assert "none: no such folder; give a folder with photos of one person" in refused("fit", tmp_path / "none")
 
 
-def test_a_file_for_a_folder(refused, anna):
-    assert "view0.png: expected a folder with photos" in refused("fit", anna / "view0.png")
+@pytest.mark.parametrize("command", ["fit", "predict"])
+def test_folders_and_photos_are_not_mixed(refused, anna, command):
+    message = f"{anna}: a folder was given together with {anna / 'view0.png'}; give one folder, or photos only"
+    assert message in refused(command, anna, anna / "view0.png") and message in refused(command, anna / "view0.png", anna)
+    assert f"{anna}: a folder was given together with {anna};" in refused(command, anna, anna)
+
+
+@pytest.mark.parametrize("command", ["fit", "predict"])
+def test_files_that_are_no_photos(refused, anna, command):
+    assert "view0.pts: expected a photo (*.jpg, " in refused(command, anna / "view0.png", anna / "view0.pts")
+    assert "view0.pts: expected a photo (*.jpg, " in refused(command, anna / "view0.pts")
+    assert "none.jpg: no such photo; give a folder" in refused(command, anna / "none.jpg")
+    assert "none.jpg: no such photo" in refused(command, anna / "view0.png", anna / "none.jpg")
+
+
+def test_predict_has_no_recipe(refused, anna):
+    assert "seed=1: expected a folder or photos, and nothing else" in refused("predict", anna, "seed=1")
 
 
 def test_empty_folder(refused, tmp_path):
@@ -299,9 +314,11 @@ def test_terminated_while_writing_cleans_up(start, anna, tmp_path):
 # ---- streams and names ----
 
 
-def test_closed_stderr(start, anna):
-    process = start("fit", anna, *FAST, "--init", "landmarks", preexec_fn=lambda: os.close(2))
-    assert process.communicate(timeout=60)[0].startswith("status     ") and process.returncode == 0
+@pytest.mark.parametrize("closed", [(2,), (1,), (1, 2)])
+def test_closed_streams(start, anna, closed):
+    process = start("fit", anna, *FAST, "--init", "landmarks", preexec_fn=lambda: [os.close(number) for number in closed])
+    stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and stdout.startswith("status     ") == (1 not in closed)
     assert (anna / "fitkit" / "metrics.json").is_file()
 
 

@@ -8,7 +8,11 @@ import pytest
 
 import fitkit
 from fitkit.cli import main as cli
+from fitkit.cli.recipe import USES
 from fitkit.fit.recipe import load_recipe
+from fitkit.io.resources import RECIPE_KINDS
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def leaves(command, words=()):
@@ -74,14 +78,26 @@ print(os.environ["OMP_WAIT_POLICY"], torch.get_num_threads())
     assert threads(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="ACTIVE") == ["ACTIVE", "1"]  # the user's word counts
 
 
-def test_recipe_list_and_show(run, tmp_path):
-    assert "multiview    The default" in run("recipe", "list").output
+def test_recipe_list(run):
+    """All kinds, each recipe with a whole sentence."""
+    lines = run("recipe", "list").output.splitlines()
+    heads = [line.partition(":")[0] for line in lines if not line.startswith(" ")]
+    assert heads == list(RECIPE_KINDS) == list(USES) and set(heads) == {p.parent.name for p in (ROOT / "recipes").glob("*/*.yaml")}
+    rows = [line.split(None, 1) for line in lines if line.startswith(" ")]
+    assert sorted(name for name, _ in rows) == sorted(p.stem for p in (ROOT / "recipes").glob("*/*.yaml"))
+    assert all(sentence.endswith((".", "?")) and sentence[0].isupper() for _, sentence in rows)
+    assert ["multiview", "The default: landmarks, then flow matches between neighbouring views, each pair as good as its own noise says, and "
+            "what they show beyond the face model."] in rows
+
+
+def test_recipe_show(run, tmp_path):
     result = run("recipe", "show", "multiview", "seed=3")
     assert result.exit_code == 0
     (tmp_path / "shown.yaml").write_text(result.output)
     assert load_recipe(tmp_path / "shown.yaml") == load_recipe("multiview", ["seed=3"])
     result = run("recipe", "show", "multiveiw")
     assert result.exit_code == 1 and "did you mean 'multiview'" in result.output
+    assert "no fit recipe 'mvfnet' (it is a train recipe); " in run("recipe", "show", "mvfnet").output
 
 
 @pytest.mark.parametrize("words", [words for words, _ in leaves(cli.main)], ids=" ".join)

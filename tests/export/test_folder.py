@@ -279,6 +279,39 @@ class TestRefusals:
         assert files(tmp_path) == []
 
 
+def broken(*args, **kwargs):
+    raise RuntimeError("boom")
+
+
+class TestWhatCannotBeDrawn:
+    """It costs neither the fit nor the rest of the result, and metrics.json says what is missing."""
+
+    def test_pictures(self, result, tmp_path, monkeypatch, caplog):
+        for name in ("draw_overlay", "draw_preview", "draw_uncertainty", "draw_lighting"):
+            monkeypatch.setattr(folder, name, broken)
+        out = write_result(result, tmp_path / "out")
+        lacking = json.loads((out / "metrics.json").read_text())["not_written"]
+        pictures = [f"{d}/view{i}.png" for d in ("lighting", "overlay") for i in range(3)] + ["preview.png", "uncertainty.png"]
+        assert sorted(lacking) == [f"{p} could not be computed (unexpected RuntimeError: boom)" for p in pictures]
+        assert not any((out / p).exists() for p in pictures) and sorted(r.getMessage() for r in caplog.records if r.levelname == "WARNING") == sorted(lacking)
+        assert (out / "albedo.ply").is_file() and (out / "texture.png").is_file() and load_parameters(out / "parameters.npz").light is not None
+
+    def test_texture_and_light(self, result, tmp_path, monkeypatch):
+        monkeypatch.setattr(folder, "blend_texture", broken)
+        monkeypatch.setattr(folder, "decompose_result", broken)
+        out = write_result(result, tmp_path / "out")
+        lacking = json.loads((out / "metrics.json").read_text())["not_written"]
+        assert sorted(line.partition(" could not be computed (")[0] for line in lacking) == ["albedo and light", "the texture"]
+        assert not (out / "texture.png").exists() and not (out / "subject.mtl").exists() and not (out / "albedo.ply").exists()
+        assert len(trimesh.load(out / "subject.obj", process=False).vertices) == 315 and (out / "subject.glb").is_file()
+        assert load_parameters(out / "parameters.npz").light is None
+        again = write_result(result, out, overwrite=True)  # it is a result like others
+        assert "not_written" in json.loads((again / "metrics.json").read_text())
+
+    def test_a_whole_result_lacks_nothing(self, result, tmp_path):
+        assert "not_written" not in json.loads((write_result(result, tmp_path / "out") / "metrics.json").read_text())
+
+
 class TestWholeOrNotAtAll:
     def test_overwrite_replaces_a_result_and_an_empty_folder(self, result, tmp_path):
         (tmp_path / "out").mkdir()
@@ -330,7 +363,7 @@ class TestWholeOrNotAtAll:
     def test_a_failed_overwrite_leaves_the_old_result(self, result, tmp_path, monkeypatch):
         out = write_result(result, tmp_path / "out")
         before = {p: (out / p).read_bytes() for p in files(out) if (out / p).is_file()}
-        monkeypatch.setattr(folder, "draw_preview", lambda *a: (_ for _ in ()).throw(RuntimeError("boom")))
+        monkeypatch.setattr(folder, "write_glb", broken)
         with pytest.raises(RuntimeError):
             write_result(result, out, overwrite=True)
         assert before == {p: (out / p).read_bytes() for p in files(out) if (out / p).is_file()}

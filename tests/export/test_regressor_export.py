@@ -138,6 +138,31 @@ def test_the_card_tells_what_goes_in_and_out(trained, tmp_path):
     assert files(tmp_path) == ["card.json", "face.json", "face.pt", "regressor.safetensors"]
 
 
+@pytest.mark.parametrize("first, second", [("face.pt", "face.onnx"), ("face.onnx", "face.pt")])
+def test_two_programs_of_one_name(trained, tmp_path, monkeypatch, first, second):
+    """Each has a card, also when either is written anew."""
+    for name in ("_write_torchscript", "_write_onnx"):
+        monkeypatch.setattr(regressor, name, quick)
+    monkeypatch.setattr(regressor, "_check", lambda *a: True)
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    _, weights = trained
+    formats = {"face.pt": "torchscript", "face.onnx": "onnx"}
+    for overwrite in (False, True):
+        for name, card in ((first, "face.json"), (second, f"{second}.json")):
+            assert export_regressor(weights, tmp_path / name, model=MODEL, overwrite=overwrite) == tmp_path / name
+            assert regressor.card_of(tmp_path / name) == tmp_path / card
+            export = json.loads((tmp_path / card).read_text())["export"]
+            assert (export["program"], export["format"]) == (name, formats[name])
+    assert files(tmp_path) == sorted([first, second, "face.json", f"{second}.json", "regressor.safetensors"])
+    earlier = json.loads((tmp_path / "face.json").read_text())
+    del earlier["export"]["program"]  # as earlier versions wrote it
+    (tmp_path / "face.json").write_text(json.dumps(earlier))
+    assert regressor.card_of(tmp_path / second) == tmp_path / f"{second}.json" and regressor.card_of(tmp_path / first) == tmp_path / "face.json"
+    (tmp_path / first).unlink()
+    assert regressor.card_of(tmp_path / second) == tmp_path / "face.json"  # nobody else's any more
+
+
 def test_weights_without_a_card_of_their_training(trained, tmp_path):
     _, weights = trained
     export_regressor(weights, tmp_path / "face.pt", model=MODEL)

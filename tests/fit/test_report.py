@@ -99,7 +99,7 @@ def test_photos_that_match_show_one_person():
     assert not findings(compared((1.9, 0.8, 0.9), *flows))  # without matches another person
     found = findings(compared((2.9, 0.8, 0.9), *flows))[0]
     assert found.code == "view_disagrees" and found.message == (
-        "view v0 does not agree with the others: without its landmarks the shape changes 2.9 times as much as their noise explains; the photos "
+        "view v0 does not agree with the others: leaving out its landmarks changes the shape 2.9 times as much as their noise would; the photos "
         "themselves match, so its landmarks may be off, as on an open mouth or a turned head; check them")
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fitkit.errors import InputError
 from fitkit.io.images import ImageFile
-from fitkit.io.subject import KnownCamera, load_subject, readable, subject_folders, subject_from_images
+from fitkit.io.subject import KnownCamera, load_photos, load_subject, read_subject, readable, subject_folders, subject_from_images
 
 RNG = np.random.default_rng(0)
 POINTS = RNG.uniform(10, 60, (68, 2)).round(2)  # inside 80 x 70 px
@@ -271,6 +271,53 @@ def test_bench_subject_with_its_cameras(tmp_path):
         error = p[:, :2] / p[:, 2:] - view.landmarks[:, :2]
         assert np.abs(error.mean(0)).max() < 0.6  # the points carry 1.2 px of noise, so their mean 0.15 px
         assert 0.9 < error.std() < 1.5
+
+
+def test_photos_of_one_folder_and_the_files_beside_them(tmp_path):
+    for name in ("a", "b10", "b2", "other"):
+        photo(tmp_path / f"{name}.png")
+    pts(tmp_path / "a.pts")
+    photo(tmp_path / "masks" / "b2.png")
+    cameras(tmp_path, {name: {"K": K} for name in ("a", "b2", "b10", "other")})
+    (tmp_path / "notes.md").write_text("text")
+    subject = load_photos([tmp_path / f"{n}.png" for n in ("b10", "a", "b2", "a")])
+    assert (subject.name, subject.path, subject.notes) == ("b10", None, ())
+    assert [v.name for v in subject.views] == ["a", "b2", "b10"]
+    a, b, _ = subject.views
+    assert a.landmark_source == "file" and b.landmarks is None and b.mask is not None and a.mask is None
+    assert all(v.camera is not None for v in subject.views)
+    assert [v.name for v in read_subject([tmp_path / "b2.png"]).views] == ["b2"] and len(read_subject([tmp_path]).views) == 4
+
+
+def test_photos_of_several_folders(tmp_path):
+    pose = {"R": np.eye(3).tolist(), "t": [0, 0, 900]}
+    for day in ("monday", "tuesday"):
+        photo(tmp_path / day / "front.png")
+        photo(tmp_path / day / f"{day}.png")
+        cameras(tmp_path / day, {"front": {"K": K} | pose})
+    pts(tmp_path / "tuesday" / "front.pts")
+    subject = load_photos([*tmp_path.glob("*/front.png"), tmp_path / "monday/monday.png"])
+    assert [v.name for v in subject.views] == ["monday", "monday_front", "tuesday_front"]
+    assert [v.landmark_source for v in subject.views] == ["", "", "file"]
+    assert subject.views[1].camera.K is not None and subject.views[1].camera.R is None
+    assert subject.notes == ("cameras.json: no camera for: monday.png", "the photos have several cameras.json: their K is used, their R and "
+                             "t are not, since each may count from another origin")
+    alone = load_photos([tmp_path / "monday/front.png", tmp_path / "tuesday/tuesday.png"])
+    assert alone.views[0].camera.R is not None  # of one folder only
+
+
+def test_photos_that_cannot_be_used(tmp_path):
+    for name in ("a.png", "b.png", "sub/c.png"):
+        photo(tmp_path / name)
+    (tmp_path / "b.png").write_bytes(b"cut")
+    assert load_photos([tmp_path / "sub/c.png", tmp_path / "b.png"]).notes[0].startswith(f"left out: {tmp_path / 'b.png'}: not a readable")
+    for paths, message in (([], "no photos given"), ([tmp_path / "b.png"], "b.png: not a readable image"), ([tmp_path], "got a folder"),
+                           ([tmp_path / "d.png"], "d.png: no such photo")):
+        with pytest.raises(InputError, match=message):
+            load_photos(paths)
+    (tmp_path / "a.pts").write_text("1 2")
+    with pytest.raises(InputError, match="a.pts: "):  # as in a folder: a wrong file is not passed over
+        load_photos([tmp_path / "a.png", tmp_path / "sub/c.png"])
 
 
 def test_folders_that_are_subjects(tmp_path):

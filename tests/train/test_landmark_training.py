@@ -69,7 +69,9 @@ def test_an_interrupted_training_goes_on_with_the_same_losses(tree, tmp_path):
     with pytest.raises(Stop):
         train_landmarks(settings, tmp_path / "cut", step_done=stop)
     # What is reported is a running mean, which starts anew; the weights tell whether all is as it was.
-    rest = losses(settings, tmp_path / "cut", resume=True)
+    begun = []
+    rest = losses(settings, tmp_path / "cut", resume=True, begun=lambda *steps: begun.append(steps))
+    assert begun == [(4, 8)]
     assert sorted(rest) == [5, 6, 7, 8]
     with safe_open(tmp_path / "whole" / WEIGHTS, "pt") as a, safe_open(tmp_path / "cut" / WEIGHTS, "pt") as b:
         assert all(torch.equal(a.get_tensor(k), b.get_tensor(k)) for k in a.keys())

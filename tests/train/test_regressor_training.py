@@ -122,7 +122,9 @@ def test_an_interrupted_training_goes_on_with_the_same_losses(people, tmp_path):
     with pytest.raises(InputError, match="there is a training in it; continue it with --resume"):
         train(settings, tmp_path / "cut", people)
     torch.manual_seed(99)  # the random state of the process plays no part
-    rest, again = train(settings, tmp_path / "cut", people, resume=True)
+    begun = []
+    rest, again = train(settings, tmp_path / "cut", people, resume=True, begun=lambda *steps: begun.append(steps))
+    assert begun == [(3, 9)]
     assert sorted(rest) == [4, 5, 6, 7, 8, 9]
     assert all(rest[s] == whole[s] for s in rest)
     with safe_open(weights, "pt") as a, safe_open(again, "pt") as b:

@@ -32,6 +32,9 @@ class Landmarks:
     jaw: str = "auto"
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Landmarks({int(self.valid.sum())} valid points in {len(self.points)} views, jaw {self.jaw!r})"
+
     def select(self, views: Sequence[int]) -> Landmarks:
         """Those of some views, in this order."""
         return replace(self, **{k: getattr(self, k)[list(views)] for k in ("points", "sigma", "valid", "confidence")})

@@ -1,0 +1,44 @@
+"""Bars on a terminal: what is done, how much of it, the time left; elsewhere nothing."""
+import io
+import sys
+
+import pytest
+
+from fitkit.cli.progress import share_bar, training_bar
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_fit_says_what_it_does_and_how_long(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())  # here: between fixtures and test pytest sets it anew
+    with share_bar(False) as tell:
+        tell("reading photos", 0.05)
+        tell("stage flow", 0.4)
+        tell("done", 1.0)
+    lines = terminal.getvalue().split("\r")
+    assert any("reading photos" in line and "5 % after 00:00" in line and "left" not in line for line in lines)
+    assert any("stage flow" in line and "40 % after 00:00, about 00:00 left" in line for line in lines)
+
+
+def test_a_training_says_how_many_steps_are_left(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())  # here: between fixtures and test pytest sets it anew
+    with training_bar(False) as bar:
+        bar.begun(40, 50)
+        for step in (41, 42):
+            bar.step_done(step, {"total": 0.123456})
+        bar.line("checkpoint")
+    assert "42/50" in terminal.getvalue() and "total=0.123" in terminal.getvalue() and "checkpoint\n" in terminal.getvalue()
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_no_bar_where_there_is_no_terminal(monkeypatch, quiet):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with share_bar(quiet) as tell, training_bar(quiet) as bar:
+        tell("stage flow", 0.4)
+        bar.begun(0, 10)
+        bar.step_done(1, {"total": 1.0})
+        bar.line("a line")
+    assert sys.stderr.getvalue() == ("" if quiet else "a line\n")
