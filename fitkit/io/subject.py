@@ -8,21 +8,25 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 
 from fitkit.errors import InputError
-from fitkit.io import landmark_files
 from fitkit.io.calibration import Calibration, read_cameras
-from fitkit.io.images import SUFFIXES, Distortion, ImageFile, array_to_rgb, open_image, to_rgb
-from fitkit.io.landmark_files import check_inside, check_landmarks, read_landmarks
+from fitkit.io.images import (COMMON, SUFFIXES, Distortion, ImageFile, Picture, open_image, picture_from_array, picture_from_pillow,
+                              usable_pixels)
+from fitkit.io.landmark_files import NoLandmarksError, check_inside, check_landmarks, open_landmarks
+from fitkit.io.sidecars import LANDMARKS, MASKS, Beside, files_beside, natural_key, plain_name, readable
 
 log = logging.getLogger("fitkit")
 
 OUTPUT_FOLDER = "fitkit"  # results, inside the subject folder
 RESULT_MARKS = ("metrics.json", "parameters.npz")  # by these a result folder is known
-NO_SUBJECTS = frozenset((OUTPUT_FOLDER, "masks", "landmarks", "ground_truth"))  # folders of files about photos
+NO_SUBJECTS = frozenset((OUTPUT_FOLDER, *MASKS, *LANDMARKS, "ground_truth"))  # folders of files about photos
+SAME_SIDE, SAME_MEAN, SAME_MOST = 96, 1.5, 10.0  # pictures of one photo that was saved again: size to compare at, difference in grey levels
 DECODERS = min(4, os.cpu_count() or 1)  # threads; a 48-megapixel photo takes 0.4 GB while it is decoded
 
 
@@ -104,25 +108,6 @@ class Subject:
     notes: tuple[str, ...] = field(default=())
 
 
-def natural_key(name: str) -> list:
-    """Sort key that puts 'view2' before 'view10'."""
-    parts = re.split(r"(\d+)", name.casefold())
-    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts] + [(0, 0, name)]
-
-
-def readable(text: str) -> str:
-    """A file name as text that can be written: bytes of it that are not UTF-8 are read as Latin-1 (archives from Windows)."""
-    try:
-        text.encode("utf-8")
-        return text
-    except UnicodeEncodeError:
-        pass
-    try:
-        return os.fsencode(text).decode("latin-1")
-    except UnicodeEncodeError:  # not from a file name
-        return text.encode("utf-8", "replace").decode("utf-8")
-
-
 def is_result(folder: Path) -> bool:
     """The folder is a result of `fitkit fit`."""
     return all((folder / mark).is_file() for mark in RESULT_MARKS)
@@ -153,7 +138,7 @@ def _folders(folder: Path, below: bool = False) -> Iterator[tuple[Path, list[Pat
     yield folder, entries
     if not (below and folder.is_symlink()):
         for p in entries:
-            if p.name not in NO_SUBJECTS and p.is_dir():
+            if p.name.casefold() not in NO_SUBJECTS and p.is_dir():
                 yield from _folders(p, below=True)
 
 
@@ -179,49 +164,50 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
         raise InputError(f"{folder}: the folder cannot be read: {error.strerror or error}") from error
     files = [p for p in entries if p.is_file()]
     images = [p for p in files if p.suffix.lower() in SUFFIXES]
+    common = {plain_name(p.stem): p for p in images if p.suffix.lower() in COMMON}
+    copies = [p for p in images if p.suffix.lower() not in COMMON and plain_name(p.stem) in common]
+    images = [p for p in images if p not in copies]
     if not images:
         raise InputError(f"{folder}: no images in this folder; expected at least one of {', '.join('*' + s for s in SUFFIXES)}"
                          + (f" (found {_some(p.name for p in files)})" if files else ""))
     _check_names([(readable(p.stem), readable(p.name)) for p in images], folder)
 
-    stems = {p.stem for p in images}
     cameras_file = next((p for p in files if p.name.lower() == "cameras.json"), None)
-    sidecars: dict[str, list[Path]] = {}
-    for p in files:
-        if p.suffix.lower() in landmark_files.SUFFIXES and p.stem in stems and p != cameras_file:
-            sidecars.setdefault(p.stem, []).append(p)
-    masks = _masks(folder)
+    silent = {Path(p).name for p in ignore} | {OUTPUT_FOLDER}
+    beside = files_beside(folder, entries, images, lambda p: p.name in silent or is_result(p))
 
     def read(image: Path):
         try:
-            file = open_image(image)
-        except InputError as error:
+            return _read_view(image, beside)
+        except _LeftOutError as error:
             return error
-        return _read_view(image, file, sidecars.get(image.stem, []), masks.get(image.stem))
 
     with ThreadPoolExecutor(DECODERS) as pool:
         results = list(pool.map(read, images))
-    notes, views = [], []
-    for image, result in zip(images, results):
-        if isinstance(result, InputError):
+    notes, read_views, remarks = [], [], []
+    for result in results:
+        if isinstance(result, _LeftOutError):
             notes.append(f"left out: {result}")
         else:
-            views.append(result[0])
-            notes += result[1]
-    if not views:
+            read_views.append(result)
+            remarks += result.remarks
+    if not read_views:
         raise next(r for r in results if isinstance(r, InputError))
+    notes += _grouped(remarks)
 
+    views = [r.view for r in read_views]
     if cameras_file:
-        views, camera_notes = _add_cameras(views, read_cameras(cameras_file), stems, cameras_file)
+        views, camera_notes = _add_cameras(views, read_cameras(cameras_file), {p.stem for p in images}, cameras_file)
         notes += camera_notes
-    silent = {Path(p).name for p in ignore} | {OUTPUT_FOLDER, "masks", "landmarks"}  # the last: pictures of `fitkit detect`
-    used = {*images, *(p for paths in sidecars.values() for p in paths), cameras_file}
-    others = [p for p in entries if p not in used and p.name not in silent]
+    views, repeated = _without_copies(views, [r.small for r in read_views])
+    notes += repeated + _about_files(beside, folder)
+    if copies:
+        notes.append(f"left out: {_some(p.name for p in copies)}; {_some(common[plain_name(p.stem)].name for p in copies)} "
+                     f"{'is' if len(copies) == 1 else 'are'} used")
+    used = {*images, *copies, *(p for paths in beside.landmarks.values() for p in paths), *beside.elsewhere, cameras_file}
+    others = [p for p in entries if p not in used and p.name not in silent and p.name.casefold() not in (*MASKS, *LANDMARKS)]
     if others:
         notes.append(f"ignored, not images or files of an image: {_some(p.name for p in others)}")
-    lost = sorted(set(masks) - stems, key=natural_key)
-    if lost:
-        notes.append(f"ignored, masks without an image: {_some(masks[s].name for s in lost)}")
     return Subject(readable(folder.resolve().name), tuple(views), folder, tuple(notes))
 
 
@@ -231,77 +217,195 @@ def subject_from_images(images: Sequence, landmarks: Sequence | None = None, nam
     """A subject from image files, Pillow images and/or arrays.
 
     Args:
-        images: paths, PIL images, or arrays [H, W], [H, W, 3], [H, W, 4] (uint8, uint16, or float in 0..1; RGB order).
+        images: paths, PIL images, or arrays [H, W], [H, W, 3], [H, W, 4] (uint8, uint16, or float in 0..1; RGB order). PIL images are
+            turned upright as their EXIF data say.
         landmarks: per image [68, 2] or [68, 3] (x, y[, confidence]; NaN = not seen; counted from 0), the path of a
             landmark file, or None; without `landmarks`, files beside image files are used as in a subject folder.
         names: per image, unique; default: file stem, or view0, view1, ...
         cameras: per image, for undistorted images, or None.
-        masks: per image [H, W], nonzero = usable, or None.
+        masks: per image [H, W], of numbers, at least half of the largest = usable, or bool, the path of a mask, or None; without `masks`,
+            those beside image files are used as in a subject folder.
     Returns:
-        the subject, views in the given order.
+        the subject, views in the given order, without those that show the same picture as another one.
     Raises:
         InputError: nothing given, lists of different lengths, or an image, landmarks or mask that cannot be used.
     """
+    if isinstance(images, (str, bytes, os.PathLike, Image.Image, dict)) or not hasattr(images, "__iter__"):
+        raise InputError(f"images: expected a list of paths, PIL images or arrays, got {type(images).__name__}")
     images = list(images)
     if not images:
         raise InputError("no images given; expected at least one path, PIL image or array")
     for label, values in (("landmarks", landmarks), ("names", names), ("cameras", cameras), ("masks", masks)):
+        if values is not None and (isinstance(values, (str, dict)) or not hasattr(values, "__len__")):
+            raise InputError(f"{label}: expected a list with one entry for each image, got {type(values).__name__}")
         if values is not None and len(values) != len(images):
             raise InputError(f"{label}: expected one entry for each of the {len(images)} images, got {len(values)}")
+    for camera in cameras if cameras is not None else ():
+        if not isinstance(camera, (KnownCamera, type(None))):
+            raise InputError(f"cameras: expected a KnownCamera or None for each image, got {type(camera).__name__}")
     paths = [Path(i) if isinstance(i, (str, os.PathLike)) else None for i in images]
     if names is None:
         names = [readable(p.stem) if p else f"view{i}" for i, p in enumerate(paths)]
     _check_names([(n, f"image {i}") for i, n in enumerate(names)], None)
 
-    views, notes = [], []
+    beside = _beside_paths([p for p in paths if p], landmarks is None, masks is None)
+    views, small, remarks = [], [], []
     for i, (image, path, view_name) in enumerate(zip(images, paths, names)):
         if path:
-            beside = []
-            if landmarks is None:
-                # Not Path.is_file, for which a name that is too long is an error.
-                beside = [p for s in landmark_files.SUFFIXES if os.path.isfile(p := path.with_suffix(s))]
-            view, more = _read_view(path, open_image(path), beside, None)
-            view, notes = view.replace(name=view_name), notes + more
+            found = _read_view(path, beside)
+            view, more = found.view.replace(name=view_name), found.remarks
+            small.append(found.small)
         else:
-            array = to_rgb(image) if isinstance(image, Image.Image) else array_to_rgb(image, view_name)
-            view = View(view_name, array)
+            picture = picture_from_pillow(image) if isinstance(image, Image.Image) else picture_from_array(image, view_name)
+            view, more = View(view_name, picture.pixels, mask=picture.usable), [(view_name, note) for note in picture.notes]
+            small.append(_small(picture.pixels))
         given = landmarks[i] if landmarks is not None else None
         if given is not None:
             from_file = isinstance(given, (str, os.PathLike))
-            points = read_landmarks(given) if from_file else check_landmarks(given, view_name)
-            check_inside(points, view.size, str(given) if from_file else view_name)
-            view = view.replace(landmarks=points, landmark_source="file" if from_file else "given")
+            points = open_landmarks(given) if from_file else check_landmarks(given, view_name)
+            check_inside(points.points, view.size, str(given) if from_file else view_name)
+            view = view.replace(landmarks=points.points, landmark_source="file" if from_file else "given")
+            more = more + [(Path(given).name if from_file else f"{view_name}: landmarks", note) for note in points.notes]
         if cameras is not None and cameras[i] is not None:
             view = view.replace(camera=cameras[i])
         if masks is not None and masks[i] is not None:
-            view = view.replace(mask=_checked_mask(np.asarray(masks[i]) != 0, view.size, f"{view_name}: mask"))
+            mask, mask_notes = _given_mask(masks[i], view.size, view_name)
+            view, more = view.replace(mask=mask), more + mask_notes
         views.append(view)
-    return Subject(name, tuple(views), None, tuple(notes))
+        remarks += more
+    views, repeated = _without_copies(views, small)
+    return Subject(name, tuple(views), None, tuple(_grouped(remarks) + repeated))
 
 
-def _read_view(path: Path, file: ImageFile, sidecars: list[Path], mask: Path | None) -> tuple[View, list[str]]:
-    """One view with the landmark file and the mask that lie beside it; notes."""
-    notes, points, source = [], None, ""
-    if sidecars:
-        order = {s: i for i, s in enumerate(landmark_files.SUFFIXES)}
-        sidecars = sorted(sidecars, key=lambda p: (order[p.suffix.lower()], p.name))
-        points = read_landmarks(sidecars[0])
-        check_inside(points, file.size, str(sidecars[0]))
-        source = "file"
-        if len(sidecars) > 1:
-            notes.append(f"{path.name}: landmarks from {sidecars[0].name}; not used: {', '.join(p.name for p in sidecars[1:])}")
-    loader = None
-    if mask:
-        loader = open_image(mask, mask=True)
-        _checked_mask(loader(), file.size, str(mask))
-    return View(readable(path.stem), file, path, points, source, file.focal_px, None, loader), notes
+class _LeftOutError(InputError):
+    """A photo that cannot be read, while those beside it can."""
 
 
-def _masks(folder: Path) -> dict[str, Path]:
-    masks = folder / "masks"
-    if not masks.is_dir():
-        return {}
-    return {p.stem: p for p in sorted(masks.iterdir()) if p.suffix.lower() == ".png" and not p.name.startswith(".")}
+@dataclass(frozen=True)
+class _Read:
+    """A view as it was read; remarks: (file, what is to say about it); small: see `_small`."""
+
+    view: View
+    remarks: list[tuple[str, str]]
+    small: np.ndarray
+
+
+def _read_view(path: Path, beside: Beside) -> _Read:
+    """One view with the landmark file and the mask that lie beside it."""
+    try:
+        file = open_image(path)
+    except InputError as error:
+        raise _LeftOutError(str(error)) from error
+    remarks = [(path.name, note) for note in file.notes]
+    points, source = None, ""
+    sidecars = list(beside.landmarks.get(path, ()))
+    while sidecars and points is None:
+        first, *sidecars = sidecars
+        where = first.relative_to(path.parent).as_posix()
+        try:
+            read = open_landmarks(first)
+        except NoLandmarksError:
+            remarks.append((where, "no landmarks of its photo: there are no points in it"))
+            continue
+        check_inside(read.points, file.size, str(first))
+        points, source = read.points, "file"
+        remarks += [(where, note) for note in read.notes]
+        if first.parent != path.parent:
+            remarks.append((where, f"landmarks, read because none lie beside the photo"))
+        if sidecars:
+            remarks.append((path.name, f"landmarks from {where}; not used: {', '.join(p.relative_to(path.parent).as_posix() for p in sidecars)}"))
+    mask = replace(file, mask=True) if file.cut_out else None
+    masks = beside.masks.get(path, ())
+    if masks:
+        mask, where = open_image(masks[0], mask=True), masks[0].relative_to(path.parent).as_posix()
+        usable = _checked_mask(mask(), file.size, str(masks[0]))
+        remarks += [(where, note) for note in (*mask.notes, *_no_effect(usable))]
+        if len(masks) > 1 or file.cut_out:
+            rest = [p.relative_to(path.parent).as_posix() for p in masks[1:]] + ["its transparency"] * file.cut_out
+            remarks.append((path.name, f"mask from {where}; not used: {', '.join(rest)}"))
+    return _Read(View(readable(path.stem), file, path, points, source, file.focal_px, None, mask), remarks, _small(file()))
+
+
+def _beside_paths(paths: Sequence[Path], landmarks: bool, masks: bool) -> Beside:
+    """The landmark files and masks beside photos in any folders, whichever are wanted."""
+    out = Beside()
+    for folder in {p.parent for p in paths} if landmarks or masks else ():
+        try:
+            entries = [p for p in folder.iterdir() if not p.name.startswith(".")]
+        except OSError:
+            continue  # the photos cannot be read either, and say so
+        # Other photos of the folder own the files of just their name.
+        photos = [*(p for p in paths if p.parent == folder), *(p for p in entries if p.suffix.lower() in SUFFIXES)]
+        found = files_beside(folder, entries, list(dict.fromkeys(photos)), lambda p: True)
+        out.landmarks |= found.landmarks if landmarks else {}
+        out.masks |= found.masks if masks else {}
+    return out
+
+
+def _about_files(beside: Beside, folder: Path) -> list[str]:
+    """Notes on files of photos that are not used."""
+    notes = [f"{place.name}/ holds files with the names of photos, which are not read: {_some(names)}; landmarks lie beside the photos or in "
+             f"{LANDMARKS[0]}/" for place, names in beside.elsewhere.items()]
+    if beside.lost:
+        notes.append(f"ignored, masks without an image: {_some(p.name for p in beside.lost)}")
+    return notes
+
+
+def _grouped(remarks: Sequence[tuple[str, str]]) -> list[str]:
+    """(file, what is to say about it) -> a line for each thing that is to say."""
+    files: dict[str, list[str]] = {}
+    for file, text in remarks:
+        files.setdefault(text, []).append(file)
+    return [f"{_some(names)}: {text}" for text, names in files.items()]
+
+
+def _small(image: np.ndarray) -> np.ndarray:
+    """[96, 96] float32 grey: what stays alike when a photo is saved again."""
+    return cv2.cvtColor(cv2.resize(image, (SAME_SIDE, SAME_SIDE), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY).astype(np.float32)
+
+
+def _without_copies(views: Sequence[View], small: Sequence[np.ndarray]) -> tuple[list[View], list[str]]:
+    """The views without those that show the same picture as another, of which the one with a camera, with landmarks, or more pixels stays."""
+    order = sorted(range(len(views)), key=lambda i: (views[i].camera is None, views[i].landmarks is None, -views[i].size[0], i))
+    means, kept, same = np.array([s.mean() for s in small]), [], {}
+    for i in order:
+        near = [k for k in kept if abs(means[k] - means[i]) < SAME_MEAN
+                and abs(views[k].size[0] * views[i].size[1] / (views[k].size[1] * views[i].size[0]) - 1) < 0.02]
+        match = next((k for k in near if _alike(small[k], small[i])), None)
+        if match is None:
+            kept.append(i)
+        else:
+            same[i] = match
+    notes = [f"left out: {_label(views[i])} shows the same picture as {_label(views[same[i]])}, which counts once" for i in sorted(same)]
+    return [v for i, v in enumerate(views) if i not in same], notes
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> bool:
+    difference = np.abs(a - b)
+    return float(difference.max()) <= SAME_MOST and float(difference.mean()) <= SAME_MEAN
+
+
+def _label(view: View) -> str:
+    return readable(view.path.name) if view.path else view.name
+
+
+def _given_mask(mask: Any, size: tuple[int, int], name: str) -> tuple[np.ndarray, list[tuple[str, str]]]:
+    """A mask from the caller, and remarks on it."""
+    if isinstance(mask, (str, os.PathLike)):
+        file = open_image(mask, mask=True)
+        usable, notes, label, where = file(), file.notes, Path(mask).name, str(mask)
+    else:
+        values = np.asarray(mask)
+        if values.dtype.kind not in "biuf":
+            raise InputError(f"{name}: mask: expected [H, W] numbers or bool, got {type(mask).__name__} of {values.dtype}")
+        usable, notes = usable_pixels(values)
+        label, where = f"{name}: mask", f"{name}: mask"
+    _checked_mask(usable, size, where)
+    return usable, [(label, note) for note in (*notes, *_no_effect(usable))]
+
+
+def _no_effect(usable: np.ndarray) -> tuple[str, ...]:
+    return ("this mask marks every pixel as usable, so it has no effect",) if usable.all() else ()
 
 
 def _checked_mask(mask: np.ndarray, size: tuple[int, int], where: str) -> np.ndarray:
@@ -374,5 +478,5 @@ def _check_names(names: list[tuple[str, str]], folder: Path | None) -> None:
 
 
 def _some(names, limit: int = 5) -> str:
-    names = list(names)
+    names = [readable(n) for n in names]
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

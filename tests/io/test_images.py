@@ -4,7 +4,7 @@ from PIL import Image
 
 from fitkit.errors import InputError
 from fitkit.io import images
-from fitkit.io.images import Distortion, ImageFile, array_to_rgb, open_image, read_image
+from fitkit.io.images import Distortion, ImageFile, picture_from_array, open_image, read_image
 
 RNG = np.random.default_rng(0)
 RGB = np.kron(RNG.integers(0, 256, (5, 6, 3)), np.ones((8, 8, 1))).astype(np.uint8)  # 40 x 48 px, blocks
@@ -163,7 +163,7 @@ def test_undistortion_inverts_the_lens(tmp_path):
 
 @pytest.mark.parametrize("array", [GREY, RGB, np.dstack([RGB, np.full(GREY.shape, 255, np.uint8)]), RGB.astype(np.uint16) * 257, RGB / 255.0])
 def test_arrays_from_the_caller(array):
-    result = array_to_rgb(array, "view0")
+    result = picture_from_array(array, "view0").pixels
     assert result.dtype == np.uint8 and result.shape == RGB.shape
     assert (result == (RGB if array.ndim == 3 else GREY[..., None])).all()
 
@@ -175,4 +175,4 @@ def test_arrays_from_the_caller(array):
     (np.full((40, 40), np.nan), "must lie in 0..1")])
 def test_arrays_that_are_no_images(array, message):
     with pytest.raises(InputError, match=message):
-        array_to_rgb(array, "view0")
+        picture_from_array(array, "view0")

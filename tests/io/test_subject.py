@@ -2,6 +2,7 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ K = [[90.0, 0, 39.5], [0, 90, 34.5], [0, 0, 1]]
 BENCH = Path(__file__).resolve().parents[3] / "shared/data/bench"
 
 
-def photo(path, size=(80, 70), seed=0):
+def photo(path, size=(80, 70), seed=None):
+    """Noise of its own for each name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     w, h = size
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (h, w, 3)).astype(np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(crc32(path.name.encode()) if seed is None else seed).integers(0, 256, (h, w, 3)).astype(np.uint8)).save(path)
     return path
 
 
@@ -228,10 +230,10 @@ def test_subject_from_images(tmp_path):
     path = photo(tmp_path / "anna.png")
     pts(tmp_path / "anna.pts")
     array = np.random.default_rng(1).integers(0, 256, (70, 80, 3)).astype(np.uint8)
-    subject = subject_from_images([str(path), Image.fromarray(array), array])
+    subject = subject_from_images([str(path), Image.fromarray(array), 255 - array])
     assert [v.name for v in subject.views] == ["anna", "view1", "view2"]
     assert subject.views[0].landmark_source == "file" and subject.views[1].landmarks is None
-    assert (subject.views[1].image == array).all() and subject.views[2].size == (80, 70)
+    assert (subject.views[1].image == array).all() and (subject.views[2].image == 255 - array).all() and subject.views[2].size == (80, 70)
 
     camera = KnownCamera(np.array(K))
     subject = subject_from_images([path, array], [POINTS, tmp_path / "anna.pts"], ["x", "y"], [None, camera], [np.ones((70, 80)), None], "anna")

@@ -193,7 +193,9 @@ def usable_views(subject: Subject, landmarks: Landmarks) -> tuple[Subject, Landm
     notes = []
     for view, count in zip(subject.views, counts):
         if count < MIN_POINTS:
-            notes.append(f"left out: no face found in {_label(view)}" if count == 0 else
+            hidden = view.landmarks is not None and not np.isfinite(view.landmarks[:, :2]).any()
+            notes.append(f"left out: {_label(view)}: all of its given landmarks are marked as not seen" if hidden else
+                         f"left out: no face found in {_label(view)}" if count == 0 else
                          f"left out: {_label(view)} has only {count} of 68 landmarks, at least {MIN_POINTS} are needed")
     if not keep:
         reasons = "; ".join(n.removeprefix("left out: ") for n in notes[:5])
