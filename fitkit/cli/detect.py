@@ -88,13 +88,12 @@ def _photos(given: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
 
 def _detect_one(detector, photo: Path, folder: Path, overwrite: bool) -> str:
     """Write the results of one photo, both or none; the line that says what was done."""
-    from fitkit.io import landmark_files
     from fitkit.io.images import read_image
     from fitkit.observe.landmarks.detectors import faces_of
 
-    there = [p for s in landmark_files.SUFFIXES if (p := folder / f"{photo.stem}{s}").is_file()]
+    there = _there(photo, folder)
     if there and not overwrite:
-        return f"{photo.name}: kept {there[0].name}, which is there (--overwrite replaces it)"
+        return f"{photo.name}: kept {there.relative_to(folder).as_posix()}, which is there (--overwrite replaces it)"
     image = read_image(photo)[0]
     faces = faces_of(detector, image)
     if not faces:
@@ -107,6 +106,23 @@ def _detect_one(detector, photo: Path, folder: Path, overwrite: bool) -> str:
         line += f", sigma {float(face.sigma[0][valid].median()):.1f} px (median)"
     line += f", {hidden} points hidden" if hidden else ""
     return line + (f", {len(faces)} faces, the largest was taken" if len(faces) > 1 else "")
+
+
+def _there(photo: Path, folder: Path) -> Path | None:
+    """The landmark file that a fit of the folder would take for the photo."""
+    from fitkit.io.landmark_files import NoLandmarksError, open_landmarks
+    from fitkit.io.sidecars import files_beside
+
+    inside = folder.iterdir() if folder.is_dir() else ()
+    for path in files_beside(folder, inside, [photo], lambda p: True).landmarks.get(photo, ()):
+        try:
+            open_landmarks(path)
+        except NoLandmarksError:
+            continue  # a caption
+        except InputError:
+            pass  # to be mended or replaced
+        return path
+    return None
 
 
 def _write(folder: Path, stem: str, image, face) -> Path:

@@ -206,15 +206,15 @@ def _decode_stream(file: BinaryIO, mask: bool) -> Picture:
             return _decode_deep_tiff(file, mask)
         raise
     with image:
-        deep = image.mode == "RGB" and any(";16" in str(tile[3]) for tile in image.tile)
         image.load()
         focal, orientation = focal_from_exif(image), _orientation(image)
+        # Of colours of 16 bits Pillow keeps the upper 8.
+        dark = not mask and image.mode in ("RGB", "RGBA", "LA") and max(top for _, top in image.getextrema()[:len(image.mode.rstrip("A"))]) < 64
         picture = _mask_picture(image) if mask else _convert(image)
     del image  # a large one takes as much memory as the array
-    if deep and not mask and picture.pixels.max() < 64:  # Pillow keeps the upper of 16 bits only
-        values = cv2.imdecode(np.frombuffer(_bytes(file), np.uint8), cv2.IMREAD_UNCHANGED)
-        if values is not None and values.dtype == np.uint16 and values.shape == picture.pixels.shape:
-            picture = Picture(*_eight_bits(values[..., ::-1]))
+    values = cv2.imdecode(np.frombuffer(_bytes(file), np.uint8), cv2.IMREAD_UNCHANGED) if dark else None
+    if values is not None and values.dtype == np.uint16 and values.ndim == 3 and values.shape[:2] == picture.pixels.shape[:2]:
+        picture = picture_from_array(cv2.cvtColor(values, cv2.COLOR_BGR2RGB if values.shape[2] == 3 else cv2.COLOR_BGRA2RGBA), "")
     return replace(_turned(picture, orientation), focal_px=None if mask else focal)
 
 
@@ -234,8 +234,8 @@ def _decode_deep_tiff(file: BinaryIO, mask: bool) -> Picture:
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if values.ndim == 3:
         values = values[..., 2::-1]
-    picture = Picture(*usable_pixels(values.max(-1) if values.ndim == 3 else values)) if mask else Picture(*_eight_bits(values))
-    return _turned(picture, int(tags.get(ORIENTATION, 1)))
+    pixels, notes = usable_pixels(values.max(-1) if values.ndim == 3 else values) if mask else _eight_bits(values)
+    return _turned(Picture(pixels, notes=notes), int(tags.get(ORIENTATION, 1)))
 
 
 ORIENTATION = 274  # the EXIF tag
@@ -275,10 +275,10 @@ def picture_from_pillow(image: Image.Image) -> Picture:
 
 
 def _convert(image: Image.Image) -> Picture:
-    if image.mode.startswith("I;16"):
-        return Picture(*_eight_bits(np.asarray(image).astype(np.uint16)))
-    if image.mode in ("I", "F"):
-        return Picture(*_eight_bits(np.asarray(image)))
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image)
+        pixels, notes = _eight_bits(values.astype(np.uint16) if image.mode != "I" and values.dtype.kind in "iu" else values)
+        return Picture(pixels, notes=notes)
     usable, notes = None, ()
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -310,7 +310,8 @@ def _mask_picture(image: Image.Image) -> Picture:
     values = np.asarray(image)
     if values.ndim == 3:
         values = values[..., [b.upper() != "A" for b in image.getbands()]].max(-1)
-    return Picture(*(usable_pixels(values) if not labels else (values != 0, ())))
+    usable, notes = (values != 0, ()) if labels else usable_pixels(values)
+    return Picture(usable, notes=notes)
 
 
 def usable_pixels(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -322,7 +323,8 @@ def usable_pixels(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     if values.dtype.kind in "iu" and top < LABELS:
         return values != 0, ()
     between = bool(((values > 0) & (values < top)).any())
-    return (values >= top / 2) & (values > 0), ((f"of its values from 0 to {top:g}, those from {top / 2:g} on count as usable",) if between else ())
+    notes = (f"of its values, 0 to {top:g}, those from {top / 2:g} on count as usable",) if between else ()
+    return (values >= top / 2) & (values > 0), notes
 
 
 def _eight_bits(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -333,7 +335,7 @@ def _eight_bits(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     """
     values = np.where(np.isfinite(values), values, 0) if values.dtype.kind == "f" else values
     top, notes, curve = float(values.max(initial=0)), (), False
-    white = next((float(r) for r in RANGES if top <= r), top)
+    white = next((float(r) for r in RANGES if top <= 1.02 * r), top)  # lossy files go a little beyond
     if values.dtype.kind == "f" and top <= 1.05:  # resampling goes a little beyond 1
         white = 1.0
     elif values.dtype.kind == "f" and (values != np.round(values)).any():

@@ -232,6 +232,8 @@ def subject_from_images(images: Sequence, landmarks: Sequence | None = None, nam
     """
     if isinstance(images, (str, bytes, os.PathLike, Image.Image, dict)) or not hasattr(images, "__iter__"):
         raise InputError(f"images: expected a list of paths, PIL images or arrays, got {type(images).__name__}")
+    if isinstance(images, np.ndarray) and (images.ndim < 3 or images.ndim == 3 and images.shape[2] in (3, 4)):
+        raise InputError(f"images: expected a list of images, got one of shape {list(images.shape)}; put it into a list")
     images = list(images)
     if not images:
         raise InputError("no images given; expected at least one path, PIL image or array")
@@ -301,29 +303,34 @@ def _read_view(path: Path, beside: Beside) -> _Read:
     sidecars = list(beside.landmarks.get(path, ()))
     while sidecars and points is None:
         first, *sidecars = sidecars
-        where = first.relative_to(path.parent).as_posix()
+        where = _below(path, first)
         try:
             read = open_landmarks(first)
         except NoLandmarksError:
-            remarks.append((where, "no landmarks of its photo: there are no points in it"))
+            remarks.append((where, "not read as landmarks: there are no points in it"))
             continue
         check_inside(read.points, file.size, str(first))
         points, source = read.points, "file"
         remarks += [(where, note) for note in read.notes]
         if first.parent != path.parent:
-            remarks.append((where, f"landmarks, read because none lie beside the photo"))
+            remarks.append((where, "read as landmarks; none lie beside the photo"))
         if sidecars:
-            remarks.append((path.name, f"landmarks from {where}; not used: {', '.join(p.relative_to(path.parent).as_posix() for p in sidecars)}"))
+            remarks.append((readable(path.name), f"landmarks from {where}; not used: {', '.join(_below(path, p) for p in sidecars)}"))
     mask = replace(file, mask=True) if file.cut_out else None
     masks = beside.masks.get(path, ())
     if masks:
-        mask, where = open_image(masks[0], mask=True), masks[0].relative_to(path.parent).as_posix()
+        mask, where = open_image(masks[0], mask=True), _below(path, masks[0])
         usable = _checked_mask(mask(), file.size, str(masks[0]))
         remarks += [(where, note) for note in (*mask.notes, *_no_effect(usable))]
         if len(masks) > 1 or file.cut_out:
-            rest = [p.relative_to(path.parent).as_posix() for p in masks[1:]] + ["its transparency"] * file.cut_out
-            remarks.append((path.name, f"mask from {where}; not used: {', '.join(rest)}"))
+            rest = [_below(path, p) for p in masks[1:]] + ["its transparency"] * file.cut_out
+            remarks.append((readable(path.name), f"mask from {where}; not used: {', '.join(rest)}"))
     return _Read(View(readable(path.stem), file, path, points, source, file.focal_px, None, mask), remarks, _small(file()))
+
+
+def _below(photo: Path, file: Path) -> str:
+    """The name of a file of a photo for a message, with that of the folder it lies in."""
+    return readable(file.relative_to(photo.parent).as_posix())
 
 
 def _beside_paths(paths: Sequence[Path], landmarks: bool, masks: bool) -> Beside:
