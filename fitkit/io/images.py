@@ -71,7 +71,8 @@ class ImageFile:
 
     size: (W, H) of the upright image; focal_px: from EXIF, or None; mask: read as mask, see `usable_pixels`;
     distortion: removed after decoding, or None; cut_out: parts of it are transparent, as a mask the file says which;
-    notes: what was assumed, as parts of a sentence about the file. Recently used arrays are kept, 512 MB in all; any thread may call.
+    notes: what was assumed, as parts of a sentence about the file; small: see `small_picture`, None for a mask. Recently used arrays are
+    kept, 512 MB in all; any thread may call.
     """
 
     path: Path
@@ -81,6 +82,7 @@ class ImageFile:
     distortion: Distortion | None = None
     cut_out: bool = False
     notes: tuple[str, ...] = ()
+    small: np.ndarray | None = None
 
     def __call__(self) -> np.ndarray:
         array = _CACHE.get(self)
@@ -134,7 +136,8 @@ def open_image(path: str | os.PathLike, mask: bool = False) -> ImageFile:
     """
     picture = _decode(Path(path), mask)
     size = (picture.pixels.shape[1], picture.pixels.shape[0])
-    file = ImageFile(Path(path), size, picture.focal_px, mask, None, picture.usable is not None, picture.notes)
+    file = ImageFile(Path(path), size, picture.focal_px, mask, None, picture.usable is not None, picture.notes,
+                     None if mask else small_picture(picture.pixels))
     _CACHE.put(file, picture.pixels)
     return file
 
@@ -208,11 +211,13 @@ def _decode_stream(file: BinaryIO, mask: bool) -> Picture:
     with image:
         image.load()
         focal, orientation = focal_from_exif(image), _orientation(image)
-        # Of colours of 16 bits Pillow keeps the upper 8.
-        dark = not mask and image.mode in ("RGB", "RGBA", "LA") and max(top for _, top in image.getextrema()[:len(image.mode.rstrip("A"))]) < 64
+        # Of colours of 16 bits Pillow keeps the upper 8, and of JPEG 2000 less.
+        colors = image.mode.rstrip("A")
+        deep = not mask and image.mode in ("RGB", "RGBA", "LA") and (
+            image.format == "JPEG2000" or max(top for _, top in image.getextrema()[:len(colors)]) <= 64)
         picture = _mask_picture(image) if mask else _convert(image)
     del image  # a large one takes as much memory as the array
-    values = cv2.imdecode(np.frombuffer(_bytes(file), np.uint8), cv2.IMREAD_UNCHANGED) if dark else None
+    values = cv2.imdecode(np.frombuffer(_bytes(file), np.uint8), cv2.IMREAD_UNCHANGED) if deep else None
     if values is not None and values.dtype == np.uint16 and values.ndim == 3 and values.shape[:2] == picture.pixels.shape[:2]:
         picture = picture_from_array(cv2.cvtColor(values, cv2.COLOR_BGR2RGB if values.shape[2] == 3 else cv2.COLOR_BGRA2RGBA), "")
     return replace(_turned(picture, orientation), focal_px=None if mask else focal)
@@ -236,6 +241,11 @@ def _decode_deep_tiff(file: BinaryIO, mask: bool) -> Picture:
         values = values[..., 2::-1]
     pixels, notes = usable_pixels(values.max(-1) if values.ndim == 3 else values) if mask else _eight_bits(values)
     return _turned(Picture(pixels, notes=notes), int(tags.get(ORIENTATION, 1)))
+
+
+def small_picture(image: np.ndarray) -> np.ndarray:
+    """[H, W, 3] uint8 -> [96, 96] uint8 grey: what stays alike when a photo is saved again."""
+    return cv2.cvtColor(cv2.resize(image, (96, 96), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
 
 
 ORIENTATION = 274  # the EXIF tag
@@ -340,8 +350,9 @@ def _eight_bits(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
         white = 1.0
     elif values.dtype.kind == "f" and (values != np.round(values)).any():
         some = values[::4, ::4][values[::4, ::4] > 0]
-        curve = len(some) > 0 and float(np.median(some)) < 0.02 * white
-        white = max(float(np.percentile(some, 99)), 1e-6) if curve else white
+        middle = float(np.median(some)) if len(some) else white
+        curve = middle < 0.02 * white
+        white = min(float(np.percentile(some, 99)), middle / 0.18) if curve else white  # the middle of a photo is about as light as a grey card
         notes = (f"its values go up to {top:g}; " + (f"taken as linear light with {white:.3g} as white" if curve else f"{white:g} was taken as white"),)
     elif white != 65535 and (white != 255 or values.dtype == np.uint16):
         notes = (f"its values go up to {top:g}; {white:g} was taken as white",)

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from fitkit.errors import InputError
 from fitkit.io.calibration import Calibration, read_cameras
 from fitkit.io.images import (COMMON, SUFFIXES, Distortion, ImageFile, Picture, open_image, picture_from_array, picture_from_pillow,
-                              usable_pixels)
+                              small_picture, usable_pixels)
 from fitkit.io.landmark_files import NoLandmarksError, check_inside, check_landmarks, open_landmarks
 from fitkit.io.sidecars import LANDMARKS, MASKS, Beside, files_beside, natural_key, plain_name, readable
 
@@ -26,7 +25,6 @@ log = logging.getLogger("fitkit")
 OUTPUT_FOLDER = "fitkit"  # results, inside the subject folder
 RESULT_MARKS = ("metrics.json", "parameters.npz")  # by these a result folder is known
 NO_SUBJECTS = frozenset((OUTPUT_FOLDER, *MASKS, *LANDMARKS, "ground_truth"))  # folders of files about photos
-SAME_SIDE, SAME_MEAN, SAME_MOST = 96, 1.5, 10.0  # pictures of one photo that was saved again: size to compare at, difference in grey levels
 DECODERS = min(4, os.cpu_count() or 1)  # threads; a 48-megapixel photo takes 0.4 GB while it is decoded
 
 
@@ -89,6 +87,12 @@ class View:
         """(W, H) of the image; does not decode it."""
         source = self.__dict__["_image_source"]
         return source.size if isinstance(source, ImageFile) else (self.image.shape[1], self.image.shape[0])
+
+    @property
+    def small(self) -> np.ndarray:
+        """[96, 96] uint8 grey, by which photos that are the same can be known; does not decode the image."""
+        source = self.__dict__["_image_source"]
+        return source.small if isinstance(source, ImageFile) and source.small is not None else small_picture(self.image)
 
     def replace(self, **changes) -> "View":
         """The same view with other values of some fields."""
@@ -164,7 +168,7 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
         raise InputError(f"{folder}: the folder cannot be read: {error.strerror or error}") from error
     files = [p for p in entries if p.is_file()]
     images = [p for p in files if p.suffix.lower() in SUFFIXES]
-    common = {plain_name(p.stem): p for p in images if p.suffix.lower() in COMMON}
+    common = {plain_name(p.stem) for p in images if p.suffix.lower() in COMMON}
     copies = [p for p in images if p.suffix.lower() not in COMMON and plain_name(p.stem) in common]
     images = [p for p in images if p not in copies]
     if not images:
@@ -199,11 +203,9 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
     if cameras_file:
         views, camera_notes = _add_cameras(views, read_cameras(cameras_file), {p.stem for p in images}, cameras_file)
         notes += camera_notes
-    views, repeated = _without_copies(views, [r.small for r in read_views])
-    notes += repeated + _about_files(beside, folder)
+    notes += _about_files(beside, folder)
     if copies:
-        notes.append(f"left out: {_some(p.name for p in copies)}; {_some(common[plain_name(p.stem)].name for p in copies)} "
-                     f"{'is' if len(copies) == 1 else 'are'} used")
+        notes.append(f"left out: {_some(p.name for p in copies)}, beside a photo of the same name in a usual format")
     used = {*images, *copies, *(p for paths in beside.landmarks.values() for p in paths), *beside.elsewhere, cameras_file}
     others = [p for p in entries if p not in used and p.name not in silent and p.name.casefold() not in (*MASKS, *LANDMARKS)]
     if others:
@@ -226,7 +228,7 @@ def subject_from_images(images: Sequence, landmarks: Sequence | None = None, nam
         masks: per image [H, W], of numbers, at least half of the largest = usable, or bool, the path of a mask, or None; without `masks`,
             those beside image files are used as in a subject folder.
     Returns:
-        the subject, views in the given order, without those that show the same picture as another one.
+        the subject, views in the given order.
     Raises:
         InputError: nothing given, lists of different lengths, or an image, landmarks or mask that cannot be used.
     """
@@ -251,16 +253,14 @@ def subject_from_images(images: Sequence, landmarks: Sequence | None = None, nam
     _check_names([(n, f"image {i}") for i, n in enumerate(names)], None)
 
     beside = _beside_paths([p for p in paths if p], landmarks is None, masks is None)
-    views, small, remarks = [], [], []
+    views, remarks = [], []
     for i, (image, path, view_name) in enumerate(zip(images, paths, names)):
         if path:
             found = _read_view(path, beside)
             view, more = found.view.replace(name=view_name), found.remarks
-            small.append(found.small)
         else:
             picture = picture_from_pillow(image) if isinstance(image, Image.Image) else picture_from_array(image, view_name)
             view, more = View(view_name, picture.pixels, mask=picture.usable), [(view_name, note) for note in picture.notes]
-            small.append(_small(picture.pixels))
         given = landmarks[i] if landmarks is not None else None
         if given is not None:
             from_file = isinstance(given, (str, os.PathLike))
@@ -275,8 +275,7 @@ def subject_from_images(images: Sequence, landmarks: Sequence | None = None, nam
             view, more = view.replace(mask=mask), more + mask_notes
         views.append(view)
         remarks += more
-    views, repeated = _without_copies(views, small)
-    return Subject(name, tuple(views), None, tuple(_grouped(remarks) + repeated))
+    return Subject(name, tuple(views), None, tuple(_grouped(remarks)))
 
 
 class _LeftOutError(InputError):
@@ -285,11 +284,10 @@ class _LeftOutError(InputError):
 
 @dataclass(frozen=True)
 class _Read:
-    """A view as it was read; remarks: (file, what is to say about it); small: see `_small`."""
+    """A view as it was read; remarks: (file, what is to say about it)."""
 
     view: View
     remarks: list[tuple[str, str]]
-    small: np.ndarray
 
 
 def _read_view(path: Path, beside: Beside) -> _Read:
@@ -325,7 +323,7 @@ def _read_view(path: Path, beside: Beside) -> _Read:
         if len(masks) > 1 or file.cut_out:
             rest = [_below(path, p) for p in masks[1:]] + ["its transparency"] * file.cut_out
             remarks.append((readable(path.name), f"mask from {where}; not used: {', '.join(rest)}"))
-    return _Read(View(readable(path.stem), file, path, points, source, file.focal_px, None, mask), remarks, _small(file()))
+    return _Read(View(readable(path.stem), file, path, points, source, file.focal_px, None, mask), remarks)
 
 
 def _below(photo: Path, file: Path) -> str:
@@ -364,36 +362,6 @@ def _grouped(remarks: Sequence[tuple[str, str]]) -> list[str]:
     for file, text in remarks:
         files.setdefault(text, []).append(file)
     return [f"{_some(names)}: {text}" for text, names in files.items()]
-
-
-def _small(image: np.ndarray) -> np.ndarray:
-    """[96, 96] float32 grey: what stays alike when a photo is saved again."""
-    return cv2.cvtColor(cv2.resize(image, (SAME_SIDE, SAME_SIDE), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY).astype(np.float32)
-
-
-def _without_copies(views: Sequence[View], small: Sequence[np.ndarray]) -> tuple[list[View], list[str]]:
-    """The views without those that show the same picture as another, of which the one with a camera, with landmarks, or more pixels stays."""
-    order = sorted(range(len(views)), key=lambda i: (views[i].camera is None, views[i].landmarks is None, -views[i].size[0], i))
-    means, kept, same = np.array([s.mean() for s in small]), [], {}
-    for i in order:
-        near = [k for k in kept if abs(means[k] - means[i]) < SAME_MEAN
-                and abs(views[k].size[0] * views[i].size[1] / (views[k].size[1] * views[i].size[0]) - 1) < 0.02]
-        match = next((k for k in near if _alike(small[k], small[i])), None)
-        if match is None:
-            kept.append(i)
-        else:
-            same[i] = match
-    notes = [f"left out: {_label(views[i])} shows the same picture as {_label(views[same[i]])}, which counts once" for i in sorted(same)]
-    return [v for i, v in enumerate(views) if i not in same], notes
-
-
-def _alike(a: np.ndarray, b: np.ndarray) -> bool:
-    difference = np.abs(a - b)
-    return float(difference.max()) <= SAME_MOST and float(difference.mean()) <= SAME_MEAN
-
-
-def _label(view: View) -> str:
-    return readable(view.path.name) if view.path else view.name
 
 
 def _given_mask(mask: Any, size: tuple[int, int], name: str) -> tuple[np.ndarray, list[tuple[str, str]]]:

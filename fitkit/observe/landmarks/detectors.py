@@ -11,6 +11,7 @@ import torch
 
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.io.subject import Subject, View
+from fitkit.observe.copies import copies
 from fitkit.observe.landmarks.same_person import Appearance, appearance, choose_face
 from fitkit.observe.landmarks.types import LandmarkDetector, Landmarks, face_size, join_landmarks, no_landmarks
 
@@ -180,7 +181,7 @@ def _label(view: View) -> str:
 
 
 def usable_views(subject: Subject, landmarks: Landmarks) -> tuple[Subject, Landmarks, tuple[str, ...]]:
-    """Leave out the views in which no face was found.
+    """Leave out the views in which no face was found, and those that show the same picture as another one.
 
     Returns:
         the subject and the landmarks of the views with at least 8 points; the notes of the landmarks and one for each view
@@ -197,6 +198,10 @@ def usable_views(subject: Subject, landmarks: Landmarks) -> tuple[Subject, Landm
             notes.append(f"left out: {_label(view)}: all of its given landmarks are marked as not seen" if hidden else
                          f"left out: no face found in {_label(view)}" if count == 0 else
                          f"left out: {_label(view)} has only {count} of 68 landmarks, at least {MIN_POINTS} are needed")
+    same = copies([subject.views[i] for i in keep])
+    notes += [f"left out: {_label(subject.views[keep[i]])} shows the same picture as {_label(subject.views[keep[same[i]]])}, which counts once"
+              for i in sorted(same)]
+    keep = [v for i, v in enumerate(keep) if i not in same]
     if not keep:
         reasons = "; ".join(n.removeprefix("left out: ") for n in notes[:5])
         raise InputError(f"no view can be used: {reasons or 'the subject has no views'}; "
