@@ -71,14 +71,14 @@ def detect(images, output, landmarks, overwrite, device):
 def _photos(given: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
     """The photos that are meant, in the order given and sorted within folders; one sentence for each path that is none."""
     from fitkit.io.images import SUFFIXES
-    from fitkit.io.subject import natural_key
+    from fitkit.io.sidecars import natural_key, without_copies
 
     photos: list[Path] = []
     wrong: list[str] = []
     for path in given:
         if path.is_dir():
             inside = [p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
-            photos += sorted(inside, key=lambda p: natural_key(p.name))
+            photos += sorted(without_copies(inside)[0], key=lambda p: natural_key(p.name))
             if not inside:
                 wrong.append(f"{path}: no images in this folder")
         else:
@@ -114,7 +114,7 @@ def _there(photo: Path, folder: Path) -> Path | None:
     from fitkit.io.sidecars import files_beside
 
     inside = folder.iterdir() if folder.is_dir() else ()
-    for path in files_beside(folder, inside, [photo], lambda p: True).landmarks.get(photo, ()):
+    for path in files_beside(inside, [photo], lambda p: True).landmarks.get(photo, ()):
         try:
             open_landmarks(path)
         except NoLandmarksError:

@@ -25,14 +25,13 @@ with suppress(ImportError):  # not needed otherwise
     register_heif_opener()
 
 COMMON = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-# A photo in one of these beside one of the same name in a common format is a second copy of it.
 MODERN = (".avif", ".heic", ".heif", ".hif")  # not read on every machine
-RAW = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf")  # not read: what is an image in them is a small preview
-UNUSUAL = (".jfif", ".jpe", ".jp2", ".ppm", ".pgm", ".pnm", ".gif", *MODERN, *RAW)
-SUFFIXES = COMMON + UNUSUAL
+SUFFIXES = COMMON + (".jfif", ".jpe", ".jp2", ".ppm", ".pgm", ".pnm") + MODERN
+RAW = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf")  # never read: the image in them may be a small preview
 Image.init()  # registers the formats
 # What a file may be, whatever its suffix; no EPS, PDF, ...
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "GIF", "AVIF", "HEIF")
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "AVIF", "HEIF")
+DEEP = ("PNG", "TIFF", "PPM", "JPEG2000")  # those that may have 16 bits
 RANGES = tuple(2**bits - 1 for bits in (8, 10, 12, 14, 16))  # what cameras write into files for more
 LABELS = 32  # a mask of whole numbers below is 0 and 1, or numbers of parts of the face
 MIN_SIDE = 32  # px; a face in less is no use
@@ -212,9 +211,8 @@ def _decode_stream(file: BinaryIO, mask: bool) -> Picture:
         image.load()
         focal, orientation = focal_from_exif(image), _orientation(image)
         # Of colours of 16 bits Pillow keeps the upper 8, and of JPEG 2000 less.
-        colors = image.mode.rstrip("A")
-        deep = not mask and image.mode in ("RGB", "RGBA", "LA") and (
-            image.format == "JPEG2000" or max(top for _, top in image.getextrema()[:len(colors)]) <= 64)
+        deep = not mask and image.format in DEEP and image.mode in ("RGB", "RGBA", "LA") and (
+            image.format == "JPEG2000" or max(top for _, top in image.getextrema()[:len(image.mode.rstrip("A"))]) <= 64)
         picture = _mask_picture(image) if mask else _convert(image)
     del image  # a large one takes as much memory as the array
     values = cv2.imdecode(np.frombuffer(_bytes(file), np.uint8), cv2.IMREAD_UNCHANGED) if deep else None
@@ -356,7 +354,7 @@ def _eight_bits(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
         notes = (f"its values go up to {top:g}; " + (f"taken as linear light with {white:.3g} as white" if curve else f"{white:g} was taken as white"),)
     elif white != 65535 and (white != 255 or values.dtype == np.uint16):
         notes = (f"its values go up to {top:g}; {white:g} was taken as white",)
-    scaled = np.clip(values / white, 0, 1)
+    scaled = np.clip(values * np.float32(1 / white), 0, 1)
     if curve:
         scaled = srgb_from_linear(torch.from_numpy(scaled)).numpy()
     scaled = np.round(255 * scaled).astype(np.uint8)

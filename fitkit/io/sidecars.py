@@ -9,7 +9,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from fitkit.io import landmark_files
-from fitkit.io.images import SUFFIXES
+from fitkit.io.images import COMMON, SUFFIXES
 
 MASKS, LANDMARKS = ("masks", "mask"), ("landmarks",)  # folders, in upper or lower case
 
@@ -49,14 +49,23 @@ def plain_name(name: str) -> str:
     return normalize("NFC", readable(name)).casefold()
 
 
-def files_beside(folder: Path, entries: Iterable[Path], photos: Sequence[Path], ignore: Callable[[Path], bool] = lambda p: False) -> Beside:
+def without_copies(photos: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """The photos of a folder, and those of the others that are there a second time, in an unusual format under the same name."""
+    photos = list(photos)
+    common = {plain_name(p.stem) for p in photos if p.suffix.lower() in COMMON}
+    copies = [p for p in photos if p.suffix.lower() not in COMMON and plain_name(p.stem) in common]
+    return [p for p in photos if p not in copies], copies
+
+
+def files_beside(entries: Iterable[Path], photos: Sequence[Path], ignore: Callable[[Path], bool]) -> Beside:
     """The files of photos in a folder.
 
     A file belongs to the photo after whose stem it is named (a.pts), or else after its whole name (a.jpg.png); names that differ only in
     case or Unicode form will do where no photo has just that name. Landmark files in landmarks/ count where none lies beside the photo.
 
     Args:
-        entries: what lies in the folder; photos: those of it that are photos; ignore: folders that are not looked into.
+        entries: what lies in the folder; photos: those of it that are photos; ignore: folders that are not looked into, apart from masks/
+            and landmarks/.
     """
     owner = _owners(photos)
     out = Beside()

@@ -15,10 +15,10 @@ from PIL import Image
 
 from fitkit.errors import InputError
 from fitkit.io.calibration import Calibration, read_cameras
-from fitkit.io.images import (COMMON, SUFFIXES, Distortion, ImageFile, Picture, open_image, picture_from_array, picture_from_pillow,
+from fitkit.io.images import (RAW, SUFFIXES, Distortion, ImageFile, open_image, picture_from_array, picture_from_pillow,
                               small_picture, usable_pixels)
 from fitkit.io.landmark_files import NoLandmarksError, check_inside, check_landmarks, open_landmarks
-from fitkit.io.sidecars import LANDMARKS, MASKS, Beside, files_beside, natural_key, plain_name, readable
+from fitkit.io.sidecars import LANDMARKS, MASKS, Beside, files_beside, natural_key, readable, without_copies
 
 log = logging.getLogger("fitkit")
 
@@ -167,10 +167,7 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
     except OSError as error:
         raise InputError(f"{folder}: the folder cannot be read: {error.strerror or error}") from error
     files = [p for p in entries if p.is_file()]
-    images = [p for p in files if p.suffix.lower() in SUFFIXES]
-    common = {plain_name(p.stem) for p in images if p.suffix.lower() in COMMON}
-    copies = [p for p in images if p.suffix.lower() not in COMMON and plain_name(p.stem) in common]
-    images = [p for p in images if p not in copies]
+    images, copies = without_copies(p for p in files if p.suffix.lower() in (*SUFFIXES, *RAW))
     if not images:
         raise InputError(f"{folder}: no images in this folder; expected at least one of {', '.join('*' + s for s in SUFFIXES)}"
                          + (f" (found {_some(p.name for p in files)})" if files else ""))
@@ -178,7 +175,7 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
 
     cameras_file = next((p for p in files if p.name.lower() == "cameras.json"), None)
     silent = {Path(p).name for p in ignore} | {OUTPUT_FOLDER}
-    beside = files_beside(folder, entries, images, lambda p: p.name in silent or is_result(p))
+    beside = files_beside(entries, images, lambda p: p.name in silent or is_result(p))
 
     def read(image: Path):
         try:
@@ -341,7 +338,7 @@ def _beside_paths(paths: Sequence[Path], landmarks: bool, masks: bool) -> Beside
             continue  # the photos cannot be read either, and say so
         # Other photos of the folder own the files of just their name.
         photos = [*(p for p in paths if p.parent == folder), *(p for p in entries if p.suffix.lower() in SUFFIXES)]
-        found = files_beside(folder, entries, list(dict.fromkeys(photos)), lambda p: True)
+        found = files_beside(entries, list(dict.fromkeys(photos)), lambda p: True)
         out.landmarks |= found.landmarks if landmarks else {}
         out.masks |= found.masks if masks else {}
     return out

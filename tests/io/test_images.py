@@ -175,7 +175,7 @@ def test_transparency_is_a_mask(tmp_path):
 
 
 @pytest.mark.parametrize("name, options", [("a.jfif", {"format": "JPEG", "quality": 98}), ("a.jpe", {"format": "JPEG"}), ("a.jp2", {}), ("a.ppm", {}), ("a.pgm", {}),
-                                           ("a.gif", {}), ("a.avif", {"quality": 95})])
+                                           ("a.avif", {"quality": 95})])
 def test_unusual_formats(tmp_path, name, options):
     if name == "a.avif" and "AVIF" not in Image.SAVE:
         pytest.skip("this Pillow has no AVIF")
