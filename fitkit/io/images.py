@@ -287,16 +287,16 @@ def _convert(image: Image.Image) -> Picture:
         values = np.asarray(image)
         pixels, notes = _eight_bits(values.astype(np.uint16) if image.mode != "I" and values.dtype.kind in "iu" else values)
         return Picture(pixels, notes=notes)
-    usable, notes = None, ()
+    usable: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
     if image.has_transparency_data:
         image = image.convert("RGBA")
         alpha = np.asarray(image.getchannel("A"))
-        if alpha.max() >= 128:  # else the channel is not used for what it means
-            usable = _opaque(alpha)
-            notes = ("its transparent pixels (alpha below 128) are not used",) if usable is not None else ()
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        else:
+        if alpha.max() < 128:
             notes = ("its alpha channel says that all of it is transparent; it was not used",)
+        else:
+            usable = _opaque(alpha)
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return Picture(np.asarray(image if image.mode == "RGB" else image.convert("RGB")), usable, notes)
 
 
@@ -327,6 +327,7 @@ def usable_pixels(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     soft edges and backgrounds that are not quite 0 do no harm; of small whole numbers, labels, all but 0."""
     if values.dtype == bool:
         return values, ()
+    values = np.nan_to_num(values) if values.dtype.kind == "f" else values
     top = values.max(initial=0)
     if values.dtype.kind in "iu" and top < LABELS:
         return values != 0, ()

@@ -25,6 +25,7 @@ log = logging.getLogger("fitkit")
 OUTPUT_FOLDER = "fitkit"  # results, inside the subject folder
 RESULT_MARKS = ("metrics.json", "parameters.npz")  # by these a result folder is known
 NO_SUBJECTS = frozenset((OUTPUT_FOLDER, *MASKS, *LANDMARKS, "ground_truth"))  # folders of files about photos
+CUT_OUT = "its transparent pixels (alpha below 128) are not used"
 DECODERS = min(4, os.cpu_count() or 1)  # threads; a 48-megapixel photo takes 0.4 GB while it is decoded
 
 
@@ -168,6 +169,8 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
         raise InputError(f"{folder}: the folder cannot be read: {error.strerror or error}") from error
     files = [p for p in entries if p.is_file()]
     images, copies = without_copies(p for p in files if p.suffix.lower() in (*SUFFIXES, *RAW))
+    raw = [p for p in images if p.suffix.lower() in RAW]
+    images = [p for p in images if p not in raw]
     if not images:
         raise InputError(f"{folder}: no images in this folder; expected at least one of {', '.join('*' + s for s in SUFFIXES)}"
                          + (f" (found {_some(p.name for p in files)})" if files else ""))
@@ -200,10 +203,12 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
     if cameras_file:
         views, camera_notes = _add_cameras(views, read_cameras(cameras_file), {p.stem for p in images}, cameras_file)
         notes += camera_notes
-    notes += _about_files(beside, folder)
+    notes += _about_files(beside)
     if copies:
         notes.append(f"left out: {_some(p.name for p in copies)}, beside a photo of the same name in a usual format")
-    used = {*images, *copies, *(p for paths in beside.landmarks.values() for p in paths), *beside.elsewhere, cameras_file}
+    if raw:
+        notes.append(f"left out: {_some(p.name for p in raw)}; raw photos are not read, convert them to JPEG")
+    used = {*images, *copies, *raw, *(p for paths in beside.landmarks.values() for p in paths), *beside.elsewhere, cameras_file}
     others = [p for p in entries if p not in used and p.name not in silent and p.name.casefold() not in (*MASKS, *LANDMARKS)]
     if others:
         notes.append(f"ignored, not images or files of an image: {_some(p.name for p in others)}")
@@ -258,6 +263,8 @@ def subject_from_images(images: Sequence, landmarks: Sequence | None = None, nam
         else:
             picture = picture_from_pillow(image) if isinstance(image, Image.Image) else picture_from_array(image, view_name)
             view, more = View(view_name, picture.pixels, mask=picture.usable), [(view_name, note) for note in picture.notes]
+            if picture.usable is not None:
+                more.append((view_name, CUT_OUT))
         given = landmarks[i] if landmarks is not None else None
         if given is not None:
             from_file = isinstance(given, (str, os.PathLike))
@@ -269,7 +276,7 @@ def subject_from_images(images: Sequence, landmarks: Sequence | None = None, nam
             view = view.replace(camera=cameras[i])
         if masks is not None and masks[i] is not None:
             mask, mask_notes = _given_mask(masks[i], view.size, view_name)
-            view, more = view.replace(mask=mask), more + mask_notes
+            view, more = view.replace(mask=mask), [r for r in more if r[1] != CUT_OUT] + mask_notes
         views.append(view)
         remarks += more
     return Subject(name, tuple(views), None, tuple(_grouped(remarks)))
@@ -311,9 +318,12 @@ def _read_view(path: Path, beside: Beside) -> _Read:
             remarks.append((where, "read as landmarks; none lie beside the photo"))
         if sidecars:
             remarks.append((readable(path.name), f"landmarks from {where}; not used: {', '.join(_below(path, p) for p in sidecars)}"))
-    mask = replace(file, mask=True) if file.cut_out else None
     masks = beside.masks.get(path, ())
-    if masks:
+    mask = None
+    if file.cut_out and not masks:
+        mask = replace(file, mask=True)
+        remarks.append((path.name, CUT_OUT))
+    elif masks:
         mask, where = open_image(masks[0], mask=True), _below(path, masks[0])
         usable = _checked_mask(mask(), file.size, str(masks[0]))
         remarks += [(where, note) for note in (*mask.notes, *_no_effect(usable))]
@@ -344,10 +354,10 @@ def _beside_paths(paths: Sequence[Path], landmarks: bool, masks: bool) -> Beside
     return out
 
 
-def _about_files(beside: Beside, folder: Path) -> list[str]:
+def _about_files(beside: Beside) -> list[str]:
     """Notes on files of photos that are not used."""
-    notes = [f"{place.name}/ holds files with the names of photos, which are not read: {_some(names)}; landmarks lie beside the photos or in "
-             f"{LANDMARKS[0]}/" for place, names in beside.elsewhere.items()]
+    notes = [f"{place.name}/ holds files with the names of photos, which are not read: {_some(names)}; "
+             f"landmarks lie beside the photos or in {LANDMARKS[0]}/" for place, names in beside.elsewhere.items()]
     if beside.lost:
         notes.append(f"ignored, masks without an image: {_some(p.name for p in beside.lost)}")
     return notes

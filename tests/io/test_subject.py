@@ -287,10 +287,13 @@ def test_which_mask_is_used(tmp_path):
         Image.fromarray(np.full((70, 80), 255, np.uint8)).save(tmp_path / "masks" / name)
     subject = load_subject(tmp_path)
     assert subject.views[0].mask.all()
-    assert subject.notes[1:] == ("masks/a.png: this mask marks every pixel as usable, so it has no effect",
-                                 "a.png: mask from masks/a.png; not used: masks/a.jpg, masks/A.png, its transparency")
+    assert subject.notes == ("masks/a.png: this mask marks every pixel as usable, so it has no effect",
+                             "a.png: mask from masks/a.png; not used: masks/a.jpg, masks/A.png, its transparency")
     for image in (cut_out, Image.fromarray(cut_out)):
-        assert (subject_from_images([image]).views[0].mask == (MASK > 0)).all()
+        subject = subject_from_images([image])
+        assert (subject.views[0].mask == (MASK > 0)).all()
+        assert subject.notes == ("view0: its transparent pixels (alpha below 128) are not used",)
+        assert subject_from_images([image], masks=[MASK == 0]).notes == ()
 
 
 def test_masks_from_the_caller(tmp_path):
@@ -304,13 +307,14 @@ def test_masks_from_the_caller(tmp_path):
 
 def test_unusual_photos(tmp_path):
     Image.fromarray(np.full((70, 80, 3), 90, np.uint8)).save(tmp_path / "a.jfif", format="JPEG")
-    for name in ("b.heic", "c.HEIC", "c.CR2"):
+    for name in ("b.heic", "c.HEIC", "c.CR2", "d.dng", "d.NEF"):
         (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 20)
     photo(tmp_path / "C.jpg")
     subject = load_subject(tmp_path)
     assert [v.name for v in subject.views] == ["a", "C"]
-    assert len(subject.notes) == 2 and subject.notes[0].startswith(f"left out: {tmp_path / 'b.heic'}: ") and "convert it to JPEG" in subject.notes[0]
-    assert subject.notes[1] == "left out: c.CR2, c.HEIC, beside a photo of the same name in a usual format"
+    assert subject.notes[0].startswith(f"left out: {tmp_path / 'b.heic'}: ") and "convert it to JPEG" in subject.notes[0]
+    assert subject.notes[1:] == ("left out: c.CR2, c.HEIC, beside a photo of the same name in a usual format",
+                                 "left out: d.dng, d.NEF; raw photos are not read, convert them to JPEG")
 
 
 def test_dark_photos_of_sixteen_bits_are_told(tmp_path):
