@@ -128,7 +128,8 @@ def _subject(folder: Path) -> Reader:
 def _images(folder: Path) -> Reader:
     from fitkit.io.images import open_image
 
-    kinds = [k for k in ("jpg", "png", "tif", "webp", "bmp", "ppm", "jp2", "avif") if Image.registered_extensions().get(f".{k}") in Image.SAVE]
+    kinds = [k for k in ("jpg", "png", "tif", "webp", "bmp", "ppm", "jp2", "avif")
+             if Image.registered_extensions().get(f".{k}") in Image.SAVE]
     for kind in kinds:
         picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8))
         exif = Image.Exif()
@@ -136,7 +137,8 @@ def _images(folder: Path) -> Reader:
         picture.save(folder / f"a.{kind}", **({"exif": exif} if kind in ("jpg", "png", "tif", "webp", "avif") else {}))
     cv2.imwrite(str(folder / "float.tif"), np.random.default_rng(0).random((40, 40, 3), np.float32))
     cv2.imwrite(str(folder / "deep.png"), np.random.default_rng(0).integers(0, 4096, (40, 40, 3), np.uint16))
-    return Reader((*(f"a.{k}" for k in kinds), "float.tif", "deep.png"), lambda f: [open_image(p)() for p in sorted(f.iterdir())])
+    files = (*(f"a.{k}" for k in kinds), "float.tif", "deep.png")
+    return Reader(files, lambda f: [open_image(p)() for p in sorted(f.iterdir())])
 
 
 def _recipes(kind: str, load: str, name: str = "", overrides: tuple[str, ...] = ()) -> Callable[[Path], Reader]:

@@ -141,8 +141,8 @@ def build_metrics(model: FaceModel, subject: Subject, state: SceneState, landmar
         views.append({
             "name": view.name,
             "reprojection_px": float(pixels[i]), "reprojection_share": float(share[i]),
-            "part_shift_share": shifts[i],
-            "landmarks": int(landmarks.valid[i].sum()), "masked_share": masked[i], "landmark_sigma_px": float(sigma[i].median()),
+            "part_shift_share": shifts[i], "masked_share": masked[i],
+            "landmarks": int(landmarks.valid[i].sum()), "landmark_sigma_px": float(sigma[i].median()),
             "landmark_sigma_share": float(sigma[i].median() * share[i] / pixels[i]),
             "shape_shift": agreement[i].shift, "flow_sigma": agreement[i].flow, "flow_sigma_others": agreement[i].flow_others,
             "yaw_pitch_roll_deg": [float(a) for a in angles[i]],
@@ -205,9 +205,9 @@ def findings(metrics: dict[str, Any]) -> list[Finding]:
         else:
             found += _part_off(view)
         if (view.get("masked_share") or 0) > MASKED:
-            found.append(Finding("mask_hides_face", "doubtful", f"view {view['name']}: its mask hides {100 * view['masked_share']:.0f} % of the "
-                                 "landmarks inside the face; it must be white where the photo can be used, so invert or remove it",
-                                 view["name"]))
+            found.append(Finding("mask_hides_face", "doubtful", f"view {view['name']}: its mask hides "
+                                 f"{100 * view['masked_share']:.0f} % of the landmarks inside the face; it must be white where the photo can "
+                                 "be used, so invert or remove it", view["name"]))
         if view["distance_mm"] is not None and view["distance_mm"] < NEAREST_MM:
             found.append(Finding("camera_near", "doubtful", f"view {view['name']}: the camera came out {view['distance_mm']:.0f} mm "
                                  "from the head; give its focal length in cameras.json", view["name"]))

@@ -27,7 +27,7 @@ with suppress(ImportError):  # not needed otherwise
 COMMON = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MODERN = (".avif", ".heic", ".heif", ".hif")  # not read on every machine
 SUFFIXES = COMMON + (".jfif", ".jpe", ".jp2", ".ppm", ".pgm", ".pnm") + MODERN
-RAW = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf")  # never read: the image in them may be a small preview
+RAW = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf")  # not read: their image may be a small preview
 Image.init()  # registers the formats
 # What a file may be, whatever its suffix; no EPS, PDF, ...
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "AVIF", "HEIF")
@@ -70,8 +70,8 @@ class ImageFile:
 
     size: (W, H) of the upright image; focal_px: from EXIF, or None; mask: read as mask, see `usable_pixels`;
     distortion: removed after decoding, or None; cut_out: parts of it are transparent, as a mask the file says which;
-    notes: what was assumed, as parts of a sentence about the file; small: see `small_picture`, None for a mask. Recently used arrays are
-    kept, 512 MB in all; any thread may call.
+    notes: what was assumed, as parts of a sentence about the file; small: see `small_picture`, None for a mask.
+    Recently used arrays are kept, 512 MB in all; any thread may call.
     """
 
     path: Path
@@ -155,8 +155,8 @@ def read_image(path: str | os.PathLike) -> tuple[np.ndarray, float | None]:
 
 @dataclass(frozen=True)
 class Picture:
-    """pixels: [H, W, 3] uint8 sRGB, upright, or [H, W] bool of a mask; usable: [H, W] bool where parts are transparent, or None;
-    notes: what was assumed, as parts of a sentence; focal_px: from EXIF, or None."""
+    """pixels: [H, W, 3] uint8 sRGB, upright, or [H, W] bool of a mask; usable: [H, W] bool where parts are transparent,
+    or None; notes: what was assumed, as parts of a sentence; focal_px: from EXIF, or None."""
 
     pixels: np.ndarray
     usable: np.ndarray | None = None
@@ -216,8 +216,9 @@ def _decode_stream(file: BinaryIO, mask: bool) -> Picture:
         picture = _mask_picture(image) if mask else _convert(image)
     del image  # a large one takes as much memory as the array
     values = cv2.imdecode(np.frombuffer(_bytes(file), np.uint8), cv2.IMREAD_UNCHANGED) if deep else None
-    if values is not None and values.dtype == np.uint16 and values.ndim == 3 and values.shape[:2] == picture.pixels.shape[:2]:
-        picture = picture_from_array(cv2.cvtColor(values, cv2.COLOR_BGR2RGB if values.shape[2] == 3 else cv2.COLOR_BGRA2RGBA), "")
+    if values is not None and values.dtype == np.uint16 and values.ndim == 3:
+        order = cv2.COLOR_BGR2RGB if values.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
+        picture = picture_from_array(cv2.cvtColor(values, order), "")
     return replace(_turned(picture, orientation), focal_px=None if mask else focal)
 
 
@@ -256,10 +257,10 @@ def _turned(picture: Picture, orientation: int) -> Picture:
     if orientation not in _TURNS:
         return picture
 
-    def turn(array: np.ndarray) -> np.ndarray:
-        return _TURNS[orientation](array.view(np.uint8)).view(array.dtype)
+    def turn(array: np.ndarray | None) -> np.ndarray | None:
+        return None if array is None else _TURNS[orientation](array.view(np.uint8)).view(array.dtype)
 
-    return replace(picture, pixels=turn(picture.pixels), usable=None if picture.usable is None else turn(picture.usable))
+    return replace(picture, pixels=turn(picture.pixels), usable=turn(picture.usable))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -279,13 +280,14 @@ def picture_from_pillow(image: Image.Image) -> Picture:
     """A Pillow image of any mode, turned upright as its EXIF data say."""
     orientation = _orientation(image)
     picture = _turned(_convert(image), orientation)
-    return replace(picture, notes=(*picture.notes, *(["turned upright, as its EXIF data say"] if orientation in _TURNS else [])))
+    notes = ("turned upright, as its EXIF data say",) if orientation in _TURNS else ()
+    return replace(picture, notes=picture.notes + notes)
 
 
 def _convert(image: Image.Image) -> Picture:
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
-        pixels, notes = _eight_bits(values.astype(np.uint16) if image.mode != "I" and values.dtype.kind in "iu" else values)
+        pixels, notes = _eight_bits(values.astype(np.uint16) if image.mode.startswith("I;16") else values)
         return Picture(pixels, notes=notes)
     usable: np.ndarray | None = None
     notes: tuple[str, ...] = ()
@@ -323,8 +325,8 @@ def _mask_picture(image: Image.Image) -> Picture:
 
 
 def usable_pixels(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """A mask [H, W] of numbers -> bool, True = usable, and what was assumed. Usable is what has at least half of the largest value, so that
-    soft edges and backgrounds that are not quite 0 do no harm; of small whole numbers, labels, all but 0."""
+    """A mask [H, W] of numbers -> bool, True = usable, and what was assumed. Usable is what has at least half of the largest
+    value, so that soft edges and backgrounds that are not quite 0 do no harm; of small whole numbers, labels, all but 0."""
     if values.dtype == bool:
         return values, ()
     values = np.nan_to_num(values) if values.dtype.kind == "f" else values
@@ -339,11 +341,11 @@ def usable_pixels(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
 def _eight_bits(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     """Brightness [H, W] or [H, W, 3] of a range that the file does not state -> [H, W, 3] uint8, and what was assumed.
 
-    Floating point up to 1 is what programs write; whole numbers reach to the end of one of RANGES; fractions beyond 1 whose median is
-    far below are linear light of a large range.
+    Floating point up to 1 is what programs write; whole numbers reach to the end of one of RANGES; fractions beyond 1 whose
+    median is far below are linear light of a large range.
     """
     values = np.where(np.isfinite(values), values, 0) if values.dtype.kind == "f" else values
-    top, notes, curve = float(values.max(initial=0)), (), False
+    top, curve = float(values.max(initial=0)), False
     white = next((float(r) for r in RANGES if top <= 1.02 * r), top)  # lossy files go a little beyond
     if values.dtype.kind == "f" and top <= 1.05:  # resampling goes a little beyond 1
         white = 1.0
@@ -351,10 +353,10 @@ def _eight_bits(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
         some = values[::4, ::4][values[::4, ::4] > 0]
         middle = float(np.median(some)) if len(some) else white
         curve = middle < 0.02 * white
-        white = min(float(np.percentile(some, 99)), middle / 0.18) if curve else white  # the middle of a photo is about as light as a grey card
-        notes = (f"its values go up to {top:g}; " + (f"taken as linear light with {white:.3g} as white" if curve else f"{white:g} was taken as white"),)
-    elif white != 65535 and (white != 255 or values.dtype == np.uint16):
-        notes = (f"its values go up to {top:g}; {white:g} was taken as white",)
+        if curve:  # the middle of a photo is about as light as a grey card
+            white = min(float(np.percentile(some, 99)), middle / 0.18)
+    told = white not in (1, 65535) and (white != 255 or values.dtype == np.uint16 or (values != np.round(values)).any())
+    notes = (f"its values go up to {top:g}; " + "linear light, " * curve + f"{white:.5g} was taken as white",) if told else ()
     scaled = np.clip(values * np.float32(1 / white), 0, 1)
     if curve:
         scaled = srgb_from_linear(torch.from_numpy(scaled)).numpy()
@@ -371,7 +373,7 @@ def picture_from_array(array: Any, where: str) -> Picture:
     try:
         array = np.asarray(array)
     except ValueError as error:
-        raise InputError(f"{where}: expected an image [H, W], [H, W, 3] or [H, W, 4], got {type(array).__name__}: {error}") from error
+        raise InputError(f"{where}: expected an image [H, W], [H, W, 3] or [H, W, 4], got {type(array).__name__} ({error})") from error
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or min(array.shape[:2]) < MIN_SIDE:
         raise InputError(f"{where}: expected an image [H, W], [H, W, 3] or [H, W, 4] of at least {MIN_SIDE} x {MIN_SIDE} px, "
                          f"got " + (f"shape {list(array.shape)}" if array.ndim else type(array.item()).__name__))

@@ -15,6 +15,8 @@ from fitkit.io.foreign import MEGABYTE, ForeignFile, foreign_file
 
 SUFFIXES = (".pts", ".npy", ".json", ".txt")  # in the order in which they are preferred
 COUNT = 68
+UNREADABLE, EXPECTED = "not a readable landmark file", f"expected {COUNT} points 'x y [confidence]'"
+EXPECTED_JSON = "expected a list of points [x, y] or {\"landmarks\": [[x, y], ...]}"
 FEW = 10  # numbers; what holds fewer, and no list of points, has another purpose
 
 
@@ -35,8 +37,8 @@ def read_landmarks(path: str | os.PathLike) -> np.ndarray:
 
     Returns:
         [68, 3] float64: x, y in px, pixel (0, 0) is the centre of the top-left pixel of the upright image;
-        confidence in [0, 1], 1 where the file has none. A point that was not seen (NaN, or -1 -1 or 0 0 as many programs write
-        it): x = y = NaN, confidence 0.
+        confidence in [0, 1], 1 where the file has none. A point that was not seen (NaN, or -1 -1 or 0 0 as many programs
+        write it): x = y = NaN, confidence 0.
     Raises:
         InputError: not readable, wrong count or shape; names the file, what was expected and what came.
         NoLandmarksError: a text or JSON that holds no points.
@@ -50,7 +52,7 @@ def open_landmarks(path: str | os.PathLike) -> LandmarkFile:
     read = {".pts": _read_pts, ".npy": _read_npy, ".json": _read_json, ".txt": _read_txt}.get(path.suffix.lower())
     if read is None:
         raise InputError(f"{path}: expected a landmark file {', '.join(SUFFIXES)}")
-    with foreign_file(path, "not a readable landmark file", f"expected {COUNT} points 'x y [confidence]'", limit=MEGABYTE) as file:
+    with foreign_file(path, UNREADABLE, EXPECTED, limit=MEGABYTE) as file:
         points, notes = read(file)
     first = int(read is _read_pts)  # these files count pixels from 1, we count from 0
     checked = check_landmarks(points, str(path), first)
@@ -65,7 +67,7 @@ def write_pts(path: str | os.PathLike, points: np.ndarray) -> None:
 
 
 def check_landmarks(points: Any, where: str, first: int = 0) -> LandmarkFile:
-    """[68, 2] or [68, 3] from a file or the caller, perhaps in a list of one face, -> [68, 3] float64 as `read_landmarks`.
+    """[68, 2] or [68, 3] from a file or the caller, perhaps in a list of one face -> [68, 3] as `read_landmarks`.
 
     Args:
         where: names the source.
@@ -143,7 +145,7 @@ def _read_txt(file: ForeignFile) -> tuple[np.ndarray, tuple[str, ...]]:
     lines = [line.split("#")[0].strip() for line in _text(file).splitlines()]
     lines = [line for line in lines if line]
     if not any(_is_numbers(line) for line in lines):
-        raise NoLandmarksError(f"{file.path}: not a readable landmark file (no line of numbers); expected {COUNT} points 'x y [confidence]'")
+        raise NoLandmarksError(f"{file.path}: {UNREADABLE} (no line of numbers); {EXPECTED}")
     return _numbers(lines)
 
 
@@ -170,11 +172,13 @@ def _is_numbers(line: str) -> bool:
 
 
 def _numbers(lines: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Lines of numbers -> [N, columns], and a note. Commas are decimal points where every number of a line has one, no line has
-    a point, and something else separates the numbers ('12,5 30,1', '12,5;30,1'); else they separate the numbers."""
+    """Lines of numbers -> [N, columns], and a note. Commas are decimal points where every number of a line has one, no line
+    has a point, and something else separates the numbers ('12,5 30,1', '12,5;30,1'); else they separate the numbers."""
     cells = [_CELLS.split(line.strip(",;")) for line in lines]
-    if not any("." in line for line in lines) and any(len(c) > 1 and all(map(_DECIMAL_COMMA.fullmatch, c)) for c in cells):
-        return _table([[float(v.replace(",", ".")) for v in c] for c in cells]), ("decimal commas were read as decimal points",)
+    commas = any(len(c) > 1 and all(map(_DECIMAL_COMMA.fullmatch, c)) for c in cells)
+    if commas and not any("." in line for line in lines):
+        rows = [[float(v.replace(",", ".")) for v in c] for c in cells]
+        return _table(rows), ("decimal commas were read as decimal points",)
     return _table([[float(v) for v in _split(line)] for line in lines]), ()
 
 
@@ -191,9 +195,8 @@ def _read_json(file: ForeignFile) -> tuple[np.ndarray, tuple[str, ...]]:
         return _table(max(fitting or lists, key=len)), ()
     count = _count_numbers(content)
     if count < FEW and not (isinstance(content, list) and count):
-        raise NoLandmarksError(f"{file.path}: not a readable landmark file (no points in it); "
-                               f"expected a list of points or {{\"landmarks\": [[x, y], ...]}}")
-    raise ValueError(f"expected a list of points [x, y] or {{\"landmarks\": [[x, y], ...]}}, got {_shape(content)}")
+        raise NoLandmarksError(f"{file.path}: {UNREADABLE} (no points in it); {EXPECTED_JSON}")
+    raise ValueError(f"{EXPECTED_JSON}, got {_shape(content)}")
 
 
 def _point_lists(content: Any) -> Iterator[list[list[float]]]:
@@ -212,11 +215,11 @@ def _point_lists(content: Any) -> Iterator[list[list[float]]]:
 
 
 def _rows(content: Any) -> list[list[float]] | None:
-    """A list of points, [x, y(, confidence)], {"x": ..., "y": ...} or null, as rows of numbers; None for anything else."""
+    """A list of points, [x, y(, confidence)], {"x": x, "y": y} or null, as rows of numbers; None for anything else."""
     if not isinstance(content, list):
         return None
-    points = [[p["x"], p["y"], *([p["confidence"]] if "confidence" in p else [])] if isinstance(p, dict) and "x" in p and "y" in p else p
-              for p in content]
+    keys = ("x", "y", "confidence")
+    points = [[p[k] for k in keys if k in p] if isinstance(p, dict) and "x" in p and "y" in p else p for p in content]
     width = max((len(p) for p in points if isinstance(p, list)), default=0)
     if width < 2 or not all(p is None or isinstance(p, list) for p in points):
         return None
@@ -234,7 +237,7 @@ def _count_numbers(content: Any) -> int:
 def _shape(content: Any) -> str:
     """'a list of 136 numbers', 'an object with the keys chin, nose'."""
     if isinstance(content, dict):
-        return f"an object with the keys {', '.join(map(str, list(content)[:5]))}" + (", ..." if len(content) > 5 else "")
+        return f"an object with the keys {', '.join(list(content)[:5])}{', ...' * (len(content) > 5)}"
     if isinstance(content, list):
         flat = all(isinstance(v, (int, float)) for v in content)
         return f"a list of {len(content)} {'numbers' if flat else 'other things'}"

@@ -11,13 +11,14 @@ from unicodedata import normalize
 from fitkit.io import landmark_files
 from fitkit.io.images import COMMON, SUFFIXES
 
+Owner = Callable[[str], "tuple[int, Path] | None"]  # as `_owners` gives it
 MASKS, LANDMARKS = ("masks", "mask"), ("landmarks",)  # folders, in upper or lower case
 
 
 @dataclass
 class Beside:
-    """landmarks, masks: photo -> its files, the one to use first. elsewhere: folders with files of the names of photos that are not read,
-    and the names of such files. lost: masks without a photo."""
+    """landmarks, masks: photo -> its files, the one to use first; elsewhere: folder that is not read -> names of files in it
+    that have the names of photos; lost: masks without a photo."""
 
     landmarks: dict[Path, list[Path]] = field(default_factory=dict)
     masks: dict[Path, list[Path]] = field(default_factory=dict)
@@ -32,7 +33,7 @@ def natural_key(name: str) -> list:
 
 
 def readable(text: str) -> str:
-    """A file name as text that can be written: bytes of it that are not UTF-8 are read as Latin-1 (archives from Windows)."""
+    """A file name as text that can be written: bytes of it that are not UTF-8 are read as Latin-1 (archives of Windows)."""
     try:
         text.encode("utf-8")
         return text
@@ -45,12 +46,12 @@ def readable(text: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """What is alike in names that differ in case, in the Unicode form (macOS writes letters and accents apart) or in an encoding."""
+    """What is alike in names that differ in case, encoding, or Unicode form (macOS writes letters and accents apart)."""
     return normalize("NFC", readable(name)).casefold()
 
 
 def without_copies(photos: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """The photos of a folder, and those of the others that are there a second time, in an unusual format under the same name."""
+    """The photos of a folder, and apart from them those in an unusual format beside one of the same name in a usual one."""
     photos = list(photos)
     common = {plain_name(p.stem) for p in photos if p.suffix.lower() in COMMON}
     copies = [p for p in photos if p.suffix.lower() not in COMMON and plain_name(p.stem) in common]
@@ -60,22 +61,23 @@ def without_copies(photos: Iterable[Path]) -> tuple[list[Path], list[Path]]:
 def files_beside(entries: Iterable[Path], photos: Sequence[Path], ignore: Callable[[Path], bool]) -> Beside:
     """The files of photos in a folder.
 
-    A file belongs to the photo after whose stem it is named (a.pts), or else after its whole name (a.jpg.png); names that differ only in
-    case or Unicode form will do where no photo has just that name. Landmark files in landmarks/ count where none lies beside the photo.
+    A file belongs to the photo after whose stem it is named (a.pts), or else after its whole name (a.jpg.png); names that
+    differ only in case or Unicode form will do where no photo has just that name. Landmark files in landmarks/ come after
+    those beside the photo.
 
     Args:
-        entries: what lies in the folder; photos: those of it that are photos; ignore: folders that are not looked into, apart from masks/
-            and landmarks/.
+        entries: what lies in the folder; photos: those of it that are photos; ignore: folders that are not looked into,
+            apart from masks/ and landmarks/.
     """
     owner = _owners(photos)
     out = Beside()
     entries = sorted(entries, key=lambda p: natural_key(p.name))
-    found = _by_photo([p for p in entries if p.suffix.lower() in landmark_files.SUFFIXES and p.name.lower() != "cameras.json"],
-                      owner, landmark_files.SUFFIXES)
+    found = _landmarks([p for p in entries if p.name.lower() != "cameras.json"], owner)
     out.landmarks = {photo: [p for p in files if p.is_file()] for photo, files in found.items()}
     for entry in entries:
         name = entry.name.casefold()
-        if entry.suffix.lower() in SUFFIXES or not entry.is_dir() or (name not in (*MASKS, *LANDMARKS) and ignore(entry)):
+        known = name in MASKS or name in LANDMARKS
+        if entry.suffix.lower() in SUFFIXES or not entry.is_dir() or (ignore(entry) and not known):
             continue
         inside = sorted(_inside(entry), key=lambda p: natural_key(p.name))
         if name in MASKS:
@@ -84,7 +86,7 @@ def files_beside(entries: Iterable[Path], photos: Sequence[Path], ignore: Callab
                 out.masks.setdefault(photo, []).extend(files)
             out.lost += [p for p in masks if owner(p.stem) is None]
             continue
-        files = _by_photo([p for p in inside if p.suffix.lower() in landmark_files.SUFFIXES], owner, landmark_files.SUFFIXES)
+        files = _landmarks(inside, owner)
         if name in LANDMARKS:
             for photo, found_there in files.items():
                 out.landmarks.setdefault(photo, []).extend(found_there)
@@ -100,7 +102,7 @@ def _inside(folder: Path) -> list[Path]:
         return []
 
 
-def _owners(photos: Sequence[Path]) -> Callable[[str], tuple[int, Path] | None]:
+def _owners(photos: Sequence[Path]) -> Owner:
     """For the stem of a file: the photo that it belongs to, and how well the names agree (0: best)."""
     tables: list[dict[str, Path]] = [{}, {}, {}, {}]
     for photo in photos:
@@ -114,12 +116,17 @@ def _owners(photos: Sequence[Path]) -> Callable[[str], tuple[int, Path] | None]:
     return owner
 
 
-def _by_photo(files: Sequence[Path], owner: Callable[[str], tuple[int, Path] | None], suffixes: Sequence[str]) -> dict[Path, list[Path]]:
+def _landmarks(files: Iterable[Path], owner: Owner) -> dict[Path, list[Path]]:
+    known = landmark_files.SUFFIXES
+    return _by_photo([p for p in files if p.suffix.lower() in known], owner, known)
+
+
+def _by_photo(files: Sequence[Path], owner: Owner, suffixes: Sequence[str]) -> dict[Path, list[Path]]:
     """Photo -> its files: the nearest names first, then in the order of `suffixes`."""
-    found: dict[Path, list[tuple[tuple, Path]]] = {}
+    found: dict[Path, list[tuple[int, int, Path]]] = {}
     for file in files:
         match, suffix = owner(file.stem), file.suffix.lower()
         if match is not None:
-            rank, photo = match
-            found.setdefault(photo, []).append(((rank, suffixes.index(suffix) if suffix in suffixes else len(suffixes), file.name), file))
-    return {photo: [file for _, file in sorted(ranked)] for photo, ranked in found.items()}
+            place = suffixes.index(suffix) if suffix in suffixes else len(suffixes)
+            found.setdefault(match[1], []).append((match[0], place, file))
+    return {photo: [file for *_, file in sorted(ranked)] for photo, ranked in found.items()}

@@ -208,8 +208,9 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
         notes.append(f"left out: {_some(p.name for p in copies)}, beside a photo of the same name in a usual format")
     if raw:
         notes.append(f"left out: {_some(p.name for p in raw)}; raw photos are not read, convert them to JPEG")
-    used = {*images, *copies, *raw, *(p for paths in beside.landmarks.values() for p in paths), *beside.elsewhere, cameras_file}
-    others = [p for p in entries if p not in used and p.name not in silent and p.name.casefold() not in (*MASKS, *LANDMARKS)]
+    used = {*images, *copies, *raw, *(p for paths in beside.landmarks.values() for p in paths), *beside.elsewhere,
+            cameras_file, *(p for p in entries if p.name in silent or p.name.casefold() in (*MASKS, *LANDMARKS))}
+    others = [p for p in entries if p not in used]
     if others:
         notes.append(f"ignored, not images or files of an image: {_some(p.name for p in others)}")
     return Subject(readable(folder.resolve().name), tuple(views), folder, tuple(notes))
@@ -221,14 +222,14 @@ def subject_from_images(images: Sequence, landmarks: Sequence | None = None, nam
     """A subject from image files, Pillow images and/or arrays.
 
     Args:
-        images: paths, PIL images, or arrays [H, W], [H, W, 3], [H, W, 4] (uint8, uint16, or float in 0..1; RGB order). PIL images are
-            turned upright as their EXIF data say.
+        images: paths, PIL images, or arrays [H, W], [H, W, 3], [H, W, 4] (uint8, uint16, or float in 0..1; RGB order). PIL
+            images are turned upright as their EXIF data say.
         landmarks: per image [68, 2] or [68, 3] (x, y[, confidence]; NaN = not seen; counted from 0), the path of a
             landmark file, or None; without `landmarks`, files beside image files are used as in a subject folder.
         names: per image, unique; default: file stem, or view0, view1, ...
         cameras: per image, for undistorted images, or None.
-        masks: per image [H, W], of numbers, at least half of the largest = usable, or bool, the path of a mask, or None; without `masks`,
-            those beside image files are used as in a subject folder.
+        masks: per image [H, W] (bool, or numbers: at least half of the largest = usable), the path of a mask, or None;
+            without `masks`, those beside image files are used as in a subject folder.
     Returns:
         the subject, views in the given order.
     Raises:
@@ -261,17 +262,18 @@ def subject_from_images(images: Sequence, landmarks: Sequence | None = None, nam
             found = _read_view(path, beside)
             view, more = found.view.replace(name=view_name), found.remarks
         else:
-            picture = picture_from_pillow(image) if isinstance(image, Image.Image) else picture_from_array(image, view_name)
-            view, more = View(view_name, picture.pixels, mask=picture.usable), [(view_name, note) for note in picture.notes]
-            if picture.usable is not None:
-                more.append((view_name, CUT_OUT))
+            pillow = isinstance(image, Image.Image)
+            picture = picture_from_pillow(image) if pillow else picture_from_array(image, view_name)
+            view = View(view_name, picture.pixels, mask=picture.usable)
+            more = [(view_name, note) for note in (*picture.notes, *[CUT_OUT] * (picture.usable is not None))]
         given = landmarks[i] if landmarks is not None else None
         if given is not None:
             from_file = isinstance(given, (str, os.PathLike))
             points = open_landmarks(given) if from_file else check_landmarks(given, view_name)
             check_inside(points.points, view.size, str(given) if from_file else view_name)
             view = view.replace(landmarks=points.points, landmark_source="file" if from_file else "given")
-            more = more + [(Path(given).name if from_file else f"{view_name}: landmarks", note) for note in points.notes]
+            label = Path(given).name if from_file else f"{view_name}: landmarks"
+            more = more + [(label, note) for note in points.notes]
         if cameras is not None and cameras[i] is not None:
             view = view.replace(camera=cameras[i])
         if masks is not None and masks[i] is not None:
@@ -317,7 +319,8 @@ def _read_view(path: Path, beside: Beside) -> _Read:
         if first.parent != path.parent:
             remarks.append((where, "read as landmarks; none lie beside the photo"))
         if sidecars:
-            remarks.append((readable(path.name), f"landmarks from {where}; not used: {', '.join(_below(path, p) for p in sidecars)}"))
+            rest = ", ".join(_below(path, p) for p in sidecars)
+            remarks.append((path.name, f"landmarks from {where}; not used: {rest}"))
     masks = beside.masks.get(path, ())
     mask = None
     if file.cut_out and not masks:
@@ -329,7 +332,7 @@ def _read_view(path: Path, beside: Beside) -> _Read:
         remarks += [(where, note) for note in (*mask.notes, *_no_effect(usable))]
         if len(masks) > 1 or file.cut_out:
             rest = [_below(path, p) for p in masks[1:]] + ["its transparency"] * file.cut_out
-            remarks.append((readable(path.name), f"mask from {where}; not used: {', '.join(rest)}"))
+            remarks.append((path.name, f"mask from {where}; not used: {', '.join(rest)}"))
     return _Read(View(readable(path.stem), file, path, points, source, file.focal_px, None, mask), remarks)
 
 
@@ -379,7 +382,7 @@ def _given_mask(mask: Any, size: tuple[int, int], name: str) -> tuple[np.ndarray
     else:
         values = np.asarray(mask)
         if values.dtype.kind not in "biuf":
-            raise InputError(f"{name}: mask: expected [H, W] numbers or bool, got {type(mask).__name__} of {values.dtype}")
+            raise InputError(f"{name}: mask: expected [H, W] numbers or bool, got {type(mask).__name__} ({values.dtype})")
         usable, notes = usable_pixels(values)
         label, where = f"{name}: mask", f"{name}: mask"
     _checked_mask(usable, size, where)

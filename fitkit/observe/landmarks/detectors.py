@@ -198,8 +198,9 @@ def usable_views(subject: Subject, landmarks: Landmarks) -> tuple[Subject, Landm
             notes.append(f"left out: {_label(view)}: all of its given landmarks are marked as not seen" if hidden else
                          f"left out: no face found in {_label(view)}" if count == 0 else
                          f"left out: {_label(view)} has only {count} of 68 landmarks, at least {MIN_POINTS} are needed")
-    same = copies([subject.views[i] for i in keep])
-    notes += [f"left out: {_label(subject.views[keep[i]])} shows the same picture as {_label(subject.views[keep[same[i]]])}, which counts once"
+    views = [subject.views[i] for i in keep]
+    same = copies(views)
+    notes += [f"left out: {_label(views[i])} shows the same picture as {_label(views[same[i]])}, which counts once"
               for i in sorted(same)]
     keep = [v for i, v in enumerate(keep) if i not in same]
     if not keep:
