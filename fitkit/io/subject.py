@@ -158,6 +158,8 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
     Raises:
         InputError: no such folder, no usable image in it, or a landmark, camera or mask file that is wrong.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"expected the path of a folder with photos of one person, got {type(path).__name__}")
     folder = Path(path)
     if not folder.exists():
         raise InputError(f"{folder}: no such folder; give a folder with photos of one person")
