@@ -195,8 +195,8 @@ def usable_views(subject: Subject, landmarks: Landmarks) -> tuple[Subject, Landm
     for view, count in zip(subject.views, counts):
         if count < MIN_POINTS:
             hidden = view.landmarks is not None and not np.isfinite(view.landmarks[:, :2]).any()
-            notes.append(f"left out: {_label(view)}: all of its given landmarks are marked as not seen" if hidden else
-                         f"left out: no face found in {_label(view)}" if count == 0 else
+            why = ": all of its given landmarks are marked as not seen" if hidden else ""
+            notes.append(f"left out: no face found in {_label(view)}{why}" if count == 0 else
                          f"left out: {_label(view)} has only {count} of 68 landmarks, at least {MIN_POINTS} are needed")
     views = [subject.views[i] for i in keep]
     same = copies(views)

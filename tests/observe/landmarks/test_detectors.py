@@ -170,8 +170,8 @@ def test_a_photo_under_two_names_counts_once(white):
 
 def test_points_that_are_all_hidden_are_named(white):
     s = subject(view("a", POINTS * np.nan), view("b"))
-    assert usable_views(s, detect_landmarks(s)[0])[2][1] == "left out: a: all of its given landmarks are marked as not seen"
-    with pytest.raises(InputError, match="no view can be used: a: all of its given landmarks are marked as not seen; give a photo"):
+    assert usable_views(s, detect_landmarks(s)[0])[2][1] == "left out: no face found in a: all of its given landmarks are marked as not seen"
+    with pytest.raises(InputError, match="no view can be used: no face found in a: all of its given landmarks are marked as not seen; give a photo"):
         usable_views(subject(s.views[0]), detect_landmarks(subject(s.views[0]))[0])
 
 
