@@ -32,6 +32,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads; forked processes would share its threads
 
+import cv2
 import numpy as np
 import scipy.io
 import torch
@@ -127,13 +128,17 @@ def _subject(folder: Path) -> Reader:
 def _images(folder: Path) -> Reader:
     from fitkit.io.images import open_image
 
-    kinds = ("jpg", "png", "tif", "webp", "bmp")
+    kinds = [k for k in ("jpg", "png", "tif", "webp", "bmp", "ppm", "jp2", "avif")
+             if Image.registered_extensions().get(f".{k}") in Image.SAVE]
     for kind in kinds:
         picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8))
         exif = Image.Exif()
         exif[274] = 6
-        picture.save(folder / f"a.{kind}", **({} if kind == "bmp" else {"exif": exif}))
-    return Reader(tuple(f"a.{k}" for k in kinds), lambda f: [open_image(p)() for p in sorted(f.iterdir())])
+        picture.save(folder / f"a.{kind}", **({"exif": exif} if kind in ("jpg", "png", "tif", "webp", "avif") else {}))
+    cv2.imwrite(str(folder / "float.tif"), np.random.default_rng(0).random((40, 40, 3), np.float32))
+    cv2.imwrite(str(folder / "deep.png"), np.random.default_rng(0).integers(0, 4096, (40, 40, 3), np.uint16))
+    files = (*(f"a.{k}" for k in kinds), "float.tif", "deep.png")
+    return Reader(files, lambda f: [open_image(p)() for p in sorted(f.iterdir())])
 
 
 def _recipes(kind: str, load: str, name: str = "", overrides: tuple[str, ...] = ()) -> Callable[[Path], Reader]:

@@ -71,14 +71,14 @@ def detect(images, output, landmarks, overwrite, device):
 def _photos(given: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
     """The photos that are meant, in the order given and sorted within folders; one sentence for each path that is none."""
     from fitkit.io.images import SUFFIXES
-    from fitkit.io.subject import natural_key
+    from fitkit.io.sidecars import natural_key, without_copies
 
     photos: list[Path] = []
     wrong: list[str] = []
     for path in given:
         if path.is_dir():
             inside = [p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
-            photos += sorted(inside, key=lambda p: natural_key(p.name))
+            photos += sorted(without_copies(inside)[0], key=lambda p: natural_key(p.name))
             if not inside:
                 wrong.append(f"{path}: no images in this folder")
         else:
@@ -88,13 +88,12 @@ def _photos(given: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
 
 def _detect_one(detector, photo: Path, folder: Path, overwrite: bool) -> str:
     """Write the results of one photo, both or none; the line that says what was done."""
-    from fitkit.io import landmark_files
     from fitkit.io.images import read_image
     from fitkit.observe.landmarks.detectors import faces_of
 
-    there = [p for s in landmark_files.SUFFIXES if (p := folder / f"{photo.stem}{s}").is_file()]
+    there = _there(photo, folder)
     if there and not overwrite:
-        return f"{photo.name}: kept {there[0].name}, which is there (--overwrite replaces it)"
+        return f"{photo.name}: kept {there.relative_to(folder).as_posix()}, which is there (--overwrite replaces it)"
     image = read_image(photo)[0]
     faces = faces_of(detector, image)
     if not faces:
@@ -107,6 +106,23 @@ def _detect_one(detector, photo: Path, folder: Path, overwrite: bool) -> str:
         line += f", sigma {float(face.sigma[0][valid].median()):.1f} px (median)"
     line += f", {hidden} points hidden" if hidden else ""
     return line + (f", {len(faces)} faces, the largest was taken" if len(faces) > 1 else "")
+
+
+def _there(photo: Path, folder: Path) -> Path | None:
+    """The landmark file that a fit of the folder would take for the photo."""
+    from fitkit.io.landmark_files import NoLandmarksError, open_landmarks
+    from fitkit.io.sidecars import files_beside
+
+    inside = folder.iterdir() if folder.is_dir() else ()
+    for path in files_beside(inside, [photo], lambda p: True).landmarks.get(photo, ()):
+        try:
+            open_landmarks(path)
+        except NoLandmarksError:
+            continue  # a caption
+        except InputError:
+            pass  # to be mended or replaced
+        return path
+    return None
 
 
 def _write(folder: Path, stem: str, image, face) -> Path:

@@ -43,6 +43,7 @@ VIEW_DOUBTFUL, VIEW_FAILED = 0.06, 0.12
 BEYOND_3_SIGMA = 0.12  # people outside of the model, five photos: up to 0.1, with no larger error than the others
 WEIGHT_LEAST, WEIGHT_MOST, OUT_OF_RANGE = -0.3, 1.2, 0.02  # a grimace uses a tenth of the blend shapes in full, never beyond
 NEAREST_MM = 150.0
+MASKED = 0.5  # share of the inner landmarks; a hand or hair hides fewer
 # A view that speaks for another face, by `ViewAgreement`. One person: largest shift of a set of four casual photos 1.4 in the median, 2.6 at
 # most in 95 of 100 sets; another person among four good views of synthetic points: 1.5 to 1.8 (1.7 to 2.2 times that of the others).
 SHIFT_SURE, SHIFT_LARGE, SHIFT_TIMES = 2.8, 1.4, 1.78
@@ -97,6 +98,19 @@ def part_shifts(model: FaceModel, state: SceneState, landmarks: Landmarks) -> li
     return out
 
 
+def masked_landmarks(subject: Subject, landmarks: Landmarks) -> list[float | None]:
+    """Share of the inner landmarks of each view that its mask hides; None without a mask or inner landmarks."""
+    out: list[float | None] = []
+    for view, points, valid in zip(subject.views, landmarks.points, landmarks.valid):
+        mask, inner = view.mask, points[17:][valid[17:]].round().long().numpy()
+        if mask is None or not len(inner):
+            out.append(None)
+            continue
+        x, y = inner[:, 0].clip(0, mask.shape[1] - 1), inner[:, 1].clip(0, mask.shape[0] - 1)
+        out.append(1 - float(mask[y, x].mean()))
+    return out
+
+
 def _face_size(landmarks: Landmarks) -> Tensor:
     """Square root of the area of the landmark box, [B] px."""
     low = torch.where(landmarks.valid[..., None], landmarks.points, torch.inf).amin(1)
@@ -120,13 +134,14 @@ def build_metrics(model: FaceModel, subject: Subject, state: SceneState, landmar
     if run.shape is not None:
         agreement = attempt("whether the photos agree", lambda: view_agreement(*run.shape), agreement, failures)
     angles_between = [p[0] for p in parallax(state)]
+    masked = masked_landmarks(subject, landmarks)
     views = []
     for i, view in enumerate(subject.views):
         perspective = state.camera.kind == "perspective"
         views.append({
             "name": view.name,
             "reprojection_px": float(pixels[i]), "reprojection_share": float(share[i]),
-            "part_shift_share": shifts[i],
+            "part_shift_share": shifts[i], "masked_share": masked[i],
             "landmarks": int(landmarks.valid[i].sum()), "landmark_sigma_px": float(sigma[i].median()),
             "landmark_sigma_share": float(sigma[i].median() * share[i] / pixels[i]),
             "shape_shift": agreement[i].shift, "flow_sigma": agreement[i].flow, "flow_sigma_others": agreement[i].flow_others,
@@ -189,6 +204,10 @@ def findings(metrics: dict[str, Any]) -> list[Finding]:
                                  view["name"]))
         else:
             found += _part_off(view)
+        if (view.get("masked_share") or 0) > MASKED:
+            found.append(Finding("mask_hides_face", "doubtful", f"view {view['name']}: its mask hides "
+                                 f"{100 * view['masked_share']:.0f} % of the landmarks inside the face; it must be white where the photo can "
+                                 "be used, so invert or remove it", view["name"]))
         if view["distance_mm"] is not None and view["distance_mm"] < NEAREST_MM:
             found.append(Finding("camera_near", "doubtful", f"view {view['name']}: the camera came out {view['distance_mm']:.0f} mm "
                                  "from the head; give its focal length in cameras.json", view["name"]))

@@ -74,6 +74,7 @@ def fit(subject: str | os.PathLike | Subject | Sequence, *, model: str | FaceMod
     if progress is not None and not callable(progress):
         raise InputError(f"progress: expected a function of (text, share), got {type(progress).__name__}")
     tell = progress or (lambda text, share: None)
+    _check_arguments(model, recipe, overrides)
     changes: dict[str, Any] = {}
     if isinstance(model, (str, os.PathLike)):
         changes["model"] = os.fspath(model)
@@ -95,6 +96,17 @@ def fit(subject: str | os.PathLike | Subject | Sequence, *, model: str | FaceMod
                                 lambda view: tell("finding landmarks", 0.05 + 0.15 * next(count) / len(subject.views)))
     subject, found, notes = usable_views(subject, found)
     return fit_observed(subject, found, face_model, recipe, device, tell, subject.notes + tuple(notes))
+
+
+def _check_arguments(model: Any, recipe: Any, overrides: Any) -> None:
+    """Refuse arguments of a type that `fit` does not take."""
+    path = (str, os.PathLike)
+    if not isinstance(model, (*path, FaceModel, type(None))):
+        raise InputError(f"model: expected a name, a path or a FaceModel, got {type(model).__name__}")
+    if not isinstance(recipe, (*path, FitRecipe)):
+        raise InputError(f"recipe: expected a name, a path or a FitRecipe, got {type(recipe).__name__}")
+    if not isinstance(overrides, (list, tuple)) or not all(isinstance(o, str) for o in overrides):
+        raise InputError(f"overrides: expected a list of 'key=value', got {overrides!r:.80}")
 
 
 def check_device(device: str) -> None:

@@ -119,8 +119,10 @@ class ForeignFile:
                     raise ValueError(f"unpacked it has more than the {_megabytes(self.limit)} that are read")
         return b"".join(parts)
 
-    def text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        return self.bytes().decode(encoding, errors)
+    def text(self, encoding: str | None = None, errors: str = "strict") -> str:
+        """encoding: None for Unicode, UTF-8 or what the first bytes say (Windows writes UTF-16)."""
+        data = self.bytes()
+        return data.decode(encoding or json.detect_encoding(data), errors)
 
     def json(self) -> Any:
         return parse_json(self.bytes())
@@ -251,8 +253,10 @@ def decode_picture(data: bytes | np.ndarray, flags: int = COLOR) -> np.ndarray |
 def parse_json(data: bytes) -> Any:
     """A JSON document; raises whatever comes up, so call it in `refused_as`. Refused: what is nested deeper than DEPTH, whole
     numbers and texts that are too long."""
+    text = data.decode(json.detect_encoding(data))
+    data = text.encode()
     _check_json(data)
-    value = json.loads(data.decode("utf-8-sig"), parse_int=_whole)
+    value = json.loads(text, parse_int=_whole)
     if b"\\ud" in data.lower():
         json.dumps(value, ensure_ascii=False).encode()  # half a pair of surrogates could not be written anywhere
     return value

@@ -9,21 +9,24 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from fitkit.errors import InputError, check_argument
-from fitkit.io import landmark_files
 from fitkit.io.calibration import Calibration, read_cameras
-from fitkit.io.images import SUFFIXES, Distortion, ImageFile, array_to_rgb, open_image, to_rgb
-from fitkit.io.landmark_files import check_inside, check_landmarks, read_landmarks
+from fitkit.io.images import (RAW, SUFFIXES, Distortion, ImageFile, open_image, picture_from_array, picture_from_pillow,
+                              small_picture, usable_pixels)
+from fitkit.io.landmark_files import NoLandmarksError, check_inside, check_landmarks, open_landmarks
+from fitkit.io.sidecars import LANDMARKS, MASKS, Beside, files_beside, natural_key, readable, without_copies
 
 log = logging.getLogger("fitkit")
 
 OUTPUT_FOLDER = "fitkit"  # results, inside the subject folder
 RESULT_MARKS = ("metrics.json", "parameters.npz")  # by these a result folder is known
-NO_SUBJECTS = frozenset((OUTPUT_FOLDER, "masks", "landmarks", "ground_truth"))  # folders of files about photos
+NO_SUBJECTS = frozenset((OUTPUT_FOLDER, *MASKS, *LANDMARKS, "ground_truth"))  # folders of files about photos
+CUT_OUT = "its transparent pixels (alpha below 128) are not used"
 DECODERS = min(4, os.cpu_count() or 1)  # threads; a 48-megapixel photo takes 0.4 GB while it is decoded
 
 
@@ -90,6 +93,12 @@ class View:
         source = self.__dict__["_image_source"]
         return source.size if isinstance(source, ImageFile) else (self.image.shape[1], self.image.shape[0])
 
+    @property
+    def small(self) -> np.ndarray:
+        """[96, 96] uint8 grey, by which photos that are the same can be known; does not decode the image."""
+        source = self.__dict__["_image_source"]
+        return source.small if isinstance(source, ImageFile) and source.small is not None else small_picture(self.image)
+
     def replace(self, **changes) -> "View":
         """The same view with other values of some fields."""
         return replace(self, **{"image": self.__dict__["_image_source"], "mask": self.__dict__["_mask_source"], **changes})
@@ -110,25 +119,6 @@ class Subject:
     def __repr__(self) -> str:
         names = [v.name for v in self.views]
         return f"Subject({self.name!r}, {len(names)} views: {_some(names)})"
-
-
-def natural_key(name: str) -> list:
-    """Sort key that puts 'view2' before 'view10'."""
-    parts = re.split(r"(\d+)", name.casefold())
-    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts] + [(0, 0, name)]
-
-
-def readable(text: str) -> str:
-    """A file name as text that can be written: bytes of it that are not UTF-8 are read as Latin-1 (archives from Windows)."""
-    try:
-        text.encode("utf-8")
-        return text
-    except UnicodeEncodeError:
-        pass
-    try:
-        return os.fsencode(text).decode("latin-1")
-    except UnicodeEncodeError:  # not from a file name
-        return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def is_result(folder: Path) -> bool:
@@ -161,7 +151,7 @@ def _folders(folder: Path, below: bool = False) -> Iterator[tuple[Path, list[Pat
     yield folder, entries
     if not (below and folder.is_symlink()):
         for p in entries:
-            if p.name not in NO_SUBJECTS and p.is_dir():
+            if p.name.casefold() not in NO_SUBJECTS and p.is_dir():
                 yield from _folders(p, below=True)
 
 
@@ -176,7 +166,7 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
     Raises:
         InputError: no such folder, no usable image in it, or a landmark, camera or mask file that is wrong.
     """
-    check_argument("load_subject", path, (str, os.PathLike), "the path of a folder")
+    check_argument("path", path, (str, os.PathLike), "the path of a folder with photos of one person")
     folder = Path(path)
     views, notes, error = _read_folder(folder, ignore)
     if not views:
@@ -198,50 +188,50 @@ def _read_folder(folder: Path, ignore: Sequence[str | os.PathLike] = (),
     except OSError as error:
         raise InputError(f"{folder}: the folder cannot be read: {error.strerror or error}") from error
     files = [p for p in entries if p.is_file()]
-    images = [p for p in files if p.suffix.lower() in SUFFIXES]
+    photos = [p for p in files if p.suffix.lower() in (*SUFFIXES, *RAW)]
+    images, copies = without_copies(p for p in photos if only is None or p.name in only)
+    raw = [p for p in images if p.suffix.lower() in RAW]
+    images = [p for p in images if p not in raw]
     if not images:
         raise InputError(f"{folder}: no images in this folder; expected at least one of {', '.join('*' + s for s in SUFFIXES)}"
                          + (f" (found {_some(p.name for p in files)})" if files else ""))
-    everything = {p.stem for p in images}
-    if only is not None:
-        images = [p for p in images if p.name in only]
     _check_names([(readable(p.stem), readable(p.name)) for p in images], folder)
 
-    stems = {p.stem for p in images}
     cameras_file = next((p for p in files if p.name.lower() == "cameras.json"), None)
-    sidecars: dict[str, list[Path]] = {}
-    for p in files:
-        if p.suffix.lower() in landmark_files.SUFFIXES and p.stem in stems and p != cameras_file:
-            sidecars.setdefault(p.stem, []).append(p)
-    masks = _masks(folder)
+    silent = {Path(p).name for p in ignore} | {OUTPUT_FOLDER}
+    beside = files_beside(entries, images, lambda p: p.name in silent or is_result(p))
 
     def read(image: Path):
         try:
-            file = open_image(image)
-        except InputError as error:
+            return _read_view(image, beside)
+        except _LeftOutError as error:
             return error
-        return _read_view(image, file, sidecars.get(image.stem, []), masks.get(image.stem))
 
     with ThreadPoolExecutor(DECODERS) as pool:
         results = list(pool.map(read, images))
-    notes, views = [], []
-    for image, result in zip(images, results):
-        if isinstance(result, InputError):
+    notes, read_views, remarks = [], [], []
+    for result in results:
+        if isinstance(result, _LeftOutError):
             notes.append(f"left out: {result}")
         else:
-            views.append(result[0])
-            notes += result[1]
+            read_views.append(result)
+            remarks += result.remarks
+    notes += _grouped(remarks)
+    views = [r.view for r in read_views]
     if cameras_file and views:
-        views, camera_notes = _add_cameras(views, read_cameras(cameras_file), everything, cameras_file)
+        views, camera_notes = _add_cameras(views, read_cameras(cameras_file), {p.stem for p in photos}, cameras_file)
         notes += camera_notes
-    silent = {Path(p).name for p in ignore} | {OUTPUT_FOLDER, "masks", "landmarks"}  # the last: pictures of `fitkit detect`
-    used = {*images, *(p for paths in sidecars.values() for p in paths), cameras_file}
-    others = [p for p in entries if p not in used and p.name not in silent and not is_result(p)]
+    if only is None:
+        notes += _about_files(beside)
+    if copies:
+        notes.append(f"left out: {_some(p.name for p in copies)}, beside a photo of the same name in a usual format")
+    if raw and only is None:
+        notes.append(f"left out: {_some(p.name for p in raw)}; raw photos are not read, convert them to JPEG")
+    used = {*images, *copies, *raw, *(p for paths in beside.landmarks.values() for p in paths), *beside.elsewhere,
+            cameras_file, *(p for p in entries if p.name in silent or p.name.casefold() in (*MASKS, *LANDMARKS))}
+    others = [p for p in entries if p not in used and not is_result(p)]
     if others and only is None:
         notes.append(f"ignored, not images or files of an image: {_some(p.name for p in others)}")
-    lost = sorted(set(masks) - stems, key=natural_key)
-    if lost and only is None:
-        notes.append(f"ignored, masks without an image: {_some(masks[s].name for s in lost)}")
     return views, notes, next((r for r in results if isinstance(r, InputError)), None)
 
 
@@ -295,8 +285,9 @@ def as_subject(given: str | os.PathLike | Subject | Sequence, landmarks: Sequenc
     if landmarks is None:
         return subject
     _check_entries("landmarks", landmarks, len(subject.views), f"views of {subject.path or subject.name}")
-    views = [v if points is None else v.replace(**_given_points(v, points)) for v, points in zip(subject.views, landmarks)]
-    return replace(subject, views=tuple(views))
+    given = [({}, []) if points is None else _given_points(v, points) for v, points in zip(subject.views, landmarks)]
+    views = tuple(v.replace(**fields) for v, (fields, _) in zip(subject.views, given))
+    return replace(subject, views=views, notes=(*subject.notes, *_grouped([r for _, more in given for r in more])))
 
 
 def _check_entries(label: str, values: Sequence, count: int, what: str) -> None:
@@ -305,15 +296,17 @@ def _check_entries(label: str, values: Sequence, count: int, what: str) -> None:
         raise InputError(f"{label}: expected one entry for each of the {count} {what}, got {len(values)}")
 
 
-def _given_points(view: View, given) -> dict[str, np.ndarray | str]:
-    """Points from the caller, of the photo as it is: an array, or the path of a landmark file -> fields of the view."""
+def _given_points(view: View, given) -> tuple[dict[str, np.ndarray | str], list[tuple[str, str]]]:
+    """Points from the caller, of the photo as it is: an array, or the path of a landmark file -> fields of the view, and remarks."""
     from_file = isinstance(given, (str, os.PathLike))
-    points = read_landmarks(given) if from_file else check_landmarks(given, view.name)
+    read = open_landmarks(given) if from_file else check_landmarks(given, view.name)
+    points = read.points
     check_inside(points, view.size, str(given) if from_file else view.name)
     distortion = getattr(view.__dict__["_image_source"], "distortion", None)
     if distortion is not None:
         points = np.column_stack([distortion.undistort_points(points[:, :2]), points[:, 2]])
-    return {"landmarks": points, "landmark_source": "file" if from_file else "given"}
+    label = Path(given).name if from_file else f"{view.name}: landmarks"
+    return {"landmarks": points, "landmark_source": "file" if from_file else "given"}, [(label, note) for note in read.notes]
 
 
 def is_photo(path: str | os.PathLike) -> bool:
@@ -338,12 +331,14 @@ def subject_from_images(images: Sequence, landmarks: Sequence | None = None, nam
     """A subject from image files, Pillow images and/or arrays.
 
     Args:
-        images: paths, PIL images, or arrays [H, W], [H, W, 3], [H, W, 4] (uint8, uint16, or float in 0..1; RGB order).
+        images: paths, PIL images, or arrays [H, W], [H, W, 3], [H, W, 4] (uint8, uint16, or float in 0..1; RGB order). PIL
+            images are turned upright as their EXIF data say.
         landmarks: per image [68, 2] or [68, 3] (x, y[, confidence]; NaN = not seen; counted from 0), the path of a
             landmark file, or None; without `landmarks`, files beside image files are used as in a subject folder.
         names: per image, unique; default: file stem, or view0, view1, ...
         cameras: per image, for undistorted images, or None.
-        masks: per image [H, W], nonzero = usable, or None.
+        masks: per image [H, W] (bool, or numbers: at least half of the largest = usable), the path of a mask, or None;
+            without `masks`, those beside image files are used as in a subject folder.
     Returns:
         the subject, views in the given order.
     Raises:
@@ -351,8 +346,10 @@ def subject_from_images(images: Sequence, landmarks: Sequence | None = None, nam
     """
     check_argument("name", name, str, "the subject's name")
     check_argument("images", images, Iterable, "a list of paths, PIL images and arrays")
-    if isinstance(images, (str, bytes, os.PathLike, Mapping)):
-        raise InputError(f"images: expected a list of paths, PIL images and arrays, got {type(images).__name__}")
+    if isinstance(images, (str, bytes, os.PathLike, Image.Image, Mapping)):
+        raise InputError(f"images: expected a list of paths, PIL images or arrays, got {type(images).__name__}")
+    if isinstance(images, np.ndarray) and (images.ndim < 3 or images.ndim == 3 and images.shape[2] in (3, 4)):
+        raise InputError(f"images: expected a list of images, got one of shape {list(images.shape)}; put it into a list")
     images = list(images)
     if not images:
         raise InputError("no images given; expected at least one path, PIL image or array")
@@ -364,52 +361,138 @@ def subject_from_images(images: Sequence, landmarks: Sequence | None = None, nam
         names = [readable(p.stem) if p else f"view{i}" for i, p in enumerate(paths)]
     _check_names([(n, f"image {i}") for i, n in enumerate(names)], None)
 
-    views, notes = [], []
+    beside = _beside_paths([p for p in paths if p], landmarks is None, masks is None)
+    views, remarks = [], []
     for i, (image, path, view_name) in enumerate(zip(images, paths, names)):
         if path:
-            beside = []
-            if landmarks is None:
-                # Not Path.is_file, for which a name that is too long is an error.
-                beside = [p for s in landmark_files.SUFFIXES if os.path.isfile(p := path.with_suffix(s))]
-            view, more = _read_view(path, open_image(path), beside, None)
-            view, notes = view.replace(name=view_name), notes + more
+            found = _read_view(path, beside)
+            view, more = found.view.replace(name=view_name), found.remarks
         else:
-            array = to_rgb(image) if isinstance(image, Image.Image) else array_to_rgb(image, view_name)
-            view = View(view_name, array)
+            pillow = isinstance(image, Image.Image)
+            picture = picture_from_pillow(image) if pillow else picture_from_array(image, view_name)
+            view = View(view_name, picture.pixels, mask=picture.usable)
+            more = [(view_name, note) for note in (*picture.notes, *[CUT_OUT] * (picture.usable is not None))]
         if landmarks is not None and landmarks[i] is not None:
-            view = view.replace(**_given_points(view, landmarks[i]))
+            fields, remarks_on_points = _given_points(view, landmarks[i])
+            view, more = view.replace(**fields), more + remarks_on_points
         if cameras is not None and cameras[i] is not None:
             check_argument(f"{view_name}: camera", cameras[i], KnownCamera, "a KnownCamera or None")
             view = view.replace(camera=cameras[i])
         if masks is not None and masks[i] is not None:
-            view = view.replace(mask=_checked_mask(np.asarray(masks[i]) != 0, view.size, f"{view_name}: mask"))
+            mask, mask_notes = _given_mask(masks[i], view.size, view_name)
+            view, more = view.replace(mask=mask), [r for r in more if r[1] != CUT_OUT] + mask_notes
         views.append(view)
-    return Subject(name, tuple(views), None, tuple(notes))
+        remarks += more
+    return Subject(name, tuple(views), None, tuple(_grouped(remarks)))
 
 
-def _read_view(path: Path, file: ImageFile, sidecars: list[Path], mask: Path | None) -> tuple[View, list[str]]:
-    """One view with the landmark file and the mask that lie beside it; notes."""
-    notes, points, source = [], None, ""
-    if sidecars:
-        order = {s: i for i, s in enumerate(landmark_files.SUFFIXES)}
-        sidecars = sorted(sidecars, key=lambda p: (order[p.suffix.lower()], p.name))
-        points = read_landmarks(sidecars[0])
-        check_inside(points, file.size, str(sidecars[0]))
-        source = "file"
-        if len(sidecars) > 1:
-            notes.append(f"{path.name}: landmarks from {sidecars[0].name}; not used: {', '.join(p.name for p in sidecars[1:])}")
-    loader = None
-    if mask:
-        loader = open_image(mask, mask=True)
-        _checked_mask(loader(), file.size, str(mask))
-    return View(readable(path.stem), file, path, points, source, file.focal_px, None, loader), notes
+class _LeftOutError(InputError):
+    """A photo that cannot be read, while those beside it can."""
 
 
-def _masks(folder: Path) -> dict[str, Path]:
-    masks = folder / "masks"
-    if not masks.is_dir():
-        return {}
-    return {p.stem: p for p in sorted(masks.iterdir()) if p.suffix.lower() == ".png" and not p.name.startswith(".")}
+@dataclass(frozen=True)
+class _Read:
+    """A view as it was read; remarks: (file, what is to say about it)."""
+
+    view: View
+    remarks: list[tuple[str, str]]
+
+
+def _read_view(path: Path, beside: Beside) -> _Read:
+    """One view with the landmark file and the mask that lie beside it."""
+    try:
+        file = open_image(path)
+    except InputError as error:
+        raise _LeftOutError(str(error)) from error
+    remarks = [(path.name, note) for note in file.notes]
+    points, source = None, ""
+    sidecars = list(beside.landmarks.get(path, ()))
+    while sidecars and points is None:
+        first, *sidecars = sidecars
+        where = _below(path, first)
+        try:
+            read = open_landmarks(first)
+        except NoLandmarksError:
+            remarks.append((where, "not read as landmarks: there are no points in it"))
+            continue
+        check_inside(read.points, file.size, str(first))
+        points, source = read.points, "file"
+        remarks += [(where, note) for note in read.notes]
+        if first.parent != path.parent:
+            remarks.append((where, "read as landmarks; none lie beside the photo"))
+        if sidecars:
+            rest = ", ".join(_below(path, p) for p in sidecars)
+            remarks.append((path.name, f"landmarks from {where}; not used: {rest}"))
+    masks = beside.masks.get(path, ())
+    mask = None
+    if file.cut_out and not masks:
+        mask = replace(file, mask=True)
+        remarks.append((path.name, CUT_OUT))
+    elif masks:
+        mask, where = open_image(masks[0], mask=True), _below(path, masks[0])
+        usable = _checked_mask(mask(), file.size, str(masks[0]))
+        remarks += [(where, note) for note in (*mask.notes, *_no_effect(usable))]
+        if len(masks) > 1 or file.cut_out:
+            rest = [_below(path, p) for p in masks[1:]] + ["its transparency"] * file.cut_out
+            remarks.append((path.name, f"mask from {where}; not used: {', '.join(rest)}"))
+    return _Read(View(readable(path.stem), file, path, points, source, file.focal_px, None, mask), remarks)
+
+
+def _below(photo: Path, file: Path) -> str:
+    """The name of a file of a photo for a message, with that of the folder it lies in."""
+    return readable(file.relative_to(photo.parent).as_posix())
+
+
+def _beside_paths(paths: Sequence[Path], landmarks: bool, masks: bool) -> Beside:
+    """The landmark files and masks beside photos in any folders, whichever are wanted."""
+    out = Beside()
+    for folder in {p.parent for p in paths} if landmarks or masks else ():
+        try:
+            entries = [p for p in folder.iterdir() if not p.name.startswith(".")]
+        except OSError:
+            continue  # the photos cannot be read either, and say so
+        # Other photos of the folder own the files of just their name.
+        photos = [*(p for p in paths if p.parent == folder), *(p for p in entries if p.suffix.lower() in SUFFIXES)]
+        found = files_beside(entries, list(dict.fromkeys(photos)), lambda p: True)
+        out.landmarks |= found.landmarks if landmarks else {}
+        out.masks |= found.masks if masks else {}
+    return out
+
+
+def _about_files(beside: Beside) -> list[str]:
+    """Notes on files of photos that are not used."""
+    notes = [f"{place.name}/ holds files with the names of photos, which are not read: {_some(names)}; "
+             f"landmarks lie beside the photos or in {LANDMARKS[0]}/" for place, names in beside.elsewhere.items()]
+    if beside.lost:
+        notes.append(f"ignored, masks without an image: {_some(p.name for p in beside.lost)}")
+    return notes
+
+
+def _grouped(remarks: Sequence[tuple[str, str]]) -> list[str]:
+    """(file, what is to say about it) -> a line for each thing that is to say."""
+    files: dict[str, list[str]] = {}
+    for file, text in remarks:
+        files.setdefault(text, []).append(file)
+    return [f"{_some(names)}: {text}" for text, names in files.items()]
+
+
+def _given_mask(mask: Any, size: tuple[int, int], name: str) -> tuple[np.ndarray, list[tuple[str, str]]]:
+    """A mask from the caller, and remarks on it."""
+    if isinstance(mask, (str, os.PathLike)):
+        file = open_image(mask, mask=True)
+        usable, notes, label, where = file(), file.notes, Path(mask).name, str(mask)
+    else:
+        values = np.asarray(mask)
+        if values.dtype.kind not in "biuf":
+            raise InputError(f"{name}: mask: expected [H, W] numbers or bool, got {type(mask).__name__} ({values.dtype})")
+        usable, notes = usable_pixels(values)
+        label, where = f"{name}: mask", f"{name}: mask"
+    _checked_mask(usable, size, where)
+    return usable, [(label, note) for note in (*notes, *_no_effect(usable))]
+
+
+def _no_effect(usable: np.ndarray) -> tuple[str, ...]:
+    return ("this mask marks every pixel as usable, so it has no effect",) if usable.all() else ()
 
 
 def _checked_mask(mask: np.ndarray, size: tuple[int, int], where: str) -> np.ndarray:
@@ -482,5 +565,5 @@ def _check_names(names: list[tuple[str, str]], folder: Path | None) -> None:
 
 
 def _some(names, limit: int = 5) -> str:
-    names = list(names)
+    names = [readable(n) for n in names]
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

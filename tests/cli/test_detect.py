@@ -98,6 +98,18 @@ def test_files_made_by_hand_stay(run, tmp_path, file):
     assert len(read_landmarks(tmp_path / "a.pts")) == 68
 
 
+def test_captions_are_no_landmarks_and_names_may_differ_in_case(run, tmp_path):
+    photo(tmp_path / "a.png", (40, 30, 50)), photo(tmp_path / "B.PNG", (40, 30, 50)), photo(tmp_path / "c.png", (40, 30, 50))
+    (tmp_path / "a.txt").write_text("a portrait of Anna")
+    (tmp_path / "b.png.pts").write_text("by hand")
+    (tmp_path / "landmarks").mkdir()
+    (tmp_path / "landmarks" / "c.pts").write_text("by hand")
+    result = run("detect", tmp_path)
+    assert result.exit_code == 0 and (tmp_path / "a.pts").is_file()
+    assert "B.PNG: kept b.png.pts, which is there" in result.output and "c.png: kept landmarks/c.pts, which is there" in result.output
+    assert not (tmp_path / "B.pts").exists() and not (tmp_path / "c.pts").exists()
+
+
 def test_bad_images_do_not_stop_the_others(run, tmp_path):
     photo(tmp_path / "black.png"), photo(tmp_path / "good.png", (40, 30, 50))
     (tmp_path / "text.jpg").write_text("no image")

@@ -1,12 +1,15 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from helpers import observe, tiny_model, tiny_state
 
-from fitkit.fit.report import (EXPECTED_OVER_BARS, UNKNOWN_MODEL, UPPER, expected_error, findings, judge, judge_safely, notes, part_shifts,
-                               status_line, verdict, view_errors)
+from fitkit.fit.report import (EXPECTED_OVER_BARS, UNKNOWN_MODEL, UPPER, expected_error, findings, judge, judge_safely, masked_landmarks, notes,
+                               part_shifts, status_line, verdict, view_errors)
+from fitkit.io.subject import Subject, View
+from fitkit.observe.landmarks.types import Landmarks
 
 
 def metrics(shares=(0.02, 0.03, 0.02), distances=(900.0, 900.0, 900.0), identity=0.0, expression=0.0):
@@ -38,6 +41,27 @@ def test_camera_in_the_face():
     status, reasons = judge(metrics(distances=(900.0, 120.0, None)))
     assert status == "doubtful"
     assert reasons == ("view v1: the camera came out 120 mm from the head; give its focal length in cameras.json",)
+
+
+def test_a_mask_that_hides_the_face():
+    base = metrics()
+    for view, share in zip(base["views"], (1.0, 0.4, None)):
+        view["masked_share"] = share
+    status, reasons = judge(base)
+    assert status == "doubtful"
+    assert reasons == ("view v0: its mask hides 100 % of the landmarks inside the face; it must be white where the photo can be used, "
+                       "so invert or remove it",)
+
+
+def test_masked_landmarks():
+    points = torch.full((3, 68, 2), 5.0)
+    points[:, 17:43, 0] = 15.2  # 26 of the 51 inside the face
+    points[1, 67] = torch.nan
+    marks = Landmarks(points, points[..., 0], torch.isfinite(points[..., 0]), torch.ones(3, 68), "auto")
+    image, mask = np.zeros((32, 40, 3), np.uint8), np.ones((32, 40), bool)
+    mask[:, 10:] = False
+    subject = Subject("s", (View("a", image, mask=mask), View("b", image, mask=~mask), View("c", image)))
+    assert masked_landmarks(subject, marks) == [pytest.approx(26 / 51), pytest.approx(24 / 50), None]
 
 
 def test_unlikely_coefficients():

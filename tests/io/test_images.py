@@ -4,7 +4,7 @@ from PIL import Image
 
 from fitkit.errors import InputError
 from fitkit.io import images
-from fitkit.io.images import Distortion, ImageFile, array_to_rgb, open_image, read_image
+from fitkit.io.images import Distortion, ImageFile, picture_from_array, open_image, read_image
 
 RNG = np.random.default_rng(0)
 RGB = np.kron(RNG.integers(0, 256, (5, 6, 3)), np.ones((8, 8, 1))).astype(np.uint8)  # 40 x 48 px, blocks
@@ -147,6 +147,105 @@ def test_masks(tmp_path):
         assert mask.dtype == bool and (mask == wanted).all()
 
 
+@pytest.mark.parametrize("values, wanted, note", [
+    (np.where(GREY > 127, 250, 3).astype(np.uint8), GREY > 127, "of its values, 0 to 250, those from 125 on count as usable"),
+    (GREY, GREY >= GREY.max() / 2, "count as usable"),
+    (np.float32(GREY > 127) * 0.9 + 0.01, GREY > 127, "of its values, 0 to 0.91"),
+    (GREY % 18, GREY % 18 > 0, None),  # parts of a face
+    (GREY > 127, GREY > 127, None)])
+def test_soft_masks(tmp_path, values, wanted, note):
+    file = open_image(save(tmp_path / "a.tif", Image.fromarray(values)), mask=True)
+    assert (file() == wanted).all()
+    assert file.notes == () if note is None else note in file.notes[0]
+
+
+def test_transparency_is_a_mask(tmp_path):
+    shape = GREY > 127
+    alpha = np.where(shape, 200, 90).astype(np.uint8)
+    file = open_image(save(tmp_path / "a.png", np.dstack([RGB, alpha])))
+    assert file.cut_out and file.notes == ()
+    assert (open_image(tmp_path / "a.png", mask=True)() == shape).all()
+    white = open_image(save(tmp_path / "b.png", np.dstack([np.full_like(RGB, 255), alpha])), mask=True)
+    assert (white() == shape).all() and white.notes == ("the mask is in its alpha channel",)
+    for level in (255, 128):
+        file = open_image(save(tmp_path / "c.png", np.dstack([RGB, np.full_like(alpha, level)])))
+        assert not file.cut_out and file.notes == ()
+    file = open_image(save(tmp_path / "d.png", np.dstack([RGB, alpha * 0])))
+    assert not file.cut_out and (file() == RGB).all() and "it was not used" in file.notes[0]
+
+
+@pytest.mark.parametrize("name, options", [("a.jfif", {"format": "JPEG", "quality": 98}), ("a.jpe", {"format": "JPEG"}), ("a.jp2", {}), ("a.ppm", {}), ("a.pgm", {}),
+                                           ("a.avif", {"quality": 95})])
+def test_unusual_formats(tmp_path, name, options):
+    if name == "a.avif" and "AVIF" not in Image.SAVE:
+        pytest.skip("this Pillow has no AVIF")
+    assert (tmp_path / name).suffix in images.SUFFIXES
+    array, _ = read_image(save(tmp_path / name, RGB if name != "a.pgm" else GREY, **options))
+    assert np.abs(array.astype(int) - (RGB if name != "a.pgm" else GREY[..., None])).mean() < 12
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.HIF", "a.jpg"])
+def test_heic_that_cannot_be_read(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 16)
+    with pytest.raises(InputError, match=f"{name}: not readable as a HEIC or AVIF photo.*; convert it to JPEG"):
+        open_image(tmp_path / name)
+
+
+def test_raw_photos_are_not_read(tmp_path):
+    save(tmp_path / "a.tif", RGB).rename(tmp_path / "a.DNG")  # the preview in it would be
+    with pytest.raises(InputError, match="a.DNG: raw photos are not read; convert it to JPEG"):
+        open_image(tmp_path / "a.DNG")
+
+
+@pytest.mark.parametrize("kind", ["png", "tif", "ppm", "jp2"])
+@pytest.mark.parametrize("bits, channels", [(10, 1), (12, 1), (12, 3), (12, 4), (14, 3), (16, 3), (16, 1)])
+def test_fewer_bits_in_files_of_sixteen(tmp_path, kind, bits, channels):
+    import cv2
+
+    top = 2**bits - 1
+    values = np.round((RGB if channels > 1 else GREY) * (top / 255)).astype(np.uint16)
+    if channels == 4:
+        if kind in ("ppm", "jp2"):
+            pytest.skip("no such files")
+        values = np.dstack([values, np.full(GREY.shape, 65535, np.uint16)])
+    path = tmp_path / f"a.{'pgm' if kind == 'ppm' and channels == 1 else kind}"
+    colors = values if channels == 1 else cv2.cvtColor(values, cv2.COLOR_RGB2BGR if channels == 3 else cv2.COLOR_RGBA2BGRA)
+    if not cv2.imwrite(str(path), colors, [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000] if kind == "jp2" else []):
+        pytest.skip("OpenCV does not write it here")
+    file = open_image(path)
+    assert np.abs(file().astype(int) - (RGB if channels > 1 else GREY[..., None])).max() <= (12 if kind == "jp2" else 1)
+    assert (f"; {top} was taken as white" in "".join(file.notes)) == (bits < 16)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # of the one that is cut off
+def test_floating_point(tmp_path, channels):
+    import cv2
+
+    light = ((RGB if channels == 3 else GREY) / 255.0).astype(np.float32)
+    read = []
+    for number, values in enumerate([light, light.astype(np.float64), light * 254.9, light**2.2 * 4, np.where(light > 0.95 * light.max(), 500, light**2.2).astype(np.float32)]):
+        path = tmp_path / f"{number}.tif"
+        cv2.imwrite(str(path), values if channels == 1 else np.ascontiguousarray(values[..., ::-1]))
+        read.append(open_image(path))
+    for file, note in zip(read, (None, None, "255 was taken as white", "linear light", "linear light")):
+        assert np.corrcoef(file().ravel(), np.broadcast_to(light if channels == 3 else light[..., None], RGB.shape).ravel())[0, 1] > 0.9  # the brightest is cut
+        assert file.notes == () if note is None else note in file.notes[0]
+    assert (read[0]() == (RGB if channels == 3 else GREY[..., None])).all()
+    (tmp_path / "cut.tif").write_bytes((tmp_path / "0.tif").read_bytes()[:300])
+    with pytest.raises(InputError, match="cut.tif: not a readable image"):
+        open_image(tmp_path / "cut.tif")
+
+
+def test_floating_point_that_is_too_large(tmp_path, monkeypatch):
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "a.tif"), RGB.astype(np.float32))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(InputError, match="a.tif: the image is larger than .* megapixels"):
+        open_image(tmp_path / "a.tif")
+
+
 def test_undistortion_inverts_the_lens(tmp_path):
     import cv2
 
@@ -163,7 +262,7 @@ def test_undistortion_inverts_the_lens(tmp_path):
 
 @pytest.mark.parametrize("array", [GREY, RGB, np.dstack([RGB, np.full(GREY.shape, 255, np.uint8)]), RGB.astype(np.uint16) * 257, RGB / 255.0])
 def test_arrays_from_the_caller(array):
-    result = array_to_rgb(array, "view0")
+    result = picture_from_array(array, "view0").pixels
     assert result.dtype == np.uint8 and result.shape == RGB.shape
     assert (result == (RGB if array.ndim == 3 else GREY[..., None])).all()
 
@@ -172,7 +271,7 @@ def test_arrays_from_the_caller(array):
     (np.zeros((3, 40, 40), np.uint8), r"view0: expected an image \[H, W\].*got shape \[3, 40, 40\]"),
     (np.zeros((4, 4), np.uint8), "at least 32 x 32"), (np.zeros(7), "got shape"),
     (RGB.astype(float), "must lie in 0..1, got .*divide by 255"), (RGB.astype(np.int64), "expected uint8, uint16 or float"),
-    (np.full((40, 40), np.nan), "must lie in 0..1")])
+    (np.full((40, 40), np.nan), "must lie in 0..1"), (None, "view0: expected an image .*got NoneType"), ([[1, 2], [3]], "view0: expected an image .*got list")])
 def test_arrays_that_are_no_images(array, message):
     with pytest.raises(InputError, match=message):
-        array_to_rgb(array, "view0")
+        picture_from_array(array, "view0")

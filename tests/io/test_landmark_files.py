@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fitkit.errors import InputError
-from fitkit.io.landmark_files import check_inside, read_landmarks, write_pts
+from fitkit.io.landmark_files import NoLandmarksError, check_inside, open_landmarks, read_landmarks, write_pts
 
 POINTS = np.random.default_rng(0).uniform(20, 200, (68, 2)).round(3)
 
@@ -59,7 +59,96 @@ def test_points_not_seen(tmp_path):
     assert np.isnan(read_landmarks(tmp_path / "b.json")[:, 0]).tolist() == [True, True] + [False] * 66
 
 
+@pytest.mark.parametrize("suffix, written, first", [(".npy", -1, 0), (".npy", 0, 0), (".txt", 0, 0), (".json", -9999, 0), (".pts", -1, 1), (".pts", 0, 1),
+                                                    (".pts", 1, 1)])  # the last: 0 0, counted from 1
+def test_placeholders_of_hidden_points(tmp_path, suffix, written, first):
+    table = POINTS + first
+    table[:9] = written
+    table[9] = [written, 50.0]  # at the border
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".npy":
+        np.save(path, table)
+    elif suffix == ".json":
+        path.write_text(json.dumps(table.tolist()))
+    else:
+        path.write_text("".join(f"{x:.3f} {y:.3f}\n" for x, y in table))
+    read = open_landmarks(path)
+    assert np.isnan(read.points[:9, :2]).all() and (read.points[:9, 2] == 0).all() and (read.points[9:, 2] == 1).all()
+    np.testing.assert_allclose(read.points[10:, :2], POINTS[10:])
+    assert read.points[9, 0] == written - first
+    assert read.notes == (f"points written as {written} {written} count as not seen",)
+
+
+ROWS, OBJECTS = POINTS.tolist(), [{"x": x, "y": y, "z": 3.0} for x, y in POINTS]
+
+
+@pytest.mark.parametrize("content", [
+    [ROWS], {"landmarks": [ROWS]}, {"points": ROWS}, {"faces": [{"box": [1, 2, 3, 4], "score": 0.9, "landmarks": ROWS}]}, OBJECTS, {"landmarks": OBJECTS},
+    {"kps": ROWS[:5], "landmark_68": ROWS}, {"x": POINTS[:, 0].tolist(), "y": POINTS[:, 1].tolist()},
+    {"points": {str(i): p for i, p in reversed(list(enumerate(ROWS, 1)))}}, {"landmarks": ROWS, "landmarks_before": ROWS}])
+def test_json_of_detectors(tmp_path, content):
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    np.testing.assert_array_equal(read_landmarks(tmp_path / "a.json")[:, :2], POINTS)
+
+
+def test_array_of_one_face(tmp_path):
+    np.save(tmp_path / "a.npy", POINTS[None])
+    np.testing.assert_array_equal(read_landmarks(tmp_path / "a.npy")[:, :2], POINTS)
+
+
+@pytest.mark.parametrize("separator", [" ", "\t", ";", "; ", ", "])
+@pytest.mark.parametrize("suffix", [".pts", ".txt"])
+def test_decimal_commas(tmp_path, separator, suffix):
+    rows = [f"{x:.3f}{separator}{y:.3f}".replace(".", ",") for x, y in POINTS + (suffix == ".pts")]
+    rows[3] = f"-1{separator}-1"
+    (tmp_path / f"a{suffix}").write_text("\n".join(rows))
+    read = open_landmarks(tmp_path / f"a{suffix}")
+    np.testing.assert_allclose(np.delete(read.points, 3, 0)[:, :2], np.delete(POINTS, 3, 0), atol=1e-9)
+    assert read.notes[0] == "decimal commas were read as decimal points" and np.isnan(read.points[3, 0])
+
+
+@pytest.mark.parametrize("separator", [",", ", "])
+def test_commas_between_whole_numbers(tmp_path, separator):
+    (tmp_path / "a.txt").write_text("".join(f"{x:.0f}{separator}{y:.0f}\n" for x, y in POINTS))
+    read = open_landmarks(tmp_path / "a.txt")
+    np.testing.assert_array_equal(read.points[:, :2], POINTS.round())
+    assert read.notes == ()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-8-sig", "utf-32"])
+def test_encodings(tmp_path, encoding):
+    (tmp_path / "a.pts").write_text(pts(POINTS + 1), encoding=encoding)
+    (tmp_path / "a.json").write_text(json.dumps(ROWS), encoding=encoding)
+    for name in ("a.pts", "a.json"):
+        np.testing.assert_allclose(read_landmarks(tmp_path / name)[:, :2], POINTS)
+    (tmp_path / "a.txt").write_bytes("# Zo\u00eb\n".encode("latin-1") + "".join(f"{x} {y}\n" for x, y in POINTS).encode())
+    np.testing.assert_allclose(read_landmarks(tmp_path / "a.txt")[:, :2], POINTS)
+
+
+@pytest.mark.parametrize("name, content", [
+    ("a.txt", "a photo of an astronaut, smiling"), ("a.txt", "1girl, solo\n"), ("a.txt", ""), ("a.json", '{"faces": []}'), ("a.json", "[]"),
+    ("a.json", '{"title": "a.jpg", "geoData": {"latitude": 1.0, "longitude": 2.0}, "people": [{"name": "Anna"}]}')])
+def test_files_without_points_are_told_from_broken_ones(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(NoLandmarksError, match=f"{name}: not a readable landmark file .no "):
+        read_landmarks(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", ["1 2\n3 x\n", "12.5 30.1 broken", ""])
+def test_broken_pts_files_are_no_captions(tmp_path, content):
+    (tmp_path / "a.pts").write_text(content)
+    with pytest.raises(InputError) as error:
+        read_landmarks(tmp_path / "a.pts")
+    assert not isinstance(error.value, NoLandmarksError)
+
+
 @pytest.mark.parametrize("name, content, message", [
+    ("a.json", json.dumps([ROWS, ROWS]), "a.json: .*it holds 2 lists of 68 points, of several faces or kinds; keep one"),
+    ("a.json", json.dumps(POINTS.ravel().tolist()), r"a.json: .*expected a list of points \[x, y\].*got a list of 136 numbers"),
+    ("a.json", json.dumps({"kp": POINTS.ravel().tolist()}), "a.json: .*got an object with the keys kp"),
+    ("a.json", json.dumps({"faces": [{"landmarks": ROWS[:5]}]}), r"got \[5, 2\]"),
+    ("a.txt", "".join(f"{x},{y}\n".replace(".", ",") for x, y in POINTS), r"a.txt: .*got \[68, 4\], decimal commas\? write decimal points"),
+    ("a.npy", np.stack([POINTS, POINTS]), r"got \[2, 68, 2\], several faces; keep the points of one"),
     ("a.pts", pts(POINTS[:5] + 1, "version: 1\nn_points: 5\n{\n"), r"a\.pts: landmarks: expected 68 points.*got \[5, 2\].*remove it"),
     ("a.pts", pts(POINTS[:67]), "n_points says 68, but there are 67"),
     ("a.pts", "version: 1\n{\nhello world\n}\n", "a.pts: not a readable landmark file"),

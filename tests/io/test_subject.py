@@ -2,6 +2,7 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ K = [[90.0, 0, 39.5], [0, 90, 34.5], [0, 0, 1]]
 BENCH = Path(__file__).resolve().parents[3] / "shared/data/bench"
 
 
-def photo(path, size=(80, 70), seed=0):
+def photo(path, size=(80, 70), seed=None):
+    """Noise of its own for each name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     w, h = size
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (h, w, 3)).astype(np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(crc32(path.name.encode()) if seed is None else seed).integers(0, 256, (h, w, 3)).astype(np.uint8)).save(path)
     return path
 
 
@@ -79,6 +81,76 @@ def test_first_of_several_landmark_files(tmp_path):
     subject = load_subject(tmp_path)
     np.testing.assert_allclose(subject.views[0].landmarks[:, :2], POINTS, atol=1e-6)
     assert subject.notes == ("a.png: landmarks from a.PTS; not used: a.npy, a.txt",)
+
+
+NFC, NFD = "Zo\u00eb", "Zoe\u0308"
+
+
+@pytest.mark.parametrize("picture, files", [
+    ("A.JPG", ["a.pts"]), ("a.jpg", ["A.PTS"]), ("a.jpg", ["a.jpg.pts"]), ("A.jpg", ["a.JPG.pts"]), (f"{NFC}.png", [f"{NFD}.pts"]), (f"{NFD}.png", [f"{NFC}.pts"]),
+    ("a.png", ["a.pts", "A.pts"]), ("a.png", ["a.pts", "a.png.pts"]), ("A.png", ["a.png.pts", "b.png.pts"])])
+def test_landmark_files_by_name(tmp_path, picture, files):
+    photo(tmp_path / "s" / picture)
+    for shift, name in enumerate(files):
+        pts(tmp_path / "s" / name, POINTS + shift)
+    if len(list((tmp_path / "s").iterdir())) <= len(files):
+        pytest.skip("this file system does not tell upper from lower case")
+    for subject in (load_subject(tmp_path / "s"), subject_from_images([tmp_path / "s" / picture])):
+        np.testing.assert_allclose(subject.views[0].landmarks[:, :2], POINTS, atol=1e-6)
+        assert subject.views[0].landmark_source == "file"
+
+
+def test_a_file_belongs_to_the_photo_of_just_its_name(tmp_path):
+    photo(tmp_path / "a.png"), photo(tmp_path / "a.png.jpg")
+    pts(tmp_path / "a.png.pts")
+    assert [v.landmarks is None for v in load_subject(tmp_path).views] == [True, False]
+    assert subject_from_images([tmp_path / "a.png"]).views[0].landmarks is None
+
+
+def test_landmarks_in_folders(tmp_path):
+    for name in ("a.jpg", "b.jpg", "c.jpg", "old/a.jpg"):
+        photo(tmp_path / name)
+    for folder in ("Landmarks", "points", "old", "fitkit"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        pts(tmp_path / folder / "a.pts")
+    pts(tmp_path / "b.pts"), pts(tmp_path / "Landmarks" / "b.pts", POINTS + 1), pts(tmp_path / "Landmarks" / "c.jpg.pts")
+    subject = load_subject(tmp_path)
+    for view in subject.views:
+        np.testing.assert_allclose(view.landmarks[:, :2], POINTS, atol=1e-6)
+    assert subject.notes == (
+        "Landmarks/a.pts, Landmarks/c.jpg.pts: read as landmarks; none lie beside the photo",
+        "b.jpg: landmarks from b.pts; not used: Landmarks/b.pts",
+        "points/ holds files with the names of photos, which are not read: a.pts; landmarks lie beside the photos or in landmarks/",
+        "ignored, not images or files of an image: old")
+    assert subject_from_images([tmp_path / "a.jpg"]).views[0].landmarks is not None
+    assert [p.name for p in subject_folders(tmp_path)] == [tmp_path.name, "old"]
+
+
+def test_captions_and_metadata_are_no_landmarks(tmp_path):
+    for name in "abc":
+        photo(tmp_path / f"{name}.jpg")
+    (tmp_path / "a.txt").write_text("a photo of an astronaut, smiling")
+    (tmp_path / "b.txt").write_text("1girl")
+    (tmp_path / "c.jpg.json").write_text('{"title": "c.jpg", "geoData": {"latitude": 1.5}}')
+    np.savetxt(tmp_path / "c.txt", POINTS)
+    subject = load_subject(tmp_path)
+    assert [v.landmarks is None for v in subject.views] == [True, True, False]
+    assert subject.notes == ("a.txt, b.txt: not read as landmarks: there are no points in it",
+                             "c.jpg: landmarks from c.txt; not used: c.jpg.json")
+    (tmp_path / "c.txt").unlink()
+    assert load_subject(tmp_path).notes == ("a.txt, b.txt, c.jpg.json: not read as landmarks: there are no points in it",)
+
+
+def test_what_was_assumed_of_landmark_files(tmp_path):
+    points = POINTS.copy()
+    points[:9] = -1
+    for name in "ab":
+        np.save(tmp_path / f"{name}.npy", points)
+        photo(tmp_path / f"{name}.jpg")
+    assert load_subject(tmp_path).notes == ("a.npy, b.npy: points written as -1 -1 count as not seen",)
+    subject = subject_from_images([photo(tmp_path / "c.jpg")] * 2, [points, tmp_path / "a.npy"], ["x", "y"])
+    assert np.isnan(subject.views[0].landmarks[:9, 0]).all()
+    assert subject.notes == ("x: landmarks, a.npy: points written as -1 -1 count as not seen",)
 
 
 @pytest.mark.parametrize("points, message", [
@@ -189,6 +261,69 @@ def test_masks(tmp_path):
     assert subject.notes == ("ignored, masks without an image: z.png",)
 
 
+MASK = np.zeros((70, 80), np.uint8)
+MASK[10:30] = 255
+
+
+@pytest.mark.parametrize("picture, file", [("a.jpg", "masks/a.jpg.png"), ("A.JPG", "masks/a.png"), ("a.png", "masks/a.jpg"), ("a.png", "Masks/a.png.PNG"),
+                                           ("a.png", "mask/a.bmp"), (f"{NFC}.png", f"masks/{NFD}.png.png")])
+def test_masks_by_name(tmp_path, picture, file):
+    photo(tmp_path / picture)
+    (tmp_path / file).parent.mkdir()
+    Image.fromarray(MASK).save(tmp_path / file, **({"quality": 75} if file.endswith("jpg") else {}))
+    for subject in (load_subject(tmp_path), subject_from_images([tmp_path / picture])):
+        assert (subject.views[0].mask == (MASK > 0)).all()
+        assert len(subject.notes) == file.endswith("jpg")
+
+
+def test_which_mask_is_used(tmp_path):
+    cut_out = np.dstack([np.full((70, 80, 3), 90, np.uint8), MASK])
+    Image.fromarray(cut_out).save(tmp_path / "a.png")
+    subject = load_subject(tmp_path)
+    assert (subject.views[0].mask == (MASK > 0)).all() and (subject.views[0].image[0] == 255).all()
+    assert subject.notes == ("a.png: its transparent pixels (alpha below 128) are not used",)
+    (tmp_path / "masks").mkdir()
+    for name in ("a.png", "a.jpg", "A.png"):
+        Image.fromarray(np.full((70, 80), 255, np.uint8)).save(tmp_path / "masks" / name)
+    subject = load_subject(tmp_path)
+    assert subject.views[0].mask.all()
+    assert subject.notes == ("masks/a.png: this mask marks every pixel as usable, so it has no effect",
+                             "a.png: mask from masks/a.png; not used: masks/a.jpg, masks/A.png, its transparency")
+    for image in (cut_out, Image.fromarray(cut_out)):
+        subject = subject_from_images([image])
+        assert (subject.views[0].mask == (MASK > 0)).all()
+        assert subject.notes == ("view0: its transparent pixels (alpha below 128) are not used",)
+        assert subject_from_images([image], masks=[MASK == 0]).notes == ()
+
+
+def test_masks_from_the_caller(tmp_path):
+    image = np.zeros((70, 80, 3), np.uint8)
+    Image.fromarray(MASK).save(tmp_path / "m.png")
+    soft = np.where(MASK > 0, 0.9, 0.01)
+    subject = subject_from_images([image] * 4, masks=[MASK > 0, MASK // 255, tmp_path / "m.png", soft])
+    assert all((v.mask == (MASK > 0)).all() for v in subject.views)
+    assert subject.notes == ("view3: mask: of its values, 0 to 0.9, those from 0.45 on count as usable",)
+
+
+def test_unusual_photos(tmp_path):
+    Image.fromarray(np.full((70, 80, 3), 90, np.uint8)).save(tmp_path / "a.jfif", format="JPEG")
+    for name in ("b.heic", "c.HEIC", "c.CR2", "d.dng", "d.NEF"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 20)
+    photo(tmp_path / "C.jpg")
+    subject = load_subject(tmp_path)
+    assert [v.name for v in subject.views] == ["a", "C"]
+    assert subject.notes[0].startswith(f"left out: {tmp_path / 'b.heic'}: ") and "convert it to JPEG" in subject.notes[0]
+    assert subject.notes[1:] == ("left out: c.CR2, c.HEIC, beside a photo of the same name in a usual format",
+                                 "left out: d.dng, d.NEF; raw photos are not read, convert them to JPEG")
+
+
+def test_dark_photos_of_sixteen_bits_are_told(tmp_path):
+    for name in "ab":
+        Image.fromarray(np.random.default_rng(3).integers(0, 4096, (70, 80)).astype(np.uint16)).save(tmp_path / f"{name}.png")
+    notes = load_subject(tmp_path).notes
+    assert notes == ("a.png, b.png: its values go up to 4095; 4095 was taken as white",)
+
+
 @pytest.mark.parametrize("mask, message", [
     (np.ones((80, 70), np.uint8), r"masks/a\.png: a mask must have the size of its image, 80 x 70 px, got shape \[80, 70\]"),
     (np.zeros((70, 80), np.uint8), r"masks/a\.png: the mask is zero everywhere"),
@@ -228,10 +363,10 @@ def test_subject_from_images(tmp_path):
     path = photo(tmp_path / "anna.png")
     pts(tmp_path / "anna.pts")
     array = np.random.default_rng(1).integers(0, 256, (70, 80, 3)).astype(np.uint8)
-    subject = subject_from_images([str(path), Image.fromarray(array), array])
+    subject = subject_from_images([str(path), Image.fromarray(array), 255 - array])
     assert [v.name for v in subject.views] == ["anna", "view1", "view2"]
     assert subject.views[0].landmark_source == "file" and subject.views[1].landmarks is None
-    assert (subject.views[1].image == array).all() and subject.views[2].size == (80, 70)
+    assert (subject.views[1].image == array).all() and (subject.views[2].image == 255 - array).all() and subject.views[2].size == (80, 70)
 
     camera = KnownCamera(np.array(K))
     subject = subject_from_images([path, array], [POINTS, tmp_path / "anna.pts"], ["x", "y"], [None, camera], [np.ones((70, 80)), None], "anna")
@@ -241,7 +376,24 @@ def test_subject_from_images(tmp_path):
     assert (x.name, y.name, subject.name) == ("x", "y", "anna")
 
 
+def test_pillow_images_are_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(np.arange(70 * 80 * 3, dtype=np.uint8).reshape(70, 80, 3)).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image:
+        subject = subject_from_images([image], [POINTS], ["x"])
+    assert subject.views[0].size == (70, 80) and (subject.views[0].image == load_subject(tmp_path).views[0].image).all()
+    assert subject.notes == ("x: turned upright, as its EXIF data say",)
+
+
 @pytest.mark.parametrize("arguments, message", [
+    (("a.jpg",), "images: expected a list of paths, PIL images or arrays, got str"), ((5,), "images: expected a list .* got int"),
+    ((np.zeros((70, 80, 3), np.uint8),), r"images: expected a list of images, got one of shape \[70, 80, 3\]; put it into a list"),
+    (([None],), "view0: expected an image .* got NoneType"), (([np.zeros((70, 80), np.uint8)], 5), "landmarks: expected a list with one entry .* got int"),
+    (([np.zeros((70, 80), np.uint8)], "a.pts"), "landmarks: expected a list with one entry .* got str"),
+    (([np.zeros((70, 80), np.uint8)], [["a"]]), r"view0: landmarks: expected \[68, 2\] or \[68, 3\] numbers"),
+    (([np.zeros((70, 80), np.uint8)], None, None, [np.eye(3)]), "cameras: expected a KnownCamera or None for each image, got ndarray"),
+    (([np.zeros((70, 80), np.uint8)], None, None, None, [{}]), "view0: mask: expected .* got dict"),
     (([],), "no images given"),
     (([np.zeros((4, 4))],), "view0: expected an image"),
     ((["missing.jpg"],), "missing.jpg: no such image file"),

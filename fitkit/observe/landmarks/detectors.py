@@ -11,6 +11,7 @@ import torch
 
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.io.subject import Subject, View
+from fitkit.observe.copies import copies
 from fitkit.observe.landmarks.same_person import Appearance, appearance, choose_face
 from fitkit.observe.landmarks.types import LandmarkDetector, Landmarks, face_size, join_landmarks, no_landmarks
 
@@ -180,7 +181,7 @@ def _label(view: View) -> str:
 
 
 def usable_views(subject: Subject, landmarks: Landmarks) -> tuple[Subject, Landmarks, tuple[str, ...]]:
-    """Leave out the views in which no face was found.
+    """Leave out the views in which no face was found, and those that show the same picture as another one.
 
     Returns:
         the subject and the landmarks of the views with at least 8 points; the notes of the landmarks and one for each view
@@ -193,8 +194,15 @@ def usable_views(subject: Subject, landmarks: Landmarks) -> tuple[Subject, Landm
     notes = []
     for view, count in zip(subject.views, counts):
         if count < MIN_POINTS:
-            notes.append(f"left out: no face found in {_label(view)}" if count == 0 else
+            hidden = view.landmarks is not None and not np.isfinite(view.landmarks[:, :2]).any()
+            why = ": all of its given landmarks are marked as not seen" if hidden else ""
+            notes.append(f"left out: no face found in {_label(view)}{why}" if count == 0 else
                          f"left out: {_label(view)} has only {count} of 68 landmarks, at least {MIN_POINTS} are needed")
+    views = [subject.views[i] for i in keep]
+    same = copies(views)
+    notes += [f"left out: {_label(views[i])} shows the same picture as {_label(views[same[i]])}, which counts once"
+              for i in sorted(same)]
+    keep = [v for i, v in enumerate(keep) if i not in same]
     if not keep:
         reasons = "; ".join(n.removeprefix("left out: ") for n in notes[:5])
         raise InputError(f"no view can be used: {reasons or 'the subject has no views'}; "

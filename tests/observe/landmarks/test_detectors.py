@@ -98,7 +98,7 @@ def test_batches():
 
 
 def test_several_faces_in_a_photo(white, monkeypatch):
-    s = subject(view("a"), view("b"), view("c", POINTS))
+    s = subject(view("a"), view("b"), view("c", POINTS, spot=(10, 30)))
     s.views[1].image[0:15, 60:75] = 255
     landmarks, sources = detect_landmarks(s)
     assert sources == ("white", "white", "file") and landmarks.points[1].amin(0).tolist() == [30, 20]
@@ -150,11 +150,29 @@ def test_auto_takes_fan_only_when_its_weights_are_here(monkeypatch, tmp_path):
 def test_views_without_a_face_are_left_out(white):
     few = POINTS.copy()
     few[7:] = np.nan
-    s = subject(view("a", POINTS), view("b", spot=None), view("c", few), view("d"))
+    s = subject(view("a", POINTS), view("b", spot=None), view("c", few), view("d", spot=(10, 30)))
     kept, landmarks, notes = usable_views(s, detect_landmarks(s)[0])
     assert [v.name for v in kept.views] == ["a", "d"] and landmarks.points.shape == (2, 68, 2) and landmarks.valid.all()
     assert notes[0] == "landmarks: found by detector 'white' in 2 photos, given for 2"
     assert notes[1:] == ("left out: no face found in b", "left out: c has only 7 of 68 landmarks, at least 8 are needed")
+
+
+def test_a_photo_under_two_names_counts_once(white):
+    saved_again = view("c", size=(160, 140), spot=(60, 40))
+    saved_again.image[40:82, 60:102] = 251
+    s = subject(view("a"), view("b", POINTS), view("c", spot=(33, 20)), view("d", spot=None))
+    s = Subject("s", (*s.views, saved_again.replace(name="e")))
+    kept, landmarks, notes = usable_views(s, detect_landmarks(s)[0])
+    assert [v.name for v in kept.views] == ["b", "c"] and len(landmarks.points) == 2, "the one with landmarks stays"
+    assert notes[1:] == ("left out: no face found in d", "left out: a shows the same picture as b, which counts once",
+                         "left out: e shows the same picture as b, which counts once")
+
+
+def test_points_that_are_all_hidden_are_named(white):
+    s = subject(view("a", POINTS * np.nan), view("b"))
+    assert usable_views(s, detect_landmarks(s)[0])[2][1] == "left out: no face found in a: all of its given landmarks are marked as not seen"
+    with pytest.raises(InputError, match="no view can be used: no face found in a: all of its given landmarks are marked as not seen; give a photo"):
+        usable_views(subject(s.views[0]), detect_landmarks(subject(s.views[0]))[0])
 
 
 def test_no_view_remains(white):
