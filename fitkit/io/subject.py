@@ -4,7 +4,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,12 +30,14 @@ DECODERS = min(4, os.cpu_count() or 1)  # threads; a 48-megapixel photo takes 0.
 class KnownCamera:
     """What is known of one view's camera (OpenCV convention, undistorted image).
 
-    K: [3, 3] pixels; R: [3, 3] and t: [3] mm with x_camera = R x_world + t, or None when only K is known.
+    K: [3, 3] pixels; R: [3, 3] and t: [3] mm with x_camera = R x_world + t, or None when only K is known; removed: the distortion of
+    the lens that the view's image is already without, or None.
     """
 
     K: np.ndarray
     R: np.ndarray | None = None
     t: np.ndarray | None = None
+    removed: Distortion | None = None
 
 
 class _OnDemand:
@@ -181,7 +183,7 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
     images = [p for p in files if p.suffix.lower() in SUFFIXES]
     if not images:
         raise InputError(f"{folder}: no images in this folder; expected at least one of {', '.join('*' + s for s in SUFFIXES)}"
-                         + (f" (found {_some(p.name for p in files)})" if files else ""))
+                         + (f" (found {some(p.name for p in files)})" if files else ""))
     _check_names([(readable(p.stem), readable(p.name)) for p in images], folder)
 
     stems = {p.stem for p in images}
@@ -218,10 +220,10 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
     used = {*images, *(p for paths in sidecars.values() for p in paths), cameras_file}
     others = [p for p in entries if p not in used and p.name not in silent]
     if others:
-        notes.append(f"ignored, not images or files of an image: {_some(p.name for p in others)}")
+        notes.append(f"ignored, not images or files of an image: {some(p.name for p in others)}")
     lost = sorted(set(masks) - stems, key=natural_key)
     if lost:
-        notes.append(f"ignored, masks without an image: {_some(masks[s].name for s in lost)}")
+        notes.append(f"ignored, masks without an image: {some(masks[s].name for s in lost)}")
     return Subject(readable(folder.resolve().name), tuple(views), folder, tuple(notes))
 
 
@@ -337,12 +339,12 @@ def _add_cameras(views: list[View], cameras: dict[str, Calibration], stems: set[
             raise InputError(f"{path}: view {key!r}: K belongs to an image of {camera.size[0]} x {camera.size[1]} px, "
                              f"but {view.path.name} has {view.size[0]} x {view.size[1]} px (upright); "
                              "scale K to the image, or give the original image")
-        view = view.replace(camera=KnownCamera(camera.K, camera.R, camera.t))
-        result.append(view if camera.distortion is None else _undistorted(view, Distortion(camera.K, camera.distortion)))
-    notes = [f"{path.name}: no image for: {_some(unknown)}"] if unknown else []
+        view = view.replace(camera=KnownCamera(camera.K, camera.R, camera.t, camera.distortion))
+        result.append(view if camera.distortion is None else _undistorted(view, camera.distortion))
+    notes = [f"{path.name}: no image for: {some(unknown)}"] if unknown else []
     bare = [v.path.name for v in result if v.camera is None]
     if bare:
-        notes.append(f"{path.name}: no camera for: {_some(bare)}")
+        notes.append(f"{path.name}: no camera for: {some(bare)}")
     return result, notes
 
 
@@ -373,6 +375,7 @@ def _check_names(names: list[tuple[str, str]], folder: Path | None) -> None:
         first[name.casefold()] = owner
 
 
-def _some(names, limit: int = 5) -> str:
+def some(names: Iterable[str], limit: int = 5) -> str:
+    """'a, b, c, d, e and 3 more'."""
     names = list(names)
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
