@@ -58,7 +58,8 @@ def check_rig(subject: Subject, found: Landmarks, model: FaceModel) -> tuple[Sub
     right_size = given.size_sigma > UNSIZED or _unit(given.size) == "millimetres"
     if given.agrees.all() and right_size:
         return subject, []
-    _refuse_other_reading(where, heads, R, t, given)
+    if not (right_size and int(given.agrees.sum()) >= max(2, math.ceil(MOST * len(rig)))):
+        _refuse_other_reading(where, heads, R, t, given)
     kept, contradictions = list(subject.views), []
     agree = given.agrees if right_size and 2 * int(given.agrees.sum()) > len(rig) else torch.zeros(len(rig), dtype=torch.bool)
     for i, view, good, turned, aside in zip(rig, views, agree.tolist(), given.turned.tolist(), given.aside.tolist()):
@@ -82,21 +83,23 @@ def _refuse_one_place(where: str, heads: Heads, R: Tensor, t: Tensor) -> None:
 
 
 def _refuse_other_reading(where: str, heads: Heads, R: Tensor, t: Tensor, given: Agreement) -> None:
-    """The first reading under which the views agree and the face has the size of a face in a known unit; else in any unit."""
+    """The reading under which the views agree and the face has the size of a face in a known unit; else in any unit."""
     needed = max(2, math.ceil(MOST * len(R)))
     fitting = []
     for reading, cameras in readings(R, t).items():
         result = agreement(heads, *cameras)
         clear = reading == ("", "") or result.misfit < CLEAR * given.misfit
         if int(result.agrees.sum()) >= needed and result.size_sigma <= UNSIZED and clear:
-            fitting.append((*reading, result.size, _unit(result.size)))
-    fitting.sort(key=lambda f: f[3] is None)
-    if not fitting or fitting[0][:2] == ("", "") and fitting[0][3] == "millimetres":
+            fitting.append((*reading, result))
+    fitting = [f for f in fitting if _unit(f[2].size)] or fitting
+    if not fitting:
         return
-    meaning, axes, size, unit = fitting[0]
+    best = min(f[2].misfit for f in fitting)
+    meaning, axes, result = next(f for f in fitting if f[2].misfit <= 1.5 * best)  # of several that are as good the simplest, the earliest
+    unit = _unit(result.size)
     read_as = (meaning or "world-to-camera") + (f" in {axes}" if axes else "")
     if unit != "millimetres":
-        read_as += f", t in {unit or f'a unit of {1 / size:.3g} mm'} (by the size of the face)"
+        read_as += f", t in {unit or f'a unit of {1 / result.size:.3g} mm'} (by the size of the face)"
     raise InputError(f"{where} contradict the landmarks, but agree with them when they are read as {read_as}; convert them "
                      f"({NEEDED}), or give only K")
 

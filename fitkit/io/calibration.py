@@ -10,7 +10,6 @@ import numpy as np
 
 from fitkit.errors import InputError
 from fitkit.io.foreign import foreign_file, shown
-from fitkit.io.images import Distortion
 
 # What no camera of a face is beyond: focal length and principal point in px, translation in mm, distortion coefficients.
 FOCAL_RANGE, FARTHEST_PX, FARTHEST_MM, LARGEST_DISTORTION = (1.0, 1e6), 1e6, 1e8, 1e6
@@ -27,15 +26,16 @@ NAMED = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6", "s1", "s2", "s3", "s4")
 class Calibration:
     """One view's entry: x_camera = R x_world + t (mm), x right, y down, z forward.
 
-    K: [3, 3] px of the upright image; R: [3, 3], t: [3] mm, or both None; distortion: of the lens, or None;
-    size: (W, H) of the image that K belongs to, or None.
+    K: [3, 3] px of the upright image; R: [3, 3], t: [3] mm, or both None; distortion: OpenCV coefficients or None;
+    size: (W, H) of the image that K belongs to, or None; fisheye: the coefficients are the four of OpenCV's fisheye model.
     """
 
     K: np.ndarray
     R: np.ndarray | None = None
     t: np.ndarray | None = None
-    distortion: Distortion | None = None
+    distortion: np.ndarray | None = None
     size: tuple[int, int] | None = None
+    fisheye: bool = False
 
 
 def read_cameras(path: str | os.PathLike) -> dict[str, Calibration]:
@@ -101,16 +101,16 @@ def parse_camera(entry: dict, where: str) -> Calibration:
         if np.linalg.det(R) < 0 or np.abs(u @ vt - R).max() > 1e-2:
             raise InputError(f"{where}: R: not a rotation (det {np.linalg.det(R):.4g}, should be 1 with orthonormal rows)")
         R = u @ vt  # digits lost in the file would add a scale
-    distortion = _distortion(entry, K, where)
+    distortion, fisheye = _distortion(entry, where)
     size = None
     if entry.get("width") is not None and entry.get("height") is not None:
         numbers = _array([entry["width"], entry["height"]], (2,), f"{where}: width, height")
         size = tuple(int(v) for v in numbers.clip(0, 1e9))
-    return Calibration(K, R, t, distortion, size)
+    return Calibration(K, R, t, distortion, size, fisheye)
 
 
-def _distortion(entry: dict, K: np.ndarray, where: str) -> Distortion | None:
-    """The distortion of one camera's lens.
+def _distortion(entry: dict, where: str) -> tuple[np.ndarray | None, bool]:
+    """The distortion of one camera's lens, None without, and whether its coefficients are those of the fisheye model.
 
     Raises:
         InputError: a model or a key that is not known, or another number of coefficients than the model has.
@@ -151,7 +151,7 @@ def _distortion(entry: dict, K: np.ndarray, where: str) -> Distortion | None:
         raise InputError(f"{where}: distortion: expected {expected}, got {len(coefficients)}")
     if np.abs(coefficients).max(initial=0) > LARGEST_DISTORTION:
         raise InputError(f"{where}: distortion: expected coefficients up to {LARGEST_DISTORTION:g}, got {np.abs(coefficients).max():.4g}")
-    return Distortion(K, coefficients, fisheye) if fisheye or np.any(coefficients) else None
+    return (coefficients if fisheye or np.any(coefficients) else None), fisheye
 
 
 def _says_something(value) -> bool:

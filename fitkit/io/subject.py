@@ -339,8 +339,9 @@ def _add_cameras(views: list[View], cameras: dict[str, Calibration], stems: set[
             raise InputError(f"{path}: view {key!r}: K belongs to an image of {camera.size[0]} x {camera.size[1]} px, "
                              f"but {view.path.name} has {view.size[0]} x {view.size[1]} px (upright); "
                              "scale K to the image, or give the original image")
-        view = view.replace(camera=KnownCamera(camera.K, camera.R, camera.t, camera.distortion))
-        result.append(view if camera.distortion is None else _undistorted(view, camera.distortion))
+        lens = None if camera.distortion is None else Distortion(camera.K, camera.distortion, camera.fisheye)
+        view = view.replace(camera=KnownCamera(camera.K, camera.R, camera.t, lens))
+        result.append(view if lens is None else _undistorted(view, lens))
     notes = [f"{path.name}: no image for: {some(unknown)}"] if unknown else []
     bare = [v.path.name for v in result if v.camera is None]
     if bare:
