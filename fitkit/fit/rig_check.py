@@ -169,7 +169,7 @@ def agreement(heads: Heads, R: Tensor, t: Tensor) -> Agreement:
 
     def solve(unknowns: int, goal: Tensor) -> tuple[Tensor, Tensor, float]:
         weight, A = trusted, rows[..., :unknowns]
-        for _ in range(20):
+        for _ in range(8):
             normal = (weight[:, None, None] * A.transpose(1, 2) @ A).sum(0)
             normal = normal + 1e-9 * torch.diag(normal.diagonal())
             x = torch.linalg.solve(normal, (weight[:, None] * (A.transpose(1, 2) @ goal[..., None])[..., 0]).sum(0))
