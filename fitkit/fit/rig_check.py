@@ -52,7 +52,8 @@ def check_rig(subject: Subject, found: Landmarks, model: FaceModel) -> tuple[Sub
     R, t = (torch.stack([torch.as_tensor(getattr(v.camera, k), dtype=torch.float64) for v in views]) for k in ("R", "t"))
     t = t.reshape(-1, 3)
     heads = heads_of(views, found.select(rig), model)
-    where = f"{subject.path / 'cameras.json' if subject.path else 'the cameras of ' + subject.name}: R and t of {some(v.name for v in views)}"
+    cameras = subject.path / "cameras.json" if subject.path else f"the cameras of {subject.name}"
+    where = f"{cameras}: R and t of {some(v.name for v in views)}"
     _refuse_one_place(where, heads, R, t)
     given = agreement(heads, R, t)
     right_size = given.size_sigma > UNSIZED or _unit(given.size) == "millimetres"
@@ -65,8 +66,9 @@ def check_rig(subject: Subject, found: Landmarks, model: FaceModel) -> tuple[Sub
     for i, view, good, turned, aside in zip(rig, views, agree.tolist(), given.turned.tolist(), given.aside.tolist()):
         if not good:
             kept[i] = view.replace(camera=replace(view.camera, R=None, t=None))
-            contradictions.append({"view": view.name, "message": f"view {view.name}: R and t of its camera put the head {turned:.0f} degrees and "
-                                   f"{aside:.0f} mm from where those of the others put it; only its K was used; {CHECK}"})
+            contradictions.append({"view": view.name, "message": (
+                f"view {view.name}: R and t of its camera put the head {turned:.0f} degrees and {aside:.0f} mm from where those "
+                f"of the others put it; only its K was used; {CHECK}")})
     if not agree.any():
         contradictions = [{"view": None, "message": f"{where} contradict the landmarks; only K was used; {CHECK}"}]
     return replace(subject, views=tuple(kept)), contradictions
@@ -78,8 +80,8 @@ def _refuse_one_place(where: str, heads: Heads, R: Tensor, t: Tensor) -> None:
     same = ((R[:, None] - R[None]).abs().amax((-1, -2)) < 1e-4) & ((t[:, None] - t[None]).norm(dim=-1) < far)
     angle = float((_degrees(heads.rotation[:, None].transpose(-1, -2) @ heads.rotation[None]) * same).max())
     if angle > STILL_DEG:
-        raise InputError(f"{where} put cameras in one place, but the head turned by {angle:.0f} degrees between their photos; R and t must be "
-                         "relative to the head: give only K")
+        raise InputError(f"{where} put cameras in one place, but the head turned by {angle:.0f} degrees between their photos; "
+                         "R and t must be relative to the head: give only K")
 
 
 def _refuse_other_reading(where: str, heads: Heads, R: Tensor, t: Tensor, given: Agreement) -> None:
@@ -95,7 +97,8 @@ def _refuse_other_reading(where: str, heads: Heads, R: Tensor, t: Tensor, given:
     if not fitting:
         return
     best = min(f[2].misfit for f in fitting)
-    meaning, axes, result = next(f for f in fitting if f[2].misfit <= 1.5 * best)  # of several that are as good the simplest, the earliest
+    # Of several that are as good the simplest, which is the earliest.
+    meaning, axes, result = next(f for f in fitting if f[2].misfit <= 1.5 * best)
     unit = _unit(result.size)
     read_as = (meaning or "world-to-camera") + (f" in {axes}" if axes else "")
     if unit != "millimetres":

@@ -50,7 +50,8 @@ def read_cameras(path: str | os.PathLike) -> dict[str, Calibration]:
     with foreign_file(path, "not a readable JSON file") as file:
         content = file.json()
     views = content.get("views", content) if isinstance(content, dict) else content
-    shared = {k: v for k, v in content.items() if k != "views" and (views is not content or not isinstance(v, dict))} if isinstance(content, dict) else {}
+    beside = content.items() if isinstance(content, dict) else ()
+    shared = {k: v for k, v in beside if k != "views" and (views is not content or not isinstance(v, dict))}
     if isinstance(views, dict):
         entries = {name: v for name, v in views.items() if isinstance(v, dict)}
     elif isinstance(views, list) and all(isinstance(v, dict) for v in views):
