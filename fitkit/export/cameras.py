@@ -19,7 +19,8 @@ def camera_table(result: FitResult) -> dict[str, Any]:
     """Content of cameras.json: per view K, R, t (camera_from_head), image size, source, head angles in degrees.
 
     A scaled-orthographic camera has no K: its views are marked kind 'orthographic', and K, R, t describe the pinhole
-    camera at Camera.REFERENCE_DEPTH from the head origin that has the same scale there.
+    camera at Camera.REFERENCE_DEPTH from the head origin that has the same scale there. A view that was undistorted has the
+    `distortion` of its photo.
     """
     state = result.state.to(dtype=torch.float64)
     K, R, t = state.camera.matrix(), state.pose.rotation, state.pose.translation.clone()
@@ -32,4 +33,7 @@ def camera_table(result: FitResult) -> dict[str, Any]:
             "image": view.path.name if view.path is not None else view.name, "K": K[i].tolist(), "R": R[i].tolist(),
             "t": t[i].tolist(), "width": view.size[0], "height": view.size[1],
             "source": result.camera_source[i], "kind": state.camera.kind, "yaw_pitch_roll_deg": angles[i].tolist()})
+        lens = view.camera.removed if view.camera is not None else None
+        if lens is not None:
+            views[-1] |= {"camera_model": "OPENCV_FISHEYE" if lens.fisheye else "OPENCV", "distortion": lens.coefficients.tolist()}
     return {"convention": CONVENTION, "views": views}

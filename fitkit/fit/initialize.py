@@ -1,7 +1,7 @@
 """The first scene state: mean face, closed-form pose, a camera from what is known."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Sequence
 
 import torch
@@ -11,12 +11,17 @@ from fitkit.errors import InputError
 from fitkit.fit.recipe import CameraOptions
 from fitkit.geometry.rotation import so3_exp
 from fitkit.geometry.weak_perspective import weak_perspective_pose
-from fitkit.io.subject import View
+from fitkit.io.subject import View, some
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.observations import Observations
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
+
+
+NEAREST_MM = 270.0  # no photo is taken from nearer; a focal length that says so is of a picture that was cropped
+NOT_BELIEVED = "the focal length in the EXIF data of {} was not used: {}, so the picture was probably cropped"
+APART = 0.02  # distance between cameras over that to the head, below which they are in one place
 
 
 @dataclass(frozen=True)
@@ -37,19 +42,30 @@ class Start:
 class CameraKnowledge:
     """focal_mean [B] px of the crop and focal_sigma [B] (log units): prior; focal_groups [B]: views with one camera;
     first [B] bool: one view per camera; pose_groups [B] or None: views of a calibrated rig move together;
-    source: per view 'cameras.json', 'exif' or 'estimated'."""
+    metric: known camera positions fix the scale of the head; names: of the views; source: per view 'cameras.json', 'exif' or 'estimated';
+    notes: what of the given cameras is not used, one line each."""
 
     focal_mean: Tensor
     focal_sigma: Tensor
     focal_groups: Tensor
     first: Tensor
     pose_groups: Tensor | None
+    metric: bool
+    names: tuple[str, ...]
     source: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
-    @property
-    def metric(self) -> bool:
-        """True when known camera positions fix the scale of the head."""
-        return self.pose_groups is not None
+    def without_exif(self, wrong: Sequence[int], state: SceneState, options: CameraOptions, model: FaceModel) -> CameraKnowledge:
+        """The same, but views `wrong` have cameras that are not known, now that their heads are where `state` puts them."""
+        rows = torch.tensor(wrong, device=self.focal_mean.device)
+        depth = state.pose.apply(model.landmark_basis.mean.mean(0).expand(1, 1, 3).to(state.pose.rotation))[:, 0, 2]
+        usual = (state.camera.focal / depth * options.distance_mm)[rows]
+        shared = len(self.focal_groups.unique()) < len(self.source)
+        names = some([self.names[i] for i in wrong])
+        return replace(self, focal_mean=self.focal_mean.index_copy(0, rows, usual.median().expand_as(usual) if shared else usual),
+                       focal_sigma=self.focal_sigma.index_fill(0, rows, options.focal_sigma),
+                       source=tuple("estimated" if i in wrong else s for i, s in enumerate(self.source)),
+                       notes=(*self.notes, NOT_BELIEVED.format(names, "the perspective of the landmarks contradicts it")))
 
 
 def to_photos(state: SceneState, observations: Observations) -> SceneState:
@@ -83,7 +99,10 @@ def initial_state(model: FaceModel, views: Sequence[View], observations: Observa
     sigma = torch.full((B,), options.focal_sigma, device=device)
     aspect = torch.ones(B, device=device)
     source = ["estimated"] * B
-    exif_shared = len({v.focal_px for v in views}) == 1
+    nearest = torch.tensor([(v.focal_px or torch.inf) for v in views], device=device) / (scale / crop_scale)
+    cropped = [v.camera is None and float(d) < NEAREST_MM for v, d in zip(views, nearest)]
+    exif = [None if bad else v.focal_px for v, bad in zip(views, cropped)]
+    exif_shared = len(set(exif)) == 1
     share = options.share_focal == "yes" or (options.share_focal == "auto" and len({v.size for v in views}) == 1 and exif_shared)
     if share:
         focal_photo = focal_photo.median().expand(B).clone()
@@ -93,8 +112,8 @@ def initial_state(model: FaceModel, views: Sequence[View], observations: Observa
             focal_photo[i], aspect[i] = float(K[0, 0]), float(K[1, 1] / K[0, 0])
             center[i] = torch.tensor([K[0, 2], K[1, 2]], dtype=torch.float32)
             sigma[i], source[i] = options.known_sigma, "cameras.json"
-        elif view.focal_px:
-            focal_photo[i], sigma[i], source[i] = view.focal_px, options.exif_sigma, "exif"
+        elif exif[i]:
+            focal_photo[i], sigma[i], source[i] = exif[i], options.exif_sigma, "exif"
     known = [v.camera is not None for v in views]
     share = share and (not any(known) or (all(known) and float(focal_photo.max() - focal_photo.min()) < 1e-3))
     if options.kind == "orthographic":
@@ -108,11 +127,8 @@ def initial_state(model: FaceModel, views: Sequence[View], observations: Observa
     first[0 if share else slice(None)] = True
     principal = (center - observations.offset) * crop_scale[:, None]
     focal = focal_photo * crop_scale
-    # The scale is that of the face, which is nearer to the camera than the origin of the head; its middle keeps its place.
     middle = model.landmark_basis.mean.mean(0).to(rotation)[:, None]
-    place = scale[:, None] * (rotation @ middle)[:, :2, 0] + shift - principal
-    position = torch.cat([place / focal[:, None], torch.ones_like(place[:, :1])], 1) * (focal / scale)[:, None]
-    position[:, 1] /= aspect
+    position = line_of_sight(middle, scale, rotation, shift - principal, focal, aspect)
     if options.kind == "perspective":
         # The closed form sees the head along its line of sight, the camera along its axis.
         rotation = rotation_between_axis_and(position) @ rotation
@@ -120,15 +136,45 @@ def initial_state(model: FaceModel, views: Sequence[View], observations: Observa
     if options.kind == "orthographic":
         translation[:, 2] = Camera.REFERENCE_DEPTH  # without meaning there
     pose = Pose(rotation, translation)
-    pose_groups = None
-    calibrated = [v.camera is not None and v.camera.R is not None for v in views]
-    if all(calibrated) and B > 1:
-        pose, pose_groups = _rig_pose(views, pose), torch.zeros(B, dtype=torch.int64)
+    pose_groups, metric, notes = None, False, []
+    if any(cropped):
+        notes.append(NOT_BELIEVED.format(some([v.name for v, bad in zip(views, cropped) if bad]),
+                                         f"by it the camera would have been {10 * round(float(nearest.min()) / 10)} mm from the face"))
+    rig = [i for i, v in enumerate(views) if v.camera is not None and v.camera.R is not None]
+    if len(rig) > 1:
+        placed = _rig_pose([views[i] for i in rig], pose.select(rig))
+        pose_groups = torch.ones(B, dtype=torch.int64)
+        pose_groups[rig] = 0
+        pose_groups = torch.where(pose_groups > 0, pose_groups.cumsum(0), 0)  # the other views each move on their own
+        pose = Pose(pose.rotation.index_copy(0, torch.tensor(rig, device=device), placed.rotation),
+                    pose.translation.index_copy(0, torch.tensor(rig, device=device), placed.translation))
+        metric = _baseline(views, rig) > APART * float(placed.translation.norm(dim=-1).mean())
+        if not metric:
+            notes.append("the cameras are in one place, so their positions do not tell the size of the head")
+        elif len(rig) < B:
+            notes.append(f"the positions of {len(rig)} of {B} cameras are known; those of the others were estimated")
+    elif rig and B > 1:
+        notes.append(f"view {views[rig[0]].name}: R and t of a single camera tell nothing and were not used")
     identity = torch.zeros(1, model.num_identity, device=device) if start is None else start.identity
     expression = torch.zeros(B, model.num_expression, device=device) if start is None else start.expression
     state = SceneState(identity, torch.zeros(B, dtype=torch.int64, device=device), expression, pose,
                        Camera(focal, principal, aspect, options.kind), torch.zeros(B, 9, 1, device=device))
-    return state, CameraKnowledge(focal.clone(), sigma, groups, first, pose_groups, tuple(source))
+    return state, CameraKnowledge(focal.clone(), sigma, groups, first, pose_groups, metric,
+                                  tuple(v.name for v in views), tuple(source),
+                                  tuple(notes))
+
+
+def line_of_sight(middle: Tensor, scale: Tensor, rotation: Tensor, shift: Tensor, focal: Tensor, aspect: Tensor) -> Tensor:
+    """Where a camera sees the middle of the face, [B, 3] mm in its frame.
+
+    middle: [3, 1] mm, head frame; scale, rotation: scaled-orthographic pose; shift: [B, 2] px of the head's origin from the principal
+    point; focal: [B] px; aspect: [B].
+    The scale is that of the face, which is nearer to the camera than the origin of the head; its middle keeps its place.
+    """
+    place = scale[:, None] * (rotation @ middle)[:, :2, 0] + shift
+    position = torch.cat([place / focal[:, None], torch.ones_like(place[:, :1])], 1) * (focal / scale)[:, None]
+    position[:, 1] /= aspect
+    return position
 
 
 def rotation_between_axis_and(direction: Tensor) -> Tensor:
@@ -137,6 +183,12 @@ def rotation_between_axis_and(direction: Tensor) -> Tensor:
     axis = torch.stack([-d[:, 1], d[:, 0], torch.zeros_like(d[:, 0])], -1)
     sine = axis.norm(dim=-1, keepdim=True)
     return so3_exp(axis / sine.clamp_min(1e-12) * torch.atan2(sine, d[:, 2:]))
+
+
+def _baseline(views: Sequence[View], rig: Sequence[int]) -> float:
+    """Largest distance between two cameras, mm."""
+    centers = torch.stack([-torch.as_tensor(v.camera.R.T @ v.camera.t.reshape(3), dtype=torch.float64) for v in (views[i] for i in rig)])
+    return float(torch.cdist(centers, centers).max())
 
 
 def _rig_pose(views: Sequence[View], single: Pose) -> Pose:

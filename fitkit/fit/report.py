@@ -211,6 +211,7 @@ def findings(metrics: dict[str, Any]) -> list[Finding]:
         if view["distance_mm"] is not None and view["distance_mm"] < NEAREST_MM:
             found.append(Finding("camera_near", "doubtful", f"view {view['name']}: the camera came out {view['distance_mm']:.0f} mm "
                                  "from the head; give its focal length in cameras.json", view["name"]))
+    found += [Finding("camera_contradicts", "doubtful", c["message"], c["view"]) for c in metrics.get("camera_contradictions", ())]
     named = {f.view for f in found}
     found += [f for f in _disagreement(metrics["views"]) if f.view is None or f.view not in named]
     found += _landmark_noise(metrics["views"]) + _parallax(metrics) + _coefficients(metrics) + _expected_large(metrics)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from dataclasses import replace
@@ -30,6 +31,7 @@ from fitkit.fit.recipe import FitRecipe, FlowSource, FlowTerm, Stage, load_recip
 from fitkit.fit.regress import regressor_start, settled, start_cost, stray_points
 from fitkit.fit.report import attempt, build_metrics, judge_safely
 from fitkit.fit.result import FitResult
+from fitkit.fit.rig_check import check_rig
 from fitkit.fit.uncertainty import error_bars, summary
 from fitkit.geometry.spherical_harmonics import Y0
 from fitkit.io.options import to_plain
@@ -122,6 +124,7 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
                  tell: Callable[[str, float], None] = lambda text, share: None, notes: Sequence[str] = ()) -> FitResult:
     """`fit` from views and landmarks that are already there; the timed part of a fit."""
     start, cpu = time.perf_counter(), time.process_time()
+    subject, contradictions = check_rig(subject, found, model)
     tell("cropping", 0.2)
     observations = crop_views((v.image for v in subject.views), (v.mask for v in subject.views), found, recipe.crop).to(device)
     local = model.to(device) if str(model.device) != device else model
@@ -148,7 +151,9 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
     metrics["error_bars"] = summary(bars, model)
     metrics["time_s"] = {"solve": round(solved - began, 3), "total": round(time.perf_counter() - start, 3),
                          "cpu": round(time.process_time() - cpu, 3)}
-    metrics["notes"] = [*notes, *stray]
+    metrics["notes"] = [*notes, *run.cameras.notes, *stray]
+    if contradictions:
+        metrics["camera_contradictions"] = contradictions
     if detail is not None:
         metrics["detail"] = detail.metrics
     if failures:
@@ -331,9 +336,11 @@ class FitRun:
             self.flow_estimator(term)  # missing weights are told before anything is solved
         if self.recipe.detail.enabled:
             self.flow_estimator(self.recipe.detail_flow)
-        done = 0
-        if self.jaw_rule == "auto":
-            state, done = self._choose_jaw_rule(stages, state)
+        state, done = self._leading_stages(stages, state)
+        wrong = self._wrong_exif(state) if done else []
+        if wrong:
+            self.cameras = self.cameras.without_exif(wrong, state, self.recipe.camera, self.model)
+            state, done = self._leading_stages(stages, state)
         effort = [_effort(stage) for stage in stages]
         for number, stage in enumerate(stages[done:], done):
             begun = sum(effort[:number])
@@ -352,8 +359,8 @@ class FitRun:
         self.model = personal_model(self.model, state, detail.displacement)
         return detail
 
-    def _choose_jaw_rule(self, stages: Sequence[Stage], state: SceneState) -> tuple[SceneState, int]:
-        """Fit the leading landmark stages under both rules, compare their costs and go on from the better fit.
+    def _leading_stages(self, stages: Sequence[Stage], state: SceneState) -> tuple[SceneState, int]:
+        """The leading landmark stages. What the jaw points are, where that is not known, is the rule under which they fit better.
 
         A fit under the wrong rule bends the face to the jaw points, so the rules are compared by their own solutions.
         Points on fixed skin cost an outline fit several times more once the head is turned; outline points fit both rules
@@ -370,16 +377,31 @@ class FitRun:
         if not leading:
             return state, 0
         costs, after = {}, {}
-        for rule in ("surface", "outline"):
+        for rule in ("surface", "outline") if self.jaw_rule == "auto" else (self.jaw_rule,):
             self.jaw_rule, self.stages, self.shape, trial = rule, [], None, state
             for stage in leading:
                 trial = self._stage(stage, trial)
             costs[rule] = sum(t.value for t in self.terms.values())
             after[rule] = trial, self.stages, self.shape, self.terms, self._last
-        self.jaw_rule = "surface" if costs["surface"] < SURFACE_WINS * costs["outline"] else "outline"
+        if len(costs) > 1:
+            self.jaw_rule = "surface" if costs["surface"] < SURFACE_WINS * costs["outline"] else "outline"
         state, self.stages, self.shape, self.terms, self._last = after[self.jaw_rule]
         log.info("jaw points: %s (costs: %s)", self.jaw_rule, costs)
         return state, len(leading)
+
+    def _wrong_exif(self, state: SceneState) -> list[int]:
+        """Views whose focal length from EXIF the perspective of the landmarks contradicts, after stages that had it as a prior.
+
+        A prior that agrees with the rest moves by N(0, prior variance - posterior variance) in log units.
+        """
+        prior, wrong = self.cameras, []
+        sigmas = self.focal_uncertainty() if "exif" in prior.source else [None] * len(prior.source)
+        for i, sigma in enumerate(sigmas):
+            moved = abs(math.log(float(state.camera.focal[i] / prior.focal_mean[i])))
+            if prior.source[i] == "exif" and sigma is not None and \
+                    moved > EXIF_SIGMAS * max(float(prior.focal_sigma[i]) ** 2 - sigma ** 2, 1e-6) ** 0.5:
+                wrong.append(i)
+        return wrong
 
     def _stage(self, stage: Stage, state: SceneState, tell: Callable[[float], None] = lambda share: None) -> SceneState:
         """One stage. tell: called with the share of it that is done."""
@@ -492,6 +514,7 @@ class FitRun:
 
 
 NOISE_ABSORBED = 1.25
+EXIF_SIGMAS = 3.0  # right focal lengths moved by 0.2 to 0.7; of half the right length, as after a crop to half the picture, by 3.6 to 5.9
 SPREAD_PRIOR = 10.0  # in observations
 SURFACE_WINS = 0.8  # measured ratios: 0.05 to 0.9 on fixed points (0.2 and less with a view beyond 40 degrees), 0.83 to 1.4 on outlines
 LANDMARK_ENERGIES = {"lmk2d", "lmk2d_eye", "lmk2d_lip", "identity_prior", "expression_prior", "focal_prior", "size_prior", "landmark_prior"}

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,12 @@ from fitkit.io.foreign import foreign_file, shown
 # What no camera of a face is beyond: focal length and principal point in px, translation in mm, distortion coefficients.
 FOCAL_RANGE, FARTHEST_PX, FARTHEST_MM, LARGEST_DISTORTION = (1.0, 1e6), 1e6, 1e8, 1e6
 NAME_KEYS = ("image", "name", "view", "file")
+MODEL_KEYS = ("camera_model", "distortion_model", "lens_model", "projection")
+FISHEYE = ("OPENCV_FISHEYE", "FISHEYE", "EQUIDISTANT", "KANNALA_BRANDT", "KANNALA_BRANDT4", "KB4")
+PINHOLE = ("PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "OPENCV", "FULL_OPENCV", "PLUMB_BOB", "RATIONAL_POLYNOMIAL", "RADTAN", "BROWN",
+           "BROWN_CONRADY", "RADIAL", "SIMPLE_RADIAL", "NONE")
+DISTORTION_KEYS = ("distortion", "dist", "dist_coeffs", "dist_coefs", "distCoeffs", "distortion_coefficients", "distortion_coeffs", "D")
+NAMED = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6", "s1", "s2", "s3", "s4")  # OpenCV's order; fisheye has k1 to k4
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,7 @@ class Calibration:
     """One view's entry: x_camera = R x_world + t (mm), x right, y down, z forward.
 
     K: [3, 3] px of the upright image; R: [3, 3], t: [3] mm, or both None; distortion: OpenCV coefficients or None;
-    size: (W, H) of the image that K belongs to, or None.
+    size: (W, H) of the image that K belongs to, or None; fisheye: the coefficients are the four of OpenCV's fisheye model.
     """
 
     K: np.ndarray
@@ -28,10 +35,11 @@ class Calibration:
     t: np.ndarray | None = None
     distortion: np.ndarray | None = None
     size: tuple[int, int] | None = None
+    fisheye: bool = False
 
 
 def read_cameras(path: str | os.PathLike) -> dict[str, Calibration]:
-    """Read `{"views": [{"image": "a.jpg", "K": ...}, ...]}` or `{"a": {"K": ...}, ...}`.
+    """Read `{"views": [{"image": "a.jpg", "K": ...}, ...]}` or `{"a": {"K": ...}, ...}`; what stands beside the views holds for all of them.
 
     Returns:
         image name, as written in the file, -> Calibration.
@@ -42,6 +50,8 @@ def read_cameras(path: str | os.PathLike) -> dict[str, Calibration]:
     with foreign_file(path, "not a readable JSON file") as file:
         content = file.json()
     views = content.get("views", content) if isinstance(content, dict) else content
+    beside = content.items() if isinstance(content, dict) else ()
+    shared = {k: v for k, v in beside if k != "views" and (views is not content or not isinstance(v, dict))}
     if isinstance(views, dict):
         entries = {name: v for name, v in views.items() if isinstance(v, dict)}
     elif isinstance(views, list) and all(isinstance(v, dict) for v in views):
@@ -58,7 +68,7 @@ def read_cameras(path: str | os.PathLike) -> dict[str, Calibration]:
     if not entries:
         raise InputError(f"{path}: no cameras; expected {{\"views\": [{{\"image\": ..., \"K\": ..., \"R\": ..., \"t\": ...}}]}} "
                          "or {\"IMAGE\": {\"K\": ...}}")
-    return {name: parse_camera(entry, f"{path}: view {shown(name)}") for name, entry in entries.items()}
+    return {name: parse_camera({**shared, **entry}, f"{path}: view {shown(name)}") for name, entry in entries.items()}
 
 
 def parse_camera(entry: dict, where: str) -> Calibration:
@@ -92,21 +102,64 @@ def parse_camera(entry: dict, where: str) -> Calibration:
         if np.linalg.det(R) < 0 or np.abs(u @ vt - R).max() > 1e-2:
             raise InputError(f"{where}: R: not a rotation (det {np.linalg.det(R):.4g}, should be 1 with orthonormal rows)")
         R = u @ vt  # digits lost in the file would add a scale
-    distortion = entry.get("distortion", entry.get("dist"))
-    if distortion is not None:
-        distortion = _array(distortion, (-1,), f"{where}: distortion")
-        if len(distortion) not in (0, 4, 5, 8, 12, 14):
-            raise InputError(f"{where}: distortion: expected 4, 5, 8, 12 or 14 coefficients (OpenCV's order), "
-                             f"got {len(distortion)}")
-        if np.abs(distortion).max(initial=0) > LARGEST_DISTORTION:
-            raise InputError(f"{where}: distortion: expected coefficients up to {LARGEST_DISTORTION:g}, "
-                             f"got {np.abs(distortion).max():.4g}")
-        distortion = distortion if np.any(distortion) else None
+    distortion, fisheye = _distortion(entry, where)
     size = None
     if entry.get("width") is not None and entry.get("height") is not None:
         numbers = _array([entry["width"], entry["height"]], (2,), f"{where}: width, height")
         size = tuple(int(v) for v in numbers.clip(0, 1e9))
-    return Calibration(K, R, t, distortion, size)
+    return Calibration(K, R, t, distortion, size, fisheye)
+
+
+def _distortion(entry: dict, where: str) -> tuple[np.ndarray | None, bool]:
+    """The distortion of one camera's lens, None without, and whether its coefficients are those of the fisheye model.
+
+    Raises:
+        InputError: a model or a key that is not known, or another number of coefficients than the model has.
+    """
+    if entry.get("kind") == "orthographic":
+        raise InputError(f"{where}: kind 'orthographic': such a camera has no K; remove its entry")
+    models = [entry[k].upper().replace("-", "_").replace(" ", "_") for k in MODEL_KEYS if isinstance(entry.get(k), str)]
+    unknown = next((m for m in models if m not in PINHOLE + FISHEYE), None)
+    if unknown is not None:
+        raise InputError(f"{where}: the camera model {shown(unknown)} is not known; expected PINHOLE, OPENCV (distortion in OpenCV's order) or "
+                         "OPENCV_FISHEYE, or no camera model")
+    fisheye = any(m in FISHEYE for m in models)
+    odd = next((k for k in entry if k not in DISTORTION_KEYS + NAMED + MODEL_KEYS
+                and re.search("^[kps][0-9]+$|dist(ort|_?c)|radial|tangential|fisheye", k.lower()) and _says_something(entry[k])), None)
+    if odd is not None:
+        raise InputError(f"{where}: the key {shown(odd)} is not known, and looks like distortion of the lens; give \"distortion\": [k1, k2, p1, p2, ...] "
+                         "in OpenCV's order, or undistort the photos")
+    given = [k for k in DISTORTION_KEYS if entry.get(k) is not None]
+    named = [k for k in NAMED if entry.get(k) is not None]
+    if len(given) + bool(named) > 1:
+        raise InputError(f"{where}: {given[0]} and {(given + named)[1]} are both given; expected the distortion once")
+    if named:
+        order = ("k1", "k2", "k3", "k4") if fisheye else NAMED
+        wrong = next((k for k in named if k not in order), None)
+        if wrong is not None:
+            raise InputError(f"{where}: {wrong}: a fisheye camera has the coefficients k1, k2, k3, k4 only")
+        last = next(n for n in (4, 5, 8, 12) if n >= 1 + max(map(order.index, named)))
+        coefficients = np.array([float(_array([entry.get(k) or 0], (1,), f"{where}: {k}")[0]) for k in order[:last]])
+    elif given:
+        value = entry[given[0]]
+        value = value["data"] if isinstance(value, dict) and "data" in value else value  # a matrix of OpenCV's FileStorage
+        coefficients = _array(value, (-1,), f"{where}: {given[0]}")
+    else:
+        coefficients = np.zeros(4)
+    allowed = (4,) if fisheye else (0, 4, 5, 8, 12, 14)
+    if len(coefficients) not in allowed:
+        expected = "4 coefficients of OpenCV's fisheye model" if fisheye else "4, 5, 8, 12 or 14 coefficients (OpenCV's order)"
+        raise InputError(f"{where}: distortion: expected {expected}, got {len(coefficients)}")
+    if np.abs(coefficients).max(initial=0) > LARGEST_DISTORTION:
+        raise InputError(f"{where}: distortion: expected coefficients up to {LARGEST_DISTORTION:g}, got {np.abs(coefficients).max():.4g}")
+    return (coefficients if fisheye or np.any(coefficients) else None), fisheye
+
+
+def _says_something(value) -> bool:
+    """Not only zeros and empty values."""
+    if isinstance(value, (dict, list)):
+        return any(map(_says_something, value.values() if isinstance(value, dict) else value))
+    return bool(value)
 
 
 def _array(value, shape: tuple[int, ...], where: str) -> np.ndarray:

@@ -35,6 +35,8 @@ DEEP = ("PNG", "TIFF", "PPM", "JPEG2000")  # those that may have 16 bits
 RANGES = tuple(2**bits - 1 for bits in (8, 10, 12, 14, 16))  # what cameras write into files for more
 LABELS = 32  # a mask of whole numbers below is 0 and 1, or numbers of parts of the face
 MIN_SIDE = 32  # px; a face in less is no use
+SENSORS = (1.0, 4 / 3, 3 / 2, 16 / 9)  # long over short side; phones cut their pictures to the first and the last themselves
+FAR_AWAY = 5e5  # px
 CACHE_BYTES = 512 * 2**20
 FILM_DIAGONAL = 43.2666  # mm, of the 36 x 24 mm frame that EXIF's 35 mm focal length refers to
 # Pillow warns above 89 megapixels and refuses above 178; phones make 108, so only the refusal is for users.
@@ -44,23 +46,27 @@ warnings.filterwarnings("ignore", message="Corrupt EXIF data", module="PIL")
 
 @dataclass(frozen=True)
 class Distortion:
-    """Lens distortion to remove: K [3, 3] px, coefficients [4, 5, 8, 12 or 14] in OpenCV's order."""
+    """Lens distortion to remove: K [3, 3] px; coefficients [4, 5, 8, 12 or 14] in OpenCV's order, or [4] of OpenCV's fisheye model."""
 
     K: np.ndarray
     coefficients: np.ndarray
+    fisheye: bool = False
 
     def undistort_image(self, image: np.ndarray, nearest: bool = False) -> np.ndarray:
         """[H, W(, 3)] -> the same size and K without distortion; what the lens did not see becomes 0."""
         h, w = image.shape[:2]
-        maps = cv2.initUndistortRectifyMap(self.K, self.coefficients, None, self.K, (w, h), cv2.CV_32FC1)
+        init = cv2.fisheye.initUndistortRectifyMap if self.fisheye else cv2.initUndistortRectifyMap
+        maps = init(self.K, self.coefficients, np.eye(3), self.K, (w, h), cv2.CV_32FC1)
         return cv2.remap(image, *maps, cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
 
     def undistort_points(self, points: np.ndarray) -> np.ndarray:
-        """[N, 2] px of the photo -> [N, 2] px of the undistorted image; NaN stays NaN."""
+        """[N, 2] px of the photo -> [N, 2] px of the undistorted image; NaN stays NaN, and is what such an image cannot show."""
         result = points.astype(np.float64).copy()
         seen = np.isfinite(points).all(1)
         if seen.any():
-            result[seen] = cv2.undistortPoints(result[seen][:, None], self.K, self.coefficients, P=self.K)[:, 0]
+            undistort = cv2.fisheye.undistortPoints if self.fisheye else cv2.undistortPoints
+            result[seen] = undistort(result[seen][:, None], self.K, self.coefficients, P=self.K)[:, 0]
+        result[np.abs(result).max(1) > FAR_AWAY] = np.nan  # OpenCV's mark for no solution is -1e6
         return result
 
 
@@ -402,7 +408,7 @@ def focal_from_exif(image: Image.Image) -> float | None:
     """Focal length in px of the whole image from its EXIF data, or None.
 
     FocalLengthIn35mmFilm f35: f = f35 * diagonal / 43.2666 mm; else FocalLength with the sensor's resolution.
-    A picture whose sides are not in the proportion that EXIF states was cropped: None.
+    A picture whose sides are not in the proportion that EXIF states, or in that of any sensor, was cropped: None.
     """
     try:
         exif = image.getexif().get_ifd(0x8769)
@@ -411,6 +417,8 @@ def focal_from_exif(image: Image.Image) -> float | None:
     except Exception:  # noqa: BLE001 - damaged EXIF data leave the photo usable
         return None
     long, short = max(image.size), min(image.size)
+    if min(abs(long / (short * aspect) - 1) for aspect in SENSORS) > 0.015:
+        return None
     long0 = max(numbers.get(40962, 0), numbers.get(40963, 0))
     short0 = min(numbers.get(40962, 0), numbers.get(40963, 0))
     if short0 > 0 and abs(long * short0 / (short * long0) - 1) > 0.02:

@@ -34,12 +34,14 @@ DECODERS = min(4, os.cpu_count() or 1)  # threads; a 48-megapixel photo takes 0.
 class KnownCamera:
     """What is known of one view's camera (OpenCV convention, undistorted image).
 
-    K: [3, 3] pixels; R: [3, 3] and t: [3] mm with x_camera = R x_world + t, or None when only K is known.
+    K: [3, 3] pixels; R: [3, 3] and t: [3] mm with x_camera = R x_world + t, or None when only K is known; removed: the distortion of
+    the lens that the view's image is already without, or None.
     """
 
     K: np.ndarray
     R: np.ndarray | None = None
     t: np.ndarray | None = None
+    removed: Distortion | None = None
 
     def __repr__(self) -> str:
         return f"KnownCamera(focal length {self.K[0][0]:.1f} px, pose {'not known' if self.R is None else 'known'})"
@@ -118,7 +120,7 @@ class Subject:
 
     def __repr__(self) -> str:
         names = [v.name for v in self.views]
-        return f"Subject({self.name!r}, {len(names)} views: {_some(names)})"
+        return f"Subject({self.name!r}, {len(names)} views: {some(names)})"
 
 
 def is_result(folder: Path) -> bool:
@@ -194,7 +196,7 @@ def _read_folder(folder: Path, ignore: Sequence[str | os.PathLike] = (),
     images = [p for p in images if p not in raw]
     if not images:
         raise InputError(f"{folder}: no images in this folder; expected at least one of {', '.join('*' + s for s in SUFFIXES)}"
-                         + (f" (found {_some(p.name for p in files)})" if files else ""))
+                         + (f" (found {some(p.name for p in files)})" if files else ""))
     _check_names([(readable(p.stem), readable(p.name)) for p in images], folder)
 
     cameras_file = next((p for p in files if p.name.lower() == "cameras.json"), None)
@@ -224,14 +226,14 @@ def _read_folder(folder: Path, ignore: Sequence[str | os.PathLike] = (),
     if only is None:
         notes += _about_files(beside)
     if copies:
-        notes.append(f"left out: {_some(p.name for p in copies)}, beside a photo of the same name in a usual format")
+        notes.append(f"left out: {some(p.name for p in copies)}, beside a photo of the same name in a usual format")
     if raw and only is None:
-        notes.append(f"left out: {_some(p.name for p in raw)}; raw photos are not read, convert them to JPEG")
+        notes.append(f"left out: {some(p.name for p in raw)}; raw photos are not read, convert them to JPEG")
     used = {*images, *copies, *raw, *(p for paths in beside.landmarks.values() for p in paths), *beside.elsewhere,
             cameras_file, *(p for p in entries if p.name in silent or p.name.casefold() in (*MASKS, *LANDMARKS))}
     others = [p for p in entries if p not in used and not is_result(p)]
     if others and only is None:
-        notes.append(f"ignored, not images or files of an image: {_some(p.name for p in others)}")
+        notes.append(f"ignored, not images or files of an image: {some(p.name for p in others)}")
     return views, notes, next((r for r in results if isinstance(r, InputError)), None)
 
 
@@ -461,10 +463,10 @@ def _beside_paths(paths: Sequence[Path], landmarks: bool, masks: bool) -> Beside
 
 def _about_files(beside: Beside) -> list[str]:
     """Notes on files of photos that are not used."""
-    notes = [f"{place.name}/ holds files with the names of photos, which are not read: {_some(names)}; "
+    notes = [f"{place.name}/ holds files with the names of photos, which are not read: {some(names)}; "
              f"landmarks lie beside the photos or in {LANDMARKS[0]}/" for place, names in beside.elsewhere.items()]
     if beside.lost:
-        notes.append(f"ignored, masks without an image: {_some(p.name for p in beside.lost)}")
+        notes.append(f"ignored, masks without an image: {some(p.name for p in beside.lost)}")
     return notes
 
 
@@ -473,7 +475,7 @@ def _grouped(remarks: Sequence[tuple[str, str]]) -> list[str]:
     files: dict[str, list[str]] = {}
     for file, text in remarks:
         files.setdefault(text, []).append(file)
-    return [f"{_some(names)}: {text}" for text, names in files.items()]
+    return [f"{some(names)}: {text}" for text, names in files.items()]
 
 
 def _given_mask(mask: Any, size: tuple[int, int], name: str) -> tuple[np.ndarray, list[tuple[str, str]]]:
@@ -528,12 +530,13 @@ def _add_cameras(views: list[View], cameras: dict[str, Calibration], stems: set[
             raise InputError(f"{path}: view {key!r}: K belongs to an image of {camera.size[0]} x {camera.size[1]} px, "
                              f"but {view.path.name} has {view.size[0]} x {view.size[1]} px (upright); "
                              "scale K to the image, or give the original image")
-        view = view.replace(camera=KnownCamera(camera.K, camera.R, camera.t))
-        result.append(view if camera.distortion is None else _undistorted(view, Distortion(camera.K, camera.distortion)))
-    notes = [f"{path.name}: no image for: {_some(unknown)}"] if unknown else []
+        lens = None if camera.distortion is None else Distortion(camera.K, camera.distortion, camera.fisheye)
+        view = view.replace(camera=KnownCamera(camera.K, camera.R, camera.t, lens))
+        result.append(view if lens is None else _undistorted(view, lens))
+    notes = [f"{path.name}: no image for: {some(unknown)}"] if unknown else []
     bare = [v.path.name for v in result if v.camera is None]
     if bare:
-        notes.append(f"{path.name}: no camera for: {_some(bare)}")
+        notes.append(f"{path.name}: no camera for: {some(bare)}")
     return result, notes
 
 
@@ -564,6 +567,7 @@ def _check_names(names: list[tuple[str, str]], folder: Path | None) -> None:
         first[name.casefold()] = owner
 
 
-def _some(names, limit: int = 5) -> str:
+def some(names: Iterable[str], limit: int = 5) -> str:
+    """'a, b, c, d, e and 3 more'."""
     names = [readable(n) for n in names]
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

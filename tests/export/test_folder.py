@@ -18,6 +18,7 @@ from PIL import Image
 
 from fitkit.errors import FitError, InputError
 from fitkit.export import folder
+from fitkit.export.cameras import camera_table
 from fitkit.export.folder import ENTRIES, check_output, file_stems, plain, write_result
 from fitkit.export.parameters import load_parameters
 from fitkit.export.preview import draw_uncertainty
@@ -25,7 +26,8 @@ from fitkit.fit.decompose import decompose_result
 from fitkit.geometry.color import srgb_from_linear
 from fitkit.io import atomic
 from fitkit.io.calibration import read_cameras
-from fitkit.io.subject import Subject
+from fitkit.io.images import Distortion
+from fitkit.io.subject import KnownCamera, Subject
 from fitkit.scene.camera import Camera
 
 
@@ -114,6 +116,16 @@ class TestContent:
             np.testing.assert_allclose(pixel[:, :2], expected[i], atol=2e-3)  # the state is float32
         entry = json.loads((written / "cameras.json").read_text())["views"][0]
         assert entry["source"] == "estimated" and entry["kind"] == "perspective" and (entry["width"], entry["height"]) == (96, 96)
+
+    def test_cameras_json_carries_the_distortion_that_was_removed(self, result, tmp_path):
+        K = result.state.camera.matrix()[0].double().numpy()
+        for lens in (Distortion(K, np.array([-0.1, 0.02, 0.0, 0.001, 0.3])), Distortion(K, np.array([0.1, 0.0, 0.0, 0.0]), fisheye=True)):
+            views = [v.replace(camera=KnownCamera(K, removed=lens if i else None)) for i, v in enumerate(result.subject.views)]
+            table = camera_table(replace(result, subject=replace(result.subject, views=tuple(views))))
+            (tmp_path / "cameras.json").write_text(json.dumps(table))
+            plain, *bent = read_cameras(tmp_path / "cameras.json").values()
+            assert plain.distortion is None
+            assert all(c.distortion.tolist() == lens.coefficients.tolist() and c.fisheye == lens.fisheye for c in bent)
 
     def test_landmarks_lie_on_the_mesh(self, written):
         points = np.load(written / "landmarks.npy")

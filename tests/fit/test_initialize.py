@@ -140,6 +140,36 @@ def test_cameras_in_one_place_keep_the_head_at_its_own_distance():
     torch.testing.assert_close(state.pose.translation, same.pose.translation, rtol=0.1, atol=5)
 
 
+def test_positions_of_some_cameras():
+    truth = mean_face(4)
+    obs = observe(MODEL, truth)
+    cameras = known(truth)
+    for missing, groups in ((KnownCamera(cameras[1].K), [0, 1, 0, 0]), (None, [0, 1, 0, 0])):
+        given = [cameras[0], missing, *cameras[2:]]
+        state, found = initial_state(MODEL, photos(truth, camera=given), obs, CameraOptions())
+        assert found.metric and found.pose_groups.tolist() == groups
+        assert found.notes == ("the positions of 3 of 4 cameras are known; those of the others were estimated",)
+        R = [p.rotation[3] @ p.rotation[0].T for p in (truth.pose, state.pose)]
+        torch.testing.assert_close(R[0], R[1], atol=1e-5, rtol=0)
+    single = [cameras[0], *[None] * 3]
+    _, found = initial_state(MODEL, photos(truth, camera=single), obs, CameraOptions())
+    assert not found.metric and found.pose_groups is None
+    assert found.notes == ("view view0: R and t of a single camera tell nothing and were not used",)
+    same = [replace(c, R=np.eye(3), t=np.array([0, 0, 900.0])) for c in cameras]
+    _, found = initial_state(MODEL, photos(truth, camera=same), obs, CameraOptions())
+    assert not found.metric and found.pose_groups.tolist() == [0] * 4
+    assert found.notes == ("the cameras are in one place, so their positions do not tell the size of the head",)
+
+
+def test_focal_lengths_that_put_the_camera_into_the_face():
+    truth = mean_face(distance=1000)
+    obs = observe(MODEL, truth)
+    f = float(truth.camera.focal[0])
+    _, cameras = initial_state(MODEL, photos(truth, focal_px=[f, 0.2 * f, f]), obs, CameraOptions())
+    assert cameras.source == ("exif", "estimated", "exif") and cameras.focal_sigma.tolist() == pytest.approx([0.1, 0.4, 0.1])
+    assert cameras.notes[0].startswith("the focal length in the EXIF data of view1 was not used: by it the camera would have been 190 mm")
+
+
 def test_scaled_orthographic():
     truth = mean_face()
     truth = truth.replace(camera=replace(truth.camera, kind="orthographic"))

@@ -191,6 +191,18 @@ def test_calibrated_rig_gives_metric_shape(model):
     torch.testing.assert_close(result.state.camera.focal, truth.camera.focal, rtol=0.005, atol=0)
 
 
+@pytest.mark.parametrize("share, source, noted", [(1.0, "exif", 0), (0.45, "estimated", 1)])
+def test_exif_of_a_cropped_photo_is_not_believed_against_the_perspective(model, share, source, noted):
+    truth = person(model, 2)
+    focal = share * float(truth.camera.focal[0])
+    subject = Subject("exif", tuple(v.replace(focal_px=focal) for v in photos(3).views))
+    result = fit_observed(subject, seen(model, truth), model, load_recipe("landmarks"))
+    assert result.camera_source == (source,) * 3
+    assert sum("the perspective of the landmarks contradicts it" in n for n in result.metrics["notes"]) == noted
+    torch.testing.assert_close(result.state.camera.focal, truth.camera.focal, rtol=0.1, atol=0)
+    assert shape_error(result, truth, model) < 0.8
+
+
 def test_one_expression_for_all_views(model):
     truth = person(model, 3)
     truth = truth.replace(expression=truth.expression[:1].expand(3, -1).clone())

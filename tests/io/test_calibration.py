@@ -61,6 +61,34 @@ def test_refusals(tmp_path, content, message):
         read_cameras(write(tmp_path, content))
 
 
+@pytest.mark.parametrize("entry, coefficients, fisheye", [
+    ({"distortion_coefficients": {"rows": 1, "cols": 4, "data": [0.1, 0.2, 0, 0]}}, [0.1, 0.2, 0, 0], False),
+    ({"camera_model": "OPENCV", "k1": 0.1, "p2": 0.3}, [0.1, 0, 0, 0.3], False), ({"k1": 0.1, "k3": 0.2}, [0.1, 0, 0, 0, 0.2], False),
+    ({"k4": 0.4}, [0, 0, 0, 0, 0, 0.4, 0, 0], False), ({"camera_model": "PINHOLE", "k1": 0, "s9": 0, "radial_distortion": []}, None, False),
+    ({"camera_model": "OPENCV_FISHEYE", "distortion": [1, 2, 3, 4]}, [1, 2, 3, 4], True),
+    ({"distortion_model": "equidistant", "D": [0, 0, 0, 0]}, [0, 0, 0, 0], True), ({"lens_model": "Kannala-Brandt", "k1": 1, "k4": 4}, [1, 0, 0, 4], True),
+])
+def test_distortion_under_other_names(tmp_path, entry, coefficients, fisheye):
+    for content in ({"a": {"K": K, **entry}}, {**entry, "views": [{"image": "a", "K": K}]}):  # in the view, or for all of them
+        camera = read_cameras(write(tmp_path, content))["a"]
+        assert (camera.distortion if coefficients is None else camera.distortion.tolist()) == coefficients and camera.fisheye == fisheye
+
+
+@pytest.mark.parametrize("entry, message", [
+    ({"camera_model": "EQUIRECTANGULAR"}, "the camera model 'EQUIRECTANGULAR' is not known; expected PINHOLE, OPENCV"),
+    ({"kind": "orthographic"}, "kind 'orthographic': such a camera has no K; remove its entry"),
+    ({"camera_model": "OPENCV_FISHEYE", "distortion": [0.1] * 5}, "expected 4 coefficients of OpenCV's fisheye model, got 5"),
+    ({"camera_model": "OPENCV_FISHEYE", "k1": 0.1, "p1": 0.1}, "p1: a fisheye camera has the coefficients k1, k2, k3, k4 only"),
+    ({"radial_distortion": [0.1]}, "the key 'radial_distortion' is not known, and looks like distortion of the lens; give \"distortion\""),
+    ({"k7": 0.1}, "the key 'k7' is not known"), ({"fisheye": {"k": [0.1]}}, "the key 'fisheye' is not known"),
+    ({"k1": "wide"}, "k1: expected numbers"), ({"k1": 0.1, "distortion": [0, 0, 0, 0]}, "distortion and k1 are both given"),
+    ({"dist": [1] * 4, "D": [1] * 4}, "dist and D are both given"),
+])
+def test_distortion_that_is_not_understood(tmp_path, entry, message):
+    with pytest.raises(InputError, match=f"cameras.json: view 'a': .*{message}"):
+        read_cameras(write(tmp_path, {"a": {"K": K, **entry}}))
+
+
 @pytest.mark.parametrize("change, message", [
     ({"K": [[1e300, 0, 1], [0, 1e300, 1], [0, 0, 1]]}, r"view 'a': K: expected focal lengths of 1 to 1e\+06 px"),
     ({"K": [[1e-300, 0, 1], [0, 1e-300, 1], [0, 0, 1]]}, "K: expected focal lengths of 1 to"),

@@ -69,19 +69,23 @@ def test_exif_orientation(tmp_path, orientation, turn):
     assert file.size == turn(RGB).shape[1::-1]
 
 
-def with_exif(tmp_path, **tags):
+def with_exif(tmp_path, size=(48, 36), **tags):
     exif = Image.Exif()
     exif.get_ifd(EXIF_IFD).update({globals()[k]: v for k, v in tags.items()})
-    return read_image(save(tmp_path / "a.jpg", RGB, exif=exif))[1]
+    return read_image(save(tmp_path / "a.jpg", Image.new("RGB", size), exif=exif))[1]
 
 
 def test_focal_length_from_exif(tmp_path):
-    diagonal = np.hypot(40, 48)
+    diagonal = np.hypot(36, 48)
     assert with_exif(tmp_path, F35=50) == pytest.approx(50 * diagonal / 43.2666)
     # 24 mm lens, 100 sensor pixels per cm, the picture reduced from 96 to 48 px: 24 mm * 10 / mm / 2.
-    assert with_exif(tmp_path, F_MM=24.0, X_RES=100.0, RES_UNIT=3, WIDTH=96, HEIGHT=80) == pytest.approx(120.0)
-    assert with_exif(tmp_path, F35=50, F_MM=24.0, X_RES=100.0, RES_UNIT=3, WIDTH=96, HEIGHT=80) == pytest.approx(50 * diagonal / 43.2666)
-    assert with_exif(tmp_path, F35=50, WIDTH=48, HEIGHT=80) is None, "cropped: other proportions than stated"
+    assert with_exif(tmp_path, F_MM=24.0, X_RES=100.0, RES_UNIT=3, WIDTH=96, HEIGHT=72) == pytest.approx(120.0)
+    assert with_exif(tmp_path, F35=50, F_MM=24.0, X_RES=100.0, RES_UNIT=3, WIDTH=96, HEIGHT=72) == pytest.approx(50 * diagonal / 43.2666)
+    assert with_exif(tmp_path, F35=50, WIDTH=48, HEIGHT=72) is None, "cropped: other proportions than stated"
+    for sides in ((48, 36), (36, 48), (60, 40), (64, 36), (50, 50), (428, 285)):
+        assert with_exif(tmp_path, sides, F35=50) == pytest.approx(50 * np.hypot(*sides) / 43.2666)
+    for sides in ((48, 40), (100, 40), (210, 200)):
+        assert with_exif(tmp_path, sides, F35=50) is None, "cropped: no sensor has such sides"
     assert with_exif(tmp_path, F35=0) is None
     assert with_exif(tmp_path, F_MM=24.0) is None
     assert with_exif(tmp_path, F35=60000) is None
@@ -256,6 +260,17 @@ def test_undistortion_inverts_the_lens(tmp_path):
     undone = Distortion(K, k).undistort_points(np.vstack([photo, [[np.nan, np.nan]]]))
     np.testing.assert_allclose(undone, ideal, atol=1e-3)  # OpenCV iterates
 
+    photo = cv2.fisheye.distortPoints((rays[None, :, :2]), K, k)[0]
+    undone = Distortion(K, k, fisheye=True).undistort_points(np.vstack([photo, [[np.nan, np.nan]]]))
+    np.testing.assert_allclose(undone, ideal, atol=1e-3)
+    beyond = np.array([[23.5 + 60 * 1.7, 19.5]])  # more than 90 degrees from the axis
+    assert np.isnan(Distortion(K, np.zeros(4), fisheye=True).undistort_points(beyond)).all()
+
+    picture = np.zeros((40, 48), np.uint8)
+    x, y = np.round(photo[2]).astype(int)
+    picture[y - 1:y + 2, x - 1:x + 2] = 255
+    moved = np.argwhere(Distortion(K, k, fisheye=True).undistort_image(picture) > 99).mean(0)[::-1]
+    assert np.abs(moved - ideal[2]).max() < 1
     file = open_image(save(tmp_path / "a.png", RGB)).undistorted(Distortion(K, k))
     assert isinstance(file, ImageFile) and file().shape == RGB.shape and not (file() == RGB).all()
 
