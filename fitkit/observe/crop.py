@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Annotated, Sequence
 
 import cv2
 import numpy as np
 import torch
 
+from fitkit.io.options import Pixels, Range
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
 
@@ -17,10 +18,10 @@ class CropOptions:
     """margin: crop side over the larger side of the landmark box; up: shift towards the forehead as a share of the
     box height; max_size, min_size: limits of the common crop side in pixels (faces are hardly ever enlarged)."""
 
-    margin: float = 1.6
-    up: float = 0.08
-    max_size: int = 512
-    min_size: int = 192
+    margin: Annotated[float, Range(0.1, 20.0)] = 1.6
+    up: Annotated[float, Range(-5.0, 5.0)] = 0.08
+    max_size: Pixels = 512
+    min_size: Annotated[int, Range(1, 4096)] = 192
 
 
 def crop_views(images: Sequence[np.ndarray], masks: Sequence[np.ndarray | None], landmarks: Landmarks,
