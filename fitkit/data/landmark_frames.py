@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ import numpy as np
 
 from fitkit.errors import InputError
 from fitkit.io.images import SUFFIXES, read_image
-from fitkit.io.landmark_files import read_landmarks
+from fitkit.io.landmark_files import read_landmarks, without_strays
 from fitkit.io.options import Degrees, Range, Share
 from fitkit.observe.landmarks.face_crop import MARGIN, FaceSquare, cut, square_of_points
 from fitkit.observe.landmarks.face_shape import mean_face
 from fitkit.observe.landmarks.network import MIRRORED_OUTPUTS, NUM_OUTPUTS, NUM_POINTS
+
+log = logging.getLogger("fitkit")
 
 KEEP_SIDE = 1.45  # side of the stored picture over that of the square: room for shifts, turns and smaller faces
 FRONTAL = 0.72  # nose-to-jaw-end distances, smaller over larger: above it the outline passes through the fixed jaw points
@@ -118,7 +121,10 @@ def load_surroundings(frame: Frame, rng: np.random.Generator, count: int = 1, si
 
 def _read(frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray, FaceSquare]:
     picture = read_image(frame.image)[0]
-    points = read_landmarks(frame.landmarks)[:, :2]
+    points, strays = without_strays(read_landmarks(frame.landmarks), (picture.shape[1], picture.shape[0]), str(frame.landmarks))
+    for note in strays:
+        log.warning("%s", note)
+    points = points[:, :2]
     known = np.isfinite(points).all(1)
     if known.sum() < 8:
         raise InputError(f"{frame.landmarks}: expected at least 8 of the 68 points, got {known.sum()}")

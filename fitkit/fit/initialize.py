@@ -4,10 +4,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fitkit.errors import InputError
+from fitkit.errors import FitError, InputError
 from fitkit.fit.recipe import CameraOptions
 from fitkit.geometry.rotation import so3_exp
 from fitkit.geometry.weak_perspective import weak_perspective_pose
@@ -17,6 +18,8 @@ from fitkit.observe.observations import Observations
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
+
+LARGEST = 1e9  # px or mm, beyond what any camera has
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,12 @@ def initial_state(model: FaceModel, views: Sequence[View], observations: Observa
 
     An unknown focal length f is that of a camera `distance_mm` away: f = scale [px/mm] * distance. The photos alone
     hardly tell the two apart.
+
+    Raises:
+        DegenerateInputError: landmarks that show no face; FitError: a camera that sees none; it names the view.
     """
+    for view in views:
+        _check_camera(view)
     marks = observations.landmarks
     B = observations.num_views
     device = observations.images.device
@@ -122,13 +130,34 @@ def initial_state(model: FaceModel, views: Sequence[View], observations: Observa
     pose = Pose(rotation, translation)
     pose_groups = None
     calibrated = [v.camera is not None and v.camera.R is not None for v in views]
+    _check_finite(views, source, pose, focal[:, None], principal)
     if all(calibrated) and B > 1:
         pose, pose_groups = _rig_pose(views, pose), torch.zeros(B, dtype=torch.int64)
+        _check_finite(views, source, pose)
     identity = torch.zeros(1, model.num_identity, device=device) if start is None else start.identity
     expression = torch.zeros(B, model.num_expression, device=device) if start is None else start.expression
     state = SceneState(identity, torch.zeros(B, dtype=torch.int64, device=device), expression, pose,
                        Camera(focal, principal, aspect, options.kind), torch.zeros(B, 9, 1, device=device))
     return state, CameraKnowledge(focal.clone(), sigma, groups, first, pose_groups, tuple(source))
+
+
+def _check_camera(view: View) -> None:
+    """FitError: numbers that no camera has, as of one that was made in Python."""
+    camera = view.camera
+    known = [view.focal_px or 0.0] if camera is None else [camera.K] if camera.R is None else [camera.K, camera.R, camera.t]
+    numbers = np.concatenate([np.ravel(np.asarray(n, dtype=np.float64)) for n in known])
+    if not (np.abs(numbers) <= LARGEST).all() or (camera is not None and not (camera.K[0, 0] > 0 and camera.K[1, 1] > 0)):
+        raise FitError(f"view '{view.name}': its {'focal length from EXIF' if camera is None else 'camera'} cannot be used; expected numbers "
+                       f"up to {LARGEST:g} and focal lengths above 0, in px and mm, got {', '.join(f'{n:.4g}' for n in numbers)}")
+
+
+def _check_finite(views: Sequence[View], source: Sequence[str], pose: Pose, *more: Tensor) -> None:
+    """FitError: a start that is no number, in the view that it names; pose and `more` [B, n] are of the views."""
+    good = torch.isfinite(torch.cat([pose.rotation.flatten(1), pose.translation, *more], 1)).all(1).tolist()
+    for view, known, fine in zip(views, source, good):
+        if not fine:
+            raise FitError(f"view '{view.name}': no head pose fits its landmarks and its camera "
+                           + ("(estimated); check the landmarks" if known == "estimated" else f"(from {known}); check the camera, in px and mm"))
 
 
 def rotation_between_axis_and(direction: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from fitkit.errors import InputError
 from fitkit.io import landmark_files
 from fitkit.io.calibration import Calibration, read_cameras
 from fitkit.io.images import SUFFIXES, Distortion, ImageFile, array_to_rgb, open_image, to_rgb
-from fitkit.io.landmark_files import check_inside, check_landmarks, read_landmarks
+from fitkit.io.landmark_files import check_inside, check_landmarks, read_landmarks, without_strays
 
 log = logging.getLogger("fitkit")
 
@@ -269,7 +269,8 @@ def subject_from_images(images: Sequence, landmarks: Sequence | None = None, nam
         if given is not None:
             from_file = isinstance(given, (str, os.PathLike))
             points = read_landmarks(given) if from_file else check_landmarks(given, view_name)
-            check_inside(points, view.size, str(given) if from_file else view_name)
+            points, strays = _placed(points, view.size, str(given) if from_file else view_name)
+            notes += strays
             view = view.replace(landmarks=points, landmark_source="file" if from_file else "given")
         if cameras is not None and cameras[i] is not None:
             view = view.replace(camera=cameras[i])
@@ -285,8 +286,7 @@ def _read_view(path: Path, file: ImageFile, sidecars: list[Path], mask: Path | N
     if sidecars:
         order = {s: i for i, s in enumerate(landmark_files.SUFFIXES)}
         sidecars = sorted(sidecars, key=lambda p: (order[p.suffix.lower()], p.name))
-        points = read_landmarks(sidecars[0])
-        check_inside(points, file.size, str(sidecars[0]))
+        points, notes = _placed(read_landmarks(sidecars[0]), file.size, str(sidecars[0]))
         source = "file"
         if len(sidecars) > 1:
             notes.append(f"{path.name}: landmarks from {sidecars[0].name}; not used: {', '.join(p.name for p in sidecars[1:])}")
@@ -295,6 +295,13 @@ def _read_view(path: Path, file: ImageFile, sidecars: list[Path], mask: Path | N
         loader = open_image(mask, mask=True)
         _checked_mask(loader(), file.size, str(mask))
     return View(readable(path.stem), file, path, points, source, file.focal_px, None, loader), notes
+
+
+def _placed(points: np.ndarray, size: tuple[int, int], where: str) -> tuple[np.ndarray, list[str]]:
+    """Given points of an image of this size without strays, and notes about these. Raises InputError: they cannot belong to the image."""
+    points, notes = without_strays(points, size, os.path.basename(where))
+    check_inside(points, size, where)
+    return points, notes
 
 
 def _masks(folder: Path) -> dict[str, Path]:
