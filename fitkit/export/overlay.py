@@ -145,8 +145,8 @@ def _on_layer(panel: np.ndarray, points, opacity: float, draw) -> None:
         return
     H, W = panel.shape[:2]
     pad = 8 + max(H, W) // 64
-    x0, y0 = np.maximum(np.floor(points.min(0)) - pad, 0).astype(int)
-    x1, y1 = np.minimum(np.ceil(points.max(0)) + pad, (W, H)).astype(int)
+    x0, y0 = (np.floor(points.min(0)) - pad).clip(0, (W, H)).astype(int)
+    x1, y1 = (np.ceil(points.max(0)) + pad).clip(0, (W, H)).astype(int)
     if x1 <= x0 or y1 <= y0:
         return
     part = panel[y0:y1, x0:x1]

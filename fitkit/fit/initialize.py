@@ -146,7 +146,7 @@ def _check_camera(view: View) -> None:
     camera = view.camera
     known = [view.focal_px or 0.0] if camera is None else [camera.K] if camera.R is None else [camera.K, camera.R, camera.t]
     numbers = np.concatenate([np.ravel(np.asarray(n, dtype=np.float64)) for n in known])
-    if not (np.abs(numbers) <= LARGEST).all() or (camera is not None and not (camera.K[0, 0] > 0 and camera.K[1, 1] > 0)):
+    if not (np.abs(numbers) <= LARGEST).all() or (camera is not None and min(camera.K[0, 0], camera.K[1, 1]) < 1 / LARGEST):
         raise FitError(f"view '{view.name}': its {'focal length from EXIF' if camera is None else 'camera'} cannot be used; expected numbers "
                        f"up to {LARGEST:g} and focal lengths above 0, in px and mm, got {', '.join(f'{n:.4g}' for n in numbers)}")
 
