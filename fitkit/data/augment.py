@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from fitkit.errors import InputError
 from fitkit.geometry.weak_perspective import weak_perspective_pose
+from fitkit.io.options import Range, Share
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import CropOptions, crop_views
 from fitkit.observe.landmarks.types import Landmarks
@@ -24,11 +26,11 @@ class FaceAugmentation:
     offset: most change of the exposure, factor and share of white, for each view; missing: share of views, beyond the first of a
     person, that are taken away."""
 
-    shift: float = 0.05
-    zoom: float = 0.0
-    gain: float = 0.15
-    offset: float = 0.03
-    missing: float = 0.0
+    shift: Annotated[float, Range(0.0, 10.0)] = 0.05
+    zoom: Annotated[float, Range(0.0, 3.0)] = 0.0
+    gain: Annotated[float, Range(0.0, 10.0)] = 0.15
+    offset: Annotated[float, Range(0.0, 10.0)] = 0.03
+    missing: Share = 0.0
 
 
 PLAIN = FaceAugmentation(0.0, 0.0, 0.0, 0.0, 0.0)

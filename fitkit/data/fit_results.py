@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
@@ -10,6 +11,7 @@ from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.errors import InputError
 from fitkit.export.parameters import Parameters, load_parameters
 from fitkit.io.foreign import foreign_file, inside
+from fitkit.io.options import Length, Pixels, Positive
 from fitkit.io.subject import load_subject
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import CropOptions, crop_views
@@ -28,10 +30,10 @@ class FitResultsOptions:
     that are read, px."""
 
     photos: str = ""
-    status: tuple[str, ...] = ("ok",)
-    sigma: float = 0.5
+    status: Annotated[tuple[str, ...], Length(1)] = ("ok",)
+    sigma: Positive = 0.5
     landmarks: str = "files"
-    size: int = 272
+    size: Pixels = 272
 
 
 class FitResults(FaceDataset):

@@ -2,20 +2,25 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import cv2
 import numpy as np
 
 from fitkit.errors import InputError
 from fitkit.io.images import SUFFIXES, read_image
-from fitkit.io.landmark_files import read_landmarks
+from fitkit.io.landmark_files import read_landmarks, without_strays
+from fitkit.io.options import Degrees, Range, Share
 from fitkit.observe.landmarks.face_crop import MARGIN, FaceSquare, cut, square_of_points
 from fitkit.observe.landmarks.face_shape import mean_face
 from fitkit.observe.landmarks.network import MIRRORED_OUTPUTS, NUM_OUTPUTS, NUM_POINTS
+
+log = logging.getLogger("fitkit")
 
 KEEP_SIDE = 1.45  # side of the stored picture over that of the square: room for shifts, turns and smaller faces
 FRONTAL = 0.72  # nose-to-jaw-end distances, smaller over larger: above it the outline passes through the fixed jaw points
@@ -116,7 +121,10 @@ def load_surroundings(frame: Frame, rng: np.random.Generator, count: int = 1, si
 
 def _read(frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray, FaceSquare]:
     picture = read_image(frame.image)[0]
-    points = read_landmarks(frame.landmarks)[:, :2]
+    points, strays = without_strays(read_landmarks(frame.landmarks), (picture.shape[1], picture.shape[0]))
+    for note in strays:
+        log.warning("%s: %s", frame.landmarks, note)
+    points = points[:, :2]
     known = np.isfinite(points).all(1)
     if known.sum() < 8:
         raise InputError(f"{frame.landmarks}: expected at least 8 of the 68 points, got {known.sum()}")
@@ -129,6 +137,10 @@ def _turn(points: np.ndarray) -> float:
     return float(ends.min() / max(ends.max(), 1e-6))
 
 
+# Largest shift as a share of the square, logarithm of the largest scale, largest turn.
+Placement = tuple[Share, Annotated[float, Range(0.0, 3.0)], Degrees]
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """How a crop is varied. Shares are probabilities.
@@ -139,18 +151,18 @@ class Augmentation:
     covers: most patches laid over a crop.
     """
 
-    rough: float = 0.5
-    rough_size: tuple[float, ...] = (0.18, 0.32, 40.0)
-    fine_size: tuple[float, ...] = (0.05, 0.10, 12.0)
-    mirror: float = 0.5
-    grey: float = 0.12
-    low_resolution: float = 0.25
-    smallest: float = 30.0
-    blur: float = 0.15
-    noise: float = 0.3
-    jpeg: float = 0.2
-    cover: float = 0.4
-    covers: int = 3
+    rough: Share = 0.5
+    rough_size: Placement = (0.18, 0.32, 40.0)
+    fine_size: Placement = (0.05, 0.10, 12.0)
+    mirror: Share = 0.5
+    grey: Share = 0.12
+    low_resolution: Share = 0.25
+    smallest: Annotated[float, Range(1.0, 4096.0)] = 30.0
+    blur: Share = 0.15
+    noise: Share = 0.3
+    jpeg: Share = 0.2
+    cover: Share = 0.4
+    covers: Annotated[int, Range(0, 1000)] = 3
 
 
 @dataclass(frozen=True)

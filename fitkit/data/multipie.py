@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from fitkit.data.subject_frames import observe_subject
 from fitkit.errors import InputError
 from fitkit.io.images import SUFFIXES
 from fitkit.io.landmark_files import SUFFIXES as LANDMARK_SUFFIXES
+from fitkit.io.options import Degrees, Pixels, Range
 from fitkit.io.subject import subject_from_images
 from fitkit.models.face_model import FaceModel
 
@@ -32,14 +34,14 @@ class MultiPieOptions:
     `fitkit fit --landmarks`; folder of landmark files: a tree like that of the pictures, empty = beside them; size: side of the
     pictures that are read, px."""
 
-    side: tuple[float, ...] = (20.0, 60.0)
-    triplets: int = 2
+    side: tuple[Degrees, Degrees] = (20.0, 60.0)
+    triplets: Annotated[int, Range(1, 10**6)] = 2
     sessions: tuple[str, ...] = ()
     recordings: tuple[str, ...] = ()
     shots: tuple[str, ...] = ("07",)
     landmarks: str = "auto"
     landmark_folder: str = ""
-    size: int = 272
+    size: Pixels = 272
 
 
 class MultiPie(FaceDataset):

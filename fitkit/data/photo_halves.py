@@ -6,12 +6,13 @@ import zlib
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, Sequence
+from typing import Annotated, Literal, Sequence
 
 import numpy as np
 
 from fitkit.data.samples import EvaluationSample, images_in, people_in
 from fitkit.errors import InputError
+from fitkit.io.options import Natural, NonNegative, Range, Seed, check_options
 from fitkit.io.subject import Subject, load_subject
 from fitkit.observe.landmarks.detectors import detect_landmarks
 from fitkit.observe.landmarks.types import face_size
@@ -27,13 +28,13 @@ class PhotoHalves:
     min_face_px, max_face_px: photos with a smaller or larger face are passed over (larger side of the box around the 68 points), 0 = no
     bound; landmarks: source of the points that tell the size, as in a fit recipe."""
 
-    photos: int = 4
-    people: int = 0
-    skip: int = 0
+    photos: Annotated[int, Range(1, 10**6)] = 4
+    people: Natural = 0
+    skip: Natural = 0
     draw: Literal["alternate", "blocks", "random"] = "alternate"
-    seed: int = 0
-    min_face_px: float = 0.0
-    max_face_px: float = 0.0
+    seed: Seed = 0
+    min_face_px: NonNegative = 0.0
+    max_face_px: NonNegative = 0.0
     landmarks: str = "auto"
 
 
@@ -43,13 +44,10 @@ def half_samples(folder: str | os.PathLike, options: PhotoHalves) -> list[Evalua
     Raises:
         InputError: options that cannot be used, or nobody with enough photos.
     """
+    check_options(options, "options", ".")
     low, high = options.min_face_px, options.max_face_px
-    if options.photos < 1:
-        raise InputError(f"photos: expected at least 1, got {options.photos}")
-    if options.people < 0 or options.skip < 0:
-        raise InputError(f"people, skip: expected at least 0, got {options.people} and {options.skip}")
-    if low < 0 or high < 0 or (high and high < low):
-        raise InputError(f"min_face_px, max_face_px: expected 0 <= min <= max (max 0: no bound), got {low:g} and {high:g}")
+    if high and high < low:
+        raise InputError(f"min_face_px, max_face_px: expected min <= max (max 0: no bound), got {low:g} and {high:g}")
     samples, enough = [], 0
     for person in people_in(folder, 2 * options.photos):
         if options.people and enough == options.skip + options.people:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from typing import Annotated
 
 import cv2
 import numpy as np
@@ -33,13 +34,16 @@ from fitkit.data.photo_effects import background, camera, occluder, random_color
 from fitkit.data.synthetic import Scene, head_shot_state, light
 from fitkit.errors import InputError
 from fitkit.geometry.normals import vertex_normals
+from fitkit.io.options import Degrees, Range, Share
 from fitkit.models.face_model import FaceModel
 from fitkit.render.rasterizer import clip_vertices, pick_backend, rasterize
 from fitkit.render.shading import Surface, average_blocks, supersampled
 from fitkit.scene.pose import yaw_pitch_roll
 from fitkit.scene.state import SceneState
 
-Range = tuple[float, float]
+NEAREST_MM, FARTHEST_MM = 250.0, 6000.0  # depth maps of 16 bits in 0.1 mm end at 6.5 m
+Distance = Annotated[float, Range(NEAREST_MM, FARTHEST_MM)]
+Strength = Annotated[float, Range(0.0, 100.0)]
 SUPERSAMPLE = 2
 VISIBLE_MM = 5.0  # a landmark may lie this far behind the nearest surface of its sample: surfaces are seen at a slant
 OUTLINE_YAW = 10.0  # degrees: below, the jaw's outline is the jaw
@@ -67,48 +71,48 @@ class FaceVariation:
     reduce: enlarged from a smaller picture, reduce_share; monochrome: share; backgrounds: folder of pictures or None.
     """
 
-    yaw: float = 90.0
-    frontal: float = 0.45
-    pitch: float = 35.0
-    roll: float = 25.0
-    distance: Range = (350.0, 2500.0)
-    fill: Range = (1.25, 1.7)
-    shift: float = 0.05
-    cut: float = 0.06
-    identity: Range = (0.7, 1.25)
-    neutral: float = 0.15
-    expression: Range = (0.1, 1.0)
-    asymmetry: float = 0.35
-    ambient: Range = (0.15, 0.9)
-    lamp: Range = (0.15, 1.6)
-    lamp_share: float = 0.75
-    color_cast: float = 0.11
-    gloss: Range = (0.0, 0.16)
-    exposure: Range = (0.10, 0.48)
-    adapt: float = 0.65
-    melanin: Range = (0.0, 1.0)
-    stubble: float = 0.25
-    beard: float = 0.22
-    make_up: float = 0.3
-    freckles: float = 0.2
-    moles: float = 0.35
-    bald: float = 0.10
-    long_hair: float = 0.42
-    fringe: float = 0.35
-    gray: float = 0.15
-    hat: float = 0.07
-    glasses: float = 0.17
-    dark_glasses: float = 0.05
-    occluded: float = 0.25
-    occluders: int = 2
-    noise: Range = (0.0, 0.04)
-    blur: Range = (0.0, 1.3)
-    motion: tuple[float, float] = (0.12, 6.0)
-    jpeg: Range = (30.0, 96.0)
-    jpeg_share: float = 0.6
-    reduce: Range = (1.2, 2.5)
-    reduce_share: float = 0.2
-    monochrome: float = 0.05
+    yaw: Degrees = 90.0
+    frontal: Share = 0.45
+    pitch: Degrees = 35.0
+    roll: Degrees = 25.0
+    distance: tuple[Distance, Distance] = (350.0, 2500.0)
+    fill: tuple[Annotated[float, Range(1.0, 100.0)], Annotated[float, Range(1.0, 100.0)]] = (1.25, 1.7)
+    shift: Annotated[float, Range(0.0, 10.0)] = 0.05
+    cut: Share = 0.06
+    identity: tuple[Strength, Strength] = (0.7, 1.25)
+    neutral: Share = 0.15
+    expression: tuple[Strength, Strength] = (0.1, 1.0)
+    asymmetry: Share = 0.35
+    ambient: tuple[Strength, Strength] = (0.15, 0.9)
+    lamp: tuple[Strength, Strength] = (0.15, 1.6)
+    lamp_share: Share = 0.75
+    color_cast: Annotated[float, Range(0.0, 3.0)] = 0.11
+    gloss: tuple[Strength, Strength] = (0.0, 0.16)
+    exposure: tuple[Annotated[float, Range(1e-06, 10.0)], Annotated[float, Range(1e-06, 10.0)]] = (0.10, 0.48)
+    adapt: Share = 0.65
+    melanin: tuple[Share, Share] = (0.0, 1.0)
+    stubble: Share = 0.25
+    beard: Share = 0.22
+    make_up: Share = 0.3
+    freckles: Share = 0.2
+    moles: Share = 0.35
+    bald: Share = 0.10
+    long_hair: Share = 0.42
+    fringe: Share = 0.35
+    gray: Share = 0.15
+    hat: Share = 0.07
+    glasses: Share = 0.17
+    dark_glasses: Share = 0.05
+    occluded: Share = 0.25
+    occluders: Annotated[int, Range(0, 1000)] = 2
+    noise: tuple[Share, Share] = (0.0, 0.04)
+    blur: tuple[Annotated[float, Range(0.0, 100.0)], Annotated[float, Range(0.0, 100.0)]] = (0.0, 1.3)
+    motion: tuple[Share, Annotated[float, Range(0.0, 1000.0)]] = (0.12, 6.0)
+    jpeg: tuple[Annotated[float, Range(1.0, 100.0)], Annotated[float, Range(1.0, 100.0)]] = (30.0, 96.0)
+    jpeg_share: Share = 0.6
+    reduce: tuple[Annotated[float, Range(1.0, 100.0)], Annotated[float, Range(1.0, 100.0)]] = (1.2, 2.5)
+    reduce_share: Share = 0.2
+    monochrome: Share = 0.05
     backgrounds: str | Path | None = None
 
 

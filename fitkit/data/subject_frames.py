@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.errors import InputError
+from fitkit.io.options import Natural, Pixels
 from fitkit.io.subject import Subject, load_subject, subject_folders
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import CropOptions, crop_views
@@ -19,8 +20,8 @@ class SubjectFramesOptions:
     size: side of the pictures that are read, px."""
 
     landmarks: str = "files"
-    min_views: int = 1
-    size: int = 272
+    min_views: Natural = 1
+    size: Pixels = 272
 
 
 class SubjectFrames(FaceDataset):

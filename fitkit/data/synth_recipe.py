@@ -2,20 +2,17 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Sequence
+from typing import Annotated, Any, Literal, Sequence
 
 from fitkit.data.random_faces import FaceVariation
 from fitkit.errors import InputError
-from fitkit.io.options import apply_overrides, build, merge, read_yaml
+from fitkit.io.options import Degrees, Range, Seed, Share, apply_overrides, build, check_options, merge, read_yaml
 from fitkit.io.resources import find_recipe
 
-FARTHEST_MM = 6000.0  # depth maps of 16 bits in 0.1 mm end at 6.5 m
-NEAREST_MM = 250.0
 LARGEST_PX = 2048
-SHARES = ("frontal", "cut", "neutral", "lamp_share", "stubble", "beard", "make_up", "freckles", "moles", "bald", "long_hair", "fringe",
-          "gray", "hat", "glasses", "dark_glasses", "occluded", "jpeg_share", "reduce_share", "monochrome", "adapt", "asymmetry")
+MOST_PICTURES = 500  # of one subject
 
 
 @dataclass(frozen=True)
@@ -24,12 +21,12 @@ class PathTracing:
     (.exr, .hdr, or 8-bit ones), empty = a procedural studio; visible: share of views with the surroundings as background;
     roughness, specular: of the skin, (least, most)."""
 
-    samples: int = 64
-    bounces: int = 4
+    samples: Annotated[int, Range(1, 10**6)] = 64
+    bounces: Annotated[int, Range(1, 1000)] = 4
     environments: str = ""
-    visible: float = 0.5
-    roughness: tuple[float, float] = (0.38, 0.6)
-    specular: tuple[float, float] = (0.25, 0.5)
+    visible: Share = 0.5
+    roughness: tuple[Share, Share] = (0.38, 0.6)
+    specular: tuple[Share, Share] = (0.25, 0.5)
 
 
 @dataclass(frozen=True)
@@ -51,21 +48,21 @@ class SynthRecipe:
 
     name: str
     model: str = "generic"
-    views: int = 3
-    frames: int = 1
-    size: int = 224
-    seed: int = 0
+    views: Annotated[int, Range(1, MOST_PICTURES)] = 3
+    frames: Annotated[int, Range(1, MOST_PICTURES)] = 1
+    size: Annotated[int, Range(32, LARGEST_PX)] = 224
+    seed: Seed = 0
     setup: Literal["rig", "turning"] = "rig"
     poses: Literal["spread", "random"] = "spread"
-    jitter: float = 5.0
-    movement: float = 8.0
+    jitter: Degrees = 5.0
+    movement: Degrees = 8.0
     expression: Literal["shared", "per_view", "neutral"] = "shared"
     light: Literal["shared", "per_view"] = "shared"
     camera: Literal["shared", "per_view"] = "shared"
     background: Literal["shared", "per_view"] = "per_view"
-    defocus: tuple[float, float] = (0.0, 0.0)
+    defocus: tuple[Share, Share] = (0.0, 0.0)
     hair: Literal["shared", "per_view"] = "shared"
-    landmark_noise: float = 1.0
+    landmark_noise: Annotated[float, Range(0.0, 50.0, below=True)] = 1.0
     jaw: Literal["surface", "outline"] = "surface"
     cameras: bool = False
     renderer: Literal["own", "mitsuba"] = "own"
@@ -92,37 +89,22 @@ def load_synth_recipe(name: str | os.PathLike = "default", overrides: Sequence[s
 
 
 def check_synth_recipe(recipe: SynthRecipe, where: str) -> None:
-    """Values that a type does not exclude.
+    """Types, ranges, and what depends on more than one value.
 
     Raises:
-        InputError: one of them is out of range; `where` begins the message.
+        InputError: one of them is wrong; `where` begins the message.
     """
+    check_options(recipe, where)
     def expect(good: bool, key: str, what: str, value: Any) -> None:
         if not good:
             raise InputError(f"{where}: {key}: expected {what}, got {value}")
 
-    expect(recipe.views >= 1, "views", "at least 1", recipe.views)
-    expect(recipe.frames >= 1, "frames", "at least 1", recipe.frames)
-    expect(recipe.pictures <= 500, "views x frames", "at most 500 pictures of one subject", recipe.pictures)
-    expect(32 <= recipe.size <= LARGEST_PX, "size", f"32 to {LARGEST_PX} px", recipe.size)
-    expect(recipe.seed >= 0, "seed", "0 or more", recipe.seed)
-    expect(0 <= recipe.landmark_noise < 50, "landmark_noise", "0 to 50 px", recipe.landmark_noise)
-    blur = recipe.defocus
-    expect(len(blur) == 2 and 0 <= blur[0] <= blur[1] <= 1, "defocus", "[least, most] within 0 to 1", list(blur))
-    variation = recipe.variation
-    for f in fields(FaceVariation):
-        value = getattr(variation, f.name)
-        if isinstance(value, tuple):
-            expect(len(value) == 2, f"variation.{f.name}", "two numbers", list(value))
-            expect(f.name == "motion" or value[0] <= value[1], f"variation.{f.name}", "[least, most]", list(value))
-        if f.name in SHARES:
-            expect(0 <= value <= 1, f"variation.{f.name}", "a share from 0 to 1", value)
-    least, most = variation.distance
-    expect(NEAREST_MM <= least and most <= FARTHEST_MM, "variation.distance", f"{NEAREST_MM:.0f} to {FARTHEST_MM:.0f} mm", [least, most])
-    expect(variation.fill[0] >= 1, "variation.fill", "1 or more", list(variation.fill))
+    expect(recipe.pictures <= MOST_PICTURES, "views x frames", f"at most {MOST_PICTURES} pictures of one subject", recipe.pictures)
+    tracing, variation = recipe.path_tracing, recipe.variation
+    for part, prefix in ((recipe, ""), (tracing, "path_tracing."), (variation, "variation.")):
+        for key, value in vars(part).items():
+            if isinstance(value, tuple) and key != "motion":  # a share and a length
+                expect(value[0] <= value[1], prefix + key, "[least, most]", list(value))
     expect(recipe.hair == "shared" or recipe.renderer == "own", "hair", "shared with renderer 'mitsuba'", recipe.hair)
-    tracing = recipe.path_tracing
-    expect(tracing.samples >= 1 and tracing.bounces >= 1, "path_tracing", "at least 1 sample and 1 bounce",
-           [tracing.samples, tracing.bounces])
     for folder, key in ((variation.backgrounds, "variation.backgrounds"), (tracing.environments, "path_tracing.environments")):
         expect(not folder or Path(folder).is_dir(), key, "a folder of pictures", folder)

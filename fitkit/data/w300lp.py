@@ -4,6 +4,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from fitkit.data.samples import DataSet
 from fitkit.errors import InputError
 from fitkit.io.foreign import foreign_file
 from fitkit.io.images import SUFFIXES, read_image
+from fitkit.io.options import Degrees, Pixels, Range
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.mvfnet.convention import UNITS_PER_MM, pose_of_labels
 from fitkit.observe.crop import CropOptions, crop_views
@@ -37,12 +39,12 @@ class W300LPOptions:
     and Model_Exp.mat, made from the Basel Face Model: with it, and a face model of the same mesh, coefficients become labels;
     size: side of the pictures that are read, px."""
 
-    front: float = 15.0
-    side: tuple[float, ...] = (20.0, 70.0)
-    triplets: int = 4
+    front: Degrees = 15.0
+    side: tuple[Degrees, Degrees] = (20.0, 70.0)
+    triplets: Annotated[int, Range(1, 10**6)] = 4
     flips: bool = True
     bfm: str = ""
-    size: int = 272
+    size: Pixels = 272
 
 
 @dataclass(frozen=True)

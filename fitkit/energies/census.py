@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from fitkit.energies.kernels import Kernel
 from fitkit.energies.photometric import sample_skin, viewing_cosine
 from fitkit.errors import InputError
 from fitkit.geometry.rotation import skew
+from fitkit.io.options import Cosine, Length, NonNegative, Pixels, Positive, Range, Seed, check_options
 from fitkit.models.face_model import FaceModel, MeshPoints, PointBasis
 from fitkit.observe.observations import Observations, halve
 from fitkit.observe.sampling import blur_radius, erode, gaussian_blur, sample, sample_with_gradient
@@ -34,26 +35,25 @@ class CensusOptions:
     neighbors: each view is paired with this many next views of the same person in the order of their yaw;
     min_cosine, depth_tolerance_mm: visibility; depth_size: side of the z-buffer in pixels."""
 
-    level: int = 0
-    points: int = 400
-    window: int = 7
-    stride: int = 3
-    spacing_mm: float = 0.7
-    sigmas: tuple[float, ...] = (8.0, 3.0, 0.9)
-    noise: float = 0.2
-    blur: float = 1.0
-    neighbors: int = 1
-    min_cosine: float = 0.25
-    depth_tolerance_mm: float = 3.5
-    depth_size: int = 224
-    seed: int = 0
+    level: Annotated[int, Range(0, 8)] = 0
+    points: Annotated[int, Range(1, 10**6)] = 400
+    window: Annotated[int, Range(3, 101)] = 7
+    stride: Annotated[int, Range(1, 50)] = 3
+    spacing_mm: Positive = 0.7
+    sigmas: Annotated[tuple[Positive, ...], Length(1)] = (8.0, 3.0, 0.9)
+    noise: Positive = 0.2
+    blur: Annotated[float, Range(0.0, 100.0)] = 1.0
+    neighbors: Annotated[int, Range(1, 1000)] = 1
+    min_cosine: Cosine = 0.25
+    depth_tolerance_mm: NonNegative = 3.5
+    depth_size: Pixels = 224
+    seed: Seed = 0
 
     def __post_init__(self):
-        if self.window < 3 or self.window % 2 == 0 or self.stride < 1 or self.window // 2 < self.stride:
-            raise InputError(f"census_xview: expected an odd window >= 3 and a stride from 1 to window // 2, "
-                             f"got window {self.window} and stride {self.stride}")
-        if not self.sigmas or min(self.sigmas) <= 0:
-            raise InputError(f"census_xview: expected sigmas > 0, at least one, got {list(self.sigmas)}")
+        check_options(self, "census_xview")
+        if self.window % 2 == 0 or self.window // 2 < self.stride:
+            raise InputError(f"census_xview: expected an odd window and a stride up to window // 2, got window {self.window} and "
+                             f"stride {self.stride}")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor
 from fitkit.energies.base import Linearization, Residuals, Slot
 from fitkit.errors import InputError
 from fitkit.geometry.rotation import skew
+from fitkit.io.options import Cosine, Degrees, Natural, NonNegative, Pixels, Positive, Range, Seed
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.flow.consistency import consistent
 from fitkit.observe.flow.types import FlowEstimator
@@ -33,20 +35,20 @@ class FlowOptions:
     measured, see `pair_noise`; 0: `sigma_px` and the weight of the term say what matches are worth;
     min_correlation: of the patches around both ends of a match."""
 
-    size: int = 384
-    points: int = 800
-    sigma_px: float = 0.5
-    neighbors: int = 1
-    max_angle_deg: float = 65.0
-    many: int = 8
-    both_ways: int = 7
-    normalize: float = 3.0
-    patches: float = 0.0
-    min_correlation: float = 0.6
-    min_cosine: float = 0.25
-    depth_tolerance_mm: float = 3.5
+    size: Pixels = 384
+    points: Annotated[int, Range(1, 10**6)] = 800
+    sigma_px: Positive = 0.5
+    neighbors: Annotated[int, Range(1, 1000)] = 1
+    max_angle_deg: Degrees = 65.0
+    many: Natural = 8
+    both_ways: Natural = 7
+    normalize: Annotated[float, Range(0.0, 100.0)] = 3.0
+    patches: NonNegative = 0.0
+    min_correlation: Cosine = 0.6
+    min_cosine: Cosine = 0.25
+    depth_tolerance_mm: NonNegative = 3.5
     hold: bool = False
-    seed: int = 0
+    seed: Seed = 0
 
 
 # Shares of the pixels seen by both views that pass all tests of a match: two unlike pictures, and two photos of one instant.

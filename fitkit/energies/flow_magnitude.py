@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from fitkit.energies.base import Residuals
 from fitkit.energies.census import neighbor_pairs
 from fitkit.energies.flow_correspondence import FlowImages, FlowOptions
 from fitkit.errors import InputError
+from fitkit.io.options import Cosine, Natural, NonNegative, Pixels, Positive, Range, Seed
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.flow.consistency import consistent
 from fitkit.observe.flow.types import DifferentiableFlow, Flow, FlowEstimator
@@ -32,19 +33,19 @@ class FlowMagnitudeOptions:
     rim: pixels next to the fill that do not count; min_pixels: pairs with fewer for a 224-pixel crop do not count;
     normalize: radius in flow pixels of the local contrast normalization (then grey), 0 = the colours as they are."""
 
-    size: int = 224
-    sigma_px: float = 0.5
-    neighbors: int = 1
+    size: Pixels = 224
+    sigma_px: Positive = 0.5
+    neighbors: Annotated[int, Range(1, 1000)] = 1
     directions: Literal["both", "forward", "backward"] = "both"
     fill: Literal["photo", "texture", "black", "none"] = "photo"
     consistent: bool = True
     angle: bool = True
-    rim: int = 5
-    min_pixels: int = 64
-    normalize: float = 0.0
-    min_cosine: float = 0.25
-    depth_tolerance_mm: float = 3.5
-    seed: int = 0
+    rim: Annotated[int, Range(0, 1000)] = 5
+    min_pixels: Natural = 64
+    normalize: Annotated[float, Range(0.0, 100.0)] = 0.0
+    min_cosine: Cosine = 0.25
+    depth_tolerance_mm: NonNegative = 3.5
+    seed: Seed = 0
 
 
 # What the papers state, without our weights: plain means of the pixels that view a sees. Their masks are cut at landmarks (MVF) or

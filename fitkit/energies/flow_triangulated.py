@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot
 from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowOptions, find_matches
+from fitkit.io.options import Degrees, NonNegative
 from fitkit.observe.observations import Observations
 from fitkit.scene.projection import pixel_rays
 from fitkit.scene.state import SceneState
@@ -18,8 +19,8 @@ from fitkit.scene.state import SceneState
 class TriangulationOptions(FlowOptions):
     """As FlowOptions; min_parallax_deg: angle between the rays of a match; max_gap: distance of its rays, in sigmas of a pixel."""
 
-    min_parallax_deg: float = 5.0
-    max_gap: float = 4.0
+    min_parallax_deg: Degrees = 5.0
+    max_gap: NonNegative = 4.0
 
 
 @dataclass(frozen=True)

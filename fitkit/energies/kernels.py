@@ -2,11 +2,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from fitkit.errors import InputError
+from fitkit.io.options import Positive, check_options
+Name = Literal["sq", "l1", "l2n", "charb", "ddf", "huber", "cauchy", "gm"]
+NAMES = get_args(Name)
 
 
 @dataclass(frozen=True)
@@ -23,14 +26,11 @@ class Kernel:
     `published` gives the printed formula: the same curve up to a factor and an offset.
     """
 
-    name: str = "sq"
-    radius: float = 1.0
+    name: Name = "sq"
+    radius: Positive = 1.0
 
     def __post_init__(self):
-        if self.name not in NAMES:
-            raise InputError(f"kernel: expected one of {', '.join(NAMES)}; got '{self.name}'")
-        if not self.radius > 0:
-            raise InputError(f"kernel '{self.name}': expected a radius > 0, got {self.radius}")
+        check_options(self, "kernel")
 
     def rho(self, s: Tensor) -> Tensor:
         """Robust cost of the squared length s >= 0."""
@@ -85,4 +85,3 @@ class Kernel:
 
 
 CHARB, DDF = 0.45, 0.4  # exponents of UnFlow and DDFlow
-NAMES = ("sq", "l1", "l2n", "charb", "ddf", "huber", "cauchy", "gm")

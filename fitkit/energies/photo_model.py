@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from fitkit.errors import InputError
 from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.geometry.normals import triangle_normals
 from fitkit.geometry.spherical_harmonics import Y1, Y2, Y20, Y22, sh_basis
+from fitkit.io.options import Cosine, Natural, NonNegative, Pixels, Positive, Range, Seed, Share
 from fitkit.models.face_model import FaceModel, MeshPoints, PointBasis
 from fitkit.observe.observations import Observations, halve
 from fitkit.observe.sampling import sample, sample_with_gradient
@@ -41,24 +42,24 @@ class ModelPhotometricOptions:
     only 'at least'; parse: weights of a face parse, where one is given;
     equal_views: the mean over the views of their means, a view with less than min_pixels pixels of a 224-pixel crop left out."""
 
-    level: int = 0
-    points: int = 1500
-    sigma: float = 0.03
-    blur: float = 0.7
+    level: Annotated[int, Range(0, 8)] = 0
+    points: Annotated[int, Range(0, 10**6)] = 1500
+    sigma: Positive = 0.03
+    blur: Annotated[float, Range(0.0, 100.0)] = 0.7
     light: Literal["grey", "rgb"] = "rgb"
     normals: Literal["moving", "frozen"] = "moving"
     albedo: Literal["auto", "mean", "points", "basis"] = "auto"
-    albedo_sigma: float = 0.03
+    albedo_sigma: Positive = 0.03
     color: Literal["linear", "srgb"] = "linear"
     angle: bool = True
-    clipped: float = 0.0
+    clipped: Share = 0.0
     parse: Literal["dfmvr", "pgn"] = "dfmvr"
     equal_views: bool = False
-    min_pixels: int = 64
-    min_cosine: float = 0.2
-    depth_tolerance_mm: float = 3.5
-    depth_size: int = 224
-    seed: int = 0
+    min_pixels: Natural = 64
+    min_cosine: Cosine = 0.2
+    depth_tolerance_mm: NonNegative = 3.5
+    depth_size: Pixels = 224
+    seed: Seed = 0
 
 
 # What the paper states, without our weights: codes, every pixel that rendering and photo share, the mean over the views of

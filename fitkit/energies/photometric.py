@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor
 from fitkit.energies.base import Linearization, Residuals, Slot, all_views
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
+from fitkit.io.options import Cosine, NonNegative, Pixels, Positive, Range, Seed
 from fitkit.models.face_model import FaceModel, MeshPoints, PointBasis
 from fitkit.observe.observations import Observations, halve
 from fitkit.observe.sampling import blur_radius, erode, gaussian_blur, sample, sample_with_gradient
@@ -30,16 +31,16 @@ class PhotometricOptions:
     factor and an offset. Free illumination takes up a factor by itself (its first band scales the shading), so 'gain' matters
     where the light is held, as in training; no light takes up an offset (flare, black level)."""
 
-    level: int = 0
-    points: int = 1500
-    sigma: float = 0.05
-    blur: float = 0.7
-    floor: float = 0.01
-    min_cosine: float = 0.2
-    depth_tolerance_mm: float = 3.5
-    depth_size: int = 224
+    level: Annotated[int, Range(0, 8)] = 0
+    points: Annotated[int, Range(0, 10**6)] = 1500
+    sigma: Positive = 0.05
+    blur: Annotated[float, Range(0.0, 100.0)] = 0.7
+    floor: Annotated[float, Range(1e-09, 1.0)] = 0.01
+    min_cosine: Cosine = 0.2
+    depth_tolerance_mm: NonNegative = 3.5
+    depth_size: Pixels = 224
     exposure: Literal["none", "gain", "gain_bias"] = "none"
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)

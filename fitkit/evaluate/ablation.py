@@ -4,13 +4,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Annotated, Any, Sequence
 
 from fitkit.errors import InputError
 from fitkit.evaluate.bench import Tell, _number, _table, load_truth, load_views, predict, score, subject_names
 from fitkit.evaluate.machine import machine
 from fitkit.fit.recipe import FitRecipe, load_recipe
-from fitkit.io.options import apply_overrides, build, read_yaml, to_plain
+from fitkit.io.options import Length, Natural, apply_overrides, build, check_options, read_yaml, to_plain
 from fitkit.io.resources import find_recipe
 from fitkit.models.registry import load_model
 
@@ -33,13 +33,12 @@ class AblationRecipe:
     its subjects; arms: what is compared, the first is what gains are stated against."""
 
     name: str
-    arms: tuple[Arm, ...]
-    views: tuple[tuple[int, ...], ...] = ((0, 1, 2, 3, 4),)
+    arms: Annotated[tuple[Arm, ...], Length(1)]
+    views: Annotated[tuple[Annotated[tuple[Natural, ...], Length(1)], ...], Length(1)] = ((0, 1, 2, 3, 4),)
     sets: dict[str, str] = field(default_factory=lambda: {"all": ""})
 
     def __post_init__(self):
-        if not self.arms or not self.views:
-            raise InputError(f"ablation '{self.name}': expected at least one arm and one list of views")
+        check_options(self, f"ablation '{self.name}'")
         names = [arm.name for arm in self.arms]
         if len(set(names)) < len(names):
             raise InputError(f"ablation '{self.name}': two arms have one name; there are: {', '.join(names)}")

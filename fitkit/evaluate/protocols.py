@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from fitkit.evaluate.vertex_error import corresponding_distances, read_correspon
 from fitkit.fit.detail import personal_model
 from fitkit.geometry.alignment import similarity_align
 from fitkit.io.foreign import DATA_BYTES, foreign_file
+from fitkit.io.options import Length, Natural, Positive, Range
 from fitkit.io.subject import Subject, load_subject
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
@@ -99,8 +100,8 @@ def _map_on(scan: ScanTruth, index: np.ndarray, errors: np.ndarray, points: np.n
 class MiccOptions:
     """sequences: folders of frames; frames: how many of a sequence are fitted; with_scale: of the alignment."""
 
-    sequences: tuple[str, ...] = micc.SEQUENCES
-    frames: int = 3
+    sequences: Annotated[tuple[str, ...], Length(1)] = micc.SEQUENCES
+    frames: Annotated[int, Range(1, 1000)] = 3
     with_scale: bool = True
 
 
@@ -131,8 +132,8 @@ class NowOptions:
     """metrical: no scale in the alignment; unit_mm: millimetres of the predictions' unit (1000 for metres); challenges: some of NoW's."""
 
     metrical: bool = False
-    unit_mm: float = 1.0
-    challenges: tuple[str, ...] = now.CHALLENGES
+    unit_mm: Positive = 1.0
+    challenges: Annotated[tuple[str, ...], Length(1)] = now.CHALLENGES
 
 
 def _score_now(sample: EvaluationSample, prediction: Prediction, options: NowOptions, context: Any) -> Scored:
@@ -174,7 +175,7 @@ class WildOptions:
 class LabOptions:
     """views: lists of view numbers that are fitted together; empty: the benchmark's single pictures."""
 
-    views: tuple[tuple[int, ...], ...] = ()
+    views: tuple[Annotated[tuple[Natural, ...], Length(1)], ...] = ()
 
 
 def _score_wild(sample: EvaluationSample, prediction: Prediction, options: WildOptions, context: Any) -> Scored:
@@ -210,7 +211,7 @@ class PixelFaceOptions:
     """split: folder; unit_mm: millimetres of the meshes' unit; upright: the photos need no turning."""
 
     split: str = "val"
-    unit_mm: float = 1.0
+    unit_mm: Positive = 1.0
     upright: bool = False
 
 
@@ -218,7 +219,7 @@ class PixelFaceOptions:
 class BosphorusOptions:
     """angle: degrees of the turned pictures beside a neutral frontal one."""
 
-    angle: int = 45
+    angle: Annotated[int, Range(0, 180)] = 45
 
 
 def _score_scan(sample: EvaluationSample, prediction: Prediction, options: Any, context: Any) -> Scored:
@@ -236,8 +237,8 @@ def _score_scan(sample: EvaluationSample, prediction: Prediction, options: Any, 
 class BuOptions:
     """step: px between the sampled pixels; reach_mm: radius around the nose tip of the scan's face region."""
 
-    step: int = 2
-    reach_mm: float = 95.0
+    step: Annotated[int, Range(1, 1000)] = 2
+    reach_mm: Positive = 95.0
 
 
 def _bu_frame(prediction: Prediction, points: np.ndarray) -> np.ndarray:
@@ -373,7 +374,7 @@ class FaceWarehouseOptions:
 
     correspondence: str = ""
     identities: tuple[str, ...] = facewarehouse.IDENTITIES
-    views: int = 1
+    views: Annotated[int, Range(1, 1000)] = 1
 
 
 def _score_facewarehouse(sample: EvaluationSample, prediction: Prediction, options: FaceWarehouseOptions, context: Any) -> Scored:
@@ -409,7 +410,7 @@ class BenchOptions:
     """subjects: folders, empty = all; views: positions of the photos that are fitted, empty = all."""
 
     subjects: tuple[str, ...] = ()
-    views: tuple[int, ...] = ()
+    views: tuple[Natural, ...] = ()
 
 
 def _bench_samples(folder: str | os.PathLike, options: BenchOptions) -> list[EvaluationSample]:
@@ -454,18 +455,16 @@ class HeldOutOptions:
     disjoint photos, whose spread is measured too; 0: every photo by itself. flow: estimator; landmarks: source of the points, as in
     a fit recipe; people: the first so many by name of those with at least 2 photos, 0 = all; skip: so many are passed over first."""
 
-    folds: int = 2
+    folds: Annotated[int, Range(0, 1000)] = 2
     flow: str = "dis"
     landmarks: str = "auto"
-    people: int = 0
-    skip: int = 0
+    people: Natural = 0
+    skip: Natural = 0
 
 
 def _held_out_samples(folder: str | os.PathLike, options: HeldOutOptions) -> list[EvaluationSample]:
-    if options.folds == 1 or options.folds < 0:
+    if options.folds == 1:
         raise InputError(f"folds: expected 0 (every photo by itself) or at least 2, got {options.folds}")
-    if options.people < 0 or options.skip < 0:
-        raise InputError(f"people, skip: expected at least 0, got {options.people} and {options.skip}")
     samples = []
     for person in people_in(folder, 2)[options.skip:][:options.people or None]:
         count = min(options.folds or len(images_in(person)), len(images_in(person)))

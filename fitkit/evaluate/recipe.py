@@ -5,10 +5,9 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Sequence
 
-from fitkit.errors import InputError
 from fitkit.evaluate.protocols import PROTOCOLS
 from fitkit.fit.recipe import FitRecipe, load_recipe
-from fitkit.io.options import apply_overrides, build, merge, read_yaml, to_plain, unknown_key
+from fitkit.io.options import Natural, Positive, apply_overrides, build, merge, read_yaml, to_plain, unknown_key
 from fitkit.io.resources import find_recipe
 
 
@@ -25,13 +24,13 @@ class EvaluateRecipe:
     model: str = "generic"
     fit: str = "multiview"
     fit_overrides: tuple[str, ...] = ()
-    pictures: int = 4
-    picture_mm: float = 5.0
+    pictures: Natural = 4
+    picture_mm: Positive = 5.0
     options: dict = field(default_factory=dict)
 
     def protocol_options(self) -> Any:
         """The options as the protocol's dataclass."""
-        return build(PROTOCOLS[self.protocol].options, self.options, f"{self.name}: options")
+        return build(PROTOCOLS[self.protocol].options, self.options, f"{self.name}: options", ".")
 
     def fit_recipe(self) -> FitRecipe:
         """The recipe of the fits."""
@@ -52,8 +51,6 @@ def load_evaluate_recipe(name: str | os.PathLike, overrides: Sequence[str] = (),
     recipe = build(EvaluateRecipe, apply_overrides(merge(read_yaml(path), changes or {}), own), path.name)
     if recipe.protocol not in PROTOCOLS:
         raise unknown_key(recipe.protocol, PROTOCOLS, f"{path.name}: protocol")
-    if recipe.pictures < 0 or not recipe.picture_mm > 0:
-        raise InputError(f"{path.name}: expected pictures >= 0 and picture_mm > 0, got {recipe.pictures} and {recipe.picture_mm}")
     recipe = replace(recipe, fit_overrides=(*recipe.fit_overrides,
                                             *(line.removeprefix("fit.") for line in overrides if line.startswith("fit."))))
     recipe = replace(recipe, options=to_plain(recipe.protocol_options()))

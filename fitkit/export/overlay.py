@@ -19,6 +19,7 @@ LONG_SIDE, SHORT_LONG_SIDE = 1024, 640  # px of the longer side of one half; sma
 WHOLE_PHOTO = 0.45  # a face that spans this share of the photo is shown with the whole photo, a smaller one is cut out
 SUPERSAMPLE = 2
 OPACITY = 0.58
+FARTHEST_PX = 1e6  # beyond the picture, where a line may end
 OBSERVED, FITTED, CONTOUR, OUTLINE = (70, 230, 90), (255, 60, 50), (255, 236, 190), (25, 90, 190)
 # iBUG 68 polylines: brows, nose, eyes, lips; True = closed. The jaw (0-16) is drawn as the mesh's own outline.
 CURVES = (
@@ -144,13 +145,14 @@ def _on_layer(panel: np.ndarray, points, opacity: float, draw) -> None:
         return
     H, W = panel.shape[:2]
     pad = 8 + max(H, W) // 64
-    x0, y0 = np.maximum(np.floor(points.min(0)) - pad, 0).astype(int)
-    x1, y1 = np.minimum(np.ceil(points.max(0)) + pad, (W, H)).astype(int)
+    x0, y0 = (np.floor(points.min(0)) - pad).clip(0, (W, H)).astype(int)
+    x1, y1 = (np.ceil(points.max(0)) + pad).clip(0, (W, H)).astype(int)
     if x1 <= x0 or y1 <= y0:
         return
     part = panel[y0:y1, x0:x1]
     layer = np.ascontiguousarray(part)
-    draw(layer, lambda p: tuple(int(c) for c in np.round((np.asarray(p) - (x0, y0)) * 16)))
+    # OpenCV takes 32-bit numbers, in sixteenths of a pixel.
+    draw(layer, lambda p: tuple(int(c) for c in np.round((np.asarray(p) - (x0, y0)).clip(-FARTHEST_PX, FARTHEST_PX) * 16)))
     part[:] = layer if opacity >= 1 else cv2.addWeighted(layer, opacity, part, 1 - opacity, 0)
 
 

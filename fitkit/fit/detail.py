@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from fitkit.energies.base import Residuals
 from fitkit.energies.displacement import DisplacementPrior, displacement_equations, factorized
 from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowImages, FlowOptions
 from fitkit.energies.kernels import Kernel
-from fitkit.errors import InputError
 from fitkit.geometry.normals import vertex_normals
+from fitkit.io.options import Natural, Pixels, Positive, Range
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.flow.types import FlowEstimator
 from fitkit.observe.observations import Observations
@@ -27,11 +27,11 @@ class DetailFlow(FlowOptions):
     """More matches than in the stages, each pair worth as many measurements as its patches are independent: on renderings the error
     of the flow is correlated over some ten pixels, in faces of 300. In the stages it counts for less, since a face model is never exact."""
 
-    size: int = 512
-    points: int = 3000
-    sigma_px: float = 0.2
-    both_ways: int = 0
-    patches: float = 500.0
+    size: Pixels = 512
+    points: Annotated[int, Range(1, 10**6)] = 3000
+    sigma_px: Positive = 0.2
+    both_ways: Natural = 0
+    patches: Positive = 500.0
 
 
 @dataclass(frozen=True)
@@ -39,25 +39,15 @@ class DetailOptions:
     """enabled: solve the displacement after the last stage; sigma_mm: the largest standard deviation that it may have before any evidence;
     the photos choose among it, its half, quarter and eighth, and none at all; length_mm: the distance at which its correlation has fallen to
     0.14; kernel: radius in sigmas of `flow`; refresh: how often the matches are computed anew; iterations: Gauss-Newton steps for each;
-    flow: the matches, as of energy flow_corr, with measured noise (patches > 0)."""
+    flow: the matches, as of energy flow_corr, with measured noise: patches is above 0."""
 
     enabled: bool = False
-    sigma_mm: float = 1.0
-    length_mm: float = 30.0
+    sigma_mm: Positive = 1.0
+    length_mm: Positive = 30.0
     kernel: Kernel = Kernel("gm", 4.0)
-    refresh: int = 2
-    iterations: int = 2
+    refresh: Annotated[int, Range(1, 1000)] = 2
+    iterations: Annotated[int, Range(1, 1000)] = 2
     flow: DetailFlow = DetailFlow()
-
-    def __post_init__(self):
-        for name in ("sigma_mm", "length_mm"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"detail: {name}: expected a number > 0, got {getattr(self, name)}; detail.enabled=false switches it off")
-        for name in ("refresh", "iterations"):
-            if getattr(self, name) < 1:
-                raise InputError(f"detail: {name}: expected at least 1, got {getattr(self, name)}")
-        if not self.flow.patches > 0:
-            raise InputError(f"detail: flow.patches: expected a number > 0, got {self.flow.patches}; the evidence needs the noise of the matches")
 
 
 @dataclass(frozen=True)

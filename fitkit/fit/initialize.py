@@ -4,10 +4,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fitkit.errors import InputError
+from fitkit.errors import FitError, InputError
 from fitkit.fit.recipe import CameraOptions
 from fitkit.geometry.rotation import so3_exp
 from fitkit.geometry.weak_perspective import weak_perspective_pose
@@ -17,6 +18,8 @@ from fitkit.observe.observations import Observations
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
+
+LARGEST = 1e9  # px or mm, beyond what any camera has
 
 
 NEAREST_MM = 270.0  # no photo is taken from nearer; a focal length that says so is of a picture that was cropped
@@ -81,7 +84,12 @@ def initial_state(model: FaceModel, views: Sequence[View], observations: Observa
 
     An unknown focal length f is that of a camera `distance_mm` away: f = scale [px/mm] * distance. The photos alone
     hardly tell the two apart.
+
+    Raises:
+        DegenerateInputError: landmarks that show no face; FitError: a camera that sees none; it names the view.
     """
+    for view in views:
+        _check_camera(view)
     marks = observations.landmarks
     B = observations.num_views
     device = observations.images.device
@@ -140,6 +148,7 @@ def initial_state(model: FaceModel, views: Sequence[View], observations: Observa
     if any(cropped):
         notes.append(NOT_BELIEVED.format(some([v.name for v, bad in zip(views, cropped) if bad]),
                                          f"by it the camera would have been {10 * round(float(nearest.min()) / 10)} mm from the face"))
+    _check_finite(views, source, pose, focal[:, None], principal)
     rig = [i for i, v in enumerate(views) if v.camera is not None and v.camera.R is not None]
     if len(rig) > 1:
         placed = _rig_pose([views[i] for i in rig], pose.select(rig))
@@ -148,6 +157,7 @@ def initial_state(model: FaceModel, views: Sequence[View], observations: Observa
         pose_groups = torch.where(pose_groups > 0, pose_groups.cumsum(0), 0)  # the other views each move on their own
         pose = Pose(pose.rotation.index_copy(0, torch.tensor(rig, device=device), placed.rotation),
                     pose.translation.index_copy(0, torch.tensor(rig, device=device), placed.translation))
+        _check_finite(views, source, pose)
         metric = _baseline(views, rig) > APART * float(placed.translation.norm(dim=-1).mean())
         if not metric:
             notes.append("the cameras are in one place, so their positions do not tell the size of the head")
@@ -175,6 +185,25 @@ def line_of_sight(middle: Tensor, scale: Tensor, rotation: Tensor, shift: Tensor
     position = torch.cat([place / focal[:, None], torch.ones_like(place[:, :1])], 1) * (focal / scale)[:, None]
     position[:, 1] /= aspect
     return position
+
+
+def _check_camera(view: View) -> None:
+    """FitError: numbers that no camera has, as of one that was made in Python."""
+    camera = view.camera
+    known = [view.focal_px or 0.0] if camera is None else [camera.K] if camera.R is None else [camera.K, camera.R, camera.t]
+    numbers = np.concatenate([np.ravel(np.asarray(n, dtype=np.float64)) for n in known])
+    if not (np.abs(numbers) <= LARGEST).all() or (camera is not None and min(camera.K[0, 0], camera.K[1, 1]) < 1 / LARGEST):
+        raise FitError(f"view '{view.name}': its {'focal length from EXIF' if camera is None else 'camera'} cannot be used; expected numbers "
+                       f"up to {LARGEST:g} and focal lengths above 0, in px and mm, got {', '.join(f'{n:.4g}' for n in numbers)}")
+
+
+def _check_finite(views: Sequence[View], source: Sequence[str], pose: Pose, *more: Tensor) -> None:
+    """FitError: a start that is no number, in the view that it names; pose and `more` [B, n] are of the views."""
+    good = torch.isfinite(torch.cat([pose.rotation.flatten(1), pose.translation, *more], 1)).all(1).tolist()
+    for view, known, fine in zip(views, source, good):
+        if not fine:
+            raise FitError(f"view '{view.name}': no head pose fits its landmarks and its camera "
+                           + ("(estimated); check the landmarks" if known == "estimated" else f"(from {known}); check the camera, in px and mm"))
 
 
 def rotation_between_axis_and(direction: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, Sequence
+from typing import Annotated, Any, Literal, Sequence
 
 from fitkit.energies.census import CensusOptions
 from fitkit.energies.kernels import Kernel
@@ -17,7 +17,8 @@ from fitkit.energies.flow_triangulated import TriangulationOptions
 from fitkit.errors import InputError, check_argument
 from fitkit.fit.detail import DetailOptions
 from fitkit.io.foreign import shown
-from fitkit.io.options import apply_overrides, build, build_stages, merge, read_yaml, unknown_key
+from fitkit.io.options import (Length, Natural, NonNegative, Positive, Range, Seed, Share, apply_overrides, build, build_stages, merge,
+                               read_yaml, unknown_key)
 from fitkit.io.resources import find_recipe, recipe_path
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.flow import check_estimator
@@ -33,11 +34,11 @@ class LandmarkOptions:
     until the noise is measured from the residuals; min_sigma, max_sigma: limits of the measured value."""
 
     source: str = "auto"
-    offset: float = 1.0
+    offset: NonNegative = 1.0
     jaw: Literal["auto", "outline", "surface"] = "auto"
-    sigma: float = 0.02
-    min_sigma: float = 0.003
-    max_sigma: float = 0.05
+    sigma: Annotated[float, Range(1e-06, 10.0)] = 0.02
+    min_sigma: Annotated[float, Range(0.0, 10.0)] = 0.003
+    max_sigma: Annotated[float, Range(1e-06, 10.0)] = 0.05
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,10 @@ class CameraOptions:
 
     kind: Literal["perspective", "orthographic"] = "perspective"
     share_focal: Literal["auto", "yes", "no"] = "auto"
-    distance_mm: float = 1000.0
-    focal_sigma: float = 0.4
-    exif_sigma: float = 0.1
-    known_sigma: float = 0.001
+    distance_mm: Annotated[float, Range(50.0, 10**6.0)] = 1000.0
+    focal_sigma: Annotated[float, Range(1e-06, 100.0)] = 0.4
+    exif_sigma: Annotated[float, Range(1e-06, 100.0)] = 0.1
+    known_sigma: Annotated[float, Range(1e-06, 100.0)] = 0.001
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class ExpressionOptions:
     """shared: one expression for all views; sigma, sigma_negative: prior on the blend-shape weights."""
 
     shared: bool = False
-    sigma: float = 0.3
-    sigma_negative: float = 0.1
+    sigma: Positive = 0.3
+    sigma_negative: Positive = 0.1
 
 
 @dataclass(frozen=True)
@@ -79,17 +80,17 @@ class SolverOptions:
     visibility, matches and weights are computed anew ('adam' does so in every iteration); learning_rate: 'adam' only."""
 
     name: Literal["levenberg_marquardt", "adam"] = "levenberg_marquardt"
-    max_iterations: int = 20
-    min_decrease: float = 1e-3
-    refresh: int = 1
-    learning_rate: float = 0.01
+    max_iterations: Annotated[int, Range(0, 10**6)] = 20
+    min_decrease: Share = 1e-3
+    refresh: Annotated[int, Range(1, 10**6)] = 1
+    learning_rate: Positive = 0.01
 
 
 @dataclass(frozen=True)
 class EnergyOptions:
     """weight: see Term; kernel: robust kernel, radius in sigmas."""
 
-    weight: float = 1.0
+    weight: NonNegative = 1.0
     kernel: Kernel = Kernel()
 
 
@@ -152,28 +153,28 @@ class TriangulationTerm(FlowTerm):
 class LightPriorTerm(EnergyOptions):
     """sigma: allowed change of the light relative to its first estimate."""
 
-    sigma: float = 0.5
+    sigma: Positive = 0.5
 
 
 @dataclass(frozen=True)
 class LightMonoTerm(EnergyOptions):
     """sigma: allowed difference of the light's channels from their mean, see LightMono."""
 
-    sigma: float = 0.1
+    sigma: Positive = 0.1
 
 
 @dataclass(frozen=True)
 class ExpressionPriorTerm(EnergyOptions):
     """group_radius: see ExpressionPrior, in sigmas; 0 = every coefficient by itself."""
 
-    group_radius: float = 0.0
+    group_radius: NonNegative = 0.0
 
 
 @dataclass(frozen=True)
 class SizePriorTerm(EnergyOptions):
     """sigma: of the head's size, log units."""
 
-    sigma: float = 0.01
+    sigma: Positive = 0.01
 
 
 ENERGIES: dict[str, type[EnergyOptions]] = {
@@ -193,10 +194,10 @@ class Stage:
     'landmarks' (or from what a 'regressor' predicts) and is left out in others."""
 
     name: str
-    free: tuple[str, ...]
+    free: Annotated[tuple[str, ...], Length(1)]
     energies: dict[str, EnergyOptions]
     solver: SolverOptions = SolverOptions()
-    min_views: int = 1
+    min_views: Natural = 1
     measure_noise: bool = False
     measure_offsets: bool = False
     start: Literal["any", "landmarks", "regressor"] = "any"
@@ -209,7 +210,7 @@ class FitRecipe:
     name: str
     stages: tuple[Stage, ...]
     model: str = "generic"
-    seed: int = 0
+    seed: Seed = 0
     crop: CropOptions = CropOptions()
     landmarks: LandmarkOptions = LandmarkOptions()
     flow: FlowSource = FlowSource()
@@ -232,7 +233,7 @@ def load_recipe(name: str | os.PathLike = "multiview", overrides: Sequence[str] 
         overrides: 'a.b=value' lines, stages by name: 'stages.shape.solver.max_iterations=5'.
         changes: a nested mapping laid over the recipe before the overrides.
     Raises:
-        InputError: no such recipe, unknown keys (with the nearest known one), wrong types.
+        InputError: no such recipe, unknown keys (with the nearest known one), wrong types, values out of range.
     """
     check_argument("load_recipe", name, (str, os.PathLike), "the name or path of a recipe")
     check_argument("changes", changes, (dict, NoneType), "a mapping of options")

@@ -463,7 +463,7 @@ class FitRun:
         """
         term = next((t for t in objective.terms if t.energy.name == "landmark_prior"), None)
         layout = problem.layout
-        if term is None or "landmarks" not in layout.sizes:
+        if term is None or "landmarks" not in layout.sizes or state.landmark_offset is None:  # None: no step was taken yet
             return objective
         start, width = layout.shared_offsets["landmarks"], layout.sizes["landmarks"]
         with torch.no_grad():

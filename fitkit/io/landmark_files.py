@@ -19,6 +19,10 @@ UNREADABLE, EXPECTED = "not a readable landmark file", f"expected {COUNT} points
 EXPECTED_JSON = "expected a list of points [x, y] or {\"landmarks\": [[x, y], ...]}"
 FEW = 10  # numbers; what holds fewer, and no list of points, has another purpose
 
+# A point this many times farther from the middle than half of the points are is mistyped; faces stay below 5 in all poses.
+STRAY, JUDGES = 8.0, 16  # JUDGES: points that must be seen to tell
+IMPOSSIBLE = 100  # sides of the photo that a point may lie away from it
+
 
 class NoLandmarksError(InputError):
     """A .txt or .json without any points: a caption, the metadata of a photo, a detector that found no face."""
@@ -100,6 +104,32 @@ def check_landmarks(points: Any, where: str, first: int = 0) -> LandmarkFile:
     return LandmarkFile(checked, tuple(f"points written as {x:g} {y:g} count as not seen" for x, y in some))
 
 
+def without_strays(points: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
+    """Leave out single points far away from all others, as a lost decimal point makes them.
+
+    Args:
+        points: [68, 3] as of `read_landmarks`, of an image of `size` (W, H).
+    Returns:
+        the points, strays as not seen; for each stray what there is to say about it, as a part of a sentence. More than a quarter of the seen points are no
+        strays: then nothing is left out.
+    """
+    seen = np.isfinite(points[:, :2]).all(1)
+    if not seen.any():
+        return points, []
+    with np.errstate(over="ignore"):
+        away = np.hypot(*(points[:, :2] - np.median(points[seen, :2], 0)).T)
+        stray = np.abs(points[:, :2]).max(1) > IMPOSSIBLE * max(size)
+    usual = np.median(away[seen])
+    if seen.sum() >= JUDGES and usual > 0:
+        stray |= away > STRAY * usual
+    stray &= seen
+    if stray.sum() > 0.25 * seen.sum():
+        return points, []
+    notes = [f"landmark {i} (counted from 0) at x {points[i, 0]:.6g}, y {points[i, 1]:.6g} lies far away from all others and was "
+             "left out; correct it if a decimal point is lost" for i in np.flatnonzero(stray)]
+    return np.where(stray[:, None], [np.nan, np.nan, 0.0], points), notes
+
+
 def check_inside(points: np.ndarray, size: tuple[int, int], where: str) -> None:
     """Refuse points [68, 3] that cannot belong to an image of this size (W, H).
 
@@ -109,11 +139,12 @@ def check_inside(points: np.ndarray, size: tuple[int, int], where: str) -> None:
     xy = points[np.isfinite(points[:, :2]).all(1), :2]
     if not len(xy):
         return
-    span = float((xy.max(0) - xy.min(0)).max())
     beyond = np.maximum(-0.5 - xy, xy - (np.array(size) - 0.5)).max(1)  # px outside, negative inside
+    with np.errstate(over="ignore"):
+        span = min(float((xy.max(0) - xy.min(0)).max()), 2.0 * IMPOSSIBLE * max(size))
     if (beyond > 0).mean() > 0.5 or (beyond > span / 2).mean() > 0.25:
         raise InputError(f"{where}: {int((beyond > 0).sum())} of {len(xy)} landmarks lie outside the image of "
-                         f"{size[0]} x {size[1]} px (x {xy[:, 0].min():.0f}..{xy[:, 0].max():.0f}, y {xy[:, 1].min():.0f}..{xy[:, 1].max():.0f}); "
+                         f"{size[0]} x {size[1]} px (x {xy[:, 0].min():.6g}..{xy[:, 0].max():.6g}, y {xy[:, 1].min():.6g}..{xy[:, 1].max():.6g}); "
                          "are they of another image, size or orientation? They count in pixels of the upright image")
     if len(xy) > 2 and span < 8:
         raise InputError(f"{where}: the landmarks span only {span:.3g} px; they must be in pixels, not in 0..1")

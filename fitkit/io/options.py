@@ -3,16 +3,65 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import math
 import os
 import types
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fitkit.errors import InputError, check_argument
 from fitkit.io.foreign import YAML_BYTES, foreign_file, parse_yaml, refused_as, shown
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """What a number of a recipe may be: sigma: Annotated[float, Range(0.0, 1.0)]; whole numbers have whole bounds. below: less than
+    `high`; multiple: of this only."""
+
+    low: float
+    high: float
+    below: bool = False
+    multiple: int = 0
+
+    def allows(self, value: float) -> bool:
+        inside = self.low <= value < self.high if self.below else self.low <= value <= self.high
+        return inside and not (self.multiple and value % self.multiple)
+
+    def __str__(self) -> str:
+        kind = f"multiple of {self.multiple}" if self.multiple else "whole number" if isinstance(self.low, int) else "number"
+        low, high = (f"{bound:g}" if isinstance(bound, float) else bound for bound in (self.low, self.high))
+        return f"a {kind} from {low} to {'less than ' if self.below else ''}{high}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """How many items a list of a recipe may have: free: Annotated[tuple[str, ...], Length(1)]."""
+
+    least: int
+    most: int = 1000
+
+    def allows(self, value: typing.Sequence) -> bool:
+        return self.least <= len(value) <= self.most
+
+    def __str__(self) -> str:
+        return f"a list of {self.least} items" if self.least == self.most else f"a list of {self.least} to {self.most} items"
+
+
+# Squares and inverse squares of all of these are numbers in single precision.
+Positive = Annotated[float, Range(1e-9, 1e9)]
+NonNegative = Annotated[float, Range(0.0, 1e9)]
+Share = Annotated[float, Range(0.0, 1.0)]
+Count = Annotated[int, Range(1, 10**9)]
+Natural = Annotated[int, Range(0, 10**9)]
+Seed = Annotated[int, Range(0, 2**63 - 1)]
+Pixels = Annotated[int, Range(16, 4096)]  # side of a picture
+Degrees = Annotated[float, Range(0.0, 180.0)]
+Cosine = Annotated[float, Range(-1.0, 1.0)]
+Workers = Annotated[int, Range(0, 1024)]  # processes
 
 
 def read_yaml(path: str | os.PathLike) -> dict:
@@ -76,11 +125,28 @@ def _set(data: Any, path: list[str], value: Any, line: str) -> Any:
     return {**data, key: value if len(path) == 1 else _set(data.get(key), path[1:], value, line)}
 
 
-def build(cls: type[T], data: Any, where: str) -> T:
-    """Dataclass `cls` from a mapping; unknown keys and wrong types are refused, `where` begins the message."""
+@functools.cache
+def option_types(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields by name, with their ranges (`Annotated`)."""
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def check_options(options: Any, where: str, joint: str = ": ") -> None:
+    """Types and ranges of options that were made without `build`. Raises InputError; its message begins with `where`, `joint` and the key."""
+    for key, kind in option_types(type(options)).items():
+        value = getattr(options, key)
+        if dataclasses.is_dataclass(value):
+            check_options(value, f"{where}{joint}{key}", ".")
+        else:
+            _convert(kind, value, f"{where}{joint}{key}")
+
+
+def build(cls: type[T], data: Any, where: str, joint: str = ": ") -> T:
+    """Dataclass `cls` from a mapping; unknown keys, wrong types and numbers out of their `Range` are refused. `where` begins the message,
+    then come `joint` and the key."""
     if not isinstance(data, dict):
         raise InputError(f"{where}: expected a mapping, got {shown(data)}")
-    hints = typing.get_type_hints(cls)
+    hints = option_types(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in data:
         if key not in fields:
@@ -88,11 +154,17 @@ def build(cls: type[T], data: Any, where: str) -> T:
     for name, f in fields.items():
         if name not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise InputError(f"{where}: '{name}' is missing")
-    return cls(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in data.items()})
+    return cls(**{key: _convert(hints[key], value, f"{where}{joint}{key}") for key, value in data.items()})
 
 
-def _convert(kind: Any, value: Any, where: str) -> Any:
+def _convert(kind: Any, value: Any, where: str, expected: str = "") -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        rule = kind.__metadata__[0]
+        value = _convert(args[0], value, where, str(rule))
+        if not rule.allows(value):
+            raise InputError(f"{where}: expected {rule}, got {shown(list(value) if isinstance(value, tuple) else value)}")
+        return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
@@ -104,8 +176,13 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         raise last
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise InputError(f"{where}: expected a list, got {shown(value)}")
-        return tuple(_convert(args[0], v, where) for v in value)
+            raise InputError(f"{where}: expected {expected or 'a list'}, got {shown(value)}")
+        if args[-1] is Ellipsis:
+            args = args[:1] * len(value)
+        elif len(args) != len(value):
+            raise InputError(f"{where}: expected a list of {len(args)} items, got {shown(value)}")
+        return tuple(_convert(a, v, f"{where}.{_name(v['name'])}" if isinstance(v, dict) and v.get("name") else where)
+                     for a, v in zip(args, value))
     if origin is typing.Literal:
         if isinstance(value, bool):  # YAML reads yes and no as truth values
             value = {True: "yes", False: "no"}[value] if "yes" in args else value
@@ -117,18 +194,17 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             raise InputError(f"{where}: expected a mapping, got {shown(value)}")
         return value
     if dataclasses.is_dataclass(kind):
-        return value if isinstance(value, kind) else build(kind, value, where)
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        with refused_as(f"{where}: expected float"):
-            return float(value)  # a whole number can be too large
-    if kind is float and isinstance(value, str):
+        return value if isinstance(value, kind) else build(kind, value, where, ".")
+    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
-            return float(value)  # YAML reads 1e-3 as text
-        except ValueError:
-            pass
-    if kind in (int, bool, str) and type(value) is kind:
+            number = float(value)  # YAML reads 1e-3 as text
+        except (ValueError, OverflowError):  # a whole number can be too large
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    if kind in (int, bool, str) and type(value) is kind or kind is Path and isinstance(value, Path):
         return value
-    raise InputError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {shown(value)}")
+    raise InputError(f"{where}: expected {expected or getattr(kind, '__name__', kind)}, got {shown(value)}")
 
 
 def build_stages(cls: type[T], energies: dict[str, type], stages: Any, where: str) -> typing.Iterator[tuple[T, str]]:
@@ -150,7 +226,10 @@ def build_stages(cls: type[T], energies: dict[str, type], stages: Any, where: st
         for name in chosen:
             if name not in energies:
                 raise unknown_key(name, energies, f"{label}: energies")
-        terms = {name: build(energies[name], options or {}, f"{label}: {name}") for name, options in chosen.items() if options is not False}
+        terms = {name: build(energies[name], options or {}, f"{label}: energies.{name}", ".")
+                 for name, options in chosen.items() if options is not False}
+        if not terms:
+            raise InputError(f"{label}: energies: all of them are false; expected at least one that is not")
         yield build(cls, {**stage, "energies": terms}, label), label
 
 

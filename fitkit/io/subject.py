@@ -18,7 +18,7 @@ from fitkit.errors import InputError, check_argument
 from fitkit.io.calibration import Calibration, read_cameras
 from fitkit.io.images import (RAW, SUFFIXES, Distortion, ImageFile, open_image, picture_from_array, picture_from_pillow,
                               small_picture, usable_pixels)
-from fitkit.io.landmark_files import NoLandmarksError, check_inside, check_landmarks, open_landmarks
+from fitkit.io.landmark_files import LandmarkFile, NoLandmarksError, check_inside, check_landmarks, open_landmarks, without_strays
 from fitkit.io.sidecars import LANDMARKS, MASKS, Beside, files_beside, natural_key, readable, without_copies
 
 log = logging.getLogger("fitkit")
@@ -302,13 +302,19 @@ def _given_points(view: View, given) -> tuple[dict[str, np.ndarray | str], list[
     """Points from the caller, of the photo as it is: an array, or the path of a landmark file -> fields of the view, and remarks."""
     from_file = isinstance(given, (str, os.PathLike))
     read = open_landmarks(given) if from_file else check_landmarks(given, view.name)
-    points = read.points
-    check_inside(points, view.size, str(given) if from_file else view.name)
+    points, notes = _placed(read, view.size, str(given) if from_file else view.name)
     distortion = getattr(view.__dict__["_image_source"], "distortion", None)
     if distortion is not None:
         points = np.column_stack([distortion.undistort_points(points[:, :2]), points[:, 2]])
     label = Path(given).name if from_file else f"{view.name}: landmarks"
-    return {"landmarks": points, "landmark_source": "file" if from_file else "given"}, [(label, note) for note in read.notes]
+    return {"landmarks": points, "landmark_source": "file" if from_file else "given"}, [(label, note) for note in notes]
+
+
+def _placed(read: LandmarkFile, size: tuple[int, int], where: str) -> tuple[np.ndarray, list[str]]:
+    """Given points of an image of this size without strays, and what there is to say about them. InputError: they cannot belong to it."""
+    points, strays = without_strays(read.points, size)
+    check_inside(points, size, where)
+    return points, [*read.notes, *strays]
 
 
 def is_photo(path: str | os.PathLike) -> bool:
@@ -417,9 +423,9 @@ def _read_view(path: Path, beside: Beside) -> _Read:
         except NoLandmarksError:
             remarks.append((where, "not read as landmarks: there are no points in it"))
             continue
-        check_inside(read.points, file.size, str(first))
-        points, source = read.points, "file"
-        remarks += [(where, note) for note in read.notes]
+        points, said = _placed(read, file.size, str(first))
+        source = "file"
+        remarks += [(where, note) for note in said]
         if first.parent != path.parent:
             remarks.append((where, "read as landmarks; none lie beside the photo"))
         if sidecars:

@@ -4,11 +4,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from fitkit.errors import InputError
+from fitkit.io.options import Range, check_options
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.scene.state import SceneState
@@ -20,10 +22,11 @@ class ViewSlot:
     the picture, as `fitkit.scene.pose.yaw_pitch_roll`."""
 
     name: str
-    yaw: tuple[float, ...] = (-15.0, 15.0)
+    yaw: tuple[Annotated[float, Range(-180.0, 180.0)], Annotated[float, Range(-180.0, 180.0)]] = (-15.0, 15.0)
 
     def __post_init__(self):
-        if len(self.yaw) != 2 or not self.yaw[0] < self.yaw[1]:
+        check_options(self, f"view '{self.name}'")
+        if not self.yaw[0] < self.yaw[1]:
             raise InputError(f"view '{self.name}': yaw: expected [least, most] degrees, got {list(self.yaw)}")
 
     @property

@@ -2,14 +2,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Annotated, Sequence
 
 import cv2
 import numpy as np
 import torch
 
+from fitkit.io.options import Pixels, Range
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
+
+REACH = 40  # a crop's side is at most so many times the longer side of its photo, wherever the points lie
+MOST_PADDED = 10000  # px, side of the padded part of a photo that is held in memory; what is larger is scaled down before it is padded
 
 
 @dataclass(frozen=True)
@@ -17,10 +21,10 @@ class CropOptions:
     """margin: crop side over the larger side of the landmark box; up: shift towards the forehead as a share of the
     box height; max_size, min_size: limits of the common crop side in pixels (faces are hardly ever enlarged)."""
 
-    margin: float = 1.6
-    up: float = 0.08
-    max_size: int = 512
-    min_size: int = 192
+    margin: Annotated[float, Range(0.1, 20.0)] = 1.6
+    up: Annotated[float, Range(-5.0, 5.0)] = 0.08
+    max_size: Pixels = 512
+    min_size: Annotated[int, Range(1, 4096)] = 192
 
 
 def crop_views(images: Sequence[np.ndarray], masks: Sequence[np.ndarray | None], landmarks: Landmarks,
@@ -34,15 +38,19 @@ def crop_views(images: Sequence[np.ndarray], masks: Sequence[np.ndarray | None],
     for points, valid in zip(landmarks.points.numpy(), landmarks.valid.numpy()):
         low, high = points[valid].min(0), points[valid].max(0)
         center = (low + high) / 2 - [0, options.up * (high - low)[1]]
-        side = max(8, int(round(options.margin * float((high - low).max()))))
-        boxes.append((*np.round(center - side / 2).astype(int), side))
-    size = int(np.clip(max(side for *_, side in boxes), options.min_size, options.max_size))
+        boxes.append((center, max(8, int(round(options.margin * float((high - low).max()))))))
+    size = min(max(*(side for _, side in boxes), options.min_size), options.max_size)
     size = -(-size // 16) * 16  # pyramids halve it
     pictures, usable, scales, offsets = [], [], [], []
-    for image, mask, (x0, y0, side) in zip(images, masks, boxes):
-        pictures.append(_cut(image, x0, y0, side, size, 128))
+    for image, mask, (center, side) in zip(images, masks, boxes):
+        H, W = image.shape[:2]
+        side = min(side, REACH * max(H, W))
+        step = -(-side // MOST_PADDED)
+        side = -(-side // step) * step
+        x0, y0 = np.round(center - side / 2).clip(1 - side, (W - 1, H - 1)).astype(int)  # never beside the photo
+        pictures.append(_cut(image, x0, y0, side, step, size, 128))
         inside = np.full(image.shape[:2], 255, np.uint8) if mask is None else np.where(mask, 255, 0).astype(np.uint8)
-        usable.append(_cut(inside, x0, y0, side, size, 0) > 254)
+        usable.append(_cut(inside, x0, y0, side, step, size, 0) > 254)
         scale = size / side
         scales.append(scale)
         # Resizing keeps pixel edges in place, so centre p goes to (p - x0 + 1/2) * scale - 1/2.
@@ -54,12 +62,20 @@ def crop_views(images: Sequence[np.ndarray], masks: Sequence[np.ndarray | None],
     return Observations(stack, moved, torch.from_numpy(np.stack(usable)), scale, offset)
 
 
-def _cut(image: np.ndarray, x0: int, y0: int, side: int, size: int, fill: int) -> np.ndarray:
+def _cut(image: np.ndarray, x0: int, y0: int, side: int, step: int, size: int, fill: int) -> np.ndarray:
+    """The square of `side` px, filled beyond the photo, as [size, size]; blocks of step x step px, of which it has whole ones, become
+    one before it is filled."""
     H, W = image.shape[:2]
-    left, top = max(0, -x0), max(0, -y0)
-    right, bottom = max(0, x0 + side - W), max(0, y0 + side - H)
+    pads = np.maximum(0, [-y0, y0 + side - H, -x0, x0 + side - W])
     part = image[max(0, y0):max(0, y0 + side), max(0, x0):max(0, x0 + side)]
-    if left or top or right or bottom:
-        part = cv2.copyMakeBorder(part, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(fill,) * 3)
-    method = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
+    if step > 1:
+        part = _padded(part, pads % step, fill)
+        part = cv2.resize(part, (part.shape[1] // step, part.shape[0] // step), interpolation=cv2.INTER_AREA)
+    part = _padded(part, pads // step, fill)
+    method = cv2.INTER_AREA if part.shape[0] > size else cv2.INTER_LINEAR
     return cv2.resize(part, (size, size), interpolation=method)
+
+
+def _padded(image: np.ndarray, pads: np.ndarray, fill: int) -> np.ndarray:
+    """pads: px at top, bottom, left, right."""
+    return cv2.copyMakeBorder(image, *pads.tolist(), cv2.BORDER_CONSTANT, value=(fill,) * 3) if pads.any() else image

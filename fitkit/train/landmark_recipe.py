@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Annotated, Sequence
 
 from fitkit.data.landmark_frames import Augmentation
 from fitkit.errors import InputError
-from fitkit.io.options import apply_overrides, build, read_yaml
+from fitkit.io.options import Count, Length, Natural, NonNegative, Positive, Range, Seed, Share, Workers, apply_overrides, build, read_yaml
 from fitkit.io.resources import find_recipe
 from fitkit.observe.landmarks.network import NetworkOptions
 
@@ -18,8 +18,8 @@ class FrameSource:
     training crops; surroundings: share of these crops that show the picture without the face."""
 
     folder: str = ""
-    share: float = 0.5
-    surroundings: float = 0.08
+    share: Share = 0.5
+    surroundings: Share = 0.08
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class RenderSource:
     models: face models, in turn; count: how many faces; seed: of the first one; size: px; workers: processes that render."""
 
     folder: str = ""
-    models: tuple[str, ...] = ("generic",)
-    count: int = 12000
-    seed: int = 1000000
-    size: int = 160
-    workers: int = 2
+    models: Annotated[tuple[str, ...], Length(1)] = ("generic",)
+    count: Count = 12000
+    seed: Seed = 1000000
+    size: Annotated[int, Range(32, 2048)] = 160
+    workers: Annotated[int, Range(1, 1024)] = 2
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class Schedule:
     average: decay of the running average of the weights, which is what is kept; save: steps between two checkpoints and
     validations; workers: processes that make crops; bfloat16: mixed precision."""
 
-    steps: int = 20000
-    batch: int = 64
-    learning_rate: float = 0.002
-    weight_decay: float = 0.01
-    warmup: int = 300
-    average: float = 0.999
-    save: int = 500
-    workers: int = 1
+    steps: Count = 20000
+    batch: Annotated[int, Range(1, 10**6)] = 64
+    learning_rate: Positive = 0.002
+    weight_decay: NonNegative = 0.01
+    warmup: Natural = 300
+    average: Annotated[float, Range(0.0, 1.0, below=True)] = 0.999
+    save: Count = 500
+    workers: Workers = 1
     bfloat16: bool = True
 
 
@@ -57,9 +57,9 @@ class LossOptions:
     """position: weight of the plain distance, in units of `unit` as a share of the crop, beside the likelihood;
     visibility: weight of the cross entropy of being seen."""
 
-    position: float = 0.5
-    unit: float = 0.02
-    visibility: float = 0.5
+    position: NonNegative = 0.5
+    unit: Positive = 0.02
+    visibility: NonNegative = 0.5
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class LandmarkTraining:
     """A whole training; every option with its value."""
 
     name: str
-    seed: int = 0
+    seed: Seed = 0
     network: NetworkOptions = NetworkOptions()
     frames: FrameSource = FrameSource()
     renders: RenderSource = RenderSource()
@@ -80,12 +80,10 @@ def load_landmark_training(name: str | os.PathLike = "landmarks", overrides: Seq
     """A shipped recipe by name or any recipe file by path, with 'a.b=value' lines laid over it.
 
     Raises:
-        InputError: no such recipe, unknown keys (with the nearest known one), wrong types, shares outside 0 to 1.
+        InputError: no such recipe, unknown keys (with the nearest known one), wrong types, values out of range.
     """
     path = find_recipe("train", name)
     recipe = build(LandmarkTraining, apply_overrides(read_yaml(path), overrides), path.name)
-    if not 0 <= recipe.frames.share <= 1:
-        raise InputError(f"{path.name}: frames.share: expected 0 to 1, got {recipe.frames.share}")
     if recipe.frames.share > 0 and not recipe.frames.folder:
         raise InputError(f"{path.name}: frames.folder is not set; give the folder of pictures with .pts files: frames.folder=FOLDER")
     return recipe

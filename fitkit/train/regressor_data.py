@@ -17,7 +17,7 @@ from fitkit.data.augment import FaceAugmentation, augment, head_yaw, select_view
 from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.data.landmark_frames import held_out
 from fitkit.errors import FitkitError, InputError
-from fitkit.io.options import build
+from fitkit.io.options import Natural, build
 from fitkit.io.termination import end_with_parent
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.predictor import StatePredictor, ViewSlot, assign_views
@@ -260,7 +260,7 @@ def open_data(source: DataSource, model: FaceModel) -> FaceDataset:
     """
     label = f"data '{source.name}'"
     options, make = _reader(source.kind)
-    settings = build(options, source.options, f"{label}: options")
+    settings = build(options, source.options, f"{label}: options", ".")
     if not source.folder and source.kind != "synthetic":
         raise InputError(f"{label}: its folder is not set; give data.{source.name}.folder=FOLDER, or leave the data set out")
     dataset = make(Path(source.folder) if source.folder else None, settings, model)
@@ -294,7 +294,7 @@ class SyntheticOptions:
 
     recipe: str = "default"
     overrides: tuple[str, ...] = ()
-    count: int = 0
+    count: Natural = 0
 
 
 def _synthetic(folder: Path | None, options: SyntheticOptions, model: FaceModel) -> FaceDataset:

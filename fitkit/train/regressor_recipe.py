@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any, Literal, Sequence
+from typing import Annotated, Any, Literal, Sequence
 
 from fitkit.data.augment import FaceAugmentation
 from fitkit.energies.census import CensusOptions
@@ -12,7 +12,7 @@ from fitkit.energies.flow_magnitude import FlowMagnitudeOptions
 from fitkit.energies.photometric import PhotometricOptions
 from fitkit.errors import InputError
 from fitkit.fit.recipe import EnergyOptions
-from fitkit.io.options import apply_overrides, build, build_stages, read_yaml
+from fitkit.io.options import Count, Natural, NonNegative, Positive, Range, Seed, Workers, apply_overrides, build, build_stages, read_yaml
 from fitkit.io.resources import find_recipe
 from fitkit.nets import net_kind
 from fitkit.nets.predictor import ViewSlot
@@ -23,7 +23,7 @@ from fitkit.observe.flow import check_estimator
 class LandmarkTerm(EnergyOptions):
     """sigma_px: standard deviation of a point, for a 224-pixel crop; jaw: what to take points 0-16 for where the data do not say."""
 
-    sigma_px: float = 3.0
+    sigma_px: Positive = 3.0
     jaw: Literal["outline", "surface"] = "surface"
 
 
@@ -31,23 +31,23 @@ class LandmarkTerm(EnergyOptions):
 class CodeTerm(EnergyOptions):
     """sigma: see IdentitySupervision, ExpressionSupervision."""
 
-    sigma: float = 0.3
+    sigma: Positive = 0.3
 
 
 @dataclass(frozen=True)
 class PoseTerm(EnergyOptions):
     """See PoseSupervision."""
 
-    sigma_deg: float = 2.0
-    sigma_mm: float = 10.0
-    sigma_focal: float = 0.1
+    sigma_deg: Positive = 2.0
+    sigma_mm: Positive = 10.0
+    sigma_focal: Positive = 0.1
 
 
 @dataclass(frozen=True)
 class VertexTerm(EnergyOptions):
     """See VertexSupervision."""
 
-    sigma_mm: float = 1.0
+    sigma_mm: Positive = 1.0
     frame: Literal["camera", "head", "aligned"] = "head"
     region: Literal["all", "skin", "face"] = "face"
 
@@ -56,16 +56,16 @@ class VertexTerm(EnergyOptions):
 class ExpressionPriorTerm(EnergyOptions):
     """See ExpressionPrior."""
 
-    sigma: float = 0.3
-    sigma_negative: float = 0.1
+    sigma: Positive = 0.3
+    sigma_negative: Positive = 0.1
 
 
 @dataclass(frozen=True)
 class MeanPriorTerm(EnergyOptions):
     """See MeanCoefficientPrior."""
 
-    sigma: float = 0.3
-    expression: float = 0.5
+    sigma: Positive = 0.3
+    expression: NonNegative = 0.5
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,9 @@ class DataSource:
     name: str
     kind: Literal["300wlp", "multipie", "frames", "fits", "synthetic"]
     folder: str = ""
-    weight: float = 1.0
+    weight: Positive = 1.0
     options: dict = field(default_factory=dict)
-    held_out: float = -1.0
+    held_out: Annotated[float, Range(-1.0, 1.0, below=True)] = -1.0
     cache: bool = False
 
 
@@ -142,11 +142,11 @@ class TrainingStage:
 
     name: str
     energies: dict[str, EnergyOptions]
-    steps: int = 0
-    epochs: float = 0.0
-    learning_rate: float = 1e-4
+    steps: Natural = 0
+    epochs: NonNegative = 0.0
+    learning_rate: Positive = 1e-4
     decay: Literal["constant", "cosine"] = "constant"
-    warmup: int = 0
+    warmup: Natural = 0
     data: tuple[str, ...] = ()
     free: tuple[str, ...] = ()
 
@@ -156,10 +156,10 @@ class Validation:
     """share: of the people that are held out; most: samples at most; every: steps between two measurements, 0 = at checkpoints;
     flow: samples at most whose views are compared by their flow, which takes time, 0 = none."""
 
-    share: float = 0.05
-    most: int = 64
-    every: int = 0
-    flow: int = 0
+    share: Annotated[float, Range(0.0, 1.0, below=True)] = 0.05
+    most: Natural = 64
+    every: Natural = 0
+    flow: Natural = 0
 
 
 @dataclass(frozen=True)
@@ -182,18 +182,18 @@ class RegressorTraining:
     data: tuple[DataSource, ...] = ()
     validation: Validation = Validation()
     augmentation: FaceAugmentation = FaceAugmentation()
-    most_views: int = 4
-    batch: int = 12
-    seed: int = 0
-    workers: int = 0
+    most_views: Annotated[int, Range(1, 1000)] = 4
+    batch: Annotated[int, Range(1, 10**6)] = 12
+    seed: Seed = 0
+    workers: Workers = 0
     precision: str = "32-true"
     accelerator: str = "auto"
-    devices: int = 1
+    devices: Annotated[int, Range(1, 1024)] = 1
     strategy: str = "auto"
-    clip: float = 1.0
-    save: int = 1000
-    pictures: int = 1000
-    log: int = 10
+    clip: NonNegative = 1.0
+    save: Count = 1000
+    pictures: Natural = 1000
+    log: Count = 10
 
 
 def load_regressor_training(name: str | os.PathLike, overrides: Sequence[str] = ()) -> RegressorTraining:
@@ -216,41 +216,26 @@ def parse_regressor_training(data: dict, where: str) -> RegressorTraining:
         if (stage.steps > 0) == (stage.epochs > 0):
             raise InputError(f"{label}: expected steps or epochs above 0, one of the two, got steps {stage.steps} "
                              f"and epochs {stage.epochs:g}")
-        if stage.learning_rate <= 0:
-            raise InputError(f"{label}: learning_rate: expected a number > 0, got {stage.learning_rate:g}")
     recipe = build(RegressorTraining, {**data, "stages": parsed}, where)
     return _checked(recipe, where)
 
 
 def _checked(recipe: RegressorTraining, where: str) -> RegressorTraining:
-    for key, least in (("batch", 1), ("most_views", 1), ("workers", 0), ("save", 1), ("pictures", 0), ("log", 1), ("devices", 1), ("clip", 0)):
-        if getattr(recipe, key) < least:
-            raise InputError(f"{where}: {key}: expected at least {least}, got {getattr(recipe, key)}")
-    if not 0 <= recipe.validation.share < 1:
-        raise InputError(f"{where}: validation.share: expected 0 to less than 1, got {recipe.validation.share:g}")
-    if not 0 <= recipe.augmentation.missing <= 1:
-        raise InputError(f"{where}: augmentation.missing: expected 0 to 1, got {recipe.augmentation.missing:g}")
     for what in ("stages", "views", "data"):
         names = [item.name for item in getattr(recipe, what)]
         twice = next((n for n in names if names.count(n) > 1), None)
         if twice is not None:
             raise InputError(f"{where}: {what}: '{twice}' is there twice; names must differ")
-    for source in recipe.data:
-        if not source.weight > 0:
-            raise InputError(f"{where}: data '{source.name}': weight: expected a number > 0, got {source.weight:g}; "
-                             "leave the data set out instead")
-        if source.held_out >= 1:
-            raise InputError(f"{where}: data '{source.name}': held_out: expected less than 1, got {source.held_out:g}")
     net = net_kind(recipe.net.name)
     if net.named_views and not recipe.views:
         raise InputError(f"{where}: expected at least one of 'views'")
     if recipe.views and not net.named_views:
         raise InputError(f"{where}: views: the network {recipe.net.name} takes any photos, expected views: [], got "
                          f"{', '.join(v.name for v in recipe.views)}")
-    build(net.options, recipe.net.options, f"{where}: net.options")
+    build(net.options, recipe.net.options, f"{where}: net.options", ".")
     return recipe
 
 
 def net_options(recipe: RegressorTraining) -> Any:
     """Options of the recipe's network as its dataclass."""
-    return build(net_kind(recipe.net.name).options, recipe.net.options, "net.options")
+    return build(net_kind(recipe.net.name).options, recipe.net.options, "net.options", ".")

@@ -172,7 +172,7 @@ def test_unknown_detector(refused, anna):
     (["camera.focal_sigm=1"], "camera: unknown key 'focal_sigm'; did you mean 'focal_sigma'?"),
     (["stages.fein.min_views=1"], "unknown key 'fein'; did you mean 'fine'?"),
     (["stages.fine.energies.lmk2.weight=1"], "unknown key 'lmk2'; did you mean 'lmk2d'?"),
-    (["camera.focal_sigma=wide"], "camera: focal_sigma: expected float, got 'wide'"),
+    (["camera.focal_sigma=wide"], "camera.focal_sigma: expected a number from 1e-06 to 100, got 'wide'"),
     (["camera.kind=fisheye"], "expected one of perspective, orthographic; got 'fisheye'"),
     (["another_folder"], "override 'another_folder': expected key=value"),
     (["--model", "generik"], "unknown model 'generik'; did you mean 'generic'?"),

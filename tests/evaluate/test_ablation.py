@@ -63,7 +63,7 @@ def test_gain_is_against_the_first_arm_and_failures_are_counted():
     (lambda d: ablation(d, AblationRecipe("x", ARMS, ((0,),), {"A": "nobody"})), "no subject belongs to a set of ablation 'x' \\(nobody\\)"),
     (lambda d: ablation(d, AblationRecipe("x", ARMS, ((0,),)), subjects=["carl"]), "no subject 'carl'; there are: anna, ben"),
     (lambda d: ablation(d, AblationRecipe("x", ARMS, ((7,),)), ["generic"]), "anna: views: expected numbers from 0 to 3, got \\[7\\]"),
-    (lambda d: AblationRecipe("x", ()), "expected at least one arm"),
+    (lambda d: AblationRecipe("x", ()), "ablation 'x': arms: expected a list of 1 to 1000 items"),
     (lambda d: AblationRecipe("x", (ARMS[0], ARMS[0])), "two arms have one name"),
     (lambda d: load_ablation("ablatio"), "did you mean 'ablation'"),
     (lambda d: load_ablation("ablation", ["view=[[0]]"]), "unknown key 'view'; did you mean 'views'"),

@@ -247,7 +247,7 @@ def test_command_lists_and_compares(tmp_path):
     (("bench", ".", "fit"), "'fit': expected KEY=VALUE"),
     (("bench", ".", "options.subject=[a]"), "unknown key 'subject'; did you mean 'subjects'?"),
     (("bench", ".", "protocol=nwo"), "unknown key 'nwo'; did you mean 'now'?"),
-    (("bench", ".", "pictures=-1"), "expected pictures >= 0"),
+    (("bench", ".", "pictures=-1"), "bench.yaml: pictures: expected a whole number from 0 to 1000000000, got -1"),
     (("bench", ".", "fit.seeed=1"), "unknown key 'seeed'"),
     (("held_out", ".", "options.folds=1"), "folds: expected 0 .* or at least 2"),
 ])

@@ -257,8 +257,9 @@ def test_people_are_chosen_by_name_and_number_of_photos(folder):
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"photos": 0}, "photos: expected at least 1, got 0"), ({"skip": -1}, "people, skip: expected at least 0, got 0 and -1"),
-    ({"min_face_px": 9.0, "max_face_px": 5.0}, "expected 0 <= min <= max"),
+    ({"photos": 0}, "options.photos: expected a whole number from 1 to 1000000, got 0"),
+    ({"skip": -1}, "options.skip: expected a whole number from 0 to"),
+    ({"min_face_px": 9.0, "max_face_px": 5.0}, "expected min <= max"),
     ({"photos": 3}, "0 people have at least 6 photos, 0 of them are skipped"),
     ({"photos": 2, "skip": 3}, "3 people have at least 4 photos, 3 of them are skipped"),
     ({"photos": 2, "min_face_px": 900.0}, "4 photos whose face is at least 900 px"),

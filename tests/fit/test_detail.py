@@ -196,9 +196,9 @@ def test_evidence_is_the_marginal_likelihood():
 
 
 @pytest.mark.parametrize("option, message", [
-    ("sigma_mm=0", r"detail: sigma_mm: expected a number > 0, got 0.0; detail.enabled=false switches it off"),
-    ("length_mm=-3", "detail: length_mm: expected a number > 0"), ("refresh=0", "detail: refresh: expected at least 1, got 0"),
-    ("iterations=0", "detail: iterations: expected at least 1, got 0"), ("flow.patches=0", "detail: flow.patches: expected a number > 0, got 0.0"),
+    ("sigma_mm=0", "multiview.yaml: detail.sigma_mm: expected a number from 1e-09 to .*, got 0.0"),
+    ("length_mm=-3", "detail.length_mm: expected a number from .*, got -3.0"), ("refresh=0", "detail.refresh: expected a whole number from 1 to 1000, got 0"),
+    ("iterations=0", "detail.iterations: expected a whole number from 1"), ("flow.patches=0", "detail.flow.patches: expected a number from .*, got 0.0"),
     ("refits=1", "detail: unknown .*refits"), ("sigma=1", "detail: unknown .*sigma.*sigma_mm")])
 def test_options_are_checked(option, message):
     with pytest.raises(InputError, match=message):

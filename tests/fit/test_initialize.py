@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import observe, tiny_model, tiny_state
 
-from fitkit.errors import InputError
+from fitkit.errors import FitError, InputError
 from fitkit.fit.initialize import initial_state
 from fitkit.fit.recipe import CameraOptions
 from fitkit.io.subject import KnownCamera, View
@@ -204,3 +204,31 @@ def test_points_that_are_not_valid_do_not_matter():
     valid[:, 5:9], points[:, 5:9] = False, torch.nan
     state, _ = initial_state(MODEL, photos(truth), replace(obs, landmarks=replace(marks, valid=valid, points=points)), CameraOptions())
     assert float(miss(state, obs).mean()) < 3
+
+
+@pytest.mark.parametrize("camera, message", [
+    (KnownCamera(np.diag([1e300, 1e300, 1.0])), r"view 'v1': its camera cannot be used; expected numbers up to 1e\+09 .*got 1e\+300, 0, 0"),
+    (KnownCamera(np.diag([600.0, 1e-320, 1.0]), np.eye(3), np.full(3, np.nan)), "view 'v1': its camera cannot be used; .*nan"),
+    (KnownCamera(np.diag([-600.0, 600.0, 1.0])), "view 'v1': its camera cannot be used; .* focal lengths above 0, .*got -600"),
+    (KnownCamera(np.diag([1e-30, 1e9, 1.0])), "view 'v1': its camera cannot be used; .* focal lengths above 0, .*got 1e-30"),
+])
+def test_cameras_that_see_no_head_name_the_view(camera, message):
+    state = mean_face()
+    obs = observe(MODEL, state)
+    views = photos(state)
+    views[1] = views[1].replace(name="v1", camera=camera)
+    with pytest.raises(FitError, match=message):
+        initial_state(MODEL, views, obs, CameraOptions())
+    views[1] = views[1].replace(camera=None, focal_px=float("inf"))
+    with pytest.raises(FitError, match="view 'v1': its focal length from EXIF cannot be used; .*got inf"):
+        initial_state(MODEL, views, obs, CameraOptions())
+
+
+def test_a_start_that_is_no_number_names_the_view():
+    state = mean_face()
+    obs = observe(MODEL, state)
+    with pytest.raises(FitError, match=r"view 'view0': no head pose fits its landmarks and its camera \(estimated\); check the landmarks"):
+        initial_state(MODEL, photos(state), obs, CameraOptions(distance_mm=float("inf")))
+    views = photos(state, camera=known(state))
+    views[2] = views[2].replace(camera=replace(views[2].camera, t=np.full(3, 1e9)))  # far, and still a start
+    assert bool(torch.isfinite(initial_state(MODEL, views, obs, CameraOptions())[0].pose.translation).all())

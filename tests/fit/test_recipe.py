@@ -60,7 +60,7 @@ def test_circles_are_refused(tmp_path):
     ({"stages": [{**STAGE, "energies": {"lmk3d": {}}}]}, "stage 'pose': energies: unknown key 'lmk3d'; did you mean 'lmk2d'"),
     ({"stages": [{**STAGE, "energies": {"lmk2d": {"wieght": 1}}}]}, "lmk2d: unknown key 'wieght'; did you mean 'weight'"),
     ({"stages": [{**STAGE, "free": ["poes"]}]}, "stage 'pose': free: unknown key 'poes'; did you mean 'pose'"),
-    ({"stages": [{**STAGE, "solver": {"name": "newton"}}]}, "solver: name: expected one of levenberg_marquardt, adam"),
+    ({"stages": [{**STAGE, "solver": {"name": "newton"}}]}, "solver.name: expected one of levenberg_marquardt, adam"),
     ({"stages": [{**STAGE, "slover": {}}]}, "stage 'pose': unknown key 'slover'; did you mean 'solver'"),
     ({"modle": "ict"}, "file: unknown key 'modle'; did you mean 'model'"),
     ({"name": None}, "file: name: expected str, got None"),

@@ -289,3 +289,9 @@ def test_an_error_while_a_fit_is_judged_does_not_cost_the_fit(model, monkeypatch
     result = run(model, seen(model, person(model)), ("stages.shape.solver.max_iterations=2", "stages.landmarks.solver.max_iterations=2"))
     assert result.status == "doubtful" and any("could not be computed (unexpected TypeError: '>' not" in w for w in result.warnings)
     assert len(result.metrics["not_computed"]) == 1
+
+
+def test_a_fit_in_which_no_step_is_taken(model):
+    stages = [f"stages.{stage.name}.solver.max_iterations=0" for stage in load_recipe("landmarks").stages]
+    result = run(model, seen(model, person(model, yaws=(0.0,))), stages)
+    assert result.state.landmark_offset is None and not result.state.identity.any()

@@ -1,10 +1,13 @@
 import json
+import re
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from fitkit.errors import InputError
-from fitkit.io.landmark_files import NoLandmarksError, check_inside, open_landmarks, read_landmarks, write_pts
+from fitkit.io.landmark_files import NoLandmarksError, check_inside, open_landmarks, read_landmarks, without_strays, write_pts
+from fitkit.observe.landmarks.face_shape import mean_face
 
 POINTS = np.random.default_rng(0).uniform(20, 200, (68, 2)).round(3)
 
@@ -149,10 +152,10 @@ def test_broken_pts_files_are_no_captions(tmp_path, content):
     ("a.json", json.dumps({"faces": [{"landmarks": ROWS[:5]}]}), r"got \[5, 2\]"),
     ("a.txt", "".join(f"{x},{y}\n".replace(".", ",") for x, y in POINTS), r"a.txt: .*got \[68, 4\], decimal commas\? write decimal points"),
     ("a.npy", np.stack([POINTS, POINTS]), r"got \[2, 68, 2\], several faces; keep the points of one"),
-    ("a.pts", pts(POINTS[:5] + 1, "version: 1\nn_points: 5\n{\n"), r"a\.pts: landmarks: expected 68 points.*got \[5, 2\].*remove it"),
+    ("a.pts", pts(POINTS[:5] + 1, "version: 1\nn_points: 5\n{\n"), r"landmarks: expected 68 points.*got \[5, 2\].*remove it"),
     ("a.pts", pts(POINTS[:67]), "n_points says 68, but there are 67"),
     ("a.pts", "version: 1\n{\nhello world\n}\n", "a.pts: not a readable landmark file"),
-    ("a.pts", "", r"a\.pts: landmarks: expected 68 points"),
+    ("a.pts", "", r"landmarks: expected 68 points"),
     ("a.txt", "1 2\n3 4 5\n", "different numbers of values"),
     ("a.txt", "a portrait of Anna", "a.txt: not a readable landmark file"),
     ("a.json", "{\"points\": []}", "expected a list of points"),
@@ -212,3 +215,43 @@ def test_writing_pts(tmp_path):
     back = read_landmarks(tmp_path / "a.pts")
     np.testing.assert_allclose(back[:, :2], points, atol=6e-4)
     assert back[7, 2] == 0 and back[8, 2] == 1
+
+
+def with_strays(*strays):
+    points = face(50.0)
+    for i, x, y in strays:
+        points[i, :2] = x, y
+    return points
+
+
+@pytest.mark.parametrize("stray", [(30, 5000.0, 80.0), (0, 80.0, -5000.0), (67, 30512.0, 80.0), (9, 1e6, 80.0), (9, 80.0, 1e19), (9, 1.7e308, -1.7e308)])
+@pytest.mark.filterwarnings("error")
+def test_a_point_far_from_all_others_is_left_out(stray):
+    points, notes = without_strays(with_strays(stray), (224, 224))
+    assert np.flatnonzero(np.isnan(points[:, 0])).tolist() == [stray[0]] and points[stray[0], 2] == 0
+    assert len(notes) == 1 and re.match(rf"landmark {stray[0]} \(counted from 0\) at x \S+, y \S+ lies far away from all others", notes[0])
+    assert len(notes[0]) < 200
+    check_inside(points, (224, 224), "a.pts")
+
+
+def test_a_few_strays_are_left_out_and_many_are_none():
+    few = with_strays((1, 4000.0, 80.0), (2, 80.0, 9000.0), (50, -7000.0, 80.0))
+    points, notes = without_strays(few, (224, 224))
+    assert np.flatnonzero(np.isnan(points[:, 0])).tolist() == [1, 2, 50] and len(notes) == 3
+    many = with_strays(*((i, 1.7e308, -1.7e308) for i in range(20)))
+    assert without_strays(many, (224, 224))[1] == []
+    with pytest.raises(InputError, match=r"a.pts: \d+ of 68 landmarks lie outside the image of 224 x 224 px \(x .*1.7e\+308"):
+        check_inside(many, (224, 224), "a.pts")
+
+
+def test_faces_in_all_poses_have_no_strays():
+    mean = mean_face()
+    for yaw in range(-90, 91, 15):
+        for pitch in (-60, -30, 0, 30, 60):
+            turned = mean @ Rotation.from_euler("yx", [yaw, pitch], degrees=True).as_matrix().T
+            points = np.column_stack([turned[:, :2], np.ones(68)])
+            for shown in (slice(0, 68), slice(0, 30), slice(27, 68)):  # the others are not seen
+                part = np.full((68, 3), np.nan)
+                part[shown] = points[shown]
+                assert without_strays(part, (1000, 1000))[1] == []
+    assert without_strays(np.full((68, 3), np.nan), (100, 100))[1] == []

@@ -55,8 +55,8 @@ def test_what_yaml_makes_of_values(tmp_path):
     ({"name": "a", "on": 1}, "file: on: expected bool, got 1"),
     ({"name": "a", "tags": "x"}, "file: tags: expected a list, got 'x'"),
     ({"name": "a", "limit": "high"}, "file: limit: expected float, got 'high'"),
-    ({"name": "a", "inner": {"sigma": False}}, "file: inner: sigma: expected float, got False"),
-    ({"name": "a", "inner": {"kind": "maybe"}}, "file: inner: kind: expected one of auto, yes, no; got 'maybe'"),
+    ({"name": "a", "inner": {"sigma": False}}, "file: inner.sigma: expected float, got False"),
+    ({"name": "a", "inner": {"kind": "maybe"}}, "file: inner.kind: expected one of auto, yes, no; got 'maybe'"),
 ])
 def test_wrong_options_are_refused(data, message):
     with pytest.raises(InputError, match=message):

@@ -125,7 +125,7 @@ def test_what_the_network_refuses(model):
     assert not net_kind("fitkit_init").named_views and net_kind("mvfnet").named_views
     with pytest.raises(InputError, match="takes any photos in any order; expected no named 'views', got front"):
         FitkitInit(model, (ViewSlot("front"),))
-    with pytest.raises(InputError, match="size: expected a multiple of 32, got 100"):
+    with pytest.raises(InputError, match="size: expected a multiple of 32 from 32 to 2048, got 100"):
         FitkitInitOptions(size=100)
     with pytest.raises(InputError, match=r"token: expected a multiple of heads \(4\), got 30"):
         FitkitInitOptions(token=30)

@@ -148,9 +148,9 @@ def test_weights_come_back_and_wrong_files_are_told(tmp_path):
 
 
 def test_options_that_cannot_be_used():
-    with pytest.raises(InputError, match="size: expected a multiple of 16, got 100"):
+    with pytest.raises(InputError, match="size: expected a multiple of 16 from 16 to 2048, got 100"):
         MvfNetOptions(size=100)
-    with pytest.raises(InputError, match="width: expected a factor > 0"):
+    with pytest.raises(InputError, match="width: expected a number from 0.001 to 16, got 0.0"):
         MvfNetOptions(width=0.0)
     with pytest.raises(InputError, match="net: unknown key 'mvfnt'; did you mean 'mvfnet'"):
         net_kind("mvfnt")

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
+from fitkit.observe import crop
 from fitkit.observe.crop import CropOptions, crop_views
 from fitkit.observe.landmarks.types import Landmarks
 
@@ -86,3 +87,40 @@ def test_linear_luminance_of_grey():
     torch.testing.assert_close(obs.linear_luminance[obs.mask[:, None]], torch.full((int(obs.mask.sum()),), 0.5029), atol=1e-4, rtol=0)
     values = torch.linspace(0, 1, 100)
     torch.testing.assert_close(srgb_from_linear(linear_from_srgb(values)), values, atol=1e-6, rtol=0)
+
+
+def test_a_crop_that_is_scaled_down_before_it_is_padded_shows_the_same(monkeypatch):
+    photo = np.full((240, 250, 3), 90, np.uint8)
+    photo[60:180, 70:190] = np.indices((120, 120)).sum(0)[..., None] // 2 + 60
+    found, options = marks([(60, 50, 180, 190)]), CropOptions(margin=5.0, max_size=128)
+    whole = crop_views([photo], [None], found, options)  # a square of 700 px
+    monkeypatch.setattr(crop, "MOST_PADDED", 350)
+    small = crop_views([photo], [None], found, options)
+    torch.testing.assert_close(small.scale, whole.scale)
+    torch.testing.assert_close(small.offset, whole.offset)
+    # The mean of blocks is rounded once more, and a block of two pixels is spread evenly over the pixels that share it.
+    apart = (small.images - whole.images).abs()
+    assert float(apart.max()) < 9 / 255 and float(apart.mean()) < 0.3 / 255 and torch.equal(small.mask, whole.mask)
+
+
+@pytest.mark.parametrize("x", [2e4, 1e9, 3e37])
+def test_a_point_far_away_asks_for_no_more_memory(monkeypatch, x):
+    monkeypatch.setattr(crop, "MOST_PADDED", 500)
+    sizes, pad = [], crop.cv2.copyMakeBorder
+
+    def padded(*arguments, **options):
+        out = pad(*arguments, **options)
+        sizes.append(max(out.shape[:2]))
+        return out
+
+    monkeypatch.setattr(crop.cv2, "copyMakeBorder", padded)
+    found = marks([(60, 50, 180, 190)])
+    found.points[0, 5, 0] = x
+    obs = crop_views([ramp(240, 250)], [None], found)
+    assert sizes and max(sizes) <= 500
+    assert obs.images.shape == (1, 3, 512, 512) and bool(torch.isfinite(obs.landmarks.points).all())
+
+
+def test_a_crop_beside_the_photo_is_grey():
+    obs = crop_views([ramp(240, 250)], [None], marks([(5000, 9000, 5100, 9100)]), CropOptions(max_size=96, min_size=96))
+    assert float((obs.images - 128 / 255).abs().max()) < 1.0 and int(obs.mask.sum()) <= 4

@@ -393,13 +393,13 @@ def test_joined_observations_keep_what_all_have(people):
     ({"stages": [{"name": "s", "steps": 1}]}, "stage 's': expected 'energies', a mapping"),
     ({"stages": [{"name": "s", "steps": 1, "energies": {"lmk2": {}}}]}, "stage 's': energies: unknown key 'lmk2'; did you mean 'lmk2d'"),
     ({"stages": [{"name": "s", "energies": {"lmk2d": {}}}]}, "expected steps or epochs above 0, one of the two, got steps 0 and epochs 0"),
-    ({"stages": [{"name": "s", "steps": 1, "learning_rate": 0, "energies": {"lmk2d": {}}}]}, "learning_rate: expected a number > 0"),
+    ({"stages": [{"name": "s", "steps": 1, "learning_rate": 0, "energies": {"lmk2d": {}}}]}, "stage 's': learning_rate: expected a number from 1e-09 to"),
     ({"stages": [{"name": "s", "steps": 1, "energies": {"lmk2d": {}}}] * 2}, "stages: 's' is there twice"),
-    ({"batch": 0}, "batch: expected at least 1, got 0"),
-    ({"validation": {"share": 1.0}}, "validation.share: expected 0 to less than 1"),
-    ({"augmentation": {"missing": 2.0}}, "augmentation.missing: expected 0 to 1"),
+    ({"batch": 0}, "batch: expected a whole number from 1 to 1000000, got 0"),
+    ({"validation": {"share": 1.0}}, "validation.share: expected a number from 0 to less than 1, got 1.0"),
+    ({"augmentation": {"missing": 2.0}}, "augmentation.missing: expected a number from 0 to 1, got 2.0"),
     ({"views": []}, "expected at least one of 'views'"),
-    ({"data": [{"name": "a", "kind": "synthetic", "weight": 0}]}, "data 'a': weight: expected a number > 0"),
+    ({"data": [{"name": "a", "kind": "synthetic", "weight": 0}]}, "data.a.weight: expected a number from 1e-09 to"),
     ({"data": [{"name": "a", "kind": "300w"}]}, "expected one of 300wlp, multipie, frames, fits, synthetic; got '300w'"),
     ({"net": {"options": {"widht": 1}}}, "net.options: unknown key 'widht'; did you mean 'width'"),
 ])
@@ -558,8 +558,8 @@ def test_a_data_set_may_hold_out_a_share_of_its_own(people):
 
 @pytest.mark.parametrize("changes, message", [
     (ANY | {"views": [{"name": "front"}]}, "views: the network fitkit_init takes any photos, expected views: [], got front"),
-    ({"most_views": 0}, "most_views: expected at least 1, got 0"),
-    ({"data": [{"name": "a", "kind": "synthetic", "held_out": 1.0}]}, "data 'a': held_out: expected less than 1, got 1"),
+    ({"most_views": 0}, "most_views: expected a whole number from 1 to 1000, got 0"),
+    ({"data": [{"name": "a", "kind": "synthetic", "held_out": 1.0}]}, "data.a.held_out: expected a number from -1 to less than 1, got 1"),
 ])
 def test_recipes_for_any_photos_that_cannot_be_used(changes, message):
     with pytest.raises(InputError, match=message.replace("[", r"\[").replace("]", r"\]")):

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from fitkit.errors import InputError
 from fitkit.geometry.spherical_harmonics import Y0
 from fitkit.geometry.weak_perspective import lay_onto
+from fitkit.io.options import Positive, Range, check_options
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.mvfnet.convention import rotation_of_angles
 from fitkit.nets.predictor import Prediction, StatePredictor, ViewSlot, padded_subjects
@@ -33,17 +35,16 @@ class FitkitInitOptions:
     """size: side of the pictures, px, a multiple of 32; token: length of the feature of a view; heads: of the attention between views;
     hidden: width of the hidden layers; expression: blend-shape weight per unit of output; up: of the crop, see CropOptions."""
 
-    size: int = 128
-    token: int = 192
-    heads: int = 4
-    hidden: int = 256
-    expression: float = 0.3
-    up: float = 0.0
+    size: Annotated[int, Range(32, 2048, multiple=32)] = 128
+    token: Annotated[int, Range(1, 4096)] = 192
+    heads: Annotated[int, Range(1, 4096)] = 4
+    hidden: Annotated[int, Range(1, 16384)] = 256
+    expression: Positive = 0.3
+    up: Annotated[float, Range(-5.0, 5.0)] = 0.0
 
     def __post_init__(self):
-        if self.size < 32 or self.size % 32:
-            raise InputError(f"net fitkit_init: size: expected a multiple of 32, got {self.size}")
-        if self.heads < 1 or self.token < 1 or self.token % self.heads:
+        check_options(self, "net fitkit_init")
+        if self.token % self.heads:
             raise InputError(f"net fitkit_init: token: expected a multiple of heads ({self.heads}), got {self.token}")
 
 

@@ -3,13 +3,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fitkit.errors import InputError
 from fitkit.geometry.spherical_harmonics import Y0
+from fitkit.io.options import Positive, Range, check_options
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.mvfnet.convention import rotation_of_angles
 from fitkit.nets.predictor import Prediction, StatePredictor, ViewSlot, padded_subjects
@@ -32,18 +33,15 @@ class MvfNetOptions:
     """size: side of the pictures, px; width: factor on all channel numbers, 1 = as published; missing: what stands for the feature
     of a view that is not there; expression: blend-shape weight per unit of output; margin, up: the crop, see CropOptions."""
 
-    size: int = 224
-    width: float = 1.0
+    size: Annotated[int, Range(16, 2048, multiple=16)] = 224
+    width: Annotated[float, Range(0.001, 16.0)] = 1.0
     missing: Literal["learned", "zero"] = "learned"
-    expression: float = 0.3
-    margin: float = 1.5
-    up: float = 0.12
+    expression: Positive = 0.3
+    margin: Annotated[float, Range(0.1, 20.0)] = 1.5
+    up: Annotated[float, Range(-5.0, 5.0)] = 0.12
 
     def __post_init__(self):
-        if self.size < 16 or self.size % 16:
-            raise InputError(f"net mvfnet: size: expected a multiple of 16, got {self.size}")
-        if not self.width > 0:
-            raise InputError(f"net mvfnet: width: expected a factor > 0, got {self.width}")
+        check_options(self, "net mvfnet")
 
 
 class MvfNet(StatePredictor):

@@ -6,12 +6,14 @@ give a correction, the logarithm of the standard deviation and the visibility of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fitkit.io.options import Length, Range
 from fitkit.observe.landmarks.types import MIRRORED
 
 NUM_POINTS = 68
@@ -20,15 +22,18 @@ NUM_OUTPUTS = NUM_POINTS + 17  # then jaw points 0-16 once more as fixed points 
 MIRRORED_OUTPUTS = np.concatenate([MIRRORED, NUM_POINTS + MIRRORED[:17]])
 
 
+Width = Annotated[int, Range(1, 4096)]  # channels
+
+
 @dataclass(frozen=True)
 class NetworkOptions:
     """size: side of the crop in px, a multiple of 32; widths: channels at 1/2, 1/4, 1/8, 1/16 and 1/32 of the crop;
     blocks: residual blocks at the last four; decoder: channels on the way back at 1/16, 1/8 and 1/4."""
 
-    size: int = 128
-    widths: tuple[int, ...] = (16, 32, 64, 128, 184)
-    blocks: tuple[int, ...] = (1, 1, 2, 1)
-    decoder: tuple[int, ...] = (128, 96, 64)
+    size: Annotated[int, Range(32, 2048, multiple=32)] = 128
+    widths: Annotated[tuple[Width, ...], Length(5, 5)] = (16, 32, 64, 128, 184)
+    blocks: Annotated[tuple[Annotated[int, Range(0, 64)], ...], Length(4, 4)] = (1, 1, 2, 1)
+    decoder: Annotated[tuple[Width, ...], Length(3, 3)] = (128, 96, 64)
 
 
 @dataclass(frozen=True)
