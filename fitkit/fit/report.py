@@ -120,7 +120,7 @@ def build_metrics(model: FaceModel, subject: Subject, state: SceneState, landmar
     if run.shape is not None:
         agreement = attempt("whether the photos agree", lambda: view_agreement(*run.shape), agreement, failures)
     angles_between = [p[0] for p in parallax(state)]
-    views = []
+    views, doubts = [], dict(landmarks.doubts)
     for i, view in enumerate(subject.views):
         perspective = state.camera.kind == "perspective"
         views.append({
@@ -134,7 +134,7 @@ def build_metrics(model: FaceModel, subject: Subject, state: SceneState, landmar
             "focal_px": float(state.camera.focal[i]), "focal_relative_sigma": focal_sigma[i],
             "distance_mm": float(distance[i]) if perspective else None,
             "camera_source": cameras.source[i],
-        })
+        } | ({"landmark_doubt": doubts[view.name]} if view.name in doubts else {}))
     identity, expression = state.identity[0], state.expression
     return {
         "model": model.name, "recipe": run.recipe.name, "num_views": len(views),
@@ -178,6 +178,8 @@ def findings(metrics: dict[str, Any]) -> list[Finding]:
     found = []
     for view in metrics["views"]:
         share = view["reprojection_share"]
+        if view.get("landmark_doubt"):
+            found.append(Finding("landmarks_doubted", "doubtful", view["landmark_doubt"], view["name"]))
         if share != share:
             found.append(Finding("no_inner_landmarks", "failed", f"view {view['name']} has no landmark inside the face, "
                                  "only on its outline; check its landmarks, or leave the photo out", view["name"]))

@@ -39,6 +39,7 @@ from fitkit.observe.crop import crop_views
 from fitkit.observe.flow import make_flow_estimator
 from fitkit.observe.flow.types import FlowEstimator
 from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
+from fitkit.observe.landmarks.given import check_given
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
 from fitkit.scene.layout import ParameterLayout
@@ -85,7 +86,8 @@ def fit(subject: str | os.PathLike | Subject | Sequence, *, model: str | FaceMod
         single = isinstance(subject, (str, os.PathLike))
         subject = load_subject(subject) if single else subject_from_images(subject, landmarks)
     tell("finding landmarks", 0.05)
-    found, _ = detect_landmarks(subject, recipe.landmarks.source, device)
+    found, sources = detect_landmarks(subject, recipe.landmarks.source, device)
+    found = check_given(subject, found, sources, recipe.landmarks.source == "auto", device)
     subject, found, notes = usable_views(subject, found)
     return fit_observed(subject, found, face_model, recipe, device, tell, subject.notes + tuple(notes))
 
