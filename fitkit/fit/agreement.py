@@ -17,9 +17,10 @@ MOST_VIEWS = 60  # beyond, one view has little say and the matrices of all of th
 MOST_SPLIT = 24  # views that are searched for two people, which takes time with the square of their number
 MOST_MATCHED = 8  # views of which all pairs are matched when two people are possible
 # Log odds from which photos that match within two groups, but not across, are two people's. Sets of four photos: two people, each at one
-# instant, -2 to 6 (renders of people whom no model knows); one person at one instant below -5, in real bursts of two days above it in 1 of 14.
-POSSIBLE = -4.0
-MATCHED, UNMATCHED = 0.3, 0.15  # share of covisible pixels that match: photos of one instant at least, of other people at most
+# instant, -5 to 6 (renders, built-in landmarks); one person at one instant -5 to -50, without such groups; in two real bursts of different
+# days above it in 2 of 14.
+POSSIBLE = -7.0
+MATCHED, UNMATCHED = 0.2, 0.1  # share of covisible pixels that match: photos of one instant at least, of other people at most
 
 
 @dataclass(frozen=True)
