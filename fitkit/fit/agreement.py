@@ -17,9 +17,9 @@ MOST_VIEWS = 60  # beyond, one view has little say and the matrices of all of th
 MOST_SPLIT = 24  # views that are searched for two people, which takes time with the square of their number
 MOST_MATCHED = 8  # views of which all pairs are matched when two people are possible
 # Log odds from which photos that match within two groups, but not across, are two people's. Sets of four photos: two people, each at one
-# instant, -5 to 6 (renders, built-in landmarks); one person at one instant -5 to -50, without such groups; in two real bursts of different
-# days above it in 2 of 14.
-POSSIBLE = -7.0
+# instant, -8 to 16 (renders, built-in landmarks); one person at one instant -5 to -50, without such groups; in two real bursts of different
+# days above it in 2 of 14 with such groups.
+POSSIBLE = -9.0
 MATCHED, UNMATCHED = 0.2, 0.1  # share of covisible pixels that match: photos of one instant at least, of other people at most
 
 
