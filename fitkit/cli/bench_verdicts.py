@@ -14,8 +14,8 @@ from fitkit.cli.model import _one_sentence
 @click.option("--model", "models", multiple=True, default=("generic",), show_default=True, help="Face model; may be repeated.")
 @click.option("--recipe", "recipe_name", default="multiview", show_default=True, help="Recipe of the fits.")
 @click.option("--views", callback=_numbers, default="1,3,5", show_default=True, help="Numbers of photos, spread evenly over those there are.")
-@click.option("--faults", callback=_names, multiple=True, default=("person,mirror,occluder,blur",), show_default=True,
-              help="What is planted into one photo, separated by commas; '' = nothing.")
+@click.option("--faults", callback=_names, multiple=True, default=("person,half,mirror,occluder,blur",), show_default=True,
+              help="What is planted into one photo (half: into half of them), separated by commas; '' = nothing.")
 @click.option("--subjects", type=int, default=0, show_default=True, help="Only the first so many of each folder; 0 = all.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Which photo gets a fault, and where.")
 @click.option("--limit", type=float, default=None, help="mm from which on a fit is bad.  [default: 1.5]")

@@ -27,11 +27,12 @@ from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
 from fitkit.observe.landmarks.types import Landmarks
 
 CLEAN = ""
-FAULTS = ("person", "mirror", "occluder", "blur")  # one photo shows another person, is mirrored, is covered by a third, is blurred
+# One photo shows another person, half of the photos do, one is mirrored, is covered by a third, is blurred.
+FAULTS = ("person", "half", "mirror", "occluder", "blur")
 OCCLUDER_SHARE, OCCLUDER_RGB, OCCLUDER_LONG = 1 / 3, (198, 146, 120), 1.6  # of the landmark box; a hand's colour; length over width
 BLUR_SHARE = 0.04  # standard deviation over the face size
 HARM_MM = 0.2  # a fault that makes the face worse by less has done no harm
-KEPT = ("num_views", "parallax_deg", "identity", "expression", "error_bars", "views", "notes", "recipe", "model")
+KEPT = ("num_views", "parallax_deg", "two_people", "identity", "expression", "error_bars", "views", "notes", "recipe", "model")
 Tell = Callable[[str], None]
 
 
@@ -43,12 +44,12 @@ def plant(kind: str, view: View, points: np.ndarray, rng: np.random.Generator, o
 
     Args:
         kind: one of FAULTS; points: [N, 2] px, landmarks of the photo as it is, which say where the face is; other: a photo of another
-            person, for 'person'.
+            person, for 'person' and 'half'.
     """
     image = view.image
     low, high = points.min(0), points.max(0)
     width, height = high - low
-    if kind == "person":
+    if kind in ("person", "half"):
         image = other.image
     elif kind == "mirror":
         image = np.ascontiguousarray(image[:, ::-1])
@@ -73,7 +74,7 @@ def measure(data: Sequence[str | os.PathLike], models: Sequence[str] = ("generic
 
     Args:
         data: folders as for `fitkit bench accuracy`. counts: numbers of photos, evenly spread over those there are.
-        faults: some of FAULTS; a single photo cannot be told to show another person or a mirrored one, so it gets none of both.
+        faults: some of FAULTS; a single photo cannot be told to show another person or a mirrored one, so it gets none of these.
         subjects: only the first so many of each folder, 0 = all. seed: decides which photo gets a fault and where.
         overrides: 'key=value' changes of the recipe; landmarks are found by the built-in detector unless they say otherwise.
     Returns:
@@ -114,12 +115,16 @@ def _fits(person: Subject, other: Subject | None, truth: Truth, models: Sequence
     points = found.points[victim][found.valid[victim]].numpy()
     for kind in (CLEAN, *faults):
         subject, marks = person, found
-        if kind in ("person", "mirror") and len(person.views) == 1 or kind == "person" and other is None or kind and not len(points):
+        alone, lonely = len(person.views) == 1, kind in ("person", "half") and other is None
+        if kind in ("person", "half", "mirror") and alone or lonely or kind and not len(points):
             continue
         if kind:
-            donor = None if other is None else other.views[min(victim, len(other.views) - 1)]
-            bad = plant(kind, person.views[victim], points, np.random.default_rng(seeds[kind]), donor)
-            subject = replace(person, views=tuple(bad if i == victim else v for i, v in enumerate(person.views)))
+            bad = range((len(person.views) + 1) // 2, len(person.views)) if kind == "half" else [victim]
+            views = list(person.views)
+            for i in bad:
+                donor = None if other is None else other.views[min(i, len(other.views) - 1)]
+                views[i] = plant(kind, views[i], points, np.random.default_rng(seeds[kind]), donor)
+            subject = replace(person, views=tuple(views))
             marks, _ = detect_landmarks(subject, source)
         for model in models:
             row = {"model": model.name, "fault": kind, "view": person.views[victim].name if kind else None}
@@ -203,7 +208,7 @@ def key(row: dict[str, Any]) -> tuple:
 
 def fault_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The fits with a fault, each with `harm`: mm by which its error exceeds that of the same photos without it (None without a result),
-    and `named`: a finding names the faulty photo, or says that two photos disagree, or the photo was left out."""
+    and `named`: a finding names the faulty photo, or says that two photos disagree or that there are two people, or the photo was left out."""
     base = {key(r): r["now_mean"] for r in rows if r["fault"] == CLEAN}
     out = []
     for r in rows:
@@ -211,7 +216,7 @@ def fault_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             clean = base.get(key(r | {"fault": CLEAN}))
             harm = None if r["now_mean"] is None or clean is None else r["now_mean"] - clean
             gone = r["metrics"] is not None and r["view"] not in [v["name"] for v in r["metrics"]["views"]]
-            out.append(r | {"harm": harm, "named": gone or any(view == r["view"] or code == "views_disagree" for code, view in r["found"])})
+            out.append(r | {"harm": harm, "named": gone or any(view == r["view"] or code in ("views_disagree", "two_people") for code, view in r["found"])})
     return out
 
 

@@ -1,18 +1,26 @@
 """Do the views of a fit show one person? What each view's landmarks and matches say against those of the others."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from fitkit.energies.flow_correspondence import SURE
+from fitkit.energies.flow_correspondence import SURE, FlowCorrespondence, find_matches
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
 from fitkit.scene.layout import ParameterLayout
 from fitkit.scene.state import SceneState
 
 MOST_VIEWS = 60  # beyond, one view has little say and the matrices of all of them take memory
+MOST_SPLIT = 24  # views that are searched for two people, which takes time with the square of their number
+MOST_MATCHED = 8  # views of which all pairs are matched when two people are possible
+# Log odds from which photos that match within two groups, but not across, are two people's. Sets of four photos: two people, each at one
+# instant, -8 to 16 (renders, built-in landmarks); one person at one instant -5 to -50, without such groups; in two real bursts of different
+# days above it in 2 of 14 with such groups.
+POSSIBLE = -9.0
+MATCHED, UNMATCHED = 0.2, 0.1  # share of covisible pixels that match: photos of one instant at least, of other people at most
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,16 @@ class ViewAgreement:
     shift: float | None
     flow: float | None
     flow_others: float | None
+
+
+@dataclass(frozen=True)
+class TwoPeople:
+    """Two groups of views, as two people. group: views of one of them; log_odds: natural logarithm of the evidence of the landmarks for
+    two people over that for one; apart: the photos match within the groups, and not across them."""
+
+    group: tuple[int, ...]
+    log_odds: float
+    apart: bool
 
 
 def view_agreement(problem: LeastSquaresProblem, state: SceneState) -> list[ViewAgreement]:
@@ -68,10 +86,46 @@ def leave_one_out(problem: LeastSquaresProblem, state: SceneState) -> list[float
     d = (A - A_v)^-1 b_v, measured by d' M d with M the precision of the identity; b_v has the covariance A_v - A_v A^-1 A_v if all views show one person.
     Source: case deletion in least squares: Cook and Weisberg, "Residuals and Influence in Regression", 1982, ch. 2 and 3.6.
     """
+    views = _by_landmarks(problem, state)
+    if views is None:
+        return [None] * state.num_views
+    A, b, total = views.matrix, views.gradient, views.matrix.sum(0) + views.prior
+    total = total + torch.diag(1e-9 * total.diagonal().clamp_min(1e-9 * float(total.diagonal().max())))
+    # The landmarks alone would end elsewhere than the whole fit: judge the views at their own solution.
+    step = torch.linalg.solve(total, -(b.sum(0) + views.prior_gradient))
+    b = b + torch.einsum("vij,j->vi", A, step)
+    # Judged is the shape alone: its precision with the other shared parameters (offsets of landmarks, one focal length) integrated out.
+    start, width = problem.layout.shared_offsets["identity"], problem.layout.sizes["identity"]
+    shape = slice(start, start + width)
+    metric = torch.zeros_like(total)
+    metric[shape, shape] = torch.linalg.inv(torch.linalg.inv(total)[shape, shape])
+    out: list[float | None] = []
+    for v in range(state.num_views):
+        rest = torch.linalg.inv(total - A[v])
+        d = rest @ b[v]
+        spread = A[v] - A[v] @ torch.linalg.solve(total, A[v])
+        expected = float(torch.einsum("ij,jk,kl,li->", rest, metric, rest, spread))
+        out.append((max(0.0, float(d @ metric @ d)) / expected) ** 0.5 if expected > 1e-12 else None)
+    return out
+
+
+@dataclass(frozen=True)
+class _Landmarks:
+    """What each view's landmarks add to the normal equations of the shared parameters at a solution, its own parameters eliminated:
+    matrix [B, P, P], gradient [B, P]; and what the priors add: prior [P, P], prior_gradient [P]."""
+
+    matrix: Tensor
+    gradient: Tensor
+    prior: Tensor
+    prior_gradient: Tensor
+
+
+def _by_landmarks(problem: LeastSquaresProblem, state: SceneState) -> _Landmarks | None:
+    """None with one view, too many, or without landmarks or identity."""
     layout, B = problem.layout, state.num_views
     marks = [t for t in problem.objective.terms if t.energy.name.startswith("lmk2d")]
     if B < 2 or B > MOST_VIEWS or not marks or "identity" not in layout.sizes:
-        return [None] * B
+        return None
     priors = [t for t in problem.objective.terms if t.energy.name.endswith("_prior")]
     prior = Objective(priors).linearize(state, problem.observations, layout)
     hessian, gradient = _by_view(marks, problem, state, layout)
@@ -84,24 +138,76 @@ def leave_one_out(problem: LeastSquaresProblem, state: SceneState) -> list[float
         side = torch.linalg.solve(own, hessian[v, s:, :s])  # [Q, s]
         A[v][at[:, None], at] = hessian[v, :s, :s] - hessian[v, :s, s:] @ side
         b[v, at] = gradient[v, :s] - side.T @ (gradient[v, s:] + prior.gradient_own[v])
-    total = A.sum(0) + prior.shared
-    total = total + torch.diag(1e-9 * total.diagonal().clamp_min(1e-9 * float(total.diagonal().max())))
-    # The landmarks alone would end elsewhere than the whole fit: judge the views at their own solution.
-    step = torch.linalg.solve(total, -(b.sum(0) + prior.gradient_shared))
-    b = b + torch.einsum("vij,j->vi", A, step)
-    # Judged is the shape alone: its precision with the other shared parameters (offsets of landmarks, one focal length) integrated out.
-    start, width = layout.shared_offsets["identity"], layout.sizes["identity"]
-    shape = slice(start, start + width)
-    metric = torch.zeros_like(total)
-    metric[shape, shape] = torch.linalg.inv(torch.linalg.inv(total)[shape, shape])
-    out: list[float | None] = []
-    for v in range(B):
-        rest = torch.linalg.inv(total - A[v])
-        d = rest @ b[v]
-        spread = A[v] - A[v] @ torch.linalg.solve(total, A[v])
-        expected = float(torch.einsum("ij,jk,kl,li->", rest, metric, rest, spread))
-        out.append((max(0.0, float(d @ metric @ d)) / expected) ** 0.5 if expected > 1e-12 else None)
-    return out
+    return _Landmarks(A, b, prior.shared.to(A), prior.gradient_shared.to(A))
+
+
+@torch.no_grad()
+def two_people(problem: LeastSquaresProblem, state: SceneState) -> TwoPeople | None:
+    """The two groups of views that are most likely two people, at the solution `state` of `problem`; None with one view, more than
+    MOST_SPLIT, or without landmarks.
+
+    By the normal equations of landmarks and priors the evidence of a group of views, all else integrated out, is a Gaussian integral:
+    log of the root of |L| / |H| plus g' H^-1 g / 2, where L is the precision of the prior, H that of prior and landmarks, g their
+    gradient; two people have two sets of shared parameters (identity, offsets of landmarks), each with the whole prior.
+    Source: Bayes factors of Gaussian linear models: Bishop, "Pattern Recognition and Machine Learning", 2006, sec. 3.4 and 4.4.
+    """
+    views = _by_landmarks(problem, state) if state.num_views <= MOST_SPLIT else None
+    if views is None:
+        return None
+    bound = views.prior.diagonal() > 0
+    L, q = views.prior[bound][:, bound], views.prior_gradient[bound]
+    A, b = views.matrix[:, bound][:, :, bound], views.gradient[:, bound]
+    known: dict[frozenset[int], float] = {}
+
+    def evidence(group: frozenset[int]) -> float:
+        if group not in known:
+            rows = sorted(group)
+            factor = torch.linalg.cholesky(L + A[rows].sum(0))
+            pull = torch.linalg.solve_triangular(factor, (q + b[rows].sum(0))[:, None], upper=False)
+            known[group] = float(pull.square().sum() / 2 - factor.diagonal().log().sum())
+        return known[group]
+
+    prior = evidence(frozenset())  # a second set of parameters costs it once more
+    everyone = frozenset(range(state.num_views))
+    one = evidence(everyone)
+    odds = {group: evidence(group) + evidence(everyone - group) - one - prior for group in _bipartitions(state.num_views, evidence)}
+    best, apart = max(odds, key=odds.__getitem__), False
+    if odds[best] > POSSIBLE and state.num_views <= MOST_MATCHED:
+        shares = _match_shares(problem, state)
+        groups = [g for g in odds if odds[g] > POSSIBLE and _matched_apart(shares, g)]
+        best, apart = max(groups, key=odds.__getitem__, default=best), bool(groups)
+    return TwoPeople(tuple(sorted(best)), odds[best], apart)
+
+
+def _bipartitions(count: int, evidence: Callable[[frozenset[int]], float]) -> Iterator[frozenset[int]]:
+    """One of the two groups of each way to part the views; of many views only ways that joining the likeliest groups leads to."""
+    if count <= 7:
+        yield from (frozenset(i for i in range(count) if number >> i & 1) for number in range(1, 2 ** (count - 1)))
+        return
+    yield from (frozenset([i]) for i in range(count))
+    groups = [frozenset([i]) for i in range(count)]
+    while len(groups) > 2:
+        a, b = max(combinations(groups, 2), key=lambda pair: evidence(pair[0] | pair[1]) - evidence(pair[0]) - evidence(pair[1]))
+        groups = [g for g in groups if g not in (a, b)] + [a | b]
+        yield a | b
+    yield groups[0]
+
+
+def _match_shares(problem: LeastSquaresProblem, state: SceneState) -> dict[tuple[int, int], float]:
+    """Share of the covisible pixels that match, of all pairs of views that are not turned too far; none in a fit without matches."""
+    energy = next((t.energy for t in problem.objective.terms if isinstance(t.energy, FlowCorrespondence)), None)
+    if energy is None:
+        return {}
+    options = replace(energy.options, neighbors=state.num_views - 1, many=state.num_views, both_ways=0)
+    found = find_matches(energy.model, state, energy.photos, energy.estimator, options)
+    return dict(zip(zip(found.view_a.tolist(), found.view_b.tolist()), found.matched.tolist()))
+
+
+def _matched_apart(shares: dict[tuple[int, int], float], group: frozenset[int]) -> bool:
+    """Photos of one group match each other as those of one instant do, and none matches one of the other group."""
+    inside = [s for (a, b), s in shares.items() if (a in group) == (b in group)]
+    across = [s for (a, b), s in shares.items() if (a in group) != (b in group)]
+    return bool(inside and across) and max(inside) > MATCHED and max(across) < UNMATCHED
 
 
 def _by_view(terms: list[Term], problem: LeastSquaresProblem, state: SceneState, layout: ParameterLayout) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 from fitkit.nets import load_predictor, read_about
 from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
+from fitkit.observe.landmarks.given import check_given
 from fitkit.observe.landmarks.types import Landmarks
 
 
@@ -65,7 +66,8 @@ def predict(subject: str | os.PathLike | Subject | Sequence, weights: str | os.P
     tell("reading photos", 0.0)
     subject = as_subject(subject)
     tell("finding landmarks", 0.1)
-    found, _ = detect_landmarks(subject, landmarks, device)
+    found, sources = detect_landmarks(subject, landmarks, device)
+    found = check_given(subject, found, sources, landmarks == "auto", device)
     subject, found, notes = usable_views(subject, found)
     notes = list(subject.notes) + list(notes)
     if any(v.camera is not None for v in subject.views):

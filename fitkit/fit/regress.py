@@ -167,21 +167,36 @@ def carry_expression(expression: Tensor, source: FaceModel, target: FaceModel) -
 
 @torch.no_grad()
 def stray_points(state: SceneState, observations: Observations, model: FaceModel) -> Tensor:
-    """Landmarks [B, 68] bool that lie farther than STRAY face sizes from where `state` has them, jaw points under either rule.
+    """Landmarks [B, 68] bool that lie farther than STRAY face sizes from where `state` has them, jaw points under either rule, also after
+    the state's points were laid onto them by the affine map under which most agree: a network sees a face at the edge of a wide photo
+    stretched and turned.
 
     Where this is more than half of a view's points, the state is more likely wrong than the points, and none of them is named; nor
     where fewer than ENOUGH would be left.
     """
     unit = torch.ones_like(observations.landmarks.points[..., 0])
     energies = (LandmarkReprojection(model, unit, rule).freeze(state, observations) for rule in ("surface", "outline"))
-    found = [energy.residuals(state, observations) for energy in energies]
-    away = torch.minimum(*(r.value.norm(dim=-1) for r in found))
+    found = [energy.residuals(state, observations).value for energy in energies]
     points = project_points(model.landmark_basis, state).pixels
     size = (points.amax(1) - points.amin(1)).prod(-1).sqrt()
     valid = observations.landmarks.valid
-    stray = valid & (away > STRAY * size[:, None])
-    count, left = stray.sum(1), valid.sum(1) - stray.sum(1)
+    far = valid & (torch.minimum(*(r.norm(dim=-1) for r in found)) > STRAY * size[:, None])
+    stray = far & (torch.minimum(*(_after_affine(r, points, valid, size) for r in found)) > STRAY * size[:, None])
+    count, left = far.sum(1), valid.sum(1) - far.sum(1)
     return stray & ((count <= left) & (left >= ENOUGH))[:, None]
+
+
+def _after_affine(residual: Tensor, points: Tensor, valid: Tensor, size: Tensor) -> Tensor:
+    """Lengths [B, 68] of what a robust affine map of the points leaves of the residuals [B, 68, 2]; jaw points have no say in it."""
+    frame = torch.cat([(points - points.mean(1, keepdim=True)) / size[:, None, None], torch.ones_like(points[..., :1])], -1)
+    inner = valid.to(residual).clone()
+    inner[:, :17] = 0
+    left, eye = torch.nan_to_num(residual), torch.eye(3).to(residual)
+    for _ in range(10):
+        weight = inner / (1 + (left / (STRAY / 3 * size)[:, None, None]).square().sum(-1)).square()  # Geman-McClure
+        rows = frame.mT * weight[:, None]
+        left = torch.nan_to_num(residual) - frame @ torch.linalg.solve(rows @ frame + 1e-3 * eye, rows @ torch.nan_to_num(residual))
+    return left.norm(dim=-1)
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fitkit.errors import unexpected
-from fitkit.fit.agreement import ViewAgreement, parallax, view_agreement
+from fitkit.fit.agreement import ViewAgreement, parallax, two_people, view_agreement
 from fitkit.fit.initialize import CameraKnowledge
 from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
@@ -50,6 +50,7 @@ SHIFT_SURE, SHIFT_LARGE, SHIFT_TIMES = 2.8, 1.4, 1.78
 FLOW_RATIO, FLOW_USUAL = 1.3, 0.3  # residual of its matches over that of the others, which counts as FLOW_USUAL at least
 # In stated standard deviations: matches between photos of one instant 0.5 to 1.1, of other instants 1.0 to 4.3, with a mirrored photo 4.9.
 FLOW_INSTANT, FLOW_LARGE = 1.2, 3.0
+TWO_PEOPLE = 4.5  # log odds, see `two_people`; one person in casual real photos: at most 4.3 in 35 of 36 sets of four
 TURNED_DEG = 60.0  # photos that differ by more yaw may have no match, whatever they show
 NOISE_LARGE = 0.04  # landmark noise over the face size
 # Points of the parts, first and last + 1, and how far a part may be off over the face size: a third more than in 200 views of good fits.
@@ -133,9 +134,12 @@ def build_metrics(model: FaceModel, subject: Subject, state: SceneState, landmar
     agreement = [ViewAgreement(None, None, None)] * len(subject.views)
     if run.shape is not None:
         agreement = attempt("whether the photos agree", lambda: view_agreement(*run.shape), agreement, failures)
+    people = None
+    if run.shape is not None:
+        people = attempt("whether the photos show one person", lambda: two_people(*run.shape), None, failures)
     angles_between = [p[0] for p in parallax(state)]
     masked = masked_landmarks(subject, landmarks)
-    views = []
+    views, doubts = [], dict(landmarks.doubts)
     for i, view in enumerate(subject.views):
         perspective = state.camera.kind == "perspective"
         views.append({
@@ -149,7 +153,7 @@ def build_metrics(model: FaceModel, subject: Subject, state: SceneState, landmar
             "focal_px": float(state.camera.focal[i]), "focal_relative_sigma": focal_sigma[i],
             "distance_mm": float(distance[i]) if perspective else None,
             "camera_source": cameras.source[i],
-        })
+        } | ({"landmark_doubt": doubts[view.name]} if view.name in doubts else {}))
     identity, expression = state.identity[0], state.expression
     return {
         "model": model.name, "recipe": run.recipe.name, "num_views": len(views),
@@ -160,6 +164,8 @@ def build_metrics(model: FaceModel, subject: Subject, state: SceneState, landmar
         "expression": {"out_of_range": float(((expression < WEIGHT_LEAST) | (expression > WEIGHT_MOST)).float().mean()),
                        "largest": float(expression.abs().max())},
         "scale": {"metric": cameras.metric, "note": SCALE_METRIC if cameras.metric else SCALE_PRIOR},
+        "two_people": None if people is None else {"views": [subject.views[i].name for i in people.group], "log_odds": people.log_odds,
+                                                   "matched_apart": people.apart},
         "jaw": run.jaw_rule, "crop_px": max(run.observations.size), "views": views, "stages": run.stages,
     } | ({"not_computed": failures} if failures else {})
 
@@ -193,6 +199,8 @@ def findings(metrics: dict[str, Any]) -> list[Finding]:
     found = []
     for view in metrics["views"]:
         share = view["reprojection_share"]
+        if view.get("landmark_doubt"):
+            found.append(Finding("landmarks_doubted", "doubtful", view["landmark_doubt"], view["name"]))
         if share != share:
             found.append(Finding("no_inner_landmarks", "failed", f"view {view['name']} has no landmark inside the face, "
                                  "only on its outline; check its landmarks, or leave the photo out", view["name"]))
@@ -212,6 +220,7 @@ def findings(metrics: dict[str, Any]) -> list[Finding]:
             found.append(Finding("camera_near", "doubtful", f"view {view['name']}: the camera came out {view['distance_mm']:.0f} mm "
                                  "from the head; give its focal length in cameras.json", view["name"]))
     found += [Finding("camera_contradicts", "doubtful", c["message"], c["view"]) for c in metrics.get("camera_contradictions", ())]
+    found += _two_people(metrics)
     named = {f.view for f in found}
     found += [f for f in _disagreement(metrics["views"]) if f.view is None or f.view not in named]
     found += _landmark_noise(metrics["views"]) + _parallax(metrics) + _coefficients(metrics) + _expected_large(metrics)
@@ -236,6 +245,23 @@ def _part_off(view: dict[str, Any]) -> list[Finding]:
                     f"{share * view['reprojection_px'] / view['reprojection_share']:.0f} px, {100 * share:.1f} % of the face size, from "
                     f"{'its' if one else 'their'} landmarks (expected at most {100 * PARTS[name][2]:.1f} %); look at its overlay, and check its "
                     "landmarks", view["name"])]
+
+
+def _two_people(metrics: dict[str, Any]) -> list[Finding]:
+    """Two groups of photos that show two people rather than one."""
+    people = metrics.get("two_people")
+    if not people or not (people["matched_apart"] or people["log_odds"] > TWO_PEOPLE):
+        return []
+    one = people["views"]
+    other = [v["name"] for v in metrics["views"] if v["name"] not in one]
+    why = "photos match within these groups, but not across, and their landmarks fit two faces" if people["matched_apart"] else \
+        "their landmarks fit two faces far better than one"
+    return [Finding("two_people", "doubtful", f"{_listed(one)} may show another person than {_listed(other)}: {why}; check the photos, and fit "
+                    "each person alone")]
+
+
+def _listed(names: list[str]) -> str:
+    return ("view " if len(names) == 1 else "views ") + ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _expected_large(metrics: dict[str, Any]) -> list[Finding]:

@@ -42,6 +42,7 @@ from fitkit.observe.crop import crop_views
 from fitkit.observe.flow import make_flow_estimator
 from fitkit.observe.flow.types import FlowEstimator
 from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
+from fitkit.observe.landmarks.given import check_given
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
 from fitkit.scene.layout import ParameterLayout
@@ -94,8 +95,9 @@ def fit(subject: str | os.PathLike | Subject | Sequence, *, model: str | FaceMod
     subject = as_subject(subject, landmarks)
     count = iter(range(1, len(subject.views) + 1))
     tell("finding landmarks", 0.05)
-    found, _ = detect_landmarks(subject, recipe.landmarks.source, device,
-                                lambda view: tell("finding landmarks", 0.05 + 0.15 * next(count) / len(subject.views)))
+    found, sources = detect_landmarks(subject, recipe.landmarks.source, device,
+                                      lambda view: tell("finding landmarks", 0.05 + 0.15 * next(count) / len(subject.views)))
+    found = check_given(subject, found, sources, recipe.landmarks.source == "auto", device)
     subject, found, notes = usable_views(subject, found)
     return fit_observed(subject, found, face_model, recipe, device, tell, subject.notes + tuple(notes))
 

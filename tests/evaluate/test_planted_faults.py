@@ -62,7 +62,7 @@ def test_blur_is_a_gaussian_of_4_percent_of_the_face_size(view):
 
 
 def test_unknown_fault(view):
-    with pytest.raises(InputError, match="fault: expected one of person, mirror, occluder, blur; got 'rain'"):
+    with pytest.raises(InputError, match="fault: expected one of person, half, mirror, occluder, blur; got 'rain'"):
         planted("rain", view)
 
 
@@ -132,7 +132,7 @@ def test_constants_are_those_that_make_the_means_agree(report):
 
 
 def test_refusals(data, tmp_path):  # noqa: F811
-    with pytest.raises(InputError, match="faults: expected some of person, mirror, occluder, blur, got 'rain'"):
+    with pytest.raises(InputError, match="faults: expected some of person, half, mirror, occluder, blur, got 'rain'"):
         faults.measure([data[0]], faults=("rain",))
     with pytest.raises(InputError, match=r"views: expected numbers of photos from 1 on, got \[0\]"):
         faults.measure([data[0]], counts=(0,))

@@ -7,7 +7,8 @@ import torch
 from helpers import observe, tiny_model, tiny_state
 
 from fitkit.energies.objective import LeastSquaresProblem, Objective
-from fitkit.fit.agreement import leave_one_out, parallax
+from fitkit.fit import agreement
+from fitkit.fit.agreement import leave_one_out, parallax, two_people
 from fitkit.fit.recipe import load_recipe
 from fitkit.fit.run import fit_observed
 from fitkit.geometry.rotation import so3_exp
@@ -89,25 +90,71 @@ def test_leaving_out_by_brute_force():
     shaken = exact.landmarks.points + torch.randn(3, 68, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     p = problem(model, state, replace(exact, landmarks=replace(exact.landmarks, points=shaken)))
     got = leave_one_out(p, state)
-    shared = p.layout.num_shared
-
-    def reduced(valid):
-        o = replace(p.observations, landmarks=replace(p.observations.landmarks, valid=valid))
-        system = LeastSquaresProblem(Objective(p.objective.terms), o, p.layout).linearize(state)
-        H, g = system.dense(), system.gradient
-        H = H + 1e-9 * torch.diag(p.linearize(state).diagonal())  # the view that is left out has no own pose
-        side = torch.linalg.solve(H[shared:, shared:], H[shared:, :shared])
-        return H[:shared, :shared] - H[:shared, shared:] @ side, g[:shared] - side.T @ g[shared:]
-
-    A, b = reduced(p.observations.landmarks.valid)
+    A, b = reduced_system(p, state, p.observations.landmarks.valid)
     for v in range(3):
         valid = p.observations.landmarks.valid.clone()
         valid[v] = False
-        Av, bv = reduced(valid)
+        Av, bv = reduced_system(p, state, valid)
         d = torch.linalg.solve(A, b) - torch.linalg.solve(Av, bv)
         inverse, spread = torch.linalg.inv(Av), (A - Av) - (A - Av) @ torch.linalg.solve(A, A - Av)
         expected = torch.trace(inverse @ A @ inverse @ spread)
         assert got[v] == pytest.approx(float((d @ A @ d / expected).sqrt()), rel=1e-3)
+
+
+def reduced_system(p, state, valid):
+    """Matrix and gradient of the shared parameters with the landmarks that are valid, all views' own ones eliminated, solved whole."""
+    o = replace(p.observations, landmarks=replace(p.observations.landmarks, valid=valid))
+    shared = p.layout.num_shared
+    system = LeastSquaresProblem(Objective(p.objective.terms), o, p.layout).linearize(state)
+    H, g = system.dense(), system.gradient
+    H = H + 1e-9 * torch.diag(p.linearize(state).diagonal())  # a view that is left out has no own pose
+    side = torch.linalg.solve(H[shared:, shared:], H[shared:, :shared])
+    return H[:shared, :shared] - H[:shared, shared:] @ side, g[:shared] - side.T @ g[shared:]
+
+
+def test_odds_of_two_people_by_brute_force(monkeypatch):
+    """Against Gaussian integrals over the whole systems of each group."""
+    model = tiny_model(dtype=torch.float64)
+    state = tiny_state(model, 3)
+    exact = observe(model, state)
+    shaken = exact.landmarks.points + torch.randn(3, 68, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    p = problem(model, state, replace(exact, landmarks=replace(exact.landmarks, points=shaken)))
+
+    def evidence(group):
+        valid = p.observations.landmarks.valid.clone()
+        valid[[v for v in range(3) if v not in group]] = False
+        A, b = reduced_system(p, state, valid)
+        bound = reduced_system(p, state, torch.zeros_like(valid))[0].diagonal() > 1e-6  # has a prior
+        A, b = A[bound][:, bound], b[bound]
+        return float(b @ torch.linalg.solve(A, b) / 2 - torch.linalg.slogdet(A).logabsdet / 2)
+
+    one, prior = evidence((0, 1, 2)), evidence(())
+    odds = {(0,): evidence((0,)) + evidence((1, 2)), (1,): evidence((1,)) + evidence((0, 2)), (0, 1): evidence((0, 1)) + evidence((2,))}
+    best = max(odds, key=odds.get)
+    found = two_people(p, state)
+    assert found.group == best and found.log_odds == pytest.approx(odds[best] - one - prior, rel=1e-4) and not found.apart
+
+
+@pytest.mark.parametrize("wrong", [(2, 3), (1, 3), (2, 3, 4, 5)])
+def test_half_of_the_views_of_another_person(model, wrong):
+    yaws = YAWS[:4] if len(wrong) == 2 else (-50.0, -35.0, -20.0, -10.0, 0.0, 10.0, 20.0, 35.0, 50.0)
+    good, other = marks_of(model, 0, yaws), marks_of(model, 5, yaws)
+    points = good.points.clone()
+    points[list(wrong)] = other.points[list(wrong)]
+    result = fitted(model, replace(good, points=points))
+    people = result.metrics["two_people"]
+    groups = {frozenset(people["views"]), frozenset(v["name"] for v in result.metrics["views"]) - frozenset(people["views"])}
+    assert frozenset(f"view{i}" for i in wrong) in groups and people["log_odds"] > 4.5 and not people["matched_apart"]
+    found, = (f for f in result.metrics["verdict"]["findings"] if f["code"] == "two_people")
+    assert result.status == "doubtful" and "their landmarks fit two faces far better than one; check the photos" in found["message"]
+    assert fitted(model, good).metrics["two_people"]["log_odds"] < -4
+
+
+def test_matches_within_groups_only():
+    shares = {(0, 1): 0.6, (2, 3): 0.08, (1, 2): 0.05, (0, 3): 0.08}
+    assert agreement._matched_apart(shares, frozenset([0, 1])) and agreement._matched_apart(shares, frozenset([2, 3]))
+    assert not agreement._matched_apart(shares, frozenset([0]))  # matches one of the others
+    assert not agreement._matched_apart({}, frozenset([0])) and not agreement._matched_apart({(0, 1): 0.02}, frozenset([0]))
 
 
 def test_parallax_of_turned_heads():

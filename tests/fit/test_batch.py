@@ -98,7 +98,7 @@ def test_the_reason_of_a_doubtful_fit_is_told(people, tmp_path):
     write_pts(people / "town" / "odd" / "view1.pts", np.random.default_rng(0).permutation(points) - 1)
     run = CliRunner().invoke(main, ["batch", str(people / "town"), "-o", str(tmp_path / "out"), "--recipe", "landmarks", "--light", "--init", "landmarks"])
     row = numbers_of(tmp_path)[1]
-    assert row["subject"] == "odd" and row["status"] == "doubtful" and row["message"].startswith("view view1 does not fit its landmarks")
+    assert row["subject"] == "odd" and row["status"] == "doubtful" and row["message"].startswith("view view1: its landmarks do not lie on the face")
     assert f"odd: doubtful, expected error {row['expected_mm']:.1f} mm: {row['message']}" in run.output and "anna: " not in run.output
     assert "1 ok, 1 doubtful" in run.output and "; mean expected error " in run.output
 

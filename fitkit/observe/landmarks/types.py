@@ -22,7 +22,8 @@ class Landmarks:
     points: [B, 68, 2] px, pixel (0, 0) is the centre of the top-left pixel; sigma: [B, 68] px standard deviation of each
     coordinate, NaN where the source states none; valid: [B, 68] bool; confidence: [B, 68] in [0, 1];
     jaw: what points 0-16 are: 'outline' (visible silhouette), 'surface' (fixed skin points, hidden ones included)
-    or 'auto' (not known); notes: one line for each thing about their origin that a user should know.
+    or 'auto' (not known); notes: one line for each thing about their origin that a user should know; doubts: (name of a view, one
+    sentence) for each view whose points cannot be relied on.
     """
 
     points: Tensor
@@ -31,6 +32,7 @@ class Landmarks:
     confidence: Tensor
     jaw: str = "auto"
     notes: tuple[str, ...] = ()
+    doubts: tuple[tuple[str, str], ...] = ()
 
     def __repr__(self) -> str:
         return f"Landmarks({int(self.valid.sum())} valid points in {len(self.points)} views, jaw {self.jaw!r})"
