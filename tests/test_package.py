@@ -59,20 +59,6 @@ def test_fit_shows_its_signature():
     assert "fitkit.fit.run.fit" in fitkit.fit.__doc__
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"model": 5}, "model: expected a name, a path or a FaceModel, got int"), ({"recipe": None}, "recipe: expected .*, got NoneType"),
-    ({"overrides": "seed=1"}, "overrides: expected a list of 'key=value', got 'seed=1'"), ({"overrides": [5]}, "overrides: expected"),
-    ({"subject": None}, "images: expected a list of paths, PIL images or arrays, got NoneType"), ({"subject": 5}, "images: expected .* got int"),
-    ({"landmarks": 5}, "landmarks: expected a list with one entry for each image, got int")])
-def test_arguments_of_another_type_are_named(options, message):
-    options = {"subject": [np.zeros((40, 40, 3), np.uint8)]} | options
-    images = options.pop("subject")
-    with pytest.raises(fitkit.FitkitError, match=message):
-        fitkit.fit(images, **options)
-    with pytest.raises(fitkit.FitkitError, match="expected the path of a folder with photos of one person, got int"):
-        fitkit.load_subject(5)
-
-
 def test_shipped_files_are_found():
     assert fitkit.load_model("generic").name == "generic"
     assert fitkit.load_recipe().name == "multiview"

@@ -15,6 +15,7 @@ from fitkit.scene.state import SceneState
 
 MOST_VIEWS = 60  # beyond, one view has little say and the matrices of all of them take memory
 MOST_SPLIT = 24  # views that are searched for two people, which takes time with the square of their number
+PERSON = ("identity", "landmarks")  # what two people have two of
 MOST_MATCHED = 8  # views of which all pairs are matched when two people are possible
 # Log odds from which photos that match within two groups, but not across, are two people's. Sets of four photos: two people, each at one
 # instant, -8 to 16 (renders, built-in landmarks); one person at one instant -5 to -50, without such groups; in two real bursts of different
@@ -148,26 +149,29 @@ def two_people(problem: LeastSquaresProblem, state: SceneState) -> TwoPeople | N
 
     By the normal equations of landmarks and priors the evidence of a group of views, all else integrated out, is a Gaussian integral:
     log of the root of |L| / |H| plus g' H^-1 g / 2, where L is the precision of the prior, H that of prior and landmarks, g their
-    gradient; two people have two sets of shared parameters (identity, offsets of landmarks), each with the whole prior.
+    gradient; two people have two identities and two sets of offsets of landmarks, each with the whole prior.
     Source: Bayes factors of Gaussian linear models: Bishop, "Pattern Recognition and Machine Learning", 2006, sec. 3.4 and 4.4.
     """
     views = _by_landmarks(problem, state) if state.num_views <= MOST_SPLIT else None
     if views is None:
         return None
-    bound = views.prior.diagonal() > 0
-    L, q = views.prior[bound][:, bound], views.prior_gradient[bound]
-    A, b = views.matrix[:, bound][:, :, bound], views.gradient[:, bound]
+    layout = problem.layout
+    person = torch.cat([torch.arange(layout.sizes[name]) + layout.shared_offsets[name]
+                        for name in PERSON if name in layout.shared_offsets and name in layout.sizes]).to(views.prior.device)
+    L, q = views.prior[person][:, person], views.prior_gradient[person]
+    A, b = views.matrix[:, person][:, :, person], views.gradient[:, person]
     known: dict[frozenset[int], float] = {}
 
     def evidence(group: frozenset[int]) -> float:
         if group not in known:
             rows = sorted(group)
-            factor = torch.linalg.cholesky(L + A[rows].sum(0))
+            matrix = L + A[rows].sum(0)
+            factor = torch.linalg.cholesky(matrix + torch.diag(1e-9 * matrix.diagonal()))
             pull = torch.linalg.solve_triangular(factor, (q + b[rows].sum(0))[:, None], upper=False)
             known[group] = float(pull.square().sum() / 2 - factor.diagonal().log().sum())
         return known[group]
 
-    prior = evidence(frozenset())  # a second set of parameters costs it once more
+    prior = evidence(frozenset())  # a second person costs it once more
     everyone = frozenset(range(state.num_views))
     one = evidence(everyone)
     odds = {group: evidence(group) + evidence(everyone - group) - one - prior for group in _bipartitions(state.num_views, evidence)}

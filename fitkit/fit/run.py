@@ -77,7 +77,6 @@ def fit(subject: str | os.PathLike | Subject | Sequence, *, model: str | FaceMod
     if progress is not None and not callable(progress):
         raise InputError(f"progress: expected a function of (text, share), got {type(progress).__name__}")
     tell = progress or (lambda text, share: None)
-    _check_arguments(model, recipe, overrides)
     changes: dict[str, Any] = {}
     if isinstance(model, (str, os.PathLike)):
         changes["model"] = os.fspath(model)
@@ -100,17 +99,6 @@ def fit(subject: str | os.PathLike | Subject | Sequence, *, model: str | FaceMod
     found = check_given(subject, found, sources, recipe.landmarks.source == "auto", device)
     subject, found, notes = usable_views(subject, found)
     return fit_observed(subject, found, face_model, recipe, device, tell, subject.notes + tuple(notes))
-
-
-def _check_arguments(model: Any, recipe: Any, overrides: Any) -> None:
-    """Refuse arguments of a type that `fit` does not take."""
-    path = (str, os.PathLike)
-    if not isinstance(model, (*path, FaceModel, type(None))):
-        raise InputError(f"model: expected a name, a path or a FaceModel, got {type(model).__name__}")
-    if not isinstance(recipe, (*path, FitRecipe)):
-        raise InputError(f"recipe: expected a name, a path or a FitRecipe, got {type(recipe).__name__}")
-    if not isinstance(overrides, (list, tuple)) or not all(isinstance(o, str) for o in overrides):
-        raise InputError(f"overrides: expected a list of 'key=value', got {overrides!r:.80}")
 
 
 def check_device(device: str) -> None:
@@ -338,6 +326,7 @@ class FitRun:
             self.flow_estimator(term)  # missing weights are told before anything is solved
         if self.recipe.detail.enabled:
             self.flow_estimator(self.recipe.detail_flow)
+        tell(f"stage {stages[0].name}", 0.35)
         state, done = self._leading_stages(stages, state)
         wrong = self._wrong_exif(state) if done else []
         if wrong:

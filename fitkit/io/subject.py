@@ -353,7 +353,7 @@ def subject_from_images(images: Sequence, landmarks: Sequence | None = None, nam
         InputError: nothing given, lists of different lengths, or an image, landmarks or mask that cannot be used.
     """
     check_argument("name", name, str, "the subject's name")
-    check_argument("images", images, Iterable, "a list of paths, PIL images and arrays")
+    check_argument("images", images, Iterable, "a list of paths, PIL images or arrays")
     if isinstance(images, (str, bytes, os.PathLike, Image.Image, Mapping)):
         raise InputError(f"images: expected a list of paths, PIL images or arrays, got {type(images).__name__}")
     if isinstance(images, np.ndarray) and (images.ndim < 3 or images.ndim == 3 and images.shape[2] in (3, 4)):

@@ -115,7 +115,7 @@ def test_failed_fit(run, anna):
         path = anna / f"view{i}.pts"
         points = np.loadtxt(path, skiprows=3, max_rows=68)
         write_pts(path, np.random.default_rng(i).permutation(points) - 1)
-    result = run("fit", anna, "--recipe", "landmarks", "--quiet")
+    result = run("fit", anna, "--recipe", "landmarks", "--quiet", "landmarks.source=files")
     assert result.exit_code == 1
     assert "Error: the fit failed, so the face is not to be used: view view0 does not fit its landmarks: they are off by " in result.output
     assert "warning: view view0 does not fit its landmarks" in result.output

@@ -373,6 +373,6 @@ def test_held_out_takes_some_of_the_people(data, tmp_path):
     report = evaluate(recipe(data, "options.people=1", "options.skip=1", name="held_out"), data[0], tmp_path)
     assert [r["id"] for r in report["rows"]] == ["ben/fold0", "ben/fold1"]
     assert report["summary"][0]["landmarks"]["mean"] < 3 and report["summary"][0]["flow"]["scored"] == 2
-    for override, message in (("options.skip=3", "with more than the 3 people that are skipped"), ("options.people=-1", "at least 0")):
+    for override, message in (("options.skip=3", "with more than the 3 people that are skipped"), ("options.people=-1", "options.people: expected a whole number from 0 to")):
         with pytest.raises(InputError, match=message):
             evaluate(recipe(data, override, name="held_out"), data[0], tmp_path / "none")

@@ -392,7 +392,7 @@ def test_pillow_images_are_turned_upright(tmp_path):
     (([None],), "view0: expected an image .* got NoneType"), (([np.zeros((70, 80), np.uint8)], 5), "landmarks: expected a list with one entry .* got int"),
     (([np.zeros((70, 80), np.uint8)], "a.pts"), "landmarks: expected a list with one entry .* got str"),
     (([np.zeros((70, 80), np.uint8)], [["a"]]), r"view0: landmarks: expected \[68, 2\] or \[68, 3\] numbers"),
-    (([np.zeros((70, 80), np.uint8)], None, None, [np.eye(3)]), "cameras: expected a KnownCamera or None for each image, got ndarray"),
+    (([np.zeros((70, 80), np.uint8)], None, None, [np.eye(3)]), "view0: camera: expected a KnownCamera or None, got ndarray"),
     (([np.zeros((70, 80), np.uint8)], None, None, None, [{}]), "view0: mask: expected .* got dict"),
     (([],), "no images given"),
     (([np.zeros((4, 4))],), "view0: expected an image"),
@@ -429,7 +429,8 @@ def test_photos_of_one_folder_and_the_files_beside_them(tmp_path):
     for name in ("a", "b10", "b2", "other"):
         photo(tmp_path / f"{name}.png")
     pts(tmp_path / "a.pts")
-    photo(tmp_path / "masks" / "b2.png")
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.pad(np.full((30, 40), 255, np.uint8), 20)).save(tmp_path / "masks" / "b2.png")
     cameras(tmp_path, {name: {"K": K} for name in ("a", "b2", "b10", "other")})
     (tmp_path / "notes.md").write_text("text")
     subject = load_photos([tmp_path / f"{n}.png" for n in ("b10", "a", "b2", "a")])

@@ -69,7 +69,7 @@ def test_points_that_do_not_belong_give_way(front, spoil, message):
 def test_single_points_far_off_are_left_out(front):
     image, points = front
     points = points.copy()
-    points[3], points[30, 0], points[50] = -1, 10 * points[30, 0], points[50] + 90
+    points[3], points[30, 0], points[50] = points[3] - 120, points[30, 0] + 150, points[50] + 90
     out = checked(image, points)
     assert torch.nonzero(~out.valid[0])[:, 0].tolist() == [3, 30, 50] and out.doubts == ()
     assert out.notes == ("view view0: landmarks far from where the detector sees them were left out: 3, 30, 50 (counted from 0)",)
