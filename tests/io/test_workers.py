@@ -57,8 +57,9 @@ def test_a_killed_worker_costs_its_own_job_only():
 
 
 SLEEPERS = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background has it ignored
 sys.path.insert(0, {tests!r})
 from test_workers import sleep_long
 from fitkit.io.termination import sigterm_raises
@@ -73,7 +74,7 @@ def sleep_long(folder):
     mark = Path(folder) / str(os.getpid())
     try:
         mark.write_text("")
-        time.sleep(4 if Path(folder).name == "short" else 60)
+        time.sleep(2 if Path(folder).name == "short" else 60)
     finally:
         mark.unlink()
     return "done"
