@@ -32,6 +32,7 @@ from fitkit.fit.decompose import decompose_result
 from fitkit.fit.report import attempt
 from fitkit.geometry.color import srgb_from_linear
 from fitkit.io.atomic import litter, remove_litter, temporary_name, writing
+from fitkit.io.foreign import DATA_BYTES, foreign_file
 from fitkit.io.outputs import LITTER
 from fitkit.io.subject import RESULT_MARKS, is_result, readable
 from fitkit.render.texture import blend_texture
@@ -133,10 +134,11 @@ def _holds_results_only(folder: Path) -> bool:
 
 def _stored_stems(folder: Path) -> set[str]:
     """Names of the files for each view of a result; none where its parameters cannot be read."""
+    path = folder / "parameters.npz"
     try:
-        with np.load(folder / "parameters.npz", allow_pickle=False) as data:
-            names = [str(n) for n in data["view_names"]]
-    except Exception:  # noqa: BLE001 - a damaged or foreign file; then such files are not known to be ours
+        with foreign_file(path, "not readable as parameters of a fit", limit=DATA_BYTES) as file:
+            names = [str(n) for n in file.npz(("view_names",))["view_names"]]
+    except InputError:  # damaged, or not ours; then such files are not known to be ours
         return set()
     return {normalize("NFC", s) for s in _stems(names)}
 

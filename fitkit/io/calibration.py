@@ -12,7 +12,7 @@ from fitkit.errors import InputError
 from fitkit.io.foreign import foreign_file, shown
 
 # What no camera of a face is beyond: focal length and principal point in px, translation in mm, distortion coefficients.
-FOCAL_RANGE, FARTHEST_PX, FARTHEST_MM, LARGEST_DISTORTION = (1.0, 1e6), 1e6, 1e8, 1e6
+FOCAL_RANGE, FARTHEST_PX, FARTHEST_MM, LARGEST_DISTORTION = (1.0, 1e6), 5e4, 1e8, 1e6
 NAME_KEYS = ("image", "name", "view", "file")
 MODEL_KEYS = ("camera_model", "distortion_model", "lens_model", "projection")
 FISHEYE = ("OPENCV_FISHEYE", "FISHEYE", "EQUIDISTANT", "KANNALA_BRANDT", "KANNALA_BRANDT4", "KB4")
