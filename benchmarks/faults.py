@@ -33,7 +33,7 @@ PYTHON = {
     "mesh_": "from fitkit.io.mesh_files import read_mesh; print(read_mesh(IN))",
     "lm_": "from pathlib import Path; from fitkit.observe.landmarks.builtin import load_network; load_network('cpu', Path(IN))",
     "vgg_": "from fitkit.models.registry import load_model; from fitkit.nets import net_kind, start_from; m = load_model('generic'); "
-            "start_from(net_kind('mvfnet').make(m, (), {}), IN, m)",
+            "k = net_kind('mvfnet'); start_from(k.make(m, (), k.options()), IN, m)",
     "fits_": "from fitkit.data.fit_results import FitResults, FitResultsOptions; from fitkit.models.registry import load_model; "
              "d = FitResults(__import__('pathlib').Path(IN), FitResultsOptions(photos=IN), load_model('generic')); print(len(d), d[0])",
 }
@@ -90,7 +90,7 @@ def run(entry: Path, seconds: float) -> dict:
         results = [json.loads(p.read_text(encoding="utf-8")) for p in Path(place).rglob("metrics.json") if "verdict" in p.read_text(errors="replace")]
         said = [f["message"] for r in results[:1] for f in r["verdict"]["findings"]] or [line for line in text.splitlines() if line.strip()][-1:]
         return {"input": entry.name, "exit_code": os.waitstatus_to_exitcode(code), "seconds": round(spent, 1), "memory_gb": round(usage.ru_maxrss / 2**20, 2),
-                "status": results[0]["status"] if results else "", "said": said, "traceback": "Traceback" in text or "unexpected" in text}
+                "status": results[0]["status"] if results else "", "said": said, "traceback": ("Traceback" in text and not re.search(r"^fitkit\.errors\.\w+: .*\s*\Z", text, re.MULTILINE)) or "unexpected" in text}
 
 
 def main() -> None:

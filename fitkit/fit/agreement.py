@@ -21,7 +21,7 @@ MOST_MATCHED = 8  # views of which all pairs are matched when two people are pos
 # instant, -8 to 16 (renders, built-in landmarks); one person at one instant -5 to -50, without such groups; in two real bursts of different
 # days above it in 2 of 14 with such groups.
 POSSIBLE = -9.0
-MATCHED, UNMATCHED = 0.2, 0.1  # share of covisible pixels that match: photos of one instant at least, of other people at most
+MATCHED, UNMATCHED, TIMES = 0.15, 0.15, 3.0  # share of covisible pixels that match, inside at least, across at most; and how much less
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def _matched_apart(shares: dict[tuple[int, int], float], group: frozenset[int]) 
     """Photos of one group match each other as those of one instant do, and none matches one of the other group."""
     inside = [s for (a, b), s in shares.items() if (a in group) == (b in group)]
     across = [s for (a, b), s in shares.items() if (a in group) != (b in group)]
-    return bool(inside and across) and max(inside) > MATCHED and max(across) < UNMATCHED
+    return bool(inside and across) and max(inside) > MATCHED and max(across) < min(UNMATCHED, max(inside) / TIMES)
 
 
 def _by_view(terms: list[Term], problem: LeastSquaresProblem, state: SceneState, layout: ParameterLayout) -> tuple[Tensor, Tensor]:

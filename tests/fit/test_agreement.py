@@ -155,6 +155,7 @@ def test_half_of_the_views_of_another_person(model, wrong):
 def test_matches_within_groups_only():
     shares = {(0, 1): 0.6, (2, 3): 0.08, (1, 2): 0.05, (0, 3): 0.08}
     assert agreement._matched_apart(shares, frozenset([0, 1])) and agreement._matched_apart(shares, frozenset([2, 3]))
+    assert not agreement._matched_apart(shares | {(0, 2): 0.25}, frozenset([0, 1]))
     assert not agreement._matched_apart(shares, frozenset([0]))  # matches one of the others
     assert not agreement._matched_apart({}, frozenset([0])) and not agreement._matched_apart({(0, 1): 0.02}, frozenset([0]))
 
