@@ -21,7 +21,7 @@ MOST_MATCHED = 8  # views of which all pairs are matched when two people are pos
 # instant, -8 to 16 (renders, built-in landmarks); one person at one instant -5 to -50, without such groups; in two real bursts of different
 # days above it in 2 of 14 with such groups.
 POSSIBLE = -9.0
-MATCHED, UNMATCHED, TIMES = 0.15, 0.15, 3.0  # share of covisible pixels that match, inside at least, across at most; and how much less
+MATCHED, TIMES = 0.15, 2.5  # share of covisible pixels that match: some photos of one instant at least, other people's at most
 
 
 @dataclass(frozen=True)
@@ -208,10 +208,15 @@ def _match_shares(problem: LeastSquaresProblem, state: SceneState) -> dict[tuple
 
 
 def _matched_apart(shares: dict[tuple[int, int], float], group: frozenset[int]) -> bool:
-    """Photos of one group match each other as those of one instant do, and none matches one of the other group."""
-    inside = [s for (a, b), s in shares.items() if (a in group) == (b in group)]
-    across = [s for (a, b), s in shares.items() if (a in group) != (b in group)]
-    return bool(inside and across) and max(inside) > MATCHED and max(across) < min(UNMATCHED, max(inside) / TIMES)
+    """Each photo matches one of its own group, as photos of one instant do, TIMES as well as any photo matches one of the other group."""
+    inside: dict[int, float] = {}
+    for pair, share in shares.items():
+        if (pair[0] in group) == (pair[1] in group):
+            inside |= {view: max(share, inside.get(view, 0.0)) for view in pair}
+    across = [share for (a, b), share in shares.items() if (a in group) != (b in group)]
+    if not inside or not across or max(across) >= MATCHED:
+        return False
+    return max(inside.values()) > MATCHED and min(inside.values()) > TIMES * max(across)
 
 
 def _by_view(terms: list[Term], problem: LeastSquaresProblem, state: SceneState, layout: ParameterLayout) -> tuple[Tensor, Tensor]:

@@ -153,9 +153,11 @@ def test_half_of_the_views_of_another_person(model, wrong):
 
 
 def test_matches_within_groups_only():
-    shares = {(0, 1): 0.6, (2, 3): 0.08, (1, 2): 0.05, (0, 3): 0.08}
-    assert agreement._matched_apart(shares, frozenset([0, 1])) and agreement._matched_apart(shares, frozenset([2, 3]))
-    assert not agreement._matched_apart(shares | {(0, 2): 0.25}, frozenset([0, 1]))
+    shares = {(0, 1): 0.6, (2, 3): 0.13, (1, 2): 0.05, (0, 3): 0.04}
+    pairs = frozenset([0, 1]), frozenset([2, 3])
+    assert all(agreement._matched_apart(shares, g) for g in pairs)
+    assert not any(agreement._matched_apart(shares | {(2, 3): 0.1}, g) for g in pairs)  # 2 and 3 match each other hardly better
+    assert not agreement._matched_apart(shares | {(0, 2): 0.25}, pairs[0])
     assert not agreement._matched_apart(shares, frozenset([0]))  # matches one of the others
     assert not agreement._matched_apart({}, frozenset([0])) and not agreement._matched_apart({(0, 1): 0.02}, frozenset([0]))
 
