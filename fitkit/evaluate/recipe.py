@@ -30,7 +30,7 @@ class EvaluateRecipe:
 
     def protocol_options(self) -> Any:
         """The options as the protocol's dataclass."""
-        return build(PROTOCOLS[self.protocol].options, self.options, f"{self.name}: options", ".")
+        return build(PROTOCOLS[self.protocol].options, self.options, f"{self.name:.80}: options", ".")
 
     def fit_recipe(self) -> FitRecipe:
         """The recipe of the fits."""

@@ -334,7 +334,7 @@ def inside(root: Path, name: str) -> Path:
         InputError: an absolute name, or one with '..'.
     """
     parts = re.split(r"[/\\]", name)
-    if not name or ".." in parts or Path(name).anchor or name[0] in "/\\" or max(map(len, parts)) > 255:
+    if not name or "\0" in name or ".." in parts or Path(name).anchor or name[0] in "/\\" or max(map(len, parts)) > 255:
         raise InputError(f"{shown(name)}: expected the name of something below {root}, without '..'")
     return root / name
 

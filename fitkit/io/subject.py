@@ -457,7 +457,7 @@ def _beside_paths(paths: Sequence[Path], landmarks: bool, masks: bool) -> Beside
     for folder in {p.parent for p in paths} if landmarks or masks else ():
         try:
             entries = [p for p in folder.iterdir() if not p.name.startswith(".")]
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a name with a zero byte
             continue  # the photos cannot be read either, and say so
         # Other photos of the folder own the files of just their name.
         photos = [*(p for p in paths if p.parent == folder), *(p for p in entries if p.suffix.lower() in SUFFIXES)]
