@@ -269,8 +269,8 @@ def _expected_large(metrics: dict[str, Any]) -> list[Finding]:
     expected, limit = (expected_error(metrics) or (0.0, 0.0))[0], SINGLE_OK_MM if len(metrics["views"]) == 1 else OK_MM
     if expected <= limit:
         return []
-    return [Finding("expected_error", "failed" if expected > FAILED_MM else "doubtful", f"the face is expected to be off by {expected:.1f} mm "
-                    f"on average (for ok: at most {limit:.1f} mm); add photos, sharp ones and from other sides")]
+    return [Finding("expected_error", "failed" if expected > FAILED_MM else "doubtful", f"the face is expected to be off by {expected:.2f} mm "
+                    f"on average (for ok: at most {limit:.2f} mm); add photos, sharp ones and from other sides")]
 
 
 def _disagreement(views: list[dict[str, Any]]) -> list[Finding]:
