@@ -256,8 +256,8 @@ def _two_people(metrics: dict[str, Any]) -> list[Finding]:
     other = [v["name"] for v in metrics["views"] if v["name"] not in one]
     why = "photos match within these groups, but not across, and their landmarks fit two faces" if people["matched_apart"] else \
         "their landmarks fit two faces far better than one"
-    return [Finding("two_people", "doubtful", f"{_listed(one)} may show another person than {_listed(other)}: {why}; check the photos, and fit "
-                    "each person alone")]
+    return [Finding("two_people", "doubtful", f"{_listed(one)} may show another person than {_listed(other)}: {why}; check the photos"
+                    f"{' and the R and t of their cameras' if metrics.get('scale', {}).get('metric') else ''}, and fit each person alone")]
 
 
 def _listed(names: list[str]) -> str:
