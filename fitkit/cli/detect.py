@@ -70,6 +70,7 @@ def detect(images, output, landmarks, overwrite, device):
 
 def _photos(given: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
     """The photos that are meant, in the order given and sorted within folders; one sentence for each path that is none."""
+    from fitkit.io import landmark_files
     from fitkit.io.images import SUFFIXES
     from fitkit.io.sidecars import natural_key, without_copies
 
@@ -81,6 +82,8 @@ def _photos(given: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
             photos += sorted(without_copies(inside)[0], key=lambda p: natural_key(p.name))
             if not inside:
                 wrong.append(f"{path}: no images in this folder")
+        elif path.suffix.lower() in landmark_files.SUFFIXES:
+            wrong.append(f"{path}: expected a photo or a folder of photos, got a file with the name of landmarks")
         else:
             photos.append(path)
     return list(dict.fromkeys(photos)), wrong

@@ -74,8 +74,8 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("\ninterrupted; nothing was written", err=True)
             ctx.exit(130)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # of a pipe whose reader has gone, click says nothing
         except OSError as error:
             if error.errno not in FULL:
                 tell_unexpected(error, ctx.meta["fitkit.verbose"])

@@ -107,6 +107,8 @@ def _subjects(folder: Path, output: Path) -> dict[str, Path]:
         if os.path.lexists(output):
             os.stat(output)  # a link to itself
         target = Path(os.path.realpath(output))
+    if Path(os.path.realpath(folder)).is_relative_to(target):
+        raise InputError(f"output {output}: the folder of the photos, {folder}, is it or lies in it; choose another --output")
     found = [p for p in subject_folders(folder) if not Path(os.path.realpath(p)).is_relative_to(target)]
     if not found:
         raise InputError(f"{folder}: no folder with photos below it; expected one folder for each person")

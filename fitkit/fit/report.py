@@ -256,8 +256,8 @@ def _two_people(metrics: dict[str, Any]) -> list[Finding]:
     other = [v["name"] for v in metrics["views"] if v["name"] not in one]
     why = "photos match within these groups, but not across, and their landmarks fit two faces" if people["matched_apart"] else \
         "their landmarks fit two faces far better than one"
-    return [Finding("two_people", "doubtful", f"{_listed(one)} may show another person than {_listed(other)}: {why}; check the photos, and fit "
-                    "each person alone")]
+    return [Finding("two_people", "doubtful", f"{_listed(one)} may show another person than {_listed(other)}: {why}; check the photos"
+                    f"{' and the R and t of their cameras' if metrics.get('scale', {}).get('metric') else ''}, and fit each person alone")]
 
 
 def _listed(names: list[str]) -> str:
@@ -269,8 +269,8 @@ def _expected_large(metrics: dict[str, Any]) -> list[Finding]:
     expected, limit = (expected_error(metrics) or (0.0, 0.0))[0], SINGLE_OK_MM if len(metrics["views"]) == 1 else OK_MM
     if expected <= limit:
         return []
-    return [Finding("expected_error", "failed" if expected > FAILED_MM else "doubtful", f"the face is expected to be off by {expected:.1f} mm "
-                    f"on average (for ok: at most {limit:.1f} mm); add photos, sharp ones and from other sides")]
+    return [Finding("expected_error", "failed" if expected > FAILED_MM else "doubtful", f"the face is expected to be off by {expected:.2f} mm "
+                    f"on average (for ok: at most {limit:.2f} mm); add photos, sharp ones and from other sides")]
 
 
 def _disagreement(views: list[dict[str, Any]]) -> list[Finding]:

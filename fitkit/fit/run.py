@@ -105,7 +105,7 @@ def check_device(device: str) -> None:
     """Refuse a torch device that is not there."""
     check_argument("device", device, (str, torch.device), "the name of a torch device, e.g. cpu")
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device '{device}': cannot be used here ({str(error).splitlines()[0]}); use cpu") from error
 

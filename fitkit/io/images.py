@@ -351,6 +351,9 @@ def _eight_bits(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     median is far below are linear light of a large range.
     """
     values = np.where(np.isfinite(values), values, 0) if values.dtype.kind == "f" else values
+    if -1.05 <= values.min(initial=0) < -0.5 and 0.5 < values.max(initial=0) <= 1.05:  # as networks take pictures
+        scaled, _ = _eight_bits((values + 1) / 2)
+        return scaled, ("its values go from -1 to 1; -1 was taken as black",)
     top, curve = float(values.max(initial=0)), False
     white = next((float(r) for r in RANGES if top <= 1.02 * r), top)  # lossy files go a little beyond
     if values.dtype.kind == "f" and top <= 1.05:  # resampling goes a little beyond 1

@@ -17,7 +17,7 @@ SUFFIXES = (".pts", ".npy", ".json", ".txt")  # in the order in which they are p
 COUNT = 68
 UNREADABLE, EXPECTED = "not a readable landmark file", f"expected {COUNT} points 'x y [confidence]'"
 EXPECTED_JSON = "expected a list of points [x, y] or {\"landmarks\": [[x, y], ...]}"
-FEW = 10  # numbers; what holds fewer, and no list of points, has another purpose
+FEW = COUNT  # numbers; what holds fewer, and no list of points, has another purpose
 
 # A point this many times farther from the middle than half of the points are is mistyped; faces stay below 5 in all poses.
 STRAY, JUDGES = 8.0, 16  # JUDGES: points that must be seen to tell
@@ -176,6 +176,8 @@ def _read_txt(file: ForeignFile) -> tuple[np.ndarray, tuple[str, ...]]:
     lines = [line.split("#")[0].strip() for line in _text(file).splitlines()]
     lines = [line for line in lines if line]
     if not any(_is_numbers(line) for line in lines):
+        if len(_NUMBER.findall(" ".join(lines))) >= 2 * COUNT:
+            raise ValueError(f"its lines hold more than numbers: '{lines[0]:.40}'")
         raise NoLandmarksError(f"{file.path}: {UNREADABLE} (no line of numbers); {EXPECTED}")
     return _numbers(lines)
 
@@ -187,6 +189,7 @@ def _text(file: ForeignFile) -> str:
         return file.text("latin-1")  # a comment
 
 
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 _CELLS = re.compile(r",?[\s;]+")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.IGNORECASE)
 
@@ -214,7 +217,7 @@ def _numbers(lines: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def _read_json(file: ForeignFile) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The only list of 68 points in it, wherever it is; else the longest of its lists, for the message."""
+    """The only list of 68 points in it, wherever it is; else its only list, for the message."""
     content = file.json()
     if isinstance(content, dict):
         content = content.get("landmarks", content)
@@ -222,10 +225,13 @@ def _read_json(file: ForeignFile) -> tuple[np.ndarray, tuple[str, ...]]:
     fitting = [rows for rows in lists if len(rows) == COUNT]
     if len(fitting) > 1:
         raise ValueError(f"it holds {len(fitting)} lists of {COUNT} points, of several faces or kinds; keep one")
+    if len(lists) > 1 and not fitting:
+        raise ValueError(f"it holds lists of {', '.join(str(len(rows)) for rows in lists[:9])}{', ...' * (len(lists) > 9)} points; "
+                         f"write one list of {COUNT}")
     if lists:
-        return _table(max(fitting or lists, key=len)), ()
-    count = _count_numbers(content)
-    if count < FEW and not (isinstance(content, list) and count):
+        return _table((fitting or lists)[0]), ()
+    numbers = isinstance(content, list) and any(isinstance(v, (int, float)) for v in content)
+    if _count_numbers(content) < FEW and not numbers:
         raise NoLandmarksError(f"{file.path}: {UNREADABLE} (no points in it); {EXPECTED_JSON}")
     raise ValueError(f"{EXPECTED_JSON}, got {_shape(content)}")
 

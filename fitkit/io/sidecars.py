@@ -18,7 +18,7 @@ MASKS, LANDMARKS = ("masks", "mask"), ("landmarks",)  # folders, in upper or low
 @dataclass
 class Beside:
     """landmarks, masks: photo -> its files, the one to use first; elsewhere: folder that is not read -> names of files in it
-    that have the names of photos; lost: masks without a photo."""
+    that have the names of photos; lost: what else lies among the masks."""
 
     landmarks: dict[Path, list[Path]] = field(default_factory=dict)
     masks: dict[Path, list[Path]] = field(default_factory=dict)
@@ -84,7 +84,7 @@ def files_beside(entries: Iterable[Path], photos: Sequence[Path], ignore: Callab
             masks = [p for p in inside if p.suffix.lower() in SUFFIXES]
             for photo, files in _by_photo(masks, owner, (".png",)).items():
                 out.masks.setdefault(photo, []).extend(files)
-            out.lost += [p for p in masks if owner(p.stem) is None]
+            out.lost += [p for p in inside if p not in masks or owner(p.stem) is None]
             continue
         files = _landmarks(inside, owner)
         if name in LANDMARKS:

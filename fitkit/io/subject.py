@@ -472,7 +472,7 @@ def _about_files(beside: Beside) -> list[str]:
     notes = [f"{place.name}/ holds files with the names of photos, which are not read: {some(names)}; "
              f"landmarks lie beside the photos or in {LANDMARKS[0]}/" for place, names in beside.elsewhere.items()]
     if beside.lost:
-        notes.append(f"ignored, masks without an image: {some(p.name for p in beside.lost)}")
+        notes.append(f"ignored in masks/, not pictures with the name of a photo: {some(p.name for p in beside.lost)}")
     return notes
 
 

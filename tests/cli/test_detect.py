@@ -114,11 +114,13 @@ def test_bad_images_do_not_stop_the_others(run, tmp_path):
     photo(tmp_path / "black.png"), photo(tmp_path / "good.png", (40, 30, 50))
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "empty").mkdir()
-    result = run("detect", tmp_path / "none.png", tmp_path / "empty", tmp_path)
+    (tmp_path / "hand.pts").write_text("by hand")
+    result = run("detect", tmp_path / "none.png", tmp_path / "empty", tmp_path / "hand.pts", tmp_path)
     assert result.exit_code == 1
     errors = [line for line in result.output.splitlines() if line.startswith("Error: ")]
-    assert len(errors) == 4
-    for text in ("none.png: no such image file", "empty: no images in this folder", "black.png: no face found",
+    assert len(errors) == 5
+    for text in ("hand.pts: expected a photo or a folder of photos, got a file with the name of landmarks", "none.png: no such image file",
+                 "empty: no images in this folder", "black.png: no face found",
                  "text.jpg: not a readable image"):
         assert sum(text in line for line in errors) == 1, errors
     assert (tmp_path / "good.pts").is_file() and not (tmp_path / "black.pts").exists()

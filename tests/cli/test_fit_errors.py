@@ -179,6 +179,7 @@ def test_unknown_detector(refused, anna):
     (["--model", "none.npz"], "none.npz: no such model file"),
     (["--device", "cuda:99"], "device 'cuda:99': cannot be used here"),
     (["--device", "gpu"], "device 'gpu': cannot be used here"),
+    (["--device", "meta"], "device 'meta': cannot be used here"),
 ])
 def test_unknown_option_values(refused, anna, arguments, message):
     assert message in refused("fit", anna, *arguments)

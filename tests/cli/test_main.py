@@ -123,3 +123,10 @@ def test_a_full_disk_is_no_surprise(run, monkeypatch):
     result = run("recipe", "list")
     assert result.output == "Error: table.csv: cannot be written (No space left on device); make room, or choose another place\n"
     assert result.exit_code == 1
+
+
+def test_a_reader_that_has_gone_ends_the_command_without_a_word():
+    command = subprocess.Popen([sys.executable, "-m", "fitkit", "recipe", "list"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command.stdout.close()
+    assert command.stderr.read() == b"" and command.wait(60) == 1
+    command.stderr.close()

@@ -10,6 +10,7 @@ from fitkit.energies.objective import LeastSquaresProblem, Objective
 from fitkit.fit import agreement
 from fitkit.fit.agreement import leave_one_out, parallax, two_people
 from fitkit.fit.recipe import load_recipe
+from fitkit.fit.report import judge
 from fitkit.fit.run import fit_observed
 from fitkit.geometry.rotation import so3_exp
 from fitkit.models.io import load_model_file
@@ -149,6 +150,8 @@ def test_half_of_the_views_of_another_person(model, wrong):
     assert frozenset(f"view{i}" for i in wrong) in groups and people["log_odds"] > 4.5 and not people["matched_apart"]
     found, = (f for f in result.metrics["verdict"]["findings"] if f["code"] == "two_people")
     assert result.status == "doubtful" and "their landmarks fit two faces far better than one; check the photos" in found["message"]
+    known = judge(result.metrics | {"scale": {"metric": True}})[1]
+    assert any("better than one; check the photos and the R and t of their cameras, and fit each person alone" in line for line in known)
     assert fitted(model, good).metrics["two_people"]["log_odds"] < -4
 
 

@@ -90,6 +90,9 @@ def test_refusals(tmp_path):
         fit_folder(tmp_path / "nowhere", tmp_path / "out", RECIPE)
     with pytest.raises(InputError, match="no folder with photos below it"):
         fit_folder(tmp_path, tmp_path / "out", RECIPE)
+    for output in (tmp_path, tmp_path.parent):
+        with pytest.raises(InputError, match=f"output {output}: the folder of the photos, {tmp_path}, is it or lies in it"):
+            fit_folder(tmp_path, output, RECIPE)
 
 
 def test_the_reason_of_a_doubtful_fit_is_told(people, tmp_path):

@@ -208,8 +208,8 @@ def test_status_follows_the_expected_error(views, expected, status):
     sigma = expected / expected_error(sure(1.0, views))[0]
     got, reasons = judge(sure(sigma, views))
     assert got == status
-    assert reasons == (() if status == "ok" else (f"the face is expected to be off by {expected:.1f} mm on average (for ok: at most "
-                                                  f"{2.0 if views == 1 else 1.5} mm); add photos, sharp ones and from other sides",))
+    assert reasons == (() if status == "ok" else (f"the face is expected to be off by {expected:.2f} mm on average (for ok: at most "
+                                                  f"{2.0 if views == 1 else 1.5:.2f} mm); add photos, sharp ones and from other sides",))
 
 
 def test_what_is_wrong_comes_first_and_notes_are_no_warnings():

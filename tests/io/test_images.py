@@ -241,6 +241,17 @@ def test_floating_point(tmp_path, channels):
         open_image(tmp_path / "cut.tif")
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_floating_point_around_zero(tmp_path, channels):
+    import cv2
+
+    pixels = RGB if channels == 3 else GREY
+    cv2.imwrite(str(tmp_path / "a.tif"), np.float32(pixels[..., ::-1] if channels == 3 else pixels) / np.float32(127.5) - 1)
+    file = open_image(tmp_path / "a.tif")
+    assert (file() == pixels.reshape(*pixels.shape[:2], channels)).all()
+    assert file.notes == ("its values go from -1 to 1; -1 was taken as black",)
+
+
 def test_floating_point_that_is_too_large(tmp_path, monkeypatch):
     import cv2
 

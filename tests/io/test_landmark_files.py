@@ -130,7 +130,8 @@ def test_encodings(tmp_path, encoding):
 
 @pytest.mark.parametrize("name, content", [
     ("a.txt", "a photo of an astronaut, smiling"), ("a.txt", "1girl, solo\n"), ("a.txt", ""), ("a.json", '{"faces": []}'), ("a.json", "[]"),
-    ("a.json", '{"title": "a.jpg", "geoData": {"latitude": 1.0, "longitude": 2.0}, "people": [{"name": "Anna"}]}')])
+    ("a.json", '{"title": "a.jpg", "geoData": {"latitude": 1.0, "longitude": 2.0}, "people": [{"name": "Anna"}]}'),
+    ("a.json", json.dumps([{"SourceFile": "a.jpg", **{f"Tag{i}": i for i in range(40)}}]))])  # of a program that reads EXIF
 def test_files_without_points_are_told_from_broken_ones(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(NoLandmarksError, match=f"{name}: not a readable landmark file .no "):
@@ -151,6 +152,8 @@ def test_broken_pts_files_are_no_captions(tmp_path, content):
     ("a.json", json.dumps({"kp": POINTS.ravel().tolist()}), "a.json: .*got an object with the keys kp"),
     ("a.json", json.dumps({"faces": [{"landmarks": ROWS[:5]}]}), r"got \[5, 2\]"),
     ("a.txt", "".join(f"{x},{y}\n".replace(".", ",") for x, y in POINTS), r"a.txt: .*got \[68, 4\], decimal commas\? write decimal points"),
+    ("a.json", json.dumps({"chin": ROWS[:17], "brow": ROWS[17:22]}), "a.json: .*it holds lists of 17, 5 points; write one list of 68"),
+    ("a.txt", "".join(f"({x}, {y})\n" for x, y in POINTS), r"a.txt: .*its lines hold more than numbers: '\("),
     ("a.npy", np.stack([POINTS, POINTS]), r"got \[2, 68, 2\], several faces; keep the points of one"),
     ("a.pts", pts(POINTS[:5] + 1, "version: 1\nn_points: 5\n{\n"), r"landmarks: expected 68 points.*got \[5, 2\].*remove it"),
     ("a.pts", pts(POINTS[:67]), "n_points says 68, but there are 67"),

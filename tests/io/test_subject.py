@@ -256,9 +256,10 @@ def test_masks(tmp_path):
     (tmp_path / "masks").mkdir()
     for name in ("a.png", "z.png"):
         Image.fromarray(mask).save(tmp_path / "masks" / name)
+    np.save(tmp_path / "masks/a.npy", mask)
     subject = load_subject(tmp_path)
     assert (subject.views[0].mask == (mask > 0)).all() and subject.views[1].mask is None
-    assert subject.notes == ("ignored, masks without an image: z.png",)
+    assert subject.notes == ("ignored in masks/, not pictures with the name of a photo: a.npy, z.png",)
 
 
 MASK = np.zeros((70, 80), np.uint8)
