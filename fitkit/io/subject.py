@@ -25,6 +25,7 @@ log = logging.getLogger("fitkit")
 
 OUTPUT_FOLDER = "fitkit"  # results, inside the subject folder
 RESULT_MARKS = ("metrics.json", "parameters.npz")  # by these a result folder is known
+RESULT_PICTURES = frozenset(("preview", "texture", "uncertainty", "detail"))  # file stems of pictures that lie in it
 NO_SUBJECTS = frozenset((OUTPUT_FOLDER, *MASKS, *LANDMARKS, "ground_truth"))  # folders of files about photos
 CUT_OUT = "its transparent pixels (alpha below 128) are not used"
 DECODERS = min(4, os.cpu_count() or 1)  # threads; a 48-megapixel photo takes 0.4 GB while it is decoded
@@ -191,6 +192,8 @@ def _read_folder(folder: Path, ignore: Sequence[str | os.PathLike] = (),
         raise InputError(f"{folder}: the folder cannot be read: {error.strerror or error}") from error
     files = [p for p in entries if p.is_file()]
     photos = [p for p in files if p.suffix.lower() in (*SUFFIXES, *RAW)]
+    if is_result(folder) and {p.stem for p in photos} <= RESULT_PICTURES:
+        raise InputError(f"{folder}: is a result of fitkit fit, no folder with photos; give the folder with the photos it was made of")
     images, copies = without_copies(p for p in photos if only is None or p.name in only)
     raw = [p for p in images if p.suffix.lower() in RAW]
     images = [p for p in images if p not in raw]

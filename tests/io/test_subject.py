@@ -426,6 +426,16 @@ def test_bench_subject_with_its_cameras(tmp_path):
         assert 0.9 < error.std() < 1.5
 
 
+def test_a_result_is_no_folder_of_photos(tmp_path):
+    for name in ("metrics.json", "parameters.npz"):
+        (tmp_path / name).write_text("")
+    photo(tmp_path / "preview.png"), photo(tmp_path / "texture.png")
+    with pytest.raises(InputError, match="is a result of fitkit fit, no folder with photos; give the folder with the photos"):
+        load_subject(tmp_path)
+    photo(tmp_path / "anna.png")  # somebody keeps photos there
+    assert "anna" in [v.name for v in load_subject(tmp_path).views]
+
+
 def test_photos_of_one_folder_and_the_files_beside_them(tmp_path):
     for name in ("a", "b10", "b2", "other"):
         photo(tmp_path / f"{name}.png")
