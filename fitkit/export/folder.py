@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -50,6 +51,7 @@ PER_VIEW = {"views": ".ply", "overlay": ".png", "lighting": ".png"}  # folder ->
 ENTRIES = FILES | PER_VIEW.keys()
 NEW, OLD = "new", "old"  # in the hidden folder that a result is written in
 TEXTURE_SIZE = 1024
+REMOVALS = 50  # tries to remove a folder that is written to, 0.1 s apart
 
 
 def check_output(output: str | os.PathLike, overwrite: bool = False) -> Path:
@@ -78,8 +80,11 @@ def check_output(output: str | os.PathLike, overwrite: bool = False) -> Path:
         if path.exists():
             _check_replaceable(path, overwrite)
         probe = temporary_name(place / path.name)
-        probe.mkdir()
-        probe.rmdir()
+        try:
+            probe.mkdir()
+        finally:
+            with suppress(FileNotFoundError):
+                probe.rmdir()
     return path
 
 
@@ -167,6 +172,15 @@ def _is_ours(holder: Path) -> bool:
         OLD not in parts or all(p.is_dir() and not p.is_symlink() and result(p) for p in parts[OLD].iterdir()))
 
 
+def _remove(holder: Path) -> None:
+    """The folder and all in it, also while a thread that was interrupted writes its last file."""
+    for _ in range(REMOVALS):
+        shutil.rmtree(holder, ignore_errors=True)
+        if not holder.exists():
+            return
+        time.sleep(0.1)
+
+
 def _put_back(holder: Path) -> None:
     """Give the result that was moved into `holder` its place again, unless a new one is there already; other results that lay in it are
     never left behind. OSError: one cannot be moved."""
@@ -211,7 +225,7 @@ def write_result(result: FitResult, output: str | os.PathLike, overwrite: bool =
     except BaseException as error:
         with suppress(OSError):
             _put_back(holder)
-            shutil.rmtree(holder, ignore_errors=True)
+            _remove(holder)
         for folder in made:
             try:
                 folder.rmdir()
