@@ -12,9 +12,6 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
-import cv2
-import torch
-
 from fitkit.errors import FitkitError
 from fitkit.io.termination import Terminated, end_with_parent, sigterm_raises
 
@@ -98,7 +95,7 @@ class _Worker:
         context = get_context("spawn")  # with the fork of a process whose libraries run threads it could hang
         self.job: tuple = ()
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=_work, args=(function, other), daemon=True)
+        self.process = context.Process(target=_work, args=(pickle.dumps(function), other), daemon=True)
         with _interrupts_ignored():  # what it inherits: the first process ends the others
             self.process.start()
         other.close()
@@ -141,9 +138,14 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _work(function: Callable[[Any], Any], pipe: Connection) -> None:
+def _work(function: bytes, pipe: Connection) -> None:
+    """function: pickled, so that what it needs is loaded here, which takes seconds, with the parent already watched."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import cv2
+    import torch
+
+    function = pickle.loads(function)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     with suppress(Terminated, EOFError, OSError), sigterm_raises():  # no pipe: there is nothing left to do
