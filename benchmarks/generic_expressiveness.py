@@ -47,7 +47,9 @@ class Surface:
         """
         corners = vertices[self.triangles]
         # Large triangles have far centres; edge midpoints stand in for them as well.
-        keys = np.concatenate([corners.mean(1)] + [0.5 * (corners[:, k] + corners[:, (k + 1) % 3]) for k in range(3)])
+        keys = np.concatenate(
+            [corners.mean(1)] + [0.5 * (corners[:, k] + corners[:, (k + 1) % 3]) for k in range(3)]
+        )
         _, hit = cKDTree(keys).query(points, k=candidates)
         hit %= len(self.triangles)
         weights = closest_on_triangles(corners[hit], points[:, None])
@@ -98,7 +100,17 @@ class Model:
 
     def __init__(self, path: Path, modes: int):
         with foreign_file(path, "not readable as a face model", limit=DATA_BYTES) as file:
-            data = file.npz(("mean", "identity_basis", "region_names", "region", "triangles", "landmark_triangles", "landmark_barycentric"))
+            data = file.npz(
+                (
+                    "mean",
+                    "identity_basis",
+                    "region_names",
+                    "region",
+                    "triangles",
+                    "landmark_triangles",
+                    "landmark_barycentric",
+                )
+            )
         self.mean = data["mean"].astype(np.float64)
         self.basis = data["identity_basis"][:modes].astype(np.float64)
         names = [str(n) for n in data["region_names"]]
@@ -176,7 +188,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    with foreign_file(options.ict / "ict_facekit.npz", "not readable as ICT-FaceKit", limit=DATA_BYTES) as file:
+    with foreign_file(
+        options.ict / "ict_facekit.npz", "not readable as ICT-FaceKit", limit=DATA_BYTES
+    ) as file:
         ict = file.npz(("mean", "identity_basis", "landmarks68"))
     model = Model(options.model, options.modes)
     draws = np.random.default_rng(options.seed).standard_normal((options.people, len(ict["identity_basis"])))
@@ -206,7 +220,12 @@ def main() -> None:
     for name, (m, s) in summary.items():
         print(f"  {name:28s} {m:7.3f} +- {s:.3f}")
     if options.output:
-        result = {"mean_to_mean": average, "modes": len(model.basis), "summary": summary, "people": per_person}
+        result = {
+            "mean_to_mean": average,
+            "modes": len(model.basis),
+            "summary": summary,
+            "people": per_person,
+        }
         options.output.write_text(json.dumps(result, indent=1))
 
 

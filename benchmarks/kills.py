@@ -6,6 +6,7 @@ Each is run once undisturbed, then killed (SIGKILL and SIGTERM in turn) at momen
 the result is whole or absent after the kill; no process is left after 5 seconds; the second run gives the same files, times
 apart; no temporary file is left after it. Linux only: processes are found in /proc.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -44,8 +45,13 @@ class Command:
 
 def start(command: Sequence[str], stderr: int = subprocess.DEVNULL) -> subprocess.Popen:
     """`fitkit COMMAND` as a process with a session of its own, by which its children are found."""
-    return subprocess.Popen([*PROGRAM, *map(str, command)], stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True,
-                            env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        [*PROGRAM, *map(str, command)],
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
 
 
 def run(command: Sequence[str]) -> str:
@@ -90,11 +96,16 @@ def _timeless(value: Any) -> Any:
 
 def litter(folder: Path) -> list[str]:
     """Temporary files and locks below a folder and beside it."""
-    inside = [*folder.parent.glob(".*"), *(p for p in folder.rglob("*") if p.name.startswith(".") or p.suffix == ".part")]
+    inside = [
+        *folder.parent.glob(".*"),
+        *(p for p in folder.rglob("*") if p.name.startswith(".") or p.suffix == ".part"),
+    ]
     return sorted({p.name for p in inside})
 
 
-def killed_once(command: Command, number: int, moment: float, place: Path, expected: dict[str, str]) -> list[str]:
+def killed_once(
+    command: Command, number: int, moment: float, place: Path, expected: dict[str, str]
+) -> list[str]:
     """Run, kill after `moment` seconds, run again -> what is wrong."""
     output, faults = place / "out", []
     shutil.rmtree(place, ignore_errors=True)
@@ -141,7 +152,10 @@ def measure(command: Command, count: int, draw: random.Random, place: Path) -> d
         moment = seconds * (draw.uniform(0.05, 1.0) if i % 3 else draw.uniform(0.75, 1.0))
         faults = killed_once(command, number, moment, place / "killed", expected)
         rows.append({"signal": number.name, "after_s": round(moment, 2), "faults": faults})
-        print(f"{command.kind} {i + 1}/{count}: {number.name} after {moment:.1f} s: {'; '.join(faults) or 'fine'}", flush=True)
+        print(
+            f"{command.kind} {i + 1}/{count}: {number.name} after {moment:.1f} s: {'; '.join(faults) or 'fine'}",
+            flush=True,
+        )
     return {"undisturbed_s": round(seconds, 2), "kills": rows}
 
 
@@ -161,15 +175,30 @@ def commands(place: Path, people: Path, workers: int) -> dict[str, Command]:
         return all(is_result(p) for p in results)
 
     recipe = place / "tiny.yaml"
-    recipe.write_text(json.dumps({
-        "name": "tiny", "views": [], "net": {"name": "fitkit_init", "options": {"size": 64}},
-        "data": [{"name": "synthetic", "kind": "synthetic", "folder": str(people)}],
-        "batch": 2, "save": 2, "log": 1, "pictures": 0, "accelerator": "cpu", "validation": {"share": 0.3},
-        "stages": [{"name": "supervised", "steps": 12, "energies": {"identity_sup": {"sigma": 0.3}}}]}), encoding="utf-8")
+    recipe.write_text(
+        json.dumps(
+            {
+                "name": "tiny",
+                "views": [],
+                "net": {"name": "fitkit_init", "options": {"size": 64}},
+                "data": [{"name": "synthetic", "kind": "synthetic", "folder": str(people)}],
+                "batch": 2,
+                "save": 2,
+                "log": 1,
+                "pictures": 0,
+                "accelerator": "cpu",
+                "validation": {"share": 0.3},
+                "stages": [{"name": "supervised", "steps": 12, "energies": {"identity_sup": {"sigma": 0.3}}}],
+            }
+        ),
+        encoding="utf-8",
+    )
     fast = ["--recipe", "landmarks", "--init", "landmarks", "-q"]
     return {
         "fit": Command("fit", ["fit", people / "subject_00000", *fast], [], whole_result),
-        "batch": Command("batch", ["batch", people, *fast, "--workers", str(workers)], ["--resume"], whole_batch),
+        "batch": Command(
+            "batch", ["batch", people, *fast, "--workers", str(workers)], ["--resume"], whole_batch
+        ),
         "training": Command("training", ["train-regressor", recipe, "-q"], ["--resume"], lambda folder: True),
     }
 
@@ -177,7 +206,9 @@ def commands(place: Path, people: Path, workers: int) -> dict[str, Command]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     for name, count in (("fits", 10), ("batches", 5), ("trainings", 2)):
-        parser.add_argument(f"--{name}", type=int, default=count, help=f"{name} that are killed (default {count})")
+        parser.add_argument(
+            f"--{name}", type=int, default=count, help=f"{name} that are killed (default {count})"
+        )
     parser.add_argument("--subjects", type=int, default=4, help="people of a batch")
     parser.add_argument("--workers", type=int, default=2, help="processes of a batch")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
@@ -187,11 +218,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="fitkit_kills_") as folder:
         place = Path(folder)
         people = place / "people"
-        wrong = run(["synth", people, "--recipe", "clean", "--model", "generic", "--subjects", options.subjects, "--views", "2",
-                     "--size", "192", "-q"])
+        wrong = run(
+            [
+                "synth",
+                people,
+                "--recipe",
+                "clean",
+                "--model",
+                "generic",
+                "--subjects",
+                options.subjects,
+                "--views",
+                "2",
+                "--size",
+                "192",
+                "-q",
+            ]
+        )
         if wrong:
             raise SystemExit(f"the people could not be rendered: {wrong}")
-        for kind, count in (("fit", options.fits), ("batch", options.batches), ("training", options.trainings)):
+        for kind, count in (
+            ("fit", options.fits),
+            ("batch", options.batches),
+            ("training", options.trainings),
+        ):
             if count:
                 command = commands(place, people, options.workers)[kind]
                 report[kind] = measure(command, count, random.Random(f"{options.seed} {kind}"), place / kind)

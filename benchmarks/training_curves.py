@@ -2,6 +2,7 @@
 
 Several logs are parts of one training, one behind the other. Needs matplotlib.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -22,7 +23,10 @@ def read(paths: list[str]) -> list[dict[str, str]]:
     rows, before = [], 0
     for path in paths:
         with foreign_file(path, "not readable as the log of a training") as file:
-            mine = [row | {"step": str(before + int(row["step"]))} for row in csv.DictReader(file.text().splitlines())]
+            mine = [
+                row | {"step": str(before + int(row["step"]))}
+                for row in csv.DictReader(file.text().splitlines())
+            ]
         rows += mine
         before = int(mine[-1]["step"])
     return rows
@@ -56,8 +60,14 @@ def main() -> None:
         left.plot(steps, smooth(values), label=name, linewidth=1.2)
     left.set(xlabel="step", ylabel="cost per person (weighted)", yscale="log", title="energies, running mean")
     left.legend(fontsize=7)
-    for name, style in (("vertex_mm", "C0-o"), ("mean_face_mm", "C0:"), ("shape_mm", "C1-o"), ("mean_shape_mm", "C1:"),
-                        ("nme_percent", "C2-o"), ("flow_px", "C3-o")):
+    for name, style in (
+        ("vertex_mm", "C0-o"),
+        ("mean_face_mm", "C0:"),
+        ("shape_mm", "C1-o"),
+        ("mean_shape_mm", "C1:"),
+        ("nme_percent", "C2-o"),
+        ("flow_px", "C3-o"),
+    ):
         steps, values = column(rows, name)
         if len(steps):
             right.plot(steps, values, style, label=name, markersize=3, linewidth=1.2)

@@ -4,6 +4,7 @@
 
 Deterministic: the same model gives the same files. sample_truth/ beside it holds what the pictures were made from.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -23,8 +24,14 @@ NAMES = ("left", "front", "right")  # the side of the picture that the face look
 YAW_PITCH_ROLL = ((-35.0, -2.0, 1.5), (1.0, 1.5, -2.0), (34.0, 0.0, 2.0))
 WIDTH, HEIGHT = 448, 512
 NOISE_PX = 0.7
-EXPRESSION = {"mouthSmile_L": 0.35, "mouthSmile_R": 0.30, "cheekSquint_L": 0.2, "cheekSquint_R": 0.2, "browInnerUp_L": 0.15,
-              "browInnerUp_R": 0.15}
+EXPRESSION = {
+    "mouthSmile_L": 0.35,
+    "mouthSmile_R": 0.30,
+    "cheekSquint_L": 0.2,
+    "cheekSquint_R": 0.2,
+    "browInnerUp_L": 0.15,
+    "browInnerUp_R": 0.15,
+}
 FILES = """# Truth of the sample subject
 
 `../sample` holds three pictures of a person who does not exist: a random face of fitkit's own `generic` model with painted skin, rendered by
@@ -50,7 +57,16 @@ def main(folder: Path) -> None:
     generator = torch.Generator().manual_seed(SEED)
     identity = torch.randn(model.num_identity, generator=generator).clamp(-2, 2)
     expression = torch.tensor([EXPRESSION.get(name, 0.0) for name in model.expression_names]).expand(3, -1)
-    state = head_shot_state(model, identity, expression, torch.tensor(YAW_PITCH_ROLL), (HEIGHT, WIDTH), distance=850.0, face_share=0.5, row=0.6)
+    state = head_shot_state(
+        model,
+        identity,
+        expression,
+        torch.tensor(YAW_PITCH_ROLL),
+        (HEIGHT, WIDTH),
+        distance=850.0,
+        face_share=0.5,
+        row=0.6,
+    )
     images = photograph(model, state, (HEIGHT, WIDTH), studio(), Appearance(seed=SEED), seed=SEED)
 
     vertices = state.pose.apply(state.vertices(model))
@@ -65,18 +81,42 @@ def main(folder: Path) -> None:
         write_pts(sample / f"{name}.pts", xy)
 
     neutral = state.neutral(model)
-    np.save(truth / "landmarks3d_neutral.npy", model.landmarks.points(neutral, model.triangles)[0].numpy().astype(np.float32))
+    np.save(
+        truth / "landmarks3d_neutral.npy",
+        model.landmarks.points(neutral, model.triangles)[0].numpy().astype(np.float32),
+    )
     write_ply(truth / "neutral.ply", neutral[0], model.triangles)
-    views = [{"image": f"{name}.jpg", "K": state.camera.matrix()[i].tolist(), "R": state.pose.rotation[i].tolist(),
-              "t": state.pose.translation[i].tolist(), "width": WIDTH, "height": HEIGHT,
-              "yaw_pitch_roll_deg": list(YAW_PITCH_ROLL[i])} for i, name in enumerate(NAMES)]
-    parameters = {"model": model.name, "seed": SEED, "identity": [round(float(v), 5) for v in identity], "expression": EXPRESSION,
-                  "landmark_noise_px": NOISE_PX, "views": views}
+    views = [
+        {
+            "image": f"{name}.jpg",
+            "K": state.camera.matrix()[i].tolist(),
+            "R": state.pose.rotation[i].tolist(),
+            "t": state.pose.translation[i].tolist(),
+            "width": WIDTH,
+            "height": HEIGHT,
+            "yaw_pitch_roll_deg": list(YAW_PITCH_ROLL[i]),
+        }
+        for i, name in enumerate(NAMES)
+    ]
+    parameters = {
+        "model": model.name,
+        "seed": SEED,
+        "identity": [round(float(v), 5) for v in identity],
+        "expression": EXPRESSION,
+        "landmark_noise_px": NOISE_PX,
+        "views": views,
+    }
     (truth / "parameters.json").write_text(json.dumps(parameters, indent=1) + "\n", encoding="utf-8")
     (truth / "README.md").write_text(FILES.format(noise=NOISE_PX), encoding="utf-8")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).resolve().parent, help="where sample/ and sample_truth/ go")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path(__file__).resolve().parent,
+        help="where sample/ and sample_truth/ go",
+    )
     main(parser.parse_args().output)

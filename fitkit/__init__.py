@@ -6,6 +6,7 @@
 
 `import fitkit` is light: everything below loads when it is first used.
 """
+
 import os
 import sys
 from importlib import import_module

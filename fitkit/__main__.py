@@ -1,4 +1,5 @@
 """`python -m fitkit` is the command `fitkit`."""
+
 from fitkit.cli.main import main
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """Tiny synthetic people for tests: a seeded face model and results made from it; rendered subject folders."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -22,8 +23,12 @@ from fitkit.scene.state import SceneState
 RADII = (74.0, 112.0, 92.0)  # mm, half axes of the ellipsoid that stands for a head
 LONGITUDES, LATITUDES = np.radians(np.linspace(-115, 115, 21)), np.radians(np.linspace(-75, 75, 15))
 EXPRESSIONS = {  # name: centre (x, y) mm, displacement mm, radius mm
-    "jawOpen": ((0, -85), (0, -14, -4), 32), "mouthSmile_L": ((26, -62), (5, 7, -1), 18), "mouthSmile_R": ((-26, -62), (-5, 7, -1), 18),
-    "eyeBlink_L": ((31, 3), (0, -7, 1), 14), "eyeBlink_R": ((-31, 3), (0, -7, 1), 14), "browInnerUp": ((0, 24), (0, 8, 1), 20),
+    "jawOpen": ((0, -85), (0, -14, -4), 32),
+    "mouthSmile_L": ((26, -62), (5, 7, -1), 18),
+    "mouthSmile_R": ((-26, -62), (-5, 7, -1), 18),
+    "eyeBlink_L": ((31, 3), (0, -7, 1), 14),
+    "eyeBlink_R": ((-31, 3), (0, -7, 1), 14),
+    "browInnerUp": ((0, 24), (0, 8, 1), 20),
 }
 
 
@@ -40,19 +45,41 @@ def _landmarks_xy() -> np.ndarray:
     right_brow = [(-52, 18), (-45, 24), (-36, 26), (-26, 25), (-16, 21)]
     right_eye = [(-45, 0), (-37, 5), (-26, 5), (-17, 0), (-26, -5), (-37, -5)]
     nose = [(0, 2), (0, -8), (0, -19), (0, -30), (-14, -38), (-7, -40), (0, -42), (7, -40), (14, -38)]
-    outer = [(-26, -64), (-17, -59), (-6, -56), (0, -58), (6, -56), (17, -59), (26, -64),
-             (17, -72), (7, -75), (0, -76), (-7, -75), (-17, -72)]
+    outer = [
+        (-26, -64),
+        (-17, -59),
+        (-6, -56),
+        (0, -58),
+        (6, -56),
+        (17, -59),
+        (26, -64),
+        (17, -72),
+        (7, -75),
+        (0, -76),
+        (-7, -75),
+        (-17, -72),
+    ]
     inner = [(-21, -64), (-7, -63), (0, -64), (7, -63), (21, -64), (7, -67), (0, -68), (-7, -67)]
 
     def mirror(points, order):
         return [(-points[i][0], points[i][1]) for i in order]
 
-    xy = np.array(right_brow + mirror(right_brow, (4, 3, 2, 1, 0)) + nose + right_eye
-                  + mirror(right_eye, (3, 2, 1, 0, 5, 4)) + outer + inner, float)
+    xy = np.array(
+        right_brow
+        + mirror(right_brow, (4, 3, 2, 1, 0))
+        + nose
+        + right_eye
+        + mirror(right_eye, (3, 2, 1, 0, 5, 4))
+        + outer
+        + inner,
+        float,
+    )
     lat = np.arcsin(xy[:, 1] / b)
     lon = np.arcsin(xy[:, 0] / (a * np.cos(lat)))
     s = np.linspace(-1, 1, 17)
-    jaw = np.stack([np.radians(88) * np.sign(s) * np.abs(s) ** 0.9, np.radians(-64 + 58 * np.abs(s) ** 2.2)], -1)
+    jaw = np.stack(
+        [np.radians(88) * np.sign(s) * np.abs(s) ** 0.9, np.radians(-64 + 58 * np.abs(s) ** 2.2)], -1
+    )
     return np.concatenate([jaw, np.stack([lon, lat], -1)])
 
 
@@ -67,7 +94,9 @@ def tiny_model(seed: int = 0, num_identity: int = 8, dtype: torch.dtype = torch.
     lon, lat = np.meshgrid(LONGITUDES, LATITUDES)
     mean = _surface(lon, lat).reshape(-1, 3)
     cell = (np.arange(nv - 1)[:, None] * nu + np.arange(nu - 1)).reshape(-1)
-    triangles = np.stack([np.stack([cell, cell + 1, cell + nu + 1], -1), np.stack([cell, cell + nu + 1, cell + nu], -1)], 1).reshape(-1, 3)
+    triangles = np.stack(
+        [np.stack([cell, cell + 1, cell + nu + 1], -1), np.stack([cell, cell + nu + 1, cell + nu], -1)], 1
+    ).reshape(-1, 3)
     uv = np.stack([np.tile(np.linspace(0.03, 0.97, nu), nv), np.repeat(np.linspace(0.03, 0.97, nv), nu)], -1)
 
     identity = np.zeros((num_identity, len(mean), 3))
@@ -77,9 +106,14 @@ def tiny_model(seed: int = 0, num_identity: int = 8, dtype: torch.dtype = torch.
             identity[k] += np.sin(mean @ wave + rng.uniform(0, 2 * np.pi))[:, None] * rng.normal(size=3)
         identity[k] *= 3.0 / (1 + 0.25 * k) / np.sqrt((identity[k] ** 2).sum(-1).mean())
     front = mean[:, 2] > 0
-    expression = np.stack([
-        np.exp(-((mean[:, :2] - centre) ** 2).sum(-1) / radius ** 2)[:, None] * front[:, None] * np.array(move, float)
-        for centre, move, radius in EXPRESSIONS.values()])
+    expression = np.stack(
+        [
+            np.exp(-((mean[:, :2] - centre) ** 2).sum(-1) / radius**2)[:, None]
+            * front[:, None]
+            * np.array(move, float)
+            for centre, move, radius in EXPRESSIONS.values()
+        ]
+    )
     expression[np.abs(expression) < 0.01] = 0
 
     points = _landmarks_xy()
@@ -101,15 +135,30 @@ def tiny_model(seed: int = 0, num_identity: int = 8, dtype: torch.dtype = torch.
         return torch.from_numpy(np.ascontiguousarray(x)).to(dtype)
 
     return FaceModel(
-        name="tiny", mean=real(mean), identity_basis=real(identity), expression_basis=real(expression),
-        expression_names=tuple(EXPRESSIONS), triangles=torch.from_numpy(triangles),
-        landmarks=LandmarkEmbedding(tuple(f"ibug68/{i}" for i in range(68)), torch.from_numpy(triangle), real(bary)),
-        region=torch.from_numpy((~face).astype(np.int64)), region_names=("face", "head"),
-        skin=torch.from_numpy(skin), face=torch.from_numpy(face), uv=real(uv), uv_triangles=torch.from_numpy(triangles.copy()),
-        albedo_mean=real(np.clip(albedo, 0.02, 0.98)), source="tests/helpers.py", license="MIT")
+        name="tiny",
+        mean=real(mean),
+        identity_basis=real(identity),
+        expression_basis=real(expression),
+        expression_names=tuple(EXPRESSIONS),
+        triangles=torch.from_numpy(triangles),
+        landmarks=LandmarkEmbedding(
+            tuple(f"ibug68/{i}" for i in range(68)), torch.from_numpy(triangle), real(bary)
+        ),
+        region=torch.from_numpy((~face).astype(np.int64)),
+        region_names=("face", "head"),
+        skin=torch.from_numpy(skin),
+        face=torch.from_numpy(face),
+        uv=real(uv),
+        uv_triangles=torch.from_numpy(triangles.copy()),
+        albedo_mean=real(np.clip(albedo, 0.02, 0.98)),
+        source="tests/helpers.py",
+        license="MIT",
+    )
 
 
-def tiny_state(model: FaceModel, views: int = 3, size: int = 160, seed: int = 0, expression: float = 0.4) -> SceneState:
+def tiny_state(
+    model: FaceModel, views: int = 3, size: int = 160, seed: int = 0, expression: float = 0.4
+) -> SceneState:
     """Random person of `model` seen by `views` perspective cameras, yaw spread over -40 to 40 degrees, face about 0.7 of the image."""
     gen = torch.Generator().manual_seed(seed)
     dtype = model.mean.dtype
@@ -120,18 +169,34 @@ def tiny_state(model: FaceModel, views: int = 3, size: int = 160, seed: int = 0,
     yaw = torch.linspace(-40, 40, views, dtype=dtype) if views > 1 else torch.zeros(1, dtype=dtype)
     turn = torch.stack([0.05 * normal(views), torch.deg2rad(yaw), 0.05 * normal(views)], -1)
     rotation = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=dtype)) @ so3_exp(turn)
-    translation = torch.tensor([0.0, 0.0, 900.0], dtype=dtype) + normal(views, 3) * torch.tensor([4.0, 4.0, 30.0], dtype=dtype)
-    camera = Camera(torch.full((views,), 900 * 0.7 * size / 220, dtype=dtype),
-                    torch.full((views, 2), (size - 1) / 2, dtype=dtype), torch.ones(views, dtype=dtype))
+    translation = torch.tensor([0.0, 0.0, 900.0], dtype=dtype) + normal(views, 3) * torch.tensor(
+        [4.0, 4.0, 30.0], dtype=dtype
+    )
+    camera = Camera(
+        torch.full((views,), 900 * 0.7 * size / 220, dtype=dtype),
+        torch.full((views, 2), (size - 1) / 2, dtype=dtype),
+        torch.ones(views, dtype=dtype),
+    )
     illumination = torch.zeros(views, 9, 1, dtype=dtype)
     illumination[:, 0], illumination[:, 2] = 2.6, 0.6
-    return SceneState(normal(1, model.num_identity), torch.zeros(views, dtype=torch.int64),
-                      expression * torch.rand(views, model.num_expression, generator=gen, dtype=torch.float64).to(dtype),
-                      Pose(rotation, translation), camera, illumination)
+    return SceneState(
+        normal(1, model.num_identity),
+        torch.zeros(views, dtype=torch.int64),
+        expression * torch.rand(views, model.num_expression, generator=gen, dtype=torch.float64).to(dtype),
+        Pose(rotation, translation),
+        camera,
+        illumination,
+    )
 
 
-def picture(vertices: torch.Tensor, triangles: torch.Tensor, colors: torch.Tensor, camera: Camera, size: tuple[int, int],
-            background: float = 0.35) -> np.ndarray:
+def picture(
+    vertices: torch.Tensor,
+    triangles: torch.Tensor,
+    colors: torch.Tensor,
+    camera: Camera,
+    size: tuple[int, int],
+    background: float = 0.35,
+) -> np.ndarray:
     """Unlit pictures of meshes: vertices [B, V, 3] camera frame, sRGB colours [V, 3] in [0, 1] -> uint8 [B, H, W, 3]."""
     from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
 
@@ -148,20 +213,54 @@ def tiny_colors(model: FaceModel) -> torch.Tensor:
     return (torch.tensor([0.72, 0.55, 0.47]) + 0.16 * waves).clamp(0.25, 0.9).to(model.mean)
 
 
-def tiny_result(seed: int = 0, views: int = 3, size: int = 160, model: FaceModel | None = None, expression: float = 0.4,
-                state: SceneState | None = None, colors: torch.Tensor | None = None) -> FitResult:
+def tiny_result(
+    seed: int = 0,
+    views: int = 3,
+    size: int = 160,
+    model: FaceModel | None = None,
+    expression: float = 0.4,
+    state: SceneState | None = None,
+    colors: torch.Tensor | None = None,
+) -> FitResult:
     """A perfect fit of a tiny person to its own pictures (painted with `colors`, default `tiny_colors`)."""
     model = model or tiny_model(seed)
     state = state or tiny_state(model, views, size, seed, expression)
     views = state.num_views
     vertices = state.pose.apply(state.vertices(model))
-    images = picture(vertices, model.triangles, tiny_colors(model) if colors is None else colors, state.camera, (size, size))
+    images = picture(
+        vertices,
+        model.triangles,
+        tiny_colors(model) if colors is None else colors,
+        state.camera,
+        (size, size),
+    )
     points, _ = state.camera.project(model.landmarks.points(vertices, model.triangles))
     subject = Subject("tiny", tuple(View(f"view{i}", image) for i, image in enumerate(images)))
-    landmarks = Landmarks(points, torch.ones(views, 68), torch.ones(views, 68, dtype=torch.bool), torch.ones(views, 68), "surface")
-    metrics = {"reprojection_px": [0.0] * views, "not_a_number": float("nan"), "per_view": {"view0": np.float32(1.5)}}
-    return FitResult(model, subject, state, landmarks, "ok", (), metrics, {"model": "tiny", "stages": [{"name": "pose", "free": ["pose"]}]},
-                     ("estimated",) * views, torch.eye(model.num_identity) * 0.25, torch.linspace(0.1, 2.5, model.num_vertices))
+    landmarks = Landmarks(
+        points,
+        torch.ones(views, 68),
+        torch.ones(views, 68, dtype=torch.bool),
+        torch.ones(views, 68),
+        "surface",
+    )
+    metrics = {
+        "reprojection_px": [0.0] * views,
+        "not_a_number": float("nan"),
+        "per_view": {"view0": np.float32(1.5)},
+    }
+    return FitResult(
+        model,
+        subject,
+        state,
+        landmarks,
+        "ok",
+        (),
+        metrics,
+        {"model": "tiny", "stages": [{"name": "pose", "free": ["pose"]}]},
+        ("estimated",) * views,
+        torch.eye(model.num_identity) * 0.25,
+        torch.linspace(0.1, 2.5, model.num_vertices),
+    )
 
 
 def write_pts(path: Path, points: np.ndarray) -> None:
@@ -190,13 +289,33 @@ def rendered_subject(folder: Path, views: int = 3, size: int = 192, seed: int = 
     return folder
 
 
-def observe(model: FaceModel, state: SceneState, size: int = 160, images: torch.Tensor | None = None, jaw: str = "surface") -> Observations:
+def observe(
+    model: FaceModel,
+    state: SceneState,
+    size: int = 160,
+    images: torch.Tensor | None = None,
+    jaw: str = "surface",
+) -> Observations:
     """What the cameras of `state` see, exactly: the model's own landmarks, and `images` [B, 3, size, size] (default grey)."""
     views, dtype = state.num_views, model.mean.dtype
-    points, _ = state.camera.project(state.pose.apply(model.landmarks.points(state.vertices(model), model.triangles)))
-    marks = Landmarks(points, torch.ones(views, 68, dtype=dtype), torch.ones(views, 68, dtype=torch.bool), torch.ones(views, 68, dtype=dtype), jaw)
+    points, _ = state.camera.project(
+        state.pose.apply(model.landmarks.points(state.vertices(model), model.triangles))
+    )
+    marks = Landmarks(
+        points,
+        torch.ones(views, 68, dtype=dtype),
+        torch.ones(views, 68, dtype=torch.bool),
+        torch.ones(views, 68, dtype=dtype),
+        jaw,
+    )
     images = torch.full((views, 3, size, size), 0.5, dtype=dtype) if images is None else images
-    return Observations(images, marks, torch.ones(views, size, size, dtype=torch.bool), torch.ones(views, dtype=dtype), torch.zeros(views, 2, dtype=dtype))
+    return Observations(
+        images,
+        marks,
+        torch.ones(views, size, size, dtype=torch.bool),
+        torch.ones(views, dtype=dtype),
+        torch.zeros(views, 2, dtype=dtype),
+    )
 
 
 def skin_pattern(place: torch.Tensor) -> torch.Tensor:
@@ -205,17 +324,26 @@ def skin_pattern(place: torch.Tensor) -> torch.Tensor:
     total = 0.0
     for _ in range(14):
         direction = torch.nn.functional.normalize(torch.randn(3, generator=gen), dim=0).to(place)
-        length, phase = 12 + 28 * float(torch.rand((), generator=gen)), 6.28 * float(torch.rand((), generator=gen))
+        length, phase = (
+            12 + 28 * float(torch.rand((), generator=gen)),
+            6.28 * float(torch.rand((), generator=gen)),
+        )
         total = total + torch.sin((place @ direction) * (6.2832 / length) + phase)
     return 0.5 + 0.07 * total
 
 
-def photograph(model: FaceModel, state: SceneState, size: int, tint: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> torch.Tensor:
+def photograph(
+    model: FaceModel, state: SceneState, size: int, tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
+) -> torch.Tensor:
     """Unlit pictures [B, 3, size, size] of a person painted with `skin_pattern`, before grey 0.4."""
     from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
 
-    fragments = rasterize(clip_vertices(state.camera, state.pose.apply(state.vertices(model))), model.triangles, (size, size))
-    grey = torch.where(fragments.covered, skin_pattern(interpolate(fragments, model.triangles, model.mean[None])), 0.4).clamp(0, 1)
+    fragments = rasterize(
+        clip_vertices(state.camera, state.pose.apply(state.vertices(model))), model.triangles, (size, size)
+    )
+    grey = torch.where(
+        fragments.covered, skin_pattern(interpolate(fragments, model.triangles, model.mean[None])), 0.4
+    ).clamp(0, 1)
     return (grey[:, None] * torch.tensor(tint)[:, None, None]).contiguous()
 
 
@@ -230,7 +358,10 @@ class LucasKanade:
     def displacement(self, source, target):
         a, b = source.mean(1, keepdim=True), target.mean(1, keepdim=True)
         mean = torch.nn.functional.pad((a + b) / 2, (1, 1, 1, 1), mode="replicate")
-        x, y = (mean[..., 1:-1, 2:] - mean[..., 1:-1, :-2]) / 2, (mean[..., 2:, 1:-1] - mean[..., :-2, 1:-1]) / 2
+        x, y = (
+            (mean[..., 1:-1, 2:] - mean[..., 1:-1, :-2]) / 2,
+            (mean[..., 2:, 1:-1] - mean[..., :-2, 1:-1]) / 2,
+        )
         moments = gaussian_blur(torch.cat([x * x, x * y, y * y, x * (a - b), y * (a - b)], 1), self.window)
         xx, xy, yy, xd, yd = moments.unbind(1)
         xx, yy = xx + 1e-5, yy + 1e-5
@@ -244,13 +375,23 @@ class LucasKanade:
 def face_points(center, size, turn=0.0):
     """68 points [68, 2] px in the order of iBUG that look like a face of this size (px), turned by radians."""
     jaw = np.linspace(np.pi, 0, 17)
-    brow, eye, lip = np.linspace(-0.16, 0.16, 5), np.linspace(0, 2 * np.pi, 7)[:6] + np.pi, np.linspace(0, 2 * np.pi, 13)[:12] + np.pi
+    brow, eye, lip = (
+        np.linspace(-0.16, 0.16, 5),
+        np.linspace(0, 2 * np.pi, 7)[:6] + np.pi,
+        np.linspace(0, 2 * np.pi, 13)[:12] + np.pi,
+    )
     mouth = np.linspace(0, 2 * np.pi, 9)[:8] + np.pi
     parts = [np.stack([0.5 * np.cos(jaw), 0.55 * np.sin(jaw)], 1)]
     parts += [np.stack([s * 0.22 + brow, np.full(5, -0.28) + brow**2], 1) for s in (-1, 1)]
-    parts += [np.stack([np.zeros(4), np.linspace(-0.12, 0.1, 4)], 1), np.stack([np.linspace(-0.1, 0.1, 5), np.full(5, 0.15)], 1)]
+    parts += [
+        np.stack([np.zeros(4), np.linspace(-0.12, 0.1, 4)], 1),
+        np.stack([np.linspace(-0.1, 0.1, 5), np.full(5, 0.15)], 1),
+    ]
     parts += [np.stack([s * 0.22 + 0.1 * np.cos(eye), -0.12 + 0.04 * np.sin(eye)], 1) for s in (-1, 1)]
-    parts += [np.stack([0.2 * np.cos(lip), 0.32 + 0.08 * np.sin(lip)], 1), np.stack([0.14 * np.cos(mouth), 0.32 + 0.03 * np.sin(mouth)], 1)]
+    parts += [
+        np.stack([0.2 * np.cos(lip), 0.32 + 0.08 * np.sin(lip)], 1),
+        np.stack([0.14 * np.cos(mouth), 0.32 + 0.03 * np.sin(mouth)], 1),
+    ]
     turned = np.concatenate(parts) @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     return turned * size + np.asarray(center)
 

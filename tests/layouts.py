@@ -1,4 +1,5 @@
 """Tiny copies of the folders of public data sets, all of one tiny person whose exact fit is known."""
+
 from __future__ import annotations
 
 import json
@@ -48,20 +49,32 @@ class Person:
 
     def mesh(self, path: Path, vertices: np.ndarray | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        trimesh.Trimesh(self.scan if vertices is None else vertices, self.triangles, process=False).export(path)
+        trimesh.Trimesh(self.scan if vertices is None else vertices, self.triangles, process=False).export(
+            path
+        )
 
 
-def person(seed: int = 1, views: int = 3, expression: float = 0.0, frontal: bool = False, kind: str = "perspective",
-           size: int = 160) -> Person:
+def person(
+    seed: int = 1,
+    views: int = 3,
+    expression: float = 0.0,
+    frontal: bool = False,
+    kind: str = "perspective",
+    size: int = 160,
+) -> Person:
     model = tiny_model()
     state = tiny_state(model, views, size, seed, expression)
     if frontal or kind == "orthographic":
         rotation = torch.from_numpy(FLIP).float().expand(views, 3, 3) if frontal else state.pose.rotation
-        state = state.replace(pose=Pose(rotation, state.pose.translation),
-                              camera=Camera(state.camera.focal, state.camera.principal, state.camera.aspect, kind))
+        state = state.replace(
+            pose=Pose(rotation, state.pose.translation),
+            camera=Camera(state.camera.focal, state.camera.principal, state.camera.aspect, kind),
+        )
     result = tiny_result(seed, views, size, model, state=state)
     turn = trimesh.transformations.rotation_matrix(0.3, [1, 2, 0.5])[:3, :3]
-    scan, points = ((x.double().numpy() @ turn.T + [5, -20, 80]) for x in (result.neutral, result.landmarks3d))
+    scan, points = (
+        (x.double().numpy() @ turn.T + [5, -20, 80]) for x in (result.neutral, result.landmarks3d)
+    )
     return Person(result, scan, points)
 
 
@@ -71,11 +84,15 @@ def now(root: Path, p: Person) -> Path:
     p.mesh(root / "scans" / "FaMoS_1" / "natural_head.obj")
     picks = root / "scans_lmks_onlypp" / "FaMoS_1" / "natural_head_picked_points.pp"
     picks.parent.mkdir(parents=True)
-    tags = "\n".join(f' <point x="{x!r}" y="{y!r}" active="1" name="{i}" z="{z!r}"/>' for i,
-                     (x, y, z) in enumerate(p.points[SEVEN].tolist()))
+    tags = "\n".join(
+        f' <point x="{x!r}" y="{y!r}" active="1" name="{i}" z="{z!r}"/>'
+        for i, (x, y, z) in enumerate(p.points[SEVEN].tolist())
+    )
     head = '<!DOCTYPE PickedPoints>\n<PickedPoints>\n <DocumentData>\n  <DataFileName name="a.obj"/>\n </DocumentData>\n'
     picks.write_text(f"{head}{tags}\n</PickedPoints>\n")
-    (root / "imagepathsvalidation.txt").write_text("".join(f"FaMoS_1/{c}/IMG_0001.jpg\n" for c in ("multiview_neutral", "selfie")))
+    (root / "imagepathsvalidation.txt").write_text(
+        "".join(f"FaMoS_1/{c}/IMG_0001.jpg\n" for c in ("multiview_neutral", "selfie"))
+    )
     return root
 
 
@@ -85,7 +102,10 @@ def micc(root: Path, p: Person) -> Path:
             for view in range(3):
                 p.photo(root / f"subject_{number}" / sequence / f"frame{view}.png", view)
         p.mesh(root / f"subject_{number}" / "frontal1.obj")
-        np.savetxt(root / f"subject_{number}" / "frontal1_points.txt", np.concatenate([p.points[SEVEN], p.points[30:31]]))
+        np.savetxt(
+            root / f"subject_{number}" / "frontal1_points.txt",
+            np.concatenate([p.points[SEVEN], p.points[30:31]]),
+        )
     return root
 
 
@@ -100,7 +120,10 @@ def facescape_wild(root: Path, p: Person) -> Path:
     origin = p.result.state.pose.translation[0].double().numpy() * [1, -1, -1]
     middle = unit * origin + [shift[0], -shift[1], unit * posed[:, 2].mean() - 2]
     np.save(root / "predef" / "wild_pupil_scales.npy", np.full(400, size[0] / (2 * scale)))
-    np.save(root / "predef" / "wild_rotations.npy", np.tile(FLIP @ p.result.state.pose.rotation[0].double().numpy(), (400, 1, 1)))
+    np.save(
+        root / "predef" / "wild_rotations.npy",
+        np.tile(FLIP @ p.result.state.pose.rotation[0].double().numpy(), (400, 1, 1)),
+    )
     np.save(root / "predef" / "wild_head_centers.npy", np.tile(middle, (400, 1)))
     return root
 
@@ -115,7 +138,9 @@ def facescape_lab(root: Path, p: Person) -> Path:
         R, t = pose.rotation[view].double().numpy(), pose.translation[view].double().numpy()
         K = camera.matrix()[view].double().numpy()
         K[:2, 2] += 0.5  # the benchmark counts from the corner of the first pixel
-        (root / "lab_cam" / f"00_0_{view:02d}.json").write_text(json.dumps([K.tolist(), np.column_stack([R, t / PUPIL_MM]).tolist()]))
+        (root / "lab_cam" / f"00_0_{view:02d}.json").write_text(
+            json.dumps([K.tolist(), np.column_stack([R, t / PUPIL_MM]).tolist()])
+        )
         p.photo(root / "lab_img" / f"00_0_{view:02d}.jpg", view)
         rotations[view] = R
     centers[0] = pose.translation[0].numpy()
@@ -132,7 +157,7 @@ def pixel_face(root: Path, p: Person) -> Path:
         path.parent.mkdir(parents=True)
         Image.fromarray(np.rot90(p.result.subject.views[view].image[:, ::-1], 1)).save(path, quality=95)
     vertices = np.full((max(ANCHORS) + 1, 3), 1e4)  # what fills the numbers lies far away
-    vertices[:len(p.scan)] = p.scan
+    vertices[: len(p.scan)] = p.scan
     vertices[list(ANCHORS)] = p.points[SEVEN]
     (folder / "fusion").mkdir()
     trimesh.Trimesh(vertices, p.triangles, process=False).export(folder / "fusion" / "mesh.obj")
@@ -146,15 +171,30 @@ def bosphorus(root: Path, p: Person) -> Path:
     upright, marks = p.result.neutral.double().numpy(), p.result.landmarks3d.double().numpy()
     x, y = np.meshgrid(np.arange(-70, 71, 2.5), np.arange(-100, 101, 2.5))
     mesh = trimesh.Trimesh(upright, p.triangles, process=False)
-    place, ray, _ = mesh.ray.intersects_location(np.column_stack([x.ravel(), y.ravel(), np.full(x.size, 500.0)]),
-                                                 np.tile([0, 0, -1.0], (x.size, 1)), multiple_hits=False)
+    place, ray, _ = mesh.ray.intersects_location(
+        np.column_stack([x.ravel(), y.ravel(), np.full(x.size, 500.0)]),
+        np.tile([0, 0, -1.0], (x.size, 1)),
+        multiple_hits=False,
+    )
     z = np.full(x.size, -1e9)
     z[ray] = place[:, 2]
     table = np.stack([x.ravel(), y.ravel(), z, x.ravel(), y.ravel()])
-    data = struct.pack("<HHdH", *x.shape, -1e9, 5) + b"a.png" + struct.pack("<I", table.size) + table.astype("<f8").tobytes()
-    names = {"Outer left eye corner": marks[45], "Inner left eye corner": marks[42], "Inner right eye corner": marks[39],
-             "Outer right eye corner": marks[36], "Nose tip": marks[33] + [0, 4.0, 0], "Upper lip outer middle": marks[33] - [0, 4.0, 0],
-             "Left mouth corner": marks[54], "Right mouth corner": marks[48]}
+    data = (
+        struct.pack("<HHdH", *x.shape, -1e9, 5)
+        + b"a.png"
+        + struct.pack("<I", table.size)
+        + table.astype("<f8").tobytes()
+    )
+    names = {
+        "Outer left eye corner": marks[45],
+        "Inner left eye corner": marks[42],
+        "Inner right eye corner": marks[39],
+        "Outer right eye corner": marks[36],
+        "Nose tip": marks[33] + [0, 4.0, 0],
+        "Upper lip outer middle": marks[33] - [0, 4.0, 0],
+        "Left mouth corner": marks[54],
+        "Right mouth corner": marks[48],
+    }
     text = "# Landmarks\n8 landmarks:\n" + "".join(f"{k}\n{v[0]} {v[1]} {v[2]}\n" for k, v in names.items())
     for stem in ("bs000_N_N_0", "bs000_E_HAPPY_0", "bs000_YR_R45_0"):
         (folder / f"{stem}.bnt").write_bytes(data)
@@ -172,11 +212,29 @@ def bu3dfe(root: Path, p: Person) -> Path:
         p.photo(folder / f"{name}_F2D.bmp")
         points = "point [\n" + ",\n".join(f"{x} {y} {z}" for x, y, z in scan) + "\n]"
         index = "coordIndex [\n" + ",\n".join(f"{a}, {b}, {c}, -1" for a, b, c in p.triangles) + "\n]"
-        (folder / f"{name}_F3D.wrl").write_text("#VRML V2.0 utf8\nShape { geometry IndexedFaceSet { coord Coordinate { " + points + " }\n"
-                                                + index + " } }\n")
-        rows = np.concatenate([marks[[36, 37, 38, 38, 39, 40, 41, 41]], marks[[42, 43, 44, 44, 45, 46, 47, 47]], marks[17:27], marks[17:27],
-                               marks[[31, 32, 33, 34, 35, 27, 28, 31, 35, 32, 33, 34]], marks[48:68], marks[[*range(0, 15)]]])
-        np.savetxt(folder / f"{name}_F3D.bnd", np.column_stack([np.arange(83), rows]), fmt=["%d", "%.8f", "%.8f", "%.8f"])
+        (folder / f"{name}_F3D.wrl").write_text(
+            "#VRML V2.0 utf8\nShape { geometry IndexedFaceSet { coord Coordinate { "
+            + points
+            + " }\n"
+            + index
+            + " } }\n"
+        )
+        rows = np.concatenate(
+            [
+                marks[[36, 37, 38, 38, 39, 40, 41, 41]],
+                marks[[42, 43, 44, 44, 45, 46, 47, 47]],
+                marks[17:27],
+                marks[17:27],
+                marks[[31, 32, 33, 34, 35, 27, 28, 31, 35, 32, 33, 34]],
+                marks[48:68],
+                marks[[*range(0, 15)]],
+            ]
+        )
+        np.savetxt(
+            folder / f"{name}_F3D.bnd",
+            np.column_stack([np.arange(83), rows]),
+            fmt=["%d", "%.8f", "%.8f", "%.8f"],
+        )
     return root
 
 
@@ -193,15 +251,23 @@ def aflw2000(root: Path, p: Person, yaws: tuple[float, ...] = (10.0, -45.0, 80.0
     for number, yaw in enumerate(yaws):
         p.photo(root / f"image{number:05d}.jpg", points=False)
         marks = p.result.landmarks.points[0].double().numpy() + 1.0
-        scipy.io.savemat(root / f"image{number:05d}.mat", {"pt3d_68": np.vstack([marks.T, np.zeros(68)]),
-                                                         "Pose_Para": np.radians([[0.0, yaw, 0, 0, 0, 0, 0]])})
+        scipy.io.savemat(
+            root / f"image{number:05d}.mat",
+            {
+                "pt3d_68": np.vstack([marks.T, np.zeros(68)]),
+                "Pose_Para": np.radians([[0.0, yaw, 0, 0, 0, 0, 0]]),
+            },
+        )
     return root
 
 
 def facewarehouse(root: Path, p: Person) -> Path:
     for number in range(2):
         p.photo(root / "Tester_3" / "TrainingPose" / f"pose_{number}.png", number)
-        p.mesh(root / "Tester_3" / "TrainingPose" / f"pose_{number}.obj", p.result.vertices[number].double().numpy() * 10 + 3)
+        p.mesh(
+            root / "Tester_3" / "TrainingPose" / f"pose_{number}.obj",
+            p.result.vertices[number].double().numpy() * 10 + 3,
+        )
     return root
 
 

@@ -1,4 +1,5 @@
 """The kill runs of benchmarks/kills.py, on a program that takes seconds less than a fit."""
+
 import importlib.util
 import os
 import signal
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-spec = importlib.util.spec_from_file_location("kills", Path(__file__).resolve().parents[1] / "benchmarks" / "kills.py")
+spec = importlib.util.spec_from_file_location(
+    "kills", Path(__file__).resolve().parents[1] / "benchmarks" / "kills.py"
+)
 kills = importlib.util.module_from_spec(spec)
 sys.modules["kills"] = kills
 spec.loader.exec_module(kills)
@@ -40,7 +43,15 @@ def command(tmp_path, monkeypatch):
     return lambda wrong: kills.Command("batch", [wrong], ["--resume"], lambda folder: True)
 
 
-@pytest.mark.parametrize("wrong, faults", [("", []), ("litter", ["different: .fitkit-", "litter: "]), ("orphan", ["a process was left"]), ("different", ["different: metrics.json"])])
+@pytest.mark.parametrize(
+    "wrong, faults",
+    [
+        ("", []),
+        ("litter", ["different: .fitkit-", "litter: "]),
+        ("orphan", ["a process was left"]),
+        ("different", ["different: metrics.json"]),
+    ],
+)
 def test_what_is_wrong_after_a_kill_is_found(command, tmp_path, wrong, faults):
     assert kills.run([wrong, "--resume", "-o", tmp_path / "whole" / "out"]) == ""
     expected = kills.contents(tmp_path / "whole" / "out")
@@ -53,12 +64,16 @@ def test_times_do_not_count(tmp_path):
         (tmp_path / name / "tensorboard").mkdir(parents=True)
         (tmp_path / name / "metrics.json").write_text(f'{{"stages": [{{"seconds": {seconds}}}], "rms": 0.1}}')
         (tmp_path / name / "tensorboard" / "events").write_text(name)
-    assert kills.contents(tmp_path / "a") == kills.contents(tmp_path / "b") and list(kills.contents(tmp_path / "a")) == ["metrics.json"]
+    assert kills.contents(tmp_path / "a") == kills.contents(tmp_path / "b") and list(
+        kills.contents(tmp_path / "a")
+    ) == ["metrics.json"]
 
 
 def test_a_run_of_all_kinds_is_reported(command, tmp_path, capsys):
     import random
 
     report = kills.measure(command("quick"), 2, random.Random(0), tmp_path)
-    assert [row["signal"] for row in report["kills"]] == ["SIGKILL", "SIGTERM"] and all(row["faults"] == [] for row in report["kills"])
+    assert [row["signal"] for row in report["kills"]] == ["SIGKILL", "SIGTERM"] and all(
+        row["faults"] == [] for row in report["kills"]
+    )
     assert "batch 2/2: SIGTERM after " in capsys.readouterr().out

@@ -1,4 +1,5 @@
 """The package as Python sees it: what is shipped, what loads when, and the name `fitkit.fit`."""
+
 import configparser
 import importlib
 import inspect
@@ -21,8 +22,15 @@ def test_setup_cfg_names_every_package():
     folders = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "fitkit").rglob("*.py")}
     assert named == folders | {"fitkit.assets", "fitkit.recipes"}
     for name in named:
-        assert (ROOT / name.removeprefix("fitkit.") if name in ("fitkit.assets", "fitkit.recipes")
-                else ROOT / name.replace(".", "/")).joinpath("__init__.py").is_file()
+        assert (
+            (
+                ROOT / name.removeprefix("fitkit.")
+                if name in ("fitkit.assets", "fitkit.recipes")
+                else ROOT / name.replace(".", "/")
+            )
+            .joinpath("__init__.py")
+            .is_file()
+        )
 
 
 def test_public_names():
@@ -32,9 +40,19 @@ def test_public_names():
         fitkit.fti
 
 
-@pytest.mark.parametrize("first", [
-    "", "import fitkit.fit", "import fitkit.fit.run", "from fitkit.fit.run import fit", "from fitkit.fit.recipe import load_recipe",
-    "from fitkit import fit", "from fitkit import FitResult", "import importlib, fitkit.fit; importlib.reload(fitkit.fit)"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "",
+        "import fitkit.fit",
+        "import fitkit.fit.run",
+        "from fitkit.fit.run import fit",
+        "from fitkit.fit.recipe import load_recipe",
+        "from fitkit import fit",
+        "from fitkit import FitResult",
+        "import importlib, fitkit.fit; importlib.reload(fitkit.fit)",
+    ],
+)
 def test_fit_can_be_called_whatever_was_imported(first):
     code = f"""
 {first}
@@ -50,7 +68,9 @@ assert callable(fitkit.fit) and fitkit.fit.run.fit is not fitkit.fit
 from fitkit import fit
 assert fit is fitkit.fit
 """
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(Path(fitkit.__file__).parents[1])})
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(Path(fitkit.__file__).parents[1])}
+    )
 
 
 def test_fit_shows_its_signature():

@@ -1,4 +1,5 @@
 """What the README and the pages in docs/ say can be done, can be done."""
+
 import re
 import shutil
 import subprocess
@@ -25,10 +26,14 @@ def test_links_lead_somewhere(page):
 
 
 def test_python_example_runs(tmp_path):
-    shutil.copytree(ROOT / "examples/sample", tmp_path / "examples/sample", ignore=shutil.ignore_patterns("fitkit"))
-    code, = re.findall(r"```python\n(.*?)```", README, re.S)
+    shutil.copytree(
+        ROOT / "examples/sample", tmp_path / "examples/sample", ignore=shutil.ignore_patterns("fitkit")
+    )
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
     environment = {"PYTHONPATH": str(Path(fitkit.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("ok") and (tmp_path / "sample_result/subject.glb").is_file()
 
@@ -36,12 +41,16 @@ def test_python_example_runs(tmp_path):
 def test_the_script_for_an_own_model_writes_one(tmp_path, monkeypatch):
     """As the page says: it is checked, stored, and can be fitted; every array is in the table, and said to be required or not."""
     page = (ROOT / "docs/face_models.md").read_text(encoding="utf-8")
-    code, = re.findall(r"```python\n(.*?)```", page, re.S)
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FITKIT_MODELS", str(tmp_path / "models"))
     exec(compile(code, "face_models.md", "exec"), {})
     info = CliRunner().invoke(main, ["model", "info", "mine.npz"])
-    assert info.exit_code == 0 and "identity    40 coefficients" in info.output and "uv          no" in info.output
+    assert (
+        info.exit_code == 0
+        and "identity    40 coefficients" in info.output
+        and "uv          no" in info.output
+    )
     stored = CliRunner().invoke(main, ["model", "import", "npz", "mine.npz"])
     assert stored.exit_code == 0 and fitkit.load_model("mine").num_identity == 40, stored.output
     assert CliRunner().invoke(main, ["model", "import", "npz", "mine.npz", "--name", "other"]).exit_code == 0

@@ -58,7 +58,10 @@ def paint(figures, mean, layout, region, names, iris, skin) -> np.ndarray:
     steps = np.linspace(0, 4, 41)
     line = np.stack([np.interp(steps, np.arange(5), brow[:, k]) for k in range(3)], axis=1)
     width = np.interp(folded[:, 0], [brow[0, 0], brow[1, 0], brow[3, 0], brow[4, 0]], [3.2, 3.9, 2.6, 1.4])
-    mix(BROW, 0.8 * smooth_step((1.75 - distance_to_curve(folded, line) / width) / 1.3) * (region == index["face"]))
+    mix(
+        BROW,
+        0.8 * smooth_step((1.75 - distance_to_curve(folded, line) / width) / 1.3) * (region == index["face"]),
+    )
 
     # Lips: between the outer and the inner contour, soft edge.
     outer = figures.layout[figures.curve("lip_outer", [51, 52, 53, 54, 55, 56, 57])]

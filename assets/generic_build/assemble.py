@@ -53,15 +53,21 @@ class Head:
 
 def runs_along(triangles: np.ndarray, loop: np.ndarray) -> bool:
     """Whether the triangles' own direction along their border is that of `loop` (True) or the opposite."""
-    edges = {(a, b) for k in range(3) for a, b in zip(triangles[:, k].tolist(), triangles[:, (k + 1) % 3].tolist())}
+    edges = {
+        (a, b) for k in range(3) for a, b in zip(triangles[:, k].tolist(), triangles[:, (k + 1) % 3].tolist())
+    }
     steps = list(zip(loop.tolist(), np.roll(loop, -1).tolist()))
     forward = sum(s in edges and s[::-1] not in edges for s in steps)
     backward = sum(s[::-1] in edges and s not in edges for s in steps)
-    assert max(forward, backward) == len(loop) and min(forward, backward) == 0, "a loop is not a border of the skin"
+    assert max(forward, backward) == len(loop) and min(forward, backward) == 0, (
+        "a loop is not a border of the skin"
+    )
     return forward > 0
 
 
-def add_part(head: Head, skin: SkinMesh, part: parts.Part, region: str, both_sides: bool, self_mirror=None) -> None:
+def add_part(
+    head: Head, skin: SkinMesh, part: parts.Part, region: str, both_sides: bool, self_mirror=None
+) -> None:
     """Sew a part to the skin; `both_sides` adds the mirror image for the right half."""
     triangles = part.triangles
     if not runs_along(skin.triangles, part.seam):
@@ -70,7 +76,9 @@ def add_part(head: Head, skin: SkinMesh, part: parts.Part, region: str, both_sid
     first = head.count
     mirror = first + n + np.arange(n) if both_sides else first + self_mirror
     lookup = np.r_[part.seam, first + np.arange(n)]
-    head.add(part.vertices, part.layout, lookup[triangles], region, part.seam[part.follow], part.amount, mirror)
+    head.add(
+        part.vertices, part.layout, lookup[triangles], region, part.seam[part.follow], part.amount, mirror
+    )
     if both_sides:
         seam = skin.mirror[part.seam]
         lookup = np.r_[seam, first + n + np.arange(n)]
@@ -142,7 +150,13 @@ def build_arrays(figures: Figures, symmetric: int, antisymmetric: int) -> dict[s
         turned = faces if flip > 0 else faces[:, [0, 2, 1]]
         sign = np.array([flip, 1.0, 1.0])
         head.rigid[f"eye_{side}"] = head.add(
-            ball * sign, np.full((n, 2), np.nan), first + turned, f"eye_{side}", np.full(n, -1), np.zeros(n), mirror
+            ball * sign,
+            np.full((n, 2), np.nan),
+            first + turned,
+            f"eye_{side}",
+            np.full(n, -1),
+            np.zeros(n),
+            mirror,
         )
         corner = np.array([0.07 if flip < 0 else 0.93, 0.07])
         uv_extra.append(corner + disc * [flip, 1] * 0.065 / np.abs(disc).max())
@@ -187,7 +201,9 @@ def build_arrays(figures: Figures, symmetric: int, antisymmetric: int) -> dict[s
     names, shapes = [], []
     for name, displacement in figures.expressions.items():
         names.append(name)
-        shapes.append(build_expression(name, displacement, surface, figures, skin, to_skin, mean, source, amount, head))
+        shapes.append(
+            build_expression(name, displacement, surface, figures, skin, to_skin, mean, source, amount, head)
+        )
     expression = np.stack(shapes)
 
     uv = sheet_uv(np.concatenate(head.layout)[:sheet])
@@ -261,7 +277,9 @@ def extend(skin_field: np.ndarray, source: np.ndarray, amount: np.ndarray) -> np
     return skin_field[:, np.maximum(source, 0)] * amount[None, :, None]
 
 
-def build_identity(figures: Figures, skin: SkinMesh, mean_skin, symmetric: int, antisymmetric: int) -> np.ndarray:
+def build_identity(
+    figures: Figures, skin: SkinMesh, mean_skin, symmetric: int, antisymmetric: int
+) -> np.ndarray:
     """Identity modes on all skin vertices, [K, V, 3]."""
     half = np.flatnonzero(skin.layout[:, 0] >= -1e-9)
     near = AmplitudeField(figures)
@@ -274,15 +292,26 @@ def build_identity(figures: Figures, skin: SkinMesh, mean_skin, symmetric: int, 
     a, b, c = (mean_skin[skin.triangles[:, k]] for k in range(3))
     # Skull and neck vary smoothly: the local part fades out there.
     area = np.bincount(
-        skin.triangles.ravel(), np.repeat(np.linalg.norm(np.cross(b - a, c - a), axis=1) / 6, 3), len(mean_skin)
+        skin.triangles.ravel(),
+        np.repeat(np.linalg.norm(np.cross(b - a, c - a), axis=1) / 6, 3),
+        len(mean_skin),
     )[half]
     front = skin_regions(mean_skin[half]) == REGIONS.index("face")
     # Eyes, nose and mouth identify a person more than their area says.
-    feature = [i for i, n in enumerate(figures.names) if n.startswith("ibug_") and 27 <= int(n.split("_")[1]) <= 67]
+    feature = [
+        i for i, n in enumerate(figures.names) if n.startswith("ibug_") and 27 <= int(n.split("_")[1]) <= 67
+    ]
     gap, _ = cKDTree(figures.position[feature]).query(rest)
     importance = area * np.where(front, 1.0 + FEATURE_WEIGHT * np.exp(-0.5 * (gap / 12.0) ** 2), 0.08)
     basis = identity_basis(
-        figures.kernel, rest, skin.layout[half], root * calm, faded * calm, importance, symmetric, antisymmetric
+        figures.kernel,
+        rest,
+        skin.layout[half],
+        root * calm,
+        faded * calm,
+        importance,
+        symmetric,
+        antisymmetric,
     )
     out = np.empty((len(basis), len(mean_skin), 3))
     basis[:symmetric, middle, 0] = 0.0
@@ -312,11 +341,15 @@ class AmplitudeField:
         plain = mean(weight, self.roots)
         # Sites near the midline say nothing on the amplitude of a process that vanishes there.
         faded = plain.copy()
-        faded[:, :, 0] = mean(weight * self.apart + 1e-12, self.roots[:, :, 0] / np.sqrt(self.apart + 0.02)[:, None])
+        faded[:, :, 0] = mean(
+            weight * self.apart + 1e-12, self.roots[:, :, 0] / np.sqrt(self.apart + 0.02)[:, None]
+        )
         return plain, faded
 
 
-def build_expression(name, displacement, surface, figures: Figures, skin, to_skin, mean, source, amount, head):
+def build_expression(
+    name, displacement, surface, figures: Figures, skin, to_skin, mean, source, amount, head
+):
     """Displacement [V, 3] of one named shape."""
     field = to_skin @ displacement[surface]
     for side, sign in (("L", 1.0), ("R", -1.0)):
@@ -336,7 +369,9 @@ def build_expression(name, displacement, surface, figures: Figures, skin, to_ski
         sign = 1.0 if side == "L" else -1.0
         angle = np.radians(GAZE_DEGREES[way])
         # Positive rotation about +x looks down, about +y to the subject's left.
-        turn = {"Up": (-angle, 0), "Down": (angle, 0), "In": (0, -angle * sign), "Out": (0, angle * sign)}[way]
+        turn = {"Up": (-angle, 0), "Down": (angle, 0), "In": (0, -angle * sign), "Out": (0, angle * sign)}[
+            way
+        ]
         centre = figures.eye_centre * [sign, 1, 1]
         out[rows] = (mean[rows] - centre) @ rotation(*turn).T + centre - mean[rows]
     return out
@@ -421,7 +456,11 @@ def embed_landmarks(figures: Figures, skin: SkinMesh, spline: LayoutSpline) -> t
     """Triangle and barycentric weights of the 68 iBUG landmarks, found in the layout."""
     corners = skin.layout[skin.triangles]
     index, weights = np.zeros(68, int), np.zeros((68, 3))
-    table = {int(n.split("_")[1]): i for i, n in enumerate(figures.names) if n.startswith("ibug_") and "right" not in n}
+    table = {
+        int(n.split("_")[1]): i
+        for i, n in enumerate(figures.names)
+        if n.startswith("ibug_") and "right" not in n
+    }
     right = {16 - k: figures.mirror[table[k]] for k in range(9, 17)}
     right |= {43 - k: figures.mirror[table[k]] for k in range(22, 27)}
     for other, k in zip(OTHER_SIDE[0], OTHER_SIDE[1]):

@@ -54,7 +54,9 @@ def load_figures(path: str | Path) -> Figures:
     position = np.array([p["position"] for p in points])
     layout = np.array([p["layout"] for p in points])
     square = [0, 1, 2, 1, 3, 4, 2, 4, 5]  # xx xy xz yy yz zz -> rows of the matrix
-    covariance, local = (np.array([p[k] for p in points])[:, square].reshape(-1, 3, 3) for k in ("covariance", "local"))
+    covariance, local = (
+        np.array([p[k] for p in points])[:, square].reshape(-1, 3, 3) for k in ("covariance", "local")
+    )
     flip = np.array([-1.0, 1.0, 1.0])
     side = np.flatnonzero(position[:, 0] > 0.01)
     middle = np.flatnonzero(position[:, 0] <= 0.01)

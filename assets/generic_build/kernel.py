@@ -82,7 +82,8 @@ def mirror_correlation(parameters: KernelParameters, axis: int, p, u) -> np.ndar
     """Correlation [A] of the unsymmetrised process between a point and its mirror image."""
     distance = (2 * p[:, 0] * parameters.stretch[0]) ** 2 + parameters.layout * (2 * u[:, 0]) ** 2
     return sum(
-        w * np.exp(-0.5 * distance / s**2) for s, w in zip(parameters.lengths[:, axis], parameters.weights[:, axis])
+        w * np.exp(-0.5 * distance / s**2)
+        for s, w in zip(parameters.lengths[:, axis], parameters.weights[:, axis])
     )
 
 
@@ -137,9 +138,9 @@ def identity_basis(
         value, vector = np.linalg.eigh(factor.T @ (weight * factor))
         order = np.argsort(value)[::-1][:count]
         basis = (factor @ vector[:, order]).T.reshape(count, -1, 3)
-        basis *= np.sign(basis.reshape(count, -1)[np.arange(count), np.abs(basis.reshape(count, -1)).argmax(1)])[
-            :, None, None
-        ]
+        basis *= np.sign(
+            basis.reshape(count, -1)[np.arange(count), np.abs(basis.reshape(count, -1)).argmax(1)]
+        )[:, None, None]
         out.append(basis)
     return np.concatenate(out)
 
@@ -172,9 +173,9 @@ def pivoted_cholesky(parameters, points, layout, root, sign, importance, rank) -
                 break
         at = np.array(picked)
         v, c = at // 3, at % 3
-        column = local_covariance(
-            parameters, root, points, layout, points[v], layout[v], root[v], sign
-        )[:, :, np.arange(len(at)), c].reshape(3 * n, -1)
+        column = local_covariance(parameters, root, points, layout, points[v], layout[v], root[v], sign)[
+            :, :, np.arange(len(at)), c
+        ].reshape(3 * n, -1)
         column = column - factor @ factor[at].T
         gram = column[at]
         value, vector = np.linalg.eigh(0.5 * (gram + gram.T))

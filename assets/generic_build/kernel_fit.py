@@ -8,14 +8,18 @@ import torch
 from .kernel import FLIP, matrix_roots, polynomial_terms
 
 
-def fit_polynomial(displacement: np.ndarray, points: np.ndarray, centre: np.ndarray, degree: int) -> np.ndarray:
+def fit_polynomial(
+    displacement: np.ndarray, points: np.ndarray, centre: np.ndarray, degree: int
+) -> np.ndarray:
     """Least-squares polynomial coefficients [N, K] of mirror-symmetric displacements [K, V, 3]."""
     terms = polynomial_terms(points, centre, degree)
     flat = displacement.reshape(len(displacement), -1)
     return np.linalg.lstsq(terms.reshape(len(terms), -1).T, flat.T, rcond=None)[0]
 
 
-def fit_kernel(sites: np.ndarray, layout: np.ndarray, local: np.ndarray, scales: int = 3, steps: int = 200) -> dict:
+def fit_kernel(
+    sites: np.ndarray, layout: np.ndarray, local: np.ndarray, scales: int = 3, steps: int = 200
+) -> dict:
     """Maximum-likelihood lengths, weights, stretch, layout factor and gain.
 
     The expected negative log-likelihood  (tr(K^-1 C) + log det K) / 2  is minimised, C being the covariance of the
@@ -47,7 +51,10 @@ def fit_kernel(sites: np.ndarray, layout: np.ndarray, local: np.ndarray, scales:
         square = ((p[:, None] - q[None]) * torch.exp(free["stretch"])).pow(2).sum(-1)
         square = square + (u[:, None] - w[None]).pow(2).sum(-1) * torch.exp(free["layout"])
         share = torch.softmax(free["weights"][:, axis], 0)
-        return sum(s * torch.exp(-0.5 * square / torch.exp(le) ** 2) for s, le in zip(share, free["lengths"][:, axis]))
+        return sum(
+            s * torch.exp(-0.5 * square / torch.exp(le) ** 2)
+            for s, le in zip(share, free["lengths"][:, axis])
+        )
 
     for step in range(steps):
         optimiser.zero_grad()
@@ -59,7 +66,9 @@ def fit_kernel(sites: np.ndarray, layout: np.ndarray, local: np.ndarray, scales:
         kernel = torch.einsum("iac,cij,jbc->iajb", root, torch.stack(unit), root).reshape(3 * n, 3 * n)
         kernel = kernel * torch.exp(free["gain"]) + torch.exp(free["noise"]) ** 2 * torch.eye(3 * n)
         lower = torch.linalg.cholesky(kernel)
-        loss = 0.5 * torch.trace(torch.cholesky_solve(observed, lower)) + torch.log(torch.diagonal(lower)).sum()
+        loss = (
+            0.5 * torch.trace(torch.cholesky_solve(observed, lower)) + torch.log(torch.diagonal(lower)).sum()
+        )
         loss = loss + 0.5 * ((free["noise"] + 1.2) / 0.3) ** 2  # sites are good to about 0.3 mm
         loss.backward()
         optimiser.step()

@@ -110,7 +110,9 @@ def planar_layout(vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
         j_all += [j, k]
         w_all += [half_tan / (lu + 1e-6), half_tan / (lw + 1e-6)]
     n = len(points)
-    weight = coo_matrix((np.concatenate(w_all), (np.concatenate(i_all), np.concatenate(j_all))), shape=(n, n)).tocsr()
+    weight = coo_matrix(
+        (np.concatenate(w_all), (np.concatenate(i_all), np.concatenate(j_all))), shape=(n, n)
+    ).tocsr()
     used = np.zeros(n, bool)
     used[faces] = True
     fixed = np.zeros(n, bool)
@@ -253,7 +255,9 @@ def named_sites(face: Surface) -> tuple[list[Site], np.ndarray]:
     """Sites on named curves and places, and a mask [V] of vertices that further sites may use."""
     mean, region, plane, landmarks = face.mean, face.region, face.plane, face.landmarks
     graph = edge_graph(mean, face.skin)
-    sites: list[Site] = [(f"ibug_{k}", k, {int(v): 1.0}) for k, v in enumerate(landmarks) if mean[v, 0] > -0.01]
+    sites: list[Site] = [
+        (f"ibug_{k}", k, {int(v): 1.0}) for k, v in enumerate(landmarks) if mean[v, 0] > -0.01
+    ]
     extra = {"lid": [2, 1, 3, 3, 1, 2], "lip_outer": [1, 1, 2, 2, 1, 1], "lip_inner": [1, 2, 2, 1]}
     curves = {}
     for name, corners in LOOPS.items():
@@ -313,7 +317,9 @@ def wanted_spacing(face: Surface) -> np.ndarray:
     d_lip = cKDTree(mean[landmarks[48:]]).query(mean)[0]
     d_nose = cKDTree(mean[[landmarks[33], landmarks[35]]] + [[6, 1, 0], [3, 6, -2]]).query(mean)[0]
     spacing = np.clip(
-        np.minimum.reduce([3.0 + 0.45 * d_lid, 4.2 + 0.5 * d_lip, 4.2 + 0.5 * np.maximum(d_nose - 9, 0)]), 3.0, 15.0
+        np.minimum.reduce([3.0 + 0.45 * d_lid, 4.2 + 0.5 * d_lip, 4.2 + 0.5 * np.maximum(d_nose - 9, 0)]),
+        3.0,
+        15.0,
     )
     spacing = np.where(face.region == 2, np.clip(0.35 * np.abs(90 - mean[:, 2]), 18, 38), spacing)
     return spacing * SPACING
@@ -385,11 +391,15 @@ def measure_people(ict, face: Surface, sites: list[Site]) -> tuple[np.ndarray, n
     coefficient = fit_polynomial(whole, face.mean[rows], centre, DEGREE)
     rest = symmetric - np.einsum("nk,npc->kpc", coefficient, polynomial_terms(position, centre, DEGREE))
     local = np.einsum("kpi,kpj->pij", rest, rest)
-    front = np.array([not s[0].startswith(("neck", "skull", "ear", "nostril_inner", "nostril_deep")) for s in sites])
+    front = np.array(
+        [not s[0].startswith(("neck", "skull", "ear", "nostril_inner", "nostril_deep")) for s in sites]
+    )
     kernel = {"degree": DEGREE, "centre": centre.round(2).tolist()}
     kernel["coefficients"] = [[round(float(x), 4) for x in row] for row in coefficient @ coefficient.T]
     kernel |= fit_kernel(position[front], layout[front], rest[:, front])
-    kernel["asymmetry"] = round(float(np.sqrt((asymmetric[:, front] ** 2).sum() / (rest[:, front] ** 2).sum())), 3)
+    kernel["asymmetry"] = round(
+        float(np.sqrt((asymmetric[:, front] ** 2).sum() / (rest[:, front] ** 2).sum())), 3
+    )
     return covariance, local, kernel
 
 

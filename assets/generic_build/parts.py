@@ -37,7 +37,9 @@ def strip(upper: np.ndarray, lower: np.ndarray, closed: bool, turn_at: int | Non
     return np.where(turned[:, None], other, first).reshape(-1, 3)
 
 
-def rings(seam: np.ndarray, loops: list[np.ndarray], plane: list[np.ndarray], amount: list, hub, turn_at=None) -> Part:
+def rings(
+    seam: np.ndarray, loops: list[np.ndarray], plane: list[np.ndarray], amount: list, hub, turn_at=None
+) -> Part:
     """Closed rings from the seam inwards; `hub` = (position, layout, amount, row) closes the last ring, or None."""
     n = len(seam)
     rows = [np.arange(n)] + [n * (k + 1) + np.arange(n) for k in range(len(loops))]
@@ -110,7 +112,9 @@ def ear(seam: np.ndarray, base: np.ndarray, base_layout: np.ndarray) -> Part:
     return rings(seam, list(smooth), plane, amount, hub)
 
 
-def lid_rim(seam: np.ndarray, margin: np.ndarray, margin_layout: np.ndarray, centre: np.ndarray, radius: float) -> Part:
+def lid_rim(
+    seam: np.ndarray, margin: np.ndarray, margin_layout: np.ndarray, centre: np.ndarray, radius: float
+) -> Part:
     """Thickness of the left lids: a short wall from their margin back into the eyeball."""
     ray = margin - centre
     ray /= np.linalg.norm(ray, axis=1, keepdims=True)
@@ -130,7 +134,9 @@ def lid_rim(seam: np.ndarray, margin: np.ndarray, margin_layout: np.ndarray, cen
     return rings(seam, loops, plane, [1.0, 1.0, 0.9], None)
 
 
-def nostril(seam: np.ndarray, rim: np.ndarray, rim_layout: np.ndarray, inner: np.ndarray, inner_layout, deep) -> Part:
+def nostril(
+    seam: np.ndarray, rim: np.ndarray, rim_layout: np.ndarray, inner: np.ndarray, inner_layout, deep
+) -> Part:
     """Left nostril: a short tunnel from the rim [N, 3] to a measured inner ring [M, 3] and the deepest point [3]."""
     hub = deep[1]
     turn = lambda u: np.unwrap(np.arctan2(u[:, 1] - hub[1], u[:, 0] - hub[0]))  # noqa: E731
@@ -166,7 +172,12 @@ def mouth_lining(seam: np.ndarray, lip: np.ndarray, lip_layout: np.ndarray) -> P
         ring[:, 2] -= depth + 1.2 * np.abs(side) ** 6
         ring[:, 0] *= 1 - narrow
         loops.append(ring)
-    for depth, half_height, half_width in ((8.0, 10.0, 1.0), (18.0, 13.0, 1.1), (36.0, 12.0, 0.95), (44.0, 6.0, 0.5)):
+    for depth, half_height, half_width in (
+        (8.0, 10.0, 1.0),
+        (18.0, 13.0, 1.1),
+        (36.0, 12.0, 0.95),
+        (44.0, 6.0, 0.5),
+    ):
         ring = np.empty_like(lip)
         ring[:, 0] = half_width * width * np.sign(side) * np.abs(side) ** 0.6
         ring[:, 1] = bag_y - 1.0 + half_height * lift
@@ -179,7 +190,9 @@ def mouth_lining(seam: np.ndarray, lip: np.ndarray, lip_layout: np.ndarray) -> P
     return rings(seam, loops, plane, amount, hub, turn_at=n // 2)
 
 
-def eyeball(centre: np.ndarray, radius: float, iris_radius: float, pole: np.ndarray) -> tuple[np.ndarray, ...]:
+def eyeball(
+    centre: np.ndarray, radius: float, iris_radius: float, pole: np.ndarray
+) -> tuple[np.ndarray, ...]:
     """Left eyeball as rings around its visual axis.
 
     Returns:
@@ -198,7 +211,9 @@ def eyeball(centre: np.ndarray, radius: float, iris_radius: float, pole: np.ndar
     for angle in polar:
         tilt = np.radians(angle)
         bulge = 0.45 * max(0.0, 1 - (angle / (1.25 * iris)) ** 2)
-        ring = np.cos(tilt) * pole + np.sin(tilt) * (np.cos(turn)[:, None] * right + np.sin(turn)[:, None] * up)
+        ring = np.cos(tilt) * pole + np.sin(tilt) * (
+            np.cos(turn)[:, None] * right + np.sin(turn)[:, None] * up
+        )
         vertices.extend(centre + ring * (radius + bulge))
         disc.extend(np.c_[np.cos(turn), np.sin(turn)] * (angle / 180) ** 0.6)
         relative.extend([angle / iris] * count)
@@ -206,7 +221,9 @@ def eyeball(centre: np.ndarray, radius: float, iris_radius: float, pole: np.ndar
     # The far pole closes the map: a ring of zero size in space, on the rim of the disc.
     faces = [np.c_[np.zeros(count, int), 1 + np.arange(count), 1 + (np.arange(count) + 1) % count]]
     for k in range(len(polar) - 1):
-        faces.append(strip(1 + k * count + np.arange(count), 1 + (k + 1) * count + np.arange(count), closed=True))
+        faces.append(
+            strip(1 + k * count + np.arange(count), 1 + (k + 1) * count + np.arange(count), closed=True)
+        )
     vertices = np.array(vertices[:-1])
     return vertices, np.concatenate(faces), np.array(disc), np.array(relative)
 
@@ -229,7 +246,9 @@ def teeth(front: float, gum: float, edge: float, half_width: float = 25.0, count
         vertices.append(np.c_[x, np.full(count, y), z])
         grid.append(np.c_[(u + 1) / 2, np.full(count, 1 - k / (len(rows) - 1))])
     faces = [
-        strip(k * count + np.arange(count), (k + 1) * count + np.arange(count), closed=False, turn_at=count // 2)
+        strip(
+            k * count + np.arange(count), (k + 1) * count + np.arange(count), closed=False, turn_at=count // 2
+        )
         for k in range(len(rows) - 1)
     ]
     return np.concatenate(vertices), np.concatenate(faces), np.concatenate(grid)

@@ -159,7 +159,9 @@ def build_skin(figures: Figures, spline: LayoutSpline, surface: list[int], seed:
     fixed += eye_rings + lip_rings + [ear_ring, nostril_ring]
 
     # Midline, from the neck to the outermost lip ring and from there over nose and crown to the nape.
-    between = np.concatenate([r[[0, -1]] for r in lip_rings[:-1]])  # ends of the inner rings are on the midline already
+    between = np.concatenate(
+        [r[[0, -1]] for r in lip_rings[:-1]]
+    )  # ends of the inner rings are on the midline already
     assert (np.abs(between[:, 0]) == 0).all()
     below = midline(neck[0, 1], lip_rings[-1][-1, 1], to_head, wanted)
     above = midline(lip_rings[-1][0, 1], neck[-1, 1], to_head, wanted)
@@ -181,7 +183,9 @@ def build_skin(figures: Figures, spline: LayoutSpline, surface: list[int], seed:
     mouth = np.concatenate([lip_rings[-1], lip_rings[-1][::-1] * [-1, 1]])
     generator = np.random.default_rng(seed)
     grid = candidates(outline, generator)
-    keep = inside(outline, grid) & ~inside(eye_rings[-1], grid) & ~inside(mouth, grid) & ~inside(ear_ring, grid)
+    keep = (
+        inside(outline, grid) & ~inside(eye_rings[-1], grid) & ~inside(mouth, grid) & ~inside(ear_ring, grid)
+    )
     keep &= ~inside(nostril_ring, grid)
     grid = grid[keep]
     grid_head = to_head(grid)
@@ -338,7 +342,9 @@ def relax(points: np.ndarray, faces: np.ndarray, fixed: int, to_head) -> np.ndar
     weight = np.repeat(area**0.75, 3)
     centre = np.repeat(points[faces].mean(1), 3, axis=0)
     total = np.bincount(faces.ravel(), weight, len(points))
-    moved = np.stack([np.bincount(faces.ravel(), weight * centre[:, k], len(points)) for k in range(2)], axis=1)
+    moved = np.stack(
+        [np.bincount(faces.ravel(), weight * centre[:, k], len(points)) for k in range(2)], axis=1
+    )
     moved /= np.maximum(total, 1e-12)[:, None]
     moved[total == 0] = points[total == 0]
     return moved[fixed:]

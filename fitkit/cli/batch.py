@@ -1,4 +1,5 @@
 """`fitkit batch`: fits of all subjects below a folder."""
+
 from __future__ import annotations
 
 import sys
@@ -14,9 +15,17 @@ from fitkit.errors import FitError
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the results, laid out as FOLDER.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of the results, laid out as FOLDER.",
+)
 @recipe_options
-@click.option("--workers", type=int, default=1, show_default=True, metavar="W", help="Processes, each with one thread.")
+@click.option(
+    "--workers", type=int, default=1, show_default=True, metavar="W", help="Processes, each with one thread."
+)
 @click.option("--resume", is_flag=True, help="Keep the results that are there, fit the rest.")
 @click.option("--light", is_flag=True, help="Write parameters and numbers only, no meshes and pictures.")
 @click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
@@ -53,15 +62,28 @@ def batch(folder, overrides, output, recipe, workers, resume, light, device, qui
         click.echo(f"\ninterrupted; what is finished is in {output}, go on with --resume", err=True)
         sys.exit(130)
     numbers = summary(rows)
-    expected = "" if numbers["expected_mm"] != numbers["expected_mm"] else f"expected error {numbers['expected_mm']:.1f} mm, "
+    expected = (
+        ""
+        if numbers["expected_mm"] != numbers["expected_mm"]
+        else f"expected error {numbers['expected_mm']:.1f} mm, "
+    )
     means = ""
     if numbers["subjects"] > numbers["error"]:
-        means = (f"; mean {expected}reprojection error {100 * numbers['reprojection_share']:.1f} % of the face size, "
-                 f"{numbers['seconds']:.2f} s and {numbers['iterations']:.0f} iterations in the solver")
-    click.echo(f"{numbers['subjects']} subjects: " + ", ".join(f"{numbers[s]} {s}" for s in ("ok", "doubtful", "failed", "error"))
-               + f"{means}; {output / REPORT}")
+        means = (
+            f"; mean {expected}reprojection error {100 * numbers['reprojection_share']:.1f} % of the face size, "
+            f"{numbers['seconds']:.2f} s and {numbers['iterations']:.0f} iterations in the solver"
+        )
+    click.echo(
+        f"{numbers['subjects']} subjects: "
+        + ", ".join(f"{numbers[s]} {s}" for s in ("ok", "doubtful", "failed", "error"))
+        + f"{means}; {output / REPORT}"
+    )
     lost = [r for r in rows if r.status not in ("ok", "doubtful")]
     if lost:
-        again = "; --resume tries those with status error again" if any(r.status == "error" for r in lost) else ""
-        raise FitError(f"{'none' if len(lost) == len(rows) else f'{len(lost)}'} of the {len(rows)} subjects of {folder} "
-                       f"could {'' if len(lost) == len(rows) else 'not '}be fitted; {output / REPORT} says why{again}")
+        again = (
+            "; --resume tries those with status error again" if any(r.status == "error" for r in lost) else ""
+        )
+        raise FitError(
+            f"{'none' if len(lost) == len(rows) else f'{len(lost)}'} of the {len(rows)} subjects of {folder} "
+            f"could {'' if len(lost) == len(rows) else 'not '}be fitted; {output / REPORT} says why{again}"
+        )

@@ -1,4 +1,5 @@
 """`fitkit bench ...`: accuracy and speed of the fit, worth of its energies, and the landmark detectors."""
+
 from __future__ import annotations
 
 import os
@@ -46,14 +47,34 @@ def bench():
 @bench.command()
 @click.argument("data", type=click.Path(), required=False)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--model", "models", multiple=True, help="Face model; may be repeated.  [default: ict and generic; without DATA generic]")
-@click.option("--recipe", "recipes", multiple=True, default=("landmarks", "multiview"), show_default=True, help="Recipe; may be repeated.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="Face model; may be repeated.  [default: ict and generic; without DATA generic]",
+)
+@click.option(
+    "--recipe",
+    "recipes",
+    multiple=True,
+    default=("landmarks", "multiview"),
+    show_default=True,
+    help="Recipe; may be repeated.",
+)
 @click.option("--subjects", multiple=True, callback=_names, help="Only these, separated by commas.")
 @click.option("--views", callback=_numbers, help="Only these views by position, e.g. 0,2,4.")
-@click.option("--photos", callback=_numbers, help="Numbers of photos, e.g. 1,2,5: a fit with each, of photos spread evenly over all.")
-@click.option("--people", type=int, default=8, show_default=True, help="Without DATA: how many people are rendered.")
+@click.option(
+    "--photos",
+    callback=_numbers,
+    help="Numbers of photos, e.g. 1,2,5: a fit with each, of photos spread evenly over all.",
+)
+@click.option(
+    "--people", type=int, default=8, show_default=True, help="Without DATA: how many people are rendered."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Without DATA: which people.")
-@click.option("--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file.")
+@click.option(
+    "--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file."
+)
 @_one_sentence
 def accuracy(data, overrides, models, recipes, subjects, views, photos, people, seed, path):
     """Scan-to-mesh errors of the neutral shape, and of the face in the photos, for all subjects of DATA.
@@ -73,8 +94,13 @@ def accuracy(data, overrides, models, recipes, subjects, views, photos, people, 
         data, overrides = None, (data, *overrides)
     with TemporaryDirectory(prefix="fitkit_bench_") as folder:
         if data is None:
-            data, models = run.rendered_people(os.path.join(folder, f"rendered_seed_{seed}"), people, seed, tell=_tell), models or ("generic",)
-        report = run.accuracy(data, models or ("ict", "generic"), recipes, subjects, views, overrides, _tell, photos or ())
+            data, models = (
+                run.rendered_people(os.path.join(folder, f"rendered_seed_{seed}"), people, seed, tell=_tell),
+                models or ("generic",),
+            )
+        report = run.accuracy(
+            data, models or ("ict", "generic"), recipes, subjects, views, overrides, _tell, photos or ()
+        )
     _finish(report, run.accuracy_text(report), path)
     if any(row["error"] for row in report["rows"]):
         raise click.ClickException("some fits failed; they are listed above and not in the means")
@@ -83,10 +109,25 @@ def accuracy(data, overrides, models, recipes, subjects, views, photos, people, 
 @bench.command()
 @click.argument("data", type=click.Path())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--recipe", "recipe_name", default="ablation", show_default=True, help="What is compared: a recipe of recipes/bench/ or a file.")
-@click.option("--model", "models", multiple=True, default=("ict", "generic"), show_default=True, help="Face model; may be repeated.")
+@click.option(
+    "--recipe",
+    "recipe_name",
+    default="ablation",
+    show_default=True,
+    help="What is compared: a recipe of recipes/bench/ or a file.",
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    default=("ict", "generic"),
+    show_default=True,
+    help="Face model; may be repeated.",
+)
 @click.option("--subjects", multiple=True, callback=_names, help="Only these, separated by commas.")
-@click.option("--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file.")
+@click.option(
+    "--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file."
+)
 @_one_sentence
 def ablation(data, overrides, recipe_name, models, subjects, path):
     """What each energy between the photos is worth, by number of views and kind of subject.
@@ -108,11 +149,23 @@ def ablation(data, overrides, recipe_name, models, subjects, path):
 @click.argument("subject", type=click.Path())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--model", "model_name", default="ict", show_default=True, help="Face model.")
-@click.option("--recipe", "recipe_name", default="multiview", show_default=True, help="The recipe that is timed.")
-@click.option("--views", callback=_numbers, default="0,2,4", show_default=True, help="The views that are fitted, by position.")
-@click.option("--repeats", type=int, default=5, show_default=True, help="Timed runs after a first one that is not.")
+@click.option(
+    "--recipe", "recipe_name", default="multiview", show_default=True, help="The recipe that is timed."
+)
+@click.option(
+    "--views",
+    callback=_numbers,
+    default="0,2,4",
+    show_default=True,
+    help="The views that are fitted, by position.",
+)
+@click.option(
+    "--repeats", type=int, default=5, show_default=True, help="Timed runs after a first one that is not."
+)
 @click.option("--parts", multiple=True, callback=_names, help="Only some of fit,adam,views,rasterizer.")
-@click.option("--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file.")
+@click.option(
+    "--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file."
+)
 @_one_sentence
 def speed(subject, overrides, model_name, recipe_name, views, repeats, parts, path):
     """Wall and CPU times of the fit on one SUBJECT folder.
@@ -124,19 +177,45 @@ def speed(subject, overrides, model_name, recipe_name, views, repeats, parts, pa
     """
     from fitkit.evaluate import bench as run
 
-    report = run.speed(subject, model_name, recipe_name, views, repeats, parts or run.SPEED_PARTS, overrides, _tell)
+    report = run.speed(
+        subject, model_name, recipe_name, views, repeats, parts or run.SPEED_PARTS, overrides, _tell
+    )
     _finish(report, run.speed_text(report), path)
 
 
 @bench.command()
 @click.argument("data", type=click.Path())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--model", "models", multiple=True, default=("generic",), show_default=True, help="Face model; may be repeated.")
-@click.option("--recipe", "recipes", multiple=True, default=("landmarks", "multiview"), show_default=True, help="Recipe; may be repeated.")
-@click.option("--weights", default="", metavar="FILE", help="Network; default: the one that comes with fitkit.")
-@click.option("--trials", type=int, default=200, show_default=True, help="Fits with spoiled landmarks or poses from each start; 0 = none.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    default=("generic",),
+    show_default=True,
+    help="Face model; may be repeated.",
+)
+@click.option(
+    "--recipe",
+    "recipes",
+    multiple=True,
+    default=("landmarks", "multiview"),
+    show_default=True,
+    help="Recipe; may be repeated.",
+)
+@click.option(
+    "--weights", default="", metavar="FILE", help="Network; default: the one that comes with fitkit."
+)
+@click.option(
+    "--trials",
+    type=int,
+    default=200,
+    show_default=True,
+    help="Fits with spoiled landmarks or poses from each start; 0 = none.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the spoiled fits.")
-@click.option("--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file.")
+@click.option(
+    "--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file."
+)
 @_one_sentence
 def init(data, overrides, models, recipes, weights, trials, seed, path):
     """What the start of a fit is worth: from the landmarks, from a network, and from the better of the two.
@@ -154,10 +233,14 @@ def init(data, overrides, models, recipes, weights, trials, seed, path):
 
 @bench.command()
 @click.argument("data", type=click.Path())
-@click.option("--landmarks", "detector", default="builtin", show_default=True, help="The detector that is measured.")
+@click.option(
+    "--landmarks", "detector", default="builtin", show_default=True, help="The detector that is measured."
+)
 @click.option("--everyone", is_flag=True, help="Pictures of people that the training has seen too.")
 @click.option("--device", default="cpu", show_default=True, help="Torch device.")
-@click.option("--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file.")
+@click.option(
+    "--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file."
+)
 @_one_sentence
 def landmarks(data, detector, everyone, device, path):
     """Errors of a landmark detector on labelled pictures.

@@ -1,4 +1,5 @@
 """`fitkit detect`: the 68 landmarks of photos as .pts files and pictures, to look at and to correct by hand."""
+
 from __future__ import annotations
 
 import os
@@ -16,10 +17,21 @@ PICTURES = "landmarks"  # folder of the pictures: beside the photos they would c
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=None, metavar="DIR",
-              help="Folder of the results; default: beside each photo.")
-@click.option("--landmarks", default="auto", show_default=True, metavar="auto|builtin|builtin3d|fan|fan3d|onnx:PATH",
-              help="Detector; auto: fan, if its weights are here, or builtin.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="DIR",
+    help="Folder of the results; default: beside each photo.",
+)
+@click.option(
+    "--landmarks",
+    default="auto",
+    show_default=True,
+    metavar="auto|builtin|builtin3d|fan|fan3d|onnx:PATH",
+    help="Detector; auto: fan, if its weights are here, or builtin.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace landmark files that are there.")
 @click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
 def detect(images, output, landmarks, overwrite, device):
@@ -44,7 +56,9 @@ def detect(images, output, landmarks, overwrite, device):
     for line in failed:
         click.echo(f"Error: {line}", err=True)
     if photos:
-        if output is not None and os.path.realpath(output) not in {os.path.realpath(p.parent) for p in photos}:
+        if output is not None and os.path.realpath(output) not in {
+            os.path.realpath(p.parent) for p in photos
+        }:
             check_folder(output, ("*.pts", f"{PICTURES}/*_landmarks.png"), (), "detect")
         for folder in {output or p.parent for p in photos}:
             remove_litter(folder)
@@ -58,7 +72,9 @@ def detect(images, output, landmarks, overwrite, device):
             try:
                 target = (folder / f"{photo.stem}.pts").absolute()
                 if target in done:
-                    raise InputError(f"{photo}: {target} already holds the landmarks of {done[target]}; rename one of the two")
+                    raise InputError(
+                        f"{photo}: {target} already holds the landmarks of {done[target]}; rename one of the two"
+                    )
                 done[target] = photo
                 click.echo(_detect_one(detector, photo, folder, overwrite))
             except FitkitError as error:
@@ -78,12 +94,18 @@ def _photos(given: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
     wrong: list[str] = []
     for path in given:
         if path.is_dir():
-            inside = [p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+            inside = [
+                p
+                for p in path.iterdir()
+                if p.is_file() and p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
+            ]
             photos += sorted(without_copies(inside)[0], key=lambda p: natural_key(p.name))
             if not inside:
                 wrong.append(f"{path}: no images in this folder")
         elif path.suffix.lower() in landmark_files.SUFFIXES:
-            wrong.append(f"{path}: expected a photo or a folder of photos, got a file with the name of landmarks")
+            wrong.append(
+                f"{path}: expected a photo or a folder of photos, got a file with the name of landmarks"
+            )
         else:
             photos.append(path)
     return list(dict.fromkeys(photos)), wrong
@@ -141,7 +163,11 @@ def _write(folder: Path, stem: str, image, face) -> Path:
     targets = (folder / f"{stem}.pts", folder / PICTURES / f"{stem}_landmarks.png")
     try:
         # The points take their place last: they are what counts.
-        with written_whole(targets[0]) as points_part, written_whole(targets[1]) as picture_part, writing(targets[0], ELSEWHERE):
+        with (
+            written_whole(targets[0]) as points_part,
+            written_whole(targets[1]) as picture_part,
+            writing(targets[0], ELSEWHERE),
+        ):
             write_pts(points_part, points)
             Image.fromarray(draw_landmarks(image, face)).save(picture_part, format="PNG")
     finally:

@@ -1,4 +1,5 @@
 """`fitkit energies`: what a fit or a training can minimize."""
+
 from __future__ import annotations
 
 import click

@@ -1,4 +1,5 @@
 """`fitkit evaluate`: the papers' protocols on their data sets, and comparisons of two evaluations."""
+
 from __future__ import annotations
 
 import click
@@ -11,18 +12,44 @@ from fitkit.errors import InputError
 @click.argument("protocol", required=False)
 @click.argument("data", type=click.Path(), required=False)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("-o", "--output", type=click.Path(), default=None, metavar="DIR", help="Folder of the results; default: evaluation/PROTOCOL.")
-@click.option("--predictions", type=click.Path(), default=None, metavar="DIR",
-              help="Score the predictions in this folder; nothing is fitted.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    default=None,
+    metavar="DIR",
+    help="Folder of the results; default: evaluation/PROTOCOL.",
+)
+@click.option(
+    "--predictions",
+    type=click.Path(),
+    default=None,
+    metavar="DIR",
+    help="Score the predictions in this folder; nothing is fitted.",
+)
 @click.option("--model", default=None, metavar="NAME|PATH", help="Face model; default: the recipe's.")
-@click.option("--recipe", default=None, metavar="NAME|PATH", help="Recipe of the fits; default: the evaluation recipe's.")
+@click.option(
+    "--recipe",
+    default=None,
+    metavar="NAME|PATH",
+    help="Recipe of the fits; default: the evaluation recipe's.",
+)
 @click.option("--limit", type=int, default=None, metavar="N", help="Only the first N samples.")
 @click.option("--resume", is_flag=True, help="Go on with the predictions that are in the output folder.")
-@click.option("--compare", type=click.Path(), nargs=2, default=None, metavar="A B", help="Compare two metrics.json; nothing else is done.")
+@click.option(
+    "--compare",
+    type=click.Path(),
+    nargs=2,
+    default=None,
+    metavar="A B",
+    help="Compare two metrics.json; nothing else is done.",
+)
 @click.option("--list", "listing", is_flag=True, help="List the protocols.")
 @click.option("-q", "--quiet", is_flag=True, help="No line for each sample.")
 @_one_sentence
-def evaluate(protocol, data, overrides, output, predictions, model, recipe, limit, resume, compare, listing, quiet):
+def evaluate(
+    protocol, data, overrides, output, predictions, model, recipe, limit, resume, compare, listing, quiet
+):
     """Fit every sample of the data set in DATA, then measure what PROTOCOL measures (`fitkit evaluate --list`, or a .yaml file).
 
     First the predictions are written, then the metrics are computed from them: metrics.json, metrics.csv, error_maps/. KEY=VALUE
@@ -40,7 +67,9 @@ def evaluate(protocol, data, overrides, output, predictions, model, recipe, limi
     if protocol is None or data is None:
         raise click.UsageError("expected PROTOCOL and DATA, or --compare A B, or --list")
     if resume and predictions is not None:
-        raise click.UsageError("--resume goes on with predictions of the output folder, --predictions takes others; give one of them")
+        raise click.UsageError(
+            "--resume goes on with predictions of the output folder, --predictions takes others; give one of them"
+        )
     from pathlib import Path
 
     from fitkit.evaluate import run
@@ -53,20 +82,31 @@ def evaluate(protocol, data, overrides, output, predictions, model, recipe, limi
     settled = load_evaluate_recipe(protocol, overrides, changes)
     folder = Path(output) if output else Path("evaluation") / settled.name
     try:
-        report = run.evaluate(settled, data, folder, predictions, limit, resume,
-                              (lambda line: None) if quiet else lambda line: click.echo(line, err=True))
+        report = run.evaluate(
+            settled,
+            data,
+            folder,
+            predictions,
+            limit,
+            resume,
+            (lambda line: None) if quiet else lambda line: click.echo(line, err=True),
+        )
     except KeyboardInterrupt:
         kept = folder / run.PREDICTIONS
         if predictions is not None or not kept.is_dir():
             raise
-        click.echo(f"\ninterrupted; the predictions so far are in {kept}, --resume goes on with them", err=True)
+        click.echo(
+            f"\ninterrupted; the predictions so far are in {kept}, --resume goes on with them", err=True
+        )
         raise click.exceptions.Exit(130) from None
     click.echo(run.report_text(report))
     click.echo(f"written: {folder / run.REPORT}")
     failed = sum(row["status"] in run.NOT_SCORED for row in report["rows"])
     if failed:
-        raise click.ClickException(f"{failed} of {len(report['rows'])} samples failed or are missing; "
-                                   "they are listed above and not in the means")
+        raise click.ClickException(
+            f"{failed} of {len(report['rows'])} samples failed or are missing; "
+            "they are listed above and not in the means"
+        )
 
 
 def _list() -> None:

@@ -1,4 +1,5 @@
 """`fitkit export-regressor`: a trained network as a program that runs without fitkit."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -10,10 +11,27 @@ from fitkit.cli.model import _one_sentence
 
 @click.command("export-regressor")
 @click.argument("weights", type=click.Path(path_type=Path), required=False)
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
-              help="The program: NAME.pt or NAME.onnx; NAME.json explains it (of a second NAME: NAME.onnx.json).")
-@click.option("--format", "kind", type=click.Choice(["torchscript", "onnx"]), default=None, help="Default: by the suffix of the output.")
-@click.option("--views", type=int, default=0, metavar="V", help="Photos of a person; default: the network's views, or 3.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The program: NAME.pt or NAME.onnx; NAME.json explains it (of a second NAME: NAME.onnx.json).",
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["torchscript", "onnx"]),
+    default=None,
+    help="Default: by the suffix of the output.",
+)
+@click.option(
+    "--views",
+    type=int,
+    default=0,
+    metavar="V",
+    help="Photos of a person; default: the network's views, or 3.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace files that are there.")
 @_one_sentence
 def export_regressor(weights, output, kind, views, overwrite):

@@ -1,4 +1,5 @@
 """`fitkit fit`: photos of one person -> one face, as a folder of results."""
+
 from __future__ import annotations
 
 import logging
@@ -19,25 +20,62 @@ from fitkit.io.termination import Terminated
 
 
 RECIPE_OPTIONS = (
-    click.option("--recipe", default="multiview", show_default=True, metavar="NAME|PATH",
-                 help="What is fitted in which stages; see 'fitkit recipe list'."),
-    click.option("--model", default=None, metavar="NAME|PATH", help="Face model; default: the recipe's. See 'fitkit model list'."),
-    click.option("--landmarks", default=None, metavar="auto|files|builtin|builtin3d|fan|fan3d|onnx:PATH",
-                 help="Where the 68 points come from; auto: files, and for photos without fan, if its weights are here, or builtin."),
-    click.option("--jaw", type=click.Choice(["auto", "outline", "surface"]), default=None,
-                 help="What landmarks 0-16 are: the visible outline, or fixed points on the skin."),
-    click.option("--init", type=click.Choice(["auto", "landmarks", "regressor"]), default=None,
-                 help="Where the fit starts: the mean face at the pose of the landmarks, a network's prediction, or the better of both (the recipes' default)."),
-    click.option("--init-weights", default=None, metavar="FILE",
-                 help="Network for --init auto and regressor; default: the one that comes with fitkit."),
+    click.option(
+        "--recipe",
+        default="multiview",
+        show_default=True,
+        metavar="NAME|PATH",
+        help="What is fitted in which stages; see 'fitkit recipe list'.",
+    ),
+    click.option(
+        "--model",
+        default=None,
+        metavar="NAME|PATH",
+        help="Face model; default: the recipe's. See 'fitkit model list'.",
+    ),
+    click.option(
+        "--landmarks",
+        default=None,
+        metavar="auto|files|builtin|builtin3d|fan|fan3d|onnx:PATH",
+        help="Where the 68 points come from; auto: files, and for photos without fan, if its weights are here, or builtin.",
+    ),
+    click.option(
+        "--jaw",
+        type=click.Choice(["auto", "outline", "surface"]),
+        default=None,
+        help="What landmarks 0-16 are: the visible outline, or fixed points on the skin.",
+    ),
+    click.option(
+        "--init",
+        type=click.Choice(["auto", "landmarks", "regressor"]),
+        default=None,
+        help="Where the fit starts: the mean face at the pose of the landmarks, a network's prediction, or the better of both (the recipes' default).",
+    ),
+    click.option(
+        "--init-weights",
+        default=None,
+        metavar="FILE",
+        help="Network for --init auto and regressor; default: the one that comes with fitkit.",
+    ),
     click.option("--share-expression", is_flag=True, help="One expression for all photos."),
-    click.option("--detail/--no-detail", default=None,
-                 help="A smooth displacement beyond the face model, where the matches between the photos show one.  [default: as the recipe says]"),
+    click.option(
+        "--detail/--no-detail",
+        default=None,
+        help="A smooth displacement beyond the face model, where the matches between the photos show one.  [default: as the recipe says]",
+    ),
     click.option("--seed", type=int, default=None, help="Seed of everything random."),
-    click.option("--flow", default=None, metavar="dis[:PRESET]|farneback|ptlflow:NAME",
-                 help="What finds the matches between photos; default: the recipe's, dis."),
-    click.option("--flow-weights", default=None, metavar="FILE",
-                 help="Weights for --flow ptlflow:NAME; default: published ones, fetched on first use."),
+    click.option(
+        "--flow",
+        default=None,
+        metavar="dis[:PRESET]|farneback|ptlflow:NAME",
+        help="What finds the matches between photos; default: the recipe's, dis.",
+    ),
+    click.option(
+        "--flow-weights",
+        default=None,
+        metavar="FILE",
+        help="Weights for --flow ptlflow:NAME; default: published ones, fetched on first use.",
+    ),
 )
 
 
@@ -48,16 +86,24 @@ def recipe_options(command):
     return command
 
 
-def recipe_changes(model, landmarks, jaw, init, init_weights, share_expression, detail, seed, flow, flow_weights) -> dict:
+def recipe_changes(
+    model, landmarks, jaw, init, init_weights, share_expression, detail, seed, flow, flow_weights
+) -> dict:
     """What the options change in a recipe."""
-    nested = {"landmarks": {"source": landmarks, "jaw": jaw}, "init": {"source": init, "weights": init_weights},
-              "flow": {"estimator": flow, "weights": flow_weights}, "expression": {"shared": share_expression or None},
-              "detail": {"enabled": detail}}
+    nested = {
+        "landmarks": {"source": landmarks, "jaw": jaw},
+        "init": {"source": init, "weights": init_weights},
+        "flow": {"estimator": flow, "weights": flow_weights},
+        "expression": {"shared": share_expression or None},
+        "detail": {"enabled": detail},
+    }
     changes: dict = {key: {k: v for k, v in part.items() if v is not None} for key, part in nested.items()}
     return changes | {k: v for k, v in (("model", model), ("seed", seed)) if v is not None}
 
 
-OUTPUT_HELP = "Folder of the results; default: FOLDER/fitkit, or for photos STEM_fitkit beside the first one, STEM.jpg."
+OUTPUT_HELP = (
+    "Folder of the results; default: FOLDER/fitkit, or for photos STEM_fitkit beside the first one, STEM.jpg."
+)
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], tuple[str, ...]]:
@@ -69,13 +115,17 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], tuple[str, ..
     from fitkit.io.subject import check_photo, is_photo
 
     count = 1
-    while count < len(arguments) and (os.path.exists(arguments[count]) or is_photo(arguments[count]) and "=" not in arguments[count]):
+    while count < len(arguments) and (
+        os.path.exists(arguments[count]) or is_photo(arguments[count]) and "=" not in arguments[count]
+    ):
         count += 1
     paths = [Path(a) for a in arguments[:count]]
     folders = [p for p in paths if p.is_dir()]
     if folders and count > 1:
         other = paths[1] if paths[0] is folders[0] else paths[0]
-        raise InputError(f"{folders[0]}: a folder was given together with {other}; give one folder, or photos only")
+        raise InputError(
+            f"{folders[0]}: a folder was given together with {other}; give one folder, or photos only"
+        )
     for path in paths if count > 1 or is_photo(paths[0]) else ():
         check_photo(path)
     return paths, tuple(arguments[count:])
@@ -85,7 +135,11 @@ def default_output(paths: Sequence[Path]) -> Path:
     """Where the result of a folder, or of photos, goes unless it is said."""
     from fitkit.io.subject import OUTPUT_FOLDER, is_photo
 
-    return paths[0].with_name(f"{paths[0].stem}_{OUTPUT_FOLDER}") if is_photo(paths[0]) else paths[0] / OUTPUT_FOLDER
+    return (
+        paths[0].with_name(f"{paths[0].stem}_{OUTPUT_FOLDER}")
+        if is_photo(paths[0])
+        else paths[0] / OUTPUT_FOLDER
+    )
 
 
 @click.command()
@@ -95,7 +149,9 @@ def default_output(paths: Sequence[Path]) -> Path:
 @recipe_options
 @click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and doubts about the result.")
-@click.option("-v", "--verbose", is_flag=True, help="Print what each stage does; traceback of unexpected errors.")
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Print what each stage does; traceback of unexpected errors."
+)
 def fit(arguments, recipe, output, overwrite, device, quiet, verbose, **options):
     """Fit one face to all photos in FOLDER, or to each PHOTO given; all must show the same person.
 
@@ -119,14 +175,21 @@ def fit(arguments, recipe, output, overwrite, device, quiet, verbose, **options)
             written = path
             seconds = time.perf_counter() - began
     except KeyboardInterrupt:
-        click.echo(f"\ninterrupted; the result is in {written}" if written else "\ninterrupted; nothing was written", err=True)
+        click.echo(
+            f"\ninterrupted; the result is in {written}" if written else "\ninterrupted; nothing was written",
+            err=True,
+        )
         sys.exit(130)
     tell_result(result, seconds, path, quiet, told=verbose)
     if result.status == "failed":
-        raise FitError(f"the fit failed, so the face is not to be used: {result.warnings[0]}; look at {path / 'overlay'}")
+        raise FitError(
+            f"the fit failed, so the face is not to be used: {result.warnings[0]}; look at {path / 'overlay'}"
+        )
 
 
-def tell_result(result, seconds: float, path: Path, quiet: bool, told: bool = False, solver: str = "solver") -> None:
+def tell_result(
+    result, seconds: float, path: Path, quiet: bool, told: bool = False, solver: str = "solver"
+) -> None:
     """Print the status with the expected error, what is wrong (unless it was told before), the numbers of the result, and then the notes."""
     from fitkit.fit.report import status_line
 
@@ -157,7 +220,13 @@ def _run(paths, recipe, overrides, changes, output, overwrite, device, tell):
         model = load_model(settled.model)
         tell("reading photos", 0.02)
         subject = read(paths, output)
-        result = run_fit(subject, model=model, recipe=settled, device=device, progress=lambda text, share: tell(text, 0.05 + 0.65 * share))
+        result = run_fit(
+            subject,
+            model=model,
+            recipe=settled,
+            device=device,
+            progress=lambda text, share: tell(text, 0.05 + 0.65 * share),
+        )
     tell("writing the result", 0.7)
     path = result.save(output, overwrite)
     tell("done", 1.0)
@@ -175,8 +244,11 @@ def read(paths: Sequence[Path], output: Path):
 def _insistent_interrupt():
     """Ctrl-C and SIGTERM end the block, also when numba, interrupted while it compiles, drops the KeyboardInterrupt or fails with
     another error: it is raised again every half second, and any error after it counts as it. Not for blocks that clean up."""
-    if (threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer")
-            or signal.getsignal(signal.SIGINT) is not signal.default_int_handler):
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or not hasattr(signal, "setitimer")
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
         yield
         return
     pressed = None
@@ -216,8 +288,16 @@ def _summary(result, seconds: float, path: Path, solver: str) -> str:
     }
     if "detail" in metrics:
         detail = metrics["detail"]
-        rows["detail"] = (f"{detail['mean_mm']:.2f} mm mean displacement of the face, from {detail['matches']} matches" if detail["sigma_mm"] else
-                          "none: " + ("it needs two photos" if len(metrics["views"]) < 2 else "the matches show none beyond the face model"))
+        rows["detail"] = (
+            f"{detail['mean_mm']:.2f} mm mean displacement of the face, from {detail['matches']} matches"
+            if detail["sigma_mm"]
+            else "none: "
+            + (
+                "it needs two photos"
+                if len(metrics["views"]) < 2
+                else "the matches show none beyond the face model"
+            )
+        )
     rows |= {
         "time": f"{seconds:.1f} s ({metrics['time_s']['solve']:.1f} s of it in the {solver})",
         "result": str(path),

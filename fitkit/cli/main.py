@@ -1,4 +1,5 @@
 """The command `fitkit`. Each subcommand loads when it is called, so that `--help` is quick."""
+
 from __future__ import annotations
 
 import errno
@@ -18,15 +19,30 @@ from fitkit.io.termination import sigterm_raises
 COMMANDS = {
     "fit": ("fitkit.cli.fit:fit", "Fit a face to all photos of one person."),
     "batch": ("fitkit.cli.batch:batch", "Fit each of many subjects."),
-    "predict": ("fitkit.cli.predict:predict", "Predict a face from photos by a trained network, without a fit."),
-    "detect": ("fitkit.cli.detect:detect", "Find faces and their 68 landmarks; write them as files to correct by hand."),
+    "predict": (
+        "fitkit.cli.predict:predict",
+        "Predict a face from photos by a trained network, without a fit.",
+    ),
+    "detect": (
+        "fitkit.cli.detect:detect",
+        "Find faces and their 68 landmarks; write them as files to correct by hand.",
+    ),
     "energies": ("fitkit.cli.energies:energies", "List what a fit or a training can minimize."),
     "recipe": ("fitkit.cli.recipe:recipe", "List the recipes that come with fitkit, show one."),
     "model": ("fitkit.cli.model:model", "List, inspect, import and fetch face models."),
     "synth": ("fitkit.cli.synth:synth", "Render people with known shape, for training and tests."),
-    "train-landmarks": ("fitkit.cli.train_landmarks:train_landmarks", "Train the built-in landmark detector."),
-    "train-regressor": ("fitkit.cli.train_regressor:train_regressor", "Train a network that predicts faces from photos."),
-    "export-regressor": ("fitkit.cli.export_regressor:export_regressor", "Write a trained network as TorchScript or ONNX."),
+    "train-landmarks": (
+        "fitkit.cli.train_landmarks:train_landmarks",
+        "Train the built-in landmark detector.",
+    ),
+    "train-regressor": (
+        "fitkit.cli.train_regressor:train_regressor",
+        "Train a network that predicts faces from photos.",
+    ),
+    "export-regressor": (
+        "fitkit.cli.export_regressor:export_regressor",
+        "Write a trained network as TorchScript or ONNX.",
+    ),
     "distill": ("fitkit.cli.distill:distill", "Fit photos and train a network on the fits, in rounds."),
     "bench": ("fitkit.cli.bench:bench", "Measure accuracy and speed of the fit."),
     "evaluate": ("fitkit.cli.evaluate:evaluate", "Score fits on public benchmarks by their own protocols."),
@@ -80,8 +96,10 @@ class Commands(click.Group):
             if error.errno not in FULL:
                 tell_unexpected(error, ctx.meta["fitkit.verbose"])
                 ctx.exit(2)
-            raise click.ClickException(f"{error.filename or 'a file'}: cannot be written ({error.strerror}); make room, or choose another "
-                                       "place") from error
+            raise click.ClickException(
+                f"{error.filename or 'a file'}: cannot be written ({error.strerror}); make room, or choose another "
+                "place"
+            ) from error
         except Exception as error:  # noqa: BLE001 - whatever it is, a user gets a sentence
             tell_unexpected(error, ctx.meta["fitkit.verbose"])
             ctx.exit(2)
@@ -100,7 +118,11 @@ def offer_verbose(command: click.Command) -> click.Command:
         for inner in command.commands.values():
             offer_verbose(inner)
     elif not any("--verbose" in option.opts for option in command.params):
-        command.params.append(click.Option(["-v", "--verbose"], is_flag=True, expose_value=False, help="Traceback of unexpected errors."))
+        command.params.append(
+            click.Option(
+                ["-v", "--verbose"], is_flag=True, expose_value=False, help="Traceback of unexpected errors."
+            )
+        )
     return command
 
 

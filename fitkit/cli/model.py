@@ -1,4 +1,5 @@
 """`fitkit model ...`: list, inspect, import and fetch face models."""
+
 from __future__ import annotations
 
 import functools
@@ -60,12 +61,18 @@ def info(name):
     path = model_path(name)
     m = load_model(name)
     rows = {
-        "name": m.name, "file": f"{path} ({path.stat().st_size / 2**20:.1f} MB)",
-        "vertices": m.num_vertices, "triangles": len(m.triangles), "identity": f"{m.num_identity} coefficients",
+        "name": m.name,
+        "file": f"{path} ({path.stat().st_size / 2**20:.1f} MB)",
+        "vertices": m.num_vertices,
+        "triangles": len(m.triangles),
+        "identity": f"{m.num_identity} coefficients",
         "expression": f"{m.num_expression}: {', '.join(m.expression_names)}",
-        "landmarks": f"{len(m.landmarks.names)} (iBUG 68)", "regions": ", ".join(m.region_names),
-        "uv": "yes" if m.uv is not None else "no", "albedo": "mean" if m.albedo_mean is not None else "no",
-        "licence": m.license or "not stated", "source": m.source or "not stated",
+        "landmarks": f"{len(m.landmarks.names)} (iBUG 68)",
+        "regions": ", ".join(m.region_names),
+        "uv": "yes" if m.uv is not None else "no",
+        "albedo": "mean" if m.albedo_mean is not None else "no",
+        "licence": m.license or "not stated",
+        "source": m.source or "not stated",
     }
     for key, value in rows.items():
         click.echo(f"{key:12}{value}")
@@ -74,7 +81,9 @@ def info(name):
 @model.command("import")
 @click.argument("kind", type=click.Choice(["ict", "npz"]))
 @click.argument("path", type=click.Path())
-@click.option("--name", default=None, help="Name of the imported model; default: ict, or that in the .npz file.")
+@click.option(
+    "--name", default=None, help="Name of the imported model; default: ict, or that in the .npz file."
+)
 @click.option("--overwrite", is_flag=True, help="Replace a model of this name.")
 @_one_sentence
 def import_command(kind, path, name, overwrite):
@@ -95,8 +104,10 @@ def import_command(kind, path, name, overwrite):
         imported = load_model_file(path)
         imported = replace(imported, name=name or imported.name)
     stored = store_model(imported, overwrite)
-    click.echo(f"{stored}: {imported.num_vertices} vertices, {imported.num_identity} identity and "
-               f"{imported.num_expression} expression shapes")
+    click.echo(
+        f"{stored}: {imported.num_vertices} vertices, {imported.num_identity} identity and "
+        f"{imported.num_expression} expression shapes"
+    )
 
 
 @model.command()

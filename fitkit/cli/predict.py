@@ -1,4 +1,5 @@
 """`fitkit predict`: photos of one person -> one face, by a trained network alone."""
+
 from __future__ import annotations
 
 import time
@@ -14,12 +15,22 @@ from fitkit.errors import FitError, InputError
 
 @click.command()
 @click.argument("photos", nargs=-1, required=True, metavar="FOLDER|PHOTO...")
-@click.option("--weights", type=click.Path(path_type=Path), default=None,
-              help="regressor.safetensors of fitkit train-regressor; default: the network that comes with fitkit.")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="regressor.safetensors of fitkit train-regressor; default: the network that comes with fitkit.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help=OUTPUT_HELP)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
 @click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
-@click.option("--landmarks", default="auto", show_default=True, metavar="auto|files|builtin|...", help="Where the 68 points come from.")
+@click.option(
+    "--landmarks",
+    default="auto",
+    show_default=True,
+    metavar="auto|files|builtin|...",
+    help="Where the 68 points come from.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and doubts about the result.")
 @_one_sentence
 def predict(photos, weights, output, overwrite, device, landmarks, quiet):
@@ -46,5 +57,7 @@ def predict(photos, weights, output, overwrite, device, landmarks, quiet):
         tell("done", 1.0)
     tell_result(result, time.perf_counter() - began, path, quiet, solver="network")
     if result.status == "failed":
-        raise FitError(f"the prediction failed, so the face is not to be used: {result.warnings[0]}; look at {path / 'overlay'}, "
-                       "or fit the photos")
+        raise FitError(
+            f"the prediction failed, so the face is not to be used: {result.warnings[0]}; look at {path / 'overlay'}, "
+            "or fit the photos"
+        )

@@ -1,4 +1,5 @@
 """Progress on stderr: what is done, how much of it, and the time left. Nothing where stderr is no terminal, or with --quiet."""
+
 from __future__ import annotations
 
 import sys
@@ -14,7 +15,14 @@ def share_bar(hidden: bool) -> Iterator[Callable[[str, float], None]]:
     from tqdm import tqdm
 
     layout, left = "{desc:22}|{bar:30}| {percentage:3.0f} % after {elapsed}", ", about {remaining} left"
-    with tqdm(total=100, disable=hidden or not sys.stderr.isatty(), leave=False, bar_format=layout, file=sys.stderr, smoothing=0) as bar:
+    with tqdm(
+        total=100,
+        disable=hidden or not sys.stderr.isatty(),
+        leave=False,
+        bar_format=layout,
+        file=sys.stderr,
+        smoothing=0,
+    ) as bar:
 
         def tell(text: str, share: float) -> None:
             bar.bar_format = layout + (left if share > 0.15 else "")  # before, mostly libraries were loaded

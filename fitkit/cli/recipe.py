@@ -1,12 +1,18 @@
 """`fitkit recipe ...`: the recipes that come with fitkit."""
+
 from __future__ import annotations
 
 import click
 
 
 # Kind -> what takes its recipes.
-USES = {"fit": "fitkit fit FOLDER --recipe NAME", "train": "fitkit train-regressor NAME; of 'landmarks' fitkit train-landmarks NAME",
-        "synth": "fitkit synth OUT --recipe NAME", "evaluate": "fitkit evaluate NAME DATA", "bench": "fitkit bench ablation DATA --recipe NAME"}
+USES = {
+    "fit": "fitkit fit FOLDER --recipe NAME",
+    "train": "fitkit train-regressor NAME; of 'landmarks' fitkit train-landmarks NAME",
+    "synth": "fitkit synth OUT --recipe NAME",
+    "evaluate": "fitkit evaluate NAME DATA",
+    "bench": "fitkit bench ablation DATA --recipe NAME",
+}
 
 
 @click.group()
@@ -47,4 +53,7 @@ def show(name, overrides):
     from fitkit.fit.recipe import load_recipe
     from fitkit.io.options import to_plain
 
-    click.echo(yaml.safe_dump(plain(to_plain(load_recipe(name, overrides))), sort_keys=False, allow_unicode=True), nl=False)
+    click.echo(
+        yaml.safe_dump(plain(to_plain(load_recipe(name, overrides))), sort_keys=False, allow_unicode=True),
+        nl=False,
+    )

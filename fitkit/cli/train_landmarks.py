@@ -1,4 +1,5 @@
 """`fitkit train-landmarks`: train the network of the built-in landmark detector."""
+
 from __future__ import annotations
 
 import sys
@@ -12,7 +13,9 @@ from fitkit.cli.progress import training_bar
 @click.command("train-landmarks")
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("-o", "--output", type=click.Path(), required=True, help="Folder for weights, checkpoint and log.")
+@click.option(
+    "-o", "--output", type=click.Path(), required=True, help="Folder for weights, checkpoint and log."
+)
 @click.option("--resume", is_flag=True, help="Go on with the training that is in the folder.")
 @click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar.")

@@ -1,4 +1,5 @@
 """`fitkit train-regressor`: train a network that predicts faces from photos."""
+
 from __future__ import annotations
 
 import sys
@@ -12,7 +13,13 @@ from fitkit.cli.progress import training_bar
 @click.command("train-regressor")
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("-o", "--output", type=click.Path(), required=True, help="Folder for weights, card, checkpoint, log and pictures.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    required=True,
+    help="Folder for weights, card, checkpoint, log and pictures.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the training that is in the folder.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
 @_one_sentence
@@ -30,7 +37,9 @@ def train_regressor(recipe, overrides, output, resume, quiet):
     settings = load_regressor_training(recipe, overrides)
     try:
         with training_bar(quiet) as bar:
-            path = train(settings, output, resume, step_done=bar.step_done, progress=bar.line, begun=bar.begun)
+            path = train(
+                settings, output, resume, step_done=bar.step_done, progress=bar.line, begun=bar.begun
+            )
     except KeyboardInterrupt:
         click.echo(f"\ninterrupted; go on from the last checkpoint with --resume -o {output}", err=True)
         sys.exit(130)

@@ -1,4 +1,5 @@
 """AFLW2000-3D: 2,000 photos with 68 points and the parameters of a fitted face model."""
+
 from __future__ import annotations
 
 import os
@@ -16,8 +17,12 @@ from fitkit.io.subject import Subject, subject_from_images
 
 YAW_BINS = ((0, 30), (30, 60), (60, 90))  # degrees of |yaw|: [0, 30], (30, 60], (60, 90]
 LABEL_BYTES = 16 * MEGABYTE  # of a .mat of one picture; the published ones have less than 1
-AFLW2000 = DataSet("AFLW2000-3D", "http://www.cbsr.ia.ac.cn/users/xiangyuzhu/projects/3DDFA/main.htm", "research use only",
-                   "image00002.jpg with image00002.mat (pt3d_68, Pose_Para) for each of 2,000 pictures")
+AFLW2000 = DataSet(
+    "AFLW2000-3D",
+    "http://www.cbsr.ia.ac.cn/users/xiangyuzhu/projects/3DDFA/main.htm",
+    "research use only",
+    "image00002.jpg with image00002.mat (pt3d_68, Pose_Para) for each of 2,000 pictures",
+)
 
 
 @dataclass(frozen=True)
@@ -42,12 +47,23 @@ def aflw2000_samples(folder: str | os.PathLike, model: str = "") -> list[Evaluat
         InputError: not this layout, or a model that cannot be used.
     """
     root = AFLW2000.root(folder)
-    pairs = [(p, p.with_suffix(".mat")) for p in sorted(root.iterdir()) if p.suffix.lower() in SUFFIXES and p.with_suffix(".mat").is_file()]
+    pairs = [
+        (p, p.with_suffix(".mat"))
+        for p in sorted(root.iterdir())
+        if p.suffix.lower() in SUFFIXES and p.with_suffix(".mat").is_file()
+    ]
     if not pairs:
         raise AFLW2000.missing(root, "no picture with a .mat beside it")
     basis = read_3ddfa_model(Path(model)) if model else None
-    return [EvaluationSample(image.stem, partial(_photo, image), partial(_truth, image, labels, basis), yaw_bin(read_labels(labels)[1]))
-            for image, labels in pairs]
+    return [
+        EvaluationSample(
+            image.stem,
+            partial(_photo, image),
+            partial(_truth, image, labels, basis),
+            yaw_bin(read_labels(labels)[1]),
+        )
+        for image, labels in pairs
+    ]
 
 
 def yaw_bin(yaw: float) -> str:
@@ -62,7 +78,9 @@ def read_labels(path: Path) -> tuple[np.ndarray, float]:
     Raises:
         InputError: not such a file.
     """
-    with foreign_file(path, "cannot be read as labels of AFLW2000-3D (pt3d_68, Pose_Para)", limit=LABEL_BYTES) as file:
+    with foreign_file(
+        path, "cannot be read as labels of AFLW2000-3D (pt3d_68, Pose_Para)", limit=LABEL_BYTES
+    ) as file:
         content = file.mat(("pt3d_68", "Pose_Para"))
         points = content["pt3d_68"].astype(np.float64)[:2].T - 1.0  # written by Matlab, which counts from 1
         yaw = float(np.degrees(content["Pose_Para"].ravel()[1]))
@@ -81,10 +99,16 @@ def _truth(image: Path, labels: Path, basis: "DenseModel | None") -> PointsTruth
     points, yaw = read_labels(labels)
     if basis is None:
         return PointsTruth(points, yaw)
-    with foreign_file(labels, "Shape_Para, Exp_Para or Pose_Para do not belong to the given model", limit=LABEL_BYTES) as file:
+    with foreign_file(
+        labels, "Shape_Para, Exp_Para or Pose_Para do not belong to the given model", limit=LABEL_BYTES
+    ) as file:
         content = file.mat(("Pose_Para", "Shape_Para", "Exp_Para"))
-        vertices = basis.in_picture(content["Shape_Para"].ravel(), content["Exp_Para"].ravel(), content["Pose_Para"].ravel(),
-                                    read_image(image)[0].shape[0])
+        vertices = basis.in_picture(
+            content["Shape_Para"].ravel(),
+            content["Exp_Para"].ravel(),
+            content["Pose_Para"].ravel(),
+            read_image(image)[0].shape[0],
+        )
         if not np.isfinite(vertices).all():
             raise ValueError("not all numbers are finite")
     interocular = float(np.linalg.norm(vertices[basis.keypoints[36]] - vertices[basis.keypoints[45]]))
@@ -102,7 +126,9 @@ class DenseModel:
     triangles: np.ndarray
     keypoints: np.ndarray
 
-    def in_picture(self, shape: np.ndarray, expression: np.ndarray, pose: np.ndarray, height: int) -> np.ndarray:
+    def in_picture(
+        self, shape: np.ndarray, expression: np.ndarray, pose: np.ndarray, height: int
+    ) -> np.ndarray:
         """Vertices [V, 3] in the picture: x, y px counted from 0, y down; z px, larger = nearer.
 
         pose: pitch, yaw, roll in radians, tx, ty, tz, scale; R = Rx(pitch) Ry(yaw) Rz(roll), y up before the flip.
@@ -124,16 +150,44 @@ def read_3ddfa_model(folder: Path) -> DenseModel:
         InputError: a file is missing, or its arrays do not fit together.
     """
     what = "cannot be read as 3DDFA's face model"
-    remedy = ("expected Model_Shape.mat and Model_Exp.mat, made from the Basel Face Model, whose licence form is at "
-              "https://faces.dmi.unibas.ch")
-    with (foreign_file(folder / "Model_Shape.mat", what, remedy, limit=DATA_BYTES, where=f"{folder}:") as shapes,
-          foreign_file(folder / "Model_Exp.mat", what, remedy, limit=DATA_BYTES, where=f"{folder}:") as expressions):
-        shape, expression = shapes.mat(("mu_shape", "w", "tri", "keypoints")), expressions.mat(("mu_exp", "w_exp"))
-        mean = np.asarray(shape["mu_shape"], np.float64).ravel() + np.asarray(expression["mu_exp"], np.float64).ravel()
-        triangles, keypoints = shape["tri"].astype(np.int64), shape["keypoints"].ravel().astype(np.int64)[:68] - 1
+    remedy = (
+        "expected Model_Shape.mat and Model_Exp.mat, made from the Basel Face Model, whose licence form is at "
+        "https://faces.dmi.unibas.ch"
+    )
+    with (
+        foreign_file(
+            folder / "Model_Shape.mat", what, remedy, limit=DATA_BYTES, where=f"{folder}:"
+        ) as shapes,
+        foreign_file(
+            folder / "Model_Exp.mat", what, remedy, limit=DATA_BYTES, where=f"{folder}:"
+        ) as expressions,
+    ):
+        shape, expression = (
+            shapes.mat(("mu_shape", "w", "tri", "keypoints")),
+            expressions.mat(("mu_exp", "w_exp")),
+        )
+        mean = (
+            np.asarray(shape["mu_shape"], np.float64).ravel()
+            + np.asarray(expression["mu_exp"], np.float64).ravel()
+        )
+        triangles, keypoints = (
+            shape["tri"].astype(np.int64),
+            shape["keypoints"].ravel().astype(np.int64)[:68] - 1,
+        )
         triangles = (triangles if triangles.shape[1] == 3 else triangles.T) - 1
-        model = DenseModel(mean, np.asarray(shape["w"], np.float64), np.asarray(expression["w_exp"], np.float64), triangles, keypoints)
-        if len(keypoints) != 68 or len(mean) % 3 or len(model.shape) != len(mean) or len(model.expression) != len(mean):
+        model = DenseModel(
+            mean,
+            np.asarray(shape["w"], np.float64),
+            np.asarray(expression["w_exp"], np.float64),
+            triangles,
+            keypoints,
+        )
+        if (
+            len(keypoints) != 68
+            or len(mean) % 3
+            or len(model.shape) != len(mean)
+            or len(model.expression) != len(mean)
+        ):
             raise ValueError("arrays of different lengths")
         if not all(np.isfinite(a).all() for a in (mean, model.shape, model.expression)):
             raise ValueError("not all numbers are finite")

@@ -1,4 +1,5 @@
 """Training crops of observations: cut around the landmarks, shifted and exposed at random, with all labels moved along."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -40,21 +41,42 @@ def select_views(observations: Observations, views: Tensor) -> Observations:
     """The observations of some views [n] int64, in this order; labels included."""
     marks, labels = observations.landmarks, observations.labels
     if labels is not None:
+
         def part(x):
             return None if x is None else x[views]
 
         state = labels.state
         if state is not None:
-            state = state.replace(subject=state.subject[views], expression=state.expression[views], pose=state.pose.select(views),
-                                  camera=state.camera.select(views), illumination=state.illumination[views])
-        each = ("vertices", "points3d", "depth", "prior_depth", "person", "moment", "parse", "parse_valid", "normals", "visible")
+            state = state.replace(
+                subject=state.subject[views],
+                expression=state.expression[views],
+                pose=state.pose.select(views),
+                camera=state.camera.select(views),
+                illumination=state.illumination[views],
+            )
+        each = (
+            "vertices",
+            "points3d",
+            "depth",
+            "prior_depth",
+            "person",
+            "moment",
+            "parse",
+            "parse_valid",
+            "normals",
+            "visible",
+        )
         labels = replace(labels, state=state, **{k: part(getattr(labels, k)) for k in each})
-    marks = replace(marks, **{k: getattr(marks, k)[views] for k in ("points", "sigma", "valid", "confidence")})
+    marks = replace(
+        marks, **{k: getattr(marks, k)[views] for k in ("points", "sigma", "valid", "confidence")}
+    )
     o = observations
     return Observations(o.images[views], marks, o.mask[views], o.scale[views], o.offset[views], labels)
 
 
-def recrop(observations: Observations, crop: CropOptions, where: str, shift: Tensor | None = None) -> Observations:
+def recrop(
+    observations: Observations, crop: CropOptions, where: str, shift: Tensor | None = None
+) -> Observations:
     """The views cut anew around their landmarks to squares of crop.max_size; cameras of the labels move along.
 
     shift: [B, 2], by how much the crops are moved, share of the side. Labels that are maps (depth, normals, parse) are left out.
@@ -65,8 +87,10 @@ def recrop(observations: Observations, crop: CropOptions, where: str, shift: Ten
     marks = observations.landmarks
     few = (marks.valid.sum(1) < MIN_POINTS).nonzero().flatten().tolist()
     if few:
-        raise InputError(f"{where}: view {few[0] + 1}: expected at least {MIN_POINTS} landmarks to cut it around, "
-                         f"got {int(marks.valid[few[0]].sum())}")
+        raise InputError(
+            f"{where}: view {few[0] + 1}: expected at least {MIN_POINTS} landmarks to cut it around, "
+            f"got {int(marks.valid[few[0]].sum())}"
+        )
     moved = marks.points
     if shift is not None:
         low = torch.where(marks.valid[..., None], moved, torch.inf).amin(1)
@@ -80,13 +104,31 @@ def recrop(observations: Observations, crop: CropOptions, where: str, shift: Ten
     if labels is not None:
         state = labels.state
         if state is not None:
-            state = state.replace(camera=state.camera.scaled(cut.scale.to(state.camera.focal), cut.offset.to(state.camera.focal)))
-        labels = replace(labels, state=state, depth=None, prior_depth=None, parse=None, parse_valid=None, normals=None)
-    return Observations(cut.images, replace(cut.landmarks, points=points), cut.mask, observations.scale * cut.scale,
-                        observations.offset + cut.offset / observations.scale[:, None], labels)
+            state = state.replace(
+                camera=state.camera.scaled(
+                    cut.scale.to(state.camera.focal), cut.offset.to(state.camera.focal)
+                )
+            )
+        labels = replace(
+            labels, state=state, depth=None, prior_depth=None, parse=None, parse_valid=None, normals=None
+        )
+    return Observations(
+        cut.images,
+        replace(cut.landmarks, points=points),
+        cut.mask,
+        observations.scale * cut.scale,
+        observations.offset + cut.offset / observations.scale[:, None],
+        labels,
+    )
 
 
-def augment(observations: Observations, crop: CropOptions, options: FaceAugmentation, rng: np.random.Generator, where: str) -> Observations:
+def augment(
+    observations: Observations,
+    crop: CropOptions,
+    options: FaceAugmentation,
+    rng: np.random.Generator,
+    where: str,
+) -> Observations:
     """`recrop` with random shift and exposure; `rng` alone decides."""
     B = observations.num_views
     draws = torch.from_numpy(rng.uniform(-1, 1, (B, 4))).float()
@@ -94,7 +136,10 @@ def augment(observations: Observations, crop: CropOptions, options: FaceAugmenta
         crop = replace(crop, margin=crop.margin * float(np.exp(rng.uniform(-1, 1) * options.zoom)))
     out = recrop(observations, crop, where, options.shift * draws[:, :2] if options.shift > 0 else None)
     if options.gain > 0 or options.offset > 0:
-        images = out.images * (1 + options.gain * draws[:, 2, None, None, None]) + options.offset * draws[:, 3, None, None, None]
+        images = (
+            out.images * (1 + options.gain * draws[:, 2, None, None, None])
+            + options.offset * draws[:, 3, None, None, None]
+        )
         out = replace(out, images=images.clamp(0, 1))
     return out
 
@@ -105,6 +150,9 @@ def head_yaw(observations: Observations, model: FaceModel) -> list[float]:
     if labels is not None and labels.state is not None and "pose" in labels.known:
         return yaw_pitch_roll(labels.state.pose.rotation)[:, 0].tolist()
     marks = observations.landmarks
-    _, rotation, _ = weak_perspective_pose(model.landmark_basis.mean[None].to(marks.points), torch.nan_to_num(marks.points),
-                                           marks.valid.float() * marks.confidence.clamp_min(1e-3))
+    _, rotation, _ = weak_perspective_pose(
+        model.landmark_basis.mean[None].to(marks.points),
+        torch.nan_to_num(marks.points),
+        marks.valid.float() * marks.confidence.clamp_min(1e-3),
+    )
     return yaw_pitch_roll(rotation)[:, 0].tolist()

@@ -1,4 +1,5 @@
 """Bosphorus: photos and range scans of 105 people in expressions and head turns."""
+
 from __future__ import annotations
 
 import os
@@ -16,8 +17,12 @@ from fitkit.io.foreign import MEGABYTE, foreign_file, refused_as
 from fitkit.io.images import read_image
 from fitkit.io.subject import Subject, subject_from_images
 
-BOSPHORUS = DataSet("the Bosphorus 3D face database", "http://bosphorus.ee.boun.edu.tr", "a signed licence form",
-                    "bs000/bs000_N_N_0.bnt with .png and .lm3 of the same name")
+BOSPHORUS = DataSet(
+    "the Bosphorus 3D face database",
+    "http://bosphorus.ee.boun.edu.tr",
+    "a signed licence form",
+    "bs000/bs000_N_N_0.bnt with .png and .lm3 of the same name",
+)
 NAME = re.compile(r"(bs\d+)_([A-Z]+)_(\w+)_(\d+)$")
 SIDE = {"R45": "right", "L45": "left"}
 SCAN_BYTES = 64 * MEGABYTE  # of a range image; those of the database have up to 3
@@ -42,8 +47,14 @@ def bosphorus_samples(folder: str | os.PathLike, angle: int = 45) -> list[Evalua
             if match is None or match[2] in ("YR", "PR", "CR", "O") or not path.with_suffix(".lm3").is_file():
                 continue  # turned or covered faces
             neutral = match[2] == "N"
-            samples.append(EvaluationSample(stem, partial(_photos, person, path, angle if neutral else None), partial(_truth, path),
-                                            "neutral" if neutral else "expression"))
+            samples.append(
+                EvaluationSample(
+                    stem,
+                    partial(_photos, person, path, angle if neutral else None),
+                    partial(_truth, path),
+                    "neutral" if neutral else "expression",
+                )
+            )
     if not samples:
         raise BOSPHORUS.missing(root, "no frontal scan with its .lm3")
     return samples
@@ -130,15 +141,22 @@ def now_points(marks: dict[str, np.ndarray], path: Path) -> np.ndarray:
     Raises:
         InputError: a landmark is missing.
     """
+
     def need(*parts):
         found = [v for k, v in marks.items() if all(p in k for p in parts)]
         if not found:
-            raise InputError(f"{path.with_suffix('.lm3')}: landmark '{' '.join(parts)}' is missing; the face of this scan may be covered")
+            raise InputError(
+                f"{path.with_suffix('.lm3')}: landmark '{' '.join(parts)}' is missing; the face of this scan may be covered"
+            )
         return found
 
-    outer, inner, mouth = (sorted(need(*names), key=lambda p: p[0])
-                           for names in (("outer", "eye", "corner"), ("inner", "eye", "corner"), ("mouth", "corner")))
+    outer, inner, mouth = (
+        sorted(need(*names), key=lambda p: p[0])
+        for names in (("outer", "eye", "corner"), ("inner", "eye", "corner"), ("mouth", "corner"))
+    )
     bottom = (need("nose tip")[0] + need("upper", "lip", "outer")[0]) / 2
     if min(len(outer), len(inner), len(mouth)) < 2:
-        raise InputError(f"{path.with_suffix('.lm3')}: expected both eye and mouth corners; the face of this scan may be covered")
+        raise InputError(
+            f"{path.with_suffix('.lm3')}: expected both eye and mouth corners; the face of this scan may be covered"
+        )
     return np.stack([outer[0], inner[0], inner[-1], outer[-1], bottom, mouth[0], mouth[-1]])

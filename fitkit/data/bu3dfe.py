@@ -1,4 +1,5 @@
 """BU-3DFE: 100 people x 25 expressions, scans with their frontal pictures."""
+
 from __future__ import annotations
 
 import os
@@ -15,8 +16,12 @@ from fitkit.io.subject import Subject, subject_from_images
 
 EXPRESSIONS = ("AN", "DI", "FE", "HA", "NE", "SA", "SU")
 NAME = re.compile(r"([FM]\d{4})_(AN|DI|FE|HA|NE|SA|SU)(\d\d)\w*_F3D$")
-BU3DFE = DataSet("BU-3DFE", "https://www.cs.binghamton.edu/~lijun/Research/3DFE/3DFE_Analysis.html", "a signed agreement",
-                 "F0001/F0001_AN01WH_F3D.wrl with _F2D.bmp and .bnd (83 points) of the same name")
+BU3DFE = DataSet(
+    "BU-3DFE",
+    "https://www.cs.binghamton.edu/~lijun/Research/3DFE/3DFE_Analysis.html",
+    "a signed agreement",
+    "F0001/F0001_AN01WH_F3D.wrl with _F2D.bmp and .bnd (83 points) of the same name",
+)
 
 
 def bu3dfe_samples(folder: str | os.PathLike) -> list[EvaluationSample]:
@@ -31,7 +36,11 @@ def bu3dfe_samples(folder: str | os.PathLike) -> list[EvaluationSample]:
         match = NAME.match(path.stem)
         if match:
             stem = path.stem.removesuffix("_F3D")
-            samples.append(EvaluationSample(stem, partial(_photo, path.parent, stem), partial(_truth, path, stem), match[2]))
+            samples.append(
+                EvaluationSample(
+                    stem, partial(_photo, path.parent, stem), partial(_truth, path, stem), match[2]
+                )
+            )
     if not samples:
         raise BU3DFE.missing(root, "no *_F3D.wrl scan")
     return samples
@@ -60,13 +69,21 @@ def read_vrml(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     with foreign_file(path, "not a readable VRML mesh (point [...], coordIndex [...])") as file:
         text = file.text("latin-1")
-        points, index = re.search(r"\bpoint\s*\[([^\]]*)\]", text), re.search(r"\bcoordIndex\s*\[([^\]]*)\]", text)
+        points, index = (
+            re.search(r"\bpoint\s*\[([^\]]*)\]", text),
+            re.search(r"\bcoordIndex\s*\[([^\]]*)\]", text),
+        )
         if points is None or index is None:
             raise ValueError("no such list")
         vertices = np.array(re.split(r"[\s,]+", points[1].strip(" \n\r\t,")), np.float64).reshape(-1, 3)
-        polygons = [[int(v) for v in re.split(r"[\s,]+", part.strip(" \n\r\t,"))] for part in re.split(r"-1", index[1])
-                    if part.strip(" \n\r\t,")]
-        triangles = np.array([(p[0], p[k], p[k + 1]) for p in polygons for k in range(1, len(p) - 1)], np.int64)
+        polygons = [
+            [int(v) for v in re.split(r"[\s,]+", part.strip(" \n\r\t,"))]
+            for part in re.split(r"-1", index[1])
+            if part.strip(" \n\r\t,")
+        ]
+        triangles = np.array(
+            [(p[0], p[k], p[k + 1]) for p in polygons for k in range(1, len(p) - 1)], np.int64
+        )
         if not len(triangles) or triangles.min() < 0 or triangles.max() >= len(vertices):
             raise ValueError("the indices do not belong to the points")
         if not np.isfinite(vertices).all():
@@ -95,6 +112,7 @@ def nine_points(marks: np.ndarray, scan: np.ndarray) -> np.ndarray:
     Of the 83 points 0-7 and 8-15 are the eyes, 36-47 the nose, 48-67 the mouth: their ends in x are the corners and wings. The nose tip
     is none of them: it is the scan vertex with the largest z among those between the wings and the nose's top and bottom.
     """
+
     def ends(points):
         return points[points[:, 0].argmin()], points[points[:, 0].argmax()]
 

@@ -1,4 +1,5 @@
 """What every training set of faces gives: observations of one person, and what is known to be true of them."""
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod

@@ -3,6 +3,7 @@
 The map unrolls the front of the mean head about a vertical axis: column = azimuth (0 in front, growing to the subject's left), row =
 height. Everything that is drawn there moves with the skin, so a landmark on a brow or a lip lies on its colour.
 """
+
 from __future__ import annotations
 
 import functools
@@ -25,11 +26,32 @@ MAP_SIZE = (round((TOP - BOTTOM) / PIXEL_MM), round(2 * ASIDE * RADIUS / PIXEL_M
 CROWN = np.array([0.0, 45.0, 0.0])  # mm: centre of the rays that find the scalp
 
 # The hairline of a mean head: height over depth, mm.
-HAIRLINE = np.array([[-80, -42], [-35, -36], [-10, -22], [2, 8], [20, 30], [30, 12], [36, 16], [42, 34], [48, 52], [58, 68], [68, 80],
-                     [78, 90], [95, 96]], float)
+HAIRLINE = np.array(
+    [
+        [-80, -42],
+        [-35, -36],
+        [-10, -22],
+        [2, 8],
+        [20, 30],
+        [30, 12],
+        [36, 16],
+        [42, 34],
+        [48, 52],
+        [58, 68],
+        [68, 80],
+        [78, 90],
+        [95, 96],
+    ],
+    float,
+)
 EYEBALLS = ("eye_left", "eye_right", "sclera", "iris")
-LINING = {"mouth": (0.17, 0.045, 0.04), "nostril": (0.10, 0.035, 0.03), "gums": (0.36, 0.12, 0.11), "teeth": (0.60, 0.55, 0.46),
-          "eye_socket": (0.42, 0.20, 0.16)}
+LINING = {
+    "mouth": (0.17, 0.045, 0.04),
+    "nostril": (0.10, 0.035, 0.03),
+    "gums": (0.36, 0.12, 0.11),
+    "teeth": (0.60, 0.55, 0.46),
+    "eye_socket": (0.42, 0.20, 0.16),
+}
 
 
 def map_place(points: np.ndarray) -> np.ndarray:
@@ -43,13 +65,21 @@ def look_up(image: np.ndarray, place: np.ndarray) -> np.ndarray:
     n = len(place)
     padded = np.zeros((-(-n // 256) * 256, 2), np.float32)  # OpenCV takes pictures of at most 32767 rows
     padded[:n] = place
-    out = cv2.remap(image, padded[:, 0].reshape(-1, 256), padded[:, 1].reshape(-1, 256), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    out = cv2.remap(
+        image,
+        padded[:, 0].reshape(-1, 256),
+        padded[:, 1].reshape(-1, 256),
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
     return out.reshape(len(padded), -1)[:n]
 
 
 def clouds(rng: np.random.Generator, size: tuple[int, int], cell: float, channels: int = 1) -> np.ndarray:
     """Smooth noise [H, W, channels] of about unit variance; cell: size of its grains, px."""
-    small = rng.normal(size=(max(2, int(size[0] / cell) + 2), max(2, int(size[1] / cell) + 2), channels)).astype(np.float32)
+    small = rng.normal(
+        size=(max(2, int(size[0] / cell) + 2), max(2, int(size[1] / cell) + 2), channels)
+    ).astype(np.float32)
     return cv2.resize(small, (size[1], size[0]), interpolation=cv2.INTER_CUBIC).reshape(*size, channels)
 
 
@@ -106,15 +136,30 @@ def head_map(model: FaceModel) -> HeadMap:
             ball = mean[rows]
             eyes.append((ball.min(0) + ball.max(0)) / 2 - [0, 0, 1.0])
             look = [i for i, n in enumerate(model.expression_names) if n.startswith("eyeLook")]
-            turn |= bool(look) and float(model.expression_basis[look][:, torch.from_numpy(rows)].abs().max()) > 2
+            turn |= (
+                bool(look) and float(model.expression_basis[look][:, torch.from_numpy(rows)].abs().max()) > 2
+            )
         else:
             eyes.append(marks[corners].mean(0) - [0, 0, 14.0])
     place = map_place(marks)
     scalp, vertex = _scalp(mean[np.unique(model.triangles[torch.from_numpy(kind == 0)].numpy())], mean)
     holes = mean[np.flatnonzero([model.region_names[r].startswith("nostril") for r in model.region.tolist()])]
-    masks = _masks(place, [map_place(holes[holes[:, 0] * side > 0].mean(0)) for side in (-1, 1)] if len(holes) else None)
-    return HeadMap(place, kind, model.triangles[torch.from_numpy(kind == 0)], lining, np.array(eyes), turn, _open_sky(model), masks,
-                   {k: _box(m) for k, m in masks.items()}, scalp, vertex)
+    masks = _masks(
+        place, [map_place(holes[holes[:, 0] * side > 0].mean(0)) for side in (-1, 1)] if len(holes) else None
+    )
+    return HeadMap(
+        place,
+        kind,
+        model.triangles[torch.from_numpy(kind == 0)],
+        lining,
+        np.array(eyes),
+        turn,
+        _open_sky(model),
+        masks,
+        {k: _box(m) for k, m in masks.items()},
+        scalp,
+        vertex,
+    )
 
 
 def _box(mask: np.ndarray) -> tuple[slice, slice]:
@@ -152,15 +197,27 @@ class _FromAfar:
 
     @classmethod
     def of(cls, points: Tensor, towards: Tensor, size: int) -> _FromAfar:
-        helper = torch.tensor([0.0, 1.0, 0.0]) if abs(float(towards[1])) < 0.9 else torch.tensor([1.0, 0.0, 0.0])
+        helper = (
+            torch.tensor([0.0, 1.0, 0.0]) if abs(float(towards[1])) < 0.9 else torch.tensor([1.0, 0.0, 0.0])
+        )
         right = torch.nn.functional.normalize(torch.linalg.cross(helper, towards), dim=0)
         middle = (points.min(0).values + points.max(0).values) / 2
-        return cls(right, torch.linalg.cross(towards, right), towards, middle, float((points - middle).norm(dim=-1).max()), size)
+        return cls(
+            right,
+            torch.linalg.cross(towards, right),
+            towards,
+            middle,
+            float((points - middle).norm(dim=-1).max()),
+            size,
+        )
 
     def project(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """points [N, 3] -> pixels [N, 2], depth [N] mm."""
         local = points - self.middle
-        xy = torch.stack([local @ self.right, local @ self.up], -1) * ((self.size / 2 - 2) / self.reach) + (self.size - 1) / 2
+        xy = (
+            torch.stack([local @ self.right, local @ self.up], -1) * ((self.size / 2 - 2) / self.reach)
+            + (self.size - 1) / 2
+        )
         return xy, 2 * self.reach + 10 - local @ self.towards
 
     def nearest(self, points: Tensor, triangles: Tensor) -> Tensor:
@@ -194,7 +251,9 @@ def lamp_shadow(points: Tensor, triangles: Tensor, towards: Tensor, size: int = 
     return LampShadow(view, view.nearest(points, triangles))
 
 
-def lamp_reaches(points: Tensor, triangles: Tensor, towards: Tensor, samples: Tensor, size: int = 128) -> Tensor:
+def lamp_reaches(
+    points: Tensor, triangles: Tensor, towards: Tensor, samples: Tensor, size: int = 128
+) -> Tensor:
     """Soft share of a far lamp's light that arrives at samples [N, 3] of the mesh points [V, 3], towards [3] unit; [N, 1]."""
     return lamp_shadow(points, triangles, towards, size).reaches(samples)
 
@@ -212,42 +271,101 @@ def _soft(mask: np.ndarray, blur_mm: float) -> np.ndarray:
 
 def _masks(p: np.ndarray, nostrils: list[np.ndarray] | None = None) -> dict[str, np.ndarray]:
     """Where lips, beard, lids and red cheeks are, from the landmarks' places p [68, 2] px; nostrils: the right and the left one's place."""
+
     def mix(a, b, t):
         return p[a] * (1 - t) + p[b] * t
 
     lips = np.concatenate([p[48:55], p[55:60]])
-    cheek = [mix(1, 31, 0.06), mix(3, 48, 0.35), mix(48, 31, 0.35), p[31] + [0, 3], p[33] + [0, 4], p[35] + [0, 3],
-             mix(54, 35, 0.35), mix(13, 54, 0.35), mix(15, 35, 0.06)]
+    cheek = [
+        mix(1, 31, 0.06),
+        mix(3, 48, 0.35),
+        mix(48, 31, 0.35),
+        p[31] + [0, 3],
+        p[33] + [0, 4],
+        p[35] + [0, 3],
+        mix(54, 35, 0.35),
+        mix(13, 54, 0.35),
+        mix(15, 35, 0.06),
+    ]
     down = np.array([0, 24 / PIXEL_MM])
-    beard = np.concatenate([cheek, [p[15], p[13] + down * 0.5, p[11] + down, p[9] + down, p[8] + down, p[7] + down, p[5] + down,
-                                    p[3] + down * 0.5, p[1]]])
-    moustache = np.array([mix(48, 31, 0.4), p[31] + [0, 4], p[33] + [0, 4], p[35] + [0, 4], mix(54, 35, 0.4), p[54] + [4, 5], p[52], p[51],
-                          p[50], p[48] + [-4, 5]])
-    goatee = np.array([p[48] + [-3, 0], p[54] + [3, 0], mix(54, 10, 0.5), p[9], p[8] + [0, 5], p[7], mix(48, 6, 0.5)])
+    beard = np.concatenate(
+        [
+            cheek,
+            [
+                p[15],
+                p[13] + down * 0.5,
+                p[11] + down,
+                p[9] + down,
+                p[8] + down,
+                p[7] + down,
+                p[5] + down,
+                p[3] + down * 0.5,
+                p[1],
+            ],
+        ]
+    )
+    moustache = np.array(
+        [
+            mix(48, 31, 0.4),
+            p[31] + [0, 4],
+            p[33] + [0, 4],
+            p[35] + [0, 4],
+            mix(54, 35, 0.4),
+            p[54] + [4, 5],
+            p[52],
+            p[51],
+            p[50],
+            p[48] + [-4, 5],
+        ]
+    )
+    goatee = np.array(
+        [p[48] + [-3, 0], p[54] + [3, 0], mix(54, 10, 0.5), p[9], p[8] + [0, 5], p[7], mix(48, 6, 0.5)]
+    )
     lip = _polygon(lips, 0.5)
-    out = {"lips": lip, "beard": _polygon(beard, 4.5) * (1 - lip), "moustache": _polygon(moustache, 1.5) * (1 - lip),
-           "goatee": _polygon(goatee, 3.0) * (1 - lip)}
-    y, x = np.mgrid[:MAP_SIZE[0], :MAP_SIZE[1]].astype(np.float32)
+    out = {
+        "lips": lip,
+        "beard": _polygon(beard, 4.5) * (1 - lip),
+        "moustache": _polygon(moustache, 1.5) * (1 - lip),
+        "goatee": _polygon(goatee, 3.0) * (1 - lip),
+    }
+    y, x = np.mgrid[: MAP_SIZE[0], : MAP_SIZE[1]].astype(np.float32)
 
     def blob(at, rx, ry):
-        return np.exp(-0.5 * (((x - at[0]) * PIXEL_MM / rx) ** 2 + ((y - at[1]) * PIXEL_MM / ry) ** 2)).astype(np.float32)
+        return np.exp(
+            -0.5 * (((x - at[0]) * PIXEL_MM / rx) ** 2 + ((y - at[1]) * PIXEL_MM / ry) ** 2)
+        ).astype(np.float32)
 
-    out["red"] = np.clip(blob(mix(2, 31, 0.6), 14, 12) + blob(mix(14, 35, 0.6), 14, 12) + blob(p[30], 12, 9)
-                         + 0.6 * blob(p[0] + [-18, 0], 14, 26) + 0.6 * blob(p[16] + [18, 0], 14, 26) + 0.4 * blob(p[8], 13, 8), 0, 1)
+    out["red"] = np.clip(
+        blob(mix(2, 31, 0.6), 14, 12)
+        + blob(mix(14, 35, 0.6), 14, 12)
+        + blob(p[30], 12, 9)
+        + 0.6 * blob(p[0] + [-18, 0], 14, 26)
+        + 0.6 * blob(p[16] + [18, 0], 14, 26)
+        + 0.4 * blob(p[8], 13, 8),
+        0,
+        1,
+    )
     right, left = p[36:42].mean(0), p[42:48].mean(0)
     out["orbit"] = np.clip(blob(right + [0, 5], 17, 9) + blob(left + [0, 5], 17, 9), 0, 1)
     out["shadow"] = np.clip(blob(right + [0, -8], 15, 5) + blob(left + [0, -8], 15, 5), 0, 1)
-    right, left = ((p[32] + p[31]) / 2 + [1, 1.5], (p[34] + p[35]) / 2 + [-1, 1.5]) if nostrils is None else nostrils
+    right, left = (
+        ((p[32] + p[31]) / 2 + [1, 1.5], (p[34] + p[35]) / 2 + [-1, 1.5]) if nostrils is None else nostrils
+    )
     out["nostrils"] = np.clip(blob(right, 2.6, 1.5) + blob(left, 2.6, 1.5), 0, 1)
     lids = np.zeros(MAP_SIZE, np.uint8)
-    for corners, top in (((36, 37, 38, 39, 40, 41), (36, 37, 38, 39)), ((42, 43, 44, 45, 46, 47), (42, 43, 44, 45))):
+    for corners, top in (
+        ((36, 37, 38, 39, 40, 41), (36, 37, 38, 39)),
+        ((42, 43, 44, 45, 46, 47), (42, 43, 44, 45)),
+    ):
         cv2.polylines(lids, [np.round(p[list(corners)] * 16).astype(np.int32)], True, 120, 1, cv2.LINE_AA, 4)
         cv2.polylines(lids, [np.round(p[list(top)] * 16).astype(np.int32)], False, 255, 2, cv2.LINE_AA, 4)
     out["lids"] = _soft(lids, 0.5)
     out["folds"], out["lid_crease"] = _folds(p), np.zeros(MAP_SIZE, np.uint8)
     for lid in ((36, 37, 38, 39), (42, 43, 44, 45)):
         line = p[list(lid)] + np.array([[0, -1.0], [0, -4.2], [0, -4.2], [0, -1.5]]) / PIXEL_MM
-        cv2.polylines(out["lid_crease"], [np.round(_smooth(line) * 16).astype(np.int32)], False, 255, 2, cv2.LINE_AA, 4)
+        cv2.polylines(
+            out["lid_crease"], [np.round(_smooth(line) * 16).astype(np.int32)], False, 255, 2, cv2.LINE_AA, 4
+        )
     out["lid_crease"] = _soft(out["lid_crease"], 0.6)
     return out
 
@@ -255,7 +373,13 @@ def _masks(p: np.ndarray, nostrils: list[np.ndarray] | None = None) -> dict[str,
 def _smooth(points: np.ndarray, count: int = 24) -> np.ndarray:
     """A parabola or cubic through 3 or 4 points [n, 2], [count, 2]."""
     t = np.linspace(0, 1, len(points))
-    return np.stack([np.polyval(np.polyfit(t, points[:, k], len(points) - 1), np.linspace(0, 1, count)) for k in range(2)], -1)
+    return np.stack(
+        [
+            np.polyval(np.polyfit(t, points[:, k], len(points) - 1), np.linspace(0, 1, count))
+            for k in range(2)
+        ],
+        -1,
+    )
 
 
 def _folds(p: np.ndarray) -> np.ndarray:
@@ -263,31 +387,62 @@ def _folds(p: np.ndarray) -> np.ndarray:
     out = np.zeros(MAP_SIZE, np.uint8)
 
     def draw(points, depth, wide):
-        cv2.polylines(out, [np.round(_smooth(np.array(points)) * 16).astype(np.int32)], False, depth, wide, cv2.LINE_AA, 4)
+        cv2.polylines(
+            out,
+            [np.round(_smooth(np.array(points)) * 16).astype(np.int32)],
+            False,
+            depth,
+            wide,
+            cv2.LINE_AA,
+            4,
+        )
 
-    for nose, mouth, eye, brow, sign in ((p[31], p[48], p[36], p[17:22], -1), (p[35], p[54], p[45], p[22:27], 1)):
+    for nose, mouth, eye, brow, sign in (
+        (p[31], p[48], p[36], p[17:22], -1),
+        (p[35], p[54], p[45], p[22:27], 1),
+    ):
         mm = np.array([sign, 1.0]) / PIXEL_MM
         draw([nose + [5, -4] * mm, (nose + mouth) / 2 + [9, 0] * mm, mouth + [7, 4] * mm], 255, 3)
         draw([mouth + [3, 2] * mm, mouth + [5, 9] * mm, mouth + [4, 16] * mm], 150, 2)
         for lean in (-5, 1, 7):
-            draw([eye + [4, lean * 0.3] * mm, eye + [9, lean * 0.8] * mm, eye + [14, lean * 1.6] * mm], 130, 1)
+            draw(
+                [eye + [4, lean * 0.3] * mm, eye + [9, lean * 0.8] * mm, eye + [14, lean * 1.6] * mm], 130, 1
+            )
         inner, outer = (p[39], p[36]) if sign < 0 else (p[42], p[45])
         draw([inner + [1, 4] * mm, (inner + outer) / 2 + [0, 11] * mm, outer + [0, 7] * mm], 150, 3)
         for lift in (14, 21, 28):
-            draw([p[27] + [0, -lift - 20] * mm, brow.mean(0) + [0, -lift] * mm, brow[0 if sign < 0 else 4] + [2, -lift + 5] * mm], 120, 2)
+            draw(
+                [
+                    p[27] + [0, -lift - 20] * mm,
+                    brow.mean(0) + [0, -lift] * mm,
+                    brow[0 if sign < 0 else 4] + [2, -lift + 5] * mm,
+                ],
+                120,
+                2,
+            )
         draw([p[27] + [4, -8] * mm, p[27] + [5, -14] * mm, p[27] + [4, -20] * mm], 150, 2)
     return _soft(out, 0.9)
 
 
-def _scalp(outer: np.ndarray, mean: np.ndarray, rows: int = 28, columns: int = 73) -> tuple[np.ndarray, np.ndarray]:
+def _scalp(
+    outer: np.ndarray, mean: np.ndarray, rows: int = 28, columns: int = 73
+) -> tuple[np.ndarray, np.ndarray]:
     """Grid [rows, columns, 3] of the head's surface by elevation (90 to -18 degrees) and azimuth (-180 to 180), and its vertices."""
     elevation, azimuth = np.radians(np.linspace(90, -18, rows)), np.radians(np.linspace(-180, 180, columns))
-    direction = np.stack([np.cos(elevation)[:, None] * np.sin(azimuth), np.sin(elevation)[:, None] + 0 * azimuth,
-                          np.cos(elevation)[:, None] * np.cos(azimuth)], -1)
+    direction = np.stack(
+        [
+            np.cos(elevation)[:, None] * np.sin(azimuth),
+            np.sin(elevation)[:, None] + 0 * azimuth,
+            np.cos(elevation)[:, None] * np.cos(azimuth),
+        ],
+        -1,
+    )
     ray = outer - CROWN
     length = np.linalg.norm(ray, axis=1)
     _, near = cKDTree(ray / length[:, None]).query(direction.reshape(-1, 3), k=8)
-    radius = np.median(length[near], axis=1).reshape(rows, columns)  # ears and nose stand out, the median passes over them
+    radius = np.median(length[near], axis=1).reshape(
+        rows, columns
+    )  # ears and nose stand out, the median passes over them
     radius[:, 0] = radius[:, -1] = (radius[:, 0] + radius[:, -1]) / 2
     wrapped = np.concatenate([radius[:, -5:-1], radius, radius[:, 1:5]], 1).astype(np.float32)
     radius = cv2.GaussianBlur(wrapped, (0, 0), 1.2)[:, 4:-4]
@@ -339,12 +494,16 @@ def paint_skin(head: HeadMap, look: SkinLook, rng: np.random.Generator) -> np.nd
     tone = np.ones((*size, 1), np.float32)
     for cell, share in ((40, 0.6), (16, 0.45), (6, 0.3)):
         tone += look.blotch * share * clouds(rng, size, cell)
-    fine = np.tile(rng.normal(size=(128, 128, 1)).astype(np.float32), (size[0] // 128 + 1, size[1] // 128 + 1, 1))[:size[0], :size[1]]
+    fine = np.tile(
+        rng.normal(size=(128, 128, 1)).astype(np.float32), (size[0] // 128 + 1, size[1] // 128 + 1, 1)
+    )[: size[0], : size[1]]
     tone += look.pore * fine
     picture = look.skin.astype(np.float32) * tone
 
     def dim(name, change):
-        picture[head.boxes[name]] *= 1 + head.masks[name][head.boxes[name]][..., None] * np.asarray(change, np.float32)
+        picture[head.boxes[name]] *= 1 + head.masks[name][head.boxes[name]][..., None] * np.asarray(
+            change, np.float32
+        )
 
     def put(color, strength, box):
         part = picture[box]
@@ -372,7 +531,11 @@ def paint_skin(head: HeadMap, look: SkinLook, rng: np.random.Generator) -> np.nd
         for name in dict.fromkeys((look.beard_area, "moustache")):
             box = head.boxes[name]
             grain = np.clip(look.beard * 1.6 + 0.25 * (strands[box][..., 0] - 1) - 0.3, 0, 1)
-            put(look.hair.astype(np.float32) * np.clip(strands[box], 0.3, 1.8), np.clip(head.masks[name][box] * grain * 1.25, 0, 0.97), box)
+            put(
+                look.hair.astype(np.float32) * np.clip(strands[box], 0.3, 1.8),
+                np.clip(head.masks[name][box] * grain * 1.25, 0, 0.97),
+                box,
+            )
     brows = _brows(head, look, rng)
     box = _box(brows)
     put(look.brow_color.astype(np.float32) * np.clip(strands[box], 0.5, 1.5), brows[box], box)
@@ -384,25 +547,49 @@ def _spots(head: HeadMap, look: SkinLook, rng: np.random.Generator) -> np.ndarra
     middle = head.landmarks[30]
     for _ in range(look.freckles):
         x, y = middle + rng.normal(size=2) * [38 / PIXEL_MM, 20 / PIXEL_MM]
-        cv2.circle(out, (int(x * 16), int(y * 16)), int(16 * rng.uniform(0.5, 1.5)), int(255 * look.freckle_depth * rng.uniform(0.3, 1)),
-                   -1, cv2.LINE_AA, 4)
+        cv2.circle(
+            out,
+            (int(x * 16), int(y * 16)),
+            int(16 * rng.uniform(0.5, 1.5)),
+            int(255 * look.freckle_depth * rng.uniform(0.3, 1)),
+            -1,
+            cv2.LINE_AA,
+            4,
+        )
     for _ in range(look.moles):
         x, y = middle + rng.normal(size=2) * [60 / PIXEL_MM, 45 / PIXEL_MM]
-        cv2.circle(out, (int(x * 16), int(y * 16)), int(16 * rng.uniform(0.8, 2.2)), int(rng.uniform(120, 220)), -1, cv2.LINE_AA, 4)
+        cv2.circle(
+            out,
+            (int(x * 16), int(y * 16)),
+            int(16 * rng.uniform(0.8, 2.2)),
+            int(rng.uniform(120, 220)),
+            -1,
+            cv2.LINE_AA,
+            4,
+        )
     return _soft(out, 0.4)
 
 
 def _brows(head: HeadMap, look: SkinLook, rng: np.random.Generator) -> np.ndarray:
     """Single hairs over a soft band along the five points of each brow, [H, W] in [0, 1]."""
     hairs, band = np.zeros(MAP_SIZE, np.uint8), np.zeros(MAP_SIZE, np.uint8)
-    for points, out in ((head.landmarks[21:16:-1], -1.0), (head.landmarks[22:27], 1.0)):  # from the nose outwards
+    for points, out in (
+        (head.landmarks[21:16:-1], -1.0),
+        (head.landmarks[22:27], 1.0),
+    ):  # from the nose outwards
         t, line, half = _brow_line(points, look)
         cv2.fillPoly(band, [np.round(_brow_outline(line, half) * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
         for _ in range(90):
             k = int(rng.integers(len(t)))
             start = line[k] + [rng.normal() * 0.5, rng.uniform(-1, 1) * half[k]]
             lean = np.interp(t[k], [0, 1.5, 4], [75, 35, -20]) + rng.normal() * 12
-            end = start + np.array([out * np.cos(np.radians(lean)), -np.sin(np.radians(lean))]) * rng.uniform(3, 7) / PIXEL_MM * 0.8
+            end = (
+                start
+                + np.array([out * np.cos(np.radians(lean)), -np.sin(np.radians(lean))])
+                * rng.uniform(3, 7)
+                / PIXEL_MM
+                * 0.8
+            )
             ends = [tuple(int(v) for v in point * 16) for point in (start, end)]
             cv2.line(hairs, ends[0], ends[1], int(rng.uniform(90, 220)), 1, cv2.LINE_AA, 4)
     return np.clip(look.brow * (0.62 * _soft(band, 1.0) + 0.5 * _soft(hairs, 0.3)), 0, 0.95)
@@ -423,7 +610,10 @@ def _brow_outline(line: np.ndarray, half: np.ndarray) -> np.ndarray:
 
 def brow_outlines(head: HeadMap, look: SkinLook) -> tuple[np.ndarray, np.ndarray]:
     """Outlines [66, 2] px of the map of the bands below the painted hairs: right brow, left brow."""
-    right, left = (_brow_outline(*_brow_line(points, look)[1:]) for points in (head.landmarks[21:16:-1], head.landmarks[22:27]))
+    right, left = (
+        _brow_outline(*_brow_line(points, look)[1:])
+        for points in (head.landmarks[21:16:-1], head.landmarks[22:27])
+    )
     return right, left
 
 
@@ -431,10 +621,14 @@ def paint_eyes(rest: np.ndarray, head: HeadMap, look: SkinLook, gaze: np.ndarray
     """Linear RGB [N, 3] of eyeball samples at places rest [N, 3] mm of the mean head; gaze: [3] unit vector in the head frame."""
     left = (rest[:, 0] > 0).astype(int)
     ray = rest - head.eyes[left]
-    angle = np.arccos(np.clip((ray @ gaze) / np.linalg.norm(ray, axis=1), -1, 1)) / np.radians(25)  # 1 = rim of the iris
+    angle = np.arccos(np.clip((ray @ gaze) / np.linalg.norm(ray, axis=1), -1, 1)) / np.radians(
+        25
+    )  # 1 = rim of the iris
     white = np.array([0.50, 0.45, 0.42]) * np.clip(1.12 - 0.22 * angle, 0.4, 1)[:, None]
     spoke = 1 + 0.25 * np.sin(17 * np.arctan2(ray[:, 1], ray[:, 0]))[:, None]
-    color = np.where(angle[:, None] < 1, look.iris * spoke * np.where(angle > 0.82, 0.45, 1.0)[:, None], white)
+    color = np.where(
+        angle[:, None] < 1, look.iris * spoke * np.where(angle > 0.82, 0.45, 1.0)[:, None], white
+    )
     return np.where(angle[:, None] < pupil, 0.006, color).astype(np.float32)
 
 
@@ -461,7 +655,11 @@ class HairLook:
 
 def hairline_margin(rest: np.ndarray, recede: float) -> np.ndarray:
     """Height in mm above the hairline at places [..., 3] of the mean head; negative below."""
-    return rest[..., 1] - np.interp(rest[..., 2], HAIRLINE[:, 0], HAIRLINE[:, 1]) - recede * np.clip((rest[..., 2] - 20) / 40, 0, 1)
+    return (
+        rest[..., 1]
+        - np.interp(rest[..., 2], HAIRLINE[:, 0], HAIRLINE[:, 1])
+        - recede * np.clip((rest[..., 2] - 20) / 40, 0, 1)
+    )
 
 
 @dataclass(frozen=True)
@@ -479,7 +677,9 @@ class HairShell:
 def hair_shell(head: HeadMap, motion: np.ndarray, look: HairLook, rng: np.random.Generator) -> HairShell:
     """A surface over the scalp that may hang down; motion: [V, 3] mm, how the person's vertices differ from the mean."""
     grid = head.scalp + motion[head.scalp_vertex]
-    smooth = np.stack([cv2.GaussianBlur(np.ascontiguousarray(grid[..., k]), (0, 0), 1.0) for k in range(3)], -1)
+    smooth = np.stack(
+        [cv2.GaussianBlur(np.ascontiguousarray(grid[..., k]), (0, 0), 1.0) for k in range(3)], -1
+    )
     smooth[:, 0] = smooth[:, -1] = (smooth[:, 0] + smooth[:, -1]) / 2
     rows, columns = grid.shape[:2]
     azimuth = np.radians(np.linspace(-180, 180, columns))
@@ -493,16 +693,24 @@ def hair_shell(head: HeadMap, motion: np.ndarray, look: HairLook, rng: np.random
     fringe_zone = np.zeros_like(margin)
     if look.fringe is not None:
         aside = look.fringe_width - np.abs(np.degrees(azimuth) - look.fringe_middle)
-        fringe_zone = np.minimum(aside[None] * 1.4, head.scalp[..., 1] - look.fringe + 6 * np.sin(azimuth * 9 + 3)[None])
+        fringe_zone = np.minimum(
+            aside[None] * 1.4, head.scalp[..., 1] - look.fringe + 6 * np.sin(azimuth * 9 + 3)[None]
+        )
         lift = np.maximum(lift, np.clip(fringe_zone / 10, 0, 1) * max(6.0, 0.5 * look.thickness))
     shell = smooth + ray * np.maximum(lift, 0.6)[..., None]
     inside = np.maximum(margin, fringe_zone if look.fringe is not None else margin)
-    along = np.concatenate([np.zeros((1, columns)), np.cumsum(np.linalg.norm(np.diff(shell, axis=0), axis=-1), 0)])
+    along = np.concatenate(
+        [np.zeros((1, columns)), np.cumsum(np.linalg.norm(np.diff(shell, axis=0), axis=-1), 0)]
+    )
     if look.length > 0:
         last, count = shell[-1], 10
         fall = np.linspace(0, look.length, count + 1)[1:]
         spread = np.array([1.0, 0.0, 1.0]) * (ray[-1] * [1, 0, 1])
-        hang = last[None] + fall[:, None, None] * np.array([0, -1.0, 0]) + spread[None] * (10 * np.sin(fall / 60)[:, None, None])
+        hang = (
+            last[None]
+            + fall[:, None, None] * np.array([0, -1.0, 0])
+            + spread[None] * (10 * np.sin(fall / 60)[:, None, None])
+        )
         hang[..., 0] += look.curl * 6 * np.sin(fall / 14)[:, None]
         falling = (np.abs(np.degrees(azimuth)) - look.open_angle) * 1.4
         down = np.clip((60 - head.scalp[..., 1]) / 30, -1, 1)  # only below the temples
@@ -517,23 +725,45 @@ def hair_shell(head: HeadMap, motion: np.ndarray, look: HairLook, rng: np.random
         rows += count
     index = np.arange(rows * columns).reshape(rows, columns)
     a, b, c, d = index[:-1, :-1], index[:-1, 1:], index[1:, :-1], index[1:, 1:]
-    triangles = np.concatenate([np.stack([a, c, b], -1).reshape(-1, 3), np.stack([b, c, d], -1).reshape(-1, 3)])
+    triangles = np.concatenate(
+        [np.stack([a, c, b], -1).reshape(-1, 3), np.stack([b, c, d], -1).reshape(-1, 3)]
+    )
     triangles = triangles[(inside.reshape(-1)[triangles] > -look.ragged - 3).any(1)]
     size = (256, 512)
-    place = np.stack([np.broadcast_to((azimuth + np.pi) / (2 * np.pi) * (size[1] - 1), along.shape),
-                      np.clip(along / 420, 0, 1) * (size[0] - 1)], -1)
-    return HairShell(shell.reshape(-1, 3), triangles, inside.reshape(-1), place.reshape(-1, 2).astype(np.float32),
-                     _hair_texture(look, rng, size))
+    place = np.stack(
+        [
+            np.broadcast_to((azimuth + np.pi) / (2 * np.pi) * (size[1] - 1), along.shape),
+            np.clip(along / 420, 0, 1) * (size[0] - 1),
+        ],
+        -1,
+    )
+    return HairShell(
+        shell.reshape(-1, 3),
+        triangles,
+        inside.reshape(-1),
+        place.reshape(-1, 2).astype(np.float32),
+        _hair_texture(look, rng, size),
+    )
 
 
 def _hair_texture(look: HairLook, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     """Strands run along the rows' direction: brightness factor and edge raggedness in mm, [H, W, 2]."""
     H, W = size
-    strands = sum(share * cv2.resize(rng.normal(size=(max(2, int(H / long)), int(W / wide))).astype(np.float32), (W, H),
-                                     interpolation=cv2.INTER_CUBIC)
-                  for wide, long, share in ((1.0, 70, 0.5), (2.5, 110, 0.5), (8, 128, 0.5), (24, 100, 0.4)))
+    strands = sum(
+        share
+        * cv2.resize(
+            rng.normal(size=(max(2, int(H / long)), int(W / wide))).astype(np.float32),
+            (W, H),
+            interpolation=cv2.INTER_CUBIC,
+        )
+        for wide, long, share in ((1.0, 70, 0.5), (2.5, 110, 0.5), (8, 128, 0.5), (24, 100, 0.4))
+    )
     x, y = np.meshgrid(np.arange(W, dtype=np.float32), np.arange(H, dtype=np.float32))
-    bend = clouds(rng, size, 40)[..., 0] * 5 + look.curl * 6 * np.sin(y / 6 + 4 * clouds(rng, size, 60)[..., 0])
-    strands = cv2.remap(strands, x + bend.astype(np.float32), y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    bend = clouds(rng, size, 40)[..., 0] * 5 + look.curl * 6 * np.sin(
+        y / 6 + 4 * clouds(rng, size, 60)[..., 0]
+    )
+    strands = cv2.remap(
+        strands, x + bend.astype(np.float32), y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+    )
     bright = np.clip(1 + 0.33 * strands + look.gray * 2.5 * np.clip(strands - 0.7, 0, None), 0.25, 4)
     return np.stack([bright, look.ragged * 0.6 * strands], -1).astype(np.float32)

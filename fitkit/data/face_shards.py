@@ -8,6 +8,7 @@ model i mod (number of models). Arrays of a shard of n faces:
 The fields mean what they mean in `random_faces.RandomFace`. A shard is written under another name and renamed when it is
 whole, so a folder can be read while it grows, and a run that was stopped goes on where it was.
 """
+
 from __future__ import annotations
 
 import os
@@ -46,9 +47,17 @@ class FaceShard:
     seed: np.ndarray
 
 
-def render_faces(models: Sequence[str], count: int, folder: str | os.PathLike, seed: int = 0, size: int = 160, workers: int = 1,
-                 variation: FaceVariation | None = None, shard_size: int = 500,
-                 progress: Callable[[int, int], None] | None = None) -> list[Path]:
+def render_faces(
+    models: Sequence[str],
+    count: int,
+    folder: str | os.PathLike,
+    seed: int = 0,
+    size: int = 160,
+    workers: int = 1,
+    variation: FaceVariation | None = None,
+    shard_size: int = 500,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
     """Render `count` faces of these models in turn into shards; shards that are already there are kept.
 
     Args:
@@ -60,15 +69,27 @@ def render_faces(models: Sequence[str], count: int, folder: str | os.PathLike, s
         InputError: nothing to render, or the folder holds faces of another size, seed or other models.
     """
     if not models or count < 1 or workers < 1 or shard_size < 1:
-        raise InputError(f"render_faces: expected at least one model, face, worker and face per shard, got {len(models)} models, "
-                         f"{count} faces, {workers} workers, {shard_size} per shard")
+        raise InputError(
+            f"render_faces: expected at least one model, face, worker and face per shard, got {len(models)} models, "
+            f"{count} faces, {workers} workers, {shard_size} per shard"
+        )
     folder = Path(folder)
     remove_litter(folder)
     for name in models:
         load_model(name)  # a name that is not known stops here, with its own message
     starts = range(0, count, shard_size)
-    jobs = [(folder / f"shard_{k:05d}.npz", tuple(models), start, min(shard_size, count - start), seed, size, variation or FaceVariation())
-            for k, start in enumerate(starts)]
+    jobs = [
+        (
+            folder / f"shard_{k:05d}.npz",
+            tuple(models),
+            start,
+            min(shard_size, count - start),
+            seed,
+            size,
+            variation or FaceVariation(),
+        )
+        for k, start in enumerate(starts)
+    ]
     left = [job for job in jobs if not _is_there(job)]
     done = count - sum(job[3] for job in left)
     bar = None if progress is not None else tqdm(total=count, initial=done, unit="face")
@@ -91,9 +112,14 @@ def _is_there(job) -> bool:
         return False
     arrays = _read(path)
     wanted = [load_model(models[(start + i) % len(models)]).name for i in range(number)]
-    same = list(arrays["seed"]) == list(range(seed + start, seed + start + number)) and list(arrays["model"]) == wanted
+    same = (
+        list(arrays["seed"]) == list(range(seed + start, seed + start + number))
+        and list(arrays["model"]) == wanted
+    )
     if int(arrays["size"]) != size or not same:
-        raise InputError(f"{path}: holds other faces than asked for (size, seed, count or models differ); choose another folder")
+        raise InputError(
+            f"{path}: holds other faces than asked for (size, seed, count or models differ); choose another folder"
+        )
     return True
 
 
@@ -105,19 +131,36 @@ def _render_shard(job) -> int:
     for i in range(start, start + number):
         model: FaceModel = loaded[i % len(loaded)]
         face = random_face(model, seed + i, size, variation)
-        pictures.append(cv2.imencode(".jpg", face.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].reshape(-1))
+        pictures.append(
+            cv2.imencode(".jpg", face.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].reshape(
+                -1
+            )
+        )
         names.append(model.name)
         for key in FIELDS:
             rows[key].append(getattr(face, key))
     with written_whole(path) as part, open(part, "wb") as file:
-        np.savez(file, jpeg=np.concatenate(pictures), jpeg_end=np.cumsum([len(p) for p in pictures]), model=np.array(names),
-                 seed=np.arange(seed + start, seed + start + number), size=size, **{k: np.stack(v) for k, v in rows.items()})
+        np.savez(
+            file,
+            jpeg=np.concatenate(pictures),
+            jpeg_end=np.cumsum([len(p) for p in pictures]),
+            model=np.array(names),
+            seed=np.arange(seed + start, seed + start + number),
+            size=size,
+            **{k: np.stack(v) for k, v in rows.items()},
+        )
     return number
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    shapes = {"jpeg": ("total",), "jpeg_end": ("n",), "model": ("n",), "seed": ("n",), "size": (),
-              **{k: ("n", *v) for k, v in FIELDS.items()}}
+    shapes = {
+        "jpeg": ("total",),
+        "jpeg_end": ("n",),
+        "model": ("n",),
+        "seed": ("n",),
+        "size": (),
+        **{k: ("n", *v) for k, v in FIELDS.items()},
+    }
     kinds = {"model": "U", "visible": "b", **dict.fromkeys(("jpeg", "jpeg_end", "seed", "size"), "iu")}
     with foreign_file(path, *NO_SHARD, limit=DATA_BYTES) as file:
         arrays = file.npz(tuple(shapes))
@@ -143,8 +186,12 @@ def read_shard(path: str | os.PathLike) -> FaceShard:
     size = int(arrays["size"])
     if any(image is None or image.shape != (size, size, 3) for image in images):
         raise InputError(f"{path}: a picture in this shard cannot be decoded; delete it and render it again")
-    return FaceShard(np.stack(images)[..., ::-1].copy(), *(arrays[key] for key in FIELDS),
-                     tuple(str(m) for m in arrays["model"]), arrays["seed"])
+    return FaceShard(
+        np.stack(images)[..., ::-1].copy(),
+        *(arrays[key] for key in FIELDS),
+        tuple(str(m) for m in arrays["model"]),
+        arrays["seed"],
+    )
 
 
 def shard_paths(folder: str | os.PathLike) -> list[Path]:
@@ -155,5 +202,7 @@ def shard_paths(folder: str | os.PathLike) -> list[Path]:
     """
     paths = sorted(Path(folder).glob("shard_*.npz"))
     if not paths:
-        raise InputError(f"{folder}: no shards of rendered faces here; make them with fitkit.data.face_shards.render_faces")
+        raise InputError(
+            f"{folder}: no shards of rendered faces here; make them with fitkit.data.face_shards.render_faces"
+        )
     return paths

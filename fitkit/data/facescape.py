@@ -1,4 +1,5 @@
 """FaceScape's benchmark for single photos: in the wild and in the lab."""
+
 from __future__ import annotations
 
 import os
@@ -18,9 +19,13 @@ from fitkit.io.subject import KnownCamera, Subject, subject_from_images
 PUPIL_MM = (64.0 + 61.7) / 2  # mean pupil distance of men and women, the benchmark's unit
 FOCALS, VIEWS = 3, 11
 YAW_GROUPS = ("yaw 0-5", "yaw 5-30", "yaw 30-60", "yaw 60-90")  # 100 pictures each
-FACESCAPE = DataSet("the FaceScape benchmark", "https://facescape.nju.edu.cn", "a signed licence agreement",
-                    "{KIND}_img/NAME.jpg, {KIND}_gt_mesh/NAME.obj, for the lab lab_cam/NAME.json, and predef/*.npy of its evaluator "
-                    "({KIND}_rotations, {KIND}_head_centers, wild_pupil_scales); KIND = wild or lab")
+FACESCAPE = DataSet(
+    "the FaceScape benchmark",
+    "https://facescape.nju.edu.cn",
+    "a signed licence agreement",
+    "{KIND}_img/NAME.jpg, {KIND}_gt_mesh/NAME.obj, for the lab lab_cam/NAME.json, and predef/*.npy of its evaluator "
+    "({KIND}_rotations, {KIND}_head_centers, wild_pupil_scales); KIND = wild or lab",
+)
 
 
 def wild_samples(folder: str | os.PathLike) -> list[EvaluationSample]:
@@ -33,14 +38,24 @@ def wild_samples(folder: str | os.PathLike) -> list[EvaluationSample]:
         InputError: not this layout.
     """
     root = FACESCAPE.root(folder)
-    tables = {name: _table(root, f"wild_{name}.npy") for name in ("pupil_scales", "rotations", "head_centers")}
+    tables = {
+        name: _table(root, f"wild_{name}.npy") for name in ("pupil_scales", "rotations", "head_centers")
+    }
     samples = []
     for mesh in sorted((root / "wild_gt_mesh").glob("*.obj")):
         if mesh.stem.isdecimal() and int(mesh.stem) < min(map(len, tables.values())):
             number = int(mesh.stem)
-            truth = partial(_wild_truth, mesh, *(tables[k][number] for k in ("pupil_scales", "rotations", "head_centers")))
-            samples.append(EvaluationSample(mesh.stem, partial(_photo, root / "wild_img", mesh.stem), truth,
-                                            YAW_GROUPS[min(number // 100, 3)]))
+            truth = partial(
+                _wild_truth, mesh, *(tables[k][number] for k in ("pupil_scales", "rotations", "head_centers"))
+            )
+            samples.append(
+                EvaluationSample(
+                    mesh.stem,
+                    partial(_photo, root / "wild_img", mesh.stem),
+                    truth,
+                    YAW_GROUPS[min(number // 100, 3)],
+                )
+            )
     if not samples:
         raise FACESCAPE.missing(root, "no wild_gt_mesh/000.obj")
     return samples
@@ -57,7 +72,10 @@ def lab_samples(folder: str | os.PathLike, views: Sequence[Sequence[int]] = ()) 
         InputError: not this layout.
     """
     root = FACESCAPE.root(folder)
-    tables = {name: _table(root, f"lab_{name}.npy", least) for name, least in (("rotations", VIEWS), ("head_centers", FOCALS))}
+    tables = {
+        name: _table(root, f"lab_{name}.npy", least)
+        for name, least in (("rotations", VIEWS), ("head_centers", FOCALS))
+    }
     samples = []
     for mesh in sorted((root / "lab_gt_mesh").glob("*.obj")):
         for focal in range(FOCALS):
@@ -67,11 +85,18 @@ def lab_samples(folder: str | os.PathLike, views: Sequence[Sequence[int]] = ()) 
                     continue
                 view = combination[0]
                 # The evaluator takes the head's centre by the focal length (the camera's distance) and its rotation by the view.
-                truth = partial(_lab_truth, root, mesh, names[0], tables["rotations"][view], tables["head_centers"][focal])
+                truth = partial(
+                    _lab_truth, root, mesh, names[0], tables["rotations"][view], tables["head_centers"][focal]
+                )
                 angle = 0 if view == 0 else 30 if view < 9 else 60
-                samples.append(EvaluationSample("+".join([names[0], *(f"{v:02d}" for v in combination[1:])]),
-                                                partial(_lab_photos, root, names), truth,
-                                                f"focal {(1200, 600, 300)[focal]}, {angle} deg"))
+                samples.append(
+                    EvaluationSample(
+                        "+".join([names[0], *(f"{v:02d}" for v in combination[1:])]),
+                        partial(_lab_photos, root, names),
+                        truth,
+                        f"focal {(1200, 600, 300)[focal]}, {angle} deg",
+                    )
+                )
     if not samples:
         raise FACESCAPE.missing(root, "no lab_gt_mesh/00.obj with lab_cam/00_0_00.json")
     return samples
@@ -79,12 +104,21 @@ def lab_samples(folder: str | os.PathLike, views: Sequence[Sequence[int]] = ()) 
 
 def _table(root: Path, name: str, least: int = 1) -> np.ndarray:
     """predef/NAME, a row for each picture, view or focal length; at least that many rows."""
-    shape = next(shape for key, shape in (("scales", ()), ("rotations", (3, 3)), ("centers", (3,))) if key in name)
-    with foreign_file(root / "predef" / name, f"predef/{name} cannot be read", FACESCAPE.expected, limit=MEGABYTE,
-                      where=f"{root}:") as file:
+    shape = next(
+        shape for key, shape in (("scales", ()), ("rotations", (3, 3)), ("centers", (3,))) if key in name
+    )
+    with foreign_file(
+        root / "predef" / name,
+        f"predef/{name} cannot be read",
+        FACESCAPE.expected,
+        limit=MEGABYTE,
+        where=f"{root}:",
+    ) as file:
         table = file.npy()
         if table.dtype.kind not in "iuf" or len(table) < least or not np.isfinite(table).all():
-            raise ValueError(f"expected finite numbers, at least {least} rows, got {table.dtype} {list(table.shape)}")
+            raise ValueError(
+                f"expected finite numbers, at least {least} rows, got {table.dtype} {list(table.shape)}"
+            )
         return table.astype(np.float64).reshape(len(table), *shape)
 
 
@@ -100,8 +134,10 @@ def _photo(folder: Path, name: str) -> Subject:
 
 
 def _wild_truth(mesh: Path, pupil_scale: float, rotation: np.ndarray, center: np.ndarray) -> ScanTruth:
-    return ScanTruth(*read_mesh(mesh), more={"pupil_scale": float(pupil_scale), "rotation": rotation,
-                                             "center": center * float(pupil_scale)})
+    return ScanTruth(
+        *read_mesh(mesh),
+        more={"pupil_scale": float(pupil_scale), "rotation": rotation, "center": center * float(pupil_scale)},
+    )
 
 
 def _camera(root: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -130,4 +166,8 @@ def _lab_photos(root: Path, names: list[str]) -> Subject:
 def _lab_truth(root: Path, mesh: Path, name: str, rotation: np.ndarray, center: np.ndarray) -> ScanTruth:
     K, Rt = _camera(root, name)
     vertices, triangles = read_mesh(mesh)
-    return ScanTruth(PUPIL_MM * vertices @ Rt[:, :3].T + Rt[:, 3], triangles, more={"K": K, "rotation": rotation, "center": center})
+    return ScanTruth(
+        PUPIL_MM * vertices @ Rt[:, :3].T + Rt[:, 3],
+        triangles,
+        more={"K": K, "rotation": rotation, "center": center},
+    )

@@ -1,4 +1,5 @@
 """Results of `fitkit fit` as labels: what the optimizer found, and how sure it is."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -47,10 +48,16 @@ class FitResults(FaceDataset):
             raise InputError(f"{folder}: no such folder; expected results of fitkit fit")
         self.options, self.model = options, model
         # Hidden folders: what a fit that was killed left half written.
-        found = [p.parent for p in sorted(folder.rglob(PARAMETERS)) if not any(n.startswith(".") for n in p.relative_to(folder).parts)]
+        found = [
+            p.parent
+            for p in sorted(folder.rglob(PARAMETERS))
+            if not any(n.startswith(".") for n in p.relative_to(folder).parts)
+        ]
         self.folders = [p for p in found if _status(p) in options.status]
         if not self.folders:
-            raise InputError(f"{folder}: none of {len(found)} results of fitkit fit below it has status {' or '.join(options.status)}")
+            raise InputError(
+                f"{folder}: none of {len(found)} results of fitkit fit below it has status {' or '.join(options.status)}"
+            )
         names = [p.parent if p.name == "fitkit" else p for p in self.folders]
         self.ids = tuple(n.relative_to(folder).as_posix() if n != folder else folder.name for n in names)
 
@@ -74,18 +81,24 @@ class FitResults(FaceDataset):
         views = {v.name: v for v in subject.views}
         missing = [n for n in parameters.view_names if n not in views]
         if missing:
-            raise InputError(f"{folder / PARAMETERS}: its photo '{missing[0]}' is not in {place}; "
-                             "set the option photos to the folder of the subjects")
+            raise InputError(
+                f"{folder / PARAMETERS}: its photo '{missing[0]}' is not in {place}; "
+                "set the option photos to the folder of the subjects"
+            )
         chosen = [views[n] for n in parameters.view_names]
         for view, size in zip(chosen, parameters.image_size.tolist()):
             if list(view.size) != size:
-                raise InputError(f"{folder / PARAMETERS}: photo '{view.name}' had {size[0]} x {size[1]} px when it was fitted, "
-                                 f"in {place} it has {view.size[0]} x {view.size[1]}")
+                raise InputError(
+                    f"{folder / PARAMETERS}: photo '{view.name}' had {size[0]} x {size[1]} px when it was fitted, "
+                    f"in {place} it has {view.size[0]} x {view.size[1]}"
+                )
         marks = self._landmarks(parameters, chosen)
         crop = CropOptions(1.9, 0.1, self.options.size, self.options.size)
         seen = crop_views((v.image for v in chosen), (v.mask for v in chosen), marks, crop)
         state = parameters.state.to(dtype=torch.float32)
-        truth = Labels(state.replace(camera=state.camera.scaled(seen.scale, seen.offset)), self._sigma(parameters))
+        truth = Labels(
+            state.replace(camera=state.camera.scaled(seen.scale, seen.offset)), self._sigma(parameters)
+        )
         return Sample(self.ids[index], replace(seen, labels=truth), truth)
 
     def _landmarks(self, parameters: Parameters, views) -> Landmarks:
@@ -93,9 +106,21 @@ class FitResults(FaceDataset):
         B = len(views)
         if self.options.landmarks == "files" and all(o is not None for o in own):
             table = torch.stack([torch.from_numpy(o) for o in own]).float()
-            return Landmarks(table[..., :2], torch.full((B, 68), torch.nan), torch.isfinite(table[..., :2]).all(-1), table[..., 2], "auto")
+            return Landmarks(
+                table[..., :2],
+                torch.full((B, 68), torch.nan),
+                torch.isfinite(table[..., :2]).all(-1),
+                table[..., 2],
+                "auto",
+            )
         points = project_points(self.model.landmark_basis, parameters.state.to(dtype=torch.float32)).pixels
-        return Landmarks(points, torch.full((B, 68), torch.nan), torch.ones(B, 68, dtype=torch.bool), torch.ones(B, 68), "surface")
+        return Landmarks(
+            points,
+            torch.full((B, 68), torch.nan),
+            torch.ones(B, 68, dtype=torch.bool),
+            torch.ones(B, 68),
+            "surface",
+        )
 
     def _sigma(self, parameters: Parameters) -> torch.Tensor:
         """[1, K_id], at most 1: that is what is known of a coefficient without any photo."""

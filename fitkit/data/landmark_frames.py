@@ -1,4 +1,5 @@
 """Pictures of faces with their 68 points: folders of image + .pts, and the training crops made of them."""
+
 from __future__ import annotations
 
 import hashlib
@@ -22,7 +23,9 @@ from fitkit.observe.landmarks.network import MIRRORED_OUTPUTS, NUM_OUTPUTS, NUM_
 
 log = logging.getLogger("fitkit")
 
-KEEP_SIDE = 1.45  # side of the stored picture over that of the square: room for shifts, turns and smaller faces
+KEEP_SIDE = (
+    1.45  # side of the stored picture over that of the square: room for shifts, turns and smaller faces
+)
 FRONTAL = 0.72  # nose-to-jaw-end distances, smaller over larger: above it the outline passes through the fixed jaw points
 
 
@@ -90,13 +93,21 @@ def load_frame(frame: Frame, size: int = 192) -> LabelledFace:
         # The side with the shorter way from nose to jaw end is turned away.
         left = np.linalg.norm(points[0] - points[30]) > np.linalg.norm(points[16] - points[30])
         middle = 2.0  # mm
-        seen = mean_face()[:, 0] < middle if left else mean_face()[:, 0] > -middle  # the head's +x is right in the picture
-    return LabelledFace(cut(picture, matrix, size), np.concatenate([points, points[:17]]).astype(np.float32),
-                        np.concatenate([known, known[:17] & frontal]), np.ones(NUM_OUTPUTS, bool),
-                        np.concatenate([known & seen, known[:17] & frontal]))
+        seen = (
+            mean_face()[:, 0] < middle if left else mean_face()[:, 0] > -middle
+        )  # the head's +x is right in the picture
+    return LabelledFace(
+        cut(picture, matrix, size),
+        np.concatenate([points, points[:17]]).astype(np.float32),
+        np.concatenate([known, known[:17] & frontal]),
+        np.ones(NUM_OUTPUTS, bool),
+        np.concatenate([known & seen, known[:17] & frontal]),
+    )
 
 
-def load_surroundings(frame: Frame, rng: np.random.Generator, count: int = 1, size: int = 160) -> list[LabelledFace]:
+def load_surroundings(
+    frame: Frame, rng: np.random.Generator, count: int = 1, size: int = 160
+) -> list[LabelledFace]:
     """Squares of the picture that hold no face or only a corner of it, as examples of what is none: nothing known, nothing
     visible. May be fewer than `count` when the face fills the picture."""
     picture, _, _, face = _read(frame)
@@ -114,8 +125,15 @@ def load_surroundings(frame: Frame, rng: np.random.Generator, count: int = 1, si
             half = (size - 1) / 2 * np.array([[-1, -1], [1, 1]]) / MARGIN / KEEP_SIDE
             points = np.resize(half + (size - 1) / 2, (NUM_OUTPUTS, 2)).astype(np.float32)
             wide = FaceSquare(square.center, side * KEEP_SIDE).matrix(size)
-            out.append(LabelledFace(cut(picture, wide, size), points, np.zeros(NUM_OUTPUTS, bool), np.zeros(NUM_OUTPUTS, bool),
-                                    np.ones(NUM_OUTPUTS, bool)))
+            out.append(
+                LabelledFace(
+                    cut(picture, wide, size),
+                    points,
+                    np.zeros(NUM_OUTPUTS, bool),
+                    np.zeros(NUM_OUTPUTS, bool),
+                    np.ones(NUM_OUTPUTS, bool),
+                )
+            )
     return out
 
 
@@ -176,8 +194,13 @@ class Crop:
     visible_known: np.ndarray
 
 
-def make_crop(face: LabelledFace, size: int, rng: np.random.Generator | None = None, augmentation: Augmentation = Augmentation(),
-              texture: Callable[[], np.ndarray] | None = None) -> Crop:
+def make_crop(
+    face: LabelledFace,
+    size: int,
+    rng: np.random.Generator | None = None,
+    augmentation: Augmentation = Augmentation(),
+    texture: Callable[[], np.ndarray] | None = None,
+) -> Crop:
     """The crop of a face, placed by its points; with a generator, placed and changed at random.
 
     Args:
@@ -189,18 +212,33 @@ def make_crop(face: LabelledFace, size: int, rng: np.random.Generator | None = N
     square = square_of_points(points[:NUM_POINTS], placed)
     if rng is None:
         matrix = square.matrix(size)
-        return Crop(cut(face.image, matrix, size), (points @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32), known, visible,
-                    visible_known)
-    shift, zoom, turn = augmentation.rough_size if rng.random() < augmentation.rough else augmentation.fine_size
+        return Crop(
+            cut(face.image, matrix, size),
+            (points @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32),
+            known,
+            visible,
+            visible_known,
+        )
+    shift, zoom, turn = (
+        augmentation.rough_size if rng.random() < augmentation.rough else augmentation.fine_size
+    )
     center = np.asarray(square.center) + rng.uniform(-shift, shift, 2) * square.side
-    moved = FaceSquare((center[0], center[1]), square.side * float(np.exp(rng.uniform(-zoom, zoom))), float(np.radians(rng.uniform(-turn, turn))))
+    moved = FaceSquare(
+        (center[0], center[1]),
+        square.side * float(np.exp(rng.uniform(-zoom, zoom))),
+        float(np.radians(rng.uniform(-turn, turn))),
+    )
     matrix = moved.matrix(size)
     image = cut(face.image, matrix, size)
     points = points @ matrix[:, :2].T + matrix[:, 2]
     if rng.random() < augmentation.mirror:
         image = np.ascontiguousarray(image[:, ::-1])
         points = (points * [-1, 1] + [size - 1, 0])[MIRRORED_OUTPUTS]
-        known, visible, visible_known = known[MIRRORED_OUTPUTS], visible[MIRRORED_OUTPUTS], visible_known[MIRRORED_OUTPUTS]
+        known, visible, visible_known = (
+            known[MIRRORED_OUTPUTS],
+            visible[MIRRORED_OUTPUTS],
+            visible_known[MIRRORED_OUTPUTS],
+        )
     if rng.random() < augmentation.cover:
         image, covered = _cover(image, points, rng, augmentation.covers, texture)
         visible &= ~covered
@@ -208,8 +246,13 @@ def make_crop(face: LabelledFace, size: int, rng: np.random.Generator | None = N
     return Crop(_degrade(image, rng, augmentation), points.astype(np.float32), known, visible, visible_known)
 
 
-def _cover(image: np.ndarray, points: np.ndarray, rng: np.random.Generator, most: int,
-           texture: Callable[[], np.ndarray] | None) -> tuple[np.ndarray, np.ndarray]:
+def _cover(
+    image: np.ndarray,
+    points: np.ndarray,
+    rng: np.random.Generator,
+    most: int,
+    texture: Callable[[], np.ndarray] | None,
+) -> tuple[np.ndarray, np.ndarray]:
     """Patches (ellipses and boxes, turned) over the picture; which points lie under them, [85] bool."""
     size = len(image)
     mask = np.zeros((size, size), np.uint8)
@@ -221,7 +264,9 @@ def _cover(image: np.ndarray, points: np.ndarray, rng: np.random.Generator, most
         else:
             cv2.fillConvexPoly(mask, cv2.boxPoints(box).astype(np.int32), 255, cv2.LINE_AA)
     if texture is not None and rng.random() < 0.6:
-        patch = cv2.resize(texture(), (size, size), interpolation=cv2.INTER_LINEAR)[::rng.choice([-1, 1]), ::rng.choice([-1, 1])]
+        patch = cv2.resize(texture(), (size, size), interpolation=cv2.INTER_LINEAR)[
+            :: rng.choice([-1, 1]), :: rng.choice([-1, 1])
+        ]
     else:
         patch = rng.uniform(0, 255, 3) + rng.uniform(0, 40) * rng.standard_normal((size, size, 1))
     alpha = mask[..., None] / 255.0
@@ -246,8 +291,13 @@ def _degrade(image: np.ndarray, rng: np.random.Generator, options: Augmentation)
         image = (grey + (image - grey) * rng.uniform(0.5, 1.3)).clip(0, 255).astype(np.uint8)
     if rng.random() < options.low_resolution:
         small = int(round(np.exp(rng.uniform(np.log(options.smallest * MARGIN), np.log(size)))))
-        image = cv2.resize(cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA), (size, size),
-                           interpolation=int(rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_NEAREST], p=[0.6, 0.3, 0.1])))
+        image = cv2.resize(
+            cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA),
+            (size, size),
+            interpolation=int(
+                rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_NEAREST], p=[0.6, 0.3, 0.1])
+            ),
+        )
     if rng.random() < options.blur:
         if rng.random() < 0.5:
             image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.4, 1.8)))
@@ -260,7 +310,9 @@ def _degrade(image: np.ndarray, rng: np.random.Generator, options: Augmentation)
             cv2.line(kernel, ends[0], ends[1], 1.0)
             image = cv2.filter2D(image, -1, kernel / kernel.sum())
     if rng.random() < options.noise:
-        noise = rng.standard_normal((size, size, 1 if rng.random() < 0.5 else 3), dtype=np.float32) * rng.uniform(2, 14)
+        noise = rng.standard_normal(
+            (size, size, 1 if rng.random() < 0.5 else 3), dtype=np.float32
+        ) * rng.uniform(2, 14)
         image = (image + noise).clip(0, 255).astype(np.uint8)
     if rng.random() < options.jpeg:
         ok, code = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(25, 90))])

@@ -1,4 +1,5 @@
 """CMU Multi-PIE: people in a ring of cameras, one picture of each camera at one instant."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -17,12 +18,29 @@ from fitkit.io.options import Degrees, Pixels, Range
 from fitkit.io.subject import subject_from_images
 from fitkit.models.face_model import FaceModel
 
-DATA = DataSet("CMU Multi-PIE", "https://www.cs.cmu.edu/afs/cs/project/PIE/MultiPie/Multi-Pie/Home.html", "licence of CMU, research use",
-               "sessionSS/multiview/SUBJECT/RECORDING/CAMERA/SUBJECT_SS_RECORDING_CAM_SHOT.png")
+DATA = DataSet(
+    "CMU Multi-PIE",
+    "https://www.cs.cmu.edu/afs/cs/project/PIE/MultiPie/Multi-Pie/Home.html",
+    "licence of CMU, research use",
+    "sessionSS/multiview/SUBJECT/RECORDING/CAMERA/SUBJECT_SS_RECORDING_CAM_SHOT.png",
+)
 # Camera folder -> yaw of the camera on the ring in degrees, one step of the ladder is 15. The sign is the order of the ring only:
 # which side it is decides the picture.
-CAMERAS = {"11_0": -90, "12_0": -75, "09_0": -60, "08_0": -45, "13_0": -30, "14_0": -15, "05_1": 0, "05_0": 15, "04_1": 30, "19_0": 45,
-           "20_0": 60, "01_0": 75, "24_0": 90}
+CAMERAS = {
+    "11_0": -90,
+    "12_0": -75,
+    "09_0": -60,
+    "08_0": -45,
+    "13_0": -30,
+    "14_0": -15,
+    "05_1": 0,
+    "05_0": 15,
+    "04_1": 30,
+    "19_0": 45,
+    "20_0": 60,
+    "01_0": 75,
+    "24_0": 90,
+}
 OVERHEAD = ("08_1", "19_1")
 FRONT = "05_1"
 
@@ -70,17 +88,29 @@ class MultiPie(FaceDataset):
                     if not any(there):
                         continue
                     subject = recording.parent.name
-                    rng = np.random.default_rng([int(n) for n in (session.name.removeprefix("session"), subject, recording.name, shot)])
+                    rng = np.random.default_rng(
+                        [
+                            int(n)
+                            for n in (session.name.removeprefix("session"), subject, recording.name, shot)
+                        ]
+                    )
                     for k in range(options.triplets):
                         ids.append(f"{subject}/{session.name}_{recording.name}_{shot}_{k}")
-                        places.append((recording, shot, (FRONT, *(str(rng.choice(side)) for side in there if side))))
+                        places.append(
+                            (recording, shot, (FRONT, *(str(rng.choice(side)) for side in there if side)))
+                        )
         if not ids:
-            raise DATA.missing(self.root, f"no picture of camera {FRONT} with one beside it for the sessions, recordings and shots "
-                                          "asked for")
+            raise DATA.missing(
+                self.root,
+                f"no picture of camera {FRONT} with one beside it for the sessions, recordings and shots "
+                "asked for",
+            )
         self.ids, self._places = tuple(ids), places
 
     def _shots(self, recording: Path) -> list[str]:
-        found = {p.stem.rpartition("_")[2] for p in (recording / FRONT).glob("*") if p.suffix.lower() in SUFFIXES}
+        found = {
+            p.stem.rpartition("_")[2] for p in (recording / FRONT).glob("*") if p.suffix.lower() in SUFFIXES
+        }
         shots = sorted(s for s in found if s.isdecimal())
         if not all(n.isdecimal() for n in (recording.parent.name, recording.name)):
             return []
@@ -99,11 +129,16 @@ class MultiPie(FaceDataset):
         paths = [self._picture(recording, c, shot) for c in cameras]
         landmarks = [self._landmarks(p) for p in paths] if self.options.landmark_folder else None
         subject = subject_from_images(paths, landmarks, names=list(cameras), name=self.ids[index])
-        return Sample(self.ids[index], observe_subject(subject, self.options.landmarks, self.options.size, str(recording)))
+        return Sample(
+            self.ids[index],
+            observe_subject(subject, self.options.landmarks, self.options.size, str(recording)),
+        )
 
     def _landmarks(self, picture: Path) -> Path:
         stem = Path(self.options.landmark_folder) / picture.relative_to(self.root).with_suffix("")
         found = next((p for s in LANDMARK_SUFFIXES if (p := Path(f"{stem}{s}")).is_file()), None)
         if found is None:
-            raise InputError(f"{stem}: no landmark file ({', '.join('*' + s for s in LANDMARK_SUFFIXES)}) for {picture}")
+            raise InputError(
+                f"{stem}: no landmark file ({', '.join('*' + s for s in LANDMARK_SUFFIXES)}) for {picture}"
+            )
         return found

@@ -1,4 +1,5 @@
 """The photos of each person in two disjoint halves, from any folder of subject folders."""
+
 from __future__ import annotations
 
 import os
@@ -47,7 +48,9 @@ def half_samples(folder: str | os.PathLike, options: PhotoHalves) -> list[Evalua
     check_options(options, "options", ".")
     low, high = options.min_face_px, options.max_face_px
     if high and high < low:
-        raise InputError(f"min_face_px, max_face_px: expected min <= max (max 0: no bound), got {low:g} and {high:g}")
+        raise InputError(
+            f"min_face_px, max_face_px: expected min <= max (max 0: no bound), got {low:g} and {high:g}"
+        )
     samples, enough = [], 0
     for person in people_in(folder, 2 * options.photos):
         if options.people and enough == options.skip + options.people:
@@ -58,16 +61,26 @@ def half_samples(folder: str | os.PathLike, options: PhotoHalves) -> list[Evalua
         enough += 1
         if enough > options.skip:
             halves = draw_halves(names, options.photos, options.draw, options.seed, person.name)
-            samples += [EvaluationSample(f"{person.name}/half{k}", partial(_photos, person, half), lambda: None)
-                        for k, half in enumerate(halves)]
+            samples += [
+                EvaluationSample(f"{person.name}/half{k}", partial(_photos, person, half), lambda: None)
+                for k, half in enumerate(halves)
+            ]
     if not samples:
-        bounds = f" whose face is at least {low:g}" + (f" and at most {high:g} px" if high else " px") if low or high else ""
-        raise InputError(f"{folder}: {enough} people have at least {2 * options.photos} photos{bounds}, {options.skip} of them are "
-                         "skipped; expected a folder of subject folders with more, or a lower options.photos or options.skip")
+        bounds = (
+            f" whose face is at least {low:g}" + (f" and at most {high:g} px" if high else " px")
+            if low or high
+            else ""
+        )
+        raise InputError(
+            f"{folder}: {enough} people have at least {2 * options.photos} photos{bounds}, {options.skip} of them are "
+            "skipped; expected a folder of subject folders with more, or a lower options.photos or options.skip"
+        )
     return samples
 
 
-def draw_halves(names: Sequence[str], photos: int, draw: str = "alternate", seed: int = 0, person: str = "") -> tuple[list[str], list[str]]:
+def draw_halves(
+    names: Sequence[str], photos: int, draw: str = "alternate", seed: int = 0, person: str = ""
+) -> tuple[list[str], list[str]]:
     """Two disjoint lists of `photos` names each, in the order of `names`; see PhotoHalves for `draw`."""
     count = 2 * photos
     if len(names) < count:

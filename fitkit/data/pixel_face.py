@@ -1,4 +1,5 @@
 """Pixel-Face: three simultaneous photos and a mesh for each expression of 855 people."""
+
 from __future__ import annotations
 
 import os
@@ -15,12 +16,17 @@ from fitkit.io.subject import Subject, subject_from_images
 
 ANCHORS = (2215, 5828, 10455, 14065, 8192, 5522, 10795)  # vertices of the release's mesh: the 7 points of NoW
 VIEWS = ("left", "front", "right")  # camera folders 0, 1, 2
-PIXEL_FACE = DataSet("Pixel-Face", "https://arxiv.org/abs/2008.12444", "given by its authors on request for research",
-                     "SPLIT/SUBJECT/EXPRESSION/Images/0|1|2/t.jpg and one mesh (.obj or .ply) in Images/fusion/")
+PIXEL_FACE = DataSet(
+    "Pixel-Face",
+    "https://arxiv.org/abs/2008.12444",
+    "given by its authors on request for research",
+    "SPLIT/SUBJECT/EXPRESSION/Images/0|1|2/t.jpg and one mesh (.obj or .ply) in Images/fusion/",
+)
 
 
-def pixel_face_samples(folder: str | os.PathLike, split: str = "val", unit_mm: float = 1.0,
-                       upright: bool = False) -> list[EvaluationSample]:
+def pixel_face_samples(
+    folder: str | os.PathLike, split: str = "val", unit_mm: float = 1.0, upright: bool = False
+) -> list[EvaluationSample]:
     """One sample of three photos for each person and expression, id 'SUBJECT/EXPRESSION', group = expression.
 
     Assumed: the mesh in Images/fusion/ has the topology whose vertices ANCHORS are; unit_mm: millimetres of its unit. The raw photos lie
@@ -34,8 +40,14 @@ def pixel_face_samples(folder: str | os.PathLike, split: str = "val", unit_mm: f
     for person in folders_in(root / split):
         for expression in folders_in(person):
             if images_in(expression / "Images" / "1"):
-                samples.append(EvaluationSample(f"{person.name}/{expression.name}", partial(_photos, expression / "Images", upright),
-                                                partial(_truth, expression / "Images", unit_mm), expression.name))
+                samples.append(
+                    EvaluationSample(
+                        f"{person.name}/{expression.name}",
+                        partial(_photos, expression / "Images", upright),
+                        partial(_truth, expression / "Images", unit_mm),
+                        expression.name,
+                    )
+                )
     if not samples:
         raise PIXEL_FACE.missing(root, f"no {split}/SUBJECT/EXPRESSION/Images/1/t.jpg")
     return samples
@@ -58,5 +70,7 @@ def _truth(folder: Path, unit_mm: float) -> ScanTruth:
         raise PIXEL_FACE.missing(folder, "no mesh in fusion/")
     vertices, triangles = read_mesh(path)
     if len(vertices) <= max(ANCHORS):
-        raise InputError(f"{path}: expected the topology of the release, at least {max(ANCHORS) + 1} vertices, got {len(vertices)}")
+        raise InputError(
+            f"{path}: expected the topology of the release, at least {max(ANCHORS) + 1} vertices, got {len(vertices)}"
+        )
     return ScanTruth(unit_mm * vertices, triangles, unit_mm * vertices[list(ANCHORS)])

@@ -4,6 +4,7 @@ A random member of a face model, with painted skin and a shell of hair, is lit a
 `data.synthetic`; then come glasses, things in front of it, and what a camera does to a picture. Everything follows from
 the seed. See `data.face_shards` for many of them in files.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -45,7 +46,9 @@ NEAREST_MM, FARTHEST_MM = 250.0, 6000.0  # depth maps of 16 bits in 0.1 mm end a
 Distance = Annotated[float, Range(NEAREST_MM, FARTHEST_MM)]
 Strength = Annotated[float, Range(0.0, 100.0)]
 SUPERSAMPLE = 2
-VISIBLE_MM = 5.0  # a landmark may lie this far behind the nearest surface of its sample: surfaces are seen at a slant
+VISIBLE_MM = (
+    5.0  # a landmark may lie this far behind the nearest surface of its sample: surfaces are seen at a slant
+)
 OUTLINE_YAW = 10.0  # degrees: below, the jaw's outline is the jaw
 OUTLINE_HIDDEN_MM = 3.0  # a jaw point this far behind the face's own surface is hidden
 HAIR_NEARER_MM = 1.5  # a fading edge of hair that lies on the skin must not fall behind it
@@ -134,10 +137,14 @@ class RandomFace:
 def _streams(seed: int) -> dict[str, np.random.Generator]:
     """Independent random numbers for each concern: a change of one leaves the others as they were."""
     names = ("state", "expression", "skin", "hair", "light", "front", "background", "camera")
-    return {n: np.random.default_rng(s) for n, s in zip(names, np.random.SeedSequence(seed).spawn(len(names)))}
+    return {
+        n: np.random.default_rng(s) for n, s in zip(names, np.random.SeedSequence(seed).spawn(len(names)))
+    }
 
 
-def face_state(model: FaceModel, seed: int, size: int = 160, variation: FaceVariation = FaceVariation()) -> SceneState:
+def face_state(
+    model: FaceModel, seed: int, size: int = 160, variation: FaceVariation = FaceVariation()
+) -> SceneState:
     """The geometry of `random_face`: one view whose camera shows the landmark box as wide as asked for; no illumination."""
     streams = _streams(seed)
     rng = streams["state"]
@@ -145,13 +152,21 @@ def face_state(model: FaceModel, seed: int, size: int = 160, variation: FaceVari
         yaw = float(np.clip(rng.normal() * 18, -variation.yaw, variation.yaw))
     else:
         yaw = rng.uniform(-1, 1) * variation.yaw
-    pitch, roll = (float(np.clip(rng.normal() * most / 2, -most, most)) for most in (variation.pitch, variation.roll))
+    pitch, roll = (
+        float(np.clip(rng.normal() * most / 2, -most, most)) for most in (variation.pitch, variation.roll)
+    )
     identity = np.clip(rng.normal(size=model.num_identity) * rng.uniform(*variation.identity), -2.7, 2.7)
     gaze = random_gaze(rng)
     expression = random_expression(streams["expression"], model.expression_names, gaze, variation)
     distance = np.exp(rng.uniform(*np.log(variation.distance)))
-    state = head_shot_state(model, torch.from_numpy(identity).float(), torch.from_numpy(expression).float()[None],
-                            torch.tensor([[yaw, pitch, roll]], dtype=torch.float32), (size, size), distance=float(distance))
+    state = head_shot_state(
+        model,
+        torch.from_numpy(identity).float(),
+        torch.from_numpy(expression).float()[None],
+        torch.tensor([[yaw, pitch, roll]], dtype=torch.float32),
+        (size, size),
+        distance=float(distance),
+    )
     points = _landmarks(model, state).double().numpy()
     low, high = points.min(0), points.max(0)
     wanted = size / rng.uniform(*variation.fill)
@@ -159,7 +174,10 @@ def face_state(model: FaceModel, seed: int, size: int = 160, variation: FaceVari
     middle = (size - 1) / 2 + rng.uniform(-1, 1, 2) * variation.shift * far * size
     scale = wanted / float((high - low).max())
     offset = (low + high) / 2 - middle / scale
-    return replace(state, camera=state.camera.scaled(torch.tensor([scale]).float(), torch.from_numpy(offset)[None].float()))
+    return replace(
+        state,
+        camera=state.camera.scaled(torch.tensor([scale]).float(), torch.from_numpy(offset)[None].float()),
+    )
 
 
 def _landmarks(model: FaceModel, state: SceneState) -> Tensor:
@@ -173,7 +191,9 @@ def random_gaze(rng: np.random.Generator) -> np.ndarray:
     return np.clip(rng.normal(size=2) * [12, 8], [-30, -22], [30, 22])
 
 
-def random_expression(rng: np.random.Generator, names: tuple[str, ...], gaze: np.ndarray, variation: FaceVariation) -> np.ndarray:
+def random_expression(
+    rng: np.random.Generator, names: tuple[str, ...], gaze: np.ndarray, variation: FaceVariation
+) -> np.ndarray:
     """Coefficients [K_ex] in [0, 1]: some groups of shapes that belong together, with sides that differ."""
     on: dict[str, float] = {}
 
@@ -191,8 +211,10 @@ def random_expression(rng: np.random.Generator, names: tuple[str, ...], gaze: np
             on["jawOpen"] = strength(1.6)
         if rng.random() < 0.12:
             on[str(rng.choice(["jawLeft", "jawRight", "jawForward"]))] = 0.7 * strength()
-        mouth = rng.choice(["none", "smile", "pucker", "frown", "stretch", "press", "sneer", "mixed"],
-                           p=[.15, .33, .12, .08, .08, .08, .06, .1])
+        mouth = rng.choice(
+            ["none", "smile", "pucker", "frown", "stretch", "press", "sneer", "mixed"],
+            p=[0.15, 0.33, 0.12, 0.08, 0.08, 0.08, 0.06, 0.1],
+        )
         if mouth in ("smile", "mixed"):
             value = strength(0.8)
             pair("mouthSmile", value)
@@ -219,14 +241,16 @@ def random_expression(rng: np.random.Generator, names: tuple[str, ...], gaze: np
             on[str(rng.choice(["mouthLeft", "mouthRight"]))] = strength()
         if rng.random() < 0.08:
             pair("cheekPuff", strength())
-        brows = rng.choice(["none", "up", "down", "sad", "outer"], p=[.4, .25, .2, .08, .07])
+        brows = rng.choice(["none", "up", "down", "sad", "outer"], p=[0.4, 0.25, 0.2, 0.08, 0.07])
         if brows in ("up", "sad"):
             pair("browInnerUp", strength())
         if brows in ("up", "outer"):
             pair("browOuterUp", strength())
         if brows == "down":
             pair("browDown", strength())
-        eyes = rng.choice(["none", "blink", "half", "wide", "squint", "wink"], p=[.42, .14, .14, .1, .14, .06])
+        eyes = rng.choice(
+            ["none", "blink", "half", "wide", "squint", "wink"], p=[0.42, 0.14, 0.14, 0.1, 0.14, 0.06]
+        )
         if eyes == "blink":
             on["eyeBlink_L"] = on["eyeBlink_R"] = rng.uniform(0.8, 1.0)
         if eyes == "half":
@@ -251,40 +275,75 @@ def random_expression(rng: np.random.Generator, names: tuple[str, ...], gaze: np
 def random_person(rng: np.random.Generator, variation: FaceVariation) -> SkinLook:
     """Skin, lips, brows, beard and make-up."""
     low, high = variation.melanin
-    dark = low + (high - low) * rng.random() ** 1.4  # the light half of the scale holds more of the tones that look different
+    dark = (
+        low + (high - low) * rng.random() ** 1.4
+    )  # the light half of the scale holds more of the tones that look different
     # Log-linear between light and dark skin, then more or less blood; after measured skin reflectances.
-    skin = np.exp((1 - dark) * np.log([0.62, 0.41, 0.32]) + dark * np.log([0.065, 0.034, 0.021]) + rng.normal() * 0.12)
-    skin = skin * np.exp(rng.normal() * np.array([0.03, -0.07, -0.05]) + rng.normal() * np.array([0.02, 0.01, -0.09]))
+    skin = np.exp(
+        (1 - dark) * np.log([0.62, 0.41, 0.32]) + dark * np.log([0.065, 0.034, 0.021]) + rng.normal() * 0.12
+    )
+    skin = skin * np.exp(
+        rng.normal() * np.array([0.03, -0.07, -0.05]) + rng.normal() * np.array([0.02, 0.01, -0.09])
+    )
     hair = _hair_color(rng, dark)
     make_up = rng.random() < variation.make_up
     lips = skin * np.array([rng.uniform(0.75, 1.1), rng.uniform(0.40, 0.68), rng.uniform(0.42, 0.75)])
     lip_strength = rng.uniform(0.6, 1.0)
     if make_up and rng.random() < 0.7:
-        lips = np.array([0.40, 0.07, 0.08]) * (0.35 + 0.65 * (1 - dark)) * np.exp(rng.normal(size=3) * [0.35, 0.5, 0.5])
+        lips = (
+            np.array([0.40, 0.07, 0.08])
+            * (0.35 + 0.65 * (1 - dark))
+            * np.exp(rng.normal(size=3) * [0.35, 0.5, 0.5])
+        )
         lip_strength = rng.uniform(0.5, 0.95)
     bearded = not make_up and rng.random() < variation.beard / max(1e-6, 1 - variation.make_up)
     stubble = not make_up and rng.random() < variation.stubble / max(1e-6, 1 - variation.make_up)
     irises = np.array([(0.06, 0.03, 0.015), (0.11, 0.06, 0.03), (0.10, 0.14, 0.20), (0.12, 0.14, 0.07)])
-    iris = irises[rng.choice(4, p=[.4, .3, .18, .12] if dark < .4 else [.75, .25, 0, 0])]
+    iris = irises[rng.choice(4, p=[0.4, 0.3, 0.18, 0.12] if dark < 0.4 else [0.75, 0.25, 0, 0])]
     return SkinLook(
-        skin=skin, lips=lips.clip(0.01, 0.9), lip_strength=lip_strength, hair=hair,
-        brow_color=np.minimum(hair, 0.25) * rng.uniform(0.3, 0.9), iris=iris * np.exp(rng.normal() * 0.25),
-        blotch=rng.uniform(0.02, 0.09), red=rng.uniform(0, 0.85) * (1 - 0.4 * dark),
+        skin=skin,
+        lips=lips.clip(0.01, 0.9),
+        lip_strength=lip_strength,
+        hair=hair,
+        brow_color=np.minimum(hair, 0.25) * rng.uniform(0.3, 0.9),
+        iris=iris * np.exp(rng.normal() * 0.25),
+        blotch=rng.uniform(0.02, 0.09),
+        red=rng.uniform(0, 0.85) * (1 - 0.4 * dark),
         freckles=int(rng.integers(40, 300)) if rng.random() < variation.freckles else 0,
-        freckle_depth=rng.uniform(0.15, 0.6), moles=int(rng.integers(1, 9)) if rng.random() < variation.moles else 0,
+        freckle_depth=rng.uniform(0.15, 0.6),
+        moles=int(rng.integers(1, 9)) if rng.random() < variation.moles else 0,
         brow=rng.uniform(0.35, 1.1),
-        brow_width=rng.uniform(0.65, 1.35), brow_drop=rng.uniform(-0.3, 1.2), stubble=rng.uniform(0.1, 0.6) if stubble else 0.0,
-        beard=rng.uniform(0.4, 1.0) if bearded else 0.0, beard_area=str(rng.choice(["beard", "goatee", "moustache"], p=[0.6, 0.22, 0.18])),
+        brow_width=rng.uniform(0.65, 1.35),
+        brow_drop=rng.uniform(-0.3, 1.2),
+        stubble=rng.uniform(0.1, 0.6) if stubble else 0.0,
+        beard=rng.uniform(0.4, 1.0) if bearded else 0.0,
+        beard_area=str(rng.choice(["beard", "goatee", "moustache"], p=[0.6, 0.22, 0.18])),
         eye_shadow=np.array([random_color(rng) * 0.6, skin * [0.7, 0.5, 0.5]][int(rng.random() < 0.6)]),
-        eye_shadow_strength=rng.uniform(0.1, 0.7) if make_up else 0.0, liner=rng.uniform(0.4, 1.0) if make_up else rng.uniform(0, 0.5),
-        pore=rng.uniform(0.0, 0.05), tired=rng.uniform(0, 0.3), age=rng.uniform(0, 0.5) * rng.random() + (rng.random() < 0.15) * 0.3,
-        lid_crease=rng.uniform(0, 0.6))
+        eye_shadow_strength=rng.uniform(0.1, 0.7) if make_up else 0.0,
+        liner=rng.uniform(0.4, 1.0) if make_up else rng.uniform(0, 0.5),
+        pore=rng.uniform(0.0, 0.05),
+        tired=rng.uniform(0, 0.3),
+        age=rng.uniform(0, 0.5) * rng.random() + (rng.random() < 0.15) * 0.3,
+        lid_crease=rng.uniform(0, 0.6),
+    )
 
 
 def _hair_color(rng: np.random.Generator, dark: float) -> np.ndarray:
-    palette = np.array([(0.010, 0.008, 0.007), (0.035, 0.020, 0.012), (0.10, 0.055, 0.028), (0.30, 0.19, 0.085), (0.20, 0.065, 0.022),
-                        (0.42, 0.40, 0.38)])
-    share = np.array([0.25, 0.25, 0.2, 0.15, 0.06, 0.09]) if dark < 0.35 else np.array([0.65, 0.22, 0.03, 0.02, 0.01, 0.07])
+    palette = np.array(
+        [
+            (0.010, 0.008, 0.007),
+            (0.035, 0.020, 0.012),
+            (0.10, 0.055, 0.028),
+            (0.30, 0.19, 0.085),
+            (0.20, 0.065, 0.022),
+            (0.42, 0.40, 0.38),
+        ]
+    )
+    share = (
+        np.array([0.25, 0.25, 0.2, 0.15, 0.06, 0.09])
+        if dark < 0.35
+        else np.array([0.65, 0.22, 0.03, 0.02, 0.01, 0.07])
+    )
     return palette[rng.choice(len(palette), p=share / share.sum())] * np.exp(rng.normal() * 0.3)
 
 
@@ -292,17 +351,33 @@ def random_hair(rng: np.random.Generator, person: SkinLook, variation: FaceVaria
     """Hair on the head, or a cap."""
     long = rng.random() < variation.long_hair
     if rng.random() < variation.hat:  # a cap of wool is a shell that begins lower
-        return HairLook(random_color(rng), thickness=rng.uniform(5, 18), recede=rng.uniform(-26, -5), length=0.0, open_angle=90.0,
-                        fringe=None,
-                        fringe_width=0.0, fringe_middle=0.0, curl=0.0, gray=0.0, ragged=0.2)
+        return HairLook(
+            random_color(rng),
+            thickness=rng.uniform(5, 18),
+            recede=rng.uniform(-26, -5),
+            length=0.0,
+            open_angle=90.0,
+            fringe=None,
+            fringe_width=0.0,
+            fringe_middle=0.0,
+            curl=0.0,
+            gray=0.0,
+            ragged=0.2,
+        )
     return HairLook(
-        color=person.hair, thickness=rng.uniform(6, 30) if long else rng.uniform(1, 30) * rng.uniform(0.3, 1),
+        color=person.hair,
+        thickness=rng.uniform(6, 30) if long else rng.uniform(1, 30) * rng.uniform(0.3, 1),
         recede=rng.normal() * 5 + (rng.random() < 0.15) * 14,
-        length=rng.uniform(10, 230) if long else 0.0, open_angle=rng.uniform(50, 100),
+        length=rng.uniform(10, 230) if long else 0.0,
+        open_angle=rng.uniform(50, 100),
         fringe=rng.uniform(52, 88) if rng.random() < variation.fringe else None,
-        fringe_width=rng.uniform(25, 60), fringe_middle=rng.normal() * 14, curl=rng.uniform(0, 1) ** 2,
+        fringe_width=rng.uniform(25, 60),
+        fringe_middle=rng.normal() * 14,
+        curl=rng.uniform(0, 1) ** 2,
         gray=rng.uniform(0.2, 1) if rng.random() < variation.gray else 0.0,
-        ragged=rng.uniform(1, 8), bald=rng.random() < variation.bald)
+        ragged=rng.uniform(1, 8),
+        bald=rng.random() < variation.bald,
+    )
 
 
 def random_scene(rng: np.random.Generator, variation: FaceVariation) -> Scene:
@@ -311,16 +386,26 @@ def random_scene(rng: np.random.Generator, variation: FaceVariation) -> Scene:
     cast = np.exp(rng.uniform(-1, 1, 3) * variation.color_cast)
     sh = np.zeros((9, 3))
     sh[0] = ambient / 0.28209479177387814
-    turn = rng.normal(size=3) * [0.8, 0.9, 1.0] + [0.5, 0.5, 0]  # order y, z, x: more often from above and in front
+    turn = rng.normal(size=3) * [0.8, 0.9, 1.0] + [
+        0.5,
+        0.5,
+        0,
+    ]  # order y, z, x: more often from above and in front
     turn *= rng.uniform(0.05, 0.6) / np.linalg.norm(turn)
     sh[1:4] = turn[:, None] * ambient / 0.48860251190291992 * np.exp(rng.normal(size=(3, 3)) * 0.12)
     sh[4:] = rng.normal(size=(5, 1)) * 0.10 * ambient * np.exp(rng.normal(size=(5, 3)) * 0.2)
     lamp = rng.normal(size=3) * [1.0, 0.7, 0.6] + [0, 0.45, 0.7]
     strength = rng.uniform(*variation.lamp) if rng.random() < variation.lamp_share else 0.0
     warm = rng.normal() * variation.color_cast
-    return Scene(torch.from_numpy(sh * cast).float(), lamp=tuple(float(v) for v in lamp), lamp_strength=strength,
-                 lamp_color=(float(np.exp(warm)), 1.0, float(np.exp(-warm))),
-                 gloss=float(rng.uniform(*variation.gloss) * min(1.0, strength + 0.2)), shininess=float(rng.uniform(8, 45)), noise=0.0)
+    return Scene(
+        torch.from_numpy(sh * cast).float(),
+        lamp=tuple(float(v) for v in lamp),
+        lamp_strength=strength,
+        lamp_color=(float(np.exp(warm)), 1.0, float(np.exp(-warm))),
+        gloss=float(rng.uniform(*variation.gloss) * min(1.0, strength + 0.2)),
+        shininess=float(rng.uniform(8, 45)),
+        noise=0.0,
+    )
 
 
 class _Layers:
@@ -330,7 +415,9 @@ class _Layers:
         self.rgb = ground
         self.depth = np.full(ground.shape[:2], 1e9, np.float32)
 
-    def put(self, surface: Surface, rgb: np.ndarray, depth: np.ndarray, alpha: np.ndarray | None = None) -> None:
+    def put(
+        self, surface: Surface, rgb: np.ndarray, depth: np.ndarray, alpha: np.ndarray | None = None
+    ) -> None:
         """Samples of a surface, where they are nearer than what is there."""
         pixel = surface.pixel.numpy()
         rows, far = self.rgb.reshape(-1, 3), self.depth.reshape(-1)
@@ -345,12 +432,16 @@ class _Layers:
 def _front_facing(normal: Tensor) -> Tensor:
     """Camera-frame normals [N, 3] turned towards the camera, then y up and z towards the viewer."""
     normal = torch.nn.functional.normalize(normal, dim=-1)
-    normal = torch.where(normal[:, 2:] > 0.15, -normal, normal)  # 0.15: smooth normals lean over at the silhouette
+    normal = torch.where(
+        normal[:, 2:] > 0.15, -normal, normal
+    )  # 0.15: smooth normals lean over at the silhouette
     return normal * torch.tensor([1.0, -1.0, -1.0])
 
 
 @torch.no_grad()
-def random_face(model: FaceModel, seed: int, size: int = 160, variation: FaceVariation = FaceVariation()) -> RandomFace:
+def random_face(
+    model: FaceModel, seed: int, size: int = 160, variation: FaceVariation = FaceVariation()
+) -> RandomFace:
     """A random person of the model in a square picture, with exact landmarks; the same for the same arguments.
 
     Args:
@@ -360,7 +451,9 @@ def random_face(model: FaceModel, seed: int, size: int = 160, variation: FaceVar
         InputError: seed or size out of range, or the folder of backgrounds is missing.
     """
     if size < 32 or seed < 0:
-        raise InputError(f"random_face: expected size of 32 px or more and a seed of 0 or more, got size {size} and seed {seed}")
+        raise InputError(
+            f"random_face: expected size of 32 px or more and a seed of 0 or more, got size {size} and seed {seed}"
+        )
     if variation.backgrounds is not None and not Path(variation.backgrounds).is_dir():
         raise InputError(f"{variation.backgrounds}: no such folder of background pictures")
     streams = _streams(seed)
@@ -376,13 +469,17 @@ def random_face(model: FaceModel, seed: int, size: int = 160, variation: FaceVar
     lens = supersampled(state.camera, SUPERSAMPLE)
     clip = clip_vertices(lens, points[None])[0]
 
-    ground = background(streams["background"], fine, None if variation.backgrounds is None else Path(variation.backgrounds))
+    ground = background(
+        streams["background"], fine, None if variation.backgrounds is None else Path(variation.backgrounds)
+    )
     add_shoulders(ground, streams["background"], state, person)
     layers = _Layers(ground)
     triangles, which = _seen_triangles(clip, model.triangles, fine)
     surface = Surface.visible(clip, triangles, (fine, fine))
     gaze = np.zeros(2) if head.eyes_turn else gaze_of(model, state)
-    rgb, depth, pale = _head_samples(model, head, surface, triangles, which, points, person, hair, scene, gaze, streams)
+    rgb, depth, pale = _head_samples(
+        model, head, surface, triangles, which, points, person, hair, scene, gaze, streams
+    )
     # Exposed partly for this face, partly for a mean one; `pale` is what a mean skin would show in this light.
     rng = streams["camera"]
     level = float(rgb.mean()) ** variation.adapt * max(pale, 1e-3) ** (1 - variation.adapt)
@@ -420,7 +517,9 @@ def gaze_of(model: FaceModel, state: SceneState) -> np.ndarray:
     """Degrees to the subject's left and up that the lids' shapes stand for, [2]."""
     on = dict(zip(model.expression_names, state.expression[0].tolist()))
     across = on.get("eyeLookOut_L", 0.0) - on.get("eyeLookIn_L", 0.0)
-    up = max(on.get("eyeLookUp_L", 0), on.get("eyeLookUp_R", 0)) - max(on.get("eyeLookDown_L", 0), on.get("eyeLookDown_R", 0))
+    up = max(on.get("eyeLookUp_L", 0), on.get("eyeLookUp_R", 0)) - max(
+        on.get("eyeLookDown_L", 0), on.get("eyeLookDown_R", 0)
+    )
     return 28 * np.array([across, up])
 
 
@@ -432,27 +531,57 @@ def _seen_triangles(clip: Tensor, triangles: Tensor, size: int) -> tuple[Tensor,
     return triangles[which], which
 
 
-def _head_samples(model: FaceModel, head: HeadMap, surface: Surface, triangles: Tensor, which: Tensor, points: Tensor, person: SkinLook,
-                  hair: HairLook, scene: Scene, gaze: np.ndarray, streams: dict) -> tuple[np.ndarray, np.ndarray, float]:
+def _head_samples(
+    model: FaceModel,
+    head: HeadMap,
+    surface: Surface,
+    triangles: Tensor,
+    which: Tensor,
+    points: Tensor,
+    person: SkinLook,
+    hair: HairLook,
+    scene: Scene,
+    gaze: np.ndarray,
+    streams: dict,
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Linear RGB [N, 3], depth [N] mm, and the mean brightness of a mean skin in the same light."""
-    table = torch.cat([model.mean, vertex_normals(points[None], model.triangles)[0], points, head.open_sky], -1)
+    table = torch.cat(
+        [model.mean, vertex_normals(points[None], model.triangles)[0], points, head.open_sky], -1
+    )
     values = surface.interpolate(table[triangles])
-    rest, normal, place, sky = values[:, :3].numpy(), _front_facing(values[:, 3:6]), values[:, 6:9], values[:, 9:]
+    rest, normal, place, sky = (
+        values[:, :3].numpy(),
+        _front_facing(values[:, 3:6]),
+        values[:, 6:9],
+        values[:, 9:],
+    )
     number = which[surface.triangle].numpy()
     rng = streams["skin"]
     skin_map = paint_skin(head, person, rng)
-    albedo, shine = head_colors(head, skin_map, person, hair, rest, number, gaze, float(rng.uniform(0.25, 0.6)))
+    albedo, shine = head_colors(
+        head, skin_map, person, hair, rest, number, gaze, float(rng.uniform(0.25, 0.6))
+    )
     lamp = torch.nn.functional.normalize(torch.tensor(scene.lamp), dim=0)
     reaches = None
     if scene.lamp_strength > 0.25:
         reaches = lamp_reaches(points, head.outer, lamp * torch.tensor([1.0, -1.0, -1.0]), place)
-    rgb = light(torch.from_numpy(albedo).float(), normal, scene, sky, reaches, torch.from_numpy(shine).float())
+    rgb = light(
+        torch.from_numpy(albedo).float(), normal, scene, sky, reaches, torch.from_numpy(shine).float()
+    )
     pale = light(torch.full((1, 3), 0.3), torch.tensor([[0.0, 0.0, 1.0]]), scene)
     return rgb.numpy(), place[:, 2].numpy(), float(pale.mean())
 
 
-def head_colors(head: HeadMap, skin_map: np.ndarray, person: SkinLook, hair: HairLook, rest: np.ndarray, number: np.ndarray,
-                gaze: np.ndarray, pupil: float) -> tuple[np.ndarray, np.ndarray]:
+def head_colors(
+    head: HeadMap,
+    skin_map: np.ndarray,
+    person: SkinLook,
+    hair: HairLook,
+    rest: np.ndarray,
+    number: np.ndarray,
+    gaze: np.ndarray,
+    pupil: float,
+) -> tuple[np.ndarray, np.ndarray]:
     """Linear RGB [N, 3] and factor on the gloss [N] of samples of the head.
 
     Args:
@@ -474,7 +603,9 @@ def head_colors(head: HeadMap, skin_map: np.ndarray, person: SkinLook, hair: Hai
         albedo[eye] = paint_eyes(rest[eye], head, person, towards, pupil)
     other = kind == 2
     albedo[other] = head.lining[number[other]]
-    return albedo, np.where(eye, 0.7, np.where(other, 0.5, 0.6 + 0.8 * np.clip(1.2 - np.abs(rest[:, 0]) / 45, 0, 1)))
+    return albedo, np.where(
+        eye, 0.7, np.where(other, 0.5, 0.6 + 0.8 * np.clip(1.2 - np.abs(rest[:, 0]) / 45, 0, 1))
+    )
 
 
 def scalp_cover(rest: np.ndarray, hair: HairLook) -> np.ndarray:
@@ -489,8 +620,18 @@ def scalp_cover(rest: np.ndarray, hair: HairLook) -> np.ndarray:
     return out
 
 
-def _add_hair(layers: _Layers, model: FaceModel, head: HeadMap, state: SceneState, shape: Tensor, look: HairLook, scene: Scene, gain: float,
-              lens, rng: np.random.Generator) -> None:
+def _add_hair(
+    layers: _Layers,
+    model: FaceModel,
+    head: HeadMap,
+    state: SceneState,
+    shape: Tensor,
+    look: HairLook,
+    scene: Scene,
+    gain: float,
+    lens,
+    rng: np.random.Generator,
+) -> None:
     neutral = model.vertices(state.identity, torch.zeros_like(state.expression))[0]
     shell = hair_shell(head, (neutral - model.mean).double().numpy(), look, rng)
     if len(shell.triangles) == 0:
@@ -498,8 +639,15 @@ def _add_hair(layers: _Layers, model: FaceModel, head: HeadMap, state: SceneStat
     points = state.pose.apply(torch.from_numpy(shell.points).float()[None])[0]
     triangles = torch.from_numpy(shell.triangles)
     surface = Surface.visible(clip_vertices(lens, points[None])[0], triangles, layers.depth.shape)
-    table = torch.cat([vertex_normals(points[None], triangles)[0], points[:, 2:], torch.from_numpy(shell.inside).float()[:, None],
-                       torch.from_numpy(shell.place)], -1)
+    table = torch.cat(
+        [
+            vertex_normals(points[None], triangles)[0],
+            points[:, 2:],
+            torch.from_numpy(shell.inside).float()[:, None],
+            torch.from_numpy(shell.place),
+        ],
+        -1,
+    )
     values = surface.interpolate(table[triangles])
     albedo, alpha, shine = hair_colors(shell, look, values[:, 4].numpy(), values[:, 5:].numpy())
     normal = _front_facing(values[:, :3])
@@ -508,7 +656,9 @@ def _add_hair(layers: _Layers, model: FaceModel, head: HeadMap, state: SceneStat
     layers.put(surface, rgb.numpy() * gain, depth - HAIR_NEARER_MM, alpha)
 
 
-def hair_colors(shell: HairShell, look: HairLook, inside: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def hair_colors(
+    shell: HairShell, look: HairLook, inside: np.ndarray, place: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Linear RGB [N, 3], cover [N] and factor on the gloss [N] of samples of the shell, from its fields there."""
     texture = look_up(shell.texture, place)
     alpha = np.clip((inside + texture[:, 1] * 1.6) / 2.5 + 0.5, 0, 1).astype(np.float32)
@@ -517,19 +667,47 @@ def hair_colors(shell: HairShell, look: HairLook, inside: np.ndarray, place: np.
 
 def hair_scene(scene: Scene, look: HairLook) -> Scene:
     """The scene for hair, which is lit softly: light passes between the strands."""
-    return replace(scene, gloss=0.05 + 0.5 * float(look.color.mean()), shininess=9.0, lamp_strength=scene.lamp_strength * 0.85)
+    return replace(
+        scene,
+        gloss=0.05 + 0.5 * float(look.color.mean()),
+        shininess=9.0,
+        lamp_strength=scene.lamp_strength * 0.85,
+    )
 
 
-def add_shoulders(ground: np.ndarray, rng: np.random.Generator, state: SceneState, person: SkinLook, samples: int = SUPERSAMPLE) -> None:
+def add_shoulders(
+    ground: np.ndarray,
+    rng: np.random.Generator,
+    state: SceneState,
+    person: SkinLook,
+    samples: int = SUPERSAMPLE,
+) -> None:
     """Neck and clothes behind the head, drawn flat; in place. samples: of the ground per pixel side."""
     fine = len(ground)
     base = state.pose.apply(torch.tensor([[[0.0, -80.0, 10.0]]]))[0, 0]
-    shape = np.array([[-46, -60], [-50, 60], [-110, 95], [-190, 130], [-230, 420], [230, 420], [190, 130], [110, 95], [50, 60], [46, -60]],
-                     float)
+    shape = np.array(
+        [
+            [-46, -60],
+            [-50, 60],
+            [-110, 95],
+            [-190, 130],
+            [-230, 420],
+            [230, 420],
+            [190, 130],
+            [110, 95],
+            [50, 60],
+            [46, -60],
+        ],
+        float,
+    )
     shape[:, 0] *= rng.uniform(0.85, 1.2)
 
     def draw(outline: np.ndarray, color: np.ndarray) -> None:
-        points = torch.from_numpy(np.concatenate([outline, np.zeros((len(outline), 1))], 1)).float() + base + torch.tensor([0.0, 0.0, 30.0])
+        points = (
+            torch.from_numpy(np.concatenate([outline, np.zeros((len(outline), 1))], 1)).float()
+            + base
+            + torch.tensor([0.0, 0.0, 30.0])
+        )
         xy = (state.camera.project(points[None])[0][0].numpy() + 0.5) * samples - 0.5
         mask = np.zeros((fine, fine), np.uint8)
         cv2.fillPoly(mask, [np.round(xy.clip(-4000, 4000) * 8).astype(np.int32)], 255, cv2.LINE_AA, 3)
@@ -538,32 +716,57 @@ def add_shoulders(ground: np.ndarray, rng: np.random.Generator, state: SceneStat
 
     draw(shape, person.skin * 0.25)
     collar = shape[2:-2].copy()
-    collar = np.concatenate([[[-52, 80 + rng.uniform(-25, 20)]], collar, [[52, 80 + rng.uniform(-25, 20)]], [[0, rng.uniform(80, 150)]]])
+    collar = np.concatenate(
+        [
+            [[-52, 80 + rng.uniform(-25, 20)]],
+            collar,
+            [[52, 80 + rng.uniform(-25, 20)]],
+            [[0, rng.uniform(80, 150)]],
+        ]
+    )
     draw(collar, random_color(rng) * 0.8)
 
 
-def add_glasses(layers: _Layers, cover: np.ndarray, rng: np.random.Generator, model: FaceModel, state: SceneState, lens,
-                dark: bool) -> None:
+def add_glasses(
+    layers: _Layers,
+    cover: np.ndarray,
+    rng: np.random.Generator,
+    model: FaceModel,
+    state: SceneState,
+    lens,
+    dark: bool,
+) -> None:
     """Rims, bridge and temples as lines at their places in space, hidden by what is nearer; in place."""
     face = model.landmark_basis.points(state.identity, torch.zeros_like(state.expression))[0].double().numpy()
     wide, high = rng.uniform(22, 29), rng.uniform(15, 24)
     square = rng.uniform(2.0, 5.0)
     front = face[27, 2] + rng.uniform(2, 6)
     turn = np.linspace(0, 2 * np.pi, 48)
-    unit = np.stack([np.sign(np.cos(turn)) * np.abs(np.cos(turn)) ** (2 / square),
-                     np.sign(np.sin(turn)) * np.abs(np.sin(turn)) ** (2 / square)], -1)
+    unit = np.stack(
+        [
+            np.sign(np.cos(turn)) * np.abs(np.cos(turn)) ** (2 / square),
+            np.sign(np.sin(turn)) * np.abs(np.sin(turn)) ** (2 / square),
+        ],
+        -1,
+    )
     lines, rims = [], []
     for corner, ear, sign in ((slice(36, 42), face[0], -1), (slice(42, 48), face[16], 1)):
         middle = face[corner].mean(0)
         x = middle[0] + sign * 1.5 + unit[:, 0] * wide
-        rim = np.stack([x, middle[1] - 2 + unit[:, 1] * high, front - 0.004 * x ** 2], -1)
+        rim = np.stack([x, middle[1] - 2 + unit[:, 1] * high, front - 0.004 * x**2], -1)
         rims.append(rim)
         lines.append(rim)
         hinge = rim[np.argmax(rim[:, 0] * sign)] + [0, high * 0.3, 0]
         end = np.array([ear[0] * 1.06, hinge[1] + 1, ear[2] - 25])
         lines.append(hinge + np.linspace(0, 1, 30)[:, None] * (end - hinge))
-    bridge = np.stack([np.linspace(rims[0][:, 0].max(), rims[1][:, 0].min(), 9), face[27, 1] + 1 + 2 * np.sin(np.linspace(0, np.pi, 9)),
-                       np.full(9, front + 1.5)], -1)
+    bridge = np.stack(
+        [
+            np.linspace(rims[0][:, 0].max(), rims[1][:, 0].min(), 9),
+            face[27, 1] + 1 + 2 * np.sin(np.linspace(0, np.pi, 9)),
+            np.full(9, front + 1.5),
+        ],
+        -1,
+    )
     lines.append(bridge)
 
     def project(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -598,7 +801,15 @@ def add_glasses(layers: _Layers, cover: np.ndarray, rng: np.random.Generator, mo
         xy, depth = project(line)
         seen = free(xy, depth)
         for k in np.flatnonzero(seen[:-1] & seen[1:]):
-            cv2.line(frame, tuple(int(v) for v in xy[k] * 8), tuple(int(v) for v in xy[k + 1] * 8), 255, thick, cv2.LINE_AA, 3)
+            cv2.line(
+                frame,
+                tuple(int(v) for v in xy[k] * 8),
+                tuple(int(v) for v in xy[k + 1] * 8),
+                255,
+                thick,
+                cv2.LINE_AA,
+                3,
+            )
     mask = frame.astype(np.float32) / 255
     layers.rgb += mask[..., None] * (color.astype(np.float32) - layers.rgb)
     np.maximum(cover, mask, out=cover)
@@ -615,13 +826,22 @@ def photo_look(rng: np.random.Generator, variation: FaceVariation, size: int) ->
     quality = int(rng.uniform(*variation.jpeg)) if rng.random() < variation.jpeg_share else None
     reduce = rng.uniform(*variation.reduce) if rng.random() < variation.reduce_share else 1.0
     low, high = variation.noise
-    return {"noise": low + (high - low) * rng.random() ** 2.5, "blur_px": rng.uniform(*variation.blur) * rng.random() * scale,
-            "motion_px": motion, "quality": quality, "reduce": reduce, "contrast": rng.uniform(0.8, 1.2),
-            "saturation": 0.0 if rng.random() < variation.monochrome else rng.uniform(0.75, 1.45), "curve": rng.uniform(0.0, 0.8),
-            "white": np.exp(rng.normal(size=3) * variation.color_cast / 3)}
+    return {
+        "noise": low + (high - low) * rng.random() ** 2.5,
+        "blur_px": rng.uniform(*variation.blur) * rng.random() * scale,
+        "motion_px": motion,
+        "quality": quality,
+        "reduce": reduce,
+        "contrast": rng.uniform(0.8, 1.2),
+        "saturation": 0.0 if rng.random() < variation.monochrome else rng.uniform(0.75, 1.45),
+        "curve": rng.uniform(0.0, 0.8),
+        "white": np.exp(rng.normal(size=3) * variation.color_cast / 3),
+    }
 
 
-def visible_landmarks(marks: np.ndarray, depths: np.ndarray, nearest: np.ndarray, cover: np.ndarray) -> np.ndarray:
+def visible_landmarks(
+    marks: np.ndarray, depths: np.ndarray, nearest: np.ndarray, cover: np.ndarray
+) -> np.ndarray:
     """[68] bool from the depth of the picture's samples [H, H] mm and what covers them [H, H]."""
     H = len(nearest)
     size = H // SUPERSAMPLE
@@ -637,7 +857,9 @@ def visible_landmarks(marks: np.ndarray, depths: np.ndarray, nearest: np.ndarray
     return inside & (depths <= deepest + VISIBLE_MM) & (cover[at[:, 1], at[:, 0]] <= COVERED)
 
 
-def outline_points(model: FaceModel, state: SceneState, size: int, depth: np.ndarray | None = None) -> np.ndarray:
+def outline_points(
+    model: FaceModel, state: SceneState, size: int, depth: np.ndarray | None = None
+) -> np.ndarray:
     """Jaw points [17, 2] px in the annotators' convention, one view.
 
     The hidden ones of the side that is turned away march outwards in the picture, at their height along the head's up axis,
@@ -654,7 +876,9 @@ def outline_points(model: FaceModel, state: SceneState, size: int, depth: np.nda
     if depth is None:
         side = size * SUPERSAMPLE
         points = state.pose.apply(model.vertices(state.identity, state.expression))
-        drawn = rasterize(clip_vertices(supersampled(state.camera, SUPERSAMPLE), points), model.triangles, (side, side))
+        drawn = rasterize(
+            clip_vertices(supersampled(state.camera, SUPERSAMPLE), points), model.triangles, (side, side)
+        )
         depth = torch.where(drawn.covered, drawn.depth, torch.full_like(drawn.depth, 1e9))[0].numpy()
     jaw = marks[:17].copy()
     yaw = float(_angles(state)[0])
@@ -667,7 +891,9 @@ def outline_points(model: FaceModel, state: SceneState, size: int, depth: np.nda
     inside = ((at >= 0) & (at < H)).all(1)
     at = at.clip(0, H - 1)
     # Nothing was drawn outside the picture; points there march like their neighbours inside.
-    hidden = far & np.where(inside, depths[:17] > depth[at[:, 1], at[:, 0]] + OUTLINE_HIDDEN_MM, abs(yaw) > 30)
+    hidden = far & np.where(
+        inside, depths[:17] > depth[at[:, 1], at[:, 0]] + OUTLINE_HIDDEN_MM, abs(yaw) > 30
+    )
     if not hidden.any():
         return jaw
     contour = face_contour(model, state, size)
@@ -694,7 +920,11 @@ def face_contour(model: FaceModel, state: SceneState, size: int) -> np.ndarray:
     lens = supersampled(state.camera.scaled(torch.ones(1), torch.full((1, 2), -float(pad))), SUPERSAMPLE)
     points = state.pose.apply(model.vertices(state.identity, state.expression))
     side = (size + 2 * pad) * SUPERSAMPLE
-    covered = rasterize(clip_vertices(lens, points), triangles, (side, side), backend=pick_backend(points.device)).covered[0].numpy()
+    covered = (
+        rasterize(clip_vertices(lens, points), triangles, (side, side), backend=pick_backend(points.device))
+        .covered[0]
+        .numpy()
+    )
     loops = cv2.findContours(covered.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
     edge = max(loops, key=len)[:, 0].astype(np.float64)
     return (edge + 0.5) / SUPERSAMPLE - 0.5 - pad

@@ -1,4 +1,5 @@
 """REALY: photos whose predicted meshes its own evaluator scores."""
+
 from __future__ import annotations
 
 import os
@@ -8,8 +9,12 @@ from pathlib import Path
 from fitkit.data.samples import DataSet, EvaluationSample, images_in
 from fitkit.io.subject import Subject, subject_from_images
 
-REALY = DataSet("the REALY benchmark", "https://realy3dface.com", "a signed licence form (its scans come from LYHM, Headspace)",
-                "a folder of its pictures (.jpg or .png)")
+REALY = DataSet(
+    "the REALY benchmark",
+    "https://realy3dface.com",
+    "a signed licence form (its scans come from LYHM, Headspace)",
+    "a folder of its pictures (.jpg or .png)",
+)
 
 
 def realy_samples(folder: str | os.PathLike) -> list[EvaluationSample]:

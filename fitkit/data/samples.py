@@ -1,4 +1,5 @@
 """What a data set of an evaluation protocol gives: samples to predict and their truth, loaded when they are needed."""
+
 from __future__ import annotations
 
 import os
@@ -77,13 +78,19 @@ def images_in(folder: Path) -> list[Path]:
     """Images of a folder in natural order; none if there is no such folder."""
     if not folder.is_dir():
         return []
-    found = [p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+    found = [
+        p
+        for p in folder.iterdir()
+        if p.is_file() and p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
+    ]
     return sorted(found, key=lambda p: natural_key(p.name))
 
 
 def folders_in(folder: Path) -> list[Path]:
     """Folders of a folder in natural order; none if there is no such folder."""
-    found = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")] if folder.is_dir() else []
+    found = (
+        [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")] if folder.is_dir() else []
+    )
     return sorted(found, key=lambda p: natural_key(p.name))
 
 
@@ -123,7 +130,9 @@ def read_points(path: Path, count: int) -> np.ndarray:
             points = file.table((0, 1, 2))
         points = np.asarray(points, np.float64)
     if points.shape != (count, 3) or not np.isfinite(points).all():
-        raise InputError(f"{path}: expected {count} points [{count}, 3] with finite numbers, got {list(points.shape)}")
+        raise InputError(
+            f"{path}: expected {count} points [{count}, 3] with finite numbers, got {list(points.shape)}"
+        )
     return points
 
 

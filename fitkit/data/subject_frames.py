@@ -1,4 +1,5 @@
 """Any folder of subject folders: photos of one person in each, landmarks beside them or detected."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -34,16 +35,23 @@ class SubjectFrames(FaceDataset):
         self.options = options
         self.folders = subject_folders(folder, options.min_views)
         if not self.folders:
-            raise InputError(f"{folder}: no folder with at least {options.min_views} pictures below it; "
-                             "expected one folder for each person")
-        self.ids = tuple(p.relative_to(folder).as_posix() if p != folder else folder.name for p in self.folders)
+            raise InputError(
+                f"{folder}: no folder with at least {options.min_views} pictures below it; "
+                "expected one folder for each person"
+            )
+        self.ids = tuple(
+            p.relative_to(folder).as_posix() if p != folder else folder.name for p in self.folders
+        )
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
         subject = load_subject(self.folders[index])
-        return Sample(self.ids[index], observe_subject(subject, self.options.landmarks, self.options.size, str(self.folders[index])))
+        return Sample(
+            self.ids[index],
+            observe_subject(subject, self.options.landmarks, self.options.size, str(self.folders[index])),
+        )
 
 
 def observe_subject(subject: Subject, landmarks: str, size: int, where: str) -> Observations:
@@ -58,4 +66,9 @@ def observe_subject(subject: Subject, landmarks: str, size: int, where: str) -> 
     except InputError as error:
         raise error if where in str(error) else InputError(f"{where}: {error}") from error
     # Wider than any network's crop, so that a shifted one still shows picture.
-    return crop_views((v.image for v in subject.views), (v.mask for v in subject.views), found, CropOptions(1.9, 0.1, size, size))
+    return crop_views(
+        (v.image for v in subject.views),
+        (v.mask for v in subject.views),
+        found,
+        CropOptions(1.9, 0.1, size, size),
+    )

@@ -1,4 +1,5 @@
 """Synthetic subjects for training: made when they are asked for, or read from a folder that `fitkit synth` has written."""
+
 from __future__ import annotations
 
 import os
@@ -11,7 +12,14 @@ import torch
 from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.data.synth_folder import RECIPE_FILE, subject_name
 from fitkit.data.synth_recipe import SynthRecipe, check_synth_recipe
-from fitkit.data.synth_subject import SubjectPlan, SubjectView, draw_subject, head_renderer, one_thread, render_subject
+from fitkit.data.synth_subject import (
+    SubjectPlan,
+    SubjectView,
+    draw_subject,
+    head_renderer,
+    one_thread,
+    render_subject,
+)
 from fitkit.errors import InputError
 from fitkit.io.foreign import foreign_file, inside, refused_as
 from fitkit.io.images import read_image
@@ -43,7 +51,9 @@ class SynthDataset(FaceDataset):
         if length < 1:
             raise InputError(f"SynthDataset: expected at least 1 subject, got {length}")
         self.recipe, self.length = recipe, length
-        self.model = model if isinstance(model, FaceModel) else load_model(recipe.model if model is None else model)
+        self.model = (
+            model if isinstance(model, FaceModel) else load_model(recipe.model if model is None else model)
+        )
         head_renderer(self.model, recipe)  # a renderer that is missing shows here
 
     def __len__(self) -> int:
@@ -60,7 +70,9 @@ class SynthDataset(FaceDataset):
             return synth_sample(self.model, self.recipe, plan, views)
 
 
-def synth_sample(model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan, views: list[SubjectView]) -> Sample:
+def synth_sample(
+    model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan, views: list[SubjectView]
+) -> Sample:
     """Observations of the given landmarks with all labels: state, vertices, points3d (head frame), depth, normals, parse, visible."""
     B, size = len(views), recipe.size
     images = torch.from_numpy(np.stack([v.image for v in views])).permute(0, 3, 1, 2).float() / 255
@@ -70,13 +82,21 @@ def synth_sample(model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan, views
     state = plan.state
     head = state.vertices(model)
     labels = Labels(
-        state=state, vertices=state.pose.apply(head), points3d=model.landmarks.points(head, model.triangles),
-        depth=torch.from_numpy(np.stack([v.depth for v in views])), person=torch.full((B,), plan.index),
-        moment=torch.from_numpy(plan.index * recipe.pictures + (plan.moment if recipe.expression != "per_view" else np.arange(B))),
+        state=state,
+        vertices=state.pose.apply(head),
+        points3d=model.landmarks.points(head, model.triangles),
+        depth=torch.from_numpy(np.stack([v.depth for v in views])),
+        person=torch.full((B,), plan.index),
+        moment=torch.from_numpy(
+            plan.index * recipe.pictures + (plan.moment if recipe.expression != "per_view" else np.arange(B))
+        ),
         parse=torch.from_numpy(np.stack([v.parse for v in views])).long(),
         normals=torch.from_numpy(np.stack([v.normals for v in views])).permute(0, 3, 1, 2),
-        visible=torch.from_numpy(np.stack([v.visible for v in views])))
-    observations = Observations(images, marks, torch.ones(B, size, size, dtype=torch.bool), torch.ones(B), torch.zeros(B, 2), labels)
+        visible=torch.from_numpy(np.stack([v.visible for v in views])),
+    )
+    observations = Observations(
+        images, marks, torch.ones(B, size, size, dtype=torch.bool), torch.ones(B), torch.zeros(B, 2), labels
+    )
     return Sample(subject_name(plan.index), observations, labels)
 
 
@@ -96,17 +116,25 @@ class SynthFolder(FaceDataset):
         """
         folder = Path(folder)
         if not (folder / RECIPE_FILE).is_file():
-            raise InputError(f"{folder}: expected a folder that fitkit synth has written; it holds no {RECIPE_FILE}")
+            raise InputError(
+                f"{folder}: expected a folder that fitkit synth has written; it holds no {RECIPE_FILE}"
+            )
         record = read_yaml(folder / RECIPE_FILE)
         recipe = record.get("recipe") if isinstance(record, dict) else None
-        if not isinstance(recipe, dict) or "landmark_noise" not in recipe or recipe.get("jaw") not in ("surface", "outline"):
-            raise InputError(f"{folder / RECIPE_FILE}: not a recipe that fitkit synth has written; render the subjects again")
+        if (
+            not isinstance(recipe, dict)
+            or "landmark_noise" not in recipe
+            or recipe.get("jaw") not in ("surface", "outline")
+        ):
+            raise InputError(
+                f"{folder / RECIPE_FILE}: not a recipe that fitkit synth has written; render the subjects again"
+            )
         with refused_as(f"{folder / RECIPE_FILE}: landmark_noise: expected px, 0 to 1000"):
             self.jaw, self.noise = recipe["jaw"], float(recipe["landmark_noise"])
             if not 0 <= self.noise <= 1000:
                 raise ValueError(f"it is {self.noise:g}")
         self.folder, self.model = folder, model
-        self.ids = tuple(sorted(p.name for p in folder.glob("subject_[0-9]*") if p.is_dir()))[:most or None]
+        self.ids = tuple(sorted(p.name for p in folder.glob("subject_[0-9]*") if p.is_dir()))[: most or None]
         if not self.ids:
             raise InputError(f"{folder}: no subject in it; render some with fitkit synth")
 
@@ -119,28 +147,41 @@ class SynthFolder(FaceDataset):
         photos, truth = self.folder / name, self.folder / "ground_truth" / name
         parameters, cameras = _read_json(truth / "params.json"), _read_json(truth / "cameras.json")
         if parameters.get("model") != self.model.name:
-            raise InputError(f"{truth / 'params.json'}: made of face model '{parameters.get('model')}', the training has "
-                             f"'{self.model.name}'; train with model={parameters.get('model')}, or render other subjects")
-        with refused_as(f"{truth}: params.json and cameras.json do not tell the scene", "render the subject again"):
+            raise InputError(
+                f"{truth / 'params.json'}: made of face model '{parameters.get('model')}', the training has "
+                f"'{self.model.name}'; train with model={parameters.get('model')}, or render other subjects"
+            )
+        with refused_as(
+            f"{truth}: params.json and cameras.json do not tell the scene", "render the subject again"
+        ):
             views = cameras["views"]
             state = _state(self.model, parameters, views)
             paths = [inside(photos, v["image"]) for v in views]
-            images = torch.from_numpy(np.stack([read_image(p)[0] for p in paths])).permute(0, 3, 1, 2).float() / 255
-            points = torch.from_numpy(np.stack([read_landmarks(p.with_suffix(".pts"))[:, :2] for p in paths])).float()
+            images = (
+                torch.from_numpy(np.stack([read_image(p)[0] for p in paths])).permute(0, 3, 1, 2).float()
+                / 255
+            )
+            points = torch.from_numpy(
+                np.stack([read_landmarks(p.with_suffix(".pts"))[:, :2] for p in paths])
+            ).float()
             if len(state.illumination) != len(paths):
                 raise ValueError(f"{len(paths)} views, {len(state.illumination)} of them with a light")
         B, H, W = len(views), *images.shape[-2:]
         sigma = torch.full((B, 68), self.noise if self.noise > 0 else torch.nan)
         marks = Landmarks(points, sigma, torch.isfinite(points).all(-1), torch.ones(B, 68), self.jaw)
         labels, everywhere = Labels(state=state), torch.ones(B, H, W, dtype=torch.bool)
-        return Sample(name, Observations(images, marks, everywhere, torch.ones(B), torch.zeros(B, 2), labels), labels)
+        return Sample(
+            name, Observations(images, marks, everywhere, torch.ones(B), torch.zeros(B, 2), labels), labels
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     with foreign_file(path, "not readable as JSON of fitkit synth") as file:
         value = file.json()
     if not isinstance(value, dict):
-        raise InputError(f"{path}: expected an object as fitkit synth writes it, got a {type(value).__name__}")
+        raise InputError(
+            f"{path}: expected an object as fitkit synth writes it, got a {type(value).__name__}"
+        )
     return value
 
 
@@ -157,4 +198,11 @@ def _state(model: FaceModel, parameters: dict[str, Any], views: list[dict[str, A
     K, R, t = (torch.tensor([v[k] for v in views], dtype=torch.float32) for k in ("K", "R", "t"))
     light = torch.tensor([v["illumination_head"] for v in parameters["light_per_view"]], dtype=torch.float32)
     camera = Camera(K[:, 0, 0], K[:, :2, 2], K[:, 1, 1] / K[:, 0, 0])
-    return SceneState(identity, torch.zeros(len(views), dtype=torch.int64), expression, Pose(R, t.reshape(-1, 3)), camera, light)
+    return SceneState(
+        identity,
+        torch.zeros(len(views), dtype=torch.int64),
+        expression,
+        Pose(R, t.reshape(-1, 3)),
+        camera,
+        light,
+    )

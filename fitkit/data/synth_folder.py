@@ -2,6 +2,7 @@
 
 A subject is made in OUT/.partial and renamed when it is whole, so a run that was stopped goes on where it was.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -58,8 +59,14 @@ def subject_name(index: int) -> str:
     return f"subject_{index:05d}"
 
 
-def write_subjects(recipe: SynthRecipe, count: int, folder: str | os.PathLike, workers: int = 1, resume: bool = False,
-                   progress: Callable[[int, int], None] | None = None) -> list[Path]:
+def write_subjects(
+    recipe: SynthRecipe,
+    count: int,
+    folder: str | os.PathLike,
+    workers: int = 1,
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
     """Subjects 0 to count - 1 of the recipe as subject folders with ground_truth/SUBJECT beside them.
 
     Args:
@@ -72,7 +79,9 @@ def write_subjects(recipe: SynthRecipe, count: int, folder: str | os.PathLike, w
         MissingWeightsError: the model, or the renderer, is not on this machine.
     """
     if count < 1 or workers < 1:
-        raise InputError(f"synth: expected at least one subject and one worker, got {count} subjects and {workers} workers")
+        raise InputError(
+            f"synth: expected at least one subject and one worker, got {count} subjects and {workers} workers"
+        )
     check_synth_recipe(recipe, recipe.name)
     head_renderer(load_model(recipe.model), recipe)  # what is missing shows before the first file
     folder = Path(folder)
@@ -88,7 +97,9 @@ def write_subjects(recipe: SynthRecipe, count: int, folder: str | os.PathLike, w
                 progress(done, count)
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror or error}; what is finished stays, go on with --resume") from error
+        raise InputError(
+            f"{folder}: cannot be written: {error.strerror or error}; what is finished stays, go on with --resume"
+        ) from error
     return [folder / subject_name(i) for i in range(count)]
 
 
@@ -98,14 +109,28 @@ def _claim(folder: Path, recipe: SynthRecipe, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; expected a folder, or a name that is free")
     if stored.is_file():
-        check_folder(folder, (RECIPE_FILE, f"{PARTIAL}/*", "ground_truth/*", "subject_*/*"), (RECIPE_FILE,), "synth", resume)
+        check_folder(
+            folder,
+            (RECIPE_FILE, f"{PARTIAL}/*", "ground_truth/*", "subject_*/*"),
+            (RECIPE_FILE,),
+            "synth",
+            resume,
+        )
         differing = _differing(read_yaml(stored), wanted)
         if differing:
-            raise InputError(f"{folder}: holds subjects of another recipe (different: {', '.join(differing)}); "
-                             "choose another folder, or repeat the options of the first run")
-        if not resume and any(_finished(folder, int(p.name[8:])) for p in folder.glob("subject_[0-9]*") if p.name[8:].isdecimal()):
-            raise InputError(f"{folder}: holds subjects of this recipe already; add the missing ones with --resume, "
-                             "or choose another folder")
+            raise InputError(
+                f"{folder}: holds subjects of another recipe (different: {', '.join(differing)}); "
+                "choose another folder, or repeat the options of the first run"
+            )
+        if not resume and any(
+            _finished(folder, int(p.name[8:]))
+            for p in folder.glob("subject_[0-9]*")
+            if p.name[8:].isdecimal()
+        ):
+            raise InputError(
+                f"{folder}: holds subjects of this recipe already; add the missing ones with --resume, "
+                "or choose another folder"
+            )
     elif folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder}: is not empty and holds no {RECIPE_FILE}; choose another folder")
     with written_whole(stored) as part:
@@ -130,8 +155,15 @@ def _recipe_record(recipe: SynthRecipe) -> dict[str, Any]:
 def _differing(stored: Any, wanted: Any, prefix: str = "") -> list[str]:
     """Dotted keys whose values differ."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
-        return [line for key in dict.fromkeys([*wanted, *stored])
-                for line in _differing(stored.get(key), wanted.get(key), f"{prefix}.{key}" if prefix and prefix != "recipe" else str(key))]
+        return [
+            line
+            for key in dict.fromkeys([*wanted, *stored])
+            for line in _differing(
+                stored.get(key),
+                wanted.get(key),
+                f"{prefix}.{key}" if prefix and prefix != "recipe" else str(key),
+            )
+        ]
     return [] if stored == wanted else [prefix]
 
 
@@ -155,7 +187,9 @@ def _make(job: tuple[str, SynthRecipe, int]) -> int:
         write_subject(model, recipe, plan, views, photos, truth)
     target = folder / "ground_truth" / name
     if target.exists():  # of a run that was stopped between the two moves
-        check_folder(target, ("*.png", "*.ply", "*.npy", "cameras.json", "params.json"), ("params.json",), "synth")
+        check_folder(
+            target, ("*.png", "*.ply", "*.npy", "cameras.json", "params.json"), ("params.json",), "synth"
+        )
         shutil.rmtree(target)
     os.replace(truth, target)
     os.replace(photos, folder / name)
@@ -166,7 +200,14 @@ def _make(job: tuple[str, SynthRecipe, int]) -> int:
 # ---- one subject ----
 
 
-def write_subject(model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan, views: list[SubjectView], photos: Path, truth: Path) -> None:
+def write_subject(
+    model: FaceModel,
+    recipe: SynthRecipe,
+    plan: SubjectPlan,
+    views: list[SubjectView],
+    photos: Path,
+    truth: Path,
+) -> None:
     """Files of one subject into two empty folders: what a fit may see, and the truth."""
     state = plan.state
     cameras = _camera_table(plan, recipe)
@@ -178,11 +219,16 @@ def write_subject(model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan, view
         for name in ("parse", "region", "covered"):
             _png(truth / f"view{b}_{name}.png", getattr(view, name))
     if recipe.cameras:
-        _json(photos / "cameras.json", {"views": [{k: v[k] for k in ("image", "K", "R", "t", "width", "height")} for v in cameras]})
+        _json(
+            photos / "cameras.json",
+            {"views": [{k: v[k] for k in ("image", "K", "R", "t", "width", "height")} for v in cameras]},
+        )
     kept, triangles = skin_mesh(model)
     same = bool((state.expression == state.expression[:1]).all())
     neutral = plan.neutral
-    head = torch.stack([plan_vertices(model, plan, one_view(state, b)) for b in range(1 if same else len(views))])
+    head = torch.stack(
+        [plan_vertices(model, plan, one_view(state, b)) for b in range(1 if same else len(views))]
+    )
     write_ply(truth / "neutral.ply", neutral[kept], triangles)
     points = model.landmarks.points(head, model.triangles).double().numpy()
     neutral_points = model.landmarks.points(neutral[None], model.triangles)[0].double().numpy()
@@ -199,9 +245,14 @@ def write_subject(model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan, view
     np.save(truth / "visible.npy", np.stack([v.visible for v in views]))
     for camera in cameras:
         camera["mesh"] = "mesh.ply" if same else camera["image"].replace(".jpg", ".ply")
-    _json(truth / "cameras.json", {
-        "convention": "OpenCV: x_cam = R x_world + t (mm), x right, y down, z forward; pixel (0, 0) is the centre of the top-left pixel; "
-                      "world = the head frame of each view", "views": cameras})
+    _json(
+        truth / "cameras.json",
+        {
+            "convention": "OpenCV: x_cam = R x_world + t (mm), x right, y down, z forward; pixel (0, 0) is the centre of the top-left pixel; "
+            "world = the head frame of each view",
+            "views": cameras,
+        },
+    )
     _json(truth / "params.json", _parameters(model, recipe, plan))
 
 
@@ -217,33 +268,75 @@ def skin_mesh(model: FaceModel) -> tuple[torch.Tensor, torch.Tensor]:
         triangles = triangles[(triangles >= 0).all(1)]
         used, triangles = triangles.unique(return_inverse=True)  # without vertices that no triangle uses
         return kept[used], triangles
-    painted = model.region.new_tensor([name.startswith(PAINTED) for name in model.region_names]).bool()[model.region]
+    painted = model.region.new_tensor([name.startswith(PAINTED) for name in model.region_names]).bool()[
+        model.region
+    ]
     count = int(painted.sum())
     count = count if bool(painted[:count].all()) else model.num_vertices
     return torch.arange(count), model.triangles[(model.triangles < count).all(1)]
 
 
 def _camera_table(plan: SubjectPlan, recipe: SynthRecipe) -> list[dict[str, Any]]:
-    pose, K, angles = plan.state.pose, plan.state.camera.matrix().double(), yaw_pitch_roll(plan.state.pose.rotation)
-    return [{"image": f"view{b}.jpg", "K": K[b].tolist(), "R": pose.rotation[b].double().tolist(),
-             "t": pose.translation[b].double().tolist(), "width": recipe.size, "height": recipe.size,
-             "yaw_pitch_roll_deg": angles[b].tolist(), "frame": int(plan.moment[b]),
-             "viewpoint": int(plan.viewpoint[b])} for b in range(recipe.pictures)]
+    pose, K, angles = (
+        plan.state.pose,
+        plan.state.camera.matrix().double(),
+        yaw_pitch_roll(plan.state.pose.rotation),
+    )
+    return [
+        {
+            "image": f"view{b}.jpg",
+            "K": K[b].tolist(),
+            "R": pose.rotation[b].double().tolist(),
+            "t": pose.translation[b].double().tolist(),
+            "width": recipe.size,
+            "height": recipe.size,
+            "yaw_pitch_roll_deg": angles[b].tolist(),
+            "frame": int(plan.moment[b]),
+            "viewpoint": int(plan.viewpoint[b]),
+        }
+        for b in range(recipe.pictures)
+    ]
 
 
 def _parameters(model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan) -> dict[str, Any]:
     state = plan.state
-    lights = [{"illumination_head": state.illumination[b].tolist(), "surroundings": scene.illumination.tolist(), "lamp": list(scene.lamp),
-               "lamp_strength": scene.lamp_strength, "lamp_color": list(scene.lamp_color), "gloss": scene.gloss,
-               "shininess": scene.shininess, "scene_from_head": plan.scene_from_head[b].tolist()} for b, scene in enumerate(plan.scenes)]
-    return {"format": FORMAT, "model": model.name, "seed": recipe.seed, "index": plan.index, "renderer": recipe.renderer,
-            "identity": state.identity[0].tolist(),
-            "expression_per_view": [{n: float(v) for n, v in zip(model.expression_names, row) if v != 0} for row in state.expression],
-            "gaze_deg": plan.gaze.tolist(), "light_per_view": lights, "appearance": _plain(plan.person), "hair": _plain(plan.hair),
-            "glasses": plan.glasses, "photos": [_plain(p) for p in plan.photos], "landmark_noise_px": recipe.landmark_noise,
-            **({} if plan.hairs is None else {"hair_per_view": [_plain(h) for h in plan.hairs]}),
-            **({} if plan.traits is None else {"traits": _plain(plan.traits)}),
-            "jaw": recipe.jaw, "parse_names": list(PARSE), "region_names": ["nothing", *model.region_names], "depth_unit_mm": DEPTH_UNIT}
+    lights = [
+        {
+            "illumination_head": state.illumination[b].tolist(),
+            "surroundings": scene.illumination.tolist(),
+            "lamp": list(scene.lamp),
+            "lamp_strength": scene.lamp_strength,
+            "lamp_color": list(scene.lamp_color),
+            "gloss": scene.gloss,
+            "shininess": scene.shininess,
+            "scene_from_head": plan.scene_from_head[b].tolist(),
+        }
+        for b, scene in enumerate(plan.scenes)
+    ]
+    return {
+        "format": FORMAT,
+        "model": model.name,
+        "seed": recipe.seed,
+        "index": plan.index,
+        "renderer": recipe.renderer,
+        "identity": state.identity[0].tolist(),
+        "expression_per_view": [
+            {n: float(v) for n, v in zip(model.expression_names, row) if v != 0} for row in state.expression
+        ],
+        "gaze_deg": plan.gaze.tolist(),
+        "light_per_view": lights,
+        "appearance": _plain(plan.person),
+        "hair": _plain(plan.hair),
+        "glasses": plan.glasses,
+        "photos": [_plain(p) for p in plan.photos],
+        "landmark_noise_px": recipe.landmark_noise,
+        **({} if plan.hairs is None else {"hair_per_view": [_plain(h) for h in plan.hairs]}),
+        **({} if plan.traits is None else {"traits": _plain(plan.traits)}),
+        "jaw": recipe.jaw,
+        "parse_names": list(PARSE),
+        "region_names": ["nothing", *model.region_names],
+        "depth_unit_mm": DEPTH_UNIT,
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -258,7 +351,11 @@ def _json(path: Path, value: Any) -> None:
 
 def _png(path: Path, picture: np.ndarray) -> None:
     # Run lengths are smaller and faster here than the default strategy.
-    ok, data = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE])
+    ok, data = cv2.imencode(
+        ".png",
+        picture,
+        [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE],
+    )
     assert ok
     path.write_bytes(data.tobytes())
 
@@ -303,7 +400,14 @@ def read_classes(path: str | os.PathLike) -> np.ndarray:
 def _read_png(path: str | os.PathLike, kind: type, dimensions: int) -> np.ndarray:
     with foreign_file(path, "cannot be read", limit=DATA_BYTES) as file:
         picture = file.picture(cv2.IMREAD_UNCHANGED)
-    if picture is None or picture.dtype != kind or picture.ndim != dimensions or (dimensions == 3 and picture.shape[2] != 3):
-        raise InputError(f"{path}: expected a PNG of {8 * np.dtype(kind).itemsize} bits and {3 if dimensions == 3 else 1} channel(s), as "
-                         f"fitkit synth writes it, got {'no picture' if picture is None else f'{picture.dtype} {list(picture.shape)}'}")
+    if (
+        picture is None
+        or picture.dtype != kind
+        or picture.ndim != dimensions
+        or (dimensions == 3 and picture.shape[2] != 3)
+    ):
+        raise InputError(
+            f"{path}: expected a PNG of {8 * np.dtype(kind).itemsize} bits and {3 if dimensions == 3 else 1} channel(s), as "
+            f"fitkit synth writes it, got {'no picture' if picture is None else f'{picture.dtype} {list(picture.shape)}'}"
+        )
     return picture

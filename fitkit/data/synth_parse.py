@@ -1,4 +1,5 @@
 """Which part of the face each sample of a rendered head shows, in the ten classes of DF-MVR's parser."""
+
 from __future__ import annotations
 
 import functools
@@ -7,13 +8,24 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from fitkit.data.face_paint import MAP_SIZE, PIXEL_MM, HairLook, HeadMap, SkinLook, brow_outlines, head_map, map_place
+from fitkit.data.face_paint import (
+    MAP_SIZE,
+    PIXEL_MM,
+    HairLook,
+    HeadMap,
+    SkinLook,
+    brow_outlines,
+    head_map,
+    map_place,
+)
 from fitkit.data.random_faces import scalp_cover
 from fitkit.energies.masks import PARSE
 from fitkit.models.face_model import FaceModel
 
 FINER = 4  # the classes' map has this many times the rows of the paint's
-BACKGROUND, SKIN, LEFT_BROW, RIGHT_BROW, LEFT_EYE, RIGHT_EYE, NOSE, MOUTH, UPPER_LIP, LOWER_LIP = range(len(PARSE))
+BACKGROUND, SKIN, LEFT_BROW, RIGHT_BROW, LEFT_EYE, RIGHT_EYE, NOSE, MOUTH, UPPER_LIP, LOWER_LIP = range(
+    len(PARSE)
+)
 HIDDEN_SCALP = 0.5  # skin below this cover of hair is skin
 
 
@@ -58,10 +70,23 @@ def parse_outlines(head: HeadMap) -> dict[str, np.ndarray]:
     p, mm = head.landmarks.astype(np.float64), 1 / PIXEL_MM
     skin = np.concatenate([p[:17], [[p[16, 0], -5.0], [p[0, 0], -5.0]]])
     wing = 5 * mm
-    nose = np.array([p[27] + [-6 * mm, -2 * mm], p[28] + [-6.5 * mm, 0], p[29] + [-8 * mm, 0], [p[31, 0] - wing, p[30, 1]],
-                     [p[31, 0] - wing - 0.5 * mm, p[31, 1] - 2 * mm], p[31] + [-1.5 * mm, 1.5 * mm], p[33] + [0, 2 * mm],
-                     p[35] + [1.5 * mm, 1.5 * mm], [p[35, 0] + wing + 0.5 * mm, p[35, 1] - 2 * mm], [p[35, 0] + wing, p[30, 1]],
-                     p[29] + [8 * mm, 0], p[28] + [6.5 * mm, 0], p[27] + [6 * mm, -2 * mm]])
+    nose = np.array(
+        [
+            p[27] + [-6 * mm, -2 * mm],
+            p[28] + [-6.5 * mm, 0],
+            p[29] + [-8 * mm, 0],
+            [p[31, 0] - wing, p[30, 1]],
+            [p[31, 0] - wing - 0.5 * mm, p[31, 1] - 2 * mm],
+            p[31] + [-1.5 * mm, 1.5 * mm],
+            p[33] + [0, 2 * mm],
+            p[35] + [1.5 * mm, 1.5 * mm],
+            [p[35, 0] + wing + 0.5 * mm, p[35, 1] - 2 * mm],
+            [p[35, 0] + wing, p[30, 1]],
+            p[29] + [8 * mm, 0],
+            p[28] + [6.5 * mm, 0],
+            p[27] + [6 * mm, -2 * mm],
+        ]
+    )
     middle = [(p[a] + p[b]) / 2 for a, b in ((63, 65), (62, 66), (61, 67))]
     upper = np.concatenate([p[48:55], [p[64]], middle, [p[60]]])
     lower = np.concatenate([p[54:60], [p[48], p[60]], middle[::-1], [p[64]]])
@@ -82,8 +107,14 @@ def person_classes(plan: ParsePlan, head: HeadMap, person: SkinLook) -> np.ndarr
     return classes
 
 
-def parse_samples(plan: ParsePlan, classes: np.ndarray, hair: HairLook, rest: np.ndarray, triangle: np.ndarray,
-                  lower: np.ndarray | None) -> np.ndarray:
+def parse_samples(
+    plan: ParsePlan,
+    classes: np.ndarray,
+    hair: HairLook,
+    rest: np.ndarray,
+    triangle: np.ndarray,
+    lower: np.ndarray | None,
+) -> np.ndarray:
     """Classes [N] uint8 of samples of the bare head.
 
     Args:
@@ -93,7 +124,9 @@ def parse_samples(plan: ParsePlan, classes: np.ndarray, hair: HairLook, rest: np
     place = (map_place(rest) + 0.5) * FINER - 0.5
     column, row = (np.round(place[:, k]).astype(np.int64) for k in (0, 1))
     inside = (column >= 0) & (column < classes.shape[1]) & (row >= 0) & (row < classes.shape[0])
-    out = np.where(inside, classes[row.clip(0, classes.shape[0] - 1), column.clip(0, classes.shape[1] - 1)], BACKGROUND).astype(np.uint8)
+    out = np.where(
+        inside, classes[row.clip(0, classes.shape[0] - 1), column.clip(0, classes.shape[1] - 1)], BACKGROUND
+    ).astype(np.uint8)
     if lower is not None:
         # The lips touch in the map; which of them a sample belongs to, the jaw knows.
         lips = (out == UPPER_LIP) | (out == LOWER_LIP)

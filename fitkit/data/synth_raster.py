@@ -1,4 +1,5 @@
 """Samples of rendered meshes, compiled: what a picture of a synthetic subject spends its time on."""
+
 from __future__ import annotations
 
 import math
@@ -37,7 +38,9 @@ def sample_mesh(clip: Tensor, triangles: Tensor, size: tuple[int, int], table: n
     The same surface and weights as `render.rasterizer.rasterize` and `interpolate`, without derivatives, in one pass.
     """
     corners, faces = clip.numpy(), triangles.numpy()
-    near_samples = _around_samples(corners, faces, size[0], size[1])  # most triangles of a head lie between the samples
+    near_samples = _around_samples(
+        corners, faces, size[0], size[1]
+    )  # most triangles of a head lie between the samples
     index = winning_triangles(clip[None], torch.from_numpy(faces[near_samples]), size)[0].numpy().reshape(-1)
     pixel = np.flatnonzero(index >= 0)
     triangle = near_samples[index[pixel]]
@@ -86,9 +89,17 @@ def _interpolate(clip, triangles, triangle, pixel, width, table, out):
             out[n, k] = q0 * table[a, k] + q1 * table[b, k] + q2 * table[c, k]
 
 
-def light_samples(albedo: np.ndarray, normal: np.ndarray, scene: Scene, scene_from_head: np.ndarray, camera_from_head: np.ndarray,
-                  shine: np.ndarray, open_sky: np.ndarray | None = None, place: np.ndarray | None = None,
-                  shadow: LampShadow | None = None) -> np.ndarray:
+def light_samples(
+    albedo: np.ndarray,
+    normal: np.ndarray,
+    scene: Scene,
+    scene_from_head: np.ndarray,
+    camera_from_head: np.ndarray,
+    shine: np.ndarray,
+    open_sky: np.ndarray | None = None,
+    place: np.ndarray | None = None,
+    shadow: LampShadow | None = None,
+) -> np.ndarray:
     """`synthetic.light` for head-frame normals of any length, turned to the camera's side; linear RGB [N, 3].
 
     Args:
@@ -104,19 +115,56 @@ def light_samples(albedo: np.ndarray, normal: np.ndarray, scene: Scene, scene_fr
     if shadow is not None:
         view = shadow.view
         axes = np.stack([v.double().numpy() for v in (view.right, view.up, view.towards)])
-        _reaches(np.ascontiguousarray(place, np.float32), axes, view.middle.double().numpy(), float(view.reach),
-                 np.ascontiguousarray(shadow.nearest.numpy()), reaches)
+        _reaches(
+            np.ascontiguousarray(place, np.float32),
+            axes,
+            view.middle.double().numpy(),
+            float(view.reach),
+            np.ascontiguousarray(shadow.nearest.numpy()),
+            reaches,
+        )
     out = np.empty((count, 3), np.float32)
-    _light(np.ascontiguousarray(albedo, np.float32), np.ascontiguousarray(normal, np.float32), np.ascontiguousarray(shine, np.float32),
-           np.ones(count, np.float32) if open_sky is None else np.ascontiguousarray(open_sky, np.float32), reaches,
-           scene_from_head.astype(np.float64), camera_from_head[2].astype(np.float64), scene.illumination.double().numpy(), lamp, half,
-           float(scene.lamp_strength), np.asarray(scene.lamp_color, np.float64), float(scene.gloss), float(scene.shininess), out)
+    _light(
+        np.ascontiguousarray(albedo, np.float32),
+        np.ascontiguousarray(normal, np.float32),
+        np.ascontiguousarray(shine, np.float32),
+        np.ones(count, np.float32) if open_sky is None else np.ascontiguousarray(open_sky, np.float32),
+        reaches,
+        scene_from_head.astype(np.float64),
+        camera_from_head[2].astype(np.float64),
+        scene.illumination.double().numpy(),
+        lamp,
+        half,
+        float(scene.lamp_strength),
+        np.asarray(scene.lamp_color, np.float64),
+        float(scene.gloss),
+        float(scene.shininess),
+        out,
+    )
     return out
 
 
 @numba.njit(cache=True, nogil=True)
-def _light(albedo, normal, shine, sky, reaches, frame, axis, light, lamp, half, strength, color, gloss, shininess, out):
-    faint = 1e-4 ** (1 / shininess)  # below, the highlight is less than a ten-thousandth and not worth the power
+def _light(
+    albedo,
+    normal,
+    shine,
+    sky,
+    reaches,
+    frame,
+    axis,
+    light,
+    lamp,
+    half,
+    strength,
+    color,
+    gloss,
+    shininess,
+    out,
+):
+    faint = 1e-4 ** (
+        1 / shininess
+    )  # below, the highlight is less than a ten-thousandth and not worth the power
     for n in range(len(albedo)):
         a, b, c = np.float64(normal[n, 0]), np.float64(normal[n, 1]), np.float64(normal[n, 2])
         length = max((a * a + b * b + c * c) ** 0.5, 1e-12)
@@ -128,12 +176,17 @@ def _light(albedo, normal, shine, sky, reaches, frame, axis, light, lamp, half, 
         z = frame[2, 0] * a + frame[2, 1] * b + frame[2, 2] * c
         direct = strength * max((x * lamp[0] + y * lamp[1] + z * lamp[2] + 0.15) / 1.15, 0.0) * reaches[n]
         mirrored = x * half[0] + y * half[1] + z * half[2]
-        spot = gloss * mirrored ** shininess * shine[n] if mirrored > faint else 0.0
+        spot = gloss * mirrored**shininess * shine[n] if mirrored > faint else 0.0
         spot *= 0.3 + 0.7 * reaches[n]
         for k in range(3):
-            shade = (Y0 * light[0, k] + Y1 * (y * light[1, k] + z * light[2, k] + x * light[3, k])
-                     + Y2 * (x * y * light[4, k] + y * z * light[5, k])
-                     + Y20 * (3 * z * z - 1) * light[6, k] + Y2 * x * z * light[7, k] + Y22 * (x * x - y * y) * light[8, k])
+            shade = (
+                Y0 * light[0, k]
+                + Y1 * (y * light[1, k] + z * light[2, k] + x * light[3, k])
+                + Y2 * (x * y * light[4, k] + y * z * light[5, k])
+                + Y20 * (3 * z * z - 1) * light[6, k]
+                + Y2 * x * z * light[7, k]
+                + Y22 * (x * x - y * y) * light[8, k]
+            )
             out[n, k] = albedo[n, k] * (max(shade, 0.03) * sky[n] + direct * color[k]) + spot
 
 
@@ -164,11 +217,22 @@ class FineLayers:
         self.depth = np.full(ground.shape[:2], 1e9, np.float32)
         self.cover = np.zeros(ground.shape[:2], np.float32)
 
-    def put(self, pixel: np.ndarray, rgb: np.ndarray, depth: np.ndarray, alpha: np.ndarray | None = None) -> None:
+    def put(
+        self, pixel: np.ndarray, rgb: np.ndarray, depth: np.ndarray, alpha: np.ndarray | None = None
+    ) -> None:
         """Samples of a surface, where they are nearer than what is there; with alpha [N] they cover."""
         solid = np.ones(len(pixel), np.float32) if alpha is None else alpha
-        _put(self.rgb.reshape(-1, 3), self.depth.reshape(-1), self.cover.reshape(-1), pixel, np.ascontiguousarray(rgb, np.float32),
-             np.ascontiguousarray(depth, np.float32), np.ascontiguousarray(solid, np.float32), alpha is not None, np.float32(COVERED))
+        _put(
+            self.rgb.reshape(-1, 3),
+            self.depth.reshape(-1),
+            self.cover.reshape(-1),
+            pixel,
+            np.ascontiguousarray(rgb, np.float32),
+            np.ascontiguousarray(depth, np.float32),
+            np.ascontiguousarray(solid, np.float32),
+            alpha is not None,
+            np.float32(COVERED),
+        )
 
 
 @numba.njit(cache=True, nogil=True)

@@ -1,4 +1,5 @@
 """What synthetic subjects are made like. See `recipes/synth/` and docs/synthetic.md."""
+
 from __future__ import annotations
 
 import os
@@ -8,7 +9,17 @@ from typing import Annotated, Any, Literal, Sequence
 
 from fitkit.data.random_faces import FaceVariation
 from fitkit.errors import InputError
-from fitkit.io.options import Degrees, Range, Seed, Share, apply_overrides, build, check_options, merge, read_yaml
+from fitkit.io.options import (
+    Degrees,
+    Range,
+    Seed,
+    Share,
+    apply_overrides,
+    build,
+    check_options,
+    merge,
+    read_yaml,
+)
 from fitkit.io.resources import find_recipe
 
 LARGEST_PX = 2048
@@ -75,8 +86,9 @@ class SynthRecipe:
         return self.views * self.frames
 
 
-def load_synth_recipe(name: str | os.PathLike = "default", overrides: Sequence[str] = (),
-                      changes: dict[str, Any] | None = None) -> SynthRecipe:
+def load_synth_recipe(
+    name: str | os.PathLike = "default", overrides: Sequence[str] = (), changes: dict[str, Any] | None = None
+) -> SynthRecipe:
     """A shipped recipe by name or any recipe file by path; `changes` are laid over it, then the lines 'a.b=value'.
 
     Raises:
@@ -95,16 +107,30 @@ def check_synth_recipe(recipe: SynthRecipe, where: str) -> None:
         InputError: one of them is wrong; `where` begins the message.
     """
     check_options(recipe, where)
+
     def expect(good: bool, key: str, what: str, value: Any) -> None:
         if not good:
             raise InputError(f"{where}: {key}: expected {what}, got {value}")
 
-    expect(recipe.pictures <= MOST_PICTURES, "views x frames", f"at most {MOST_PICTURES} pictures of one subject", recipe.pictures)
+    expect(
+        recipe.pictures <= MOST_PICTURES,
+        "views x frames",
+        f"at most {MOST_PICTURES} pictures of one subject",
+        recipe.pictures,
+    )
     tracing, variation = recipe.path_tracing, recipe.variation
     for part, prefix in ((recipe, ""), (tracing, "path_tracing."), (variation, "variation.")):
         for key, value in vars(part).items():
             if isinstance(value, tuple) and key != "motion":  # a share and a length
                 expect(value[0] <= value[1], prefix + key, "[least, most]", list(value))
-    expect(recipe.hair == "shared" or recipe.renderer == "own", "hair", "shared with renderer 'mitsuba'", recipe.hair)
-    for folder, key in ((variation.backgrounds, "variation.backgrounds"), (tracing.environments, "path_tracing.environments")):
+    expect(
+        recipe.hair == "shared" or recipe.renderer == "own",
+        "hair",
+        "shared with renderer 'mitsuba'",
+        recipe.hair,
+    )
+    for folder, key in (
+        (variation.backgrounds, "variation.backgrounds"),
+        (tracing.environments, "path_tracing.environments"),
+    ):
         expect(not folder or Path(folder).is_dir(), key, "a folder of pictures", folder)

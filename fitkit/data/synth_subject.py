@@ -4,6 +4,7 @@
 paint, photos) are those of `random_faces`; here they stand in one scene that several cameras see. Everything follows from the
 recipe, its seed and the subject's number.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -18,7 +19,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fitkit.data.face_paint import HairLook, HairShell, LampShadow, SkinLook, hair_shell, head_map, lamp_shadow, paint_skin
+from fitkit.data.face_paint import (
+    HairLook,
+    HairShell,
+    LampShadow,
+    SkinLook,
+    hair_shell,
+    head_map,
+    lamp_shadow,
+    paint_skin,
+)
 from fitkit.data.photo_effects import background, blurred, camera, occluder
 from fitkit.data.random_faces import (
     HAIR_NEARER_MM,
@@ -54,8 +64,21 @@ from fitkit.render.shading import average_blocks, supersampled
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
 
-STREAMS = ("person", "poses", "expression", "light", "hair", "front", "background", "photo", "landmarks", "paint", "shell", "glasses",
-           "tracing")
+STREAMS = (
+    "person",
+    "poses",
+    "expression",
+    "light",
+    "hair",
+    "front",
+    "background",
+    "photo",
+    "landmarks",
+    "paint",
+    "shell",
+    "glasses",
+    "tracing",
+)
 JPEG_QUALITY = 95  # where the photo's own is not drawn
 NECK = (0.0, -80.0, -40.0)  # mm of the head frame: the head turns about this point from frame to frame
 PIXEL_COVERED = 0.5  # share of a pixel beyond which the face does not show there
@@ -162,14 +185,37 @@ def draw_subject(model: FaceModel, recipe: SynthRecipe, index: int) -> SubjectPl
     scenes = _per_view(recipe.light, B, lambda view: random_scene(stream(recipe, index, "light", view), vary))
     light_in_head = torch.stack([_in_head(scene, frame) for scene, frame in zip(scenes, scene_from_head)])
     shared = recipe.camera == "shared" and recipe.light == "shared"
-    exposure = np.array(_per_view("shared" if shared else "per_view", B,
-                                  lambda view: stream(recipe, index, "photo", view).uniform(*vary.exposure)))
+    exposure = np.array(
+        _per_view(
+            "shared" if shared else "per_view",
+            B,
+            lambda view: stream(recipe, index, "photo", view).uniform(*vary.exposure),
+        )
+    )
     front = stream(recipe, index, "front")
     glasses = "no"
     if front.random() < vary.glasses + vary.dark_glasses:
-        glasses = "dark" if front.random() < vary.dark_glasses / (vary.glasses + vary.dark_glasses) else "clear"
-    return SubjectPlan(index, state.replace(illumination=light_in_head), neutral, moment, viewpoint, person, hair, gaze, pupil, scenes,
-                       scene_from_head, exposure, _photos(recipe, index), glasses, hairs, traits)
+        glasses = (
+            "dark" if front.random() < vary.dark_glasses / (vary.glasses + vary.dark_glasses) else "clear"
+        )
+    return SubjectPlan(
+        index,
+        state.replace(illumination=light_in_head),
+        neutral,
+        moment,
+        viewpoint,
+        person,
+        hair,
+        gaze,
+        pupil,
+        scenes,
+        scene_from_head,
+        exposure,
+        _photos(recipe, index),
+        glasses,
+        hairs,
+        traits,
+    )
 
 
 def _per_view(option: str, count: int, draw: Callable) -> tuple:
@@ -177,12 +223,14 @@ def _per_view(option: str, count: int, draw: Callable) -> tuple:
     return (draw(None),) * count if option == "shared" else tuple(draw(view) for view in range(count))
 
 
-def _expressions(model: FaceModel, recipe: SynthRecipe, index: int, moment: np.ndarray) -> tuple[Tensor, np.ndarray]:
+def _expressions(
+    model: FaceModel, recipe: SynthRecipe, index: int, moment: np.ndarray
+) -> tuple[Tensor, np.ndarray]:
     """Coefficients [B, K_ex] and gaze [B, 2] degrees: each frame, or each picture, its own; without expression the eyes look ahead."""
     if recipe.expression == "neutral":
         return torch.zeros(len(moment), model.num_expression), np.zeros((len(moment), 2))
     rows, gazes = [], []
-    for number in (moment if recipe.expression == "shared" else range(len(moment))):
+    for number in moment if recipe.expression == "shared" else range(len(moment)):
         rng = stream(recipe, index, "expression", int(number))
         gazes.append(random_gaze(rng))
         rows.append(random_expression(rng, model.expression_names, gazes[-1], recipe.variation))
@@ -197,21 +245,35 @@ def _head_turn(recipe: SynthRecipe, index: int, frame: int) -> Tensor:
     return so3_exp(torch.from_numpy(np.radians(rng.uniform(-1, 1, 3) * recipe.movement)).float())
 
 
-def _cameras(model: FaceModel, recipe: SynthRecipe, index: int, identity: Tensor, neutral: Tensor, expression: Tensor, moment: np.ndarray,
-             viewpoint: np.ndarray) -> SceneState:
+def _cameras(
+    model: FaceModel,
+    recipe: SynthRecipe,
+    index: int,
+    identity: Tensor,
+    neutral: Tensor,
+    expression: Tensor,
+    moment: np.ndarray,
+    viewpoint: np.ndarray,
+) -> SceneState:
     """Poses and cameras of all pictures; the principal point is the middle of the picture."""
     vary, size, B = recipe.variation, recipe.size, len(moment)
-    own = B if recipe.setup == "turning" else recipe.views  # different poses; further frames of a rig follow from them
+    own = (
+        B if recipe.setup == "turning" else recipe.views
+    )  # different poses; further frames of a rig follow from them
     angles = torch.from_numpy(_angles(recipe, index, own)).float()
 
     def drawn(start: int, span: tuple[float, float]) -> tuple:
-        return _per_view(recipe.camera, own, lambda view: stream(recipe, index, "poses", _at(view, start)).uniform(*span))
+        return _per_view(
+            recipe.camera, own, lambda view: stream(recipe, index, "poses", _at(view, start)).uniform(*span)
+        )
 
     distances = np.exp(drawn(1000, np.log(vary.distance)))
     fills = drawn(2000, vary.fill)
     shifts = np.stack([_shift(recipe, stream(recipe, index, "poses", 3000 + view)) for view in range(own)])
     marks = model.landmarks.points(neutral[None], model.triangles)[0]
-    aimed = head_shot_state(model, identity, expression[:own], angles, (size, size), distance=1000.0, points=marks)
+    aimed = head_shot_state(
+        model, identity, expression[:own], angles, (size, size), distance=1000.0, points=marks
+    )
     away = torch.from_numpy(distances).float() - 1000.0
     rotation, lens = aimed.pose.rotation, aimed.camera
     translation = aimed.pose.translation + torch.stack([torch.zeros(own), torch.zeros(own), away], 1)
@@ -224,7 +286,9 @@ def _cameras(model: FaceModel, recipe: SynthRecipe, index: int, identity: Tensor
         wanted = torch.from_numpy(shifts).float() * size
         off = ((low + high) / 2 - lens.principal) * scale[:, None] - wanted
         lens = replace(lens, focal=lens.focal * scale)
-        translation = translation - torch.cat([off, torch.zeros(own, 1)], 1) * (translation[:, 2:] / lens.focal[:, None])
+        translation = translation - torch.cat([off, torch.zeros(own, 1)], 1) * (
+            translation[:, 2:] / lens.focal[:, None]
+        )
     if own < B:
         turn = torch.stack([_head_turn(recipe, index, int(f)) for f in moment])
         neck = torch.tensor(NECK)
@@ -232,8 +296,14 @@ def _cameras(model: FaceModel, recipe: SynthRecipe, index: int, identity: Tensor
         translation = translation + (rotation @ (neck - turn @ neck)[..., None])[..., 0]
         rotation = rotation @ turn
         lens = lens.select(torch.from_numpy(viewpoint))
-    return SceneState(identity[None], torch.zeros(B, dtype=torch.int64), expression, Pose(rotation, translation), lens,
-                      torch.zeros(B, 9, 3))
+    return SceneState(
+        identity[None],
+        torch.zeros(B, dtype=torch.int64),
+        expression,
+        Pose(rotation, translation),
+        lens,
+        torch.zeros(B, 9, 3),
+    )
 
 
 def _at(view: int | None, start: int) -> int | None:
@@ -249,8 +319,14 @@ def _angles(recipe: SynthRecipe, index: int, count: int) -> np.ndarray:
         yaw = rng.uniform(-1, 1, 1) * vary.yaw
     else:
         frontal = rng.random(count) < vary.frontal
-        yaw = np.where(frontal, np.clip(rng.normal(size=count) * 18, -vary.yaw, vary.yaw), rng.uniform(-1, 1, count) * vary.yaw)
-    pitch, roll = (np.clip(rng.normal(size=count) * most / 2, -most, most) for most in (vary.pitch, vary.roll))
+        yaw = np.where(
+            frontal,
+            np.clip(rng.normal(size=count) * 18, -vary.yaw, vary.yaw),
+            rng.uniform(-1, 1, count) * vary.yaw,
+        )
+    pitch, roll = (
+        np.clip(rng.normal(size=count) * most / 2, -most, most) for most in (vary.pitch, vary.roll)
+    )
     return np.stack([yaw, pitch, roll], 1)
 
 
@@ -261,9 +337,15 @@ def _shift(recipe: SynthRecipe, rng: np.random.Generator) -> np.ndarray:
 
 def _photos(recipe: SynthRecipe, index: int) -> tuple[dict, ...]:
     """What the camera does to each picture; a shared camera keeps its colours, tone curve and compression."""
-    looks = [photo_look(stream(recipe, index, "photo", 1000 + view), recipe.variation, recipe.size) for view in range(recipe.pictures)]
+    looks = [
+        photo_look(stream(recipe, index, "photo", 1000 + view), recipe.variation, recipe.size)
+        for view in range(recipe.pictures)
+    ]
     if recipe.camera == "shared":
-        same = {key: looks[0][key] for key in ("quality", "reduce", "contrast", "saturation", "curve", "white", "noise")}
+        same = {
+            key: looks[0][key]
+            for key in ("quality", "reduce", "contrast", "saturation", "curve", "white", "noise")
+        }
         looks = [{**look, **same} for look in looks]
     return tuple(looks)
 
@@ -275,7 +357,11 @@ def _in_head(scene: Scene, scene_from_head: Tensor) -> Tensor:
     towards = torch.stack([(1 - z * z).sqrt() * turn.cos(), z, (1 - z * z).sqrt() * turn.sin()], -1)
     in_scene = towards @ scene_from_head.double().T
     lamp = torch.nn.functional.normalize(torch.tensor(scene.lamp, dtype=torch.float64), dim=0)
-    lamplight = scene.lamp_strength * ((in_scene @ lamp + 0.15) / 1.15).clamp_min(0)[:, None] * torch.tensor(scene.lamp_color)
+    lamplight = (
+        scene.lamp_strength
+        * ((in_scene @ lamp + 0.15) / 1.15).clamp_min(0)[:, None]
+        * torch.tensor(scene.lamp_color)
+    )
     shade = sh_basis(in_scene) @ scene.illumination.double() + lamplight
     return torch.linalg.lstsq(sh_basis(towards), shade).solution.float()
 
@@ -284,7 +370,9 @@ def _in_head(scene: Scene, scene_from_head: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def render_subject(model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan, renderer: HeadRenderer | None = None) -> list[SubjectView]:
+def render_subject(
+    model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan, renderer: HeadRenderer | None = None
+) -> list[SubjectView]:
     """All pictures of a subject with their truth.
 
     renderer: makes the head and its hair instead of the own shading; geometry, truth and photo effects stay.
@@ -319,8 +407,12 @@ class _Studio:
             return
         self.shell, self.shell_of = subject_hair(self.model, self.recipe, self.plan, b), number
         if self.shell is not None:
-            normals = vertex_normals(torch.from_numpy(self.shell.points).float()[None], torch.from_numpy(self.shell.triangles))[0].numpy()
-            self.shell_table = np.concatenate([normals, self.shell.place, self.shell.inside[:, None]], 1).astype(np.float32)
+            normals = vertex_normals(
+                torch.from_numpy(self.shell.points).float()[None], torch.from_numpy(self.shell.triangles)
+            )[0].numpy()
+            self.shell_table = np.concatenate(
+                [normals, self.shell.place, self.shell.inside[:, None]], 1
+            ).astype(np.float32)
 
     def shape(self, state: SceneState) -> tuple[Tensor, np.ndarray]:
         """Vertices [V, 3], head frame, and what is interpolated [V, 12]: rest 3, normal 3, vertex 3, open sky, lower lip, depth."""
@@ -329,8 +421,17 @@ class _Studio:
             model = self.model
             vertices = plan_vertices(model, self.plan, state)
             lower = np.zeros(len(vertices), np.float32) if self.parse.lower is None else self.parse.lower
-            table = np.concatenate([model.mean.numpy(), vertex_normals(vertices[None], model.triangles)[0].numpy(), vertices.numpy(),
-                                    self.head.open_sky.numpy(), lower[:, None], np.zeros((len(vertices), 1), np.float32)], 1)
+            table = np.concatenate(
+                [
+                    model.mean.numpy(),
+                    vertex_normals(vertices[None], model.triangles)[0].numpy(),
+                    vertices.numpy(),
+                    self.head.open_sky.numpy(),
+                    lower[:, None],
+                    np.zeros((len(vertices), 1), np.float32),
+                ],
+                1,
+            )
             self.shapes = {key: (vertices, table)}  # neighbouring views share it or none does
         return self.shapes[key]
 
@@ -344,7 +445,9 @@ class _Studio:
             self.shadows = {key: lamp_shadow(self.shape(state)[0], self.head.outer, lamp)}
         return self.shadows[key]
 
-    def photograph(self, b: int, renderer: HeadRenderer | None, gain: float | None) -> tuple[SubjectView, float]:
+    def photograph(
+        self, b: int, renderer: HeadRenderer | None, gain: float | None
+    ) -> tuple[SubjectView, float]:
         recipe, plan, model = self.recipe, self.plan, self.model
         self.comb(b)
         size, fine = recipe.size, recipe.size * SUPERSAMPLE
@@ -372,13 +475,19 @@ class _Studio:
             mean_skin = level
         if gain is None:
             adapt = recipe.variation.adapt
-            gain = float(plan.exposure[b] / max(level ** adapt * max(mean_skin, 1e-3) ** (1 - adapt), 1e-3))
-        layers.put(surface.pixel, np.zeros((len(surface.pixel), 3)) if rgb is None else rgb * np.float32(gain), surface.values[:, 11])
+            gain = float(plan.exposure[b] / max(level**adapt * max(mean_skin, 1e-3) ** (1 - adapt), 1e-3))
+        layers.put(
+            surface.pixel,
+            np.zeros((len(surface.pixel), 3)) if rgb is None else rgb * np.float32(gain),
+            surface.values[:, 11],
+        )
         bare = layers.depth.copy()
         self._hair(layers, b, state, lens, scene, gain)
         if renderer is not None:
             share = alpha[..., None].astype(np.float32)
-            behind = ground if surroundings is None else surroundings * np.float32(gain)  # a drawn background is exposed already
+            behind = (
+                ground if surroundings is None else surroundings * np.float32(gain)
+            )  # a drawn background is exposed already
             mixed = traced * np.float32(gain) * share + behind * (1 - share)
             layers.rgb = np.repeat(np.repeat(mixed.astype(np.float32), SUPERSAMPLE, 0), SUPERSAMPLE, 1)
         front = np.zeros((fine, fine), np.float32)
@@ -389,23 +498,43 @@ class _Studio:
         look = dict(plan.photos[b])
         quality = look.pop("quality")
         photo = camera(linear, stream(recipe, plan.index, "photo", 2000 + b), quality=None, **look)
-        jpeg = cv2.imencode(".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY if quality is None else quality])[1].tobytes()
+        jpeg = cv2.imencode(
+            ".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY if quality is None else quality]
+        )[1].tobytes()
 
-        hidden = average_blocks(torch.from_numpy(np.maximum(layers.cover, front))[..., None], SUPERSAMPLE)[..., 0].numpy()
+        hidden = average_blocks(torch.from_numpy(np.maximum(layers.cover, front))[..., None], SUPERSAMPLE)[
+            ..., 0
+        ].numpy()
         truth = self._pixels(b, state, points, table, hidden)
         given = marks.copy()
         if recipe.jaw == "outline":
             given[:17] = outline_points(model, state, size, bare)
-        given = given + stream(recipe, plan.index, "landmarks", b).normal(size=given.shape) * recipe.landmark_noise
+        given = (
+            given
+            + stream(recipe, plan.index, "landmarks", b).normal(size=given.shape) * recipe.landmark_noise
+        )
         visible = visible_landmarks(marks, marks_depth, layers.depth, front)
         return SubjectView(jpeg, marks, given, visible, *truth, np.round(hidden * 255).astype(np.uint8)), gain
 
-    def _head(self, b: int, state: SceneState, values: np.ndarray, triangle: np.ndarray) -> tuple[np.ndarray, float]:
+    def _head(
+        self, b: int, state: SceneState, values: np.ndarray, triangle: np.ndarray
+    ) -> tuple[np.ndarray, float]:
         """Linear RGB of the head's samples [N, 3], and the mean brightness of a mean skin in this light."""
         plan, scene = self.plan, self.plan.scenes[b]
         gaze = np.zeros(2) if self.head.eyes_turn else gaze_of(self.model, state)
-        albedo, shine = head_colors(self.head, self.skin, plan.person, plan.hair_of(b), values[:, :3], triangle, gaze, plan.pupil)
-        rgb = light_samples(albedo, values[:, 3:6], scene, *self._frames(b), shine, values[:, 9], values[:, 6:9], self.shadow(state, b))
+        albedo, shine = head_colors(
+            self.head, self.skin, plan.person, plan.hair_of(b), values[:, :3], triangle, gaze, plan.pupil
+        )
+        rgb = light_samples(
+            albedo,
+            values[:, 3:6],
+            scene,
+            *self._frames(b),
+            shine,
+            values[:, 9],
+            values[:, 6:9],
+            self.shadow(state, b),
+        )
         pale = light(torch.full((1, 3), 0.3), torch.tensor([[0.0, 0.0, 1.0]]), scene)
         return rgb, float(pale.mean())
 
@@ -418,17 +547,39 @@ class _Studio:
         plan, shell = self.plan, self.shell
         points = state.pose.apply(torch.from_numpy(shell.points).float()[None])
         table = np.concatenate([self.shell_table, points[0, :, 2:].numpy()], 1)
-        surface = sample_mesh(clip_vertices(lens, points)[0], torch.from_numpy(shell.triangles), layers.depth.shape, table)
-        albedo, alpha, shine = hair_colors(shell, plan.hair_of(b), surface.values[:, 5], surface.values[:, 3:5])
-        rgb = light_samples(albedo, surface.values[:, :3], hair_scene(scene, plan.hair_of(b)), *self._frames(b), shine)
+        surface = sample_mesh(
+            clip_vertices(lens, points)[0], torch.from_numpy(shell.triangles), layers.depth.shape, table
+        )
+        albedo, alpha, shine = hair_colors(
+            shell, plan.hair_of(b), surface.values[:, 5], surface.values[:, 3:5]
+        )
+        rgb = light_samples(
+            albedo, surface.values[:, :3], hair_scene(scene, plan.hair_of(b)), *self._frames(b), shine
+        )
         layers.put(surface.pixel, rgb * np.float32(gain), surface.values[:, 6] - HAIR_NEARER_MM, alpha)
 
-    def _things_in_front(self, layers: FineLayers, front: np.ndarray, b: int, state: SceneState, lens, marks: np.ndarray,
-                         gain: float) -> None:
+    def _things_in_front(
+        self,
+        layers: FineLayers,
+        front: np.ndarray,
+        b: int,
+        state: SceneState,
+        lens,
+        marks: np.ndarray,
+        gain: float,
+    ) -> None:
         """Glasses, the same in all views, and occluders of this view; in place."""
         recipe, plan = self.recipe, self.plan
         if plan.glasses != "no":
-            add_glasses(layers, front, stream(recipe, plan.index, "glasses"), self.model, state, lens, plan.glasses == "dark")
+            add_glasses(
+                layers,
+                front,
+                stream(recipe, plan.index, "glasses"),
+                self.model,
+                state,
+                lens,
+                plan.glasses == "dark",
+            )
         rng = stream(recipe, plan.index, "front", b)
         if rng.random() < recipe.variation.occluded:
             box = np.concatenate([marks.min(0), marks.max(0)]) * SUPERSAMPLE
@@ -437,20 +588,32 @@ class _Studio:
                 layers.rgb += mask[..., None] * (color - layers.rgb)
                 np.maximum(front, mask, out=front)
 
-    def _pixels(self, b: int, state: SceneState, points: Tensor, table: np.ndarray, hidden: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _pixels(
+        self, b: int, state: SceneState, points: Tensor, table: np.ndarray, hidden: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
         """Depth, normals, parse classes and regions at the pixel centres, as in SubjectView."""
         size = self.recipe.size
-        surface = sample_mesh(clip_vertices(state.camera, points)[0], self.model.triangles, (size, size), table)
-        depth, parse, region = np.zeros(size * size, np.float32), np.zeros(size * size, np.uint8), np.zeros(size * size, np.uint8)
+        surface = sample_mesh(
+            clip_vertices(state.camera, points)[0], self.model.triangles, (size, size), table
+        )
+        depth, parse, region = (
+            np.zeros(size * size, np.float32),
+            np.zeros(size * size, np.uint8),
+            np.zeros(size * size, np.uint8),
+        )
         normals = np.zeros((size * size, 3), np.float32)
         values = surface.values
         depth[surface.pixel] = values[:, 11]
         turned = values[:, 3:6] @ state.pose.rotation[0].numpy().T
         normals[surface.pixel] = turned / np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-12)
         lower = None if self.parse.lower is None else values[:, 10]
-        classes = parse_samples(self.parse, self.classes, self.plan.hair_of(b), values[:, :3], surface.triangle, lower)
+        classes = parse_samples(
+            self.parse, self.classes, self.plan.hair_of(b), values[:, :3], surface.triangle, lower
+        )
         parse[surface.pixel] = np.where(hidden.reshape(-1)[surface.pixel] > PIXEL_COVERED, 0, classes)
-        region[surface.pixel] = self.model.region.numpy()[self.model.triangles[:, 0].numpy()][surface.triangle] + 1
+        region[surface.pixel] = (
+            self.model.region.numpy()[self.model.triangles[:, 0].numpy()][surface.triangle] + 1
+        )
         shape = (size, size)
         return depth.reshape(shape), normals.reshape(*shape, 3), parse.reshape(shape), region.reshape(shape)
 
@@ -473,18 +636,26 @@ def plan_vertices(model: FaceModel, plan: SubjectPlan, state: SceneState) -> Ten
 
 def one_view(state: SceneState, b: int) -> SceneState:
     """Picture b of the state as a state of its own."""
-    return state.replace(subject=state.subject[[b]], expression=state.expression[[b]], pose=state.pose.select([b]),
-                         camera=state.camera.select([b]), illumination=state.illumination[[b]])
+    return state.replace(
+        subject=state.subject[[b]],
+        expression=state.expression[[b]],
+        pose=state.pose.select([b]),
+        camera=state.camera.select([b]),
+        illumination=state.illumination[[b]],
+    )
 
 
 def _landmarks(model: FaceModel, state: SceneState) -> tuple[np.ndarray, np.ndarray]:
     """[68, 2] px and depth [68] mm of one view, from float64."""
+
     def double(x: Tensor) -> np.ndarray:
         return x.double().numpy()
 
     head = double(model.landmark_basis.points(state.identity, state.expression)[0])
     placed = head @ double(state.pose.rotation[0]).T + double(state.pose.translation[0])
-    return placed[:, :2] / placed[:, 2:] * double(state.camera.focal) + double(state.camera.principal[0]), placed[:, 2]
+    return placed[:, :2] / placed[:, 2:] * double(state.camera.focal) + double(
+        state.camera.principal[0]
+    ), placed[:, 2]
 
 
 def head_renderer(model: FaceModel, recipe: SynthRecipe) -> HeadRenderer | None:

@@ -1,4 +1,5 @@
 """Photos of people who do not exist: a face model with painted skin, light and a camera, and the exact truth."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -70,8 +71,17 @@ def studio(warmth: float = 0.06, side: float = 0.18, top: float = 0.22) -> Scene
     return Scene(light * torch.tensor([1 + warmth, 1.0, 1 - warmth]))
 
 
-def head_shot_state(model: FaceModel, identity: Tensor, expression: Tensor, yaw_pitch_roll: Tensor, size: tuple[int, int],
-                    distance: float = 900.0, face_share: float = 0.5, row: float = 0.5, points: Tensor | None = None) -> SceneState:
+def head_shot_state(
+    model: FaceModel,
+    identity: Tensor,
+    expression: Tensor,
+    yaw_pitch_roll: Tensor,
+    size: tuple[int, int],
+    distance: float = 900.0,
+    face_share: float = 0.5,
+    row: float = 0.5,
+    points: Tensor | None = None,
+) -> SceneState:
     """One person in B views of a perspective camera that looks at the middle of the face.
 
     Args:
@@ -83,24 +93,44 @@ def head_shot_state(model: FaceModel, identity: Tensor, expression: Tensor, yaw_
     # Positive pitch looks up and positive roll leans clockwise: both are negative turns about the head's x and z axes.
     yaw, pitch, roll = torch.deg2rad(yaw_pitch_roll.to(model.mean)).unbind(-1)
     zero = torch.zeros_like(yaw)
-    turn = (so3_exp(torch.stack([zero, yaw, zero], -1)) @ so3_exp(torch.stack([-pitch, zero, zero], -1))
-            @ so3_exp(torch.stack([zero, zero, -roll], -1)))
+    turn = (
+        so3_exp(torch.stack([zero, yaw, zero], -1))
+        @ so3_exp(torch.stack([-pitch, zero, zero], -1))
+        @ so3_exp(torch.stack([zero, zero, -roll], -1))
+    )
     flip = torch.diag(model.mean.new_tensor([1.0, -1.0, -1.0]))
     rotation = flip @ turn
-    points = model.landmark_points(identity[None], torch.zeros(1, model.num_expression))[0] if points is None else points
+    points = (
+        model.landmark_points(identity[None], torch.zeros(1, model.num_expression))[0]
+        if points is None
+        else points
+    )
     height = float(points[17:27, 1].mean() - points[8, 1])
     middle = points[[27, 33, 8, 0, 16]].mean(0)
     translation = model.mean.new_tensor([[0.0, 0.0, distance]]) - (rotation @ middle[:, None])[..., 0]
     focal = model.mean.new_full((B,), face_share * size[0] / height * distance)
     translation[:, 1] += (row - 0.5) * size[0] * distance / focal
     center = model.mean.new_tensor([(size[1] - 1) / 2, (size[0] - 1) / 2]).expand(B, 2)
-    return SceneState(identity[None], torch.zeros(B, dtype=torch.int64), expression, Pose(rotation, translation),
-                      Camera(focal, center.clone(), torch.ones(B)), model.mean.new_zeros(B, 9, 1))
+    return SceneState(
+        identity[None],
+        torch.zeros(B, dtype=torch.int64),
+        expression,
+        Pose(rotation, translation),
+        Camera(focal, center.clone(), torch.ones(B)),
+        model.mean.new_zeros(B, 9, 1),
+    )
 
 
 @torch.no_grad()
-def photograph(model: FaceModel, state: SceneState, size: tuple[int, int], scene: Scene, appearance: Appearance = Appearance(),
-               seed: int = 0, supersample: int = 3) -> np.ndarray:
+def photograph(
+    model: FaceModel,
+    state: SceneState,
+    size: tuple[int, int],
+    scene: Scene,
+    appearance: Appearance = Appearance(),
+    seed: int = 0,
+    supersample: int = 3,
+) -> np.ndarray:
     """Pictures of the state, uint8 [B, H, W, 3]; deterministic by the seeds. supersample: samples per pixel side."""
     rng = np.random.default_rng(seed)
     paint = _Paint(model, appearance)
@@ -109,7 +139,11 @@ def photograph(model: FaceModel, state: SceneState, size: tuple[int, int], scene
         head = model.vertices(state.identity[state.subject[[b]]], state.expression[[b]])
         points = state.pose.select([b]).apply(head)[0]
         fine = supersampled(state.camera.select([b]), supersample)
-        surface = Surface.visible(clip_vertices(fine, points[None])[0], model.triangles, (size[0] * supersample, size[1] * supersample))
+        surface = Surface.visible(
+            clip_vertices(fine, points[None])[0],
+            model.triangles,
+            (size[0] * supersample, size[1] * supersample),
+        )
         rgb = _lit(surface, points, model, paint, scene)
         cover = average_blocks(surface.image(torch.cat([rgb, torch.ones_like(rgb[:, :1])], -1)), supersample)
         ramp = torch.linspace(0, 1, size[0])[:, None, None]
@@ -125,13 +159,22 @@ def photograph(model: FaceModel, state: SceneState, size: tuple[int, int], scene
 def _lit(surface: Surface, points: Tensor, model: FaceModel, paint: _Paint, scene: Scene) -> Tensor:
     """Linear RGB [N, 3] of the covered samples."""
     rest = surface.interpolate(model.mean[model.triangles])  # where on the mean head the sample lies
-    normal = surface_normals(surface, points, model.triangles) * torch.tensor([1.0, -1.0, -1.0])  # y up, z to the viewer
+    normal = surface_normals(surface, points, model.triangles) * torch.tensor(
+        [1.0, -1.0, -1.0]
+    )  # y up, z to the viewer
     albedo = surface.interpolate(paint.albedo[model.triangles])
     return light(paint(rest, albedo, paint.skin[surface.triangle]), normal, scene)
 
 
-def light(albedo: Tensor, normal: Tensor, scene: Scene, open_sky: Tensor | None = None, lamp_reaches: Tensor | None = None,
-          shine: Tensor | float = 1.0, viewer: Tensor | None = None) -> Tensor:
+def light(
+    albedo: Tensor,
+    normal: Tensor,
+    scene: Scene,
+    open_sky: Tensor | None = None,
+    lamp_reaches: Tensor | None = None,
+    shine: Tensor | float = 1.0,
+    viewer: Tensor | None = None,
+) -> Tensor:
     """Reflected light, linear RGB [N, 3], of surface samples.
 
     Args:
@@ -145,7 +188,9 @@ def light(albedo: Tensor, normal: Tensor, scene: Scene, open_sky: Tensor | None 
     facing = normal @ lamp
     # A little light gets past the shadow line of skin.
     lamplight = scene.lamp_strength * ((facing + 0.15) / 1.15).clamp_min(0)[:, None]
-    half = torch.nn.functional.normalize(lamp + (torch.tensor([0.0, 0.0, 1.0]) if viewer is None else viewer), dim=0)
+    half = torch.nn.functional.normalize(
+        lamp + (torch.tensor([0.0, 0.0, 1.0]) if viewer is None else viewer), dim=0
+    )
     gloss = scene.gloss * (normal @ half).clamp_min(0) ** scene.shininess
     if open_sky is not None:
         shade = shade * open_sky
@@ -166,14 +211,20 @@ class _Paint:
         self.skin = painted[model.triangles].all(1)
         rng = np.random.default_rng(appearance.seed)
         self.waves = [_waves(rng, 16, length) for length in (28.0, 14.0, 7.0)]
-        self.red, self.pores, self.strands = _waves(rng, 16, 22.0), _waves(rng, 32, 0.9), _waves(rng, 32, (0.5, 4.0, 0.5))
+        self.red, self.pores, self.strands = (
+            _waves(rng, 16, 22.0),
+            _waves(rng, 32, 0.9),
+            _waves(rng, 32, (0.5, 4.0, 0.5)),
+        )
         self.spots = self._spots(model, rng)
 
     def _spots(self, model: FaceModel, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Centres [M, 3] mm on the mean face, radii [M] mm, depths [M] of the freckles."""
         triangles = model.triangles[model.face[model.triangles].all(1)]
         corners = model.mean[triangles].double().numpy()
-        area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
+        area = (
+            np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
+        )
         count = int(self.look.freckles_per_cm2 * area.sum() / 100)
         pick = rng.choice(len(area), size=count, p=area / area.sum())
         weights = rng.dirichlet([1, 1, 1], count)
@@ -193,18 +244,22 @@ class _Paint:
         change = change * (1 - hair) + look.hair * hair * _noise(rest, self.strands).clamp(-2, 2)
         red = look.redness * (1 - hair) * _noise(rest, self.red)
         shade = (1 + change)[:, None].clamp(0.4, 1.7)
-        color = albedo * torch.tensor(look.tint) * shade * (1 + red[:, None] * torch.tensor([1.0, -0.5, -0.5]))
+        color = (
+            albedo * torch.tensor(look.tint) * shade * (1 + red[:, None] * torch.tensor([1.0, -0.5, -0.5]))
+        )
         centers, radius, depth = self.spots
         if len(centers):
             distance, nearest = cKDTree(centers).query(rest.numpy(), distance_upper_bound=4.0)
             nearest = nearest.clip(max=len(centers) - 1)
-            dark = torch.from_numpy(depth[nearest] * np.exp(-(distance / radius[nearest]) ** 2)).to(rest)
+            dark = torch.from_numpy(depth[nearest] * np.exp(-((distance / radius[nearest]) ** 2))).to(rest)
             color = color * (1 - look.freckles * dark)[:, None] ** torch.tensor([0.7, 1.0, 1.2])
         out[skin] = color.clamp(0, 1)
         return out
 
 
-def _waves(rng: np.random.Generator, count: int, length: float | tuple[float, float, float]) -> tuple[Tensor, Tensor]:
+def _waves(
+    rng: np.random.Generator, count: int, length: float | tuple[float, float, float]
+) -> tuple[Tensor, Tensor]:
     """Random plane waves of about this length in mm (per axis): directions [count, 3], phases [count]."""
     directions, phases = rng.normal(size=(count, 3)) / np.asarray(length), rng.uniform(0, 2 * np.pi, count)
     return torch.from_numpy(directions).float(), torch.from_numpy(phases).float()

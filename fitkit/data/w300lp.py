@@ -1,4 +1,5 @@
 """300W-LP: pictures of faces turned step by step, with the pose and the coefficients of a fitted Basel Face Model."""
+
 from __future__ import annotations
 
 import re
@@ -26,9 +27,13 @@ from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
 
-DATA = DataSet("300W-LP", "http://www.cbsr.ia.ac.cn/users/xiangyuzhu/projects/3DDFA/main.htm", "research use only",
-               "AFW, HELEN, IBUG, LFPW and the same with _Flip, each with NAME_K.jpg and NAME_K.mat (Pose_Para, Shape_Para, "
-               "Exp_Para, pt2d)")
+DATA = DataSet(
+    "300W-LP",
+    "http://www.cbsr.ia.ac.cn/users/xiangyuzhu/projects/3DDFA/main.htm",
+    "research use only",
+    "AFW, HELEN, IBUG, LFPW and the same with _Flip, each with NAME_K.jpg and NAME_K.mat (Pose_Para, Shape_Para, "
+    "Exp_Para, pt2d)",
+)
 SETS = ("AFW", "HELEN", "IBUG", "LFPW")
 
 
@@ -70,21 +75,32 @@ def read_lp_labels(path: Path) -> LpLabels:
     Raises:
         InputError: not such a file; names it.
     """
-    with foreign_file(path, "cannot be read as labels of 300W-LP (Pose_Para, Shape_Para, Exp_Para, pt2d)", limit=LABEL_BYTES) as file:
+    with foreign_file(
+        path, "cannot be read as labels of 300W-LP (Pose_Para, Shape_Para, Exp_Para, pt2d)", limit=LABEL_BYTES
+    ) as file:
         content = file.mat(("Pose_Para", "Shape_Para", "Exp_Para", "pt2d", "pt3d_68"))
         dense = "pt3d_68" in content
         # Written by Matlab, which counts pixels from 1. The rows are already those of the picture, y down.
         points = np.asarray(content["pt3d_68" if dense else "pt2d"], np.float64)[:2].T - 1.0
         pose = np.asarray(content["Pose_Para"], np.float64).ravel()
         shape, expression = (np.asarray(content[k], np.float64).ravel() for k in ("Shape_Para", "Exp_Para"))
-    found = {"Pose_Para": (pose, (7,)), "points": (points, (68, 2)), "Shape_Para": (shape, (199,)), "Exp_Para": (expression, (29,))}
+    found = {
+        "Pose_Para": (pose, (7,)),
+        "points": (points, (68, 2)),
+        "Shape_Para": (shape, (199,)),
+        "Exp_Para": (expression, (29,)),
+    }
     for key, (value, size) in found.items():
         if value.shape != size or not np.isfinite(value).all():
-            raise InputError(f"{path}: {key}: expected {list(size)} finite numbers, got shape {list(value.shape)}")
+            raise InputError(
+                f"{path}: {key}: expected {list(size)} finite numbers, got shape {list(value.shape)}"
+            )
     if not pose[6] > 0:
         raise InputError(f"{path}: Pose_Para: expected a scale above 0 as its last number, got {pose[6]:g}")
     hidden = (points < -1).any(1)  # -1 marks them, which is -2 counted from 0
-    return LpLabels(pose, np.where(hidden[:, None], np.nan, points), "surface" if dense else "auto", shape, expression)
+    return LpLabels(
+        pose, np.where(hidden[:, None], np.nan, points), "surface" if dense else "auto", shape, expression
+    )
 
 
 class W300LP(FaceDataset):
@@ -102,7 +118,12 @@ class W300LP(FaceDataset):
         """Raises InputError: not this layout, or a BFM that cannot be used."""
         self.options, self.model = options, model
         root = DATA.root(folder)
-        sets = [root / (s + end) for s in SETS for end in (("", "_Flip") if options.flips else ("",)) if (root / (s + end)).is_dir()]
+        sets = [
+            root / (s + end)
+            for s in SETS
+            for end in (("", "_Flip") if options.flips else ("",))
+            if (root / (s + end)).is_dir()
+        ]
         sources: dict[str, list[Path]] = {}
         for place in sets or [root]:
             for path in sorted(place.iterdir()):
@@ -145,29 +166,50 @@ class W300LP(FaceDataset):
     def _triplet(self, yaw: list[float], number: int) -> list[int]:
         """Indices of a frontal view, one to the left and one to the right; another triplet for each `number`."""
         low, high = self.options.side
-        groups = ([i for i, y in enumerate(yaw) if abs(y) <= self.options.front], [i for i, y in enumerate(yaw) if -high <= y <= -low],
-                  [i for i, y in enumerate(yaw) if low <= y <= high])
+        groups = (
+            [i for i, y in enumerate(yaw) if abs(y) <= self.options.front],
+            [i for i, y in enumerate(yaw) if -high <= y <= -low],
+            [i for i, y in enumerate(yaw) if low <= y <= high],
+        )
         rng = np.random.default_rng([number, len(yaw)])
         chosen = [int(rng.choice(g)) for g in groups if g]
         return chosen or [int(np.argmin(np.abs(yaw)))]
 
-    def _state(self, labels: list[LpLabels], images: list[np.ndarray], marks: Landmarks) -> tuple[SceneState, tuple[str, ...]]:
+    def _state(
+        self, labels: list[LpLabels], images: list[np.ndarray], marks: Landmarks
+    ) -> tuple[SceneState, tuple[str, ...]]:
         """The labelled state of the views in pixels of the pictures, and which parts of it are labels."""
-        parts = [pose_of_labels(torch.from_numpy(label.pose)[None].float(), image.shape[1], image.shape[0])
-                 for label, image in zip(labels, images)]
+        parts = [
+            pose_of_labels(torch.from_numpy(label.pose)[None].float(), image.shape[1], image.shape[0])
+            for label, image in zip(labels, images)
+        ]
         pose = Pose(torch.cat([p.rotation for p, _ in parts]), torch.cat([p.translation for p, _ in parts]))
-        camera = Camera(*(torch.cat([getattr(c, k) for _, c in parts]) for k in ("focal", "principal", "aspect")), kind="orthographic")
+        camera = Camera(
+            *(torch.cat([getattr(c, k) for _, c in parts]) for k in ("focal", "principal", "aspect")),
+            kind="orthographic",
+        )
         B, model = len(labels), self.model
-        identity, expression, known = torch.zeros(1, model.num_identity), torch.zeros(B, model.num_expression), ("pose",)
+        identity, expression, known = (
+            torch.zeros(1, model.num_identity),
+            torch.zeros(B, model.num_expression),
+            ("pose",),
+        )
         if self.codes is not None:
             # One person: the coefficients of the first view (the frontal one, whose fit is the base of the others).
             codes, offset = self.codes(labels[0].shape, labels[0].expression)
-            identity, expression = codes[None, :model.num_identity], codes[None, model.num_identity:].expand(B, -1)
-            pose = Pose(pose.rotation, pose.translation + (pose.rotation @ offset) * torch.tensor([1.0, 1.0, 0.0]))
+            identity, expression = (
+                codes[None, : model.num_identity],
+                codes[None, model.num_identity :].expand(B, -1),
+            )
+            pose = Pose(
+                pose.rotation, pose.translation + (pose.rotation @ offset) * torch.tensor([1.0, 1.0, 0.0])
+            )
             known = ("identity", "expression", "pose")
         else:
             pose, camera = onto_points(model, pose, camera, marks)
-        state = SceneState(identity, torch.zeros(B, dtype=torch.int64), expression, pose, camera, torch.zeros(B, 9, 1))
+        state = SceneState(
+            identity, torch.zeros(B, dtype=torch.int64), expression, pose, camera, torch.zeros(B, 9, 1)
+        )
         return state, known
 
 
@@ -180,9 +222,14 @@ def onto_points(model: FaceModel, pose: Pose, camera: Camera, marks: Landmarks) 
     target = torch.where(marks.valid[:, 17:, None], marks.points[:, 17:], torch.zeros_like(turned)).to(turned)
     total = used.sum(1, keepdim=True).clamp_min(1)
     x, y = ((v * used).sum(1, keepdim=True) / total for v in (turned, target))
-    scale = ((turned - x) * (target - y) * used).sum((1, 2)) / ((turned - x).square() * used).sum((1, 2)).clamp_min(1e-9)
+    scale = ((turned - x) * (target - y) * used).sum((1, 2)) / ((turned - x).square() * used).sum(
+        (1, 2)
+    ).clamp_min(1e-9)
     shift = y[:, 0] - scale[:, None] * x[:, 0]
-    translation = torch.cat([(shift - camera.principal) / scale[:, None], torch.full_like(shift[:, :1], Camera.REFERENCE_DEPTH)], 1)
+    translation = torch.cat(
+        [(shift - camera.principal) / scale[:, None], torch.full_like(shift[:, :1], Camera.REFERENCE_DEPTH)],
+        1,
+    )
     return Pose(pose.rotation, translation), replace(camera, focal=scale * Camera.REFERENCE_DEPTH)
 
 
@@ -201,13 +248,19 @@ class BfmCodes:
         """Raises InputError: the model has another mesh."""
         own, theirs = model.mean.double().numpy(), dense.mean.reshape(-1, 3) / UNITS_PER_MM
         if own.shape != theirs.shape:
-            raise InputError(f"300W-LP: its coefficients belong to a mesh of {len(theirs)} vertices, face model '{model.name}' has "
-                             f"{len(own)}; leave the option bfm out, or train for that model")
-        basis = torch.cat([model.identity_basis, model.expression_basis]).double().numpy().reshape(-1, own.size)
+            raise InputError(
+                f"300W-LP: its coefficients belong to a mesh of {len(theirs)} vertices, face model '{model.name}' has "
+                f"{len(own)}; leave the option bfm out, or train for that model"
+            )
+        basis = (
+            torch.cat([model.identity_basis, model.expression_basis]).double().numpy().reshape(-1, own.size)
+        )
         return BfmCodes(dense, own, (theirs - own).mean(0), np.linalg.pinv(basis.T))
 
     def __call__(self, shape: np.ndarray, expression: np.ndarray) -> tuple[Tensor, Tensor]:
         """Coefficients [K], and the origin [3] mm of our head frame in theirs."""
-        theirs = (self.dense.mean + self.dense.shape @ shape + self.dense.expression @ expression).reshape(-1, 3) / UNITS_PER_MM
+        theirs = (self.dense.mean + self.dense.shape @ shape + self.dense.expression @ expression).reshape(
+            -1, 3
+        ) / UNITS_PER_MM
         codes = self.inverse @ (theirs - self.offset - self.mean).ravel()
         return torch.from_numpy(codes).float(), torch.from_numpy(self.offset).float()

@@ -1,4 +1,5 @@
 """Priors on light and albedo, for fits and training with `photo_model` (E23 on the albedo, E25, E26)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -34,8 +35,14 @@ class LightMono(PlainEnergy):
         light = state.illumination
         C = light.shape[-1]
         eye = torch.eye(9 * C, dtype=light.dtype, device=light.device).reshape(9, C, 9, C)
-        columns = ((eye - eye.mean(1, keepdim=True)) / self.sigma).reshape(9 * C, 1, 9 * C).expand(len(light), -1, -1, -1)
-        return Linearization(self.residuals(state, observations), (Slot(all_views(state), {"illumination": columns}),))
+        columns = (
+            ((eye - eye.mean(1, keepdim=True)) / self.sigma)
+            .reshape(9 * C, 1, 9 * C)
+            .expand(len(light), -1, -1, -1)
+        )
+        return Linearization(
+            self.residuals(state, observations), (Slot(all_views(state), {"illumination": columns}),)
+        )
 
 
 @dataclass(frozen=True)
@@ -66,11 +73,15 @@ class AlbedoVariance(PlainEnergy):
 
     def __post_init__(self):
         if self.model.albedo_basis is None:
-            raise InputError(f"energy 'albedo_var': face model '{self.model.name}' has no albedo basis, so there is nothing to keep even")
+            raise InputError(
+                f"energy 'albedo_var': face model '{self.model.name}' has no albedo basis, so there is nothing to keep even"
+            )
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
         skin = self.model.skin
-        T = self.model.albedo_mean[skin] + torch.einsum("sk,kvd->svd", coefficients(state, self.name), self.model.albedo_basis[:, skin])
+        T = self.model.albedo_mean[skin] + torch.einsum(
+            "sk,kvd->svd", coefficients(state, self.name), self.model.albedo_basis[:, skin]
+        )
         value = (T - T.mean(1, keepdim=True)) / self.sigma
         return Residuals(value, torch.ones(value.shape[:2], dtype=torch.bool, device=value.device))
 
@@ -78,6 +89,8 @@ class AlbedoVariance(PlainEnergy):
 def coefficients(state: SceneState, name: str) -> Tensor:
     """The state's albedo coefficients [S, K_al]; `name` of the energy that needs them."""
     if state.albedo is None:
-        raise InputError(f"energy '{name}' needs albedo coefficients: expected state.albedo [S, K_al], got None; "
-                         "a network predicts them, a fit leaves the energy out")
+        raise InputError(
+            f"energy '{name}' needs albedo coefficients: expected state.albedo [S, K_al], got None; "
+            "a network predicts them, a fit leaves the energy out"
+        )
     return state.albedo

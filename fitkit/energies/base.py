@@ -1,4 +1,5 @@
 """Residuals, their linearization, and the interface of an energy."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -55,11 +56,9 @@ class Energy(Protocol):
         """The energy with everything discrete (visibility, matches, weights) fixed at `state`, detached."""
         ...
 
-    def residuals(self, state: SceneState, observations: Any) -> Residuals:
-        ...
+    def residuals(self, state: SceneState, observations: Any) -> Residuals: ...
 
-    def linearize(self, state: SceneState, observations: Any) -> Linearization:
-        ...
+    def linearize(self, state: SceneState, observations: Any) -> Linearization: ...
 
 
 class PlainEnergy:

@@ -1,4 +1,5 @@
 """Soft census between views at surface points (E3), its image form for training, and the hard census as a metric."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -52,8 +53,10 @@ class CensusOptions:
     def __post_init__(self):
         check_options(self, "census_xview")
         if self.window % 2 == 0 or self.window // 2 < self.stride:
-            raise InputError(f"census_xview: expected an odd window and a stride up to window // 2, got window {self.window} and "
-                             f"stride {self.stride}")
+            raise InputError(
+                f"census_xview: expected an odd window and a stride up to window // 2, got window {self.window} and "
+                f"stride {self.stride}"
+            )
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,12 @@ class CensusVariant:
 VARIANTS = {
     "default": CensusVariant(sigma=3.0, mean=True),
     "pgn": CensusVariant(),  # PGN eq. 9 as printed
-    "unflow": CensusVariant(kernel="charb", normalizer="all"),  # public code of UnFlow (Meister et al., AAAI 2018)
-    "ddflow": CensusVariant(kernel="ddf", normalizer="twice"),  # public code of DDFlow (Liu et al., AAAI 2019)
+    "unflow": CensusVariant(
+        kernel="charb", normalizer="all"
+    ),  # public code of UnFlow (Meister et al., AAAI 2018)
+    "ddflow": CensusVariant(
+        kernel="ddf", normalizer="twice"
+    ),  # public code of DDFlow (Liu et al., AAAI 2019)
 }
 _OUTER = {"charb": Kernel("charb", 1e-3), "ddf": Kernel("ddf", 1e-2)}
 
@@ -141,11 +148,17 @@ def neighbor_differences(grey: Tensor, window: int = 7) -> Tensor:
     padded = F.pad(grey, (half,) * 4, mode="replicate")
     H, W = grey.shape[-2:]
     places = (offsets(window, 1) + half).long().tolist()
-    return torch.cat([padded[:, :, y:y + H, x:x + W] for x, y in places], 1) - grey
+    return torch.cat([padded[:, :, y : y + H, x : x + W] for x, y in places], 1) - grey
 
 
-def census_loss(one: Tensor, two: Tensor, mask: Tensor, variant: str | CensusVariant = "default", weight: Tensor | None = None,
-                window: int = 7) -> Tensor:
+def census_loss(
+    one: Tensor,
+    two: Tensor,
+    mask: Tensor,
+    variant: str | CensusVariant = "default",
+    weight: Tensor | None = None,
+    window: int = 7,
+) -> Tensor:
     """Soft census distance of two aligned pictures, one number for each of B pairs; differentiable in both pictures.
 
     Args:
@@ -161,13 +174,20 @@ def census_loss(one: Tensor, two: Tensor, mask: Tensor, variant: str | CensusVar
     variant = census_variant(variant)
     with torch.no_grad():
         half = window // 2
-        inside = erode(F.pad(mask.to(one), (half,) * 4), half)[..., half:-half, half:-half]  # beyond the picture nothing counts
+        inside = erode(F.pad(mask.to(one), (half,) * 4), half)[
+            ..., half:-half, half:-half
+        ]  # beyond the picture nothing counts
         inside = inside if weight is None else inside * weight
     # What the mask hides may hold anything, NaN too: it is replaced before it meets the window.
     keep = mask > 0
-    grey = [torch.where(keep, grey_levels(torch.where(keep, x, torch.full_like(x, 0.5))), 127.5) for x in (one, two)]
+    grey = [
+        torch.where(keep, grey_levels(torch.where(keep, x, torch.full_like(x, 0.5))), 127.5)
+        for x in (one, two)
+    ]
     t = [ternary(neighbor_differences(g, window), variant.sigma) for g in grey]
-    return reduce_distance(census_distance(t[0], t[1], 1).flatten(1), inside.flatten(1), window * window - 1, variant)
+    return reduce_distance(
+        census_distance(t[0], t[1], 1).flatten(1), inside.flatten(1), window * window - 1, variant
+    )
 
 
 def hard_census_distance(one: Tensor, two: Tensor, window: int = 7, dead_zone: float = 2.0) -> Tensor:
@@ -239,7 +259,11 @@ class CrossViewCensus:
         normal = F.normalize(torch.linalg.cross(edge, other), dim=-1)
         up = normal.new_tensor([0.0, 1.0, 0.0]).expand_as(normal)
         along = torch.linalg.cross(up, normal)
-        along = torch.where(along.norm(dim=-1, keepdim=True) > 1e-3, along, normal.new_tensor([1.0, 0.0, 0.0]).expand_as(normal))
+        along = torch.where(
+            along.norm(dim=-1, keepdim=True) > 1e-3,
+            along,
+            normal.new_tensor([1.0, 0.0, 0.0]).expand_as(normal),
+        )
         along = F.normalize(along, dim=-1)
         across = torch.linalg.cross(normal, along)
         places = offsets(options.window, options.stride).to(model.mean) * options.spacing_mm
@@ -256,8 +280,16 @@ class CrossViewCensus:
         for _ in range(options.level):
             grey, mask = halve(grey), halve(mask)
         usable = (erode(mask, blur_radius(options.blur) + 1) > 0.999).to(grey)
-        return CrossViewCensus(model, options, triangle, barycentric, model.at(triangle, barycentric), by_edges,
-                               gaussian_blur(grey, options.blur), usable)
+        return CrossViewCensus(
+            model,
+            options,
+            triangle,
+            barycentric,
+            model.at(triangle, barycentric),
+            by_edges,
+            gaussian_blur(grey, options.blur),
+            usable,
+        )
 
     @property
     def sigma(self) -> float:
@@ -270,19 +302,23 @@ class CrossViewCensus:
         return self.by_edges.shape[1]
 
     def _to_level(self, pixels: Tensor) -> Tensor:
-        return (pixels + 0.5) / 2 ** self.options.level - 0.5
+        return (pixels + 0.5) / 2**self.options.level - 0.5
 
     def freeze(self, state: SceneState, observations: Observations) -> "CrossViewCensus":
         options = self.options
         view_a, view_b = neighbor_pairs(state, options.neighbors)
         if len(view_a) == 0:
-            raise InputError(f"energy 'census_xview' compares views of one person: expected at least 2 and neighbors >= 1, got "
-                             f"{state.num_views} view(s) and neighbors {options.neighbors}; give its stage min_views: 2")
+            raise InputError(
+                f"energy 'census_xview' compares views of one person: expected at least 2 and neighbors >= 1, got "
+                f"{state.num_views} view(s) and neighbors {options.neighbors}; give its stage min_views: 2"
+            )
         vertices = state.vertices(self.model)
         corners = vertices[:, self.model.triangles[self.triangle]]  # [B, N, 3, 3]
         head = (self.barycentric[None, :, :, None] * corners).sum(2)
         normal, cosine = viewing_cosine(self.model, self.triangle, self.barycentric, vertices, head, state)
-        edges = torch.stack([corners[:, :, 1] - corners[:, :, 0], corners[:, :, 2] - corners[:, :, 0]], -2)  # [B, N, 2, 3]
+        edges = torch.stack(
+            [corners[:, :, 1] - corners[:, :, 0], corners[:, :, 2] - corners[:, :, 0]], -2
+        )  # [B, N, 2, 3]
         patch = self.by_edges @ edges
         patch = patch - (patch @ normal[..., None]) * normal[:, :, None]
 
@@ -297,8 +333,14 @@ class CrossViewCensus:
         good = good.reshape(B, N, -1).all(-1) & (cosine > options.min_cosine)
         trust = torch.where(good, cosine, torch.zeros_like(cosine))
 
-        frozen = replace(self, round=self.round + 1, patch=patch.detach(), view_a=view_a, view_b=view_b,
-                         trust=torch.minimum(trust[view_a], trust[view_b]).detach())
+        frozen = replace(
+            self,
+            round=self.round + 1,
+            patch=patch.detach(),
+            view_a=view_a,
+            view_b=view_b,
+            trust=torch.minimum(trust[view_a], trust[view_b]).detach(),
+        )
         t = frozen._patches(state).t
         s = (t[view_a] - t[view_b]).square()
         return replace(frozen, root=(SOFTNESS / (SOFTNESS + s)).detach())
@@ -318,7 +360,7 @@ class CrossViewCensus:
         grey = grey.reshape(B, N, -1)
         d = grey[..., 1:] - grey[..., :1]
         slope = sigma * sigma / (d * d + sigma * sigma) ** 1.5
-        by_pixel = by_pixel[..., 0, :] / 2 ** self.options.level  # [B, N (P + 1), 2]
+        by_pixel = by_pixel[..., 0, :] / 2**self.options.level  # [B, N (P + 1), 2]
         by_head = (by_pixel[..., None, :] @ seen.by_head).squeeze(-2)
         by_turn = (by_head[..., None, :] @ -skew(seen.head)).squeeze(-2)
         by_focal = (by_pixel * seen.by_focal).sum(-1, keepdim=True)
@@ -327,7 +369,7 @@ class CrossViewCensus:
         return _Patches(ternary(d, sigma), in_front, both[..., :3], both[..., 3:6], both[..., 6])
 
     def _scale(self) -> float:
-        return 1.0 / (self.options.noise * self.neighbors ** 0.5)
+        return 1.0 / (self.options.noise * self.neighbors**0.5)
 
     def _residuals(self, p: _Patches) -> Residuals:
         value = self._scale() * self.root * (p.t[self.view_a] - p.t[self.view_b])
@@ -351,7 +393,9 @@ class CrossViewCensus:
             R = torch.linalg.qr(whole, mode="r").R
             a, b = R[..., :7], R[..., 7:14]
             residuals = replace(residuals, value=R[..., 14])
-        return Linearization(residuals, (Slot(self.view_a, self._columns(a)), Slot(self.view_b, self._columns(b))))
+        return Linearization(
+            residuals, (Slot(self.view_a, self._columns(a)), Slot(self.view_b, self._columns(b)))
+        )
 
     def _columns(self, local: Tensor) -> dict[str, Tensor]:
         """Chain [G, N, D, 7] to the parameters of the view."""
@@ -359,16 +403,27 @@ class CrossViewCensus:
         G, N, D, _ = motion.shape
         K = self.basis.num_identity
         rows = self.basis.rows
-        coefficients = torch.bmm(motion.permute(1, 0, 2, 3).reshape(N, G * D, 3), rows).reshape(N, G, D, rows.shape[-1]).permute(1, 0, 2, 3)
+        coefficients = (
+            torch.bmm(motion.permute(1, 0, 2, 3).reshape(N, G * D, 3), rows)
+            .reshape(N, G, D, rows.shape[-1])
+            .permute(1, 0, 2, 3)
+        )
         pose = torch.cat([turn, motion], -1)
-        return {"identity": coefficients[..., :K], "expression": coefficients[..., K:], "pose": pose, "focal": focal}
+        return {
+            "identity": coefficients[..., :K],
+            "expression": coefficients[..., K:],
+            "pose": pose,
+            "focal": focal,
+        }
 
     def scalar(self, state: SceneState, variant: str | CensusVariant = "default") -> Tensor:
         """The published census distance at the frozen points, mean over the pairs: differentiable, for training."""
         variant = census_variant(variant)
         p = self._patches(state, sigma=variant.sigma)
         weight = self.trust * (p.in_front[self.view_a] & p.in_front[self.view_b])
-        return reduce_distance(census_distance(p.t[self.view_a], p.t[self.view_b]), weight, self.neighbors, variant).mean()
+        return reduce_distance(
+            census_distance(p.t[self.view_a], p.t[self.view_b]), weight, self.neighbors, variant
+        ).mean()
 
 
 def neighbor_pairs(state: SceneState, neighbors: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 They take a DepthState; none has a least-squares form.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -67,7 +68,9 @@ class DepthPrior(PlainEnergy):
 
     def residuals(self, state: DepthState, observations: Observations) -> Residuals:
         prior = label(observations, "prior_depth", self.name).to(state.depth).detach()
-        value = torch.where(prior > 0, (state.depth - prior) / self.sigma_mm, state.depth / self.background_mm)
+        value = torch.where(
+            prior > 0, (state.depth - prior) / self.sigma_mm, state.depth / self.background_mm
+        )
         valid = torch.ones_like(prior, dtype=torch.bool) if self.background else prior > 0
         return Residuals(value.flatten(1)[..., None], valid.flatten(1))
 
@@ -121,13 +124,18 @@ def warp(state: DepthState, observations: Observations, tolerance_mm: float = 10
     model = state.depth if labels is None or labels.prior_depth is None else labels.prior_depth
     with torch.no_grad():
         model = model.to(state.depth)
-        seen = covis_depth(model[i], camera_i, pose_i, model[j], camera_j, pose_j, tolerance_mm)[:, 0].flatten(1) > 0
+        seen = (
+            covis_depth(model[i], camera_i, pose_i, model[j], camera_j, pose_j, tolerance_mm)[:, 0].flatten(1)
+            > 0
+        )
         # All four pixels that a colour is read from must show the surface.
         mask = observations.mask.to(seen.device)
         readable = sample((mask & (model > 0))[j][:, None].to(state.depth), pixels)[0][..., 0] > 0.999
         usable = mask[i].flatten(1) & readable
     valid = seen & usable & inside & in_front & (state.depth[i].flatten(1) > 0)
-    return Warp(i, j, colors.transpose(1, 2).reshape(len(i), 3, H, W), images[i], pixels, moved[..., 2], valid)
+    return Warp(
+        i, j, colors.transpose(1, 2).reshape(len(i), 3, H, W), images[i], pixels, moved[..., 2], valid
+    )
 
 
 @dataclass(frozen=True)

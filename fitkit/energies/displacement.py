@@ -1,4 +1,5 @@
 """A smooth displacement of the surface along its normals: Gaussian-process prior and sparse normal equations."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -33,7 +34,9 @@ class DisplacementPrior:
         return factorized(self.precision, self.free)[1]
 
     @staticmethod
-    def of(vertices: np.ndarray, triangles: np.ndarray, mask: np.ndarray, sigma_mm: float, length_mm: float) -> "DisplacementPrior":
+    def of(
+        vertices: np.ndarray, triangles: np.ndarray, mask: np.ndarray, sigma_mm: float, length_mm: float
+    ) -> "DisplacementPrior":
         """Standard deviation sigma_mm at each vertex and a correlation that falls to 0.14 at a distance of length_mm.
 
         Vertices that are not connected with the mask [V] bool stay where they are; loose ones as well.
@@ -44,20 +47,24 @@ class DisplacementPrior:
         """
         stiffness, area = cotangent_laplacian(vertices, triangles)
         V = len(vertices)
-        edges = sparse.coo_matrix((np.ones(3 * len(triangles)), (triangles.reshape(-1), np.roll(triangles, 1, 1).reshape(-1))), shape=(V, V))
+        edges = sparse.coo_matrix(
+            (np.ones(3 * len(triangles)), (triangles.reshape(-1), np.roll(triangles, 1, 1).reshape(-1))),
+            shape=(V, V),
+        )
         part = connected_components(edges, directed=False)[1]
         free = np.nonzero(np.isin(part, np.unique(part[mask & (area > 0)])) & (area > 0))[0]
-        k2 = 8 / length_mm ** 2
+        k2 = 8 / length_mm**2
         K = sparse.diags(k2 * area) + stiffness
         inverse = np.divide(1, area, out=np.zeros_like(area), where=area > 0)
-        precision = (K @ sparse.diags(inverse) @ K / (4 * pi * k2 * sigma_mm ** 2)).tocsr()
+        precision = (K @ sparse.diags(inverse) @ K / (4 * pi * k2 * sigma_mm**2)).tocsr()
         chosen = np.zeros(V)
         chosen[free] = 1
         return DisplacementPrior((sparse.diags(chosen) @ precision @ sparse.diags(chosen)).tocsr(), free)
 
 
-def displacement_equations(residuals: Residuals, by_corner: Tensor, corner: Tensor, normal: Tensor,
-                           kernel: Kernel) -> tuple[sparse.csr_matrix, np.ndarray]:
+def displacement_equations(
+    residuals: Residuals, by_corner: Tensor, corner: Tensor, normal: Tensor, kernel: Kernel
+) -> tuple[sparse.csr_matrix, np.ndarray]:
     """Gauss-Newton matrix [V, V] and gradient [V] of matches by the displacement of the vertices along their normals.
 
     Args:
@@ -81,11 +88,18 @@ def displacement_equations(residuals: Residuals, by_corner: Tensor, corner: Tens
 def factorized(matrix: sparse.spmatrix, free: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
     """What solves matrix x = right [V] or [V, n] on the free vertices, with x = 0 elsewhere, and the logarithm of the determinant of the
     free part. The matrix is symmetric and positive definite there."""
-    factor = splu(matrix[free][:, free].tocsc(), permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True}, diag_pivot_thresh=0.0)
+    factor = splu(
+        matrix[free][:, free].tocsc(),
+        permc_spec="MMD_AT_PLUS_A",
+        options={"SymmetricMode": True},
+        diag_pivot_thresh=0.0,
+    )
 
     def solve(right: np.ndarray) -> np.ndarray:
         out = np.zeros_like(right)
         out[free] = factor.solve(np.ascontiguousarray(right[free]))
         return out
 
-    return solve, float(np.log(factor.U.diagonal()).sum())  # symmetric mode: L has ones on its diagonal, the pivots are those of L D L'
+    return solve, float(
+        np.log(factor.U.diagonal()).sum()
+    )  # symmetric mode: L has ones on its diagonal, the pivots are those of L D L'

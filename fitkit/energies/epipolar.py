@@ -1,4 +1,5 @@
 """Landmarks of one frame against the epipolar lines of another (E29)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ def fundamental_matrices(state: SceneState, i: Tensor, j: Tensor) -> Tensor:
     Source: Hartley and Zisserman, "Multiple View Geometry", 2nd ed., eq. 9.2-9.4.
     """
     if state.camera.kind != "perspective":
-        raise InputError(f"energy 'epi_lmk' needs perspective cameras, got '{state.camera.kind}'; set camera.kind=perspective")
+        raise InputError(
+            f"energy 'epi_lmk' needs perspective cameras, got '{state.camera.kind}'; set camera.kind=perspective"
+        )
     turn = state.pose.rotation[j] @ state.pose.rotation[i].transpose(1, 2)
     shift = state.pose.translation[j] - (turn @ state.pose.translation[i][..., None])[..., 0]
     inverse = torch.linalg.inv(state.camera.matrix())

@@ -1,4 +1,5 @@
 """Distance of network features between a photo and the other view's colours rendered into it (E6)."""
+
 from __future__ import annotations
 
 from copy import deepcopy
@@ -61,18 +62,26 @@ class SemanticFeatures:
     reduction = "mean"
 
     @staticmethod
-    def prepare(model: FaceModel, observations: Observations, network: torch.nn.Module,
-                options: FeatureOptions = FeatureOptions()) -> SemanticFeatures:
+    def prepare(
+        model: FaceModel,
+        observations: Observations,
+        network: torch.nn.Module,
+        options: FeatureOptions = FeatureOptions(),
+    ) -> SemanticFeatures:
         """The photos at the network's size, and a frozen copy of it.
 
         network: images [G, 3, h, w], sRGB in [0, 1], -> features [G, K]; what else it wants done to its input is its own part.
         """
-        return SemanticFeatures(model, options, frozen_network(network), resized_photos(observations, options.size))
+        return SemanticFeatures(
+            model, options, frozen_network(network), resized_photos(observations, options.size)
+        )
 
     def freeze(self, state: SceneState, observations: Observations) -> SemanticFeatures:
         o, photos = self.options, self.photos
         pairs = both_ways(state, o.neighbors, self.name)
-        shared = SharedPixels.of(self.model, state, photos.mask, photos.reduction, pairs, o.depth_tolerance_mm, o.min_cosine)
+        shared = SharedPixels.of(
+            self.model, state, photos.mask, photos.reduction, pairs, o.depth_tolerance_mm, o.min_cosine
+        )
         return replace(self, shared=shared)
 
     def images(self, state: SceneState) -> tuple[Tensor, Tensor]:
@@ -93,6 +102,8 @@ class SemanticFeatures:
     def _direction(self, images: Tensor) -> Tensor:
         features = self.network(images)
         if features.ndim != 2 or len(features) != len(images):
-            raise InputError(f"energy 'sem_feat': expected a network that gives features [{len(images)}, K] for {len(images)} images, "
-                             f"got {list(features.shape)}; pool or flatten them in the network")
+            raise InputError(
+                f"energy 'sem_feat': expected a network that gives features [{len(images)}, K] for {len(images)} images, "
+                f"got {list(features.shape)}; pool or flatten them in the network"
+            )
         return F.normalize(features, dim=1)

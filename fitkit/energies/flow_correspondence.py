@@ -1,4 +1,5 @@
 """Flow correspondences between views as a least-squares energy (E5, the Gauss-Newton form of flow alignment E4)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -107,7 +108,9 @@ class FlowCorrespondence:
     def freeze(self, state: SceneState, observations: Observations) -> "FlowCorrespondence":
         found = self
         if not (self.options.hold and self.matches is not None):
-            found = replace(self, matches=find_matches(self.model, state, self.photos, self.estimator, self.options))
+            found = replace(
+                self, matches=find_matches(self.model, state, self.photos, self.estimator, self.options)
+            )
         if not self.measured:
             return found
         m = found.matches
@@ -115,7 +118,10 @@ class FlowCorrespondence:
         count = self.options.patches * m.share * ((m.matched - CHANCE) / (SURE - CHANCE)).clamp(0, 1)
         sigma = pair_noise(found, state).clamp_min(LEAST_NOISE * self.sigma_px)
         count = count * (self.sigma_px / sigma) ** 2
-        return replace(found, matches=replace(m, sigma=sigma, weight=trust * (count / trust.sum(1).clamp_min(1e-9))[:, None]))
+        return replace(
+            found,
+            matches=replace(m, sigma=sigma, weight=trust * (count / trust.sum(1).clamp_min(1e-9))[:, None]),
+        )
 
     def hits(self, state: SceneState) -> "Hits":
         """Where the rays of pixel_a meet their triangles, and where the same skin lies in view b."""
@@ -161,20 +167,32 @@ class FlowCorrespondence:
         rows = (h.weights[..., None, None] * self.model.rows[h.corner]).sum(2)  # [G, N, 3, K]
         K = self.model.num_identity
         coefficient_b, coefficient_a = by_b @ rows, by_a @ rows
-        columns_b = {"identity": coefficient_b[..., :K], "expression": coefficient_b[..., K:],
-                     "pose": torch.cat([by_b @ -skew(h.head_b), by_b], -1), "focal": (seen.by_focal / self.sigma_px)[..., None]}
-        columns_a = {"identity": coefficient_a[..., :K], "expression": coefficient_a[..., K:],
-                     "pose": torch.cat([by_a @ -skew(h.hit), by_a], -1)}
+        columns_b = {
+            "identity": coefficient_b[..., :K],
+            "expression": coefficient_b[..., K:],
+            "pose": torch.cat([by_b @ -skew(h.head_b), by_b], -1),
+            "focal": (seen.by_focal / self.sigma_px)[..., None],
+        }
+        columns_a = {
+            "identity": coefficient_a[..., :K],
+            "expression": coefficient_a[..., K:],
+            "pose": torch.cat([by_a @ -skew(h.hit), by_a], -1),
+        }
         # A longer focal length pulls the ray of pixel a towards the axis.
         pose_a = state.pose.select(m.view_a)
         if state.camera.kind == "perspective":
             pull = -(direction - pose_a.rotation[:, 2][:, None]) * h.depth
         else:
             in_camera = pose_a.apply(h.hit)
-            pull = -torch.cat([in_camera[..., :2], torch.zeros_like(in_camera[..., :1])], -1) @ pose_a.rotation
+            pull = (
+                -torch.cat([in_camera[..., :2], torch.zeros_like(in_camera[..., :1])], -1) @ pose_a.rotation
+            )
         on_surface = pull - direction * ((normal * pull).sum(-1, keepdim=True) / slope)
         columns_a["focal"] = by_tangent @ on_surface[..., None]
-        return Linearization(self._residuals(seen.pixels, seen.in_front), (Slot(m.view_b, columns_b), Slot(m.view_a, columns_a)))
+        return Linearization(
+            self._residuals(seen.pixels, seen.in_front),
+            (Slot(m.view_b, columns_b), Slot(m.view_a, columns_a)),
+        )
 
     def linearize_surface(self, state: SceneState) -> tuple[Residuals, Tensor, Tensor]:
         """Residuals, their derivatives [G, N, 2, 3, 3] by an offset of each corner of the triangle, in the head frame and the same in
@@ -244,17 +262,33 @@ class FlowImages:
         H, W = observations.size
         reduction = max(H, W) / options.size
         size = (round(H / reduction), round(W / reduction))
-        grey = torch.einsum("c,bchw->bhw", observations.images.new_tensor([0.2989, 0.5870, 0.1140]), observations.images)[:, None]
-        inside = observations.mask[:, None]  # whatever lies beyond the mask has no influence: it becomes the mean of the rest
-        mean = torch.where(inside, grey, 0).sum((1, 2, 3), keepdim=True) / inside.sum((1, 2, 3), keepdim=True).clamp_min(1)
+        grey = torch.einsum(
+            "c,bchw->bhw", observations.images.new_tensor([0.2989, 0.5870, 0.1140]), observations.images
+        )[:, None]
+        inside = observations.mask[
+            :, None
+        ]  # whatever lies beyond the mask has no influence: it becomes the mean of the rest
+        mean = torch.where(inside, grey, 0).sum((1, 2, 3), keepdim=True) / inside.sum(
+            (1, 2, 3), keepdim=True
+        ).clamp_min(1)
         grey = torch.where(inside, grey, mean)
-        grey = F.interpolate(grey, size=size, mode="area") if reduction > 1 else F.interpolate(grey, size=size, mode="bilinear")
+        grey = (
+            F.interpolate(grey, size=size, mode="area")
+            if reduction > 1
+            else F.interpolate(grey, size=size, mode="bilinear")
+        )
         mask = F.interpolate(observations.mask[:, None].to(grey), size=size, mode="area")
         return FlowImages(normalize_contrast(grey, options.normalize), mask, reduction)
 
 
-def find_matches(model: FaceModel, state: SceneState, photos: FlowImages, estimator: FlowEstimator, options: FlowOptions,
-                 energy: str = "flow_corr") -> Matches:
+def find_matches(
+    model: FaceModel,
+    state: SceneState,
+    photos: FlowImages,
+    estimator: FlowEstimator,
+    options: FlowOptions,
+    energy: str = "flow_corr",
+) -> Matches:
     """Dense flow between the rendering of view a in view b and photo b, sampled at `options.points` surface points.
 
     Raises:
@@ -262,8 +296,10 @@ def find_matches(model: FaceModel, state: SceneState, photos: FlowImages, estima
     """
     pairs = view_pairs(state, options)
     if not pairs:
-        raise InputError(f"energy '{energy}' compares views: expected at least 2 and neighbors >= 1, got {state.num_views} view(s) and "
-                         f"neighbors {options.neighbors}; give its stage min_views: 2")
+        raise InputError(
+            f"energy '{energy}' compares views: expected at least 2 and neighbors >= 1, got {state.num_views} view(s) and "
+            f"neighbors {options.neighbors}; give its stage min_views: 2"
+        )
     device = photos.images.device
     h, w = photos.images.shape[-2:]
     reduction = photos.reduction
@@ -289,7 +325,10 @@ def find_matches(model: FaceModel, state: SceneState, photos: FlowImages, estima
     good = consistent(forward, backward)
     similar = local_correlation(source, target, forward.displacement, max(options.normalize, 2.0))
     N = options.points
-    pixel_a, pixel_b = torch.zeros(len(pairs), N, 2, device=device), torch.zeros(len(pairs), N, 2, device=device)
+    pixel_a, pixel_b = (
+        torch.zeros(len(pairs), N, 2, device=device),
+        torch.zeros(len(pairs), N, 2, device=device),
+    )
     triangle = torch.zeros(len(pairs), N, dtype=torch.int64, device=device)
     weight = torch.zeros(len(pairs), N, device=device)
     valid = torch.zeros(len(pairs), N, dtype=torch.bool, device=device)
@@ -303,7 +342,11 @@ def find_matches(model: FaceModel, state: SceneState, photos: FlowImages, estima
         # Keep clear of the rim, where part of each flow patch sees the fill.
         clear = erode(ready.reshape(1, 1, h, w), 3).reshape(-1)
         trust = angle * similar[g].reshape(-1)[place].clamp_min(0) ** 2
-        ok = good[g].reshape(-1)[place] & (clear[place] > 0.5) & (similar[g].reshape(-1)[place] > options.min_correlation)
+        ok = (
+            good[g].reshape(-1)[place]
+            & (clear[place] > 0.5)
+            & (similar[g].reshape(-1)[place] > options.min_correlation)
+        )
         pick = ok.nonzero().squeeze(1)
         share[g] = len(place) / max(1, int(usable[b].sum()))
         matched[g] = len(pick) / max(1, len(place))
@@ -331,7 +374,9 @@ def pair_noise(energy: FlowCorrespondence, state: SceneState) -> Tensor:
     energy = replace(energy, sigma_px=1.0)
     r, by_corner, _ = energy.linearize_surface(state)
     h = energy.hits(state)
-    along = (by_corner.sum(3) * torch.nn.functional.normalize(h.normal, dim=-1)[..., None, :]).sum(-1)  # [G, N, 2]
+    along = (by_corner.sum(3) * torch.nn.functional.normalize(h.normal, dim=-1)[..., None, :]).sum(
+        -1
+    )  # [G, N, 2]
     across = torch.nn.functional.normalize(torch.stack([-along[..., 1], along[..., 0]], -1), dim=-1)
     seen, by_b, _, _ = energy._by_motion(state, h)
     motion = torch.cat([by_b @ -skew(h.head_b), by_b, seen.by_focal[..., None]], -1)  # [G, N, 2, 7]
@@ -375,7 +420,9 @@ def local_correlation(source: Tensor, target: Tensor, displacement: Tensor, radi
     a, b = source, target
     G, _, h, w = a.shape
     y, x = torch.meshgrid(torch.arange(h, device=a.device), torch.arange(w, device=a.device), indexing="ij")
-    place = torch.stack([x, y], -1).to(a).reshape(1, -1, 2) + displacement.permute(0, 2, 3, 1).reshape(G, -1, 2)
+    place = torch.stack([x, y], -1).to(a).reshape(1, -1, 2) + displacement.permute(0, 2, 3, 1).reshape(
+        G, -1, 2
+    )
     b = sample(b, place)[0].transpose(1, 2).reshape(G, 1, h, w)
     moments = gaussian_blur(torch.cat([a, b, a * a, b * b, a * b], 1), radius)
     ma, mb, aa, bb, ab = moments.unbind(1)

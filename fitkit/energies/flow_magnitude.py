@@ -1,4 +1,5 @@
 """Length of the flow between a photo and the other view's colours rendered into it, through a flow network (E4)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -84,29 +85,45 @@ class FlowMagnitude:
     reduction = "mean"
 
     @staticmethod
-    def prepare(model: FaceModel, observations: Observations, estimator: FlowEstimator, options: FlowMagnitudeOptions) -> FlowMagnitude:
+    def prepare(
+        model: FaceModel, observations: Observations, estimator: FlowEstimator, options: FlowMagnitudeOptions
+    ) -> FlowMagnitude:
         """The photos at the flow's size.
 
         Raises:
             InputError: an estimator that is not differentiable.
         """
         if not isinstance(estimator, DifferentiableFlow):
-            raise InputError(f"energy 'flow_mag' differentiates through the flow: expected a network ('ptlflow:NAME'), "
-                             f"got '{estimator.name}'; energy 'flow_corr' takes it")
+            raise InputError(
+                f"energy 'flow_mag' differentiates through the flow: expected a network ('ptlflow:NAME'), "
+                f"got '{estimator.name}'; energy 'flow_corr' takes it"
+            )
         return FlowMagnitude(model, options, estimator, flow_photos(observations, options))
 
     def freeze(self, state: SceneState, observations: Observations) -> FlowMagnitude:
         with torch.no_grad():
             o, photos = self.options, self.photos
             h, w = photos.images.shape[-2:]
-            shared = SharedPixels.of(self.model, state, photos.mask, photos.reduction, both_ways(state, o.neighbors, self.name),
-                                     o.depth_tolerance_mm, o.min_cosine)
+            shared = SharedPixels.of(
+                self.model,
+                state,
+                photos.mask,
+                photos.reduction,
+                both_ways(state, o.neighbors, self.name),
+                o.depth_tolerance_mm,
+                o.min_cosine,
+            )
             angles = shared.angle
             weight = angles if o.angle else (angles > 0).to(angles)
             if o.rim > 0:
-                weight = weight * (erode((angles > 0).to(angles).reshape(-1, 1, h, w), o.rim).reshape(-1, h * w) > 0)
+                weight = weight * (
+                    erode((angles > 0).to(angles).reshape(-1, 1, h, w), o.rim).reshape(-1, h * w) > 0
+                )
             if o.consistent:
-                forward, backward = (Flow(f, torch.isfinite(f).all(1)) for f in self._flows(state, shared, ("forward", "backward")))
+                forward, backward = (
+                    Flow(f, torch.isfinite(f).all(1))
+                    for f in self._flows(state, shared, ("forward", "backward"))
+                )
                 good = {"forward": consistent(forward, backward), "backward": consistent(backward, forward)}
                 weight = torch.cat([weight * good[d].reshape(-1, h * w) for d in self._directions()])
             else:
@@ -131,8 +148,12 @@ class FlowMagnitude:
     def _flows(self, state: SceneState, shared: SharedPixels, directions: tuple[str, ...]) -> list[Tensor]:
         """Flow of all pairs, [G, 2, h, w] px, for each direction."""
         rendering, photo = self.images(state, shared)
-        return [self.estimator.displacement(photo, rendering) if d == "forward" else self.estimator.displacement(rendering, photo)
-                for d in directions]
+        return [
+            self.estimator.displacement(photo, rendering)
+            if d == "forward"
+            else self.estimator.displacement(rendering, photo)
+            for d in directions
+        ]
 
     def images(self, state: SceneState, shared: SharedPixels | None = None) -> tuple[Tensor, Tensor]:
         """What the network sees: view a's colours at view b and photo b, both filled where a sees nothing, [pairs, C, h, w]."""
@@ -141,7 +162,9 @@ class FlowMagnitude:
         photo = images[[b for _, b in shared.pairs]]
         base = photo
         if fill != "photo":
-            base = (self._texture(images) if fill == "texture" else torch.zeros_like(images[0])).expand_as(photo)
+            base = (self._texture(images) if fill == "texture" else torch.zeros_like(images[0])).expand_as(
+                photo
+            )
         if fill in ("texture", "black"):
             photo = torch.where(shared.seen[:, None], photo, base)
         return shared.render(self.model, state, images, base), photo
@@ -161,15 +184,19 @@ def both_ways(state: SceneState, neighbors: int, energy: str) -> tuple[tuple[int
     """
     a, b = (v.tolist() for v in neighbor_pairs(state, neighbors))
     if not a:
-        raise InputError(f"energy '{energy}' compares views of one person: expected at least 2 and neighbors >= 1, "
-                         f"got {state.num_views} view(s) and neighbors {neighbors}; give its stage min_views: 2")
+        raise InputError(
+            f"energy '{energy}' compares views of one person: expected at least 2 and neighbors >= 1, "
+            f"got {state.num_views} view(s) and neighbors {neighbors}; give its stage min_views: 2"
+        )
     return tuple(zip(a + b, b + a))
 
 
 def flow_photos(observations: Observations, options: FlowMagnitudeOptions) -> FlowImages:
     """The photos in colour at the flow's size, or grey and contrast-normalized; grey 0.5 outside the mask."""
     if options.normalize > 0:
-        return FlowImages.of(_blanked(observations), FlowOptions(size=options.size, normalize=options.normalize))
+        return FlowImages.of(
+            _blanked(observations), FlowOptions(size=options.size, normalize=options.normalize)
+        )
     return resized_photos(observations, options.size)
 
 

@@ -1,4 +1,5 @@
 """Matches between views triangulated to points of the surface, and the surface's distance from them along its normal."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -63,7 +64,9 @@ class TriangulatedFlow:
         if self.options.hold and self.points is not None:
             return self
         m = self.matcher
-        matcher = replace(m, matches=find_matches(m.model, state, m.photos, m.estimator, m.options, self.name))
+        matcher = replace(
+            m, matches=find_matches(m.model, state, m.photos, m.estimator, m.options, self.name)
+        )
         return replace(self, matcher=matcher, points=self._triangulate(matcher, state))
 
     def _triangulate(self, matcher: FlowCorrespondence, state: SceneState) -> TriangulatedPoints:
@@ -83,14 +86,26 @@ class TriangulatedFlow:
         depth = camera.depth_divisor(state.pose.select(m.view_a).apply(head_a))
         pixel_mm = matcher.sigma_px * depth / camera.focal[:, None]
         steep = (normal * along_a).sum(-1).square() / sine_squared[..., 0]
-        sharp = sine_squared[..., 0] > torch.sin(torch.deg2rad(torch.tensor(self.options.min_parallax_deg))).item() ** 2
+        sharp = (
+            sine_squared[..., 0]
+            > torch.sin(torch.deg2rad(torch.tensor(self.options.min_parallax_deg))).item() ** 2
+        )
         close = (near_a - near_b).norm(dim=-1) < self.options.max_gap * pixel_mm
-        return TriangulatedPoints(h.corner, h.weights, (near_a + near_b) / 2, normal, pixel_mm * (1 + steep).sqrt(), m.valid & sharp & close)
+        return TriangulatedPoints(
+            h.corner,
+            h.weights,
+            (near_a + near_b) / 2,
+            normal,
+            pixel_mm * (1 + steep).sqrt(),
+            m.valid & sharp & close,
+        )
 
     def _residuals(self, state: SceneState) -> Residuals:
         m, p = self.matcher.matches, self.points
         unique, place = torch.unique(p.corner, return_inverse=True)
-        vertices = self.matcher.model.at_vertices(unique).points(state.identity[state.subject], state.expression)
+        vertices = self.matcher.model.at_vertices(unique).points(
+            state.identity[state.subject], state.expression
+        )
         surface = (p.weights[..., None] * vertices[m.view_a[:, None, None], place]).sum(2)
         value = ((surface - p.target) * p.normal).sum(-1) / p.sigma
         return Residuals(value[..., None], p.valid, m.weight)
@@ -101,6 +116,6 @@ class TriangulatedFlow:
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         model, p = self.matcher.model, self.points
         rows = (p.weights[..., None, None] * model.rows[p.corner]).sum(2)  # [G, N, 3, K]
-        by = ((p.normal / p.sigma[..., None])[..., None, :] @ rows)  # [G, N, 1, K]
-        columns = {"identity": by[..., :model.num_identity], "expression": by[..., model.num_identity:]}
+        by = (p.normal / p.sigma[..., None])[..., None, :] @ rows  # [G, N, 1, K]
+        columns = {"identity": by[..., : model.num_identity], "expression": by[..., model.num_identity :]}
         return Linearization(self._residuals(state), (Slot(self.matcher.matches.view_a, columns),))

@@ -1,4 +1,5 @@
 """Robust kernels: functions of the squared length s = |r|^2 of a residual that is already divided by its sigma."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fitkit.io.options import Positive, check_options
+
 Name = Literal["sq", "l1", "l2n", "charb", "ddf", "huber", "cauchy", "gm"]
 NAMES = get_args(Name)
 
@@ -58,7 +60,11 @@ class Kernel:
         if self.name == "charb":
             return (1 + s / c) ** (CHARB - 1)
         if self.name == "ddf":
-            return self.radius * (1 + self._length(s) / self.radius) ** (DDF - 1) / (s + (self.radius / 100) ** 2).sqrt()
+            return (
+                self.radius
+                * (1 + self._length(s) / self.radius) ** (DDF - 1)
+                / (s + (self.radius / 100) ** 2).sqrt()
+            )
         if self.name == "huber":
             return self.radius / s.clamp_min(c).sqrt()
         if self.name == "cauchy":

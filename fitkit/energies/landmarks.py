@@ -1,4 +1,5 @@
 """Landmark energies: reprojection (E9), eyelid gap (E10), lip gap (E11)."""
+
 from __future__ import annotations
 
 import functools
@@ -18,7 +19,14 @@ JAW = slice(0, 17)
 EYE_PAIRS = ((37, 41), (38, 40), (43, 47), (44, 46))
 # First point, end, mm. Measured for the built-in detector on rendered people: distance of its points from the model's, mean over the views
 # of a person, in the image plane and one axis; hand-set points of a real scan lie 1 to 4 mm from the model's.
-OFFSET_SIGMA_MM = ((0, 17, 2.8), (17, 27, 1.6), (27, 31, 1.6), (31, 36, 1.0), (36, 48, 0.9), (48, 68, 1.4))  # first, end, mm
+OFFSET_SIGMA_MM = (
+    (0, 17, 2.8),
+    (17, 27, 1.6),
+    (27, 31, 1.6),
+    (31, 36, 1.0),
+    (36, 48, 0.9),
+    (48, 68, 1.4),
+)  # first, end, mm
 LIP_PAIRS = ((61, 67), (62, 66), (63, 65))
 
 
@@ -72,7 +80,9 @@ class LandmarkReprojection:
         moved = self.model.mean[index] + torch.einsum("bjck,bk->bjc", at, coefficients)
         jaw = torch.where(slide[..., None], moved, head[:, JAW])
         jaw_rows = torch.where(slide[..., None, None], at, rows[JAW])
-        return torch.cat([jaw, head[:, 17:]], 1) + offset, torch.cat([jaw_rows, rows[17:].expand(len(at), -1, -1, -1)], 1)
+        return torch.cat([jaw, head[:, 17:]], 1) + offset, torch.cat(
+            [jaw_rows, rows[17:].expand(len(at), -1, -1, -1)], 1
+        )
 
     def _residuals(self, pixels: Tensor, in_front: Tensor, observations: Observations) -> Residuals:
         marks = observations.landmarks
@@ -93,7 +103,9 @@ class LandmarkReprojection:
         columns = motion_columns(by_head, head, rows, self.model.num_identity)
         columns["focal"] = (seen.by_focal * inverse[..., None])[..., None]
         columns["landmarks"] = offset_columns(by_head, range(68))
-        return Linearization(self._residuals(seen.pixels, seen.in_front, observations), (Slot(views, columns),))
+        return Linearization(
+            self._residuals(seen.pixels, seen.in_front, observations), (Slot(views, columns),)
+        )
 
 
 def offset_sigma() -> Tensor:
@@ -149,7 +161,9 @@ class LandmarkOffsets:
         target = (marks.points[:, a] - marks.points[:, b]).to(pixels)
         target = torch.where(valid[..., None], target, torch.zeros_like(target))
         value = (pixels[:, a] - pixels[:, b] - target) / sigma[..., None].to(pixels)
-        return Residuals(value, valid, torch.minimum(marks.confidence[:, a], marks.confidence[:, b]).to(pixels))
+        return Residuals(
+            value, valid, torch.minimum(marks.confidence[:, a], marks.confidence[:, b]).to(pixels)
+        )
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
         head = self._head(state)
@@ -211,7 +225,7 @@ def jaw_profiles(model: FaceModel) -> Tensor:
     width = max(1, max(len(r) for r in rows))
     table = torch.full((17, width), -1, dtype=torch.int64, device=model.device)
     for j, r in enumerate(rows):
-        table[j, :len(r)] = r
+        table[j, : len(r)] = r
     return table
 
 

@@ -1,4 +1,5 @@
 """Energies on 3D landmarks: the model's points laid onto labelled ones by a closed-form map (E12, E14), position maps (E13)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -61,12 +62,18 @@ class AlignedLandmarks(PlainEnergy):
         residuals = frozen.residuals(state, observations)
         J = torch.einsum("bij,njk->bnik", frozen.fixed[0], self.basis.rows.to(state.identity)) / self.sigma_mm
         K = self.basis.num_identity
-        return Linearization(residuals, (Slot(all_views(state), {"identity": J[..., :K], "expression": J[..., K:]}),))
+        return Linearization(
+            residuals, (Slot(all_views(state), {"identity": J[..., :K], "expression": J[..., K:]}),)
+        )
 
     def _points(self, state: SceneState, observations: Observations) -> tuple[Tensor, Tensor, Tensor]:
         truth = label(observations, "points3d", self.name).to(state.identity)
         known = torch.isfinite(truth).all(-1)
-        return self.basis.points(state.identity[state.subject], state.expression), torch.nan_to_num(truth), known
+        return (
+            self.basis.points(state.identity[state.subject], state.expression),
+            torch.nan_to_num(truth),
+            known,
+        )
 
     def _fit(self, points: Tensor, truth: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         used = known
@@ -95,24 +102,32 @@ def affine_align(source: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor,
     w = valid.to(source)[..., None]
     count = w.sum((1, 2))
     if bool((count < 4).any()):
-        raise DegenerateInputError(f"affine alignment: expected at least 4 pairs of points, got {int(count.min())}")
+        raise DegenerateInputError(
+            f"affine alignment: expected at least 4 pairs of points, got {int(count.min())}"
+        )
     center_s, center_t = (w * source).sum(1) / count[:, None], (w * target).sum(1) / count[:, None]
     s, t = w * (source - center_s[:, None]), w * (target - center_t[:, None])
     moments = s.transpose(1, 2) @ s
     values = torch.linalg.eigvalsh(moments.detach())
     if not bool((values[:, 0] > 100 * torch.finfo(values.dtype).eps * values[:, 2]).all()):
-        raise DegenerateInputError("affine alignment: all points lie in one plane; expected at least 4 that do not")
+        raise DegenerateInputError(
+            "affine alignment: all points lie in one plane; expected at least 4 that do not"
+        )
     linear = torch.linalg.solve(moments, s.transpose(1, 2) @ t).transpose(1, 2)
     return linear, center_t - (linear @ center_s[..., None])[..., 0]
 
 
-def lmk3d_align(model: FaceModel, sigma_mm: float = 1.0, anchors: Sequence[int] = IBUG_ANCHORS, attached: bool = False) -> AlignedLandmarks:
+def lmk3d_align(
+    model: FaceModel, sigma_mm: float = 1.0, anchors: Sequence[int] = IBUG_ANCHORS, attached: bool = False
+) -> AlignedLandmarks:
     """E12: the 68 points after the similarity that fits the anchors. Source: DF-MVR eq. 5-6, with `attached` as in its code
     (that paper has 101 points and 7 anchors among them: build AlignedLandmarks with a basis of these)."""
     return AlignedLandmarks(model.landmark_basis, "similarity", tuple(anchors), sigma_mm, attached)
 
 
-def lmk_guided(model: FaceModel, sigma_mm: float = 2.0, transform: str = "similarity", attached: bool = True) -> AlignedLandmarks:
+def lmk_guided(
+    model: FaceModel, sigma_mm: float = 2.0, transform: str = "similarity", attached: bool = True
+) -> AlignedLandmarks:
     """E14: the 68 points laid onto those that a network or any 3D detector found. Source: PGN eq. 8, whose T is 'affine'."""
     return AlignedLandmarks(model.landmark_basis, transform, (), sigma_mm, attached, "lmk_guided", "sum")
 
@@ -149,14 +164,16 @@ class PositionMapLandmarks(PlainEnergy):
         else:
             truth = label(observations, "points3d", self.name).to(read)
             known = torch.isfinite(truth).all(-1)
-        value = (read[..., :truth.shape[-1]] - torch.nan_to_num(truth)) / self.sigma_px
+        value = (read[..., : truth.shape[-1]] - torch.nan_to_num(truth)) / self.sigma_px
         return Residuals(value, known.to(value.device))
 
 
 def landmark_places(model: FaceModel, size: tuple[int, int]) -> Tensor:
     """Where the 68 points lie in a position map of (H, W) px over the model's texture coordinates, [68, 2] px (x, y)."""
     if model.uv is None:
-        raise DegenerateInputError(f"model '{model.name}' has no texture coordinates, so it has no position map")
+        raise DegenerateInputError(
+            f"model '{model.name}' has no texture coordinates, so it has no position map"
+        )
     corners = model.uv[model.uv_triangles[model.landmarks.triangle]]  # [68, 3, 2]
     uv = (model.landmarks.barycentric[..., None].to(corners) * corners).sum(1)
     # v points up; texel (0, 0) is the top-left one and its centre lies half a texel inside.

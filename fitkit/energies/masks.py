@@ -3,6 +3,7 @@
 Masks of pixels are [B, 1, H, W] in [0, 1], of vertices [B, V] bool; all are constants without gradient: an energy that could
 move its mask would fall by shrinking it. They combine by product (`combine`).
 """
+
 from __future__ import annotations
 
 import math
@@ -23,9 +24,23 @@ from fitkit.scene.pose import Pose
 
 Side = Literal["left", "right"]  # of the subject: 'left' holds points 8-16 and 22-26 of the 68
 MIDLINE = (27, 28, 29, 30, 33, 8)  # of the 68, below the middle between the brows 21 and 22
-HALF = {"right": ((17, 18, 19, 20, 21), tuple(range(0, 9))), "left": ((22, 23, 24, 25, 26), tuple(range(8, 17)))}  # brow, jaw
+HALF = {
+    "right": ((17, 18, 19, 20, 21), tuple(range(0, 9))),
+    "left": ((22, 23, 24, 25, 26), tuple(range(8, 17))),
+}  # brow, jaw
 RIDGE = (27, 28, 29, 30)
-PARSE = ("background", "skin", "left_brow", "right_brow", "left_eye", "right_eye", "nose", "mouth", "upper_lip", "lower_lip")
+PARSE = (
+    "background",
+    "skin",
+    "left_brow",
+    "right_brow",
+    "left_eye",
+    "right_eye",
+    "nose",
+    "mouth",
+    "upper_lip",
+    "lower_lip",
+)
 PARSE_WEIGHTS = {  # named classes weigh the first number, the rest of the face the second, the background the third
     "dfmvr": (frozenset(PARSE[2:]), 254.0, 128.0, 32.0),  # DF-MVR eq. 2
     "pgn": (frozenset(PARSE[4:]), 5.0, 1.0, 0.0),  # PGN eq. 9: eyes, nose, mouth
@@ -51,7 +66,9 @@ def vis_normal(vertices: Tensor, triangles: Tensor, kind: str = "perspective") -
         return (normals * vertices).sum(-1) < 0 if kind == "perspective" else normals[..., 2] < 0
 
 
-def vis_zbuf(vertices: Tensor, triangles: Tensor, camera: Camera, size: tuple[int, int], tolerance_mm: float = 2.0) -> Tensor:
+def vis_zbuf(
+    vertices: Tensor, triangles: Tensor, camera: Camera, size: tuple[int, int], tolerance_mm: float = 2.0
+) -> Tensor:
     """Vertices at most `tolerance_mm` behind the nearest surface at their pixel, [B, V] bool.
 
     vertices: [B, V, 3] mm, camera frame; size: (H, W) of the pictures; outside of them nothing is visible.
@@ -117,7 +134,10 @@ def covis_lmk(points: Tensor, covered: Tensor, side: Side, band: float = 0.1) ->
         line = torch.cat([top[:, None], points[:, list(MIDLINE)]], 1)
         down = F.normalize(points[:, 8] - top, dim=-1)
         across = _turned(down, points[:, 16] - points[:, 0])  # to the subject's left
-        s, t = ((line - top[:, None]) * down[:, None]).sum(-1), ((line - top[:, None]) * across[:, None]).sum(-1)
+        s, t = (
+            ((line - top[:, None]) * down[:, None]).sum(-1),
+            ((line - top[:, None]) * across[:, None]).sum(-1),
+        )
         s = s.cummax(1).values  # a nose that points down keeps the line a function of s
         place = pixel_grid(covered.shape[-2:], top)[None] - top[:, None]  # [B, H W, 2]
         ps, pt = (place * down[:, None]).sum(-1), (place * across[:, None]).sum(-1)
@@ -143,7 +163,11 @@ def covis_bbox(points: Tensor, face: Tensor, side: Side, pad: float = 3.0, level
     _check_side(side)
     with torch.no_grad():
         right, left = points[:, 36:42].mean(1), points[:, 42:48].mean(1)
-        along = F.normalize(left - right, dim=-1) if level_eyes else torch.zeros_like(left) + points.new_tensor([1.0, 0.0])
+        along = (
+            F.normalize(left - right, dim=-1)
+            if level_eyes
+            else torch.zeros_like(left) + points.new_tensor([1.0, 0.0])
+        )
         down = torch.stack([-along[:, 1], along[:, 0]], -1)
 
         def turned(p):
@@ -154,14 +178,30 @@ def covis_bbox(points: Tensor, face: Tensor, side: Side, pad: float = 3.0, level
         around = p[:, list(brow + jaw)]
         ridge = p[:, list(RIDGE), 0]
         top, bottom = p[:, list(brow), 1].amin(1) - pad, p[:, list(jaw), 1].amax(1) + pad
-        low, high = (around[..., 0].amin(1), ridge.amax(1)) if side == "right" else (ridge.amin(1), around[..., 0].amax(1))
+        low, high = (
+            (around[..., 0].amin(1), ridge.amax(1))
+            if side == "right"
+            else (ridge.amin(1), around[..., 0].amax(1))
+        )
         x, y = turned(pixel_grid(face.shape[-2:], points)[None]).unbind(-1)
-        inside = (x >= low[:, None] - pad) & (x <= high[:, None] + pad) & (y >= top[:, None]) & (y <= bottom[:, None])
+        inside = (
+            (x >= low[:, None] - pad)
+            & (x <= high[:, None] + pad)
+            & (y >= top[:, None])
+            & (y <= bottom[:, None])
+        )
         return (inside.reshape(face.shape).to(points.dtype) * face.to(points.dtype))[:, None]
 
 
-def covis_depth(depth_a: Tensor, camera_a: Camera, pose_a: Pose, depth_b: Tensor, camera_b: Camera, pose_b: Pose,
-                tolerance_mm: float = 10.0) -> Tensor:
+def covis_depth(
+    depth_a: Tensor,
+    camera_a: Camera,
+    pose_a: Pose,
+    depth_b: Tensor,
+    camera_b: Camera,
+    pose_b: Pose,
+    tolerance_mm: float = 10.0,
+) -> Tensor:
     """Pixels of view a whose surface point lies on the surface that view b sees.
 
     Args:
@@ -205,11 +245,15 @@ def weight_parse(labels: Tensor, mask: Tensor, scheme: str = "dfmvr", grow: int 
         raise InputError(f"weight_parse: expected scheme {' or '.join(PARSE_WEIGHTS)}; got '{scheme}'")
     with torch.no_grad():
         named, high, middle, low = PARSE_WEIGHTS[scheme]
-        features = torch.isin(labels, torch.tensor([k for k, name in enumerate(PARSE) if name in named], device=labels.device))
+        features = torch.isin(
+            labels, torch.tensor([k for k, name in enumerate(PARSE) if name in named], device=labels.device)
+        )
         face = labels > 0
         grown = -erode(-features[:, None].to(mask), grow)[:, 0] > 0 if grow > 0 else features
         weight = torch.where(grown & face, high, torch.where(face, middle, low))[:, None].to(mask) * mask
-        return weight * (mask.sum((1, 2, 3), keepdim=True) / weight.sum((1, 2, 3), keepdim=True).clamp_min(1e-12))
+        return weight * (
+            mask.sum((1, 2, 3), keepdim=True) / weight.sum((1, 2, 3), keepdim=True).clamp_min(1e-12)
+        )
 
 
 def occl_parse(labels: Tensor, occluders: Sequence[int]) -> Tensor:

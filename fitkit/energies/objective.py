@@ -1,4 +1,5 @@
 """The weighted sum of energies: one cost for training, one set of normal equations for second-order solvers."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -64,17 +65,26 @@ class Objective:
 
     def linearize(self, state: SceneState, observations: Any, layout: ParameterLayout) -> ArrowSystem:
         """Gauss-Newton system of all terms over the free parameters of `layout`."""
-        system = ArrowSystem.zeros(layout.num_views, layout.num_shared, layout.num_own,
-                                   dtype=torch.float64, device=state.identity.device)
+        system = ArrowSystem.zeros(
+            layout.num_views,
+            layout.num_shared,
+            layout.num_own,
+            dtype=torch.float64,
+            device=state.identity.device,
+        )
         self.add_to(system, state, observations, layout)
         return system
 
-    def add_to(self, system: ArrowSystem, state: SceneState, observations: Any, layout: ParameterLayout) -> None:
+    def add_to(
+        self, system: ArrowSystem, state: SceneState, observations: Any, layout: ParameterLayout
+    ) -> None:
         """Add the Gauss-Newton matrices and gradients of all terms to `system`."""
         with torch.no_grad():
             for term in self.terms:
                 if not hasattr(term.energy, "linearize"):
-                    raise InputError(f"energy '{term.energy.name}' has no least-squares form; use solver 'adam' for it")
+                    raise InputError(
+                        f"energy '{term.energy.name}' has no least-squares form; use solver 'adam' for it"
+                    )
                 _accumulate(system, term, term.energy.linearize(state, observations), layout)
 
 
@@ -98,7 +108,9 @@ def _accumulate(system: ArrowSystem, term: Term, lin: Linearization, layout: Par
     if lin.center is not None:
         center = lin.center[..., None].expand(G, M, D).reshape(G, M * D)
         pull = pull - center * pull.sum(0, keepdim=True)
-    names = [n for n in layout.order if n not in layout.shared or any(n in slot.columns for slot in lin.slots)]
+    names = [
+        n for n in layout.order if n not in layout.shared or any(n in slot.columns for slot in lin.slots)
+    ]
     index = layout.columns(names)  # shared blocks that the term does not know are left out
     jacobians = [_local(slot.columns, names, layout, G, M * D, value) for slot in lin.slots]
     root = w.sqrt()
@@ -107,23 +119,35 @@ def _accumulate(system: ArrowSystem, term: Term, lin: Linearization, layout: Par
         gradient = torch.bmm(jacobians[k].transpose(1, 2), pull[..., None]).squeeze(-1)
         system.add_view(slot.view, index, torch.bmm(scaled[k].transpose(1, 2), scaled[k]), gradient)
         for other in range(k + 1, len(lin.slots)):
-            system.add_pair(slot.view, lin.slots[other].view, index,
-                            torch.bmm(scaled[k].transpose(1, 2), scaled[other]))
+            system.add_pair(
+                slot.view, lin.slots[other].view, index, torch.bmm(scaled[k].transpose(1, 2), scaled[other])
+            )
     if lin.center is not None:
         # sum_g w_g |z_g - mean|^2 has the Hessian sum_g w_g J_g' J_g - (sum_g w_g J_g)' (sum_g w_g J_g) / sum_g w_g
         total = w.sum(0).clamp_min(1e-30)
         system.add_common(lin.slots[0].view, index, jacobians[0] * (w / total.sqrt())[..., None])
 
 
-def _local(columns: dict[str, Tensor], names: Sequence[str], layout: ParameterLayout, G: int, rows: int, like: Tensor) -> Tensor:
+def _local(
+    columns: dict[str, Tensor], names: Sequence[str], layout: ParameterLayout, G: int, rows: int, like: Tensor
+) -> Tensor:
     """Columns by block -> [G, rows, n], the blocks `names` side by side; those that a slot does not know are zero."""
-    parts = [columns[name].reshape(G, rows, -1) if name in columns else like.new_zeros(G, rows, layout.sizes[name])
-             for name in names]
+    parts = [
+        columns[name].reshape(G, rows, -1) if name in columns else like.new_zeros(G, rows, layout.sizes[name])
+        for name in names
+    ]
     return torch.cat(parts, -1)
 
 
 # Typical change of one parameter, for first-order solvers that know no curvature: rad, mm, log units, light.
-STEP_SCALE = {"identity": 1.0, "landmarks": 1.0, "expression": 0.2, "pose": 1.0, "focal": 0.2, "illumination": 0.2}
+STEP_SCALE = {
+    "identity": 1.0,
+    "landmarks": 1.0,
+    "expression": 0.2,
+    "pose": 1.0,
+    "focal": 0.2,
+    "illumination": 0.2,
+}
 
 
 class LeastSquaresProblem:
@@ -153,8 +177,14 @@ class LeastSquaresProblem:
     @cached_property
     def scales(self) -> Tensor:
         """[total] typical change of each free parameter."""
-        local = torch.cat([torch.full((self.layout.sizes[n],), STEP_SCALE[n]) if n != "pose" else
-                           torch.tensor([0.05, 0.05, 0.05, 5.0, 5.0, 20.0]) for n in self.layout.order])
+        local = torch.cat(
+            [
+                torch.full((self.layout.sizes[n],), STEP_SCALE[n])
+                if n != "pose"
+                else torch.tensor([0.05, 0.05, 0.05, 5.0, 5.0, 20.0])
+                for n in self.layout.order
+            ]
+        )
         out = torch.zeros(self.layout.total)
         out[self.layout.index.reshape(-1)] = local.repeat(self.layout.num_views)
         return out.to(self.observations.images.device)

@@ -1,4 +1,5 @@
 """What a face parser sees in the model's rendering against what it sees in the photo (E8)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -63,8 +64,14 @@ class ParsedRendering:
     reduction = "mean"
 
     @staticmethod
-    def prepare(model: FaceModel, observations: Observations, parser: torch.nn.Module, options: ParseOptions = ParseOptions(),
-                albedo: Tensor | None = None, renderer: Renderer | None = None) -> ParsedRendering:
+    def prepare(
+        model: FaceModel,
+        observations: Observations,
+        parser: torch.nn.Module,
+        options: ParseOptions = ParseOptions(),
+        albedo: Tensor | None = None,
+        renderer: Renderer | None = None,
+    ) -> ParsedRendering:
         """The photos at the parser's size, and a frozen copy of it.
 
         Args:
@@ -72,7 +79,9 @@ class ParsedRendering:
             albedo: [V, 3] or [B, V, 3] linear RGB, None: the model's under the state's coefficients; renderer: instead of `render_lit`.
         """
         draw = renderer or (lambda state, size, triangle: render_lit(model, state, size, albedo, triangle))
-        return ParsedRendering(model, options, frozen_network(parser), resized_photos(observations, options.size), draw)
+        return ParsedRendering(
+            model, options, frozen_network(parser), resized_photos(observations, options.size), draw
+        )
 
     def freeze(self, state: SceneState, observations: Observations) -> ParsedRendering:
         with torch.no_grad():
@@ -96,8 +105,10 @@ class ParsedRendering:
         logits = self._logits(self.image(state))
         target = torch.where(self.valid, self.target, 0)
         if int(target.max()) >= logits.shape[1] or int(target.min()) < 0:
-            raise InputError(f"energy 'mask_parse': expected labels 0 to {logits.shape[1] - 1}, the classes of the parser, "
-                             f"got {int(target.min())} to {int(target.max())}")
+            raise InputError(
+                f"energy 'mask_parse': expected labels 0 to {logits.shape[1] - 1}, the classes of the parser, "
+                f"got {int(target.min())} to {int(target.max())}"
+            )
         twice = 2 * F.cross_entropy(logits, target, reduction="none")
         counts = twice > FLOOR
         root = torch.where(counts, torch.where(counts, twice, 1.0).sqrt(), 0.0)
@@ -105,15 +116,19 @@ class ParsedRendering:
 
     def _draw(self, state: SceneState, triangle: Tensor | None) -> Lit:
         reduction = self.photos.reduction
-        camera = state.camera.scaled(torch.full_like(state.camera.focal, 1 / reduction),
-                                     torch.full_like(state.camera.principal, (reduction - 1) / 2))
+        camera = state.camera.scaled(
+            torch.full_like(state.camera.focal, 1 / reduction),
+            torch.full_like(state.camera.principal, (reduction - 1) / 2),
+        )
         return self.renderer(state.replace(camera=camera), self.photos.images.shape[-2:], triangle)
 
     def _logits(self, images: Tensor) -> Tensor:
         logits = self.parser(images)
         if logits.ndim != 4 or logits.shape[0] != len(images) or logits.shape[2:] != images.shape[2:]:
-            raise InputError(f"energy 'mask_parse': expected a parser that gives [{len(images)}, C, {images.shape[2]}, {images.shape[3]}], "
-                             f"got {list(logits.shape)}")
+            raise InputError(
+                f"energy 'mask_parse': expected a parser that gives [{len(images)}, C, {images.shape[2]}, {images.shape[3]}], "
+                f"got {list(logits.shape)}"
+            )
         return logits
 
     def _labels(self, observations: Observations) -> tuple[Tensor, Tensor]:
@@ -122,5 +137,7 @@ class ParsedRendering:
         known = observations.labels.parse_valid
         known = torch.ones_like(parse, dtype=torch.bool) if known is None else known
         both = torch.stack([parse, known.to(parse)], 1).to(torch.float32)
-        both = F.interpolate(both, size=self.photos.images.shape[-2:], mode="nearest-exact").to(self.photos.images.device)
+        both = F.interpolate(both, size=self.photos.images.shape[-2:], mode="nearest-exact").to(
+            self.photos.images.device
+        )
         return both[:, 0].long(), both[:, 1] > 0

@@ -1,4 +1,5 @@
 """Photos against the model's own albedo under the state's light (E7)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -10,8 +11,16 @@ from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot, all_views
 from fitkit.energies.masks import weight_parse
-from fitkit.energies.photometric import (at_level, pixel_columns, pixel_points, point_normals, pyramid_level, sample_skin, unhidden,
-                                         viewing_cosine)
+from fitkit.energies.photometric import (
+    at_level,
+    pixel_columns,
+    pixel_points,
+    point_normals,
+    pyramid_level,
+    sample_skin,
+    unhidden,
+    viewing_cosine,
+)
 from fitkit.errors import InputError
 from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.geometry.normals import triangle_normals
@@ -66,8 +75,17 @@ class ModelPhotometricOptions:
 # sum d |r| / sum d with the weights d of a face parse (give it to `prepare`; without it d = 1). The kernel, given with the
 # Term: 'l2n'. The release turns all shading normals by the right view's rotation; here each view has its own.
 STRICT: dict[str, ModelPhotometricOptions] = {
-    "dfmvr": ModelPhotometricOptions(points=0, blur=0.0, sigma=1.0, albedo="basis", color="srgb", angle=False, clipped=1.0,
-                                     equal_views=True, min_cosine=-1.0),
+    "dfmvr": ModelPhotometricOptions(
+        points=0,
+        blur=0.0,
+        sigma=1.0,
+        albedo="basis",
+        color="srgb",
+        angle=False,
+        clipped=1.0,
+        equal_views=True,
+        min_cosine=-1.0,
+    ),
 }
 
 
@@ -108,8 +126,12 @@ class ModelPhotometric:
     reduction = "mean"
 
     @staticmethod
-    def prepare(model: FaceModel, observations: Observations, options: ModelPhotometricOptions,
-                labels: Tensor | None = None) -> "ModelPhotometric":
+    def prepare(
+        model: FaceModel,
+        observations: Observations,
+        options: ModelPhotometricOptions,
+        labels: Tensor | None = None,
+    ) -> "ModelPhotometric":
         """Sample points on the skin of the model and build the pyramid level.
 
         labels: [B, H, W] int64, a face parse of the crops, index into `masks.PARSE`; None: all pixels weigh the same.
@@ -118,21 +140,27 @@ class ModelPhotometric:
             InputError: albedo 'basis' and a model without one; labels of another size.
         """
         if options.albedo == "basis" and model.albedo_basis is None:
-            raise InputError(f"energy 'photo_model': face model '{model.name}' has no albedo basis; use albedo: auto")
+            raise InputError(
+                f"energy 'photo_model': face model '{model.name}' has no albedo basis; use albedo: auto"
+            )
         mask = observations.mask[:, None]
         colors = observations.images if options.color == "srgb" else linear_from_srgb(observations.images)
         images, inside = pyramid_level(torch.where(mask, colors, 0.2), mask, options.level, options.blur)
         trust = torch.where((images < 0.98).all(1, keepdim=True), inside.to(images), options.clipped * inside)
         if labels is not None:
             if labels.shape != observations.mask.shape:
-                raise InputError(f"energy 'photo_model': expected a face parse {list(observations.mask.shape)}, got {list(labels.shape)}")
+                raise InputError(
+                    f"energy 'photo_model': expected a face parse {list(observations.mask.shape)}, got {list(labels.shape)}"
+                )
             weight = weight_parse(labels, mask.to(images), options.parse)
             for _ in range(options.level):
                 weight = halve(weight)
             trust = trust * weight / weight.amax().clamp_min(1e-12)
         triangle, barycentric = sample_skin(model, max(options.points, 1), options.seed)
         ring = NormalRing.of(model, triangle, barycentric) if options.normals == "moving" else None
-        return ModelPhotometric(model, options, triangle, barycentric, model.at(triangle, barycentric), images, trust, ring=ring)
+        return ModelPhotometric(
+            model, options, triangle, barycentric, model.at(triangle, barycentric), images, trust, ring=ring
+        )
 
     # ---- what freeze fixes ----
 
@@ -141,23 +169,38 @@ class ModelPhotometric:
             vertices = state.vertices(self.model)
             if self.options.points > 0:
                 return self._freeze(state, observations, vertices)
-            triangle, barycentric, view = pixel_points(self.model, state, vertices, self.trust_images[:, 0] > 0, self.options.level)
+            triangle, barycentric, view = pixel_points(
+                self.model, state, vertices, self.trust_images[:, 0] > 0, self.options.level
+            )
             if len(view) == 0:  # nothing usable: the sampled points, none of which counts
-                none = torch.zeros(state.num_views, len(self.triangle), dtype=torch.bool, device=vertices.device)
+                none = torch.zeros(
+                    state.num_views, len(self.triangle), dtype=torch.bool, device=vertices.device
+                )
                 return self._freeze(state, observations, vertices, none)
             own = all_views(state)[:, None] == view
-            at = replace(self, triangle=triangle, barycentric=barycentric, basis=MeshPoints(self.model, triangle, barycentric),
-                         ring=NormalRing.of(self.model, triangle, barycentric) if self.ring is not None else None)
+            at = replace(
+                self,
+                triangle=triangle,
+                barycentric=barycentric,
+                basis=MeshPoints(self.model, triangle, barycentric),
+                ring=NormalRing.of(self.model, triangle, barycentric) if self.ring is not None else None,
+            )
             return at._freeze(state, observations, vertices, own)
 
-    def _freeze(self, state: SceneState, observations: Observations, vertices: Tensor, own: Tensor | None = None) -> "ModelPhotometric":
+    def _freeze(
+        self, state: SceneState, observations: Observations, vertices: Tensor, own: Tensor | None = None
+    ) -> "ModelPhotometric":
         o = self.options
         seen = project_points(self.basis, state)
-        normal, cosine = viewing_cosine(self.model, self.triangle, self.barycentric, vertices, seen.head, state)
+        normal, cosine = viewing_cosine(
+            self.model, self.triangle, self.barycentric, vertices, seen.head, state
+        )
         trust, inside = sample(self.trust_images, at_level(seen.pixels, o.level))
         keep = inside & (cosine > o.min_cosine)
         if own is None:
-            visible = unhidden(self.model, vertices, seen, state, observations.size, o.depth_size, o.depth_tolerance_mm)
+            visible = unhidden(
+                self.model, vertices, seen, state, observations.size, o.depth_size, o.depth_tolerance_mm
+            )
             keep = keep & visible
         else:
             keep = keep & own & seen.in_front
@@ -184,7 +227,11 @@ class ModelPhotometric:
 
     def _mean_albedo(self) -> Tensor:
         """[N, 3] in the energy's colours."""
-        mean = torch.from_numpy(default_albedo(self.model)).to(self.images) if self.model.albedo_mean is None else self.model.albedo_mean
+        mean = (
+            torch.from_numpy(default_albedo(self.model)).to(self.images)
+            if self.model.albedo_mean is None
+            else self.model.albedo_mean
+        )
         return self._at_points(mean if self.options.color == "linear" else srgb_from_linear(mean))
 
     def _basis_albedo(self, coefficients: Tensor) -> Tensor:
@@ -202,8 +249,17 @@ class ModelPhotometric:
                 mean = self._at_points(self.model.albedo_mean)
                 basis = basis * (srgb_from_linear(mean + 1e-3) - srgb_from_linear(mean - 1e-3)) / 2e-3
         sigma = 0.0 if o.albedo == "mean" else o.albedo_sigma
-        return AppearanceSolver(color, sh_basis(normal), self.trust, self._mean_albedo(), state.subject, len(state.identity), o.sigma,
-                                sigma, basis)
+        return AppearanceSolver(
+            color,
+            sh_basis(normal),
+            self.trust,
+            self._mean_albedo(),
+            state.subject,
+            len(state.identity),
+            o.sigma,
+            sigma,
+            basis,
+        )
 
     # ---- residuals ----
 
@@ -238,18 +294,24 @@ class ModelPhotometric:
         color, by_pixel, _ = sample_with_gradient(self.images, at_level(seen.pixels, o.level))
         normal, albedo, light = self._normals(state), self._albedo(state), state.illumination
         harmonics = sh_basis(normal)
-        columns = pixel_columns(by_pixel / (2 ** o.level * o.sigma), seen, self.basis)
+        columns = pixel_columns(by_pixel / (2**o.level * o.sigma), seen, self.basis)
         by_shade = -albedo / o.sigma  # [B, N, 3]
         C = light.shape[-1]
         channel = torch.eye(3).to(light) if C == 3 else light.new_ones(3, 1)
-        columns["illumination"] = (by_shade[..., None, None] * harmonics[:, :, None, :, None] * channel[:, None]).flatten(-2)
+        columns["illumination"] = (
+            by_shade[..., None, None] * harmonics[:, :, None, :, None] * channel[:, None]
+        ).flatten(-2)
         if self.normal is None:
             by_normal = torch.einsum("bnkd,bkc->bncd", sh_gradient(normal), light)
-            by_shape = by_shade[..., None] * self.ring.by_coefficients(by_normal, self._patch(state))  # [B, N, 3, K]
+            by_shape = by_shade[..., None] * self.ring.by_coefficients(
+                by_normal, self._patch(state)
+            )  # [B, N, 3, K]
             n = self.basis.num_identity
             columns["identity"] = columns["identity"] + by_shape[..., :n]
             columns["expression"] = columns["expression"] + by_shape[..., n:]
-        return Linearization(self._compare(color, harmonics @ light, albedo), (Slot(all_views(state), columns),))
+        return Linearization(
+            self._compare(color, harmonics @ light, albedo), (Slot(all_views(state), columns),)
+        )
 
     def estimate_light(self, state: SceneState, rounds: int = 4) -> Tensor:
         """Illumination [B, 9, C] that explains the frozen points with one albedo for all views of a person.
@@ -308,7 +370,9 @@ class AppearanceSolver:
             step = self._sum(weight[..., None] * shade * (self.color - albedo[self.subject] * shade))
             curve = self._sum(weight[..., None] * shade.square()) + pull
             # Newton's step of a quadratic with the prior's centre at the mean, so it lands on the minimum at once.
-            albedo = albedo + torch.where(shared[..., None], (step - pull * (albedo - tone[:, None] * self.mean)) / curve, 0)
+            albedo = albedo + torch.where(
+                shared[..., None], (step - pull * (albedo - tone[:, None] * self.mean)) / curve, 0
+            )
             weight = self._robust(shade, albedo)
         return albedo.clamp_min(0.25 * (tone[:, None] * self.mean).clamp_min(0))
 
@@ -318,7 +382,9 @@ class AppearanceSolver:
         top = self._sum((weight[..., None] * self.color * predicted).sum(1))
         bottom = self._sum((weight[..., None] * predicted.square()).sum(1))
         tiny = 1e-9 * self._sum(self.trust.sum(1))[:, None] + 1e-12
-        return torch.where(bottom > tiny, (top / bottom.clamp_min(1e-12)).clamp(0.02, 50), torch.ones_like(top))
+        return torch.where(
+            bottom > tiny, (top / bottom.clamp_min(1e-12)).clamp(0.02, 50), torch.ones_like(top)
+        )
 
     def _in_basis(self, shade: Tensor, rounds: int) -> Tensor:
         albedo, K = self.mean.expand(self.people, -1, -1), len(self.basis)
@@ -327,9 +393,12 @@ class AppearanceSolver:
         for _ in range(rounds):
             total = self._sum(weight.sum(1))
             # As many independent measurements as one view has in a 'mean' energy: neighbours see the same blotch.
-            scale = EVIDENCE / self.sigma ** 2 / total.clamp_min(1e-12)
+            scale = EVIDENCE / self.sigma**2 / total.clamp_min(1e-12)
             curve = self._sum(weight[..., None] * shade.square()).flatten(1) * scale[:, None]
-            pull = self._sum(weight[..., None] * shade * (self.color - self.mean * shade)).flatten(1) * scale[:, None]
+            pull = (
+                self._sum(weight[..., None] * shade * (self.color - self.mean * shade)).flatten(1)
+                * scale[:, None]
+            )
             system = torch.einsum("kn,sn,jn->skj", flat, curve, flat) + torch.eye(K).to(flat)
             coefficients = torch.linalg.solve(system, pull @ flat.T)
             albedo = self.mean + (coefficients @ flat).reshape(self.people, -1, 3)
@@ -348,7 +417,9 @@ class AppearanceSolver:
             albedo = self.albedo(shade)
             if self.basis is None:
                 seen = self._sum(self.trust)
-                scale = (seen * (albedo @ luminance)).sum(1) / (seen * (self.mean @ luminance)).sum(1).clamp_min(1e-12)
+                scale = (seen * (albedo @ luminance)).sum(1) / (seen * (self.mean @ luminance)).sum(
+                    1
+                ).clamp_min(1e-12)
                 scale = torch.where(scale > 0, scale, torch.ones_like(scale))
                 albedo, light = albedo / scale[:, None, None], light * scale[self.subject][:, None, None]
                 shade = self.harmonics @ light
@@ -390,8 +461,17 @@ def sh_gradient(normals: Tensor) -> Tensor:
     """Derivative of `sh_basis` by its vectors: [..., 3] -> [..., 9, 3]."""
     x, y, z = normals.unbind(-1)
     o, one = torch.zeros_like(x), torch.ones_like(x)
-    rows = [(o, o, o), (o, Y1 * one, o), (o, o, Y1 * one), (Y1 * one, o, o), (Y2 * y, Y2 * x, o), (o, Y2 * z, Y2 * y),
-            (o, o, 6 * Y20 * z), (Y2 * z, o, Y2 * x), (2 * Y22 * x, -2 * Y22 * y, o)]
+    rows = [
+        (o, o, o),
+        (o, Y1 * one, o),
+        (o, o, Y1 * one),
+        (Y1 * one, o, o),
+        (Y2 * y, Y2 * x, o),
+        (o, Y2 * z, Y2 * y),
+        (o, o, 6 * Y20 * z),
+        (Y2 * z, o, Y2 * x),
+        (2 * Y22 * x, -2 * Y22 * y, o),
+    ]
     return torch.stack([torch.stack(row, -1) for row in rows], -2)
 
 
@@ -438,7 +518,9 @@ class NormalRing:
         within = torch.arange(len(slot), device=vertex.device) - (number.cumsum(0) - number)[slot]
         face = faces[start[vertex[slot]] + within]
         key, pair = ((slot // 3)[:, None] * V + triangles[face]).reshape(-1).unique(return_inverse=True)
-        return NormalRing(patch, triangles, corners, barycentric, slot // 3, slot % 3, face, pair, key // V, key % V)
+        return NormalRing(
+            patch, triangles, corners, barycentric, slot // 3, slot % 3, face, pair, key // V, key % V
+        )
 
     def _sums(self, vertices: Tensor) -> Tensor:
         """Sums of the cross products around the corners, [B, N, 3 corners, 3]."""
@@ -450,7 +532,10 @@ class NormalRing:
 
     def normals(self, vertices: Tensor) -> Tensor:
         """Unit normals [B, N, 3] for the vertices of the patch [B, M, 3]; the same as `point_normals` of the whole mesh."""
-        return F.normalize((self.barycentric[..., None] * F.normalize(self._sums(vertices), dim=-1, eps=1e-30)).sum(2), dim=-1)
+        return F.normalize(
+            (self.barycentric[..., None] * F.normalize(self._sums(vertices), dim=-1, eps=1e-30)).sum(2),
+            dim=-1,
+        )
 
     def by_coefficients(self, by_normal: Tensor, vertices: Tensor) -> Tensor:
         """d value / d normal [B, N, C, 3] at the patch [B, M, 3] -> d value / d coefficients [B, N, C, K], identity first."""
@@ -471,10 +556,16 @@ class NormalRing:
         out = []
         for b in range(B):
             a, p, c = (vertices[b, self.triangles[self.face, k]] for k in range(3))
-            opposite = torch.stack([c - p, a - c, p - a], 1)  # the sum of the cross products moves by (this) x (its corner's move)
+            opposite = torch.stack(
+                [c - p, a - c, p - a], 1
+            )  # the sum of the cross products moves by (this) x (its corner's move)
             for k in range(C):
-                pull = torch.linalg.cross(by_sum[b, self.point, k, self.corner][:, None].expand_as(opposite), opposite)
+                pull = torch.linalg.cross(
+                    by_sum[b, self.point, k, self.corner][:, None].expand_as(opposite), opposite
+                )
                 values = pull.new_zeros(len(self.pair_point), 3).index_add(0, self.pair, pull.reshape(-1, 3))
-                sparse = torch.sparse_coo_tensor(place, values.reshape(-1), (N, len(rows)), check_invariants=False, is_coalesced=True)
+                sparse = torch.sparse_coo_tensor(
+                    place, values.reshape(-1), (N, len(rows)), check_invariants=False, is_coalesced=True
+                )
                 out.append(torch.sparse.mm(sparse, rows))
         return torch.stack(out).reshape(B, C, N, -1).transpose(1, 2)

@@ -1,4 +1,5 @@
 """Cross-view photometric energy with latent albedo (E1, in its reference-free form)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -73,15 +74,21 @@ class CrossViewPhotometric:
     reduction = "mean"
 
     @staticmethod
-    def prepare(model: FaceModel, observations: Observations, options: PhotometricOptions) -> "CrossViewPhotometric":
+    def prepare(
+        model: FaceModel, observations: Observations, options: PhotometricOptions
+    ) -> "CrossViewPhotometric":
         """Sample points on the skin of the model and build the pyramid level."""
         triangle, barycentric = sample_skin(model, max(options.points, 1), options.seed)
         mask = observations.mask[:, None]
-        images = torch.where(mask, observations.linear_luminance, 0.2)  # whatever lies beyond the mask has no influence
+        images = torch.where(
+            mask, observations.linear_luminance, 0.2
+        )  # whatever lies beyond the mask has no influence
         images, inside = pyramid_level(images, mask, options.level, options.blur)
         log_images = torch.log(images + options.floor)
         trust = (images / (images + 3 * options.floor)) ** 2 * (images < 0.98) * inside
-        return CrossViewPhotometric(model, options, triangle, barycentric, model.at(triangle, barycentric), log_images, trust)
+        return CrossViewPhotometric(
+            model, options, triangle, barycentric, model.at(triangle, barycentric), log_images, trust
+        )
 
     def _to_level(self, pixels: Tensor) -> Tensor:
         return at_level(pixels, self.options.level)
@@ -94,19 +101,44 @@ class CrossViewPhotometric:
 
     def _at_pixels(self, state: SceneState, vertices: Tensor) -> "CrossViewPhotometric":
         """The same energy at the surface points behind the pixels of this pyramid level."""
-        triangle, barycentric, _ = pixel_points(self.model, state, vertices, self.trust_images[:, 0] > 0, self.options.level)
-        return replace(self, triangle=triangle, barycentric=barycentric, basis=self.model.at(triangle, barycentric))
+        triangle, barycentric, _ = pixel_points(
+            self.model, state, vertices, self.trust_images[:, 0] > 0, self.options.level
+        )
+        return replace(
+            self, triangle=triangle, barycentric=barycentric, basis=self.model.at(triangle, barycentric)
+        )
 
-    def _freeze(self, state: SceneState, observations: Observations, vertices: Tensor) -> "CrossViewPhotometric":
+    def _freeze(
+        self, state: SceneState, observations: Observations, vertices: Tensor
+    ) -> "CrossViewPhotometric":
         seen = project_points(self.basis, state)
-        visible = unhidden(self.model, vertices, seen, state, observations.size, self.options.depth_size, self.options.depth_tolerance_mm)
-        normal, cosine = viewing_cosine(self.model, self.triangle, self.barycentric, vertices, seen.head, state)
+        visible = unhidden(
+            self.model,
+            vertices,
+            seen,
+            state,
+            observations.size,
+            self.options.depth_size,
+            self.options.depth_tolerance_mm,
+        )
+        normal, cosine = viewing_cosine(
+            self.model, self.triangle, self.barycentric, vertices, seen.head, state
+        )
         trust, inside = sample(self.trust_images, self._to_level(seen.pixels))
         trust = trust[..., 0] * cosine.clamp_min(0) * (visible & inside & (cosine > self.options.min_cosine))
         trust = trust * ((trust > 0.02).sum(0) >= 2) * (trust > 0.02)
-        frozen = replace(self, shading=sh_basis(normal), share=trust / trust.sum(0).clamp_min(1e-12), trust=trust, gain=None, bias=None)
+        frozen = replace(
+            self,
+            shading=sh_basis(normal),
+            share=trust / trust.sum(0).clamp_min(1e-12),
+            trust=trust,
+            gain=None,
+            bias=None,
+        )
         if self.options.exposure != "none":
-            frozen = frozen._with_exposure(state, sample(self.log_images, self._to_level(seen.pixels))[0][..., 0])
+            frozen = frozen._with_exposure(
+                state, sample(self.log_images, self._to_level(seen.pixels))[0][..., 0]
+            )
         # Robust shares: a highlight or a wrong match in one view must not pull the albedo of all.
         r = frozen.residuals(state, observations).value[..., 0]
         trust_robust = trust / (1 + (r / 3) ** 2)
@@ -130,7 +162,9 @@ class CrossViewPhotometric:
             away = z - (weight * z).sum(0) / total
             system = torch.diag(weight.sum(1)) - (weight / total) @ weight.T
             # The common factor is free: the ones make the system regular and their solution the one with mean 0.
-            system = system + system.diagonal().mean().clamp_min(1e-12) * torch.outer(mean_of_views, mean_of_views)
+            system = system + system.diagonal().mean().clamp_min(1e-12) * torch.outer(
+                mean_of_views, mean_of_views
+            )
             system = system + torch.diag((~seen).to(raw))
             offset = torch.linalg.solve(system, (weight * away).sum(1))
             gain = gain * (offset - (mean_of_views * offset).sum()).exp()
@@ -140,12 +174,25 @@ class CrossViewPhotometric:
                 predicted = ((weight * z).sum(0) / total + shade).exp() - self.options.floor
                 luminance = (raw.exp() - self.options.floor) / gain[:, None]
                 inside = weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
-                x, y = predicted - (inside * predicted).sum(1, keepdim=True), luminance - (inside * luminance).sum(1, keepdim=True)
+                x, y = (
+                    predicted - (inside * predicted).sum(1, keepdim=True),
+                    luminance - (inside * luminance).sum(1, keepdim=True),
+                )
                 slope = (inside * x * y).sum(1) / (inside * x * x).sum(1).clamp_min(1e-12)
                 slope = torch.where(seen, slope.clamp(0.5, 2.0), torch.ones_like(slope))
-                shift = torch.where(seen, (inside * (luminance - slope[:, None] * predicted)).sum(1), torch.zeros_like(slope)) * gain
+                shift = (
+                    torch.where(
+                        seen,
+                        (inside * (luminance - slope[:, None] * predicted)).sum(1),
+                        torch.zeros_like(slope),
+                    )
+                    * gain
+                )
                 gain, bias = gain * slope, shift
-                gain, bias = gain / (mean_of_views * gain.log()).sum().exp(), bias - (mean_of_views * bias).sum()
+                gain, bias = (
+                    gain / (mean_of_views * gain.log()).sum().exp(),
+                    bias - (mean_of_views * bias).sum(),
+                )
                 frozen = replace(self, gain=gain, bias=bias)
             z = frozen._log(raw)[0] - shade
             r = (z - (self.share * z).sum(0)) / self.options.sigma
@@ -185,7 +232,7 @@ class CrossViewPhotometric:
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         seen = project_points(self.basis, state, derivatives=True)
         value, by_pixel, _ = sample_with_gradient(self.log_images, self._to_level(seen.pixels))
-        by_pixel = by_pixel / (2 ** self.options.level * self.options.sigma)
+        by_pixel = by_pixel / (2**self.options.level * self.options.sigma)
         log, by_raw = self._log(value[..., 0])
         if by_raw is not None:
             by_pixel = by_pixel * by_raw[..., None, None]
@@ -194,7 +241,9 @@ class CrossViewPhotometric:
         columns["illumination"] = (-by_light / self.options.sigma).unsqueeze(2)
         if state.illumination.shape[-1] > 1:
             C = state.illumination.shape[-1]
-            columns["illumination"] = (columns["illumination"][..., None] / C).expand(*columns["illumination"].shape, C).flatten(-2)
+            columns["illumination"] = (
+                (columns["illumination"][..., None] / C).expand(*columns["illumination"].shape, C).flatten(-2)
+            )
         return Linearization(self._center(log - shade), (Slot(all_views(state), columns),), center=self.share)
 
     def estimate_light(self, state: SceneState, rounds: int = 3) -> Tensor:
@@ -207,7 +256,9 @@ class CrossViewPhotometric:
         log = self._log(value[..., 0])[0]
         luminance = (log.exp() - self.options.floor).clamp_min(0)
         albedo = torch.ones_like(luminance[0])
-        ridge = 1e-3 * torch.diag(torch.tensor([0.1, 1, 1, 1, 4, 4, 4, 4, 4], dtype=value.dtype, device=value.device))
+        ridge = 1e-3 * torch.diag(
+            torch.tensor([0.1, 1, 1, 1, 4, 4, 4, 4, 4], dtype=value.dtype, device=value.device)
+        )
         for _ in range(rounds):
             design = self.shading * albedo[None, :, None]
             weight = self.trust / self.trust.sum(1, keepdim=True).clamp_min(1e-9)
@@ -236,10 +287,12 @@ def pyramid_level(images: Tensor, mask: Tensor, level: int, blur: float) -> tupl
 
 def at_level(pixels: Tensor, level: int) -> Tensor:
     """Pixels of the crop -> pixels of the pyramid level."""
-    return (pixels + 0.5) / 2 ** level - 0.5
+    return (pixels + 0.5) / 2**level - 0.5
 
 
-def pixel_points(model: FaceModel, state: SceneState, vertices: Tensor, usable: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor]:
+def pixel_points(
+    model: FaceModel, state: SceneState, vertices: Tensor, usable: Tensor, level: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """The skin points behind the pixels of a pyramid level.
 
     Args:
@@ -247,17 +300,28 @@ def pixel_points(model: FaceModel, state: SceneState, vertices: Tensor, usable: 
     Returns:
         triangle [N] int64, barycentric [N, 3], view [N] int64 whose pixel shows the point.
     """
-    reduction = 2.0 ** level
-    camera = state.camera.scaled(torch.full_like(state.camera.focal, 1 / reduction),
-                                 torch.full_like(state.camera.principal, (reduction - 1) / 2))
-    fragments = rasterize(clip_vertices(camera, state.pose.apply(vertices)), model.triangles, usable.shape[-2:])
+    reduction = 2.0**level
+    camera = state.camera.scaled(
+        torch.full_like(state.camera.focal, 1 / reduction),
+        torch.full_like(state.camera.principal, (reduction - 1) / 2),
+    )
+    fragments = rasterize(
+        clip_vertices(camera, state.pose.apply(vertices)), model.triangles, usable.shape[-2:]
+    )
     skin = model.skin[model.triangles].all(1)
     hit = fragments.covered & skin[fragments.triangle.clamp_min(0)] & usable
     return fragments.triangle[hit], fragments.barycentric[hit], hit.nonzero()[:, 0]
 
 
-def unhidden(model: FaceModel, vertices: Tensor, seen: ProjectedPoints, state: SceneState, size: tuple[int, int], depth_size: int,
-             tolerance_mm: float) -> Tensor:
+def unhidden(
+    model: FaceModel,
+    vertices: Tensor,
+    seen: ProjectedPoints,
+    state: SceneState,
+    size: tuple[int, int],
+    depth_size: int,
+    tolerance_mm: float,
+) -> Tensor:
     """Points in front of the cameras that no other surface hides, [B, N] bool.
 
     vertices: [B, V, 3] mm, head frame; size: (H, W) of the crops; depth_size: side of the z-buffer in pixels.
@@ -267,15 +331,18 @@ def unhidden(model: FaceModel, vertices: Tensor, seen: ProjectedPoints, state: S
     return seen_by_depth(seen.pixels, seen.camera[..., 2], maps, reduction, tolerance_mm) & seen.in_front
 
 
-def pixel_columns(by_pixel: Tensor, seen: ProjectedPoints, basis: PointBasis | MeshPoints) -> dict[str, Tensor]:
+def pixel_columns(
+    by_pixel: Tensor, seen: ProjectedPoints, basis: PointBasis | MeshPoints
+) -> dict[str, Tensor]:
     """Chain d value / d pixel [B, N, D, 2] to identity, expression, pose and focal length."""
     columns = motion_columns(by_pixel @ seen.by_head, seen.head, basis.rows, basis.num_identity)
     columns["focal"] = by_pixel @ seen.by_focal[..., None]
     return columns
 
 
-def viewing_cosine(model: FaceModel, triangle: Tensor, barycentric: Tensor, vertices: Tensor, head: Tensor,
-                   state: SceneState) -> tuple[Tensor, Tensor]:
+def viewing_cosine(
+    model: FaceModel, triangle: Tensor, barycentric: Tensor, vertices: Tensor, head: Tensor, state: SceneState
+) -> tuple[Tensor, Tensor]:
     """Smooth unit normals of N surface points and their cosines with the rays to the cameras.
 
     Args:

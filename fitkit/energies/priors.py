@@ -1,4 +1,5 @@
 """Priors: coefficients (E23, E24), focal length, light."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -19,8 +20,19 @@ def _eye(n: int, like: Tensor) -> Tensor:
 
 # Blend shapes that photos rarely show, and the sigma of their weights over that of the others. mouthClose belongs to an open jaw whose
 # lips are shut: the two together change nothing but the length of the chin, which is a person's and not an expression.
-RARE = {"mouthClose": 0.1, "mouthShrugUpper": 0.5, "mouthRollLower": 0.5, "mouthRollUpper": 0.5, "mouthLeft": 0.5, "mouthRight": 0.5,
-        "jawForward": 0.5, "jawLeft": 0.5, "jawRight": 0.5, "cheekPuff": 0.5, "noseSneer": 0.5}
+RARE = {
+    "mouthClose": 0.1,
+    "mouthShrugUpper": 0.5,
+    "mouthRollLower": 0.5,
+    "mouthRollUpper": 0.5,
+    "mouthLeft": 0.5,
+    "mouthRight": 0.5,
+    "jawForward": 0.5,
+    "jawLeft": 0.5,
+    "jawRight": 0.5,
+    "cheekPuff": 0.5,
+    "noseSneer": 0.5,
+}
 
 
 def shape_spread(names: Sequence[str]) -> Tensor:
@@ -42,7 +54,9 @@ class IdentityPrior(PlainEnergy):
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         eye = _eye(state.identity.shape[1], state.identity)[None, :, None]
-        view = torch.zeros(1, dtype=torch.int64, device=eye.device)  # a solver has one person, all views share it
+        view = torch.zeros(
+            1, dtype=torch.int64, device=eye.device
+        )  # a solver has one person, all views share it
         return Linearization(self.residuals(state, observations), (Slot(view, {"identity": eye}),))
 
 
@@ -77,10 +91,12 @@ class ExpressionPrior(PlainEnergy):
         total = square.new_zeros(people, square.shape[1]).index_add(0, state.subject, square)
         views = torch.bincount(state.subject, minlength=people).clamp_min(1).to(square)
         mean = (total / views[:, None])[state.subject]
-        return replace(self, weight=1 / (1 + mean / self.group_radius ** 2))
+        return replace(self, weight=1 / (1 + mean / self.group_radius**2))
 
     def _inverse(self, b: Tensor) -> Tensor:
-        inverse = torch.where(b >= 0, torch.full_like(b, 1 / self.sigma), torch.full_like(b, 1 / self.sigma_negative))
+        inverse = torch.where(
+            b >= 0, torch.full_like(b, 1 / self.sigma), torch.full_like(b, 1 / self.sigma_negative)
+        )
         return inverse if self.spread is None else inverse / self.spread.to(b)
 
     def _rows(self, state: SceneState) -> Tensor:
@@ -89,13 +105,15 @@ class ExpressionPrior(PlainEnergy):
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
         b = self._rows(state)
         value = (b * self._inverse(b))[..., None]
-        weight = None if self.weight is None else self.weight[:len(b)].to(value)
+        weight = None if self.weight is None else self.weight[: len(b)].to(value)
         return Residuals(value, torch.ones(value.shape[:2], dtype=torch.bool, device=value.device), weight)
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         b = self._rows(state)
         columns = torch.diag_embed(self._inverse(b))[:, :, None]
-        return Linearization(self.residuals(state, observations), (Slot(all_views(state)[:len(b)], {"expression": columns}),))
+        return Linearization(
+            self.residuals(state, observations), (Slot(all_views(state)[: len(b)], {"expression": columns}),)
+        )
 
 
 @dataclass(frozen=True)
@@ -116,16 +134,23 @@ class MeanCoefficientPrior(PlainEnergy):
         a, b = state.identity[state.subject], state.expression / self.sigma
         views = torch.arange(len(b), device=b.device)
         first = views == torch.stack([(state.subject == s).nonzero()[0, 0] for s in state.subject])
-        weights = (torch.full_like(a, 1 / state.identity.numel()), torch.full_like(b, self.expression / b.numel()))
+        weights = (
+            torch.full_like(a, 1 / state.identity.numel()),
+            torch.full_like(b, self.expression / b.numel()),
+        )
         valid = torch.cat([first[:, None].expand_as(a), torch.ones_like(b, dtype=torch.bool)], 1)
         return Residuals(torch.cat([a, b], 1)[..., None], valid, torch.cat(weights, 1))
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         B, K, L = len(state.expression), state.identity.shape[1], state.expression.shape[1]
-        by_both = _eye(K + L, state.identity) * torch.cat([state.identity.new_ones(K), state.identity.new_full((L,), 1 / self.sigma)])
+        by_both = _eye(K + L, state.identity) * torch.cat(
+            [state.identity.new_ones(K), state.identity.new_full((L,), 1 / self.sigma)]
+        )
         columns = by_both[None, :, None].expand(B, -1, -1, -1)
-        return Linearization(self.residuals(state, observations),
-                             (Slot(all_views(state), {"identity": columns[..., :K], "expression": columns[..., K:]}),))
+        return Linearization(
+            self.residuals(state, observations),
+            (Slot(all_views(state), {"identity": columns[..., :K], "expression": columns[..., K:]}),),
+        )
 
 
 @dataclass(frozen=True)
@@ -141,14 +166,19 @@ class LandmarkOffsetPrior(PlainEnergy):
     name = "landmark_prior"
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
-        offset = state.identity.new_zeros(1, 68, 3) if state.landmark_offset is None else state.landmark_offset[:1]
+        offset = (
+            state.identity.new_zeros(1, 68, 3) if state.landmark_offset is None else state.landmark_offset[:1]
+        )
         value = offset / self.sigma_mm.to(offset)[:, None]
         return Residuals(value, torch.ones(value.shape[:2], dtype=torch.bool, device=value.device))
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         inverse = (1 / self.sigma_mm.to(state.identity)).repeat_interleave(3)
         view = torch.zeros(1, dtype=torch.int64, device=inverse.device)
-        return Linearization(self.residuals(state, observations), (Slot(view, {"landmarks": torch.diag(inverse).reshape(1, 68, 3, 204)}),))
+        return Linearization(
+            self.residuals(state, observations),
+            (Slot(view, {"landmarks": torch.diag(inverse).reshape(1, 68, 3, 204)}),),
+        )
 
 
 @dataclass(frozen=True)
@@ -184,7 +214,9 @@ class LightPrior(PlainEnergy):
     name = "light_prior"
 
     def _inverse(self) -> Tensor:
-        return 1 / (self.sigma * self.anchor[:, :1].norm(dim=-1, keepdim=True).clamp_min(1e-3)).expand_as(self.anchor)
+        return 1 / (self.sigma * self.anchor[:, :1].norm(dim=-1, keepdim=True).clamp_min(1e-3)).expand_as(
+            self.anchor
+        )
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
         value = ((state.illumination - self.anchor) * self._inverse()).flatten(1)[..., None]
@@ -192,7 +224,9 @@ class LightPrior(PlainEnergy):
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         columns = torch.diag_embed(self._inverse().flatten(1))[:, :, None]
-        return Linearization(self.residuals(state, observations), (Slot(all_views(state), {"illumination": columns}),))
+        return Linearization(
+            self.residuals(state, observations), (Slot(all_views(state), {"illumination": columns}),)
+        )
 
 
 @dataclass(frozen=True)
@@ -212,7 +246,7 @@ class SizePrior(PlainEnergy):
     def of(model: FaceModel, sigma: float) -> "SizePrior":
         basis = model.landmark_basis
         mean = basis.mean - basis.mean.mean(0)
-        rows = basis.rows[..., :basis.num_identity]
+        rows = basis.rows[..., : basis.num_identity]
         rows = rows - rows.mean(0)
         return SizePrior((mean[..., None] * rows).sum((0, 1)) / (mean * mean).sum(), sigma)
 

@@ -1,4 +1,5 @@
 """Energies that compare a scene with a labelled one (E15-E18)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ def label(observations: Observations, part: str, energy: str):
     """A part of the labels, or an InputError that names the energy that needs it."""
     value = None if observations.labels is None else getattr(observations.labels, part)
     if value is None:
-        raise InputError(f"energy '{energy}' needs labels with '{part}', and these frames have none; leave the energy out of the recipe for them")
+        raise InputError(
+            f"energy '{energy}' needs labels with '{part}', and these frames have none; leave the energy out of the recipe for them"
+        )
     return value
 
 
@@ -74,7 +77,9 @@ class IdentityLikelihood(PlainEnergy):
         noise = observations.labels.identity_sigma
         total = self.sigma.clamp_min(2 * self.FLOOR)
         total = total if noise is None else (total**2 + noise.to(total) ** 2).sqrt()
-        return _all(torch.stack([(state.identity - truth) / total, (2 * (total / self.FLOOR).log()).sqrt()], -1))
+        return _all(
+            torch.stack([(state.identity - truth) / total, (2 * (total / self.FLOOR).log()).sqrt()], -1)
+        )
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,10 @@ class ExpressionSupervision(PlainEnergy):
         residuals = self.residuals(state, observations)
         B, K = state.expression.shape
         eye = torch.eye(K, dtype=state.expression.dtype, device=state.expression.device)
-        return Linearization(residuals, (Slot(all_views(state), {"expression": (eye / self.sigma)[None, :, None].expand(B, K, 1, K)}),))
+        return Linearization(
+            residuals,
+            (Slot(all_views(state), {"expression": (eye / self.sigma)[None, :, None].expand(B, K, 1, K)}),),
+        )
 
 
 @dataclass(frozen=True)
@@ -137,11 +145,17 @@ class VertexSupervision(PlainEnergy):
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
         place, truth = self._place(state), self._truth(state, observations)
-        counted = torch.ones(self.model.num_vertices, dtype=torch.bool) if self.region == "all" else getattr(self.model, self.region)
+        counted = (
+            torch.ones(self.model.num_vertices, dtype=torch.bool)
+            if self.region == "all"
+            else getattr(self.model, self.region)
+        )
         counted = counted.to(place.device)[None].expand(place.shape[:2])
         if self.frame == "aligned":
             best = similarity_align(place.detach(), truth, counted)
-            place = best.scale[:, None, None] * place @ best.rotation.transpose(1, 2) + best.translation[:, None]
+            place = (
+                best.scale[:, None, None] * place @ best.rotation.transpose(1, 2) + best.translation[:, None]
+            )
         return Residuals((place - truth) / self.sigma_mm, counted)
 
     def _place(self, state: SceneState) -> Tensor:
@@ -149,7 +163,11 @@ class VertexSupervision(PlainEnergy):
         return state.pose.apply(head) if self.frame == "camera" else head
 
     def _truth(self, state: SceneState, observations: Observations) -> Tensor:
-        if self.frame == "camera" and observations.labels is not None and observations.labels.vertices is not None:
+        if (
+            self.frame == "camera"
+            and observations.labels is not None
+            and observations.labels.vertices is not None
+        ):
             return observations.labels.vertices.to(state.identity)
         truth = label(observations, "state", self.name)
         return self._place(truth.to(device=state.identity.device, dtype=state.identity.dtype)).detach()
@@ -172,7 +190,9 @@ class CodeConsistency(PlainEnergy):
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
         codes = state.identity[state.subject] if self.block == "identity" else state.expression
-        group = label(observations, "person" if self.block == "identity" else "moment", self.name).to(codes.device)
+        group = label(observations, "person" if self.block == "identity" else "moment", self.name).to(
+            codes.device
+        )
         i, j = torch.triu_indices(len(codes), len(codes), 1, device=codes.device)
         same = group[i] == group[j]
         return _all(((codes[i] - codes[j])[same] / (2**0.5 * self.sigma))[..., None])

@@ -1,4 +1,5 @@
 """What each energy between the photos is worth: arms of a recipe, numbers of views and sets of subjects in one table."""
+
 from __future__ import annotations
 
 import os
@@ -54,8 +55,13 @@ def load_ablation(name: str | os.PathLike = "ablation", overrides: Sequence[str]
     return build(AblationRecipe, apply_overrides(read_yaml(path), overrides), path.name)
 
 
-def ablation(data: str | os.PathLike, recipe: AblationRecipe, models: Sequence[str] = ("ict", "generic"), subjects: Sequence[str] = (),
-             tell: Tell = lambda line: None) -> dict[str, Any]:
+def ablation(
+    data: str | os.PathLike,
+    recipe: AblationRecipe,
+    models: Sequence[str] = ("ict", "generic"),
+    subjects: Sequence[str] = (),
+    tell: Tell = lambda line: None,
+) -> dict[str, Any]:
     """Fit every subject with every model, arm and number of views, and score the neutral shapes.
 
     Args:
@@ -75,7 +81,9 @@ def ablation(data: str | os.PathLike, recipe: AblationRecipe, models: Sequence[s
     member = {n: next((key for key, start in sets.items() if n.startswith(start)), None) for n in names}
     names = [n for n in names if member[n] is not None]
     if not names:
-        raise InputError(f"{data}: no subject belongs to a set of ablation '{recipe.name}' ({', '.join(sets.values())})")
+        raise InputError(
+            f"{data}: no subject belongs to a set of ablation '{recipe.name}' ({', '.join(sets.values())})"
+        )
     truths = {n: load_truth(Path(data) / "ground_truth" / n) for n in names}
     plans = [arm.load() for arm in recipe.arms]
     chosen = {(n, views): load_views(Path(data) / n, views) for n in names for views in recipe.views}
@@ -86,13 +94,35 @@ def ablation(data: str | os.PathLike, recipe: AblationRecipe, models: Sequence[s
                 for n in names:
                     p = predict(n, *chosen[n, views], model, plan)
                     errors = score(p, truths[n])
-                    rows.append({"model": model.name, "arm": plan.name, "views": len(views), "set": member[n], "subject": n,
-                                 "now_mean": errors["now_mean"], "now_median": errors["now_median"], "seconds": p.seconds,
-                                 "status": p.status, "error": p.error})
-                done = [r["now_mean"] for r in rows[-len(names):] if r["now_mean"] is not None]
-                tell(f"{model.name}, {len(views)} view(s), {plan.name}: " + (f"{sum(done) / len(done):.3f} mm" if done else "all failed"))
-    return {"benchmark": "ablation", "data": Path(data).resolve().name, "unit": "mm", "machine": facts, "ablation": to_plain(recipe),
-            "recipes": {p.name: to_plain(p) for p in plans}, "rows": rows, "summary": summarize(rows)}
+                    rows.append(
+                        {
+                            "model": model.name,
+                            "arm": plan.name,
+                            "views": len(views),
+                            "set": member[n],
+                            "subject": n,
+                            "now_mean": errors["now_mean"],
+                            "now_median": errors["now_median"],
+                            "seconds": p.seconds,
+                            "status": p.status,
+                            "error": p.error,
+                        }
+                    )
+                done = [r["now_mean"] for r in rows[-len(names) :] if r["now_mean"] is not None]
+                tell(
+                    f"{model.name}, {len(views)} view(s), {plan.name}: "
+                    + (f"{sum(done) / len(done):.3f} mm" if done else "all failed")
+                )
+    return {
+        "benchmark": "ablation",
+        "data": Path(data).resolve().name,
+        "unit": "mm",
+        "machine": facts,
+        "ablation": to_plain(recipe),
+        "recipes": {p.name: to_plain(p) for p in plans},
+        "rows": rows,
+        "summary": summarize(rows),
+    }
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -103,7 +133,10 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     out = []
     for key in dict.fromkeys((r["model"], r["views"], r["arm"], r["set"]) for r in rows):
         group = [r for r in rows if (r["model"], r["views"], r["arm"], r["set"]) == key]
-        line = dict(zip(("model", "views", "arm", "set"), key)) | {"subjects": len(group), "failed": sum(r["now_mean"] is None for r in group)}
+        line = dict(zip(("model", "views", "arm", "set"), key)) | {
+            "subjects": len(group),
+            "failed": sum(r["now_mean"] is None for r in group),
+        }
         for name in ("now_mean", "now_median", "seconds"):
             values = [r[name] for r in group if r[name] is not None]
             line[name] = sum(values) / len(values) if values else None
@@ -112,7 +145,11 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for r in rows:
         first.setdefault((r["model"], r["views"], r["set"], r["subject"]), r["now_mean"])
     for line in out:
-        group = [r for r in rows if all(r[k] == line[k] for k in ("model", "views", "arm", "set")) and r["now_mean"] is not None]
+        group = [
+            r
+            for r in rows
+            if all(r[k] == line[k] for k in ("model", "views", "arm", "set")) and r["now_mean"] is not None
+        ]
         pairs = [(r["now_mean"], first[r["model"], r["views"], r["set"], r["subject"]]) for r in group]
         both = [p for p in pairs if p[1] is not None]
         line["gain"] = 1 - sum(p[0] for p in both) / sum(p[1] for p in both) if both else None
@@ -125,20 +162,35 @@ def ablation_text(report: dict[str, Any]) -> str:
     parts = []
     for model in dict.fromkeys(s["model"] for s in report["summary"]):
         lines = [s for s in report["summary"] if s["model"] == model]
-        head = ("views", "evidence", *(f"{name} {what}" for name in sets for what in ("mean", "median", "gain %")), "solve s")
+        head = (
+            "views",
+            "evidence",
+            *(f"{name} {what}" for name in sets for what in ("mean", "median", "gain %")),
+            "solve s",
+        )
         body = []
         for views, arm in dict.fromkeys((s["views"], s["arm"]) for s in lines):
             cells = {s["set"]: s for s in lines if (s["views"], s["arm"]) == (views, arm)}
             row = [str(views), arm]
             for name in sets:
                 s = cells.get(name, {"now_mean": None, "now_median": None, "gain": None})
-                row += [_number(s["now_mean"]), _number(s["now_median"]), _number(None if s["gain"] is None else 100 * s["gain"], 0)]
+                row += [
+                    _number(s["now_mean"]),
+                    _number(s["now_median"]),
+                    _number(None if s["gain"] is None else 100 * s["gain"], 0),
+                ]
             same = [r for r in report["rows"] if (r["model"], r["views"], r["arm"]) == (model, views, arm)]
             seconds = [r["seconds"] for r in same if r["seconds"] is not None]
             body.append([*row, _number(sum(seconds) / len(seconds) if seconds else None, 2)])
         parts += [model, _table(head, body), ""]
     named = ", ".join(f"{name} = {start}*" for name, start in sets.items())
-    parts += [f"Sets: {named}. mm: scan-to-mesh distance of the neutral shape, NoW protocol;",
-              "gain: less error than the first arm with the same photos; solve s: wall time of the solver, mean over all subjects."]
-    parts += [f"{r['model']} {r['arm']} {r['subject']}, {r['views']} view(s): {r['error']}" for r in report["rows"] if r["error"]]
+    parts += [
+        f"Sets: {named}. mm: scan-to-mesh distance of the neutral shape, NoW protocol;",
+        "gain: less error than the first arm with the same photos; solve s: wall time of the solver, mean over all subjects.",
+    ]
+    parts += [
+        f"{r['model']} {r['arm']} {r['subject']}, {r['views']} view(s): {r['error']}"
+        for r in report["rows"]
+        if r["error"]
+    ]
     return "\n".join(parts)

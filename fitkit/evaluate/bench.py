@@ -1,4 +1,5 @@
 """Accuracy and speed of the fit on subjects with known shape; what `fitkit bench` prints."""
+
 from __future__ import annotations
 
 import json
@@ -49,12 +50,23 @@ MEAN_FACE = "mean face"
 SPEED_PARTS = ("fit", "adam", "views", "rasterizer")
 VIEW_COUNTS = (3, 6, 12, 24)
 POINTS = list(NOW_POINTS)
-ERRORS = ("now_mean", "now_median", "points_mean", "points_median", "vertex_similarity", "vertex_rigid", "size_percent")
+ERRORS = (
+    "now_mean",
+    "now_median",
+    "points_mean",
+    "points_median",
+    "vertex_similarity",
+    "vertex_rigid",
+    "size_percent",
+)
 MILLIMETRES = ERRORS[:-1]
 PHOTOS = ("photos_mean", "photos_median")
 COVERAGE = ("coverage_1sigma", "coverage_2sigma")
 # Files of ground_truth/SUBJECT: mesh, landmarks, face region; as `fitkit synth` writes them, and of a scan.
-TRUTH_FILES = (("neutral.ply", "landmarks3d_neutral.npy", "face_region.npy"), ("mesh.ply", "landmarks3d.npy", "face_region_front.npy"))
+TRUTH_FILES = (
+    ("neutral.ply", "landmarks3d_neutral.npy", "face_region.npy"),
+    ("mesh.ply", "landmarks3d.npy", "face_region_front.npy"),
+)
 SKIN_POINTS = 8000  # over the whole face region; five times as many change a mean by 0.003 mm at most
 SEEN_YAWS, SEEN_PIXELS, SEEN_TOLERANCE_MM = (-45.0, 0.0, 45.0), 512, 1.0  # pixels: of the longer side
 Tell = Callable[[str], None]
@@ -104,7 +116,9 @@ def even_points(vertices: np.ndarray, triangles: np.ndarray, count: int) -> np.n
     return (1 - u) * a[k] + u * (1 - w) * b[k] + u * w * c[k]
 
 
-def seen_from_outside(points: np.ndarray, vertices: np.ndarray, triangles: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+def seen_from_outside(
+    points: np.ndarray, vertices: np.ndarray, triangles: np.ndarray, landmarks: np.ndarray
+) -> np.ndarray:
     """[N] bool: nothing of the mesh lies in front of the point in one of the parallel projections from SEEN_YAWS at least.
 
     Args:
@@ -121,11 +135,15 @@ def seen_from_outside(points: np.ndarray, vertices: np.ndarray, triangles: np.nd
         low, extent = place.min(0), np.ptp(place[:, :2], axis=0)
         low[2] = mesh[:, 2].min() - 10.0  # the rasterizer draws nothing nearer than 1 mm
         per_mm = SEEN_PIXELS / extent.max()
-        camera = Camera(torch.tensor([per_mm * Camera.REFERENCE_DEPTH]), torch.zeros(1, 2), torch.ones(1), "orthographic")
+        camera = Camera(
+            torch.tensor([per_mm * Camera.REFERENCE_DEPTH]), torch.zeros(1, 2), torch.ones(1), "orthographic"
+        )
         mesh, place = (torch.from_numpy(p - low)[None] for p in (mesh, place))
         width, height = (int(n) + 2 for n in extent * per_mm)
         depth = rasterize(clip_vertices(camera, mesh), torch.from_numpy(triangles), (height, width)).depth
-        seen |= seen_by_depth(camera.project(place)[0], place[..., 2], depth, 1.0, SEEN_TOLERANCE_MM)[0].numpy()
+        seen |= seen_by_depth(camera.project(place)[0], place[..., 2], depth, 1.0, SEEN_TOLERANCE_MM)[
+            0
+        ].numpy()
     return seen
 
 
@@ -170,11 +188,18 @@ def subject_names(data: str | os.PathLike) -> list[str]:
     truth = folder / "ground_truth"
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected SUBJECT/ folders and ground_truth/SUBJECT/")
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name != "ground_truth"
-                   and any((truth / p.name / files[0]).is_file() for files in TRUTH_FILES))
+    names = sorted(
+        p.name
+        for p in folder.iterdir()
+        if p.is_dir()
+        and p.name != "ground_truth"
+        and any((truth / p.name / files[0]).is_file() for files in TRUTH_FILES)
+    )
     if not names:
-        raise InputError(f"{folder}: no SUBJECT/ folder with a ground_truth/SUBJECT/neutral.ply or, of a scan, mesh.ply; "
-                         "is this the right folder?")
+        raise InputError(
+            f"{folder}: no SUBJECT/ folder with a ground_truth/SUBJECT/neutral.ply or, of a scan, mesh.ply; "
+            "is this the right folder?"
+        )
     return names
 
 
@@ -186,18 +211,31 @@ def load_truth(folder: str | os.PathLike) -> Truth:
         InputError: a file is missing or has another shape, or they do not belong together.
     """
     folder = Path(folder)
-    mesh, points, region = next((files for files in TRUTH_FILES if (folder / files[0]).is_file()), TRUTH_FILES[0])
+    mesh, points, region = next(
+        (files for files in TRUTH_FILES if (folder / files[0]).is_file()), TRUTH_FILES[0]
+    )
     vertices, triangles = read_mesh(folder / mesh)
     landmarks, face = _landmarks(folder / points), _array(folder / region)
-    if face.ndim != 1 or face.dtype.kind not in "iu" or not len(face) or not 0 <= face.min() <= face.max() < len(vertices):
-        raise InputError(f"{folder / region}: expected indices of the {len(vertices)} vertices of {mesh}, got {face.dtype} {list(face.shape)}")
+    if (
+        face.ndim != 1
+        or face.dtype.kind not in "iu"
+        or not len(face)
+        or not 0 <= face.min() <= face.max() < len(vertices)
+    ):
+        raise InputError(
+            f"{folder / region}: expected indices of the {len(vertices)} vertices of {mesh}, got {face.dtype} {list(face.shape)}"
+        )
     truth = Truth(vertices, triangles, landmarks, face.astype(np.int64))
-    with (refused_as(f"{folder}: {mesh} and {points} are no face", "expected both of one person, in one frame"),
-          np.errstate(all="ignore")):
+    with (
+        refused_as(f"{folder}: {mesh} and {points} are no face", "expected both of one person, in one frame"),
+        np.errstate(all="ignore"),
+    ):
         skin = truth.skin
     if not len(skin):
-        raise InputError(f"{folder}: no skin of {region} can be seen around the landmarks; expected {mesh}, {points} and {region} of one "
-                         "person, in one frame")
+        raise InputError(
+            f"{folder}: no skin of {region} can be seen around the landmarks; expected {mesh}, {points} and {region} of one "
+            "person, in one frame"
+        )
     return truth
 
 
@@ -218,7 +256,9 @@ def load_photo_truths(folder: str | os.PathLike, truth: Truth, views: Sequence[s
             if mesh not in read:
                 vertices, triangles = read_mesh(folder / mesh)
                 if len(vertices) != len(truth.vertices):
-                    raise InputError(f"{folder / mesh}: expected the {len(truth.vertices)} vertices of the neutral mesh, got {len(vertices)}")
+                    raise InputError(
+                        f"{folder / mesh}: expected the {len(truth.vertices)} vertices of the neutral mesh, got {len(vertices)}"
+                    )
                 read[mesh] = Truth(vertices, triangles, _landmarks(folder / points), truth.face)
             out[view] = read[mesh]
             break
@@ -239,7 +279,13 @@ def _array(path: Path) -> np.ndarray:
         return file.npy()
 
 
-def rendered_people(folder: str | os.PathLike, count: int = 8, seed: int = 0, model: str = "generic", tell: Tell = lambda line: None) -> Path:
+def rendered_people(
+    folder: str | os.PathLike,
+    count: int = 8,
+    seed: int = 0,
+    model: str = "generic",
+    tell: Tell = lambda line: None,
+) -> Path:
     """A benchmark of people of a face model, rendered into `folder`: five 512 px photos each, yaw -55 to 55 degrees, one light and one
     expression, landmarks with 1.2 px noise.
 
@@ -247,7 +293,14 @@ def rendered_people(folder: str | os.PathLike, count: int = 8, seed: int = 0, mo
         InputError: count below 1, or the folder cannot be written.
     """
     tell(f"rendering {count} people of {model}")
-    changes = {"model": model, "views": 5, "size": 512, "seed": seed, "landmark_noise": 1.2, "variation": {"yaw": 55}}
+    changes = {
+        "model": model,
+        "views": 5,
+        "size": 512,
+        "seed": seed,
+        "landmark_noise": 1.2,
+        "variation": {"yaw": 55},
+    }
     write_subjects(load_synth_recipe("clean", (), changes), count, folder)
     return Path(folder)
 
@@ -258,8 +311,12 @@ def spread_positions(count: int, number: int) -> list[int]:
     return [(2 * i + 1) * count // (2 * number) for i in range(number)]
 
 
-def load_views(folder: str | os.PathLike, views: Sequence[int] | None = None, source: str = "auto",
-               photos: int | None = None) -> tuple[Subject, Landmarks]:
+def load_views(
+    folder: str | os.PathLike,
+    views: Sequence[int] | None = None,
+    source: str = "auto",
+    photos: int | None = None,
+) -> tuple[Subject, Landmarks]:
     """A subject with decoded images and its landmarks.
 
     Args:
@@ -289,27 +346,50 @@ def load_views(folder: str | os.PathLike, views: Sequence[int] | None = None, so
 # ---- accuracy ----
 
 
-def predict(name: str, subject: Subject, found: Landmarks, model: FaceModel, recipe: FitRecipe | None) -> Prediction:
+def predict(
+    name: str, subject: Subject, found: Landmarks, model: FaceModel, recipe: FitRecipe | None
+) -> Prediction:
     """Fit one subject, or take the model's mean face (recipe None). A failed fit is a Prediction with `error`."""
     label = MEAN_FACE if recipe is None else recipe.name
     triangles, views = model.triangles.numpy(), tuple(v.name for v in subject.views)
     if recipe is None:
         mean_face = model.mean.double().numpy()
         marks = model.landmarks.points(model.mean[None], model.triangles)[0].double().numpy()
-        return Prediction(name, model.name, label, mean_face, triangles, marks, status="ok", views=views,
-                          posed=np.stack([mean_face] * len(views)), posed_landmarks=np.stack([marks] * len(views)))
+        return Prediction(
+            name,
+            model.name,
+            label,
+            mean_face,
+            triangles,
+            marks,
+            status="ok",
+            views=views,
+            posed=np.stack([mean_face] * len(views)),
+            posed_landmarks=np.stack([marks] * len(views)),
+        )
     try:
         result = fit_observed(subject, found, model, recipe)
     except FitkitError as error:
         return Prediction(name, model.name, label, status="failed", error=str(error))
     spent, said, posed = result.metrics["time_s"], result.metrics["verdict"], result.vertices
-    return Prediction(name, model.name, label, result.neutral.double().numpy(), triangles, result.landmarks3d.double().numpy(),
-                      spent["solve"], spent["cpu"], result.status,
-                      sigma=None if result.vertex_sigma is None else result.vertex_sigma.double().numpy(),
-                      views=views, posed=posed.double().numpy(),
-                      posed_landmarks=model.landmarks.points(posed, model.triangles).double().numpy(),
-                      expected_mm=said.get("expected_mm"), upper_mm=said.get("upper_mm"),
-                      error_bar_mm=(result.metrics["error_bars"] or {}).get("face_median_mm"))
+    return Prediction(
+        name,
+        model.name,
+        label,
+        result.neutral.double().numpy(),
+        triangles,
+        result.landmarks3d.double().numpy(),
+        spent["solve"],
+        spent["cpu"],
+        result.status,
+        sigma=None if result.vertex_sigma is None else result.vertex_sigma.double().numpy(),
+        views=views,
+        posed=posed.double().numpy(),
+        posed_landmarks=model.landmarks.points(posed, model.triangles).double().numpy(),
+        expected_mm=said.get("expected_mm"),
+        upper_mm=said.get("upper_mm"),
+        error_bar_mm=(result.metrics["error_bars"] or {}).get("face_median_mm"),
+    )
 
 
 def same_topology(triangles: np.ndarray, truth: Truth) -> bool:
@@ -339,35 +419,67 @@ def score(prediction: Prediction, truth: Truth) -> dict[str, float | None]:
     if prediction.vertices is None:
         return dict.fromkeys((*ERRORS, *COVERAGE))
     scan = truth.skin
-    args = (prediction.vertices, prediction.triangles, prediction.landmarks[POINTS], scan, truth.landmarks[POINTS])
+    args = (
+        prediction.vertices,
+        prediction.triangles,
+        prediction.landmarks[POINTS],
+        scan,
+        truth.landmarks[POINTS],
+    )
     refined, plain = scan_to_mesh(*args), scan_to_mesh(*args, max_iterations=1)
     same = same_topology(prediction.triangles, truth)
     covered = (None, None)
     if prediction.sigma is not None:
         scale = np.linalg.norm(refined.aligned.std(0)) / np.linalg.norm(prediction.vertices.std(0))
         covered = coverage(refined.aligned, prediction.triangles, scale * prediction.sigma, scan)
-    to_scan = similarity_align(torch.from_numpy(prediction.landmarks)[None], torch.from_numpy(truth.landmarks)[None])
-    return {"now_mean": refined.mean, "now_median": refined.median, "points_mean": plain.mean, "points_median": plain.median,
-            "vertex_similarity": vertex_error(prediction.vertices, truth) if same else None,
-            "vertex_rigid": vertex_error(prediction.vertices, truth, with_scale=False) if same else None,
-            "size_percent": 100 * (1 / float(to_scan.scale) - 1), **dict(zip(COVERAGE, covered))}
+    to_scan = similarity_align(
+        torch.from_numpy(prediction.landmarks)[None], torch.from_numpy(truth.landmarks)[None]
+    )
+    return {
+        "now_mean": refined.mean,
+        "now_median": refined.median,
+        "points_mean": plain.mean,
+        "points_median": plain.median,
+        "vertex_similarity": vertex_error(prediction.vertices, truth) if same else None,
+        "vertex_rigid": vertex_error(prediction.vertices, truth, with_scale=False) if same else None,
+        "size_percent": 100 * (1 / float(to_scan.scale) - 1),
+        **dict(zip(COVERAGE, covered)),
+    }
 
 
 def score_photos(prediction: Prediction, truths: dict[str, Truth]) -> dict[str, float | None]:
     """Errors in mm of the face in the photos, with its expression, keys PHOTOS: `now_mean` and `now_median` of `score` for the posed face of
     each photo against its truth, means over the photos; None where no photo has a truth."""
-    faces = zip(prediction.views, prediction.posed, prediction.posed_landmarks) if prediction.posed is not None else ()
+    faces = (
+        zip(prediction.views, prediction.posed, prediction.posed_landmarks)
+        if prediction.posed is not None
+        else ()
+    )
     found = []
     for view, vertices, landmarks in faces:
         if view in truths:
             scan, points = truths[view].skin, truths[view].landmarks[POINTS]
             found.append(scan_to_mesh(vertices, prediction.triangles, landmarks[POINTS], scan, points))
-    return dict(zip(PHOTOS, (statistics.mean(f.mean for f in found), statistics.mean(f.median for f in found)) if found else (None, None)))
+    return dict(
+        zip(
+            PHOTOS,
+            (statistics.mean(f.mean for f in found), statistics.mean(f.median for f in found))
+            if found
+            else (None, None),
+        )
+    )
 
 
-def accuracy(data: str | os.PathLike, models: Sequence[str] = ("ict", "generic"), recipes: Sequence[str] = ("landmarks", "multiview"),
-             subjects: Sequence[str] = (), views: Sequence[int] | None = None, overrides: Sequence[str] = (),
-             tell: Tell = lambda line: None, photos: Sequence[int] = ()) -> dict[str, Any]:
+def accuracy(
+    data: str | os.PathLike,
+    models: Sequence[str] = ("ict", "generic"),
+    recipes: Sequence[str] = ("landmarks", "multiview"),
+    subjects: Sequence[str] = (),
+    views: Sequence[int] | None = None,
+    overrides: Sequence[str] = (),
+    tell: Tell = lambda line: None,
+    photos: Sequence[int] = (),
+) -> dict[str, Any]:
     """Fit every subject with every model and recipe, then score all shapes: neutral and, where the truth has it, in the photos.
 
     Args:
@@ -383,7 +495,9 @@ def accuracy(data: str | os.PathLike, models: Sequence[str] = ("ict", "generic")
         InputError: unusable data, unknown subject, model or recipe, not so many photos, or both views and photos given.
     """
     if photos and views is not None:
-        raise InputError(f"views, photos: expected one of them, got views {list(views)} and photos {list(photos)}")
+        raise InputError(
+            f"views, photos: expected one of them, got views {list(views)} and photos {list(photos)}"
+        )
     names = subject_names(data)
     unknown = [s for s in subjects if s not in names]
     if unknown:
@@ -393,8 +507,17 @@ def accuracy(data: str | os.PathLike, models: Sequence[str] = ("ict", "generic")
     plans = [load_recipe(r, overrides) for r in recipes]
     sources = list(dict.fromkeys(r.landmarks.source for r in plans)) or ["auto"]
     counts = list(dict.fromkeys(photos)) or [None]
-    loaded = {(n, s, c): load_views(Path(data) / n, views, s, c) for n in names for s in sources for c in counts}
-    shown = {n: list(dict.fromkeys(v.name for key, (subject, _) in loaded.items() if key[0] == n for v in subject.views)) for n in names}
+    loaded = {
+        (n, s, c): load_views(Path(data) / n, views, s, c) for n in names for s in sources for c in counts
+    }
+    shown = {
+        n: list(
+            dict.fromkeys(
+                v.name for key, (subject, _) in loaded.items() if key[0] == n for v in subject.views
+            )
+        )
+        for n in names
+    }
     posed = {n: load_photo_truths(Path(data) / "ground_truth" / n, truths[n], shown[n]) for n in names}
     rows, facts = [], machine()
     for model in map(load_model, models):
@@ -402,20 +525,44 @@ def accuracy(data: str | os.PathLike, models: Sequence[str] = ("ict", "generic")
             for name in names:
                 chosen = loaded[name, sources[0] if recipe is None else recipe.landmarks.source, count]
                 p = predict(name, *chosen, model, recipe)
-                rows.append({"model": p.model, "recipe": p.recipe, "subject": name, "photos": None if recipe is None else count,
-                             "views": len(loaded[name, sources[0], count][0].views),
-                             **score(p, truths[name]), **score_photos(p, posed[name]), "seconds": p.seconds, "cpu_seconds": p.cpu_seconds,
-                             "status": p.status, "expected_mm": p.expected_mm, "upper_mm": p.upper_mm, "error_bar_mm": p.error_bar_mm,
-                             "error": p.error})
+                rows.append(
+                    {
+                        "model": p.model,
+                        "recipe": p.recipe,
+                        "subject": name,
+                        "photos": None if recipe is None else count,
+                        "views": len(loaded[name, sources[0], count][0].views),
+                        **score(p, truths[name]),
+                        **score_photos(p, posed[name]),
+                        "seconds": p.seconds,
+                        "cpu_seconds": p.cpu_seconds,
+                        "status": p.status,
+                        "expected_mm": p.expected_mm,
+                        "upper_mm": p.upper_mm,
+                        "error_bar_mm": p.error_bar_mm,
+                        "error": p.error,
+                    }
+                )
                 if recipe is not None:
                     tell(f"{_label(rows[-1])}: " + (p.error or f"{p.seconds:.2f} s, {p.status}"))
-    return {"benchmark": "accuracy", "data": Path(data).resolve().name, "unit": "mm", "machine": facts, "overrides": list(overrides),
-            "view_positions": None if views is None else list(views), "photos": list(photos) or None,
-            "recipes": {r.name: to_plain(r) for r in plans}, "rows": rows, "summary": summarize(rows)}
+    return {
+        "benchmark": "accuracy",
+        "data": Path(data).resolve().name,
+        "unit": "mm",
+        "machine": facts,
+        "overrides": list(overrides),
+        "view_positions": None if views is None else list(views),
+        "photos": list(photos) or None,
+        "recipes": {r.name: to_plain(r) for r in plans},
+        "rows": rows,
+        "summary": summarize(rows),
+    }
 
 
 def _label(row: dict[str, Any]) -> str:
-    return " ".join([row["model"], row["recipe"], row["subject"]]) + (f", {row['photos']} photo{'s' * (row['photos'] > 1)}" if row["photos"] else "")
+    return " ".join([row["model"], row["recipe"], row["subject"]]) + (
+        f", {row['photos']} photo{'s' * (row['photos'] > 1)}" if row["photos"] else ""
+    )
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -429,8 +576,14 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         groups.setdefault((row["model"], row["recipe"], row.get("photos")), []).append(row)
     out = {}
     for (model, recipe, photos), group in groups.items():
-        line: dict[str, Any] = {"model": model, "recipe": recipe, "photos": photos, "subjects": len(group),
-                                "failed": sum(r["now_mean"] is None for r in group), "medians": {}}
+        line: dict[str, Any] = {
+            "model": model,
+            "recipe": recipe,
+            "photos": photos,
+            "subjects": len(group),
+            "failed": sum(r["now_mean"] is None for r in group),
+            "medians": {},
+        }
         for key in (*ERRORS, *PHOTOS, *COVERAGE, "seconds", "cpu_seconds"):
             values = [r[key] for r in group if r.get(key) is not None]
             line[key] = sum(values) / len(values) if values else None
@@ -439,44 +592,92 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for (model, recipe, photos), line in out.items():
         base = out.get((model, "landmarks", photos), {}).get("now_mean")
         other = recipe not in ("landmarks", MEAN_FACE)
-        line["gain_on_landmarks"] = 1 - line["now_mean"] / base if other and base and line["now_mean"] else None
+        line["gain_on_landmarks"] = (
+            1 - line["now_mean"] / base if other and base and line["now_mean"] else None
+        )
     return list(out.values())
 
 
 def accuracy_text(report: dict[str, Any]) -> str:
     """The report as an aligned table."""
-    head = ("model", "recipe", "subject", "views", "mean", "median", "mean*", "median*", "vertex", "rigid", "size %", *PHOTOS,
-            "1 sigma", "2 sigma", "solve s", "CPU s", "status")
+    head = (
+        "model",
+        "recipe",
+        "subject",
+        "views",
+        "mean",
+        "median",
+        "mean*",
+        "median*",
+        "vertex",
+        "rigid",
+        "size %",
+        *PHOTOS,
+        "1 sigma",
+        "2 sigma",
+        "solve s",
+        "CPU s",
+        "status",
+    )
 
     def cells(values: dict[str, Any]) -> list[str]:
-        return [*(_number(values[k]) for k in MILLIMETRES), _number(values["size_percent"], 1), *(_number(values[k]) for k in PHOTOS),
-                *(_percent(values[k]) for k in COVERAGE), _number(values["seconds"], 2), _number(values["cpu_seconds"], 2)]
+        return [
+            *(_number(values[k]) for k in MILLIMETRES),
+            _number(values["size_percent"], 1),
+            *(_number(values[k]) for k in PHOTOS),
+            *(_percent(values[k]) for k in COVERAGE),
+            _number(values["seconds"], 2),
+            _number(values["cpu_seconds"], 2),
+        ]
 
-    table = [[r["model"], r["recipe"], r["subject"], str(r["views"]), *cells(r), r["status"]] for r in report["rows"]]
+    table = [
+        [r["model"], r["recipe"], r["subject"], str(r["views"]), *cells(r), r["status"]]
+        for r in report["rows"]
+    ]
     totals = {"Means": [], "Medians": []}
     for s in report["summary"]:
-        name = [s["model"], s["recipe"], f"all {s['subjects']}" + (f", {s['failed']} failed" if s["failed"] else ""), str(s["photos"] or "")]
-        gain = "" if s["gain_on_landmarks"] is None else f"{-100 * s['gain_on_landmarks']:+.0f} % on landmarks"
+        name = [
+            s["model"],
+            s["recipe"],
+            f"all {s['subjects']}" + (f", {s['failed']} failed" if s["failed"] else ""),
+            str(s["photos"] or ""),
+        ]
+        gain = (
+            "" if s["gain_on_landmarks"] is None else f"{-100 * s['gain_on_landmarks']:+.0f} % on landmarks"
+        )
         totals["Means"].append([*name, *cells(s), gain])
         totals["Medians"].append([*name, *cells(s["medians"]), ""])
     failures = [f"{_label(r)}: {r['error']}" for r in report["rows"] if r["error"]]
-    notes = ["mm. mean, median: scan-to-mesh distance on the NoW crop, similarity from 7 landmarks, then refined on the surface; from points",
-             "spread evenly over the visible skin of the face.",
-             "*: without the refinement. vertex, rigid: same-topology vertex error of the narrow face after a similarity and after",
-             "a rigid motion. size %: how much too large (mean of 68 landmarks; the mean over subjects keeps the sign).",
-             "photos_mean, photos_median: as mean, median, of the face with its expression in each photo, mean over the photos.",
-             "1 sigma, 2 sigma: share of the scan points within so many of the error bars (exact ones: 68 %, 95 %).",
-             "solve s: wall time of the solver; CPU s: crop, solver and report."]
-    sums = [line for title, lines in totals.items() for line in (f"{title} over the subjects", _table(head, lines), "")]
+    notes = [
+        "mm. mean, median: scan-to-mesh distance on the NoW crop, similarity from 7 landmarks, then refined on the surface; from points",
+        "spread evenly over the visible skin of the face.",
+        "*: without the refinement. vertex, rigid: same-topology vertex error of the narrow face after a similarity and after",
+        "a rigid motion. size %: how much too large (mean of 68 landmarks; the mean over subjects keeps the sign).",
+        "photos_mean, photos_median: as mean, median, of the face with its expression in each photo, mean over the photos.",
+        "1 sigma, 2 sigma: share of the scan points within so many of the error bars (exact ones: 68 %, 95 %).",
+        "solve s: wall time of the solver; CPU s: crop, solver and report.",
+    ]
+    sums = [
+        line
+        for title, lines in totals.items()
+        for line in (f"{title} over the subjects", _table(head, lines), "")
+    ]
     return "\n".join([_table(head, table), "", *sums, *notes, *failures])
 
 
 # ---- speed ----
 
 
-def speed(folder: str | os.PathLike, model_name: str = "ict", recipe_name: str = "multiview", views: Sequence[int] = (0, 2, 4),
-          repeats: int = 5, parts: Sequence[str] = SPEED_PARTS, overrides: Sequence[str] = (),
-          tell: Tell = lambda line: None) -> dict[str, Any]:
+def speed(
+    folder: str | os.PathLike,
+    model_name: str = "ict",
+    recipe_name: str = "multiview",
+    views: Sequence[int] = (0, 2, 4),
+    repeats: int = 5,
+    parts: Sequence[str] = SPEED_PARTS,
+    overrides: Sequence[str] = (),
+    tell: Tell = lambda line: None,
+) -> dict[str, Any]:
     """Times of the fit, of the full-pixel first-order fit, per view, and of the rasterizer.
 
     Args:
@@ -493,8 +694,14 @@ def speed(folder: str | os.PathLike, model_name: str = "ict", recipe_name: str =
         raise InputError(f"repeats: expected at least 1, got {repeats}")
     folder = Path(folder).resolve()
     model, recipe = load_model(model_name), load_recipe(recipe_name, overrides)
-    report: dict[str, Any] = {"benchmark": "speed", "subject": folder.name, "model": model.name, "recipe": recipe.name,
-                              "overrides": list(overrides), "machine": machine()}
+    report: dict[str, Any] = {
+        "benchmark": "speed",
+        "subject": folder.name,
+        "model": model.name,
+        "recipe": recipe.name,
+        "overrides": list(overrides),
+        "machine": machine(),
+    }
     truth_folder = folder.parent / "ground_truth" / folder.name
     truth = load_truth(truth_folder) if truth_folder.is_dir() else None
     if {"fit", "adam"} & set(parts):
@@ -520,7 +727,14 @@ def speed(folder: str | os.PathLike, model_name: str = "ict", recipe_name: str =
     return report
 
 
-def time_fit(subject: Subject, found: Landmarks, model: FaceModel, recipe: FitRecipe, repeats: int, warm_up: bool = True) -> tuple[dict[str, Any], FitResult]:
+def time_fit(
+    subject: Subject,
+    found: Landmarks,
+    model: FaceModel,
+    recipe: FitRecipe,
+    repeats: int,
+    warm_up: bool = True,
+) -> tuple[dict[str, Any], FitResult]:
     """seconds: median solver wall time; all runs, fastest and slowest, and the median CPU time, beside it."""
     if warm_up:
         fit_observed(subject, found, model, recipe)
@@ -529,16 +743,25 @@ def time_fit(subject: Subject, found: Landmarks, model: FaceModel, recipe: FitRe
         result = fit_observed(subject, found, model, recipe)
         runs.append(result.metrics["time_s"])
     wall = [r["solve"] for r in runs]
-    return {"seconds": statistics.median(wall), "fastest": min(wall), "slowest": max(wall), "runs": wall,
-            "cpu_seconds": statistics.median(r["cpu"] for r in runs), "crop_px": result.metrics["crop_px"], "status": result.status,
-            "stages": {s["name"]: s["seconds"] for s in result.metrics["stages"]}}, result
+    return {
+        "seconds": statistics.median(wall),
+        "fastest": min(wall),
+        "slowest": max(wall),
+        "runs": wall,
+        "cpu_seconds": statistics.median(r["cpu"] for r in runs),
+        "crop_px": result.metrics["crop_px"],
+        "status": result.status,
+        "stages": {s["name"]: s["seconds"] for s in result.metrics["stages"]},
+    }, result
 
 
 def _errors(result: FitResult, truth: Truth | None) -> dict[str, float | None] | None:
     if truth is None:
         return None
     triangles = result.model.triangles.numpy()
-    prediction = Prediction("", "", "", result.neutral.double().numpy(), triangles, result.landmarks3d.double().numpy())
+    prediction = Prediction(
+        "", "", "", result.neutral.double().numpy(), triangles, result.landmarks3d.double().numpy()
+    )
     return score(prediction, truth)
 
 
@@ -562,17 +785,33 @@ def many_views(model: FaceModel, count: int, size: int = 512, seed: int = 0) -> 
     return subject, found
 
 
-def time_per_view(model: FaceModel, recipe: FitRecipe, counts: Sequence[int] = VIEW_COUNTS, repeats: int = 3, tell: Tell = lambda line: None) -> dict[str, Any]:
+def time_per_view(
+    model: FaceModel,
+    recipe: FitRecipe,
+    counts: Sequence[int] = VIEW_COUNTS,
+    repeats: int = 3,
+    tell: Tell = lambda line: None,
+) -> dict[str, Any]:
     """Solver seconds by number of views, and per view; ratio: the last per-view time over the first."""
     rows = []
     for count in counts:
         tell(f"{recipe.name}, {count} rendered views, {repeats} runs")
         subject, found = many_views(model, count)
         times, _ = time_fit(subject, found, model, recipe, repeats)
-        rows.append({"views": count, "seconds": times["seconds"], "seconds_per_view": times["seconds"] / count,
-                     "cpu_seconds": times["cpu_seconds"], "stages": times["stages"]})
-    return {"rows": rows, "ratio": rows[-1]["seconds_per_view"] / rows[0]["seconds_per_view"],
-            "worst_ratio": max(r["seconds_per_view"] for r in rows) / rows[0]["seconds_per_view"]}
+        rows.append(
+            {
+                "views": count,
+                "seconds": times["seconds"],
+                "seconds_per_view": times["seconds"] / count,
+                "cpu_seconds": times["cpu_seconds"],
+                "stages": times["stages"],
+            }
+        )
+    return {
+        "rows": rows,
+        "ratio": rows[-1]["seconds_per_view"] / rows[0]["seconds_per_view"],
+        "worst_ratio": max(r["seconds_per_view"] for r in rows) / rows[0]["seconds_per_view"],
+    }
 
 
 def time_rasterizer(model: FaceModel, size: int = 512, repeats: int = 15) -> dict[str, Any]:
@@ -585,16 +824,28 @@ def time_rasterizer(model: FaceModel, size: int = 512, repeats: int = 15) -> dic
     triangles = index[model.triangles[face[model.triangles].all(1)]]
     points = model.mean[face]
     low, high = points.amin(0), points.amax(0)
-    pose = Pose(torch.diag(points.new_tensor([1.0, -1.0, -1.0]))[None], points.new_tensor([[0.0, 0.0, 1000.0]]))
-    camera = Camera(points.new_tensor([0.9 * size / float((high - low)[:2].max()) * 1000]), points.new_tensor([[(size - 1) / 2] * 2]), points.new_ones(1))
+    pose = Pose(
+        torch.diag(points.new_tensor([1.0, -1.0, -1.0]))[None], points.new_tensor([[0.0, 0.0, 1000.0]])
+    )
+    camera = Camera(
+        points.new_tensor([0.9 * size / float((high - low)[:2].max()) * 1000]),
+        points.new_tensor([[(size - 1) / 2] * 2]),
+        points.new_ones(1),
+    )
     clip = clip_vertices(camera, pose.apply((points - (low + high) / 2)[None]))
     out: dict[str, Any] = {"size": size, "vertices": len(points), "triangles": len(triangles)}
     for backend in ("torch", "numba"):
         module = import_module(f"fitkit.render.backends.{backend}_backend")
         fragments = rasterize(clip, triangles, (size, size), backend)
         out["covered"] = round(float(fragments.covered.float().mean()), 3)
-        out[backend] = {"z_buffer_ms": _milliseconds(lambda: module.winning_triangles(clip, triangles, (size, size)), repeats),
-                        "with_barycentrics_ms": _milliseconds(lambda: rasterize(clip, triangles, (size, size), backend), repeats)}
+        out[backend] = {
+            "z_buffer_ms": _milliseconds(
+                lambda: module.winning_triangles(clip, triangles, (size, size)), repeats
+            ),
+            "with_barycentrics_ms": _milliseconds(
+                lambda: rasterize(clip, triangles, (size, size), backend), repeats
+            ),
+        }
     return out
 
 
@@ -613,24 +864,52 @@ def speed_text(report: dict[str, Any]) -> str:
     lines = []
     if "fit" in report:
         f = report["fit"]
-        lines.append(f"{report['recipe']}, {report['model']}, {len(report['views'])} views: {f['seconds']:.3f} s solver wall time "
-                     f"(median of {len(f['runs'])}; {f['fastest']:.3f} to {f['slowest']:.3f}), {f['cpu_seconds']:.3f} s CPU in all")
-        lines.append("  stages: " + ", ".join(f"{name} {seconds:.3f}" for name, seconds in f["stages"].items()))
+        lines.append(
+            f"{report['recipe']}, {report['model']}, {len(report['views'])} views: {f['seconds']:.3f} s solver wall time "
+            f"(median of {len(f['runs'])}; {f['fastest']:.3f} to {f['slowest']:.3f}), {f['cpu_seconds']:.3f} s CPU in all"
+        )
+        lines.append(
+            "  stages: " + ", ".join(f"{name} {seconds:.3f}" for name, seconds in f["stages"].items())
+        )
         lines += _error_lines(f["errors"])
     if "adam" in report:
         a = report["adam"]
-        slower = f"; {a['times_slower']:.1f} times slower ({a['times_more_cpu']:.1f} by CPU time)" if "times_slower" in a else ""
-        lines.append(f"adam (every pixel, {a['crop_px']} px crop): {a['seconds']:.1f} s wall, {a['cpu_seconds']:.1f} s CPU{slower}")
+        slower = (
+            f"; {a['times_slower']:.1f} times slower ({a['times_more_cpu']:.1f} by CPU time)"
+            if "times_slower" in a
+            else ""
+        )
+        lines.append(
+            f"adam (every pixel, {a['crop_px']} px crop): {a['seconds']:.1f} s wall, {a['cpu_seconds']:.1f} s CPU{slower}"
+        )
         lines += _error_lines(a["errors"])
     if "per_view" in report:
         rows = report["per_view"]["rows"]
         lines.append("seconds per view by number of views (rendered person)")
-        lines.append(_table(("views", "seconds", "per view", "CPU s"), [[str(r["views"]), *(_number(r[k]) for k in ("seconds", "seconds_per_view", "cpu_seconds"))] for r in rows]))
-        lines.append(f"  per view, {rows[-1]['views']} against {rows[0]['views']} views: {report['per_view']['ratio']:.2f}")
+        lines.append(
+            _table(
+                ("views", "seconds", "per view", "CPU s"),
+                [
+                    [
+                        str(r["views"]),
+                        *(_number(r[k]) for k in ("seconds", "seconds_per_view", "cpu_seconds")),
+                    ]
+                    for r in rows
+                ],
+            )
+        )
+        lines.append(
+            f"  per view, {rows[-1]['views']} against {rows[0]['views']} views: {report['per_view']['ratio']:.2f}"
+        )
     if "rasterizer" in report:
         r = report["rasterizer"]
-        lines.append(f"rasterizer, {r['size']} x {r['size']} px, {r['vertices']} vertices, {r['triangles']} triangles, {100 * r['covered']:.0f} % covered: "
-                     + "; ".join(f"{b} {r[b]['z_buffer_ms']:.1f} ms, with barycentrics {r[b]['with_barycentrics_ms']:.1f} ms" for b in ("torch", "numba")))
+        lines.append(
+            f"rasterizer, {r['size']} x {r['size']} px, {r['vertices']} vertices, {r['triangles']} triangles, {100 * r['covered']:.0f} % covered: "
+            + "; ".join(
+                f"{b} {r[b]['z_buffer_ms']:.1f} ms, with barycentrics {r[b]['with_barycentrics_ms']:.1f} ms"
+                for b in ("torch", "numba")
+            )
+        )
     return "\n".join(lines)
 
 
@@ -639,7 +918,9 @@ def _error_lines(errors: dict[str, float | None] | None) -> list[str]:
         return []
     parts = [f"scan-to-mesh mean {_number(errors['now_mean'])}, median {_number(errors['now_median'])} mm"]
     if errors["vertex_similarity"] is not None:
-        parts.append(f"vertices after a similarity {_number(errors['vertex_similarity'])} mm, after a rigid motion {_number(errors['vertex_rigid'])} mm")
+        parts.append(
+            f"vertices after a similarity {_number(errors['vertex_similarity'])} mm, after a rigid motion {_number(errors['vertex_rigid'])} mm"
+        )
     return ["  " + "; ".join(parts)]
 
 
@@ -679,4 +960,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [list(head), *[list(r) for r in rows]]
     width = [max(len(line[i]) for line in lines) for i in range(len(head))]
     right = [all(r[i] == "" or r[i][0] in "-0123456789" for r in rows) for i in range(len(head))]
-    return "\n".join("  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, width, right)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, width, right)).rstrip()
+        for line in lines
+    )

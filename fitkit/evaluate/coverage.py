@@ -1,4 +1,5 @@
 """Are error bars as wide as the errors? Share of true surface points within one and two standard deviations."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -8,7 +9,9 @@ from fitkit.geometry.closest_point import SurfaceIndex, barycentric
 from fitkit.geometry.normals import vertex_normals
 
 
-def coverage(aligned: np.ndarray, triangles: np.ndarray, sigma: np.ndarray, scan: np.ndarray) -> tuple[float, float]:
+def coverage(
+    aligned: np.ndarray, triangles: np.ndarray, sigma: np.ndarray, scan: np.ndarray
+) -> tuple[float, float]:
     """Shares of the scan points within 1 and 2 sigma of the prediction; 0.683 and 0.954 for exact Gaussian error bars.
 
     The error of a scan point is its signed distance from the closest surface point along the smooth normal there, sigma is

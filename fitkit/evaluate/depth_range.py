@@ -1,4 +1,5 @@
 """Depth errors in per cent of the depth range, as on BU-3DFE."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -40,7 +41,9 @@ def average(maps: list[ScaleShift]) -> ScaleShift:
     return ScaleShift(float(np.mean([m.scale for m in maps])), np.mean([m.shift for m in maps], axis=0))
 
 
-def depth_range_errors(points: np.ndarray, scan: np.ndarray, triangles: np.ndarray, depth_range: float) -> np.ndarray:
+def depth_range_errors(
+    points: np.ndarray, scan: np.ndarray, triangles: np.ndarray, depth_range: float
+) -> np.ndarray:
     """Distances [N] of predicted points from their partners on the scan, in per cent of the depth range.
 
     Rigid ICP only finds the partners; the motion is discarded and the distances are those without it.
@@ -58,5 +61,9 @@ def depth_range_errors(points: np.ndarray, scan: np.ndarray, triangles: np.ndarr
 
 def percentiles(errors: np.ndarray) -> dict[str, float]:
     """mean, std, median and 90th percentile of errors [N], same unit."""
-    return {"mean": float(errors.mean()), "std": float(errors.std()), "median": float(np.median(errors)),
-            "p90": float(np.percentile(errors, 90))}
+    return {
+        "mean": float(errors.mean()),
+        "std": float(errors.std()),
+        "median": float(np.median(errors)),
+        "p90": float(np.percentile(errors, 90)),
+    }

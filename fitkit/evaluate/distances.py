@@ -3,6 +3,7 @@
 Every function returns one distance for each point, unreduced, in the unit of its arguments; `mean` and `rmse` reduce them. Several
 papers call the mean an RMSE; here the names say what is computed.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -37,7 +38,11 @@ def point_to_plane(points: np.ndarray, vertices: np.ndarray, triangles: np.ndarr
     normals = normals_of(vertices, triangles)
     usable = np.flatnonzero((normals != 0).any(1))
     nearest = usable[cKDTree(np.asarray(vertices)[usable]).query(points)[1]]
-    return np.abs((normals[nearest] * (np.asarray(points, np.float64) - np.asarray(vertices, np.float64)[nearest])).sum(1))
+    return np.abs(
+        (normals[nearest] * (np.asarray(points, np.float64) - np.asarray(vertices, np.float64)[nearest])).sum(
+            1
+        )
+    )
 
 
 def scan_to_surface(scan: np.ndarray, vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
@@ -50,16 +55,23 @@ def symmetric(one: np.ndarray, other: np.ndarray) -> float:
     return (mean(one) + mean(other)) / 2
 
 
-def chamfer(vertices: np.ndarray, triangles: np.ndarray, other_vertices: np.ndarray, other_triangles: np.ndarray) -> float:
+def chamfer(
+    vertices: np.ndarray, triangles: np.ndarray, other_vertices: np.ndarray, other_triangles: np.ndarray
+) -> float:
     """Mean over all vertices of both meshes of the distance to the other's surface: the denser mesh counts more.
 
     Source: CD of the FaceScape benchmark (Zhu et al., TPAMI 2023). Some papers add the two directions' means, which is about twice it.
     """
-    both = scan_to_surface(vertices, other_vertices, other_triangles), scan_to_surface(other_vertices, vertices, triangles)
+    both = (
+        scan_to_surface(vertices, other_vertices, other_triangles),
+        scan_to_surface(other_vertices, vertices, triangles),
+    )
     return mean(np.concatenate(both))
 
 
 def normals_of(vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
     """Unit vertex normals [V, 3] of a mesh in arrays."""
-    return vertex_normals(torch.from_numpy(np.asarray(vertices, np.float64))[None],
-                          torch.from_numpy(np.asarray(triangles, np.int64)))[0].numpy()
+    return vertex_normals(
+        torch.from_numpy(np.asarray(vertices, np.float64))[None],
+        torch.from_numpy(np.asarray(triangles, np.int64)),
+    )[0].numpy()

@@ -3,6 +3,7 @@
 Source: Zhu et al., "FaceScape: 3D facial dataset and benchmark for single-view 3D face reconstruction", TPAMI 2023, and its public
 evaluator as of 2023-10, whose quirks are kept and named. Pose and expression count: nothing is rotated, only scale or depth is fixed.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ JUMP_MM = 15.0  # faces of the rebuilt surface do not bridge larger jumps of the
 # ---- alignment ----
 
 
-def wild_frame(posed: np.ndarray, px_per_mm: float, principal: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def wild_frame(
+    posed: np.ndarray, px_per_mm: float, principal: np.ndarray, size: tuple[int, int]
+) -> np.ndarray:
     """Camera-frame vertices [V, 3] mm (x right, y down, z forward) -> the frame of FS-Wild: the picture is [-1, 1]^2, y up, z towards
     the viewer, mean z -2.
 
@@ -40,8 +43,13 @@ def wild_frame(posed: np.ndarray, px_per_mm: float, principal: np.ndarray, size:
     return out
 
 
-def align_wild(truth: np.ndarray, truth_triangles: np.ndarray, vertices: np.ndarray, triangles: np.ndarray,
-               pupil_scale: float) -> tuple[np.ndarray, np.ndarray]:
+def align_wild(
+    truth: np.ndarray,
+    truth_triangles: np.ndarray,
+    vertices: np.ndarray,
+    triangles: np.ndarray,
+    pupil_scale: float,
+) -> tuple[np.ndarray, np.ndarray]:
     """FS-Wild: both meshes (wild frame) times the pupil scale, the prediction shifted in z -> both in mm, [W, 3] and [V, 3].
 
     The shift minimises sum |z_truth - dz - z_prediction| over the pixels that both orthographic depth maps cover: their median
@@ -52,16 +60,23 @@ def align_wild(truth: np.ndarray, truth_triangles: np.ndarray, vertices: np.ndar
     return gt, ours - [0, 0, _depth_difference(*maps)]
 
 
-def align_lab(truth: np.ndarray, truth_triangles: np.ndarray, vertices: np.ndarray, triangles: np.ndarray, K: np.ndarray) -> np.ndarray:
+def align_lab(
+    truth: np.ndarray, truth_triangles: np.ndarray, vertices: np.ndarray, triangles: np.ndarray, K: np.ndarray
+) -> np.ndarray:
     """FS-Lab: the prediction scaled about the camera so that its depth agrees -> [V, 3] mm; both in the camera frame (OpenCV), mm.
 
     K: [3, 3] px of the 256 px picture. With d the median difference of the depth maps and m the mean true depth of the common
     pixels, the scale is m / (m - d), which leaves the picture of the mesh unchanged.
     """
-    camera = Camera(torch.tensor([K[0, 0]]).float(), torch.tensor([[K[0, 2] - 0.5, K[1, 2] - 0.5]]).float(),
-                    torch.tensor([K[1, 1] / K[0, 0]]).float())
-    maps = [_depth(clip_vertices(camera, torch.from_numpy(np.asarray(v)).float()[None]), t)
-            for v, t in ((truth, truth_triangles), (vertices, triangles))]
+    camera = Camera(
+        torch.tensor([K[0, 0]]).float(),
+        torch.tensor([[K[0, 2] - 0.5, K[1, 2] - 0.5]]).float(),
+        torch.tensor([K[1, 1] / K[0, 0]]).float(),
+    )
+    maps = [
+        _depth(clip_vertices(camera, torch.from_numpy(np.asarray(v)).float()[None]), t)
+        for v, t in ((truth, truth_triangles), (vertices, triangles))
+    ]
     difference = _depth_difference(*maps)
     middle = float(maps[0][(maps[0] > 0) & (maps[1] > 0)].mean())
     return np.asarray(vertices, np.float64) * (middle / (middle - difference))
@@ -70,20 +85,29 @@ def align_lab(truth: np.ndarray, truth_triangles: np.ndarray, vertices: np.ndarr
 def _orthographic_depth(vertices: np.ndarray, triangles: np.ndarray, reach: float) -> np.ndarray:
     """Depth [256, 256] mm along -z of a mesh seen by an orthographic camera that spans -reach to reach; 0 = nothing."""
     focal = Camera.REFERENCE_DEPTH * SIZE / 2 / reach
-    camera = Camera(torch.tensor([focal]).float(), torch.full((1, 2), (SIZE - 1) / 2), torch.ones(1), "orthographic")
+    camera = Camera(
+        torch.tensor([focal]).float(), torch.full((1, 2), (SIZE - 1) / 2), torch.ones(1), "orthographic"
+    )
     return _depth(clip_vertices(camera, torch.from_numpy(vertices * [1, -1, -1]).float()[None]), triangles)
 
 
 def _depth(clip: torch.Tensor, triangles: np.ndarray) -> np.ndarray:
-    return rasterize(clip, torch.from_numpy(np.asarray(triangles, np.int64)), (SIZE, SIZE)).depth[0].double().numpy()
+    return (
+        rasterize(clip, torch.from_numpy(np.asarray(triangles, np.int64)), (SIZE, SIZE))
+        .depth[0]
+        .double()
+        .numpy()
+    )
 
 
 def _depth_difference(truth: np.ndarray, prediction: np.ndarray) -> float:
     """Median of truth - prediction where both maps are covered."""
     common = (truth > 0) & (prediction > 0)
     if not common.any():
-        raise DegenerateInputError("FaceScape: prediction and ground truth cover no common pixel; the prediction must be in the camera "
-                                   "of its picture")
+        raise DegenerateInputError(
+            "FaceScape: prediction and ground truth cover no common pixel; the prediction must be in the camera "
+            "of its picture"
+        )
     return float(np.median((truth - prediction)[common]))
 
 
@@ -126,7 +150,9 @@ def cylinder_map(vertices: np.ndarray, triangles: np.ndarray) -> CylinderMap:
     sweep = (np.arctan2(-b[:, 0], -b[:, 1]) - start + np.pi) % (2 * np.pi) - np.pi  # the short way round
     low = np.where(sweep < 0, start + sweep, start)
     unit = 2 * np.pi / (SIZE - 1)
-    piece, column = _runs(np.ceil(low / unit - 1e-9).astype(int), np.floor((low + np.abs(sweep)) / unit + 1e-9).astype(int))
+    piece, column = _runs(
+        np.ceil(low / unit - 1e-9).astype(int), np.floor((low + np.abs(sweep)) / unit + 1e-9).astype(int)
+    )
     angle = column * unit
     direction = np.stack([-np.sin(angle), -np.cos(angle)], 1)
     p, edge = a[piece], (b - a)[piece]
@@ -152,7 +178,7 @@ def _runs(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _cut_at_height(corners: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Triangles [M, 3, 3] cut by the planes y = level [M] -> both ends (x, z) of each cut, [M, 2]."""
     order = np.argsort(corners[..., 1], axis=1)
-    low, mid, high = (np.take_along_axis(corners, order[:, k:k + 1, None], 1)[:, 0] for k in range(3))
+    low, mid, high = (np.take_along_axis(corners, order[:, k : k + 1, None], 1)[:, 0] for k in range(3))
 
     def at(p, q):
         rise = q[:, 1] - p[:, 1]
@@ -167,11 +193,18 @@ def cylinder_mesh(radius: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     N = SIZE
     angle = np.arange(N) * 2 * np.pi / (N - 1)
     heights = np.linspace(HEIGHT_MM, -HEIGHT_MM, N)
-    grid = np.stack([-radius * np.sin(angle), np.broadcast_to(heights[:, None], (N, N)), -radius * np.cos(angle)], -1).reshape(-1, 3)
+    grid = np.stack(
+        [-radius * np.sin(angle), np.broadcast_to(heights[:, None], (N, N)), -radius * np.cos(angle)], -1
+    ).reshape(-1, 3)
     here = radius[:-1, :-1]
-    jump = np.max([np.abs(here - radius[1:, :-1]), np.abs(here - radius[:-1, 1:]), np.abs(here - radius[1:, 1:])], axis=0)
+    jump = np.max(
+        [np.abs(here - radius[1:, :-1]), np.abs(here - radius[:-1, 1:]), np.abs(here - radius[1:, 1:])],
+        axis=0,
+    )
     cell = np.flatnonzero(np.pad((jump < JUMP_MM) & (here > 0), ((0, 1), (0, 1))).ravel())
-    triangles = np.concatenate([np.stack([cell, cell + N, cell + 1], 1), np.stack([cell + N + 1, cell + 1, cell + N], 1)])
+    triangles = np.concatenate(
+        [np.stack([cell, cell + N, cell + 1], 1), np.stack([cell + N + 1, cell + 1, cell + N], 1)]
+    )
     index, inverse = np.unique(triangles, return_inverse=True)
     return grid[index], inverse.reshape(-1, 3)
 
@@ -192,7 +225,9 @@ class FaceScapeErrors:
 def colour_normal_angle(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """The evaluator's angle [N] rad between unit normals [N, 3]: each n is replaced by (n + 1) / |n + 1|, as if it were a colour, so
     that it comes out smaller than the true angle and depends on the direction."""
-    return true_normal_angle(*((n + 1) / np.maximum(np.linalg.norm(n + 1, axis=-1, keepdims=True), 1e-12) for n in (one, other)))
+    return true_normal_angle(
+        *((n + 1) / np.maximum(np.linalg.norm(n + 1, axis=-1, keepdims=True), 1e-12) for n in (one, other))
+    )
 
 
 def true_normal_angle(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -200,8 +235,14 @@ def true_normal_angle(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.arccos(np.clip((one * other).sum(-1), -1, 1))
 
 
-def facescape_errors(truth: np.ndarray, truth_triangles: np.ndarray, vertices: np.ndarray, triangles: np.ndarray, rotation: np.ndarray,
-                     center: np.ndarray) -> FaceScapeErrors:
+def facescape_errors(
+    truth: np.ndarray,
+    truth_triangles: np.ndarray,
+    vertices: np.ndarray,
+    triangles: np.ndarray,
+    rotation: np.ndarray,
+    center: np.ndarray,
+) -> FaceScapeErrors:
     """CD, MNE and CR of a prediction that `align_wild` or `align_lab` has placed.
 
     Args:
@@ -214,13 +255,23 @@ def facescape_errors(truth: np.ndarray, truth_triangles: np.ndarray, vertices: n
     gt, ours = (cylinder_map(v, t) for v, t in zip(frames, (truth_triangles, triangles)))
     common = gt.hit & ours.hit
     if not common.any():
-        raise DegenerateInputError("FaceScape: the cylinder maps of prediction and ground truth have no common cell")
-    normals = [triangle_normals(torch.from_numpy(v)[None], torch.from_numpy(np.asarray(t, np.int64)))[0].numpy()[m.triangle[common]]
-               for v, t, m in zip(frames, (truth_triangles, triangles), (gt, ours))]
+        raise DegenerateInputError(
+            "FaceScape: the cylinder maps of prediction and ground truth have no common cell"
+        )
+    normals = [
+        triangle_normals(torch.from_numpy(v)[None], torch.from_numpy(np.asarray(t, np.int64)))[0].numpy()[
+            m.triangle[common]
+        ]
+        for v, t, m in zip(frames, (truth_triangles, triangles), (gt, ours))
+    ]
     keep = np.logical_and(*((n != 0).any(1) for n in normals))
     one, other = (n[keep] for n in normals)
     meshes = [cylinder_mesh(np.where(common, m.radius, 0)) for m in (gt, ours)]
     # Too few cells for a single triangle: the distance is not defined, as with the evaluator's empty meshes.
     cd = chamfer(*meshes[0], *meshes[1]) if all(len(t) for _, t in meshes) else float("nan")
-    return FaceScapeErrors(cd, float(colour_normal_angle(one, other).mean()), float(true_normal_angle(one, other).mean()),
-                           float(common.sum() / gt.hit.sum()))
+    return FaceScapeErrors(
+        cd,
+        float(colour_normal_angle(one, other).mean()),
+        float(true_normal_angle(one, other).mean()),
+        float(common.sum() / gt.hit.sum()),
+    )

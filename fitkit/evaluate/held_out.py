@@ -1,4 +1,5 @@
 """Consistency of a fit without ground truth: what views say that it has not seen."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -46,7 +47,9 @@ class HeldOutErrors:
     covered: float
 
 
-def place_view(model: FaceModel, identity: Tensor, view: View, found: Landmarks, kind: str = "perspective") -> SceneState:
+def place_view(
+    model: FaceModel, identity: Tensor, view: View, found: Landmarks, kind: str = "perspective"
+) -> SceneState:
     """Pose, expression and focal length of a held-out view from its landmarks; the identity [1, K_id] stays as it is.
 
     The stages 'pose' and 'shape' of recipe `landmarks` with the identity not free. Returns: the state in pixels of the photo.
@@ -55,18 +58,39 @@ def place_view(model: FaceModel, identity: Tensor, view: View, found: Landmarks,
     stages = []
     for stage in recipe.stages[:2]:
         free = tuple(name for name in stage.free if name != "identity")
-        energies = {name: options for name, options in stage.energies.items() if name not in ("identity_prior", "size_prior")}
+        energies = {
+            name: options
+            for name, options in stage.energies.items()
+            if name not in ("identity_prior", "size_prior")
+        }
         stages.append(type(stage)(stage.name, free, energies, stage.solver))
-    recipe = type(recipe)(recipe.name, tuple(stages), crop=recipe.crop, landmarks=recipe.landmarks, camera=recipe.camera,
-                          expression=recipe.expression)
+    recipe = type(recipe)(
+        recipe.name,
+        tuple(stages),
+        crop=recipe.crop,
+        landmarks=recipe.landmarks,
+        camera=recipe.camera,
+        expression=recipe.expression,
+    )
     observations = crop_views([view.image], [view.mask], found, recipe.crop)
     state, cameras = initial_state(model, (view,), observations, recipe.camera)
-    state = FitRun(model, recipe, observations, cameras).solve(state.replace(identity=identity), lambda text, share: None)
-    return state.replace(camera=state.camera.scaled(1 / observations.scale, -observations.offset * observations.scale[:, None]))
+    state = FitRun(model, recipe, observations, cameras).solve(
+        state.replace(identity=identity), lambda text, share: None
+    )
+    return state.replace(
+        camera=state.camera.scaled(1 / observations.scale, -observations.offset * observations.scale[:, None])
+    )
 
 
-def held_out_errors(model: FaceModel, state: SceneState, views: Sequence[View], found: Landmarks, held: View, held_found: Landmarks,
-                    flow: str = "dis") -> HeldOutErrors:
+def held_out_errors(
+    model: FaceModel,
+    state: SceneState,
+    views: Sequence[View],
+    found: Landmarks,
+    held: View,
+    held_found: Landmarks,
+    flow: str = "dis",
+) -> HeldOutErrors:
     """Render the fitted views into one that the fit has not seen and compare.
 
     Each pixel of the held-out photo takes the colour of the fitted view that sees the surface behind it at the best angle; pixels
@@ -79,9 +103,13 @@ def held_out_errors(model: FaceModel, state: SceneState, views: Sequence[View], 
         The losses of MVF-Net (colour), PGN (census) and both (flow) as measurements on a view that no one optimised.
     """
     placed = place_view(model, state.identity, held, held_found, state.camera.kind)
-    points = placed.camera.project(placed.pose.apply(model.landmark_points(placed.identity, placed.expression)))[0].double()
+    points = placed.camera.project(
+        placed.pose.apply(model.landmark_points(placed.identity, placed.expression))
+    )[0].double()
     truth = held_found.points.double()
-    nme = 100 * float(normalized_mean_error(points, torch.nan_to_num(truth), held_found.valid, box_size(truth)))
+    nme = 100 * float(
+        normalized_mean_error(points, torch.nan_to_num(truth), held_found.valid, box_size(truth))
+    )
 
     everyone = (*views, held)
     marks = join_landmarks([found, held_found])
@@ -98,7 +126,9 @@ def held_out_errors(model: FaceModel, state: SceneState, views: Sequence[View], 
     h, w = photo.shape[-2:]
     angle, best = shared.angle.max(0)
     seen = (angle > 0).reshape(h, w)
-    face = (model.skin[model.triangles].all(1)[shared.triangle[last].clamp_min(0)] & (shared.triangle[last] >= 0))
+    face = model.skin[model.triangles].all(1)[shared.triangle[last].clamp_min(0)] & (
+        shared.triangle[last] >= 0
+    )
     covered = float(seen.sum() / face.sum().clamp_min(1))
     if not bool(seen.any()):
         return HeldOutErrors(None, None, None, nme, covered)
@@ -107,12 +137,19 @@ def held_out_errors(model: FaceModel, state: SceneState, views: Sequence[View], 
     inner = erode(seen[None, None].to(photo), WINDOW // 2)[0, 0] > 0.5
     hamming = hard_census_distance(photo, rendering, WINDOW, DEAD_ZONE)[0, 0]
     length = make_flow_estimator(flow).estimate(photo, rendering).displacement[0].norm(dim=0)
-    return HeldOutErrors(float(difference[seen].mean()), float(hamming[inner].mean()) if bool(inner.any()) else None,
-                         float(length[seen].median()), nme, covered)
+    return HeldOutErrors(
+        float(difference[seen].mean()),
+        float(hamming[inner].mean()) if bool(inner.any()) else None,
+        float(length[seen].median()),
+        nme,
+        covered,
+    )
 
 
 @torch.no_grad()
-def cross_view_flow(model: FaceModel, state: SceneState, observations: Observations, flow: str = "dis", size: int = SIZE) -> float | None:
+def cross_view_flow(
+    model: FaceModel, state: SceneState, observations: Observations, flow: str = "dis", size: int = SIZE
+) -> float | None:
     """How far the photos of one person disagree about a state: mean over the pairs of neighbouring views, both ways, of the median length
     of the flow between a photo and the other view's colours rendered into it, px of a crop of `size` px; None without a pair that
     sees the same skin. 0: shape, poses and cameras explain where the skin lies in all photos.
@@ -125,21 +162,35 @@ def cross_view_flow(model: FaceModel, state: SceneState, observations: Observati
     length = make_flow_estimator(flow).estimate(photo, rendering).displacement.norm(dim=1)
     h, w = photo.shape[-2:]
     seen = (shared.angle > 0).reshape(-1, h, w)
-    lengths = [float(one[where].median()) for one, where in zip(length, seen) if int(where.sum()) >= LEAST_PIXELS]
+    lengths = [
+        float(one[where].median()) for one, where in zip(length, seen) if int(where.sum()) >= LEAST_PIXELS
+    ]
     return float(np.mean(lengths)) if lengths else None
 
 
 def _join(one: SceneState, other: SceneState) -> SceneState:
     """Both states' frames, of one person."""
+
     def both(a, b):
         return torch.cat([a, b])
 
     channels = max(one.illumination.shape[-1], other.illumination.shape[-1])
     light = both(*(s.illumination.expand(-1, -1, channels) for s in (one, other)))
-    return SceneState(one.identity, both(one.subject, other.subject), both(one.expression, other.expression),
-                      Pose(both(one.pose.rotation, other.pose.rotation), both(one.pose.translation, other.pose.translation)),
-                      Camera(both(one.camera.focal, other.camera.focal), both(one.camera.principal, other.camera.principal),
-                             both(one.camera.aspect, other.camera.aspect), one.camera.kind), light)
+    return SceneState(
+        one.identity,
+        both(one.subject, other.subject),
+        both(one.expression, other.expression),
+        Pose(
+            both(one.pose.rotation, other.pose.rotation), both(one.pose.translation, other.pose.translation)
+        ),
+        Camera(
+            both(one.camera.focal, other.camera.focal),
+            both(one.camera.principal, other.camera.principal),
+            both(one.camera.aspect, other.camera.aspect),
+            one.camera.kind,
+        ),
+        light,
+    )
 
 
 def identity_spread(codes: np.ndarray) -> float:

@@ -1,4 +1,5 @@
 """How far detected landmarks lie from labels: metrics, and the layouts of labelled pictures they are measured on."""
+
 from __future__ import annotations
 
 import os
@@ -50,7 +51,10 @@ def normalized_mean_error(predicted: Tensor, truth: Tensor, valid: Tensor, scale
 
 def box_size(points: Tensor) -> Tensor:
     """Square root of the area of the tight box around points [B, L, 2] px -> [B] px; NaN points do not count."""
-    low, high = torch.nan_to_num(points, nan=torch.inf).amin(-2), torch.nan_to_num(points, nan=-torch.inf).amax(-2)
+    low, high = (
+        torch.nan_to_num(points, nan=torch.inf).amin(-2),
+        torch.nan_to_num(points, nan=-torch.inf).amax(-2),
+    )
     return (high - low).prod(-1).sqrt()
 
 
@@ -87,12 +91,18 @@ def labelled_pictures(folder: str | os.PathLike, everyone: bool = False) -> list
         raise InputError(f"{folder}: no such folder; expected pictures with landmark labels")
     if (folder / "ground_truth").is_dir():
         return _bench(folder)
-    pairs = [(p, p.with_suffix(".mat")) for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES and p.with_suffix(".mat").is_file()]
+    pairs = [
+        (p, p.with_suffix(".mat"))
+        for p in sorted(folder.iterdir())
+        if p.suffix.lower() in SUFFIXES and p.with_suffix(".mat").is_file()
+    ]
     if pairs:
         return [_aflw(*pair) for pair in pairs]
     frames = [f for f in list_frames(folder) if everyone or held_out(f.person)]
     if not frames:
-        raise InputError(f"{folder}: nobody in it is held out from training; use --everyone for all its pictures")
+        raise InputError(
+            f"{folder}: nobody in it is held out from training; use --everyone for all its pictures"
+        )
     out = []
     for frame in frames:
         points = read_landmarks(frame.landmarks)[:, :2]
@@ -108,7 +118,9 @@ def _aflw(image: Path, labels: Path) -> LabelledPicture:
 def _bench(folder: Path) -> list[LabelledPicture]:
     out = []
     for truth in sorted(p for p in (folder / "ground_truth").iterdir() if (p / "cameras.json").exists()):
-        with foreign_file(truth / "cameras.json", "not readable as the cameras of fitkit synth", "render the subjects again") as file:
+        with foreign_file(
+            truth / "cameras.json", "not readable as the cameras of fitkit synth", "render the subjects again"
+        ) as file:
             for view in file.json()["views"]:
                 picture, mesh = Path(view["image"]).name, Path(view["mesh"]).name
                 own = truth / f"landmarks3d_{Path(picture).stem}.npy"
@@ -118,7 +130,9 @@ def _bench(folder: Path) -> list[LabelledPicture]:
                     raise ValueError(f"R and t of view {shown(picture)} are missing")
                 vertices, triangles = read_mesh(truth / mesh)
                 image = folder / truth.name / picture
-                points, seen = _project(head, vertices, triangles, camera.K, camera.R, camera.t, read_image(image)[0].shape[:2])
+                points, seen = _project(
+                    head, vertices, triangles, camera.K, camera.R, camera.t, read_image(image)[0].shape[:2]
+                )
                 # Yaw of the head: where its nose direction, the third column of R, points in the picture.
                 yaw = float(np.degrees(np.arctan2(camera.R[0, 2], -camera.R[2, 2])))
                 out.append(LabelledPicture(image, points, seen, "surface", yaw))
@@ -127,19 +141,41 @@ def _bench(folder: Path) -> list[LabelledPicture]:
     return out
 
 
-def _project(points: np.ndarray, vertices: np.ndarray, triangles: np.ndarray, K: np.ndarray, R: np.ndarray, t: np.ndarray,
-             size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _project(
+    points: np.ndarray,
+    vertices: np.ndarray,
+    triangles: np.ndarray,
+    K: np.ndarray,
+    R: np.ndarray,
+    t: np.ndarray,
+    size: tuple[int, int],
+) -> tuple[np.ndarray, np.ndarray]:
     """Points [L, 3] mm -> px [L, 2] and whether the mesh leaves them in sight [L]."""
-    camera = Camera(torch.tensor([K[0, 0]]).float(), torch.tensor([[K[0, 2], K[1, 2]]]).float(), torch.tensor([K[1, 1] / K[0, 0]]).float())
-    depth = rasterize(clip_vertices(camera, torch.from_numpy(vertices @ R.T + t).float()[None]), torch.from_numpy(triangles), size).depth
+    camera = Camera(
+        torch.tensor([K[0, 0]]).float(),
+        torch.tensor([[K[0, 2], K[1, 2]]]).float(),
+        torch.tensor([K[1, 1] / K[0, 0]]).float(),
+    )
+    depth = rasterize(
+        clip_vertices(camera, torch.from_numpy(vertices @ R.T + t).float()[None]),
+        torch.from_numpy(triangles),
+        size,
+    ).depth
     seen_from = points @ R.T + t
     pixels = seen_from[:, :2] / seen_from[:, 2:] * [K[0, 0], K[1, 1]] + K[:2, 2]
-    seen = seen_by_depth(torch.from_numpy(pixels)[None], torch.from_numpy(seen_from[:, 2])[None], depth, 1.0, HIDDEN_MM)[0]
+    seen = seen_by_depth(
+        torch.from_numpy(pixels)[None], torch.from_numpy(seen_from[:, 2])[None], depth, 1.0, HIDDEN_MM
+    )[0]
     return pixels, seen.numpy()
 
 
-def measure(folder: str | os.PathLike, detector: str = "builtin", everyone: bool = False, device: str = "cpu",
-            tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+def measure(
+    folder: str | os.PathLike,
+    detector: str = "builtin",
+    everyone: bool = False,
+    device: str = "cpu",
+    tell: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
     """Run a detector on all labelled pictures of a folder.
 
     Returns:
@@ -159,23 +195,40 @@ def measure(folder: str | os.PathLike, detector: str = "builtin", everyone: bool
             spread.append(pair)
         tell(f"{row['picture']}: " + (f"NME {row['nme']:.2f} %" if row["found"] else "face not found"))
     sigma, error = (np.concatenate(v) for v in zip(*spread)) if spread else (np.zeros(0), np.zeros(0))
-    return {"folder": Path(folder).name, "detector": name, "rows": rows, "summary": summarize(rows, sigma, error), "machine": machine()}
+    return {
+        "folder": Path(folder).name,
+        "detector": name,
+        "rows": rows,
+        "summary": summarize(rows, sigma, error),
+        "machine": machine(),
+    }
 
 
-def _measure_one(detector: LandmarkDetector, picture: LabelledPicture, folder: Path) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray] | None]:
+def _measure_one(
+    detector: LandmarkDetector, picture: LabelledPicture, folder: Path
+) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray] | None]:
     image = read_image(picture.path)[0]
     start = time.perf_counter()
     found = detect_view(detector, image)
     seconds = time.perf_counter() - start
-    row = {"picture": picture.path.relative_to(folder).as_posix(), "yaw": picture.yaw, "found": False, "seconds": seconds}
+    row = {
+        "picture": picture.path.relative_to(folder).as_posix(),
+        "yaw": picture.yaw,
+        "found": False,
+        "seconds": seconds,
+    }
     truth, counted = torch.from_numpy(picture.points)[None], torch.from_numpy(picture.counted)[None]
     if not found.valid.any() or _overlap(found, picture.points) < OVERLAP:
         return row, None
     counted = counted & found.valid
     size = box_size(truth)
     distance = (found.points.double() - truth)[0]
-    row.update(found=True, nme=100 * float(normalized_mean_error(found.points.double(), truth, counted, size)),
-               interocular=100 * float(normalized_mean_error(found.points.double(), truth, counted, interocular_distance(truth))))
+    row.update(
+        found=True,
+        nme=100 * float(normalized_mean_error(found.points.double(), truth, counted, size)),
+        interocular=100
+        * float(normalized_mean_error(found.points.double(), truth, counted, interocular_distance(truth))),
+    )
     use = counted[0] & torch.isfinite(found.sigma[0])
     return row, ((found.sigma[0][use].double() / size).numpy(), (distance[use].norm(dim=-1) / size).numpy())
 
@@ -193,31 +246,58 @@ def summarize(rows: list[dict[str, Any]], sigma: np.ndarray, error: np.ndarray) 
     all pictures; median seconds for each picture."""
     found = [r for r in rows if r["found"]]
     nme = np.array([r["nme"] for r in found])
-    out: dict[str, Any] = {"pictures": len(rows), "found_percent": 100 * len(found) / len(rows),
-                           "seconds_median": statistics.median(r["seconds"] for r in rows)}
+    out: dict[str, Any] = {
+        "pictures": len(rows),
+        "found_percent": 100 * len(found) / len(rows),
+        "seconds_median": statistics.median(r["seconds"] for r in rows),
+    }
     if found:
-        out |= {"nme_mean": float(nme.mean()), "nme_p95": float(np.percentile(nme, 95)), "failures_percent": 100 * float((nme > FAILURE).mean()),
-                "interocular_mean": float(np.mean([r["interocular"] for r in found]))}
+        out |= {
+            "nme_mean": float(nme.mean()),
+            "nme_p95": float(np.percentile(nme, 95)),
+            "failures_percent": 100 * float((nme > FAILURE).mean()),
+            "interocular_mean": float(np.mean([r["interocular"] for r in found])),
+        }
     for low, high in YAW_BINS:
-        values = [r["nme"] for r in found if r["yaw"] is not None and (low < abs(r["yaw"]) <= high or low == abs(r["yaw"]) == 0)]
+        values = [
+            r["nme"]
+            for r in found
+            if r["yaw"] is not None and (low < abs(r["yaw"]) <= high or low == abs(r["yaw"]) == 0)
+        ]
         if values:
             out[f"nme_yaw_{low}_{high}"] = float(np.mean(values))
     if len(sigma) > 2:
         ranks = [np.argsort(np.argsort(v)) for v in (sigma, error)]
-        out |= {"sigma_correlation": float(np.corrcoef(sigma, error)[0, 1]), "sigma_rank_correlation": float(np.corrcoef(*ranks)[0, 1]),
-                # A point's distance has twice the variance of a coordinate.
-                "sigma_over_error": float(np.sqrt(2 * np.mean(sigma**2) / np.mean(error**2)))}
+        out |= {
+            "sigma_correlation": float(np.corrcoef(sigma, error)[0, 1]),
+            "sigma_rank_correlation": float(np.corrcoef(*ranks)[0, 1]),
+            # A point's distance has twice the variance of a coordinate.
+            "sigma_over_error": float(np.sqrt(2 * np.mean(sigma**2) / np.mean(error**2))),
+        }
     return out
 
 
 def summary_text(report: dict[str, Any]) -> str:
     """The summary as a table for people."""
-    labels = {"pictures": "pictures", "found_percent": "face found, %", "nme_mean": "NME mean, %", "nme_p95": "NME 95th percentile, %",
-              "failures_percent": f"NME above {FAILURE:.0f} %, %", "interocular_mean": "interocular error mean, %",
-              **{f"nme_yaw_{a}_{b}": f"NME mean, yaw {a} to {b}, %" for a, b in YAW_BINS},
-              "sigma_correlation": "correlation of sigma and error", "sigma_rank_correlation": "the same, of ranks",
-              "sigma_over_error": "rms sigma over rms error", "seconds_median": "seconds a picture, median"}
+    labels = {
+        "pictures": "pictures",
+        "found_percent": "face found, %",
+        "nme_mean": "NME mean, %",
+        "nme_p95": "NME 95th percentile, %",
+        "failures_percent": f"NME above {FAILURE:.0f} %, %",
+        "interocular_mean": "interocular error mean, %",
+        **{f"nme_yaw_{a}_{b}": f"NME mean, yaw {a} to {b}, %" for a, b in YAW_BINS},
+        "sigma_correlation": "correlation of sigma and error",
+        "sigma_rank_correlation": "the same, of ranks",
+        "sigma_over_error": "rms sigma over rms error",
+        "seconds_median": "seconds a picture, median",
+    }
     lines = [f"{report['detector']} on {report['folder']}"]
-    lines += [f"  {label:32}{report['summary'][key]:8.2f}" if key != "pictures" else f"  {label:32}{report['summary'][key]:8d}"
-              for key, label in labels.items() if key in report["summary"]]
+    lines += [
+        f"  {label:32}{report['summary'][key]:8.2f}"
+        if key != "pictures"
+        else f"  {label:32}{report['summary'][key]:8d}"
+        for key, label in labels.items()
+        if key in report["summary"]
+    ]
     return "\n".join(lines)

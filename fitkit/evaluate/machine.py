@@ -1,4 +1,5 @@
 """What a benchmark ran on."""
+
 from __future__ import annotations
 
 import os
@@ -21,9 +22,15 @@ def machine() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": _processor(), "cores": usable, "torch_threads": torch.get_num_threads(),
-            "omp_num_threads": os.environ.get("OMP_NUM_THREADS"), "system": f"{platform.system()} {platform.machine()}",
-            "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None, "versions": versions}
+    return {
+        "cpu": _processor(),
+        "cores": usable,
+        "torch_threads": torch.get_num_threads(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "system": f"{platform.system()} {platform.machine()}",
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "versions": versions,
+    }
 
 
 def describe(facts: dict[str, Any]) -> str:

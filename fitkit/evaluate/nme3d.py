@@ -1,4 +1,5 @@
 """Normalised mean error of dense 3D points: AFLW2000-3D (NME_3d) and renders of Florence scans."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -19,7 +20,9 @@ def nme3d_direct(points: np.ndarray, truth: np.ndarray, interocular: float) -> f
     return float(np.linalg.norm(points + shift - truth, axis=1).mean()) / interocular
 
 
-def nme3d_icp(vertices: np.ndarray, triangles: np.ndarray, truth: np.ndarray, interocular: float, aligned: bool = True) -> float:
+def nme3d_icp(
+    vertices: np.ndarray, triangles: np.ndarray, truth: np.ndarray, interocular: float, aligned: bool = True
+) -> float:
     """Mean distance of true points from the predicted surface over the outer interocular distance, a fraction.
 
     Rigid ICP lays the true points onto the prediction and pairs each with its closest surface point. aligned: the distance is

@@ -1,4 +1,5 @@
 """The "RMSE" of Pixel-Face and Bosphorus, under the names of what it may be."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -21,8 +22,14 @@ class ScanErrors:
     fit: ScanToMesh
 
 
-def scan_errors(vertices: np.ndarray, triangles: np.ndarray, points: np.ndarray, scan: np.ndarray, scan_points: np.ndarray,
-                with_scale: bool = True) -> ScanErrors:
+def scan_errors(
+    vertices: np.ndarray,
+    triangles: np.ndarray,
+    points: np.ndarray,
+    scan: np.ndarray,
+    scan_points: np.ndarray,
+    with_scale: bool = True,
+) -> ScanErrors:
     """NoW crop and alignment, then every reading of DF-MVR's number.
 
     Args:

@@ -1,4 +1,5 @@
 """Fits of people with known shape, as they are and with planted faults: does the verdict of a fit tell the truth?"""
+
 from __future__ import annotations
 
 import os
@@ -29,17 +30,34 @@ from fitkit.observe.landmarks.types import Landmarks
 CLEAN = ""
 # One photo shows another person, half of the photos do, one is mirrored, is covered by a third, is blurred.
 FAULTS = ("person", "half", "mirror", "occluder", "blur")
-OCCLUDER_SHARE, OCCLUDER_RGB, OCCLUDER_LONG = 1 / 3, (198, 146, 120), 1.6  # of the landmark box; a hand's colour; length over width
+OCCLUDER_SHARE, OCCLUDER_RGB, OCCLUDER_LONG = (
+    1 / 3,
+    (198, 146, 120),
+    1.6,
+)  # of the landmark box; a hand's colour; length over width
 BLUR_SHARE = 0.04  # standard deviation over the face size
 HARM_MM = 0.2  # a fault that makes the face worse by less has done no harm
-KEPT = ("num_views", "parallax_deg", "two_people", "identity", "expression", "error_bars", "views", "notes", "recipe", "model")
+KEPT = (
+    "num_views",
+    "parallax_deg",
+    "two_people",
+    "identity",
+    "expression",
+    "error_bars",
+    "views",
+    "notes",
+    "recipe",
+    "model",
+)
 Tell = Callable[[str], None]
 
 
 # ---- faults ----
 
 
-def plant(kind: str, view: View, points: np.ndarray, rng: np.random.Generator, other: View | None = None) -> View:
+def plant(
+    kind: str, view: View, points: np.ndarray, rng: np.random.Generator, other: View | None = None
+) -> View:
     """The view with a fault and without landmarks: they are to be found anew.
 
     Args:
@@ -56,7 +74,12 @@ def plant(kind: str, view: View, points: np.ndarray, rng: np.random.Generator, o
     elif kind == "occluder":
         across = np.sqrt(OCCLUDER_SHARE * width * height / (np.pi * OCCLUDER_LONG))
         center = low + rng.uniform(0.25, 0.75, 2) * (width, height)
-        image = cv2.ellipse(image.copy(), (tuple(center), (2 * across * OCCLUDER_LONG, 2 * across), rng.uniform(0, 180)), OCCLUDER_RGB, -1)
+        image = cv2.ellipse(
+            image.copy(),
+            (tuple(center), (2 * across * OCCLUDER_LONG, 2 * across), rng.uniform(0, 180)),
+            OCCLUDER_RGB,
+            -1,
+        )
     elif kind == "blur":
         image = cv2.GaussianBlur(image, (0, 0), BLUR_SHARE * float(np.sqrt(width * height)))
     else:
@@ -67,9 +90,17 @@ def plant(kind: str, view: View, points: np.ndarray, rng: np.random.Generator, o
 # ---- fits ----
 
 
-def measure(data: Sequence[str | os.PathLike], models: Sequence[str] = ("generic",), recipe: str = "multiview", counts: Sequence[int] = (1, 3, 5),
-            faults: Sequence[str] = FAULTS, subjects: int = 0, seed: int = 0, overrides: Sequence[str] = (),
-            tell: Tell = lambda line: None) -> dict[str, Any]:
+def measure(
+    data: Sequence[str | os.PathLike],
+    models: Sequence[str] = ("generic",),
+    recipe: str = "multiview",
+    counts: Sequence[int] = (1, 3, 5),
+    faults: Sequence[str] = FAULTS,
+    subjects: int = 0,
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+    tell: Tell = lambda line: None,
+) -> dict[str, Any]:
     """Fit every subject with so many of its photos, as they are and with each fault in one of them.
 
     Args:
@@ -85,33 +116,57 @@ def measure(data: Sequence[str | os.PathLike], models: Sequence[str] = ("generic
     """
     unknown = [f for f in faults if f not in FAULTS]
     if unknown or not counts or min(counts) < 1:
-        raise InputError(f"faults: expected some of {', '.join(FAULTS)}, got '{unknown[0]}'" if unknown else
-                         f"views: expected numbers of photos from 1 on, got {list(counts)}")
+        raise InputError(
+            f"faults: expected some of {', '.join(FAULTS)}, got '{unknown[0]}'"
+            if unknown
+            else f"views: expected numbers of photos from 1 on, got {list(counts)}"
+        )
     plan = load_recipe(recipe, ("landmarks.source=builtin", *overrides))
     loaded, facts, rows = [load_model(m) for m in models], machine(), []
     for folder in map(Path, data):
         names = subject_names(folder)
-        for i, name in enumerate(names[:subjects or None]):
+        for i, name in enumerate(names[: subjects or None]):
             truth, person = load_truth(folder / "ground_truth" / name), load_subject(folder / name)
             other = load_subject(folder / names[(i + 1) % len(names)]) if len(names) > 1 else None
             for count in counts:
                 chosen = spread_positions(len(person.views), min(count, len(person.views)))
                 few = replace(person, views=tuple(person.views[v] for v in chosen))
-                for row in _fits(few, other, truth, loaded, plan, faults, np.random.default_rng([seed, i, count])):
+                for row in _fits(
+                    few, other, truth, loaded, plan, faults, np.random.default_rng([seed, i, count])
+                ):
                     rows.append({"data": folder.resolve().name, "subject": name, "views": count} | row)
-                    tell(" ".join(str(rows[-1][k]) for k in ("data", "subject", "views", "model", "fault")) + ": "
-                         + (row["error"] or f"{row['now_mean']:.2f} mm, {row['status']}"))
-    return judged_again({"benchmark": "verdicts", "unit": "mm", "machine": facts, "overrides": list(overrides), "seed": seed,
-                         "recipes": {plan.name: to_plain(plan)}, "rows": rows})
+                    tell(
+                        " ".join(str(rows[-1][k]) for k in ("data", "subject", "views", "model", "fault"))
+                        + ": "
+                        + (row["error"] or f"{row['now_mean']:.2f} mm, {row['status']}")
+                    )
+    return judged_again(
+        {
+            "benchmark": "verdicts",
+            "unit": "mm",
+            "machine": facts,
+            "overrides": list(overrides),
+            "seed": seed,
+            "recipes": {plan.name: to_plain(plan)},
+            "rows": rows,
+        }
+    )
 
 
-def _fits(person: Subject, other: Subject | None, truth: Truth, models: Sequence[FaceModel], plan: FitRecipe, faults: Sequence[str],
-          rng: np.random.Generator):
+def _fits(
+    person: Subject,
+    other: Subject | None,
+    truth: Truth,
+    models: Sequence[FaceModel],
+    plan: FitRecipe,
+    faults: Sequence[str],
+    rng: np.random.Generator,
+):
     """Rows of one subject with these photos: clean, then each fault, by model."""
     source = plan.landmarks.source
     found, _ = detect_landmarks(person, source)
     victim = int(rng.integers(len(person.views)))
-    seeds = {kind: int(rng.integers(2 ** 31)) for kind in FAULTS}
+    seeds = {kind: int(rng.integers(2**31)) for kind in FAULTS}
     points = found.points[victim][found.valid[victim]].numpy()
     for kind in (CLEAN, *faults):
         subject, marks = person, found
@@ -134,10 +189,18 @@ def _fits(person: Subject, other: Subject | None, truth: Truth, models: Sequence
                 yield row | {"now_mean": None, "status": "failed", "error": str(error), "metrics": None}
 
 
-def _fit(subject: Subject, found: Landmarks, notes: Sequence[str], truth: Truth, model: FaceModel, plan: FitRecipe) -> dict[str, Any]:
+def _fit(
+    subject: Subject, found: Landmarks, notes: Sequence[str], truth: Truth, model: FaceModel, plan: FitRecipe
+) -> dict[str, Any]:
     result = fit_observed(subject, found, model, plan, notes=(*subject.notes, *notes))
-    mesh = Prediction(subject.name, model.name, plan.name, result.neutral.double().numpy(), model.triangles.numpy(),
-                      result.landmarks3d.double().numpy())
+    mesh = Prediction(
+        subject.name,
+        model.name,
+        plan.name,
+        result.neutral.double().numpy(),
+        model.triangles.numpy(),
+        result.landmarks3d.double().numpy(),
+    )
     kept = {k: result.metrics[k] for k in KEPT if k in result.metrics}
     kept["stages"] = [{k: s[k] for k in ("name", "identity_change")} for s in result.metrics["stages"]]
     return {"now_mean": score(mesh, truth)["now_mean"], "status": result.status, "error": "", "metrics": kept}
@@ -152,8 +215,12 @@ def _verdict_of(row: dict[str, Any]) -> dict[str, Any]:
     if row["metrics"] is None:
         return {"status": "failed", "expected_mm": None, "upper_mm": None, "found": []}
     said = verdict(row["metrics"])
-    return {"status": judge(row["metrics"])[0], "expected_mm": said["expected_mm"], "upper_mm": said["upper_mm"],
-            "found": [[f["code"], f["view"]] for f in said["findings"] if f["severity"] != "note"]}
+    return {
+        "status": judge(row["metrics"])[0],
+        "expected_mm": said["expected_mm"],
+        "upper_mm": said["upper_mm"],
+        "found": [[f["code"], f["view"]] for f in said["findings"] if f["severity"] != "note"],
+    }
 
 
 def read_report(path: str | os.PathLike) -> dict[str, Any]:
@@ -176,13 +243,25 @@ def text(report: dict[str, Any], limit: float = OK_MM) -> str:
     """The report as tables: what fits expect and what is true, verdicts on fits as they are, faults, numbers for the constants."""
     rows = report["rows"]
     clean = [r for r in rows if r["fault"] == CLEAN]
-    parts = ["Fits of the photos as they are (mm: true error, expected error; the bound should hold for 90 %)", _groups(clean)]
-    for title, some in (("one photo", [r for r in clean if r["views"] == 1]), ("several photos", [r for r in clean if r["views"] > 1])):
+    parts = [
+        "Fits of the photos as they are (mm: true error, expected error; the bound should hold for 90 %)",
+        _groups(clean),
+    ]
+    for title, some in (
+        ("one photo", [r for r in clean if r["views"] == 1]),
+        ("several photos", [r for r in clean if r["views"] > 1]),
+    ):
         if some:
-            table = verdict_table([r["status"] for r in some], _numbers(some, "now_mean"), _numbers(some, "expected_mm"), limit)
+            table = verdict_table(
+                [r["status"] for r in some], _numbers(some, "now_mean"), _numbers(some, "expected_mm"), limit
+            )
             parts += ["", f"Verdicts, {title}", verdict_text(table)]
     if len(clean) < len(rows):
-        parts += ["", f"One photo with a fault (harmful: the error grows by more than {HARM_MM:g} mm)", _faults_text(rows)]
+        parts += [
+            "",
+            f"One photo with a fault (harmful: the error grows by more than {HARM_MM:g} mm)",
+            _faults_text(rows),
+        ]
     return "\n".join([*parts, "", "For the constants of fitkit/fit/report.py", _constants_text(rows)])
 
 
@@ -193,12 +272,23 @@ def _numbers(rows: Sequence[dict[str, Any]], key: str) -> np.ndarray:
 def _groups(clean: Sequence[dict[str, Any]]) -> str:
     table = []
     for group in sorted({(r["data"], r["model"], r["views"]) for r in clean}):
-        some = [r for r in clean if (r["data"], r["model"], r["views"]) == group and r["now_mean"] is not None]
+        some = [
+            r for r in clean if (r["data"], r["model"], r["views"]) == group and r["now_mean"] is not None
+        ]
         true, expected, upper = (_numbers(some, k) for k in ("now_mean", "expected_mm", "upper_mm"))
         counts = ", ".join(f"{n} {s}" for s in STATUS if (n := sum(r["status"] == s for r in some)))
-        table.append((*map(str, group), str(len(some)), *(f"{_mean(v):.2f}" for v in (true, expected, true / expected)),
-                      f"{100 * _mean(true <= upper):.0f} %", counts))
-    return aligned(("data", "model", "photos", "fits", "true", "expected", "ratio", "below bound", "status"), table)
+        table.append(
+            (
+                *map(str, group),
+                str(len(some)),
+                *(f"{_mean(v):.2f}" for v in (true, expected, true / expected)),
+                f"{100 * _mean(true <= upper):.0f} %",
+                counts,
+            )
+        )
+    return aligned(
+        ("data", "model", "photos", "fits", "true", "expected", "ratio", "below bound", "status"), table
+    )
 
 
 def key(row: dict[str, Any]) -> tuple:
@@ -216,7 +306,17 @@ def fault_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             clean = base.get(key(r | {"fault": CLEAN}))
             harm = None if r["now_mean"] is None or clean is None else r["now_mean"] - clean
             gone = r["metrics"] is not None and r["view"] not in [v["name"] for v in r["metrics"]["views"]]
-            out.append(r | {"harm": harm, "named": gone or any(view == r["view"] or code in ("views_disagree", "two_people") for code, view in r["found"])})
+            out.append(
+                r
+                | {
+                    "harm": harm,
+                    "named": gone
+                    or any(
+                        view == r["view"] or code in ("views_disagree", "two_people")
+                        for code, view in r["found"]
+                    ),
+                }
+            )
     return out
 
 
@@ -227,10 +327,33 @@ def _faults_text(rows: Sequence[dict[str, Any]]) -> str:
         harm = _numbers(some, "harm")
         bad = [r for r in some if r["harm"] is None or r["harm"] > HARM_MM]
         good = [r for r in some if r not in bad]
-        table.append((kind, str(len(some)), f"{_mean(harm):+.2f}", f"{np.nanmax(harm, initial=-np.inf):+.2f}", _share(some),
-                      f"{sum(r['named'] for r in some)}", _share(bad), _share(good),
-                      f"{_mean(_numbers(some, 'now_mean') / _numbers(some, 'expected_mm')):.2f}"))
-    return aligned(("fault", "fits", "mean harm", "largest", "flagged", "photo named", "harmful flagged", "harmless flagged", "true / expected"), table)
+        table.append(
+            (
+                kind,
+                str(len(some)),
+                f"{_mean(harm):+.2f}",
+                f"{np.nanmax(harm, initial=-np.inf):+.2f}",
+                _share(some),
+                f"{sum(r['named'] for r in some)}",
+                _share(bad),
+                _share(good),
+                f"{_mean(_numbers(some, 'now_mean') / _numbers(some, 'expected_mm')):.2f}",
+            )
+        )
+    return aligned(
+        (
+            "fault",
+            "fits",
+            "mean harm",
+            "largest",
+            "flagged",
+            "photo named",
+            "harmful flagged",
+            "harmless flagged",
+            "true / expected",
+        ),
+        table,
+    )
 
 
 def _share(some: Sequence[dict[str, Any]]) -> str:
@@ -240,21 +363,31 @@ def _share(some: Sequence[dict[str, Any]]) -> str:
 def _constants_text(rows: Sequence[dict[str, Any]]) -> str:
     """What the constants would be on these fits: EXPECTED_OVER_BARS by model over the clean fits, UPPER over the same. And whether a
     finding costs more than the error bars say: true over expected error of all fits with it."""
-    known = [r for r in rows if r["now_mean"] is not None and r["metrics"] is not None and r["metrics"].get("error_bars")]
+    known = [
+        r
+        for r in rows
+        if r["now_mean"] is not None and r["metrics"] is not None and r["metrics"].get("error_bars")
+    ]
     clean, lines = [r for r in known if r["fault"] == CLEAN], []
     for model in dict.fromkeys(r["model"] for r in clean):
         for single in (True, False):
             some = [r for r in clean if r["model"] == model and (len(r["metrics"]["views"]) == 1) == single]
             if some:
                 bars = np.array([MEAN_OF_SIGMA * r["metrics"]["error_bars"]["face_mean_mm"] for r in some])
-                lines.append(f"EXPECTED_OVER_BARS['{model}'], {'one photo' if single else 'several'}: "
-                             f"{_numbers(some, 'now_mean').mean() / bars.mean():.2f} ({len(some)} fits)")
+                lines.append(
+                    f"EXPECTED_OVER_BARS['{model}'], {'one photo' if single else 'several'}: "
+                    f"{_numbers(some, 'now_mean').mean() / bars.mean():.2f} ({len(some)} fits)"
+                )
     if clean:
         ratio = _numbers(clean, "now_mean") / _numbers(clean, "expected_mm")
-        lines.append(f"UPPER: {np.quantile(ratio, 0.9):.2f} (90 % of true over expected error, {len(clean)} fits)")
+        lines.append(
+            f"UPPER: {np.quantile(ratio, 0.9):.2f} (90 % of true over expected error, {len(clean)} fits)"
+        )
     for code in sorted({code for r in known for code, _ in r["found"] if code != "expected_error"}):
         some = [r for r in known if code in [c for c, _ in r["found"]]]
-        lines.append(f"{code}: true / expected {_mean(_numbers(some, 'now_mean') / _numbers(some, 'expected_mm')):.2f} ({len(some)} fits)")
+        lines.append(
+            f"{code}: true / expected {_mean(_numbers(some, 'now_mean') / _numbers(some, 'expected_mm')):.2f} ({len(some)} fits)"
+        )
     return "\n".join(lines)
 
 

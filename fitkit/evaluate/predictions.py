@@ -3,6 +3,7 @@
 For each sample id: ID.obj (neutral mesh, mm, head frame), ID.npy (the 7 points of NoW on it, [7, 3]): NoW's own layout; ID.npz (what
 else a protocol needs, see Prediction), and, written last, ID.json: status, error, seconds.
 """
+
 from __future__ import annotations
 
 import json
@@ -35,8 +36,20 @@ from fitkit.scene.camera import KINDS, Camera
 
 log = logging.getLogger("fitkit")
 # Key of ID.npz -> shape; B views, V vertices.
-SHAPES = {"landmarks": (68, 3), "posed": ("B", "V", 3), "posed_landmarks": ("B", 68, 3), "pixels": ("B", 68, 2), "outer": ("V",),
-          "sigma": ("V",), "focal": ("B",), "principal": ("B", 2), "sizes": ("B", 2), "views": ("B",), "model": (), "camera_kind": ()}
+SHAPES = {
+    "landmarks": (68, 3),
+    "posed": ("B", "V", 3),
+    "posed_landmarks": ("B", 68, 3),
+    "pixels": ("B", 68, 2),
+    "outer": ("V",),
+    "sigma": ("V",),
+    "focal": ("B",),
+    "principal": ("B", 2),
+    "sizes": ("B", 2),
+    "views": ("B",),
+    "model": (),
+    "camera_kind": (),
+}
 TEXTS = ("views", "model", "camera_kind")
 
 
@@ -72,7 +85,9 @@ class Prediction:
 
     def camera(self) -> Camera:
         """The camera of the first view, float64."""
-        focal, principal = (torch.from_numpy(np.asarray(v[:1], np.float64)) for v in (self.focal, self.principal))
+        focal, principal = (
+            torch.from_numpy(np.asarray(v[:1], np.float64)) for v in (self.focal, self.principal)
+        )
         return Camera(focal, principal, torch.ones_like(focal), self.camera_kind)
 
     def middle_depth(self) -> float:
@@ -84,16 +99,23 @@ class Prediction:
         """Refuse a prediction that lacks what a protocol uses."""
         lacking = [n for n in names if getattr(self, n) is None]
         if lacking:
-            raise InputError(f"{self.id}: the prediction has no {' and no '.join(lacking)}; this protocol needs the predictions of a fit, "
-                             "as `fitkit evaluate` without --predictions makes them")
+            raise InputError(
+                f"{self.id}: the prediction has no {' and no '.join(lacking)}; this protocol needs the predictions of a fit, "
+                "as `fitkit evaluate` without --predictions makes them"
+            )
 
 
 # ---- making ----
 
 
-def make_predictions(samples: Sequence[EvaluationSample], folder: str | os.PathLike, model: FaceModel, recipe: FitRecipe,
-                     predictor: str = "fit",
-                     tell: Callable[[str], None] = lambda line: None) -> None:
+def make_predictions(
+    samples: Sequence[EvaluationSample],
+    folder: str | os.PathLike,
+    model: FaceModel,
+    recipe: FitRecipe,
+    predictor: str = "fit",
+    tell: Callable[[str], None] = lambda line: None,
+) -> None:
     """Predict every sample that has no prediction in the folder yet; a failure is written down and is not tried again.
 
     Args:
@@ -114,8 +136,21 @@ def make_predictions(samples: Sequence[EvaluationSample], folder: str | os.PathL
             status, error = "failed", unexpected(problem)
         seconds = round(time.perf_counter() - began, 3)
         with written_whole(_path(root, sample.id, ".json")) as part:
-            part.write_text(json.dumps({"id": sample.id, "status": status, "error": error, "seconds": seconds, "model": model.name,
-                                        "predictor": predictor}, indent=1) + "\n", encoding="utf-8")
+            part.write_text(
+                json.dumps(
+                    {
+                        "id": sample.id,
+                        "status": status,
+                        "error": error,
+                        "seconds": seconds,
+                        "model": model.name,
+                        "predictor": predictor,
+                    },
+                    indent=1,
+                )
+                + "\n",
+                encoding="utf-8",
+            )
         tell(f"{number}/{len(samples)} {sample.id}: {error or status}, {seconds:.1f} s")
 
 
@@ -128,13 +163,19 @@ def predict(sample: EvaluationSample, root: Path, model: FaceModel, recipe: FitR
     if predictor == "mean":
         points = model.landmarks.points(model.mean[None], model.triangles)[0].double().numpy()
         _write_mesh(root, sample.id, model, model.mean, points)
-        _write_arrays(root, sample.id, {"landmarks": points, "outer": _outer(model), "model": np.array(model.name)})
+        _write_arrays(
+            root, sample.id, {"landmarks": points, "outer": _outer(model), "model": np.array(model.name)}
+        )
         return "ok"
     subject = sample.subject()
     found, _ = detect_landmarks(subject, recipe.landmarks.source)
     subject, found, _ = usable_views(subject, found)
     if predictor == "landmarks":
-        _write_arrays(root, sample.id, {"pixels": found.points.double().numpy(), "sizes": _sizes(subject), "views": _names(subject)})
+        _write_arrays(
+            root,
+            sample.id,
+            {"pixels": found.points.double().numpy(), "sizes": _sizes(subject), "views": _names(subject)},
+        )
         return "ok"
     result = fit_observed(subject, found, model, recipe)
     write_fit(result, root, sample.id)
@@ -150,11 +191,19 @@ def write_fit(result: FitResult, root: Path, name: str) -> None:
     marks = model.landmarks.points(posed, model.triangles)
     points = result.landmarks3d.double().numpy()
     _write_mesh(root, name, model, result.neutral, points)
-    arrays = {"landmarks": points, "posed": posed.float().numpy(), "posed_landmarks": marks.double().numpy(),
-              "pixels": state.camera.project(marks)[0].double().numpy(), "outer": _outer(model),
-              "focal": state.camera.focal.double().numpy(),
-              "principal": state.camera.principal.double().numpy(), "sizes": _sizes(result.subject), "views": _names(result.subject),
-              "model": np.array(model.name), "camera_kind": np.array(state.camera.kind)}
+    arrays = {
+        "landmarks": points,
+        "posed": posed.float().numpy(),
+        "posed_landmarks": marks.double().numpy(),
+        "pixels": state.camera.project(marks)[0].double().numpy(),
+        "outer": _outer(model),
+        "focal": state.camera.focal.double().numpy(),
+        "principal": state.camera.principal.double().numpy(),
+        "sizes": _sizes(result.subject),
+        "views": _names(result.subject),
+        "model": np.array(model.name),
+        "camera_kind": np.array(state.camera.kind),
+    }
     if result.vertex_sigma is not None:
         arrays["sigma"] = result.vertex_sigma.float().numpy()
     _write_arrays(root, name, arrays)
@@ -222,10 +271,14 @@ def read_prediction(root: Path, name: str) -> Prediction:
     if path.exists():
         with foreign_file(path, "cannot be read", limit=DATA_BYTES) as file:
             arrays = file.npz(tuple(SHAPES))
-        sizes = check_shapes(arrays, {k: SHAPES[k] for k in arrays}, dict.fromkeys(TEXTS, "U") | {"outer": "b"}, path)
+        sizes = check_shapes(
+            arrays, {k: SHAPES[k] for k in arrays}, dict.fromkeys(TEXTS, "U") | {"outer": "b"}, path
+        )
         out = replace(out, **{k: str(v) if k in ("model", "camera_kind") else v for k, v in arrays.items()})
         if out.camera_kind not in KINDS:
-            raise InputError(f"{path}: camera_kind: expected one of {', '.join(KINDS)}; got '{out.camera_kind}'")
+            raise InputError(
+                f"{path}: camera_kind: expected one of {', '.join(KINDS)}; got '{out.camera_kind}'"
+            )
     mesh = next((p for s in (".obj", ".ply") if (p := _path(root, name, s)).is_file()), None)
     if mesh is not None:
         picks = next((p for s in (".npy", ".txt") if (p := _path(root, name, s)).is_file()), None)
@@ -234,7 +287,9 @@ def read_prediction(root: Path, name: str) -> Prediction:
         vertices, triangles = read_mesh(mesh)
         out = replace(out, vertices=vertices, triangles=triangles, points=read_points(picks, 7))
         if sizes.get("V", len(vertices)) != len(vertices):
-            raise InputError(f"{path}: belongs to a mesh of {sizes['V']} vertices, {mesh.name} has {len(vertices)}; "
-                             "make the predictions again")
+            raise InputError(
+                f"{path}: belongs to a mesh of {sizes['V']} vertices, {mesh.name} has {len(vertices)}; "
+                "make the predictions again"
+            )
     parameters = _path(root, name, ".parameters.npz")
     return replace(out, parameters=lambda: load_parameters(parameters)) if parameters.is_file() else out

@@ -1,4 +1,5 @@
 """What an evaluation consists of. See `recipes/evaluate/`."""
+
 from __future__ import annotations
 
 import os
@@ -7,7 +8,16 @@ from typing import Any, Literal, Sequence
 
 from fitkit.evaluate.protocols import PROTOCOLS
 from fitkit.fit.recipe import FitRecipe, load_recipe
-from fitkit.io.options import Natural, Positive, apply_overrides, build, merge, read_yaml, to_plain, unknown_key
+from fitkit.io.options import (
+    Natural,
+    Positive,
+    apply_overrides,
+    build,
+    merge,
+    read_yaml,
+    to_plain,
+    unknown_key,
+)
 from fitkit.io.resources import find_recipe
 
 
@@ -37,7 +47,9 @@ class EvaluateRecipe:
         return load_recipe(self.fit, self.fit_overrides, {"model": self.model})
 
 
-def load_evaluate_recipe(name: str | os.PathLike, overrides: Sequence[str] = (), changes: dict[str, Any] | None = None) -> EvaluateRecipe:
+def load_evaluate_recipe(
+    name: str | os.PathLike, overrides: Sequence[str] = (), changes: dict[str, Any] | None = None
+) -> EvaluateRecipe:
     """A shipped recipe by name or any recipe file by path, every option with its value.
 
     Args:
@@ -51,8 +63,13 @@ def load_evaluate_recipe(name: str | os.PathLike, overrides: Sequence[str] = (),
     recipe = build(EvaluateRecipe, apply_overrides(merge(read_yaml(path), changes or {}), own), path.name)
     if recipe.protocol not in PROTOCOLS:
         raise unknown_key(recipe.protocol, PROTOCOLS, f"{path.name}: protocol")
-    recipe = replace(recipe, fit_overrides=(*recipe.fit_overrides,
-                                            *(line.removeprefix("fit.") for line in overrides if line.startswith("fit."))))
+    recipe = replace(
+        recipe,
+        fit_overrides=(
+            *recipe.fit_overrides,
+            *(line.removeprefix("fit.") for line in overrides if line.startswith("fit.")),
+        ),
+    )
     recipe = replace(recipe, options=to_plain(recipe.protocol_options()))
     recipe.fit_recipe()  # refused now and not after the data was read
     return recipe

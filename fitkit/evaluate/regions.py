@@ -1,4 +1,5 @@
 """Shape error by region, each region laid onto the prediction by itself."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -10,7 +11,12 @@ from fitkit.geometry.alignment import similarity_align
 from fitkit.geometry.icp import icp
 
 # iBUG points whose nearest one decides to which region a scan vertex belongs.
-REGIONS = {"nose": range(27, 36), "mouth": range(48, 68), "eyes": (*range(17, 27), *range(36, 48)), "cheeks": range(0, 17)}
+REGIONS = {
+    "nose": range(27, 36),
+    "mouth": range(48, 68),
+    "eyes": (*range(17, 27), *range(36, 48)),
+    "cheeks": range(0, 17),
+}
 
 
 def region_labels(scan: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
@@ -21,8 +27,13 @@ def region_labels(scan: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     return owner[np.linalg.norm(scan[:, None] - landmarks[None], axis=-1).argmin(1)]
 
 
-def region_errors(vertices: np.ndarray, triangles: np.ndarray, landmarks: np.ndarray, scan: np.ndarray,
-                  scan_landmarks: np.ndarray) -> dict[str, float]:
+def region_errors(
+    vertices: np.ndarray,
+    triangles: np.ndarray,
+    landmarks: np.ndarray,
+    scan: np.ndarray,
+    scan_landmarks: np.ndarray,
+) -> dict[str, float]:
     """Mean scan-to-mesh distance of each region, mm, and `mean` of the four.
 
     The face sphere of the scan (NoW) is divided by the nearest landmark. The similarity of all 68 landmarks is the start; from
@@ -36,14 +47,18 @@ def region_errors(vertices: np.ndarray, triangles: np.ndarray, landmarks: np.nda
         this is a simpler form, so do not compare it with REALY's table.
     """
     crop = scan[now_crop(scan, scan_landmarks[list(NOW_POINTS)])]
-    start = similarity_align(torch.from_numpy(np.asarray(scan_landmarks, np.float64))[None],
-                             torch.from_numpy(np.asarray(landmarks, np.float64))[None])
+    start = similarity_align(
+        torch.from_numpy(np.asarray(scan_landmarks, np.float64))[None],
+        torch.from_numpy(np.asarray(landmarks, np.float64))[None],
+    )
     placed = start.apply(torch.from_numpy(np.asarray(crop, np.float64))[None])[0].numpy()
     label, out = region_labels(crop, scan_landmarks), {}
     for number, name in enumerate(REGIONS):
         part = placed[label == number]
         if len(part) < 6:
             continue
-        out[name] = mean(icp(part, vertices, triangles).distance) / float(start.scale)  # back to the scan's millimetres
+        out[name] = mean(icp(part, vertices, triangles).distance) / float(
+            start.scale
+        )  # back to the scan's millimetres
     out["mean"] = float(np.mean(list(out.values())))
     return out

@@ -1,4 +1,5 @@
 """An evaluation in two steps: predictions to disk, then metrics from the disk. What `fitkit evaluate` does."""
+
 from __future__ import annotations
 
 import csv
@@ -31,13 +32,26 @@ from fitkit.io.outputs import check_folder
 from fitkit.models.registry import load_model
 
 log = logging.getLogger("fitkit")
-REPORT, TABLE, RECIPE, PREDICTIONS, PICTURES = "metrics.json", "metrics.csv", "recipe.yaml", "predictions", "error_maps"
+REPORT, TABLE, RECIPE, PREDICTIONS, PICTURES = (
+    "metrics.json",
+    "metrics.csv",
+    "recipe.yaml",
+    "predictions",
+    "error_maps",
+)
 NOT_SCORED = ("failed", "missing")
 Tell = Callable[[str], None]
 
 
-def evaluate(recipe: EvaluateRecipe, data: str | os.PathLike, output: str | os.PathLike, predictions: str | os.PathLike | None = None,
-             limit: int | None = None, resume: bool = False, tell: Tell = lambda line: None) -> dict[str, Any]:
+def evaluate(
+    recipe: EvaluateRecipe,
+    data: str | os.PathLike,
+    output: str | os.PathLike,
+    predictions: str | os.PathLike | None = None,
+    limit: int | None = None,
+    resume: bool = False,
+    tell: Tell = lambda line: None,
+) -> dict[str, Any]:
     """Predict every sample of a data set and score the predictions.
 
     Writes into `output`: predictions/ with recipe.yaml beside them, metrics.json, metrics.csv, recipe.yaml, error_maps/.
@@ -55,24 +69,34 @@ def evaluate(recipe: EvaluateRecipe, data: str | os.PathLike, output: str | os.P
     if limit is not None and limit < 1:
         raise InputError(f"limit: expected at least 1, got {limit}")
     samples = protocol.samples(data, options)
-    doubles = {s.id for s in samples if sum(o.id == s.id for o in samples) > 1} if len({s.id for s in samples}) < len(samples) else set()
+    doubles = (
+        {s.id for s in samples if sum(o.id == s.id for o in samples) > 1}
+        if len({s.id for s in samples}) < len(samples)
+        else set()
+    )
     if doubles:
         raise InputError(f"{data}: several samples are called '{sorted(doubles)[0]}'; rename one")
     samples = samples[:limit]
     folder = out / PREDICTIONS if predictions is None else Path(predictions)
     if predictions is not None:
         if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; expected predictions, or leave --predictions out to have the photos fitted")
+            raise InputError(
+                f"{folder}: no such folder; expected predictions, or leave --predictions out to have the photos fitted"
+            )
         if all(read_status(folder, s.id)["status"] == "missing" for s in samples):
             first = samples[0].id
-            raise InputError(f"{folder}: no prediction for any of the {len(samples)} samples; "
-                             f"expected files such as {first}.obj with {first}.npy")
+            raise InputError(
+                f"{folder}: no prediction for any of the {len(samples)} samples; "
+                f"expected files such as {first}.obj with {first}.npy"
+            )
     files = (REPORT, TABLE, RECIPE, f"{PREDICTIONS}/*", f"{PICTURES}/*.png")
     check_folder(out, files, (REPORT, f"{PREDICTIONS}/{RECIPE}"), "evaluate", resume)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"output {out}: cannot be made ({error.strerror or error}); choose another --output") from error
+        raise InputError(
+            f"output {out}: cannot be made ({error.strerror or error}); choose another --output"
+        ) from error
     if predictions is None:
         _make(samples, folder, recipe, resume, tell)
     rows, pool = score_all(protocol, options, samples, folder, out / PICTURES, recipe, tell)
@@ -81,7 +105,9 @@ def evaluate(recipe: EvaluateRecipe, data: str | os.PathLike, output: str | os.P
     return report
 
 
-def _make(samples: Sequence[EvaluationSample], folder: Path, recipe: EvaluateRecipe, resume: bool, tell: Tell) -> None:
+def _make(
+    samples: Sequence[EvaluationSample], folder: Path, recipe: EvaluateRecipe, resume: bool, tell: Tell
+) -> None:
     """Step one: the predictions, with the recipe that makes them beside them."""
     made = plain({"predictor": recipe.predictor, "model": recipe.model, "fit": to_plain(recipe.fit_recipe())})
     options = recipe.protocol_options()
@@ -90,12 +116,16 @@ def _make(samples: Sequence[EvaluationSample], folder: Path, recipe: EvaluateRec
     beside = folder / RECIPE
     if folder.is_dir() and any(folder.iterdir()):
         if not resume:
-            raise InputError(f"{folder}: there are predictions already; --resume goes on with them, --predictions {folder} only scores "
-                             "them, or choose another --output")
+            raise InputError(
+                f"{folder}: there are predictions already; --resume goes on with them, --predictions {folder} only scores "
+                "them, or choose another --output"
+            )
         earlier = read_yaml(beside) if beside.is_file() else None
         if earlier != made:
-            raise InputError(f"{folder}: its predictions were made with another recipe or model, or from other photos ({beside.name}); "
-                             "choose another --output")
+            raise InputError(
+                f"{folder}: its predictions were made with another recipe or model, or from other photos ({beside.name}); "
+                "choose another --output"
+            )
     model = load_model(recipe.model)
     _write_text(beside, yaml.safe_dump(made, sort_keys=False, allow_unicode=True))
     make_predictions(samples, folder, model, recipe.fit_recipe(), recipe.predictor, tell)
@@ -104,8 +134,15 @@ def _make(samples: Sequence[EvaluationSample], folder: Path, recipe: EvaluateRec
 # ---- step two ----
 
 
-def score_all(protocol: Protocol, options: Any, samples: Sequence[EvaluationSample], folder: Path, pictures: Path, recipe: EvaluateRecipe,
-              tell: Tell = lambda line: None) -> tuple[list[dict[str, Any]], dict[str, list]]:
+def score_all(
+    protocol: Protocol,
+    options: Any,
+    samples: Sequence[EvaluationSample],
+    folder: Path,
+    pictures: Path,
+    recipe: EvaluateRecipe,
+    tell: Tell = lambda line: None,
+) -> tuple[list[dict[str, Any]], dict[str, list]]:
     """Metrics of all predictions in a folder -> one row for each sample, failed ones included, and the pooled values."""
     states = {s.id: read_status(folder, s.id) for s in samples}
 
@@ -121,8 +158,13 @@ def score_all(protocol: Protocol, options: Any, samples: Sequence[EvaluationSamp
     rows, pool, drawn = [], {}, 0
     for number, sample in enumerate(samples, 1):
         state = states[sample.id]
-        row: dict[str, Any] = {"id": sample.id, "group": sample.group, "status": state["status"], "error": state["error"],
-                               "seconds": state["seconds"]}
+        row: dict[str, Any] = {
+            "id": sample.id,
+            "group": sample.group,
+            "status": state["status"],
+            "error": state["error"],
+            "seconds": state["seconds"],
+        }
         if state["status"] not in NOT_SCORED:
             try:
                 scored = protocol.score(sample, read_prediction(folder, sample.id), options, context)
@@ -136,7 +178,11 @@ def score_all(protocol: Protocol, options: Any, samples: Sequence[EvaluationSamp
                 for name, values in scored.pooled.items():
                     pool.setdefault(name, []).append((sample.id, values))
                 if scored.picture is not None and drawn < recipe.pictures:
-                    draw_picture(scored.picture, pictures / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', sample.id)}.png", recipe.picture_mm)
+                    draw_picture(
+                        scored.picture,
+                        pictures / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', sample.id)}.png",
+                        recipe.picture_mm,
+                    )
                     drawn += 1
         rows.append(row)
         first = next(((k, row[k]) for k in protocol.units if row.get(k) is not None), None)
@@ -145,16 +191,32 @@ def score_all(protocol: Protocol, options: Any, samples: Sequence[EvaluationSamp
     return rows, pool
 
 
-def report_of(recipe: EvaluateRecipe, data: str, options: Any, protocol: Protocol, rows: list[dict[str, Any]],
-              pool: dict[str, list]) -> dict[str, Any]:
+def report_of(
+    recipe: EvaluateRecipe,
+    data: str,
+    options: Any,
+    protocol: Protocol,
+    rows: list[dict[str, Any]],
+    pool: dict[str, list],
+) -> dict[str, Any]:
     """What metrics.json holds: machine, recipe, rows, means by group, and the protocol's own numbers under `overall`.
 
     Failed and missing samples are rows with an error; `failed` counts them beside every mean, which they do not enter.
     """
-    return plain({"evaluation": recipe.name, "protocol": recipe.protocol, "data": data, "options": to_plain(options),
-                  "units": protocol.units,
-                  "machine": machine(), "recipe": to_plain(replace(recipe, options=to_plain(options))), "rows": rows,
-                  "summary": summarize(rows, list(protocol.units)), "overall": protocol.summarize(rows, pool, options)})
+    return plain(
+        {
+            "evaluation": recipe.name,
+            "protocol": recipe.protocol,
+            "data": data,
+            "options": to_plain(options),
+            "units": protocol.units,
+            "machine": machine(),
+            "recipe": to_plain(replace(recipe, options=to_plain(options))),
+            "rows": rows,
+            "summary": summarize(rows, list(protocol.units)),
+            "overall": protocol.summarize(rows, pool, options),
+        }
+    )
 
 
 def summarize(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[dict[str, Any]]:
@@ -163,13 +225,21 @@ def summarize(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[di
     out = []
     for name in ["", *sorted(groups)] if len(groups) > 1 or groups != [""] else [""]:
         chosen = [r for r in rows if name in ("", r["group"])]
-        line: dict[str, Any] = {"group": name or "all", "samples": len(chosen), "failed": sum(r["status"] in NOT_SCORED for r in chosen)}
+        line: dict[str, Any] = {
+            "group": name or "all",
+            "samples": len(chosen),
+            "failed": sum(r["status"] in NOT_SCORED for r in chosen),
+        }
         for metric in metrics:
             values = np.array([r[metric] for r in chosen if r.get(metric) is not None], np.float64)
             values = values[np.isfinite(values)]
             if len(values):
-                line[metric] = {"mean": float(values.mean()), "std": float(values.std()), "median": float(np.median(values)),
-                                "scored": len(values)}
+                line[metric] = {
+                    "mean": float(values.mean()),
+                    "std": float(values.std()),
+                    "median": float(np.median(values)),
+                    "scored": len(values),
+                }
         out.append(line)
     return out
 
@@ -195,8 +265,12 @@ def draw_picture(surface: ErrorMap, path: Path, largest: float) -> None:
     turn = upright(surface.points)
     center = surface.points.mean(0)
     vertices = torch.from_numpy((surface.vertices - center) @ turn.T).float()
-    picture = draw_error_map(vertices, torch.from_numpy(np.asarray(surface.triangles, np.int64)), torch.from_numpy(surface.errors).float(),
-                             largest)
+    picture = draw_error_map(
+        vertices,
+        torch.from_numpy(np.asarray(surface.triangles, np.int64)),
+        torch.from_numpy(surface.errors).float(),
+        largest,
+    )
     with written_whole(path) as part:
         Image.fromarray(picture).save(part, format="PNG")
 
@@ -216,13 +290,22 @@ def report_text(report: dict[str, Any]) -> str:
     """The summary as an aligned table, then the protocol's own numbers and the failures."""
     metrics = [m for m in report["units"] if any(m in line for line in report["summary"])]
     head = ("", "samples", "failed", *(f"{m} [{report['units'][m]}]" for m in metrics))
-    table = [(line["group"], str(line["samples"]), str(line["failed"]),
-              *(f"{line[m]['mean']:.4g} ± {line[m]['std']:.2g}" if m in line else "-" for m in metrics))
-             for line in report["summary"]]
+    table = [
+        (
+            line["group"],
+            str(line["samples"]),
+            str(line["failed"]),
+            *(f"{line[m]['mean']:.4g} ± {line[m]['std']:.2g}" if m in line else "-" for m in metrics),
+        )
+        for line in report["summary"]
+    ]
     if len(metrics) > len(table):  # many numbers of few groups: one line for each number
         head, *table = zip(head, *table)
-    lines = [f"{report['evaluation']} on {report['data']}: mean ± std over the samples", aligned(head, table),
-             *_own_lines(report["overall"])]
+    lines = [
+        f"{report['evaluation']} on {report['data']}: mean ± std over the samples",
+        aligned(head, table),
+        *_own_lines(report["overall"]),
+    ]
     bad = [r for r in report["rows"] if r["status"] in NOT_SCORED]
     lines += [f"{r['status']}: {r['id']}: {r['error']}" for r in bad[:10]]
     if len(bad) > 10:

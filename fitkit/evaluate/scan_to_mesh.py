@@ -1,4 +1,5 @@
 """Scan-to-mesh distance after the alignment of the NoW benchmark."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -10,7 +11,15 @@ from fitkit.geometry.alignment import similarity_align
 from fitkit.geometry.closest_point import SurfaceIndex
 from fitkit.geometry.icp import motion_step
 
-NOW_POINTS = (36, 39, 42, 45, 33, 48, 54)  # iBUG: outer, inner, inner, outer eye corner, nose bottom, mouth corners
+NOW_POINTS = (
+    36,
+    39,
+    42,
+    45,
+    33,
+    48,
+    54,
+)  # iBUG: outer, inner, inner, outer eye corner, nose bottom, mouth corners
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,15 @@ def now_crop(scan: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.nonzero(np.linalg.norm(scan - center, axis=1) <= radius)[0]
 
 
-def scan_to_mesh(vertices: np.ndarray, triangles: np.ndarray, landmarks: np.ndarray, scan: np.ndarray,
-                 scan_landmarks: np.ndarray, with_scale: bool = True, max_iterations: int = 40) -> ScanToMesh:
+def scan_to_mesh(
+    vertices: np.ndarray,
+    triangles: np.ndarray,
+    landmarks: np.ndarray,
+    scan: np.ndarray,
+    scan_landmarks: np.ndarray,
+    with_scale: bool = True,
+    max_iterations: int = 40,
+) -> ScanToMesh:
     """Unsigned distance of every given scan vertex to the aligned prediction.
 
     Args:
@@ -52,8 +68,11 @@ def scan_to_mesh(vertices: np.ndarray, triangles: np.ndarray, landmarks: np.ndar
         NoW protocol: similarity from the 7 landmarks, then the similarity that minimises the squared scan-to-mesh
         distance over all cropped scan vertices (Gauss-Newton on the exact closest points, stop at 1e-6 mm change).
     """
-    to_scan = similarity_align(torch.from_numpy(np.asarray(landmarks, np.float64))[None],
-                               torch.from_numpy(np.asarray(scan_landmarks, np.float64))[None], with_scale=with_scale)
+    to_scan = similarity_align(
+        torch.from_numpy(np.asarray(landmarks, np.float64))[None],
+        torch.from_numpy(np.asarray(scan_landmarks, np.float64))[None],
+        with_scale=with_scale,
+    )
     s, R, t = float(to_scan.scale), to_scan.rotation[0].numpy(), to_scan.translation[0].numpy()
     index = SurfaceIndex(vertices, triangles)
     scan = np.asarray(scan, np.float64)
@@ -62,7 +81,7 @@ def scan_to_mesh(vertices: np.ndarray, triangles: np.ndarray, landmarks: np.ndar
         local = (scan - t) @ R / s  # the scan in the prediction's frame: the index is built once
         closest, distance, _ = index.query(local)
         distance = distance * s
-        rms = float(np.sqrt((distance ** 2).mean()))
+        rms = float(np.sqrt((distance**2).mean()))
         if best is None or rms < best[0]:
             best = (rms, s, R, t, distance)
         if abs(last - rms) < 1e-6:

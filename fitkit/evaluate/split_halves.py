@@ -3,6 +3,7 @@
 A fit that returns the mean face agrees with itself and identifies nobody; one that follows the noise of its photos identifies nobody
 either. Only the shape that both halves share and other people lack counts.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from fitkit.evaluate.compare import mean_interval
 from fitkit.geometry.alignment import similarity_align
 from fitkit.geometry.normals import vertex_normals
 
-TIE_MM = 1e-6  # distances that differ by less are equal; copies of one mesh are aligned with errors of 1e-12 mm
+TIE_MM = (
+    1e-6  # distances that differ by less are equal; copies of one mesh are aligned with errors of 1e-12 mm
+)
 
 
 def face_distances(vertices: Tensor, triangles: Tensor, face: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,7 +37,7 @@ def face_distances(vertices: Tensor, triangles: Tensor, face: Tensor) -> tuple[T
     points = vertices[:, face].double()
     along, length = (points.new_zeros(len(points), len(points)) for _ in range(2))
     for a, target in enumerate(points):
-        normals = vertex_normals(vertices[a:a + 1].double(), triangles)[0, face]
+        normals = vertex_normals(vertices[a : a + 1].double(), triangles)[0, face]
         moved = similarity_align(points, target[None].expand_as(points)).apply(points) - target
         along[a] = (moved * normals).sum(-1).abs().mean(1)
         length[a] = moved.norm(dim=-1).mean(1)
@@ -93,7 +96,10 @@ def pair_scores(distance: np.ndarray, person: Sequence) -> dict[str, float]:
     if len(within) and len(between):
         if between.mean() > TIE_MM:
             out["ratio"] = float(within.mean() / between.mean())
-        smaller, ties = np.searchsorted(between, within - TIE_MM, "left"), np.searchsorted(between, within + TIE_MM, "right")
+        smaller, ties = (
+            np.searchsorted(between, within - TIE_MM, "left"),
+            np.searchsorted(between, within + TIE_MM, "right"),
+        )
         out["separated"] = float(1 - ((smaller + ties) / 2).mean() / len(between))
     return out
 
@@ -113,8 +119,13 @@ class SplitHalfScores:
     overall: dict[str, float]
 
 
-def split_half_scores(vertices: np.ndarray | Tensor, triangles: np.ndarray | Tensor, face: np.ndarray | Tensor | None = None,
-                      mean: np.ndarray | Tensor | None = None, valid: np.ndarray | None = None) -> SplitHalfScores:
+def split_half_scores(
+    vertices: np.ndarray | Tensor,
+    triangles: np.ndarray | Tensor,
+    face: np.ndarray | Tensor | None = None,
+    mean: np.ndarray | Tensor | None = None,
+    valid: np.ndarray | None = None,
+) -> SplitHalfScores:
     """Agreement and identification of two neutral faces of each person.
 
     Args:
@@ -130,10 +141,15 @@ def split_half_scores(vertices: np.ndarray | Tensor, triangles: np.ndarray | Ten
     people, count = len(vertices), vertices.shape[2]
     face = torch.ones(count, dtype=torch.bool) if face is None else torch.as_tensor(face)
     known = np.ones((people, 2), bool) if valid is None else np.asarray(valid, bool)
-    for name, shape, wanted in (("face", tuple(face.shape), (count,)), ("valid", known.shape, (people, 2)),
-                                ("mean", (count, 3) if mean is None else tuple(mean.shape), (count, 3))):
+    for name, shape, wanted in (
+        ("face", tuple(face.shape), (count,)),
+        ("valid", known.shape, (people, 2)),
+        ("mean", (count, 3) if mean is None else tuple(mean.shape), (count, 3)),
+    ):
         if shape != wanted:
-            raise InputError(f"{name}: expected {list(wanted)} for vertices {list(vertices.shape)}, got {list(shape)}")
+            raise InputError(
+                f"{name}: expected {list(wanted)} for vertices {list(vertices.shape)}, got {list(shape)}"
+            )
     use = known.ravel()
     meshes = vertices.reshape(2 * people, count, 3)[torch.from_numpy(use)].double()
     if mean is not None:
@@ -149,11 +165,18 @@ def split_half_scores(vertices: np.ndarray | Tensor, triangles: np.ndarray | Ten
     for name, value in vars(identify(along[np.ix_(use, use)], person[use])).items():
         fields[name] = np.full(H, 0.0 if name == "identified" else np.nan)
         fields[name][use] = value
-    return SplitHalfScores(along, point, from_mean, Identification(**fields),
-                           overall_scores(along[np.ix_(use, use)], point[np.ix_(use, use)], person[use], person, from_mean[use]))
+    return SplitHalfScores(
+        along,
+        point,
+        from_mean,
+        Identification(**fields),
+        overall_scores(along[np.ix_(use, use)], point[np.ix_(use, use)], person[use], person, from_mean[use]),
+    )
 
 
-def overall_scores(along: np.ndarray, point: np.ndarray, person: Sequence, everyone: Sequence, from_mean: np.ndarray) -> dict[str, float]:
+def overall_scores(
+    along: np.ndarray, point: np.ndarray, person: Sequence, everyone: Sequence, from_mean: np.ndarray
+) -> dict[str, float]:
     """All numbers of a set of halves.
 
     Args:
@@ -171,8 +194,13 @@ def overall_scores(along: np.ndarray, point: np.ndarray, person: Sequence, every
         hits, total = identify(along, person).identified, len(everyone)
         by_person = np.array([hits[np.asarray(person) == name].sum() * len(names) / total for name in names])
         low, high = mean_interval(by_person)
-        out |= {"rank1_percent": 100 * float(hits.sum()) / total, "rank1_low": 100 * low, "rank1_high": 100 * high,
-                "chance_percent": 100 / (total - 1), "point_rank1_percent": 100 * float(identify(point, person).identified.sum()) / total}
+        out |= {
+            "rank1_percent": 100 * float(hits.sum()) / total,
+            "rank1_low": 100 * low,
+            "rank1_high": 100 * high,
+            "chance_percent": 100 / (total - 1),
+            "point_rank1_percent": 100 * float(identify(point, person).identified.sum()) / total,
+        }
     out |= {f"point_{k}": v for k, v in pair_scores(point, person).items()}
     out["from_mean"] = float(np.mean(from_mean)) if len(from_mean) else np.nan
     return {k: v for k, v in out.items() if np.isfinite(v)}
@@ -193,5 +221,13 @@ def by_person(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return out
 
 
-UNITS = {"within": "mm", "point_within": "mm", "between": "mm", "nearest_other": "mm", "identified": "share", "from_mean": "mm",
-         "identity_rms": "sigma", "error_bar": "mm"}
+UNITS = {
+    "within": "mm",
+    "point_within": "mm",
+    "between": "mm",
+    "nearest_other": "mm",
+    "identified": "share",
+    "from_mean": "mm",
+    "identity_rms": "sigma",
+    "error_bar": "mm",
+}

@@ -1,4 +1,5 @@
 """Does a fit know when it is wrong? Its status and its expected error against the true error."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -66,8 +67,12 @@ class VerdictTable:
     rank: float | None = None
 
 
-def verdict_table(status: Sequence[str], error: Sequence[float], expected: Sequence[float] | None = None,
-                  limit: float = LIMIT_MM) -> VerdictTable:
+def verdict_table(
+    status: Sequence[str],
+    error: Sequence[float],
+    expected: Sequence[float] | None = None,
+    limit: float = LIMIT_MM,
+) -> VerdictTable:
     """Confusion table of what N fits say about themselves and what is true.
 
     Args:
@@ -90,36 +95,83 @@ def verdict_table(status: Sequence[str], error: Sequence[float], expected: Seque
         raise InputError(f"limit: expected more than 0 mm, got {limit}")
     known = np.isfinite(error)
     bad = error > limit
-    counts = {s: (int((known & ~bad & (status == s)).sum()), int((known & bad & (status == s)).sum())) for s in STATUS}
+    counts = {
+        s: (int((known & ~bad & (status == s)).sum()), int((known & bad & (status == s)).sum()))
+        for s in STATUS
+    }
     unknown = {s: int((~known & (status == s)).sum()) for s in STATUS}
 
     def confusion(flagged: np.ndarray, used: np.ndarray) -> Confusion:
-        return Confusion(*(int((used & (bad == b) & (flagged == f)).sum()) for b, f in ((True, True), (True, False), (False, True),
-                                                                                       (False, False))))
+        return Confusion(
+            *(
+                int((used & (bad == b) & (flagged == f)).sum())
+                for b, f in ((True, True), (True, False), (False, True), (False, False))
+            )
+        )
 
-    table = VerdictTable(limit, counts, unknown, confusion(status != "ok", known), confusion(status == "failed", known))
+    table = VerdictTable(
+        limit, counts, unknown, confusion(status != "ok", known), confusion(status == "failed", known)
+    )
     if expected is None:
         return table
     both, over = known & np.isfinite(expected), np.isfinite(expected) & (expected > limit)
     a, b = error[both], expected[both]
     ratio = float(np.median(a[b > 0] / b[b > 0])) if (b > 0).any() else float("nan")
-    rank = float(spearmanr(a, b).statistic) if len(a) > 2 and np.ptp(a) > 0 and np.ptp(b) > 0 else float("nan")
-    return VerdictTable(limit, counts, unknown, table.by_status, table.by_failed, confusion(over, both),
-                        confusion((status != "ok") | over, known), ratio, rank)
+    rank = (
+        float(spearmanr(a, b).statistic) if len(a) > 2 and np.ptp(a) > 0 and np.ptp(b) > 0 else float("nan")
+    )
+    return VerdictTable(
+        limit,
+        counts,
+        unknown,
+        table.by_status,
+        table.by_failed,
+        confusion(over, both),
+        confusion((status != "ok") | over, known),
+        ratio,
+        rank,
+    )
 
 
 def verdict_text(table: VerdictTable) -> str:
     """The counts by status, then one line for each way to flag a fit."""
     head = ("status", f"error <= {table.limit:g} mm", f"> {table.limit:g} mm", "not known")
     lines = [aligned(head, [(s, *map(str, table.counts[s]), str(table.unknown[s])) for s in STATUS]), ""]
-    ways = (("status not ok", table.by_status), ("status failed", table.by_failed), (f"expected > {table.limit:g} mm", table.by_expected),
-            ("either", table.by_either))
-    head = ("flagged by", "bad: flagged", "not", "good: flagged", "not", "bad flagged", "good flagged", "bad of not flagged")
-    lines.append(aligned(head, [(name, *(str(v) for v in (c.caught, c.missed, c.false_alarm, c.passed)),
-                                 *(_percent(v) for v in (c.caught_share, c.alarm_share, c.missed_share)))
-                                for name, c in ways if c is not None]))
+    ways = (
+        ("status not ok", table.by_status),
+        ("status failed", table.by_failed),
+        (f"expected > {table.limit:g} mm", table.by_expected),
+        ("either", table.by_either),
+    )
+    head = (
+        "flagged by",
+        "bad: flagged",
+        "not",
+        "good: flagged",
+        "not",
+        "bad flagged",
+        "good flagged",
+        "bad of not flagged",
+    )
+    lines.append(
+        aligned(
+            head,
+            [
+                (
+                    name,
+                    *(str(v) for v in (c.caught, c.missed, c.false_alarm, c.passed)),
+                    *(_percent(v) for v in (c.caught_share, c.alarm_share, c.missed_share)),
+                )
+                for name, c in ways
+                if c is not None
+            ],
+        )
+    )
     if table.ratio is not None:
-        lines += ["", f"true over expected error: median {table.ratio:.2f}; rank correlation {table.rank:.2f}"]
+        lines += [
+            "",
+            f"true over expected error: median {table.ratio:.2f}; rank correlation {table.rank:.2f}",
+        ]
     return "\n".join(lines)
 
 

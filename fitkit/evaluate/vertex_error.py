@@ -1,4 +1,5 @@
 """Distance of corresponding vertices: meshes of one topology, or of two that a table of correspondences joins."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -36,12 +37,18 @@ class Correspondence:
         """Refuse a table that does not belong to a prediction of that many triangles and a truth of that many vertices."""
         for name, index, count in (("triangle", self.triangle, triangles), ("vertex", self.vertex, vertices)):
             if not len(index) or index.min() < 0 or index.max() >= count:
-                raise InputError(f"{where}: {name}: expected indices from 0 to {count - 1}; the table belongs to another mesh")
+                raise InputError(
+                    f"{where}: {name}: expected indices from 0 to {count - 1}; the table belongs to another mesh"
+                )
 
 
-def corresponding_distances(vertices: np.ndarray, triangles: np.ndarray, truth: np.ndarray, table: Correspondence) -> np.ndarray:
+def corresponding_distances(
+    vertices: np.ndarray, triangles: np.ndarray, truth: np.ndarray, table: Correspondence
+) -> np.ndarray:
     """`vertex_distances` with scale between topologies: prediction [V, 3] with triangles [F, 3], truth [W, 3] -> [N] mm."""
-    points = (table.barycentric[..., None] * np.asarray(vertices, np.float64)[np.asarray(triangles)[table.triangle]]).sum(1)
+    points = (
+        table.barycentric[..., None] * np.asarray(vertices, np.float64)[np.asarray(triangles)[table.triangle]]
+    ).sum(1)
     return vertex_distances(points, np.asarray(truth)[table.vertex])
 
 
@@ -55,8 +62,16 @@ def read_correspondence(path) -> Correspondence:
     with foreign_file(path, what, limit=DATA_BYTES) as file:
         arrays = file.npz(("vertex", "triangle", "barycentric"))
         vertex, triangle, weight = (arrays[k] for k in ("vertex", "triangle", "barycentric"))
-    if vertex.ndim != 1 or vertex.shape != triangle.shape or weight.shape != (len(vertex), 3) or {
-            vertex.dtype.kind, triangle.dtype.kind} - set("iu") or weight.dtype.kind not in "iuf" or not np.isfinite(weight).all():
-        raise InputError(f"{path}: expected integers vertex [N] and triangle [N] and barycentric [N, 3], "
-                         f"got {list(vertex.shape)}, {list(triangle.shape)}, {list(weight.shape)}")
+    if (
+        vertex.ndim != 1
+        or vertex.shape != triangle.shape
+        or weight.shape != (len(vertex), 3)
+        or {vertex.dtype.kind, triangle.dtype.kind} - set("iu")
+        or weight.dtype.kind not in "iuf"
+        or not np.isfinite(weight).all()
+    ):
+        raise InputError(
+            f"{path}: expected integers vertex [N] and triangle [N] and barycentric [N, 3], "
+            f"got {list(vertex.shape)}, {list(triangle.shape)}, {list(weight.shape)}"
+        )
     return Correspondence(vertex.astype(np.int64), triangle.astype(np.int64), weight.astype(np.float64))

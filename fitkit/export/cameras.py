@@ -1,4 +1,5 @@
 """`cameras.json`: the estimated cameras in the layout that a subject folder accepts."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,10 @@ from fitkit.scene.pose import yaw_pitch_roll
 if TYPE_CHECKING:
     from fitkit.fit.result import FitResult
 
-CONVENTION = ("OpenCV: x_cam = R x_head + t (mm), x right, y down, z forward; pixel (0, 0) is the centre of the top-left pixel; "
-              "head: x to the subject's left, y up, z out of the face")
+CONVENTION = (
+    "OpenCV: x_cam = R x_head + t (mm), x right, y down, z forward; pixel (0, 0) is the centre of the top-left pixel; "
+    "head: x to the subject's left, y up, z out of the face"
+)
 
 
 def camera_table(result: FitResult) -> dict[str, Any]:
@@ -29,11 +32,23 @@ def camera_table(result: FitResult) -> dict[str, Any]:
     angles = yaw_pitch_roll(R)
     views = []
     for i, view in enumerate(result.subject.views):
-        views.append({
-            "image": view.path.name if view.path is not None else view.name, "K": K[i].tolist(), "R": R[i].tolist(),
-            "t": t[i].tolist(), "width": view.size[0], "height": view.size[1],
-            "source": result.camera_source[i], "kind": state.camera.kind, "yaw_pitch_roll_deg": angles[i].tolist()})
+        views.append(
+            {
+                "image": view.path.name if view.path is not None else view.name,
+                "K": K[i].tolist(),
+                "R": R[i].tolist(),
+                "t": t[i].tolist(),
+                "width": view.size[0],
+                "height": view.size[1],
+                "source": result.camera_source[i],
+                "kind": state.camera.kind,
+                "yaw_pitch_roll_deg": angles[i].tolist(),
+            }
+        )
         lens = view.camera.removed if view.camera is not None else None
         if lens is not None:
-            views[-1] |= {"camera_model": "OPENCV_FISHEYE" if lens.fisheye else "OPENCV", "distortion": lens.coefficients.tolist()}
+            views[-1] |= {
+                "camera_model": "OPENCV_FISHEYE" if lens.fisheye else "OPENCV",
+                "distortion": lens.coefficients.tolist(),
+            }
     return {"convention": CONVENTION, "views": views}

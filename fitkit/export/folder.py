@@ -1,4 +1,5 @@
 """The result folder: everything a fit gives, written whole or not at all. Contents: docs/results.md."""
+
 from __future__ import annotations
 
 import io
@@ -44,10 +45,28 @@ if TYPE_CHECKING:
 log = logging.getLogger("fitkit")
 
 # All that a fit writes; `--overwrite` removes nothing else.
-FILES = frozenset(RESULT_MARKS + (
-    "subject.obj", "subject.mtl", "subject.ply", "subject.glb", "texture.png", "cameras.json", "landmarks.npy", "recipe.yaml",
-    "preview.png", "uncertainty.png", "detail.png", "albedo.ply"))
-PER_VIEW = {"views": ".ply", "overlay": ".png", "lighting": ".png"}  # folder -> suffix of its one file for each view
+FILES = frozenset(
+    RESULT_MARKS
+    + (
+        "subject.obj",
+        "subject.mtl",
+        "subject.ply",
+        "subject.glb",
+        "texture.png",
+        "cameras.json",
+        "landmarks.npy",
+        "recipe.yaml",
+        "preview.png",
+        "uncertainty.png",
+        "detail.png",
+        "albedo.ply",
+    )
+)
+PER_VIEW = {
+    "views": ".ply",
+    "overlay": ".png",
+    "lighting": ".png",
+}  # folder -> suffix of its one file for each view
 ENTRIES = FILES | PER_VIEW.keys()
 NEW, OLD = "new", "old"  # in the hidden folder that a result is written in
 TEXTURE_SIZE = 1024
@@ -74,8 +93,10 @@ def check_output(output: str | os.PathLike, overwrite: bool = False) -> Path:
         while not os.path.lexists(place):
             place = place.parent
         if not place.is_dir():
-            raise InputError(f"output {path}: {place} is {'a file' if place.is_file() else 'no folder'}, so no folder can be made in it; "
-                             "choose another --output")
+            raise InputError(
+                f"output {path}: {place} is {'a file' if place.is_file() else 'no folder'}, so no folder can be made in it; "
+                "choose another --output"
+            )
         tidy(path.parent)
         if path.exists():
             _check_replaceable(path, overwrite)
@@ -91,15 +112,21 @@ def check_output(output: str | os.PathLike, overwrite: bool = False) -> Path:
 def _check_replaceable(path: Path, overwrite: bool) -> list[Path]:
     """Refuse a folder that is not a result, or holds what a fit does not write -> other results that lie in it, which are kept."""
     if not path.is_dir():
-        raise InputError(f"output {path}: expected a folder, but a file has that name; choose another --output")
+        raise InputError(
+            f"output {path}: expected a folder, but a file has that name; choose another --output"
+        )
     if not overwrite:
-        raise InputError(f"output {path}: already exists; use --overwrite to replace it or choose another --output")
+        raise InputError(
+            f"output {path}: already exists; use --overwrite to replace it or choose another --output"
+        )
     foreign, results = _inspect(path, _stored_stems(path))
     names = {p.name for p in path.iterdir()}
     lacking = [m for m in RESULT_MARKS if m not in names]
     if foreign is not None or (lacking and names & ENTRIES):
         what = f"it holds '{foreign}'" if foreign is not None else f"it has no {' and '.join(lacking)}"
-        raise InputError(f"output {path}: not a fitkit result folder ({what}), so it is not replaced; choose another --output")
+        raise InputError(
+            f"output {path}: not a fitkit result folder ({what}), so it is not replaced; choose another --output"
+        )
     return results
 
 
@@ -120,7 +147,9 @@ def _inspect(folder: Path, stems: set[str] | None) -> tuple[str | None, list[Pat
             results.append(entry)
             continue
         for inner in sorted(entry.iterdir()):
-            known = inner.suffix == PER_VIEW[entry.name] and (stems is None or normalize("NFC", inner.stem) in stems)
+            known = inner.suffix == PER_VIEW[entry.name] and (
+                stems is None or normalize("NFC", inner.stem) in stems
+            )
             if not (_is_file(inner) and (known or inner.name in LITTER)):
                 return f"{entry.name}/{inner.name}", []
     return None, results
@@ -162,14 +191,21 @@ def tidy(folder: Path) -> None:
 
 def _is_ours(holder: Path) -> bool:
     """Nothing lies in it but (parts of) results."""
+
     def result(folder: Path) -> bool:
         return _inspect(folder, None)[0] is None
 
     parts = {p.name: p for p in holder.iterdir()}
     if parts.keys() - {NEW, OLD}:
         return result(holder)  # earlier versions wrote without folders in between
-    return all(p.is_dir() and not p.is_symlink() for p in parts.values()) and (NEW not in parts or result(parts[NEW])) and (
-        OLD not in parts or all(p.is_dir() and not p.is_symlink() and result(p) for p in parts[OLD].iterdir()))
+    return (
+        all(p.is_dir() and not p.is_symlink() for p in parts.values())
+        and (NEW not in parts or result(parts[NEW]))
+        and (
+            OLD not in parts
+            or all(p.is_dir() and not p.is_symlink() and result(p) for p in parts[OLD].iterdir())
+        )
+    )
 
 
 def _remove(holder: Path) -> None:
@@ -194,7 +230,9 @@ def _put_back(holder: Path) -> None:
             moved.rename(target)
 
 
-def write_result(result: FitResult, output: str | os.PathLike, overwrite: bool = False, light: bool = False) -> Path:
+def write_result(
+    result: FitResult, output: str | os.PathLike, overwrite: bool = False, light: bool = False
+) -> Path:
     """Write all files of a fit into a new folder; light: only parameters.npz (without light), metrics.json and recipe.yaml.
 
     They are written into a hidden folder beside `output`, from which they move when all are there; after any error or Ctrl-C
@@ -215,7 +253,9 @@ def write_result(result: FitResult, output: str | os.PathLike, overwrite: bool =
         with _single_threaded_torch():
             (_write_numbers if light else _write_all)(result, new)
         if path.exists():
-            results = _check_replaceable(path, overwrite)  # the fit took a while: it may have changed meanwhile
+            results = _check_replaceable(
+                path, overwrite
+            )  # the fit took a while: it may have changed meanwhile
             old.parent.mkdir()
             path.rename(old)
             for other in results:
@@ -232,7 +272,9 @@ def write_result(result: FitResult, output: str | os.PathLike, overwrite: bool =
             except OSError:  # somebody else uses it by now
                 break
         if isinstance(error, OSError):
-            raise InputError(f"output {path}: cannot be written ({error.strerror or error}); nothing was left behind") from error
+            raise InputError(
+                f"output {path}: cannot be written ({error.strerror or error}); nothing was left behind"
+            ) from error
         raise
     return path
 
@@ -256,12 +298,20 @@ def _single_threaded_torch():
 
 def _check_finite(result: FitResult) -> None:
     state = result.state
-    for name, value in (("identity", state.identity), ("expression", state.expression), ("rotation", state.pose.rotation),
-                        ("translation", state.pose.translation), ("focal length", state.camera.focal),
-                        ("principal point", state.camera.principal), ("illumination", state.illumination),
-                        ("displacement", result.displacement)):
+    for name, value in (
+        ("identity", state.identity),
+        ("expression", state.expression),
+        ("rotation", state.pose.rotation),
+        ("translation", state.pose.translation),
+        ("focal length", state.camera.focal),
+        ("principal point", state.camera.principal),
+        ("illumination", state.illumination),
+        ("displacement", result.displacement),
+    ):
         if value is not None and not bool(torch.isfinite(value).all()):
-            raise FitError(f"result of {result.subject.name}: {name} holds values that are not finite; nothing was written")
+            raise FitError(
+                f"result of {result.subject.name}: {name} holds values that are not finite; nothing was written"
+            )
 
 
 def file_stems(result: FitResult) -> list[str]:
@@ -291,7 +341,9 @@ def _write_report(result: FitResult, folder: Path, lacking: Sequence[str] = ()) 
     """lacking: a sentence for each thing that could not be drawn."""
     report = {"status": result.status, "warnings": list(result.warnings)} | dict(result.metrics)
     _write_json(folder / "metrics.json", report | ({"not_written": list(lacking)} if lacking else {}))
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(plain(result.recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump(plain(result.recipe), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
 
 
 def _write_all(result: FitResult, folder: Path) -> None:
@@ -310,7 +362,11 @@ def _write_all(result: FitResult, folder: Path) -> None:
             (folder / name).write_bytes(_png(picture))
 
     def appearance() -> None:
-        texture = attempt("the texture", lambda: blend_texture(result, TEXTURE_SIZE), None, lacking) if model.uv is not None else None
+        texture = (
+            attempt("the texture", lambda: blend_texture(result, TEXTURE_SIZE), None, lacking)
+            if model.uv is not None
+            else None
+        )
         png = None
         if texture is not None:
             png = _png(texture)
@@ -321,7 +377,12 @@ def _write_all(result: FitResult, folder: Path) -> None:
 
     def meshes() -> None:
         sigma = result.vertex_sigma
-        write_ply(folder / "subject.ply", neutral, model.triangles, {k: v for k, v in (("sigma_mm", sigma), ("detail_mm", result.displacement)) if v is not None})
+        write_ply(
+            folder / "subject.ply",
+            neutral,
+            model.triangles,
+            {k: v for k, v in (("sigma_mm", sigma), ("detail_mm", result.displacement)) if v is not None},
+        )
         if sigma is not None:
             write_picture("uncertainty.png", lambda: draw_uncertainty(neutral, sigma, model))
         if result.displacement is not None:
@@ -338,9 +399,17 @@ def _write_all(result: FitResult, folder: Path) -> None:
             return
         parts, state, observations = found
         single = model.to(dtype=torch.float32)
-        write_ply(folder / "albedo.ply", neutral, model.triangles, {"seen": parts.seen}, srgb_from_linear(parts.albedo))
+        write_ply(
+            folder / "albedo.ply",
+            neutral,
+            model.triangles,
+            {"seen": parts.seen},
+            srgb_from_linear(parts.albedo),
+        )
         for i, stem in enumerate(stems):
-            write_picture(f"lighting/{stem}.png", lambda: draw_lighting(parts, single, state, observations, i))
+            write_picture(
+                f"lighting/{stem}.png", lambda: draw_lighting(parts, single, state, observations, i)
+            )
 
     def numbers() -> None:
         _write_json(folder / "cameras.json", camera_table(result))
@@ -365,12 +434,16 @@ def _side_by_side(tasks: list[Callable[[], None]]) -> None:
 
 def _png(image: np.ndarray) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(image).save(out, format="PNG", compress_level=3)  # a fifth of the time of the default, 5 % larger
+    Image.fromarray(image).save(
+        out, format="PNG", compress_level=3
+    )  # a fifth of the time of the default, 5 % larger
     return out.getvalue()
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
 
 
 def plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 Written here and not by trimesh, which cannot write morph targets.
 """
+
 from __future__ import annotations
 
 import json
@@ -35,8 +36,13 @@ def arkit_shapes(names: tuple[str, ...]) -> list[tuple[str, list[int]]]:
     return list(targets.items())
 
 
-def write_glb(path: str | os.PathLike, vertices: Tensor, model: FaceModel, texture_png: bytes | None = None,
-              name: str = "subject") -> Path:
+def write_glb(
+    path: str | os.PathLike,
+    vertices: Tensor,
+    model: FaceModel,
+    texture_png: bytes | None = None,
+    name: str = "subject",
+) -> Path:
     """Write the neutral face with UV, normals, texture and one morph target per expression.
 
     Args:
@@ -48,19 +54,35 @@ def write_glb(path: str | os.PathLike, vertices: Tensor, model: FaceModel, textu
     points = (vertices.double().numpy() * MM).astype(np.float32)[vertex]
     normals = vertex_normals(vertices[None].double(), model.triangles)[0].numpy().astype(np.float32)
     normals[np.abs(normals).sum(1) == 0] = (0, 0, 1)  # loose vertices: glTF wants unit length
-    attributes = {"POSITION": buffer.accessor(points, 34962, bounds=True), "NORMAL": buffer.accessor(normals[vertex], 34962)}
-    material = {"name": "face", "doubleSided": True,
-                "pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 0.85, "baseColorFactor": [1, 1, 1, 1]}}
+    attributes = {
+        "POSITION": buffer.accessor(points, 34962, bounds=True),
+        "NORMAL": buffer.accessor(normals[vertex], 34962),
+    }
+    material = {
+        "name": "face",
+        "doubleSided": True,
+        "pbrMetallicRoughness": {
+            "metallicFactor": 0.0,
+            "roughnessFactor": 0.85,
+            "baseColorFactor": [1, 1, 1, 1],
+        },
+    }
     document: dict = {}
     if uv is not None and texture_png is not None:
         # glTF measures v downwards from the top edge of the picture.
-        attributes["TEXCOORD_0"] = buffer.accessor(np.stack([uv[:, 0], 1 - uv[:, 1]], -1).astype(np.float32), 34962)
-        document["images"] = [{"name": "texture", "mimeType": "image/png", "bufferView": buffer.view(texture_png)}]
+        attributes["TEXCOORD_0"] = buffer.accessor(
+            np.stack([uv[:, 0], 1 - uv[:, 1]], -1).astype(np.float32), 34962
+        )
+        document["images"] = [
+            {"name": "texture", "mimeType": "image/png", "bufferView": buffer.view(texture_png)}
+        ]
         document["samplers"] = [{"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}]
         document["textures"] = [{"source": 0, "sampler": 0}]
         material["pbrMetallicRoughness"]["baseColorTexture"] = {"index": 0}
     elif model.albedo_mean is not None:
-        attributes["COLOR_0"] = buffer.accessor(model.albedo_mean.clamp(0, 1).numpy().astype(np.float32)[vertex], 34962)
+        attributes["COLOR_0"] = buffer.accessor(
+            model.albedo_mean.clamp(0, 1).numpy().astype(np.float32)[vertex], 34962
+        )
     kind = np.uint16 if len(points) <= 65535 else np.uint32
     indices = buffer.accessor(faces.astype(kind).reshape(-1), 34963)
     targets, target_names = [], []
@@ -76,9 +98,16 @@ def write_glb(path: str | os.PathLike, vertices: Tensor, model: FaceModel, textu
         mesh["weights"] = [0.0] * len(targets)
         mesh["extras"] = {"targetNames": target_names}
     document |= {
-        "asset": {"version": "2.0", "generator": "fitkit"}, "scene": 0, "scenes": [{"nodes": [0]}],
-        "nodes": [{"name": name, "mesh": 0}], "meshes": [mesh], "materials": [material],
-        "accessors": buffer.accessors, "bufferViews": buffer.views, "buffers": [{"byteLength": len(buffer.data)}]}
+        "asset": {"version": "2.0", "generator": "fitkit"},
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"name": name, "mesh": 0}],
+        "meshes": [mesh],
+        "materials": [material],
+        "accessors": buffer.accessors,
+        "bufferViews": buffer.views,
+        "buffers": [{"byteLength": len(buffer.data)}],
+    }
     text = json.dumps(document, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
     text += b" " * (-len(text) % 4)
     data = bytes(buffer.data) + b"\0" * (-len(buffer.data) % 4)
@@ -116,8 +145,12 @@ class _Buffer:
 
     def accessor(self, values: np.ndarray, target: int, bounds: bool = False) -> int:
         kinds = {np.dtype(np.float32): FLOAT, np.dtype(np.uint16): USHORT, np.dtype(np.uint32): UINT}
-        entry = {"bufferView": self.view(np.ascontiguousarray(values).tobytes(), target), "componentType": kinds[values.dtype],
-                 "count": len(values), "type": "SCALAR" if values.ndim == 1 else f"VEC{values.shape[1]}"}
+        entry = {
+            "bufferView": self.view(np.ascontiguousarray(values).tobytes(), target),
+            "componentType": kinds[values.dtype],
+            "count": len(values),
+            "type": "SCALAR" if values.ndim == 1 else f"VEC{values.shape[1]}",
+        }
         if bounds:
             entry |= {"min": values.min(0).tolist(), "max": values.max(0).tolist()}
         self.accessors.append(entry)
@@ -133,8 +166,18 @@ class _Buffer:
         if len(moved) < len(vertex):
             low, high = np.minimum(low, 0), np.maximum(high, 0)
         code = USHORT if kind is np.uint16 else UINT
-        self.accessors.append({
-            "componentType": FLOAT, "count": len(vertex), "type": "VEC3", "min": low.tolist(), "max": high.tolist(),
-            "sparse": {"count": len(moved), "indices": {"bufferView": self.view(moved.astype(kind).tobytes()), "componentType": code},
-                       "values": {"bufferView": self.view(values.tobytes())}}})
+        self.accessors.append(
+            {
+                "componentType": FLOAT,
+                "count": len(vertex),
+                "type": "VEC3",
+                "min": low.tolist(),
+                "max": high.tolist(),
+                "sparse": {
+                    "count": len(moved),
+                    "indices": {"bufferView": self.view(moved.astype(kind).tobytes()), "componentType": code},
+                    "values": {"bufferView": self.view(values.tobytes())},
+                },
+            }
+        )
         return len(self.accessors) - 1

@@ -1,4 +1,5 @@
 """A photo with its landmarks, to check them by eye."""
+
 from __future__ import annotations
 
 import cv2
@@ -8,8 +9,17 @@ from fitkit.observe.landmarks.types import Landmarks
 
 SIDE = 900  # px of the picture's longer side
 ROOM = 0.35  # around the box of the points, over its larger side
-CLOSED = ((range(17, 22), False), (range(22, 27), False), (range(27, 31), False), (range(31, 36), False), (range(36, 42), True),
-          (range(42, 48), True), (range(48, 60), True), (range(60, 68), True), (range(17), False))
+CLOSED = (
+    (range(17, 22), False),
+    (range(22, 27), False),
+    (range(27, 31), False),
+    (range(31, 36), False),
+    (range(36, 42), True),
+    (range(42, 48), True),
+    (range(48, 60), True),
+    (range(60, 68), True),
+    (range(17), False),
+)
 SURE, UNSURE = (60, 230, 90), (255, 60, 40)  # RGB at a sigma of 1 % and of 6 % of the face or more
 UNKNOWN = (80, 200, 255)  # no sigma stated
 LINE = (255, 255, 255)
@@ -31,7 +41,7 @@ def draw_landmarks(image: np.ndarray, landmarks: Landmarks) -> np.ndarray:
     face = float((high - low).max())
     start = np.clip(np.floor(low - ROOM * face), 0, [W - 1, H - 1]).astype(int)
     end = np.clip(np.ceil(high + ROOM * face), start + 1, [W, H]).astype(int)
-    part = image[start[1]:end[1], start[0]:end[0]]
+    part = image[start[1] : end[1], start[0] : end[0]]
     scale = SIDE / max(part.shape[:2])
     size = tuple(max(1, round(n * scale)) for n in part.shape[1::-1])
     picture = cv2.resize(part, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
@@ -50,7 +60,15 @@ def draw_landmarks(image: np.ndarray, landmarks: Landmarks) -> np.ndarray:
     picture = cv2.addWeighted(lines, 0.45, picture, 0.55, 0)
     disks = picture.copy()
     for i in np.flatnonzero(valid & np.isfinite(sigma)):
-        cv2.circle(disks, fixed(at[i]), round(max(DOT, float(sigma[i]) * scale) * 16), _color(sigma[i] / face), -1, cv2.LINE_AA, 4)
+        cv2.circle(
+            disks,
+            fixed(at[i]),
+            round(max(DOT, float(sigma[i]) * scale) * 16),
+            _color(sigma[i] / face),
+            -1,
+            cv2.LINE_AA,
+            4,
+        )
     picture = cv2.addWeighted(disks, 0.4, picture, 0.6, 0)
     for i in np.flatnonzero(valid):
         color = _color(sigma[i] / face)
@@ -58,7 +76,9 @@ def draw_landmarks(image: np.ndarray, landmarks: Landmarks) -> np.ndarray:
         if (i + 1) % 5 == 0:
             where = (round(at[i][0] + DOT + 2), round(at[i][1] - DOT - 1))
             cv2.putText(picture, str(i + 1), where, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 2, cv2.LINE_AA)
-            cv2.putText(picture, str(i + 1), where, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
+            cv2.putText(
+                picture, str(i + 1), where, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA
+            )
     return picture
 
 

@@ -1,4 +1,5 @@
 """`lighting/STEM.png`: a photo beside its albedo and its shading."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -20,7 +21,9 @@ GROUND = 0.93  # sRGB
 
 
 @torch.no_grad()
-def draw_lighting(parts: Decomposition, model: FaceModel, state: SceneState, observations: Observations, index: int) -> np.ndarray:
+def draw_lighting(
+    parts: Decomposition, model: FaceModel, state: SceneState, observations: Observations, index: int
+) -> np.ndarray:
     """Three pictures side by side for view `index`, uint8 [h, 3 w + 2 gaps, 3]: the crop; the mesh with its albedo, unlit;
     a grey head under the view's light, its mean as bright as grey in even light.
 
@@ -36,12 +39,17 @@ def draw_lighting(parts: Decomposition, model: FaceModel, state: SceneState, obs
     level = shading.mean().clamp_min(1e-6)
     photo = (observations.images[index].permute(1, 2, 0) * 255).round().byte().numpy()
     gap = np.full((H, max(4, W // 80), 3), 255, np.uint8)
-    pictures = [_picture(surface, color) for color in (surface.interpolate(parts.albedo[model.triangles]), CLAY * shading / level)]
+    pictures = [
+        _picture(surface, color)
+        for color in (surface.interpolate(parts.albedo[model.triangles]), CLAY * shading / level)
+    ]
     return np.ascontiguousarray(np.concatenate([photo, gap, pictures[0], gap, pictures[1]], 1))
 
 
 def _picture(surface: Surface, color: Tensor) -> np.ndarray:
     """Linear colours [N, 3] of the supersamples -> uint8 [H, W, 3] on a light ground."""
-    shown = average_surface(surface, torch.cat([color.clamp(0, 1), torch.ones_like(color[:, :2])], -1), SUPERSAMPLE)
+    shown = average_surface(
+        surface, torch.cat([color.clamp(0, 1), torch.ones_like(color[:, :2])], -1), SUPERSAMPLE
+    )
     rgb = shown.rgb * shown.alpha[..., None] + GROUND * (1 - shown.alpha[..., None])
     return (rgb * 255).round().clamp(0, 255).byte().numpy()

@@ -1,4 +1,5 @@
 """Mesh files with the model's vertex order: `.ply` (through trimesh) and `.obj` with `.mtl`, in millimetres."""
+
 from __future__ import annotations
 
 import os
@@ -12,16 +13,25 @@ from fitkit.geometry.normals import vertex_normals
 from fitkit.models.face_model import FaceModel
 
 
-def write_ply(path: str | os.PathLike, vertices: Tensor, triangles: Tensor, attributes: dict[str, Tensor] | None = None,
-              colors: Tensor | None = None) -> Path:
+def write_ply(
+    path: str | os.PathLike,
+    vertices: Tensor,
+    triangles: Tensor,
+    attributes: dict[str, Tensor] | None = None,
+    colors: Tensor | None = None,
+) -> Path:
     """Binary little-endian PLY with normals; vertices [V, 3] mm, triangles [F, 3]; nothing is merged or reordered.
 
     attributes: further float properties of the vertices by name, [V] each; colors: [V, 3] sRGB in [0, 1], written in 8 bit.
     """
     mesh = trimesh.Trimesh(
-        vertices.double().numpy(), triangles.numpy(), process=False, validate=False,
+        vertices.double().numpy(),
+        triangles.numpy(),
+        process=False,
+        validate=False,
         vertex_normals=vertex_normals(vertices[None].double(), triangles)[0].numpy(),
-        vertex_colors=None if colors is None else (colors * 255).round().clamp(0, 255).byte().numpy())
+        vertex_colors=None if colors is None else (colors * 255).round().clamp(0, 255).byte().numpy(),
+    )
     for name, values in (attributes or {}).items():
         mesh.vertex_attributes[name] = values.float().numpy()
     path = Path(path)
@@ -29,7 +39,9 @@ def write_ply(path: str | os.PathLike, vertices: Tensor, triangles: Tensor, attr
     return path
 
 
-def write_obj(path: str | os.PathLike, vertices: Tensor, model: FaceModel, texture: str | None = None) -> Path:
+def write_obj(
+    path: str | os.PathLike, vertices: Tensor, model: FaceModel, texture: str | None = None
+) -> Path:
     """OBJ with normals and, where the model has them, UV coordinates; `texture` names the picture beside it.
 
     Written here and not by trimesh, because trimesh repeats the vertices along UV seams and so loses their order.
@@ -50,13 +62,17 @@ def write_obj(path: str | os.PathLike, vertices: Tensor, model: FaceModel, textu
         text += "usemtl face\n"
     if has_uv:
         uv = model.uv_triangles.numpy() + 1
-        text += _rows("f " + " ".join(["%d/%d/%d"] * 3) + "\n", np.stack([corner, uv, corner], -1).reshape(-1, 9))
+        text += _rows(
+            "f " + " ".join(["%d/%d/%d"] * 3) + "\n", np.stack([corner, uv, corner], -1).reshape(-1, 9)
+        )
     else:
         text += _rows("f " + " ".join(["%d//%d"] * 3) + "\n", np.stack([corner, corner], -1).reshape(-1, 6))
     path.write_text(text, encoding="utf-8")
     if has_uv and texture:
         path.with_suffix(".mtl").write_text(
-            f"newmtl face\nKa 0 0 0\nKd 1 1 1\nKs 0.03 0.03 0.03\nNs 20\nillum 2\nmap_Kd {texture}\n", encoding="utf-8")
+            f"newmtl face\nKa 0 0 0\nKd 1 1 1\nKs 0.03 0.03 0.03\nNs 20\nillum 2\nmap_Kd {texture}\n",
+            encoding="utf-8",
+        )
     return path
 
 

@@ -1,4 +1,5 @@
 """`overlay/STEM.png`: the photo beside the photo with the fitted mesh, its outlines and the landmarks over it."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -15,16 +16,28 @@ from fitkit.scene.camera import Camera
 if TYPE_CHECKING:
     from fitkit.fit.result import FitResult
 
-LONG_SIDE, SHORT_LONG_SIDE = 1024, 640  # px of the longer side of one half; smaller photos are scaled up to the second
-WHOLE_PHOTO = 0.45  # a face that spans this share of the photo is shown with the whole photo, a smaller one is cut out
+LONG_SIDE, SHORT_LONG_SIDE = (
+    1024,
+    640,
+)  # px of the longer side of one half; smaller photos are scaled up to the second
+WHOLE_PHOTO = (
+    0.45  # a face that spans this share of the photo is shown with the whole photo, a smaller one is cut out
+)
 SUPERSAMPLE = 2
 OPACITY = 0.58
 FARTHEST_PX = 1e6  # beyond the picture, where a line may end
 OBSERVED, FITTED, CONTOUR, OUTLINE = (70, 230, 90), (255, 60, 50), (255, 236, 190), (25, 90, 190)
 # iBUG 68 polylines: brows, nose, eyes, lips; True = closed. The jaw (0-16) is drawn as the mesh's own outline.
 CURVES = (
-    (range(17, 22), False), (range(22, 27), False), (range(27, 31), False), (range(31, 36), False), (range(36, 42), True),
-    (range(42, 48), True), (range(48, 60), True), (range(60, 68), True))
+    (range(17, 22), False),
+    (range(22, 27), False),
+    (range(27, 31), False),
+    (range(31, 36), False),
+    (range(36, 42), True),
+    (range(42, 48), True),
+    (range(48, 60), True),
+    (range(60, 68), True),
+)
 
 
 @torch.no_grad()
@@ -35,7 +48,9 @@ def draw_overlay(result: FitResult, index: int) -> np.ndarray:
     landmarks (light), the observed landmarks (green) and the fitted ones (red, joined to their observation).
     """
     model, state = result.personal_model, result.state
-    vertices = state.pose.select([index]).apply(model.vertices(state.identity[state.subject[[index]]], state.expression[[index]]))
+    vertices = state.pose.select([index]).apply(
+        model.vertices(state.identity[state.subject[[index]]], state.expression[[index]])
+    )
     camera = state.camera.select([index])
     landmarks = model.landmarks.points(vertices, model.triangles)
     observed = result.landmarks.points[index].double().numpy()
@@ -70,7 +85,9 @@ def draw_overlay(result: FitResult, index: int) -> np.ndarray:
     return np.concatenate([photo, gap, panel], 1)
 
 
-def _frame(size, camera: Camera, skin: torch.Tensor, observed: np.ndarray) -> tuple[tuple[int, int, int, int], float]:
+def _frame(
+    size, camera: Camera, skin: torch.Tensor, observed: np.ndarray
+) -> tuple[tuple[int, int, int, int], float]:
     """Part of the photo to show (x0, y0, x1, y1) and its scale."""
     H, W = size
     pixels, in_front = camera.project(skin)
@@ -84,13 +101,17 @@ def _frame(size, camera: Camera, skin: torch.Tensor, observed: np.ndarray) -> tu
             center, half = (low + high) / 2, max(0.85 * span, 16)
             x0, y0 = np.floor(center - half).astype(int)
             x1, y1 = np.ceil(center + half).astype(int)
-            if x0 < W - 16 and y0 < H - 16 and x1 > 16 and y1 > 16:  # else the mesh is off the photo: show all of it
+            if (
+                x0 < W - 16 and y0 < H - 16 and x1 > 16 and y1 > 16
+            ):  # else the mesh is off the photo: show all of it
                 box = (max(x0, 0), max(y0, 0), min(x1, W), min(y1, H))
     side = max(box[2] - box[0], box[3] - box[1])
     return tuple(int(b) for b in box), min(LONG_SIDE, max(SHORT_LONG_SIDE, side)) / side
 
 
-def _blend_mesh(photo: np.ndarray, model, vertices: torch.Tensor, surface: Surface, depth: np.ndarray) -> np.ndarray:
+def _blend_mesh(
+    photo: np.ndarray, model, vertices: torch.Tensor, surface: Surface, depth: np.ndarray
+) -> np.ndarray:
     """Translucent clay over the skin (and what it encloses), then the dark lines where the surface ends or folds over."""
     H, W = photo.shape[:2]
     factor = SUPERSAMPLE
@@ -102,7 +123,11 @@ def _blend_mesh(photo: np.ndarray, model, vertices: torch.Tensor, surface: Surfa
     alpha = shaded.skin.numpy()
     # Eyeballs and teeth are no skin but lie inside it: fill small gaps, then soften the cut at the hairline and neck.
     reach = max(3, round(max(H, W) / 18)) | 1
-    solid = cv2.morphologyEx((alpha > 0.5).astype(np.uint8), cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach)))
+    solid = cv2.morphologyEx(
+        (alpha > 0.5).astype(np.uint8),
+        cv2.MORPH_CLOSE,
+        cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach)),
+    )
     covered = shaded.alpha.numpy()
     soft = cv2.GaussianBlur(np.maximum(alpha, solid * covered), (0, 0), max(1.0, max(H, W) / 90))
     area = np.minimum(soft, covered)[..., None] * OPACITY
@@ -152,17 +177,39 @@ def _on_layer(panel: np.ndarray, points, opacity: float, draw) -> None:
     part = panel[y0:y1, x0:x1]
     layer = np.ascontiguousarray(part)
     # OpenCV takes 32-bit numbers, in sixteenths of a pixel.
-    draw(layer, lambda p: tuple(int(c) for c in np.round((np.asarray(p) - (x0, y0)).clip(-FARTHEST_PX, FARTHEST_PX) * 16)))
+    draw(
+        layer,
+        lambda p: tuple(
+            int(c) for c in np.round((np.asarray(p) - (x0, y0)).clip(-FARTHEST_PX, FARTHEST_PX) * 16)
+        ),
+    )
     part[:] = layer if opacity >= 1 else cv2.addWeighted(layer, opacity, part, 1 - opacity, 0)
 
 
 def _line(panel, a, b, color, width, opacity) -> None:
-    _on_layer(panel, [a, b], opacity, lambda layer, at: cv2.line(layer, at(a), at(b), color, width, cv2.LINE_AA, shift=4))
+    _on_layer(
+        panel,
+        [a, b],
+        opacity,
+        lambda layer, at: cv2.line(layer, at(a), at(b), color, width, cv2.LINE_AA, shift=4),
+    )
 
 
 def _dot(panel, at_point, color, radius, opacity) -> None:
-    _on_layer(panel, [at_point], opacity, lambda layer, at: cv2.circle(layer, at(at_point), round(radius * 16), color, -1, cv2.LINE_AA, shift=4))
+    _on_layer(
+        panel,
+        [at_point],
+        opacity,
+        lambda layer, at: cv2.circle(
+            layer, at(at_point), round(radius * 16), color, -1, cv2.LINE_AA, shift=4
+        ),
+    )
 
 
 def _ring(panel, at_point, color, radius, opacity) -> None:
-    _on_layer(panel, [at_point], opacity, lambda layer, at: cv2.circle(layer, at(at_point), round(radius * 16), color, 1, cv2.LINE_AA, shift=4))
+    _on_layer(
+        panel,
+        [at_point],
+        opacity,
+        lambda layer, at: cv2.circle(layer, at(at_point), round(radius * 16), color, 1, cv2.LINE_AA, shift=4),
+    )

@@ -1,4 +1,5 @@
 """`parameters.npz`: everything that was estimated, and reading it back."""
+
 from __future__ import annotations
 
 import os
@@ -23,11 +24,24 @@ FORMAT, VERSION = "fitkit-parameters", 3
 UNITS = "mm, px, rotation matrices, linear RGB; pixel (0, 0) is the centre of the top-left pixel; x_camera = rotation @ x_head + translation"
 # Key -> shape; B views, K coefficients, C colour channels of the light. Names stand for sizes that must agree.
 SHAPES = {
-    "identity": ("K_id",), "expression": ("B", "K_ex"), "expression_names": ("K_ex",), "rotation": ("B", 3, 3),
-    "translation": ("B", 3), "focal": ("B",), "principal": ("B", 2), "aspect": ("B",), "illumination": ("B", 9, "C"),
-    "view_names": ("B",), "image_size": ("B", 2), "camera_source": ("B",),
+    "identity": ("K_id",),
+    "expression": ("B", "K_ex"),
+    "expression_names": ("K_ex",),
+    "rotation": ("B", 3, 3),
+    "translation": ("B", 3),
+    "focal": ("B",),
+    "principal": ("B", 2),
+    "aspect": ("B",),
+    "illumination": ("B", 9, "C"),
+    "view_names": ("B",),
+    "image_size": ("B", 2),
+    "camera_source": ("B",),
 }
-OPTIONAL = {"identity_covariance": ("K_id", "K_id"), "displacement": ("V",), "light": ("B", 9, 3)}  # since versions 2, 3, 3
+OPTIONAL = {
+    "identity_covariance": ("K_id", "K_id"),
+    "displacement": ("V",),
+    "light": ("B", 9, 3),
+}  # since versions 2, 3, 3
 NAMES = ("expression_names", "view_names", "camera_source")
 TEXTS = ("format", "units", "model_name", "camera_kind", "subject_name")
 
@@ -55,7 +69,9 @@ class Parameters:
     light: torch.Tensor | None = None
 
     def __repr__(self) -> str:
-        return f"Parameters({self.subject_name!r}: {len(self.view_names)} views, face model {self.model_name!r})"
+        return (
+            f"Parameters({self.subject_name!r}: {len(self.view_names)} views, face model {self.model_name!r})"
+        )
 
     def check_model(self, model: FaceModel) -> None:
         """Refuse a face model that these coefficients were not made for."""
@@ -64,10 +80,13 @@ class Parameters:
         if sizes != wanted:
             raise InputError(
                 f"parameters: expected face model '{wanted[0]}' with {wanted[1]} identity and {len(wanted[2])} expression shapes, "
-                f"got '{sizes[0]}' with {sizes[1]} and {len(sizes[2])}; load the model that the fit used")
+                f"got '{sizes[0]}' with {sizes[1]} and {len(sizes[2])}; load the model that the fit used"
+            )
         if self.displacement is not None and len(self.displacement) != model.num_vertices:
-            raise InputError(f"parameters: expected face model '{self.model_name}' with {len(self.displacement)} vertices, as many as the "
-                             f"displacement has, got {model.num_vertices}; load the model that the fit used")
+            raise InputError(
+                f"parameters: expected face model '{self.model_name}' with {len(self.displacement)} vertices, as many as the "
+                f"displacement has, got {model.num_vertices}; load the model that the fit used"
+            )
 
 
 def save_parameters(result: FitResult, path: str | os.PathLike, light: torch.Tensor | None = None) -> Path:
@@ -77,11 +96,22 @@ def save_parameters(result: FitResult, path: str | os.PathLike, light: torch.Ten
     """
     state = result.state
     arrays = {
-        "format": FORMAT, "version": VERSION, "units": UNITS, "model_name": result.model.name, "subject_name": result.subject.name,
-        "identity": state.identity[0], "expression": state.expression, "expression_names": np.array(result.model.expression_names, str),
-        "rotation": state.pose.rotation, "translation": state.pose.translation, "focal": state.camera.focal,
-        "principal": state.camera.principal, "aspect": state.camera.aspect, "camera_kind": state.camera.kind,
-        "illumination": state.illumination, "view_names": np.array([v.name for v in result.subject.views], str),
+        "format": FORMAT,
+        "version": VERSION,
+        "units": UNITS,
+        "model_name": result.model.name,
+        "subject_name": result.subject.name,
+        "identity": state.identity[0],
+        "expression": state.expression,
+        "expression_names": np.array(result.model.expression_names, str),
+        "rotation": state.pose.rotation,
+        "translation": state.pose.translation,
+        "focal": state.camera.focal,
+        "principal": state.camera.principal,
+        "aspect": state.camera.aspect,
+        "camera_kind": state.camera.kind,
+        "illumination": state.illumination,
+        "view_names": np.array([v.name for v in result.subject.views], str),
         "image_size": np.array([v.size for v in result.subject.views], np.int64).reshape(-1, 2),
         "camera_source": np.array(result.camera_source, str),
     }
@@ -117,10 +147,14 @@ def load_parameters(path: str | os.PathLike) -> Parameters:
     with foreign_file(path, "not a readable fitkit parameter file (.npz)", limit=DATA_BYTES) as file:
         arrays = file.npz(("format", "version", *SHAPES, *OPTIONAL, *TEXTS))
     if str(arrays.get("format")) != FORMAT or "version" not in arrays:
-        raise InputError(f"{path}: not a fitkit parameter file (expected format '{FORMAT}', got '{arrays.get('format')}')")
+        raise InputError(
+            f"{path}: not a fitkit parameter file (expected format '{FORMAT}', got '{arrays.get('format')}')"
+        )
     check_shapes(arrays, {"version": ()}, {"version": "iu"}, path)
     if int(arrays["version"]) > VERSION:
-        raise InputError(f"{path}: parameter file version {int(arrays['version'])}, this fitkit reads up to {VERSION}; update fitkit")
+        raise InputError(
+            f"{path}: parameter file version {int(arrays['version'])}, this fitkit reads up to {VERSION}; update fitkit"
+        )
     _check(arrays, path)
 
     def real(key):
@@ -128,22 +162,37 @@ def load_parameters(path: str | os.PathLike) -> Parameters:
 
     B = len(arrays["focal"])
     state = SceneState(
-        real("identity")[None], torch.zeros(B, dtype=torch.int64), real("expression"), Pose(real("rotation"), real("translation")),
-        Camera(real("focal"), real("principal"), real("aspect"), str(arrays["camera_kind"])), real("illumination"))
+        real("identity")[None],
+        torch.zeros(B, dtype=torch.int64),
+        real("expression"),
+        Pose(real("rotation"), real("translation")),
+        Camera(real("focal"), real("principal"), real("aspect"), str(arrays["camera_kind"])),
+        real("illumination"),
+    )
     return Parameters(
-        state, str(arrays["model_name"]), tuple(map(str, arrays["expression_names"])), str(arrays["subject_name"]),
-        tuple(map(str, arrays["view_names"])), arrays["image_size"].astype(np.int64), tuple(map(str, arrays["camera_source"])),
-        *(real(key) if key in arrays else None for key in OPTIONAL))
+        state,
+        str(arrays["model_name"]),
+        tuple(map(str, arrays["expression_names"])),
+        str(arrays["subject_name"]),
+        tuple(map(str, arrays["view_names"])),
+        arrays["image_size"].astype(np.int64),
+        tuple(map(str, arrays["camera_source"])),
+        *(real(key) if key in arrays else None for key in OPTIONAL),
+    )
 
 
 def _check(arrays: dict[str, np.ndarray], path: Path) -> None:
     missing = [k for k in (*SHAPES, *TEXTS) if k not in arrays]
     if missing:
-        raise InputError(f"{path}: the parameter file lacks {', '.join(missing)}; write it again with FitResult.save")
+        raise InputError(
+            f"{path}: the parameter file lacks {', '.join(missing)}; write it again with FitResult.save"
+        )
     shapes = SHAPES | {k: v for k, v in OPTIONAL.items() if k in arrays} | dict.fromkeys(TEXTS, ())
     check_shapes(arrays, shapes, dict.fromkeys((*NAMES, *TEXTS), "U"), path)
     for key in (*SHAPES, *OPTIONAL):
         if key in arrays and arrays[key].dtype.kind == "f" and not np.isfinite(arrays[key]).all():
             raise InputError(f"{path}: {key} holds values that are not finite")
     if str(arrays["camera_kind"]) not in KINDS:
-        raise InputError(f"{path}: camera_kind: expected one of {', '.join(KINDS)}; got '{arrays['camera_kind']}'")
+        raise InputError(
+            f"{path}: camera_kind: expected one of {', '.join(KINDS)}; got '{arrays['camera_kind']}'"
+        )

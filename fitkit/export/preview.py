@@ -1,5 +1,6 @@
 """`preview.png`: the neutral face from five sides, as clay and with its texture; `uncertainty.png`: its error bars in colour;
 `detail.png`: its displacement beyond the face model; error maps of scans."""
+
 from __future__ import annotations
 
 import math
@@ -13,7 +14,15 @@ from fitkit.geometry.color import linear_from_srgb
 from fitkit.geometry.rotation import so3_exp
 from fitkit.models.face_model import FaceModel
 from fitkit.render.rasterizer import clip_vertices
-from fitkit.render.shading import Shaded, Surface, average_surface, light_surface, shade, supersampled, surface_normals
+from fitkit.render.shading import (
+    Shaded,
+    Surface,
+    average_surface,
+    light_surface,
+    shade,
+    supersampled,
+    surface_normals,
+)
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 
@@ -31,7 +40,9 @@ TOP, BOTTOM = (246, 247, 249), (214, 218, 224)  # background
 
 
 @torch.no_grad()
-def draw_preview(vertices: Tensor, model: FaceModel, texture: np.ndarray | None = None, tile: tuple[int, int] = TILE) -> np.ndarray:
+def draw_preview(
+    vertices: Tensor, model: FaceModel, texture: np.ndarray | None = None, tile: tuple[int, int] = TILE
+) -> np.ndarray:
     """Contact sheet of a head-frame mesh [V, 3] mm, uint8 [H, W, 3]; one column per yaw.
 
     First row clay, second row textured (or, without texture, coloured by the model's albedo; no second row without either).
@@ -55,36 +66,78 @@ def _shown_part(vertices: Tensor, model: FaceModel) -> tuple[Tensor, float]:
 
 
 @torch.no_grad()
-def draw_uncertainty(vertices: Tensor, sigma: Tensor, model: FaceModel, tile: tuple[int, int] = TILE) -> np.ndarray:
+def draw_uncertainty(
+    vertices: Tensor, sigma: Tensor, model: FaceModel, tile: tuple[int, int] = TILE
+) -> np.ndarray:
     """A head-frame mesh [V, 3] mm coloured by sigma [V] mm from both sides and the front, with the scale at the right,
     uint8 [H, W, 3]: dark blue 0 mm, yellow SIGMA_LARGEST and more."""
-    return _coloured(vertices, model.triangles, sigma, SIGMA_LARGEST, "sigma mm", _shown_part(vertices, model), SIGMA_YAWS, tile)
+    return _coloured(
+        vertices,
+        model.triangles,
+        sigma,
+        SIGMA_LARGEST,
+        "sigma mm",
+        _shown_part(vertices, model),
+        SIGMA_YAWS,
+        tile,
+    )
 
 
 @torch.no_grad()
-def draw_detail(vertices: Tensor, displacement: Tensor, model: FaceModel, tile: tuple[int, int] = TILE) -> np.ndarray:
+def draw_detail(
+    vertices: Tensor, displacement: Tensor, model: FaceModel, tile: tuple[int, int] = TILE
+) -> np.ndarray:
     """A head-frame mesh [V, 3] mm coloured by its displacement [V] mm, as `draw_uncertainty`: red DETAIL_LARGEST and more outwards,
     white 0, blue inwards."""
-    return _coloured(vertices, model.triangles, displacement, DETAIL_LARGEST, "detail mm", _shown_part(vertices, model), SIGMA_YAWS, tile,
-                     signed=True)
+    return _coloured(
+        vertices,
+        model.triangles,
+        displacement,
+        DETAIL_LARGEST,
+        "detail mm",
+        _shown_part(vertices, model),
+        SIGMA_YAWS,
+        tile,
+        signed=True,
+    )
 
 
 @torch.no_grad()
-def draw_error_map(vertices: Tensor, triangles: Tensor, errors: Tensor, largest: float = ERROR_LARGEST, label: str = "error mm",
-                   tile: tuple[int, int] = TILE) -> np.ndarray:
+def draw_error_map(
+    vertices: Tensor,
+    triangles: Tensor,
+    errors: Tensor,
+    largest: float = ERROR_LARGEST,
+    label: str = "error mm",
+    tile: tuple[int, int] = TILE,
+) -> np.ndarray:
     """A scan [V, 3] mm (y up, z out of the face), triangles [F, 3], coloured by the error [V] of its vertices from five sides, with
     the scale at the right, uint8 [H, W, 3]: dark blue 0, yellow `largest` and more, grey where NaN. The scale does not depend on the
     errors, so that pictures can be compared."""
     known = vertices[torch.isfinite(errors)]
     low, high = known.amin(0), known.amax(0)
-    shown = (low + high) / 2, 1.15 * float(torch.maximum(high[1] - low[1], (high - low)[[0, 2]].norm() * tile[0] / tile[1] * 0.8))
+    shown = (
+        (low + high) / 2,
+        1.15 * float(torch.maximum(high[1] - low[1], (high - low)[[0, 2]].norm() * tile[0] / tile[1] * 0.8)),
+    )
     return _coloured(vertices, triangles, errors, largest, label, shown, SIGMA_YAWS, tile)
 
 
-def _coloured(vertices: Tensor, triangles: Tensor, values: Tensor, largest: float, label: str, shown: tuple[Tensor, float],
-              yaws: tuple[int, ...], tile: tuple[int, int], signed: bool = False) -> np.ndarray:
+def _coloured(
+    vertices: Tensor,
+    triangles: Tensor,
+    values: Tensor,
+    largest: float,
+    label: str,
+    shown: tuple[Tensor, float],
+    yaws: tuple[int, ...],
+    tile: tuple[int, int],
+    signed: bool = False,
+) -> np.ndarray:
     share = (values / largest / 2 + 0.5 if signed else values / largest).clamp(0, 1)
-    colour = linear_from_srgb(torch.from_numpy(_scale_colour(share.nan_to_num().numpy(), signed)).to(vertices) / 255)
+    colour = linear_from_srgb(
+        torch.from_numpy(_scale_colour(share.nan_to_num().numpy(), signed)).to(vertices) / 255
+    )
     colour = torch.where(torch.isfinite(values)[:, None], colour, colour.new_tensor(UNKNOWN))
     columns = []
     for yaw in yaws:
@@ -99,8 +152,16 @@ def _coloured(vertices: Tensor, triangles: Tensor, values: Tensor, largest: floa
 def _scale_colour(share: np.ndarray, signed: bool = False) -> np.ndarray:
     """Shares in [0, 1] of the scale, [N], as sRGB [N, 3] uint8; signed: from blue over white to red."""
     if signed:
-        return np.stack([np.interp(share, np.linspace(0, 1, 5), channel) for channel in np.transpose(BLUE_TO_RED)], 1).round().astype(np.uint8)
-    return cv2.applyColorMap((share * 255).round().astype(np.uint8)[:, None], cv2.COLORMAP_VIRIDIS)[:, 0, ::-1].copy()
+        return (
+            np.stack(
+                [np.interp(share, np.linspace(0, 1, 5), channel) for channel in np.transpose(BLUE_TO_RED)], 1
+            )
+            .round()
+            .astype(np.uint8)
+        )
+    return cv2.applyColorMap((share * 255).round().astype(np.uint8)[:, None], cv2.COLORMAP_VIRIDIS)[
+        :, 0, ::-1
+    ].copy()
 
 
 def _colour_bar(height: int, largest: float, title: str, signed: bool = False) -> np.ndarray:
@@ -110,7 +171,9 @@ def _colour_bar(height: int, largest: float, title: str, signed: bool = False) -
     bar[top:bottom, 12:34] = _scale_colour(np.linspace(1, 0, bottom - top), signed)[:, None]
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         y = round(bottom + (top - bottom) * share)
-        label = (f"{largest * (2 * share - 1):+.1f}" if signed else f"{largest * share:.1f}") + ("+" if share == 1 else "")
+        label = (f"{largest * (2 * share - 1):+.1f}" if signed else f"{largest * share:.1f}") + (
+            "+" if share == 1 else ""
+        )
         cv2.line(bar, (34, y), (39, y), (0, 0, 0), 1)
         cv2.putText(bar, label, (43, y + 5), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
     cv2.putText(bar, title, (8, top - 14), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
@@ -125,7 +188,11 @@ def _seen(vertices, triangles, yaw, shown, tile) -> tuple[Surface, Tensor]:
     translation = vertices.new_tensor([[0.0, 0.0, DISTANCE]]) - center @ rotation[0].T
     points = Pose(rotation, translation).apply(vertices[None])
     H, W = tile
-    camera = Camera(vertices.new_tensor([DISTANCE * H / height]), vertices.new_tensor([[(W - 1) / 2, (H - 1) / 2]]), vertices.new_ones(1))
+    camera = Camera(
+        vertices.new_tensor([DISTANCE * H / height]),
+        vertices.new_tensor([[(W - 1) / 2, (H - 1) / 2]]),
+        vertices.new_ones(1),
+    )
     clip = clip_vertices(supersampled(camera, SUPERSAMPLE), points)[0]
     return Surface.visible(clip, triangles, (H * SUPERSAMPLE, W * SUPERSAMPLE)), points[0]
 
@@ -161,8 +228,16 @@ def _texture_colour(surface: Surface, model: FaceModel, texture: np.ndarray) -> 
     uv = surface.interpolate(model.uv[model.uv_triangles]).numpy()
     n, columns = len(uv), 4096
     pad = ((0, -n % columns), (0, 0))
-    x, y = np.pad(np.stack([uv[:, 0] * size - 0.5, (1 - uv[:, 1]) * size - 0.5], -1).astype(np.float32), pad).T.reshape(2, -1, columns)
+    x, y = np.pad(
+        np.stack([uv[:, 0] * size - 0.5, (1 - uv[:, 1]) * size - 0.5], -1).astype(np.float32), pad
+    ).T.reshape(2, -1, columns)
     if n == 0:
         return torch.zeros(0, 3)
-    colour = cv2.remap(texture, np.ascontiguousarray(x), np.ascontiguousarray(y), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    colour = cv2.remap(
+        texture,
+        np.ascontiguousarray(x),
+        np.ascontiguousarray(y),
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
     return linear_from_srgb(torch.from_numpy(colour.reshape(-1, 3)[:n]).float() / 255)

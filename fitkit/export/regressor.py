@@ -1,4 +1,5 @@
 """A trained network as a program that runs without fitkit: TorchScript or ONNX, and a card that explains it."""
+
 from __future__ import annotations
 
 import hashlib
@@ -37,29 +38,52 @@ OUTPUTS = {
     "identity": ("[S, K_id]", "none", "standard-normal coefficients of the face model"),
     "identity_sigma": ("[S, K_id]", "none", "standard deviations of `identity`"),
     "expression": ("[S, V, K_ex]", "none", "blend-shape weights, in the order of `expression_names`"),
-    "rotation": ("[S, V, 3, 3]", "none",
-                 "camera_from_head: x_camera = rotation @ x_head + translation; head: x to the subject's left, y up, z out of the face; "
-                 "camera: x right, y down, z forward"),
+    "rotation": (
+        "[S, V, 3, 3]",
+        "none",
+        "camera_from_head: x_camera = rotation @ x_head + translation; head: x to the subject's left, y up, z out of the face; "
+        "camera: x right, y down, z forward",
+    ),
     "translation": ("[S, V, 3]", "mm", "of camera_from_head, see `rotation`"),
-    "focal": ("[S, V]", "px of the cut picture",
-              "orthographic camera: pixel = focal * x_camera / 1000 mm + principal; perspective: pixel = focal * x_camera / z_camera + "
-              "principal; which one: `camera_kind`"),
+    "focal": (
+        "[S, V]",
+        "px of the cut picture",
+        "orthographic camera: pixel = focal * x_camera / 1000 mm + principal; perspective: pixel = focal * x_camera / z_camera + "
+        "principal; which one: `camera_kind`",
+    ),
     "principal": ("[S, V, 2]", "px of the cut picture", "x, y; (0, 0) is the centre of the top-left pixel"),
-    "landmarks": ("[S, V, 68, 2]", "px of the cut picture", "x, y in iBUG order, points 0-16 fixed on the skin"),
-    "landmark_sigma": ("[S, V, 68]", "px of the cut picture", "standard deviation of each coordinate of `landmarks`"),
+    "landmarks": (
+        "[S, V, 68, 2]",
+        "px of the cut picture",
+        "x, y in iBUG order, points 0-16 fixed on the skin",
+    ),
+    "landmark_sigma": (
+        "[S, V, 68]",
+        "px of the cut picture",
+        "standard deviation of each coordinate of `landmarks`",
+    ),
 }
-CROP_RULE = ("square around the box of the 68 landmarks: side = margin * its larger side, centre moved up by `up` * its height, grey (128) "
-             "outside of the photo, resized to size x size px")
+CROP_RULE = (
+    "square around the box of the 68 landmarks: side = margin * its larger side, centre moved up by `up` * its height, grey (128) "
+    "outside of the photo, resized to size x size px"
+)
 BY_PERSON = ("identity", "identity_sigma")
 
 
 def _tables(found: Prediction) -> dict[str, Tensor]:
     """The outputs that a prediction has, by name; those that are not by person have a row for each frame."""
     state, marks = found.state, found.landmarks
-    values = {"identity": state.identity, "identity_sigma": found.identity_sigma, "expression": state.expression,
-              "rotation": state.pose.rotation, "translation": state.pose.translation, "focal": state.camera.focal,
-              "principal": state.camera.principal, "landmarks": None if marks is None else marks.points,
-              "landmark_sigma": None if marks is None else marks.sigma}
+    values = {
+        "identity": state.identity,
+        "identity_sigma": found.identity_sigma,
+        "expression": state.expression,
+        "rotation": state.pose.rotation,
+        "translation": state.pose.translation,
+        "focal": state.camera.focal,
+        "principal": state.camera.principal,
+        "landmarks": None if marks is None else marks.points,
+        "landmark_sigma": None if marks is None else marks.sigma,
+    }
     return {name: values[name] for name in OUTPUTS if values[name] is not None}
 
 
@@ -82,8 +106,14 @@ class PaddedRegressor(nn.Module):
         return tuple(out)
 
 
-def export_regressor(weights: str | os.PathLike, output: str | os.PathLike, format: str = "", views: int = 0, overwrite: bool = False,
-                     model: FaceModel | None = None) -> Path:
+def export_regressor(
+    weights: str | os.PathLike,
+    output: str | os.PathLike,
+    format: str = "",
+    views: int = 0,
+    overwrite: bool = False,
+    model: FaceModel | None = None,
+) -> Path:
     """Write a network as a program, and its card beside it, see `card_of`. The program is run before it is kept.
 
     Args:
@@ -106,8 +136,10 @@ def export_regressor(weights: str | os.PathLike, output: str | os.PathLike, form
     if views < 0:
         raise InputError(f"{output}: views: expected at least 1, got {views}")
     if network.views and views not in (0, len(network.views)):
-        raise InputError(f"{weights}: views: this network takes its {len(network.views)} named views "
-                         f"({', '.join(v.name for v in network.views)}), got {views}; leave --views out")
+        raise InputError(
+            f"{weights}: views: this network takes its {len(network.views)} named views "
+            f"({', '.join(v.name for v in network.views)}), got {views}; leave --views out"
+        )
     views = views or len(network.views) or 3
     card = _training_card(weights, about, model)
     images, valid = _example(network, views, PEOPLE)
@@ -118,70 +150,114 @@ def export_regressor(weights: str | os.PathLike, output: str | os.PathLike, form
     remove_litter(output.parent)
     with written_whole(card_path) as card_part, written_whole(output) as part, torch.no_grad():
         opset = _write(program, format, images, valid, names, part, output)
-        entry = {"program": output.name, "format": format, "opset": opset, "checked": _check(program, format, part, network, views, names, output)}
+        entry = {
+            "program": output.name,
+            "format": format,
+            "opset": opset,
+            "checked": _check(program, format, part, network, views, names, output),
+        }
         entry |= _explained(weights, network, model, views, images, valid, values, card)
-        card_part.write_text(json.dumps(card | {"export": entry}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        card_part.write_text(
+            json.dumps(card | {"export": entry}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     return output
 
 
 def _check_request(weights: Path, output: Path, card_path: Path, format: str, overwrite: bool) -> None:
     if format not in FORMATS:
-        raise InputError(f"{output}: expected a name that ends in .pt (TorchScript) or .onnx, or --format torchscript|onnx"
-                         + (f", got format '{format}'" if format else ""))
+        raise InputError(
+            f"{output}: expected a name that ends in .pt (TorchScript) or .onnx, or --format torchscript|onnx"
+            + (f", got format '{format}'" if format else "")
+        )
     if card_path == output or card_path.resolve() in [p.resolve() for p in _cards_of(weights)]:
         raise InputError(f"{output}: its card would be {card_path}, which is taken; choose another name")
     for path in (output, card_path):
         if path.is_dir():
-            raise InputError(f"{path}: expected the name of a file, there is a folder of this name; choose another name")
+            raise InputError(
+                f"{path}: expected the name of a file, there is a folder of this name; choose another name"
+            )
         if path.exists() and not overwrite:
             raise InputError(f"{path}: already exists; use --overwrite to replace it, or choose another name")
     if card_path.exists() and _program_of(card_path) is None:
-        raise InputError(f"{card_path}: is not the card of an exported program, so it is not replaced; choose another name")
+        raise InputError(
+            f"{card_path}: is not the card of an exported program, so it is not replaced; choose another name"
+        )
     if not output.parent.is_dir():
         raise InputError(f"{output}: there is no folder {output.parent}; make it first")
-    missing = [p for p in ("onnx", "onnxscript") if importlib.util.find_spec(p) is None] if format == "onnx" else []
+    missing = (
+        [p for p in ("onnx", "onnxscript") if importlib.util.find_spec(p) is None] if format == "onnx" else []
+    )
     if missing:
-        raise InputError(f"{output}: ONNX export needs the package {missing[0]}, which is not installed; pip install 'fitkit[export]', "
-                         "or export TorchScript")
+        raise InputError(
+            f"{output}: ONNX export needs the package {missing[0]}, which is not installed; pip install 'fitkit[export]', "
+            "or export TorchScript"
+        )
 
 
 def _example(network: StatePredictor, views: int, people: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Pictures of noise; of the last person all views but the first are missing."""
-    images = torch.rand(people, views, 3, network.size, network.size, generator=torch.Generator().manual_seed(seed))
+    images = torch.rand(
+        people, views, 3, network.size, network.size, generator=torch.Generator().manual_seed(seed)
+    )
     valid = torch.ones(people, views, dtype=torch.bool)
     valid[-1, 1:] = False
     return images, valid
 
 
-def _write(program: PaddedRegressor, format: str, images: Tensor, valid: Tensor, names: tuple[str, ...], part: Path,
-           output: Path) -> int | None:
+def _write(
+    program: PaddedRegressor,
+    format: str,
+    images: Tensor,
+    valid: Tensor,
+    names: tuple[str, ...],
+    part: Path,
+    output: Path,
+) -> int | None:
     """Write the program to `part` -> opset of an ONNX file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer, about shapes that it keeps as they were traced
-            return (_write_torchscript if format == "torchscript" else _write_onnx)(program, images, valid, names, part)
+            return (_write_torchscript if format == "torchscript" else _write_onnx)(
+                program, images, valid, names, part
+            )
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001 - the exporters of torch raise many kinds
         text = " ".join(str(error).split())[:200]
-        raise FitkitError(f"{output}: torch {torch.__version__} cannot write this network as {format} ({type(error).__name__}: {text}); "
-                          "nothing was written, try the other format or a newer torch") from error
+        raise FitkitError(
+            f"{output}: torch {torch.__version__} cannot write this network as {format} ({type(error).__name__}: {text}); "
+            "nothing was written, try the other format or a newer torch"
+        ) from error
 
 
-def _write_torchscript(program: PaddedRegressor, images: Tensor, valid: Tensor, names: tuple[str, ...], path: Path) -> None:
+def _write_torchscript(
+    program: PaddedRegressor, images: Tensor, valid: Tensor, names: tuple[str, ...], path: Path
+) -> None:
     traced = torch.jit.trace(program, (images, valid), check_trace=False)
     with open(path, "wb") as file:  # torch's own file writer turns errors of the disk into another kind
         torch.jit.save(traced, file)
 
 
-def _write_onnx(program: PaddedRegressor, images: Tensor, valid: Tensor, names: tuple[str, ...], path: Path) -> int:
+def _write_onnx(
+    program: PaddedRegressor, images: Tensor, valid: Tensor, names: tuple[str, ...], path: Path
+) -> int:
     import onnx
 
     # Given a module instead of its graph, torch.onnx.export tries again with a fixed number of people when a dynamic one fails.
     people = torch.export.Dim("S")
-    graph = torch.export.export(program, (images, valid), dynamic_shapes={"images": {0: people}, "valid": {0: people}}, strict=False)
-    torch.onnx.export(graph, (), os.fspath(path), input_names=list(INPUTS), output_names=list(names), dynamo=True, external_data=False,
-                      verbose=False)
+    graph = torch.export.export(
+        program, (images, valid), dynamic_shapes={"images": {0: people}, "valid": {0: people}}, strict=False
+    )
+    torch.onnx.export(
+        graph,
+        (),
+        os.fspath(path),
+        input_names=list(INPUTS),
+        output_names=list(names),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
     file = onnx.load(os.fspath(path))
     for node in file.graph.node:
         del node.metadata_props[:]  # torch writes the folders of this machine there
@@ -192,8 +268,15 @@ def _write_onnx(program: PaddedRegressor, images: Tensor, valid: Tensor, names: 
     return next(s.version for s in file.opset_import if s.domain in ("", "ai.onnx"))
 
 
-def _check(program: PaddedRegressor, format: str, part: Path, network: StatePredictor, views: int, names: tuple[str, ...],
-           output: Path) -> bool:
+def _check(
+    program: PaddedRegressor,
+    format: str,
+    part: Path,
+    network: StatePredictor,
+    views: int,
+    names: tuple[str, ...],
+    output: Path,
+) -> bool:
     """Compare the written program with the network, by the way that fitkit takes, on other pictures of more people -> False: there
     is nothing here that runs it.
 
@@ -203,7 +286,10 @@ def _check(program: PaddedRegressor, format: str, part: Path, network: StatePred
     images, valid = _example(network, views, PEOPLE + 1, seed=1)
     got = _run(format, part, images, valid)
     if got is None:
-        log.warning("%s: was not compared with the network, which needs the package onnxruntime; pip install 'fitkit[export]'", output)
+        log.warning(
+            "%s: was not compared with the network, which needs the package onnxruntime; pip install 'fitkit[export]'",
+            output,
+        )
         return False
     expected = _tables(network.predict(images, valid))
     for name, mine in zip(names, got, strict=True):
@@ -211,11 +297,15 @@ def _check(program: PaddedRegressor, format: str, part: Path, network: StatePred
         own = mine if name in BY_PERSON else mine[there]
         off = float(np.abs(own - truth).max()) / max(float(np.abs(truth).max()), 1e-6)
         if not off < TOLERANCE:
-            raise FitkitError(f"{output}: the exported program differs from the network in '{name}' by {off:.2g} of its size (allowed "
-                              f"{TOLERANCE:g}); nothing was written, try the other format")
+            raise FitkitError(
+                f"{output}: the exported program differs from the network in '{name}' by {off:.2g} of its size (allowed "
+                f"{TOLERANCE:g}); nothing was written, try the other format"
+            )
         if name not in BY_PERSON and mine[~there].any():
-            raise FitkitError(f"{output}: the exported program has numbers in '{name}' where views are missing, expected 0; nothing was "
-                              "written, try the other format")
+            raise FitkitError(
+                f"{output}: the exported program has numbers in '{name}' where views are missing, expected 0; nothing was "
+                "written, try the other format"
+            )
     return True
 
 
@@ -256,7 +346,9 @@ def _program_of(card: Path) -> str | None:
         with foreign_file(card, "not readable") as file:
             export = file.json()["export"]
             # Cards of earlier versions do not name it.
-            return str(export["program"] if "program" in export else card.with_suffix(FORMATS[export["format"]]).name)
+            return str(
+                export["program"] if "program" in export else card.with_suffix(FORMATS[export["format"]]).name
+            )
     except InputError:
         return None
 
@@ -269,21 +361,49 @@ def _training_card(weights: Path, about: dict[str, Any], model: FaceModel) -> di
                 if not isinstance(card, dict):
                     raise ValueError("expected a JSON object")
             return card
-    return {"net": about["net"], "views": about["views"], "model": {"name": model.name, "licence": model.license, "source": model.source}}
+    return {
+        "net": about["net"],
+        "views": about["views"],
+        "model": {"name": model.name, "licence": model.license, "source": model.source},
+    }
 
 
-def _explained(weights: Path, network: StatePredictor, model: FaceModel, views: int, images: Tensor, valid: Tensor,
-               values: dict[str, Tensor], card: dict[str, Any]) -> dict[str, Any]:
+def _explained(
+    weights: Path,
+    network: StatePredictor,
+    model: FaceModel,
+    views: int,
+    images: Tensor,
+    valid: Tensor,
+    values: dict[str, Tensor],
+    card: dict[str, Any],
+) -> dict[str, Any]:
     """What a user of the program needs to know. values: what it says of the example, by name."""
+
     def table(about, tensors):
-        return {name: {"axes": about[name][0], "shape": ["S", *tensor.shape[1:]], "type": str(tensor.dtype).removeprefix("torch."),
-                       "unit": about[name][1], "meaning": about[name][2]} for name, tensor in tensors.items()}
+        return {
+            name: {
+                "axes": about[name][0],
+                "shape": ["S", *tensor.shape[1:]],
+                "type": str(tensor.dtype).removeprefix("torch."),
+                "unit": about[name][1],
+                "meaning": about[name][2],
+            }
+            for name, tensor in tensors.items()
+        }
 
     return {
-        "fitkit": __version__, "torch": torch.__version__, "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-        "people": "any number (S)", "views": views, "view_names": [v.name for v in network.views],
-        "inputs": table(INPUTS, {"images": images, "valid": valid}), "outputs": table(OUTPUTS, values),
-        "camera_kind": network.camera_kind, "missing_views": "their rows are 0", "device": "cpu",
+        "fitkit": __version__,
+        "torch": torch.__version__,
+        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "people": "any number (S)",
+        "views": views,
+        "view_names": [v.name for v in network.views],
+        "inputs": table(INPUTS, {"images": images, "valid": valid}),
+        "outputs": table(OUTPUTS, values),
+        "camera_kind": network.camera_kind,
+        "missing_views": "their rows are 0",
+        "device": "cpu",
         "crop": to_plain(network.crop) | {"size": network.size, "rule": CROP_RULE},
         "expression_names": list(model.expression_names),
         "model": {"name": model.name, "licence": model.license, "source": model.source},

@@ -1,4 +1,5 @@
 """Runs the stages of a recipe. The package can be called: `fitkit.fit(...)` is `fitkit.fit.run.fit(...)`."""
+
 from __future__ import annotations
 
 import inspect

@@ -1,4 +1,5 @@
 """Do the views of a fit show one person? What each view's landmarks and matches say against those of the others."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -21,7 +22,10 @@ MOST_MATCHED = 8  # views of which all pairs are matched when two people are pos
 # instant, -8 to 16 (renders, built-in landmarks); one person at one instant -5 to -50, without such groups; in two real bursts of different
 # days above it in 2 of 14 with such groups.
 POSSIBLE = -9.0
-MATCHED, TIMES = 0.15, 2.5  # share of covisible pixels that match: some photos of one instant at least, other people's at most
+MATCHED, TIMES = (
+    0.15,
+    2.5,
+)  # share of covisible pixels that match: some photos of one instant at least, other people's at most
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,11 @@ def view_agreement(problem: LeastSquaresProblem, state: SceneState) -> list[View
     for v in range(state.num_views):
         mine = [r for pair, r in pairs.items() if v in pair]
         rest = [r for pair, r in pairs.items() if v not in pair]
-        out.append(ViewAgreement(shift[v], min(mine, default=None), float(torch.tensor(rest).median()) if rest else None))
+        out.append(
+            ViewAgreement(
+                shift[v], min(mine, default=None), float(torch.tensor(rest).median()) if rest else None
+            )
+        )
     return out
 
 
@@ -135,7 +143,11 @@ def _by_landmarks(problem: LeastSquaresProblem, state: SceneState) -> _Landmarks
     for v in range(B):
         at = layout.index[v, :s].to(hessian.device)
         own = hessian[v, s:, s:] + prior.own[v]
-        own = own + torch.diag(1e-9 * own.diagonal().clamp_min(1e-9 * float(own.diagonal().max()))) if len(own) else own
+        own = (
+            own + torch.diag(1e-9 * own.diagonal().clamp_min(1e-9 * float(own.diagonal().max())))
+            if len(own)
+            else own
+        )
         side = torch.linalg.solve(own, hessian[v, s:, :s])  # [Q, s]
         A[v][at[:, None], at] = hessian[v, :s, :s] - hessian[v, :s, s:] @ side
         b[v, at] = gradient[v, :s] - side.T @ (gradient[v, s:] + prior.gradient_own[v])
@@ -156,8 +168,13 @@ def two_people(problem: LeastSquaresProblem, state: SceneState) -> TwoPeople | N
     if views is None:
         return None
     layout = problem.layout
-    person = torch.cat([torch.arange(layout.sizes[name]) + layout.shared_offsets[name]
-                        for name in PERSON if name in layout.shared_offsets and name in layout.sizes]).to(views.prior.device)
+    person = torch.cat(
+        [
+            torch.arange(layout.sizes[name]) + layout.shared_offsets[name]
+            for name in PERSON
+            if name in layout.shared_offsets and name in layout.sizes
+        ]
+    ).to(views.prior.device)
     L, q = views.prior[person][:, person], views.prior_gradient[person]
     A, b = views.matrix[:, person][:, :, person], views.gradient[:, person]
     known: dict[frozenset[int], float] = {}
@@ -174,7 +191,10 @@ def two_people(problem: LeastSquaresProblem, state: SceneState) -> TwoPeople | N
     prior = evidence(frozenset())  # a second person costs it once more
     everyone = frozenset(range(state.num_views))
     one = evidence(everyone)
-    odds = {group: evidence(group) + evidence(everyone - group) - one - prior for group in _bipartitions(state.num_views, evidence)}
+    odds = {
+        group: evidence(group) + evidence(everyone - group) - one - prior
+        for group in _bipartitions(state.num_views, evidence)
+    }
     best, apart = max(odds, key=odds.__getitem__), False
     if odds[best] > POSSIBLE and state.num_views <= MOST_MATCHED:
         shares = _match_shares(problem, state)
@@ -186,12 +206,17 @@ def two_people(problem: LeastSquaresProblem, state: SceneState) -> TwoPeople | N
 def _bipartitions(count: int, evidence: Callable[[frozenset[int]], float]) -> Iterator[frozenset[int]]:
     """One of the two groups of each way to part the views; of many views only ways that joining the likeliest groups leads to."""
     if count <= 7:
-        yield from (frozenset(i for i in range(count) if number >> i & 1) for number in range(1, 2 ** (count - 1)))
+        yield from (
+            frozenset(i for i in range(count) if number >> i & 1) for number in range(1, 2 ** (count - 1))
+        )
         return
     yield from (frozenset([i]) for i in range(count))
     groups = [frozenset([i]) for i in range(count)]
     while len(groups) > 2:
-        a, b = max(combinations(groups, 2), key=lambda pair: evidence(pair[0] | pair[1]) - evidence(pair[0]) - evidence(pair[1]))
+        a, b = max(
+            combinations(groups, 2),
+            key=lambda pair: evidence(pair[0] | pair[1]) - evidence(pair[0]) - evidence(pair[1]),
+        )
         groups = [g for g in groups if g not in (a, b)] + [a | b]
         yield a | b
     yield groups[0]
@@ -199,7 +224,9 @@ def _bipartitions(count: int, evidence: Callable[[frozenset[int]], float]) -> It
 
 def _match_shares(problem: LeastSquaresProblem, state: SceneState) -> dict[tuple[int, int], float]:
     """Share of the covisible pixels that match, of all pairs of views that are not turned too far; none in a fit without matches."""
-    energy = next((t.energy for t in problem.objective.terms if isinstance(t.energy, FlowCorrespondence)), None)
+    energy = next(
+        (t.energy for t in problem.objective.terms if isinstance(t.energy, FlowCorrespondence)), None
+    )
     if energy is None:
         return {}
     options = replace(energy.options, neighbors=state.num_views - 1, many=state.num_views, both_ways=0)
@@ -219,7 +246,9 @@ def _matched_apart(shares: dict[tuple[int, int], float], group: frozenset[int]) 
     return max(inside.values()) > MATCHED and min(inside.values()) > TIMES * max(across)
 
 
-def _by_view(terms: list[Term], problem: LeastSquaresProblem, state: SceneState, layout: ParameterLayout) -> tuple[Tensor, Tensor]:
+def _by_view(
+    terms: list[Term], problem: LeastSquaresProblem, state: SceneState, layout: ParameterLayout
+) -> tuple[Tensor, Tensor]:
     """Gauss-Newton matrices [B, n, n] and gradients [B, n] of the terms for each view's local parameters, float64."""
     B, n = layout.index.shape
     hessian = torch.zeros(B, n, n, dtype=torch.float64, device=state.identity.device)
@@ -248,4 +277,7 @@ def parallax(state: SceneState) -> list[tuple[float, int, int]]:
     if state.camera.kind == "perspective":
         axis = torch.nn.functional.normalize(state.pose.centers(), dim=-1)
     cosine = (axis @ axis.T).clamp(-1, 1)
-    return [(float(torch.rad2deg(torch.arccos(cosine[a, b]))), a, b) for a, b in combinations(range(state.num_views), 2)]
+    return [
+        (float(torch.rad2deg(torch.arccos(cosine[a, b]))), a, b)
+        for a, b in combinations(range(state.num_views), 2)
+    ]

@@ -1,4 +1,5 @@
 """Fits of all subjects below a folder, on the cores of one machine."""
+
 from __future__ import annotations
 
 import json
@@ -50,9 +51,16 @@ class BatchRow:
     photos: str = ""
 
 
-def fit_folder(folder: str | os.PathLike, output: str | os.PathLike, recipe: FitRecipe, workers: int = 1, resume: bool = False,
-               light: bool = False, device: str = "cpu",
-               progress: Callable[[int, int, BatchRow | None], None] = lambda done, count, row: None) -> list[BatchRow]:
+def fit_folder(
+    folder: str | os.PathLike,
+    output: str | os.PathLike,
+    recipe: FitRecipe,
+    workers: int = 1,
+    resume: bool = False,
+    light: bool = False,
+    device: str = "cpu",
+    progress: Callable[[int, int, BatchRow | None], None] = lambda done, count, row: None,
+) -> list[BatchRow]:
     """Fit every subject folder below `folder`; the result of FOLDER/A/B goes to OUTPUT/A/B, that of FOLDER itself to OUTPUT/FOLDER.
 
     A subject that cannot be fitted does not end the batch: whatever goes wrong with it, also that its process is killed, becomes its row
@@ -78,19 +86,32 @@ def fit_folder(folder: str | os.PathLike, output: str | os.PathLike, recipe: Fit
     with locked(output, "batch", "batch"):
         begun = (output / REPORT).exists()
         if begun and not resume:
-            raise InputError(f"{output}: holds a batch already; go on with --resume, or choose another folder")
+            raise InputError(
+                f"{output}: holds a batch already; go on with --resume, or choose another folder"
+            )
         for place in {(output / name).parent for name in subjects}:
             tidy(place)
         there = [name for name in subjects if is_result(output / name)]
         if there and not begun:
-            raise InputError(f"{output}: holds a result of '{there[0]}' that is of no batch; choose another folder")
+            raise InputError(
+                f"{output}: holds a result of '{there[0]}' that is of no batch; choose another folder"
+            )
         rows = {row.subject: row for row in read_report(output)}
-        rows = {n: r for n, r in rows.items() if n in there and r.status != "error" and r.photos in ("", _photos(subjects[n], folder))}
+        rows = {
+            n: r
+            for n, r in rows.items()
+            if n in there and r.status != "error" and r.photos in ("", _photos(subjects[n], folder))
+        }
         left = [n for n in subjects if n not in rows]
         report = _Report(output, list(subjects), rows)
         progress(len(rows), len(subjects), None)
         for names in _one_inside_another(left):
-            jobs = [_Job(str(subjects[n]), str(output / n), n, _photos(subjects[n], folder), recipe, light, device) for n in names]
+            jobs = [
+                _Job(
+                    str(subjects[n]), str(output / n), n, _photos(subjects[n], folder), recipe, light, device
+                )
+                for n in names
+            ]
             with closing(run_jobs(_fit, jobs, workers, _lost)) as done:
                 for row in done:
                     report.add(row)
@@ -108,22 +129,32 @@ def _subjects(folder: Path, output: Path) -> dict[str, Path]:
             os.stat(output)  # a link to itself
         target = Path(os.path.realpath(output))
     if Path(os.path.realpath(folder)).is_relative_to(target):
-        raise InputError(f"output {output}: the folder of the photos, {folder}, is it or lies in it; choose another --output")
+        raise InputError(
+            f"output {output}: the folder of the photos, {folder}, is it or lies in it; choose another --output"
+        )
     found = [p for p in subject_folders(folder) if not Path(os.path.realpath(p)).is_relative_to(target)]
     if not found:
         raise InputError(f"{folder}: no folder with photos below it; expected one folder for each person")
     subjects: dict[str, Path] = {}
     for p in [p for p in found if p != folder] + [p for p in found if p == folder]:
-        name = p.relative_to(folder).as_posix() if p != folder else _free_name(folder.resolve().name or "subject", subjects)
+        name = (
+            p.relative_to(folder).as_posix()
+            if p != folder
+            else _free_name(folder.resolve().name or "subject", subjects)
+        )
         if readable(name) in subjects:
-            raise InputError(f"{p}: its result would have the same name as that of {subjects[readable(name)]}; rename one of the two")
+            raise InputError(
+                f"{p}: its result would have the same name as that of {subjects[readable(name)]}; rename one of the two"
+            )
         subjects[readable(name)] = p
     subjects = dict(sorted(subjects.items(), key=lambda item: item[1]))
     for name in subjects:
         above = next((a.as_posix() for a in PurePosixPath(name).parents if a.as_posix() in subjects), None)
         if name == REPORT or above is not None and PurePosixPath(name).relative_to(above).parts[0] in ENTRIES:
-            raise InputError(f"{subjects[name]}: its result {output / name} would lie where {output / (above or '')} has files of its own; "
-                             "rename the folder")
+            raise InputError(
+                f"{subjects[name]}: its result {output / name} would lie where {output / (above or '')} has files of its own; "
+                "rename the folder"
+            )
     return subjects
 
 
@@ -144,7 +175,9 @@ def _one_inside_another(names: Sequence[str]) -> list[list[str]]:
     groups: list[list[str]] = []
     depth: dict[str, int] = {}
     for name in names:
-        depth[name] = max((depth[a.as_posix()] + 1 for a in PurePosixPath(name).parents if a.as_posix() in depth), default=0)
+        depth[name] = max(
+            (depth[a.as_posix()] + 1 for a in PurePosixPath(name).parents if a.as_posix() in depth), default=0
+        )
         if depth[name] == len(groups):
             groups.append([])
         groups[depth[name]].append(name)
@@ -160,8 +193,13 @@ def read_report(output: Path) -> list[BatchRow]:
     path = output / REPORT
     if not path.exists():
         return []
-    with foreign_file(path, "not readable as the report of a batch", f"remove {output} to start again") as file:
-        return [build(BatchRow, row, f"{path}: subject {number}") for number, row in enumerate(file.json()["subjects"], 1)]
+    with foreign_file(
+        path, "not readable as the report of a batch", f"remove {output} to start again"
+    ) as file:
+        return [
+            build(BatchRow, row, f"{path}: subject {number}")
+            for number, row in enumerate(file.json()["subjects"], 1)
+        ]
 
 
 class _Report:
@@ -188,7 +226,9 @@ class _Report:
 def summary(rows: Sequence[BatchRow]) -> dict[str, float]:
     """What a batch came to: number of subjects by status, and the means over those that were fitted."""
     fitted = [r for r in rows if r.status != "error"]
-    out: dict[str, float] = {"subjects": len(rows)} | {s: sum(r.status == s for r in rows) for s in ("ok", "doubtful", "failed", "error")}
+    out: dict[str, float] = {"subjects": len(rows)} | {
+        s: sum(r.status == s for r in rows) for s in ("ok", "doubtful", "failed", "error")
+    }
     for key in ("reprojection_share", "seconds", "iterations", "expected_mm"):
         values = [getattr(r, key) for r in fitted if getattr(r, key) is not None]
         out[key] = float(np.mean(values)) if values else float("nan")
@@ -212,7 +252,9 @@ def _fit(job: _Job) -> BatchRow:
     began = time.perf_counter()
 
     def error(message: str) -> BatchRow:
-        return BatchRow(job.name, "error", message, seconds=round(time.perf_counter() - began, 3), photos=job.photos)
+        return BatchRow(
+            job.name, "error", message, seconds=round(time.perf_counter() - began, 3), photos=job.photos
+        )
 
     try:
         # An earlier result below the photos is none of them.
@@ -225,10 +267,25 @@ def _fit(job: _Job) -> BatchRow:
         log.info("%s", job.name, exc_info=True)
         return error(f"{unexpected(problem)}; for details: fitkit fit {shlex.quote(job.place)} --verbose")
     metrics = result.metrics
-    return BatchRow(job.name, result.status, (result.warnings or ("",))[0], metrics["reprojection_share"], metrics["time_s"]["solve"],
-                    metrics["start"]["iterations"], metrics["num_views"], metrics["start"]["source"],
-                    metrics["verdict"]["expected_mm"], metrics["verdict"]["upper_mm"], job.photos)
+    return BatchRow(
+        job.name,
+        result.status,
+        (result.warnings or ("",))[0],
+        metrics["reprojection_share"],
+        metrics["time_s"]["solve"],
+        metrics["start"]["iterations"],
+        metrics["num_views"],
+        metrics["start"]["source"],
+        metrics["verdict"]["expected_mm"],
+        metrics["verdict"]["upper_mm"],
+        job.photos,
+    )
 
 
 def _lost(job: _Job, reason: str) -> BatchRow:
-    return BatchRow(job.name, "error", f"{reason} while it was fitted; try again with --resume and fewer --workers", photos=job.photos)
+    return BatchRow(
+        job.name,
+        "error",
+        f"{reason} while it was fitted; try again with --resume and fewer --workers",
+        photos=job.photos,
+    )

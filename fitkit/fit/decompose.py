@@ -1,4 +1,5 @@
 """Albedo, light and shading of a fit: what of a photo's colours is skin and what is light."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -60,8 +61,12 @@ class Decomposition:
     seen: Tensor
 
 
-def decompose(model: FaceModel, state: SceneState, observations: Observations,
-              options: DecomposeOptions = DecomposeOptions()) -> Decomposition:
+def decompose(
+    model: FaceModel,
+    state: SceneState,
+    observations: Observations,
+    options: DecomposeOptions = DecomposeOptions(),
+) -> Decomposition:
     """Albedo, light and shading of one fitted person, from any fit.
 
     Each view's light is the least-squares light under one albedo of the person, which in turn is pulled to the model's mean albedo
@@ -87,29 +92,49 @@ def decompose(model: FaceModel, state: SceneState, observations: Observations,
         return Decomposition(albedo, light, torch.maximum(shading, 0.2 * floor), seen)
 
 
-def decompose_result(result: FitResult, options: DecomposeOptions = DecomposeOptions()) -> tuple[Decomposition, SceneState, Observations]:
+def decompose_result(
+    result: FitResult, options: DecomposeOptions = DecomposeOptions()
+) -> tuple[Decomposition, SceneState, Observations]:
     """`decompose` for a finished fit; also the state with its camera in pixels of the crops, and the crops."""
     views, model = result.subject.views, result.personal_model.to(dtype=torch.float32)
     state = result.state.to(dtype=torch.float32)
     with torch.no_grad():
         # The model's points and not the observed ones: those may be missing. Kept on the photo, so that there is something to cut.
-        points, _ = state.camera.project(state.pose.apply(model.landmarks.points(state.vertices(model), model.triangles)))
+        points, _ = state.camera.project(
+            state.pose.apply(model.landmarks.points(state.vertices(model), model.triangles))
+        )
         limit = torch.tensor([v.size for v in views], dtype=points.dtype) - 1
         points = torch.minimum(torch.nan_to_num(points).clamp_min(0), limit[:, None])
         ones = torch.ones(points.shape[:2])
-        observations = crop_views([v.image for v in views], [v.mask for v in views], Landmarks(points, ones, ones > 0, ones),
-                                  CropOptions(max_size=options.size))
+        observations = crop_views(
+            [v.image for v in views],
+            [v.mask for v in views],
+            Landmarks(points, ones, ones > 0, ones),
+            CropOptions(max_size=options.size),
+        )
         state = state.replace(camera=state.camera.scaled(observations.scale, observations.offset))
     return decompose(model, state, observations, options), state, observations
 
 
-def _lights(model: FaceModel, state: SceneState, observations: Observations, options: DecomposeOptions) -> Tensor:
+def _lights(
+    model: FaceModel, state: SceneState, observations: Observations, options: DecomposeOptions
+) -> Tensor:
     plain = torch.zeros(state.num_views, 9, 3).to(state.expression)
     plain[:, 0] = 1 / Y0
     level = 1 if max(observations.size) >= 256 else 0  # nine harmonics need no fine detail
-    energy = ModelPhotometric.prepare(replace(model, albedo_basis=None), observations, ModelPhotometricOptions(
-        level=level, points=options.points, sigma=options.sigma, albedo_sigma=options.albedo_sigma, min_cosine=options.min_cosine,
-        depth_tolerance_mm=options.depth_tolerance_mm, clipped=0.5))
+    energy = ModelPhotometric.prepare(
+        replace(model, albedo_basis=None),
+        observations,
+        ModelPhotometricOptions(
+            level=level,
+            points=options.points,
+            sigma=options.sigma,
+            albedo_sigma=options.albedo_sigma,
+            min_cosine=options.min_cosine,
+            depth_tolerance_mm=options.depth_tolerance_mm,
+            clipped=0.5,
+        ),
+    )
     lit = state.replace(illumination=plain, albedo=None)
     frozen = energy.freeze(lit, observations)
     # Sigmas are stated for a well exposed face; dark photos are brought to it and their light back.
@@ -119,13 +144,23 @@ def _lights(model: FaceModel, state: SceneState, observations: Observations, opt
     return replace(frozen, images=frozen.images * gain[..., None]).estimate_light(lit, options.rounds) / gain
 
 
-def _colors(model: FaceModel, state: SceneState, observations: Observations, options: DecomposeOptions, vertices: Tensor,
-            normals: Tensor) -> tuple[Tensor, Tensor]:
+def _colors(
+    model: FaceModel,
+    state: SceneState,
+    observations: Observations,
+    options: DecomposeOptions,
+    vertices: Tensor,
+    normals: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Linear colours [B, V, 3] of all vertices in all views and how far they are trusted [B, V]."""
     mask = observations.mask[:, None]
-    images, inside = pyramid_level(torch.where(mask, linear_from_srgb(observations.images), 0.2), mask, 0, 0.5)
+    images, inside = pyramid_level(
+        torch.where(mask, linear_from_srgb(observations.images), 0.2), mask, 0, 0.5
+    )
     seen = project_head_points(vertices, state, torch.arange(state.num_views, device=vertices.device))
-    clear = unhidden(model, vertices, seen, state, observations.size, max(observations.size), options.depth_tolerance_mm)
+    clear = unhidden(
+        model, vertices, seen, state, observations.size, max(observations.size), options.depth_tolerance_mm
+    )
     ray = torch.nn.functional.normalize(state.pose.centers()[:, None] - vertices, dim=-1)
     if state.camera.kind == "orthographic":
         ray = -state.pose.rotation[:, 2][:, None].expand_as(vertices)
@@ -136,12 +171,17 @@ def _colors(model: FaceModel, state: SceneState, observations: Observations, opt
     return color, trust
 
 
-def _albedo(model: FaceModel, color: Tensor, shading: Tensor, trust: Tensor, options: DecomposeOptions) -> tuple[Tensor, Tensor]:
+def _albedo(
+    model: FaceModel, color: Tensor, shading: Tensor, trust: Tensor, options: DecomposeOptions
+) -> tuple[Tensor, Tensor]:
     """Albedo [V, 3], continued where nobody saw, and how well the photos show it [V]."""
     mean = torch.from_numpy(default_albedo(model)).to(color)
     level = (trust * shading.mean(-1)).sum(1) / trust.sum(1).clamp_min(1e-6)
     level = torch.where(level > 0, level, torch.ones_like(level))[:, None]
-    color, shading = color / level[..., None], shading / level[..., None]  # dark photos count as much as bright ones
+    color, shading = (
+        color / level[..., None],
+        shading / level[..., None],
+    )  # dark photos count as much as bright ones
     seen = ((trust * shading.mean(-1).clamp(0, 1)).sum(0) / FULL).clamp(0, 1)
     skin = model.skin & (seen > 0.5)
     weight, expected, pull = trust, mean, 0.0

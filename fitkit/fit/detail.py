@@ -1,4 +1,5 @@
 """The detail layer: a smooth displacement of the skin beyond the span of the face model, from dense matches between the photos."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -71,8 +72,14 @@ def personal_model(model: FaceModel, state: SceneState, displacement: Tensor) ->
 
 
 @torch.no_grad()
-def solve_detail(model: FaceModel, state: SceneState, observations: Observations, estimator: FlowEstimator, options: DetailOptions,
-                 seed: int = 0) -> Detail:
+def solve_detail(
+    model: FaceModel,
+    state: SceneState,
+    observations: Observations,
+    estimator: FlowEstimator,
+    options: DetailOptions,
+    seed: int = 0,
+) -> Detail:
     """The displacement that explains the matches between the photos, for the state as it is: maximum a posteriori.
 
     Gauss-Newton on sum of robust flow residuals + displacement prior; poses, cameras and coefficients stay. Where no match says
@@ -88,9 +95,17 @@ def solve_detail(model: FaceModel, state: SceneState, observations: Observations
         return nothing
     neutral = state.neutral(model)[0]
     normal = vertex_normals(neutral[None], model.triangles)[0]
-    prior = DisplacementPrior.of(neutral.double().cpu().numpy(), model.triangles.cpu().numpy(), model.skin.cpu().numpy(), 1.0, options.length_mm)
+    prior = DisplacementPrior.of(
+        neutral.double().cpu().numpy(),
+        model.triangles.cpu().numpy(),
+        model.skin.cpu().numpy(),
+        1.0,
+        options.length_mm,
+    )
     flow = replace(options.flow, seed=seed, hold=False, size=min(options.flow.size, max(observations.size)))
-    energy = FlowCorrespondence(model, flow, estimator, flow.sigma_px * observations.pixel_unit, FlowImages.of(observations, flow))
+    energy = FlowCorrespondence(
+        model, flow, estimator, flow.sigma_px * observations.pixel_unit, FlowImages.of(observations, flow)
+    )
     energy = _on_face(energy.freeze(state, observations))
     before = energy.residuals(state, observations)
     unit, d = energy.sigma_px / observations.scale[energy.matches.view_b], np.zeros(V)
@@ -100,14 +115,18 @@ def solve_detail(model: FaceModel, state: SceneState, observations: Observations
             energy = _on_face(replace(energy, model=_displaced(model, d, normal)).freeze(state, observations))
         matrix, gradient = displacement_equations(*energy.linearize_surface(state), normal, options.kernel)
         # As they would be at d = 0, with the kernel's weights of now: what looked like outliers there may be the displacement.
-        sigma, gain = most_evident(matrix, gradient - matrix @ d, prior, [options.sigma_mm / k for k in (8, 4, 2, 1)])
+        sigma, gain = most_evident(
+            matrix, gradient - matrix @ d, prior, [options.sigma_mm / k for k in (8, 4, 2, 1)]
+        )
         if not sigma:
             return replace(nothing, metrics=_metrics(model, np.zeros(V), *counts, counts[-1]))
-        precision = prior.precision / sigma ** 2
+        precision = prior.precision / sigma**2
         for step in range(options.iterations):
             if step:
                 energy = replace(energy, model=_displaced(model, d, normal))
-                matrix, gradient = displacement_equations(*energy.linearize_surface(state), normal, options.kernel)
+                matrix, gradient = displacement_equations(
+                    *energy.linearize_surface(state), normal, options.kernel
+                )
             solve, _ = factorized(matrix + precision, prior.free)
             d = d - solve(gradient + precision @ d)
     known = solve(matrix @ np.ones(V)).clip(0, 1)
@@ -116,7 +135,9 @@ def solve_detail(model: FaceModel, state: SceneState, observations: Observations
     return Detail(torch.from_numpy(d).float(), torch.from_numpy(known).float(), metrics)
 
 
-def most_evident(matrix: sparse.spmatrix, gradient: np.ndarray, prior: DisplacementPrior, sigmas: Sequence[float]) -> tuple[float, float]:
+def most_evident(
+    matrix: sparse.spmatrix, gradient: np.ndarray, prior: DisplacementPrior, sigmas: Sequence[float]
+) -> tuple[float, float]:
     """The standard deviation, of those given or 0, under which measurements with these normal equations at d = 0 are most probable, and
     the logarithm of how much more probable they are than without a displacement (0 for 0).
 
@@ -126,8 +147,13 @@ def most_evident(matrix: sparse.spmatrix, gradient: np.ndarray, prior: Displacem
     if not gradient.any():
         return best
     for sigma in sigmas:
-        solve, determinant = factorized(matrix + prior.precision / sigma ** 2, free)
-        gain = 0.5 * (float(gradient @ solve(gradient)) - determinant + prior.log_determinant - 2 * len(free) * float(np.log(sigma)))
+        solve, determinant = factorized(matrix + prior.precision / sigma**2, free)
+        gain = 0.5 * (
+            float(gradient @ solve(gradient))
+            - determinant
+            + prior.log_determinant
+            - 2 * len(free) * float(np.log(sigma))
+        )
         best = max(best, (sigma, gain), key=lambda pair: pair[1])
     return best
 
@@ -149,10 +175,26 @@ def _median_px(residuals: Residuals, unit: Tensor) -> float | None:
     return float(length.median()) if len(length) else None
 
 
-def _metrics(model: FaceModel, d: np.ndarray, pairs: int = 0, matches: int = 0, before: float | None = None,
-             after: float | None = None, sigma: float = 0.0, gain: float = 0.0) -> dict[str, Any]:
+def _metrics(
+    model: FaceModel,
+    d: np.ndarray,
+    pairs: int = 0,
+    matches: int = 0,
+    before: float | None = None,
+    after: float | None = None,
+    sigma: float = 0.0,
+    gain: float = 0.0,
+) -> dict[str, Any]:
     """What metrics.json says about the displacement d [V] mm."""
     face = np.abs(d[model.face.cpu().numpy()])
-    return {"sigma_mm": sigma, "log_evidence": gain, "mean_mm": float(face.mean()), "median_mm": float(np.median(face)),
-            "percentile_95_mm": float(np.percentile(face, 95)),
-            "pairs": pairs, "matches": matches, "residual_before_px": before, "residual_after_px": after}
+    return {
+        "sigma_mm": sigma,
+        "log_evidence": gain,
+        "mean_mm": float(face.mean()),
+        "median_mm": float(np.median(face)),
+        "percentile_95_mm": float(np.percentile(face, 95)),
+        "pairs": pairs,
+        "matches": matches,
+        "residual_before_px": before,
+        "residual_after_px": after,
+    }

@@ -1,4 +1,5 @@
 """A face from photos by a trained network alone: the same result as a fit, without its iterations."""
+
 from __future__ import annotations
 
 import os
@@ -34,9 +35,14 @@ class _Predicted(FitRun):
 
 
 @torch.no_grad()
-def predict(subject: str | os.PathLike | Subject | Sequence, weights: str | os.PathLike | None = None, model: FaceModel | None = None,
-            landmarks: str = "auto", device: str = "cpu",
-            tell: Callable[[str, float], None] = lambda text, share: None) -> FitResult:
+def predict(
+    subject: str | os.PathLike | Subject | Sequence,
+    weights: str | os.PathLike | None = None,
+    model: FaceModel | None = None,
+    landmarks: str = "auto",
+    device: str = "cpu",
+    tell: Callable[[str, float], None] = lambda text, share: None,
+) -> FitResult:
     """Predict the face in the photos of one person with a network that `fitkit train-regressor` has trained.
 
     Landmarks say where the faces are and, for a network with named views, which photo goes into which of them (by the yaw of the head,
@@ -78,27 +84,66 @@ def predict(subject: str | os.PathLike | Subject | Sequence, weights: str | os.P
     predicted = predict_views(network, model.to(device), subject, found, device, os.fspath(weights))
     solved = time.perf_counter()
     order = predicted.order
-    notes += [f"left out: {v.name}; the network takes one photo for each of {', '.join(s.name for s in network.views)}"
-              for i, v in enumerate(subject.views) if i not in order]
+    notes += [
+        f"left out: {v.name}; the network takes one photo for each of {', '.join(s.name for s in network.views)}"
+        for i, v in enumerate(subject.views)
+        if i not in order
+    ]
     subject, found = replace(subject, views=tuple(subject.views[i] for i in order)), found.select(order)
     recipe = load_recipe("landmarks", changes={"camera": {"kind": network.camera_kind}})
-    return _result(subject, found, model, recipe, predicted, notes, {"weights": os.fspath(weights)} | about,
-                   {"solve": round(solved - began, 3), "start": start, "cpu": cpu}, typical_mm)
+    return _result(
+        subject,
+        found,
+        model,
+        recipe,
+        predicted,
+        notes,
+        {"weights": os.fspath(weights)} | about,
+        {"solve": round(solved - began, 3), "start": start, "cpu": cpu},
+        typical_mm,
+    )
 
 
-def _result(subject: Subject, found: Landmarks, model: FaceModel, recipe: FitRecipe, predicted: Predicted, notes: list[str],
-            about: dict[str, Any], times: dict[str, float], typical_mm: float | None) -> FitResult:
+def _result(
+    subject: Subject,
+    found: Landmarks,
+    model: FaceModel,
+    recipe: FitRecipe,
+    predicted: Predicted,
+    notes: list[str],
+    about: dict[str, Any],
+    times: dict[str, float],
+    typical_mm: float | None,
+) -> FitResult:
     state, observations, local = predicted.prediction.state, predicted.observations, predicted.model
     _, cameras = initial_state(local, subject.views, observations, recipe.camera)
     run = _Predicted(local, recipe, observations, cameras)
     final = to_photos(state, observations).to("cpu")
     metrics = build_metrics(model, subject, final, found, run, cameras)
-    spent = {"solve": times["solve"], "total": round(time.perf_counter() - times["start"], 3),
-             "cpu": round(time.process_time() - times["cpu"], 3)}
-    metrics |= {"recipe": "predict", "error_bars": None, "start": {"source": "regressor", "iterations": 0}, "time_s": spent, "notes": notes,
-                "typical_error_mm": typical_mm}
+    spent = {
+        "solve": times["solve"],
+        "total": round(time.perf_counter() - times["start"], 3),
+        "cpu": round(time.process_time() - times["cpu"], 3),
+    }
+    metrics |= {
+        "recipe": "predict",
+        "error_bars": None,
+        "start": {"source": "regressor", "iterations": 0},
+        "time_s": spent,
+        "notes": notes,
+        "typical_error_mm": typical_mm,
+    }
     status, warnings = judge_safely(metrics)
     sigma = predicted.prediction.identity_sigma
-    return FitResult(model, subject, final, replace(found, sigma=run.sigma_photo()), status, warnings, metrics,
-                     {"name": "predict", "regressor": about}, cameras.source,
-                     identity_covariance=None if sigma is None else torch.diag(sigma[0].cpu() ** 2))
+    return FitResult(
+        model,
+        subject,
+        final,
+        replace(found, sigma=run.sigma_photo()),
+        status,
+        warnings,
+        metrics,
+        {"name": "predict", "regressor": about},
+        cameras.source,
+        identity_covariance=None if sigma is None else torch.diag(sigma[0].cpu() ** 2),
+    )

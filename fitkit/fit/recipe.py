@@ -1,4 +1,5 @@
 """Fit recipes: what is solved for in which stages, with which energies. See `recipes/fit/`."""
+
 from __future__ import annotations
 
 import os
@@ -17,8 +18,21 @@ from fitkit.energies.flow_triangulated import TriangulationOptions
 from fitkit.errors import InputError, check_argument
 from fitkit.fit.detail import DetailOptions
 from fitkit.io.foreign import shown
-from fitkit.io.options import (Length, Natural, NonNegative, Positive, Range, Seed, Share, apply_overrides, build, build_stages, merge,
-                               read_yaml, unknown_key)
+from fitkit.io.options import (
+    Length,
+    Natural,
+    NonNegative,
+    Positive,
+    Range,
+    Seed,
+    Share,
+    apply_overrides,
+    build,
+    build_stages,
+    merge,
+    read_yaml,
+    unknown_key,
+)
 from fitkit.io.resources import find_recipe, recipe_path
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.flow import check_estimator
@@ -133,8 +147,10 @@ class FlowTerm(EnergyOptions):
         if self.estimator:
             check_estimator(self.estimator, self.weights)
         elif self.weights:
-            raise InputError(f"flow weights '{self.weights}': expected the estimator they belong to beside them, "
-                             "e.g. estimator: ptlflow:raft")
+            raise InputError(
+                f"flow weights '{self.weights}': expected the estimator they belong to beside them, "
+                "e.g. estimator: ptlflow:raft"
+            )
 
 
 @dataclass(frozen=True)
@@ -178,11 +194,22 @@ class SizePriorTerm(EnergyOptions):
 
 
 ENERGIES: dict[str, type[EnergyOptions]] = {
-    "lmk2d": EnergyOptions, "lmk2d_eye": EnergyOptions, "lmk2d_lip": EnergyOptions, "identity_prior": EnergyOptions,
+    "lmk2d": EnergyOptions,
+    "lmk2d_eye": EnergyOptions,
+    "lmk2d_lip": EnergyOptions,
+    "identity_prior": EnergyOptions,
     "landmark_prior": EnergyOptions,
-    "expression_prior": ExpressionPriorTerm, "focal_prior": EnergyOptions, "light_prior": LightPriorTerm, "size_prior": SizePriorTerm,
-    "photo_xview": PhotometricTerm, "census_xview": CensusTerm, "flow_corr": FlowTerm,
-    "flow_mag": FlowMagnitudeTerm, "flow_triangulated": TriangulationTerm, "photo_model": ModelPhotometricTerm, "light_mono": LightMonoTerm,
+    "expression_prior": ExpressionPriorTerm,
+    "focal_prior": EnergyOptions,
+    "light_prior": LightPriorTerm,
+    "size_prior": SizePriorTerm,
+    "photo_xview": PhotometricTerm,
+    "census_xview": CensusTerm,
+    "flow_corr": FlowTerm,
+    "flow_mag": FlowMagnitudeTerm,
+    "flow_triangulated": TriangulationTerm,
+    "photo_model": ModelPhotometricTerm,
+    "light_mono": LightMonoTerm,
 }
 
 
@@ -226,7 +253,11 @@ class FitRecipe:
         return replace(self.flow, estimator="dis:fine") if self.flow.estimator == "dis" else self.flow
 
 
-def load_recipe(name: str | os.PathLike = "multiview", overrides: Sequence[str] = (), changes: dict[str, Any] | None = None) -> FitRecipe:
+def load_recipe(
+    name: str | os.PathLike = "multiview",
+    overrides: Sequence[str] = (),
+    changes: dict[str, Any] | None = None,
+) -> FitRecipe:
     """A shipped recipe by name or any recipe file by path.
 
     Args:

@@ -1,4 +1,5 @@
 """What a trained network says about the photos of one person, and a fit that starts there."""
+
 from __future__ import annotations
 
 import os
@@ -33,7 +34,9 @@ from fitkit.scene.state import SceneState
 WEIGHTS = "fitkit-init.safetensors"
 STRAY = 0.15  # of the face size: good landmarks lie within a third of it
 ENOUGH = 8  # landmarks of a view to place a face by
-POINT_MM = 1.5  # how far off a network's landmarks are, where the shape of one face model is carried over to another
+POINT_MM = (
+    1.5  # how far off a network's landmarks are, where the shape of one face model is carried over to another
+)
 
 
 def shipped_weights() -> Path:
@@ -45,8 +48,10 @@ def shipped_weights() -> Path:
     try:
         return asset_path(WEIGHTS)
     except InputError as error:
-        raise MissingWeightsError(f"regressor: its weights {WEIGHTS}, which come with fitkit, are missing; install fitkit again, "
-                                  "or use --init landmarks") from error
+        raise MissingWeightsError(
+            f"regressor: its weights {WEIGHTS}, which come with fitkit, are missing; install fitkit again, "
+            "or use --init landmarks"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,14 @@ class Predicted:
 
 
 @torch.no_grad()
-def predict_views(network: StatePredictor, model: FaceModel, subject: Subject, found: Landmarks, device: str = "cpu",
-                  weights: str = "the network") -> Predicted:
+def predict_views(
+    network: StatePredictor,
+    model: FaceModel,
+    subject: Subject,
+    found: Landmarks,
+    device: str = "cpu",
+    weights: str = "the network",
+) -> Predicted:
     """Run a network on the photos of a subject.
 
     A network with named views takes one photo for each, by the yaw of the head or by its name, so others are left out.
@@ -76,15 +87,23 @@ def predict_views(network: StatePredictor, model: FaceModel, subject: Subject, f
     there = list(order)
     if network.views:
         weight = found.valid.float() * found.confidence.clamp_min(1e-3)
-        _, rotation, _ = weak_perspective_pose(model.landmark_basis.mean[None].cpu(), torch.nan_to_num(found.points), weight)
-        slots = assign_views(network.views, yaw_pitch_roll(rotation)[:, 0].tolist(), [v.name for v in subject.views])
+        _, rotation, _ = weak_perspective_pose(
+            model.landmark_basis.mean[None].cpu(), torch.nan_to_num(found.points), weight
+        )
+        slots = assign_views(
+            network.views, yaw_pitch_roll(rotation)[:, 0].tolist(), [v.name for v in subject.views]
+        )
         there = [s for s, view in enumerate(slots) if view is not None]
         if not there:
             wanted = ", ".join(f"{v.name} {v.yaw[0]:g} to {v.yaw[1]:g}" for v in network.views)
-            raise InputError(f"{subject.path or subject.name}: none of its photos fits a view of {weights} (yaw in degrees: {wanted})")
+            raise InputError(
+                f"{subject.path or subject.name}: none of its photos fits a view of {weights} (yaw in degrees: {wanted})"
+            )
         order = tuple(slots[s] for s in there)
     views = [subject.views[i] for i in order]
-    seen = crop_views((v.image for v in views), (v.mask for v in views), found.select(order), network.crop).to(device)
+    seen = crop_views(
+        (v.image for v in views), (v.mask for v in views), found.select(order), network.crop
+    ).to(device)
     count = len(network.views) or len(views)
     images = torch.full((1, count, 3, network.size, network.size), 0.5, device=device)
     valid = torch.zeros(1, count, dtype=torch.bool, device=device)
@@ -92,7 +111,9 @@ def predict_views(network: StatePredictor, model: FaceModel, subject: Subject, f
     return Predicted(network.predict(images, valid), seen, order, model)
 
 
-def regressor_start(subject: Subject, found: Landmarks, model: FaceModel, options: InitOptions, device: str = "cpu") -> Start:
+def regressor_start(
+    subject: Subject, found: Landmarks, model: FaceModel, options: InitOptions, device: str = "cpu"
+) -> Start:
     """Where a network would start the fit of `model`.
 
     Raises:
@@ -100,10 +121,16 @@ def regressor_start(subject: Subject, found: Landmarks, model: FaceModel, option
     """
     path = options.weights or shipped_weights()
     about = read_about(path)
-    own = model if (model.name, model.num_identity) == (about["model"], about["num_identity"]) else load_model(about["model"])
+    own = (
+        model
+        if (model.name, model.num_identity) == (about["model"], about["num_identity"])
+        else load_model(about["model"])
+    )
     own = own.to(device)
     network = load_predictor(path, own).to(device)
-    return start_of(predict_views(network, own, subject, found, device, os.fspath(path)), len(subject.views), model)
+    return start_of(
+        predict_views(network, own, subject, found, device, os.fspath(path)), len(subject.views), model
+    )
 
 
 def start_of(predicted: Predicted, num_views: int, model: FaceModel) -> Start:
@@ -115,7 +142,9 @@ def start_of(predicted: Predicted, num_views: int, model: FaceModel) -> Start:
     """
     state = predicted.prediction.state
     if state.camera.kind != "orthographic":
-        raise InputError(f"init: expected a network that predicts scaled-orthographic cameras, got camera kind '{state.camera.kind}'")
+        raise InputError(
+            f"init: expected a network that predicts scaled-orthographic cameras, got camera kind '{state.camera.kind}'"
+        )
     photos = to_photos(state, predicted.observations)
     rotation, scale = state.pose.rotation, photos.camera.focal / Camera.REFERENCE_DEPTH
     origin = photos.camera.principal + scale[:, None] * state.pose.translation[:, :2]
@@ -139,17 +168,23 @@ def start_of(predicted: Predicted, num_views: int, model: FaceModel) -> Start:
 
     known = torch.zeros(B, dtype=torch.bool, device=scale.device)
     known[order] = True
-    return Start(table(scale, 1.0), table(rotation, 0.0), table(origin, 0.0), known, identity, table(expression, 0.0))
+    return Start(
+        table(scale, 1.0), table(rotation, 0.0), table(origin, 0.0), known, identity, table(expression, 0.0)
+    )
 
 
 def carry_identity(points: Tensor, model: FaceModel) -> Tensor:
     """Identity [1, K_id] of `model` whose neutral landmarks lie nearest to points [1, 68, 3] mm of another head frame, under the prior."""
     basis = model.landmark_basis
     mean = basis.mean[None].to(points)
-    best = similarity_align(points, mean, torch.ones(points.shape[:2], dtype=torch.bool, device=points.device))
-    moved = points @ best.rotation.transpose(1, 2)  # the size is kept, and the middle of the two clouds agrees
+    best = similarity_align(
+        points, mean, torch.ones(points.shape[:2], dtype=torch.bool, device=points.device)
+    )
+    moved = points @ best.rotation.transpose(
+        1, 2
+    )  # the size is kept, and the middle of the two clouds agrees
     offset = moved - moved.mean(1, keepdim=True) - (mean - mean.mean(1, keepdim=True))
-    rows = basis.rows[..., :basis.num_identity].to(points)
+    rows = basis.rows[..., : basis.num_identity].to(points)
     rows = (rows - rows.mean(0)).reshape(-1, basis.num_identity)
     normal = rows.T @ rows / POINT_MM**2 + torch.eye(basis.num_identity).to(rows)
     return torch.linalg.solve(normal, rows.T @ offset.reshape(-1, 1) / POINT_MM**2).T
@@ -175,27 +210,37 @@ def stray_points(state: SceneState, observations: Observations, model: FaceModel
     where fewer than ENOUGH would be left.
     """
     unit = torch.ones_like(observations.landmarks.points[..., 0])
-    energies = (LandmarkReprojection(model, unit, rule).freeze(state, observations) for rule in ("surface", "outline"))
+    energies = (
+        LandmarkReprojection(model, unit, rule).freeze(state, observations) for rule in ("surface", "outline")
+    )
     found = [energy.residuals(state, observations).value for energy in energies]
     points = project_points(model.landmark_basis, state).pixels
     size = (points.amax(1) - points.amin(1)).prod(-1).sqrt()
     valid = observations.landmarks.valid
     far = valid & (torch.minimum(*(r.norm(dim=-1) for r in found)) > STRAY * size[:, None])
-    stray = far & (torch.minimum(*(_after_affine(r, points, valid, size) for r in found)) > STRAY * size[:, None])
+    stray = far & (
+        torch.minimum(*(_after_affine(r, points, valid, size) for r in found)) > STRAY * size[:, None]
+    )
     count, left = far.sum(1), valid.sum(1) - far.sum(1)
     return stray & ((count <= left) & (left >= ENOUGH))[:, None]
 
 
 def _after_affine(residual: Tensor, points: Tensor, valid: Tensor, size: Tensor) -> Tensor:
     """Lengths [B, 68] of what a robust affine map of the points leaves of the residuals [B, 68, 2]; jaw points have no say in it."""
-    frame = torch.cat([(points - points.mean(1, keepdim=True)) / size[:, None, None], torch.ones_like(points[..., :1])], -1)
+    frame = torch.cat(
+        [(points - points.mean(1, keepdim=True)) / size[:, None, None], torch.ones_like(points[..., :1])], -1
+    )
     inner = valid.to(residual).clone()
     inner[:, :17] = 0
     left, eye = torch.nan_to_num(residual), torch.eye(3).to(residual)
     for _ in range(10):
-        weight = inner / (1 + (left / (STRAY / 3 * size)[:, None, None]).square().sum(-1)).square()  # Geman-McClure
+        weight = (
+            inner / (1 + (left / (STRAY / 3 * size)[:, None, None]).square().sum(-1)).square()
+        )  # Geman-McClure
         rows = frame.mT * weight[:, None]
-        left = torch.nan_to_num(residual) - frame @ torch.linalg.solve(rows @ frame + 1e-3 * eye, rows @ torch.nan_to_num(residual))
+        left = torch.nan_to_num(residual) - frame @ torch.linalg.solve(
+            rows @ frame + 1e-3 * eye, rows @ torch.nan_to_num(residual)
+        )
     return left.norm(dim=-1)
 
 
@@ -212,7 +257,11 @@ def settled(start: Start, observations: Observations, model: FaceModel) -> Start
     photo = torch.nan_to_num(marks.points) / observations.scale[:, None, None] + observations.offset[:, None]
     scale, origin = lay_onto((head @ start.rotation.transpose(1, 2))[..., :2], photo, weight.clamp_min(1e-12))
     enough = start.known & ((weight > 0).sum(1) >= ENOUGH)
-    return replace(start, scale=torch.where(enough, scale, start.scale), origin=torch.where(enough[:, None], origin, start.origin))
+    return replace(
+        start,
+        scale=torch.where(enough, scale, start.scale),
+        origin=torch.where(enough[:, None], origin, start.origin),
+    )
 
 
 @torch.no_grad()

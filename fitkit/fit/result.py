@@ -1,4 +1,5 @@
 """What a fit returns."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -46,8 +47,11 @@ class FitResult:
 
     def __repr__(self) -> str:
         expected = (self.metrics.get("verdict") or {}).get("expected_mm")
-        return (f"FitResult({self.subject.name!r}: {self.status}, " + ("" if expected is None else f"expected error {expected:.1f} mm, ")
-                + f"{len(self.subject.views)} views, model {self.model.name!r})")
+        return (
+            f"FitResult({self.subject.name!r}: {self.status}, "
+            + ("" if expected is None else f"expected error {expected:.1f} mm, ")
+            + f"{len(self.subject.views)} views, model {self.model.name!r})"
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -57,7 +61,11 @@ class FitResult:
     @cached_property
     def personal_model(self) -> FaceModel:
         """The face model with the displacement added to its mean; the model itself without one."""
-        return self.model if self.displacement is None else personal_model(self.model, self.state, self.displacement)
+        return (
+            self.model
+            if self.displacement is None
+            else personal_model(self.model, self.state, self.displacement)
+        )
 
     @property
     def neutral(self) -> Tensor:

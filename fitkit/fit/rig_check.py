@@ -3,6 +3,7 @@
 Each view alone tells how the head stands before its camera and, with the focal length, where it lies for a head of the mean size. In the
 world of a rig all views must come to one head: one rotation, one place and one size.
 """
+
 from __future__ import annotations
 
 import math
@@ -49,7 +50,10 @@ def check_rig(subject: Subject, found: Landmarks, model: FaceModel) -> tuple[Sub
     if len(rig) < 2:
         return subject, []
     views = [subject.views[i] for i in rig]
-    R, t = (torch.stack([torch.as_tensor(getattr(v.camera, k), dtype=torch.float64) for v in views]) for k in ("R", "t"))
+    R, t = (
+        torch.stack([torch.as_tensor(getattr(v.camera, k), dtype=torch.float64) for v in views])
+        for k in ("R", "t")
+    )
     t = t.reshape(-1, 3)
     heads = heads_of(views, found.select(rig), model)
     cameras = subject.path / "cameras.json" if subject.path else f"the cameras of {subject.name}"
@@ -62,15 +66,29 @@ def check_rig(subject: Subject, found: Landmarks, model: FaceModel) -> tuple[Sub
     if not (right_size and int(given.agrees.sum()) >= max(2, math.ceil(MOST * len(rig)))):
         _refuse_other_reading(where, heads, R, t, given)
     kept, contradictions = list(subject.views), []
-    agree = given.agrees if right_size and 2 * int(given.agrees.sum()) > len(rig) else torch.zeros(len(rig), dtype=torch.bool)
-    for i, view, good, turned, aside in zip(rig, views, agree.tolist(), given.turned.tolist(), given.aside.tolist()):
+    agree = (
+        given.agrees
+        if right_size and 2 * int(given.agrees.sum()) > len(rig)
+        else torch.zeros(len(rig), dtype=torch.bool)
+    )
+    for i, view, good, turned, aside in zip(
+        rig, views, agree.tolist(), given.turned.tolist(), given.aside.tolist()
+    ):
         if not good:
             kept[i] = view.replace(camera=replace(view.camera, R=None, t=None))
-            contradictions.append({"view": view.name, "message": (
-                f"view {view.name}: R and t of its camera put the head {turned:.0f} degrees and {aside:.0f} mm from where those "
-                f"of the others put it; only its K was used; {CHECK}")})
+            contradictions.append(
+                {
+                    "view": view.name,
+                    "message": (
+                        f"view {view.name}: R and t of its camera put the head {turned:.0f} degrees and {aside:.0f} mm from where those "
+                        f"of the others put it; only its K was used; {CHECK}"
+                    ),
+                }
+            )
     if not agree.any():
-        contradictions = [{"view": None, "message": f"{where} contradict the landmarks; only K was used; {CHECK}"}]
+        contradictions = [
+            {"view": None, "message": f"{where} contradict the landmarks; only K was used; {CHECK}"}
+        ]
     return replace(subject, views=tuple(kept)), contradictions
 
 
@@ -80,8 +98,10 @@ def _refuse_one_place(where: str, heads: Heads, R: Tensor, t: Tensor) -> None:
     same = ((R[:, None] - R[None]).abs().amax((-1, -2)) < 1e-4) & ((t[:, None] - t[None]).norm(dim=-1) < far)
     angle = float((_degrees(heads.rotation[:, None].transpose(-1, -2) @ heads.rotation[None]) * same).max())
     if angle > STILL_DEG:
-        raise InputError(f"{where} put cameras in one place, but the head turned by {angle:.0f} degrees between their photos; "
-                         "R and t must be relative to the head: give only K")
+        raise InputError(
+            f"{where} put cameras in one place, but the head turned by {angle:.0f} degrees between their photos; "
+            "R and t must be relative to the head: give only K"
+        )
 
 
 def _refuse_other_reading(where: str, heads: Heads, R: Tensor, t: Tensor, given: Agreement) -> None:
@@ -103,8 +123,10 @@ def _refuse_other_reading(where: str, heads: Heads, R: Tensor, t: Tensor, given:
     read_as = (meaning or "world-to-camera") + (f" in {axes}" if axes else "")
     if unit != "millimetres":
         read_as += f", t in {unit or f'a unit of {1 / result.size:.3g} mm'} (by the size of the face)"
-    raise InputError(f"{where} contradict the landmarks, but agree with them when they are read as {read_as}; convert them "
-                     f"({NEEDED}), or give only K")
+    raise InputError(
+        f"{where} contradict the landmarks, but agree with them when they are read as {read_as}; convert them "
+        f"({NEEDED}), or give only K"
+    )
 
 
 def _unit(size: float) -> str | None:
@@ -144,12 +166,18 @@ class Agreement:
 def heads_of(views: Sequence[View], found: Landmarks, model: FaceModel) -> Heads:
     """The mean face at the landmarks of each view, in closed form; `views` have cameras, float64."""
     inner = found.valid.clone()
-    inner[:, :17] &= inner[:, 17:].sum(1, keepdim=True) < 8  # jaw points may be the outline, another place of the face in each view
+    inner[:, :17] &= (
+        inner[:, 17:].sum(1, keepdim=True) < 8
+    )  # jaw points may be the outline, another place of the face in each view
     weight = inner.double() * found.confidence.double().clamp_min(1e-3)
     mean = model.landmark_basis.mean.cpu().double()
-    scale, rotation, shift = weak_perspective_pose(mean[None], torch.nan_to_num(found.points.double()), weight)
+    scale, rotation, shift = weak_perspective_pose(
+        mean[None], torch.nan_to_num(found.points.double()), weight
+    )
     K = torch.stack([torch.as_tensor(v.camera.K, dtype=torch.float64) for v in views])
-    place = line_of_sight(mean.mean(0)[:, None], scale, rotation, shift - K[:, :2, 2], K[:, 0, 0], K[:, 1, 1] / K[:, 0, 0])
+    place = line_of_sight(
+        mean.mean(0)[:, None], scale, rotation, shift - K[:, :2, 2], K[:, 0, 0], K[:, 1, 1] / K[:, 0, 0]
+    )
     return Heads(rotation_between_axis_and(place) @ rotation, place)
 
 
@@ -175,7 +203,9 @@ def agreement(heads: Heads, R: Tensor, t: Tensor) -> Agreement:
         for _ in range(8):
             normal = (weight[:, None, None] * A.transpose(1, 2) @ A).sum(0)
             normal = normal + 1e-9 * torch.diag(normal.diagonal())
-            x = torch.linalg.solve(normal, (weight[:, None] * (A.transpose(1, 2) @ goal[..., None])[..., 0]).sum(0))
+            x = torch.linalg.solve(
+                normal, (weight[:, None] * (A.transpose(1, 2) @ goal[..., None])[..., 0]).sum(0)
+            )
             size = x[3] if unknowns == 4 else torch.ones(())
             aside = (A @ x - goal).norm(dim=-1) / size.abs().clamp_min(1e-9)
             weight = trusted / (1 + (aside / ASIDE_MM) ** 2)
@@ -184,7 +214,9 @@ def agreement(heads: Heads, R: Tensor, t: Tensor) -> Agreement:
     aside, size, sigma = solve(4, goal)
     if sigma > UNSIZED:
         aside, size, _ = solve(3, goal - rows[..., 3])
-    return Agreement(turned, aside, (turned <= TURNED_DEG) & (aside <= ASIDE_MM) & (size > 0), float(size), sigma)
+    return Agreement(
+        turned, aside, (turned <= TURNED_DEG) & (aside <= ASIDE_MM) & (size > 0), float(size), sigma
+    )
 
 
 def _degrees(rotation: Tensor) -> Tensor:
@@ -207,8 +239,12 @@ MEANINGS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "world-to-camera with the place of the camera as t": _center,
     "world-to-camera with R transposed": lambda R, t: (R.transpose(1, 2), t),
 }
-AXES = {"": (1, 1, 1), "the axes of OpenGL and Blender (y up, z backward)": (1, -1, -1),
-        "the axes of PyTorch3D (x left, y up)": (-1, -1, 1), "left-handed axes (y up, as in Unity)": (1, -1, 1)}
+AXES = {
+    "": (1, 1, 1),
+    "the axes of OpenGL and Blender (y up, z backward)": (1, -1, -1),
+    "the axes of PyTorch3D (x left, y up)": (-1, -1, 1),
+    "left-handed axes (y up, as in Unity)": (1, -1, 1),
+}
 
 
 def readings(R: Tensor, t: Tensor) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
@@ -216,7 +252,9 @@ def readings(R: Tensor, t: Tensor) -> dict[tuple[str, str], tuple[Tensor, Tensor
     out = {}
     for axes, signs in AXES.items():
         camera = torch.tensor(signs, dtype=R.dtype)
-        world = camera if camera.prod() < 0 else torch.ones_like(camera)  # left-handed cameras stand in a left-handed world
+        world = (
+            camera if camera.prod() < 0 else torch.ones_like(camera)
+        )  # left-handed cameras stand in a left-handed world
         for meaning, change in MEANINGS.items():
             foreign_R, foreign_t = change(R, t)
             out[meaning, axes] = camera[:, None] * foreign_R * world, camera * foreign_t

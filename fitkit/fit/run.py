@@ -1,4 +1,5 @@
 """Runs the stages of a recipe on one subject."""
+
 from __future__ import annotations
 
 import logging
@@ -22,8 +23,15 @@ from fitkit.energies.landmarks import LandmarkReprojection, eye_offsets, lip_off
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term, TermReport
 from fitkit.energies.photo_model import ModelPhotometric
 from fitkit.energies.photometric import CrossViewPhotometric
-from fitkit.energies.priors import (ExpressionPrior, FocalPrior, IdentityPrior, LandmarkOffsetPrior, LightPrior, SizePrior,
-                                     shape_spread)
+from fitkit.energies.priors import (
+    ExpressionPrior,
+    FocalPrior,
+    IdentityPrior,
+    LandmarkOffsetPrior,
+    LightPrior,
+    SizePrior,
+    shape_spread,
+)
 from fitkit.errors import FitError, InputError, check_argument
 from fitkit.fit.detail import Detail, personal_model, solve_detail
 from fitkit.fit.initialize import CameraKnowledge, initial_state, to_photos
@@ -53,10 +61,18 @@ from fitkit.solvers.levenberg_marquardt import LMOptions, levenberg_marquardt
 log = logging.getLogger("fitkit")
 
 
-def fit(subject: str | os.PathLike | Subject | Sequence, *, model: str | FaceModel | None = None,
-        recipe: str | os.PathLike | FitRecipe = "multiview", overrides: Sequence[str] = (), landmarks: Sequence | None = None,
-        share_expression: bool | None = None, seed: int | None = None, device: str = "cpu",
-        progress: Callable[[str, float], None] | None = None) -> FitResult:
+def fit(
+    subject: str | os.PathLike | Subject | Sequence,
+    *,
+    model: str | FaceModel | None = None,
+    recipe: str | os.PathLike | FitRecipe = "multiview",
+    overrides: Sequence[str] = (),
+    landmarks: Sequence | None = None,
+    share_expression: bool | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    progress: Callable[[str, float], None] | None = None,
+) -> FitResult:
     """Fit one face to all photos of one person.
 
     Args:
@@ -72,8 +88,15 @@ def fit(subject: str | os.PathLike | Subject | Sequence, *, model: str | FaceMod
     Raises:
         FitkitError: bad input, missing files or weights, or nothing that could be fitted.
     """
-    check_argument("model", model, (str, os.PathLike, FaceModel, NoneType), "the name or path of a face model, or a FaceModel")
-    check_argument("recipe", recipe, (str, os.PathLike, FitRecipe), "the name or path of a recipe, or a FitRecipe")
+    check_argument(
+        "model",
+        model,
+        (str, os.PathLike, FaceModel, NoneType),
+        "the name or path of a face model, or a FaceModel",
+    )
+    check_argument(
+        "recipe", recipe, (str, os.PathLike, FitRecipe), "the name or path of a recipe, or a FitRecipe"
+    )
     if progress is not None and not callable(progress):
         raise InputError(f"progress: expected a function of (text, share), got {type(progress).__name__}")
     tell = progress or (lambda text, share: None)
@@ -87,15 +110,21 @@ def fit(subject: str | os.PathLike | Subject | Sequence, *, model: str | FaceMod
     if not isinstance(recipe, FitRecipe):
         recipe = load_recipe(recipe, overrides, changes)
     elif overrides or changes:
-        raise InputError("overrides, model, seed and share_expression change a recipe given by name or path, not a FitRecipe")
+        raise InputError(
+            "overrides, model, seed and share_expression change a recipe given by name or path, not a FitRecipe"
+        )
     check_device(device)
     face_model = model if isinstance(model, FaceModel) else load_model(recipe.model)
     tell("reading photos", 0.0)
     subject = as_subject(subject, landmarks)
     count = iter(range(1, len(subject.views) + 1))
     tell("finding landmarks", 0.05)
-    found, sources = detect_landmarks(subject, recipe.landmarks.source, device,
-                                      lambda view: tell("finding landmarks", 0.05 + 0.15 * next(count) / len(subject.views)))
+    found, sources = detect_landmarks(
+        subject,
+        recipe.landmarks.source,
+        device,
+        lambda view: tell("finding landmarks", 0.05 + 0.15 * next(count) / len(subject.views)),
+    )
     found = check_given(subject, found, sources, recipe.landmarks.source == "auto", device)
     subject, found, notes = usable_views(subject, found)
     return fit_observed(subject, found, face_model, recipe, device, tell, subject.notes + tuple(notes))
@@ -107,22 +136,36 @@ def check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device '{device}': cannot be used here ({str(error).splitlines()[0]}); use cpu") from error
+        raise InputError(
+            f"device '{device}': cannot be used here ({str(error).splitlines()[0]}); use cpu"
+        ) from error
 
 
-def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: FitRecipe, device: str = "cpu",
-                 tell: Callable[[str, float], None] = lambda text, share: None, notes: Sequence[str] = ()) -> FitResult:
+def fit_observed(
+    subject: Subject,
+    found: Landmarks,
+    model: FaceModel,
+    recipe: FitRecipe,
+    device: str = "cpu",
+    tell: Callable[[str, float], None] = lambda text, share: None,
+    notes: Sequence[str] = (),
+) -> FitResult:
     """`fit` from views and landmarks that are already there; the timed part of a fit."""
     start, cpu = time.perf_counter(), time.process_time()
     subject, contradictions = check_rig(subject, found, model)
     tell("cropping", 0.2)
-    observations = crop_views((v.image for v in subject.views), (v.mask for v in subject.views), found, recipe.crop).to(device)
+    observations = crop_views(
+        (v.image for v in subject.views), (v.mask for v in subject.views), found, recipe.crop
+    ).to(device)
     local = model.to(device) if str(model.device) != device else model
     began = time.perf_counter()
     run, state, chosen = begin_fit(subject, found, local, recipe, observations, device)
     found = replace(found, valid=run.observations.landmarks.valid.to(found.valid))
-    stray = [f"view {v.name}: {n} of its landmarks lie far from where the network sees them and were left out"
-             for v, n in zip(subject.views, chosen.get("stray", ())) if n]
+    stray = [
+        f"view {v.name}: {n} of its landmarks lie far from where the network sees them and were left out"
+        for v, n in zip(subject.views, chosen.get("stray", ()))
+        if n
+    ]
     state = run.solve(state, tell)
     detail = None
     if recipe.detail.enabled:
@@ -139,8 +182,11 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
         known = None if detail is None else detail.known
         bars = attempt("the error bars", lambda: error_bars(*run.shape, local, known=known), None, failures)
     metrics["error_bars"] = summary(bars, model)
-    metrics["time_s"] = {"solve": round(solved - began, 3), "total": round(time.perf_counter() - start, 3),
-                         "cpu": round(time.process_time() - cpu, 3)}
+    metrics["time_s"] = {
+        "solve": round(solved - began, 3),
+        "total": round(time.perf_counter() - start, 3),
+        "cpu": round(time.process_time() - cpu, 3),
+    }
     metrics["notes"] = [*notes, *run.cameras.notes, *stray]
     if contradictions:
         metrics["camera_contradictions"] = contradictions
@@ -153,13 +199,29 @@ def fit_observed(subject: Subject, found: Landmarks, model: FaceModel, recipe: F
         log.info("%s: %s", "note" if finding["severity"] == "note" else "warning", finding["message"])
     tell("done", 1.0)
     cpu_model = model.to("cpu") if model.device.type != "cpu" else model
-    return FitResult(cpu_model, subject, final, replace(found, sigma=run.sigma_photo()), status, warnings, metrics, to_plain(recipe),
-                     run.cameras.source, *((bars.identity_covariance, bars.vertex_sigma) if bars is not None else (None, None)),
-                     displacement=detail.displacement if detail is not None and detail.metrics["sigma_mm"] else None)
+    return FitResult(
+        cpu_model,
+        subject,
+        final,
+        replace(found, sigma=run.sigma_photo()),
+        status,
+        warnings,
+        metrics,
+        to_plain(recipe),
+        run.cameras.source,
+        *((bars.identity_covariance, bars.vertex_sigma) if bars is not None else (None, None)),
+        displacement=detail.displacement if detail is not None and detail.metrics["sigma_mm"] else None,
+    )
 
 
-def begin_fit(subject: Subject, found: Landmarks, model: FaceModel, recipe: FitRecipe, observations: Observations,
-           device: str) -> tuple[FitRun, SceneState, dict[str, Any]]:
+def begin_fit(
+    subject: Subject,
+    found: Landmarks,
+    model: FaceModel,
+    recipe: FitRecipe,
+    observations: Observations,
+    device: str,
+) -> tuple[FitRun, SceneState, dict[str, Any]]:
     """The fit at its start, and which start that is: 'source', for 'auto' how badly either fits ('cost'), and where a network was asked
     how many landmarks of each view it takes for wrong ('stray'): the fit does without them."""
     starts, chosen = {}, {"source": recipe.init.source}
@@ -173,11 +235,15 @@ def begin_fit(subject: Subject, found: Landmarks, model: FaceModel, recipe: FitR
         marks = observations.landmarks
         observations = replace(observations, landmarks=replace(marks, valid=marks.valid & ~stray))
         chosen["stray"] = stray.sum(1).tolist()
-        starts["regressor"] = initial_state(model, subject.views, observations, recipe.camera, settled(guess, observations, model))
+        starts["regressor"] = initial_state(
+            model, subject.views, observations, recipe.camera, settled(guess, observations, model)
+        )
     starts["landmarks"] = initial_state(model, subject.views, observations, recipe.camera)
     run = FitRun(model, recipe, observations, starts["landmarks"][1])
     if recipe.init.source == "auto":
-        chosen["cost"] = {name: start_cost(state, observations, model, run.sigma) for name, (state, _) in starts.items()}
+        chosen["cost"] = {
+            name: start_cost(state, observations, model, run.sigma) for name, (state, _) in starts.items()
+        }
         chosen["source"] = min(chosen["cost"], key=chosen["cost"].get)
     run.start = chosen["source"]
     state, run.cameras = starts[run.start]
@@ -192,7 +258,9 @@ def _stated(sigma: Tensor) -> Tensor:
 class FitRun:
     """The moving parts of one fit: energies of a stage from its recipe, landmark noise, stage log."""
 
-    def __init__(self, model: FaceModel, recipe: FitRecipe, observations: Observations, cameras: CameraKnowledge):
+    def __init__(
+        self, model: FaceModel, recipe: FitRecipe, observations: Observations, cameras: CameraKnowledge
+    ):
         self.model, self.recipe, self.observations, self.cameras = model, recipe, observations, cameras
         self.start = "landmarks"  # where the fit begins: 'landmarks' or 'regressor'
         self.sigma = self._given_sigma()
@@ -205,7 +273,9 @@ class FitRun:
         self.jaw_rule = known if recipe.landmarks.jaw == "auto" else recipe.landmarks.jaw
         self._last: tuple[LeastSquaresProblem, SceneState] | None = None
         self._estimators: dict[tuple[str, str], FlowEstimator] = {}
-        self.shape: tuple[LeastSquaresProblem, SceneState] | None = None  # problem and solution of the last stage that moved the identity
+        self.shape: tuple[LeastSquaresProblem, SceneState] | None = (
+            None  # problem and solution of the last stage that moved the identity
+        )
 
     # ---- landmark noise ----
 
@@ -249,7 +319,11 @@ class FitRun:
         A point seen by all views with noise s_v [mm] has an offset of posterior variance p = 1 / (1 / prior^2 + sum 1 / s_v^2); of its
         residual's variance p / s_v^2 is missing. Both depend on each other and are iterated; at most three quarters are made good.
         """
-        depth = state.pose.translation[:, 2] if state.camera.kind == "perspective" else state.camera.REFERENCE_DEPTH
+        depth = (
+            state.pose.translation[:, 2]
+            if state.camera.kind == "perspective"
+            else state.camera.REFERENCE_DEPTH
+        )
         mm = self.sigma * (depth / state.camera.focal)[:, None]  # [B, 68]
         more = 1.0
         for _ in range(10):
@@ -282,8 +356,13 @@ class FitRun:
         if name == "landmark_prior":
             return LandmarkOffsetPrior(self._offset_sigma())
         if name == "expression_prior":
-            return ExpressionPrior(recipe.expression.sigma, recipe.expression.sigma_negative, recipe.expression.shared, options.group_radius,
-                                   shape_spread(model.expression_names))
+            return ExpressionPrior(
+                recipe.expression.sigma,
+                recipe.expression.sigma_negative,
+                recipe.expression.shared,
+                options.group_radius,
+                shape_spread(model.expression_names),
+            )
         if name == "focal_prior":
             return FocalPrior(cameras.focal_mean, cameras.focal_sigma, cameras.first)
         if name == "light_prior":
@@ -291,16 +370,24 @@ class FitRun:
         if name == "size_prior":
             return SizePrior.of(model, options.sigma)
         if name == "photo_xview":
-            return CrossViewPhotometric.prepare(model, self.observations, replace(options.options, seed=recipe.seed))
+            return CrossViewPhotometric.prepare(
+                model, self.observations, replace(options.options, seed=recipe.seed)
+            )
         if name == "photo_model":
-            return ModelPhotometric.prepare(model, self.observations, replace(options.options, seed=recipe.seed))
+            return ModelPhotometric.prepare(
+                model, self.observations, replace(options.options, seed=recipe.seed)
+            )
         if name == "light_mono":
             return LightMono(options.sigma)
         if name == "census_xview":
-            return CrossViewCensus.prepare(model, self.observations, replace(options.options, seed=recipe.seed))
+            return CrossViewCensus.prepare(
+                model, self.observations, replace(options.options, seed=recipe.seed)
+            )
         estimator = self.flow_estimator(options)
         if name == "flow_mag":
-            return FlowMagnitude.prepare(model, self.observations, estimator, replace(options.options, seed=recipe.seed))
+            return FlowMagnitude.prepare(
+                model, self.observations, estimator, replace(options.options, seed=recipe.seed)
+            )
         sigma = options.options.sigma_px * self.observations.pixel_unit
         flow = replace(options.options, seed=recipe.seed)
         matcher = FlowCorrespondence(model, flow, estimator, sigma, FlowImages.of(self.observations, flow))
@@ -311,7 +398,9 @@ class FitRun:
         source = term if term.estimator else self.recipe.flow
         key = source.estimator, source.weights
         if key not in self._estimators:
-            self._estimators[key] = make_flow_estimator(source.estimator, source.weights or None, str(self.observations.images.device))
+            self._estimators[key] = make_flow_estimator(
+                source.estimator, source.weights or None, str(self.observations.images.device)
+            )
         return self._estimators[key]
 
     # ---- stages ----
@@ -320,8 +409,10 @@ class FitRun:
         """All stages in turn."""
         stages = self._stages_here()
         if not stages:
-            raise FitError(f"recipe '{self.recipe.name}' has no stage for {self.observations.num_views} view(s) and a start from "
-                           f"{self.start}")
+            raise FitError(
+                f"recipe '{self.recipe.name}' has no stage for {self.observations.num_views} view(s) and a start from "
+                f"{self.start}"
+            )
         for term in (t for s in stages for t in s.energies.values() if isinstance(t, FlowTerm)):
             self.flow_estimator(term)  # missing weights are told before anything is solved
         if self.recipe.detail.enabled:
@@ -335,18 +426,29 @@ class FitRun:
         effort = [_effort(stage) for stage in stages]
         for number, stage in enumerate(stages[done:], done):
             begun = sum(effort[:number])
-            state = self._stage(stage, state, lambda share: tell(
-                f"stage {stage.name}", 0.35 + 0.5 * (begun + share * effort[number]) / sum(effort)))
+            state = self._stage(
+                stage,
+                state,
+                lambda share: tell(
+                    f"stage {stage.name}", 0.35 + 0.5 * (begun + share * effort[number]) / sum(effort)
+                ),
+            )
         return state
 
     def _stages_here(self) -> list[Stage]:
         """The stages that are for this number of views and this start."""
-        return [s for s in self.recipe.stages if self.observations.num_views >= s.min_views and s.start in ("any", self.start)]
+        return [
+            s
+            for s in self.recipe.stages
+            if self.observations.num_views >= s.min_views and s.start in ("any", self.start)
+        ]
 
     def solve_detail(self, state: SceneState) -> Detail:
         """The displacement beyond the face model after all stages; `model` carries it from then on."""
         estimator = self.flow_estimator(self.recipe.detail_flow)
-        detail = solve_detail(self.model, state, self.observations, estimator, self.recipe.detail, self.recipe.seed)
+        detail = solve_detail(
+            self.model, state, self.observations, estimator, self.recipe.detail, self.recipe.seed
+        )
         self.model = personal_model(self.model, state, detail.displacement)
         return detail
 
@@ -389,12 +491,17 @@ class FitRun:
         sigmas = self.focal_uncertainty() if "exif" in prior.source else [None] * len(prior.source)
         for i, sigma in enumerate(sigmas):
             moved = abs(math.log(float(state.camera.focal[i] / prior.focal_mean[i])))
-            if prior.source[i] == "exif" and sigma is not None and \
-                    moved > EXIF_SIGMAS * max(float(prior.focal_sigma[i]) ** 2 - sigma ** 2, 1e-6) ** 0.5:
+            if (
+                prior.source[i] == "exif"
+                and sigma is not None
+                and moved > EXIF_SIGMAS * max(float(prior.focal_sigma[i]) ** 2 - sigma**2, 1e-6) ** 0.5
+            ):
                 wrong.append(i)
         return wrong
 
-    def _stage(self, stage: Stage, state: SceneState, tell: Callable[[float], None] = lambda share: None) -> SceneState:
+    def _stage(
+        self, stage: Stage, state: SceneState, tell: Callable[[float], None] = lambda share: None
+    ) -> SceneState:
         """One stage. tell: called with the share of it that is done."""
         tell(0.0)
         began, before = time.perf_counter(), state.identity
@@ -411,8 +518,12 @@ class FitRun:
             state = state.replace(illumination=self.light)
             if "light_prior" in energies:
                 energies["light_prior"] = replace(energies["light_prior"], anchor=self.light)
-        layout = ParameterLayout.of(state, free, self.recipe.expression.shared, self.cameras.focal_groups, self.cameras.pose_groups)
-        objective = Objective([Term(energies[name], options.weight, options.kernel) for name, options in chosen.items()])
+        layout = ParameterLayout.of(
+            state, free, self.recipe.expression.shared, self.cameras.focal_groups, self.cameras.pose_groups
+        )
+        objective = Objective(
+            [Term(energies[name], options.weight, options.kernel) for name, options in chosen.items()]
+        )
         solver = stage.solver
         messages = []
         if solver.name == "adam":
@@ -426,7 +537,9 @@ class FitRun:
                 tell(number / solver.refresh)
                 objective = objective.freeze(state, self.observations)
                 problem = LeastSquaresProblem(objective, self.observations, layout)
-                result = levenberg_marquardt(problem, state, LMOptions(solver.max_iterations, min_decrease=solver.min_decrease))
+                result = levenberg_marquardt(
+                    problem, state, LMOptions(solver.max_iterations, min_decrease=solver.min_decrease)
+                )
                 self.iterations += result.iterations
                 state = self._accept(stage, state, result)
                 messages.append(result.message)
@@ -435,16 +548,31 @@ class FitRun:
         with torch.no_grad():
             self.terms = objective.cost(state, self.observations)[1]
         self._last = (LeastSquaresProblem(objective, self.observations, layout), state)
-        change = None if self.shape is None or "identity" not in free else float((state.identity - before).square().mean().sqrt())
-        self.stages.append({"name": stage.name, "status": result.status, "seconds": round(time.perf_counter() - began, 4),
-                            "identity_change": change, "messages": messages,
-                            "terms": {n: {"cost": t.value, "valid": t.valid, "rms": t.rms} for n, t in self.terms.items()}})
+        change = (
+            None
+            if self.shape is None or "identity" not in free
+            else float((state.identity - before).square().mean().sqrt())
+        )
+        self.stages.append(
+            {
+                "name": stage.name,
+                "status": result.status,
+                "seconds": round(time.perf_counter() - began, 4),
+                "identity_change": change,
+                "messages": messages,
+                "terms": {
+                    n: {"cost": t.value, "valid": t.valid, "rms": t.rms} for n, t in self.terms.items()
+                },
+            }
+        )
         if "identity" in free:
             self.shape = self._last
         log.info("stage %s: %s", stage.name, "; ".join(messages))
         return state
 
-    def _measure_offset_spread(self, objective: Objective, problem: LeastSquaresProblem, state: SceneState) -> Objective:
+    def _measure_offset_spread(
+        self, objective: Objective, problem: LeastSquaresProblem, state: SceneState
+    ) -> Objective:
         """Estimate how far the landmarks of this person lie from the model's points, and give it to their prior.
 
         The scale s of offsets o ~ N(0, s^2 sigma^2): the sum of (o / sigma)^2 over the number of offsets that the photos determine,
@@ -454,22 +582,27 @@ class FitRun:
         """
         term = next((t for t in objective.terms if t.energy.name == "landmark_prior"), None)
         layout = problem.layout
-        if term is None or "landmarks" not in layout.sizes or state.landmark_offset is None:  # None: no step was taken yet
+        if (
+            term is None or "landmarks" not in layout.sizes or state.landmark_offset is None
+        ):  # None: no step was taken yet
             return objective
         start, width = layout.shared_offsets["landmarks"], layout.sizes["landmarks"]
         with torch.no_grad():
             system = problem.linearize(state)
             diagonal = system.diagonal()
             unit = diagonal.new_zeros(layout.total, width)
-            unit[start:start + width] = torch.eye(width, dtype=unit.dtype, device=unit.device)
+            unit[start : start + width] = torch.eye(width, dtype=unit.dtype, device=unit.device)
             columns = system.solve_columns(unit, 1e-9 * diagonal.clamp_min(1e-9 * float(diagonal.max())))
         if columns is None:
             return objective
         sigma = term.energy.sigma_mm.repeat_interleave(3)
-        left = columns[start:start + width].diagonal() / sigma ** 2  # 1: the photos say nothing
+        left = columns[start : start + width].diagonal() / sigma**2  # 1: the photos say nothing
         known = float((1 - left).clamp(0, 1).sum())
         over = float((state.landmark_offset[0].reshape(-1) / (sigma / self.offset_spread)).square().sum())
-        before, self.offset_spread = self.offset_spread, ((SPREAD_PRIOR + over) / (SPREAD_PRIOR + known)) ** 0.5
+        before, self.offset_spread = (
+            self.offset_spread,
+            ((SPREAD_PRIOR + over) / (SPREAD_PRIOR + known)) ** 0.5,
+        )
         prior = replace(term.energy, sigma_mm=term.energy.sigma_mm * (self.offset_spread / before))
         return Objective([replace(t, energy=prior) if t is term else t for t in objective.terms])
 
@@ -484,23 +617,31 @@ class FitRun:
         it was not solved for, an energy has no least-squares form or the system is too large for a dense inverse."""
         problem, state = self._last
         layout = problem.layout
-        if "focal" not in layout.sizes or layout.total > 3000 or not all(hasattr(t.energy, "linearize") for t in problem.objective.terms):
+        if (
+            "focal" not in layout.sizes
+            or layout.total > 3000
+            or not all(hasattr(t.energy, "linearize") for t in problem.objective.terms)
+        ):
             return [None] * layout.num_views
         H = problem.linearize(state).dense()
         H.diagonal().add_(1e-9 * H.diagonal().max())
         factor, info = torch.linalg.cholesky_ex(H)
         if int(info):
             return [None] * layout.num_views
-        before = sum(layout.sizes[n] for n in layout.order[:layout.order.index("focal")])
+        before = sum(layout.sizes[n] for n in layout.order[: layout.order.index("focal")])
         columns = layout.index[:, before].to(H.device)
         unit = torch.zeros(layout.total, layout.num_views, dtype=H.dtype, device=H.device)
         unit[columns, torch.arange(layout.num_views, device=H.device)] = 1
-        variance = torch.cholesky_solve(unit, factor)[columns, torch.arange(layout.num_views, device=H.device)]
+        variance = torch.cholesky_solve(unit, factor)[
+            columns, torch.arange(layout.num_views, device=H.device)
+        ]
         return [float(v) for v in variance.clamp_min(0).sqrt()]
 
     def _accept(self, stage: Stage, state: SceneState, result) -> SceneState:
         if result.status == "failed":
-            raise FitError(f"stage '{stage.name}': {result.message}; check the landmarks and the cameras of the subject")
+            raise FitError(
+                f"stage '{stage.name}': {result.message}; check the landmarks and the cameras of the subject"
+            )
         return result.x
 
 
@@ -508,7 +649,16 @@ NOISE_ABSORBED = 1.25
 EXIF_SIGMAS = 3.0  # right focal lengths moved by 0.2 to 0.7; of half the right length, as after a crop to half the picture, by 3.6 to 5.9
 SPREAD_PRIOR = 10.0  # in observations
 SURFACE_WINS = 0.8  # measured ratios: 0.05 to 0.9 on fixed points (0.2 and less with a view beyond 40 degrees), 0.83 to 1.4 on outlines
-LANDMARK_ENERGIES = {"lmk2d", "lmk2d_eye", "lmk2d_lip", "identity_prior", "expression_prior", "focal_prior", "size_prior", "landmark_prior"}
+LANDMARK_ENERGIES = {
+    "lmk2d",
+    "lmk2d_eye",
+    "lmk2d_lip",
+    "identity_prior",
+    "expression_prior",
+    "focal_prior",
+    "size_prior",
+    "landmark_prior",
+}
 
 
 def _effort(stage: Stage) -> float:

@@ -1,4 +1,5 @@
 """Error bars of a fit: covariance of the identity and standard deviation of the surface (Laplace approximation)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -35,7 +36,9 @@ class Calibration:
 # Chosen on a real scan and on eight rendered people that are in the span of neither model (`fitkit synth --recipe outside --seed 100`),
 # fits of 1, 2 and 5 photos with the built-in landmarks; shares on others in docs/results.md. People drawn from a model come out better.
 CALIBRATION = {"ict": Calibration(1.0, 0.8), "generic": Calibration(1.25, 0.7)}
-UNKNOWN_MODEL = CALIBRATION["generic"]  # a model nobody has calibrated is taken to be no better than the shipped one
+UNKNOWN_MODEL = CALIBRATION[
+    "generic"
+]  # a model nobody has calibrated is taken to be no better than the shipped one
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,13 @@ class ErrorBars:
     calibration: Calibration
 
 
-def error_bars(problem: LeastSquaresProblem, state: SceneState, model: FaceModel, calibration: Calibration | None = None,
-               known: Tensor | None = None) -> ErrorBars | None:
+def error_bars(
+    problem: LeastSquaresProblem,
+    state: SceneState,
+    model: FaceModel,
+    calibration: Calibration | None = None,
+    known: Tensor | None = None,
+) -> ErrorBars | None:
     """Error bars of the neutral shape at the solution `state` of `problem`; tensors on the CPU, float32.
 
     None where the identity was not free, or a term has no least-squares form. calibration: None takes that of the model;
@@ -61,18 +69,22 @@ def error_bars(problem: LeastSquaresProblem, state: SceneState, model: FaceModel
         return None
     calibration = calibration or CALIBRATION.get(model.name, UNKNOWN_MODEL)
     with torch.no_grad():
-        noise = {t.energy.name: noise_variance(t, t.energy.residuals(state, problem.observations)) for t in terms}
+        noise = {
+            t.energy.name: noise_variance(t, t.energy.residuals(state, problem.observations)) for t in terms
+        }
         covariance = identity_covariance(problem, state, noise)
         if covariance is None:
             return None
-        covariance = calibration.inflation ** 2 * covariance
+        covariance = calibration.inflation**2 * covariance
         sigma = vertex_sigma(model, state.neutral(model)[0], covariance, calibration.floor_mm)
         if known is not None:
-            sigma = sigma * (1 - (1 - calibration.left ** 2) * known.to(sigma)).sqrt()
+            sigma = sigma * (1 - (1 - calibration.left**2) * known.to(sigma)).sqrt()
     return ErrorBars(covariance.float().cpu(), sigma.float().cpu(), noise, calibration)
 
 
-def identity_covariance(problem: LeastSquaresProblem, state: SceneState, noise: dict[str, float]) -> Tensor | None:
+def identity_covariance(
+    problem: LeastSquaresProblem, state: SceneState, noise: dict[str, float]
+) -> Tensor | None:
     """Marginal covariance of the identity, [K_id, K_id] float64: the identity block of H^-1 (sum_k c_k H_k) H^-1.
 
     H = sum_k H_k is the Gauss-Newton matrix of all terms over all free parameters, so poses, cameras, expressions and light
@@ -87,15 +99,19 @@ def identity_covariance(problem: LeastSquaresProblem, state: SceneState, noise: 
     K, start = layout.sizes["identity"], layout.shared_offsets["identity"]
     diagonal = total.diagonal()
     unit = diagonal.new_zeros(layout.total, K)
-    unit[start:start + K] = torch.eye(K, dtype=unit.dtype, device=unit.device)
+    unit[start : start + K] = torch.eye(K, dtype=unit.dtype, device=unit.device)
     # The derivatives are float32: rounding may hide the little that is known about focal length and distance.
     columns = None
     for damping in (1e-12, 1e-9, 1e-6):
-        columns = total.solve_columns(unit, damping * diagonal.clamp_min(1e-9 * float(diagonal.max()))) if columns is None else columns
+        columns = (
+            total.solve_columns(unit, damping * diagonal.clamp_min(1e-9 * float(diagonal.max())))
+            if columns is None
+            else columns
+        )
     if columns is None:
         return None
     # H^-1 once for all terms, then only what exceeds the stated noise.
-    covariance = columns[start:start + K].clone()
+    covariance = columns[start : start + K].clone()
     for term, part in zip(terms, parts):
         excess = noise.get(term.energy.name, 1.0) - 1
         if excess:
@@ -117,7 +133,7 @@ def noise_variance(term: Term, residuals: Residuals) -> float:
     if term.energy.reduction == "sum":
         return max(1.0, (ABSORBED * scale) ** 2)
     groups = int(residuals.valid.any(1).sum())
-    return max(1.0, scale ** 2 * term.weight / max(1.0, min(term.weight, PATCHES * groups)))
+    return max(1.0, scale**2 * term.weight / max(1.0, min(term.weight, PATCHES * groups)))
 
 
 def robust_scale(residuals: Residuals) -> float:
@@ -127,7 +143,11 @@ def robust_scale(residuals: Residuals) -> float:
     length, order = residuals.value.norm(dim=-1)[valid].sort()
     if len(length) == 0:
         return 1.0
-    trust = torch.ones_like(length) if residuals.weight is None else residuals.weight.expand(valid.shape)[valid][order]
+    trust = (
+        torch.ones_like(length)
+        if residuals.weight is None
+        else residuals.weight.expand(valid.shape)[valid][order]
+    )
     total = trust.cumsum(0)
     middle = int(torch.searchsorted(total, total[-1:] / 2).clamp_max(len(length) - 1))
     return float(length[middle]) / (D * (1 - 2 / (9 * D)) ** 3) ** 0.5
@@ -142,7 +162,7 @@ def vertex_sigma(model: FaceModel, vertices: Tensor, covariance: Tensor, floor_m
     rows = aligned_normal_rows(model, vertices)
     values, vectors = torch.linalg.eigh(covariance.double())
     root = vectors * values.clamp_min(0).sqrt()
-    return ((rows @ root.to(rows)).square().sum(1) + floor_mm ** 2).sqrt()
+    return ((rows @ root.to(rows)).square().sum(1) + floor_mm**2).sqrt()
 
 
 def aligned_normal_rows(model: FaceModel, vertices: Tensor) -> Tensor:
@@ -152,11 +172,15 @@ def aligned_normal_rows(model: FaceModel, vertices: Tensor) -> Tensor:
     K = model.num_identity
     rows = sum(model.rows[:, c, :K] * normal[:, c, None] for c in range(3))
     normal = normal.double()
-    arm = (vertices - vertices[model.face].mean(0)).double() / 100  # in 100 mm, so that the seven columns are alike
+    arm = (
+        vertices - vertices[model.face].mean(0)
+    ).double() / 100  # in 100 mm, so that the seven columns are alike
     gauge = torch.cat([normal, torch.linalg.cross(arm, normal), (arm * normal).sum(-1, keepdim=True)], 1)
     inside = gauge[model.face]
     # A shape that lets the surface slide along itself (a sphere turns, a plane shifts) leaves directions without a say.
-    weights = torch.linalg.pinv(inside.T @ inside, rtol=1e-9, hermitian=True) @ (inside.T @ rows[model.face].double())
+    weights = torch.linalg.pinv(inside.T @ inside, rtol=1e-9, hermitian=True) @ (
+        inside.T @ rows[model.face].double()
+    )
     return rows - (gauge @ weights).to(rows)
 
 
@@ -165,5 +189,11 @@ def summary(bars: ErrorBars | None, model: FaceModel) -> dict[str, Any] | None:
     if bars is None:
         return None
     face = bars.vertex_sigma[model.face.cpu()]
-    return {"face_median_mm": float(face.median()), "face_mean_mm": float(face.mean()), "face_largest_mm": float(face.max()), "inflation": bars.calibration.inflation,
-            "floor_mm": bars.calibration.floor_mm, "noise": bars.noise}
+    return {
+        "face_median_mm": float(face.median()),
+        "face_mean_mm": float(face.mean()),
+        "face_largest_mm": float(face.max()),
+        "inflation": bars.calibration.inflation,
+        "floor_mm": bars.calibration.floor_mm,
+        "noise": bars.noise,
+    }

@@ -1,4 +1,5 @@
 """Closed-form alignment of point sets."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -18,10 +19,14 @@ class Similarity:
     translation: Tensor
 
     def apply(self, points: Tensor) -> Tensor:
-        return self.scale[:, None, None] * (points @ self.rotation.transpose(-1, -2)) + self.translation[:, None]
+        return (
+            self.scale[:, None, None] * (points @ self.rotation.transpose(-1, -2)) + self.translation[:, None]
+        )
 
 
-def similarity_align(source: Tensor, target: Tensor, valid: Tensor | None = None, with_scale: bool = True) -> Similarity:
+def similarity_align(
+    source: Tensor, target: Tensor, valid: Tensor | None = None, with_scale: bool = True
+) -> Similarity:
     """Least-squares similarity (or rigid motion) that maps source points onto target points.
 
     Args:
@@ -35,7 +40,9 @@ def similarity_align(source: Tensor, target: Tensor, valid: Tensor | None = None
     """
     if valid is None:
         valid = torch.ones(source.shape[:2], dtype=torch.bool, device=source.device)
-    source, target = (torch.where(valid[..., None], x, torch.zeros_like(x)) for x in (source, target))  # unused rows may hold NaN
+    source, target = (
+        torch.where(valid[..., None], x, torch.zeros_like(x)) for x in (source, target)
+    )  # unused rows may hold NaN
     w = valid.to(source.dtype)
     n = w.sum(1)
     if bool((n < 3).any()):

@@ -1,4 +1,5 @@
 """Exact closest points on a triangle mesh."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -31,7 +32,11 @@ class SurfaceIndex:
     def query(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """points [N, 3] -> closest surface points [N, 3], distances [N], triangle indices [N]."""
         points, count = np.asarray(points, np.float64), len(self.corners)
-        closest, distance, triangle = np.empty_like(points), np.full(len(points), np.inf), np.zeros(len(points), np.int64)
+        closest, distance, triangle = (
+            np.empty_like(points),
+            np.full(len(points), np.inf),
+            np.zeros(len(points), np.int64),
+        )
         pending, known, k = np.arange(len(points)), 0, min(4, count)
         while len(pending):
             far, candidate = self.tree.query(points[pending], k=k)

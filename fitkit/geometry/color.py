@@ -1,4 +1,5 @@
 """sRGB and linear light."""
+
 from __future__ import annotations
 
 import torch

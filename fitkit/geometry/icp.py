@@ -1,4 +1,5 @@
 """Rigid and similarity registration of points to a surface (ICP)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -34,8 +35,15 @@ class Icp:
         return self.scale * np.asarray(points, np.float64) @ self.rotation.T + self.translation
 
 
-def icp(points: np.ndarray, vertices: np.ndarray, triangles: np.ndarray, with_scale: bool = False, trim: float = 3.0,
-        max_iterations: int = 100, tolerance: float = 1e-5) -> Icp:
+def icp(
+    points: np.ndarray,
+    vertices: np.ndarray,
+    triangles: np.ndarray,
+    with_scale: bool = False,
+    trim: float = 3.0,
+    max_iterations: int = 100,
+    tolerance: float = 1e-5,
+) -> Icp:
     """Register points to a triangle mesh by trimmed point-to-plane ICP, from where they are: align them roughly beforehand.
 
     Each iteration pairs every point with the exact closest surface point, drops pairs farther apart than `trim` times the
@@ -58,8 +66,9 @@ def icp(points: np.ndarray, vertices: np.ndarray, triangles: np.ndarray, with_sc
     triangles = np.asarray(triangles)
     surface, border = SurfaceIndex(vertices, triangles), _Border(triangles, len(vertices))
     corners = np.asarray(vertices, np.float64)[triangles]
-    normals = triangle_normals(torch.from_numpy(np.asarray(vertices, np.float64))[None],
-                               torch.from_numpy(triangles.astype(np.int64)))[0].numpy()
+    normals = triangle_normals(
+        torch.from_numpy(np.asarray(vertices, np.float64))[None], torch.from_numpy(triangles.astype(np.int64))
+    )[0].numpy()
     size = float(np.linalg.norm(np.ptp(corners.reshape(-1, 3), axis=0)))
     s, R, t = 1.0, np.eye(3), np.zeros(3)
     best, last, converged, iteration = None, np.inf, False, 0
@@ -78,13 +87,17 @@ def icp(points: np.ndarray, vertices: np.ndarray, triangles: np.ndarray, with_sc
             break
         last = rms
         normal = normals[triangle[used]]
-        turn, shift, grow = motion_step(closest[used] - t, normal, (normal * (closest - moved)[used]).sum(1), with_scale)
+        turn, shift, grow = motion_step(
+            closest[used] - t, normal, (normal * (closest - moved)[used]).sum(1), with_scale
+        )
         R, t, s = turn @ R, t + shift, s * grow
     rms, s, R, t, distance, used = best
     return Icp(s, R, t, distance, used, rms * s, iteration, converged)
 
 
-def motion_step(lever: np.ndarray, normal: np.ndarray, length: np.ndarray, with_scale: bool) -> tuple[np.ndarray, np.ndarray, float]:
+def motion_step(
+    lever: np.ndarray, normal: np.ndarray, length: np.ndarray, with_scale: bool
+) -> tuple[np.ndarray, np.ndarray, float]:
     """One Gauss-Newton step of a similarity that moves points by `length` along `normal`; undetermined motions stay 0.
 
     Args:
@@ -100,16 +113,23 @@ def motion_step(lever: np.ndarray, normal: np.ndarray, length: np.ndarray, with_
     return so3_exp(torch.from_numpy(step[:3])).numpy(), step[3:6], grow
 
 
-LARGEST_GROWTH = (-0.2, 0.2)  # of one step, log units: a few points with planes that hardly tell the size must not shrink to nothing
+LARGEST_GROWTH = (
+    -0.2,
+    0.2,
+)  # of one step, log units: a few points with planes that hardly tell the size must not shrink to nothing
 
 
 class _Border:
     """Which places of a mesh lie on edges that only one triangle has."""
 
     def __init__(self, triangles: np.ndarray, count: int):
-        edges = np.sort(np.stack([triangles[:, [1, 2]], triangles[:, [2, 0]], triangles[:, [0, 1]]], 1).astype(np.int64),
-                        -1)  # opposite corner k
-        _, inverse, times = np.unique(edges.reshape(-1, 2) @ [count, 1], return_inverse=True, return_counts=True)
+        edges = np.sort(
+            np.stack([triangles[:, [1, 2]], triangles[:, [2, 0]], triangles[:, [0, 1]]], 1).astype(np.int64),
+            -1,
+        )  # opposite corner k
+        _, inverse, times = np.unique(
+            edges.reshape(-1, 2) @ [count, 1], return_inverse=True, return_counts=True
+        )
         self.open = (times[inverse.reshape(-1)] == 1).reshape(-1, 3)
         vertex = np.zeros(count, bool)
         vertex[edges[self.open].ravel()] = True
@@ -117,4 +137,6 @@ class _Border:
 
     def holds(self, triangle: np.ndarray, weight: np.ndarray, eps: float = 1e-7) -> np.ndarray:
         """triangle [N], weight [N, 3] barycentric -> [N] bool."""
-        return ((weight < eps) & self.open[triangle]).any(1) | ((weight > 1 - eps) & self.corner[triangle]).any(1)
+        return ((weight < eps) & self.open[triangle]).any(1) | (
+            (weight > 1 - eps) & self.corner[triangle]
+        ).any(1)

@@ -1,4 +1,5 @@
 """The Laplace-Beltrami operator of a triangle mesh."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -25,13 +26,20 @@ def cotangent_laplacian(vertices: np.ndarray, triangles: np.ndarray) -> tuple[sp
     V, rows, columns, values = len(vertices), [], [], []
     normal = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
     double_area = np.linalg.norm(normal, axis=1)
-    dot = np.stack([((corner[:, (k + 1) % 3] - corner[:, k]) * (corner[:, (k + 2) % 3] - corner[:, k])).sum(1) for k in range(3)])
+    dot = np.stack(
+        [
+            ((corner[:, (k + 1) % 3] - corner[:, k]) * (corner[:, (k + 2) % 3] - corner[:, k])).sum(1)
+            for k in range(3)
+        ]
+    )
     cotangent = dot / np.maximum(double_area, np.abs(dot).max(0) / LARGEST_COTANGENT).clip(1e-30)
     for k in range(3):
         i, j, half = (k + 1) % 3, (k + 2) % 3, cotangent[k] / 2
         rows += [triangles[:, i], triangles[:, j], triangles[:, i], triangles[:, j]]
         columns += [triangles[:, j], triangles[:, i], triangles[:, i], triangles[:, j]]
         values += [-half, -half, half, half]
-    stiffness = sparse.coo_matrix((np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=(V, V)).tocsr()
+    stiffness = sparse.coo_matrix(
+        (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=(V, V)
+    ).tocsr()
     area = np.bincount(triangles.reshape(-1), np.repeat(double_area / 6, 3), minlength=V)
     return stiffness, area

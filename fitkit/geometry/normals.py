@@ -1,4 +1,5 @@
 """Normals of triangle meshes."""
+
 from __future__ import annotations
 
 import torch

@@ -1,4 +1,5 @@
 """Real spherical harmonics of bands 0 to 2: light from all directions in nine numbers per channel."""
+
 from __future__ import annotations
 
 import torch
@@ -28,8 +29,17 @@ def sh_basis(normals: Tensor) -> Tensor:
         the axes are those of the given vectors.
     """
     x, y, z = normals.unbind(-1)
-    return torch.stack([
-        torch.full_like(x, Y0),
-        Y1 * y, Y1 * z, Y1 * x,
-        Y2 * x * y, Y2 * y * z, Y20 * (3 * z * z - 1), Y2 * x * z, Y22 * (x * x - y * y),
-    ], -1)
+    return torch.stack(
+        [
+            torch.full_like(x, Y0),
+            Y1 * y,
+            Y1 * z,
+            Y1 * x,
+            Y2 * x * y,
+            Y2 * y * z,
+            Y20 * (3 * z * z - 1),
+            Y2 * x * z,
+            Y22 * (x * x - y * y),
+        ],
+        -1,
+    )

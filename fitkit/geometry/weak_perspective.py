@@ -1,4 +1,5 @@
 """Scaled-orthographic pose from 3D-2D pairs in closed form."""
+
 from __future__ import annotations
 
 import torch
@@ -21,8 +22,9 @@ def weak_perspective_pose(points: Tensor, pixels: Tensor, weight: Tensor) -> tup
         Kemelmacher-Shlizerman and Basri; as in DeMenthon and Davis, "Model-based object pose in 25 lines of code", 1995.
     """
     if bool(((weight > 0).sum(1) < 4).any()):
-        raise DegenerateInputError("pose: expected at least 4 landmarks per view, "
-                                   f"got {int((weight > 0).sum(1).min())}")
+        raise DegenerateInputError(
+            f"pose: expected at least 4 landmarks per view, got {int((weight > 0).sum(1).min())}"
+        )
     points = points.expand(len(pixels), -1, -1)
     w = (weight / weight.sum(1, keepdim=True))[..., None]
     center_x, center_u = (w * points).sum(1, keepdim=True), (w * pixels).sum(1, keepdim=True)
@@ -30,7 +32,9 @@ def weak_perspective_pose(points: Tensor, pixels: Tensor, weight: Tensor) -> tup
     affine = torch.linalg.lstsq(x * w.sqrt(), u * w.sqrt()).solution.transpose(1, 2)  # [B, 2, 3]
     U, D, Vh = torch.linalg.svd(torch.nan_to_num(affine), full_matrices=False)
     # A rigid view has two equal singular values; noise and perspective do not bring one down to a thousandth.
-    if not bool(torch.isfinite(affine).all()) or not bool(((D[:, 0] > 1e-9) & (D[:, 1] > 1e-3 * D[:, 0])).all()):
+    if not bool(torch.isfinite(affine).all()) or not bool(
+        ((D[:, 0] > 1e-9) & (D[:, 1] > 1e-3 * D[:, 0])).all()
+    ):
         raise DegenerateInputError("pose: the landmarks of a view all lie on one point or on one line")
     two = U @ Vh
     third = torch.linalg.cross(two[:, 0], two[:, 1])

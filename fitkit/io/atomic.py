@@ -1,4 +1,5 @@
 """Files that are written whole or not at all, and what processes that were killed leave of them."""
+
 from __future__ import annotations
 
 import hashlib
@@ -21,7 +22,9 @@ _made: set[str] = set()  # names that this process has given
 
 def temporary_name(path: Path) -> Path:
     """A new hidden name beside `path`, to write under before it takes the place of `path`; `remove_litter` knows it."""
-    suffix = path.suffix if re.fullmatch(r"\.\w{1,12}", path.suffix, re.ASCII) else ""  # some libraries look at it
+    suffix = (
+        path.suffix if re.fullmatch(r"\.\w{1,12}", path.suffix, re.ASCII) else ""
+    )  # some libraries look at it
     name = f".fitkit-{os.getpid()}-{_machine()}{os.urandom(4).hex()}{suffix}"
     _made.add(name)
     return path.with_name(name)
@@ -37,7 +40,9 @@ def writing(place: str | os.PathLike, advice: str = "choose another place") -> I
     try:
         yield
     except OSError as error:
-        raise InputError(f"{os.fspath(place)}: cannot be written ({error.strerror or error}); {advice}") from error
+        raise InputError(
+            f"{os.fspath(place)}: cannot be written ({error.strerror or error}); {advice}"
+        ) from error
 
 
 @contextmanager
@@ -93,7 +98,9 @@ def _abandoned(path: Path) -> bool:
             return time.time() - path.stat().st_mtime > _FORGOTTEN
         return False
     if int(process) == os.getpid():
-        return path.name not in _made  # of an earlier process with our number, as in a container that was started again
+        return (
+            path.name not in _made
+        )  # of an earlier process with our number, as in a container that was started again
     return _ended(int(process))
 
 

@@ -1,4 +1,5 @@
 """cameras.json -> calibrated cameras per view, in OpenCV's convention."""
+
 from __future__ import annotations
 
 import os
@@ -16,10 +17,45 @@ FOCAL_RANGE, FARTHEST_PX, FARTHEST_MM, LARGEST_DISTORTION = (1.0, 1e6), 5e4, 1e8
 NAME_KEYS = ("image", "name", "view", "file")
 MODEL_KEYS = ("camera_model", "distortion_model", "lens_model", "projection")
 FISHEYE = ("OPENCV_FISHEYE", "FISHEYE", "EQUIDISTANT", "KANNALA_BRANDT", "KANNALA_BRANDT4", "KB4")
-PINHOLE = ("PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "OPENCV", "FULL_OPENCV", "PLUMB_BOB", "RATIONAL_POLYNOMIAL", "RADTAN", "BROWN",
-           "BROWN_CONRADY", "RADIAL", "SIMPLE_RADIAL", "NONE")
-DISTORTION_KEYS = ("distortion", "dist", "dist_coeffs", "dist_coefs", "distCoeffs", "distortion_coefficients", "distortion_coeffs", "D")
-NAMED = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6", "s1", "s2", "s3", "s4")  # OpenCV's order; fisheye has k1 to k4
+PINHOLE = (
+    "PINHOLE",
+    "SIMPLE_PINHOLE",
+    "PERSPECTIVE",
+    "OPENCV",
+    "FULL_OPENCV",
+    "PLUMB_BOB",
+    "RATIONAL_POLYNOMIAL",
+    "RADTAN",
+    "BROWN",
+    "BROWN_CONRADY",
+    "RADIAL",
+    "SIMPLE_RADIAL",
+    "NONE",
+)
+DISTORTION_KEYS = (
+    "distortion",
+    "dist",
+    "dist_coeffs",
+    "dist_coefs",
+    "distCoeffs",
+    "distortion_coefficients",
+    "distortion_coeffs",
+    "D",
+)
+NAMED = (
+    "k1",
+    "k2",
+    "p1",
+    "p2",
+    "k3",
+    "k4",
+    "k5",
+    "k6",
+    "s1",
+    "s2",
+    "s3",
+    "s4",
+)  # OpenCV's order; fisheye has k1 to k4
 
 
 @dataclass(frozen=True)
@@ -59,16 +95,21 @@ def read_cameras(path: str | os.PathLike) -> dict[str, Calibration]:
         for i, view in enumerate(views):
             name = next((view[k] for k in NAME_KEYS if isinstance(view.get(k), str)), None)
             if name is None:
-                raise InputError(f"{path}: view {i}: no image name; expected \"image\": \"FILE\"")
+                raise InputError(f'{path}: view {i}: no image name; expected "image": "FILE"')
             if name in entries:
                 raise InputError(f"{path}: view {shown(name)} occurs twice")
             entries[name] = view
     else:
         entries = {}
     if not entries:
-        raise InputError(f"{path}: no cameras; expected {{\"views\": [{{\"image\": ..., \"K\": ..., \"R\": ..., \"t\": ...}}]}} "
-                         "or {\"IMAGE\": {\"K\": ...}}")
-    return {name: parse_camera({**shared, **entry}, f"{path}: view {shown(name)}") for name, entry in entries.items()}
+        raise InputError(
+            f'{path}: no cameras; expected {{"views": [{{"image": ..., "K": ..., "R": ..., "t": ...}}]}} '
+            'or {"IMAGE": {"K": ...}}'
+        )
+    return {
+        name: parse_camera({**shared, **entry}, f"{path}: view {shown(name)}")
+        for name, entry in entries.items()
+    }
 
 
 def parse_camera(entry: dict, where: str) -> Calibration:
@@ -81,14 +122,28 @@ def parse_camera(entry: dict, where: str) -> Calibration:
         raise InputError(f"{where}: K is missing; expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels")
     K = _array(entry["K"], (3, 3), f"{where}: K")
     # Our cameras have no skew; a calibration that needs one is not of a usual lens.
-    if not (K[0, 0] > 0 and K[1, 1] > 0 and np.allclose(K[2], [0, 0, 1]) and K[1, 0] == 0 and abs(K[0, 1]) < 1e-3 * K[0, 0]):
-        raise InputError(f"{where}: K: expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with fx, fy > 0, got {K.tolist()}")
+    if not (
+        K[0, 0] > 0
+        and K[1, 1] > 0
+        and np.allclose(K[2], [0, 0, 1])
+        and K[1, 0] == 0
+        and abs(K[0, 1]) < 1e-3 * K[0, 0]
+    ):
+        raise InputError(
+            f"{where}: K: expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with fx, fy > 0, got {K.tolist()}"
+        )
     (fx, _, cx), (_, fy, cy), _ = K.tolist()
     low, high = min(fx, fy), max(fx, fy)
-    if not (FOCAL_RANGE[0] <= low and high <= min(FOCAL_RANGE[1], 10 * low) and max(abs(cx), abs(cy)) <= FARTHEST_PX):
-        raise InputError(f"{where}: K: expected focal lengths of {FOCAL_RANGE[0]:g} to {FOCAL_RANGE[1]:g} px, at most 10 "
-                         f"times apart, and a principal point up to {FARTHEST_PX:g} px away, got {K.tolist()}; give K in "
-                         "pixels of the image")
+    if not (
+        FOCAL_RANGE[0] <= low
+        and high <= min(FOCAL_RANGE[1], 10 * low)
+        and max(abs(cx), abs(cy)) <= FARTHEST_PX
+    ):
+        raise InputError(
+            f"{where}: K: expected focal lengths of {FOCAL_RANGE[0]:g} to {FOCAL_RANGE[1]:g} px, at most 10 "
+            f"times apart, and a principal point up to {FARTHEST_PX:g} px away, got {K.tolist()}; give K in "
+            "pixels of the image"
+        )
     R, t = entry.get("R"), entry.get("t")
     if (R is None) != (t is None):
         raise InputError(f"{where}: {'R' if R is None else 't'} is missing; give R and t, or neither")
@@ -97,10 +152,14 @@ def parse_camera(entry: dict, where: str) -> Calibration:
         if max(map(abs, t.tolist())) > FARTHEST_MM:
             raise InputError(f"{where}: t: expected millimetres, up to {FARTHEST_MM:g}, got {t.tolist()}")
         if (largest := max(map(abs, R.ravel().tolist()))) > 2:
-            raise InputError(f"{where}: R: not a rotation (it has an element {largest:.4g}, should be at most 1)")
+            raise InputError(
+                f"{where}: R: not a rotation (it has an element {largest:.4g}, should be at most 1)"
+            )
         u, _, vt = np.linalg.svd(R)
         if np.linalg.det(R) < 0 or np.abs(u @ vt - R).max() > 1e-2:
-            raise InputError(f"{where}: R: not a rotation (det {np.linalg.det(R):.4g}, should be 1 with orthonormal rows)")
+            raise InputError(
+                f"{where}: R: not a rotation (det {np.linalg.det(R):.4g}, should be 1 with orthonormal rows)"
+            )
         R = u @ vt  # digits lost in the file would add a scale
     distortion, fisheye = _distortion(entry, where)
     size = None
@@ -118,40 +177,68 @@ def _distortion(entry: dict, where: str) -> tuple[np.ndarray | None, bool]:
     """
     if entry.get("kind") == "orthographic":
         raise InputError(f"{where}: kind 'orthographic': such a camera has no K; remove its entry")
-    models = [entry[k].upper().replace("-", "_").replace(" ", "_") for k in MODEL_KEYS if isinstance(entry.get(k), str)]
+    models = [
+        entry[k].upper().replace("-", "_").replace(" ", "_")
+        for k in MODEL_KEYS
+        if isinstance(entry.get(k), str)
+    ]
     unknown = next((m for m in models if m not in PINHOLE + FISHEYE), None)
     if unknown is not None:
-        raise InputError(f"{where}: the camera model {shown(unknown)} is not known; expected PINHOLE, OPENCV (distortion in OpenCV's order) or "
-                         "OPENCV_FISHEYE, or no camera model")
+        raise InputError(
+            f"{where}: the camera model {shown(unknown)} is not known; expected PINHOLE, OPENCV (distortion in OpenCV's order) or "
+            "OPENCV_FISHEYE, or no camera model"
+        )
     fisheye = any(m in FISHEYE for m in models)
-    odd = next((k for k in entry if k not in DISTORTION_KEYS + NAMED + MODEL_KEYS
-                and re.search("^[kps][0-9]+$|dist(ort|_?c)|radial|tangential|fisheye", k.lower()) and _says_something(entry[k])), None)
+    odd = next(
+        (
+            k
+            for k in entry
+            if k not in DISTORTION_KEYS + NAMED + MODEL_KEYS
+            and re.search("^[kps][0-9]+$|dist(ort|_?c)|radial|tangential|fisheye", k.lower())
+            and _says_something(entry[k])
+        ),
+        None,
+    )
     if odd is not None:
-        raise InputError(f"{where}: the key {shown(odd)} is not known, and looks like distortion of the lens; give \"distortion\": [k1, k2, p1, p2, ...] "
-                         "in OpenCV's order, or undistort the photos")
+        raise InputError(
+            f'{where}: the key {shown(odd)} is not known, and looks like distortion of the lens; give "distortion": [k1, k2, p1, p2, ...] '
+            "in OpenCV's order, or undistort the photos"
+        )
     given = [k for k in DISTORTION_KEYS if entry.get(k) is not None]
     named = [k for k in NAMED if entry.get(k) is not None]
     if len(given) + bool(named) > 1:
-        raise InputError(f"{where}: {given[0]} and {(given + named)[1]} are both given; expected the distortion once")
+        raise InputError(
+            f"{where}: {given[0]} and {(given + named)[1]} are both given; expected the distortion once"
+        )
     if named:
         order = ("k1", "k2", "k3", "k4") if fisheye else NAMED
         wrong = next((k for k in named if k not in order), None)
         if wrong is not None:
             raise InputError(f"{where}: {wrong}: a fisheye camera has the coefficients k1, k2, k3, k4 only")
         last = next(n for n in (4, 5, 8, 12) if n >= 1 + max(map(order.index, named)))
-        coefficients = np.array([float(_array([entry.get(k) or 0], (1,), f"{where}: {k}")[0]) for k in order[:last]])
+        coefficients = np.array(
+            [float(_array([entry.get(k) or 0], (1,), f"{where}: {k}")[0]) for k in order[:last]]
+        )
     elif given:
         value = entry[given[0]]
-        value = value["data"] if isinstance(value, dict) and "data" in value else value  # a matrix of OpenCV's FileStorage
+        value = (
+            value["data"] if isinstance(value, dict) and "data" in value else value
+        )  # a matrix of OpenCV's FileStorage
         coefficients = _array(value, (-1,), f"{where}: {given[0]}")
     else:
         coefficients = np.zeros(4)
     allowed = (4,) if fisheye else (0, 4, 5, 8, 12, 14)
     if len(coefficients) not in allowed:
-        expected = "4 coefficients of OpenCV's fisheye model" if fisheye else "4, 5, 8, 12 or 14 coefficients (OpenCV's order)"
+        expected = (
+            "4 coefficients of OpenCV's fisheye model"
+            if fisheye
+            else "4, 5, 8, 12 or 14 coefficients (OpenCV's order)"
+        )
         raise InputError(f"{where}: distortion: expected {expected}, got {len(coefficients)}")
     if np.abs(coefficients).max(initial=0) > LARGEST_DISTORTION:
-        raise InputError(f"{where}: distortion: expected coefficients up to {LARGEST_DISTORTION:g}, got {np.abs(coefficients).max():.4g}")
+        raise InputError(
+            f"{where}: distortion: expected coefficients up to {LARGEST_DISTORTION:g}, got {np.abs(coefficients).max():.4g}"
+        )
     return (coefficients if fisheye or np.any(coefficients) else None), fisheye
 
 
@@ -169,7 +256,11 @@ def _array(value, shape: tuple[int, ...], where: str) -> np.ndarray:
         raise InputError(f"{where}: expected numbers: {error}") from error
     if len(shape) == 1 and array.size == max(array.shape, default=0):
         array = array.reshape(-1)  # a column or row vector
-    if array.ndim != len(shape) or any(n not in (-1, m) for n, m in zip(shape, array.shape)) or not np.isfinite(array).all():
+    if (
+        array.ndim != len(shape)
+        or any(n not in (-1, m) for n, m in zip(shape, array.shape))
+        or not np.isfinite(array).all()
+    ):
         wanted = "a list" if shape == (-1,) else f"shape {list(shape)}"
         raise InputError(f"{where}: expected finite numbers, {wanted}, got shape {list(array.shape)}")
     return array

@@ -7,6 +7,7 @@ Only regular files are opened, so that no pipe blocks; a file may be no larger t
 for more than the constants below, whatever it declares. What a parser, or anything else in the block, raises becomes one
 sentence.
 """
+
 from __future__ import annotations
 
 import gzip
@@ -45,11 +46,19 @@ DIGITS = 40  # of a whole number
 STRING = 20_000  # characters of a text in JSON or YAML
 REASON = 300  # characters of a reason in a message
 COLOR = 1  # cv2.IMREAD_COLOR
-KIND_WORDS = {"if": "numbers", "iu": "whole numbers", "U": "text", "b": "true or false", "biu": "true or false"}
+KIND_WORDS = {
+    "if": "numbers",
+    "iu": "whole numbers",
+    "U": "text",
+    "b": "true or false",
+    "biu": "true or false",
+}
 
 
 @contextmanager
-def refused_as(sentence: str, remedy: str = "", error: Callable[[str], Exception] = InputError) -> Iterator[None]:
+def refused_as(
+    sentence: str, remedy: str = "", error: Callable[[str], Exception] = InputError
+) -> Iterator[None]:
     """Whatever the block raises becomes `error` with 'SENTENCE (reason); REMEDY'; fitkit's own errors pass."""
     try:
         yield
@@ -60,8 +69,14 @@ def refused_as(sentence: str, remedy: str = "", error: Callable[[str], Exception
 
 
 @contextmanager
-def foreign_file(path: str | os.PathLike, what: str, remedy: str = "", error: Callable[[str], FitkitError] = InputError,
-                 limit: int = TEXT_BYTES, where: str = "") -> Iterator[ForeignFile]:
+def foreign_file(
+    path: str | os.PathLike,
+    what: str,
+    remedy: str = "",
+    error: Callable[[str], FitkitError] = InputError,
+    limit: int = TEXT_BYTES,
+    where: str = "",
+) -> Iterator[ForeignFile]:
     """A file that somebody else made, open while the block runs.
 
     Args:
@@ -82,7 +97,9 @@ class IrregularFileError(OSError):
 def open_regular(path: str | os.PathLike) -> BinaryIO:
     """A file to read, without waiting for a pipe; raises OSError, IrregularFileError where it is no regular file."""
     # Without O_NONBLOCK a pipe that nobody writes to would hold us for ever.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+    flags = (
+        os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+    )
     handle = os.open(path, flags)
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
@@ -103,7 +120,9 @@ class ForeignFile:
         self.path, self.stream, self.limit = path, stream, limit
         self.size = os.fstat(stream.fileno()).st_size
         if self.size > limit:
-            raise ValueError(f"it has {_megabytes(self.size)}, more than the {_megabytes(limit)} that are read")
+            raise ValueError(
+                f"it has {_megabytes(self.size)}, more than the {_megabytes(limit)} that are read"
+            )
 
     def bytes(self) -> bytes:
         """All of it; of a .gz file what is packed in it."""
@@ -161,7 +180,10 @@ class ForeignFile:
                 member = archive.getinfo(f"{name}.npy")
                 with archive.open(member) as stream:
                     _check_header(stream, member.file_size, name, left)
-                with archive.open(member) as stream, refused_as(f"{name} cannot be unpacked", error=ValueError):
+                with (
+                    archive.open(member) as stream,
+                    refused_as(f"{name} cannot be unpacked", error=ValueError),
+                ):
                     out[name] = _native(np.lib.format.read_array(stream, allow_pickle=False))
                 left -= out[name].nbytes
         return out
@@ -174,7 +196,7 @@ class ForeignFile:
         if at < 0 or len(tail) < at + 22:
             return  # no archive, as zipfile will say
         count, length = struct.unpack_from("<HI", tail, at + 10)
-        if tail[max(0, at - 76):at - 72] == b"PK\6\6":  # the numbers of 64 bits, before it
+        if tail[max(0, at - 76) : at - 72] == b"PK\6\6":  # the numbers of 64 bits, before it
             count, length = struct.unpack_from("<QQ", tail, at - 44)
         if max(count, length // 1000) > members:
             raise ValueError(f"the archive has more than the {members} members that are read")
@@ -192,7 +214,13 @@ class ForeignFile:
         out, left = {}, ARRAY_BYTES
         for kind, content in _mat_elements(data[128:], order):
             packed = kind == 15
-            head = zlib.decompressobj().decompress(content, 1024)[8:] if packed else content if kind == 14 else b""
+            head = (
+                zlib.decompressobj().decompress(content, 1024)[8:]
+                if packed
+                else content
+                if kind == 14
+                else b""
+            )
             parts = [part for _, part in zip(range(3), _mat_elements(head, order))]
             name = parts[2][1].decode() if len(parts) == 3 else ""
             if name not in names:
@@ -258,7 +286,9 @@ def parse_json(data: bytes) -> Any:
     _check_json(data)
     value = json.loads(text, parse_int=_whole)
     if b"\\ud" in data.lower():
-        json.dumps(value, ensure_ascii=False).encode()  # half a pair of surrogates could not be written anywhere
+        json.dumps(
+            value, ensure_ascii=False
+        ).encode()  # half a pair of surrogates could not be written anywhere
     return value
 
 
@@ -296,12 +326,18 @@ class _Yaml(yaml.SafeLoader):
         """Values below a node, those of a repeated one each time. What is being counted has None in `counts`."""
         if isinstance(node, yaml.ScalarNode):
             if len(node.value) > STRING:
-                raise ValueError(f"a text has {len(node.value)} characters, more than the {STRING} that are read")
+                raise ValueError(
+                    f"a text has {len(node.value)} characters, more than the {STRING} that are read"
+                )
             node.value.encode()  # half a pair of surrogates could not be written anywhere
             return 1
         if node not in counts:
             counts[node] = None
-            inner = node.value if isinstance(node, yaml.SequenceNode) else [n for pair in node.value for n in pair]
+            inner = (
+                node.value
+                if isinstance(node, yaml.SequenceNode)
+                else [n for pair in node.value for n in pair]
+            )
             counts[node] = 1 + sum(self._count(part, counts) for part in inner)
         if counts[node] is None:
             raise ValueError("an anchor is used inside of itself")
@@ -334,13 +370,21 @@ def inside(root: Path, name: str) -> Path:
         InputError: an absolute name, or one with '..'.
     """
     parts = re.split(r"[/\\]", name)
-    if not name or "\0" in name or ".." in parts or Path(name).anchor or name[0] in "/\\" or max(map(len, parts)) > 255:
+    if (
+        not name
+        or "\0" in name
+        or ".." in parts
+        or Path(name).anchor
+        or name[0] in "/\\"
+        or max(map(len, parts)) > 255
+    ):
         raise InputError(f"{shown(name)}: expected the name of something below {root}, without '..'")
     return root / name
 
 
-def check_shapes(arrays: dict[str, np.ndarray], shapes: dict[str, tuple], kinds: dict[str, str],
-                 path: str | os.PathLike) -> dict[str, int]:
+def check_shapes(
+    arrays: dict[str, np.ndarray], shapes: dict[str, tuple], kinds: dict[str, str], path: str | os.PathLike
+) -> dict[str, int]:
     """Refuse arrays of a file that are not what `shapes` says.
 
     Args:
@@ -379,7 +423,9 @@ def _check_json(data: bytes) -> None:
         if _json_depth(re.sub(_JSON_TEXT, b"", data)) > DEPTH:
             raise ValueError(f"lists or objects are nested deeper than {DEPTH}")
         if max(map(len, texts), default=0) > STRING:
-            raise ValueError(f"a text has {max(map(len, texts))} characters, more than the {STRING} that are read")
+            raise ValueError(
+                f"a text has {max(map(len, texts))} characters, more than the {STRING} that are read"
+            )
 
 
 _JSON_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
@@ -420,8 +466,10 @@ def _check_header(stream: BinaryIO, available: int, name: str, limit: int = ARRA
     if min(shape, default=0) < 0 or wanted > available:
         raise ValueError(f"{name}: the header states {_megabytes(wanted)}, more than the file holds")
     if wanted > limit:
-        raise ValueError(f"{name}: the header states {_megabytes(wanted)}, with it the arrays have more than the "
-                         f"{_megabytes(ARRAY_BYTES)} that are read")
+        raise ValueError(
+            f"{name}: the header states {_megabytes(wanted)}, with it the arrays have more than the "
+            f"{_megabytes(ARRAY_BYTES)} that are read"
+        )
 
 
 def _native(array: np.ndarray) -> np.ndarray:
@@ -454,7 +502,7 @@ def _mat_elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
             after += -length % 8
         if start + length > len(data) or length > after - start:
             raise ValueError("it is cut off")
-        yield kind, data[start:start + length]
+        yield kind, data[start : start + length]
         at = after
 
 
@@ -463,7 +511,10 @@ def _mat_array(content: bytes, order: str, name: str) -> np.ndarray:
     import numpy as np
 
     parts = list(_mat_elements(content, order))
-    flags, shape = np.frombuffer(parts[0][1], order + "u4")[0], np.frombuffer(parts[1][1], order + "i4").tolist()
+    flags, shape = (
+        np.frombuffer(parts[0][1], order + "u4")[0],
+        np.frombuffer(parts[1][1], order + "i4").tolist(),
+    )
     if flags & 0xFF not in MAT_CLASSES or flags & 0x800 or len(parts) != 4 or parts[3][0] not in MAT_TYPES:
         raise ValueError(f"{name}: expected real numbers")
     values = np.frombuffer(parts[3][1], order + MAT_TYPES[parts[3][0]])

@@ -1,4 +1,5 @@
 """Image files -> upright [H, W, 3] uint8 sRGB arrays, decoded when they are needed."""
+
 from __future__ import annotations
 
 import os
@@ -27,7 +28,16 @@ with suppress(ImportError):  # not needed otherwise
 COMMON = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MODERN = (".avif", ".heic", ".heif", ".hif")  # not read on every machine
 SUFFIXES = COMMON + (".jfif", ".jpe", ".jp2", ".ppm", ".pgm", ".pnm") + MODERN
-RAW = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf")  # not read: their image may be a small preview
+RAW = (
+    ".dng",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".orf",
+    ".rw2",
+    ".raf",
+)  # not read: their image may be a small preview
 Image.init()  # registers the formats
 # What a file may be, whatever its suffix; no EPS, PDF, ...
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "AVIF", "HEIF")
@@ -35,7 +45,12 @@ DEEP = ("PNG", "TIFF", "PPM", "JPEG2000")  # those that may have 16 bits
 RANGES = tuple(2**bits - 1 for bits in (8, 10, 12, 14, 16))  # what cameras write into files for more
 LABELS = 32  # a mask of whole numbers below is 0 and 1, or numbers of parts of the face
 MIN_SIDE = 32  # px; a face in less is no use
-SENSORS = (1.0, 4 / 3, 3 / 2, 16 / 9)  # long over short side; phones cut their pictures to the first and the last themselves
+SENSORS = (
+    1.0,
+    4 / 3,
+    3 / 2,
+    16 / 9,
+)  # long over short side; phones cut their pictures to the first and the last themselves
 FAR_AWAY = 5e5  # px
 CACHE_BYTES = 512 * 2**20
 FILM_DIAGONAL = 43.2666  # mm, of the 36 x 24 mm frame that EXIF's 35 mm focal length refers to
@@ -57,7 +72,9 @@ class Distortion:
         h, w = image.shape[:2]
         init = cv2.fisheye.initUndistortRectifyMap if self.fisheye else cv2.initUndistortRectifyMap
         maps = init(self.K, self.coefficients, np.eye(3), self.K, (w, h), cv2.CV_32FC1)
-        return cv2.remap(image, *maps, cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+        return cv2.remap(
+            image, *maps, cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
+        )
 
     def undistort_points(self, points: np.ndarray) -> np.ndarray:
         """[N, 2] px of the photo -> [N, 2] px of the undistorted image; NaN stays NaN, and is what such an image cannot show."""
@@ -141,8 +158,16 @@ def open_image(path: str | os.PathLike, mask: bool = False) -> ImageFile:
     """
     picture = _decode(Path(path), mask)
     size = (picture.pixels.shape[1], picture.pixels.shape[0])
-    file = ImageFile(Path(path), size, picture.focal_px, mask, None, picture.usable is not None, picture.notes,
-                     None if mask else small_picture(picture.pixels))
+    file = ImageFile(
+        Path(path),
+        size,
+        picture.focal_px,
+        mask,
+        None,
+        picture.usable is not None,
+        picture.notes,
+        None if mask else small_picture(picture.pixels),
+    )
     _CACHE.put(file, picture.pixels)
     return file
 
@@ -190,12 +215,18 @@ def _decode(path: Path, mask: bool) -> Picture:
     except Exception as error:  # noqa: BLE001 - decoders raise anything from SyntaxError to struct.error on bad bytes
         if suffix in MODERN or isinstance(error, _ModernFormatError):
             package = "" if "HEIF" in Image.OPEN else " here without the package pillow-heif"
-            raise InputError(f"{path}: not readable as a HEIC or AVIF photo{package}; convert it to JPEG") from error
-        raise InputError(f"{path}: not a readable image (corrupt, cut off or another file type); "
-                         "save it again as JPEG or PNG, or remove it") from error
+            raise InputError(
+                f"{path}: not readable as a HEIC or AVIF photo{package}; convert it to JPEG"
+            ) from error
+        raise InputError(
+            f"{path}: not a readable image (corrupt, cut off or another file type); "
+            "save it again as JPEG or PNG, or remove it"
+        ) from error
     if not mask and min(picture.pixels.shape[:2]) < MIN_SIDE:
-        raise InputError(f"{path}: the image has {picture.pixels.shape[1]} x {picture.pixels.shape[0]} px; "
-                         f"expected at least {MIN_SIDE} x {MIN_SIDE}")
+        raise InputError(
+            f"{path}: the image has {picture.pixels.shape[1]} x {picture.pixels.shape[0]} px; "
+            f"expected at least {MIN_SIDE} x {MIN_SIDE}"
+        )
     return picture
 
 
@@ -217,8 +248,15 @@ def _decode_stream(file: BinaryIO, mask: bool) -> Picture:
         image.load()
         focal, orientation = focal_from_exif(image), _orientation(image)
         # Of colours of 16 bits Pillow keeps the upper 8, and of JPEG 2000 less.
-        deep = not mask and image.format in DEEP and image.mode in ("RGB", "RGBA", "LA") and (
-            image.format == "JPEG2000" or max(top for _, top in image.getextrema()[:len(image.mode.rstrip("A"))]) <= 64)
+        deep = (
+            not mask
+            and image.format in DEEP
+            and image.mode in ("RGB", "RGBA", "LA")
+            and (
+                image.format == "JPEG2000"
+                or max(top for _, top in image.getextrema()[: len(image.mode.rstrip("A"))]) <= 64
+            )
+        )
         picture = _mask_picture(image) if mask else _convert(image)
     del image  # a large one takes as much memory as the array
     values = cv2.imdecode(np.frombuffer(_bytes(file), np.uint8), cv2.IMREAD_UNCHANGED) if deep else None
@@ -244,7 +282,9 @@ def _decode_deep_tiff(file: BinaryIO, mask: bool) -> Picture:
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if values.ndim == 3:
         values = values[..., 2::-1]
-    pixels, notes = usable_pixels(values.max(-1) if values.ndim == 3 else values) if mask else _eight_bits(values)
+    pixels, notes = (
+        usable_pixels(values.max(-1) if values.ndim == 3 else values) if mask else _eight_bits(values)
+    )
     return _turned(Picture(pixels, notes=notes), int(tags.get(ORIENTATION, 1)))
 
 
@@ -254,9 +294,15 @@ def small_picture(image: np.ndarray) -> np.ndarray:
 
 
 ORIENTATION = 274  # the EXIF tag
-_TURNS = {2: lambda a: cv2.flip(a, 1), 3: lambda a: cv2.rotate(a, cv2.ROTATE_180), 4: lambda a: cv2.flip(a, 0), 5: cv2.transpose,
-          6: lambda a: cv2.rotate(a, cv2.ROTATE_90_CLOCKWISE), 7: lambda a: cv2.flip(cv2.transpose(a), -1),
-          8: lambda a: cv2.rotate(a, cv2.ROTATE_90_COUNTERCLOCKWISE)}  # EXIF orientation: what makes the image upright
+_TURNS = {
+    2: lambda a: cv2.flip(a, 1),
+    3: lambda a: cv2.rotate(a, cv2.ROTATE_180),
+    4: lambda a: cv2.flip(a, 0),
+    5: cv2.transpose,
+    6: lambda a: cv2.rotate(a, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda a: cv2.flip(cv2.transpose(a), -1),
+    8: lambda a: cv2.rotate(a, cv2.ROTATE_90_COUNTERCLOCKWISE),
+}  # EXIF orientation: what makes the image upright
 
 
 def _turned(picture: Picture, orientation: int) -> Picture:
@@ -351,7 +397,9 @@ def _eight_bits(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     median is far below are linear light of a large range.
     """
     values = np.where(np.isfinite(values), values, 0) if values.dtype.kind == "f" else values
-    if -1.05 <= values.min(initial=0) < -0.5 and 0.5 < values.max(initial=0) <= 1.05:  # as networks take pictures
+    if (
+        -1.05 <= values.min(initial=0) < -0.5 and 0.5 < values.max(initial=0) <= 1.05
+    ):  # as networks take pictures
         scaled, _ = _eight_bits((values + 1) / 2)
         return scaled, ("its values go from -1 to 1; -1 was taken as black",)
     top, curve = float(values.max(initial=0)), False
@@ -364,8 +412,14 @@ def _eight_bits(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
         curve = middle < 0.02 * white
         if curve:  # the middle of a photo is about as light as a grey card
             white = min(float(np.percentile(some, 99)), middle / 0.18)
-    told = white not in (1, 65535) and (white != 255 or values.dtype == np.uint16 or (values != np.round(values)).any())
-    notes = (f"its values go up to {top:g}; " + "linear light, " * curve + f"{white:.5g} was taken as white",) if told else ()
+    told = white not in (1, 65535) and (
+        white != 255 or values.dtype == np.uint16 or (values != np.round(values)).any()
+    )
+    notes = (
+        (f"its values go up to {top:g}; " + "linear light, " * curve + f"{white:.5g} was taken as white",)
+        if told
+        else ()
+    )
     scaled = np.clip(values * np.float32(1 / white), 0, 1)
     if curve:
         scaled = srgb_from_linear(torch.from_numpy(scaled)).numpy()
@@ -382,22 +436,32 @@ def picture_from_array(array: Any, where: str) -> Picture:
     try:
         array = np.asarray(array)
     except ValueError as error:
-        raise InputError(f"{where}: expected an image [H, W], [H, W, 3] or [H, W, 4], got {type(array).__name__} ({error})") from error
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or min(array.shape[:2]) < MIN_SIDE:
-        raise InputError(f"{where}: expected an image [H, W], [H, W, 3] or [H, W, 4] of at least {MIN_SIDE} x {MIN_SIDE} px, "
-                         f"got " + (f"shape {list(array.shape)}" if array.ndim else type(array.item()).__name__))
+        raise InputError(
+            f"{where}: expected an image [H, W], [H, W, 3] or [H, W, 4], got {type(array).__name__} ({error})"
+        ) from error
+    if (
+        array.ndim not in (2, 3)
+        or (array.ndim == 3 and array.shape[2] not in (1, 3, 4))
+        or min(array.shape[:2]) < MIN_SIDE
+    ):
+        raise InputError(
+            f"{where}: expected an image [H, W], [H, W, 3] or [H, W, 4] of at least {MIN_SIDE} x {MIN_SIDE} px, "
+            f"got " + (f"shape {list(array.shape)}" if array.ndim else type(array.item()).__name__)
+        )
     notes: tuple[str, ...] = ()
     if array.ndim == 2:
         array = array[..., None]
     if array.dtype == np.uint16:
         colors, notes = _eight_bits(array[..., :3])
-        array = np.dstack([colors[..., :array.shape[2]], np.round(array[..., 3:] / 257.0).astype(np.uint8)])
+        array = np.dstack([colors[..., : array.shape[2]], np.round(array[..., 3:] / 257.0).astype(np.uint8)])
     elif array.dtype == bool:
         array = array.astype(np.uint8) * 255
     elif array.dtype.kind == "f":
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-            raise InputError(f"{where}: a floating-point image must lie in 0..1, got {array.min():.4g}..{array.max():.4g}; "
-                             "give uint8, or divide by 255")
+            raise InputError(
+                f"{where}: a floating-point image must lie in 0..1, got {array.min():.4g}..{array.max():.4g}; "
+                "give uint8, or divide by 255"
+            )
         array = np.round(array * 255).astype(np.uint8)
     elif array.dtype != np.uint8:
         raise InputError(f"{where}: expected uint8, uint16 or float in 0..1, got {array.dtype}")

@@ -1,4 +1,5 @@
 """Landmark files beside an image: 68 iBUG points as .pts, .npy, .json or .txt -> [68, 3] (x, y, confidence)."""
+
 from __future__ import annotations
 
 import os
@@ -16,7 +17,7 @@ from fitkit.io.foreign import MEGABYTE, ForeignFile, foreign_file
 SUFFIXES = (".pts", ".npy", ".json", ".txt")  # in the order in which they are preferred
 COUNT = 68
 UNREADABLE, EXPECTED = "not a readable landmark file", f"expected {COUNT} points 'x y [confidence]'"
-EXPECTED_JSON = "expected a list of points [x, y] or {\"landmarks\": [[x, y], ...]}"
+EXPECTED_JSON = 'expected a list of points [x, y] or {"landmarks": [[x, y], ...]}'
 FEW = COUNT  # numbers; what holds fewer, and no list of points, has another purpose
 
 # A point this many times farther from the middle than half of the points are is mistyped; faces stay below 5 in all poses.
@@ -53,7 +54,9 @@ def read_landmarks(path: str | os.PathLike) -> np.ndarray:
 def open_landmarks(path: str | os.PathLike) -> LandmarkFile:
     """`read_landmarks`, with what there is to say about the file."""
     path = Path(path)
-    read = {".pts": _read_pts, ".npy": _read_npy, ".json": _read_json, ".txt": _read_txt}.get(path.suffix.lower())
+    read = {".pts": _read_pts, ".npy": _read_npy, ".json": _read_json, ".txt": _read_txt}.get(
+        path.suffix.lower()
+    )
     if read is None:
         raise InputError(f"{path}: expected a landmark file {', '.join(SUFFIXES)}")
     with foreign_file(path, UNREADABLE, EXPECTED, limit=MEGABYTE) as file:
@@ -67,7 +70,9 @@ def write_pts(path: str | os.PathLike, points: np.ndarray) -> None:
     """Write points [68, 2] px (pixel (0, 0) is the centre of the top-left pixel; NaN = not seen) as an iBUG .pts file."""
     # The files count pixels from 1, we count from 0.
     lines = [f"{x + 1:.3f} {y + 1:.3f}" for x, y in np.asarray(points, dtype=np.float64)]
-    Path(path).write_text("\n".join(["version: 1", f"n_points: {len(lines)}", "{", *lines, "}"]) + "\n", encoding="utf-8")
+    Path(path).write_text(
+        "\n".join(["version: 1", f"n_points: {len(lines)}", "{", *lines, "}"]) + "\n", encoding="utf-8"
+    )
 
 
 def check_landmarks(points: Any, where: str, first: int = 0) -> LandmarkFile:
@@ -80,15 +85,19 @@ def check_landmarks(points: Any, where: str, first: int = 0) -> LandmarkFile:
     try:
         points = np.asarray(points, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{where}: landmarks: expected [{COUNT}, 2] or [{COUNT}, 3] numbers: {error}") from error
+        raise InputError(
+            f"{where}: landmarks: expected [{COUNT}, 2] or [{COUNT}, 3] numbers: {error}"
+        ) from error
     shape = points.shape
     if len(shape) > 2 and set(shape[:-2]) == {1}:
         points = points.reshape(shape[-2:])
     if points.shape not in ((COUNT, 2), (COUNT, 3)):
         hint = ", several faces; keep the points of one" if len(shape) == 3 and shape[1] == COUNT else ""
         hint = ", decimal commas? write decimal points" if shape in ((COUNT, 4), (COUNT, 6)) else hint
-        raise InputError(f"{where}: landmarks: expected {COUNT} points (iBUG), [{COUNT}, 2] or [{COUNT}, 3], "
-                         f"got {list(shape)}{hint}; correct the file, or remove it to have the points detected")
+        raise InputError(
+            f"{where}: landmarks: expected {COUNT} points (iBUG), [{COUNT}, 2] or [{COUNT}, 3], "
+            f"got {list(shape)}{hint}; correct the file, or remove it to have the points detected"
+        )
     if np.isinf(points).any():
         raise InputError(f"{where}: landmarks: infinite values; use NaN for a point that was not seen")
     confidence = points[:, 2] if points.shape[1] == 3 else np.ones(COUNT)
@@ -96,8 +105,10 @@ def check_landmarks(points: Any, where: str, first: int = 0) -> LandmarkFile:
     placeholder = (points[:, 0] == points[:, 1]) & (points[:, 0] <= first)
     confidence[placeholder] = 0
     if confidence.min() < 0 or confidence.max() > 1:
-        raise InputError(f"{where}: landmarks: the third column is the confidence, 0 to 1, got {confidence.min():.4g} to "
-                         f"{confidence.max():.4g}; leave out a depth column")
+        raise InputError(
+            f"{where}: landmarks: the third column is the confidence, 0 to 1, got {confidence.min():.4g} to "
+            f"{confidence.max():.4g}; leave out a depth column"
+        )
     seen = np.isfinite(points[:, :2]).all(1) & (confidence > 0)
     checked = np.where(seen[:, None], np.column_stack([points[:, :2], confidence]), [np.nan, np.nan, 0.0])
     some = points[placeholder][:1, :2]
@@ -125,8 +136,11 @@ def without_strays(points: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarra
     stray &= seen
     if stray.sum() > 0.25 * seen.sum():
         return points, []
-    notes = [f"landmark {i} (counted from 0) at x {points[i, 0]:.6g}, y {points[i, 1]:.6g} lies far away from all others and was "
-             "left out; correct it if a decimal point is lost" for i in np.flatnonzero(stray)]
+    notes = [
+        f"landmark {i} (counted from 0) at x {points[i, 0]:.6g}, y {points[i, 1]:.6g} lies far away from all others and was "
+        "left out; correct it if a decimal point is lost"
+        for i in np.flatnonzero(stray)
+    ]
     return np.where(stray[:, None], [np.nan, np.nan, 0.0], points), notes
 
 
@@ -143,11 +157,15 @@ def check_inside(points: np.ndarray, size: tuple[int, int], where: str) -> None:
     with np.errstate(over="ignore"):
         span = min(float((xy.max(0) - xy.min(0)).max()), 2.0 * IMPOSSIBLE * max(size))
     if (beyond > 0).mean() > 0.5 or (beyond > span / 2).mean() > 0.25:
-        raise InputError(f"{where}: {int((beyond > 0).sum())} of {len(xy)} landmarks lie outside the image of "
-                         f"{size[0]} x {size[1]} px (x {xy[:, 0].min():.6g}..{xy[:, 0].max():.6g}, y {xy[:, 1].min():.6g}..{xy[:, 1].max():.6g}); "
-                         "are they of another image, size or orientation? They count in pixels of the upright image")
+        raise InputError(
+            f"{where}: {int((beyond > 0).sum())} of {len(xy)} landmarks lie outside the image of "
+            f"{size[0]} x {size[1]} px (x {xy[:, 0].min():.6g}..{xy[:, 0].max():.6g}, y {xy[:, 1].min():.6g}..{xy[:, 1].max():.6g}); "
+            "are they of another image, size or orientation? They count in pixels of the upright image"
+        )
     if len(xy) > 2 and span < 8:
-        raise InputError(f"{where}: the landmarks span only {span:.3g} px; they must be in pixels, not in 0..1")
+        raise InputError(
+            f"{where}: the landmarks span only {span:.3g} px; they must be in pixels, not in 0..1"
+        )
 
 
 def _read_pts(file: ForeignFile) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -224,10 +242,14 @@ def _read_json(file: ForeignFile) -> tuple[np.ndarray, tuple[str, ...]]:
     lists = list(_point_lists(content))
     fitting = [rows for rows in lists if len(rows) == COUNT]
     if len(fitting) > 1:
-        raise ValueError(f"it holds {len(fitting)} lists of {COUNT} points, of several faces or kinds; keep one")
+        raise ValueError(
+            f"it holds {len(fitting)} lists of {COUNT} points, of several faces or kinds; keep one"
+        )
     if len(lists) > 1 and not fitting:
-        raise ValueError(f"it holds lists of {', '.join(str(len(rows)) for rows in lists[:9])}{', ...' * (len(lists) > 9)} points; "
-                         f"write one list of {COUNT}")
+        raise ValueError(
+            f"it holds lists of {', '.join(str(len(rows)) for rows in lists[:9])}{', ...' * (len(lists) > 9)} points; "
+            f"write one list of {COUNT}"
+        )
     if lists:
         return _table((fitting or lists)[0]), ()
     numbers = isinstance(content, list) and any(isinstance(v, (int, float)) for v in content)
@@ -256,19 +278,27 @@ def _rows(content: Any) -> list[list[float]] | None:
     if not isinstance(content, list):
         return None
     keys = ("x", "y", "confidence")
-    points = [[p[k] for k in keys if k in p] if isinstance(p, dict) and "x" in p and "y" in p else p for p in content]
+    points = [
+        [p[k] for k in keys if k in p] if isinstance(p, dict) and "x" in p and "y" in p else p
+        for p in content
+    ]
     width = max((len(p) for p in points if isinstance(p, list)), default=0)
     if width < 2 or not all(p is None or isinstance(p, list) for p in points):
         return None
     try:
-        return [[np.nan if v is None else float(v) for v in p] if p is not None else [np.nan] * width for p in points]
+        return [
+            [np.nan if v is None else float(v) for v in p] if p is not None else [np.nan] * width
+            for p in points
+        ]
     except (TypeError, ValueError, OverflowError):
         return None
 
 
 def _count_numbers(content: Any) -> int:
     parts = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
-    return sum(map(_count_numbers, parts)) + (isinstance(content, (int, float)) and not isinstance(content, bool))
+    return sum(map(_count_numbers, parts)) + (
+        isinstance(content, (int, float)) and not isinstance(content, bool)
+    )
 
 
 def _shape(content: Any) -> str:

@@ -1,4 +1,5 @@
 """Mesh files -> arrays: vertices in file order and triangles. Materials and textures are left alone."""
+
 from __future__ import annotations
 
 import io
@@ -39,23 +40,38 @@ def read_mesh(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
             data = file.bytes()
             _check_counts(data, kind)
             # From the bytes alone: nothing that the file names is opened.
-            mesh = trimesh.load(io.BytesIO(data), file_type=kind[1:], process=False, force="mesh", maintain_order=True,
-                                skip_materials=True)
+            mesh = trimesh.load(
+                io.BytesIO(data),
+                file_type=kind[1:],
+                process=False,
+                force="mesh",
+                maintain_order=True,
+                skip_materials=True,
+            )
             vertices, triangles = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
             if vertices.ndim != 2 or vertices.shape[1] != 3 or triangles.shape != (len(triangles), 3):
-                raise ValueError(f"expected vertices [V, 3] and triangles [F, 3], got {list(vertices.shape)} and "
-                                 f"{list(triangles.shape)}")
+                raise ValueError(
+                    f"expected vertices [V, 3] and triangles [F, 3], got {list(vertices.shape)} and "
+                    f"{list(triangles.shape)}"
+                )
     if not len(vertices) or not len(triangles):
-        raise InputError(f"{path}: expected a mesh with triangles, got {len(vertices)} vertices and {len(triangles)} triangles")
+        raise InputError(
+            f"{path}: expected a mesh with triangles, got {len(vertices)} vertices and {len(triangles)} triangles"
+        )
     if triangles.min() < 0 or triangles.max() >= len(vertices):
-        raise InputError(f"{path}: expected triangles of vertices 0 to {len(vertices) - 1}, got {triangles.min()} to {triangles.max()}")
+        raise InputError(
+            f"{path}: expected triangles of vertices 0 to {len(vertices) - 1}, got {triangles.min()} to {triangles.max()}"
+        )
     if not np.isfinite(vertices).all():
-        raise InputError(f"{path}: vertex {int((~np.isfinite(vertices)).any(1).argmax())} is not finite; repair the mesh")
+        raise InputError(
+            f"{path}: vertex {int((~np.isfinite(vertices)).any(1).argmax())} is not finite; repair the mesh"
+        )
     return vertices, triangles
 
 
-def obj_arrays(path: str | os.PathLike, corners: bool = False, faces: bool = True, limit: int = MESH_BYTES
-             ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def obj_arrays(
+    path: str | os.PathLike, corners: bool = False, faces: bool = True, limit: int = MESH_BYTES
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """An OBJ file, also as .obj.gz, in file order: general loaders repeat the vertices along UV seams, or make room for the
     largest index.
 
@@ -82,8 +98,10 @@ def obj_arrays(path: str | os.PathLike, corners: bool = False, faces: bool = Tru
             polygons = re.findall(rb"^f[ \t]+(.*)$", data, re.MULTILINE)
             before = None
             if any(b"-" in p for p in polygons):  # counted back from the face's own line
-                v, vt, f = ([m.start() for m in re.finditer(rb"^%s[ \t]" % key, data, re.MULTILINE)]
-                            for key in (b"v", b"vt", b"f"))
+                v, vt, f = (
+                    [m.start() for m in re.finditer(rb"^%s[ \t]" % key, data, re.MULTILINE)]
+                    for key in (b"v", b"vt", b"f")
+                )
                 before = np.searchsorted(v, f), np.searchsorted(vt, f)
             triangles = _fans(polygons, 0, before and before[0])
             if corners:
@@ -130,7 +148,7 @@ def _fans(polygons: list[bytes], part: int, before: np.ndarray | None) -> np.nda
 def _check_counts(data: bytes, kind: str) -> None:
     """Refuse a file that declares more than it can hold, which the loader would make room for."""
     if kind == ".ply":
-        head = data[:data.find(b"end_header")]
+        head = data[: data.find(b"end_header")]
         counts = [int(n) for n in re.findall(rb"^\s*element\s+\S+\s+(-?\d{1,20})", head, re.MULTILINE)]
         counts.append(len(re.findall(rb"^\s*(?:element|property)\s", head, re.MULTILINE)) ** 2)
     elif kind == ".glb":
@@ -148,11 +166,13 @@ def _glb_counts(data: bytes) -> list[int]:
     magic, _, _, length, chunk = struct.unpack_from("<4sIII4s", data)
     if magic != b"glTF" or chunk != b"JSON":
         raise ValueError("not a binary glTF file")
-    scene = parse_json(data[20:20 + length])
+    scene = parse_json(data[20 : 20 + length])
     accessors = scene.get("accessors", [])
     if any("bufferView" not in a for a in accessors):
         raise ValueError("an accessor has no data")
-    sizes = [sum(accessors[p["attributes"]["POSITION"]]["count"] for p in mesh["primitives"])
-             for mesh in scene.get("meshes", [])]
+    sizes = [
+        sum(accessors[p["attributes"]["POSITION"]]["count"] for p in mesh["primitives"])
+        for mesh in scene.get("meshes", [])
+    ]
     placed = sum(sizes[node["mesh"]] for node in scene.get("nodes", []) if "mesh" in node)
     return [*(a["count"] for a in accessors), placed, len(scene.get("nodes", [])) ** 2]

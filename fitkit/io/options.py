@@ -1,4 +1,5 @@
 """Options from YAML and from the command line into frozen dataclasses, strictly."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -32,7 +33,13 @@ class Range:
         return inside and not (self.multiple and value % self.multiple)
 
     def __str__(self) -> str:
-        kind = f"multiple of {self.multiple}" if self.multiple else "whole number" if isinstance(self.low, int) else "number"
+        kind = (
+            f"multiple of {self.multiple}"
+            if self.multiple
+            else "whole number"
+            if isinstance(self.low, int)
+            else "number"
+        )
         low, high = (f"{bound:g}" if isinstance(bound, float) else bound for bound in (self.low, self.high))
         return f"a {kind} from {low} to {'less than ' if self.below else ''}{high}"
 
@@ -48,7 +55,11 @@ class Length:
         return self.least <= len(value) <= self.most
 
     def __str__(self) -> str:
-        return f"a list of {self.least} items" if self.least == self.most else f"a list of {self.least} to {self.most} items"
+        return (
+            f"a list of {self.least} items"
+            if self.least == self.most
+            else f"a list of {self.least} to {self.most} items"
+        )
 
 
 # Squares and inverse squares of all of these are numbers in single precision.
@@ -115,8 +126,12 @@ def _set(data: Any, path: list[str], value: Any, line: str) -> Any:
         names = [str(item["name"]) for item in data if isinstance(item, dict) and item.get("name")]
         if path[0] not in names:
             raise unknown_key(path[0], names, f"override {shown(line)}")
-        return [_set(item, path[1:], value, line) if isinstance(item, dict) and str(item.get("name")) == path[0] else item
-                for item in data]
+        return [
+            _set(item, path[1:], value, line)
+            if isinstance(item, dict) and str(item.get("name")) == path[0]
+            else item
+            for item in data
+        ]
     if data is None:
         data = {}
     if not isinstance(data, dict) or not path:
@@ -163,7 +178,9 @@ def _convert(kind: Any, value: Any, where: str, expected: str = "") -> Any:
         rule = kind.__metadata__[0]
         value = _convert(args[0], value, where, str(rule))
         if not rule.allows(value):
-            raise InputError(f"{where}: expected {rule}, got {shown(list(value) if isinstance(value, tuple) else value)}")
+            raise InputError(
+                f"{where}: expected {rule}, got {shown(list(value) if isinstance(value, tuple) else value)}"
+            )
         return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
@@ -181,8 +198,10 @@ def _convert(kind: Any, value: Any, where: str, expected: str = "") -> Any:
             args = args[:1] * len(value)
         elif len(args) != len(value):
             raise InputError(f"{where}: expected a list of {len(args)} items, got {shown(value)}")
-        return tuple(_convert(a, v, f"{where}.{_name(v['name'])}" if isinstance(v, dict) and v.get("name") else where)
-                     for a, v in zip(args, value))
+        return tuple(
+            _convert(a, v, f"{where}.{_name(v['name'])}" if isinstance(v, dict) and v.get("name") else where)
+            for a, v in zip(args, value)
+        )
     if origin is typing.Literal:
         if isinstance(value, bool):  # YAML reads yes and no as truth values
             value = {True: "yes", False: "no"}[value] if "yes" in args else value
@@ -207,7 +226,9 @@ def _convert(kind: Any, value: Any, where: str, expected: str = "") -> Any:
     raise InputError(f"{where}: expected {expected or getattr(kind, '__name__', kind)}, got {shown(value)}")
 
 
-def build_stages(cls: type[T], energies: dict[str, type], stages: Any, where: str) -> typing.Iterator[tuple[T, str]]:
+def build_stages(
+    cls: type[T], energies: dict[str, type], stages: Any, where: str
+) -> typing.Iterator[tuple[T, str]]:
     """The stages of a recipe, each a `cls` whose `energies` maps names to options of the classes `energies`, and what a message about it
     begins with. An energy that is `false` is left out: switched off over an extended recipe or by an override.
 
@@ -226,8 +247,11 @@ def build_stages(cls: type[T], energies: dict[str, type], stages: Any, where: st
         for name in chosen:
             if name not in energies:
                 raise unknown_key(name, energies, f"{label}: energies")
-        terms = {name: build(energies[name], options or {}, f"{label}: energies.{name}", ".")
-                 for name, options in chosen.items() if options is not False}
+        terms = {
+            name: build(energies[name], options or {}, f"{label}: energies.{name}", ".")
+            for name, options in chosen.items()
+            if options is not False
+        }
         if not terms:
             raise InputError(f"{label}: energies: all of them are false; expected at least one that is not")
         yield build(cls, {**stage, "energies": terms}, label), label

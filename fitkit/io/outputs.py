@@ -1,4 +1,5 @@
 """Folders that commands write into: nothing of others is overwritten in them, and no two runs write into one."""
+
 from __future__ import annotations
 
 import os
@@ -15,7 +16,9 @@ from fitkit.io.atomic import is_temporary, remove_litter, writing
 LITTER = frozenset((".DS_Store", "Thumbs.db", "desktop.ini"))  # file browsers leave these behind
 
 
-def check_folder(folder: Path, known: Sequence[str], marks: Sequence[str], writer: str, resume: bool = False) -> None:
+def check_folder(
+    folder: Path, known: Sequence[str], marks: Sequence[str], writer: str, resume: bool = False
+) -> None:
     """Refuse an output folder that holds anything else than what a command writes. Temporary files of killed processes are removed.
 
     Args:
@@ -33,11 +36,15 @@ def check_folder(folder: Path, known: Sequence[str], marks: Sequence[str], write
     begun = begun or not marks
     for name in _files(folder):
         if not any(fnmatchcase(name, pattern) for pattern in known):
-            raise InputError(f"output {folder}: holds '{name}', which {writer} does not write, so nothing is written there; choose "
-                             "another --output")
+            raise InputError(
+                f"output {folder}: holds '{name}', which {writer} does not write, so nothing is written there; choose "
+                "another --output"
+            )
         if not begun:
-            raise InputError(f"output {folder}: holds '{name}', which {writer} would overwrite, but no {' or '.join(marks)} of an earlier "
-                             "run; choose another --output")
+            raise InputError(
+                f"output {folder}: holds '{name}', which {writer} would overwrite, but no {' or '.join(marks)} of an earlier "
+                "run; choose another --output"
+            )
 
 
 def _files(folder: Path) -> Iterator[str]:
@@ -62,13 +69,17 @@ def locked(folder: Path, name: str, writer: str) -> Iterator[None]:
     path = folder / f".{name}.lock"
     with writing(f"output {folder}", "choose another --output"):
         folder.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab"):  # says what is wrong with a folder that cannot be written; a lock would only time out
+        with open(
+            path, "ab"
+        ):  # says what is wrong with a folder that cannot be written; a lock would only time out
             pass
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise InputError(f"output {folder}: another {writer} writes there; wait for its end, or choose another --output") from error
+        raise InputError(
+            f"output {folder}: another {writer} writes there; wait for its end, or choose another --output"
+        ) from error
     try:
         yield
     finally:

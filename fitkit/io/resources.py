@@ -1,4 +1,5 @@
 """Files that come with fitkit: `assets/` and `recipes/`, installed as packages or in the repository checkout."""
+
 from __future__ import annotations
 
 import difflib
@@ -32,7 +33,9 @@ def asset_path(name: str) -> Path:
     """
     path = _folder("assets") / name
     if not path.exists():
-        raise InputError(f"{path}: this file should come with fitkit; the installation is incomplete, install fitkit again")
+        raise InputError(
+            f"{path}: this file should come with fitkit; the installation is incomplete, install fitkit again"
+        )
     return path
 
 
@@ -49,8 +52,11 @@ def recipe_path(kind: str, name: str) -> Path:
         names = recipe_names(kind)
         near = difflib.get_close_matches(name, names, n=1)
         other = next((k for k in RECIPE_KINDS if name in recipe_names(k)), None)
-        raise InputError(f"recipe: no {kind} recipe {shown(name)}{f' (it is a {other} recipe)' if other else ''}; " + (f"did you mean {near[0]!r}? " if near else "")
-                         + f"there are: {', '.join(names) or 'none'}; or give the path of a .yaml file")
+        raise InputError(
+            f"recipe: no {kind} recipe {shown(name)}{f' (it is a {other} recipe)' if other else ''}; "
+            + (f"did you mean {near[0]!r}? " if near else "")
+            + f"there are: {', '.join(names) or 'none'}; or give the path of a .yaml file"
+        )
     return path
 
 

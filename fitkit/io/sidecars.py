@@ -1,4 +1,5 @@
 """Which files beside photos belong to which photo: landmarks and masks, by their names."""
+
 from __future__ import annotations
 
 import os
@@ -90,7 +91,9 @@ def files_beside(entries: Iterable[Path], photos: Sequence[Path], ignore: Callab
         if name in LANDMARKS:
             for photo, found_there in files.items():
                 out.landmarks.setdefault(photo, []).extend(found_there)
-        elif files and not any(p.suffix.lower() in SUFFIXES for p in inside):  # with photos it is a subject of its own
+        elif files and not any(
+            p.suffix.lower() in SUFFIXES for p in inside
+        ):  # with photos it is a subject of its own
             out.elsewhere[entry] = [p.name for found_there in files.values() for p in found_there]
     return out
 
@@ -106,12 +109,16 @@ def _owners(photos: Sequence[Path]) -> Owner:
     """For the stem of a file: the photo that it belongs to, and how well the names agree (0: best)."""
     tables: list[dict[str, Path]] = [{}, {}, {}, {}]
     for photo in photos:
-        for table, key in zip(tables, (photo.stem, photo.name, plain_name(photo.stem), plain_name(photo.name))):
+        for table, key in zip(
+            tables, (photo.stem, photo.name, plain_name(photo.stem), plain_name(photo.name))
+        ):
             table.setdefault(key, photo)
 
     def owner(stem: str) -> tuple[int, Path] | None:
         keys = (stem, stem, plain_name(stem), plain_name(stem))
-        return next(((rank, table[key]) for rank, (table, key) in enumerate(zip(tables, keys)) if key in table), None)
+        return next(
+            ((rank, table[key]) for rank, (table, key) in enumerate(zip(tables, keys)) if key in table), None
+        )
 
     return owner
 

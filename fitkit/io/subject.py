@@ -1,4 +1,5 @@
 """A subject: all photos of one person and what is known about them. The folder is described in docs/subject_folder.md."""
+
 from __future__ import annotations
 
 import logging
@@ -16,16 +17,34 @@ from PIL import Image
 
 from fitkit.errors import InputError, check_argument
 from fitkit.io.calibration import Calibration, read_cameras
-from fitkit.io.images import (RAW, SUFFIXES, Distortion, ImageFile, open_image, picture_from_array, picture_from_pillow,
-                              small_picture, usable_pixels)
-from fitkit.io.landmark_files import LandmarkFile, NoLandmarksError, check_inside, check_landmarks, open_landmarks, without_strays
+from fitkit.io.images import (
+    RAW,
+    SUFFIXES,
+    Distortion,
+    ImageFile,
+    open_image,
+    picture_from_array,
+    picture_from_pillow,
+    small_picture,
+    usable_pixels,
+)
+from fitkit.io.landmark_files import (
+    LandmarkFile,
+    NoLandmarksError,
+    check_inside,
+    check_landmarks,
+    open_landmarks,
+    without_strays,
+)
 from fitkit.io.sidecars import LANDMARKS, MASKS, Beside, files_beside, natural_key, readable, without_copies
 
 log = logging.getLogger("fitkit")
 
 OUTPUT_FOLDER = "fitkit"  # results, inside the subject folder
 RESULT_MARKS = ("metrics.json", "parameters.npz")  # by these a result folder is known
-RESULT_PICTURES = frozenset(("preview", "texture", "uncertainty", "detail"))  # file stems of pictures that lie in it
+RESULT_PICTURES = frozenset(
+    ("preview", "texture", "uncertainty", "detail")
+)  # file stems of pictures that lie in it
 NO_SUBJECTS = frozenset((OUTPUT_FOLDER, *MASKS, *LANDMARKS, "ground_truth"))  # folders of files about photos
 CUT_OUT = "its transparent pixels (alpha below 128) are not used"
 DECODERS = min(4, os.cpu_count() or 1)  # threads; a 48-megapixel photo takes 0.4 GB while it is decoded
@@ -100,11 +119,18 @@ class View:
     def small(self) -> np.ndarray:
         """[96, 96] uint8 grey, by which photos that are the same can be known; does not decode the image."""
         source = self.__dict__["_image_source"]
-        return source.small if isinstance(source, ImageFile) and source.small is not None else small_picture(self.image)
+        return (
+            source.small
+            if isinstance(source, ImageFile) and source.small is not None
+            else small_picture(self.image)
+        )
 
     def replace(self, **changes) -> "View":
         """The same view with other values of some fields."""
-        return replace(self, **{"image": self.__dict__["_image_source"], "mask": self.__dict__["_mask_source"], **changes})
+        return replace(
+            self,
+            **{"image": self.__dict__["_image_source"], "mask": self.__dict__["_mask_source"], **changes},
+        )
 
     def __repr__(self) -> str:
         return f"View({self.name!r}, {self.size[0]} x {self.size[1]} px, landmarks: {self.landmark_source or 'none'})"
@@ -139,7 +165,9 @@ def subject_folders(root: str | os.PathLike, min_views: int = 1) -> list[Path]:
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; expected a folder of subject folders")
-    return sorted(p for p, entries in _folders(root) if sum(e.suffix.lower() in SUFFIXES for e in entries) >= min_views)
+    return sorted(
+        p for p, entries in _folders(root) if sum(e.suffix.lower() in SUFFIXES for e in entries) >= min_views
+    )
 
 
 def _folders(folder: Path, below: bool = False) -> Iterator[tuple[Path, list[Path]]]:
@@ -177,29 +205,38 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
     return Subject(readable(folder.resolve().name), tuple(views), folder, tuple(notes))
 
 
-def _read_folder(folder: Path, ignore: Sequence[str | os.PathLike] = (),
-                 only: Collection[str] | None = None) -> tuple[list[View], list[str], InputError | None]:
+def _read_folder(
+    folder: Path, ignore: Sequence[str | os.PathLike] = (), only: Collection[str] | None = None
+) -> tuple[list[View], list[str], InputError | None]:
     """Views, notes, and what is wrong with the first image that cannot be read, if any. only: file names of the images that are wanted;
     all else in the folder is then passed over without a note."""
     if not folder.exists():
         raise InputError(f"{folder}: no such folder; give a folder with photos of one person")
     if not folder.is_dir():
-        raise InputError(f"{folder}: expected a folder with photos of one person, got a file; give the folder that holds it")
+        raise InputError(
+            f"{folder}: expected a folder with photos of one person, got a file; give the folder that holds it"
+        )
     try:
-        entries = sorted((p for p in folder.iterdir() if not p.name.startswith(".") or p.name in (only or ())),
-                         key=lambda p: natural_key(p.name))
+        entries = sorted(
+            (p for p in folder.iterdir() if not p.name.startswith(".") or p.name in (only or ())),
+            key=lambda p: natural_key(p.name),
+        )
     except OSError as error:
         raise InputError(f"{folder}: the folder cannot be read: {error.strerror or error}") from error
     files = [p for p in entries if p.is_file()]
     photos = [p for p in files if p.suffix.lower() in (*SUFFIXES, *RAW)]
     if is_result(folder) and {p.stem for p in photos} <= RESULT_PICTURES:
-        raise InputError(f"{folder}: is a result of fitkit fit, no folder with photos; give the folder with the photos it was made of")
+        raise InputError(
+            f"{folder}: is a result of fitkit fit, no folder with photos; give the folder with the photos it was made of"
+        )
     images, copies = without_copies(p for p in photos if only is None or p.name in only)
     raw = [p for p in images if p.suffix.lower() in RAW]
     images = [p for p in images if p not in raw]
     if not images:
-        raise InputError(f"{folder}: no images in this folder; expected at least one of {', '.join('*' + s for s in SUFFIXES)}"
-                         + (f" (found {some(p.name for p in files)})" if files else ""))
+        raise InputError(
+            f"{folder}: no images in this folder; expected at least one of {', '.join('*' + s for s in SUFFIXES)}"
+            + (f" (found {some(p.name for p in files)})" if files else "")
+        )
     _check_names([(readable(p.stem), readable(p.name)) for p in images], folder)
 
     cameras_file = next((p for p in files if p.name.lower() == "cameras.json"), None)
@@ -224,16 +261,27 @@ def _read_folder(folder: Path, ignore: Sequence[str | os.PathLike] = (),
     notes += _grouped(remarks)
     views = [r.view for r in read_views]
     if cameras_file and views:
-        views, camera_notes = _add_cameras(views, read_cameras(cameras_file), {p.stem for p in photos}, cameras_file)
+        views, camera_notes = _add_cameras(
+            views, read_cameras(cameras_file), {p.stem for p in photos}, cameras_file
+        )
         notes += camera_notes
     if only is None:
         notes += _about_files(beside)
     if copies:
-        notes.append(f"left out: {some(p.name for p in copies)}, beside a photo of the same name in a usual format")
+        notes.append(
+            f"left out: {some(p.name for p in copies)}, beside a photo of the same name in a usual format"
+        )
     if raw and only is None:
         notes.append(f"left out: {some(p.name for p in raw)}; raw photos are not read, convert them to JPEG")
-    used = {*images, *copies, *raw, *(p for paths in beside.landmarks.values() for p in paths), *beside.elsewhere,
-            cameras_file, *(p for p in entries if p.name in silent or p.name.casefold() in (*MASKS, *LANDMARKS))}
+    used = {
+        *images,
+        *copies,
+        *raw,
+        *(p for paths in beside.landmarks.values() for p in paths),
+        *beside.elsewhere,
+        cameras_file,
+        *(p for p in entries if p.name in silent or p.name.casefold() in (*MASKS, *LANDMARKS)),
+    }
     others = [p for p in entries if p not in used and not is_result(p)]
     if others and only is None:
         notes.append(f"ignored, not images or files of an image: {some(p.name for p in others)}")
@@ -262,11 +310,18 @@ def load_photos(paths: Sequence[str | os.PathLike]) -> Subject:
     if not views:
         raise next(e for e in errors if e is not None)
     count = Counter(v.name.casefold() for v in views)
-    views = [v.replace(name=f"{readable(v.path.absolute().parent.name)}_{v.name}") if count[v.name.casefold()] > 1 else v for v in views]
+    views = [
+        v.replace(name=f"{readable(v.path.absolute().parent.name)}_{v.name}")
+        if count[v.name.casefold()] > 1
+        else v
+        for v in views
+    ]
     _check_names([(v.name, readable(str(v.path))) for v in views], None)
     if len({v.path.parent for v in views if v.camera is not None and v.camera.R is not None}) > 1:
         views = [v if v.camera is None else v.replace(camera=KnownCamera(v.camera.K)) for v in views]
-        notes.append("the photos have several cameras.json: their K is used, their R and t are not, since each may count from another origin")
+        notes.append(
+            "the photos have several cameras.json: their K is used, their R and t are not, since each may count from another origin"
+        )
     first = readable(Path(paths[0]).stem)
     return Subject(first, tuple(sorted(views, key=lambda v: natural_key(v.name))), None, tuple(notes))
 
@@ -281,22 +336,36 @@ def as_subject(given: str | os.PathLike | Subject | Sequence, landmarks: Sequenc
 
     landmarks: for each image or view as in `subject_from_images`, or None.
     """
-    check_argument("subject", given, (str, os.PathLike, Subject, Iterable), "a folder, the path of a photo, a Subject, or a list of images")
+    check_argument(
+        "subject",
+        given,
+        (str, os.PathLike, Subject, Iterable),
+        "a folder, the path of a photo, a Subject, or a list of images",
+    )
     if isinstance(given, np.ndarray) and given.ndim < 4:
-        raise InputError(f"subject: expected a list of images, got one array of shape {list(given.shape)}; put it into a list")
+        raise InputError(
+            f"subject: expected a list of images, got one array of shape {list(given.shape)}; put it into a list"
+        )
     if not isinstance(given, (str, os.PathLike, Subject)):
         return subject_from_images(given, landmarks)
     subject = given if isinstance(given, Subject) else read_subject([given])
     if landmarks is None:
         return subject
     _check_entries("landmarks", landmarks, len(subject.views), f"views of {subject.path or subject.name}")
-    given = [({}, []) if points is None else _given_points(v, points) for v, points in zip(subject.views, landmarks)]
+    given = [
+        ({}, []) if points is None else _given_points(v, points)
+        for v, points in zip(subject.views, landmarks)
+    ]
     views = tuple(v.replace(**fields) for v, (fields, _) in zip(subject.views, given))
-    return replace(subject, views=views, notes=(*subject.notes, *_grouped([r for _, more in given for r in more])))
+    return replace(
+        subject, views=views, notes=(*subject.notes, *_grouped([r for _, more in given for r in more]))
+    )
 
 
 def _check_entries(label: str, values: Sequence, count: int, what: str) -> None:
-    check_argument(label, values, (list, tuple, np.ndarray), f"a list with one entry for each of the {count} {what}")
+    check_argument(
+        label, values, (list, tuple, np.ndarray), f"a list with one entry for each of the {count} {what}"
+    )
     if len(values) != count:
         raise InputError(f"{label}: expected one entry for each of the {count} {what}, got {len(values)}")
 
@@ -310,7 +379,9 @@ def _given_points(view: View, given) -> tuple[dict[str, np.ndarray | str], list[
     if distortion is not None:
         points = np.column_stack([distortion.undistort_points(points[:, :2]), points[:, 2]])
     label = Path(given).name if from_file else f"{view.name}: landmarks"
-    return {"landmarks": points, "landmark_source": "file" if from_file else "given"}, [(label, note) for note in notes]
+    return {"landmarks": points, "landmark_source": "file" if from_file else "given"}, [
+        (label, note) for note in notes
+    ]
 
 
 def _placed(read: LandmarkFile, size: tuple[int, int], where: str) -> tuple[np.ndarray, list[str]]:
@@ -332,13 +403,20 @@ def check_photo(path: Path) -> None:
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such photo; give a folder with photos of one person, or the photos")
     if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{path}: expected a photo ({', '.join('*' + s for s in SUFFIXES)}) or a folder of photos; "
-                         "landmarks, cameras.json and masks/ beside a photo are read with it")
+        raise InputError(
+            f"{path}: expected a photo ({', '.join('*' + s for s in SUFFIXES)}) or a folder of photos; "
+            "landmarks, cameras.json and masks/ beside a photo are read with it"
+        )
 
 
-def subject_from_images(images: Sequence, landmarks: Sequence | None = None, names: Sequence[str] | None = None,
-                        cameras: Sequence[KnownCamera | None] | None = None, masks: Sequence | None = None,
-                        name: str = "subject") -> Subject:
+def subject_from_images(
+    images: Sequence,
+    landmarks: Sequence | None = None,
+    names: Sequence[str] | None = None,
+    cameras: Sequence[KnownCamera | None] | None = None,
+    masks: Sequence | None = None,
+    name: str = "subject",
+) -> Subject:
     """A subject from image files, Pillow images and/or arrays.
 
     Args:
@@ -358,9 +436,13 @@ def subject_from_images(images: Sequence, landmarks: Sequence | None = None, nam
     check_argument("name", name, str, "the subject's name")
     check_argument("images", images, Iterable, "a list of paths, PIL images or arrays")
     if isinstance(images, (str, bytes, os.PathLike, Image.Image, Mapping)):
-        raise InputError(f"images: expected a list of paths, PIL images or arrays, got {type(images).__name__}")
+        raise InputError(
+            f"images: expected a list of paths, PIL images or arrays, got {type(images).__name__}"
+        )
     if isinstance(images, np.ndarray) and (images.ndim < 3 or images.ndim == 3 and images.shape[2] in (3, 4)):
-        raise InputError(f"images: expected a list of images, got one of shape {list(images.shape)}; put it into a list")
+        raise InputError(
+            f"images: expected a list of images, got one of shape {list(images.shape)}; put it into a list"
+        )
     images = list(images)
     if not images:
         raise InputError("no images given; expected at least one path, PIL image or array")
@@ -463,7 +545,10 @@ def _beside_paths(paths: Sequence[Path], landmarks: bool, masks: bool) -> Beside
         except (OSError, ValueError):  # ValueError: a name with a zero byte
             continue  # the photos cannot be read either, and say so
         # Other photos of the folder own the files of just their name.
-        photos = [*(p for p in paths if p.parent == folder), *(p for p in entries if p.suffix.lower() in SUFFIXES)]
+        photos = [
+            *(p for p in paths if p.parent == folder),
+            *(p for p in entries if p.suffix.lower() in SUFFIXES),
+        ]
         found = files_beside(entries, list(dict.fromkeys(photos)), lambda p: True)
         out.landmarks |= found.landmarks if landmarks else {}
         out.masks |= found.masks if masks else {}
@@ -472,10 +557,15 @@ def _beside_paths(paths: Sequence[Path], landmarks: bool, masks: bool) -> Beside
 
 def _about_files(beside: Beside) -> list[str]:
     """Notes on files of photos that are not used."""
-    notes = [f"{place.name}/ holds files with the names of photos, which are not read: {some(names)}; "
-             f"landmarks lie beside the photos or in {LANDMARKS[0]}/" for place, names in beside.elsewhere.items()]
+    notes = [
+        f"{place.name}/ holds files with the names of photos, which are not read: {some(names)}; "
+        f"landmarks lie beside the photos or in {LANDMARKS[0]}/"
+        for place, names in beside.elsewhere.items()
+    ]
     if beside.lost:
-        notes.append(f"ignored in masks/, not pictures with the name of a photo: {some(p.name for p in beside.lost)}")
+        notes.append(
+            f"ignored in masks/, not pictures with the name of a photo: {some(p.name for p in beside.lost)}"
+        )
     return notes
 
 
@@ -495,7 +585,9 @@ def _given_mask(mask: Any, size: tuple[int, int], name: str) -> tuple[np.ndarray
     else:
         values = np.asarray(mask)
         if values.dtype.kind not in "biuf":
-            raise InputError(f"{name}: mask: expected [H, W] numbers or bool, got {type(mask).__name__} ({values.dtype})")
+            raise InputError(
+                f"{name}: mask: expected [H, W] numbers or bool, got {type(mask).__name__} ({values.dtype})"
+            )
         usable, notes = usable_pixels(values)
         label, where = f"{name}: mask", f"{name}: mask"
     _checked_mask(usable, size, where)
@@ -508,25 +600,35 @@ def _no_effect(usable: np.ndarray) -> tuple[str, ...]:
 
 def _checked_mask(mask: np.ndarray, size: tuple[int, int], where: str) -> np.ndarray:
     if mask.shape != (size[1], size[0]):
-        raise InputError(f"{where}: a mask must have the size of its image, {size[0]} x {size[1]} px, got shape {list(mask.shape)}")
+        raise InputError(
+            f"{where}: a mask must have the size of its image, {size[0]} x {size[1]} px, got shape {list(mask.shape)}"
+        )
     if not mask.any():
-        raise InputError(f"{where}: the mask is zero everywhere, nothing would be usable; nonzero marks usable pixels")
+        raise InputError(
+            f"{where}: the mask is zero everywhere, nothing would be usable; nonzero marks usable pixels"
+        )
     return mask
 
 
-def _add_cameras(views: list[View], cameras: dict[str, Calibration], stems: set[str], path: Path) -> tuple[list[View], list[str]]:
+def _add_cameras(
+    views: list[View], cameras: dict[str, Calibration], stems: set[str], path: Path
+) -> tuple[list[View], list[str]]:
     """Give each view its camera; undistort where distortion is stated. `stems`: of all images, also unreadable ones."""
     by_view: dict[str, tuple[str, Calibration]] = {}
     unknown, known = [], {s.casefold() for s in stems}
     for key, camera in cameras.items():
         file = Path(key.replace("\\", "/")).name.casefold()  # programs write paths; only the name counts
-        stem = next((v.name for v in views if file in (readable(v.path.name).casefold(), v.name.casefold())), None)
+        stem = next(
+            (v.name for v in views if file in (readable(v.path.name).casefold(), v.name.casefold())), None
+        )
         if stem is None:
             if not {file, Path(file).stem} & known:
                 unknown.append(key)
             continue
         if stem in by_view:
-            raise InputError(f"{path}: {by_view[stem][0]!r} and {key!r} are both cameras of the image {stem!r}; remove one")
+            raise InputError(
+                f"{path}: {by_view[stem][0]!r} and {key!r} are both cameras of the image {stem!r}; remove one"
+            )
         by_view[stem] = (key, camera)
 
     result = []
@@ -536,9 +638,11 @@ def _add_cameras(views: list[View], cameras: dict[str, Calibration], stems: set[
             result.append(view)
             continue
         if camera.size not in (None, view.size):
-            raise InputError(f"{path}: view {key!r}: K belongs to an image of {camera.size[0]} x {camera.size[1]} px, "
-                             f"but {view.path.name} has {view.size[0]} x {view.size[1]} px (upright); "
-                             "scale K to the image, or give the original image")
+            raise InputError(
+                f"{path}: view {key!r}: K belongs to an image of {camera.size[0]} x {camera.size[1]} px, "
+                f"but {view.path.name} has {view.size[0]} x {view.size[1]} px (upright); "
+                "scale K to the image, or give the original image"
+            )
         lens = None if camera.distortion is None else Distortion(camera.K, camera.distortion, camera.fisheye)
         view = view.replace(camera=KnownCamera(camera.K, camera.R, camera.t, lens))
         result.append(view if lens is None else _undistorted(view, lens))
@@ -567,12 +671,21 @@ def _check_names(names: list[tuple[str, str]], folder: Path | None) -> None:
     """Results are files named after the view, so names must be unique, in lower case too, and plain."""
     first: dict[str, str] = {}
     for name, owner in names:
-        if not isinstance(name, str) or not name.strip() or name in (".", "..") or re.search(r"[/\\\0]", name):
-            raise InputError(f"{owner}: {name!r} cannot be the name of a view, results are files of that name")
+        if (
+            not isinstance(name, str)
+            or not name.strip()
+            or name in (".", "..")
+            or re.search(r"[/\\\0]", name)
+        ):
+            raise InputError(
+                f"{owner}: {name!r} cannot be the name of a view, results are files of that name"
+            )
         if name.casefold() in first:
-            raise InputError((f"{folder}: " if folder else "") + f"{first[name.casefold()]} and {owner} share the name "
-                             f"{name!r}, after which results are named; rename or remove one"
-                             + ("" if folder else ", or give names"))
+            raise InputError(
+                (f"{folder}: " if folder else "") + f"{first[name.casefold()]} and {owner} share the name "
+                f"{name!r}, after which results are named; rename or remove one"
+                + ("" if folder else ", or give names")
+            )
         first[name.casefold()] = owner
 
 

@@ -1,4 +1,5 @@
 """How processes end: SIGTERM as an exception, so that everything is cleaned up, and children that end with their parent."""
+
 from __future__ import annotations
 
 import multiprocessing
@@ -21,7 +22,10 @@ def sigterm_raises() -> Iterator[Callable[[], bool]]:
     """In the block, SIGTERM raises Terminated in the main thread; yields whether it came. Other threads, and programs that have a
     handler of their own for it, are left alone."""
     came = 0.0
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
         yield lambda: False
         return
 

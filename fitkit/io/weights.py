@@ -1,4 +1,5 @@
 """Networks from the tensors of a file that somebody else made."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -19,12 +20,19 @@ def network_from(make: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -
     with torch.device("meta"):
         network = make()
     known = network.state_dict()
-    counts = {k: torch.zeros_like(v, device="cpu") for k, v in known.items() if k.endswith("num_batches_tracked")}
+    counts = {
+        k: torch.zeros_like(v, device="cpu") for k, v in known.items() if k.endswith("num_batches_tracked")
+    }
     known = {k: v for k, v in known.items() if k not in counts}
-    for word, wrong in (("missing", known.keys() - tensors.keys()), ("unknown", tensors.keys() - known.keys()),
-                        ("of another shape", [k for k, v in known.items() if k in tensors and v.shape != tensors[k].shape])):
+    for word, wrong in (
+        ("missing", known.keys() - tensors.keys()),
+        ("unknown", tensors.keys() - known.keys()),
+        ("of another shape", [k for k, v in known.items() if k in tensors and v.shape != tensors[k].shape]),
+    ):
         if wrong:
             raise ValueError(f"tensors {word}: {min(wrong)}")
     # Copied: those of a mapped file lie at odd addresses, from which sums come out with other last digits.
-    network.load_state_dict({k: v.to(known[k].dtype, copy=True) for k, v in tensors.items()} | counts, assign=True)
+    network.load_state_dict(
+        {k: v.to(known[k].dtype, copy=True) for k, v in tensors.items()} | counts, assign=True
+    )
     return network

@@ -1,4 +1,5 @@
 """Jobs spread over the cores of one machine."""
+
 from __future__ import annotations
 
 import logging
@@ -21,7 +22,12 @@ STARTS = 4  # how often in a row a process may end before it has loaded
 PATIENCE = 3.0  # seconds that a process may clean up in before it is ended by force
 
 
-def run_jobs(function: Callable[[Any], T], jobs: Sequence[Any], workers: int, lost: Callable[[Any, str], T] | None = None) -> Iterator[T]:
+def run_jobs(
+    function: Callable[[Any], T],
+    jobs: Sequence[Any],
+    workers: int,
+    lost: Callable[[Any, str], T] | None = None,
+) -> Iterator[T]:
     """function(job) of all jobs, each as it is done; with one worker in this process and in order. Of several each is a process with
     one thread, which ends with this one; function and jobs must be picklable.
 
@@ -49,7 +55,11 @@ def run_jobs(function: Callable[[Any], T], jobs: Sequence[Any], workers: int, lo
                 interrupted = error
                 waiting.clear()
                 if busy := sum(w.busy for w in team):
-                    log.warning("interrupted; waiting for the %d under way, Ctrl-C again ends %s", busy, "it" if busy == 1 else "them")
+                    log.warning(
+                        "interrupted; waiting for the %d under way, Ctrl-C again ends %s",
+                        busy,
+                        "it" if busy == 1 else "them",
+                    )
                 continue
             for worker in [w for w in team if w.pipe in ready]:
                 try:
@@ -60,10 +70,14 @@ def run_jobs(function: Callable[[Any], T], jobs: Sequence[Any], workers: int, lo
                     if not worker.busy:  # nothing is lost with it
                         failed += 1
                         if failed == STARTS:
-                            raise FitkitError(f"worker processes cannot be started: {reason}; use --workers 1") from None
+                            raise FitkitError(
+                                f"worker processes cannot be started: {reason}; use --workers 1"
+                            ) from None
                     elif lost is None:
-                        raise FitkitError("a worker process ended by force (out of memory?); use fewer --workers and go on with "
-                                          "--resume") from None
+                        raise FitkitError(
+                            "a worker process ended by force (out of memory?); use fewer --workers and go on with "
+                            "--resume"
+                        ) from None
                     else:
                         yield lost(worker.job[0], reason)
                     continue

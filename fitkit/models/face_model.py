@@ -1,4 +1,5 @@
 """The linear face model that all of fitkit shares: mean + identity + expression, in millimetres."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -64,7 +65,9 @@ class MeshPoints:
 
     @cached_property
     def rows(self) -> Tensor:
-        return (self.barycentric[..., None, None] * self.model.rows[self.model.triangles[self.triangle]]).sum(1)
+        return (self.barycentric[..., None, None] * self.model.rows[self.model.triangles[self.triangle]]).sum(
+            1
+        )
 
     def points(self, identity: Tensor, expression: Tensor) -> Tensor:
         """identity [B, K_id], expression [B, K_ex] -> head-frame points [B, N, 3] mm."""
@@ -106,8 +109,10 @@ class FaceModel:
     albedo_basis: Tensor | None = None
 
     def __repr__(self) -> str:
-        return (f"FaceModel({self.name!r}: {self.num_vertices} vertices, {self.num_identity} identity and {self.num_expression} expression "
-                f"shapes, {self.device})")
+        return (
+            f"FaceModel({self.name!r}: {self.num_vertices} vertices, {self.num_identity} identity and {self.num_expression} expression "
+            f"shapes, {self.device})"
+        )
 
     @property
     def num_vertices(self) -> int:
@@ -172,9 +177,21 @@ class FaceModel:
 
         tensors = {
             k: move(getattr(self, k))
-            for k in ("mean", "identity_basis", "expression_basis", "triangles", "region", "skin", "face",
-                      "uv", "uv_triangles", "albedo_mean", "albedo_basis")
+            for k in (
+                "mean",
+                "identity_basis",
+                "expression_basis",
+                "triangles",
+                "region",
+                "skin",
+                "face",
+                "uv",
+                "uv_triangles",
+                "albedo_mean",
+                "albedo_basis",
+            )
         }
         embedding = LandmarkEmbedding(
-            self.landmarks.names, move(self.landmarks.triangle), move(self.landmarks.barycentric))
+            self.landmarks.names, move(self.landmarks.triangle), move(self.landmarks.barycentric)
+        )
         return replace(self, landmarks=embedding, **tensors)

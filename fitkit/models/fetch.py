@@ -1,4 +1,5 @@
 """Download face models from their public repositories."""
+
 from __future__ import annotations
 
 import hashlib
@@ -23,8 +24,11 @@ from fitkit.models.registry import free_place, models_folder, store_model
 log = logging.getLogger(__name__)
 
 ICT_URL = "https://raw.githubusercontent.com/ICT-VGL/ICT-FaceKit/master/FaceXModel"
-ICT_FILES = ("generic_neutral_mesh.obj", *(f"identity{i:03d}.obj" for i in range(NUM_IDENTITY)),
-             *(f"{n}.obj" for n in EXPRESSIONS))
+ICT_FILES = (
+    "generic_neutral_mesh.obj",
+    *(f"identity{i:03d}.obj" for i in range(NUM_IDENTITY)),
+    *(f"{n}.obj" for n in EXPRESSIONS),
+)
 ICT_MAX_BYTES = 16 * 2**20  # per file; they have 2.6 MB
 # SHA-256 of the files we have seen ourselves; the others are checked by vertex count and order on import.
 ICT_SHA256 = {
@@ -35,12 +39,20 @@ ICT_SHA256 = {
     "jawOpen.obj": "8d84355e10f48b05550980cee385bcd426f4797090da76a20de0535bb2f99f4a",
     "mouthSmile_L.obj": "91794e73cef330f1c7d1f4541723544708536b39d5dd6ed35fd8f83f676b7af4",
 }
-ATTEMPTS, PAUSE, TIMEOUT = 4, 0.5, 30.0  # per file; seconds before the next attempt; seconds without an answer
+ATTEMPTS, PAUSE, TIMEOUT = (
+    4,
+    0.5,
+    30.0,
+)  # per file; seconds before the next attempt; seconds without an answer
 MAX_SECONDS = 600.0  # for a file, all attempts together
 
 
-def fetch_ict(name: str = "ict", base_url: str = ICT_URL, overwrite: bool = False,
-              progress: Callable[[int, int], None] | None = None) -> Path:
+def fetch_ict(
+    name: str = "ict",
+    base_url: str = ICT_URL,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
     """Download the OBJ files of ICT-FaceKit (about 400 MB), import them and store the model.
 
     An interrupted download goes on where it stopped; the OBJ files are deleted when the model is stored.
@@ -68,8 +80,10 @@ def fetch_ict(name: str = "ict", base_url: str = ICT_URL, overwrite: bool = Fals
         wrong = [file for file in unknown if not _is_ict(folder / file)] or unknown
         for file in wrong:
             (folder / file).unlink(missing_ok=True)
-        raise MissingWeightsError(f"{base_url}: the files from there are not those of ICT-FaceKit ({error}); {len(wrong)} of them, such as "
-                                  f"{wrong[0]}, were deleted and will be fetched again; try another --url") from error
+        raise MissingWeightsError(
+            f"{base_url}: the files from there are not those of ICT-FaceKit ({error}); {len(wrong)} of them, such as "
+            f"{wrong[0]}, were deleted and will be fetched again; try another --url"
+        ) from error
     path = store_model(model, overwrite)
     shutil.rmtree(folder, ignore_errors=True)
     return path
@@ -82,8 +96,9 @@ def _is_ict(path: Path) -> bool:
         return False
 
 
-def download(url: str, path: Path, sha256: str | None = None, max_bytes: int = 2**30,
-             max_seconds: float = MAX_SECONDS) -> Path:
+def download(
+    url: str, path: Path, sha256: str | None = None, max_bytes: int = 2**30, max_seconds: float = MAX_SECONDS
+) -> Path:
     """Download one file over http or https to `path`, unless it is there.
 
     It grows under a temporary name (`.part`), which the next attempt or the next call continues, and is renamed when
@@ -98,7 +113,9 @@ def download(url: str, path: Path, sha256: str | None = None, max_bytes: int = 2
     """
     path = Path(path)
     if not _is_web(url):
-        raise InputError(f"{url}: expected an address that begins with https:// or http:// and names a server")
+        raise InputError(
+            f"{url}: expected an address that begins with https:// or http:// and names a server"
+        )
     of = "" if sha256 is not None else f".{hashlib.sha256(url.encode()).hexdigest()[:8]}"
     part = path.with_name(f"{path.name}{of}.part")
     end, reason = time.monotonic() + max_seconds, ""
@@ -125,7 +142,14 @@ def download(url: str, path: Path, sha256: str | None = None, max_bytes: int = 2
                     part.unlink(missing_ok=True)
                 elif error.code < 500 and error.code != 429:
                     break
-            except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError, ValueError) as error:
+            except (
+                urllib.error.URLError,
+                http.client.HTTPException,
+                TimeoutError,
+                ConnectionError,
+                ssl.SSLError,
+                ValueError,
+            ) as error:
                 reason = str(getattr(error, "reason", error)) or type(error).__name__
                 if isinstance(error, ValueError):  # an address that is none, perhaps after a redirection
                     break
@@ -135,14 +159,21 @@ def download(url: str, path: Path, sha256: str | None = None, max_bytes: int = 2
                     return path
                 reason = f"wrong SHA-256 {_sha256(part)[:16]}..., expected {sha256[:16]}..."
                 part.unlink()
-    raise MissingWeightsError(f"{url} cannot be downloaded: {' '.join(reason.split())}; check the network and call again (it continues "
-                              "where it stopped), or download the files elsewhere and use 'fitkit model import'")
+    raise MissingWeightsError(
+        f"{url} cannot be downloaded: {' '.join(reason.split())}; check the network and call again (it continues "
+        "where it stopped), or download the files elsewhere and use 'fitkit model import'"
+    )
 
 
 def _is_web(url: str) -> bool:
     try:
         parts = urllib.parse.urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable() and " " not in url
+        return (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and url.isprintable()
+            and " " not in url
+        )
     except ValueError:
         return False
 
@@ -183,10 +214,16 @@ def _in_time(work: Callable[[], None], end: float) -> None:
 def _receive(url: str, part: Path, max_bytes: int, end: float) -> None:
     """Append to `part` what is missing of the file at `url`; ConnectionError if the connection ends too early."""
     start = part.stat().st_size if part.exists() else 0
-    headers = {"User-Agent": "fitkit", "Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
+    headers = {
+        "User-Agent": "fitkit",
+        "Accept-Encoding": "identity",
+        **({"Range": f"bytes={start}-"} if start else {}),
+    }
     opener = urllib.request.build_opener(_WebOnly)
     with opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as answer:
-        if start and not (answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")):
+        if start and not (
+            answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+        ):
             start = 0  # the server sends the whole file
         length = answer.headers.get("Content-Length")
         if length is not None and not (length.isascii() and length.isdecimal()):

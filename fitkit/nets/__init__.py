@@ -1,4 +1,5 @@
 """Networks that predict a SceneState from pictures: one folder for each, behind one interface."""
+
 from __future__ import annotations
 
 import json
@@ -42,7 +43,10 @@ def _fitkit_init() -> NetKind:
 
 NETS: dict[str, Callable[[], NetKind]] = {"mvfnet": _mvfnet, "fitkit_init": _fitkit_init}
 FORMAT = "fitkit-regressor-1"
-NO_REGRESSOR = ("not readable as the weights of a regressor", "expected the regressor.safetensors that fitkit train-regressor writes")
+NO_REGRESSOR = (
+    "not readable as the weights of a regressor",
+    "expected the regressor.safetensors that fitkit train-regressor writes",
+)
 BUILTIN = "builtin"  # as the weights to start from: the shipped landmark network
 
 
@@ -67,18 +71,24 @@ def save_predictor(network: StatePredictor, name: str, path: str | os.PathLike, 
     def stored(x):
         return x.detach().cpu().to(torch.float16 if half and x.is_floating_point() else x.dtype).contiguous()
 
-    about = {"net": name, "options": to_plain(network.options), "views": to_plain(network.views), "model": network.model_name,
-             "num_identity": network.num_identity, "num_expression": network.num_expression}
+    about = {
+        "net": name,
+        "options": to_plain(network.options),
+        "views": to_plain(network.views),
+        "model": network.model_name,
+        "num_identity": network.num_identity,
+        "num_expression": network.num_expression,
+    }
     tensors = {k: stored(v) for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     # Its own file writer makes files that only their owner may read, and turns errors of the disk into another kind.
     data = save(tensors, metadata={"format": FORMAT, "regressor": json.dumps(about)})
     # It writes the metadata in any order; the same training gives the same file.
     size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:8 + size])
+    header = json.loads(data[8 : 8 + size])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    Path(path).write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size:])
+    Path(path).write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
 
 
 def read_about(path: str | os.PathLike) -> dict[str, Any]:
@@ -94,7 +104,14 @@ def read_about(path: str | os.PathLike) -> dict[str, Any]:
 def _about(file: ForeignFile) -> dict[str, Any]:
     metadata = file.metadata()
     about = parse_json(metadata["regressor"].encode()) if metadata.get("format") == FORMAT else None
-    kinds = {"net": str, "options": dict, "views": list, "model": str, "num_identity": int, "num_expression": int}
+    kinds = {
+        "net": str,
+        "options": dict,
+        "views": list,
+        "model": str,
+        "num_identity": int,
+        "num_expression": int,
+    }
     if not isinstance(about, dict) or any(not isinstance(about.get(k), kind) for k, kind in kinds.items()):
         raise InputError(f"{file.path}: not the weights of a regressor; {NO_REGRESSOR[1]}")
     return about
@@ -111,8 +128,10 @@ def load_predictor(path: str | os.PathLike, model: FaceModel) -> StatePredictor:
         got = (model.name, model.num_identity, model.num_expression)
         wanted = (about["model"], about["num_identity"], about["num_expression"])
         if got != wanted:
-            raise InputError(f"{path}: expected face model '{wanted[0]}' with {wanted[1]} identity and {wanted[2]} expression shapes, "
-                             f"got '{got[0]}' with {got[1]} and {got[2]}; load the model that the training used")
+            raise InputError(
+                f"{path}: expected face model '{wanted[0]}' with {wanted[1]} identity and {wanted[2]} expression shapes, "
+                f"got '{got[0]}' with {got[1]} and {got[2]}; load the model that the training used"
+            )
         kind = net_kind(about["net"])
         views = tuple(build(ViewSlot, v, f"{path}: view") for v in about["views"])
         options = build(kind.options, about["options"], f"{path}: options")
@@ -137,17 +156,23 @@ def start_from(network: StatePredictor, path: str | os.PathLike, model: FaceMode
         InputError: no such file, or weights of something else.
     """
     if os.fspath(path).endswith((".pth", ".pt")) and hasattr(network, "load_trunk"):
-        with foreign_file(path, "not readable as weights of a network", "expected torchvision's vgg11_bn", limit=DATA_BYTES) as file:
+        with foreign_file(
+            path, "not readable as weights of a network", "expected torchvision's vgg11_bn", limit=DATA_BYTES
+        ) as file:
             network.load_trunk(file.torch(), os.fspath(path))
         return
     if hasattr(network, "load_encoder") and (os.fspath(path) == BUILTIN or _is_landmark_network(path)):
         from fitkit.observe.landmarks.builtin import read_network
 
-        network.load_encoder(read_network(None if os.fspath(path) == BUILTIN else Path(path)), os.fspath(path))
+        network.load_encoder(
+            read_network(None if os.fspath(path) == BUILTIN else Path(path)), os.fspath(path)
+        )
         return
     other = load_predictor(path, model)
     mine, theirs = ((to_plain(n.options), to_plain(n.views)) for n in (network, other))
     if type(other) is not type(network) or mine != theirs:
-        raise InputError(f"{path}: these weights belong to another network than the recipe's (options {theirs[0]}, views "
-                         f"{', '.join(v.name for v in other.views)}); give net.options and views as they were in that training")
+        raise InputError(
+            f"{path}: these weights belong to another network than the recipe's (options {theirs[0]}, views "
+            f"{', '.join(v.name for v in other.views)}); give net.options and views as they were in that training"
+        )
     network.load_state_dict(other.state_dict())

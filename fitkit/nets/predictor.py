@@ -1,4 +1,5 @@
 """What all networks have in common: named views in, a scene state out."""
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -86,10 +87,16 @@ class StatePredictor(nn.Module, ABC):
 
 def padded_subjects(valid: Tensor) -> Tensor:
     """Person of each of the S * V frames of `StatePredictor.predict_padded`, [S * V] int64."""
-    return torch.arange(valid.shape[0], device=valid.device)[:, None].expand(valid.shape[0], valid.shape[1]).flatten()
+    return (
+        torch.arange(valid.shape[0], device=valid.device)[:, None]
+        .expand(valid.shape[0], valid.shape[1])
+        .flatten()
+    )
 
 
-def assign_views(slots: Sequence[ViewSlot], yaw: Sequence[float], names: Sequence[str] = ()) -> list[int | None]:
+def assign_views(
+    slots: Sequence[ViewSlot], yaw: Sequence[float], names: Sequence[str] = ()
+) -> list[int | None]:
     """Which view goes into which slot: index of the view for each slot, None = missing.
 
     A view whose name is that of a slot goes there; of the others, a slot takes the one with the yaw nearest to the middle of its

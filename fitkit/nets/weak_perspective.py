@@ -1,4 +1,5 @@
 """Scaled-orthographic stand-ins for perspective views, the kind of camera that some networks predict."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -39,5 +40,7 @@ def to_orthographic(state: SceneState, model: FaceModel, principal: Tensor | Non
     middle_at = (rotation @ middle[0, 0][:, None])[..., 0]
     shift = (place - principal) / scale - middle_at[:, :2]
     translation = torch.cat([shift, torch.full_like(shift[:, :1], Camera.REFERENCE_DEPTH)], 1)
-    return state.replace(pose=Pose(rotation, translation),
-                         camera=replace(camera, focal=focal, principal=principal, kind="orthographic"))
+    return state.replace(
+        pose=Pose(rotation, translation),
+        camera=replace(camera, focal=focal, principal=principal, kind="orthographic"),
+    )

@@ -1,4 +1,5 @@
 """Photos that show the same picture: a photo under two names says no more than one, but would count twice."""
+
 from __future__ import annotations
 
 from typing import Sequence
@@ -21,7 +22,10 @@ def copies(views: Sequence[View]) -> dict[int, int]:
     means = [s.mean() for s in small]
     kept: list[int] = []
     same: dict[int, int] = {}
-    for i in sorted(range(len(views)), key=lambda i: (views[i].camera is None, views[i].landmarks is None, -views[i].size[0])):
+    for i in sorted(
+        range(len(views)),
+        key=lambda i: (views[i].camera is None, views[i].landmarks is None, -views[i].size[0]),
+    ):
         near = (k for k in kept if abs(means[k] - means[i]) < MEAN and abs(ratios[k] / ratios[i] - 1) < SHAPE)
         match = next((k for k in near if _alike(small[k], small[i])), None)
         if match is None:

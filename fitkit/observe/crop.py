@@ -1,4 +1,5 @@
 """From photos to observations: every view cropped around its face to one common size."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -27,8 +28,12 @@ class CropOptions:
     min_size: Annotated[int, Range(1, 4096)] = 192
 
 
-def crop_views(images: Sequence[np.ndarray], masks: Sequence[np.ndarray | None], landmarks: Landmarks,
-               options: CropOptions = CropOptions()) -> Observations:
+def crop_views(
+    images: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray | None],
+    landmarks: Landmarks,
+    options: CropOptions = CropOptions(),
+) -> Observations:
     """Crop B photos [H_b, W_b, 3] uint8 around their landmarks (photo pixels).
 
     Returns:
@@ -47,17 +52,31 @@ def crop_views(images: Sequence[np.ndarray], masks: Sequence[np.ndarray | None],
         side = min(side, REACH * max(H, W))
         step = -(-side // MOST_PADDED)
         side = -(-side // step) * step
-        x0, y0 = np.round(center - side / 2).clip(1 - side, (W - 1, H - 1)).astype(int)  # never beside the photo
+        x0, y0 = (
+            np.round(center - side / 2).clip(1 - side, (W - 1, H - 1)).astype(int)
+        )  # never beside the photo
         pictures.append(_cut(image, x0, y0, side, step, size, 128))
-        inside = np.full(image.shape[:2], 255, np.uint8) if mask is None else np.where(mask, 255, 0).astype(np.uint8)
+        inside = (
+            np.full(image.shape[:2], 255, np.uint8)
+            if mask is None
+            else np.where(mask, 255, 0).astype(np.uint8)
+        )
         usable.append(_cut(inside, x0, y0, side, step, size, 0) > 254)
         scale = size / side
         scales.append(scale)
         # Resizing keeps pixel edges in place, so centre p goes to (p - x0 + 1/2) * scale - 1/2.
         offsets.append([x0 - 0.5 + 0.5 / scale, y0 - 0.5 + 0.5 / scale])
-    scale, offset = torch.tensor(scales, dtype=torch.float32), torch.tensor(np.array(offsets), dtype=torch.float32)
-    moved = Landmarks((landmarks.points - offset[:, None]) * scale[:, None, None], landmarks.sigma * scale[:, None],
-                      landmarks.valid, landmarks.confidence, landmarks.jaw)
+    scale, offset = (
+        torch.tensor(scales, dtype=torch.float32),
+        torch.tensor(np.array(offsets), dtype=torch.float32),
+    )
+    moved = Landmarks(
+        (landmarks.points - offset[:, None]) * scale[:, None, None],
+        landmarks.sigma * scale[:, None],
+        landmarks.valid,
+        landmarks.confidence,
+        landmarks.jaw,
+    )
     stack = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
     return Observations(stack, moved, torch.from_numpy(np.stack(usable)), scale, offset)
 
@@ -67,7 +86,7 @@ def _cut(image: np.ndarray, x0: int, y0: int, side: int, step: int, size: int, f
     one before it is filled."""
     H, W = image.shape[:2]
     pads = np.maximum(0, [-y0, y0 + side - H, -x0, x0 + side - W])
-    part = image[max(0, y0):max(0, y0 + side), max(0, x0):max(0, x0 + side)]
+    part = image[max(0, y0) : max(0, y0 + side), max(0, x0) : max(0, x0 + side)]
     if step > 1:
         part = _padded(part, pads % step, fill)
         part = cv2.resize(part, (part.shape[1] // step, part.shape[0] // step), interpolation=cv2.INTER_AREA)
@@ -78,4 +97,8 @@ def _cut(image: np.ndarray, x0: int, y0: int, side: int, step: int, size: int, f
 
 def _padded(image: np.ndarray, pads: np.ndarray, fill: int) -> np.ndarray:
     """pads: px at top, bottom, left, right."""
-    return cv2.copyMakeBorder(image, *pads.tolist(), cv2.BORDER_CONSTANT, value=(fill,) * 3) if pads.any() else image
+    return (
+        cv2.copyMakeBorder(image, *pads.tolist(), cv2.BORDER_CONSTANT, value=(fill,) * 3)
+        if pads.any()
+        else image
+    )

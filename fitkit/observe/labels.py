@@ -1,4 +1,5 @@
 """What is known to be true of B frames: the targets of supervised energies."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

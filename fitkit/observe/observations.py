@@ -1,4 +1,5 @@
 """What is seen of one person: everything the energies compare a scene with."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -34,8 +35,15 @@ class Observations:
         if device == "cpu":
             return self
         marks = self.landmarks
-        marks = replace(marks, **{name: getattr(marks, name).to(device) for name in ("points", "sigma", "valid", "confidence")})
-        return replace(self, landmarks=marks, **{name: getattr(self, name).to(device) for name in ("images", "mask", "scale", "offset")})
+        marks = replace(
+            marks,
+            **{name: getattr(marks, name).to(device) for name in ("points", "sigma", "valid", "confidence")},
+        )
+        return replace(
+            self,
+            landmarks=marks,
+            **{name: getattr(self, name).to(device) for name in ("images", "mask", "scale", "offset")},
+        )
 
     @property
     def num_views(self) -> int:

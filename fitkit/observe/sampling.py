@@ -1,4 +1,5 @@
 """Bilinear sampling with its exact derivative; Gaussian blur."""
+
 from __future__ import annotations
 
 import cv2
@@ -41,7 +42,10 @@ def _corners(images: Tensor, pixels: Tensor):
     base = (y0 * W + x0).long()
     flat = images.reshape(B, C, H * W)
     right, down = (1 if W > 1 else 0), (W if H > 1 else 0)
-    corners = [flat.gather(2, (base + k)[:, None].expand(B, C, -1)).transpose(1, 2) for k in (0, right, down, right + down)]
+    corners = [
+        flat.gather(2, (base + k)[:, None].expand(B, C, -1)).transpose(1, 2)
+        for k in (0, right, down, right + down)
+    ]
     return corners, x - x0, y - y0, inside
 
 
@@ -53,7 +57,10 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     if images.device.type == "cpu" and not images.requires_grad:
         # several times faster than a convolution in torch, same kernel
         planes = images.detach().reshape(-1, *images.shape[-2:]).numpy()
-        out = [cv2.GaussianBlur(plane, (2 * radius + 1,) * 2, sigma, borderType=cv2.BORDER_REPLICATE) for plane in planes]
+        out = [
+            cv2.GaussianBlur(plane, (2 * radius + 1,) * 2, sigma, borderType=cv2.BORDER_REPLICATE)
+            for plane in planes
+        ]
         return torch.from_numpy(np.stack(out)).reshape(images.shape)
     x = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
     kernel = torch.exp(-0.5 * (x / sigma) ** 2)

@@ -1,4 +1,5 @@
 """The surface behind the pixels of one view, looked up in another: what I_{a->b}, view a's colours at view b, is made of."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -27,24 +28,37 @@ class CrossViews:
     reduction: float
 
     @staticmethod
-    def of(model: FaceModel, state: SceneState, size: tuple[int, int], reduction: float, triangle: Tensor | None = None) -> "CrossViews":
+    def of(
+        model: FaceModel,
+        state: SceneState,
+        size: tuple[int, int],
+        reduction: float,
+        triangle: Tensor | None = None,
+    ) -> "CrossViews":
         """Rasterize all views; differentiable in the state.
 
         triangle: [B, h, w] int64, a fixed triangle map (-1 where nothing): then nothing is rasterized, the pixels' rays
         meet the planes of these triangles, which is smooth in the state, and `fragments.depth` is not computed (0).
         """
-        camera = state.camera.scaled(torch.full_like(state.camera.focal, 1 / reduction),
-                                     torch.full_like(state.camera.principal, (reduction - 1) / 2))
+        camera = state.camera.scaled(
+            torch.full_like(state.camera.focal, 1 / reduction),
+            torch.full_like(state.camera.principal, (reduction - 1) / 2),
+        )
         vertices = state.vertices(model)
         clip = clip_vertices(camera, state.pose.apply(vertices))
         if triangle is None:
             fragments = rasterize(clip, model.triangles, size)
         else:
             depth = torch.zeros_like(triangle, dtype=clip.dtype)
-            fragments = Fragments(triangle, barycentrics(clip, model.triangles, triangle), depth, triangle >= 0)
+            fragments = Fragments(
+                triangle, barycentrics(clip, model.triangles, triangle), depth, triangle >= 0
+            )
         with torch.no_grad():
-            ray = F.normalize(state.pose.centers()[:, None] - vertices, dim=-1) if camera.kind == "perspective" else (
-                -state.pose.rotation[:, 2][:, None].expand_as(vertices))
+            ray = (
+                F.normalize(state.pose.centers()[:, None] - vertices, dim=-1)
+                if camera.kind == "perspective"
+                else (-state.pose.rotation[:, 2][:, None].expand_as(vertices))
+            )
             cosine = (vertex_normals(vertices, model.triangles) * ray).sum(-1)
         # What is linear on a triangle: homogeneous pixels, depth, cosine. Interpolating it with the barycentrics of view b
         # gives where the same material point lies in view a.
@@ -61,7 +75,9 @@ class CrossViews:
         with torch.no_grad():
             at = self._at(a, b, place)
             pixel = (at[:, :2] / at[:, 3:4] + 0.5) * self.reduction - 0.5
-            visible = seen_by_depth(pixel[None], at[None, :, 2], self.fragments.depth[a][None], self.reduction, tolerance_mm)[0]
+            visible = seen_by_depth(
+                pixel[None], at[None, :, 2], self.fragments.depth[a][None], self.reduction, tolerance_mm
+            )[0]
             return visible, torch.minimum(self._at(b, b, place)[:, 4], at[:, 4])
 
     def _at(self, a: int, b: int, place: Tensor) -> Tensor:
@@ -85,8 +101,15 @@ class SharedPixels:
     reduction: float
 
     @staticmethod
-    def of(model: FaceModel, state: SceneState, mask: Tensor, reduction: float, pairs: Sequence[tuple[int, int]],
-           tolerance_mm: float = 3.5, min_cosine: float = 0.25) -> "SharedPixels":
+    def of(
+        model: FaceModel,
+        state: SceneState,
+        mask: Tensor,
+        reduction: float,
+        pairs: Sequence[tuple[int, int]],
+        tolerance_mm: float = 3.5,
+        min_cosine: float = 0.25,
+    ) -> "SharedPixels":
         """Skin that lies inside the masks [B, 1, h, w] of both views, is not hidden in view a and does not turn away."""
         with torch.no_grad():
             h, w = mask.shape[-2:]

@@ -1,4 +1,5 @@
 """The face model's own look in each view, differentiable: albedo under spherical-harmonics light, as a whole picture."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -35,15 +36,24 @@ def vertex_albedo(model: FaceModel, state: SceneState) -> Tensor:
 
     A model without colours has plain ones, see `default_albedo`.
     """
-    mean = torch.from_numpy(default_albedo(model)).to(model.mean) if model.albedo_mean is None else model.albedo_mean
+    mean = (
+        torch.from_numpy(default_albedo(model)).to(model.mean)
+        if model.albedo_mean is None
+        else model.albedo_mean
+    )
     albedo = mean[None]
     if state.albedo is not None and model.albedo_basis is not None:
         albedo = albedo + torch.einsum("sk,kvc->svc", state.albedo, model.albedo_basis)[state.subject]
     return albedo.expand(state.num_views, -1, -1)
 
 
-def render_lit(model: FaceModel, state: SceneState, size: tuple[int, int], albedo: Tensor | None = None,
-               triangle: Tensor | None = None) -> Lit:
+def render_lit(
+    model: FaceModel,
+    state: SceneState,
+    size: tuple[int, int],
+    albedo: Tensor | None = None,
+    triangle: Tensor | None = None,
+) -> Lit:
     """Pictures of the state: albedo times shading of the smooth normals, turned to sRGB; no cast shadows, no highlights.
 
     Differentiable in shape, expression, pose, focal length, illumination and albedo, inside triangles; not across
@@ -64,9 +74,17 @@ def render_lit(model: FaceModel, state: SceneState, size: tuple[int, int], albed
     else:
         depth = torch.zeros_like(triangle, dtype=clip.dtype)
         fragments = Fragments(triangle, barycentrics(clip, model.triangles, triangle), depth, triangle >= 0)
-    albedo = vertex_albedo(model, state) if albedo is None else albedo.to(vertices).expand(state.num_views, -1, -1)
-    at_pixels = interpolate(fragments, model.triangles, torch.cat([albedo, vertex_normals(vertices, model.triangles)], -1))
+    albedo = (
+        vertex_albedo(model, state) if albedo is None else albedo.to(vertices).expand(state.num_views, -1, -1)
+    )
+    at_pixels = interpolate(
+        fragments, model.triangles, torch.cat([albedo, vertex_normals(vertices, model.triangles)], -1)
+    )
     normal = F.normalize(at_pixels[..., 3:], dim=-1)
     shading = torch.einsum("bhwk,bkc->bhwc", sh_basis(normal), state.illumination).clamp_min(0)
     colors = srgb_from_linear(at_pixels[..., :3] * shading)
-    return Lit(torch.where(fragments.covered[..., None], colors, 0).permute(0, 3, 1, 2), fragments.covered, fragments.triangle)
+    return Lit(
+        torch.where(fragments.covered[..., None], colors, 0).permute(0, 3, 1, 2),
+        fragments.covered,
+        fragments.triangle,
+    )

@@ -3,6 +3,7 @@
 Backends, all behind `rasterize`: 'torch' (any device), 'numba' (fast path on the CPU), and, when they are installed,
 'pytorch3d' and 'nvdiffrast'. They load on first use.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -69,8 +70,10 @@ def rasterize(clip: Tensor, triangles: Tensor, size: tuple[int, int], backend: s
     if backend == "auto":
         backend = pick_backend(clip.device)
     if backend in ("pytorch3d", "nvdiffrast") and find_spec(backend) is None:
-        raise MissingWeightsError(f"rasterizer backend '{backend}' is not installed here; "
-                                  "install it by its own instructions or use 'torch' or 'numba'")
+        raise MissingWeightsError(
+            f"rasterizer backend '{backend}' is not installed here; "
+            "install it by its own instructions or use 'torch' or 'numba'"
+        )
     module = import_module(f"fitkit.render.backends.{backend}_backend")
     triangle = module.winning_triangles(clip.detach(), triangles, size)
     barycentric = barycentrics(clip, triangles, triangle)
@@ -97,10 +100,17 @@ def barycentrics(clip: Tensor, triangles: Tensor, triangle: Tensor) -> Tensor:
     w = corners[..., 3]
     u = corners[..., 0] / w - x[:, None]
     v = corners[..., 1] / w - y[:, None]
-    area = torch.stack([
-        u[:, 1] * v[:, 2] - u[:, 2] * v[:, 1],
-        u[:, 2] * v[:, 0] - u[:, 0] * v[:, 2],
-        u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]], -1) / w
+    area = (
+        torch.stack(
+            [
+                u[:, 1] * v[:, 2] - u[:, 2] * v[:, 1],
+                u[:, 2] * v[:, 0] - u[:, 0] * v[:, 2],
+                u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0],
+            ],
+            -1,
+        )
+        / w
+    )
     # A covered pixel has a total of one sign; the floor only guards triangles seen edge-on.
     total = area.sum(-1, keepdim=True)
     total = torch.where(total.abs() < 1e-20, torch.full_like(total, 1e-20), total)

@@ -1,4 +1,5 @@
 """Shaded pictures of a mesh for people to look at: clay or textured, lit by three lamps that stand with the camera."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -19,7 +20,11 @@ CLAY = (0.62, 0.60, 0.585)  # linear RGB
 class Lights:
     """Lamps in the camera frame (x right, y down, z forward). directions: towards the lamp; strengths: linear."""
 
-    directions: tuple[tuple[float, float, float], ...] = ((-0.45, -0.65, -1.0), (0.95, -0.10, -0.65), (0.25, -1.0, 0.35))
+    directions: tuple[tuple[float, float, float], ...] = (
+        (-0.45, -0.65, -1.0),
+        (0.95, -0.10, -0.65),
+        (0.25, -1.0, 0.35),
+    )
     strengths: tuple[float, ...] = (0.84, 0.20, 0.20)  # key, fill, top
     ambient: float = 0.07
     gloss: float = 0.05  # strength of the key lamp's highlight
@@ -82,8 +87,14 @@ class Surface:
         local = xy - xy[:, :1]
         x, y = local[..., 0], local[..., 1]
         following, last = [1, 2, 0], [2, 0, 1]
-        edge = torch.stack([y[:, following] - y[:, last], x[:, last] - x[:, following],
-                            x[:, following] * y[:, last] - x[:, last] * y[:, following]], -1)
+        edge = torch.stack(
+            [
+                y[:, following] - y[:, last],
+                x[:, last] - x[:, following],
+                x[:, following] * y[:, last] - x[:, last] * y[:, following],
+            ],
+            -1,
+        )
         area = edge[..., 2].sum(-1)
         area = torch.where(area.abs() < 1e-12, torch.full_like(area, 1e-12), area)
         planes = edge / (area[:, None] * w)[..., None]
@@ -98,7 +109,11 @@ class Surface:
         x = (self.pixel % self.size[1]) - rows[:, 0]
         y = torch.div(self.pixel, self.size[1], rounding_mode="floor") - rows[:, 1]
         one = C + 1
-        value = rows[:, 2:2 + one] * x[:, None] + rows[:, 2 + one:2 + 2 * one] * y[:, None] + rows[:, 2 + 2 * one:]
+        value = (
+            rows[:, 2 : 2 + one] * x[:, None]
+            + rows[:, 2 + one : 2 + 2 * one] * y[:, None]
+            + rows[:, 2 + 2 * one :]
+        )
         return value[:, :C] / value[:, C:]
 
     def image(self, values: Tensor) -> Tensor:
@@ -115,11 +130,20 @@ def average_blocks(image: Tensor, factor: int) -> Tensor:
     H, W, C = image.shape
     blocks = image.reshape(H // factor, factor, W, C)
     rows = sum(blocks[:, i] for i in range(factor)).reshape(H // factor, W // factor, factor, C)
-    return sum(rows[:, :, i] for i in range(factor)) / factor ** 2
+    return sum(rows[:, :, i] for i in range(factor)) / factor**2
 
 
-def render_shaded(vertices: Tensor, triangles: Tensor, camera: Camera, size: tuple[int, int], *, color: Tensor | None = None,
-                  select: Tensor | None = None, lights: Lights = Lights(), supersample: int = 2) -> Shaded:
+def render_shaded(
+    vertices: Tensor,
+    triangles: Tensor,
+    camera: Camera,
+    size: tuple[int, int],
+    *,
+    color: Tensor | None = None,
+    select: Tensor | None = None,
+    lights: Lights = Lights(),
+    supersample: int = 2,
+) -> Shaded:
     """Picture of a mesh with three-lamp Lambert shading, a little ambient light and a faint highlight.
 
     Args:
@@ -133,19 +157,38 @@ def render_shaded(vertices: Tensor, triangles: Tensor, camera: Camera, size: tup
     views = []
     for b in range(len(vertices)):
         surface = Surface.visible(clip[b], triangles, (size[0] * supersample, size[1] * supersample))
-        own = None if color is None else surface.interpolate((color if color.ndim == 2 else color[b])[triangles])
+        own = (
+            None
+            if color is None
+            else surface.interpolate((color if color.ndim == 2 else color[b])[triangles])
+        )
         views.append(light_surface(surface, vertices[b], triangles, own, select, lights, supersample))
-    return Shaded(torch.stack([v.rgb for v in views]), torch.stack([v.alpha for v in views]), torch.stack([v.skin for v in views]))
+    return Shaded(
+        torch.stack([v.rgb for v in views]),
+        torch.stack([v.alpha for v in views]),
+        torch.stack([v.skin for v in views]),
+    )
 
 
 def surface_normals(surface: Surface, vertices: Tensor, triangles: Tensor) -> Tensor:
     """Smooth camera-frame normals at the covered pixels [N, 3], turned towards the camera; vertices [V, 3]."""
-    normals = torch.nn.functional.normalize(surface.interpolate(vertex_normals(vertices[None], triangles)[0][triangles]), dim=-1)
-    return torch.where(normals[:, 2:] > 0.15, -normals, normals)  # 0.15: smooth normals lean over at the silhouette
+    normals = torch.nn.functional.normalize(
+        surface.interpolate(vertex_normals(vertices[None], triangles)[0][triangles]), dim=-1
+    )
+    return torch.where(
+        normals[:, 2:] > 0.15, -normals, normals
+    )  # 0.15: smooth normals lean over at the silhouette
 
 
-def light_surface(surface: Surface, vertices: Tensor, triangles: Tensor, color: Tensor | None = None, select: Tensor | None = None,
-                  lights: Lights = Lights(), supersample: int = 1) -> Shaded:
+def light_surface(
+    surface: Surface,
+    vertices: Tensor,
+    triangles: Tensor,
+    color: Tensor | None = None,
+    select: Tensor | None = None,
+    lights: Lights = Lights(),
+    supersample: int = 1,
+) -> Shaded:
     """One view: light the surface and average the supersamples; color [N, 3] linear or None for clay. Fields lack B."""
     diffuse, gloss = shade(surface_normals(surface, vertices, triangles), lights)
     rgba = vertices.new_empty(len(diffuse), 5)

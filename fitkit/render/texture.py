@@ -5,6 +5,7 @@ every photo in which it is visible (z-buffer, angle, distance from occluding edg
 one gain per channel; smooth colours are averaged widely and details taken from the best view (two bands); texels that
 no photo shows are taken from the other half of the face, then spread over the surface, guided by the model's albedo.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -50,7 +51,9 @@ class TextureOptions:
 
 
 @torch.no_grad()
-def blend_texture(result: FitResult, size: int = 1024, options: TextureOptions = TextureOptions()) -> np.ndarray:
+def blend_texture(
+    result: FitResult, size: int = 1024, options: TextureOptions = TextureOptions()
+) -> np.ndarray:
     """The face's colours as seen in the photos (light included), uint8 sRGB [size, size, 3]; row 0 is v = 1.
 
     Raises:
@@ -58,7 +61,9 @@ def blend_texture(result: FitResult, size: int = 1024, options: TextureOptions =
     """
     model, state = result.personal_model, result.state
     if model.uv is None:
-        raise InputError(f"texture: face model '{model.name}' has no UV coordinates; choose a model with UV or leave the texture out")
+        raise InputError(
+            f"texture: face model '{model.name}' has no UV coordinates; choose a model with UV or leave the texture out"
+        )
     photos = result.subject.views
     chosen = choose_views(model, state, [view.image.shape[:2] for view in photos], options.max_views)
     views = [CroppedView.make(photos[i].image, photos[i].mask, state, i, model, 1024) for i in chosen]
@@ -75,12 +80,16 @@ def choose_views(model: FaceModel, state, sizes: list[tuple[int, int]], most: in
         return list(range(state.num_views))
     score = np.zeros((state.num_views, model.num_vertices), np.float32)
     for i, (H, W) in enumerate(sizes):
-        vertices = state.pose.select([i]).apply(model.vertices(state.identity[state.subject[[i]]], state.expression[[i]]))
+        vertices = state.pose.select([i]).apply(
+            model.vertices(state.identity[state.subject[[i]]], state.expression[[i]])
+        )
         camera = state.camera.select([i])
         pixels, in_front = camera.project(vertices)
         inside = in_front & (pixels >= 0).all(-1) & (pixels[..., 0] <= W - 1) & (pixels[..., 1] <= H - 1)
         density = _density(vertices, camera)
-        score[i] = (_cosine(vertices[0], model.triangles, camera).clamp_min(0) * inside[0] * min(density, SHARP)).numpy()
+        score[i] = (
+            _cosine(vertices[0], model.triangles, camera).clamp_min(0) * inside[0] * min(density, SHARP)
+        ).numpy()
     best, chosen = np.zeros(model.num_vertices, np.float32), []
     for _ in range(most):
         gain = np.maximum(score, best).sum(1)
@@ -126,7 +135,9 @@ class CroppedView:
         return cls(image, mask, camera, vertices[0])
 
 
-def crop_and_scale(image: np.ndarray, camera: Camera, box: tuple[int, int, int, int], scale: float) -> tuple[np.ndarray, Camera]:
+def crop_and_scale(
+    image: np.ndarray, camera: Camera, box: tuple[int, int, int, int], scale: float
+) -> tuple[np.ndarray, Camera]:
     """Cut columns x0..x1-1 and rows y0..y1-1 (box = x0, y0, x1, y1) and resize; the camera follows.
 
     The scaled size is rounded to whole pixels; `Camera.aspect` takes up the difference between the two axes.
@@ -139,8 +150,12 @@ def crop_and_scale(image: np.ndarray, camera: Camera, box: tuple[int, int, int, 
         part = cv2.resize(np.ascontiguousarray(part), (width, height), interpolation=how)
     sx, sy = width / (x1 - x0), height / (y1 - y0)
     # Pixel borders, not centres, map onto each other: q + 0.5 = s * (p - x0 + 0.5).
-    principal = torch.stack([(camera.principal[:, 0] - x0 + 0.5) * sx - 0.5, (camera.principal[:, 1] - y0 + 0.5) * sy - 0.5], -1)
-    return part, replace(camera, focal=camera.focal * sx, principal=principal, aspect=camera.aspect * (sy / sx))
+    principal = torch.stack(
+        [(camera.principal[:, 0] - x0 + 0.5) * sx - 0.5, (camera.principal[:, 1] - y0 + 0.5) * sy - 0.5], -1
+    )
+    return part, replace(
+        camera, focal=camera.focal * sx, principal=principal, aspect=camera.aspect * (sy / sx)
+    )
 
 
 def uv_clip(uv: Tensor, size: int) -> Tensor:
@@ -150,16 +165,22 @@ def uv_clip(uv: Tensor, size: int) -> Tensor:
     return torch.stack([x * w, y * w, w, w], -1)
 
 
-def blend_views(model: FaceModel, views: list[CroppedView], size: int, options: TextureOptions = TextureOptions()) -> np.ndarray:
+def blend_views(
+    model: FaceModel, views: list[CroppedView], size: int, options: TextureOptions = TextureOptions()
+) -> np.ndarray:
     """The blended texture in linear RGB, float32 [size, size, 3]; see the module's head for the method."""
     texels = _Texels.of(model, size)
     triangles = model.triangles
     lookups = [_Lookup.of(view, triangles, options) for view in views]
-    samples = [look.sample(texels.matrix, look.attributes) for look in lookups]  # (rgb [N, 3], weight [N]) per view
+    samples = [
+        look.sample(texels.matrix, look.attributes) for look in lookups
+    ]  # (rgb [N, 3], weight [N]) per view
     skin_texel = (texels.matrix @ (model.skin | model.face).numpy().astype(np.float32)) > 0.99
     gains = _view_gains(samples, skin_texel)
     eyes = texels.matrix @ _is_eye(model).astype(np.float32) > 0.5
-    colour, confidence = _blend_bands(texels, [(rgb * g, w) for (rgb, w), g in zip(samples, gains)], eyes, options)
+    colour, confidence = _blend_bands(
+        texels, [(rgb * g, w) for (rgb, w), g in zip(samples, gains)], eyes, options
+    )
 
     hole = np.flatnonzero(confidence < 1)
     if len(hole):
@@ -167,8 +188,15 @@ def blend_views(model: FaceModel, views: list[CroppedView], size: int, options: 
     return texels.picture(colour)
 
 
-def _fill_unseen(model: FaceModel, texels: _Texels, lookups: list[_Lookup], gains: np.ndarray, colour: np.ndarray,
-                 confidence: np.ndarray, hole: np.ndarray) -> np.ndarray:
+def _fill_unseen(
+    model: FaceModel,
+    texels: _Texels,
+    lookups: list[_Lookup],
+    gains: np.ndarray,
+    colour: np.ndarray,
+    confidence: np.ndarray,
+    hole: np.ndarray,
+) -> np.ndarray:
     """Colours [n, 3] for the texels `hole` that no photo shows well: the other half of the face, then a smooth continuation.
 
     The photos are sampled at the mirrored surface points and multiplied by the ratio of the two halves, continued
@@ -190,7 +218,9 @@ def _fill_unseen(model: FaceModel, texels: _Texels, lookups: list[_Lookup], gain
     share = (1 - confidence[hole]) * np.minimum(1, weight / FULL)
     known, full = confidence.copy(), colour.copy()
     known[hole] += share
-    full[hole] = (confidence[hole, None] * colour[hole] + share[:, None] * mirrored) / np.maximum(known[hole], 1e-8)[:, None]
+    full[hole] = (confidence[hole, None] * colour[hole] + share[:, None] * mirrored) / np.maximum(
+        known[hole], 1e-8
+    )[:, None]
 
     vertex_colour, vertex_confidence = texels.to_vertices(full, known, model.num_vertices)
     albedo = default_albedo(model)
@@ -232,7 +262,9 @@ class _Texels:
         bary = surface.interpolate(torch.eye(3).expand(len(skin), 3, 3)).numpy()
         columns = model.triangles.numpy().astype(np.int32)[triangle]
         matrix = scipy.sparse.csr_array(
-            (bary.reshape(-1), columns.reshape(-1), np.arange(0, 3 * len(index) + 1, 3, dtype=np.int32)), shape=(len(index), model.num_vertices))
+            (bary.reshape(-1), columns.reshape(-1), np.arange(0, 3 * len(index) + 1, 3, dtype=np.int32)),
+            shape=(len(index), model.num_vertices),
+        )
         return cls(index, matrix, size)
 
     def picture(self, values: np.ndarray) -> np.ndarray:
@@ -243,16 +275,22 @@ class _Texels:
         empty[self.index] = 0
         if len(self.index) == 0 or len(self.index) == len(empty):
             return out.reshape(self.size, self.size, -1)
-        _, label = cv2.distanceTransformWithLabels(empty.reshape(self.size, -1), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+        _, label = cv2.distanceTransformWithLabels(
+            empty.reshape(self.size, -1), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+        )
         label = label.reshape(-1)
         source = np.zeros(label.max() + 1, np.int64)
         source[label[self.index]] = self.index
         return out[source[label]].reshape(self.size, self.size, -1)
 
-    def to_vertices(self, values: np.ndarray, weight: np.ndarray, num_vertices: int) -> tuple[np.ndarray, np.ndarray]:
+    def to_vertices(
+        self, values: np.ndarray, weight: np.ndarray, num_vertices: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Texel values [N, 3] -> per-vertex mean [V, 3] (weighted) and mean weight [V]."""
         transposed = self.matrix.T
-        total = transposed @ np.concatenate([values * weight[:, None], weight[:, None], np.ones_like(weight[:, None])], 1)
+        total = transposed @ np.concatenate(
+            [values * weight[:, None], weight[:, None], np.ones_like(weight[:, None])], 1
+        )
         mean = total[:, :3] / np.maximum(total[:, 3:4], 1e-8)
         return mean.astype(np.float32), (total[:, 3] / np.maximum(total[:, 4], 1e-8)).astype(np.float32)
 
@@ -277,10 +315,19 @@ class _Lookup:
         depth = surface.image(surface.interpolate(vertices[triangles][..., 2:]))[..., 0].numpy()
         density = _density(vertices[None], camera)
         cosine = _cosine(vertices, triangles, camera)[:, None]
-        return cls(_linear_table()[view.image], depth, _margin(depth, view.mask, max(2.0, options.margin_mm * density)),
-                   torch.cat([vertices, cosine], -1).numpy().astype(np.float32), camera, density, options)
+        return cls(
+            _linear_table()[view.image],
+            depth,
+            _margin(depth, view.mask, max(2.0, options.margin_mm * density)),
+            torch.cat([vertices, cosine], -1).numpy().astype(np.float32),
+            camera,
+            density,
+            options,
+        )
 
-    def sample(self, matrix, attributes: np.ndarray, paired: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def sample(
+        self, matrix, attributes: np.ndarray, paired: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Colours [N, 3] (linear) and weights [N] at the surface points matrix @ attributes."""
         at = matrix @ attributes
         x, y, z = at[:, 0], at[:, 1], at[:, 2]
@@ -299,8 +346,15 @@ class _Lookup:
         pixel = (v + 0.5).astype(np.int32) * W + (u + 0.5).astype(np.int32)
         front = self.depth.reshape(-1)[pixel]
         behind = z[near] - front
-        visible = (front > 0) * ((2 * self.options.depth_tolerance - behind) / self.options.depth_tolerance).clip(0, 1)
-        own = angle[near] ** self.options.angle_power * visible * self.margin.reshape(-1)[pixel] * min(self.density, SHARP)
+        visible = (front > 0) * (
+            (2 * self.options.depth_tolerance - behind) / self.options.depth_tolerance
+        ).clip(0, 1)
+        own = (
+            angle[near] ** self.options.angle_power
+            * visible
+            * self.margin.reshape(-1)[pixel]
+            * min(self.density, SHARP)
+        )
         if paired is not None:
             own *= (matrix @ paired)[near] > 0.99
         weight[near] = own
@@ -311,7 +365,11 @@ class _Lookup:
 
 def _cosine(vertices: Tensor, triangles: Tensor, camera: Camera) -> Tensor:
     """Cosine between normal and line of sight [V]; vertices [V, 3] in the camera frame."""
-    sight = torch.nn.functional.normalize(vertices, dim=-1) if camera.kind == "perspective" else vertices.new_tensor([0.0, 0.0, 1.0])
+    sight = (
+        torch.nn.functional.normalize(vertices, dim=-1)
+        if camera.kind == "perspective"
+        else vertices.new_tensor([0.0, 0.0, 1.0])
+    )
     return -(vertex_normals(vertices[None], triangles)[0] * sight).sum(-1)
 
 
@@ -326,7 +384,9 @@ def _bilinear(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     n, columns = len(x), 4096  # cv2.remap takes at most 32767 rows or columns
     pad = -n % columns
     grid = [np.pad(c.astype(np.float32), (0, pad)).reshape(-1, columns) for c in (x, y)]
-    return cv2.remap(image, *grid, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).reshape(-1, image.shape[2])[:n]
+    return cv2.remap(image, *grid, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).reshape(
+        -1, image.shape[2]
+    )[:n]
 
 
 def _margin(depth: np.ndarray, mask: np.ndarray | None, width: float) -> np.ndarray:
@@ -356,7 +416,10 @@ def _view_gains(samples: list[tuple[np.ndarray, np.ndarray]], skin: np.ndarray) 
     normal, right = np.eye(B) * 1e-3, np.zeros((B, 3))
     step = max(1, len(skin) // 60000)  # a sample of the texels is enough for a median
     rgb = [s[0][::step] for s in samples]
-    good = [(s[1][::step] > 0.15) & skin[::step] & (c.min(1) > 4e-3) & (c.max(1) < 0.9) for s, c in zip(samples, rgb)]
+    good = [
+        (s[1][::step] > 0.15) & skin[::step] & (c.min(1) > 4e-3) & (c.max(1) < 0.9)
+        for s, c in zip(samples, rgb)
+    ]
     for i in range(B):
         for j in range(i):
             both = good[i] & good[j]
@@ -372,10 +435,14 @@ def _view_gains(samples: list[tuple[np.ndarray, np.ndarray]], skin: np.ndarray) 
             right[i] += weight * ratio
             right[j] -= weight * ratio
     log = np.linalg.solve(normal, right) if B else np.zeros((0, 3))
-    return np.exp((log - log.mean(0)).clip(-1.5, 1.5)).astype(np.float32) if B else np.zeros((0, 3), np.float32)
+    return (
+        np.exp((log - log.mean(0)).clip(-1.5, 1.5)).astype(np.float32) if B else np.zeros((0, 3), np.float32)
+    )
 
 
-def _blend_bands(texels: _Texels, samples, eyes: np.ndarray, options: TextureOptions) -> tuple[np.ndarray, np.ndarray]:
+def _blend_bands(
+    texels: _Texels, samples, eyes: np.ndarray, options: TextureOptions
+) -> tuple[np.ndarray, np.ndarray]:
     """Two-band blend: averaged low frequencies plus the best view's details; colour [N, 3] and confidence [N] in [0, 1]."""
     n = len(texels.index)
     base, base_weight = np.zeros((n, 3), np.float32), np.zeros(n, np.float32)
@@ -385,8 +452,8 @@ def _blend_bands(texels: _Texels, samples, eyes: np.ndarray, options: TextureOpt
         seen += weight
         low = _low_band(texels, rgb, weight > 0, options.blur * texels.size)
         # Eyes move between the photos: there one view decides both bands.
-        own = np.where(eyes, weight ** options.detail_power, weight)
-        sharp = weight ** options.detail_power
+        own = np.where(eyes, weight**options.detail_power, weight)
+        sharp = weight**options.detail_power
         base += low * own[:, None]
         base_weight += own
         detail += (rgb - low) * sharp[:, None]
@@ -403,8 +470,12 @@ def _low_band(texels: _Texels, rgb: np.ndarray, valid: np.ndarray, sigma: float)
     picture[texels.index[valid], :3] = rgb[valid]
     picture[texels.index[valid], 3] = 1
     picture = cv2.resize(picture.reshape(size, size, 4), (small, small), interpolation=cv2.INTER_AREA)
-    picture = cv2.GaussianBlur(picture, (0, 0), max(0.5, sigma * small / size), borderType=cv2.BORDER_CONSTANT)
-    picture = cv2.resize(picture[..., :3] / np.maximum(picture[..., 3:], 1e-6), (size, size), interpolation=cv2.INTER_LINEAR)
+    picture = cv2.GaussianBlur(
+        picture, (0, 0), max(0.5, sigma * small / size), borderType=cv2.BORDER_CONSTANT
+    )
+    picture = cv2.resize(
+        picture[..., :3] / np.maximum(picture[..., 3:], 1e-6), (size, size), interpolation=cv2.INTER_LINEAR
+    )
     return np.where(valid[:, None], picture.reshape(-1, 3)[texels.index], rgb)
 
 
@@ -430,7 +501,9 @@ class Membrane:
         pull = 2e-4
         system = (self.laplacian + scipy.sparse.diags_array(data + pull)).tocsc()
         # Direct: a tenth of a second for 25 k vertices, several times faster than conjugate gradients.
-        factors = scipy.sparse.linalg.splu(system, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+        factors = scipy.sparse.linalg.splu(
+            system, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
+        )
         right = np.where(data[:, None] > 0, values, 0) * data[:, None] + pull * far
         return factors.solve(right.astype(np.float64)).astype(np.float32)
 
@@ -452,16 +525,29 @@ def _is_inside(model: FaceModel) -> np.ndarray:
 
 def _in_region(model: FaceModel, words: tuple[str, ...]) -> np.ndarray:
     """[V] bool: the vertex lies in a region whose name holds one of the words."""
-    return np.array([any(w in name.lower() for w in words) for name in model.region_names])[model.region.numpy()]
+    return np.array([any(w in name.lower() for w in words) for name in model.region_names])[
+        model.region.numpy()
+    ]
 
 
 def default_albedo(model: FaceModel) -> np.ndarray:
     """Linear RGB [V, 3]: the model's mean albedo, or, for models without one, a plain colour per kind of region."""
     if model.albedo_mean is not None:
         return model.albedo_mean.cpu().numpy().astype(np.float32)
-    colours = (("teeth", (0.62, 0.56, 0.45)), ("gum", (0.35, 0.10, 0.09)), ("tongue", (0.35, 0.10, 0.09)), ("mouth_socket", (0.18, 0.05, 0.04)),
-               ("sclera", (0.60, 0.56, 0.52)), ("eyeball", (0.60, 0.56, 0.52)), ("iris", (0.10, 0.07, 0.05)), ("lip", (0.40, 0.17, 0.15)))
-    table = [next((c for key, c in colours if key in name.lower()), (0.45, 0.28, 0.21)) for name in model.region_names]
+    colours = (
+        ("teeth", (0.62, 0.56, 0.45)),
+        ("gum", (0.35, 0.10, 0.09)),
+        ("tongue", (0.35, 0.10, 0.09)),
+        ("mouth_socket", (0.18, 0.05, 0.04)),
+        ("sclera", (0.60, 0.56, 0.52)),
+        ("eyeball", (0.60, 0.56, 0.52)),
+        ("iris", (0.10, 0.07, 0.05)),
+        ("lip", (0.40, 0.17, 0.15)),
+    )
+    table = [
+        next((c for key, c in colours if key in name.lower()), (0.45, 0.28, 0.21))
+        for name in model.region_names
+    ]
     return np.float32(table)[model.region.cpu().numpy()]
 
 

@@ -1,4 +1,5 @@
 """Which model points the cameras see."""
+
 from __future__ import annotations
 
 import torch
@@ -8,7 +9,9 @@ from fitkit.render.rasterizer import clip_vertices, rasterize
 from fitkit.scene.state import SceneState
 
 
-def depth_maps(vertices: Tensor, triangles: Tensor, state: SceneState, size: tuple[int, int], reduction: float) -> Tensor:
+def depth_maps(
+    vertices: Tensor, triangles: Tensor, state: SceneState, size: tuple[int, int], reduction: float
+) -> Tensor:
     """Depth of the nearest surface, [B, h, w] mm, 0 = nothing, rendered `reduction` times smaller than the crops.
 
     vertices: [B, V, 3] mm, head frame; size: (H, W) of the crops; pixel p of the crop lies at

@@ -1,4 +1,5 @@
 """Pinhole and scaled-orthographic cameras (OpenCV axes: x right, y down, z forward)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -72,4 +73,6 @@ class Camera:
         return K
 
     def select(self, views) -> "Camera":
-        return replace(self, focal=self.focal[views], principal=self.principal[views], aspect=self.aspect[views])
+        return replace(
+            self, focal=self.focal[views], principal=self.principal[views], aspect=self.aspect[views]
+        )

@@ -1,4 +1,5 @@
 """What depth networks estimate: a surface per frame instead of a face model's coefficients."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -46,7 +47,9 @@ def back_project(depth: Tensor, camera: Camera) -> Tensor:
     B = len(depth)
     offset = pixel_grid(depth.shape[-2:], depth)[None] - camera.principal[:, None]
     z = depth.flatten(1)
-    scale = (z if camera.kind == "perspective" else torch.full_like(z, camera.REFERENCE_DEPTH)) / camera.focal[:, None]
+    scale = (
+        z if camera.kind == "perspective" else torch.full_like(z, camera.REFERENCE_DEPTH)
+    ) / camera.focal[:, None]
     return torch.stack([offset[..., 0] * scale, offset[..., 1] * scale / camera.aspect[:, None], z], -1)
 
 

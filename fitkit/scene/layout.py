@@ -1,4 +1,5 @@
 """Which numbers of the scene are free, and where each of them stands in the step vector."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -28,8 +29,13 @@ class ParameterLayout:
     groups: dict[str, Tensor]
 
     @staticmethod
-    def of(state: SceneState, free: Sequence[str], share_expression: bool = False, focal_groups: Tensor | None = None,
-           pose_groups: Tensor | None = None) -> "ParameterLayout":
+    def of(
+        state: SceneState,
+        free: Sequence[str],
+        share_expression: bool = False,
+        focal_groups: Tensor | None = None,
+        pose_groups: Tensor | None = None,
+    ) -> "ParameterLayout":
         """Layout for `state` with the blocks `free`; groups default to: focal and pose own, expression own."""
         unknown = [name for name in free if name not in BLOCKS]
         if unknown:
@@ -38,11 +44,22 @@ class ParameterLayout:
             raise InputError(f"a fit solves for one person, the state holds {len(state.identity)}")
         B = state.num_views
         own, same = torch.arange(B), torch.zeros(B, dtype=torch.int64)
-        width = {"identity": state.identity.shape[1], "landmarks": 3 * 68, "expression": state.expression.shape[1], "pose": 6, "focal": 1,
-                 "illumination": state.illumination[0].numel()}
-        group = {"identity": same, "landmarks": same, "expression": same if share_expression else own,
-                 "pose": own if pose_groups is None else pose_groups.cpu(),
-                 "focal": own if focal_groups is None else focal_groups.cpu(), "illumination": own}
+        width = {
+            "identity": state.identity.shape[1],
+            "landmarks": 3 * 68,
+            "expression": state.expression.shape[1],
+            "pose": 6,
+            "focal": 1,
+            "illumination": state.illumination[0].numel(),
+        }
+        group = {
+            "identity": same,
+            "landmarks": same,
+            "expression": same if share_expression else own,
+            "pose": own if pose_groups is None else pose_groups.cpu(),
+            "focal": own if focal_groups is None else focal_groups.cpu(),
+            "illumination": own,
+        }
         names = [name for name in BLOCKS if name in free]
         return ParameterLayout(B, {n: width[n] for n in names}, {n: group[n] for n in names})
 

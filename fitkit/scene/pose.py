@@ -1,4 +1,5 @@
 """Head pose: camera_from_head."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """Model points seen by the cameras, with analytic derivatives. Projection is written once; all energies use it."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -28,14 +29,18 @@ class ProjectedPoints:
     by_focal: Tensor | None = None
 
 
-def project_points(basis: PointBasis, state: SceneState, views: Tensor | None = None, derivatives: bool = False) -> ProjectedPoints:
+def project_points(
+    basis: PointBasis, state: SceneState, views: Tensor | None = None, derivatives: bool = False
+) -> ProjectedPoints:
     """Project the points of `basis` into the views (all, or the int64 index list `views`)."""
     views = torch.arange(state.num_views, device=state.expression.device) if views is None else views
     head = basis.points(state.identity[state.subject[views]], state.expression[views])
     return project_head_points(head, state, views, derivatives)
 
 
-def project_head_points(head: Tensor, state: SceneState, views: Tensor, derivatives: bool = False) -> ProjectedPoints:
+def project_head_points(
+    head: Tensor, state: SceneState, views: Tensor, derivatives: bool = False
+) -> ProjectedPoints:
     """Project given head-frame points [G, N, 3] into the views [G]."""
     pose, camera = state.pose.select(views), state.camera.select(views)
     seen = pose.apply(head)
@@ -56,9 +61,13 @@ def pixel_rays(pixels: Tensor, state: SceneState, views: Tensor) -> tuple[Tensor
     away = away / torch.stack([torch.ones_like(camera.aspect), camera.aspect], -1)[:, None]
     one = torch.ones_like(away[..., :1])
     if camera.kind == "perspective":
-        return pose.centers()[:, None].expand(*pixels.shape[:2], 3), torch.cat([away, one], -1) @ pose.rotation
+        return pose.centers()[:, None].expand(*pixels.shape[:2], 3), torch.cat(
+            [away, one], -1
+        ) @ pose.rotation
     flat = torch.cat([away * camera.REFERENCE_DEPTH, torch.zeros_like(one)], -1)
-    return (flat - pose.translation[:, None]) @ pose.rotation, torch.cat([torch.zeros_like(away), one], -1) @ pose.rotation
+    return (flat - pose.translation[:, None]) @ pose.rotation, torch.cat(
+        [torch.zeros_like(away), one], -1
+    ) @ pose.rotation
 
 
 def motion_columns(by_head: Tensor, head: Tensor, rows: Tensor, num_identity: int) -> dict[str, Tensor]:
@@ -72,8 +81,16 @@ def motion_columns(by_head: Tensor, head: Tensor, rows: Tensor, num_identity: in
     """
     if rows.ndim == 3:
         G, N, D, _ = by_head.shape
-        by_coefficient = torch.bmm(by_head.permute(1, 0, 2, 3).reshape(N, G * D, 3), rows).reshape(N, G, D, -1).permute(1, 0, 2, 3)
+        by_coefficient = (
+            torch.bmm(by_head.permute(1, 0, 2, 3).reshape(N, G * D, 3), rows)
+            .reshape(N, G, D, -1)
+            .permute(1, 0, 2, 3)
+        )
     else:
         by_coefficient = by_head @ rows
     pose = torch.cat([by_head @ -skew(head), by_head], -1)
-    return {"identity": by_coefficient[..., :num_identity], "expression": by_coefficient[..., num_identity:], "pose": pose}
+    return {
+        "identity": by_coefficient[..., :num_identity],
+        "expression": by_coefficient[..., num_identity:],
+        "pose": pose,
+    }

@@ -1,4 +1,5 @@
 """The whole scene in one immutable value."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -33,8 +34,10 @@ class SceneState:
     landmark_offset: Tensor | None = None
 
     def __repr__(self) -> str:
-        return (f"SceneState({self.num_views} frames of {len(self.identity)} people, {self.identity.shape[1]} identity and "
-                f"{self.expression.shape[1]} expression coefficients, {self.camera.kind} cameras)")
+        return (
+            f"SceneState({self.num_views} frames of {len(self.identity)} people, {self.identity.shape[1]} identity and "
+            f"{self.expression.shape[1]} expression coefficients, {self.camera.kind} cameras)"
+        )
 
     @property
     def num_views(self) -> int:
@@ -46,7 +49,9 @@ class SceneState:
 
     def neutral(self, model: FaceModel) -> Tensor:
         """Head-frame vertices of each person without expression, [S, V, 3] mm."""
-        return model.vertices(self.identity, self.identity.new_zeros(len(self.identity), model.num_expression))
+        return model.vertices(
+            self.identity, self.identity.new_zeros(len(self.identity), model.num_expression)
+        )
 
     def replace(self, **changes) -> "SceneState":
         return replace(self, **changes)
@@ -56,8 +61,17 @@ class SceneState:
             return None if x is None else x.to(device=device, dtype=dtype if x.is_floating_point() else None)
 
         return SceneState(
-            move(self.identity), move(self.subject), move(self.expression),
+            move(self.identity),
+            move(self.subject),
+            move(self.expression),
             Pose(move(self.pose.rotation), move(self.pose.translation)),
-            replace(self.camera, focal=move(self.camera.focal), principal=move(self.camera.principal),
-                    aspect=move(self.camera.aspect)),
-            move(self.illumination), move(self.albedo), move(self.landmark_offset))
+            replace(
+                self.camera,
+                focal=move(self.camera.focal),
+                principal=move(self.camera.principal),
+                aspect=move(self.camera.aspect),
+            ),
+            move(self.illumination),
+            move(self.albedo),
+            move(self.landmark_offset),
+        )

@@ -1,4 +1,5 @@
 """Normal equations with an arrow shape: shared parameters, and blocks that one view owns."""
+
 from __future__ import annotations
 
 from typing import Sequence
@@ -17,8 +18,16 @@ class ArrowSystem:
     conjugate gradients, preconditioned with the arrow of the rest: linear in B again.
     """
 
-    def __init__(self, shared: Tensor, cross: Tensor, own: Tensor, gradient_shared: Tensor, gradient_own: Tensor,
-                 coupling: Tensor | None = None, dense_limit: int = 2048):
+    def __init__(
+        self,
+        shared: Tensor,
+        cross: Tensor,
+        own: Tensor,
+        gradient_shared: Tensor,
+        gradient_own: Tensor,
+        coupling: Tensor | None = None,
+        dense_limit: int = 2048,
+    ):
         self.shared, self.cross, self.own = shared, cross, own
         self.gradient_shared, self.gradient_own, self.coupling = gradient_shared, gradient_own, coupling
         self.dense_limit = dense_limit
@@ -27,12 +36,19 @@ class ArrowSystem:
         self.commons: list[Tensor] = []  # C [R, P + B Q] of each eliminated latent: H contains -C'C
 
     @staticmethod
-    def zeros(num_views: int, num_shared: int, num_own: int, dtype=torch.float64, device=None) -> "ArrowSystem":
+    def zeros(
+        num_views: int, num_shared: int, num_own: int, dtype=torch.float64, device=None
+    ) -> "ArrowSystem":
         def z(*shape):
             return torch.zeros(*shape, dtype=dtype, device=device)
 
-        return ArrowSystem(z(num_shared, num_shared), z(num_views, num_shared, num_own), z(num_views, num_own, num_own),
-                           z(num_shared), z(num_views, num_own))
+        return ArrowSystem(
+            z(num_shared, num_shared),
+            z(num_views, num_shared, num_own),
+            z(num_views, num_own, num_own),
+            z(num_shared),
+            z(num_views, num_own),
+        )
 
     @property
     def factored(self) -> bool:
@@ -205,7 +221,9 @@ class ArrowSystem:
 
         return solve
 
-    def _conjugate_gradients(self, right: Tensor, precondition, damping: Tensor, tolerance: float = 1e-3, most: int = 200) -> Tensor | None:
+    def _conjugate_gradients(
+        self, right: Tensor, precondition, damping: Tensor, tolerance: float = 1e-3, most: int = 200
+    ) -> Tensor | None:
         """Preconditioned conjugate gradients, all columns of right [P + B Q, R] side by side; None when the matrix shows
         a direction of negative curvature.
 
@@ -228,7 +246,7 @@ class ArrowSystem:
             x, r = x + step * p, r + step * Hp
             y = precondition(r)
             before, ry = ry, (r * y).sum(0)
-            active = active & (ry > tolerance ** 2 * first)
+            active = active & (ry > tolerance**2 * first)
             p = -y + torch.where(active, ry / before, torch.zeros_like(ry)) * p
         return x
 
@@ -255,10 +273,14 @@ class ArrowSystem:
     def sum(systems: Sequence[ArrowSystem]) -> ArrowSystem:
         """The system of all terms together; the parts have one layout and stay as they are."""
         first = systems[0]
-        parts = {name: torch.stack([getattr(s, name) for s in systems]).sum(0)
-                 for name in ("shared", "cross", "own", "gradient_shared", "gradient_own")}
+        parts = {
+            name: torch.stack([getattr(s, name) for s in systems]).sum(0)
+            for name in ("shared", "cross", "own", "gradient_shared", "gradient_own")
+        }
         coupled = [s.coupling for s in systems if s.coupling is not None]
-        total = ArrowSystem(**parts, coupling=torch.stack(coupled).sum(0) if coupled else None, dense_limit=first.dense_limit)
+        total = ArrowSystem(
+            **parts, coupling=torch.stack(coupled).sum(0) if coupled else None, dense_limit=first.dense_limit
+        )
         total.pairs = [p for s in systems for p in s.pairs]
         total.commons = [c for s in systems for c in s.commons]
         return total

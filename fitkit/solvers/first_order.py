@@ -1,4 +1,5 @@
 """Adam on any differentiable cost: the slow path for energies without a least-squares form, and the yardstick."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -17,7 +18,9 @@ class AdamOptions:
     learning_rate: float = 0.01
 
 
-def adam(problem, x, options: AdamOptions = AdamOptions(), progress: Callable[[float], None] = lambda share: None) -> SolverResult:
+def adam(
+    problem, x, options: AdamOptions = AdamOptions(), progress: Callable[[float], None] = lambda share: None
+) -> SolverResult:
     """Minimise problem.differentiable_cost over the step vector by Adam; the best point met is the solution.
 
     The problem offers size -> int, scales -> tensor [size] (typical change of each parameter), retract(x, step) and
@@ -26,14 +29,22 @@ def adam(problem, x, options: AdamOptions = AdamOptions(), progress: Callable[[f
     """
     step = torch.zeros(problem.size, requires_grad=True, device=problem.scales.device)
     optimizer = torch.optim.Adam([step], lr=options.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, options.iterations), eta_min=options.learning_rate / 10)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer, max(1, options.iterations), eta_min=options.learning_rate / 10
+    )
     history: list[float] = []
     for number in range(options.iterations):
         progress(number / options.iterations)
         optimizer.zero_grad()
         cost = problem.differentiable_cost(problem.retract(x, step * problem.scales))
         if not bool(torch.isfinite(cost)):
-            return SolverResult(x, "failed", tuple(history), f"the cost became {float(cost.detach())} in iteration {len(history) + 1}", len(history))
+            return SolverResult(
+                x,
+                "failed",
+                tuple(history),
+                f"the cost became {float(cost.detach())} in iteration {len(history) + 1}",
+                len(history),
+            )
         if not history or float(cost.detach()) < min(history):
             best = step.detach().clone()
         cost.backward()
@@ -41,5 +52,12 @@ def adam(problem, x, options: AdamOptions = AdamOptions(), progress: Callable[[f
         schedule.step()
         history.append(float(cost.detach()))
     solution = problem.retract(x, best * problem.scales) if history else x
-    return SolverResult(solution, "max_iterations", tuple(history), f"{options.iterations} Adam iterations, cost {history[0]:.6g} -> {history[-1]:.6g}"
-                        if history else "no iterations", len(history))
+    return SolverResult(
+        solution,
+        "max_iterations",
+        tuple(history),
+        f"{options.iterations} Adam iterations, cost {history[0]:.6g} -> {history[-1]:.6g}"
+        if history
+        else "no iterations",
+        len(history),
+    )

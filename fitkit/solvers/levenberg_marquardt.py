@@ -1,4 +1,5 @@
 """Levenberg-Marquardt on a least-squares problem. Knows nothing about faces."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -82,4 +83,10 @@ def levenberg_marquardt(problem, x, options: LMOptions = LMOptions()) -> SolverR
             if damping > options.max_damping:
                 status = "stalled"
                 break
-    return SolverResult(x, status, tuple(history), f"{status} after {done} iterations, cost {history[0]:.6g} -> {cost:.6g}", done)
+    return SolverResult(
+        x,
+        status,
+        tuple(history),
+        f"{status} after {done} iterations, cost {history[0]:.6g} -> {cost:.6g}",
+        done,
+    )

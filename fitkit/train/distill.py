@@ -1,4 +1,5 @@
 """From photos without labels to a better network: fit them, train on the fits, start the next fits from the network."""
+
 from __future__ import annotations
 
 import os
@@ -19,12 +20,22 @@ REPORT = "distill.json"
 FITS = "fits"  # name of the data set that the rounds fill
 
 
-def distill(photos: str | os.PathLike, training: str | os.PathLike, folder: str | os.PathLike, rounds: int = 2,
-            fit_recipe: str = "landmarks", overrides: Sequence[str] = (), fit_overrides: Sequence[str] = (), workers: int = 1, resume: bool = False,
-            init_weights: str = "", fit_done: Callable[[int, int, BatchRow | None], None] = lambda done, count, row: None,
-            step_done: Callable[[int, dict[str, float]], None] = lambda step, values: None,
-            progress: Callable[[str], None] = lambda line: None,
-            begun: Callable[[int, int], None] = lambda done, count: None) -> dict[str, Any]:
+def distill(
+    photos: str | os.PathLike,
+    training: str | os.PathLike,
+    folder: str | os.PathLike,
+    rounds: int = 2,
+    fit_recipe: str = "landmarks",
+    overrides: Sequence[str] = (),
+    fit_overrides: Sequence[str] = (),
+    workers: int = 1,
+    resume: bool = False,
+    init_weights: str = "",
+    fit_done: Callable[[int, int, BatchRow | None], None] = lambda done, count, row: None,
+    step_done: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    progress: Callable[[str], None] = lambda line: None,
+    begun: Callable[[int, int], None] = lambda done, count: None,
+) -> dict[str, Any]:
     """Rounds of fits and trainings.
 
     Round r fits all subject folders below `photos` into folder/round_r/fits, from the landmarks or from the network of the round before,
@@ -44,32 +55,63 @@ def distill(photos: str | os.PathLike, training: str | os.PathLike, folder: str 
     if rounds < 1:
         raise InputError(f"distill: rounds: expected at least 1, got {rounds}")
     folder, photos = Path(folder), Path(photos)
-    settled(training, overrides, photos, folder, "")  # what is wrong with the recipe shows before the first fit
+    settled(
+        training, overrides, photos, folder, ""
+    )  # what is wrong with the recipe shows before the first fit
     if (folder / REPORT).exists() and not resume:
         raise InputError(f"{folder}: holds rounds already; go on with --resume, or choose another folder")
     check_folder(folder, (REPORT, "round_*/*"), (REPORT, f"round_1/{FITS}/{BATCH_REPORT}"), "distill", resume)
-    report: dict[str, Any] = {"photos": photos.resolve().name, "training": os.fspath(training), "fit_recipe": fit_recipe, "rounds": []}
+    report: dict[str, Any] = {
+        "photos": photos.resolve().name,
+        "training": os.fspath(training),
+        "fit_recipe": fit_recipe,
+        "rounds": [],
+    }
     weights = init_weights
     for number in range(1, rounds + 1):
         place = folder / f"round_{number}"
-        start = {"init": {"source": "auto", "weights": weights}} if weights else {"init": {"source": "landmarks"}}
+        start = (
+            {"init": {"source": "auto", "weights": weights}} if weights else {"init": {"source": "landmarks"}}
+        )
         progress(f"round {number}: fits" + (f" from {weights}" if weights else ""))
-        rows = fit_folder(photos, place / FITS, load_recipe(fit_recipe, fit_overrides, start), workers,
-                          resume=(place / FITS).exists(), light=True, progress=fit_done)
+        rows = fit_folder(
+            photos,
+            place / FITS,
+            load_recipe(fit_recipe, fit_overrides, start),
+            workers,
+            resume=(place / FITS).exists(),
+            light=True,
+            progress=fit_done,
+        )
         recipe = settled(training, overrides, photos, place / FITS, weights if number > 1 else "")
         progress(f"round {number}: training")
-        weights = os.fspath(train_regressor(recipe, place / "training", resume=(place / "training").exists(),
-                                            step_done=step_done, progress=progress, begun=begun))
+        weights = os.fspath(
+            train_regressor(
+                recipe,
+                place / "training",
+                resume=(place / "training").exists(),
+                step_done=step_done,
+                progress=progress,
+                begun=begun,
+            )
+        )
         with foreign_file(place / "training" / CARD, "not readable as the card of a training") as file:
             metrics = file.json()["metrics"]
         taken = sum(r.start == "regressor" for r in rows)
-        report["rounds"].append({"fits": summary(rows) | {"from_the_network": taken}, "training": metrics,
-                                 "weights": f"round_{number}/training/{WEIGHTS}"})
+        report["rounds"].append(
+            {
+                "fits": summary(rows) | {"from_the_network": taken},
+                "training": metrics,
+                "weights": f"round_{number}/training/{WEIGHTS}",
+            }
+        )
         write_json(folder / REPORT, report)
     return report
 
 
-def settled(training: str | os.PathLike, overrides: Sequence[str], photos: Path, fits: Path, weights: str) -> RegressorTraining:
+def settled(
+    training: str | os.PathLike, overrides: Sequence[str], photos: Path, fits: Path, weights: str
+) -> RegressorTraining:
     """The training of one round.
 
     Raises:
@@ -78,7 +120,9 @@ def settled(training: str | os.PathLike, overrides: Sequence[str], photos: Path,
     recipe = load_regressor_training(training, overrides)
     source = next((s for s in recipe.data if s.name == FITS), None)
     if source is None or source.kind != FITS:
-        raise InputError(f"recipe '{recipe.name}': expected a data set with the name '{FITS}' and the kind '{FITS}' in 'data', which the "
-                         f"rounds fill; it has {', '.join(f'{s.name} ({s.kind})' for s in recipe.data) or 'none'}")
+        raise InputError(
+            f"recipe '{recipe.name}': expected a data set with the name '{FITS}' and the kind '{FITS}' in 'data', which the "
+            f"rounds fill; it has {', '.join(f'{s.name} ({s.kind})' for s in recipe.data) or 'none'}"
+        )
     changes = [*overrides, f"data.{FITS}.folder={fits}", f"data.{FITS}.options.photos={photos}"]
     return load_regressor_training(training, changes + ([f"net.start={weights}"] if weights else []))

@@ -1,4 +1,5 @@
 """What a training of the landmark network consists of. See `recipes/train/`."""
+
 from __future__ import annotations
 
 import os
@@ -7,7 +8,20 @@ from typing import Annotated, Sequence
 
 from fitkit.data.landmark_frames import Augmentation
 from fitkit.errors import InputError
-from fitkit.io.options import Count, Length, Natural, NonNegative, Positive, Range, Seed, Share, Workers, apply_overrides, build, read_yaml
+from fitkit.io.options import (
+    Count,
+    Length,
+    Natural,
+    NonNegative,
+    Positive,
+    Range,
+    Seed,
+    Share,
+    Workers,
+    apply_overrides,
+    build,
+    read_yaml,
+)
 from fitkit.io.resources import find_recipe
 from fitkit.observe.landmarks.network import NetworkOptions
 
@@ -76,7 +90,9 @@ class LandmarkTraining:
     loss: LossOptions = LossOptions()
 
 
-def load_landmark_training(name: str | os.PathLike = "landmarks", overrides: Sequence[str] = ()) -> LandmarkTraining:
+def load_landmark_training(
+    name: str | os.PathLike = "landmarks", overrides: Sequence[str] = ()
+) -> LandmarkTraining:
     """A shipped recipe by name or any recipe file by path, with 'a.b=value' lines laid over it.
 
     Raises:
@@ -85,5 +101,7 @@ def load_landmark_training(name: str | os.PathLike = "landmarks", overrides: Seq
     path = find_recipe("train", name)
     recipe = build(LandmarkTraining, apply_overrides(read_yaml(path), overrides), path.name)
     if recipe.frames.share > 0 and not recipe.frames.folder:
-        raise InputError(f"{path.name}: frames.folder is not set; give the folder of pictures with .pts files: frames.folder=FOLDER")
+        raise InputError(
+            f"{path.name}: frames.folder is not set; give the folder of pictures with .pts files: frames.folder=FOLDER"
+        )
     return recipe

@@ -1,4 +1,5 @@
 """Training of a network that predicts scene states, on the energies that the fit uses. See docs/regressor.md."""
+
 from __future__ import annotations
 
 import csv
@@ -36,23 +37,55 @@ from fitkit.observe.observations import Observations
 from fitkit.render.shading import render_shaded
 from fitkit.scene.projection import project_points
 from fitkit.scene.state import SceneState
-from fitkit.train.regressor_data import Batch, InputOptions, Part, collate, open_data, prepare, split, stage_steps
+from fitkit.train.regressor_data import (
+    Batch,
+    InputOptions,
+    Part,
+    collate,
+    open_data,
+    prepare,
+    split,
+    stage_steps,
+)
 from fitkit.train.regressor_recipe import RegressorTraining, net_options
 from fitkit.train.regressor_terms import select_people
 
-WEIGHTS, CARD, CHECKPOINT, LOG, BAD_BATCH = "regressor.safetensors", "card.json", "checkpoint.ckpt", "log.csv", "bad_batch.json"
+WEIGHTS, CARD, CHECKPOINT, LOG, BAD_BATCH = (
+    "regressor.safetensors",
+    "card.json",
+    "checkpoint.ckpt",
+    "log.csv",
+    "bad_batch.json",
+)
 RECIPE = "recipe.yaml"
 # All that a training writes, as patterns; the parts are of those that were killed, hpc_ckpt of Lightning on a cluster.
-FILES = (WEIGHTS, CARD, CHECKPOINT, LOG, BAD_BATCH, RECIPE, f"{WEIGHTS}.part", f"{CARD}.part", f"{CHECKPOINT}.part",
-         "pictures/step_*.png", "tensorboard/*", "hpc_ckpt_*.ckpt")
+FILES = (
+    WEIGHTS,
+    CARD,
+    CHECKPOINT,
+    LOG,
+    BAD_BATCH,
+    RECIPE,
+    f"{WEIGHTS}.part",
+    f"{CARD}.part",
+    f"{CHECKPOINT}.part",
+    "pictures/step_*.png",
+    "tensorboard/*",
+    "hpc_ckpt_*.ckpt",
+)
 
 
-def train_regressor(recipe: RegressorTraining, folder: str | os.PathLike, resume: bool = False, model: FaceModel | None = None,
-                    datasets: dict[str, FaceDataset] | None = None,
-                    make_estimator: Callable[[str, str | None, str], FlowEstimator] = make_flow_estimator,
-                    step_done: Callable[[int, dict[str, float]], None] = lambda step, values: None,
-                    progress: Callable[[str], None] = lambda line: None,
-                    begun: Callable[[int, int], None] = lambda done, count: None) -> Path:
+def train_regressor(
+    recipe: RegressorTraining,
+    folder: str | os.PathLike,
+    resume: bool = False,
+    model: FaceModel | None = None,
+    datasets: dict[str, FaceDataset] | None = None,
+    make_estimator: Callable[[str, str | None, str], FlowEstimator] = make_flow_estimator,
+    step_done: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    progress: Callable[[str], None] = lambda line: None,
+    begun: Callable[[int, int], None] = lambda done, count: None,
+) -> Path:
     """Train, and write the weights.
 
     Writes into `folder`: regressor.safetensors and card.json at the end; checkpoint.ckpt every `save` steps; log.csv, events for
@@ -75,7 +108,9 @@ def train_regressor(recipe: RegressorTraining, folder: str | os.PathLike, resume
     checkpoint = folder / CHECKPOINT
     text = yaml.safe_dump(to_plain(recipe), sort_keys=False)
     if checkpoint.exists() and not resume:
-        raise InputError(f"{folder}: there is a training in it; continue it with --resume, or give another folder")
+        raise InputError(
+            f"{folder}: there is a training in it; continue it with --resume, or give another folder"
+        )
     claim_folder(folder, FILES, checkpoint, text, "train-regressor")
     if checkpoint.exists():
         _check_checkpoint(checkpoint)
@@ -89,9 +124,16 @@ def train_regressor(recipe: RegressorTraining, folder: str | os.PathLike, resume
     _check_stages(recipe, network, training)
     write_text(folder / RECIPE, text)
     part_of(checkpoint).unlink(missing_ok=True)  # of a training that was killed
-    progress(", ".join(f"{p.source.name}: {len(p.index)} samples, {len(h.index)} held out" for p, h in zip(training, held)))
+    progress(
+        ", ".join(
+            f"{p.source.name}: {len(p.index)} samples, {len(h.index)} held out"
+            for p, h in zip(training, held)
+        )
+    )
     start = checkpoint if checkpoint.exists() else None
-    metrics = run(recipe, folder, network, model, training, held, start, make_estimator, step_done, progress, begun)
+    metrics = run(
+        recipe, folder, network, model, training, held, start, make_estimator, step_done, progress, begun
+    )
     if metrics is not None:
         with written_whole(folder / WEIGHTS) as part:
             save_predictor(network, recipe.net.name, part)
@@ -100,23 +142,30 @@ def train_regressor(recipe: RegressorTraining, folder: str | os.PathLike, resume
 
 
 def _check_checkpoint(path: Path) -> None:
-    with foreign_file(path, "not a readable checkpoint", "remove it to start again", limit=DATA_BYTES) as file:
+    with foreign_file(
+        path, "not a readable checkpoint", "remove it to start again", limit=DATA_BYTES
+    ) as file:
         missing = {"state_dict", "optimizer_states", "loops", "fitkit"} - set(file.torch())
     if missing:
-        raise InputError(f"{path}: not a checkpoint of this training, it lacks {', '.join(sorted(missing))}; remove it to start again")
+        raise InputError(
+            f"{path}: not a checkpoint of this training, it lacks {', '.join(sorted(missing))}; remove it to start again"
+        )
 
 
 def _lightning() -> Callable[..., dict[str, Any] | None]:
     try:
         from fitkit.train.regressor_loop import run
     except ImportError as error:
-        raise InputError(f"train-regressor needs the package lightning, which cannot be imported ({error}); "
-                         "install it: pip install lightning") from error
+        raise InputError(
+            f"train-regressor needs the package lightning, which cannot be imported ({error}); "
+            "install it: pip install lightning"
+        ) from error
     return run
 
 
-def open_parts(recipe: RegressorTraining, model: FaceModel,
-               datasets: dict[str, FaceDataset] | None = None) -> tuple[list[Part], list[Part]]:
+def open_parts(
+    recipe: RegressorTraining, model: FaceModel, datasets: dict[str, FaceDataset] | None = None
+) -> tuple[list[Part], list[Part]]:
     """Training and validation parts of all data sets of the recipe.
 
     Raises:
@@ -127,9 +176,13 @@ def open_parts(recipe: RegressorTraining, model: FaceModel,
     both = []
     for source in recipe.data:
         dataset = open_data(source, model) if datasets is None else datasets[source.name]
-        both.append(split(source, dataset, recipe.validation.share if source.held_out < 0 else source.held_out))
+        both.append(
+            split(source, dataset, recipe.validation.share if source.held_out < 0 else source.held_out)
+        )
         if not len(both[-1][0].index):
-            raise InputError(f"data '{source.name}': everyone in it is held out for validation; give more people, or validation.share=0")
+            raise InputError(
+                f"data '{source.name}': everyone in it is held out for validation; give more people, or validation.share=0"
+            )
     return [a for a, _ in both], [b for _, b in both]
 
 
@@ -172,18 +225,34 @@ def learning_rate(recipe: RegressorTraining, lengths: Sequence[int], step: int) 
 
 # ---- validation ----
 
-VALIDATED = ("vertex_mm", "mean_face_mm", "shape_mm", "mean_shape_mm", "nme_percent", "sigma_ratio", "flow_px")
+VALIDATED = (
+    "vertex_mm",
+    "mean_face_mm",
+    "shape_mm",
+    "mean_shape_mm",
+    "nme_percent",
+    "sigma_ratio",
+    "flow_px",
+)
 
 
 class HeldOut:
     """The samples that are held out, read once."""
 
-    def __init__(self, recipe: RegressorTraining, parts: Sequence[Part], model: FaceModel, network: StatePredictor):
+    def __init__(
+        self, recipe: RegressorTraining, parts: Sequence[Part], model: FaceModel, network: StatePredictor
+    ):
         self.recipe, self.model = recipe, model
         self.inputs = InputOptions.of(network, recipe.most_views)
         # Evenly from all of them, so that no data set is left out.
         places = [(p, i) for p in parts for i in range(len(p.index))]
-        keep = np.unique(np.linspace(0, len(places) - 1, min(recipe.validation.most, len(places))).round().astype(int)) if places else []
+        keep = (
+            np.unique(
+                np.linspace(0, len(places) - 1, min(recipe.validation.most, len(places))).round().astype(int)
+            )
+            if places
+            else []
+        )
         self.places = [places[k] for k in keep]
         self._samples: list | None = None
 
@@ -196,8 +265,23 @@ class HeldOut:
             for part, position in self.places:
                 name = part.id(position)
                 sample = part.dataset[int(part.index[position])]
-                self._samples.append((name, *prepare(sample.observations, name, self.model, self.inputs, PLAIN, np.random.default_rng(0))))
-        return [collate(self._samples[k:k + self.recipe.batch]) for k in range(0, len(self._samples), self.recipe.batch)]
+                self._samples.append(
+                    (
+                        name,
+                        *prepare(
+                            sample.observations,
+                            name,
+                            self.model,
+                            self.inputs,
+                            PLAIN,
+                            np.random.default_rng(0),
+                        ),
+                    )
+                )
+        return [
+            collate(self._samples[k : k + self.recipe.batch])
+            for k in range(0, len(self._samples), self.recipe.batch)
+        ]
 
 
 @torch.no_grad()
@@ -224,16 +308,30 @@ def validate(network: StatePredictor, model: FaceModel, held: HeldOut) -> dict[s
                 length = cross_view_flow(model, mine, seen)
                 found["flow_px"] += [] if length is None else [length]
             labels = seen.labels
-            if labels is not None and labels.state is not None and {"identity", "expression"} <= set(labels.known):
-                truth, shape = labels.state.vertices(model)[:, model.face], mine.vertices(model)[:, model.face]
+            if (
+                labels is not None
+                and labels.state is not None
+                and {"identity", "expression"} <= set(labels.known)
+            ):
+                truth, shape = (
+                    labels.state.vertices(model)[:, model.face],
+                    mine.vertices(model)[:, model.face],
+                )
                 mean = model.mean[model.face].expand_as(truth)
-                for key, aligned, guess in (("vertex_mm", "shape_mm", shape), ("mean_face_mm", "mean_shape_mm", mean)):
+                for key, aligned, guess in (
+                    ("vertex_mm", "shape_mm", shape),
+                    ("mean_face_mm", "mean_shape_mm", mean),
+                ):
                     found[key].append(float((guess - truth).norm(dim=-1).mean()))
                     found[aligned].append(aligned_distance(guess, truth))
                 if prediction.identity_sigma is not None:
-                    own = 0.0 if labels.identity_sigma is None else labels.identity_sigma  # labels may be unsure themselves
+                    own = (
+                        0.0 if labels.identity_sigma is None else labels.identity_sigma
+                    )  # labels may be unsure themselves
                     variance = prediction.identity_sigma[[i]] ** 2 + own**2
-                    found["sigma_ratio"].append(float(((mine.identity - labels.state.identity) ** 2 / variance).mean()))
+                    found["sigma_ratio"].append(
+                        float(((mine.identity - labels.state.identity) ** 2 / variance).mean())
+                    )
     network.train(training)
     out = {k: float(np.mean(v)) for k, v in found.items() if v}
     return out | {k: v**0.5 for k, v in out.items() if k == "sigma_ratio"}
@@ -241,7 +339,9 @@ def validate(network: StatePredictor, model: FaceModel, held: HeldOut) -> dict[s
 
 def aligned_distance(source: Tensor, target: Tensor) -> float:
     """Mean distance of points [B, N, 3] from corresponding ones after the similarity of each frame that fits best, in their unit."""
-    best = similarity_align(source, target, torch.ones(source.shape[:2], dtype=torch.bool, device=source.device))
+    best = similarity_align(
+        source, target, torch.ones(source.shape[:2], dtype=torch.bool, device=source.device)
+    )
     moved = best.scale[:, None, None] * source @ best.rotation.transpose(1, 2) + best.translation[:, None]
     return float((moved - target).norm(dim=-1).mean())
 
@@ -263,7 +363,9 @@ def landmark_error(state: SceneState, seen: Observations, model: FaceModel) -> l
 
 
 @torch.no_grad()
-def draw_batch(images: Tensor, valid: Tensor, state: SceneState, model: FaceModel, most: int = 4) -> np.ndarray:
+def draw_batch(
+    images: Tensor, valid: Tensor, state: SceneState, model: FaceModel, most: int = 4
+) -> np.ndarray:
     """The pictures of the first people with the predicted mesh over them, uint8 [h, w, 3]: a row for each person, two columns
     (picture, mesh over it) for each view; a missing view stays grey."""
     size = images.shape[-1]
@@ -282,12 +384,27 @@ def draw_batch(images: Tensor, valid: Tensor, state: SceneState, model: FaceMode
 
 
 def _over(photo: Tensor, state: SceneState, model: FaceModel, frame: int, size: int) -> np.ndarray:
-    vertices = state.pose.select([frame]).apply(model.vertices(state.identity[state.subject[[frame]]], state.expression[[frame]]))
+    vertices = state.pose.select([frame]).apply(
+        model.vertices(state.identity[state.subject[[frame]]], state.expression[[frame]])
+    )
     camera = state.camera.select([frame])
-    shaded = render_shaded(vertices, model.triangles, camera, (size, size), select=(model.skin | model.face)[model.triangles].any(1))
+    shaded = render_shaded(
+        vertices,
+        model.triangles,
+        camera,
+        (size, size),
+        select=(model.skin | model.face)[model.triangles].any(1),
+    )
     alpha = 0.65 * shaded.skin[0, ..., None]
-    panel = np.ascontiguousarray(((photo * (1 - alpha) + shaded.rgb[0].clamp(0, 1) * alpha) * 255).round().byte().numpy())
-    points = camera.project(model.landmarks.points(vertices, model.triangles))[0][0].clamp(-size, 2 * size).double().numpy()
+    panel = np.ascontiguousarray(
+        ((photo * (1 - alpha) + shaded.rgb[0].clamp(0, 1) * alpha) * 255).round().byte().numpy()
+    )
+    points = (
+        camera.project(model.landmarks.points(vertices, model.triangles))[0][0]
+        .clamp(-size, 2 * size)
+        .double()
+        .numpy()
+    )
     for indices, closed in CURVES:
         line = np.round(points[list(indices)] * 16).astype(np.int32)
         cv2.polylines(panel, [line[:, None]], closed, (255, 60, 50), 1, cv2.LINE_AA, shift=4)
@@ -297,16 +414,36 @@ def _over(photo: Tensor, state: SceneState, model: FaceModel, frame: int, size: 
 # ---- files ----
 
 
-def card(recipe: RegressorTraining, model: FaceModel, network: StatePredictor, training: Sequence[Part],
-         metrics: dict[str, Any]) -> dict[str, Any]:
+def card(
+    recipe: RegressorTraining,
+    model: FaceModel,
+    network: StatePredictor,
+    training: Sequence[Part],
+    metrics: dict[str, Any],
+) -> dict[str, Any]:
     """What a user of the weights should know: where they come from, how good they are, what may be done with them."""
     return {
-        "format": "fitkit-regressor-card-1", "fitkit": __version__, "recipe": recipe.name, "net": recipe.net.name,
-        "options": to_plain(network.options), "views": to_plain(network.views), "parameters": sum(p.numel() for p in network.parameters()),
+        "format": "fitkit-regressor-card-1",
+        "fitkit": __version__,
+        "recipe": recipe.name,
+        "net": recipe.net.name,
+        "options": to_plain(network.options),
+        "views": to_plain(network.views),
+        "parameters": sum(p.numel() for p in network.parameters()),
         "model": {"name": model.name, "licence": model.license, "source": model.source},
-        "data": [{"name": p.source.name, "kind": p.source.kind, "samples": len(p.index), "weight": p.source.weight,
-                  "terms": getattr(p.dataset, "terms", "")} for p in training],
-        "stages": [{"name": s.name, "energies": {n: o.weight for n, o in s.energies.items()}} for s in recipe.stages],
+        "data": [
+            {
+                "name": p.source.name,
+                "kind": p.source.kind,
+                "samples": len(p.index),
+                "weight": p.source.weight,
+                "terms": getattr(p.dataset, "terms", ""),
+            }
+            for p in training
+        ],
+        "stages": [
+            {"name": s.name, "energies": {n: o.weight for n, o in s.energies.items()}} for s in recipe.stages
+        ],
         "metrics": metrics,
         "licence": "The weights follow the terms of the data and of the face model that they were trained with; see 'data' and 'model'.",
         "machine": machine(),
@@ -323,8 +460,12 @@ def claim_folder(folder: Path, files: Sequence[str], checkpoint: Path, recipe: s
     stored = folder / RECIPE
     if stored.is_file() and stored.read_bytes() != recipe.encode():
         if not checkpoint.exists():
-            raise InputError(f"{stored}: is another recipe than that of this training, which would overwrite it; give another folder")
-        raise InputError(f"{checkpoint}: belongs to another recipe; continue with the options in {stored}, or give another folder")
+            raise InputError(
+                f"{stored}: is another recipe than that of this training, which would overwrite it; give another folder"
+            )
+        raise InputError(
+            f"{checkpoint}: belongs to another recipe; continue with the options in {stored}, or give another folder"
+        )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -349,13 +490,24 @@ class CsvLog:
 
     def __init__(self, path: Path, recipe: RegressorTraining, step: int):
         energies = list(dict.fromkeys(name for stage in recipe.stages for name in stage.energies))
-        self.columns = ["step", "stage", "total", *energies, *(f"{n}_rms" for n in energies), *(f"{n}_people" for n in energies),
-                        "learning_rate", "gradient", *VALIDATED]
+        self.columns = [
+            "step",
+            "stage",
+            "total",
+            *energies,
+            *(f"{n}_rms" for n in energies),
+            *(f"{n}_people" for n in energies),
+            "learning_rate",
+            "gradient",
+            *VALIDATED,
+        ]
         self.path, kept = path, []
         if path.exists() and step > 0:
             with foreign_file(path, "not readable as the log of a training", "remove it") as file:
                 rows = csv.DictReader(file.text().splitlines())
-                kept = [row for row in rows if (row.get("step") or "").isdecimal() and int(row["step"]) <= step]
+                kept = [
+                    row for row in rows if (row.get("step") or "").isdecimal() and int(row["step"]) <= step
+                ]
         with written_whole(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore", restval="")
             writer.writeheader()

@@ -1,4 +1,5 @@
 """Which samples a training of a regressor sees in which step, and batches of them."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -45,7 +46,9 @@ def move(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, Tensor):
         return value.to(device)
     if dataclasses.is_dataclass(value):
-        return replace(value, **{f.name: move(getattr(value, f.name), device) for f in dataclasses.fields(value)})
+        return replace(
+            value, **{f.name: move(getattr(value, f.name), device) for f in dataclasses.fields(value)}
+        )
     return tuple(move(v, device) for v in value) if isinstance(value, tuple) else value
 
 
@@ -64,8 +67,14 @@ class InputOptions:
         return InputOptions(network.views, network.size, network.crop, network.camera_kind, most_views)
 
 
-def prepare(observations: Observations, where: str, model: FaceModel, inputs: InputOptions, augmentation: FaceAugmentation,
-            rng: np.random.Generator) -> tuple[Tensor, Tensor, Observations]:
+def prepare(
+    observations: Observations,
+    where: str,
+    model: FaceModel,
+    inputs: InputOptions,
+    augmentation: FaceAugmentation,
+    rng: np.random.Generator,
+) -> tuple[Tensor, Tensor, Observations]:
     """One sample as the network and the energies take it.
 
     Returns:
@@ -79,11 +88,13 @@ def prepare(observations: Observations, where: str, model: FaceModel, inputs: In
         slots = assign_views(inputs.views, yaw)
     else:
         B = observations.num_views
-        slots = sorted(rng.permutation(B)[:inputs.most_views].tolist())
+        slots = sorted(rng.permutation(B)[: inputs.most_views].tolist())
     there = [s for s, view in enumerate(slots) if view is not None]
     if not there:
-        raise InputError(f"{where}: none of its views fits a view of the recipe: heads turned by {', '.join(f'{y:.0f}' for y in yaw)} "
-                         f"degrees, expected {', '.join(f'{s.name} {s.yaw[0]:g} to {s.yaw[1]:g}' for s in inputs.views)}")
+        raise InputError(
+            f"{where}: none of its views fits a view of the recipe: heads turned by {', '.join(f'{y:.0f}' for y in yaw)} "
+            f"degrees, expected {', '.join(f'{s.name} {s.yaw[0]:g} to {s.yaw[1]:g}' for s in inputs.views)}"
+        )
     absent = rng.random(len(there)) < augmentation.missing
     absent[rng.integers(len(there))] = False  # somebody has to be there
     there = [s for s, gone in zip(there, absent) if not gone]
@@ -92,7 +103,9 @@ def prepare(observations: Observations, where: str, model: FaceModel, inputs: In
     labels = seen.labels
     if labels is not None and labels.state is not None and inputs.camera_kind == "orthographic":
         middle = torch.full_like(labels.state.camera.principal, (inputs.size - 1) / 2)
-        seen = replace(seen, labels=replace(labels, state=to_orthographic(labels.state, model, middle), vertices=None))
+        seen = replace(
+            seen, labels=replace(labels, state=to_orthographic(labels.state, model, middle), vertices=None)
+        )
     images = torch.full((len(slots), 3, inputs.size, inputs.size), 0.5)
     valid = torch.zeros(len(slots), dtype=torch.bool)
     images[there], valid[there] = seen.images, True
@@ -125,11 +138,23 @@ class KeptSamples(FaceDataset):
             seen = sample.observations
             labels = seen.labels
             if labels is not None:
-                labels = replace(labels, vertices=None, depth=None, prior_depth=None, parse=None, parse_valid=None, normals=None)
+                labels = replace(
+                    labels,
+                    vertices=None,
+                    depth=None,
+                    prior_depth=None,
+                    parse=None,
+                    parse_valid=None,
+                    normals=None,
+                )
             images = (seen.images * 255).round().byte()
-            self._kept[index] = replace(sample, observations=replace(seen, images=images, labels=labels), truth=labels)
+            self._kept[index] = replace(
+                sample, observations=replace(seen, images=images, labels=labels), truth=labels
+            )
         kept = self._kept[index]
-        return replace(kept, observations=replace(kept.observations, images=kept.observations.images.float() / 255))
+        return replace(
+            kept, observations=replace(kept.observations, images=kept.observations.images.float() / 255)
+        )
 
 
 # ---- which sample when ----
@@ -156,7 +181,10 @@ def sample_id(dataset: FaceDataset, index: int) -> str:
 def split(source: DataSource, dataset: FaceDataset, share: float) -> tuple[Part, Part]:
     """Training and validation part: people are held out by their names (the part of the id before the first '/'), which stays the
     same whatever else the data hold."""
-    out = np.array([share > 0 and held_out(sample_id(dataset, i).partition("/")[0], share) for i in range(len(dataset))], dtype=bool)
+    out = np.array(
+        [share > 0 and held_out(sample_id(dataset, i).partition("/")[0], share) for i in range(len(dataset))],
+        dtype=bool,
+    )
     return Part(source, dataset, np.flatnonzero(~out)), Part(source, dataset, np.flatnonzero(out))
 
 
@@ -183,7 +211,7 @@ def draw_order(weights: Sequence[float], sizes: Sequence[int], count: int, seed:
         places = np.flatnonzero(chosen == d)
         passes = -(-len(places) // size)
         order = [np.random.default_rng([*seed, 1, d, p]).permutation(size) for p in range(passes)]
-        position[places] = np.concatenate(order)[:len(places)] if order else 0
+        position[places] = np.concatenate(order)[: len(places)] if order else 0
     return np.column_stack([chosen, position])
 
 
@@ -197,8 +225,14 @@ class _Broken:
 class Draws(Dataset):
     """Draw number `index` of a training; it depends on the recipe's seed and the index alone."""
 
-    def __init__(self, parts: Sequence[Sequence[Part]], orders: Sequence[np.ndarray], model: FaceModel, inputs: InputOptions,
-                 recipe: RegressorTraining):
+    def __init__(
+        self,
+        parts: Sequence[Sequence[Part]],
+        orders: Sequence[np.ndarray],
+        model: FaceModel,
+        inputs: InputOptions,
+        recipe: RegressorTraining,
+    ):
         self.parts, self.model, self.inputs, self.recipe = parts, model, inputs, recipe
         self.orders, self.starts = orders, np.cumsum([0, *(len(o) for o in orders)])
 
@@ -213,7 +247,9 @@ class Draws(Dataset):
         rng = np.random.default_rng([self.recipe.seed, 2, index])
         try:
             sample = part.dataset[int(part.index[position])]
-            return name, *prepare(sample.observations, name, self.model, self.inputs, self.recipe.augmentation, rng)
+            return name, *prepare(
+                sample.observations, name, self.model, self.inputs, self.recipe.augmentation, rng
+            )
         except FitkitError as error:
             return _Broken(str(error) if name in str(error) else f"sample {name}: {error}")
 
@@ -234,13 +270,24 @@ class Batches:
     """The batches of a training from step `first` on, of one device among `devices`. Has no length: what is left over when a
     training goes on in the middle is nobody's business but its own."""
 
-    def __init__(self, draws: Draws, batch: int, first: int = 0, rank: int = 0, devices: int = 1, workers: int = 0):
+    def __init__(
+        self, draws: Draws, batch: int, first: int = 0, rank: int = 0, devices: int = 1, workers: int = 0
+    ):
         per_step = batch * devices
         steps = len(draws) // per_step
-        order = [list(range(s * per_step + rank * batch, s * per_step + (rank + 1) * batch)) for s in range(first, steps)]
+        order = [
+            list(range(s * per_step + rank * batch, s * per_step + (rank + 1) * batch))
+            for s in range(first, steps)
+        ]
         # Workers start anew: with the fork of a process whose libraries run threads they could hang.
-        extra = {"worker_init_fn": _one_thread, "multiprocessing_context": "spawn", "persistent_workers": True} if workers else {}
-        self.loader = DataLoader(draws, batch_sampler=order, num_workers=workers, collate_fn=_collate, **extra)
+        extra = (
+            {"worker_init_fn": _one_thread, "multiprocessing_context": "spawn", "persistent_workers": True}
+            if workers
+            else {}
+        )
+        self.loader = DataLoader(
+            draws, batch_sampler=order, num_workers=workers, collate_fn=_collate, **extra
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
@@ -262,7 +309,9 @@ def open_data(source: DataSource, model: FaceModel) -> FaceDataset:
     options, make = _reader(source.kind)
     settings = build(options, source.options, f"{label}: options", ".")
     if not source.folder and source.kind != "synthetic":
-        raise InputError(f"{label}: its folder is not set; give data.{source.name}.folder=FOLDER, or leave the data set out")
+        raise InputError(
+            f"{label}: its folder is not set; give data.{source.name}.folder=FOLDER, or leave the data set out"
+        )
     dataset = make(Path(source.folder) if source.folder else None, settings, model)
     return KeptSamples(dataset) if source.cache else dataset
 

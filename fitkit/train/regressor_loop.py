@@ -1,4 +1,5 @@
 """The training loop on Lightning; imported when a training starts."""
+
 from __future__ import annotations
 
 import logging
@@ -21,8 +22,20 @@ from fitkit.io.atomic import writing, written_whole
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.predictor import StatePredictor
 from fitkit.observe.flow.types import FlowEstimator
-from fitkit.train.regressor import (BAD_BATCH, CHECKPOINT, LOG, CsvLog, HeldOut, draw_batch, learning_rate, part_of,
-                                    stage_lengths, stage_of_step, validate, write_json)
+from fitkit.train.regressor import (
+    BAD_BATCH,
+    CHECKPOINT,
+    LOG,
+    CsvLog,
+    HeldOut,
+    draw_batch,
+    learning_rate,
+    part_of,
+    stage_lengths,
+    stage_of_step,
+    validate,
+    write_json,
+)
 from fitkit.train.regressor_data import Batch, Batches, Draws, InputOptions, Part, draw_order, stage_parts
 from fitkit.train.regressor_recipe import RegressorTraining
 from fitkit.train.regressor_terms import StageCost, TermValue
@@ -33,8 +46,15 @@ MAKE_ROOM = "make room, and go on from the last checkpoint with --resume"
 class RegressorModule(LightningModule):
     """The network, its optimizer and its cost. What belongs to a stage follows from the number of the step."""
 
-    def __init__(self, recipe: RegressorTraining, folder: Path, network: StatePredictor, model: FaceModel, training: Sequence[Part],
-                 make_estimator: Callable[[str, str | None, str], FlowEstimator]):
+    def __init__(
+        self,
+        recipe: RegressorTraining,
+        folder: Path,
+        network: StatePredictor,
+        model: FaceModel,
+        training: Sequence[Part],
+        make_estimator: Callable[[str, str | None, str], FlowEstimator],
+    ):
         super().__init__()
         self.recipe, self.folder, self.network, self.training_parts = recipe, folder, network, training
         self.model = model
@@ -53,20 +73,41 @@ class RegressorModule(LightningModule):
 
     def on_fit_start(self) -> None:
         self.model = self.model.to(self.device)
-        self.costs = [StageCost(stage, self.model, self.recipe.seed, self.make_estimator) for stage in self.recipe.stages]
+        self.costs = [
+            StageCost(stage, self.model, self.recipe.seed, self.make_estimator)
+            for stage in self.recipe.stages
+        ]
         for cost in self.costs:
             cost.load_estimators(str(self.device))
 
     def configure_optimizers(self):
-        return torch.optim.Adam([p for p in self.network.parameters() if p.requires_grad], lr=self.recipe.stages[0].learning_rate)
+        return torch.optim.Adam(
+            [p for p in self.network.parameters() if p.requires_grad], lr=self.recipe.stages[0].learning_rate
+        )
 
     def train_dataloader(self) -> Batches:
         recipe, per_step = self.recipe, self.recipe.batch * self.trainer.world_size
         parts = [stage_parts(stage, self.training_parts) for stage in recipe.stages]
-        orders = [draw_order([p.source.weight for p in mine], [len(p.index) for p in mine], steps * per_step, [recipe.seed, number])
-                  for number, (mine, steps) in enumerate(zip(parts, self.lengths))]
-        draws = Draws(parts, orders, self.model.to("cpu"), InputOptions.of(self.network, recipe.most_views), recipe)
-        return Batches(draws, recipe.batch, self.trainer.global_step, self.trainer.global_rank, self.trainer.world_size, recipe.workers)
+        orders = [
+            draw_order(
+                [p.source.weight for p in mine],
+                [len(p.index) for p in mine],
+                steps * per_step,
+                [recipe.seed, number],
+            )
+            for number, (mine, steps) in enumerate(zip(parts, self.lengths))
+        ]
+        draws = Draws(
+            parts, orders, self.model.to("cpu"), InputOptions.of(self.network, recipe.most_views), recipe
+        )
+        return Batches(
+            draws,
+            recipe.batch,
+            self.trainer.global_step,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+            recipe.workers,
+        )
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)
@@ -106,7 +147,9 @@ class RegressorModule(LightningModule):
                 parameter.grad = None
         norms = [p.grad.norm() for p in self.network.parameters() if p.grad is not None]
         self.gradient = float(torch.stack(norms).norm()) if norms else 0.0
-        if not math.isfinite(self.gradient) and not self.recipe.precision.startswith("16"):  # there a scaler passes over such steps
+        if not math.isfinite(self.gradient) and not self.recipe.precision.startswith(
+            "16"
+        ):  # there a scaler passes over such steps
             self._stop("gradient", "the gradient of the loss is not finite")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -122,23 +165,44 @@ class RegressorModule(LightningModule):
 
     def _frozen(self, number: int) -> list[torch.nn.Module]:
         free = self.recipe.stages[number].free
-        return [m for name, modules in self.network.parts().items() if free and name not in free for m in modules]
+        return [
+            m for name, modules in self.network.parts().items() if free and name not in free for m in modules
+        ]
 
     def _stop(self, what: str, sentence: str) -> None:
         step = self.trainer.global_step + 1
         number, _ = stage_of_step(self.lengths, step - 1)
         path = self.folder / BAD_BATCH
-        write_json(path, {"step": step, "stage": self.recipe.stages[number].name, "what": what, "ids": list(self.batch.ids),
-                          "terms": {n: v.value if math.isfinite(v.value) else str(v.value) for n, v in self.values.items()}})
-        raise FitError(f"step {step}: {sentence}; the ids of its samples are in {path}; lower the stage's learning_rate or look at the "
-                       f"samples, and continue from {self.folder / CHECKPOINT} with --resume")
+        write_json(
+            path,
+            {
+                "step": step,
+                "stage": self.recipe.stages[number].name,
+                "what": what,
+                "ids": list(self.batch.ids),
+                "terms": {
+                    n: v.value if math.isfinite(v.value) else str(v.value) for n, v in self.values.items()
+                },
+            },
+        )
+        raise FitError(
+            f"step {step}: {sentence}; the ids of its samples are in {path}; lower the stage's learning_rate or look at the "
+            f"samples, and continue from {self.folder / CHECKPOINT} with --resume"
+        )
 
 
 class Keeper(Callback):
     """After each step: checkpoint, log, pictures, validation, each in its time."""
 
-    def __init__(self, recipe: RegressorTraining, folder: Path, held: HeldOut, step_done: Callable[[int, dict[str, float]], None],
-                 progress: Callable[[str], None], begun: Callable[[int, int], None]):
+    def __init__(
+        self,
+        recipe: RegressorTraining,
+        folder: Path,
+        held: HeldOut,
+        step_done: Callable[[int, dict[str, float]], None],
+        progress: Callable[[str], None],
+        begun: Callable[[int, int], None],
+    ):
         self.recipe, self.folder, self.held = recipe, folder, held
         self.step_done, self.progress, self.begun = step_done, progress, begun
         self.log: CsvLog | None = None
@@ -149,16 +213,24 @@ class Keeper(Callback):
             self.log = CsvLog(self.folder / LOG, self.recipe, trainer.global_step)
             self.begun(trainer.global_step, sum(module.lengths))
 
-    def on_train_batch_end(self, trainer: Trainer, module: RegressorModule, outputs, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: RegressorModule, outputs, batch: Batch, batch_idx: int
+    ) -> None:
         recipe, step = self.recipe, trainer.global_step
         last = step == sum(module.lengths)
         keep = step % recipe.save == 0 or last
         measure = len(self.held) > 0 and (last or step % (recipe.validation.every or recipe.save) == 0)
         if trainer.is_global_zero:
             values = {n: v.value for n, v in module.values.items()} | {"total": module.total}
-            row = {"step": step, "stage": recipe.stages[stage_of_step(module.lengths, step - 1)[0]].name, **values,
-                   **{f"{n}_rms": v.rms for n, v in module.values.items()}, **{f"{n}_people": v.people for n, v in module.values.items()},
-                   "learning_rate": trainer.optimizers[0].param_groups[0]["lr"], "gradient": module.gradient}
+            row = {
+                "step": step,
+                "stage": recipe.stages[stage_of_step(module.lengths, step - 1)[0]].name,
+                **values,
+                **{f"{n}_rms": v.rms for n, v in module.values.items()},
+                **{f"{n}_people": v.people for n, v in module.values.items()},
+                "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+                "gradient": module.gradient,
+            }
             if measure:
                 with torch.autocast(module.device.type, enabled=False):
                     self.metrics = validate(module.network, module.model, self.held)
@@ -169,8 +241,13 @@ class Keeper(Callback):
                     for logger in trainer.loggers:
                         logger.log_metrics({k: v for k, v in row.items() if not isinstance(v, str)}, step)
             if keep or measure:
-                self.progress(", ".join(f"{k} {row[k]:.4g}" if isinstance(row[k], float) else f"{k} {row[k]}"
-                                        for k in ("step", "stage", "total", *self.metrics) if k in row))
+                self.progress(
+                    ", ".join(
+                        f"{k} {row[k]:.4g}" if isinstance(row[k], float) else f"{k} {row[k]}"
+                        for k in ("step", "stage", "total", *self.metrics)
+                        if k in row
+                    )
+                )
             if recipe.pictures and (step % recipe.pictures == 0 or last):
                 self._picture(trainer, module, step)
             self.step_done(step, values)
@@ -192,13 +269,24 @@ class Keeper(Callback):
             Image.fromarray(picture).save(part, format="PNG")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("predicted", np.ascontiguousarray(picture), step, dataformats="HWC")
+                logger.experiment.add_image(
+                    "predicted", np.ascontiguousarray(picture), step, dataformats="HWC"
+                )
 
 
-def run(recipe: RegressorTraining, folder: Path, network: StatePredictor, model: FaceModel, training: Sequence[Part], held: Sequence[Part],
-        checkpoint: Path | None, make_estimator: Callable[[str, str | None, str], FlowEstimator],
-        step_done: Callable[[int, dict[str, float]], None], progress: Callable[[str], None],
-        begun: Callable[[int, int], None]) -> dict[str, Any] | None:
+def run(
+    recipe: RegressorTraining,
+    folder: Path,
+    network: StatePredictor,
+    model: FaceModel,
+    training: Sequence[Part],
+    held: Sequence[Part],
+    checkpoint: Path | None,
+    make_estimator: Callable[[str, str | None, str], FlowEstimator],
+    step_done: Callable[[int, dict[str, float]], None],
+    progress: Callable[[str], None],
+    begun: Callable[[int, int], None],
+) -> dict[str, Any] | None:
     """All stages; `network` is trained in place. Returns the metrics of the last validation; None in all but the first of several
     processes.
 
@@ -218,7 +306,9 @@ def run(recipe: RegressorTraining, folder: Path, network: StatePredictor, model:
             trainer.fit(module, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
         except SystemExit:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from None
-        if trainer.is_global_zero and not keeper.metrics and len(keeper.held):  # a finished training was gone on with: no step was left
+        if (
+            trainer.is_global_zero and not keeper.metrics and len(keeper.held)
+        ):  # a finished training was gone on with: no step was left
             device = trainer.strategy.root_device
             keeper.metrics = validate(network.to(device), model.to(device), keeper.held)
     network.to("cpu").eval()
@@ -233,10 +323,23 @@ def make_trainer(recipe: RegressorTraining, folder: Path, callbacks: Sequence[Ca
     """
     try:
         return Trainer(
-            accelerator=recipe.accelerator, devices=recipe.devices, strategy=recipe.strategy, precision=recipe.precision,
-            gradient_clip_val=recipe.clip or None, max_epochs=1, callbacks=list(callbacks),
-            logger=TensorBoardLogger(str(folder), name="", version="tensorboard"), enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False, default_root_dir=str(folder))
+            accelerator=recipe.accelerator,
+            devices=recipe.devices,
+            strategy=recipe.strategy,
+            precision=recipe.precision,
+            gradient_clip_val=recipe.clip or None,
+            max_epochs=1,
+            callbacks=list(callbacks),
+            logger=TensorBoardLogger(str(folder), name="", version="tensorboard"),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            default_root_dir=str(folder),
+        )
     except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError, RuntimeError) as error:
-        raise InputError(f"recipe '{recipe.name}': Lightning refuses accelerator '{recipe.accelerator}', devices {recipe.devices}, "
-                         f"strategy '{recipe.strategy}', precision '{recipe.precision}': {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"recipe '{recipe.name}': Lightning refuses accelerator '{recipe.accelerator}', devices {recipe.devices}, "
+            f"strategy '{recipe.strategy}', precision '{recipe.precision}': {' '.join(str(error).split())}"
+        ) from error

@@ -1,4 +1,5 @@
 """What a training of a regressor consists of. See `recipes/train/` and docs/regressor.md."""
+
 from __future__ import annotations
 
 import os
@@ -12,7 +13,19 @@ from fitkit.energies.flow_magnitude import FlowMagnitudeOptions
 from fitkit.energies.photometric import PhotometricOptions
 from fitkit.errors import InputError
 from fitkit.fit.recipe import EnergyOptions
-from fitkit.io.options import Count, Natural, NonNegative, Positive, Range, Seed, Workers, apply_overrides, build, build_stages, read_yaml
+from fitkit.io.options import (
+    Count,
+    Natural,
+    NonNegative,
+    Positive,
+    Range,
+    Seed,
+    Workers,
+    apply_overrides,
+    build,
+    build_stages,
+    read_yaml,
+)
 from fitkit.io.resources import find_recipe
 from fitkit.nets import net_kind
 from fitkit.nets.predictor import ViewSlot
@@ -102,9 +115,21 @@ class FlowMagnitudeTerm(FlowTerm):
 
 
 ENERGIES: dict[str, type[EnergyOptions]] = {
-    "lmk2d": LandmarkTerm, "lmk2d_eye": LandmarkTerm, "lmk2d_lip": LandmarkTerm, "identity_sup": CodeTerm, "expression_sup": CodeTerm,
-    "identity_nll": EnergyOptions, "pose_sup": PoseTerm, "vertex_sup": VertexTerm, "identity_prior": EnergyOptions,
-    "expression_prior": ExpressionPriorTerm, "prior_l1": MeanPriorTerm, "photo_xview": PhotoTerm, "census_xview": CensusTerm, "flow_corr": FlowTerm, "flow_mag": FlowMagnitudeTerm,
+    "lmk2d": LandmarkTerm,
+    "lmk2d_eye": LandmarkTerm,
+    "lmk2d_lip": LandmarkTerm,
+    "identity_sup": CodeTerm,
+    "expression_sup": CodeTerm,
+    "identity_nll": EnergyOptions,
+    "pose_sup": PoseTerm,
+    "vertex_sup": VertexTerm,
+    "identity_prior": EnergyOptions,
+    "expression_prior": ExpressionPriorTerm,
+    "prior_l1": MeanPriorTerm,
+    "photo_xview": PhotoTerm,
+    "census_xview": CensusTerm,
+    "flow_corr": FlowTerm,
+    "flow_mag": FlowMagnitudeTerm,
 }
 
 
@@ -178,7 +203,11 @@ class RegressorTraining:
     stages: tuple[TrainingStage, ...]
     model: str = "generic"
     net: NetChoice = NetChoice()
-    views: tuple[ViewSlot, ...] = (ViewSlot("front"), ViewSlot("left", (-70.0, -20.0)), ViewSlot("right", (20.0, 70.0)))
+    views: tuple[ViewSlot, ...] = (
+        ViewSlot("front"),
+        ViewSlot("left", (-70.0, -20.0)),
+        ViewSlot("right", (20.0, 70.0)),
+    )
     data: tuple[DataSource, ...] = ()
     validation: Validation = Validation()
     augmentation: FaceAugmentation = FaceAugmentation()
@@ -214,8 +243,10 @@ def parse_regressor_training(data: dict, where: str) -> RegressorTraining:
     for stage, label in build_stages(TrainingStage, ENERGIES, data.pop("stages", None), where):
         parsed.append(stage)
         if (stage.steps > 0) == (stage.epochs > 0):
-            raise InputError(f"{label}: expected steps or epochs above 0, one of the two, got steps {stage.steps} "
-                             f"and epochs {stage.epochs:g}")
+            raise InputError(
+                f"{label}: expected steps or epochs above 0, one of the two, got steps {stage.steps} "
+                f"and epochs {stage.epochs:g}"
+            )
     recipe = build(RegressorTraining, {**data, "stages": parsed}, where)
     return _checked(recipe, where)
 
@@ -230,8 +261,10 @@ def _checked(recipe: RegressorTraining, where: str) -> RegressorTraining:
     if net.named_views and not recipe.views:
         raise InputError(f"{where}: expected at least one of 'views'")
     if recipe.views and not net.named_views:
-        raise InputError(f"{where}: views: the network {recipe.net.name} takes any photos, expected views: [], got "
-                         f"{', '.join(v.name for v in recipe.views)}")
+        raise InputError(
+            f"{where}: views: the network {recipe.net.name} takes any photos, expected views: [], got "
+            f"{', '.join(v.name for v in recipe.views)}"
+        )
     build(net.options, recipe.net.options, f"{where}: net.options", ".")
     return recipe
 

@@ -24,8 +24,17 @@ def start(tmp_path):
     def start(*arguments, **options):
         environment = os.environ | {"PYTHONPATH": str(Path(fitkit.__file__).parents[1])}
         command = [sys.executable, "-m", "fitkit", *map(str, arguments)]
-        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-                                          env=environment, **options))
+        processes.append(
+            subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=tmp_path,
+                env=environment,
+                **options,
+            )
+        )
         return processes[-1]
 
     yield start

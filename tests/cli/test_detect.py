@@ -44,7 +44,7 @@ def white(monkeypatch):
 def photo(path, *squares, size=(120, 160)):
     image = np.zeros((*size, 3), np.uint8)
     for x, y, side in squares:
-        image[y:y + side, x:x + side] = 255
+        image[y : y + side, x : x + side] = 255
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path)
     return path
@@ -58,7 +58,10 @@ def test_points_and_picture(run, tmp_path):
     photo(tmp_path / "a.png", (40, 30, 50))
     result = run("detect", tmp_path / "a.png")
     assert result.exit_code == 0, result.output
-    assert result.output == f"detector: white\na.png: {tmp_path / 'a.pts'}, sigma 1.5 px (median), 17 points hidden\n"
+    assert (
+        result.output
+        == f"detector: white\na.png: {tmp_path / 'a.pts'}, sigma 1.5 px (median), 17 points hidden\n"
+    )
     assert names(tmp_path) == ["a.png", "a.pts", "landmarks/a_landmarks.png"]
     points = read_landmarks(tmp_path / "a.pts")
     np.testing.assert_allclose(points[:67, :2], SHAPE[:67] * 49 + [40, 30], atol=1e-3)
@@ -70,10 +73,24 @@ def test_folders_and_output(run, tmp_path):
     for name in ("anna/view10.png", "anna/view2.jpg", "other/c.png"):
         photo(tmp_path / name, (40, 30, 50))
     (tmp_path / "anna/notes.txt").write_text("no photo")
-    result = run("detect", tmp_path / "anna", tmp_path / "other/c.png", "-o", tmp_path / "out/deep", "--landmarks", "white")
+    result = run(
+        "detect",
+        tmp_path / "anna",
+        tmp_path / "other/c.png",
+        "-o",
+        tmp_path / "out/deep",
+        "--landmarks",
+        "white",
+    )
     assert result.exit_code == 0, result.output
-    assert names(tmp_path / "out/deep") == ["c.pts", "landmarks/c_landmarks.png", "landmarks/view10_landmarks.png",
-                                            "landmarks/view2_landmarks.png", "view10.pts", "view2.pts"]
+    assert names(tmp_path / "out/deep") == [
+        "c.pts",
+        "landmarks/c_landmarks.png",
+        "landmarks/view10_landmarks.png",
+        "landmarks/view2_landmarks.png",
+        "view10.pts",
+        "view2.pts",
+    ]
     assert result.output.index("view2.jpg") < result.output.index("view10.png")
 
 
@@ -91,7 +108,10 @@ def test_files_made_by_hand_stay(run, tmp_path, file):
     photo(tmp_path / "a.png", (40, 30, 50)), photo(tmp_path / "b.png", (40, 30, 50))
     (tmp_path / file).write_text("by hand")
     result = run("detect", tmp_path)
-    assert result.exit_code == 0 and f"a.png: kept {file}, which is there (--overwrite replaces it)" in result.output
+    assert (
+        result.exit_code == 0
+        and f"a.png: kept {file}, which is there (--overwrite replaces it)" in result.output
+    )
     assert (tmp_path / file).read_text() == "by hand" and (tmp_path / "b.pts").is_file()
     assert "landmarks/a_landmarks.png" not in names(tmp_path)
     assert run("detect", tmp_path, "--overwrite").exit_code == 0
@@ -99,14 +119,21 @@ def test_files_made_by_hand_stay(run, tmp_path, file):
 
 
 def test_captions_are_no_landmarks_and_names_may_differ_in_case(run, tmp_path):
-    photo(tmp_path / "a.png", (40, 30, 50)), photo(tmp_path / "B.PNG", (40, 30, 50)), photo(tmp_path / "c.png", (40, 30, 50))
+    (
+        photo(tmp_path / "a.png", (40, 30, 50)),
+        photo(tmp_path / "B.PNG", (40, 30, 50)),
+        photo(tmp_path / "c.png", (40, 30, 50)),
+    )
     (tmp_path / "a.txt").write_text("a portrait of Anna")
     (tmp_path / "b.png.pts").write_text("by hand")
     (tmp_path / "landmarks").mkdir()
     (tmp_path / "landmarks" / "c.pts").write_text("by hand")
     result = run("detect", tmp_path)
     assert result.exit_code == 0 and (tmp_path / "a.pts").is_file()
-    assert "B.PNG: kept b.png.pts, which is there" in result.output and "c.png: kept landmarks/c.pts, which is there" in result.output
+    assert (
+        "B.PNG: kept b.png.pts, which is there" in result.output
+        and "c.png: kept landmarks/c.pts, which is there" in result.output
+    )
     assert not (tmp_path / "B.pts").exists() and not (tmp_path / "c.pts").exists()
 
 
@@ -119,9 +146,13 @@ def test_bad_images_do_not_stop_the_others(run, tmp_path):
     assert result.exit_code == 1
     errors = [line for line in result.output.splitlines() if line.startswith("Error: ")]
     assert len(errors) == 5
-    for text in ("hand.pts: expected a photo or a folder of photos, got a file with the name of landmarks", "none.png: no such image file",
-                 "empty: no images in this folder", "black.png: no face found",
-                 "text.jpg: not a readable image"):
+    for text in (
+        "hand.pts: expected a photo or a folder of photos, got a file with the name of landmarks",
+        "none.png: no such image file",
+        "empty: no images in this folder",
+        "black.png: no face found",
+        "text.jpg: not a readable image",
+    ):
         assert sum(text in line for line in errors) == 1, errors
     assert (tmp_path / "good.pts").is_file() and not (tmp_path / "black.pts").exists()
 
@@ -136,7 +167,11 @@ def test_several_faces(run, tmp_path):
 def test_two_photos_of_one_name(run, tmp_path):
     photo(tmp_path / "x/a.png", (40, 30, 50)), photo(tmp_path / "y/a.png", (40, 30, 50))
     result = run("detect", tmp_path / "x", tmp_path / "y", "-o", tmp_path / "out")
-    assert result.exit_code == 1 and "a.pts already holds the landmarks of" in result.output and "rename one of the two" in result.output
+    assert (
+        result.exit_code == 1
+        and "a.pts already holds the landmarks of" in result.output
+        and "rename one of the two" in result.output
+    )
     assert run("detect", tmp_path / "x", tmp_path / "y").exit_code == 0
 
 
@@ -149,14 +184,20 @@ def test_nothing_is_left_of_a_failed_write(run, tmp_path, monkeypatch):
     photo(tmp_path / "a.png", (40, 30, 50))
     monkeypatch.setattr(landmark_picture, "draw_landmarks", full)
     result = run("detect", tmp_path / "a.png")
-    assert result.exit_code == 1 and "a.pts: cannot be written (No space left on device); choose another folder with -o" in result.output
+    assert (
+        result.exit_code == 1
+        and "a.pts: cannot be written (No space left on device); choose another folder with -o"
+        in result.output
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_refusals(run, tmp_path):
     path = photo(tmp_path / "a.png", (40, 30, 50))
     result = run("detect", path, "--landmarks", "whit")
-    assert result.exit_code == 1 and "unknown landmark detector 'whit'; did you mean 'white'?" in result.output
+    assert (
+        result.exit_code == 1 and "unknown landmark detector 'whit'; did you mean 'white'?" in result.output
+    )
     assert "nothing would be detected" in run("detect", path, "--landmarks", "files").output
     assert "device 'tpu9': cannot be used here" in run("detect", path, "--device", "tpu9").output
     assert run("detect").exit_code == 2
@@ -172,7 +213,9 @@ def test_help_has_an_example(run):
 SAMPLE = Path(__file__).resolve().parents[2] / "examples/sample"
 
 
-@pytest.mark.skipif(not (SAMPLE.parents[1] / "assets" / WEIGHTS).is_file(), reason="the weights are not trained yet")
+@pytest.mark.skipif(
+    not (SAMPLE.parents[1] / "assets" / WEIGHTS).is_file(), reason="the weights are not trained yet"
+)
 def test_detect_then_fit(run, tmp_path):
     for path in SAMPLE.glob("*.jpg"):
         shutil.copy(path, tmp_path)
@@ -192,7 +235,9 @@ def test_a_folder_that_holds_something_else_is_refused(run, tmp_path):
     (tmp_path / "out" / "thesis.txt").write_text("")
     result = run("detect", tmp_path / "photos", "-o", tmp_path / "out")
     assert result.exit_code == 1 and "out: holds 'thesis.txt', which detect does not write" in result.output
-    assert run("detect", tmp_path / "photos", "-o", tmp_path / "photos").exit_code == 0  # where it writes by itself
+    assert (
+        run("detect", tmp_path / "photos", "-o", tmp_path / "photos").exit_code == 0
+    )  # where it writes by itself
     (tmp_path / "out" / "thesis.txt").unlink()
     for overwrite in ([], ["--overwrite"]):
         assert run("detect", tmp_path / "photos", "-o", tmp_path / "out", *overwrite).exit_code == 0

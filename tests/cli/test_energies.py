@@ -3,8 +3,22 @@ from fitkit.energies.registry import REGISTRY, page
 
 def test_the_table(run):
     lines = run("energies").output.splitlines()
-    assert len(lines) == len(REGISTRY) + 1 and lines[0].split() == ["id", "name", "solver", "reduction", "used", "by", "residual"]
-    assert next(line for line in lines if " flow_mag " in line).split()[:5] == ["E4", "flow_mag", "first", "order", "mean"]
+    assert len(lines) == len(REGISTRY) + 1 and lines[0].split() == [
+        "id",
+        "name",
+        "solver",
+        "reduction",
+        "used",
+        "by",
+        "residual",
+    ]
+    assert next(line for line in lines if " flow_mag " in line).split()[:5] == [
+        "E4",
+        "flow_mag",
+        "first",
+        "order",
+        "mean",
+    ]
 
 
 def test_the_page(run):
@@ -13,6 +27,12 @@ def test_the_page(run):
 
 def test_one_energy(run):
     out = run("energies", "sem_feat").output
-    assert out.startswith("E6 sem_feat\n") and "fitkit.energies.features.SemanticFeatures" in out and "Source: PGN eq. 11" in out
+    assert (
+        out.startswith("E6 sem_feat\n")
+        and "fitkit.energies.features.SemanticFeatures" in out
+        and "Source: PGN eq. 11" in out
+    )
     result = run("energies", "sem_fat")
-    assert result.exit_code == 1 and "energies: unknown key 'sem_fat'; did you mean 'sem_feat'?" in result.output
+    assert (
+        result.exit_code == 1 and "energies: unknown key 'sem_fat'; did you mean 'sem_feat'?" in result.output
+    )

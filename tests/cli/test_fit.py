@@ -15,11 +15,19 @@ def test_default_fit(run, anna):
     result = run("fit", anna, "stages.fine.solver.refresh=1")
     assert result.exit_code == 0, result.output
     lines = dict(line.split(None, 1) for line in result.output.splitlines())
-    assert lines["status"].startswith("ok; expected error ") and lines["views"] == "3" and lines["result"] == str(anna / "fitkit")
+    assert (
+        lines["status"].startswith("ok; expected error ")
+        and lines["views"] == "3"
+        and lines["result"] == str(anna / "fitkit")
+    )
     assert "px mean reprojection error" in lines["landmarks"] and lines["time"].endswith("in the solver)")
     metrics = json.loads((anna / "fitkit/metrics.json").read_text())
     assert metrics["recipe"] == "multiview" and [s["name"] for s in metrics["stages"]][-1] == "fine"
-    assert sorted(p.name for p in (anna / "fitkit/overlay").iterdir()) == ["view0.png", "view1.png", "view2.png"]
+    assert sorted(p.name for p in (anna / "fitkit/overlay").iterdir()) == [
+        "view0.png",
+        "view1.png",
+        "view2.png",
+    ]
 
 
 def test_detail(run, anna):
@@ -28,22 +36,42 @@ def test_detail(run, anna):
     lines = dict(line.split(None, 1) for line in result.output.splitlines())
     metrics = json.loads((anna / "fitkit/metrics.json").read_text())
     found = metrics["detail"]["sigma_mm"] > 0
-    assert lines["detail"] == (f"{metrics['detail']['mean_mm']:.2f} mm mean displacement of the face, from {metrics['detail']['matches']} matches"
-                               if found else "none: the matches show none beyond the face model")
-    assert load_recipe(anna / "fitkit/recipe.yaml").detail.enabled and (anna / "fitkit/detail.png").is_file() == found
+    assert lines["detail"] == (
+        f"{metrics['detail']['mean_mm']:.2f} mm mean displacement of the face, from {metrics['detail']['matches']} matches"
+        if found
+        else "none: the matches show none beyond the face model"
+    )
+    assert (
+        load_recipe(anna / "fitkit/recipe.yaml").detail.enabled
+        and (anna / "fitkit/detail.png").is_file() == found
+    )
 
 
 def test_no_detail(run, anna):
     result = run("fit", anna, "--no-detail", "stages.fine.solver.refresh=1")
     assert result.exit_code == 0 and "\ndetail" not in result.output
-    assert "detail" not in json.loads((anna / "fitkit/metrics.json").read_text()) and not (anna / "fitkit/detail.png").exists()
+    assert (
+        "detail" not in json.loads((anna / "fitkit/metrics.json").read_text())
+        and not (anna / "fitkit/detail.png").exists()
+    )
 
 
 def test_recipe_of_a_result_repeats_the_fit(run, anna, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
-    changed = ("--recipe", "landmarks", "--seed", 5, "--share-expression", "--jaw", "surface", "camera.focal_sigma=0.2")
+    changed = (
+        "--recipe",
+        "landmarks",
+        "--seed",
+        5,
+        "--share-expression",
+        "--jaw",
+        "surface",
+        "camera.focal_sigma=0.2",
+    )
     assert run("fit", anna, "-o", first, *changed).exit_code == 0
-    recipe = load_recipe("landmarks", ["landmarks.jaw=surface", "camera.focal_sigma=0.2", "seed=5", "expression.shared=true"])
+    recipe = load_recipe(
+        "landmarks", ["landmarks.jaw=surface", "camera.focal_sigma=0.2", "seed=5", "expression.shared=true"]
+    )
     assert load_recipe(first / "recipe.yaml") == recipe
     assert run("fit", anna, "-o", second, "--recipe", first / "recipe.yaml").exit_code == 0
     assert (first / "recipe.yaml").read_text() == (second / "recipe.yaml").read_text()
@@ -71,7 +99,11 @@ def test_photos_instead_of_a_folder(run, anna):
         for key in set(a.files) - {"subject_name"}:
             np.testing.assert_array_equal(a[key], b[key])
     alone = run("fit", anna / "view2.png", *fast)
-    assert alone.exit_code == 0 and "views      1\n" in alone.output and (anna / "view2_fitkit/views/view2.ply").is_file()
+    assert (
+        alone.exit_code == 0
+        and "views      1\n" in alone.output
+        and (anna / "view2_fitkit/views/view2.ply").is_file()
+    )
 
 
 def test_predict_takes_photos_too(run, anna):
@@ -89,15 +121,24 @@ def test_notes_go_to_stderr(start, anna):
     (anna / "notes.md").write_text("text")
     process = start("fit", anna, "--recipe", "landmarks")
     stdout, stderr = process.communicate()
-    assert process.returncode == 0 and stdout.startswith("status     ok; expected error ") and len(stdout.splitlines()) == 6
-    assert stderr == "note: ignored, not images or files of an image: notes.md\n"  # and no progress bar: not a terminal
+    assert (
+        process.returncode == 0
+        and stdout.startswith("status     ok; expected error ")
+        and len(stdout.splitlines()) == 6
+    )
+    assert (
+        stderr == "note: ignored, not images or files of an image: notes.md\n"
+    )  # and no progress bar: not a terminal
 
 
 def test_verbose_tells_the_stages(run, anna):
     (anna / "notes.md").write_text("text")
     result = run("fit", anna, "--recipe", "landmarks", "--verbose")
     assert result.exit_code == 0 and "stage shape: " in result.output
-    assert "\nwarning: " not in result.output and "\nnote: ignored, not images or files of an image: notes.md\n" in result.output
+    assert (
+        "\nwarning: " not in result.output
+        and "\nnote: ignored, not images or files of an image: notes.md\n" in result.output
+    )
     assert not logging.getLogger("fitkit").handlers
 
 
@@ -117,7 +158,10 @@ def test_failed_fit(run, anna):
         write_pts(path, np.random.default_rng(i).permutation(points) - 1)
     result = run("fit", anna, "--recipe", "landmarks", "--quiet", "landmarks.source=files")
     assert result.exit_code == 1
-    assert "Error: the fit failed, so the face is not to be used: view view0 does not fit its landmarks: they are off by " in result.output
+    assert (
+        "Error: the fit failed, so the face is not to be used: view view0 does not fit its landmarks: they are off by "
+        in result.output
+    )
     assert "warning: view view0 does not fit its landmarks" in result.output
     assert json.loads((anna / "fitkit/metrics.json").read_text())["status"] == "failed"
 
@@ -126,7 +170,9 @@ def test_python_has_the_same_defaults(anna):
     result = fitkit.fit(anna)
     assert result.recipe == to_plain(load_recipe("multiview")) and result.status == "ok"
     saved = result.save(anna / "fitkit")
-    assert yaml.safe_load((saved / "recipe.yaml").read_text()) == yaml.safe_load(yaml.safe_dump(result.recipe))
+    assert yaml.safe_load((saved / "recipe.yaml").read_text()) == yaml.safe_load(
+        yaml.safe_dump(result.recipe)
+    )
 
 
 def test_unknown_size_of_the_head_is_said(anna):
@@ -137,6 +183,10 @@ def test_unknown_size_of_the_head_is_said(anna):
 def test_fit_from_images(anna):
     images = sorted(anna.glob("*.png"))
     result = fitkit.fit(images[:1], recipe="landmarks")
-    assert result.status == "ok" and result.warnings == () and "one photo tells neither the depth" in result.notes[0]
+    assert (
+        result.status == "ok"
+        and result.warnings == ()
+        and "one photo tells neither the depth" in result.notes[0]
+    )
     with pytest.raises(fitkit.FitkitError, match="no images given"):
         fitkit.fit([])

@@ -1,4 +1,5 @@
 """Bad input: one clear sentence and an exit code, or a note and a result; never a half-written output."""
+
 import errno
 import os
 import resource
@@ -52,13 +53,19 @@ def no_weights(monkeypatch):
 
 
 def test_missing_folder(refused, tmp_path):
-    assert "none: no such folder; give a folder with photos of one person" in refused("fit", tmp_path / "none")
+    assert "none: no such folder; give a folder with photos of one person" in refused(
+        "fit", tmp_path / "none"
+    )
 
 
 @pytest.mark.parametrize("command", ["fit", "predict"])
 def test_folders_and_photos_are_not_mixed(refused, anna, command):
-    message = f"{anna}: a folder was given together with {anna / 'view0.png'}; give one folder, or photos only"
-    assert message in refused(command, anna, anna / "view0.png") and message in refused(command, anna / "view0.png", anna)
+    message = (
+        f"{anna}: a folder was given together with {anna / 'view0.png'}; give one folder, or photos only"
+    )
+    assert message in refused(command, anna, anna / "view0.png") and message in refused(
+        command, anna / "view0.png", anna
+    )
     assert f"{anna}: a folder was given together with {anna};" in refused(command, anna, anna)
 
 
@@ -76,19 +83,23 @@ def test_predict_has_no_recipe(refused, anna):
 
 def test_empty_folder(refused, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "empty: no images in this folder; expected at least one of *.jpg" in refused("fit", tmp_path / "empty")
+    assert "empty: no images in this folder; expected at least one of *.jpg" in refused(
+        "fit", tmp_path / "empty"
+    )
 
 
 @pytest.mark.parametrize("content", [b"\xff\xd8\xff\xe0 cut off", b"this is text", b""])
 def test_only_image_is_corrupt(refused, tmp_path, content):
     (tmp_path / "anna").mkdir()
     (tmp_path / "anna/a.jpg").write_bytes(content)
-    assert "a.jpg: not a readable image (corrupt, cut off or another file type)" in refused("fit", tmp_path / "anna")
+    assert "a.jpg: not a readable image (corrupt, cut off or another file type)" in refused(
+        "fit", tmp_path / "anna"
+    )
 
 
 def test_one_image_is_corrupt(run, anna):
     data = (anna / "view1.png").read_bytes()
-    (anna / "view1.png").write_bytes(data[:len(data) // 2])
+    (anna / "view1.png").write_bytes(data[: len(data) // 2])
     (anna / "view3.jpg").write_text("this is text")
     result = run("fit", anna, *FAST)
     assert result.exit_code == 0 and "views      2 (2 left out)" in result.output
@@ -103,14 +114,16 @@ def test_very_large_image(start, tmp_path, anna):
     scale, x0, y0 = 20, 2100, 1000
     face = cv2.resize(small, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     image = np.full((6000, 8000, 3), 90, np.uint8)
-    image[y0:y0 + face.shape[0], x0:x0 + face.shape[1]] = face
+    image[y0 : y0 + face.shape[0], x0 : x0 + face.shape[1]] = face
     cv2.imwrite(str(folder / "large.jpg"), image)
     np.save(folder / "large.npy", (points + 0.5) * scale - 0.5 + [x0, y0])
     process = start("fit", folder)
     _, stderr = process.communicate()
     assert process.returncode == 0, stderr
     assert (folder / "fitkit/overlay/large.png").is_file()
-    if sys.platform == "linux":  # torch, numba and the model take 0.6 GB, the photo 0.14 GB each time it is copied
+    if (
+        sys.platform == "linux"
+    ):  # torch, numba and the model take 0.6 GB, the photo 0.14 GB each time it is copied
         assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 2 * 2**20  # kB
 
 
@@ -135,7 +148,10 @@ def test_one_view_without_a_face(run, anna):
     np.save(anna / "view2.npy", np.full((68, 2), np.nan))
     result = run("fit", anna, *FAST)
     assert result.exit_code == 0, result.output
-    assert "note: left out: no face found in view2.png" in result.output and "views      2 (1 left out)" in result.output
+    assert (
+        "note: left out: no face found in view2.png" in result.output
+        and "views      2 (1 left out)" in result.output
+    )
     assert not (anna / "fitkit/views/view2.ply").exists()
 
 
@@ -152,35 +168,48 @@ def test_no_landmarks_and_no_weights(refused, anna, no_weights):
         path.unlink()
     message = refused("fit", anna)
     assert "no landmarks beside view0, view1, view2: " in message
-    assert "landmark detector 'builtin': " in message and "install fitkit again" in message and "IMAGE.pts" in message
+    assert (
+        "landmark detector 'builtin': " in message
+        and "install fitkit again" in message
+        and "IMAGE.pts" in message
+    )
     message = refused("fit", anna, "--landmarks", "fan")
-    assert "fitkit model fetch fan" in message and "use --landmarks builtin" in message and "IMAGE.pts" in message
+    assert (
+        "fitkit model fetch fan" in message
+        and "use --landmarks builtin" in message
+        and "IMAGE.pts" in message
+    )
     assert "no face found in view0.png" in refused("fit", anna, "--landmarks", "files")
 
 
 def test_unknown_detector(refused, anna):
-    assert "unknown landmark detector 'fen'; did you mean 'fan'?" in refused("fit", anna, "--landmarks", "fen")
+    assert "unknown landmark detector 'fen'; did you mean 'fan'?" in refused(
+        "fit", anna, "--landmarks", "fen"
+    )
 
 
 # ---- options ----
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--recipe", "multivew"], "no fit recipe 'multivew'; did you mean 'multiview'?"),
-    (["--recipe", "none.yaml"], "none.yaml: cannot be read"),
-    (["sead=1"], "unknown key 'sead'; did you mean 'seed'?"),
-    (["camera.focal_sigm=1"], "camera: unknown key 'focal_sigm'; did you mean 'focal_sigma'?"),
-    (["stages.fein.min_views=1"], "unknown key 'fein'; did you mean 'fine'?"),
-    (["stages.fine.energies.lmk2.weight=1"], "unknown key 'lmk2'; did you mean 'lmk2d'?"),
-    (["camera.focal_sigma=wide"], "camera.focal_sigma: expected a number from 1e-06 to 100, got 'wide'"),
-    (["camera.kind=fisheye"], "expected one of perspective, orthographic; got 'fisheye'"),
-    (["another_folder"], "override 'another_folder': expected key=value"),
-    (["--model", "generik"], "unknown model 'generik'; did you mean 'generic'?"),
-    (["--model", "none.npz"], "none.npz: no such model file"),
-    (["--device", "cuda:99"], "device 'cuda:99': cannot be used here"),
-    (["--device", "gpu"], "device 'gpu': cannot be used here"),
-    (["--device", "meta"], "device 'meta': cannot be used here"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--recipe", "multivew"], "no fit recipe 'multivew'; did you mean 'multiview'?"),
+        (["--recipe", "none.yaml"], "none.yaml: cannot be read"),
+        (["sead=1"], "unknown key 'sead'; did you mean 'seed'?"),
+        (["camera.focal_sigm=1"], "camera: unknown key 'focal_sigm'; did you mean 'focal_sigma'?"),
+        (["stages.fein.min_views=1"], "unknown key 'fein'; did you mean 'fine'?"),
+        (["stages.fine.energies.lmk2.weight=1"], "unknown key 'lmk2'; did you mean 'lmk2d'?"),
+        (["camera.focal_sigma=wide"], "camera.focal_sigma: expected a number from 1e-06 to 100, got 'wide'"),
+        (["camera.kind=fisheye"], "expected one of perspective, orthographic; got 'fisheye'"),
+        (["another_folder"], "override 'another_folder': expected key=value"),
+        (["--model", "generik"], "unknown model 'generik'; did you mean 'generic'?"),
+        (["--model", "none.npz"], "none.npz: no such model file"),
+        (["--device", "cuda:99"], "device 'cuda:99': cannot be used here"),
+        (["--device", "gpu"], "device 'gpu': cannot be used here"),
+        (["--device", "meta"], "device 'meta': cannot be used here"),
+    ],
+)
 def test_unknown_option_values(refused, anna, arguments, message):
     assert message in refused("fit", anna, *arguments)
 
@@ -204,7 +233,9 @@ def test_output_exists(refused, anna):
     (anna / "fitkit").mkdir()
     (anna / "fitkit/metrics.json").write_text("{}")
     assert "fitkit: already exists; use --overwrite" in refused("fit", anna)
-    assert "not a fitkit result folder" in refused("fit", anna, "--overwrite")  # never anything else than a result
+    assert "not a fitkit result folder" in refused(
+        "fit", anna, "--overwrite"
+    )  # never anything else than a result
 
 
 def test_output_cannot_be_written(refused, anna):
@@ -226,7 +257,9 @@ def test_disk_full(refused, anna, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(export_folder, "save_parameters", full)
-    assert "cannot be written (No space left on device); nothing was left behind" in refused("fit", anna, *FAST)
+    assert "cannot be written (No space left on device); nothing was left behind" in refused(
+        "fit", anna, *FAST
+    )
 
 
 def test_unexpected_error(run, anna, monkeypatch):
@@ -236,7 +269,10 @@ def test_unexpected_error(run, anna, monkeypatch):
     monkeypatch.setattr(export_folder, "save_parameters", broken)
     result = run("fit", anna, *FAST)
     assert result.exit_code == 2 and "Traceback" not in result.output
-    assert result.output == "Error: unexpected ZeroDivisionError: division by zero; run with --verbose for details\n"
+    assert (
+        result.output
+        == "Error: unexpected ZeroDivisionError: division by zero; run with --verbose for details\n"
+    )
     result = run("fit", anna, *FAST, "--verbose")
     assert result.exit_code == 2 and "Traceback" in result.output and "in broken" in result.output
     assert not (anna / "fitkit").exists()
@@ -248,12 +284,19 @@ def test_unexpected_error(run, anna, monkeypatch):
 def test_interrupted_while_fitting(start, anna, tmp_path):
     before = listing(tmp_path)
     # A shell that starts the tests in the background makes its children deaf to Ctrl-C.
-    process = start("fit", anna, "--verbose", "stages.flow.solver.refresh=100000",
-                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    process = start(
+        "fit",
+        anna,
+        "--verbose",
+        "stages.flow.solver.refresh=100000",
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     for line in process.stderr:
         if line.startswith("stage landmarks: "):
             break
-    time.sleep(4)  # numba may still compile what the stage needs; an interrupt inside its callbacks is told twice
+    time.sleep(
+        4
+    )  # numba may still compile what the stage needs; an interrupt inside its callbacks is told twice
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
@@ -297,7 +340,10 @@ def test_interrupted_after_writing(run, anna, monkeypatch):
 
     monkeypatch.setattr("tqdm.tqdm", Interrupting)
     result = run("fit", anna, *FAST)
-    assert result.exit_code == 130 and result.output.strip() == f"interrupted; the result is in {anna / 'fitkit'}"
+    assert (
+        result.exit_code == 130
+        and result.output.strip() == f"interrupted; the result is in {anna / 'fitkit'}"
+    )
     assert (anna / "fitkit/metrics.json").is_file()
 
 
@@ -317,7 +363,9 @@ def test_terminated_while_writing_cleans_up(start, anna, tmp_path):
 
 @pytest.mark.parametrize("closed", [(2,), (1,), (1, 2)])
 def test_closed_streams(start, anna, closed):
-    process = start("fit", anna, *FAST, "--init", "landmarks", preexec_fn=lambda: [os.close(number) for number in closed])
+    process = start(
+        "fit", anna, *FAST, "--init", "landmarks", preexec_fn=lambda: [os.close(number) for number in closed]
+    )
     stdout, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and stdout.startswith("status     ") == (1 not in closed)
     assert (anna / "fitkit" / "metrics.json").is_file()
@@ -334,6 +382,10 @@ def test_a_name_that_is_not_utf8(run, anna):
         os.rename(anna / f"view0{suffix}", os.fsencode(anna) + b"/Zo\xeb" + suffix.encode())
     result = run("fit", anna, *FAST, "--init", "landmarks")
     assert result.exit_code == 0, result.output
-    assert sorted(p.name for p in (anna / "fitkit" / "views").iterdir()) == ["Zo\u00eb.ply", "view1.ply", "view2.ply"]
+    assert sorted(p.name for p in (anna / "fitkit" / "views").iterdir()) == [
+        "Zo\u00eb.ply",
+        "view1.ply",
+        "view2.ply",
+    ]
     assert '"image": "Zo\u00eb.png"' in (anna / "fitkit" / "cameras.json").read_text(encoding="utf-8")
     assert run("fit", anna, *FAST, "--init", "landmarks", "-q", "--overwrite").exit_code == 0

@@ -20,7 +20,11 @@ def leaves(command, words=()):
     if not isinstance(command, click.Group):
         return [(words, command)]
     context = click.Context(command)
-    return [leaf for name in command.list_commands(context) for leaf in leaves(command.get_command(context, name), (*words, name))]
+    return [
+        leaf
+        for name in command.list_commands(context)
+        for leaf in leaves(command.get_command(context, name), (*words, name))
+    ]
 
 
 @pytest.mark.parametrize("words", [words for words, _ in leaves(cli.main)], ids=" ".join)
@@ -71,7 +75,9 @@ print(os.environ["OMP_WAIT_POLICY"], torch.get_num_threads())
     environment = {"PYTHONPATH": str(Path(fitkit.__file__).parents[1])}
 
     def threads(**given):
-        return subprocess.run([sys.executable, "-c", code], check=True, env=environment | given, capture_output=True, text=True).stdout.split()
+        return subprocess.run(
+            [sys.executable, "-c", code], check=True, env=environment | given, capture_output=True, text=True
+        ).stdout.split()
 
     policy, number = threads()
     assert policy == "PASSIVE" and 1 <= int(number) <= cli.MAX_THREADS
@@ -82,12 +88,17 @@ def test_recipe_list(run):
     """All kinds, each recipe with a whole sentence."""
     lines = run("recipe", "list").output.splitlines()
     heads = [line.partition(":")[0] for line in lines if not line.startswith(" ")]
-    assert heads == list(RECIPE_KINDS) == list(USES) and set(heads) == {p.parent.name for p in (ROOT / "recipes").glob("*/*.yaml")}
+    assert heads == list(RECIPE_KINDS) == list(USES) and set(heads) == {
+        p.parent.name for p in (ROOT / "recipes").glob("*/*.yaml")
+    }
     rows = [line.split(None, 1) for line in lines if line.startswith(" ")]
     assert sorted(name for name, _ in rows) == sorted(p.stem for p in (ROOT / "recipes").glob("*/*.yaml"))
     assert all(sentence.endswith((".", "?")) and sentence[0].isupper() for _, sentence in rows)
-    assert ["multiview", "The default: landmarks, then flow matches between neighbouring views, each pair as good as its own noise says, and "
-            "what they show beyond the face model."] in rows
+    assert [
+        "multiview",
+        "The default: landmarks, then flow matches between neighbouring views, each pair as good as its own noise says, and "
+        "what they show beyond the face model.",
+    ] in rows
 
 
 def test_recipe_show(run, tmp_path):
@@ -110,7 +121,10 @@ def test_verbose_shows_the_traceback(run, monkeypatch):
         raise ZeroDivisionError("a mistake of ours")
 
     monkeypatch.setattr("fitkit.io.resources.recipe_names", broken)
-    assert run("recipe", "list").output == "Error: unexpected ZeroDivisionError: a mistake of ours; run with --verbose for details\n"
+    assert (
+        run("recipe", "list").output
+        == "Error: unexpected ZeroDivisionError: a mistake of ours; run with --verbose for details\n"
+    )
     result = run("recipe", "list", "--verbose")
     assert "Traceback" in result.output and result.exit_code == 2
 
@@ -121,12 +135,20 @@ def test_a_full_disk_is_no_surprise(run, monkeypatch):
 
     monkeypatch.setattr("fitkit.io.resources.recipe_names", full)
     result = run("recipe", "list")
-    assert result.output == "Error: table.csv: cannot be written (No space left on device); make room, or choose another place\n"
+    assert (
+        result.output
+        == "Error: table.csv: cannot be written (No space left on device); make room, or choose another place\n"
+    )
     assert result.exit_code == 1
 
 
 def test_a_reader_that_has_gone_ends_the_command_without_a_word():
-    command = subprocess.Popen([sys.executable, "-m", "fitkit", "recipe", "list"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = subprocess.Popen(
+        [sys.executable, "-m", "fitkit", "recipe", "list"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     command.stdout.close()
     assert command.stderr.read() == b"" and command.wait(60) == 1
     command.stderr.close()

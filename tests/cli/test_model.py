@@ -16,7 +16,10 @@ ICT = Path(__file__).resolve().parents[3] / "shared/data/ict/obj"
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    asset = save_model_file(replace(tiny_model(), name="generic", license="MIT", source="made here"), tmp_path / "assets/generic.npz")
+    asset = save_model_file(
+        replace(tiny_model(), name="generic", license="MIT", source="made here"),
+        tmp_path / "assets/generic.npz",
+    )
     monkeypatch.setattr(registry, "asset_path", lambda name: asset)
     monkeypatch.setenv("FITKIT_MODELS", str(tmp_path / "models"))
     return lambda *arguments: CliRunner().invoke(model, [str(a) for a in arguments])
@@ -34,7 +37,11 @@ def test_info(run):
     for text in ("vertices", "315", "8 coefficients", "jawOpen", "MIT", "made here", "generic.npz"):
         assert text in output
     result = run("info", "ict")
-    assert result.exit_code == 1 and result.output.count("\n") == 1 and "Error: model 'ict' is not in" in result.output
+    assert (
+        result.exit_code == 1
+        and result.output.count("\n") == 1
+        and "Error: model 'ict' is not in" in result.output
+    )
     assert "did you mean 'generic'" in run("info", "generik").output
 
 
@@ -77,7 +84,11 @@ def test_fetch_fan(run, monkeypatch):
     monkeypatch.setattr(fan, "load_networks", lambda variant: fetched.append(variant))
     for name in ("fan", "fan3d"):
         result = run("fetch", name)
-        assert result.exit_code == 0 and "checkpoints" in result.output and f"detector '{name}' are here" in result.output
+        assert (
+            result.exit_code == 0
+            and "checkpoints" in result.output
+            and f"detector '{name}' are here" in result.output
+        )
     assert fetched == ["fan", "fan3d"]
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "face_alignment", None)

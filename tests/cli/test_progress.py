@@ -1,4 +1,5 @@
 """Bars on a terminal: what is done, how much of it, the time left; elsewhere nothing."""
+
 import io
 import sys
 
@@ -13,24 +14,34 @@ class Terminal(io.StringIO):
 
 
 def test_a_fit_says_what_it_does_and_how_long(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", terminal := Terminal())  # here: between fixtures and test pytest sets it anew
+    monkeypatch.setattr(
+        sys, "stderr", terminal := Terminal()
+    )  # here: between fixtures and test pytest sets it anew
     with share_bar(False) as tell:
         tell("reading photos", 0.05)
         tell("stage flow", 0.4)
         tell("done", 1.0)
     lines = terminal.getvalue().split("\r")
-    assert any("reading photos" in line and "5 % after 00:00" in line and "left" not in line for line in lines)
+    assert any(
+        "reading photos" in line and "5 % after 00:00" in line and "left" not in line for line in lines
+    )
     assert any("stage flow" in line and "40 % after 00:00, about 00:00 left" in line for line in lines)
 
 
 def test_a_training_says_how_many_steps_are_left(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", terminal := Terminal())  # here: between fixtures and test pytest sets it anew
+    monkeypatch.setattr(
+        sys, "stderr", terminal := Terminal()
+    )  # here: between fixtures and test pytest sets it anew
     with training_bar(False) as bar:
         bar.begun(40, 50)
         for step in (41, 42):
             bar.step_done(step, {"total": 0.123456})
         bar.line("checkpoint")
-    assert "42/50" in terminal.getvalue() and "total=0.123" in terminal.getvalue() and "checkpoint\n" in terminal.getvalue()
+    assert (
+        "42/50" in terminal.getvalue()
+        and "total=0.123" in terminal.getvalue()
+        and "checkpoint\n" in terminal.getvalue()
+    )
 
 
 @pytest.mark.parametrize("quiet", [False, True])

@@ -4,7 +4,14 @@ import pytest
 from PIL import Image
 
 from fitkit.data.landmark_frames import (
-    KEEP_SIDE, Augmentation, LabelledFace, held_out, list_frames, load_frame, load_surroundings, make_crop,
+    KEEP_SIDE,
+    Augmentation,
+    LabelledFace,
+    held_out,
+    list_frames,
+    load_frame,
+    load_surroundings,
+    make_crop,
 )
 from fitkit.errors import InputError
 from fitkit.io.landmark_files import read_landmarks
@@ -38,7 +45,12 @@ def test_frames_are_pairs_with_the_person_from_the_folder(tree):
     (tree / "ann" / "note.txt").write_text("no picture")
     Image.new("RGB", (40, 40)).save(tree / "ann" / "lonely.jpg")
     frames = list_frames(tree)
-    assert [(f.person, f.image.name) for f in frames] == [("ann", "0.png"), ("ann", "1.png"), ("bob", "0.png"), ("bob", "1.png")]
+    assert [(f.person, f.image.name) for f in frames] == [
+        ("ann", "0.png"),
+        ("ann", "1.png"),
+        ("bob", "0.png"),
+        ("bob", "1.png"),
+    ]
 
 
 def test_a_folder_without_pairs_is_refused(tmp_path):
@@ -91,7 +103,9 @@ def test_the_plain_crop_is_the_square_around_the_points(tree):
 
 def test_a_mirrored_crop_has_mirrored_points():
     points = np.random.default_rng(0).uniform(60, 130, (NUM_OUTPUTS, 2)).astype(np.float32)
-    face = LabelledFace(np.full((192, 192, 3), 128, np.uint8), points, *(np.ones(NUM_OUTPUTS, bool) for _ in range(3)))
+    face = LabelledFace(
+        np.full((192, 192, 3), 128, np.uint8), points, *(np.ones(NUM_OUTPUTS, bool) for _ in range(3))
+    )
     still = {"rough_size": (0, 0, 0), "fine_size": (0, 0, 0)}
     straight = make_crop(face, 128, np.random.default_rng(1), Augmentation(**still, mirror=0, cover=0))
     mirrored = make_crop(face, 128, np.random.default_rng(1), Augmentation(**still, mirror=1, cover=0))
@@ -102,7 +116,12 @@ def test_patches_hide_the_points_below_them(tree):
     face = load_frame(list_frames(tree)[0])
     seen = []
     for seed in range(20):
-        crop = make_crop(face, 128, np.random.default_rng(seed), Augmentation(cover=1.0, noise=0, jpeg=0, blur=0, low_resolution=0))
+        crop = make_crop(
+            face,
+            128,
+            np.random.default_rng(seed),
+            Augmentation(cover=1.0, noise=0, jpeg=0, blur=0, low_resolution=0),
+        )
         assert (~crop.visible <= crop.visible_known).all()  # a hidden point is known to be hidden
         seen.append(crop.visible.mean())
     assert 0.5 < np.mean(seen) < 1.0
@@ -132,9 +151,15 @@ def test_what_faces_show_is_known_but_for_the_side_turned_away(tree):
     middle = points[[27, 8]].mean(0)[0]
     for side in (1, -1):  # the half of the picture right or left of the nose becomes narrow
         far = side * (points[:, 0] - middle) > 0
-        narrow = np.column_stack([np.where(far, middle + 0.3 * (points[:, 0] - middle), points[:, 0]), points[:, 1]])
+        narrow = np.column_stack(
+            [np.where(far, middle + 0.3 * (points[:, 0] - middle), points[:, 0]), points[:, 1]]
+        )
         write_pts(frame.landmarks, narrow)
         turned = load_frame(frame)
         far_eye, near_eye = (slice(42, 48), slice(36, 42)) if side > 0 else (slice(36, 42), slice(42, 48))
-        assert not turned.visible_known[far_eye].any() and turned.visible_known[near_eye].all() and turned.visible_known[27:31].all()
+        assert (
+            not turned.visible_known[far_eye].any()
+            and turned.visible_known[near_eye].all()
+            and turned.visible_known[27:31].all()
+        )
         assert not turned.known[68:].any() and not turned.visible_known[68:].any()

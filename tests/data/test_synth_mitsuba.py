@@ -19,7 +19,9 @@ from fitkit.models.registry import load_model
 from fitkit.render.rasterizer import clip_vertices, rasterize
 from fitkit.render.shading import average_blocks, supersampled
 
-needs_mitsuba = pytest.mark.skipif(find_spec("mitsuba") is None, reason="mitsuba is not installed (extra fitkit[synth])")
+needs_mitsuba = pytest.mark.skipif(
+    find_spec("mitsuba") is None, reason="mitsuba is not installed (extra fitkit[synth])"
+)
 PLAIN = ["variation.occluded=0", "variation.glasses=0", "variation.dark_glasses=0"]
 
 
@@ -46,12 +48,19 @@ def test_studio_lights_a_diffuse_ball_as_the_scene_does():
     picture = studio_picture(scene)
     towards = synth_mitsuba._directions(*STUDIO_SIZE)
     polar = np.pi * (np.arange(STUDIO_SIZE[0]) + 0.5) / STUDIO_SIZE[0]
-    area = np.broadcast_to(np.sin(polar)[:, None] * np.pi / STUDIO_SIZE[0] * 2 * np.pi / STUDIO_SIZE[1], STUDIO_SIZE)
+    area = np.broadcast_to(
+        np.sin(polar)[:, None] * np.pi / STUDIO_SIZE[0] * 2 * np.pi / STUDIO_SIZE[1], STUDIO_SIZE
+    )
     lamp = np.array(scene.lamp) / np.linalg.norm(scene.lamp)
     for normal in np.eye(3).tolist() + [lamp.tolist()]:
         normal = np.array(normal)
         found = (picture * (np.clip(towards @ normal, 0, None) * area)[..., None]).sum((0, 1)) / np.pi
-        wanted = 0.5 + 0.1 * normal[1] - 0.08 * normal[0] + 0.7 * max(normal @ lamp, 0) * np.array(scene.lamp_color)
+        wanted = (
+            0.5
+            + 0.1 * normal[1]
+            - 0.08 * normal[0]
+            + 0.7 * max(normal @ lamp, 0) * np.array(scene.lamp_color)
+        )
         np.testing.assert_allclose(found, wanted, rtol=0.03)  # a pixel is 1.4 degrees wide
 
 
@@ -70,7 +79,9 @@ def test_path_traced_heads_cover_the_pixels_of_the_truth():
     recipe = recipe_of("variation.bald=1.0", "variation.hat=0", path_tracing={"samples": 64})
     plan = draw_subject(model, recipe, 0)
     rgb, alpha, _ = head_renderer(model, recipe)(plan, 0)
-    clip = clip_vertices(supersampled(plan.state.camera, fine), plan.state.pose.apply(plan.state.vertices(model)))
+    clip = clip_vertices(
+        supersampled(plan.state.camera, fine), plan.state.pose.apply(plan.state.vertices(model))
+    )
     covered = rasterize(clip, model.triangles, (48 * fine, 48 * fine)).covered[0].float()[..., None]
 
     def error(dx, dy):
@@ -80,7 +91,9 @@ def test_path_traced_heads_cover_the_pixels_of_the_truth():
 
     steps = [(1, 0), (-1, 0), (0, 1), (0, -1)]
     assert error(0, 0) < 0.5 * min(error(*step) for step in steps)
-    assert (alpha > 0.99).mean() == pytest.approx(float((average_blocks(covered, fine) > 0.99).float().mean()), abs=0.01)
+    assert (alpha > 0.99).mean() == pytest.approx(
+        float((average_blocks(covered, fine) > 0.99).float().mean()), abs=0.01
+    )
     assert np.isfinite(rgb).all() and 0.01 < rgb[alpha > 0.99].mean() < 2
 
 

@@ -1,4 +1,5 @@
 """Readers of training data on tiny copies of their layouts, and the real samples of AFLW2000-3D where they are."""
+
 import shutil
 from pathlib import Path
 
@@ -52,11 +53,19 @@ def lp_source(folder, name, yaws, seed=1, shape=None, expression=None, state=Non
     pose = labels_of_pose(state.pose, state.camera, SIZE).double().numpy()
     for k, (image, p, parameters) in enumerate(zip(images, points, pose)):
         save_picture(folder / f"{name}_{k}.jpg", image)
-        scipy.io.savemat(folder / f"{name}_{k}.mat", {
-            "Pose_Para": parameters[None], "pt2d": p.T + 1, "Shape_Para": np.zeros((199, 1)) if shape is None else shape[:, None],
-            "Exp_Para": np.zeros((29, 1)) if expression is None else expression[:, None],
-            "Color_Para": np.zeros((1, 7)), "Tex_Para": np.zeros((199, 1)), "Illum_Para": np.zeros((1, 10)),
-            "roi": np.array([[1, 1, SIZE, SIZE]])})
+        scipy.io.savemat(
+            folder / f"{name}_{k}.mat",
+            {
+                "Pose_Para": parameters[None],
+                "pt2d": p.T + 1,
+                "Shape_Para": np.zeros((199, 1)) if shape is None else shape[:, None],
+                "Exp_Para": np.zeros((29, 1)) if expression is None else expression[:, None],
+                "Color_Para": np.zeros((1, 7)),
+                "Tex_Para": np.zeros((199, 1)),
+                "Illum_Para": np.zeros((1, 10)),
+                "roi": np.array([[1, 1, SIZE, SIZE]]),
+            },
+        )
     return state
 
 
@@ -74,8 +83,14 @@ def test_triplets_of_300w_lp(tmp_path):
     lp_source(tmp_path / "AFW_Flip", "AFW_12_1", [-5, 30, 50, -40], seed=2)
     lp_source(tmp_path / "HELEN", "HELEN_3_1", [0, -35], seed=3)
     data = W300LP(tmp_path, W300LPOptions(triplets=2, size=160), MODEL)
-    assert data.ids == ("AFW_12_1/AFW/0", "AFW_12_1/AFW/1", "AFW_12_1/AFW_Flip/0", "AFW_12_1/AFW_Flip/1", "HELEN_3_1/HELEN/0",
-                        "HELEN_3_1/HELEN/1")
+    assert data.ids == (
+        "AFW_12_1/AFW/0",
+        "AFW_12_1/AFW/1",
+        "AFW_12_1/AFW_Flip/0",
+        "AFW_12_1/AFW_Flip/1",
+        "HELEN_3_1/HELEN/0",
+        "HELEN_3_1/HELEN/1",
+    )
     sample = data[0]
     yaw = yaw_pitch_roll(sample.truth.state.pose.rotation)[:, 0]
     assert len(yaw) == 3 and abs(float(yaw[0])) < 15 and -70 < float(yaw[1]) < -20 and 20 < float(yaw[2]) < 70
@@ -98,13 +113,29 @@ def bfm(folder, model, offset=(3.0, -8.0, 5.0)):
     folder.mkdir()
     rng = np.random.default_rng(0)
     w, w_exp = np.zeros((model.num_vertices * 3, 199)), np.zeros((model.num_vertices * 3, 29))
-    scale, scale_exp = rng.uniform(0.5, 2, model.num_identity) * 1e-3, rng.uniform(-2, -1, model.num_expression)
-    w[:, :model.num_identity] = model.identity_basis.double().numpy().reshape(model.num_identity, -1).T * scale
-    w_exp[:, :model.num_expression] = model.expression_basis.double().numpy().reshape(model.num_expression, -1).T * scale_exp
+    scale, scale_exp = (
+        rng.uniform(0.5, 2, model.num_identity) * 1e-3,
+        rng.uniform(-2, -1, model.num_expression),
+    )
+    w[:, : model.num_identity] = (
+        model.identity_basis.double().numpy().reshape(model.num_identity, -1).T * scale
+    )
+    w_exp[:, : model.num_expression] = (
+        model.expression_basis.double().numpy().reshape(model.num_expression, -1).T * scale_exp
+    )
     keypoints = model.triangles[model.landmarks.triangle, 0].numpy() + 1
-    scipy.io.savemat(folder / "Model_Shape.mat", {"mu_shape": (model.mean.double().numpy() + offset).reshape(-1, 1) * 1000, "w": w,
-                                                  "tri": model.triangles.numpy().T + 1, "keypoints": keypoints[None]})
-    scipy.io.savemat(folder / "Model_Exp.mat", {"mu_exp": np.zeros((model.num_vertices * 3, 1)), "w_exp": w_exp})
+    scipy.io.savemat(
+        folder / "Model_Shape.mat",
+        {
+            "mu_shape": (model.mean.double().numpy() + offset).reshape(-1, 1) * 1000,
+            "w": w,
+            "tri": model.triangles.numpy().T + 1,
+            "keypoints": keypoints[None],
+        },
+    )
+    scipy.io.savemat(
+        folder / "Model_Exp.mat", {"mu_exp": np.zeros((model.num_vertices * 3, 1)), "w_exp": w_exp}
+    )
     return scale, scale_exp
 
 
@@ -113,41 +144,69 @@ def test_with_the_basel_face_model_coefficients_become_labels(tmp_path):
     state = views([5, -30, 40], expression=0.4)
     identity, expression = state.identity[0].double().numpy(), state.expression[0].double().numpy()
     shape, exp = np.zeros(199), np.zeros(29)
-    shape[:MODEL.num_identity], exp[:MODEL.num_expression] = identity * 1000 / scale, expression * 1000 / scale_exp
+    shape[: MODEL.num_identity], exp[: MODEL.num_expression] = (
+        identity * 1000 / scale,
+        expression * 1000 / scale_exp,
+    )
     assert 1e5 < np.abs(shape).max() < 1e7
     # Labels of the same pictures for their head frame, whose origin lies elsewhere.
     shift = torch.tensor([3.0, -8.0, 5.0])
-    theirs = state.replace(pose=Pose(state.pose.rotation, state.pose.translation - state.pose.rotation @ shift))
+    theirs = state.replace(
+        pose=Pose(state.pose.rotation, state.pose.translation - state.pose.rotation @ shift)
+    )
     folder = tmp_path / "data" / "IBUG"
     lp_source(folder, "IBUG_1", [], state=state, shape=shape, expression=exp)
     for k, parameters in enumerate(labels_of_pose(theirs.pose, theirs.camera, SIZE).double().numpy()):
-        content = {key: v for key, v in scipy.io.loadmat(folder / f"IBUG_1_{k}.mat").items() if not key.startswith("__")}
+        content = {
+            key: v
+            for key, v in scipy.io.loadmat(folder / f"IBUG_1_{k}.mat").items()
+            if not key.startswith("__")
+        }
         scipy.io.savemat(folder / f"IBUG_1_{k}.mat", content | {"Pose_Para": parameters[None]})
     sample = W300LP(tmp_path / "data", W300LPOptions(bfm=str(tmp_path / "bfm")), MODEL)[0]
     got = sample.truth.state
     assert sample.truth.known == ("identity", "expression", "pose")
-    assert np.allclose(got.identity[0].numpy(), identity, atol=1e-3) and np.allclose(got.expression[0].numpy(), expression, atol=1e-3)
+    assert np.allclose(got.identity[0].numpy(), identity, atol=1e-3) and np.allclose(
+        got.expression[0].numpy(), expression, atol=1e-3
+    )
     # Independent truth: their own formula for the vertices in the picture.
     parameters = labels_of_pose(theirs.pose, theirs.camera, SIZE)[0].double().numpy()
     dense = read_3ddfa_model(tmp_path / "bfm").in_picture(shape, exp, parameters, SIZE)
     seen = sample.observations
     pixels = got.camera.project(got.pose.apply(got.vertices(MODEL)))[0][0] / seen.scale[0] + seen.offset[0]
     assert np.abs(pixels.numpy() - dense[:, :2]).max() < 0.01
-    with pytest.raises(InputError, match="its coefficients belong to a mesh of 315 vertices, face model 'generic' has"):
+    with pytest.raises(
+        InputError, match="its coefficients belong to a mesh of 315 vertices, face model 'generic' has"
+    ):
         W300LP(tmp_path / "data", W300LPOptions(bfm=str(tmp_path / "bfm")), load_model("generic"))
-    with pytest.raises(InputError, match="cannot be read as 3DDFA's face model .* licence form is at https://faces.dmi.unibas.ch"):
+    with pytest.raises(
+        InputError,
+        match="cannot be read as 3DDFA's face model .* licence form is at https://faces.dmi.unibas.ch",
+    ):
         W300LP(tmp_path / "data", W300LPOptions(bfm=str(tmp_path / "nowhere")), MODEL)
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda p: p.write_bytes(b"no matlab"), "cannot be read as labels of 300W-LP"),
-    (lambda p: scipy.io.savemat(p, {"Pose_Para": np.zeros((1, 7))}), "cannot be read as labels of 300W-LP"),
-    (lambda p: _change(p, pt2d=np.zeros((2, 5))), r"points: expected \[68, 2\] finite numbers, got shape \[5, 2\]"),
-    (lambda p: _change(p, Pose_Para=np.full((1, 7), np.nan)), "Pose_Para: expected"),
-    (lambda p: _change(p, Pose_Para=np.zeros((1, 7))), "expected a scale above 0 as its last number, got 0"),
-    (lambda p: _change(p, Shape_Para=np.zeros((80, 1))), r"Shape_Para: expected \[199\] finite numbers"),
-    (lambda p: _change(p, pt2d=np.full((2, 68), -1.0)), "expected at least 8 labelled points, got 0"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda p: p.write_bytes(b"no matlab"), "cannot be read as labels of 300W-LP"),
+        (
+            lambda p: scipy.io.savemat(p, {"Pose_Para": np.zeros((1, 7))}),
+            "cannot be read as labels of 300W-LP",
+        ),
+        (
+            lambda p: _change(p, pt2d=np.zeros((2, 5))),
+            r"points: expected \[68, 2\] finite numbers, got shape \[5, 2\]",
+        ),
+        (lambda p: _change(p, Pose_Para=np.full((1, 7), np.nan)), "Pose_Para: expected"),
+        (
+            lambda p: _change(p, Pose_Para=np.zeros((1, 7))),
+            "expected a scale above 0 as its last number, got 0",
+        ),
+        (lambda p: _change(p, Shape_Para=np.zeros((80, 1))), r"Shape_Para: expected \[199\] finite numbers"),
+        (lambda p: _change(p, pt2d=np.full((2, 68), -1.0)), "expected at least 8 labelled points, got 0"),
+    ],
+)
 def test_a_broken_label_file_is_named(tmp_path, change, message):
     lp_source(tmp_path / "LFPW", "LFPW_1", [0, 30])
     bad = tmp_path / "LFPW" / "LFPW_1_1.mat"
@@ -175,7 +234,9 @@ def test_real_labels_agree_with_their_own_landmarks():
         assert labels.jaw == "surface"
         seen, rotation = data[i].observations, data[i].truth.state.pose.rotation
         marks = seen.landmarks
-        _, own, _ = weak_perspective_pose(model.landmark_basis.mean[None], torch.nan_to_num(marks.points), marks.valid.float())
+        _, own, _ = weak_perspective_pose(
+            model.landmark_basis.mean[None], torch.nan_to_num(marks.points), marks.valid.float()
+        )
         assert float(angle(own, rotation)) < 13
         if abs(labels.yaw) > 15:
             nose, eyes = marks.points[0, 30], marks.points[0, 36:48].mean(0)
@@ -190,11 +251,19 @@ def test_real_labels_agree_with_their_own_landmarks():
 def test_multi_pie(tmp_path):
     yaws = {"05_1": 0, "13_0": -30, "08_0": -45, "14_0": -15, "04_1": 30, "20_0": 60, "24_0": 90}
     state = views(list(yaws.values()))
-    images, points = photograph(MODEL, state, SIZE).expand(-1, 3, -1, -1), observe(MODEL, state, SIZE).landmarks.points.numpy()
+    images, points = (
+        photograph(MODEL, state, SIZE).expand(-1, 3, -1, -1),
+        observe(MODEL, state, SIZE).landmarks.points.numpy(),
+    )
     root = tmp_path / "pie"
     for (camera, _), image, p in zip(yaws.items(), images, points):
         for shot in ("00", "07"):
-            path = root / "session02/multiview/001/02" / camera / f"001_02_02_{camera.replace('_', '')}_{shot}.png"
+            path = (
+                root
+                / "session02/multiview/001/02"
+                / camera
+                / f"001_02_02_{camera.replace('_', '')}_{shot}.png"
+            )
             save_picture(path, image)
             if shot == "07":
                 write_pts(path.with_suffix(".pts"), p)
@@ -204,11 +273,17 @@ def test_multi_pie(tmp_path):
     for i in range(3):
         sample = data[i]
         assert sample.observations.num_views == 3 and sample.truth is None
-        found = weak_perspective_pose(MODEL.landmark_basis.mean[None], sample.observations.landmarks.points, torch.ones(3, 68))[1]
+        found = weak_perspective_pose(
+            MODEL.landmark_basis.mean[None], sample.observations.landmarks.points, torch.ones(3, 68)
+        )[1]
         yaw = yaw_pitch_roll(found)[:, 0]
         assert abs(float(yaw[0])) < 8 and -60 < float(yaw[1]) < -20 and 20 < float(yaw[2]) < 75
     assert torch.allclose(in_picture(data[0].observations)[0], torch.from_numpy(points[0]), atol=2e-3)
-    assert sorted(CAMERAS.values()) == list(range(-90, 91, 15)) and CAMERAS[FRONT] == 0 and not set(OVERHEAD) & set(CAMERAS)
+    assert (
+        sorted(CAMERAS.values()) == list(range(-90, 91, 15))
+        and CAMERAS[FRONT] == 0
+        and not set(OVERHEAD) & set(CAMERAS)
+    )
     elsewhere = tmp_path / "marks"
     for path in root.rglob("*.pts"):
         (elsewhere / path.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
@@ -262,9 +337,13 @@ def test_fits_as_labels_weighted_by_how_sure_they_are(fitted, tmp_path):
     model = load_model("generic")
     data = FitResults(folder.parent, FitResultsOptions(size=192), model)
     sample = data[0]
-    assert data.ids == ("anna",) and torch.allclose(sample.truth.state.identity, result.state.identity.float())
+    assert data.ids == ("anna",) and torch.allclose(
+        sample.truth.state.identity, result.state.identity.float()
+    )
     sigma = result.identity_covariance.diagonal().sqrt().clamp_max(1)
-    assert torch.allclose(sample.truth.identity_sigma[0], sigma.float(), atol=1e-5) and 0 < float(sigma.min()) < float(sigma.max())
+    assert torch.allclose(sample.truth.identity_sigma[0], sigma.float(), atol=1e-5) and 0 < float(
+        sigma.min()
+    ) < float(sigma.max())
     seen, state = sample.observations, sample.truth.state
     pixels = project_points(model.landmark_basis, state).pixels
     box = (seen.landmarks.points.amax(1) - seen.landmarks.points.amin(1)).amax(-1)
@@ -274,7 +353,9 @@ def test_fits_as_labels_weighted_by_how_sure_they_are(fitted, tmp_path):
     assert len(own) == len(data)
     marks = own[0].observations.landmarks
     assert marks.jaw == "surface"
-    assert torch.allclose(marks.points, project_points(model.landmark_basis, own[0].truth.state).pixels, atol=1e-2)
+    assert torch.allclose(
+        marks.points, project_points(model.landmark_basis, own[0].truth.state).pixels, atol=1e-2
+    )
     with pytest.raises(InputError, match="parameters.npz: .*expected face model 'generic'"):
         FitResults(folder.parent, FitResultsOptions(), MODEL)[0]
     with pytest.raises(InputError, match="none of 1 results of fitkit fit below it has status failed"):
@@ -283,7 +364,9 @@ def test_fits_as_labels_weighted_by_how_sure_they_are(fitted, tmp_path):
     shutil.copytree(folder, broken)
     with np.load(folder / "fitkit" / "parameters.npz") as arrays:
         np.savez(broken / "fitkit" / "parameters.npz", **{**arrays, "subject_name": str(folder)})
-    with pytest.raises(InputError, match="parameters.npz: subject_name: '.*anna': expected the name of something below"):
+    with pytest.raises(
+        InputError, match="parameters.npz: subject_name: '.*anna': expected the name of something below"
+    ):
         FitResults(broken.parent, FitResultsOptions(photos=str(folder.parent)), model)[0]
     (broken / "fitkit" / "parameters.npz").write_bytes(b"nothing")
     with pytest.raises(InputError, match="anna/fitkit/parameters.npz: not a readable fitkit parameter file"):
@@ -301,9 +384,13 @@ def test_data_sets_by_kind(tmp_path):
     lp_source(tmp_path / "AFW", "AFW_1", [0, 30])
     data = open_data(DataSource("lp", "300wlp", str(tmp_path), options={"triplets": 2}), MODEL)
     assert isinstance(data, W300LP) and len(data) == 2
-    with pytest.raises(InputError, match="data 'lp': options: unknown key 'triplet'; did you mean 'triplets'"):
+    with pytest.raises(
+        InputError, match="data 'lp': options: unknown key 'triplet'; did you mean 'triplets'"
+    ):
         open_data(DataSource("lp", "300wlp", str(tmp_path), options={"triplet": 2}), MODEL)
-    made = open_data(DataSource("s", "synthetic", options={"count": 3, "recipe": "clean"}), load_model("generic"))
+    made = open_data(
+        DataSource("s", "synthetic", options={"count": 3, "recipe": "clean"}), load_model("generic")
+    )
     assert len(made) == 3
     for reader, options in ((W300LP, W300LPOptions()), (MultiPie, MultiPieOptions())):
         with pytest.raises(InputError, match="no such folder; expected .* as "):

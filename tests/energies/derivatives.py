@@ -1,4 +1,5 @@
 """Checks that every energy must pass, used by the tests beside this file."""
+
 from __future__ import annotations
 
 import torch
@@ -16,7 +17,9 @@ def layouts(state, free=BLOCKS):
     B = state.num_views
     yield ParameterLayout.of(state, free)
     rig = torch.zeros(B, dtype=torch.int64)
-    yield ParameterLayout.of(state, free, share_expression=True, focal_groups=(torch.arange(B) > 0).long(), pose_groups=rig)
+    yield ParameterLayout.of(
+        state, free, share_expression=True, focal_groups=(torch.arange(B) > 0).long(), pose_groups=rig
+    )
 
 
 def whole_jacobian(lin: Linearization, layout: ParameterLayout) -> torch.Tensor:
@@ -29,7 +32,7 @@ def whole_jacobian(lin: Linearization, layout: ParameterLayout) -> torch.Tensor:
             width = layout.sizes[name]
             for g, view in enumerate(slot.view.tolist()):
                 if name in slot.columns:
-                    J[g][..., layout.index[view, at:at + width]] += slot.columns[name][g]
+                    J[g][..., layout.index[view, at : at + width]] += slot.columns[name][g]
             at += width
     if lin.center is not None:
         J = J - (lin.center[..., None, None] * J).sum(0)
@@ -57,7 +60,10 @@ def check_jacobian(energy, state, observations, layout, kinks=False):
         direction = torch.randn(layout.total, generator=gen, dtype=zero.dtype)
         numeric = (value(h * direction) - value(-h * direction)) / (2 * h)
         error = (J @ direction - numeric).abs()
-        assert float(error.flatten().quantile(0.95) if kinks else error.max()) < 1e-5 * float(numeric.abs().max()) + 1e-6
+        assert (
+            float(error.flatten().quantile(0.95) if kinks else error.max())
+            < 1e-5 * float(numeric.abs().max()) + 1e-6
+        )
 
 
 def check_system(energy, state, observations, layout, kernel, weight=0.7):
@@ -66,7 +72,7 @@ def check_system(energy, state, observations, layout, kernel, weight=0.7):
     system = objective.linearize(state, observations, layout)
     step = torch.zeros(layout.total, dtype=state.identity.dtype, requires_grad=True)
     cost, report = objective.cost(retract(state, step, layout), observations)
-    gradient, = torch.autograd.grad(cost, step)
+    (gradient,) = torch.autograd.grad(cost, step)
     cost = float(cost.detach())
     torch.testing.assert_close(system.gradient, gradient, rtol=1e-8, atol=1e-8 * float(gradient.abs().max()))
 
@@ -76,7 +82,10 @@ def check_system(energy, state, observations, layout, kernel, weight=0.7):
     trust = torch.where(r.valid, torch.ones_like(s) if r.weight is None else r.weight, 0)
     scale = weight if energy.reduction == "sum" else weight / max(1.0, float(trust.sum()))
     assert abs(cost - float(scale * (trust * kernel.rho(s)).sum() / 2)) < 1e-9 * cost
-    assert report[energy.name].valid == int(r.valid.sum()) and abs(report[energy.name].value - cost) < 1e-9 * cost
+    assert (
+        report[energy.name].valid == int(r.valid.sum())
+        and abs(report[energy.name].value - cost) < 1e-9 * cost
+    )
     w = scale * trust * kernel.weight(s)
     if lin.center is not None:  # the mean that this kernel's weights give
         lin = Linearization(r, lin.slots, w / w.sum(0).clamp_min(1e-30))

@@ -1,5 +1,6 @@
 """One small scene for each energy of the registry: a person or depth maps whose truth is known, what is seen of them, and a way from
 a vector of parameters to a state, with 0 at the truth. Used by the training and the requirement tests beside this file."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -13,8 +14,15 @@ from test_parsing import ALBEDO, BACKGROUND, Parser
 
 from fitkit.energies.appearance_priors import AlbedoPrior, AlbedoVariance, LightMono
 from fitkit.energies.census import CensusOptions, CrossViewCensus
-from fitkit.energies.depth import (DepthAgreement, DepthPrior, DepthSupervision, DepthWarpPhotometric, DepthWarpStructure,
-                                   NormalSupervision, SuitabilityPrior)
+from fitkit.energies.depth import (
+    DepthAgreement,
+    DepthPrior,
+    DepthSupervision,
+    DepthWarpPhotometric,
+    DepthWarpStructure,
+    NormalSupervision,
+    SuitabilityPrior,
+)
 from fitkit.energies.epipolar import EpipolarLandmarks
 from fitkit.energies.features import FeatureOptions, SemanticFeatures
 from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowImages, FlowOptions
@@ -22,15 +30,34 @@ from fitkit.energies.flow_magnitude import FlowMagnitude, FlowMagnitudeOptions
 from fitkit.energies.flow_triangulated import TriangulatedFlow, TriangulationOptions
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.landmarks import LandmarkReprojection, eye_offsets, lip_offsets, offset_sigma
-from fitkit.energies.landmarks3d import PositionMap, PositionMapLandmarks, landmark_places, lmk3d_align, lmk_guided
+from fitkit.energies.landmarks3d import (
+    PositionMap,
+    PositionMapLandmarks,
+    landmark_places,
+    lmk3d_align,
+    lmk_guided,
+)
 from fitkit.energies.objective import Objective, Term
 from fitkit.energies.parsing import ParsedRendering, ParseOptions
 from fitkit.energies.photo_model import ModelPhotometric, ModelPhotometricOptions
 from fitkit.energies.photometric import CrossViewPhotometric, PhotometricOptions
-from fitkit.energies.priors import (ExpressionPrior, FocalPrior, IdentityPrior, LandmarkOffsetPrior, LightPrior, MeanCoefficientPrior,
-                                    SizePrior)
-from fitkit.energies.supervision import (CodeConsistency, ExpressionSupervision, IdentityLikelihood, IdentitySupervision, PoseSupervision,
-                                         VertexSupervision)
+from fitkit.energies.priors import (
+    ExpressionPrior,
+    FocalPrior,
+    IdentityPrior,
+    LandmarkOffsetPrior,
+    LightPrior,
+    MeanCoefficientPrior,
+    SizePrior,
+)
+from fitkit.energies.supervision import (
+    CodeConsistency,
+    ExpressionSupervision,
+    IdentityLikelihood,
+    IdentitySupervision,
+    PoseSupervision,
+    VertexSupervision,
+)
 from fitkit.geometry.alignment import similarity_align
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.rotation import so3_exp
@@ -71,7 +98,9 @@ class Scene:
 
     def objective(self, at, observations=None, weight=1.0):
         observations = observations or self.observations
-        return Objective([Term(self.prepare(observations), weight, self.kernel)]).freeze(self.make(at.detach()), observations)
+        return Objective([Term(self.prepare(observations), weight, self.kernel)]).freeze(
+            self.make(at.detach()), observations
+        )
 
 
 def normal(*shape, seed=0):
@@ -89,32 +118,56 @@ def person(size=SIDE, views=2, seed=0, light=None):
         state = state.replace(pose=state.pose.retract(nearer))
     flat = torch.zeros(views, 9, 1, dtype=torch.float64)
     flat[:, 0] = 0.9 / Y0
-    return state.replace(expression=state.expression[:1].expand(views, -1).clone(), illumination=flat if light is None else light(views))
+    return state.replace(
+        expression=state.expression[:1].expand(views, -1).clone(),
+        illumination=flat if light is None else light(views),
+    )
 
 
 def labels(state):
     vertices = state.pose.apply(state.vertices(MODEL))
     points = MODEL.landmark_basis.points(state.identity[state.subject], state.expression)
     turned = 0.1 * points @ so3_exp(normal(1, 3, seed=3)).transpose(1, 2) + 2.0
-    return Labels(state=state, vertices=vertices, points3d=turned, person=torch.zeros(state.num_views, dtype=torch.int64),
-                  moment=torch.zeros(state.num_views, dtype=torch.int64))
+    return Labels(
+        state=state,
+        vertices=vertices,
+        points3d=turned,
+        person=torch.zeros(state.num_views, dtype=torch.int64),
+        moment=torch.zeros(state.num_views, dtype=torch.int64),
+    )
 
 
 def vertex_error(truth, frame="camera"):
     """Mean distance of the face's vertices, mm. frame: 'camera', 'head', or 'aligned', after the best similarity."""
+
     def place(state):
         head = state.vertices(MODEL)[:, MODEL.face]
         if frame == "aligned":
             target = truth.vertices(MODEL)[:, MODEL.face]
             best = similarity_align(head, target, torch.ones(head.shape[:2], dtype=torch.bool))
-            return best.scale[:, None, None] * head @ best.rotation.transpose(1, 2) + best.translation[:, None]
+            return (
+                best.scale[:, None, None] * head @ best.rotation.transpose(1, 2) + best.translation[:, None]
+            )
         return head if frame == "head" else state.pose.apply(head)
 
     return lambda state: float((place(state) - place(truth)).norm(dim=-1).mean().detach())
 
 
-def of_person(prepare, free, images=None, size=SIDE, seed=0, views=2, amount=1.0, truth=None, error=None, looks="",
-              kernel=Kernel(), frame="camera", labelled=None):
+def of_person(
+    prepare,
+    free,
+    images=None,
+    size=SIDE,
+    seed=0,
+    views=2,
+    amount=1.0,
+    truth=None,
+    error=None,
+    looks="",
+    kernel=Kernel(),
+    frame="camera",
+    labelled=None,
+):
     """looks: 'images' or 'landmarks' or 'points3d', what is hidden; free: blocks of the state that are predicted."""
     truth = truth or person(size, views, seed)
     obs = observe(MODEL, truth, size, None if images is None else images(truth, size))
@@ -122,10 +175,23 @@ def of_person(prepare, free, images=None, size=SIDE, seed=0, views=2, amount=1.0
     layout = ParameterLayout.of(truth, free)
     scale = torch.zeros(layout.total, dtype=torch.float64)
     for view in range(truth.num_views):
-        scale[layout.index[view]] = torch.cat([torch.full((layout.sizes[n],), SCALE[n]) if n != "pose" else
-                                               torch.tensor([0.02, 0.02, 0.02, 2.0, 2.0, 5.0]) for n in layout.order]).double()
-    return Scene(prepare, obs, lambda p: retract(truth, scale * p, layout), amount * normal(layout.total, seed=seed + 1),
-                 error or vertex_error(truth, frame), *hidden(obs, looks), kernel)
+        scale[layout.index[view]] = torch.cat(
+            [
+                torch.full((layout.sizes[n],), SCALE[n])
+                if n != "pose"
+                else torch.tensor([0.02, 0.02, 0.02, 2.0, 2.0, 5.0])
+                for n in layout.order
+            ]
+        ).double()
+    return Scene(
+        prepare,
+        obs,
+        lambda p: retract(truth, scale * p, layout),
+        amount * normal(layout.total, seed=seed + 1),
+        error or vertex_error(truth, frame),
+        *hidden(obs, looks),
+        kernel,
+    )
 
 
 def hidden(obs, looks):
@@ -134,17 +200,26 @@ def hidden(obs, looks):
         width = mask.shape[2]
         mask[0, :, : width // 3], mask[1, : width // 3] = False, False
         nothing = torch.zeros_like(mask)
-        return (lambda fill: replace(obs, mask=mask, images=torch.where(mask[:, None], obs.images, fill))), replace(obs, mask=nothing)
+        return (
+            lambda fill: replace(obs, mask=mask, images=torch.where(mask[:, None], obs.images, fill))
+        ), replace(obs, mask=nothing)
     if looks == "landmarks":
         marks = obs.landmarks
         valid = marks.valid.clone()
         valid[0, ::3], valid[1, 1::4] = False, False
 
         def content(fill):
-            return replace(obs, landmarks=replace(marks, valid=valid, points=torch.where(valid[..., None], marks.points, fill)))
+            return replace(
+                obs,
+                landmarks=replace(
+                    marks, valid=valid, points=torch.where(valid[..., None], marks.points, fill)
+                ),
+            )
 
         return content, replace(obs, landmarks=replace(marks, valid=torch.zeros_like(valid)))
-    if looks == "points3d":  # not known is NaN there, so the hidden ones have no content to vary but their other coordinates
+    if (
+        looks == "points3d"
+    ):  # not known is NaN there, so the hidden ones have no content to vary but their other coordinates
         points = obs.labels.points3d.clone()
         points[0, ::7, 0] = torch.nan
 
@@ -159,7 +234,9 @@ def hidden(obs, looks):
 
 def twice(truth):
     """The cameras of pictures with twice the pixels per side, whose blocks of four are averaged."""
-    camera = truth.camera.scaled(torch.full_like(truth.camera.focal, 2.0), torch.full_like(truth.camera.principal, -0.25))
+    camera = truth.camera.scaled(
+        torch.full_like(truth.camera.focal, 2.0), torch.full_like(truth.camera.principal, -0.25)
+    )
     return truth.replace(camera=camera)
 
 
@@ -170,7 +247,9 @@ def painted(truth, size):
 def patches(model):
     """Grey albedo [V, 3] of waves of about 50 mm: light and dark, and smooth on the mesh, so that all views agree on it."""
     x, y, z = (model.mean / 8).unbind(-1)
-    return (0.32 + 0.08 * (torch.sin(x + 0.3 * z) + torch.cos(0.8 * y - 0.4 * x) + torch.sin(0.7 * z + 0.5 * y)))[:, None].expand(-1, 3)
+    return (
+        0.32 + 0.08 * (torch.sin(x + 0.3 * z) + torch.cos(0.8 * y - 0.4 * x) + torch.sin(0.7 * z + 0.5 * y))
+    )[:, None].expand(-1, 3)
 
 
 def with_albedo(model):
@@ -195,7 +274,9 @@ def soft_light(views):
 def rendered(model, albedo, background):
     def images(truth, size):
         lit = render_lit(model, twice(truth), (2 * size, 2 * size), albedo)
-        return F.avg_pool2d(lit.over(torch.tensor(background, dtype=torch.float64)[:, None, None].expand_as(lit.colors)), 2)
+        return F.avg_pool2d(
+            lit.over(torch.tensor(background, dtype=torch.float64)[:, None, None].expand_as(lit.colors)), 2
+        )
 
     return images
 
@@ -216,8 +297,13 @@ def of_albedo(make_energy, model, size, seed):
     truth = person(size, 2, seed)
     obs = replace(observe(MODEL, truth, size), labels=labels(truth))
     start = normal(len(model.albedo_basis), seed=seed)
-    return Scene(lambda o: make_energy(model), obs, lambda p: truth.replace(albedo=p.reshape(1, -1)), start,
-                 lambda s: float(s.albedo.norm().detach()))
+    return Scene(
+        lambda o: make_energy(model),
+        obs,
+        lambda p: truth.replace(albedo=p.reshape(1, -1)),
+        start,
+        lambda s: float(s.albedo.norm().detach()),
+    )
 
 
 def of_frames(block, size, seed):
@@ -245,14 +331,23 @@ def of_relative_pose(size, seed):
         turn = so3_exp(torch.stack([0 * p, 0.05 * p]))
         return truth.replace(pose=Pose(truth.pose.rotation @ turn, truth.pose.translation))
 
-    return Scene(lambda o: EpipolarLandmarks(1.5 * o.pixel_unit), obs, make, normal(3, seed=seed + 1), vertex_error(truth),
-                 *hidden(obs, "landmarks"))
+    return Scene(
+        lambda o: EpipolarLandmarks(1.5 * o.pixel_unit),
+        obs,
+        make,
+        normal(3, seed=seed + 1),
+        vertex_error(truth),
+        *hidden(obs, "landmarks"),
+    )
 
 
 def of_position_map(size, seed):
     truth = person(size, 2, seed)
     points = truth.pose.apply(truth.vertices(MODEL))
-    obs = replace(observe(MODEL, truth, size), labels=Labels(state=truth, points3d=MODEL.landmarks.points(points, MODEL.triangles)))
+    obs = replace(
+        observe(MODEL, truth, size),
+        labels=Labels(state=truth, points3d=MODEL.landmarks.points(points, MODEL.triangles)),
+    )
     # A map that is right at the landmarks and smooth between them: each texel holds the nearest landmark's point.
     places = landmark_places(MODEL, (64, 64))
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
@@ -260,12 +355,20 @@ def of_position_map(size, seed):
     right = obs.labels.points3d[:, nearest].transpose(1, 2).reshape(2, 3, 64, 64)
 
     def make(p):
-        return PositionMap(right + 3 * F.interpolate(p.reshape(2, 3, 5, 5), (64, 64), mode="bicubic", align_corners=True))
+        return PositionMap(
+            right + 3 * F.interpolate(p.reshape(2, 3, 5, 5), (64, 64), mode="bicubic", align_corners=True)
+        )
 
     face = torch.zeros(64 * 64, dtype=torch.bool)
     face[(places.round().long() @ torch.tensor([1, 64])).clamp(0, 64 * 64 - 1)] = True
-    return Scene(lambda o: PositionMapLandmarks(places), obs, make, normal(2 * 3 * 25, seed=seed + 1),
-                 lambda s: float((s.points - right).detach().norm(dim=1).flatten(1)[:, face].mean()), *hidden(obs, "points3d"))
+    return Scene(
+        lambda o: PositionMapLandmarks(places),
+        obs,
+        make,
+        normal(2 * 3 * 25, seed=seed + 1),
+        lambda s: float((s.points - right).detach().norm(dim=1).flatten(1)[:, face].mean()),
+        *hidden(obs, "points3d"),
+    )
 
 
 # ---- depth maps ----
@@ -277,17 +380,26 @@ def of_depth(energy, size=64, seed=0, suitability=False, amount=4.0, images=pain
     vertices = truth.pose.apply(truth.vertices(MODEL))
     fragments = rasterize(clip_vertices(truth.camera, vertices), MODEL.triangles, (size, size))
     depth = fragments.depth
-    cosine = -(vertex_normals(vertices, MODEL.triangles) * F.normalize(vertices, dim=-1)).sum(-1, keepdim=True)
+    cosine = -(vertex_normals(vertices, MODEL.triangles) * F.normalize(vertices, dim=-1)).sum(
+        -1, keepdim=True
+    )
     facing = interpolate(fragments, MODEL.triangles, cosine)
-    known = torch.where(facing[..., 0] > 0.5, depth, 0)  # without the rim, of which pixels of another size show another part
-    obs = replace(observe(MODEL, truth, size, images(truth, size)), labels=replace(labels(truth), depth=known, prior_depth=known))
+    known = torch.where(
+        facing[..., 0] > 0.5, depth, 0
+    )  # without the rim, of which pixels of another size show another part
+    obs = replace(
+        observe(MODEL, truth, size, images(truth, size)),
+        labels=replace(labels(truth), depth=known, prior_depth=known),
+    )
     there = depth > 0
 
     def make(p):
         bump = F.interpolate(p.reshape(2, 1, 5, 5), (size, size), mode="bicubic", align_corners=True)[:, 0]
         if suitability:
             return DepthState(depth, truth.pose, truth.camera, truth.subject, 1 + 0.2 * bump)
-        return DepthState(torch.where(there, depth + amount * bump, depth), truth.pose, truth.camera, truth.subject)
+        return DepthState(
+            torch.where(there, depth + amount * bump, depth), truth.pose, truth.camera, truth.subject
+        )
 
     def error(state):
         gap = torch.where(known > 0, state.suitability - 1 if suitability else state.depth - depth, 0)
@@ -327,7 +439,9 @@ def flow_options(o):
 
 def flow_corr(o):
     options = flow_options(o)
-    return FlowCorrespondence(MODEL, options, LucasKanade(), options.sigma_px * o.pixel_unit, FlowImages.of(o, options))
+    return FlowCorrespondence(
+        MODEL, options, LucasKanade(), options.sigma_px * o.pixel_unit, FlowImages.of(o, options)
+    )
 
 
 def flow_triangulated(o):
@@ -335,7 +449,9 @@ def flow_triangulated(o):
 
 
 def flow_magnitude(o):
-    return FlowMagnitude.prepare(MODEL, o, LucasKanade(), FlowMagnitudeOptions(size=working(o), rim=3, consistent=False))
+    return FlowMagnitude.prepare(
+        MODEL, o, LucasKanade(), FlowMagnitudeOptions(size=working(o), rim=3, consistent=False)
+    )
 
 
 def mask_parse(o):
@@ -351,7 +467,9 @@ def of_prior(prepare, block, size, seed, error, kernel=Kernel(), truth=None):
     truth = truth or person(size, 2, seed)
     blocks = (block,) if isinstance(block, str) else block
     zero = {b: torch.zeros_like(getattr(truth, b)) for b in blocks if b in ("identity", "expression")}
-    return of_person(prepare, blocks, None, size, seed, truth=truth.replace(**zero), error=error, kernel=kernel)
+    return of_person(
+        prepare, blocks, None, size, seed, truth=truth.replace(**zero), error=error, kernel=kernel
+    )
 
 
 def length_of(block):
@@ -380,33 +498,63 @@ def slope_of_size(state):
 
 
 def grey_in_three(size, seed):
-    return person(size, 2, seed, lambda views: soft_light(views).mean(-1, keepdim=True).expand(-1, -1, 3).contiguous())
+    return person(
+        size, 2, seed, lambda views: soft_light(views).mean(-1, keepdim=True).expand(-1, -1, 3).contiguous()
+    )
 
 
 ALL = ("identity", "expression", "pose")
 SCENES: dict[str, Callable[[int, int], Scene]] = {
-    "photo_xview": lambda n, k: cross_view(lambda o: CrossViewPhotometric.prepare(MODEL, o, PHOTO(o)), max(n, 160), k, PATCHES, 0.8),
+    "photo_xview": lambda n, k: cross_view(
+        lambda o: CrossViewPhotometric.prepare(MODEL, o, PHOTO(o)), max(n, 160), k, PATCHES, 0.8
+    ),
     "photo_warp_depth": lambda n, k: of_depth(DepthWarpPhotometric(), n, k, images=PATCHES),
-    "census_xview": lambda n, k: cross_view(lambda o: CrossViewCensus.prepare(MODEL, o, CENSUS(o)), max(n, 160), k, PATCHES, 0.8),
+    "census_xview": lambda n, k: cross_view(
+        lambda o: CrossViewCensus.prepare(MODEL, o, CENSUS(o)), max(n, 160), k, PATCHES, 0.8
+    ),
     "flow_mag": lambda n, k: cross_view(flow_magnitude, n, k),
     "flow_corr": lambda n, k: cross_view(flow_corr, n, k),
     "flow_triangulated": lambda n, k: cross_view(flow_triangulated, n, k),
-    "sem_feat": lambda n, k: cross_view(lambda o: SemanticFeatures.prepare(MODEL, o, Encoder(), FeatureOptions(working(o))), n, k),
-    "photo_model": lambda n, k: of_person(lambda o: ModelPhotometric.prepare(UNIFORM, o, MODELED(o)), ("identity", "pose"),
-                                          rendered(COLORED, None, (0.3, 0.3, 0.3)), n, k, looks="images",
-                                          truth=person(n, 2, k, soft_light)),
-    "mask_parse": lambda n, k: of_person(mask_parse, ("identity", "pose"),
-                                         rendered(MODEL, ALBEDO, BACKGROUND), n, k, looks="images"),
-    "lmk2d": lambda n, k: of_person(lambda o: LandmarkReprojection(MODEL, sigma(o), "surface"), ALL, None, n, k, looks="landmarks"),
-    "lmk2d_eye": lambda n, k: of_person(lambda o: eye_offsets(MODEL, sigma(o)), ("expression",), None, n, k, looks="landmarks"),
-    "lmk2d_lip": lambda n, k: of_person(lambda o: lip_offsets(MODEL, sigma(o)), ("expression",), None, n, k, looks="landmarks"),
-    "lmk3d_align": lambda n, k: of_person(lambda o: lmk3d_align(MODEL, 0.1), ALL[:2], None, n, k, looks="points3d", frame="aligned"),
+    "sem_feat": lambda n, k: cross_view(
+        lambda o: SemanticFeatures.prepare(MODEL, o, Encoder(), FeatureOptions(working(o))), n, k
+    ),
+    "photo_model": lambda n, k: of_person(
+        lambda o: ModelPhotometric.prepare(UNIFORM, o, MODELED(o)),
+        ("identity", "pose"),
+        rendered(COLORED, None, (0.3, 0.3, 0.3)),
+        n,
+        k,
+        looks="images",
+        truth=person(n, 2, k, soft_light),
+    ),
+    "mask_parse": lambda n, k: of_person(
+        mask_parse, ("identity", "pose"), rendered(MODEL, ALBEDO, BACKGROUND), n, k, looks="images"
+    ),
+    "lmk2d": lambda n, k: of_person(
+        lambda o: LandmarkReprojection(MODEL, sigma(o), "surface"), ALL, None, n, k, looks="landmarks"
+    ),
+    "lmk2d_eye": lambda n, k: of_person(
+        lambda o: eye_offsets(MODEL, sigma(o)), ("expression",), None, n, k, looks="landmarks"
+    ),
+    "lmk2d_lip": lambda n, k: of_person(
+        lambda o: lip_offsets(MODEL, sigma(o)), ("expression",), None, n, k, looks="landmarks"
+    ),
+    "lmk3d_align": lambda n, k: of_person(
+        lambda o: lmk3d_align(MODEL, 0.1), ALL[:2], None, n, k, looks="points3d", frame="aligned"
+    ),
     "lmk_posmap": of_position_map,
-    "lmk_guided": lambda n, k: of_person(lambda o: lmk_guided(MODEL, 0.1), ALL[:2], None, n, k, looks="points3d", frame="aligned"),
+    "lmk_guided": lambda n, k: of_person(
+        lambda o: lmk_guided(MODEL, 0.1), ALL[:2], None, n, k, looks="points3d", frame="aligned"
+    ),
     "identity_sup": lambda n, k: of_person(lambda o: IdentitySupervision(), ("identity",), None, n, k),
     # A small sigma: the logarithm of it is a constant here, which is to be small beside the squares.
-    "identity_nll": lambda n, k: of_person(lambda o: IdentityLikelihood(torch.full_like(o.labels.state.identity, 0.02)), ("identity",),
-                                           None, n, k),
+    "identity_nll": lambda n, k: of_person(
+        lambda o: IdentityLikelihood(torch.full_like(o.labels.state.identity, 0.02)),
+        ("identity",),
+        None,
+        n,
+        k,
+    ),
     "expression_sup": lambda n, k: of_person(lambda o: ExpressionSupervision(), ("expression",), None, n, k),
     "pose_sup": lambda n, k: of_person(lambda o: PoseSupervision(), ("pose", "focal"), None, n, k),
     "vertex_sup": lambda n, k: of_person(lambda o: VertexSupervision(MODEL), ALL, None, n, k),
@@ -416,20 +564,38 @@ SCENES: dict[str, Callable[[int, int], Scene]] = {
     "normal_sup": lambda n, k: of_depth(NormalSupervision(), n, k, relief=True),
     "depth_3dmm": lambda n, k: of_depth(DepthPrior(), n, k),
     "suitability_reg": lambda n, k: of_depth(SuitabilityPrior(), n, k, True),
-    "identity_prior": lambda n, k: of_prior(lambda o: IdentityPrior(), "identity", n, k, length_of("identity")),
-    "expression_prior": lambda n, k: of_prior(lambda o: ExpressionPrior(), "expression", n, k, length_of("expression")),
+    "identity_prior": lambda n, k: of_prior(
+        lambda o: IdentityPrior(), "identity", n, k, length_of("identity")
+    ),
+    "expression_prior": lambda n, k: of_prior(
+        lambda o: ExpressionPrior(), "expression", n, k, length_of("expression")
+    ),
     "albedo_prior": lambda n, k: of_albedo(lambda m: AlbedoPrior(), COLORED, n, k),
-    "prior_l1": lambda n, k: of_prior(lambda o: MeanCoefficientPrior(), ALL[:2], n, k, length_of("identity"), Kernel("l1", 0.01)),
-    "light_mono": lambda n, k: of_prior(lambda o: LightMono(), "illumination", n, k, saturation, truth=grey_in_three(n, k)),
+    "prior_l1": lambda n, k: of_prior(
+        lambda o: MeanCoefficientPrior(), ALL[:2], n, k, length_of("identity"), Kernel("l1", 0.01)
+    ),
+    "light_mono": lambda n, k: of_prior(
+        lambda o: LightMono(), "illumination", n, k, saturation, truth=grey_in_three(n, k)
+    ),
     "albedo_var": lambda n, k: of_albedo(AlbedoVariance, BLAND, n, k),
     "ssim_xview": lambda n, k: of_depth(DepthWarpStructure(), n, k),
     "depth_xview": lambda n, k: of_depth(DepthAgreement(), n, k, relief=True),
     "epi_lmk": of_relative_pose,
-    "landmark_prior": lambda n, k: of_prior(lambda o: LandmarkOffsetPrior(offset_sigma()), "landmarks", n, k,
-                                            lambda state: float(state.landmark_offset.detach().abs().mean())),
+    "landmark_prior": lambda n, k: of_prior(
+        lambda o: LandmarkOffsetPrior(offset_sigma()),
+        "landmarks",
+        n,
+        k,
+        lambda state: float(state.landmark_offset.detach().abs().mean()),
+    ),
     "focal_prior": lambda n, k: of_prior(focal_prior, "focal", n, k, distance_of(log_focal, person(n, 2, k))),
-    "light_prior": lambda n, k: of_prior(lambda o: LightPrior(o.labels.state.illumination), "illumination", n, k,
-                                         distance_of(light_of, person(n, 2, k))),
+    "light_prior": lambda n, k: of_prior(
+        lambda o: LightPrior(o.labels.state.illumination),
+        "illumination",
+        n,
+        k,
+        distance_of(light_of, person(n, 2, k)),
+    ),
     "size_prior": lambda n, k: of_prior(lambda o: SizePrior.of(MODEL, 0.01), "identity", n, k, slope_of_size),
 }
 
@@ -469,9 +635,18 @@ def joined(one: SceneState, two: SceneState) -> SceneState:
     def cat(a, b):
         return torch.cat([a, b])
 
-    camera = replace(one.camera, focal=cat(one.camera.focal, two.camera.focal), principal=cat(one.camera.principal, two.camera.principal),
-                     aspect=cat(one.camera.aspect, two.camera.aspect))
-    return one.replace(identity=cat(one.identity, two.identity), subject=cat(one.subject, two.subject + len(one.identity)),
-                       expression=cat(one.expression, two.expression), camera=camera, illumination=cat(one.illumination, two.illumination),
-                       pose=Pose(cat(one.pose.rotation, two.pose.rotation), cat(one.pose.translation, two.pose.translation)),
-                       albedo=None if one.albedo is None else cat(one.albedo, two.albedo))
+    camera = replace(
+        one.camera,
+        focal=cat(one.camera.focal, two.camera.focal),
+        principal=cat(one.camera.principal, two.camera.principal),
+        aspect=cat(one.camera.aspect, two.camera.aspect),
+    )
+    return one.replace(
+        identity=cat(one.identity, two.identity),
+        subject=cat(one.subject, two.subject + len(one.identity)),
+        expression=cat(one.expression, two.expression),
+        camera=camera,
+        illumination=cat(one.illumination, two.illumination),
+        pose=Pose(cat(one.pose.rotation, two.pose.rotation), cat(one.pose.translation, two.pose.translation)),
+        albedo=None if one.albedo is None else cat(one.albedo, two.albedo),
+    )

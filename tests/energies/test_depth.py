@@ -6,7 +6,14 @@ import torch
 from helpers import observe, picture, tiny_colors, tiny_model, tiny_state
 
 from fitkit.energies.depth import (
-    DepthAgreement, DepthPrior, DepthSupervision, DepthWarpPhotometric, DepthWarpStructure, NormalSupervision, SuitabilityPrior, warp,
+    DepthAgreement,
+    DepthPrior,
+    DepthSupervision,
+    DepthWarpPhotometric,
+    DepthWarpStructure,
+    NormalSupervision,
+    SuitabilityPrior,
+    warp,
 )
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.objective import Objective, Term
@@ -30,7 +37,9 @@ def scene():
     person = person.replace(expression=person.expression[:1].expand(3, -1).clone())  # one instant
     vertices = person.pose.apply(person.vertices(MODEL))
     depth = rasterize(clip_vertices(person.camera, vertices), MODEL.triangles, (SIZE, SIZE)).depth.double()
-    images = torch.from_numpy(picture(vertices, MODEL.triangles, tiny_colors(MODEL), person.camera, (SIZE, SIZE)))
+    images = torch.from_numpy(
+        picture(vertices, MODEL.triangles, tiny_colors(MODEL), person.camera, (SIZE, SIZE))
+    )
     images = images.permute(0, 3, 1, 2).double() / 255
     person = person.to(dtype=torch.float64)
     state = DepthState(depth, person.pose, person.camera, person.subject)
@@ -52,7 +61,11 @@ def bent(state, amount=3.0, seed=0):
 
 def test_back_projection_inverts_projection(scene):
     state, _ = scene
-    for camera in (state.camera, replace(state.camera, kind="orthographic"), replace(state.camera, aspect=state.camera.aspect * 1.1)):
+    for camera in (
+        state.camera,
+        replace(state.camera, kind="orthographic"),
+        replace(state.camera, aspect=state.camera.aspect * 1.1),
+    ):
         points = back_project(state.depth.clamp_min(500), camera)
         pixels, _ = camera.project(points)
         y, x = np.meshgrid(np.arange(SIZE), np.arange(SIZE), indexing="ij")
@@ -66,7 +79,11 @@ def test_normals_of_a_plane_and_a_sphere():
     n = torch.nn.functional.normalize(torch.tensor([0.3, -0.2, -1.0]), dim=0)
     plane = -500 / (ray @ n)
     normal, valid = depth_normals(plane[None], camera)
-    assert torch.allclose(normal[0, :-1, :-1], n.expand(63, 63, 3), atol=2e-3) and valid[0, :-1, :-1].all() and not valid[0, -1].any()
+    assert (
+        torch.allclose(normal[0, :-1, :-1], n.expand(63, 63, 3), atol=2e-3)
+        and valid[0, :-1, :-1].all()
+        and not valid[0, -1].any()
+    )
     center = torch.tensor([0.0, 0.0, 500.0])
     b, a = ray @ center, (ray * ray).sum(-1)
     disc = b * b - a * (500.0**2 - 30.0**2)
@@ -74,7 +91,9 @@ def test_normals_of_a_plane_and_a_sphere():
     normal, valid = depth_normals(depth[None], camera, 5.0)
     true = torch.nn.functional.normalize(ray * depth[..., None] - center, dim=-1)
     inner = valid[0] & (true[..., 2] < -0.7)
-    assert int(inner.sum()) > 500 and float((normal[0] - true)[inner].norm(dim=-1).max()) < 0.06  # half a pixel of curvature
+    assert (
+        int(inner.sum()) > 500 and float((normal[0] - true)[inner].norm(dim=-1).max()) < 0.06
+    )  # half a pixel of curvature
     assert not valid[0][depth == 0].any()
 
 
@@ -99,8 +118,15 @@ def test_values_in_their_units(scene):
     deeper = replace(state, depth=torch.where(state.depth > 0, state.depth + 4.0, state.depth))
     assert float(cost(DepthSupervision(2.0), deeper, observations)) == pytest.approx(2.0)
     assert float(cost(DepthPrior(10.0), deeper, observations)) == pytest.approx(0.08)
-    outside = replace(state, depth=torch.where(state.depth > 0, state.depth, torch.full_like(state.depth, 100.0)))
-    assert float(cost(DepthPrior(), outside, observations)) < 1e-12 < 0.01 < float(cost(DepthPrior(background=True), outside, observations))
+    outside = replace(
+        state, depth=torch.where(state.depth > 0, state.depth, torch.full_like(state.depth, 100.0))
+    )
+    assert (
+        float(cost(DepthPrior(), outside, observations))
+        < 1e-12
+        < 0.01
+        < float(cost(DepthPrior(background=True), outside, observations))
+    )
     half = replace(state, suitability=torch.full_like(state.depth, 0.5))
     assert float(cost(SuitabilityPrior(), half, observations)) == pytest.approx(0.125)
     assert float(cost(SuitabilityPrior(), state, observations)) == 0
@@ -110,7 +136,12 @@ def test_normals_do_not_change_when_the_surface_moves_away_in_proportion(scene):
     # Also at the border of the labelled part, where a pixel's own neighbours carry no normal.
     state, observations = scene
     farther = replace(state, depth=1.02 * state.depth)
-    assert float(cost(NormalSupervision(), farther, observations)) < 1e-12 < 1.0 < float(cost(DepthSupervision(), farther, observations))
+    assert (
+        float(cost(NormalSupervision(), farther, observations))
+        < 1e-12
+        < 1.0
+        < float(cost(DepthSupervision(), farther, observations))
+    )
 
 
 def test_warped_frames_look_like_the_frame_itself(scene):
@@ -123,7 +154,10 @@ def test_warped_frames_look_like_the_frame_itself(scene):
     difference = (observations.images[w.i] - w.colors).abs().amax(1).flatten(1)
     assert float(difference[w.valid].quantile(0.99)) < 0.04
     wrong = warp(bent(state, 15.0), replace(observations, labels=Labels(prior_depth=state.depth)))
-    assert float((observations.images[w.i] - wrong.colors).abs().amax(1).flatten(1)[w.valid].quantile(0.99)) > 0.05
+    assert (
+        float((observations.images[w.i] - wrong.colors).abs().amax(1).flatten(1)[w.valid].quantile(0.99))
+        > 0.05
+    )
 
 
 def test_hidden_pixels_do_not_count(scene):
@@ -144,13 +178,17 @@ def test_hidden_pixels_do_not_count(scene):
 @pytest.mark.parametrize("energy", BETWEEN, ids=lambda e: e.name)
 def test_agreement_between_frames_is_best_at_the_truth(scene, energy):
     state, observations = scene
-    assert float(cost(energy, state, observations)) < 0.25 * float(cost(energy, bent(state, 8.0), observations))
+    assert float(cost(energy, state, observations)) < 0.25 * float(
+        cost(energy, bent(state, 8.0), observations)
+    )
 
 
 @pytest.mark.parametrize("energy", BETWEEN, ids=lambda e: e.name)
 def test_gradients_against_central_differences(scene, energy):
     state, observations = scene
-    y, x = torch.meshgrid(torch.arange(SIZE, dtype=torch.float64), torch.arange(SIZE, dtype=torch.float64), indexing="ij")
+    y, x = torch.meshgrid(
+        torch.arange(SIZE, dtype=torch.float64), torch.arange(SIZE, dtype=torch.float64), indexing="ij"
+    )
     smooth = torch.stack([torch.sin(x / 9 + y / 13), torch.cos(x / 11), torch.sin(y / 8)]) * 0.3 + 0.5
     observations = replace(observations, images=smooth.expand(3, 3, SIZE, SIZE))
     state = bent(state, 1.0)
@@ -163,10 +201,15 @@ def test_gradients_against_central_differences(scene, energy):
     # Which pixels count is decided by labels.prior_depth, so small steps do not change it, but for the border of the picture.
     gradient = torch.autograd.grad(value(depth, pose), (depth, pose))
     generator = torch.Generator().manual_seed(0)
-    move = (torch.randn(depth.shape, generator=generator, dtype=torch.float64) * (state.depth > 0), torch.randn(pose.shape, generator=generator, dtype=torch.float64))
+    move = (
+        torch.randn(depth.shape, generator=generator, dtype=torch.float64) * (state.depth > 0),
+        torch.randn(pose.shape, generator=generator, dtype=torch.float64),
+    )
     h = 1e-5
     with torch.no_grad():
-        numeric = float(value(depth + h * move[0], pose + h * move[1]) - value(depth - h * move[0], pose - h * move[1])) / (2 * h)
+        numeric = float(
+            value(depth + h * move[0], pose + h * move[1]) - value(depth - h * move[0], pose - h * move[1])
+        ) / (2 * h)
     assert sum(float((g * m).sum()) for g, m in zip(gradient, move)) == pytest.approx(numeric, rel=2e-3)
 
 
@@ -178,7 +221,14 @@ def test_structure_is_that_of_scikit_image(scene):
     w, value = warp(state, observations), DepthWarpStructure().residuals(state, observations)
     for pair in range(2):
         a, b = observations.images[w.i[pair]].numpy(), w.colors[pair].numpy()
-        full = np.stack([structural_similarity(p, q, win_size=3, data_range=1.0, use_sample_covariance=False, full=True)[1] for p, q in zip(a, b)])
+        full = np.stack(
+            [
+                structural_similarity(
+                    p, q, win_size=3, data_range=1.0, use_sample_covariance=False, full=True
+                )[1]
+                for p, q in zip(a, b)
+            ]
+        )
         ours = 1 - 2 * ((value.value[pair].numpy() + 1e-4) ** 2 - 1e-8).T.reshape(3, SIZE, SIZE)
         valid = value.valid[pair].reshape(SIZE, SIZE).numpy()
         assert valid.any() and np.allclose(ours[:, valid], full.clip(-1, 1)[:, valid], atol=1e-6)
@@ -188,7 +238,9 @@ def test_suitability_scales_the_residual(scene):
     state, observations = scene
     state = bent(state, 5.0)
     half = replace(state, suitability=torch.full_like(state.depth, 0.5))
-    assert float(cost(DepthWarpPhotometric(), half, observations)) == pytest.approx(0.25 * float(cost(DepthWarpPhotometric(), state, observations)))
+    assert float(cost(DepthWarpPhotometric(), half, observations)) == pytest.approx(
+        0.25 * float(cost(DepthWarpPhotometric(), state, observations))
+    )
 
 
 @pytest.mark.parametrize("energy", [*BETWEEN, *SUPERVISED], ids=lambda e: e.name)
@@ -206,10 +258,14 @@ def test_pixels_that_do_not_count_have_no_influence(scene, energy):
         # Bilinear samples reach half a pixel over the border of the mask.
         same = ((read.value - before.value).abs().amax(-1) < 1e-9) | ~before.valid
         assert int(before.valid.sum()) < int(value.valid.sum()) and float(same.double().mean()) > 0.97
-    empty = replace(observations, mask=torch.zeros_like(mask), labels=Labels(depth=torch.zeros_like(state.depth), prior_depth=torch.zeros_like(state.depth)))
+    empty = replace(
+        observations,
+        mask=torch.zeros_like(mask),
+        labels=Labels(depth=torch.zeros_like(state.depth), prior_depth=torch.zeros_like(state.depth)),
+    )
     depth = state.depth.clone().requires_grad_()
     nothing = cost(energy, replace(state, depth=depth), empty)
-    gradient, = torch.autograd.grad(nothing, depth)
+    (gradient,) = torch.autograd.grad(nothing, depth)
     assert float(nothing) == 0 and bool(torch.isfinite(gradient).all())
 
 
@@ -223,6 +279,10 @@ def test_one_person_in_one_frame_has_no_pairs(scene):
 def test_missing_labels_are_named(scene):
     state, observations = scene
     bare = replace(observations, labels=None)
-    for energy, part in ((DepthSupervision(), "depth"), (NormalSupervision(), "depth"), (DepthPrior(), "prior_depth")):
+    for energy, part in (
+        (DepthSupervision(), "depth"),
+        (NormalSupervision(), "depth"),
+        (DepthPrior(), "prior_depth"),
+    ):
         with pytest.raises(InputError, match=f"energy '{energy.name}' needs labels with '{part}'"):
             energy.residuals(state, bare)

@@ -1,4 +1,5 @@
 """The displacement's prior against its formula and the Matern covariance, its equations against brute force."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -31,12 +32,12 @@ def test_prior_is_a_matern_process():
     unit = np.zeros(len(vertices))
     unit[middle] = 1
     covariance = factorized(prior.precision, prior.free)[0](unit)
-    assert covariance[middle] == pytest.approx(0.7 ** 2, rel=0.05)  # elements of a tenth of the length
+    assert covariance[middle] == pytest.approx(0.7**2, rel=0.05)  # elements of a tenth of the length
     distance = np.linalg.norm(vertices - vertices[middle], axis=1)
     for mm in (4.0, 10.0, 20.0):
         scaled = np.sqrt(8) / 20 * mm
-        assert covariance[distance == mm] / 0.7 ** 2 == pytest.approx(scaled * kv(1, scaled), abs=0.02)
-    assert covariance[distance == 20.0] / 0.7 ** 2 == pytest.approx(0.14, abs=0.02)
+        assert covariance[distance == mm] / 0.7**2 == pytest.approx(scaled * kv(1, scaled), abs=0.02)
+    assert covariance[distance == 20.0] / 0.7**2 == pytest.approx(0.14, abs=0.02)
 
 
 def test_prior_energy_by_brute_force():
@@ -44,7 +45,7 @@ def test_prior_energy_by_brute_force():
     model = tiny_model(dtype=torch.float64)
     vertices, triangles = model.mean.numpy(), model.triangles.numpy()
     d = np.random.default_rng(0).normal(size=len(vertices))
-    k2, sigma = 8 / 15.0 ** 2, 0.5
+    k2, sigma = 8 / 15.0**2, 0.5
     flux, area = np.zeros(len(d)), np.zeros(len(d))
     for t in triangles:
         p = vertices[t]
@@ -56,7 +57,7 @@ def test_prior_energy_by_brute_force():
             flux[t[i]] += weight * (d[t[i]] - d[t[j]])
             flux[t[j]] += weight * (d[t[j]] - d[t[i]])
             area[t[k]] += np.linalg.norm(np.cross(u, v)) / 6
-    expected = (area * (k2 * d + flux / area) ** 2).sum() / (4 * np.pi * k2 * sigma ** 2)
+    expected = (area * (k2 * d + flux / area) ** 2).sum() / (4 * np.pi * k2 * sigma**2)
     prior = DisplacementPrior.of(vertices, triangles, model.skin.numpy(), sigma, 15.0)
     assert len(prior.free) == len(vertices)  # one part: skin and what is connected with it
     assert d @ prior.precision @ d == pytest.approx(expected)
@@ -106,7 +107,11 @@ def test_equations_by_brute_force():
     V, G, N = 9, 2, 5
     value, by_corner, normals = normal(G, N, 2), normal(G, N, 2, 3, 3), normal(V, 3)
     corner = torch.stack([torch.randperm(V, generator=generator)[:3] for _ in range(G * N)]).reshape(G, N, 3)
-    valid, trust, kernel = torch.ones(G, N, dtype=torch.bool), torch.rand(G, N, generator=generator, dtype=torch.float64), Kernel("gm", 2.0)
+    valid, trust, kernel = (
+        torch.ones(G, N, dtype=torch.bool),
+        torch.rand(G, N, generator=generator, dtype=torch.float64),
+        Kernel("gm", 2.0),
+    )
     valid[0, 2] = False
     value[0, 2] = torch.nan
     J = torch.zeros(G, N, 2, V, dtype=torch.float64)
@@ -117,10 +122,14 @@ def test_equations_by_brute_force():
     d = torch.zeros(V, dtype=torch.float64, requires_grad=True)
     moved_value = value[valid] + J[valid] @ d
     (trust[valid] * kernel.rho(moved_value.square().sum(-1)) / 2).sum().backward()
-    matrix, gradient = displacement_equations(Residuals(value, valid, trust), by_corner, corner, normals, kernel)
+    matrix, gradient = displacement_equations(
+        Residuals(value, valid, trust), by_corner, corner, normals, kernel
+    )
     np.testing.assert_allclose(gradient, d.grad, atol=1e-12)
     w = trust[valid] * kernel.weight(value[valid].square().sum(-1))
-    np.testing.assert_allclose(matrix.toarray(), torch.einsum("m,mci,mcj->ij", w, J[valid], J[valid]), atol=1e-12)
+    np.testing.assert_allclose(
+        matrix.toarray(), torch.einsum("m,mci,mcj->ij", w, J[valid], J[valid]), atol=1e-12
+    )
     free = np.array([0, 2, 3, 6, 8])
     right = np.arange(9.0)
     solve, determinant = factorized(matrix + sparse.identity(V) * 0.1 * matrix.diagonal().max(), free)

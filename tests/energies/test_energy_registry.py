@@ -1,4 +1,5 @@
 """The table of energies is complete and says what the classes say."""
+
 import importlib
 import inspect
 import pkgutil
@@ -12,7 +13,19 @@ import torch
 import fitkit.energies
 from fitkit.energies import masks
 from fitkit.energies.kernels import NAMES, Kernel
-from fitkit.energies.registry import KERNELS, LISTED, OURS, PAPERS, REGISTRY, describe, find, mask_functions, page, present, text
+from fitkit.energies.registry import (
+    KERNELS,
+    LISTED,
+    OURS,
+    PAPERS,
+    REGISTRY,
+    describe,
+    find,
+    mask_functions,
+    page,
+    present,
+    text,
+)
 from fitkit.errors import InputError
 from fitkit.fit.recipe import ENERGIES
 
@@ -24,7 +37,11 @@ def energy_classes():
     found = set()
     for module in pkgutil.iter_modules(fitkit.energies.__path__, "fitkit.energies."):
         for name, cls in vars(importlib.import_module(module.name)).items():
-            if inspect.isclass(cls) and cls.__module__ == module.name != "fitkit.energies.base" and not name.startswith("_"):
+            if (
+                inspect.isclass(cls)
+                and cls.__module__ == module.name != "fitkit.energies.base"
+                and not name.startswith("_")
+            ):
                 named = hasattr(cls, "name") or "name" in inspect.get_annotations(cls)
                 if named and hasattr(cls, "residuals"):
                     found.add(cls)
@@ -34,7 +51,9 @@ def energy_classes():
 def test_every_energy_class_is_listed_and_nothing_else():
     classes = energy_classes()
     assert len(classes) > 25
-    assert {cls.__name__ for cls in classes} == {row.cls.__name__ for row in REGISTRY} and classes == {row.cls for row in REGISTRY}
+    assert {cls.__name__ for cls in classes} == {row.cls.__name__ for row in REGISTRY} and classes == {
+        row.cls for row in REGISTRY
+    }
 
 
 def test_every_energy_of_a_recipe_is_listed():
@@ -58,7 +77,9 @@ def test_row(row):
     if isinstance(inspect.getattr_static(row.cls, "name", None), str) and row.make is None:
         assert row.cls.name == row.name
     if row.id:
-        documented = " ".join(inspect.getdoc(part) or "" for part in (row.cls, row.make, inspect.getmodule(row.cls)) if part)
+        documented = " ".join(
+            inspect.getdoc(part) or "" for part in (row.cls, row.make, inspect.getmodule(row.cls)) if part
+        )
         covered = {int(n) for part in re.findall(r"E(\d+(?:-E?\d+)?)", documented) for n in _range(part)}
         assert int(row.id[1:]) in covered, f"{row.where} does not say that it is {row.id}"
     module, _, name = row.where.rpartition(".")
@@ -72,7 +93,9 @@ def _range(part):
 
 
 def test_the_page_is_the_output():
-    assert PAGE.read_text(encoding="utf-8") == page(), "write it anew: fitkit energies --markdown > docs/energies.md"
+    assert PAGE.read_text(encoding="utf-8") == page(), (
+        "write it anew: fitkit energies --markdown > docs/energies.md"
+    )
 
 
 def test_the_page_counts_from_the_table():
@@ -88,7 +111,10 @@ def test_energies_of_the_list_that_are_missing_are_named(monkeypatch):
     from fitkit.energies import registry
 
     monkeypatch.setattr(registry, "REGISTRY", tuple(r for r in REGISTRY if r.id not in ("E4", "E29")))
-    assert "27 of the 29 energies E1 to E29 of the papers below are there, all but E4, E29, and " in registry.page()
+    assert (
+        "27 of the 29 energies E1 to E29 of the papers below are there, all but E4, E29, and "
+        in registry.page()
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -97,11 +123,17 @@ def test_the_formulas_of_the_kernels_are_those_of_the_kernels(name):
     for e in (0.3, 2.0):
         for s in (0.0, 0.01, 0.7, 3.0, 50.0):
             value = eval(KERNELS[name].replace("^", "**"), globals(), {"s": s, "e": e})
-            assert value == pytest.approx(float(Kernel(name, e).rho(torch.tensor(s, dtype=torch.float64))), rel=1e-9, abs=1e-12)
+            assert value == pytest.approx(
+                float(Kernel(name, e).rho(torch.tensor(s, dtype=torch.float64))), rel=1e-9, abs=1e-12
+            )
 
 
 def test_every_mask_is_described():
-    public = {name for name, f in inspect.getmembers(masks, inspect.isfunction) if f.__module__ == masks.__name__ and name[0] != "_"}
+    public = {
+        name
+        for name, f in inspect.getmembers(masks, inspect.isfunction)
+        if f.__module__ == masks.__name__ and name[0] != "_"
+    }
     assert {name for name, _ in mask_functions()} == public
     table = page().partition("## Masks")[2]
     for name in public:

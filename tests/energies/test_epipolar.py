@@ -48,7 +48,7 @@ def test_gradient_and_descent():
     layout = ParameterLayout.of(STATE, ("pose",))
     state = turned(5)
     step = torch.zeros(layout.total, dtype=torch.float64, requires_grad=True)
-    gradient, = torch.autograd.grad(cost(retract(state, step, layout)), step)
+    (gradient,) = torch.autograd.grad(cost(retract(state, step, layout)), step)
     d = 1e-6 * torch.randn(layout.total, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     numeric = float(cost(retract(state, d, layout)) - cost(retract(state, -d, layout))) / 2
     assert float(gradient @ d) == pytest.approx(numeric, rel=1e-5)
@@ -63,7 +63,9 @@ def test_points_that_are_not_seen_or_not_fixed_do_not_count():
     points[1, 40], valid[1, 40] = torch.nan, False
     hidden = replace(OBS, landmarks=replace(OBS.landmarks, points=points, valid=valid))
     residuals = EpipolarLandmarks().residuals(turned(5), hidden)
-    assert residuals.valid[:, 40].tolist() == [False, True, False, False, True, False] and bool(torch.isfinite(residuals.value).all())
+    assert residuals.valid[:, 40].tolist() == [False, True, False, False, True, False] and bool(
+        torch.isfinite(residuals.value).all()
+    )
 
 
 def test_frames_of_two_people_are_not_paired():

@@ -29,7 +29,9 @@ def photograph(state, size=SIZE):
 
 def truth(kind="perspective", views=2, size=SIZE):
     state = tiny_state(MODEL, views, size)
-    turn = torch.tensor([[0.0, -0.35, 0, 0, 0, 0], [0.0, 0.35, 0, 0, 0, 0]], dtype=torch.float64)  # to 20 degrees left and right
+    turn = torch.tensor(
+        [[0.0, -0.35, 0, 0, 0, 0], [0.0, 0.35, 0, 0, 0, 0]], dtype=torch.float64
+    )  # to 20 degrees left and right
     if views == 2:
         state = state.replace(pose=state.pose.retract(-turn))
     return state.replace(camera=replace(state.camera, kind=kind))
@@ -42,7 +44,9 @@ def energy_of(state, options=OPTIONS, images=None, mask=None, size=SIZE):
 
 
 def moved(state, size=1.0):
-    step = torch.tensor([[0.01, -0.012, 0.008, 1.0, -0.8, 3], [-0.006, 0.01, 0.01, -0.7, 0.9, -2]], dtype=torch.float64)
+    step = torch.tensor(
+        [[0.01, -0.012, 0.008, 1.0, -0.8, 3], [-0.006, 0.01, 0.01, -0.7, 0.9, -2]], dtype=torch.float64
+    )
     return state.replace(pose=state.pose.retract(size * step), identity=state.identity + 0.15 * size)
 
 
@@ -71,17 +75,24 @@ def test_direction_and_sign(direction, sign):
     # The surface assumed 1 px too far right in view 1 puts view 0's colours 1 px too far right: photo -> rendering is (+1, 0).
     # View 1 sits in view 0's place, so that its rendering is view 0's photo, moved.
     state = truth()
-    state = state.replace(pose=state.pose.select([0, 0]), expression=state.expression[:1].expand(2, -1).clone(),
-                          camera=state.camera.select([0, 0]))
+    state = state.replace(
+        pose=state.pose.select([0, 0]),
+        expression=state.expression[:1].expand(2, -1).clone(),
+        camera=state.camera.select([0, 0]),
+    )
     energy, obs = energy_of(state, replace(OPTIONS, directions=direction))
-    camera = replace(state.camera, principal=state.camera.principal + torch.tensor([[0.0, 0], [1, 0]], dtype=torch.float64))
+    camera = replace(
+        state.camera, principal=state.camera.principal + torch.tensor([[0.0, 0], [1, 0]], dtype=torch.float64)
+    )
     off = state.replace(camera=camera)
     frozen = energy.freeze(off, obs)
     r = frozen.residuals(off, obs)
     into = [g for g, (a, b) in enumerate(frozen.shared.pairs) if b == 1]
     assert len(r.value) == 2 and len(into) == 1
     flow = r.value[into[0]][r.valid[into[0]]] * energy.options.sigma_px * SIZE / 224
-    torch.testing.assert_close(flow.median(0).values, torch.tensor([1.0 * sign, 0], dtype=torch.float64), atol=0.25, rtol=0)  # one step
+    torch.testing.assert_close(
+        flow.median(0).values, torch.tensor([1.0 * sign, 0], dtype=torch.float64), atol=0.25, rtol=0
+    )  # one step
 
 
 def test_both_directions_are_one_behind_the_other():
@@ -109,7 +120,9 @@ def test_fill(fill):
         seen = seen.reshape(SIZE, SIZE)
         assert 1000 < int(seen.sum()) < 0.7 * SIZE * SIZE
         assert torch.equal(photo[g][:, seen], obs.images[b][:, seen])
-        assert float((rendering[g] - obs.images[b])[:, seen].abs().mean()) < 0.02  # view a's colours, where the state is true
+        assert (
+            float((rendering[g] - obs.images[b])[:, seen].abs().mean()) < 0.02
+        )  # view a's colours, where the state is true
         one, two = rendering[g][:, ~seen], photo[g][:, ~seen]
         if fill != "none":
             assert torch.equal(one, two)
@@ -118,7 +131,9 @@ def test_fill(fill):
         if fill in ("black", "none"):
             assert float(one.abs().max()) == 0
         if fill == "texture":
-            assert 0.1 < float(one.std()) < 0.3 and torch.equal(one, energy.freeze(state, obs).images(state)[0][g][:, ~seen])
+            assert 0.1 < float(one.std()) < 0.3 and torch.equal(
+                one, energy.freeze(state, obs).images(state)[0][g][:, ~seen]
+            )
 
 
 def test_the_other_views_colours_only():
@@ -172,19 +187,32 @@ def test_the_size_of_the_crop_does_not_matter(options):
     costs = []
     for size in (224, 448):
         state = tiny_state(MODEL, 2, size)
-        state = state.replace(pose=state.pose.retract(torch.tensor([[0, 0.35, 0, 0, 0, 0], [0, -0.35, 0, 0, 0, 0]], dtype=torch.float64)))
+        state = state.replace(
+            pose=state.pose.retract(
+                torch.tensor([[0, 0.35, 0, 0, 0, 0], [0, -0.35, 0, 0, 0, 0]], dtype=torch.float64)
+            )
+        )
         energy, obs = energy_of(state, replace(options, size=112), size=size)
         at = moved(state)
-        costs.append(float(Objective([Term(energy, 1.0, Kernel("l2n", 0.1))]).freeze(at, obs).cost(at, obs)[0]))
+        costs.append(
+            float(Objective([Term(energy, 1.0, Kernel("l2n", 0.1))]).freeze(at, obs).cost(at, obs)[0])
+        )
     assert abs(costs[1] / costs[0] - 1) < 0.02
 
 
 # ---- derivatives ----
 
 
-@pytest.mark.parametrize("options,kind", [
-    (OPTIONS, "perspective"), (OPTIONS, "orthographic"), (replace(OPTIONS, normalize=3.0), "perspective"),
-    (replace(STRICT["mvf"], size=SIZE), "perspective"), (replace(STRICT["mfn"], size=SIZE), "perspective")])
+@pytest.mark.parametrize(
+    "options,kind",
+    [
+        (OPTIONS, "perspective"),
+        (OPTIONS, "orthographic"),
+        (replace(OPTIONS, normalize=3.0), "perspective"),
+        (replace(STRICT["mvf"], size=SIZE), "perspective"),
+        (replace(STRICT["mfn"], size=SIZE), "perspective"),
+    ],
+)
 def test_gradient(options, kind):
     """The gradient of the scalar face against central differences along 16 directions of all parameters."""
     assert kind in KINDS
@@ -198,7 +226,7 @@ def test_gradient(options, kind):
         return frozen.cost(retract(at, step, layout), obs)[0]
 
     step = torch.zeros(layout.total, dtype=torch.float64, requires_grad=True)
-    gradient, = torch.autograd.grad(cost(step), step)
+    (gradient,) = torch.autograd.grad(cost(step), step)
     assert bool((gradient != 0).all())
     gen = torch.Generator().manual_seed(0)
     analytic, numeric = [], []
@@ -246,7 +274,7 @@ def test_an_empty_mask():
     layout = ParameterLayout.of(state, ("identity", "pose"))
     step = torch.zeros(layout.total, dtype=torch.float64, requires_grad=True)
     cost, report = frozen.cost(retract(state, step, layout), obs)
-    gradient, = torch.autograd.grad(cost, step)
+    (gradient,) = torch.autograd.grad(cost, step)
     assert float(cost.detach()) == 0 and report["flow_mag"].valid == 0 and float(gradient.abs().max()) == 0
 
 
@@ -257,7 +285,9 @@ def test_too_few_pixels_do_not_count():
     mask[0, 44:48, 44:48] = True
     energy, obs = energy_of(state, replace(PLAIN, min_pixels=500), None, mask)
     r = energy.freeze(state, obs).residuals(state, obs)
-    assert 0 < max(len(p) for p in energy.freeze(state, obs).shared.place) < 92  # 500 px of a 224-pixel crop are 92 here
+    assert (
+        0 < max(len(p) for p in energy.freeze(state, obs).shared.place) < 92
+    )  # 500 px of a 224-pixel crop are 92 here
     assert not bool(r.valid.any())
 
 
@@ -270,13 +300,25 @@ def test_descent_brings_the_view_home():
     energy, obs = energy_of(state, replace(OPTIONS, consistent=False))
     valid = obs.landmarks.valid.clone()
     valid[1] = False
-    known = replace(obs, landmarks=replace(obs.landmarks, valid=valid))  # holds view 0, so that not both wander together
-    start = state.replace(pose=state.pose.retract(torch.tensor([[0.0] * 6, [0.0, 0.0, 0.01, 3.0, -2.0, 0]], dtype=torch.float64)))
-    objective = Objective([Term(energy), Term(LandmarkReprojection(MODEL, torch.ones(2, 68, dtype=torch.float64), "surface"))])
+    known = replace(
+        obs, landmarks=replace(obs.landmarks, valid=valid)
+    )  # holds view 0, so that not both wander together
+    start = state.replace(
+        pose=state.pose.retract(
+            torch.tensor([[0.0] * 6, [0.0, 0.0, 0.01, 3.0, -2.0, 0]], dtype=torch.float64)
+        )
+    )
+    objective = Objective(
+        [Term(energy), Term(LandmarkReprojection(MODEL, torch.ones(2, 68, dtype=torch.float64), "surface"))]
+    )
     problem = LeastSquaresProblem(objective, known, ParameterLayout.of(start, ("pose",)))
 
     def error(s):
-        return float((s.pose.apply(s.vertices(MODEL)) - state.pose.apply(state.vertices(MODEL)))[1, :, :2].norm(dim=-1).mean())
+        return float(
+            (s.pose.apply(s.vertices(MODEL)) - state.pose.apply(state.vertices(MODEL)))[1, :, :2]
+            .norm(dim=-1)
+            .mean()
+        )
 
     result = adam(problem, start, AdamOptions(30, 0.06))
     before, after = (float(objective.freeze(s, known).cost(s, known)[0]) for s in (start, result.x))
@@ -286,23 +328,36 @@ def test_descent_brings_the_view_home():
 def test_second_order_solvers_refuse_it_by_name():
     state = truth()
     energy, obs = energy_of(state)
-    problem = LeastSquaresProblem(Objective([Term(energy)]).freeze(state, obs), obs, ParameterLayout.of(state, ("pose",)))
-    with pytest.raises(InputError, match="energy 'flow_mag' has no least-squares form; use solver 'adam' for it"):
+    problem = LeastSquaresProblem(
+        Objective([Term(energy)]).freeze(state, obs), obs, ParameterLayout.of(state, ("pose",))
+    )
+    with pytest.raises(
+        InputError, match="energy 'flow_mag' has no least-squares form; use solver 'adam' for it"
+    ):
         levenberg_marquardt(problem, state, LMOptions(1))
 
 
 def test_refusals():
     state = truth()
     energy, obs = energy_of(state)
-    message = (r"energy 'flow_mag' differentiates through the flow: expected a network \('ptlflow:NAME'\), got 'dis'; "
-               "energy 'flow_corr' takes it")
+    message = (
+        r"energy 'flow_mag' differentiates through the flow: expected a network \('ptlflow:NAME'\), got 'dis'; "
+        "energy 'flow_corr' takes it"
+    )
     with pytest.raises(InputError, match=message):
         FlowMagnitude.prepare(MODEL, obs, make_flow_estimator("dis"), OPTIONS)
     with pytest.raises(InputError, match="energy 'flow_mag': freeze it at a state first"):
         energy.residuals(state, obs)
-    one = state.replace(expression=state.expression[:1], subject=state.subject[:1], pose=state.pose.select([0]),
-                        camera=state.camera.select([0]))
-    with pytest.raises(InputError, match=r"compares views of one person: expected at least 2 .* got 1 view\(s\) .*; give its stage min_v"):
+    one = state.replace(
+        expression=state.expression[:1],
+        subject=state.subject[:1],
+        pose=state.pose.select([0]),
+        camera=state.camera.select([0]),
+    )
+    with pytest.raises(
+        InputError,
+        match=r"compares views of one person: expected at least 2 .* got 1 view\(s\) .*; give its stage min_v",
+    ):
         energy.freeze(one, obs)
     assert isinstance(LucasKanade(), DifferentiableFlow)
 
@@ -323,12 +378,18 @@ def test_a_real_network(tmp_path):
     state = truth(size=160)
     obs = observe(MODEL, state, 160, photograph(state, 160))
     network = make_flow_estimator("ptlflow:raft_small", str(path))
-    energy = FlowMagnitude.prepare(MODEL, obs, network, FlowMagnitudeOptions(size=160, directions="forward", consistent=False))
+    energy = FlowMagnitude.prepare(
+        MODEL, obs, network, FlowMagnitudeOptions(size=160, directions="forward", consistent=False)
+    )
     layout = ParameterLayout.of(state, ("identity", "pose"))
     step = torch.zeros(layout.total, dtype=torch.float64, requires_grad=True)
     cost, report = Objective([Term(energy, 1e-3)]).freeze(state, obs).cost(retract(state, step, layout), obs)
-    gradient, = torch.autograd.grad(cost, step)
-    assert report["flow_mag"].valid > 1000 and bool(torch.isfinite(gradient).all()) and bool((gradient != 0).all())
+    (gradient,) = torch.autograd.grad(cost, step)
+    assert (
+        report["flow_mag"].valid > 1000
+        and bool(torch.isfinite(gradient).all())
+        and bool((gradient != 0).all())
+    )
 
 
 def test_in_a_recipe(anna, monkeypatch, tmp_path):
@@ -336,7 +397,11 @@ def test_in_a_recipe(anna, monkeypatch, tmp_path):
     from fitkit.fit import run
 
     made = []
-    monkeypatch.setattr(run, "make_flow_estimator", lambda name, weights, device: made.append((name, weights)) or LucasKanade())
+    monkeypatch.setattr(
+        run,
+        "make_flow_estimator",
+        lambda name, weights, device: made.append((name, weights)) or LucasKanade(),
+    )
     recipe = tmp_path / "through_the_network.yaml"
     recipe.write_text("""
 extends: landmarks
@@ -355,7 +420,9 @@ stages:
     result = fitkit.fit(anna, recipe=str(recipe))
     assert made == [("ptlflow:raft", "a.ckpt")] and result.status == "ok"
     assert result.metrics["stages"][-1]["terms"]["flow_mag"]["valid"] > 1000
-    with pytest.raises(InputError, match="energy 'flow_mag' has no least-squares form; use solver 'adam' for it"):
+    with pytest.raises(
+        InputError, match="energy 'flow_mag' has no least-squares form; use solver 'adam' for it"
+    ):
         fitkit.fit(anna, recipe=str(recipe), overrides=["stages.flow.solver.name=levenberg_marquardt"])
     with pytest.raises(InputError, match="energy 'flow_mag' differentiates through the flow"):
         monkeypatch.undo()

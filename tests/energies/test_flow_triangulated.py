@@ -36,7 +36,9 @@ def test_rays_pass_through_their_points(kind):
 def test_the_points_lie_on_the_rays_of_both_pixels_whatever_the_shape(kind):
     state = truth(kind)
     state = state.replace(expression=state.expression[:1].expand(3, -1))
-    energy = triangulated(state, state.replace(identity=state.identity * 0.3), TriangulationOptions(max_gap=1e-3))
+    energy = triangulated(
+        state, state.replace(identity=state.identity * 0.3), TriangulationOptions(max_gap=1e-3)
+    )
     m, target = energy.matcher.matches, energy.points.target
     assert bool(energy.points.valid.all())
     for view, pixel in ((m.view_a, m.pixel_a), (m.view_b, m.pixel_b)):
@@ -64,11 +66,15 @@ def test_value_is_the_distance_along_the_normal_over_its_sigma():
     at = moved(state)
     energy = triangulated(state, at, TriangulationOptions(max_gap=1e9))
     p = energy.points
-    surface = (p.weights[..., None] * at.vertices(MODEL)[energy.matcher.matches.view_a[:, None, None], p.corner]).sum(2)
+    surface = (
+        p.weights[..., None] * at.vertices(MODEL)[energy.matcher.matches.view_a[:, None, None], p.corner]
+    ).sum(2)
     expected = ((surface - p.target) * p.normal).sum(-1) / p.sigma
     torch.testing.assert_close(energy.residuals(at, None).value[..., 0], expected)
     # Twice the noise of a pixel is twice the noise of a point.
-    torch.testing.assert_close(triangulated(state, at, TriangulationOptions(max_gap=1e9), sigma=2.6).points.sigma, 2 * p.sigma)
+    torch.testing.assert_close(
+        triangulated(state, at, TriangulationOptions(max_gap=1e9), sigma=2.6).points.sigma, 2 * p.sigma
+    )
 
 
 def test_sigma_is_that_of_noisy_matches():
@@ -78,7 +84,9 @@ def test_sigma_is_that_of_noisy_matches():
     m, generator, draws = perfect_matches(state), torch.Generator().manual_seed(3), []
     for _ in range(60):
         noise = 0.5 * torch.randn(m.pixel_b.shape, generator=generator, dtype=torch.float64)
-        energy = triangulated(state, state, TriangulationOptions(max_gap=1e9), replace(m, pixel_b=m.pixel_b + noise), sigma=0.5)
+        energy = triangulated(
+            state, state, TriangulationOptions(max_gap=1e9), replace(m, pixel_b=m.pixel_b + noise), sigma=0.5
+        )
         draws.append(energy.residuals(state, None).value[..., 0])
     spread = torch.stack(draws).square().mean(0).sqrt()
     assert 0.5 < float(spread.median()) and float(spread.max()) < 1.2  # 60 draws tell a spread to 10 %
@@ -89,7 +97,9 @@ def test_little_parallax_and_rays_that_miss_each_other_are_refused():
     assert bool(triangulated(state, state).points.valid.all())
     assert not bool(triangulated(state, state, TriangulationOptions(min_parallax_deg=80)).points.valid.any())
     m = perfect_matches(state)
-    astray = replace(m, pixel_b=m.pixel_b + torch.tensor([0.0, 30.0]))  # across the epipolar lines of a head that turns to the side
+    astray = replace(
+        m, pixel_b=m.pixel_b + torch.tensor([0.0, 30.0])
+    )  # across the epipolar lines of a head that turns to the side
     assert float(triangulated(state, state, matches=astray).points.valid.float().mean()) < 0.2
 
 
@@ -99,10 +109,15 @@ def test_shape_is_found_again_at_known_poses():
     x, layout = same.replace(identity=same.identity * 0), ParameterLayout.of(same, ("identity",))
     matches = perfect_matches(same)
     for _ in range(6):
-        problem = LeastSquaresProblem(Objective([Term(triangulated(same, x, TriangulationOptions(max_gap=1e9), matches), 1000.0)]), None, layout)
+        problem = LeastSquaresProblem(
+            Objective([Term(triangulated(same, x, TriangulationOptions(max_gap=1e9), matches), 1000.0)]),
+            None,
+            layout,
+        )
         x = levenberg_marquardt(problem, x, LMOptions(10)).x
     assert float((x.vertices(MODEL) - same.vertices(MODEL)).norm(dim=-1).mean()) < 0.05 * float(
-        (same.replace(identity=same.identity * 0).vertices(MODEL) - same.vertices(MODEL)).norm(dim=-1).mean())
+        (same.replace(identity=same.identity * 0).vertices(MODEL) - same.vertices(MODEL)).norm(dim=-1).mean()
+    )
 
 
 def test_hold_keeps_the_first_points():
@@ -113,8 +128,16 @@ def test_hold_keeps_the_first_points():
 
 def test_one_view_has_no_matches():
     state = truth()
-    one = state.replace(subject=state.subject[:1], expression=state.expression[:1], pose=state.pose.select([0]), camera=state.camera.select([0]))
+    one = state.replace(
+        subject=state.subject[:1],
+        expression=state.expression[:1],
+        pose=state.pose.select([0]),
+        camera=state.camera.select([0]),
+    )
     obs = observe(MODEL, state)
     matcher = replace(energy_with(None), photos=FlowImages.of(obs, FlowOptions()))
-    with pytest.raises(InputError, match=r"energy 'flow_triangulated' compares views: expected at least 2 .*, got 1 view\(s\)"):
+    with pytest.raises(
+        InputError,
+        match=r"energy 'flow_triangulated' compares views: expected at least 2 .*, got 1 view\(s\)",
+    ):
         TriangulatedFlow(matcher, TriangulationOptions()).freeze(one, obs)

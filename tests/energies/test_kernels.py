@@ -20,7 +20,7 @@ def test_weight_is_the_derivative_of_rho(kernel):
     numeric = (kernel.rho(s + h) - kernel.rho(low)) / (s + h - low)
     torch.testing.assert_close(kernel.weight(s), numeric, rtol=1e-5, atol=1e-8)
     moving = s.clone().requires_grad_()
-    grad, = torch.autograd.grad(kernel.rho(moving).sum(), moving)
+    (grad,) = torch.autograd.grad(kernel.rho(moving).sum(), moving)
     torch.testing.assert_close(kernel.weight(s), grad)
 
 
@@ -35,7 +35,7 @@ def test_weight_is_half_the_pull_over_the_length(kernel):
 
 @pytest.mark.parametrize("kernel", SQUARE, ids=str)
 def test_starts_as_the_plain_square_and_never_exceeds_it(kernel):
-    s = torch.tensor([0.0, 1e-8, 1e-6, 1e-4], dtype=torch.float64) * kernel.radius ** 2
+    s = torch.tensor([0.0, 1e-8, 1e-6, 1e-4], dtype=torch.float64) * kernel.radius**2
     torch.testing.assert_close(kernel.rho(s), s, rtol=1e-4, atol=1e-12)
     wide = torch.logspace(-3, 5, 200, dtype=torch.float64)
     assert bool((kernel.rho(wide) <= wide * (1 + 1e-12)).all())
@@ -54,7 +54,9 @@ def test_printed_formulas():
     check("huber", 2.0, torch.tensor([0.25, 2 * 2 * 4 - 4.0], dtype=torch.float64))
     check("cauchy", 2.0, 4 * torch.log(1 + s / 4))
     check("gm", 2.0, 4 * s / (4 + s))
-    assert float(Kernel("gm", 2.0).rho(torch.tensor(1e9))) == pytest.approx(4.0)  # redescending: an outlier costs radius^2
+    assert float(Kernel("gm", 2.0).rho(torch.tensor(1e9))) == pytest.approx(
+        4.0
+    )  # redescending: an outlier costs radius^2
     torch.testing.assert_close(Kernel("l1", 1e-3).rho(s) / 2e-3, r, atol=2e-3, rtol=0)
 
 
@@ -91,7 +93,10 @@ def test_huge_and_zero_stay_finite_in_single_precision():
 
 
 def test_refusals():
-    with pytest.raises(InputError, match="kernel: name: expected one of sq, l1, l2n, charb, ddf, huber, cauchy, gm; got 'tukey'"):
+    with pytest.raises(
+        InputError,
+        match="kernel: name: expected one of sq, l1, l2n, charb, ddf, huber, cauchy, gm; got 'tukey'",
+    ):
         Kernel("tukey")
     for radius in (0.0, -1.0, float("nan")):
         with pytest.raises(InputError, match="kernel: radius: expected a number from 1e-09 to 1e\\+09, got"):

@@ -6,7 +6,15 @@ from derivatives import check_everything
 from helpers import observe, tiny_model, tiny_state
 
 from fitkit.energies.kernels import Kernel
-from fitkit.energies.landmarks import EYE_PAIRS, LIP_PAIRS, LandmarkReprojection, eye_offsets, jaw_profiles, lip_offsets, outline_vertices
+from fitkit.energies.landmarks import (
+    EYE_PAIRS,
+    LIP_PAIRS,
+    LandmarkReprojection,
+    eye_offsets,
+    jaw_profiles,
+    lip_offsets,
+    outline_vertices,
+)
 from fitkit.energies.objective import Objective, Term
 from fitkit.geometry.rotation import so3_exp
 from fitkit.scene.camera import KINDS
@@ -30,7 +38,7 @@ def perturbed(state):
     for v in range(state.num_views):
         at = 0
         for name in layout.order:
-            step[layout.index[v, at:at + layout.sizes[name]]] = scale[name]
+            step[layout.index[v, at : at + layout.sizes[name]]] = scale[name]
             at += layout.sizes[name]
     state = state.replace(landmark_offset=torch.randn(1, 68, 3, generator=gen, dtype=torch.float64))
     return retract(state, step * torch.randn(layout.total, generator=gen, dtype=torch.float64), layout)
@@ -41,15 +49,26 @@ def damaged(obs):
     marks = obs.landmarks
     valid, points, confidence = marks.valid.clone(), marks.points.clone(), marks.confidence.clone()
     confidence[:, ::3] = 0.4
-    for view, n, value in ((0, 3, torch.nan), (0, 37, torch.inf), (1, 62, 1e8), (2, 16, torch.nan), (2, 44, torch.nan)):
+    for view, n, value in (
+        (0, 3, torch.nan),
+        (0, 37, torch.inf),
+        (1, 62, 1e8),
+        (2, 16, torch.nan),
+        (2, 44, torch.nan),
+    ):
         valid[view, n], points[view, n], confidence[view, n] = False, value, torch.nan
     return replace(obs, landmarks=replace(marks, points=points, valid=valid, confidence=confidence))
 
 
 def energies(views=3):
     sigma = SIGMA[:views]
-    return [LandmarkReprojection(MODEL, sigma, "surface"), LandmarkReprojection(MODEL, sigma, "outline"), LandmarkReprojection(MODEL, sigma, "auto"),
-            eye_offsets(MODEL, sigma), lip_offsets(MODEL, sigma)]
+    return [
+        LandmarkReprojection(MODEL, sigma, "surface"),
+        LandmarkReprojection(MODEL, sigma, "outline"),
+        LandmarkReprojection(MODEL, sigma, "auto"),
+        eye_offsets(MODEL, sigma),
+        lip_offsets(MODEL, sigma),
+    ]
 
 
 IDS = ["surface", "outline", "auto", "eye", "lip"]
@@ -67,7 +86,9 @@ def test_derivatives(energy, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("energy", [e for k, e in zip(IDS, energies()) if k != "outline"], ids=[k for k in IDS if k != "outline"])
+@pytest.mark.parametrize(
+    "energy", [e for k, e in zip(IDS, energies()) if k != "outline"], ids=[k for k in IDS if k != "outline"]
+)
 def test_zero_at_the_truth(energy, kind):
     state = truth(kind)
     obs = observe(MODEL, state)
@@ -95,11 +116,13 @@ def test_a_masked_landmark_changes_nothing(energy):
     results = []
     for fill in (torch.nan, 0.0, -1e6):
         marks = obs.landmarks
-        other = replace(obs, landmarks=replace(marks, points=torch.where(marks.valid[..., None], marks.points, fill)))
+        other = replace(
+            obs, landmarks=replace(marks, points=torch.where(marks.valid[..., None], marks.points, fill))
+        )
         objective = Objective([Term(energy.freeze(at, other), 1.0, Kernel("huber", 2.0))])
         step = torch.zeros(layout.total, dtype=torch.float64, requires_grad=True)
         cost, _ = objective.cost(retract(at, step, layout), other)
-        gradient, = torch.autograd.grad(cost, step)
+        (gradient,) = torch.autograd.grad(cost, step)
         results.append((cost.detach(), gradient, objective.linearize(at, other, layout).dense()))
     for other in results[1:]:
         for a, b in zip(results[0], other):
@@ -111,11 +134,15 @@ def test_no_landmark_at_all(energy):
     state = truth()
     obs = observe(MODEL, state)
     marks = obs.landmarks
-    obs = replace(obs, landmarks=replace(marks, valid=torch.zeros_like(marks.valid), points=marks.points * torch.nan))
+    obs = replace(
+        obs, landmarks=replace(marks, valid=torch.zeros_like(marks.valid), points=marks.points * torch.nan)
+    )
     layout = ParameterLayout.of(state, ("identity", "pose", "focal"))
     step = torch.zeros(layout.total, dtype=torch.float64, requires_grad=True)
-    cost, report = Objective([Term(energy.freeze(state, obs), 1.0, Kernel("l1", 0.1))]).cost(retract(state, step, layout), obs)
-    gradient, = torch.autograd.grad(cost, step)
+    cost, report = Objective([Term(energy.freeze(state, obs), 1.0, Kernel("l1", 0.1))]).cost(
+        retract(state, step, layout), obs
+    )
+    (gradient,) = torch.autograd.grad(cost, step)
     assert float(cost.detach()) == 0 and report[energy.name].valid == 0 and float(gradient.abs().max()) == 0
 
 
@@ -151,7 +178,11 @@ def test_offsets_do_not_feel_a_common_shift(pairs, make):
     assert float(value.abs().max()) < 1e-10
     open_ = obs.landmarks.points.clone()
     open_[0, pairs[0][0]] += torch.tensor([0.0, 2.0], dtype=torch.float64)
-    value = make(MODEL, SIGMA).residuals(state, replace(obs, landmarks=replace(obs.landmarks, points=open_))).value
+    value = (
+        make(MODEL, SIGMA)
+        .residuals(state, replace(obs, landmarks=replace(obs.landmarks, points=open_)))
+        .value
+    )
     sigma = (SIGMA[0, pairs[0][0]] ** 2 + SIGMA[0, pairs[0][1]] ** 2).sqrt()
     torch.testing.assert_close(value[0, 0], torch.tensor([0.0, -2.0], dtype=torch.float64) / sigma)
     assert float(value.abs().sum()) == pytest.approx(2 / float(sigma))
@@ -167,7 +198,9 @@ def silhouette_points(state):
     own = observe(MODEL, state).landmarks.points
     slide = vertex >= 0
     points = own.clone()
-    points[:, :17] = torch.where(slide[..., None], seen.gather(1, vertex.clamp_min(0)[..., None].expand(-1, -1, 2)), own[:, :17])
+    points[:, :17] = torch.where(
+        slide[..., None], seen.gather(1, vertex.clamp_min(0)[..., None].expand(-1, -1, 2)), own[:, :17]
+    )
     return points
 
 
@@ -218,7 +251,9 @@ def test_auto_picks_the_rule_of_the_data(yaw):
     assert float(frozen.residuals(state, outline).value.abs().max()) < 1e-9
     # also from a state that is a little off
     near = perturbed(state)
-    assert bool((auto.freeze(near, outline).jaw_vertices >= 0).any()) and not bool((auto.freeze(near, surface).jaw_vertices >= 0).any())
+    assert bool((auto.freeze(near, outline).jaw_vertices >= 0).any()) and not bool(
+        (auto.freeze(near, surface).jaw_vertices >= 0).any()
+    )
 
 
 def test_offsets_move_the_points_in_the_head_frame():
@@ -228,7 +263,9 @@ def test_offsets_move_the_points_in_the_head_frame():
     offset[..., 0] = 2.0
     points = MODEL.landmark_basis.points(state.identity[state.subject], state.expression) + offset
     obs = observe(MODEL, state)
-    obs = replace(obs, landmarks=replace(obs.landmarks, points=state.camera.project(state.pose.apply(points))[0]))
+    obs = replace(
+        obs, landmarks=replace(obs.landmarks, points=state.camera.project(state.pose.apply(points))[0])
+    )
     energy = LandmarkReprojection(MODEL, SIGMA, "surface").freeze(state, obs)
     assert float(energy.residuals(state, obs).value.norm(dim=-1).median()) > 0.3
     assert float(energy.residuals(state.replace(landmark_offset=offset), obs).value.abs().max()) < 1e-9

@@ -6,7 +6,14 @@ import torch
 from derivatives import check_everything
 from helpers import observe, tiny_model, tiny_state
 
-from fitkit.energies.landmarks3d import PositionMap, PositionMapLandmarks, affine_align, landmark_places, lmk3d_align, lmk_guided
+from fitkit.energies.landmarks3d import (
+    PositionMap,
+    PositionMapLandmarks,
+    affine_align,
+    landmark_places,
+    lmk3d_align,
+    lmk_guided,
+)
 from fitkit.energies.objective import Objective, Term
 from fitkit.errors import DegenerateInputError, InputError
 from fitkit.geometry.rotation import so3_exp
@@ -23,7 +30,9 @@ def placed(points, seed=0, shear=0.0):
     generator = torch.Generator().manual_seed(seed)
     turn = so3_exp(torch.randn(len(points), 3, generator=generator, dtype=torch.float64))
     linear = 0.1 * turn + shear * torch.randn(len(points), 3, 3, generator=generator, dtype=torch.float64)
-    return points @ linear.transpose(1, 2) + torch.randn(len(points), 1, 3, generator=generator, dtype=torch.float64)
+    return points @ linear.transpose(1, 2) + torch.randn(
+        len(points), 1, 3, generator=generator, dtype=torch.float64
+    )
 
 
 def labelled(shear=0.0, holes=False):
@@ -33,7 +42,12 @@ def labelled(shear=0.0, holes=False):
     return replace(observe(MODEL, STATE), labels=Labels(points3d=points))
 
 
-ENERGIES = [lmk3d_align(MODEL), lmk3d_align(MODEL, 0.5, attached=True), lmk_guided(MODEL), lmk_guided(MODEL, transform="affine", attached=False)]
+ENERGIES = [
+    lmk3d_align(MODEL),
+    lmk3d_align(MODEL, 0.5, attached=True),
+    lmk_guided(MODEL),
+    lmk_guided(MODEL, transform="affine", attached=False),
+]
 IDS = ["align", "align attached", "guided", "guided affine"]
 
 
@@ -61,9 +75,15 @@ def test_gradient_through_the_map(energy):
     observations = labelled()
     layout = ParameterLayout.of(STATE, ("identity", "expression"))
     step = torch.zeros(layout.total, dtype=torch.float64, requires_grad=True)
-    gradient, = torch.autograd.grad(cost(energy, retract(STATE, step, layout), observations), step)
+    (gradient,) = torch.autograd.grad(cost(energy, retract(STATE, step, layout), observations), step)
     d = 1e-6 * torch.randn(layout.total, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    numeric = float(cost(energy, retract(STATE, d, layout), observations) - cost(energy, retract(STATE, -d, layout), observations)) / 2
+    numeric = (
+        float(
+            cost(energy, retract(STATE, d, layout), observations)
+            - cost(energy, retract(STATE, -d, layout), observations)
+        )
+        / 2
+    )
     assert float(gradient @ d) == pytest.approx(numeric, rel=1e-5)
 
 
@@ -89,7 +109,11 @@ def test_only_anchors_place_the_points():
 
 def test_affine_map_is_that_of_numpy():
     rng = np.random.default_rng(0)
-    source, target, valid = rng.normal(size=(2, 20, 3)), rng.normal(size=(2, 20, 3)), rng.random((2, 20)) > 0.3
+    source, target, valid = (
+        rng.normal(size=(2, 20, 3)),
+        rng.normal(size=(2, 20, 3)),
+        rng.random((2, 20)) > 0.3,
+    )
     linear, shift = affine_align(*(torch.from_numpy(x) for x in (source, target, valid)))
     for b in range(2):
         A = np.column_stack([source[b], np.ones(20)])[valid[b]]
@@ -128,8 +152,14 @@ def test_a_position_map_is_read_where_the_landmarks_are():
     # The interpolator cuts some of the mesh's quads along their other diagonal; their corners are up to 2.5 mm off one plane.
     assert float(error.median()) < 0.1 and float(error.max()) < 2.5
     points = state.points.clone().requires_grad_()
-    value = Objective([Term(energy)]).terms[0].energy.residuals(PositionMap(points), observations).value.square().sum()
-    gradient, = torch.autograd.grad(value, points)
+    value = (
+        Objective([Term(energy)])
+        .terms[0]
+        .energy.residuals(PositionMap(points), observations)
+        .value.square()
+        .sum()
+    )
+    (gradient,) = torch.autograd.grad(value, points)
     assert 0 < int((gradient != 0).any(1).sum()) <= 68 * 4
 
 

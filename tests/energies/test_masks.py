@@ -6,8 +6,20 @@ import torch
 from helpers import observe, tiny_model, tiny_state
 
 from fitkit.energies.masks import (
-    PARSE, combine, covis_bbox, covis_depth, covis_lmk, covis_tri, covis_vertex, occl_parse, render_mask, union, vis_normal, vis_zbuf,
-    weight_parse)
+    PARSE,
+    combine,
+    covis_bbox,
+    covis_depth,
+    covis_lmk,
+    covis_tri,
+    covis_vertex,
+    occl_parse,
+    render_mask,
+    union,
+    vis_normal,
+    vis_zbuf,
+    weight_parse,
+)
 from fitkit.errors import InputError
 from fitkit.geometry.normals import vertex_normals
 from fitkit.render.rasterizer import clip_vertices, rasterize
@@ -62,7 +74,9 @@ def test_vis_zbuf_against_rays():
     got = vis_zbuf(seen, MODEL.triangles, state.camera, (256, 256))[2].numpy()
     p = seen[2].numpy()
     every = np.arange(0, len(p), 3)
-    depth = hit_depths(np.zeros((len(every), 3)), p[every], p[MODEL.triangles.numpy()])  # 1 = the vertex itself
+    depth = hit_depths(
+        np.zeros((len(every), 3)), p[every], p[MODEL.triangles.numpy()]
+    )  # 1 = the vertex itself
     hidden = ((1 - depth) * np.linalg.norm(p[every], axis=1)[:, None] > 2.0).any(1)
     # On the rim of the open shell and where it is seen edge-on, the vertex's pixel may show what lies beside it.
     grid = np.zeros((15, 21), bool)
@@ -96,15 +110,23 @@ def test_covis_tri_against_sets():
 def test_covis_vertex_against_loops():
     _, seen, fragments = scene()
     visible = vis_normal(seen, MODEL.triangles)
-    part = replace(fragments, **{k: getattr(fragments, k)[1:] for k in ("triangle", "barycentric", "depth", "covered")})
+    part = replace(
+        fragments, **{k: getattr(fragments, k)[1:] for k in ("triangle", "barycentric", "depth", "covered")}
+    )
     got = covis_vertex(visible[:2], visible[1:], part, MODEL.triangles)
     assert got.shape == (2, 1, SIZE, SIZE)
     for g in range(2):
         for y in range(0, SIZE, 5):
             for x in range(0, SIZE, 3):
                 t = int(part.triangle[g, y, x])
-                expected = 0.0 if t < 0 else sum(
-                    float(w) * bool(visible[g, v] & visible[g + 1, v]) for w, v in zip(part.barycentric[g, y, x], MODEL.triangles[t]))
+                expected = (
+                    0.0
+                    if t < 0
+                    else sum(
+                        float(w) * bool(visible[g, v] & visible[g + 1, v])
+                        for w, v in zip(part.barycentric[g, y, x], MODEL.triangles[t])
+                    )
+                )
                 assert float(got[g, 0, y, x]) == pytest.approx(expected, abs=1e-12)
     assert float(render_mask(fragments).sum()) == float((fragments.triangle >= 0).sum())
 
@@ -114,7 +136,15 @@ def test_covis_depth_against_loops(kind):
     state, _, fragments = scene(kind=kind)
     depth = fragments.depth
     a, b = [0, 1], [1, 2]
-    got = covis_depth(depth[a], state.camera.select(a), state.pose.select(a), depth[b], state.camera.select(b), state.pose.select(b), 10.0)
+    got = covis_depth(
+        depth[a],
+        state.camera.select(a),
+        state.pose.select(a),
+        depth[b],
+        state.camera.select(b),
+        state.pose.select(b),
+        10.0,
+    )
     camera, pose = state.camera, state.pose
     f = camera.focal.numpy(), (camera.focal * camera.aspect).numpy()
     c = camera.principal.numpy()
@@ -145,10 +175,22 @@ def test_masks_of_pairs_agree_with_each_other():
     a, b = [0], [1]
     tri = covis_tri(fragments.triangle[a], fragments.triangle[b], MODEL.triangles)[0, 0] > 0
     visible = vis_zbuf(seen, MODEL.triangles, state.camera, (128, 128), 4.0)
-    part = replace(fragments, **{k: getattr(fragments, k)[b] for k in ("triangle", "barycentric", "depth", "covered")})
+    part = replace(
+        fragments, **{k: getattr(fragments, k)[b] for k in ("triangle", "barycentric", "depth", "covered")}
+    )
     vertex = covis_vertex(visible[a], visible[b], part, MODEL.triangles)[0, 0] > 0.5
-    depth = covis_depth(fragments.depth[b], state.camera.select(b), state.pose.select(b), fragments.depth[a], state.camera.select(a),
-                        state.pose.select(a), 4.0)[0, 0] > 0
+    depth = (
+        covis_depth(
+            fragments.depth[b],
+            state.camera.select(b),
+            state.pose.select(b),
+            fragments.depth[a],
+            state.camera.select(a),
+            state.pose.select(a),
+            4.0,
+        )[0, 0]
+        > 0
+    )
     for one, two in ((tri, vertex), (tri, depth), (vertex, depth)):
         assert float((one & two).sum() / (one | two).sum()) > 0.8
 
@@ -210,11 +252,15 @@ def test_covis_bbox_against_loops(side, level_eyes):
     for y in range(SIZE):
         for x in range(SIZE):
             u, v = R @ np.array([x, y])
-            assert got[y, x] == (low - 3 <= u <= high + 3 and brow[:, 1].min() - 3 <= v <= jaw[:, 1].max() + 3)
+            assert got[y, x] == (
+                low - 3 <= u <= high + 3 and brow[:, 1].min() - 3 <= v <= jaw[:, 1].max() + 3
+            )
     assert 0 < got.mean() < 0.6
     half = face.double() * 0.5
     half[:, :, :20] = 0
-    torch.testing.assert_close(covis_bbox(points, half, side, 3.0, level_eyes)[0, 0], torch.from_numpy(got).double() * half[0])
+    torch.testing.assert_close(
+        covis_bbox(points, half, side, 3.0, level_eyes)[0, 0], torch.from_numpy(got).double() * half[0]
+    )
 
 
 def test_halves_cover_the_face():
@@ -222,7 +268,10 @@ def test_halves_cover_the_face():
     for make in (covis_lmk, covis_bbox):
         left, right = make(points, covered, "left"), make(points, covered, "right")
         assert 0 < float((left * right).sum()) < float(left.sum())
-    assert float(union(covis_lmk(points, covered, "left", 0.0), covis_lmk(points, covered, "right", 0.0)).min()) == 1
+    assert (
+        float(union(covis_lmk(points, covered, "left", 0.0), covis_lmk(points, covered, "right", 0.0)).min())
+        == 1
+    )
 
 
 # ---- parses ----
@@ -231,11 +280,17 @@ def test_halves_cover_the_face():
 def parse():
     labels = torch.zeros(1, 24, 24, dtype=torch.int64)
     labels[:, 3:21, 4:20] = PARSE.index("skin")
-    labels[:, 6, 6:9], labels[:, 8, 6:9], labels[:, 12, 11] = PARSE.index("left_brow"), PARSE.index("left_eye"), PARSE.index("nose")
+    labels[:, 6, 6:9], labels[:, 8, 6:9], labels[:, 12, 11] = (
+        PARSE.index("left_brow"),
+        PARSE.index("left_eye"),
+        PARSE.index("nose"),
+    )
     return labels
 
 
-@pytest.mark.parametrize("scheme, features, values", [("dfmvr", range(2, 10), (254, 128, 32)), ("pgn", range(4, 10), (5, 1, 0))])
+@pytest.mark.parametrize(
+    "scheme, features, values", [("dfmvr", range(2, 10), (254, 128, 32)), ("pgn", range(4, 10), (5, 1, 0))]
+)
 @pytest.mark.parametrize("grow", [0, 2])
 def test_weight_parse_against_loops(scheme, features, values, grow):
     labels = parse()
@@ -245,7 +300,7 @@ def test_weight_parse_against_loops(scheme, features, values, grow):
     raw = np.zeros((24, 24))
     for y in range(24):
         for x in range(24):
-            near = labels[0, max(0, y - grow):y + grow + 1, max(0, x - grow):x + grow + 1]
+            near = labels[0, max(0, y - grow) : y + grow + 1, max(0, x - grow) : x + grow + 1]
             if labels[0, y, x] == 0:
                 raw[y, x] = values[2]
             else:
@@ -276,7 +331,9 @@ def test_combine_against_loops():
             for y in range(14):
                 for x in range(15):
                     inside = erosion <= y < 14 - erosion and erosion <= x < 15 - erosion
-                    near = product[g, max(0, y - erosion):y + erosion + 1, max(0, x - erosion):x + erosion + 1]
+                    near = product[
+                        g, max(0, y - erosion) : y + erosion + 1, max(0, x - erosion) : x + erosion + 1
+                    ]
                     assert float(got[g, 0, y, x]) == (float(near.min()) if inside else 0.0)
     torch.testing.assert_close(union(a, b), torch.maximum(a, b))
 
@@ -286,8 +343,13 @@ def test_no_gradient_and_nothing_covered():
     vertices = state.pose.apply(state.vertices(MODEL)).requires_grad_()
     fragments = rasterize(clip_vertices(state.camera, vertices), MODEL.triangles, (SIZE, SIZE))
     visible = vis_normal(vertices, MODEL.triangles)
-    masks = [vis_zbuf(vertices, MODEL.triangles, state.camera, (SIZE, SIZE)), covis_vertex(visible, visible, fragments, MODEL.triangles),
-             covis_depth(fragments.depth, state.camera, state.pose, fragments.depth.flip(0), state.camera, state.pose)]
+    masks = [
+        vis_zbuf(vertices, MODEL.triangles, state.camera, (SIZE, SIZE)),
+        covis_vertex(visible, visible, fragments, MODEL.triangles),
+        covis_depth(
+            fragments.depth, state.camera, state.pose, fragments.depth.flip(0), state.camera, state.pose
+        ),
+    ]
     assert not any(m.requires_grad for m in masks)
     away = vertices + torch.tensor([0.0, 0, -5000.0])
     assert not bool(vis_zbuf(away, MODEL.triangles, state.camera, (SIZE, SIZE)).any())

@@ -17,10 +17,16 @@ from fitkit.solvers.levenberg_marquardt import LMOptions, levenberg_marquardt
 MODEL = tiny_model(dtype=torch.float64)
 TRUTH = tiny_state(MODEL, 3)
 OBS = observe(MODEL, TRUTH)
-START = TRUTH.replace(identity=torch.zeros_like(TRUTH.identity), pose=TRUTH.pose.retract(torch.tensor(
-    [[0.05, -0.08, 0.03, 6, -4, 15]], dtype=torch.float64).expand(3, -1)))
+START = TRUTH.replace(
+    identity=torch.zeros_like(TRUTH.identity),
+    pose=TRUTH.pose.retract(
+        torch.tensor([[0.05, -0.08, 0.03, 6, -4, 15]], dtype=torch.float64).expand(3, -1)
+    ),
+)
 LANDMARKS = LandmarkReprojection(MODEL, torch.full((3, 68), 1.5, dtype=torch.float64), "surface")
-OBJECTIVE = Objective([Term(LANDMARKS, 1.0, Kernel("huber", 3.0)), Term(IdentityPrior(), 0.5), Term(ExpressionPrior(), 2.0)])
+OBJECTIVE = Objective(
+    [Term(LANDMARKS, 1.0, Kernel("huber", 3.0)), Term(IdentityPrior(), 0.5), Term(ExpressionPrior(), 2.0)]
+)
 
 
 class Fixed:
@@ -35,7 +41,9 @@ class Fixed:
         return self
 
     def residuals(self, state, observations):
-        return Residuals(self.values + (state.camera.focal[0] - TRUTH.camera.focal[0]), self.valid, self.weight)
+        return Residuals(
+            self.values + (state.camera.focal[0] - TRUTH.camera.focal[0]), self.valid, self.weight
+        )
 
 
 def test_terms_add_up():
@@ -73,7 +81,9 @@ def test_nothing_valid_costs_nothing_and_has_a_finite_gradient():
     energy = Fixed(values, torch.zeros(1, 4, dtype=torch.bool))
     for kernel in (Kernel(), Kernel("l1", 0.1), Kernel("huber", 1.0)):
         focal = TRUTH.camera.focal.clone().requires_grad_()
-        cost, report = Objective([Term(energy, 1.0, kernel)]).cost(TRUTH.replace(camera=replace(TRUTH.camera, focal=focal)), OBS)
+        cost, report = Objective([Term(energy, 1.0, kernel)]).cost(
+            TRUTH.replace(camera=replace(TRUTH.camera, focal=focal)), OBS
+        )
         cost.backward()
         assert float(cost.detach()) == 0 and report["fixed"].valid == 0 and report["fixed"].rms == 0
         assert float(focal.grad.abs().max()) == 0
@@ -81,19 +91,26 @@ def test_nothing_valid_costs_nothing_and_has_a_finite_gradient():
 
 def test_an_energy_without_least_squares_form_is_refused_by_name():
     energy = Fixed(torch.ones(1, 4, 1, dtype=torch.float64), torch.ones(1, 4, dtype=torch.bool))
-    with pytest.raises(InputError, match="energy 'fixed' has no least-squares form; use solver 'adam' for it"):
+    with pytest.raises(
+        InputError, match="energy 'fixed' has no least-squares form; use solver 'adam' for it"
+    ):
         Objective([Term(energy)]).linearize(TRUTH, OBS, ParameterLayout.of(TRUTH, ("pose",)))
 
 
-@pytest.mark.parametrize("groups", [{}, dict(share_expression=True, pose_groups=torch.zeros(3, dtype=torch.int64))],
-                         ids=["own", "shared"])
+@pytest.mark.parametrize(
+    "groups",
+    [{}, dict(share_expression=True, pose_groups=torch.zeros(3, dtype=torch.int64))],
+    ids=["own", "shared"],
+)
 def test_both_solvers_find_the_same_minimum(groups):
     layout = ParameterLayout.of(START, ("identity", "expression", "pose"), **groups)
     problem = LeastSquaresProblem(OBJECTIVE, OBS, layout)
     second = levenberg_marquardt(problem, START, LMOptions(100, min_decrease=1e-10))
     assert second.status == "converged"
     gradient = problem.linearize(second.x).gradient * problem.scales
-    assert float(gradient.abs().max()) < 1e-3 * float((problem.linearize(START).gradient * problem.scales).abs().max())
+    assert float(gradient.abs().max()) < 1e-3 * float(
+        (problem.linearize(START).gradient * problem.scales).abs().max()
+    )
     first = adam(problem, START, AdamOptions(150, 0.1))
     assert first.cost_history[-1] < 0.05 * first.cost_history[0]
     assert second.cost_history[-1] <= first.cost_history[-1] < 2 * second.cost_history[-1] + 1
@@ -105,12 +122,16 @@ def test_scales_follow_the_layout():
     parts = layout.split(scales)
     assert len(scales) == layout.total and bool((scales > 0).all())
     assert torch.equal(parts["pose"], torch.tensor([0.05, 0.05, 0.05, 5, 5, 20]).expand(3, -1))
-    assert torch.equal(parts["focal"], torch.full((3, 1), 0.2)) and torch.equal(parts["identity"], torch.ones(3, 8))
+    assert torch.equal(parts["focal"], torch.full((3, 1), 0.2)) and torch.equal(
+        parts["identity"], torch.ones(3, 8)
+    )
 
 
 def test_problem_cost_is_that_of_the_retracted_state():
     layout = ParameterLayout.of(START, ("identity", "pose"))
     problem = LeastSquaresProblem(OBJECTIVE, OBS, layout)
     step = 0.01 * torch.randn(layout.total, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert problem.cost(problem.retract(START, step)) == float(OBJECTIVE.cost(retract(START, step, layout), OBS)[0])
+    assert problem.cost(problem.retract(START, step)) == float(
+        OBJECTIVE.cost(retract(START, step, layout), OBS)[0]
+    )
     assert problem.size == layout.total

@@ -9,7 +9,14 @@ from test_photometric import LIGHT, lights, noise_images
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.masks import PARSE, weight_parse
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
-from fitkit.energies.photo_model import EVIDENCE, STRICT, AppearanceSolver, ModelPhotometric, ModelPhotometricOptions, sh_gradient
+from fitkit.energies.photo_model import (
+    EVIDENCE,
+    STRICT,
+    AppearanceSolver,
+    ModelPhotometric,
+    ModelPhotometricOptions,
+    sh_gradient,
+)
 from fitkit.energies.photometric import point_normals, viewing_cosine
 from fitkit.errors import InputError
 from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
@@ -41,9 +48,17 @@ def truth(model=EVEN, kind="perspective", views=3, size=160, channels=3):
 def photograph(state, model=EVEN, size=160, albedo=None):
     """Pictures [B, 3, size, size] of the model under the state's light; albedo [V, 3] linear."""
     vertices = state.vertices(model)
-    fragments = rasterize(clip_vertices(state.camera, state.pose.apply(vertices)), model.triangles, (size, size))
-    normal = torch.nn.functional.normalize(interpolate(fragments, model.triangles, vertex_normals(vertices, model.triangles)), dim=-1)
-    color = interpolate(fragments, model.triangles, (model.albedo_mean if albedo is None else albedo)[None].expand(len(vertices), -1, -1))
+    fragments = rasterize(
+        clip_vertices(state.camera, state.pose.apply(vertices)), model.triangles, (size, size)
+    )
+    normal = torch.nn.functional.normalize(
+        interpolate(fragments, model.triangles, vertex_normals(vertices, model.triangles)), dim=-1
+    )
+    color = interpolate(
+        fragments,
+        model.triangles,
+        (model.albedo_mean if albedo is None else albedo)[None].expand(len(vertices), -1, -1),
+    )
     shade = torch.einsum("bhwk,bkc->bhwc", sh_basis(normal), state.illumination)
     linear = torch.where(fragments.covered[..., None], color * shade, 0.2)
     return srgb_from_linear(linear.clamp(1e-4, 1)).permute(0, 3, 1, 2)
@@ -68,18 +83,36 @@ def test_derivatives(kind, channels):
     state = truth(MODEL, kind, channels=channels)
     energy, obs = prepared(state, noise_images(), replace(OPTIONS, level=1, blur=0.7), MODEL)
     assert int((energy.trust > 0).sum()) > 60
-    check_everything(energy, state, obs, FREE, kinks=True, kernels=(Kernel("sq"), Kernel("l2n", 0.1), Kernel("cauchy", 1.5)))
+    check_everything(
+        energy,
+        state,
+        obs,
+        FREE,
+        kinks=True,
+        kernels=(Kernel("sq"), Kernel("l2n", 0.1), Kernel("cauchy", 1.5)),
+    )
 
 
-@pytest.mark.parametrize("options", [
-    replace(OPTIONS, normals="frozen"), replace(OPTIONS, albedo="mean"), replace(OPTIONS, points=0, level=3),
-    replace(OPTIONS, color="srgb"), replace(STRICT["dfmvr"], albedo="mean", level=3, min_pixels=8)],
-    ids=lambda o: f"{o.normals}-{o.albedo}-{o.points}-{o.color}")
+@pytest.mark.parametrize(
+    "options",
+    [
+        replace(OPTIONS, normals="frozen"),
+        replace(OPTIONS, albedo="mean"),
+        replace(OPTIONS, points=0, level=3),
+        replace(OPTIONS, color="srgb"),
+        replace(STRICT["dfmvr"], albedo="mean", level=3, min_pixels=8),
+    ],
+    ids=lambda o: f"{o.normals}-{o.albedo}-{o.points}-{o.color}",
+)
 def test_derivatives_of_the_variants(options):
     state = truth(MODEL)
     energy, obs = prepared(state, noise_images(), options, MODEL)
     # Off the centres of the pixels, where the bilinear surface has its kinks and where points = 0 puts all samples.
-    away = state.replace(pose=state.pose.retract(torch.tensor([[0.004, 0.003, 0.002, 0.7, -0.5, 1.0]], dtype=torch.float64).expand(3, -1)))
+    away = state.replace(
+        pose=state.pose.retract(
+            torch.tensor([[0.004, 0.003, 0.002, 0.7, -0.5, 1.0]], dtype=torch.float64).expand(3, -1)
+        )
+    )
     check_everything(energy, away, obs, FREE, kinks=True, kernels=(Kernel("cauchy", 1.5),))
 
 
@@ -95,7 +128,9 @@ def test_derivatives_with_an_albedo_basis(own):
 def test_normals_move_with_the_shape():
     """The columns of the shading alone against central differences: an image without gradient leaves nothing else."""
     state = truth()
-    energy, obs = prepared(state, torch.full((3, 3, 160, 160), 0.5, dtype=torch.float64), replace(OPTIONS, albedo="mean"))
+    energy, obs = prepared(
+        state, torch.full((3, 3, 160, 160), 0.5, dtype=torch.float64), replace(OPTIONS, albedo="mean")
+    )
     lin = energy.linearize(state, obs)
     h = 1e-5
     for name in ("identity", "expression"):
@@ -108,8 +143,12 @@ def test_normals_move_with_the_shape():
             numeric = (ends[0] - ends[1]) / (2 * h)
             assert float(numeric.abs().max()) > 0.005
             torch.testing.assert_close(lin.slots[0].columns[name][..., k], numeric, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(energy._normals(state), point_normals(EVEN, energy.triangle, energy.barycentric, state.vertices(EVEN)))
-    still = replace(energy, normal=point_normals(EVEN, energy.triangle, energy.barycentric, state.vertices(EVEN)))
+    torch.testing.assert_close(
+        energy._normals(state), point_normals(EVEN, energy.triangle, energy.barycentric, state.vertices(EVEN))
+    )
+    still = replace(
+        energy, normal=point_normals(EVEN, energy.triangle, energy.barycentric, state.vertices(EVEN))
+    )
     assert float(still.linearize(state, obs).slots[0].columns["identity"].abs().max()) == 0
 
 
@@ -123,11 +162,14 @@ def test_coefficients_of_the_state_carry_gradient():
     a = torch.tensor([[0.5, -0.3, 0.8, 0.1]], dtype=torch.float64, requires_grad=True)
     state = truth(WITH_BASIS).replace(albedo=a)
     energy, obs = prepared(state, noise_images(), OPTIONS, WITH_BASIS)
-    gradient, = torch.autograd.grad(Objective([Term(energy)]).cost(state, obs)[0], a)
+    (gradient,) = torch.autograd.grad(Objective([Term(energy)]).cost(state, obs)[0], a)
     h = 1e-5
     for k in range(4):
         step = h * torch.eye(4, dtype=torch.float64)[k]
-        ends = [float(Objective([Term(energy)]).cost(state.replace(albedo=a.detach() + s * step), obs)[0]) for s in (1, -1)]
+        ends = [
+            float(Objective([Term(energy)]).cost(state.replace(albedo=a.detach() + s * step), obs)[0])
+            for s in (1, -1)
+        ]
         assert float(gradient[0, k]) == pytest.approx((ends[0] - ends[1]) / 2 / h, rel=1e-6)
 
 
@@ -138,7 +180,9 @@ def test_coefficients_of_the_state_carry_gradient():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_small_at_the_truth_and_least_there(level, channels):
     state = truth(size=320, channels=channels)
-    energy, obs = prepared(state, photograph(state, size=320), ModelPhotometricOptions(points=300, level=level, sigma=0.01))
+    energy, obs = prepared(
+        state, photograph(state, size=320), ModelPhotometricOptions(points=300, level=level, sigma=0.01)
+    )
     at_truth = rms(energy, state, obs)
     assert at_truth < (0.25, 0.6)[level]  # resampling only: 0.006 in linear intensity on the coarse level
     for k, size in enumerate((0.09, 0.09, 0.09)):
@@ -164,7 +208,9 @@ def test_exactly_zero_where_nothing_is_resampled():
 
 
 def test_the_strict_variant_is_the_printed_mean():
-    state = truth(WITH_BASIS, size=96).replace(albedo=torch.tensor([[0.5, -0.3, 0.8, 0.1]], dtype=torch.float64))
+    state = truth(WITH_BASIS, size=96).replace(
+        albedo=torch.tensor([[0.5, -0.3, 0.8, 0.1]], dtype=torch.float64)
+    )
     images = noise_images(3, 96)
     labels = torch.randint(0, 10, (3, 96, 96), generator=torch.Generator().manual_seed(1))
     energy, obs = prepared(state, images, STRICT["dfmvr"], WITH_BASIS, labels)
@@ -173,7 +219,9 @@ def test_the_strict_variant_is_the_printed_mean():
     # By the book: render codes, take every shared pixel of the skin, weigh by the parse.
     vertices = state.vertices(MODEL)
     fragments = rasterize(clip_vertices(state.camera, state.pose.apply(vertices)), MODEL.triangles, (96, 96))
-    normal = torch.nn.functional.normalize(interpolate(fragments, MODEL.triangles, vertex_normals(vertices, MODEL.triangles)), dim=-1)
+    normal = torch.nn.functional.normalize(
+        interpolate(fragments, MODEL.triangles, vertex_normals(vertices, MODEL.triangles)), dim=-1
+    )
     T = srgb_from_linear(MODEL.albedo_mean + torch.tensordot(state.albedo[0], WITH_BASIS.albedo_basis, 1))
     shade = torch.einsum("bhwk,bkc->bhwc", sh_basis(normal), state.illumination)
     rendered = interpolate(fragments, MODEL.triangles, T[None].expand(3, -1, -1)) * shade
@@ -203,7 +251,9 @@ def test_parse_weights():
 
 def tied(light, reference):
     """Both without the scale they share with the albedo."""
-    return light / light[:, :1].mean((0, 2), keepdim=True), reference / reference[:, :1].mean((0, 2), keepdim=True)
+    return light / light[:, :1].mean((0, 2), keepdim=True), reference / reference[:, :1].mean(
+        (0, 2), keepdim=True
+    )
 
 
 @pytest.mark.parametrize("views", [1, 3])
@@ -224,7 +274,9 @@ def test_light_is_recovered(kind, views):
     difference = (a - b)[energy.trust > 0] / float(b[energy.trust > 0].mean())
     assert float(difference.abs().mean()) < 0.02
     lit = state.replace(illumination=found)
-    assert rms(energy.freeze(lit, obs), lit, obs) < 0.25  # in units of 0.03; the ridge on the light leaves that much in one view
+    assert (
+        rms(energy.freeze(lit, obs), lit, obs) < 0.25
+    )  # in units of 0.03; the ridge on the light leaves that much in one view
 
 
 def test_albedo_of_points_that_two_views_see():
@@ -235,32 +287,52 @@ def test_albedo_of_points_that_two_views_see():
     true = (energy.barycentric[..., None] * spots[MODEL.triangles[energy.triangle]]).sum(1)
     shared = (energy.trust > 0).sum(0) >= 2
     mean = (energy.barycentric[..., None] * MODEL.albedo_mean[MODEL.triangles[energy.triangle]]).sum(1)
-    assert float((energy.albedo[0] - true)[shared].abs().mean()) < 0.1 * float((mean - true)[shared].abs().mean())
+    assert float((energy.albedo[0] - true)[shared].abs().mean()) < 0.1 * float(
+        (mean - true)[shared].abs().mean()
+    )
     single = (energy.trust > 0).sum(0) == 1
     ratio = (energy.albedo[0] / mean)[single]
-    assert int(single.sum()) > 5 and float((ratio - ratio[0]).abs().max()) < 1e-9  # one colour of the person, nothing else
-    mean_only, _ = prepared(state, photograph(state, MODEL, 320, spots), replace(options, albedo="mean"), MODEL)
-    sizes = [float(e.residuals(state, obs).value[:, shared][e.trust[:, shared] > 0].square().mean()) for e in (energy, mean_only)]
+    assert (
+        int(single.sum()) > 5 and float((ratio - ratio[0]).abs().max()) < 1e-9
+    )  # one colour of the person, nothing else
+    mean_only, _ = prepared(
+        state, photograph(state, MODEL, 320, spots), replace(options, albedo="mean"), MODEL
+    )
+    sizes = [
+        float(e.residuals(state, obs).value[:, shared][e.trust[:, shared] > 0].square().mean())
+        for e in (energy, mean_only)
+    ]
     assert sizes[1] > 9 * sizes[0]
 
 
 def test_albedo_coefficients_in_closed_form():
     state = truth(WITH_BASIS, size=320)
     true = torch.tensor([[1.0, -0.7, 0.4, 0.2]], dtype=torch.float64)
-    images = photograph(state, WITH_BASIS, 320, MODEL.albedo_mean + torch.tensordot(true[0], WITH_BASIS.albedo_basis, 1))
+    images = photograph(
+        state, WITH_BASIS, 320, MODEL.albedo_mean + torch.tensordot(true[0], WITH_BASIS.albedo_basis, 1)
+    )
     energy, obs = prepared(state, images, ModelPhotometricOptions(points=400, sigma=0.01), WITH_BASIS)
-    own, _ = prepared(state.replace(albedo=true), images, ModelPhotometricOptions(points=400, sigma=0.01), WITH_BASIS)
+    own, _ = prepared(
+        state.replace(albedo=true), images, ModelPhotometricOptions(points=400, sigma=0.01), WITH_BASIS
+    )
     exact = own._albedo(state.replace(albedo=true))[0]
-    assert float((energy.albedo[0] - exact).abs().mean()) < 0.1 * float((energy._mean_albedo() - exact).abs().mean())
+    assert float((energy.albedo[0] - exact).abs().mean()) < 0.1 * float(
+        (energy._mean_albedo() - exact).abs().mean()
+    )
     with pytest.raises(InputError, match="face model 'tiny' has no albedo basis; use albedo: auto"):
         prepared(truth(), images, replace(OPTIONS, albedo="basis"))
 
 
 def appearance(colors, shade, sigma=0.03, **more):
     """A solver for one person without outliers, all trust 1: [B, N, 3] colours, [B, N, 1] shading."""
-    mean = torch.rand(colors.shape[1], 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 0.3 + 0.2
+    mean = (
+        torch.rand(colors.shape[1], 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 0.3
+        + 0.2
+    )
     views = torch.zeros(len(colors), dtype=torch.int64)
-    return AppearanceSolver(colors, shade, torch.ones(colors.shape[:2], dtype=torch.float64), mean, views, 1, sigma, **more)
+    return AppearanceSolver(
+        colors, shade, torch.ones(colors.shape[:2], dtype=torch.float64), mean, views, 1, sigma, **more
+    )
 
 
 def nearly_mean(views, points):
@@ -268,7 +340,11 @@ def nearly_mean(views, points):
     generator = torch.Generator().manual_seed(6)
     shade = 0.5 + torch.rand(views, points, 1, generator=generator, dtype=torch.float64)
     mean = appearance(torch.zeros(views, points, 3, dtype=torch.float64), shade, albedo_sigma=0.0).mean
-    return shade, mean * shade + 1e-5 * torch.randn(views, points, 3, generator=generator, dtype=torch.float64), mean
+    return (
+        shade,
+        mean * shade + 1e-5 * torch.randn(views, points, 3, generator=generator, dtype=torch.float64),
+        mean,
+    )
 
 
 def test_deviation_of_a_point_is_the_minimum_of_both_squares():
@@ -288,7 +364,9 @@ def test_albedo_coefficients_are_least_squares_under_their_prior():
     one = (EVIDENCE / 60) ** 0.5 / 0.03  # sixty colours of weight 1 count as EVIDENCE independent ones
     design = torch.cat([one * (basis[:, None] * shade).reshape(4, -1).T, torch.eye(4, dtype=torch.float64)])
     right = torch.cat([one * (colors - mean * shade).reshape(-1), torch.zeros(4, dtype=torch.float64)])
-    expected = mean + torch.einsum("k,knc->nc", torch.linalg.lstsq(design, right[:, None]).solution[:, 0], basis)
+    expected = mean + torch.einsum(
+        "k,knc->nc", torch.linalg.lstsq(design, right[:, None]).solution[:, 0], basis
+    )
     torch.testing.assert_close(solver.albedo(shade)[0], expected, rtol=0, atol=1e-9)
     assert float((expected - mean).abs().max()) > 1e-7
 
@@ -306,7 +384,9 @@ def test_clipped_pixels_are_trusted_as_much_as_stated(clipped):
 def test_no_light_yet():
     state = truth().replace(illumination=torch.zeros(3, 9, 1, dtype=torch.float64))
     energy, obs = prepared(state, noise_images())
-    assert bool(torch.isfinite(energy.residuals(state, obs).value).all()) and bool(torch.isfinite(energy.estimate_light(state)).all())
+    assert bool(torch.isfinite(energy.residuals(state, obs).value).all()) and bool(
+        torch.isfinite(energy.estimate_light(state)).all()
+    )
 
 
 # ---- what must not count ----
@@ -321,12 +401,24 @@ def test_masked_pixels_have_no_influence(fill, points):
     layout = ParameterLayout.of(state, FREE)
     term, results = (lambda e: Objective([Term(e, 1.0, Kernel("cauchy", 2.0))])), []
     for content in (images, torch.where(mask[:, None], images, fill)):
-        energy, obs = prepared(state, content, replace(OPTIONS, points=points, level=2 if points == 0 else 0, blur=0.7), mask=mask)
+        energy, obs = prepared(
+            state,
+            content,
+            replace(OPTIONS, points=points, level=2 if points == 0 else 0, blur=0.7),
+            mask=mask,
+        )
         step = torch.zeros(layout.total, dtype=torch.float64, requires_grad=True)
         cost, report = term(energy).cost(retract(state, step, layout), obs)
         system = term(energy).linearize(state, obs, layout)
-        results.append((cost.detach(), torch.autograd.grad(cost, step)[0], system.dense(), energy.estimate_light(state),
-                        torch.tensor(report["photo_model"].valid)))
+        results.append(
+            (
+                cost.detach(),
+                torch.autograd.grad(cost, step)[0],
+                system.dense(),
+                energy.estimate_light(state),
+                torch.tensor(report["photo_model"].valid),
+            )
+        )
     assert int(results[0][-1]) > 20
     for a, b in zip(*results):
         assert torch.equal(a, b)
@@ -339,7 +431,7 @@ def test_an_empty_mask_gives_nothing(options):
     layout = ParameterLayout.of(state, FREE)
     step = torch.zeros(layout.total, dtype=torch.float64, requires_grad=True)
     cost, report = Objective([Term(energy)]).cost(retract(state, step, layout), obs)
-    gradient, = torch.autograd.grad(cost, step)
+    (gradient,) = torch.autograd.grad(cost, step)
     assert float(cost.detach()) == 0 and report["photo_model"].valid == 0 and float(gradient.abs().max()) == 0
     assert bool(torch.isfinite(energy.estimate_light(state)).all())
 
@@ -349,7 +441,10 @@ def test_hidden_and_grazing_points_are_left_out():
     energy, obs = prepared(state, noise_images(), replace(OPTIONS, points=400))
     head = project_points(energy.basis, state).head
     _, cosine = viewing_cosine(EVEN, energy.triangle, energy.barycentric, state.vertices(EVEN), head, state)
-    assert bool((cosine[energy.trust > 0] > OPTIONS.min_cosine).all()) and 0 < int((energy.trust > 0).sum()) < 1200
+    assert (
+        bool((cosine[energy.trust > 0] > OPTIONS.min_cosine).all())
+        and 0 < int((energy.trust > 0).sum()) < 1200
+    )
     pixels, _ = prepared(state, noise_images(), replace(OPTIONS, points=0))
     assert set((pixels.trust > 0).sum(0).tolist()) == {0, 1}  # each pixel in its own view
 
@@ -368,22 +463,33 @@ def test_two_people_are_the_mean_of_both():
     one = truth()
     other = one.replace(identity=-one.identity)
     twice = [0, 1, 2, 0, 1, 2]
-    both = SceneState(torch.cat([one.identity, other.identity]), torch.tensor([0] * 3 + [1] * 3), one.expression[twice],
-                      one.pose.select(twice), one.camera.select(twice), one.illumination[twice])
+    both = SceneState(
+        torch.cat([one.identity, other.identity]),
+        torch.tensor([0] * 3 + [1] * 3),
+        one.expression[twice],
+        one.pose.select(twice),
+        one.camera.select(twice),
+        one.illumination[twice],
+    )
     options = replace(OPTIONS, equal_views=True, angle=False)
     images = [noise_images(seed=0), noise_images(seed=1)]
     costs = []
     for state, pictures in ((one, images[0]), (other, images[1]), (both, torch.cat(images))):
         energy, obs = prepared(state, pictures, options)
         costs.append(float(Objective([Term(energy)]).cost(state, obs)[0]))
-    assert costs[2] == pytest.approx((costs[0] + costs[1]) / 2, rel=1e-9) and costs[0] != pytest.approx(costs[1], rel=1e-3)
+    assert costs[2] == pytest.approx((costs[0] + costs[1]) / 2, rel=1e-9) and costs[0] != pytest.approx(
+        costs[1], rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("points", [600, 0])
 def test_crop_size_does_not_shift_the_balance(points):
     state = truth(size=224)
     double = torch.full((3,), 2.0, dtype=torch.float64)
-    fine = photograph(state.replace(camera=state.camera.scaled(double, torch.full((3, 2), -0.25, dtype=torch.float64))), size=448)
+    fine = photograph(
+        state.replace(camera=state.camera.scaled(double, torch.full((3, 2), -0.25, dtype=torch.float64))),
+        size=448,
+    )
     costs = []
     for size, level in ((224, 0), (448, 1)):  # the same level of detail in both
         scale = size / 224
@@ -391,7 +497,11 @@ def test_crop_size_does_not_shift_the_balance(points):
         camera = state.camera.scaled(torch.full((3,), scale, dtype=torch.float64), shift)
         own = state.replace(camera=camera)
         images = fine if size == 448 else srgb_from_linear(halve(linear_from_srgb(fine)))
-        off = own.replace(pose=own.pose.retract(torch.tensor([[0.02, 0.04, 0, 2, 1, 0], [0] * 6, [0] * 6], dtype=torch.float64)))
+        off = own.replace(
+            pose=own.pose.retract(
+                torch.tensor([[0.02, 0.04, 0, 2, 1, 0], [0] * 6, [0] * 6], dtype=torch.float64)
+            )
+        )
         energy, obs = prepared(off, images, ModelPhotometricOptions(points=points, level=level))
         costs.append(float(Objective([Term(energy)]).cost(off, obs)[0]))
     assert abs(costs[1] / costs[0] - 1) < 1e-6  # the same pyramid image; the z-buffer has one size
@@ -411,7 +521,9 @@ def test_a_fit_to_shading_alone_finds_the_shape():
     light[:] = (LIGHT * torch.tensor([1, 2, 1, 2, 1, 1, 1, 1, 1.0]))[None, :, None]
     true = true.replace(illumination=light)
     obs = observe(EVEN, true, 320, photograph(true, size=320))
-    start = true.replace(identity=true.identity + 0.6 * torch.tensor([1.0, -1, 1, -1, 1, -1, 1, -1], dtype=torch.float64))
+    start = true.replace(
+        identity=true.identity + 0.6 * torch.tensor([1.0, -1, 1, -1, 1, -1, 1, -1], dtype=torch.float64)
+    )
     errors = {}
     for normals in ("moving", "frozen"):
         options = ModelPhotometricOptions(points=400, blur=0.0, sigma=0.01, albedo="mean", normals=normals)
@@ -424,7 +536,10 @@ def test_a_fit_to_shading_alone_finds_the_shape():
             state = levenberg_marquardt(problem, state, LMOptions(max_iterations=8)).x
         errors[normals] = vertex_error(EVEN, state, true)
         assert costs[-1] < costs[0]
-    assert errors["moving"] < 0.35 * vertex_error(EVEN, start, true) and errors["moving"] < 0.6 * errors["frozen"]
+    assert (
+        errors["moving"] < 0.35 * vertex_error(EVEN, start, true)
+        and errors["moving"] < 0.6 * errors["frozen"]
+    )
 
 
 def test_gradient_descent_as_in_training():
@@ -433,7 +548,10 @@ def test_gradient_descent_as_in_training():
     true = truth(WITH_BASIS, size=320).replace(albedo=coefficients)
     paint = MODEL.albedo_mean + torch.tensordot(coefficients[0], WITH_BASIS.albedo_basis, 1)
     obs = observe(WITH_BASIS, true, 320, photograph(true, WITH_BASIS, 320, paint))
-    codes = [c.clone().requires_grad_() for c in (true.identity + 0.4, torch.zeros_like(coefficients), 0.9 * true.illumination)]
+    codes = [
+        c.clone().requires_grad_()
+        for c in (true.identity + 0.4, torch.zeros_like(coefficients), 0.9 * true.illumination)
+    ]
 
     def predicted():
         return true.replace(identity=codes[0], albedo=codes[1], illumination=codes[2])

@@ -8,8 +8,15 @@ from helpers import observe, tiny_model, tiny_state
 
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.objective import Objective, Term
-from fitkit.energies.priors import (ExpressionPrior, FocalPrior, IdentityPrior, LandmarkOffsetPrior, LightPrior, MeanCoefficientPrior,
-                                     shape_spread)
+from fitkit.energies.priors import (
+    ExpressionPrior,
+    FocalPrior,
+    IdentityPrior,
+    LandmarkOffsetPrior,
+    LightPrior,
+    MeanCoefficientPrior,
+    shape_spread,
+)
 from fitkit.scene.layout import ParameterLayout, retract
 
 MODEL = tiny_model(dtype=torch.float64)
@@ -19,10 +26,21 @@ OFFSET_GEN = torch.Generator().manual_seed(11)
 STATE = STATE.replace(landmark_offset=torch.randn(1, 68, 3, generator=OFFSET_GEN, dtype=torch.float64))
 OBS = observe(MODEL, STATE)
 OFFSETS = LandmarkOffsetPrior(0.5 + torch.rand(68, generator=OFFSET_GEN, dtype=torch.float64))
-FOCAL = FocalPrior(STATE.camera.focal * torch.tensor([1.1, 0.8, 1.0], dtype=torch.float64), torch.tensor([0.05, 0.4, 0.1], dtype=torch.float64),
-                   torch.tensor([True, False, True]))
-PRIORS = [IdentityPrior(), ExpressionPrior(), ExpressionPrior(0.2, 0.05), ExpressionPrior(0.2, 0.05, group_radius=0.5).freeze(STATE, OBS),
-          ExpressionPrior(spread=torch.linspace(0.1, 1, STATE.expression.shape[1])), FOCAL, LightPrior(STATE.illumination + 0.3), OFFSETS]
+FOCAL = FocalPrior(
+    STATE.camera.focal * torch.tensor([1.1, 0.8, 1.0], dtype=torch.float64),
+    torch.tensor([0.05, 0.4, 0.1], dtype=torch.float64),
+    torch.tensor([True, False, True]),
+)
+PRIORS = [
+    IdentityPrior(),
+    ExpressionPrior(),
+    ExpressionPrior(0.2, 0.05),
+    ExpressionPrior(0.2, 0.05, group_radius=0.5).freeze(STATE, OBS),
+    ExpressionPrior(spread=torch.linspace(0.1, 1, STATE.expression.shape[1])),
+    FOCAL,
+    LightPrior(STATE.illumination + 0.3),
+    OFFSETS,
+]
 MEAN = MeanCoefficientPrior(0.2)
 
 
@@ -33,7 +51,9 @@ def test_derivatives(energy):
 
 @pytest.mark.parametrize("energy", PRIORS, ids=lambda e: e.name)
 def test_alone_in_a_system_of_its_own_block_in_double_precision(energy):
-    block = energy.name.removesuffix("_prior").replace("light", "illumination").replace("landmark", "landmarks")
+    block = (
+        energy.name.removesuffix("_prior").replace("light", "illumination").replace("landmark", "landmarks")
+    )
     layout = ParameterLayout.of(STATE, (block,))
     system = Objective([Term(energy)]).linearize(STATE, OBS, layout)
     step = system.solve(torch.full((layout.total,), 1e-12, dtype=torch.float64))
@@ -50,7 +70,9 @@ def test_offsets_count_in_their_own_millimetres():
 
 
 def test_values():
-    assert float(Objective([Term(IdentityPrior())]).cost(STATE, OBS)[0]) == pytest.approx(float(STATE.identity.square().sum()) / 2)
+    assert float(Objective([Term(IdentityPrior())]).cost(STATE, OBS)[0]) == pytest.approx(
+        float(STATE.identity.square().sum()) / 2
+    )
     b = STATE.expression
     assert bool((b > 0).any()) and bool((b < 0).any())
     expected = float(torch.where(b > 0, b / 0.3, b / 0.1).square().sum()) / 2
@@ -70,7 +92,7 @@ def test_shared_quantities_are_counted_once():
     layout = ParameterLayout.of(same, ("expression",), share_expression=True)
     system = Objective([Term(one)]).linearize(same, OBS, layout)
     step = torch.zeros(layout.total, dtype=torch.float64, requires_grad=True)
-    gradient, = torch.autograd.grad(Objective([Term(one)]).cost(retract(same, step, layout), OBS)[0], step)
+    (gradient,) = torch.autograd.grad(Objective([Term(one)]).cost(retract(same, step, layout), OBS)[0], step)
     torch.testing.assert_close(system.gradient, gradient)
     assert int(FOCAL.residuals(STATE, OBS).valid.sum()) == 2
 
@@ -86,7 +108,10 @@ def test_group_weights_follow_the_mean_square_over_the_views_of_a_person():
     torch.testing.assert_close(weight[:, 0], torch.full((3,), 1 / 17, dtype=torch.float64))
     torch.testing.assert_close(weight[:, 1], torch.full((3,), 1 / (1 + 4 / 3 / 0.25), dtype=torch.float64))
     assert bool((weight[:, 2:] == 1).all())
-    assert replace(prior, shared=True).freeze(state, OBS).residuals(state, OBS).weight.shape == (1, b.shape[1])
+    assert replace(prior, shared=True).freeze(state, OBS).residuals(state, OBS).weight.shape == (
+        1,
+        b.shape[1],
+    )
     two = state.replace(identity=STATE.identity.expand(2, -1), subject=torch.tensor([0, 1, 1]))
     weight = prior.freeze(two, OBS).residuals(two, OBS).weight
     assert float(weight[0, 1]) == pytest.approx(1 / 17) and bool((weight[1:, 1] == 1).all())
@@ -101,11 +126,16 @@ def test_rare_shapes_cost_more():
     b = STATE.expression
     spread = torch.linspace(0.1, 1, b.shape[1], dtype=torch.float64)
     prior = ExpressionPrior(0.2, 0.05, spread=spread)
-    torch.testing.assert_close(prior.residuals(STATE, OBS).value, ExpressionPrior(0.2, 0.05).residuals(STATE, OBS).value / spread[:, None])
+    torch.testing.assert_close(
+        prior.residuals(STATE, OBS).value,
+        ExpressionPrior(0.2, 0.05).residuals(STATE, OBS).value / spread[:, None],
+    )
 
 
 def test_every_person_of_a_batch_counts():
-    two = STATE.replace(identity=torch.cat([STATE.identity, 2 * STATE.identity]), subject=torch.tensor([0, 1, 1]))
+    two = STATE.replace(
+        identity=torch.cat([STATE.identity, 2 * STATE.identity]), subject=torch.tensor([0, 1, 1])
+    )
     cost = [float(Objective([Term(IdentityPrior())]).cost(s, OBS)[0]) for s in (STATE, two)]
     assert cost[1] == pytest.approx(5 * cost[0])
 
@@ -113,13 +143,22 @@ def test_every_person_of_a_batch_counts():
 def test_prior_l1_is_the_printed_formula():
     e = 0.01
     kernel = Kernel("l1", e)
-    two = STATE.replace(identity=torch.cat([STATE.identity, 2 * STATE.identity]), subject=torch.tensor([0, 1, 1]))
+    two = STATE.replace(
+        identity=torch.cat([STATE.identity, 2 * STATE.identity]), subject=torch.tensor([0, 1, 1])
+    )
     for state in (STATE, two):
         a, b = state.identity, state.expression / 0.2
         ours = float(Objective([Term(MEAN, 1 / e, kernel)]).cost(state, OBS)[0])
         printed = float(kernel.published(a.square()).mean() + 0.5 * kernel.published(b.square()).mean())
-        assert ours == pytest.approx(printed - 1.5 * e) and printed == pytest.approx(float(a.abs().mean() + 0.5 * b.abs().mean()), rel=0.01)
-        parts = Objective([Term(IdentityPrior(), 1 / (e * a.numel()), kernel), Term(ExpressionPrior(0.2, 0.2), 0.5 / (e * b.numel()), kernel)])
+        assert ours == pytest.approx(printed - 1.5 * e) and printed == pytest.approx(
+            float(a.abs().mean() + 0.5 * b.abs().mean()), rel=0.01
+        )
+        parts = Objective(
+            [
+                Term(IdentityPrior(), 1 / (e * a.numel()), kernel),
+                Term(ExpressionPrior(0.2, 0.2), 0.5 / (e * b.numel()), kernel),
+            ]
+        )
         assert ours == pytest.approx(float(parts.cost(state, OBS)[0]))
     assert int(MEAN.residuals(two, OBS).valid.sum()) == two.identity.numel() + two.expression.numel()
 
@@ -127,6 +166,8 @@ def test_prior_l1_is_the_printed_formula():
 def test_weight_and_kernel_of_a_term():
     plain, heavy = (Objective([Term(IdentityPrior(), w)]).cost(STATE, OBS) for w in (1.0, 2.5))
     assert float(heavy[0]) == pytest.approx(2.5 * float(plain[0]))
-    assert heavy[1]["identity_prior"].rms == pytest.approx(float(STATE.identity.square().mean().sqrt()))  # without the weight
+    assert heavy[1]["identity_prior"].rms == pytest.approx(
+        float(STATE.identity.square().mean().sqrt())
+    )  # without the weight
     robust, report = Objective([Term(IdentityPrior(), 1.0, Kernel("gm", 0.5))]).cost(STATE, OBS)
     assert float(robust) < float(plain[0]) and report["identity_prior"].value == pytest.approx(float(robust))

@@ -18,6 +18,7 @@ Where a requirement does not apply:
 - A common brightness (`census_xview`, +0.1) and the start 5 px and 5 degrees away (`flow_corr`) concern one energy each: test_census.py,
   test_flow_correspondence.py.
 """
+
 from dataclasses import replace
 
 import pytest
@@ -30,19 +31,80 @@ from fitkit.scene.layout import BLOCKS, ParameterLayout, retract
 from fitkit.scene.state import SceneState
 
 NAMES = [row.name for row in REGISTRY]
-FLOOR = {"photo_xview": 0.1, "photo_warp_depth": 0.25, "census_xview": 0.6, "flow_mag": 0.1, "flow_corr": 0.1, "flow_triangulated": 0.2,
-         "sem_feat": 0.6, "photo_model": 0.1, "mask_parse": 0.1, "lmk_posmap": 0.05, "ssim_xview": 0.3, "depth_xview": 0.1,
-         "identity_nll": 0.01}
-BLIND = {"identity_sup", "identity_nll", "expression_sup", "pose_sup", "vertex_sup", "identity_consistency", "expression_consistency",
-         "identity_prior", "expression_prior", "albedo_prior", "prior_l1", "light_mono", "albedo_var", "focal_prior", "light_prior", "size_prior", "landmark_prior",
-         "depth_sup", "normal_sup", "depth_3dmm", "suitability_reg"}
+FLOOR = {
+    "photo_xview": 0.1,
+    "photo_warp_depth": 0.25,
+    "census_xview": 0.6,
+    "flow_mag": 0.1,
+    "flow_corr": 0.1,
+    "flow_triangulated": 0.2,
+    "sem_feat": 0.6,
+    "photo_model": 0.1,
+    "mask_parse": 0.1,
+    "lmk_posmap": 0.05,
+    "ssim_xview": 0.3,
+    "depth_xview": 0.1,
+    "identity_nll": 0.01,
+}
+BLIND = {
+    "identity_sup",
+    "identity_nll",
+    "expression_sup",
+    "pose_sup",
+    "vertex_sup",
+    "identity_consistency",
+    "expression_consistency",
+    "identity_prior",
+    "expression_prior",
+    "albedo_prior",
+    "prior_l1",
+    "light_mono",
+    "albedo_var",
+    "focal_prior",
+    "light_prior",
+    "size_prior",
+    "landmark_prior",
+    "depth_sup",
+    "normal_sup",
+    "depth_3dmm",
+    "suitability_reg",
+}
 ONE_PERSON = {"photo_xview", "flow_corr", "flow_triangulated", "size_prior", "landmark_prior"}
-EQUAL = {"flow_mag", "prior_l1"}  # their means are over pairs and people, whatever the number of pixels of each
-IN_PIXELS = {"photo_warp_depth", "flow_mag", "flow_corr", "flow_triangulated", "sem_feat", "mask_parse", "lmk2d",
-             "lmk2d_eye", "lmk2d_lip", "lmk_posmap", "depth_sup", "normal_sup", "depth_3dmm", "suitability_reg", "depth_xview", "epi_lmk"}
+EQUAL = {
+    "flow_mag",
+    "prior_l1",
+}  # their means are over pairs and people, whatever the number of pixels of each
+IN_PIXELS = {
+    "photo_warp_depth",
+    "flow_mag",
+    "flow_corr",
+    "flow_triangulated",
+    "sem_feat",
+    "mask_parse",
+    "lmk2d",
+    "lmk2d_eye",
+    "lmk2d_lip",
+    "lmk_posmap",
+    "depth_sup",
+    "normal_sup",
+    "depth_3dmm",
+    "suitability_reg",
+    "depth_xview",
+    "epi_lmk",
+}
 # Bilinear pictures have kinks, and a few of thousands of samples step over one.
-KINKS = {"photo_xview", "photo_warp_depth", "census_xview", "flow_mag", "sem_feat", "photo_model", "mask_parse", "ssim_xview",
-         "depth_xview", "lmk_posmap"}
+KINKS = {
+    "photo_xview",
+    "photo_warp_depth",
+    "census_xview",
+    "flow_mag",
+    "sem_feat",
+    "photo_model",
+    "mask_parse",
+    "ssim_xview",
+    "depth_xview",
+    "lmk_posmap",
+}
 
 
 def test_the_lists_are_of_energies_that_exist():
@@ -69,24 +131,31 @@ def test_gradient_on_a_subspace(name):
     at = example.start
     objective = example.objective(at, weight=0.7)
     subspace = normal(16, len(at), seed=5)
-    subspace = subspace[:len(at)] / subspace[:len(at)].norm(dim=1, keepdim=True)
+    subspace = subspace[: len(at)] / subspace[: len(at)].norm(dim=1, keepdim=True)
 
     def value(x):
         return objective.cost(example.make(at + x @ subspace), example.observations)[0]
 
     x = torch.zeros(len(subspace), dtype=torch.float64, requires_grad=True)
-    gradient, = torch.autograd.grad(value(x), x)
+    (gradient,) = torch.autograd.grad(value(x), x)
     h = 1e-6
     with torch.no_grad():
-        numeric = torch.stack([(value(h * e) - value(-h * e)) / (2 * h) for e in torch.eye(len(x), dtype=torch.float64)])
+        numeric = torch.stack(
+            [(value(h * e) - value(-h * e)) / (2 * h) for e in torch.eye(len(x), dtype=torch.float64)]
+        )
     assert float(gradient.abs().max()) > 0
-    assert float((gradient - numeric).abs().max()) < (5e-3 if name in KINKS else 1e-5) * float(numeric.abs().max())
+    assert float((gradient - numeric).abs().max()) < (5e-3 if name in KINKS else 1e-5) * float(
+        numeric.abs().max()
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_hidden_has_no_influence(name):
     example = small(name)
-    if name in ("flow_corr", "flow_triangulated"):  # what their matches rest on is fixed by freeze; see the head of this file
+    if name in (
+        "flow_corr",
+        "flow_triangulated",
+    ):  # what their matches rest on is fixed by freeze; see the head of this file
         return
     if name in BLIND:
         assert example.hide is None or name in ("depth_sup", "normal_sup", "depth_3dmm", "suitability_reg")
@@ -99,7 +168,11 @@ def test_what_is_hidden_has_no_influence(name):
         results.append((cost.detach(), torch.autograd.grad(cost, x)[0]))
     assert float(results[0][0]) > 0 and float(results[0][0]) != float(example.cost(example.start))
     for cost, gradient in results[1:]:
-        assert torch.equal(cost, results[0][0]) and torch.equal(gradient, results[0][1]) and bool(torch.isfinite(gradient).all())
+        assert (
+            torch.equal(cost, results[0][0])
+            and torch.equal(gradient, results[0][1])
+            and bool(torch.isfinite(gradient).all())
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -112,7 +185,7 @@ def test_nothing_to_see_costs_nothing(name):
     cost = example.cost(x, example.blank)
     if name == "suitability_reg":  # counts where the depth map, not a picture, has a surface
         return
-    gradient, = torch.autograd.grad(cost, x, allow_unused=True)
+    (gradient,) = torch.autograd.grad(cost, x, allow_unused=True)
     assert float(cost.detach()) == 0 and (gradient is None or float(gradient.abs().max()) == 0)
 
 
@@ -140,7 +213,9 @@ def both(one, two):
         values = {key: both(getattr(one, key), getattr(two, key)) for key in one.__dataclass_fields__}
         for key in ("person", "moment", "subject"):
             if values.get(key) is not None:
-                values[key] = torch.cat([getattr(one, key), getattr(two, key) + int(getattr(one, key).max()) + 1])
+                values[key] = torch.cat(
+                    [getattr(one, key), getattr(two, key) + int(getattr(one, key).max()) + 1]
+                )
         return replace(one, **values)
     raise TypeError(type(one))
 
@@ -150,8 +225,9 @@ def test_a_batch_of_two_is_the_mean_of_two_batches_of_one(name):
     """Sums add up; means are weighted with what counts in each, as one mean over all of it is."""
     parts = [small(name, seed) for seed in (0, 7)]
     values = []
-    for states, observations in [([p.make(p.start)], p.observations) for p in parts] + [([p.make(p.start) for p in parts],
-                                                                                        both(*(p.observations for p in parts)))]:
+    for states, observations in [([p.make(p.start)], p.observations) for p in parts] + [
+        ([p.make(p.start) for p in parts], both(*(p.observations for p in parts)))
+    ]:
         state = states[0] if len(states) == 1 else both(*states)
         energy = parts[0].prepare(observations)
         objective = Objective([Term(energy, 1.0, parts[0].kernel)]).freeze(state, observations)
@@ -190,10 +266,14 @@ def _same_cost(objective, energy, example, state):
     if not isinstance(state, SceneState):
         return False
     lin, r = energy.linearize(state, example.observations), energy.residuals(state, example.observations)
-    torch.testing.assert_close(lin.residuals.value.square().sum(-1)[r.valid], r.value.square().sum(-1)[r.valid])
+    torch.testing.assert_close(
+        lin.residuals.value.square().sum(-1)[r.valid], r.value.square().sum(-1)[r.valid]
+    )
     layout = ParameterLayout.of(state, BLOCKS)
     step = torch.zeros(layout.total, dtype=torch.float64, requires_grad=True)
-    gradient, = torch.autograd.grad(objective.cost(retract(state, step, layout), example.observations)[0], step)
+    (gradient,) = torch.autograd.grad(
+        objective.cost(retract(state, step, layout), example.observations)[0], step
+    )
     system = objective.linearize(state, example.observations, layout)
     torch.testing.assert_close(system.gradient, gradient, rtol=1e-7, atol=1e-8 * float(gradient.abs().max()))
     return True
@@ -203,7 +283,14 @@ def _same_cost(objective, energy, example, state):
 def test_the_size_of_the_crop_does_not_matter(name):
     sizes = (224, 448)
     if name not in IN_PIXELS:
-        assert name in BLIND | {"ssim_xview", "photo_xview", "census_xview", "photo_model", "lmk3d_align", "lmk_guided"}
+        assert name in BLIND | {
+            "ssim_xview",
+            "photo_xview",
+            "census_xview",
+            "photo_model",
+            "lmk3d_align",
+            "lmk_guided",
+        }
         return
     costs = []
     for size in sizes:

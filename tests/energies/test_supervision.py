@@ -8,8 +8,14 @@ from helpers import observe, tiny_model, tiny_state
 
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.objective import Objective, Term
-from fitkit.energies.supervision import (CodeConsistency, ExpressionSupervision, IdentityLikelihood, IdentitySupervision, PoseSupervision,
-                                         VertexSupervision)
+from fitkit.energies.supervision import (
+    CodeConsistency,
+    ExpressionSupervision,
+    IdentityLikelihood,
+    IdentitySupervision,
+    PoseSupervision,
+    VertexSupervision,
+)
 from fitkit.errors import InputError
 from fitkit.geometry.alignment import similarity_align
 from fitkit.geometry.rotation import so3_exp
@@ -20,8 +26,17 @@ from fitkit.scene.pose import Pose
 MODEL = tiny_model(dtype=torch.float64)
 STATE = tiny_state(MODEL, 3)
 TRUTH = tiny_state(MODEL, 3, seed=4)
-OBS = replace(observe(MODEL, STATE), labels=Labels(TRUTH, person=torch.tensor([7, 7, 7]), moment=torch.tensor([0, 1, 0])))
-LABELLED = [IdentitySupervision(), ExpressionSupervision(), PoseSupervision(), VertexSupervision(MODEL), VertexSupervision(MODEL, 2.0, "head", "all")]
+OBS = replace(
+    observe(MODEL, STATE),
+    labels=Labels(TRUTH, person=torch.tensor([7, 7, 7]), moment=torch.tensor([0, 1, 0])),
+)
+LABELLED = [
+    IdentitySupervision(),
+    ExpressionSupervision(),
+    PoseSupervision(),
+    VertexSupervision(MODEL),
+    VertexSupervision(MODEL, 2.0, "head", "all"),
+]
 
 
 def cost(energy, state, observations=OBS, kernel=Kernel()):
@@ -36,7 +51,9 @@ def test_zero_at_the_label(energy):
 @pytest.mark.parametrize("energy", LABELLED[:2], ids=lambda e: e.name)
 def test_derivatives_of_the_least_squares_forms(energy):
     check_everything(energy, STATE, OBS)
-    noisy = replace(OBS, labels=replace(OBS.labels, identity_sigma=torch.rand(1, MODEL.num_identity, dtype=torch.float64)))
+    noisy = replace(
+        OBS, labels=replace(OBS.labels, identity_sigma=torch.rand(1, MODEL.num_identity, dtype=torch.float64))
+    )
     check_everything(energy, STATE, noisy)
 
 
@@ -44,11 +61,13 @@ def test_derivatives_of_the_least_squares_forms(energy):
 def test_gradient_of_the_scalar_form(energy):
     layout = ParameterLayout.of(STATE, ("identity", "expression", "pose", "focal"))
     step = torch.zeros(layout.total, dtype=torch.float64, requires_grad=True)
-    gradient, = torch.autograd.grad(cost(energy, retract(STATE, step, layout)), step)
+    (gradient,) = torch.autograd.grad(cost(energy, retract(STATE, step, layout)), step)
     generator = torch.Generator().manual_seed(0)
     for _ in range(4):
         d = 1e-6 * torch.randn(layout.total, generator=generator, dtype=torch.float64)
-        numeric = float(cost(energy, retract(STATE, d, layout)) - cost(energy, retract(STATE, -d, layout))) / 2
+        numeric = (
+            float(cost(energy, retract(STATE, d, layout)) - cost(energy, retract(STATE, -d, layout))) / 2
+        )
         assert float(gradient @ d) == pytest.approx(numeric, rel=1e-5)
 
 
@@ -73,25 +92,43 @@ def test_descent_leads_to_the_label(energy):
         return float((moved.pose.apply(moved.vertices(MODEL)) - vertices).norm(dim=-1).mean())
 
     assert float(cost(energy, retract(TRUTH, step.detach(), layout))) < 0.1 * first
-    if not (isinstance(energy, VertexSupervision) and energy.frame == "head"):  # that one leaves the pose where it was
+    if not (
+        isinstance(energy, VertexSupervision) and energy.frame == "head"
+    ):  # that one leaves the pose where it was
         assert error(step.detach()) < error(start)
 
 
 def test_values_in_their_units():
-    turned = replace(TRUTH, pose=Pose(TRUTH.pose.rotation @ so3_exp(torch.deg2rad(torch.tensor([[0.0, 4.0, 0.0]], dtype=torch.float64))),
-                                      TRUTH.pose.translation + torch.tensor([0.0, 20.0, 0.0])))
+    turned = replace(
+        TRUTH,
+        pose=Pose(
+            TRUTH.pose.rotation
+            @ so3_exp(torch.deg2rad(torch.tensor([[0.0, 4.0, 0.0]], dtype=torch.float64))),
+            TRUTH.pose.translation + torch.tensor([0.0, 20.0, 0.0]),
+        ),
+    )
     value = PoseSupervision().residuals(turned, OBS).value[..., 0]
-    torch.testing.assert_close(value[0], torch.tensor([0.0, 2.0, 0.0, 0.0, 2.0, 0.0, 0.0], dtype=torch.float64))
-    moved = replace(TRUTH, pose=Pose(TRUTH.pose.rotation, TRUTH.pose.translation + torch.tensor([3.0, 4.0, 0.0])))
-    assert float(cost(VertexSupervision(MODEL), moved)) == pytest.approx(25 / 2)  # a mean, so whatever the mesh
+    torch.testing.assert_close(
+        value[0], torch.tensor([0.0, 2.0, 0.0, 0.0, 2.0, 0.0, 0.0], dtype=torch.float64)
+    )
+    moved = replace(
+        TRUTH, pose=Pose(TRUTH.pose.rotation, TRUTH.pose.translation + torch.tensor([3.0, 4.0, 0.0]))
+    )
+    assert float(cost(VertexSupervision(MODEL), moved)) == pytest.approx(
+        25 / 2
+    )  # a mean, so whatever the mesh
 
 
 def test_unsure_labels_count_less():
     sigma = torch.zeros(1, MODEL.num_identity, dtype=torch.float64)
     exact = replace(OBS, labels=replace(OBS.labels, identity_sigma=sigma))
     unsure = replace(OBS, labels=replace(OBS.labels, identity_sigma=sigma + 0.4))
-    assert float(cost(IdentitySupervision(), STATE, exact)) == pytest.approx(float(cost(IdentitySupervision(), STATE)))
-    assert float(cost(IdentitySupervision(), STATE, unsure)) == pytest.approx(float(cost(IdentitySupervision(), STATE)) * 0.09 / 0.25)
+    assert float(cost(IdentitySupervision(), STATE, exact)) == pytest.approx(
+        float(cost(IdentitySupervision(), STATE))
+    )
+    assert float(cost(IdentitySupervision(), STATE, unsure)) == pytest.approx(
+        float(cost(IdentitySupervision(), STATE)) * 0.09 / 0.25
+    )
 
 
 def test_labelled_vertices_go_before_the_labelled_state():
@@ -101,13 +138,21 @@ def test_labelled_vertices_go_before_the_labelled_state():
 
 
 def test_codes_of_one_person_and_of_one_instant_are_compared():
-    own = STATE.replace(identity=torch.randn(3, MODEL.num_identity, generator=torch.Generator().manual_seed(2), dtype=torch.float64),
-                        subject=torch.arange(3))
+    own = STATE.replace(
+        identity=torch.randn(
+            3, MODEL.num_identity, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+        ),
+        subject=torch.arange(3),
+    )
     a = own.identity
-    expected = sum(float((a[i] - a[j]).square().sum()) for i, j in ((0, 1), (0, 2), (1, 2))) / (2 * 0.3**2) / 2
+    expected = (
+        sum(float((a[i] - a[j]).square().sum()) for i, j in ((0, 1), (0, 2), (1, 2))) / (2 * 0.3**2) / 2
+    )
     assert float(cost(CodeConsistency("identity"), own)) == pytest.approx(expected)
     b = own.expression
-    assert float(cost(CodeConsistency("expression"), own)) == pytest.approx(float((b[0] - b[2]).square().sum()) / (2 * 0.3**2) / 2)
+    assert float(cost(CodeConsistency("expression"), own)) == pytest.approx(
+        float((b[0] - b[2]).square().sum()) / (2 * 0.3**2) / 2
+    )
     assert float(cost(CodeConsistency("identity"), own.replace(identity=a[:1].expand(3, -1)))) == 0
     alone = replace(OBS, labels=replace(OBS.labels, moment=torch.arange(3)))
     assert float(cost(CodeConsistency("expression"), own, alone)) == 0
@@ -116,7 +161,9 @@ def test_codes_of_one_person_and_of_one_instant_are_compared():
 def test_missing_labels_are_named():
     bare = replace(OBS, labels=None)
     for energy in LABELLED:
-        with pytest.raises(InputError, match=f"energy '{energy.name}' needs labels with 'state', and these frames have none"):
+        with pytest.raises(
+            InputError, match=f"energy '{energy.name}' needs labels with 'state', and these frames have none"
+        ):
             energy.residuals(STATE, bare)
     with pytest.raises(InputError, match="'expression_consistency' needs labels with 'moment'"):
         CodeConsistency("expression").residuals(STATE, bare)
@@ -146,16 +193,27 @@ def test_the_likelihood_of_the_identity_is_that_of_a_normal_distribution():
 
 def test_aligned_vertices_do_not_know_size_and_place():
     energy = VertexSupervision(MODEL, 2.0, "aligned", "all")
-    grown = replace(MODEL, mean=1.3 * MODEL.mean + 5.0, identity_basis=1.3 * MODEL.identity_basis, expression_basis=1.3 * MODEL.expression_basis)
+    grown = replace(
+        MODEL,
+        mean=1.3 * MODEL.mean + 5.0,
+        identity_basis=1.3 * MODEL.identity_basis,
+        expression_basis=1.3 * MODEL.expression_basis,
+    )
     larger = replace(energy, model=grown)
     vertices = TRUTH.vertices(MODEL)
     labelled = replace(OBS, labels=Labels(TRUTH))
     assert float(cost(energy, TRUTH, labelled)) < 1e-18
     # The labels of the grown model are the vertices of the grown model: compare both with those of the plain one.
-    best = similarity_align(grown.vertices(TRUTH.identity[TRUTH.subject], TRUTH.expression), vertices,
-                            torch.ones(vertices.shape[:2], dtype=torch.bool))
+    best = similarity_align(
+        grown.vertices(TRUTH.identity[TRUTH.subject], TRUTH.expression),
+        vertices,
+        torch.ones(vertices.shape[:2], dtype=torch.bool),
+    )
     assert torch.allclose(best.scale, torch.full_like(best.scale, 1 / 1.3))
-    assert float(cost(larger, STATE, labelled)) == pytest.approx(1.3**2 * float(cost(energy, STATE, labelled)), rel=1e-9)
+    assert float(cost(larger, STATE, labelled)) == pytest.approx(
+        1.3**2 * float(cost(energy, STATE, labelled)), rel=1e-9
+    )
+
     # Independent truth: the rest that similarity_align leaves, and central differences through the whole of it.
     def rest(state):
         place = state.vertices(MODEL)
@@ -165,9 +223,12 @@ def test_aligned_vertices_do_not_know_size_and_place():
 
     assert cost(energy, STATE, labelled).item() == pytest.approx(rest(STATE).item(), rel=1e-9)
     identity = STATE.identity.clone().requires_grad_()
-    gradient, = torch.autograd.grad(cost(energy, STATE.replace(identity=identity), labelled), identity)
+    (gradient,) = torch.autograd.grad(cost(energy, STATE.replace(identity=identity), labelled), identity)
     for k in range(3):
         step = torch.zeros_like(STATE.identity)
         step[0, k] = 1e-5
-        numeric = (rest(STATE.replace(identity=STATE.identity + step)) - rest(STATE.replace(identity=STATE.identity - step))) / 2e-5
+        numeric = (
+            rest(STATE.replace(identity=STATE.identity + step))
+            - rest(STATE.replace(identity=STATE.identity - step))
+        ) / 2e-5
         assert gradient[0, k].item() == pytest.approx(numeric.item(), rel=1e-5, abs=1e-9)

@@ -11,7 +11,16 @@ from scipy.spatial.transform import Rotation
 from fitkit.cli.bench import bench as command
 from fitkit.errors import FitError, InputError
 from fitkit.evaluate import bench
-from fitkit.evaluate.bench import MEAN_FACE, Prediction, Truth, accuracy, same_topology, score, speed, summarize
+from fitkit.evaluate.bench import (
+    MEAN_FACE,
+    Prediction,
+    Truth,
+    accuracy,
+    same_topology,
+    score,
+    speed,
+    summarize,
+)
 from fitkit.export.meshes import write_ply
 from fitkit.fit.recipe import load_recipe
 from fitkit.fit.run import fit_observed
@@ -33,7 +42,9 @@ def data(tmp_path_factory):
         for i, view in enumerate(result.subject.views):
             Image.fromarray(view.image).save(folder / name / f"view{i}.jpg", quality=95)
             points = result.landmarks.points[i].double().numpy()
-            (folder / name / f"view{i}.pts").write_text("version: 1\nn_points: 68\n{\n" + "\n".join(f"{x + 1} {y + 1}" for x, y in points) + "\n}\n")
+            (folder / name / f"view{i}.pts").write_text(
+                "version: 1\nn_points: 68\n{\n" + "\n".join(f"{x + 1} {y + 1}" for x, y in points) + "\n}\n"
+            )
         truth = folder / "ground_truth" / name
         truth.mkdir(parents=True)
         write_ply(truth / "neutral.ply", result.neutral, model.triangles)
@@ -42,7 +53,10 @@ def data(tmp_path_factory):
         if name == "anna":  # of ben nothing is known about the face in the photos
             for i, vertices in enumerate(result.vertices):
                 write_ply(truth / f"view{i}.ply", vertices, model.triangles)
-                np.save(truth / f"landmarks3d_view{i}.npy", model.landmarks.points(vertices[None], model.triangles)[0].numpy())
+                np.save(
+                    truth / f"landmarks3d_view{i}.npy",
+                    model.landmarks.points(vertices[None], model.triangles)[0].numpy(),
+                )
     return folder, str(save_model_file(model, folder.parent / "tiny.npz"))
 
 
@@ -52,8 +66,14 @@ def exact(truth: Truth) -> Prediction:
 
 def moved(prediction: Prediction, scale: float) -> Prediction:
     R, t = Rotation.from_euler("xyz", [20, -35, 10], degrees=True).as_matrix(), [5.0, -60.0, 30.0]
-    return Prediction(prediction.subject, prediction.model, prediction.recipe, scale * prediction.vertices @ R.T + t, prediction.triangles,
-                      scale * prediction.landmarks @ R.T + t)
+    return Prediction(
+        prediction.subject,
+        prediction.model,
+        prediction.recipe,
+        scale * prediction.vertices @ R.T + t,
+        prediction.triangles,
+        scale * prediction.landmarks @ R.T + t,
+    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.1])
@@ -72,22 +92,31 @@ def test_truth_scores_zero_after_any_similarity(data, scale):
 def test_score_grows_with_the_offset_along_the_surface_normal(data):
     truth = bench.load_truth(data[0] / "ground_truth" / "anna")
     bumps = np.random.default_rng(0).normal(size=(len(truth.vertices), 3))
-    small, large = (Prediction("", "", "", truth.vertices + a * bumps, truth.triangles, truth.landmarks) for a in (0.3, 1.5))
+    small, large = (
+        Prediction("", "", "", truth.vertices + a * bumps, truth.triangles, truth.landmarks)
+        for a in (0.3, 1.5)
+    )
     assert 0 < score(small, truth)["now_mean"] < score(large, truth)["now_mean"]
-    assert score(small, truth)["now_mean"] <= score(small, truth)["points_mean"] + 1e-9  # refined is never worse in rms; nearly so in mean
+    assert (
+        score(small, truth)["now_mean"] <= score(small, truth)["points_mean"] + 1e-9
+    )  # refined is never worse in rms; nearly so in mean
 
 
 def test_other_topology_has_no_vertex_error(data):
     truth = bench.load_truth(data[0] / "ground_truth" / "anna")
     other = exact(truth)
-    fewer = Prediction(other.subject, other.model, other.recipe, other.vertices, other.triangles[5:], other.landmarks)
+    fewer = Prediction(
+        other.subject, other.model, other.recipe, other.vertices, other.triangles[5:], other.landmarks
+    )
     assert score(fewer, truth)["vertex_similarity"] is None and score(fewer, truth)["now_mean"] is not None
 
 
 def test_same_topology_ignores_order_and_further_vertices(data):
     truth = bench.load_truth(data[0] / "ground_truth" / "anna")
     turned = np.roll(truth.triangles[::-1], 1, axis=1)
-    beyond = np.concatenate([turned, [[len(truth.vertices), len(truth.vertices) + 1, len(truth.vertices) + 2]]])
+    beyond = np.concatenate(
+        [turned, [[len(truth.vertices), len(truth.vertices) + 1, len(truth.vertices) + 2]]]
+    )
     assert same_topology(beyond, truth)
     assert not same_topology(np.concatenate([truth.triangles[:-1], [[0, 1, 300]]]), truth)
 
@@ -95,13 +124,21 @@ def test_same_topology_ignores_order_and_further_vertices(data):
 def test_accuracy_finds_the_people(data):
     lines = []
     report = accuracy(data[0], [data[1]], ["landmarks"], tell=lines.append)
-    assert [(r["recipe"], r["subject"]) for r in report["rows"]] == [(recipe, name) for recipe in (MEAN_FACE, "landmarks") for name in PEOPLE]
+    assert [(r["recipe"], r["subject"]) for r in report["rows"]] == [
+        (recipe, name) for recipe in (MEAN_FACE, "landmarks") for name in PEOPLE
+    ]
     mean, fitted = report["summary"]
-    assert fitted["now_mean"] < 0.7 * mean["now_mean"] and fitted["vertex_similarity"] < 0.7 * mean["vertex_similarity"]
+    assert (
+        fitted["now_mean"] < 0.7 * mean["now_mean"]
+        and fitted["vertex_similarity"] < 0.7 * mean["vertex_similarity"]
+    )
     rows = [r for r in report["rows"] if r["recipe"] == "landmarks"]
     assert fitted["now_mean"] == pytest.approx(np.mean([r["now_mean"] for r in rows]))
     assert all(r["seconds"] > 0 and r["views"] == 4 and r["status"] for r in rows) and len(lines) == len(rows)
-    assert report["recipes"]["landmarks"]["stages"] and report["machine"]["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert (
+        report["recipes"]["landmarks"]["stages"]
+        and report["machine"]["versions"]["torch"] == torch.__version__.split("+")[0]
+    )
     text = bench.accuracy_text(report)
     assert "anna" in text and f"{fitted['now_mean']:.3f}" in text
     json.dumps(report, allow_nan=False)
@@ -112,8 +149,20 @@ def test_subjects_and_views_are_selected(data):
     assert {r["subject"] for r in report["rows"]} == {"ben"} and {r["views"] for r in report["rows"]} == {2}
 
 
-@pytest.mark.parametrize("count, number, want", [(5, 1, [2]), (5, 2, [1, 3]), (5, 3, [0, 2, 4]), (5, 4, [0, 1, 3, 4]), (5, 5, [0, 1, 2, 3, 4]),
-                                                 (8, 1, [4]), (8, 2, [2, 6]), (8, 3, [1, 4, 6]), (1, 1, [0])])
+@pytest.mark.parametrize(
+    "count, number, want",
+    [
+        (5, 1, [2]),
+        (5, 2, [1, 3]),
+        (5, 3, [0, 2, 4]),
+        (5, 4, [0, 1, 3, 4]),
+        (5, 5, [0, 1, 2, 3, 4]),
+        (8, 1, [4]),
+        (8, 2, [2, 6]),
+        (8, 3, [1, 4, 6]),
+        (1, 1, [0]),
+    ],
+)
 def test_photos_are_spread_evenly(count, number, want):
     assert bench.spread_positions(count, number) == want
 
@@ -122,11 +171,21 @@ def test_numbers_of_photos_are_compared(data):
     lines = []
     report = accuracy(data[0], [data[1]], ["landmarks"], tell=lines.append, photos=[1, 3])
     keys = [(r["recipe"], r["photos"], r["views"], r["subject"]) for r in report["rows"]]
-    assert keys == [(MEAN_FACE, None, 3, "anna"), (MEAN_FACE, None, 3, "ben"), *(("landmarks", n, n, name) for n in (1, 3) for name in PEOPLE)]
+    assert keys == [
+        (MEAN_FACE, None, 3, "anna"),
+        (MEAN_FACE, None, 3, "ben"),
+        *(("landmarks", n, n, name) for n in (1, 3) for name in PEOPLE),
+    ]
     assert report["photos"] == [1, 3] and report["view_positions"] is None
-    assert [(s["recipe"], s["photos"]) for s in report["summary"]] == [(MEAN_FACE, None), ("landmarks", 1), ("landmarks", 3)]
+    assert [(s["recipe"], s["photos"]) for s in report["summary"]] == [
+        (MEAN_FACE, None),
+        ("landmarks", 1),
+        ("landmarks", 3),
+    ]
     assert len(lines) == 4 and lines[0].startswith("tiny landmarks anna, 1 photo: ")
-    same = accuracy(data[0], [data[1]], ["landmarks"], ["anna"], views=bench.spread_positions(4, 3))["rows"][1]
+    same = accuracy(data[0], [data[1]], ["landmarks"], ["anna"], views=bench.spread_positions(4, 3))["rows"][
+        1
+    ]
     assert {k: report["rows"][4][k] for k in bench.ERRORS} == {k: same[k] for k in bench.ERRORS}
     text = bench.accuracy_text(report)
     assert "Medians over the subjects" in text and "photos_mean" in text
@@ -140,15 +199,26 @@ def test_rows_hold_the_photos_error_and_what_the_fit_says_of_itself(data):
     assert ben["photos_mean"] is None and report["summary"][1]["photos_mean"] == anna["photos_mean"]
     result = fit_observed(*bench.load_views(data[0] / "anna"), load_model(data[1]), load_recipe("landmarks"))
     assert anna["status"] == result.status
-    assert anna["error_bar_mm"] == pytest.approx(float(result.vertex_sigma[result.model.face].median()), rel=1e-5)
+    assert anna["error_bar_mm"] == pytest.approx(
+        float(result.vertex_sigma[result.model.face].median()), rel=1e-5
+    )
     assert anna["expected_mm"] == result.metrics["verdict"].get("expected_mm")
     assert report["rows"][0]["error_bar_mm"] is None  # a mean face says nothing
 
 
 def test_summary_has_medians_over_the_subjects():
-    rows = [{"model": "m", "recipe": "r", "subject": str(i), **dict.fromkeys(bench.ERRORS, e), "photos_mean": None, "seconds": 1.0}
-            for i, e in enumerate((1.0, 2.0, 6.0, None))]
-    line, = summarize(rows)
+    rows = [
+        {
+            "model": "m",
+            "recipe": "r",
+            "subject": str(i),
+            **dict.fromkeys(bench.ERRORS, e),
+            "photos_mean": None,
+            "seconds": 1.0,
+        }
+        for i, e in enumerate((1.0, 2.0, 6.0, None))
+    ]
+    (line,) = summarize(rows)
     assert line["now_mean"] == 3.0 and line["medians"]["now_mean"] == 2.0 and line["failed"] == 1
     assert line["photos_mean"] is None and line["medians"]["photos_mean"] is None
 
@@ -166,23 +236,36 @@ def test_failed_fits_are_counted(data, monkeypatch):
 
 def test_summary_states_the_gain_on_landmarks():
     def row(recipe, error):
-        return {"model": "m", "recipe": recipe, "subject": "s", **dict.fromkeys(bench.ERRORS, error), "seconds": 1.0, "cpu_seconds": 1.0}
+        return {
+            "model": "m",
+            "recipe": recipe,
+            "subject": "s",
+            **dict.fromkeys(bench.ERRORS, error),
+            "seconds": 1.0,
+            "cpu_seconds": 1.0,
+        }
 
-    gains = {s["recipe"]: s["gain_on_landmarks"] for s in summarize([row(MEAN_FACE, 3.0), row("landmarks", 2.0), row("multiview", 1.5)])}
+    gains = {
+        s["recipe"]: s["gain_on_landmarks"]
+        for s in summarize([row(MEAN_FACE, 3.0), row("landmarks", 2.0), row("multiview", 1.5)])
+    }
     assert gains == {MEAN_FACE: None, "landmarks": None, "multiview": 0.25}
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda d, m: accuracy(d / "nowhere", [m]), "no such folder"),
-    (lambda d, m: accuracy(d / "anna", [m]), "no SUBJECT/ folder with a ground_truth"),
-    (lambda d, m: accuracy(d, [m], subjects=["carla"]), "no subject 'carla'; there are: anna, ben"),
-    (lambda d, m: accuracy(d, [m], views=[4]), "views: expected numbers from 0 to 3"),
-    (lambda d, m: accuracy(d, [m], photos=[1, 5]), "anna: photos: expected a number from 1 to 4, got 5"),
-    (lambda d, m: accuracy(d, [m], photos=[0]), "anna: photos: expected a number from 1 to 4, got 0"),
-    (lambda d, m: accuracy(d, [m], photos=[2], views=[0]), "views, photos: expected one of them"),
-    (lambda d, m: speed(d / "anna", m, "landmarks", parts=["fit", "raster"]), "got 'raster'"),
-    (lambda d, m: speed(d / "anna", m, "landmarks", repeats=0), "repeats: expected at least 1"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda d, m: accuracy(d / "nowhere", [m]), "no such folder"),
+        (lambda d, m: accuracy(d / "anna", [m]), "no SUBJECT/ folder with a ground_truth"),
+        (lambda d, m: accuracy(d, [m], subjects=["carla"]), "no subject 'carla'; there are: anna, ben"),
+        (lambda d, m: accuracy(d, [m], views=[4]), "views: expected numbers from 0 to 3"),
+        (lambda d, m: accuracy(d, [m], photos=[1, 5]), "anna: photos: expected a number from 1 to 4, got 5"),
+        (lambda d, m: accuracy(d, [m], photos=[0]), "anna: photos: expected a number from 1 to 4, got 0"),
+        (lambda d, m: accuracy(d, [m], photos=[2], views=[0]), "views, photos: expected one of them"),
+        (lambda d, m: speed(d / "anna", m, "landmarks", parts=["fit", "raster"]), "got 'raster'"),
+        (lambda d, m: speed(d / "anna", m, "landmarks", repeats=0), "repeats: expected at least 1"),
+    ],
+)
 def test_refusals(data, call, message):
     with pytest.raises(InputError, match=message):
         call(*data)
@@ -205,11 +288,16 @@ def test_truth_of_wrong_shape_is_refused(data, tmp_path):
 def test_speed_reports_every_part(data, monkeypatch):
     monkeypatch.setattr(bench, "VIEW_COUNTS", (2, 4))
     quick = load_recipe("landmarks", changes={"name": "adam"})
-    monkeypatch.setattr(bench, "load_recipe", lambda name, *rest: quick if name == "adam" else load_recipe(name, *rest))
+    monkeypatch.setattr(
+        bench, "load_recipe", lambda name, *rest: quick if name == "adam" else load_recipe(name, *rest)
+    )
     monkeypatch.setattr(bench, "many_views", partial(bench.many_views, size=96))
 
     report = speed(data[0] / "anna", data[1], "landmarks", views=[0, 1, 3], repeats=2)
-    assert len(report["fit"]["runs"]) == 2 and report["fit"]["fastest"] <= report["fit"]["seconds"] <= report["fit"]["slowest"]
+    assert (
+        len(report["fit"]["runs"]) == 2
+        and report["fit"]["fastest"] <= report["fit"]["seconds"] <= report["fit"]["slowest"]
+    )
     assert report["adam"]["times_slower"] > 0 and report["adam"]["errors"]["vertex_similarity"] is not None
     assert [r["views"] for r in report["per_view"]["rows"]] == [2, 4] and report["per_view"]["ratio"] > 0
     assert report["rasterizer"]["torch"]["z_buffer_ms"] > 0 and 0.2 < report["rasterizer"]["covered"] < 1
@@ -229,17 +317,51 @@ def test_many_views_show_one_person():
 
 def test_command_prints_and_writes(data, tmp_path):
     path = tmp_path / "results" / "accuracy.json"
-    run = CliRunner().invoke(command, ["accuracy", str(data[0]), "--model", data[1], "--recipe", "landmarks", "--subjects", "anna",
-                                       "--views", "0,1,2", "--json", str(path), "expression.shared=true"])
+    run = CliRunner().invoke(
+        command,
+        [
+            "accuracy",
+            str(data[0]),
+            "--model",
+            data[1],
+            "--recipe",
+            "landmarks",
+            "--subjects",
+            "anna",
+            "--views",
+            "0,1,2",
+            "--json",
+            str(path),
+            "expression.shared=true",
+        ],
+    )
     assert run.exit_code == 0, run.output
     assert "Means over the subjects" in run.output and "torch threads" in run.output
     written = json.loads(path.read_text())
-    assert written["recipes"]["landmarks"]["expression"]["shared"] is True and written["view_positions"] == [0, 1, 2]
+    assert written["recipes"]["landmarks"]["expression"]["shared"] is True and written["view_positions"] == [
+        0,
+        1,
+        2,
+    ]
     assert str(data[0]) not in path.read_text()  # no absolute paths in results
 
 
 def test_command_takes_numbers_of_photos(data):
-    run = CliRunner().invoke(command, ["accuracy", str(data[0]), "--model", data[1], "--recipe", "landmarks", "--subjects", "ben", "--photos", "2,1"])
+    run = CliRunner().invoke(
+        command,
+        [
+            "accuracy",
+            str(data[0]),
+            "--model",
+            data[1],
+            "--recipe",
+            "landmarks",
+            "--subjects",
+            "ben",
+            "--photos",
+            "2,1",
+        ],
+    )
     assert run.exit_code == 0, run.output
     assert "landmarks ben, 2 photos: " in run.output and "landmarks ben, 1 photo: " in run.output
     run = CliRunner().invoke(command, ["accuracy", str(data[0]), "--photos", "two"])
@@ -271,7 +393,18 @@ def test_adam_recipe_is_what_the_benchmark_states():
 
 def test_people_are_rendered_where_no_data_is_given(tmp_path):
     path = tmp_path / "out.json"
-    args = ["accuracy", "landmarks.sigma=0.02", "--people", "1", "--seed", "3", "--recipe", "landmarks", "--json", str(path)]
+    args = [
+        "accuracy",
+        "landmarks.sigma=0.02",
+        "--people",
+        "1",
+        "--seed",
+        "3",
+        "--recipe",
+        "landmarks",
+        "--json",
+        str(path),
+    ]
     result = CliRunner().invoke(command, args)
     assert result.exit_code == 0, result.output
     report = json.loads(path.read_text())

@@ -1,4 +1,5 @@
 """What a benchmark reads as truth, and from which points of it the distances are measured."""
+
 import shutil
 from dataclasses import replace
 
@@ -9,23 +10,44 @@ from scipy.spatial.transform import Rotation
 
 from fitkit.errors import InputError
 from fitkit.evaluate import bench
-from fitkit.evaluate.bench import POINTS, Prediction, Truth, even_points, load_photo_truths, load_truth, score, score_photos, seen_from_outside
+from fitkit.evaluate.bench import (
+    POINTS,
+    Prediction,
+    Truth,
+    even_points,
+    load_photo_truths,
+    load_truth,
+    score,
+    score_photos,
+    seen_from_outside,
+)
 from fitkit.export.meshes import write_ply
 from helpers import tiny_model, tiny_result
 
 
 def ball(radius: float, rows: int = 60) -> tuple[np.ndarray, np.ndarray]:
     """Vertices and outward triangles of a sphere by latitude and longitude, dense at the poles."""
-    lat, lon = np.meshgrid(np.linspace(-np.pi / 2, np.pi / 2, rows), np.linspace(0, 2 * np.pi, 2 * rows), indexing="ij")
-    vertices = radius * np.stack([np.cos(lat) * np.sin(lon), np.sin(lat), np.cos(lat) * np.cos(lon)], -1).reshape(-1, 3)
+    lat, lon = np.meshgrid(
+        np.linspace(-np.pi / 2, np.pi / 2, rows), np.linspace(0, 2 * np.pi, 2 * rows), indexing="ij"
+    )
+    vertices = radius * np.stack(
+        [np.cos(lat) * np.sin(lon), np.sin(lat), np.cos(lat) * np.cos(lon)], -1
+    ).reshape(-1, 3)
     cell = (np.arange(rows - 1)[:, None] * 2 * rows + np.arange(2 * rows - 1)).reshape(-1)
-    return vertices, np.concatenate([np.stack([cell, cell + 1, cell + 2 * rows + 1], 1), np.stack([cell, cell + 2 * rows + 1, cell + 2 * rows], 1)])
+    return vertices, np.concatenate(
+        [
+            np.stack([cell, cell + 1, cell + 2 * rows + 1], 1),
+            np.stack([cell, cell + 2 * rows + 1, cell + 2 * rows], 1),
+        ]
+    )
 
 
 def front(vertices: np.ndarray) -> np.ndarray:
     """NOW_POINTS [7, 3] for a head that looks along +z, y up."""
     eyes = [[-45, 30, 80], [-17, 30, 85], [17, 30, 85], [45, 30, 80]]
-    return np.array([*eyes, [0, -15, 105], [-25, -40, 85], [25, -40, 85]], float) * np.abs(vertices).max() / 100
+    return (
+        np.array([*eyes, [0, -15, 105], [-25, -40, 85], [25, -40, 85]], float) * np.abs(vertices).max() / 100
+    )
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +64,10 @@ def folder(person, tmp_path):
     np.save(tmp_path / "face_region.npy", model.face.nonzero()[:, 0].numpy().astype(np.int32))
     for b, vertices in enumerate(person.vertices):
         write_ply(tmp_path / f"view{b}.ply", vertices, model.triangles)
-        np.save(tmp_path / f"landmarks3d_view{b}.npy", model.landmarks.points(vertices[None], model.triangles)[0].numpy())
+        np.save(
+            tmp_path / f"landmarks3d_view{b}.npy",
+            model.landmarks.points(vertices[None], model.triangles)[0].numpy(),
+        )
     return tmp_path
 
 
@@ -50,8 +75,17 @@ def predicted(person, vertices=None) -> Prediction:
     model, posed = person.model, person.vertices
     marks = model.landmarks.points(posed, model.triangles)
     vertices = person.neutral.double().numpy() if vertices is None else vertices
-    return Prediction("anna", "tiny", "truth", vertices, model.triangles.numpy(), person.landmarks3d.double().numpy(),
-                      views=tuple(v.name for v in person.subject.views), posed=posed.double().numpy(), posed_landmarks=marks.double().numpy())
+    return Prediction(
+        "anna",
+        "tiny",
+        "truth",
+        vertices,
+        model.triangles.numpy(),
+        person.landmarks3d.double().numpy(),
+        views=tuple(v.name for v in person.subject.views),
+        posed=posed.double().numpy(),
+        posed_landmarks=marks.double().numpy(),
+    )
 
 
 # ---- points ----
@@ -61,15 +95,26 @@ def test_points_lie_evenly_however_dense_the_mesh_is():
     # A square of 10 x 10: the left half in 20000 triangles, the right one in 2.
     x, y = np.meshgrid(np.linspace(0, 5, 101), np.linspace(0, 10, 101))
     cell = (np.arange(100)[:, None] * 101 + np.arange(100)).reshape(-1)
-    dense = np.concatenate([np.stack([cell, cell + 1, cell + 102], 1), np.stack([cell, cell + 102, cell + 101], 1)])
+    dense = np.concatenate(
+        [np.stack([cell, cell + 1, cell + 102], 1), np.stack([cell, cell + 102, cell + 101], 1)]
+    )
     vertices = np.concatenate([np.stack([x, y], -1).reshape(-1, 2), [[5, 0], [10, 0], [10, 10], [5, 10]]])
     vertices = np.concatenate([vertices, np.full((len(vertices), 1), 3.0)], 1)
     triangles = np.concatenate([dense, len(x.ravel()) + np.array([[0, 1, 2], [0, 2, 3]])])
     points = even_points(vertices, triangles, 10000)
-    assert points.shape == (10000, 3) and np.abs(points[:, 2] - 3).max() < 1e-12 and points.min() >= 0 and points.max() <= 10
+    assert (
+        points.shape == (10000, 3)
+        and np.abs(points[:, 2] - 3).max() < 1e-12
+        and points.min() >= 0
+        and points.max() <= 10
+    )
     quarters = np.histogram2d(points[:, 0], points[:, 1], bins=2, range=[[0, 10], [0, 10]])[0]
-    assert abs(quarters[0].sum() - 5000) <= 1 and np.abs(quarters[0] - 2500).max() < 25  # in parts of equal area up to those that are cut
-    assert np.abs(quarters[1] - 2500).max() < 4 * 35  # drawn within two triangles: 35 is one standard deviation
+    assert (
+        abs(quarters[0].sum() - 5000) <= 1 and np.abs(quarters[0] - 2500).max() < 25
+    )  # in parts of equal area up to those that are cut
+    assert (
+        np.abs(quarters[1] - 2500).max() < 4 * 35
+    )  # drawn within two triangles: 35 is one standard deviation
     assert np.array_equal(points, even_points(vertices, triangles, 10000))
     assert even_points(vertices, triangles[:0], 10).shape == (0, 3)
 
@@ -105,12 +150,19 @@ def test_score_depends_on_the_surface_not_on_its_mesh(folder, person):
     inside = np.concatenate([vertices, vertices - [0, 0, 15.0]])
     triangles = np.concatenate([truth.triangles[~right], split])
     face = np.concatenate([truth.face, middle])
-    other = Truth(inside, np.concatenate([triangles, triangles + len(vertices)]), truth.landmarks, np.concatenate([face, face + len(vertices)]))
+    other = Truth(
+        inside,
+        np.concatenate([triangles, triangles + len(vertices)]),
+        truth.landmarks,
+        np.concatenate([face, face + len(vertices)]),
+    )
     want, got = score(prediction, truth), score(prediction, other)
     for key in ("now_mean", "now_median", "points_mean"):
         assert got[key] == pytest.approx(want[key], abs=0.01), key  # two samples of some thousand points
     crop = other.vertices[bench.now_crop(other.vertices, other.landmarks[POINTS])]
-    naive = bench.scan_to_mesh(prediction.vertices, prediction.triangles, prediction.landmarks[POINTS], crop, other.landmarks[POINTS])
+    naive = bench.scan_to_mesh(
+        prediction.vertices, prediction.triangles, prediction.landmarks[POINTS], crop, other.landmarks[POINTS]
+    )
     assert naive.mean > want["now_mean"] + 1
 
 
@@ -137,7 +189,10 @@ def test_a_scan_is_read_like_a_neutral_mesh(folder):
 def test_truth_that_cannot_be_used_is_refused(folder):
     points = np.load(folder / "landmarks3d_neutral.npy")
     np.save(folder / "landmarks3d_neutral.npy", points + [0, 0, 1000])
-    with pytest.raises(InputError, match="no skin of face_region.npy can be seen around the landmarks; expected neutral.ply, .* in one frame"):
+    with pytest.raises(
+        InputError,
+        match="no skin of face_region.npy can be seen around the landmarks; expected neutral.ply, .* in one frame",
+    ):
         load_truth(folder)
     np.save(folder / "landmarks3d_neutral.npy", points)
     np.save(folder / "face_region.npy", np.array([7, 200]))  # corners of no triangle
@@ -145,7 +200,9 @@ def test_truth_that_cannot_be_used_is_refused(folder):
         load_truth(folder)
     as_scan(folder)
     np.save(folder / "face_region_front.npy", np.array([0, 100000]))
-    with pytest.raises(InputError, match="face_region_front.npy: expected indices of the 315 vertices of mesh.ply"):
+    with pytest.raises(
+        InputError, match="face_region_front.npy: expected indices of the 315 vertices of mesh.ply"
+    ):
         load_truth(folder)
     (folder / "face_region_front.npy").unlink()
     with pytest.raises(InputError, match="face_region_front.npy: cannot be read"):
@@ -160,8 +217,14 @@ def test_faces_in_the_photos(folder, person):
     truths = load_photo_truths(folder, truth, prediction.views)
     assert list(truths) == ["view0", "view1", "view2"]
     assert all(v < 1e-4 for v in score_photos(prediction, truths).values())  # landmarks are stored as float32
-    neutral = replace(prediction, posed=np.stack([prediction.vertices] * 3), posed_landmarks=np.stack([prediction.landmarks] * 3))
-    each = [score(prediction, t)["now_mean"] for t in truths.values()]  # the neutral face against that of each photo
+    neutral = replace(
+        prediction,
+        posed=np.stack([prediction.vertices] * 3),
+        posed_landmarks=np.stack([prediction.landmarks] * 3),
+    )
+    each = [
+        score(prediction, t)["now_mean"] for t in truths.values()
+    ]  # the neutral face against that of each photo
     assert score_photos(neutral, truths)["photos_mean"] == pytest.approx(np.mean(each)) and min(each) > 0.1
     for file in ("view1.ply", "landmarks3d_view2.npy"):
         (folder / file).unlink()

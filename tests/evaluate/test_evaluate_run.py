@@ -72,7 +72,9 @@ def test_predictions_then_metrics(data, tmp_path):
 def test_resume_makes_only_what_is_missing(data, tmp_path, monkeypatch):
     made = []
     real = prediction_files.predict
-    monkeypatch.setattr(prediction_files, "predict", lambda sample, *rest: made.append(sample.id) or real(sample, *rest))
+    monkeypatch.setattr(
+        prediction_files, "predict", lambda sample, *rest: made.append(sample.id) or real(sample, *rest)
+    )
     settled = recipe(data, "predictor=mean")
     evaluate(settled, data[0], tmp_path, limit=1)
     with pytest.raises(InputError, match="there are predictions already; --resume goes on with them"):
@@ -104,10 +106,26 @@ def test_interrupted_command_says_what_is_kept(data, tmp_path, monkeypatch):
         return real(sample, *rest)
 
     monkeypatch.setattr(prediction_files, "predict", interrupt)
-    arguments = ["evaluate", "bench", data[0], "predictor=mean", "fit=landmarks", "--model", data[1], "-o", tmp_path]
+    arguments = [
+        "evaluate",
+        "bench",
+        data[0],
+        "predictor=mean",
+        "fit=landmarks",
+        "--model",
+        data[1],
+        "-o",
+        tmp_path,
+    ]
     result = CliRunner().invoke(main, [str(a) for a in arguments])
-    assert result.exit_code == 130 and f"the predictions so far are in {tmp_path / 'predictions'}, --resume goes on" in result.output
-    assert "nothing was written" not in result.output and (tmp_path / "predictions" / "multiview_00.json").is_file()
+    assert (
+        result.exit_code == 130
+        and f"the predictions so far are in {tmp_path / 'predictions'}, --resume goes on" in result.output
+    )
+    assert (
+        "nothing was written" not in result.output
+        and (tmp_path / "predictions" / "multiview_00.json").is_file()
+    )
 
 
 def test_failures_are_counted_and_named(data, tmp_path, monkeypatch):
@@ -119,14 +137,22 @@ def test_failures_are_counted_and_named(data, tmp_path, monkeypatch):
     monkeypatch.setattr(prediction_files, "fit_observed", broken)
     result = run("bench", data[0], "fit=landmarks", "--model", data[1], "-o", tmp_path, "-q")
     report = read_report(tmp_path / "metrics.json")
-    assert result.exit_code == 1 and "2 of 2 samples failed" in result.output and "failed: multiview_00: no light today" in result.output
+    assert (
+        result.exit_code == 1
+        and "2 of 2 samples failed" in result.output
+        and "failed: multiview_00: no light today" in result.output
+    )
     assert [r["error"] for r in report["rows"]] == ["no light today", "unexpected ZeroDivisionError: oops"]
     assert report["summary"][0]["failed"] == 2 and "now_mean" not in report["summary"][0]
 
 
 def test_means_leave_failures_out_but_say_so():
-    rows = [{"group": "a", "status": "ok", "x": 1.0}, {"group": "a", "status": "failed"}, {"group": "b", "status": "ok", "x": 4.0},
-            {"group": "b", "status": "missing"}]
+    rows = [
+        {"group": "a", "status": "ok", "x": 1.0},
+        {"group": "a", "status": "failed"},
+        {"group": "b", "status": "ok", "x": 4.0},
+        {"group": "b", "status": "missing"},
+    ]
     total, a, b = summarize(rows, ["x", "y"])
     assert (total["samples"], total["failed"]) == (4, 2) and "y" not in total
     assert total["x"] == {"mean": 2.5, "std": 1.5, "median": 2.5, "scored": 2}
@@ -141,7 +167,11 @@ def test_predictions_of_others_in_the_layout_of_now(tmp_path):
     np.savetxt(theirs / "IMG_0001.txt", p.points[layouts.SEVEN])  # as the official evaluator reads it
     result = run("now", folder, "--predictions", tmp_path / "theirs", "-o", tmp_path / "out")
     report = read_report(tmp_path / "out" / "metrics.json")
-    assert result.exit_code == 1 and [r["status"] for r in report["rows"]] == ["missing", "ok"] and report["rows"][1]["s2m_mean"] < 1e-3
+    assert (
+        result.exit_code == 1
+        and [r["status"] for r in report["rows"]] == ["missing", "ok"]
+        and report["rows"][1]["s2m_mean"] < 1e-3
+    )
     (theirs / "IMG_0001.txt").unlink()
     report = evaluate(load_evaluate_recipe("now"), folder, tmp_path / "out", tmp_path / "theirs")
     assert "expected its 7 points in FaMoS_1/selfie/IMG_0001.npy or" in report["rows"][1]["error"]
@@ -154,25 +184,53 @@ def test_our_predictions_are_what_the_evaluator_of_now_reads(tmp_path):
     stem = tmp_path / "FaMoS_1" / "selfie" / "IMG_0001"
     lines = stem.with_suffix(".obj").read_text().splitlines()
     vertices = np.array([line.split()[1:] for line in lines if line.startswith("v ")], float)
-    triangles = np.array([[int(c.split("/")[0]) for c in line.split()[1:]] for line in lines if line.startswith("f ")]) - 1
+    triangles = (
+        np.array(
+            [[int(c.split("/")[0]) for c in line.split()[1:]] for line in lines if line.startswith("f ")]
+        )
+        - 1
+    )
     np.testing.assert_allclose(vertices, p.result.neutral.numpy(), atol=1e-4)
     assert np.array_equal(triangles, p.triangles)
     points = np.load(stem.with_suffix(".npy"), allow_pickle=False)
     np.testing.assert_allclose(points, p.result.landmarks3d.numpy()[layouts.SEVEN], atol=1e-4)
     back = read_prediction(tmp_path, "FaMoS_1/selfie/IMG_0001")
-    assert back.model == "tiny" and back.parameters().state.identity.shape == (1, 8) and back.posed.shape == (3, 315, 3)
+    assert (
+        back.model == "tiny"
+        and back.parameters().state.identity.shape == (1, 8)
+        and back.posed.shape == (3, 315, 3)
+    )
 
 
-@pytest.mark.parametrize("break_it, message", [
-    (lambda f: (f / "a.json").write_text("{"), "a.json: cannot be read; delete it to have the sample predicted again"),
-    (lambda f: (f / "a.npz").write_bytes(b"x"), "a.npz: cannot be read"),
-    (lambda f: layouts.person().mesh(f / "a.obj", np.random.default_rng(0).normal(size=(315, 3))[:315].repeat(2, 0)),
-     "belongs to a mesh of 315 vertices, a.obj has 630"),
-    (lambda f: np.savez(f / "a.npz", pixels=np.zeros((3, 5, 2))), r"a.npz: pixels: expected shape \['B', 68, 2\], got \[3, 5, 2\]"),
-    (lambda f: np.savez(f / "a.npz", posed=np.zeros((3, 315, 3)), focal=np.ones(2)), r"a.npz: focal: expected shape \[3\], got \[2\]"),
-    (lambda f: np.savez(f / "a.npz", views=np.zeros(3)), "a.npz: views: expected text, got float64"),
-    (lambda f: np.savez(f / "a.npz", camera_kind="fisheye"), "a.npz: camera_kind: expected one of perspective, orthographic; got 'fisheye'"),
-])
+@pytest.mark.parametrize(
+    "break_it, message",
+    [
+        (
+            lambda f: (f / "a.json").write_text("{"),
+            "a.json: cannot be read; delete it to have the sample predicted again",
+        ),
+        (lambda f: (f / "a.npz").write_bytes(b"x"), "a.npz: cannot be read"),
+        (
+            lambda f: layouts.person().mesh(
+                f / "a.obj", np.random.default_rng(0).normal(size=(315, 3))[:315].repeat(2, 0)
+            ),
+            "belongs to a mesh of 315 vertices, a.obj has 630",
+        ),
+        (
+            lambda f: np.savez(f / "a.npz", pixels=np.zeros((3, 5, 2))),
+            r"a.npz: pixels: expected shape \['B', 68, 2\], got \[3, 5, 2\]",
+        ),
+        (
+            lambda f: np.savez(f / "a.npz", posed=np.zeros((3, 315, 3)), focal=np.ones(2)),
+            r"a.npz: focal: expected shape \[3\], got \[2\]",
+        ),
+        (lambda f: np.savez(f / "a.npz", views=np.zeros(3)), "a.npz: views: expected text, got float64"),
+        (
+            lambda f: np.savez(f / "a.npz", camera_kind="fisheye"),
+            "a.npz: camera_kind: expected one of perspective, orthographic; got 'fisheye'",
+        ),
+    ],
+)
 def test_broken_prediction_files(tmp_path, break_it, message):
     write_fit(layouts.person().result, tmp_path, "a")
     break_it(tmp_path)
@@ -185,9 +243,23 @@ def test_broken_prediction_files(tmp_path, break_it, message):
 
 
 def report(values, protocol="bench", **more):
-    rows = [{"id": f"s{i}", "group": "", "status": "ok" if v is not None else "failed", "error": "", "now_mean": v}
-            for i, v in enumerate(values)]
-    return {"protocol": protocol, "data": "d", "options": {}, "units": {"now_mean": "mm"}, "rows": rows} | more
+    rows = [
+        {
+            "id": f"s{i}",
+            "group": "",
+            "status": "ok" if v is not None else "failed",
+            "error": "",
+            "now_mean": v,
+        }
+        for i, v in enumerate(values)
+    ]
+    return {
+        "protocol": protocol,
+        "data": "d",
+        "options": {},
+        "units": {"now_mean": "mm"},
+        "rows": rows,
+    } | more
 
 
 def test_paired_comparison():
@@ -218,9 +290,15 @@ def test_only_like_is_compared(tmp_path):
     with pytest.raises(InputError, match="no sample in common"):
         compare(report([]), report([1.0]))
     (tmp_path / "a.json").write_text("[]")
-    assert "not the metrics.json of an evaluation" in run("--compare", tmp_path / "a.json", tmp_path / "b.json").output
+    assert (
+        "not the metrics.json of an evaluation"
+        in run("--compare", tmp_path / "a.json", tmp_path / "b.json").output
+    )
     (tmp_path / "a.json").write_text(json.dumps({"rows": [], "units": {}}))
-    assert "it lacks rows with id and status, units, protocol" in run("--compare", tmp_path / "a.json", tmp_path / "b.json").output
+    assert (
+        "it lacks rows with id and status, units, protocol"
+        in run("--compare", tmp_path / "a.json", tmp_path / "b.json").output
+    )
     wrong = report([1.0])
     wrong["rows"][0][next(iter(wrong["units"]))] = "one"
     (tmp_path / "a.json").write_text(json.dumps(wrong))
@@ -233,24 +311,32 @@ def test_only_like_is_compared(tmp_path):
 
 def test_command_lists_and_compares(tmp_path):
     listed = run("--list")
-    assert listed.exit_code == 0 and all(f"\n{name} " in "\n" + listed.output for name in ("now", "micc", "facescape_lab", "aflw2000"))
+    assert listed.exit_code == 0 and all(
+        f"\n{name} " in "\n" + listed.output for name in ("now", "micc", "facescape_lab", "aflw2000")
+    )
     for name, value in (("a", 1.0), ("b", 2.0)):
         (tmp_path / f"{name}.json").write_text(json.dumps(report([value, 3.0])))
     result = run("--compare", tmp_path / "a.json", tmp_path / "b.json")
     assert result.exit_code == 0 and "+0.5" in result.output and "now_mean" in result.output
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ((), "expected PROTOCOL and DATA"),
-    (("nwo", "."), "no evaluate recipe 'nwo'; did you mean 'now'?"),
-    (("now", "nowhere"), "nowhere: no such folder; expected the NoW benchmark"),
-    (("bench", ".", "fit"), "'fit': expected KEY=VALUE"),
-    (("bench", ".", "options.subject=[a]"), "unknown key 'subject'; did you mean 'subjects'?"),
-    (("bench", ".", "protocol=nwo"), "unknown key 'nwo'; did you mean 'now'?"),
-    (("bench", ".", "pictures=-1"), "bench.yaml: pictures: expected a whole number from 0 to 1000000000, got -1"),
-    (("bench", ".", "fit.seeed=1"), "unknown key 'seeed'"),
-    (("held_out", ".", "options.folds=1"), "folds: expected 0 .* or at least 2"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((), "expected PROTOCOL and DATA"),
+        (("nwo", "."), "no evaluate recipe 'nwo'; did you mean 'now'?"),
+        (("now", "nowhere"), "nowhere: no such folder; expected the NoW benchmark"),
+        (("bench", ".", "fit"), "'fit': expected KEY=VALUE"),
+        (("bench", ".", "options.subject=[a]"), "unknown key 'subject'; did you mean 'subjects'?"),
+        (("bench", ".", "protocol=nwo"), "unknown key 'nwo'; did you mean 'now'?"),
+        (
+            ("bench", ".", "pictures=-1"),
+            "bench.yaml: pictures: expected a whole number from 0 to 1000000000, got -1",
+        ),
+        (("bench", ".", "fit.seeed=1"), "unknown key 'seeed'"),
+        (("held_out", ".", "options.folds=1"), "folds: expected 0 .* or at least 2"),
+    ],
+)
 def test_refusals(arguments, message):
     result = run(*arguments)
     assert result.exit_code != 0
@@ -261,7 +347,10 @@ def test_folders_that_hold_nothing(data, tmp_path):
     with pytest.raises(InputError, match="no such folder; expected predictions, or leave --predictions out"):
         evaluate(recipe(data), data[0], tmp_path / "out", tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no prediction for any of the 2 samples; expected files such as multiview_00.obj with"):
+    with pytest.raises(
+        InputError,
+        match="no prediction for any of the 2 samples; expected files such as multiview_00.obj with",
+    ):
         evaluate(recipe(data), data[0], tmp_path / "out", tmp_path / "empty")
     with pytest.raises(InputError, match="limit: expected at least 1, got 0"):
         evaluate(recipe(data), data[0], tmp_path / "out", limit=0)
@@ -291,7 +380,9 @@ def test_an_error_of_ours_in_one_sample_does_not_cost_the_others(data, tmp_path)
         return bench.score(sample, *rest) if sample.id == "multiview_01" else 1 / 0
 
     samples = bench.samples(data[0], options)
-    rows, _ = score_all(replace(bench, score=broken), options, samples, tmp_path / "predictions", tmp_path, settled)
+    rows, _ = score_all(
+        replace(bench, score=broken), options, samples, tmp_path / "predictions", tmp_path, settled
+    )
     assert [r["status"] for r in rows] == ["failed", "ok"] and rows[1]["now_mean"] > 0
     assert rows[0]["error"] == "unexpected ZeroDivisionError: division by zero"
 
@@ -318,14 +409,21 @@ def test_scans_are_turned_upright():
     np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-12)
     seen = (p.scan - p.points[30]) @ turn.T
     tip, forehead = (p.points[30] - p.scan.mean(0)) @ turn.T, (p.points[27] - p.points[8]) @ turn.T
-    assert np.linalg.det(turn) == pytest.approx(1) and tip[2] > 30 and forehead[1] > 30 and seen.shape == p.scan.shape
+    assert (
+        np.linalg.det(turn) == pytest.approx(1)
+        and tip[2] > 30
+        and forehead[1] > 30
+        and seen.shape == p.scan.shape
+    )
 
 
 # ---- views that the fit has not seen ----
 
 
 def one(found: Landmarks, i: int) -> Landmarks:
-    return Landmarks(*(getattr(found, k)[i:i + 1] for k in ("points", "sigma", "valid", "confidence")), found.jaw)
+    return Landmarks(
+        *(getattr(found, k)[i : i + 1] for k in ("points", "sigma", "valid", "confidence")), found.jaw
+    )
 
 
 def test_held_out_view_of_an_exact_fit():
@@ -333,29 +431,59 @@ def test_held_out_view_of_an_exact_fit():
     result = p.result
     marks = result.landmarks
     keep = [0, 2]
-    state = result.state.replace(subject=result.state.subject[keep], expression=result.state.expression[keep],
-                                 pose=result.state.pose.select(keep),
-                                 camera=result.state.camera.select(keep), illumination=result.state.illumination[keep])
-    found = Landmarks(*(getattr(marks, k)[keep] for k in ("points", "sigma", "valid", "confidence")), marks.jaw)
+    state = result.state.replace(
+        subject=result.state.subject[keep],
+        expression=result.state.expression[keep],
+        pose=result.state.pose.select(keep),
+        camera=result.state.camera.select(keep),
+        illumination=result.state.illumination[keep],
+    )
+    found = Landmarks(
+        *(getattr(marks, k)[keep] for k in ("points", "sigma", "valid", "confidence")), marks.jaw
+    )
     views = [result.subject.views[i] for i in keep]
     placed = place_view(result.model, state.identity, result.subject.views[1], one(marks, 1))
-    seen, _ = placed.camera.project(placed.pose.apply(result.model.landmark_points(placed.identity, placed.expression)))
+    seen, _ = placed.camera.project(
+        placed.pose.apply(result.model.landmark_points(placed.identity, placed.expression))
+    )
     assert float((seen[0] - marks.points[1]).norm(dim=-1).mean()) < 0.5
     good = held_out_errors(result.model, state, views, found, result.subject.views[1], one(marks, 1))
     assert good.landmarks < 1 and good.flow < 0.5 and good.photo < 3 and good.covered > 0.8
-    wrong = held_out_errors(result.model, state.replace(identity=-2 * state.identity), views, found, result.subject.views[1], one(marks, 1))
-    assert wrong.landmarks > 2 * good.landmarks and wrong.photo > good.photo and wrong.flow > good.flow and wrong.census > good.census
+    wrong = held_out_errors(
+        result.model,
+        state.replace(identity=-2 * state.identity),
+        views,
+        found,
+        result.subject.views[1],
+        one(marks, 1),
+    )
+    assert (
+        wrong.landmarks > 2 * good.landmarks
+        and wrong.photo > good.photo
+        and wrong.flow > good.flow
+        and wrong.census > good.census
+    )
 
 
 def test_nothing_in_common_is_no_number():
     p = layouts.person()
     result, marks = p.result, p.result.landmarks
     blind = result.subject.views[0].replace(mask=np.eye(160, dtype=bool))
-    state = result.state.replace(subject=result.state.subject[:1], expression=result.state.expression[:1],
-                                 pose=result.state.pose.select([0]),
-                                 camera=result.state.camera.select([0]), illumination=result.state.illumination[:1])
+    state = result.state.replace(
+        subject=result.state.subject[:1],
+        expression=result.state.expression[:1],
+        pose=result.state.pose.select([0]),
+        camera=result.state.camera.select([0]),
+        illumination=result.state.illumination[:1],
+    )
     got = held_out_errors(result.model, state, [blind], one(marks, 0), result.subject.views[1], one(marks, 1))
-    assert got.covered == 0 and got.photo is None and got.census is None and got.flow is None and got.landmarks < 1
+    assert (
+        got.covered == 0
+        and got.photo is None
+        and got.census is None
+        and got.flow is None
+        and got.landmarks < 1
+    )
 
 
 def test_spread_and_share_of_coefficients():
@@ -370,9 +498,13 @@ def test_held_out_protocol_end_to_end(data, tmp_path):
     report = evaluate(recipe(data, name="held_out"), folder, tmp_path / "out")
     assert [r["id"] for r in report["rows"]] == ["anna/fold0", "anna/fold1"]
     assert all(r["status"] != "failed" for r in report["rows"]), report["rows"]
-    assert report["summary"][0]["landmarks"]["mean"] < 3 and 0 < report["overall"]["identity_spread"]["anna"] < 1
+    assert (
+        report["summary"][0]["landmarks"]["mean"] < 3 and 0 < report["overall"]["identity_spread"]["anna"] < 1
+    )
     assert "identity_spread" in report_text(report)
-    single = evaluate(recipe(data, "options.folds=0", name="held_out"), folder / "anna", tmp_path / "single", limit=1)
+    single = evaluate(
+        recipe(data, "options.folds=0", name="held_out"), folder / "anna", tmp_path / "single", limit=1
+    )
     assert single["rows"][0]["id"] == "anna/fold0" and single["overall"] == {}
 
 
@@ -384,16 +516,25 @@ def test_held_out_views_see_the_detail_layer(tmp_path):
     names = [v.name for v in sample.subject().views]
     keep = [i for i, v in enumerate(p.result.subject.views) if v.name in names]
     state = p.result.state
-    state = state.replace(subject=state.subject[keep], expression=state.expression[keep], pose=state.pose.select(keep),
-                          camera=state.camera.select(keep), illumination=state.illumination[keep])
+    state = state.replace(
+        subject=state.subject[keep],
+        expression=state.expression[keep],
+        pose=state.pose.select(keep),
+        camera=state.camera.select(keep),
+        illumination=state.illumination[keep],
+    )
     subject = replace(p.result.subject, views=tuple(p.result.subject.views[i] for i in keep))
-    fitted = replace(p.result, state=state, subject=subject, camera_source=p.result.camera_source[:len(keep)])
+    fitted = replace(
+        p.result, state=state, subject=subject, camera_source=p.result.camera_source[: len(keep)]
+    )
     bump = 12.0 * p.result.model.face.float()
     values = []
     for displacement in (torch.zeros_like(bump), bump):
         write_fit(replace(fitted, displacement=displacement), tmp_path, "a")
         values.append(protocol.score(sample, read_prediction(tmp_path, "a"), options, p.result.model).values)
-    assert values[1]["photo"] > 1.2 * values[0]["photo"]  # a face 12 mm too far out takes its colours from beside the right place
+    assert (
+        values[1]["photo"] > 1.2 * values[0]["photo"]
+    )  # a face 12 mm too far out takes its colours from beside the right place
 
 
 # ---- accuracy must not rot ----
@@ -414,19 +555,27 @@ def test_shipped_sample_is_fitted_as_well_as_before(tmp_path):
             (people / "sample" / file.name).write_bytes(file.read_bytes())
     for name in ("neutral.ply", "landmarks3d_neutral.npy"):
         (people / "ground_truth" / "sample" / name).write_bytes((root / "sample_truth" / name).read_bytes())
-    np.save(people / "ground_truth" / "sample" / "face_region.npy", load_model("generic").face.nonzero()[:, 0].numpy())
+    np.save(
+        people / "ground_truth" / "sample" / "face_region.npy",
+        load_model("generic").face.nonzero()[:, 0].numpy(),
+    )
     row = evaluate(load_evaluate_recipe("bench", ["pictures=0"]), people, tmp_path / "out")["rows"][0]
     assert row["error"] == "" and {k: v for k, v in STORED.items() if not row[k] < 1.2 * v} == {}, row
 
 
 def test_folders_that_hold_something_else_are_refused(data, tmp_path):
-    for name, content in (("fit", ("metrics.json", "recipe.yaml", "cameras.json")), ("light", ("metrics.json", "parameters.npz")),
-                          ("mine", ("recipe.yaml",))):
+    for name, content in (
+        ("fit", ("metrics.json", "recipe.yaml", "cameras.json")),
+        ("light", ("metrics.json", "parameters.npz")),
+        ("mine", ("recipe.yaml",)),
+    ):
         (tmp_path / name).mkdir()
         for file in content:
             (tmp_path / name / file).write_text("mine")
         for resume in (False, name == "mine"):
-            with pytest.raises(InputError, match="output .*: holds '.*', which evaluate (does not write|would overwrite)"):
+            with pytest.raises(
+                InputError, match="output .*: holds '.*', which evaluate (does not write|would overwrite)"
+            ):
                 evaluate(recipe(data), data[0], tmp_path / name, resume=resume)
         assert {p.name for p in (tmp_path / name).iterdir()} == set(content)
         assert all((tmp_path / name / file).read_text() == "mine" for file in content)

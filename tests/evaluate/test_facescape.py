@@ -5,7 +5,16 @@ from scipy.spatial.transform import Rotation
 
 from fitkit.errors import DegenerateInputError
 from fitkit.evaluate.facescape import (
-    SIZE, align_lab, align_wild, colour_normal_angle, cylinder_map, cylinder_mesh, facescape_errors, true_normal_angle, wild_frame)
+    SIZE,
+    align_lab,
+    align_wild,
+    colour_normal_angle,
+    cylinder_map,
+    cylinder_mesh,
+    facescape_errors,
+    true_normal_angle,
+    wild_frame,
+)
 
 HEIGHTS = np.linspace(150, -150, SIZE)
 
@@ -18,7 +27,9 @@ def head(radius=80.0, subdivisions=4):
 def test_map_of_a_sphere():
     chart = cylinder_map(*head())
     inside = np.abs(HEIGHTS) < 70
-    np.testing.assert_allclose(chart.radius[inside], np.sqrt(80**2 - HEIGHTS[inside]**2)[:, None].repeat(SIZE, 1), atol=0.2)  # facets
+    np.testing.assert_allclose(
+        chart.radius[inside], np.sqrt(80**2 - HEIGHTS[inside] ** 2)[:, None].repeat(SIZE, 1), atol=0.2
+    )  # facets
     assert not chart.hit[np.abs(HEIGHTS) > 80].any() and (chart.radius[:, 0] == chart.radius[:, -1]).all()
 
 
@@ -31,8 +42,12 @@ def test_map_equals_traced_rays():
     both.vertices += [5, 10, 3]
     rows, columns = np.arange(3, SIZE, 17), np.arange(1, SIZE - 1, 13)
     angle = 2 * np.pi * np.tile(columns, len(rows)) / 255
-    origins = np.stack([np.zeros(len(angle)), HEIGHTS[np.repeat(rows, len(columns))], np.zeros(len(angle))], 1)
-    place, ray, _ = both.ray.intersects_location(origins, np.stack([-np.sin(angle), 0 * angle, -np.cos(angle)], 1), multiple_hits=True)
+    origins = np.stack(
+        [np.zeros(len(angle)), HEIGHTS[np.repeat(rows, len(columns))], np.zeros(len(angle))], 1
+    )
+    place, ray, _ = both.ray.intersects_location(
+        origins, np.stack([-np.sin(angle), 0 * angle, -np.cos(angle)], 1), multiple_hits=True
+    )
     farthest = np.zeros(len(angle))
     np.maximum.at(farthest, ray, np.linalg.norm(place[:, [0, 2]], axis=1))
     chart = cylinder_map(both.vertices, both.faces)
@@ -43,7 +58,9 @@ def test_map_equals_traced_rays():
 def test_mesh_of_a_map_is_the_surface_again():
     vertices, triangles = cylinder_mesh(cylinder_map(*head()).radius)
     side = np.abs(vertices[:, 1]) < 70
-    assert np.abs(np.linalg.norm(vertices[side], axis=1) - 80).max() < 0.2 and len(triangles) > 50000  # facets
+    assert (
+        np.abs(np.linalg.norm(vertices[side], axis=1) - 80).max() < 0.2 and len(triangles) > 50000
+    )  # facets
     normals = trimesh.Trimesh(vertices, triangles, process=False).face_normals
     assert ((normals * vertices[triangles].mean(1)).sum(1) > 0).mean() > 0.99  # outwards
 
@@ -61,7 +78,9 @@ def test_known_normals():
     # (x + 1) / |x + 1| = (2, 1, 1) / sqrt 6, (1, 2, 1) / sqrt 6: their product is 5 / 6
     assert colour_normal_angle(x, y) == pytest.approx(np.arccos(5 / 6))
     # z and -z: (1, 1, 2) / sqrt 6 and (1, 1, 0) / sqrt 2
-    assert colour_normal_angle(z, -z) == pytest.approx(np.arccos(2 / np.sqrt(12))) and true_normal_angle(z, -z) == pytest.approx(np.pi)
+    assert colour_normal_angle(z, -z) == pytest.approx(np.arccos(2 / np.sqrt(12))) and true_normal_angle(
+        z, -z
+    ) == pytest.approx(np.pi)
 
 
 def test_truth_against_itself():
@@ -82,7 +101,9 @@ def test_half_a_prediction_covers_half():
 
 def test_a_larger_cylinder_is_its_difference_away():
     upright = trimesh.transformations.rotation_matrix(np.pi / 2, [1, 0, 0])
-    tube, wide = (trimesh.creation.cylinder(r, 40, sections=360).apply_transform(upright) for r in (70.0, 72.0))
+    tube, wide = (
+        trimesh.creation.cylinder(r, 40, sections=360).apply_transform(upright) for r in (70.0, 72.0)
+    )
     got = facescape_errors(tube.vertices, tube.faces, wide.vertices, wide.faces, np.eye(3), np.zeros(3))
     assert got.cd == pytest.approx(2, abs=0.01) and got.mne_true < 1e-3  # the same directions
 
@@ -91,7 +112,9 @@ def test_lab_prediction_is_scaled_about_the_camera():
     vertices, triangles = head(80, 3)
     truth = vertices + [10, -5, 900]
     K = np.array([[1200.0, 0, 128], [0, 1200, 128], [0, 0, 1]])
-    np.testing.assert_allclose(align_lab(truth, triangles, 1.1 * truth, triangles, K), truth, rtol=2e-3)  # medians of the depth maps
+    np.testing.assert_allclose(
+        align_lab(truth, triangles, 1.1 * truth, triangles, K), truth, rtol=2e-3
+    )  # medians of the depth maps
 
 
 def test_wild_prediction_is_shifted_in_depth():
@@ -117,4 +140,11 @@ def test_refusals():
     with pytest.raises(DegenerateInputError, match="cover no common pixel"):
         align_wild(0.2 * vertices + [-0.7, 0, -2], triangles, 0.2 * vertices + [0.7, 0, -2], triangles, 140.0)
     with pytest.raises(DegenerateInputError, match="no common cell"):
-        facescape_errors(20 * vertices + [0, 100, 0], triangles, 20 * vertices - [0, 100, 0], triangles, np.eye(3), np.zeros(3))
+        facescape_errors(
+            20 * vertices + [0, 100, 0],
+            triangles,
+            20 * vertices - [0, 100, 0],
+            triangles,
+            np.eye(3),
+            np.zeros(3),
+        )

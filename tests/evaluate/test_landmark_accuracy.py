@@ -11,7 +11,14 @@ from fitkit.cli.bench import bench as command
 from fitkit.data.landmark_frames import held_out
 from fitkit.errors import InputError
 from fitkit.evaluate import landmark_accuracy
-from fitkit.evaluate.landmark_accuracy import box_size, interocular_distance, labelled_pictures, measure, normalized_mean_error, summarize
+from fitkit.evaluate.landmark_accuracy import (
+    box_size,
+    interocular_distance,
+    labelled_pictures,
+    measure,
+    normalized_mean_error,
+    summarize,
+)
 from fitkit.export.meshes import write_ply
 from fitkit.observe.landmarks.types import Landmarks
 from helpers import dotted_faces, face_points
@@ -33,7 +40,9 @@ class Teller:
 
 def told(monkeypatch, folder, everyone=True, **options):
     answers = [p.points for p in labelled_pictures(folder, everyone)]
-    monkeypatch.setattr(landmark_accuracy, "make_detector", lambda name, device: Teller([answers[0], *answers], **options))
+    monkeypatch.setattr(
+        landmark_accuracy, "make_detector", lambda name, device: Teller([answers[0], *answers], **options)
+    )
     return measure(folder, "teller", everyone)
 
 
@@ -42,7 +51,9 @@ def test_error_of_a_shift_is_the_shift_over_the_size():
     valid = torch.ones(2, 68, dtype=torch.bool)
     assert normalized_mean_error(truth, truth, valid, box_size(truth)).tolist() == [0, 0]
     moved = truth + torch.tensor([3.0, 4.0])
-    assert normalized_mean_error(moved, truth, valid, torch.tensor([100.0, 50.0])).tolist() == pytest.approx([0.05, 0.1])
+    assert normalized_mean_error(moved, truth, valid, torch.tensor([100.0, 50.0])).tolist() == pytest.approx(
+        [0.05, 0.1]
+    )
 
 
 def test_points_that_do_not_count_change_nothing():
@@ -51,7 +62,9 @@ def test_points_that_do_not_count_change_nothing():
     moved[0, :10] += 1000
     valid[0, :10] = False
     assert float(normalized_mean_error(moved, truth, valid, torch.ones(1))[0]) == 0
-    assert torch.isnan(normalized_mean_error(moved, truth, torch.zeros(1, 68, dtype=torch.bool), torch.ones(1)))[0]
+    assert torch.isnan(
+        normalized_mean_error(moved, truth, torch.zeros(1, 68, dtype=torch.bool), torch.ones(1))
+    )[0]
 
 
 def test_sizes_are_those_of_the_box_and_the_outer_eye_corners():
@@ -88,8 +101,13 @@ def aflw(folder, yaws):
     for i, yaw in enumerate(yaws):
         Image.fromarray(np.full((450, 450, 3), 100, np.uint8)).save(folder / f"image{i}.jpg")
         points = face_points((225, 225), 200) + 1
-        scipy.io.savemat(folder / f"image{i}.mat", {"pt3d_68": np.vstack([points.T, np.zeros(68)]),
-                                                    "Pose_Para": np.radians([[0.0, yaw, 0, 0, 0, 0, 0]])})
+        scipy.io.savemat(
+            folder / f"image{i}.mat",
+            {
+                "pt3d_68": np.vstack([points.T, np.zeros(68)]),
+                "Pose_Para": np.radians([[0.0, yaw, 0, 0, 0, 0, 0]]),
+            },
+        )
 
 
 def test_aflw_labels_count_from_one_and_fall_into_yaw_bins(tmp_path, monkeypatch):
@@ -99,7 +117,9 @@ def test_aflw_labels_count_from_one_and_fall_into_yaw_bins(tmp_path, monkeypatch
     assert [round(p.yaw) for p in pictures] == [0, 30, 31, -75]
     report = told(monkeypatch, tmp_path, shift=(3.0, 4.0))
     value = 500 / float(box_size(torch.from_numpy(pictures[0].points)[None])[0])
-    assert [report["summary"][f"nme_yaw_{a}_{b}"] for a, b in ((0, 30), (30, 60), (60, 90))] == pytest.approx([value] * 3, rel=1e-5)
+    assert [report["summary"][f"nme_yaw_{a}_{b}"] for a, b in ((0, 30), (30, 60), (60, 90))] == pytest.approx(
+        [value] * 3, rel=1e-5
+    )
 
 
 def bench_folder(folder):
@@ -114,10 +134,17 @@ def bench_folder(folder):
     truth.mkdir(parents=True)
     (folder / "ball").mkdir()
     Image.fromarray(np.full((200, 200, 3), 100, np.uint8)).save(folder / "ball" / "view0.png")
-    write_ply(truth / "mesh.ply", torch.from_numpy(ball.vertices).float(), torch.from_numpy(np.array(ball.faces)))
+    write_ply(
+        truth / "mesh.ply", torch.from_numpy(ball.vertices).float(), torch.from_numpy(np.array(ball.faces))
+    )
     np.save(truth / "landmarks3d.npy", points)
-    view = {"image": "view0.png", "mesh": "mesh.ply", "K": [[1000, 0, 99.5], [0, 1000, 99.5], [0, 0, 1]],
-            "R": [[1, 0, 0], [0, -1, 0], [0, 0, -1]], "t": [0, 0, 1000]}
+    view = {
+        "image": "view0.png",
+        "mesh": "mesh.ply",
+        "K": [[1000, 0, 99.5], [0, 1000, 99.5], [0, 0, 1]],
+        "R": [[1, 0, 0], [0, -1, 0], [0, 0, -1]],
+        "t": [0, 0, 1000],
+    }
     (truth / "cameras.json").write_text(json.dumps({"views": [view]}))
     return points
 
@@ -126,7 +153,9 @@ def test_benchmark_points_are_projected_and_those_behind_do_not_count(tmp_path):
     points = bench_folder(tmp_path)
     (picture,) = labelled_pictures(tmp_path)
     depth = 1000 - points[:, 2]
-    assert picture.points == pytest.approx(np.stack([99.5 + 1000 * points[:, 0] / depth, 99.5 - 1000 * points[:, 1] / depth], 1))
+    assert picture.points == pytest.approx(
+        np.stack([99.5 + 1000 * points[:, 0] / depth, 99.5 - 1000 * points[:, 1] / depth], 1)
+    )
     clear = np.abs(points[:, 2]) > 10  # the rim is hidden or not by a hair
     assert (picture.counted[clear] == (points[clear, 2] > 0)).all()
     assert picture.yaw == pytest.approx(0)
@@ -152,7 +181,9 @@ def test_user_errors_are_one_sentence(tmp_path):
         labelled_pictures(tmp_path / "seen")
     (tmp_path / "aflw").mkdir()
     aflw(tmp_path / "aflw", [0])
-    scipy.io.savemat(tmp_path / "aflw" / "image0.mat", {"pt3d_68": np.zeros((3, 21)), "Pose_Para": np.zeros((1, 7))})
+    scipy.io.savemat(
+        tmp_path / "aflw" / "image0.mat", {"pt3d_68": np.zeros((3, 21)), "Pose_Para": np.zeros((1, 7))}
+    )
     with pytest.raises(InputError, match=r"image0\.mat: pt3d_68: expected \[3, 68\], got \[3, 21\]"):
         labelled_pictures(tmp_path / "aflw")
     (tmp_path / "aflw" / "image0.mat").write_bytes(b"no matlab file, but long enough to be read as one" * 9)
@@ -166,8 +197,12 @@ def test_user_errors_are_one_sentence(tmp_path):
 def test_command_prints_the_summary_and_writes_json(tmp_path, monkeypatch):
     dotted_faces(tmp_path / "tree", ["p0"], frames=2)
     answers = [p.points for p in labelled_pictures(tmp_path / "tree", True)]
-    monkeypatch.setattr(landmark_accuracy, "make_detector", lambda name, device: Teller([answers[0], *answers]))
-    result = CliRunner().invoke(command, ["landmarks", str(tmp_path / "tree"), "--everyone", "--json", str(tmp_path / "out.json")])
+    monkeypatch.setattr(
+        landmark_accuracy, "make_detector", lambda name, device: Teller([answers[0], *answers])
+    )
+    result = CliRunner().invoke(
+        command, ["landmarks", str(tmp_path / "tree"), "--everyone", "--json", str(tmp_path / "out.json")]
+    )
     assert result.exit_code == 0 and "NME mean, %" in result.output
     report = json.loads((tmp_path / "out.json").read_text())
     assert [r["found"] for r in report["rows"]] == [True, True] and report["machine"]["versions"]["torch"]

@@ -1,4 +1,5 @@
 """Faults that are planted into photos, and fits that are judged against the truth."""
+
 import json
 from dataclasses import replace
 
@@ -51,18 +52,26 @@ def test_the_occluder_covers_a_third_of_the_face(view, seed):
     assert np.array_equal(image[~covered], view[0].image[~covered])
     middle = np.argwhere(covered).mean(0)[::-1]
     assert (np.abs(middle - (80, 60)) <= (15.5, 20.5)).all()  # the inner half of the box
-    assert not np.array_equal(covered, (planted("occluder", view, seed + 10).image == faults.OCCLUDER_RGB).all(-1))
+    assert not np.array_equal(
+        covered, (planted("occluder", view, seed + 10).image == faults.OCCLUDER_RGB).all(-1)
+    )
 
 
 def test_blur_is_a_gaussian_of_4_percent_of_the_face_size(view):
     width, height = np.ptp(view[1], axis=0)  # 68 points hardly reach the ends of the axes
-    expected = scipy.ndimage.gaussian_filter(view[0].image.astype(float), (0.04 * np.sqrt(width * height),) * 2 + (0,), mode="mirror", truncate=4)
+    expected = scipy.ndimage.gaussian_filter(
+        view[0].image.astype(float), (0.04 * np.sqrt(width * height),) * 2 + (0,), mode="mirror", truncate=4
+    )
     inner = np.s_[15:-15, 15:-15]
-    assert np.abs(planted("blur", view).image[inner] - expected[inner]).max() < 2  # 8 bits, kernels cut off at other places
+    assert (
+        np.abs(planted("blur", view).image[inner] - expected[inner]).max() < 2
+    )  # 8 bits, kernels cut off at other places
 
 
 def test_unknown_fault(view):
-    with pytest.raises(InputError, match="fault: expected one of person, half, mirror, occluder, blur; got 'rain'"):
+    with pytest.raises(
+        InputError, match="fault: expected one of person, half, mirror, occluder, blur; got 'rain'"
+    ):
         planted("rain", view)
 
 
@@ -78,12 +87,22 @@ def report(data):  # noqa: F811
     detect, told = faults.detect_landmarks, []
 
     def found(subject, source):
-        views = (v.replace(landmarks=files.get(v.image.tobytes(), np.full((68, 3), np.nan))) for v in subject.views)
+        views = (
+            v.replace(landmarks=files.get(v.image.tobytes(), np.full((68, 3), np.nan))) for v in subject.views
+        )
         return detect(replace(subject, views=tuple(views)), source)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(faults, "detect_landmarks", found)
-        out = faults.measure([folder], [model], "landmarks", (1, 4), ("person", "blur"), overrides=("landmarks.source=files",), tell=told.append)
+        out = faults.measure(
+            [folder],
+            [model],
+            "landmarks",
+            (1, 4),
+            ("person", "blur"),
+            overrides=("landmarks.source=files",),
+            tell=told.append,
+        )
     assert len(told) == len(out["rows"])
     return out
 
@@ -91,21 +110,36 @@ def report(data):  # noqa: F811
 def test_rows_of_a_benchmark(report):
     rows = report["rows"]
     key = [(r["subject"], r["views"], r["fault"]) for r in rows]
-    assert key == [(n, *rest) for n in ("anna", "ben") for rest in ((1, ""), (1, "blur"), (4, ""), (4, "person"), (4, "blur"))]
+    assert key == [
+        (n, *rest)
+        for n in ("anna", "ben")
+        for rest in ((1, ""), (1, "blur"), (4, ""), (4, "person"), (4, "blur"))
+    ]
     clean = [r for r in rows if not r["fault"]]
-    assert all(r["now_mean"] < 1.5 and r["expected_mm"] > 0 and r["upper_mm"] > r["expected_mm"] for r in clean)
+    assert all(
+        r["now_mean"] < 1.5 and r["expected_mm"] > 0 and r["upper_mm"] > r["expected_mm"] for r in clean
+    )
     lonely = rows[1]  # the only photo shows no face
-    assert lonely["status"] == "failed" and lonely["now_mean"] is None and "no view can be used" in lonely["error"]
+    assert (
+        lonely["status"] == "failed"
+        and lonely["now_mean"] is None
+        and "no view can be used" in lonely["error"]
+    )
     judged = {(r["subject"], r["fault"]): r for r in faults.fault_rows(rows) if r["views"] == 4}
     for name in ("anna", "ben"):
-        assert judged[name, "blur"]["named"] and len(judged[name, "blur"]["metrics"]["views"]) == 3  # left out
+        assert (
+            judged[name, "blur"]["named"] and len(judged[name, "blur"]["metrics"]["views"]) == 3
+        )  # left out
         other = judged[name, "person"]
         base = next(r["now_mean"] for r in clean if r["subject"] == name and r["views"] == 4)
         assert other["harm"] == pytest.approx(other["now_mean"] - base) and other["view"].startswith("view")
     json.dumps(report, allow_nan=False)
     printed = faults.text(report)
     assert "Verdicts, one photo" in printed and "Verdicts, several photos" in printed
-    assert [line.split()[0] for line in printed.splitlines() if line.startswith(("person", "blur"))] == ["blur", "person"]
+    assert [line.split()[0] for line in printed.splitlines() if line.startswith(("person", "blur"))] == [
+        "blur",
+        "person",
+    ]
     assert "EXPECTED_OVER_BARS" in printed and "UPPER: " in printed
 
 
@@ -116,10 +150,17 @@ def test_stored_fits_are_judged_again(report, tmp_path):
         row["status"], row["expected_mm"] = "failed", 99.0
     path.write_text(json.dumps(changed))
     again = faults.read_report(path)
-    assert [(r["status"], r["expected_mm"]) for r in again["rows"]] == [(r["status"], r["expected_mm"]) for r in report["rows"]]
-    run = CliRunner().invoke(main, ["bench", "verdicts", str(path), str(path), "--limit", "0.5", "--json", str(tmp_path / "both.json")])
+    assert [(r["status"], r["expected_mm"]) for r in again["rows"]] == [
+        (r["status"], r["expected_mm"]) for r in report["rows"]
+    ]
+    run = CliRunner().invoke(
+        main,
+        ["bench", "verdicts", str(path), str(path), "--limit", "0.5", "--json", str(tmp_path / "both.json")],
+    )
     assert run.exit_code == 0, run.output
-    assert "> 0.5 mm" in run.output and len(json.loads((tmp_path / "both.json").read_text())["rows"]) == len(report["rows"])
+    assert "> 0.5 mm" in run.output and len(json.loads((tmp_path / "both.json").read_text())["rows"]) == len(
+        report["rows"]
+    )
 
 
 def test_constants_are_those_that_make_the_means_agree(report):
@@ -127,17 +168,24 @@ def test_constants_are_those_that_make_the_means_agree(report):
     for row in rows:  # errors twice and three times what the error bars say
         times = 2.0 if row["fault"] == "" else 3.0
         row["now_mean"] = times * faults.MEAN_OF_SIGMA * row["metrics"]["error_bars"]["face_mean_mm"]
-    lines = dict(line.split(": ") for line in faults.text({"rows": rows}).splitlines() if line.startswith("EXPECTED"))
+    lines = dict(
+        line.split(": ") for line in faults.text({"rows": rows}).splitlines() if line.startswith("EXPECTED")
+    )
     assert lines and all(v.startswith("2.00 (") for v in lines.values())
 
 
 def test_refusals(data, tmp_path):  # noqa: F811
-    with pytest.raises(InputError, match="faults: expected some of person, half, mirror, occluder, blur, got 'rain'"):
+    with pytest.raises(
+        InputError, match="faults: expected some of person, half, mirror, occluder, blur, got 'rain'"
+    ):
         faults.measure([data[0]], faults=("rain",))
     with pytest.raises(InputError, match=r"views: expected numbers of photos from 1 on, got \[0\]"):
         faults.measure([data[0]], counts=(0,))
     (tmp_path / "other.json").write_text('{"benchmark": "speed"}')
-    with pytest.raises(InputError, match="other.json: not a JSON file of 'fitkit bench verdicts' .it holds a benchmark 'speed'"):
+    with pytest.raises(
+        InputError,
+        match="other.json: not a JSON file of 'fitkit bench verdicts' .it holds a benchmark 'speed'",
+    ):
         faults.read_report(tmp_path / "other.json")
     run = CliRunner().invoke(main, ["bench", "verdicts", str(data[0]), str(tmp_path / "other.json")])
     assert run.exit_code == 1 and "expected either folders or JSON files" in run.output

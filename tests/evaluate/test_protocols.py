@@ -1,4 +1,5 @@
 """Each protocol on a tiny copy of its data set: an exact fit scores (nearly) nothing, another person's face more."""
+
 import json
 from pathlib import Path
 
@@ -46,15 +47,23 @@ def scores(name, folder, fitted, tmp_path, **options):
     for s, g in zip(samples, got):
         for key, values in g.pooled.items():
             pool.setdefault(key, []).append((s.id, values))
-    means = {k: np.mean([g.values[k] for g in got]) for k in protocol.units if got[0].values.get(k) is not None}
+    means = {
+        k: np.mean([g.values[k] for g in got]) for k in protocol.units if got[0].values.get(k) is not None
+    }
     return samples, means, protocol.summarize(rows, pool, chosen)
 
 
 def table_of(model, path):
     """Every vertex as a corner of one of its triangles."""
-    triangle = np.array([np.flatnonzero((model.triangles.numpy() == v).any(1))[0] for v in range(model.num_vertices)])
-    np.savez(path, vertex=np.arange(model.num_vertices), triangle=triangle,
-             barycentric=(model.triangles.numpy()[triangle] == np.arange(model.num_vertices)[:, None]) * 1.0)
+    triangle = np.array(
+        [np.flatnonzero((model.triangles.numpy() == v).any(1))[0] for v in range(model.num_vertices)]
+    )
+    np.savez(
+        path,
+        vertex=np.arange(model.num_vertices),
+        triangle=triangle,
+        barycentric=(model.triangles.numpy()[triangle] == np.arange(model.num_vertices)[:, None]) * 1.0,
+    )
     return str(path)
 
 
@@ -99,7 +108,12 @@ def test_bench_values_are_those_of_the_benchmark(tmp_path):
     folder = layouts.bench(tmp_path / "data", p)
     samples, got, _ = scores("bench", folder, p.result, tmp_path)
     assert [s.group for s in samples] == ["multiview", "multiview"]
-    assert got["now_mean"] < 1e-3 and got["region_mean"] < 1e-3 and got["vertex_rigid"] < 1e-3 and got["coverage_1sigma"] == 1
+    assert (
+        got["now_mean"] < 1e-3
+        and got["region_mean"] < 1e-3
+        and got["vertex_rigid"] < 1e-3
+        and got["coverage_1sigma"] == 1
+    )
     with pytest.raises(InputError, match="no subject 'carla'; there are: multiview_00, multiview_01"):
         PROTOCOLS["bench"].samples(folder, build(PROTOCOLS["bench"].options, {"subjects": ["carla"]}, "x"))
 
@@ -141,12 +155,23 @@ def test_aflw_shift_is_the_error_and_bins_are_averaged(tmp_path):
         assert got == pytest.approx(100 * shift / box, abs=1e-9)
         rows.append({"group": sample.group, "nme_2d": got})
     overall = protocol.summarize(rows, {}, options)
-    assert overall["nme_2d mean of bins"] == pytest.approx((rows[0]["nme_2d"] + (rows[1]["nme_2d"] + rows[2]["nme_2d"]) / 2) / 2)
+    assert overall["nme_2d mean of bins"] == pytest.approx(
+        (rows[0]["nme_2d"] + (rows[1]["nme_2d"] + rows[2]["nme_2d"]) / 2) / 2
+    )
     assert overall["nme_2d bins without a sample"] == 1
 
 
-@pytest.mark.parametrize("yaw, name", [(0, "yaw 0-30"), (-30, "yaw 0-30"), (30.1, "yaw 30-60"), (60, "yaw 30-60"), (-60.1, "yaw 60-90"),
-                                       (95, "yaw 60-90")])
+@pytest.mark.parametrize(
+    "yaw, name",
+    [
+        (0, "yaw 0-30"),
+        (-30, "yaw 0-30"),
+        (30.1, "yaw 30-60"),
+        (60, "yaw 30-60"),
+        (-60.1, "yaw 60-90"),
+        (95, "yaw 60-90"),
+    ],
+)
 def test_bins_are_closed_above(yaw, name):
     from fitkit.data.aflw2000 import yaw_bin
 
@@ -161,11 +186,22 @@ def test_dense_error_of_aflw_with_the_labelled_model(tmp_path):
     folder.mkdir()
     layouts.aflw2000(folder, p, yaws=(10.0,))
     V = model.num_vertices
-    scipy.io.savemat(tmp_path / "Model_Shape.mat", {"mu_shape": model.mean.reshape(-1, 1).double().numpy(),
-                                                    "w": model.identity_basis.reshape(-1, 3 * V).T.double().numpy(),
-                                                    "tri": model.triangles.numpy().T + 1, "keypoints": np.arange(1, 69)[None]})
-    scipy.io.savemat(tmp_path / "Model_Exp.mat", {"mu_exp": np.zeros((3 * V, 1)),
-                                                  "w_exp": model.expression_basis.reshape(-1, 3 * V).T.double().numpy()})
+    scipy.io.savemat(
+        tmp_path / "Model_Shape.mat",
+        {
+            "mu_shape": model.mean.reshape(-1, 1).double().numpy(),
+            "w": model.identity_basis.reshape(-1, 3 * V).T.double().numpy(),
+            "tri": model.triangles.numpy().T + 1,
+            "keypoints": np.arange(1, 69)[None],
+        },
+    )
+    scipy.io.savemat(
+        tmp_path / "Model_Exp.mat",
+        {
+            "mu_exp": np.zeros((3 * V, 1)),
+            "w_exp": model.expression_basis.reshape(-1, 3 * V).T.double().numpy(),
+        },
+    )
     # Picture y is down and z towards the viewer: R of the file is diag(1, -1, -1) camera_from_head, angles of Rx Ry Rz.
     R = layouts.FLIP @ state.pose.rotation[0].double().numpy()
     pitch, yaw, roll = np.arctan2(R[1, 2], R[2, 2]), np.arcsin(-R[0, 2]), np.arctan2(R[0, 1], R[0, 0])
@@ -173,15 +209,29 @@ def test_dense_error_of_aflw_with_the_labelled_model(tmp_path):
     t = state.pose.translation[0].double().numpy()
     x, y = state.camera.principal[0].numpy() + scale * t[:2]
     pose = [pitch, yaw, roll, x + 1, p.result.subject.views[0].size[1] - y, 0.0, scale]
-    content = scipy.io.loadmat(folder / "image00000.mat") | {"Pose_Para": np.array([pose]), "Shape_Para": state.identity.double().numpy().T,
-                                                             "Exp_Para": state.expression[:1].double().numpy().T}
+    content = scipy.io.loadmat(folder / "image00000.mat") | {
+        "Pose_Para": np.array([pose]),
+        "Shape_Para": state.identity.double().numpy().T,
+        "Exp_Para": state.expression[:1].double().numpy().T,
+    }
     scipy.io.savemat(folder / "image00000.mat", {k: v for k, v in content.items() if not k.startswith("_")})
     got = scores("aflw2000", folder, p.result, tmp_path, model=str(tmp_path))[1]
     assert got["nme_3d"] < 1e-2 and got["nme_2d"] < 1e-3  # per cent
-    assert scores("aflw2000", folder, layouts.person(2, kind="orthographic").result, tmp_path / "x", model=str(tmp_path))[1]["nme_3d"] > 0.5
+    assert (
+        scores(
+            "aflw2000",
+            folder,
+            layouts.person(2, kind="orthographic").result,
+            tmp_path / "x",
+            model=str(tmp_path),
+        )[1]["nme_3d"]
+        > 0.5
+    )
     np.save(tmp_path / "index.npy", np.array([0, V]))
     with pytest.raises(InputError, match=f"expected indices .* from 0 to {V - 1}"):
-        scores("aflw2000", folder, p.result, tmp_path, model=str(tmp_path), vertices=str(tmp_path / "index.npy"))
+        scores(
+            "aflw2000", folder, p.result, tmp_path, model=str(tmp_path), vertices=str(tmp_path / "index.npy")
+        )
     with pytest.raises(InputError, match="no.npy: cannot be read as vertex indices"):
         scores("aflw2000", folder, p.result, tmp_path, model=str(tmp_path), vertices=str(tmp_path / "no.npy"))
     (tmp_path / "Model_Exp.mat").unlink()
@@ -196,7 +246,9 @@ def test_protocols_ask_for_what_they_need(tmp_path):
     folder = layouts.facescape_lab(tmp_path / "lab", layouts.person())
     sample = PROTOCOLS["facescape_lab"].samples(folder, PROTOCOLS["facescape_lab"].options())[0]
     prediction = read_prediction(tmp_path / "predictions", "Tester_3/pose_0")
-    with pytest.raises(InputError, match="the prediction has no posed; this protocol needs the predictions of a fit"):
+    with pytest.raises(
+        InputError, match="the prediction has no posed; this protocol needs the predictions of a fit"
+    ):
         bare = type(prediction)("x", prediction.vertices, prediction.triangles, prediction.points)
         PROTOCOLS["facescape_lab"].score(sample, bare, None, None)
 
@@ -219,10 +271,14 @@ def test_aflw_samples_against_their_own_labels(tmp_path):
         path = tmp_path / f"{sample.id}.npz"
         np.savez(path, pixels=sample.truth().points[None])
     report = evaluate(load_evaluate_recipe("aflw2000"), folder, tmp_path / "out", tmp_path)
-    assert report["overall"]["nme_2d mean of bins"] == 0 and [line["samples"] for line in report["summary"]] == [8, 5, 2, 1]
+    assert report["overall"]["nme_2d mean of bins"] == 0 and [
+        line["samples"] for line in report["summary"]
+    ] == [8, 5, 2, 1]
     for sample in samples:
         np.savez(tmp_path / f"{sample.id}.npz", pixels=sample.truth().points[None] + [3.0, -4.0])
     report = evaluate(load_evaluate_recipe("aflw2000"), folder, tmp_path / "out", tmp_path)
     for row, sample in zip(report["rows"], samples):
-        assert row["nme_2d"] == pytest.approx(100 * 5 / np.sqrt(np.prod(np.ptp(sample.truth().points, axis=0))))
+        assert row["nme_2d"] == pytest.approx(
+            100 * 5 / np.sqrt(np.prod(np.ptp(sample.truth().points, axis=0)))
+        )
     json.dumps(report, allow_nan=False)

@@ -17,7 +17,14 @@ from fitkit.evaluate import predictions as prediction_files
 from fitkit.evaluate.compare import read_report
 from fitkit.evaluate.recipe import load_evaluate_recipe
 from fitkit.evaluate.run import evaluate, report_text
-from fitkit.evaluate.split_halves import by_person, face_distances, identify, overall_scores, pair_scores, split_half_scores
+from fitkit.evaluate.split_halves import (
+    by_person,
+    face_distances,
+    identify,
+    overall_scores,
+    pair_scores,
+    split_half_scores,
+)
 from fitkit.geometry.rotation import so3_exp
 from fitkit.models.io import save_model_file
 
@@ -27,7 +34,7 @@ def sphere(count: int = 400) -> tuple[np.ndarray, np.ndarray]:
     from scipy.spatial import ConvexHull
 
     k = np.arange(count) + 0.5
-    polar, turn = np.arccos(1 - 2 * k / count), np.pi * (1 + 5 ** 0.5) * k
+    polar, turn = np.arccos(1 - 2 * k / count), np.pi * (1 + 5**0.5) * k
     points = 100 * np.stack([np.cos(turn) * np.sin(polar), np.sin(turn) * np.sin(polar), np.cos(polar)], -1)
     triangles = ConvexHull(points).simplices.astype(np.int64)
     a, b, c = (points[triangles[:, i]] for i in range(3))
@@ -39,8 +46,12 @@ def sphere(count: int = 400) -> tuple[np.ndarray, np.ndarray]:
 def people(count: int, noise: float, person: float = 1.0, seed: int = 0) -> np.ndarray:
     """[N, 2, V, 3]: each person's own shape, plus noise of each half; coefficients of the tiny model."""
     model, rng = tiny_model(), np.random.default_rng(seed)
-    codes = person * rng.normal(size=(count, 1, model.num_identity)) + noise * rng.normal(size=(count, 2, model.num_identity))
-    return model.mean.double().numpy() + np.einsum("nhk,kvc->nhvc", codes, model.identity_basis.double().numpy())
+    codes = person * rng.normal(size=(count, 1, model.num_identity)) + noise * rng.normal(
+        size=(count, 2, model.num_identity)
+    )
+    return model.mean.double().numpy() + np.einsum(
+        "nhk,kvc->nhvc", codes, model.identity_basis.double().numpy()
+    )
 
 
 # ---- distances ----
@@ -57,7 +68,7 @@ def test_distance_is_that_of_the_formula():
         xc, yc = x - x.mean(0), y - y.mean(0)
         U, D, Vt = np.linalg.svd(yc.T @ xc)
         S = np.diag([1, 1, np.sign(np.linalg.det(U @ Vt))])
-        moved = (np.trace(np.diag(D) @ S) / (xc ** 2).sum()) * xc @ (U @ S @ Vt).T + y.mean(0)
+        moved = (np.trace(np.diag(D) @ S) / (xc**2).sum()) * xc @ (U @ S @ Vt).T + y.mean(0)
         normals = np.zeros_like(a)
         for t in triangles:
             for corner in t:
@@ -68,26 +79,41 @@ def test_distance_is_that_of_the_formula():
     for a, b in ((0, 1), (0, 4), (2, 5)):
         expected = (np.array(one(meshes[a], meshes[b])) + one(meshes[b], meshes[a])) / 2
         np.testing.assert_allclose([along[a, b], point[a, b]], expected, rtol=1e-9)
-    assert torch.equal(along, along.T) and float(along.diagonal().abs().max()) == 0 and bool((along <= point + 1e-12).all())
+    assert (
+        torch.equal(along, along.T)
+        and float(along.diagonal().abs().max()) == 0
+        and bool((along <= point + 1e-12).all())
+    )
 
 
 def test_size_and_place_do_not_count_and_a_bump_counts_by_its_height():
     points, triangles = sphere()
     everywhere = torch.ones(len(points), dtype=torch.bool)
     moved = 1.2 * points @ so3_exp(torch.tensor([0.4, -1.0, 2.0]).double()).numpy().T + [10, 20, 30]
-    bumpy = points * (1 + 0.01 * np.sign(np.sin(7 * np.arange(len(points)))))[:, None]  # 1 mm out or in, without a pattern
-    along, point = face_distances(torch.from_numpy(np.stack([points, moved, bumpy])), torch.from_numpy(triangles), everywhere)
+    bumpy = (
+        points * (1 + 0.01 * np.sign(np.sin(7 * np.arange(len(points)))))[:, None]
+    )  # 1 mm out or in, without a pattern
+    along, point = face_distances(
+        torch.from_numpy(np.stack([points, moved, bumpy])), torch.from_numpy(triangles), everywhere
+    )
     assert float(along[0, 1]) < 1e-9 and float(point[0, 1]) < 1e-9
     # 1 mm; the similarity and the bent normals of the bumpy mesh take a few per cent of it.
-    assert float(along[0, 2]) == pytest.approx(1.0, abs=0.1) and float(point[0, 2]) == pytest.approx(1.0, abs=0.02)
+    assert float(along[0, 2]) == pytest.approx(1.0, abs=0.1) and float(point[0, 2]) == pytest.approx(
+        1.0, abs=0.02
+    )
 
 
 def test_sliding_within_the_surface_counts_only_from_point_to_point():
     points, triangles = sphere(2000)
-    slid = points + 2 * np.cross([0, 0, 1], points) * np.sign(points[:, 2:]) / 100  # both halves turn against each other
+    slid = (
+        points + 2 * np.cross([0, 0, 1], points) * np.sign(points[:, 2:]) / 100
+    )  # both halves turn against each other
     slid *= 100 / np.linalg.norm(slid, axis=1, keepdims=True)
-    along, point = face_distances(torch.from_numpy(np.stack([points, slid])), torch.from_numpy(triangles),
-                                  torch.ones(2000, dtype=torch.bool))
+    along, point = face_distances(
+        torch.from_numpy(np.stack([points, slid])),
+        torch.from_numpy(triangles),
+        torch.ones(2000, dtype=torch.bool),
+    )
     assert float(point[0, 1]) > 1.2 and float(along[0, 1]) < 0.05 * float(point[0, 1])
 
 
@@ -123,7 +149,9 @@ def test_ranks_that_can_be_read_off():
     assert scores["rank1_percent"] == pytest.approx(100 * 5 / 6) and scores["chance_percent"] == 20
     assert scores["within"] == pytest.approx(2) and scores["between"] == pytest.approx(np.mean(between))
     assert scores["ratio"] == pytest.approx(2 / np.mean(between))
-    assert scores["separated"] == pytest.approx(np.mean([(w < b) + 0.5 * (w == b) for w in within for b in between]))
+    assert scores["separated"] == pytest.approx(
+        np.mean([(w < b) + 0.5 * (w == b) for w in within for b in between])
+    )
     assert scores["rank1_low"] <= scores["rank1_percent"] <= scores["rank1_high"] and scores["from_mean"] == 1
 
 
@@ -136,7 +164,11 @@ def test_failed_fits_are_misses_and_so_are_their_other_halves():
     np.testing.assert_array_equal(found.identified, [1, 1, 0, 1, 1])
     assert np.isnan(found.within[2]) and found.nearest[2] == 6
     scores = overall_scores(distance, distance, person, everyone, np.ones(5))
-    assert scores["rank1_percent"] == pytest.approx(100 * 4 / 6) and scores["halves"] == 5 and scores["people"] == 3
+    assert (
+        scores["rank1_percent"] == pytest.approx(100 * 4 / 6)
+        and scores["halves"] == 5
+        and scores["people"] == 3
+    )
 
 
 def test_equal_faces_identify_by_chance():
@@ -144,13 +176,19 @@ def test_equal_faces_identify_by_chance():
     vertices = np.broadcast_to(tiny_model().mean.numpy(), (4, 2, 315, 3)).copy()
     scores = split_half_scores(vertices, tiny_model().triangles, mean=tiny_model().mean)
     np.testing.assert_allclose(scores.halves.identified, 1 / 7)
-    assert scores.overall["rank1_percent"] == pytest.approx(scores.overall["chance_percent"]) and "ratio" not in scores.overall
-    assert scores.overall["separated"] == pytest.approx(0.5) and scores.overall["from_mean"] == pytest.approx(0, abs=1e-9)
+    assert (
+        scores.overall["rank1_percent"] == pytest.approx(scores.overall["chance_percent"])
+        and "ratio" not in scores.overall
+    )
+    assert scores.overall["separated"] == pytest.approx(0.5) and scores.overall["from_mean"] == pytest.approx(
+        0, abs=1e-9
+    )
 
 
 def test_what_is_not_there_has_no_number():
-    assert pair_scores(np.zeros((1, 1)), ["a"]) == {} and overall_scores(np.zeros((0, 0)), np.zeros((0, 0)), [], ["a", "a"], []) == {
-        "people": 1, "halves": 0}
+    assert pair_scores(np.zeros((1, 1)), ["a"]) == {} and overall_scores(
+        np.zeros((0, 0)), np.zeros((0, 0)), [], ["a", "a"], []
+    ) == {"people": 1, "halves": 0}
     alone = identify(on_a_line(0, 1), ["a", "a"])
     np.testing.assert_array_equal(alone.within, [1, 1])
     assert np.isnan([*alone.between, *alone.nearest, *alone.identified]).all()
@@ -164,7 +202,9 @@ def test_arrays_are_scored_as_brute_force_does():
     vertices[2, 1] = np.nan
     scores = split_half_scores(vertices, model.triangles, model.face, model.mean, valid)
     halves = [(n, k) for n in range(6) for k in range(2) if valid[n, k]]
-    assert np.isnan(scores.along[5]).all() and np.isnan(scores.from_mean[5]) and scores.halves.identified[5] == 0
+    assert (
+        np.isnan(scores.along[5]).all() and np.isnan(scores.from_mean[5]) and scores.halves.identified[5] == 0
+    )
     hits, within, between = 0, [], []
     for n, k in halves:
         others = {(m, j): scores.along[2 * n + k, 2 * m + j] for m, j in halves if (m, j) != (n, k)}
@@ -172,32 +212,49 @@ def test_arrays_are_scored_as_brute_force_does():
         within += [d for (m, _), d in others.items() if m == n]
         between += [d for (m, _), d in others.items() if m != n]
     assert scores.overall["rank1_percent"] == pytest.approx(100 * hits / 12)
-    assert scores.overall["within"] == pytest.approx(np.mean(within)) and scores.overall["between"] == pytest.approx(np.mean(between))
-    d = face_distances(torch.from_numpy(np.stack([vertices[3, 0], model.mean.double().numpy()])), model.triangles, model.face)[0]
+    assert scores.overall["within"] == pytest.approx(np.mean(within)) and scores.overall[
+        "between"
+    ] == pytest.approx(np.mean(between))
+    d = face_distances(
+        torch.from_numpy(np.stack([vertices[3, 0], model.mean.double().numpy()])), model.triangles, model.face
+    )[0]
     assert scores.from_mean[6] == pytest.approx(float(d[0, 1]))
 
 
 def test_noise_and_shrinking_cost_identification():
     model = tiny_model()
-    scores = [split_half_scores(people(20, n, p), model.triangles, model.face, model.mean).overall
-              for n, p in ((0.05, 1.0), (0.7, 1.0), (0.7, 0.0))]
+    scores = [
+        split_half_scores(people(20, n, p), model.triangles, model.face, model.mean).overall
+        for n, p in ((0.05, 1.0), (0.7, 1.0), (0.7, 0.0))
+    ]
     assert scores[0]["rank1_percent"] == 100 and scores[0]["ratio"] < 0.15 and scores[0]["separated"] == 1
     assert 20 < scores[1]["rank1_percent"] < 100
     # No person in the shapes: both halves are as far apart as two people, the nearest is one of 39.
     assert scores[2]["rank1_percent"] < 15 and scores[2]["ratio"] == pytest.approx(1, abs=0.15)
     assert scores[2]["separated"] == pytest.approx(0.5, abs=0.15)
     # Half the size of everything: the ratio stays, the distance from the mean does not.
-    half = split_half_scores(0.5 * (people(20, 0.7) - model.mean.numpy()) + model.mean.numpy(), model.triangles, model.face, model.mean)
+    half = split_half_scores(
+        0.5 * (people(20, 0.7) - model.mean.numpy()) + model.mean.numpy(),
+        model.triangles,
+        model.face,
+        model.mean,
+    )
     assert half.overall["ratio"] == pytest.approx(scores[1]["ratio"], rel=0.02)
     assert half.overall["from_mean"] == pytest.approx(scores[1]["from_mean"] / 2, rel=0.03)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ((np.zeros((4, 5, 3)),), r"vertices: expected \[N, 2, V, 3\], got \[4, 5, 3\]"),
-    ((np.zeros((4, 2, 5, 3)), np.ones(4, bool)), r"face: expected \[5\] for vertices \[4, 2, 5, 3\], got \[4\]"),
-    ((np.zeros((4, 2, 5, 3)), None, np.zeros((4, 3))), r"mean: expected \[5, 3\]"),
-    ((np.zeros((4, 2, 5, 3)), None, None, np.ones(8, bool)), r"valid: expected \[4, 2\].*got \[8\]"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((np.zeros((4, 5, 3)),), r"vertices: expected \[N, 2, V, 3\], got \[4, 5, 3\]"),
+        (
+            (np.zeros((4, 2, 5, 3)), np.ones(4, bool)),
+            r"face: expected \[5\] for vertices \[4, 2, 5, 3\], got \[4\]",
+        ),
+        ((np.zeros((4, 2, 5, 3)), None, np.zeros((4, 3))), r"mean: expected \[5, 3\]"),
+        ((np.zeros((4, 2, 5, 3)), None, None, np.ones(8, bool)), r"valid: expected \[4, 2\].*got \[8\]"),
+    ],
+)
 def test_arrays_of_another_shape(arguments, message):
     with pytest.raises(InputError, match=message):
         split_half_scores(arguments[0], np.array([[0, 1, 2]]), *arguments[1:])
@@ -214,7 +271,12 @@ def test_halves_are_disjoint_and_as_the_options_say():
     for photos in (1, 2, 3, 4):
         for draw in ("alternate", "blocks", "random"):
             a, b = draw_halves(names, photos, draw, 3, "anna")
-            assert len(set(a) | set(b)) == 2 * photos and len(a) == len(b) == photos and a == sorted(a) and b == sorted(b)
+            assert (
+                len(set(a) | set(b)) == 2 * photos
+                and len(a) == len(b) == photos
+                and a == sorted(a)
+                and b == sorted(b)
+            )
     assert draw_halves(names, 4, "random", 1, "anna") == draw_halves(names, 4, "random", 1, "anna")
     assert len({str(draw_halves(names, 4, "random", s, p)) for s in range(3) for p in ("anna", "ben")}) == 6
     with pytest.raises(InputError, match="anna: expected at least 10 photos, got 9"):
@@ -243,11 +305,22 @@ def test_people_are_chosen_by_name_and_number_of_photos(folder):
     root, side = folder
     assert chosen(root, photos=2) == [f"{n}/half{k}" for n in ("anna", "carl", "dora") for k in range(2)]
     assert chosen(root, photos=2, people=2) == ["anna/half0", "anna/half1", "carl/half0", "carl/half1"]
-    assert chosen(root, photos=2, skip=2) == ["dora/half0", "dora/half1"]  # together with people=2: everybody once
+    assert chosen(root, photos=2, skip=2) == [
+        "dora/half0",
+        "dora/half1",
+    ]  # together with people=2: everybody once
     assert chosen(root, photos=2, skip=1, people=1) == ["carl/half0", "carl/half1"]
-    assert len(chosen(root, photos=1)) == 8 and chosen(root / "anna", photos=2) == ["anna/half0", "anna/half1"]
+    assert len(chosen(root, photos=1)) == 8 and chosen(root / "anna", photos=2) == [
+        "anna/half0",
+        "anna/half1",
+    ]
     # Three of carl's photos have a face of the full size, two of half the size.
-    assert chosen(root, photos=2, min_face_px=0.9 * side) == ["anna/half0", "anna/half1", "dora/half0", "dora/half1"]
+    assert chosen(root, photos=2, min_face_px=0.9 * side) == [
+        "anna/half0",
+        "anna/half1",
+        "dora/half0",
+        "dora/half1",
+    ]
     assert chosen(root, photos=1, max_face_px=0.6 * side) == ["carl/half0", "carl/half1"]
     sample = half_samples(root, PhotoHalves(photos=1, max_face_px=0.6 * side))[1]
     assert [v.name for v in sample.subject().views] == ["1"] and sample.truth() is None
@@ -256,14 +329,17 @@ def test_people_are_chosen_by_name_and_number_of_photos(folder):
         half_samples(root, PhotoHalves(photos=2))[0].subject()
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"photos": 0}, "options.photos: expected a whole number from 1 to 1000000, got 0"),
-    ({"skip": -1}, "options.skip: expected a whole number from 0 to"),
-    ({"min_face_px": 9.0, "max_face_px": 5.0}, "expected min <= max"),
-    ({"photos": 3}, "0 people have at least 6 photos, 0 of them are skipped"),
-    ({"photos": 2, "skip": 3}, "3 people have at least 4 photos, 3 of them are skipped"),
-    ({"photos": 2, "min_face_px": 900.0}, "4 photos whose face is at least 900 px"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"photos": 0}, "options.photos: expected a whole number from 1 to 1000000, got 0"),
+        ({"skip": -1}, "options.skip: expected a whole number from 0 to"),
+        ({"min_face_px": 9.0, "max_face_px": 5.0}, "expected min <= max"),
+        ({"photos": 3}, "0 people have at least 6 photos, 0 of them are skipped"),
+        ({"photos": 2, "skip": 3}, "3 people have at least 4 photos, 3 of them are skipped"),
+        ({"photos": 2, "min_face_px": 900.0}, "4 photos whose face is at least 900 px"),
+    ],
+)
 def test_refusals(folder, options, message):
     with pytest.raises(InputError, match=message):
         half_samples(folder[0], PhotoHalves(**options))
@@ -272,7 +348,9 @@ def test_refusals(folder, options, message):
 def test_no_such_folder(tmp_path):
     for name in ("split_halves", "held_out"):
         result = CliRunner().invoke(command, [name, str(tmp_path / "none"), "-o", str(tmp_path / "out")])
-        assert result.exit_code == 1 and "no such folder; expected a folder of subject folders" in result.output
+        assert (
+            result.exit_code == 1 and "no such folder; expected a folder of subject folders" in result.output
+        )
 
 
 # ---- the protocol ----
@@ -290,44 +368,78 @@ def data(tmp_path_factory):
 
 
 def recipe(data, *overrides, name="split_halves"):
-    return load_evaluate_recipe(name, ["fit=landmarks", *(("options.photos=2",) if name == "split_halves" else ()), *overrides],
-                                {"model": data[1]})
+    return load_evaluate_recipe(
+        name,
+        ["fit=landmarks", *(("options.photos=2",) if name == "split_halves" else ()), *overrides],
+        {"model": data[1]},
+    )
 
 
 def test_end_to_end(data, tmp_path):
-    result = CliRunner().invoke(command, ["split_halves", str(data[0]), "fit=landmarks", "options.photos=2", "--model", data[1], "-o",
-                                          str(tmp_path), "-q"])
+    result = CliRunner().invoke(
+        command,
+        [
+            "split_halves",
+            str(data[0]),
+            "fit=landmarks",
+            "options.photos=2",
+            "--model",
+            data[1],
+            "-o",
+            str(tmp_path),
+            "-q",
+        ],
+    )
     report = read_report(tmp_path / "metrics.json")
     assert result.exit_code == 0 and [r["id"] for r in report["rows"]][:2] == ["anna/half0", "anna/half1"]
     line = report["overall"]["split halves"]
     # Exact landmarks of faces of the model: both halves find the person.
-    assert line["rank1_percent"] == 100 and line["ratio"] < 0.7 and line["people"] == 3 and line["halves"] == 6
+    assert (
+        line["rank1_percent"] == 100 and line["ratio"] < 0.7 and line["people"] == 3 and line["halves"] == 6
+    )
     assert sum(report["overall"]["fits"].values()) == 6 and report["overall"]["fits"]["failed"] == 0
     anna = report["overall"]["people"]["anna"]
     rows = report["rows"][:2]
-    assert anna["within"] == rows[0]["within"] == rows[1]["within"] and anna["identified"] == 1 and len(anna["status"]) == 2
-    assert anna["identity_rms"] == pytest.approx(np.mean([r["identity_rms"] for r in rows])) and rows[0]["error_bar"] > 0
+    assert (
+        anna["within"] == rows[0]["within"] == rows[1]["within"]
+        and anna["identified"] == 1
+        and len(anna["status"]) == 2
+    )
+    assert (
+        anna["identity_rms"] == pytest.approx(np.mean([r["identity_rms"] for r in rows]))
+        and rows[0]["error_bar"] > 0
+    )
     assert "\nsplit halves: people 3, halves 6, within " in result.output and "\nfits: ok " in result.output
     assert "\npeople:" not in result.output  # a table of tables is for the file
     # The same numbers from the vertices alone.
     model = tiny_model()
-    meshes = [[prediction_files.read_prediction(tmp_path / "predictions", f"{n}/half{k}") for k in range(2)]
-              for n in ("anna", "ben", "carl")]
-    scores = split_half_scores(np.array([[m.vertices for m in pair] for pair in meshes]), model.triangles, model.face, model.mean)
+    meshes = [
+        [prediction_files.read_prediction(tmp_path / "predictions", f"{n}/half{k}") for k in range(2)]
+        for n in ("anna", "ben", "carl")
+    ]
+    scores = split_half_scores(
+        np.array([[m.vertices for m in pair] for pair in meshes]), model.triangles, model.face, model.mean
+    )
     assert {k: pytest.approx(v, rel=1e-5) for k, v in scores.overall.items()} == line
     codes = meshes[0][0].parameters().state.identity[0].numpy()
-    assert rows[0]["identity_rms"] == pytest.approx(float(np.sqrt((codes ** 2).mean())), rel=1e-5)
+    assert rows[0]["identity_rms"] == pytest.approx(float(np.sqrt((codes**2).mean())), rel=1e-5)
 
 
 def test_resume_and_options_are_kept(data, tmp_path, monkeypatch):
     made, real = [], prediction_files.predict
-    monkeypatch.setattr(prediction_files, "predict", lambda sample, *rest: made.append(sample.id) or real(sample, *rest))
+    monkeypatch.setattr(
+        prediction_files, "predict", lambda sample, *rest: made.append(sample.id) or real(sample, *rest)
+    )
     settled = recipe(data, "predictor=mean")
     evaluate(settled, data[0], tmp_path, limit=3)
     report = evaluate(settled, data[0], tmp_path, resume=True)
     assert made == [r["id"] for r in report["rows"]] and len(made) == 6
     line = report["overall"]["split halves"]
-    assert line["rank1_percent"] == pytest.approx(20) and "ratio" not in line and report["rows"][0]["identity_rms"] is None
+    assert (
+        line["rank1_percent"] == pytest.approx(20)
+        and "ratio" not in line
+        and report["rows"][0]["identity_rms"] is None
+    )
     assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["options"]["photos"] == 2
 
 
@@ -348,24 +460,38 @@ def test_failures_are_counted(data, tmp_path, monkeypatch):
     monkeypatch.setattr(prediction_files, "fit_observed", broken)
     report = evaluate(recipe(data), data[0], tmp_path)
     line, fits = report["overall"]["split halves"], report["overall"]["fits"]
-    assert fits["failed"] == 1 and fits["ok"] + fits["doubtful"] == 5 and line["halves"] == 5 and line["people"] == 3
+    assert (
+        fits["failed"] == 1
+        and fits["ok"] + fits["doubtful"] == 5
+        and line["halves"] == 5
+        and line["people"] == 3
+    )
     assert line["rank1_percent"] == pytest.approx(100 * 4 / 6)
     lonely = next(r for r in report["rows"] if r["id"] == "ben/half1")
     assert lonely["within"] is None and lonely["identified"] == 0 and lonely["between"] > 0
-    assert report["overall"]["people"]["ben"]["status"] == ["failed", lonely["status"]] and "no light today" in report_text(report)
+    assert report["overall"]["people"]["ben"]["status"] == [
+        "failed",
+        lonely["status"],
+    ] and "no light today" in report_text(report)
 
 
 def test_predictions_of_another_model_are_refused_row_by_row(data, tmp_path):
     evaluate(recipe(data, "predictor=mean"), data[0], tmp_path)
     other = replace(recipe(data, "predictor=mean"), model="generic")
     report = evaluate(other, data[0], tmp_path / "other", tmp_path / "predictions")
-    assert {r["status"] for r in report["rows"]} == {"failed"} and report["overall"]["split halves"] == {"people": 3, "halves": 0}
+    assert {r["status"] for r in report["rows"]} == {"failed"} and report["overall"]["split halves"] == {
+        "people": 3,
+        "halves": 0,
+    }
     assert "the prediction has 315 vertices, model 'generic' has" in report["rows"][0]["error"]
     assert json.loads((tmp_path / "other" / "metrics.json").read_text())["overall"]["fits"]["failed"] == 6
 
 
 def test_by_person_keeps_what_is_known():
-    rows = [{"id": "x/anna/half0", "status": "ok", "within": 1.0, "identity_rms": 0.5}, {"id": "x/anna/half1", "status": "failed"}]
+    rows = [
+        {"id": "x/anna/half0", "status": "ok", "within": 1.0, "identity_rms": 0.5},
+        {"id": "x/anna/half1", "status": "failed"},
+    ]
     assert by_person(rows) == {"x/anna": {"status": ["ok", "failed"], "within": 1.0, "identity_rms": 0.5}}
 
 
@@ -373,6 +499,9 @@ def test_held_out_takes_some_of_the_people(data, tmp_path):
     report = evaluate(recipe(data, "options.people=1", "options.skip=1", name="held_out"), data[0], tmp_path)
     assert [r["id"] for r in report["rows"]] == ["ben/fold0", "ben/fold1"]
     assert report["summary"][0]["landmarks"]["mean"] < 3 and report["summary"][0]["flow"]["scored"] == 2
-    for override, message in (("options.skip=3", "with more than the 3 people that are skipped"), ("options.people=-1", "options.people: expected a whole number from 0 to")):
+    for override, message in (
+        ("options.skip=3", "with more than the 3 people that are skipped"),
+        ("options.people=-1", "options.people: expected a whole number from 0 to"),
+    ):
         with pytest.raises(InputError, match=message):
             evaluate(recipe(data, override, name="held_out"), data[0], tmp_path / "none")

@@ -1,4 +1,5 @@
 """Fits from each start, and from spoiled landmarks."""
+
 import json
 import shutil
 
@@ -9,7 +10,16 @@ from click.testing import CliRunner
 
 from fitkit.cli.main import main
 from fitkit.errors import InputError
-from fitkit.evaluate.starts import KEPT_POINTS, KINDS, OUTLIERS, STARTS, measure, spoil, summarize, summarize_trials
+from fitkit.evaluate.starts import (
+    KEPT_POINTS,
+    KINDS,
+    OUTLIERS,
+    STARTS,
+    measure,
+    spoil,
+    summarize,
+    summarize_trials,
+)
 from fitkit.models.registry import load_model
 from fitkit.nets import save_predictor
 from fitkit.nets.fitkit_init.network import FitkitInit, FitkitInitOptions
@@ -26,7 +36,13 @@ def weights(tmp_path):
 
 def marks(views=2):
     points = torch.rand(views, 68, 2) * 100 + torch.tensor([[[50.0, 20.0]]])
-    return Landmarks(points, torch.full((views, 68), torch.nan), torch.ones(views, 68, dtype=torch.bool), torch.ones(views, 68), "surface")
+    return Landmarks(
+        points,
+        torch.full((views, 68), torch.nan),
+        torch.ones(views, 68, dtype=torch.bool),
+        torch.ones(views, 68),
+        "surface",
+    )
 
 
 def test_how_landmarks_are_spoiled():
@@ -44,7 +60,10 @@ def test_how_landmarks_are_spoiled():
     assert torch.equal(same.points, good.points)
     angle = torch.rad2deg(turn.norm(dim=1))
     assert bool(((angle > 59.9) & (angle < 150.1)).all())
-    assert torch.equal(spoil(good, "outliers", np.random.default_rng(5))[0].points, spoil(good, "outliers", np.random.default_rng(5))[0].points)
+    assert torch.equal(
+        spoil(good, "outliers", np.random.default_rng(5))[0].points,
+        spoil(good, "outliers", np.random.default_rng(5))[0].points,
+    )
 
 
 def test_all_starts_are_measured(anna, tmp_path, weights):
@@ -53,7 +72,9 @@ def test_all_starts_are_measured(anna, tmp_path, weights):
     report = measure(tmp_path / "data", recipes=("landmarks",), weights=weights, trials=4, tell=lines.append)
     fits = [r for r in report["rows"] if r["recipe"] == "landmarks"]
     assert [r["start"] for r in fits] == list(STARTS) and all(r["iterations"] > 0 for r in fits)
-    assert fits[2]["taken"] == "landmarks" and fits[2]["reprojection_share"] == pytest.approx(fits[0]["reprojection_share"])
+    assert fits[2]["taken"] == "landmarks" and fits[2]["reprojection_share"] == pytest.approx(
+        fits[0]["reprojection_share"]
+    )
     assert [r["recipe"] for r in report["rows"]][0] == "prediction" and report["rows"][0]["iterations"] == 0
     assert [r["kind"] for r in report["trials"]] == [k for k in KINDS for _ in STARTS]
     assert all(isinstance(r["arrived"], bool) for r in report["trials"]) and len(lines) == 4 + 4
@@ -62,13 +83,39 @@ def test_all_starts_are_measured(anna, tmp_path, weights):
 
 
 def test_means_and_shares():
-    rows = [{"model": "m", "recipe": "r", "start": s, "subject": p, "error": "", "taken": s, "iterations": i, "seconds": 1.0,
-             "reprojection_share": 0.02, "now_mean": e} for s, p, e, i in
-            (("landmarks", "a", 1.0, 10), ("landmarks", "b", 2.0, 30), ("regressor", "a", 1.1, 10), ("regressor", "b", 1.0, 20))]
+    rows = [
+        {
+            "model": "m",
+            "recipe": "r",
+            "start": s,
+            "subject": p,
+            "error": "",
+            "taken": s,
+            "iterations": i,
+            "seconds": 1.0,
+            "reprojection_share": 0.02,
+            "now_mean": e,
+        }
+        for s, p, e, i in (
+            ("landmarks", "a", 1.0, 10),
+            ("landmarks", "b", 2.0, 30),
+            ("regressor", "a", 1.1, 10),
+            ("regressor", "b", 1.0, 20),
+        )
+    ]
     one, two = summarize(rows)
-    assert one["now_mean"] == 1.5 and one["iterations"] == 20 and one["worst_change_percent"] == pytest.approx(0)
-    assert two["now_mean"] == pytest.approx(1.05) and two["worst_change_percent"] == pytest.approx(10) and two["regressor_taken"] == 2
-    trials = [{"kind": k, "start": "auto", "arrived": a, "iterations": 5} for k, a in (("missing", True), ("missing", False), ("turned", True))]
+    assert (
+        one["now_mean"] == 1.5 and one["iterations"] == 20 and one["worst_change_percent"] == pytest.approx(0)
+    )
+    assert (
+        two["now_mean"] == pytest.approx(1.05)
+        and two["worst_change_percent"] == pytest.approx(10)
+        and two["regressor_taken"] == 2
+    )
+    trials = [
+        {"kind": k, "start": "auto", "arrived": a, "iterations": 5}
+        for k, a in (("missing", True), ("missing", False), ("turned", True))
+    ]
     shares = {e["kind"]: e["arrived"] for e in summarize_trials(trials)}
     assert shares == {"missing": 0.5, "turned": 1.0, "all": pytest.approx(2 / 3)}
 
@@ -76,9 +123,27 @@ def test_means_and_shares():
 def test_the_command(anna, tmp_path, weights):
     shutil.copytree(anna, tmp_path / "data" / "anna")
     path = tmp_path / "init.json"
-    run = CliRunner().invoke(main, ["bench", "init", str(tmp_path / "data"), "--recipe", "landmarks", "--weights", weights, "--trials", "1",
-                                    "--json", str(path)])
+    run = CliRunner().invoke(
+        main,
+        [
+            "bench",
+            "init",
+            str(tmp_path / "data"),
+            "--recipe",
+            "landmarks",
+            "--weights",
+            weights,
+            "--trials",
+            "1",
+            "--json",
+            str(path),
+        ],
+    )
     assert run.exit_code == 0, run.output
-    assert "regressor taken" in run.output and "arrived" in run.output and json.loads(path.read_text())["benchmark"] == "init"
+    assert (
+        "regressor taken" in run.output
+        and "arrived" in run.output
+        and json.loads(path.read_text())["benchmark"] == "init"
+    )
     with pytest.raises(InputError, match="no subject folder below it"):
         measure(path.parent / "data" / "anna")

@@ -11,7 +11,12 @@ from fitkit.evaluate.nme3d import nme3d_direct, nme3d_icp
 from fitkit.evaluate.pixel_face import scan_errors
 from fitkit.evaluate.regions import REGIONS, region_errors, region_labels
 from fitkit.evaluate.scan_to_mesh import NOW_POINTS
-from fitkit.evaluate.vertex_error import Correspondence, corresponding_distances, read_correspondence, vertex_distances
+from fitkit.evaluate.vertex_error import (
+    Correspondence,
+    corresponding_distances,
+    read_correspondence,
+    vertex_distances,
+)
 
 R = Rotation.from_euler("xyz", [20, -35, 10], degrees=True).as_matrix()
 T = np.array([40.0, -90, 500])
@@ -34,7 +39,9 @@ def test_copies_score_zero_after_a_similarity():
     seven, moved = marks[list(NOW_POINTS)], 1.2 * vertices @ R.T + T
     points = 1.2 * marks @ R.T + T
     micc = micc_errors(vertices, triangles, seven, moved, triangles, points[list(NOW_POINTS)], points[30])
-    assert max(micc.prediction_to_scan, micc.scan_to_prediction, micc.symmetric) < 1e-6 and micc.scale == pytest.approx(1.2)
+    assert max(
+        micc.prediction_to_scan, micc.scan_to_prediction, micc.symmetric
+    ) < 1e-6 and micc.scale == pytest.approx(1.2)
     scan = scan_errors(vertices, triangles, seven, moved, points[list(NOW_POINTS)])
     assert max(scan.s2m_mean, scan.s2m_rmse, scan.p2plane_rmse) < 1e-6
     assert max(region_errors(vertices, triangles, marks, moved, points).values()) < 1e-6
@@ -44,7 +51,17 @@ def test_copies_score_zero_after_a_similarity():
 
 
 def ball_points(radius):
-    d = np.array([[-0.5, 0.4, 0.7], [-0.2, 0.4, 0.8], [0.2, 0.4, 0.8], [0.5, 0.4, 0.7], [0, -0.1, 1], [-0.3, -0.4, 0.8], [0.3, -0.4, 0.8]])
+    d = np.array(
+        [
+            [-0.5, 0.4, 0.7],
+            [-0.2, 0.4, 0.8],
+            [0.2, 0.4, 0.8],
+            [0.5, 0.4, 0.7],
+            [0, -0.1, 1],
+            [-0.3, -0.4, 0.8],
+            [0.3, -0.4, 0.8],
+        ]
+    )
     return radius * d / np.linalg.norm(d, axis=1, keepdims=True)
 
 
@@ -52,12 +69,16 @@ def test_spheres_one_millimetre_apart():
     small, large = trimesh.creation.icosphere(4, 80.0), trimesh.creation.icosphere(4, 81.0)
     args = (small.vertices, small.faces, ball_points(80), large.vertices)
     # The sphere of 300 mm holds all of both: part of a ball would come to lie off its centre, which takes from the millimetre.
-    rigid = micc_errors(*args, large.faces, ball_points(81), np.array([0, 0, 81.0]), with_scale=False, radius=300)
+    rigid = micc_errors(
+        *args, large.faces, ball_points(81), np.array([0, 0, 81.0]), with_scale=False, radius=300
+    )
     assert rigid.symmetric == pytest.approx(1, abs=0.02) and rigid.scale == 1
     assert micc_errors(*args, large.faces, ball_points(81), np.array([0, 0, 81.0])).symmetric < 0.03
     errors = scan_errors(*args, ball_points(81), with_scale=False)
     assert 0 < errors.s2m_mean < errors.s2m_rmse < 1
-    assert errors.s2m_rmse == pytest.approx(np.sqrt((errors.fit.distances ** 2).mean())) and len(errors.fit.distances) == len(errors.crop)
+    assert errors.s2m_rmse == pytest.approx(np.sqrt((errors.fit.distances**2).mean())) and len(
+        errors.fit.distances
+    ) == len(errors.crop)
 
 
 def test_picked_points_are_only_the_start_of_micc():
@@ -72,13 +93,25 @@ def test_direction_and_crop_matter():
     vertices, triangles, marks = face()
     seven = marks[list(NOW_POINTS)]
     scan = np.concatenate([vertices, vertices[:40] + [0, 0, 300]])  # hair far away from the nose
-    far = micc_errors(vertices, triangles, seven, scan, np.concatenate([triangles, triangles[(triangles < 40).all(1)] + len(vertices)]),
-                      seven, marks[30])
+    far = micc_errors(
+        vertices,
+        triangles,
+        seven,
+        scan,
+        np.concatenate([triangles, triangles[(triangles < 40).all(1)] + len(vertices)]),
+        seven,
+        marks[30],
+    )
     assert far.symmetric < 1e-6 and (far.crop < len(vertices)).all()
     ball = trimesh.creation.icosphere(2, 12.0)  # an eye inside the head is asked for no partner on the scan
-    more, eye = np.concatenate([vertices, ball.vertices + [30, 0, 40]]), np.concatenate([triangles, ball.faces + len(vertices)])
+    more, eye = (
+        np.concatenate([vertices, ball.vertices + [30, 0, 40]]),
+        np.concatenate([triangles, ball.faces + len(vertices)]),
+    )
     outer = np.arange(len(more)) < len(vertices)
-    assert micc_errors(more, eye, seven, vertices, triangles, seven, marks[30], outer).prediction_to_scan < 1e-6
+    assert (
+        micc_errors(more, eye, seven, vertices, triangles, seven, marks[30], outer).prediction_to_scan < 1e-6
+    )
     assert micc_errors(more, eye, seven, vertices, triangles, seven, marks[30]).prediction_to_scan > 1
     with pytest.raises(DegenerateInputError, match="within 95 mm of the nose tip, got 0 predicted"):
         micc_errors(vertices, triangles, seven, vertices, triangles, seven, marks[30] + 1000)
@@ -114,7 +147,9 @@ def test_dense_error_over_the_eye_distance():
     moved = vertices + [1.0, -1.5, 2.0]
     assert nme3d_icp(vertices, triangles, moved, eyes) < 1e-5
     # Correspondences only: every point is as far from its partner as it was moved.
-    assert nme3d_icp(vertices, triangles, moved, eyes, aligned=False) == pytest.approx(np.linalg.norm([1, -1.5, 2]) / eyes, rel=1e-3)
+    assert nme3d_icp(vertices, triangles, moved, eyes, aligned=False) == pytest.approx(
+        np.linalg.norm([1, -1.5, 2]) / eyes, rel=1e-3
+    )
 
 
 def test_scale_and_shift_are_found_without_a_rotation():
@@ -133,8 +168,16 @@ def test_depth_errors_in_per_cent_of_the_range():
     points = fine(vertices, triangles)[0]
     # The motion that ICP finds is discarded: a shift of 2 mm along z stays a shift of 2 mm, 2 per cent of 100 mm.
     errors = depth_range_errors(points + [0, 0, 2.0], vertices, triangles, 100.0)
-    assert np.median(errors) == pytest.approx(2, abs=1e-3) and depth_range_errors(points, vertices, triangles, 100.0).max() < 1e-6
-    assert percentiles(np.arange(11.0)) == {"mean": 5, "std": pytest.approx(np.sqrt(10)), "median": 5, "p90": 9}
+    assert (
+        np.median(errors) == pytest.approx(2, abs=1e-3)
+        and depth_range_errors(points, vertices, triangles, 100.0).max() < 1e-6
+    )
+    assert percentiles(np.arange(11.0)) == {
+        "mean": 5,
+        "std": pytest.approx(np.sqrt(10)),
+        "median": 5,
+        "p90": 9,
+    }
 
 
 def test_correspondence_between_topologies(tmp_path):
@@ -147,7 +190,9 @@ def test_correspondence_between_topologies(tmp_path):
     table = read_correspondence(tmp_path / "table.npz")
     assert corresponding_distances(1.3 * vertices @ R.T + T, triangles, truth, table).max() < 1e-9
     table.check(len(triangles), 50, "table.npz")
-    with pytest.raises(InputError, match="vertex: expected indices from 0 to 38; the table belongs to another mesh"):
+    with pytest.raises(
+        InputError, match="vertex: expected indices from 0 to 38; the table belongs to another mesh"
+    ):
         table.check(len(triangles), 39, "table.npz")
     with pytest.raises(InputError, match="triangle: expected indices"):
         Correspondence(np.arange(3), np.array([0, -1, 2]), np.ones((3, 3))).check(5, 5, "x")

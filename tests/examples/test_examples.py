@@ -1,4 +1,5 @@
 """The shipped sample and the numbered examples."""
+
 import json
 import os
 import subprocess
@@ -24,7 +25,14 @@ NAMES = ("front", "left", "right")
 def run(script: str, *args, cwd: Path) -> str:
     """Run an example as a user would; one thread, because machines that test are busy."""
     environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
-    done = subprocess.run([sys.executable, str(EXAMPLES / script), *map(str, args)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *map(str, args)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -54,7 +62,7 @@ def test_sample_landmarks_are_the_projected_truth(name):
     offset = points - projected(truth, name)
     sigma = truth["landmark_noise_px"]
     assert 0.75 * sigma < offset.std() < 1.25 * sigma  # 136 numbers: the standard deviation is good to 6 %
-    assert np.abs(offset.mean(0)).max() < 4 * sigma / 68 ** 0.5
+    assert np.abs(offset.mean(0)).max() < 4 * sigma / 68**0.5
     with Image.open(SAMPLE / f"{name}.jpg") as image:
         size = image.size
     assert points.min() > 0 and (points < np.array(size) - 1).all()
@@ -75,10 +83,19 @@ def test_sample_truth_belongs_to_the_model():
 def test_sample_can_be_made_again(tmp_path):
     run("make_sample.py", "-o", tmp_path, cwd=tmp_path)
     for name in NAMES:
-        assert np.allclose(read_landmarks(tmp_path / "sample" / f"{name}.pts"), read_landmarks(SAMPLE / f"{name}.pts"), atol=0.01)
-        with Image.open(tmp_path / "sample" / f"{name}.jpg") as new, Image.open(SAMPLE / f"{name}.jpg") as old:
+        assert np.allclose(
+            read_landmarks(tmp_path / "sample" / f"{name}.pts"),
+            read_landmarks(SAMPLE / f"{name}.pts"),
+            atol=0.01,
+        )
+        with (
+            Image.open(tmp_path / "sample" / f"{name}.jpg") as new,
+            Image.open(SAMPLE / f"{name}.jpg") as old,
+        ):
             difference = np.asarray(new, float) - np.asarray(old, float)
-        assert np.abs(difference).mean() < 1.5, "the sample is out of date: run examples/make_sample.py"  # other JPEG libraries round otherwise
+        assert np.abs(difference).mean() < 1.5, (
+            "the sample is out of date: run examples/make_sample.py"
+        )  # other JPEG libraries round otherwise
 
 
 def test_fit_folder_finds_the_person(tmp_path):

@@ -66,23 +66,36 @@ class TestContent:
         np.testing.assert_allclose(mesh.vertices, result.neutral, atol=1e-4)  # float32 mm
         assert np.array_equal(mesh.faces, result.model.triangles)
         header = (written / "subject.ply").read_bytes()[:300]
-        assert b"binary_little_endian" in header and b"property float nx" in header and b"property float sigma_mm" in header
-        np.testing.assert_array_equal(mesh.metadata["_ply_raw"]["vertex"]["data"]["sigma_mm"].ravel(), result.vertex_sigma)
+        assert (
+            b"binary_little_endian" in header
+            and b"property float nx" in header
+            and b"property float sigma_mm" in header
+        )
+        np.testing.assert_array_equal(
+            mesh.metadata["_ply_raw"]["vertex"]["data"]["sigma_mm"].ravel(), result.vertex_sigma
+        )
         for i in range(3):
             view = trimesh.load(written / "views" / f"view{i}.ply", process=False)
             np.testing.assert_allclose(view.vertices, result.vertices[i], atol=1e-4)
 
     def test_obj(self, written, result):
         lines = (written / "subject.obj").read_text().splitlines()
-        rows = {k: [line.split()[1:] for line in lines if line.startswith(k + " ")] for k in ("v", "vt", "vn", "f")}
+        rows = {
+            k: [line.split()[1:] for line in lines if line.startswith(k + " ")]
+            for k in ("v", "vt", "vn", "f")
+        }
         np.testing.assert_allclose(np.array(rows["v"], float), result.neutral, atol=1e-4)
         np.testing.assert_allclose(np.array(rows["vt"], float), result.model.uv, atol=1e-5)
         corners = np.array([[c.split("/") for c in f] for f in rows["f"]], int) - 1
-        assert np.array_equal(corners[..., 0], result.model.triangles) and np.array_equal(corners[..., 1], result.model.uv_triangles)
+        assert np.array_equal(corners[..., 0], result.model.triangles) and np.array_equal(
+            corners[..., 1], result.model.uv_triangles
+        )
         assert "mtllib subject.mtl" in lines and "map_Kd texture.png" in (written / "subject.mtl").read_text()
         mesh = trimesh.load(written / "subject.obj", process=False)
         assert mesh.visual.material.image.size == (64, 64)
-        np.testing.assert_allclose(mesh.triangles, result.neutral.numpy()[result.model.triangles.numpy()], atol=1e-4)
+        np.testing.assert_allclose(
+            mesh.triangles, result.neutral.numpy()[result.model.triangles.numpy()], atol=1e-4
+        )
 
     def test_glb_shows_the_texture(self, written, result):
         mesh = next(iter(trimesh.load(written / "subject.glb", process=False).geometry.values()))
@@ -98,8 +111,12 @@ class TestContent:
         parts = decompose_result(result)[0]
         mesh = trimesh.load(written / "albedo.ply", process=False)
         np.testing.assert_allclose(mesh.vertices, result.neutral, atol=1e-4)
-        np.testing.assert_allclose(mesh.visual.vertex_colors[:, :3] / 255, srgb_from_linear(parts.albedo), atol=0.51 / 255)
-        np.testing.assert_allclose(mesh.metadata["_ply_raw"]["vertex"]["data"]["seen"].ravel(), parts.seen, atol=1e-6)
+        np.testing.assert_allclose(
+            mesh.visual.vertex_colors[:, :3] / 255, srgb_from_linear(parts.albedo), atol=0.51 / 255
+        )
+        np.testing.assert_allclose(
+            mesh.metadata["_ply_raw"]["vertex"]["data"]["seen"].ravel(), parts.seen, atol=1e-6
+        )
         torch.testing.assert_close(load_parameters(written / "parameters.npz").light, parts.light)
         assert files(written / "lighting") == [f"view{i}.png" for i in range(3)]
         width, height = Image.open(written / "lighting" / "view0.png").size
@@ -115,17 +132,30 @@ class TestContent:
             pixel = (at / at[:, 2:]) @ camera.K.T
             np.testing.assert_allclose(pixel[:, :2], expected[i], atol=2e-3)  # the state is float32
         entry = json.loads((written / "cameras.json").read_text())["views"][0]
-        assert entry["source"] == "estimated" and entry["kind"] == "perspective" and (entry["width"], entry["height"]) == (96, 96)
+        assert (
+            entry["source"] == "estimated"
+            and entry["kind"] == "perspective"
+            and (entry["width"], entry["height"]) == (96, 96)
+        )
 
     def test_cameras_json_carries_the_distortion_that_was_removed(self, result, tmp_path):
         K = result.state.camera.matrix()[0].double().numpy()
-        for lens in (Distortion(K, np.array([-0.1, 0.02, 0.0, 0.001, 0.3])), Distortion(K, np.array([0.1, 0.0, 0.0, 0.0]), fisheye=True)):
-            views = [v.replace(camera=KnownCamera(K, removed=lens if i else None)) for i, v in enumerate(result.subject.views)]
+        for lens in (
+            Distortion(K, np.array([-0.1, 0.02, 0.0, 0.001, 0.3])),
+            Distortion(K, np.array([0.1, 0.0, 0.0, 0.0]), fisheye=True),
+        ):
+            views = [
+                v.replace(camera=KnownCamera(K, removed=lens if i else None))
+                for i, v in enumerate(result.subject.views)
+            ]
             table = camera_table(replace(result, subject=replace(result.subject, views=tuple(views))))
             (tmp_path / "cameras.json").write_text(json.dumps(table))
             plain, *bent = read_cameras(tmp_path / "cameras.json").values()
             assert plain.distortion is None
-            assert all(c.distortion.tolist() == lens.coefficients.tolist() and c.fisheye == lens.fisheye for c in bent)
+            assert all(
+                c.distortion.tolist() == lens.coefficients.tolist() and c.fisheye == lens.fisheye
+                for c in bent
+            )
 
     def test_landmarks_lie_on_the_mesh(self, written):
         points = np.load(written / "landmarks.npy")
@@ -135,7 +165,9 @@ class TestContent:
         assert distance.max() < 1e-3
 
     def test_metrics_are_strict_json(self, written):
-        metrics = json.loads((written / "metrics.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+        metrics = json.loads(
+            (written / "metrics.json").read_text(), parse_constant=lambda name: pytest.fail(name)
+        )
         assert metrics["status"] == "ok" and metrics["warnings"] == []
         assert metrics["not_a_number"] is None and metrics["per_view"] == {"view0": 1.5}
 
@@ -150,17 +182,24 @@ class TestContent:
         uncertainty = np.asarray(Image.open(written / "uncertainty.png"))
         assert uncertainty.shape[0] == 384 and uncertainty.shape[1] > 5 * 320
         half = (overlay.shape[1] - 8) // 2
-        assert np.abs(overlay[:, :half].astype(int) - overlay[:, -half:]).mean() > 3  # something is drawn over the photo
+        assert (
+            np.abs(overlay[:, :half].astype(int) - overlay[:, -half:]).mean() > 3
+        )  # something is drawn over the photo
 
 
 class TestOtherInputs:
     def test_without_error_bars(self, result, tmp_path):
         out = write_result(replace(result, identity_covariance=None, vertex_sigma=None), tmp_path / "out")
-        assert "uncertainty.png" not in files(out) and b"sigma_mm" not in (out / "subject.ply").read_bytes()[:400]
+        assert (
+            "uncertainty.png" not in files(out)
+            and b"sigma_mm" not in (out / "subject.ply").read_bytes()[:400]
+        )
 
     def test_uncertain_parts_are_yellow(self, result):
-        sigma = torch.where(result.neutral[:, 0] > 0, 2.0, 0.0)  # the subject's left stands at the right side of a frontal picture
-        picture = draw_uncertainty(result.neutral, sigma, result.model)[:, 2 * 320:3 * 320].astype(int)
+        sigma = torch.where(
+            result.neutral[:, 0] > 0, 2.0, 0.0
+        )  # the subject's left stands at the right side of a frontal picture
+        picture = draw_uncertainty(result.neutral, sigma, result.model)[:, 2 * 320 : 3 * 320].astype(int)
         blue_less = picture[192, :, 0] - picture[192, :, 2]
         assert blue_less[190] > 80 and blue_less[130] < -10
 
@@ -176,11 +215,18 @@ class TestOtherInputs:
         assert b"vt " not in (out / "subject.obj").read_bytes()
 
     def test_missing_landmarks_and_a_face_outside_the_photo(self, result, tmp_path):
-        landmarks = replace(result.landmarks, points=torch.full_like(result.landmarks.points, float("nan")),
-                            valid=torch.zeros_like(result.landmarks.valid))
-        shift = torch.tensor([[9000.0, 0, 0], [0, 0, -2000.0], [0, 0, 0]])  # beside the photo, behind the camera, in place
+        landmarks = replace(
+            result.landmarks,
+            points=torch.full_like(result.landmarks.points, float("nan")),
+            valid=torch.zeros_like(result.landmarks.valid),
+        )
+        shift = torch.tensor(
+            [[9000.0, 0, 0], [0, 0, -2000.0], [0, 0, 0]]
+        )  # beside the photo, behind the camera, in place
         pose = replace(result.state.pose, translation=result.state.pose.translation + shift)
-        out = write_result(replace(result, landmarks=landmarks, state=result.state.replace(pose=pose)), tmp_path / "out")
+        out = write_result(
+            replace(result, landmarks=landmarks, state=result.state.replace(pose=pose)), tmp_path / "out"
+        )
         assert len(files(out / "overlay")) == 3
 
     def test_small_face_in_a_large_photo_is_cut_out(self, result, tmp_path):
@@ -188,15 +234,31 @@ class TestOtherInputs:
         wide[100:196, 50:146] = result.subject.views[0].image
         view = replace(result.subject.views[0], image=wide)
         state = result.state
-        camera = replace(state.camera.select([0]), principal=state.camera.principal[:1] + torch.tensor([[50.0, 100.0]]))
-        single = replace(state, camera=camera, pose=state.pose.select([0]), expression=state.expression[:1], subject=state.subject[:1],
-                         illumination=state.illumination[:1])
-        landmarks = replace(result.landmarks, points=result.landmarks.points[:1] + torch.tensor([50.0, 100.0]), valid=result.landmarks.valid[:1])
-        small = replace(result, subject=Subject("t", (view,)), state=single, landmarks=landmarks, camera_source=("exif",))
+        camera = replace(
+            state.camera.select([0]), principal=state.camera.principal[:1] + torch.tensor([[50.0, 100.0]])
+        )
+        single = replace(
+            state,
+            camera=camera,
+            pose=state.pose.select([0]),
+            expression=state.expression[:1],
+            subject=state.subject[:1],
+            illumination=state.illumination[:1],
+        )
+        landmarks = replace(
+            result.landmarks,
+            points=result.landmarks.points[:1] + torch.tensor([50.0, 100.0]),
+            valid=result.landmarks.valid[:1],
+        )
+        small = replace(
+            result, subject=Subject("t", (view,)), state=single, landmarks=landmarks, camera_source=("exif",)
+        )
         out = write_result(small, tmp_path / "out")
         width, height = Image.open(out / "overlay" / "view0.png").size
         assert max(width // 2, height) <= 660 and width < 2 * 660
-        assert np.asarray(Image.open(out / "overlay" / "view0.png"))[:, : width // 3].mean() > 10  # not the black surroundings alone
+        assert (
+            np.asarray(Image.open(out / "overlay" / "view0.png"))[:, : width // 3].mean() > 10
+        )  # not the black surroundings alone
 
     def test_names_are_made_safe_and_distinct(self, result):
         names = ("a/b", "a:b", "A_B", "..")
@@ -210,8 +272,22 @@ class TestOtherInputs:
         assert files(tmp_path) == []
 
     def test_plain(self):
-        value = {"a": np.float32(0.5), 2: (np.inf, torch.tensor([1, 2])), "p": os, "n": np.array([1.0, np.nan]), "t": np.bool_(True), "z": None}
-        assert plain(value) == {"a": 0.5, "2": [None, [1, 2]], "p": str(os), "n": [1.0, None], "t": True, "z": None}
+        value = {
+            "a": np.float32(0.5),
+            2: (np.inf, torch.tensor([1, 2])),
+            "p": os,
+            "n": np.array([1.0, np.nan]),
+            "t": np.bool_(True),
+            "z": None,
+        }
+        assert plain(value) == {
+            "a": 0.5,
+            "2": [None, [1, 2]],
+            "p": str(os),
+            "n": [1.0, None],
+            "t": True,
+            "z": None,
+        }
 
 
 class TestRefusals:
@@ -240,9 +316,26 @@ class TestRefusals:
         (tmp_path / "half" / "metrics.json").write_text("{}")
         with pytest.raises(InputError, match="it has no parameters.npz"):
             check_output(tmp_path / "half", overwrite=True)
-        assert files(tmp_path) == ["half", "half/metrics.json", "out", "out/holiday.jpg", "out/metrics.json", "out/parameters.npz"]
+        assert files(tmp_path) == [
+            "half",
+            "half/metrics.json",
+            "out",
+            "out/holiday.jpg",
+            "out/metrics.json",
+            "out/parameters.npz",
+        ]
 
-    @pytest.mark.parametrize("name", ["views/my_notes.txt", "overlay/mine/thesis.txt", "views/holiday.ply", "lighting/link.png", "notes", "mine/a.txt"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "views/my_notes.txt",
+            "overlay/mine/thesis.txt",
+            "views/holiday.ply",
+            "lighting/link.png",
+            "notes",
+            "mine/a.txt",
+        ],
+    )
     def test_overwrite_looks_at_the_whole_tree(self, result, written, tmp_path, name):
         out = shutil.copytree(written, tmp_path / "out")
         (out / name).parent.mkdir(exist_ok=True)
@@ -251,8 +344,16 @@ class TestRefusals:
         else:
             (out / name).write_text("mine")
         before = files(tmp_path)
-        named = name if name.count("/") == 1 and name[:4] != "mine" else "overlay/mine" if "thesis" in name else name.partition("/")[0]
-        with pytest.raises(InputError, match=f"not a fitkit result folder .it holds '{named}'., so it is not replaced"):
+        named = (
+            name
+            if name.count("/") == 1 and name[:4] != "mine"
+            else "overlay/mine"
+            if "thesis" in name
+            else name.partition("/")[0]
+        )
+        with pytest.raises(
+            InputError, match=f"not a fitkit result folder .it holds '{named}'., so it is not replaced"
+        ):
             write_result(result, out, overwrite=True)
         assert files(tmp_path) == before
 
@@ -265,7 +366,10 @@ class TestRefusals:
 
     def test_a_link_that_points_to_nothing_yet(self, result, tmp_path):
         (tmp_path / "link").symlink_to("out")
-        assert write_result(result, tmp_path / "link", light=True) == tmp_path / "out" and (tmp_path / "link").is_symlink()
+        assert (
+            write_result(result, tmp_path / "link", light=True) == tmp_path / "out"
+            and (tmp_path / "link").is_symlink()
+        )
 
     def test_a_file_in_the_way(self, tmp_path):
         (tmp_path / "file").write_text("x")
@@ -303,25 +407,48 @@ class TestWhatCannotBeDrawn:
             monkeypatch.setattr(folder, name, broken)
         out = write_result(result, tmp_path / "out")
         lacking = json.loads((out / "metrics.json").read_text())["not_written"]
-        pictures = [f"{d}/view{i}.png" for d in ("lighting", "overlay") for i in range(3)] + ["preview.png", "uncertainty.png"]
-        assert sorted(lacking) == [f"{p} could not be computed (unexpected RuntimeError: boom)" for p in pictures]
-        assert not any((out / p).exists() for p in pictures) and sorted(r.getMessage() for r in caplog.records if r.levelname == "WARNING") == sorted(lacking)
-        assert (out / "albedo.ply").is_file() and (out / "texture.png").is_file() and load_parameters(out / "parameters.npz").light is not None
+        pictures = [f"{d}/view{i}.png" for d in ("lighting", "overlay") for i in range(3)] + [
+            "preview.png",
+            "uncertainty.png",
+        ]
+        assert sorted(lacking) == [
+            f"{p} could not be computed (unexpected RuntimeError: boom)" for p in pictures
+        ]
+        assert not any((out / p).exists() for p in pictures) and sorted(
+            r.getMessage() for r in caplog.records if r.levelname == "WARNING"
+        ) == sorted(lacking)
+        assert (
+            (out / "albedo.ply").is_file()
+            and (out / "texture.png").is_file()
+            and load_parameters(out / "parameters.npz").light is not None
+        )
 
     def test_texture_and_light(self, result, tmp_path, monkeypatch):
         monkeypatch.setattr(folder, "blend_texture", broken)
         monkeypatch.setattr(folder, "decompose_result", broken)
         out = write_result(result, tmp_path / "out")
         lacking = json.loads((out / "metrics.json").read_text())["not_written"]
-        assert sorted(line.partition(" could not be computed (")[0] for line in lacking) == ["albedo and light", "the texture"]
-        assert not (out / "texture.png").exists() and not (out / "subject.mtl").exists() and not (out / "albedo.ply").exists()
-        assert len(trimesh.load(out / "subject.obj", process=False).vertices) == 315 and (out / "subject.glb").is_file()
+        assert sorted(line.partition(" could not be computed (")[0] for line in lacking) == [
+            "albedo and light",
+            "the texture",
+        ]
+        assert (
+            not (out / "texture.png").exists()
+            and not (out / "subject.mtl").exists()
+            and not (out / "albedo.ply").exists()
+        )
+        assert (
+            len(trimesh.load(out / "subject.obj", process=False).vertices) == 315
+            and (out / "subject.glb").is_file()
+        )
         assert load_parameters(out / "parameters.npz").light is None
         again = write_result(result, out, overwrite=True)  # it is a result like others
         assert "not_written" in json.loads((again / "metrics.json").read_text())
 
     def test_a_whole_result_lacks_nothing(self, result, tmp_path):
-        assert "not_written" not in json.loads((write_result(result, tmp_path / "out") / "metrics.json").read_text())
+        assert "not_written" not in json.loads(
+            (write_result(result, tmp_path / "out") / "metrics.json").read_text()
+        )
 
 
 class TestWholeOrNotAtAll:
@@ -334,9 +461,17 @@ class TestWholeOrNotAtAll:
         assert len(trimesh.load(out / "views" / "view0.ply", process=False).vertices) == 315
         assert not (out / ".DS_Store").exists() and [p.name for p in tmp_path.iterdir()] == ["out"]
 
-    @pytest.mark.parametrize("error, seen", [(OSError(28, "No space left on device"), InputError), (ValueError("boom"), ValueError),
-                                             (KeyboardInterrupt(), KeyboardInterrupt)])
-    @pytest.mark.parametrize("writer", ["trimesh.exchange.ply.export_ply", "numpy.save", "PIL.Image.Image.save", "yaml.safe_dump"])
+    @pytest.mark.parametrize(
+        "error, seen",
+        [
+            (OSError(28, "No space left on device"), InputError),
+            (ValueError("boom"), ValueError),
+            (KeyboardInterrupt(), KeyboardInterrupt),
+        ],
+    )
+    @pytest.mark.parametrize(
+        "writer", ["trimesh.exchange.ply.export_ply", "numpy.save", "PIL.Image.Image.save", "yaml.safe_dump"]
+    )
     def test_nothing_is_left_after_a_failure(self, result, tmp_path, monkeypatch, error, seen, writer):
         def fail(*args, **kwargs):
             raise error
@@ -345,7 +480,9 @@ class TestWholeOrNotAtAll:
         with pytest.raises(seen) as caught:
             write_result(result, tmp_path / "new" / "deep" / "out")
         if seen is InputError:
-            assert "No space left on device" in str(caught.value) and "nothing was left behind" in str(caught.value)
+            assert "No space left on device" in str(caught.value) and "nothing was left behind" in str(
+                caught.value
+            )
         assert files(tmp_path) == []
 
     def test_ctrl_c_in_the_main_thread(self, result, tmp_path, monkeypatch):
@@ -404,8 +541,14 @@ class TestWholeOrNotAtAll:
         (out / "old" / "metrics.json").write_text("kept")
         before = (out / "metrics.json").stat().st_ino
         write_result(result, out, overwrite=True, light=True)
-        assert (out / "metrics.json").stat().st_ino != before and (out / "old" / "metrics.json").read_text() == "kept"
-        assert sorted(p.name for p in (out / "more" / "of" / "it").iterdir()) == ["metrics.json", "parameters.npz", "recipe.yaml"]
+        assert (out / "metrics.json").stat().st_ino != before and (
+            out / "old" / "metrics.json"
+        ).read_text() == "kept"
+        assert sorted(p.name for p in (out / "more" / "of" / "it").iterdir()) == [
+            "metrics.json",
+            "parameters.npz",
+            "recipe.yaml",
+        ]
         assert os.listdir(tmp_path) == ["out"]
         (tmp_path / "town" / "anna").mkdir(parents=True)
         write_result(result, tmp_path / "town" / "anna", overwrite=True, light=True)
@@ -434,10 +577,14 @@ class TestWholeOrNotAtAll:
         process = get_context("fork").Process(target=write)
         process.start()
         process.join()
-        assert process.exitcode == -signal.SIGKILL and len(os.listdir(tmp_path)) == (2 if renames in (0, 3) else 1)
+        assert process.exitcode == -signal.SIGKILL and len(os.listdir(tmp_path)) == (
+            2 if renames in (0, 3) else 1
+        )
         with pytest.raises(InputError, match="already exists"):
             check_output(out)
-        assert ((out / "metrics.json").read_text() == "old") == old and (out / "inside" / "parameters.npz").is_file()
+        assert ((out / "metrics.json").read_text() == "old") == old and (
+            out / "inside" / "parameters.npz"
+        ).is_file()
         assert os.listdir(tmp_path) == ["out"]
 
     def test_a_place_that_is_taken_meanwhile_costs_no_result(self, result, tmp_path, monkeypatch):
@@ -455,11 +602,20 @@ class TestWholeOrNotAtAll:
         monkeypatch.setattr(Path, "rename", taken)
         with pytest.raises(InputError, match="out: cannot be written"):
             write_result(result, out, overwrite=True, light=True)
-        assert (out / "metrics.json").is_file() and (out / "inside" / "metrics.json").is_file() and os.listdir(tmp_path) == ["out"]
+        assert (
+            (out / "metrics.json").is_file()
+            and (out / "inside" / "metrics.json").is_file()
+            and os.listdir(tmp_path) == ["out"]
+        )
 
     def test_foreign_litter_is_left_alone(self, tmp_path, monkeypatch):
         monkeypatch.setattr(atomic, "_ended", lambda process: True)
-        for name, file in (("ours", "new/views/a.ply"), ("earlier", "views/a.ply"), ("mixed", "new/notes.txt"), ("other", "thesis.txt")):
+        for name, file in (
+            ("ours", "new/views/a.ply"),
+            ("earlier", "views/a.ply"),
+            ("mixed", "new/notes.txt"),
+            ("other", "thesis.txt"),
+        ):
             path = tmp_path / f".fitkit-4711-{hashlib.sha256(name.encode()).hexdigest()[:8]}" / file
             path.parent.mkdir(parents=True)
             path.write_text(name)
@@ -483,12 +639,19 @@ def test_tiny_model_is_seeded_and_valid():
 
     first, again, other = tiny_model(3), tiny_model(3), tiny_model(4)
     check_model(first, "tiny")
-    assert torch.equal(first.identity_basis, again.identity_basis) and not torch.equal(first.identity_basis, other.identity_basis)
+    assert torch.equal(first.identity_basis, again.identity_basis) and not torch.equal(
+        first.identity_basis, other.identity_basis
+    )
 
 
 def test_states_in_double_precision_and_with_gradients(result, tmp_path):
     state = result.state.to(dtype=torch.float64)
-    state = state.replace(identity=state.identity.clone().requires_grad_(), expression=state.expression.clone().requires_grad_(),
-                          camera=replace(state.camera, focal=state.camera.focal.clone().requires_grad_()))
-    out = write_result(replace(result, state=state, model=result.model.to(dtype=torch.float64)), tmp_path / "out")
+    state = state.replace(
+        identity=state.identity.clone().requires_grad_(),
+        expression=state.expression.clone().requires_grad_(),
+        camera=replace(state.camera, focal=state.camera.focal.clone().requires_grad_()),
+    )
+    out = write_result(
+        replace(result, state=state, model=result.model.to(dtype=torch.float64)), tmp_path / "out"
+    )
     assert {p.name for p in out.iterdir()} == ENTRIES - {"detail.png"}

@@ -1,4 +1,5 @@
 """The .glb is read back by trimesh and, for the morph targets that trimesh ignores, by a small reader of our own."""
+
 import io
 import json
 import struct
@@ -29,16 +30,16 @@ def read(path):
     assert (magic, version, length) == (b"glTF", 2, len(data))
     size, kind = struct.unpack_from("<I4s", data, 12)
     assert kind == b"JSON" and size % 4 == 0
-    document = json.loads(data[20:20 + size])
+    document = json.loads(data[20 : 20 + size])
     size2, kind2 = struct.unpack_from("<I4s", data, 20 + size)
     assert kind2 == b"BIN\0" and size2 % 4 == 0 and 28 + size + size2 == len(data)
-    return document, data[28 + size:]
+    return document, data[28 + size :]
 
 
 def view(document, binary, index):
     entry = document["bufferViews"][index]
     assert entry["byteOffset"] % 4 == 0
-    return binary[entry["byteOffset"]:entry["byteOffset"] + entry["byteLength"]]
+    return binary[entry["byteOffset"] : entry["byteOffset"] + entry["byteLength"]]
 
 
 def accessor(document, binary, index):
@@ -46,12 +47,20 @@ def accessor(document, binary, index):
     width = COMPONENTS[entry["type"]]
     values = np.zeros((entry["count"], width), WIDTH[entry["componentType"]])
     if "bufferView" in entry:
-        values[:] = np.frombuffer(view(document, binary, entry["bufferView"]), values.dtype).reshape(-1, width)
+        values[:] = np.frombuffer(view(document, binary, entry["bufferView"]), values.dtype).reshape(
+            -1, width
+        )
     if "sparse" in entry:
         sparse = entry["sparse"]
-        rows = np.frombuffer(view(document, binary, sparse["indices"]["bufferView"]), WIDTH[sparse["indices"]["componentType"]])
-        assert len(rows) == sparse["count"] and (np.diff(rows.astype(int)) > 0).all()  # the standard wants them ascending
-        values[rows] = np.frombuffer(view(document, binary, sparse["values"]["bufferView"]), np.float32).reshape(-1, 3)
+        rows = np.frombuffer(
+            view(document, binary, sparse["indices"]["bufferView"]), WIDTH[sparse["indices"]["componentType"]]
+        )
+        assert (
+            len(rows) == sparse["count"] and (np.diff(rows.astype(int)) > 0).all()
+        )  # the standard wants them ascending
+        values[rows] = np.frombuffer(
+            view(document, binary, sparse["values"]["bufferView"]), np.float32
+        ).reshape(-1, 3)
     if "min" in entry:
         np.testing.assert_array_equal(values.min(0), np.float32(entry["min"]))
         np.testing.assert_array_equal(values.max(0), np.float32(entry["max"]))
@@ -64,7 +73,11 @@ def model():
     model = tiny_model()
     V = model.num_vertices
     left = (model.mean[model.triangles][..., 0].mean(1) > 0)[:, None]
-    return replace(model, uv=torch.cat([model.uv, model.uv * 0.5]), uv_triangles=torch.where(left, model.triangles + V, model.triangles))
+    return replace(
+        model,
+        uv=torch.cat([model.uv, model.uv * 0.5]),
+        uv_triangles=torch.where(left, model.triangles + V, model.triangles),
+    )
 
 
 def test_trimesh_reads_the_textured_mesh(model, tmp_path):
@@ -75,8 +88,12 @@ def test_trimesh_reads_the_textured_mesh(model, tmp_path):
     mesh = next(iter(scene.geometry.values()))
     assert len(mesh.faces) == len(model.triangles)
     # Corner by corner: positions in metres, UV and picture.
-    np.testing.assert_allclose(mesh.vertices[mesh.faces], vertices.numpy()[model.triangles.numpy()] * 1e-3, atol=1e-7)
-    np.testing.assert_allclose(mesh.visual.uv[mesh.faces], model.uv.numpy()[model.uv_triangles.numpy()], atol=1e-6)
+    np.testing.assert_allclose(
+        mesh.vertices[mesh.faces], vertices.numpy()[model.triangles.numpy()] * 1e-3, atol=1e-7
+    )
+    np.testing.assert_allclose(
+        mesh.visual.uv[mesh.faces], model.uv.numpy()[model.uv_triangles.numpy()], atol=1e-6
+    )
     picture = mesh.visual.material.baseColorTexture.convert("RGB")
     assert picture.size == (8, 8) and picture.getpixel((3, 3)) == (200, 100, 50)
     outside = np.einsum("ij,ij->i", mesh.vertex_normals, mesh.vertices)
@@ -94,7 +111,14 @@ def test_morph_targets_hold_the_expression_basis(model, tmp_path):
     mesh = document["meshes"][0]
     primitive = mesh["primitives"][0]
     names = mesh["extras"]["targetNames"]
-    assert names == ["jawOpen", "mouthSmileLeft", "mouthSmileRight", "eyeBlinkLeft", "eyeBlinkRight", "browInnerUp"]
+    assert names == [
+        "jawOpen",
+        "mouthSmileLeft",
+        "mouthSmileRight",
+        "eyeBlinkLeft",
+        "eyeBlinkRight",
+        "browInnerUp",
+    ]
     assert len(primitive["targets"]) == len(mesh["weights"]) == len(names) and not any(mesh["weights"])
     faces = accessor(document, binary, primitive["indices"]).reshape(-1, 3)
     for shape, target in zip(model.expression_basis.numpy(), primitive["targets"]):
@@ -104,21 +128,36 @@ def test_morph_targets_hold_the_expression_basis(model, tmp_path):
 
 
 def test_left_and_right_halves_are_summed_where_arkit_has_one_shape():
-    shapes = arkit_shapes(("browInnerUp_L", "jawLeft", "browInnerUp_R", "eyeBlink_L", "cheekPuff_R", "cheekPuff_L", "smile"))
-    assert shapes == [("browInnerUp", [0, 2]), ("jawLeft", [1]), ("eyeBlinkLeft", [3]), ("cheekPuff", [4, 5]), ("smile", [6])]
+    shapes = arkit_shapes(
+        ("browInnerUp_L", "jawLeft", "browInnerUp_R", "eyeBlink_L", "cheekPuff_R", "cheekPuff_L", "smile")
+    )
+    assert shapes == [
+        ("browInnerUp", [0, 2]),
+        ("jawLeft", [1]),
+        ("eyeBlinkLeft", [3]),
+        ("cheekPuff", [4, 5]),
+        ("smile", [6]),
+    ]
 
 
 def test_a_shape_that_moves_nothing_stays_a_valid_target(model, tmp_path):
     still = replace(model, expression_basis=torch.zeros_like(model.expression_basis))
     document, binary = read(write_glb(tmp_path / "a.glb", model.mean, still, png()))
     target = document["meshes"][0]["primitives"][0]["targets"][0]["POSITION"]
-    assert document["accessors"][target]["sparse"]["count"] == 1 and not accessor(document, binary, target).any()
+    assert (
+        document["accessors"][target]["sparse"]["count"] == 1 and not accessor(document, binary, target).any()
+    )
 
 
 def test_without_uv_the_albedo_is_written_per_vertex(tmp_path):
     model = replace(tiny_model(), uv=None, uv_triangles=None)
     document, binary = read(write_glb(tmp_path / "a.glb", model.mean, model))
     attributes = document["meshes"][0]["primitives"][0]["attributes"]
-    np.testing.assert_allclose(accessor(document, binary, attributes["COLOR_0"]), model.albedo_mean, atol=1e-6)
+    np.testing.assert_allclose(
+        accessor(document, binary, attributes["COLOR_0"]), model.albedo_mean, atol=1e-6
+    )
     assert "images" not in document
-    assert len(next(iter(trimesh.load(tmp_path / "a.glb", process=False).geometry.values())).vertices) == model.num_vertices
+    assert (
+        len(next(iter(trimesh.load(tmp_path / "a.glb", process=False).geometry.values())).vertices)
+        == model.num_vertices
+    )

@@ -8,8 +8,12 @@ from fitkit.observe.landmarks.types import Landmarks
 def landmarks(**changes):
     """Points on a wide grid over 400 x 300 px."""
     x, y = np.meshgrid(np.linspace(100, 500, 17), np.linspace(100, 340, 4))
-    parts = {"points": torch.from_numpy(np.stack([x.ravel(), y.ravel()], -1)[None]).float(), "sigma": torch.full((1, 68), 2.0),
-             "valid": torch.ones(1, 68, dtype=torch.bool), "confidence": torch.ones(1, 68)}
+    parts = {
+        "points": torch.from_numpy(np.stack([x.ravel(), y.ravel()], -1)[None]).float(),
+        "sigma": torch.full((1, 68), 2.0),
+        "valid": torch.ones(1, 68, dtype=torch.bool),
+        "confidence": torch.ones(1, 68),
+    }
     return Landmarks(**(parts | changes))
 
 

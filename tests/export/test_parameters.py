@@ -36,7 +36,10 @@ def test_round_trip_gives_the_same_vertices_and_pixels(result, tmp_path, dtype):
     assert torch.equal(vertices, result.vertices)
     pixels = read.state.camera.project(read.state.pose.apply(vertices))[0]
     assert torch.equal(pixels, result.state.camera.project(result.state.pose.apply(result.vertices))[0])
-    assert torch.equal(read.state.illumination, result.state.illumination) and read.state.camera.kind == "perspective"
+    assert (
+        torch.equal(read.state.illumination, result.state.illumination)
+        and read.state.camera.kind == "perspective"
+    )
     assert read.view_names == ("view0", "view1", "view2") and read.camera_source == ("estimated",) * 3
     assert read.image_size.tolist() == [[32, 32]] * 3 and read.subject_name == "tiny"
     assert read.expression_names == result.model.expression_names
@@ -55,22 +58,35 @@ def test_without_error_bars(result, tmp_path):
 
 
 def test_every_documented_key_is_there_and_plain(result, tmp_path):
-    path = save_parameters(replace(result, displacement=torch.zeros(result.model.num_vertices)), tmp_path / "p.npz", torch.ones(3, 9, 3))
+    path = save_parameters(
+        replace(result, displacement=torch.zeros(result.model.num_vertices)),
+        tmp_path / "p.npz",
+        torch.ones(3, 9, 3),
+    )
     assert torch.equal(load_parameters(path).light, torch.ones(3, 9, 3))
     with np.load(path, allow_pickle=False) as data:
         assert set(data.files) == {*SHAPES, *OPTIONAL, *TEXTS, "version"}
-        assert str(data["format"]) == "fitkit-parameters" and int(data["version"]) == 3 and "mm" in str(data["units"])
+        assert (
+            str(data["format"]) == "fitkit-parameters"
+            and int(data["version"]) == 3
+            and "mm" in str(data["units"])
+        )
         assert data["rotation"].shape == (3, 3, 3) and data["illumination"].shape == (3, 9, 1)
 
 
 def test_orthographic_stays_orthographic(result, tmp_path):
     camera = replace(result.state.camera, kind="orthographic")
-    read = load_parameters(save_parameters(replace(result, state=result.state.replace(camera=camera)), tmp_path / "p.npz"))
+    read = load_parameters(
+        save_parameters(replace(result, state=result.state.replace(camera=camera)), tmp_path / "p.npz")
+    )
     assert read.state.camera.kind == "orthographic"
 
 
 def test_another_model_is_refused(path):
-    with pytest.raises(InputError, match="expected face model 'tiny' with 8 identity and 6 expression shapes, got 'tiny' with 3"):
+    with pytest.raises(
+        InputError,
+        match="expected face model 'tiny' with 8 identity and 6 expression shapes, got 'tiny' with 3",
+    ):
         load_parameters(path).check_model(tiny_model(num_identity=3))
 
 
@@ -96,7 +112,7 @@ def test_cut_short(path):
 
 def test_damaged_inside(path):
     raw = bytearray(path.read_bytes())
-    raw[len(raw) // 2:len(raw) // 2 + 40] = bytes(range(40))
+    raw[len(raw) // 2 : len(raw) // 2 + 40] = bytes(range(40))
     path.write_bytes(bytes(raw))
     with pytest.raises(InputError, match="not a readable fitkit parameter file"):
         load_parameters(path)
@@ -114,21 +130,22 @@ def test_another_archive(tmp_path):
         load_parameters(tmp_path / "p.npz")
 
 
-@pytest.mark.parametrize("arrays, message", [
-    ({"version": 99}, "version 99, this fitkit reads up to 3; update fitkit"),
-    ({"focal": None}, "lacks focal"),
-    ({"identity_covariance": np.eye(3)}, r"identity_covariance: expected shape \[8, 8\], got \[3, 3\]"),
-    ({"focal": np.ones(2)}, r"focal: expected shape \[3\], got \[2\]"),
-    ({"rotation": np.ones((3, 3))}, r"rotation: expected shape \[3, 3, 3\], got \[3, 3\]"),
-    ({"expression_names": np.array(["a"])}, r"expression_names: expected shape \[6\], got \[1\]"),
-    ({"translation": np.full((3, 3), np.nan)}, "translation holds values that are not finite"),
-    ({"focal": np.array(["a", "b", "c"])}, "focal: expected numbers"),
-    ({"camera_source": np.zeros(3)}, "camera_source: expected text, got float64"),
-    ({"camera_kind": "fisheye"}, "camera_kind: expected one of perspective, orthographic; got 'fisheye'"),
-])
+@pytest.mark.parametrize(
+    "arrays, message",
+    [
+        ({"version": 99}, "version 99, this fitkit reads up to 3; update fitkit"),
+        ({"focal": None}, "lacks focal"),
+        ({"identity_covariance": np.eye(3)}, r"identity_covariance: expected shape \[8, 8\], got \[3, 3\]"),
+        ({"focal": np.ones(2)}, r"focal: expected shape \[3\], got \[2\]"),
+        ({"rotation": np.ones((3, 3))}, r"rotation: expected shape \[3, 3, 3\], got \[3, 3\]"),
+        ({"expression_names": np.array(["a"])}, r"expression_names: expected shape \[6\], got \[1\]"),
+        ({"translation": np.full((3, 3), np.nan)}, "translation holds values that are not finite"),
+        ({"focal": np.array(["a", "b", "c"])}, "focal: expected numbers"),
+        ({"camera_source": np.zeros(3)}, "camera_source: expected text, got float64"),
+        ({"camera_kind": "fisheye"}, "camera_kind: expected one of perspective, orthographic; got 'fisheye'"),
+    ],
+)
 def test_refusals(path, arrays, message):
     change(path, **arrays)
     with pytest.raises(InputError, match=message):
         load_parameters(path)
-
-

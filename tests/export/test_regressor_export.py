@@ -1,4 +1,5 @@
 """Networks as programs that run without fitkit."""
+
 import hashlib
 import json
 import logging
@@ -80,17 +81,25 @@ def test_the_program_gives_what_the_network_gives_without_fitkit(trained, tmp_pa
             pytest.importorskip(package)
     network, weights = trained
     program = export_regressor(weights, tmp_path / f"face{suffix}", model=MODEL)
-    images, valid = torch.rand(3, 3, 3, 32, 32), torch.tensor([[True, False, True], [True, True, True], [False, False, True]])
+    images, valid = (
+        torch.rand(3, 3, 3, 32, 32),
+        torch.tensor([[True, False, True], [True, True, True], [False, False, True]]),
+    )
     np.savez(tmp_path / "in.npz", images=images.numpy(), valid=valid.numpy())
-    subprocess.run([sys.executable, "-c", RUN, str(program), str(tmp_path / "in.npz"), str(tmp_path / "out")], check=True,
-                   capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", RUN, str(program), str(tmp_path / "in.npz"), str(tmp_path / "out")],
+        check=True,
+        capture_output=True,
+    )
     export = json.loads((tmp_path / "face.json").read_text())["export"]
     assert export["checked"] is True and (export["opset"] is None) == (suffix == ".pt")
     if suffix == ".onnx":
         import onnx
 
         file = onnx.load(str(program))
-        assert {v.type.tensor_type.shape.dim[0].dim_param for v in (*file.graph.input, *file.graph.output)} == {"S"}
+        assert {
+            v.type.tensor_type.shape.dim[0].dim_param for v in (*file.graph.input, *file.graph.output)
+        } == {"S"}
         assert str(Path(regressor.__file__).parent).encode() not in program.read_bytes()
     for people in (3, 1):
         with np.load(tmp_path / f"out{people}.npz") as stored:
@@ -98,11 +107,20 @@ def test_the_program_gives_what_the_network_gives_without_fitkit(trained, tmp_pa
         with torch.no_grad():
             found = network.predict(images[:people], valid[:people])
         state = found.state
-        expected = {"identity": state.identity, "expression": state.expression, "rotation": state.pose.rotation,
-                    "translation": state.pose.translation, "focal": state.camera.focal, "principal": state.camera.principal}
+        expected = {
+            "identity": state.identity,
+            "expression": state.expression,
+            "rotation": state.pose.rotation,
+            "translation": state.pose.translation,
+            "focal": state.camera.focal,
+            "principal": state.camera.principal,
+        }
         if found.landmarks is not None:
-            expected |= {"identity_sigma": found.identity_sigma, "landmarks": found.landmarks.points,
-                         "landmark_sigma": found.landmarks.sigma}
+            expected |= {
+                "identity_sigma": found.identity_sigma,
+                "landmarks": found.landmarks.points,
+                "landmark_sigma": found.landmarks.sigma,
+            }
         assert set(got) == set(expected)
         for name, value in expected.items():
             assert list(got[name].shape) == [people, *export["outputs"][name]["shape"][1:]]
@@ -116,24 +134,53 @@ def test_the_program_gives_what_the_network_gives_without_fitkit(trained, tmp_pa
 
 def test_the_card_tells_what_goes_in_and_out(trained, tmp_path):
     network, weights = trained
-    (tmp_path / "card.json").write_text(json.dumps({"recipe": "tiny", "metrics": {"vertex_mm": 1.0}, "licence": "own"}))
+    (tmp_path / "card.json").write_text(
+        json.dumps({"recipe": "tiny", "metrics": {"vertex_mm": 1.0}, "licence": "own"})
+    )
     export_regressor(weights, tmp_path / "face.pt", model=MODEL)
     card = json.loads((tmp_path / "face.json").read_text())
     assert card["recipe"] == "tiny" and card["metrics"]["vertex_mm"] == 1.0
     export = card["export"]
-    assert export["format"] == "torchscript" and export["opset"] is None and export["fitkit"] == fitkit.__version__
-    assert export["views"] == 3 and export["view_names"] == [v.name for v in network.views] and export["checked"] is True
+    assert (
+        export["format"] == "torchscript"
+        and export["opset"] is None
+        and export["fitkit"] == fitkit.__version__
+    )
+    assert (
+        export["views"] == 3
+        and export["view_names"] == [v.name for v in network.views]
+        and export["checked"] is True
+    )
     crop = export["crop"]
-    assert (crop["margin"], crop["up"], crop["size"]) == (network.crop.margin, network.crop.up, 32) and "68 landmarks" in crop["rule"]
+    assert (crop["margin"], crop["up"], crop["size"]) == (
+        network.crop.margin,
+        network.crop.up,
+        32,
+    ) and "68 landmarks" in crop["rule"]
     assert export["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert export["expression_names"] == list(MODEL.expression_names) and export["camera_kind"] == "orthographic"
-    assert export["licence"] == "own" and export["model"] == {"name": "tiny", "licence": MODEL.license, "source": MODEL.source}
+    assert (
+        export["expression_names"] == list(MODEL.expression_names) and export["camera_kind"] == "orthographic"
+    )
+    assert export["licence"] == "own" and export["model"] == {
+        "name": "tiny",
+        "licence": MODEL.license,
+        "source": MODEL.source,
+    }
     assert list(export["inputs"]) == ["images", "valid"]
-    assert export["inputs"]["images"]["shape"] == ["S", 3, 3, 32, 32] and export["inputs"]["valid"]["type"] == "bool"
+    assert (
+        export["inputs"]["images"]["shape"] == ["S", 3, 3, 32, 32]
+        and export["inputs"]["valid"]["type"] == "bool"
+    )
     own = {"identity_sigma", "landmarks", "landmark_sigma"} if isinstance(network, FitkitInit) else set()
-    assert list(export["outputs"]) == [n for n in OUTPUTS if n in own or n not in ("identity_sigma", "landmarks", "landmark_sigma")]
+    assert list(export["outputs"]) == [
+        n for n in OUTPUTS if n in own or n not in ("identity_sigma", "landmarks", "landmark_sigma")
+    ]
     translation = export["outputs"]["translation"]
-    assert (translation["axes"], translation["shape"], translation["unit"]) == ("[S, V, 3]", ["S", 3, 3], "mm")
+    assert (translation["axes"], translation["shape"], translation["unit"]) == (
+        "[S, V, 3]",
+        ["S", 3, 3],
+        "mm",
+    )
     assert export["outputs"]["identity"]["shape"] == ["S", MODEL.num_identity]
     assert files(tmp_path) == ["card.json", "face.json", "face.pt", "regressor.safetensors"]
 
@@ -150,7 +197,10 @@ def test_two_programs_of_one_name(trained, tmp_path, monkeypatch, first, second)
     formats = {"face.pt": "torchscript", "face.onnx": "onnx"}
     for overwrite in (False, True):
         for name, card in ((first, "face.json"), (second, f"{second}.json")):
-            assert export_regressor(weights, tmp_path / name, model=MODEL, overwrite=overwrite) == tmp_path / name
+            assert (
+                export_regressor(weights, tmp_path / name, model=MODEL, overwrite=overwrite)
+                == tmp_path / name
+            )
             assert regressor.card_of(tmp_path / name) == tmp_path / card
             export = json.loads((tmp_path / card).read_text())["export"]
             assert (export["program"], export["format"]) == (name, formats[name])
@@ -158,7 +208,10 @@ def test_two_programs_of_one_name(trained, tmp_path, monkeypatch, first, second)
     earlier = json.loads((tmp_path / "face.json").read_text())
     del earlier["export"]["program"]  # as earlier versions wrote it
     (tmp_path / "face.json").write_text(json.dumps(earlier))
-    assert regressor.card_of(tmp_path / second) == tmp_path / f"{second}.json" and regressor.card_of(tmp_path / first) == tmp_path / "face.json"
+    assert (
+        regressor.card_of(tmp_path / second) == tmp_path / f"{second}.json"
+        and regressor.card_of(tmp_path / first) == tmp_path / "face.json"
+    )
     (tmp_path / first).unlink()
     assert regressor.card_of(tmp_path / second) == tmp_path / "face.json"  # nobody else's any more
 
@@ -167,7 +220,11 @@ def test_weights_without_a_card_of_their_training(trained, tmp_path):
     _, weights = trained
     export_regressor(weights, tmp_path / "face.pt", model=MODEL)
     card = json.loads((tmp_path / "face.json").read_text())
-    assert card["net"] in ("mvfnet", "fitkit_init") and card["model"]["name"] == "tiny" and card["export"]["licence"] == "see 'model'"
+    assert (
+        card["net"] in ("mvfnet", "fitkit_init")
+        and card["model"]["name"] == "tiny"
+        and card["export"]["licence"] == "see 'model'"
+    )
 
 
 def test_refusals(trained, tmp_path, monkeypatch):
@@ -182,7 +239,9 @@ def test_refusals(trained, tmp_path, monkeypatch):
     refuse("face.bin: expected a name that ends in .pt .* or .onnx", "face.bin")
     refuse("got format 'tflite'", format="tflite")
     refuse("its card would be .*regressor.json, which is taken", "regressor.pt")
-    refuse("its card would be .*card.json, which is taken; choose another name", "card.pt", overwrite=True)  # that of the training
+    refuse(
+        "its card would be .*card.json, which is taken; choose another name", "card.pt", overwrite=True
+    )  # that of the training
     refuse("its card would be .*face.json, which is taken", "face.json", format="torchscript")
     refuse("there is no folder .*nowhere; make it first", "nowhere/face.pt")
     refuse("face.pt: views: expected at least 1, got -1", views=-1)
@@ -208,8 +267,15 @@ def test_refusals(trained, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="expected face model 'tiny' with 8 identity"):
         export_regressor(weights, tmp_path / "face.pt", model=tiny_model(num_identity=5))
     for lacking in ("onnx", "onnxscript"):
-        monkeypatch.setattr(regressor.importlib.util, "find_spec", lambda name, lacking=lacking: None if name == lacking else object())
-        refuse(rf"face.onnx: ONNX export needs the package {lacking}, which is not installed; pip install 'fitkit\[export\]'", "face.onnx")
+        monkeypatch.setattr(
+            regressor.importlib.util,
+            "find_spec",
+            lambda name, lacking=lacking: None if name == lacking else object(),
+        )
+        refuse(
+            rf"face.onnx: ONNX export needs the package {lacking}, which is not installed; pip install 'fitkit\[export\]'",
+            "face.onnx",
+        )
 
 
 def test_failures_of_the_disk_and_of_torch(trained, tmp_path, monkeypatch):
@@ -223,17 +289,24 @@ def test_failures_of_the_disk_and_of_torch(trained, tmp_path, monkeypatch):
         monkeypatch.setattr(regressor, "_write_torchscript", write)
 
     fail(OSError(28, "No space left on device"))
-    with pytest.raises(InputError, match=r"face.pt: cannot be written \(No space left on device\); choose another place"):
+    with pytest.raises(
+        InputError, match=r"face.pt: cannot be written \(No space left on device\); choose another place"
+    ):
         export_regressor(weights, tmp_path / "face.pt", model=MODEL)
     fail(RuntimeError("no such\noperator"))
-    with pytest.raises(FitkitError, match=r"face.pt: torch .* cannot write this network as torchscript \(RuntimeError: no such operator\)"):
+    with pytest.raises(
+        FitkitError,
+        match=r"face.pt: torch .* cannot write this network as torchscript \(RuntimeError: no such operator\)",
+    ):
         export_regressor(weights, tmp_path / "face.pt", model=MODEL)
     assert files(tmp_path) == ["regressor.safetensors"]
 
 
 def test_an_onnx_file_that_nothing_here_runs_is_kept_and_says_so(trained, tmp_path, monkeypatch, caplog):
     _, weights = trained
-    monkeypatch.setattr(regressor.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else object())
+    monkeypatch.setattr(
+        regressor.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else object()
+    )
     monkeypatch.setattr(regressor, "_write_onnx", quick)
     with caplog.at_level(logging.WARNING, "fitkit"):
         export_regressor(weights, tmp_path / "face.onnx", model=MODEL)
@@ -247,7 +320,11 @@ def test_a_program_that_differs_is_not_kept(trained, tmp_path, monkeypatch):
 
     def wrong(program, images, valid, names, path):
         with torch.no_grad():
-            head = program.network.identity_head if hasattr(program.network, "identity_head") else program.network.shape_head
+            head = (
+                program.network.identity_head
+                if hasattr(program.network, "identity_head")
+                else program.network.shape_head
+            )
             for parameter in head.parameters():
                 parameter.mul_(1.05)
             torch.jit.trace(program, (images, valid), check_trace=False).save(str(path))
@@ -260,10 +337,13 @@ def test_a_program_that_differs_is_not_kept(trained, tmp_path, monkeypatch):
     assert files(tmp_path) == ["regressor.safetensors"]
 
 
-@pytest.mark.parametrize("output, change, message", [
-    ("focal", lambda v: v * 1.01, "differs from the network in 'focal' by 0.01"),
-    ("translation", lambda v: v * np.nan, "differs from the network in 'translation' by nan"),
-])
+@pytest.mark.parametrize(
+    "output, change, message",
+    [
+        ("focal", lambda v: v * 1.01, "differs from the network in 'focal' by 0.01"),
+        ("translation", lambda v: v * np.nan, "differs from the network in 'translation' by nan"),
+    ],
+)
 def test_every_output_is_compared(trained, tmp_path, monkeypatch, output, change, message):
     network, weights = trained
 
@@ -292,7 +372,9 @@ def test_rows_of_missing_views_are_compared(trained, tmp_path, monkeypatch):
 
     monkeypatch.setattr(regressor, "_write_torchscript", quick)
     monkeypatch.setattr(regressor, "_run", changed)
-    with pytest.raises(FitkitError, match="has numbers in '.*' where views are missing, expected 0; nothing was written"):
+    with pytest.raises(
+        FitkitError, match="has numbers in '.*' where views are missing, expected 0; nothing was written"
+    ):
         export_regressor(weights, tmp_path / "face.pt", model=MODEL)
     assert files(tmp_path) == ["regressor.safetensors"]
 
@@ -307,9 +389,17 @@ def test_the_command(tmp_path):
     out = torch.jit.load(str(program))(torch.rand(1, 2, 3, 32, 32), torch.tensor([[True, False]]))
     assert out[0].shape == (1, 120) and out[2].shape == (1, 2, 53)
     again = CliRunner().invoke(main, words)
-    assert again.exit_code == 1 and "face.pt: already exists; use --overwrite" in again.output and "Traceback" not in again.output
+    assert (
+        again.exit_code == 1
+        and "face.pt: already exists; use --overwrite" in again.output
+        and "Traceback" not in again.output
+    )
     replaced = CliRunner().invoke(main, [*words[:-1], "1", "--overwrite", "--format", "torchscript"])
-    assert replaced.exit_code == 0 and json.loads((tmp_path / "face.json").read_text())["export"]["views"] == 1
+    assert (
+        replaced.exit_code == 0 and json.loads((tmp_path / "face.json").read_text())["export"]["views"] == 1
+    )
     assert files(tmp_path) == ["face.json", "face.pt", "regressor.safetensors"]
-    unknown = CliRunner().invoke(main, ["export-regressor", str(weights), "-o", str(tmp_path / "face.tflite")])
+    unknown = CliRunner().invoke(
+        main, ["export-regressor", str(weights), "-o", str(tmp_path / "face.tflite")]
+    )
     assert unknown.exit_code == 1 and "expected a name that ends in .pt" in unknown.output

@@ -1,4 +1,5 @@
 """Views of one person agree; a view of another person, or from no other direction, is found."""
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,12 +35,24 @@ def marks_of(model, seed, yaws=YAWS, size=400, noise=1.5):
     gen = torch.Generator().manual_seed(seed)
     B = len(yaws)
     turn = torch.deg2rad(torch.tensor([[0.0, y, 0.0] for y in yaws]))
-    pose = Pose(torch.diag(torch.tensor([1.0, -1, -1])) @ so3_exp(turn), torch.tensor([[0.0, 0, 1000]]).repeat(B, 1))
+    pose = Pose(
+        torch.diag(torch.tensor([1.0, -1, -1])) @ so3_exp(turn), torch.tensor([[0.0, 0, 1000]]).repeat(B, 1)
+    )
     camera = Camera(torch.full((B,), 3.0 * size), torch.full((B, 2), (size - 1) / 2), torch.ones(B))
-    state = SceneState(torch.randn(1, model.num_identity, generator=gen), torch.zeros(B, dtype=torch.int64),
-                       torch.zeros(B, model.num_expression), pose, camera, torch.zeros(B, 9, 1))
+    state = SceneState(
+        torch.randn(1, model.num_identity, generator=gen),
+        torch.zeros(B, dtype=torch.int64),
+        torch.zeros(B, model.num_expression),
+        pose,
+        camera,
+        torch.zeros(B, 9, 1),
+    )
     marks = observe(model, state, size).landmarks
-    return replace(marks, points=marks.points + noise * torch.randn(B, 68, 2, generator=gen), sigma=torch.full_like(marks.sigma, torch.nan))
+    return replace(
+        marks,
+        points=marks.points + noise * torch.randn(B, 68, 2, generator=gen),
+        sigma=torch.full_like(marks.sigma, torch.nan),
+    )
 
 
 def fitted(model, marks):
@@ -60,7 +73,9 @@ def test_another_person_among_good_views_is_named(model, wrong):
     points[wrong] = other.points[wrong]
     result = fitted(model, replace(good, points=points))
     found = result.metrics["verdict"]["findings"]
-    assert result.status == "doubtful" and [f["view"] for f in found if f["code"] == "view_disagrees"] == [f"view{wrong}"]
+    assert result.status == "doubtful" and [f["view"] for f in found if f["code"] == "view_disagrees"] == [
+        f"view{wrong}"
+    ]
 
 
 def test_scrambled_landmarks_are_named(model):
@@ -74,12 +89,19 @@ def test_scrambled_landmarks_are_named(model):
 def test_the_same_view_again_has_no_parallax(model):
     result = fitted(model, marks_of(model, 0, yaws=(10.0, 10.0, 10.0)))
     assert result.metrics["parallax_deg"] < 5
-    assert "little_parallax" in [f["code"] for f in result.metrics["verdict"]["findings"]] and result.status == "doubtful"
+    assert (
+        "little_parallax" in [f["code"] for f in result.metrics["verdict"]["findings"]]
+        and result.status == "doubtful"
+    )
 
 
 def test_single_view_is_a_note_only(model):
     result = fitted(model, marks_of(model, 0, yaws=(10.0,)))
-    assert result.warnings == () and result.metrics["parallax_deg"] is None and result.metrics["views"][0]["shape_shift"] is None
+    assert (
+        result.warnings == ()
+        and result.metrics["parallax_deg"] is None
+        and result.metrics["views"][0]["shape_shift"] is None
+    )
     assert [f["code"] for f in result.metrics["verdict"]["findings"]] == ["single_view"]
 
 
@@ -88,7 +110,9 @@ def test_leaving_out_by_brute_force():
     model = tiny_model(dtype=torch.float64)
     state = tiny_state(model, 3)
     exact = observe(model, state)
-    shaken = exact.landmarks.points + torch.randn(3, 68, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shaken = exact.landmarks.points + torch.randn(
+        3, 68, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     p = problem(model, state, replace(exact, landmarks=replace(exact.landmarks, points=shaken)))
     got = leave_one_out(p, state)
     A, b = reduced_system(p, state, p.observations.landmarks.valid)
@@ -118,7 +142,9 @@ def test_odds_of_two_people_by_brute_force(monkeypatch):
     model = tiny_model(dtype=torch.float64)
     state = tiny_state(model, 3)
     exact = observe(model, state)
-    shaken = exact.landmarks.points + torch.randn(3, 68, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shaken = exact.landmarks.points + torch.randn(
+        3, 68, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     p = problem(model, state, replace(exact, landmarks=replace(exact.landmarks, points=shaken)))
 
     width = p.layout.sizes["identity"]
@@ -132,10 +158,18 @@ def test_odds_of_two_people_by_brute_force(monkeypatch):
         return float(b @ torch.linalg.solve(A, b) / 2 - torch.linalg.slogdet(A).logabsdet / 2)
 
     one, prior = evidence((0, 1, 2)), evidence(())
-    odds = {(0,): evidence((0,)) + evidence((1, 2)), (1,): evidence((1,)) + evidence((0, 2)), (0, 1): evidence((0, 1)) + evidence((2,))}
+    odds = {
+        (0,): evidence((0,)) + evidence((1, 2)),
+        (1,): evidence((1,)) + evidence((0, 2)),
+        (0, 1): evidence((0, 1)) + evidence((2,)),
+    }
     best = max(odds, key=odds.get)
     found = two_people(p, state)
-    assert found.group == best and found.log_odds == pytest.approx(odds[best] - one - prior, rel=1e-4) and not found.apart
+    assert (
+        found.group == best
+        and found.log_odds == pytest.approx(odds[best] - one - prior, rel=1e-4)
+        and not found.apart
+    )
 
 
 @pytest.mark.parametrize("wrong", [(2, 3), (1, 3), (2, 3, 4, 5)])
@@ -146,12 +180,26 @@ def test_half_of_the_views_of_another_person(model, wrong):
     points[list(wrong)] = other.points[list(wrong)]
     result = fitted(model, replace(good, points=points))
     people = result.metrics["two_people"]
-    groups = {frozenset(people["views"]), frozenset(v["name"] for v in result.metrics["views"]) - frozenset(people["views"])}
-    assert frozenset(f"view{i}" for i in wrong) in groups and people["log_odds"] > 4.5 and not people["matched_apart"]
-    found, = (f for f in result.metrics["verdict"]["findings"] if f["code"] == "two_people")
-    assert result.status == "doubtful" and "their landmarks fit two faces far better than one; check the photos" in found["message"]
+    groups = {
+        frozenset(people["views"]),
+        frozenset(v["name"] for v in result.metrics["views"]) - frozenset(people["views"]),
+    }
+    assert (
+        frozenset(f"view{i}" for i in wrong) in groups
+        and people["log_odds"] > 4.5
+        and not people["matched_apart"]
+    )
+    (found,) = (f for f in result.metrics["verdict"]["findings"] if f["code"] == "two_people")
+    assert (
+        result.status == "doubtful"
+        and "their landmarks fit two faces far better than one; check the photos" in found["message"]
+    )
     known = judge(result.metrics | {"scale": {"metric": True}})[1]
-    assert any("better than one; check the photos and the R and t of their cameras, and fit each person alone" in line for line in known)
+    assert any(
+        "better than one; check the photos and the R and t of their cameras, and fit each person alone"
+        in line
+        for line in known
+    )
     assert fitted(model, good).metrics["two_people"]["log_odds"] < -4
 
 
@@ -159,10 +207,14 @@ def test_matches_within_groups_only():
     shares = {(0, 1): 0.6, (2, 3): 0.13, (1, 2): 0.05, (0, 3): 0.04}
     pairs = frozenset([0, 1]), frozenset([2, 3])
     assert all(agreement._matched_apart(shares, g) for g in pairs)
-    assert not any(agreement._matched_apart(shares | {(2, 3): 0.1}, g) for g in pairs)  # 2 and 3 match each other hardly better
+    assert not any(
+        agreement._matched_apart(shares | {(2, 3): 0.1}, g) for g in pairs
+    )  # 2 and 3 match each other hardly better
     assert not agreement._matched_apart(shares | {(0, 2): 0.25}, pairs[0])
     assert not agreement._matched_apart(shares, frozenset([0]))  # matches one of the others
-    assert not agreement._matched_apart({}, frozenset([0])) and not agreement._matched_apart({(0, 1): 0.02}, frozenset([0]))
+    assert not agreement._matched_apart({}, frozenset([0])) and not agreement._matched_apart(
+        {(0, 1): 0.02}, frozenset([0])
+    )
 
 
 def test_parallax_of_turned_heads():
@@ -170,5 +222,7 @@ def test_parallax_of_turned_heads():
     state = tiny_state(model, 2)
     front = torch.diag(torch.tensor([1.0, -1, -1]))[None]
     turned = front @ so3_exp(torch.tensor([[0.0, 0.5, 0.0]]))
-    pose = Pose(torch.cat([front, turned]), state.pose.translation[:1].repeat(2, 1) * torch.tensor([0.0, 0, 1]))
+    pose = Pose(
+        torch.cat([front, turned]), state.pose.translation[:1].repeat(2, 1) * torch.tensor([0.0, 0, 1])
+    )
     assert parallax(state.replace(pose=pose))[0][0] == pytest.approx(28.65, abs=0.1)

@@ -1,4 +1,5 @@
 """What the Python functions are given, points for the photos of a folder, and how results show themselves."""
+
 import json
 import os
 import subprocess
@@ -18,32 +19,86 @@ from fitkit.io.subject import KnownCamera, as_subject, load_subject
 PICTURE = np.zeros((64, 64, 3), np.uint8)
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: fitkit.fit(5), "subject: expected a folder, the path of a photo, a Subject, or a list of images, got int"),
-    (lambda: fitkit.fit(PICTURE), r"subject: expected a list of images, got one array of shape \[64, 64, 3\]; put it into a list"),
-    (lambda: fitkit.fit({"a": 1}), "images: expected a list of paths, PIL images or arrays, got dict"),
-    (lambda: fitkit.fit([PICTURE], model=5), "model: expected the name or path of a face model, or a FaceModel, got int"),
-    (lambda: fitkit.fit([PICTURE], recipe={}), "recipe: expected the name or path of a recipe, or a FitRecipe, got dict"),
-    (lambda: fitkit.fit([PICTURE], overrides="seed=1"), "overrides: expected a list of 'key=value', got str"),
-    (lambda: fitkit.fit([PICTURE], overrides=[5]), "overrides: expected texts 'key=value' in the list, got int"),
-    (lambda: fitkit.fit([PICTURE], seed="x"), "seed: expected a whole number from 0 to 9223372036854775807, got 'x'"),
-    (lambda: fitkit.fit([PICTURE], device=0), "device: expected the name of a torch device, e.g. cpu, got int"),
-    (lambda: fitkit.fit([PICTURE], progress=5), r"progress: expected a function of \(text, share\), got int"),
-    (lambda: fitkit.fit([PICTURE], landmarks="x"), "landmarks: expected a list with one entry for each of the 1 images, got str"),
-    (lambda: predict(5), "subject: expected a folder, "),
-    (lambda: predict([PICTURE], weights=5), "weights: expected the path of a weight file, got int"),
-    (lambda: predict([PICTURE], model="generic"), "model: expected a FaceModel, got str"),
-    (lambda: predict([PICTURE], landmarks=[None]), "landmarks: expected where they come from, e.g. 'auto', got list"),
-    (lambda: fitkit.load_model(None), "load_model: expected the name or path of a face model, got NoneType"),
-    (lambda: fitkit.load_recipe(5), "load_recipe: expected the name or path of a recipe, got int"),
-    (lambda: fitkit.load_recipe("multiview", [], 5), "changes: expected a mapping of options, got int"),
-    (lambda: fitkit.load_subject(b"x"), "path: expected the path of a folder with photos of one person, got bytes"),
-    (lambda: fitkit.load_parameters(None), "load_parameters: expected the path of a parameter file, got NoneType"),
-    (lambda: fitkit.subject_from_images("abc"), "images: expected a list of paths, PIL images or arrays, got str"),
-    (lambda: fitkit.subject_from_images([PICTURE], names="a"), "names: expected a list with one entry for each of the 1 images, got str"),
-    (lambda: fitkit.subject_from_images([PICTURE], cameras=[5]), "view0: camera: expected a KnownCamera or None, got int"),
-    (lambda: fitkit.subject_from_images([PICTURE], name=5), "name: expected the subject's name, got int"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda: fitkit.fit(5),
+            "subject: expected a folder, the path of a photo, a Subject, or a list of images, got int",
+        ),
+        (
+            lambda: fitkit.fit(PICTURE),
+            r"subject: expected a list of images, got one array of shape \[64, 64, 3\]; put it into a list",
+        ),
+        (lambda: fitkit.fit({"a": 1}), "images: expected a list of paths, PIL images or arrays, got dict"),
+        (
+            lambda: fitkit.fit([PICTURE], model=5),
+            "model: expected the name or path of a face model, or a FaceModel, got int",
+        ),
+        (
+            lambda: fitkit.fit([PICTURE], recipe={}),
+            "recipe: expected the name or path of a recipe, or a FitRecipe, got dict",
+        ),
+        (
+            lambda: fitkit.fit([PICTURE], overrides="seed=1"),
+            "overrides: expected a list of 'key=value', got str",
+        ),
+        (
+            lambda: fitkit.fit([PICTURE], overrides=[5]),
+            "overrides: expected texts 'key=value' in the list, got int",
+        ),
+        (
+            lambda: fitkit.fit([PICTURE], seed="x"),
+            "seed: expected a whole number from 0 to 9223372036854775807, got 'x'",
+        ),
+        (
+            lambda: fitkit.fit([PICTURE], device=0),
+            "device: expected the name of a torch device, e.g. cpu, got int",
+        ),
+        (
+            lambda: fitkit.fit([PICTURE], progress=5),
+            r"progress: expected a function of \(text, share\), got int",
+        ),
+        (
+            lambda: fitkit.fit([PICTURE], landmarks="x"),
+            "landmarks: expected a list with one entry for each of the 1 images, got str",
+        ),
+        (lambda: predict(5), "subject: expected a folder, "),
+        (lambda: predict([PICTURE], weights=5), "weights: expected the path of a weight file, got int"),
+        (lambda: predict([PICTURE], model="generic"), "model: expected a FaceModel, got str"),
+        (
+            lambda: predict([PICTURE], landmarks=[None]),
+            "landmarks: expected where they come from, e.g. 'auto', got list",
+        ),
+        (
+            lambda: fitkit.load_model(None),
+            "load_model: expected the name or path of a face model, got NoneType",
+        ),
+        (lambda: fitkit.load_recipe(5), "load_recipe: expected the name or path of a recipe, got int"),
+        (lambda: fitkit.load_recipe("multiview", [], 5), "changes: expected a mapping of options, got int"),
+        (
+            lambda: fitkit.load_subject(b"x"),
+            "path: expected the path of a folder with photos of one person, got bytes",
+        ),
+        (
+            lambda: fitkit.load_parameters(None),
+            "load_parameters: expected the path of a parameter file, got NoneType",
+        ),
+        (
+            lambda: fitkit.subject_from_images("abc"),
+            "images: expected a list of paths, PIL images or arrays, got str",
+        ),
+        (
+            lambda: fitkit.subject_from_images([PICTURE], names="a"),
+            "names: expected a list with one entry for each of the 1 images, got str",
+        ),
+        (
+            lambda: fitkit.subject_from_images([PICTURE], cameras=[5]),
+            "view0: camera: expected a KnownCamera or None, got int",
+        ),
+        (lambda: fitkit.subject_from_images([PICTURE], name=5), "name: expected the subject's name, got int"),
+    ],
+)
 def test_wrong_types_are_named(call, message):
     with pytest.raises(fitkit.FitkitError, match=message):
         call()
@@ -58,14 +113,24 @@ def test_points_for_the_photos_of_a_folder(anna):
     np.testing.assert_array_equal(given.views[0].landmarks[:, :2], points[0] + 1)
     np.testing.assert_array_equal(given.views[1].landmarks, subject.views[1].landmarks)
     np.testing.assert_array_equal(given.views[2].landmarks, subject.views[0].landmarks)
-    assert as_subject(subject, points).views[1].landmark_source == "given" and as_subject(anna / "view1.png", points[1:2]).views[0].landmarks is not None
-    for wrong, message in (("anything at all", "landmarks: expected a list with one entry for each of the 3 views of .*anna, got str"),
-                           (points[:2], "landmarks: expected one entry for each of the 3 views of .*anna, got 2"),
-                           ([points[0], None, points[2][:5]], "view2: landmarks: expected 68 points"),
-                           ([points[0] + 1000, None, None], "view0: .*outside")):
+    assert (
+        as_subject(subject, points).views[1].landmark_source == "given"
+        and as_subject(anna / "view1.png", points[1:2]).views[0].landmarks is not None
+    )
+    for wrong, message in (
+        (
+            "anything at all",
+            "landmarks: expected a list with one entry for each of the 3 views of .*anna, got str",
+        ),
+        (points[:2], "landmarks: expected one entry for each of the 3 views of .*anna, got 2"),
+        ([points[0], None, points[2][:5]], "view2: landmarks: expected 68 points"),
+        ([points[0] + 1000, None, None], "view0: .*outside"),
+    ):
         with pytest.raises(fitkit.FitkitError, match=message):
             fitkit.fit(anna, landmarks=wrong)
-    result = fitkit.fit(anna, recipe="landmarks", landmarks=[p + [3, 0] for p in points], overrides=["init.source=landmarks"])
+    result = fitkit.fit(
+        anna, recipe="landmarks", landmarks=[p + [3, 0] for p in points], overrides=["init.source=landmarks"]
+    )
     np.testing.assert_allclose(result.landmarks.points, np.stack(points) + [3, 0], atol=1e-3)
 
 
@@ -87,7 +152,9 @@ def test_each_thing_shows_itself_in_one_short_line(tmp_path):
     camera = KnownCamera(np.diag([900.0, 900, 1]))
     shown = {
         "FitResult('tiny': ok, 3 views, model 'tiny')": result,
-        "FitResult('tiny': ok, expected error 1.2 mm, 3 views, model 'tiny')": replace(result, metrics={"verdict": {"expected_mm": 1.23}}),
+        "FitResult('tiny': ok, expected error 1.2 mm, 3 views, model 'tiny')": replace(
+            result, metrics={"verdict": {"expected_mm": 1.23}}
+        ),
         "FaceModel('tiny': 315 vertices, 8 identity and 6 expression shapes, cpu)": result.model,
         "LandmarkEmbedding(68 points)": result.model.landmarks,
         "Subject('tiny', 3 views: view0, view1, view2)": result.subject,
@@ -113,5 +180,7 @@ if not child:
     os._exit(7)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")} | {"PYTHONPATH": str(Path(fitkit.__file__).parents[1])}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")} | {
+        "PYTHONPATH": str(Path(fitkit.__file__).parents[1])
+    }
     assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60).returncode == 7

@@ -1,4 +1,5 @@
 """Fits whose recipe compares photos with the model's albedo: the light's channels and stages without light."""
+
 from dataclasses import replace
 
 import pytest
@@ -11,8 +12,12 @@ from fitkit.fit.run import fit_observed
 from fitkit.io.subject import Subject, View
 
 PHOTO = ("stages.fine.energies.photo_model.weight=100", "stages.fine.energies.photo_model.options.points=300")
-FAST = ("stages.flow.energies.flow_corr=false", "stages.fine.energies.flow_corr=false", "stages.fine.solver.refresh=1",
-        "stages.fine.free=[identity, landmarks, expression, pose, focal, illumination]")
+FAST = (
+    "stages.flow.energies.flow_corr=false",
+    "stages.fine.energies.flow_corr=false",
+    "stages.fine.solver.refresh=1",
+    "stages.fine.free=[identity, landmarks, expression, pose, focal, illumination]",
+)
 PRIOR = ("stages.fine.energies.light_prior={sigma: 0.5}",)
 CROSS_VIEW = ("stages.fine.energies.photo_xview={weight: 200, kernel: {name: cauchy, radius: 2.0}}",)
 
@@ -29,7 +34,9 @@ def run(*overrides):
 @pytest.mark.parametrize("light,channels", [("rgb", 3), ("grey", 1)])
 def test_the_light_has_the_channels_that_the_energy_asks_for(light, channels):
     extra = ("stages.fine.energies.light_mono.sigma=0.2",) if light == "rgb" else ()
-    result = run(*PHOTO, *PRIOR, *CROSS_VIEW, f"stages.fine.energies.photo_model.options.light={light}", *extra)
+    result = run(
+        *PHOTO, *PRIOR, *CROSS_VIEW, f"stages.fine.energies.photo_model.options.light={light}", *extra
+    )
     assert result.state.illumination.shape == (3, 9, channels)
     stage = result.metrics["stages"][-1]
     assert stage["terms"]["photo_model"]["valid"] > 300 and stage["terms"]["photo_model"]["rms"] < 1.0
@@ -45,6 +52,8 @@ def test_light_is_solved_for_with_either_photometric_energy_or_not_at_all():
     alone = run(*PHOTO)
     assert alone.state.illumination.shape == (3, 9, 3) and float(alone.state.illumination[:, 0].min()) > 0.3
     between = run(*CROSS_VIEW)
-    assert between.state.illumination.shape == (3, 9, 1) and float(between.state.illumination[:, 0].min()) > 0.3
+    assert (
+        between.state.illumination.shape == (3, 9, 1) and float(between.state.illumination[:, 0].min()) > 0.3
+    )
     none = run()
     assert float(none.state.illumination.abs().max()) == 0

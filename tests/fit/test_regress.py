@@ -1,4 +1,5 @@
 """A network's prediction as the start of a fit."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,16 @@ from fitkit.errors import InputError, MissingWeightsError
 from fitkit.fit import regress
 from fitkit.fit.initialize import initial_state
 from fitkit.fit.recipe import CameraOptions, InitOptions, load_recipe
-from fitkit.fit.regress import (Predicted, carry_expression, carry_identity, predict_views, regressor_start, settled, start_of,
-                                stray_points)
+from fitkit.fit.regress import (
+    Predicted,
+    carry_expression,
+    carry_identity,
+    predict_views,
+    regressor_start,
+    settled,
+    start_of,
+    stray_points,
+)
 from fitkit.fit.report import notes
 from fitkit.fit.run import fit, fit_observed
 from fitkit.io.subject import load_subject
@@ -41,10 +50,20 @@ def truth(anna):
 
 def predicted_from(result, subject, found, order=(0, 1, 2)):
     views = [subject.views[i] for i in order]
-    crops = crop_views((v.image for v in views), (v.mask for v in views), found.select(order), CropOptions(1.5, 0.0, 128, 128))
+    crops = crop_views(
+        (v.image for v in views),
+        (v.mask for v in views),
+        found.select(order),
+        CropOptions(1.5, 0.0, 128, 128),
+    )
     state = to_orthographic(result.state, result.model)
-    state = state.replace(subject=state.subject[list(order)], expression=state.expression[list(order)], pose=state.pose.select(list(order)),
-                          camera=state.camera.select(list(order)).scaled(crops.scale, crops.offset), illumination=state.illumination[list(order)])
+    state = state.replace(
+        subject=state.subject[list(order)],
+        expression=state.expression[list(order)],
+        pose=state.pose.select(list(order)),
+        camera=state.camera.select(list(order)).scaled(crops.scale, crops.offset),
+        illumination=state.illumination[list(order)],
+    )
     return Predicted(Prediction(state), crops, tuple(order), result.model)
 
 
@@ -57,12 +76,22 @@ def test_a_fit_that_starts_from_the_right_state_starts_there(truth, seen, kind):
     assert state.camera.kind == kind and torch.equal(state.identity, truth.state.identity)
     size = float((found.points.amax(1) - found.points.amin(1)).max())
     fitted = project_points(truth.model.landmark_basis, truth.state).pixels
-    started = project_points(truth.model.landmark_basis, state).pixels / crops.scale[:, None, None] + crops.offset[:, None]
-    assert float((started - fitted).norm(dim=-1).mean()) < 0.02 * size  # the assumed distance differs, and so does the perspective
+    started = (
+        project_points(truth.model.landmark_basis, state).pixels / crops.scale[:, None, None]
+        + crops.offset[:, None]
+    )
+    assert (
+        float((started - fitted).norm(dim=-1).mean()) < 0.02 * size
+    )  # the assumed distance differs, and so does the perspective
     plain, _ = initial_state(truth.model, subject.views, crops, CameraOptions(kind=kind))
-    unguided = project_points(truth.model.landmark_basis, plain).pixels / crops.scale[:, None, None] + crops.offset[:, None]
+    unguided = (
+        project_points(truth.model.landmark_basis, plain).pixels / crops.scale[:, None, None]
+        + crops.offset[:, None]
+    )
     # A scaled-orthographic camera shows neither start the perspective of the photos, so there the gain is smaller.
-    assert float((started - fitted).norm(dim=-1).mean()) < (0.5 if kind == "perspective" else 0.8) * float((unguided - fitted).norm(dim=-1).mean())
+    assert float((started - fitted).norm(dim=-1).mean()) < (0.5 if kind == "perspective" else 0.8) * float(
+        (unguided - fitted).norm(dim=-1).mean()
+    )
 
 
 def test_views_without_a_prediction_start_in_closed_form(truth, seen):
@@ -72,7 +101,10 @@ def test_views_without_a_prediction_start_in_closed_form(truth, seen):
     crops = crop_views((v.image for v in subject.views), (v.mask for v in subject.views), found)
     state, _ = initial_state(truth.model, subject.views, crops, CameraOptions(), start)
     plain, _ = initial_state(truth.model, subject.views, crops, CameraOptions())
-    assert torch.allclose(state.pose.rotation[1], plain.pose.rotation[1], atol=1e-5) and float(state.expression[1].abs().max()) == 0
+    assert (
+        torch.allclose(state.pose.rotation[1], plain.pose.rotation[1], atol=1e-5)
+        and float(state.expression[1].abs().max()) == 0
+    )
     assert torch.equal(state.expression[2], truth.state.expression[2])
 
 
@@ -82,19 +114,35 @@ def test_another_face_model_gets_pose_shape_and_expressions_by_name(truth, seen)
     # The same model under another name, its shapes in another order and half as strong, its head frame moved.
     order = torch.randperm(source.num_expression, generator=torch.Generator().manual_seed(0))
     moved = source.mean + torch.tensor([3.0, -20.0, 11.0])
-    other = replace(source, name="other", mean=moved, expression_basis=source.expression_basis[order],
-                    expression_names=tuple(source.expression_names[i] for i in order))
+    other = replace(
+        source,
+        name="other",
+        mean=moved,
+        expression_basis=source.expression_basis[order],
+        expression_names=tuple(source.expression_names[i] for i in order),
+    )
     predicted = predicted_from(truth, subject, found)
     start = start_of(predicted, 3, other)
     assert torch.equal(start.expression, truth.state.expression[:, order])
     own = source.landmark_basis.points(truth.state.identity, torch.zeros(1, source.num_expression))
-    carried = other.landmark_basis.points(start.identity, torch.zeros(1, source.num_expression)) - torch.tensor([3.0, -20.0, 11.0])
-    assert float((carried - own).norm(dim=-1).mean()) < 0.6 * float((source.landmark_basis.mean - own).norm(dim=-1).mean())
+    carried = other.landmark_basis.points(
+        start.identity, torch.zeros(1, source.num_expression)
+    ) - torch.tensor([3.0, -20.0, 11.0])
+    assert float((carried - own).norm(dim=-1).mean()) < 0.6 * float(
+        (source.landmark_basis.mean - own).norm(dim=-1).mean()
+    )
     straight = start_of(predicted, 3, source)
     assert float((start.rotation - straight.rotation).abs().max()) < 0.05
-    fewer = replace(other, expression_basis=other.expression_basis[:5], expression_names=("jawOpen", *other.expression_names[1:4], "unknown"))
+    fewer = replace(
+        other,
+        expression_basis=other.expression_basis[:5],
+        expression_names=("jawOpen", *other.expression_names[1:4], "unknown"),
+    )
     carried = carry_expression(truth.state.expression, source, fewer)
-    assert torch.equal(carried[:, 0], truth.state.expression[:, source.expression_names.index("jawOpen")]) and float(carried[:, 4].abs().max()) == 0
+    assert (
+        torch.equal(carried[:, 0], truth.state.expression[:, source.expression_names.index("jawOpen")])
+        and float(carried[:, 4].abs().max()) == 0
+    )
 
 
 def test_the_identity_of_points_that_a_model_made(truth):
@@ -124,9 +172,16 @@ def test_the_better_start_is_taken_and_named(anna, tmp_path):
     save_predictor(network, "fitkit_init", path)
     result = fit(anna, recipe="landmarks", overrides=["init.source=auto", f"init.weights={path}"])
     start = result.metrics["start"]
-    assert start["source"] == "landmarks" and start["cost"]["landmarks"] < start["cost"]["regressor"] and start["iterations"] > 0
+    assert (
+        start["source"] == "landmarks"
+        and start["cost"]["landmarks"] < start["cost"]["regressor"]
+        and start["iterations"] > 0
+    )
     plain = fit(anna, recipe="landmarks", overrides=["init.source=landmarks"])
-    assert torch.equal(plain.state.identity, result.state.identity) and plain.metrics["start"] == {"source": "landmarks", "iterations": start["iterations"]}
+    assert torch.equal(plain.state.identity, result.state.identity) and plain.metrics["start"] == {
+        "source": "landmarks",
+        "iterations": start["iterations"],
+    }
     forced = fit(anna, recipe="landmarks", overrides=["init.source=regressor", f"init.weights={path}"])
     assert forced.metrics["start"]["source"] == "regressor"
 
@@ -145,7 +200,10 @@ def test_only_points_far_from_the_state_are_stray_and_never_most_of_a_view(truth
     assert stray[0].nonzero()[:, 0].tolist() == [3, 30, 48, 60] and not bool(stray[1:].any())
     few = crops.landmarks.valid.clone()
     few[0, :27], few[0, 31:48], few[0, 52:60] = False, False, False  # 16 are left, or 11
-    for gone, count in ((61, 3), (67, 0)):  # without the three or more that stray 10 would do, and 7 would not
+    for gone, count in (
+        (61, 3),
+        (67, 0),
+    ):  # without the three or more that stray 10 would do, and 7 would not
         few[0, 61:gone] = False
         marks = replace(crops.landmarks, points=moved, valid=few)
         left = int(few[0].sum()) - 3
@@ -158,9 +216,13 @@ def test_a_predicted_face_is_laid_onto_its_landmarks(truth, seen):
     start = start_of(predicted_from(truth, subject, found), 3, truth.model)
     crops = crop_views((v.image for v in subject.views), (v.mask for v in subject.views), found)
     good = settled(start, crops, truth.model)
-    off = replace(start, scale=1.2 * start.scale, origin=start.origin + 15.0, known=torch.tensor([True, True, False]))
+    off = replace(
+        start, scale=1.2 * start.scale, origin=start.origin + 15.0, known=torch.tensor([True, True, False])
+    )
     back = settled(off, crops, truth.model)
-    assert torch.allclose(back.scale[:2], good.scale[:2], rtol=1e-4) and torch.allclose(back.origin[:2], good.origin[:2], atol=1e-2)
+    assert torch.allclose(back.scale[:2], good.scale[:2], rtol=1e-4) and torch.allclose(
+        back.origin[:2], good.origin[:2], atol=1e-2
+    )
     assert torch.equal(back.scale[2], off.scale[2]) and torch.equal(back.origin[2], off.origin[2])
     few = crops.landmarks.valid.clone()
     few[0, 24:] = False
@@ -182,13 +244,20 @@ def test_the_shipped_network_finds_wrong_landmarks(anna, truth, seen):
     for start in ("landmarks", "regressor", "auto"):
         recipe = load_recipe("landmarks", (), {"init": {"source": start}})
         result[start] = fit_observed(subject, replace(found, points=points), truth.model, recipe)
-        away = (project_points(truth.model.landmark_basis, result[start].state).pixels - good).norm(dim=-1)[:, 17:].mean(1)
+        away = (
+            (project_points(truth.model.landmark_basis, result[start].state).pixels - good)
+            .norm(dim=-1)[:, 17:]
+            .mean(1)
+        )
         error[start] = float((away / size).max())
     assert error["regressor"] < 0.03 and error["auto"] < 0.03 and error["landmarks"] > 2 * error["auto"]
     stray = result["auto"].metrics["start"]["stray"]
     assert all(8 <= n <= 16 for n in stray)  # those near the middle of the face move little
-    assert any(f"view {subject.views[0].name}: {stray[0]} of its landmarks lie far from where the network sees them" in w
-               for w in notes(result["auto"].metrics))
+    assert any(
+        f"view {subject.views[0].name}: {stray[0]} of its landmarks lie far from where the network sees them"
+        in w
+        for w in notes(result["auto"].metrics)
+    )
     assert [int(v) for v in result["auto"].landmarks.valid.sum(1)] == [68 - n for n in stray]
     assert [s["name"] for s in result["regressor"].metrics["stages"]] == ["shape", "landmarks"]
 
@@ -203,15 +272,24 @@ def test_what_cannot_start_a_fit(seen, tmp_path, monkeypatch, truth):
         predict_views(back, model, subject, found)
     predicted = predicted_from(truth, subject, found)
     near = predicted.prediction.state.camera
-    perspective = replace(predicted, prediction=Prediction(predicted.prediction.state.replace(camera=replace(near, kind="perspective"))))
-    with pytest.raises(InputError, match="expected a network that predicts scaled-orthographic cameras, got camera kind 'perspective'"):
+    perspective = replace(
+        predicted,
+        prediction=Prediction(predicted.prediction.state.replace(camera=replace(near, kind="perspective"))),
+    )
+    with pytest.raises(
+        InputError,
+        match="expected a network that predicts scaled-orthographic cameras, got camera kind 'perspective'",
+    ):
         start_of(perspective, 3, model)
 
     def gone(name):
         raise InputError(f"{name}: gone")
 
     monkeypatch.setattr(regress, "asset_path", gone)
-    with pytest.raises(MissingWeightsError, match="fitkit-init.safetensors, which come with fitkit, are missing; install fitkit again"):
+    with pytest.raises(
+        MissingWeightsError,
+        match="fitkit-init.safetensors, which come with fitkit, are missing; install fitkit again",
+    ):
         regressor_start(subject, found, model, InitOptions("regressor"))
 
 
@@ -219,7 +297,11 @@ def test_a_network_with_named_views_takes_one_photo_for_each(seen):
     subject, found = seen
     model = load_model("generic")
     torch.manual_seed(0)
-    network = MvfNet(model, (ViewSlot("front", (-15.0, 15.0)), ViewSlot("right", (20.0, 70.0))), MvfNetOptions(size=32, width=0.05)).eval()
+    network = MvfNet(
+        model,
+        (ViewSlot("front", (-15.0, 15.0)), ViewSlot("right", (20.0, 70.0))),
+        MvfNetOptions(size=32, width=0.05),
+    ).eval()
     got = predict_views(network, model, subject, found)
     assert len(got.order) == 2 and got.prediction.state.num_views == 2 and len(set(got.order)) == 2
     assert np.isfinite(got.prediction.state.pose.translation.numpy()).all()
@@ -232,4 +314,6 @@ def test_tiny_models_too():
     found = carry_identity(points, model)
     again = model.landmark_basis.points(found, torch.zeros(1, model.num_expression))
     centred = (again - again.mean(1, keepdim=True)) - (points - points.mean(1, keepdim=True))
-    assert float(centred.norm(dim=-1).mean()) < 0.5 * float((model.landmark_basis.mean - points).norm(dim=-1).mean())
+    assert float(centred.norm(dim=-1).mean()) < 0.5 * float(
+        (model.landmark_basis.mean - points).norm(dim=-1).mean()
+    )

@@ -1,4 +1,5 @@
 """The whole chain from landmarks to a result, on data made with the model itself."""
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,22 +30,36 @@ def model():
     full = load_model_file(Path(__file__).parents[2] / "assets" / "generic.npz")
     names = ("jawOpen", "mouthSmile_L", "mouthSmile_R", "eyeBlink_L", "eyeBlink_R", "mouthPucker")
     pick = [full.expression_names.index(n) for n in names]
-    return replace(full, identity_basis=full.identity_basis[:10], expression_basis=full.expression_basis[pick], expression_names=names)
+    return replace(
+        full,
+        identity_basis=full.identity_basis[:10],
+        expression_basis=full.expression_basis[pick],
+        expression_names=names,
+    )
 
 
 def person(model, seed=0, yaws=(-35.0, 0.0, 35.0), size=SIZE):
     gen = torch.Generator().manual_seed(seed)
     B = len(yaws)
     turn = torch.deg2rad(torch.tensor([[2.0, y, -3.0] for y in yaws]))
-    translation = torch.tensor([0.0, 0, 1000]) + torch.randn(B, 3, generator=gen) * torch.tensor([10.0, 10, 30])
+    translation = torch.tensor([0.0, 0, 1000]) + torch.randn(B, 3, generator=gen) * torch.tensor(
+        [10.0, 10, 30]
+    )
     camera = Camera(torch.full((B,), 3.0 * size), torch.full((B, 2), (size - 1) / 2), torch.ones(B))
-    return SceneState(torch.randn(1, model.num_identity, generator=gen).clamp(-2, 2), torch.zeros(B, dtype=torch.int64),
-                      0.5 * torch.rand(B, model.num_expression, generator=gen),
-                      Pose(torch.diag(torch.tensor([1.0, -1, -1])) @ so3_exp(turn), translation), camera, torch.zeros(B, 9, 1))
+    return SceneState(
+        torch.randn(1, model.num_identity, generator=gen).clamp(-2, 2),
+        torch.zeros(B, dtype=torch.int64),
+        0.5 * torch.rand(B, model.num_expression, generator=gen),
+        Pose(torch.diag(torch.tensor([1.0, -1, -1])) @ so3_exp(turn), translation),
+        camera,
+        torch.zeros(B, 9, 1),
+    )
 
 
 def photos(views, size=SIZE):
-    return Subject("test", tuple(View(f"view{i}", np.full((size, size, 3), 128, np.uint8)) for i in range(views)))
+    return Subject(
+        "test", tuple(View(f"view{i}", np.full((size, size, 3), 128, np.uint8)) for i in range(views))
+    )
 
 
 def seen(model, state, jaw="surface", size=SIZE):
@@ -73,7 +88,9 @@ def test_coefficients_used_to_make_the_landmarks_are_found_again(model, exact):
     assert result.status == "ok" and result.warnings == ()
     assert max(v["reprojection_share"] for v in result.metrics["views"]) < 0.005
     start = similarity_align(model.mean[model.face][None], truth.neutral(model)[:, model.face])
-    before = float((start.apply(model.mean[model.face][None]) - truth.neutral(model)[:, model.face]).norm(dim=-1).mean())
+    before = float(
+        (start.apply(model.mean[model.face][None]) - truth.neutral(model)[:, model.face]).norm(dim=-1).mean()
+    )
     assert before > 1 and shape_error(result, truth, model) < 0.2
     gap = (result.state.identity - truth.identity).norm()
     assert float(gap) < 0.4 * float(truth.identity.norm())  # the priors pull towards the mean
@@ -86,7 +103,9 @@ def test_report_of_the_fit(model, exact):
     truth, result = exact
     metrics = result.metrics
     assert [v["name"] for v in metrics["views"]] == ["view0", "view1", "view2"] and metrics["num_views"] == 3
-    assert [s["name"] for s in metrics["stages"]] == ["pose", "shape", "landmarks"] and metrics["jaw"] == "surface"
+    assert [s["name"] for s in metrics["stages"]] == ["pose", "shape", "landmarks"] and metrics[
+        "jaw"
+    ] == "surface"
     assert not metrics["scale"]["metric"] and result.camera_source == ("estimated",) * 3
     points = project_points(model.landmark_basis, result.state).pixels[:, 17:]
     error = (points - result.landmarks.points[:, 17:]).norm(dim=-1).mean(1)
@@ -94,13 +113,17 @@ def test_report_of_the_fit(model, exact):
         assert view["reprojection_px"] == pytest.approx(float(error[i]), rel=1e-3)
         assert 0.005 < view["focal_relative_sigma"] < 0.3 and view["landmarks"] == 68
     for stage in metrics["stages"]:
-        assert stage["status"] in ("converged", "max_iterations") and stage["terms"]["lmk2d"]["valid"] == 3 * 68
+        assert (
+            stage["status"] in ("converged", "max_iterations") and stage["terms"]["lmk2d"]["valid"] == 3 * 68
+        )
 
 
 def test_the_same_again(model, exact):
     truth, result = exact
     again = run(model, seen(model, truth))
-    assert torch.equal(again.state.identity, result.state.identity) and torch.equal(again.state.pose.rotation, result.state.pose.rotation)
+    assert torch.equal(again.state.identity, result.state.identity) and torch.equal(
+        again.state.pose.rotation, result.state.pose.rotation
+    )
 
 
 def test_a_masked_landmark_changes_nothing(model, exact):
@@ -126,7 +149,14 @@ def test_a_wrong_landmark_barely_changes_the_result(model, exact):
     wrong = run(model, replace(marks, points=points))
     moved = (wrong.neutral - result.neutral)[model.face].norm(dim=-1).mean()
     assert float(moved) < 1.0 and shape_error(wrong, truth, model) < shape_error(result, truth, model) + 0.3
-    assert float((yaw_pitch_roll(wrong.state.pose.rotation) - yaw_pitch_roll(result.state.pose.rotation)).abs().max()) < 1.0
+    assert (
+        float(
+            (yaw_pitch_roll(wrong.state.pose.rotation) - yaw_pitch_roll(result.state.pose.rotation))
+            .abs()
+            .max()
+        )
+        < 1.0
+    )
 
 
 @pytest.mark.parametrize("scale", [0.6, 2.5])
@@ -136,7 +166,9 @@ def test_scaling_the_photos_scales_the_camera_and_nothing_else(model, exact, sca
     marks = seen(model, truth)
     large = replace(marks, points=(marks.points + 0.5) * scale - 0.5)
     other = run(model, large, size=size)
-    torch.testing.assert_close(other.state.identity, result.state.identity, atol=0.02, rtol=0)  # crops are cut at whole pixels
+    torch.testing.assert_close(
+        other.state.identity, result.state.identity, atol=0.02, rtol=0
+    )  # crops are cut at whole pixels
     torch.testing.assert_close(other.state.camera.focal / scale, result.state.camera.focal, rtol=0.01, atol=0)
     for a, b in zip(result.metrics["views"], other.metrics["views"]):
         assert b["reprojection_share"] == pytest.approx(a["reprojection_share"], abs=2e-4)
@@ -147,7 +179,9 @@ def test_shifting_the_head_in_a_larger_photo_leaves_the_shape(model, exact):
     truth, result = exact
     marks = seen(model, truth)
     shifted = run(model, replace(marks, points=marks.points + 100), size=SIZE + 200)
-    torch.testing.assert_close(shifted.state.identity, result.state.identity, atol=3e-3, rtol=0)  # float32, stops at 1e-3 of the cost
+    torch.testing.assert_close(
+        shifted.state.identity, result.state.identity, atol=3e-3, rtol=0
+    )  # float32, stops at 1e-3 of the cost
     torch.testing.assert_close(shifted.state.pose.rotation, result.state.pose.rotation, atol=1e-4, rtol=0)
 
 
@@ -170,7 +204,9 @@ def test_jaw_rule_is_found_from_the_data(model):
     assert by_surface.metrics["jaw"] == "surface" and by_outline.metrics["jaw"] == "outline"
     for result in (by_surface, by_outline):
         assert result.status == "ok" and shape_error(result, truth, model) < 0.8
-    given = run(model, outline_marks(model, truth), ["landmarks.jaw=outline"])  # a fit goes on from the trial under its rule
+    given = run(
+        model, outline_marks(model, truth), ["landmarks.jaw=outline"]
+    )  # a fit goes on from the trial under its rule
     assert torch.equal(given.state.identity, by_outline.state.identity)
     assert [s["name"] for s in given.metrics["stages"]] == [s["name"] for s in by_outline.metrics["stages"]]
     assert given.metrics["start"]["iterations"] < by_outline.metrics["start"]["iterations"]
@@ -180,14 +216,27 @@ def test_jaw_rule_is_found_from_the_data(model):
 
 def test_calibrated_rig_gives_metric_shape(model):
     truth = person(model, 2)
-    subject = Subject("rig", tuple(v.replace(camera=KnownCamera(K.numpy(), R.numpy(), t.numpy())) for v, K, R, t in zip(
-        photos(3).views, truth.camera.matrix(), truth.pose.rotation, truth.pose.translation)))
+    subject = Subject(
+        "rig",
+        tuple(
+            v.replace(camera=KnownCamera(K.numpy(), R.numpy(), t.numpy()))
+            for v, K, R, t in zip(
+                photos(3).views, truth.camera.matrix(), truth.pose.rotation, truth.pose.translation
+            )
+        ),
+    )
     result = fit_observed(subject, seen(model, truth), model, load_recipe("landmarks"))
-    assert result.metrics["scale"]["metric"] and result.camera_source == ("cameras.json",) * 3 and result.status == "ok"
+    assert (
+        result.metrics["scale"]["metric"]
+        and result.camera_source == ("cameras.json",) * 3
+        and result.status == "ok"
+    )
     R = [p.rotation[2] @ p.rotation[0].T for p in (truth.pose, result.state.pose)]
     torch.testing.assert_close(R[0], R[1], atol=1e-4, rtol=0)
     face = model.face
-    assert float((result.neutral - truth.neutral(model)[0])[face].norm(dim=-1).mean()) < 1.5  # without any alignment, mm
+    assert (
+        float((result.neutral - truth.neutral(model)[0])[face].norm(dim=-1).mean()) < 1.5
+    )  # without any alignment, mm
     torch.testing.assert_close(result.state.camera.focal, truth.camera.focal, rtol=0.005, atol=0)
 
 
@@ -198,7 +247,9 @@ def test_exif_of_a_cropped_photo_is_not_believed_against_the_perspective(model, 
     subject = Subject("exif", tuple(v.replace(focal_px=focal) for v in photos(3).views))
     result = fit_observed(subject, seen(model, truth), model, load_recipe("landmarks"))
     assert result.camera_source == (source,) * 3
-    assert sum("the perspective of the landmarks contradicts it" in n for n in result.metrics["notes"]) == noted
+    assert (
+        sum("the perspective of the landmarks contradicts it" in n for n in result.metrics["notes"]) == noted
+    )
     torch.testing.assert_close(result.state.camera.focal, truth.camera.focal, rtol=0.1, atol=0)
     assert shape_error(result, truth, model) < 0.8
 
@@ -211,13 +262,22 @@ def test_one_expression_for_all_views(model):
     assert shape_error(result, truth, model) < 0.8
 
 
-@pytest.mark.parametrize("overrides", [["camera.kind=orthographic"], ["camera.share_focal=no"],
-                                       ["stages.landmarks.solver.name=adam", "stages.landmarks.solver.max_iterations=15"]], ids=["orthographic", "own focal", "adam"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["camera.kind=orthographic"],
+        ["camera.share_focal=no"],
+        ["stages.landmarks.solver.name=adam", "stages.landmarks.solver.max_iterations=15"],
+    ],
+    ids=["orthographic", "own focal", "adam"],
+)
 def test_other_ways_to_fit(model, exact, overrides):
     truth, _ = exact
     result = run(model, seen(model, truth), overrides)
     assert max(v["reprojection_share"] for v in result.metrics["views"]) < 0.01
-    assert shape_error(result, truth, model) < 1.5  # a scaled-orthographic camera cannot explain the perspective of 1 m
+    assert (
+        shape_error(result, truth, model) < 1.5
+    )  # a scaled-orthographic camera cannot explain the perspective of 1 m
 
 
 @pytest.mark.parametrize("views", [1, 2])
@@ -233,7 +293,10 @@ def test_multiview_recipe_with_pictures(views):
 def test_camera_of_the_crop_and_of_the_photo():
     model = tiny_model(dtype=torch.float64)
     state = tiny_state(model, 3)
-    scale, offset = torch.tensor([2.0, 0.5, 1.25], dtype=torch.float64), torch.tensor([[10.0, -4], [100, 50], [0, 7.5]], dtype=torch.float64)
+    scale, offset = (
+        torch.tensor([2.0, 0.5, 1.25], dtype=torch.float64),
+        torch.tensor([[10.0, -4], [100, 50], [0, 7.5]], dtype=torch.float64),
+    )
     obs = replace(observe(model, state), scale=scale, offset=offset)
     in_crop = project_points(model.landmark_basis, state).pixels
     in_photo = project_points(model.landmark_basis, to_photos(state, obs)).pixels
@@ -243,13 +306,19 @@ def test_camera_of_the_crop_and_of_the_photo():
 def test_refusals(model, exact):
     truth, _ = exact
     marks = seen(model, truth)
-    recipe = load_recipe("landmarks", ["stages.pose.min_views=4", "stages.shape.min_views=4", "stages.landmarks.min_views=4"])
+    recipe = load_recipe(
+        "landmarks", ["stages.pose.min_views=4", "stages.shape.min_views=4", "stages.landmarks.min_views=4"]
+    )
     with pytest.raises(FitError, match=r"recipe 'landmarks' has no stage for 3 view\(s\)"):
         fit_observed(photos(3), marks, model, recipe)
     others = [f"stages.{name}.start=regressor" for name in ("pose", "shape", "landmarks")]
-    with pytest.raises(FitError, match=r"recipe 'landmarks' has no stage for 3 view\(s\) and a start from landmarks"):
+    with pytest.raises(
+        FitError, match=r"recipe 'landmarks' has no stage for 3 view\(s\) and a start from landmarks"
+    ):
         fit_observed(photos(3), marks, model, load_recipe("landmarks", [*others, "init.source=landmarks"]))
-    with pytest.raises(InputError, match="overrides, model, seed and share_expression change a recipe given by name or path"):
+    with pytest.raises(
+        InputError, match="overrides, model, seed and share_expression change a recipe given by name or path"
+    ):
         fit(photos(1), recipe=recipe, seed=1)
     with pytest.raises(InputError, match="device 'nonsense': cannot be used here"):
         fit(photos(1), device="nonsense")
@@ -258,7 +327,13 @@ def test_refusals(model, exact):
 def test_one_view_and_progress(model):
     truth = person(model, 4, yaws=(15.0,))
     told = []
-    result = fit_observed(photos(1), seen(model, truth), model, load_recipe("landmarks"), tell=lambda text, share: told.append((text, share)))
+    result = fit_observed(
+        photos(1),
+        seen(model, truth),
+        model,
+        load_recipe("landmarks"),
+        tell=lambda text, share: told.append((text, share)),
+    )
     assert result.status == "ok" and told[-1] == ("done", 1.0)
     shares = [share for _, share in told]
     assert shares == sorted(shares) and [t for t, _ in told][:2] == ["cropping", "stage pose"]
@@ -276,7 +351,9 @@ def test_stated_noise_is_only_raised_and_assumed_noise_is_measured(model, exact)
 
     assert (noise(float("nan")) < 0.0035).all()
     assert noise(0.03) == pytest.approx(0.03, rel=1e-3)
-    shaken = marks.points + 0.02 * float(size.mean()) * torch.randn(marks.points.shape, generator=torch.Generator().manual_seed(0))
+    shaken = marks.points + 0.02 * float(size.mean()) * torch.randn(
+        marks.points.shape, generator=torch.Generator().manual_seed(0)
+    )
     assert (noise(0.002, shaken) > 0.008).all()
 
 
@@ -286,8 +363,14 @@ def test_an_error_while_a_fit_is_judged_does_not_cost_the_fit(model, monkeypatch
         raise TypeError("'>' not supported between instances of 'complex' and 'float'")
 
     monkeypatch.setattr(name, broken)
-    result = run(model, seen(model, person(model)), ("stages.shape.solver.max_iterations=2", "stages.landmarks.solver.max_iterations=2"))
-    assert result.status == "doubtful" and any("could not be computed (unexpected TypeError: '>' not" in w for w in result.warnings)
+    result = run(
+        model,
+        seen(model, person(model)),
+        ("stages.shape.solver.max_iterations=2", "stages.landmarks.solver.max_iterations=2"),
+    )
+    assert result.status == "doubtful" and any(
+        "could not be computed (unexpected TypeError: '>' not" in w for w in result.warnings
+    )
     assert len(result.metrics["not_computed"]) == 1
 
 

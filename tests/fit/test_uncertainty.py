@@ -1,4 +1,5 @@
 """Error bars against brute force, Monte Carlo and what they must not depend on."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +15,17 @@ from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
 from fitkit.energies.priors import ExpressionPrior, FocalPrior, IdentityPrior, SizePrior
 from fitkit.fit.recipe import load_recipe
 from fitkit.fit.run import fit_observed
-from fitkit.fit.uncertainty import (ABSORBED, PATCHES, Calibration, aligned_normal_rows, error_bars, identity_covariance,
-                                    noise_variance, robust_scale, vertex_sigma)
+from fitkit.fit.uncertainty import (
+    ABSORBED,
+    PATCHES,
+    Calibration,
+    aligned_normal_rows,
+    error_bars,
+    identity_covariance,
+    noise_variance,
+    robust_scale,
+    vertex_sigma,
+)
 from fitkit.geometry.alignment import similarity_align
 from fitkit.geometry.normals import vertex_normals
 from fitkit.scene.layout import ParameterLayout
@@ -32,10 +42,19 @@ def problem(model, state, observations, sigma=1.0, shared_focal=False, extra=(),
     if shared_focal:
         first[1:] = False
     dtype = model.mean.dtype
-    terms = [Term(LandmarkReprojection(model, torch.full((B, 68), sigma, dtype=dtype), "surface")), Term(IdentityPrior()),
-             Term(ExpressionPrior(0.3, 0.3)), Term(FocalPrior(state.camera.focal.clone(), torch.full((B,), 0.1, dtype=dtype), first)),
-             Term(SizePrior.of(model, 0.05)), *extra]
-    return LeastSquaresProblem(Objective(terms).freeze(state, observations), observations, ParameterLayout.of(state, free, focal_groups=groups))
+    terms = [
+        Term(LandmarkReprojection(model, torch.full((B, 68), sigma, dtype=dtype), "surface")),
+        Term(IdentityPrior()),
+        Term(ExpressionPrior(0.3, 0.3)),
+        Term(FocalPrior(state.camera.focal.clone(), torch.full((B,), 0.1, dtype=dtype), first)),
+        Term(SizePrior.of(model, 0.05)),
+        *extra,
+    ]
+    return LeastSquaresProblem(
+        Objective(terms).freeze(state, observations),
+        observations,
+        ParameterLayout.of(state, free, focal_groups=groups),
+    )
 
 
 def matches(model, state, pairs=((0, 1), (1, 0), (1, 2))):
@@ -68,10 +87,15 @@ def test_covariance_is_the_block_of_the_dense_inverse(model, shared_focal, flow)
     got = identity_covariance(p, state, {})
     K = model.num_identity
     dense = p.linearize(state).dense()
-    torch.testing.assert_close(got, torch.linalg.inv(dense)[:K, :K], rtol=1e-4, atol=1e-6)  # a damping of 1e-9 of the diagonal
+    torch.testing.assert_close(
+        got, torch.linalg.inv(dense)[:K, :K], rtol=1e-4, atol=1e-6
+    )  # a damping of 1e-9 of the diagonal
     # with misstated noise: H^-1 (sum of c_k H_k) H^-1, all by brute force
     noise = {"lmk2d": 2.5, "flow_corr": 4.0}
-    parts = sum(noise.get(t.energy.name, 1.0) * Objective([t]).linearize(state, p.observations, p.layout).dense() for t in p.objective.terms)
+    parts = sum(
+        noise.get(t.energy.name, 1.0) * Objective([t]).linearize(state, p.observations, p.layout).dense()
+        for t in p.objective.terms
+    )
     wanted = (torch.linalg.inv(dense) @ parts @ torch.linalg.inv(dense))[:K, :K]
     torch.testing.assert_close(identity_covariance(p, state, noise), wanted, rtol=1e-4, atol=1e-6)
 
@@ -81,6 +105,7 @@ def test_many_views_by_conjugate_gradients(model, monkeypatch):
     p = problem(model, state, observe(model, state), extra=[Term(matches(model, state), 50.0)])
     dense = identity_covariance(p, state, {"flow_corr": 2.0})
     from fitkit.solvers.arrow import ArrowSystem
+
     zeros = ArrowSystem.zeros
 
     def factored(*args, **kwargs):
@@ -90,7 +115,9 @@ def test_many_views_by_conjugate_gradients(model, monkeypatch):
 
     monkeypatch.setattr(ArrowSystem, "zeros", staticmethod(factored))
     by_factors = identity_covariance(p, state, {"flow_corr": 2.0})
-    torch.testing.assert_close(by_factors, dense, rtol=0, atol=2e-3 * float(dense.diagonal().max()))  # iterations stop at 1e-3
+    torch.testing.assert_close(
+        by_factors, dense, rtol=0, atol=2e-3 * float(dense.diagonal().max())
+    )  # iterations stop at 1e-3
 
 
 def test_sigma_agrees_with_refits_of_fresh_landmark_noise(model):
@@ -100,24 +127,38 @@ def test_sigma_agrees_with_refits_of_fresh_landmark_noise(model):
     base = tiny_state(model, B)
     errors, predicted = [], []
     for _ in range(runs):
-        truth = base.replace(identity=torch.randn(1, model.num_identity, generator=generator, dtype=torch.float64),
-                             expression=0.3 * torch.randn(B, model.num_expression, generator=generator, dtype=torch.float64))
+        truth = base.replace(
+            identity=torch.randn(1, model.num_identity, generator=generator, dtype=torch.float64),
+            expression=0.3 * torch.randn(B, model.num_expression, generator=generator, dtype=torch.float64),
+        )
         exact = observe(model, truth)
-        points = exact.landmarks.points + sigma_px * torch.randn(B, 68, 2, generator=generator, dtype=torch.float64)
+        points = exact.landmarks.points + sigma_px * torch.randn(
+            B, 68, 2, generator=generator, dtype=torch.float64
+        )
         observations = replace(exact, landmarks=replace(exact.landmarks, points=points))
         mean = truth.camera.focal * (0.1 * torch.randn(B, generator=generator, dtype=torch.float64)).exp()
         p = problem(model, truth, observations, sigma_px)
-        terms = [t for t in p.objective.terms if t.energy.name not in ("focal_prior", "size_prior")]  # no size is drawn for the size prior
-        terms.append(Term(FocalPrior(mean, torch.full((B,), 0.1, dtype=torch.float64), torch.ones(B, dtype=torch.bool))))
+        terms = [
+            t for t in p.objective.terms if t.energy.name not in ("focal_prior", "size_prior")
+        ]  # no size is drawn for the size prior
+        terms.append(
+            Term(
+                FocalPrior(mean, torch.full((B,), 0.1, dtype=torch.float64), torch.ones(B, dtype=torch.bool))
+            )
+        )
         p = LeastSquaresProblem(Objective(terms), observations, p.layout)
-        start = truth.replace(identity=torch.zeros_like(truth.identity), expression=torch.zeros_like(truth.expression))
+        start = truth.replace(
+            identity=torch.zeros_like(truth.identity), expression=torch.zeros_like(truth.expression)
+        )
         solution = levenberg_marquardt(p, start, LMOptions(60, min_decrease=1e-9)).x
         covariance = identity_covariance(p, solution, {})
         errors.append((solution.identity - truth.identity)[0])
         predicted.append(covariance)
     errors, predicted = torch.stack(errors), torch.stack(predicted)
     ratio = (errors.square().mean(0) / predicted.diagonal(dim1=1, dim2=2).mean(0)).sqrt()
-    assert float((ratio - 1).abs().max()) < 4 / (2 * runs) ** 0.5  # four standard errors of a standard deviation
+    assert (
+        float((ratio - 1).abs().max()) < 4 / (2 * runs) ** 0.5
+    )  # four standard errors of a standard deviation
     # along the normals, alignment included
     rows = aligned_normal_rows(model, truth.neutral(model)[0])[model.face]
     got = (errors @ rows.T).square().mean().sqrt()
@@ -129,13 +170,27 @@ def test_similarities_do_not_count(model):
     """Shapes that move the mesh as a whole are undone by the alignment; so their uncertainty is none of the surface's."""
     x = model.mean
     turn = torch.tensor([0.02, -0.01, 0.03], dtype=torch.float64)
-    whole = torch.stack([torch.ones_like(x) * torch.tensor([5.0, -3.0, 2.0], dtype=torch.float64), 0.05 * x, torch.linalg.cross(turn.expand_as(x), x)])
+    whole = torch.stack(
+        [
+            torch.ones_like(x) * torch.tensor([5.0, -3.0, 2.0], dtype=torch.float64),
+            0.05 * x,
+            torch.linalg.cross(turn.expand_as(x), x),
+        ]
+    )
     moved = replace(model, identity_basis=torch.cat([model.identity_basis, whole]))
     rows = aligned_normal_rows(moved, x)
     assert float(rows[:, -3:].abs().max()) < 1e-6
     sigma = vertex_sigma(model, x, torch.eye(8, dtype=torch.float64))
     torch.testing.assert_close(vertex_sigma(moved, x, torch.eye(11, dtype=torch.float64)), sigma)
-    assert float(vertex_sigma(moved, x, torch.eye(11, dtype=torch.float64) * torch.tensor([1.0] * 8 + [100.0] * 3)).sub(sigma).abs().max()) < 1e-5
+    assert (
+        float(
+            vertex_sigma(moved, x, torch.eye(11, dtype=torch.float64) * torch.tensor([1.0] * 8 + [100.0] * 3))
+            .sub(sigma)
+            .abs()
+            .max()
+        )
+        < 1e-5
+    )
 
 
 def test_surface_sigma_is_that_of_aligned_draws(model):
@@ -144,13 +199,20 @@ def test_surface_sigma_is_that_of_aligned_draws(model):
     x, n = model.mean, vertex_normals(model.mean[None], model.triangles)[0]
     draws = 0.05 * torch.randn(400, 8, generator=generator, dtype=torch.float64)
     offset = torch.einsum("rk,kvc->rvc", draws, model.identity_basis)
-    gauge = torch.cat([n, torch.linalg.cross(x - x[model.face].mean(0), n), ((x - x[model.face].mean(0)) * n).sum(-1, keepdim=True)], 1)
+    gauge = torch.cat(
+        [
+            n,
+            torch.linalg.cross(x - x[model.face].mean(0), n),
+            ((x - x[model.face].mean(0)) * n).sum(-1, keepdim=True),
+        ],
+        1,
+    )
     along = (offset * n).sum(-1)
     weights = torch.linalg.lstsq(gauge[model.face], along[:, model.face].T, driver="gelsd").solution
     left = along - (gauge @ weights).T
-    sigma = vertex_sigma(model, x, 0.05 ** 2 * torch.eye(8, dtype=torch.float64))
+    sigma = vertex_sigma(model, x, 0.05**2 * torch.eye(8, dtype=torch.float64))
     ratio = left.square().mean(0).sqrt() / sigma
-    assert float(ratio[model.face].sub(1).abs().max()) < 4.5 / 800 ** 0.5
+    assert float(ratio[model.face].sub(1).abs().max()) < 4.5 / 800**0.5
     # a point-to-point alignment leaves at least as much along the normals, and on this face not much more
     moved = x + offset[:50]
     aligned = similarity_align(moved[:, model.face], x[model.face].expand(50, -1, -1)).apply(moved)
@@ -174,14 +236,20 @@ def test_noise_inflation_and_floor(model):
     bars = error_bars(clean, state, model, EXACT)
     assert set(bars.noise.values()) == {1.0}  # perfect data do not make the stated noise smaller
     points = clean.observations.landmarks.points
-    shaken = replace(clean.observations, landmarks=replace(clean.observations.landmarks, points=points + 6 * torch.randn(
-        points.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)))
+    shaken = replace(
+        clean.observations,
+        landmarks=replace(
+            clean.observations.landmarks,
+            points=points
+            + 6 * torch.randn(points.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+        ),
+    )
     noisy = error_bars(LeastSquaresProblem(clean.objective, shaken, clean.layout), state, model, EXACT)
     assert noisy.noise["lmk2d"] == pytest.approx((ABSORBED * 3) ** 2, rel=0.25)
     assert float((noisy.vertex_sigma / bars.vertex_sigma).min()) > 1
     wide = error_bars(clean, state, model, Calibration(2.0, 0.5))
     torch.testing.assert_close(wide.identity_covariance, 4 * bars.identity_covariance)
-    torch.testing.assert_close(wide.vertex_sigma, (4 * bars.vertex_sigma ** 2 + 0.25).sqrt())
+    torch.testing.assert_close(wide.vertex_sigma, (4 * bars.vertex_sigma**2 + 0.25).sqrt())
 
 
 def test_noise_of_pixel_like_terms(model):
@@ -191,7 +259,9 @@ def test_noise_of_pixel_like_terms(model):
     valid = torch.ones(3, 500, dtype=torch.bool)
     got = noise_variance(term, Residuals(2 * value, valid))
     assert got == pytest.approx(4 * 400 / (3 * PATCHES), rel=0.1)
-    assert noise_variance(replace(term, weight=50.0), Residuals(2 * value, valid)) == pytest.approx(4, rel=0.1)
+    assert noise_variance(replace(term, weight=50.0), Residuals(2 * value, valid)) == pytest.approx(
+        4, rel=0.1
+    )
     assert noise_variance(Term(IdentityPrior()), Residuals(5 * value, valid)) == 1
 
 
@@ -223,4 +293,6 @@ def test_fit_carries_error_bars():
     assert result.vertex_sigma.shape == (V,) and result.identity_covariance.shape == (K, K)
     assert bool((result.vertex_sigma >= result.metrics["error_bars"]["floor_mm"] - 1e-6).all())
     assert np.linalg.eigvalsh(result.identity_covariance.double().numpy()).min() > 0
-    assert result.metrics["error_bars"]["face_median_mm"] == pytest.approx(float(result.vertex_sigma[truth.model.face].median()))
+    assert result.metrics["error_bars"]["face_median_mm"] == pytest.approx(
+        float(result.vertex_sigma[truth.model.face].median())
+    )

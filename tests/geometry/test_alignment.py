@@ -32,7 +32,9 @@ def test_rigid_rotation_equals_scipy_and_keeps_the_scale():
     assert torch.equal(found.scale, torch.ones(4, dtype=torch.float64))
     for b in range(4):
         s, t = (x[b] - x[b].mean(0) for x in (source, target))
-        torch.testing.assert_close(found.rotation[b], torch.from_numpy(Rotation.align_vectors(t.numpy(), s.numpy())[0].as_matrix()))
+        torch.testing.assert_close(
+            found.rotation[b], torch.from_numpy(Rotation.align_vectors(t.numpy(), s.numpy())[0].as_matrix())
+        )
 
 
 def test_noisy_solution_is_a_minimum():
@@ -68,7 +70,7 @@ def test_masked_pairs_change_nothing_even_when_nan():
     source, target, *_ = pairs(noise=2.0)
     valid = torch.ones(4, 12, dtype=torch.bool)
     valid[:, 3] = valid[1, 7] = False
-    expected = [similarity_align(source[b:b + 1, valid[b]], target[b:b + 1, valid[b]]) for b in range(4)]
+    expected = [similarity_align(source[b : b + 1, valid[b]], target[b : b + 1, valid[b]]) for b in range(4)]
     source[~valid], target[~valid] = torch.nan, 1e9
     found = similarity_align(source, target, valid)
     torch.testing.assert_close(found.rotation, torch.cat([e.rotation for e in expected]))
@@ -86,7 +88,9 @@ def test_too_few_pairs_are_refused():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_points_on_one_line_are_refused(dtype):
-    line = (torch.linspace(-1, 1, 9, dtype=dtype)[:, None] * torch.tensor([3.0, 1.7, 2.2], dtype=dtype) + 5)[None]
+    line = (torch.linspace(-1, 1, 9, dtype=dtype)[:, None] * torch.tensor([3.0, 1.7, 2.2], dtype=dtype) + 5)[
+        None
+    ]
     other = torch.randn(1, 9, 3, dtype=dtype, generator=torch.Generator().manual_seed(0))
     for source, target in ((line, other), (other, line), (line * 0, other)):
         with pytest.raises(DegenerateInputError, match="all points lie on one line"):

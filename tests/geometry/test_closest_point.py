@@ -19,7 +19,9 @@ def brute_force(points, vertices, triangles):
             normal /= np.linalg.norm(normal)
             height = (points - a) @ normal
             foot = points - height[:, None] * normal
-            inside = np.all([np.cross(q - p, foot - p) @ normal >= 0 for p, q in ((a, b), (b, c), (c, a))], axis=0)
+            inside = np.all(
+                [np.cross(q - p, foot - p) @ normal >= 0 for p, q in ((a, b), (b, c), (c, a))], axis=0
+            )
             candidates.append(np.where(inside, np.abs(height), np.inf))
         best = np.minimum(best, np.min(candidates, axis=0))
     return best
@@ -30,7 +32,9 @@ def check(vertices, triangles, points, atol=1e-9):
     np.testing.assert_allclose(distance, brute_force(points, vertices, triangles), atol=atol)
     np.testing.assert_allclose(np.linalg.norm(points - closest, axis=1), distance, atol=atol)
     # The reported triangle holds the reported point.
-    own = np.array([brute_force(q[None], vertices, triangles[t:t + 1])[0] for q, t in zip(closest, triangle)])
+    own = np.array(
+        [brute_force(q[None], vertices, triangles[t : t + 1])[0] for q, t in zip(closest, triangle)]
+    )
     np.testing.assert_allclose(own, 0, atol=atol)
 
 
@@ -46,7 +50,11 @@ def test_very_uneven_triangles():
     fine = rng.normal(size=(90, 3)) * 0.05
     coarse = rng.normal(size=(9, 3)) * 20
     triangles = np.concatenate([np.arange(90).reshape(-1, 3), 90 + np.arange(9).reshape(-1, 3)])
-    check(np.concatenate([fine, coarse]), triangles, rng.normal(size=(150, 3)) * rng.choice([0.1, 5, 40], (150, 1)))
+    check(
+        np.concatenate([fine, coarse]),
+        triangles,
+        rng.normal(size=(150, 3)) * rng.choice([0.1, 5, 40], (150, 1)),
+    )
 
 
 def test_triangles_without_area_and_slivers():
@@ -65,15 +73,21 @@ def test_face_mesh_equals_trimesh():
     model = tiny_model()
     vertices, triangles = model.mean.double().numpy(), model.triangles.numpy()
     rng = np.random.default_rng(3)
-    points = vertices[rng.integers(len(vertices), size=300)] + rng.normal(size=(300, 3)) * rng.choice([0.5, 10, 80], (300, 1))
+    points = vertices[rng.integers(len(vertices), size=300)] + rng.normal(size=(300, 3)) * rng.choice(
+        [0.5, 10, 80], (300, 1)
+    )
     _, distance, _ = SurfaceIndex(vertices, triangles).query(points)
-    _, expected, _ = trimesh.proximity.closest_point(trimesh.Trimesh(vertices, triangles, process=False), points)
+    _, expected, _ = trimesh.proximity.closest_point(
+        trimesh.Trimesh(vertices, triangles, process=False), points
+    )
     np.testing.assert_allclose(distance, expected, atol=1e-9)
 
 
 def test_points_on_the_surface_and_single_triangle():
     corners = np.array([[0.0, 0, 0], [4, 0, 0], [0, 4, 0]])
-    closest, distance, triangle = SurfaceIndex(corners, np.array([[0, 1, 2]])).query(np.array([[1.0, 1, 0], [1, 1, 3], [5, 5, 0]]))
+    closest, distance, triangle = SurfaceIndex(corners, np.array([[0, 1, 2]])).query(
+        np.array([[1.0, 1, 0], [1, 1, 3], [5, 5, 0]])
+    )
     np.testing.assert_allclose(closest, [[1, 1, 0], [1, 1, 0], [2, 2, 0]], atol=1e-12)
     np.testing.assert_allclose(distance, [0, 3, np.sqrt(18)], atol=1e-12)
     assert triangle.tolist() == [0, 0, 0]
@@ -85,4 +99,6 @@ def test_all_regions_of_one_triangle():
     corners = np.array([[0.0, 0, 0], [3, 0, 0], [1, 2, 0]])
     points = rng.uniform(-4, 6, size=(500, 3))
     q = closest_on_triangles(points, np.repeat(corners[None], 500, 0))
-    np.testing.assert_allclose(np.linalg.norm(points - q, axis=1), brute_force(points, corners, np.array([[0, 1, 2]])), atol=1e-12)
+    np.testing.assert_allclose(
+        np.linalg.norm(points - q, axis=1), brute_force(points, corners, np.array([[0, 1, 2]])), atol=1e-12
+    )

@@ -27,7 +27,9 @@ def test_a_moved_copy_is_laid_back(scale, with_scale):
     result = icp((points - t) @ R / scale, vertices, triangles, with_scale)
     assert result.converged and result.rms < 1e-3  # mm: each iteration's change is below 1e-5 of what is left
     np.testing.assert_allclose(result.apply((points - t) @ R / scale), points, atol=5e-3)
-    assert result.scale == pytest.approx(scale, abs=1e-4) and np.linalg.det(result.rotation) == pytest.approx(1)
+    assert result.scale == pytest.approx(scale, abs=1e-4) and np.linalg.det(result.rotation) == pytest.approx(
+        1
+    )
 
 
 def test_without_scale_the_size_stays():
@@ -38,7 +40,13 @@ def test_without_scale_the_size_stays():
 def test_points_that_fit_badly_do_not_shrink():
     vertices, triangles = face()
     inside = 0.5 * surface_points(vertices, triangles, 150) + [0, 0, 20]
-    result = icp(np.concatenate([surface_points(vertices, triangles, 300), inside]), vertices, triangles, with_scale=True, trim=1e9)
+    result = icp(
+        np.concatenate([surface_points(vertices, triangles, 300), inside]),
+        vertices,
+        triangles,
+        with_scale=True,
+        trim=1e9,
+    )
     assert 0.8 < result.scale < 1.3
 
 
@@ -66,7 +74,9 @@ def test_the_border_of_a_curved_patch_does_not_tilt_it():
     # Points of a ball all around one side, the patch is the cap above: the ball's centre is where it was, up to what the cap cannot see.
     ball = trimesh.creation.icosphere(4, 100.0)
     cap = ball.faces[(ball.vertices[ball.faces][..., 2] > 60).all(1)]
-    points = ball.vertices[(ball.vertices[:, 2] > 0) & ((ball.vertices[:, 2] > 60) | (ball.vertices[:, 0] > 0))]
+    points = ball.vertices[
+        (ball.vertices[:, 2] > 0) & ((ball.vertices[:, 2] > 60) | (ball.vertices[:, 0] > 0))
+    ]
     result = icp(points + [0, 0, 3.0], ball.vertices, cap, trim=1e9)
     assert np.linalg.norm(result.apply([[0, 0, 3.0]])) < 0.3
 
@@ -75,7 +85,9 @@ def test_distances_are_those_of_the_moved_points():
     vertices, triangles = face()
     points = surface_points(vertices, triangles) + np.random.default_rng(1).normal(size=(500, 3))
     result = icp(points, vertices, triangles, with_scale=True)
-    expected = trimesh.proximity.closest_point(trimesh.Trimesh(vertices, triangles, process=False), result.apply(points))[1]
+    expected = trimesh.proximity.closest_point(
+        trimesh.Trimesh(vertices, triangles, process=False), result.apply(points)
+    )[1]
     np.testing.assert_allclose(result.distance, expected, atol=1e-8)
     assert result.rms == pytest.approx(np.sqrt((expected[result.used] ** 2).mean()))
 
@@ -91,7 +103,11 @@ def test_step_solves_the_linear_system():
     rng = np.random.default_rng(2)
     lever, normal = rng.normal(size=(60, 3)) * 50, rng.normal(size=(60, 3))
     normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-    w, d, g = np.array([1e-4, -2e-4, 3e-4]), np.array([0.1, -0.2, 0.3]), 2e-4  # small: the step is linear there
+    w, d, g = (
+        np.array([1e-4, -2e-4, 3e-4]),
+        np.array([0.1, -0.2, 0.3]),
+        2e-4,
+    )  # small: the step is linear there
     length = (normal * (np.cross(w, lever) + d + g * lever)).sum(1)
     R, shift, scale = motion_step(lever, normal, length, True)
     np.testing.assert_allclose(R, Rotation.from_rotvec(w).as_matrix(), atol=1e-12)

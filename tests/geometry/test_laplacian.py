@@ -12,14 +12,18 @@ def uneven_square(n=7, seed=0):
     vertices = np.stack([x.ravel(), y.ravel(), np.full(n * n, 2.0)], 1)
     vertices[~rim, :2] += np.random.default_rng(seed).uniform(-0.08, 0.08, (int((~rim).sum()), 2))
     a = (np.arange(n - 1)[:, None] * n + np.arange(n - 1)).ravel()
-    return vertices, np.concatenate([np.stack([a, a + 1, a + n + 1], 1), np.stack([a, a + n + 1, a + n], 1)]), rim
+    return (
+        vertices,
+        np.concatenate([np.stack([a, a + 1, a + n + 1], 1), np.stack([a, a + n + 1, a + n], 1)]),
+        rim,
+    )
 
 
 def test_gradient_energy_and_integral_of_a_linear_function_are_exact():
     vertices, triangles, rim = uneven_square()
     stiffness, area = cotangent_laplacian(vertices, triangles)
     f = 2 * vertices[:, 0] - vertices[:, 1] + 5
-    np.testing.assert_allclose(f @ stiffness @ f, (2 ** 2 + 1) * 9)  # |grad f|^2 times the area
+    np.testing.assert_allclose(f @ stiffness @ f, (2**2 + 1) * 9)  # |grad f|^2 times the area
     np.testing.assert_allclose((stiffness @ f)[~rim], 0, atol=1e-12)
     np.testing.assert_allclose(stiffness @ np.ones(len(f)), 0, atol=1e-12)
     np.testing.assert_allclose(area.sum(), 9)
@@ -31,7 +35,7 @@ def test_coordinates_on_a_sphere_are_eigenfunctions():
     stiffness, area = cotangent_laplacian(sphere.vertices, sphere.faces)
     for axis in range(3):
         f = np.asarray(sphere.vertices)[:, axis]
-        assert f @ stiffness @ f / (f @ (area * f)) == pytest.approx(2 / 3.0 ** 2, rel=0.01)  # l (l + 1) / R^2
+        assert f @ stiffness @ f / (f @ (area * f)) == pytest.approx(2 / 3.0**2, rel=0.01)  # l (l + 1) / R^2
 
 
 def test_needles_and_loose_vertices():

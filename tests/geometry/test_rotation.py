@@ -10,7 +10,9 @@ def vectors() -> np.ndarray:
     rng = np.random.default_rng(0)
     axis = rng.normal(size=(60, 3))
     axis /= np.linalg.norm(axis, axis=1, keepdims=True)
-    angle = np.concatenate([[0, 1e-12, 1e-8, 9.9e-5, 1.01e-4, 1e-3, np.pi - 1e-6, np.pi - 1e-3], rng.uniform(0, np.pi, 52)])
+    angle = np.concatenate(
+        [[0, 1e-12, 1e-8, 9.9e-5, 1.01e-4, 1e-3, np.pi - 1e-6, np.pi - 1e-3], rng.uniform(0, np.pi, 52)]
+    )
     return axis * angle[:, None]
 
 
@@ -23,7 +25,9 @@ def test_exp_and_log_equal_scipy():
     w = vectors()
     expected = Rotation.from_rotvec(w).as_matrix()
     np.testing.assert_allclose(so3_exp(torch.from_numpy(w)).numpy(), expected, atol=1e-14)
-    np.testing.assert_allclose(so3_log(torch.from_numpy(expected)).numpy(), Rotation.from_matrix(expected).as_rotvec(), atol=1e-9)
+    np.testing.assert_allclose(
+        so3_log(torch.from_numpy(expected)).numpy(), Rotation.from_matrix(expected).as_rotvec(), atol=1e-9
+    )
 
 
 def test_log_at_pi_is_one_of_the_two_axes():
@@ -41,7 +45,9 @@ def test_single_precision_stays_at_its_own_accuracy():
 
 
 def test_derivatives_including_zero_and_the_switch():
-    w = torch.from_numpy(np.concatenate([np.zeros((1, 3)), vectors()[3:6], [[0.3, -1.2, 0.5]]])).requires_grad_()
+    w = torch.from_numpy(
+        np.concatenate([np.zeros((1, 3)), vectors()[3:6], [[0.3, -1.2, 0.5]]])
+    ).requires_grad_()
     assert torch.autograd.gradcheck(so3_exp, (w,), eps=1e-7, atol=1e-5)
     jacobian = torch.autograd.functional.jacobian(so3_exp, torch.zeros(3, dtype=torch.float64))
     for k, unit in enumerate(torch.eye(3, dtype=torch.float64)):
@@ -51,5 +57,11 @@ def test_derivatives_including_zero_and_the_switch():
 def test_batches_of_any_shape():
     w = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1))
     assert so3_exp(w).shape == (2, 4, 3, 3)
-    torch.testing.assert_close(so3_log(so3_exp(w)), torch.from_numpy(
-        Rotation.from_rotvec(w.reshape(-1, 3).double().numpy()).as_rotvec()).float().reshape(2, 4, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        so3_log(so3_exp(w)),
+        torch.from_numpy(Rotation.from_rotvec(w.reshape(-1, 3).double().numpy()).as_rotvec())
+        .float()
+        .reshape(2, 4, 3),
+        atol=1e-5,
+        rtol=0,
+    )

@@ -8,7 +8,9 @@ from fitkit.geometry.weak_perspective import weak_perspective_pose
 
 def scene(n=20, views=5):
     gen = torch.Generator().manual_seed(0)
-    points = torch.randn(1, n, 3, generator=gen, dtype=torch.float64) * torch.tensor([60.0, 80.0, 40.0], dtype=torch.float64)
+    points = torch.randn(1, n, 3, generator=gen, dtype=torch.float64) * torch.tensor(
+        [60.0, 80.0, 40.0], dtype=torch.float64
+    )
     rotation = torch.from_numpy(Rotation.random(views, rng=1).as_matrix())
     scale = torch.linspace(0.4, 3.0, views, dtype=torch.float64)
     shift = 200 * torch.rand(views, 2, generator=gen, dtype=torch.float64)
@@ -28,7 +30,9 @@ def test_depth_direction_is_not_mirrored():
     points, pixels, _, rotation, _ = scene()
     _, found, _ = weak_perspective_pose(points, pixels, torch.ones(5, 20, dtype=torch.float64))
     torch.testing.assert_close(torch.linalg.det(found), torch.ones(5, dtype=torch.float64))
-    torch.testing.assert_close((points @ found.transpose(1, 2))[..., 2], (points @ rotation.transpose(1, 2))[..., 2])
+    torch.testing.assert_close(
+        (points @ found.transpose(1, 2))[..., 2], (points @ rotation.transpose(1, 2))[..., 2]
+    )
 
 
 def test_points_without_weight_change_nothing():
@@ -43,12 +47,16 @@ def test_points_without_weight_change_nothing():
 
 def test_weights_scale_the_influence():
     points, pixels, *_ = scene()
-    noisy = pixels + 5 * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    noisy = pixels + 5 * torch.randn(
+        pixels.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+    )
     weight = torch.ones(5, 20, dtype=torch.float64)
     weight[:, :5] = 3
     repeated = torch.cat([torch.arange(20), torch.arange(5), torch.arange(5)])
     one = weak_perspective_pose(points, noisy, weight)
-    two = weak_perspective_pose(points[:, repeated], noisy[:, repeated], torch.ones(5, 30, dtype=torch.float64))
+    two = weak_perspective_pose(
+        points[:, repeated], noisy[:, repeated], torch.ones(5, 30, dtype=torch.float64)
+    )
     for a, b in zip(one, two):
         torch.testing.assert_close(a, b)
 

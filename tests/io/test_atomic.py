@@ -1,4 +1,5 @@
 """Files that are written whole or not at all."""
+
 import os
 import subprocess
 import sys
@@ -22,7 +23,12 @@ def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
     path = tmp_path / "deep" / "a.txt"
     with written_whole(path) as part:
         part.write_text("new")
-        assert not path.exists() and part.parent == path.parent and is_temporary(part.name) and part.suffix == ".txt"
+        assert (
+            not path.exists()
+            and part.parent == path.parent
+            and is_temporary(part.name)
+            and part.suffix == ".txt"
+        )
     assert path.read_text() == "new" and os.listdir(path.parent) == ["a.txt"]
     with pytest.raises(ValueError), written_whole(path) as part:
         part.write_text("half")
@@ -44,11 +50,16 @@ def test_permissions_are_those_of_a_new_file(tmp_path, umask, mode):
 
 
 def test_what_the_disk_refuses_is_one_sentence(tmp_path):
-    with pytest.raises(InputError, match=r"a.txt: cannot be written \(No space left on device\); make room"), \
-            written_whole(tmp_path / "a.txt", "make room"):
+    with (
+        pytest.raises(InputError, match=r"a.txt: cannot be written \(No space left on device\); make room"),
+        written_whole(tmp_path / "a.txt", "make room"),
+    ):
         raise OSError(28, "No space left on device")
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"a.txt: cannot be written \(.*\); choose another place"), written_whole(tmp_path / "file" / "a.txt"):
+    with (
+        pytest.raises(InputError, match=r"a.txt: cannot be written \(.*\); choose another place"),
+        written_whole(tmp_path / "file" / "a.txt"),
+    ):
         pass
     assert os.listdir(tmp_path) == ["file"]
 
@@ -57,11 +68,21 @@ def test_what_the_disk_refuses_is_one_sentence(tmp_path):
 def test_litter_is_that_of_processes_that_have_ended(tmp_path, ended, monkeypatch):
     machine = atomic._machine()
     mine = temporary_name(tmp_path / "a.npz")
-    dead = [f".fitkit-{ended}-{machine}0123abcd", f".fitkit-{ended}-0123abcd", f".fitkit-{ended}-{machine}0123abcd.npz",
-            f".fitkit-{os.getpid()}-{machine}0123abcd"]  # the last: of a process that had our number before us
+    dead = [
+        f".fitkit-{ended}-{machine}0123abcd",
+        f".fitkit-{ended}-0123abcd",
+        f".fitkit-{ended}-{machine}0123abcd.npz",
+        f".fitkit-{os.getpid()}-{machine}0123abcd",
+    ]  # the last: of a process that had our number before us
     other = "0000" if machine != "0000" else "1111"
-    kept = [mine.name, f".fitkit-{os.getppid()}-{machine}0123abcd", f".fitkit-{ended}-{other}0123abcd", ".fitkit-notes", f".fitkit-{ended}-mine",
-            "photo.png"]
+    kept = [
+        mine.name,
+        f".fitkit-{os.getppid()}-{machine}0123abcd",
+        f".fitkit-{ended}-{other}0123abcd",
+        ".fitkit-notes",
+        f".fitkit-{ended}-mine",
+        "photo.png",
+    ]
     for name in dead + kept:
         (tmp_path / name).write_text("")
     (tmp_path / f".fitkit-{ended}-{machine}ffffffff").mkdir()

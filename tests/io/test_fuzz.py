@@ -1,4 +1,5 @@
 """A few damaged files for every reader; benchmarks/fuzz.py tries many."""
+
 import importlib.util
 import sys
 from pathlib import Path
@@ -6,7 +7,9 @@ from pathlib import Path
 import pytest
 
 FUZZ = Path(__file__).resolve().parents[2] / "benchmarks" / "fuzz.py"
-pytestmark = pytest.mark.skipif(sys.platform == "win32" or not FUZZ.exists(), reason="needs fork and the repository's benchmarks/")
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32" or not FUZZ.exists(), reason="needs fork and the repository's benchmarks/"
+)
 SLOW = {"synth", "ict_packed"}  # to make their seeds
 
 
@@ -24,7 +27,9 @@ def test_damaged_files_are_read_or_refused(fuzz, tmp_path):
     results = fuzz.run(fuzz.seeds(tmp_path, names), tmp_path, inputs=250, seed=7)
     assert [r.reader for r in results] == names
     assert not [(r.reader, r.foreign, r.hangs, r.deaths) for r in results if r.faults]
-    assert sum(r.read for r in results) > 25 and sum(r.refused for r in results) > 100, "changes that matter, and some that do not"
+    assert sum(r.read for r in results) > 25 and sum(r.refused for r in results) > 100, (
+        "changes that matter, and some that do not"
+    )
 
 
 def test_what_is_no_error_of_fitkit_is_counted(fuzz, tmp_path):

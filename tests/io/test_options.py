@@ -24,7 +24,14 @@ class Outer:
     inner: Inner = Inner()
 
 
-FULL = {"name": "a", "count": 2, "on": True, "tags": ["x", "y"], "limit": 3.0, "inner": {"sigma": 0.25, "kind": "no"}}
+FULL = {
+    "name": "a",
+    "count": 2,
+    "on": True,
+    "tags": ["x", "y"],
+    "limit": 3.0,
+    "inner": {"sigma": 0.25, "kind": "no"},
+}
 
 
 def test_build_and_back():
@@ -42,22 +49,28 @@ def test_what_yaml_makes_of_values(tmp_path):
     assert build(Outer, {"name": "a", "limit": None}, "a").limit is None
 
 
-@pytest.mark.parametrize("data, message", [
-    ({}, "file: 'name' is missing"),
-    ([1], r"file: expected a mapping, got \[1\]"),
-    ({"name": "a", "cuont": 1}, "file: unknown key 'cuont'; did you mean 'count'"),
-    ({"name": "a", "zzz": 1}, "file: unknown key 'zzz'; known: count, inner, limit, name, on, tags"),
-    ({"name": "a", "inner": {"sgima": 1}}, "file: inner: unknown key 'sgima'; did you mean 'sigma'"),
-    ({"name": "a", "inner": None}, "file: inner: expected a mapping, got None"),
-    ({"name": 1}, "file: name: expected str, got 1"),
-    ({"name": "a", "count": 1.5}, "file: count: expected int, got 1.5"),
-    ({"name": "a", "count": True}, "file: count: expected int, got True"),
-    ({"name": "a", "on": 1}, "file: on: expected bool, got 1"),
-    ({"name": "a", "tags": "x"}, "file: tags: expected a list, got 'x'"),
-    ({"name": "a", "limit": "high"}, "file: limit: expected float, got 'high'"),
-    ({"name": "a", "inner": {"sigma": False}}, "file: inner.sigma: expected float, got False"),
-    ({"name": "a", "inner": {"kind": "maybe"}}, "file: inner.kind: expected one of auto, yes, no; got 'maybe'"),
-])
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ({}, "file: 'name' is missing"),
+        ([1], r"file: expected a mapping, got \[1\]"),
+        ({"name": "a", "cuont": 1}, "file: unknown key 'cuont'; did you mean 'count'"),
+        ({"name": "a", "zzz": 1}, "file: unknown key 'zzz'; known: count, inner, limit, name, on, tags"),
+        ({"name": "a", "inner": {"sgima": 1}}, "file: inner: unknown key 'sgima'; did you mean 'sigma'"),
+        ({"name": "a", "inner": None}, "file: inner: expected a mapping, got None"),
+        ({"name": 1}, "file: name: expected str, got 1"),
+        ({"name": "a", "count": 1.5}, "file: count: expected int, got 1.5"),
+        ({"name": "a", "count": True}, "file: count: expected int, got True"),
+        ({"name": "a", "on": 1}, "file: on: expected bool, got 1"),
+        ({"name": "a", "tags": "x"}, "file: tags: expected a list, got 'x'"),
+        ({"name": "a", "limit": "high"}, "file: limit: expected float, got 'high'"),
+        ({"name": "a", "inner": {"sigma": False}}, "file: inner.sigma: expected float, got False"),
+        (
+            {"name": "a", "inner": {"kind": "maybe"}},
+            "file: inner.kind: expected one of auto, yes, no; got 'maybe'",
+        ),
+    ],
+)
 def test_wrong_options_are_refused(data, message):
     with pytest.raises(InputError, match=message):
         build(Outer, data, "file")
@@ -71,32 +84,52 @@ def test_merge_leaves_the_original_alone():
 
 def test_overrides():
     data = {"seed": 0, "stages": [{"name": "one", "solver": {"n": 1}}, {"name": "two"}]}
-    changed = apply_overrides(data, ["seed=3", "stages.two.solver.n=5", "new.key=[a, b]", "text=a=b", "empty="])
-    assert changed == {"seed": 3, "stages": [{"name": "one", "solver": {"n": 1}}, {"name": "two", "solver": {"n": 5}}],
-                       "new": {"key": ["a", "b"]}, "text": "a=b", "empty": None}
+    changed = apply_overrides(
+        data, ["seed=3", "stages.two.solver.n=5", "new.key=[a, b]", "text=a=b", "empty="]
+    )
+    assert changed == {
+        "seed": 3,
+        "stages": [{"name": "one", "solver": {"n": 1}}, {"name": "two", "solver": {"n": 5}}],
+        "new": {"key": ["a", "b"]},
+        "text": "a=b",
+        "empty": None,
+    }
     assert data["seed"] == 0 and "solver" not in data["stages"][1]
 
 
-@pytest.mark.parametrize("line, message", [
-    ("seed", "override 'seed': expected key=value, for example seed=1"),
-    ("=1", "override '=1': expected key=value"),
-    ("seed=[1", r"override 'seed=\[1': the value is not valid YAML"),
-    ("seed.deep=1", "override 'seed.deep=1': 'deep' has no options of its own"),
-    ("stages.tow.n=1", "override 'stages.tow.n=1': unknown key 'tow'; did you mean 'two'"),
-    ("stages.two=1", "override 'stages.two=1': .* has no options of its own"),
-    ("seed=2024-13-45", "override 'seed=2024-13-45': the value is not valid YAML .month must be"), ("seed=0x_", "the value is not valid YAML"),
-    ("seed=" + "9" * 5000, "override 'seed=9+[.]{3}9+': the value is not valid YAML .a whole number has 5000 digits"),
-    ("seed=" + "[" * 2000, "nested deeper than 64"), ("stages.3.n=1", "unknown key '3'; known: 5, two"),
-])
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("seed", "override 'seed': expected key=value, for example seed=1"),
+        ("=1", "override '=1': expected key=value"),
+        ("seed=[1", r"override 'seed=\[1': the value is not valid YAML"),
+        ("seed.deep=1", "override 'seed.deep=1': 'deep' has no options of its own"),
+        ("stages.tow.n=1", "override 'stages.tow.n=1': unknown key 'tow'; did you mean 'two'"),
+        ("stages.two=1", "override 'stages.two=1': .* has no options of its own"),
+        ("seed=2024-13-45", "override 'seed=2024-13-45': the value is not valid YAML .month must be"),
+        ("seed=0x_", "the value is not valid YAML"),
+        (
+            "seed=" + "9" * 5000,
+            "override 'seed=9+[.]{3}9+': the value is not valid YAML .a whole number has 5000 digits",
+        ),
+        ("seed=" + "[" * 2000, "nested deeper than 64"),
+        ("stages.3.n=1", "unknown key '3'; known: 5, two"),
+    ],
+)
 def test_wrong_overrides_are_refused(line, message):
     with pytest.raises(InputError, match=message):
         apply_overrides({"seed": 0, "stages": [{"name": "two"}, {"name": 5}, {"name": None}, {}]}, [line])
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"a: [1\n", "a.yaml: not valid YAML"), (b"- 1\n", "a.yaml: expected a mapping of options, got list"),
-    (b"", "a.yaml: expected a mapping of options, got NoneType"), (b"\xff\xfe\x00", "a.yaml: cannot be read"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"a: [1\n", "a.yaml: not valid YAML"),
+        (b"- 1\n", "a.yaml: expected a mapping of options, got list"),
+        (b"", "a.yaml: expected a mapping of options, got NoneType"),
+        (b"\xff\xfe\x00", "a.yaml: cannot be read"),
+    ],
+)
 def test_files_that_hold_no_options(tmp_path, content, message):
     (tmp_path / "a.yaml").write_bytes(content)
     with pytest.raises(InputError, match=message):
@@ -107,7 +140,12 @@ def test_values_in_messages_are_short():
     value = "x"
     for _ in range(30):
         value = [value] * 9
-    for wrong in ({"name": value}, {"count": "y" * 10**6, "name": "n"}, {"y" * 10**6: 1}, {"name": "n", "limit": 10**400}):
+    for wrong in (
+        {"name": value},
+        {"count": "y" * 10**6, "name": "n"},
+        {"y" * 10**6: 1},
+        {"name": "n", "limit": 10**400},
+    ):
         with pytest.raises(InputError) as caught:
             build(Outer, wrong, "a.yaml")
         assert len(str(caught.value)) < 500

@@ -30,15 +30,21 @@ def test_files_of_an_installed_package(checkout, tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "b.npz").write_text("")
     (folder / "__init__.py").write_text("")
-    spec = importlib.util.spec_from_file_location("fitkit.assets", folder / "__init__.py", submodule_search_locations=[str(folder)])
+    spec = importlib.util.spec_from_file_location(
+        "fitkit.assets", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
     monkeypatch.setitem(sys.modules, "fitkit.assets", importlib.util.module_from_spec(spec))
     assert resources.asset_path("b.npz") == folder / "b.npz"
 
 
 def test_missing_resources(checkout):
-    with pytest.raises(InputError, match="none.npz: this file should come with fitkit; .*install fitkit again"):
+    with pytest.raises(
+        InputError, match="none.npz: this file should come with fitkit; .*install fitkit again"
+    ):
         resources.asset_path("none.npz")
-    with pytest.raises(InputError, match="no fit recipe 'slow'; there are: quick; or give the path of a .yaml file"):
+    with pytest.raises(
+        InputError, match="no fit recipe 'slow'; there are: quick; or give the path of a .yaml file"
+    ):
         resources.recipe_path("fit", "slow")
     with pytest.raises(InputError, match="there are: quick"):
         resources.recipe_path("fit", "../fit/quick")

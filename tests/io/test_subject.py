@@ -10,7 +10,15 @@ from PIL import Image
 
 from fitkit.errors import InputError
 from fitkit.io.images import ImageFile
-from fitkit.io.subject import KnownCamera, load_photos, load_subject, read_subject, readable, subject_folders, subject_from_images
+from fitkit.io.subject import (
+    KnownCamera,
+    load_photos,
+    load_subject,
+    read_subject,
+    readable,
+    subject_folders,
+    subject_from_images,
+)
 
 RNG = np.random.default_rng(0)
 POINTS = RNG.uniform(10, 60, (68, 2)).round(2)  # inside 80 x 70 px
@@ -22,12 +30,18 @@ def photo(path, size=(80, 70), seed=None):
     """Noise of its own for each name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     w, h = size
-    Image.fromarray(np.random.default_rng(crc32(path.name.encode()) if seed is None else seed).integers(0, 256, (h, w, 3)).astype(np.uint8)).save(path)
+    Image.fromarray(
+        np.random.default_rng(crc32(path.name.encode()) if seed is None else seed)
+        .integers(0, 256, (h, w, 3))
+        .astype(np.uint8)
+    ).save(path)
     return path
 
 
 def pts(path, points=POINTS):
-    path.write_text("version: 1\nn_points: 68\n{\n" + "".join(f"{x + 1} {y + 1}\n" for x, y in points) + "}\n")
+    path.write_text(
+        "version: 1\nn_points: 68\n{\n" + "".join(f"{x + 1} {y + 1}\n" for x, y in points) + "}\n"
+    )
     return path
 
 
@@ -50,7 +64,11 @@ def test_views_are_sorted_naturally_and_loaded_on_demand(tmp_path):
         means = list(pool.map(lambda v: v.image.mean(), subject.views * 3))
     assert means == [v.image.mean() for v in subject.views] * 3
     other = view.replace(landmarks=np.zeros((68, 3)))
-    assert isinstance(other.__dict__["_image_source"], ImageFile) and other.mask is None and other.name == view.name
+    assert (
+        isinstance(other.__dict__["_image_source"], ImageFile)
+        and other.mask is None
+        and other.name == view.name
+    )
 
 
 def test_a_hundred_views(tmp_path):
@@ -86,9 +104,20 @@ def test_first_of_several_landmark_files(tmp_path):
 NFC, NFD = "Zo\u00eb", "Zoe\u0308"
 
 
-@pytest.mark.parametrize("picture, files", [
-    ("A.JPG", ["a.pts"]), ("a.jpg", ["A.PTS"]), ("a.jpg", ["a.jpg.pts"]), ("A.jpg", ["a.JPG.pts"]), (f"{NFC}.png", [f"{NFD}.pts"]), (f"{NFD}.png", [f"{NFC}.pts"]),
-    ("a.png", ["a.pts", "A.pts"]), ("a.png", ["a.pts", "a.png.pts"]), ("A.png", ["a.png.pts", "b.png.pts"])])
+@pytest.mark.parametrize(
+    "picture, files",
+    [
+        ("A.JPG", ["a.pts"]),
+        ("a.jpg", ["A.PTS"]),
+        ("a.jpg", ["a.jpg.pts"]),
+        ("A.jpg", ["a.JPG.pts"]),
+        (f"{NFC}.png", [f"{NFD}.pts"]),
+        (f"{NFD}.png", [f"{NFC}.pts"]),
+        ("a.png", ["a.pts", "A.pts"]),
+        ("a.png", ["a.pts", "a.png.pts"]),
+        ("A.png", ["a.png.pts", "b.png.pts"]),
+    ],
+)
 def test_landmark_files_by_name(tmp_path, picture, files):
     photo(tmp_path / "s" / picture)
     for shift, name in enumerate(files):
@@ -113,7 +142,11 @@ def test_landmarks_in_folders(tmp_path):
     for folder in ("Landmarks", "points", "old", "fitkit"):
         (tmp_path / folder).mkdir(exist_ok=True)
         pts(tmp_path / folder / "a.pts")
-    pts(tmp_path / "b.pts"), pts(tmp_path / "Landmarks" / "b.pts", POINTS + 1), pts(tmp_path / "Landmarks" / "c.jpg.pts")
+    (
+        pts(tmp_path / "b.pts"),
+        pts(tmp_path / "Landmarks" / "b.pts", POINTS + 1),
+        pts(tmp_path / "Landmarks" / "c.jpg.pts"),
+    )
     subject = load_subject(tmp_path)
     for view in subject.views:
         np.testing.assert_allclose(view.landmarks[:, :2], POINTS, atol=1e-6)
@@ -121,7 +154,8 @@ def test_landmarks_in_folders(tmp_path):
         "Landmarks/a.pts, Landmarks/c.jpg.pts: read as landmarks; none lie beside the photo",
         "b.jpg: landmarks from b.pts; not used: Landmarks/b.pts",
         "points/ holds files with the names of photos, which are not read: a.pts; landmarks lie beside the photos or in landmarks/",
-        "ignored, not images or files of an image: old")
+        "ignored, not images or files of an image: old",
+    )
     assert subject_from_images([tmp_path / "a.jpg"]).views[0].landmarks is not None
     assert [p.name for p in subject_folders(tmp_path)] == [tmp_path.name, "old"]
 
@@ -135,10 +169,14 @@ def test_captions_and_metadata_are_no_landmarks(tmp_path):
     np.savetxt(tmp_path / "c.txt", POINTS)
     subject = load_subject(tmp_path)
     assert [v.landmarks is None for v in subject.views] == [True, True, False]
-    assert subject.notes == ("a.txt, b.txt: not read as landmarks: there are no points in it",
-                             "c.jpg: landmarks from c.txt; not used: c.jpg.json")
+    assert subject.notes == (
+        "a.txt, b.txt: not read as landmarks: there are no points in it",
+        "c.jpg: landmarks from c.txt; not used: c.jpg.json",
+    )
     (tmp_path / "c.txt").unlink()
-    assert load_subject(tmp_path).notes == ("a.txt, b.txt, c.jpg.json: not read as landmarks: there are no points in it",)
+    assert load_subject(tmp_path).notes == (
+        "a.txt, b.txt, c.jpg.json: not read as landmarks: there are no points in it",
+    )
 
 
 def test_what_was_assumed_of_landmark_files(tmp_path):
@@ -153,10 +191,13 @@ def test_what_was_assumed_of_landmark_files(tmp_path):
     assert subject.notes == ("x: landmarks, a.npy: points written as -1 -1 count as not seen",)
 
 
-@pytest.mark.parametrize("points, message", [
-    (POINTS[:5], r"a\.npy: landmarks: expected 68 points .*got \[5, 2\]"),
-    (POINTS + 500, r"a\.npy: 68 of 68 landmarks lie outside the image of 80 x 70 px"),
-])
+@pytest.mark.parametrize(
+    "points, message",
+    [
+        (POINTS[:5], r"a\.npy: landmarks: expected 68 points .*got \[5, 2\]"),
+        (POINTS + 500, r"a\.npy: 68 of 68 landmarks lie outside the image of 80 x 70 px"),
+    ],
+)
 def test_wrong_landmarks_are_refused(tmp_path, points, message):
     photo(tmp_path / "a.png"), photo(tmp_path / "b.png")
     np.save(tmp_path / "a.npy", points)
@@ -173,15 +214,24 @@ def test_landmarks_refer_to_the_upright_image(tmp_path):
     assert view.size == (120, 40) == view.image.shape[1::-1]
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda p: None, "no such folder; give a folder with photos"),
-    (lambda p: p.write_text("x"), "expected a folder with photos of one person, got a file"),
-    (lambda p: p.mkdir(), r"no images in this folder; expected at least one of \*\.jpg"),
-    (lambda p: (p.mkdir(), (p / "clip.mp4").write_text("x")), r"no images in this folder.*found clip\.mp4"),
-    (lambda p: (p.mkdir(), (p / "a.jpg").write_text("a text")), r"a\.jpg: not a readable image"),
-    (lambda p: (photo(p / "a.png"), photo(p / "a.bmp")), r"a\.bmp and a\.png share the name 'a'.*rename or remove one"),
-    (lambda p: (photo(p / "a.png"), photo(p / "A.bmp")), "share the name"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda p: None, "no such folder; give a folder with photos"),
+        (lambda p: p.write_text("x"), "expected a folder with photos of one person, got a file"),
+        (lambda p: p.mkdir(), r"no images in this folder; expected at least one of \*\.jpg"),
+        (
+            lambda p: (p.mkdir(), (p / "clip.mp4").write_text("x")),
+            r"no images in this folder.*found clip\.mp4",
+        ),
+        (lambda p: (p.mkdir(), (p / "a.jpg").write_text("a text")), r"a\.jpg: not a readable image"),
+        (
+            lambda p: (photo(p / "a.png"), photo(p / "a.bmp")),
+            r"a\.bmp and a\.png share the name 'a'.*rename or remove one",
+        ),
+        (lambda p: (photo(p / "a.png"), photo(p / "A.bmp")), "share the name"),
+    ],
+)
 def test_folders_that_cannot_be_used(tmp_path, make, message):
     make(tmp_path / "s")
     with pytest.raises(InputError, match=message):
@@ -195,7 +245,11 @@ def test_unreadable_image_is_left_out_when_others_remain(tmp_path):
     cameras(tmp_path, {"a": {"K": K}, "b.jpg": {"K": K}})
     subject = load_subject(tmp_path)
     assert [v.name for v in subject.views] == ["a"]
-    assert len(subject.notes) == 1 and subject.notes[0].startswith("left out:") and "b.jpg: not a readable image" in subject.notes[0]
+    assert (
+        len(subject.notes) == 1
+        and subject.notes[0].startswith("left out:")
+        and "b.jpg: not a readable image" in subject.notes[0]
+    )
 
 
 def test_other_files_are_ignored_in_one_line(tmp_path):
@@ -205,26 +259,54 @@ def test_other_files_are_ignored_in_one_line(tmp_path):
     (tmp_path / "old").mkdir()
     subject = load_subject(tmp_path, ignore=[tmp_path / "out"])
     assert len(subject.views) == 1
-    assert subject.notes == ("ignored, not images or files of an image: b.pts, clip.mp4, notes.md, old, readme.txt",)
+    assert subject.notes == (
+        "ignored, not images or files of an image: b.pts, clip.mp4, notes.md, old, readme.txt",
+    )
 
 
 def test_cameras(tmp_path):
     for name in ("a.png", "b.png", "c.png"):
         photo(tmp_path / name)
-    cameras(tmp_path, {"views": [{"image": "a.png", "K": K, "R": np.eye(3).tolist(), "t": [0, 0, 900], "width": 80, "height": 70},
-                                 {"image": "shots/B.png", "K": K}, {"image": "z.png", "K": K}]})
+    cameras(
+        tmp_path,
+        {
+            "views": [
+                {
+                    "image": "a.png",
+                    "K": K,
+                    "R": np.eye(3).tolist(),
+                    "t": [0, 0, 900],
+                    "width": 80,
+                    "height": 70,
+                },
+                {"image": "shots/B.png", "K": K},
+                {"image": "z.png", "K": K},
+            ]
+        },
+    )
     subject = load_subject(tmp_path)
     a, b, c = subject.views
-    assert a.camera.t.tolist() == [0, 0, 900] and (a.camera.K == K).all() and (b.camera.K == K).all() and b.camera.R is None
+    assert (
+        a.camera.t.tolist() == [0, 0, 900]
+        and (a.camera.K == K).all()
+        and (b.camera.K == K).all()
+        and b.camera.R is None
+    )
     assert c.camera is None
     assert subject.notes == ("cameras.json: no image for: z.png", "cameras.json: no camera for: c.png")
 
 
-@pytest.mark.parametrize("content, message", [
-    ({"a": {"K": K, "width": 160, "height": 140}}, r"view 'a': K belongs to an image of 160 x 140 px, but a\.png has 80 x 70 px"),
-    ({"a": {"K": K}, "a.png": {"K": K}}, "'a' and 'a.png' are both cameras of the image 'a'"),
-    ({"a": {"K": 3}}, "cameras.json: view 'a': K"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (
+            {"a": {"K": K, "width": 160, "height": 140}},
+            r"view 'a': K belongs to an image of 160 x 140 px, but a\.png has 80 x 70 px",
+        ),
+        ({"a": {"K": K}, "a.png": {"K": K}}, "'a' and 'a.png' are both cameras of the image 'a'"),
+        ({"a": {"K": 3}}, "cameras.json: view 'a': K"),
+    ],
+)
 def test_wrong_cameras(tmp_path, content, message):
     photo(tmp_path / "a.png")
     cameras(tmp_path, content)
@@ -238,7 +320,10 @@ def test_distortion_is_removed_from_image_mask_and_landmarks(tmp_path):
     (tmp_path / "masks").mkdir()
     Image.fromarray(np.full((70, 80), 255, np.uint8)).save(tmp_path / "masks/a.png")
     plain = load_subject(tmp_path).views[0]
-    lens = {"K": K, "distortion": [0.3, 0, 0, 0]}  # pincushion: the undistorted image has corners that the lens did not see
+    lens = {
+        "K": K,
+        "distortion": [0.3, 0, 0, 0],
+    }  # pincushion: the undistorted image has corners that the lens did not see
     cameras(tmp_path, {"a": lens, "b": lens})
     a, b = load_subject(tmp_path).views
     assert a.size == (80, 70) and a.image.shape == (70, 80, 3) and not (a.image == plain.image).all()
@@ -246,7 +331,13 @@ def test_distortion_is_removed_from_image_mask_and_landmarks(tmp_path):
     u = (a.landmarks[:, :2] - [39.5, 34.5]) / 90
     back = u * (1 + 0.3 * (u**2).sum(1, keepdims=True)) * 90 + [39.5, 34.5]
     np.testing.assert_allclose(back, POINTS, atol=1e-3)  # OpenCV iterates
-    assert a.mask.dtype == b.mask.dtype == bool and not a.mask[0, 0] and not b.mask[0, 0] and a.mask[35, 40] and b.mask[35, 40]
+    assert (
+        a.mask.dtype == b.mask.dtype == bool
+        and not a.mask[0, 0]
+        and not b.mask[0, 0]
+        and a.mask[35, 40]
+        and b.mask[35, 40]
+    )
 
 
 def test_masks(tmp_path):
@@ -266,8 +357,17 @@ MASK = np.zeros((70, 80), np.uint8)
 MASK[10:30] = 255
 
 
-@pytest.mark.parametrize("picture, file", [("a.jpg", "masks/a.jpg.png"), ("A.JPG", "masks/a.png"), ("a.png", "masks/a.jpg"), ("a.png", "Masks/a.png.PNG"),
-                                           ("a.png", "mask/a.bmp"), (f"{NFC}.png", f"masks/{NFD}.png.png")])
+@pytest.mark.parametrize(
+    "picture, file",
+    [
+        ("a.jpg", "masks/a.jpg.png"),
+        ("A.JPG", "masks/a.png"),
+        ("a.png", "masks/a.jpg"),
+        ("a.png", "Masks/a.png.PNG"),
+        ("a.png", "mask/a.bmp"),
+        (f"{NFC}.png", f"masks/{NFD}.png.png"),
+    ],
+)
 def test_masks_by_name(tmp_path, picture, file):
     photo(tmp_path / picture)
     (tmp_path / file).parent.mkdir()
@@ -288,8 +388,10 @@ def test_which_mask_is_used(tmp_path):
         Image.fromarray(np.full((70, 80), 255, np.uint8)).save(tmp_path / "masks" / name)
     subject = load_subject(tmp_path)
     assert subject.views[0].mask.all()
-    assert subject.notes == ("masks/a.png: this mask marks every pixel as usable, so it has no effect",
-                             "a.png: mask from masks/a.png; not used: masks/a.jpg, masks/A.png, its transparency")
+    assert subject.notes == (
+        "masks/a.png: this mask marks every pixel as usable, so it has no effect",
+        "a.png: mask from masks/a.png; not used: masks/a.jpg, masks/A.png, its transparency",
+    )
     for image in (cut_out, Image.fromarray(cut_out)):
         subject = subject_from_images([image])
         assert (subject.views[0].mask == (MASK > 0)).all()
@@ -313,27 +415,42 @@ def test_unusual_photos(tmp_path):
     photo(tmp_path / "C.jpg")
     subject = load_subject(tmp_path)
     assert [v.name for v in subject.views] == ["a", "C"]
-    assert subject.notes[0].startswith(f"left out: {tmp_path / 'b.heic'}: ") and "convert it to JPEG" in subject.notes[0]
-    assert subject.notes[1:] == ("left out: c.CR2, c.HEIC, beside a photo of the same name in a usual format",
-                                 "left out: d.dng, d.NEF; raw photos are not read, convert them to JPEG")
+    assert (
+        subject.notes[0].startswith(f"left out: {tmp_path / 'b.heic'}: ")
+        and "convert it to JPEG" in subject.notes[0]
+    )
+    assert subject.notes[1:] == (
+        "left out: c.CR2, c.HEIC, beside a photo of the same name in a usual format",
+        "left out: d.dng, d.NEF; raw photos are not read, convert them to JPEG",
+    )
 
 
 def test_dark_photos_of_sixteen_bits_are_told(tmp_path):
     for name in "ab":
-        Image.fromarray(np.random.default_rng(3).integers(0, 4096, (70, 80)).astype(np.uint16)).save(tmp_path / f"{name}.png")
+        Image.fromarray(np.random.default_rng(3).integers(0, 4096, (70, 80)).astype(np.uint16)).save(
+            tmp_path / f"{name}.png"
+        )
     notes = load_subject(tmp_path).notes
     assert notes == ("a.png, b.png: its values go up to 4095; 4095 was taken as white",)
 
 
-@pytest.mark.parametrize("mask, message", [
-    (np.ones((80, 70), np.uint8), r"masks/a\.png: a mask must have the size of its image, 80 x 70 px, got shape \[80, 70\]"),
-    (np.zeros((70, 80), np.uint8), r"masks/a\.png: the mask is zero everywhere"),
-    (None, r"masks/a\.png: not a readable image"),
-])
+@pytest.mark.parametrize(
+    "mask, message",
+    [
+        (
+            np.ones((80, 70), np.uint8),
+            r"masks/a\.png: a mask must have the size of its image, 80 x 70 px, got shape \[80, 70\]",
+        ),
+        (np.zeros((70, 80), np.uint8), r"masks/a\.png: the mask is zero everywhere"),
+        (None, r"masks/a\.png: not a readable image"),
+    ],
+)
 def test_wrong_masks(tmp_path, mask, message):
     photo(tmp_path / "a.png")
     (tmp_path / "masks").mkdir()
-    (tmp_path / "masks/a.png").write_text("x") if mask is None else Image.fromarray(mask).save(tmp_path / "masks/a.png")
+    (tmp_path / "masks/a.png").write_text("x") if mask is None else Image.fromarray(mask).save(
+        tmp_path / "masks/a.png"
+    )
     with pytest.raises(InputError, match=message):
         load_subject(tmp_path)
 
@@ -346,13 +463,18 @@ def test_pipes_are_not_opened(tmp_path):
     os.mkfifo(tmp_path / "masks" / "a.png")
     os.mkfifo(tmp_path / "a.pts")
     os.mkfifo(tmp_path / "b.png")
-    with pytest.raises(InputError, match="masks/a.png: it is a pipe or a device, no regular file; expected an image file"):
+    with pytest.raises(
+        InputError, match="masks/a.png: it is a pipe or a device, no regular file; expected an image file"
+    ):
         load_subject(tmp_path)
     with pytest.raises(InputError, match="b.png: it is a pipe or a device"):
         subject_from_images([tmp_path / "b.png"])
     os.unlink(tmp_path / "masks" / "a.png")
     subject = load_subject(tmp_path)
-    assert len(subject.views) == 1 and "ignored, not images or files of an image: a.pts, b.png" in subject.notes[0]
+    assert (
+        len(subject.views) == 1
+        and "ignored, not images or files of an image: a.pts, b.png" in subject.notes[0]
+    )
 
 
 def test_a_name_that_is_too_long_for_the_files_beside_it(tmp_path):
@@ -367,44 +489,88 @@ def test_subject_from_images(tmp_path):
     subject = subject_from_images([str(path), Image.fromarray(array), 255 - array])
     assert [v.name for v in subject.views] == ["anna", "view1", "view2"]
     assert subject.views[0].landmark_source == "file" and subject.views[1].landmarks is None
-    assert (subject.views[1].image == array).all() and (subject.views[2].image == 255 - array).all() and subject.views[2].size == (80, 70)
+    assert (
+        (subject.views[1].image == array).all()
+        and (subject.views[2].image == 255 - array).all()
+        and subject.views[2].size == (80, 70)
+    )
 
     camera = KnownCamera(np.array(K))
-    subject = subject_from_images([path, array], [POINTS, tmp_path / "anna.pts"], ["x", "y"], [None, camera], [np.ones((70, 80)), None], "anna")
+    subject = subject_from_images(
+        [path, array],
+        [POINTS, tmp_path / "anna.pts"],
+        ["x", "y"],
+        [None, camera],
+        [np.ones((70, 80)), None],
+        "anna",
+    )
     x, y = subject.views
     np.testing.assert_allclose(x.landmarks[:, :2], y.landmarks[:, :2], atol=1e-6)
-    assert (x.landmark_source, y.landmark_source) == ("given", "file") and y.camera is camera and x.mask.all() and y.mask is None
+    assert (
+        (x.landmark_source, y.landmark_source) == ("given", "file")
+        and y.camera is camera
+        and x.mask.all()
+        and y.mask is None
+    )
     assert (x.name, y.name, subject.name) == ("x", "y", "anna")
 
 
 def test_pillow_images_are_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[274] = 6
-    Image.fromarray(np.arange(70 * 80 * 3, dtype=np.uint8).reshape(70, 80, 3)).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(np.arange(70 * 80 * 3, dtype=np.uint8).reshape(70, 80, 3)).save(
+        tmp_path / "a.png", exif=exif
+    )
     with Image.open(tmp_path / "a.png") as image:
         subject = subject_from_images([image], [POINTS], ["x"])
-    assert subject.views[0].size == (70, 80) and (subject.views[0].image == load_subject(tmp_path).views[0].image).all()
+    assert (
+        subject.views[0].size == (70, 80)
+        and (subject.views[0].image == load_subject(tmp_path).views[0].image).all()
+    )
     assert subject.notes == ("x: turned upright, as its EXIF data say",)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (("a.jpg",), "images: expected a list of paths, PIL images or arrays, got str"), ((5,), "images: expected a list .* got int"),
-    ((np.zeros((70, 80, 3), np.uint8),), r"images: expected a list of images, got one of shape \[70, 80, 3\]; put it into a list"),
-    (([None],), "view0: expected an image .* got NoneType"), (([np.zeros((70, 80), np.uint8)], 5), "landmarks: expected a list with one entry .* got int"),
-    (([np.zeros((70, 80), np.uint8)], "a.pts"), "landmarks: expected a list with one entry .* got str"),
-    (([np.zeros((70, 80), np.uint8)], [["a"]]), r"view0: landmarks: expected \[68, 2\] or \[68, 3\] numbers"),
-    (([np.zeros((70, 80), np.uint8)], None, None, [np.eye(3)]), "view0: camera: expected a KnownCamera or None, got ndarray"),
-    (([np.zeros((70, 80), np.uint8)], None, None, None, [{}]), "view0: mask: expected .* got dict"),
-    (([],), "no images given"),
-    (([np.zeros((4, 4))],), "view0: expected an image"),
-    ((["missing.jpg"],), "missing.jpg: no such image file"),
-    (([np.zeros((70, 80), np.uint8)] * 2, [POINTS]), "landmarks: expected one entry for each of the 2 images, got 1"),
-    (([np.zeros((70, 80), np.uint8)], [POINTS[:5]]), r"view0: landmarks: expected 68 points"),
-    (([np.zeros((70, 80), np.uint8)], [POINTS + 900]), "view0: 68 of 68 landmarks lie outside"),
-    (([np.zeros((70, 80), np.uint8)], None, ["../a"]), r"'../a' cannot be the name of a view"),
-    (([np.zeros((70, 80), np.uint8)] * 2, None, ["a", "A"]), "image 0 and image 1 share the name 'A'.*give names"),
-    (([np.zeros((70, 80), np.uint8)], None, None, None, [np.ones((3, 3))]), "view0: mask: a mask must have the size"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("a.jpg",), "images: expected a list of paths, PIL images or arrays, got str"),
+        ((5,), "images: expected a list .* got int"),
+        (
+            (np.zeros((70, 80, 3), np.uint8),),
+            r"images: expected a list of images, got one of shape \[70, 80, 3\]; put it into a list",
+        ),
+        (([None],), "view0: expected an image .* got NoneType"),
+        (([np.zeros((70, 80), np.uint8)], 5), "landmarks: expected a list with one entry .* got int"),
+        (([np.zeros((70, 80), np.uint8)], "a.pts"), "landmarks: expected a list with one entry .* got str"),
+        (
+            ([np.zeros((70, 80), np.uint8)], [["a"]]),
+            r"view0: landmarks: expected \[68, 2\] or \[68, 3\] numbers",
+        ),
+        (
+            ([np.zeros((70, 80), np.uint8)], None, None, [np.eye(3)]),
+            "view0: camera: expected a KnownCamera or None, got ndarray",
+        ),
+        (([np.zeros((70, 80), np.uint8)], None, None, None, [{}]), "view0: mask: expected .* got dict"),
+        (([],), "no images given"),
+        (([np.zeros((4, 4))],), "view0: expected an image"),
+        ((["missing.jpg"],), "missing.jpg: no such image file"),
+        (
+            ([np.zeros((70, 80), np.uint8)] * 2, [POINTS]),
+            "landmarks: expected one entry for each of the 2 images, got 1",
+        ),
+        (([np.zeros((70, 80), np.uint8)], [POINTS[:5]]), r"view0: landmarks: expected 68 points"),
+        (([np.zeros((70, 80), np.uint8)], [POINTS + 900]), "view0: 68 of 68 landmarks lie outside"),
+        (([np.zeros((70, 80), np.uint8)], None, ["../a"]), r"'../a' cannot be the name of a view"),
+        (
+            ([np.zeros((70, 80), np.uint8)] * 2, None, ["a", "A"]),
+            "image 0 and image 1 share the name 'A'.*give names",
+        ),
+        (
+            ([np.zeros((70, 80), np.uint8)], None, None, None, [np.ones((3, 3))]),
+            "view0: mask: a mask must have the size",
+        ),
+    ],
+)
 def test_images_that_cannot_be_used(arguments, message):
     with pytest.raises(InputError, match=message):
         subject_from_images(*arguments)
@@ -430,7 +596,9 @@ def test_a_result_is_no_folder_of_photos(tmp_path):
     for name in ("metrics.json", "parameters.npz"):
         (tmp_path / name).write_text("")
     photo(tmp_path / "preview.png"), photo(tmp_path / "texture.png")
-    with pytest.raises(InputError, match="is a result of fitkit fit, no folder with photos; give the folder with the photos"):
+    with pytest.raises(
+        InputError, match="is a result of fitkit fit, no folder with photos; give the folder with the photos"
+    ):
         load_subject(tmp_path)
     photo(tmp_path / "anna.png")  # somebody keeps photos there
     assert "anna" in [v.name for v in load_subject(tmp_path).views]
@@ -450,7 +618,9 @@ def test_photos_of_one_folder_and_the_files_beside_them(tmp_path):
     a, b, _ = subject.views
     assert a.landmark_source == "file" and b.landmarks is None and b.mask is not None and a.mask is None
     assert all(v.camera is not None for v in subject.views)
-    assert [v.name for v in read_subject([tmp_path / "b2.png"]).views] == ["b2"] and len(read_subject([tmp_path]).views) == 4
+    assert [v.name for v in read_subject([tmp_path / "b2.png"]).views] == ["b2"] and len(
+        read_subject([tmp_path]).views
+    ) == 4
 
 
 def test_photos_of_several_folders(tmp_path):
@@ -464,8 +634,11 @@ def test_photos_of_several_folders(tmp_path):
     assert [v.name for v in subject.views] == ["monday", "monday_front", "tuesday_front"]
     assert [v.landmark_source for v in subject.views] == ["", "", "file"]
     assert subject.views[1].camera.K is not None and subject.views[1].camera.R is None
-    assert subject.notes == ("cameras.json: no camera for: monday.png", "the photos have several cameras.json: their K is used, their R and "
-                             "t are not, since each may count from another origin")
+    assert subject.notes == (
+        "cameras.json: no camera for: monday.png",
+        "the photos have several cameras.json: their K is used, their R and "
+        "t are not, since each may count from another origin",
+    )
     alone = load_photos([tmp_path / "monday/front.png", tmp_path / "tuesday/tuesday.png"])
     assert alone.views[0].camera.R is not None  # of one folder only
 
@@ -474,9 +647,17 @@ def test_photos_that_cannot_be_used(tmp_path):
     for name in ("a.png", "b.png", "sub/c.png"):
         photo(tmp_path / name)
     (tmp_path / "b.png").write_bytes(b"cut")
-    assert load_photos([tmp_path / "sub/c.png", tmp_path / "b.png"]).notes[0].startswith(f"left out: {tmp_path / 'b.png'}: not a readable")
-    for paths, message in (([], "no photos given"), ([tmp_path / "b.png"], "b.png: not a readable image"), ([tmp_path], "got a folder"),
-                           ([tmp_path / "d.png"], "d.png: no such photo")):
+    assert (
+        load_photos([tmp_path / "sub/c.png", tmp_path / "b.png"])
+        .notes[0]
+        .startswith(f"left out: {tmp_path / 'b.png'}: not a readable")
+    )
+    for paths, message in (
+        ([], "no photos given"),
+        ([tmp_path / "b.png"], "b.png: not a readable image"),
+        ([tmp_path], "got a folder"),
+        ([tmp_path / "d.png"], "d.png: no such photo"),
+    ):
         with pytest.raises(InputError, match=message):
             load_photos(paths)
     (tmp_path / "a.pts").write_text("1 2")
@@ -485,7 +666,18 @@ def test_photos_that_cannot_be_used(tmp_path):
 
 
 def test_folders_that_are_subjects(tmp_path):
-    for name in ("b", "a", "a/old", "a/masks", "a/landmarks", "a/fitkit", "a/.hidden", "a/result/overlay", "ground_truth/a", "elsewhere"):
+    for name in (
+        "b",
+        "a",
+        "a/old",
+        "a/masks",
+        "a/landmarks",
+        "a/fitkit",
+        "a/.hidden",
+        "a/result/overlay",
+        "ground_truth/a",
+        "elsewhere",
+    ):
         photo(tmp_path / "people" / name / "1.jpg")
     photo(tmp_path / "people" / "b" / "2.jpg")
     for name in ("metrics.json", "parameters.npz"):
@@ -496,19 +688,26 @@ def test_folders_that_are_subjects(tmp_path):
     (tmp_path / "people" / "a" / "._x.jpg").write_bytes(b"")  # of a file browser
 
     def names(**options):
-        return [p.relative_to(tmp_path / "people").as_posix() for p in subject_folders(tmp_path / "people", **options)]
+        return [
+            p.relative_to(tmp_path / "people").as_posix()
+            for p in subject_folders(tmp_path / "people", **options)
+        ]
 
     assert names() == ["a", "a/old", "b", "link"] and names(min_views=2) == ["b"]
 
 
 def test_names_that_are_not_utf8(tmp_path):
-    assert readable("Zo\udceb") == "Zo\u00eb" and readable("Zo\u00eb") == "Zo\u00eb" and readable("x\ud800") == "x?"
+    assert (
+        readable("Zo\udceb") == "Zo\u00eb"
+        and readable("Zo\u00eb") == "Zo\u00eb"
+        and readable("x\ud800") == "x?"
+    )
     folder = tmp_path / "anna"
     photo(folder / "a.png")
     pts(folder / "a.pts")
     for suffix in ("png", "pts"):
         (folder / f"a.{suffix}").rename(folder / f"Zo\udceb.{suffix}")
     cameras(folder, {"views": [{"image": "Zo\u00eb.png", "K": K}]})
-    view, = load_subject(folder).views
+    (view,) = load_subject(folder).views
     assert view.name == "Zo\u00eb" and view.landmarks is not None and view.camera is not None
     assert subject_from_images([folder / "Zo\udceb.png"]).views[0].name == "Zo\u00eb"

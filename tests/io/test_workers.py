@@ -1,4 +1,5 @@
 """Jobs on several processes."""
+
 import os
 import signal
 import subprocess
@@ -37,13 +38,18 @@ def square_or_die(number):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_all_jobs_are_done(workers):
-    assert sorted(run_jobs(square, [1, 2, 3], workers)) == [1, 4, 9] and list(run_jobs(square, [], workers)) == []
+    assert (
+        sorted(run_jobs(square, [1, 2, 3], workers)) == [1, 4, 9]
+        and list(run_jobs(square, [], workers)) == []
+    )
 
 
 def test_what_goes_wrong_in_a_worker_reaches_the_caller():
     with pytest.raises(FitkitError, match="job 1 cannot be done"):
         list(run_jobs(refuse, [1, 1], 2))
-    with pytest.raises(FitkitError, match=r"a worker process ended by force \(out of memory\?\); use fewer --workers"):
+    with pytest.raises(
+        FitkitError, match=r"a worker process ended by force \(out of memory\?\); use fewer --workers"
+    ):
         list(run_jobs(vanish, [1, 2], 2))
     assert str(_portable(Unusual(1, 2))) == "Unusual: 1 2"  # an exception that cannot be sent as it is
 
@@ -52,8 +58,10 @@ def test_what_goes_wrong_in_a_worker_reaches_the_caller():
 def test_a_killed_worker_costs_its_own_job_only():
     done = list(run_jobs(square_or_die, [1, -1, 2, -2, 3], 2, lambda job, reason: (job, reason)))
     assert sorted(d for d in done if isinstance(d, int)) == [1, 4, 9]
-    assert dict(d for d in done if isinstance(d, tuple)) == {-1: "its process was ended by SIGKILL (out of memory?)",
-                                                             -2: "its process was ended by SIGSEGV"}
+    assert dict(d for d in done if isinstance(d, tuple)) == {
+        -1: "its process was ended by SIGKILL (out of memory?)",
+        -2: "its process was ended by SIGSEGV",
+    }
 
 
 SLEEPERS = """
@@ -89,8 +97,15 @@ def sleepers(tmp_path):
         (tmp_path / folder).mkdir()
         script = tmp_path / "script.py"
         script.write_text(SLEEPERS.format(tests=str(Path(__file__).parent), folder=str(tmp_path / folder)))
-        processes.append(subprocess.Popen([sys.executable, script], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, script],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
         end = time.monotonic() + 60
         while len(found := os.listdir(tmp_path / folder)) < 2 and time.monotonic() < end:
             time.sleep(0.05)

@@ -26,7 +26,14 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.ranges, self.cut_after, self.cuts, self.status, self.length = CONTENT, True, None, 0, [], True
+        self.content, self.ranges, self.cut_after, self.cuts, self.status, self.length = (
+            CONTENT,
+            True,
+            None,
+            0,
+            [],
+            True,
+        )
         self.redirect, self.pause = None, 0.0  # address that every answer leads to; seconds after each kB
         self.requests = []  # (path, Range header)
 
@@ -52,14 +59,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         if server.length:
-            self.send_header("Content-Length", str(len(content) - start) if server.length is True else server.length)
+            self.send_header(
+                "Content-Length", str(len(content) - start) if server.length is True else server.length
+            )
         self.end_headers()
         if server.cuts:
             server.cuts -= 1
             content = content[: start + server.cut_after]
         try:
             for at in range(start, len(content), 1000 if server.pause else len(content)):
-                self.wfile.write(content[at:at + 1000] if server.pause else content[at:])
+                self.wfile.write(content[at : at + 1000] if server.pause else content[at:])
                 time.sleep(server.pause)
         except ConnectionError:
             pass  # the client refused the rest
@@ -99,7 +108,10 @@ def test_cut_connection_is_resumed(server, tmp_path):
 
 def test_next_call_resumes(server, tmp_path):
     server.cuts, server.cut_after = 4, 50_000
-    with pytest.raises(MissingWeightsError, match=r"a\.obj cannot be downloaded: the connection ended after 200000 of 300000 bytes; check the network and call again"):
+    with pytest.raises(
+        MissingWeightsError,
+        match=r"a\.obj cannot be downloaded: the connection ended after 200000 of 300000 bytes; check the network and call again",
+    ):
         download(server.url + "/a.obj", tmp_path / "a.obj", SHA256)
     assert [p.name for p in tmp_path.iterdir()] == ["a.obj.part"]
     assert download(server.url + "/a.obj", tmp_path / "a.obj", SHA256).read_bytes() == CONTENT
@@ -119,7 +131,9 @@ def test_old_part_that_is_longer_than_the_file(server, tmp_path):
 
 
 def test_wrong_checksum(server, tmp_path):
-    with pytest.raises(MissingWeightsError, match=f"wrong SHA-256 {SHA256[:16]}..., expected 0000000000000000..."):
+    with pytest.raises(
+        MissingWeightsError, match=f"wrong SHA-256 {SHA256[:16]}..., expected 0000000000000000..."
+    ):
         download(server.url + "/a.obj", tmp_path / "a.obj", "0" * 64)
     assert not list(tmp_path.iterdir())
 
@@ -130,7 +144,10 @@ def test_wrong_part_is_started_again(server, tmp_path):
     assert [r for _, r in server.requests] == ["bytes=1000-", None]
 
 
-@pytest.mark.parametrize("status, requests, message", [([404] * 4, 1, "the server answers 404"), ([403] * 4, 1, "403"), ([503] * 4, 4, "503")])
+@pytest.mark.parametrize(
+    "status, requests, message",
+    [([404] * 4, 1, "the server answers 404"), ([403] * 4, 1, "403"), ([503] * 4, 4, "503")],
+)
 def test_server_errors(server, tmp_path, status, requests, message):
     server.status = status
     with pytest.raises(MissingWeightsError, match=f"cannot be downloaded: .*{message}.*fitkit model import"):
@@ -154,22 +171,42 @@ def test_too_large(server, tmp_path, length):
 @pytest.mark.parametrize("length", ["abc", "1600.5", "-1", "1_000", "\u00b2"])
 def test_a_length_that_is_no_number(server, tmp_path, length):
     server.length = length
-    with pytest.raises(MissingWeightsError, match=f"a.obj cannot be downloaded: the server states a length of '{length}'"):
+    with pytest.raises(
+        MissingWeightsError, match=f"a.obj cannot be downloaded: the server states a length of '{length}'"
+    ):
         download(server.url + "/a.obj", tmp_path / "a.obj")
     assert len(server.requests) == 1 and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("target", ["file:///etc/passwd", "data:text/plain,x", "ftp://127.0.0.1/a", "http://[::bad/"])
+@pytest.mark.parametrize(
+    "target", ["file:///etc/passwd", "data:text/plain,x", "ftp://127.0.0.1/a", "http://[::bad/"]
+)
 def test_a_redirection_off_the_web(server, tmp_path, target):
     server.redirect = target
-    with pytest.raises(MissingWeightsError, match="cannot be downloaded: .*(which is not on the web|is not allowed|IPv6)"):
+    with pytest.raises(
+        MissingWeightsError, match="cannot be downloaded: .*(which is not on the web|is not allowed|IPv6)"
+    ):
         download(server.url + "/a.obj", tmp_path / "a.obj")
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("url", ["foo", "http://[::", "file:///etc/passwd", "data:text/plain,x", "ftp://host/a", "http://", "http://a b/c", ""])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "foo",
+        "http://[::",
+        "file:///etc/passwd",
+        "data:text/plain,x",
+        "ftp://host/a",
+        "http://",
+        "http://a b/c",
+        "",
+    ],
+)
 def test_addresses_that_are_none(tmp_path, url):
-    with pytest.raises(InputError, match="expected an address that begins with https:// or http:// and names a server"):
+    with pytest.raises(
+        InputError, match="expected an address that begins with https:// or http:// and names a server"
+    ):
         download(url, tmp_path / "a.obj")
     assert not list(tmp_path.iterdir())
 
@@ -182,7 +219,9 @@ def test_a_server_name_that_is_too_long(server, tmp_path):
 def test_the_whole_time_is_limited(server, tmp_path):
     server.pause = 0.1  # 30 s for the whole file, each answer in time
     began = time.monotonic()
-    with pytest.raises(MissingWeightsError, match="a.obj cannot be downloaded: it took longer than 0 seconds"):
+    with pytest.raises(
+        MissingWeightsError, match="a.obj cannot be downloaded: it took longer than 0 seconds"
+    ):
         download(server.url + "/a.obj", tmp_path / "a.obj", SHA256, max_seconds=0.4)
     assert time.monotonic() - began < 3
     server.pause = 0.0
@@ -231,8 +270,15 @@ def small_ict(server, tmp_path, monkeypatch):
 def test_fetch_ict(server, small_ict):
     steps = []
     path = fetch_ict(base_url=server.url + "/FaceXModel/", progress=lambda *step: steps.append(step))
-    assert path == small_ict / "ict.npz" and registry.load_model("ict").name == "ict" and steps == [(0, 2), (1, 2), (2, 2)]
-    assert [p for p, _ in server.requests] == ["/FaceXModel/generic_neutral_mesh.obj", "/FaceXModel/identity000.obj"]
+    assert (
+        path == small_ict / "ict.npz"
+        and registry.load_model("ict").name == "ict"
+        and steps == [(0, 2), (1, 2), (2, 2)]
+    )
+    assert [p for p, _ in server.requests] == [
+        "/FaceXModel/generic_neutral_mesh.obj",
+        "/FaceXModel/identity000.obj",
+    ]
     assert not list((small_ict / "downloads").iterdir())
     with pytest.raises(InputError, match="ict.npz: exists already; use --overwrite"):
         fetch_ict(base_url=server.url)
@@ -246,7 +292,10 @@ def test_fetch_ict_goes_on_where_it_stopped(server, small_ict):
         fetch_ict(base_url=server.url)
     assert not (small_ict / "ict.npz").exists()
     fetch_ict(base_url=server.url)
-    assert server.requests[4] == ("/generic_neutral_mesh.obj", "bytes=40000-") and (small_ict / "ict.npz").exists()
+    assert (
+        server.requests[4] == ("/generic_neutral_mesh.obj", "bytes=40000-")
+        and (small_ict / "ict.npz").exists()
+    )
 
 
 def test_names_are_checked_before_the_first_byte(server, small_ict):
@@ -258,7 +307,10 @@ def test_names_are_checked_before_the_first_byte(server, small_ict):
 
 def test_wrong_content_without_a_checksum_is_thrown_away(server, small_ict, monkeypatch):
     monkeypatch.setattr(fetch, "import_ict", import_ict)  # CONTENT is no OBJ file
-    with pytest.raises(MissingWeightsError, match="are not those of ICT-FaceKit .*; 1 of them, such as generic_neutral_mesh.obj, were deleted"):
+    with pytest.raises(
+        MissingWeightsError,
+        match="are not those of ICT-FaceKit .*; 1 of them, such as generic_neutral_mesh.obj, were deleted",
+    ):
         fetch_ict(base_url=server.url)
     assert [p.name for p in (small_ict / "downloads" / "ict").iterdir()] == ["identity000.obj"]
     with pytest.raises(MissingWeightsError):

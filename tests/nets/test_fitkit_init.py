@@ -1,4 +1,5 @@
 """fitkit-init: any number of views in any order, its own landmarks, weight files."""
+
 import numpy as np
 import pytest
 import torch
@@ -41,7 +42,9 @@ def test_the_order_of_the_views_does_not_matter(network):
     assert torch.allclose(one.identity_sigma, two.identity_sigma, atol=1e-4)
     assert torch.allclose(one.state.expression[order], two.state.expression, atol=1e-4)
     assert torch.allclose(one.state.pose.rotation[order], two.state.pose.rotation, atol=1e-4)
-    assert float((one.state.identity - network.predict(pictures(4, 5), valid).state.identity).abs().max()) > 1e-3
+    assert (
+        float((one.state.identity - network.predict(pictures(4, 5), valid).state.identity).abs().max()) > 1e-3
+    )
 
 
 @torch.no_grad()
@@ -52,11 +55,16 @@ def test_any_number_of_views_and_grey_ones_have_no_say(network, views):
     assert alone.state.num_views == views and alone.landmarks.points.shape == (views, 68, 2)
     padded = torch.cat([images, torch.rand(1, 2, 3, 32, 32)], 1)
     beside = network.predict(padded, torch.cat([valid, torch.zeros(1, 2, dtype=torch.bool)], 1))
-    assert torch.allclose(alone.state.identity, beside.state.identity, atol=1e-4)  # other batches are summed in another order
+    assert torch.allclose(
+        alone.state.identity, beside.state.identity, atol=1e-4
+    )  # other batches are summed in another order
     assert torch.allclose(alone.state.expression, beside.state.expression, atol=1e-4)
     # Two people of one batch have nothing to do with each other.
     both = network.predict(torch.cat([images, pictures(views, 7)]), valid.expand(2, -1))
-    assert torch.allclose(both.state.identity[0], alone.state.identity[0], atol=1e-4) and both.state.subject.tolist() == [0] * views + [1] * views
+    assert (
+        torch.allclose(both.state.identity[0], alone.state.identity[0], atol=1e-4)
+        and both.state.subject.tolist() == [0] * views + [1] * views
+    )
 
 
 @torch.no_grad()
@@ -72,14 +80,18 @@ def test_the_face_lies_on_the_networks_own_landmarks(network, model):
         w = np.tile(weight[b], 2)
         answer, *_ = np.linalg.lstsq(rows * w[:, None], np.concatenate(points[b].T) * w, rcond=None)
         expected = answer[0] * flat[b] + answer[1:]
-        assert answer[0] < 0 or np.abs(pixels[b] - expected).max() < 1e-2  # a face laid upside down keeps a positive scale
+        assert (
+            answer[0] < 0 or np.abs(pixels[b] - expected).max() < 1e-2
+        )  # a face laid upside down keeps a positive scale
 
 
 def test_laying_points_onto_pixels_finds_the_map_that_made_them():
     points = torch.randn(3, 20, 2, dtype=torch.float64)
     pixels = 2.5 * points + torch.tensor([4.0, -7.0], dtype=torch.float64)
     scale, shift = lay_onto(points, pixels, torch.rand(3, 20, dtype=torch.float64) + 0.1)
-    assert torch.allclose(scale, torch.full_like(scale, 2.5)) and torch.allclose(shift, shift.new_tensor([4.0, -7.0]).expand(3, 2))
+    assert torch.allclose(scale, torch.full_like(scale, 2.5)) and torch.allclose(
+        shift, shift.new_tensor([4.0, -7.0]).expand(3, 2)
+    )
     assert float(lay_onto(points, -pixels, torch.ones(3, 20, dtype=torch.float64))[0].min()) > 0
 
 
@@ -92,20 +104,34 @@ def test_the_start_of_a_training_is_the_landmark_network(model):
         found = network.predict(images, torch.ones(1, 2, dtype=torch.bool))
         theirs = load_network()(images[0])
     assert torch.allclose(found.landmarks.points[:, 17:], theirs.points[:, 17:68], atol=1e-2)
-    assert torch.allclose(found.landmarks.points[:, :17], theirs.points[:, 68:], atol=1e-2)  # the jaw as fixed points of the skin
+    assert torch.allclose(
+        found.landmarks.points[:, :17], theirs.points[:, 68:], atol=1e-2
+    )  # the jaw as fixed points of the skin
     assert float(found.state.identity.abs().max()) < 0.1 and float(found.state.expression.abs().max()) < 0.1
-    assert bool((found.identity_sigma > 0.75 * SIGMA_LIMITS[1]).all()) and bool((found.identity_sigma < SIGMA_LIMITS[1]).all())
-    with pytest.raises(InputError, match="builtin: expected a landmark network with the options .*size=32.*got .*size=128"):
+    assert bool((found.identity_sigma > 0.75 * SIGMA_LIMITS[1]).all()) and bool(
+        (found.identity_sigma < SIGMA_LIMITS[1]).all()
+    )
+    with pytest.raises(
+        InputError, match="builtin: expected a landmark network with the options .*size=32.*got .*size=128"
+    ):
         start_from(FitkitInit(model, (), FitkitInitOptions(size=32)), "builtin", model)
 
 
 def test_gradients_reach_all_parts(network):
     network.zero_grad()
     found = network.predict(pictures(3), torch.ones(1, 3, dtype=torch.bool))
-    (found.state.identity.sum() + found.identity_sigma.sum() + found.state.expression.sum() + found.state.pose.rotation.square().sum()
-     + found.state.camera.focal.sum() + found.state.pose.translation.sum()).backward()
+    (
+        found.state.identity.sum()
+        + found.identity_sigma.sum()
+        + found.state.expression.sum()
+        + found.state.pose.rotation.square().sum()
+        + found.state.camera.focal.sum()
+        + found.state.pose.translation.sum()
+    ).backward()
     for name, modules in network.parts().items():
-        assert all(any(float(p.grad.abs().max()) > 0 for p in m.parameters() if p.grad is not None) for m in modules), name
+        assert all(
+            any(float(p.grad.abs().max()) > 0 for p in m.parameters() if p.grad is not None) for m in modules
+        ), name
     listed = {id(p) for modules in network.parts().values() for m in modules for p in m.parameters()}
     assert listed == {id(p) for p in network.parameters()}
 
@@ -123,7 +149,9 @@ def test_weight_files(network, model, tmp_path):
 
 def test_what_the_network_refuses(model):
     assert not net_kind("fitkit_init").named_views and net_kind("mvfnet").named_views
-    with pytest.raises(InputError, match="takes any photos in any order; expected no named 'views', got front"):
+    with pytest.raises(
+        InputError, match="takes any photos in any order; expected no named 'views', got front"
+    ):
         FitkitInit(model, (ViewSlot("front"),))
     with pytest.raises(InputError, match="size: expected a multiple of 32 from 32 to 2048, got 100"):
         FitkitInitOptions(size=100)

@@ -1,4 +1,5 @@
 """The network: where it starts, what a missing view does, its camera against the published convention; weight files."""
+
 import math
 
 import numpy as np
@@ -10,7 +11,13 @@ from fitkit.data.aflw2000 import DenseModel
 from fitkit.errors import InputError
 from fitkit.geometry.rotation import so3_exp, so3_log
 from fitkit.nets import load_predictor, net_kind, read_about, save_predictor, start_from
-from fitkit.nets.mvfnet.convention import angles_of_rotation, denormalized, labels_of_pose, pose_of_labels, rotation_of_angles
+from fitkit.nets.mvfnet.convention import (
+    angles_of_rotation,
+    denormalized,
+    labels_of_pose,
+    pose_of_labels,
+    rotation_of_angles,
+)
 from fitkit.nets.mvfnet.network import CHANNELS, POOL_AFTER, MvfNet, MvfNetOptions
 from fitkit.nets.predictor import ViewSlot, assign_views
 from fitkit.nets.weak_perspective import to_orthographic
@@ -29,12 +36,21 @@ def test_training_starts_at_the_mean_face_in_the_middle_of_the_crop():
     network = small(model, 224)
     with torch.no_grad():
         state = network(torch.rand(2, 3, 3, 224, 224), torch.ones(2, 3, dtype=torch.bool))
-    assert state.num_views == 6 and state.subject.tolist() == [0, 0, 0, 1, 1, 1] and state.camera.kind == "orthographic"
+    assert (
+        state.num_views == 6
+        and state.subject.tolist() == [0, 0, 0, 1, 1, 1]
+        and state.camera.kind == "orthographic"
+    )
     assert float((state.vertices(model) - model.mean).norm(dim=-1).max()) < 0.05  # mm
-    assert float(so3_log(state.pose.rotation @ torch.diag(torch.tensor([1.0, -1.0, -1.0]))).norm(dim=-1).max()) < 0.02
-    points, _ = state.camera.project(state.pose.apply(model.landmarks.points(state.vertices(model), model.triangles)))
+    assert (
+        float(so3_log(state.pose.rotation @ torch.diag(torch.tensor([1.0, -1.0, -1.0]))).norm(dim=-1).max())
+        < 0.02
+    )
+    points, _ = state.camera.project(
+        state.pose.apply(model.landmarks.points(state.vertices(model), model.triangles))
+    )
     low, high = points[0].amin(0), points[0].amax(0)
-    box = (high - low)
+    box = high - low
     assert float(box.max()) == pytest.approx(224 / 1.5, rel=1e-2)
     middle = (low + high) / 2 - 111.5
     assert abs(float(middle[0])) < 1.5 and float(middle[1]) == pytest.approx(0.12 * float(box[1]), abs=1.5)
@@ -62,13 +78,17 @@ def test_a_missing_view_gives_no_pose_and_its_picture_has_no_say():
     other = images.clone()
     other[0, 1] = 0.9
     again = network(other, valid)
-    assert torch.equal(state.identity, again.identity) and torch.equal(state.pose.rotation, again.pose.rotation)
+    assert torch.equal(state.identity, again.identity) and torch.equal(
+        state.pose.rotation, again.pose.rotation
+    )
     whole = network(images, torch.ones(2, 3, dtype=torch.bool))
     assert torch.allclose(whole.identity[1], state.identity[1], atol=1e-5)
     assert not torch.allclose(whole.identity[0], state.identity[0], atol=1e-3)
     assert torch.allclose(whole.pose.rotation[[0, 2, 3, 4, 5]], state.pose.rotation, atol=1e-5)
     state.identity.sum().backward()
-    assert float(network.absent.grad[1].abs().max()) > 0 and float(network.absent.grad[[0, 2]].abs().max()) == 0
+    assert (
+        float(network.absent.grad[1].abs().max()) > 0 and float(network.absent.grad[[0, 2]].abs().max()) == 0
+    )
     assert "absent" not in {n for n, p in small(model, missing="zero").named_parameters() if p.requires_grad}
 
 
@@ -76,7 +96,9 @@ def test_labels_of_300w_lp_land_where_their_own_formula_puts_them():
     # Independent truth: the projection that the evaluation uses for AFLW2000-3D.
     rng = np.random.default_rng(0)
     points = rng.normal(size=(20, 3)) * 60000  # micrometres
-    dense = DenseModel(points.ravel(), np.zeros((60, 1)), np.zeros((60, 1)), np.zeros((1, 3), np.int64), np.arange(20))
+    dense = DenseModel(
+        points.ravel(), np.zeros((60, 1)), np.zeros((60, 1)), np.zeros((1, 3), np.int64), np.arange(20)
+    )
     pose = np.array([0.2, 0.5, -0.1, 210.0, 240.0, 7.0, 1.3e-3])
     there = dense.in_picture(np.zeros(1), np.zeros(1), pose, 450)
     own_pose, camera = pose_of_labels(torch.from_numpy(pose)[None], 450, 450)
@@ -97,22 +119,34 @@ def test_positive_yaw_of_the_labels_points_the_nose_to_the_left_of_the_picture()
 def test_published_outputs_are_denormalized():
     values = denormalized(torch.tensor([[0.0] * 7, [1.0, -0.5, 0.2, 0.5, -1.0, 3.0, 2.0]]))
     assert values[0].tolist() == [0, 0, 0, 112, 112, 0, 0]
-    assert values[1].tolist() == pytest.approx([math.pi / 2, -math.pi / 4, 0.1 * math.pi, 140, 56, 3, 448 / 360000])
+    assert values[1].tolist() == pytest.approx(
+        [math.pi / 2, -math.pi / 4, 0.1 * math.pi, 140, 56, 3, 448 / 360000]
+    )
 
 
 def test_the_orthographic_stand_in_shows_nearly_the_same_picture():
     model = tiny_model()
     state = tiny_state(model, views=3, size=160)
     # Off the axis, where the line of sight matters.
-    state = state.replace(pose=type(state.pose)(state.pose.rotation, state.pose.translation + torch.tensor([150.0, -80.0, 900.0])))
+    state = state.replace(
+        pose=type(state.pose)(
+            state.pose.rotation, state.pose.translation + torch.tensor([150.0, -80.0, 900.0])
+        )
+    )
     flat = to_orthographic(state, model, torch.full((3, 2), 40.0))
     points = model.landmarks.points(state.vertices(model), model.triangles)
     near, far = (s.camera.project(s.pose.apply(points))[0] for s in (state, flat))
     size = float((near.amax(1) - near.amin(1)).max())
     assert float((near - far).norm(dim=-1).max()) < 0.06 * size
     assert torch.allclose((near - far).mean(1), torch.zeros(3, 2), atol=0.02 * size)
-    turned = to_orthographic(state.replace(pose=type(state.pose)(so3_exp(torch.tensor([0.0, 0.1, 0.0])) @ state.pose.rotation,
-                                                                 state.pose.translation)), model)
+    turned = to_orthographic(
+        state.replace(
+            pose=type(state.pose)(
+                so3_exp(torch.tensor([0.0, 0.1, 0.0])) @ state.pose.rotation, state.pose.translation
+            )
+        ),
+        model,
+    )
     assert float((turned.pose.rotation - flat.pose.rotation).abs().max()) > 0.05
     assert torch.allclose(to_orthographic(flat, model).pose.translation, flat.pose.translation, atol=1e-3)
 
@@ -135,7 +169,10 @@ def test_weights_come_back_and_wrong_files_are_told(tmp_path):
     images, valid = torch.rand(1, 3, 3, 48, 48), torch.ones(1, 3, dtype=torch.bool)
     assert torch.equal(network(images, valid).identity, again(images, valid).identity) and not again.training
     assert read_about(path)["views"][1] == {"name": "left", "yaw": [-70.0, -20.0]}
-    with pytest.raises(InputError, match="expected face model 'tiny' with 8 identity and 6 expression shapes, got 'tiny' with 5"):
+    with pytest.raises(
+        InputError,
+        match="expected face model 'tiny' with 8 identity and 6 expression shapes, got 'tiny' with 5",
+    ):
         load_predictor(path, tiny_model(num_identity=5))
     (tmp_path / "x.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match="x.safetensors: not readable as the weights of a regressor"):
@@ -144,6 +181,7 @@ def test_weights_come_back_and_wrong_files_are_told(tmp_path):
         read_about(tmp_path / "nowhere.safetensors")
     with pytest.raises(InputError, match="landmarks68.safetensors: not the weights of a regressor"):
         from fitkit.io.resources import asset_path
+
         read_about(asset_path("landmarks68.safetensors"))
 
 
@@ -172,7 +210,10 @@ def test_a_trunk_from_vgg11_bn(tmp_path):
         assert torch.allclose(network.trunk[:18](images), vgg.features[:18](images), atol=1e-4)
     deep = [[m.weight for m in n if isinstance(m, torch.nn.Conv2d)] for n in (network.trunk, vgg.features)]
     assert torch.equal(deep[0][5], deep[1][5]) and torch.equal(deep[0][6], deep[1][6]) and len(deep[0]) == 7
-    with pytest.raises(InputError, match=r"vgg11_bn.pth: expected the weights of torchvision's vgg11_bn and net.options.width 1"):
+    with pytest.raises(
+        InputError,
+        match=r"vgg11_bn.pth: expected the weights of torchvision's vgg11_bn and net.options.width 1",
+    ):
         start_from(small(tiny_model()), path, tiny_model())
     path.write_bytes(b"nothing")
     with pytest.raises(InputError, match="vgg11_bn.pth: not readable as weights of a network"):

@@ -1,4 +1,5 @@
 """The weights of fitkit-init that come with fitkit."""
+
 import json
 from pathlib import Path
 
@@ -34,7 +35,11 @@ def predicted(model):
 def test_size_and_card():
     assert shipped_weights().stat().st_size < 6e6
     card = json.loads(shipped_weights().with_suffix(".json").read_text())
-    assert card["net"] == "fitkit_init" and "Udacity" in json.dumps(card["data"]) and card["licence"].startswith("MIT")
+    assert (
+        card["net"] == "fitkit_init"
+        and "Udacity" in json.dumps(card["data"])
+        and card["licence"].startswith("MIT")
+    )
 
 
 def test_the_sample_is_predicted_better_than_by_the_mean_face(predicted, model):
@@ -51,10 +56,15 @@ def test_the_sample_is_predicted_better_than_by_the_mean_face(predicted, model):
 
 def test_a_fit_from_the_network_comes_to_the_same_face(model):
     subject = load_subject(SAMPLE, ignore=[SAMPLE / "fitkit"])
-    one, two = (fit(subject, model=model, recipe="landmarks", overrides=[f"init.source={s}"]) for s in ("landmarks", "regressor"))
+    one, two = (
+        fit(subject, model=model, recipe="landmarks", overrides=[f"init.source={s}"])
+        for s in ("landmarks", "regressor")
+    )
     assert two.metrics["start"]["source"] == "regressor"
     assert two.metrics["reprojection_share"] == pytest.approx(one.metrics["reprojection_share"], rel=0.02)
-    assert float((one.neutral - two.neutral).norm(dim=-1)[model.face].mean()) < 0.15  # mm; fits from the two starts stop within that
+    assert (
+        float((one.neutral - two.neutral).norm(dim=-1)[model.face].mean()) < 0.15
+    )  # mm; fits from the two starts stop within that
 
 
 @pytest.mark.skipif(not FACES.is_dir(), reason="needs the shared data")

@@ -22,7 +22,13 @@ def marks(boxes):
         p[0], p[1] = torch.tensor([x0, y0]), torch.tensor([x1, y1])
         points.append(p)
     n = len(boxes)
-    return Landmarks(torch.stack(points).float(), torch.full((n, 68), 2.0), torch.ones(n, 68, dtype=torch.bool), torch.ones(n, 68), "surface")
+    return Landmarks(
+        torch.stack(points).float(),
+        torch.full((n, 68), 2.0),
+        torch.ones(n, 68, dtype=torch.bool),
+        torch.ones(n, 68),
+        "surface",
+    )
 
 
 def test_crop_and_photo_pixels_round_trip():
@@ -84,7 +90,9 @@ def test_linear_luminance_of_grey():
     found = marks([(60, 50, 180, 190)])
     obs = crop_views([np.full((240, 250, 3), 188, np.uint8)], [None], found)
     # IEC 61966-2-1: 188/255 is 0.5029 linear
-    torch.testing.assert_close(obs.linear_luminance[obs.mask[:, None]], torch.full((int(obs.mask.sum()),), 0.5029), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        obs.linear_luminance[obs.mask[:, None]], torch.full((int(obs.mask.sum()),), 0.5029), atol=1e-4, rtol=0
+    )
     values = torch.linspace(0, 1, 100)
     torch.testing.assert_close(srgb_from_linear(linear_from_srgb(values)), values, atol=1e-6, rtol=0)
 
@@ -100,7 +108,11 @@ def test_a_crop_that_is_scaled_down_before_it_is_padded_shows_the_same(monkeypat
     torch.testing.assert_close(small.offset, whole.offset)
     # The mean of blocks is rounded once more, and a block of two pixels is spread evenly over the pixels that share it.
     apart = (small.images - whole.images).abs()
-    assert float(apart.max()) < 9 / 255 and float(apart.mean()) < 0.3 / 255 and torch.equal(small.mask, whole.mask)
+    assert (
+        float(apart.max()) < 9 / 255
+        and float(apart.mean()) < 0.3 / 255
+        and torch.equal(small.mask, whole.mask)
+    )
 
 
 @pytest.mark.parametrize("x", [2e4, 1e9, 3e37])
@@ -122,5 +134,7 @@ def test_a_point_far_away_asks_for_no_more_memory(monkeypatch, x):
 
 
 def test_a_crop_beside_the_photo_is_grey():
-    obs = crop_views([ramp(240, 250)], [None], marks([(5000, 9000, 5100, 9100)]), CropOptions(max_size=96, min_size=96))
+    obs = crop_views(
+        [ramp(240, 250)], [None], marks([(5000, 9000, 5100, 9100)]), CropOptions(max_size=96, min_size=96)
+    )
     assert float((obs.images - 128 / 255).abs().max()) < 1.0 and int(obs.mask.sum()) <= 4

@@ -35,11 +35,19 @@ def test_sign_and_direction(name, shift):
     source = texture()
     target = torch.roll(source, (dy, dx), (2, 3))
     flow = make_flow_estimator(name).estimate(source, target)
-    assert flow.displacement.shape == (1, 2, 128, 128) and flow.valid.shape == (1, 128, 128) and bool(flow.valid.all())
+    assert (
+        flow.displacement.shape == (1, 2, 128, 128)
+        and flow.valid.shape == (1, 128, 128)
+        and bool(flow.valid.all())
+    )
     assert flow.displacement.dtype == source.dtype and not flow.displacement.requires_grad
     found = inner(flow)[0].reshape(2, -1)
     # the quick presets leave out the variational refinement or most of it
-    assert np.allclose(found.median(1).values.numpy(), shift, atol=0.1 if name in ("dis", "dis:medium", "dis:fine", "farneback") else 0.3)
+    assert np.allclose(
+        found.median(1).values.numpy(),
+        shift,
+        atol=0.1 if name in ("dis", "dis:medium", "dis:fine", "farneback") else 0.3,
+    )
     if name != "dis:ultrafast":
         assert float((found - torch.tensor(shift)[:, None]).abs().mean()) < 0.25
 
@@ -49,7 +57,11 @@ def test_flow_leads_from_source_to_target(name):
     source = texture()
     y, x = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
     wave = torch.stack([2 * torch.sin(y / 20), 2 * torch.cos(x / 25)])  # target(u) = source(u + wave)
-    target = sample(source, (torch.stack([x, y], -1) + wave.permute(1, 2, 0)).reshape(1, -1, 2))[0].transpose(1, 2).reshape(1, 3, 128, 128)
+    target = (
+        sample(source, (torch.stack([x, y], -1) + wave.permute(1, 2, 0)).reshape(1, -1, 2))[0]
+        .transpose(1, 2)
+        .reshape(1, 3, 128, 128)
+    )
     flow = make_flow_estimator(name).estimate(source, target)
     place = torch.stack([x, y], -1)[None] + flow.displacement.permute(0, 2, 3, 1)
     back = sample(target, place.reshape(1, -1, 2))[0].transpose(1, 2).reshape(1, 3, 128, 128)
@@ -61,7 +73,9 @@ def test_flow_leads_from_source_to_target(name):
 def test_twice_the_size_is_twice_the_flow(name):
     source = texture(96)
     target = torch.roll(source, (-2, 3), (2, 3))
-    large = [torch.nn.functional.interpolate(image, scale_factor=2, mode="bilinear") for image in (source, target)]
+    large = [
+        torch.nn.functional.interpolate(image, scale_factor=2, mode="bilinear") for image in (source, target)
+    ]
     estimator = make_flow_estimator(name)
     small = inner(estimator.estimate(source, target))[0].reshape(2, -1).median(1).values
     twice = inner(estimator.estimate(*large), 40)[0].reshape(2, -1).median(1).values
@@ -83,7 +97,11 @@ def test_identical_fill_outside_the_mask(name):
     mask[..., 32:96, 32:96] = 1
     moved = torch.roll(source, 3, 3)
     fill = texture(seed=5)
-    flow = make_flow_estimator(name).estimate(source * mask + fill * (1 - mask), moved * mask + fill * (1 - mask)).displacement[0]
+    flow = (
+        make_flow_estimator(name)
+        .estimate(source * mask + fill * (1 - mask), moved * mask + fill * (1 - mask))
+        .displacement[0]
+    )
     assert float(flow[:, :, :12].abs().max()) < 0.1 and float(flow[:, :, 116:].abs().max()) < 0.1
     assert np.allclose(flow[:, 48:80, 48:80].reshape(2, -1).median(1).values.numpy(), (3, 0), atol=0.15)
 
@@ -94,7 +112,9 @@ def test_contrast_and_brightness(name):
     target = torch.roll(source, (2, -3), (2, 3))
     estimator = make_flow_estimator(name)
     plain = inner(estimator.estimate(source, target))
-    common = inner(estimator.estimate(0.7 * source + 0.1, 0.7 * target + 0.1))  # a gain and an offset of both images
+    common = inner(
+        estimator.estimate(0.7 * source + 0.1, 0.7 * target + 0.1)
+    )  # a gain and an offset of both images
     assert float((plain - common).abs().mean()) < 0.1
     if name == "dis":  # patches without their means: an offset of one image
         assert float((plain - inner(estimator.estimate(source, target + 0.1))).abs().mean()) < 0.1
@@ -106,7 +126,9 @@ def test_a_batch_is_what_its_parts_are_and_grey_works(name):
     source = torch.cat([texture(seed=s) for s in range(2)])
     target = torch.roll(source, 3, 3)
     both = estimator.estimate(source, target).displacement
-    parts = torch.cat([estimator.estimate(source[b:b + 1], target[b:b + 1]).displacement for b in range(2)])
+    parts = torch.cat(
+        [estimator.estimate(source[b : b + 1], target[b : b + 1]).displacement for b in range(2)]
+    )
     assert torch.equal(both, parts)
     assert torch.equal(both, make_flow_estimator(name).estimate(source, target).displacement)
     grey = estimator.estimate(source.mean(1, keepdim=True), target.mean(1, keepdim=True)).displacement
@@ -135,9 +157,13 @@ def test_forward_backward_check():
 
     there, back = flow(4.0, 0.0), flow(-4.0, 0.0)
     good = consistent(there, back)
-    assert bool(good[0, :, :26].all()) and not bool(good[0, :, 26:].any())  # the last four columns lead out of the image
+    assert bool(good[0, :, :26].all()) and not bool(
+        good[0, :, 26:].any()
+    )  # the last four columns lead out of the image
     assert not bool(consistent(there, there).any())
-    assert bool(consistent(flow(4, 0), flow(-4.5, 0))[0, :, :26].all())  # gap^2 0.25 < 0.01 (16 + 20.25) + 0.5 = 0.86
+    assert bool(
+        consistent(flow(4, 0), flow(-4.5, 0))[0, :, :26].all()
+    )  # gap^2 0.25 < 0.01 (16 + 20.25) + 0.5 = 0.86
     assert not bool(consistent(flow(4, 0), flow(-5, 0)).any())  # 1 > 0.01 (16 + 25) + 0.5 = 0.91
     back.displacement[0, 0, 7, 14] = 9  # pixel (10, 7) lands on (14, 7)
     assert not bool(consistent(there, back)[0, 7, 10]) and bool(consistent(there, back)[0, 7, 9])
@@ -149,24 +175,39 @@ def test_names():
     for name in NAMES:
         assert make_flow_estimator(name).name == name.partition(":")[0]
         assert not isinstance(make_flow_estimator(name), DifferentiableFlow)
-    assert make_flow_estimator("dis").preset == "medium" and make_flow_estimator("dis:ultrafast").preset == "ultrafast"
+    assert (
+        make_flow_estimator("dis").preset == "medium"
+        and make_flow_estimator("dis:ultrafast").preset == "ultrafast"
+    )
     with pytest.raises(InputError, match="flow estimator: unknown name 'dis:fats'; did you mean 'dis:fast'"):
         make_flow_estimator("dis:fats")
     with pytest.raises(InputError, match="unknown name 'farnebeck'; did you mean 'farneback'"):
         make_flow_estimator("farnebeck")
-    with pytest.raises(InputError, match="unknown name 'zzz'; known: dis, dis:ultrafast, dis:fast, dis:medium, dis:fine, farneback, ptlflow:NAME"):
+    with pytest.raises(
+        InputError,
+        match="unknown name 'zzz'; known: dis, dis:ultrafast, dis:fast, dis:medium, dis:fine, farneback, ptlflow:NAME",
+    ):
         make_flow_estimator("zzz")
-    with pytest.raises(InputError, match="DIS flow preset: expected one of ultrafast, fast, medium, fine; got 'slow'"):
+    with pytest.raises(
+        InputError, match="DIS flow preset: expected one of ultrafast, fast, medium, fine; got 'slow'"
+    ):
         DisFlow("slow")
-    with pytest.raises(InputError, match="flow estimator 'dis' has no weights, got 'a.ckpt'; choose ptlflow:NAME or leave the weights out"):
+    with pytest.raises(
+        InputError,
+        match="flow estimator 'dis' has no weights, got 'a.ckpt'; choose ptlflow:NAME or leave the weights out",
+    ):
         make_flow_estimator("dis", "a.ckpt")
-    check_estimator("ptlflow:raft_small", "a.ckpt")  # known to be right or wrong only when the package is loaded
+    check_estimator(
+        "ptlflow:raft_small", "a.ckpt"
+    )  # known to be right or wrong only when the package is loaded
 
 
 @pytest.mark.parametrize("name", SIMPLE)
 def test_images_of_different_shapes_are_refused(name):
-    message = (rf"flow estimator '{name}': expected two stacks of images \[B, 3 or 1, H, W\] of one shape, "
-               r"got \[1, 3, 32, 32\] and \[1, 1, 32, 32\]")
+    message = (
+        rf"flow estimator '{name}': expected two stacks of images \[B, 3 or 1, H, W\] of one shape, "
+        r"got \[1, 3, 32, 32\] and \[1, 1, 32, 32\]"
+    )
     with pytest.raises(InputError, match=message):
         make_flow_estimator(name).estimate(texture(32), texture(32)[:, :1])
     with pytest.raises(InputError, match="expected two stacks of images"):
@@ -182,14 +223,19 @@ def test_recipes_choose_the_estimator():
     recipe = load_recipe("multiview", ["flow.estimator=ptlflow:raft_small", "flow.weights=a.ckpt"])
     assert (recipe.flow.estimator, recipe.flow.weights) == ("ptlflow:raft_small", "a.ckpt")
     recipe = load_recipe("multiview", ["stages.flow.energies.flow_corr.estimator=farneback"])
-    assert [s.energies["flow_corr"].estimator for s in recipe.stages if "flow_corr" in s.energies] == ["farneback", ""]
+    assert [s.energies["flow_corr"].estimator for s in recipe.stages if "flow_corr" in s.energies] == [
+        "farneback",
+        "",
+    ]
     with pytest.raises(InputError, match="unknown name 'farnback'; did you mean 'farneback'"):
         load_recipe("multiview", ["flow.estimator=farnback"])
     with pytest.raises(InputError, match="unknown name 'diss'; did you mean 'dis'"):
         load_recipe("multiview", ["stages.fine.energies.flow_corr.estimator=diss"])
     with pytest.raises(InputError, match="flow estimator 'dis' has no weights, got 'a.ckpt'"):
         load_recipe("multiview", ["flow.weights=a.ckpt"])
-    with pytest.raises(InputError, match="flow weights 'a.ckpt': expected the estimator they belong to beside them"):
+    with pytest.raises(
+        InputError, match="flow weights 'a.ckpt': expected the estimator they belong to beside them"
+    ):
         load_recipe("multiview", ["stages.fine.energies.flow_corr.weights=a.ckpt"])
 
 
@@ -199,9 +245,13 @@ def test_a_fit_uses_the_chosen_estimator(anna, monkeypatch):
 
     calls = []
     estimate = FarnebackFlow.estimate
-    monkeypatch.setattr(FarnebackFlow, "estimate", lambda self, a, b: calls.append(len(a)) or estimate(self, a, b))
+    monkeypatch.setattr(
+        FarnebackFlow, "estimate", lambda self, a, b: calls.append(len(a)) or estimate(self, a, b)
+    )
     result = fitkit.fit(anna, overrides=["flow.estimator=farneback"])
-    assert result.status == "ok" and calls and result.recipe["flow"] == {"estimator": "farneback", "weights": ""}
+    assert (
+        result.status == "ok" and calls and result.recipe["flow"] == {"estimator": "farneback", "weights": ""}
+    )
 
 
 def test_missing_weights_are_told_before_the_fit(anna, monkeypatch):
@@ -225,6 +275,10 @@ def test_the_command_line_chooses_it(anna, monkeypatch):
         return result.output + (str(result.exception) if isinstance(result.exception, FitkitError) else "")
 
     assert "unknown name 'farnebak'; did you mean 'farneback'" in error("--flow", "farnebak")
-    assert "flow estimator 'farneback' has no weights, got 'a.ckpt'" in error("--flow", "farneback", "--flow-weights", "a.ckpt")
+    assert "flow estimator 'farneback' has no weights, got 'a.ckpt'" in error(
+        "--flow", "farneback", "--flow-weights", "a.ckpt"
+    )
     monkeypatch.setitem(sys.modules, "ptlflow", None)
-    assert "flow estimator 'ptlflow:raft' needs the package ptlflow" in error("--flow", "ptlflow:raft", "--flow-weights", "a.ckpt")
+    assert "flow estimator 'ptlflow:raft' needs the package ptlflow" in error(
+        "--flow", "ptlflow:raft", "--flow-weights", "a.ckpt"
+    )

@@ -1,4 +1,5 @@
 """Real networks of ptlflow with random weights from a small file: no accuracy, but everything around the network."""
+
 import importlib
 import sys
 from urllib.error import URLError
@@ -15,8 +16,11 @@ SIZE = 128  # px: RAFT's four levels of correlation need as much
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "ptlflow", None)
-    with pytest.raises(MissingWeightsError, match=r"flow estimator 'ptlflow:raft' needs the package ptlflow \(.*\); pip install ptlflow, "
-                                                  "or choose the flow estimator dis or farneback, which need none"):
+    with pytest.raises(
+        MissingWeightsError,
+        match=r"flow estimator 'ptlflow:raft' needs the package ptlflow \(.*\); pip install ptlflow, "
+        "or choose the flow estimator dis or farneback, which need none",
+    ):
         make_flow_estimator("ptlflow:raft")
 
 
@@ -51,12 +55,18 @@ def test_the_networks_own_answer_in_its_own_channel_order(ptlflow, weights, esti
     source, target = pair()
     flow = estimator.estimate(source, target)
     assert estimator.name == "ptlflow:raft_small" and isinstance(estimator, DifferentiableFlow)
-    assert flow.displacement.shape == (1, 2, SIZE, SIZE) and bool(flow.valid.all()) and not flow.displacement.requires_grad
+    assert (
+        flow.displacement.shape == (1, 2, SIZE, SIZE)
+        and bool(flow.valid.all())
+        and not flow.displacement.requires_grad
+    )
     reference = ptlflow.get_model("raft_small", ckpt_path=str(weights)).eval()
     with torch.no_grad():
         expected = reference({"images": torch.stack([source, target], 1)[:, :, [2, 1, 0]]})["flows"][:, 0]
     assert torch.equal(flow.displacement, expected)
-    assert float((estimator.estimate(target, source).displacement - expected).abs().max()) > 1e-3  # the order of the images matters
+    assert (
+        float((estimator.estimate(target, source).displacement - expected).abs().max()) > 1e-3
+    )  # the order of the images matters
     again = make_flow_estimator("ptlflow:raft_small", str(weights)).estimate(source, target)
     assert torch.equal(again.displacement, flow.displacement)
 
@@ -64,21 +74,35 @@ def test_the_networks_own_answer_in_its_own_channel_order(ptlflow, weights, esti
 def test_the_graph_reaches_the_images_and_not_the_weights(estimator):
     source, target = pair()
     source, target = source.requires_grad_(), target.requires_grad_()
-    by_source, by_target = torch.autograd.grad(estimator.displacement(source, target).square().mean(), (source, target))
+    by_source, by_target = torch.autograd.grad(
+        estimator.displacement(source, target).square().mean(), (source, target)
+    )
     for gradient in (by_source, by_target):
         assert bool(torch.isfinite(gradient).all()) and float(gradient.abs().max()) > 0
     assert not any(p.requires_grad for p in estimator.network.parameters()) and not estimator.network.training
-    assert torch.equal(estimator.displacement(source, target).detach(), estimator.estimate(source, target).displacement)
+    assert torch.equal(
+        estimator.displacement(source, target).detach(), estimator.estimate(source, target).displacement
+    )
 
 
 def test_grey_double_and_odd_sizes(estimator):
     source, target = pair(1)
     grey = estimator.estimate(source, target).displacement
-    assert torch.equal(grey, estimator.estimate(source.expand(-1, 3, -1, -1), target.expand(-1, 3, -1, -1)).displacement)
+    assert torch.equal(
+        grey, estimator.estimate(source.expand(-1, 3, -1, -1), target.expand(-1, 3, -1, -1)).displacement
+    )
     double = estimator.estimate(source.double(), target.double()).displacement
     assert double.dtype == torch.float64 and torch.equal(double.float(), grey)
-    assert estimator.estimate(source[..., :131, :125], target[..., :131, :125]).displacement.shape == (1, 2, 128, 125)
-    with pytest.raises(InputError, match=r"'ptlflow:raft_small': the network cannot take two images of 16 x 16 px \(.*\); enlarge"):
+    assert estimator.estimate(source[..., :131, :125], target[..., :131, :125]).displacement.shape == (
+        1,
+        2,
+        128,
+        125,
+    )
+    with pytest.raises(
+        InputError,
+        match=r"'ptlflow:raft_small': the network cannot take two images of 16 x 16 px \(.*\); enlarge",
+    ):
         estimator.estimate(source[..., :16, :16], target[..., :16, :16])
 
 
@@ -92,13 +116,22 @@ def test_a_flow_that_is_not_finite_is_not_valid(estimator, monkeypatch):
 
     monkeypatch.setattr(estimator.network, "forward", broken)
     flow = estimator.estimate(source, target)
-    assert int((~flow.valid).sum()) == 1 and not bool(flow.valid[0, 0, 5]) and float(flow.displacement[0, :, 0, 5].abs().sum()) == 0
+    assert (
+        int((~flow.valid).sum()) == 1
+        and not bool(flow.valid[0, 0, 5])
+        and float(flow.displacement[0, :, 0, 5].abs().sum()) == 0
+    )
 
 
 def test_unknown_network(ptlflow):
-    with pytest.raises(MissingWeightsError, match=r"ptlflow [\d.]+ has no network 'raft_smal'; did you mean 'ptlflow:raft_small'\?"):
+    with pytest.raises(
+        MissingWeightsError,
+        match=r"ptlflow [\d.]+ has no network 'raft_smal'; did you mean 'ptlflow:raft_small'\?",
+    ):
         make_flow_estimator("ptlflow:raft_smal")
-    with pytest.raises(MissingWeightsError, match=r"has no network 'qqq'; 'ptlflow.get_model_names\(\)' lists them"):
+    with pytest.raises(
+        MissingWeightsError, match=r"has no network 'qqq'; 'ptlflow.get_model_names\(\)' lists them"
+    ):
         make_flow_estimator("ptlflow:qqq")
 
 
@@ -108,7 +141,9 @@ def test_files_that_cannot_be_used(ptlflow, weights, tmp_path):
             make_flow_estimator("ptlflow:raft_small", str(file))
         assert "\n" not in str(caught.value)
 
-    refused("weights 'none.ckpt' are neither a file nor one of ptlflow's checkpoints \\(things\\)", "none.ckpt")
+    refused(
+        "weights 'none.ckpt' are neither a file nor one of ptlflow's checkpoints \\(things\\)", "none.ckpt"
+    )
     damaged = r"flow estimator 'ptlflow:raft_small': the weights .*{} are damaged or of another network \(.*\); give another file, or"
     cut = tmp_path / "cut.ckpt"
     cut.write_bytes(weights.read_bytes()[:5000])
@@ -130,7 +165,9 @@ def test_files_that_cannot_be_used(ptlflow, weights, tmp_path):
     torch.save({"state_dict": {k: v for k, v in state.items() if not k.startswith("fnet")}}, part)
     refused(damaged.format("part.ckpt"), part)
     nan = tmp_path / "nan.ckpt"
-    torch.save({"state_dict": {k: v * torch.nan if k.startswith("fnet") else v for k, v in state.items()}}, nan)
+    torch.save(
+        {"state_dict": {k: v * torch.nan if k.startswith("fnet") else v for k, v in state.items()}}, nan
+    )
     refused(r"the weights .*nan.ckpt are damaged \(not all numbers are finite\); take others", nan)
 
 
@@ -162,7 +199,9 @@ def test_published_weights(ptlflow, weights, tmp_path, monkeypatch):
     assert asked == [ptlflow.get_model_reference("raft_small").pretrained_checkpoints["things"]]
     source, target = pair()
     same = make_flow_estimator("ptlflow:raft_small", str(weights))
-    assert torch.equal(published.estimate(source, target).displacement, same.estimate(source, target).displacement)
+    assert torch.equal(
+        published.estimate(source, target).displacement, same.estimate(source, target).displacement
+    )
     make_flow_estimator("ptlflow:raft_small", "things")
     assert len(asked) == 2
 
@@ -170,17 +209,26 @@ def test_published_weights(ptlflow, weights, tmp_path, monkeypatch):
         raise URLError("no route to host")
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
-    with pytest.raises(MissingWeightsError, match=r"the weights 'things' of .*checkpoints cannot be had \(.*no route to host.*\); "
-                                                  "on a machine with network load it once and copy the file, or choose"):
+    with pytest.raises(
+        MissingWeightsError,
+        match=r"the weights 'things' of .*checkpoints cannot be had \(.*no route to host.*\); "
+        "on a machine with network load it once and copy the file, or choose",
+    ):
         make_flow_estimator("ptlflow:raft_small")
 
     def damaged(url, **options):
         raise RuntimeError('invalid hash value (expected "a", got "b")')
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", damaged)
-    with pytest.raises(MissingWeightsError, match=r"are damaged or of another network \(invalid hash value .*\); delete the file there"):
+    with pytest.raises(
+        MissingWeightsError,
+        match=r"are damaged or of another network \(invalid hash value .*\); delete the file there",
+    ):
         make_flow_estimator("ptlflow:raft_small")
     reference = ptlflow.get_model_reference("raft_small")
     monkeypatch.setattr(reference, "pretrained_checkpoints", {})
-    with pytest.raises(MissingWeightsError, match="ptlflow publishes no weights for it; give a checkpoint file as flow.weights"):
+    with pytest.raises(
+        MissingWeightsError,
+        match="ptlflow publishes no weights for it; give a checkpoint file as flow.weights",
+    ):
         make_flow_estimator("ptlflow:raft_small")

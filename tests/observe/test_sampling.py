@@ -19,10 +19,15 @@ def test_values_equal_scipy_also_beyond_the_borders():
     value, inside = sample(images, pixels)
     for b in range(2):
         for c in range(3):
-            expected = map_coordinates(images[b, c].numpy(), pixels[b].numpy()[:, ::-1].T, order=1, mode="nearest")
+            expected = map_coordinates(
+                images[b, c].numpy(), pixels[b].numpy()[:, ::-1].T, order=1, mode="nearest"
+            )
             np.testing.assert_allclose(value[b, :, c].numpy(), expected, atol=1e-12)
     x, y = pixels.unbind(-1)
-    assert torch.equal(inside, (x >= 0) & (x <= 11) & (y >= 0) & (y <= 8)) and 0 < int(inside.sum()) < inside.numel()
+    assert (
+        torch.equal(inside, (x >= 0) & (x <= 11) & (y >= 0) & (y <= 8))
+        and 0 < int(inside.sum()) < inside.numel()
+    )
 
 
 def test_pixel_centres_are_exact():
@@ -44,7 +49,7 @@ def test_gradient_equals_differences_and_autograd():
         torch.testing.assert_close(by_pixel[..., k], numeric, atol=1e-6, rtol=0)
     moving = pixels.clone().requires_grad_()
     for c in range(3):
-        grad, = torch.autograd.grad(sample(images, moving)[0][..., c].sum(), moving)
+        (grad,) = torch.autograd.grad(sample(images, moving)[0][..., c].sum(), moving)
         torch.testing.assert_close(by_pixel[:, :, c], grad)
 
 
@@ -55,7 +60,9 @@ def test_derivative_by_the_image():
 
 def test_not_a_number_and_infinity_are_outside():
     images, _ = scene()
-    pixels = torch.tensor([[[torch.nan, 1.0], [torch.inf, 2], [3, -torch.inf]]], dtype=torch.float64).expand(2, -1, -1)
+    pixels = torch.tensor([[[torch.nan, 1.0], [torch.inf, 2], [3, -torch.inf]]], dtype=torch.float64).expand(
+        2, -1, -1
+    )
     value, inside = sample(images, pixels)
     assert not bool(inside.any()) and bool(torch.isfinite(value).all())
 
@@ -71,11 +78,21 @@ def test_images_one_pixel_wide(shape):
 def test_blur_equals_scipy():
     images, _ = scene(20, 23)
     for sigma in (0.7, 2.0):
-        expected = np.stack([[gaussian_filter(c.numpy(), sigma, mode="nearest", radius=max(1, int(3 * sigma + 0.5))) for c in b] for b in images])
+        expected = np.stack(
+            [
+                [
+                    gaussian_filter(c.numpy(), sigma, mode="nearest", radius=max(1, int(3 * sigma + 0.5)))
+                    for c in b
+                ]
+                for b in images
+            ]
+        )
         np.testing.assert_allclose(gaussian_blur(images, sigma).numpy(), expected, atol=1e-12)
         moving = images.clone().requires_grad_()  # takes the differentiable path
         torch.testing.assert_close(gaussian_blur(moving, sigma).detach(), gaussian_blur(images, sigma))
-        assert torch.autograd.grad(gaussian_blur(moving, sigma).sum(), moving)[0].sum() == pytest.approx(images.numel())
+        assert torch.autograd.grad(gaussian_blur(moving, sigma).sum(), moving)[0].sum() == pytest.approx(
+            images.numel()
+        )
     assert gaussian_blur(images, 0.0) is images
 
 

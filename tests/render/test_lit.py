@@ -42,9 +42,16 @@ def test_colours_at_a_vertex_are_albedo_times_its_shading():
     camera = replace(state.camera, principal=state.camera.principal - pixel + pixel.round())
     state = state.replace(camera=camera)
     lit = render_lit(MODEL, state, SIZE)
-    shade = torch.einsum("bk,bkc->bc", sh_basis(vertex_normals(head, MODEL.triangles)[:, vertex]), state.illumination)
+    shade = torch.einsum(
+        "bk,bkc->bc", sh_basis(vertex_normals(head, MODEL.triangles)[:, vertex]), state.illumination
+    )
     for b, (x, y) in enumerate(pixel.round().long().tolist()):
-        torch.testing.assert_close(linear_from_srgb(lit.colors[b, :, y, x]), MODEL.albedo_mean[vertex] * shade[b], atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(
+            linear_from_srgb(lit.colors[b, :, y, x]),
+            MODEL.albedo_mean[vertex] * shade[b],
+            atol=1e-6,
+            rtol=1e-6,
+        )
 
 
 def test_gradient_with_the_surface_behind_each_pixel_fixed():
@@ -54,10 +61,12 @@ def test_gradient_with_the_surface_behind_each_pixel_fixed():
     weights = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def value(step):
-        return (weights * render_lit(MODEL, retract(state, step, layout), SIZE, triangle=triangle).colors).sum()
+        return (
+            weights * render_lit(MODEL, retract(state, step, layout), SIZE, triangle=triangle).colors
+        ).sum()
 
     step = torch.zeros(layout.total, dtype=torch.float64, requires_grad=True)
-    gradient, = torch.autograd.grad(value(step), step)
+    (gradient,) = torch.autograd.grad(value(step), step)
     gen = torch.Generator().manual_seed(1)
     for _ in range(8):
         d = 1e-6 * torch.randn(layout.total, generator=gen, dtype=torch.float64)
@@ -72,13 +81,18 @@ def test_a_fixed_triangle_map_gives_the_same_picture():
 
 
 def test_albedo_coefficients_of_each_person():
-    basis = torch.randn(2, MODEL.num_vertices, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 0.02
+    basis = (
+        torch.randn(2, MODEL.num_vertices, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        * 0.02
+    )
     model = replace(MODEL, albedo_basis=basis)
     state = scene().replace(identity=torch.zeros(2, 8, dtype=torch.float64), subject=torch.tensor([1, 0]))
     assert torch.equal(vertex_albedo(model, state), MODEL.albedo_mean.expand(2, -1, -1))
     coefficients = torch.tensor([[1.0, 0.0], [0.0, -2.0]], dtype=torch.float64)
     albedo = vertex_albedo(model, state.replace(albedo=coefficients))
-    torch.testing.assert_close(albedo, torch.stack([MODEL.albedo_mean - 2 * basis[1], MODEL.albedo_mean + basis[0]]))
+    torch.testing.assert_close(
+        albedo, torch.stack([MODEL.albedo_mean - 2 * basis[1], MODEL.albedo_mean + basis[0]])
+    )
 
 
 def test_over_a_photo():
@@ -88,7 +102,9 @@ def test_over_a_photo():
     where[:, :30] = True
     both = lit.over(photo, where).permute(0, 2, 3, 1)
     drawn = lit.covered & where
-    assert torch.equal(both[drawn], lit.colors.permute(0, 2, 3, 1)[drawn]) and torch.equal(both[~drawn], photo.permute(0, 2, 3, 1)[~drawn])
+    assert torch.equal(both[drawn], lit.colors.permute(0, 2, 3, 1)[drawn]) and torch.equal(
+        both[~drawn], photo.permute(0, 2, 3, 1)[~drawn]
+    )
 
 
 def test_a_model_without_colours_has_plain_ones():

@@ -7,14 +7,25 @@ import torch
 from helpers import tiny_model, tiny_state
 
 from fitkit.errors import InputError, MissingWeightsError
-from fitkit.render.rasterizer import NEAR_MM, barycentrics, clip_vertices, interpolate, pick_backend, rasterize
+from fitkit.render.rasterizer import (
+    NEAR_MM,
+    barycentrics,
+    clip_vertices,
+    interpolate,
+    pick_backend,
+    rasterize,
+)
 from fitkit.scene.camera import KINDS, Camera
 
 
 def camera(kind="perspective", views=1, size=(24, 32), focal=40.0, dtype=torch.float32):
     H, W = size
-    return Camera(torch.full((views,), focal, dtype=dtype), torch.tensor([[(W - 1) / 2, (H - 1) / 2]], dtype=dtype).expand(views, -1),
-                  torch.full((views,), 1.1, dtype=dtype), kind)
+    return Camera(
+        torch.full((views,), focal, dtype=dtype),
+        torch.tensor([[(W - 1) / 2, (H - 1) / 2]], dtype=dtype).expand(views, -1),
+        torch.full((views,), 1.1, dtype=dtype),
+        kind,
+    )
 
 
 def soup(seed, kind, corners=90, spread=400.0, depth=(300.0, 1500.0), dtype=torch.float32):
@@ -58,7 +69,9 @@ def reference(clip, triangles, size):
 def test_equals_the_obvious_loop_on_a_tiny_grid(kind):
     for seed in range(4):
         points, triangles = soup(seed, kind, corners=24)
-        clip = clip_vertices(camera(kind, size=(11, 13), focal=12.0 if kind == "perspective" else 16.0), points)
+        clip = clip_vertices(
+            camera(kind, size=(11, 13), focal=12.0 if kind == "perspective" else 16.0), points
+        )
         expected, tie = reference(clip[0], triangles, (11, 13))
         assert (expected >= 0).mean() > 0.3
         for backend in ("torch", "numba"):
@@ -70,7 +83,12 @@ def test_equals_the_obvious_loop_on_a_tiny_grid(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_torch_and_numba_agree_at_every_pixel(kind):
     for seed, size in itertools.product(range(3), ((40, 56), (33, 17))):
-        for spread, depth in ((300.0, (300.0, 1500.0)), (60.0, (500.0, 900.0)), (3000.0, (2.0, 4000.0)), (200.0, (-400.0, 600.0))):
+        for spread, depth in (
+            (300.0, (300.0, 1500.0)),
+            (60.0, (500.0, 900.0)),
+            (3000.0, (2.0, 4000.0)),
+            (200.0, (-400.0, 600.0)),
+        ):
             points, triangles = soup(seed, kind, 150, spread, depth)
             both = torch.cat([points, points.flip(1)])
             clip = clip_vertices(camera(kind, 2, size), both)
@@ -88,7 +106,9 @@ def test_face_mesh_at_every_pixel_and_in_double_precision():
     state = tiny_state(model, 3)
     clip = clip_vertices(state.camera, state.pose.apply(state.vertices(model)))
     for precision in (clip, clip.double()):
-        one, two = (rasterize(precision, model.triangles, (160, 160), backend) for backend in ("torch", "numba"))
+        one, two = (
+            rasterize(precision, model.triangles, (160, 160), backend) for backend in ("torch", "numba")
+        )
         assert torch.equal(one.triangle, two.triangle)
         assert 0.2 < float(one.covered.float().mean()) < 0.8
 
@@ -116,8 +136,20 @@ def test_nothing_to_draw():
 @pytest.mark.parametrize("backend", ["torch", "numba"])
 def test_crossing_triangles_change_places_exactly_at_the_crossing_line(kind, backend):
     # Two planes that cross in x = 0: z = 800 + x and z = 800 - x. The nearer one must win at every pixel.
-    points = torch.tensor([[[-300.0, -300, 500], [300, -300, 1100], [300, 300, 1100], [-300, 300, 500],
-                            [-300, -300, 1100], [300, -300, 500], [300, 300, 500], [-300, 300, 1100]]])
+    points = torch.tensor(
+        [
+            [
+                [-300.0, -300, 500],
+                [300, -300, 1100],
+                [300, 300, 1100],
+                [-300, 300, 500],
+                [-300, -300, 1100],
+                [300, -300, 500],
+                [300, 300, 500],
+                [-300, 300, 1100],
+            ]
+        ]
+    )
     triangles = torch.tensor([[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7]])
     cam = camera(kind, focal=60.0)
     fragments = rasterize(clip_vertices(cam, points), triangles, (24, 32), backend)
@@ -134,12 +166,16 @@ def test_barycentrics_reproduce_pixel_positions_and_depth(kind):
     fragments = rasterize(clip_vertices(cam, points), triangles, (24, 32))
     assert float(fragments.covered.float().mean()) > 0.3
     at = fragments.covered
-    torch.testing.assert_close(fragments.barycentric.sum(-1)[at], torch.ones(int(at.sum()), dtype=torch.float64))
+    torch.testing.assert_close(
+        fragments.barycentric.sum(-1)[at], torch.ones(int(at.sum()), dtype=torch.float64)
+    )
     assert float(fragments.barycentric.min()) >= -1e-9
     surface = interpolate(fragments, triangles, points)
     pixels = cam.project(surface.reshape(1, -1, 3))[0].reshape(1, 24, 32, 2)
     y, x = torch.meshgrid(torch.arange(24.0), torch.arange(32.0), indexing="ij")
-    torch.testing.assert_close(pixels[at], torch.stack([x, y], -1)[None][at].double(), atol=1e-6, rtol=0)  # slivers lose digits
+    torch.testing.assert_close(
+        pixels[at], torch.stack([x, y], -1)[None][at].double(), atol=1e-6, rtol=0
+    )  # slivers lose digits
     torch.testing.assert_close(surface[..., 2][at], fragments.depth[at])
 
 
@@ -154,9 +190,15 @@ def test_gradients_of_interpolated_values(kind):
 
     def values(points, colors):
         clip = clip_vertices(cam, points)
-        return interpolate(replace(fragments, barycentric=barycentrics(clip, triangles, fragments.triangle)), triangles, colors)
+        return interpolate(
+            replace(fragments, barycentric=barycentrics(clip, triangles, fragments.triangle)),
+            triangles,
+            colors,
+        )
 
-    assert torch.autograd.gradcheck(values, (points.requires_grad_(), colors.requires_grad_()), eps=1e-4, atol=1e-6, rtol=1e-3)
+    assert torch.autograd.gradcheck(
+        values, (points.requires_grad_(), colors.requires_grad_()), eps=1e-4, atol=1e-6, rtol=1e-3
+    )
 
 
 def test_one_set_of_attributes_serves_all_views():
@@ -164,12 +206,16 @@ def test_one_set_of_attributes_serves_all_views():
     clip = clip_vertices(camera(views=2), torch.cat([points, points * 1.1]))
     fragments = rasterize(clip, triangles, (24, 32))
     colors = torch.rand(1, 60, 4, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(interpolate(fragments, triangles, colors), interpolate(fragments, triangles, colors.expand(2, -1, -1)))
+    torch.testing.assert_close(
+        interpolate(fragments, triangles, colors), interpolate(fragments, triangles, colors.expand(2, -1, -1))
+    )
 
 
 def test_refusals():
     clip, triangles = torch.zeros(1, 3, 4), torch.tensor([[0, 1, 2]])
-    with pytest.raises(InputError, match="expected one of auto, torch, numba, pytorch3d, nvdiffrast; got 'opengl'"):
+    with pytest.raises(
+        InputError, match="expected one of auto, torch, numba, pytorch3d, nvdiffrast; got 'opengl'"
+    ):
         rasterize(clip, triangles, (4, 4), "opengl")
     with pytest.raises(InputError, match=r"expected clip coordinates \[B, V, 4\], got \(3, 4\)"):
         rasterize(clip[0], triangles, (4, 4))
@@ -179,7 +225,10 @@ def test_refusals():
 @pytest.mark.parametrize("backend", ["pytorch3d", "nvdiffrast"])
 def test_optional_backend_that_is_missing_says_so(backend, monkeypatch):
     monkeypatch.setattr("fitkit.render.rasterizer.find_spec", lambda name: None)
-    with pytest.raises(MissingWeightsError, match=f"rasterizer backend '{backend}' is not installed here; .* use 'torch' or 'numba'"):
+    with pytest.raises(
+        MissingWeightsError,
+        match=f"rasterizer backend '{backend}' is not installed here; .* use 'torch' or 'numba'",
+    ):
         rasterize(torch.zeros(1, 3, 4), torch.tensor([[0, 1, 2]]), (4, 4), backend)
 
 

@@ -62,19 +62,28 @@ def test_alpha_is_coverage_and_selected_part_is_inside_it():
     covered = rasterize(clip_vertices(one, vertices[:1]), model.triangles, (96, 96)).covered
     assert picture.rgb.shape == (1, 96, 96, 3)
     assert abs(float(picture.alpha.mean()) - float(covered.float().mean())) < 0.01
-    assert bool((picture.skin <= picture.alpha + 1e-6).all()) and 0 < float(picture.skin.mean()) < float(picture.alpha.mean())
-    assert bool((picture.rgb[picture.alpha == 0] == 0).all()) and float(picture.rgb[picture.alpha == 1].min()) > 0.1
+    assert bool((picture.skin <= picture.alpha + 1e-6).all()) and 0 < float(picture.skin.mean()) < float(
+        picture.alpha.mean()
+    )
+    assert (
+        bool((picture.rgb[picture.alpha == 0] == 0).all())
+        and float(picture.rgb[picture.alpha == 1].min()) > 0.1
+    )
 
 
 def test_vertex_colours_reach_the_picture():
     model, vertices, camera = scene(views=1)
     red = torch.tensor([0.8, 0.1, 0.1]).expand(model.num_vertices, 3)
-    picture = render_shaded(vertices[:1], model.triangles, camera.select([0]), (64, 64), color=red, supersample=1)
+    picture = render_shaded(
+        vertices[:1], model.triangles, camera.select([0]), (64, 64), color=red, supersample=1
+    )
     inside = picture.rgb[picture.alpha == 1]
     assert float((inside[:, 0] - inside[:, 1]).mean()) > 0.3
 
 
 def test_a_mesh_off_the_picture_gives_an_empty_one():
     model, vertices, camera = scene(views=1)
-    picture = render_shaded(vertices[:1] + torch.tensor([5000.0, 0, 0]), model.triangles, camera.select([0]), (32, 32))
+    picture = render_shaded(
+        vertices[:1] + torch.tensor([5000.0, 0, 0]), model.triangles, camera.select([0]), (32, 32)
+    )
     assert float(picture.alpha.max()) == 0

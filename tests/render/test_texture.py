@@ -56,7 +56,10 @@ def test_exposure_of_single_views_is_evened_out():
         views.append(replace(view, image=(srgb_from_linear(linear) * 255).round().byte().numpy()))
     uneven = replace(plain, subject=Subject("tiny", tuple(views)))
     seen = (cosines(plain) > 0.5).any(0) & interior(plain.model)
-    before, after = (linear_from_srgb(torch.from_numpy(at_vertices(blend_texture(r, SIZE), r.model) / 255)).numpy()[seen] for r in (plain, uneven))
+    before, after = (
+        linear_from_srgb(torch.from_numpy(at_vertices(blend_texture(r, SIZE), r.model) / 255)).numpy()[seen]
+        for r in (plain, uneven)
+    )
     ratio = np.log(after / before)
     assert ratio.std() < 0.03  # the pictures differ by up to log(2.08) = 0.73
     assert abs(ratio.mean() - np.log(gains).mean()) < 0.03  # the mean exposure stays
@@ -65,11 +68,15 @@ def test_exposure_of_single_views_is_evened_out():
 def test_half_a_face_is_completed_by_the_other_half():
     model = tiny_model()
     state = tiny_state(model, 1, 256)
-    state = state.replace(identity=torch.zeros_like(state.identity), expression=torch.zeros_like(state.expression))
+    state = state.replace(
+        identity=torch.zeros_like(state.identity), expression=torch.zeros_like(state.expression)
+    )
     from fitkit.geometry.rotation import so3_exp
     from fitkit.scene.pose import Pose
 
-    turned = torch.diag(torch.tensor([1.0, -1, -1])) @ so3_exp(torch.deg2rad(torch.tensor([[0.0, 60.0, 0.0]])))
+    turned = torch.diag(torch.tensor([1.0, -1, -1])) @ so3_exp(
+        torch.deg2rad(torch.tensor([[0.0, 60.0, 0.0]]))
+    )
     state = state.replace(pose=Pose(turned, torch.tensor([[0.0, 0.0, 900.0]])))
     mirrored = model.mean * torch.tensor([-1.0, 1, 1])
     partner = torch.cdist(mirrored, model.mean).argmin(1)
@@ -99,7 +106,9 @@ def test_masked_pixels_are_not_used():
     spoiled[:, :96] = (0, 255, 0)
     mask = np.ones(spoiled.shape[:2], bool)
     mask[:, :96] = False
-    clean = blend_texture(replace(result, subject=Subject("t", (replace(views[0], mask=mask), *views[1:]))), SIZE)
+    clean = blend_texture(
+        replace(result, subject=Subject("t", (replace(views[0], mask=mask), *views[1:]))), SIZE
+    )
     views[0] = replace(views[0], image=spoiled, mask=mask)
     assert np.array_equal(blend_texture(replace(result, subject=Subject("t", tuple(views))), SIZE), clean)
 
@@ -107,7 +116,9 @@ def test_masked_pixels_are_not_used():
 def test_a_face_outside_the_photo_gives_the_models_albedo():
     result = tiny_result(views=1)
     pose = result.state.pose
-    away = result.state.replace(pose=replace(pose, translation=pose.translation + torch.tensor([[4000.0, 0, 0]])))
+    away = result.state.replace(
+        pose=replace(pose, translation=pose.translation + torch.tensor([[4000.0, 0, 0]]))
+    )
     texture = blend_texture(replace(result, state=away), 64)
     expected = srgb_from_linear(result.model.albedo_mean).numpy() * 255
     assert np.abs(np.median(texture.reshape(-1, 3), 0) - np.median(expected, 0)).max() < 3
@@ -147,6 +158,8 @@ def test_crop_and_scale_keeps_points_on_their_pixels():
         for p, q in zip(before, after):
             i, j = np.floor(q[::-1]).astype(int)
             fy, fx = q[::-1] - (i, j)
-            block = part[i:i + 2, j:j + 2].astype(float)
-            value = (block[0, 0] * (1 - fx) + block[0, 1] * fx) * (1 - fy) + (block[1, 0] * (1 - fx) + block[1, 1] * fx) * fy
+            block = part[i : i + 2, j : j + 2].astype(float)
+            value = (block[0, 0] * (1 - fx) + block[0, 1] * fx) * (1 - fy) + (
+                block[1, 0] * (1 - fx) + block[1, 1] * fx
+            ) * fy
             np.testing.assert_allclose(value[:2], p, atol=0.51)  # 8-bit steps

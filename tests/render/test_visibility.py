@@ -16,14 +16,22 @@ def wall_with_plate():
     vertices = torch.tensor([square(400.0, 1000.0) + square(100.0, 980.0)])
     triangles = torch.tensor([[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7]])
     camera = Camera(torch.tensor([100.0]), torch.tensor([[47.5, 47.5]]), torch.ones(1))
-    state = SceneState(torch.zeros(1, 0), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 0),
-                       Pose(torch.eye(3)[None], torch.zeros(1, 3)), camera, torch.zeros(1, 9, 1))
+    state = SceneState(
+        torch.zeros(1, 0),
+        torch.zeros(1, dtype=torch.int64),
+        torch.zeros(1, 0),
+        Pose(torch.eye(3)[None], torch.zeros(1, 3)),
+        camera,
+        torch.zeros(1, 9, 1),
+    )
     return vertices, triangles, state
 
 
 def test_what_lies_behind_an_occluder_is_hidden():
     vertices, triangles, state = wall_with_plate()
-    points = torch.tensor([[[0.0, 0, 1000], [0, 0, 980], [300, 0, 1000], [-50, 50, 1000], [0, 300, 1000], [0, 0, 983]]])
+    points = torch.tensor(
+        [[[0.0, 0, 1000], [0, 0, 980], [300, 0, 1000], [-50, 50, 1000], [0, 300, 1000], [0, 0, 983]]]
+    )
     expected = [False, True, True, False, True, True]  # the last one lies within the tolerance
     pixels, _ = state.camera.project(points)
     for reduction in (1.0, 2.0):
@@ -37,7 +45,14 @@ def test_outside_the_map_and_on_empty_pixels_nothing_is_visible():
     maps = depth_maps(vertices, triangles, state, (96, 96), 2.0)
     pixels = torch.tensor([[[-3.0, 40], [40, 99], [1e9, 0], [torch.nan, 3], [2, 2], [47, 47]]])
     depth = torch.full((1, 6), 900.0)
-    assert seen_by_depth(pixels, depth, maps, 2.0, 3.5)[0].tolist() == [False, False, False, False, False, True]
+    assert seen_by_depth(pixels, depth, maps, 2.0, 3.5)[0].tolist() == [
+        False,
+        False,
+        False,
+        False,
+        False,
+        True,
+    ]
 
 
 def test_reduced_map_lies_on_the_same_pixels():
@@ -49,7 +64,9 @@ def test_reduced_map_lies_on_the_same_pixels():
     mean = torch.nn.functional.avg_pool2d(fine[:, None], 2)[:, 0]
     inside = torch.isfinite(mean) & torch.isfinite(coarse)
     assert int(inside.sum()) > 300
-    torch.testing.assert_close(coarse[inside], mean[inside], rtol=1e-5, atol=0)  # 1/z of a plane is linear on the screen
+    torch.testing.assert_close(
+        coarse[inside], mean[inside], rtol=1e-5, atol=0
+    )  # 1/z of a plane is linear on the screen
 
 
 def test_far_side_of_a_face_is_hidden_in_a_turned_view():

@@ -10,9 +10,15 @@ from fitkit.scene.camera import KINDS, Camera
 
 def scene(kind="perspective"):
     gen = torch.Generator().manual_seed(0)
-    points = torch.randn(3, 30, 3, generator=gen, dtype=torch.float64) * 90 + torch.tensor([0.0, 0, 800], dtype=torch.float64)
-    camera = Camera(torch.tensor([500.0, 900, 1500], dtype=torch.float64), 300 * torch.rand(3, 2, generator=gen, dtype=torch.float64),
-                    torch.tensor([1.0, 1.1, 0.9], dtype=torch.float64), kind)
+    points = torch.randn(3, 30, 3, generator=gen, dtype=torch.float64) * 90 + torch.tensor(
+        [0.0, 0, 800], dtype=torch.float64
+    )
+    camera = Camera(
+        torch.tensor([500.0, 900, 1500], dtype=torch.float64),
+        300 * torch.rand(3, 2, generator=gen, dtype=torch.float64),
+        torch.tensor([1.0, 1.1, 0.9], dtype=torch.float64),
+        kind,
+    )
     return points, camera
 
 
@@ -21,7 +27,9 @@ def test_perspective_projection_equals_opencv():
     pixels, in_front = camera.project(points)
     assert bool(in_front.all())
     for b in range(3):
-        expected, _ = cv2.projectPoints(points[b].numpy(), np.zeros(3), np.zeros(3), camera.matrix()[b].numpy(), None)
+        expected, _ = cv2.projectPoints(
+            points[b].numpy(), np.zeros(3), np.zeros(3), camera.matrix()[b].numpy(), None
+        )
         np.testing.assert_allclose(pixels[b].numpy(), expected[:, 0], atol=1e-9)
 
 
@@ -44,23 +52,32 @@ def test_jacobian_equals_central_differences(kind):
         numeric = (camera.project(points + h * unit)[0] - camera.project(points - h * unit)[0]) / (2 * h)
         torch.testing.assert_close(by_point[..., k], numeric, atol=1e-7, rtol=1e-7)
     h = 1e-6
-    numeric = (replace(camera, focal=camera.focal * np.exp(h)).project(points)[0]
-               - replace(camera, focal=camera.focal * np.exp(-h)).project(points)[0]) / (2 * h)
+    numeric = (
+        replace(camera, focal=camera.focal * np.exp(h)).project(points)[0]
+        - replace(camera, focal=camera.focal * np.exp(-h)).project(points)[0]
+    ) / (2 * h)
     torch.testing.assert_close(by_focal, numeric, atol=1e-6, rtol=1e-7)
 
 
 def test_points_behind_the_camera_are_marked_and_finite():
     _, camera = scene()
-    points = torch.tensor([[[10.0, 20, -50], [1, 1, 0], [1, 1, 0.5], [1, 1, 900]]], dtype=torch.float64).expand(3, -1, -1)
+    points = torch.tensor(
+        [[[10.0, 20, -50], [1, 1, 0], [1, 1, 0.5], [1, 1, 900]]], dtype=torch.float64
+    ).expand(3, -1, -1)
     pixels, in_front = camera.project(points)
     assert in_front.tolist() == [[False, False, False, True]] * 3
-    assert bool(torch.isfinite(pixels).all()) and all(bool(torch.isfinite(j).all()) for j in camera.project_jacobian(points))
+    assert bool(torch.isfinite(pixels).all()) and all(
+        bool(torch.isfinite(j).all()) for j in camera.project_jacobian(points)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_scaled_camera_sees_the_scaled_image(kind):
     points, camera = scene(kind)
-    scale, offset = torch.tensor([0.3, 1.0, 2.5], dtype=torch.float64), torch.tensor([[10.0, -4], [0.5, 0.5], [200, 100]], dtype=torch.float64)
+    scale, offset = (
+        torch.tensor([0.3, 1.0, 2.5], dtype=torch.float64),
+        torch.tensor([[10.0, -4], [0.5, 0.5], [200, 100]], dtype=torch.float64),
+    )
     expected = scale[:, None, None] * (camera.project(points)[0] - offset[:, None])
     scaled = camera.scaled(scale, offset)
     torch.testing.assert_close(scaled.project(points)[0], expected)
@@ -70,4 +87,6 @@ def test_scaled_camera_sees_the_scaled_image(kind):
 
 def test_select():
     points, camera = scene()
-    torch.testing.assert_close(camera.select([2, 0]).project(points[[2, 0]])[0], camera.project(points)[0][[2, 0]])
+    torch.testing.assert_close(
+        camera.select([2, 0]).project(points[[2, 0]])[0], camera.project(points)[0][[2, 0]]
+    )

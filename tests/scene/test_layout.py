@@ -14,20 +14,41 @@ def state():
 def test_blocks_owned_by_a_view_and_shared_ones():
     s = state()
     plain = ParameterLayout.of(s, BLOCKS)
-    assert plain.shared == ("identity", "landmarks") and plain.own == ("expression", "pose", "focal", "illumination")
+    assert plain.shared == ("identity", "landmarks") and plain.own == (
+        "expression",
+        "pose",
+        "focal",
+        "illumination",
+    )
     assert plain.num_shared == 8 + 204 and plain.num_own == 6 + 6 + 1 + 9 and plain.total == 8 + 204 + 3 * 22
-    rig = ParameterLayout.of(s, BLOCKS, share_expression=True, focal_groups=torch.tensor([0, 0, 1]), pose_groups=torch.zeros(3, dtype=torch.int64))
-    assert rig.shared == ("identity", "landmarks", "expression", "pose", "focal") and rig.own == ("illumination",)
+    rig = ParameterLayout.of(
+        s,
+        BLOCKS,
+        share_expression=True,
+        focal_groups=torch.tensor([0, 0, 1]),
+        pose_groups=torch.zeros(3, dtype=torch.int64),
+    )
+    assert rig.shared == ("identity", "landmarks", "expression", "pose", "focal") and rig.own == (
+        "illumination",
+    )
     assert rig.num_shared == 8 + 204 + 6 + 6 + 2 and rig.total == 226 + 27
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_every_step_position_is_used_and_own_ones_once(shared):
     s = state()
-    groups = dict(share_expression=True, focal_groups=torch.tensor([0, 1, 0]), pose_groups=torch.zeros(3, dtype=torch.int64)) if shared else {}
+    groups = (
+        dict(
+            share_expression=True,
+            focal_groups=torch.tensor([0, 1, 0]),
+            pose_groups=torch.zeros(3, dtype=torch.int64),
+        )
+        if shared
+        else {}
+    )
     layout = ParameterLayout.of(s, ("identity", "expression", "pose", "focal"), **groups)
     assert sorted(set(layout.index.flatten().tolist())) == list(range(layout.total))
-    own = layout.index[:, layout.index.shape[1] - layout.num_own:]
+    own = layout.index[:, layout.index.shape[1] - layout.num_own :]
     assert len(own.unique()) == own.numel()
 
 
@@ -37,7 +58,9 @@ def test_split_and_retract_follow_the_groups():
     step = 0.1 * torch.randn(layout.total, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     change = layout.split(step)
     assert torch.equal(change["identity"][0], change["identity"][2])
-    assert torch.equal(change["focal"][0], change["focal"][1]) and not torch.equal(change["focal"][0], change["focal"][2])
+    assert torch.equal(change["focal"][0], change["focal"][1]) and not torch.equal(
+        change["focal"][0], change["focal"][2]
+    )
     new = retract(s, step, layout)
     torch.testing.assert_close(new.identity, s.identity + change["identity"][:1])
     torch.testing.assert_close(new.expression, s.expression + change["expression"])
@@ -53,18 +76,28 @@ def test_blocks_that_are_not_free_stay():
     s = state()
     layout = ParameterLayout.of(s, ("pose",))
     new = retract(s, torch.ones(layout.total, dtype=torch.float64), layout)
-    assert new.identity is s.identity and new.expression is s.expression and new.camera is s.camera and new.illumination is s.illumination
+    assert (
+        new.identity is s.identity
+        and new.expression is s.expression
+        and new.camera is s.camera
+        and new.illumination is s.illumination
+    )
 
 
 def test_one_view_owns_everything_but_the_identity():
     s = tiny_state(tiny_model(), views=1)
-    layout = ParameterLayout.of(s, BLOCKS, share_expression=True, focal_groups=torch.zeros(1, dtype=torch.int64))
+    layout = ParameterLayout.of(
+        s, BLOCKS, share_expression=True, focal_groups=torch.zeros(1, dtype=torch.int64)
+    )
     assert layout.shared == ("identity", "landmarks")
 
 
 def test_refusals():
     s = state()
-    with pytest.raises(InputError, match="expected some of identity, landmarks, expression, pose, focal, illumination; got 'depth'"):
+    with pytest.raises(
+        InputError,
+        match="expected some of identity, landmarks, expression, pose, focal, illumination; got 'depth'",
+    ):
         ParameterLayout.of(s, ("pose", "depth"))
     two = s.replace(identity=s.identity.expand(2, -1))
     with pytest.raises(InputError, match="one person, the state holds 2"):

@@ -9,7 +9,10 @@ FRONTAL = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
 
 def poses(views=4):
     gen = torch.Generator().manual_seed(0)
-    return Pose(torch.from_numpy(Rotation.random(views, rng=0).as_matrix()), 500 * torch.randn(views, 3, generator=gen, dtype=torch.float64))
+    return Pose(
+        torch.from_numpy(Rotation.random(views, rng=0).as_matrix()),
+        500 * torch.randn(views, 3, generator=gen, dtype=torch.float64),
+    )
 
 
 def test_retract_moves_the_head_before_the_camera_sees_it():
@@ -25,8 +28,12 @@ def test_zero_step_is_the_identity_and_the_rotation_stays_one():
     same = pose.retract(torch.zeros(4, 6, dtype=torch.float64))
     assert torch.equal(same.rotation, pose.rotation) and torch.equal(same.translation, pose.translation)
     for seed in range(50):
-        pose = pose.retract(torch.randn(4, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
-    torch.testing.assert_close(pose.rotation @ pose.rotation.transpose(1, 2), torch.eye(3, dtype=torch.float64).expand(4, 3, 3))
+        pose = pose.retract(
+            torch.randn(4, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        )
+    torch.testing.assert_close(
+        pose.rotation @ pose.rotation.transpose(1, 2), torch.eye(3, dtype=torch.float64).expand(4, 3, 3)
+    )
 
 
 def test_one_step_for_a_rig_keeps_the_cameras_where_they_are():
@@ -53,7 +60,7 @@ def test_head_angles_and_their_signs():
     gen = torch.Generator().manual_seed(2)
     want = (torch.rand(20, 3, generator=gen, dtype=torch.float64) - 0.5) * 80
     for k, (axis, sign) in enumerate((([0, 1, 0], 1), ([1, 0, 0], -1), ([0, 0, 1], -1))):
-        turn = so3_exp(torch.deg2rad(sign * want[:, k:k + 1]) * torch.tensor(axis, dtype=torch.float64))
+        turn = so3_exp(torch.deg2rad(sign * want[:, k : k + 1]) * torch.tensor(axis, dtype=torch.float64))
         got = yaw_pitch_roll(FRONTAL @ turn)
         expected = torch.zeros_like(want)
         expected[:, k] = want[:, k]
@@ -61,11 +68,23 @@ def test_head_angles_and_their_signs():
     nose, top = torch.tensor([0.0, 0, 1], dtype=torch.float64), torch.tensor([0.0, 1, 0], dtype=torch.float64)
 
     def pose_with(axis, degrees):
-        return (FRONTAL @ so3_exp(torch.deg2rad(torch.tensor([degrees], dtype=torch.float64))[:, None] * torch.tensor(axis, dtype=torch.float64)))[0]
+        return (
+            FRONTAL
+            @ so3_exp(
+                torch.deg2rad(torch.tensor([degrees], dtype=torch.float64))[:, None]
+                * torch.tensor(axis, dtype=torch.float64)
+            )
+        )[0]
 
     yaw = pose_with([0, 1, 0], 20.0)
-    assert float(yaw_pitch_roll(yaw[None])[0, 0]) > 0 and float((yaw @ nose)[0]) > 0  # nose to the right of the image
+    assert (
+        float(yaw_pitch_roll(yaw[None])[0, 0]) > 0 and float((yaw @ nose)[0]) > 0
+    )  # nose to the right of the image
     pitch = pose_with([1, 0, 0], -20.0)
-    assert float(yaw_pitch_roll(pitch[None])[0, 1]) > 0 and float((pitch @ nose)[1]) < 0  # nose up in the image (y is down)
+    assert (
+        float(yaw_pitch_roll(pitch[None])[0, 1]) > 0 and float((pitch @ nose)[1]) < 0
+    )  # nose up in the image (y is down)
     roll = pose_with([0, 0, 1], -20.0)
-    assert float(yaw_pitch_roll(roll[None])[0, 2]) > 0 and float((roll @ top)[0]) > 0  # top of the head to the right
+    assert (
+        float(yaw_pitch_roll(roll[None])[0, 2]) > 0 and float((roll @ top)[0]) > 0
+    )  # top of the head to the right

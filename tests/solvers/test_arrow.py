@@ -52,7 +52,9 @@ def build(grouped, pairs=False, common=False, seed=0, factored=False):
         # A latent per row shared by all views: sum_v w_v |J_v x - m|^2 minimised over m.
         J, w = normal(B, 11, n), torch.rand(B, 11, generator=gen, dtype=torch.float64)
         views = torch.arange(B)
-        system.add_view(views, index, (J * w[..., None]).transpose(1, 2) @ J, torch.zeros(B, n, dtype=torch.float64))
+        system.add_view(
+            views, index, (J * w[..., None]).transpose(1, 2) @ J, torch.zeros(B, n, dtype=torch.float64)
+        )
         total = w.sum(0)
         system.add_common(views, index, J * (w / total.sqrt())[..., None])
         each = dense_jacobian(index, views, J)
@@ -63,7 +65,9 @@ def build(grouped, pairs=False, common=False, seed=0, factored=False):
     return system, H, g
 
 
-CASES = [dict(grouped=g, pairs=p, common=c) for g in (False, True) for p in (False, True) for c in (False, True)]
+CASES = [
+    dict(grouped=g, pairs=p, common=c) for g in (False, True) for p in (False, True) for c in (False, True)
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -110,7 +114,9 @@ def test_schur_path_equals_dense_path(grouped):
 @pytest.mark.parametrize("shared,own", [(0, 3), (5, 0), (4, 1)])
 def test_only_shared_or_only_own_parameters(shared, own):
     gen = torch.Generator().manual_seed(0)
-    index = torch.cat([torch.arange(shared).expand(B, -1), shared + torch.arange(B)[:, None] * own + torch.arange(own)], 1)
+    index = torch.cat(
+        [torch.arange(shared).expand(B, -1), shared + torch.arange(B)[:, None] * own + torch.arange(own)], 1
+    )
     J, r = (torch.randn(*s, generator=gen, dtype=torch.float64) for s in ((B, 8, shared + own), (B, 8)))
     system = ArrowSystem.zeros(B, shared, own)
     system.add_view(torch.arange(B), index, J.transpose(1, 2) @ J, (J.transpose(1, 2) @ r[..., None])[..., 0])

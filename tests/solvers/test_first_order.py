@@ -31,9 +31,17 @@ def test_not_a_number_is_reported():
 
     start = torch.zeros(2)
     result = adam(Bad(), start)
-    assert result.status == "failed" and torch.equal(result.x, start) and "the cost became nan in iteration 1" in result.message
+    assert (
+        result.status == "failed"
+        and torch.equal(result.x, start)
+        and "the cost became nan in iteration 1" in result.message
+    )
 
 
 def test_no_iterations():
     result = adam(Bowl(), torch.ones(2), AdamOptions(0))
-    assert torch.equal(result.x, torch.ones(2)) and result.cost_history == () and result.message == "no iterations"
+    assert (
+        torch.equal(result.x, torch.ones(2))
+        and result.cost_history == ()
+        and result.message == "no iterations"
+    )

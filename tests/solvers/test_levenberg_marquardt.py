@@ -55,24 +55,40 @@ def test_cost_never_rises_and_the_history_is_that_of_the_accepted_steps(seed):
     result = levenberg_marquardt(problem, start, TIGHT)
     history = torch.tensor(result.cost_history, dtype=torch.float64)
     assert bool((history.diff() < 0).all()) and len(history) > 3
-    assert result.cost_history[0] == problem.costs[0] and result.cost_history[-1] == Problem(wild).cost(result.x)
+    assert result.cost_history[0] == problem.costs[0] and result.cost_history[-1] == Problem(wild).cost(
+        result.x
+    )
 
 
 def test_linear_problem_takes_one_step():
     gen = torch.Generator().manual_seed(0)
-    A, b = torch.randn(12, 5, generator=gen, dtype=torch.float64), torch.randn(12, generator=gen, dtype=torch.float64)
-    result = levenberg_marquardt(Problem(lambda x: A @ x - b), torch.zeros(5, dtype=torch.float64),
-                                 LMOptions(max_iterations=1, initial_damping=1e-12))
+    A, b = (
+        torch.randn(12, 5, generator=gen, dtype=torch.float64),
+        torch.randn(12, generator=gen, dtype=torch.float64),
+    )
+    result = levenberg_marquardt(
+        Problem(lambda x: A @ x - b),
+        torch.zeros(5, dtype=torch.float64),
+        LMOptions(max_iterations=1, initial_damping=1e-12),
+    )
     torch.testing.assert_close(result.x, torch.linalg.lstsq(A, b[:, None]).solution[:, 0])
-    assert result.status == "max_iterations" and len(result.cost_history) == 2 and "max_iterations after 1 iterations" in result.message
+    assert (
+        result.status == "max_iterations"
+        and len(result.cost_history) == 2
+        and "max_iterations after 1 iterations" in result.message
+    )
 
 
 def test_a_parameter_without_influence_stays():
-    result = levenberg_marquardt(Problem(lambda x: x[:2] - 3), torch.tensor([0.0, 0, 7], dtype=torch.float64), TIGHT)
+    result = levenberg_marquardt(
+        Problem(lambda x: x[:2] - 3), torch.tensor([0.0, 0, 7], dtype=torch.float64), TIGHT
+    )
     torch.testing.assert_close(result.x, torch.tensor([3.0, 3, 7], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("residual", [lambda x: x - 2, lambda x: torch.cat([x - 2, 5 + 0 * x])], ids=["cost 0", "cost left"])
+@pytest.mark.parametrize(
+    "residual", [lambda x: x - 2, lambda x: torch.cat([x - 2, 5 + 0 * x])], ids=["cost 0", "cost left"]
+)
 def test_start_at_the_minimum_is_converged(residual):
     start = torch.full((2,), 2.0, dtype=torch.float64)
     result = levenberg_marquardt(Problem(residual), start)
@@ -92,7 +108,11 @@ def test_stalled_when_no_step_lowers_the_cost():
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_failed_when_the_cost_is_not_finite_at_the_start(value):
     result = levenberg_marquardt(Problem(lambda x: x * value), torch.ones(2, dtype=torch.float64))
-    assert result.status == "failed" and result.iterations == 0 and f"the cost at the start is {value}" in result.message
+    assert (
+        result.status == "failed"
+        and result.iterations == 0
+        and f"the cost at the start is {value}" in result.message
+    )
 
 
 def test_steps_into_not_a_number_are_refused():
@@ -106,4 +126,6 @@ def test_steps_into_not_a_number_are_refused():
 def test_no_iterations():
     start = torch.zeros(2, dtype=torch.float64)
     result = levenberg_marquardt(Problem(rosenbrock), start, LMOptions(max_iterations=0))
-    assert result.status == "max_iterations" and torch.equal(result.x, start) and result.cost_history == (0.5,)
+    assert (
+        result.status == "max_iterations" and torch.equal(result.x, start) and result.cost_history == (0.5,)
+    )

@@ -1,4 +1,5 @@
 """Rounds of fits and trainings on them."""
+
 import json
 import shutil
 
@@ -38,10 +39,24 @@ def test_two_rounds_and_going_on(people, tmp_path):
     with pytest.raises(InputError, match="holds rounds already; go on with --resume"):
         distill(people, tmp_path / "small.yaml", tmp_path / "out", 2, fit_overrides=FAST)
     first = (tmp_path / "out" / "round_1" / "training" / "regressor.safetensors").stat().st_mtime_ns
-    report = distill(people, tmp_path / "small.yaml", tmp_path / "out", 2, fit_overrides=FAST, resume=True, progress=lines.append)
-    assert json.loads((tmp_path / "out" / "distill.json").read_text()) == report and len(report["rounds"]) == 2
+    report = distill(
+        people,
+        tmp_path / "small.yaml",
+        tmp_path / "out",
+        2,
+        fit_overrides=FAST,
+        resume=True,
+        progress=lines.append,
+    )
+    assert (
+        json.loads((tmp_path / "out" / "distill.json").read_text()) == report and len(report["rounds"]) == 2
+    )
     one, two = report["rounds"]
-    assert one["fits"]["subjects"] == two["fits"]["subjects"] == 2 and one["fits"]["iterations"] > 0 and one["training"]["steps"] == 2
+    assert (
+        one["fits"]["subjects"] == two["fits"]["subjects"] == 2
+        and one["fits"]["iterations"] > 0
+        and one["training"]["steps"] == 2
+    )
     # A network of two steps is no better start than the landmarks.
     assert one["fits"]["from_the_network"] == two["fits"]["from_the_network"] == 0
     recipe = (tmp_path / "out" / "round_2" / "training" / "recipe.yaml").read_text()
@@ -53,13 +68,25 @@ def test_two_rounds_and_going_on(people, tmp_path):
 def test_refusals(people, tmp_path):
     with pytest.raises(InputError, match="rounds: expected at least 1, got 0"):
         distill(people, tmp_path / "small.yaml", tmp_path / "out", 0)
-    with pytest.raises(InputError, match=r"expected a data set with the name 'fits' and the kind 'fits' .* it has lp \(300wlp\), pie \(multipie\)"):
+    with pytest.raises(
+        InputError,
+        match=r"expected a data set with the name 'fits' and the kind 'fits' .* it has lp \(300wlp\), pie \(multipie\)",
+    ):
         distill(people, "mvfnet", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_the_command(people, tmp_path):
-    arguments = ["distill", str(people), str(tmp_path / "small.yaml"), "-o", str(tmp_path / "out"), "--rounds", "1", "-q"]
+    arguments = [
+        "distill",
+        str(people),
+        str(tmp_path / "small.yaml"),
+        "-o",
+        str(tmp_path / "out"),
+        "--rounds",
+        "1",
+        "-q",
+    ]
     run = CliRunner().invoke(main, arguments + [x for line in FAST for x in ("--fit", line)])
     assert run.exit_code == 0, run.output
     assert "round 1: " in run.output and "of 2 fits ok, 0 from the network" in run.output

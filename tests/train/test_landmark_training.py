@@ -12,11 +12,28 @@ from fitkit.cli.train_landmarks import train_landmarks as command
 from fitkit.errors import FitError, InputError
 from fitkit.observe.landmarks.network import LandmarkNetwork, NetworkOptions, NetworkOutput
 from fitkit.train.landmark_recipe import LossOptions, load_landmark_training
-from fitkit.train.landmarks import WEIGHTS, LandmarkCrops, landmark_loss, learning_rate, load_faces, train_landmarks, validate
+from fitkit.train.landmarks import (
+    WEIGHTS,
+    LandmarkCrops,
+    landmark_loss,
+    learning_rate,
+    load_faces,
+    train_landmarks,
+    validate,
+)
 from helpers import dotted_faces
 
-SMALL = ("frames.share=1", "network.size=64", "network.widths=[8, 12, 16, 24, 32]", "network.blocks=[0, 0, 1, 0]", "network.decoder=[24, 16, 16]",
-         "schedule.batch=8", "schedule.workers=0", "schedule.warmup=5", "schedule.bfloat16=false")
+SMALL = (
+    "frames.share=1",
+    "network.size=64",
+    "network.widths=[8, 12, 16, 24, 32]",
+    "network.blocks=[0, 0, 1, 0]",
+    "network.decoder=[24, 16, 16]",
+    "schedule.batch=8",
+    "schedule.workers=0",
+    "schedule.warmup=5",
+    "schedule.bfloat16=false",
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +50,9 @@ def recipe(tree, *overrides):
 
 def losses(recipe, folder, **options):
     out = {}
-    train_landmarks(recipe, folder, step_done=lambda step, values: out.__setitem__(step, values["total"]), **options)
+    train_landmarks(
+        recipe, folder, step_done=lambda step, values: out.__setitem__(step, values["total"]), **options
+    )
     return out
 
 
@@ -46,7 +65,9 @@ def one_thread():
 
 
 def test_training_learns_where_the_points_are(tree, tmp_path):
-    settings = recipe(tree, "schedule.steps=150", "schedule.save=75", "schedule.average=0.9", "schedule.learning_rate=0.005")
+    settings = recipe(
+        tree, "schedule.steps=150", "schedule.save=75", "schedule.average=0.9", "schedule.learning_rate=0.005"
+    )
     train_landmarks(settings, tmp_path / "out")
     rows = list(csv.DictReader((tmp_path / "out" / "log.csv").read_text().splitlines()))
     assert [int(float(r["step"])) for r in rows] == [75, 150]
@@ -91,7 +112,9 @@ def test_a_crop_depends_on_seed_and_number_alone(tree, tmp_path):
     faces = load_faces(settings, tmp_path)
     a, b = LandmarkCrops(faces, settings)[17], LandmarkCrops(faces, settings)[17]
     other = LandmarkCrops(faces, recipe(tree, "seed=1"))[17]
-    assert (a.image == b.image).all() and not (a.image.shape == other.image.shape and (a.image == other.image).all())
+    assert (a.image == b.image).all() and not (
+        a.image.shape == other.image.shape and (a.image == other.image).all()
+    )
 
 
 def test_held_out_people_are_not_trained_on(tree, tmp_path):
@@ -104,11 +127,26 @@ def test_the_likelihood_is_lowest_at_the_true_noise():
     generator, b = np.random.default_rng(0), 2.5
     r, angle = generator.gamma(2.0, b, (4000, 85)), generator.uniform(0, 2 * np.pi, (4000, 85))
     error = torch.from_numpy(np.stack([r * np.cos(angle), r * np.sin(angle)], -1)).float()
-    batch = {"points": torch.zeros(4000, 85, 2), "known": torch.ones(4000, 85, dtype=torch.bool),
-             "visible": torch.ones(4000, 85, dtype=torch.bool), "visible_known": torch.zeros(4000, 85, dtype=torch.bool)}
-    sigmas = np.exp(np.linspace(-0.3, 0.3, 13)) * float(error.std())  # the standard deviation of each coordinate
-    values = [float(landmark_loss(NetworkOutput(error, torch.full((4000, 85), math.log(s)), torch.zeros(4000, 85)), batch, 128,
-                                  LossOptions())["likelihood"]) for s in sigmas]
+    batch = {
+        "points": torch.zeros(4000, 85, 2),
+        "known": torch.ones(4000, 85, dtype=torch.bool),
+        "visible": torch.ones(4000, 85, dtype=torch.bool),
+        "visible_known": torch.zeros(4000, 85, dtype=torch.bool),
+    }
+    sigmas = np.exp(np.linspace(-0.3, 0.3, 13)) * float(
+        error.std()
+    )  # the standard deviation of each coordinate
+    values = [
+        float(
+            landmark_loss(
+                NetworkOutput(error, torch.full((4000, 85), math.log(s)), torch.zeros(4000, 85)),
+                batch,
+                128,
+                LossOptions(),
+            )["likelihood"]
+        )
+        for s in sigmas
+    ]
     assert int(np.argmin(values)) in (5, 6, 7)
     assert float(error.std()) == pytest.approx(math.sqrt(3) * b, rel=0.01)
 
@@ -116,9 +154,16 @@ def test_the_likelihood_is_lowest_at_the_true_noise():
 def test_the_loss_ignores_unknown_points_and_has_right_gradients():
     torch.manual_seed(0)
     known = torch.rand(2, 85) > 0.4
-    batch = {"points": torch.randn(2, 85, 2, dtype=torch.float64) * 5, "known": known, "visible": torch.rand(2, 85) > 0.5,
-             "visible_known": torch.rand(2, 85) > 0.5}
-    inputs = [torch.randn(2, 85, *shape, dtype=torch.float64).mul(scale).requires_grad_() for shape, scale in (((2,), 5), ((), 1), ((), 1))]
+    batch = {
+        "points": torch.randn(2, 85, 2, dtype=torch.float64) * 5,
+        "known": known,
+        "visible": torch.rand(2, 85) > 0.5,
+        "visible_known": torch.rand(2, 85) > 0.5,
+    }
+    inputs = [
+        torch.randn(2, 85, *shape, dtype=torch.float64).mul(scale).requires_grad_()
+        for shape, scale in (((2,), 5), ((), 1), ((), 1))
+    ]
 
     def total(points, log_sigma, logits):
         return landmark_loss(NetworkOutput(points, log_sigma, logits), batch, 128, LossOptions())["total"]
@@ -137,7 +182,9 @@ def test_learning_rate_rises_and_falls_to_zero(tree):
 
 def test_points_move_with_the_features():
     # A network with one-hot heat maps answers the centre of that cell.
-    network = LandmarkNetwork(NetworkOptions(size=64, widths=(4, 4, 4, 4, 4), blocks=(0, 0, 0, 0), decoder=(4, 4, 4))).eval()
+    network = LandmarkNetwork(
+        NetworkOptions(size=64, widths=(4, 4, 4, 4, 4), blocks=(0, 0, 0, 0), decoder=(4, 4, 4))
+    ).eval()
     features = torch.zeros(1, 4, 16, 16)
     features[0, 0, 5, 9] = 100.0
     with torch.no_grad():
@@ -160,7 +207,9 @@ def test_validation_of_a_perfect_network_is_zero(tree, tmp_path):
             return NetworkOutput(points + torch.tensor([0.6, 0.8]), points[..., 0], points[..., 0])
 
     sizes = [np.sqrt(np.prod(np.ptp(make_crop(f, 64).points[:68], axis=0))) for f in faces.validation]
-    assert validate(Perfect(), faces.validation, "cpu") == pytest.approx(100 * np.mean(1 / np.array(sizes)), rel=1e-5)
+    assert validate(Perfect(), faces.validation, "cpu") == pytest.approx(
+        100 * np.mean(1 / np.array(sizes)), rel=1e-5
+    )
 
 
 def test_user_errors_are_one_sentence(tree, tmp_path):
@@ -174,7 +223,9 @@ def test_user_errors_are_one_sentence(tree, tmp_path):
     with pytest.raises(InputError, match=r"checkpoint\.pt: not a readable checkpoint"):
         train_landmarks(settings, tmp_path / "out", resume=True)
     torch.save({"step": 1}, tmp_path / "out" / "checkpoint.pt")
-    with pytest.raises(InputError, match="not a checkpoint of this training, it lacks average, network, optimizer, recipe"):
+    with pytest.raises(
+        InputError, match="not a checkpoint of this training, it lacks average, network, optimizer, recipe"
+    ):
         train_landmarks(settings, tmp_path / "out", resume=True)
     with pytest.raises(InputError, match="frames.folder is not set; give the folder"):
         load_landmark_training("landmarks")
@@ -185,12 +236,32 @@ def test_user_errors_are_one_sentence(tree, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_training(tree, tmp_path):
-    with pytest.raises(FitError, match=r"the loss is nan \(crops \d+ to \d+ of the training\); lower schedule.learning_rate"):
-        train_landmarks(recipe(tree, "schedule.steps=40", "schedule.save=40", "schedule.warmup=1", "schedule.learning_rate=1e9"), tmp_path)
+    with pytest.raises(
+        FitError, match=r"the loss is nan \(crops \d+ to \d+ of the training\); lower schedule.learning_rate"
+    ):
+        train_landmarks(
+            recipe(
+                tree,
+                "schedule.steps=40",
+                "schedule.save=40",
+                "schedule.warmup=1",
+                "schedule.learning_rate=1e9",
+            ),
+            tmp_path,
+        )
 
 
 def test_command_trains_and_names_the_file(tree, tmp_path):
-    arguments = ["landmarks", f"frames.folder={tree}", *SMALL, "schedule.steps=2", "schedule.save=2", "-o", str(tmp_path / "out"), "-q"]
+    arguments = [
+        "landmarks",
+        f"frames.folder={tree}",
+        *SMALL,
+        "schedule.steps=2",
+        "schedule.save=2",
+        "-o",
+        str(tmp_path / "out"),
+        "-q",
+    ]
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 0 and (tmp_path / "out" / WEIGHTS).is_file()
     assert str(tmp_path / "out" / WEIGHTS) in result.output
@@ -210,6 +281,8 @@ def test_folders_and_disks_that_cannot_be_used(tree, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(InputError, match=r"checkpoint.pt: cannot be written \(No space left on device\); make room"):
+    with pytest.raises(
+        InputError, match=r"checkpoint.pt: cannot be written \(No space left on device\); make room"
+    ):
         train_landmarks(settings, tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [WEIGHTS, "recipe.yaml"]

@@ -1,4 +1,5 @@
 """Training of a regressor on tiny people: it learns, goes on after an interruption, and says what went wrong."""
+
 import csv
 import json
 import math
@@ -19,17 +20,53 @@ from fitkit.nets.predictor import ViewSlot
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.labels import Labels
 from fitkit.train import regressor_loop
-from fitkit.train.regressor import CHECKPOINT, HeldOut, learning_rate, open_parts, stage_of_step, train_regressor, validate
-from fitkit.train.regressor_data import _Broken, _collate, Batches, Draws, InputOptions, KeptSamples, collate, draw_order, prepare, split
+from fitkit.train.regressor import (
+    CHECKPOINT,
+    HeldOut,
+    learning_rate,
+    open_parts,
+    stage_of_step,
+    train_regressor,
+    validate,
+)
+from fitkit.train.regressor_data import (
+    _Broken,
+    _collate,
+    Batches,
+    Draws,
+    InputOptions,
+    KeptSamples,
+    collate,
+    draw_order,
+    prepare,
+    split,
+)
 from fitkit.train.regressor_recipe import DataSource, load_regressor_training, parse_regressor_training
 from fitkit.train.regressor_terms import StageCost, join_observations, join_states, select_people
 
 MODEL = tiny_model(num_identity=4)
-MODEL = replace(MODEL, identity_basis=3 * MODEL.identity_basis)  # people who differ by more than a pixel of 48
-SUPERVISED = {"lmk2d": {"sigma_px": 10, "weight": 0.1}, "pose_sup": {"weight": 0.1}, "identity_sup": {"sigma": 0.3},
-              "expression_sup": {"sigma": 0.5}, "vertex_sup": {"sigma_mm": 2}}
-BASE = {"name": "tiny", "net": {"options": {"size": 48, "width": 0.12}}, "data": [{"name": "a", "kind": "synthetic"}],
-        "batch": 4, "save": 4, "pictures": 0, "log": 1, "accelerator": "cpu", "augmentation": {"shift": 0.0, "gain": 0.0, "offset": 0.0}, "validation": {"share": 0.0}}
+MODEL = replace(
+    MODEL, identity_basis=3 * MODEL.identity_basis
+)  # people who differ by more than a pixel of 48
+SUPERVISED = {
+    "lmk2d": {"sigma_px": 10, "weight": 0.1},
+    "pose_sup": {"weight": 0.1},
+    "identity_sup": {"sigma": 0.3},
+    "expression_sup": {"sigma": 0.5},
+    "vertex_sup": {"sigma_mm": 2},
+}
+BASE = {
+    "name": "tiny",
+    "net": {"options": {"size": 48, "width": 0.12}},
+    "data": [{"name": "a", "kind": "synthetic"}],
+    "batch": 4,
+    "save": 4,
+    "pictures": 0,
+    "log": 1,
+    "accelerator": "cpu",
+    "augmentation": {"shift": 0.0, "gain": 0.0, "offset": 0.0},
+    "validation": {"share": 0.0},
+}
 
 
 class Triplets(FaceDataset):
@@ -73,13 +110,23 @@ def recipe(stages=None, **changes):
 
 def train(settings, folder, people, **options):
     losses = {}
-    path = train_regressor(settings, folder, model=MODEL, datasets={d.name: people for d in settings.data},
-                           step_done=lambda step, values: losses.__setitem__(step, values), **options)
+    path = train_regressor(
+        settings,
+        folder,
+        model=MODEL,
+        datasets={d.name: people for d in settings.data},
+        step_done=lambda step, values: losses.__setitem__(step, values),
+        **options,
+    )
     return losses, path
 
 
 def test_training_lowers_the_loss_and_the_vertex_error(people, tmp_path):
-    settings = recipe([{"name": "supervised", "steps": 80, "learning_rate": 0.006, "energies": SUPERVISED}], save=80, pictures=80)
+    settings = recipe(
+        [{"name": "supervised", "steps": 80, "learning_rate": 0.006, "energies": SUPERVISED}],
+        save=80,
+        pictures=80,
+    )
     losses, path = train(settings, tmp_path / "out", people)
     first, last = (np.mean([losses[s]["total"] for s in steps]) for steps in (range(1, 4), range(78, 81)))
     assert last < 0.25 * first
@@ -87,12 +134,20 @@ def test_training_lowers_the_loss_and_the_vertex_error(people, tmp_path):
         assert losses[80][energy] < losses[1][energy]
     network = load_predictor(path, MODEL)
     _, held = split(DataSource("a", "synthetic"), people, 0.0)
-    held = HeldOut(replace(settings, validation=replace(settings.validation, most=8)), [replace(held, index=np.arange(8))], MODEL, network)
+    held = HeldOut(
+        replace(settings, validation=replace(settings.validation, most=8)),
+        [replace(held, index=np.arange(8))],
+        MODEL,
+        network,
+    )
     errors = validate(network, MODEL, held)
     assert errors["vertex_mm"] < 0.6 * errors["mean_face_mm"] and errors["nme_percent"] < 6
     rows = list(csv.DictReader((tmp_path / "out" / "log.csv").read_text().splitlines()))
     assert [int(r["step"]) for r in rows] == list(range(1, 81))
-    assert float(rows[0]["lmk2d"]) == pytest.approx(losses[1]["lmk2d"], rel=1e-4) and rows[0]["lmk2d_people"] == "4"
+    assert (
+        float(rows[0]["lmk2d"]) == pytest.approx(losses[1]["lmk2d"], rel=1e-4)
+        and rows[0]["lmk2d_people"] == "4"
+    )
     assert float(rows[0]["total"]) == pytest.approx(sum(float(rows[0][n]) for n in SUPERVISED), rel=1e-4)
     assert list((tmp_path / "out" / "tensorboard").glob("events.out.tfevents*"))
     import cv2
@@ -101,12 +156,18 @@ def test_training_lowers_the_loss_and_the_vertex_error(people, tmp_path):
     assert picture.shape == (4 * 48, 6 * 48, 3)
     assert np.abs(picture[:48, :48].astype(int) - picture[:48, 48:96]).mean() > 3  # a mesh lies over it
     card = json.loads((tmp_path / "out" / "card.json").read_text())
-    assert card["data"][0]["samples"] == 8 and card["model"]["name"] == "tiny" and card["stages"][0]["energies"]["lmk2d"] == 0.1
+    assert (
+        card["data"][0]["samples"] == 8
+        and card["model"]["name"] == "tiny"
+        and card["stages"][0]["energies"]["lmk2d"] == 0.1
+    )
 
 
 def test_an_interrupted_training_goes_on_with_the_same_losses(people, tmp_path):
-    stages = [{"name": "one", "steps": 5, "learning_rate": 0.003, "energies": SUPERVISED},
-              {"name": "two", "steps": 4, "learning_rate": 0.001, "energies": {"lmk2d": {}, "identity_prior": {}}}]
+    stages = [
+        {"name": "one", "steps": 5, "learning_rate": 0.003, "energies": SUPERVISED},
+        {"name": "two", "steps": 4, "learning_rate": 0.001, "energies": {"lmk2d": {}, "identity_prior": {}}},
+    ]
     settings = recipe(stages, save=3, augmentation={"shift": 0.05, "missing": 0.3})
     whole, weights = train(settings, tmp_path / "whole", people)
 
@@ -123,7 +184,9 @@ def test_an_interrupted_training_goes_on_with_the_same_losses(people, tmp_path):
         train(settings, tmp_path / "cut", people)
     torch.manual_seed(99)  # the random state of the process plays no part
     begun = []
-    rest, again = train(settings, tmp_path / "cut", people, resume=True, begun=lambda *steps: begun.append(steps))
+    rest, again = train(
+        settings, tmp_path / "cut", people, resume=True, begun=lambda *steps: begun.append(steps)
+    )
     assert begun == [(3, 9)]
     assert sorted(rest) == [4, 5, 6, 7, 8, 9]
     assert all(rest[s] == whole[s] for s in rest)
@@ -143,13 +206,22 @@ def test_a_loss_that_is_no_number_stops_and_names_the_samples(tmp_path):
     people = Triplets(4)
     bad = people.samples[2].observations
     state = bad.labels.state
-    people.samples[2] = Sample("p2/0", replace(bad, labels=Labels(state.replace(identity=state.identity * torch.nan))))
+    people.samples[2] = Sample(
+        "p2/0", replace(bad, labels=Labels(state.replace(identity=state.identity * torch.nan)))
+    )
     sentence = r"step 1: the loss is nan \(from identity_sup, vertex_sup\); the ids of its samples are in .*bad_batch.json"
     with pytest.raises(FitError, match=sentence):
         train(recipe(), tmp_path / "out", people)
     content = json.loads((tmp_path / "out" / "bad_batch.json").read_text())
-    assert sorted(content["ids"]) == ["a/p0/0", "a/p1/0", "a/p2/0", "a/p3/0"] and content["terms"]["identity_sup"] == "nan"
-    assert content["step"] == 1 and content["stage"] == "supervised" and not (tmp_path / "out" / CHECKPOINT).exists()
+    assert (
+        sorted(content["ids"]) == ["a/p0/0", "a/p1/0", "a/p2/0", "a/p3/0"]
+        and content["terms"]["identity_sup"] == "nan"
+    )
+    assert (
+        content["step"] == 1
+        and content["stage"] == "supervised"
+        and not (tmp_path / "out" / CHECKPOINT).exists()
+    )
 
 
 def test_a_broken_label_file_ends_the_training_with_one_sentence(tmp_path):
@@ -176,14 +248,39 @@ class Breaking(Triplets):
 
 def test_two_stages_the_second_without_labels_on_its_own_data(people, tmp_path):
     unlabelled = Triplets(4, labels=False)
-    stages = [{"name": "supervised", "steps": 2, "learning_rate": 0.001, "data": ["a"],
-               "energies": SUPERVISED | {"identity_prior": {"weight": 0.01}}},
-              {"name": "self", "steps": 2, "learning_rate": 0.0001, "data": ["b"], "energies": {
-                  "lmk2d": {}, "lmk2d_eye": {}, "lmk2d_lip": {}, "photo_xview": {"options": {"points": 200, "exposure": "gain"}},
-                  "census_xview": {"options": {"points": 60}}, "flow_corr": {"estimator": "dis", "options": {"size": 48, "points": 100}},
-                  "flow_mag": {"weight": 0.1, "kernel": {"name": "l2n"}, "options": {"size": 48, "min_pixels": 200}},
-                  "expression_prior": {}, "prior_l1": {}}}]
-    settings = recipe(stages, batch=2, data=[{"name": "a", "kind": "synthetic"}, {"name": "b", "kind": "synthetic"}])
+    stages = [
+        {
+            "name": "supervised",
+            "steps": 2,
+            "learning_rate": 0.001,
+            "data": ["a"],
+            "energies": SUPERVISED | {"identity_prior": {"weight": 0.01}},
+        },
+        {
+            "name": "self",
+            "steps": 2,
+            "learning_rate": 0.0001,
+            "data": ["b"],
+            "energies": {
+                "lmk2d": {},
+                "lmk2d_eye": {},
+                "lmk2d_lip": {},
+                "photo_xview": {"options": {"points": 200, "exposure": "gain"}},
+                "census_xview": {"options": {"points": 60}},
+                "flow_corr": {"estimator": "dis", "options": {"size": 48, "points": 100}},
+                "flow_mag": {
+                    "weight": 0.1,
+                    "kernel": {"name": "l2n"},
+                    "options": {"size": 48, "min_pixels": 200},
+                },
+                "expression_prior": {},
+                "prior_l1": {},
+            },
+        },
+    ]
+    settings = recipe(
+        stages, batch=2, data=[{"name": "a", "kind": "synthetic"}, {"name": "b", "kind": "synthetic"}]
+    )
     made, losses = [], {}
 
     def make(name, weights, device):
@@ -192,9 +289,18 @@ def test_two_stages_the_second_without_labels_on_its_own_data(people, tmp_path):
 
         return LucasKanade() if name.startswith("ptlflow:") else make_flow_estimator(name, weights, device)
 
-    train_regressor(settings, tmp_path / "out", model=MODEL, datasets={"a": people, "b": unlabelled}, make_estimator=make,
-                    step_done=lambda step, values: losses.__setitem__(step, values))
-    assert set(losses[2]) == {*SUPERVISED, "identity_prior", "total"} and set(losses[3]) == {*stages[1]["energies"], "total"}
+    train_regressor(
+        settings,
+        tmp_path / "out",
+        model=MODEL,
+        datasets={"a": people, "b": unlabelled},
+        make_estimator=make,
+        step_done=lambda step, values: losses.__setitem__(step, values),
+    )
+    assert set(losses[2]) == {*SUPERVISED, "identity_prior", "total"} and set(losses[3]) == {
+        *stages[1]["energies"],
+        "total",
+    }
     assert sorted(made) == ["dis", "ptlflow:pwcnet"]  # each is made once
     rows = list(csv.DictReader((tmp_path / "out" / "log.csv").read_text().splitlines()))
     assert [r["stage"] for r in rows] == ["supervised"] * 2 + ["self"] * 2
@@ -203,14 +309,23 @@ def test_two_stages_the_second_without_labels_on_its_own_data(people, tmp_path):
 
 
 def test_missing_flow_weights_are_told_before_the_first_step(people, tmp_path):
-    stages = [{"name": "one", "steps": 2, "energies": {"lmk2d": {}}}, {"name": "two", "steps": 2, "energies": {"flow_mag": {}}}]
+    stages = [
+        {"name": "one", "steps": 2, "energies": {"lmk2d": {}}},
+        {"name": "two", "steps": 2, "energies": {"flow_mag": {}}},
+    ]
 
     def make(name, weights, device):
         raise MissingWeightsError(f"{name}: not here")
 
     with pytest.raises(MissingWeightsError, match="ptlflow:pwcnet: not here"):
-        train_regressor(recipe(stages), tmp_path / "out", model=MODEL, datasets={"a": people}, make_estimator=make,
-                        step_done=lambda step, values: pytest.fail("a step was made"))
+        train_regressor(
+            recipe(stages),
+            tmp_path / "out",
+            model=MODEL,
+            datasets={"a": people},
+            make_estimator=make,
+            step_done=lambda step, values: pytest.fail("a step was made"),
+        )
 
 
 def test_the_cost_is_the_mean_over_the_people_of_what_the_objective_gives_for_each():
@@ -218,7 +333,9 @@ def test_the_cost_is_the_mean_over_the_people_of_what_the_objective_gives_for_ea
     more = {"photo_xview": {"options": {"points": 150}}, "identity_prior": {}, "prior_l1": {}}
     settings = recipe([{"name": "s", "steps": 1, "energies": SUPERVISED | more}])
     inputs = inputs_of(settings)
-    prepared = [prepare(s.observations, s.id, MODEL, inputs, PLAIN, np.random.default_rng(0)) for s in people.samples]
+    prepared = [
+        prepare(s.observations, s.id, MODEL, inputs, PLAIN, np.random.default_rng(0)) for s in people.samples
+    ]
     batch = collate([(str(i), *p) for i, p in enumerate(prepared)])
     cost = StageCost(settings.stages[0], MODEL)
     state = join_states([p.labels.state for p in batch.people])
@@ -228,7 +345,9 @@ def test_the_cost_is_the_mean_over_the_people_of_what_the_objective_gives_for_ea
     total, report = cost(state, batch.people)
     single = [cost(select_people(state, [i]), [batch.people[i]]) for i in range(3)]
     for name in report:
-        assert report[name].value == pytest.approx(np.mean([r[name].value for _, r in single]), rel=1e-4), name
+        assert report[name].value == pytest.approx(np.mean([r[name].value for _, r in single]), rel=1e-4), (
+            name
+        )
     assert float(total) == pytest.approx(sum(v.value for v in report.values()), rel=1e-5)
     # A person without labels is left out of the supervised energies and counts in the others.
     bare = replace(batch.people[1], labels=None)
@@ -244,9 +363,15 @@ def test_only_known_parts_of_a_label_are_compared():
     cost = StageCost(recipe().stages[0], MODEL)
     half = replace(seen, labels=replace(seen.labels, known=("pose",)))
     _, report = cost(seen.labels.state, [half])
-    assert report["pose_sup"].people == 1 and report["identity_sup"].people == 0 and report["vertex_sup"].people == 0
+    assert (
+        report["pose_sup"].people == 1
+        and report["identity_sup"].people == 0
+        and report["vertex_sup"].people == 0
+    )
     nothing = recipe([{"name": "s", "steps": 1, "energies": {"identity_sup": {}}}])
-    with pytest.raises(InputError, match=r"stage 's': none of its energies \(identity_sup\) can be used for these samples"):
+    with pytest.raises(
+        InputError, match=r"stage 's': none of its energies \(identity_sup\) can be used for these samples"
+    ):
         StageCost(nothing.stages[0], MODEL)(seen.labels.state, [half])
 
 
@@ -261,24 +386,48 @@ def test_a_sample_as_the_network_takes_it():
     seen = Triplets(1).samples[0].observations
     slots = {"left": [-70, -20], "front": [-15, 15], "right": [20, 70], "far": [71, 90]}
     inputs = inputs_of(recipe(views=[{"name": n, "yaw": y} for n, y in slots.items()]))
-    images, valid, out = prepare(seen, "x", MODEL, inputs, FaceAugmentation(shift=0.05), np.random.default_rng(1))
-    assert images.shape == (4, 3, 48, 48) and valid.tolist() == [True, True, True, False] and float(images[3].std()) == 0
+    images, valid, out = prepare(
+        seen, "x", MODEL, inputs, FaceAugmentation(shift=0.05), np.random.default_rng(1)
+    )
+    assert (
+        images.shape == (4, 3, 48, 48)
+        and valid.tolist() == [True, True, True, False]
+        and float(images[3].std()) == 0
+    )
     # tiny_state turns its views from -40 to 40 degrees, in this order
     state = out.labels.state
-    assert state.camera.kind == "orthographic" and torch.equal(state.camera.principal, torch.full((3, 2), 23.5))
-    pixels = state.camera.project(state.pose.apply(MODEL.landmarks.points(state.vertices(MODEL), MODEL.triangles)))[0]
+    assert state.camera.kind == "orthographic" and torch.equal(
+        state.camera.principal, torch.full((3, 2), 23.5)
+    )
+    pixels = state.camera.project(
+        state.pose.apply(MODEL.landmarks.points(state.vertices(MODEL), MODEL.triangles))
+    )[0]
     box = (out.landmarks.points.amax(1) - out.landmarks.points.amin(1)).amax(1)
     assert torch.allclose(box, torch.full((3,), 48 / 1.5), rtol=0.03)
-    assert float((pixels - out.landmarks.points).norm(dim=-1).max()) < 2  # the perspective that the camera cannot show
+    assert (
+        float((pixels - out.landmarks.points).norm(dim=-1).max()) < 2
+    )  # the perspective that the camera cannot show
     # The shifted crop shows what the unshifted one shows, elsewhere.
     plain = prepare(seen, "x", MODEL, inputs, PLAIN, np.random.default_rng(1))[2]
     moved = (out.landmarks.points - plain.landmarks.points).mean(1)
-    assert float(moved.abs().max()) > 0.3 and float((out.landmarks.points - plain.landmarks.points - moved[:, None]).abs().max()) < 0.2
-    photo = torch.cat([out.offset, 1 / out.scale[:, None]], 1)  # crop -> picture -> the landmarks of the picture
+    assert (
+        float(moved.abs().max()) > 0.3
+        and float((out.landmarks.points - plain.landmarks.points - moved[:, None]).abs().max()) < 0.2
+    )
+    photo = torch.cat(
+        [out.offset, 1 / out.scale[:, None]], 1
+    )  # crop -> picture -> the landmarks of the picture
     back = out.landmarks.points * photo[:, None, 2:] + photo[:, None, :2]
     assert torch.allclose(back, seen.landmarks.points, atol=1e-3)
     with pytest.raises(InputError, match="x: none of its views fits a view of the recipe: heads turned by"):
-        prepare(seen, "x", MODEL, replace(inputs, views=(ViewSlot("back", (100.0, 180.0)),)), PLAIN, np.random.default_rng(0))
+        prepare(
+            seen,
+            "x",
+            MODEL,
+            replace(inputs, views=(ViewSlot("back", (100.0, 180.0)),)),
+            PLAIN,
+            np.random.default_rng(0),
+        )
     few = replace(seen.landmarks, valid=torch.zeros_like(seen.landmarks.valid))
     with pytest.raises(InputError, match="x: view 1: expected at least 8 landmarks to cut it around, got 0"):
         prepare(replace(seen, landmarks=few), "x", MODEL, inputs, PLAIN, np.random.default_rng(0))
@@ -287,8 +436,11 @@ def test_a_sample_as_the_network_takes_it():
 def test_views_are_taken_away_but_never_all():
     seen = Triplets(1).samples[0].observations
     inputs = inputs_of(recipe())
-    counts = [int(prepare(seen, "x", MODEL, inputs, FaceAugmentation(missing=m), np.random.default_rng(i))[1].sum())
-              for m in (0.5, 1.0) for i in range(20)]
+    counts = [
+        int(prepare(seen, "x", MODEL, inputs, FaceAugmentation(missing=m), np.random.default_rng(i))[1].sum())
+        for m in (0.5, 1.0)
+        for i in range(20)
+    ]
     assert set(counts[:20]) == {1, 2, 3} and set(counts[20:]) == {1}
 
 
@@ -298,7 +450,9 @@ def test_the_order_of_the_draws():
     assert not np.array_equal(order, draw_order([3.0, 1.0], [10, 4], 4000, [8]))
     assert (order[:, 0] == 0).mean() == pytest.approx(0.75, abs=0.03)
     first = order[order[:, 0] == 0, 1]
-    assert all(sorted(first[k:k + 10]) == list(range(10)) for k in range(0, 100, 10))  # each sample once before any comes again
+    assert all(
+        sorted(first[k : k + 10]) == list(range(10)) for k in range(0, 100, 10)
+    )  # each sample once before any comes again
     assert not np.array_equal(first[:10], first[10:20])
 
 
@@ -313,8 +467,17 @@ def test_devices_share_the_draws_of_a_step(people):
 
 
 def test_a_frozen_part_does_not_move_and_the_rate_follows_the_stage(people, tmp_path):
-    stages = [{"name": "s", "steps": 3, "learning_rate": 0.01, "free": ["shape"], "warmup": 2, "decay": "cosine",
-               "energies": {"identity_sup": {}, "lmk2d": {}}}]
+    stages = [
+        {
+            "name": "s",
+            "steps": 3,
+            "learning_rate": 0.01,
+            "free": ["shape"],
+            "warmup": 2,
+            "decay": "cosine",
+            "energies": {"identity_sup": {}, "lmk2d": {}},
+        }
+    ]
     settings = recipe(stages)
     torch.manual_seed(settings.seed)
     from fitkit.nets import net_kind
@@ -323,7 +486,11 @@ def test_a_frozen_part_does_not_move_and_the_rate_follows_the_stage(people, tmp_
     before = net_kind("mvfnet").make(MODEL, settings.views, net_options(settings)).state_dict()
     _, path = train(settings, tmp_path / "out", people)
     after = load_predictor(path, MODEL).state_dict()
-    moved = {k.split(".")[0] for k in after if not torch.allclose(after[k].float(), before[k].float(), atol=1e-3, rtol=1e-3)}
+    moved = {
+        k.split(".")[0]
+        for k in after
+        if not torch.allclose(after[k].float(), before[k].float(), atol=1e-3, rtol=1e-3)
+    }
     assert "trunk" not in moved and "pose_head" not in moved and "shape_head" in moved
     assert [learning_rate(settings, [3], s) for s in range(3)] == pytest.approx([0.005, 0.01, 0.01])
     assert [stage_of_step([2, 3], s) for s in range(5)] == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
@@ -347,15 +514,27 @@ def test_people_held_out_are_measured(tmp_path):
     rows = list(csv.DictReader((tmp_path / "out" / "log.csv").read_text().splitlines()))
     assert [bool(r["vertex_mm"]) for r in rows] == [s in (4, 8) for s in range(1, 9)]
     metrics = json.loads((tmp_path / "out" / "card.json").read_text())["metrics"]
-    truth = [people.samples[i].observations.labels.state.vertices(MODEL)[:, MODEL.face] - MODEL.mean[MODEL.face] for i in held[0].index]
-    assert metrics["mean_face_mm"] == pytest.approx(np.mean([float(t.norm(dim=-1).mean()) for t in truth]), rel=1e-4)
+    truth = [
+        people.samples[i].observations.labels.state.vertices(MODEL)[:, MODEL.face] - MODEL.mean[MODEL.face]
+        for i in held[0].index
+    ]
+    assert metrics["mean_face_mm"] == pytest.approx(
+        np.mean([float(t.norm(dim=-1).mean()) for t in truth]), rel=1e-4
+    )
 
 
 def test_devices_strategy_and_precision_reach_lightning(monkeypatch, tmp_path):
     asked = {}
     monkeypatch.setattr(regressor_loop, "Trainer", lambda **options: asked.update(options))
-    regressor_loop.make_trainer(recipe(strategy="ddp", devices=4, precision="bf16-mixed", clip=0.5), tmp_path, [])
-    assert asked["strategy"] == "ddp" and asked["devices"] == 4 and asked["precision"] == "bf16-mixed" and asked["gradient_clip_val"] == 0.5
+    regressor_loop.make_trainer(
+        recipe(strategy="ddp", devices=4, precision="bf16-mixed", clip=0.5), tmp_path, []
+    )
+    assert (
+        asked["strategy"] == "ddp"
+        and asked["devices"] == 4
+        and asked["precision"] == "bf16-mixed"
+        and asked["gradient_clip_val"] == 0.5
+    )
     assert asked["use_distributed_sampler"] is False
     monkeypatch.undo()
     trainer = regressor_loop.make_trainer(recipe(strategy="ddp"), tmp_path, [])
@@ -365,7 +544,11 @@ def test_devices_strategy_and_precision_reach_lightning(monkeypatch, tmp_path):
 
 
 def test_mixed_precision_trains(people, tmp_path):
-    losses, _ = train(recipe([{"name": "s", "steps": 2, "energies": SUPERVISED}], precision="bf16-mixed"), tmp_path / "out", people)
+    losses, _ = train(
+        recipe([{"name": "s", "steps": 2, "energies": SUPERVISED}], precision="bf16-mixed"),
+        tmp_path / "out",
+        people,
+    )
     assert all(math.isfinite(v["total"]) for v in losses.values())
 
 
@@ -373,7 +556,9 @@ def test_without_lightning_one_sentence(monkeypatch, people, tmp_path):
     import sys
 
     monkeypatch.setitem(sys.modules, "fitkit.train.regressor_loop", None)
-    with pytest.raises(InputError, match="train-regressor needs the package lightning, .* install it: pip install lightning"):
+    with pytest.raises(
+        InputError, match="train-regressor needs the package lightning, .* install it: pip install lightning"
+    ):
         train(recipe(), tmp_path / "out", people)
 
 
@@ -381,31 +566,61 @@ def test_joined_observations_keep_what_all_have(people):
     a, b = people.samples[0].observations, people.samples[1].observations
     both = join_observations([a, b])
     assert both.num_views == 6 and both.labels.state.subject.tolist() == [0, 0, 0, 1, 1, 1]
-    assert torch.equal(both.labels.state.identity, torch.cat([a.labels.state.identity, b.labels.state.identity]))
+    assert torch.equal(
+        both.labels.state.identity, torch.cat([a.labels.state.identity, b.labels.state.identity])
+    )
     sure = replace(b, labels=replace(b.labels, identity_sigma=torch.full((1, 4), 0.5), known=("identity",)))
     both = join_observations([a, sure])
-    assert both.labels.identity_sigma.tolist() == [[0.0] * 4, [0.5] * 4] and both.labels.known == ("identity",)
+    assert both.labels.identity_sigma.tolist() == [[0.0] * 4, [0.5] * 4] and both.labels.known == (
+        "identity",
+    )
     assert join_observations([a, replace(b, labels=None)]).labels is None
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"stages": []}, "expected 'stages', a list with at least one stage"),
-    ({"stages": [{"name": "s", "steps": 1}]}, "stage 's': expected 'energies', a mapping"),
-    ({"stages": [{"name": "s", "steps": 1, "energies": {"lmk2": {}}}]}, "stage 's': energies: unknown key 'lmk2'; did you mean 'lmk2d'"),
-    ({"stages": [{"name": "s", "energies": {"lmk2d": {}}}]}, "expected steps or epochs above 0, one of the two, got steps 0 and epochs 0"),
-    ({"stages": [{"name": "s", "steps": 1, "learning_rate": 0, "energies": {"lmk2d": {}}}]}, "stage 's': learning_rate: expected a number from 1e-09 to"),
-    ({"stages": [{"name": "s", "steps": 1, "energies": {"lmk2d": {}}}] * 2}, "stages: 's' is there twice"),
-    ({"batch": 0}, "batch: expected a whole number from 1 to 1000000, got 0"),
-    ({"validation": {"share": 1.0}}, "validation.share: expected a number from 0 to less than 1, got 1.0"),
-    ({"augmentation": {"missing": 2.0}}, "augmentation.missing: expected a number from 0 to 1, got 2.0"),
-    ({"views": []}, "expected at least one of 'views'"),
-    ({"data": [{"name": "a", "kind": "synthetic", "weight": 0}]}, "data.a.weight: expected a number from 1e-09 to"),
-    ({"data": [{"name": "a", "kind": "300w"}]}, "expected one of 300wlp, multipie, frames, fits, synthetic; got '300w'"),
-    ({"net": {"options": {"widht": 1}}}, "net.options: unknown key 'widht'; did you mean 'width'"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"stages": []}, "expected 'stages', a list with at least one stage"),
+        ({"stages": [{"name": "s", "steps": 1}]}, "stage 's': expected 'energies', a mapping"),
+        (
+            {"stages": [{"name": "s", "steps": 1, "energies": {"lmk2": {}}}]},
+            "stage 's': energies: unknown key 'lmk2'; did you mean 'lmk2d'",
+        ),
+        (
+            {"stages": [{"name": "s", "energies": {"lmk2d": {}}}]},
+            "expected steps or epochs above 0, one of the two, got steps 0 and epochs 0",
+        ),
+        (
+            {"stages": [{"name": "s", "steps": 1, "learning_rate": 0, "energies": {"lmk2d": {}}}]},
+            "stage 's': learning_rate: expected a number from 1e-09 to",
+        ),
+        (
+            {"stages": [{"name": "s", "steps": 1, "energies": {"lmk2d": {}}}] * 2},
+            "stages: 's' is there twice",
+        ),
+        ({"batch": 0}, "batch: expected a whole number from 1 to 1000000, got 0"),
+        (
+            {"validation": {"share": 1.0}},
+            "validation.share: expected a number from 0 to less than 1, got 1.0",
+        ),
+        ({"augmentation": {"missing": 2.0}}, "augmentation.missing: expected a number from 0 to 1, got 2.0"),
+        ({"views": []}, "expected at least one of 'views'"),
+        (
+            {"data": [{"name": "a", "kind": "synthetic", "weight": 0}]},
+            "data.a.weight: expected a number from 1e-09 to",
+        ),
+        (
+            {"data": [{"name": "a", "kind": "300w"}]},
+            "expected one of 300wlp, multipie, frames, fits, synthetic; got '300w'",
+        ),
+        ({"net": {"options": {"widht": 1}}}, "net.options: unknown key 'widht'; did you mean 'width'"),
+    ],
+)
 def test_recipes_that_cannot_be_used(changes, message):
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
-        recipe(**({"stages": None} | changes)) if "stages" not in changes else parse_regressor_training(BASE | changes, "tiny.yaml")
+        recipe(**({"stages": None} | changes)) if "stages" not in changes else parse_regressor_training(
+            BASE | changes, "tiny.yaml"
+        )
 
 
 def test_a_recipe_without_data_or_folders():
@@ -420,10 +635,20 @@ def test_a_recipe_without_data_or_folders():
 
 
 def test_the_shipped_recipe():
-    settings = load_regressor_training("mvfnet", ["data.lp.folder=somewhere", "stages.supervised.epochs=2", "batch=3"])
-    assert [s.name for s in settings.stages] == ["supervised", "self_supervised"] and settings.stages[0].epochs == 2 and settings.batch == 3
-    assert [s.learning_rate for s in settings.stages] == [1e-5, 1e-6] and [s.data for s in settings.stages] == [("lp",), ("pie",)]
-    assert [v.name for v in settings.views] == ["front", "left", "right"] and settings.data[0].folder == "somewhere"
+    settings = load_regressor_training(
+        "mvfnet", ["data.lp.folder=somewhere", "stages.supervised.epochs=2", "batch=3"]
+    )
+    assert (
+        [s.name for s in settings.stages] == ["supervised", "self_supervised"]
+        and settings.stages[0].epochs == 2
+        and settings.batch == 3
+    )
+    assert [s.learning_rate for s in settings.stages] == [1e-5, 1e-6] and [
+        s.data for s in settings.stages
+    ] == [("lp",), ("pie",)]
+    assert [v.name for v in settings.views] == ["front", "left", "right"] and settings.data[
+        0
+    ].folder == "somewhere"
     assert {"photo_xview", "flow_mag", "lmk2d"} <= set(settings.stages[1].energies)
     assert settings.stages[1].energies["flow_mag"].options.directions == "both"
 
@@ -437,23 +662,49 @@ def test_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(regressor, "load_model", lambda name: MODEL)
     monkeypatch.setattr(regressor, "open_data", lambda source, model: Triplets(4))
     recipe_file = tmp_path / "tiny.yaml"
-    recipe_file.write_text(json.dumps(BASE | {"stages": [{"name": "s", "steps": 100, "energies": {"lmk2d": {}}}]}))
+    recipe_file.write_text(
+        json.dumps(BASE | {"stages": [{"name": "s", "steps": 100, "energies": {"lmk2d": {}}}]})
+    )
     arguments = ["train-regressor", str(recipe_file), "-q", "-o", str(tmp_path / "out"), "stages.s.steps=2"]
     result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0 and f"written: {tmp_path / 'out' / 'regressor.safetensors'}" in result.output, result.output
+    assert (
+        result.exit_code == 0 and f"written: {tmp_path / 'out' / 'regressor.safetensors'}" in result.output
+    ), result.output
     again = CliRunner().invoke(main, arguments)
-    assert again.exit_code == 1 and "continue it with --resume" in again.output and "Traceback" not in again.output
+    assert (
+        again.exit_code == 1
+        and "continue it with --resume" in again.output
+        and "Traceback" not in again.output
+    )
     help_text = CliRunner().invoke(main, ["train-regressor", "--help"]).output
     assert "Example: fitkit train-regressor mvfnet" in help_text
 
 
 def test_the_shipped_recipe_runs_at_a_small_size(people, tmp_path):
-    small = ["net.options.size=48", "net.options.width=0.06", "batch=2", "accelerator=cpu", "validation.share=0", "pictures=0", "log=1"]
-    small += [f"stages.{s}.{key}" for s in ("supervised", "self_supervised") for key in ("epochs=0", "steps=2")]
-    settings = load_regressor_training("mvfnet", [*small, "stages.self_supervised.energies.flow_mag.options.size=48"])
+    small = [
+        "net.options.size=48",
+        "net.options.width=0.06",
+        "batch=2",
+        "accelerator=cpu",
+        "validation.share=0",
+        "pictures=0",
+        "log=1",
+    ]
+    small += [
+        f"stages.{s}.{key}" for s in ("supervised", "self_supervised") for key in ("epochs=0", "steps=2")
+    ]
+    settings = load_regressor_training(
+        "mvfnet", [*small, "stages.self_supervised.energies.flow_mag.options.size=48"]
+    )
     losses = {}
-    train_regressor(settings, tmp_path / "out", model=MODEL, datasets={"lp": people, "pie": Triplets(4, labels=False)},
-                    make_estimator=lambda *asked: LucasKanade(), step_done=lambda step, values: losses.__setitem__(step, values))
+    train_regressor(
+        settings,
+        tmp_path / "out",
+        model=MODEL,
+        datasets={"lp": people, "pie": Triplets(4, labels=False)},
+        make_estimator=lambda *asked: LucasKanade(),
+        step_done=lambda step, values: losses.__setitem__(step, values),
+    )
     assert set(losses[4]) == {*settings.stages[1].energies, "total"}
     assert all(math.isfinite(v) for values in losses.values() for v in values.values())
 
@@ -472,15 +723,27 @@ def test_ctrl_c_ends_the_training_and_it_goes_on(people, tmp_path):
 
 # ---- networks that take any photos ----
 
-ANY = {"net": {"name": "fitkit_init", "options": {"size": 32, "token": 16, "heads": 2, "hidden": 24}}, "views": [], "most_views": 2}
+ANY = {
+    "net": {"name": "fitkit_init", "options": {"size": 32, "token": 16, "heads": 2, "hidden": 24}},
+    "views": [],
+    "most_views": 2,
+}
 UNSURE = SUPERVISED | {"identity_nll": {}, "lmk2d": {"sigma_px": 10, "weight": 0.1}}
 
 
 def test_a_network_without_named_views_trains_and_goes_on(people, tmp_path):
-    stages = [{"name": "heads", "steps": 3, "learning_rate": 0.003, "free": ["heads", "sigma"], "energies": UNSURE},
-              {"name": "all", "steps": 3, "learning_rate": 0.001, "energies": UNSURE}]
-    settings = recipe(stages, **ANY, batch=3, save=2, augmentation={"shift": 0.02, "missing": 0.3},
-                      validation={"share": 0.5, "most": 4, "flow": 2})
+    stages = [
+        {"name": "heads", "steps": 3, "learning_rate": 0.003, "free": ["heads", "sigma"], "energies": UNSURE},
+        {"name": "all", "steps": 3, "learning_rate": 0.001, "energies": UNSURE},
+    ]
+    settings = recipe(
+        stages,
+        **ANY,
+        batch=3,
+        save=2,
+        augmentation={"shift": 0.02, "missing": 0.3},
+        validation={"share": 0.5, "most": 4, "flow": 2},
+    )
     whole, path = train(settings, tmp_path / "whole", people)
 
     def stop(step, values):
@@ -490,12 +753,18 @@ def test_a_network_without_named_views_trains_and_goes_on(people, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train_regressor(settings, tmp_path / "cut", model=MODEL, datasets={"a": people}, step_done=stop)
     rest, _ = train(settings, tmp_path / "cut", people, resume=True)
-    assert sorted(rest) == [5, 6] and all(rest[s] == whole[s] for s in rest)  # the second stage, with all parts free again
+    assert sorted(rest) == [5, 6] and all(
+        rest[s] == whole[s] for s in rest
+    )  # the second stage, with all parts free again
     assert all(values["identity_nll"] > 0 for values in whole.values())
     network = load_predictor(path, MODEL)
     before = net_kind_of(settings)
-    moved = {k.split(".")[0] for k, v in network.state_dict().items() if v.dtype.is_floating_point
-             and not torch.allclose(v.float(), before.state_dict()[k].float(), atol=1e-3, rtol=1e-3)}
+    moved = {
+        k.split(".")[0]
+        for k, v in network.state_dict().items()
+        if v.dtype.is_floating_point
+        and not torch.allclose(v.float(), before.state_dict()[k].float(), atol=1e-3, rtol=1e-3)
+    }
     assert {"encoder", "identity_head"} <= moved
     metrics = json.loads((tmp_path / "whole" / "card.json").read_text())["metrics"]
     assert metrics["sigma_ratio"] > 0 and metrics["shape_mm"] <= metrics["vertex_mm"]
@@ -512,18 +781,40 @@ def net_kind_of(settings):
 def test_samples_with_different_numbers_of_views_stand_in_one_batch():
     settings = recipe(**ANY)
     inputs = InputOptions.of(net_kind_of(settings), settings.most_views)
-    samples = [(f"p{n}", *prepare(Triplets(1, views=n).samples[0].observations, "x", MODEL, inputs, PLAIN, np.random.default_rng(0)))
-               for n in (1, 3)]
+    samples = [
+        (
+            f"p{n}",
+            *prepare(
+                Triplets(1, views=n).samples[0].observations,
+                "x",
+                MODEL,
+                inputs,
+                PLAIN,
+                np.random.default_rng(0),
+            ),
+        )
+        for n in (1, 3)
+    ]
     batch = collate(samples)
     assert batch.images.shape == (2, 2, 3, 32, 32) and batch.valid.tolist() == [[True, False], [True, True]]
     assert [p.num_views for p in batch.people] == [1, 2]
-    chosen = {tuple(prepare(Triplets(1).samples[0].observations, "x", MODEL, inputs, PLAIN, np.random.default_rng(i))[2].offset[:, 0].tolist())
-              for i in range(12)}
+    chosen = {
+        tuple(
+            prepare(Triplets(1).samples[0].observations, "x", MODEL, inputs, PLAIN, np.random.default_rng(i))[
+                2
+            ]
+            .offset[:, 0]
+            .tolist()
+        )
+        for i in range(12)
+    }
     assert len(chosen) == 3  # every pair of the three views comes up
 
 
 def test_standard_deviations_need_a_network_that_predicts_them(people, tmp_path):
-    with pytest.raises(InputError, match="energy 'identity_nll' needs a network that predicts standard deviations"):
+    with pytest.raises(
+        InputError, match="energy 'identity_nll' needs a network that predicts standard deviations"
+    ):
         train(recipe([{"name": "s", "steps": 1, "energies": {"identity_nll": {}}}]), tmp_path / "out", people)
 
 
@@ -545,22 +836,38 @@ def test_kept_samples_are_read_once_and_lose_no_more_than_their_last_bits():
     assert len(kept) == 2 and kept.ids == people.ids and kept.terms == "own"
     for _ in range(2):
         mine, theirs = kept[1].observations, people[1].observations
-        assert float((mine.images - theirs.images).abs().max()) <= 0.5 / 255 + 1e-6 and mine.images.dtype == torch.float32
-        assert torch.equal(mine.landmarks.points, theirs.landmarks.points) and torch.equal(mine.labels.state.identity, theirs.labels.state.identity)
+        assert (
+            float((mine.images - theirs.images).abs().max()) <= 0.5 / 255 + 1e-6
+            and mine.images.dtype == torch.float32
+        )
+        assert torch.equal(mine.landmarks.points, theirs.landmarks.points) and torch.equal(
+            mine.labels.state.identity, theirs.labels.state.identity
+        )
     assert asked == [1]
 
 
 def test_a_data_set_may_hold_out_a_share_of_its_own(people):
-    settings = recipe(data=[{"name": "a", "kind": "synthetic", "held_out": 0.4}, {"name": "b", "kind": "synthetic"}])
+    settings = recipe(
+        data=[{"name": "a", "kind": "synthetic", "held_out": 0.4}, {"name": "b", "kind": "synthetic"}]
+    )
     training, held = open_parts(settings, MODEL, {"a": people, "b": people})
     assert len(held[0].index) > 0 and len(held[1].index) == 0 and len(training[1].index) == 8
 
 
-@pytest.mark.parametrize("changes, message", [
-    (ANY | {"views": [{"name": "front"}]}, "views: the network fitkit_init takes any photos, expected views: [], got front"),
-    ({"most_views": 0}, "most_views: expected a whole number from 1 to 1000, got 0"),
-    ({"data": [{"name": "a", "kind": "synthetic", "held_out": 1.0}]}, "data.a.held_out: expected a number from -1 to less than 1, got 1"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            ANY | {"views": [{"name": "front"}]},
+            "views: the network fitkit_init takes any photos, expected views: [], got front",
+        ),
+        ({"most_views": 0}, "most_views: expected a whole number from 1 to 1000, got 0"),
+        (
+            {"data": [{"name": "a", "kind": "synthetic", "held_out": 1.0}]},
+            "data.a.held_out: expected a number from -1 to less than 1, got 1",
+        ),
+    ],
+)
 def test_recipes_for_any_photos_that_cannot_be_used(changes, message):
     with pytest.raises(InputError, match=message.replace("[", r"\[").replace("]", r"\]")):
         recipe(**changes)
@@ -568,8 +875,16 @@ def test_recipes_for_any_photos_that_cannot_be_used(changes, message):
 
 def test_the_shipped_recipe_of_the_initializer():
     settings = load_regressor_training("fitkit-init", ["data.synthetic.folder=people"])
-    assert settings.views == () and settings.net.start == "builtin" and [s.name for s in settings.data] == ["synthetic", "clean", "frames", "fits"]
-    assert set(settings.stages[0].energies) == set(settings.stages[1].energies) >= {"identity_nll", "lmk2d", "vertex_sup"}
+    assert (
+        settings.views == ()
+        and settings.net.start == "builtin"
+        and [s.name for s in settings.data] == ["synthetic", "clean", "frames", "fits"]
+    )
+    assert (
+        set(settings.stages[0].energies)
+        == set(settings.stages[1].energies)
+        >= {"identity_nll", "lmk2d", "vertex_sup"}
+    )
 
 
 def test_validation_measures_how_far_the_views_disagree(people):
@@ -586,15 +901,30 @@ def test_validation_measures_how_far_the_views_disagree(people):
             from fitkit.nets.predictor import Prediction
 
             state = join_states([p.labels.state for p in self.people])
-            rotation = state.pose.rotation @ so3_exp(torch.tensor([[0.0, self.turn, 0.0]])).expand(len(state.expression), 3, 3)
+            rotation = state.pose.rotation @ so3_exp(torch.tensor([[0.0, self.turn, 0.0]])).expand(
+                len(state.expression), 3, 3
+            )
             return Prediction(state.replace(pose=Pose(rotation, state.pose.translation)))
 
     settings = recipe(batch=2, validation={"share": 0.5, "most": 2, "flow": 2})
     errors = []
     for turn in (0.0, 0.12):
         network = Knows(turn)
-        held = HeldOut(settings, [replace(split(settings.data[0], people, 0.0)[0], index=np.arange(2))], MODEL,
-                       type("Net", (), {"views": settings.views, "size": 96, "crop": CropOptions(1.5, 0.0, 96, 96), "camera_kind": "perspective"}))
+        held = HeldOut(
+            settings,
+            [replace(split(settings.data[0], people, 0.0)[0], index=np.arange(2))],
+            MODEL,
+            type(
+                "Net",
+                (),
+                {
+                    "views": settings.views,
+                    "size": 96,
+                    "crop": CropOptions(1.5, 0.0, 96, 96),
+                    "camera_kind": "perspective",
+                },
+            ),
+        )
         network.people = [p for b in held.batches() for p in b.people]
         errors.append(validate(network, MODEL, held))
     assert errors[0]["vertex_mm"] < 1e-4 and errors[0]["nme_percent"] < 0.1 and errors[0]["shape_mm"] < 1e-3
@@ -617,16 +947,24 @@ def test_a_finished_training_that_is_gone_on_with_keeps_its_numbers(tmp_path):
 def test_folders_that_hold_something_else_are_refused(people, tmp_path):
     settings = recipe()
     (tmp_path / "recipe.yaml").write_text("# mine\nname: tiny\n")
-    with pytest.raises(InputError, match="recipe.yaml: is another recipe than that of this training, which would overwrite it"):
+    with pytest.raises(
+        InputError,
+        match="recipe.yaml: is another recipe than that of this training, which would overwrite it",
+    ):
         train(settings, tmp_path, people)
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(InputError, match="holds 'notes.txt', which train-regressor does not write"):
         train(settings, tmp_path, people)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "log.csv").write_text("mine")
-    with pytest.raises(InputError, match="holds 'log.csv', which train-regressor would overwrite, but no recipe.yaml or checkpoint.ckpt"):
+    with pytest.raises(
+        InputError,
+        match="holds 'log.csv', which train-regressor would overwrite, but no recipe.yaml or checkpoint.ckpt",
+    ):
         train(settings, tmp_path / "other", people)
-    assert (tmp_path / "recipe.yaml").read_text() == "# mine\nname: tiny\n" and (tmp_path / "other" / "log.csv").read_text() == "mine"
+    assert (tmp_path / "recipe.yaml").read_text() == "# mine\nname: tiny\n" and (
+        tmp_path / "other" / "log.csv"
+    ).read_text() == "mine"
 
 
 def test_a_disk_that_is_full_or_read_only_is_one_sentence(people, tmp_path, monkeypatch):
@@ -639,6 +977,9 @@ def test_a_disk_that_is_full_or_read_only_is_one_sentence(people, tmp_path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("lightning.pytorch.Trainer.save_checkpoint", full)
-    with pytest.raises(InputError, match=r"checkpoint.ckpt: cannot be written \(No space left on device\); make room, and go on"):
+    with pytest.raises(
+        InputError,
+        match=r"checkpoint.ckpt: cannot be written \(No space left on device\); make room, and go on",
+    ):
         train(recipe(), tmp_path / "out", people)
     assert not list((tmp_path / "out").glob("*.part"))

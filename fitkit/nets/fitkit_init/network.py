@@ -1,4 +1,5 @@
 """fitkit-init: one encoder for any number of views; what they say is fused without regard to their order."""
+
 from __future__ import annotations
 
 import math
@@ -17,7 +18,13 @@ from fitkit.nets.mvfnet.convention import rotation_of_angles
 from fitkit.nets.predictor import Prediction, StatePredictor, ViewSlot, padded_subjects
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.landmarks.face_crop import MARGIN
-from fitkit.observe.landmarks.network import NUM_OUTPUTS, NUM_POINTS, LandmarkNetwork, NetworkOptions, NetworkOutput
+from fitkit.observe.landmarks.network import (
+    NUM_OUTPUTS,
+    NUM_POINTS,
+    LandmarkNetwork,
+    NetworkOptions,
+    NetworkOutput,
+)
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
@@ -45,7 +52,9 @@ class FitkitInitOptions:
     def __post_init__(self):
         check_options(self, "net fitkit_init")
         if self.token % self.heads:
-            raise InputError(f"net fitkit_init: token: expected a multiple of heads ({self.heads}), got {self.token}")
+            raise InputError(
+                f"net fitkit_init: token: expected a multiple of heads ({self.heads}), got {self.token}"
+            )
 
 
 class _Exchange(nn.Module):
@@ -74,22 +83,38 @@ class FitkitInit(StatePredictor):
 
     camera_kind = "orthographic"
 
-    def __init__(self, model: FaceModel, views: tuple[ViewSlot, ...] = (), options: FitkitInitOptions = FitkitInitOptions()):
+    def __init__(
+        self,
+        model: FaceModel,
+        views: tuple[ViewSlot, ...] = (),
+        options: FitkitInitOptions = FitkitInitOptions(),
+    ):
         super().__init__()
         if views:
-            raise InputError("net fitkit_init: takes any photos in any order; expected no named 'views', "
-                             f"got {', '.join(v.name for v in views)}")
+            raise InputError(
+                "net fitkit_init: takes any photos in any order; expected no named 'views', "
+                f"got {', '.join(v.name for v in views)}"
+            )
         self.options, self.views, self.size = options, (), options.size
         self.crop = CropOptions(MARGIN, options.up, options.size, options.size)
-        self.model_name, self.num_identity, self.num_expression = model.name, model.num_identity, model.num_expression
+        self.model_name, self.num_identity, self.num_expression = (
+            model.name,
+            model.num_identity,
+            model.num_expression,
+        )
         self.encoder = LandmarkNetwork(NetworkOptions(size=options.size))
         deepest = self.encoder.options.widths[-1]
         self.squeeze = nn.Conv2d(deepest, SQUEEZED, 1)
         inputs = SQUEEZED * (options.size // 32) ** 2 + deepest + 4 * NUM_OUTPUTS
-        self.describe = nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, options.hidden), nn.ReLU(inplace=True))
+        self.describe = nn.Sequential(
+            nn.LayerNorm(inputs), nn.Linear(inputs, options.hidden), nn.ReLU(inplace=True)
+        )
         self.first_pose = _head(options.hidden, options.hidden // 2, 3)
-        self.compare = nn.Sequential(nn.Linear(options.hidden + 2 * NUM_POINTS + 9, options.hidden), nn.ReLU(inplace=True),
-                                     nn.Linear(options.hidden, options.token))
+        self.compare = nn.Sequential(
+            nn.Linear(options.hidden + 2 * NUM_POINTS + 9, options.hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(options.hidden, options.token),
+        )
         self.exchange = _Exchange(options.token, options.heads)
         self.view_head = _head(2 * options.token, options.hidden, 3 + self.num_expression)
         self.identity_head = _head(options.token, options.hidden, self.num_identity)
@@ -124,8 +149,19 @@ class FitkitInit(StatePredictor):
         points, log_sigma = found.points.float(), found.log_sigma.float()
         centered = points - points.mean(1, keepdim=True)
         size = centered.square().sum(-1).mean(1).sqrt()[:, None]
-        numbers = torch.cat([(centered / size[..., None]).flatten(1), log_sigma - size.log(), found.visibility.float().sigmoid()], 1)
-        hidden = self.describe(torch.cat([self.squeeze(features).flatten(1), features.mean((2, 3)), numbers.to(features.dtype)], 1))
+        numbers = torch.cat(
+            [
+                (centered / size[..., None]).flatten(1),
+                log_sigma - size.log(),
+                found.visibility.float().sigmoid(),
+            ],
+            1,
+        )
+        hidden = self.describe(
+            torch.cat(
+                [self.squeeze(features).flatten(1), features.mean((2, 3)), numbers.to(features.dtype)], 1
+            )
+        )
         angles = self.first_pose(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             rotation = rotation_of_angles(ANGLE * angles.float())
@@ -147,27 +183,55 @@ class FitkitInit(StatePredictor):
         log_sigma = high - (high - low) * torch.sigmoid(self.sigma_head(person) - 2.5)
         return self.identity_head(person), self.view_head(torch.cat([own, seen], -1)), log_sigma
 
-    def _prediction(self, found: NetworkOutput, identity: Tensor, angles: Tensor, views: Tensor, log_sigma: Tensor,
-                    subject: Tensor) -> Prediction:
+    def _prediction(
+        self,
+        found: NetworkOutput,
+        identity: Tensor,
+        angles: Tensor,
+        views: Tensor,
+        log_sigma: Tensor,
+        subject: Tensor,
+    ) -> Prediction:
         """angles: [B, 3], the first ones; views: [B, 3 + K_ex] change of them and expression, in units of output."""
-        with torch.autocast(angles.device.type, enabled=False):  # positions need more digits than half precision has
-            return self._placed(found, identity.float(), angles.float() + views[:, :3].float(),
-                                self.options.expression * views[:, 3:].float(), log_sigma.float(), subject)
+        with torch.autocast(
+            angles.device.type, enabled=False
+        ):  # positions need more digits than half precision has
+            return self._placed(
+                found,
+                identity.float(),
+                angles.float() + views[:, :3].float(),
+                self.options.expression * views[:, 3:].float(),
+                log_sigma.float(),
+                subject,
+            )
 
-    def _placed(self, found: NetworkOutput, identity: Tensor, angles: Tensor, expression: Tensor, log_sigma: Tensor,
-                subject: Tensor) -> Prediction:
+    def _placed(
+        self,
+        found: NetworkOutput,
+        identity: Tensor,
+        angles: Tensor,
+        expression: Tensor,
+        log_sigma: Tensor,
+        subject: Tensor,
+    ) -> Prediction:
         rotation = rotation_of_angles(ANGLE * angles)
         coefficients = torch.cat([identity[subject], expression], 1)
         head = self.points_mean + torch.einsum("bk,ndk->bnd", coefficients, self.points_rows)
         points, sigma = _surface(found)
         scale, shift = lay_onto((head @ rotation.transpose(1, 2))[..., :2], points, sigma.detach() ** -2)
         middle = torch.full_like(shift, (self.size - 1) / 2)
-        translation = torch.cat([(shift - middle) / scale[:, None], torch.full_like(shift[:, :1], Camera.REFERENCE_DEPTH)], 1)
+        translation = torch.cat(
+            [(shift - middle) / scale[:, None], torch.full_like(shift[:, :1], Camera.REFERENCE_DEPTH)], 1
+        )
         camera = Camera(scale * Camera.REFERENCE_DEPTH, middle, torch.ones_like(scale), self.camera_kind)
         light = angles.new_zeros(angles.shape[0], 9, 1)
         light[:, 0] = 1 / Y0  # white from everywhere: nothing is predicted about it
         state = SceneState(identity, subject, expression, Pose(rotation, translation), camera, light)
-        seen = torch.cat([found.visibility[:, NUM_POINTS:], found.visibility[:, 17:NUM_POINTS]], 1).float().sigmoid()
+        seen = (
+            torch.cat([found.visibility[:, NUM_POINTS:], found.visibility[:, 17:NUM_POINTS]], 1)
+            .float()
+            .sigmoid()
+        )
         marks = Landmarks(points, sigma, torch.ones_like(sigma, dtype=torch.bool), seen, "surface")
         return Prediction(state, log_sigma.exp(), marks)
 
@@ -178,11 +242,21 @@ class FitkitInit(StatePredictor):
             InputError: one with other layers.
         """
         if network.options != self.encoder.options:
-            raise InputError(f"{where}: expected a landmark network with the options {self.encoder.options}, got {network.options}")
+            raise InputError(
+                f"{where}: expected a landmark network with the options {self.encoder.options}, got {network.options}"
+            )
         self.encoder.load_state_dict(network.state_dict())
 
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:
-        heads = (self.squeeze, self.describe, self.first_pose, self.compare, self.exchange, self.view_head, self.identity_head)
+        heads = (
+            self.squeeze,
+            self.describe,
+            self.first_pose,
+            self.compare,
+            self.exchange,
+            self.view_head,
+            self.identity_head,
+        )
         return {"encoder": (self.encoder,), "heads": heads, "sigma": (self.sigma_head,)}
 
 

@@ -1,4 +1,5 @@
 """Pose parameters of MVF-Net and of the labels of 300W-LP, AFLW2000-3D and 3DDFA in our conventions."""
+
 from __future__ import annotations
 
 import math
@@ -46,7 +47,9 @@ def angles_of_rotation(rotation: Tensor) -> Tensor:
     return torch.stack([torch.atan2(R[:, 1, 2], R[:, 2, 2]), yaw, torch.atan2(R[:, 0, 1], R[:, 0, 0])], -1)
 
 
-def pose_of_labels(parameters: Tensor, width: int, height: int, units_per_mm: float = UNITS_PER_MM) -> tuple[Pose, Camera]:
+def pose_of_labels(
+    parameters: Tensor, width: int, height: int, units_per_mm: float = UNITS_PER_MM
+) -> tuple[Pose, Camera]:
     """Weak-perspective label -> our pose and scaled-orthographic camera of the same picture.
 
     Args:
@@ -60,7 +63,12 @@ def pose_of_labels(parameters: Tensor, width: int, height: int, units_per_mm: fl
     at = torch.stack([parameters[:, 3] - 1, height - parameters[:, 4]], -1)  # where the head's origin lies
     shift = (at - center) / scale[:, None]
     translation = torch.cat([shift, torch.full_like(shift[:, :1], Camera.REFERENCE_DEPTH)], 1)
-    camera = Camera(scale * Camera.REFERENCE_DEPTH, center.expand(len(parameters), 2).clone(), torch.ones_like(scale), "orthographic")
+    camera = Camera(
+        scale * Camera.REFERENCE_DEPTH,
+        center.expand(len(parameters), 2).clone(),
+        torch.ones_like(scale),
+        "orthographic",
+    )
     return Pose(rotation, translation), camera
 
 
@@ -68,5 +76,13 @@ def labels_of_pose(pose: Pose, camera: Camera, height: int, units_per_mm: float 
     """The reverse of `pose_of_labels` -> [B, 7], tz = 0; camera must be scaled-orthographic with square pixels."""
     scale = camera.focal / Camera.REFERENCE_DEPTH
     at = camera.principal + scale[:, None] * pose.translation[:, :2]
-    return torch.cat([angles_of_rotation(pose.rotation), at[:, :1] + 1, height - at[:, 1:], torch.zeros_like(at[:, :1]),
-                      (scale / units_per_mm)[:, None]], 1)
+    return torch.cat(
+        [
+            angles_of_rotation(pose.rotation),
+            at[:, :1] + 1,
+            height - at[:, 1:],
+            torch.zeros_like(at[:, :1]),
+            (scale / units_per_mm)[:, None],
+        ],
+        1,
+    )

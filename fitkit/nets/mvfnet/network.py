@@ -1,4 +1,5 @@
 """MVF-Net: a trunk shared by the views, a pose for each view, one identity and expression from the features of all."""
+
 from __future__ import annotations
 
 import math
@@ -52,24 +53,41 @@ class MvfNet(StatePredictor):
 
     camera_kind = "orthographic"
 
-    def __init__(self, model: FaceModel, views: tuple[ViewSlot, ...], options: MvfNetOptions = MvfNetOptions()):
+    def __init__(
+        self, model: FaceModel, views: tuple[ViewSlot, ...], options: MvfNetOptions = MvfNetOptions()
+    ):
         super().__init__()
         self.options, self.views, self.size = options, tuple(views), options.size
         self.crop = CropOptions(options.margin, options.up, options.size, options.size)
-        self.model_name, self.num_identity, self.num_expression = model.name, model.num_identity, model.num_expression
+        self.model_name, self.num_identity, self.num_expression = (
+            model.name,
+            model.num_identity,
+            model.num_expression,
+        )
         channels = [max(1, round(c * options.width)) for c in CHANNELS]
         layers, inputs = [], 3
         for number, outputs in enumerate(channels):
-            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+            layers += [
+                nn.Conv2d(inputs, outputs, 3, padding=1),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(inplace=True),
+            ]
             if number in POOL_AFTER:
                 layers.append(nn.MaxPool2d(2, ceil_mode=True))
             inputs = outputs
         self.trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         hidden = [max(8, round(n * options.width)) for n in (POSE_HIDDEN, SHAPE_HIDDEN)]
-        self.pose_head = nn.Sequential(nn.Linear(inputs, hidden[0]), nn.ReLU(inplace=True), nn.Linear(hidden[0], 6))
-        self.shape_head = nn.Sequential(nn.Linear(inputs * len(self.views), hidden[1]), nn.ReLU(inplace=True),
-                                        nn.Linear(hidden[1], model.num_identity + model.num_expression))
-        self.absent = nn.Parameter(torch.zeros(len(self.views), inputs), requires_grad=options.missing == "learned")
+        self.pose_head = nn.Sequential(
+            nn.Linear(inputs, hidden[0]), nn.ReLU(inplace=True), nn.Linear(hidden[0], 6)
+        )
+        self.shape_head = nn.Sequential(
+            nn.Linear(inputs * len(self.views), hidden[1]),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden[1], model.num_identity + model.num_expression),
+        )
+        self.absent = nn.Parameter(
+            torch.zeros(len(self.views), inputs), requires_grad=options.missing == "learned"
+        )
         for module in self.trunk:
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -82,7 +100,9 @@ class MvfNet(StatePredictor):
         # The crop is cut around the box of the 68 points and moved up; there the mean face starts.
         self.register_buffer("anchor", (low + high) / 2, persistent=False)
         self.mean_scale = options.size / (options.margin * float((high - low)[:2].max()))  # px per mm
-        self.mean_drop = options.up * float((high - low)[1]) * self.mean_scale  # px below the middle of the crop
+        self.mean_drop = (
+            options.up * float((high - low)[1]) * self.mean_scale
+        )  # px below the middle of the crop
 
     def forward(self, images: Tensor, valid: Tensor) -> SceneState:
         features = self.trunk(images[valid])  # [B, C]
@@ -92,20 +112,26 @@ class MvfNet(StatePredictor):
 
     def predict_padded(self, images: Tensor, valid: Tensor) -> Prediction:
         features = self.trunk(images.flatten(0, 1))
-        table = torch.where(valid[..., None], features.unflatten(0, images.shape[:2]), self.absent.to(features))
+        table = torch.where(
+            valid[..., None], features.unflatten(0, images.shape[:2]), self.absent.to(features)
+        )
         return Prediction(self._predicted(features, table, padded_subjects(valid)))
 
     def _predicted(self, features: Tensor, table: Tensor, subject: Tensor) -> SceneState:
         """features: [B, C] of the frames; table: [S, V, C], what stands for missing views in it; subject: [B] rows of the table."""
         poses, codes = self.pose_head(features), self.shape_head(table.flatten(1))
-        with torch.autocast(features.device.type, enabled=False):  # positions need more digits than half precision has
+        with torch.autocast(
+            features.device.type, enabled=False
+        ):  # positions need more digits than half precision has
             return self._state(poses.float(), codes.float(), subject)
 
     def _state(self, poses: Tensor, codes: Tensor, subject: Tensor) -> SceneState:
         """poses [B, 6]: pitch, yaw, roll, x, y, scale, normalized; codes [S, K_id + K_ex]; subject [B]."""
         rotation = rotation_of_angles(ANGLE * poses[:, :3])
         scale = self.mean_scale * (LOG_SCALE * poses[:, 5]).exp()
-        at = SHIFT * self.size * poses[:, 3:5] + poses.new_tensor([0.0, self.mean_drop])  # of the anchor, px from the middle
+        at = SHIFT * self.size * poses[:, 3:5] + poses.new_tensor(
+            [0.0, self.mean_drop]
+        )  # of the anchor, px from the middle
         shift = at / scale[:, None] - (rotation @ self.anchor.to(poses))[:, :2]
         translation = torch.cat([shift, torch.full_like(shift[:, :1], Camera.REFERENCE_DEPTH)], 1)
         middle = torch.full_like(shift, (self.size - 1) / 2)
@@ -113,7 +139,14 @@ class MvfNet(StatePredictor):
         light = poses.new_zeros(poses.shape[0], 9, 1)
         light[:, 0] = 1 / Y0  # white from everywhere: nothing is predicted about it
         identity, expression = codes.split([self.num_identity, self.num_expression], 1)
-        return SceneState(identity, subject, self.options.expression * expression[subject], Pose(rotation, translation), camera, light)
+        return SceneState(
+            identity,
+            subject,
+            self.options.expression * expression[subject],
+            Pose(rotation, translation),
+            camera,
+            light,
+        )
 
     def load_trunk(self, weights: dict[str, Tensor], where: str) -> None:
         """The first seven convolutions of torchvision's vgg11_bn with their batch norms; `where` names the file.
@@ -123,14 +156,22 @@ class MvfNet(StatePredictor):
         """
         mine = [m for m in self.trunk if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
         # vgg11_bn counts all its layers; those with weights are its convolutions and batch norms in their order.
-        layers = sorted({int(k.split(".")[1]) for k in weights if k.startswith("features.") and k.endswith(".weight")})[:len(mine)]
+        layers = sorted(
+            {int(k.split(".")[1]) for k in weights if k.startswith("features.") and k.endswith(".weight")}
+        )[: len(mine)]
         names = [(f"features.{n}.", m) for n, m in zip(layers, mine)]
-        fits = len(names) == len(mine) and all(getattr(weights.get(p + "weight"), "shape", None) == m.weight.shape for p, m in names)
+        fits = len(names) == len(mine) and all(
+            getattr(weights.get(p + "weight"), "shape", None) == m.weight.shape for p, m in names
+        )
         if not fits:
-            raise InputError(f"{where}: expected the weights of torchvision's vgg11_bn and net.options.width 1, which its layers have; "
-                             f"the trunk has width {self.options.width:g}")
+            raise InputError(
+                f"{where}: expected the weights of torchvision's vgg11_bn and net.options.width 1, which its layers have; "
+                f"the trunk has width {self.options.width:g}"
+            )
         for prefix, module in names:
-            module.load_state_dict({k: weights[prefix + k] for k in module.state_dict() if prefix + k in weights}, strict=False)
+            module.load_state_dict(
+                {k: weights[prefix + k] for k in module.state_dict() if prefix + k in weights}, strict=False
+            )
 
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:
         return {"trunk": (self.trunk,), "pose": (self.pose_head,), "shape": (self.shape_head,)}

@@ -1,4 +1,5 @@
 """Optical flow estimators, one file each behind one interface."""
+
 from __future__ import annotations
 
 import difflib
@@ -27,8 +28,13 @@ def _farneback() -> FlowEstimator:
 
 # name -> how to make it; beside these, 'ptlflow:NAME'
 ESTIMATORS: dict[str, Callable[[], FlowEstimator]] = {
-    "dis": _dis("medium"), "dis:ultrafast": _dis("ultrafast"), "dis:fast": _dis("fast"), "dis:medium": _dis("medium"),
-    "dis:fine": _dis("fine"), "farneback": _farneback}
+    "dis": _dis("medium"),
+    "dis:ultrafast": _dis("ultrafast"),
+    "dis:fast": _dis("fast"),
+    "dis:medium": _dis("medium"),
+    "dis:fine": _dis("fine"),
+    "farneback": _farneback,
+}
 NAMES = tuple(ESTIMATORS)
 
 
@@ -46,7 +52,9 @@ def check_estimator(name: str, weights: str | None = None) -> None:
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
         raise InputError(f"flow estimator: unknown name '{name}'; {hint}")
     if weights:
-        raise InputError(f"flow estimator '{name}' has no weights, got '{weights}'; choose {PTLFLOW}NAME or leave the weights out")
+        raise InputError(
+            f"flow estimator '{name}' has no weights, got '{weights}'; choose {PTLFLOW}NAME or leave the weights out"
+        )
 
 
 def make_flow_estimator(name: str, weights: str | None = None, device: str = "cpu") -> FlowEstimator:

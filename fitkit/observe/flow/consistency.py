@@ -1,4 +1,5 @@
 """Forward-backward check of two flows."""
+
 from __future__ import annotations
 
 import torch
@@ -20,5 +21,5 @@ def consistent(forward: Flow, backward: Flow) -> Tensor:
     back, inside = sample(backward.displacement, place)
     back = back.reshape(B, H, W, 2).permute(0, 3, 1, 2)
     gap = ((w + back) ** 2).sum(1)
-    limit = 0.01 * ((w ** 2).sum(1) + (back ** 2).sum(1)) + 0.5
+    limit = 0.01 * ((w**2).sum(1) + (back**2).sum(1)) + 0.5
     return forward.valid & inside.reshape(B, H, W) & (gap < limit)

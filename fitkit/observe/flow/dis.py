@@ -1,4 +1,5 @@
 """OpenCV's dense inverse search flow: the default, needs no weights."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -10,8 +11,12 @@ from torch import Tensor
 from fitkit.errors import InputError
 from fitkit.observe.flow.types import Flow, check_images, flow_of_arrays, grey
 
-PRESETS = {"ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST, "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
-           "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM, "fine": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM}
+PRESETS = {
+    "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
+    "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
+    "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
+    "fine": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
+}
 
 
 @dataclass(frozen=True)
@@ -37,5 +42,7 @@ class DisFlow:
         if self.preset == "fine":
             engine.setFinestScale(0)
             engine.setPatchStride(4)
-        first, second = ((grey(images) * 255).round().clip(0, 255).astype(np.uint8) for images in (source, target))
+        first, second = (
+            (grey(images) * 255).round().clip(0, 255).astype(np.uint8) for images in (source, target)
+        )
         return flow_of_arrays([engine.calc(a, b, None) for a, b in zip(first, second)], source)

@@ -1,4 +1,5 @@
 """OpenCV's polynomial-expansion flow: needs no weights."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -41,7 +42,19 @@ class FarnebackFlow:
         mean = (source.mean() + target.mean()) / 2
         # OpenCV takes the last row and column of the target for unseen, which bends the flow nearby: they go into a margin.
         m = self.window
-        wide = [cv2.copyMakeBorder((image - mean) * gain, m, m, m, m, cv2.BORDER_REPLICATE) for image in (source, target)]
-        flow = cv2.calcOpticalFlowFarneback(*wide, None, 0.5, self.levels, self.window, self.iterations, self.neighborhood, self.sigma,
-                                            cv2.OPTFLOW_FARNEBACK_GAUSSIAN)
+        wide = [
+            cv2.copyMakeBorder((image - mean) * gain, m, m, m, m, cv2.BORDER_REPLICATE)
+            for image in (source, target)
+        ]
+        flow = cv2.calcOpticalFlowFarneback(
+            *wide,
+            None,
+            0.5,
+            self.levels,
+            self.window,
+            self.iterations,
+            self.neighborhood,
+            self.sigma,
+            cv2.OPTFLOW_FARNEBACK_GAUSSIAN,
+        )
         return np.ascontiguousarray(flow[m:-m, m:-m])

@@ -1,4 +1,5 @@
 """Networks of the package ptlflow: learned flow that is differentiable in its images."""
+
 from __future__ import annotations
 
 import contextlib
@@ -17,7 +18,13 @@ from fitkit.errors import InputError, MissingWeightsError
 from fitkit.observe.flow.types import Flow, check_images
 
 TIMEOUT = 30  # seconds without an answer when weights are downloaded
-GENERAL = ("things", "mixed", "mix", "tartan", "sintel")  # trained on scenes of all kinds, the first that a network has
+GENERAL = (
+    "things",
+    "mixed",
+    "mix",
+    "tartan",
+    "sintel",
+)  # trained on scenes of all kinds, the first that a network has
 OTHERWISE = "or choose the flow estimator dis or farneback, which need none"
 
 
@@ -40,7 +47,9 @@ class PtlFlow:
         if network not in names:
             near = difflib.get_close_matches(network, names, n=1)
             hint = f"did you mean 'ptlflow:{near[0]}'?" if near else "'ptlflow.get_model_names()' lists them"
-            raise MissingWeightsError(f"flow estimator: ptlflow {package.__version__} has no network '{network}'; {hint}")
+            raise MissingWeightsError(
+                f"flow estimator: ptlflow {package.__version__} has no network '{network}'; {hint}"
+            )
         self.network = _trained(package, self.name, network, weights).to(device).eval().requires_grad_(False)
 
     def displacement(self, source: Tensor, target: Tensor) -> Tensor:
@@ -59,8 +68,10 @@ class PtlFlow:
             if isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
             H, W = source.shape[-2:]
-            raise InputError(f"flow estimator '{self.name}': the network cannot take two images of {W} x {H} px ({_first_line(error)}); "
-                             "enlarge the flow's size or choose another network") from error
+            raise InputError(
+                f"flow estimator '{self.name}': the network cannot take two images of {W} x {H} px ({_first_line(error)}); "
+                "enlarge the flow's size or choose another network"
+            ) from error
         return flows[:, -1].to(source)
 
     @torch.no_grad()
@@ -77,8 +88,10 @@ def _package(name: str):
         with _quiet():
             return importlib.import_module("ptlflow")
     except ImportError as error:
-        raise MissingWeightsError(f"flow estimator '{name}' needs the package ptlflow ({_first_line(error)}); "
-                                  f"pip install ptlflow, {OTHERWISE}") from error
+        raise MissingWeightsError(
+            f"flow estimator '{name}' needs the package ptlflow ({_first_line(error)}); "
+            f"pip install ptlflow, {OTHERWISE}"
+        ) from error
 
 
 def _trained(package, name: str, network: str, weights: str | None) -> torch.nn.Module:
@@ -86,14 +99,22 @@ def _trained(package, name: str, network: str, weights: str | None) -> torch.nn.
     published = getattr(package.get_model_reference(network), "pretrained_checkpoints", {})
     if weights is None:
         if not published:
-            raise MissingWeightsError(f"flow estimator '{name}': ptlflow publishes no weights for it; "
-                                      "give a checkpoint file as flow.weights")
+            raise MissingWeightsError(
+                f"flow estimator '{name}': ptlflow publishes no weights for it; "
+                "give a checkpoint file as flow.weights"
+            )
         weights = next((w for w in GENERAL if w in published), next(iter(published)))
     is_file = os.path.isfile(weights)
     if not is_file and weights not in published:
-        raise MissingWeightsError(f"flow estimator '{name}': weights '{weights}' are neither a file nor one of ptlflow's checkpoints "
-                                  f"({', '.join(published) or 'it has none'})")
-    where = f"the weights {weights}" if is_file else f"the weights '{weights}' of {Path(torch.hub.get_dir()) / 'checkpoints'}"
+        raise MissingWeightsError(
+            f"flow estimator '{name}': weights '{weights}' are neither a file nor one of ptlflow's checkpoints "
+            f"({', '.join(published) or 'it has none'})"
+        )
+    where = (
+        f"the weights {weights}"
+        if is_file
+        else f"the weights '{weights}' of {Path(torch.hub.get_dir()) / 'checkpoints'}"
+    )
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)  # the download has none
     try:
@@ -103,15 +124,21 @@ def _trained(package, name: str, network: str, weights: str | None) -> torch.nn.
     except Exception as error:  # noqa: BLE001 - a damaged file raises many kinds
         # URLError and timeouts are OSErrors; so is a file that is cut off, for some cuts.
         if isinstance(error, ImportError) or (isinstance(error, OSError) and not is_file):
-            raise MissingWeightsError(f"flow estimator '{name}': {where} cannot be had ({_first_line(error)}); on a machine with "
-                                      f"network load it once and copy the file, {OTHERWISE}") from error
+            raise MissingWeightsError(
+                f"flow estimator '{name}': {where} cannot be had ({_first_line(error)}); on a machine with "
+                f"network load it once and copy the file, {OTHERWISE}"
+            ) from error
         remedy = "give another file" if is_file else "delete the file there"
-        raise MissingWeightsError(f"flow estimator '{name}': {where} are damaged or of another network "
-                                  f"({_first_line(error)}); {remedy}, {OTHERWISE}") from error
+        raise MissingWeightsError(
+            f"flow estimator '{name}': {where} are damaged or of another network "
+            f"({_first_line(error)}); {remedy}, {OTHERWISE}"
+        ) from error
     finally:
         socket.setdefaulttimeout(timeout)
     if not all(bool(torch.isfinite(p).all()) for p in model.state_dict().values() if p.is_floating_point()):
-        raise MissingWeightsError(f"flow estimator '{name}': {where} are damaged (not all numbers are finite); take others, {OTHERWISE}")
+        raise MissingWeightsError(
+            f"flow estimator '{name}': {where} are damaged (not all numbers are finite); take others, {OTHERWISE}"
+        )
     return model
 
 

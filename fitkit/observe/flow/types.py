@@ -1,4 +1,5 @@
 """The optical-flow object and the estimator interface."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -39,8 +40,10 @@ class DifferentiableFlow(FlowEstimator, Protocol):
 def check_images(name: str, source: Tensor, target: Tensor) -> None:
     """Refuse anything but two equal stacks of grey or RGB images."""
     if source.ndim != 4 or source.shape[1] not in (1, 3) or source.shape != target.shape:
-        raise InputError(f"flow estimator '{name}': expected two stacks of images [B, 3 or 1, H, W] of one shape, "
-                         f"got {list(source.shape)} and {list(target.shape)}")
+        raise InputError(
+            f"flow estimator '{name}': expected two stacks of images [B, 3 or 1, H, W] of one shape, "
+            f"got {list(source.shape)} and {list(target.shape)}"
+        )
 
 
 def grey(images: Tensor) -> np.ndarray:

@@ -4,6 +4,7 @@ Source: Viola and Jones, "Rapid object detection using a boosted cascade of simp
     OpenCV 4 (Lienhart and Maydt, ICIP 2002; profile: Bradley). They are rough: whether a place holds a face is decided by
     the landmark network (see builtin.py).
 """
+
 from __future__ import annotations
 
 import functools
@@ -19,7 +20,10 @@ from fitkit.observe.landmarks.face_crop import FaceSquare
 
 WINDOW = 20  # px, side of the window the cascades were trained with: the smallest face they see
 PAD = 0.12  # of the longer side, added around the picture: cascades need some room around a face
-SAME_CENTER, SAME_SIDE = 0.3, 1.5  # squares closer than this share of their side, of sides within this factor, are one face
+SAME_CENTER, SAME_SIDE = (
+    0.3,
+    1.5,
+)  # squares closer than this share of their side, of sides within this factor, are one face
 
 
 @dataclass(frozen=True)
@@ -127,15 +131,26 @@ def search(grey: np.ndarray, factor: float, stage: Stage) -> list[Candidate]:
             largest = 0 if stage.largest is None else int(stage.largest / cascade.scale * max(h, w))
             limit = {"maxSize": (largest, largest)} if largest else {}
             boxes, counts = _classifier(cascade.file).detectMultiScale2(
-                picture, scaleFactor=stage.step, minNeighbors=stage.neighbors, minSize=(WINDOW, WINDOW), **limit)[:2]
+                picture,
+                scaleFactor=stage.step,
+                minNeighbors=stage.neighbors,
+                minSize=(WINDOW, WINDOW),
+                **limit,
+            )[:2]
             for (x, y, side, _), count in zip(boxes, np.ravel(counts)):
                 right = -cascade.shift[0] if cascade.mirrored else cascade.shift[0]
                 x = picture.shape[1] - x - side if cascade.mirrored else x
-                center = np.array([x + (side - 1) / 2 + right * side, y + (side - 1) / 2 + cascade.shift[1] * side])
+                center = np.array(
+                    [x + (side - 1) / 2 + right * side, y + (side - 1) / 2 + cascade.shift[1] * side]
+                )
                 center = np.linalg.solve(to_turned[:, :2], center - to_turned[:, 2]) - pad
                 # Pixel centres are whole numbers, so the corner of the picture is at -0.5.
                 center = (center + 0.5) * factor - 0.5
-                square = FaceSquare((float(center[0]), float(center[1])), float(side * cascade.scale * factor), float(np.radians(angle)))
+                square = FaceSquare(
+                    (float(center[0]), float(center[1])),
+                    float(side * cascade.scale * factor),
+                    float(np.radians(angle)),
+                )
                 found.append(Candidate(square, float(count)))
     return found
 
@@ -149,7 +164,9 @@ def _turned(grey: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
     turn = np.array([[c, s], [-s, c]])
     W, H = (int(np.ceil(n)) for n in np.abs(turn) @ [w, h])
     matrix = np.column_stack([turn, np.array([W - 1, H - 1]) / 2 - turn @ (np.array([w - 1, h - 1]) / 2)])
-    return cv2.warpAffine(grey, matrix, (W, H), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), matrix
+    return cv2.warpAffine(
+        grey, matrix, (W, H), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    ), matrix
 
 
 @functools.cache
@@ -157,8 +174,10 @@ def _classifier(file: str):
     folder = getattr(getattr(cv2, "data", None), "haarcascades", "")
     path = Path(folder) / file
     if not hasattr(cv2, "CascadeClassifier") or not path.is_file():
-        raise MissingWeightsError(f"face boxes need OpenCV 4 with its cascades, but version {cv2.__version__} here has no {file}; "
-                                  "pip install 'opencv-python>=4.8,<5'")
+        raise MissingWeightsError(
+            f"face boxes need OpenCV 4 with its cascades, but version {cv2.__version__} here has no {file}; "
+            "pip install 'opencv-python>=4.8,<5'"
+        )
     return cv2.CascadeClassifier(str(path))
 
 
@@ -166,8 +185,14 @@ def merge(candidates: list[Candidate]) -> list[Candidate]:
     """Candidates that mean the same face become one, the mean weighted by score; sorted by score, best first."""
     groups: list[list[Candidate]] = []
     for candidate in sorted(candidates, key=lambda c: -c.score):
-        group = next((g for g in groups if same_place(g[0].square, candidate.square)
-                      and g[0].square.angle == candidate.square.angle), None)
+        group = next(
+            (
+                g
+                for g in groups
+                if same_place(g[0].square, candidate.square) and g[0].square.angle == candidate.square.angle
+            ),
+            None,
+        )
         groups.append([candidate]) if group is None else group.append(candidate)
     out = []
     for group in groups:
@@ -193,7 +218,12 @@ def grid_squares(width: int, height: int) -> list[FaceSquare]:
     out = []
     for share in (1.25, 0.9, 0.6):
         side = share * short
-        counts = [1 if side >= 1.2 * n else int(np.ceil((n - side) / (0.35 * side))) + 1 for n in (width, height)]
-        xs, ys = (np.linspace(side / 2, n - side / 2, k) if k > 1 else [n / 2] for n, k in zip((width, height), counts))
+        counts = [
+            1 if side >= 1.2 * n else int(np.ceil((n - side) / (0.35 * side))) + 1 for n in (width, height)
+        ]
+        xs, ys = (
+            np.linspace(side / 2, n - side / 2, k) if k > 1 else [n / 2]
+            for n, k in zip((width, height), counts)
+        )
         out += [FaceSquare((float(x) - 0.5, float(y) - 0.5), float(side)) for y in ys for x in xs]
     return out

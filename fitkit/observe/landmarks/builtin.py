@@ -1,4 +1,5 @@
 """The built-in landmark detector: boxes from Haar cascades, then our own network, which also says whether there is a face."""
+
 from __future__ import annotations
 
 import os
@@ -17,12 +18,20 @@ from fitkit.io.weights import network_from
 from fitkit.observe.landmarks.boxes import propose, same_place
 from fitkit.observe.landmarks.face_crop import MARGIN, FaceSquare, cut, square_of_points
 from fitkit.observe.landmarks.face_shape import INNER, head_roll, shape_residual
-from fitkit.observe.landmarks.network import MIRRORED_OUTPUTS, NUM_POINTS, LandmarkNetwork, NetworkOptions, NetworkOutput
+from fitkit.observe.landmarks.network import (
+    MIRRORED_OUTPUTS,
+    NUM_POINTS,
+    LandmarkNetwork,
+    NetworkOptions,
+    NetworkOutput,
+)
 from fitkit.observe.landmarks.types import EveryFaceDetector, Landmarks
 
 WEIGHTS = "landmarks68.safetensors"
 MOST_LAYERS = 1000  # that a weight file may ask for
-OTHERWISE = "install fitkit again, or put the 68 points beside each image (IMAGE.pts; see docs/subject_folder.md)"
+OTHERWISE = (
+    "install fitkit again, or put the 68 points beside each image (IMAGE.pts; see docs/subject_folder.md)"
+)
 
 
 @dataclass(frozen=True)
@@ -96,8 +105,14 @@ class BuiltinDetector(EveryFaceDetector):
         MissingWeightsError: the weights are missing or damaged. InputError: unknown jaw.
     """
 
-    def __init__(self, device: str = "cpu", jaw: str = "outline", options: BuiltinOptions = BuiltinOptions(),
-                 network: Callable[[Tensor], NetworkOutput] | None = None, size: int = NetworkOptions().size):
+    def __init__(
+        self,
+        device: str = "cpu",
+        jaw: str = "outline",
+        options: BuiltinOptions = BuiltinOptions(),
+        network: Callable[[Tensor], NetworkOutput] | None = None,
+        size: int = NetworkOptions().size,
+    ):
         if jaw not in ("outline", "surface"):
             raise InputError(f"detector 'builtin': jaw must be 'outline' or 'surface', got {jaw!r}")
         self.name = "builtin" if jaw == "outline" else "builtin3d"
@@ -117,19 +132,27 @@ class BuiltinDetector(EveryFaceDetector):
         large = judge.large * max(image.shape[:2])
         for number, candidates in enumerate(propose(image, self.options.most)):
             looks = self.look(image, [c.square for c in candidates])
-            looks = distinct([k for k in looks if k.score >= judge.keep])[:self.options.most]
+            looks = distinct([k for k in looks if k.score >= judge.keep])[: self.options.most]
             for turn in range(self.options.passes):
                 last = turn == self.options.passes - 1
                 looks = self.look(image, [k.own_square for k in looks], looks, self.options.mirror and last)
                 looks = distinct([k for k in looks if k.score >= (judge.accept if last else judge.keep)])
             faces = distinct(faces + looks)
             # The first search sees frontal faces only: a larger one may be turned away.
-            if any(face.score >= judge.sure and (number > 0 or face.own_square.side > large) for face in faces):
+            if any(
+                face.score >= judge.sure and (number > 0 or face.own_square.side > large) for face in faces
+            ):
                 break
         return sorted(faces, key=lambda k: -k.own_square.side)
 
     @torch.inference_mode()
-    def look(self, image: np.ndarray, squares: Sequence[FaceSquare], before: Sequence[Look] = (), mirror: bool = False) -> list[Look]:
+    def look(
+        self,
+        image: np.ndarray,
+        squares: Sequence[FaceSquare],
+        before: Sequence[Look] = (),
+        mirror: bool = False,
+    ) -> list[Look]:
         """Run the network on squares of a photo.
 
         Args:
@@ -145,7 +168,9 @@ class BuiltinDetector(EveryFaceDetector):
         if mirror:
             crops = torch.cat([crops, crops.flip(-1)])
         output = self.network(crops)
-        points, sigma, seen = (v.double().cpu().numpy() for v in (output.points, output.log_sigma.exp(), output.visibility))
+        points, sigma, seen = (
+            v.double().cpu().numpy() for v in (output.points, output.log_sigma.exp(), output.visibility)
+        )
         apart = np.zeros(len(squares))
         if mirror:
             points, sigma, seen, apart = mean_of_mirrored(points, sigma, seen, size)
@@ -156,7 +181,9 @@ class BuiltinDetector(EveryFaceDetector):
             px = square.side / size
             moved = _distance(photo, before[i].points) / px if before else 0.0
             roll = (square.angle + head_roll(points[i]) + np.pi) % (2 * np.pi) - np.pi
-            score = face_score(points[i], sigma[i], seen[i], max(moved, apart[i]), roll, size, self.options.judge)
+            score = face_score(
+                points[i], sigma[i], seen[i], max(moved, apart[i]), roll, size, self.options.judge
+            )
             floor = np.hypot(self.options.floor_share * square.side, self.options.floor_px)
             out.append(Look(photo, np.hypot(sigma[i] * px, floor), seen[i], square, score, float(roll)))
         return out
@@ -166,12 +193,15 @@ class BuiltinDetector(EveryFaceDetector):
         rows = np.arange(NUM_POINTS)
         if self.jaw == "surface":
             rows[:17] += NUM_POINTS
-        points, sigma, seen = (torch.from_numpy(v[rows][None]).float() for v in (face.points, face.sigma, face.seen))
+        points, sigma, seen = (
+            torch.from_numpy(v[rows][None]).float() for v in (face.points, face.sigma, face.seen)
+        )
         return Landmarks(points, sigma, torch.ones(1, NUM_POINTS, dtype=torch.bool), seen, self.jaw)
 
 
-def mean_of_mirrored(points: np.ndarray, sigma: np.ndarray, seen: np.ndarray,
-                     size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def mean_of_mirrored(
+    points: np.ndarray, sigma: np.ndarray, seen: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Outputs for crops and their mirror images, [2 N, 85, ...], the latter behind the former -> means [N, 85, ...], and the
     mean distance of the two sets of inner points [N].
 
@@ -180,7 +210,7 @@ def mean_of_mirrored(points: np.ndarray, sigma: np.ndarray, seen: np.ndarray,
     n = len(points) // 2
     other = (points[n:] * [-1, 1] + [size - 1, 0])[:, MIRRORED_OUTPUTS]
     sigma2, seen2 = sigma[n:, MIRRORED_OUTPUTS], seen[n:, MIRRORED_OUTPUTS]
-    variance = (sigma[:n] ** 2 + sigma2 ** 2) / 2 + ((points[:n] - other) ** 2).mean(-1) / 4
+    variance = (sigma[:n] ** 2 + sigma2**2) / 2 + ((points[:n] - other) ** 2).mean(-1) / 4
     apart = np.array([_distance(a, b) for a, b in zip(points[:n], other)])
     return (points[:n] + other) / 2, np.sqrt(variance), (seen[:n] + seen2) / 2, apart
 
@@ -190,8 +220,15 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a[INNER] - b[INNER], axis=1).mean())
 
 
-def face_score(points: np.ndarray, sigma: np.ndarray, seen: np.ndarray, apart: float, roll: float, size: int,
-               options: JudgeOptions = JudgeOptions()) -> float:
+def face_score(
+    points: np.ndarray,
+    sigma: np.ndarray,
+    seen: np.ndarray,
+    apart: float,
+    roll: float,
+    size: int,
+    options: JudgeOptions = JudgeOptions(),
+) -> float:
     """How likely a face is, 0 to 1, see JudgeOptions.
 
     Args:
@@ -204,9 +241,15 @@ def face_score(points: np.ndarray, sigma: np.ndarray, seen: np.ndarray, apart: f
         return 0.0
     own = square_of_points(points[:NUM_POINTS])
     middle = (size - 1) / 2
-    doubts = (float(sigma[INNER].mean()) / side / options.spread, shape_residual(points) / side / options.shape,
-              np.hypot(own.center[0] - middle, own.center[1] - middle) / size / options.shift, np.log(own.side / size) / options.zoom,
-              apart / side / options.agreement, roll / options.roll, (1 - float(seen[INNER].mean())) / options.hidden)
+    doubts = (
+        float(sigma[INNER].mean()) / side / options.spread,
+        shape_residual(points) / side / options.shape,
+        np.hypot(own.center[0] - middle, own.center[1] - middle) / size / options.shift,
+        np.log(own.side / size) / options.zoom,
+        apart / side / options.agreement,
+        roll / options.roll,
+        (1 - float(seen[INNER].mean())) / options.hidden,
+    )
     return float(np.exp(-0.5 * np.square(doubts).sum()))
 
 
@@ -214,7 +257,9 @@ def distinct(looks: Sequence[Look]) -> list[Look]:
     """Of looks at the same face the best one; sorted by score."""
     kept: list[Look] = []
     for look in sorted(looks, key=lambda k: -k.score):
-        if not any(same_place(look.own_square, k.own_square) or _inside(look.own_square, k.own_square) for k in kept):
+        if not any(
+            same_place(look.own_square, k.own_square) or _inside(look.own_square, k.own_square) for k in kept
+        ):
             kept.append(look)
     return kept
 
@@ -242,8 +287,10 @@ def read_network(path: Path | None = None) -> LandmarkNetwork:
     except InputError:
         pass  # said below
     if path is None or not os.path.lexists(path):
-        raise MissingWeightsError(f"landmark detector 'builtin': its weights {path or WEIGHTS}, which come with fitkit, "
-                                  f"are missing; {OTHERWISE}")
+        raise MissingWeightsError(
+            f"landmark detector 'builtin': its weights {path or WEIGHTS}, which come with fitkit, "
+            f"are missing; {OTHERWISE}"
+        )
     where = f"landmark detector 'builtin': its weights {path}"
     with foreign_file(path, "are damaged", OTHERWISE, MissingWeightsError, DATA_BYTES, where) as file:
         options, tensors = parse_json(file.metadata()["network"].encode()), file.tensors()
@@ -257,7 +304,12 @@ def read_network(path: Path | None = None) -> LandmarkNetwork:
 def _fused(network: LandmarkNetwork) -> LandmarkNetwork:
     """Each convolution takes in the normalization behind it, which makes the network a tenth faster."""
     for part in network.modules():
-        if isinstance(part, nn.Sequential) and len(part) > 1 and isinstance(part[0], nn.Conv2d) and isinstance(part[1], nn.BatchNorm2d):
+        if (
+            isinstance(part, nn.Sequential)
+            and len(part) > 1
+            and isinstance(part[0], nn.Conv2d)
+            and isinstance(part[1], nn.BatchNorm2d)
+        ):
             part[0] = nn.utils.fusion.fuse_conv_bn_eval(part[0], part[1])
             part[1] = nn.Identity()
     return network

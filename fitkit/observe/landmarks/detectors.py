@@ -1,4 +1,5 @@
 """Landmarks for all views of a subject: from the files beside the images, else from a detector."""
+
 from __future__ import annotations
 
 import difflib
@@ -13,7 +14,13 @@ from fitkit.errors import InputError, MissingWeightsError
 from fitkit.io.subject import Subject, View
 from fitkit.observe.copies import copies
 from fitkit.observe.landmarks.same_person import Appearance, appearance, choose_face
-from fitkit.observe.landmarks.types import LandmarkDetector, Landmarks, face_size, join_landmarks, no_landmarks
+from fitkit.observe.landmarks.types import (
+    LandmarkDetector,
+    Landmarks,
+    face_size,
+    join_landmarks,
+    no_landmarks,
+)
 
 log = logging.getLogger("fitkit")
 MIN_POINTS = 8  # seen in a view; fewer do not fix pose and scale robustly
@@ -47,7 +54,11 @@ def _fan_is_here() -> bool:
 
 # name -> how to make it
 DETECTORS: dict[str, Callable[[str], LandmarkDetector]] = {
-    "builtin": _builtin("outline"), "builtin3d": _builtin("surface"), "fan": _fan("fan"), "fan3d": _fan("fan3d")}
+    "builtin": _builtin("outline"),
+    "builtin3d": _builtin("surface"),
+    "fan": _fan("fan"),
+    "fan3d": _fan("fan3d"),
+}
 # `auto` takes the first of these that can be used without a download: name -> whether it can.
 AUTO: dict[str, Callable[[], bool]] = {"fan": _fan_is_here, "builtin": lambda: True}
 
@@ -75,8 +86,11 @@ def make_detector(name: str, device: str = "cpu") -> LandmarkDetector:
     if name not in DETECTORS:
         known = ("auto", "files", *DETECTORS, f"{ONNX}PATH")
         near = difflib.get_close_matches(name, known, n=1)
-        raise InputError(f"unknown landmark detector {name!r}; " + (f"did you mean {near[0]!r}? " if near else "")
-                         + f"known: {', '.join(known)}")
+        raise InputError(
+            f"unknown landmark detector {name!r}; "
+            + (f"did you mean {near[0]!r}? " if near else "")
+            + f"known: {', '.join(known)}"
+        )
     return DETECTORS[name](device)
 
 
@@ -89,8 +103,12 @@ class _Found:
     source: str
 
 
-def detect_landmarks(subject: Subject, method: str = "auto", device: str = "cpu",
-                     progress: Callable[[View], None] | None = None) -> tuple[Landmarks, tuple[str, ...]]:
+def detect_landmarks(
+    subject: Subject,
+    method: str = "auto",
+    device: str = "cpu",
+    progress: Callable[[View], None] | None = None,
+) -> tuple[Landmarks, tuple[str, ...]]:
     """The 68 points of every view.
 
     Of several faces in a photo that one is taken that looks clearly more like the only faces of other views (or those with
@@ -125,7 +143,11 @@ def detect_landmarks(subject: Subject, method: str = "auto", device: str = "cpu"
                     raise MissingWeightsError(f"no landmarks beside {some}: {error}") from error
             image = view.image
             faces = faces_of(detector, image)
-            looks = [appearance(image, _numbers(f)) for f in faces] if len(subject.views) > 1 else [None] * len(faces)
+            looks = (
+                [appearance(image, _numbers(f)) for f in faces]
+                if len(subject.views) > 1
+                else [None] * len(faces)
+            )
             found.append(_Found(faces, looks, detector.name))
         if progress:
             progress(view)
@@ -155,9 +177,13 @@ def _take_one_face(subject: Subject, found: list[_Found]) -> tuple[list[Landmark
 
 def _origin(found: list[_Found], detector: str) -> str:
     """One line: where the points come from."""
-    detected, given = sum(f.source == detector for f in found), sum(f.source in ("file", "given") for f in found)
-    return (f"landmarks: found by detector '{detector}' in {detected} photo{'s' * (detected != 1)}"
-            + (f", given for {given}" if given else ""))
+    detected, given = (
+        sum(f.source == detector for f in found),
+        sum(f.source in ("file", "given") for f in found),
+    )
+    return f"landmarks: found by detector '{detector}' in {detected} photo{'s' * (detected != 1)}" + (
+        f", given for {given}" if given else ""
+    )
 
 
 def faces_of(detector: LandmarkDetector, image: np.ndarray) -> list[Landmarks]:
@@ -196,17 +222,24 @@ def usable_views(subject: Subject, landmarks: Landmarks) -> tuple[Subject, Landm
         if count < MIN_POINTS:
             hidden = view.landmarks is not None and not np.isfinite(view.landmarks[:, :2]).any()
             why = ": all of its given landmarks are marked as not seen" if hidden else ""
-            notes.append(f"left out: no face found in {_label(view)}{why}" if count == 0 else
-                         f"left out: {_label(view)} has only {count} of 68 landmarks, at least {MIN_POINTS} are needed")
+            notes.append(
+                f"left out: no face found in {_label(view)}{why}"
+                if count == 0
+                else f"left out: {_label(view)} has only {count} of 68 landmarks, at least {MIN_POINTS} are needed"
+            )
     views = [subject.views[i] for i in keep]
     same = copies(views)
-    notes += [f"left out: {_label(views[i])} shows the same picture as {_label(views[same[i]])}, which counts once"
-              for i in sorted(same)]
+    notes += [
+        f"left out: {_label(views[i])} shows the same picture as {_label(views[same[i]])}, which counts once"
+        for i in sorted(same)
+    ]
     keep = [v for i, v in enumerate(keep) if i not in same]
     if not keep:
         reasons = "; ".join(n.removeprefix("left out: ") for n in notes[:5])
-        raise InputError(f"no view can be used: {reasons or 'the subject has no views'}; "
-                         "give a photo that shows the face, or the 68 points beside it (IMAGE.pts)")
+        raise InputError(
+            f"no view can be used: {reasons or 'the subject has no views'}; "
+            "give a photo that shows the face, or the 68 points beside it (IMAGE.pts)"
+        )
     rows = torch.tensor(keep)
     parts = {k: getattr(landmarks, k)[rows] for k in ("points", "sigma", "valid", "confidence")}
     used = replace(landmarks, **parts, notes=())
@@ -217,4 +250,6 @@ def _from_view(view: View) -> Landmarks:
     # Files do not say what their jaw points are.
     points = torch.from_numpy(np.asarray(view.landmarks, dtype=np.float32))[None]
     valid = torch.isfinite(points[..., :2]).all(-1)
-    return Landmarks(points[..., :2], torch.full(valid.shape, torch.nan), valid, points[..., 2].nan_to_num(0.0), "auto")
+    return Landmarks(
+        points[..., :2], torch.full(valid.shape, torch.nan), valid, points[..., 2].nan_to_num(0.0), "auto"
+    )

@@ -1,4 +1,5 @@
 """What the arrangement of 68 points says: how the head leans, and how far they are from any view of a mean face."""
+
 from __future__ import annotations
 
 import functools
@@ -32,7 +33,9 @@ def head_roll(points: np.ndarray) -> float:
     """Clockwise lean in radians of a head with points [68 or more, 2] (NaN = not seen) at any yaw; 0 where they tell no pose."""
     inner = points[INNER]
     seen = np.isfinite(inner).all(1)
-    pixels, weight = (torch.from_numpy(v[None].astype(np.float64)) for v in (np.where(seen[:, None], inner, 0.0), seen))
+    pixels, weight = (
+        torch.from_numpy(v[None].astype(np.float64)) for v in (np.where(seen[:, None], inner, 0.0), seen)
+    )
     try:
         _, rotation, _ = weak_perspective_pose(torch.from_numpy(mean_face()[INNER])[None], pixels, weight)
     except DegenerateInputError:

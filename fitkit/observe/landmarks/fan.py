@@ -4,6 +4,7 @@ Source: Bulat and Tzimiropoulos, "How far are we from solving the 2D & 3D Face A
     github.com/1adrianb/face-alignment (BSD). 'fan' is its 2D network (jaw points follow the visible outline), 'fan3d' its 3D
     network (jaw points are fixed on the skin, hidden ones are guessed), without the depth it could add.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -20,7 +21,9 @@ from fitkit.errors import InputError, MissingWeightsError
 from fitkit.observe.landmarks.types import EveryFaceDetector, Landmarks
 
 TIMEOUT = 30  # seconds without an answer when it downloads its weights
-OTHERWISE = "use --landmarks builtin, or put the 68 points beside each image (IMAGE.pts; see docs/subject_folder.md)"
+OTHERWISE = (
+    "use --landmarks builtin, or put the 68 points beside each image (IMAGE.pts; see docs/subject_folder.md)"
+)
 # name -> attribute of face_alignment.LandmarksType, weight file's name up to the first dash, what the jaw points are.
 # TWO_HALF_D runs the 3D network and leaves out the depth network, another 200 MB.
 VARIANTS = {"fan": ("TWO_D", "2DFAN4", "outline"), "fan3d": ("TWO_HALF_D", "3DFAN4", "surface")}
@@ -56,7 +59,9 @@ class FanDetector(EveryFaceDetector):
         h, w = image.shape[:2]
         factor = max(1.0, max(h, w) / DETECTOR_SIDE)
         if factor > 1:
-            image = cv2.resize(image, (max(1, round(w / factor)), max(1, round(h / factor))), interpolation=cv2.INTER_AREA)
+            image = cv2.resize(
+                image, (max(1, round(w / factor)), max(1, round(h / factor))), interpolation=cv2.INTER_AREA
+            )
         scale = np.array([w / image.shape[1], h / image.shape[0]])
         boxes = self.network.face_detector.detect_from_image(image.copy())
         boxes = sorted(boxes, key=lambda box: -(box[2] - box[0]) * (box[3] - box[1]))
@@ -67,7 +72,9 @@ class FanDetector(EveryFaceDetector):
     def _face(self, image: np.ndarray, box, scale: np.ndarray) -> Landmarks | None:
         """The face in a box of the reduced image, in px of the photo, which is `scale` (x, y) times as large."""
         # What it returns depends on these flags.
-        points, scores, _ = self.network.get_landmarks_from_image(image.copy(), detected_faces=[box], return_landmark_score=True)
+        points, scores, _ = self.network.get_landmarks_from_image(
+            image.copy(), detected_faces=[box], return_landmark_score=True
+        )
         # With flip_input it adds the heat maps of the image and its mirror image, so scores run up to 2.
         confidence = np.clip(np.asarray(scores[0], dtype=np.float32).reshape(68) / 2, 0, 1)
         if confidence.mean() < self.min_score:
@@ -78,7 +85,9 @@ class FanDetector(EveryFaceDetector):
         unit = float(box[2] - box[0] + box[3] - box[1]) * HEAT_MAP_PER_BOX * float(scale.mean())
         parts = (torch.from_numpy(v[None]).float() for v in (points, peak_sigma(confidence) * unit))
         points, sigma = parts
-        return Landmarks(points, sigma, torch.isfinite(points).all(-1), torch.from_numpy(confidence[None]), self.jaw)
+        return Landmarks(
+            points, sigma, torch.isfinite(points).all(-1), torch.from_numpy(confidence[None]), self.jaw
+        )
 
 
 def peak_sigma(peak: np.ndarray) -> np.ndarray:
@@ -125,8 +134,10 @@ def load_networks(device: str = "cpu", variant: str = "fan"):
     try:
         import face_alignment
     except ImportError as error:
-        raise MissingWeightsError(f"landmark detector '{variant}' needs the package face-alignment ({error}); "
-                                  f"pip install face-alignment, {OTHERWISE}") from error
+        raise MissingWeightsError(
+            f"landmark detector '{variant}' needs the package face-alignment ({error}); "
+            f"pip install face-alignment, {OTHERWISE}"
+        ) from error
     options = {"device": str(device), "flip_input": True, "face_detector": "sfd"}
     # Compiling takes a minute and pays off only for thousands of images; the option came with version 1.5.
     if "compile" in inspect.signature(face_alignment.FaceAlignment.__init__).parameters:
@@ -134,15 +145,19 @@ def load_networks(device: str = "cpu", variant: str = "fan"):
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)  # its download has none
     try:
-        return face_alignment.FaceAlignment(getattr(face_alignment.LandmarksType, VARIANTS[variant][0]), **options)
+        return face_alignment.FaceAlignment(
+            getattr(face_alignment.LandmarksType, VARIANTS[variant][0]), **options
+        )
     except OSError as error:  # URLError, timeouts, a cache folder that cannot be written
         raise MissingWeightsError(
             f"landmark detector '{variant}': its weights are not in {weights_folder()} and cannot be downloaded ({error}); "
-            f"on a machine with network run 'fitkit model fetch {variant}' and copy that folder, {OTHERWISE}") from error
+            f"on a machine with network run 'fitkit model fetch {variant}' and copy that folder, {OTHERWISE}"
+        ) from error
     except Exception as error:  # noqa: BLE001 - a file that is cut off raises many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise MissingWeightsError(
             f"landmark detector '{variant}': a weight file in {weights_folder()} is damaged ({reason}); "
-            f"delete it and run 'fitkit model fetch {variant}', {OTHERWISE}") from error
+            f"delete it and run 'fitkit model fetch {variant}', {OTHERWISE}"
+        ) from error
     finally:
         socket.setdefaulttimeout(timeout)

@@ -1,4 +1,5 @@
 """Do given landmarks lie on the face of their photo? The built-in detector looks where they say that it is."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,10 @@ from fitkit.observe.landmarks.types import MIRRORED, Landmarks, join_landmarks
 # with those of another person, in the same place and pose: above 1.65 in 95 of 100.
 FAR = 1.75
 FLOOR = 0.01  # least standard deviation, over the face size
-STRAY, STRAY_SIGMA = 0.2, 6.0  # a single point is stray from this share of the face size and this many standard deviations on
+STRAY, STRAY_SIGMA = (
+    0.2,
+    6.0,
+)  # a single point is stray from this share of the face size and this many standard deviations on
 STRAY_MOST = 1 / 3  # of the points; of more the detector is more likely wrong
 BEYOND = 4.0  # times the median distance from the median point: no face reaches so far
 
@@ -34,7 +38,9 @@ class _Verdict:
     stray: np.ndarray | None = None
 
 
-def check_given(subject: Subject, landmarks: Landmarks, sources: Sequence[str], take: bool = True, device: str = "cpu") -> Landmarks:
+def check_given(
+    subject: Subject, landmarks: Landmarks, sources: Sequence[str], take: bool = True, device: str = "cpu"
+) -> Landmarks:
     """Compare the points that were given with the photos.
 
     Points that do not lie on the face give way to those of the built-in detector, and a doubt says what they may be instead; single
@@ -43,25 +49,43 @@ def check_given(subject: Subject, landmarks: Landmarks, sources: Sequence[str], 
     Args:
         landmarks, sources: as from `detect_landmarks`; take: false leaves all points as they are, and says the same of them.
     """
-    rows = [i for i, s in enumerate(sources) if s in ("file", "given") and landmarks.valid[i, INNER].sum() >= 8]
+    rows = [
+        i for i, s in enumerate(sources) if s in ("file", "given") and landmarks.valid[i, INNER].sum() >= 8
+    ]
     if not rows:
         return landmarks
     detector = BuiltinDetector(device)
-    parts, notes, doubts = [landmarks.select([i]) for i in range(len(sources))], list(landmarks.notes), list(landmarks.doubts)
+    parts, notes, doubts = (
+        [landmarks.select([i]) for i in range(len(sources))],
+        list(landmarks.notes),
+        list(landmarks.doubts),
+    )
     for i in rows:
         view = subject.views[i]
         points = torch.where(parts[i].valid[0][:, None], parts[i].points[0], torch.nan).double().numpy()
         found = _judge(detector, view.image, points)
-        used = "those of the detector were used (landmarks.source=files keeps yours)" if take else "they were used all the same"
+        used = (
+            "those of the detector were used (landmarks.source=files keeps yours)"
+            if take
+            else "they were used all the same"
+        )
         if found.face is not None:
-            doubts.append((view.name, f"view {view.name}: its landmarks do not lie on the face of the photo; {found.doubt}; {used}"))
+            doubts.append(
+                (
+                    view.name,
+                    f"view {view.name}: its landmarks do not lie on the face of the photo; {found.doubt}; {used}",
+                )
+            )
             parts[i] = detector.landmarks(found.face) if take else parts[i]
         elif found.doubt:
             doubts.append((view.name, f"view {view.name}: {found.doubt}"))
         elif found.stray is not None and take:
             parts[i] = replace(parts[i], valid=parts[i].valid & ~torch.from_numpy(found.stray)[None])
-            notes.append(f"view {view.name}: landmarks far from where the detector sees them were left out: "
-                         + ", ".join(str(n) for n in np.flatnonzero(found.stray)) + " (counted from 0)")
+            notes.append(
+                f"view {view.name}: landmarks far from where the detector sees them were left out: "
+                + ", ".join(str(n) for n in np.flatnonzero(found.stray))
+                + " (counted from 0)"
+            )
     return replace(join_landmarks(parts), notes=tuple(notes), doubts=tuple(doubts))
 
 
@@ -73,7 +97,9 @@ def _judge(detector: BuiltinDetector, image: np.ndarray, points: np.ndarray) -> 
         return _Verdict(stray=stray) if stray.any() else _Verdict()
     faces = distinct([k for k in (there, *detector.find(image)) if k.score >= accept])
     if not faces:
-        return _Verdict("no face is seen where its landmarks lie, nor elsewhere in the photo; check the photo, or leave it out")
+        return _Verdict(
+            "no face is seen where its landmarks lie, nor elsewhere in the photo; check the photo, or leave it out"
+        )
     for mistake, moved in _mistakes(points, image.shape[1], image.shape[0]):
         face = min(faces, key=lambda k: _apart(k, moved(k)))
         if _apart(face, moved(face)) <= FAR:
@@ -86,7 +112,9 @@ def _look_at(detector: BuiltinDetector, image: np.ndarray, points: np.ndarray) -
     """What the detector sees at the place of the points, after as many looks as it takes in a search. Few points far off do not count."""
     away = np.linalg.norm(points - np.nanmedian(points, 0), axis=1)
     near = away < BEYOND * np.nanmedian(away)  # NaN is not
-    looks = detector.look(image, [square_of_points(points, near, head_roll(np.where(near[:, None], points, np.nan)))])
+    looks = detector.look(
+        image, [square_of_points(points, near, head_roll(np.where(near[:, None], points, np.nan)))]
+    )
     for turn in range(detector.options.passes):
         looks = detector.look(image, [looks[0].own_square], looks, mirror=turn == detector.options.passes - 1)
     return looks[0]
@@ -109,8 +137,11 @@ def _stray(face: Look, points: np.ndarray) -> np.ndarray:
     jaw = np.arange(NUM_POINTS)
     jaw[:17] += NUM_POINTS
     size = _size(face)
-    over = [np.linalg.norm(points - face.points[rows], axis=1) / np.maximum(STRAY * size, STRAY_SIGMA * face.sigma[rows])
-            for rows in (np.arange(NUM_POINTS), jaw)]
+    over = [
+        np.linalg.norm(points - face.points[rows], axis=1)
+        / np.maximum(STRAY * size, STRAY_SIGMA * face.sigma[rows])
+        for rows in (np.arange(NUM_POINTS), jaw)
+    ]
     stray = np.minimum(*over) > 1  # NaN is not
     return stray if stray.sum() <= STRAY_MOST * np.isfinite(points).all(1).sum() else np.zeros_like(stray)
 

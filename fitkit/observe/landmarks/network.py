@@ -3,6 +3,7 @@
 Heat maps with a soft arg-max as in Sun et al., "Integral Human Pose Regression", ECCV 2018; the features under each heat map
 give a correction, the logarithm of the standard deviation and the visibility of the point.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -48,7 +49,11 @@ class NetworkOutput:
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
 
 
 class _Residual(nn.Module):
@@ -69,8 +74,10 @@ class LandmarkNetwork(nn.Module):
         self.options = options
         widths, decoder = options.widths, options.decoder
         self.stem = _conv(3, widths[0], stride=2)
-        self.down = nn.ModuleList(nn.Sequential(_conv(a, b, stride=2), *(_Residual(b) for _ in range(n)))
-                                  for a, b, n in zip(widths, widths[1:], options.blocks))
+        self.down = nn.ModuleList(
+            nn.Sequential(_conv(a, b, stride=2), *(_Residual(b) for _ in range(n)))
+            for a, b, n in zip(widths, widths[1:], options.blocks)
+        )
         inputs = (widths[-1], *decoder[:-1])
         self.lateral = nn.ModuleList(_conv(a, b, 1) for a, b in zip(widths[-2:0:-1], decoder))
         self.up = nn.ModuleList(_conv(a, b, 1) for a, b in zip(inputs, decoder))
@@ -92,7 +99,9 @@ class LandmarkNetwork(nn.Module):
             skips.append(x)
         for skip, lateral, up, merge in zip(skips[-2::-1], self.lateral, self.up, self.merge):
             x = merge(F.interpolate(up(x), scale_factor=2, mode="nearest") + lateral(skip))
-        with torch.autocast(x.device.type, enabled=False):  # positions need more digits than half precision has
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # positions need more digits than half precision has
             return self._locate(x.float()), skips[-1]
 
     def _locate(self, features: Tensor) -> NetworkOutput:
@@ -100,7 +109,9 @@ class LandmarkNetwork(nn.Module):
         H, W = features.shape[-2:]
         heat = self.heat(features).flatten(2).softmax(-1)  # [N, 85, H W]
         stride = self.options.size / W
-        rows, columns = torch.meshgrid(torch.arange(H, device=heat.device), torch.arange(W, device=heat.device), indexing="ij")
+        rows, columns = torch.meshgrid(
+            torch.arange(H, device=heat.device), torch.arange(W, device=heat.device), indexing="ij"
+        )
         grid = torch.stack([columns, rows], -1).reshape(H * W, 2)
         pooled = heat @ features.flatten(2).transpose(1, 2)  # [N, 85, C]
         detail = torch.einsum("nlc,ldc->nld", pooled, self.detail) + self.bias

@@ -4,6 +4,7 @@ What such a network must be: one input [N, 3, H, W] (or [N, 1, H, W], grey) of d
 [0, 1]; one output of 136 numbers, [N, 136] or [N, 68, 2]: x and y of the iBUG points in turn, as fractions of the crop or in
 pixels of it. The crop is upright, its side 1.2 times the larger side of the box around the points.
 """
+
 from __future__ import annotations
 
 import io
@@ -50,8 +51,9 @@ class OnnxDetector(EveryFaceDetector):
         path = Path(path)
         self.name = f"onnx:{path.name}"
         self.where = f"landmark detector {path}"
-        with foreign_file(path, "cannot be read", "give the path of an ONNX file", limit=FILE_BYTES,
-                          where=f"{self.where}:") as file:
+        with foreign_file(
+            path, "cannot be read", "give the path of an ONNX file", limit=FILE_BYTES, where=f"{self.where}:"
+        ) as file:
             content = file.bytes()
         self.channels, self.height, self.width = self._input_shape(content)
         self.network = NetworkProcess(content)
@@ -62,22 +64,35 @@ class OnnxDetector(EveryFaceDetector):
         with refused_as(f"{self.where}: not an ONNX file"):
             shapes = input_shapes(content)
         if len(shapes) != 1:
-            raise InputError(f"{self.where}: expected one input, got {len(shapes)}: {', '.join(shapes) or 'none'}")
+            raise InputError(
+                f"{self.where}: expected one input, got {len(shapes)}: {', '.join(shapes) or 'none'}"
+            )
         name, shape = next(iter(shapes.items()))
-        if len(shape) != 4 or shape[1] not in (1, 3) or min(shape[2:]) < SIDES[0] or max(shape[2:]) > SIDES[1]:
+        if (
+            len(shape) != 4
+            or shape[1] not in (1, 3)
+            or min(shape[2:]) < SIDES[0]
+            or max(shape[2:]) > SIDES[1]
+        ):
             told = ", ".join("?" if n < 1 else str(n) for n in shape)
-            raise InputError(f"{self.where}: expected an input [N, 3, H, W] or [N, 1, H, W] of declared size, "
-                             f"got {name!r} [{told}]; H and W may be {SIDES[0]} to {SIDES[1]}")
+            raise InputError(
+                f"{self.where}: expected an input [N, 3, H, W] or [N, 1, H, W] of declared size, "
+                f"got {name!r} [{told}]; H and W may be {SIDES[0]} to {SIDES[1]}"
+            )
         return shape[1], shape[2], shape[3]
 
     def _run(self, crop: np.ndarray) -> np.ndarray:
         """Crop [H, W, 3] uint8 -> points [68, 2] in px of it."""
         if self.channels == 1:
             crop = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)
-        with refused_as(f"{self.where}: OpenCV cannot run this ONNX file", "export it with a fixed input size"):
+        with refused_as(
+            f"{self.where}: OpenCV cannot run this ONNX file", "export it with a fixed input size"
+        ):
             output = self.network(cv2.dnn.blobFromImage(crop, 1 / 255))
         if output.size != 136 or not np.isfinite(output).all():
-            raise InputError(f"{self.where}: expected 136 finite numbers (x, y of 68 points), got an output {list(output.shape)}")
+            raise InputError(
+                f"{self.where}: expected 136 finite numbers (x, y of 68 points), got an output {list(output.shape)}"
+            )
         points = output.reshape(68, 2).astype(np.float64)
         if np.abs(points).max() <= FRACTION:
             # Fractions run from edge to edge, and pixel centres are whole numbers.
@@ -91,11 +106,21 @@ class OnnxDetector(EveryFaceDetector):
             square = replace(face.own_square, side=face.own_square.side * ONNX_MARGIN / MARGIN)
             size = max(self.height, self.width)
             matrix = square.matrix(size)
-            crop = cv2.resize(cut(image, matrix, size), (self.width, self.height), interpolation=cv2.INTER_AREA)
+            crop = cv2.resize(
+                cut(image, matrix, size), (self.width, self.height), interpolation=cv2.INTER_AREA
+            )
             points = (self._run(crop) + 0.5) * [size / self.width, size / self.height] - 0.5
             points = (points - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
             found = torch.from_numpy(points[None]).float()
-            out.append(Landmarks(found, torch.full((1, 68), torch.nan), torch.ones(1, 68, dtype=torch.bool), torch.ones(1, 68), self.jaw))
+            out.append(
+                Landmarks(
+                    found,
+                    torch.full((1, 68), torch.nan),
+                    torch.ones(1, 68, dtype=torch.bool),
+                    torch.ones(1, 68),
+                    self.jaw,
+                )
+            )
         return out
 
 
@@ -122,10 +147,17 @@ class NetworkProcess:
 
     def _start(self) -> None:
         # Run by path: beside it lies a types.py, which must not stand for Python's own.
-        code = "import runpy, sys; sys.path[:] = sys.argv[2:]; runpy.run_path(sys.argv[1], run_name='__main__')"
+        code = (
+            "import runpy, sys; sys.path[:] = sys.argv[2:]; runpy.run_path(sys.argv[1], run_name='__main__')"
+        )
         command = [sys.executable, "-c", code, onnx_worker.__file__, *(p for p in sys.path if p)]
-        self.process = subprocess.Popen(command, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            command,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
         self.owner = os.getpid()
         weakref.finalize(self, _end, self.process, self.owner)
         self._ask(self.content)
@@ -140,8 +172,11 @@ class NetworkProcess:
         except (EOFError, OSError):
             process.kill()
             code = process.wait()
-            raise ValueError(f"it took more than {PATIENCE:g} s" if late.is_set()
-                             else f"its importer crashed, exit code {code}") from None
+            raise ValueError(
+                f"it took more than {PATIENCE:g} s"
+                if late.is_set()
+                else f"its importer crashed, exit code {code}"
+            ) from None
         finally:
             timer.cancel()
         if answer[:1] != b"+":
@@ -175,7 +210,9 @@ def input_shapes(content: bytes) -> dict[str, list[int]]:
         elif key == 11:
             fields = dict(_fields(value))
             shape = dict(_fields(dict(_fields(fields.get(2, b""))).get(1, b""))).get(2, b"")
-            shapes[fields[1].decode() if 1 in fields else "?"] = [int(dict(_fields(d)).get(1, 0)) for k, d in _fields(shape) if k == 1]
+            shapes[fields[1].decode() if 1 in fields else "?"] = [
+                int(dict(_fields(d)).get(1, 0)) for k, d in _fields(shape) if k == 1
+            ]
     return {name: shape for name, shape in shapes.items() if name not in stored}
 
 
@@ -207,5 +244,5 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
         length = varint() if kind == 2 else 8 if kind == 1 else 4
         if at + length > len(message):
             raise ValueError("cut off")
-        yield key >> 3, message[at:at + length]
+        yield key >> 3, message[at : at + length]
         at += length

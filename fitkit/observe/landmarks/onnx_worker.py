@@ -5,6 +5,7 @@ Messages in both directions are a length (uint64, little-endian) and as many byt
 others are inputs as .npy; an answer is b'+' with the output as .npy (nothing for the file), or b'-' with the reason why
 there is none.
 """
+
 from __future__ import annotations
 
 import io

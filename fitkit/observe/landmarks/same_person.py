@@ -1,4 +1,5 @@
 """Which of several faces in a photo is the person of the other photos: a cheap comparison of looks, no face recognition."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -38,20 +39,30 @@ def appearance(image: np.ndarray, points: np.ndarray) -> Appearance | None:
     square = square_of_points(inner, seen, head_roll(points))
 
     def crop(margin: float) -> np.ndarray:
-        return cut(image, FaceSquare(square.center, square.side * margin / MARGIN, square.angle).matrix(SIDE), SIDE)
+        return cut(
+            image, FaceSquare(square.center, square.side * margin / MARGIN, square.angle).matrix(SIDE), SIDE
+        )
 
-    grey = cv2.resize(cv2.cvtColor(crop(FACE_MARGIN), cv2.COLOR_RGB2GRAY), (GREY, GREY), interpolation=cv2.INTER_AREA).astype(np.float64)
+    grey = cv2.resize(
+        cv2.cvtColor(crop(FACE_MARGIN), cv2.COLOR_RGB2GRAY), (GREY, GREY), interpolation=cv2.INTER_AREA
+    ).astype(np.float64)
     grey = (grey - grey.mean()) / (grey.std() + 1e-3)
     lab = cv2.cvtColor(crop(WIDE_MARGIN).astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    skin, above, below = (np.median(part.reshape(-1, 3), 0) for part in (lab[22:42, 20:44], lab[:12, 16:48], lab[54:, 12:52]))
+    skin, above, below = (
+        np.median(part.reshape(-1, 3), 0) for part in (lab[22:42, 20:44], lab[:12, 16:48], lab[54:, 12:52])
+    )
     return Appearance(grey, skin, above - skin, below - skin)
 
 
 def unlikeness(a: Appearance, b: Appearance) -> float:
     """Weighted sum of log(1 + distance); without lightness for the skin, and the grey faces also mirrored (the other side)."""
     alike = max(float((a.grey * b.grey).mean()), float((a.grey * b.grey[:, ::-1]).mean()))
-    parts = {"grey": 1 - alike, "skin": np.linalg.norm((a.skin - b.skin)[1:]), "above": np.linalg.norm(a.above - b.above),
-             "below": np.linalg.norm(a.below - b.below)}
+    parts = {
+        "grey": 1 - alike,
+        "skin": np.linalg.norm((a.skin - b.skin)[1:]),
+        "above": np.linalg.norm(a.above - b.above),
+        "below": np.linalg.norm(a.below - b.below),
+    }
     return float(sum(WEIGHTS[k] * np.log1p(max(0.0, v)) for k, v in parts.items()))
 
 

@@ -1,4 +1,5 @@
 """The landmark object and the detector interface."""
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -10,9 +11,53 @@ import torch
 from torch import Tensor
 
 # Point i of a mirrored picture is point MIRRORED[i] of the picture (iBUG 68).
-MIRRORED = np.array([
-    *range(16, -1, -1), *range(26, 16, -1), 27, 28, 29, 30, 35, 34, 33, 32, 31, 45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40,
-    54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65])
+MIRRORED = np.array(
+    [
+        *range(16, -1, -1),
+        *range(26, 16, -1),
+        27,
+        28,
+        29,
+        30,
+        35,
+        34,
+        33,
+        32,
+        31,
+        45,
+        44,
+        43,
+        42,
+        47,
+        46,
+        39,
+        38,
+        37,
+        36,
+        41,
+        40,
+        54,
+        53,
+        52,
+        51,
+        50,
+        49,
+        48,
+        59,
+        58,
+        57,
+        56,
+        55,
+        64,
+        63,
+        62,
+        61,
+        60,
+        67,
+        66,
+        65,
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -35,11 +80,15 @@ class Landmarks:
     doubts: tuple[tuple[str, str], ...] = ()
 
     def __repr__(self) -> str:
-        return f"Landmarks({int(self.valid.sum())} valid points in {len(self.points)} views, jaw {self.jaw!r})"
+        return (
+            f"Landmarks({int(self.valid.sum())} valid points in {len(self.points)} views, jaw {self.jaw!r})"
+        )
 
     def select(self, views: Sequence[int]) -> Landmarks:
         """Those of some views, in this order."""
-        return replace(self, **{k: getattr(self, k)[list(views)] for k in ("points", "sigma", "valid", "confidence")})
+        return replace(
+            self, **{k: getattr(self, k)[list(views)] for k in ("points", "sigma", "valid", "confidence")}
+        )
 
 
 class LandmarkDetector(Protocol):
@@ -63,8 +112,11 @@ def no_landmarks(jaw: str = "auto") -> Landmarks:
 def join_landmarks(parts: list[Landmarks]) -> Landmarks:
     """Landmarks of several views as one object; views without points have no say in what the jaw points are."""
     jaws = {p.jaw for p in parts if p.valid.any()}
-    return Landmarks(*(torch.cat([getattr(p, k) for p in parts]) for k in ("points", "sigma", "valid", "confidence")),
-                     jaw=jaws.pop() if len(jaws) == 1 else "auto", notes=sum((p.notes for p in parts), ()))
+    return Landmarks(
+        *(torch.cat([getattr(p, k) for p in parts]) for k in ("points", "sigma", "valid", "confidence")),
+        jaw=jaws.pop() if len(jaws) == 1 else "auto",
+        notes=sum((p.notes for p in parts), ()),
+    )
 
 
 def face_size(landmarks: Landmarks) -> float:
@@ -85,6 +137,8 @@ class EveryFaceDetector(ABC):
 
     def detect(self, images: Tensor) -> Landmarks:
         """images [B, 3, H, W] in [0, 1] -> Landmarks of the largest faces, B views; no face: valid = False everywhere."""
-        pictures = (images.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        pictures = (
+            (images.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        )
         found = [next(iter(self.detect_all(np.ascontiguousarray(p))), None) for p in pictures]
         return replace(join_landmarks([no_landmarks() if f is None else f for f in found]), jaw=self.jaw)

@@ -1,4 +1,5 @@
 """Z-buffer compiled by numba: the fast path on the CPU. Same arithmetic and ties as the torch backend."""
+
 from __future__ import annotations
 
 import math

@@ -1,4 +1,5 @@
 """nvdiffrast's CUDA rasterizer behind the common interface (optional)."""
+
 from __future__ import annotations
 
 import functools
@@ -28,5 +29,7 @@ def winning_triangles(clip: Tensor, triangles: Tensor, size: tuple[int, int]) ->
     else:
         z = w * (2 * (depth - near) / (far - near) - 1)
     position = torch.stack([x, y, z, w], -1).float().contiguous()
-    raster, _ = dr.rasterize(_context(str(clip.device)), position, triangles.int().contiguous(), resolution=[H, W])
+    raster, _ = dr.rasterize(
+        _context(str(clip.device)), position, triangles.int().contiguous(), resolution=[H, W]
+    )
     return raster[..., 3].long() - 1

@@ -1,4 +1,5 @@
 """PyTorch3D's mesh rasterizer behind the common interface (optional; its CPU path is slow, its GPU path fast)."""
+
 from __future__ import annotations
 
 import torch
@@ -24,8 +25,13 @@ def winning_triangles(clip: Tensor, triangles: Tensor, size: tuple[int, int]) ->
     kept = [ok[b][triangles].all(-1).nonzero().squeeze(1) for b in range(len(clip))]
     first = torch.tensor([0] + [len(k) for k in kept[:-1]], device=clip.device).cumsum(0)
     packed, _, _, _ = rasterize_meshes(
-        Meshes(list(points), faces), image_size=(H, W), blur_radius=0.0, faces_per_pixel=1,
-        perspective_correct=perspective, cull_backfaces=False)
+        Meshes(list(points), faces),
+        image_size=(H, W),
+        blur_radius=0.0,
+        faces_per_pixel=1,
+        perspective_correct=perspective,
+        cull_backfaces=False,
+    )
     packed = packed[..., 0]
     out = torch.full_like(packed, -1)
     for b, own in enumerate(kept):

@@ -1,4 +1,5 @@
 """Z-buffer in plain torch: one scatter per size class of triangles, exact depth test, any device."""
+
 from __future__ import annotations
 
 import torch

@@ -61,7 +61,9 @@ def test_turned_pictures(front, degrees):
     # A picture in which the head leans clockwise by `degrees`; OpenCV counts angles counter-clockwise.
     matrix = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), -degrees, 0.6)
     leaning = cv2.warpAffine(image, matrix, (w, h), borderMode=cv2.BORDER_REPLICATE)
-    found = merge(search(*reduced_grey(leaning, 320), Stage(320, (FRONTAL,), (degrees,), neighbors=2)))[0].square
+    found = merge(search(*reduced_grey(leaning, 320), Stage(320, (FRONTAL,), (degrees,), neighbors=2)))[
+        0
+    ].square
     assert np.degrees(found.angle) == pytest.approx(degrees)
     assert close(found, FaceSquare(tuple(matrix @ [*truth.center, 1]), 0.6 * truth.side))
 
@@ -75,13 +77,19 @@ def test_profiles_are_sought_in_the_mirrored_picture_too(monkeypatch):
 
     monkeypatch.setattr(boxes, "_classifier", lambda file: Window())
     monkeypatch.setattr(boxes, "PAD", 0.0)
-    plain, mirrored = (c.square.center for c in search(np.zeros((100, 200), np.uint8), 1.0, Stage(200, PROFILES)))
+    plain, mirrored = (
+        c.square.center for c in search(np.zeros((100, 200), np.uint8), 1.0, Stage(200, PROFILES))
+    )
     right, down = boxes.PROFILE.shift
-    assert plain == pytest.approx((29.5 + 40 * right, 39.5 + 40 * down)) and mirrored == pytest.approx((199 - plain[0], plain[1]))
+    assert plain == pytest.approx((29.5 + 40 * right, 39.5 + 40 * down)) and mirrored == pytest.approx(
+        (199 - plain[0], plain[1])
+    )
 
 
 def test_merge_and_same_place():
-    a, b, far = (Candidate(FaceSquare((x, 50.0), 40.0), score) for x, score in ((50.0, 3.0), (54.0, 1.0), (80.0, 2.0)))
+    a, b, far = (
+        Candidate(FaceSquare((x, 50.0), 40.0), score) for x, score in ((50.0, 3.0), (54.0, 1.0), (80.0, 2.0))
+    )
     merged = merge([b, a, far])
     assert [m.score for m in merged] == [4, 2]
     assert merged[0].square.center == pytest.approx((51, 50)) and merged[0].square.side == pytest.approx(40)
@@ -99,8 +107,11 @@ def test_the_grid_covers_the_picture(size):
         for y in np.linspace(0.3, 0.7, 5) * size[1]:
             for share in (0.65, 0.85, 1.1):  # faces of these sizes are met within what the network can stand
                 side = share * min(size)
-                assert any(np.hypot(s.center[0] - x, s.center[1] - y) < 0.32 * side and abs(np.log(s.side / side)) < 0.35
-                           for s in squares), (x, y, share)
+                assert any(
+                    np.hypot(s.center[0] - x, s.center[1] - y) < 0.32 * side
+                    and abs(np.log(s.side / side)) < 0.35
+                    for s in squares
+                ), (x, y, share)
 
 
 def test_searches_come_in_turn_and_skip_what_shows_nothing_new(front):
@@ -127,5 +138,8 @@ def test_small_faces_in_large_photos(front):
 def test_without_cascades(monkeypatch, tmp_path):
     monkeypatch.setattr(cv2.data, "haarcascades", str(tmp_path))
     boxes._classifier.cache_clear()
-    with pytest.raises(MissingWeightsError, match="face boxes need OpenCV 4 with its cascades.*frontalface_default.xml; pip install"):
+    with pytest.raises(
+        MissingWeightsError,
+        match="face boxes need OpenCV 4 with its cascades.*frontalface_default.xml; pip install",
+    ):
         next(propose(np.zeros((100, 100, 3), np.uint8)))

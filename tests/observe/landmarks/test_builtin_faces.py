@@ -1,4 +1,5 @@
 """The built-in detector with its shipped weights, on rendered faces, a photograph and pictures without a face."""
+
 from pathlib import Path
 
 import cv2
@@ -69,7 +70,12 @@ def test_a_photograph(detector, astronaut):
     found = one(detector, astronaut)
     points = found.points[0].numpy()
     # Read off the picture by hand: eyes, tip of the nose, mouth.
-    for part, place in ((slice(36, 42), (203, 101)), (slice(42, 48), (247, 103)), (30, (224, 127)), (slice(48, 68), (223, 146))):
+    for part, place in (
+        (slice(36, 42), (203, 101)),
+        (slice(42, 48), (247, 103)),
+        (30, (224, 127)),
+        (slice(48, 68), (223, 146)),
+    ):
         assert np.linalg.norm(points[part].reshape(-1, 2).mean(0) - place) < 4, part
 
 
@@ -111,7 +117,7 @@ def test_sizes(detector, front, width):
     points = (truth + 0.5) * scale - 0.5
     if width < 300:
         photo = cv2.resize(image[:4, :4], (1000, 750), interpolation=cv2.INTER_LINEAR)
-        photo[300:300 + size[1], 600:600 + size[0]] = face
+        photo[300 : 300 + size[1], 600 : 600 + size[0]] = face
         face, points = photo, points + [600, 300]
     assert error(one(detector, face), points) < (10 if width < 60 else 6)
 
@@ -119,13 +125,22 @@ def test_sizes(detector, front, width):
 @pytest.mark.parametrize("yaw", [-80, -60, 60, 80])
 def test_profiles(detector, yaw):
     model = load_model("generic")
-    state = head_shot_state(model, torch.zeros(model.num_identity), torch.zeros(1, model.num_expression),
-                            torch.tensor([[float(yaw), 0.0, 0.0]]), (400, 400))
+    state = head_shot_state(
+        model,
+        torch.zeros(model.num_identity),
+        torch.zeros(1, model.num_expression),
+        torch.tensor([[float(yaw), 0.0, 0.0]]),
+        (400, 400),
+    )
     image = photograph(model, state, (400, 400), studio())[0]
-    points, _ = state.camera.project(state.pose.apply(model.landmark_points(state.identity, state.expression)))
+    points, _ = state.camera.project(
+        state.pose.apply(model.landmark_points(state.identity, state.expression))
+    )
     found = BuiltinDetector(jaw="surface").detect_all(image)
     assert len(found) == 1
-    near = np.r_[22:27, 27:36, 42:48] if yaw < 0 else np.r_[17:22, 27:36, 36:42]  # positive yaw: the nose points right
+    near = (
+        np.r_[22:27, 27:36, 42:48] if yaw < 0 else np.r_[17:22, 27:36, 36:42]
+    )  # positive yaw: the nose points right
     assert error(found[0], points[0].numpy(), near) < 7
     far = np.r_[0:5] if yaw < 0 else np.r_[12:17]
     assert float(found[0].confidence[0, far].mean()) < float(found[0].confidence[0, near].mean())
@@ -146,21 +161,32 @@ def test_no_face(detector, name):
         image = getattr(pytest.importorskip("skimage.data"), name)()
     else:
         x = np.linspace(0, 255, 500)
-        image = {"noise": np.random.default_rng(0).uniform(0, 255, (400, 500, 1)), "grey": np.full((400, 500, 1), 128),
-                 "gradient": np.tile(x[None, :, None], (400, 1, 1))}[name].astype(np.uint8).repeat(3, 2)
+        image = (
+            {
+                "noise": np.random.default_rng(0).uniform(0, 255, (400, 500, 1)),
+                "grey": np.full((400, 500, 1), 128),
+                "gradient": np.tile(x[None, :, None], (400, 1, 1)),
+            }[name]
+            .astype(np.uint8)
+            .repeat(3, 2)
+        )
     assert detector.detect_all(image) == []
 
 
 def test_the_same_twice(front):
     a, b = (BuiltinDetector().detect_all(front[0])[0] for _ in range(2))
-    assert torch.equal(a.points, b.points) and torch.equal(a.sigma, b.sigma) and torch.equal(a.confidence, b.confidence)
+    assert (
+        torch.equal(a.points, b.points)
+        and torch.equal(a.sigma, b.sigma)
+        and torch.equal(a.confidence, b.confidence)
+    )
 
 
 def test_hidden_points_have_a_larger_sigma(detector, front):
     image, truth = front
     covered = image.copy()
     low, high = truth[48:68].min(0).astype(int) - 15, truth[48:68].max(0).astype(int) + 15
-    covered[low[1]:high[1], low[0]:high[0]] = (30, 60, 120)
+    covered[low[1] : high[1], low[0] : high[0]] = (30, 60, 120)
     plain, hidden = one(detector, image), one(detector, covered)
     assert float((hidden.sigma[0, 48:] / plain.sigma[0, 48:]).median()) > 1.3
     assert float(hidden.confidence[0, 48:].mean()) < float(plain.confidence[0, 48:].mean()) - 0.2
@@ -170,5 +196,7 @@ def test_hidden_points_have_a_larger_sigma(detector, front):
 def test_the_two_kinds_of_jaw_differ_in_turned_views(detector):
     image, truth = read_image(SAMPLE / "left.jpg")[0], read_landmarks(SAMPLE / "left.pts")[:, :2]
     outline, surface = one(detector, image), one(BuiltinDetector(jaw="surface"), image)
-    assert error(surface, truth, slice(17)) < error(outline, truth, slice(17))  # the sample's points lie on the skin
+    assert error(surface, truth, slice(17)) < error(
+        outline, truth, slice(17)
+    )  # the sample's points lie on the skin
     assert torch.equal(outline.points[0, 17:], surface.points[0, 17:])

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from fitkit.errors import InputError, MissingWeightsError
-from fitkit.observe.landmarks.fan import TIMEOUT, FanDetector, load_networks, peak_sigma, weight_files, weights_folder, weights_here
+from fitkit.observe.landmarks.fan import (
+    TIMEOUT,
+    FanDetector,
+    load_networks,
+    peak_sigma,
+    weight_files,
+    weights_folder,
+    weights_here,
+)
 
 BIG, SMALL = [10.0, 10, 60, 60, 0.9], [70.0, 5, 80, 15, 0.99]
 
@@ -18,16 +26,32 @@ def stand_in(boxes=(), scores=None, error=None):
     class FaceAlignment:
         options = None
 
-        def __init__(self, landmarks_type, device="cuda", flip_input=False, face_detector="sfd", compile=True):
-            FaceAlignment.options = {"type": landmarks_type, "device": device, "flip_input": flip_input, "compile": compile,
-                                     "timeout": socket.getdefaulttimeout()}
+        def __init__(
+            self, landmarks_type, device="cuda", flip_input=False, face_detector="sfd", compile=True
+        ):
+            FaceAlignment.options = {
+                "type": landmarks_type,
+                "device": device,
+                "flip_input": flip_input,
+                "compile": compile,
+                "timeout": socket.getdefaulttimeout(),
+            }
             if error:
                 raise error
 
-            self.face_detector = types.SimpleNamespace(detect_from_image=lambda image: [] if image.max() == 0 else boxes)
+            self.face_detector = types.SimpleNamespace(
+                detect_from_image=lambda image: [] if image.max() == 0 else boxes
+            )
 
-        def get_landmarks_from_image(self, image, detected_faces=None, return_bboxes=False, return_landmark_score=False):
-            assert image.dtype == np.uint8 and image.shape[2] == 3 and return_landmark_score and not return_bboxes
+        def get_landmarks_from_image(
+            self, image, detected_faces=None, return_bboxes=False, return_landmark_score=False
+        ):
+            assert (
+                image.dtype == np.uint8
+                and image.shape[2] == 3
+                and return_landmark_score
+                and not return_bboxes
+            )
             (box,) = detected_faces
             return [np.full((68, 2), box[0], np.float32)], [scores], None
 
@@ -43,10 +67,19 @@ def test_largest_face_is_taken(monkeypatch):
     detector = FanDetector("cpu")
     assert detector.scheme == "ibug68" and detector.name == "fan"
     options = module.FaceAlignment.options
-    assert options["compile"] is False and options["device"] == "cpu" and options["type"] == 1 and options["timeout"] == TIMEOUT
+    assert (
+        options["compile"] is False
+        and options["device"] == "cpu"
+        and options["type"] == 1
+        and options["timeout"] == TIMEOUT
+    )
     assert socket.getdefaulttimeout() is None
     found = detector.detect(torch.ones(2, 3, 50, 90) * torch.tensor([1.0, 0.0])[:, None, None, None])
-    assert found.points.shape == (2, 68, 2) and (found.points[0] == BIG[0]).all() and found.points[1].isnan().all()
+    assert (
+        found.points.shape == (2, 68, 2)
+        and (found.points[0] == BIG[0]).all()
+        and found.points[1].isnan().all()
+    )
     assert found.valid.tolist() == [[True] * 68, [False] * 68] and found.jaw == "outline"
     # Scores are sums over the image and its mirror image.
     assert found.confidence[0, 0] == pytest.approx(0.1) and found.confidence[0].max() == 1
@@ -55,12 +88,20 @@ def test_largest_face_is_taken(monkeypatch):
 
 def test_all_faces_of_a_large_photo(monkeypatch):
     bystander = [100.0, 0, 105, 5, 0.9]
-    monkeypatch.setitem(sys.modules, "face_alignment", stand_in([bystander, [70.0, 5, 90, 25, 0.9], BIG], np.full(68, 1.0, np.float32)))
+    monkeypatch.setitem(
+        sys.modules,
+        "face_alignment",
+        stand_in([bystander, [70.0, 5, 90, 25, 0.9], BIG], np.full(68, 1.0, np.float32)),
+    )
     photo = np.ones((1000, 2560, 3), np.uint8)  # reduced by 2
     found = FanDetector(variant="fan3d").detect_all(photo)
-    assert [f.points[0, 0].tolist() for f in found] == [[20.5, 20.5], [140.5, 140.5]] and found[0].jaw == "surface"
+    assert [f.points[0, 0].tolist() for f in found] == [[20.5, 20.5], [140.5, 140.5]] and found[
+        0
+    ].jaw == "surface"
     # A pixel of the heat map is (width + height) * 200 / 195 / 64 px of the reduced photo; a peak of 1/2 means t = 1.75 px.
-    np.testing.assert_allclose(found[0].sigma[0].numpy(), np.hypot(1.75, 0.4) * 100 * 200 / 195 / 64 * 2, rtol=1e-5)
+    np.testing.assert_allclose(
+        found[0].sigma[0].numpy(), np.hypot(1.75, 0.4) * 100 * 200 / 195 / 64 * 2, rtol=1e-5
+    )
 
 
 def test_sigma_from_the_peak():
@@ -97,12 +138,21 @@ def test_no_face(monkeypatch, boxes):
     assert not found.valid.any() and found.points.isnan().all() and (found.confidence == 0).all()
 
 
-@pytest.mark.parametrize("error, message", [
-    (OSError("no route"), "cannot be downloaded .no route.; on a machine with network run 'fitkit model fetch fan'.*IMAGE.pts"),
-    (TimeoutError("timed out"), "cannot be downloaded .timed out."),
-    (RuntimeError("PytorchStreamReader failed\nmore"), "is damaged .PytorchStreamReader failed.; delete it and run"),
-    (EOFError("Ran out of input"), "is damaged"),
-])
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (
+            OSError("no route"),
+            "cannot be downloaded .no route.; on a machine with network run 'fitkit model fetch fan'.*IMAGE.pts",
+        ),
+        (TimeoutError("timed out"), "cannot be downloaded .timed out."),
+        (
+            RuntimeError("PytorchStreamReader failed\nmore"),
+            "is damaged .PytorchStreamReader failed.; delete it and run",
+        ),
+        (EOFError("Ran out of input"), "is damaged"),
+    ],
+)
 def test_missing_or_damaged_weights(monkeypatch, error, message):
     monkeypatch.setitem(sys.modules, "face_alignment", stand_in(error=error))
     with pytest.raises(MissingWeightsError, match=message) as caught:

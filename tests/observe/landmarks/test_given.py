@@ -1,4 +1,5 @@
 """Given landmarks that do not belong to their photo, made of those of the shipped sample."""
+
 from pathlib import Path
 
 import numpy as np
@@ -41,23 +42,52 @@ def turned(image, points):
     return np.ascontiguousarray(np.rot90(image)), points
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (lambda image, p: (image, p[MIRRORED]), "left and right are exchanged in their order"),
-    (lambda image, p: (read_image(SAMPLE / "left.jpg")[0][:, ::-1].copy(), read_landmarks(SAMPLE / "left.pts")[:, :2]),
-     "they are of the mirrored picture"),
-    (lambda image, p: (np.pad(image, ((60, 0), (0, 0), (0, 0))), np.column_stack([p[:, 1] + 60, p[:, 0]])), "x and y are exchanged"),
-    (lambda image, p: (np.pad(image, ((90, 0), (0, 0), (0, 0))), np.column_stack([p[:, 0], len(image) - 1 - p[:, 1]])),
-     "their y counts from the bottom, it must count from the top"),
-    (turned, "they are of the picture before its EXIF orientation turns it upright"),
-    (lambda image, p: (image, 0.8 * p), "they are of the picture in another size"),
-    (lambda image, p: (image, p + [40.0, 10.0]), "they may be of another crop of the picture, or of another photo"),
-    (lambda image, p: (image, read_landmarks(SAMPLE / "left.pts")[:, :2]), "they may be of another photo or another person"),
-])
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda image, p: (image, p[MIRRORED]), "left and right are exchanged in their order"),
+        (
+            lambda image, p: (
+                read_image(SAMPLE / "left.jpg")[0][:, ::-1].copy(),
+                read_landmarks(SAMPLE / "left.pts")[:, :2],
+            ),
+            "they are of the mirrored picture",
+        ),
+        (
+            lambda image, p: (
+                np.pad(image, ((60, 0), (0, 0), (0, 0))),
+                np.column_stack([p[:, 1] + 60, p[:, 0]]),
+            ),
+            "x and y are exchanged",
+        ),
+        (
+            lambda image, p: (
+                np.pad(image, ((90, 0), (0, 0), (0, 0))),
+                np.column_stack([p[:, 0], len(image) - 1 - p[:, 1]]),
+            ),
+            "their y counts from the bottom, it must count from the top",
+        ),
+        (turned, "they are of the picture before its EXIF orientation turns it upright"),
+        (lambda image, p: (image, 0.8 * p), "they are of the picture in another size"),
+        (
+            lambda image, p: (image, p + [40.0, 10.0]),
+            "they may be of another crop of the picture, or of another photo",
+        ),
+        (
+            lambda image, p: (image, read_landmarks(SAMPLE / "left.pts")[:, :2]),
+            "they may be of another photo or another person",
+        ),
+    ],
+)
 def test_points_that_do_not_belong_give_way(front, spoil, message):
     image, wrong = spoil(*front)
     out = checked(image, wrong)
-    (name, doubt), = out.doubts
-    assert name == "view0" and message in doubt and doubt.startswith("view view0: its landmarks do not lie on the face of the photo; ")
+    ((name, doubt),) = out.doubts
+    assert (
+        name == "view0"
+        and message in doubt
+        and doubt.startswith("view view0: its landmarks do not lie on the face of the photo; ")
+    )
     assert "those of the detector were used (landmarks.source=files keeps yours)" in doubt
     alone, _ = detect_landmarks(subject_from_images([image]), "builtin")
     assert float((out.points - alone.points)[:, 17:].norm(dim=-1).mean()) < 3  # px: it sees the same face
@@ -72,14 +102,19 @@ def test_single_points_far_off_are_left_out(front):
     points[3], points[30, 0], points[50] = points[3] - 120, points[30, 0] + 150, points[50] + 90
     out = checked(image, points)
     assert torch.nonzero(~out.valid[0])[:, 0].tolist() == [3, 30, 50] and out.doubts == ()
-    assert out.notes == ("view view0: landmarks far from where the detector sees them were left out: 3, 30, 50 (counted from 0)",)
+    assert out.notes == (
+        "view view0: landmarks far from where the detector sees them were left out: 3, 30, 50 (counted from 0)",
+    )
     assert bool(checked(image, points, take=False).valid.all())
 
 
 def test_without_a_face_the_points_stay_in_doubt(front):
     noise = np.random.default_rng(0).integers(0, 255, front[0].shape, np.uint8)
     out = checked(noise, front[1])
-    assert "no face is seen where its landmarks lie, nor elsewhere in the photo; check the photo, or leave it out" in out.doubts[0][1]
+    assert (
+        "no face is seen where its landmarks lie, nor elsewhere in the photo; check the photo, or leave it out"
+        in out.doubts[0][1]
+    )
     assert bool(out.valid.all())
 
 
@@ -93,6 +128,10 @@ def test_detected_points_are_not_asked_again(front, monkeypatch):
 def test_a_fit_with_points_of_a_mirrored_order_is_doubtful(front):
     result = fitkit.fit([front[0]], landmarks=[front[1][MIRRORED]], recipe="landmarks")
     assert result.status == "doubtful"
-    found, = (f for f in findings(result.metrics) if f.code == "landmarks_doubted")
-    assert found.view == "view0" and found.severity == "doubtful" and "left and right are exchanged" in found.message
+    (found,) = (f for f in findings(result.metrics) if f.code == "landmarks_doubted")
+    assert (
+        found.view == "view0"
+        and found.severity == "doubtful"
+        and "left and right are exchanged" in found.message
+    )
     assert result.metrics["views"][0]["reprojection_share"] < 0.06  # the fit took the detector's

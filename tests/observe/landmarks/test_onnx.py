@@ -28,7 +28,13 @@ def block(key, *parts):
 
 
 def tensor(name, values, stated=None):
-    return block(5, *(number(1, n) for n in stated or values.shape), number(2, 1), block(8, name), block(9, values.astype("<f4").tobytes()))
+    return block(
+        5,
+        *(number(1, n) for n in stated or values.shape),
+        number(2, 1),
+        block(8, name),
+        block(9, values.astype("<f4").tobytes()),
+    )
 
 
 def value(key, name, shape):
@@ -42,11 +48,20 @@ def regressor(points, shape=(1, 3, 32, 32), outputs=136, inputs=1, stated=None):
     stated: the shape that the file says the nought has."""
     size = int(np.prod([max(n, 1) for n in shape]))
     bias = np.resize(np.asarray(points, dtype=np.float32).ravel(), outputs)
-    nodes = (block(1, block(1, "x"), block(2, "flat"), block(4, "Flatten")),
-             block(1, *(block(1, n) for n in ("flat", "w", "b")), block(2, "y"), block(4, "Gemm")))
-    graph = block(7, *nodes, block(2, "g"), tensor("w", np.zeros((size, outputs)), stated), tensor("b", bias),
-                  *(value(11, "x" if i == 0 else f"x{i}", shape) for i in range(inputs)), value(11, "w", (size, outputs)),
-                  value(12, "y", (1, outputs)))
+    nodes = (
+        block(1, block(1, "x"), block(2, "flat"), block(4, "Flatten")),
+        block(1, *(block(1, n) for n in ("flat", "w", "b")), block(2, "y"), block(4, "Gemm")),
+    )
+    graph = block(
+        7,
+        *nodes,
+        block(2, "g"),
+        tensor("w", np.zeros((size, outputs)), stated),
+        tensor("b", bias),
+        *(value(11, "x" if i == 0 else f"x{i}", shape) for i in range(inputs)),
+        value(11, "w", (size, outputs)),
+        value(12, "y", (1, outputs)),
+    )
     return number(1, 7) + graph + block(8, block(1, ""), number(2, 13))
 
 
@@ -54,7 +69,9 @@ class Finder:
     """Sees one face, that of FACE, unless the picture is black."""
 
     def find(self, image):
-        look = Look(np.concatenate([FACE, FACE[:17]]), np.ones(85), np.ones(85), FaceSquare((0.0, 0.0), 1.0), 1.0, 0.0)
+        look = Look(
+            np.concatenate([FACE, FACE[:17]]), np.ones(85), np.ones(85), FaceSquare((0.0, 0.0), 1.0), 1.0, 0.0
+        )
         return [look] if image.any() else []
 
 
@@ -73,7 +90,12 @@ def test_points_land_in_the_photo(tmp_path, shape, unit):
     network = OnnxDetector(write(tmp_path / "net.onnx", content), finder=Finder())
     (found,) = network.detect_all(np.full((240, 300, 3), 90, np.uint8))
     np.testing.assert_allclose(found.points[0].numpy(), FACE, atol=0.02)
-    assert found.sigma.isnan().all() and found.valid.all() and (found.confidence == 1).all() and found.jaw == "auto"
+    assert (
+        found.sigma.isnan().all()
+        and found.valid.all()
+        and (found.confidence == 1).all()
+        and found.jaw == "auto"
+    )
     assert network.name == "onnx:net.onnx" and network.detect_all(np.zeros((64, 64, 3), np.uint8)) == []
 
 
@@ -81,20 +103,31 @@ def test_input_shapes():
     assert input_shapes(regressor(FACE, (0, 3, 32, 48))) == {"x": [0, 3, 32, 48]}
     assert input_shapes(regressor(FACE, inputs=2)) == {"x": [1, 3, 32, 32], "x1": [1, 3, 32, 32]}
     # Numbers of 32 bits are passed over.
-    assert input_shapes(bytes([2 << 3 | 5]) + struct.pack("<f", 1.0) + regressor(FACE)) == {"x": [1, 3, 32, 32]}
+    assert input_shapes(bytes([2 << 3 | 5]) + struct.pack("<f", 1.0) + regressor(FACE)) == {
+        "x": [1, 3, 32, 32]
+    }
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"not onnx at all, just text", "not an ONNX file"),
-    (b"", "not an ONNX file"),
-    (regressor(FACE)[:2000], "not an ONNX file"),
-    (regressor(FACE, inputs=2), "expected one input, got 2: x, x1"),
-    (regressor(FACE, (1, 3, 0, 0)), r"expected an input \[N, 3, H, W\] or \[N, 1, H, W\] of declared size, got 'x' \[1, 3, \?, \?\]"),
-    (regressor(FACE, (1, 136)), r"expected an input .* got 'x' \[1, 136\]"),
-    (regressor(FACE, outputs=10), r"expected 136 finite numbers .x, y of 68 points., got an output \[1, 10\]"),
-    (regressor(FACE * np.nan), "expected 136 finite numbers"),
-    (regressor(FACE).replace(b"Gemm", b"Gemn"), "OpenCV cannot run this ONNX file"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"not onnx at all, just text", "not an ONNX file"),
+        (b"", "not an ONNX file"),
+        (regressor(FACE)[:2000], "not an ONNX file"),
+        (regressor(FACE, inputs=2), "expected one input, got 2: x, x1"),
+        (
+            regressor(FACE, (1, 3, 0, 0)),
+            r"expected an input \[N, 3, H, W\] or \[N, 1, H, W\] of declared size, got 'x' \[1, 3, \?, \?\]",
+        ),
+        (regressor(FACE, (1, 136)), r"expected an input .* got 'x' \[1, 136\]"),
+        (
+            regressor(FACE, outputs=10),
+            r"expected 136 finite numbers .x, y of 68 points., got an output \[1, 10\]",
+        ),
+        (regressor(FACE * np.nan), "expected 136 finite numbers"),
+        (regressor(FACE).replace(b"Gemm", b"Gemn"), "OpenCV cannot run this ONNX file"),
+    ],
+)
 def test_refusals(tmp_path, content, message):
     with pytest.raises(InputError, match=message) as caught:
         OnnxDetector(write(tmp_path / "net.onnx", content), finder=Finder())
@@ -104,7 +137,9 @@ def test_refusals(tmp_path, content, message):
 def test_a_crash_of_the_importer_is_no_crash_of_ours(tmp_path):
     """The weights state more numbers than they hold, which OpenCV reads past the end of."""
     path = write(tmp_path / "net.onnx", regressor(FACE, stated=(10**6, 136)))
-    with pytest.raises(InputError, match="OpenCV cannot run this ONNX file .*; export it with a fixed input size") as caught:
+    with pytest.raises(
+        InputError, match="OpenCV cannot run this ONNX file .*; export it with a fixed input size"
+    ) as caught:
         OnnxDetector(path, finder=Finder())
     assert "\n" not in str(caught.value)
 
@@ -128,5 +163,8 @@ def test_the_process_ends_with_the_detector(tmp_path):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(InputError, match="none.onnx: cannot be read .No such file or directory.; give the path of an ONNX file"):
+    with pytest.raises(
+        InputError,
+        match="none.onnx: cannot be read .No such file or directory.; give the path of an ONNX file",
+    ):
         make_detector(f"onnx:{tmp_path / 'none.onnx'}")

@@ -34,7 +34,11 @@ def test_choice():
     assert choose_face([me, other], [looks(1), looks(5)]) == (0, True)
     assert choose_face([other, looks(3)], [looks(4)]) == (0, False)  # neither: the largest
     assert choose_face([other, None], [looks(1)])[0] == 0 and choose_face([None, None], [me]) == (0, False)
-    assert choose_face([other, me], []) == (0, False) and choose_face([me], [me]) == (0, False) and choose_face([], [me]) == (0, False)
+    assert (
+        choose_face([other, me], []) == (0, False)
+        and choose_face([me], [me]) == (0, False)
+        and choose_face([], [me]) == (0, False)
+    )
 
 
 def test_points_that_are_not_seen():
