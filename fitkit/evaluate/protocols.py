@@ -31,10 +31,10 @@ from fitkit.errors import FitkitError, InputError
 from fitkit.evaluate import bench, split_halves
 from fitkit.evaluate.depth_range import ScaleShift, average, depth_range_errors, percentiles, scale_shift
 from fitkit.evaluate.facescape import align_lab, align_wild, facescape_errors, wild_frame
-from fitkit.evaluate.held_out import held_out_errors, identity_spread, share_beyond
 from fitkit.evaluate.landmark_accuracy import box_size, normalized_mean_error
 from fitkit.evaluate.micc import micc_errors
 from fitkit.evaluate.nme3d import nme3d_icp
+from fitkit.evaluate.photo_consistency import held_out_errors, identity_spread, share_beyond
 from fitkit.evaluate.pixel_face import scan_errors
 from fitkit.evaluate.predictions import Prediction
 from fitkit.evaluate.regions import region_errors

@@ -19,7 +19,7 @@ from fitkit import __version__
 from fitkit.data.augment import PLAIN
 from fitkit.data.face_dataset import FaceDataset
 from fitkit.errors import InputError
-from fitkit.evaluate.held_out import cross_view_flow
+from fitkit.evaluate.photo_consistency import cross_view_flow
 from fitkit.evaluate.machine import machine
 from fitkit.export.overlay import CURVES
 from fitkit.geometry.alignment import similarity_align

@@ -19,12 +19,19 @@ from fitkit.cli.main import main
 from fitkit.errors import FitError, InputError
 from fitkit.evaluate import predictions as prediction_files
 from fitkit.evaluate.compare import compare, compare_text, mean_interval, read_report
-from fitkit.evaluate.held_out import held_out_errors, identity_spread, place_view, share_beyond
+from fitkit.evaluate.photo_consistency import (
+    held_out_errors,
+    identity_spread,
+    place_view,
+    placing_recipe,
+    share_beyond,
+)
 from fitkit.evaluate.predictions import read_prediction, read_status, write_fit
 from fitkit.evaluate.protocols import PROTOCOLS
 from fitkit.evaluate.recipe import load_evaluate_recipe
 from fitkit.evaluate.run import evaluate, report_text, score_all, summarize, upright
 from fitkit.export.preview import draw_error_map
+from fitkit.fit.recipe import load_recipe
 from fitkit.models.io import save_model_file
 from fitkit.models.registry import load_model
 from fitkit.observe.landmarks.types import Landmarks
@@ -463,6 +470,26 @@ def test_held_out_view_of_an_exact_fit():
         and wrong.flow > good.flow
         and wrong.census > good.census
     )
+
+
+def test_a_face_is_placed_as_the_recipe_says_but_for_its_identity():
+    """Only what mentions the identity is taken out: no option of a stage or of the recipe gets lost."""
+    whole, placing = (
+        load_recipe("landmarks", changes={"camera": {"kind": "orthographic"}}),
+        placing_recipe("orthographic"),
+    )
+    assert replace(placing, stages=whole.stages) == whole and placing.stages[0] == whole.stages[0]
+    assert placing.stages[0].start == "landmarks"  # not the default
+    free, energies = placing.stages[1].free, placing.stages[1].energies
+    assert (
+        replace(placing.stages[1], free=whole.stages[1].free, energies=whole.stages[1].energies)
+        == whole.stages[1]
+    )
+    assert {"identity", *free} == set(whole.stages[1].free)
+    assert whole.stages[1].energies == energies | {
+        k: whole.stages[1].energies[k] for k in ("identity_prior", "size_prior")
+    }
+    assert len(placing.stages) == 2 and "identity" not in free and "identity_prior" not in energies
 
 
 def test_nothing_in_common_is_no_number():
