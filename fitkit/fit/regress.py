@@ -73,6 +73,7 @@ def predict_views(
     found: Landmarks,
     device: str = "cpu",
     weights: str = "the network",
+    repeat: bool = False,
 ) -> Predicted:
     """Run a network on the photos of a subject.
 
@@ -80,19 +81,16 @@ def predict_views(
 
     Args:
         found: landmarks in px of the photos; they say where to cut. weights: names the network in messages.
+        repeat: a single photo goes into every named view; what is told is the frame of the view that it shows, or comes nearest to.
     Raises:
-        InputError: no photo fits a view of the network.
+        InputError: no photo fits a view of the network, or several are to be repeated.
     """
+    if repeat:
+        return _predict_repeated(network, model, subject, found, device, weights)
     order = tuple(range(len(subject.views)))
     there = list(order)
     if network.views:
-        weight = found.valid.float() * found.confidence.clamp_min(1e-3)
-        _, rotation, _ = weak_perspective_pose(
-            model.landmark_basis.mean[None].cpu(), torch.nan_to_num(found.points), weight
-        )
-        slots = assign_views(
-            network.views, yaw_pitch_roll(rotation)[:, 0].tolist(), [v.name for v in subject.views]
-        )
+        slots = assign_views(network.views, _yaw(model, found), [v.name for v in subject.views])
         there = [s for s, view in enumerate(slots) if view is not None]
         if not there:
             wanted = ", ".join(f"{v.name} {v.yaw[0]:g} to {v.yaw[1]:g}" for v in network.views)
@@ -109,6 +107,49 @@ def predict_views(
     valid = torch.zeros(1, count, dtype=torch.bool, device=device)
     images[0, there], valid[0, there] = seen.images, True
     return Predicted(network.predict(images, valid), seen, order, model)
+
+
+def _yaw(model: FaceModel, found: Landmarks) -> list[float]:
+    """Degrees by which the head is turned in each photo."""
+    weight = found.valid.float() * found.confidence.clamp_min(1e-3)
+    mean = model.landmark_basis.mean[None].cpu()
+    _, rotation, _ = weak_perspective_pose(mean, torch.nan_to_num(found.points), weight)
+    return yaw_pitch_roll(rotation)[:, 0].tolist()
+
+
+def _predict_repeated(
+    network: StatePredictor, model: FaceModel, subject: Subject, found: Landmarks, device: str, weights: str
+) -> Predicted:
+    """`predict_views` with one photo in all named views."""
+    if not network.views:
+        raise InputError(
+            f"repeat: expected a network with named views, but {weights} takes any number of photos; leave repeat out"
+        )
+    if len(subject.views) != 1:
+        raise InputError(
+            f"{subject.path or subject.name}: repeat: expected one photo to be put into all views of {weights}, got "
+            f"{len(subject.views)}; leave repeat out, or give one photo"
+        )
+    yaw = _yaw(model, found)[0]
+    slots = assign_views(network.views, [yaw], [subject.views[0].name])
+    shown = next(
+        (i for i, view in enumerate(slots) if view is not None),
+        min(range(len(slots)), key=lambda i: abs(network.views[i].middle - yaw)),
+    )
+    view = subject.views[0]
+    seen = crop_views([view.image], [view.mask], found, network.crop).to(device)
+    images = seen.images[None].expand(1, len(slots), *seen.images.shape[1:])
+    said = network.predict(images, torch.ones(1, len(slots), dtype=torch.bool, device=device))
+    state = said.state
+    state = state.replace(
+        subject=state.subject[[shown]],
+        expression=state.expression[[shown]],
+        pose=state.pose.select([shown]),
+        camera=state.camera.select([shown]),
+        illumination=state.illumination[[shown]],
+    )
+    marks = None if said.landmarks is None else said.landmarks.select([shown])
+    return Predicted(replace(said, state=state, landmarks=marks), seen, (0,), model)
 
 
 def regressor_start(

@@ -38,7 +38,8 @@ from fitkit.data.synth_subject import draw_subject, one_view, render_subject
 from fitkit.data.synthetic import light
 from fitkit.energies.masks import PARSE
 from fitkit.errors import InputError
-from fitkit.evaluate.bench import load_truth, same_topology, subject_names, vertex_error
+from fitkit.evaluate.bench.scores import same_topology, vertex_error
+from fitkit.evaluate.bench.truth import load_truth, subject_names
 from fitkit.fit.run import fit
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.io.landmark_files import read_landmarks

@@ -17,6 +17,7 @@ from PIL import Image
 from fitkit.cli.evaluate import evaluate as command
 from fitkit.cli.main import main
 from fitkit.errors import FitError, InputError
+from fitkit.evaluate import engine, predictors
 from fitkit.evaluate import predictions as prediction_files
 from fitkit.evaluate.compare import compare, compare_text, mean_interval, read_report
 from fitkit.evaluate.photo_consistency import (
@@ -26,10 +27,12 @@ from fitkit.evaluate.photo_consistency import (
     placing_recipe,
     share_beyond,
 )
-from fitkit.evaluate.predictions import read_prediction, read_status, write_fit
+from fitkit.evaluate.predictions import read_outcome, read_prediction, write_fit
+from fitkit.evaluate.predictors import Predictor
 from fitkit.evaluate.protocols import PROTOCOLS
 from fitkit.evaluate.recipe import load_evaluate_recipe
-from fitkit.evaluate.run import evaluate, report_text, score_all, summarize, upright
+from fitkit.evaluate.report import report_text, summarize, upright
+from fitkit.evaluate.run import evaluate
 from fitkit.export.preview import draw_error_map
 from fitkit.fit.recipe import load_recipe
 from fitkit.models.io import save_model_file
@@ -78,9 +81,9 @@ def test_predictions_then_metrics(data, tmp_path):
 
 def test_resume_makes_only_what_is_missing(data, tmp_path, monkeypatch):
     made = []
-    real = prediction_files.predict
+    real = Predictor.predict
     monkeypatch.setattr(
-        prediction_files, "predict", lambda sample, *rest: made.append(sample.id) or real(sample, *rest)
+        Predictor, "predict", lambda self, name, *rest: made.append(name) or real(self, name, *rest)
     )
     settled = recipe(data, "predictor=mean")
     evaluate(settled, data[0], tmp_path, limit=1)
@@ -93,10 +96,10 @@ def test_resume_makes_only_what_is_missing(data, tmp_path, monkeypatch):
 
 
 def test_an_interrupted_prediction_leaves_nothing_behind(data, tmp_path, monkeypatch):
-    def interrupt(*args):
+    def interrupt(*args, **arrays):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prediction_files, "_write_arrays", interrupt)
+    monkeypatch.setattr(prediction_files.np, "savez_compressed", interrupt)
     with pytest.raises(KeyboardInterrupt):
         evaluate(recipe(data, "predictor=mean"), data[0], tmp_path)
     left = {p.name for p in (tmp_path / "predictions").iterdir()}
@@ -104,15 +107,15 @@ def test_an_interrupted_prediction_leaves_nothing_behind(data, tmp_path, monkeyp
 
 
 def test_interrupted_command_says_what_is_kept(data, tmp_path, monkeypatch):
-    real, made = prediction_files.predict, []
+    real, made = Predictor.predict, []
 
-    def interrupt(sample, *rest):
+    def interrupt(self, name, *rest):
         if made:
             raise KeyboardInterrupt
-        made.append(sample.id)
-        return real(sample, *rest)
+        made.append(name)
+        return real(self, name, *rest)
 
-    monkeypatch.setattr(prediction_files, "predict", interrupt)
+    monkeypatch.setattr(Predictor, "predict", interrupt)
     arguments = [
         "evaluate",
         "bench",
@@ -141,7 +144,7 @@ def test_failures_are_counted_and_named(data, tmp_path, monkeypatch):
             raise FitError("no light today")
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(prediction_files, "fit_observed", broken)
+    monkeypatch.setattr(predictors, "fit_observed", broken)
     result = run("bench", data[0], "fit=landmarks", "--model", data[1], "-o", tmp_path, "-q")
     report = read_report(tmp_path / "metrics.json")
     assert (
@@ -242,7 +245,7 @@ def test_broken_prediction_files(tmp_path, break_it, message):
     write_fit(layouts.person().result, tmp_path, "a")
     break_it(tmp_path)
     with pytest.raises(InputError, match=message):
-        read_status(tmp_path, "a")
+        read_outcome(tmp_path, "a")
         read_prediction(tmp_path, "a")
 
 
@@ -383,13 +386,12 @@ def test_an_error_of_ours_in_one_sample_does_not_cost_the_others(data, tmp_path)
     evaluate(settled, data[0], tmp_path)
     bench, options = PROTOCOLS["bench"], settled.protocol_options()
 
-    def broken(sample, *rest):
-        return bench.score(sample, *rest) if sample.id == "multiview_01" else 1 / 0
+    class Broken(type(bench)):
+        def score(self, sample, *rest):
+            return super().score(sample, *rest) if sample.id == "multiview_01" else 1 / 0
 
     samples = bench.samples(data[0], options)
-    rows, _ = score_all(
-        replace(bench, score=broken), options, samples, tmp_path / "predictions", tmp_path, settled
-    )
+    rows, _ = engine.score_predictions(Broken(), options, samples, tmp_path / "predictions", data[1])
     assert [r["status"] for r in rows] == ["failed", "ok"] and rows[1]["now_mean"] > 0
     assert rows[0]["error"] == "unexpected ZeroDivisionError: division by zero"
 
