@@ -61,8 +61,7 @@ def test_rows_are_the_fits_of_their_views(data):  # noqa: F811
     subject, found = load_views(folder / PEOPLE[1], (0, 2, 3))
     result = fit_observed(subject, found, load_model(model), ARMS[1].load())
     alone = score_neutral(face_of_fit(result), load_truth(folder / "ground_truth" / PEOPLE[1])).values
-    # The mesh went through a file with five decimals.
-    assert report["rows"][-1]["now_mean"] == pytest.approx(alone["now_mean"], abs=1e-5)
+    assert report["rows"][-1]["now_mean"] == alone["now_mean"]  # though the fit went through files
     single = {(r["arm"], r["set"]): r["now_mean"] for r in report["rows"] if r["views"] == 1}
     assert all(
         single["points", s] == single["+ photo", s] for s in ("first", "second")

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -209,6 +210,26 @@ def test_summary_has_medians_over_the_subjects():
     (line,) = summarize(rows)
     assert line["now_mean"] == 3.0 and line["medians"]["now_mean"] == 2.0 and line["failed"] == 1
     assert line["photos_mean"] is None and line["medians"]["photos_mean"] is None
+
+
+def test_kept_predictions_are_not_made_again(data, tmp_path, monkeypatch):
+    first = accuracy(data[0], [data[1]], ["landmarks"], ["anna"], photos=[2], keep=tmp_path)
+    assert (tmp_path / "tiny" / "landmarks" / "2" / "anna.obj").is_file()
+    assert (tmp_path / "tiny" / MEAN_FACE / "all" / "anna.json").is_file()
+    monkeypatch.setattr(predictors, "fit_observed", lambda *args: pytest.fail("a fit was made again"))
+    again = accuracy(data[0], [data[1]], ["landmarks"], ["anna"], photos=[2], keep=tmp_path)
+    assert again["rows"] == first["rows"] and again["summary"] == first["summary"]
+    with pytest.raises(InputError, match="made with another recipe or model, or from other photos"):
+        accuracy(data[0], [data[1]], ["landmarks"], ["anna"], overrides=["seed=5"], photos=[2], keep=tmp_path)
+
+
+def test_a_fit_that_says_that_it_failed_is_measured(data, monkeypatch):
+    real = predictors.fit_observed
+    monkeypatch.setattr(
+        predictors, "fit_observed", lambda *args: replace(real(*args), status="failed", warnings=("odd",))
+    )
+    row = accuracy(data[0], [data[1]], ["landmarks"], ["anna"])["rows"][1]
+    assert row["status"] == "failed" and row["error"] == "" and row["now_mean"] > 0
 
 
 def test_failed_fits_are_counted(data, monkeypatch):

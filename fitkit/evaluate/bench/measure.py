@@ -12,7 +12,7 @@ from fitkit.data.samples import EvaluationSample
 from fitkit.evaluate.bench.scores import COVERAGE, ERRORS, PHOTOS, score_neutral, score_photos
 from fitkit.evaluate.bench.truth import Truth, load_photo_truths
 from fitkit.evaluate.engine import make_predictions, open_predictions, score_predictions
-from fitkit.evaluate.predictions import Outcome, PredictedFace, read_outcome
+from fitkit.evaluate.predictions import Outcome, PredictedFace, face_of_model, read_outcome
 from fitkit.evaluate.predictors import Predictor
 from fitkit.evaluate.protocols.base import Pairs, Scored, Scorer
 from fitkit.evaluate.tables import Row
@@ -57,13 +57,16 @@ class KnownShape(Scorer):
     ) -> Scored:
         prediction.need("vertices", "landmarks")
         person: Person = sample.truth()
-        face = prediction if prediction.parameters is None else _exact(prediction, context)
+        face = _exact(prediction, context)
         neutral = score_neutral(face, person.neutral)
         return Scored(neutral.values | score_photos(face, person.photos))
 
 
 def _exact(prediction: PredictedFace, model: FaceModel) -> PredictedFace:
-    """The same with meshes from its parameters, posed ones in the head frame: those in the files are rounded for others to read."""
+    """The same with meshes from its parameters, posed ones in the head frame: those in the files are rounded for others to read. One
+    without parameters is the mean face."""
+    if prediction.parameters is None:
+        return face_of_model(model, prediction.id)
     parameters = prediction.parameters()
     state = parameters.state
     if parameters.displacement is not None:
