@@ -15,6 +15,7 @@ from fitkit.geometry.alignment import similarity_align
 from fitkit.models.face_model import FaceModel, PointBasis
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import sample
+from fitkit.scene.position_map import PositionMap
 from fitkit.scene.state import SceneState
 
 IBUG_ANCHORS = (36, 39, 42, 45, 33, 48, 54)  # eye corners, nose bottom, mouth corners
@@ -130,13 +131,6 @@ def lmk_guided(
 ) -> AlignedLandmarks:
     """E14: the 68 points laid onto those that a network or any 3D detector found. Source: PGN eq. 8, whose T is 'affine'."""
     return AlignedLandmarks(model.landmark_basis, transform, (), sigma_mm, attached, "lmk_guided", "sum")
-
-
-@dataclass(frozen=True)
-class PositionMap:
-    """What a position-map network predicts. points: [B, 3, H, W] px of the crop (x, y, z) over the model's texture map."""
-
-    points: Tensor
 
 
 @dataclass(frozen=True)

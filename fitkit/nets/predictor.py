@@ -14,7 +14,9 @@ from fitkit.errors import InputError
 from fitkit.io.options import Range, check_options
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.landmarks.types import Landmarks
-from fitkit.scene.state import SceneState
+from fitkit.scene.depth_state import DepthState
+from fitkit.scene.position_map import PositionMap
+from fitkit.scene.state import SceneState, select_people, views_of
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,61 @@ class ViewSlot:
         return (self.yaw[0] + self.yaw[1]) / 2
 
 
+PARTS = ("state", "identity_sigma", "landmarks", "depth", "position_map", "parse", "points3d")
+
+
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says about S people in B frames. identity_sigma: [S, K_id] standard deviations of the identity, None: it does not
-    say; landmarks: in px of the pictures, None: it finds none of its own."""
+    """What a network says about S people in B frames, person by person. A part is None where it says nothing of it.
 
-    state: SceneState
+    state: the scene, cameras in px of the pictures; identity_sigma: [S, K_id] standard deviations of its identity;
+    landmarks: 68 points [B, 68, 2] px of the pictures; depth: maps [B, H, W] mm with their suitability in [0, 1];
+    position_map: [B, 3, H, W] px of the pictures over the face model's texture map; parse: [B, C, H, W] logits of the C parts
+    of a face that a pixel may show, `masks.PARSE` where C = 10; points3d: [B, N, 3] mm in any frame of each frame's own;
+    subject: [B] int64, the person of each frame; None: as the state or the depth says.
+
+    Raises:
+        InputError: neither of these two, and no `subject`.
+    """
+
+    state: SceneState | None = None
     identity_sigma: Tensor | None = None
     landmarks: Landmarks | None = None
+    depth: DepthState | None = None
+    position_map: PositionMap | None = None
+    parse: Tensor | None = None
+    points3d: Tensor | None = None
+    subject: Tensor | None = None
+
+    def __post_init__(self):
+        if self.subject is None:
+            whose = self.state or self.depth
+            if whose is None:
+                raise InputError(
+                    "prediction: expected 'subject', the person of each frame, where there is no state and no depth; "
+                    "give valid.nonzero()[:, 0]"
+                )
+            object.__setattr__(self, "subject", whose.subject)
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """Names of the parts that are there."""
+        return tuple(name for name in PARTS if getattr(self, name) is not None)
+
+    def select(self, people: Sequence[int]) -> "Prediction":
+        """What it says of some people, in this order."""
+        views, subject = views_of(self.subject, people)
+        maps = self.position_map
+        return Prediction(
+            None if self.state is None else select_people(self.state, people),
+            None if self.identity_sigma is None else self.identity_sigma[list(people)],
+            None if self.landmarks is None else self.landmarks.select(views.tolist()),
+            None if self.depth is None else self.depth.select_people(people),
+            None if maps is None else PositionMap(maps.points[views]),
+            None if self.parse is None else self.parse[views],
+            None if self.points3d is None else self.points3d[views],
+            subject,
+        )
 
 
 class StatePredictor(nn.Module, ABC):

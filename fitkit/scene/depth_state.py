@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
+from fitkit.scene.state import views_of
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,14 @@ class DepthState:
     @property
     def size(self) -> tuple[int, int]:
         return self.depth.shape[-2], self.depth.shape[-1]
+
+    def select_people(self, people: Sequence[int]) -> "DepthState":
+        """The frames of some people, in this order."""
+        views, subject = views_of(self.subject, people)
+        suitability = None if self.suitability is None else self.suitability[views]
+        return DepthState(
+            self.depth[views], self.pose.select(views), self.camera.select(views), subject, suitability
+        )
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Ordered pairs of different frames of one person: indices i [P], j [P]."""

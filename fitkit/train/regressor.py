@@ -36,7 +36,7 @@ from fitkit.observe.flow.types import FlowEstimator
 from fitkit.observe.observations import Observations
 from fitkit.render.shading import render_shaded
 from fitkit.scene.projection import project_points
-from fitkit.scene.state import SceneState
+from fitkit.scene.state import SceneState, select_people
 from fitkit.train.regressor_data import (
     Batch,
     InputOptions,
@@ -48,7 +48,6 @@ from fitkit.train.regressor_data import (
     stage_steps,
 )
 from fitkit.train.regressor_recipe import RegressorTraining, net_options
-from fitkit.train.regressor_terms import select_people
 
 WEIGHTS, CARD, CHECKPOINT, LOG, BAD_BATCH = (
     "regressor.safetensors",

@@ -133,7 +133,7 @@ class RegressorModule(LightningModule):
         self.batch = batch
         prediction = self.network.predict(batch.images, batch.valid)
         with torch.autocast(self.device.type, enabled=False):
-            cost, self.values = self.costs[number](prediction.state, batch.people, prediction.identity_sigma)
+            cost, self.values = self.costs[number](prediction, batch.people)
         self.state, self.total = prediction.state, float(cost.detach())
         if not math.isfinite(self.total):
             bad = [n for n, v in self.values.items() if not math.isfinite(v.value)]

@@ -26,6 +26,7 @@ from fitkit.energies.supervision import (
 from fitkit.errors import InputError
 from fitkit.fit.recipe import EnergyOptions
 from fitkit.models.face_model import FaceModel
+from fitkit.nets.predictor import Prediction
 from fitkit.observe.flow import make_flow_estimator
 from fitkit.observe.flow.types import FlowEstimator
 from fitkit.observe.labels import Labels
@@ -77,12 +78,11 @@ class StageCost:
         self._estimators: dict[tuple[str, str], FlowEstimator] = {}
 
     def __call__(
-        self, state: SceneState, people: Sequence[Observations], identity_sigma: Tensor | None = None
+        self, prediction: Prediction, people: Sequence[Observations]
     ) -> tuple[Tensor, dict[str, TermValue]]:
         """Total cost (a differentiable scalar) and a report for each energy.
 
-        state: of all people, views person by person; people: what is seen of each of them, on the state's device;
-        identity_sigma: [S, K_id], see `Prediction`.
+        prediction: of all people; people: what is seen of each of them, on the prediction's device.
 
         Raises:
             InputError: none of the energies can be used for these people.
@@ -92,11 +92,9 @@ class StageCost:
             groups = self._groups(name, people)
             value, squares, count = 0.0, 0.0, 0
             for group in groups:
-                part, observations = (
-                    select_people(state, group),
-                    join_observations([people[i] for i in group]),
-                )
-                sigma = None if identity_sigma is None else identity_sigma[group]
+                mine = prediction.select(group)
+                part, sigma = mine.state, mine.identity_sigma
+                observations = join_observations([people[i] for i in group])
                 term = Term(
                     self._energy(name, options, part, observations, sigma), options.weight, options.kernel
                 )
@@ -218,24 +216,6 @@ def _known(labels: Labels | None) -> set[str]:
 @torch.no_grad()
 def _light(photo: CrossViewPhotometric, state: SceneState, observations: Observations) -> Tensor:
     return photo.freeze(state, observations).estimate_light(state)
-
-
-def select_people(state: SceneState, people: Sequence[int]) -> SceneState:
-    """The state of some of its people, in this order, with all their views."""
-    if list(people) == list(range(len(state.identity))):
-        return state
-    views = torch.cat([(state.subject == s).nonzero()[:, 0] for s in people])
-    new = torch.full((len(state.identity),), -1, device=views.device)
-    new[torch.tensor(people, device=views.device)] = torch.arange(len(people), device=views.device)
-    return SceneState(
-        state.identity[list(people)],
-        new[state.subject[views]],
-        state.expression[views],
-        state.pose.select(views),
-        state.camera.select(views),
-        state.illumination[views],
-        None if state.albedo is None else state.albedo[list(people)],
-    )
 
 
 def join_observations(parts: Sequence[Observations]) -> Observations:

@@ -17,8 +17,10 @@ from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.errors import FitError, InputError, MissingWeightsError
 from fitkit.nets import load_predictor
 from fitkit.nets.predictor import ViewSlot
+from fitkit.nets.predictor import Prediction
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.labels import Labels
+from fitkit.scene.state import select_people
 from fitkit.train import regressor_loop
 from fitkit.train.regressor import (
     CHECKPOINT,
@@ -42,7 +44,7 @@ from fitkit.train.regressor_data import (
     split,
 )
 from fitkit.train.regressor_recipe import DataSource, load_regressor_training, parse_regressor_training
-from fitkit.train.regressor_terms import StageCost, join_observations, join_states, select_people
+from fitkit.train.regressor_terms import StageCost, join_observations, join_states
 
 MODEL = tiny_model(num_identity=4)
 MODEL = replace(
@@ -342,8 +344,8 @@ def test_the_cost_is_the_mean_over_the_people_of_what_the_objective_gives_for_ea
     gen = torch.Generator().manual_seed(0)
     light = torch.full((9, 9, 1), 0.1) + torch.eye(9)[:1].T * 3
     state = state.replace(identity=state.identity + torch.randn(3, 4, generator=gen), illumination=light)
-    total, report = cost(state, batch.people)
-    single = [cost(select_people(state, [i]), [batch.people[i]]) for i in range(3)]
+    total, report = cost(Prediction(state), batch.people)
+    single = [cost(Prediction(select_people(state, [i])), [batch.people[i]]) for i in range(3)]
     for name in report:
         assert report[name].value == pytest.approx(np.mean([r[name].value for _, r in single]), rel=1e-4), (
             name
@@ -351,7 +353,7 @@ def test_the_cost_is_the_mean_over_the_people_of_what_the_objective_gives_for_ea
     assert float(total) == pytest.approx(sum(v.value for v in report.values()), rel=1e-5)
     # A person without labels is left out of the supervised energies and counts in the others.
     bare = replace(batch.people[1], labels=None)
-    _, report = cost(state, [batch.people[0], bare, batch.people[2]])
+    _, report = cost(Prediction(state), [batch.people[0], bare, batch.people[2]])
     assert report["identity_sup"].people == 2 and report["lmk2d"].people == 3
     others = single[0][1]["identity_sup"].value + single[2][1]["identity_sup"].value
     assert report["identity_sup"].value == pytest.approx(others / 3, rel=1e-5)
@@ -362,7 +364,7 @@ def test_only_known_parts_of_a_label_are_compared():
     seen = people.samples[0].observations
     cost = StageCost(recipe().stages[0], MODEL)
     half = replace(seen, labels=replace(seen.labels, known=("pose",)))
-    _, report = cost(seen.labels.state, [half])
+    _, report = cost(Prediction(seen.labels.state), [half])
     assert (
         report["pose_sup"].people == 1
         and report["identity_sup"].people == 0
@@ -372,7 +374,7 @@ def test_only_known_parts_of_a_label_are_compared():
     with pytest.raises(
         InputError, match=r"stage 's': none of its energies \(identity_sup\) can be used for these samples"
     ):
-        StageCost(nothing.stages[0], MODEL)(seen.labels.state, [half])
+        StageCost(nothing.stages[0], MODEL)(Prediction(seen.labels.state), [half])
 
 
 def inputs_of(settings):
@@ -898,8 +900,6 @@ def test_validation_measures_how_far_the_views_disagree(people):
             self.anchor, self.turn = torch.nn.Parameter(torch.zeros(1)), turn
 
         def predict(self, images, valid):
-            from fitkit.nets.predictor import Prediction
-
             state = join_states([p.labels.state for p in self.people])
             rotation = state.pose.rotation @ so3_exp(torch.tensor([[0.0, self.turn, 0.0]])).expand(
                 len(state.expression), 3, 3
