@@ -16,7 +16,7 @@ from fitkit.io.foreign import DATA_BYTES, ForeignFile, foreign_file, parse_json
 from fitkit.io.options import build, to_plain, unknown_key
 from fitkit.io.weights import network_from
 from fitkit.models.face_model import FaceModel
-from fitkit.nets.predictor import StatePredictor, ViewSlot
+from fitkit.nets.predictor import Predictor, ViewSlot
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class NetKind:
     each named view, otherwise it takes any number of photos."""
 
     options: type
-    make: Callable[[FaceModel, tuple[ViewSlot, ...], Any], StatePredictor]
+    make: Callable[[FaceModel, tuple[ViewSlot, ...], Any], Predictor]
     named_views: bool = True
 
 
@@ -61,7 +61,7 @@ def net_kind(name: str) -> NetKind:
     return NETS[name]()
 
 
-def save_predictor(network: StatePredictor, name: str, path: str | os.PathLike, half: bool = True) -> None:
+def save_predictor(network: Predictor, name: str, path: str | os.PathLike, half: bool = True) -> None:
     """Weights as .safetensors, with everything that is needed to build the network again as JSON in the metadata.
 
     name: of the kind of network; half: floating-point weights in half precision.
@@ -117,7 +117,7 @@ def _about(file: ForeignFile) -> dict[str, Any]:
     return about
 
 
-def load_predictor(path: str | os.PathLike, model: FaceModel) -> StatePredictor:
+def load_predictor(path: str | os.PathLike, model: FaceModel) -> Predictor:
     """A trained network from its weight file, in eval mode, for the face model that it was trained with.
 
     Raises:
@@ -147,7 +147,7 @@ def _is_landmark_network(path: str | os.PathLike) -> bool:
         return False  # load_predictor says what is wrong with it
 
 
-def start_from(network: StatePredictor, path: str | os.PathLike, model: FaceModel) -> None:
+def start_from(network: Predictor, path: str | os.PathLike, model: FaceModel) -> None:
     """Fill a network with weights to start a training from: a regressor.safetensors of the same network, face model and views, a
     .pth file for its trunk, if it has `load_trunk`, or 'builtin', the shipped landmark network, or the file of another one for its
     encoder, if it has `load_encoder`.

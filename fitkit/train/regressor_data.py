@@ -21,7 +21,7 @@ from fitkit.errors import FitkitError, InputError
 from fitkit.io.options import Natural, build
 from fitkit.io.termination import end_with_parent
 from fitkit.models.face_model import FaceModel
-from fitkit.nets.predictor import StatePredictor, ViewSlot, assign_views
+from fitkit.nets.predictor import Predictor, ViewSlot, assign_views
 from fitkit.nets.weak_perspective import to_orthographic
 from fitkit.observe.observations import Observations
 from fitkit.train.regressor_recipe import DataSource, RegressorTraining, TrainingStage
@@ -63,7 +63,7 @@ class InputOptions:
     most_views: int = 4
 
     @staticmethod
-    def of(network: StatePredictor, most_views: int = 4) -> "InputOptions":
+    def of(network: Predictor, most_views: int = 4) -> "InputOptions":
         return InputOptions(network.views, network.size, network.crop, network.camera_kind, most_views)
 
 

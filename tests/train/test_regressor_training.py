@@ -899,7 +899,7 @@ def test_validation_measures_how_far_the_views_disagree(people):
             super().__init__()
             self.anchor, self.turn = torch.nn.Parameter(torch.zeros(1)), turn
 
-        def predict(self, images, valid):
+        def forward(self, images, valid):
             state = join_states([p.labels.state for p in self.people])
             rotation = state.pose.rotation @ so3_exp(torch.tensor([[0.0, self.turn, 0.0]])).expand(
                 len(state.expression), 3, 3
