@@ -124,6 +124,14 @@ class Predictor(nn.Module, ABC):
             exported programs want it. See `frames_of` and `table_of`.
         """
 
+    def features(self, images: Tensor) -> Tensor:
+        """Features [B, K] of pictures [B, 3, size, size], one by one, for energies that compare them.
+
+        Raises:
+            InputError: the network has none.
+        """
+        raise InputError(f"{type(self).__name__}: has no features of single pictures")
+
     @abstractmethod
     def parts(self) -> dict[str, tuple[nn.Module | nn.Parameter, ...]]:
         """Names under which a training frees parts of the network, and what they stand for: together, all of it."""

@@ -132,6 +132,9 @@ class FitkitInit(Predictor):
         own = views.flatten(0, 1) if padded else views[valid]
         return self._prediction(found, codes, angles, own, log_sigma, subject)
 
+    def features(self, images: Tensor) -> Tensor:
+        return self.encoder.locate(images)[1].mean((2, 3))
+
     def _describe(self, found: NetworkOutput, features: Tensor) -> tuple[Tensor, Tensor]:
         """Token [B, C] and first angles [B, 3] of each view.
 

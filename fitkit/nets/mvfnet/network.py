@@ -107,13 +107,16 @@ class MvfNet(Predictor):
 
     def forward(self, images: Tensor, valid: Tensor, padded: bool = False) -> Prediction:
         frames, subject = frames_of(images, valid, padded)
-        features = self.trunk(frames)  # [B, C]
+        features = self.features(frames)
         table = table_of(features, valid, padded, self.absent.to(features))
         poses, codes = self.pose_head(features), self.shape_head(table.flatten(1))
         with torch.autocast(
             features.device.type, enabled=False
         ):  # positions need more digits than half precision has
             return Prediction(self._state(poses.float(), codes.float(), subject))
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.trunk(images)
 
     def _state(self, poses: Tensor, codes: Tensor, subject: Tensor) -> SceneState:
         """poses [B, 6]: pitch, yaw, roll, x, y, scale, normalized; codes [S, K_id + K_ex]; subject [B]."""
