@@ -42,6 +42,7 @@ from fitkit.train.regressor_data import (
     InputOptions,
     Part,
     collate,
+    large_labels,
     open_data,
     prepare,
     split,
@@ -174,7 +175,7 @@ def open_parts(
         raise InputError(f"recipe '{recipe.name}': expected at least one data set in 'data'")
     both = []
     for source in recipe.data:
-        dataset = open_data(source, model) if datasets is None else datasets[source.name]
+        dataset = open_data(source, model, large_labels(recipe)) if datasets is None else datasets[source.name]
         both.append(
             split(source, dataset, recipe.validation.share if source.held_out < 0 else source.held_out)
         )
