@@ -18,7 +18,7 @@ from fitkit.io.options import Length, Positive, Range, Share, build, check_optio
 from fitkit.nets import NETS, net_kind
 from fitkit.train import regressor_recipe as trainings
 from fitkit.train.landmark_recipe import LandmarkTraining, load_landmark_training
-from fitkit.train.regressor_data import _reader
+from fitkit.train.readers import reader_options
 from fitkit.train.regressor_recipe import DataSource, RegressorTraining, load_regressor_training
 
 ROOTS = (
@@ -32,7 +32,7 @@ ROOTS = (
     *trainings.ENERGIES.values(),
     *(p.options for p in PROTOCOLS.values()),
     *(net_kind(name).options for name in NETS),
-    *(_reader(kind)[0] for kind in get_args(option_types(DataSource)["kind"])),
+    *(reader_options(kind) for kind in get_args(option_types(DataSource)["kind"])),
 )
 
 
