@@ -36,11 +36,13 @@ class Linearization:
     slots: one for each view a group depends on. center: None, or [G, M] weights that sum to 1 over the groups:
     then `residuals.value` is z - sum_g center_g z_g and the slot holds the derivatives of z. That is how a latent
     quantity shared by the views (an albedo) is eliminated in closed form.
+    mixed: the D components are combinations of those of `Energy.residuals`, of the same length.
     """
 
     residuals: Residuals
     slots: tuple[Slot, ...]
     center: Tensor | None = None
+    mixed: bool = False
 
 
 class Energy(Protocol):

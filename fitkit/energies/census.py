@@ -399,9 +399,8 @@ class CrossViewCensus:
             R = torch.linalg.qr(whole, mode="r").R
             a, b = R[..., :7], R[..., 7:14]
             residuals = replace(residuals, value=R[..., 14])
-        return Linearization(
-            residuals, (Slot(self.view_a, self._columns(a)), Slot(self.view_b, self._columns(b)))
-        )
+        slots = (Slot(self.view_a, self._columns(a)), Slot(self.view_b, self._columns(b)))
+        return Linearization(residuals, slots, mixed=self.neighbors > 15)
 
     def _columns(self, local: Tensor) -> dict[str, Tensor]:
         """Chain [G, N, D, 7] to the parameters of the view."""

@@ -22,12 +22,25 @@ from fitkit.render.cross_view import SharedPixels
 from fitkit.scene.state import SceneState
 
 
-def frozen_network(network: torch.nn.Module) -> torch.nn.Module:
-    """A copy whose weights are constant, in evaluation mode; the caller's own network can go on learning.
+class FrozenNetwork(torch.nn.Module):
+    """A network that never learns: its weights are constant, and it stays in evaluation mode whatever the rest of a training does,
+    so that running statistics and dropout do not change. The graph to its input is kept."""
 
-    The graph to its input is kept when it is called.
-    """
-    return deepcopy(network).eval().requires_grad_(False)
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> FrozenNetwork:
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+
+def frozen_network(network: torch.nn.Module) -> FrozenNetwork:
+    """A frozen copy, so that the caller's own network can go on learning; one that is frozen already stays as it is."""
+    return network if isinstance(network, FrozenNetwork) else FrozenNetwork(deepcopy(network))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class AlignedLandmarks(PlainEnergy):
     """T(model point) - labelled point, over sigma_mm, [B, N, 3], with the map T that fits best. Sums or mean, see `reduction`.
 
     Args:
-        basis: the model's N points. Labels: `points3d` [B, N, 3], NaN = not known, any frame and unit of length.
+        basis: the model's N points. Labels: `points3d` [B, N, 3] mm, NaN = not known, any frame.
         transform: 'similarity' or 'affine' (12 degrees of freedom; it absorbs part of the identity's error).
         anchors: rows of the N points that T is fitted to; all of them when empty.
         attached: gradients flow through T as well; the least-squares form holds T fixed (`freeze`).
@@ -144,7 +144,7 @@ class PositionMapLandmarks(PlainEnergy):
 
     Args:
         places: [68, 2] of the map's px (x, y), read bilinearly; see `landmark_places`.
-        source: 'labels' (`points3d`, x, y, z in px of the crop) or 'landmarks' (detected, x and y only).
+        source: 'labels' (`crop_points`) or 'landmarks' (detected, x and y only).
     Source: PGN section 4, training of its pose network (kernel l1).
     """
 
@@ -160,7 +160,7 @@ class PositionMapLandmarks(PlainEnergy):
         if self.source == "landmarks":
             truth, known = observations.landmarks.points.to(read), observations.landmarks.valid
         else:
-            truth = label(observations, "points3d", self.name).to(read)
+            truth = label(observations, "crop_points", self.name).to(read)
             known = torch.isfinite(truth).all(-1)
         value = (read[..., : truth.shape[-1]] - torch.nan_to_num(truth)) / self.sigma_px
         return Residuals(value, known.to(value.device))

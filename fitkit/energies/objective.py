@@ -37,7 +37,7 @@ class TermReport:
 
 
 class Objective:
-    """cost(state) = sum over terms of weight * sum (or mean) of trust * rho(|r|^2) / 2."""
+    """cost(state) = sum over terms of weight * sum (or mean) of trust * rho(|r|^2) / 2; see `Kernel.cost`."""
 
     def __init__(self, terms: Sequence[Term]):
         self.terms = tuple(terms)
@@ -64,11 +64,10 @@ class Objective:
             r = term.energy.residuals(state, observations)
             # An invalid item may hold NaN or infinity; masked before it is squared, its gradient stays out as well.
             masked = torch.where(r.valid[..., None], r.value, torch.zeros_like(r.value))
-            s = (masked * masked).sum(-1)
-            value = term.weight * _scale(term, r) * (_trust(r) * term.kernel.rho(s)).sum() / 2
+            value = term.weight * _scale(term, r) * (_trust(r) * term.kernel.cost(masked)).sum() / 2
             total = value if total is None else total + value
             n = int(r.valid.sum())
-            rms = float((s.detach().sum() / max(1, n * r.value.shape[-1])).sqrt())
+            rms = float((masked.detach().square().sum(-1).sum() / max(1, n * r.value.shape[-1])).sqrt())
             report[term.energy.name] = TermReport(float(value.detach()), n, rms)
         return torch.zeros(()) if total is None else total, report
 
@@ -114,10 +113,14 @@ def _scale(term: Term, r: Residuals) -> float | Tensor:
 def _accumulate(system: ArrowSystem, term: Term, lin: Linearization, layout: ParameterLayout) -> None:
     r = lin.residuals
     value = torch.where(r.valid[..., None], r.value, torch.zeros_like(r.value))
-    s = (value * value).sum(-1)
-    weight = term.weight * _scale(term, r) * _trust(r) * term.kernel.weight(s)  # [G, M]
+    if lin.mixed and term.kernel.by_component:
+        raise InputError(
+            f"energy '{term.energy.name}': its least-squares form mixes the components of an item, so it cannot be used with "
+            f"kernel '{term.kernel.name}', which takes each by itself; use kernel 'l2n'"
+        )
+    scale = term.weight * _scale(term, r) * _trust(r)  # [G, M]
     G, M, D = value.shape
-    w = weight[..., None].expand(G, M, D).reshape(G, M * D)
+    w = (scale[..., None] * term.kernel.weights(value)).expand(G, M, D).reshape(G, M * D)
     pull = w * value.reshape(G, M * D)
     if lin.center is not None:
         center = lin.center[..., None].expand(G, M, D).reshape(G, M * D)

@@ -257,7 +257,8 @@ def page() -> str:
         "",
         "## Kernels",
         "",
-        "`rho` of the squared length `s` of a residual, `e` = `radius`. `Kernel.published` gives the formula that the papers print, "
+        "`rho` of the squared length `s` of a residual, `e` = `radius`; `l1` takes each component of the residual by itself, `s` its "
+        "square, and adds them up. `Kernel.published` gives the formula that the papers print, "
         "the same curve up to a factor and an offset.",
         "",
         _table(

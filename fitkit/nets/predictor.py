@@ -1,11 +1,11 @@
-"""What all networks have in common: named views in, a scene state out."""
+"""What all networks have in common: named views in, a prediction out."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -96,53 +96,64 @@ class Prediction:
         )
 
 
-class StatePredictor(nn.Module, ABC):
-    """Pictures of people -> SceneState.
+class Predictor(nn.Module, ABC):
+    """Pictures of people -> Prediction.
 
-    size: side of the square pictures, px; crop: how they are cut; views: the named inputs, empty: any number of photos in any
-    order; model_name, num_identity, num_expression: of the face model whose coefficients are predicted; camera_kind: of the
-    predicted cameras.
+    gives: names of the parts of its predictions, of PARTS; options: dataclass of its options; size: side of the square pictures, px;
+    crop: how they are cut; views: the named inputs, empty: any number of photos in any order.
+    Where it gives a state: model_name, num_identity, num_expression: of the face model whose coefficients are predicted;
+    camera_kind: of the predicted cameras.
     """
 
+    gives: tuple[str, ...]
+    options: Any
     size: int
     crop: CropOptions
     views: tuple[ViewSlot, ...]
-    model_name: str
-    num_identity: int
-    num_expression: int
-    camera_kind: str
+    model_name: str = ""
+    num_identity: int = 0
+    num_expression: int = 0
+    camera_kind: str = ""
 
     @abstractmethod
-    def forward(self, images: Tensor, valid: Tensor) -> SceneState:
+    def forward(self, images: Tensor, valid: Tensor, padded: bool = False) -> Prediction:
         """images: [S, V, 3, size, size] sRGB in [0, 1] of S people in the V named views, or in up to V views where they have no names;
         valid: [S, V] bool, False: that view is missing. Every person has at least one view.
 
         Returns:
-            the state of the B = valid.sum() frames that are there, person by person, views in their order; cameras in pixels of
-            the pictures.
+            what it says of the B = valid.sum() frames that are there, person by person, views in their order. padded: of all
+            S * V frames, in that order; the rows of missing views mean nothing, and no shape depends on what `valid` holds, as
+            exported programs want it. See `frames_of` and `table_of`.
         """
 
-    def predict(self, images: Tensor, valid: Tensor) -> Prediction:
-        """As `forward`, with all else that the network says."""
-        return Prediction(self(images, valid))
+    def features(self, images: Tensor) -> Tensor:
+        """Features [B, K] of pictures [B, 3, size, size], one by one, for energies that compare them.
+
+        Raises:
+            InputError: the network has none.
+        """
+        raise InputError(f"{type(self).__name__}: has no features of single pictures")
 
     @abstractmethod
-    def predict_padded(self, images: Tensor, valid: Tensor) -> Prediction:
-        """As `predict` of all S * V frames, view by view for each person; the rows of missing views mean nothing. No shape depends on
-        what `valid` holds, as exported programs want it."""
-
-    @abstractmethod
-    def parts(self) -> dict[str, tuple[nn.Module, ...]]:
-        """Names under which a training frees parts of the network, and the modules they stand for."""
+    def parts(self) -> dict[str, tuple[nn.Module | nn.Parameter, ...]]:
+        """Names under which a training frees parts of the network, and what they stand for: together, all of it."""
 
 
-def padded_subjects(valid: Tensor) -> Tensor:
-    """Person of each of the S * V frames of `StatePredictor.predict_padded`, [S * V] int64."""
-    return (
-        torch.arange(valid.shape[0], device=valid.device)[:, None]
-        .expand(valid.shape[0], valid.shape[1])
-        .flatten()
-    )
+def frames_of(images: Tensor, valid: Tensor, padded: bool) -> tuple[Tensor, Tensor]:
+    """The pictures [B, 3, size, size] that `Predictor.forward` is to look at, and the person of each, [B] int64."""
+    if not padded:
+        return images[valid], valid.nonzero()[:, 0]
+    people = torch.arange(valid.shape[0], device=valid.device)[:, None].expand(valid.shape).flatten()
+    return images.flatten(0, 1), people
+
+
+def table_of(rows: Tensor, valid: Tensor, padded: bool, absent: Tensor) -> Tensor:
+    """Rows [B, C] of the frames as [S, V, C], with `absent` (anything that broadcasts to it) where a view is missing."""
+    if padded:
+        return torch.where(valid[..., None], rows.unflatten(0, valid.shape), absent)
+    table = absent.expand(*valid.shape, rows.shape[1]).clone()
+    table[valid] = rows
+    return table
 
 
 def assign_views(

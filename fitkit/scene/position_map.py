@@ -11,7 +11,7 @@ from torch import Tensor
 class PositionMap:
     """Position maps of B frames.
 
-    points: [B, 3, H, W] px of the crop (x, y, z; z grows away from the camera, in the same unit) over the face model's texture map.
+    points: [B, 3, H, W] px of the crop (x, y, z), as `Labels.crop_points`, over the face model's texture map.
     """
 
     points: Tensor

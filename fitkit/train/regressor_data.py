@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from fitkit.errors import FitkitError, InputError
 from fitkit.io.options import Natural, build
 from fitkit.io.termination import end_with_parent
 from fitkit.models.face_model import FaceModel
-from fitkit.nets.predictor import StatePredictor, ViewSlot, assign_views
+from fitkit.nets.predictor import Predictor, ViewSlot, assign_views
 from fitkit.nets.weak_perspective import to_orthographic
+from fitkit.observe.label_crops import turn_labels
+from fitkit.observe.labels import LARGE, Labels
 from fitkit.observe.observations import Observations
 from fitkit.train.regressor_recipe import DataSource, RegressorTraining, TrainingStage
 
@@ -63,7 +65,7 @@ class InputOptions:
     most_views: int = 4
 
     @staticmethod
-    def of(network: StatePredictor, most_views: int = 4) -> "InputOptions":
+    def of(network: Predictor, most_views: int = 4) -> "InputOptions":
         return InputOptions(network.views, network.size, network.crop, network.camera_kind, most_views)
 
 
@@ -103,9 +105,11 @@ def prepare(
     labels = seen.labels
     if labels is not None and labels.state is not None and inputs.camera_kind == "orthographic":
         middle = torch.full_like(labels.state.camera.principal, (inputs.size - 1) / 2)
-        seen = replace(
-            seen, labels=replace(labels, state=to_orthographic(labels.state, model, middle), vertices=None)
-        )
+        labels = turn_labels(labels, to_orthographic(labels.state, model, middle))
+    labels = Labels() if labels is None else labels
+    if labels.person is None:  # a sample is one person
+        labels = replace(labels, person=torch.zeros(seen.num_views, dtype=torch.int64))
+    seen = replace(seen, labels=labels)
     images = torch.full((len(slots), 3, inputs.size, inputs.size), 0.5)
     valid = torch.zeros(len(slots), dtype=torch.bool)
     images[there], valid[there] = seen.images, True
@@ -122,7 +126,7 @@ def collate(samples: Sequence[tuple[str, Tensor, Tensor, Observations]]) -> Batc
 
 
 class KeptSamples(FaceDataset):
-    """Samples of another data set, each read once. Pictures are kept with 8 bits; labels that are maps or whole meshes are left out."""
+    """Samples of another data set, each read once. Pictures and classes are kept with 8 bits, normals with 16."""
 
     def __init__(self, dataset: FaceDataset):
         self.dataset, self.terms, self._kept = dataset, getattr(dataset, "terms", ""), {}
@@ -138,23 +142,15 @@ class KeptSamples(FaceDataset):
             seen = sample.observations
             labels = seen.labels
             if labels is not None:
-                labels = replace(
-                    labels,
-                    vertices=None,
-                    depth=None,
-                    prior_depth=None,
-                    parse=None,
-                    parse_valid=None,
-                    normals=None,
-                )
+                labels = labels.each(Tensor.byte, ("parse",)).each(Tensor.half, ("normals",))
             images = (seen.images * 255).round().byte()
-            self._kept[index] = replace(
-                sample, observations=replace(seen, images=images, labels=labels), truth=labels
-            )
+            self._kept[index] = replace(sample, observations=replace(seen, images=images, labels=labels), truth=None)
         kept = self._kept[index]
-        return replace(
-            kept, observations=replace(kept.observations, images=kept.observations.images.float() / 255)
-        )
+        labels = kept.observations.labels
+        if labels is not None:
+            labels = labels.each(Tensor.long, ("parse",)).each(Tensor.float, ("normals",))
+        images = kept.observations.images.float() / 255
+        return replace(kept, observations=replace(kept.observations, images=images, labels=labels), truth=labels)
 
 
 # ---- which sample when ----
@@ -299,8 +295,28 @@ class Batches:
 # ---- readers ----
 
 
-def open_data(source: DataSource, model: FaceModel) -> FaceDataset:
-    """The data set of a recipe's entry.
+LABELS_OF = {  # the large labels that energies compare with; others need none
+    "vertex_sup": {"vertices"},
+    "mask_parse": {"parse", "parse_valid"},
+    "photo_model": {"parse", "parse_valid"},
+    "census_xview": {"parse", "parse_valid"},
+    "flow_mag": {"parse", "parse_valid"},
+    "depth_sup": {"depth"},
+    "normal_sup": {"depth"},
+    "depth_3dmm": {"prior_depth"},
+    "photo_warp_depth": {"prior_depth"},
+    "ssim_xview": {"prior_depth"},
+    "depth_xview": {"prior_depth"},
+}
+
+
+def large_labels(recipe: RegressorTraining) -> set[str]:
+    """Large labels (`labels.LARGE`) that the energies of a recipe compare with; no others are read."""
+    return {part for stage in recipe.stages for name in stage.energies for part in LABELS_OF.get(name, ())}
+
+
+def open_data(source: DataSource, model: FaceModel, labels: Collection[str] = LARGE) -> FaceDataset:
+    """The data set of a recipe's entry; labels: which of the large ones are read, where its reader has a choice.
 
     Raises:
         InputError: no folder given, options that its reader does not know, or not the layout that it expects.
@@ -312,11 +328,13 @@ def open_data(source: DataSource, model: FaceModel) -> FaceDataset:
         raise InputError(
             f"{label}: its folder is not set; give data.{source.name}.folder=FOLDER, or leave the data set out"
         )
-    dataset = make(Path(source.folder) if source.folder else None, settings, model)
+    folder = Path(source.folder) if source.folder else None
+    more = {"labels": labels} if source.kind == "synthetic" else {}
+    dataset = make(folder, settings, model, **more)
     return KeptSamples(dataset) if source.cache else dataset
 
 
-def _reader(kind: str) -> tuple[type, Callable[[Path, Any, FaceModel], FaceDataset]]:
+def _reader(kind: str) -> tuple[type, Callable[..., FaceDataset]]:
     if kind == "300wlp":
         from fitkit.data.w300lp import W300LP, W300LPOptions
 
@@ -346,10 +364,13 @@ class SyntheticOptions:
     count: Natural = 0
 
 
-def _synthetic(folder: Path | None, options: SyntheticOptions, model: FaceModel) -> FaceDataset:
+def _synthetic(
+    folder: Path | None, options: SyntheticOptions, model: FaceModel, labels: Collection[str]
+) -> FaceDataset:
     from fitkit.data.synth_dataset import SynthDataset, SynthFolder
     from fitkit.data.synth_recipe import load_synth_recipe
 
     if folder is not None:
-        return SynthFolder(folder, model, options.count)
-    return SynthDataset(load_synth_recipe(options.recipe, options.overrides), options.count or 1000, model)
+        return SynthFolder(folder, model, options.count, labels)
+    recipe = load_synth_recipe(options.recipe, options.overrides)
+    return SynthDataset(recipe, options.count or 1000, model, labels)

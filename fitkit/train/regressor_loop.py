@@ -20,7 +20,7 @@ from PIL import Image
 from fitkit.errors import FitError, InputError
 from fitkit.io.atomic import writing, written_whole
 from fitkit.models.face_model import FaceModel
-from fitkit.nets.predictor import StatePredictor
+from fitkit.nets.predictor import Predictor
 from fitkit.observe.flow.types import FlowEstimator
 from fitkit.train.regressor import (
     BAD_BATCH,
@@ -50,7 +50,7 @@ class RegressorModule(LightningModule):
         self,
         recipe: RegressorTraining,
         folder: Path,
-        network: StatePredictor,
+        network: Predictor,
         model: FaceModel,
         training: Sequence[Part],
         make_estimator: Callable[[str, str | None, str], FlowEstimator],
@@ -131,7 +131,7 @@ class RegressorModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         number, inside = stage_of_step(self.lengths, self.trainer.global_step)
         self.batch = batch
-        prediction = self.network.predict(batch.images, batch.valid)
+        prediction = self.network(batch.images, batch.valid)
         with torch.autocast(self.device.type, enabled=False):
             cost, self.values = self.costs[number](prediction, batch.people, inside / self.lengths[number])
         self.state, self.total = prediction.state, float(cost.detach())
@@ -277,7 +277,7 @@ class Keeper(Callback):
 def run(
     recipe: RegressorTraining,
     folder: Path,
-    network: StatePredictor,
+    network: Predictor,
     model: FaceModel,
     training: Sequence[Part],
     held: Sequence[Part],

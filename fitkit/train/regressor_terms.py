@@ -17,7 +17,7 @@ from fitkit.models.face_model import FaceModel
 from fitkit.nets.predictor import Prediction
 from fitkit.observe.flow import make_flow_estimator
 from fitkit.observe.flow.types import FlowEstimator
-from fitkit.observe.labels import Labels
+from fitkit.observe.labels import Labels, join_labels
 from fitkit.observe.landmarks.types import join_landmarks
 from fitkit.observe.observations import Observations
 from fitkit.scene.camera import Camera
@@ -163,7 +163,7 @@ class StageCost:
 
 
 def join_observations(parts: Sequence[Observations]) -> Observations:
-    """Observations of several people as one; of the labels what all of them have (their states and how sure these are)."""
+    """Observations of several people as one; of the labels what all of them have, see `join_labels`."""
     if len(parts) == 1:
         return parts[0]
     images, mask, scale, offset = (
@@ -175,22 +175,8 @@ def join_observations(parts: Sequence[Observations]) -> Observations:
         mask,
         scale,
         offset,
-        _join_labels([p.labels for p in parts]),
+        join_labels([p.labels for p in parts], join_states),
     )
-
-
-def _join_labels(parts: Sequence[Labels | None]) -> Labels | None:
-    if any(p is None or p.state is None for p in parts):
-        return None
-    state, sigma = join_states([p.state for p in parts]), None
-    if any(p.identity_sigma is not None for p in parts):
-        sigma = torch.cat(
-            [
-                torch.zeros_like(p.state.identity) if p.identity_sigma is None else p.identity_sigma
-                for p in parts
-            ]
-        )
-    return Labels(state, sigma, known=tuple(k for k in parts[0].known if all(k in p.known for p in parts)))
 
 
 def join_states(parts: Sequence[SceneState]) -> SceneState:

@@ -147,7 +147,7 @@ def test_a_position_map_is_read_where_the_landmarks_are():
     truth = MODEL.landmark_basis.mean[None]
     state = PositionMap(drawn_map(256))
     energy = PositionMapLandmarks(landmark_places(MODEL, (256, 256)))
-    observations = replace(observe(MODEL, STATE), labels=Labels(points3d=truth))
+    observations = replace(observe(MODEL, STATE), labels=Labels(crop_points=truth))
     error = energy.residuals(state, observations).value.norm(dim=-1)
     # The interpolator cuts some of the mesh's quads along their other diagonal; their corners are up to 2.5 mm off one plane.
     assert float(error.median()) < 0.1 and float(error.max()) < 2.5

@@ -75,6 +75,16 @@ def test_trust_weighs_the_mean():
     assert float(cost) == pytest.approx((9 + 8 + 12.5) / 2 / 2)  # the trusts add up to 2
 
 
+def test_kernel_l1_counts_each_component():
+    values = torch.tensor([[[3.0, -4.0]]], dtype=torch.float64)
+    energy = Fixed(values, torch.ones(1, 1, dtype=torch.bool))
+    cost = {
+        name: float(Objective([Term(energy, 1.0, Kernel(name, 1e-6))]).cost(TRUTH, OBS)[0]) / 1e-6
+        for name in ("l1", "l2n")
+    }
+    assert cost == pytest.approx({"l1": 7.0, "l2n": 5.0}, abs=1e-4)
+
+
 def test_nothing_valid_costs_nothing_and_has_a_finite_gradient():
     values = torch.full((1, 4, 1), torch.nan, dtype=torch.float64)
     energy = Fixed(values, torch.zeros(1, 4, dtype=torch.bool))

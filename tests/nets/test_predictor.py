@@ -55,3 +55,10 @@ def test_a_prediction_without_a_state_says_whose_its_frames_are():
     assert only.gives == ("parse",) and only.select([1]).parse.shape == (1, 10, 5, 5)
     with pytest.raises(InputError, match="expected 'subject'.*valid.nonzero"):
         Prediction(parse=torch.rand(4, 10, 5, 5))
+
+
+def test_a_depth_without_poses_says_that_its_frames_cannot_be_compared():
+    depth = everything().depth
+    assert len(depth.pairs()[0]) == 2
+    with pytest.raises(InputError, match="comparing frames of a person needs their poses"):
+        DepthState(depth.depth, None, depth.camera, SUBJECT).select_people([0]).pairs()

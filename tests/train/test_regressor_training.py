@@ -16,10 +16,10 @@ from fitkit.data.augment import PLAIN, FaceAugmentation
 from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.errors import FitError, InputError, MissingWeightsError
 from fitkit.nets import load_predictor
-from fitkit.nets.predictor import ViewSlot
-from fitkit.nets.predictor import Prediction
+from fitkit.nets.predictor import Prediction, ViewSlot
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.labels import Labels
+from fitkit.render.rasterizer import clip_vertices, rasterize
 from fitkit.scene.state import select_people
 from fitkit.train import regressor_loop
 from fitkit.train.regressor import (
@@ -40,6 +40,7 @@ from fitkit.train.regressor_data import (
     KeptSamples,
     collate,
     draw_order,
+    large_labels,
     prepare,
     split,
 )
@@ -435,6 +436,49 @@ def test_a_sample_as_the_network_takes_it():
         prepare(replace(seen, landmarks=few), "x", MODEL, inputs, PLAIN, np.random.default_rng(0))
 
 
+def with_maps(observations):
+    state = observations.labels.state
+    clip = clip_vertices(state.camera, state.pose.apply(state.vertices(MODEL)))
+    fragments = rasterize(clip, MODEL.triangles, observations.size)
+    labels = replace(
+        observations.labels,
+        vertices=state.pose.apply(state.vertices(MODEL)),
+        depth=fragments.depth * fragments.covered,
+        parse=(fragments.triangle >= 0).long(),
+        normals=fragments.covered[:, None] * torch.tensor([0.0, 0.0, -1.0])[:, None, None],
+        visible=torch.ones(len(clip), 68, dtype=torch.bool),
+        points3d=MODEL.landmarks.points(state.vertices(MODEL), MODEL.triangles),
+    )
+    return replace(observations, labels=labels)
+
+
+def test_label_maps_arrive_at_the_energies():
+    """Through the cache, the cut, the camera of the network and the batch, where they used to be dropped."""
+    people = Triplets(2)
+    people.samples = [replace(s, observations=with_maps(s.observations)) for s in people.samples]
+    kept = KeptSamples(people)
+    assert torch.equal(kept[0].truth.parse, people[0].observations.labels.parse)
+    inputs = inputs_of(recipe())
+    batch = collate(
+        [
+            (str(i), *prepare(kept[i].observations, "x", MODEL, inputs, PLAIN, np.random.default_rng(1)))
+            for i in range(2)
+        ]
+    )
+    labels = join_observations(list(batch.people)).labels
+    assert labels.depth.shape == (6, 48, 48) and labels.normals.shape == (6, 3, 48, 48)
+    assert labels.visible.shape == (6, 68) and labels.points3d.shape == (6, 68, 3)
+    assert labels.person.tolist() == [0, 0, 0, 1, 1, 1]
+    state = labels.state
+    torch.testing.assert_close(labels.vertices, state.pose.apply(state.vertices(MODEL)), rtol=1e-4, atol=0.02)
+    drawn = rasterize(clip_vertices(state.camera, labels.vertices), MODEL.triangles, (48, 48))
+    both = drawn.covered & (labels.depth > 0)
+    assert float((drawn.covered == (labels.depth > 0)).float().mean()) > 0.95
+    assert float((drawn.depth - labels.depth)[both].abs().median()) < 2
+    assert torch.equal(labels.parse == 1, labels.normals.norm(dim=1) > 0.99)
+    assert 0.001 < float(labels.normals[:, :2].abs().max()) < 0.1  # turned with the line of sight
+
+
 def test_views_are_taken_away_but_never_all():
     seen = Triplets(1).samples[0].observations
     inputs = inputs_of(recipe())
@@ -579,6 +623,12 @@ def test_joined_observations_keep_what_all_have(people):
     assert join_observations([a, replace(b, labels=None)]).labels is None
 
 
+def test_only_the_large_labels_that_energies_need_are_read():
+    energies = {"vertex_sup": {}, "pose_sup": {}}
+    assert large_labels(recipe([{"name": "s", "steps": 1, "energies": energies}])) == {"vertices"}
+    assert large_labels(recipe([{"name": "s", "steps": 1, "energies": {"lmk2d": {}}}])) == set()
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -662,7 +712,7 @@ def test_the_command(tmp_path, monkeypatch):
     from fitkit.train import regressor
 
     monkeypatch.setattr(regressor, "load_model", lambda name: MODEL)
-    monkeypatch.setattr(regressor, "open_data", lambda source, model: Triplets(4))
+    monkeypatch.setattr(regressor, "open_data", lambda source, model, labels: Triplets(4))
     recipe_file = tmp_path / "tiny.yaml"
     recipe_file.write_text(
         json.dumps(BASE | {"stages": [{"name": "s", "steps": 100, "energies": {"lmk2d": {}}}]})
@@ -899,7 +949,7 @@ def test_validation_measures_how_far_the_views_disagree(people):
             super().__init__()
             self.anchor, self.turn = torch.nn.Parameter(torch.zeros(1)), turn
 
-        def predict(self, images, valid):
+        def forward(self, images, valid):
             state = join_states([p.labels.state for p in self.people])
             rotation = state.pose.rotation @ so3_exp(torch.tensor([[0.0, self.turn, 0.0]])).expand(
                 len(state.expression), 3, 3
