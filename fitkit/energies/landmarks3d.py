@@ -255,7 +255,7 @@ SPECS = (
         ),
         options=PositionMapTerm,
         takes="position_map",
-        needs=lambda o: frozenset({"points3d"} if o.source == "labels" else ()),
+        needs=lambda o: frozenset({"crop_points"} if o.source == "labels" else ()),
         not_in_fits="a fit has no position maps; a network predicts them",
     ),
     EnergySpec(
