@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,9 @@ from torch import Tensor
 from fitkit.energies.base import Residuals
 from fitkit.energies.flow_correspondence import FlowImages
 from fitkit.energies.flow_magnitude import both_ways, resized_photos
+from fitkit.energies.spec import Context, EnergyDoc, EnergyOptions, EnergySpec, Networks, PGN, use
 from fitkit.errors import InputError
+from fitkit.io.options import Cosine, Natural, NonNegative, Pixels, Range
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.observations import Observations
 from fitkit.render.cross_view import SharedPixels
@@ -46,11 +49,11 @@ class FeatureOptions:
     the order of their yaw, both ways; min_pixels: pairs that share fewer for a 224-pixel crop do not count;
     min_cosine, depth_tolerance_mm: visibility."""
 
-    size: int = 224
-    neighbors: int = 1
-    min_pixels: int = 64
-    min_cosine: float = 0.25
-    depth_tolerance_mm: float = 3.5
+    size: Pixels = 224
+    neighbors: Annotated[int, Range(1, 1000)] = 1
+    min_pixels: Natural = 64
+    min_cosine: Cosine = 0.25
+    depth_tolerance_mm: NonNegative = 3.5
 
 
 @dataclass(frozen=True)
@@ -120,3 +123,43 @@ class SemanticFeatures:
                 f"got {list(features.shape)}; pool or flatten them in the network"
             )
         return F.normalize(features, dim=1)
+
+
+# ---- recipes ----
+
+
+@dataclass(frozen=True)
+class FeatureTerm(EnergyOptions):
+    network: str = "encoder"  # what the pictures are looked at through, see fitkit.nets.load_network
+    weights: str = ""  # of that network, regressor.safetensors
+    options: FeatureOptions = FeatureOptions()
+
+
+def _load(networks: Networks, o: FeatureTerm) -> torch.nn.Module:
+    return networks.frozen(o.network, o.weights)
+
+
+def _make(context: Context, o: FeatureTerm) -> SemanticFeatures:
+    photos = resized_photos(context.observations, o.options.size)
+    return SemanticFeatures(context.model, o.options, _load(context.networks, o), photos)
+
+
+SPECS = (
+    EnergySpec(
+        name="sem_feat",
+        cls=SemanticFeatures,
+        make=_make,
+        role="image",
+        doc=EnergyDoc(
+            formula="phi(I_b) / |phi(I_b)| - phi(I_{a->b}) / |phi(I_{a->b})|; half its square is 1 - cos",
+            unit="none",
+            source="PGN eq. 11",
+            uses=(use(PGN, "sq", "10"),),
+            gradient="through the frozen network to I_{a->b}; weak and smooth",
+            id="E6",
+        ),
+        options=FeatureTerm,
+        cross_view=True,
+        load=_load,
+    ),
+)

@@ -63,6 +63,7 @@ class Prediction:
     parse: Tensor | None = None
     points3d: Tensor | None = None
     subject: Tensor | None = None
+    shared_expression: bool = False  # one expression for all frames of a person, repeated
 
     def __post_init__(self):
         if self.subject is None:
@@ -92,6 +93,7 @@ class Prediction:
             None if self.parse is None else self.parse[views],
             None if self.points3d is None else self.points3d[views],
             subject,
+            self.shared_expression,
         )
 
 

@@ -240,7 +240,7 @@ class RegressorTask(Task):
             for stage in self.recipe.stages
         ]
         for cost in self.costs:
-            cost.load_estimators(str(device))
+            cost.load_networks()
         return sum(self.lengths)
 
     def batches(self, first: int, rank: int) -> Iterator[Batch]:
@@ -282,11 +282,13 @@ class RegressorTask(Task):
                 module.eval()
 
     def cost(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
-        number, _ = stage_of_step(self.lengths, step)
+        number, inside = stage_of_step(self.lengths, step)
         self.batch = batch
         self.prediction = self.network(batch.images, batch.valid)
         with torch.autocast(self.device.type, enabled=False):
-            cost, self.values = self.costs[number](self.prediction, batch.people)
+            cost, self.values = self.costs[number](
+                self.prediction, batch.people, inside / self.lengths[number]
+            )
         self.total = float(cost.detach())
         return cost, {n: v.value for n, v in self.values.items()} | {"total": self.total}
 

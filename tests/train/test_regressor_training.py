@@ -138,7 +138,7 @@ def test_training_lowers_the_loss_and_the_vertex_error(people, tmp_path):
         network,
     )
     errors = validate(network, MODEL, held)
-    assert errors["vertex_mm"] < 0.6 * errors["mean_face_mm"] and errors["nme_percent"] < 6
+    assert errors["vertex_mm"] < 0.7 * errors["mean_face_mm"] and errors["nme_percent"] < 6
     rows = list(csv.DictReader((tmp_path / "out" / "log.csv").read_text().splitlines()))
     assert [int(r["step"]) for r in rows] == list(range(1, 81))
     assert (
