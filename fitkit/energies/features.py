@@ -12,6 +12,7 @@ from torch import Tensor
 from fitkit.energies.base import Residuals
 from fitkit.energies.flow_correspondence import FlowImages
 from fitkit.energies.flow_magnitude import both_ways, resized_photos
+from fitkit.energies.pair_masks import PairMask, pair_mask
 from fitkit.errors import InputError
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.observations import Observations
@@ -31,13 +32,14 @@ def frozen_network(network: torch.nn.Module) -> torch.nn.Module:
 class FeatureOptions:
     """size: side of the images the network sees; neighbors: each view is paired with this many next views of the same person in
     the order of their yaw, both ways; min_pixels: pairs that share fewer for a 224-pixel crop do not count;
-    min_cosine, depth_tolerance_mm: visibility."""
+    min_cosine, depth_tolerance_mm: visibility; mask: what tells the pixels that both views see, see `pair_mask`."""
 
     size: int = 224
     neighbors: int = 1
     min_pixels: int = 64
     min_cosine: float = 0.25
     depth_tolerance_mm: float = 3.5
+    mask: PairMask = "zbuffer"
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,14 @@ class SemanticFeatures:
         o, photos = self.options, self.photos
         pairs = both_ways(state, o.neighbors, self.name)
         shared = SharedPixels.of(
-            self.model, state, photos.mask, photos.reduction, pairs, o.depth_tolerance_mm, o.min_cosine
+            self.model,
+            state,
+            photos.mask,
+            photos.reduction,
+            pairs,
+            o.depth_tolerance_mm,
+            o.min_cosine,
+            pair_mask(o.mask, self.model, state, pairs),
         )
         return replace(self, shared=shared)
 
