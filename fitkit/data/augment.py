@@ -82,7 +82,10 @@ def recrop(
         high = torch.where(marks.valid[..., None], moved, -torch.inf).amax(1)
         by = shift * crop.margin * (high - low).amax(1, keepdim=True)
         moved = moved + by[:, None]
-    images = (observations.images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    images = observations.images
+    if crop.fill == "black":  # what was filled before lies beyond the mask
+        images = torch.where(observations.mask[:, None], images, 0.0)
+    images = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     cut = crop_views(list(images), list(observations.mask.numpy()), replace(marks, points=moved), crop)
     points = (marks.points - cut.offset[:, None]) * cut.scale[:, None, None]
     labels = observations.labels

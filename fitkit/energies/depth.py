@@ -25,7 +25,7 @@ from fitkit.scene.depth_state import DepthState, back_project, carry, depth_norm
 class DepthSupervision(PlainEnergy):
     """depth_sup: (D - D*) / sigma_mm where the label has a surface, [B, H W, 1] (E19). Mean. Source: Shu et al. eq. 8 (kernel l1).
 
-    The paper divides depths by 200 mm: its unit weight is sigma_mm = 200.
+    The paper's depths have no unit and it gives no constants; over 200 mm, as in `DepthPrior`, its weight 1 is sigma_mm = 200.
     """
 
     sigma_mm: float = 2.0
@@ -58,22 +58,27 @@ class NormalSupervision(PlainEnergy):
 class DepthPrior(PlainEnergy):
     """depth_3dmm: (D - D_S) / sigma_mm, D_S the depth of a fitted face model, [B, H W, 1] (E21). Mean.
 
-    background: pixels without a model surface count as well, at D_S = 0 against D over `background_mm`, which teaches a
-    network an empty background. Source: Shu et al. eq. 10 (kernel sq, weight 0.02 on depths over 200 mm). D_S is detached.
+    background: usable pixels without a model surface count as well: how far a surface there lies before the plane behind_mm behind
+    the head's origin, over `background_mm`, so that a network learns an empty background. That is the paper's normalized depth, which
+    is large near the camera and 0 where nothing is. Its constants are not printed; 150 and 200 mm are ours: 50 mm before the
+    head is 1. Source: Shu et al. eq. 7 and 10 (kernel sq, weight 0.02). D_S is detached, the head's place too.
     """
 
     sigma_mm: float = 10.0
     background: bool = False
     background_mm: float = 200.0
+    behind_mm: float = 150.0
     name = "depth_3dmm"
     reduction = "mean"
 
     def residuals(self, state: DepthState, observations: Observations) -> Residuals:
         prior = label(observations, "prior_depth", self.name).to(state.depth).detach()
-        value = torch.where(
-            prior > 0, (state.depth - prior) / self.sigma_mm, state.depth / self.background_mm
-        )
-        valid = torch.ones_like(prior, dtype=torch.bool) if self.background else prior > 0
+        plane = state.pose.translation[:, 2].detach()[:, None, None] + self.behind_mm
+        before = torch.where(state.depth > 0, plane - state.depth, 0).clamp_min(0)
+        value = torch.where(prior > 0, (state.depth - prior) / self.sigma_mm, before / self.background_mm)
+        valid = prior > 0
+        if self.background:
+            valid = valid | observations.mask.to(valid.device)
         return Residuals(value.flatten(1)[..., None], valid.flatten(1))
 
 
@@ -107,7 +112,7 @@ def warp(state: DepthState, observations: Observations, tolerance_mm: float = 10
     """Inverse warp by the depth of the frame that is looked from.
 
     A pixel counts where both frames have a surface there, it falls inside the other picture, and the depth it should have
-    there is that of the surface there, up to tolerance_mm (occlusion; 0.05 of the paper's depth unit). The test uses the
+    there is that of the surface there, up to tolerance_mm (occlusion; the paper's 0.05 has no unit, of 200 mm it is 10). The test uses the
     fitted model's depth (`labels.prior_depth`) where there is one, else the state's own, detached.
 
     Source: Shu et al. eq. 11-13 with the inverse warp of "SfM-Net" (Vijayanarasimhan et al. 2017): the paper's words and its

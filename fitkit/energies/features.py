@@ -13,6 +13,7 @@ from torch import Tensor
 from fitkit.energies.base import Residuals
 from fitkit.energies.flow_correspondence import FlowImages
 from fitkit.energies.flow_magnitude import both_ways, resized_photos
+from fitkit.energies.pair_masks import PairMask, pair_mask
 from fitkit.energies.spec import Context, EnergyDoc, EnergyOptions, EnergySpec, Networks, PGN, use
 from fitkit.errors import InputError
 from fitkit.io.options import Cosine, Natural, NonNegative, Pixels, Range
@@ -47,13 +48,14 @@ def frozen_network(network: torch.nn.Module) -> FrozenNetwork:
 class FeatureOptions:
     """size: side of the images the network sees; neighbors: each view is paired with this many next views of the same person in
     the order of their yaw, both ways; min_pixels: pairs that share fewer for a 224-pixel crop do not count;
-    min_cosine, depth_tolerance_mm: visibility."""
+    min_cosine, depth_tolerance_mm: visibility; mask: what tells the pixels that both views see, see `pair_mask`."""
 
     size: Pixels = 224
     neighbors: Annotated[int, Range(1, 1000)] = 1
     min_pixels: Natural = 64
     min_cosine: Cosine = 0.25
     depth_tolerance_mm: NonNegative = 3.5
+    mask: PairMask = "zbuffer"
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,14 @@ class SemanticFeatures:
         o, photos = self.options, self.photos
         pairs = both_ways(state, o.neighbors, self.name)
         shared = SharedPixels.of(
-            self.model, state, photos.mask, photos.reduction, pairs, o.depth_tolerance_mm, o.min_cosine
+            self.model,
+            state,
+            photos.mask,
+            photos.reduction,
+            pairs,
+            o.depth_tolerance_mm,
+            o.min_cosine,
+            pair_mask(o.mask, self.model, state, pairs),
         )
         return replace(self, shared=shared)
 

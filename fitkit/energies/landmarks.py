@@ -139,7 +139,7 @@ class LandmarkOffsets:
     """lmk2d_eye, lmk2d_lip: ((k_i - k_j) - (l_i - l_j)) / sigma for opposite lid or lip points, [B, n, 2].
 
     Blind to a common shift, so it survives small pose errors. sigma_px: [B, 68] px of one point, of the crop.
-    Source: MFNet eq. 8 and 9, pairs as printed there.
+    Source: MFNet eq. 8 and 9, which do not print the pairs; these are ours.
     """
 
     model: FaceModel

@@ -31,7 +31,7 @@ class AlignedLandmarks(PlainEnergy):
         basis: the model's N points. Labels: `points3d` [B, N, 3] mm, NaN = not known, any frame.
         transform: 'similarity' or 'affine' (12 degrees of freedom; it absorbs part of the identity's error).
         anchors: rows of the N points that T is fitted to; all of them when empty.
-        attached: gradients flow through T as well; the least-squares form holds T fixed (`freeze`).
+        attached: T follows the points, and gradients flow through it as well; else `freeze` fixes it.
     Raises:
         DegenerateInputError: a frame with fewer than 3 (similarity) or 4 (affine) known anchors, or degenerate ones.
     """
@@ -47,6 +47,9 @@ class AlignedLandmarks(PlainEnergy):
     target: Tensor | None = None  # [B, N, 3] points instead of labelled ones
 
     def freeze(self, state: SceneState, observations: Observations) -> "AlignedLandmarks":
+        return self if self.attached else self._fixed_at(state, observations)
+
+    def _fixed_at(self, state: SceneState, observations: Observations) -> "AlignedLandmarks":
         points, truth, known = self._points(state, observations)
         linear, shift = self._fit(points, truth, known)
         return replace(self, fixed=(linear.detach(), shift.detach()))
@@ -62,13 +65,33 @@ class AlignedLandmarks(PlainEnergy):
         return Residuals((points @ linear.transpose(-1, -2) + shift[:, None] - truth) / self.sigma_mm, known)
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
-        frozen = self if self.fixed is not None else self.freeze(state, observations)
+        if self.attached and self.fixed is None:
+            return self._linearize_attached(state, observations)
+        frozen = self if self.fixed is not None else self._fixed_at(state, observations)
         residuals = frozen.residuals(state, observations)
         J = torch.einsum("bij,njk->bnik", frozen.fixed[0], self.basis.rows.to(state.identity)) / self.sigma_mm
+        return self._linearization(state, residuals, J)
+
+    def _linearize_attached(self, state: SceneState, observations: Observations) -> Linearization:
+        """Derivatives through T too, one pass back for each component of a frame's points."""
+        with torch.enable_grad():
+            identity = state.identity[state.subject].detach().requires_grad_()
+            expression = state.expression.detach().requires_grad_()
+            each = state.replace(
+                identity=identity, subject=torch.arange(len(identity)).to(state.subject), expression=expression
+            )
+            residuals = self.residuals(each, observations)
+            rows = [
+                torch.cat(torch.autograd.grad(v.sum(), (identity, expression), retain_graph=True), 1)
+                for v in residuals.value.flatten(1).unbind(1)
+            ]
+        residuals = replace(residuals, value=residuals.value.detach())
+        return self._linearization(state, residuals, torch.stack(rows, 1).unflatten(1, residuals.value.shape[1:]))
+
+    def _linearization(self, state: SceneState, residuals: Residuals, J: Tensor) -> Linearization:
         K = self.basis.num_identity
-        return Linearization(
-            residuals, (Slot(all_views(state), {"identity": J[..., :K], "expression": J[..., K:]}),)
-        )
+        columns = {"identity": J[..., :K], "expression": J[..., K:]}
+        return Linearization(residuals, (Slot(all_views(state), columns),))
 
     def _points(self, state: SceneState, observations: Observations) -> tuple[Tensor, Tensor, Tensor]:
         truth = label(observations, "points3d", self.name) if self.target is None else self.target

@@ -13,7 +13,7 @@ from fitkit.energies.base import Residuals
 from fitkit.energies.features import frozen_network
 from fitkit.energies.flow_correspondence import FlowImages
 from fitkit.energies.flow_magnitude import resized_photos
-from fitkit.energies.supervision import label
+from fitkit.energies.parse_labels import labelled_parse
 from fitkit.energies.spec import Context, DFM, EnergyDoc, EnergyOptions, EnergySpec, Networks, use
 from fitkit.errors import InputError
 from fitkit.io.options import Pixels
@@ -93,7 +93,7 @@ class ParsedRendering:
             if self.options.target == "photo":
                 target = self._logits(self.photos.images).argmax(1)
             else:
-                target, known = self._labels(observations)
+                target, known = labelled_parse(observations, mask.shape[-2:], self.name)
                 valid = valid & known
             return replace(self, triangle=lit.triangle, target=target, valid=valid)
 
@@ -132,17 +132,6 @@ class ParsedRendering:
                 f"got {list(logits.shape)}"
             )
         return logits
-
-    def _labels(self, observations: Observations) -> tuple[Tensor, Tensor]:
-        """The labelled part at the nearest pixel, [B, h, w], and where it is known."""
-        parse = label(observations, "parse", self.name)
-        known = observations.labels.parse_valid
-        known = torch.ones_like(parse, dtype=torch.bool) if known is None else known
-        both = torch.stack([parse, known.to(parse)], 1).to(torch.float32)
-        both = F.interpolate(both, size=self.photos.images.shape[-2:], mode="nearest-exact").to(
-            self.photos.images.device
-        )
-        return both[:, 0].long(), both[:, 1] > 0
 
 
 # ---- recipes ----

@@ -64,8 +64,8 @@ OUTPUTS = {
     ),
 }
 CROP_RULE = (
-    "square around the box of the 68 landmarks: side = margin * its larger side, centre moved up by `up` * its height, grey (128) "
-    "outside of the photo, resized to size x size px"
+    "square around the box of the 68 landmarks: side = margin * its larger side, centre moved up by `up` * its height, grey (128) or "
+    "black, as `fill` says, outside of the photo, resized to size x size px"
 )
 BY_PERSON = ("identity", "identity_sigma")
 

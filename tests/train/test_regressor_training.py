@@ -472,6 +472,18 @@ def test_label_maps_arrive_at_the_energies():
     assert 0.001 < float(labels.normals[:, :2].abs().max()) < 0.1  # turned with the line of sight
 
 
+def test_the_crop_of_mvfnet_is_black_beyond_the_photo_on_request():
+    seen = Triplets(1).samples[0].observations
+    mask = torch.ones_like(seen.mask)
+    mask[:, :20] = False
+    seen = replace(seen, mask=mask, images=torch.where(mask[:, None], seen.images, 0.5))
+    made = {}
+    for fill in ("grey", "black"):
+        inputs = inputs_of(recipe(net={"options": {"size": 48, "width": 0.12, "fill": fill}}))
+        made[fill] = prepare(seen, "x", MODEL, inputs, PLAIN, np.random.default_rng(1))[0][:, :, 0, 20:28]
+    assert float(made["black"].max()) == 0 and float(made["grey"].min()) > 0.4
+
+
 def test_views_are_taken_away_but_never_all():
     seen = Triplets(1).samples[0].observations
     inputs = inputs_of(recipe())

@@ -32,7 +32,7 @@ INITIAL_STD = 1e-4
 @dataclass(frozen=True)
 class MvfNetOptions:
     """size: side of the pictures, px; width: factor on all channel numbers, 1 = as published; missing: what stands for the feature
-    of a view that is not there; expression: blend-shape weight per unit of output; margin, up: the crop, see CropOptions."""
+    of a view that is not there; expression: blend-shape weight per unit of output; margin, up, fill, resize: the crop, see CropOptions."""
 
     size: Annotated[int, Range(16, 2048, multiple=16)] = 224
     width: Annotated[float, Range(0.001, 16.0)] = 1.0
@@ -40,6 +40,8 @@ class MvfNetOptions:
     expression: Positive = 0.3
     margin: Annotated[float, Range(0.1, 20.0)] = 1.5
     up: Annotated[float, Range(-5.0, 5.0)] = 0.12
+    fill: Literal["grey", "black"] = "grey"
+    resize: Literal["area", "cubic"] = "area"
 
     def __post_init__(self):
         check_options(self, "net mvfnet")
@@ -59,7 +61,8 @@ class MvfNet(Predictor):
     ):
         super().__init__()
         self.options, self.views, self.size = options, tuple(views), options.size
-        self.crop = CropOptions(options.margin, options.up, options.size, options.size)
+        o = options
+        self.crop = CropOptions(o.margin, o.up, o.size, o.size, o.fill, o.resize)
         self.model_name, self.num_identity, self.num_expression = (
             model.name,
             model.num_identity,
