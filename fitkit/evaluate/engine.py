@@ -14,6 +14,7 @@ import yaml
 
 from fitkit.data.samples import EvaluationSample
 from fitkit.errors import FitkitError, InputError, unexpected
+from fitkit.evaluate.methods import Method, Photos, decoded, load_photos
 from fitkit.evaluate.predictions import (
     Outcome,
     PredictedFace,
@@ -23,7 +24,6 @@ from fitkit.evaluate.predictions import (
     read_prediction,
     write_outcome,
 )
-from fitkit.evaluate.predictors import Photos, Predictor, decoded, load_photos
 from fitkit.evaluate.protocols.base import Pool, Scored, Scorer
 from fitkit.io.atomic import written_whole
 from fitkit.io.options import read_yaml
@@ -70,7 +70,7 @@ def open_predictions(folder: Path, made: dict[str, Any], resume: bool) -> None:
 def make_predictions(
     samples: Sequence[EvaluationSample],
     folder: Path,
-    predictor: Predictor,
+    method: Method,
     workers: int = 1,
     photos: Photos = load_photos,
     done: Predicted = lambda number, sample, outcome: None,
@@ -84,14 +84,12 @@ def make_predictions(
     """
     left = [s for s in samples if not is_predicted(folder, s.id)]
     number = len(samples) - len(left)
-    read = partial(_read, photos=photos, predictor=predictor)
-    if predictor.device == "cpu" or workers == 1:
-        ended = run_jobs(
-            partial(_read_and_predict, read=read, predictor=predictor, root=folder), left, workers
-        )
+    read = partial(_read, photos=photos, method=method)
+    if method.device == "cpu" or workers == 1:
+        ended = run_jobs(partial(_read_and_predict, read=read, method=method, root=folder), left, workers)
     else:
         jobs = run_jobs(partial(_read_whole, read=read), left, workers)
-        ended = (_predict(job, predictor, folder) for job in jobs)
+        ended = (_predict(job, method, folder) for job in jobs)
     for sample, outcome in ended:
         number += 1
         done(number, sample, outcome)
@@ -107,11 +105,11 @@ class _Job:
     seconds: float
 
 
-def _read(sample: EvaluationSample, photos: Photos, predictor: Predictor) -> _Job:
+def _read(sample: EvaluationSample, photos: Photos, method: Method) -> _Job:
     began, found, error = time.perf_counter(), None, ""
-    if predictor.needs_photos:
+    if method.needs_photos:
         try:
-            found = photos(sample, predictor.recipe.landmarks.source)
+            found = photos(sample, method.recipe.landmarks.source)
         except Exception as problem:  # noqa: BLE001 - one sample must not end a run of thousands
             error = _reason(problem, sample)
     return _Job(sample, found, error, time.perf_counter() - began)
@@ -123,21 +121,21 @@ def _read_whole(sample: EvaluationSample, read: Callable[[EvaluationSample], _Jo
 
 
 def _read_and_predict(
-    sample: EvaluationSample, read: Callable[[EvaluationSample], _Job], predictor: Predictor, root: Path
+    sample: EvaluationSample, read: Callable[[EvaluationSample], _Job], method: Method, root: Path
 ) -> tuple[EvaluationSample, Outcome]:
-    return _predict(read(sample), predictor, root)
+    return _predict(read(sample), method, root)
 
 
-def _predict(job: _Job, predictor: Predictor, root: Path) -> tuple[EvaluationSample, Outcome]:
+def _predict(job: _Job, method: Method, root: Path) -> tuple[EvaluationSample, Outcome]:
     began, name = time.perf_counter(), job.sample.id
     outcome = Outcome("failed", job.error)
     if not job.error:
         try:
-            outcome = predictor.predict(name, job.photos, root)
+            outcome = method.predict(name, job.photos, root)
         except Exception as problem:  # noqa: BLE001 - as above
             outcome = Outcome("failed", _reason(problem, job.sample))
     outcome = replace(outcome, seconds=round(job.seconds + time.perf_counter() - began, 3))
-    write_outcome(outcome, root, name, predictor.kind, predictor.model_name)
+    write_outcome(outcome, root, name, method.kind, method.model_name)
     return job.sample, outcome
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fitkit.energies.census import hard_census_distance
 from fitkit.energies.flow_magnitude import both_ways, resized_photos
+from fitkit.energies.registry import find
 from fitkit.evaluate.landmark_accuracy import box_size, normalized_mean_error
 from fitkit.fit.initialize import initial_state, to_photos
 from fitkit.fit.recipe import FitRecipe, load_recipe
@@ -68,7 +69,7 @@ def placing_recipe(kind: str) -> FitRecipe:
     recipe = load_recipe("landmarks", changes={"camera": {"kind": kind}})
     stages = []
     for stage in recipe.stages[:2]:
-        energies = {k: v for k, v in stage.energies.items() if k not in ("identity_prior", "size_prior")}
+        energies = {k: v for k, v in stage.energies.items() if find(k).blocks != ("identity",)}
         free = tuple(name for name in stage.free if name != "identity")
         stages.append(replace(stage, free=free, energies=energies))
     return replace(recipe, stages=tuple(stages))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fitkit.errors import InputError
-from fitkit.evaluate.predictors import Kind, Predictor
+from fitkit.evaluate.methods import Kind, Method
 from fitkit.evaluate.protocols import PROTOCOLS
 from fitkit.fit.recipe import FitRecipe, load_recipe
 from fitkit.fit.regress import shipped_weights
@@ -52,9 +52,9 @@ class EvaluateRecipe:
         """The recipe of the fits."""
         return load_recipe(self.fit, self.fit_overrides, {"model": self.model})
 
-    def make_predictor(self, device: str = "cpu") -> Predictor:
+    def make_method(self, device: str = "cpu") -> Method:
         """What predicts, on a torch device."""
-        return Predictor(self.predictor, self.model, self.fit_recipe(), self.weights, self.repeat, device)
+        return Method(self.predictor, self.model, self.fit_recipe(), self.weights, self.repeat, device)
 
 
 def load_evaluate_recipe(

@@ -69,17 +69,17 @@ def evaluate(
             f"output {out}: cannot be made ({error.strerror or error}); choose another --output"
         ) from error
     if predictions is None:
-        predictor = recipe.make_predictor(device)
-        predictor.load()  # refused before anything is written
+        method = recipe.make_method(device)
+        method.load()  # refused before anything is written
         drawn = plain({name: getattr(options, name) for name in protocol.drawn_by})
-        open_predictions(folder, predictor.made() | ({"samples": drawn} if drawn else {}), resume)
+        open_predictions(folder, method.made() | ({"samples": drawn} if drawn else {}), resume)
 
         def predicted(number: int, sample: EvaluationSample, outcome: Outcome) -> None:
             tell(
                 f"{number}/{len(samples)} {sample.id}: {outcome.error or outcome.status}, {outcome.seconds:.1f} s"
             )
 
-        make_predictions(samples, folder, predictor, workers, done=predicted)
+        make_predictions(samples, folder, method, workers, done=predicted)
     drawn_pictures = 0
 
     def scored(number: int, row: Row, made_of: Scored | None) -> None:

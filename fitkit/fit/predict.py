@@ -22,7 +22,7 @@ from fitkit.io.subject import Subject, as_subject
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 from fitkit.nets import load_predictor, read_about
-from fitkit.nets.predictor import StatePredictor
+from fitkit.nets.predictor import Predictor
 from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
 from fitkit.observe.landmarks.given import check_given
 from fitkit.observe.landmarks.types import Landmarks
@@ -40,7 +40,7 @@ class TrainedNetwork:
     """A network, ready to predict. model: its face model, on the CPU; about: what its file says; weights: the file; typical_mm: its error
     for new people, None where that is not known; device: where it is."""
 
-    network: StatePredictor
+    network: Predictor
     model: FaceModel
     about: dict[str, Any]
     weights: str

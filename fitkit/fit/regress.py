@@ -22,12 +22,14 @@ from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 from fitkit.nets import load_predictor, read_about
-from fitkit.nets.predictor import Prediction, StatePredictor, assign_views
+from fitkit.nets.predictor import Prediction, Predictor, assign_views
 from fitkit.observe.crop import crop_views
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
 from fitkit.scene.camera import Camera
+from fitkit.scene.depth_state import DepthState
 from fitkit.scene.pose import yaw_pitch_roll
+from fitkit.scene.position_map import PositionMap
 from fitkit.scene.projection import project_points
 from fitkit.scene.state import SceneState
 
@@ -67,7 +69,7 @@ class Predicted:
 
 @torch.no_grad()
 def predict_views(
-    network: StatePredictor,
+    network: Predictor,
     model: FaceModel,
     subject: Subject,
     found: Landmarks,
@@ -106,7 +108,7 @@ def predict_views(
     images = torch.full((1, count, 3, network.size, network.size), 0.5, device=device)
     valid = torch.zeros(1, count, dtype=torch.bool, device=device)
     images[0, there], valid[0, there] = seen.images, True
-    return Predicted(network.predict(images, valid), seen, order, model)
+    return Predicted(network(images, valid), seen, order, model)
 
 
 def _yaw(model: FaceModel, found: Landmarks) -> list[float]:
@@ -118,7 +120,7 @@ def _yaw(model: FaceModel, found: Landmarks) -> list[float]:
 
 
 def _predict_repeated(
-    network: StatePredictor, model: FaceModel, subject: Subject, found: Landmarks, device: str, weights: str
+    network: Predictor, model: FaceModel, subject: Subject, found: Landmarks, device: str, weights: str
 ) -> Predicted:
     """`predict_views` with one photo in all named views."""
     if not network.views:
@@ -139,17 +141,39 @@ def _predict_repeated(
     view = subject.views[0]
     seen = crop_views([view.image], [view.mask], found, network.crop).to(device)
     images = seen.images[None].expand(1, len(slots), *seen.images.shape[1:])
-    said = network.predict(images, torch.ones(1, len(slots), dtype=torch.bool, device=device))
-    state = said.state
-    state = state.replace(
-        subject=state.subject[[shown]],
-        expression=state.expression[[shown]],
-        pose=state.pose.select([shown]),
-        camera=state.camera.select([shown]),
-        illumination=state.illumination[[shown]],
+    said = network(images, torch.ones(1, len(slots), dtype=torch.bool, device=device))
+    return Predicted(_frame(said, shown), seen, (0,), model)
+
+
+def _frame(said: Prediction, number: int) -> Prediction:
+    """What a prediction says of one of its frames."""
+    views, state, depth, maps = [number], said.state, said.depth, said.position_map
+    if state is not None:
+        state = state.replace(
+            subject=state.subject[views],
+            expression=state.expression[views],
+            pose=state.pose.select(views),
+            camera=state.camera.select(views),
+            illumination=state.illumination[views],
+        )
+    if depth is not None:
+        depth = DepthState(
+            depth.depth[views],
+            None if depth.pose is None else depth.pose.select(views),
+            depth.camera.select(views),
+            depth.subject[views],
+            None if depth.suitability is None else depth.suitability[views],
+        )
+    return Prediction(
+        state,
+        said.identity_sigma,
+        None if said.landmarks is None else said.landmarks.select(views),
+        depth,
+        None if maps is None else PositionMap(maps.points[views]),
+        None if said.parse is None else said.parse[views],
+        None if said.points3d is None else said.points3d[views],
+        said.subject[views],
     )
-    marks = None if said.landmarks is None else said.landmarks.select([shown])
-    return Predicted(replace(said, state=state, landmarks=marks), seen, (0,), model)
 
 
 def regressor_start(

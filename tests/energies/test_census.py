@@ -120,6 +120,13 @@ def test_many_neighbours_give_the_same_system_in_fewer_rows():
         )
 
 
+def test_fewer_rows_refuse_the_kernel_that_takes_each_component_by_itself():
+    state = truth()
+    energy, obs = prepared(state, noise_images(), replace(OPTIONS, points=5, stride=1, spacing_mm=1.0))
+    with pytest.raises(InputError, match="energy 'census_xview': .* mixes the components .* use kernel 'l2n'"):
+        Objective([Term(energy, 1.0, Kernel("l1"))]).linearize(state, obs, ParameterLayout.of(state, ("pose",)))
+
+
 def test_jacobian_of_the_slots():
     # Without expression and focal length the slots still fit together.
     state = truth()

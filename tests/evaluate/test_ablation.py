@@ -6,7 +6,7 @@ from test_bench import PEOPLE, data  # noqa: F401, the fixture
 
 from fitkit.cli.bench import bench as command
 from fitkit.errors import FitError, InputError
-from fitkit.evaluate import predictors
+from fitkit.evaluate import methods
 from fitkit.evaluate.bench import ablation as module
 from fitkit.evaluate.bench.ablation import AblationRecipe, Arm, ablation, ablation_text, load_ablation, summarize
 from fitkit.evaluate.bench.photos import load_views
@@ -148,7 +148,7 @@ def test_command_prints_and_writes(data, tmp_path, monkeypatch):  # noqa: F811
     def broken(*args):
         raise FitError("lost")
 
-    monkeypatch.setattr(predictors, "fit_observed", broken)
+    monkeypatch.setattr(methods, "fit_observed", broken)
     failed = CliRunner().invoke(
         command, ["ablation", str(data[0]), "--recipe", str(recipe), "--model", data[1]]
     )

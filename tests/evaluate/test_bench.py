@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from fitkit.cli.bench import bench as command
 from fitkit.errors import FitError, InputError
-from fitkit.evaluate import predictors
+from fitkit.evaluate import methods
 from fitkit.evaluate.bench import speed as speeds
 from fitkit.evaluate.bench.accuracy import MEAN_FACE, accuracy, accuracy_text, summarize
 from fitkit.evaluate.bench.photos import load_views, spread_positions
@@ -216,7 +216,7 @@ def test_kept_predictions_are_not_made_again(data, tmp_path, monkeypatch):
     first = accuracy(data[0], [data[1]], ["landmarks"], ["anna"], photos=[2], keep=tmp_path)
     assert (tmp_path / "tiny" / "landmarks" / "2" / "anna.obj").is_file()
     assert (tmp_path / "tiny" / MEAN_FACE / "all" / "anna.json").is_file()
-    monkeypatch.setattr(predictors, "fit_observed", lambda *args: pytest.fail("a fit was made again"))
+    monkeypatch.setattr(methods, "fit_observed", lambda *args: pytest.fail("a fit was made again"))
     again = accuracy(data[0], [data[1]], ["landmarks"], ["anna"], photos=[2], keep=tmp_path)
     assert again["rows"] == first["rows"] and again["summary"] == first["summary"]
     with pytest.raises(InputError, match="made with another recipe or model, or from other photos"):
@@ -224,9 +224,9 @@ def test_kept_predictions_are_not_made_again(data, tmp_path, monkeypatch):
 
 
 def test_a_fit_that_says_that_it_failed_is_measured(data, monkeypatch):
-    real = predictors.fit_observed
+    real = methods.fit_observed
     monkeypatch.setattr(
-        predictors, "fit_observed", lambda *args: replace(real(*args), status="failed", warnings=("odd",))
+        methods, "fit_observed", lambda *args: replace(real(*args), status="failed", warnings=("odd",))
     )
     row = accuracy(data[0], [data[1]], ["landmarks"], ["anna"])["rows"][1]
     assert row["status"] == "failed" and row["error"] == "" and row["now_mean"] > 0
@@ -236,7 +236,7 @@ def test_failed_fits_are_counted(data, monkeypatch):
     def broken(subject, *rest):
         raise FitError("no light today") if subject.name == "anna" else FitError("too dark")
 
-    monkeypatch.setattr(predictors, "fit_observed", broken)
+    monkeypatch.setattr(methods, "fit_observed", broken)
     report = accuracy(data[0], [data[1]], ["landmarks"])
     assert report["summary"][1]["failed"] == 2 and report["summary"][1]["now_mean"] is None
     text = accuracy_text(report)
@@ -388,7 +388,7 @@ def test_command_fails_when_a_fit_failed(data, monkeypatch):
     def broken(*args):
         raise FitError("too dark")
 
-    monkeypatch.setattr(predictors, "fit_observed", broken)
+    monkeypatch.setattr(methods, "fit_observed", broken)
     run = CliRunner().invoke(command, ["accuracy", str(data[0]), "--model", data[1], "--recipe", "landmarks"])
     assert run.exit_code == 1 and "too dark" in run.output and "some fits failed" in run.output
 

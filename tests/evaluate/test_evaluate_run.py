@@ -17,7 +17,7 @@ from PIL import Image
 from fitkit.cli.evaluate import evaluate as command
 from fitkit.cli.main import main
 from fitkit.errors import FitError, InputError
-from fitkit.evaluate import engine, predictors
+from fitkit.evaluate import engine, methods
 from fitkit.evaluate import predictions as prediction_files
 from fitkit.evaluate.compare import compare, compare_text, mean_interval, read_report
 from fitkit.evaluate.photo_consistency import (
@@ -28,7 +28,7 @@ from fitkit.evaluate.photo_consistency import (
     share_beyond,
 )
 from fitkit.evaluate.predictions import read_outcome, read_prediction, write_fit
-from fitkit.evaluate.predictors import Predictor
+from fitkit.evaluate.methods import Method
 from fitkit.evaluate.protocols import PROTOCOLS
 from fitkit.evaluate.recipe import load_evaluate_recipe
 from fitkit.evaluate.report import report_text, summarize, upright
@@ -81,9 +81,9 @@ def test_predictions_then_metrics(data, tmp_path):
 
 def test_resume_makes_only_what_is_missing(data, tmp_path, monkeypatch):
     made = []
-    real = Predictor.predict
+    real = Method.predict
     monkeypatch.setattr(
-        Predictor, "predict", lambda self, name, *rest: made.append(name) or real(self, name, *rest)
+        Method, "predict", lambda self, name, *rest: made.append(name) or real(self, name, *rest)
     )
     settled = recipe(data, "predictor=mean")
     evaluate(settled, data[0], tmp_path, limit=1)
@@ -107,7 +107,7 @@ def test_an_interrupted_prediction_leaves_nothing_behind(data, tmp_path, monkeyp
 
 
 def test_interrupted_command_says_what_is_kept(data, tmp_path, monkeypatch):
-    real, made = Predictor.predict, []
+    real, made = Method.predict, []
 
     def interrupt(self, name, *rest):
         if made:
@@ -115,7 +115,7 @@ def test_interrupted_command_says_what_is_kept(data, tmp_path, monkeypatch):
         made.append(name)
         return real(self, name, *rest)
 
-    monkeypatch.setattr(Predictor, "predict", interrupt)
+    monkeypatch.setattr(Method, "predict", interrupt)
     arguments = [
         "evaluate",
         "bench",
@@ -144,7 +144,7 @@ def test_failures_are_counted_and_named(data, tmp_path, monkeypatch):
             raise FitError("no light today")
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(predictors, "fit_observed", broken)
+    monkeypatch.setattr(methods, "fit_observed", broken)
     result = run("bench", data[0], "fit=landmarks", "--model", data[1], "-o", tmp_path, "-q")
     report = read_report(tmp_path / "metrics.json")
     assert (

@@ -115,7 +115,7 @@ def test_one_photo_in_all_views(place):
     trained = load_trained(place / "net.safetensors", load_model(place / "tiny.npz"))
     seen = crop_views([subject.views[0].image], [None], found, trained.network.crop)
     everywhere = seen.images.expand(3, -1, -1, -1)[None]
-    want = trained.network.predict(everywhere, torch.ones(1, 3, dtype=torch.bool)).state.identity
+    want = trained.network(everywhere, torch.ones(1, 3, dtype=torch.bool)).state.identity
     alone, repeated = (
         predict_views(trained.network, trained.model, subject, found, repeat=r) for r in (False, True)
     )

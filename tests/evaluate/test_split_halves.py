@@ -13,11 +13,11 @@ from PIL import Image
 from fitkit.cli.evaluate import evaluate as command
 from fitkit.data.photo_halves import PhotoHalves, draw_halves, half_samples
 from fitkit.errors import FitError, InputError
-from fitkit.evaluate import predictors
+from fitkit.evaluate import methods
 from fitkit.evaluate.predictions import read_prediction
 from fitkit.evaluate.compare import read_report
 from fitkit.evaluate.recipe import load_evaluate_recipe
-from fitkit.evaluate.predictors import Predictor
+from fitkit.evaluate.methods import Method
 from fitkit.evaluate.report import report_text
 from fitkit.evaluate.run import evaluate
 from fitkit.evaluate.split_halves import (
@@ -429,9 +429,9 @@ def test_end_to_end(data, tmp_path):
 
 
 def test_resume_and_options_are_kept(data, tmp_path, monkeypatch):
-    made, real = [], Predictor.predict
+    made, real = [], Method.predict
     monkeypatch.setattr(
-        Predictor, "predict", lambda self, name, *rest: made.append(name) or real(self, name, *rest)
+        Method, "predict", lambda self, name, *rest: made.append(name) or real(self, name, *rest)
     )
     settled = recipe(data, "predictor=mean")
     evaluate(settled, data[0], tmp_path, limit=3)
@@ -453,14 +453,14 @@ def test_other_photos_in_the_halves_are_not_taken_for_the_same(data, tmp_path):
 
 
 def test_failures_are_counted(data, tmp_path, monkeypatch):
-    real = predictors.fit_observed
+    real = methods.fit_observed
 
     def broken(subject, *rest):
         if subject.name == "ben" and subject.views[0].name == "0":
             raise FitError("no light today")
         return real(subject, *rest)
 
-    monkeypatch.setattr(predictors, "fit_observed", broken)
+    monkeypatch.setattr(methods, "fit_observed", broken)
     report = evaluate(recipe(data), data[0], tmp_path)
     line, fits = report["overall"]["split halves"], report["overall"]["fits"]
     assert (

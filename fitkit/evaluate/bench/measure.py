@@ -12,8 +12,8 @@ from fitkit.data.samples import EvaluationSample
 from fitkit.evaluate.bench.scores import COVERAGE, ERRORS, PHOTOS, score_neutral, score_photos
 from fitkit.evaluate.bench.truth import Truth, load_photo_truths
 from fitkit.evaluate.engine import make_predictions, open_predictions, score_predictions
+from fitkit.evaluate.methods import Method
 from fitkit.evaluate.predictions import Outcome, PredictedFace, face_of_model, read_outcome
-from fitkit.evaluate.predictors import Predictor
 from fitkit.evaluate.protocols.base import Pairs, Scored, Scorer
 from fitkit.evaluate.tables import Row
 from fitkit.fit.detail import personal_model
@@ -99,16 +99,16 @@ def measure(
         InputError: other predictions in the folder.
     """
     by_name = {p.name: p for p in people}
-    predictor = Predictor("fit" if recipe else "mean", model, recipe or load_recipe("landmarks"))
+    method = Method("fit" if recipe else "mean", model, recipe or load_recipe("landmarks"))
     samples = [EvaluationSample(p.name, lambda p=p: p.subject, lambda p=p: p) for p in people]
     with TemporaryDirectory(prefix="fitkit_bench_") as thrown_away:
         root = Path(thrown_away) if keep is None else keep
         photos = {p.name: [v.name for v in p.subject.views] for p in people}
-        open_predictions(root, predictor.made() | {"photos": photos}, resume=True)
+        open_predictions(root, method.made() | {"photos": photos}, resume=True)
         make_predictions(
             samples,
             root,
-            predictor,
+            method,
             photos=lambda sample, source: (by_name[sample.id].subject, by_name[sample.id].found),
             done=lambda number, sample, outcome: fitted(by_name[sample.id], outcome),
         )

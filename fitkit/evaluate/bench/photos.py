@@ -12,7 +12,7 @@ from fitkit.data.samples import EvaluationSample, no_truth
 from fitkit.data.synth_folder import write_subjects
 from fitkit.data.synth_recipe import load_synth_recipe
 from fitkit.errors import InputError
-from fitkit.evaluate.predictors import decoded, load_photos
+from fitkit.evaluate.methods import decoded, load_photos
 from fitkit.io.subject import Subject, load_subject
 from fitkit.observe.landmarks.types import Landmarks
 

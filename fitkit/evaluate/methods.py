@@ -37,7 +37,7 @@ Photos = Callable[[EvaluationSample, str], tuple[Subject, Landmarks]]
 
 
 @dataclass(frozen=True)
-class Predictor:
+class Method:
     """What predicts samples. It is sent to other processes, so it holds names and loads what they stand for where it is used.
 
     kind: 'fit': photos -> fit; 'mean': the model's mean face; 'landmarks': only the 68 points of the detector; 'regressor': a trained
