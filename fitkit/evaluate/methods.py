@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fitkit.data.samples import EvaluationSample
+from fitkit.errors import InputError
+from fitkit.evaluate.depth_mesh import face_of_depth
 from fitkit.evaluate.predictions import (
     Outcome,
     PredictedFace,
@@ -23,7 +26,7 @@ from fitkit.evaluate.predictions import (
 from fitkit.export.folder import plain
 from fitkit.fit.predict import TrainedNetwork, load_trained, predict_observed
 from fitkit.fit.recipe import FitRecipe
-from fitkit.fit.regress import shipped_weights
+from fitkit.fit.regress import predict_views, shipped_weights
 from fitkit.fit.run import fit_observed
 from fitkit.io.foreign import DATA_BYTES, foreign_file
 from fitkit.io.options import to_plain
@@ -72,11 +75,16 @@ class Method:
         """Load what is needed, so that what is missing shows before the first sample.
 
         Raises:
-            FitkitError: no such model, or weights that cannot be used, or not with this model.
+            FitkitError: no such model, or weights that cannot be used, or not with this model, or of a network that sees no surface.
         """
         load_model(self.model)
         if self.kind == "regressor":
-            _network(self.weights, self.model, self.device)
+            network = _network(self.weights, self.model, self.device)
+            gives = network.network.gives
+            if not {"state", "depth"} & set(gives):
+                raise InputError(
+                    f"{network.weights}: gives {', '.join(gives)}; an evaluation needs a network that gives a state or a depth"
+                )
 
     def predict(self, name: str, photos: tuple[Subject, Landmarks] | None, root: Path) -> Outcome:
         """Write the prediction of one sample but its .json.
@@ -102,11 +110,26 @@ class Method:
             write_fit(result, root, name)
             return outcome_of(result)
         network = _network(self.weights, self.model, self.device)
+        if "state" not in network.network.gives:
+            return self._without_state(name, subject, found, network, root)
         result = predict_observed(subject, found, network, repeat=self.repeat)
         write_fit(result, root, name)
         outcome = outcome_of(result)
         # By the rules for fits it may be unusable; what is measured here is the network, with all that it predicts.
         return replace(outcome, status="doubtful", error="") if outcome.status == "failed" else outcome
+
+    def _without_state(
+        self, name: str, subject: Subject, found: Landmarks, network: TrainedNetwork, root: Path
+    ) -> Outcome:
+        """Of a network that says nothing of a face model: the surface that it sees."""
+        began = time.perf_counter()
+        model = network.model.to(self.device)
+        said = predict_views(
+            network.network, model, subject, found, self.device, network.weights, self.repeat
+        )
+        seconds = round(time.perf_counter() - began, 3)
+        write_face(face_of_depth(said, subject, found, name), root)
+        return Outcome("ok", solve_seconds=seconds)
 
 
 def _digest(path: Path) -> str:

@@ -22,7 +22,7 @@ from fitkit.export.meshes import write_obj
 from fitkit.export.parameters import Parameters, load_parameters, save_parameters
 from fitkit.fit.result import FitResult
 from fitkit.io.atomic import written_whole
-from fitkit.io.foreign import DATA_BYTES, check_shapes, foreign_file
+from fitkit.io.foreign import DATA_BYTES, check_indices, check_shapes, foreign_file
 from fitkit.io.mesh_files import read_mesh
 from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
@@ -32,6 +32,7 @@ from fitkit.scene.camera import KINDS, Camera
 SHAPES = {
     "landmarks": (68, 3),
     "posed": ("B", "V", 3),
+    "triangles": ("F", 3),  # only where there is no neutral mesh
     "posed_landmarks": ("B", 68, 3),
     "pixels": ("B", 68, 2),
     "outer": ("V",),
@@ -216,6 +217,8 @@ def write_face(face: PredictedFace, root: Path, model: FaceModel | None = None) 
             with open(part, "wb") as file:  # a name would get another suffix
                 np.save(file, face.points)
     arrays = {key: np.asarray(value) for key in SHAPES if (value := getattr(face, key)) is not None}
+    if face.vertices is not None:
+        del arrays["triangles"]  # they are those of the mesh
     with written_whole(_path(root, face.id, ".npz")) as part, open(part, "wb") as file:
         np.savez_compressed(file, **arrays)
 
@@ -276,9 +279,14 @@ def read_prediction(root: Path, name: str) -> PredictedFace:
         with foreign_file(path, "cannot be read", limit=DATA_BYTES) as file:
             arrays = file.npz(tuple(SHAPES))
         sizes = check_shapes(
-            arrays, {k: SHAPES[k] for k in arrays}, dict.fromkeys(TEXTS, "U") | {"outer": "b"}, path
+            arrays,
+            {k: SHAPES[k] for k in arrays},
+            dict.fromkeys(TEXTS, "U") | {"outer": "b", "triangles": "iu"},
+            path,
         )
         out = replace(out, **{k: str(v) if k in ("model", "camera_kind") else v for k, v in arrays.items()})
+        if out.triangles is not None and "V" in sizes:
+            check_indices(out.triangles, sizes["V"], f"{path}: triangles")
         if out.camera_kind not in KINDS:
             raise InputError(
                 f"{path}: camera_kind: expected one of {', '.join(KINDS)}; got '{out.camera_kind}'"

@@ -77,7 +77,8 @@ def load_evaluate_recipe(
         raise unknown_key(recipe.protocol, PROTOCOLS, f"{where}: protocol")
     if recipe.predictor == "regressor":
         if "model" not in content:
-            recipe = replace(recipe, model=read_about(recipe.weights or shipped_weights())["model"])
+            model = read_about(recipe.weights or shipped_weights())["model"]  # none: it gives no state
+            recipe = replace(recipe, model=model or recipe.model)
     elif recipe.weights or recipe.repeat:
         raise InputError(
             f"{where}: weights and repeat are for predictor=regressor, got predictor={recipe.predictor}; leave them out, or give "

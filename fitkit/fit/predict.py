@@ -60,7 +60,7 @@ def load_trained(
     typical_mm = SHIPPED_ERROR_MM if weights is None else None
     weights = shipped_weights() if weights is None else weights
     about = read_about(weights)
-    model = load_model(about["model"]) if model is None else model
+    model = load_model(about["model"] or "generic") if model is None else model
     network = load_predictor(weights, model).to(device)
     return TrainedNetwork(network, model, about, os.fspath(weights), typical_mm, device)
 
