@@ -554,7 +554,11 @@ def test_held_out_views_see_the_detail_layer(tmp_path):
     )
     subject = replace(p.result.subject, views=tuple(p.result.subject.views[i] for i in keep))
     fitted = replace(
-        p.result, state=state, subject=subject, camera_source=p.result.camera_source[: len(keep)]
+        p.result,
+        state=state,
+        subject=subject,
+        landmarks=p.result.landmarks.select(keep),
+        camera_source=p.result.camera_source[: len(keep)],
     )
     bump = 12.0 * p.result.model.face.float()
     values = []
