@@ -89,17 +89,20 @@ class SmallParser(SmallNet):
 
 
 class SmallPositions(SmallNet):
-    """A position map, px of the picture."""
+    """A position map of 16 x 16 texels, px of the picture; each texel sees the whole picture."""
 
     gives = ("position_map",)
-    outputs = 3
+    outputs = 1
+
+    def __init__(self, model=None, views=(), options: SmallOptions = SmallOptions()):
+        super().__init__(model, views, options)
+        self.head = nn.Linear(options.width * (options.size // 4) ** 2, 3 * 16 * 16)
 
     def forward(self, images: Tensor, valid: Tensor, padded: bool = False) -> Prediction:
         frames, subject = frames_of(images, valid, padded)
         middle = frames.new_tensor([0.5, 0.5, 0.0])[:, None, None] * (self.size - 1)
-        return Prediction(
-            position_map=PositionMap(middle + self.size / 4 * self.maps(frames)), subject=subject
-        )
+        found = self.head(self.down(frames).flatten(1)).float().unflatten(1, (3, 16, 16))
+        return Prediction(position_map=PositionMap(middle + self.size / 4 * found), subject=subject)
 
 
 KINDS = {"small_depth": SmallDepth, "small_parser": SmallParser, "small_positions": SmallPositions}
