@@ -55,7 +55,7 @@ class SmallNet(Predictor):
         """[B, outputs, size, size]."""
         up = nn.functional.interpolate(self.down(frames), size=frames.shape[-2:], mode="bilinear")
         line = torch.linspace(-1, 1, self.size, device=frames.device)
-        place = torch.stack(torch.meshgrid(line, line, indexing="ij")).expand(len(frames), -1, -1, -1)
+        place = torch.stack(torch.meshgrid(line, line, indexing="ij")).expand(frames.shape[0], -1, -1, -1)
         return self.head(torch.cat([up, frames, place], 1)).float()
 
     def parts(self):
@@ -67,13 +67,14 @@ class SmallDepth(SmallNet):
 
     gives = ("depth",)
     outputs = 2
+    camera_kind = "perspective"
 
     def forward(self, images: Tensor, valid: Tensor, padded: bool = False) -> Prediction:
         frames, subject = frames_of(images, valid, padded)
         depth, trust = self.maps(frames).unbind(1)
-        focal = torch.full((len(depth),), 1.5 * self.size, device=depth.device)
-        middle = torch.full((len(depth), 2), (self.size - 1) / 2, device=depth.device)
-        camera = Camera(focal, middle, torch.ones_like(focal), "perspective")
+        focal = torch.full_like(depth[:, 0, 0], 1.5 * self.size)
+        middle = torch.full_like(depth[:, 0, :2], (self.size - 1) / 2)
+        camera = Camera(focal, middle, torch.ones_like(focal), self.camera_kind)
         return Prediction(depth=DepthState(600 + 100 * depth, None, camera, subject, trust.sigmoid()))
 
 
