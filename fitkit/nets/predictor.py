@@ -102,8 +102,8 @@ class Predictor(nn.Module, ABC):
 
     gives: names of the parts of its predictions, of PARTS; options: dataclass of its options; size: side of the square pictures, px;
     crop: how they are cut; views: the named inputs, empty: any number of photos in any order.
-    Where it gives a state: model_name, num_identity, num_expression: of the face model whose coefficients are predicted;
-    camera_kind: of the predicted cameras.
+    Where it gives a state: model_name, num_identity, num_expression: of the face model whose coefficients are predicted.
+    camera_kind: of the cameras of state and depth.
     """
 
     gives: tuple[str, ...]

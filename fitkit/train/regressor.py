@@ -361,6 +361,7 @@ def card(
         "fitkit": __version__,
         "recipe": recipe.name,
         "net": recipe.net.name,
+        "gives": list(network.gives),
         "options": to_plain(network.options),
         "views": to_plain(network.views),
         "parameters": sum(p.numel() for p in network.parameters()),
