@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot, all_views
-from fitkit.energies.parse_labels import ParseScheme, label_weights
+from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_needed
 from fitkit.energies.spec import Context, EnergyDoc, EnergyOptions, EnergySpec, MVF, OURS, PGN, use
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
@@ -454,6 +454,7 @@ SPECS = (
         ),
         options=PhotometricTerm,
         training=PhotometricTraining,
+        needs=parse_needed,
         cross_view=True,
         one_person=True,
         light=lambda options: 0,
