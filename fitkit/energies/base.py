@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -60,7 +60,21 @@ class Energy(Protocol):
 
     def residuals(self, state: SceneState, observations: Any) -> Residuals: ...
 
+
+@runtime_checkable
+class Linearizable(Protocol):
+    """An energy whose derivatives are written by hand; those of others come from `fitkit.energies.autodiff`."""
+
     def linearize(self, state: SceneState, observations: Any) -> Linearization: ...
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """An energy that changes in the course of a stage."""
+
+    def at_share(self, done: float) -> "Energy":
+        """The energy as the next `freeze` takes it when this share of its stage, 0..1, is done."""
+        ...
 
 
 class PlainEnergy:
@@ -71,6 +85,11 @@ class PlainEnergy:
 
     def freeze(self, state: SceneState, observations: Any) -> "PlainEnergy":
         return self
+
+
+def first_views(state: SceneState) -> Tensor:
+    """The first view of each person, [S] int64."""
+    return torch.stack([(state.subject == s).nonzero()[0, 0] for s in range(len(state.identity))])
 
 
 def all_views(state: SceneState) -> Tensor:

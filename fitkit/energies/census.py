@@ -14,6 +14,7 @@ from fitkit.energies.kernels import Kernel
 from fitkit.energies.pair_masks import half_faces
 from fitkit.energies.parse_labels import ParseScheme, label_weights
 from fitkit.energies.photometric import sample_skin, viewing_cosine
+from fitkit.energies.spec import Context, EnergyDoc, EnergyOptions, EnergySpec, OURS, PGN, use
 from fitkit.errors import InputError
 from fitkit.geometry.rotation import skew
 from fitkit.io.options import Cosine, Length, NonNegative, Pixels, Positive, Range, Seed, check_options
@@ -299,6 +300,11 @@ class CrossViewCensus:
             None if options.parse == "none" else label_weights(observations, mask, options.parse, "census_xview"),
         )
 
+    def at_share(self, done: float) -> "CrossViewCensus":
+        """With the sigma of that share of a stage, 0..1, for solvers and trainings that freeze anew in every step."""
+        last = len(self.options.sigmas) - 1
+        return replace(self, round=min(int(done * (last + 1)), last) - 1)
+
     @property
     def sigma(self) -> float:
         """Grey levels; of the last freeze."""
@@ -464,3 +470,41 @@ def neighbor_pairs(state: SceneState, neighbors: int) -> tuple[Tensor, Tensor]:
         pairs += [(order[i], order[i + k]) for k in range(1, neighbors + 1) for i in range(len(order) - k)]
     both = torch.tensor(pairs, dtype=torch.int64, device=yaw.device).reshape(-1, 2)
     return both[:, 0], both[:, 1]
+
+
+# ---- recipes ----
+
+
+@dataclass(frozen=True)
+class CensusTerm(EnergyOptions):
+    options: CensusOptions = CensusOptions()
+
+
+def _make(context: Context, o: CensusTerm) -> CrossViewCensus:
+    options = replace(o.options, seed=context.seed)
+    return CrossViewCensus.prepare(context.model, context.observations, options).at_share(context.done)
+
+
+SPECS = (
+    EnergySpec(
+        name="census_xview",
+        cls=CrossViewCensus,
+        make=_make,
+        role="image",
+        doc=EnergyDoc(
+            formula="q_o (t_o^a - t_o^b), t_o = d_o / sqrt(sigma^2 + d_o^2)",
+            unit="soft census code",
+            source="PGN eq. 9; soft form of UnFlow and DDFlow",
+            uses=(
+                use(PGN, "", "0.2; 5 on eyes, nose, mouth"),
+                use(OURS, "sq", "sigma 8, 3, 0.9"),
+            ),
+            gradient="a small sigma pulls at nearly equal pixels only: lower it step by step; `scalar` and `census_loss` are the printed sums",
+            id="E3",
+            variants=tuple(VARIANTS),
+        ),
+        options=CensusTerm,
+        needs=lambda o: frozenset({"parse"} if o.options.parse != "none" else ()),
+        cross_view=True,
+    ),
+)

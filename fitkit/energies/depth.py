@@ -14,6 +14,8 @@ from torch import Tensor
 from fitkit.energies.base import PlainEnergy, Residuals
 from fitkit.energies.masks import covis_depth
 from fitkit.energies.supervision import label
+from fitkit.energies.spec import EnergyDoc, EnergyOptions, EnergySpec, MGC, MVD, use
+from fitkit.io.options import NonNegative, Positive
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import sample
 from fitkit.scene.depth_state import DepthState, back_project, carry, depth_normals
@@ -208,3 +210,175 @@ class DepthAgreement(PlainEnergy):
         counted = w.valid.to(read)
         ratio = (w.depth * counted).sum(1) / (read * counted).sum(1).clamp_min(1e-6)
         return Residuals(((w.depth - read * ratio[:, None]) / self.sigma_mm)[..., None], w.valid)
+
+
+# ---- recipes ----
+
+
+NO_DEPTH = "a fit has no depth maps; a network predicts them"
+
+
+@dataclass(frozen=True)
+class DepthTerm(EnergyOptions):
+    sigma_mm: Positive = 2.0  # standard deviation of a depth
+
+
+@dataclass(frozen=True)
+class NormalTerm(EnergyOptions):
+    sigma: Positive = 0.1  # standard deviation of a component of a unit normal
+
+
+@dataclass(frozen=True)
+class DepthPriorTerm(EnergyOptions):
+    sigma_mm: Positive = 10.0  # standard deviation of a depth
+    background: bool = False  # pixels without a model surface count as well
+    background_mm: Positive = 200.0  # standard deviation of those
+
+
+@dataclass(frozen=True)
+class StructureTerm(EnergyOptions):
+    tolerance_mm: NonNegative = 10.0  # a surface that far behind another is hidden
+
+
+@dataclass(frozen=True)
+class WarpTerm(StructureTerm):
+    sigma: Positive = 0.1  # standard deviation of a colour, sRGB in 0..1
+
+
+@dataclass(frozen=True)
+class DepthAgreementTerm(StructureTerm):
+    sigma_mm: Positive = 5.0  # standard deviation of a depth
+
+
+SPECS = (
+    EnergySpec(
+        name="photo_warp_depth",
+        cls=DepthWarpPhotometric,
+        make=lambda context, o: DepthWarpPhotometric(o.sigma, o.tolerance_mm),
+        role="image",
+        doc=EnergyDoc(
+            formula="C (I_i - I_{j->i})",
+            unit="sRGB in 0..1",
+            source="Shu et al. eq. 11-14, MGCNet",
+            uses=(
+                use(MVD, "l1"),
+                use(MGC, "l1", "0.1 x 0.15"),
+            ),
+            gradient="to depth, poses, camera and suitability; co-visibility detached",
+            id="E2",
+        ),
+        options=WarpTerm,
+        takes="depth",
+        optional=("prior_depth",),
+        cross_view=True,
+        not_in_fits=NO_DEPTH,
+    ),
+    EnergySpec(
+        name="depth_sup",
+        cls=DepthSupervision,
+        make=lambda context, o: DepthSupervision(o.sigma_mm),
+        role="depth",
+        doc=EnergyDoc(
+            formula="D - D*",
+            unit="mm",
+            source="Shu et al. eq. 8",
+            uses=(use(MVD, "l1"),),
+            gradient="exact",
+            id="E19",
+        ),
+        options=DepthTerm,
+        takes="depth",
+        needs=("depth",),
+        not_in_fits=NO_DEPTH,
+    ),
+    EnergySpec(
+        name="normal_sup",
+        cls=NormalSupervision,
+        make=lambda context, o: NormalSupervision(o.sigma),
+        role="depth",
+        doc=EnergyDoc(
+            formula="N(D) - N(D*)",
+            unit="unit vector",
+            source="Shu et al. eq. 9",
+            uses=(use(MVD, "l1"),),
+            gradient="to neighbouring depths",
+            id="E20",
+        ),
+        options=NormalTerm,
+        takes="depth",
+        needs=("depth",),
+        not_in_fits=NO_DEPTH,
+    ),
+    EnergySpec(
+        name="depth_3dmm",
+        cls=DepthPrior,
+        make=lambda context, o: DepthPrior(o.sigma_mm, o.background, o.background_mm),
+        role="depth",
+        doc=EnergyDoc(
+            formula="D - D_S, depth of a fitted face model",
+            unit="mm",
+            source="Shu et al. eq. 10",
+            uses=(use(MVD, "sq", "0.02"),),
+            gradient="D_S detached",
+            id="E21",
+        ),
+        options=DepthPriorTerm,
+        takes="depth",
+        needs=("prior_depth",),
+        not_in_fits=NO_DEPTH,
+    ),
+    EnergySpec(
+        name="suitability_reg",
+        cls=SuitabilityPrior,
+        make=lambda context, o: SuitabilityPrior(),
+        role="prior",
+        doc=EnergyDoc(
+            formula="C - 1",
+            unit="none",
+            source="Shu et al. eq. 15",
+            uses=(use(MVD, "sq"),),
+            gradient="exact",
+            id="E22",
+        ),
+        takes="depth",
+        not_in_fits=NO_DEPTH,
+    ),
+    EnergySpec(
+        name="ssim_xview",
+        cls=DepthWarpStructure,
+        make=lambda context, o: DepthWarpStructure(o.tolerance_mm),
+        role="image",
+        doc=EnergyDoc(
+            formula="((1 - SSIM(I_i, I_{j->i})) / 2)^(1/2), 3 x 3",
+            unit="none",
+            source="MGCNet; Wang et al. 2004",
+            uses=(use(MGC, "sq", "0.1 x 0.85"),),
+            gradient="to depth, poses and camera; the root is rounded at 0",
+            id="E27",
+        ),
+        options=StructureTerm,
+        takes="depth",
+        optional=("prior_depth",),
+        cross_view=True,
+        not_in_fits=NO_DEPTH,
+    ),
+    EnergySpec(
+        name="depth_xview",
+        cls=DepthAgreement,
+        make=lambda context, o: DepthAgreement(o.sigma_mm, o.tolerance_mm),
+        role="depth",
+        doc=EnergyDoc(
+            formula="z_{i->j} - D_j(u_j), equal means",
+            unit="mm",
+            source="MGCNet",
+            uses=(use(MGC, "l1", "0.1 x 0.1"),),
+            gradient="to both depths, poses and camera",
+            id="E28",
+        ),
+        options=DepthAgreementTerm,
+        takes="depth",
+        optional=("prior_depth",),
+        cross_view=True,
+        not_in_fits=NO_DEPTH,
+    ),
+)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from fitkit.energies.base import Residuals
 from fitkit.energies.census import neighbor_pairs
-from fitkit.energies.flow_correspondence import FlowImages, FlowOptions
+from fitkit.energies.flow_correspondence import FlowImages, FlowOptions, FlowTerm, ask_flow
 from fitkit.energies.pair_masks import PairMask, pair_mask
 from fitkit.energies.parse_labels import ParseScheme, label_weights
+from fitkit.energies.spec import Context, EnergyDoc, EnergySpec, MFN, MVF, OURS, PGN, use
 from fitkit.errors import InputError
 from fitkit.io.options import Cosine, Natural, NonNegative, Pixels, Positive, Range, Seed
 from fitkit.models.face_model import FaceModel
@@ -81,7 +82,7 @@ class FlowMagnitude:
     poses and cameras, through the frozen network, the sampling of photo a and the plane of the triangle behind u; photo b is
     constant. Visibility, forward-backward test and weights are fixed by `freeze`, which comes first. The mean over the pixels of
     a pair, then over pairs and directions: each pair counts the same, a pair with too few pixels does not count.
-    The network gives no residual whose Jacobian could be had at a sensible price, so there is no least-squares form: solvers of
+    The network gives no residual whose Jacobian could be had at a sensible price, so it writes no derivatives: solvers of
     second order take `flow_corr` (E5), the same evidence with the flow as fixed matches. Gradients are smooth and reach far, but
     their size differs between networks by up to a hundred; choose the weight for the network.
     Source: MVF-Net eq. 8, MFNet eq. 6, PGN eq. 10; see STRICT.
@@ -234,3 +235,54 @@ def resized_photos(observations: Observations, size: int) -> FlowImages:
 def _blanked(observations: Observations) -> Observations:
     # A network looks far around each pixel: what lies beyond the mask must not be there at all.
     return replace(observations, images=torch.where(observations.mask[:, None], observations.images, 0.5))
+
+
+# ---- recipes ----
+
+
+@dataclass(frozen=True)
+class FlowMagnitudeTerm(FlowTerm):
+    """Only a network, 'ptlflow:NAME', can be used: the gradient runs through it."""
+
+    options: FlowMagnitudeOptions = FlowMagnitudeOptions()
+
+
+@dataclass(frozen=True)
+class FlowMagnitudeTraining(FlowMagnitudeTerm):
+    """A training has no `flow` of its own."""
+
+    estimator: str = "ptlflow:pwcnet"
+
+
+def _make(context: Context, o: FlowMagnitudeTerm) -> FlowMagnitude:
+    options = replace(o.options, seed=context.seed)
+    return FlowMagnitude.prepare(context.model, context.observations, ask_flow(context.networks, o), options)
+
+
+SPECS = (
+    EnergySpec(
+        name="flow_mag",
+        cls=FlowMagnitude,
+        make=_make,
+        role="flow",
+        doc=EnergyDoc(
+            formula="w, the flow between I_b and I_{a->b}",
+            unit="px of a 224 px crop",
+            source="MVF-Net eq. 8, MFNet eq. 6, PGN eq. 10",
+            uses=(
+                use(MVF, "sq", "0.1"),
+                use(MFN, "sq", "1"),
+                use(PGN, "l2n", "0.2"),
+                use(OURS, "l2n"),
+            ),
+            gradient="through the frozen flow network to I_{a->b}; long-range and smooth, size differs by 100 between networks",
+            id="E4",
+            variants=tuple(STRICT),
+        ),
+        options=FlowMagnitudeTerm,
+        training=FlowMagnitudeTraining,
+        needs=lambda o: frozenset({"parse"} if o.options.parse != "none" else ()),
+        cross_view=True,
+        load=ask_flow,
+    ),
+)

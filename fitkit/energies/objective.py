@@ -9,9 +9,9 @@ from typing import Any, Sequence
 import torch
 from torch import Tensor
 
-from fitkit.energies.base import Energy, Linearization, Residuals
+from fitkit.energies import autodiff
+from fitkit.energies.base import Energy, Linearizable, Linearization, Residuals, Staged
 from fitkit.energies.kernels import Kernel
-from fitkit.errors import InputError
 from fitkit.scene.layout import ParameterLayout, retract
 from fitkit.scene.state import SceneState
 from fitkit.solvers.arrow import ArrowSystem
@@ -47,6 +47,15 @@ class Objective:
         with torch.no_grad():
             return Objective([replace(t, energy=t.energy.freeze(state, observations)) for t in self.terms])
 
+    def at_share(self, done: float) -> "Objective":
+        """All terms as they are when this share of their stage, 0..1, is done."""
+        return Objective(
+            [
+                replace(t, energy=t.energy.at_share(done)) if isinstance(t.energy, Staged) else t
+                for t in self.terms
+            ]
+        )
+
     def cost(self, state: SceneState, observations: Any) -> tuple[Tensor, dict[str, TermReport]]:
         """Total cost (a differentiable scalar) and a report for each term by name."""
         total: Tensor | None = None
@@ -80,11 +89,16 @@ class Objective:
         """Add the Gauss-Newton matrices and gradients of all terms to `system`."""
         with torch.no_grad():
             for term in self.terms:
-                if not hasattr(term.energy, "linearize"):
-                    raise InputError(
-                        f"energy '{term.energy.name}' has no least-squares form; use solver 'adam' for it"
-                    )
-                _accumulate(system, term, term.energy.linearize(state, observations), layout)
+                _accumulate(system, term, linearization(term.energy, state, observations, layout), layout)
+
+
+def linearization(
+    energy: Energy, state: SceneState, observations: Any, layout: ParameterLayout
+) -> Linearization:
+    """Residuals and derivatives of a frozen energy: written by hand, or by automatic differentiation."""
+    if isinstance(energy, Linearizable):
+        return energy.linearize(state, observations)
+    return autodiff.linearize(energy, state, observations, layout.order)
 
 
 def _trust(r: Residuals) -> Tensor:
@@ -156,8 +170,17 @@ STEP_SCALE = {
 class LeastSquaresProblem:
     """All a solver sees of a fit."""
 
-    def __init__(self, objective: Objective, observations: Any, layout: ParameterLayout):
+    def __init__(
+        self, objective: Objective, observations: Any, layout: ParameterLayout, first_order: bool = False
+    ):
+        """first_order: solved by gradients alone, because its derivatives may take too long."""
         self.objective, self.observations, self.layout = objective, observations, layout
+        self.first_order = first_order
+
+    @property
+    def linearizable(self) -> bool:
+        """Whether normal equations can be had at a fair price."""
+        return not self.first_order or all(isinstance(t.energy, Linearizable) for t in self.objective.terms)
 
     def cost(self, x: SceneState) -> float:
         with torch.no_grad():
@@ -169,9 +192,10 @@ class LeastSquaresProblem:
     def retract(self, x: SceneState, step: Tensor) -> SceneState:
         return retract(x, step.to(x.identity), self.layout)
 
-    def differentiable_cost(self, x: SceneState) -> Tensor:
-        """The cost with visibility, matches and weights fixed at x itself (first-order solvers)."""
-        return self.objective.freeze(x, self.observations).cost(x, self.observations)[0]
+    def differentiable_cost(self, x: SceneState, done: float = 0.0) -> Tensor:
+        """The cost with visibility, matches and weights fixed at x itself (first-order solvers), when the share `done` of the stage
+        is done."""
+        return self.objective.at_share(done).freeze(x, self.observations).cost(x, self.observations)[0]
 
     @property
     def size(self) -> int:

@@ -14,7 +14,9 @@ from fitkit.energies.features import frozen_network
 from fitkit.energies.flow_correspondence import FlowImages
 from fitkit.energies.flow_magnitude import resized_photos
 from fitkit.energies.parse_labels import labelled_parse
+from fitkit.energies.spec import Context, DFM, EnergyDoc, EnergyOptions, EnergySpec, Networks, use
 from fitkit.errors import InputError
+from fitkit.io.options import Pixels
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.observations import Observations
 from fitkit.render.lit import Lit, render_lit
@@ -32,7 +34,7 @@ class ParseOptions:
     'labels' `labels.parse`, in the parser's classes; region: pixels that count, 'image' all of them, 'face' those the rendering
     covers when frozen."""
 
-    size: int = 224
+    size: Pixels = 224
     target: Literal["photo", "labels"] = "photo"
     region: Literal["image", "face"] = "image"
 
@@ -130,3 +132,57 @@ class ParsedRendering:
                 f"got {list(logits.shape)}"
             )
         return logits
+
+
+# ---- recipes ----
+
+
+@dataclass(frozen=True)
+class ParseTerm(EnergyOptions):
+    network: str = ""  # the parser, a name of fitkit.nets.frozen
+    weights: str = ""  # of that network: a file, empty = its own
+    options: ParseOptions = ParseOptions()
+
+
+@dataclass(frozen=True)
+class ParseTraining(ParseTerm):
+    """A fit renders under the light that it has estimated."""
+
+    light: Literal["plain", "predicted"] = "plain"  # 'plain': white light from everywhere
+
+
+def _load(networks: Networks, o: ParseTerm) -> torch.nn.Module:
+    return networks.frozen(o.network, o.weights, "mask_parse")
+
+
+def _make(context: Context, o: ParseTerm) -> ParsedRendering:
+    photos = resized_photos(context.observations, o.options.size)
+    return ParsedRendering(
+        context.model,
+        o.options,
+        _load(context.networks, o),
+        photos,
+        lambda state, size, triangle: render_lit(context.model, state, size, None, triangle),
+    )
+
+
+SPECS = (
+    EnergySpec(
+        name="mask_parse",
+        cls=ParsedRendering,
+        make=_make,
+        role="image",
+        doc=EnergyDoc(
+            formula="sqrt(2 CE(parser(rendering of the model), parse(I)))",
+            unit="nats^(1/2)",
+            source="DF-MVR eq. 3",
+            uses=(use(DFM, "sq", "3"),),
+            gradient="through the frozen parser to the rendering (the published code cuts it there)",
+            id="E8",
+        ),
+        options=ParseTerm,
+        training=ParseTraining,
+        needs=lambda o: frozenset({"parse"} if o.options.target == "labels" else ()),
+        load=_load,
+    ),
+)

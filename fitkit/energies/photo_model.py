@@ -23,6 +23,7 @@ from fitkit.energies.photometric import (
     viewing_cosine,
     visible_points,
 )
+from fitkit.energies.spec import Context, DFM, EnergyDoc, EnergyOptions, EnergySpec, OURS, use
 from fitkit.errors import InputError
 from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.geometry.normals import triangle_normals
@@ -586,3 +587,50 @@ class NormalRing:
                 )
                 out.append(torch.sparse.mm(sparse, rows))
         return torch.stack(out).reshape(B, C, N, -1).transpose(1, 2)
+
+
+# ---- recipes ----
+
+
+@dataclass(frozen=True)
+class ModelPhotometricTerm(EnergyOptions):
+    options: ModelPhotometricOptions = ModelPhotometricOptions()
+
+
+@dataclass(frozen=True)
+class ModelPhotometricTraining(ModelPhotometricTerm):
+    """A fit estimates the light before a stage; a training does so in every step, or takes another one."""
+
+    light: Literal["estimate", "plain", "predicted"] = "estimate"  # 'plain': white light from everywhere
+
+
+def _make(context: Context, o: ModelPhotometricTerm) -> ModelPhotometric:
+    return ModelPhotometric.prepare(
+        context.model, context.observations, replace(o.options, seed=context.seed)
+    )
+
+
+SPECS = (
+    EnergySpec(
+        name="photo_model",
+        cls=ModelPhotometric,
+        make=_make,
+        role="image",
+        doc=EnergyDoc(
+            formula="I_v(u_v) - A(p) (H(n_p) . light_v)",
+            unit="linear intensity",
+            source="DF-MVR eq. 2",
+            uses=(
+                use(DFM, "l2n", "4; 254, 128, 32 on features, skin, background"),
+                use(OURS, "l2n cauchy"),
+            ),
+            gradient="to shape, pose, light, albedo coefficients; visibility frozen",
+            id="E7",
+            variants=tuple(STRICT),
+        ),
+        options=ModelPhotometricTerm,
+        training=ModelPhotometricTraining,
+        optional=("parse",),
+        light=lambda options: 3 if options.options.light == "rgb" else 1,
+    ),
+)

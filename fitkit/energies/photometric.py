@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot, all_views
 from fitkit.energies.parse_labels import ParseScheme, label_weights
+from fitkit.energies.spec import Context, EnergyDoc, EnergyOptions, EnergySpec, MVF, OURS, PGN, use
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.io.options import Cosine, NonNegative, Pixels, Positive, Range, Seed
@@ -410,3 +411,52 @@ def sample_skin(
     root = r[0].sqrt()
     barycentric = torch.stack([1 - root, root * (1 - r[1]), root * r[1]], 1)
     return skin[pick], barycentric
+
+
+# ---- recipes ----
+
+
+@dataclass(frozen=True)
+class PhotometricTerm(EnergyOptions):
+    options: PhotometricOptions = PhotometricOptions()
+
+
+@dataclass(frozen=True)
+class PhotometricTraining(PhotometricTerm):
+    """A fit estimates the light before a stage; a training does so in every step, or takes another one."""
+
+    light: Literal["estimate", "plain", "predicted"] = "estimate"  # 'plain': white light from everywhere
+
+
+def _make(context: Context, o: PhotometricTerm) -> CrossViewPhotometric:
+    return CrossViewPhotometric.prepare(
+        context.model, context.observations, replace(o.options, seed=context.seed)
+    )
+
+
+SPECS = (
+    EnergySpec(
+        name="photo_xview",
+        cls=CrossViewPhotometric,
+        make=_make,
+        role="image",
+        doc=EnergyDoc(
+            formula="log I_v(u_v) - log s_v(n) - mean over the views",
+            unit="log of linear luminance",
+            source='MVF-Net eq. 7, PGN "Lp-", Shu et al. eq. 14; latent albedo ours',
+            uses=(
+                use(MVF, "sq", "10"),
+                use(PGN, "l1", "ablation"),
+                use(OURS, "cauchy"),
+            ),
+            gradient="through both sampling positions; bilinear, so it reaches 1-2 px: use a pyramid; visibility frozen",
+            id="E1",
+        ),
+        options=PhotometricTerm,
+        training=PhotometricTraining,
+        needs=lambda o: frozenset({"parse"} if o.options.parse != "none" else ()),
+        cross_view=True,
+        one_person=True,
+        light=lambda options: 0,
+    ),
+)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fitkit.energies.census import hard_census_distance
 from fitkit.energies.flow_magnitude import both_ways, resized_photos
+from fitkit.energies.registry import find
 from fitkit.evaluate.landmark_accuracy import box_size, normalized_mean_error
 from fitkit.fit.initialize import initial_state
 from fitkit.fit.recipe import load_recipe
@@ -61,7 +62,7 @@ def place_view(
         energies = {
             name: options
             for name, options in stage.energies.items()
-            if name not in ("identity_prior", "size_prior")
+            if find(name).blocks != ("identity",)
         }
         stages.append(type(stage)(stage.name, free, energies, stage.solver))
     recipe = type(recipe)(

@@ -23,7 +23,7 @@ from fitkit.io.options import to_plain
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 from fitkit.nets import load_predictor, read_about
-from fitkit.nets.predictor import Prediction, StatePredictor
+from fitkit.nets.predictor import Prediction, Predictor
 
 log = logging.getLogger("fitkit")
 FORMATS = {"torchscript": ".pt", "onnx": ".onnx"}
@@ -90,14 +90,14 @@ def _tables(found: Prediction) -> dict[str, Tensor]:
 class PaddedRegressor(nn.Module):
     """A network with tensors in and tensors out: those of `OUTPUTS` that it has, in that order; rows of missing views are zeros."""
 
-    def __init__(self, network: StatePredictor):
+    def __init__(self, network: Predictor):
         super().__init__()
         self.network = network
 
     def forward(self, images: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
         """images: [S, V, 3, size, size]; valid: [S, V] bool."""
         out = []
-        for name, value in _tables(self.network.predict_padded(images, valid)).items():
+        for name, value in _tables(self.network(images, valid, padded=True)).items():
             if name not in BY_PERSON:
                 value = value.unflatten(0, images.shape[:2])
                 there = valid[(..., *[None] * (value.ndim - 2))]
@@ -145,7 +145,7 @@ def export_regressor(
     images, valid = _example(network, views, PEOPLE)
     program = PaddedRegressor(network).eval()
     with torch.no_grad():
-        names = tuple(_tables(network.predict_padded(images, valid)))
+        names = tuple(_tables(network(images, valid, padded=True)))
         values = dict(zip(names, program(images, valid)))
     remove_litter(output.parent)
     with written_whole(card_path) as card_part, written_whole(output) as part, torch.no_grad():
@@ -194,7 +194,7 @@ def _check_request(weights: Path, output: Path, card_path: Path, format: str, ov
         )
 
 
-def _example(network: StatePredictor, views: int, people: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def _example(network: Predictor, views: int, people: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Pictures of noise; of the last person all views but the first are missing."""
     images = torch.rand(
         people, views, 3, network.size, network.size, generator=torch.Generator().manual_seed(seed)
@@ -272,7 +272,7 @@ def _check(
     program: PaddedRegressor,
     format: str,
     part: Path,
-    network: StatePredictor,
+    network: Predictor,
     views: int,
     names: tuple[str, ...],
     output: Path,
@@ -291,7 +291,7 @@ def _check(
             output,
         )
         return False
-    expected = _tables(network.predict(images, valid))
+    expected = _tables(network(images, valid))
     for name, mine in zip(names, got, strict=True):
         truth, there = expected[name].numpy(), valid.numpy()
         own = mine if name in BY_PERSON else mine[there]
@@ -370,7 +370,7 @@ def _training_card(weights: Path, about: dict[str, Any], model: FaceModel) -> di
 
 def _explained(
     weights: Path,
-    network: StatePredictor,
+    network: Predictor,
     model: FaceModel,
     views: int,
     images: Tensor,

@@ -22,7 +22,7 @@ from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 from fitkit.nets import load_predictor, read_about
-from fitkit.nets.predictor import Prediction, StatePredictor, assign_views
+from fitkit.nets.predictor import Prediction, Predictor, assign_views
 from fitkit.observe.crop import crop_views
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
@@ -67,7 +67,7 @@ class Predicted:
 
 @torch.no_grad()
 def predict_views(
-    network: StatePredictor,
+    network: Predictor,
     model: FaceModel,
     subject: Subject,
     found: Landmarks,
@@ -108,7 +108,7 @@ def predict_views(
     images = torch.full((1, count, 3, network.size, network.size), 0.5, device=device)
     valid = torch.zeros(1, count, dtype=torch.bool, device=device)
     images[0, there], valid[0, there] = seen.images, True
-    return Predicted(network.predict(images, valid), seen, order, model)
+    return Predicted(network(images, valid), seen, order, model)
 
 
 def regressor_start(

@@ -13,35 +13,22 @@ from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor
 
-from fitkit.energies.appearance_priors import LightMono
 from fitkit.energies.base import Energy
-from fitkit.energies.census import CrossViewCensus
-from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowImages
-from fitkit.energies.flow_magnitude import FlowMagnitude
-from fitkit.energies.flow_triangulated import TriangulatedFlow
-from fitkit.energies.landmarks import LandmarkReprojection, eye_offsets, lip_offsets, offset_sigma
+from fitkit.energies.landmarks import LandmarkReprojection, offset_sigma
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term, TermReport
-from fitkit.energies.photo_model import ModelPhotometric
-from fitkit.energies.photometric import CrossViewPhotometric
-from fitkit.energies.priors import (
-    ExpressionPrior,
-    FocalPrior,
-    IdentityPrior,
-    LandmarkOffsetPrior,
-    LightPrior,
-    SizePrior,
-    shape_spread,
-)
+from fitkit.energies.priors import LandmarkOffsetPrior
+from fitkit.energies.registry import find
+from fitkit.energies.spec import Context, Networks
 from fitkit.errors import FitError, InputError, check_argument
 from fitkit.fit.detail import Detail, personal_model, solve_detail
 from fitkit.fit.initialize import CameraKnowledge, initial_state, to_photos
-from fitkit.fit.recipe import FitRecipe, FlowSource, FlowTerm, Stage, load_recipe
+from fitkit.fit.recipe import FitRecipe, FlowSource, Stage, load_recipe
 from fitkit.fit.regress import regressor_start, settled, start_cost, stray_points
 from fitkit.fit.report import attempt, build_metrics, judge_safely
 from fitkit.fit.result import FitResult
 from fitkit.fit.rig_check import check_rig
 from fitkit.fit.uncertainty import error_bars, summary
-from fitkit.geometry.spherical_harmonics import Y0
+from fitkit.geometry.spherical_harmonics import white_light
 from fitkit.io.options import to_plain
 from fitkit.io.subject import Subject, as_subject
 from fitkit.models.face_model import FaceModel
@@ -272,7 +259,11 @@ class FitRun:
         known = observations.landmarks.jaw
         self.jaw_rule = known if recipe.landmarks.jaw == "auto" else recipe.landmarks.jaw
         self._last: tuple[LeastSquaresProblem, SceneState] | None = None
-        self._estimators: dict[tuple[str, str], FlowEstimator] = {}
+        self.networks = Networks(
+            str(observations.images.device),
+            (recipe.flow.estimator, recipe.flow.weights),
+            make_flow=make_flow_estimator,
+        )
         self.shape: tuple[LeastSquaresProblem, SceneState] | None = (
             None  # problem and solution of the last stage that moved the identity
         )
@@ -344,64 +335,28 @@ class FitRun:
 
     def energy(self, name: str, options: Any, state: SceneState) -> Energy:
         """Energy `name` with the options of its stage."""
-        model, recipe, cameras = self.model, self.recipe, self.cameras
-        if name == "lmk2d":
-            return LandmarkReprojection(model, self.sigma, self.jaw_rule)
-        if name == "lmk2d_eye":
-            return eye_offsets(model, self.sigma)
-        if name == "lmk2d_lip":
-            return lip_offsets(model, self.sigma)
-        if name == "identity_prior":
-            return IdentityPrior()
-        if name == "landmark_prior":
-            return LandmarkOffsetPrior(self._offset_sigma())
-        if name == "expression_prior":
-            return ExpressionPrior(
-                recipe.expression.sigma,
-                recipe.expression.sigma_negative,
-                recipe.expression.shared,
-                options.group_radius,
-                shape_spread(model.expression_names),
-            )
-        if name == "focal_prior":
-            return FocalPrior(cameras.focal_mean, cameras.focal_sigma, cameras.first)
-        if name == "light_prior":
-            return LightPrior(self.light if self.light is not None else state.illumination, options.sigma)
-        if name == "size_prior":
-            return SizePrior.of(model, options.sigma)
-        if name == "photo_xview":
-            return CrossViewPhotometric.prepare(
-                model, self.observations, replace(options.options, seed=recipe.seed)
-            )
-        if name == "photo_model":
-            return ModelPhotometric.prepare(
-                model, self.observations, replace(options.options, seed=recipe.seed)
-            )
-        if name == "light_mono":
-            return LightMono(options.sigma)
-        if name == "census_xview":
-            return CrossViewCensus.prepare(
-                model, self.observations, replace(options.options, seed=recipe.seed)
-            )
-        estimator = self.flow_estimator(options)
-        if name == "flow_mag":
-            return FlowMagnitude.prepare(
-                model, self.observations, estimator, replace(options.options, seed=recipe.seed)
-            )
-        sigma = options.options.sigma_px * self.observations.pixel_unit
-        flow = replace(options.options, seed=recipe.seed)
-        matcher = FlowCorrespondence(model, flow, estimator, sigma, FlowImages.of(self.observations, flow))
-        return matcher if name == "flow_corr" else TriangulatedFlow(matcher, flow)
+        return find(name).make(self.context(state), options)
 
-    def flow_estimator(self, term: FlowTerm | FlowSource) -> FlowEstimator:
-        """The estimator a term asks for, or the recipe's; each is made once."""
-        source = term if term.estimator else self.recipe.flow
-        key = source.estimator, source.weights
-        if key not in self._estimators:
-            self._estimators[key] = make_flow_estimator(
-                source.estimator, source.weights or None, str(self.observations.images.device)
-            )
-        return self._estimators[key]
+    def context(self, state: SceneState) -> Context:
+        """What the energies of a stage that starts at `state` are made from."""
+        return Context(
+            self.model,
+            self.observations,
+            state,
+            self.networks,
+            self.recipe.seed,
+            light=state.illumination if self.light is None else self.light,
+            shared_expression=self.recipe.expression.shared,
+            landmark_sigma=self.sigma,
+            offset_sigma=self._offset_sigma(),
+            jaw=self.jaw_rule,
+            cameras=self.cameras,
+            expression=self.recipe.expression,
+        )
+
+    def flow_estimator(self, source: FlowSource) -> FlowEstimator:
+        """The estimator that is asked for; each is made once."""
+        return self.networks.flow(source.estimator, source.weights)
 
     # ---- stages ----
 
@@ -413,8 +368,10 @@ class FitRun:
                 f"recipe '{self.recipe.name}' has no stage for {self.observations.num_views} view(s) and a start from "
                 f"{self.start}"
             )
-        for term in (t for s in stages for t in s.energies.values() if isinstance(t, FlowTerm)):
-            self.flow_estimator(term)  # missing weights are told before anything is solved
+        for name, options in (pair for stage in stages for pair in stage.energies.items()):
+            load = find(name).load
+            if load is not None:
+                load(self.networks, options)  # missing weights are told before anything is solved
         if self.recipe.detail.enabled:
             self.flow_estimator(self.recipe.detail_flow)
         tell(f"stage {stages[0].name}", 0.35)
@@ -464,7 +421,7 @@ class FitRun:
         """
         leading = []
         for stage in stages:
-            if stage.measure_noise or not stage.energies.keys() <= LANDMARK_ENERGIES:
+            if stage.measure_noise or _looks_at_pictures(stage):
                 break
             leading.append(stage)
         if not leading:
@@ -507,17 +464,13 @@ class FitRun:
         began, before = time.perf_counter(), state.identity
         if stage.measure_noise:
             self.measure_noise(state)
-        chosen = {n: o for n, o in stage.energies.items() if not (n == "size_prior" and self.cameras.metric)}
+        here = self.context(state)
+        chosen = {n: o for n, o in stage.energies.items() if find(n).applies(here)}
+        lights = {n: find(n).light(o) for n, o in chosen.items() if find(n).light is not None}
+        free = [b for b in stage.free if not (b == "illumination" and not lights)]
+        if lights:
+            state = self._lit(state, chosen, lights)
         energies = {name: self.energy(name, options, state) for name, options in chosen.items()}
-        photo = energies.get("photo_model", energies.get("photo_xview"))
-        free = [b for b in stage.free if not (b == "illumination" and photo is None)]
-        if photo is not None and not self._lit_for(photo):
-            with torch.no_grad():
-                lit = state.replace(illumination=_plain_light(state))
-                self.light = photo.freeze(lit, self.observations).estimate_light(lit)
-            state = state.replace(illumination=self.light)
-            if "light_prior" in energies:
-                energies["light_prior"] = replace(energies["light_prior"], anchor=self.light)
         layout = ParameterLayout.of(
             state, free, self.recipe.expression.shared, self.cameras.focal_groups, self.cameras.pose_groups
         )
@@ -527,11 +480,11 @@ class FitRun:
         solver = stage.solver
         messages = []
         if solver.name == "adam":
-            problem = LeastSquaresProblem(objective, self.observations, layout)
+            problem = LeastSquaresProblem(objective, self.observations, layout, first_order=True)
             result = adam(problem, state, AdamOptions(solver.max_iterations, solver.learning_rate), tell)
             self.iterations += result.iterations
             state, messages = self._accept(stage, state, result), [result.message]
-            objective = objective.freeze(state, self.observations)
+            objective = objective.at_share(1.0).freeze(state, self.observations)
         else:
             for number in range(solver.refresh):
                 tell(number / solver.refresh)
@@ -547,7 +500,8 @@ class FitRun:
                     objective = self._measure_offset_spread(objective, problem, state)
         with torch.no_grad():
             self.terms = objective.cost(state, self.observations)[1]
-        self._last = (LeastSquaresProblem(objective, self.observations, layout), state)
+        first_order = solver.name == "adam"
+        self._last = (LeastSquaresProblem(objective, self.observations, layout, first_order), state)
         change = (
             None
             if self.shape is None or "identity" not in free
@@ -580,7 +534,7 @@ class FitRun:
         count in full beside the matches.
         Source: MacKay, "Bayesian interpolation", Neural Computation 1992, evidence approximation with well-determined parameters.
         """
-        term = next((t for t in objective.terms if t.energy.name == "landmark_prior"), None)
+        term = next((t for t in objective.terms if isinstance(t.energy, LandmarkOffsetPrior)), None)
         layout = problem.layout
         if (
             term is None or "landmarks" not in layout.sizes or state.landmark_offset is None
@@ -606,21 +560,26 @@ class FitRun:
         prior = replace(term.energy, sigma_mm=term.energy.sigma_mm * (self.offset_spread / before))
         return Objective([replace(t, energy=prior) if t is term else t for t in objective.terms])
 
-    def _lit_for(self, photo: CrossViewPhotometric | ModelPhotometric) -> bool:
-        """The light was estimated before, with the channels that `photo` asks for; 'photo_xview' takes any."""
-        if self.light is None or isinstance(photo, CrossViewPhotometric):
-            return self.light is not None
-        return self.light.shape[-1] == (3 if photo.options.light == "rgb" else 1)
+    def _lit(self, state: SceneState, chosen: dict[str, Any], lights: dict[str, int]) -> SceneState:
+        """The state under light that was estimated: now, if it was not before with the channels that the energies ask for."""
+        name = max(lights, key=lights.__getitem__)  # one that estimates colours, if there is one
+        if self.light is None or lights[name] not in (0, self.light.shape[-1]):
+            photo = self.energy(name, chosen[name], state)
+            with torch.no_grad():
+                lit = state.replace(illumination=white_light(state.illumination))
+                self.light = photo.freeze(lit, self.observations).estimate_light(lit)
+            state = state.replace(illumination=self.light)
+        return state
 
     def focal_uncertainty(self) -> list[float | None]:
         """Relative standard deviation of each view's focal length at the solution (Laplace approximation), None when
-        it was not solved for, an energy has no least-squares form or the system is too large for a dense inverse."""
+        it was not solved for, the problem is not `linearizable` or the system is too large for a dense inverse."""
         problem, state = self._last
         layout = problem.layout
         if (
             "focal" not in layout.sizes
             or layout.total > 3000
-            or not all(hasattr(t.energy, "linearize") for t in problem.objective.terms)
+            or not problem.linearizable
         ):
             return [None] * layout.num_views
         H = problem.linearize(state).dense()
@@ -649,28 +608,16 @@ NOISE_ABSORBED = 1.25
 EXIF_SIGMAS = 3.0  # right focal lengths moved by 0.2 to 0.7; of half the right length, as after a crop to half the picture, by 3.6 to 5.9
 SPREAD_PRIOR = 10.0  # in observations
 SURFACE_WINS = 0.8  # measured ratios: 0.05 to 0.9 on fixed points (0.2 and less with a view beyond 40 degrees), 0.83 to 1.4 on outlines
-LANDMARK_ENERGIES = {
-    "lmk2d",
-    "lmk2d_eye",
-    "lmk2d_lip",
-    "identity_prior",
-    "expression_prior",
-    "focal_prior",
-    "size_prior",
-    "landmark_prior",
-}
+
+
+def _looks_at_pictures(stage: Stage) -> bool:
+    """Whether anything but landmarks and priors has a say in it."""
+    return any(find(name).role not in ("landmark", "prior") for name in stage.energies)
 
 
 def _effort(stage: Stage) -> float:
     """How long a stage takes, about, in units of one that looks at landmarks only."""
-    images = not stage.energies.keys() <= LANDMARK_ENERGIES
+    images = _looks_at_pictures(stage)
     if stage.solver.name == "adam":
         return stage.solver.max_iterations * (1.0 if images else 0.1)
     return stage.solver.refresh * (4.0 if images else 1.0)
-
-
-def _plain_light(state: SceneState) -> Tensor:
-    """White light from everywhere, [B, 9, C]: shading 1."""
-    light = torch.zeros_like(state.illumination)
-    light[:, 0] = 1 / Y0
-    return light

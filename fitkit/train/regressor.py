@@ -30,13 +30,13 @@ from fitkit.io.outputs import check_folder
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 from fitkit.nets import net_kind, save_predictor, start_from
-from fitkit.nets.predictor import StatePredictor
+from fitkit.nets.predictor import Predictor
 from fitkit.observe.flow import make_flow_estimator
 from fitkit.observe.flow.types import FlowEstimator
 from fitkit.observe.observations import Observations
 from fitkit.render.shading import render_shaded
 from fitkit.scene.projection import project_points
-from fitkit.scene.state import SceneState
+from fitkit.scene.state import SceneState, select_people
 from fitkit.train.regressor_data import (
     Batch,
     InputOptions,
@@ -49,7 +49,6 @@ from fitkit.train.regressor_data import (
     stage_steps,
 )
 from fitkit.train.regressor_recipe import RegressorTraining, net_options
-from fitkit.train.regressor_terms import select_people
 
 WEIGHTS, CARD, CHECKPOINT, LOG, BAD_BATCH = (
     "regressor.safetensors",
@@ -187,7 +186,7 @@ def open_parts(
     return [a for a, _ in both], [b for _, b in both]
 
 
-def _check_stages(recipe: RegressorTraining, network: StatePredictor, training: Sequence[Part]) -> None:
+def _check_stages(recipe: RegressorTraining, network: Predictor, training: Sequence[Part]) -> None:
     names = [p.source.name for p in training]
     for stage in recipe.stages:
         for part in stage.free:
@@ -241,7 +240,7 @@ class HeldOut:
     """The samples that are held out, read once."""
 
     def __init__(
-        self, recipe: RegressorTraining, parts: Sequence[Part], model: FaceModel, network: StatePredictor
+        self, recipe: RegressorTraining, parts: Sequence[Part], model: FaceModel, network: Predictor
     ):
         self.recipe, self.model = recipe, model
         self.inputs = InputOptions.of(network, recipe.most_views)
@@ -286,7 +285,7 @@ class HeldOut:
 
 
 @torch.no_grad()
-def validate(network: StatePredictor, model: FaceModel, held: HeldOut) -> dict[str, float]:
+def validate(network: Predictor, model: FaceModel, held: HeldOut) -> dict[str, float]:
     """Errors on the samples held out; {} without any.
 
     vertex_mm: distance of the predicted from the labelled vertices of the face region, head frame, with expression, mean over the
@@ -301,7 +300,7 @@ def validate(network: StatePredictor, model: FaceModel, held: HeldOut) -> dict[s
     found: dict[str, list[float]] = {k: [] for k in VALIDATED}
     for batch in held.batches():
         batch = batch.to(device)
-        prediction = network.predict(batch.images, batch.valid)
+        prediction = network(batch.images, batch.valid)
         for i, seen in enumerate(batch.people):
             mine = select_people(prediction.state, [i])
             found["nme_percent"] += landmark_error(mine, seen, model)
@@ -418,7 +417,7 @@ def _over(photo: Tensor, state: SceneState, model: FaceModel, frame: int, size: 
 def card(
     recipe: RegressorTraining,
     model: FaceModel,
-    network: StatePredictor,
+    network: Predictor,
     training: Sequence[Part],
     metrics: dict[str, Any],
 ) -> dict[str, Any]:

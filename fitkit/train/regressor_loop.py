@@ -20,7 +20,7 @@ from PIL import Image
 from fitkit.errors import FitError, InputError
 from fitkit.io.atomic import writing, written_whole
 from fitkit.models.face_model import FaceModel
-from fitkit.nets.predictor import StatePredictor
+from fitkit.nets.predictor import Predictor
 from fitkit.observe.flow.types import FlowEstimator
 from fitkit.train.regressor import (
     BAD_BATCH,
@@ -50,7 +50,7 @@ class RegressorModule(LightningModule):
         self,
         recipe: RegressorTraining,
         folder: Path,
-        network: StatePredictor,
+        network: Predictor,
         model: FaceModel,
         training: Sequence[Part],
         make_estimator: Callable[[str, str | None, str], FlowEstimator],
@@ -78,7 +78,7 @@ class RegressorModule(LightningModule):
             for stage in self.recipe.stages
         ]
         for cost in self.costs:
-            cost.load_estimators(str(self.device))
+            cost.load_networks()
 
     def configure_optimizers(self):
         return torch.optim.Adam(
@@ -129,11 +129,11 @@ class RegressorModule(LightningModule):
                 module.requires_grad_(module not in frozen)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        number, _ = stage_of_step(self.lengths, self.trainer.global_step)
+        number, inside = stage_of_step(self.lengths, self.trainer.global_step)
         self.batch = batch
-        prediction = self.network.predict(batch.images, batch.valid)
+        prediction = self.network(batch.images, batch.valid)
         with torch.autocast(self.device.type, enabled=False):
-            cost, self.values = self.costs[number](prediction.state, batch.people, prediction.identity_sigma)
+            cost, self.values = self.costs[number](prediction, batch.people, inside / self.lengths[number])
         self.state, self.total = prediction.state, float(cost.detach())
         if not math.isfinite(self.total):
             bad = [n for n, v in self.values.items() if not math.isfinite(v.value)]
@@ -277,7 +277,7 @@ class Keeper(Callback):
 def run(
     recipe: RegressorTraining,
     folder: Path,
-    network: StatePredictor,
+    network: Predictor,
     model: FaceModel,
     training: Sequence[Part],
     held: Sequence[Part],

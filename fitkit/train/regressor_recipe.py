@@ -7,12 +7,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Sequence
 
 from fitkit.data.augment import FaceAugmentation
-from fitkit.energies.census import CensusOptions
-from fitkit.energies.flow_correspondence import FlowOptions
-from fitkit.energies.flow_magnitude import FlowMagnitudeOptions
-from fitkit.energies.photometric import PhotometricOptions
+from fitkit.energies.registry import training_options
+from fitkit.energies.spec import EnergyOptions
 from fitkit.errors import InputError
-from fitkit.fit.recipe import EnergyOptions
 from fitkit.io.options import (
     Count,
     Natural,
@@ -29,108 +26,6 @@ from fitkit.io.options import (
 from fitkit.io.resources import find_recipe
 from fitkit.nets import net_kind
 from fitkit.nets.predictor import ViewSlot
-from fitkit.observe.flow import check_estimator
-
-
-@dataclass(frozen=True)
-class LandmarkTerm(EnergyOptions):
-    """sigma_px: standard deviation of a point, for a 224-pixel crop; jaw: what to take points 0-16 for where the data do not say."""
-
-    sigma_px: Positive = 3.0
-    jaw: Literal["outline", "surface"] = "surface"
-
-
-@dataclass(frozen=True)
-class CodeTerm(EnergyOptions):
-    """sigma: see IdentitySupervision, ExpressionSupervision."""
-
-    sigma: Positive = 0.3
-
-
-@dataclass(frozen=True)
-class PoseTerm(EnergyOptions):
-    """See PoseSupervision."""
-
-    sigma_deg: Positive = 2.0
-    sigma_mm: Positive = 10.0
-    sigma_focal: Positive = 0.1
-
-
-@dataclass(frozen=True)
-class VertexTerm(EnergyOptions):
-    """See VertexSupervision."""
-
-    sigma_mm: Positive = 1.0
-    frame: Literal["camera", "head", "aligned"] = "head"
-    region: Literal["all", "skin", "face"] = "face"
-
-
-@dataclass(frozen=True)
-class ExpressionPriorTerm(EnergyOptions):
-    """See ExpressionPrior."""
-
-    sigma: Positive = 0.3
-    sigma_negative: Positive = 0.1
-
-
-@dataclass(frozen=True)
-class MeanPriorTerm(EnergyOptions):
-    """See MeanCoefficientPrior."""
-
-    sigma: Positive = 0.3
-    expression: NonNegative = 0.5
-
-
-@dataclass(frozen=True)
-class PhotoTerm(EnergyOptions):
-    """light: 'estimate' each view's light from its picture before the comparison, or 'plain' white light from everywhere."""
-
-    light: Literal["estimate", "plain"] = "estimate"
-    options: PhotometricOptions = PhotometricOptions()
-
-
-@dataclass(frozen=True)
-class CensusTerm(EnergyOptions):
-    options: CensusOptions = CensusOptions()
-
-
-@dataclass(frozen=True)
-class FlowTerm(EnergyOptions):
-    """estimator, weights: see fitkit.fit.recipe.FlowSource."""
-
-    estimator: str = "dis"
-    weights: str = ""
-    options: FlowOptions = FlowOptions()
-
-    def __post_init__(self):
-        check_estimator(self.estimator, self.weights)
-
-
-@dataclass(frozen=True)
-class FlowMagnitudeTerm(FlowTerm):
-    """Only a network, 'ptlflow:NAME', can be used: the gradient runs through it."""
-
-    estimator: str = "ptlflow:pwcnet"
-    options: FlowMagnitudeOptions = FlowMagnitudeOptions()
-
-
-ENERGIES: dict[str, type[EnergyOptions]] = {
-    "lmk2d": LandmarkTerm,
-    "lmk2d_eye": LandmarkTerm,
-    "lmk2d_lip": LandmarkTerm,
-    "identity_sup": CodeTerm,
-    "expression_sup": CodeTerm,
-    "identity_nll": EnergyOptions,
-    "pose_sup": PoseTerm,
-    "vertex_sup": VertexTerm,
-    "identity_prior": EnergyOptions,
-    "expression_prior": ExpressionPriorTerm,
-    "prior_l1": MeanPriorTerm,
-    "photo_xview": PhotoTerm,
-    "census_xview": CensusTerm,
-    "flow_corr": FlowTerm,
-    "flow_mag": FlowMagnitudeTerm,
-}
 
 
 @dataclass(frozen=True)
@@ -240,7 +135,7 @@ def parse_regressor_training(data: dict, where: str) -> RegressorTraining:
     """RegressorTraining from nested mappings, as read from YAML. Raises as load_regressor_training."""
     data = dict(data)
     parsed = []
-    for stage, label in build_stages(TrainingStage, ENERGIES, data.pop("stages", None), where):
+    for stage, label in build_stages(TrainingStage, training_options, data.pop("stages", None), where):
         parsed.append(stage)
         if (stage.steps > 0) == (stage.epochs > 0):
             raise InputError(

@@ -31,7 +31,6 @@ from fitkit.energies.flow_triangulated import TriangulatedFlow, TriangulationOpt
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.landmarks import LandmarkReprojection, eye_offsets, lip_offsets, offset_sigma
 from fitkit.energies.landmarks3d import (
-    PositionMap,
     PositionMapLandmarks,
     landmark_places,
     lmk3d_align,
@@ -69,6 +68,7 @@ from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
 from fitkit.scene.depth_state import DepthState
 from fitkit.scene.layout import ParameterLayout, retract
 from fitkit.scene.pose import Pose
+from fitkit.scene.position_map import PositionMap
 from fitkit.scene.state import SceneState
 
 MODEL = tiny_model(dtype=torch.float64)

@@ -7,7 +7,6 @@ from derivatives import check_everything
 from helpers import observe, tiny_model, tiny_state
 
 from fitkit.energies.landmarks3d import (
-    PositionMap,
     PositionMapLandmarks,
     affine_align,
     landmark_places,
@@ -19,6 +18,7 @@ from fitkit.errors import DegenerateInputError, InputError
 from fitkit.geometry.rotation import so3_exp
 from fitkit.observe.labels import Labels
 from fitkit.scene.layout import ParameterLayout, retract
+from fitkit.scene.position_map import PositionMap
 
 MODEL = tiny_model(dtype=torch.float64)
 STATE = tiny_state(MODEL, 3)

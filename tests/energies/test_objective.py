@@ -9,7 +9,6 @@ from fitkit.energies.kernels import Kernel
 from fitkit.energies.landmarks import LandmarkReprojection
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
 from fitkit.energies.priors import ExpressionPrior, IdentityPrior
-from fitkit.errors import InputError
 from fitkit.scene.layout import BLOCKS, ParameterLayout, retract
 from fitkit.solvers.first_order import AdamOptions, adam
 from fitkit.solvers.levenberg_marquardt import LMOptions, levenberg_marquardt
@@ -99,12 +98,15 @@ def test_nothing_valid_costs_nothing_and_has_a_finite_gradient():
         assert float(focal.grad.abs().max()) == 0
 
 
-def test_an_energy_without_least_squares_form_is_refused_by_name():
+def test_an_energy_without_derivatives_of_its_own_gets_them():
+    """Its four equal residuals are 1 + focal length of view 0 - true one, their mean counts."""
     energy = Fixed(torch.ones(1, 4, 1, dtype=torch.float64), torch.ones(1, 4, dtype=torch.bool))
-    with pytest.raises(
-        InputError, match="energy 'fixed' has no least-squares form; use solver 'adam' for it"
-    ):
-        Objective([Term(energy)]).linearize(TRUTH, OBS, ParameterLayout.of(TRUTH, ("pose",)))
+    layout = ParameterLayout.of(TRUTH, ("pose", "focal"))
+    system = Objective([Term(energy)]).linearize(TRUTH, OBS, layout)
+    expected = torch.zeros(layout.total, dtype=torch.float64)
+    expected[layout.index[0, 6]] = TRUTH.camera.focal[0]
+    torch.testing.assert_close(system.gradient, expected)
+    torch.testing.assert_close(system.dense(), torch.outer(expected, expected))
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_the_program_gives_what_the_network_gives_without_fitkit(trained, tmp_pa
         with np.load(tmp_path / f"out{people}.npz") as stored:
             got = {n: torch.from_numpy(stored[f"arr_{i}"]) for i, n in enumerate(export["outputs"])}
         with torch.no_grad():
-            found = network.predict(images[:people], valid[:people])
+            found = network(images[:people], valid[:people])
         state = found.state
         expected = {
             "identity": state.identity,
@@ -348,7 +348,7 @@ def test_every_output_is_compared(trained, tmp_path, monkeypatch, output, change
     network, weights = trained
 
     def changed(format, path, images, valid):
-        place = list(regressor._tables(network.predict_padded(images, valid))).index(output)
+        place = list(regressor._tables(network(images, valid, padded=True))).index(output)
         with torch.no_grad():
             out = [v.numpy() for v in regressor.PaddedRegressor(network)(images, valid)]
         out[place] = change(out[place])

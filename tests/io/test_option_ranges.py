@@ -8,6 +8,7 @@ from typing import Annotated, get_args, get_origin
 import pytest
 
 from fitkit.data.synth_recipe import SynthRecipe, load_synth_recipe
+from fitkit.energies.registry import REGISTRY
 from fitkit.errors import InputError
 from fitkit.evaluate.ablation import AblationRecipe, load_ablation
 from fitkit.evaluate.protocols import PROTOCOLS
@@ -28,8 +29,8 @@ ROOTS = (
     SynthRecipe,
     EvaluateRecipe,
     AblationRecipe,
-    *fits.ENERGIES.values(),
-    *trainings.ENERGIES.values(),
+    *(spec.options for spec in REGISTRY),
+    *(spec.training_options() for spec in REGISTRY),
     *(p.options for p in PROTOCOLS.values()),
     *(net_kind(name).options for name in NETS),
     *(_reader(kind)[0] for kind in get_args(option_types(DataSource)["kind"])),

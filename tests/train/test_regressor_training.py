@@ -16,10 +16,11 @@ from fitkit.data.augment import PLAIN, FaceAugmentation
 from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.errors import FitError, InputError, MissingWeightsError
 from fitkit.nets import load_predictor
-from fitkit.nets.predictor import ViewSlot
+from fitkit.nets.predictor import Prediction, ViewSlot
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.labels import Labels
 from fitkit.render.rasterizer import clip_vertices, rasterize
+from fitkit.scene.state import select_people
 from fitkit.train import regressor_loop
 from fitkit.train.regressor import (
     CHECKPOINT,
@@ -44,7 +45,7 @@ from fitkit.train.regressor_data import (
     split,
 )
 from fitkit.train.regressor_recipe import DataSource, load_regressor_training, parse_regressor_training
-from fitkit.train.regressor_terms import StageCost, join_observations, join_states, select_people
+from fitkit.train.regressor_terms import StageCost, join_observations, join_states
 
 MODEL = tiny_model(num_identity=4)
 MODEL = replace(
@@ -344,8 +345,8 @@ def test_the_cost_is_the_mean_over_the_people_of_what_the_objective_gives_for_ea
     gen = torch.Generator().manual_seed(0)
     light = torch.full((9, 9, 1), 0.1) + torch.eye(9)[:1].T * 3
     state = state.replace(identity=state.identity + torch.randn(3, 4, generator=gen), illumination=light)
-    total, report = cost(state, batch.people)
-    single = [cost(select_people(state, [i]), [batch.people[i]]) for i in range(3)]
+    total, report = cost(Prediction(state), batch.people)
+    single = [cost(Prediction(select_people(state, [i])), [batch.people[i]]) for i in range(3)]
     for name in report:
         assert report[name].value == pytest.approx(np.mean([r[name].value for _, r in single]), rel=1e-4), (
             name
@@ -353,7 +354,7 @@ def test_the_cost_is_the_mean_over_the_people_of_what_the_objective_gives_for_ea
     assert float(total) == pytest.approx(sum(v.value for v in report.values()), rel=1e-5)
     # A person without labels is left out of the supervised energies and counts in the others.
     bare = replace(batch.people[1], labels=None)
-    _, report = cost(state, [batch.people[0], bare, batch.people[2]])
+    _, report = cost(Prediction(state), [batch.people[0], bare, batch.people[2]])
     assert report["identity_sup"].people == 2 and report["lmk2d"].people == 3
     others = single[0][1]["identity_sup"].value + single[2][1]["identity_sup"].value
     assert report["identity_sup"].value == pytest.approx(others / 3, rel=1e-5)
@@ -364,7 +365,7 @@ def test_only_known_parts_of_a_label_are_compared():
     seen = people.samples[0].observations
     cost = StageCost(recipe().stages[0], MODEL)
     half = replace(seen, labels=replace(seen.labels, known=("pose",)))
-    _, report = cost(seen.labels.state, [half])
+    _, report = cost(Prediction(seen.labels.state), [half])
     assert (
         report["pose_sup"].people == 1
         and report["identity_sup"].people == 0
@@ -374,7 +375,7 @@ def test_only_known_parts_of_a_label_are_compared():
     with pytest.raises(
         InputError, match=r"stage 's': none of its energies \(identity_sup\) can be used for these samples"
     ):
-        StageCost(nothing.stages[0], MODEL)(seen.labels.state, [half])
+        StageCost(nothing.stages[0], MODEL)(Prediction(seen.labels.state), [half])
 
 
 def inputs_of(settings):
@@ -499,6 +500,27 @@ def test_views_are_taken_away_but_never_all():
         for i in range(20)
     ]
     assert set(counts[:20]) == {1, 2, 3} and set(counts[20:]) == {1}
+
+
+def test_views_that_are_compared_change_their_colours_together(people):
+    """Shu et al. change the colours of a pair alike; a loss between the views cannot tell another change from a wrong shape."""
+    alone = {"name": "a", "steps": 1, "energies": {"lmk2d": {}}}
+    compared = {"name": "b", "steps": 1, "energies": {"photo_xview": {}}}
+    white = replace(people.samples[0].observations, images=torch.full((3, 3, 64, 64), 0.5))
+    samples = Triplets(1)
+    samples.samples = [replace(people.samples[0], observations=white)]
+    inputs = None
+    levels = {}
+    for colors in ("auto", "view", "person"):
+        settings = recipe([alone, compared], augmentation={"gain": 0.5, "offset": 0.1, "shift": 0.0, "colors": colors})
+        inputs = inputs or inputs_of(settings)
+        part = [split(settings.data[0], samples, 0.0)[0]]
+        order = draw_order([1.0], [1], 1, [0])
+        draws = Draws([part, part], [order, order], MODEL, inputs, settings)
+        levels[colors] = [draws[k][3].images[:, 0, 24, 24] for k in range(2)]
+    spread = {colors: [float(x.max() - x.min()) > 0.01 for x in both] for colors, both in levels.items()}
+    assert spread == {"auto": [True, False], "view": [True, True], "person": [False, False]}
+    assert float((levels["person"][1] - 0.5).abs().min()) > 0.005  # changed, but alike
 
 
 def test_the_order_of_the_draws():
@@ -635,9 +657,12 @@ def test_joined_observations_keep_what_all_have(people):
 
 
 def test_only_the_large_labels_that_energies_need_are_read():
-    energies = {"vertex_sup": {}, "pose_sup": {}}
+    energies = {"vertex_sup": {}, "pose_sup": {}, "photo_xview": {"options": {"parse": "none"}}}
     assert large_labels(recipe([{"name": "s", "steps": 1, "energies": energies}])) == {"vertices"}
     assert large_labels(recipe([{"name": "s", "steps": 1, "energies": {"lmk2d": {}}}])) == set()
+    energies = {"depth_3dmm": {}, "photo_xview": {"options": {"parse": "pgn"}}}
+    wanted = large_labels(recipe([{"name": "s", "steps": 1, "energies": energies}]))
+    assert wanted == {"prior_depth", "parse", "parse_valid"}
 
 
 @pytest.mark.parametrize(
@@ -960,9 +985,7 @@ def test_validation_measures_how_far_the_views_disagree(people):
             super().__init__()
             self.anchor, self.turn = torch.nn.Parameter(torch.zeros(1)), turn
 
-        def predict(self, images, valid):
-            from fitkit.nets.predictor import Prediction
-
+        def forward(self, images, valid):
             state = join_states([p.labels.state for p in self.people])
             rotation = state.pose.rotation @ so3_exp(torch.tensor([[0.0, self.turn, 0.0]])).expand(
                 len(state.expression), 3, 3
