@@ -399,7 +399,8 @@ def sample_skin(
 ) -> tuple[Tensor, Tensor]:
     """`count` points spread evenly over the skin of the mean face: triangle [N] int64, barycentric [N, 3].
 
-    counted: [V] bool, vertices of the surface that is sampled instead. Systematic sampling over the cumulative area, so the spacing is regular; deterministic by seed.
+    counted: [V] bool, vertices of the surface that is sampled instead. Systematic sampling over the cumulative area, so the spacing
+    is regular; deterministic by seed.
     """
     skin = (model.skin if counted is None else counted)[model.triangles].all(1).nonzero().squeeze(1)
     corner = model.mean[model.triangles[skin]]
