@@ -15,7 +15,6 @@ from fitkit.io.options import Range, Share
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import CropOptions, crop_views
 from fitkit.observe.label_crops import cut_labels
-from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
 from fitkit.scene.pose import yaw_pitch_roll
 

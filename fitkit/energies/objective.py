@@ -12,6 +12,7 @@ from torch import Tensor
 from fitkit.energies import autodiff
 from fitkit.energies.base import Energy, Linearizable, Linearization, Residuals, Staged
 from fitkit.energies.kernels import Kernel
+from fitkit.errors import InputError
 from fitkit.scene.layout import ParameterLayout, retract
 from fitkit.scene.state import SceneState
 from fitkit.solvers.arrow import ArrowSystem

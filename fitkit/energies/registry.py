@@ -20,6 +20,7 @@ from fitkit.energies import (
     masks,
     parsing,
     photo_model,
+    photo_pairs,
     photometric,
     priors,
     supervision,
@@ -42,6 +43,7 @@ PAPERS = {
 
 _FILES = (
     photometric,
+    photo_pairs,
     depth,
     census,
     flow_magnitude,

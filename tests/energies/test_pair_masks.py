@@ -20,6 +20,7 @@ from fitkit.fit.recipe import load_recipe
 from fitkit.observe.labels import Labels
 from fitkit.render.cross_view import CrossViews
 from fitkit.scene.pose import yaw_pitch_roll
+from fitkit.scene.projection import project_points
 from fitkit.train.regressor_recipe import load_regressor_training
 
 MODEL = tiny_model(dtype=torch.float64)
@@ -150,7 +151,8 @@ def test_features_of_masked_pixels(state):
         seen[mask] = energy.freeze(state, obs).shared.seen
     everywhere = torch.ones(4, SIZE, SIZE, dtype=torch.bool)
     pairs = energy.freeze(state, obs).shared.pairs
-    half = half_faces("box", MODEL, state, pairs, [b for _, b in pairs], everywhere)
+    points = project_points(MODEL.landmark_basis, state).pixels
+    half = half_faces("box", points, state, pairs, [b for _, b in pairs], everywhere)
     assert not bool((seen["box"] & ~half).any()) and not torch.equal(seen["box"], seen["zbuffer"])
 
 
