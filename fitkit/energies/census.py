@@ -12,7 +12,7 @@ from torch import Tensor
 from fitkit.energies.base import Linearization, Residuals, Slot, all_views
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.pair_masks import half_faces
-from fitkit.energies.parse_labels import ParseScheme, label_weights
+from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_needed
 from fitkit.energies.photometric import sample_skin, viewing_cosine
 from fitkit.energies.spec import Context, EnergyDoc, EnergyOptions, EnergySpec, OURS, PGN, use
 from fitkit.errors import InputError
@@ -505,7 +505,7 @@ SPECS = (
             variants=tuple(VARIANTS),
         ),
         options=CensusTerm,
-        needs=lambda o: frozenset({"parse"} if o.options.parse != "none" else ()),
+        needs=parse_needed,
         cross_view=True,
     ),
 )

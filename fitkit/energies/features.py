@@ -139,13 +139,13 @@ class SemanticFeatures:
 
 @dataclass(frozen=True)
 class FeatureTerm(EnergyOptions):
-    network: str = ""  # what the pictures are looked at through, a name of fitkit.nets.frozen
-    weights: str = ""  # of that network: a file, empty = its own
+    network: str = "encoder"  # what the pictures are looked at through, see fitkit.nets.load_network
+    weights: str = ""  # of that network, regressor.safetensors
     options: FeatureOptions = FeatureOptions()
 
 
 def _load(networks: Networks, o: FeatureTerm) -> torch.nn.Module:
-    return networks.frozen(o.network, o.weights, "sem_feat")
+    return networks.frozen(o.network, o.weights)
 
 
 def _make(context: Context, o: FeatureTerm) -> SemanticFeatures:

@@ -139,8 +139,8 @@ class ParsedRendering:
 
 @dataclass(frozen=True)
 class ParseTerm(EnergyOptions):
-    network: str = ""  # the parser, a name of fitkit.nets.frozen
-    weights: str = ""  # of that network: a file, empty = its own
+    network: str = "parser"  # what the pictures are looked at through, see fitkit.nets.load_network
+    weights: str = ""  # of that network, regressor.safetensors
     options: ParseOptions = ParseOptions()
 
 
@@ -152,7 +152,7 @@ class ParseTraining(ParseTerm):
 
 
 def _load(networks: Networks, o: ParseTerm) -> torch.nn.Module:
-    return networks.frozen(o.network, o.weights, "mask_parse")
+    return networks.frozen(o.network, o.weights)
 
 
 def _make(context: Context, o: ParseTerm) -> ParsedRendering:

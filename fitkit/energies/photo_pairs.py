@@ -15,8 +15,8 @@ from fitkit.energies.flow_correspondence import FlowImages
 from fitkit.energies.flow_magnitude import both_ways, resized_photos
 from fitkit.energies.masks import union
 from fitkit.energies.pair_masks import PairMask, half_faces, pair_mask
-from fitkit.energies.parse_labels import ParseScheme, label_weights
-from fitkit.energies.spec import MVF, PGN, Context, EnergyDoc, EnergyOptions, EnergySpec, use
+from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_needed
+from fitkit.energies.spec import MVF, PGN, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.errors import InputError
 from fitkit.io.options import Cosine, Natural, NonNegative, Pixels, Positive, Range
 from fitkit.models.face_model import FaceModel
@@ -156,7 +156,7 @@ SPECS = (
             variants=tuple(STRICT),
         ),
         options=PhotoPairsTerm,
-        needs=lambda o: frozenset({"parse"} if o.options.parse != "none" else ()),
+        needs=parse_needed,
         cross_view=True,
     ),
 )

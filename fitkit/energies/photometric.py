@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot, all_views
-from fitkit.energies.parse_labels import ParseScheme, label_weights
+from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_needed
 from fitkit.energies.spec import Context, EnergyDoc, EnergyOptions, EnergySpec, OURS, use
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
@@ -451,7 +451,7 @@ SPECS = (
         ),
         options=PhotometricTerm,
         training=PhotometricTraining,
-        needs=lambda o: frozenset({"parse"} if o.options.parse != "none" else ()),
+        needs=parse_needed,
         cross_view=True,
         one_person=True,
         light=lambda options: 0,

@@ -15,7 +15,6 @@ from fitkit.io.options import NonNegative, Positive
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.flow import make_flow_estimator
 from fitkit.observe.flow.types import FlowEstimator
-from fitkit.observe.labels import Labels
 from fitkit.observe.observations import Observations
 
 # landmark: measured points in the picture; image: colours; flow: matches and flow; prior: what is known without a picture;
@@ -62,14 +61,11 @@ class KnownCameras(Protocol):
     metric: bool  # known positions of cameras fix the scale of the head
 
 
-def _no_network(name: str, weights: str | None, device: str) -> nn.Module:
-    raise InputError(f"network '{name}': nothing here makes networks; give `Networks` a `make_network`")
-
-
 class Networks:
     """Flow estimators and frozen networks by name, each made once.
 
-    flow: (estimator, weights) that an empty name stands for; make_flow, make_network: from (name, weights or None, device).
+    flow: (estimator, weights) that an empty name stands for; make_flow, make_network: what makes them, from
+    (name, weights, device); networks are frozen ones, see fitkit.nets.load_network.
     """
 
     def __init__(
@@ -77,16 +73,11 @@ class Networks:
         device: str = "cpu",
         flow: tuple[str, str] = ("dis", ""),
         make_flow: Callable[[str, str | None, str], FlowEstimator] = make_flow_estimator,
-        make_network: Callable[[str, str | None, str], nn.Module] = _no_network,
+        make_network: Callable[[str, str, str], nn.Module] | None = None,
     ):
-        self.device, self.usual_flow, self.make_flow, self.make_network = (
-            device,
-            flow,
-            make_flow,
-            make_network,
-        )
+        self.device, self.usual_flow, self.make_flow, self.make_network = device, flow, make_flow, make_network
         self._flows: dict[tuple[str, str], FlowEstimator] = {}
-        self._frozen: dict[tuple[str, str], nn.Module] = {}
+        self._networks: dict[tuple[str, str], nn.Module] = {}
 
     def flow(self, estimator: str = "", weights: str = "") -> FlowEstimator:
         """A flow estimator.
@@ -99,22 +90,17 @@ class Networks:
             self._flows[key] = self.make_flow(key[0], key[1] or None, self.device)
         return self._flows[key]
 
-    def frozen(self, network: str, weights: str, energy: str) -> nn.Module:
-        """A network with constant weights, in evaluation mode. energy: who asks.
+    def frozen(self, name: str, weights: str) -> nn.Module:
+        """A network that never learns.
 
         Raises:
-            InputError, MissingWeightsError: none is named, or one that cannot be had.
+            InputError, MissingWeightsError: one that cannot be had.
         """
-        if not network:
-            raise InputError(
-                f"energy '{energy}' looks through a network of its own and none is named; give it network: NAME "
-                "and, where it has some, weights: FILE"
-            )
-        key = network, weights
-        if key not in self._frozen:
-            made = self.make_network(network, weights or None, self.device)
-            self._frozen[key] = made.to(self.device).eval().requires_grad_(False)
-        return self._frozen[key]
+        if self.make_network is None:
+            raise InputError(f"network '{name}': nothing makes networks here; give Networks a make_network")
+        if (name, weights) not in self._networks:
+            self._networks[name, weights] = self.make_network(name, weights, self.device)
+        return self._networks[name, weights]
 
 
 @dataclass(frozen=True)
@@ -191,7 +177,7 @@ class EnergySpec:
     )
     needs: (
         Callable[[Any], frozenset[str]] | tuple[str, ...]
-    ) = ()  # labels, see `known_labels`, or a function of the options
+    ) = ()  # labels, see `Labels.parts`, or a function of the options
     optional: tuple[str, ...] = ()  # labels that it takes where they are there
     takes: str = (
         "state"  # part of a prediction that residuals are taken at: 'state', 'depth' or 'position_map'
@@ -252,8 +238,3 @@ class EnergySpec:
     def parts_for(self, options: Any) -> tuple[str, ...]:
         """The parts of a prediction that it needs with these options."""
         return (self.takes, *(self.parts(options) if callable(self.parts) else self.parts))
-
-
-def known_labels(labels: Labels | None) -> frozenset[str]:
-    """What is known of a scene: the names of `Labels` that are there, and 'identity', 'expression', 'pose' of its state."""
-    return frozenset() if labels is None else labels.parts

@@ -33,6 +33,7 @@ from fitkit.io.options import to_plain
 from fitkit.io.subject import Subject, as_subject
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
+from fitkit.nets import load_network
 from fitkit.observe.crop import crop_views
 from fitkit.observe.flow import make_flow_estimator
 from fitkit.observe.flow.types import FlowEstimator
@@ -263,6 +264,7 @@ class FitRun:
             str(observations.images.device),
             (recipe.flow.estimator, recipe.flow.weights),
             make_flow=make_flow_estimator,
+            make_network=load_network,
         )
         self.shape: tuple[LeastSquaresProblem, SceneState] | None = (
             None  # problem and solution of the last stage that moved the identity

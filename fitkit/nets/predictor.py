@@ -80,12 +80,13 @@ class Prediction:
         return tuple(name for name in PARTS if getattr(self, name) is not None)
 
     def select(self, people: Sequence[int]) -> "Prediction":
-        """What it says of some people, in this order."""
+        """What it says of some people, in this order. Where the state has an identity for each frame, they go with the frames."""
         views, subject = views_of(self.subject, people)
+        rows = [] if self.state is None else list(dict.fromkeys(self.state.subject[views].tolist()))
         maps = self.position_map
         return Prediction(
-            None if self.state is None else select_people(self.state, people),
-            None if self.identity_sigma is None else self.identity_sigma[list(people)],
+            None if self.state is None else select_people(self.state, rows),
+            None if self.identity_sigma is None else self.identity_sigma[rows],
             None if self.landmarks is None else self.landmarks.select(views.tolist()),
             None if self.depth is None else self.depth.select_people(people),
             None if maps is None else PositionMap(maps.points[views]),

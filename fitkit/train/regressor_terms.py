@@ -6,24 +6,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fitkit.energies.objective import Objective, Term, TermReport
 from fitkit.energies.registry import find
-from fitkit.energies.spec import PARTS, Context, EnergyOptions, EnergySpec, Networks, known_labels
+from fitkit.energies.spec import PARTS, Context, EnergyOptions, EnergySpec, Networks
 from fitkit.errors import InputError
 from fitkit.geometry.spherical_harmonics import white_light
 from fitkit.models.face_model import FaceModel
+from fitkit.nets import load_network
 from fitkit.nets.predictor import Prediction
 from fitkit.observe.flow import make_flow_estimator
 from fitkit.observe.flow.types import FlowEstimator
-from fitkit.observe.labels import Labels, join_labels
+from fitkit.observe.labels import join_labels
 from fitkit.observe.landmarks.types import join_landmarks
 from fitkit.observe.observations import Observations
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
 from fitkit.train.regressor_recipe import TrainingStage
+
 
 @dataclass(frozen=True)
 class TermValue:
@@ -48,10 +50,11 @@ class StageCost:
         model: FaceModel,
         seed: int = 0,
         make_estimator: Callable[[str, str | None, str], FlowEstimator] = make_flow_estimator,
+        make_network: Callable[[str, str, str], nn.Module] = load_network,
     ):
         self.stage, self.model, self.seed = stage, model, seed
         self.specs = {name: find(name) for name in stage.energies}
-        self.networks = Networks(str(model.device), make_flow=make_estimator)
+        self.networks = Networks(str(model.device), make_flow=make_estimator, make_network=make_network)
 
     def __call__(
         self, prediction: Prediction, people: Sequence[Observations], done: float = 0.0
@@ -106,7 +109,8 @@ class StageCost:
     def _missing(self, name: str, observations: Observations) -> list[str]:
         """What an energy lacks to be used for a person."""
         spec, options = self.specs[name], self.stage.energies[name]
-        missing = sorted(spec.labels_for(options) - known_labels(observations.labels))
+        known = frozenset() if observations.labels is None else observations.labels.parts
+        missing = sorted(spec.labels_for(options) - known)
         alone = spec.cross_view and observations.num_views < 2
         return [f"label '{part}'" for part in missing] + (["a second view of a person"] if alone else [])
 

@@ -654,4 +654,5 @@ def joined(one: SceneState, two: SceneState) -> SceneState:
         illumination=cat(one.illumination, two.illumination),
         pose=Pose(cat(one.pose.rotation, two.pose.rotation), cat(one.pose.translation, two.pose.translation)),
         albedo=None if one.albedo is None else cat(one.albedo, two.albedo),
+        landmark_offset=None if one.landmark_offset is None else cat(one.landmark_offset, two.landmark_offset),
     )

@@ -55,7 +55,7 @@ SUPERVISED = {
     "lmk2d": {"sigma_px": 10, "weight": 0.1},
     "pose_sup": {"weight": 0.1},
     "identity_sup": {"sigma": 0.3},
-    "expression_sup": {"sigma": 0.5},
+    "expression_sup": {"sigma": 0.29},  # one expression for all views, which counts once
     "vertex_sup": {"sigma_mm": 2},
 }
 BASE = {

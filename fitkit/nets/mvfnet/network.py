@@ -116,7 +116,7 @@ class MvfNet(Predictor):
         with torch.autocast(
             features.device.type, enabled=False
         ):  # positions need more digits than half precision has
-            return Prediction(self._state(poses.float(), codes.float(), subject))
+            return Prediction(self._state(poses.float(), codes.float(), subject), shared_expression=True)
 
     def features(self, images: Tensor) -> Tensor:
         return self.trunk(images)
