@@ -21,6 +21,7 @@ from fitkit.energies import (
     masks,
     parsing,
     photo_model,
+    photo_pairs,
     photometric,
     priors,
     supervision,
@@ -43,6 +44,7 @@ PAPERS = {
 
 _FILES = (
     photometric,
+    photo_pairs,
     depth,
     census,
     flow_magnitude,
