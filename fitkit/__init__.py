@@ -24,6 +24,7 @@ _PUBLIC = {
     "load_parameters": "fitkit.export.parameters",
     "load_recipe": "fitkit.fit.recipe",
     "load_subject": "fitkit.io.subject",
+    "register_energy": "fitkit.energies.registry",
     "subject_from_images": "fitkit.io.subject",
 }
 __all__ = ["fit", *_PUBLIC]

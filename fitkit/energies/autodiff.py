@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ from fitkit.scene.state import SceneState
 def linearize(energy: Energy, state: SceneState, observations: Any, free: Sequence[str]) -> Linearization:
     """Residuals of a frozen energy and their derivatives by the blocks `free`, as `Energy.linearize` gives them.
 
-    One reverse pass finds the parameters that have a say, then each of them takes one forward pass: cheap for a few
-    hundred numbers, minutes where a network is inside.
+    One reverse pass finds the parameters that have a say, then each of them takes one forward pass, or each number of the
+    residuals one reverse pass, whichever are fewer: cheap for a few hundred, minutes where a network is inside.
 
     Raises:
         InputError: an operation inside the energy has no forward derivative; solver 'adam' does without.
@@ -26,38 +26,47 @@ def linearize(energy: Energy, state: SceneState, observations: Any, free: Sequen
     layout = ParameterLayout.of(state, free)
     residuals = energy.residuals(state, observations)
     valid = residuals.valid[..., None]
-    value = residuals.value.detach()
 
     def moved(step: Tensor) -> Tensor:
         return torch.where(valid, energy.residuals(retract(state, step, layout), observations).value, 0)
 
-    jacobian = value.new_zeros(*value.shape, layout.total)
-    zero = state.identity.new_zeros(layout.total)
-    for k in _that_matter(moved, zero):
-        direction = torch.zeros_like(zero)
-        direction[k] = 1
-        try:
-            jacobian[..., k] = torch.func.jvp(moved, (zero,), (direction,))[1]
-        except NotImplementedError as error:
-            raise InputError(
-                f"energy '{energy.name}': an operation inside it has no forward derivative "
-                f"({str(error).split('.')[0]}), which its least-squares form needs; use solver 'adam' for it"
-            ) from error
+    jacobian = residuals.value.new_zeros(residuals.value.numel(), layout.total)
+    with torch.enable_grad():
+        step = state.identity.new_zeros(layout.total).requires_grad_()
+        value = moved(step)
+        columns = _that_matter(value, step)
+        if len(columns) > value.numel():
+            for row, number in enumerate(value.flatten()):
+                jacobian[row] = torch.autograd.grad(number, step, retain_graph=True)[0]
+            columns = []
+    for k in columns:
+        jacobian[:, k] = _by_parameter(energy, moved, step.detach(), k)
+    value = residuals.value.detach()
     weight = None if residuals.weight is None else residuals.weight.detach()
+    jacobian = jacobian.reshape(*value.shape, layout.total)
     return Linearization(Residuals(value, residuals.valid, weight), _slots(jacobian, layout))
 
 
-@torch.enable_grad()
-def _that_matter(moved: Any, zero: Tensor) -> list[int]:
+def _that_matter(value: Tensor, step: Tensor) -> list[int]:
     """Parameters that the residuals depend on: derivative of a random sum of them, which cancels for nobody."""
-    step = zero.clone().requires_grad_()
-    value = moved(step)
     if not value.requires_grad:
         return []
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.rand(value.shape, generator=generator).to(value) + 0.5
-    (gradient,) = torch.autograd.grad((weights * value).sum(), step)
+    weights = torch.rand(value.shape, generator=torch.Generator().manual_seed(0)).to(value) + 0.5
+    (gradient,) = torch.autograd.grad((weights * value).sum(), step, retain_graph=True)
     return gradient.nonzero()[:, 0].tolist()
+
+
+def _by_parameter(energy: Energy, moved: Callable[[Tensor], Tensor], at: Tensor, k: int) -> Tensor:
+    """Derivatives of all residuals by parameter k, [G * M * D]."""
+    direction = torch.zeros_like(at)
+    direction[k] = 1
+    try:
+        return torch.func.jvp(moved, (at,), (direction,))[1].flatten()
+    except NotImplementedError as error:
+        raise InputError(
+            f"energy '{energy.name}': an operation inside it has no forward derivative "
+            f"({str(error).split('.')[0]}), which its least-squares form needs; use solver 'adam' for it"
+        ) from error
 
 
 def _slots(jacobian: Tensor, layout: ParameterLayout) -> tuple[Slot, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fitkit.energies.base import Linearization, Residuals, Slot, all_views
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.pair_masks import half_faces
-from fitkit.energies.parse_labels import ParseScheme, label_weights
+from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_needed
 from fitkit.energies.photometric import sample_skin, viewing_cosine
 from fitkit.energies.spec import Context, EnergyDoc, EnergyOptions, EnergySpec, OURS, PGN, use
 from fitkit.errors import InputError
@@ -22,7 +22,7 @@ from fitkit.models.face_model import FaceModel, MeshPoints, PointBasis
 from fitkit.observe.observations import Observations, halve
 from fitkit.observe.sampling import blur_radius, erode, gaussian_blur, sample, sample_with_gradient
 from fitkit.render.visibility import depth_maps, seen_by_depth
-from fitkit.scene.projection import project_head_points
+from fitkit.scene.projection import project_head_points, project_points
 from fitkit.scene.state import SceneState
 
 GREY = (0.2989, 0.5870, 0.1140)  # luma weights of the published codes, applied to sRGB values
@@ -373,9 +373,10 @@ class CrossViewCensus:
         """Whether points at pixels [B, N, 2] lie in the half of the face that both views of a pair see, in both of them, [G, N] bool."""
         pairs = list(zip(view_a.tolist(), view_b.tolist()))
         everywhere = torch.ones(len(pairs), *observations.size, dtype=torch.bool, device=pixels.device)
+        marks = project_points(self.model.landmark_basis, state).pixels
         keep = []
         for views in (view_a, view_b):
-            half = half_faces(self.options.mask, self.model, state, pairs, views.tolist(), everywhere)
+            half = half_faces(self.options.mask, marks, state, pairs, views.tolist(), everywhere)
             keep.append(sample(half[:, None].to(pixels), pixels[views])[0][..., 0] > 0.5)
         return keep[0] & keep[1]
 
@@ -504,6 +505,7 @@ SPECS = (
             variants=tuple(VARIANTS),
         ),
         options=CensusTerm,
+        needs=parse_needed,
         cross_view=True,
     ),
 )

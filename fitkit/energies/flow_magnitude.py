@@ -13,7 +13,7 @@ from fitkit.energies.base import Residuals
 from fitkit.energies.census import neighbor_pairs
 from fitkit.energies.flow_correspondence import FlowImages, FlowOptions, FlowTerm, ask_flow
 from fitkit.energies.pair_masks import PairMask, pair_mask
-from fitkit.energies.parse_labels import ParseScheme, label_weights
+from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_needed
 from fitkit.energies.spec import Context, EnergyDoc, EnergySpec, MFN, MVF, OURS, PGN, use
 from fitkit.errors import InputError
 from fitkit.io.options import Cosine, Natural, NonNegative, Pixels, Positive, Range, Seed
@@ -281,6 +281,7 @@ SPECS = (
         ),
         options=FlowMagnitudeTerm,
         training=FlowMagnitudeTraining,
+        needs=parse_needed,
         cross_view=True,
         load=ask_flow,
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,3 +36,8 @@ def label_weights(observations: Observations, mask: Tensor, scheme: str, energy:
     parse, known = labelled_parse(observations, size, energy)
     weight = weight_parse(parse, mask * known[:, None], scheme, round(5 * max(size) / 224))
     return weight / weight.amax().clamp_min(1e-12)
+
+
+def parse_needed(options: Any) -> frozenset[str]:
+    """The label that the weights of a recipe's options ask for."""
+    return frozenset({"parse"} if options.options.parse != "none" else ())

@@ -91,6 +91,7 @@ def select_people(state: SceneState, people: Sequence[int]) -> SceneState:
         state.camera.select(views),
         state.illumination[views],
         None if state.albedo is None else state.albedo[list(people)],
+        None if state.landmark_offset is None else state.landmark_offset[list(people)],
     )
 
 

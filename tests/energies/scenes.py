@@ -39,6 +39,7 @@ from fitkit.energies.landmarks3d import (
 from fitkit.energies.objective import Objective, Term
 from fitkit.energies.parsing import ParsedRendering, ParseOptions
 from fitkit.energies.photo_model import ModelPhotometric, ModelPhotometricOptions
+from fitkit.energies.photo_pairs import PhotoPairs, PhotoPairsOptions
 from fitkit.energies.photometric import CrossViewPhotometric, PhotometricOptions
 from fitkit.energies.priors import (
     ExpressionPrior,
@@ -509,6 +510,9 @@ SCENES: dict[str, Callable[[int, int], Scene]] = {
     "photo_xview": lambda n, k: cross_view(
         lambda o: CrossViewPhotometric.prepare(MODEL, o, PHOTO(o)), max(n, 160), k, PATCHES, 0.8
     ),
+    "photo_pairs": lambda n, k: cross_view(
+        lambda o: PhotoPairs.prepare(MODEL, o, PhotoPairsOptions(working(o))), max(n, 160), k, PATCHES, 0.8
+    ),
     "photo_warp_depth": lambda n, k: of_depth(DepthWarpPhotometric(), n, k, images=PATCHES),
     "census_xview": lambda n, k: cross_view(
         lambda o: CrossViewCensus.prepare(MODEL, o, CENSUS(o)), max(n, 160), k, PATCHES, 0.8
@@ -650,4 +654,5 @@ def joined(one: SceneState, two: SceneState) -> SceneState:
         illumination=cat(one.illumination, two.illumination),
         pose=Pose(cat(one.pose.rotation, two.pose.rotation), cat(one.pose.translation, two.pose.translation)),
         albedo=None if one.albedo is None else cat(one.albedo, two.albedo),
+        landmark_offset=None if one.landmark_offset is None else cat(one.landmark_offset, two.landmark_offset),
     )

@@ -94,9 +94,9 @@ class FirstOrder(PlainEnergy):
     name = "first_order"
 
     def residuals(self, state, observations):
-        grid = state.pose.translation[None, None, :, :2] / 1000
+        grid = state.pose.translation[None, None, :, :2].expand(1, 9, -1, -1) / 1000
         read = F.grid_sample(torch.arange(16, dtype=grid.dtype).reshape(1, 1, 4, 4), grid, align_corners=True)
-        return Residuals(read[0, 0], torch.ones(1, state.num_views, dtype=torch.bool))
+        return Residuals(read[0, 0, :, :, None], torch.ones(9, state.num_views, dtype=torch.bool))
 
 
 def test_an_operation_without_a_forward_derivative_is_refused_with_what_to_do():

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -29,6 +29,7 @@ from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
 from fitkit.scene.camera import KINDS, Camera
 from fitkit.scene.layout import ParameterLayout, retract
 from fitkit.scene.pose import Pose
+from fitkit.solvers.first_order import AdamOptions, adam
 from fitkit.solvers.levenberg_marquardt import LMOptions, levenberg_marquardt
 
 MODEL = tiny_model(dtype=torch.float64)
@@ -632,3 +633,23 @@ def test_refusals():
         InputError, match="census variant: expected one of default, pgn, unflow, ddflow; got 'hamming'"
     ):
         census_variant("hamming")
+
+
+def test_adam_climbs_down_the_ladder():
+    """papers.md 3.2, 3: each iteration froze the energy of the first sigma anew."""
+    seen = []
+
+    class Watched(CrossViewCensus):
+        def freeze(self, state, observations):
+            frozen = super().freeze(state, observations)
+            seen.append(frozen.sigma)
+            return frozen
+
+    state = truth()
+    energy, observations = prepared(state, photograph(state), replace(OPTIONS, sigmas=(8.0, 3.0, 0.9)))
+    watched = Watched(**{f.name: getattr(energy, f.name) for f in fields(energy)}).at_share(0.0)
+    problem = LeastSquaresProblem(
+        Objective([Term(watched)]), observations, ParameterLayout.of(state, ("pose",))
+    )
+    adam(problem, state, AdamOptions(6, 1e-3))
+    assert seen == [8.0, 8.0, 3.0, 3.0, 0.9, 0.9]

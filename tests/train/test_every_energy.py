@@ -8,7 +8,7 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "energies"))
-from scenes import BLAND, COLORED, MODEL, scene
+from scenes import BLAND, COLORED, MODEL, joined, scene
 from test_features import Encoder
 from test_parsing import Parser
 
@@ -60,7 +60,8 @@ def predicted(name):
     observations = example.observations
     if isinstance(part, SceneState):
         sigma = torch.full_like(part.identity, 0.5)
-        return x, Prediction(part, identity_sigma=sigma), observations
+        subject = torch.zeros_like(part.subject)  # also where each frame has an identity of its own
+        return x, Prediction(part, identity_sigma=sigma, subject=subject), observations
     if isinstance(part, DepthState):
         return x, Prediction(depth=part), observations
     assert isinstance(part, PositionMap)
@@ -142,3 +143,61 @@ def test_a_guided_face_is_laid_onto_what_the_network_sees(source):
     assert float(found.detach()) == pytest.approx(float(told.detach()), rel=1e-6 if source == "points3d" else 0.1)
     with pytest.raises(InputError, match=rf"needs a network that predicts .* \({source}\)"):
         stage_cost("lmk_guided", {"source": source})(prediction, [bare])
+
+
+def test_weights_by_face_parts_need_a_parse():
+    _, prediction, observations = predicted("census_xview")
+    with pytest.raises(InputError, match="census_xview lacks label 'parse'"):
+        stage_cost("census_xview", {"options": {"parse": "pgn"}})(prediction, [observations])
+
+
+# ---- what recipes of trainings count ----
+
+
+def test_the_census_ladder_follows_the_stage():
+    """papers.md 3.2, 3: sigma stayed at 8 in a training. The cost is that of the sigma of the share that is done."""
+    _, prediction, observations = predicted("census_xview")
+    costs = []
+    for done in (0.0, 0.3, 0.34, 0.6, 0.67, 0.99, 1.0):
+        total, _ = stage_cost("census_xview")(prediction, [observations], done)
+        costs.append(float(total.detach()))
+    single = []
+    for sigma in (8.0, 3.0, 0.9):
+        options = SMALL["census_xview"]["options"] | {"sigmas": [sigma]}
+        total, _ = stage_cost("census_xview", {"options": options})(prediction, [observations])
+        single.append(float(total.detach()))
+    assert costs == [single[k] for k in (0, 0, 1, 1, 2, 2, 2)] and len(set(single)) == 3
+
+
+@pytest.mark.parametrize("name", ["expression_prior", "expression_sup"])
+def test_one_expression_for_all_views_of_a_person_counts_once(name):
+    """papers.md 3.2, 7: MVF-Net's one expression counted once for each view."""
+    _, prediction, observations = predicted(name)
+    same = prediction.state.expression[:1].expand_as(prediction.state.expression)
+    state = prediction.state.replace(expression=same)
+    each, _ = stage_cost(name)(Prediction(state), [observations])
+    once, _ = stage_cost(name)(Prediction(state, shared_expression=True), [observations])
+    assert float(each.detach()) == pytest.approx(state.num_views * float(once.detach()), rel=1e-12)
+
+
+def test_signed_coefficients_have_one_sigma():
+    _, prediction, observations = predicted("expression_prior")
+    both = []
+    for sign in (1, -1):
+        state = prediction.state.replace(expression=sign * prediction.state.expression.abs())
+        total, _ = stage_cost("expression_prior", {"sigma": 1.0, "sigma_negative": 1.0})(
+            Prediction(state), [observations]
+        )
+        both.append(float(total.detach()))
+    assert both[0] == pytest.approx(both[1], rel=1e-12) and both[0] > 0
+
+
+@pytest.mark.parametrize("name", sorted(s.name for s in REGISTRY if s.one_person))
+def test_what_takes_one_person_is_the_mean_over_the_people(name):
+    """Matches between two people say nothing: flow_corr paired the views of a whole batch by their yaw."""
+    examples = [scene(name, 64, seed) for seed in (0, 7)]
+    states = [e.make(e.start.detach()) for e in examples]
+    cost = stage_cost(name)
+    single = [float(cost(Prediction(s), [e.observations])[0]) for s, e in zip(states, examples)]
+    whole, report = cost(Prediction(joined(*states)), [e.observations for e in examples])
+    assert report[name].people == 2 and float(whole) == pytest.approx(sum(single) / 2, rel=1e-9)
