@@ -118,7 +118,7 @@ def _of_the_better(trial: Trial, model: FaceModel, plan: FitRecipe, solved: dict
 def _begin(trial: Trial, model: FaceModel, recipe: FitRecipe):
     """`begin_fit` and the crops."""
     views = trial.subject.views
-    observations = crop_views((v.image for v in views), (v.mask for v in views), trial.perturbed, recipe.crop)
+    observations = crop_views([v.image for v in views], [v.mask for v in views], trial.perturbed, recipe.crop)
     return *begin_fit(trial.subject, trial.perturbed, model, recipe, observations, "cpu"), observations
 
 

@@ -66,7 +66,7 @@ def plant(
         kind: one of FAULTS; points: [N, 2] px, landmarks of the photo as it is, which say where the face is; other: a photo of another
             person, for 'person' and 'half'.
     """
-    image = view.image
+    image: Any = view.image
     low, high = points.min(0), points.max(0)
     width, height = high - low
     if kind in ("person", "half"):
