@@ -194,7 +194,7 @@ def tell_result(
     from fitkit.fit.report import status_line
 
     if not quiet:
-        click.echo(f"{'status':11}{status_line(result.status, result.metrics)}")
+        click.echo(f"{'status':11}{status_line(result.report)}")
     for line in () if told else result.warnings:
         click.echo(f"warning: {line}", err=True)
     if quiet:

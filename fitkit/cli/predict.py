@@ -51,7 +51,7 @@ def predict(photos, weights, output, overwrite, device, landmarks, quiet):
     if paths[0].exists():
         target = check_output(target, overwrite)
     with share_bar(quiet) as tell:
-        result = run(read(paths, target), weights, landmarks=landmarks, device=device, tell=tell)
+        result = run(read(paths, target), weights, landmarks=landmarks, device=device, progress=tell)
         tell("writing the result", 0.85)
         path = result.save(target, overwrite)
         tell("done", 1.0)

@@ -12,9 +12,10 @@ from torch import Tensor
 from fitkit.energies.census import hard_census_distance
 from fitkit.energies.flow_magnitude import both_ways, resized_photos
 from fitkit.evaluate.landmark_accuracy import box_size, normalized_mean_error
-from fitkit.fit.initialize import initial_state
+from fitkit.fit.choose_start import ChosenStart
+from fitkit.fit.initialize import initial_state, to_photos
 from fitkit.fit.recipe import load_recipe
-from fitkit.fit.run import FitRun
+from fitkit.fit.stages import StageRunner, at_start
 from fitkit.io.subject import View
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import crop_views
@@ -74,12 +75,9 @@ def place_view(
     )
     observations = crop_views([view.image], [view.mask], found, recipe.crop)
     state, cameras = initial_state(model, (view,), observations, recipe.camera)
-    state = FitRun(model, recipe, observations, cameras).solve(
-        state.replace(identity=identity), lambda text, share: None
-    )
-    return state.replace(
-        camera=state.camera.scaled(1 / observations.scale, -observations.offset * observations.scale[:, None])
-    )
+    start = ChosenStart("landmarks", state.replace(identity=identity), cameras, observations)
+    solution = StageRunner(recipe).solve(at_start(start, model, recipe))
+    return to_photos(solution.state, observations)
 
 
 def held_out_errors(

@@ -17,7 +17,8 @@ from fitkit.evaluate.compare import aligned
 from fitkit.evaluate.machine import machine
 from fitkit.evaluate.verdicts import STATUS, verdict_table, verdict_text
 from fitkit.fit.recipe import FitRecipe, load_recipe
-from fitkit.fit.report import MEAN_OF_SIGMA, OK_MM, judge, verdict
+from fitkit.fit.findings import MEAN_OF_SIGMA, OK_MM, judge
+from fitkit.fit.report import FitReport
 from fitkit.fit.run import fit_observed
 from fitkit.io.foreign import foreign_file
 from fitkit.io.options import to_plain
@@ -214,12 +215,12 @@ def judged_again(report: dict[str, Any]) -> dict[str, Any]:
 def _verdict_of(row: dict[str, Any]) -> dict[str, Any]:
     if row["metrics"] is None:
         return {"status": "failed", "expected_mm": None, "upper_mm": None, "found": []}
-    said = verdict(row["metrics"])
+    report = judge(FitReport.from_metrics(row["metrics"], "metrics of a fit"))
     return {
-        "status": judge(row["metrics"])[0],
-        "expected_mm": said["expected_mm"],
-        "upper_mm": said["upper_mm"],
-        "found": [[f["code"], f["view"]] for f in said["findings"] if f["severity"] != "note"],
+        "status": report.status,
+        "expected_mm": report.verdict.expected_mm,
+        "upper_mm": report.verdict.upper_mm,
+        "found": [[f.code, f.view] for f in report.verdict.findings if f.severity != "note"],
     }
 
 

@@ -16,11 +16,15 @@ from fitkit.errors import FitkitError, InputError
 from fitkit.evaluate.bench import Prediction as ScoredMesh
 from fitkit.evaluate.bench import _number, _table, load_truth, load_views, score
 from fitkit.evaluate.machine import machine
+from fitkit.fit.choose_start import choose_start
+from fitkit.fit.initialize import to_photos
+from fitkit.fit.metrics import view_errors
 from fitkit.fit.predict import predict
 from fitkit.fit.recipe import FitRecipe, load_recipe
-from fitkit.fit.report import view_errors
 from fitkit.fit.result import FitResult
-from fitkit.fit.run import begin_fit, fit_observed, to_photos
+from fitkit.fit.run import fit_observed
+from fitkit.fit.solution import Solution
+from fitkit.fit.stages import StageRunner, at_start
 from fitkit.geometry.rotation import so3_exp, so3_log
 from fitkit.geometry.weak_perspective import weak_perspective_pose
 from fitkit.io.options import to_plain
@@ -277,7 +281,7 @@ def _attempt(
     goal: FitResult,
 ) -> dict[str, Any]:
     try:
-        state, chosen, iterations = _solve(part, bad, model, plan, turn)
+        state, solution = _solve(part, bad, model, plan, turn)
     except FitkitError as error:
         return _lost(error)
     away = float(
@@ -287,8 +291,8 @@ def _attempt(
     )
     share = float(view_errors(model, state, marks)[1].max())
     return {
-        "taken": chosen["source"],
-        "iterations": iterations,
+        "taken": solution.start,
+        "iterations": solution.iterations,
         "away_deg": away,
         "share": share,
         "arrived": away < ARRIVED_DEG and share < ARRIVED_SHARE,
@@ -308,12 +312,12 @@ def _of_the_better(
     """What 'auto' comes to: it takes one of the two starts and goes on as from that one, unless the network took landmarks away."""
     try:
         observations = crop_views((v.image for v in part.views), (v.mask for v in part.views), bad, plan.crop)
-        chosen = begin_fit(part, bad, model, plan, observations, "cpu")[2]
+        chosen = choose_start(part, bad, model, plan, observations)
     except FitkitError as error:
         return _lost(error)
-    if chosen["source"] == "landmarks" and any(chosen["stray"]):
+    if chosen.source == "landmarks" and any(chosen.outliers or ()):
         return _attempt(part, marks, bad, model, plan, turn, goal)
-    return solved[chosen["source"]]
+    return solved[chosen.source]
 
 
 def _lost(error: FitkitError) -> dict[str, Any]:
@@ -382,18 +386,20 @@ def spoil(marks: Landmarks, kind: str, rng: np.random.Generator) -> tuple[Landma
 
 def _solve(
     subject: Subject, marks: Landmarks, model: FaceModel, recipe: FitRecipe, turn: Tensor | None
-) -> tuple[SceneState, dict, int]:
+) -> tuple[SceneState, Solution]:
     observations = crop_views(
         (v.image for v in subject.views), (v.mask for v in subject.views), marks, recipe.crop
     )
-    run, state, chosen = begin_fit(subject, marks, model, recipe, observations, "cpu")
+    start = at_start(choose_start(subject, marks, model, recipe, observations), model, recipe)
+    state = start.state
     if turn is not None:
         middle = model.landmark_basis.mean.mean(0)
         rotation = state.pose.rotation @ so3_exp(turn)
         # The face turns about its own middle and stays in its place of the picture.
         translation = state.pose.translation + ((state.pose.rotation - rotation) @ middle[:, None])[..., 0]
         state = state.replace(pose=Pose(rotation, translation))
-    return to_photos(run.solve(state, lambda text, share: None), observations), chosen, run.iterations
+    solution = StageRunner(recipe).solve(replace(start, state=state))
+    return to_photos(solution.state, observations), solution
 
 
 def summarize_trials(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ class BatchRow:
     """One subject of a batch. subject: name of its result, its path below the root; status: 'ok', 'doubtful' or 'failed' of its fit,
     'error' when there is none; message: the first reason why it is not ok, or the error; reprojection_share: mean reprojection error over the face size; seconds: of
     the fit; iterations: steps of the solver, those that were rejected too; views: photos that were fitted; start: which start the fit took;
-    expected_mm, upper_mm: expected error and its bound, see `fitkit.fit.report.expected_error`; photos: their folder, relative to the
+    expected_mm, upper_mm: expected error and its bound, see `fitkit.fit.findings.expected_error`; photos: their folder, relative to the
     root ('.' for the root itself; '' in earlier reports)."""
 
     subject: str
@@ -266,18 +266,18 @@ def _fit(job: _Job) -> BatchRow:
     except Exception as problem:  # noqa: BLE001 - one subject must not end the batch
         log.info("%s", job.name, exc_info=True)
         return error(f"{unexpected(problem)}; for details: fitkit fit {shlex.quote(job.place)} --verbose")
-    metrics = result.metrics
+    report = result.report
     return BatchRow(
         job.name,
-        result.status,
-        (result.warnings or ("",))[0],
-        metrics["reprojection_share"],
-        metrics["time_s"]["solve"],
-        metrics["start"]["iterations"],
-        metrics["num_views"],
-        metrics["start"]["source"],
-        metrics["verdict"]["expected_mm"],
-        metrics["verdict"]["upper_mm"],
+        report.status,
+        (report.warnings or ("",))[0],
+        report.reprojection_share,
+        report.time_s.solve,
+        report.start.iterations,
+        report.num_views,
+        report.start.source,
+        report.verdict.expected_mm,
+        report.verdict.upper_mm,
         job.photos,
     )
 

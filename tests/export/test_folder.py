@@ -169,7 +169,7 @@ class TestContent:
             (written / "metrics.json").read_text(), parse_constant=lambda name: pytest.fail(name)
         )
         assert metrics["status"] == "ok" and metrics["warnings"] == []
-        assert metrics["not_a_number"] is None and metrics["per_view"] == {"view0": 1.5}
+        assert metrics["reprojection_px"] is None and metrics["views"][0]["part_shift_share"] == {"nose": 1.5}
 
     def test_recipe(self, written, result):
         assert yaml.safe_load((written / "recipe.yaml").read_text()) == result.recipe

@@ -11,7 +11,8 @@ from fitkit.energies.objective import LeastSquaresProblem, Objective
 from fitkit.fit import agreement
 from fitkit.fit.agreement import leave_one_out, parallax, two_people
 from fitkit.fit.recipe import load_recipe
-from fitkit.fit.report import judge
+from fitkit.fit.findings import judge
+from fitkit.fit.report import ScaleReport
 from fitkit.fit.run import fit_observed
 from fitkit.geometry.rotation import so3_exp
 from fitkit.models.io import load_model_file
@@ -194,7 +195,7 @@ def test_half_of_the_views_of_another_person(model, wrong):
         result.status == "doubtful"
         and "their landmarks fit two faces far better than one; check the photos" in found["message"]
     )
-    known = judge(result.metrics | {"scale": {"metric": True}})[1]
+    known = judge(replace(result.report, scale=ScaleReport(metric=True))).warnings
     assert any(
         "better than one; check the photos and the R and t of their cameras, and fit each person alone"
         in line

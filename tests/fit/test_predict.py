@@ -13,7 +13,8 @@ from fitkit.cli.main import main
 from fitkit.errors import InputError
 from fitkit.export.parameters import load_parameters
 from fitkit.fit.predict import predict
-from fitkit.fit.report import SHIPPED_ERROR_MM, notes
+from fitkit.fit.findings import SHIPPED_ERROR_MM
+from fitkit.fit.report import notes
 from fitkit.fit.run import fit
 from fitkit.io.subject import load_subject
 from fitkit.models.registry import load_model

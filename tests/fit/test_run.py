@@ -14,6 +14,7 @@ from fitkit.fit.recipe import load_recipe
 from fitkit.fit.run import fit, fit_observed, to_photos
 from fitkit.geometry.alignment import similarity_align
 from fitkit.geometry.rotation import so3_exp
+from fitkit.io.progress import Progress
 from fitkit.io.subject import KnownCamera, Subject, View
 from fitkit.models.io import load_model_file
 from fitkit.scene.camera import Camera
@@ -332,7 +333,7 @@ def test_one_view_and_progress(model):
         seen(model, truth),
         model,
         load_recipe("landmarks"),
-        tell=lambda text, share: told.append((text, share)),
+        progress=Progress(lambda step: told.append((step.text, step.share))),
     )
     assert result.status == "ok" and told[-1] == ("done", 1.0)
     shares = [share for _, share in told]
@@ -357,7 +358,7 @@ def test_stated_noise_is_only_raised_and_assumed_noise_is_measured(model, exact)
     assert (noise(0.002, shaken) > 0.008).all()
 
 
-@pytest.mark.parametrize("name", ["fitkit.fit.report.view_agreement", "fitkit.fit.run.error_bars"])
+@pytest.mark.parametrize("name", ["fitkit.fit.metrics.view_agreement", "fitkit.fit.metrics.error_bars"])
 def test_an_error_while_a_fit_is_judged_does_not_cost_the_fit(model, monkeypatch, name):
     def broken(*args, **options):
         raise TypeError("'>' not supported between instances of 'complex' and 'float'")
