@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -22,6 +22,7 @@ from fitkit.io.atomic import written_whole, writing
 from fitkit.io.foreign import foreign_file
 from fitkit.io.options import build
 from fitkit.io.outputs import locked
+from fitkit.io.progress import Progress
 from fitkit.io.subject import OUTPUT_FOLDER, is_result, load_subject, readable, subject_folders
 from fitkit.io.workers import run_jobs
 from fitkit.models.registry import load_model
@@ -59,7 +60,7 @@ def fit_folder(
     resume: bool = False,
     light: bool = False,
     device: str = "cpu",
-    progress: Callable[[int, int, BatchRow | None], None] = lambda done, count, row: None,
+    progress: Progress = Progress(),
 ) -> list[BatchRow]:
     """Fit every subject folder below `folder`; the result of FOLDER/A/B goes to OUTPUT/A/B, that of FOLDER itself to OUTPUT/FOLDER.
 
@@ -70,7 +71,7 @@ def fit_folder(
         workers: processes, each with one thread; the results do not depend on it.
         resume: keep the results that are there; a subject without one, or with an error, is fitted (again).
         light: of each result only parameters.npz, metrics.json and recipe.yaml, the labels that a training reads.
-        progress: called with (subjects done, all, the last one), first before the first fit.
+        progress: told of each subject, with its row, and first how many are there before the first fit.
     Returns:
         a row for each subject, in the order of their paths.
     Raises:
@@ -104,7 +105,7 @@ def fit_folder(
         }
         left = [n for n in subjects if n not in rows]
         report = _Report(output, list(subjects), rows)
-        progress(len(rows), len(subjects), None)
+        progress.counted(len(rows), len(subjects))
         for names in _one_inside_another(left):
             jobs = [
                 _Job(
@@ -115,7 +116,7 @@ def fit_folder(
             with closing(run_jobs(_fit, jobs, workers, _lost)) as done:
                 for row in done:
                     report.add(row)
-                    progress(len(rows), len(subjects), row)
+                    progress.counted(len(rows), len(subjects), row)
         report.finish()
         for place in {(output / name).parent for name in left}:
             tidy(place)  # of workers that were killed

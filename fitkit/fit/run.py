@@ -89,11 +89,9 @@ def fit(
     face_model = model if isinstance(model, FaceModel) else load_model(recipe.model)
     progress.at(0.0, "reading photos")
     subject = as_subject(subject, landmarks)
-    finding, done = progress.part(0.05, 0.2, "finding landmarks"), iter(range(1, len(subject.views) + 1))
+    finding = progress.part(0.05, 0.2, "finding landmarks")
     finding.at(0.0)
-    found, sources = detect_landmarks(
-        subject, recipe.landmarks.source, device, lambda view: finding.counted(next(done), len(subject.views))
-    )
+    found, sources = detect_landmarks(subject, recipe.landmarks.source, device, finding)
     found = check_given(subject, found, sources, recipe.landmarks.source == "auto", device)
     subject, found, notes = usable_views(subject, found)
     return fit_observed(subject, found, face_model, recipe, device, progress, subject.notes + tuple(notes))
