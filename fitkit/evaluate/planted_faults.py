@@ -16,8 +16,8 @@ from fitkit.evaluate.bench import Prediction, Truth, load_truth, score, spread_p
 from fitkit.evaluate.compare import aligned
 from fitkit.evaluate.machine import machine
 from fitkit.evaluate.verdicts import STATUS, verdict_table, verdict_text
-from fitkit.fit.recipe import FitRecipe, load_recipe
 from fitkit.fit.findings import MEAN_OF_SIGMA, OK_MM, judge
+from fitkit.fit.recipe import FitRecipe, load_recipe
 from fitkit.fit.report import FitReport
 from fitkit.fit.run import fit_observed
 from fitkit.io.foreign import foreign_file

@@ -60,9 +60,7 @@ def load_result(
     if not is_result(folder):
         inner = folder / OUTPUT_FOLDER
         hint = f"; did you mean {inner}?" if is_result(inner) else ""
-        raise InputError(
-            f"{folder}: expected a result folder, with metrics.json and parameters.npz{hint}"
-        )
+        raise InputError(f"{folder}: expected a result folder, with metrics.json and parameters.npz{hint}")
     parameters = load_parameters(folder / "parameters.npz")
     report = _report(folder, parameters)
     model = _model(folder, parameters) if model is None else model.to("cpu", torch.float32)
@@ -109,13 +107,15 @@ def _subject(folder: Path, parameters: Parameters, photos: str | os.PathLike | S
     views = []
     for name, size in zip(parameters.view_names, parameters.image_size.tolist()):
         view = there.get(name)
-        same = view is not None and list(view.size) == size
-        if photos is not None and not same:
+        if view is not None and list(view.size) == size:
+            views.append(view)
+            continue
+        if photos is not None:
             got = "it has none" if view is None else f"there it has {view.size[0]} x {view.size[1]}"
             raise InputError(
                 f"{found.path or found.name}: expected the photo '{name}' of {folder}, {size[0]} x {size[1]} px; {got}"
             )
-        views.append(view if same else View(name, MissingPhoto(name, tuple(size), folder)))
+        views.append(View(name, MissingPhoto(name, tuple(size), folder)))
     return Subject(parameters.subject_name, tuple(views), found.path)
 
 

@@ -56,7 +56,7 @@ class Parameters:
     subject_name; view_names: B names; image_size: [B, 2] int64 (width, height) px of the upright photos;
     camera_source: per view 'cameras.json', 'exif' or 'estimated'; identity_covariance: [K_id, K_id] of the coefficients, or None;
     displacement: [V] mm along the normals of the neutral mesh, or None (`fitkit.fit.detail.personal_model` applies it);
-    light: [B, 9, 3] of each photo, see `fitkit.fit.decompose`, or None;
+    light: [B, 9, 3] of each photo, see `fitkit.fit.appearance`, or None;
     landmarks: [B, 68, 3] px of the photos, the observed points and their standard deviation, 0 where none was used, or None.
     """
 
@@ -96,7 +96,7 @@ class Parameters:
 def save_parameters(result: FitResult, path: str | os.PathLike, light: torch.Tensor | None = None) -> Path:
     """Write the parameters of a fit; floating-point arrays keep the type of the state. Keys: docs/results.md.
 
-    light: [B, 9, 3] of each photo, from `fitkit.fit.decompose`.
+    light: [B, 9, 3] of each photo, from `fitkit.fit.appearance`.
     """
     state = result.state
     arrays = {

@@ -18,7 +18,7 @@ from fitkit.errors import FitkitError, InputError, unexpected
 from fitkit.export.folder import ENTRIES, plain, tidy
 from fitkit.fit.recipe import FitRecipe
 from fitkit.fit.run import check_device, fit
-from fitkit.io.atomic import written_whole, writing
+from fitkit.io.atomic import writing, written_whole
 from fitkit.io.foreign import foreign_file
 from fitkit.io.options import build
 from fitkit.io.outputs import locked

@@ -35,9 +35,7 @@ class CameraKnowledge:
     aspect: Tensor  # [B]
 
     @classmethod
-    def of(
-        cls, views: Sequence[View], observations: Observations, options: CameraOptions
-    ) -> CameraKnowledge:
+    def of(cls, views: Sequence[View], observations: Observations, options: CameraOptions) -> CameraKnowledge:
         """
         Raises:
             FitError: a camera with numbers that no camera has; it names the view. InputError: cameras.json for orthographic cameras.

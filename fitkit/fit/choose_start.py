@@ -69,7 +69,8 @@ def choose_start(
         starts["regressor"] = lift(align_to_landmarks(guess, observations, model), knowledge, model)
     if recipe.init.source != "regressor":
         starts["landmarks"] = lift(landmark_start(model, observations), knowledge, model)
-    source, cost = recipe.init.source, None
+    source: str = recipe.init.source
+    cost = None
     if source == "auto":
         sigma = given_sigma(observations.landmarks, recipe.landmarks)
         cost = {name: landmark_cost(state, observations, model, sigma) for name, (state, _) in starts.items()}

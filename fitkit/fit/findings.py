@@ -98,13 +98,14 @@ def findings(report: FitReport) -> list[Finding]:
             )
         else:
             found += _part_off(view)
-        if (view.masked_share or 0) > MASKED:
+        masked = view.masked_share or 0.0
+        if masked > MASKED:
             found.append(
                 Finding(
                     "mask_hides_face",
                     "doubtful",
                     f"view {view.name}: its mask hides "
-                    f"{100 * view.masked_share:.0f} % of the landmarks inside the face; it must be white where the photo can "
+                    f"{100 * masked:.0f} % of the landmarks inside the face; it must be white where the photo can "
                     "be used, so invert or remove it",
                     view.name,
                 )
@@ -126,14 +127,10 @@ def findings(report: FitReport) -> list[Finding]:
     named = {f.view for f in found}
     found += [f for f in _disagreement(report.views) if f.view is None or f.view not in named]
     found += (
-        _landmark_noise(report.views)
-        + _parallax(report)
-        + _coefficients(report)
-        + _expected_large(report)
+        _landmark_noise(report.views) + _parallax(report) + _coefficients(report) + _expected_large(report)
     )
     found += [
-        Finding("not_computed", "doubtful", f"{line}; look at the overlays")
-        for line in report.not_computed
+        Finding("not_computed", "doubtful", f"{line}; look at the overlays") for line in report.not_computed
     ]
     found += [_note(line) for line in report.notes]
     return sorted(found, key=lambda f: SEVERITIES.index(f.severity))
@@ -263,11 +260,7 @@ def _unmatched(views: Sequence[ViewReport]) -> list[Finding]:
     """The one view that has no match with the others, or wrong ones, while these match as photos of one instant do."""
     bad = [v for v in views if v.flow_sigma is None or v.flow_sigma > FLOW_LARGE]
     rest = [v for v in views if v not in bad]
-    if (
-        len(bad) != 1
-        or bad[0].flow_sigma_others is None
-        or max(v.flow_sigma for v in rest) > FLOW_INSTANT
-    ):
+    if len(bad) != 1 or bad[0].flow_sigma_others is None or max(v.flow_sigma or 0.0 for v in rest) > FLOW_INSTANT:
         return []
     if min(abs(v.yaw_pitch_roll_deg[0] - bad[0].yaw_pitch_roll_deg[0]) for v in rest) > TURNED_DEG:
         return []
@@ -287,7 +280,7 @@ def _landmark_noise(views: Sequence[ViewReport]) -> list[Finding]:
     loud = [v for v in views if (v.landmark_sigma_share or 0) > NOISE_LARGE]
     if not loud:
         return []
-    worst = max(v.landmark_sigma_share for v in loud)
+    worst = max(v.landmark_sigma_share or 0.0 for v in loud)
     where = f"view {loud[0].name}" if len(loud) == 1 else f"{len(loud)} of {len(views)} views"
     return [
         Finding(

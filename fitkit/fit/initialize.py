@@ -56,7 +56,9 @@ def landmark_start(model: FaceModel, observations: Observations) -> Start:
     B, device = observations.num_views, observations.images.device
     identity = torch.zeros(1, model.num_identity, device=device)
     expression = torch.zeros(B, model.num_expression, device=device)
-    return Start(scale, rotation, origin, identity, expression, torch.zeros(B, dtype=torch.bool, device=device))
+    return Start(
+        scale, rotation, origin, identity, expression, torch.zeros(B, dtype=torch.bool, device=device)
+    )
 
 
 def initial_state(
@@ -127,7 +129,9 @@ def _on_rig(pose: Pose, knowledge: CameraKnowledge, prior: CameraPrior) -> tuple
     if not metric:
         notes += ("the cameras are in one place, so their positions do not tell the size of the head",)
     elif len(rig) < B:
-        notes += (f"the positions of {len(rig)} of {B} cameras are known; those of the others were estimated",)
+        notes += (
+            f"the positions of {len(rig)} of {B} cameras are known; those of the others were estimated",
+        )
     return pose, replace(prior, pose_groups=groups, metric=metric, notes=notes)
 
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from fitkit.errors import attempt
-from fitkit.fit.agreement import TwoPeople, ViewAgreement, parallax, two_people, view_agreement
 from fitkit.fit.detail import personal_model
 from fitkit.fit.findings import PARTS, WEIGHT_LEAST, WEIGHT_MOST
 from fitkit.fit.noise import face_size
@@ -21,6 +20,7 @@ from fitkit.fit.report import (
 )
 from fitkit.fit.solution import Solution
 from fitkit.fit.uncertainty import ErrorBars, error_bars, focal_uncertainty, summary
+from fitkit.fit.view_consistency import TwoPeople, ViewAgreement, parallax, two_people, view_agreement
 from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.landmarks.types import Landmarks
@@ -124,9 +124,7 @@ def fit_report(
             float(identity.abs().max()),
         ),
         expression=ExpressionReport(float(outside.float().mean()), float(expression.abs().max())),
-        scale=ScaleReport(
-            solution.cameras.metric, SCALE_METRIC if solution.cameras.metric else SCALE_PRIOR
-        ),
+        scale=ScaleReport(solution.cameras.metric, SCALE_METRIC if solution.cameras.metric else SCALE_PRIOR),
         two_people=_named(people, subject),
         jaw=solution.jaw_rule,
         crop_px=max(solution.observations.size),
@@ -167,9 +165,7 @@ def _views(
     agreement = [ViewAgreement(None, None, None)] * len(subject.views)
     if solution.shape is not None:
         shape = solution.shape
-        agreement = attempt(
-            "whether the photos agree", lambda: view_agreement(*shape), agreement, failures
-        )
+        agreement = attempt("whether the photos agree", lambda: view_agreement(*shape), agreement, failures)
     sigma, doubts = solution.sigma_photo(), dict(landmarks.doubts)
     perspective = state.camera.kind == "perspective"
     return tuple(

@@ -7,7 +7,7 @@ import math
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from fitkit.io.options import build, option_types
 
@@ -23,7 +23,9 @@ class ViewReport:
     name: str
     reprojection_px: float = math.nan  # mean error of the 51 inner landmarks, px of the photo
     reprojection_share: float = math.nan  # the same over the face size
-    part_shift_share: dict[str, float] = field(default_factory=dict)  # by part of the face, over the face size
+    part_shift_share: dict[str, float] = field(
+        default_factory=dict
+    )  # by part of the face, over the face size
     masked_share: float | None = None  # of the inner landmarks
     landmarks: int = 0  # number of valid ones
     landmark_sigma_px: float | None = None
@@ -134,7 +136,7 @@ class Finding:
     """One thing to know about a fit."""
 
     code: str  # what it is, for programs
-    severity: str  # 'failed', 'doubtful' or 'note': worth knowing, but not wrong
+    severity: Literal["failed", "doubtful", "note"]  # a note is worth knowing, but nothing wrong
     message: str  # one sentence
     view: str | None = None  # name of the view it is about
 
@@ -151,7 +153,7 @@ class Verdict:
 class FitReport:
     """What is known about a fit. Fields that say nothing have their default; keys of metrics.json are the names of the fields."""
 
-    status: str = ""  # 'ok', 'doubtful' or 'failed'; not in `metrics`, beside them in metrics.json
+    status: Literal["ok", "doubtful", "failed", ""] = ""  # not in `metrics`, beside them in metrics.json
     model: str = ""
     recipe: str = ""
     num_views: int = 0
@@ -227,7 +229,12 @@ def _known(kind: Any, value: Any) -> Any:
 
 
 def _unsaid(kind: Any, value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value) or value is None and types.NoneType not in typing.get_args(kind)
+    return (
+        isinstance(value, float)
+        and math.isnan(value)
+        or value is None
+        and types.NoneType not in typing.get_args(kind)
+    )
 
 
 def status_line(report: FitReport) -> str:

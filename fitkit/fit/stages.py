@@ -262,9 +262,7 @@ class StageRunner:
         if name == "light_mono":
             return LightMono(options.sigma)
         if name == "census_xview":
-            return CrossViewCensus.prepare(
-                model, at.observations, replace(options.options, seed=recipe.seed)
-            )
+            return CrossViewCensus.prepare(model, at.observations, replace(options.options, seed=recipe.seed))
         estimator = self.flow_estimator(options, at)
         if name == "flow_mag":
             return FlowMagnitude.prepare(

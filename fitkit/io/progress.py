@@ -24,10 +24,10 @@ class Step:
 class Progress:
     """Tells `show` how far the work is; a part of the work gets a `part` and knows nothing of the rest.
 
-        progress.at(0.1, "reading photos")
-        fit = progress.part(0.2, 0.9, "fitting")
-        for number, stage in enumerate(stages):
-            fit.counted(number, len(stages))
+    progress.at(0.1, "reading photos")
+    fit = progress.part(0.2, 0.9, "fitting")
+    for number, stage in enumerate(stages):
+        fit.counted(number, len(stages))
     """
 
     show: Callable[[Step], None] = lambda step: None

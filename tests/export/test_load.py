@@ -27,7 +27,9 @@ def fitted(_rendered, tmp_path_factory):
 
 
 def files(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def test_what_is_read_back_is_the_result_and_saves_the_same_files(fitted, tmp_path):
@@ -62,13 +64,17 @@ def test_a_result_without_its_photos(fitted, tmp_path):
     shutil.copytree(folder / "fitkit", tmp_path / "moved")
     again = fitkit.load_result(tmp_path / "moved")
     assert torch.equal(again.vertices, result.vertices) and again.subject.views[0].size == (192, 192)
-    with pytest.raises(InputError, match="view view0: the photo of .*moved is not there; give the folder of the photos"):
+    with pytest.raises(
+        InputError, match="view view0: the photo of .*moved is not there; give the folder of the photos"
+    ):
         again.subject.views[0].image
     again.save(tmp_path / "saved")
     lacking = json.loads((tmp_path / "saved" / "metrics.json").read_text())["not_written"]
     assert any(line.startswith("overlay/view0.png could not be computed") for line in lacking)
     kept, before = files(tmp_path / "saved"), files(folder / "fitkit")
-    assert kept["subject.ply"] == before["subject.ply"] and kept["views/view1.ply"] == before["views/view1.ply"]
+    assert (
+        kept["subject.ply"] == before["subject.ply"] and kept["views/view1.ply"] == before["views/view1.ply"]
+    )
     found = fitkit.load_result(tmp_path / "moved", photos=folder)
     assert np.array_equal(found.subject.views[2].image, result.subject.views[2].image)
 
@@ -97,14 +103,17 @@ def test_light_results_and_models_that_only_python_knows(tmp_path):
         fitkit.load_result(path)
     again = fitkit.load_result(path, model=result.model)
     assert again.vertex_sigma is None and torch.equal(again.vertices, result.vertices)
-    with pytest.raises(InputError, match="parameters.npz: parameters: expected face model 'tiny' with 8 identity"):
+    with pytest.raises(
+        InputError, match="parameters.npz: parameters: expected face model 'tiny' with 8 identity"
+    ):
         fitkit.load_result(path, model=tiny_model(num_identity=5))
 
 
 def test_folders_that_are_no_results(fitted, tmp_path):
     folder, _ = fitted
     with pytest.raises(
-        InputError, match=r"expected a result folder, with metrics.json and parameters.npz; did you mean .*anna/fitkit\?"
+        InputError,
+        match=r"expected a result folder, with metrics.json and parameters.npz; did you mean .*anna/fitkit\?",
     ):
         fitkit.load_result(folder)
     with pytest.raises(InputError, match="expected a result folder, with metrics.json and parameters.npz$"):
@@ -129,6 +138,9 @@ def test_files_that_were_changed(fitted, tmp_path):
         match="metrics.json: expected the views of the parameters.npz beside it, view0, view1, view2; got view1, view2",
     ):
         fitkit.load_result(broken)
+    written(metrics | {"status": "splendid"})
+    with pytest.raises(InputError, match="metrics.json: status: expected one of ok, doubtful, failed"):
+        fitkit.load_result(broken)
     written([])
     with pytest.raises(InputError, match="metrics.json: expected a mapping, got"):
         fitkit.load_result(broken)
@@ -137,7 +149,9 @@ def test_files_that_were_changed(fitted, tmp_path):
         fitkit.load_result(broken)
     written(metrics)
     shutil.copy(tiny_result(size=32).save(tmp_path / "tiny") / "subject.ply", broken / "subject.ply")
-    with pytest.raises(InputError, match="subject.ply: expected .* vertices, as face model 'generic' has, got 315"):
+    with pytest.raises(
+        InputError, match="subject.ply: expected .* vertices, as face model 'generic' has, got 315"
+    ):
         fitkit.load_result(broken)
     (broken / "subject.ply").write_bytes(b"ply\n")
     with pytest.raises(InputError, match="subject.ply: not a readable mesh"):
@@ -149,5 +163,7 @@ def test_files_that_were_changed(fitted, tmp_path):
 def test_numbers_of_vertices(fitted):
     folder, result = fitted
     mesh = folder / "fitkit" / "subject.ply"
-    assert np.array_equal(read_vertex_numbers(mesh, "sigma_mm").astype(np.float32), result.vertex_sigma.numpy())
+    assert np.array_equal(
+        read_vertex_numbers(mesh, "sigma_mm").astype(np.float32), result.vertex_sigma.numpy()
+    )
     assert read_vertex_numbers(mesh, "unknown") is None

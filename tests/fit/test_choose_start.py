@@ -210,7 +210,9 @@ def test_only_points_far_from_the_state_are_stray_and_never_most_of_a_view(truth
     moved[0, [3, 30, 48, 60]] += 0.4 * size[0]
     moved[1, [30, 48]] += 0.05 * size[1]  # no worse than a poor detector
     moved[2, 10:60] += 0.4 * size[2]  # then the state is wrong
-    stray = landmark_outliers(state, replace(crops, landmarks=replace(crops.landmarks, points=moved)), truth.model)
+    stray = landmark_outliers(
+        state, replace(crops, landmarks=replace(crops.landmarks, points=moved)), truth.model
+    )
     assert stray[0].nonzero()[:, 0].tolist() == [3, 30, 48, 60] and not bool(stray[1:].any())
     few = crops.landmarks.valid.clone()
     few[0, :27], few[0, 31:48], few[0, 52:60] = False, False, False  # 16 are left, or 11
@@ -231,7 +233,10 @@ def test_a_predicted_face_is_laid_onto_its_landmarks(truth, seen):
     start = begun(predicted_from(truth, subject, found), crops, truth.model)
     good = align_to_landmarks(start, crops, truth.model)
     off = replace(
-        start, scale=1.2 * start.scale, origin=start.origin + 15.0, predicted=torch.tensor([True, True, False])
+        start,
+        scale=1.2 * start.scale,
+        origin=start.origin + 15.0,
+        predicted=torch.tensor([True, True, False]),
     )
     back = align_to_landmarks(off, crops, truth.model)
     assert torch.allclose(back.scale[:2], good.scale[:2], rtol=1e-4) and torch.allclose(
@@ -240,7 +245,9 @@ def test_a_predicted_face_is_laid_onto_its_landmarks(truth, seen):
     assert torch.equal(back.scale[2], off.scale[2]) and torch.equal(back.origin[2], off.origin[2])
     few = crops.landmarks.valid.clone()
     few[0, 24:] = False
-    scarce = align_to_landmarks(off, replace(crops, landmarks=replace(crops.landmarks, valid=few)), truth.model)
+    scarce = align_to_landmarks(
+        off, replace(crops, landmarks=replace(crops.landmarks, valid=few)), truth.model
+    )
     assert torch.equal(scarce.origin[0], off.origin[0]) and torch.equal(scarce.origin[1], back.origin[1])
     distance = (start.scale / good.scale - 1).abs()
     assert float(distance.max()) < 0.1  # the fit that stands for the network had seen the same points

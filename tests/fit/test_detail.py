@@ -11,10 +11,10 @@ from helpers import observe, tiny_model, tiny_result, tiny_state
 from scipy import sparse
 
 from fitkit.data.synthetic import photograph, studio
+from fitkit.energies.displacement import DisplacementPrior
 from fitkit.errors import InputError
 from fitkit.export.parameters import load_parameters
 from fitkit.export.preview import draw_detail
-from fitkit.energies.displacement import DisplacementPrior
 from fitkit.fit.detail import DetailOptions, most_evident, personal_model, solve_detail
 from fitkit.fit.recipe import load_recipe
 from fitkit.fit.run import fit_observed
@@ -98,14 +98,8 @@ def test_no_evidence_is_exactly_zero(generic, bumped):
     state, observations, _, _ = bumped
     blind = replace(observations, mask=torch.zeros_like(observations.mask))
     detail = solve_detail(generic, state, blind, make_flow_estimator("dis:fine"), OPTIONS)
-    assert (
-        torch.equal(detail.displacement, torch.zeros(generic.num_vertices)) and detail.report.matches == 0
-    )
-    assert (
-        not detail.known.any()
-        and detail.report.residual_before_px is None
-        and detail.report.sigma_mm == 0
-    )
+    assert torch.equal(detail.displacement, torch.zeros(generic.num_vertices)) and detail.report.matches == 0
+    assert not detail.known.any() and detail.report.residual_before_px is None and detail.report.sigma_mm == 0
 
 
 def test_matches_beside_the_face_do_not_count(generic, bumped):

@@ -415,7 +415,9 @@ def test_a_fit_that_cannot_be_judged_is_doubtful():
 
 
 def test_metrics_are_read_back_as_the_report():
-    table = said.judge(FitReport.from_metrics(sure(0.5, views=1, notes=["left out: b.jpg"], jaw="surface"))).to_metrics()
+    table = said.judge(
+        FitReport.from_metrics(sure(0.5, views=1, notes=["left out: b.jpg"], jaw="surface"))
+    ).to_metrics()
     again = FitReport.from_metrics(json.loads(json.dumps(table)))
     assert again.to_metrics() == table and said.judge(again).to_metrics() == table
     assert notes(table) == again.remarks and len(again.remarks) == 2
