@@ -109,6 +109,16 @@ def test_light_results_and_models_that_only_python_knows(tmp_path):
         fitkit.load_result(path, model=tiny_model(num_identity=5))
 
 
+def test_results_of_earlier_versions_have_no_landmarks(tmp_path):
+    result = tiny_result(size=64)
+    path = result.save(tmp_path / "tiny", light=True)
+    with np.load(path / "parameters.npz") as file:
+        old = {name: file[name] for name in file.files if name != "landmarks"}
+    np.savez(path / "parameters.npz", **old)
+    marks = fitkit.load_result(path, model=result.model).landmarks
+    assert marks.points.shape == (3, 68, 2) and not marks.valid.any() and marks.points.isnan().all()
+
+
 def test_folders_that_are_no_results(fitted, tmp_path):
     folder, _ = fitted
     with pytest.raises(
