@@ -25,6 +25,7 @@ _PUBLIC = {
     "load_recipe": "fitkit.fit.recipe",
     "load_result": "fitkit.export.load",
     "load_subject": "fitkit.io.subject",
+    "register_energy": "fitkit.energies.registry",
     "subject_from_images": "fitkit.io.subject",
 }
 __all__ = ["fit", *_PUBLIC]

@@ -14,6 +14,7 @@ from fitkit.geometry.weak_perspective import weak_perspective_pose
 from fitkit.io.options import Range, Share
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import CropOptions, crop_views
+from fitkit.observe.label_crops import cut_labels
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
 from fitkit.scene.pose import yaw_pitch_roll
@@ -41,10 +42,6 @@ def select_views(observations: Observations, views: Tensor) -> Observations:
     """The observations of some views [n] int64, in this order; labels included."""
     marks, labels = observations.landmarks, observations.labels
     if labels is not None:
-
-        def part(x):
-            return None if x is None else x[views]
-
         state = labels.state
         if state is not None:
             state = state.replace(
@@ -54,19 +51,7 @@ def select_views(observations: Observations, views: Tensor) -> Observations:
                 camera=state.camera.select(views),
                 illumination=state.illumination[views],
             )
-        each = (
-            "vertices",
-            "points3d",
-            "depth",
-            "prior_depth",
-            "person",
-            "moment",
-            "parse",
-            "parse_valid",
-            "normals",
-            "visible",
-        )
-        labels = replace(labels, state=state, **{k: part(getattr(labels, k)) for k in each})
+        labels = replace(labels.each(lambda x: x[views]), state=state)
     marks = replace(
         marks, **{k: getattr(marks, k)[views] for k in ("points", "sigma", "valid", "confidence")}
     )
@@ -77,9 +62,9 @@ def select_views(observations: Observations, views: Tensor) -> Observations:
 def recrop(
     observations: Observations, crop: CropOptions, where: str, shift: Tensor | None = None
 ) -> Observations:
-    """The views cut anew around their landmarks to squares of crop.max_size; cameras of the labels move along.
+    """The views cut anew around their landmarks to squares of crop.max_size; all labels move along.
 
-    shift: [B, 2], by how much the crops are moved, share of the side. Labels that are maps (depth, normals, parse) are left out.
+    shift: [B, 2], by how much the crops are moved, share of the side.
 
     Raises:
         InputError: a view with too few landmarks; `where` names it.
@@ -97,21 +82,15 @@ def recrop(
         high = torch.where(marks.valid[..., None], moved, -torch.inf).amax(1)
         by = shift * crop.margin * (high - low).amax(1, keepdim=True)
         moved = moved + by[:, None]
-    images = (observations.images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    images = observations.images
+    if crop.fill == "black":  # what was filled before lies beyond the mask
+        images = torch.where(observations.mask[:, None], images, 0.0)
+    images = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     cut = crop_views(list(images), list(observations.mask.numpy()), replace(marks, points=moved), crop)
     points = (marks.points - cut.offset[:, None]) * cut.scale[:, None, None]
     labels = observations.labels
     if labels is not None:
-        state = labels.state
-        if state is not None:
-            state = state.replace(
-                camera=state.camera.scaled(
-                    cut.scale.to(state.camera.focal), cut.offset.to(state.camera.focal)
-                )
-            )
-        labels = replace(
-            labels, state=state, depth=None, prior_depth=None, parse=None, parse_valid=None, normals=None
-        )
+        labels = cut_labels(labels, cut.scale, cut.offset, cut.size)
     return Observations(
         cut.images,
         replace(cut.landmarks, points=points),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 
 from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.data.samples import DataSet
@@ -17,6 +18,7 @@ from fitkit.io.landmark_files import SUFFIXES as LANDMARK_SUFFIXES
 from fitkit.io.options import Degrees, Pixels, Range
 from fitkit.io.subject import subject_from_images
 from fitkit.models.face_model import FaceModel
+from fitkit.observe.labels import Labels
 
 DATA = DataSet(
     "CMU Multi-PIE",
@@ -129,10 +131,9 @@ class MultiPie(FaceDataset):
         paths = [self._picture(recording, c, shot) for c in cameras]
         landmarks = [self._landmarks(p) for p in paths] if self.options.landmark_folder else None
         subject = subject_from_images(paths, landmarks, names=list(cameras), name=self.ids[index])
-        return Sample(
-            self.ids[index],
-            observe_subject(subject, self.options.landmarks, self.options.size, str(recording)),
-        )
+        seen = observe_subject(subject, self.options.landmarks, self.options.size, str(recording))
+        labels = Labels(moment=torch.zeros(seen.num_views, dtype=torch.int64))  # one instant
+        return Sample(self.ids[index], replace(seen, labels=labels))
 
     def _landmarks(self, picture: Path) -> Path:
         stem = Path(self.options.landmark_folder) / picture.relative_to(self.root).with_suffix("")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -21,8 +22,9 @@ from fitkit.io.options import Degrees, Pixels, Range
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.mvfnet.convention import UNITS_PER_MM, pose_of_labels
 from fitkit.observe.crop import CropOptions, crop_views
+from fitkit.observe.label_crops import in_crop
 from fitkit.observe.labels import Labels
-from fitkit.observe.landmarks.types import Landmarks
+from fitkit.observe.landmarks.types import MIRRORED, Landmarks
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
@@ -32,33 +34,33 @@ DATA = DataSet(
     "http://www.cbsr.ia.ac.cn/users/xiangyuzhu/projects/3DDFA/main.htm",
     "research use only",
     "AFW, HELEN, IBUG, LFPW and the same with _Flip, each with NAME_K.jpg and NAME_K.mat (Pose_Para, Shape_Para, "
-    "Exp_Para, pt2d)",
+    "Exp_Para), and landmarks/AFW ... with NAME_K_pts.mat (pts_3d, pts_2d)",
 )
+JAW = {"pts_3d": "surface", "pts_2d": "outline"}  # what points 0-16 of a file of points are
 SETS = ("AFW", "HELEN", "IBUG", "LFPW")
 
 
 @dataclass(frozen=True)
 class W300LPOptions:
-    """front: most |yaw| of the frontal view; side: least and most |yaw| of those to the left and to the right, degrees;
-    triplets: drawn from each source; flips: the mirrored copies too, as people of their own; bfm: folder with 3DDFA's Model_Shape.mat
-    and Model_Exp.mat, made from the Basel Face Model: with it, and a face model of the same mesh, coefficients become labels;
-    size: side of the pictures that are read, px."""
-
-    front: Degrees = 15.0
-    side: tuple[Degrees, Degrees] = (20.0, 70.0)
-    triplets: Annotated[int, Range(1, 10**6)] = 4
-    flips: bool = True
+    front: Degrees = 15.0  # most |yaw| of the frontal view
+    side: tuple[Degrees, Degrees] = (20.0, 70.0)  # least and most |yaw| of those to the left and to the right
+    triplets: Annotated[int, Range(1, 10**6)] = 4  # drawn from each source; 18 make the 140,000 of MVF-Net
+    flips: bool = True  # the mirrored copies too, as people of their own
+    mirror: bool = True  # a side that a source lacks is its other side, mirrored
+    points: Literal["surface", "outline"] = "surface"  # jaw points on the model's own jaw, or on the visible outline
+    # Folder with 3DDFA's Model_Shape.mat and Model_Exp.mat, made from the Basel Face Model: with it, and a face model of
+    # the same mesh, coefficients become labels, and points can be had without the folder landmarks.
     bfm: str = ""
-    size: Pixels = 272
+    size: Pixels = 272  # side of the pictures that are read, px
 
 
 @dataclass(frozen=True)
 class LpLabels:
     """Content of a .mat file. pose: [7] pitch, yaw, roll rad, tx, ty, tz px, f px per micrometre; points: [68, 2] px counted from 0, NaN =
-    not labelled; jaw: what points 0-16 are, see Landmarks; shape, expression: coefficients as written."""
+    not labelled, or None; jaw: what points 0-16 are, see Landmarks; shape, expression: coefficients as written."""
 
     pose: np.ndarray
-    points: np.ndarray
+    points: np.ndarray | None
     jaw: str
     shape: np.ndarray
     expression: np.ndarray
@@ -68,46 +70,106 @@ class LpLabels:
         """Degrees; positive: the nose points to the right side of the picture, the reverse of what is written."""
         return -float(np.degrees(self.pose[1]))
 
+    def mirrored(self, width: int) -> "LpLabels":
+        """Of the picture of `width` px turned left to right; the coefficients stay, for a face is nearly symmetric."""
+        pitch, yaw, roll, x, y, z, scale = self.pose
+        pose = np.array([pitch, -yaw, -roll, width + 1 - x, y, z, scale])
+        return replace(self, pose=pose, points=mirrored_points(self.points, width))
+
+
+def mirrored_points(points: np.ndarray, width: int) -> np.ndarray:
+    """The 68 points [68, 2] px of a picture turned left to right."""
+    return (points * [-1, 1] + [width - 1, 0])[MIRRORED]
+
 
 def read_lp_labels(path: Path) -> LpLabels:
-    """Labels of a picture of 300W-LP or AFLW2000-3D.
+    """Labels of a picture of 300W-LP or AFLW2000-3D; of 300W-LP without points, see `with_points`.
 
     Raises:
         InputError: not such a file; names it.
     """
     with foreign_file(
-        path, "cannot be read as labels of 300W-LP (Pose_Para, Shape_Para, Exp_Para, pt2d)", limit=LABEL_BYTES
+        path, "cannot be read as labels of 300W-LP (Pose_Para, Shape_Para, Exp_Para)", limit=LABEL_BYTES
     ) as file:
-        content = file.mat(("Pose_Para", "Shape_Para", "Exp_Para", "pt2d", "pt3d_68"))
-        dense = "pt3d_68" in content
-        # Written by Matlab, which counts pixels from 1. The rows are already those of the picture, y down.
-        points = np.asarray(content["pt3d_68" if dense else "pt2d"], np.float64)[:2].T - 1.0
-        pose = np.asarray(content["Pose_Para"], np.float64).ravel()
-        shape, expression = (np.asarray(content[k], np.float64).ravel() for k in ("Shape_Para", "Exp_Para"))
-    found = {
-        "Pose_Para": (pose, (7,)),
-        "points": (points, (68, 2)),
-        "Shape_Para": (shape, (199,)),
-        "Exp_Para": (expression, (29,)),
-    }
+        content = file.mat(("Pose_Para", "Shape_Para", "Exp_Para", "pt3d_68"))
+        pose, shape, expression = (
+            np.asarray(content[k], np.float64).ravel() for k in ("Pose_Para", "Shape_Para", "Exp_Para")
+        )
+        points = np.asarray(content["pt3d_68"], np.float64)[:2].T if "pt3d_68" in content else None
+    found = {"Pose_Para": (pose, (7,)), "Shape_Para": (shape, (199,)), "Exp_Para": (expression, (29,))}
     for key, (value, size) in found.items():
-        if value.shape != size or not np.isfinite(value).all():
-            raise InputError(
-                f"{path}: {key}: expected {list(size)} finite numbers, got shape {list(value.shape)}"
-            )
+        _check(path, key, value, size)
     if not pose[6] > 0:
         raise InputError(f"{path}: Pose_Para: expected a scale above 0 as its last number, got {pose[6]:g}")
-    hidden = (points < -1).any(1)  # -1 marks them, which is -2 counted from 0
-    return LpLabels(
-        pose, np.where(hidden[:, None], np.nan, points), "surface" if dense else "auto", shape, expression
+    if points is not None:
+        # Written by Matlab, which counts pixels from 1. The rows are already those of the picture, y down.
+        points = _check(path, "pt3d_68", points, (68, 2)) - 1.0
+    return LpLabels(pose, _seen(points), "surface", shape, expression)
+
+
+def with_points(
+    labels: LpLabels, path: Path, width: int, height: int, points: str, dense: DenseModel | None = None
+) -> LpLabels:
+    """The labels with the points of the picture's `points_file`, or else with the key points of `dense`, where they have none.
+
+    pt2d of the picture's own .mat is no help: it belongs to the picture before it was turned and is the same in all turns.
+
+    Args:
+        path: the .mat of the picture; width, height: of the picture, px; points: 'surface' or 'outline', which of the two sets.
+    Raises:
+        InputError: neither is there, or not such a file.
+    """
+    if labels.points is not None:
+        return labels
+    if points_file(path) is not None:
+        return replace(labels, points=_seen(_read_points(path, points, width)), jaw=points)
+    if dense is None:
+        raise _no_points(path)
+    vertices = dense.in_picture(labels.shape, labels.expression, labels.pose, height)
+    return replace(labels, points=vertices[dense.keypoints, :2])
+
+
+def _seen(points: np.ndarray | None) -> np.ndarray | None:
+    """With NaN for hidden points; -1 marks them, which is -2 counted from 0."""
+    return points if points is None else np.where((points < -1).any(1)[:, None], np.nan, points)
+
+
+def points_file(labels: Path) -> Path | None:
+    """The file of points that belongs to NAME.mat: landmarks/SET/NAME_pts.mat beside the folder SET. A mirrored copy, of the folder
+    SET_Flip, has that of its original, unless it has its own."""
+    names = dict.fromkeys((labels.parent.name, labels.parent.name.removesuffix("_Flip")))
+    places = (labels.parents[1] / "landmarks" / name / f"{labels.stem}_pts.mat" for name in names)
+    return next((p for p in places if p.is_file()), None)
+
+
+def _read_points(labels: Path, points: str, width: int) -> np.ndarray:
+    """Points [68, 2] px of `points_file`, counted from 0."""
+    path, key = points_file(labels), next(k for k, jaw in JAW.items() if jaw == points)
+    with foreign_file(path, f"cannot be read as points of 300W-LP ({key})", limit=LABEL_BYTES) as file:
+        seen = np.asarray(file.mat((key,))[key], np.float64)
+    seen = _check(path, key, seen, (68, 2)) - 1.0
+    return seen if path.parent.name == labels.parent.name else mirrored_points(seen, width)
+
+
+def _no_points(labels: Path) -> InputError:
+    name = labels.parent.name.removesuffix("_Flip")
+    return InputError(
+        f"{labels}: expected its points in {labels.parents[1] / 'landmarks' / name / labels.stem}_pts.mat (pt2d shows the face before "
+        "it was turned); unpack the folder landmarks of 300W-LP beside the pictures, or give the option bfm"
     )
+
+
+def _check(path: Path, key: str, value: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    if value.shape != size or not np.isfinite(value).all():
+        raise InputError(f"{path}: {key}: expected {list(size)} finite numbers, got shape {list(value.shape)}")
+    return value
 
 
 class W300LP(FaceDataset):
     """Triplets of one source picture: frontal, turned to the left, turned to the right, as far as they are there.
 
-    300W-LP turns a face only away from the front, so a source often has one side; the other view is then missing. The labels hold
-    the pose; identity and expression only with `bfm`. For another face model than that one the labelled rotation is kept, and scale
+    300W-LP turns a face only away from the front, so a source often has one side; with `mirror` the other view is then its mirrored
+    one, else missing. The labels hold the pose; identity and expression only with `bfm`. For another face model than that one the labelled rotation is kept, and scale
     and shift are those that lay its mean landmarks onto the labelled points, for its origin and size differ.
     Also reads a plain folder of pictures with .mat files beside them (AFLW2000-3D): then each is a sample.
     """
@@ -139,44 +201,60 @@ class W300LP(FaceDataset):
         self._sources = [(paths, k) for paths in sources.values() for k in range(times)]
         self.dense = read_3ddfa_model(Path(options.bfm)) if options.bfm else None
         self.codes = None if self.dense is None else BfmCodes.of(self.dense, model)
+        first = self._sources[0][0][0].with_suffix(".mat")
+        if sets and self.dense is None and points_file(first) is None:
+            raise _no_points(first)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
         paths, number = self._sources[index]
-        labels = [read_lp_labels(p.with_suffix(".mat")) for p in paths]
-        chosen = self._triplet([label.yaw for label in labels], number) if len(paths) > 1 else [0]
-        images = [read_image(paths[i])[0] for i in chosen]
-        labels = [labels[i] for i in chosen]
+        read = [read_lp_labels(p.with_suffix(".mat")) for p in paths]
+        chosen = self._triplet([label.yaw for label in read], number) if len(paths) > 1 else [(0, False)]
+        paths = [paths[i] for i, _ in chosen]
+        images, labels = zip(*(self._view(p, read[i], turned) for p, (i, turned) in zip(paths, chosen)))
         points = torch.from_numpy(np.stack([label.points for label in labels])).float()
         valid = torch.isfinite(points).all(-1)
         jaw = labels[0].jaw
         marks = Landmarks(points, torch.full_like(points[..., 0], torch.nan), valid, valid.float(), jaw)
         few = valid.sum(1) < 8
         if bool(few.any()):
-            path = paths[chosen[int(few.nonzero()[0])]].with_suffix(".mat")
+            path = paths[int(few.nonzero()[0])].with_suffix(".mat")
             raise InputError(f"{path}: expected at least 8 labelled points, got {int(valid.sum(1).min())}")
         crop = CropOptions(1.9, 0.1, self.options.size, self.options.size)
         seen = crop_views(images, [None] * len(images), marks, crop)
         state, known = self._state(labels, images, marks)
-        truth = Labels(state.replace(camera=state.camera.scaled(seen.scale, seen.offset)), known=known)
+        state = state.replace(camera=state.camera.scaled(seen.scale, seen.offset))
+        truth = Labels(state, known=known, moment=torch.zeros(len(labels), dtype=torch.int64))
+        if "identity" in known:
+            head = self.model.landmarks.points(state.vertices(self.model), self.model.triangles)
+            places = in_crop(state.pose.apply(head), state.camera)
+            truth = replace(truth, points3d=head, crop_points=torch.cat([seen.landmarks.points, places[..., 2:]], -1))
         return Sample(self.ids[index], replace(seen, labels=truth), truth)
 
-    def _triplet(self, yaw: list[float], number: int) -> list[int]:
-        """Indices of a frontal view, one to the left and one to the right; another triplet for each `number`."""
+    def _view(self, path: Path, labels: LpLabels, mirrored: bool) -> tuple[np.ndarray, LpLabels]:
+        """Picture and labels with points, mirrored or as they are."""
+        image = read_image(path)[0]
+        height, width = image.shape[:2]
+        labels = with_points(labels, path.with_suffix(".mat"), width, height, self.options.points, self.dense)
+        return (np.ascontiguousarray(image[:, ::-1]), labels.mirrored(width)) if mirrored else (image, labels)
+
+    def _triplet(self, yaw: list[float], number: int) -> list[tuple[int, bool]]:
+        """A frontal view, one to the left and one to the right: index, and whether it is mirrored. Another triplet for each `number`."""
         low, high = self.options.side
-        groups = (
-            [i for i, y in enumerate(yaw) if abs(y) <= self.options.front],
-            [i for i, y in enumerate(yaw) if -high <= y <= -low],
-            [i for i, y in enumerate(yaw) if low <= y <= high],
+        front = [(i, False) for i, y in enumerate(yaw) if abs(y) <= self.options.front]
+        left, right = (
+            [(i, False) for i, y in enumerate(yaw) if low <= sign * y <= high] for sign in (-1, 1)
         )
+        if self.options.mirror:
+            left, right = left or [(i, True) for i, _ in right], right or [(i, True) for i, _ in left]
         rng = np.random.default_rng([number, len(yaw)])
-        chosen = [int(rng.choice(g)) for g in groups if g]
-        return chosen or [int(np.argmin(np.abs(yaw)))]
+        chosen = [group[int(rng.integers(len(group)))] for group in (front, left, right) if group]
+        return chosen or [(int(np.argmin(np.abs(yaw))), False)]
 
     def _state(
-        self, labels: list[LpLabels], images: list[np.ndarray], marks: Landmarks
+        self, labels: Sequence[LpLabels], images: Sequence[np.ndarray], marks: Landmarks
     ) -> tuple[SceneState, tuple[str, ...]]:
         """The labelled state of the views in pixels of the pictures, and which parts of it are labels."""
         parts = [

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from fitkit.energies.base import Linearization, PlainEnergy, Residuals, Slot, all_views
+from fitkit.energies.spec import DFM, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.errors import InputError
+from fitkit.io.options import Positive
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.observations import Observations
 from fitkit.scene.state import SceneState
@@ -94,3 +96,72 @@ def coefficients(state: SceneState, name: str) -> Tensor:
             "a network predicts them, a fit leaves the energy out"
         )
     return state.albedo
+
+
+# ---- recipes ----
+
+
+NO_ALBEDO = "a fit has no albedo coefficients of its own; a network predicts them"
+
+
+@dataclass(frozen=True)
+class LightMonoTerm(EnergyOptions):
+    sigma: Positive = 0.1  # allowed difference of the light's channels from their mean
+
+
+@dataclass(frozen=True)
+class AlbedoVarianceTerm(EnergyOptions):
+    sigma: Positive = 1.0  # allowed difference of the albedo from its mean, linear RGB
+
+
+SPECS = (
+    EnergySpec(
+        name="albedo_prior",
+        cls=AlbedoPrior,
+        make=lambda context, o: AlbedoPrior(),
+        role="prior",
+        doc=EnergyDoc(
+            formula="g",
+            unit="standard deviations",
+            source="DF-MVR eq. 8",
+            uses=(use(DFM, "sq", "3e-4 x 0.017"),),
+            gradient="exact",
+            id="E23",
+        ),
+        parts=("state.albedo",),
+        not_in_fits=NO_ALBEDO,
+    ),
+    EnergySpec(
+        name="light_mono",
+        cls=LightMono,
+        make=lambda context, o: LightMono(o.sigma),
+        role="prior",
+        doc=EnergyDoc(
+            formula="light - its mean over RGB",
+            unit="light",
+            source="DF-MVR, public code",
+            uses=(use(DFM, "sq", "10"),),
+            gradient="exact",
+            id="E25",
+        ),
+        options=LightMonoTerm,
+        blocks=("illumination",),
+    ),
+    EnergySpec(
+        name="albedo_var",
+        cls=AlbedoVariance,
+        make=lambda context, o: AlbedoVariance(context.model, o.sigma),
+        role="prior",
+        doc=EnergyDoc(
+            formula="T - mean of T over the skin",
+            unit="linear RGB",
+            source="DF-MVR, public code",
+            uses=(use(DFM, "sq", "5"),),
+            gradient="exact",
+            id="E26",
+        ),
+        options=AlbedoVarianceTerm,
+        parts=("state.albedo",),
+        not_in_fits=NO_ALBEDO,
+    ),
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -36,11 +36,13 @@ class Linearization:
     slots: one for each view a group depends on. center: None, or [G, M] weights that sum to 1 over the groups:
     then `residuals.value` is z - sum_g center_g z_g and the slot holds the derivatives of z. That is how a latent
     quantity shared by the views (an albedo) is eliminated in closed form.
+    mixed: the D components are combinations of those of `Energy.residuals`, of the same length.
     """
 
     residuals: Residuals
     slots: tuple[Slot, ...]
     center: Tensor | None = None
+    mixed: bool = False
 
 
 class Energy(Protocol):
@@ -58,7 +60,21 @@ class Energy(Protocol):
 
     def residuals(self, state: SceneState, observations: Any) -> Residuals: ...
 
+
+@runtime_checkable
+class Linearizable(Protocol):
+    """An energy whose derivatives are written by hand; those of others come from `fitkit.energies.autodiff`."""
+
     def linearize(self, state: SceneState, observations: Any) -> Linearization: ...
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """An energy that changes in the course of a stage."""
+
+    def at_share(self, done: float) -> "Energy":
+        """The energy as the next `freeze` takes it when this share of its stage, 0..1, is done."""
+        ...
 
 
 class PlainEnergy:
@@ -69,6 +85,11 @@ class PlainEnergy:
 
     def freeze(self, state: SceneState, observations: Any) -> "PlainEnergy":
         return self
+
+
+def first_views(state: SceneState) -> Tensor:
+    """The first view of each person, [S] int64."""
+    return torch.stack([(state.subject == s).nonzero()[0, 0] for s in range(len(state.identity))])
 
 
 def all_views(state: SceneState) -> Tensor:

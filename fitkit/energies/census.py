@@ -11,7 +11,10 @@ from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot, all_views
 from fitkit.energies.kernels import Kernel
+from fitkit.energies.pair_masks import half_faces
+from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_needed
 from fitkit.energies.photometric import sample_skin, viewing_cosine
+from fitkit.energies.spec import Context, EnergyDoc, EnergyOptions, EnergySpec, OURS, PGN, use
 from fitkit.errors import InputError
 from fitkit.geometry.rotation import skew
 from fitkit.io.options import Cosine, Length, NonNegative, Pixels, Positive, Range, Seed, check_options
@@ -34,7 +37,9 @@ class CensusOptions:
     sigmas: softness of the ternary step in grey levels (0 to 255), one for each refresh of a stage, the last one for all beyond;
     noise: standard deviation of a descriptor difference, in [0, 2]; blur: Gaussian standard deviation in pixels of the level;
     neighbors: each view is paired with this many next views of the same person in the order of their yaw;
-    min_cosine, depth_tolerance_mm: visibility; depth_size: side of the z-buffer in pixels."""
+    min_cosine, depth_tolerance_mm: visibility; depth_size: side of the z-buffer in pixels;
+    mask: which points two views share: 'zbuffer' those that nothing hides, 'normal' all that face both, 'landmarks' and 'box' of
+    these the half of the face that both see, see `pair_mask`; parse: weights by the labelled face parse, see `weight_parse`."""
 
     level: Annotated[int, Range(0, 8)] = 0
     points: Annotated[int, Range(1, 10**6)] = 400
@@ -48,6 +53,8 @@ class CensusOptions:
     min_cosine: Cosine = 0.25
     depth_tolerance_mm: NonNegative = 3.5
     depth_size: Pixels = 224
+    mask: Literal["zbuffer", "normal", "landmarks", "box"] = "zbuffer"
+    parse: ParseScheme = "none"
     seed: Seed = 0
 
     def __post_init__(self):
@@ -240,6 +247,7 @@ class CrossViewCensus:
     by_edges: Tensor  # [N, P, 2] place of each neighbour in the two edges of its triangle
     images: Tensor  # [B, 1, h, w] grey levels of the pyramid level, blurred
     usable: Tensor  # [B, 1, h, w] 1 where a sample is not touched by what the mask hides
+    weights: Tensor | None = None  # [B, 1, h, w] of a face parse
     round: int = -1  # which of the sigmas, set by freeze
     patch: Tensor | None = None  # [B, N, P, 3] mm, head frame, from the point; set by freeze
     view_a: Tensor | None = None  # [G] int64, set by freeze
@@ -289,7 +297,13 @@ class CrossViewCensus:
             by_edges,
             gaussian_blur(grey, options.blur),
             usable,
+            None if options.parse == "none" else label_weights(observations, mask, options.parse, "census_xview"),
         )
+
+    def at_share(self, done: float) -> "CrossViewCensus":
+        """With the sigma of that share of a stage, 0..1, for solvers and trainings that freeze anew in every step."""
+        last = len(self.options.sigmas) - 1
+        return replace(self, round=min(int(done * (last + 1)), last) - 1)
 
     @property
     def sigma(self) -> float:
@@ -323,15 +337,23 @@ class CrossViewCensus:
         patch = patch - (patch @ normal[..., None]) * normal[:, :, None]
 
         B, N = head.shape[:2]
-        reduction = max(observations.size) / options.depth_size
-        maps = depth_maps(vertices, self.model.triangles, state, observations.size, reduction)
         places = torch.cat([head[:, :, None], head[:, :, None] + patch], 2)
         seen = project_head_points(places.flatten(1, 2), state, all_views(state))
-        good = seen_by_depth(seen.pixels, seen.camera[..., 2], maps, reduction, options.depth_tolerance_mm)
         usable, inside = sample(self.usable, self._to_level(seen.pixels))
-        good = good & inside & seen.in_front & (usable[..., 0] > 0.999)
+        good = inside & seen.in_front & (usable[..., 0] > 0.999)
+        if options.mask == "zbuffer":
+            reduction = max(observations.size) / options.depth_size
+            maps = depth_maps(vertices, self.model.triangles, state, observations.size, reduction)
+            depth = seen.camera[..., 2]
+            good = good & seen_by_depth(seen.pixels, depth, maps, reduction, options.depth_tolerance_mm)
         good = good.reshape(B, N, -1).all(-1) & (cosine > options.min_cosine)
         trust = torch.where(good, cosine, torch.zeros_like(cosine))
+        pixels = seen.pixels.reshape(B, N, -1, 2)[:, :, 0]
+        if self.weights is not None:
+            trust = trust * sample(self.weights, self._to_level(pixels))[0][..., 0]
+        trust = torch.minimum(trust[view_a], trust[view_b])
+        if options.mask in ("landmarks", "box"):
+            trust = trust * self._half(state, observations, view_a, view_b, pixels)
 
         frozen = replace(
             self,
@@ -339,11 +361,23 @@ class CrossViewCensus:
             patch=patch.detach(),
             view_a=view_a,
             view_b=view_b,
-            trust=torch.minimum(trust[view_a], trust[view_b]).detach(),
+            trust=trust.detach(),
         )
         t = frozen._patches(state).t
         s = (t[view_a] - t[view_b]).square()
         return replace(frozen, root=(SOFTNESS / (SOFTNESS + s)).detach())
+
+    def _half(
+        self, state: SceneState, observations: Observations, view_a: Tensor, view_b: Tensor, pixels: Tensor
+    ) -> Tensor:
+        """Whether points at pixels [B, N, 2] lie in the half of the face that both views of a pair see, in both of them, [G, N] bool."""
+        pairs = list(zip(view_a.tolist(), view_b.tolist()))
+        everywhere = torch.ones(len(pairs), *observations.size, dtype=torch.bool, device=pixels.device)
+        keep = []
+        for views in (view_a, view_b):
+            half = half_faces(self.options.mask, self.model, state, pairs, views.tolist(), everywhere)
+            keep.append(sample(half[:, None].to(pixels), pixels[views])[0][..., 0] > 0.5)
+        return keep[0] & keep[1]
 
     def _patches(self, state: SceneState, derivatives: bool = False, sigma: float | None = None) -> _Patches:
         sigma = self.sigma if sigma is None else sigma
@@ -393,9 +427,8 @@ class CrossViewCensus:
             R = torch.linalg.qr(whole, mode="r").R
             a, b = R[..., :7], R[..., 7:14]
             residuals = replace(residuals, value=R[..., 14])
-        return Linearization(
-            residuals, (Slot(self.view_a, self._columns(a)), Slot(self.view_b, self._columns(b)))
-        )
+        slots = (Slot(self.view_a, self._columns(a)), Slot(self.view_b, self._columns(b)))
+        return Linearization(residuals, slots, mixed=self.neighbors > 15)
 
     def _columns(self, local: Tensor) -> dict[str, Tensor]:
         """Chain [G, N, D, 7] to the parameters of the view."""
@@ -437,3 +470,41 @@ def neighbor_pairs(state: SceneState, neighbors: int) -> tuple[Tensor, Tensor]:
         pairs += [(order[i], order[i + k]) for k in range(1, neighbors + 1) for i in range(len(order) - k)]
     both = torch.tensor(pairs, dtype=torch.int64, device=yaw.device).reshape(-1, 2)
     return both[:, 0], both[:, 1]
+
+
+# ---- recipes ----
+
+
+@dataclass(frozen=True)
+class CensusTerm(EnergyOptions):
+    options: CensusOptions = CensusOptions()
+
+
+def _make(context: Context, o: CensusTerm) -> CrossViewCensus:
+    options = replace(o.options, seed=context.seed)
+    return CrossViewCensus.prepare(context.model, context.observations, options).at_share(context.done)
+
+
+SPECS = (
+    EnergySpec(
+        name="census_xview",
+        cls=CrossViewCensus,
+        make=_make,
+        role="image",
+        doc=EnergyDoc(
+            formula="q_o (t_o^a - t_o^b), t_o = d_o / sqrt(sigma^2 + d_o^2)",
+            unit="soft census code",
+            source="PGN eq. 9; soft form of UnFlow and DDFlow",
+            uses=(
+                use(PGN, "", "0.2; 5 on eyes, nose, mouth"),
+                use(OURS, "sq", "sigma 8, 3, 0.9"),
+            ),
+            gradient="a small sigma pulls at nearly equal pixels only: lower it step by step; `scalar` and `census_loss` are the printed sums",
+            id="E3",
+            variants=tuple(VARIANTS),
+        ),
+        options=CensusTerm,
+        needs=parse_needed,
+        cross_view=True,
+    ),
+)

@@ -14,6 +14,8 @@ from torch import Tensor
 from fitkit.energies.base import PlainEnergy, Residuals
 from fitkit.energies.masks import covis_depth
 from fitkit.energies.supervision import label
+from fitkit.energies.spec import EnergyDoc, EnergyOptions, EnergySpec, MGC, MVD, use
+from fitkit.io.options import NonNegative, Positive
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import sample
 from fitkit.scene.depth_state import DepthState, back_project, carry, depth_normals
@@ -23,7 +25,7 @@ from fitkit.scene.depth_state import DepthState, back_project, carry, depth_norm
 class DepthSupervision(PlainEnergy):
     """depth_sup: (D - D*) / sigma_mm where the label has a surface, [B, H W, 1] (E19). Mean. Source: Shu et al. eq. 8 (kernel l1).
 
-    The paper divides depths by 200 mm: its unit weight is sigma_mm = 200.
+    The paper's depths have no unit and it gives no constants; over 200 mm, as in `DepthPrior`, its weight 1 is sigma_mm = 200.
     """
 
     sigma_mm: float = 2.0
@@ -56,22 +58,27 @@ class NormalSupervision(PlainEnergy):
 class DepthPrior(PlainEnergy):
     """depth_3dmm: (D - D_S) / sigma_mm, D_S the depth of a fitted face model, [B, H W, 1] (E21). Mean.
 
-    background: pixels without a model surface count as well, at D_S = 0 against D over `background_mm`, which teaches a
-    network an empty background. Source: Shu et al. eq. 10 (kernel sq, weight 0.02 on depths over 200 mm). D_S is detached.
+    background: usable pixels without a model surface count as well: how far a surface there lies before the plane behind_mm behind
+    the head's origin, over `background_mm`, so that a network learns an empty background. That is the paper's normalized depth, which
+    is large near the camera and 0 where nothing is. Its constants are not printed; 150 and 200 mm are ours: 50 mm before the
+    head is 1. Source: Shu et al. eq. 7 and 10 (kernel sq, weight 0.02). D_S is detached, the head's place too.
     """
 
     sigma_mm: float = 10.0
     background: bool = False
     background_mm: float = 200.0
+    behind_mm: float = 150.0
     name = "depth_3dmm"
     reduction = "mean"
 
     def residuals(self, state: DepthState, observations: Observations) -> Residuals:
         prior = label(observations, "prior_depth", self.name).to(state.depth).detach()
-        value = torch.where(
-            prior > 0, (state.depth - prior) / self.sigma_mm, state.depth / self.background_mm
-        )
-        valid = torch.ones_like(prior, dtype=torch.bool) if self.background else prior > 0
+        plane = state.pose.translation[:, 2].detach()[:, None, None] + self.behind_mm
+        before = torch.where(state.depth > 0, plane - state.depth, 0).clamp_min(0)
+        value = torch.where(prior > 0, (state.depth - prior) / self.sigma_mm, before / self.background_mm)
+        valid = prior > 0
+        if self.background:
+            valid = valid | observations.mask.to(valid.device)
         return Residuals(value.flatten(1)[..., None], valid.flatten(1))
 
 
@@ -105,7 +112,7 @@ def warp(state: DepthState, observations: Observations, tolerance_mm: float = 10
     """Inverse warp by the depth of the frame that is looked from.
 
     A pixel counts where both frames have a surface there, it falls inside the other picture, and the depth it should have
-    there is that of the surface there, up to tolerance_mm (occlusion; 0.05 of the paper's depth unit). The test uses the
+    there is that of the surface there, up to tolerance_mm (occlusion; the paper's 0.05 has no unit, of 200 mm it is 10). The test uses the
     fitted model's depth (`labels.prior_depth`) where there is one, else the state's own, detached.
 
     Source: Shu et al. eq. 11-13 with the inverse warp of "SfM-Net" (Vijayanarasimhan et al. 2017): the paper's words and its
@@ -203,3 +210,172 @@ class DepthAgreement(PlainEnergy):
         counted = w.valid.to(read)
         ratio = (w.depth * counted).sum(1) / (read * counted).sum(1).clamp_min(1e-6)
         return Residuals(((w.depth - read * ratio[:, None]) / self.sigma_mm)[..., None], w.valid)
+
+
+# ---- recipes ----
+
+
+NO_DEPTH = "a fit has no depth maps; a network predicts them"
+
+
+@dataclass(frozen=True)
+class DepthTerm(EnergyOptions):
+    sigma_mm: Positive = 2.0  # standard deviation of a depth
+
+
+@dataclass(frozen=True)
+class NormalTerm(EnergyOptions):
+    sigma: Positive = 0.1  # standard deviation of a component of a unit normal
+
+
+@dataclass(frozen=True)
+class DepthPriorTerm(EnergyOptions):
+    sigma_mm: Positive = 10.0  # standard deviation of a depth
+    background: bool = False  # pixels without a model surface count as well
+    background_mm: Positive = 200.0  # standard deviation of those
+
+
+@dataclass(frozen=True)
+class StructureTerm(EnergyOptions):
+    tolerance_mm: NonNegative = 10.0  # a surface that far behind another is hidden
+
+
+@dataclass(frozen=True)
+class WarpTerm(StructureTerm):
+    sigma: Positive = 0.1  # standard deviation of a colour, sRGB in 0..1
+
+
+@dataclass(frozen=True)
+class DepthAgreementTerm(StructureTerm):
+    sigma_mm: Positive = 5.0  # standard deviation of a depth
+
+
+SPECS = (
+    EnergySpec(
+        name="photo_warp_depth",
+        cls=DepthWarpPhotometric,
+        make=lambda context, o: DepthWarpPhotometric(o.sigma, o.tolerance_mm),
+        role="image",
+        doc=EnergyDoc(
+            formula="C (I_i - I_{j->i})",
+            unit="sRGB in 0..1",
+            source="Shu et al. eq. 11-14, MGCNet",
+            uses=(
+                use(MVD, "l1"),
+                use(MGC, "l1", "0.1 x 0.15"),
+            ),
+            gradient="to depth, poses, camera and suitability; co-visibility detached",
+            id="E2",
+        ),
+        options=WarpTerm,
+        takes="depth",
+        cross_view=True,
+        not_in_fits=NO_DEPTH,
+    ),
+    EnergySpec(
+        name="depth_sup",
+        cls=DepthSupervision,
+        make=lambda context, o: DepthSupervision(o.sigma_mm),
+        role="depth",
+        doc=EnergyDoc(
+            formula="D - D*",
+            unit="mm",
+            source="Shu et al. eq. 8",
+            uses=(use(MVD, "l1"),),
+            gradient="exact",
+            id="E19",
+        ),
+        options=DepthTerm,
+        takes="depth",
+        needs=("depth",),
+        not_in_fits=NO_DEPTH,
+    ),
+    EnergySpec(
+        name="normal_sup",
+        cls=NormalSupervision,
+        make=lambda context, o: NormalSupervision(o.sigma),
+        role="depth",
+        doc=EnergyDoc(
+            formula="N(D) - N(D*)",
+            unit="unit vector",
+            source="Shu et al. eq. 9",
+            uses=(use(MVD, "l1"),),
+            gradient="to neighbouring depths",
+            id="E20",
+        ),
+        options=NormalTerm,
+        takes="depth",
+        needs=("depth",),
+        not_in_fits=NO_DEPTH,
+    ),
+    EnergySpec(
+        name="depth_3dmm",
+        cls=DepthPrior,
+        make=lambda context, o: DepthPrior(o.sigma_mm, o.background, o.background_mm),
+        role="depth",
+        doc=EnergyDoc(
+            formula="D - D_S, depth of a fitted face model",
+            unit="mm",
+            source="Shu et al. eq. 10",
+            uses=(use(MVD, "sq", "0.02"),),
+            gradient="D_S detached",
+            id="E21",
+        ),
+        options=DepthPriorTerm,
+        takes="depth",
+        needs=("prior_depth",),
+        not_in_fits=NO_DEPTH,
+    ),
+    EnergySpec(
+        name="suitability_reg",
+        cls=SuitabilityPrior,
+        make=lambda context, o: SuitabilityPrior(),
+        role="prior",
+        doc=EnergyDoc(
+            formula="C - 1",
+            unit="none",
+            source="Shu et al. eq. 15",
+            uses=(use(MVD, "sq"),),
+            gradient="exact",
+            id="E22",
+        ),
+        takes="depth",
+        not_in_fits=NO_DEPTH,
+    ),
+    EnergySpec(
+        name="ssim_xview",
+        cls=DepthWarpStructure,
+        make=lambda context, o: DepthWarpStructure(o.tolerance_mm),
+        role="image",
+        doc=EnergyDoc(
+            formula="((1 - SSIM(I_i, I_{j->i})) / 2)^(1/2), 3 x 3",
+            unit="none",
+            source="MGCNet; Wang et al. 2004",
+            uses=(use(MGC, "sq", "0.1 x 0.85"),),
+            gradient="to depth, poses and camera; the root is rounded at 0",
+            id="E27",
+        ),
+        options=StructureTerm,
+        takes="depth",
+        cross_view=True,
+        not_in_fits=NO_DEPTH,
+    ),
+    EnergySpec(
+        name="depth_xview",
+        cls=DepthAgreement,
+        make=lambda context, o: DepthAgreement(o.sigma_mm, o.tolerance_mm),
+        role="depth",
+        doc=EnergyDoc(
+            formula="z_{i->j} - D_j(u_j), equal means",
+            unit="mm",
+            source="MGCNet",
+            uses=(use(MGC, "l1", "0.1 x 0.1"),),
+            gradient="to both depths, poses and camera",
+            id="E28",
+        ),
+        options=DepthAgreementTerm,
+        takes="depth",
+        cross_view=True,
+        not_in_fits=NO_DEPTH,
+    ),
+)

@@ -75,10 +75,10 @@ def displacement_equations(
     V = len(normal)
     J = (by_corner * normal[corner][:, :, None]).sum(-1)[residuals.valid].double()  # [M, 2, 3]
     value, index = residuals.value[residuals.valid].double(), corner[residuals.valid]
-    trust = 1 if residuals.weight is None else residuals.weight[residuals.valid].double()
-    w = trust * kernel.weight((value * value).sum(-1))
-    block = (w[:, None, None] * (J.transpose(1, 2) @ J)).cpu().numpy()
-    gradient = (w[:, None] * (J * value[..., None]).sum(1)).cpu().numpy()
+    trust = 1 if residuals.weight is None else residuals.weight[residuals.valid].double()[:, None]
+    w = (trust * kernel.weights(value))[..., None]  # [M, 2 or 1, 1]
+    block = (J.transpose(1, 2) @ (w * J)).cpu().numpy()
+    gradient = (w * J * value[..., None]).sum(1).cpu().numpy()
     index = index.cpu().numpy()
     rows, columns = np.repeat(index, 3, 1).reshape(-1), np.tile(index, (1, 3)).reshape(-1)
     matrix = sparse.coo_matrix((block.reshape(-1), (rows, columns)), shape=(V, V)).tocsr()

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from fitkit.energies.base import PlainEnergy, Residuals
+from fitkit.energies.spec import EnergyDoc, EnergyOptions, EnergySpec, MGC, use
 from fitkit.errors import InputError
 from fitkit.geometry.rotation import skew
+from fitkit.io.options import Positive
 from fitkit.observe.observations import Observations
 from fitkit.scene.state import SceneState
 
@@ -56,3 +58,31 @@ class EpipolarLandmarks(PlainEnergy):
         if marks.jaw != "surface":
             valid = valid & (torch.arange(valid.shape[1], device=valid.device) > 16)
         return Residuals((distance / self.sigma_px)[..., None], valid)
+
+
+# ---- recipes ----
+
+
+@dataclass(frozen=True)
+class EpipolarTerm(EnergyOptions):
+    sigma_px: Positive = 1.0  # standard deviation of a distance, for a 224-pixel crop
+
+
+SPECS = (
+    EnergySpec(
+        name="epi_lmk",
+        cls=EpipolarLandmarks,
+        make=lambda context, o: EpipolarLandmarks(o.sigma_px * context.observations.pixel_unit),
+        role="landmark",
+        doc=EnergyDoc(
+            formula="distance of l_j from the epipolar line of l_i",
+            unit="px of the crop",
+            source="MGCNet",
+            uses=(use(MGC, "", "off in its code"),),
+            gradient="to poses and focal lengths alone",
+            id="E29",
+        ),
+        options=EpipolarTerm,
+        cross_view=True,
+    ),
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -12,32 +13,49 @@ from torch import Tensor
 from fitkit.energies.base import Residuals
 from fitkit.energies.flow_correspondence import FlowImages
 from fitkit.energies.flow_magnitude import both_ways, resized_photos
+from fitkit.energies.pair_masks import PairMask, pair_mask
+from fitkit.energies.spec import Context, EnergyDoc, EnergyOptions, EnergySpec, Networks, PGN, use
 from fitkit.errors import InputError
+from fitkit.io.options import Cosine, Natural, NonNegative, Pixels, Range
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.observations import Observations
 from fitkit.render.cross_view import SharedPixels
 from fitkit.scene.state import SceneState
 
 
-def frozen_network(network: torch.nn.Module) -> torch.nn.Module:
-    """A copy whose weights are constant, in evaluation mode; the caller's own network can go on learning.
+class FrozenNetwork(torch.nn.Module):
+    """A network that never learns: its weights are constant, and it stays in evaluation mode whatever the rest of a training does,
+    so that running statistics and dropout do not change. The graph to its input is kept."""
 
-    The graph to its input is kept when it is called.
-    """
-    return deepcopy(network).eval().requires_grad_(False)
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> FrozenNetwork:
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+
+def frozen_network(network: torch.nn.Module) -> FrozenNetwork:
+    """A frozen copy, so that the caller's own network can go on learning; one that is frozen already stays as it is."""
+    return network if isinstance(network, FrozenNetwork) else FrozenNetwork(deepcopy(network))
 
 
 @dataclass(frozen=True)
 class FeatureOptions:
     """size: side of the images the network sees; neighbors: each view is paired with this many next views of the same person in
     the order of their yaw, both ways; min_pixels: pairs that share fewer for a 224-pixel crop do not count;
-    min_cosine, depth_tolerance_mm: visibility."""
+    min_cosine, depth_tolerance_mm: visibility; mask: what tells the pixels that both views see, see `pair_mask`."""
 
-    size: int = 224
-    neighbors: int = 1
-    min_pixels: int = 64
-    min_cosine: float = 0.25
-    depth_tolerance_mm: float = 3.5
+    size: Pixels = 224
+    neighbors: Annotated[int, Range(1, 1000)] = 1
+    min_pixels: Natural = 64
+    min_cosine: Cosine = 0.25
+    depth_tolerance_mm: NonNegative = 3.5
+    mask: PairMask = "zbuffer"
 
 
 @dataclass(frozen=True)
@@ -80,7 +98,14 @@ class SemanticFeatures:
         o, photos = self.options, self.photos
         pairs = both_ways(state, o.neighbors, self.name)
         shared = SharedPixels.of(
-            self.model, state, photos.mask, photos.reduction, pairs, o.depth_tolerance_mm, o.min_cosine
+            self.model,
+            state,
+            photos.mask,
+            photos.reduction,
+            pairs,
+            o.depth_tolerance_mm,
+            o.min_cosine,
+            pair_mask(o.mask, self.model, state, pairs),
         )
         return replace(self, shared=shared)
 
@@ -107,3 +132,43 @@ class SemanticFeatures:
                 f"got {list(features.shape)}; pool or flatten them in the network"
             )
         return F.normalize(features, dim=1)
+
+
+# ---- recipes ----
+
+
+@dataclass(frozen=True)
+class FeatureTerm(EnergyOptions):
+    network: str = "encoder"  # what the pictures are looked at through, see fitkit.nets.load_network
+    weights: str = ""  # of that network, regressor.safetensors
+    options: FeatureOptions = FeatureOptions()
+
+
+def _load(networks: Networks, o: FeatureTerm) -> torch.nn.Module:
+    return networks.frozen(o.network, o.weights)
+
+
+def _make(context: Context, o: FeatureTerm) -> SemanticFeatures:
+    photos = resized_photos(context.observations, o.options.size)
+    return SemanticFeatures(context.model, o.options, _load(context.networks, o), photos)
+
+
+SPECS = (
+    EnergySpec(
+        name="sem_feat",
+        cls=SemanticFeatures,
+        make=_make,
+        role="image",
+        doc=EnergyDoc(
+            formula="phi(I_b) / |phi(I_b)| - phi(I_{a->b}) / |phi(I_{a->b})|; half its square is 1 - cos",
+            unit="none",
+            source="PGN eq. 11",
+            uses=(use(PGN, "sq", "10"),),
+            gradient="through the frozen network to I_{a->b}; weak and smooth",
+            id="E6",
+        ),
+        options=FeatureTerm,
+        cross_view=True,
+        load=_load,
+    ),
+)

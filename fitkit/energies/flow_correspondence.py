@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot
+from fitkit.energies.spec import Context, EnergyDoc, EnergyOptions, EnergySpec, Networks, OURS, use
 from fitkit.errors import InputError
 from fitkit.geometry.rotation import skew
 from fitkit.io.options import Cosine, Degrees, Natural, NonNegative, Pixels, Positive, Range, Seed
 from fitkit.models.face_model import FaceModel
+from fitkit.observe.flow import check_estimator
 from fitkit.observe.flow.consistency import consistent
 from fitkit.observe.flow.types import FlowEstimator
 from fitkit.observe.observations import Observations
@@ -427,3 +429,71 @@ def local_correlation(source: Tensor, target: Tensor, displacement: Tensor, radi
     moments = gaussian_blur(torch.cat([a, b, a * a, b * b, a * b], 1), radius)
     ma, mb, aa, bb, ab = moments.unbind(1)
     return (ab - ma * mb) / ((aa - ma * ma).clamp_min(0) * (bb - mb * mb).clamp_min(0) + 1e-6).sqrt()
+
+
+# ---- recipes ----
+
+
+@dataclass(frozen=True)
+class FlowTerm(EnergyOptions):
+    """estimator: what finds the flow between photos: 'dis', 'dis:PRESET', 'farneback' or 'ptlflow:NAME', any network of the package
+    ptlflow, empty = the recipe's `flow`; weights: of a network: a checkpoint file or the name of a published one."""
+
+    estimator: str = ""
+    weights: str = ""
+    options: FlowOptions = FlowOptions()
+
+    def __post_init__(self):
+        if self.estimator:
+            check_estimator(self.estimator, self.weights)
+        elif self.weights:
+            raise InputError(
+                f"flow weights '{self.weights}': expected the estimator they belong to beside them, "
+                "e.g. estimator: ptlflow:raft"
+            )
+
+
+@dataclass(frozen=True)
+class FlowTraining(FlowTerm):
+    """A training has no `flow` of its own."""
+
+    estimator: str = "dis"
+
+
+def ask_flow(networks: Networks, o: FlowTerm) -> FlowEstimator:
+    return networks.flow(o.estimator, o.weights)
+
+
+def make_matcher(context: Context, o: FlowTerm) -> FlowCorrespondence:
+    options, observations = replace(o.options, seed=context.seed), context.observations
+    return FlowCorrespondence(
+        context.model,
+        options,
+        ask_flow(context.networks, o),
+        options.sigma_px * observations.pixel_unit,
+        FlowImages.of(observations, options),
+    )
+
+
+SPECS = (
+    EnergySpec(
+        name="flow_corr",
+        cls=FlowCorrespondence,
+        make=make_matcher,
+        role="flow",
+        doc=EnergyDoc(
+            formula="Pr_b(Pr_a^-1(a)) - b",
+            unit="px of the crop",
+            source="ours: E4 with its flow as fixed matches",
+            uses=(use(OURS, "gm"),),
+            gradient="exact for fixed matches, which each freeze finds anew",
+            id="E5",
+        ),
+        options=FlowTerm,
+        training=FlowTraining,
+        cross_view=True,
+        one_person=True,
+        load=ask_flow,
+        reduction_of="mean",
+    ),
+)

@@ -11,7 +11,10 @@ from torch import Tensor
 
 from fitkit.energies.base import Residuals
 from fitkit.energies.census import neighbor_pairs
-from fitkit.energies.flow_correspondence import FlowImages, FlowOptions
+from fitkit.energies.flow_correspondence import FlowImages, FlowOptions, FlowTerm, ask_flow
+from fitkit.energies.pair_masks import PairMask, pair_mask
+from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_needed
+from fitkit.energies.spec import Context, EnergyDoc, EnergySpec, MFN, MVF, OURS, PGN, use
 from fitkit.errors import InputError
 from fitkit.io.options import Cosine, Natural, NonNegative, Pixels, Positive, Range, Seed
 from fitkit.models.face_model import FaceModel
@@ -29,16 +32,19 @@ class FlowMagnitudeOptions:
     neighbors: each view is paired with this many next views of the same person in the order of their yaw, both ways;
     directions: 'forward' photo -> rendering, 'backward' rendering -> photo;
     fill: what both images show where view a sees nothing of the surface: 'photo' the photo of view b in both, 'texture' the same
-    fixed smooth noise, 'black', or 'none': the photo stays as it is and the rendering is black there;
+    fixed smooth noise, 'black'; or the photo stays as it is and the rendering is photo b on the face and black around it ('face'), or
+    black everywhere there ('none');
     consistent: only pixels that pass the forward-backward test; angle: weight by the cosine of the viewing angle;
     rim: pixels next to the fill that do not count; min_pixels: pairs with fewer for a 224-pixel crop do not count;
-    normalize: radius in flow pixels of the local contrast normalization (then grey), 0 = the colours as they are."""
+    normalize: radius in flow pixels of the local contrast normalization (then grey), 0 = the colours as they are;
+    mask: what tells the pixels that both views see, see `pair_mask` (min_cosine and depth_tolerance_mm are those of 'zbuffer');
+    parse: weights by the labelled face parse of view b, see `weight_parse`."""
 
     size: Pixels = 224
     sigma_px: Positive = 0.5
     neighbors: Annotated[int, Range(1, 1000)] = 1
     directions: Literal["both", "forward", "backward"] = "both"
-    fill: Literal["photo", "texture", "black", "none"] = "photo"
+    fill: Literal["photo", "texture", "black", "face", "none"] = "photo"
     consistent: bool = True
     angle: bool = True
     rim: Annotated[int, Range(0, 1000)] = 5
@@ -46,17 +52,25 @@ class FlowMagnitudeOptions:
     normalize: Annotated[float, Range(0.0, 100.0)] = 0.0
     min_cosine: Cosine = 0.25
     depth_tolerance_mm: NonNegative = 3.5
+    mask: PairMask = "zbuffer"
+    parse: ParseScheme = "none"
     seed: Seed = 0
 
 
-# What the papers state, without our weights: plain means of the pixels that view a sees. Their masks are cut at landmarks (MVF) or
-# at a box of landmarks (MFN), ours is the z-buffer's, and PGN's weights from face parsing are left out; MVF sums both directions,
-# here they are averaged. Kernels, given with the Term: MVF 'sq' and PWC-Net; MFN 'sq' (its text; its equation prints |.|) and
+# What the papers state, without our weights: means of the pixels that their masks say both views see. MVF sums both directions,
+# here they are averaged; its masks are also smoothed along edges of the photo, which is left out. PGN needs labels of a face parse
+# (give parse: none without). Kernels, given with the Term: MVF 'sq' and PWC-Net; MFN 'sq' (its text; its equation prints |.|) and
 # RAFT; PGN 'l2n'.
 STRICT: dict[str, FlowMagnitudeOptions] = {
-    "mvf": FlowMagnitudeOptions(directions="both", fill="texture", consistent=False, angle=False, rim=0),
-    "mfn": FlowMagnitudeOptions(directions="forward", fill="black", consistent=False, angle=False, rim=0),
-    "pgn": FlowMagnitudeOptions(directions="forward", fill="none", consistent=False, angle=False, rim=0),
+    "mvf": FlowMagnitudeOptions(
+        directions="both", fill="texture", consistent=False, angle=False, rim=0, mask="landmarks"
+    ),
+    "mfn": FlowMagnitudeOptions(
+        directions="forward", fill="black", consistent=False, angle=False, rim=0, mask="box"
+    ),
+    "pgn": FlowMagnitudeOptions(
+        directions="forward", fill="face", consistent=False, angle=False, rim=0, mask="vertex", parse="pgn"
+    ),
 }
 
 
@@ -68,7 +82,7 @@ class FlowMagnitude:
     poses and cameras, through the frozen network, the sampling of photo a and the plane of the triangle behind u; photo b is
     constant. Visibility, forward-backward test and weights are fixed by `freeze`, which comes first. The mean over the pixels of
     a pair, then over pairs and directions: each pair counts the same, a pair with too few pixels does not count.
-    The network gives no residual whose Jacobian could be had at a sensible price, so there is no least-squares form: solvers of
+    The network gives no residual whose Jacobian could be had at a sensible price, so it writes no derivatives: solvers of
     second order take `flow_corr` (E5), the same evidence with the flow as fixed matches. Gradients are smooth and reach far, but
     their size differs between networks by up to a hundred; choose the weight for the network.
     Source: MVF-Net eq. 8, MFNet eq. 6, PGN eq. 10; see STRICT.
@@ -104,14 +118,16 @@ class FlowMagnitude:
         with torch.no_grad():
             o, photos = self.options, self.photos
             h, w = photos.images.shape[-2:]
+            pairs = both_ways(state, o.neighbors, self.name)
             shared = SharedPixels.of(
                 self.model,
                 state,
                 photos.mask,
                 photos.reduction,
-                both_ways(state, o.neighbors, self.name),
+                pairs,
                 o.depth_tolerance_mm,
                 o.min_cosine,
+                pair_mask(o.mask, self.model, state, pairs),
             )
             angles = shared.angle
             weight = angles if o.angle else (angles > 0).to(angles)
@@ -119,6 +135,9 @@ class FlowMagnitude:
                 weight = weight * (
                     erode((angles > 0).to(angles).reshape(-1, 1, h, w), o.rim).reshape(-1, h * w) > 0
                 )
+            if o.parse != "none":
+                parts = label_weights(observations, photos.mask, o.parse, self.name).flatten(1)
+                weight = weight * parts[[b for _, b in pairs]]
             if o.consistent:
                 forward, backward = (
                     Flow(f, torch.isfinite(f).all(1))
@@ -161,7 +180,9 @@ class FlowMagnitude:
         images, fill = self.photos.images, self.options.fill
         photo = images[[b for _, b in shared.pairs]]
         base = photo
-        if fill != "photo":
+        if fill == "face":
+            base = photo * (shared.triangle >= 0)[[b for _, b in shared.pairs], None]
+        elif fill != "photo":
             base = (self._texture(images) if fill == "texture" else torch.zeros_like(images[0])).expand_as(
                 photo
             )
@@ -214,3 +235,54 @@ def resized_photos(observations: Observations, size: int) -> FlowImages:
 def _blanked(observations: Observations) -> Observations:
     # A network looks far around each pixel: what lies beyond the mask must not be there at all.
     return replace(observations, images=torch.where(observations.mask[:, None], observations.images, 0.5))
+
+
+# ---- recipes ----
+
+
+@dataclass(frozen=True)
+class FlowMagnitudeTerm(FlowTerm):
+    """Only a network, 'ptlflow:NAME', can be used: the gradient runs through it."""
+
+    options: FlowMagnitudeOptions = FlowMagnitudeOptions()
+
+
+@dataclass(frozen=True)
+class FlowMagnitudeTraining(FlowMagnitudeTerm):
+    """A training has no `flow` of its own."""
+
+    estimator: str = "ptlflow:pwcnet"
+
+
+def _make(context: Context, o: FlowMagnitudeTerm) -> FlowMagnitude:
+    options = replace(o.options, seed=context.seed)
+    return FlowMagnitude.prepare(context.model, context.observations, ask_flow(context.networks, o), options)
+
+
+SPECS = (
+    EnergySpec(
+        name="flow_mag",
+        cls=FlowMagnitude,
+        make=_make,
+        role="flow",
+        doc=EnergyDoc(
+            formula="w, the flow between I_b and I_{a->b}",
+            unit="px of a 224 px crop",
+            source="MVF-Net eq. 8, MFNet eq. 6, PGN eq. 10",
+            uses=(
+                use(MVF, "sq", "0.1"),
+                use(MFN, "sq", "1"),
+                use(PGN, "l2n", "0.2"),
+                use(OURS, "l2n"),
+            ),
+            gradient="through the frozen flow network to I_{a->b}; long-range and smooth, size differs by 100 between networks",
+            id="E4",
+            variants=tuple(STRICT),
+        ),
+        options=FlowMagnitudeTerm,
+        training=FlowMagnitudeTraining,
+        needs=parse_needed,
+        cross_view=True,
+        load=ask_flow,
+    ),
+)

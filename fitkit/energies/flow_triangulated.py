@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot
-from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowOptions, find_matches
+from fitkit.energies.flow_correspondence import (
+    FlowCorrespondence,
+    FlowOptions,
+    FlowTerm,
+    ask_flow,
+    find_matches,
+    make_matcher,
+)
+from fitkit.energies.spec import Context, EnergyDoc, EnergySpec, OURS, use
 from fitkit.io.options import Degrees, NonNegative
 from fitkit.observe.observations import Observations
 from fitkit.scene.projection import pixel_rays
@@ -119,3 +127,45 @@ class TriangulatedFlow:
         by = (p.normal / p.sigma[..., None])[..., None, :] @ rows  # [G, N, 1, K]
         columns = {"identity": by[..., : model.num_identity], "expression": by[..., model.num_identity :]}
         return Linearization(self._residuals(state), (Slot(self.matcher.matches.view_a, columns),))
+
+
+# ---- recipes ----
+
+
+@dataclass(frozen=True)
+class TriangulationTerm(FlowTerm):
+    options: TriangulationOptions = TriangulationOptions()
+
+
+@dataclass(frozen=True)
+class TriangulationTraining(TriangulationTerm):
+    """A training has no `flow` of its own."""
+
+    estimator: str = "dis"
+
+
+def _make(context: Context, o: TriangulationTerm) -> TriangulatedFlow:
+    matcher = make_matcher(context, o)
+    return TriangulatedFlow(matcher, matcher.options)
+
+
+SPECS = (
+    EnergySpec(
+        name="flow_triangulated",
+        cls=TriangulatedFlow,
+        make=_make,
+        role="flow",
+        doc=EnergyDoc(
+            formula="n . (p - X), X where the rays of a match pass each other",
+            unit="mm",
+            source="ours, after MVF-Net eq. 8",
+            uses=(use(OURS, "gm"),),
+            gradient="to the shape alone: poses and cameras count as they were frozen",
+        ),
+        options=TriangulationTerm,
+        training=TriangulationTraining,
+        cross_view=True,
+        one_person=True,
+        load=ask_flow,
+    ),
+)

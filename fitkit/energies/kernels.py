@@ -1,4 +1,6 @@
-"""Robust kernels: functions of the squared length s = |r|^2 of a residual that is already divided by its sigma."""
+"""Robust kernels: functions of the squared length s = |r|^2 of a residual that is already divided by its sigma.
+
+'l1' takes each component of the residual by itself."""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ NAMES = get_args(Name)
 class Kernel:
     """name: 'sq' s; 'l1' 2 e (sqrt(s + e^2) - e); 'huber' s below radius^2, linear beyond;
     'cauchy' radius^2 log(1 + s / radius^2); 'gm' (Geman-McClure) s / (1 + s / radius^2);
-    'l2n' as 'l1' (of the length of the whole vector; 'l1' means the same where an item has one component);
+    'l2n' the same curve: 'l1' is the sum of it over the components of an item, 'l2n' takes the length of the whole vector;
     'charb' (e^2 / 0.45) ((1 + s / e^2)^0.45 - 1), the data term of UnFlow (Meister et al., AAAI 2018);
     'ddf' (2 e^2 / 0.4) ((1 + |r| / e)^0.4 - 1), the data term of DDFlow (Liu et al., AAAI 2019), with
     |r| = sqrt(s + d^2) - d, d = e / 100, so that its weight stays finite at 0.
@@ -34,8 +36,23 @@ class Kernel:
     def __post_init__(self):
         check_options(self, "kernel")
 
+    @property
+    def by_component(self) -> bool:
+        """Whether each component of a residual counts by itself; else the length of the whole does."""
+        return self.name == "l1"
+
+    def cost(self, value: Tensor) -> Tensor:
+        """Robust cost of residuals [..., D], [...]."""
+        s = value * value
+        return self.rho(s).sum(-1) if self.by_component else self.rho(s.sum(-1))
+
+    def weights(self, value: Tensor) -> Tensor:
+        """Weights of residuals [..., D] in iteratively re-weighted least squares, [..., D], or [..., 1] for all components."""
+        s = value * value
+        return self.weight(s if self.by_component else s.sum(-1, keepdim=True))
+
     def rho(self, s: Tensor) -> Tensor:
-        """Robust cost of the squared length s >= 0."""
+        """Robust cost of the squared length s >= 0, of one component for 'l1'."""
         c = self.radius * self.radius
         if self.name in ("l1", "l2n"):
             # the scale 2 e makes the curve start as s

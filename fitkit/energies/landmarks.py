@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Sequence
+from typing import Literal, Sequence
 
 import torch
 from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot, all_views
+from fitkit.energies.spec import Context, DFM, EnergyDoc, EnergyOptions, EnergySpec, MFN, MVD, MVF, OURS, use
+from fitkit.io.options import Positive
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.observations import Observations
 from fitkit.scene.projection import motion_columns, project_head_points, project_points
@@ -137,7 +139,7 @@ class LandmarkOffsets:
     """lmk2d_eye, lmk2d_lip: ((k_i - k_j) - (l_i - l_j)) / sigma for opposite lid or lip points, [B, n, 2].
 
     Blind to a common shift, so it survives small pose errors. sigma_px: [B, 68] px of one point, of the crop.
-    Source: MFNet eq. 8 and 9, pairs as printed there.
+    Source: MFNet eq. 8 and 9, which do not print the pairs; these are ours.
     """
 
     model: FaceModel
@@ -261,3 +263,97 @@ def project_directions(model: FaceModel, state: SceneState) -> Tensor:
     up = up / up.norm(dim=-1, keepdim=True).clamp_min(1e-6)
     right = torch.stack([-up[:, 1], up[:, 0]], -1)  # the head's +x in an image with y down
     return direction[None, :, :1] * right[:, None] + direction[None, :, 1:] * up[:, None]
+
+
+# ---- recipes ----
+
+
+@dataclass(frozen=True)
+class LandmarkTraining(EnergyOptions):
+    """What a fit measures, or knows by itself."""
+
+    sigma_px: Positive = 3.0  # standard deviation of a point, for a 224-pixel crop
+    jaw: Literal["outline", "surface"] = "surface"  # what to take points 0-16 for where the data do not say
+
+
+def point_sigma(context: Context, o: EnergyOptions) -> Tensor:
+    """[B, 68] px of the crop: standard deviation of each point."""
+    if context.landmark_sigma is not None:
+        return context.landmark_sigma
+    observations = context.observations
+    return torch.full_like(observations.landmarks.points[..., 0], o.sigma_px * observations.pixel_unit)
+
+
+def jaw_rule(observations: Observations, o: EnergyOptions) -> str:
+    """What points 0-16 are, where no fit has found out."""
+    known = observations.landmarks.jaw
+    return known if known != "auto" else o.jaw
+
+
+def _make(context: Context, o: EnergyOptions) -> LandmarkReprojection:
+    jaw = jaw_rule(context.observations, o) if context.jaw is None else context.jaw
+    return LandmarkReprojection(context.model, point_sigma(context, o), jaw)
+
+
+SPECS = (
+    EnergySpec(
+        name="lmk2d",
+        cls=LandmarkReprojection,
+        make=_make,
+        role="landmark",
+        doc=EnergyDoc(
+            formula="Pr(v_n) - l_n",
+            unit="px of the crop",
+            source="MVF-Net, DF-MVR eq. 4, Shu et al. eq. 5, MFNet eq. 7",
+            uses=(
+                use(MVF, "sq", "0.1, then 1"),
+                use(DFM, "l2n", "0.02; 20 on nose and inner lips"),
+                use(MVD, "l1"),
+                use(MFN, "l1", "1"),
+                use(OURS, "huber"),
+            ),
+            gradient="exact; the jaw's rule and vertices are frozen",
+            id="E9",
+        ),
+        training=LandmarkTraining,
+        apart=jaw_rule,
+    ),
+    EnergySpec(
+        name="lmk2d_eye",
+        cls=LandmarkOffsets,
+        make=lambda context, o: eye_offsets(context.model, point_sigma(context, o)),
+        role="landmark",
+        doc=EnergyDoc(
+            formula="(k_i - k_j) - (l_i - l_j), opposite lid points",
+            unit="px of the crop",
+            source="MFNet eq. 8",
+            uses=(
+                use(MFN, "l1", "1"),
+                use(OURS, "huber", "0.5"),
+            ),
+            gradient="exact; blind to a common shift",
+            id="E10",
+        ),
+        training=LandmarkTraining,
+        builder=eye_offsets,
+    ),
+    EnergySpec(
+        name="lmk2d_lip",
+        cls=LandmarkOffsets,
+        make=lambda context, o: lip_offsets(context.model, point_sigma(context, o)),
+        role="landmark",
+        doc=EnergyDoc(
+            formula="(k_i - k_j) - (l_i - l_j), opposite inner lip points",
+            unit="px of the crop",
+            source="MFNet eq. 9",
+            uses=(
+                use(MFN, "l1", "0.5"),
+                use(OURS, "huber", "0.5"),
+            ),
+            gradient="exact; blind to a common shift",
+            id="E11",
+        ),
+        training=LandmarkTraining,
+        builder=lip_offsets,
+    ),
+)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, Sequence
+from typing import Annotated, Literal, Sequence
 
 import torch
 from torch import Tensor
 
 from fitkit.energies.base import Linearization, PlainEnergy, Residuals, Slot, all_views
 from fitkit.energies.supervision import label
-from fitkit.errors import DegenerateInputError
+from fitkit.energies.spec import Context, DFM, EnergyDoc, EnergyOptions, EnergySpec, PGN, use
+from fitkit.errors import DegenerateInputError, InputError
 from fitkit.geometry.alignment import similarity_align
+from fitkit.io.options import Positive, Range
 from fitkit.models.face_model import FaceModel, PointBasis
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import sample
+from fitkit.scene.position_map import PositionMap
 from fitkit.scene.state import SceneState
 
 IBUG_ANCHORS = (36, 39, 42, 45, 33, 48, 54)  # eye corners, nose bottom, mouth corners
@@ -25,10 +28,10 @@ class AlignedLandmarks(PlainEnergy):
     """T(model point) - labelled point, over sigma_mm, [B, N, 3], with the map T that fits best. Sums or mean, see `reduction`.
 
     Args:
-        basis: the model's N points. Labels: `points3d` [B, N, 3], NaN = not known, any frame and unit of length.
+        basis: the model's N points. Labels: `points3d` [B, N, 3] mm, NaN = not known, any frame.
         transform: 'similarity' or 'affine' (12 degrees of freedom; it absorbs part of the identity's error).
         anchors: rows of the N points that T is fitted to; all of them when empty.
-        attached: gradients flow through T as well; the least-squares form holds T fixed (`freeze`).
+        attached: T follows the points, and gradients flow through it as well; else `freeze` fixes it.
     Raises:
         DegenerateInputError: a frame with fewer than 3 (similarity) or 4 (affine) known anchors, or degenerate ones.
     """
@@ -41,8 +44,12 @@ class AlignedLandmarks(PlainEnergy):
     name: str = "lmk3d_align"
     reduction: str = "mean"
     fixed: tuple[Tensor, Tensor] | None = None  # linear part [B, 3, 3] and shift [B, 3] of T, set by freeze
+    target: Tensor | None = None  # [B, N, 3] points instead of labelled ones
 
     def freeze(self, state: SceneState, observations: Observations) -> "AlignedLandmarks":
+        return self if self.attached else self._fixed_at(state, observations)
+
+    def _fixed_at(self, state: SceneState, observations: Observations) -> "AlignedLandmarks":
         points, truth, known = self._points(state, observations)
         linear, shift = self._fit(points, truth, known)
         return replace(self, fixed=(linear.detach(), shift.detach()))
@@ -58,16 +65,37 @@ class AlignedLandmarks(PlainEnergy):
         return Residuals((points @ linear.transpose(-1, -2) + shift[:, None] - truth) / self.sigma_mm, known)
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
-        frozen = self if self.fixed is not None else self.freeze(state, observations)
+        if self.attached and self.fixed is None:
+            return self._linearize_attached(state, observations)
+        frozen = self if self.fixed is not None else self._fixed_at(state, observations)
         residuals = frozen.residuals(state, observations)
         J = torch.einsum("bij,njk->bnik", frozen.fixed[0], self.basis.rows.to(state.identity)) / self.sigma_mm
+        return self._linearization(state, residuals, J)
+
+    def _linearize_attached(self, state: SceneState, observations: Observations) -> Linearization:
+        """Derivatives through T too, one pass back for each component of a frame's points."""
+        with torch.enable_grad():
+            identity = state.identity[state.subject].detach().requires_grad_()
+            expression = state.expression.detach().requires_grad_()
+            each = state.replace(
+                identity=identity, subject=torch.arange(len(identity)).to(state.subject), expression=expression
+            )
+            residuals = self.residuals(each, observations)
+            rows = [
+                torch.cat(torch.autograd.grad(v.sum(), (identity, expression), retain_graph=True), 1)
+                for v in residuals.value.flatten(1).unbind(1)
+            ]
+        residuals = replace(residuals, value=residuals.value.detach())
+        return self._linearization(state, residuals, torch.stack(rows, 1).unflatten(1, residuals.value.shape[1:]))
+
+    def _linearization(self, state: SceneState, residuals: Residuals, J: Tensor) -> Linearization:
         K = self.basis.num_identity
-        return Linearization(
-            residuals, (Slot(all_views(state), {"identity": J[..., :K], "expression": J[..., K:]}),)
-        )
+        columns = {"identity": J[..., :K], "expression": J[..., K:]}
+        return Linearization(residuals, (Slot(all_views(state), columns),))
 
     def _points(self, state: SceneState, observations: Observations) -> tuple[Tensor, Tensor, Tensor]:
-        truth = label(observations, "points3d", self.name).to(state.identity)
+        truth = label(observations, "points3d", self.name) if self.target is None else self.target
+        truth = truth.to(state.identity)
         known = torch.isfinite(truth).all(-1)
         return (
             self.basis.points(state.identity[state.subject], state.expression),
@@ -133,20 +161,13 @@ def lmk_guided(
 
 
 @dataclass(frozen=True)
-class PositionMap:
-    """What a position-map network predicts. points: [B, 3, H, W] px of the crop (x, y, z) over the model's texture map."""
-
-    points: Tensor
-
-
-@dataclass(frozen=True)
 class PositionMapLandmarks(PlainEnergy):
     """lmk_posmap: the position map at the landmarks' places in the texture map against the labels, over sigma_px,
     [B, 68, 3], or [B, 68, 2] where labels have no depth (E13). Mean over the points. For training.
 
     Args:
         places: [68, 2] of the map's px (x, y), read bilinearly; see `landmark_places`.
-        source: 'labels' (`points3d`, x, y, z in px of the crop) or 'landmarks' (detected, x and y only).
+        source: 'labels' (`crop_points`) or 'landmarks' (detected, x and y only).
     Source: PGN section 4, training of its pose network (kernel l1).
     """
 
@@ -162,7 +183,7 @@ class PositionMapLandmarks(PlainEnergy):
         if self.source == "landmarks":
             truth, known = observations.landmarks.points.to(read), observations.landmarks.valid
         else:
-            truth = label(observations, "points3d", self.name).to(read)
+            truth = label(observations, "crop_points", self.name).to(read)
             known = torch.isfinite(truth).all(-1)
         value = (read[..., : truth.shape[-1]] - torch.nan_to_num(truth)) / self.sigma_px
         return Residuals(value, known.to(value.device))
@@ -178,3 +199,105 @@ def landmark_places(model: FaceModel, size: tuple[int, int]) -> Tensor:
     uv = (model.landmarks.barycentric[..., None].to(corners) * corners).sum(1)
     # v points up; texel (0, 0) is the top-left one and its centre lies half a texel inside.
     return torch.stack([uv[:, 0] * size[1] - 0.5, (1 - uv[:, 1]) * size[0] - 0.5], -1)
+
+
+# ---- recipes ----
+
+
+@dataclass(frozen=True)
+class AlignTerm(EnergyOptions):
+    sigma_mm: Positive = 1.0  # standard deviation of a point
+    anchors: tuple[Annotated[int, Range(0, 67)], ...] = IBUG_ANCHORS  # that the similarity is fitted to
+    attached: bool = False  # gradients flow through the similarity as well
+
+
+@dataclass(frozen=True)
+class PositionMapTerm(EnergyOptions):
+    sigma_px: Positive = 1.0  # standard deviation of a point, px of the crop
+    source: Literal["labels", "landmarks"] = "labels"  # what is compared with, see PositionMapLandmarks
+
+
+@dataclass(frozen=True)
+class GuidedTerm(EnergyOptions):
+    sigma_mm: Positive = 2.0  # standard deviation of a point, in the unit of the points it is laid onto
+    transform: Literal["similarity", "affine"] = "similarity"  # PGN: 'affine'
+    attached: bool = True  # gradients flow through the map as well
+    source: Literal["labels", "position_map", "points3d"] = "labels"  # labelled, or predicted (constants)
+
+
+def _make_position_map(context: Context, o: PositionMapTerm) -> PositionMapLandmarks:
+    places = landmark_places(context.model, context.state.points.shape[-2:])
+    return PositionMapLandmarks(places, o.sigma_px, o.source)
+
+
+def _make_guided(context: Context, o: GuidedTerm) -> AlignedLandmarks:
+    target = None
+    if o.source == "points3d":
+        target = context.prediction.points3d.detach()
+        if target.shape[1] != 68:
+            raise InputError(
+                f"energy 'lmk_guided': expected predicted points [B, 68, 3] for source 'points3d', got {list(target.shape)}"
+            )
+    if o.source == "position_map":
+        points = context.prediction.position_map.points.detach()
+        places = landmark_places(context.model, points.shape[-2:]).to(points)
+        target = sample(points, places[None].expand(len(points), -1, -1))[0]
+    return replace(lmk_guided(context.model, o.sigma_mm, o.transform, o.attached), target=target)
+
+
+SPECS = (
+    EnergySpec(
+        name="lmk3d_align",
+        cls=AlignedLandmarks,
+        make=lambda context, o: lmk3d_align(context.model, o.sigma_mm, o.anchors, o.attached),
+        role="label",
+        doc=EnergyDoc(
+            formula="s R q_n + t - q'_n, similarity fitted to the anchors",
+            unit="mm",
+            source="DF-MVR eq. 5-6",
+            uses=(use(DFM, "l2n", "1"),),
+            gradient="the similarity is constant, or attached on request",
+            id="E12",
+        ),
+        options=AlignTerm,
+        needs=("points3d",),
+        builder=lmk3d_align,
+    ),
+    EnergySpec(
+        name="lmk_posmap",
+        cls=PositionMapLandmarks,
+        make=_make_position_map,
+        role="label",
+        doc=EnergyDoc(
+            formula="X_UV(n) - L_n",
+            unit="px of the crop",
+            source="PGN section 4",
+            uses=(use(PGN, "l1"),),
+            gradient="to the texels around the 68 points",
+            id="E13",
+        ),
+        options=PositionMapTerm,
+        takes="position_map",
+        needs=lambda o: frozenset({"crop_points"} if o.source == "labels" else ()),
+        not_in_fits="a fit has no position maps; a network predicts them",
+    ),
+    EnergySpec(
+        name="lmk_guided",
+        cls=AlignedLandmarks,
+        make=_make_guided,
+        role="label",
+        doc=EnergyDoc(
+            formula="T X(a) - X_UV, T fitted to all points",
+            unit="mm",
+            source="PGN eq. 8",
+            uses=(use(PGN, "l1", "1; T affine"),),
+            gradient="through T as well, or T constant; the least-squares form holds it fixed",
+            id="E14",
+        ),
+        options=GuidedTerm,
+        needs=lambda o: frozenset({"points3d"} if o.source == "labels" else ()),
+        parts=lambda o: () if o.source == "labels" else (o.source,),
+        builder=lmk_guided,
+        reduction_of="sum",
+    ),
+)

@@ -210,7 +210,7 @@ def covis_depth(
     Returns:
         [G, 1, H, W] of view a; 0 where the point falls outside view b or where view b shows nothing.
     Source:
-        MVD (Shu et al.) eq. 12-13: 0.05 in their normalized depth, 10 mm.
+        MVD (Shu et al.) eq. 12-13, whose 0.05 is of a depth without unit; 10 mm are ours.
     """
     with torch.no_grad():
         G, H, W = depth_a.shape

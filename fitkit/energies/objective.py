@@ -9,7 +9,8 @@ from typing import Any, Sequence
 import torch
 from torch import Tensor
 
-from fitkit.energies.base import Energy, Linearization, Residuals
+from fitkit.energies import autodiff
+from fitkit.energies.base import Energy, Linearizable, Linearization, Residuals, Staged
 from fitkit.energies.kernels import Kernel
 from fitkit.errors import InputError
 from fitkit.scene.layout import ParameterLayout, retract
@@ -37,7 +38,7 @@ class TermReport:
 
 
 class Objective:
-    """cost(state) = sum over terms of weight * sum (or mean) of trust * rho(|r|^2) / 2."""
+    """cost(state) = sum over terms of weight * sum (or mean) of trust * rho(|r|^2) / 2; see `Kernel.cost`."""
 
     def __init__(self, terms: Sequence[Term]):
         self.terms = tuple(terms)
@@ -47,6 +48,15 @@ class Objective:
         with torch.no_grad():
             return Objective([replace(t, energy=t.energy.freeze(state, observations)) for t in self.terms])
 
+    def at_share(self, done: float) -> "Objective":
+        """All terms as they are when this share of their stage, 0..1, is done."""
+        return Objective(
+            [
+                replace(t, energy=t.energy.at_share(done)) if isinstance(t.energy, Staged) else t
+                for t in self.terms
+            ]
+        )
+
     def cost(self, state: SceneState, observations: Any) -> tuple[Tensor, dict[str, TermReport]]:
         """Total cost (a differentiable scalar) and a report for each term by name."""
         total: Tensor | None = None
@@ -55,11 +65,10 @@ class Objective:
             r = term.energy.residuals(state, observations)
             # An invalid item may hold NaN or infinity; masked before it is squared, its gradient stays out as well.
             masked = torch.where(r.valid[..., None], r.value, torch.zeros_like(r.value))
-            s = (masked * masked).sum(-1)
-            value = term.weight * _scale(term, r) * (_trust(r) * term.kernel.rho(s)).sum() / 2
+            value = term.weight * _scale(term, r) * (_trust(r) * term.kernel.cost(masked)).sum() / 2
             total = value if total is None else total + value
             n = int(r.valid.sum())
-            rms = float((s.detach().sum() / max(1, n * r.value.shape[-1])).sqrt())
+            rms = float((masked.detach().square().sum(-1).sum() / max(1, n * r.value.shape[-1])).sqrt())
             report[term.energy.name] = TermReport(float(value.detach()), n, rms)
         return torch.zeros(()) if total is None else total, report
 
@@ -81,11 +90,16 @@ class Objective:
         """Add the Gauss-Newton matrices and gradients of all terms to `system`."""
         with torch.no_grad():
             for term in self.terms:
-                if not hasattr(term.energy, "linearize"):
-                    raise InputError(
-                        f"energy '{term.energy.name}' has no least-squares form; use solver 'adam' for it"
-                    )
-                _accumulate(system, term, term.energy.linearize(state, observations), layout)
+                _accumulate(system, term, linearization(term.energy, state, observations, layout), layout)
+
+
+def linearization(
+    energy: Energy, state: SceneState, observations: Any, layout: ParameterLayout
+) -> Linearization:
+    """Residuals and derivatives of a frozen energy: written by hand, or by automatic differentiation."""
+    if isinstance(energy, Linearizable):
+        return energy.linearize(state, observations)
+    return autodiff.linearize(energy, state, observations, layout.order)
 
 
 def _trust(r: Residuals) -> Tensor:
@@ -100,10 +114,14 @@ def _scale(term: Term, r: Residuals) -> float | Tensor:
 def _accumulate(system: ArrowSystem, term: Term, lin: Linearization, layout: ParameterLayout) -> None:
     r = lin.residuals
     value = torch.where(r.valid[..., None], r.value, torch.zeros_like(r.value))
-    s = (value * value).sum(-1)
-    weight = term.weight * _scale(term, r) * _trust(r) * term.kernel.weight(s)  # [G, M]
+    if lin.mixed and term.kernel.by_component:
+        raise InputError(
+            f"energy '{term.energy.name}': its least-squares form mixes the components of an item, so it cannot be used with "
+            f"kernel '{term.kernel.name}', which takes each by itself; use kernel 'l2n'"
+        )
+    scale = term.weight * _scale(term, r) * _trust(r)  # [G, M]
     G, M, D = value.shape
-    w = weight[..., None].expand(G, M, D).reshape(G, M * D)
+    w = (scale[..., None] * term.kernel.weights(value)).expand(G, M, D).reshape(G, M * D)
     pull = w * value.reshape(G, M * D)
     if lin.center is not None:
         center = lin.center[..., None].expand(G, M, D).reshape(G, M * D)
@@ -153,8 +171,17 @@ STEP_SCALE = {
 class LeastSquaresProblem:
     """All a solver sees of a fit."""
 
-    def __init__(self, objective: Objective, observations: Any, layout: ParameterLayout):
+    def __init__(
+        self, objective: Objective, observations: Any, layout: ParameterLayout, first_order: bool = False
+    ):
+        """first_order: solved by gradients alone, because its derivatives may take too long."""
         self.objective, self.observations, self.layout = objective, observations, layout
+        self.first_order = first_order
+
+    @property
+    def linearizable(self) -> bool:
+        """Whether normal equations can be had at a fair price."""
+        return not self.first_order or all(isinstance(t.energy, Linearizable) for t in self.objective.terms)
 
     def cost(self, x: SceneState) -> float:
         with torch.no_grad():
@@ -166,9 +193,10 @@ class LeastSquaresProblem:
     def retract(self, x: SceneState, step: Tensor) -> SceneState:
         return retract(x, step.to(x.identity), self.layout)
 
-    def differentiable_cost(self, x: SceneState) -> Tensor:
-        """The cost with visibility, matches and weights fixed at x itself (first-order solvers)."""
-        return self.objective.freeze(x, self.observations).cost(x, self.observations)[0]
+    def differentiable_cost(self, x: SceneState, done: float = 0.0) -> Tensor:
+        """The cost with visibility, matches and weights fixed at x itself (first-order solvers), when the share `done` of the stage
+        is done."""
+        return self.objective.at_share(done).freeze(x, self.observations).cost(x, self.observations)[0]
 
     @property
     def size(self) -> int:

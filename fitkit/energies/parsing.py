@@ -13,8 +13,10 @@ from fitkit.energies.base import Residuals
 from fitkit.energies.features import frozen_network
 from fitkit.energies.flow_correspondence import FlowImages
 from fitkit.energies.flow_magnitude import resized_photos
-from fitkit.energies.supervision import label
+from fitkit.energies.parse_labels import labelled_parse
+from fitkit.energies.spec import Context, DFM, EnergyDoc, EnergyOptions, EnergySpec, Networks, use
 from fitkit.errors import InputError
+from fitkit.io.options import Pixels
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.observations import Observations
 from fitkit.render.lit import Lit, render_lit
@@ -32,7 +34,7 @@ class ParseOptions:
     'labels' `labels.parse`, in the parser's classes; region: pixels that count, 'image' all of them, 'face' those the rendering
     covers when frozen."""
 
-    size: int = 224
+    size: Pixels = 224
     target: Literal["photo", "labels"] = "photo"
     region: Literal["image", "face"] = "image"
 
@@ -91,7 +93,7 @@ class ParsedRendering:
             if self.options.target == "photo":
                 target = self._logits(self.photos.images).argmax(1)
             else:
-                target, known = self._labels(observations)
+                target, known = labelled_parse(observations, mask.shape[-2:], self.name)
                 valid = valid & known
             return replace(self, triangle=lit.triangle, target=target, valid=valid)
 
@@ -131,13 +133,56 @@ class ParsedRendering:
             )
         return logits
 
-    def _labels(self, observations: Observations) -> tuple[Tensor, Tensor]:
-        """The labelled part at the nearest pixel, [B, h, w], and where it is known."""
-        parse = label(observations, "parse", self.name)
-        known = observations.labels.parse_valid
-        known = torch.ones_like(parse, dtype=torch.bool) if known is None else known
-        both = torch.stack([parse, known.to(parse)], 1).to(torch.float32)
-        both = F.interpolate(both, size=self.photos.images.shape[-2:], mode="nearest-exact").to(
-            self.photos.images.device
-        )
-        return both[:, 0].long(), both[:, 1] > 0
+
+# ---- recipes ----
+
+
+@dataclass(frozen=True)
+class ParseTerm(EnergyOptions):
+    network: str = "parser"  # what the pictures are looked at through, see fitkit.nets.load_network
+    weights: str = ""  # of that network, regressor.safetensors
+    options: ParseOptions = ParseOptions()
+
+
+@dataclass(frozen=True)
+class ParseTraining(ParseTerm):
+    """A fit renders under the light that it has estimated."""
+
+    light: Literal["plain", "predicted"] = "plain"  # 'plain': white light from everywhere
+
+
+def _load(networks: Networks, o: ParseTerm) -> torch.nn.Module:
+    return networks.frozen(o.network, o.weights)
+
+
+def _make(context: Context, o: ParseTerm) -> ParsedRendering:
+    photos = resized_photos(context.observations, o.options.size)
+    return ParsedRendering(
+        context.model,
+        o.options,
+        _load(context.networks, o),
+        photos,
+        lambda state, size, triangle: render_lit(context.model, state, size, None, triangle),
+    )
+
+
+SPECS = (
+    EnergySpec(
+        name="mask_parse",
+        cls=ParsedRendering,
+        make=_make,
+        role="image",
+        doc=EnergyDoc(
+            formula="sqrt(2 CE(parser(rendering of the model), parse(I)))",
+            unit="nats^(1/2)",
+            source="DF-MVR eq. 3",
+            uses=(use(DFM, "sq", "3"),),
+            gradient="through the frozen parser to the rendering (the published code cuts it there)",
+            id="E8",
+        ),
+        options=ParseTerm,
+        training=ParseTraining,
+        needs=lambda o: frozenset({"parse"} if o.options.target == "labels" else ()),
+        load=_load,
+    ),
+)

@@ -10,24 +10,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot, all_views
-from fitkit.energies.masks import weight_parse
+from fitkit.energies.parse_labels import ParseScheme, label_weights
 from fitkit.energies.photometric import (
+    PointMask,
     at_level,
+    at_pyramid_level,
     pixel_columns,
     pixel_points,
     point_normals,
     pyramid_level,
     sample_skin,
-    unhidden,
     viewing_cosine,
+    visible_points,
 )
+from fitkit.energies.spec import Context, DFM, EnergyDoc, EnergyOptions, EnergySpec, OURS, use
 from fitkit.errors import InputError
 from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.geometry.normals import triangle_normals
 from fitkit.geometry.spherical_harmonics import Y1, Y2, Y20, Y22, sh_basis
 from fitkit.io.options import Cosine, Natural, NonNegative, Pixels, Positive, Range, Seed, Share
 from fitkit.models.face_model import FaceModel, MeshPoints, PointBasis
-from fitkit.observe.observations import Observations, halve
+from fitkit.observe.labels import Labels
+from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import sample, sample_with_gradient
 from fitkit.render.texture import default_albedo
 from fitkit.scene.projection import project_points
@@ -48,7 +52,8 @@ class ModelPhotometricOptions:
     albedo_sigma: standard deviation of that deviation, linear intensity;
     color: 'linear', or 'srgb': photos and albedo as codes, as most papers do;
     angle: weight by the cosine of the viewing angle; clipped: trust in pixels with a channel at its largest code, which says
-    only 'at least'; parse: weights of a face parse, where one is given;
+    only 'at least'; parse: weights of a face parse, where one is given or among the labels; mask: see PhotometricOptions;
+    region: surface that counts: 'skin', 'face' or 'all' with eyes and the inside of the mouth;
     equal_views: the mean over the views of their means, a view with less than min_pixels pixels of a 224-pixel crop left out."""
 
     level: Annotated[int, Range(0, 8)] = 0
@@ -62,7 +67,9 @@ class ModelPhotometricOptions:
     color: Literal["linear", "srgb"] = "linear"
     angle: bool = True
     clipped: Share = 0.0
-    parse: Literal["dfmvr", "pgn"] = "dfmvr"
+    parse: ParseScheme = "dfmvr"
+    mask: PointMask = "zbuffer"
+    region: Literal["skin", "face", "all"] = "skin"
     equal_views: bool = False
     min_pixels: Natural = 64
     min_cosine: Cosine = 0.2
@@ -81,6 +88,7 @@ STRICT: dict[str, ModelPhotometricOptions] = {
         sigma=1.0,
         albedo="basis",
         color="srgb",
+        region="all",
         angle=False,
         clipped=1.0,
         equal_views=True,
@@ -134,7 +142,8 @@ class ModelPhotometric:
     ) -> "ModelPhotometric":
         """Sample points on the skin of the model and build the pyramid level.
 
-        labels: [B, H, W] int64, a face parse of the crops, index into `masks.PARSE`; None: all pixels weigh the same.
+        labels: [B, H, W] int64, a face parse of the crops, index into `masks.PARSE`, instead of that of the observations' labels;
+        without any, all pixels weigh the same.
 
         Raises:
             InputError: albedo 'basis' and a model without one; labels of another size.
@@ -152,11 +161,13 @@ class ModelPhotometric:
                 raise InputError(
                     f"energy 'photo_model': expected a face parse {list(observations.mask.shape)}, got {list(labels.shape)}"
                 )
-            weight = weight_parse(labels, mask.to(images), options.parse)
-            for _ in range(options.level):
-                weight = halve(weight)
-            trust = trust * weight / weight.amax().clamp_min(1e-12)
-        triangle, barycentric = sample_skin(model, max(options.points, 1), options.seed)
+            observations = replace(observations, labels=Labels(parse=labels))
+        if options.parse != "none" and observations.labels is not None and observations.labels.parse is not None:
+            weight = label_weights(observations, mask.to(images), options.parse, "photo_model")
+            trust = trust * at_pyramid_level(weight, options.level)
+        triangle, barycentric = sample_skin(
+            model, max(options.points, 1), options.seed, counted_vertices(model, options.region)
+        )
         ring = NormalRing.of(model, triangle, barycentric) if options.normals == "moving" else None
         return ModelPhotometric(
             model, options, triangle, barycentric, model.at(triangle, barycentric), images, trust, ring=ring
@@ -170,7 +181,12 @@ class ModelPhotometric:
             if self.options.points > 0:
                 return self._freeze(state, observations, vertices)
             triangle, barycentric, view = pixel_points(
-                self.model, state, vertices, self.trust_images[:, 0] > 0, self.options.level
+                self.model,
+                state,
+                vertices,
+                self.trust_images[:, 0] > 0,
+                self.options.level,
+                counted_vertices(self.model, self.options.region),
             )
             if len(view) == 0:  # nothing usable: the sampled points, none of which counts
                 none = torch.zeros(
@@ -198,10 +214,7 @@ class ModelPhotometric:
         trust, inside = sample(self.trust_images, at_level(seen.pixels, o.level))
         keep = inside & (cosine > o.min_cosine)
         if own is None:
-            visible = unhidden(
-                self.model, vertices, seen, state, observations.size, o.depth_size, o.depth_tolerance_mm
-            )
-            keep = keep & visible
+            keep = keep & visible_points(o, self.model, vertices, seen, state, observations.size)
         else:
             keep = keep & own & seen.in_front
         trust = trust[..., 0] * keep * (cosine.clamp_min(0) if o.angle else 1.0)
@@ -323,6 +336,11 @@ class ModelPhotometric:
         self._check_frozen()
         normal = point_normals(self.model, self.triangle, self.barycentric, state.vertices(self.model))
         return self._solver(state, normal).light(3 if self.options.light == "rgb" else 1, rounds)[0]
+
+
+def counted_vertices(model: FaceModel, region: str) -> Tensor:
+    """Vertices [V] bool of a region of ModelPhotometricOptions."""
+    return torch.ones_like(model.skin) if region == "all" else getattr(model, region)
 
 
 @dataclass(frozen=True)
@@ -569,3 +587,49 @@ class NormalRing:
                 )
                 out.append(torch.sparse.mm(sparse, rows))
         return torch.stack(out).reshape(B, C, N, -1).transpose(1, 2)
+
+
+# ---- recipes ----
+
+
+@dataclass(frozen=True)
+class ModelPhotometricTerm(EnergyOptions):
+    options: ModelPhotometricOptions = ModelPhotometricOptions()
+
+
+@dataclass(frozen=True)
+class ModelPhotometricTraining(ModelPhotometricTerm):
+    """A fit estimates the light before a stage; a training does so in every step, or takes another one."""
+
+    light: Literal["estimate", "plain", "predicted"] = "estimate"  # 'plain': white light from everywhere
+
+
+def _make(context: Context, o: ModelPhotometricTerm) -> ModelPhotometric:
+    return ModelPhotometric.prepare(
+        context.model, context.observations, replace(o.options, seed=context.seed)
+    )
+
+
+SPECS = (
+    EnergySpec(
+        name="photo_model",
+        cls=ModelPhotometric,
+        make=_make,
+        role="image",
+        doc=EnergyDoc(
+            formula="I_v(u_v) - A(p) (H(n_p) . light_v)",
+            unit="linear intensity",
+            source="DF-MVR eq. 2",
+            uses=(
+                use(DFM, "l2n", "4; 254, 128, 32 on features, skin, background"),
+                use(OURS, "l2n cauchy"),
+            ),
+            gradient="to shape, pose, light, albedo coefficients; visibility frozen",
+            id="E7",
+            variants=tuple(STRICT),
+        ),
+        options=ModelPhotometricTerm,
+        training=ModelPhotometricTraining,
+        light=lambda options: 3 if options.options.light == "rgb" else 1,
+    ),
+)

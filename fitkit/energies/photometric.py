@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot, all_views
+from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_needed
+from fitkit.energies.spec import Context, EnergyDoc, EnergyOptions, EnergySpec, MVF, OURS, PGN, use
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.io.options import Cosine, NonNegative, Pixels, Positive, Range, Seed
@@ -21,6 +23,8 @@ from fitkit.render.visibility import depth_maps, seen_by_depth
 from fitkit.scene.projection import ProjectedPoints, motion_columns, project_points
 from fitkit.scene.state import SceneState
 
+PointMask = Literal["zbuffer", "normal"]
+
 
 @dataclass(frozen=True)
 class PhotometricOptions:
@@ -30,7 +34,9 @@ class PhotometricOptions:
     min_cosine, depth_tolerance_mm: visibility; depth_size: side of the z-buffer in pixels;
     exposure: what is taken out of each view before it is compared: 'gain' a factor of the linear intensity, 'gain_bias' a
     factor and an offset. Free illumination takes up a factor by itself (its first band scales the shading), so 'gain' matters
-    where the light is held, as in training; no light takes up an offset (flare, black level)."""
+    where the light is held, as in training; no light takes up an offset (flare, black level);
+    mask: which points a view sees: 'zbuffer' those that nothing hides, 'normal' all that face it (PGN eq. 5);
+    parse: weights by the labelled face parse, see `weight_parse`."""
 
     level: Annotated[int, Range(0, 8)] = 0
     points: Annotated[int, Range(0, 10**6)] = 1500
@@ -41,6 +47,8 @@ class PhotometricOptions:
     depth_tolerance_mm: NonNegative = 3.5
     depth_size: Pixels = 224
     exposure: Literal["none", "gain", "gain_bias"] = "none"
+    mask: PointMask = "zbuffer"
+    parse: ParseScheme = "none"
     seed: Seed = 0
 
 
@@ -86,6 +94,9 @@ class CrossViewPhotometric:
         images, inside = pyramid_level(images, mask, options.level, options.blur)
         log_images = torch.log(images + options.floor)
         trust = (images / (images + 3 * options.floor)) ** 2 * (images < 0.98) * inside
+        if options.parse != "none":
+            weights = label_weights(observations, mask.to(images), options.parse, "photo_xview")
+            trust = trust * at_pyramid_level(weights, options.level)
         return CrossViewPhotometric(
             model, options, triangle, barycentric, model.at(triangle, barycentric), log_images, trust
         )
@@ -112,15 +123,7 @@ class CrossViewPhotometric:
         self, state: SceneState, observations: Observations, vertices: Tensor
     ) -> "CrossViewPhotometric":
         seen = project_points(self.basis, state)
-        visible = unhidden(
-            self.model,
-            vertices,
-            seen,
-            state,
-            observations.size,
-            self.options.depth_size,
-            self.options.depth_tolerance_mm,
-        )
+        visible = visible_points(self.options, self.model, vertices, seen, state, observations.size)
         normal, cosine = viewing_cosine(
             self.model, self.triangle, self.barycentric, vertices, seen.head, state
         )
@@ -290,13 +293,40 @@ def at_level(pixels: Tensor, level: int) -> Tensor:
     return (pixels + 0.5) / 2**level - 0.5
 
 
+def at_pyramid_level(images: Tensor, level: int) -> Tensor:
+    """Images [B, C, H, W] halved `level` times."""
+    for _ in range(level):
+        images = halve(images)
+    return images
+
+
+def visible_points(
+    options: Any,
+    model: FaceModel,
+    vertices: Tensor,
+    seen: ProjectedPoints,
+    state: SceneState,
+    size: tuple[int, int],
+) -> Tensor:
+    """Points that the option `mask` counts as visible, [B, N] bool; that they face the camera is tested elsewhere. See `unhidden`."""
+    if options.mask == "normal":
+        return seen.in_front
+    return unhidden(model, vertices, seen, state, size, options.depth_size, options.depth_tolerance_mm)
+
+
 def pixel_points(
-    model: FaceModel, state: SceneState, vertices: Tensor, usable: Tensor, level: int
+    model: FaceModel,
+    state: SceneState,
+    vertices: Tensor,
+    usable: Tensor,
+    level: int,
+    counted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The skin points behind the pixels of a pyramid level.
+    """The surface points behind the pixels of a pyramid level.
 
     Args:
-        vertices: [B, V, 3] mm, head frame; usable: [B, h, w] bool, pixels of the level that may count.
+        vertices: [B, V, 3] mm, head frame; usable: [B, h, w] bool, pixels of the level that may count;
+        counted: [V] bool, vertices of the surface that counts, None: the skin.
     Returns:
         triangle [N] int64, barycentric [N, 3], view [N] int64 whose pixel shows the point.
     """
@@ -308,8 +338,8 @@ def pixel_points(
     fragments = rasterize(
         clip_vertices(camera, state.pose.apply(vertices)), model.triangles, usable.shape[-2:]
     )
-    skin = model.skin[model.triangles].all(1)
-    hit = fragments.covered & skin[fragments.triangle.clamp_min(0)] & usable
+    counted = (model.skin if counted is None else counted)[model.triangles].all(1)
+    hit = fragments.covered & counted[fragments.triangle.clamp_min(0)] & usable
     return fragments.triangle[hit], fragments.barycentric[hit], hit.nonzero()[:, 0]
 
 
@@ -364,12 +394,14 @@ def point_normals(model: FaceModel, triangle: Tensor, barycentric: Tensor, verti
     return F.normalize((barycentric[None, :, :, None] * normals).sum(2), dim=-1)
 
 
-def sample_skin(model: FaceModel, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def sample_skin(
+    model: FaceModel, count: int, seed: int, counted: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """`count` points spread evenly over the skin of the mean face: triangle [N] int64, barycentric [N, 3].
 
-    Systematic sampling over the cumulative area, so the spacing is regular; deterministic by seed.
+    counted: [V] bool, vertices of the surface that is sampled instead. Systematic sampling over the cumulative area, so the spacing is regular; deterministic by seed.
     """
-    skin = model.skin[model.triangles].all(1).nonzero().squeeze(1)
+    skin = (model.skin if counted is None else counted)[model.triangles].all(1).nonzero().squeeze(1)
     corner = model.mean[model.triangles[skin]]
     area = torch.linalg.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]).norm(dim=-1).double()
     generator = torch.Generator().manual_seed(seed)
@@ -379,3 +411,52 @@ def sample_skin(model: FaceModel, count: int, seed: int) -> tuple[Tensor, Tensor
     root = r[0].sqrt()
     barycentric = torch.stack([1 - root, root * (1 - r[1]), root * r[1]], 1)
     return skin[pick], barycentric
+
+
+# ---- recipes ----
+
+
+@dataclass(frozen=True)
+class PhotometricTerm(EnergyOptions):
+    options: PhotometricOptions = PhotometricOptions()
+
+
+@dataclass(frozen=True)
+class PhotometricTraining(PhotometricTerm):
+    """A fit estimates the light before a stage; a training does so in every step, or takes another one."""
+
+    light: Literal["estimate", "plain", "predicted"] = "estimate"  # 'plain': white light from everywhere
+
+
+def _make(context: Context, o: PhotometricTerm) -> CrossViewPhotometric:
+    return CrossViewPhotometric.prepare(
+        context.model, context.observations, replace(o.options, seed=context.seed)
+    )
+
+
+SPECS = (
+    EnergySpec(
+        name="photo_xview",
+        cls=CrossViewPhotometric,
+        make=_make,
+        role="image",
+        doc=EnergyDoc(
+            formula="log I_v(u_v) - log s_v(n) - mean over the views",
+            unit="log of linear luminance",
+            source='MVF-Net eq. 7, PGN "Lp-", Shu et al. eq. 14; latent albedo ours',
+            uses=(
+                use(MVF, "sq", "10"),
+                use(PGN, "l1", "ablation"),
+                use(OURS, "cauchy"),
+            ),
+            gradient="through both sampling positions; bilinear, so it reaches 1-2 px: use a pyramid; visibility frozen",
+            id="E1",
+        ),
+        options=PhotometricTerm,
+        training=PhotometricTraining,
+        needs=parse_needed,
+        cross_view=True,
+        one_person=True,
+        light=lambda options: 0,
+    ),
+)

@@ -8,7 +8,11 @@ from typing import Sequence
 import torch
 from torch import Tensor
 
-from fitkit.energies.base import Linearization, PlainEnergy, Residuals, Slot, all_views
+from fitkit.energies.base import Linearization, PlainEnergy, Residuals, Slot, all_views, first_views
+from fitkit.energies.landmarks import offset_sigma
+from fitkit.energies.spec import Context, DFM, EnergyDoc, EnergyOptions, EnergySpec, MFN, MVF, OURS, PGN, use
+from fitkit.geometry.spherical_harmonics import white_light
+from fitkit.io.options import NonNegative, Positive
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.observations import Observations
 from fitkit.scene.state import SceneState
@@ -64,8 +68,8 @@ class IdentityPrior(PlainEnergy):
 class ExpressionPrior(PlainEnergy):
     """prior_l2 on the expression: b / sigma for b >= 0 and b / sigma_negative below, [B, K_ex, 1] (E23).
 
-    Blend-shape weights live in 0..1, so negative ones are only allowed as a small correction. A shared expression is
-    counted once: `shared` keeps view 0 only.
+    Blend-shape weights live in 0..1, so negative ones are only allowed as a small correction; coefficients of a PCA have one
+    sigma for both signs. A shared expression is counted once: `shared` keeps the first view of each person only.
     group_radius: 0, or in sigmas: `freeze` gives blend shape k of a person the weight 1 / (1 + m_k / group_radius^2), m_k its
     mean squared residual over the views. A shape that the views agree on costs little in all of them, one that is hardly
     used is pressed to zero, so that identity and expression do not share what one of them explains.
@@ -99,21 +103,20 @@ class ExpressionPrior(PlainEnergy):
         )
         return inverse if self.spread is None else inverse / self.spread.to(b)
 
-    def _rows(self, state: SceneState) -> Tensor:
-        return state.expression[:1] if self.shared else state.expression
+    def _views(self, state: SceneState) -> Tensor:
+        return first_views(state) if self.shared else all_views(state)
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
-        b = self._rows(state)
+        views = self._views(state)
+        b = state.expression[views]
         value = (b * self._inverse(b))[..., None]
-        weight = None if self.weight is None else self.weight[: len(b)].to(value)
+        weight = None if self.weight is None else self.weight[views].to(value)
         return Residuals(value, torch.ones(value.shape[:2], dtype=torch.bool, device=value.device), weight)
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
-        b = self._rows(state)
-        columns = torch.diag_embed(self._inverse(b))[:, :, None]
-        return Linearization(
-            self.residuals(state, observations), (Slot(all_views(state)[: len(b)], {"expression": columns}),)
-        )
+        views = self._views(state)
+        columns = torch.diag_embed(self._inverse(state.expression[views]))[:, :, None]
+        return Linearization(self.residuals(state, observations), (Slot(views, {"expression": columns}),))
 
 
 @dataclass(frozen=True)
@@ -258,3 +261,198 @@ class SizePrior(PlainEnergy):
         columns = (self.slope.to(state.identity) / self.sigma)[None, None, None]
         view = torch.zeros(1, dtype=torch.int64, device=columns.device)
         return Linearization(self.residuals(state, observations), (Slot(view, {"identity": columns}),))
+
+
+# ---- recipes ----
+
+
+@dataclass(frozen=True)
+class ExpressionPriorTerm(EnergyOptions):
+    """A fit takes both sigmas from its `expression`."""
+
+    group_radius: NonNegative = 0.0  # see ExpressionPrior, in sigmas; 0 = every coefficient by itself
+
+
+@dataclass(frozen=True)
+class ExpressionPriorTraining(ExpressionPriorTerm):
+    sigma: Positive = 0.3  # of a coefficient above 0
+    sigma_negative: Positive = (
+        0.1  # and below; that of `sigma` where coefficients are signed, as those of PCA
+    )
+
+
+@dataclass(frozen=True)
+class MeanPriorTerm(EnergyOptions):
+    """See MeanCoefficientPrior."""
+
+    sigma: Positive = 0.3  # of an expression coefficient
+    expression: NonNegative = 0.5  # what the expression counts beside the identity
+
+
+@dataclass(frozen=True)
+class FocalPriorTraining(EnergyOptions):
+    """A fit knows something of the cameras: calibration, EXIF or what is usual."""
+
+    focal_px: Positive = 1015.0  # expected focal length of a 224-pixel crop; of a scaled-orthographic camera: 1000 times px per mm
+    sigma: Positive = 0.4  # how sure that is, log units
+
+
+@dataclass(frozen=True)
+class LightPriorTerm(EnergyOptions):
+    sigma: Positive = (
+        0.5  # allowed change of the light relative to its first estimate, white light in a training
+    )
+
+
+@dataclass(frozen=True)
+class SizePriorTerm(EnergyOptions):
+    sigma: Positive = 0.01  # of the head's size, log units
+
+
+def _make_expression_prior(context: Context, o: ExpressionPriorTerm) -> ExpressionPrior:
+    """The spread of single blend shapes is the fit's: a network learns it."""
+    known = context.expression
+    spread = None if known is None else shape_spread(context.model.expression_names)
+    sigmas = o if known is None else known
+    shared = context.shared_expression
+    return ExpressionPrior(sigmas.sigma, sigmas.sigma_negative, shared, o.group_radius, spread)
+
+
+def _make_offset_prior(context: Context, o: EnergyOptions) -> LandmarkOffsetPrior:
+    return LandmarkOffsetPrior(offset_sigma() if context.offset_sigma is None else context.offset_sigma)
+
+
+def _make_focal_prior(context: Context, o: EnergyOptions) -> FocalPrior:
+    known = context.cameras
+    if known is not None:
+        return FocalPrior(known.focal_mean, known.focal_sigma, known.first)
+    each = torch.ones_like(context.state.camera.focal)
+    mean = o.focal_px * context.observations.pixel_unit * each
+    return FocalPrior(mean, o.sigma * each, torch.ones_like(each, dtype=torch.bool))
+
+
+def _make_light_prior(context: Context, o: LightPriorTerm) -> LightPrior:
+    anchor = white_light(context.state.illumination) if context.light is None else context.light
+    return LightPrior(anchor, o.sigma)
+
+
+SPECS = (
+    EnergySpec(
+        name="identity_prior",
+        cls=IdentityPrior,
+        make=lambda context, o: IdentityPrior(),
+        role="prior",
+        doc=EnergyDoc(
+            formula="a",
+            unit="standard deviations",
+            source="MVF-Net L_reg, DF-MVR eq. 8, MFNet eq. 10",
+            uses=(
+                use(MVF, "sq", "1"),
+                use(DFM, "sq", "3e-4"),
+                use(MFN, "sq", "1e-4"),
+                use(OURS, "sq"),
+            ),
+            gradient="exact",
+            id="E23",
+        ),
+        blocks=("identity",),
+    ),
+    EnergySpec(
+        name="expression_prior",
+        cls=ExpressionPrior,
+        make=_make_expression_prior,
+        role="prior",
+        doc=EnergyDoc(
+            formula="b, other sigma below 0",
+            unit="blend-shape weight",
+            source="MVF-Net L_reg, DF-MVR eq. 8, MFNet eq. 10",
+            uses=(
+                use(MVF, "sq", "1"),
+                use(DFM, "sq", "3e-4 x 0.8"),
+                use(MFN, "sq", "1e-4"),
+                use(OURS, "sq huber"),
+            ),
+            gradient="exact",
+            id="E23",
+        ),
+        options=ExpressionPriorTerm,
+        training=ExpressionPriorTraining,
+        blocks=("expression",),
+    ),
+    EnergySpec(
+        name="prior_l1",
+        cls=MeanCoefficientPrior,
+        make=lambda context, o: MeanCoefficientPrior(o.sigma, o.expression),
+        role="prior",
+        doc=EnergyDoc(
+            formula="a, b",
+            unit="standard deviations, blend-shape weight",
+            source="PGN eq. 12: mean |a / sigma| + 1/2 mean |b / sigma|",
+            uses=(use(PGN, "l1", "1"),),
+            gradient="exact; a kernel 'l1' of radius e needs weight 1 / e",
+            id="E24",
+        ),
+        options=MeanPriorTerm,
+        blocks=("identity", "expression"),
+        takes_means=True,
+    ),
+    EnergySpec(
+        name="landmark_prior",
+        cls=LandmarkOffsetPrior,
+        make=_make_offset_prior,
+        role="prior",
+        doc=EnergyDoc(
+            formula="o",
+            unit="mm, 0.9 at the eyes to 2.8 at the jaw",
+            source="ours",
+            uses=(use(OURS, "sq"),),
+            gradient="exact",
+        ),
+        blocks=("landmarks",),
+        parts=("state.landmark_offset",),
+        one_person=True,
+    ),
+    EnergySpec(
+        name="focal_prior",
+        cls=FocalPrior,
+        make=_make_focal_prior,
+        role="prior",
+        doc=EnergyDoc(
+            formula="log(f / f_0)", unit="log units", source="ours", uses=(use(OURS, "sq"),), gradient="exact"
+        ),
+        training=FocalPriorTraining,
+        blocks=("focal",),
+    ),
+    EnergySpec(
+        name="light_prior",
+        cls=LightPrior,
+        make=_make_light_prior,
+        role="prior",
+        doc=EnergyDoc(
+            formula="light - its first estimate",
+            unit="share of the light",
+            source="ours",
+            uses=(use(OURS, "sq"),),
+            gradient="exact",
+        ),
+        options=LightPriorTerm,
+        blocks=("illumination",),
+    ),
+    EnergySpec(
+        name="size_prior",
+        cls=SizePrior,
+        make=lambda context, o: SizePrior.of(context.model, o.sigma),
+        role="prior",
+        doc=EnergyDoc(
+            formula="a . c, log of the head's size",
+            unit="log units",
+            source="ours",
+            uses=(use(OURS, "sq"),),
+            gradient="exact",
+        ),
+        options=SizePriorTerm,
+        blocks=("identity",),
+        one_person=True,
+        applies=lambda context: context.cameras is None or not context.cameras.metric,
+    ),
+)

@@ -1,58 +1,35 @@
-"""All energies in one table: what each measures, who uses it, which form it has. `fitkit energies` prints it."""
+"""All energies in one table, for recipes, reports and the page that `fitkit energies` prints; each spec stands beside its energy."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Callable
 
-from fitkit.energies import masks
-from fitkit.energies.appearance_priors import AlbedoPrior, AlbedoVariance, LightMono
-from fitkit.energies.census import VARIANTS, CrossViewCensus
-from fitkit.energies.depth import (
-    DepthAgreement,
-    DepthPrior,
-    DepthSupervision,
-    DepthWarpPhotometric,
-    DepthWarpStructure,
-    NormalSupervision,
-    SuitabilityPrior,
+from fitkit.energies import (
+    appearance_priors,
+    census,
+    depth,
+    epipolar,
+    features,
+    flow_correspondence,
+    flow_magnitude,
+    flow_triangulated,
+    landmarks,
+    landmarks3d,
+    masks,
+    parsing,
+    photo_model,
+    photometric,
+    priors,
+    supervision,
 )
-from fitkit.energies.epipolar import EpipolarLandmarks
-from fitkit.energies.features import SemanticFeatures
-from fitkit.energies.flow_correspondence import FlowCorrespondence
-from fitkit.energies.flow_magnitude import STRICT as FLOW_STRICT
-from fitkit.energies.flow_magnitude import FlowMagnitude
-from fitkit.energies.flow_triangulated import TriangulatedFlow
 from fitkit.energies.kernels import NAMES
-from fitkit.energies.landmarks import LandmarkOffsets, LandmarkReprojection, eye_offsets, lip_offsets
-from fitkit.energies.landmarks3d import AlignedLandmarks, PositionMapLandmarks, lmk3d_align, lmk_guided
-from fitkit.energies.parsing import ParsedRendering
-from fitkit.energies.photo_model import STRICT as MODEL_STRICT
-from fitkit.energies.photo_model import ModelPhotometric
-from fitkit.energies.photometric import CrossViewPhotometric
-from fitkit.energies.priors import (
-    ExpressionPrior,
-    FocalPrior,
-    IdentityPrior,
-    LandmarkOffsetPrior,
-    LightPrior,
-    MeanCoefficientPrior,
-    SizePrior,
-)
-from fitkit.energies.supervision import (
-    CodeConsistency,
-    ExpressionSupervision,
-    IdentityLikelihood,
-    IdentitySupervision,
-    PoseSupervision,
-    VertexSupervision,
-)
+from fitkit.energies.spec import DFM, MFN, MGC, MVD, MVF, PGN, EnergyOptions, EnergySpec, Role
+from fitkit.errors import InputError
 from fitkit.io.options import unknown_key
 
 LISTED = 29  # energies E1 to E29 of the list that the papers were read into
-MVF, DFM, MVD, MFN, PGN, MGC, OURS = "MVF-Net", "DF-MVR", "Shu et al.", "MFNet", "PGN", "MGCNet", "ours"
 PAPERS = {
     MVF: 'Wu et al., "MVF-Net: Multi-View 3D Face Morphable Model Regression", CVPR 2019',
     DFM: "weakly supervised multi-view reconstruction by deep fusion, 2025, and its public code",
@@ -63,457 +40,91 @@ PAPERS = {
 }
 
 
-@dataclass(frozen=True)
-class Use:
-    """How a paper or we ourselves use an energy. kernels: names for `Kernel`; note: weights and the like."""
-
-    who: str
-    kernels: tuple[str, ...] = ()
-    note: str = ""
-
-    def __str__(self) -> str:
-        how = ", ".join(part for part in ("/".join(self.kernels), self.note) if part)
-        return f"{self.who} ({how})" if how else self.who
-
-
-def _use(who: str, kernels: str = "", note: str = "") -> Use:
-    return Use(who, tuple(kernels.split()), note)
-
-
-@dataclass(frozen=True)
-class EnergyRow:
-    """id: of the list, 'E1' to 'E29', '' for one that is ours alone; name: in recipes and reports; cls: its class, make: the function
-    that builds it where it is one of several of its class; formula: of the residual, before its sigma; unit: of that formula;
-    source: paper and equation; uses: by whom; gradient: where it goes and what to know about it; variants: names of the strict
-    forms; own_reduction: of the instance, where it is not its class's."""
-
-    id: str
-    name: str
-    cls: type
-    formula: str
-    unit: str
-    source: str
-    uses: tuple[Use, ...] = ()
-    gradient: str = ""
-    variants: tuple[str, ...] = ()
-    make: Callable[..., Any] | None = None
-    own_reduction: str = ""
-
-    @property
-    def used_by(self) -> tuple[str, ...]:
-        return tuple(use.who for use in self.uses)
-
-    @property
-    def least_squares(self) -> bool:
-        """Whether Gauss-Newton and Levenberg-Marquardt take it."""
-        return hasattr(self.cls, "linearize")
-
-    @property
-    def solver(self) -> str:
-        return "any" if self.least_squares else "first order"
-
-    @property
-    def reduction(self) -> str:
-        return self.own_reduction or self.cls.reduction
-
-    @property
-    def where(self) -> str:
-        """Module and name to import it by."""
-        made = self.make or self.cls
-        return f"{made.__module__}.{made.__name__}"
-
-
-REGISTRY: tuple[EnergyRow, ...] = (
-    EnergyRow(
-        "E1",
-        "photo_xview",
-        CrossViewPhotometric,
-        "log I_v(u_v) - log s_v(n) - mean over the views",
-        "log of linear luminance",
-        'MVF-Net eq. 7, PGN "Lp-", Shu et al. eq. 14; latent albedo ours',
-        (_use(MVF, "sq", "10"), _use(PGN, "l1", "ablation"), _use(OURS, "cauchy")),
-        "through both sampling positions; bilinear, so it reaches 1-2 px: use a pyramid; visibility frozen",
-    ),
-    EnergyRow(
-        "E2",
-        "photo_warp_depth",
-        DepthWarpPhotometric,
-        "C (I_i - I_{j->i})",
-        "sRGB in 0..1",
-        "Shu et al. eq. 11-14, MGCNet",
-        (_use(MVD, "l1"), _use(MGC, "l1", "0.1 x 0.15")),
-        "to depth, poses, camera and suitability; co-visibility detached",
-    ),
-    EnergyRow(
-        "E3",
-        "census_xview",
-        CrossViewCensus,
-        "q_o (t_o^a - t_o^b), t_o = d_o / sqrt(sigma^2 + d_o^2)",
-        "soft census code",
-        "PGN eq. 9; soft form of UnFlow and DDFlow",
-        (_use(PGN, "", "0.2; 5 on eyes, nose, mouth"), _use(OURS, "sq", "sigma 8, 3, 0.9")),
-        "a small sigma pulls at nearly equal pixels only: lower it step by step; `scalar` and `census_loss` are the printed sums",
-        tuple(VARIANTS),
-    ),
-    EnergyRow(
-        "E4",
-        "flow_mag",
-        FlowMagnitude,
-        "w, the flow between I_b and I_{a->b}",
-        "px of a 224 px crop",
-        "MVF-Net eq. 8, MFNet eq. 6, PGN eq. 10",
-        (_use(MVF, "sq", "0.1"), _use(MFN, "sq", "1"), _use(PGN, "l2n", "0.2"), _use(OURS, "l2n")),
-        "through the frozen flow network to I_{a->b}; long-range and smooth, size differs by 100 between networks",
-        tuple(FLOW_STRICT),
-    ),
-    EnergyRow(
-        "E5",
-        "flow_corr",
-        FlowCorrespondence,
-        "Pr_b(Pr_a^-1(a)) - b",
-        "px of the crop",
-        "ours: E4 with its flow as fixed matches",
-        (_use(OURS, "gm"),),
-        "exact for fixed matches, which each freeze finds anew",
-        own_reduction="mean",
-    ),
-    EnergyRow(
-        "E6",
-        "sem_feat",
-        SemanticFeatures,
-        "phi(I_b) / |phi(I_b)| - phi(I_{a->b}) / |phi(I_{a->b})|; half its square is 1 - cos",
-        "none",
-        "PGN eq. 11",
-        (_use(PGN, "sq", "10"),),
-        "through the frozen network to I_{a->b}; weak and smooth",
-    ),
-    EnergyRow(
-        "E7",
-        "photo_model",
-        ModelPhotometric,
-        "I_v(u_v) - A(p) (H(n_p) . light_v)",
-        "linear intensity",
-        "DF-MVR eq. 2",
-        (_use(DFM, "l2n", "4; 254, 128, 32 on features, skin, background"), _use(OURS, "l2n cauchy")),
-        "to shape, pose, light, albedo coefficients; visibility frozen",
-        tuple(MODEL_STRICT),
-    ),
-    EnergyRow(
-        "E8",
-        "mask_parse",
-        ParsedRendering,
-        "sqrt(2 CE(parser(rendering of the model), parse(I)))",
-        "nats^(1/2)",
-        "DF-MVR eq. 3",
-        (_use(DFM, "sq", "3"),),
-        "through the frozen parser to the rendering (the published code cuts it there)",
-    ),
-    EnergyRow(
-        "E9",
-        "lmk2d",
-        LandmarkReprojection,
-        "Pr(v_n) - l_n",
-        "px of the crop",
-        "MVF-Net, DF-MVR eq. 4, Shu et al. eq. 5, MFNet eq. 7",
-        (
-            _use(MVF, "sq", "0.1, then 1"),
-            _use(DFM, "l2n", "0.02; 20 on nose and inner lips"),
-            _use(MVD, "l1"),
-            _use(MFN, "l1", "1"),
-            _use(OURS, "huber"),
-        ),
-        "exact; the jaw's rule and vertices are frozen",
-    ),
-    EnergyRow(
-        "E10",
-        "lmk2d_eye",
-        LandmarkOffsets,
-        "(k_i - k_j) - (l_i - l_j), opposite lid points",
-        "px of the crop",
-        "MFNet eq. 8",
-        (_use(MFN, "l1", "1"), _use(OURS, "huber", "0.5")),
-        "exact; blind to a common shift",
-        make=eye_offsets,
-    ),
-    EnergyRow(
-        "E11",
-        "lmk2d_lip",
-        LandmarkOffsets,
-        "(k_i - k_j) - (l_i - l_j), opposite inner lip points",
-        "px of the crop",
-        "MFNet eq. 9",
-        (_use(MFN, "l1", "0.5"), _use(OURS, "huber", "0.5")),
-        "exact; blind to a common shift",
-        make=lip_offsets,
-    ),
-    EnergyRow(
-        "E12",
-        "lmk3d_align",
-        AlignedLandmarks,
-        "s R q_n + t - q'_n, similarity fitted to the anchors",
-        "mm",
-        "DF-MVR eq. 5-6",
-        (_use(DFM, "l2n", "1"),),
-        "the similarity is constant, or attached on request",
-        make=lmk3d_align,
-    ),
-    EnergyRow(
-        "E13",
-        "lmk_posmap",
-        PositionMapLandmarks,
-        "X_UV(n) - L_n",
-        "px of the crop",
-        "PGN section 4",
-        (_use(PGN, "l1"),),
-        "to the texels around the 68 points",
-    ),
-    EnergyRow(
-        "E14",
-        "lmk_guided",
-        AlignedLandmarks,
-        "T X(a) - X_UV, T fitted to all points",
-        "mm",
-        "PGN eq. 8",
-        (_use(PGN, "l1", "1; T affine"),),
-        "through T as well, or T constant; the least-squares form holds it fixed",
-        make=lmk_guided,
-        own_reduction="sum",
-    ),
-    EnergyRow(
-        "E15",
-        "identity_sup",
-        IdentitySupervision,
-        "a - a*",
-        "standard deviations",
-        "MVF-Net eq. 6, Shu et al. eq. 3",
-        (_use(MVF, "sq", "1"), _use(MVD, "l1")),
-        "exact",
-    ),
-    EnergyRow(
-        "E15",
-        "expression_sup",
-        ExpressionSupervision,
-        "b - b*",
-        "blend-shape weight",
-        "MVF-Net eq. 6, Shu et al. eq. 3",
-        (_use(MVF, "sq", "1"), _use(MVD, "l1")),
-        "exact",
-    ),
-    EnergyRow(
-        "E16",
-        "pose_sup",
-        PoseSupervision,
-        "log(R*^T R), t - t*, log(f / f*)",
-        "degrees, mm, log units",
-        "MVF-Net eq. 6",
-        (_use(MVF, "sq", "10"),),
-        "geodesic angle; not smooth at 180 degrees",
-    ),
-    EnergyRow(
-        "E17", "vertex_sup", VertexSupervision, "V - V*", "mm", "PGN fig. 1", (_use(PGN, "sq"),), "exact"
-    ),
-    EnergyRow(
-        "E18",
-        "identity_consistency",
-        CodeConsistency,
-        "(a_i - a_j) / sqrt(2), frames of one person",
-        "standard deviations",
-        "Shu et al. eq. 4",
-        (_use(MVD, "l1"),),
-        "exact",
-    ),
-    EnergyRow(
-        "E18",
-        "expression_consistency",
-        CodeConsistency,
-        "(b_i - b_j) / sqrt(2), frames of one instant",
-        "blend-shape weight",
-        "Shu et al. eq. 4",
-        (_use(MVD, "l1"),),
-        "exact",
-    ),
-    EnergyRow(
-        "E19", "depth_sup", DepthSupervision, "D - D*", "mm", "Shu et al. eq. 8", (_use(MVD, "l1"),), "exact"
-    ),
-    EnergyRow(
-        "E20",
-        "normal_sup",
-        NormalSupervision,
-        "N(D) - N(D*)",
-        "unit vector",
-        "Shu et al. eq. 9",
-        (_use(MVD, "l1"),),
-        "to neighbouring depths",
-    ),
-    EnergyRow(
-        "E21",
-        "depth_3dmm",
-        DepthPrior,
-        "D - D_S, depth of a fitted face model",
-        "mm",
-        "Shu et al. eq. 10",
-        (_use(MVD, "sq", "0.02"),),
-        "D_S detached",
-    ),
-    EnergyRow(
-        "E22",
-        "suitability_reg",
-        SuitabilityPrior,
-        "C - 1",
-        "none",
-        "Shu et al. eq. 15",
-        (_use(MVD, "sq"),),
-        "exact",
-    ),
-    EnergyRow(
-        "E23",
-        "identity_prior",
-        IdentityPrior,
-        "a",
-        "standard deviations",
-        "MVF-Net L_reg, DF-MVR eq. 8, MFNet eq. 10",
-        (_use(MVF, "sq", "1"), _use(DFM, "sq", "3e-4"), _use(MFN, "sq", "1e-4"), _use(OURS, "sq")),
-        "exact",
-    ),
-    EnergyRow(
-        "E23",
-        "expression_prior",
-        ExpressionPrior,
-        "b, other sigma below 0",
-        "blend-shape weight",
-        "MVF-Net L_reg, DF-MVR eq. 8, MFNet eq. 10",
-        (
-            _use(MVF, "sq", "1"),
-            _use(DFM, "sq", "3e-4 x 0.8"),
-            _use(MFN, "sq", "1e-4"),
-            _use(OURS, "sq huber"),
-        ),
-        "exact",
-    ),
-    EnergyRow(
-        "E23",
-        "albedo_prior",
-        AlbedoPrior,
-        "g",
-        "standard deviations",
-        "DF-MVR eq. 8",
-        (_use(DFM, "sq", "3e-4 x 0.017"),),
-        "exact",
-    ),
-    EnergyRow(
-        "E24",
-        "prior_l1",
-        MeanCoefficientPrior,
-        "a, b",
-        "standard deviations, blend-shape weight",
-        "PGN eq. 12: mean |a / sigma| + 1/2 mean |b / sigma|",
-        (_use(PGN, "l1", "1"),),
-        "exact; a kernel 'l1' of radius e needs weight 1 / e",
-    ),
-    EnergyRow(
-        "E25",
-        "light_mono",
-        LightMono,
-        "light - its mean over RGB",
-        "light",
-        "DF-MVR, public code",
-        (_use(DFM, "sq", "10"),),
-        "exact",
-    ),
-    EnergyRow(
-        "E26",
-        "albedo_var",
-        AlbedoVariance,
-        "T - mean of T over the skin",
-        "linear RGB",
-        "DF-MVR, public code",
-        (_use(DFM, "sq", "5"),),
-        "exact",
-    ),
-    EnergyRow(
-        "E27",
-        "ssim_xview",
-        DepthWarpStructure,
-        "((1 - SSIM(I_i, I_{j->i})) / 2)^(1/2), 3 x 3",
-        "none",
-        "MGCNet; Wang et al. 2004",
-        (_use(MGC, "sq", "0.1 x 0.85"),),
-        "to depth, poses and camera; the root is rounded at 0",
-    ),
-    EnergyRow(
-        "E28",
-        "depth_xview",
-        DepthAgreement,
-        "z_{i->j} - D_j(u_j), equal means",
-        "mm",
-        "MGCNet",
-        (_use(MGC, "l1", "0.1 x 0.1"),),
-        "to both depths, poses and camera",
-    ),
-    EnergyRow(
-        "E29",
-        "epi_lmk",
-        EpipolarLandmarks,
-        "distance of l_j from the epipolar line of l_i",
-        "px of the crop",
-        "MGCNet",
-        (_use(MGC, "", "off in its code"),),
-        "to poses and focal lengths alone",
-    ),
-    EnergyRow(
-        "",
-        "identity_nll",
-        IdentityLikelihood,
-        "(a - a*) / t, sqrt(2 log(t / t_0)), t predicted",
-        "none",
-        "Kendall and Gal 2017, eq. 5",
-        (_use(OURS, "sq"),),
-        "to the identity and to its predicted standard deviations",
-    ),
-    EnergyRow(
-        "",
-        "flow_triangulated",
-        TriangulatedFlow,
-        "n . (p - X), X where the rays of a match pass each other",
-        "mm",
-        "ours, after MVF-Net eq. 8",
-        (_use(OURS, "gm"),),
-        "to the shape alone: poses and cameras count as they were frozen",
-    ),
-    EnergyRow(
-        "",
-        "landmark_prior",
-        LandmarkOffsetPrior,
-        "o",
-        "mm, 0.9 at the eyes to 2.8 at the jaw",
-        "ours",
-        (_use(OURS, "sq"),),
-        "exact",
-    ),
-    EnergyRow(
-        "", "focal_prior", FocalPrior, "log(f / f_0)", "log units", "ours", (_use(OURS, "sq"),), "exact"
-    ),
-    EnergyRow(
-        "",
-        "light_prior",
-        LightPrior,
-        "light - its first estimate",
-        "share of the light",
-        "ours",
-        (_use(OURS, "sq"),),
-        "exact",
-    ),
-    EnergyRow(
-        "",
-        "size_prior",
-        SizePrior,
-        "a . c, log of the head's size",
-        "log units",
-        "ours",
-        (_use(OURS, "sq"),),
-        "exact",
-    ),
+_FILES = (
+    photometric,
+    depth,
+    census,
+    flow_magnitude,
+    flow_correspondence,
+    features,
+    photo_model,
+    parsing,
+    landmarks,
+    landmarks3d,
+    supervision,
+    flow_triangulated,
+    priors,
+    appearance_priors,
+    epipolar,
 )
+
+
+def _by_number(spec: EnergySpec) -> int:
+    return int(spec.doc.id[1:]) if spec.doc.id else LISTED + 1
+
+
+REGISTRY: tuple[EnergySpec, ...] = tuple(
+    sorted((spec for file in _FILES for spec in file.SPECS), key=_by_number)
+)
+_OWN: dict[str, EnergySpec] = {}  # what `register_energy` has added
+
+
+def register_energy(spec: EnergySpec) -> EnergySpec:
+    """Make an energy of your own known by its name, in fit recipes and training recipes of this process.
+
+    Raises:
+        InputError: fitkit has an energy of that name, or the spec does not belong to its class.
+    """
+    if any(known.name == spec.name for known in REGISTRY):
+        raise InputError(f"energy '{spec.name}': fitkit has one of that name; choose another")
+    if not hasattr(spec.cls, "residuals") or not hasattr(spec.cls, "freeze"):
+        raise InputError(
+            f"energy '{spec.name}': expected a class with freeze and residuals, got {spec.cls.__name__}; "
+            "see fitkit.energies.base.PlainEnergy"
+        )
+    for options in (spec.options, spec.training_options()):
+        if not issubclass(options, EnergyOptions):
+            raise InputError(
+                f"energy '{spec.name}': expected options that extend fitkit.energies.spec.EnergyOptions, "
+                f"got {options.__name__}"
+            )
+    _OWN[spec.name] = spec
+    return spec
+
+
+def specs() -> dict[str, EnergySpec]:
+    """All energies by name, those of `register_energy` behind fitkit's own."""
+    return {spec.name: spec for spec in REGISTRY} | _OWN
+
+
+def fit_options(name: str, where: str) -> type:
+    """Options class of an energy in a fit recipe. where: begins the message.
+
+    Raises:
+        InputError: no such energy (with the nearest one), or one that a fit cannot use.
+    """
+    spec = find(name, where)
+    if not spec.in_fit:
+        raise InputError(f"{where}: '{name}' is for trainings: {spec.not_in_fits}")
+    return spec.options
+
+
+def training_options(name: str, where: str) -> type:
+    """Options class of an energy in a training recipe; raises as `fit_options`."""
+    return find(name, where).training_options()
+
+
+def role_of(name: str) -> Role | None:
+    """What an energy counts as; None for one that is not registered."""
+    spec = specs().get(name)
+    return None if spec is None else spec.role
+
+
+def view_by_view_landmarks(name: str) -> bool:
+    """Whether an energy speaks of the landmarks of each view by itself."""
+    spec = specs().get(name)
+    return spec is not None and spec.role == "landmark" and not spec.cross_view
+
 
 # rho of the squared length s with e = the kernel's radius; a test evaluates the formula and compares it with `Kernel.rho`.
 KERNELS: dict[str, str] = {
@@ -528,52 +139,67 @@ KERNELS: dict[str, str] = {
 }
 
 
-def find(name: str) -> EnergyRow:
-    """The row of an energy.
+def find(name: str, where: str = "energies") -> EnergySpec:
+    """An energy by its name.
 
     Raises:
         InputError: no such energy; it names the nearest one.
     """
-    rows = {row.name: row for row in REGISTRY}
-    if name not in rows:
-        raise unknown_key(name, rows, "energies")
-    return rows[name]
+    known = specs()
+    if name not in known:
+        raise unknown_key(name, known, where)
+    return known[name]
 
 
 def present() -> tuple[str, ...]:
     """Ids of the list that have an implementation, in its order."""
-    return tuple(i for i in (f"E{n}" for n in range(1, LISTED + 1)) if any(row.id == i for row in REGISTRY))
+    return tuple(
+        i for i in (f"E{n}" for n in range(1, LISTED + 1)) if any(row.doc.id == i for row in REGISTRY)
+    )
 
 
 def text() -> str:
     """The table for a terminal: one line for each energy."""
-    rows = [("id", "name", "solver", "reduction", "used by", "residual")]
-    rows += [(r.id or "-", r.name, r.solver, r.reduction, ", ".join(r.used_by), r.formula) for r in REGISTRY]
-    widths = [max(len(row[k]) for row in rows) for k in range(5)]
+    rows = [("id", "name", "fit", "training", "derivatives", "reduction", "used by", "residual")]
+    rows += [
+        (r.doc.id or "-", r.name, _yes(r.in_fit), "yes", r.derivatives, r.reduction, *_last(r))
+        for r in specs().values()
+    ]
+    widths = [max(len(row[k]) for row in rows) for k in range(7)]
     return "\n".join("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[-1]]) for row in rows)
 
 
-def describe(row: EnergyRow) -> str:
+def _yes(said: bool) -> str:
+    return "yes" if said else "no"
+
+
+def _last(r: EnergySpec) -> tuple[str, str]:
+    return ", ".join(r.doc.used_by), r.doc.formula
+
+
+def describe(row: EnergySpec) -> str:
     """All that is known about one energy, with the documentation of its class."""
     lines = [
-        f"{row.id} {row.name}".strip(),
-        f"residual   {row.formula}",
-        f"unit       {row.unit}",
-        f"source     {row.source}",
-        f"used by    {'; '.join(map(str, row.uses))}",
+        f"{row.doc.id} {row.name}".strip(),
+        f"residual   {row.doc.formula}",
+        f"unit       {row.doc.unit}",
+        f"source     {row.doc.source}",
+        f"used by    {'; '.join(map(str, row.doc.uses))}",
         f"reduction  {row.reduction}",
-        f"solver     {row.solver}",
-        f"gradient   {row.gradient}",
+        f"fit        {'yes' if row.in_fit else f'no: {row.not_in_fits}'}",
+        "training   yes",
+        f"derivative {row.derivatives}",
+        f"gradient   {row.doc.gradient}",
     ]
-    lines += [f"variants   {', '.join(row.variants)}"] if row.variants else []
-    return "\n".join([*lines, f"python     {row.where}", "", inspect.getdoc(row.make or row.cls) or ""])
+    lines += [f"variants   {', '.join(row.doc.variants)}"] if row.doc.variants else []
+    return "\n".join([*lines, f"python     {row.where}", "", inspect.getdoc(row.builder or row.cls) or ""])
 
 
 def page() -> str:
     """The page docs/energies.md."""
     ids = present()
     missing = [f"E{n}" for n in range(1, LISTED + 1) if f"E{n}" not in ids]
-    ours = sum(not row.id for row in REGISTRY)
+    ours = sum(not row.doc.id for row in REGISTRY)
     there = f"{len(ids)} of the {LISTED} energies E1 to E{LISTED} of the papers below are there"
     there += f", all but {', '.join(missing)}" if missing else ""
     parts = [
@@ -585,15 +211,28 @@ def page() -> str:
         "them, puts a robust kernel on them and takes the sum or the weighted mean over the valid ones. The same class serves a fit "
         "and the training of a network.",
         "",
-        "- *solver*: any = has an analytic least-squares form (`linearize`), for Gauss-Newton and Levenberg-Marquardt as well as for "
-        "first-order solvers; first order = gradient only, for solver `adam` and training.",
+        "- *fit*: whether a fit recipe can name it; a training recipe can name all of them.",
+        "- *derivatives*: analytic = written by hand (`linearize`); automatic = by automatic differentiation where Gauss-Newton or "
+        "Levenberg-Marquardt asks for them, one forward pass for each free parameter, which takes time with a network inside: "
+        "solver `adam` needs one gradient.",
         "- *reduction*: sum for independent measurements, mean for pixels and the like.",
         "- *residual*: before it is divided by its standard deviation, in the *unit* beside it.",
         "- *used by*: with the kernel and, behind it, the weight and other numbers where the paper states them.",
         "",
         _table(
-            ("id", "name", "residual", "unit", "reduction", "solver"),
-            [(r.id, f"`{r.name}`", r.formula, r.unit, r.reduction, r.solver) for r in REGISTRY],
+            ("id", "name", "residual", "unit", "reduction", "fit", "derivatives"),
+            [
+                (
+                    r.doc.id,
+                    f"`{r.name}`",
+                    r.doc.formula,
+                    r.doc.unit,
+                    r.reduction,
+                    _yes(r.in_fit),
+                    r.derivatives,
+                )
+                for r in REGISTRY
+            ],
         ),
         "",
         "## Where they come from",
@@ -603,10 +242,10 @@ def page() -> str:
             [
                 (
                     f"`{r.name}`",
-                    r.source,
-                    "; ".join(map(str, r.uses)),
-                    ", ".join(r.variants),
-                    r.gradient,
+                    r.doc.source,
+                    "; ".join(map(str, r.doc.uses)),
+                    ", ".join(r.doc.variants),
+                    r.doc.gradient,
                     f"`{r.where}`",
                 )
                 for r in REGISTRY
@@ -618,7 +257,8 @@ def page() -> str:
         "",
         "## Kernels",
         "",
-        "`rho` of the squared length `s` of a residual, `e` = `radius`. `Kernel.published` gives the formula that the papers print, "
+        "`rho` of the squared length `s` of a residual, `e` = `radius`; `l1` takes each component of the residual by itself, `s` its "
+        "square, and adds them up. `Kernel.published` gives the formula that the papers print, "
         "the same curve up to a factor and an offset.",
         "",
         _table(
@@ -649,7 +289,7 @@ def mask_functions() -> list[tuple[str, Callable]]:
 
 
 def _users(kernel: str) -> str:
-    uses = {row.name: [use.who for use in row.uses if kernel in use.kernels] for row in REGISTRY}
+    uses = {row.name: [use.who for use in row.doc.uses if kernel in use.kernels] for row in REGISTRY}
     return "; ".join(f"`{name}` ({', '.join(who)})" for name, who in uses.items() if who)
 
 

@@ -8,10 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fitkit.energies.base import Linearization, PlainEnergy, Residuals, Slot, all_views
+from fitkit.energies.base import Linearization, PlainEnergy, Residuals, Slot, all_views, first_views
+from fitkit.energies.spec import EnergyDoc, EnergyOptions, EnergySpec, MVD, MVF, OURS, PGN, use
 from fitkit.errors import InputError
 from fitkit.geometry.alignment import similarity_align
 from fitkit.geometry.rotation import so3_log
+from fitkit.io.options import Positive
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.observations import Observations
 from fitkit.scene.state import SceneState
@@ -54,8 +56,7 @@ class IdentitySupervision(PlainEnergy):
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         residuals = self.residuals(state, observations)
         columns = torch.diag_embed(self._inverse(observations, state.identity))[:, :, None]  # [S, K, 1, K]
-        first = torch.stack([(state.subject == s).nonzero()[0, 0] for s in range(len(state.identity))])
-        return Linearization(residuals, (Slot(first, {"identity": columns}),))
+        return Linearization(residuals, (Slot(first_views(state), {"identity": columns}),))
 
 
 @dataclass(frozen=True)
@@ -84,22 +85,30 @@ class IdentityLikelihood(PlainEnergy):
 
 @dataclass(frozen=True)
 class ExpressionSupervision(PlainEnergy):
-    """expression_sup: (b - b*) / sigma, [B, K_ex, 1] (E15). Sums. Source as IdentitySupervision."""
+    """expression_sup: (b - b*) / sigma, [B, K_ex, 1] (E15). Sums. Source as IdentitySupervision.
+
+    shared: the views of a person have one expression, which counts once, [S, K_ex, 1].
+    """
 
     sigma: float = 0.1
+    shared: bool = False
     name = "expression_sup"
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
         truth = label(observations, "state", self.name).expression.to(state.expression)
-        return _all(((state.expression - truth) / self.sigma)[..., None])
+        views = self._views(state)
+        return _all(((state.expression[views] - truth[views]) / self.sigma)[..., None])
+
+    def _views(self, state: SceneState) -> Tensor:
+        return first_views(state) if self.shared else all_views(state)
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         residuals = self.residuals(state, observations)
-        B, K = state.expression.shape
+        views, K = self._views(state), state.expression.shape[1]
         eye = torch.eye(K, dtype=state.expression.dtype, device=state.expression.device)
         return Linearization(
             residuals,
-            (Slot(all_views(state), {"expression": (eye / self.sigma)[None, :, None].expand(B, K, 1, K)}),),
+            (Slot(views, {"expression": (eye / self.sigma)[None, :, None].expand(len(views), K, 1, K)}),),
         )
 
 
@@ -196,3 +205,158 @@ class CodeConsistency(PlainEnergy):
         i, j = torch.triu_indices(len(codes), len(codes), 1, device=codes.device)
         same = group[i] == group[j]
         return _all(((codes[i] - codes[j])[same] / (2**0.5 * self.sigma))[..., None])
+
+
+# ---- recipes ----
+
+
+@dataclass(frozen=True)
+class CodeTerm(EnergyOptions):
+    sigma: Positive = 0.3  # of a coefficient: standard deviations of the identity, blend-shape weight
+
+
+@dataclass(frozen=True)
+class PoseTerm(EnergyOptions):
+    sigma_deg: Positive = 2.0  # of the rotation
+    sigma_mm: Positive = 10.0  # of the translation
+    sigma_focal: Positive = 0.1  # of the focal length, log units
+
+
+@dataclass(frozen=True)
+class VertexTerm(EnergyOptions):
+    """See VertexSupervision."""
+
+    sigma_mm: Positive = 1.0  # of a vertex
+    frame: Literal["camera", "head", "aligned"] = (
+        "head"  # what is compared: posed vertices, the shape, or the aligned shape
+    )
+    region: Literal["all", "skin", "face"] = "face"  # the vertices that count
+
+
+def _vertex_labels(o: VertexTerm) -> frozenset[str]:
+    return frozenset(
+        {"identity", "expression", "pose"} if o.frame == "camera" else {"identity", "expression"}
+    )
+
+
+SPECS = (
+    EnergySpec(
+        name="identity_sup",
+        cls=IdentitySupervision,
+        make=lambda context, o: IdentitySupervision(o.sigma),
+        role="label",
+        doc=EnergyDoc(
+            formula="a - a*",
+            unit="standard deviations",
+            source="MVF-Net eq. 6, Shu et al. eq. 3",
+            uses=(
+                use(MVF, "sq", "1"),
+                use(MVD, "l1"),
+            ),
+            gradient="exact",
+            id="E15",
+        ),
+        options=CodeTerm,
+        needs=("identity",),
+    ),
+    EnergySpec(
+        name="expression_sup",
+        cls=ExpressionSupervision,
+        make=lambda context, o: ExpressionSupervision(o.sigma, context.shared_expression),
+        role="label",
+        doc=EnergyDoc(
+            formula="b - b*",
+            unit="blend-shape weight",
+            source="MVF-Net eq. 6, Shu et al. eq. 3",
+            uses=(
+                use(MVF, "sq", "1"),
+                use(MVD, "l1"),
+            ),
+            gradient="exact",
+            id="E15",
+        ),
+        options=CodeTerm,
+        needs=("expression",),
+    ),
+    EnergySpec(
+        name="pose_sup",
+        cls=PoseSupervision,
+        make=lambda context, o: PoseSupervision(o.sigma_deg, o.sigma_mm, o.sigma_focal),
+        role="label",
+        doc=EnergyDoc(
+            formula="log(R*^T R), t - t*, log(f / f*)",
+            unit="degrees, mm, log units",
+            source="MVF-Net eq. 6",
+            uses=(use(MVF, "sq", "10"),),
+            gradient="geodesic angle; not smooth at 180 degrees",
+            id="E16",
+        ),
+        options=PoseTerm,
+        needs=("pose",),
+    ),
+    EnergySpec(
+        name="vertex_sup",
+        cls=VertexSupervision,
+        make=lambda context, o: VertexSupervision(context.model, o.sigma_mm, o.frame, o.region),
+        role="label",
+        doc=EnergyDoc(
+            formula="V - V*",
+            unit="mm",
+            source="PGN fig. 1",
+            uses=(use(PGN, "sq"),),
+            gradient="exact",
+            id="E17",
+        ),
+        options=VertexTerm,
+        needs=_vertex_labels,
+    ),
+    EnergySpec(
+        name="identity_consistency",
+        cls=CodeConsistency,
+        make=lambda context, o: CodeConsistency("identity", o.sigma),
+        role="label",
+        doc=EnergyDoc(
+            formula="(a_i - a_j) / sqrt(2), frames of one person",
+            unit="standard deviations",
+            source="Shu et al. eq. 4",
+            uses=(use(MVD, "l1"),),
+            gradient="exact",
+            id="E18",
+        ),
+        options=CodeTerm,
+        needs=("person",),
+        not_in_fits="a fit has one identity for all frames; a network that looks at each frame by itself has one for each",
+    ),
+    EnergySpec(
+        name="expression_consistency",
+        cls=CodeConsistency,
+        make=lambda context, o: CodeConsistency("expression", o.sigma),
+        role="label",
+        doc=EnergyDoc(
+            formula="(b_i - b_j) / sqrt(2), frames of one instant",
+            unit="blend-shape weight",
+            source="Shu et al. eq. 4",
+            uses=(use(MVD, "l1"),),
+            gradient="exact",
+            id="E18",
+        ),
+        options=CodeTerm,
+        needs=("moment",),
+    ),
+    EnergySpec(
+        name="identity_nll",
+        cls=IdentityLikelihood,
+        make=lambda context, o: IdentityLikelihood(context.prediction.identity_sigma),
+        role="label",
+        doc=EnergyDoc(
+            formula="(a - a*) / t, sqrt(2 log(t / t_0)), t predicted",
+            unit="none",
+            source="Kendall and Gal 2017, eq. 5",
+            uses=(use(OURS, "sq"),),
+            gradient="to the identity and to its predicted standard deviations",
+        ),
+        needs=("identity",),
+        parts=("identity_sigma",),
+        not_in_fits="a fit predicts no standard deviations; a network does",
+    ),
+)

@@ -19,12 +19,14 @@ from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 from fitkit.nets import load_predictor, read_about
-from fitkit.nets.predictor import Prediction, StatePredictor, assign_views
+from fitkit.nets.predictor import Prediction, Predictor, assign_views
 from fitkit.observe.crop import crop_views
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
 from fitkit.scene.camera import Camera
+from fitkit.scene.depth_state import DepthState
 from fitkit.scene.pose import yaw_pitch_roll
+from fitkit.scene.position_map import PositionMap
 
 WEIGHTS = "fitkit-init.safetensors"
 # How far off a network's landmarks are, where the shape of one face model is carried over to another.
@@ -59,12 +61,13 @@ class Predicted:
 
 @torch.no_grad()
 def predict_views(
-    network: StatePredictor,
+    network: Predictor,
     model: FaceModel,
     subject: Subject,
     found: Landmarks,
     device: str = "cpu",
     weights: str = "the network",
+    repeat: bool = False,
 ) -> Predicted:
     """Run a network on the photos of a subject.
 
@@ -72,19 +75,16 @@ def predict_views(
 
     Args:
         found: landmarks in px of the photos; they say where to cut. weights: names the network in messages.
+        repeat: a single photo goes into every named view; what is told is the frame of the view that it shows, or comes nearest to.
     Raises:
-        InputError: no photo fits a view of the network.
+        InputError: no photo fits a view of the network, or several are to be repeated.
     """
+    if repeat:
+        return _predict_repeated(network, model, subject, found, device, weights)
     order = tuple(range(len(subject.views)))
     there = list(order)
     if network.views:
-        weight = found.valid.float() * found.confidence.clamp_min(1e-3)
-        _, rotation, _ = weak_perspective_pose(
-            model.landmark_basis.mean[None].cpu(), torch.nan_to_num(found.points), weight
-        )
-        slots = assign_views(
-            network.views, yaw_pitch_roll(rotation)[:, 0].tolist(), [v.name for v in subject.views]
-        )
+        slots = assign_views(network.views, _yaw(model, found), [v.name for v in subject.views])
         there = [s for s, view in enumerate(slots) if view is not None]
         if not there:
             wanted = ", ".join(f"{v.name} {v.yaw[0]:g} to {v.yaw[1]:g}" for v in network.views)
@@ -100,7 +100,72 @@ def predict_views(
     images = torch.full((1, count, 3, network.size, network.size), 0.5, device=device)
     valid = torch.zeros(1, count, dtype=torch.bool, device=device)
     images[0, there], valid[0, there] = seen.images, True
-    return Predicted(network.predict(images, valid), seen, order, model)
+    return Predicted(network(images, valid), seen, order, model)
+
+
+def _yaw(model: FaceModel, found: Landmarks) -> list[float]:
+    """Degrees by which the head is turned in each photo."""
+    weight = found.valid.float() * found.confidence.clamp_min(1e-3)
+    mean = model.landmark_basis.mean[None].cpu()
+    _, rotation, _ = weak_perspective_pose(mean, torch.nan_to_num(found.points), weight)
+    return yaw_pitch_roll(rotation)[:, 0].tolist()
+
+
+def _predict_repeated(
+    network: Predictor, model: FaceModel, subject: Subject, found: Landmarks, device: str, weights: str
+) -> Predicted:
+    """`predict_views` with one photo in all named views."""
+    if not network.views:
+        raise InputError(
+            f"repeat: expected a network with named views, but {weights} takes any number of photos; leave repeat out"
+        )
+    if len(subject.views) != 1:
+        raise InputError(
+            f"{subject.path or subject.name}: repeat: expected one photo to be put into all views of {weights}, got "
+            f"{len(subject.views)}; leave repeat out, or give one photo"
+        )
+    yaw = _yaw(model, found)[0]
+    slots = assign_views(network.views, [yaw], [subject.views[0].name])
+    shown = next(
+        (i for i, view in enumerate(slots) if view is not None),
+        min(range(len(slots)), key=lambda i: abs(network.views[i].middle - yaw)),
+    )
+    view = subject.views[0]
+    seen = crop_views([view.image], [view.mask], found, network.crop).to(device)
+    images = seen.images[None].expand(1, len(slots), *seen.images.shape[1:])
+    said = network(images, torch.ones(1, len(slots), dtype=torch.bool, device=device))
+    return Predicted(_frame(said, shown), seen, (0,), model)
+
+
+def _frame(said: Prediction, number: int) -> Prediction:
+    """What a prediction says of one of its frames."""
+    views, state, depth, maps = [number], said.state, said.depth, said.position_map
+    if state is not None:
+        state = state.replace(
+            subject=state.subject[views],
+            expression=state.expression[views],
+            pose=state.pose.select(views),
+            camera=state.camera.select(views),
+            illumination=state.illumination[views],
+        )
+    if depth is not None:
+        depth = DepthState(
+            depth.depth[views],
+            None if depth.pose is None else depth.pose.select(views),
+            depth.camera.select(views),
+            depth.subject[views],
+            None if depth.suitability is None else depth.suitability[views],
+        )
+    return Prediction(
+        state,
+        said.identity_sigma,
+        None if said.landmarks is None else said.landmarks.select(views),
+        depth,
+        None if maps is None else PositionMap(maps.points[views]),
+        None if said.parse is None else said.parse[views],
+        None if said.points3d is None else said.points3d[views],
+        said.subject[views],
+    )
 
 
 def regressor_start(

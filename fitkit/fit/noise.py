@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fitkit.energies.landmarks import LandmarkReprojection, offset_sigma
 from fitkit.energies.objective import LeastSquaresProblem
+from fitkit.energies.priors import LandmarkOffsetPrior
 from fitkit.fit.cameras import CameraPrior
 from fitkit.fit.recipe import LandmarkOptions
 from fitkit.fit.solution import Solution
@@ -96,7 +97,8 @@ def measured_spread(problem: LeastSquaresProblem, state: SceneState, spread: flo
     Source:
         MacKay, "Bayesian interpolation", Neural Computation 1992, evidence approximation with well-determined parameters.
     """
-    prior = next((t.energy for t in problem.objective.terms if t.energy.name == "landmark_prior"), None)
+    energies = [t.energy for t in problem.objective.terms]
+    prior = next((e for e in energies if isinstance(e, LandmarkOffsetPrior)), None)
     layout = problem.layout
     # None: no step was taken yet.
     if prior is None or "landmarks" not in layout.sizes or state.landmark_offset is None:

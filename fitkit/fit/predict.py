@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import NoneType
+from typing import Any
 
 import torch
 
@@ -27,8 +28,40 @@ from fitkit.io.subject import Subject, as_subject
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 from fitkit.nets import load_predictor, read_about
+from fitkit.nets.predictor import Predictor
 from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
 from fitkit.observe.landmarks.given import check_given
+from fitkit.observe.landmarks.types import Landmarks
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network, ready to predict. model: its face model, on the CPU; about: what its file says; weights: the file; typical_mm: its error
+    for new people, None where that is not known; device: where it is."""
+
+    network: Predictor
+    model: FaceModel
+    about: dict[str, Any]
+    weights: str
+    typical_mm: float | None
+    device: str
+
+
+def load_trained(
+    weights: str | os.PathLike | None = None, model: FaceModel | None = None, device: str = "cpu"
+) -> TrainedNetwork:
+    """A network that `fitkit train-regressor` has trained; arguments as of `predict`.
+
+    Raises:
+        FitkitError: weights that cannot be used, or of another face model.
+    """
+    check_device(device)
+    typical_mm = SHIPPED_ERROR_MM if weights is None else None
+    weights = shipped_weights() if weights is None else weights
+    about = read_about(weights)
+    model = load_model(about["model"] or "generic") if model is None else model
+    network = load_predictor(weights, model).to(device)
+    return TrainedNetwork(network, model, about, os.fspath(weights), typical_mm, device)
 
 
 @torch.no_grad()
@@ -39,6 +72,7 @@ def predict(
     landmarks: str = "auto",
     device: str = "cpu",
     progress: Progress | Callable[[str, float], None] | None = None,
+    repeat: bool = False,
 ) -> FitResult:
     """Predict the face in the photos of one person with a network that `fitkit train-regressor` has trained.
 
@@ -50,23 +84,19 @@ def predict(
         model: None loads the one the weights name.
         landmarks: where the 68 points come from, see `fitkit fit --landmarks`.
         progress: called with (what is done next, share done in 0..1), or a Progress.
+        repeat: a single photo is put into every view of a network with named views, instead of the one that it shows.
     Returns:
         a result with the predicted cameras, without error bars; its covariance of the identity is diagonal, from the standard
         deviations of the network, None where it has none; status and metrics as a fit judges them.
     Raises:
         FitkitError: weights or photos that cannot be used, or no photo that fits a view of the network.
     """
-    start, cpu = time.perf_counter(), time.process_time()
+    begun = time.perf_counter(), time.process_time()
     check_argument("weights", weights, (str, os.PathLike, NoneType), "the path of a weight file")
     check_argument("model", model, (FaceModel, NoneType), "a FaceModel")
     check_argument("landmarks", landmarks, str, "where they come from, e.g. 'auto'")
     progress = Progress.of(progress)
-    check_device(device)
-    typical_mm = SHIPPED_ERROR_MM if weights is None else None
-    weights = shipped_weights() if weights is None else weights
-    about = read_about(weights)
-    model = load_model(about["model"]) if model is None else model
-    network = load_predictor(weights, model).to(device)
+    trained = load_trained(weights, model, device)
     progress.at(0.0, "reading photos")
     subject = as_subject(subject)
     finding = progress.part(0.1, 0.7, "finding landmarks")
@@ -74,13 +104,33 @@ def predict(
     found, sources = detect_landmarks(subject, landmarks, device, finding)
     found = check_given(subject, found, sources, landmarks == "auto", device)
     subject, found, notes = usable_views(subject, found)
-    notes = list(subject.notes) + list(notes)
+    progress.at(0.7, "predicting")
+    return predict_observed(subject, found, trained, (*subject.notes, *notes), repeat, begun)
+
+
+@torch.no_grad()
+def predict_observed(
+    subject: Subject,
+    found: Landmarks,
+    trained: TrainedNetwork,
+    notes: Sequence[str] = (),
+    repeat: bool = False,
+    begun: tuple[float, float] | None = None,
+) -> FitResult:
+    """`predict` from views and landmarks that are already there.
+
+    Args:
+        begun: (perf_counter, process_time) from which on its times are counted; None: from now on.
+    """
+    start, cpu = begun or (time.perf_counter(), time.process_time())
+    notes, network, model = list(notes), trained.network, trained.model
     if any(v.camera is not None for v in subject.views):
         notes.append("cameras.json was not used: the network predicts cameras of its own")
         subject = replace(subject, views=tuple(v.replace(camera=None) for v in subject.views))
-    progress.at(0.7, "predicting")
     began = time.perf_counter()
-    predicted = predict_views(network, model.to(device), subject, found, device, os.fspath(weights))
+    predicted = predict_views(
+        network, model.to(trained.device), subject, found, trained.device, trained.weights, repeat
+    )
     solved = time.perf_counter()
     order = predicted.order
     notes += [
@@ -97,7 +147,7 @@ def predict(
     report = replace(
         report,
         notes=tuple(notes),
-        typical_error_mm=typical_mm,
+        typical_error_mm=trained.typical_mm,
         time_s=TimeReport(
             round(solved - began, 3),
             round(time.perf_counter() - start, 3),
@@ -111,7 +161,7 @@ def predict(
         final,
         replace(found, sigma=solution.sigma_photo()),
         judge(report),
-        {"name": PREDICT, "regressor": {"weights": os.fspath(weights)} | about},
+        {"name": PREDICT, "regressor": {"weights": trained.weights} | trained.about},
         solution.cameras.source,
         identity_covariance=None if sigma is None else torch.diag(sigma[0].cpu() ** 2),
     )

@@ -8,13 +8,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, Sequence
 
-from fitkit.energies.census import CensusOptions
-from fitkit.energies.kernels import Kernel
-from fitkit.energies.photo_model import ModelPhotometricOptions
-from fitkit.energies.photometric import PhotometricOptions
-from fitkit.energies.flow_correspondence import FlowOptions
-from fitkit.energies.flow_magnitude import FlowMagnitudeOptions
-from fitkit.energies.flow_triangulated import TriangulationOptions
+from fitkit.energies.registry import fit_options
+from fitkit.energies.spec import EnergyOptions, ExpressionOptions
 from fitkit.errors import InputError, check_argument
 from fitkit.fit.detail import DetailOptions
 from fitkit.io.foreign import shown
@@ -70,15 +65,6 @@ class CameraOptions:
 
 
 @dataclass(frozen=True)
-class ExpressionOptions:
-    """shared: one expression for all views; sigma, sigma_negative: prior on the blend-shape weights."""
-
-    shared: bool = False
-    sigma: Positive = 0.3
-    sigma_negative: Positive = 0.1
-
-
-@dataclass(frozen=True)
 class InitOptions:
     """source: where a fit starts: 'landmarks', the mean face at the pose of the landmarks in closed form; 'regressor', what a network
     predicts from the photos; 'auto', the better of the two for the landmarks and the priors. weights: of the network,
@@ -101,29 +87,6 @@ class SolverOptions:
 
 
 @dataclass(frozen=True)
-class EnergyOptions:
-    """weight: see Term; kernel: robust kernel, radius in sigmas."""
-
-    weight: NonNegative = 1.0
-    kernel: Kernel = Kernel()
-
-
-@dataclass(frozen=True)
-class PhotometricTerm(EnergyOptions):
-    options: PhotometricOptions = PhotometricOptions()
-
-
-@dataclass(frozen=True)
-class ModelPhotometricTerm(EnergyOptions):
-    options: ModelPhotometricOptions = ModelPhotometricOptions()
-
-
-@dataclass(frozen=True)
-class CensusTerm(EnergyOptions):
-    options: CensusOptions = CensusOptions()
-
-
-@dataclass(frozen=True)
 class FlowSource:
     """estimator: what finds the flow between photos: 'dis', 'dis:PRESET', 'farneback' or 'ptlflow:NAME', any network of the package
     ptlflow; weights: of a network: a checkpoint file or the name of a published one, empty = the published one for general use."""
@@ -133,84 +96,6 @@ class FlowSource:
 
     def __post_init__(self):
         check_estimator(self.estimator, self.weights)
-
-
-@dataclass(frozen=True)
-class FlowTerm(EnergyOptions):
-    """estimator, weights: see FlowSource; empty = the recipe's `flow`."""
-
-    estimator: str = ""
-    weights: str = ""
-    options: FlowOptions = FlowOptions()
-
-    def __post_init__(self):
-        if self.estimator:
-            check_estimator(self.estimator, self.weights)
-        elif self.weights:
-            raise InputError(
-                f"flow weights '{self.weights}': expected the estimator they belong to beside them, "
-                "e.g. estimator: ptlflow:raft"
-            )
-
-
-@dataclass(frozen=True)
-class FlowMagnitudeTerm(FlowTerm):
-    """Only a network can be used, and only by solver 'adam'."""
-
-    options: FlowMagnitudeOptions = FlowMagnitudeOptions()
-
-
-@dataclass(frozen=True)
-class TriangulationTerm(FlowTerm):
-    options: TriangulationOptions = TriangulationOptions()
-
-
-@dataclass(frozen=True)
-class LightPriorTerm(EnergyOptions):
-    """sigma: allowed change of the light relative to its first estimate."""
-
-    sigma: Positive = 0.5
-
-
-@dataclass(frozen=True)
-class LightMonoTerm(EnergyOptions):
-    """sigma: allowed difference of the light's channels from their mean, see LightMono."""
-
-    sigma: Positive = 0.1
-
-
-@dataclass(frozen=True)
-class ExpressionPriorTerm(EnergyOptions):
-    """group_radius: see ExpressionPrior, in sigmas; 0 = every coefficient by itself."""
-
-    group_radius: NonNegative = 0.0
-
-
-@dataclass(frozen=True)
-class SizePriorTerm(EnergyOptions):
-    """sigma: of the head's size, log units."""
-
-    sigma: Positive = 0.01
-
-
-ENERGIES: dict[str, type[EnergyOptions]] = {
-    "lmk2d": EnergyOptions,
-    "lmk2d_eye": EnergyOptions,
-    "lmk2d_lip": EnergyOptions,
-    "identity_prior": EnergyOptions,
-    "landmark_prior": EnergyOptions,
-    "expression_prior": ExpressionPriorTerm,
-    "focal_prior": EnergyOptions,
-    "light_prior": LightPriorTerm,
-    "size_prior": SizePriorTerm,
-    "photo_xview": PhotometricTerm,
-    "census_xview": CensusTerm,
-    "flow_corr": FlowTerm,
-    "flow_mag": FlowMagnitudeTerm,
-    "flow_triangulated": TriangulationTerm,
-    "photo_model": ModelPhotometricTerm,
-    "light_mono": LightMonoTerm,
-}
 
 
 @dataclass(frozen=True)
@@ -306,7 +191,7 @@ def parse_recipe(data: dict, where: str) -> FitRecipe:
     """FitRecipe from nested mappings, as read from YAML."""
     data = dict(data)
     parsed = []
-    for stage, label in build_stages(Stage, ENERGIES, data.pop("stages", None), where):
+    for stage, label in build_stages(Stage, fit_options, data.pop("stages", None), where):
         parsed.append(stage)
         for block in stage.free:
             if block not in BLOCKS:

@@ -128,7 +128,7 @@ def fit_observed(
     began = time.perf_counter()
     chosen = choose_start(subject, found, local, recipe, observations, device)
     found = replace(found, valid=chosen.observations.landmarks.valid.to(found.valid))
-    solution = StageRunner(recipe).solve(at_start(chosen, local, recipe), progress.part(0.35, 0.975))
+    solution = StageRunner(recipe, device).solve(at_start(chosen, local, recipe), progress.part(0.35, 0.975))
     solved = time.perf_counter()
     progress.at(0.97, "judging the fit")
     final, detail = to_photos(solution.state, solution.observations).to("cpu"), solution.detail

@@ -5,45 +5,29 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from fitkit.energies.appearance_priors import LightMono
-from fitkit.energies.base import Energy
-from fitkit.energies.census import CrossViewCensus
-from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowImages
-from fitkit.energies.flow_magnitude import FlowMagnitude
-from fitkit.energies.flow_triangulated import TriangulatedFlow
-from fitkit.energies.landmarks import LandmarkReprojection, eye_offsets, lip_offsets
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
-from fitkit.energies.photo_model import ModelPhotometric
-from fitkit.energies.photometric import CrossViewPhotometric
-from fitkit.energies.priors import (
-    ExpressionPrior,
-    FocalPrior,
-    IdentityPrior,
-    LandmarkOffsetPrior,
-    LightPrior,
-    SizePrior,
-    shape_spread,
-)
+from fitkit.energies.priors import LandmarkOffsetPrior
+from fitkit.energies.registry import find
+from fitkit.energies.spec import Context, Networks
 from fitkit.errors import FitError
 from fitkit.fit.choose_start import ChosenStart
 from fitkit.fit.detail import solve_detail
 from fitkit.fit.noise import given_sigma, measured_sigma, measured_spread, offset_prior, wrong_exif
-from fitkit.fit.recipe import FitRecipe, FlowSource, FlowTerm, Stage
+from fitkit.fit.recipe import FitRecipe, Stage
 from fitkit.fit.report import StageReport
 from fitkit.fit.solution import Solution
-from fitkit.geometry.spherical_harmonics import Y0
+from fitkit.geometry.spherical_harmonics import white_light
 from fitkit.io.progress import Progress
 from fitkit.models.face_model import FaceModel
+from fitkit.nets import load_network
 from fitkit.observe.flow import make_flow_estimator
-from fitkit.observe.flow.types import FlowEstimator
 from fitkit.scene.layout import ParameterLayout
-from fitkit.scene.state import SceneState
 from fitkit.solvers.first_order import AdamOptions, adam
 from fitkit.solvers.levenberg_marquardt import LMOptions, SolverResult, levenberg_marquardt
 
@@ -51,16 +35,6 @@ log = logging.getLogger("fitkit")
 
 # Measured ratios: 0.05 to 0.9 on fixed points (0.2 and less with a view beyond 40 degrees), 0.83 to 1.4 on outlines.
 SURFACE_WINS = 0.8
-LANDMARK_ENERGIES = {
-    "lmk2d",
-    "lmk2d_eye",
-    "lmk2d_lip",
-    "identity_prior",
-    "expression_prior",
-    "focal_prior",
-    "size_prior",
-    "landmark_prior",
-}
 
 
 def at_start(chosen: ChosenStart, model: FaceModel, recipe: FitRecipe) -> Solution:
@@ -82,7 +56,13 @@ class StageRunner:
     """Runs the stages of a recipe: each makes a new Solution of the one before it."""
 
     recipe: FitRecipe
-    estimators: dict[tuple[str, str], FlowEstimator] = field(default_factory=dict)  # that were made so far
+    device: str = "cpu"  # of the crops
+
+    @cached_property
+    def networks(self) -> Networks:
+        """Flow estimators and frozen networks, each made once."""
+        flow = self.recipe.flow.estimator, self.recipe.flow.weights
+        return Networks(self.device, flow, make_flow=make_flow_estimator, make_network=load_network)
 
     def solve(self, at: Solution, progress: Progress = Progress()) -> Solution:
         """All stages in turn, and the detail layer.
@@ -91,10 +71,13 @@ class StageRunner:
             FitError: no stage is for this number of views and this start, or the solver failed. MissingWeightsError: of a flow network.
         """
         stages = self._stages_for(at)
-        for term in (t for s in stages for t in s.energies.values() if isinstance(t, FlowTerm)):
-            self.flow_estimator(term, at)  # missing weights are told before anything is solved
+        for name, options in (pair for stage in stages for pair in stage.energies.items()):
+            load = find(name).load
+            if load is not None:
+                load(self.networks, options)  # missing weights are told before anything is solved
+        detail = self.recipe.detail_flow
         if self.recipe.detail.enabled:
-            self.flow_estimator(self.recipe.detail_flow, at)
+            self.networks.flow(detail.estimator, detail.weights)
         progress.at(0.0, f"stage {stages[0].name}")
         at, done = self._leading_stages(stages, at)
         wrong = wrong_exif(at) if done else []
@@ -109,11 +92,10 @@ class StageRunner:
         if not self.recipe.detail.enabled:
             return at
         progress.at(0.8, "detail")
-        estimator = self.flow_estimator(self.recipe.detail_flow, at)
-        detail = solve_detail(
-            at.model, at.state, at.observations, estimator, self.recipe.detail, self.recipe.seed
+        flow, options = self.networks.flow(detail.estimator, detail.weights), self.recipe.detail
+        return replace(
+            at, detail=solve_detail(at.model, at.state, at.observations, flow, options, self.recipe.seed)
         )
-        return replace(at, detail=detail)
 
     def _stages_for(self, at: Solution) -> list[Stage]:
         """The stages that are for this number of views and this start."""
@@ -137,7 +119,7 @@ class StageRunner:
         """
         leading = []
         for stage in stages:
-            if stage.measure_noise or not stage.energies.keys() <= LANDMARK_ENERGIES:
+            if stage.measure_noise or _looks_at_pictures(stage):
                 break
             leading.append(stage)
         if not leading:
@@ -165,7 +147,8 @@ class StageRunner:
         at, objective, status, messages = solve(stage, at, objective, layout, progress)
         with torch.no_grad():
             terms = objective.cost(at.state, at.observations)[1]
-        last = (LeastSquaresProblem(objective, at.observations, layout), at.state)
+        first_order = stage.solver.name == "adam"
+        last = (LeastSquaresProblem(objective, at.observations, layout, first_order), at.state)
         moved = "identity" in stage.free
         change = None
         if moved and before.shape is not None:
@@ -179,17 +162,14 @@ class StageRunner:
 
     def _set_up(self, stage: Stage, at: Solution) -> tuple[Solution, Objective, ParameterLayout]:
         """What a stage minimizes over what; where it needs the light and nobody has estimated it, that comes first."""
-        chosen = {n: o for n, o in stage.energies.items() if not (n == "size_prior" and at.cameras.metric)}
-        energies = {name: self.energy(name, options, at) for name, options in chosen.items()}
-        photo = energies.get("photo_model", energies.get("photo_xview"))
-        free = [b for b in stage.free if not (b == "illumination" and photo is None)]
-        if photo is not None and not _lit_for(photo, at.light):
-            with torch.no_grad():
-                lit = at.state.replace(illumination=_plain_light(at.state))
-                light = photo.freeze(lit, at.observations).estimate_light(lit)
-            at = replace(at, light=light, state=at.state.replace(illumination=light))
-            if "light_prior" in energies:
-                energies["light_prior"] = replace(energies["light_prior"], anchor=light)
+        here = self.context(at)
+        chosen = {n: o for n, o in stage.energies.items() if find(n).applies(here)}
+        lights = {n: find(n).light(o) for n, o in chosen.items() if find(n).light is not None}
+        free = [b for b in stage.free if not (b == "illumination" and not lights)]
+        if lights:
+            at = self._lit(at, chosen, lights)
+        here = self.context(at)
+        energies = {name: find(name).make(here, options) for name, options in chosen.items()}
         groups = at.cameras.focal_groups, at.cameras.pose_groups
         layout = ParameterLayout.of(at.state, free, self.recipe.expression.shared, *groups)
         terms = [Term(energies[name], options.weight, options.kernel) for name, options in chosen.items()]
@@ -200,10 +180,11 @@ class StageRunner:
     ) -> tuple[Solution, Objective, str, tuple[str, ...]]:
         """Adam: the solution, what was minimized last, status and messages of the solver."""
         options = AdamOptions(stage.solver.max_iterations, stage.solver.learning_rate)
-        problem = LeastSquaresProblem(objective, at.observations, layout)
+        problem = LeastSquaresProblem(objective, at.observations, layout, first_order=True)
         result = adam(problem, at.state, options, progress.at)
         at = _accepted(stage, at, result)
-        return at, objective.freeze(at.state, at.observations), result.status, (result.message,)
+        objective = objective.at_share(1.0).freeze(at.state, at.observations)
+        return at, objective, result.status, (result.message,)
 
     def _least_squares(
         self, stage: Stage, at: Solution, objective: Objective, layout: ParameterLayout, progress: Progress
@@ -222,66 +203,33 @@ class StageRunner:
                 at, objective = _with_measured_spread(at, problem)
         return at, objective, result.status, tuple(messages)
 
-    # ---- energies ----
+    def context(self, at: Solution) -> Context:
+        """What the energies of a stage that starts at a solution are made from."""
+        return Context(
+            at.model,
+            at.observations,
+            at.state,
+            self.networks,
+            self.recipe.seed,
+            light=at.state.illumination if at.light is None else at.light,
+            shared_expression=self.recipe.expression.shared,
+            landmark_sigma=at.sigma,
+            offset_sigma=offset_prior(at, self.recipe.landmarks),
+            jaw=at.jaw_rule,
+            cameras=at.cameras,
+            expression=self.recipe.expression,
+        )
 
-    def energy(self, name: str, options: Any, at: Solution) -> Energy:
-        """Energy `name` with the options of its stage, for the stage that begins at a solution."""
-        model, recipe, cameras = at.model, self.recipe, at.cameras
-        if name == "lmk2d":
-            return LandmarkReprojection(model, at.sigma, at.jaw_rule)
-        if name == "lmk2d_eye":
-            return eye_offsets(model, at.sigma)
-        if name == "lmk2d_lip":
-            return lip_offsets(model, at.sigma)
-        if name == "identity_prior":
-            return IdentityPrior()
-        if name == "landmark_prior":
-            return LandmarkOffsetPrior(offset_prior(at, recipe.landmarks))
-        if name == "expression_prior":
-            return ExpressionPrior(
-                recipe.expression.sigma,
-                recipe.expression.sigma_negative,
-                recipe.expression.shared,
-                options.group_radius,
-                shape_spread(model.expression_names),
-            )
-        if name == "focal_prior":
-            return FocalPrior(cameras.focal_mean, cameras.focal_sigma, cameras.first)
-        if name == "light_prior":
-            return LightPrior(at.light if at.light is not None else at.state.illumination, options.sigma)
-        if name == "size_prior":
-            return SizePrior.of(model, options.sigma)
-        if name == "photo_xview":
-            return CrossViewPhotometric.prepare(
-                model, at.observations, replace(options.options, seed=recipe.seed)
-            )
-        if name == "photo_model":
-            return ModelPhotometric.prepare(
-                model, at.observations, replace(options.options, seed=recipe.seed)
-            )
-        if name == "light_mono":
-            return LightMono(options.sigma)
-        if name == "census_xview":
-            return CrossViewCensus.prepare(model, at.observations, replace(options.options, seed=recipe.seed))
-        estimator = self.flow_estimator(options, at)
-        if name == "flow_mag":
-            return FlowMagnitude.prepare(
-                model, at.observations, estimator, replace(options.options, seed=recipe.seed)
-            )
-        sigma = options.options.sigma_px * at.observations.pixel_unit
-        flow = replace(options.options, seed=recipe.seed)
-        matcher = FlowCorrespondence(model, flow, estimator, sigma, FlowImages.of(at.observations, flow))
-        return matcher if name == "flow_corr" else TriangulatedFlow(matcher, flow)
-
-    def flow_estimator(self, term: FlowTerm | FlowSource, at: Solution) -> FlowEstimator:
-        """The estimator a term asks for, or the recipe's; each is made once."""
-        source = term if term.estimator else self.recipe.flow
-        key = source.estimator, source.weights
-        if key not in self.estimators:
-            self.estimators[key] = make_flow_estimator(
-                source.estimator, source.weights or None, str(at.observations.images.device)
-            )
-        return self.estimators[key]
+    def _lit(self, at: Solution, chosen: dict[str, Any], lights: dict[str, int]) -> Solution:
+        """The same under light that was estimated: now, if it was not before with the channels that the energies ask for."""
+        name = max(lights, key=lights.__getitem__)  # one that estimates colours, if there is one
+        if at.light is not None and lights[name] in (0, at.light.shape[-1]):
+            return at
+        photo = find(name).make(self.context(at), chosen[name])
+        with torch.no_grad():
+            lit = at.state.replace(illumination=white_light(at.state.illumination))
+            light = photo.freeze(lit, at.observations).estimate_light(lit)
+        return replace(at, light=light, state=at.state.replace(illumination=light))
 
 
 def _accepted(stage: Stage, at: Solution, result: SolverResult) -> Solution:
@@ -298,29 +246,20 @@ def _with_measured_spread(at: Solution, problem: LeastSquaresProblem) -> tuple[S
     spread = measured_spread(problem, at.state, at.offset_spread)
     if spread is None:
         return at, objective
-    term = next(t for t in objective.terms if t.energy.name == "landmark_prior")
+    term = next(t for t in objective.terms if isinstance(t.energy, LandmarkOffsetPrior))
     prior = replace(term.energy, sigma_mm=term.energy.sigma_mm * (spread / at.offset_spread))
     terms = [replace(t, energy=prior) if t is term else t for t in objective.terms]
     return replace(at, offset_spread=spread), Objective(terms)
 
 
-def _lit_for(photo: CrossViewPhotometric | ModelPhotometric, light: Tensor | None) -> bool:
-    """The light was estimated before, with the channels that `photo` asks for; 'photo_xview' takes any."""
-    if light is None or isinstance(photo, CrossViewPhotometric):
-        return light is not None
-    return light.shape[-1] == (3 if photo.options.light == "rgb" else 1)
+def _looks_at_pictures(stage: Stage) -> bool:
+    """Whether anything but landmarks and priors has a say in it."""
+    return any(find(name).role not in ("landmark", "prior") for name in stage.energies)
 
 
 def _effort(stage: Stage) -> float:
     """How long a stage takes, about, in units of one that looks at landmarks only."""
-    images = not stage.energies.keys() <= LANDMARK_ENERGIES
+    images = _looks_at_pictures(stage)
     if stage.solver.name == "adam":
         return stage.solver.max_iterations * (1.0 if images else 0.1)
     return stage.solver.refresh * (4.0 if images else 1.0)
-
-
-def _plain_light(state: SceneState) -> Tensor:
-    """White light from everywhere, [B, 9, C]: shading 1."""
-    light = torch.zeros_like(state.illumination)
-    light[:, 0] = 1 / Y0
-    return light

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fitkit.energies.base import Residuals
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
+from fitkit.energies.registry import role_of
 from fitkit.fit.report import BarsReport
 from fitkit.geometry.normals import vertex_normals
 from fitkit.models.face_model import FaceModel
@@ -61,11 +62,11 @@ def error_bars(
 ) -> ErrorBars | None:
     """Error bars of the neutral shape at the solution `state` of `problem`; tensors on the CPU, float32.
 
-    None where the identity was not free, or a term has no least-squares form. calibration: None takes that of the model;
+    None where the identity was not free, or the problem is not `linearizable`. calibration: None takes that of the model;
     known: [V] in 0..1, see `Detail`: what the matches have corrected beyond the model; None: nothing.
     """
     terms = problem.objective.terms
-    if "identity" not in problem.layout.sizes or not all(hasattr(t.energy, "linearize") for t in terms):
+    if "identity" not in problem.layout.sizes or not problem.linearizable:
         return None
     calibration = calibration or CALIBRATION.get(model.name, UNKNOWN_MODEL)
     with torch.no_grad():
@@ -127,7 +128,7 @@ def noise_variance(term: Term, residuals: Residuals) -> float:
     Residuals below the stated noise do not shrink the error bars: what a flow field, or a model point in the wrong place,
     does to all neighbours or all views alike goes into the solution and leaves no residual.
     """
-    if term.energy.name.endswith("_prior") or getattr(term.energy, "measured", False):
+    if role_of(term.energy.name) == "prior" or getattr(term.energy, "measured", False):
         return 1.0
     scale = robust_scale(residuals)
     if term.energy.reduction == "sum":
@@ -186,13 +187,9 @@ def aligned_normal_rows(model: FaceModel, vertices: Tensor) -> Tensor:
 
 def focal_uncertainty(problem: LeastSquaresProblem, state: SceneState) -> list[float | None]:
     """Relative standard deviation of each view's focal length at the solution `state` of `problem` (Laplace approximation), None when
-    it was not solved for, an energy has no least-squares form or the system is too large for a dense inverse."""
+    it was not solved for, the problem is not `linearizable` or the system is too large for a dense inverse."""
     layout = problem.layout
-    if (
-        "focal" not in layout.sizes
-        or layout.total > 3000
-        or not all(hasattr(t.energy, "linearize") for t in problem.objective.terms)
-    ):
+    if "focal" not in layout.sizes or layout.total > 3000 or not problem.linearizable:
         return [None] * layout.num_views
     H = problem.linearize(state).dense()
     H.diagonal().add_(1e-9 * H.diagonal().max())

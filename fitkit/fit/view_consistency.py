@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fitkit.energies.flow_correspondence import SURE, FlowCorrespondence, find_matches
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
+from fitkit.energies.registry import role_of, view_by_view_landmarks
 from fitkit.scene.layout import ParameterLayout
 from fitkit.scene.state import SceneState
 
@@ -132,10 +133,10 @@ class _Landmarks:
 def _by_landmarks(problem: LeastSquaresProblem, state: SceneState) -> _Landmarks | None:
     """None with one view, too many, or without landmarks or identity."""
     layout, B = problem.layout, state.num_views
-    marks = [t for t in problem.objective.terms if t.energy.name.startswith("lmk2d")]
+    marks = [t for t in problem.objective.terms if view_by_view_landmarks(t.energy.name)]
     if B < 2 or B > MOST_VIEWS or not marks or "identity" not in layout.sizes:
         return None
-    priors = [t for t in problem.objective.terms if t.energy.name.endswith("_prior")]
+    priors = [t for t in problem.objective.terms if role_of(t.energy.name) == "prior"]
     prior = Objective(priors).linearize(state, problem.observations, layout)
     hessian, gradient = _by_view(marks, problem, state, layout)
     P, s = layout.num_shared, layout.index.shape[1] - layout.num_own

@@ -13,6 +13,13 @@ Y20 = 0.31539156525252005  # 1/4 sqrt(5/pi)
 Y22 = 0.54627421529603959  # 1/4 sqrt(15/pi)
 
 
+def white_light(like: Tensor) -> Tensor:
+    """White light from everywhere, shading 1, of the shape of an illumination [B, 9, C]."""
+    light = torch.zeros_like(like)
+    light[:, 0] = 1 / Y0
+    return light
+
+
 def sh_basis(normals: Tensor) -> Tensor:
     """Basis values at unit vectors (x, y, z).
 

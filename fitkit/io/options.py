@@ -174,6 +174,8 @@ def build(cls: type[T], data: Any, where: str, joint: str = ": ") -> T:
 
 def _convert(kind: Any, value: Any, where: str, expected: str = "") -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:  # what it is to be follows from another option
+        return value
     if origin is Annotated:
         rule = kind.__metadata__[0]
         value = _convert(args[0], value, where, str(rule))
@@ -227,10 +229,10 @@ def _convert(kind: Any, value: Any, where: str, expected: str = "") -> Any:
 
 
 def build_stages(
-    cls: type[T], energies: dict[str, type], stages: Any, where: str
+    cls: type[T], energies: typing.Callable[[str, str], type], stages: Any, where: str
 ) -> typing.Iterator[tuple[T, str]]:
-    """The stages of a recipe, each a `cls` whose `energies` maps names to options of the classes `energies`, and what a message about it
-    begins with. An energy that is `false` is left out: switched off over an extended recipe or by an override.
+    """The stages of a recipe, each a `cls` whose `energies` maps names to options of the class that `energies(name, where)` gives or
+    refuses, and what a message about it begins with. An energy that is `false` is left out: switched off over an extended recipe or by an override.
 
     Raises:
         InputError: no list of mappings with energies, or an unknown energy; `where` begins the message.
@@ -244,11 +246,9 @@ def build_stages(
         chosen = stage.get("energies")
         if not isinstance(chosen, dict) or not chosen:
             raise InputError(f"{label}: expected 'energies', a mapping of energy names to options")
-        for name in chosen:
-            if name not in energies:
-                raise unknown_key(name, energies, f"{label}: energies")
+        classes = {name: energies(_name(name), f"{label}: energies") for name in chosen}
         terms = {
-            name: build(energies[name], options or {}, f"{label}: energies.{name}", ".")
+            name: build(classes[name], options or {}, f"{label}: energies.{name}", ".")
             for name, options in chosen.items()
             if options is not False
         }

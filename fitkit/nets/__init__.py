@@ -1,31 +1,37 @@
-"""Networks that predict a SceneState from pictures: one folder for each, behind one interface."""
+"""Networks that predict faces from pictures: one folder for each, behind one interface."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from fitkit.energies.features import FrozenNetwork
 from fitkit.errors import InputError
 from fitkit.io.foreign import DATA_BYTES, ForeignFile, foreign_file, parse_json
 from fitkit.io.options import build, to_plain, unknown_key
 from fitkit.io.weights import network_from
 from fitkit.models.face_model import FaceModel
-from fitkit.nets.predictor import StatePredictor, ViewSlot
+from fitkit.models.registry import load_model
+from fitkit.nets.predictor import Predictor, ViewSlot
 
 
 @dataclass(frozen=True)
 class NetKind:
-    """options: dataclass of the network's options; make: (face model, views, options) -> the network; named_views: it has an input for
-    each named view, otherwise it takes any number of photos."""
+    """What makes a network of one kind.
+
+    options: dataclass of its options; make: (face model, views, options) -> the network; a network that gives no state may be made
+    without a face model (None); named_views: it has an input for each named view, otherwise it takes any number of photos.
+    """
 
     options: type
-    make: Callable[[FaceModel, tuple[ViewSlot, ...], Any], StatePredictor]
+    make: Callable[[FaceModel | None, tuple[ViewSlot, ...], Any], Predictor]
     named_views: bool = True
 
 
@@ -61,7 +67,7 @@ def net_kind(name: str) -> NetKind:
     return NETS[name]()
 
 
-def save_predictor(network: StatePredictor, name: str, path: str | os.PathLike, half: bool = True) -> None:
+def save_predictor(network: Predictor, name: str, path: str | os.PathLike, half: bool = True) -> None:
     """Weights as .safetensors, with everything that is needed to build the network again as JSON in the metadata.
 
     name: of the kind of network; half: floating-point weights in half precision.
@@ -78,6 +84,7 @@ def save_predictor(network: StatePredictor, name: str, path: str | os.PathLike, 
         "model": network.model_name,
         "num_identity": network.num_identity,
         "num_expression": network.num_expression,
+        "gives": list(network.gives),
     }
     tensors = {k: stored(v) for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     # Its own file writer makes files that only their owner may read, and turns errors of the disk into another kind.
@@ -92,7 +99,8 @@ def save_predictor(network: StatePredictor, name: str, path: str | os.PathLike, 
 
 
 def read_about(path: str | os.PathLike) -> dict[str, Any]:
-    """What the metadata of a weight file say: net, options, views, model, num_identity, num_expression.
+    """What the metadata of a weight file say: net, options, views, gives; model, num_identity, num_expression where it gives a state,
+    else '' and 0.
 
     Raises:
         InputError: no such file, or not the weights of a regressor.
@@ -111,32 +119,96 @@ def _about(file: ForeignFile) -> dict[str, Any]:
         "model": str,
         "num_identity": int,
         "num_expression": int,
+        "gives": list,
     }
+    if isinstance(about, dict):
+        about = {"gives": ["state"]} | about  # files of earlier versions do not say
     if not isinstance(about, dict) or any(not isinstance(about.get(k), kind) for k, kind in kinds.items()):
         raise InputError(f"{file.path}: not the weights of a regressor; {NO_REGRESSOR[1]}")
     return about
 
 
-def load_predictor(path: str | os.PathLike, model: FaceModel) -> StatePredictor:
-    """A trained network from its weight file, in eval mode, for the face model that it was trained with.
+def load_predictor(path: str | os.PathLike, model: FaceModel | None = None) -> Predictor:
+    """A trained network from its weight file, in eval mode.
+
+    model: the face model that it was trained with; None: loaded by its name, where the network gives a state.
 
     Raises:
         InputError: not such a file, or another face model.
     """
     with foreign_file(path, *NO_REGRESSOR, limit=DATA_BYTES) as file:
         about = _about(file)
-        got = (model.name, model.num_identity, model.num_expression)
-        wanted = (about["model"], about["num_identity"], about["num_expression"])
-        if got != wanted:
-            raise InputError(
-                f"{path}: expected face model '{wanted[0]}' with {wanted[1]} identity and {wanted[2]} expression shapes, "
-                f"got '{got[0]}' with {got[1]} and {got[2]}; load the model that the training used"
-            )
+        if "state" in about["gives"]:
+            model = load_model(about["model"]) if model is None else model
+            got = (model.name, model.num_identity, model.num_expression)
+            wanted = (about["model"], about["num_identity"], about["num_expression"])
+            if got != wanted:
+                raise InputError(
+                    f"{path}: expected face model '{wanted[0]}' with {wanted[1]} identity and {wanted[2]} expression shapes, "
+                    f"got '{got[0]}' with {got[1]} and {got[2]}; load the model that the training used"
+                )
         kind = net_kind(about["net"])
         views = tuple(build(ViewSlot, v, f"{path}: view") for v in about["views"])
         options = build(kind.options, about["options"], f"{path}: options")
         network = network_from(lambda: kind.make(model, views, options), file.tensors())
     return network.eval()
+
+
+def load_network(name: str, weights: str | os.PathLike, device: str = "cpu") -> FrozenNetwork:
+    """A network that an energy compares pictures with; it never learns, see FrozenNetwork.
+
+    Args:
+        name: what of it is asked for: 'parser', pictures [B, 3, h, w] sRGB in [0, 1] -> logits [B, C, h, w] of the parts of a face;
+        'encoder', pictures -> features [B, K]. weights: regressor.safetensors of fitkit train-regressor.
+    Raises:
+        InputError: another name, weights that cannot be used, or those of a network that does not give this.
+    """
+    if name not in FROZEN:
+        raise unknown_key(name, FROZEN, "network of an energy")
+    if not os.fspath(weights):
+        raise InputError(f"network '{name}' of an energy: expected 'weights', {NO_REGRESSOR[1][9:]}")
+    network = load_predictor(weights)
+    if name == "parser" and "parse" not in network.gives:
+        raise InputError(
+            f"{weights}: expected a network that gives 'parse', it gives {', '.join(network.gives)}; "
+            "train one with an energy that has a parse as its label"
+        )
+    if name == "encoder" and type(network).features is Predictor.features:
+        raise InputError(
+            f"{weights}: expected a network with features of a picture, {type(network).__name__} has none; mvfnet and fitkit_init do"
+        )
+    return FrozenNetwork(FROZEN[name](network)).to(device)
+
+
+class _Parser(nn.Module):
+    """Pictures of any size -> what the network says of them, at that size."""
+
+    def __init__(self, network: Predictor):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        seen = _resized(images, (self.network.size,) * 2)[:, None]
+        valid = torch.ones(seen.shape[:2], dtype=torch.bool, device=seen.device)
+        return _resized(self.network(seen, valid).parse, images.shape[-2:])
+
+
+class _Encoder(nn.Module):
+    def __init__(self, network: Predictor):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network.features(_resized(images, (self.network.size,) * 2))
+
+
+def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
+    if images.shape[-2:] == torch.Size(size):
+        return images
+    return nn.functional.interpolate(images, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+FROZEN: dict[str, Callable[[Predictor], nn.Module]] = {"parser": _Parser, "encoder": _Encoder}
 
 
 def _is_landmark_network(path: str | os.PathLike) -> bool:
@@ -147,7 +219,7 @@ def _is_landmark_network(path: str | os.PathLike) -> bool:
         return False  # load_predictor says what is wrong with it
 
 
-def start_from(network: StatePredictor, path: str | os.PathLike, model: FaceModel) -> None:
+def start_from(network: Predictor, path: str | os.PathLike, model: FaceModel | None) -> None:
     """Fill a network with weights to start a training from: a regressor.safetensors of the same network, face model and views, a
     .pth file for its trunk, if it has `load_trunk`, or 'builtin', the shipped landmark network, or the file of another one for its
     encoder, if it has `load_encoder`.

@@ -1,11 +1,11 @@
-"""What all networks have in common: named views in, a scene state out."""
+"""What all networks have in common: named views in, a prediction out."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,9 @@ from fitkit.errors import InputError
 from fitkit.io.options import Range, check_options
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.landmarks.types import Landmarks
-from fitkit.scene.state import SceneState
+from fitkit.scene.depth_state import DepthState
+from fitkit.scene.position_map import PositionMap
+from fitkit.scene.state import SceneState, select_people, views_of
 
 
 @dataclass(frozen=True)
@@ -35,63 +37,125 @@ class ViewSlot:
         return (self.yaw[0] + self.yaw[1]) / 2
 
 
+PARTS = ("state", "identity_sigma", "landmarks", "depth", "position_map", "parse", "points3d")
+
+
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says about S people in B frames. identity_sigma: [S, K_id] standard deviations of the identity, None: it does not
-    say; landmarks: in px of the pictures, None: it finds none of its own."""
+    """What a network says about S people in B frames, person by person. A part is None where it says nothing of it.
 
-    state: SceneState
-    identity_sigma: Tensor | None = None
-    landmarks: Landmarks | None = None
+    state: the scene, cameras in px of the pictures; identity_sigma: [S, K_id] standard deviations of its identity;
+    landmarks: 68 points [B, 68, 2] px of the pictures; depth: maps [B, size, size] mm, as large as the pictures, with their
+    suitability in [0, 1]; position_map: [B, 3, H, W] px of the pictures over the face model's texture map;
+    parse: [B, C, size, size] logits of the C parts of a face that a pixel may show, `masks.PARSE` where C = 10;
+    points3d: [B, N, 3] mm in any frame of each frame's own;
+    subject: [B] int64, the person of each frame; None: as the state or the depth says.
 
-
-class StatePredictor(nn.Module, ABC):
-    """Pictures of people -> SceneState.
-
-    size: side of the square pictures, px; crop: how they are cut; views: the named inputs, empty: any number of photos in any
-    order; model_name, num_identity, num_expression: of the face model whose coefficients are predicted; camera_kind: of the
-    predicted cameras.
+    Raises:
+        InputError: neither of these two, and no `subject`.
     """
 
+    state: SceneState | None = None
+    identity_sigma: Tensor | None = None
+    landmarks: Landmarks | None = None
+    depth: DepthState | None = None
+    position_map: PositionMap | None = None
+    parse: Tensor | None = None
+    points3d: Tensor | None = None
+    subject: Tensor | None = None
+    shared_expression: bool = False  # one expression for all frames of a person, repeated
+
+    def __post_init__(self):
+        if self.subject is None:
+            whose = self.state or self.depth
+            if whose is None:
+                raise InputError(
+                    "prediction: expected 'subject', the person of each frame, where there is no state and no depth; "
+                    "give valid.nonzero()[:, 0]"
+                )
+            object.__setattr__(self, "subject", whose.subject)
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """Names of the parts that are there."""
+        return tuple(name for name in PARTS if getattr(self, name) is not None)
+
+    def select(self, people: Sequence[int]) -> "Prediction":
+        """What it says of some people, in this order. Where the state has an identity for each frame, they go with the frames."""
+        views, subject = views_of(self.subject, people)
+        rows = [] if self.state is None else list(dict.fromkeys(self.state.subject[views].tolist()))
+        maps = self.position_map
+        return Prediction(
+            None if self.state is None else select_people(self.state, rows),
+            None if self.identity_sigma is None else self.identity_sigma[rows],
+            None if self.landmarks is None else self.landmarks.select(views.tolist()),
+            None if self.depth is None else self.depth.select_people(people),
+            None if maps is None else PositionMap(maps.points[views]),
+            None if self.parse is None else self.parse[views],
+            None if self.points3d is None else self.points3d[views],
+            subject,
+            self.shared_expression,
+        )
+
+
+class Predictor(nn.Module, ABC):
+    """Pictures of people -> Prediction.
+
+    gives: names of the parts of its predictions, of PARTS; options: dataclass of its options; size: side of the square pictures, px;
+    crop: how they are cut; views: the named inputs, empty: any number of photos in any order.
+    Where it gives a state: model_name, num_identity, num_expression: of the face model whose coefficients are predicted.
+    camera_kind: of the cameras of state and depth.
+    """
+
+    gives: tuple[str, ...]
+    options: Any
     size: int
     crop: CropOptions
     views: tuple[ViewSlot, ...]
-    model_name: str
-    num_identity: int
-    num_expression: int
-    camera_kind: str
+    model_name: str = ""
+    num_identity: int = 0
+    num_expression: int = 0
+    camera_kind: str = ""
 
     @abstractmethod
-    def forward(self, images: Tensor, valid: Tensor) -> SceneState:
+    def forward(self, images: Tensor, valid: Tensor, padded: bool = False) -> Prediction:
         """images: [S, V, 3, size, size] sRGB in [0, 1] of S people in the V named views, or in up to V views where they have no names;
         valid: [S, V] bool, False: that view is missing. Every person has at least one view.
 
         Returns:
-            the state of the B = valid.sum() frames that are there, person by person, views in their order; cameras in pixels of
-            the pictures.
+            what it says of the B = valid.sum() frames that are there, person by person, views in their order. padded: of all
+            S * V frames, in that order; the rows of missing views mean nothing, and no shape depends on what `valid` holds, as
+            exported programs want it. See `frames_of` and `table_of`.
         """
 
-    def predict(self, images: Tensor, valid: Tensor) -> Prediction:
-        """As `forward`, with all else that the network says."""
-        return Prediction(self(images, valid))
+    def features(self, images: Tensor) -> Tensor:
+        """Features [B, K] of pictures [B, 3, size, size], one by one, for energies that compare them.
+
+        Raises:
+            InputError: the network has none.
+        """
+        raise InputError(f"{type(self).__name__}: has no features of single pictures")
 
     @abstractmethod
-    def predict_padded(self, images: Tensor, valid: Tensor) -> Prediction:
-        """As `predict` of all S * V frames, view by view for each person; the rows of missing views mean nothing. No shape depends on
-        what `valid` holds, as exported programs want it."""
-
-    @abstractmethod
-    def parts(self) -> dict[str, tuple[nn.Module, ...]]:
-        """Names under which a training frees parts of the network, and the modules they stand for."""
+    def parts(self) -> dict[str, tuple[nn.Module | nn.Parameter, ...]]:
+        """Names under which a training frees parts of the network, and what they stand for: together, all of it."""
 
 
-def padded_subjects(valid: Tensor) -> Tensor:
-    """Person of each of the S * V frames of `StatePredictor.predict_padded`, [S * V] int64."""
-    return (
-        torch.arange(valid.shape[0], device=valid.device)[:, None]
-        .expand(valid.shape[0], valid.shape[1])
-        .flatten()
-    )
+def frames_of(images: Tensor, valid: Tensor, padded: bool) -> tuple[Tensor, Tensor]:
+    """The pictures [B, 3, size, size] that `Predictor.forward` is to look at, and the person of each, [B] int64."""
+    if not padded:
+        return images[valid], valid.nonzero()[:, 0]
+    people = torch.arange(valid.shape[0], device=valid.device)[:, None].expand(valid.shape).flatten()
+    return images.flatten(0, 1), people
+
+
+def table_of(rows: Tensor, valid: Tensor, padded: bool, absent: Tensor) -> Tensor:
+    """Rows [B, C] of the frames as [S, V, C], with `absent` (anything that broadcasts to it) where a view is missing."""
+    if padded:
+        return torch.where(valid[..., None], rows.unflatten(0, valid.shape), absent)
+    table = absent.expand(*valid.shape, rows.shape[1]).clone()
+    table[valid] = rows
+    return table
 
 
 def assign_views(

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Sequence
+from typing import Annotated, Literal, Sequence
 
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 
 from fitkit.io.options import Pixels, Range
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
 
 REACH = 40  # a crop's side is at most so many times the longer side of its photo, wherever the points lie
+FILL = {"grey": 128, "black": 0}  # of 255
 MOST_PADDED = 10000  # px, side of the padded part of a photo that is held in memory; what is larger is scaled down before it is padded
 
 
 @dataclass(frozen=True)
 class CropOptions:
     """margin: crop side over the larger side of the landmark box; up: shift towards the forehead as a share of the
-    box height; max_size, min_size: limits of the common crop side in pixels (faces are hardly ever enlarged)."""
+    box height; max_size, min_size: limits of the common crop side in pixels (faces are hardly ever enlarged);
+    fill: what lies beyond the photo; resize: 'area' means (bilinear where it is enlarged), or 'cubic' as published crops are made."""
 
     margin: Annotated[float, Range(0.1, 20.0)] = 1.6
     up: Annotated[float, Range(-5.0, 5.0)] = 0.08
     max_size: Pixels = 512
     min_size: Annotated[int, Range(1, 4096)] = 192
+    fill: Literal["grey", "black"] = "grey"
+    resize: Literal["area", "cubic"] = "area"
 
 
 def crop_views(
@@ -37,7 +42,7 @@ def crop_views(
     """Crop B photos [H_b, W_b, 3] uint8 around their landmarks (photo pixels).
 
     Returns:
-        Observations; pixels outside a photo are grey and not usable (`mask`).
+        Observations; pixels outside a photo are grey, or black (`fill`), and not usable (`mask`).
     """
     boxes = []
     for points, valid in zip(landmarks.points.numpy(), landmarks.valid.numpy()):
@@ -55,7 +60,7 @@ def crop_views(
         x0, y0 = (
             np.round(center - side / 2).clip(1 - side, (W - 1, H - 1)).astype(int)
         )  # never beside the photo
-        pictures.append(_cut(image, x0, y0, side, step, size, 128))
+        pictures.append(_cut(image, x0, y0, side, step, size, FILL[options.fill], options.resize))
         inside = (
             np.full(image.shape[:2], 255, np.uint8)
             if mask is None
@@ -81,7 +86,9 @@ def crop_views(
     return Observations(stack, moved, torch.from_numpy(np.stack(usable)), scale, offset)
 
 
-def _cut(image: np.ndarray, x0: int, y0: int, side: int, step: int, size: int, fill: int) -> np.ndarray:
+def _cut(
+    image: np.ndarray, x0: int, y0: int, side: int, step: int, size: int, fill: int, resize: str = "area"
+) -> np.ndarray:
     """The square of `side` px, filled beyond the photo, as [size, size]; blocks of step x step px, of which it has whole ones, become
     one before it is filled."""
     H, W = image.shape[:2]
@@ -91,6 +98,8 @@ def _cut(image: np.ndarray, x0: int, y0: int, side: int, step: int, size: int, f
         part = _padded(part, pads % step, fill)
         part = cv2.resize(part, (part.shape[1] // step, part.shape[0] // step), interpolation=cv2.INTER_AREA)
     part = _padded(part, pads // step, fill)
+    if resize == "cubic":  # with a kernel as wide as the pixels of the crop, unlike that of OpenCV
+        return np.asarray(Image.fromarray(part).resize((size, size), Image.Resampling.BICUBIC))
     method = cv2.INTER_AREA if part.shape[0] > size else cv2.INTER_LINEAR
     return cv2.resize(part, (size, size), interpolation=method)
 

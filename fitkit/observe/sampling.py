@@ -54,9 +54,9 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     if sigma <= 0:
         return images
     radius = blur_radius(sigma)
-    if images.device.type == "cpu" and not images.requires_grad:
+    planes = _planes(images)
+    if planes is not None:
         # several times faster than a convolution in torch, same kernel
-        planes = images.detach().reshape(-1, *images.shape[-2:]).numpy()
         out = [
             cv2.GaussianBlur(plane, (2 * radius + 1,) * 2, sigma, borderType=cv2.BORDER_REPLICATE)
             for plane in planes
@@ -69,6 +69,16 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     padded = F.pad(images, (radius,) * 4, mode="replicate")
     out = F.conv2d(padded, kernel.view(1, 1, 1, -1).expand(C, 1, 1, -1), groups=C)
     return F.conv2d(out, kernel.view(1, 1, -1, 1).expand(C, 1, -1, 1), groups=C)
+
+
+def _planes(images: Tensor) -> np.ndarray | None:
+    """Images [B, C, H, W] as planes [B * C, H, W] for OpenCV; None for those that are not on the CPU or carry derivatives."""
+    if images.device.type != "cpu" or images.requires_grad:
+        return None
+    try:
+        return images.detach().reshape(-1, *images.shape[-2:]).numpy()
+    except RuntimeError:  # within torch.func, where tensors stand for a value and its derivative
+        return None
 
 
 def blur_radius(sigma: float) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from fitkit.observe.sampling import sample
 from fitkit.render.rasterizer import Fragments, barycentrics, clip_vertices, rasterize
 from fitkit.render.visibility import seen_by_depth
 from fitkit.scene.state import SceneState
+
+LEAST_ANGLE = 0.01  # cosine that stands for surface which turns away, where a mask of pixels lets it count
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,12 @@ class SharedPixels:
         pairs: Sequence[tuple[int, int]],
         tolerance_mm: float = 3.5,
         min_cosine: float = 0.25,
+        covisible: Callable[[CrossViews], Tensor] | None = None,
     ) -> "SharedPixels":
-        """Skin that lies inside the masks [B, 1, h, w] of both views, is not hidden in view a and does not turn away."""
+        """Skin that lies inside the masks [B, 1, h, w] of both views, is not hidden in view a and does not turn away.
+
+        covisible: instead of the last two, views -> [P, h, w] bool, pixels of view b that show what view a sees.
+        """
         with torch.no_grad():
             h, w = mask.shape[-2:]
             views = CrossViews.of(model, state, (h, w), reduction)
@@ -118,11 +124,16 @@ class SharedPixels:
             skin = model.skin[model.triangles].all(1)
             usable = views.fragments.covered & (mask[:, 0] > 0.999) & skin[triangle.clamp_min(0)]
             places, angles = [], mask.new_zeros(len(pairs), h * w)
+            chosen = None if covisible is None else covisible(views).flatten(1)
             for g, (a, b) in enumerate(pairs):
                 place = usable[b].reshape(-1).nonzero().squeeze(1)
                 inner, inside = sample(mask[a][None], views.pixels(a, b, place)[None])
                 seen, angle = views.seen(a, b, place, tolerance_mm)
-                keep = seen & inside[0] & (inner[0, :, 0] > 0.999) & (angle > min_cosine)
+                if chosen is None:
+                    seen = seen & (angle > min_cosine)
+                else:
+                    seen, angle = chosen[g, place], angle.clamp_min(LEAST_ANGLE)
+                keep = seen & inside[0] & (inner[0, :, 0] > 0.999)
                 places.append(place[keep])
                 angles[g, place[keep]] = angle[keep].to(angles)
             return SharedPixels(tuple(pairs), triangle, tuple(places), angles, reduction)

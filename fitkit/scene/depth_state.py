@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fitkit.errors import InputError
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
+from fitkit.scene.state import views_of
 
 
 @dataclass(frozen=True)
@@ -16,12 +19,12 @@ class DepthState:
     """Depth maps of B frames of S people.
 
     depth: [B, H, W] mm along the camera's axis, 0 = no surface; pose: camera_from_head, with one head frame for all frames of a
-    person; camera: intrinsics in px of the maps; subject: [B] int64; suitability: [B, H, W] in [0, 1], how far the colours of
+    person, None: not known, so that frames cannot be compared; camera: intrinsics in px of the maps; subject: [B] int64; suitability: [B, H, W] in [0, 1], how far the colours of
     a pixel may be compared with other frames, or None = 1.
     """
 
     depth: Tensor
-    pose: Pose
+    pose: Pose | None
     camera: Camera
     subject: Tensor
     suitability: Tensor | None = None
@@ -30,8 +33,26 @@ class DepthState:
     def size(self) -> tuple[int, int]:
         return self.depth.shape[-2], self.depth.shape[-1]
 
+    def select_people(self, people: Sequence[int]) -> "DepthState":
+        """The frames of some people, in this order."""
+        views, subject = views_of(self.subject, people)
+        suitability = None if self.suitability is None else self.suitability[views]
+        pose = None if self.pose is None else self.pose.select(views)
+        return DepthState(
+            self.depth[views], pose, self.camera.select(views), subject, suitability
+        )
+
     def pairs(self) -> tuple[Tensor, Tensor]:
-        """Ordered pairs of different frames of one person: indices i [P], j [P]."""
+        """Ordered pairs of different frames of one person, which are to be compared: indices i [P], j [P].
+
+        Raises:
+            InputError: their poses are not known.
+        """
+        if self.pose is None:
+            raise InputError(
+                "depth: comparing frames of a person needs their poses, which this network does not predict; "
+                "leave out the energies that compare depth between frames"
+            )
         same = self.subject[:, None] == self.subject[None]
         return torch.where(same & ~torch.eye(len(same), dtype=torch.bool, device=same.device))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -75,3 +76,29 @@ class SceneState:
             move(self.albedo),
             move(self.landmark_offset),
         )
+
+
+def select_people(state: SceneState, people: Sequence[int]) -> SceneState:
+    """The state of some of its people, in this order, with all their views."""
+    if list(people) == list(range(len(state.identity))):
+        return state
+    views, subject = views_of(state.subject, people)
+    return SceneState(
+        state.identity[list(people)],
+        subject,
+        state.expression[views],
+        state.pose.select(views),
+        state.camera.select(views),
+        state.illumination[views],
+        None if state.albedo is None else state.albedo[list(people)],
+        None if state.landmark_offset is None else state.landmark_offset[list(people)],
+    )
+
+
+def views_of(subject: Tensor, people: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The frames of some people, person by person: their numbers [B'] int64 and the new number of each one's person [B'] int64.
+
+    subject: [B] int64, the person of each frame.
+    """
+    found = [(subject == person).nonzero()[:, 0] for person in people]
+    return torch.cat(found), torch.cat([torch.full_like(views, new) for new, views in enumerate(found)])

@@ -24,8 +24,8 @@ def adam(
     """Minimise problem.differentiable_cost over the step vector by Adam; the best point met is the solution.
 
     The problem offers size -> int, scales -> tensor [size] (typical change of each parameter), retract(x, step) and
-    differentiable_cost(x) -> scalar tensor, which may fix visibility anew in every call. progress: called with the share of the iterations
-    that are done.
+    differentiable_cost(x, done) -> scalar tensor, which may fix visibility anew in every call; done: share of the iterations that
+    are done, which `progress` is called with as well.
     """
     step = torch.zeros(problem.size, requires_grad=True, device=problem.scales.device)
     optimizer = torch.optim.Adam([step], lr=options.learning_rate)
@@ -36,7 +36,9 @@ def adam(
     for number in range(options.iterations):
         progress(number / options.iterations)
         optimizer.zero_grad()
-        cost = problem.differentiable_cost(problem.retract(x, step * problem.scales))
+        cost = problem.differentiable_cost(
+            problem.retract(x, step * problem.scales), number / options.iterations
+        )
         if not bool(torch.isfinite(cost)):
             return SolverResult(
                 x,

@@ -14,7 +14,8 @@ from fitkit.fit.recipe import load_recipe
 from fitkit.io.foreign import foreign_file
 from fitkit.io.outputs import check_folder
 from fitkit.io.progress import Progress
-from fitkit.train.regressor import CARD, WEIGHTS, train_regressor, write_json
+from fitkit.train.records import write_json
+from fitkit.train.regressor import CARD, WEIGHTS, train_regressor
 from fitkit.train.regressor_recipe import RegressorTraining, load_regressor_training
 
 REPORT = "distill.json"

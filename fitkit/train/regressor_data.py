@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from fitkit.data.augment import FaceAugmentation, augment, head_yaw, select_view
 from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.data.landmark_frames import held_out
 from fitkit.errors import FitkitError, InputError
-from fitkit.io.options import Natural, build
 from fitkit.io.termination import end_with_parent
 from fitkit.models.face_model import FaceModel
-from fitkit.nets.predictor import StatePredictor, ViewSlot, assign_views
+from fitkit.nets.predictor import Predictor, ViewSlot, assign_views
 from fitkit.nets.weak_perspective import to_orthographic
+from fitkit.observe.label_crops import turn_labels
+from fitkit.observe.labels import LARGE, Labels
 from fitkit.observe.observations import Observations
+from fitkit.train.readers import reader
 from fitkit.train.regressor_recipe import DataSource, RegressorTraining, TrainingStage
 
 
@@ -63,7 +65,7 @@ class InputOptions:
     most_views: int = 4
 
     @staticmethod
-    def of(network: StatePredictor, most_views: int = 4) -> "InputOptions":
+    def of(network: Predictor, most_views: int = 4) -> "InputOptions":
         return InputOptions(network.views, network.size, network.crop, network.camera_kind, most_views)
 
 
@@ -103,9 +105,11 @@ def prepare(
     labels = seen.labels
     if labels is not None and labels.state is not None and inputs.camera_kind == "orthographic":
         middle = torch.full_like(labels.state.camera.principal, (inputs.size - 1) / 2)
-        seen = replace(
-            seen, labels=replace(labels, state=to_orthographic(labels.state, model, middle), vertices=None)
-        )
+        labels = turn_labels(labels, to_orthographic(labels.state, model, middle))
+    labels = Labels() if labels is None else labels
+    if labels.person is None:  # a sample is one person
+        labels = replace(labels, person=torch.zeros(seen.num_views, dtype=torch.int64))
+    seen = replace(seen, labels=labels)
     images = torch.full((len(slots), 3, inputs.size, inputs.size), 0.5)
     valid = torch.zeros(len(slots), dtype=torch.bool)
     images[there], valid[there] = seen.images, True
@@ -122,7 +126,7 @@ def collate(samples: Sequence[tuple[str, Tensor, Tensor, Observations]]) -> Batc
 
 
 class KeptSamples(FaceDataset):
-    """Samples of another data set, each read once. Pictures are kept with 8 bits; labels that are maps or whole meshes are left out."""
+    """Samples of another data set, each read once. Pictures and classes are kept with 8 bits, normals with 16."""
 
     def __init__(self, dataset: FaceDataset):
         self.dataset, self.terms, self._kept = dataset, getattr(dataset, "terms", ""), {}
@@ -138,23 +142,15 @@ class KeptSamples(FaceDataset):
             seen = sample.observations
             labels = seen.labels
             if labels is not None:
-                labels = replace(
-                    labels,
-                    vertices=None,
-                    depth=None,
-                    prior_depth=None,
-                    parse=None,
-                    parse_valid=None,
-                    normals=None,
-                )
+                labels = labels.each(Tensor.byte, ("parse",)).each(Tensor.half, ("normals",))
             images = (seen.images * 255).round().byte()
-            self._kept[index] = replace(
-                sample, observations=replace(seen, images=images, labels=labels), truth=labels
-            )
+            self._kept[index] = replace(sample, observations=replace(seen, images=images, labels=labels), truth=None)
         kept = self._kept[index]
-        return replace(
-            kept, observations=replace(kept.observations, images=kept.observations.images.float() / 255)
-        )
+        labels = kept.observations.labels
+        if labels is not None:
+            labels = labels.each(Tensor.long, ("parse",)).each(Tensor.float, ("normals",))
+        images = kept.observations.images.float() / 255
+        return replace(kept, observations=replace(kept.observations, images=images, labels=labels), truth=labels)
 
 
 # ---- which sample when ----
@@ -246,9 +242,10 @@ class Draws(Dataset):
         name = part.id(position)
         rng = np.random.default_rng([self.recipe.seed, 2, index])
         try:
-            sample = part.dataset[int(part.index[position])]
+            sample, settings = part.dataset[int(part.index[position])], self.recipe.stages[stage]
+            inputs = replace(self.inputs, most_views=settings.most_views)
             return name, *prepare(
-                sample.observations, name, self.model, self.inputs, self.recipe.augmentation, rng
+                sample.observations, name, self.model, inputs, settings.augmentation, rng
             )
         except FitkitError as error:
             return _Broken(str(error) if name in str(error) else f"sample {name}: {error}")
@@ -267,18 +264,24 @@ def _one_thread(worker: int) -> None:
 
 
 class Batches:
-    """The batches of a training from step `first` on, of one device among `devices`. Has no length: what is left over when a
-    training goes on in the middle is nobody's business but its own."""
+    """The batches of a training from step `first` on, of one device among `devices`. batch: people per step and device, in each stage.
+    Has no length: what is left over when a training goes on in the middle is nobody's business but its own."""
 
     def __init__(
-        self, draws: Draws, batch: int, first: int = 0, rank: int = 0, devices: int = 1, workers: int = 0
+        self,
+        draws: Draws,
+        batch: Sequence[int],
+        first: int = 0,
+        rank: int = 0,
+        devices: int = 1,
+        workers: int = 0,
     ):
-        per_step = batch * devices
-        steps = len(draws) // per_step
-        order = [
-            list(range(s * per_step + rank * batch, s * per_step + (rank + 1) * batch))
-            for s in range(first, steps)
-        ]
+        order = []
+        for size, start, drawn in zip(batch, draws.starts, draws.orders):
+            for step in range(len(drawn) // (size * devices)):
+                begin = int(start) + (step * devices + rank) * size
+                order.append(list(range(begin, begin + size)))
+        order = order[first:]
         # Workers start anew: with the fork of a process whose libraries run threads they could hang.
         extra = (
             {"worker_init_fn": _one_thread, "multiprocessing_context": "spawn", "persistent_workers": True}
@@ -299,57 +302,37 @@ class Batches:
 # ---- readers ----
 
 
-def open_data(source: DataSource, model: FaceModel) -> FaceDataset:
-    """The data set of a recipe's entry.
+LABELS_OF = {  # the large labels that energies compare with; others need none
+    "vertex_sup": {"vertices"},
+    "mask_parse": {"parse", "parse_valid"},
+    "photo_model": {"parse", "parse_valid"},
+    "census_xview": {"parse", "parse_valid"},
+    "flow_mag": {"parse", "parse_valid"},
+    "depth_sup": {"depth"},
+    "normal_sup": {"depth"},
+    "depth_3dmm": {"prior_depth"},
+    "photo_warp_depth": {"prior_depth"},
+    "ssim_xview": {"prior_depth"},
+    "depth_xview": {"prior_depth"},
+}
+
+
+def large_labels(recipe: RegressorTraining) -> set[str]:
+    """Large labels (`labels.LARGE`) that the energies of a recipe compare with; no others are read."""
+    return {part for stage in recipe.stages for name in stage.energies for part in LABELS_OF.get(name, ())}
+
+
+def open_data(source: DataSource, model: FaceModel, labels: Collection[str] = LARGE) -> FaceDataset:
+    """The data set of a recipe's entry; labels: which of the large ones are read, where its reader has a choice.
 
     Raises:
-        InputError: no folder given, options that its reader does not know, or not the layout that it expects.
+        InputError: no folder given, or not the layout that its reader expects.
     """
-    label = f"data '{source.name}'"
-    options, make = _reader(source.kind)
-    settings = build(options, source.options, f"{label}: options", ".")
     if not source.folder and source.kind != "synthetic":
         raise InputError(
-            f"{label}: its folder is not set; give data.{source.name}.folder=FOLDER, or leave the data set out"
+            f"data '{source.name}': its folder is not set; give data.{source.name}.folder=FOLDER, or leave the data set out"
         )
-    dataset = make(Path(source.folder) if source.folder else None, settings, model)
+    folder = Path(source.folder) if source.folder else None
+    more = {"labels": labels} if source.kind == "synthetic" else {}
+    dataset = reader(source.kind)[1](folder, source.options, model, **more)
     return KeptSamples(dataset) if source.cache else dataset
-
-
-def _reader(kind: str) -> tuple[type, Callable[[Path, Any, FaceModel], FaceDataset]]:
-    if kind == "300wlp":
-        from fitkit.data.w300lp import W300LP, W300LPOptions
-
-        return W300LPOptions, W300LP
-    if kind == "multipie":
-        from fitkit.data.multipie import MultiPie, MultiPieOptions
-
-        return MultiPieOptions, MultiPie
-    if kind == "frames":
-        from fitkit.data.subject_frames import SubjectFrames, SubjectFramesOptions
-
-        return SubjectFramesOptions, SubjectFrames
-    if kind == "fits":
-        from fitkit.data.fit_results import FitResults, FitResultsOptions
-
-        return FitResultsOptions, FitResults
-    return SyntheticOptions, _synthetic
-
-
-@dataclass(frozen=True)
-class SyntheticOptions:
-    """Where the entry has a folder, that of `fitkit synth`: count: subjects at most, 0 = all. Otherwise they are made in memory:
-    recipe: of `fitkit synth`; overrides: 'key=value' lines laid over it; count: subjects, 0 = 1000."""
-
-    recipe: str = "default"
-    overrides: tuple[str, ...] = ()
-    count: Natural = 0
-
-
-def _synthetic(folder: Path | None, options: SyntheticOptions, model: FaceModel) -> FaceDataset:
-    from fitkit.data.synth_dataset import SynthDataset, SynthFolder
-    from fitkit.data.synth_recipe import load_synth_recipe
-
-    if folder is not None:
-        return SynthFolder(folder, model, options.count)
-    return SynthDataset(load_synth_recipe(options.recipe, options.overrides), options.count or 1000, model)

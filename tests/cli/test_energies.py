@@ -6,19 +6,17 @@ def test_the_table(run):
     assert len(lines) == len(REGISTRY) + 1 and lines[0].split() == [
         "id",
         "name",
-        "solver",
+        "fit",
+        "training",
+        "derivatives",
         "reduction",
         "used",
         "by",
         "residual",
     ]
-    assert next(line for line in lines if " flow_mag " in line).split()[:5] == [
-        "E4",
-        "flow_mag",
-        "first",
-        "order",
-        "mean",
-    ]
+    assert next(line for line in lines if " flow_mag " in line).split()[:6] == ["E4", "flow_mag", "yes", "yes", "automatic", "mean"]
+    assert [line.split()[3] for line in lines[1:]] == ["yes"] * len(REGISTRY)
+    assert next(line for line in lines if " depth_sup " in line).split()[2] == "no"
 
 
 def test_the_page(run):

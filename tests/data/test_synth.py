@@ -19,6 +19,7 @@ from fitkit.data.synth_folder import (
     read_classes,
     read_depth,
     read_normals,
+    skin_mesh,
     subject_name,
     write_subjects,
 )
@@ -38,7 +39,8 @@ from fitkit.data.synth_subject import draw_subject, one_view, render_subject
 from fitkit.data.synthetic import light
 from fitkit.energies.masks import PARSE
 from fitkit.errors import InputError
-from fitkit.evaluate.bench import load_truth, same_topology, subject_names, vertex_error
+from fitkit.evaluate.bench.scores import same_topology, vertex_error
+from fitkit.evaluate.bench.truth import load_truth, subject_names
 from fitkit.fit.run import fit
 from fitkit.io.progress import Progress
 from fitkit.geometry.spherical_harmonics import sh_basis
@@ -46,6 +48,7 @@ from fitkit.io.landmark_files import read_landmarks
 from fitkit.io.mesh_files import read_mesh
 from fitkit.io.subject import load_subject
 from fitkit.models.registry import load_model
+from fitkit.observe.labels import LARGE
 from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
 
 SIZE = 96
@@ -648,7 +651,18 @@ def test_a_folder_read_back_is_the_subject_that_was_rendered(people, model):
             lambda s: s.illumination,
         ):
             assert torch.allclose(get(mine), get(theirs), rtol=1e-5, atol=1e-5)
+        mine, theirs = a.labels, b.labels
+        assert mine.parts == theirs.parts
+        for name in ("parse", "visible", "person", "moment"):
+            assert torch.equal(getattr(mine, name), getattr(theirs, name))
+        for name, close in (("points3d", 1e-4), ("crop_points", 1e-3), ("depth", 0.06), ("normals", 1e-4)):
+            assert torch.allclose(getattr(mine, name), getattr(theirs, name), rtol=0, atol=close), name
+        skin = skin_mesh(model)[0]
+        assert torch.allclose(mine.vertices[:, skin], theirs.vertices[:, skin], rtol=0, atol=2e-3)
     assert len(SynthFolder(people, model, 2)) == 2
+    few = SynthFolder(people, model, labels=("parse",))[0].truth.parts
+    assert "parse" in few and not few & {"depth", "normals", "vertices"}
+    assert SynthDataset(recipe_of(landmark_noise=0.0), 1, model, ()).__getitem__(0).truth.parts & set(LARGE) == set()
 
 
 def test_folders_that_cannot_be_read_back(people, model, tmp_path):
@@ -658,6 +672,13 @@ def test_folders_that_cannot_be_read_back(people, model, tmp_path):
         SynthFolder(tmp_path, model)
     copy = shutil.copytree(people, tmp_path / "people")
     truth = copy / "ground_truth" / "subject_00001"
+    np.save(truth / "visible.npy", np.ones((2, 5), bool))
+    with pytest.raises(InputError, match=r"visible.npy: expected \[2, 68\], got \[2, 5\]; render the subject again"):
+        SynthFolder(copy, model)[1]
+    (truth / "visible.npy").write_bytes(b"no numpy")
+    with pytest.raises(InputError, match="visible.npy: not readable as written by fitkit synth"):
+        SynthFolder(copy, model)[1]
+    shutil.copy(people / "ground_truth/subject_00001/visible.npy", truth)
     with pytest.raises(
         InputError, match="made of face model 'generic', the training has 'tiny'; train with model=generic"
     ):

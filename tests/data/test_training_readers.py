@@ -21,6 +21,8 @@ from fitkit.geometry.weak_perspective import weak_perspective_pose
 from fitkit.models.registry import load_model
 from fitkit.nets.mvfnet.convention import labels_of_pose
 from fitkit.nets.weak_perspective import to_orthographic
+from fitkit.observe.landmarks.types import MIRRORED
+from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose, yaw_pitch_roll
 from fitkit.scene.projection import project_points
 from fitkit.train.regressor_data import open_data
@@ -46,7 +48,8 @@ def save_picture(path, image):
 
 
 def lp_source(folder, name, yaws, seed=1, shape=None, expression=None, state=None):
-    """One source of 300W-LP: NAME_0.jpg ... with .mat files in its own conventions."""
+    """One source of 300W-LP: NAME_0.jpg ... with .mat files in its own conventions: pt2d is that of the first picture in all of
+    them, the points of each lie in the folder landmarks."""
     state = views(yaws, seed) if state is None else state
     images = photograph(MODEL, state, SIZE).expand(-1, 3, -1, -1)
     points = observe(MODEL, state, SIZE).landmarks.points.double().numpy()
@@ -57,7 +60,7 @@ def lp_source(folder, name, yaws, seed=1, shape=None, expression=None, state=Non
             folder / f"{name}_{k}.mat",
             {
                 "Pose_Para": parameters[None],
-                "pt2d": p.T + 1,
+                "pt2d": points[0].T + 1,
                 "Shape_Para": np.zeros((199, 1)) if shape is None else shape[:, None],
                 "Exp_Para": np.zeros((29, 1)) if expression is None else expression[:, None],
                 "Color_Para": np.zeros((1, 7)),
@@ -66,6 +69,9 @@ def lp_source(folder, name, yaws, seed=1, shape=None, expression=None, state=Non
                 "roi": np.array([[1, 1, SIZE, SIZE]]),
             },
         )
+        marks = folder.parent / "landmarks" / folder.name / f"{name}_{k}_pts.mat"
+        marks.parent.mkdir(parents=True, exist_ok=True)
+        scipy.io.savemat(marks, {"pts_3d": p + 1, "pts_2d": p + 1.5})
     return state
 
 
@@ -104,8 +110,61 @@ def test_triplets_of_300w_lp(tmp_path):
     box = (seen.landmarks.points.amax(1) - seen.landmarks.points.amin(1)).prod(-1).sqrt()
     assert float(((pixels - seen.landmarks.points).norm(dim=-1)[:, 17:].mean(1) / box).max()) < 0.03
     assert sample.truth.known == ("pose",) and sample.observations.images.shape == (3, 3, 160, 160)
-    assert data[4].observations.num_views == 2  # one side is not there
+    assert sample.observations.landmarks.jaw == "surface" and sample.truth.moment.tolist() == [0, 0, 0]
+    outline = W300LP(tmp_path, W300LPOptions(points="outline", size=160), MODEL)[0].observations
+    assert outline.landmarks.jaw == "outline"
+    assert torch.allclose(in_picture(outline), truth + 0.5, atol=2e-3)
+    assert W300LP(tmp_path, W300LPOptions(triplets=2, mirror=False), MODEL)[4].observations.num_views == 2
     assert W300LP(tmp_path, W300LPOptions(flips=False), MODEL).ids[-1] == "HELEN_3_1/HELEN/3"
+
+
+def test_a_side_that_is_not_there_is_the_other_side_mirrored(tmp_path):
+    state = lp_source(tmp_path / "HELEN", "HELEN_3_1", [0, -35], seed=3)
+    sample = W300LP(tmp_path, W300LPOptions(triplets=1, size=160), MODEL)[0]
+    seen = sample.observations
+    yaw = yaw_pitch_roll(sample.truth.state.pose.rotation)[:, 0]
+    assert seen.num_views == 3 and float(yaw[2]) == pytest.approx(-float(yaw[1]), abs=0.01) and float(yaw[2]) > 20
+    points = observe(MODEL, state, SIZE).landmarks.points[1]
+    assert torch.allclose(
+        in_picture(seen)[2], (points * torch.tensor([-1, 1]) + torch.tensor([SIZE - 1, 0]))[MIRRORED], atol=2e-3
+    )
+    # The picture is turned with its labels: the mean face under the mirrored pose lies on the mirrored points.
+    pixels = project_points(MODEL.landmark_basis, sample.truth.state).pixels
+    box = (seen.landmarks.points.amax(1) - seen.landmarks.points.amin(1)).prod(-1).sqrt()
+    assert float(((pixels - seen.landmarks.points).norm(dim=-1)[:, 17:].mean(1) / box).max()) < 0.03
+    inner = seen.images[:, :, 8:-8, 8:-8]
+    error = (inner[2] - inner[1].flip(-1)).abs().mean()
+    assert float(error) < 0.25 * float((inner[2] - inner[1]).abs().mean())
+
+
+def test_a_mirrored_copy_has_the_mirrored_points_of_its_original(tmp_path):
+    lp_source(tmp_path / "AFW", "AFW_1", [5, -30, 40])
+    copy = tmp_path / "AFW_Flip"
+    for path in sorted((tmp_path / "AFW").glob("*.jpg")):
+        save_picture(copy / path.name, torch.from_numpy(cv2.imread(str(path))[:, ::-1, ::-1] / 255).permute(2, 0, 1))
+        content = {k: v for k, v in scipy.io.loadmat(path.with_suffix(".mat")).items() if not k.startswith("__")}
+        pose = content["Pose_Para"] * [1, -1, -1, -1, 1, 1, 1] + [0, 0, 0, SIZE + 1, 0, 0, 0]
+        scipy.io.savemat(copy / path.with_suffix(".mat").name, content | {"Pose_Para": pose})
+    data = W300LP(tmp_path, W300LPOptions(triplets=1, size=160), MODEL)
+    for index in range(2):
+        sample = data[index]
+        pixels = project_points(MODEL.landmark_basis, sample.truth.state).pixels
+        points = sample.observations.landmarks.points
+        box = (points.amax(1) - points.amin(1)).prod(-1).sqrt()
+        assert float(((pixels - points).norm(dim=-1)[:, 17:].mean(1) / box).max()) < 0.03
+
+
+def test_without_the_folder_of_points_300w_lp_is_refused(tmp_path):
+    lp_source(tmp_path / "AFW", "AFW_1", [0, 30])
+    shutil.rmtree(tmp_path / "landmarks")
+    with pytest.raises(
+        InputError,
+        match=r"AFW_1_0.mat: expected its points in .*landmarks/AFW/AFW_1_0_pts.mat \(pt2d shows the face before it was turned\); "
+        "unpack the folder landmarks",
+    ):
+        W300LP(tmp_path, W300LPOptions(), MODEL)
+    with pytest.raises(InputError, match="expected its points in .*landmarks/AFW/AFW_1_0_pts.mat"):
+        W300LP(tmp_path / "AFW", W300LPOptions(), MODEL)[0]  # one set opened by itself
 
 
 def bfm(folder, model, offset=(3.0, -8.0, 5.0)):
@@ -166,6 +225,17 @@ def test_with_the_basel_face_model_coefficients_become_labels(tmp_path):
     sample = W300LP(tmp_path / "data", W300LPOptions(bfm=str(tmp_path / "bfm")), MODEL)[0]
     got = sample.truth.state
     assert sample.truth.known == ("identity", "expression", "pose")
+    head = got.vertices(MODEL)
+    places = got.pose.apply(MODEL.landmarks.points(head, MODEL.triangles))
+    depth = (places[..., 2] - places[..., 2].amin(1, keepdim=True)) * got.camera.focal[:, None] / Camera.REFERENCE_DEPTH
+    assert torch.allclose(sample.truth.crop_points[..., 2], depth, atol=0.01)
+    assert torch.equal(sample.truth.crop_points[..., :2], sample.observations.landmarks.points)
+    shutil.rmtree(tmp_path / "data" / "landmarks")  # then the points are the model's own
+    again = W300LP(tmp_path / "data", W300LPOptions(bfm=str(tmp_path / "bfm")), MODEL)[0].observations
+    corner = MODEL.triangles[MODEL.landmarks.triangle, 0]
+    own = got.camera.project(got.pose.apply(got.vertices(MODEL)))[0][:, corner]
+    own = own / sample.observations.scale[:, None, None] + sample.observations.offset[:, None]
+    assert torch.allclose(in_picture(again), own, atol=0.02) and again.landmarks.jaw == "surface"
     assert np.allclose(got.identity[0].numpy(), identity, atol=1e-3) and np.allclose(
         got.expression[0].numpy(), expression, atol=1e-3
     )
@@ -195,8 +265,8 @@ def test_with_the_basel_face_model_coefficients_become_labels(tmp_path):
             "cannot be read as labels of 300W-LP",
         ),
         (
-            lambda p: _change(p, pt2d=np.zeros((2, 5))),
-            r"points: expected \[68, 2\] finite numbers, got shape \[5, 2\]",
+            lambda p: _change(p, pt3d_68=np.zeros((2, 5))),
+            r"pt3d_68: expected \[68, 2\] finite numbers, got shape \[5, 2\]",
         ),
         (lambda p: _change(p, Pose_Para=np.full((1, 7), np.nan)), "Pose_Para: expected"),
         (
@@ -204,7 +274,7 @@ def test_with_the_basel_face_model_coefficients_become_labels(tmp_path):
             "expected a scale above 0 as its last number, got 0",
         ),
         (lambda p: _change(p, Shape_Para=np.zeros((80, 1))), r"Shape_Para: expected \[199\] finite numbers"),
-        (lambda p: _change(p, pt2d=np.full((2, 68), -1.0)), "expected at least 8 labelled points, got 0"),
+        (lambda p: _change(p, pt3d_68=np.full((2, 68), -1.0)), "expected at least 8 labelled points, got 0"),
     ],
 )
 def test_a_broken_label_file_is_named(tmp_path, change, message):
@@ -215,6 +285,22 @@ def test_a_broken_label_file_is_named(tmp_path, change, message):
     with pytest.raises(InputError, match=message) as caught:
         data[0]
     assert str(caught.value).startswith(str(bad)) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"pts_3d": np.zeros((5, 2))}, r"pts_3d: expected \[68, 2\] finite numbers, got shape \[5, 2\]"),
+        ({"pts_2d": np.zeros((68, 2))}, r"cannot be read as points of 300W-LP \(pts_3d\)"),
+    ],
+)
+def test_a_broken_file_of_points_is_named(tmp_path, content, message):
+    lp_source(tmp_path / "LFPW", "LFPW_1", [0, 30])
+    bad = tmp_path / "landmarks" / "LFPW" / "LFPW_1_1_pts.mat"
+    scipy.io.savemat(bad, content)
+    with pytest.raises(InputError, match=message) as caught:
+        W300LP(tmp_path, W300LPOptions(triplets=1), MODEL)[0]
+    assert str(caught.value).startswith(str(bad))
 
 
 def _change(path, **changes):
@@ -273,6 +359,7 @@ def test_multi_pie(tmp_path):
     for i in range(3):
         sample = data[i]
         assert sample.observations.num_views == 3 and sample.truth is None
+        assert sample.observations.labels.parts == {"moment"}
         found = weak_perspective_pose(
             MODEL.landmark_basis.mean[None], sample.observations.landmarks.points, torch.ones(3, 68)
         )[1]

@@ -31,7 +31,6 @@ from fitkit.energies.flow_triangulated import TriangulatedFlow, TriangulationOpt
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.landmarks import LandmarkReprojection, eye_offsets, lip_offsets, offset_sigma
 from fitkit.energies.landmarks3d import (
-    PositionMap,
     PositionMapLandmarks,
     landmark_places,
     lmk3d_align,
@@ -69,6 +68,7 @@ from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
 from fitkit.scene.depth_state import DepthState
 from fitkit.scene.layout import ParameterLayout, retract
 from fitkit.scene.pose import Pose
+from fitkit.scene.position_map import PositionMap
 from fitkit.scene.state import SceneState
 
 MODEL = tiny_model(dtype=torch.float64)
@@ -168,7 +168,7 @@ def of_person(
     frame="camera",
     labelled=None,
 ):
-    """looks: 'images' or 'landmarks' or 'points3d', what is hidden; free: blocks of the state that are predicted."""
+    """looks: 'images', 'landmarks' or a label of points, what is hidden; free: blocks of the state that are predicted."""
     truth = truth or person(size, views, seed)
     obs = observe(MODEL, truth, size, None if images is None else images(truth, size))
     obs = replace(obs, labels=(labelled or labels)(truth))
@@ -217,16 +217,17 @@ def hidden(obs, looks):
             )
 
         return content, replace(obs, landmarks=replace(marks, valid=torch.zeros_like(valid)))
-    if (
-        looks == "points3d"
+    if looks in (
+        "points3d",
+        "crop_points",
     ):  # not known is NaN there, so the hidden ones have no content to vary but their other coordinates
-        points = obs.labels.points3d.clone()
+        points = getattr(obs.labels, looks).clone()
         points[0, ::7, 0] = torch.nan
 
         def content(fill):
             other = points.clone()
             other[0, ::7, 1] = fill
-            return replace(obs, labels=replace(obs.labels, points3d=other))
+            return replace(obs, labels=replace(obs.labels, **{looks: other}))
 
         return content, None
     return None, None
@@ -346,13 +347,13 @@ def of_position_map(size, seed):
     points = truth.pose.apply(truth.vertices(MODEL))
     obs = replace(
         observe(MODEL, truth, size),
-        labels=Labels(state=truth, points3d=MODEL.landmarks.points(points, MODEL.triangles)),
+        labels=Labels(state=truth, crop_points=MODEL.landmarks.points(points, MODEL.triangles)),
     )
     # A map that is right at the landmarks and smooth between them: each texel holds the nearest landmark's point.
     places = landmark_places(MODEL, (64, 64))
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     nearest = (torch.stack([x, y], -1).reshape(-1, 1, 2).double() - places).norm(dim=-1).argmin(1)
-    right = obs.labels.points3d[:, nearest].transpose(1, 2).reshape(2, 3, 64, 64)
+    right = obs.labels.crop_points[:, nearest].transpose(1, 2).reshape(2, 3, 64, 64)
 
     def make(p):
         return PositionMap(
@@ -367,7 +368,7 @@ def of_position_map(size, seed):
         make,
         normal(2 * 3 * 25, seed=seed + 1),
         lambda s: float((s.points - right).detach().norm(dim=1).flatten(1)[:, face].mean()),
-        *hidden(obs, "points3d"),
+        *hidden(obs, "crop_points"),
     )
 
 
@@ -649,4 +650,5 @@ def joined(one: SceneState, two: SceneState) -> SceneState:
         illumination=cat(one.illumination, two.illumination),
         pose=Pose(cat(one.pose.rotation, two.pose.rotation), cat(one.pose.translation, two.pose.translation)),
         albedo=None if one.albedo is None else cat(one.albedo, two.albedo),
+        landmark_offset=None if one.landmark_offset is None else cat(one.landmark_offset, two.landmark_offset),
     )

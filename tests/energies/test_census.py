@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -29,6 +29,7 @@ from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
 from fitkit.scene.camera import KINDS, Camera
 from fitkit.scene.layout import ParameterLayout, retract
 from fitkit.scene.pose import Pose
+from fitkit.solvers.first_order import AdamOptions, adam
 from fitkit.solvers.levenberg_marquardt import LMOptions, levenberg_marquardt
 
 MODEL = tiny_model(dtype=torch.float64)
@@ -118,6 +119,13 @@ def test_many_neighbours_give_the_same_system_in_fewer_rows():
         torch.testing.assert_close(
             system.gradient, gradient, rtol=1e-8, atol=1e-8 * float(gradient.abs().max())
         )
+
+
+def test_fewer_rows_refuse_the_kernel_that_takes_each_component_by_itself():
+    state = truth()
+    energy, obs = prepared(state, noise_images(), replace(OPTIONS, points=5, stride=1, spacing_mm=1.0))
+    with pytest.raises(InputError, match="energy 'census_xview': .* mixes the components .* use kernel 'l2n'"):
+        Objective([Term(energy, 1.0, Kernel("l1"))]).linearize(state, obs, ParameterLayout.of(state, ("pose",)))
 
 
 def test_jacobian_of_the_slots():
@@ -625,3 +633,23 @@ def test_refusals():
         InputError, match="census variant: expected one of default, pgn, unflow, ddflow; got 'hamming'"
     ):
         census_variant("hamming")
+
+
+def test_adam_climbs_down_the_ladder():
+    """papers.md 3.2, 3: each iteration froze the energy of the first sigma anew."""
+    seen = []
+
+    class Watched(CrossViewCensus):
+        def freeze(self, state, observations):
+            frozen = super().freeze(state, observations)
+            seen.append(frozen.sigma)
+            return frozen
+
+    state = truth()
+    energy, observations = prepared(state, photograph(state), replace(OPTIONS, sigmas=(8.0, 3.0, 0.9)))
+    watched = Watched(**{f.name: getattr(energy, f.name) for f in fields(energy)}).at_share(0.0)
+    problem = LeastSquaresProblem(
+        Objective([Term(watched)]), observations, ParameterLayout.of(state, ("pose",))
+    )
+    adam(problem, state, AdamOptions(6, 1e-3))
+    assert seen == [8.0, 8.0, 3.0, 3.0, 0.9, 0.9]

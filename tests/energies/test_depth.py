@@ -132,6 +132,24 @@ def test_values_in_their_units(scene):
     assert float(cost(SuitabilityPrior(), state, observations)) == 0
 
 
+def test_the_background_is_pushed_away_from_the_camera(scene):
+    """Shu et al.'s depth is large near the camera and 0 where nothing is: towards 0 means farther off."""
+    state, observations = scene
+    empty = observations.labels.prior_depth == 0
+    middle = state.pose.translation[:, 2, None, None]
+    observations = replace(observations, mask=torch.ones_like(empty))
+    for before, pushed in ((100.0, True), (-149.0, True), (-151.0, False)):
+        depth = torch.where(empty, middle - before, state.depth).requires_grad_()
+        value = cost(DepthPrior(background=True), replace(state, depth=depth), observations)
+        (gradient,) = torch.autograd.grad(value, depth)
+        assert bool((gradient[empty] < 0).all()) == pushed and (pushed or float(gradient.abs().max()) == 0)
+        expected = (max(before + 150, 0) / 200) ** 2 / 2 * float(empty.double().mean())
+        assert float(value.detach()) == pytest.approx(expected)
+    masked = replace(observations, mask=~empty)  # beyond the photo nothing is known
+    depth = torch.where(empty, middle - 100, state.depth)
+    assert float(cost(DepthPrior(background=True), replace(state, depth=depth), masked)) < 1e-12
+
+
 def test_normals_do_not_change_when_the_surface_moves_away_in_proportion(scene):
     # Also at the border of the labelled part, where a pixel's own neighbours carry no normal.
     state, observations = scene

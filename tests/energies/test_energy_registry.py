@@ -16,7 +16,6 @@ from fitkit.energies.kernels import NAMES, Kernel
 from fitkit.energies.registry import (
     KERNELS,
     LISTED,
-    OURS,
     PAPERS,
     REGISTRY,
     describe,
@@ -26,8 +25,9 @@ from fitkit.energies.registry import (
     present,
     text,
 )
+from fitkit.energies.spec import OURS
 from fitkit.errors import InputError
-from fitkit.fit.recipe import ENERGIES
+from fitkit.train.regressor_recipe import parse_regressor_training
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "energies.md"
 
@@ -56,34 +56,40 @@ def test_every_energy_class_is_listed_and_nothing_else():
     }
 
 
-def test_every_energy_of_a_recipe_is_listed():
-    assert set(ENERGIES) <= {row.name for row in REGISTRY}
+def test_a_training_recipe_can_name_every_energy():
+    energies = {spec.name: None for spec in REGISTRY}
+    recipe = parse_regressor_training(
+        {"name": "all", "stages": [{"name": "s", "steps": 1, "energies": energies}]}, "file"
+    )
+    for spec in REGISTRY:
+        assert type(recipe.stages[0].energies[spec.name]) is spec.training_options()
 
 
 def test_names_are_unique_and_ids_are_of_the_list():
     names = [row.name for row in REGISTRY]
     assert len(set(names)) == len(names)
-    ids = [row.id for row in REGISTRY if row.id]
+    ids = [row.doc.id for row in REGISTRY if row.doc.id]
     assert set(ids) <= {f"E{n}" for n in range(1, LISTED + 1)} and set(present()) == set(ids)
     assert ids == sorted(ids, key=lambda i: int(i[1:]))
 
 
 @pytest.mark.parametrize("row", REGISTRY, ids=lambda r: r.name)
 def test_row(row):
-    assert row.formula and row.unit and row.source and row.gradient and row.uses
-    assert set(row.used_by) <= {*PAPERS, OURS} and len(set(row.used_by)) == len(row.used_by)
-    assert all(kernel in NAMES for use in row.uses for kernel in use.kernels)
+    doc = row.doc
+    assert doc.formula and doc.unit and doc.source and doc.gradient and doc.uses
+    assert set(doc.used_by) <= {*PAPERS, OURS} and len(set(doc.used_by)) == len(doc.used_by)
+    assert all(kernel in NAMES for use in doc.uses for kernel in use.kernels)
     assert row.reduction in ("sum", "mean")
-    if isinstance(inspect.getattr_static(row.cls, "name", None), str) and row.make is None:
+    if isinstance(inspect.getattr_static(row.cls, "name", None), str) and row.builder is None:
         assert row.cls.name == row.name
-    if row.id:
+    if row.doc.id:
         documented = " ".join(
-            inspect.getdoc(part) or "" for part in (row.cls, row.make, inspect.getmodule(row.cls)) if part
+            inspect.getdoc(part) or "" for part in (row.cls, row.builder, inspect.getmodule(row.cls)) if part
         )
         covered = {int(n) for part in re.findall(r"E(\d+(?:-E?\d+)?)", documented) for n in _range(part)}
-        assert int(row.id[1:]) in covered, f"{row.where} does not say that it is {row.id}"
+        assert int(row.doc.id[1:]) in covered, f"{row.where} does not say that it is {row.doc.id}"
     module, _, name = row.where.rpartition(".")
-    assert getattr(importlib.import_module(module), name) in (row.cls, row.make)
+    assert getattr(importlib.import_module(module), name) in (row.cls, row.builder)
     assert f"python     {row.where}" in describe(row) and find(row.name) is row
 
 
@@ -100,8 +106,8 @@ def test_the_page_is_the_output():
 
 def test_the_page_counts_from_the_table():
     first = page().splitlines()[4]
-    assert first.startswith(f"{len({r.id for r in REGISTRY if r.id})} of the 29 energies E1 to E29")
-    assert f"and {sum(not r.id for r in REGISTRY)} of our own" in first
+    assert first.startswith(f"{len({r.doc.id for r in REGISTRY if r.doc.id})} of the 29 energies E1 to E29")
+    assert f"and {sum(not r.doc.id for r in REGISTRY)} of our own" in first
     for row in REGISTRY:
         assert page().count(f"| `{row.name}` |") == 2
     assert len(text().splitlines()) == len(REGISTRY) + 1
@@ -110,7 +116,7 @@ def test_the_page_counts_from_the_table():
 def test_energies_of_the_list_that_are_missing_are_named(monkeypatch):
     from fitkit.energies import registry
 
-    monkeypatch.setattr(registry, "REGISTRY", tuple(r for r in REGISTRY if r.id not in ("E4", "E29")))
+    monkeypatch.setattr(registry, "REGISTRY", tuple(r for r in REGISTRY if r.doc.id not in ("E4", "E29")))
     assert (
         "27 of the 29 energies E1 to E29 of the papers below are there, all but E4, E29, and "
         in registry.page()

@@ -7,7 +7,6 @@ from helpers import observe, photograph, tiny_model, tiny_state
 from fitkit.energies.features import FeatureOptions, SemanticFeatures
 from fitkit.energies.objective import Objective, Term
 from fitkit.errors import InputError
-from fitkit.scene.layout import ParameterLayout
 
 MODEL = tiny_model(dtype=torch.float64)
 SIZE = 96
@@ -111,12 +110,6 @@ def test_refusals():
     energy = energy_of()
     with pytest.raises(InputError, match="energy 'sem_feat': freeze it at a state first"):
         energy.residuals(STATE, OBS)
-    with pytest.raises(
-        InputError, match="energy 'sem_feat' has no least-squares form; use solver 'adam' for it"
-    ):
-        Objective([Term(energy.freeze(STATE, OBS))]).linearize(
-            STATE, OBS, ParameterLayout.of(STATE, ("pose",))
-        )
     spatial = energy_of(torch.nn.Conv2d(3, 4, 3, dtype=torch.float64)).freeze(STATE, OBS)
     message = (
         r"expected a network that gives features \[2, K\] for 2 images, got \[2, 4, 94, 94\]; pool or flatten"

@@ -8,10 +8,14 @@ from helpers import LucasKanade, observe, tiny_model, tiny_state
 from fitkit.energies.flow_magnitude import STRICT, FlowMagnitude, FlowMagnitudeOptions
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.landmarks import LandmarkReprojection
+from fitkit.energies.masks import PARSE
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
+from fitkit.energies.pair_masks import pair_mask
 from fitkit.errors import InputError
 from fitkit.observe.flow import make_flow_estimator
 from fitkit.observe.flow.types import DifferentiableFlow
+from fitkit.observe.labels import Labels
+from fitkit.render.cross_view import CrossViews
 from fitkit.scene.camera import KINDS
 from fitkit.scene.layout import ParameterLayout, retract
 from fitkit.solvers.first_order import AdamOptions, adam
@@ -107,7 +111,7 @@ def test_both_directions_are_one_behind_the_other():
     assert float(r.abs().max()) > 0
 
 
-@pytest.mark.parametrize("fill", ["photo", "texture", "black", "none"])
+@pytest.mark.parametrize("fill", ["photo", "texture", "black", "face", "none"])
 def test_fill(fill):
     state = truth()
     energy, obs = energy_of(state, replace(OPTIONS, fill=fill))
@@ -124,9 +128,13 @@ def test_fill(fill):
             float((rendering[g] - obs.images[b])[:, seen].abs().mean()) < 0.02
         )  # view a's colours, where the state is true
         one, two = rendering[g][:, ~seen], photo[g][:, ~seen]
-        if fill != "none":
+        if fill not in ("none", "face"):
             assert torch.equal(one, two)
-        if fill in ("photo", "none"):
+        if fill == "face":  # the target's own texture on the mesh, black around it: PGN eq. 6
+            face = (frozen.shared.triangle[b] >= 0)[~seen]
+            assert 500 < int(face.sum()) < len(face) - 500
+            assert torch.equal(one[:, face], two[:, face]) and float(one[:, ~face].abs().max()) == 0
+        if fill in ("photo", "face", "none"):
             assert torch.equal(two, obs.images[b][:, ~seen])
         if fill in ("black", "none"):
             assert float(one.abs().max()) == 0
@@ -157,11 +165,38 @@ def test_strict_variants():
     at = moved(state)
     for name, options in STRICT.items():
         energy, obs = energy_of(state, replace(options, size=SIZE))
+        parse = torch.ones(2, SIZE, SIZE, dtype=torch.int64)
+        parse[:, 40:50] = PARSE.index("nose")
+        obs = replace(obs, labels=Labels(parse=parse))
         r = energy.freeze(at, obs).residuals(at, obs)
         assert len(r.value) == (4 if name == "mvf" else 2) and bool(torch.isfinite(r.value[r.valid]).all())
-        weight = r.weight[r.valid].reshape(-1)
-        assert float(weight.min()) > 0.7 * float(weight.max())  # no weights but the mean of each pair
-    assert STRICT["mvf"].fill == "texture" and STRICT["mfn"].fill == "black" and STRICT["pgn"].fill == "none"
+        for weight, valid in zip(r.weight, r.valid):  # no weights but the mean of each pair, and of the face's parts
+            weights = set((weight[valid] / weight[valid].min()).round(decimals=6).tolist())
+            assert weights == ({1.0, 5.0} if name == "pgn" else {1.0})
+    assert STRICT["mvf"].fill == "texture" and STRICT["mfn"].fill == "black" and STRICT["pgn"].fill == "face"
+    assert [STRICT[name].mask for name in ("mvf", "mfn", "pgn")] == ["landmarks", "box", "vertex"]
+
+
+def test_weights_of_a_parse_need_one():
+    state = truth()
+    energy, obs = energy_of(state, replace(PLAIN, parse="pgn"))
+    with pytest.raises(InputError, match="energy 'flow_mag' needs labels with 'parse'"):
+        energy.freeze(state, obs)
+
+
+@pytest.mark.parametrize("mask", ["vertex", "triangle", "landmarks", "box"])
+def test_the_mask_decides_which_pixels_count(mask):
+    state = truth()
+    energy, obs = energy_of(state, replace(PLAIN, mask=mask, min_pixels=0))
+    frozen = energy.freeze(state, obs)
+    expected = pair_mask(mask, MODEL, state, frozen.shared.pairs)(CrossViews.of(MODEL, state, (SIZE, SIZE), 1.0))
+    skin = MODEL.skin[MODEL.triangles].all(1)
+    for g, (_, b) in enumerate(frozen.shared.pairs):
+        triangle = frozen.shared.triangle[b]
+        wanted = expected[g] & (triangle >= 0) & skin[triangle.clamp_min(0)]
+        assert torch.equal(frozen.shared.seen[g], wanted) and 300 < int(wanted.sum()) < SIZE * SIZE / 2
+    plain, _ = energy_of(state, PLAIN)
+    assert not torch.equal(plain.freeze(state, obs).shared.seen, frozen.shared.seen)
 
 
 def test_each_pair_counts_the_same():
@@ -325,16 +360,19 @@ def test_descent_brings_the_view_home():
     assert after < 0.1 * before and error(result.x) < 0.3 * error(start)
 
 
-def test_second_order_solvers_refuse_it_by_name():
+def test_second_order_solvers_take_it_by_automatic_differentiation():
     state = truth()
     energy, obs = energy_of(state)
-    problem = LeastSquaresProblem(
-        Objective([Term(energy)]).freeze(state, obs), obs, ParameterLayout.of(state, ("pose",))
+    start = state.replace(
+        pose=state.pose.retract(
+            torch.tensor([[0, 0, 0, 0.5, 0, 0]]).expand(state.num_views, 6).to(state.identity)
+        )
     )
-    with pytest.raises(
-        InputError, match="energy 'flow_mag' has no least-squares form; use solver 'adam' for it"
-    ):
-        levenberg_marquardt(problem, state, LMOptions(1))
+    problem = LeastSquaresProblem(
+        Objective([Term(energy)]).freeze(start, obs), obs, ParameterLayout.of(start, ("pose",))
+    )
+    result = levenberg_marquardt(problem, start, LMOptions(1))
+    assert result.cost_history[-1] < result.cost_history[0]
 
 
 def test_refusals():
@@ -420,10 +458,6 @@ stages:
     result = fitkit.fit(anna, recipe=str(recipe))
     assert made == [("ptlflow:raft", "a.ckpt")] and result.status == "ok"
     assert result.metrics["stages"][-1]["terms"]["flow_mag"]["valid"] > 1000
-    with pytest.raises(
-        InputError, match="energy 'flow_mag' has no least-squares form; use solver 'adam' for it"
-    ):
-        fitkit.fit(anna, recipe=str(recipe), overrides=["stages.flow.solver.name=levenberg_marquardt"])
     with pytest.raises(InputError, match="energy 'flow_mag' differentiates through the flow"):
         monkeypatch.undo()
         fitkit.fit(anna, recipe=str(recipe), overrides=["flow.estimator=dis", "flow.weights=''"])

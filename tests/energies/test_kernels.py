@@ -60,6 +60,21 @@ def test_printed_formulas():
     torch.testing.assert_close(Kernel("l1", 1e-3).rho(s) / 2e-3, r, atol=2e-3, rtol=0)
 
 
+def test_l1_adds_components_and_l2n_takes_the_length():
+    residual = torch.tensor([[3.0, -4.0]], dtype=torch.float64)
+    cost = {name: Kernel(name, 1e-6).cost(residual) / 2e-6 for name in ("l1", "l2n")}
+    assert float(cost["l1"]) == pytest.approx(7, abs=1e-4)
+    assert float(cost["l2n"]) == pytest.approx(5, abs=1e-4)
+    assert Kernel("l1").weights(residual).shape == (1, 2) and Kernel("l2n").weights(residual).shape == (1, 1)
+
+
+@pytest.mark.parametrize("kernel", ALL, ids=str)
+def test_weights_times_the_residual_are_half_the_derivative_of_the_cost(kernel):
+    value = torch.tensor([[0.3, -0.2, 0.9], [4.0, 0.1, -7.0]], dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(kernel.cost(value).sum(), value)
+    torch.testing.assert_close(kernel.weights(value.detach()) * value.detach(), grad / 2)
+
+
 def test_published_formulas():
     r = torch.tensor([0.0, 3e-4, 0.02, 0.5, 4.0], dtype=torch.float64)
     l1, l2n, charb, ddf = (k.published(r * r) for k in PAPERS)

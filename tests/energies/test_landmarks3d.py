@@ -7,7 +7,6 @@ from derivatives import check_everything
 from helpers import observe, tiny_model, tiny_state
 
 from fitkit.energies.landmarks3d import (
-    PositionMap,
     PositionMapLandmarks,
     affine_align,
     landmark_places,
@@ -19,6 +18,7 @@ from fitkit.errors import DegenerateInputError, InputError
 from fitkit.geometry.rotation import so3_exp
 from fitkit.observe.labels import Labels
 from fitkit.scene.layout import ParameterLayout, retract
+from fitkit.scene.position_map import PositionMap
 
 MODEL = tiny_model(dtype=torch.float64)
 STATE = tiny_state(MODEL, 3)
@@ -65,7 +65,7 @@ def test_zero_for_the_right_shape_wherever_it_lies(energy):
 
 
 @pytest.mark.parametrize("energy", ENERGIES, ids=IDS)
-def test_derivatives_with_the_map_fixed(energy):
+def test_derivatives_of_the_frozen_energy(energy):
     observations = labelled(holes=True)
     check_everything(energy.freeze(STATE, observations), STATE, observations)
 
@@ -85,6 +85,28 @@ def test_gradient_through_the_map(energy):
         / 2
     )
     assert float(gradient @ d) == pytest.approx(numeric, rel=1e-5)
+
+
+@pytest.mark.parametrize("energy", ENERGIES, ids=IDS)
+def test_the_gradient_of_an_objective_goes_through_an_attached_map(energy):
+    """Objective.freeze, which trainings and fits call, fixes the map only where it is not attached."""
+    observations = labelled()
+    layout = ParameterLayout.of(STATE, ("identity", "expression"))
+
+    def gradient(freeze):
+        step = torch.zeros(layout.total, dtype=torch.float64, requires_grad=True)
+        state = retract(STATE, step, layout)
+        objective = Objective([Term(energy)])
+        objective = objective.freeze(STATE, observations) if freeze else objective
+        return torch.autograd.grad(objective.cost(state, observations)[0], step)[0]
+
+    held = replace(energy, attached=False)
+    step = torch.zeros(layout.total, dtype=torch.float64, requires_grad=True)
+    fixed = torch.autograd.grad(cost(held, retract(STATE, step, layout), observations), step)[0]
+    torch.testing.assert_close(gradient(True), gradient(False))
+    apart = float((gradient(True) - fixed).norm() / fixed.norm())
+    # Fitted to all points the map is the best one, so the cost does not feel its change; fitted to anchors it does.
+    assert apart > 0.01 if energy.attached and energy.anchors else apart < 1e-9
 
 
 def test_unknown_points_change_nothing():
@@ -147,7 +169,7 @@ def test_a_position_map_is_read_where_the_landmarks_are():
     truth = MODEL.landmark_basis.mean[None]
     state = PositionMap(drawn_map(256))
     energy = PositionMapLandmarks(landmark_places(MODEL, (256, 256)))
-    observations = replace(observe(MODEL, STATE), labels=Labels(points3d=truth))
+    observations = replace(observe(MODEL, STATE), labels=Labels(crop_points=truth))
     error = energy.residuals(state, observations).value.norm(dim=-1)
     # The interpolator cuts some of the mesh's quads along their other diagonal; their corners are up to 2.5 mm off one plane.
     assert float(error.median()) < 0.1 and float(error.max()) < 2.5

@@ -9,7 +9,6 @@ from fitkit.energies.kernels import Kernel
 from fitkit.energies.landmarks import LandmarkReprojection
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
 from fitkit.energies.priors import ExpressionPrior, IdentityPrior
-from fitkit.errors import InputError
 from fitkit.scene.layout import BLOCKS, ParameterLayout, retract
 from fitkit.solvers.first_order import AdamOptions, adam
 from fitkit.solvers.levenberg_marquardt import LMOptions, levenberg_marquardt
@@ -76,6 +75,16 @@ def test_trust_weighs_the_mean():
     assert float(cost) == pytest.approx((9 + 8 + 12.5) / 2 / 2)  # the trusts add up to 2
 
 
+def test_kernel_l1_counts_each_component():
+    values = torch.tensor([[[3.0, -4.0]]], dtype=torch.float64)
+    energy = Fixed(values, torch.ones(1, 1, dtype=torch.bool))
+    cost = {
+        name: float(Objective([Term(energy, 1.0, Kernel(name, 1e-6))]).cost(TRUTH, OBS)[0]) / 1e-6
+        for name in ("l1", "l2n")
+    }
+    assert cost == pytest.approx({"l1": 7.0, "l2n": 5.0}, abs=1e-4)
+
+
 def test_nothing_valid_costs_nothing_and_has_a_finite_gradient():
     values = torch.full((1, 4, 1), torch.nan, dtype=torch.float64)
     energy = Fixed(values, torch.zeros(1, 4, dtype=torch.bool))
@@ -89,12 +98,15 @@ def test_nothing_valid_costs_nothing_and_has_a_finite_gradient():
         assert float(focal.grad.abs().max()) == 0
 
 
-def test_an_energy_without_least_squares_form_is_refused_by_name():
+def test_an_energy_without_derivatives_of_its_own_gets_them():
+    """Its four equal residuals are 1 + focal length of view 0 - true one, their mean counts."""
     energy = Fixed(torch.ones(1, 4, 1, dtype=torch.float64), torch.ones(1, 4, dtype=torch.bool))
-    with pytest.raises(
-        InputError, match="energy 'fixed' has no least-squares form; use solver 'adam' for it"
-    ):
-        Objective([Term(energy)]).linearize(TRUTH, OBS, ParameterLayout.of(TRUTH, ("pose",)))
+    layout = ParameterLayout.of(TRUTH, ("pose", "focal"))
+    system = Objective([Term(energy)]).linearize(TRUTH, OBS, layout)
+    expected = torch.zeros(layout.total, dtype=torch.float64)
+    expected[layout.index[0, 6]] = TRUTH.camera.focal[0]
+    torch.testing.assert_close(system.gradient, expected)
+    torch.testing.assert_close(system.dense(), torch.outer(expected, expected))
 
 
 @pytest.mark.parametrize(

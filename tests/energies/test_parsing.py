@@ -9,7 +9,6 @@ from fitkit.energies.parsing import ParsedRendering, ParseOptions
 from fitkit.errors import InputError
 from fitkit.observe.labels import Labels
 from fitkit.render.lit import Lit, render_lit
-from fitkit.scene.layout import ParameterLayout
 
 MODEL = tiny_model(dtype=torch.float64)
 SIZE = 96
@@ -184,9 +183,3 @@ def test_refusals():
         InputError, match=r"expected a parser that gives \[2, C, 96, 96\], got \[2, 4, 47, 47\]"
     ):
         energy_of(parser=torch.nn.Conv2d(3, 4, 3, 2, dtype=torch.float64)).freeze(STATE, OBS)
-    with pytest.raises(
-        InputError, match="energy 'mask_parse' has no least-squares form; use solver 'adam' for it"
-    ):
-        Objective([Term(energy_of().freeze(STATE, OBS))]).linearize(
-            STATE, OBS, ParameterLayout.of(STATE, ("pose",))
-        )

@@ -169,12 +169,6 @@ def test_missing_labels_are_named():
         CodeConsistency("expression").residuals(STATE, bare)
 
 
-@pytest.mark.parametrize("energy", [LABELLED[2], LABELLED[3], CodeConsistency()], ids=lambda e: e.name)
-def test_training_energies_are_refused_by_the_solver_by_name(energy):
-    with pytest.raises(InputError, match=f"energy '{energy.name}' has no least-squares form"):
-        Objective([Term(energy)]).linearize(STATE, OBS, ParameterLayout.of(STATE, ("identity",)))
-
-
 def test_the_likelihood_of_the_identity_is_that_of_a_normal_distribution():
     """Independent truth: torch.distributions; the gradient by the standard deviations as well, and the label's own doubt."""
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -122,3 +123,14 @@ def test_astronaut(tmp_path):
     assert metrics["reprojection_share"] < 0.025  # points placed by eye are good to 1 to 2 % of the face
     yaw, _, roll = metrics["views"][0]["yaw_pitch_roll_deg"]
     assert abs(yaw) < 6 and abs(roll) < 8  # she looks into the camera
+
+
+def test_own_energy(tmp_path):
+    """A user's energy in a fit and in a training: the face takes the distance that was measured, the training reports it."""
+    lines = run("03_own_energy.py", tmp_path / "training", cwd=tmp_path).splitlines()
+    for line, measured in zip(lines, (85.0, 95.0)):
+        found = re.fullmatch(r"measured (\S+) mm, fitted (\S+) mm, (ok|doubtful)", line)
+        assert float(found[1]) == measured and abs(float(found[2]) - measured) < 1.0
+    steps = [line for line in lines if line.startswith("  step ")]
+    assert len(steps) == 2 and all("'eye_distance': " in line for line in steps)
+    assert (tmp_path / "training" / "regressor.safetensors").exists()

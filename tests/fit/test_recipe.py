@@ -2,7 +2,8 @@ import pytest
 import yaml
 
 from fitkit.errors import InputError
-from fitkit.fit.recipe import ENERGIES, FitRecipe, load_recipe, parse_recipe
+from fitkit.energies.registry import REGISTRY
+from fitkit.fit.recipe import FitRecipe, load_recipe, parse_recipe
 from fitkit.io.options import to_plain
 from fitkit.io.resources import recipe_names
 
@@ -122,7 +123,15 @@ def test_recipes_that_cannot_be_extended(tmp_path, text, message):
 
 
 def test_every_energy_has_defaults():
+    names = [spec.name for spec in REGISTRY if spec.in_fit]
     recipe = parse_recipe(
-        {"name": "test", "stages": [{**STAGE, "energies": {name: None for name in ENERGIES}}]}, "file"
+        {"name": "test", "stages": [{**STAGE, "energies": {name: None for name in names}}]}, "file"
     )
-    assert isinstance(recipe, FitRecipe) and set(recipe.stages[0].energies) == set(ENERGIES)
+    assert isinstance(recipe, FitRecipe) and set(recipe.stages[0].energies) == set(names)
+
+
+@pytest.mark.parametrize("spec", [s for s in REGISTRY if not s.in_fit], ids=lambda s: s.name)
+def test_an_energy_that_a_fit_cannot_use_is_refused_with_the_reason(spec):
+    stages = [{**STAGE, "energies": {spec.name: None}}]
+    with pytest.raises(InputError, match=f"energies: '{spec.name}' is for trainings: {spec.not_in_fits}"):
+        parse_recipe({"name": "test", "stages": stages}, "file")

@@ -37,13 +37,13 @@ def pictures(views, seed=0):
 def test_the_order_of_the_views_does_not_matter(network):
     images, valid = pictures(4), torch.ones(1, 4, dtype=torch.bool)
     order = torch.tensor([2, 0, 3, 1])
-    one, two = network.predict(images, valid), network.predict(images[:, order], valid)
+    one, two = network(images, valid), network(images[:, order], valid)
     assert torch.allclose(one.state.identity, two.state.identity, atol=1e-4)
     assert torch.allclose(one.identity_sigma, two.identity_sigma, atol=1e-4)
     assert torch.allclose(one.state.expression[order], two.state.expression, atol=1e-4)
     assert torch.allclose(one.state.pose.rotation[order], two.state.pose.rotation, atol=1e-4)
     assert (
-        float((one.state.identity - network.predict(pictures(4, 5), valid).state.identity).abs().max()) > 1e-3
+        float((one.state.identity - network(pictures(4, 5), valid).state.identity).abs().max()) > 1e-3
     )
 
 
@@ -51,16 +51,16 @@ def test_the_order_of_the_views_does_not_matter(network):
 @pytest.mark.parametrize("views", [1, 2, 5])
 def test_any_number_of_views_and_grey_ones_have_no_say(network, views):
     images, valid = pictures(views), torch.ones(1, views, dtype=torch.bool)
-    alone = network.predict(images, valid)
+    alone = network(images, valid)
     assert alone.state.num_views == views and alone.landmarks.points.shape == (views, 68, 2)
     padded = torch.cat([images, torch.rand(1, 2, 3, 32, 32)], 1)
-    beside = network.predict(padded, torch.cat([valid, torch.zeros(1, 2, dtype=torch.bool)], 1))
+    beside = network(padded, torch.cat([valid, torch.zeros(1, 2, dtype=torch.bool)], 1))
     assert torch.allclose(
         alone.state.identity, beside.state.identity, atol=1e-4
     )  # other batches are summed in another order
     assert torch.allclose(alone.state.expression, beside.state.expression, atol=1e-4)
     # Two people of one batch have nothing to do with each other.
-    both = network.predict(torch.cat([images, pictures(views, 7)]), valid.expand(2, -1))
+    both = network(torch.cat([images, pictures(views, 7)]), valid.expand(2, -1))
     assert (
         torch.allclose(both.state.identity[0], alone.state.identity[0], atol=1e-4)
         and both.state.subject.tolist() == [0] * views + [1] * views
@@ -70,7 +70,7 @@ def test_any_number_of_views_and_grey_ones_have_no_say(network, views):
 @torch.no_grad()
 def test_the_face_lies_on_the_networks_own_landmarks(network, model):
     """Independent truth: numpy's least squares for scale and place of the projected points."""
-    found = network.predict(pictures(2), torch.ones(1, 2, dtype=torch.bool))
+    found = network(pictures(2), torch.ones(1, 2, dtype=torch.bool))
     pixels = project_points(model.landmark_basis, found.state).pixels.double().numpy()
     points, weight = found.landmarks.points.double().numpy(), found.landmarks.sigma.double().numpy() ** -1
     head = model.landmark_basis.points(found.state.identity[found.state.subject], found.state.expression)
@@ -101,7 +101,7 @@ def test_the_start_of_a_training_is_the_landmark_network(model):
     network.eval()
     images = torch.rand(1, 2, 3, 128, 128)
     with torch.no_grad():
-        found = network.predict(images, torch.ones(1, 2, dtype=torch.bool))
+        found = network(images, torch.ones(1, 2, dtype=torch.bool))
         theirs = load_network()(images[0])
     assert torch.allclose(found.landmarks.points[:, 17:], theirs.points[:, 17:68], atol=1e-2)
     assert torch.allclose(
@@ -119,7 +119,7 @@ def test_the_start_of_a_training_is_the_landmark_network(model):
 
 def test_gradients_reach_all_parts(network):
     network.zero_grad()
-    found = network.predict(pictures(3), torch.ones(1, 3, dtype=torch.bool))
+    found = network(pictures(3), torch.ones(1, 3, dtype=torch.bool))
     (
         found.state.identity.sum()
         + found.identity_sigma.sum()
@@ -141,7 +141,7 @@ def test_weight_files(network, model, tmp_path):
     save_predictor(network, "fitkit_init", path, half=False)
     again, images, valid = load_predictor(path, model), pictures(2), torch.ones(1, 2, dtype=torch.bool)
     with torch.no_grad():
-        assert torch.equal(again(images, valid).identity, network(images, valid).identity)
+        assert torch.equal(again(images, valid).state.identity, network(images, valid).state.identity)
     other = FitkitInit(model, (), FitkitInitOptions(size=32, token=24, heads=2, hidden=48))
     with pytest.raises(InputError, match="these weights belong to another network"):
         start_from(other, path, model)

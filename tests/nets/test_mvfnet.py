@@ -35,7 +35,7 @@ def test_training_starts_at_the_mean_face_in_the_middle_of_the_crop():
     model = tiny_model()
     network = small(model, 224)
     with torch.no_grad():
-        state = network(torch.rand(2, 3, 3, 224, 224), torch.ones(2, 3, dtype=torch.bool))
+        state = network(torch.rand(2, 3, 3, 224, 224), torch.ones(2, 3, dtype=torch.bool)).state
     assert (
         state.num_views == 6
         and state.subject.tolist() == [0, 0, 0, 1, 1, 1]
@@ -73,15 +73,15 @@ def test_a_missing_view_gives_no_pose_and_its_picture_has_no_say():
     torch.nn.init.normal_(network.absent)
     images = torch.rand(2, 3, 3, 48, 48)
     valid = torch.tensor([[True, False, True], [True, True, True]])
-    state = network(images, valid)
+    state = network(images, valid).state
     assert state.num_views == 5 and state.subject.tolist() == [0, 0, 1, 1, 1]
     other = images.clone()
     other[0, 1] = 0.9
-    again = network(other, valid)
+    again = network(other, valid).state
     assert torch.equal(state.identity, again.identity) and torch.equal(
         state.pose.rotation, again.pose.rotation
     )
-    whole = network(images, torch.ones(2, 3, dtype=torch.bool))
+    whole = network(images, torch.ones(2, 3, dtype=torch.bool)).state
     assert torch.allclose(whole.identity[1], state.identity[1], atol=1e-5)
     assert not torch.allclose(whole.identity[0], state.identity[0], atol=1e-3)
     assert torch.allclose(whole.pose.rotation[[0, 2, 3, 4, 5]], state.pose.rotation, atol=1e-5)
@@ -167,7 +167,7 @@ def test_weights_come_back_and_wrong_files_are_told(tmp_path):
     save_predictor(network, "mvfnet", path, half=False)
     again = load_predictor(path, model)
     images, valid = torch.rand(1, 3, 3, 48, 48), torch.ones(1, 3, dtype=torch.bool)
-    assert torch.equal(network(images, valid).identity, again(images, valid).identity) and not again.training
+    assert torch.equal(network(images, valid).state.identity, again(images, valid).state.identity) and not again.training
     assert read_about(path)["views"][1] == {"name": "left", "yaw": [-70.0, -20.0]}
     with pytest.raises(
         InputError,

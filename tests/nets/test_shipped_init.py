@@ -15,7 +15,7 @@ from fitkit.fit.run import fit
 from fitkit.io.mesh_files import read_mesh
 from fitkit.io.subject import load_subject
 from fitkit.models.registry import load_model
-from fitkit.train.regressor import aligned_distance
+from fitkit.train.validation import aligned_distance
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "sample"
 TRUTH = SAMPLE.parent / "sample_truth"

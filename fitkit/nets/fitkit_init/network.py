@@ -15,7 +15,7 @@ from fitkit.geometry.weak_perspective import lay_onto
 from fitkit.io.options import Positive, Range, check_options
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.mvfnet.convention import rotation_of_angles
-from fitkit.nets.predictor import Prediction, StatePredictor, ViewSlot, padded_subjects
+from fitkit.nets.predictor import Prediction, Predictor, ViewSlot, frames_of, table_of
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.landmarks.face_crop import MARGIN
 from fitkit.observe.landmarks.network import (
@@ -73,7 +73,7 @@ class _Exchange(nn.Module):
         return tokens + self.own(self.between(tokens))
 
 
-class FitkitInit(StatePredictor):
+class FitkitInit(Predictor):
     """See README.md beside this file. Takes photos in any order and number; has no named views.
 
     The encoder is the network of the built-in landmark detector. Rotation, expression, identity and the standard deviation of each
@@ -81,6 +81,7 @@ class FitkitInit(StatePredictor):
     network's own landmarks (weighted least squares, in closed form).
     """
 
+    gives = ("state", "identity_sigma", "landmarks")
     camera_kind = "orthographic"
 
     def __init__(
@@ -123,22 +124,16 @@ class FitkitInit(StatePredictor):
         self.register_buffer("points_mean", basis.mean.detach().float().cpu().clone(), persistent=False)
         self.register_buffer("points_rows", basis.rows.detach().float().cpu().clone(), persistent=False)
 
-    def forward(self, images: Tensor, valid: Tensor) -> SceneState:
-        return self.predict(images, valid).state
-
-    def predict(self, images: Tensor, valid: Tensor) -> Prediction:
-        found, features = self.encoder.locate(images[valid])
+    def forward(self, images: Tensor, valid: Tensor, padded: bool = False) -> Prediction:
+        frames, subject = frames_of(images, valid, padded)
+        found, features = self.encoder.locate(frames)
         tokens, angles = self._describe(found, features)
-        table = tokens.new_zeros(*valid.shape, tokens.shape[1])
-        table[valid] = tokens
-        codes, views, log_sigma = self._fuse(table, valid)
-        return self._prediction(found, codes, angles, views[valid], log_sigma, valid.nonzero()[:, 0])
+        codes, views, log_sigma = self._fuse(table_of(tokens, valid, padded, tokens.new_zeros(())), valid)
+        own = views.flatten(0, 1) if padded else views[valid]
+        return self._prediction(found, codes, angles, own, log_sigma, subject)
 
-    def predict_padded(self, images: Tensor, valid: Tensor) -> Prediction:
-        found, features = self.encoder.locate(images.flatten(0, 1))
-        tokens, angles = self._describe(found, features)
-        codes, views, log_sigma = self._fuse(tokens.unflatten(0, images.shape[:2]), valid)
-        return self._prediction(found, codes, angles, views.flatten(0, 1), log_sigma, padded_subjects(valid))
+    def features(self, images: Tensor) -> Tensor:
+        return self.encoder.locate(images)[1].mean((2, 3))
 
     def _describe(self, found: NetworkOutput, features: Tensor) -> tuple[Tensor, Tensor]:
         """Token [B, C] and first angles [B, 3] of each view.
@@ -247,7 +242,7 @@ class FitkitInit(StatePredictor):
             )
         self.encoder.load_state_dict(network.state_dict())
 
-    def parts(self) -> dict[str, tuple[nn.Module, ...]]:
+    def parts(self) -> dict[str, tuple[nn.Module | nn.Parameter, ...]]:
         heads = (
             self.squeeze,
             self.describe,

@@ -14,7 +14,7 @@ from fitkit.geometry.spherical_harmonics import Y0
 from fitkit.io.options import Positive, Range, check_options
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.mvfnet.convention import rotation_of_angles
-from fitkit.nets.predictor import Prediction, StatePredictor, ViewSlot, padded_subjects
+from fitkit.nets.predictor import Prediction, Predictor, ViewSlot, frames_of, table_of
 from fitkit.observe.crop import CropOptions
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
@@ -32,7 +32,7 @@ INITIAL_STD = 1e-4
 @dataclass(frozen=True)
 class MvfNetOptions:
     """size: side of the pictures, px; width: factor on all channel numbers, 1 = as published; missing: what stands for the feature
-    of a view that is not there; expression: blend-shape weight per unit of output; margin, up: the crop, see CropOptions."""
+    of a view that is not there; expression: blend-shape weight per unit of output; margin, up, fill, resize: the crop, see CropOptions."""
 
     size: Annotated[int, Range(16, 2048, multiple=16)] = 224
     width: Annotated[float, Range(0.001, 16.0)] = 1.0
@@ -40,17 +40,20 @@ class MvfNetOptions:
     expression: Positive = 0.3
     margin: Annotated[float, Range(0.1, 20.0)] = 1.5
     up: Annotated[float, Range(-5.0, 5.0)] = 0.12
+    fill: Literal["grey", "black"] = "grey"
+    resize: Literal["area", "cubic"] = "area"
 
     def __post_init__(self):
         check_options(self, "net mvfnet")
 
 
-class MvfNet(StatePredictor):
+class MvfNet(Predictor):
     """See README.md beside this file for what is as published and what differs.
 
     Starts at the mean face: frontal, in the middle of the crop, as large as the crop makes it.
     """
 
+    gives = ("state",)
     camera_kind = "orthographic"
 
     def __init__(
@@ -58,7 +61,8 @@ class MvfNet(StatePredictor):
     ):
         super().__init__()
         self.options, self.views, self.size = options, tuple(views), options.size
-        self.crop = CropOptions(options.margin, options.up, options.size, options.size)
+        o = options
+        self.crop = CropOptions(o.margin, o.up, o.size, o.size, o.fill, o.resize)
         self.model_name, self.num_identity, self.num_expression = (
             model.name,
             model.num_identity,
@@ -104,26 +108,18 @@ class MvfNet(StatePredictor):
             options.up * float((high - low)[1]) * self.mean_scale
         )  # px below the middle of the crop
 
-    def forward(self, images: Tensor, valid: Tensor) -> SceneState:
-        features = self.trunk(images[valid])  # [B, C]
-        table = self.absent.to(features).expand(len(images), -1, -1).clone()
-        table[valid] = features
-        return self._predicted(features, table, valid.nonzero()[:, 0])
-
-    def predict_padded(self, images: Tensor, valid: Tensor) -> Prediction:
-        features = self.trunk(images.flatten(0, 1))
-        table = torch.where(
-            valid[..., None], features.unflatten(0, images.shape[:2]), self.absent.to(features)
-        )
-        return Prediction(self._predicted(features, table, padded_subjects(valid)))
-
-    def _predicted(self, features: Tensor, table: Tensor, subject: Tensor) -> SceneState:
-        """features: [B, C] of the frames; table: [S, V, C], what stands for missing views in it; subject: [B] rows of the table."""
+    def forward(self, images: Tensor, valid: Tensor, padded: bool = False) -> Prediction:
+        frames, subject = frames_of(images, valid, padded)
+        features = self.features(frames)
+        table = table_of(features, valid, padded, self.absent.to(features))
         poses, codes = self.pose_head(features), self.shape_head(table.flatten(1))
         with torch.autocast(
             features.device.type, enabled=False
         ):  # positions need more digits than half precision has
-            return self._state(poses.float(), codes.float(), subject)
+            return Prediction(self._state(poses.float(), codes.float(), subject), shared_expression=True)
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.trunk(images)
 
     def _state(self, poses: Tensor, codes: Tensor, subject: Tensor) -> SceneState:
         """poses [B, 6]: pitch, yaw, roll, x, y, scale, normalized; codes [S, K_id + K_ex]; subject [B]."""
@@ -173,5 +169,5 @@ class MvfNet(StatePredictor):
                 {k: weights[prefix + k] for k in module.state_dict() if prefix + k in weights}, strict=False
             )
 
-    def parts(self) -> dict[str, tuple[nn.Module, ...]]:
-        return {"trunk": (self.trunk,), "pose": (self.pose_head,), "shape": (self.shape_head,)}
+    def parts(self) -> dict[str, tuple[nn.Module | nn.Parameter, ...]]:
+        return {"trunk": (self.trunk,), "pose": (self.pose_head,), "shape": (self.shape_head, self.absent)}

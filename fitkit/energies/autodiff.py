@@ -1,0 +1,99 @@
+"""Derivatives of energies that write none by hand, by automatic differentiation through `retract`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fitkit.energies.base import Energy, Linearization, Residuals, Slot
+from fitkit.errors import InputError
+from fitkit.scene.layout import ParameterLayout, retract
+from fitkit.scene.state import SceneState
+
+
+def linearize(energy: Energy, state: SceneState, observations: Any, free: Sequence[str]) -> Linearization:
+    """Residuals of a frozen energy and their derivatives by the blocks `free`, as `Energy.linearize` gives them.
+
+    One reverse pass finds the parameters that have a say, then each of them takes one forward pass, or each number of the
+    residuals one reverse pass, whichever are fewer: cheap for a few hundred, minutes where a network is inside.
+
+    Raises:
+        InputError: an operation inside the energy has no forward derivative; solver 'adam' does without.
+    """
+    layout = ParameterLayout.of(state, free)
+    residuals = energy.residuals(state, observations)
+    valid = residuals.valid[..., None]
+
+    def moved(step: Tensor) -> Tensor:
+        return torch.where(valid, energy.residuals(retract(state, step, layout), observations).value, 0)
+
+    jacobian = residuals.value.new_zeros(residuals.value.numel(), layout.total)
+    with torch.enable_grad():
+        step = state.identity.new_zeros(layout.total).requires_grad_()
+        value = moved(step)
+        columns = _that_matter(value, step)
+        if len(columns) > value.numel():
+            for row, number in enumerate(value.flatten()):
+                jacobian[row] = torch.autograd.grad(number, step, retain_graph=True)[0]
+            columns = []
+    for k in columns:
+        jacobian[:, k] = _by_parameter(energy, moved, step.detach(), k)
+    value = residuals.value.detach()
+    weight = None if residuals.weight is None else residuals.weight.detach()
+    jacobian = jacobian.reshape(*value.shape, layout.total)
+    return Linearization(Residuals(value, residuals.valid, weight), _slots(jacobian, layout))
+
+
+def _that_matter(value: Tensor, step: Tensor) -> list[int]:
+    """Parameters that the residuals depend on: derivative of a random sum of them, which cancels for nobody."""
+    if not value.requires_grad:
+        return []
+    weights = torch.rand(value.shape, generator=torch.Generator().manual_seed(0)).to(value) + 0.5
+    (gradient,) = torch.autograd.grad((weights * value).sum(), step, retain_graph=True)
+    return gradient.nonzero()[:, 0].tolist()
+
+
+def _by_parameter(energy: Energy, moved: Callable[[Tensor], Tensor], at: Tensor, k: int) -> Tensor:
+    """Derivatives of all residuals by parameter k, [G * M * D]."""
+    direction = torch.zeros_like(at)
+    direction[k] = 1
+    try:
+        return torch.func.jvp(moved, (at,), (direction,))[1].flatten()
+    except NotImplementedError as error:
+        raise InputError(
+            f"energy '{energy.name}': an operation inside it has no forward derivative "
+            f"({str(error).split('.')[0]}), which its least-squares form needs; use solver 'adam' for it"
+        ) from error
+
+
+def _slots(jacobian: Tensor, layout: ParameterLayout) -> tuple[Slot, ...]:
+    """Derivatives [G, M, D, total] by view: each group of residuals has one slot for each view that it depends on."""
+    B, device = layout.num_views, jacobian.device
+    start, by_view = 0, {}  # block -> [G, M, D, B or 1, width]: of the person, or of each view
+    for name in layout.shared:
+        by_view[name] = jacobian[..., start : start + layout.sizes[name]].unsqueeze(-2)
+        start += layout.sizes[name]
+    own = jacobian[..., start:].unflatten(-1, (B, -1)) if layout.own else None
+    at = 0
+    for name in layout.own:
+        by_view[name] = own[..., at : at + layout.sizes[name]]
+        at += layout.sizes[name]
+    depends = torch.zeros(len(jacobian), B, dtype=torch.bool, device=device)
+    for name in layout.own:
+        depends |= (by_view[name] != 0).any(-1).flatten(1, 2).any(1)
+    depends[:, 0] |= ~depends.any(1)  # what depends on the person alone counts once, as of the first view
+    most = int(depends.sum(1).max())
+    order = torch.argsort(depends.to(torch.int8), dim=1, descending=True, stable=True)[:, :most]
+    slots = []
+    for k in range(most):
+        view = order[:, k]
+        rows = torch.arange(len(view), device=device)
+        there = depends[rows, view].to(jacobian)[:, None, None, None]
+        columns = {name: there * by_view[name][rows, :, :, view] for name in layout.own}
+        if k == 0:
+            columns |= {name: by_view[name][..., 0, :] for name in layout.shared}
+        slots.append(Slot(view, columns))
+    return tuple(slots)

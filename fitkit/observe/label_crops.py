@@ -1,0 +1,114 @@
+"""Labels that depend on the picture or the camera, moved along when a picture is cut or its camera is replaced."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fitkit.observe.labels import Labels
+from fitkit.observe.sampling import sample
+from fitkit.scene.camera import Camera
+from fitkit.scene.depth_state import back_project, carry, pixel_grid
+from fitkit.scene.state import SceneState
+
+JUMP_MM = 20.0  # neighbouring pixels farther apart in depth do not show one surface, as in `depth_normals`
+
+
+def in_crop(points: Tensor, camera: Camera) -> Tensor:
+    """Camera-frame points [B, N, 3] mm -> `Labels.crop_points`: x, y px of the camera's pictures, and how far each lies behind the
+    nearest of the frame's points in px of the scale at their mean depth."""
+    pixels, _ = camera.project(points)
+    z = points[..., 2:]
+    far = z.mean(1) if camera.kind == "perspective" else torch.full_like(z[:, 0], camera.REFERENCE_DEPTH)
+    return torch.cat([pixels, (z - z.amin(1, keepdim=True)) * (camera.focal[:, None] / far)[..., None]], -1)
+
+
+def cut_labels(labels: Labels, scale: Tensor, offset: Tensor, size: tuple[int, int]) -> Labels:
+    """Labels of pictures -> those of their crops.
+
+    Maps are read at the place of each pixel of the crop: classes and validity from the nearest pixel; depth and normals in between
+    where all four pixels around show one surface, else from the nearest, so that no edge is mixed. Beyond the picture nothing is
+    known: no surface, class 0 that is not valid.
+
+    Args:
+        scale [B], offset [B, 2]: crop pixel = scale * (pixel - offset); size: (H, W) of the crops.
+    """
+    state, points = labels.state, labels.crop_points
+    if state is not None:
+        focal = state.camera.focal
+        state = state.replace(camera=state.camera.scaled(scale.to(focal), offset.to(focal)))
+    if points is not None:
+        moved = points[..., :2] - offset.to(points)[:, None]
+        points = torch.cat([moved, points[..., 2:]], -1) * scale.to(points)[:, None, None]
+    pixels = pixel_grid(size, offset)[None] / scale[:, None, None] + offset[:, None]  # [B, h w, 2]
+
+    def shaped(values: Tensor) -> Tensor:  # [B, h w, C] -> [B, C, h, w]
+        return values.transpose(1, 2).unflatten(2, size)
+
+    parse, known = labels.parse, labels.parse_valid
+    if parse is not None:
+        everywhere = torch.ones_like(parse, dtype=torch.bool) if known is None else known
+        values, inside = _nearest(torch.stack([parse, everywhere.to(parse)], 1), pixels)
+        parse, valid = shaped(values * inside[..., None]).unbind(1)
+        known = None if known is None and bool(inside.all()) else valid > 0
+    cut = replace(labels, state=state, crop_points=points, parse=parse, parse_valid=known)
+    cut = cut.each(lambda depth: shaped(_depth(depth[:, None], pixels))[:, 0], ("depth", "prior_depth"))
+    return cut.each(lambda normals: shaped(_normals(normals, pixels)), ("normals",))
+
+
+def turn_labels(labels: Labels, state: SceneState) -> Labels:
+    """Labels in the camera frames of `labels.state` -> in those of `state`, which shows the same heads through other cameras.
+
+    Maps stay at their pixels: the new cameras are thought to take the same pictures.
+    """
+    old = labels.state
+    turn = state.pose.rotation @ old.pose.rotation.transpose(-1, -2)  # camera_from_camera
+
+    def carried(points: Tensor) -> Tensor:
+        return carry(points.to(turn), old.pose, state.pose).to(points)
+
+    def deep(depth: Tensor) -> Tensor:
+        z = carried(back_project(depth.to(turn), old.camera))[..., 2]
+        return torch.where(depth > 0, z.reshape(depth.shape).to(depth), 0)
+
+    moved = labels.each(deep, ("depth", "prior_depth")).each(carried, ("vertices",))
+    moved = moved.each(lambda normals: torch.einsum("bij,bjhw->bihw", turn.to(normals), normals), ("normals",))
+    return replace(moved, state=state)
+
+
+def _nearest(maps: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Values [B, N, C] of maps [B, C, H, W] at the pixels nearest to `pixels` [B, N, 2], and [B, N] whether that is one of the map's."""
+    H, W = maps.shape[-2:]
+    x, y = (pixels + 0.5).floor().long().unbind(-1)
+    inside = (x >= 0) & (y >= 0) & (x < W) & (y < H)
+    place = y.clamp(0, H - 1) * W + x.clamp(0, W - 1)
+    values = maps.flatten(2).gather(2, place[:, None].expand(-1, maps.shape[1], -1)).transpose(1, 2)
+    return values, inside
+
+
+def _depth(depth: Tensor, pixels: Tensor) -> Tensor:
+    """[B, N, 1] from [B, 1, H, W]."""
+    nearest, inside = _nearest(depth, pixels)
+    between, within = sample(depth, pixels)
+    return torch.where(_one_surface(depth, pixels) & within[..., None], between, nearest * inside[..., None])
+
+
+def _normals(normals: Tensor, pixels: Tensor) -> Tensor:
+    """[B, N, 3] from [B, 3, H, W]."""
+    there = (normals != 0).any(1, keepdim=True)
+    nearest, inside = _nearest(normals, pixels)
+    between, within = sample(normals, pixels)
+    whole = sample(there.to(normals), pixels)[0] > 0.999
+    return torch.where(whole & within[..., None], F.normalize(between, dim=-1), nearest * inside[..., None])
+
+
+def _one_surface(depth: Tensor, pixels: Tensor) -> Tensor:
+    """Whether the four pixels around each of `pixels` show a surface without a jump, [B, N, 1]."""
+    corner = pixels.floor()
+    moves = [(0, 0), (1, 0), (0, 1), (1, 1)]
+    around = torch.stack([_nearest(depth, corner + corner.new_tensor(move))[0] for move in moves])
+    low, high = around.amin(0), around.amax(0)
+    return (low > 0) & (high - low < JUMP_MM)
