@@ -10,7 +10,7 @@ from typing import Annotated, Any, Sequence
 from fitkit.errors import InputError
 from fitkit.evaluate.bench import Tell, _number, _table, load_truth, load_views, predict, score, subject_names
 from fitkit.evaluate.machine import machine
-from fitkit.fit.recipe import FitRecipe, load_recipe
+from fitkit.fitting.recipe import FitRecipe, load_recipe
 from fitkit.io.options import Length, Natural, apply_overrides, build, check_options, read_yaml, to_plain
 from fitkit.io.resources import find_recipe
 from fitkit.models.registry import load_model

@@ -17,18 +17,18 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
-from fitkit.data.synth_folder import write_subjects
-from fitkit.data.synth_recipe import load_synth_recipe
-from fitkit.data.synthetic import head_shot_state, photograph, studio
+from fitkit.synth.folder import write_subjects
+from fitkit.synth.recipe import load_synth_recipe
+from fitkit.synth.studio import head_shot_state, photograph, studio
 from fitkit.errors import FitkitError, InputError
 from fitkit.evaluate.coverage import coverage
 from fitkit.evaluate.distances import mean
 from fitkit.evaluate.machine import machine
 from fitkit.evaluate.scan_to_mesh import NOW_POINTS, now_crop, scan_to_mesh
 from fitkit.evaluate.vertex_error import vertex_distances
-from fitkit.fit.recipe import FitRecipe, load_recipe
-from fitkit.fit.result import FitResult
-from fitkit.fit.run import fit_observed
+from fitkit.fitting.recipe import FitRecipe, load_recipe
+from fitkit.fitting.result import FitResult
+from fitkit.fitting.run import fit_observed
 from fitkit.geometry.alignment import similarity_align
 from fitkit.io.atomic import written_whole
 from fitkit.io.foreign import DATA_BYTES, foreign_file, refused_as
@@ -768,7 +768,7 @@ def _errors(result: FitResult, truth: Truth | None) -> dict[str, float | None] |
 def many_views(model: FaceModel, count: int, size: int = 512, seed: int = 0) -> tuple[Subject, Landmarks]:
     """A random person of the model photographed from `count` sides (yaw -55 to 55 degrees), with noisy landmarks.
 
-    The same person and light for every count; rendered with `data.synthetic`.
+    The same person and light for every count; rendered with `synth.studio`.
     """
     generator = torch.Generator().manual_seed(seed)
     identity = torch.randn(model.num_identity, generator=generator).clamp(-2, 2)

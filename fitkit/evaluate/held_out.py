@@ -12,9 +12,9 @@ from torch import Tensor
 from fitkit.energies.census import hard_census_distance
 from fitkit.energies.flow_magnitude import both_ways, resized_photos
 from fitkit.evaluate.landmark_accuracy import box_size, normalized_mean_error
-from fitkit.fit.initialize import initial_state
-from fitkit.fit.recipe import load_recipe
-from fitkit.fit.run import FitRun
+from fitkit.fitting.initialize import initial_state
+from fitkit.fitting.recipe import load_recipe
+from fitkit.fitting.run import FitRun
 from fitkit.io.subject import View
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import crop_views

@@ -23,9 +23,9 @@ from fitkit.errors import FitError, FitkitError, InputError, unexpected
 from fitkit.evaluate.scan_to_mesh import NOW_POINTS
 from fitkit.export.meshes import write_obj
 from fitkit.export.parameters import Parameters, load_parameters, save_parameters
-from fitkit.fit.recipe import FitRecipe
-from fitkit.fit.result import FitResult
-from fitkit.fit.run import fit_observed
+from fitkit.fitting.recipe import FitRecipe
+from fitkit.fitting.result import FitResult
+from fitkit.fitting.run import fit_observed
 from fitkit.io.atomic import written_whole
 from fitkit.io.foreign import DATA_BYTES, check_shapes, foreign_file
 from fitkit.io.mesh_files import read_mesh

@@ -40,7 +40,7 @@ from fitkit.evaluate.predictions import Prediction
 from fitkit.evaluate.regions import region_errors
 from fitkit.evaluate.scan_to_mesh import NOW_POINTS, now_crop, scan_to_mesh
 from fitkit.evaluate.vertex_error import corresponding_distances, read_correspondence
-from fitkit.fit.detail import personal_model
+from fitkit.fitting.detail import personal_model
 from fitkit.geometry.alignment import similarity_align
 from fitkit.io.foreign import DATA_BYTES, foreign_file
 from fitkit.io.options import Length, Natural, Positive, Range

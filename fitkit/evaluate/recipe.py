@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Sequence
 
 from fitkit.evaluate.protocols import PROTOCOLS
-from fitkit.fit.recipe import FitRecipe, load_recipe
+from fitkit.fitting.recipe import FitRecipe, load_recipe
 from fitkit.io.options import (
     Natural,
     Positive,

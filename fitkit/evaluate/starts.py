@@ -16,11 +16,11 @@ from fitkit.errors import FitkitError, InputError
 from fitkit.evaluate.bench import Prediction as ScoredMesh
 from fitkit.evaluate.bench import _number, _table, load_truth, load_views, score
 from fitkit.evaluate.machine import machine
-from fitkit.fit.predict import predict
-from fitkit.fit.recipe import FitRecipe, load_recipe
-from fitkit.fit.report import view_errors
-from fitkit.fit.result import FitResult
-from fitkit.fit.run import begin_fit, fit_observed, to_photos
+from fitkit.fitting.predict import predict
+from fitkit.fitting.recipe import FitRecipe, load_recipe
+from fitkit.fitting.report import view_errors
+from fitkit.fitting.result import FitResult
+from fitkit.fitting.run import begin_fit, fit_observed, to_photos
 from fitkit.geometry.rotation import so3_exp, so3_log
 from fitkit.geometry.weak_perspective import weak_perspective_pose
 from fitkit.io.options import to_plain

@@ -30,8 +30,8 @@ from fitkit.export.meshes import write_obj, write_ply
 from fitkit.export.overlay import draw_overlay
 from fitkit.export.parameters import save_parameters
 from fitkit.export.preview import draw_detail, draw_preview, draw_uncertainty
-from fitkit.fit.decompose import decompose_result
-from fitkit.fit.report import attempt
+from fitkit.fitting.decompose import decompose_result
+from fitkit.fitting.report import attempt
 from fitkit.geometry.color import srgb_from_linear
 from fitkit.io.atomic import litter, remove_litter, temporary_name, writing
 from fitkit.io.foreign import DATA_BYTES, foreign_file
@@ -40,7 +40,7 @@ from fitkit.io.subject import RESULT_MARKS, is_result, readable
 from fitkit.render.texture import blend_texture
 
 if TYPE_CHECKING:
-    from fitkit.fit.result import FitResult
+    from fitkit.fitting.result import FitResult
 
 log = logging.getLogger("fitkit")
 

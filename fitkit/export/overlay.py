@@ -14,7 +14,7 @@ from fitkit.render.texture import crop_and_scale
 from fitkit.scene.camera import Camera
 
 if TYPE_CHECKING:
-    from fitkit.fit.result import FitResult
+    from fitkit.fitting.result import FitResult
 
 LONG_SIDE, SHORT_LONG_SIDE = (
     1024,

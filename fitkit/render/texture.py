@@ -29,7 +29,7 @@ from fitkit.render.shading import Surface
 from fitkit.scene.camera import Camera
 
 if TYPE_CHECKING:
-    from fitkit.fit.result import FitResult
+    from fitkit.fitting.result import FitResult
 
 
 @dataclass(frozen=True)

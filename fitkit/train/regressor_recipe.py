@@ -12,7 +12,7 @@ from fitkit.energies.flow_correspondence import FlowOptions
 from fitkit.energies.flow_magnitude import FlowMagnitudeOptions
 from fitkit.energies.photometric import PhotometricOptions
 from fitkit.errors import InputError
-from fitkit.fit.recipe import EnergyOptions
+from fitkit.fitting.recipe import EnergyOptions
 from fitkit.io.options import (
     Count,
     Natural,
@@ -96,7 +96,7 @@ class CensusTerm(EnergyOptions):
 
 @dataclass(frozen=True)
 class FlowTerm(EnergyOptions):
-    """estimator, weights: see fitkit.fit.recipe.FlowSource."""
+    """estimator, weights: see fitkit.fitting.recipe.FlowSource."""
 
     estimator: str = "dis"
     weights: str = ""

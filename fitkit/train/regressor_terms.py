@@ -24,7 +24,7 @@ from fitkit.energies.supervision import (
     VertexSupervision,
 )
 from fitkit.errors import InputError
-from fitkit.fit.recipe import EnergyOptions
+from fitkit.fitting.recipe import EnergyOptions
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.flow import make_flow_estimator
 from fitkit.observe.flow.types import FlowEstimator

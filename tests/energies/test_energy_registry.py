@@ -27,7 +27,7 @@ from fitkit.energies.registry import (
     text,
 )
 from fitkit.errors import InputError
-from fitkit.fit.recipe import ENERGIES
+from fitkit.fitting.recipe import ENERGIES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "energies.md"
 

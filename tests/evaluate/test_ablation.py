@@ -9,7 +9,7 @@ from fitkit.errors import InputError
 from fitkit.evaluate import ablation as module
 from fitkit.evaluate.ablation import AblationRecipe, Arm, ablation, ablation_text, load_ablation, summarize
 from fitkit.evaluate.bench import load_truth, load_views, predict, score
-from fitkit.fit.recipe import load_recipe
+from fitkit.fitting.recipe import load_recipe
 from fitkit.models.registry import load_model
 
 ARMS = (

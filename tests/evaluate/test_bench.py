@@ -22,8 +22,8 @@ from fitkit.evaluate.bench import (
     summarize,
 )
 from fitkit.export.meshes import write_ply
-from fitkit.fit.recipe import load_recipe
-from fitkit.fit.run import fit_observed
+from fitkit.fitting.recipe import load_recipe
+from fitkit.fitting.run import fit_observed
 from fitkit.models.io import save_model_file
 from fitkit.models.registry import load_model
 from helpers import tiny_model, tiny_result
