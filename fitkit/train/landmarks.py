@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from fitkit.data.face_shards import read_shard, render_faces
+from fitkit.synth.shards import read_shard, render_faces
 from fitkit.data.landmark_frames import (
     Crop,
     LabelledFace,
@@ -35,7 +35,7 @@ from fitkit.io.options import to_plain
 from fitkit.io.termination import end_with_parent
 from fitkit.observe.landmarks.network import NUM_POINTS, LandmarkNetwork, NetworkOutput
 from fitkit.train.landmark_recipe import LandmarkTraining, LossOptions
-from fitkit.train.regressor import RECIPE, claim_folder, write_text
+from fitkit.train.records import RECIPE, claim_folder, write_text
 
 WEIGHTS = "landmarks68.safetensors"
 CHECKPOINT = "checkpoint.pt"
