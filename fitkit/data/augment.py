@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from fitkit.io.options import Range, Share
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import CropOptions, crop_views
 from fitkit.observe.label_crops import cut_labels
-from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
 from fitkit.scene.pose import yaw_pitch_roll
 
@@ -24,15 +23,16 @@ MIN_POINTS = 8  # a view with fewer landmarks cannot be cut
 
 @dataclass(frozen=True)
 class FaceAugmentation:
-    """shift: most by which the crop is moved, share of its side (MVF-Net: 0.05); zoom: most logarithm of the change of its side; gain,
-    offset: most change of the exposure, factor and share of white, for each view; missing: share of views, beyond the first of a
-    person, that are taken away."""
+    """What is changed at random in a sample of a training."""
 
-    shift: Annotated[float, Range(0.0, 10.0)] = 0.05
-    zoom: Annotated[float, Range(0.0, 3.0)] = 0.0
-    gain: Annotated[float, Range(0.0, 10.0)] = 0.15
-    offset: Annotated[float, Range(0.0, 10.0)] = 0.03
-    missing: Share = 0.0
+    shift: Annotated[float, Range(0.0, 10.0)] = 0.05  # most by which a crop is moved, share of its side; MVF-Net: 0.05
+    zoom: Annotated[float, Range(0.0, 3.0)] = 0.0  # most logarithm of the change of its side
+    gain: Annotated[float, Range(0.0, 10.0)] = 0.15  # most change of the exposure, factor
+    offset: Annotated[float, Range(0.0, 10.0)] = 0.03  # and share of white
+    missing: Share = 0.0  # of views, beyond the first of a person, that are taken away
+    # The same exposure for all views of a person, or each its own; 'auto': the same in stages with an energy that compares
+    # views, as Shu et al. have it.
+    colors: Literal["auto", "person", "view"] = "auto"
 
 
 PLAIN = FaceAugmentation(0.0, 0.0, 0.0, 0.0, 0.0)
@@ -108,9 +108,11 @@ def augment(
     rng: np.random.Generator,
     where: str,
 ) -> Observations:
-    """`recrop` with random shift and exposure; `rng` alone decides."""
+    """`recrop` with random shift and exposure; `rng` alone decides. See `FaceAugmentation`; here 'auto' is 'view'."""
     B = observations.num_views
     draws = torch.from_numpy(rng.uniform(-1, 1, (B, 4))).float()
+    if options.colors == "person":
+        draws[:, 2:] = draws[:1, 2:].clone()
     if options.zoom > 0:  # one for all views of a sample, which are cut to one size
         crop = replace(crop, margin=crop.margin * float(np.exp(rng.uniform(-1, 1) * options.zoom)))
     out = recrop(observations, crop, where, options.shift * draws[:, :2] if options.shift > 0 else None)

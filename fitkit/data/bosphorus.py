@@ -24,7 +24,6 @@ BOSPHORUS = DataSet(
     "bs000/bs000_N_N_0.bnt with .png and .lm3 of the same name",
 )
 NAME = re.compile(r"(bs\d+)_([A-Z]+)_(\w+)_(\d+)$")
-SIDE = {"R45": "right", "L45": "left"}
 SCAN_BYTES = 64 * MEGABYTE  # of a range image; those of the database have up to 3
 JUMP_MM = 8.0  # triangles of the range image with a longer side bridge an edge
 
@@ -33,7 +32,8 @@ def bosphorus_samples(folder: str | os.PathLike, angle: int = 45) -> list[Evalua
     """One sample for each frontal scan, id its file name, group 'neutral' or 'expression'.
 
     Its photos: the frontal picture and, for a neutral one, the pictures of the head turned by `angle` degrees to the right (R scans) and
-    to the left; left pictures exist for 45 and 90 degrees only, others are the mirrored right one.
+    to the left; left pictures exist for 45 and 90 degrees only, others are the mirrored right one. Whose right and left that is, the
+    database does not say: networks with named views go by the picture where it says otherwise, see `assign_views`.
 
     Raises:
         InputError: not this layout.

@@ -22,7 +22,7 @@ from fitkit.models.face_model import FaceModel, MeshPoints, PointBasis
 from fitkit.observe.observations import Observations, halve
 from fitkit.observe.sampling import blur_radius, erode, gaussian_blur, sample, sample_with_gradient
 from fitkit.render.visibility import depth_maps, seen_by_depth
-from fitkit.scene.projection import project_head_points
+from fitkit.scene.projection import project_head_points, project_points
 from fitkit.scene.state import SceneState
 
 GREY = (0.2989, 0.5870, 0.1140)  # luma weights of the published codes, applied to sRGB values
@@ -373,9 +373,10 @@ class CrossViewCensus:
         """Whether points at pixels [B, N, 2] lie in the half of the face that both views of a pair see, in both of them, [G, N] bool."""
         pairs = list(zip(view_a.tolist(), view_b.tolist()))
         everywhere = torch.ones(len(pairs), *observations.size, dtype=torch.bool, device=pixels.device)
+        marks = project_points(self.model.landmark_basis, state).pixels
         keep = []
         for views in (view_a, view_b):
-            half = half_faces(self.options.mask, self.model, state, pairs, views.tolist(), everywhere)
+            half = half_faces(self.options.mask, marks, state, pairs, views.tolist(), everywhere)
             keep.append(sample(half[:, None].to(pixels), pixels[views])[0][..., 0] > 0.5)
         return keep[0] & keep[1]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot, all_views
 from fitkit.energies.spec import Context, DFM, EnergyDoc, EnergyOptions, EnergySpec, MFN, MVD, MVF, OURS, use
+from fitkit.energies.supervision import label
 from fitkit.io.options import Positive
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.observations import Observations
@@ -30,6 +31,24 @@ OFFSET_SIGMA_MM = (
     (48, 68, 1.4),
 )  # first, end, mm
 LIP_PAIRS = ((61, 67), (62, 66), (63, 65))
+# Weights of single points, as numbers of the 68 (slices from, to) and their weight; all others weigh 1.
+POINT_WEIGHTS: dict[str, tuple[tuple[slice, float], ...]] = {
+    "even": (),
+    "dfmvr": ((slice(28, 31), 20.0), (slice(60, 68), 20.0)),  # DF-MVR eq. 4: nose ridge, inner lips
+    "dfmvr_code": ((slice(28, 31), 20.0), (slice(36, 48), 20.0), (slice(60, 68), 20.0)),  # with the eyes, as released
+    # MFNet eq. 7 with the weights of DECA
+    "mfnet": (
+        (slice(5, 7), 2.0),
+        (slice(10, 12), 2.0),
+        (slice(27, 36), 1.5),
+        (slice(30, 32), 3.0),
+        (slice(35, 36), 3.0),
+        (slice(48, 68), 1.5),
+        (slice(48, 49), 3.0),
+        (slice(54, 55), 3.0),
+    ),
+}
+PointScheme = Literal["even", "dfmvr", "dfmvr_code", "mfnet"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +59,7 @@ class LandmarkReprojection:
     'surface': the model's own jaw points; 'outline': of a profile line of skin vertices from the face centre to the
     jaw point, the vertex that projects farthest outwards, i.e. the visible outline; 'auto': whichever of the two
     rules explains all jaw points of all views better (they agree in a frontal view).
+    points: weights of the single points, see POINT_WEIGHTS; hidden: points that the labels say are hidden count as well.
     Source: E9 of the energy list: MVF-Net and MFNet landmark terms; profile lines: Zhu et al., "High-fidelity pose and
     expression normalization", CVPR 2015 (landmark marching), found here on the mesh instead of drawn by hand.
     """
@@ -48,6 +68,8 @@ class LandmarkReprojection:
     sigma_px: Tensor
     jaw: str = "auto"
     jaw_vertices: Tensor | None = None  # [B, 17] int64, -1 = the model's own point; set by freeze
+    points: PointScheme = "even"
+    hidden: bool = True
 
     name = "lmk2d"
     reduction = "sum"
@@ -90,7 +112,8 @@ class LandmarkReprojection:
         marks = observations.landmarks
         target = torch.where(marks.valid[..., None], marks.points, torch.zeros_like(marks.points)).to(pixels)
         value = (pixels - target) / self.sigma_px[..., None].to(pixels)
-        return Residuals(value, marks.valid & in_front, marks.confidence.to(pixels))
+        valid = _counted(observations, self.hidden, self.name) & in_front
+        return Residuals(value, valid, marks.confidence.to(pixels) * point_weights(self.points, pixels))
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
         seen = project_head_points(self._head(state)[0], state, all_views(state))
@@ -108,6 +131,20 @@ class LandmarkReprojection:
         return Linearization(
             self._residuals(seen.pixels, seen.in_front, observations), (Slot(views, columns),)
         )
+
+
+def _counted(observations: Observations, hidden: bool, energy: str) -> Tensor:
+    """Points that may count, [B, 68] bool."""
+    valid = observations.landmarks.valid
+    return valid if hidden else valid & label(observations, "visible", energy).to(valid.device)
+
+
+def point_weights(scheme: PointScheme, like: Tensor) -> Tensor:
+    """Weights [68] of the points in one of POINT_WEIGHTS."""
+    weights = like.new_ones(68)
+    for part, weight in POINT_WEIGHTS[scheme]:
+        weights[part] = weight
+    return weights
 
 
 def offset_sigma() -> Tensor:
@@ -138,7 +175,8 @@ def offset_columns(by_head: Tensor, points: Sequence[int]) -> Tensor:
 class LandmarkOffsets:
     """lmk2d_eye, lmk2d_lip: ((k_i - k_j) - (l_i - l_j)) / sigma for opposite lid or lip points, [B, n, 2].
 
-    Blind to a common shift, so it survives small pose errors. sigma_px: [B, 68] px of one point, of the crop.
+    Blind to a common shift, so it survives small pose errors. sigma_px: [B, 68] px of one point, of the crop; points, hidden: see
+    LandmarkReprojection; of the two weights a pair has the smaller.
     Source: MFNet eq. 8 and 9, which do not print the pairs; these are ours.
     """
 
@@ -146,6 +184,8 @@ class LandmarkOffsets:
     sigma_px: Tensor
     pairs: tuple[tuple[int, int], ...]
     name: str
+    points: PointScheme = "even"
+    hidden: bool = True
     reduction = "sum"
 
     def freeze(self, state: SceneState, observations: Observations) -> "LandmarkOffsets":
@@ -159,13 +199,14 @@ class LandmarkOffsets:
 
     def _residuals(self, pixels, in_front, observations: Observations, a, b, sigma) -> Residuals:
         marks = observations.landmarks
-        valid = marks.valid[:, a] & marks.valid[:, b] & in_front[:, a] & in_front[:, b]
+        counted = _counted(observations, self.hidden, self.name) & in_front
+        valid = counted[:, a] & counted[:, b]
         target = (marks.points[:, a] - marks.points[:, b]).to(pixels)
         target = torch.where(valid[..., None], target, torch.zeros_like(target))
         value = (pixels[:, a] - pixels[:, b] - target) / sigma[..., None].to(pixels)
-        return Residuals(
-            value, valid, torch.minimum(marks.confidence[:, a], marks.confidence[:, b]).to(pixels)
-        )
+        single = point_weights(self.points, pixels)
+        confidence = torch.minimum(marks.confidence[:, a], marks.confidence[:, b]).to(pixels)
+        return Residuals(value, valid, confidence * torch.minimum(single[a], single[b]))
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
         head = self._head(state)
@@ -193,12 +234,16 @@ class LandmarkOffsets:
         return Linearization(residuals, (Slot(all_views(state), columns),))
 
 
-def eye_offsets(model: FaceModel, sigma_px: Tensor) -> LandmarkOffsets:
-    return LandmarkOffsets(model, sigma_px, EYE_PAIRS, "lmk2d_eye")
+def eye_offsets(
+    model: FaceModel, sigma_px: Tensor, points: PointScheme = "even", hidden: bool = True
+) -> LandmarkOffsets:
+    return LandmarkOffsets(model, sigma_px, EYE_PAIRS, "lmk2d_eye", points, hidden)
 
 
-def lip_offsets(model: FaceModel, sigma_px: Tensor) -> LandmarkOffsets:
-    return LandmarkOffsets(model, sigma_px, LIP_PAIRS, "lmk2d_lip")
+def lip_offsets(
+    model: FaceModel, sigma_px: Tensor, points: PointScheme = "even", hidden: bool = True
+) -> LandmarkOffsets:
+    return LandmarkOffsets(model, sigma_px, LIP_PAIRS, "lmk2d_lip", points, hidden)
 
 
 PROFILE_HALF_WIDTH_MM = 4.0
@@ -269,7 +314,13 @@ def project_directions(model: FaceModel, state: SceneState) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LandmarkTraining(EnergyOptions):
+class LandmarkOptions(EnergyOptions):
+    points: PointScheme = "even"  # weights of the single points, see POINT_WEIGHTS
+    hidden: bool = True  # points that the labels say are hidden count as well
+
+
+@dataclass(frozen=True)
+class LandmarkTraining(LandmarkOptions):
     """What a fit measures, or knows by itself."""
 
     sigma_px: Positive = 3.0  # standard deviation of a point, for a 224-pixel crop
@@ -292,7 +343,12 @@ def jaw_rule(observations: Observations, o: EnergyOptions) -> str:
 
 def _make(context: Context, o: EnergyOptions) -> LandmarkReprojection:
     jaw = jaw_rule(context.observations, o) if context.jaw is None else context.jaw
-    return LandmarkReprojection(context.model, point_sigma(context, o), jaw)
+    sigma = point_sigma(context, o)
+    return LandmarkReprojection(context.model, sigma, jaw, points=o.points, hidden=o.hidden)
+
+
+def _labels(o: LandmarkOptions) -> frozenset[str]:
+    return frozenset() if o.hidden else frozenset({"visible"})
 
 
 SPECS = (
@@ -315,13 +371,15 @@ SPECS = (
             gradient="exact; the jaw's rule and vertices are frozen",
             id="E9",
         ),
+        options=LandmarkOptions,
         training=LandmarkTraining,
+        needs=_labels,
         apart=jaw_rule,
     ),
     EnergySpec(
         name="lmk2d_eye",
         cls=LandmarkOffsets,
-        make=lambda context, o: eye_offsets(context.model, point_sigma(context, o)),
+        make=lambda context, o: eye_offsets(context.model, point_sigma(context, o), o.points, o.hidden),
         role="landmark",
         doc=EnergyDoc(
             formula="(k_i - k_j) - (l_i - l_j), opposite lid points",
@@ -334,13 +392,15 @@ SPECS = (
             gradient="exact; blind to a common shift",
             id="E10",
         ),
+        options=LandmarkOptions,
         training=LandmarkTraining,
+        needs=_labels,
         builder=eye_offsets,
     ),
     EnergySpec(
         name="lmk2d_lip",
         cls=LandmarkOffsets,
-        make=lambda context, o: lip_offsets(context.model, point_sigma(context, o)),
+        make=lambda context, o: lip_offsets(context.model, point_sigma(context, o), o.points, o.hidden),
         role="landmark",
         doc=EnergyDoc(
             formula="(k_i - k_j) - (l_i - l_j), opposite inner lip points",
@@ -353,7 +413,9 @@ SPECS = (
             gradient="exact; blind to a common shift",
             id="E11",
         ),
+        options=LandmarkOptions,
         training=LandmarkTraining,
+        needs=_labels,
         builder=lip_offsets,
     ),
 )

@@ -208,7 +208,7 @@ def landmark_places(model: FaceModel, size: tuple[int, int]) -> Tensor:
 class AlignTerm(EnergyOptions):
     sigma_mm: Positive = 1.0  # standard deviation of a point
     anchors: tuple[Annotated[int, Range(0, 67)], ...] = IBUG_ANCHORS  # that the similarity is fitted to
-    attached: bool = False  # gradients flow through the similarity as well
+    attached: bool = False  # the similarity follows the points, and gradients flow through it as well
 
 
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ SPECS = (
             unit="mm",
             source="PGN eq. 8",
             uses=(use(PGN, "l1", "1; T affine"),),
-            gradient="through T as well, or T constant; the least-squares form holds it fixed",
+            gradient="through T as well, or T constant",
             id="E14",
         ),
         options=GuidedTerm,

@@ -40,14 +40,15 @@ def pair_mask(
         if name == "vertex":
             facing = vis_normal(state.pose.apply(state.vertices(model)), model.triangles, state.camera.kind)
             return covis_vertex(facing[a], facing[b], fragments, model.triangles)[:, 0] > 0.5
-        return half_faces(name, model, state, pairs, b, fragments.covered, views.reduction)
+        points = project_points(model.landmark_basis, state).pixels.detach()
+        return half_faces(name, points, state, pairs, b, fragments.covered, views.reduction)
 
     return shared
 
 
 def half_faces(
     name: Literal["landmarks", "box"],
-    model: FaceModel,
+    points: Tensor,
     state: SceneState,
     pairs: Sequence[tuple[int, int]],
     of: Sequence[int],
@@ -56,9 +57,9 @@ def half_faces(
 ) -> Tensor:
     """Of the face in view of[g] the half that both views of pair g see, [P, h, w] bool.
 
-    face: [P, h, w] bool in these views; reduction: crop pixel p lies at (p + 1/2) / reduction - 1/2 in them.
+    points: [B, 68, 2] px of the crops; face: [P, h, w] bool in these views; reduction: crop pixel p lies at (p + 1/2) / reduction - 1/2 in them.
     """
-    points = (project_points(model.landmark_basis, state).pixels.detach() + 0.5) / reduction - 0.5
+    points = (points + 0.5) / reduction - 0.5
     halves = []
     for g, side in enumerate(shared_sides(state, pairs)):
         one, covered = points[of[g]][None], face[g][None]

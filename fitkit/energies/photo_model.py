@@ -630,6 +630,7 @@ SPECS = (
         ),
         options=ModelPhotometricTerm,
         training=ModelPhotometricTraining,
+        optional=("parse",),
         light=lambda options: 3 if options.options.light == "rgb" else 1,
     ),
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot, all_views
 from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_needed
-from fitkit.energies.spec import Context, EnergyDoc, EnergyOptions, EnergySpec, MVF, OURS, PGN, use
+from fitkit.energies.spec import Context, EnergyDoc, EnergyOptions, EnergySpec, OURS, use
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.io.options import Cosine, NonNegative, Pixels, Positive, Range, Seed
@@ -390,7 +390,8 @@ def sample_skin(
 ) -> tuple[Tensor, Tensor]:
     """`count` points spread evenly over the skin of the mean face: triangle [N] int64, barycentric [N, 3].
 
-    counted: [V] bool, vertices of the surface that is sampled instead. Systematic sampling over the cumulative area, so the spacing is regular; deterministic by seed.
+    counted: [V] bool, vertices of the surface that is sampled instead. Systematic sampling over the cumulative area, so the spacing
+    is regular; deterministic by seed.
     """
     skin = (model.skin if counted is None else counted)[model.triangles].all(1).nonzero().squeeze(1)
     corner = model.mean[model.triangles[skin]]
@@ -434,12 +435,8 @@ SPECS = (
         doc=EnergyDoc(
             formula="log I_v(u_v) - log s_v(n) - mean over the views",
             unit="log of linear luminance",
-            source='MVF-Net eq. 7, PGN "Lp-", Shu et al. eq. 14; latent albedo ours',
-            uses=(
-                use(MVF, "sq", "10"),
-                use(PGN, "l1", "ablation"),
-                use(OURS, "cauchy"),
-            ),
+            source="ours, with latent albedo; after `photo_pairs` and Shu et al. eq. 14",
+            uses=(use(OURS, "cauchy"),),
             gradient="through both sampling positions; bilinear, so it reaches 1-2 px: use a pyramid; visibility frozen",
             id="E1",
         ),

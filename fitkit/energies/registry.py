@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from dataclasses import fields, is_dataclass
 from typing import Callable
 
 from fitkit.energies import (
@@ -20,14 +21,15 @@ from fitkit.energies import (
     masks,
     parsing,
     photo_model,
+    photo_pairs,
     photometric,
     priors,
     supervision,
 )
 from fitkit.energies.kernels import NAMES
-from fitkit.energies.spec import DFM, MFN, MGC, MVD, MVF, PGN, EnergyOptions, EnergySpec, Role
+from fitkit.energies.spec import DFM, MFN, MGC, MVD, MVF, PARTS, PGN, EnergyOptions, EnergySpec, Role
 from fitkit.errors import InputError
-from fitkit.io.options import unknown_key
+from fitkit.io.options import to_plain, unknown_key
 
 LISTED = 29  # energies E1 to E29 of the list that the papers were read into
 PAPERS = {
@@ -42,6 +44,7 @@ PAPERS = {
 
 _FILES = (
     photometric,
+    photo_pairs,
     depth,
     census,
     flow_magnitude,
@@ -187,7 +190,7 @@ def describe(row: EnergySpec) -> str:
         f"used by    {'; '.join(map(str, row.doc.uses))}",
         f"reduction  {row.reduction}",
         f"fit        {'yes' if row.in_fit else f'no: {row.not_in_fits}'}",
-        "training   yes",
+        f"training   yes{f', with {_needs(row)}' if _needs(row) else ''}",
         f"derivative {row.derivatives}",
         f"gradient   {row.doc.gradient}",
     ]
@@ -234,6 +237,26 @@ def page() -> str:
                 for r in REGISTRY
             ],
         ),
+        "",
+        "## In recipes",
+        "",
+        "Beside `weight` and `kernel` (`{name, radius}`, in standard deviations). A fit knows the noise of landmarks, the cameras and the "
+        "light by itself; a training is told. People who lack a label are left out of the energies that need it.",
+        "",
+        _table(
+            ("name", "options in a fit", "options in a training", "a training needs"),
+            [
+                (
+                    f"`{r.name}`",
+                    _options(r.options) if r.in_fit else f"no: {r.not_in_fits}",
+                    "" if r.in_fit and r.training is None else _options(r.training_options()),
+                    _needs(r),
+                )
+                for r in REGISTRY
+            ],
+        ),
+        "",
+        "An energy of your own: `fitkit.register_energy`, see `examples/03_own_energy.py`.",
         "",
         "## Where they come from",
         "",
@@ -286,6 +309,29 @@ def mask_functions() -> list[tuple[str, Callable]]:
         if inspect.isfunction(f) and f.__module__ == masks.__name__
     ]
     return [(name, f) for name, f in own if not name.startswith("_")]
+
+
+def _options(cls: type) -> str:
+    """Names and defaults of the options, but for those that all energies have."""
+    shown = []
+    for f in fields(cls):
+        if f.name not in ("weight", "kernel"):
+            value = type(f.default).__name__ if is_dataclass(f.default) else to_plain(f.default)
+            shown.append(f"`{f.name}` {value if value != '' else 'none'}")
+    return ", ".join(shown)
+
+
+def _needs(spec: EnergySpec) -> str:
+    """What a training needs for an energy with its default options."""
+    options = spec.training_options()()
+    parts = [part for part in spec.parts_for(options) if part != "state"]
+    labels = sorted(spec.labels_for(options))
+    needs = [f"label{'s' if len(labels) > 1 else ''} {', '.join(f'`{name}`' for name in labels)}"] * bool(
+        labels
+    )
+    needs += [f"a network that predicts {PARTS[part]}" for part in parts]
+    needs += ["two views of a person"] * spec.cross_view
+    return "; ".join(needs)
 
 
 def _users(kernel: str) -> str:

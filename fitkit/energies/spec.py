@@ -178,6 +178,7 @@ class EnergySpec:
     needs: (
         Callable[[Any], frozenset[str]] | tuple[str, ...]
     ) = ()  # labels, see `Labels.parts`, or a function of the options
+    optional: tuple[str, ...] = ()  # labels that it takes where they are there
     takes: str = (
         "state"  # part of a prediction that residuals are taken at: 'state', 'depth' or 'position_map'
     )

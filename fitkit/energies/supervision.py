@@ -309,6 +309,7 @@ SPECS = (
         ),
         options=VertexTerm,
         needs=_vertex_labels,
+        optional=("vertices",),
     ),
     EnergySpec(
         name="identity_consistency",

@@ -158,15 +158,24 @@ def table_of(rows: Tensor, valid: Tensor, padded: bool, absent: Tensor) -> Tenso
     return table
 
 
+TURNED = 10.0  # degrees of yaw beyond which a head is surely turned to this side
+
+
 def assign_views(
     slots: Sequence[ViewSlot], yaw: Sequence[float], names: Sequence[str] = ()
 ) -> list[int | None]:
     """Which view goes into which slot: index of the view for each slot, None = missing.
 
-    A view whose name is that of a slot goes there; of the others, a slot takes the one with the yaw nearest to the middle of its
-    range, if any lies inside. yaw: degrees, NaN = not known.
+    A view whose name is that of a slot goes there, unless its head is turned to the other side: who took the picture may have meant
+    the subject's left and right. Of the others, a slot takes the one with the yaw nearest to the middle of its range, if any
+    lies inside. yaw: degrees, NaN = not known.
     """
-    by_name = {name: i for i, name in enumerate(names)}
+    middles = {slot.name: slot.middle for slot in slots}
+    by_name = {
+        name: i
+        for i, name in enumerate(names)
+        if not (abs(yaw[i]) > TURNED and yaw[i] * middles.get(name, 0.0) < 0)
+    }
     chosen: list[int | None] = [by_name.get(slot.name) for slot in slots]
     free = [i for i in range(len(yaw)) if i not in chosen]
     for number, slot in enumerate(slots):

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from fitkit.data.augment import FaceAugmentation, augment, head_yaw, select_views
 from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.data.landmark_frames import held_out
+from fitkit.energies.registry import find
 from fitkit.errors import FitkitError, InputError
 from fitkit.io.termination import end_with_parent
 from fitkit.models.face_model import FaceModel
@@ -191,6 +192,14 @@ def stage_steps(stage: TrainingStage, parts: Sequence[Part], batch: int) -> int:
     return max(1, math.ceil(stage.epochs * sum(len(p.index) for p in stage_parts(stage, parts)) / batch))
 
 
+def stage_augmentation(augmentation: FaceAugmentation, stage: TrainingStage) -> FaceAugmentation:
+    """The augmentation of a stage: colours of one person change together where one of its energies compares views."""
+    if augmentation.colors != "auto":
+        return augmentation
+    compared = any(find(name).cross_view for name in stage.energies)
+    return replace(augmentation, colors="person" if compared else "view")
+
+
 def stage_parts(stage: TrainingStage, parts: Sequence[Part]) -> list[Part]:
     return [p for p in parts if not stage.data or p.source.name in stage.data]
 
@@ -230,6 +239,7 @@ class Draws(Dataset):
         recipe: RegressorTraining,
     ):
         self.parts, self.model, self.inputs, self.recipe = parts, model, inputs, recipe
+        self.augmentations = [stage_augmentation(s.augmentation, s) for s in recipe.stages]
         self.orders, self.starts = orders, np.cumsum([0, *(len(o) for o in orders)])
 
     def __len__(self) -> int:
@@ -242,10 +252,10 @@ class Draws(Dataset):
         name = part.id(position)
         rng = np.random.default_rng([self.recipe.seed, 2, index])
         try:
-            sample, settings = part.dataset[int(part.index[position])], self.recipe.stages[stage]
-            inputs = replace(self.inputs, most_views=settings.most_views)
+            sample = part.dataset[int(part.index[position])]
+            inputs = replace(self.inputs, most_views=self.recipe.stages[stage].most_views)
             return name, *prepare(
-                sample.observations, name, self.model, inputs, settings.augmentation, rng
+                sample.observations, name, self.model, inputs, self.augmentations[stage], rng
             )
         except FitkitError as error:
             return _Broken(str(error) if name in str(error) else f"sample {name}: {error}")
@@ -302,24 +312,14 @@ class Batches:
 # ---- readers ----
 
 
-LABELS_OF = {  # the large labels that energies compare with; others need none
-    "vertex_sup": {"vertices"},
-    "mask_parse": {"parse", "parse_valid"},
-    "photo_model": {"parse", "parse_valid"},
-    "census_xview": {"parse", "parse_valid"},
-    "flow_mag": {"parse", "parse_valid"},
-    "depth_sup": {"depth"},
-    "normal_sup": {"depth"},
-    "depth_3dmm": {"prior_depth"},
-    "photo_warp_depth": {"prior_depth"},
-    "ssim_xview": {"prior_depth"},
-    "depth_xview": {"prior_depth"},
-}
-
-
 def large_labels(recipe: RegressorTraining) -> set[str]:
     """Large labels (`labels.LARGE`) that the energies of a recipe compare with; no others are read."""
-    return {part for stage in recipe.stages for name in stage.energies for part in LABELS_OF.get(name, ())}
+    wanted = set()
+    for stage in recipe.stages:
+        for name, options in stage.energies.items():
+            spec = find(name)
+            wanted |= spec.labels_for(options) | set(spec.optional)
+    return (wanted | ({"parse_valid"} if "parse" in wanted else set())) & set(LARGE)
 
 
 def open_data(source: DataSource, model: FaceModel, labels: Collection[str] = LARGE) -> FaceDataset:

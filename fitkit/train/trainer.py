@@ -36,7 +36,7 @@ class LoopOptions:
     """How a training runs. accelerator, devices, strategy, precision: as Lightning's Fabric takes them."""
 
     accelerator: str = "auto"
-    devices: int = 1
+    devices: int | list[int] = 1  # how many, or which
     strategy: str = "auto"
     precision: str = "32-true"
     clip: float = 1.0  # largest norm of the gradient, 0 = no limit
@@ -174,6 +174,8 @@ class Loop:
             first = fabric.is_global_zero
             log = CsvLog(self.folder / LOG, task.columns, done) if first else None
             if first:
+                if done:
+                    self.watch.line(f"going on after step {done}")
                 self.watch.begun(done, count)
             for step, batch in enumerate(task.batches(done, fabric.global_rank), done):
                 self._step(step, batch)

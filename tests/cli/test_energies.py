@@ -23,6 +23,12 @@ def test_the_page(run):
     assert run("energies", "--markdown").output == page()
 
 
+def test_one_energy_for_trainings(run):
+    out = run("energies", "depth_sup").output
+    assert "fit        no: a fit has no depth maps; a network predicts them" in out
+    assert "training   yes, with label `depth`; a network that predicts depth maps" in out
+
+
 def test_one_energy(run):
     out = run("energies", "sem_feat").output
     assert (

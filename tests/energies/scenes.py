@@ -39,6 +39,7 @@ from fitkit.energies.landmarks3d import (
 from fitkit.energies.objective import Objective, Term
 from fitkit.energies.parsing import ParsedRendering, ParseOptions
 from fitkit.energies.photo_model import ModelPhotometric, ModelPhotometricOptions
+from fitkit.energies.photo_pairs import PhotoPairs, PhotoPairsOptions
 from fitkit.energies.photometric import CrossViewPhotometric, PhotometricOptions
 from fitkit.energies.priors import (
     ExpressionPrior,
@@ -508,6 +509,9 @@ ALL = ("identity", "expression", "pose")
 SCENES: dict[str, Callable[[int, int], Scene]] = {
     "photo_xview": lambda n, k: cross_view(
         lambda o: CrossViewPhotometric.prepare(MODEL, o, PHOTO(o)), max(n, 160), k, PATCHES, 0.8
+    ),
+    "photo_pairs": lambda n, k: cross_view(
+        lambda o: PhotoPairs.prepare(MODEL, o, PhotoPairsOptions(working(o))), max(n, 160), k, PATCHES, 0.8
     ),
     "photo_warp_depth": lambda n, k: of_depth(DepthWarpPhotometric(), n, k, images=PATCHES),
     "census_xview": lambda n, k: cross_view(

@@ -4,14 +4,17 @@ import importlib
 import inspect
 import pkgutil
 import re
+from dataclasses import replace
 from math import exp, log, sqrt  # noqa: F401 - the formulas of KERNELS use them
 from pathlib import Path
 
 import pytest
 import torch
 
+import fitkit
 import fitkit.energies
-from fitkit.energies import masks
+from fitkit.energies import masks, registry
+from fitkit.energies.base import PlainEnergy
 from fitkit.energies.kernels import NAMES, Kernel
 from fitkit.energies.registry import (
     KERNELS,
@@ -20,12 +23,14 @@ from fitkit.energies.registry import (
     REGISTRY,
     describe,
     find,
+    fit_options,
     mask_functions,
     page,
     present,
+    role_of,
     text,
 )
-from fitkit.energies.spec import OURS
+from fitkit.energies.spec import OURS, EnergyDoc, EnergyOptions, EnergySpec
 from fitkit.errors import InputError
 from fitkit.train.regressor_recipe import parse_regressor_training
 
@@ -109,13 +114,11 @@ def test_the_page_counts_from_the_table():
     assert first.startswith(f"{len({r.doc.id for r in REGISTRY if r.doc.id})} of the 29 energies E1 to E29")
     assert f"and {sum(not r.doc.id for r in REGISTRY)} of our own" in first
     for row in REGISTRY:
-        assert page().count(f"| `{row.name}` |") == 2
+        assert page().count(f"| `{row.name}` |") == 3
     assert len(text().splitlines()) == len(REGISTRY) + 1
 
 
 def test_energies_of_the_list_that_are_missing_are_named(monkeypatch):
-    from fitkit.energies import registry
-
     monkeypatch.setattr(registry, "REGISTRY", tuple(r for r in REGISTRY if r.doc.id not in ("E4", "E29")))
     assert (
         "27 of the 29 energies E1 to E29 of the papers below are there, all but E4, E29, and "
@@ -149,3 +152,46 @@ def test_every_mask_is_described():
 def test_an_unknown_energy_is_refused_with_the_nearest_one():
     with pytest.raises(InputError, match="energies: unknown key 'lmk2b'; did you mean 'lmk2d'"):
         find("lmk2b")
+
+
+# ---- energies of users ----
+
+
+class Own(PlainEnergy):
+    name = "own"
+
+    def residuals(self, state, observations):
+        raise NotImplementedError
+
+
+OWN = EnergySpec("own", Own, lambda context, options: Own(), "label", EnergyDoc("r"), needs=("depth",))
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    monkeypatch.setattr(registry, "_OWN", {})
+    return fitkit.register_energy
+
+
+def test_an_own_energy_is_known_to_recipes_and_reports(registered):
+    assert role_of("own") is None
+    registered(OWN)
+    registered(replace(OWN, role="prior"))  # a file that is loaded again
+    assert find("own").role == role_of("own") == "prior" and fit_options("own", "x") is EnergyOptions
+    stages = [{"name": "s", "steps": 1, "energies": {"own": {"weight": 2.0}}}]
+    assert (
+        parse_regressor_training({"name": "t", "stages": stages}, "file").stages[0].energies["own"].weight
+        == 2.0
+    )
+    assert "own" in text() and "`own`" not in page()
+
+
+def test_an_own_energy_must_be_one(registered):
+    with pytest.raises(InputError, match="energy 'lmk2d': fitkit has one of that name; choose another"):
+        registered(replace(OWN, name="lmk2d"))
+    with pytest.raises(InputError, match="energy 'own': expected a class with freeze and residuals, got int"):
+        registered(replace(OWN, cls=int))
+    with pytest.raises(
+        InputError, match="energy 'own': expected options that extend .*EnergyOptions, got dict"
+    ):
+        registered(replace(OWN, options=dict))

@@ -16,7 +16,9 @@ from fitkit.energies.landmarks import (
     outline_vertices,
 )
 from fitkit.energies.objective import Objective, Term
+from fitkit.errors import InputError
 from fitkit.geometry.rotation import so3_exp
+from fitkit.observe.labels import Labels
 from fitkit.scene.camera import KINDS
 from fitkit.scene.layout import ParameterLayout, retract
 from fitkit.scene.pose import Pose
@@ -144,6 +146,53 @@ def test_no_landmark_at_all(energy):
     )
     (gradient,) = torch.autograd.grad(cost, step)
     assert float(cost.detach()) == 0 and report[energy.name].valid == 0 and float(gradient.abs().max()) == 0
+
+
+@pytest.mark.parametrize(
+    "points, expected",
+    [
+        ("even", {}),
+        ("dfmvr", {28: 20, 30: 20, 60: 20, 67: 20}),
+        ("dfmvr_code", {28: 20, 36: 20, 47: 20, 60: 20}),
+        ("mfnet", {5: 2, 6: 2, 10: 2, 11: 2, 27: 1.5, 30: 3, 31: 3, 34: 1.5, 35: 3, 48: 3, 50: 1.5, 54: 3, 67: 1.5}),
+    ],
+)
+def test_points_have_the_weights_of_the_papers(points, expected):
+    state = truth()
+    obs, away = observe(MODEL, state), perturbed(state)
+    plain = LandmarkReprojection(MODEL, SIGMA, "surface").freeze(away, obs).residuals(away, obs)
+    energy = LandmarkReprojection(MODEL, SIGMA, "surface", points=points).freeze(away, obs)
+    weighed = energy.residuals(away, obs)
+    assert torch.equal(weighed.value, plain.value)
+    ratio = (weighed.weight / plain.weight)[0]
+    assert {n: float(ratio[n]) for n in expected} == expected
+    assert float(ratio[7]) == float(ratio[20]) == 1 and (points != "even" or bool((ratio == 1).all()))
+    squares = plain.weight * ratio * plain.value.square().sum(-1)
+    assert float(Objective([Term(energy)]).cost(away, obs)[0]) == pytest.approx(float(squares.sum()) / 2)
+    check_everything(energy, away, obs, kernels=(Kernel("huber", 1.0),))
+
+
+def test_a_pair_has_the_smaller_weight_of_its_points():
+    state = truth()
+    obs = observe(MODEL, state)
+    r = lip_offsets(MODEL, SIGMA, "dfmvr").residuals(state, obs)
+    assert torch.equal(r.weight, 20 * lip_offsets(MODEL, SIGMA).residuals(state, obs).weight)
+    uneven = replace(lip_offsets(MODEL, SIGMA, "dfmvr"), pairs=((30, 31),)).residuals(state, obs)
+    assert float(uneven.weight.max()) == 1
+
+
+def test_points_that_are_labelled_as_hidden_may_be_left_out():
+    state = truth()
+    visible = torch.ones(3, 68, dtype=torch.bool)
+    visible[0, [10, 37, 61]] = False
+    obs = replace(observe(MODEL, state), labels=Labels(visible=visible))
+    energy = LandmarkReprojection(MODEL, SIGMA, "surface")
+    assert bool(energy.residuals(state, obs).valid.all())
+    assert torch.equal(replace(energy, hidden=False).residuals(state, obs).valid, visible)
+    for make in (eye_offsets, lip_offsets):
+        assert int((~make(MODEL, SIGMA, hidden=False).residuals(state, obs).valid).sum()) == 1
+    with pytest.raises(InputError, match="energy 'lmk2d' needs labels with 'visible'"):
+        replace(energy, hidden=False).residuals(state, replace(obs, labels=None))
 
 
 def test_landmarks_behind_the_camera_count_for_nothing():

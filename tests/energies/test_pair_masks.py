@@ -16,9 +16,12 @@ from fitkit.energies.parse_labels import label_weights
 from fitkit.energies.photo_model import ModelPhotometric, ModelPhotometricOptions
 from fitkit.energies.photometric import CrossViewPhotometric, PhotometricOptions
 from fitkit.errors import InputError
+from fitkit.fitting.recipe import load_recipe
 from fitkit.observe.labels import Labels
 from fitkit.render.cross_view import CrossViews
 from fitkit.scene.pose import yaw_pitch_roll
+from fitkit.scene.projection import project_points
+from fitkit.train.regressor_recipe import load_regressor_training
 
 MODEL = tiny_model(dtype=torch.float64)
 SIZE = 96
@@ -148,5 +151,27 @@ def test_features_of_masked_pixels(state):
         seen[mask] = energy.freeze(state, obs).shared.seen
     everywhere = torch.ones(4, SIZE, SIZE, dtype=torch.bool)
     pairs = energy.freeze(state, obs).shared.pairs
-    half = half_faces("box", MODEL, state, pairs, [b for _, b in pairs], everywhere)
+    points = project_points(MODEL.landmark_basis, state).pixels
+    half = half_faces("box", points, state, pairs, [b for _, b in pairs], everywhere)
     assert not bool((seen["box"] & ~half).any()) and not torch.equal(seen["box"], seen["zbuffer"])
+
+
+def test_recipes_of_fits_and_trainings_name_masks_and_weights():
+    fit = load_recipe(
+        "adam",
+        ["stages.pixels.energies.photo_xview.options.mask=normal", "stages.pixels.energies.lmk2d.points=dfmvr"],
+    )
+    stage = next(s for s in fit.stages if s.name == "pixels")
+    assert stage.energies["photo_xview"].options.mask == "normal" and stage.energies["lmk2d"].points == "dfmvr"
+    training = load_regressor_training(
+        "mvfnet",
+        [
+            "stages.self_supervised.energies.flow_mag.options.mask=landmarks",
+            "stages.self_supervised.energies.flow_mag.options.parse=pgn",
+            "stages.supervised.energies.lmk2d.points=mfnet",
+        ],
+    )
+    flow, marks = training.stages[1].energies["flow_mag"], training.stages[0].energies["lmk2d"]
+    assert (flow.options.mask, flow.options.parse, marks.points) == ("landmarks", "pgn", "mfnet")
+    with pytest.raises(InputError, match="mask: expected one of zbuffer, vertex, triangle, landmarks, box; got 'half'"):
+        load_regressor_training("mvfnet", ["stages.self_supervised.energies.flow_mag.options.mask=half"])

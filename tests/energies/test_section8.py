@@ -33,6 +33,7 @@ from fitkit.scene.state import SceneState
 NAMES = [row.name for row in REGISTRY]
 FLOOR = {
     "photo_xview": 0.1,
+    "photo_pairs": 0.3,
     "photo_warp_depth": 0.25,
     "census_xview": 0.6,
     "flow_mag": 0.1,
@@ -72,6 +73,7 @@ BLIND = {
 ONE_PERSON = {"photo_xview", "flow_corr", "flow_triangulated", "size_prior", "landmark_prior"}
 EQUAL = {
     "flow_mag",
+    "photo_pairs",
     "prior_l1",
 }  # their means are over pairs and people, whatever the number of pixels of each
 IN_PIXELS = {
@@ -95,6 +97,7 @@ IN_PIXELS = {
 # Bilinear pictures have kinks, and a few of thousands of samples step over one.
 KINKS = {
     "photo_xview",
+    "photo_pairs",
     "photo_warp_depth",
     "census_xview",
     "flow_mag",
@@ -286,6 +289,7 @@ def test_the_size_of_the_crop_does_not_matter(name):
         assert name in BLIND | {
             "ssim_xview",
             "photo_xview",
+            "photo_pairs",
             "census_xview",
             "photo_model",
             "lmk3d_align",

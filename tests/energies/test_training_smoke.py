@@ -27,6 +27,7 @@ LEFT = {
     "ssim_xview": (0.5, 0.5),
     "lmk3d_align": (0.3, 0.5),
     "photo_xview": (0.1, 0.6),
+    "photo_pairs": (0.4, 0.7),
     "depth_xview": (0.1, 0.8),
 }
 

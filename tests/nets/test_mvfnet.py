@@ -155,6 +155,10 @@ def test_views_go_to_slots_by_name_and_then_by_yaw():
     assert assign_views(SLOTS, [40.0, -3.0, -30.0]) == [1, 2, 0]
     assert assign_views(SLOTS, [40.0, 5.0, 3.0, 17.0]) == [2, None, 0]
     assert assign_views(SLOTS, [float("nan"), 45.0], ["left", "x"]) == [None, 0, 1]
+    # Named after the subject's sides, as the Bosphorus database may be: the picture decides.
+    assert assign_views(SLOTS, [2.0, 44.0, -43.0], ["front", "left", "right"]) == [0, 2, 1]
+    assert assign_views(SLOTS, [12.0, -8.0, 9.0], ["front", "right", "left"]) == [0, 2, 1]  # hardly turned: the name
+    assert assign_views(SLOTS, [0.0, 40.0], ["front", "left"]) == [0, None, 1]
     with pytest.raises(InputError, match=r"view 'a': yaw: expected \[least, most\] degrees"):
         ViewSlot("a", (10.0, -10.0))
 

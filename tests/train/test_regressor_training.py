@@ -494,6 +494,27 @@ def test_views_are_taken_away_but_never_all():
     assert set(counts[:20]) == {1, 2, 3} and set(counts[20:]) == {1}
 
 
+def test_views_that_are_compared_change_their_colours_together(people):
+    """Shu et al. change the colours of a pair alike; a loss between the views cannot tell another change from a wrong shape."""
+    alone = {"name": "a", "steps": 1, "energies": {"lmk2d": {}}}
+    compared = {"name": "b", "steps": 1, "energies": {"photo_xview": {}}}
+    white = replace(people.samples[0].observations, images=torch.full((3, 3, 64, 64), 0.5))
+    samples = Triplets(1)
+    samples.samples = [replace(people.samples[0], observations=white)]
+    inputs = None
+    levels = {}
+    for colors in ("auto", "view", "person"):
+        settings = recipe([alone, compared], augmentation={"gain": 0.5, "offset": 0.1, "shift": 0.0, "colors": colors})
+        inputs = inputs or inputs_of(settings)
+        part = [split(settings.data[0], samples, 0.0)[0]]
+        order = draw_order([1.0], [1], 1, [0])
+        draws = Draws([part, part], [order, order], MODEL, inputs, settings)
+        levels[colors] = [draws[k][3].images[:, 0, 24, 24] for k in range(2)]
+    spread = {colors: [float(x.max() - x.min()) > 0.01 for x in both] for colors, both in levels.items()}
+    assert spread == {"auto": [True, False], "view": [True, True], "person": [False, False]}
+    assert float((levels["person"][1] - 0.5).abs().min()) > 0.005  # changed, but alike
+
+
 def test_the_order_of_the_draws():
     order = draw_order([3.0, 1.0], [10, 4], 4000, [7])
     assert np.array_equal(order, draw_order([3.0, 1.0], [10, 4], 4000, [7]))
@@ -611,9 +632,12 @@ def test_joined_observations_keep_what_all_have(people):
 
 
 def test_only_the_large_labels_that_energies_need_are_read():
-    energies = {"vertex_sup": {}, "pose_sup": {}}
+    energies = {"vertex_sup": {}, "pose_sup": {}, "photo_xview": {"options": {"parse": "none"}}}
     assert large_labels(recipe([{"name": "s", "steps": 1, "energies": energies}])) == {"vertices"}
     assert large_labels(recipe([{"name": "s", "steps": 1, "energies": {"lmk2d": {}}}])) == set()
+    energies = {"depth_3dmm": {}, "photo_xview": {"options": {"parse": "pgn"}}}
+    wanted = large_labels(recipe([{"name": "s", "steps": 1, "energies": energies}]))
+    assert wanted == {"prior_depth", "parse", "parse_valid"}
 
 
 @pytest.mark.parametrize(
