@@ -1,5 +1,15 @@
 """The exception classes of fitkit. Every message says what was expected, what came, where, and what to do."""
 
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
+log = logging.getLogger("fitkit")
+
 
 class FitkitError(Exception):
     """Base of all errors that a user can cause or mend; the command line prints it without a traceback."""
@@ -26,7 +36,23 @@ def unexpected(error: Exception) -> str:
     return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300] or 'no message'}"
 
 
+def attempt(what: str, compute: Callable[[], T], otherwise: T, failures: list[str]) -> T:
+    """What `compute` gives, where an error must not cost what is there already: then it is `otherwise`, and a line in `failures`."""
+    try:
+        return compute()
+    except Exception as error:  # noqa: BLE001 - numerics at the edge of what they can
+        log.info(what, exc_info=True)
+        failures.append(f"{what} could not be computed ({unexpected(error)})")
+        return otherwise
+
+
 def check_argument(name: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:
     """Refuse an argument of a Python function that has another type than it takes."""
     if not isinstance(value, kinds):
         raise InputError(f"{name}: expected {expected}, got {type(value).__name__}")
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """ "did you mean 'NAME'?" with the known name nearest to an unknown one, '' where none is near. cutoff: 1 = equal."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"did you mean '{near[0]}'?" if near else ""

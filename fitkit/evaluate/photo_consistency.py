@@ -13,9 +13,10 @@ from fitkit.energies.census import hard_census_distance
 from fitkit.energies.flow_magnitude import both_ways, resized_photos
 from fitkit.energies.registry import find
 from fitkit.evaluate.landmark_accuracy import box_size, normalized_mean_error
-from fitkit.fit.initialize import initial_state, to_photos
-from fitkit.fit.recipe import FitRecipe, load_recipe
-from fitkit.fit.run import FitRun
+from fitkit.fitting.choose_start import ChosenStart
+from fitkit.fitting.initialize import initial_state, to_photos
+from fitkit.fitting.recipe import FitRecipe, load_recipe
+from fitkit.fitting.stages import StageRunner, at_start
 from fitkit.io.subject import View
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import crop_views
@@ -58,10 +59,9 @@ def place_view(
     recipe = placing_recipe(kind)
     observations = crop_views([view.image], [view.mask], found, recipe.crop)
     state, cameras = initial_state(model, (view,), observations, recipe.camera)
-    state = FitRun(model, recipe, observations, cameras).solve(
-        state.replace(identity=identity), lambda text, share: None
-    )
-    return to_photos(state, observations)
+    start = ChosenStart("landmarks", state.replace(identity=identity), cameras, observations)
+    solution = StageRunner(recipe).solve(at_start(start, model, recipe))
+    return to_photos(solution.state, observations)
 
 
 def placing_recipe(kind: str) -> FitRecipe:

@@ -19,7 +19,7 @@ from fitkit.evaluate.recipe import EvaluateRecipe
 from fitkit.evaluate.report import RECIPE, REPORT, TABLE, draw_picture, report_of, write_report
 from fitkit.evaluate.tables import Row
 from fitkit.export.folder import plain
-from fitkit.fit.run import check_device
+from fitkit.fitting.run import check_device
 from fitkit.io.outputs import check_folder
 
 PREDICTIONS, PICTURES = "predictions", "error_maps"

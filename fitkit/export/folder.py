@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
@@ -22,7 +22,7 @@ import torch
 import yaml
 from PIL import Image
 
-from fitkit.errors import FitError, InputError, check_argument
+from fitkit.errors import FitError, InputError, attempt, check_argument
 from fitkit.export.cameras import camera_table
 from fitkit.export.gltf import write_glb
 from fitkit.export.lighting import draw_lighting
@@ -30,17 +30,17 @@ from fitkit.export.meshes import write_obj, write_ply
 from fitkit.export.overlay import draw_overlay
 from fitkit.export.parameters import save_parameters
 from fitkit.export.preview import draw_detail, draw_preview, draw_uncertainty
-from fitkit.fit.decompose import decompose_result
-from fitkit.fit.report import attempt
+from fitkit.fitting.appearance import decompose_result
 from fitkit.geometry.color import srgb_from_linear
 from fitkit.io.atomic import litter, remove_litter, temporary_name, writing
 from fitkit.io.foreign import DATA_BYTES, foreign_file
 from fitkit.io.outputs import LITTER
 from fitkit.io.subject import RESULT_MARKS, is_result, readable
 from fitkit.render.texture import blend_texture
+from fitkit.tensors import one_thread
 
 if TYPE_CHECKING:
-    from fitkit.fit.result import FitResult
+    from fitkit.fitting.result import FitResult
 
 log = logging.getLogger("fitkit")
 
@@ -250,7 +250,8 @@ def write_result(
     new, old = holder / NEW, holder / OLD / path.name
     try:
         new.mkdir(parents=True)
-        with _single_threaded_torch():
+        # Threads within the many short operations of a picture cost more than they bring; files are made side by side.
+        with one_thread():
             (_write_numbers if light else _write_all)(result, new)
         if path.exists():
             results = _check_replaceable(
@@ -282,18 +283,6 @@ def write_result(
 def _missing_parents(path: Path) -> list[Path]:
     """The folders that writing will have to make, innermost first."""
     return [p for p in path.parents if not p.exists()]
-
-
-@contextmanager
-def _single_threaded_torch():
-    # Pictures are made of many short operations: for these, threads within an operation cost more than they bring,
-    # far more on a busy machine. Whole files are made side by side instead.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _check_finite(result: FitResult) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +12,14 @@ from torch import Tensor
 from fitkit.errors import FitkitError
 from fitkit.evaluate.bench.photos import Tell
 from fitkit.evaluate.tables import Row, known, mean_or_none
-from fitkit.fit.initialize import to_photos
-from fitkit.fit.recipe import FitRecipe, load_recipe
-from fitkit.fit.report import view_errors
-from fitkit.fit.result import FitResult
-from fitkit.fit.run import begin_fit, fit_observed
+from fitkit.fitting.choose_start import ChosenStart, choose_start
+from fitkit.fitting.initialize import to_photos
+from fitkit.fitting.metrics import view_errors
+from fitkit.fitting.recipe import FitRecipe, load_recipe
+from fitkit.fitting.result import FitResult
+from fitkit.fitting.run import fit_observed
+from fitkit.fitting.solution import Solution
+from fitkit.fitting.stages import StageRunner, at_start
 from fitkit.geometry.rotation import so3_exp, so3_log
 from fitkit.geometry.weak_perspective import weak_perspective_pose
 from fitkit.io.subject import Subject
@@ -89,15 +91,15 @@ def run_trials(
 
 def _attempt(trial: Trial, model: FaceModel, plan: FitRecipe) -> Row:
     try:
-        state, chosen, iterations = _solve(trial, model, plan)
+        state, solution = _solve(trial, model, plan)
     except FitkitError as error:
         return NO_ATTEMPT | {"error": str(error)}
     turned = trial.reference.state.pose.rotation.transpose(1, 2) @ state.pose.rotation
     away = float(torch.rad2deg(so3_log(turned).norm(dim=-1)).max())
     share = float(view_errors(model, state, trial.marks)[1].max())
     return {
-        "taken": chosen["source"],
-        "iterations": iterations,
+        "taken": solution.start,
+        "iterations": solution.iterations,
         "away_deg": away,
         "share": share,
         "arrived": away < RECOVERED_DEG and share < RECOVERED_SHARE,
@@ -107,30 +109,32 @@ def _attempt(trial: Trial, model: FaceModel, plan: FitRecipe) -> Row:
 def _of_the_better(trial: Trial, model: FaceModel, plan: FitRecipe, solved: dict[str, Row]) -> Row:
     """What 'auto' comes to: it takes one of the two starts and goes on as from that one, unless the network took landmarks away."""
     try:
-        chosen = _begin(trial, model, plan)[2]
+        chosen = _chosen(trial, model, plan)
     except FitkitError as error:
         return NO_ATTEMPT | {"error": str(error)}
-    if chosen["source"] == "landmarks" and any(chosen["stray"]):
+    if chosen.source == "landmarks" and any(chosen.outliers or ()):
         return _attempt(trial, model, plan)
-    return solved[chosen["source"]]
+    return solved[chosen.source]
 
 
-def _begin(trial: Trial, model: FaceModel, recipe: FitRecipe):
-    """`begin_fit` and the crops."""
+def _chosen(trial: Trial, model: FaceModel, recipe: FitRecipe) -> ChosenStart:
+    """Where a fit of the perturbed landmarks begins."""
     views = trial.subject.views
     observations = crop_views([v.image for v in views], [v.mask for v in views], trial.perturbed, recipe.crop)
-    return *begin_fit(trial.subject, trial.perturbed, model, recipe, observations, "cpu"), observations
+    return choose_start(trial.subject, trial.perturbed, model, recipe, observations)
 
 
-def _solve(trial: Trial, model: FaceModel, recipe: FitRecipe) -> tuple[SceneState, dict[str, Any], int]:
-    run, state, chosen, observations = _begin(trial, model, recipe)
+def _solve(trial: Trial, model: FaceModel, recipe: FitRecipe) -> tuple[SceneState, Solution]:
+    start = at_start(_chosen(trial, model, recipe), model, recipe)
+    state = start.state
     if trial.turn is not None:
         middle = model.landmark_basis.mean.mean(0)
         rotation = state.pose.rotation @ so3_exp(trial.turn)
         # The face turns about its own middle and stays in its place of the picture.
         translation = state.pose.translation + ((state.pose.rotation - rotation) @ middle[:, None])[..., 0]
         state = state.replace(pose=Pose(rotation, translation))
-    return to_photos(run.solve(state, lambda text, share: None), observations), chosen, run.iterations
+    solution = StageRunner(recipe).solve(replace(start, state=state))
+    return to_photos(solution.state, solution.observations), solution
 
 
 def _choose(loaded, names: Sequence[str], kind: str, rng: np.random.Generator) -> tuple[str, tuple[int, ...]]:

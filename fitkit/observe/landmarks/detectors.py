@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from fitkit.errors import InputError, MissingWeightsError
+from fitkit.errors import InputError, MissingWeightsError, did_you_mean
+from fitkit.io.progress import Progress
 from fitkit.io.subject import Subject, View
 from fitkit.observe.copies import copies
 from fitkit.observe.landmarks.same_person import Appearance, appearance, choose_face
@@ -85,12 +85,8 @@ def make_detector(name: str, device: str = "cpu") -> LandmarkDetector:
         return OnnxDetector(name.removeprefix(ONNX), device)
     if name not in DETECTORS:
         known = ("auto", "files", *DETECTORS, f"{ONNX}PATH")
-        near = difflib.get_close_matches(name, known, n=1)
-        raise InputError(
-            f"unknown landmark detector {name!r}; "
-            + (f"did you mean {near[0]!r}? " if near else "")
-            + f"known: {', '.join(known)}"
-        )
+        hint = f"{did_you_mean(name, known)} known: {', '.join(known)}".lstrip()
+        raise InputError(f"unknown landmark detector {name!r}; {hint}")
     return DETECTORS[name](device)
 
 
@@ -107,7 +103,7 @@ def detect_landmarks(
     subject: Subject,
     method: str = "auto",
     device: str = "cpu",
-    progress: Callable[[View], None] | None = None,
+    progress: Progress = Progress(),
 ) -> tuple[Landmarks, tuple[str, ...]]:
     """The 68 points of every view.
 
@@ -118,7 +114,7 @@ def detect_landmarks(
         method: 'files' (only those given with the images), the name of a detector (for all views, files are passed
             over), or 'auto' (files, a detector for views without).
         device: torch device of the detector.
-        progress: called after each view.
+        progress: told of each view.
     Returns:
         Landmarks of all views in order (a view without points has valid = False throughout); per view where they come
         from: 'file', 'given', the detector's name, or 'none'.
@@ -128,7 +124,7 @@ def detect_landmarks(
     detector, found = None, []
     if method not in ("auto", "files"):
         detector = make_detector(method, device)
-    for view in subject.views:
+    for number, view in enumerate(subject.views, 1):
         if method in ("auto", "files") and view.landmarks is not None:
             found.append(_Found([_from_view(view)], [None], view.landmark_source or "given"))
         elif method == "files":
@@ -149,8 +145,7 @@ def detect_landmarks(
                 else [None] * len(faces)
             )
             found.append(_Found(faces, looks, detector.name))
-        if progress:
-            progress(view)
+        progress.counted(number, len(subject.views), view)
     results, notes = _take_one_face(subject, found)
     if detector is not None:
         notes.insert(0, _origin(found, detector.name))
