@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from fitkit.synth.studio import Appearance, head_shot_state, photograph, studio
-from fitkit.export.meshes import write_ply
+from fitkit.io.mesh_files import write_ply
 from fitkit.models.registry import load_model
 
 SEED = 11

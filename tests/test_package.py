@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import fitkit
@@ -38,7 +37,7 @@ def test_public_names():
     for name in fitkit.__all__:
         assert callable(getattr(fitkit, name)), name
     with pytest.raises(AttributeError, match="module 'fitkit' has no attribute 'fti'"):
-        fitkit.fti
+        _ = fitkit.fti
 
 
 @pytest.mark.parametrize(

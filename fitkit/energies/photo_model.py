@@ -29,7 +29,7 @@ from fitkit.io.options import Cosine, Natural, NonNegative, Pixels, Positive, Ra
 from fitkit.models.face_model import FaceModel, MeshPoints, PointBasis
 from fitkit.observe.observations import Observations, halve
 from fitkit.observe.sampling import sample, sample_with_gradient
-from fitkit.render.texture import default_albedo
+from fitkit.models.appearance import default_albedo
 from fitkit.scene.projection import project_points
 from fitkit.scene.state import SceneState
 

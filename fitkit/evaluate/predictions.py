@@ -22,7 +22,8 @@ from fitkit.data.samples import EvaluationSample, read_points
 from fitkit.errors import FitError, FitkitError, InputError, unexpected
 from fitkit.evaluate.scan_to_mesh import NOW_POINTS
 from fitkit.export.meshes import write_obj
-from fitkit.export.parameters import Parameters, load_parameters, save_parameters
+from fitkit.export.parameters import save_parameters
+from fitkit.scene.parameters import Parameters, load_parameters
 from fitkit.fitting.recipe import FitRecipe
 from fitkit.fitting.result import FitResult
 from fitkit.fitting.run import fit_observed

@@ -24,7 +24,7 @@ from fitkit.evaluate.machine import machine
 from fitkit.evaluate.predictions import Prediction, make_predictions, read_prediction, read_status
 from fitkit.evaluate.protocols import PROTOCOLS, ErrorMap, Protocol
 from fitkit.evaluate.recipe import EvaluateRecipe
-from fitkit.export.folder import plain
+from fitkit.io.options import plain
 from fitkit.export.preview import draw_error_map
 from fitkit.io.atomic import written_whole
 from fitkit.io.options import read_yaml, to_plain

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Sequence
+from typing import Annotated
+from collections.abc import Sequence
 
 import cv2
 import numpy as np

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ class CrossViews:
         size: tuple[int, int],
         reduction: float,
         triangle: Tensor | None = None,
-    ) -> "CrossViews":
+    ) -> CrossViews:
         """Rasterize all views; differentiable in the state.
 
         triangle: [B, h, w] int64, a fixed triangle map (-1 where nothing): then nothing is rasterized, the pixels' rays
@@ -109,7 +109,7 @@ class SharedPixels:
         pairs: Sequence[tuple[int, int]],
         tolerance_mm: float = 3.5,
         min_cosine: float = 0.25,
-    ) -> "SharedPixels":
+    ) -> SharedPixels:
         """Skin that lies inside the masks [B, 1, h, w] of both views, is not hidden in view a and does not turn away."""
         with torch.no_grad():
             h, w = mask.shape[-2:]

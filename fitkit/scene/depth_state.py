@@ -33,7 +33,8 @@ class DepthState:
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Ordered pairs of different frames of one person: indices i [P], j [P]."""
         same = self.subject[:, None] == self.subject[None]
-        return torch.where(same & ~torch.eye(len(same), dtype=torch.bool, device=same.device))
+        i, j = torch.where(same & ~torch.eye(len(same), dtype=torch.bool, device=same.device))
+        return i, j
 
 
 def pixel_grid(size: tuple[int, int], like: Tensor) -> Tensor:
@@ -44,7 +45,6 @@ def pixel_grid(size: tuple[int, int], like: Tensor) -> Tensor:
 
 def back_project(depth: Tensor, camera: Camera) -> Tensor:
     """Depth maps [B, H, W] mm -> camera-frame points [B, H * W, 3] mm, the inverse of `Camera.project`."""
-    B = len(depth)
     offset = pixel_grid(depth.shape[-2:], depth)[None] - camera.principal[:, None]
     z = depth.flatten(1)
     scale = (

@@ -11,12 +11,12 @@ import torch
 
 from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.synth.folder import RECIPE_FILE, subject_name
+from fitkit.synth.mitsuba import head_renderer
 from fitkit.synth.recipe import SynthRecipe, check_synth_recipe
 from fitkit.synth.subject import (
     SubjectPlan,
     SubjectView,
     draw_subject,
-    head_renderer,
     one_thread,
     render_subject,
 )
@@ -166,7 +166,7 @@ class SynthFolder(FaceDataset):
             ).float()
             if len(state.illumination) != len(paths):
                 raise ValueError(f"{len(paths)} views, {len(state.illumination)} of them with a light")
-        B, H, W = len(views), *images.shape[-2:]
+        B, (H, W) = len(views), images.shape[-2:]
         sigma = torch.full((B, 68), self.noise if self.noise > 0 else torch.nan)
         marks = Landmarks(points, sigma, torch.isfinite(points).all(-1), torch.ones(B, 68), self.jaw)
         labels, everywhere = Labels(state=state), torch.ones(B, H, W, dtype=torch.bool)

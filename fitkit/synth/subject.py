@@ -658,19 +658,6 @@ def _landmarks(model: FaceModel, state: SceneState) -> tuple[np.ndarray, np.ndar
     ), placed[:, 2]
 
 
-def head_renderer(model: FaceModel, recipe: SynthRecipe) -> HeadRenderer | None:
-    """What the recipe's renderer asks for: None for the own one.
-
-    Raises:
-        MissingWeightsError: mitsuba is not installed.
-    """
-    if recipe.renderer == "own":
-        return None
-    from fitkit.synth.mitsuba import MitsubaRenderer
-
-    return MitsubaRenderer(model, recipe)
-
-
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Torch with one thread: sums then do not depend on how many there are."""

@@ -21,7 +21,7 @@ from fitkit.evaluate.bench import (
     speed,
     summarize,
 )
-from fitkit.export.meshes import write_ply
+from fitkit.io.mesh_files import write_ply
 from fitkit.fitting.recipe import load_recipe
 from fitkit.fitting.run import fit_observed
 from fitkit.models.io import save_model_file

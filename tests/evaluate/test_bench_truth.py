@@ -21,7 +21,7 @@ from fitkit.evaluate.bench import (
     score_photos,
     seen_from_outside,
 )
-from fitkit.export.meshes import write_ply
+from fitkit.io.mesh_files import write_ply
 from helpers import tiny_model, tiny_result
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fitkit.cli.main import main
 from fitkit.errors import InputError
-from fitkit.export.parameters import load_parameters
+from fitkit.scene.parameters import load_parameters
 from fitkit.fitting.predict import predict
 from fitkit.fitting.report import SHIPPED_ERROR_MM, notes
 from fitkit.fitting.run import fit
