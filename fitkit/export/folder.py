@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from fitkit.fitting.result import FitResult
 from fitkit.geometry.color import srgb_from_linear
 from fitkit.io.options import plain
 from fitkit.io.result_folder import check_output, replaced, stems_of
+from fitkit.tensors import one_thread
 
 log = logging.getLogger("fitkit")
 
@@ -52,21 +52,10 @@ def write_result(
     """
     path = check_output(output, overwrite)
     _check_finite(result)
-    with replaced(path, overwrite) as folder, _single_threaded_torch():
+    # Threads within the many short operations of a picture cost more than they bring; files are made side by side.
+    with replaced(path, overwrite) as folder, one_thread():
         (_write_numbers if light else _write_all)(result, folder)
     return path
-
-
-@contextmanager
-def _single_threaded_torch():
-    # Pictures are made of many short operations: for these, threads within an operation cost more than they bring,
-    # far more on a busy machine. Whole files are made side by side instead.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _check_finite(result: FitResult) -> None:

@@ -57,10 +57,10 @@ def draw_lighting(
     state: camera in pixels of the crops in `observations`.
     """
     H, W = observations.size
-    vertices = state.pose.select([index]).apply(state.vertices(model)[[index]])
+    vertices = state.posed(model, [index])
     clip = clip_vertices(supersampled(state.camera.select([index]), SUPERSAMPLE), vertices)[0]
     surface = Surface.visible(clip, model.triangles, (H * SUPERSAMPLE, W * SUPERSAMPLE))
-    head = vertex_normals(state.vertices(model)[[index]], model.triangles)[0]
+    head = vertex_normals(state.select([index]).vertices(model), model.triangles)[0]
     normal = torch.nn.functional.normalize(surface.interpolate(head[model.triangles]), dim=-1)
     shading = (sh_basis(normal) @ parts.light[index]).clamp_min(0)
     level = shading.mean().clamp_min(1e-6)

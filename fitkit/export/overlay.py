@@ -49,9 +49,7 @@ def draw_overlay(result: FitResult, index: int) -> np.ndarray:
     landmarks (light), the observed landmarks (green) and the fitted ones (red, joined to their observation).
     """
     model, state = result.personal_model, result.state
-    vertices = state.pose.select([index]).apply(
-        model.vertices(state.identity[state.subject[[index]]], state.expression[[index]])
-    )
+    vertices = state.posed(model, [index])
     camera = state.camera.select([index])
     landmarks = model.landmarks.points(vertices, model.triangles)
     observed = result.landmarks.points[index].double().numpy()

@@ -132,10 +132,7 @@ def _colors(
     clear = unhidden(
         model, vertices, seen, state, observations.size, max(observations.size), options.depth_tolerance_mm
     )
-    ray = torch.nn.functional.normalize(state.pose.centers()[:, None] - vertices, dim=-1)
-    if state.camera.kind == "orthographic":
-        ray = -state.pose.rotation[:, 2][:, None].expand_as(vertices)
-    cosine = (normals * ray).sum(-1)
+    cosine = (normals * state.sight(vertices)).sum(-1)
     color, within = sample(images, seen.pixels)
     usable, _ = sample(inside.to(images) * (images < 0.98).all(1, keepdim=True), seen.pixels)
     trust = cosine.clamp_min(0) ** 2 * usable[..., 0] * (clear & within & (cosine > options.min_cosine))

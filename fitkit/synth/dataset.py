@@ -17,7 +17,6 @@ from fitkit.synth.subject import (
     SubjectPlan,
     SubjectView,
     draw_subject,
-    one_thread,
     render_subject,
 )
 from fitkit.errors import InputError
@@ -33,6 +32,7 @@ from fitkit.observe.observations import Observations
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
+from fitkit.tensors import one_thread
 
 
 class SynthDataset(FaceDataset):

@@ -26,8 +26,6 @@ from fitkit.synth.subject import (
     SubjectPlan,
     SubjectView,
     draw_subject,
-    one_thread,
-    one_view,
     plan_vertices,
     render_subject,
 )
@@ -45,6 +43,7 @@ from fitkit.models import makehuman
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model, model_path
 from fitkit.scene.pose import yaw_pitch_roll
+from fitkit.tensors import one_thread
 
 log = logging.getLogger("fitkit")
 
@@ -228,7 +227,7 @@ def write_subject(
     same = bool((state.expression == state.expression[:1]).all())
     neutral = plan.neutral
     head = torch.stack(
-        [plan_vertices(model, plan, one_view(state, b)) for b in range(1 if same else len(views))]
+        [plan_vertices(model, plan, state.select([b])) for b in range(1 if same else len(views))]
     )
     write_ply(truth / "neutral.ply", neutral[kept], triangles)
     points = model.landmarks.points(head, model.triangles).double().numpy()

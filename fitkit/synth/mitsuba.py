@@ -17,7 +17,7 @@ import torch
 from fitkit.synth.paint import MAP_SIZE, HairShell, head_map, map_place, paint_eyes, paint_skin
 from fitkit.synth.random_faces import gaze_of, hair_colors, scalp_cover
 from fitkit.synth.recipe import SynthRecipe
-from fitkit.synth.subject import HeadRenderer, SubjectPlan, one_view, plan_vertices, stream, subject_hair
+from fitkit.synth.subject import HeadRenderer, SubjectPlan, plan_vertices, stream, subject_hair
 from fitkit.synth.studio import Scene
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.geometry.normals import vertex_normals
@@ -121,7 +121,7 @@ class MitsubaRenderer:
 
     def _meshes(self, plan: SubjectPlan, b: int) -> dict[str, Any]:
         head, model, recipe = self.head, self.model, self.recipe
-        state = one_view(plan.state, b)
+        state = plan.state.select([b])
         vertices = plan_vertices(model, plan, state)
         normals = vertex_normals(vertices[None], model.triangles)[0].numpy()
         points, triangles, rest = vertices.numpy(), model.triangles.numpy(), model.mean.numpy()

@@ -136,8 +136,7 @@ def photograph(
     paint = _Paint(model, appearance)
     views = []
     for b in range(state.num_views):
-        head = model.vertices(state.identity[state.subject[[b]]], state.expression[[b]])
-        points = state.pose.select([b]).apply(head)[0]
+        points = state.posed(model, [b])[0]
         fine = supersampled(state.camera.select([b]), supersample)
         surface = Surface.visible(
             clip_vertices(fine, points[None])[0],

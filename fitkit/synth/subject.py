@@ -7,8 +7,7 @@ recipe, its seed and the subject's number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -451,7 +450,7 @@ class _Studio:
         recipe, plan, model = self.recipe, self.plan, self.model
         self.comb(b)
         size, fine = recipe.size, recipe.size * SUPERSAMPLE
-        state = one_view(plan.state, b)
+        state = plan.state.select([b])
         vertices, table = self.shape(state)
         points = state.pose.apply(vertices[None])
         table[:, 11] = points[0, :, 2].numpy()
@@ -634,17 +633,6 @@ def plan_vertices(model: FaceModel, plan: SubjectPlan, state: SceneState) -> Ten
     return plan.neutral + moved.reshape(-1, 3)
 
 
-def one_view(state: SceneState, b: int) -> SceneState:
-    """Picture b of the state as a state of its own."""
-    return state.replace(
-        subject=state.subject[[b]],
-        expression=state.expression[[b]],
-        pose=state.pose.select([b]),
-        camera=state.camera.select([b]),
-        illumination=state.illumination[[b]],
-    )
-
-
 def _landmarks(model: FaceModel, state: SceneState) -> tuple[np.ndarray, np.ndarray]:
     """[68, 2] px and depth [68] mm of one view, from float64."""
 
@@ -656,14 +644,3 @@ def _landmarks(model: FaceModel, state: SceneState) -> tuple[np.ndarray, np.ndar
     return placed[:, :2] / placed[:, 2:] * double(state.camera.focal) + double(
         state.camera.principal[0]
     ), placed[:, 2]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch with one thread: sums then do not depend on how many there are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

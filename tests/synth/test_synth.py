@@ -34,7 +34,7 @@ from fitkit.synth.parse import (
 )
 from fitkit.synth.raster import light_samples, sample_mesh
 from fitkit.synth.recipe import load_synth_recipe
-from fitkit.synth.subject import draw_subject, one_view, render_subject
+from fitkit.synth.subject import draw_subject, render_subject
 from fitkit.synth.studio import light
 from fitkit.energies.masks import PARSE
 from fitkit.errors import InputError
@@ -353,7 +353,7 @@ def test_parse_classes_are_those_of_rays_and_outlines_on_the_mean_head(model):
     recipe = recipe_of("variation.neutral=0", *PLAIN)
     plan = draw_subject(model, recipe, 1)
     view = render_subject(model, recipe, plan)[1]
-    state = one_view(plan.state, 1)
+    state = plan.state.select([1])
     vertices = state.pose.apply(state.vertices(model))[0].double().numpy()
     triangles, rest, head = model.triangles.numpy(), model.mean.double().numpy(), head_map(model)
     outlines = {PARSE.index(name): outline for name, outline in parse_outlines(head).items()}
@@ -447,7 +447,7 @@ def test_scalp_hair_is_no_skin(model):
     recipe = recipe_of("variation.bald=0", "variation.hat=0")
     plan = draw_subject(model, recipe, 2)
     view = render_subject(model, recipe, plan)[0]
-    state = one_view(plan.state, 0)
+    state = plan.state.select([0])
     drawn = rasterize(
         clip_vertices(state.camera, state.pose.apply(state.vertices(model))),
         model.triangles,
@@ -528,7 +528,7 @@ def test_poses_and_sizes_are_those_of_the_recipe(model):
 
 def test_samples_are_those_of_the_rasterizer(model):
     plan = draw_subject(model, recipe_of(), 0)
-    state = one_view(plan.state, 0)
+    state = plan.state.select([0])
     clip = clip_vertices(state.camera, state.pose.apply(state.vertices(model)))
     drawn = rasterize(clip, model.triangles, (SIZE, SIZE), backend="torch")
     found = sample_mesh(clip[0], model.triangles, (SIZE, SIZE), model.mean.numpy())
