@@ -17,7 +17,7 @@ from fitkit.energies.base import Energy
 from fitkit.energies.landmarks import LandmarkReprojection, offset_sigma
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term, TermReport
 from fitkit.energies.priors import LandmarkOffsetPrior
-from fitkit.energies.registry import find
+from fitkit.energies.registry import energy_of_fit, find
 from fitkit.energies.spec import Context, Networks
 from fitkit.errors import FitError, InputError, check_argument
 from fitkit.fit.detail import Detail, personal_model, solve_detail
@@ -337,7 +337,7 @@ class FitRun:
 
     def energy(self, name: str, options: Any, state: SceneState) -> Energy:
         """Energy `name` with the options of its stage."""
-        return find(name).make(self.context(state), options)
+        return energy_of_fit(name, self.context(state), options)
 
     def context(self, state: SceneState) -> Context:
         """What the energies of a stage that starts at `state` are made from."""

@@ -22,7 +22,7 @@ name: one
 flow: {{estimator: "ptlflow:raft"}}
 landmarks: {{source: files}}
 init: {{source: landmarks}}
-crop: {{max_size: 96, min_size: 96}}
+crop: {{max_size: 64, min_size: 64}}
 stages:
   - name: pose
     free: [pose]
@@ -41,6 +41,7 @@ OPTIONS = {
     "flow_triangulated": "{options: {size: 96, points: 100, min_parallax_deg: 1.0}}",
     "sem_feat": "{options: {size: 48, min_pixels: 1}}",
     "mask_parse": "{options: {size: 32}}",
+    "photo_pairs": "{options: {size: 48, min_pixels: 1}}",
 }
 
 
