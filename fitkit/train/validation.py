@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fitkit.data.augment import PLAIN
 from fitkit.energies.landmarks3d import landmark_places
-from fitkit.evaluate.held_out import cross_view_flow
+from fitkit.evaluate.photo_consistency import cross_view_flow
 from fitkit.geometry.alignment import similarity_align
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.predictor import Prediction, Predictor

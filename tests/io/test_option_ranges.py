@@ -10,7 +10,7 @@ import pytest
 from fitkit.data.synth_recipe import SynthRecipe, load_synth_recipe
 from fitkit.energies.registry import REGISTRY
 from fitkit.errors import InputError
-from fitkit.evaluate.ablation import AblationRecipe, load_ablation
+from fitkit.evaluate.bench.ablation import AblationRecipe, load_ablation
 from fitkit.evaluate.protocols import PROTOCOLS
 from fitkit.evaluate.recipe import EvaluateRecipe, load_evaluate_recipe
 from fitkit.fit import recipe as fits

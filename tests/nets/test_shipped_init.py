@@ -9,8 +9,8 @@ import torch
 
 from fitkit.data.landmark_frames import held_out
 from fitkit.fit.predict import predict
-from fitkit.fit.regress import shipped_weights
-from fitkit.fit.report import view_errors
+from fitkit.fit.network_start import shipped_weights
+from fitkit.fit.metrics import view_errors
 from fitkit.fit.run import fit
 from fitkit.io.mesh_files import read_mesh
 from fitkit.io.subject import load_subject
