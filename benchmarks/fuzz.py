@@ -292,13 +292,13 @@ def _fit_results(folder: Path) -> Reader:
 
 
 def _predictions(folder: Path) -> Reader:
-    from fitkit.evaluate.predictions import read_prediction, read_status, write_fit
+    from fitkit.evaluate.predictions import read_outcome, read_prediction, write_fit
 
     write_fit(helpers.tiny_result(views=2, size=64), folder, "a")
     (folder / "a.json").write_text(json.dumps({"id": "a", "status": "ok", "error": "", "seconds": 1.0}))
     files = ("a.json", "a.npz", "a.npz", "a.npy", "a.obj", "a.parameters.npz")
     return Reader(
-        files, lambda f: (read_status(f, "a"), (p := read_prediction(f, "a")).parameters and p.parameters())
+        files, lambda f: (read_outcome(f, "a"), (p := read_prediction(f, "a")).parameters and p.parameters())
     )
 
 
@@ -411,7 +411,7 @@ def _data_set(name: str, module: str, function: str, *files: str) -> Callable[[P
 
 
 def _bench(folder: Path) -> Reader:
-    from fitkit.evaluate.bench import load_photo_truths, load_truth, subject_names
+    from fitkit.evaluate.bench.truth import load_photo_truths, load_truth, subject_names
 
     layouts.bench(folder, layouts.person(size=96))
     files = tuple(str(p.relative_to(folder)) for p in sorted(folder.glob("ground_truth/*/*")))
@@ -483,7 +483,8 @@ def _shards(folder: Path) -> Reader:
 
 
 def _reports(folder: Path) -> Reader:
-    from fitkit.evaluate import compare, planted_faults
+    from fitkit.evaluate import compare
+    from fitkit.evaluate.bench import planted_faults
     from fitkit.export.regressor import _training_card
     from fitkit.fit import batch
     from fitkit.train.regressor import CsvLog
@@ -521,7 +522,7 @@ def _reports(folder: Path) -> Reader:
 def _tables(folder: Path) -> Reader:
     from fitkit.data.bosphorus import read_lm3
     from fitkit.data.samples import read_points
-    from fitkit.evaluate.protocols import _indices
+    from fitkit.evaluate.protocols.aflw2000 import read_indices
     from fitkit.evaluate.vertex_error import read_correspondence
     from fitkit.models.makehuman import read_target
 
@@ -535,7 +536,7 @@ def _tables(folder: Path) -> Reader:
         ("c.npz", "i.npy", "p.txt", "p.pp", "t.target.gz", "l.lm3"),
         lambda f: (
             read_correspondence(f / "c.npz").check(9, 9, "c.npz"),
-            _indices(str(f / "i.npy"), 9),
+            read_indices(str(f / "i.npy"), 9),
             read_points(f / "p.txt", 7),
             read_points(f / "p.pp", 7),
             read_target(f / "t.target.gz"),
@@ -563,7 +564,7 @@ SEEDS: dict[str, Callable[[Path], Reader]] = {
     ),
     "yaml_synth": _recipes("synth", "fitkit.data.synth_recipe:load_synth_recipe"),
     "yaml_evaluate": _recipes("evaluate", "fitkit.evaluate.recipe:load_evaluate_recipe"),
-    "yaml_bench": _recipes("bench", "fitkit.evaluate.ablation:load_ablation"),
+    "yaml_bench": _recipes("bench", "fitkit.evaluate.bench.ablation:load_ablation"),
     "overrides": _overrides,
     "model": _model,
     "ict_packed": _ict_packed,

@@ -23,6 +23,7 @@ _PUBLIC = {
     "load_model": "fitkit.models.registry",
     "load_parameters": "fitkit.export.parameters",
     "load_recipe": "fitkit.fit.recipe",
+    "load_result": "fitkit.export.load",
     "load_subject": "fitkit.io.subject",
     "register_energy": "fitkit.energies.registry",
     "subject_from_images": "fitkit.io.subject",

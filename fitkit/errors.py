@@ -1,5 +1,12 @@
 """The exception classes of fitkit. Every message says what was expected, what came, where, and what to do."""
 
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+log = logging.getLogger("fitkit")
+
 
 class FitkitError(Exception):
     """Base of all errors that a user can cause or mend; the command line prints it without a traceback."""
@@ -24,6 +31,16 @@ class FitError(FitkitError):
 def unexpected(error: Exception) -> str:
     """One line for an error that is no FitkitError: our mistake, or that of a package below us."""
     return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300] or 'no message'}"
+
+
+def attempt(what: str, compute: Callable[[], T], otherwise: T, failures: list[str]) -> T:
+    """What `compute` gives, where an error must not cost what is there already: then it is `otherwise`, and a line in `failures`."""
+    try:
+        return compute()
+    except Exception as error:  # noqa: BLE001 - numerics at the edge of what they can
+        log.info(what, exc_info=True)
+        failures.append(f"{what} could not be computed ({unexpected(error)})")
+        return otherwise
 
 
 def check_argument(name: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import torch
 
+from fitkit.fit.report import FitReport, ViewReport
 from fitkit.fit.result import FitResult
 from fitkit.geometry.rotation import so3_exp
 from fitkit.io.subject import Subject, View
@@ -243,19 +244,19 @@ def tiny_result(
         torch.ones(views, 68),
         "surface",
     )
-    metrics = {
-        "reprojection_px": [0.0] * views,
-        "not_a_number": float("nan"),
-        "per_view": {"view0": np.float32(1.5)},
-    }
+    report = FitReport(
+        status="ok",
+        model="tiny",
+        num_views=views,
+        reprojection_px=float("nan"),
+        views=tuple(ViewReport(f"view{i}", part_shift_share={"nose": np.float32(1.5)}) for i in range(views)),
+    )
     return FitResult(
         model,
         subject,
         state,
         landmarks,
-        "ok",
-        (),
-        metrics,
+        report,
         {"model": "tiny", "stages": [{"name": "pose", "free": ["pose"]}]},
         ("estimated",) * views,
         torch.eye(model.num_identity) * 0.25,

@@ -55,7 +55,7 @@ class SmallNet(Predictor):
         """[B, outputs, size, size]."""
         up = nn.functional.interpolate(self.down(frames), size=frames.shape[-2:], mode="bilinear")
         line = torch.linspace(-1, 1, self.size, device=frames.device)
-        place = torch.stack(torch.meshgrid(line, line, indexing="ij")).expand(len(frames), -1, -1, -1)
+        place = torch.stack(torch.meshgrid(line, line, indexing="ij")).expand(frames.shape[0], -1, -1, -1)
         return self.head(torch.cat([up, frames, place], 1)).float()
 
     def parts(self):
@@ -67,13 +67,14 @@ class SmallDepth(SmallNet):
 
     gives = ("depth",)
     outputs = 2
+    camera_kind = "perspective"
 
     def forward(self, images: Tensor, valid: Tensor, padded: bool = False) -> Prediction:
         frames, subject = frames_of(images, valid, padded)
         depth, trust = self.maps(frames).unbind(1)
-        focal = torch.full((len(depth),), 1.5 * self.size, device=depth.device)
-        middle = torch.full((len(depth), 2), (self.size - 1) / 2, device=depth.device)
-        camera = Camera(focal, middle, torch.ones_like(focal), "perspective")
+        focal = torch.full_like(depth[:, 0, 0], 1.5 * self.size)
+        middle = torch.full_like(depth[:, 0, :2], (self.size - 1) / 2)
+        camera = Camera(focal, middle, torch.ones_like(focal), self.camera_kind)
         return Prediction(depth=DepthState(600 + 100 * depth, None, camera, subject, trust.sigmoid()))
 
 
@@ -89,17 +90,20 @@ class SmallParser(SmallNet):
 
 
 class SmallPositions(SmallNet):
-    """A position map, px of the picture."""
+    """A position map of 16 x 16 texels, px of the picture; each texel sees the whole picture."""
 
     gives = ("position_map",)
-    outputs = 3
+    outputs = 1
+
+    def __init__(self, model=None, views=(), options: SmallOptions = SmallOptions()):
+        super().__init__(model, views, options)
+        self.head = nn.Linear(options.width * (options.size // 4) ** 2, 3 * 16 * 16)
 
     def forward(self, images: Tensor, valid: Tensor, padded: bool = False) -> Prediction:
         frames, subject = frames_of(images, valid, padded)
         middle = frames.new_tensor([0.5, 0.5, 0.0])[:, None, None] * (self.size - 1)
-        return Prediction(
-            position_map=PositionMap(middle + self.size / 4 * self.maps(frames)), subject=subject
-        )
+        found = self.head(self.down(frames).flatten(1)).float().unflatten(1, (3, 16, 16))
+        return Prediction(position_map=PositionMap(middle + self.size / 4 * found), subject=subject)
 
 
 KINDS = {"small_depth": SmallDepth, "small_parser": SmallParser, "small_positions": SmallPositions}

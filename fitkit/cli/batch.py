@@ -10,6 +10,7 @@ import click
 from fitkit.cli.fit import recipe_changes, recipe_options, tell_log
 from fitkit.cli.model import _one_sentence
 from fitkit.errors import FitError
+from fitkit.io.progress import Progress
 
 
 @click.command()
@@ -50,14 +51,14 @@ def batch(folder, overrides, output, recipe, workers, resume, light, device, qui
         verbose = click.get_current_context().meta.get("fitkit.verbose", False)
         with tqdm(unit="subject", disable=quiet or None) as bar, tell_log(verbose):
 
-            def tell(done, count, row):
-                bar.total = count
-                bar.update(done - bar.n)
+            def show(step):
+                bar.total, row = step.count, step.item
+                bar.update(step.done - bar.n)
                 if row is not None and row.status != "ok" and not quiet:
                     error = "" if row.expected_mm is None else f", expected error {row.expected_mm:.1f} mm"
                     bar.write(f"{row.subject}: {row.status}{error}: {row.message}", file=sys.stderr)
 
-            rows = fit_folder(folder, output, settled, workers, resume, light, device, tell)
+            rows = fit_folder(folder, output, settled, workers, resume, light, device, Progress(show))
     except KeyboardInterrupt:
         click.echo(f"\ninterrupted; what is finished is in {output}, go on with --resume", err=True)
         sys.exit(130)

@@ -30,7 +30,7 @@ def _tell(line):
 
 
 def _finish(report, text, path):
-    from fitkit.evaluate.bench import write_report
+    from fitkit.evaluate.bench.report import write_report
     from fitkit.evaluate.machine import describe
 
     click.echo(text)
@@ -73,10 +73,16 @@ def bench():
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Without DATA: which people.")
 @click.option(
+    "--keep",
+    type=click.Path(),
+    metavar="DIR",
+    help="Keep the predictions here; those that are there are not made again.",
+)
+@click.option(
     "--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file."
 )
 @_one_sentence
-def accuracy(data, overrides, models, recipes, subjects, views, photos, people, seed, path):
+def accuracy(data, overrides, models, recipes, subjects, views, photos, people, seed, keep, path):
     """Scan-to-mesh errors of the neutral shape, and of the face in the photos, for all subjects of DATA.
 
     DATA holds SUBJECT/ folders with photos and landmarks, and ground_truth/SUBJECT/ with neutral.ply, landmarks3d_neutral.npy and
@@ -88,18 +94,19 @@ def accuracy(data, overrides, models, recipes, subjects, views, photos, people, 
 
     Example: fitkit bench accuracy shared/data/bench --model ict --photos 1,3,5 --json results.json
     """
-    from fitkit.evaluate import bench as run
+    from fitkit.evaluate.bench import accuracy as run
+    from fitkit.evaluate.bench.photos import rendered_people
 
     if data is not None and "=" in data and not os.path.exists(data):
         data, overrides = None, (data, *overrides)
     with TemporaryDirectory(prefix="fitkit_bench_") as folder:
         if data is None:
             data, models = (
-                run.rendered_people(os.path.join(folder, f"rendered_seed_{seed}"), people, seed, tell=_tell),
+                rendered_people(os.path.join(folder, f"rendered_seed_{seed}"), people, seed, tell=_tell),
                 models or ("generic",),
             )
         report = run.accuracy(
-            data, models or ("ict", "generic"), recipes, subjects, views, overrides, _tell, photos or ()
+            data, models or ("ict", "generic"), recipes, subjects, views, overrides, _tell, photos or (), keep
         )
     _finish(report, run.accuracy_text(report), path)
     if any(row["error"] for row in report["rows"]):
@@ -137,7 +144,7 @@ def ablation(data, overrides, recipe_name, models, subjects, path):
 
     Example: fitkit bench ablation shared/data/bench --model ict "views=[[0, 2, 4]]"
     """
-    from fitkit.evaluate import ablation as run
+    from fitkit.evaluate.bench import ablation as run
 
     report = run.ablation(data, run.load_ablation(recipe_name, overrides), models, subjects, _tell)
     _finish(report, run.ablation_text(report), path)
@@ -175,7 +182,7 @@ def speed(subject, overrides, model_name, recipe_name, views, repeats, parts, pa
 
     Example: fitkit bench speed shared/data/bench/multiview_00 --json speed.json
     """
-    from fitkit.evaluate import bench as run
+    from fitkit.evaluate.bench import speed as run
 
     report = run.speed(
         subject, model_name, recipe_name, views, repeats, parts or run.SPEED_PARTS, overrides, _tell
@@ -210,9 +217,9 @@ def speed(subject, overrides, model_name, recipe_name, views, repeats, parts, pa
     type=int,
     default=200,
     show_default=True,
-    help="Fits with spoiled landmarks or poses from each start; 0 = none.",
+    help="Fits with perturbed landmarks or poses from each start; 0 = none.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the spoiled fits.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the perturbed fits.")
 @click.option(
     "--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file."
 )
@@ -225,7 +232,7 @@ def init(data, overrides, models, recipes, weights, trials, seed, path):
 
     Example: fitkit bench init shared/data/bench --json init.json
     """
-    from fitkit.evaluate import starts as run
+    from fitkit.evaluate.bench import robustness as run
 
     report = run.measure(data, models, recipes, weights, trials, seed, overrides, _tell)
     _finish(report, run.text(report), path)

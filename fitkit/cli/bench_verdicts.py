@@ -59,7 +59,7 @@ def verdicts(arguments, models, recipe_name, views, faults, subjects, seed, limi
     Example: fitkit bench verdicts people/ --subjects 6 --json verdicts.json
     """
     from fitkit.errors import InputError
-    from fitkit.evaluate import planted_faults as run
+    from fitkit.evaluate.bench import planted_faults as run
 
     data = [a for a in arguments if "=" not in a or os.path.exists(a)]
     overrides = [a for a in arguments if a not in data]

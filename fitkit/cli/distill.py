@@ -9,6 +9,7 @@ import click
 
 from fitkit.cli.model import _one_sentence
 from fitkit.cli.progress import training_bar
+from fitkit.io.progress import Progress
 
 
 @click.command()
@@ -51,11 +52,11 @@ def distill(
     try:
         with training_bar(quiet) as bar:
 
-            def fit_done(done, count, row):
-                if row is None:
-                    bar.begun(done, count, "subject")
+            def fit_done(step):
+                if step.item is None:
+                    bar.begun(step.done, step.count, "subject")
                 else:
-                    bar.step_done(done, {})
+                    bar.step_done(step.done, {})
 
             report = run(
                 photos,
@@ -68,7 +69,7 @@ def distill(
                 workers,
                 resume,
                 init_weights,
-                fit_done,
+                Progress(fit_done),
                 bar.step_done,
                 bar.line,
                 bar.begun,

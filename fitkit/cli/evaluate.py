@@ -37,6 +37,17 @@ from fitkit.errors import InputError
 @click.option("--limit", type=int, default=None, metavar="N", help="Only the first N samples.")
 @click.option("--resume", is_flag=True, help="Go on with the predictions that are in the output folder.")
 @click.option(
+    "--device", default="cpu", show_default=True, help="Torch device of the fits and networks, e.g. cuda."
+)
+@click.option(
+    "--workers",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes that predict and score; with a GPU they read the photos, and one predicts.",
+)
+@click.option(
     "--compare",
     type=click.Path(),
     nargs=2,
@@ -48,13 +59,27 @@ from fitkit.errors import InputError
 @click.option("-q", "--quiet", is_flag=True, help="No line for each sample.")
 @_one_sentence
 def evaluate(
-    protocol, data, overrides, output, predictions, model, recipe, limit, resume, compare, listing, quiet
+    protocol,
+    data,
+    overrides,
+    output,
+    predictions,
+    model,
+    recipe,
+    limit,
+    resume,
+    device,
+    workers,
+    compare,
+    listing,
+    quiet,
 ):
     """Fit every sample of the data set in DATA, then measure what PROTOCOL measures (`fitkit evaluate --list`, or a .yaml file).
 
     First the predictions are written, then the metrics are computed from them: metrics.json, metrics.csv, error_maps/. KEY=VALUE
     changes the evaluation recipe, e.g. predictor=landmarks or options.metrical=true; fit.KEY=VALUE that of the fits, e.g.
-    fit.landmarks.source=builtin. The exit code is 1 when a sample failed.
+    fit.landmarks.source=builtin. predictor=regressor weights=FILE measures a trained network instead of fits. The exit code is 1 when
+    a sample failed.
 
     Example: fitkit evaluate aflw2000 AFLW2000/ --limit 20 -o evaluation/aflw
     """
@@ -73,7 +98,9 @@ def evaluate(
     from pathlib import Path
 
     from fitkit.evaluate import run
+    from fitkit.evaluate.predictions import NOT_SCORED
     from fitkit.evaluate.recipe import load_evaluate_recipe
+    from fitkit.evaluate.report import REPORT, report_text
 
     stray = [line for line in overrides if "=" not in line]
     if stray:
@@ -90,6 +117,8 @@ def evaluate(
             limit,
             resume,
             (lambda line: None) if quiet else lambda line: click.echo(line, err=True),
+            device,
+            workers,
         )
     except KeyboardInterrupt:
         kept = folder / run.PREDICTIONS
@@ -99,9 +128,9 @@ def evaluate(
             f"\ninterrupted; the predictions so far are in {kept}, --resume goes on with them", err=True
         )
         raise click.exceptions.Exit(130) from None
-    click.echo(run.report_text(report))
-    click.echo(f"written: {folder / run.REPORT}")
-    failed = sum(row["status"] in run.NOT_SCORED for row in report["rows"])
+    click.echo(report_text(report))
+    click.echo(f"written: {folder / REPORT}")
+    failed = sum(row["status"] in NOT_SCORED for row in report["rows"])
     if failed:
         raise click.ClickException(
             f"{failed} of {len(report['rows'])} samples failed or are missing; "

@@ -168,10 +168,10 @@ def fit(arguments, recipe, output, overwrite, device, quiet, verbose, **options)
     changes = recipe_changes(**options)
     target, written = output or default_output(paths), None
     try:
-        with share_bar(quiet or verbose) as tell, tell_log(verbose):
+        with share_bar(quiet or verbose) as progress, tell_log(verbose):
             began = time.perf_counter()
-            tell("loading", 0.0)
-            result, path = _run(paths, recipe, overrides, changes, target, overwrite, device, tell)
+            progress.at(0.0, "loading")
+            result, path = _run(paths, recipe, overrides, changes, target, overwrite, device, progress)
             written = path
             seconds = time.perf_counter() - began
     except KeyboardInterrupt:
@@ -194,7 +194,7 @@ def tell_result(
     from fitkit.fit.report import status_line
 
     if not quiet:
-        click.echo(f"{'status':11}{status_line(result.status, result.metrics)}")
+        click.echo(f"{'status':11}{status_line(result.report)}")
     for line in () if told else result.warnings:
         click.echo(f"warning: {line}", err=True)
     if quiet:
@@ -204,7 +204,7 @@ def tell_result(
         click.echo(f"note: {line}", err=True)
 
 
-def _run(paths, recipe, overrides, changes, output, overwrite, device, tell):
+def _run(paths, recipe, overrides, changes, output, overwrite, device, progress):
     """Check everything that can be checked at once, then load, fit and save -> (FitResult, path)."""
     from fitkit.export.folder import check_output
     from fitkit.fit.recipe import load_recipe
@@ -218,18 +218,18 @@ def _run(paths, recipe, overrides, changes, output, overwrite, device, tell):
             output = check_output(output, overwrite)
         check_device(device)
         model = load_model(settled.model)
-        tell("reading photos", 0.02)
+        progress.at(0.02, "reading photos")
         subject = read(paths, output)
         result = run_fit(
             subject,
             model=model,
             recipe=settled,
             device=device,
-            progress=lambda text, share: tell(text, 0.05 + 0.65 * share),
+            progress=progress.part(0.05, 0.7),
         )
-    tell("writing the result", 0.7)
+    progress.at(0.7, "writing the result")
     path = result.save(output, overwrite)
-    tell("done", 1.0)
+    progress.at(1.0, "done")
     return result, path
 
 

@@ -50,11 +50,11 @@ def predict(photos, weights, output, overwrite, device, landmarks, quiet):
     began = time.perf_counter()
     if paths[0].exists():
         target = check_output(target, overwrite)
-    with share_bar(quiet) as tell:
-        result = run(read(paths, target), weights, landmarks=landmarks, device=device, tell=tell)
-        tell("writing the result", 0.85)
+    with share_bar(quiet) as progress:
+        result = run(read(paths, target), weights, landmarks=landmarks, device=device, progress=progress.part(0.0, 0.85))
+        progress.at(0.85, "writing the result")
         path = result.save(target, overwrite)
-        tell("done", 1.0)
+        progress.at(1.0, "done")
     tell_result(result, time.perf_counter() - began, path, quiet, solver="network")
     if result.status == "failed":
         raise FitError(

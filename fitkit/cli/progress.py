@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from fitkit.io.progress import Progress, Step
+
 
 @contextmanager
-def share_bar(hidden: bool) -> Iterator[Callable[[str, float], None]]:
-    """The bar of a fit; yields tell(what is done next, share done in 0..1)."""
+def share_bar(hidden: bool) -> Iterator[Progress]:
+    """The bar of a fit."""
     from tqdm import tqdm
 
     layout, left = "{desc:22}|{bar:30}| {percentage:3.0f} % after {elapsed}", ", about {remaining} left"
@@ -24,13 +26,13 @@ def share_bar(hidden: bool) -> Iterator[Callable[[str, float], None]]:
         smoothing=0,
     ) as bar:
 
-        def tell(text: str, share: float) -> None:
-            bar.bar_format = layout + (left if share > 0.15 else "")  # before, mostly libraries were loaded
-            bar.set_description_str(text, refresh=False)
-            bar.update(round(100 * share) - bar.n)
+        def show(step: Step) -> None:
+            bar.bar_format = layout + (left if step.share > 0.15 else "")  # before, mostly libraries were loaded
+            bar.set_description_str(step.text, refresh=False)
+            bar.update(round(100 * step.share) - bar.n)
             bar.refresh()
 
-        yield tell
+        yield Progress(show)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from fitkit.cli.model import _one_sentence
+from fitkit.io.progress import Progress
 
 
 @click.command()
@@ -102,13 +103,13 @@ def synth(
     )
     with tqdm(total=subjects * settled.pictures, unit="picture", disable=quiet or None) as bar:
 
-        def made(done, count):
-            if bar.n == 0 and done:
-                bar.initial = done * settled.pictures  # what was there before is not counted into the speed
-            bar.update(done * settled.pictures - bar.n)
+        def made(step):
+            if bar.n == 0 and step.done:
+                bar.initial = step.done * settled.pictures  # what was there before is not counted into the speed
+            bar.update(step.done * settled.pictures - bar.n)
 
         try:
-            write_subjects(settled, subjects, output, workers, resume, made)
+            write_subjects(settled, subjects, output, workers, resume, Progress(made))
         except KeyboardInterrupt:
             bar.close()
             click.echo("\ninterrupted; finished subjects stay, go on with --resume", err=True)

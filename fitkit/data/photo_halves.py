@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Sequence
 
 import numpy as np
 
-from fitkit.data.samples import EvaluationSample, images_in, people_in
+from fitkit.data.samples import EvaluationSample, images_in, no_truth, people_in
 from fitkit.errors import InputError
 from fitkit.io.options import Natural, NonNegative, Range, Seed, check_options
 from fitkit.io.subject import Subject, load_subject
@@ -62,7 +62,7 @@ def half_samples(folder: str | os.PathLike, options: PhotoHalves) -> list[Evalua
         if enough > options.skip:
             halves = draw_halves(names, options.photos, options.draw, options.seed, person.name)
             samples += [
-                EvaluationSample(f"{person.name}/half{k}", partial(_photos, person, half), lambda: None)
+                EvaluationSample(f"{person.name}/half{k}", partial(_photos, person, half), no_truth)
                 for k, half in enumerate(halves)
             ]
     if not samples:

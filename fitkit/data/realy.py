@@ -6,7 +6,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from fitkit.data.samples import DataSet, EvaluationSample, images_in
+from fitkit.data.samples import DataSet, EvaluationSample, images_in, no_truth
 from fitkit.io.subject import Subject, subject_from_images
 
 REALY = DataSet(
@@ -24,7 +24,7 @@ def realy_samples(folder: str | os.PathLike) -> list[EvaluationSample]:
         InputError: no picture in the folder.
     """
     root = REALY.root(folder)
-    samples = [EvaluationSample(p.stem, partial(_photo, p), _no_truth) for p in images_in(root)]
+    samples = [EvaluationSample(p.stem, partial(_photo, p), no_truth) for p in images_in(root)]
     if not samples:
         raise REALY.missing(root, "no pictures")
     return samples
@@ -32,7 +32,3 @@ def realy_samples(folder: str | os.PathLike) -> list[EvaluationSample]:
 
 def _photo(path: Path) -> Subject:
     return subject_from_images([path], name=path.stem)
-
-
-def _no_truth() -> None:
-    return None

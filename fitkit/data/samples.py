@@ -74,6 +74,10 @@ class EvaluationSample:
     group: str = ""
 
 
+def no_truth() -> None:
+    """Of a sample whose prediction is compared with none."""
+
+
 def images_in(folder: Path) -> list[Path]:
     """Images of a folder in natural order; none if there is no such folder."""
     if not folder.is_dir():

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from fitkit.io.foreign import DATA_BYTES, foreign_file
 from fitkit.io.landmark_files import write_pts
 from fitkit.io.options import read_yaml, to_plain
 from fitkit.io.outputs import check_folder
+from fitkit.io.progress import Progress
 from fitkit.io.workers import run_jobs
 from fitkit.models import makehuman
 from fitkit.models.face_model import FaceModel
@@ -65,13 +65,13 @@ def write_subjects(
     folder: str | os.PathLike,
     workers: int = 1,
     resume: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = Progress(),
 ) -> list[Path]:
     """Subjects 0 to count - 1 of the recipe as subject folders with ground_truth/SUBJECT beside them.
 
     Args:
         workers: processes, each with one thread; the files do not depend on it. resume: keep the subjects that are there.
-        progress: called with (subjects there, count), first before the first one is made.
+        progress: told of each subject, and first how many are there before the first one is made.
     Returns:
         the subjects' folders in order.
     Raises:
@@ -89,12 +89,10 @@ def write_subjects(
         _claim(folder, recipe, resume)
         left = [i for i in range(count) if not _finished(folder, i)]
         done = count - len(left)
-        if progress is not None:
-            progress(done, count)
+        progress.counted(done, count)
         for _ in run_jobs(_make, [(str(folder), recipe, i) for i in left], workers):
             done += 1
-            if progress is not None:
-                progress(done, count)
+            progress.counted(done, count)
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     except OSError as error:
         raise InputError(

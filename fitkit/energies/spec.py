@@ -30,6 +30,7 @@ PARTS = {
     "depth": "depth maps",
     "position_map": "position maps",
     "points3d": "3D points",
+    "parse": "the parts of the face",
 }
 
 
@@ -107,7 +108,7 @@ class Networks:
 class Context:
     """What an energy is made from. A fit and a training fill in what each of them knows.
 
-    state: where residuals will be taken, a SceneState, DepthState or PositionMap (`EnergySpec.takes`).
+    state: where residuals will be taken, a SceneState, DepthState, PositionMap or the logits of a parse (`EnergySpec.takes`).
     """
 
     model: FaceModel
@@ -180,7 +181,7 @@ class EnergySpec:
     ) = ()  # labels, see `Labels.parts`, or a function of the options
     optional: tuple[str, ...] = ()  # labels that it takes where they are there
     takes: str = (
-        "state"  # part of a prediction that residuals are taken at: 'state', 'depth' or 'position_map'
+        "state"  # part of a prediction that residuals are taken at: 'state', 'depth', 'position_map' or 'parse'
     )
     parts: (
         Callable[[Any], tuple[str, ...]] | tuple[str, ...]

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.stats import bootstrap
 
 from fitkit.errors import InputError
+from fitkit.evaluate.tables import text_table
 from fitkit.io.foreign import foreign_file
 
 RESAMPLES = 5000
@@ -138,7 +139,7 @@ def compare_text(result: dict[str, Any], names: tuple[str, str] = ("A", "B")) ->
         "95 % interval",
         "lower in " + names[1],
     )
-    table = [
+    rows = [
         (
             r["metric"],
             r["unit"],
@@ -152,7 +153,7 @@ def compare_text(result: dict[str, Any], names: tuple[str, str] = ("A", "B")) ->
         for r in result["rows"]
     ]
     lines = [
-        aligned(head, table),
+        text_table(head, rows),
         "",
         "Means over the samples that both have scored; interval: bootstrap of the mean difference over the samples.",
     ]
@@ -163,14 +164,3 @@ def compare_text(result: dict[str, Any], names: tuple[str, str] = ("A", "B")) ->
         some = ", ".join(result["unpaired"][:5]) + (" ..." if len(result["unpaired"]) > 5 else "")
         lines.append(f"not in the table, scored by only one: {len(result['unpaired'])} ({some})")
     return "\n".join(lines)
-
-
-def aligned(head: tuple[str, ...], table: list[tuple[str, ...]]) -> str:
-    """Rows of text in columns: the first to the left, the others to the right."""
-    widths = [max(len(row[k]) for row in (head, *table)) for k in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))]
-        ).rstrip()
-        for row in (head, *table)
-    )

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from fitkit.data.landmark_frames import held_out, list_frames
 from fitkit.data.samples import read_points
 from fitkit.errors import InputError
 from fitkit.evaluate.machine import machine
+from fitkit.evaluate.tables import known, means, number, text_table
 from fitkit.io.calibration import parse_camera
 from fitkit.io.foreign import foreign_file, shown
 from fitkit.io.images import SUFFIXES, read_image
@@ -245,7 +247,7 @@ def summarize(rows: list[dict[str, Any]], sigma: np.ndarray, error: np.ndarray) 
     each bin of |yaw|; share found; correlation (of ranks and plain) of sigma [N] with the distance error [N], all points of
     all pictures; median seconds for each picture."""
     found = [r for r in rows if r["found"]]
-    nme = np.array([r["nme"] for r in found])
+    nme = known(found, "nme")
     out: dict[str, Any] = {
         "pictures": len(rows),
         "found_percent": 100 * len(found) / len(rows),
@@ -256,16 +258,16 @@ def summarize(rows: list[dict[str, Any]], sigma: np.ndarray, error: np.ndarray) 
             "nme_mean": float(nme.mean()),
             "nme_p95": float(np.percentile(nme, 95)),
             "failures_percent": 100 * float((nme > FAILURE).mean()),
-            "interocular_mean": float(np.mean([r["interocular"] for r in found])),
+            "interocular_mean": means(found, ["interocular"])["interocular"],
         }
     for low, high in YAW_BINS:
-        values = [
-            r["nme"]
+        inside = [
+            r
             for r in found
             if r["yaw"] is not None and (low < abs(r["yaw"]) <= high or low == abs(r["yaw"]) == 0)
         ]
-        if values:
-            out[f"nme_yaw_{low}_{high}"] = float(np.mean(values))
+        if inside:
+            out |= {f"nme_yaw_{low}_{high}": means(inside, ["nme"])["nme"]}
     if len(sigma) > 2:
         ranks = [np.argsort(np.argsort(v)) for v in (sigma, error)]
         out |= {
@@ -292,12 +294,10 @@ def summary_text(report: dict[str, Any]) -> str:
         "sigma_over_error": "rms sigma over rms error",
         "seconds_median": "seconds a picture, median",
     }
-    lines = [f"{report['detector']} on {report['folder']}"]
-    lines += [
-        f"  {label:32}{report['summary'][key]:8.2f}"
-        if key != "pictures"
-        else f"  {label:32}{report['summary'][key]:8d}"
+    values = report["summary"]
+    rows = [
+        (label, number(values[key], 0 if key == "pictures" else 2))
         for key, label in labels.items()
-        if key in report["summary"]
+        if key in values
     ]
-    return "\n".join(lines)
+    return f"{report['detector']} on {report['folder']}\n{indent(text_table((), rows), '  ')}"

@@ -1,44 +1,38 @@
-"""Predictions of an evaluation on disk: made by fits, resumable, readable by other evaluators; others' meshes can be read as well.
+"""Predictions of an evaluation on disk: readable by other evaluators, and others' meshes can be read as well.
 
 For each sample id: ID.obj (neutral mesh, mm, head frame), ID.npy (the 7 points of NoW on it, [7, 3]): NoW's own layout; ID.npz (what
-else a protocol needs, see Prediction), and, written last, ID.json: status, error, seconds.
+else a protocol needs, see PredictedFace), ID.parameters.npz (of a fit or a network), and, written last, ID.json: see Outcome.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import os
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from types import NoneType
 
 import numpy as np
 import torch
 
-from fitkit.data.samples import EvaluationSample, read_points
-from fitkit.errors import FitError, FitkitError, InputError, unexpected
+from fitkit.data.samples import read_points
+from fitkit.errors import InputError
 from fitkit.evaluate.scan_to_mesh import NOW_POINTS
 from fitkit.export.meshes import write_obj
 from fitkit.export.parameters import Parameters, load_parameters, save_parameters
-from fitkit.fit.recipe import FitRecipe
 from fitkit.fit.result import FitResult
-from fitkit.fit.run import fit_observed
 from fitkit.io.atomic import written_whole
-from fitkit.io.foreign import DATA_BYTES, check_shapes, foreign_file
+from fitkit.io.foreign import DATA_BYTES, check_indices, check_shapes, foreign_file
 from fitkit.io.mesh_files import read_mesh
 from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
-from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
 from fitkit.scene.camera import KINDS, Camera
 
-log = logging.getLogger("fitkit")
 # Key of ID.npz -> shape; B views, V vertices.
 SHAPES = {
     "landmarks": (68, 3),
     "posed": ("B", "V", 3),
+    "triangles": ("F", 3),  # only where there is no neutral mesh
     "posed_landmarks": ("B", 68, 3),
     "pixels": ("B", 68, 2),
     "outer": ("V",),
@@ -51,18 +45,19 @@ SHAPES = {
     "camera_kind": (),
 }
 TEXTS = ("views", "model", "camera_kind")
+NOT_SCORED = ("failed", "missing")
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What was predicted for one sample.
+class PredictedFace:
+    """What was predicted for one sample; a part is None where the predictor says nothing of it.
 
     vertices [V, 3] mm, triangles [F, 3]: neutral mesh, head frame (with somebody else's predictions any frame); points [7, 3] mm:
-    NOW_POINTS on it. Of our own fits also, B views:
+    NOW_POINTS on it. Of our own predictions also, B views:
     landmarks [68, 3] mm on the neutral mesh; posed [B, V, 3], posed_landmarks [B, 68, 3] mm: with expression, camera frame (OpenCV);
-    pixels [B, 68, 2] px of the photos; outer [V] bool: skin that a scan can see; sigma [V] mm: error bars, or None; focal [B] px,
-    principal [B, 2] px, sizes [B, 2] px (W, H); views [B] names; camera_kind: see Camera; model: its name; parameters: function that reads
-    all of the fit.
+    pixels [B, 68, 2] px of the photos; outer [V] bool: skin that a scan can see; sigma [V] mm: error bars; focal [B] px,
+    principal [B, 2] px, sizes [B, 2] px (W, H); views [B] names; camera_kind: see Camera; model: its name; parameters: function that
+    reads all of the fit.
     """
 
     id: str
@@ -100,115 +95,91 @@ class Prediction:
         lacking = [n for n in names if getattr(self, n) is None]
         if lacking:
             raise InputError(
-                f"{self.id}: the prediction has no {' and no '.join(lacking)}; this protocol needs the predictions of a fit, "
-                "as `fitkit evaluate` without --predictions makes them"
+                f"{self.id}: the prediction has no {' and no '.join(lacking)}; this protocol needs a predictor that gives them, "
+                "as a fit does (`fitkit evaluate` with predictor=fit and without --predictions)"
             )
 
 
-# ---- making ----
+@dataclass(frozen=True)
+class Outcome:
+    """How a prediction ended. status: 'ok', 'doubtful', 'failed', or 'missing': there is none; error: why it failed; seconds: wall time
+    of all of it.
 
-
-def make_predictions(
-    samples: Sequence[EvaluationSample],
-    folder: str | os.PathLike,
-    model: FaceModel,
-    recipe: FitRecipe,
-    predictor: str = "fit",
-    tell: Callable[[str], None] = lambda line: None,
-) -> None:
-    """Predict every sample that has no prediction in the folder yet; a failure is written down and is not tried again.
-
-    Args:
-        predictor: 'fit' (photos -> fit), 'mean' (the model's mean face) or 'landmarks' (only the 68 points of the detector).
-        tell: gets one line for each finished sample.
+    Of a fit or a network also: solve_seconds: wall time of the solver or the network; cpu_seconds: CPU time of crop, solver and
+    report; what it says of its own error: expected_mm, its bound upper_mm, and error_bar_mm, the median of the error bars over the
+    face. None: it does not say.
     """
-    root = Path(folder)
-    for number, sample in enumerate(samples, 1):
-        if _path(root, sample.id, ".json").is_file():
-            continue
-        began, status, error = time.perf_counter(), "", ""
-        try:
-            status = predict(sample, root, model, recipe, predictor)
-        except FitkitError as problem:
-            status, error = "failed", str(problem)
-        except Exception as problem:  # noqa: BLE001 - one sample must not end a run of thousands
-            log.exception("%s", sample.id)
-            status, error = "failed", unexpected(problem)
-        seconds = round(time.perf_counter() - began, 3)
-        with written_whole(_path(root, sample.id, ".json")) as part:
-            part.write_text(
-                json.dumps(
-                    {
-                        "id": sample.id,
-                        "status": status,
-                        "error": error,
-                        "seconds": seconds,
-                        "model": model.name,
-                        "predictor": predictor,
-                    },
-                    indent=1,
-                )
-                + "\n",
-                encoding="utf-8",
-            )
-        tell(f"{number}/{len(samples)} {sample.id}: {error or status}, {seconds:.1f} s")
+
+    status: str
+    error: str = ""
+    seconds: float | None = None
+    solve_seconds: float | None = None
+    cpu_seconds: float | None = None
+    expected_mm: float | None = None
+    upper_mm: float | None = None
+    error_bar_mm: float | None = None
+
+    @property
+    def usable(self) -> bool:
+        return self.status not in NOT_SCORED
 
 
-def predict(sample: EvaluationSample, root: Path, model: FaceModel, recipe: FitRecipe, predictor: str) -> str:
-    """Write the prediction of one sample but its .json -> status.
-
-    Raises:
-        FitkitError: no photo, no face, a fit that failed.
-    """
-    if predictor == "mean":
-        points = model.landmarks.points(model.mean[None], model.triangles)[0].double().numpy()
-        _write_mesh(root, sample.id, model, model.mean, points)
-        _write_arrays(
-            root, sample.id, {"landmarks": points, "outer": _outer(model), "model": np.array(model.name)}
-        )
-        return "ok"
-    subject = sample.subject()
-    found, _ = detect_landmarks(subject, recipe.landmarks.source)
-    subject, found, _ = usable_views(subject, found)
-    if predictor == "landmarks":
-        _write_arrays(
-            root,
-            sample.id,
-            {"pixels": found.points.double().numpy(), "sizes": _sizes(subject), "views": _names(subject)},
-        )
-        return "ok"
-    result = fit_observed(subject, found, model, recipe)
-    write_fit(result, root, sample.id)
-    if result.status == "failed":
-        raise FitError(f"the fit failed: {'; '.join(result.warnings)}")
-    return result.status
+# ---- from a model or a fit ----
 
 
-def write_fit(result: FitResult, root: Path, name: str) -> None:
-    """All files of a fit but its .json."""
+def face_of_model(model: FaceModel, name: str = "") -> PredictedFace:
+    """The mean face."""
+    points = model.landmarks.points(model.mean[None], model.triangles)[0].double().numpy()
+    return PredictedFace(
+        name,
+        model.mean.double().numpy(),
+        model.triangles.numpy(),
+        points[list(NOW_POINTS)],
+        points,
+        outer=_outer(model),
+        model=model.name,
+    )
+
+
+def face_of_fit(result: FitResult, name: str = "") -> PredictedFace:
+    """All that a fit, or a network, says of a face."""
     model, state = result.model, result.state
-    posed = state.pose.apply(result.vertices)
+    posed, points = state.pose.apply(result.vertices), result.landmarks3d.double().numpy()
     marks = model.landmarks.points(posed, model.triangles)
-    points = result.landmarks3d.double().numpy()
-    _write_mesh(root, name, model, result.neutral, points)
-    arrays = {
-        "landmarks": points,
-        "posed": posed.float().numpy(),
-        "posed_landmarks": marks.double().numpy(),
-        "pixels": state.camera.project(marks)[0].double().numpy(),
-        "outer": _outer(model),
-        "focal": state.camera.focal.double().numpy(),
-        "principal": state.camera.principal.double().numpy(),
-        "sizes": _sizes(result.subject),
-        "views": _names(result.subject),
-        "model": np.array(model.name),
-        "camera_kind": np.array(state.camera.kind),
-    }
-    if result.vertex_sigma is not None:
-        arrays["sigma"] = result.vertex_sigma.float().numpy()
-    _write_arrays(root, name, arrays)
-    with written_whole(_path(root, name, ".parameters.npz")) as part:
-        save_parameters(result, part)
+    return PredictedFace(
+        name,
+        result.neutral.double().numpy(),
+        model.triangles.numpy(),
+        points[list(NOW_POINTS)],
+        points,
+        posed.float().numpy(),
+        marks.double().numpy(),
+        state.camera.project(marks)[0].double().numpy(),
+        _outer(model),
+        None if result.vertex_sigma is None else result.vertex_sigma.float().numpy(),
+        state.camera.focal.double().numpy(),
+        state.camera.principal.double().numpy(),
+        sizes_of(result.subject),
+        names_of(result.subject),
+        state.camera.kind,
+        model.name,
+    )
+
+
+def outcome_of(result: FitResult) -> Outcome:
+    """What a fit says of itself. One that failed has its warnings as the error."""
+    metrics, failed = result.metrics, result.status == "failed"
+    spent, said = metrics.get("time_s") or {}, metrics.get("verdict") or {}
+    return Outcome(
+        result.status,
+        f"the fit failed: {'; '.join(result.warnings)}" if failed else "",
+        None,
+        spent.get("solve"),
+        spent.get("cpu"),
+        said.get("expected_mm"),
+        said.get("upper_mm"),
+        (metrics.get("error_bars") or {}).get("face_median_mm"),
+    )
 
 
 def _outer(model: FaceModel) -> np.ndarray:
@@ -216,26 +187,47 @@ def _outer(model: FaceModel) -> np.ndarray:
     return (model.skin | model.face).numpy()
 
 
-def _sizes(subject: Subject) -> np.ndarray:
+def sizes_of(subject: Subject) -> np.ndarray:
+    """(W, H) px of its photos, [B, 2]."""
     return np.array([v.size for v in subject.views], np.int64)
 
 
-def _names(subject: Subject) -> np.ndarray:
+def names_of(subject: Subject) -> np.ndarray:
+    """Names of its photos [B]."""
     return np.array([v.name for v in subject.views], str)
 
 
-def _write_mesh(root: Path, name: str, model: FaceModel, vertices, landmarks: np.ndarray) -> None:
-    with written_whole(_path(root, name, ".obj")) as part:
-        # Without texture coordinates: readers split vertices along their seams.
-        write_obj(part, vertices, replace(model, uv=None, uv_triangles=None))
-    with written_whole(_path(root, name, ".npy")) as part:
-        with open(part, "wb") as file:  # a name would get another suffix
-            np.save(file, landmarks[list(NOW_POINTS)])
+# ---- writing ----
 
 
-def _write_arrays(root: Path, name: str, arrays: dict[str, Any]) -> None:
-    with written_whole(_path(root, name, ".npz")) as part, open(part, "wb") as file:
+def write_fit(result: FitResult, root: Path, name: str) -> None:
+    """All files of a fit but its .json."""
+    write_face(face_of_fit(result, name), root, result.model)
+    with written_whole(_path(root, name, ".parameters.npz")) as part:
+        save_parameters(result, part)
+
+
+def write_face(face: PredictedFace, root: Path, model: FaceModel | None = None) -> None:
+    """The files of a prediction but its .json and its parameters. model: that of its mesh, if it has one."""
+    if face.vertices is not None:
+        with written_whole(_path(root, face.id, ".obj")) as part:
+            # Without texture coordinates: readers split vertices along their seams.
+            write_obj(part, torch.from_numpy(face.vertices), replace(model, uv=None, uv_triangles=None))
+        with written_whole(_path(root, face.id, ".npy")) as part:
+            with open(part, "wb") as file:  # a name would get another suffix
+                np.save(file, face.points)
+    arrays = {key: np.asarray(value) for key in SHAPES if (value := getattr(face, key)) is not None}
+    if face.vertices is not None:
+        del arrays["triangles"]  # they are those of the mesh
+    with written_whole(_path(root, face.id, ".npz")) as part, open(part, "wb") as file:
         np.savez_compressed(file, **arrays)
+
+
+def write_outcome(outcome: Outcome, root: Path, name: str, predictor: str, model: str) -> None:
+    """The .json of a prediction. predictor, model: what made it, for people."""
+    content = {"id": name, **asdict(outcome), "model": model, "predictor": predictor}
+    with written_whole(_path(root, name, ".json")) as part:
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _path(root: Path, name: str, suffix: str) -> Path:
@@ -245,36 +237,56 @@ def _path(root: Path, name: str, suffix: str) -> Path:
 # ---- reading ----
 
 
-def read_status(root: Path, name: str) -> dict[str, Any]:
-    """What is known of a prediction: status ('failed', 'missing', else usable) and error. Meshes without our .json are usable."""
+def read_outcome(root: Path, name: str) -> Outcome:
+    """What is known of a prediction. Meshes without our .json are usable.
+
+    Raises:
+        InputError: its .json is not one of ours.
+    """
     path = _path(root, name, ".json")
     if path.exists():
         with foreign_file(path, "cannot be read; delete it to have the sample predicted again") as file:
             content = file.json()
-            seconds = content.get("seconds")
-            if not isinstance(seconds, (int, float, type(None))):
-                raise ValueError("seconds: expected a number")
-            return {"status": str(content["status"]), "error": str(content["error"]), "seconds": seconds}
+            numbers = {f.name: content.get(f.name) for f in fields(Outcome)[2:]}
+            wrong = [k for k, v in numbers.items() if not isinstance(v, (int, float, NoneType))]
+            if wrong:
+                raise ValueError(f"{wrong[0]}: expected a number")
+            return Outcome(str(content["status"]), str(content["error"]), **numbers)
     if any(_path(root, name, s).is_file() for s in (".obj", ".ply", ".npz")):
-        return {"status": "ok", "error": "", "seconds": None}
-    return {"status": "missing", "error": f"no prediction {_path(root, name, '.obj')}", "seconds": None}
+        return Outcome("ok")
+    return Outcome("missing", f"no prediction {_path(root, name, '.obj')}")
 
 
-def read_prediction(root: Path, name: str) -> Prediction:
+def has_mesh(root: Path, name: str) -> bool:
+    """A mesh was written, be it of a fit that failed."""
+    return _path(root, name, ".obj").is_file()
+
+
+def is_predicted(root: Path, name: str) -> bool:
+    """A prediction of ours is complete, be it that it failed."""
+    return _path(root, name, ".json").is_file()
+
+
+def read_prediction(root: Path, name: str) -> PredictedFace:
     """A prediction of ours, or in NoW's layout: ID.obj or .ply with ID.npy or .txt, 7 points, same unit.
 
     Raises:
         InputError: a broken file, or a mesh without its points.
     """
-    out, sizes = Prediction(name), {}
+    out, sizes = PredictedFace(name), {}
     path = _path(root, name, ".npz")
     if path.exists():
         with foreign_file(path, "cannot be read", limit=DATA_BYTES) as file:
             arrays = file.npz(tuple(SHAPES))
         sizes = check_shapes(
-            arrays, {k: SHAPES[k] for k in arrays}, dict.fromkeys(TEXTS, "U") | {"outer": "b"}, path
+            arrays,
+            {k: SHAPES[k] for k in arrays},
+            dict.fromkeys(TEXTS, "U") | {"outer": "b", "triangles": "iu"},
+            path,
         )
         out = replace(out, **{k: str(v) if k in ("model", "camera_kind") else v for k, v in arrays.items()})
+        if out.triangles is not None and "V" in sizes:
+            check_indices(out.triangles, sizes["V"], f"{path}: triangles")
         if out.camera_kind not in KINDS:
             raise InputError(
                 f"{path}: camera_kind: expected one of {', '.join(KINDS)}; got '{out.camera_kind}'"

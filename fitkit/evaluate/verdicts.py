@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from fitkit.errors import InputError
-from fitkit.evaluate.compare import aligned
+from fitkit.evaluate.tables import percent, text_table
 
 STATUS = ("ok", "doubtful", "failed")
 LIMIT_MM = 1.5
@@ -136,7 +136,7 @@ def verdict_table(
 def verdict_text(table: VerdictTable) -> str:
     """The counts by status, then one line for each way to flag a fit."""
     head = ("status", f"error <= {table.limit:g} mm", f"> {table.limit:g} mm", "not known")
-    lines = [aligned(head, [(s, *map(str, table.counts[s]), str(table.unknown[s])) for s in STATUS]), ""]
+    lines = [text_table(head, [(s, *map(str, table.counts[s]), str(table.unknown[s])) for s in STATUS]), ""]
     ways = (
         ("status not ok", table.by_status),
         ("status failed", table.by_failed),
@@ -154,13 +154,13 @@ def verdict_text(table: VerdictTable) -> str:
         "bad of not flagged",
     )
     lines.append(
-        aligned(
+        text_table(
             head,
             [
                 (
                     name,
                     *(str(v) for v in (c.caught, c.missed, c.false_alarm, c.passed)),
-                    *(_percent(v) for v in (c.caught_share, c.alarm_share, c.missed_share)),
+                    *(percent(v) for v in (c.caught_share, c.alarm_share, c.missed_share)),
                 )
                 for name, c in ways
                 if c is not None
@@ -177,7 +177,3 @@ def verdict_text(table: VerdictTable) -> str:
 
 def _share(part: int, whole: int) -> float:
     return part / whole if whole else float("nan")
-
-
-def _percent(share: float) -> str:
-    return "-" if share != share else f"{100 * share:.0f} %"

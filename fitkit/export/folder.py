@@ -22,7 +22,7 @@ import torch
 import yaml
 from PIL import Image
 
-from fitkit.errors import FitError, InputError, check_argument
+from fitkit.errors import FitError, InputError, attempt, check_argument
 from fitkit.export.cameras import camera_table
 from fitkit.export.gltf import write_glb
 from fitkit.export.lighting import draw_lighting
@@ -30,8 +30,7 @@ from fitkit.export.meshes import write_obj, write_ply
 from fitkit.export.overlay import draw_overlay
 from fitkit.export.parameters import save_parameters
 from fitkit.export.preview import draw_detail, draw_preview, draw_uncertainty
-from fitkit.fit.decompose import decompose_result
-from fitkit.fit.report import attempt
+from fitkit.fit.appearance import decompose_result
 from fitkit.geometry.color import srgb_from_linear
 from fitkit.io.atomic import litter, remove_litter, temporary_name, writing
 from fitkit.io.foreign import DATA_BYTES, foreign_file

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fitkit.fit.decompose import Decomposition
+from fitkit.fit.appearance import Decomposition
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.models.face_model import FaceModel

@@ -13,6 +13,7 @@ import torch
 from fitkit.errors import InputError, check_argument
 from fitkit.io.foreign import DATA_BYTES, check_shapes, foreign_file
 from fitkit.models.face_model import FaceModel
+from fitkit.observe.landmarks.types import Landmarks
 from fitkit.scene.camera import KINDS, Camera
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
@@ -41,7 +42,8 @@ OPTIONAL = {
     "identity_covariance": ("K_id", "K_id"),
     "displacement": ("V",),
     "light": ("B", 9, 3),
-}  # since versions 2, 3, 3
+    "landmarks": ("B", 68, 3),
+}  # since versions 2, 3, 3, 3
 NAMES = ("expression_names", "view_names", "camera_source")
 TEXTS = ("format", "units", "model_name", "camera_kind", "subject_name")
 
@@ -54,7 +56,8 @@ class Parameters:
     subject_name; view_names: B names; image_size: [B, 2] int64 (width, height) px of the upright photos;
     camera_source: per view 'cameras.json', 'exif' or 'estimated'; identity_covariance: [K_id, K_id] of the coefficients, or None;
     displacement: [V] mm along the normals of the neutral mesh, or None (`fitkit.fit.detail.personal_model` applies it);
-    light: [B, 9, 3] of each photo, see `fitkit.fit.decompose`, or None.
+    light: [B, 9, 3] of each photo, see `fitkit.fit.appearance`, or None;
+    landmarks: [B, 68, 3] px of the photos, the observed points and their standard deviation, 0 where none was used, or None.
     """
 
     state: SceneState
@@ -67,6 +70,7 @@ class Parameters:
     identity_covariance: torch.Tensor | None = None
     displacement: torch.Tensor | None = None
     light: torch.Tensor | None = None
+    landmarks: torch.Tensor | None = None
 
     def __repr__(self) -> str:
         return (
@@ -92,7 +96,7 @@ class Parameters:
 def save_parameters(result: FitResult, path: str | os.PathLike, light: torch.Tensor | None = None) -> Path:
     """Write the parameters of a fit; floating-point arrays keep the type of the state. Keys: docs/results.md.
 
-    light: [B, 9, 3] of each photo, from `fitkit.fit.decompose`.
+    light: [B, 9, 3] of each photo, from `fitkit.fit.appearance`.
     """
     state = result.state
     arrays = {
@@ -114,6 +118,7 @@ def save_parameters(result: FitResult, path: str | os.PathLike, light: torch.Ten
         "view_names": np.array([v.name for v in result.subject.views], str),
         "image_size": np.array([v.size for v in result.subject.views], np.int64).reshape(-1, 2),
         "camera_source": np.array(result.camera_source, str),
+        "landmarks": _observed(result.landmarks),
     }
     if result.identity_covariance is not None:
         arrays["identity_covariance"] = result.identity_covariance
@@ -121,11 +126,20 @@ def save_parameters(result: FitResult, path: str | os.PathLike, light: torch.Ten
         arrays["light"] = light
     if result.displacement is not None:
         arrays["displacement"] = result.displacement
-    arrays = {k: v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else v for k, v in arrays.items()}
+    arrays = {
+        k: v.detach().cpu().contiguous().numpy() if isinstance(v, torch.Tensor) else v for k, v in arrays.items()
+    }
     path = Path(path)
     with open(path, "wb") as file:
         np.savez_compressed(file, **arrays)
     return path
+
+
+def _observed(landmarks: Landmarks) -> torch.Tensor:
+    """[B, 68, 3] x, y and standard deviation of the landmarks that were used, 0 for the others."""
+    table = torch.cat([landmarks.points, landmarks.sigma[..., None]], -1)
+    used = landmarks.valid & torch.isfinite(table).all(-1)
+    return torch.where(used[..., None], table, torch.zeros_like(table))
 
 
 def load_parameters(path: str | os.PathLike) -> Parameters:

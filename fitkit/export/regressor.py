@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fitkit import __version__
+from fitkit.energies.masks import PARSE
 from fitkit.errors import FitkitError, InputError
 from fitkit.io.atomic import remove_litter, written_whole
 from fitkit.io.foreign import foreign_file
@@ -62,6 +63,15 @@ OUTPUTS = {
         "px of the cut picture",
         "standard deviation of each coordinate of `landmarks`",
     ),
+    "depth": ("[S, V, size, size]", "mm", "along the camera's axis, see `focal`; 0 or less: no surface"),
+    "suitability": ("[S, V, size, size]", "none", "0 to 1, how far the colours may be compared with other photos"),
+    "position_map": (
+        "[S, V, 3, H, W]",
+        "px of the cut picture",
+        "x, y, z of the skin at each texel of the face model's texture map; z of the same scale, behind the nearest point",
+    ),
+    "parse": ("[S, V, C, size, size]", "none", "logits of the parts of a face, in the order of `parts`"),
+    "points3d": ("[S, V, N, 3]", "mm", "points of the face, in a frame of each photo's own"),
 }
 CROP_RULE = (
     "square around the box of the 68 landmarks: side = margin * its larger side, centre moved up by `up` * its height, grey (128) or "
@@ -72,17 +82,24 @@ BY_PERSON = ("identity", "identity_sigma")
 
 def _tables(found: Prediction) -> dict[str, Tensor]:
     """The outputs that a prediction has, by name; those that are not by person have a row for each frame."""
-    state, marks = found.state, found.landmarks
+    state, marks, depth, maps = found.state, found.landmarks, found.depth, found.position_map
+    placed = state or depth
+    pose, camera = (None, None) if placed is None else (placed.pose, placed.camera)
     values = {
-        "identity": state.identity,
+        "identity": None if state is None else state.identity,
         "identity_sigma": found.identity_sigma,
-        "expression": state.expression,
-        "rotation": state.pose.rotation,
-        "translation": state.pose.translation,
-        "focal": state.camera.focal,
-        "principal": state.camera.principal,
+        "expression": None if state is None else state.expression,
+        "rotation": None if pose is None else pose.rotation,
+        "translation": None if pose is None else pose.translation,
+        "focal": None if camera is None else camera.focal,
+        "principal": None if camera is None else camera.principal,
         "landmarks": None if marks is None else marks.points,
         "landmark_sigma": None if marks is None else marks.sigma,
+        "depth": None if depth is None else depth.depth,
+        "suitability": None if depth is None else depth.suitability,
+        "position_map": None if maps is None else maps.points,
+        "parse": found.parse,
+        "points3d": found.points3d,
     }
     return {name: values[name] for name in OUTPUTS if values[name] is not None}
 
@@ -131,7 +148,8 @@ def export_regressor(
     card_path = card_of(output)
     _check_request(weights, output, card_path, format, overwrite)
     about = read_about(weights)
-    model = load_model(about["model"]) if model is None else model
+    if "state" in about["gives"]:
+        model = load_model(about["model"]) if model is None else model
     network = load_predictor(weights, model).requires_grad_(False)
     if views < 0:
         raise InputError(f"{output}: views: expected at least 1, got {views}")
@@ -353,7 +371,7 @@ def _program_of(card: Path) -> str | None:
         return None
 
 
-def _training_card(weights: Path, about: dict[str, Any], model: FaceModel) -> dict[str, Any]:
+def _training_card(weights: Path, about: dict[str, Any], model: FaceModel | None) -> dict[str, Any]:
     for path in _cards_of(weights):
         if path.exists():
             with foreign_file(path, "not readable as the card of the weights", "mend or remove it") as file:
@@ -361,17 +379,19 @@ def _training_card(weights: Path, about: dict[str, Any], model: FaceModel) -> di
                 if not isinstance(card, dict):
                     raise ValueError("expected a JSON object")
             return card
-    return {
-        "net": about["net"],
-        "views": about["views"],
-        "model": {"name": model.name, "licence": model.license, "source": model.source},
-    }
+    return {"net": about["net"], "views": about["views"], **_about_model(model)}
+
+
+def _about_model(model: FaceModel | None) -> dict[str, Any]:
+    if model is None:  # the network needs none
+        return {}
+    return {"model": {"name": model.name, "licence": model.license, "source": model.source}}
 
 
 def _explained(
     weights: Path,
     network: Predictor,
-    model: FaceModel,
+    model: FaceModel | None,
     views: int,
     images: Tensor,
     valid: Tensor,
@@ -401,11 +421,24 @@ def _explained(
         "view_names": [v.name for v in network.views],
         "inputs": table(INPUTS, {"images": images, "valid": valid}),
         "outputs": table(OUTPUTS, values),
-        "camera_kind": network.camera_kind,
+        "gives": list(network.gives),
+        **_about_outputs(network, model, values),
         "missing_views": "their rows are 0",
         "device": "cpu",
         "crop": to_plain(network.crop) | {"size": network.size, "rule": CROP_RULE},
-        "expression_names": list(model.expression_names),
-        "model": {"name": model.name, "licence": model.license, "source": model.source},
+        **_about_model(model),
         "licence": card.get("licence", "see 'model'"),
     }
+
+
+def _about_outputs(network: Predictor, model: FaceModel | None, values: dict[str, Tensor]) -> dict[str, Any]:
+    """What the tables of the outputs refer to."""
+    out: dict[str, Any] = {}
+    if "focal" in values:
+        out["camera_kind"] = network.camera_kind
+    if "expression" in values:
+        out["expression_names"] = list(model.expression_names)
+    if "parse" in values:
+        count = values["parse"].shape[2]
+        out["parts"] = list(PARSE) if count == len(PARSE) else [str(number) for number in range(count)]
+    return out

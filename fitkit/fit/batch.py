@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -18,10 +18,11 @@ from fitkit.errors import FitkitError, InputError, unexpected
 from fitkit.export.folder import ENTRIES, plain, tidy
 from fitkit.fit.recipe import FitRecipe
 from fitkit.fit.run import check_device, fit
-from fitkit.io.atomic import written_whole, writing
+from fitkit.io.atomic import writing, written_whole
 from fitkit.io.foreign import foreign_file
 from fitkit.io.options import build
 from fitkit.io.outputs import locked
+from fitkit.io.progress import Progress
 from fitkit.io.subject import OUTPUT_FOLDER, is_result, load_subject, readable, subject_folders
 from fitkit.io.workers import run_jobs
 from fitkit.models.registry import load_model
@@ -35,7 +36,7 @@ class BatchRow:
     """One subject of a batch. subject: name of its result, its path below the root; status: 'ok', 'doubtful' or 'failed' of its fit,
     'error' when there is none; message: the first reason why it is not ok, or the error; reprojection_share: mean reprojection error over the face size; seconds: of
     the fit; iterations: steps of the solver, those that were rejected too; views: photos that were fitted; start: which start the fit took;
-    expected_mm, upper_mm: expected error and its bound, see `fitkit.fit.report.expected_error`; photos: their folder, relative to the
+    expected_mm, upper_mm: expected error and its bound, see `fitkit.fit.findings.expected_error`; photos: their folder, relative to the
     root ('.' for the root itself; '' in earlier reports)."""
 
     subject: str
@@ -59,7 +60,7 @@ def fit_folder(
     resume: bool = False,
     light: bool = False,
     device: str = "cpu",
-    progress: Callable[[int, int, BatchRow | None], None] = lambda done, count, row: None,
+    progress: Progress = Progress(),
 ) -> list[BatchRow]:
     """Fit every subject folder below `folder`; the result of FOLDER/A/B goes to OUTPUT/A/B, that of FOLDER itself to OUTPUT/FOLDER.
 
@@ -70,7 +71,7 @@ def fit_folder(
         workers: processes, each with one thread; the results do not depend on it.
         resume: keep the results that are there; a subject without one, or with an error, is fitted (again).
         light: of each result only parameters.npz, metrics.json and recipe.yaml, the labels that a training reads.
-        progress: called with (subjects done, all, the last one), first before the first fit.
+        progress: told of each subject, with its row, and first how many are there before the first fit.
     Returns:
         a row for each subject, in the order of their paths.
     Raises:
@@ -104,7 +105,7 @@ def fit_folder(
         }
         left = [n for n in subjects if n not in rows]
         report = _Report(output, list(subjects), rows)
-        progress(len(rows), len(subjects), None)
+        progress.counted(len(rows), len(subjects))
         for names in _one_inside_another(left):
             jobs = [
                 _Job(
@@ -115,7 +116,7 @@ def fit_folder(
             with closing(run_jobs(_fit, jobs, workers, _lost)) as done:
                 for row in done:
                     report.add(row)
-                    progress(len(rows), len(subjects), row)
+                    progress.counted(len(rows), len(subjects), row)
         report.finish()
         for place in {(output / name).parent for name in left}:
             tidy(place)  # of workers that were killed
@@ -266,18 +267,18 @@ def _fit(job: _Job) -> BatchRow:
     except Exception as problem:  # noqa: BLE001 - one subject must not end the batch
         log.info("%s", job.name, exc_info=True)
         return error(f"{unexpected(problem)}; for details: fitkit fit {shlex.quote(job.place)} --verbose")
-    metrics = result.metrics
+    report = result.report
     return BatchRow(
         job.name,
-        result.status,
-        (result.warnings or ("",))[0],
-        metrics["reprojection_share"],
-        metrics["time_s"]["solve"],
-        metrics["start"]["iterations"],
-        metrics["num_views"],
-        metrics["start"]["source"],
-        metrics["verdict"]["expected_mm"],
-        metrics["verdict"]["upper_mm"],
+        report.status,
+        (report.warnings or ("",))[0],
+        report.reprojection_share,
+        report.time_s.solve,
+        report.start.iterations,
+        report.num_views,
+        report.start.source,
+        report.verdict.expected_mm,
+        report.verdict.upper_mm,
         job.photos,
     )
 

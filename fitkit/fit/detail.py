@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from fitkit.energies.base import Residuals
 from fitkit.energies.displacement import DisplacementPrior, displacement_equations, factorized
 from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowImages, FlowOptions
 from fitkit.energies.kernels import Kernel
+from fitkit.fit.report import DetailReport
 from fitkit.geometry.normals import vertex_normals
 from fitkit.io.options import Natural, Pixels, Positive, Range
 from fitkit.models.face_model import FaceModel
@@ -54,11 +55,11 @@ class DetailOptions:
 @dataclass(frozen=True)
 class Detail:
     """displacement: [V] mm along the normals of the neutral mesh, positive outwards; known: [V] in 0..1, the share of a displacement of
-    the whole surface around a vertex that the matches would show; both on the CPU; metrics: numbers for metrics.json."""
+    the whole surface around a vertex that the matches would show; both on the CPU; report: its numbers."""
 
     displacement: Tensor
     known: Tensor
-    metrics: dict[str, Any]
+    report: DetailReport
 
 
 def personal_model(model: FaceModel, state: SceneState, displacement: Tensor) -> FaceModel:
@@ -90,7 +91,7 @@ def solve_detail(
     TPAMI 2018; prior: `DisplacementPrior`; evidence: MacKay, "Bayesian interpolation", Neural Computation 1992.
     """
     V = model.num_vertices
-    nothing = Detail(torch.zeros(V), torch.zeros(V), _metrics(model, np.zeros(V)))
+    nothing = Detail(torch.zeros(V), torch.zeros(V), _report(model, np.zeros(V)))
     if state.num_views < 2:
         return nothing
     neutral = state.neutral(model)[0]
@@ -119,7 +120,7 @@ def solve_detail(
             matrix, gradient - matrix @ d, prior, [options.sigma_mm / k for k in (8, 4, 2, 1)]
         )
         if not sigma:
-            return replace(nothing, metrics=_metrics(model, np.zeros(V), *counts, counts[-1]))
+            return replace(nothing, report=_report(model, np.zeros(V), *counts, counts[-1]))
         precision = prior.precision / sigma**2
         for step in range(options.iterations):
             if step:
@@ -131,8 +132,8 @@ def solve_detail(
             d = d - solve(gradient + precision @ d)
     known = solve(matrix @ np.ones(V)).clip(0, 1)
     after = replace(energy, model=_displaced(model, d, normal)).residuals(state, observations)
-    metrics = _metrics(model, d, *counts, _median_px(after, unit), sigma, gain)
-    return Detail(torch.from_numpy(d).float(), torch.from_numpy(known).float(), metrics)
+    report = _report(model, d, *counts, _median_px(after, unit), sigma, gain)
+    return Detail(torch.from_numpy(d).float(), torch.from_numpy(known).float(), report)
 
 
 def most_evident(
@@ -175,7 +176,7 @@ def _median_px(residuals: Residuals, unit: Tensor) -> float | None:
     return float(length.median()) if len(length) else None
 
 
-def _metrics(
+def _report(
     model: FaceModel,
     d: np.ndarray,
     pairs: int = 0,
@@ -184,17 +185,17 @@ def _metrics(
     after: float | None = None,
     sigma: float = 0.0,
     gain: float = 0.0,
-) -> dict[str, Any]:
-    """What metrics.json says about the displacement d [V] mm."""
+) -> DetailReport:
+    """The numbers of a displacement d [V] mm."""
     face = np.abs(d[model.face.cpu().numpy()])
-    return {
-        "sigma_mm": sigma,
-        "log_evidence": gain,
-        "mean_mm": float(face.mean()),
-        "median_mm": float(np.median(face)),
-        "percentile_95_mm": float(np.percentile(face, 95)),
-        "pairs": pairs,
-        "matches": matches,
-        "residual_before_px": before,
-        "residual_after_px": after,
-    }
+    return DetailReport(
+        sigma,
+        gain,
+        float(face.mean()),
+        float(np.median(face)),
+        float(np.percentile(face, 95)),
+        pairs,
+        matches,
+        before,
+        after,
+    )

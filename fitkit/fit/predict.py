@@ -5,33 +5,63 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import NoneType
 from typing import Any
 
 import torch
 
 from fitkit.errors import check_argument
+from fitkit.fit.choose_start import ChosenStart
+from fitkit.fit.findings import SHIPPED_ERROR_MM, judge
 from fitkit.fit.initialize import initial_state, to_photos
+from fitkit.fit.metrics import fit_report
+from fitkit.fit.network_start import Predicted, predict_views, shipped_weights
 from fitkit.fit.recipe import FitRecipe, load_recipe
-from fitkit.fit.regress import Predicted, predict_views, shipped_weights
-from fitkit.fit.report import SHIPPED_ERROR_MM, build_metrics, judge_safely
+from fitkit.fit.report import PREDICT, TimeReport
 from fitkit.fit.result import FitResult
-from fitkit.fit.run import FitRun, check_device
+from fitkit.fit.run import check_device
+from fitkit.fit.solution import Solution
+from fitkit.fit.stages import at_start
+from fitkit.io.progress import Progress
 from fitkit.io.subject import Subject, as_subject
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 from fitkit.nets import load_predictor, read_about
+from fitkit.nets.predictor import Predictor
 from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
 from fitkit.observe.landmarks.given import check_given
 from fitkit.observe.landmarks.types import Landmarks
 
 
-class _Predicted(FitRun):
-    """What the report asks of a fit; nothing was solved for."""
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network, ready to predict. model: its face model, on the CPU; about: what its file says; weights: the file; typical_mm: its error
+    for new people, None where that is not known; device: where it is."""
 
-    def focal_uncertainty(self) -> list[float | None]:
-        return [None] * self.observations.num_views
+    network: Predictor
+    model: FaceModel
+    about: dict[str, Any]
+    weights: str
+    typical_mm: float | None
+    device: str
+
+
+def load_trained(
+    weights: str | os.PathLike | None = None, model: FaceModel | None = None, device: str = "cpu"
+) -> TrainedNetwork:
+    """A network that `fitkit train-regressor` has trained; arguments as of `predict`.
+
+    Raises:
+        FitkitError: weights that cannot be used, or of another face model.
+    """
+    check_device(device)
+    typical_mm = SHIPPED_ERROR_MM if weights is None else None
+    weights = shipped_weights() if weights is None else weights
+    about = read_about(weights)
+    model = load_model(about["model"] or "generic") if model is None else model
+    network = load_predictor(weights, model).to(device)
+    return TrainedNetwork(network, model, about, os.fspath(weights), typical_mm, device)
 
 
 @torch.no_grad()
@@ -41,7 +71,8 @@ def predict(
     model: FaceModel | None = None,
     landmarks: str = "auto",
     device: str = "cpu",
-    tell: Callable[[str, float], None] = lambda text, share: None,
+    progress: Progress | Callable[[str, float], None] | None = None,
+    repeat: bool = False,
 ) -> FitResult:
     """Predict the face in the photos of one person with a network that `fitkit train-regressor` has trained.
 
@@ -52,36 +83,54 @@ def predict(
         subject: a subject folder, the path of one photo, a Subject, or a list of images as in `fitkit.fit`; weights: regressor.safetensors, None: the network that comes with fitkit;
         model: None loads the one the weights name.
         landmarks: where the 68 points come from, see `fitkit fit --landmarks`.
-        tell: called with (what is done next, share done in 0..1).
+        progress: called with (what is done next, share done in 0..1), or a Progress.
+        repeat: a single photo is put into every view of a network with named views, instead of the one that it shows.
     Returns:
         a result with the predicted cameras, without error bars; its covariance of the identity is diagonal, from the standard
         deviations of the network, None where it has none; status and metrics as a fit judges them.
     Raises:
         FitkitError: weights or photos that cannot be used, or no photo that fits a view of the network.
     """
-    start, cpu = time.perf_counter(), time.process_time()
+    begun = time.perf_counter(), time.process_time()
     check_argument("weights", weights, (str, os.PathLike, NoneType), "the path of a weight file")
     check_argument("model", model, (FaceModel, NoneType), "a FaceModel")
     check_argument("landmarks", landmarks, str, "where they come from, e.g. 'auto'")
-    check_device(device)
-    typical_mm = SHIPPED_ERROR_MM if weights is None else None
-    weights = shipped_weights() if weights is None else weights
-    about = read_about(weights)
-    model = load_model(about["model"]) if model is None else model
-    network = load_predictor(weights, model).to(device)
-    tell("reading photos", 0.0)
+    progress = Progress.of(progress)
+    trained = load_trained(weights, model, device)
+    progress.at(0.0, "reading photos")
     subject = as_subject(subject)
-    tell("finding landmarks", 0.1)
-    found, sources = detect_landmarks(subject, landmarks, device)
+    finding = progress.part(0.1, 0.7, "finding landmarks")
+    finding.at(0.0)
+    found, sources = detect_landmarks(subject, landmarks, device, finding)
     found = check_given(subject, found, sources, landmarks == "auto", device)
     subject, found, notes = usable_views(subject, found)
-    notes = list(subject.notes) + list(notes)
+    progress.at(0.7, "predicting")
+    return predict_observed(subject, found, trained, (*subject.notes, *notes), repeat, begun)
+
+
+@torch.no_grad()
+def predict_observed(
+    subject: Subject,
+    found: Landmarks,
+    trained: TrainedNetwork,
+    notes: Sequence[str] = (),
+    repeat: bool = False,
+    begun: tuple[float, float] | None = None,
+) -> FitResult:
+    """`predict` from views and landmarks that are already there.
+
+    Args:
+        begun: (perf_counter, process_time) from which on its times are counted; None: from now on.
+    """
+    start, cpu = begun or (time.perf_counter(), time.process_time())
+    notes, network, model = list(notes), trained.network, trained.model
     if any(v.camera is not None for v in subject.views):
         notes.append("cameras.json was not used: the network predicts cameras of its own")
         subject = replace(subject, views=tuple(v.replace(camera=None) for v in subject.views))
-    tell("predicting", 0.7)
     began = time.perf_counter()
-    predicted = predict_views(network, model.to(device), subject, found, device, os.fspath(weights))
+    predicted = predict_views(
+        network, model.to(trained.device), subject, found, trained.device, trained.weights, repeat
+    )
     solved = time.perf_counter()
     order = predicted.order
     notes += [
@@ -91,59 +140,36 @@ def predict(
     ]
     subject, found = replace(subject, views=tuple(subject.views[i] for i in order)), found.select(order)
     recipe = load_recipe("landmarks", changes={"camera": {"kind": network.camera_kind}})
-    return _result(
-        subject,
-        found,
-        model,
-        recipe,
-        predicted,
-        notes,
-        {"weights": os.fspath(weights)} | about,
-        {"solve": round(solved - began, 3), "start": start, "cpu": cpu},
-        typical_mm,
-    )
-
-
-def _result(
-    subject: Subject,
-    found: Landmarks,
-    model: FaceModel,
-    recipe: FitRecipe,
-    predicted: Predicted,
-    notes: list[str],
-    about: dict[str, Any],
-    times: dict[str, float],
-    typical_mm: float | None,
-) -> FitResult:
-    state, observations, local = predicted.prediction.state, predicted.observations, predicted.model
-    _, cameras = initial_state(local, subject.views, observations, recipe.camera)
-    run = _Predicted(local, recipe, observations, cameras)
+    state, observations = predicted.prediction.state, predicted.observations
+    solution = _solution(predicted, subject, recipe)
     final = to_photos(state, observations).to("cpu")
-    metrics = build_metrics(model, subject, final, found, run, cameras)
-    spent = {
-        "solve": times["solve"],
-        "total": round(time.perf_counter() - times["start"], 3),
-        "cpu": round(time.process_time() - times["cpu"], 3),
-    }
-    metrics |= {
-        "recipe": "predict",
-        "error_bars": None,
-        "start": {"source": "regressor", "iterations": 0},
-        "time_s": spent,
-        "notes": notes,
-        "typical_error_mm": typical_mm,
-    }
-    status, warnings = judge_safely(metrics)
+    report, _ = fit_report(solution, model, subject, final, found, PREDICT)
+    report = replace(
+        report,
+        notes=tuple(notes),
+        typical_error_mm=trained.typical_mm,
+        time_s=TimeReport(
+            round(solved - began, 3),
+            round(time.perf_counter() - start, 3),
+            round(time.process_time() - cpu, 3),
+        ),
+    )
     sigma = predicted.prediction.identity_sigma
     return FitResult(
         model,
         subject,
         final,
-        replace(found, sigma=run.sigma_photo()),
-        status,
-        warnings,
-        metrics,
-        {"name": "predict", "regressor": about},
-        cameras.source,
+        replace(found, sigma=solution.sigma_photo()),
+        judge(report),
+        {"name": PREDICT, "regressor": {"weights": trained.weights} | trained.about},
+        solution.cameras.source,
         identity_covariance=None if sigma is None else torch.diag(sigma[0].cpu() ** 2),
     )
+
+
+def _solution(predicted: Predicted, subject: Subject, recipe: FitRecipe) -> Solution:
+    """The prediction as what a fit without stages has found."""
+    observations = predicted.observations
+    _, cameras = initial_state(predicted.model, subject.views, observations, recipe.camera)
+    state, start = predicted.prediction.state, "regressor"
+    return at_start(ChosenStart(start, state, cameras, observations), predicted.model, recipe)

@@ -1,654 +1,252 @@
-"""The numbers of a fit and what they say about it.
-
-The expected error is calibrated on rendered people whom neither model knows, in one light and instant (`fitkit synth --recipe outside
---seed 100`), in casual sets (`--recipe casual --seed 200`), and on a real head scan, with the built-in landmarks. When a default recipe, a model
-or the detector has changed:
-
-    fitkit bench verdicts OUTSIDE SCAN --model generic --model ict --views 1,2,3,5 --subjects 6 --faults '' --json a.json
-    fitkit bench verdicts CASUAL --model generic --model ict --views 1,4 --subjects 6 --faults '' --json b.json
-    fitkit bench verdicts a.json b.json
-
-The last one prints EXPECTED_OVER_BARS as they should be (they should make `ratio` about 1 in its first table, casual and other people
-alike); write them below, call it again (nothing is fitted), and write UPPER below. Report on other seeds.
-"""
+"""The numbers of a fit and what they say about it: `FitResult.report`, and as dictionaries the content of metrics.json."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from statistics import median
-from typing import TYPE_CHECKING, Any, TypeVar
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-import torch
-from torch import Tensor
+from fitkit.io.options import build, option_types
 
-from fitkit.errors import unexpected
-from fitkit.fit.agreement import ViewAgreement, parallax, two_people, view_agreement
-from fitkit.fit.initialize import CameraKnowledge
-from fitkit.io.subject import Subject
-from fitkit.models.face_model import FaceModel
-from fitkit.observe.landmarks.types import Landmarks
-from fitkit.scene.pose import yaw_pitch_roll
-from fitkit.scene.projection import project_points
-from fitkit.scene.state import SceneState
-
-if TYPE_CHECKING:
-    from fitkit.fit.run import FitRun
-
-T = TypeVar("T")
-log = logging.getLogger("fitkit")
-
-# Thresholds of the verdict. A landmark detector is off by 2 to 4 % of the face size; a wrong pose by more than 10 %.
-VIEW_DOUBTFUL, VIEW_FAILED = 0.06, 0.12
-BEYOND_3_SIGMA = (
-    0.12  # people outside of the model, five photos: up to 0.1, with no larger error than the others
-)
-WEIGHT_LEAST, WEIGHT_MOST, OUT_OF_RANGE = (
-    -0.3,
-    1.2,
-    0.02,
-)  # a grimace uses a tenth of the blend shapes in full, never beyond
-NEAREST_MM = 150.0
-MASKED = 0.5  # share of the inner landmarks; a hand or hair hides fewer
-# A view that speaks for another face, by `ViewAgreement`. One person: largest shift of a set of four casual photos 1.4 in the median, 2.6 at
-# most in 95 of 100 sets; another person among four good views of synthetic points: 1.5 to 1.8 (1.7 to 2.2 times that of the others).
-SHIFT_SURE, SHIFT_LARGE, SHIFT_TIMES = 2.8, 1.4, 1.78
-FLOW_RATIO, FLOW_USUAL = (
-    1.3,
-    0.3,
-)  # residual of its matches over that of the others, which counts as FLOW_USUAL at least
-# In stated standard deviations: matches between photos of one instant 0.5 to 1.1, of other instants 1.0 to 4.3, with a mirrored photo 4.9.
-FLOW_INSTANT, FLOW_LARGE = 1.2, 3.0
-TWO_PEOPLE = (
-    4.5  # log odds, see `two_people`; one person in casual real photos: at most 4.3 in 35 of 36 sets of four
-)
-TURNED_DEG = 60.0  # photos that differ by more yaw may have no match, whatever they show
-NOISE_LARGE = 0.04  # landmark noise over the face size
-# Points of the parts, first and last + 1, and how far a part may be off over the face size: a third more than in 200 views of good fits.
-PARTS = {"brows": (17, 27, 0.05), "nose": (27, 36, 0.045), "eyes": (36, 48, 0.03), "mouth": (48, 68, 0.04)}
-PARALLAX_DEG = 10.0
-LARGEST_SIGMA = 7.0
-JUMP_SIGMA = 2.2
-
-# Expected error, see `expected_error`. Limits of the status, mm; the mean face of a model, fitted to nobody, is off by 1.1 to 2.2 mm.
-OK_MM, SINGLE_OK_MM, FAILED_MM = 1.5, 2.0, 3.0
-MEAN_OF_SIGMA = 0.8  # mean absolute value of a Gaussian, sqrt(2 / pi)
-EXPECTED_OVER_BARS = {
-    "generic": (1.0, 1.1),
-    "ict": (1.05, 1.15),
-}  # true error over that of the error bars: one photo, several
-UNKNOWN_MODEL = EXPECTED_OVER_BARS["generic"]  # as in `fitkit.fit.uncertainty`
-UPPER = 1.4  # 90 % of true over expected error
-
-SHIPPED_ERROR_MM = 1.5  # true error of the network that comes with fitkit; what it says itself of its error tells nothing about it
-
-SCALE_METRIC = "the positions of the cameras are known, so sizes are metric"
-SCALE_PRIOR = (
-    "no camera positions were given: sizes are metric only as far as this person's head is of the size the face "
-    "model expects, and focal length and distance are known only up to a common factor"
-)
+# A key of metrics.json that is there only where it says something.
+WHERE_SAID: dict[str, Any] = {"where_said": True}
+PREDICT = "predict"  # the recipe of what a network gave without a fit
 
 
-def view_errors(model: FaceModel, state: SceneState, landmarks: Landmarks) -> tuple[Tensor, Tensor]:
-    """Reprojection error of the 51 inner points per view: mean px [B] of the photos, and as a share of the face size [B].
+@dataclass(frozen=True)
+class ViewReport:
+    """One view. Numbers that are not known are NaN where every view has them, else None."""
 
-    The face size is the square root of the area of the landmark box; NaN for a view without valid inner points.
-    """
-    points = project_points(model.landmark_basis, state).pixels
-    distance = (points - landmarks.points).norm(dim=-1)
-    inner = landmarks.valid.clone()
-    inner[:, :17] = False
-    mean = torch.where(inner, distance, torch.zeros_like(distance)).sum(1) / inner.sum(1)
-    return mean, mean / _face_size(landmarks)
-
-
-def part_shifts(model: FaceModel, state: SceneState, landmarks: Landmarks) -> list[dict[str, float]]:
-    """How far each part of the face lies from its landmarks as a whole: mean vector over its points, by view, as a share of the face size.
-
-    The noise of single points cancels in it; a part in the wrong place does not. Parts with fewer than half of their points are left out.
-    """
-    away = project_points(model.landmark_basis, state).pixels - landmarks.points
-    out = []
-    for v, size in enumerate(_face_size(landmarks)):
-        parts = {name: away[v, a:b][landmarks.valid[v, a:b]] for name, (a, b, _) in PARTS.items()}
-        out.append(
-            {
-                name: float(d.mean(0).norm() / size)
-                for name, d in parts.items()
-                if 2 * len(d) >= PARTS[name][1] - PARTS[name][0]
-            }
-        )
-    return out
+    name: str
+    reprojection_px: float = math.nan  # mean error of the 51 inner landmarks, px of the photo
+    reprojection_share: float = math.nan  # the same over the face size
+    part_shift_share: dict[str, float] = field(
+        default_factory=dict
+    )  # by part of the face, over the face size
+    masked_share: float | None = None  # of the inner landmarks
+    landmarks: int = 0  # number of valid ones
+    landmark_sigma_px: float | None = None
+    landmark_sigma_share: float | None = None  # over the face size
+    shape_shift: float | None = None  # see `ViewAgreement`, as are the next two
+    flow_sigma: float | None = None
+    flow_sigma_others: float | None = None
+    yaw_pitch_roll_deg: tuple[float, ...] = ()
+    focal_px: float | None = None
+    focal_relative_sigma: float | None = None
+    distance_mm: float | None = None  # None for scaled-orthographic cameras
+    camera_source: str = ""  # 'cameras.json', 'exif' or 'estimated'
+    landmark_doubt: str = field(default="", metadata=WHERE_SAID)
 
 
-def masked_landmarks(subject: Subject, landmarks: Landmarks) -> list[float | None]:
-    """Share of the inner landmarks of each view that its mask hides; None without a mask or inner landmarks."""
-    out: list[float | None] = []
-    for view, points, valid in zip(subject.views, landmarks.points, landmarks.valid):
-        mask, inner = view.mask, points[17:][valid[17:]].round().long().numpy()
-        if mask is None or not len(inner):
-            out.append(None)
-            continue
-        x, y = inner[:, 0].clip(0, mask.shape[1] - 1), inner[:, 1].clip(0, mask.shape[0] - 1)
-        out.append(1 - float(mask[y, x].mean()))
-    return out
+@dataclass(frozen=True)
+class IdentityReport:
+    beyond_3_sigma: float = 0.0  # share of the coefficients
+    rms: float = math.nan
+    largest: float = 0.0
 
 
-def _face_size(landmarks: Landmarks) -> Tensor:
-    """Square root of the area of the landmark box, [B] px."""
-    low = torch.where(landmarks.valid[..., None], landmarks.points, torch.inf).amin(1)
-    high = torch.where(landmarks.valid[..., None], landmarks.points, -torch.inf).amax(1)
-    return (high - low).prod(-1).sqrt()
+@dataclass(frozen=True)
+class ExpressionReport:
+    out_of_range: float = 0.0  # share of the weights
+    largest: float = math.nan
 
 
-def build_metrics(
-    model: FaceModel,
-    subject: Subject,
-    state: SceneState,
-    landmarks: Landmarks,
-    run: "FitRun",
-    cameras: CameraKnowledge,
-) -> dict[str, Any]:
-    """Content of metrics.json. `state` is in pixels of the photos, on the CPU."""
-    cpu = model.to("cpu") if model.device.type != "cpu" else model
-    pixels, share = view_errors(cpu, state, landmarks)
-    shifts = part_shifts(cpu, state, landmarks)
-    angles = yaw_pitch_roll(state.pose.rotation)
-    distance = state.pose.centers().norm(dim=-1)
-    failures: list[str] = []
-    unknown = [None] * len(subject.views)
-    focal_sigma = attempt("how well the focal lengths are known", run.focal_uncertainty, unknown, failures)
-    sigma = run.sigma_photo()
-    agreement = [ViewAgreement(None, None, None)] * len(subject.views)
-    if run.shape is not None:
-        agreement = attempt(
-            "whether the photos agree", lambda: view_agreement(*run.shape), agreement, failures
-        )
-    people = None
-    if run.shape is not None:
-        people = attempt("whether the photos show one person", lambda: two_people(*run.shape), None, failures)
-    angles_between = [p[0] for p in parallax(state)]
-    masked = masked_landmarks(subject, landmarks)
-    views, doubts = [], dict(landmarks.doubts)
-    for i, view in enumerate(subject.views):
-        perspective = state.camera.kind == "perspective"
-        views.append(
-            {
-                "name": view.name,
-                "reprojection_px": float(pixels[i]),
-                "reprojection_share": float(share[i]),
-                "part_shift_share": shifts[i],
-                "masked_share": masked[i],
-                "landmarks": int(landmarks.valid[i].sum()),
-                "landmark_sigma_px": float(sigma[i].median()),
-                "landmark_sigma_share": float(sigma[i].median() * share[i] / pixels[i]),
-                "shape_shift": agreement[i].shift,
-                "flow_sigma": agreement[i].flow,
-                "flow_sigma_others": agreement[i].flow_others,
-                "yaw_pitch_roll_deg": [float(a) for a in angles[i]],
-                "focal_px": float(state.camera.focal[i]),
-                "focal_relative_sigma": focal_sigma[i],
-                "distance_mm": float(distance[i]) if perspective else None,
-                "camera_source": cameras.source[i],
-            }
-            | ({"landmark_doubt": doubts[view.name]} if view.name in doubts else {})
-        )
-    identity, expression = state.identity[0], state.expression
-    return {
-        "model": model.name,
-        "recipe": run.recipe.name,
-        "num_views": len(views),
-        "parallax_deg": max(angles_between, default=None),
-        "reprojection_px": float(pixels.nanmean()),
-        "reprojection_share": float(share.nanmean()),
-        "identity": {
-            "beyond_3_sigma": float((identity.abs() > 3).float().mean()),
-            "rms": float(identity.square().mean().sqrt()),
-            "largest": float(identity.abs().max()),
-        },
-        "expression": {
-            "out_of_range": float(((expression < WEIGHT_LEAST) | (expression > WEIGHT_MOST)).float().mean()),
-            "largest": float(expression.abs().max()),
-        },
-        "scale": {"metric": cameras.metric, "note": SCALE_METRIC if cameras.metric else SCALE_PRIOR},
-        "two_people": None
-        if people is None
-        else {
-            "views": [subject.views[i].name for i in people.group],
-            "log_odds": people.log_odds,
-            "matched_apart": people.apart,
-        },
-        "jaw": run.jaw_rule,
-        "crop_px": max(run.observations.size),
-        "views": views,
-        "stages": run.stages,
-    } | ({"not_computed": failures} if failures else {})
+@dataclass(frozen=True)
+class ScaleReport:
+    metric: bool = False  # known camera positions fix the size of the head
+    note: str = ""
 
 
-def attempt(what: str, compute: Callable[[], T], otherwise: T, failures: list[str]) -> T:
-    """What `compute` gives. An error in judging a fit must not cost the fit: then it is `otherwise`, and a line in `failures`."""
-    try:
-        return compute()
-    except Exception as error:  # noqa: BLE001 - numerics at the edge of what they can
-        log.info(what, exc_info=True)
-        failures.append(f"{what} could not be computed ({unexpected(error)})")
-        return otherwise
+@dataclass(frozen=True)
+class TwoPeopleReport:
+    views: tuple[str, ...]  # names of one of the two groups
+    log_odds: float
+    matched_apart: bool
 
 
-SEVERITIES = ("failed", "doubtful", "note")  # a note says what is worth knowing, but not wrong
+@dataclass(frozen=True)
+class StageReport:
+    name: str
+    status: str = ""
+    seconds: float = math.nan
+    identity_change: float | None = None  # root mean square, sigmas; None for the first stage that moves it
+    messages: tuple[str, ...] = ()  # of the solver
+    terms: dict[str, dict[str, float]] = field(default_factory=dict)  # energy -> cost, valid, rms
+
+
+@dataclass(frozen=True)
+class StartReport:
+    source: str = "landmarks"  # or 'regressor'
+    # Landmarks of each view that the network takes for wrong; None: no network was asked.
+    stray: tuple[int, ...] | None = field(default=None, metadata=WHERE_SAID)
+    # How badly each start fits the landmarks, where both were tried.
+    cost: dict[str, float] | None = field(default=None, metadata=WHERE_SAID)
+    iterations: int = 0  # of the solver, trial fits included
+
+
+@dataclass(frozen=True)
+class BarsReport:
+    """The error bars over the face, mm."""
+
+    face_median_mm: float
+    face_mean_mm: float | None = None
+    face_largest_mm: float | None = None
+    inflation: float | None = None
+    floor_mm: float | None = None
+    noise: dict[str, float] = field(default_factory=dict)  # by energy, variance over the stated one
+
+
+@dataclass(frozen=True)
+class TimeReport:
+    """Seconds."""
+
+    solve: float = math.nan
+    total: float = math.nan
+    cpu: float = math.nan
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """A camera position that the landmarks contradict."""
+
+    view: str | None  # None: all of them
+    message: str
+
+
+@dataclass(frozen=True)
+class DetailReport:
+    """The displacement beyond the face model, see `fitkit.fit.detail`."""
+
+    sigma_mm: float  # of its prior; 0: no displacement
+    log_evidence: float
+    mean_mm: float
+    median_mm: float
+    percentile_95_mm: float
+    pairs: int
+    matches: int
+    residual_before_px: float | None
+    residual_after_px: float | None
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to know about a fit. code: what it is, for programs; severity: one of SEVERITIES; message: one
-    sentence; view: name of the view it is about, or None."""
+    """One thing to know about a fit."""
 
-    code: str
-    severity: str
-    message: str
-    view: str | None = None
-
-
-def findings(metrics: dict[str, Any]) -> list[Finding]:
-    """Everything that is remarkable about a fit, from the content of metrics.json, what is wrong first; missing keys say nothing."""
-    found = []
-    for view in metrics["views"]:
-        share = view["reprojection_share"]
-        if view.get("landmark_doubt"):
-            found.append(Finding("landmarks_doubted", "doubtful", view["landmark_doubt"], view["name"]))
-        if share != share:
-            found.append(
-                Finding(
-                    "no_inner_landmarks",
-                    "failed",
-                    f"view {view['name']} has no landmark inside the face, "
-                    "only on its outline; check its landmarks, or leave the photo out",
-                    view["name"],
-                )
-            )
-            continue
-        if not share <= VIEW_DOUBTFUL:
-            found.append(
-                Finding(
-                    "landmarks_off",
-                    "doubtful" if share <= VIEW_FAILED else "failed",
-                    f"view {view['name']} does not fit its landmarks: they are off by {100 * share:.1f} % of the face size "
-                    f"(expected at most {100 * VIEW_DOUBTFUL:.0f} %); check its landmarks, or leave the photo out",
-                    view["name"],
-                )
-            )
-        else:
-            found += _part_off(view)
-        if (view.get("masked_share") or 0) > MASKED:
-            found.append(
-                Finding(
-                    "mask_hides_face",
-                    "doubtful",
-                    f"view {view['name']}: its mask hides "
-                    f"{100 * view['masked_share']:.0f} % of the landmarks inside the face; it must be white where the photo can "
-                    "be used, so invert or remove it",
-                    view["name"],
-                )
-            )
-        if view["distance_mm"] is not None and view["distance_mm"] < NEAREST_MM:
-            found.append(
-                Finding(
-                    "camera_near",
-                    "doubtful",
-                    f"view {view['name']}: the camera came out {view['distance_mm']:.0f} mm "
-                    "from the head; give its focal length in cameras.json",
-                    view["name"],
-                )
-            )
-    found += [
-        Finding("camera_contradicts", "doubtful", c["message"], c["view"])
-        for c in metrics.get("camera_contradictions", ())
-    ]
-    found += _two_people(metrics)
-    named = {f.view for f in found}
-    found += [f for f in _disagreement(metrics["views"]) if f.view is None or f.view not in named]
-    found += (
-        _landmark_noise(metrics["views"])
-        + _parallax(metrics)
-        + _coefficients(metrics)
-        + _expected_large(metrics)
-    )
-    found += [
-        Finding("not_computed", "doubtful", f"{line}; look at the overlays")
-        for line in metrics.get("not_computed", ())
-    ]
-    found += [_note(line) for line in metrics.get("notes", ())]
-    return sorted(found, key=lambda f: SEVERITIES.index(f.severity))
+    code: str  # what it is, for programs
+    severity: Literal["failed", "doubtful", "note"]  # a note is worth knowing, but nothing wrong
+    message: str  # one sentence
+    view: str | None = None  # name of the view it is about
 
 
-def _note(line: str) -> Finding:
-    """What the reading of the photos, the detector or a layer of the fit has to say."""
-    return Finding("left_out" if line.startswith("left out:") else "note", "note", line)
+@dataclass(frozen=True)
+class Verdict:
+    summary: str = "not judged"  # one line for people
+    expected_mm: float | None = None  # see `fitkit.fit.findings.expected_error`
+    upper_mm: float | None = None
+    findings: tuple[Finding, ...] = ()  # what is wrong first
 
 
-def _part_off(view: dict[str, Any]) -> list[Finding]:
-    """The part of the face that lies too far from its landmarks as a whole, where the whole face lies well; of several the worst."""
-    over = {name: share / PARTS[name][2] for name, share in (view.get("part_shift_share") or {}).items()}
-    name = max(over, key=over.__getitem__, default=None)
-    if name is None or over[name] <= 1:
-        return []
-    share, one = view["part_shift_share"][name], name in ("nose", "mouth")
-    return [
-        Finding(
-            "part_off",
-            "doubtful",
-            f"view {view['name']}: the {name} {'lies' if one else 'lie'} "
-            f"{share * view['reprojection_px'] / view['reprojection_share']:.0f} px, {100 * share:.1f} % of the face size, from "
-            f"{'its' if one else 'their'} landmarks (expected at most {100 * PARTS[name][2]:.1f} %); look at its overlay, and check its "
-            "landmarks",
-            view["name"],
-        )
-    ]
+@dataclass(frozen=True)
+class FitReport:
+    """What is known about a fit. Fields that say nothing have their default; keys of metrics.json are the names of the fields."""
+
+    status: Literal["ok", "doubtful", "failed", ""] = ""  # not in `metrics`, beside them in metrics.json
+    model: str = ""
+    recipe: str = ""
+    num_views: int = 0
+    parallax_deg: float | None = None
+    reprojection_px: float = math.nan
+    reprojection_share: float = math.nan
+    identity: IdentityReport = IdentityReport()
+    expression: ExpressionReport = ExpressionReport()
+    scale: ScaleReport = ScaleReport()
+    two_people: TwoPeopleReport | None = None
+    jaw: str = ""  # what the jaw points were taken for
+    crop_px: int = 0
+    views: tuple[ViewReport, ...] = ()
+    stages: tuple[StageReport, ...] = ()
+    start: StartReport = StartReport()
+    error_bars: BarsReport | None = None
+    time_s: TimeReport = TimeReport()
+    notes: tuple[str, ...] = ()
+    typical_error_mm: float | None = None  # of a network without a fit, where it is known
+    camera_contradictions: tuple[Contradiction, ...] = field(default=(), metadata=WHERE_SAID)
+    detail: DetailReport | None = field(default=None, metadata=WHERE_SAID)
+    not_computed: tuple[str, ...] = field(default=(), metadata=WHERE_SAID)
+    verdict: Verdict = Verdict()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One sentence for each thing that is wrong."""
+        return tuple(f.message for f in self.verdict.findings if f.severity != "note")
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """One sentence for each thing that is worth knowing, but not wrong."""
+        return tuple(f.message for f in self.verdict.findings if f.severity == "note")
+
+    def to_metrics(self) -> dict[str, Any]:
+        """The content of metrics.json, but status and warnings: numbers, texts, lists and dictionaries."""
+        table = _table(self)
+        del table["status"]
+        if self.recipe != PREDICT:
+            del table["typical_error_mm"]
+        return table
+
+    @classmethod
+    def from_metrics(cls, metrics: dict[str, Any], where: str = "metrics") -> FitReport:
+        """The reverse, also of dictionaries that other versions of fitkit wrote: what is missing says nothing, unknown keys are passed over.
+
+        Raises:
+            InputError: a value of another kind; `where` begins the message.
+        """
+        return build(cls, _known(cls, metrics), where)
 
 
-def _two_people(metrics: dict[str, Any]) -> list[Finding]:
-    """Two groups of photos that show two people rather than one."""
-    people = metrics.get("two_people")
-    if not people or not (people["matched_apart"] or people["log_odds"] > TWO_PEOPLE):
-        return []
-    one = people["views"]
-    other = [v["name"] for v in metrics["views"] if v["name"] not in one]
-    why = (
-        "photos match within these groups, but not across, and their landmarks fit two faces"
-        if people["matched_apart"]
-        else "their landmarks fit two faces far better than one"
-    )
-    return [
-        Finding(
-            "two_people",
-            "doubtful",
-            f"{_listed(one)} may show another person than {_listed(other)}: {why}; check the photos"
-            f"{' and the R and t of their cameras' if metrics.get('scale', {}).get('metric') else ''}, and fit each person alone",
-        )
-    ]
+def _table(value: Any) -> Any:
+    """Dataclasses as dictionaries, tuples as lists."""
+    if dataclasses.is_dataclass(value):
+        table = {f.name: (f, getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {k: _table(v) for k, (f, v) in table.items() if not f.metadata or v != f.default}
+    if isinstance(value, (list, tuple)):
+        return [_table(v) for v in value]
+    return {k: _table(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def _listed(names: list[str]) -> str:
+def _known(kind: Any, value: Any) -> Any:
+    """What `kind` knows of a value, as `build` takes it: without NaN, and without None where that is not in the type."""
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        hints = option_types(typing.cast(type, kind))
+        kept = {k: v for k, v in value.items() if k in hints and not _unsaid(hints[k], v)}
+        return {k: _known(hints[k], v) for k, v in kept.items()}
+    inner = next((a for a in typing.get_args(kind) if dataclasses.is_dataclass(a)), None)
+    if inner is None:
+        return value
+    return [_known(inner, v) for v in value] if isinstance(value, (list, tuple)) else _known(inner, value)
+
+
+def _unsaid(kind: Any, value: Any) -> bool:
     return (
-        ("view " if len(names) == 1 else "views ")
-        + ", ".join(names[:4])
-        + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        isinstance(value, float)
+        and math.isnan(value)
+        or value is None
+        and types.NoneType not in typing.get_args(kind)
     )
 
 
-def _expected_large(metrics: dict[str, Any]) -> list[Finding]:
-    """An expected error that is too large to rely on the face."""
-    expected, limit = (
-        (expected_error(metrics) or (0.0, 0.0))[0],
-        SINGLE_OK_MM if len(metrics["views"]) == 1 else OK_MM,
-    )
-    if expected <= limit:
-        return []
-    return [
-        Finding(
-            "expected_error",
-            "failed" if expected > FAILED_MM else "doubtful",
-            f"the face is expected to be off by {expected:.2f} mm "
-            f"on average (for ok: at most {limit:.2f} mm); add photos, sharp ones and from other sides",
-        )
-    ]
-
-
-def _disagreement(views: list[dict[str, Any]]) -> list[Finding]:
-    """The view whose landmarks and matches speak most for another face than those of the others, if it is far off; else one that matches
-    none of the others, although these match each other."""
-    moved = [v.get("shape_shift") or 0.0 for v in views]
-    if len(views) < 2:
-        return []
-    if len(views) == 2:  # neither can be told from the other
-        return (
-            []
-            if min(moved) <= SHIFT_SURE
-            else [
-                Finding(
-                    "views_disagree",
-                    "doubtful",
-                    f"views {views[0]['name']} and {views[1]['name']} do not agree on the shape; "
-                    "do they show one person? check the photos and their landmarks",
-                )
-            ]
-        )
-    i = max(range(len(views)), key=moved.__getitem__)
-    view, mine, others = views[i], views[i].get("flow_sigma"), views[i].get("flow_sigma_others")
-    times = moved[i] / max(median(moved[:i] + moved[i + 1 :]), 1e-6)
-    flow = 0.0 if mine is None or others is None else mine / max(others, FLOW_USUAL)
-    matched = mine is not None and flow <= FLOW_RATIO and mine <= FLOW_LARGE
-    if not (
-        moved[i] > SHIFT_SURE
-        or (moved[i] > SHIFT_LARGE and not matched and (times > SHIFT_TIMES or flow > FLOW_RATIO))
-    ):
-        return _unmatched(views)
-    far = f"; its matches are off {flow:.1f} times as far as those of the others" if flow > FLOW_RATIO else ""
-    # Photos that are matched densely show one person at one moment: then it is the landmarks that are wrong.
-    advice = (
-        "the photos themselves match, so its landmarks may be off, as on an open mouth or a turned head; check them"
-        if matched
-        else "is it the same person? check the photo and its landmarks, or leave it out"
-    )
-    return [
-        Finding(
-            "view_disagrees",
-            "doubtful",
-            f"view {view['name']} does not agree with the others: leaving out its "
-            f"landmarks changes the shape {moved[i]:.1f} times as much as their noise would{far}; {advice}",
-            view["name"],
-        )
-    ]
-
-
-def _unmatched(views: list[dict[str, Any]]) -> list[Finding]:
-    """The one view that has no match with the others, or wrong ones, while these match as photos of one instant do."""
-    bad = [v for v in views if v.get("flow_sigma") is None or v["flow_sigma"] > FLOW_LARGE]
-    rest = [v for v in views if v not in bad]
-    if (
-        len(bad) != 1
-        or bad[0].get("flow_sigma_others") is None
-        or max(v["flow_sigma"] for v in rest) > FLOW_INSTANT
-    ):
-        return []
-    if min(abs(v["yaw_pitch_roll_deg"][0] - bad[0]["yaw_pitch_roll_deg"][0]) for v in rest) > TURNED_DEG:
-        return []
-    return [
-        Finding(
-            "view_unmatched",
-            "doubtful",
-            f"view {bad[0]['name']} does not match the others, although these match each other: was it taken "
-            "at another time, is it blurred, mirrored, or of another person? if so, leave it out",
-            bad[0]["name"],
-        )
-    ]
-
-
-def _landmark_noise(views: list[dict[str, Any]]) -> list[Finding]:
-    """Landmarks that scatter more than those of a detector that found the face."""
-    loud = [v for v in views if (v.get("landmark_sigma_share") or 0) > NOISE_LARGE]
-    if not loud:
-        return []
-    worst = max(v["landmark_sigma_share"] for v in loud)
-    where = f"view {loud[0]['name']}" if len(loud) == 1 else f"{len(loud)} of {len(views)} views"
-    return [
-        Finding(
-            "landmark_noise",
-            "doubtful",
-            f"the landmarks of {where} scatter by {100 * worst:.1f} % of the face size "
-            "(usual: 1 to 3 %); check them",
-            loud[0]["name"] if len(loud) == 1 else None,
-        )
-    ]
-
-
-def _parallax(metrics: dict[str, Any]) -> list[Finding]:
-    """Views from nearly one direction; a single view is only noted, since everybody knows that it is one."""
-    if len(metrics["views"]) == 1 and "parallax_deg" in metrics:
-        return [
-            Finding(
-                "single_view",
-                "note",
-                "one photo tells neither the depth of the profile nor the size of the head and shows little "
-                "of the forehead and the cheeks, so there the face is the model's guess; add photos from the sides",
-            )
-        ]
-    angle = metrics.get("parallax_deg")
-    if angle is None or angle >= PARALLAX_DEG:
-        return []
-    return [
-        Finding(
-            "little_parallax",
-            "doubtful",
-            f"too little parallax: the views are at most {angle:.1f} degrees apart "
-            f"(expected at least {PARALLAX_DEG:.0f}), so they show depth hardly better than one photo; add photos from the sides",
-        )
-    ]
-
-
-def _coefficients(metrics: dict[str, Any]) -> list[Finding]:
-    """Coefficients that hardly any person has, and a shape that a late stage has turned into another."""
-    found = []
-    beyond, outside = metrics["identity"]["beyond_3_sigma"], metrics["expression"]["out_of_range"]
-    if beyond > BEYOND_3_SIGMA:
-        found.append(
-            Finding(
-                "identity_beyond_3_sigma",
-                "doubtful",
-                f"{100 * beyond:.0f} % of the identity coefficients lie beyond 3 sigma "
-                f"(expected at most {100 * BEYOND_3_SIGMA:.0f} %); the landmarks or the cameras may be wrong",
-            )
-        )
-    if outside > OUT_OF_RANGE:
-        found.append(
-            Finding(
-                "expression_out_of_range",
-                "doubtful",
-                f"{100 * outside:.0f} % of the expression weights lie outside of "
-                f"{WEIGHT_LEAST} to {WEIGHT_MOST} (expected at most {100 * OUT_OF_RANGE:.0f} %, weights are made for 0 to 1); "
-                "the landmarks or the cameras may be wrong",
-            )
-        )
-    largest = metrics["identity"].get("largest", 0.0)
-    if largest > LARGEST_SIGMA:
-        found.append(
-            Finding(
-                "identity_extreme",
-                "doubtful",
-                f"an identity coefficient lies at {largest:.1f} sigma (expected at most "
-                f"{LARGEST_SIGMA:.0f}); the landmarks or the cameras may be wrong",
-            )
-        )
-    for stage in metrics.get("stages", ()):
-        change = stage.get("identity_change")
-        if change is not None and change > JUMP_SIGMA:
-            found.append(
-                Finding(
-                    "identity_jump",
-                    "doubtful",
-                    f"stage '{stage['name']}' moved the identity coefficients by "
-                    f"{change:.1f} sigma (root mean square; expected at most {JUMP_SIGMA:.1f}): "
-                    "the photos speak against the landmarks",
-                )
-            )
-    return found
-
-
-def expected_error(metrics: dict[str, Any]) -> tuple[float, float] | None:
-    """Expected mean distance of the fitted neutral face from the true one after a similarity, and the bound that it keeps in 90 of 100
-    fits, mm; None where nothing is known.
-
-    expected = EXPECTED_OVER_BARS (one photo, or several) * 0.8 * mean of the error bars over the face; bound = UPPER * expected. Without error
-    bars: the `typical_error_mm` of the metrics, where a network has one.
-    Findings cost nothing beyond: a fault widens the error bars itself (noise is measured, photos that do not match do not count), and
-    fits with one are off by 0.8 to 1.1 times the expected error, those with wrong landmarks or another person in one photo too.
-    """
-    bars = metrics.get("error_bars") or {}
-    expected = metrics.get("typical_error_mm")
-    if "face_mean_mm" in bars:
-        one, several = EXPECTED_OVER_BARS.get(metrics["model"], UNKNOWN_MODEL)
-        expected = (one if len(metrics["views"]) == 1 else several) * MEAN_OF_SIGMA * bars["face_mean_mm"]
-    return None if expected is None else (expected, UPPER * expected)
-
-
-def judge_safely(metrics: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """`judge`, with the `verdict` put into the metrics. Cannot fail: a fit that cannot be judged is doubtful."""
-    failures: list[str] = []
-    unjudged: tuple[str, tuple[str, ...], dict[str, Any]] = ("doubtful", (), {})
-    status, warnings, metrics["verdict"] = attempt(
-        "the verdict", lambda: (*judge(metrics), verdict(metrics)), unjudged, failures
-    )
-    if failures:
-        finding = Finding("not_computed", "doubtful", f"{failures[0]}; look at the overlays")
-        warnings = (finding.message,)
-        metrics["verdict"] = {
-            "summary": "not judged",
-            "expected_mm": None,
-            "upper_mm": None,
-            "findings": [asdict(finding)],
-        }
-    return status, warnings
-
-
-def judge(metrics: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """Verdict on a fit: status 'ok', 'doubtful' or 'failed', and one sentence for each reason.
-
-    ok: nothing is wrong, and the expected error is at most OK_MM; of a single photo at most SINGLE_OK_MM. Nearly every single photo has an
-    expected error of about 1.5 mm, which is no fault of it or of its fit: 'doubtful' for all would say nothing. So 'ok' promises what one
-    photo can give; the expected error says that this is little, and a note what it lacks.
-    doubtful: a finding, or a larger expected error. failed: half of the views or more have failed, or the expected error is above FAILED_MM:
-    then even the mean face would be nearer to this person.
-    """
-    found = [f for f in findings(metrics) if f.severity != "note"]
-    failed = [f.code == "expected_error" for f in found if f.severity == "failed"]
-    status = "doubtful" if found else "ok"
-    if failed and (any(failed) or len(failed) * 2 >= len(metrics["views"])):
-        status = "failed"
-    return status, tuple(f.message for f in found)
-
-
-def verdict(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The judgement for metrics.json: one line for people; the expected error, its bound (see `expected_error`) and the findings as
-    plain dictionaries, what is wrong first, for programs."""
-    found, views = findings(metrics), len(metrics["views"])
-    angle, bars = metrics.get("parallax_deg"), metrics.get("error_bars")
-    line = (
-        "1 view"
-        if views == 1
-        else f"{views} views" + (f" up to {angle:.0f} degrees apart" if angle is not None else "")
-    )
-    if bars:
-        line += f"; error bars {bars['face_median_mm']:.2f} mm (1 sigma, median over the face)"
-    names = list(
-        dict.fromkeys(
-            f.code.replace("_", " ") + (f" ({f.view})" if f.view else "")
-            for f in found
-            if f.severity != "note"
-        )
-    )
-    line += "; " + (", ".join(names) if names else "no remarks")
-    expected, upper = expected_error(metrics) or (None, None)
-    return {
-        "summary": line,
-        "expected_mm": expected,
-        "upper_mm": upper,
-        "findings": [asdict(f) for f in found],
-    }
-
-
-def status_line(status: str, metrics: dict[str, Any]) -> str:
-    """'ok; expected error 1.2 mm (90 %: at most 1.7 mm)', of a result with its verdict."""
-    expected, upper = (metrics["verdict"].get(k) for k in ("expected_mm", "upper_mm"))
-    return (
-        status
-        if expected is None
-        else f"{status}; expected error {expected:.1f} mm (90 %: at most {upper:.1f} mm)"
-    )
+def status_line(report: FitReport) -> str:
+    """'ok; expected error 1.2 mm (90 %: at most 1.7 mm)'."""
+    said = report.verdict
+    if said.expected_mm is None:
+        return report.status
+    return f"{report.status}; expected error {said.expected_mm:.1f} mm (90 %: at most {said.upper_mm:.1f} mm)"
 
 
 def notes(metrics: dict[str, Any]) -> tuple[str, ...]:
-    """The sentences of a verdict that are worth knowing, but nothing wrong."""
+    """The sentences of a verdict that are worth knowing, but nothing wrong, from the content of metrics.json."""
     return tuple(
         f["message"] for f in metrics.get("verdict", {}).get("findings", ()) if f["severity"] == "note"
     )

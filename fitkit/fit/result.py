@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fitkit.fit.detail import personal_model
-from fitkit.fit.report import notes
+from fitkit.fit.report import FitReport
 from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.landmarks.types import Landmarks
@@ -22,8 +22,7 @@ class FitResult:
 
     model: the face model (on the CPU, float32); subject: the photos that were fitted;
     state: solution on the CPU, its camera in pixels of the original upright photos, S = 1;
-    landmarks: the observed points in the same pixels; status: 'ok', 'doubtful' or 'failed' with `warnings`
-    saying why (none when it is 'ok'); metrics: content of metrics.json (plain numbers, lists, strings); recipe: the resolved recipe;
+    landmarks: the observed points in the same pixels; report: how good the fit is, in numbers and findings; recipe: the resolved recipe;
     camera_source: per view 'cameras.json', 'exif' or 'estimated'.
     identity_covariance: [K_id, K_id] of the identity coefficients; vertex_sigma: [V] mm, standard deviation of the neutral
     mesh along its normals once it is laid onto the true face (`fitkit.fit.uncertainty`); both None where they cannot be
@@ -36,9 +35,7 @@ class FitResult:
     subject: Subject
     state: SceneState
     landmarks: Landmarks
-    status: str
-    warnings: tuple[str, ...]
-    metrics: dict[str, Any]
+    report: FitReport
     recipe: dict[str, Any]
     camera_source: tuple[str, ...]
     identity_covariance: Tensor | None = None
@@ -46,7 +43,7 @@ class FitResult:
     displacement: Tensor | None = None
 
     def __repr__(self) -> str:
-        expected = (self.metrics.get("verdict") or {}).get("expected_mm")
+        expected = self.report.verdict.expected_mm
         return (
             f"FitResult({self.subject.name!r}: {self.status}, "
             + ("" if expected is None else f"expected error {expected:.1f} mm, ")
@@ -54,9 +51,24 @@ class FitResult:
         )
 
     @property
+    def status(self) -> str:
+        """'ok', 'doubtful' or 'failed'."""
+        return self.report.status
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is wrong: one sentence for each reason why the status is not 'ok'."""
+        return self.report.warnings
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What is worth knowing about the fit, but nothing wrong: what was assumed or left out. What is wrong are the `warnings`."""
-        return notes(self.metrics)
+        return self.report.remarks
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """The report as the content of metrics.json: numbers, texts, lists and dictionaries."""
+        return self.report.to_metrics()
 
     @cached_property
     def personal_model(self) -> FaceModel:

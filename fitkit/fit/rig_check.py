@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fitkit.errors import InputError
 from fitkit.fit.initialize import line_of_sight, rotation_between_axis_and
+from fitkit.fit.report import Contradiction
 from fitkit.geometry.weak_perspective import weak_perspective_pose
 from fitkit.io.subject import Subject, View, some
 from fitkit.models.face_model import FaceModel
@@ -34,14 +35,13 @@ NEEDED = "fitkit needs x_camera = R x_world + t with x right, y down, z forward 
 CHECK = f"check them ({NEEDED}; the head may not move between the photos) and the landmarks"
 
 
-def check_rig(subject: Subject, found: Landmarks, model: FaceModel) -> tuple[Subject, list[dict[str, str]]]:
+def check_rig(subject: Subject, found: Landmarks, model: FaceModel) -> tuple[Subject, list[Contradiction]]:
     """Take the positions from cameras that the landmarks contradict.
 
     Args:
         found: landmarks of the subject's views, px of the photos.
     Returns:
-        the subject, without R and t where most other views contradict them; for each of these views its name and what is wrong,
-        {'view', 'message'}.
+        the subject, without R and t where most other views contradict them; for each of these views what is wrong.
     Raises:
         InputError: R and t agree with the landmarks once they are read in another way (camera-to-world, other axes or units, ...), or
             one position is given for a head that turned; names the cameras and what to do.
@@ -77,18 +77,15 @@ def check_rig(subject: Subject, found: Landmarks, model: FaceModel) -> tuple[Sub
         if not good:
             kept[i] = view.replace(camera=replace(view.camera, R=None, t=None))
             contradictions.append(
-                {
-                    "view": view.name,
-                    "message": (
-                        f"view {view.name}: R and t of its camera put the head {turned:.0f} degrees and {aside:.0f} mm from where those "
-                        f"of the others put it; only its K was used; {CHECK}"
-                    ),
-                }
+                Contradiction(
+                    view.name,
+                    f"view {view.name}: R and t of its camera put the head {turned:.0f} degrees and {aside:.0f} mm from where those "
+                    f"of the others put it; only its K was used; {CHECK}",
+                )
             )
     if not agree.any():
-        contradictions = [
-            {"view": None, "message": f"{where} contradict the landmarks; only K was used; {CHECK}"}
-        ]
+        message = f"{where} contradict the landmarks; only K was used; {CHECK}"
+        contradictions = [Contradiction(None, message)]
     return replace(subject, views=tuple(kept)), contradictions
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from fitkit.energies.base import Residuals
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
 from fitkit.energies.registry import role_of
+from fitkit.fit.report import BarsReport
 from fitkit.geometry.normals import vertex_normals
 from fitkit.models.face_model import FaceModel
 from fitkit.scene.state import SceneState
@@ -185,16 +185,36 @@ def aligned_normal_rows(model: FaceModel, vertices: Tensor) -> Tensor:
     return rows - (gauge @ weights).to(rows)
 
 
-def summary(bars: ErrorBars | None, model: FaceModel) -> dict[str, Any] | None:
-    """What metrics.json says about the error bars."""
+def focal_uncertainty(problem: LeastSquaresProblem, state: SceneState) -> list[float | None]:
+    """Relative standard deviation of each view's focal length at the solution `state` of `problem` (Laplace approximation), None when
+    it was not solved for, the problem is not `linearizable` or the system is too large for a dense inverse."""
+    layout = problem.layout
+    if "focal" not in layout.sizes or layout.total > 3000 or not problem.linearizable:
+        return [None] * layout.num_views
+    H = problem.linearize(state).dense()
+    H.diagonal().add_(1e-9 * H.diagonal().max())
+    factor, info = torch.linalg.cholesky_ex(H)
+    if int(info):
+        return [None] * layout.num_views
+    before = sum(layout.sizes[n] for n in layout.order[: layout.order.index("focal")])
+    columns = layout.index[:, before].to(H.device)
+    views = torch.arange(layout.num_views, device=H.device)
+    unit = torch.zeros(layout.total, layout.num_views, dtype=H.dtype, device=H.device)
+    unit[columns, views] = 1
+    variance = torch.cholesky_solve(unit, factor)[columns, views]
+    return [float(v) for v in variance.clamp_min(0).sqrt()]
+
+
+def summary(bars: ErrorBars | None, model: FaceModel) -> BarsReport | None:
+    """What the report says about the error bars."""
     if bars is None:
         return None
     face = bars.vertex_sigma[model.face.cpu()]
-    return {
-        "face_median_mm": float(face.median()),
-        "face_mean_mm": float(face.mean()),
-        "face_largest_mm": float(face.max()),
-        "inflation": bars.calibration.inflation,
-        "floor_mm": bars.calibration.floor_mm,
-        "noise": bars.noise,
-    }
+    return BarsReport(
+        float(face.median()),
+        float(face.mean()),
+        float(face.max()),
+        bars.calibration.inflation,
+        bars.calibration.floor_mm,
+        bars.noise,
+    )

@@ -69,6 +69,25 @@ def read_mesh(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     return vertices, triangles
 
 
+def read_vertex_numbers(path: str | os.PathLike, name: str) -> np.ndarray | None:
+    """The numbers [V] of the vertices of a `.ply` file under this name, or None where it has none of it.
+
+    Raises:
+        InputError: no such file, not a mesh, or numbers that are not finite.
+    """
+    with foreign_file(path, "not a readable mesh", limit=MESH_BYTES) as file:
+        data = file.bytes()
+        _check_counts(data, ".ply")
+        mesh = trimesh.load(io.BytesIO(data), file_type="ply", process=False, force="mesh", skip_materials=True)
+        vertices = mesh.metadata["_ply_raw"]["vertex"]
+        if name not in vertices["properties"]:
+            return None
+        numbers = np.asarray(vertices["data"][name], np.float64).reshape(-1)
+    if not np.isfinite(numbers).all():
+        raise InputError(f"{path}: {name} holds values that are not finite")
+    return numbers
+
+
 def obj_arrays(
     path: str | os.PathLike, corners: bool = False, faces: bool = True, limit: int = MESH_BYTES
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

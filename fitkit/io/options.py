@@ -174,6 +174,8 @@ def build(cls: type[T], data: Any, where: str, joint: str = ": ") -> T:
 
 def _convert(kind: Any, value: Any, where: str, expected: str = "") -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:  # what it is to be follows from another option
+        return value
     if origin is Annotated:
         rule = kind.__metadata__[0]
         value = _convert(args[0], value, where, str(rule))

@@ -88,6 +88,20 @@ class _OnDemand:
         view.__dict__[self.key] = value
 
 
+@dataclass(frozen=True)
+class MissingPhoto:
+    """The image of a view whose photo is not there: its size (W, H) is known, reading it is refused."""
+
+    name: str
+    size: tuple[int, int]
+    result: Path  # the result folder that names it
+
+    def __call__(self) -> np.ndarray:
+        raise InputError(
+            f"view {self.name}: the photo of {self.result} is not there; give the folder of the photos to load_result as `photos`"
+        )
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class View:
     """One photo. Pixel (0, 0) is the centre of the top-left pixel of the upright (EXIF-rotated) image.
@@ -113,7 +127,9 @@ class View:
     def size(self) -> tuple[int, int]:
         """(W, H) of the image; does not decode it."""
         source = self.__dict__["_image_source"]
-        return source.size if isinstance(source, ImageFile) else (self.image.shape[1], self.image.shape[0])
+        if isinstance(source, (ImageFile, MissingPhoto)):
+            return source.size
+        return self.image.shape[1], self.image.shape[0]
 
     @property
     def small(self) -> np.ndarray:

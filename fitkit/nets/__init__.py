@@ -211,6 +211,14 @@ def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
 FROZEN: dict[str, Callable[[Predictor], nn.Module]] = {"parser": _Parser, "encoder": _Encoder}
 
 
+def _is_landmark_network(path: str | os.PathLike) -> bool:
+    try:
+        with foreign_file(path, *NO_REGRESSOR, limit=DATA_BYTES) as file:
+            return "network" in file.metadata()
+    except InputError:
+        return False  # load_predictor says what is wrong with it
+
+
 def start_from(network: Predictor, path: str | os.PathLike, model: FaceModel | None) -> None:
     """Fill a network with weights to start a training from: a regressor.safetensors of the same network, face model and views, a
     .pth file for its trunk, if it has `load_trunk`, or 'builtin', the shipped landmark network, or the file of another one for its

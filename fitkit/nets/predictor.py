@@ -45,9 +45,10 @@ class Prediction:
     """What a network says about S people in B frames, person by person. A part is None where it says nothing of it.
 
     state: the scene, cameras in px of the pictures; identity_sigma: [S, K_id] standard deviations of its identity;
-    landmarks: 68 points [B, 68, 2] px of the pictures; depth: maps [B, H, W] mm with their suitability in [0, 1];
-    position_map: [B, 3, H, W] px of the pictures over the face model's texture map; parse: [B, C, H, W] logits of the C parts
-    of a face that a pixel may show, `masks.PARSE` where C = 10; points3d: [B, N, 3] mm in any frame of each frame's own;
+    landmarks: 68 points [B, 68, 2] px of the pictures; depth: maps [B, size, size] mm, as large as the pictures, with their
+    suitability in [0, 1]; position_map: [B, 3, H, W] px of the pictures over the face model's texture map;
+    parse: [B, C, size, size] logits of the C parts of a face that a pixel may show, `masks.PARSE` where C = 10;
+    points3d: [B, N, 3] mm in any frame of each frame's own;
     subject: [B] int64, the person of each frame; None: as the state or the depth says.
 
     Raises:
@@ -102,8 +103,8 @@ class Predictor(nn.Module, ABC):
 
     gives: names of the parts of its predictions, of PARTS; options: dataclass of its options; size: side of the square pictures, px;
     crop: how they are cut; views: the named inputs, empty: any number of photos in any order.
-    Where it gives a state: model_name, num_identity, num_expression: of the face model whose coefficients are predicted;
-    camera_kind: of the predicted cameras.
+    Where it gives a state: model_name, num_identity, num_expression: of the face model whose coefficients are predicted.
+    camera_kind: of the cameras of state and depth.
     """
 
     gives: tuple[str, ...]

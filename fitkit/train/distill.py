@@ -9,11 +9,13 @@ from typing import Any
 
 from fitkit.errors import InputError
 from fitkit.fit.batch import REPORT as BATCH_REPORT
-from fitkit.fit.batch import BatchRow, fit_folder, summary
+from fitkit.fit.batch import fit_folder, summary
 from fitkit.fit.recipe import load_recipe
 from fitkit.io.foreign import foreign_file
 from fitkit.io.outputs import check_folder
-from fitkit.train.regressor import CARD, WEIGHTS, train_regressor, write_json
+from fitkit.io.progress import Progress
+from fitkit.train.records import write_json
+from fitkit.train.regressor import CARD, WEIGHTS, train_regressor
 from fitkit.train.regressor_recipe import RegressorTraining, load_regressor_training
 
 REPORT = "distill.json"
@@ -31,7 +33,7 @@ def distill(
     workers: int = 1,
     resume: bool = False,
     init_weights: str = "",
-    fit_done: Callable[[int, int, BatchRow | None], None] = lambda done, count, row: None,
+    fit_done: Progress = Progress(),
     step_done: Callable[[int, dict[str, float]], None] = lambda step, values: None,
     progress: Callable[[str], None] = lambda line: None,
     begun: Callable[[int, int], None] = lambda done, count: None,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
-import yaml
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -29,26 +28,27 @@ from fitkit.data.landmark_frames import (
     make_crop,
 )
 from fitkit.errors import FitError, InputError
-from fitkit.io.atomic import writing, written_whole
-from fitkit.io.foreign import DATA_BYTES, foreign_file
-from fitkit.io.options import to_plain
+from fitkit.io.atomic import written_whole
+from fitkit.io.options import build, to_plain
 from fitkit.io.termination import end_with_parent
 from fitkit.observe.landmarks.network import NUM_POINTS, LandmarkNetwork, NetworkOutput
 from fitkit.train.landmark_recipe import LandmarkTraining, LossOptions
-from fitkit.train.regressor import RECIPE, claim_folder, write_text
+from fitkit.train.records import LOG, MAKE_ROOM, RECIPE, claim_folder, read_checkpoint, write_recipe
+from fitkit.train.schedule import half_cosine
+from fitkit.train.trainer import Loop, LoopOptions, Task, Watch
 
 WEIGHTS = "landmarks68.safetensors"
 CHECKPOINT = "checkpoint.pt"
 FILES = (
     WEIGHTS,
     CHECKPOINT,
-    "log.csv",
+    LOG,
     RECIPE,
     f"{WEIGHTS}.part",
     f"{CHECKPOINT}.part",
+    "tensorboard/*",
     "renders/shard_*.npz",
 )
-MAKE_ROOM = "make room, and go on from the last checkpoint with --resume"
 
 
 @dataclass(frozen=True)
@@ -196,8 +196,8 @@ def train_landmarks(
     """Train, and write the weights.
 
     Writes into `folder`: landmarks68.safetensors (half precision; the network's options as JSON in its metadata),
-    checkpoint.pt, log.csv (one line each `schedule.save` steps) and recipe.yaml. With `resume` the losses go on exactly
-    as without the interruption (same device, same number of threads).
+    checkpoint.pt, log.csv (one line each `schedule.save` steps), events for TensorBoard in tensorboard/, and recipe.yaml. With
+    `resume` the losses go on exactly as without the interruption (same device, same number of threads).
 
     Args:
         step_done: called after each step with its number and the terms of the loss; progress: with lines about what was done;
@@ -210,104 +210,130 @@ def train_landmarks(
     """
     folder = Path(folder)
     checkpoint = folder / CHECKPOINT
-    text = yaml.safe_dump(to_plain(recipe), sort_keys=False)
-    if checkpoint.exists() and not resume:
-        raise InputError(
-            f"{folder}: there is a training in it; continue it with --resume, or give another folder"
-        )
-    claim_folder(folder, FILES, checkpoint, text, "train-landmarks")
-    torch.manual_seed(recipe.seed)
-    network = LandmarkNetwork(recipe.network).to(device, memory_format=torch.channels_last)
-    average = {k: v.detach().clone() for k, v in network.state_dict().items()}
-    decay = [p for p in network.parameters() if p.ndim > 1]
-    rest = [p for p in network.parameters() if p.ndim <= 1]
-    schedule = recipe.schedule
-    optimizer = torch.optim.AdamW(
-        [{"params": decay}, {"params": rest, "weight_decay": 0.0}],
-        schedule.learning_rate,
-        weight_decay=schedule.weight_decay,
+    claim_folder(
+        folder,
+        FILES,
+        checkpoint,
+        recipe,
+        lambda d: build(LandmarkTraining, d, RECIPE),
+        "train-landmarks",
+        resume,
     )
-    first = 0
     if checkpoint.exists():
-        state = _read_checkpoint(checkpoint)
-        if state["recipe"] != text:
-            raise InputError(
-                f"{checkpoint}: belongs to another recipe; continue with the options in {folder / RECIPE}, "
-                "or give another folder"
-            )
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        average, first = {k: v.to(device) for k, v in state["average"].items()}, state["step"]
-        progress(f"going on after step {first}")
-    write_text(folder / RECIPE, text)
+        read_checkpoint(checkpoint)  # before anything is loaded
+    torch.manual_seed(recipe.seed)
+    network = LandmarkNetwork(recipe.network)
+    write_recipe(folder, recipe)
     faces = load_faces(recipe, folder, progress)
     progress(
         f"{len(faces.frames)} pictures, {len(faces.renders)} rendered faces, {len(faces.validation)} pictures of people held out"
     )
-
-    crops = LandmarkCrops(faces, recipe)
-    order = range(first * schedule.batch, schedule.steps * schedule.batch)
-    loader = DataLoader(
-        crops,
-        schedule.batch,
-        sampler=order,
-        num_workers=schedule.workers,
-        collate_fn=collate,
-        drop_last=True,
-        worker_init_fn=_one_thread,
-        persistent_workers=schedule.workers > 0,
-    )
-    smooth: dict[str, float] = {}
-    begun(first, schedule.steps)
-    for step, batch in enumerate(loader, first + 1):
-        network.train()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, recipe)
-        batch = {k: v.to(device) for k, v in batch.items()}
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=schedule.bfloat16):
-            output = network(batch["image"].to(memory_format=torch.channels_last).float() / 255)
-        terms = landmark_loss(output, batch, recipe.network.size, recipe.loss)
-        values = {k: float(v.detach()) for k, v in terms.items()}
-        if not math.isfinite(values["total"]):
-            raise FitError(
-                f"step {step}: the loss is {values['total']} (crops {(step - 1) * schedule.batch} to {step * schedule.batch - 1} "
-                f"of the training); lower schedule.learning_rate, and continue from {checkpoint} with --resume"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        terms["total"].backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            # A short memory at first, or the random start would stay in the average.
-            keep = min(schedule.average, step / (step + 10.0))
-            for key, value in network.state_dict().items():
-                average[key] = (
-                    average[key].lerp(value, 1 - keep) if value.is_floating_point() else value.clone()
-                )
-        smooth = {k: 0.98 * smooth.get(k, v) + 0.02 * v for k, v in values.items()}
-        step_done(step, smooth)
-        if step % schedule.save == 0 or step == schedule.steps:
-            best = LandmarkNetwork(recipe.network).to(device)
-            best.load_state_dict(average)
-            row = {"step": step, **smooth, "learning_rate": learning_rate(step, recipe)}
-            if faces.validation:
-                row["validation_nme_percent"] = validate(best, faces.validation, device)
-            save_weights(best, folder / WEIGHTS)
-            state = {
-                "step": step,
-                "network": network.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "average": average,
-                "recipe": text,
-            }
-            with (
-                written_whole(checkpoint, MAKE_ROOM) as part,
-                open(part, "wb") as file,
-            ):  # torch's own writer has errors of another kind
-                torch.save(state, file)
-            _log(folder / "log.csv", row)
-            progress(", ".join(f"{k} {v:.4g}" for k, v in row.items()))
+    task = LandmarkTask(recipe, folder, network, faces)
+    Loop(
+        task, folder, checkpoint, loop_options(recipe, device), Watch(step_done, progress, begun), recipe.name
+    ).run()
     return folder / WEIGHTS
+
+
+def loop_options(recipe: LandmarkTraining, device: str) -> LoopOptions:
+    place, schedule = torch.device(device), recipe.schedule
+    return LoopOptions(
+        place.type,
+        1 if place.index is None else [place.index],
+        precision="bf16-mixed" if schedule.bfloat16 else "32-true",
+        save=schedule.save,
+        log=schedule.save,
+    )
+
+
+class LandmarkTask(Task):
+    """The landmark network, its crops and its loss. What is kept is a running average of its weights."""
+
+    terms = ("likelihood", "position", "visibility", "total")
+    columns = ("step", *terms, "learning_rate", "validation_nme_percent")
+    shown = (*terms, "learning_rate")
+
+    def __init__(self, recipe: LandmarkTraining, folder: Path, network: LandmarkNetwork, faces: Faces):
+        self.recipe, self.folder, self.network, self.faces = recipe, folder, network, faces
+        self.average: dict[str, Tensor] = {}
+        self.smooth: dict[str, float] = {}
+        self.device = torch.device("cpu")
+
+    def begin(self, device: torch.device, devices: int) -> int:
+        self.device = device
+        self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        return self.recipe.schedule.steps
+
+    def batches(self, first: int, rank: int) -> Iterator[dict[str, Tensor]]:
+        schedule = self.recipe.schedule
+        loader = DataLoader(
+            LandmarkCrops(self.faces, self.recipe),
+            schedule.batch,
+            sampler=range(first * schedule.batch, schedule.steps * schedule.batch),
+            num_workers=schedule.workers,
+            collate_fn=collate,
+            drop_last=True,
+            worker_init_fn=_one_thread,
+            persistent_workers=schedule.workers > 0,
+        )
+        for batch in loader:
+            yield {k: v.to(self.device) for k, v in batch.items()}
+
+    def optimizer(self, step: int) -> torch.optim.Optimizer:
+        decay = [p for p in self.network.parameters() if p.ndim > 1]
+        rest = [p for p in self.network.parameters() if p.ndim <= 1]
+        return torch.optim.AdamW(
+            [{"params": decay}, {"params": rest, "weight_decay": 0.0}],
+            self.recipe.schedule.learning_rate,
+            weight_decay=self.recipe.schedule.weight_decay,
+        )
+
+    def rate(self, step: int) -> float:
+        return learning_rate(step + 1, self.recipe)
+
+    def cost(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
+        """What is told are running means."""
+        output = self.network(batch["image"].to(memory_format=torch.channels_last).float() / 255)
+        with torch.autocast(self.device.type, enabled=False):
+            terms = landmark_loss(output, batch, self.recipe.network.size, self.recipe.loss)
+        values = {k: float(v.detach()) for k, v in terms.items()}
+        self.smooth = {k: 0.98 * self.smooth.get(k, v) + 0.02 * v for k, v in values.items()}
+        return terms["total"], self.smooth
+
+    def refusal(self, step: int, what: str, sentence: str) -> FitError:
+        batch = self.recipe.schedule.batch
+        return FitError(
+            f"step {step + 1}: {sentence} (crops {step * batch} to {(step + 1) * batch - 1} of the training); lower "
+            f"schedule.learning_rate, and continue from {self.folder / CHECKPOINT} with --resume"
+        )
+
+    @torch.no_grad()
+    def after(self, step: int) -> None:
+        # A short memory at first, or the random start would stay in the average.
+        keep = min(self.recipe.schedule.average, (step + 1) / (step + 11.0))
+        for key, value in self.network.state_dict().items():
+            mean = self.average[key]
+            self.average[key] = mean.lerp(value, 1 - keep) if value.is_floating_point() else value.clone()
+
+    def row(self, step: int) -> dict[str, float]:
+        return self.smooth
+
+    def measure(self) -> dict[str, float]:
+        if not self.faces.validation:
+            return {}
+        return {"validation_nme_percent": validate(self._best(), self.faces.validation, str(self.device))}
+
+    def keep(self) -> dict[str, Any]:
+        save_weights(self._best(), self.folder / WEIGHTS)
+        return {"average": self.average}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.average = {k: v.to(self.device) for k, v in state["average"].items()}
+
+    def _best(self) -> LandmarkNetwork:
+        best = LandmarkNetwork(self.recipe.network).to(self.device)
+        best.load_state_dict(self.average)
+        return best
 
 
 def learning_rate(step: int, recipe: LandmarkTraining) -> float:
@@ -315,7 +341,7 @@ def learning_rate(step: int, recipe: LandmarkTraining) -> float:
     s = recipe.schedule
     if step <= s.warmup:
         return s.learning_rate * step / s.warmup
-    return 0.5 * s.learning_rate * (1 + math.cos(math.pi * (step - s.warmup) / max(1, s.steps - s.warmup)))
+    return s.learning_rate * half_cosine((step - s.warmup) / max(1, s.steps - s.warmup))
 
 
 def save_weights(network: LandmarkNetwork, path: Path) -> None:
@@ -327,28 +353,6 @@ def save_weights(network: LandmarkNetwork, path: Path) -> None:
     }
     with written_whole(path, MAKE_ROOM) as part:
         part.write_bytes(save(tensors, metadata={"network": json.dumps(to_plain(network.options))}))
-
-
-def _read_checkpoint(path: Path) -> dict:
-    with foreign_file(
-        path, "not a readable checkpoint", "remove it to start again", limit=DATA_BYTES
-    ) as file:
-        state = file.torch()
-        missing = {"step", "network", "optimizer", "average", "recipe"} - set(state)
-    if missing:
-        raise InputError(
-            f"{path}: not a checkpoint of this training, it lacks {', '.join(sorted(missing))}; remove it to start again"
-        )
-    return state
-
-
-def _log(path: Path, row: dict[str, float]) -> None:
-    new = not path.exists()
-    with writing(path, MAKE_ROOM), open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow({k: f"{v:.6g}" for k, v in row.items()})
 
 
 def _one_thread(worker: int) -> None:

@@ -1,64 +1,56 @@
-"""Training of a network that predicts scene states, on the energies that the fit uses. See docs/regressor.md."""
+"""Training of a network that predicts faces, on the energies that the fit uses. See docs/regressor.md."""
 
 from __future__ import annotations
 
-import csv
-import json
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
-import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from fitkit import __version__
-from fitkit.data.augment import PLAIN
 from fitkit.data.face_dataset import FaceDataset
-from fitkit.errors import InputError
-from fitkit.evaluate.held_out import cross_view_flow
+from fitkit.errors import FitError, InputError
 from fitkit.evaluate.machine import machine
-from fitkit.export.overlay import CURVES
-from fitkit.geometry.alignment import similarity_align
-from fitkit.io.atomic import writing, written_whole
-from fitkit.io.foreign import DATA_BYTES, foreign_file
+from fitkit.io.atomic import written_whole
 from fitkit.io.options import to_plain, unknown_key
-from fitkit.io.outputs import check_folder
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 from fitkit.nets import net_kind, save_predictor, start_from
-from fitkit.nets.predictor import Predictor
+from fitkit.nets.predictor import Prediction, Predictor
 from fitkit.observe.flow import make_flow_estimator
 from fitkit.observe.flow.types import FlowEstimator
-from fitkit.observe.observations import Observations
-from fitkit.render.shading import render_shaded
-from fitkit.scene.projection import project_points
-from fitkit.scene.state import SceneState, select_people
+from fitkit.train.pictures import draw_batch
+from fitkit.train.records import LOG, RECIPE, claim_folder, read_checkpoint, write_json, write_recipe
 from fitkit.train.regressor_data import (
     Batch,
+    Batches,
+    Draws,
     InputOptions,
     Part,
-    collate,
+    draw_order,
     large_labels,
     open_data,
-    prepare,
     split,
-    stage_steps,
+    stage_parts,
 )
-from fitkit.train.regressor_recipe import RegressorTraining, net_options
+from fitkit.train.regressor_recipe import RegressorTraining, TrainingStage, parse_regressor_training
+from fitkit.train.regressor_terms import StageCost, TermValue
+from fitkit.train.schedule import learning_rate, stage_lengths, stage_of_step
+from fitkit.train.trainer import Loop, LoopOptions, Task, Watch
+from fitkit.train.validation import VALIDATED, HeldOut, validate
 
-WEIGHTS, CARD, CHECKPOINT, LOG, BAD_BATCH = (
+WEIGHTS, CARD, CHECKPOINT, BAD_BATCH = (
     "regressor.safetensors",
     "card.json",
     "checkpoint.ckpt",
-    "log.csv",
     "bad_batch.json",
 )
-RECIPE = "recipe.yaml"
-# All that a training writes, as patterns; the parts are of those that were killed, hpc_ckpt of Lightning on a cluster.
+# All that a training writes, as patterns; the parts, and hpc_ckpt of a cluster, are of earlier versions.
 FILES = (
     WEIGHTS,
     CARD,
@@ -100,40 +92,42 @@ def train_regressor(
     Returns:
         the path of the weights.
     Raises:
-        InputError: the folder holds a training and `resume` is False, or one of another recipe; data that cannot be used;
-            Lightning is not installed.
+        InputError: the folder holds a training and `resume` is False, or one of another recipe; data that cannot be used.
         FitError: the loss or its gradient is no longer a number; the ids of the batch are in bad_batch.json.
     """
     folder = Path(folder)
     checkpoint = folder / CHECKPOINT
-    text = yaml.safe_dump(to_plain(recipe), sort_keys=False)
-    if checkpoint.exists() and not resume:
-        raise InputError(
-            f"{folder}: there is a training in it; continue it with --resume, or give another folder"
-        )
-    claim_folder(folder, FILES, checkpoint, text, "train-regressor")
+    claim_folder(
+        folder,
+        FILES,
+        checkpoint,
+        recipe,
+        lambda d: parse_regressor_training(d, RECIPE),
+        "train-regressor",
+        resume,
+    )
     if checkpoint.exists():
-        _check_checkpoint(checkpoint)
-    run = _lightning()
+        read_checkpoint(checkpoint)  # before anything is loaded
     model = load_model(recipe.model) if model is None else model
     torch.manual_seed(recipe.seed)
-    network = net_kind(recipe.net.name).make(model, recipe.views, net_options(recipe))
+    network = net_kind(recipe.net.name).make(model, recipe.views, recipe.net.options)
     if recipe.net.start and not checkpoint.exists():
         start_from(network, recipe.net.start, model)
     training, held = open_parts(recipe, model, datasets)
     _check_stages(recipe, network, training)
-    write_text(folder / RECIPE, text)
-    part_of(checkpoint).unlink(missing_ok=True)  # of a training that was killed
+    write_recipe(folder, recipe)
+    (folder / f"{CHECKPOINT}.part").unlink(
+        missing_ok=True
+    )  # of a training of an earlier version that was killed
     progress(
         ", ".join(
             f"{p.source.name}: {len(p.index)} samples, {len(h.index)} held out"
             for p, h in zip(training, held)
         )
     )
-    start = checkpoint if checkpoint.exists() else None
-    metrics = run(
-        recipe, folder, network, model, training, held, start, make_estimator, step_done, progress, begun
-    )
+    task = RegressorTask(recipe, folder, network, model, training, held, make_estimator)
+    watch = Watch(step_done, progress, begun)
+    metrics = Loop(task, folder, checkpoint, loop_options(recipe), watch, recipe.name).run()
     if metrics is not None:
         with written_whole(folder / WEIGHTS) as part:
             save_predictor(network, recipe.net.name, part)
@@ -141,26 +135,18 @@ def train_regressor(
     return folder / WEIGHTS
 
 
-def _check_checkpoint(path: Path) -> None:
-    with foreign_file(
-        path, "not a readable checkpoint", "remove it to start again", limit=DATA_BYTES
-    ) as file:
-        missing = {"state_dict", "optimizer_states", "loops", "fitkit"} - set(file.torch())
-    if missing:
-        raise InputError(
-            f"{path}: not a checkpoint of this training, it lacks {', '.join(sorted(missing))}; remove it to start again"
-        )
-
-
-def _lightning() -> Callable[..., dict[str, Any] | None]:
-    try:
-        from fitkit.train.regressor_loop import run
-    except ImportError as error:
-        raise InputError(
-            f"train-regressor needs the package lightning, which cannot be imported ({error}); "
-            "install it: pip install lightning"
-        ) from error
-    return run
+def loop_options(recipe: RegressorTraining) -> LoopOptions:
+    return LoopOptions(
+        recipe.accelerator,
+        recipe.devices,
+        recipe.strategy,
+        recipe.precision,
+        recipe.clip,
+        recipe.save,
+        recipe.log,
+        recipe.validation.every,
+        recipe.pictures,
+    )
 
 
 def open_parts(
@@ -175,7 +161,9 @@ def open_parts(
         raise InputError(f"recipe '{recipe.name}': expected at least one data set in 'data'")
     both = []
     for source in recipe.data:
-        dataset = open_data(source, model, large_labels(recipe)) if datasets is None else datasets[source.name]
+        dataset = (
+            open_data(source, model, large_labels(recipe)) if datasets is None else datasets[source.name]
+        )
         both.append(
             split(source, dataset, recipe.validation.share if source.held_out < 0 else source.held_out)
         )
@@ -187,231 +175,177 @@ def open_parts(
 
 
 def _check_stages(recipe: RegressorTraining, network: Predictor, training: Sequence[Part]) -> None:
-    names = [p.source.name for p in training]
+    names, parts = [p.source.name for p in training], network.parts()
+    for part in recipe.net.frozen:
+        if part not in parts:
+            raise unknown_key(part, parts, "net.frozen")
     for stage in recipe.stages:
         for part in stage.free:
-            if part not in network.parts():
-                raise unknown_key(part, network.parts(), f"stage '{stage.name}': free")
+            if part not in parts:
+                raise unknown_key(part, parts, f"stage '{stage.name}': free")
+        if not set(stage.free or parts) - set(recipe.net.frozen):
+            raise InputError(
+                f"stage '{stage.name}': nothing learns in it: {', '.join(stage.free or parts)} are in net.frozen; free another "
+                "part, or take them out of net.frozen"
+            )
         for name in stage.data:
             if name not in names:
                 raise unknown_key(name, names, f"stage '{stage.name}': data")
 
 
-def stage_lengths(recipe: RegressorTraining, training: Sequence[Part], devices: int) -> list[int]:
-    """Steps of each stage."""
-    return [stage_steps(stage, training, recipe.batch * devices) for stage in recipe.stages]
-
-
-def stage_of_step(lengths: Sequence[int], step: int) -> tuple[int, int]:
-    """Stage of step number `step` (from 0) and the step's number within it."""
-    for number, length in enumerate(lengths):
-        if step < length or number == len(lengths) - 1:
-            return number, step
-        step -= length
-    raise AssertionError("no stages")
-
-
-def learning_rate(recipe: RegressorTraining, lengths: Sequence[int], step: int) -> float:
-    """Of step number `step` (from 0): a linear rise over the warm-up, then constant or half a cosine down to zero."""
-    number, inside = stage_of_step(lengths, step)
-    stage = recipe.stages[number]
-    if inside < stage.warmup:
-        return stage.learning_rate * (inside + 1) / stage.warmup
-    if stage.decay == "constant":
-        return stage.learning_rate
-    share = (inside - stage.warmup) / max(1, lengths[number] - stage.warmup)
-    return 0.5 * stage.learning_rate * (1 + float(np.cos(np.pi * share)))
-
-
-# ---- validation ----
-
-VALIDATED = (
-    "vertex_mm",
-    "mean_face_mm",
-    "shape_mm",
-    "mean_shape_mm",
-    "nme_percent",
-    "sigma_ratio",
-    "flow_px",
-)
-
-
-class HeldOut:
-    """The samples that are held out, read once."""
+class RegressorTask(Task):
+    """A network that predicts faces, its optimizer and its cost. What belongs to a stage follows from the number of the step."""
 
     def __init__(
-        self, recipe: RegressorTraining, parts: Sequence[Part], model: FaceModel, network: Predictor
+        self,
+        recipe: RegressorTraining,
+        folder: Path,
+        network: Predictor,
+        model: FaceModel,
+        training: Sequence[Part],
+        held: Sequence[Part],
+        make_estimator: Callable[[str, str | None, str], FlowEstimator],
     ):
-        self.recipe, self.model = recipe, model
-        self.inputs = InputOptions.of(network, recipe.most_views)
-        # Evenly from all of them, so that no data set is left out.
-        places = [(p, i) for p in parts for i in range(len(p.index))]
-        keep = (
-            np.unique(
-                np.linspace(0, len(places) - 1, min(recipe.validation.most, len(places))).round().astype(int)
+        self.recipe, self.folder, self.network, self.training_parts = recipe, folder, network, training
+        self.model, self.make_estimator = model, make_estimator
+        self.held = HeldOut(recipe, held, model, network)
+        self.learnable = {id(p) for p in network.parameters() if p.requires_grad}
+        self.costs: list[StageCost] = []
+        self.lengths: list[int] = []
+        self.devices, self.device = 1, torch.device("cpu")
+        self.values: dict[str, TermValue] = {}
+        self.total = 0.0
+        self.batch: Batch | None = None
+        self.prediction: Prediction | None = None
+        energies = list(dict.fromkeys(name for stage in recipe.stages for name in stage.energies))
+        self.columns = [
+            "step",
+            "stage",
+            "total",
+            *energies,
+            *(f"{n}_rms" for n in energies),
+            *(f"{n}_people" for n in energies),
+            "learning_rate",
+            "gradient",
+            *VALIDATED,
+        ]
+        self.shown = ("stage", "total")
+
+    def begin(self, device: torch.device, devices: int) -> int:
+        self.device, self.devices = device, devices
+        self.lengths = stage_lengths(self.recipe, self.training_parts, devices)
+        self.model = self.model.to(device)
+        self.costs = [
+            StageCost(stage, self.model, self.recipe.seed, self.make_estimator)
+            for stage in self.recipe.stages
+        ]
+        for cost in self.costs:
+            cost.load_networks()
+        return sum(self.lengths)
+
+    def batches(self, first: int, rank: int) -> Iterator[Batch]:
+        recipe = self.recipe
+        parts = [stage_parts(stage, self.training_parts) for stage in recipe.stages]
+        orders = [
+            draw_order(
+                [p.source.weight for p in mine],
+                [len(p.index) for p in mine],
+                steps * stage.batch * self.devices,
+                [recipe.seed, number],
             )
-            if places
-            else []
+            for number, (mine, steps, stage) in enumerate(zip(parts, self.lengths, recipe.stages))
+        ]
+        draws = Draws(parts, orders, self.model.to("cpu"), InputOptions.of(self.network), recipe)
+        sizes = [stage.batch for stage in recipe.stages]
+        for batch in Batches(draws, sizes, first, rank, self.devices, recipe.workers):
+            yield batch.to(self.device)
+
+    def starts(self, step: int) -> bool:
+        return stage_of_step(self.lengths, step)[1] == 0
+
+    def optimizer(self, step: int) -> torch.optim.Optimizer:
+        free = {id(p) for p in self._parameters(self._things(step, free=True))}
+        for parameter in self.network.parameters():
+            parameter.requires_grad_(id(parameter) in self.learnable & free)
+            parameter.grad = None
+        mine = [p for p in self.network.parameters() if p.requires_grad]
+        return torch.optim.Adam(mine, lr=self.rate(step))
+
+    def rate(self, step: int) -> float:
+        return learning_rate(self.recipe, self.lengths, step)
+
+    def mode(self, step: int) -> None:
+        """Frozen modules stay in evaluation mode: batch statistics do not move and nothing is dropped out."""
+        self.network.train()
+        for module in self._things(step, free=False):
+            if isinstance(module, nn.Module):
+                module.eval()
+
+    def cost(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+        number, inside = stage_of_step(self.lengths, step)
+        self.batch = batch
+        self.prediction = self.network(batch.images, batch.valid)
+        with torch.autocast(self.device.type, enabled=False):
+            cost, self.values = self.costs[number](
+                self.prediction, batch.people, inside / self.lengths[number]
+            )
+        self.total = float(cost.detach())
+        return cost, {n: v.value for n, v in self.values.items()} | {"total": self.total}
+
+    def refusal(self, step: int, what: str, sentence: str) -> FitError:
+        bad = ", ".join(n for n, v in self.values.items() if not math.isfinite(v.value))
+        sentence += f" (from {bad})" if bad else ""
+        path = self.folder / BAD_BATCH
+        write_json(
+            path,
+            {
+                "step": step + 1,
+                "stage": self._stage(step).name,
+                "what": what,
+                "ids": list(self.batch.ids),
+                "terms": {
+                    n: v.value if math.isfinite(v.value) else str(v.value) for n, v in self.values.items()
+                },
+            },
         )
-        self.places = [places[k] for k in keep]
-        self._samples: list | None = None
+        return FitError(
+            f"step {step + 1}: {sentence}; the ids of its samples are in {path}; "
+            f"lower the stage's learning_rate or look at the samples, and continue from {self.folder / CHECKPOINT} with --resume"
+        )
 
-    def __len__(self) -> int:
-        return len(self.places)
+    def row(self, step: int) -> dict[str, Any]:
+        values = self.values
+        return {
+            "stage": self._stage(step).name,
+            **{n: v.value for n, v in values.items()},
+            "total": self.total,
+            **{f"{n}_rms": v.rms for n, v in values.items()},
+            **{f"{n}_people": v.people for n, v in values.items()},
+        }
 
-    def batches(self) -> list[Batch]:
-        if self._samples is None:
-            self._samples = []
-            for part, position in self.places:
-                name = part.id(position)
-                sample = part.dataset[int(part.index[position])]
-                self._samples.append(
-                    (
-                        name,
-                        *prepare(
-                            sample.observations,
-                            name,
-                            self.model,
-                            self.inputs,
-                            PLAIN,
-                            np.random.default_rng(0),
-                        ),
-                    )
-                )
+    def measure(self) -> dict[str, float]:
+        return validate(self.network, self.model, self.held) if len(self.held) else {}
+
+    def picture(self) -> np.ndarray:
+        return draw_batch(self.batch.images, self.batch.valid, self.prediction, self.model)
+
+    def _stage(self, step: int) -> TrainingStage:
+        return self.recipe.stages[stage_of_step(self.lengths, step)[0]]
+
+    def _things(self, step: int, free: bool) -> list[nn.Module | nn.Parameter]:
+        """What learns in the stage of this step, or what does not."""
+        named, frozen = self._stage(step).free, self.recipe.net.frozen
         return [
-            collate(self._samples[k : k + self.recipe.batch])
-            for k in range(0, len(self._samples), self.recipe.batch)
+            thing
+            for name, things in self.network.parts().items()
+            for thing in things
+            if free == (name not in frozen and (not named or name in named))
         ]
 
-
-@torch.no_grad()
-def validate(network: Predictor, model: FaceModel, held: HeldOut) -> dict[str, float]:
-    """Errors on the samples held out; {} without any.
-
-    vertex_mm: distance of the predicted from the labelled vertices of the face region, head frame, with expression, mean over the
-    people whose identity and expression are labels; mean_face_mm: the same of the mean face; shape_mm, mean_shape_mm: the same two
-    without what photos do not tell, after the similarity that fits best; nme_percent: distance of the projected from the given
-    landmarks 17-67 over the square root of the landmark box's area, mean over the views; sigma_ratio: root mean square of
-    identity errors over their predicted standard deviations (and those of the labels), 1 = these are right; flow_px: see
-    `cross_view_flow`, of the first `validation.flow` people with two views or more, px of 224.
-    """
-    training, device = network.training, next(network.parameters()).device
-    network.eval()
-    found: dict[str, list[float]] = {k: [] for k in VALIDATED}
-    for batch in held.batches():
-        batch = batch.to(device)
-        prediction = network(batch.images, batch.valid)
-        for i, seen in enumerate(batch.people):
-            mine = select_people(prediction.state, [i])
-            found["nme_percent"] += landmark_error(mine, seen, model)
-            if seen.num_views > 1 and len(found["flow_px"]) < held.recipe.validation.flow:
-                length = cross_view_flow(model, mine, seen)
-                found["flow_px"] += [] if length is None else [length]
-            labels = seen.labels
-            if (
-                labels is not None
-                and labels.state is not None
-                and {"identity", "expression"} <= set(labels.known)
-            ):
-                truth, shape = (
-                    labels.state.vertices(model)[:, model.face],
-                    mine.vertices(model)[:, model.face],
-                )
-                mean = model.mean[model.face].expand_as(truth)
-                for key, aligned, guess in (
-                    ("vertex_mm", "shape_mm", shape),
-                    ("mean_face_mm", "mean_shape_mm", mean),
-                ):
-                    found[key].append(float((guess - truth).norm(dim=-1).mean()))
-                    found[aligned].append(aligned_distance(guess, truth))
-                if prediction.identity_sigma is not None:
-                    own = (
-                        0.0 if labels.identity_sigma is None else labels.identity_sigma
-                    )  # labels may be unsure themselves
-                    variance = prediction.identity_sigma[[i]] ** 2 + own**2
-                    found["sigma_ratio"].append(
-                        float(((mine.identity - labels.state.identity) ** 2 / variance).mean())
-                    )
-    network.train(training)
-    out = {k: float(np.mean(v)) for k, v in found.items() if v}
-    return out | {k: v**0.5 for k, v in out.items() if k == "sigma_ratio"}
-
-
-def aligned_distance(source: Tensor, target: Tensor) -> float:
-    """Mean distance of points [B, N, 3] from corresponding ones after the similarity of each frame that fits best, in their unit."""
-    best = similarity_align(
-        source, target, torch.ones(source.shape[:2], dtype=torch.bool, device=source.device)
-    )
-    moved = best.scale[:, None, None] * source @ best.rotation.transpose(1, 2) + best.translation[:, None]
-    return float((moved - target).norm(dim=-1).mean())
-
-
-def landmark_error(state: SceneState, seen: Observations, model: FaceModel) -> list[float]:
-    """NME of landmarks 17-67 in per cent, one number for each view that has any."""
-    marks, out = seen.landmarks, []
-    pixels = project_points(model.landmark_basis, state).pixels
-    for p, t, valid in zip(pixels, marks.points, marks.valid):
-        box = t[valid].amax(0) - t[valid].amin(0)
-        inner = valid.clone()
-        inner[:17] = False
-        if bool(inner.any()):
-            out.append(100 * float((p[inner] - t[inner]).norm(dim=-1).mean() / box.prod().sqrt()))
-    return out
-
-
-# ---- pictures ----
-
-
-@torch.no_grad()
-def draw_batch(
-    images: Tensor, valid: Tensor, state: SceneState, model: FaceModel, most: int = 4
-) -> np.ndarray:
-    """The pictures of the first people with the predicted mesh over them, uint8 [h, w, 3]: a row for each person, two columns
-    (picture, mesh over it) for each view; a missing view stays grey."""
-    size = images.shape[-1]
-    cpu = state.to("cpu")
-    plain = model.to("cpu") if model.device.type != "cpu" else model
-    frame, rows = 0, []
-    for person, there in enumerate(valid[:most].cpu()):
-        row = []
-        for slot, exists in enumerate(there):
-            photo = images[person, slot].cpu().permute(1, 2, 0)
-            row.append((photo * 255).round().byte().numpy())
-            row.append(_over(photo, cpu, plain, frame, size) if exists else row[-1])
-            frame += int(exists)
-        rows.append(np.concatenate(row, 1))
-    return np.concatenate(rows)
-
-
-def _over(photo: Tensor, state: SceneState, model: FaceModel, frame: int, size: int) -> np.ndarray:
-    vertices = state.pose.select([frame]).apply(
-        model.vertices(state.identity[state.subject[[frame]]], state.expression[[frame]])
-    )
-    camera = state.camera.select([frame])
-    shaded = render_shaded(
-        vertices,
-        model.triangles,
-        camera,
-        (size, size),
-        select=(model.skin | model.face)[model.triangles].any(1),
-    )
-    alpha = 0.65 * shaded.skin[0, ..., None]
-    panel = np.ascontiguousarray(
-        ((photo * (1 - alpha) + shaded.rgb[0].clamp(0, 1) * alpha) * 255).round().byte().numpy()
-    )
-    points = (
-        camera.project(model.landmarks.points(vertices, model.triangles))[0][0]
-        .clamp(-size, 2 * size)
-        .double()
-        .numpy()
-    )
-    for indices, closed in CURVES:
-        line = np.round(points[list(indices)] * 16).astype(np.int32)
-        cv2.polylines(panel, [line[:, None]], closed, (255, 60, 50), 1, cv2.LINE_AA, shift=4)
-    return panel
-
-
-# ---- files ----
+    @staticmethod
+    def _parameters(things: Iterable[nn.Module | nn.Parameter]) -> Iterator[nn.Parameter]:
+        for thing in things:
+            yield from thing.parameters() if isinstance(thing, nn.Module) else (thing,)
 
 
 def card(
@@ -427,6 +361,7 @@ def card(
         "fitkit": __version__,
         "recipe": recipe.name,
         "net": recipe.net.name,
+        "gives": list(network.gives),
         "options": to_plain(network.options),
         "views": to_plain(network.views),
         "parameters": sum(p.numel() for p in network.parameters()),
@@ -448,72 +383,3 @@ def card(
         "licence": "The weights follow the terms of the data and of the face model that they were trained with; see 'data' and 'model'.",
         "machine": machine(),
     }
-
-
-def claim_folder(folder: Path, files: Sequence[str], checkpoint: Path, recipe: str, writer: str) -> None:
-    """See that a training may write into a folder: nothing but files of it lie there, and recipe.yaml, if there, says `recipe`.
-
-    Raises:
-        InputError: something else is there.
-    """
-    check_folder(folder, files, (RECIPE, checkpoint.name), writer, resume=checkpoint.exists())
-    stored = folder / RECIPE
-    if stored.is_file() and stored.read_bytes() != recipe.encode():
-        if not checkpoint.exists():
-            raise InputError(
-                f"{stored}: is another recipe than that of this training, which would overwrite it; give another folder"
-            )
-        raise InputError(
-            f"{checkpoint}: belongs to another recipe; continue with the options in {stored}, or give another folder"
-        )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    with written_whole(path) as part:
-        part.write_text(text, encoding="utf-8", newline="")
-
-
-def part_of(path: Path) -> Path:
-    """Where a checkpoint grows: the processes of a training must agree on the name."""
-    return path.with_name(path.name + ".part")
-
-
-class CsvLog:
-    """log.csv: one line each `log` steps; columns are the energies of all stages. After an interruption it goes on behind the last
-    line of the checkpoint."""
-
-    def __init__(self, path: Path, recipe: RegressorTraining, step: int):
-        energies = list(dict.fromkeys(name for stage in recipe.stages for name in stage.energies))
-        self.columns = [
-            "step",
-            "stage",
-            "total",
-            *energies,
-            *(f"{n}_rms" for n in energies),
-            *(f"{n}_people" for n in energies),
-            "learning_rate",
-            "gradient",
-            *VALIDATED,
-        ]
-        self.path, kept = path, []
-        if path.exists() and step > 0:
-            with foreign_file(path, "not readable as the log of a training", "remove it") as file:
-                rows = csv.DictReader(file.text().splitlines())
-                kept = [
-                    row for row in rows if (row.get("step") or "").isdecimal() and int(row["step"]) <= step
-                ]
-        with written_whole(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns, extrasaction="ignore", restval="")
-            writer.writeheader()
-            writer.writerows(kept)
-
-    def add(self, row: dict[str, Any]) -> None:
-        with writing(self.path), open(self.path, "a", newline="", encoding="utf-8") as file:
-            plain = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-            csv.DictWriter(file, self.columns, extrasaction="ignore", restval="").writerow(plain)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.data.landmark_frames import held_out
 from fitkit.energies.registry import find
 from fitkit.errors import FitkitError, InputError
-from fitkit.io.options import Natural, build
 from fitkit.io.termination import end_with_parent
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.predictor import Predictor, ViewSlot, assign_views
@@ -27,6 +26,7 @@ from fitkit.nets.weak_perspective import to_orthographic
 from fitkit.observe.label_crops import turn_labels
 from fitkit.observe.labels import LARGE, Labels
 from fitkit.observe.observations import Observations
+from fitkit.train.readers import reader
 from fitkit.train.regressor_recipe import DataSource, RegressorTraining, TrainingStage
 
 
@@ -239,7 +239,7 @@ class Draws(Dataset):
         recipe: RegressorTraining,
     ):
         self.parts, self.model, self.inputs, self.recipe = parts, model, inputs, recipe
-        self.augmentations = [stage_augmentation(recipe.augmentation, s) for s in recipe.stages]
+        self.augmentations = [stage_augmentation(s.augmentation, s) for s in recipe.stages]
         self.orders, self.starts = orders, np.cumsum([0, *(len(o) for o in orders)])
 
     def __len__(self) -> int:
@@ -253,8 +253,9 @@ class Draws(Dataset):
         rng = np.random.default_rng([self.recipe.seed, 2, index])
         try:
             sample = part.dataset[int(part.index[position])]
+            inputs = replace(self.inputs, most_views=self.recipe.stages[stage].most_views)
             return name, *prepare(
-                sample.observations, name, self.model, self.inputs, self.augmentations[stage], rng
+                sample.observations, name, self.model, inputs, self.augmentations[stage], rng
             )
         except FitkitError as error:
             return _Broken(str(error) if name in str(error) else f"sample {name}: {error}")
@@ -273,18 +274,24 @@ def _one_thread(worker: int) -> None:
 
 
 class Batches:
-    """The batches of a training from step `first` on, of one device among `devices`. Has no length: what is left over when a
-    training goes on in the middle is nobody's business but its own."""
+    """The batches of a training from step `first` on, of one device among `devices`. batch: people per step and device, in each stage.
+    Has no length: what is left over when a training goes on in the middle is nobody's business but its own."""
 
     def __init__(
-        self, draws: Draws, batch: int, first: int = 0, rank: int = 0, devices: int = 1, workers: int = 0
+        self,
+        draws: Draws,
+        batch: Sequence[int],
+        first: int = 0,
+        rank: int = 0,
+        devices: int = 1,
+        workers: int = 0,
     ):
-        per_step = batch * devices
-        steps = len(draws) // per_step
-        order = [
-            list(range(s * per_step + rank * batch, s * per_step + (rank + 1) * batch))
-            for s in range(first, steps)
-        ]
+        order = []
+        for size, start, drawn in zip(batch, draws.starts, draws.orders):
+            for step in range(len(drawn) // (size * devices)):
+                begin = int(start) + (step * devices + rank) * size
+                order.append(list(range(begin, begin + size)))
+        order = order[first:]
         # Workers start anew: with the fork of a process whose libraries run threads they could hang.
         extra = (
             {"worker_init_fn": _one_thread, "multiprocessing_context": "spawn", "persistent_workers": True}
@@ -319,58 +326,13 @@ def open_data(source: DataSource, model: FaceModel, labels: Collection[str] = LA
     """The data set of a recipe's entry; labels: which of the large ones are read, where its reader has a choice.
 
     Raises:
-        InputError: no folder given, options that its reader does not know, or not the layout that it expects.
+        InputError: no folder given, or not the layout that its reader expects.
     """
-    label = f"data '{source.name}'"
-    options, make = _reader(source.kind)
-    settings = build(options, source.options, f"{label}: options", ".")
     if not source.folder and source.kind != "synthetic":
         raise InputError(
-            f"{label}: its folder is not set; give data.{source.name}.folder=FOLDER, or leave the data set out"
+            f"data '{source.name}': its folder is not set; give data.{source.name}.folder=FOLDER, or leave the data set out"
         )
     folder = Path(source.folder) if source.folder else None
     more = {"labels": labels} if source.kind == "synthetic" else {}
-    dataset = make(folder, settings, model, **more)
+    dataset = reader(source.kind)[1](folder, source.options, model, **more)
     return KeptSamples(dataset) if source.cache else dataset
-
-
-def _reader(kind: str) -> tuple[type, Callable[..., FaceDataset]]:
-    if kind == "300wlp":
-        from fitkit.data.w300lp import W300LP, W300LPOptions
-
-        return W300LPOptions, W300LP
-    if kind == "multipie":
-        from fitkit.data.multipie import MultiPie, MultiPieOptions
-
-        return MultiPieOptions, MultiPie
-    if kind == "frames":
-        from fitkit.data.subject_frames import SubjectFrames, SubjectFramesOptions
-
-        return SubjectFramesOptions, SubjectFrames
-    if kind == "fits":
-        from fitkit.data.fit_results import FitResults, FitResultsOptions
-
-        return FitResultsOptions, FitResults
-    return SyntheticOptions, _synthetic
-
-
-@dataclass(frozen=True)
-class SyntheticOptions:
-    """Where the entry has a folder, that of `fitkit synth`: count: subjects at most, 0 = all. Otherwise they are made in memory:
-    recipe: of `fitkit synth`; overrides: 'key=value' lines laid over it; count: subjects, 0 = 1000."""
-
-    recipe: str = "default"
-    overrides: tuple[str, ...] = ()
-    count: Natural = 0
-
-
-def _synthetic(
-    folder: Path | None, options: SyntheticOptions, model: FaceModel, labels: Collection[str]
-) -> FaceDataset:
-    from fitkit.data.synth_dataset import SynthDataset, SynthFolder
-    from fitkit.data.synth_recipe import load_synth_recipe
-
-    if folder is not None:
-        return SynthFolder(folder, model, options.count, labels)
-    recipe = load_synth_recipe(options.recipe, options.overrides)
-    return SynthDataset(recipe, options.count or 1000, model, labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Sequence
 
 from fitkit.data.augment import FaceAugmentation
@@ -26,49 +26,72 @@ from fitkit.io.options import (
 from fitkit.io.resources import find_recipe
 from fitkit.nets import net_kind
 from fitkit.nets.predictor import ViewSlot
+from fitkit.train.readers import reader_options
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """A data set. kind: what reads it, see docs/regressor.md; weight: its share of the draws, relative to the others;
-    options: of its reader; held_out: share of its people for validation, below 0 = that of `validation`; cache: keep what
-    was read in memory, pictures with 8 bits (each worker for itself)."""
+    """A data set."""
 
     name: str
-    kind: Literal["300wlp", "multipie", "frames", "fits", "synthetic"]
+    kind: Literal["300wlp", "multipie", "frames", "fits", "synthetic"]  # what reads it, see docs/regressor.md
     folder: str = ""
-    weight: Positive = 1.0
-    options: dict = field(default_factory=dict)
-    held_out: Annotated[float, Range(-1.0, 1.0, below=True)] = -1.0
-    cache: bool = False
+    weight: Positive = 1.0  # share of the draws, relative to the other data sets
+    options: Any = None  # of its reader
+    held_out: Annotated[float, Range(-1.0, 1.0, below=True)] = -1.0  # share of its people; below 0: that of `validation`
+    cache: bool = False  # keep what was read in memory, pictures with 8 bits (each worker for itself)
+
+    def __post_init__(self):
+        _settle(self, reader_options(self.kind), f"data '{self.name}': options")
 
 
 @dataclass(frozen=True)
 class NetChoice:
-    """name: of a network of fitkit.nets; start: weights that the training starts from: regressor.safetensors of another training with
-    the same network, torchvision's vgg11_bn (.pth) for the trunk of mvfnet, or 'builtin' or a landmarks68.safetensors, the landmark
-    network, for the encoder of fitkit_init; empty = random ones; options: the network's own."""
+    """A network and what it starts from.
 
-    name: str = "mvfnet"
-    start: str = ""
-    options: dict = field(default_factory=dict)
+    start: regressor.safetensors of another training with the same network, torchvision's vgg11_bn (.pth) for the trunk of mvfnet, or
+    'builtin' or a landmarks68.safetensors, the landmark network, for the encoder of fitkit_init; empty = random weights.
+    """
+
+    name: str = "mvfnet"  # of a network of fitkit.nets
+    start: str = ""  # weights
+    options: Any = None  # the network's own
+    frozen: tuple[str, ...] = ()  # parts that learn in no stage; their batch statistics stay, too
+
+    def __post_init__(self):
+        _settle(self, net_kind(self.name).options, "net.options")
+
+
+def _settle(choice: DataSource | NetChoice, kind: type, where: str) -> None:
+    """Make the options of a choice an object of the dataclass that its kind has for them."""
+    if not isinstance(choice.options, kind):
+        object.__setattr__(choice, "options", build(kind, choice.options or {}, where, "."))
 
 
 @dataclass(frozen=True)
 class TrainingStage:
-    """steps, or epochs (once through as many samples as its data sets have): one of the two; data: names of data sets, empty =
-    all; free: parts of the network that learn ('trunk', 'pose', 'shape' of mvfnet), empty = all, the others are frozen, their
-    batch statistics too; decay: 'constant', or 'cosine' down to zero at the end of the stage; warmup: steps."""
+    """One stage: steps, or epochs (once through as many samples as its data sets have): one of the two."""
 
     name: str
     energies: dict[str, EnergyOptions]
     steps: Natural = 0
     epochs: NonNegative = 0.0
     learning_rate: Positive = 1e-4
-    decay: Literal["constant", "cosine"] = "constant"
-    warmup: Natural = 0
-    data: tuple[str, ...] = ()
-    free: tuple[str, ...] = ()
+    decay: Literal["constant", "cosine", "halve_every"] = "constant"  # cosine: down to zero at the end of the stage
+    halve_every: Natural = 0  # steps after which the rate is halved, again and again, with decay: halve_every
+    warmup: Natural = 0  # steps in which the rate rises from zero
+    data: tuple[str, ...] = ()  # names of data sets, empty = all
+    free: tuple[str, ...] = ()  # parts that learn, empty = all; the others are frozen, their batch statistics too
+    batch: Natural = 0  # people per step and device, 0 = as the training
+    most_views: Annotated[int, Range(0, 1000)] = 0  # of a person in a sample, 0 = as the training
+    augmentation: FaceAugmentation | None = None  # none = as the training
+
+    def __post_init__(self):
+        if (self.decay == "halve_every") != (self.halve_every > 0):
+            raise InputError(
+                f"stage '{self.name}': expected decay: halve_every together with halve_every, a number of steps above 0, got "
+                f"decay: {self.decay} and halve_every: {self.halve_every}"
+            )
 
 
 @dataclass(frozen=True)
@@ -97,7 +120,7 @@ class RegressorTraining:
     name: str
     stages: tuple[TrainingStage, ...]
     model: str = "generic"
-    net: NetChoice = NetChoice()
+    net: NetChoice = field(default_factory=NetChoice)
     views: tuple[ViewSlot, ...] = (
         ViewSlot("front"),
         ViewSlot("left", (-70.0, -20.0)),
@@ -160,10 +183,14 @@ def _checked(recipe: RegressorTraining, where: str) -> RegressorTraining:
             f"{where}: views: the network {recipe.net.name} takes any photos, expected views: [], got "
             f"{', '.join(v.name for v in recipe.views)}"
         )
-    build(net.options, recipe.net.options, f"{where}: net.options", ".")
-    return recipe
+    return replace(recipe, stages=tuple(_filled(stage, recipe) for stage in recipe.stages))
 
 
-def net_options(recipe: RegressorTraining) -> Any:
-    """Options of the recipe's network as its dataclass."""
-    return build(net_kind(recipe.net.name).options, recipe.net.options, "net.options", ".")
+def _filled(stage: TrainingStage, recipe: RegressorTraining) -> TrainingStage:
+    """The stage with what it takes over from the training."""
+    return replace(
+        stage,
+        batch=stage.batch or recipe.batch,
+        most_views=stage.most_views or recipe.most_views,
+        augmentation=stage.augmentation or recipe.augmentation,
+    )

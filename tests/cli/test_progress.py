@@ -17,10 +17,10 @@ def test_a_fit_says_what_it_does_and_how_long(monkeypatch):
     monkeypatch.setattr(
         sys, "stderr", terminal := Terminal()
     )  # here: between fixtures and test pytest sets it anew
-    with share_bar(False) as tell:
-        tell("reading photos", 0.05)
-        tell("stage flow", 0.4)
-        tell("done", 1.0)
+    with share_bar(False) as progress:
+        progress.at(0.05, "reading photos")
+        progress.at(0.4, "stage flow")
+        progress.at(1.0, "done")
     lines = terminal.getvalue().split("\r")
     assert any(
         "reading photos" in line and "5 % after 00:00" in line and "left" not in line for line in lines
@@ -47,8 +47,8 @@ def test_a_training_says_how_many_steps_are_left(monkeypatch):
 @pytest.mark.parametrize("quiet", [False, True])
 def test_no_bar_where_there_is_no_terminal(monkeypatch, quiet):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with share_bar(quiet) as tell, training_bar(quiet) as bar:
-        tell("stage flow", 0.4)
+    with share_bar(quiet) as progress, training_bar(quiet) as bar:
+        progress.at(0.4, "stage flow")
         bar.begun(0, 10)
         bar.step_done(1, {"total": 1.0})
         bar.line("a line")

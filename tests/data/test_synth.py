@@ -39,8 +39,10 @@ from fitkit.data.synth_subject import draw_subject, one_view, render_subject
 from fitkit.data.synthetic import light
 from fitkit.energies.masks import PARSE
 from fitkit.errors import InputError
-from fitkit.evaluate.bench import load_truth, same_topology, subject_names, vertex_error
+from fitkit.evaluate.bench.scores import same_topology, vertex_error
+from fitkit.evaluate.bench.truth import load_truth, subject_names
 from fitkit.fit.run import fit
+from fitkit.io.progress import Progress
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.io.landmark_files import read_landmarks
 from fitkit.io.mesh_files import read_mesh
@@ -94,7 +96,7 @@ def test_files_do_not_depend_on_the_number_of_workers(people, tmp_path):
         3,
         tmp_path / "two",
         workers=2,
-        progress=lambda *now: told.append(now),
+        progress=Progress(lambda step: told.append((step.done, step.count))),
     )
     assert same_bytes(people, tmp_path / "two")
     assert told == [(k, 3) for k in range(4)]

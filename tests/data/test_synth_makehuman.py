@@ -16,7 +16,7 @@ from fitkit.data.synth_recipe import load_synth_recipe
 from fitkit.data.synth_subject import draw_subject, render_subject
 from fitkit.energies.masks import PARSE
 from fitkit.errors import InputError
-from fitkit.evaluate.bench import load_truth
+from fitkit.evaluate.bench.truth import load_truth
 from fitkit.io.mesh_files import read_mesh
 from fitkit.io.options import read_yaml
 from fitkit.io.subject import load_subject

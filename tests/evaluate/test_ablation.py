@@ -5,11 +5,16 @@ from click.testing import CliRunner
 from test_bench import PEOPLE, data  # noqa: F401, the fixture
 
 from fitkit.cli.bench import bench as command
-from fitkit.errors import InputError
-from fitkit.evaluate import ablation as module
-from fitkit.evaluate.ablation import AblationRecipe, Arm, ablation, ablation_text, load_ablation, summarize
-from fitkit.evaluate.bench import load_truth, load_views, predict, score
+from fitkit.errors import FitError, InputError
+from fitkit.evaluate import methods
+from fitkit.evaluate.bench import ablation as module
+from fitkit.evaluate.bench.ablation import AblationRecipe, Arm, ablation, ablation_text, load_ablation, summarize
+from fitkit.evaluate.bench.photos import load_views
+from fitkit.evaluate.bench.scores import score_neutral
+from fitkit.evaluate.bench.truth import load_truth
+from fitkit.evaluate.predictions import face_of_fit
 from fitkit.fit.recipe import load_recipe
+from fitkit.fit.run import fit_observed
 from fitkit.models.registry import load_model
 
 ARMS = (
@@ -54,11 +59,9 @@ def test_rows_are_the_fits_of_their_views(data):  # noqa: F811
         (n, a.name, s) for n in (1, 3) for a in ARMS for s in ("first", "second")
     ]
     subject, found = load_views(folder / PEOPLE[1], (0, 2, 3))
-    alone = score(
-        predict(PEOPLE[1], subject, found, load_model(model), ARMS[1].load()),
-        load_truth(folder / "ground_truth" / PEOPLE[1]),
-    )
-    assert report["rows"][-1]["now_mean"] == alone["now_mean"]
+    result = fit_observed(subject, found, load_model(model), ARMS[1].load())
+    alone = score_neutral(face_of_fit(result), load_truth(folder / "ground_truth" / PEOPLE[1])).values
+    assert report["rows"][-1]["now_mean"] == alone["now_mean"]  # though the fit went through files
     single = {(r["arm"], r["set"]): r["now_mean"] for r in report["rows"] if r["views"] == 1}
     assert all(
         single["points", s] == single["+ photo", s] for s in ("first", "second")
@@ -117,7 +120,7 @@ def test_refusals(data, call, message):  # noqa: F811
 
 
 def test_what_cannot_be_run_is_refused_before_the_first_fit(data, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(module, "predict", lambda *args: pytest.fail("a fit was started"))
+    monkeypatch.setattr(module, "measure", lambda *args: pytest.fail("a fit was started"))
     with pytest.raises(InputError, match="views: expected numbers from 0 to 3"):
         ablation(data[0], AblationRecipe("x", ARMS, ((0,), (0, 7))), ["generic"])
     with pytest.raises(InputError, match="unknown model 'none'"):
@@ -141,13 +144,11 @@ def test_command_prints_and_writes(data, tmp_path, monkeypatch):  # noqa: F811
         and len(report["rows"]) == 4
         and report["recipes"]["short"]["name"] == "short"
     )
-    monkeypatch.setattr(
-        module,
-        "predict",
-        lambda name, subject, found, model, plan: predict(name, subject, found, model, None).__class__(
-            name, model.name, plan.name, status="failed", error="lost"
-        ),
-    )
+
+    def broken(*args):
+        raise FitError("lost")
+
+    monkeypatch.setattr(methods, "fit_observed", broken)
     failed = CliRunner().invoke(
         command, ["ablation", str(data[0]), "--recipe", str(recipe), "--model", data[1]]
     )

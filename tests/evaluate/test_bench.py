@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,17 +11,14 @@ from scipy.spatial.transform import Rotation
 
 from fitkit.cli.bench import bench as command
 from fitkit.errors import FitError, InputError
-from fitkit.evaluate import bench
-from fitkit.evaluate.bench import (
-    MEAN_FACE,
-    Prediction,
-    Truth,
-    accuracy,
-    same_topology,
-    score,
-    speed,
-    summarize,
-)
+from fitkit.evaluate import methods
+from fitkit.evaluate.bench import speed as speeds
+from fitkit.evaluate.bench.accuracy import MEAN_FACE, accuracy, accuracy_text, summarize
+from fitkit.evaluate.bench.photos import load_views, spread_positions
+from fitkit.evaluate.bench.scores import ERRORS, same_topology, score_neutral
+from fitkit.evaluate.bench.speed import many_views, speed, speed_text
+from fitkit.evaluate.bench.truth import Truth, load_truth
+from fitkit.evaluate.predictions import PredictedFace
 from fitkit.export.meshes import write_ply
 from fitkit.fit.recipe import load_recipe
 from fitkit.fit.run import fit_observed
@@ -60,26 +58,25 @@ def data(tmp_path_factory):
     return folder, str(save_model_file(model, folder.parent / "tiny.npz"))
 
 
-def exact(truth: Truth) -> Prediction:
-    return Prediction("anna", "tiny", "truth", truth.vertices.copy(), truth.triangles, truth.landmarks.copy())
+def face(truth: Truth, **changes) -> PredictedFace:
+    """The truth as a prediction, with some changes."""
+    parts = {"vertices": truth.vertices, "triangles": truth.triangles, "landmarks": truth.landmarks}
+    return PredictedFace("anna", **(parts | changes))
 
 
-def moved(prediction: Prediction, scale: float) -> Prediction:
+def score(prediction: PredictedFace, truth: Truth) -> dict[str, float | None]:
+    return score_neutral(prediction, truth).values
+
+
+def moved(truth: Truth, scale: float) -> PredictedFace:
     R, t = Rotation.from_euler("xyz", [20, -35, 10], degrees=True).as_matrix(), [5.0, -60.0, 30.0]
-    return Prediction(
-        prediction.subject,
-        prediction.model,
-        prediction.recipe,
-        scale * prediction.vertices @ R.T + t,
-        prediction.triangles,
-        scale * prediction.landmarks @ R.T + t,
-    )
+    return face(truth, vertices=scale * truth.vertices @ R.T + t, landmarks=scale * truth.landmarks @ R.T + t)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.1])
 def test_truth_scores_zero_after_any_similarity(data, scale):
-    truth = bench.load_truth(data[0] / "ground_truth" / "anna")
-    got = score(moved(exact(truth), scale), truth)
+    truth = load_truth(data[0] / "ground_truth" / "anna")
+    got = score(moved(truth, scale), truth)
     for key in ("now_mean", "now_median", "points_mean", "vertex_similarity"):
         assert got[key] < 1e-4, key  # the .npy landmarks are float32
     assert got["size_percent"] == pytest.approx(100 * (scale - 1), abs=1e-3)
@@ -90,12 +87,9 @@ def test_truth_scores_zero_after_any_similarity(data, scale):
 
 
 def test_score_grows_with_the_offset_along_the_surface_normal(data):
-    truth = bench.load_truth(data[0] / "ground_truth" / "anna")
+    truth = load_truth(data[0] / "ground_truth" / "anna")
     bumps = np.random.default_rng(0).normal(size=(len(truth.vertices), 3))
-    small, large = (
-        Prediction("", "", "", truth.vertices + a * bumps, truth.triangles, truth.landmarks)
-        for a in (0.3, 1.5)
-    )
+    small, large = (face(truth, vertices=truth.vertices + a * bumps) for a in (0.3, 1.5))
     assert 0 < score(small, truth)["now_mean"] < score(large, truth)["now_mean"]
     assert (
         score(small, truth)["now_mean"] <= score(small, truth)["points_mean"] + 1e-9
@@ -103,16 +97,13 @@ def test_score_grows_with_the_offset_along_the_surface_normal(data):
 
 
 def test_other_topology_has_no_vertex_error(data):
-    truth = bench.load_truth(data[0] / "ground_truth" / "anna")
-    other = exact(truth)
-    fewer = Prediction(
-        other.subject, other.model, other.recipe, other.vertices, other.triangles[5:], other.landmarks
-    )
+    truth = load_truth(data[0] / "ground_truth" / "anna")
+    fewer = face(truth, triangles=truth.triangles[5:])
     assert score(fewer, truth)["vertex_similarity"] is None and score(fewer, truth)["now_mean"] is not None
 
 
 def test_same_topology_ignores_order_and_further_vertices(data):
-    truth = bench.load_truth(data[0] / "ground_truth" / "anna")
+    truth = load_truth(data[0] / "ground_truth" / "anna")
     turned = np.roll(truth.triangles[::-1], 1, axis=1)
     beyond = np.concatenate(
         [turned, [[len(truth.vertices), len(truth.vertices) + 1, len(truth.vertices) + 2]]]
@@ -139,7 +130,7 @@ def test_accuracy_finds_the_people(data):
         report["recipes"]["landmarks"]["stages"]
         and report["machine"]["versions"]["torch"] == torch.__version__.split("+")[0]
     )
-    text = bench.accuracy_text(report)
+    text = accuracy_text(report)
     assert "anna" in text and f"{fitted['now_mean']:.3f}" in text
     json.dumps(report, allow_nan=False)
 
@@ -164,7 +155,7 @@ def test_subjects_and_views_are_selected(data):
     ],
 )
 def test_photos_are_spread_evenly(count, number, want):
-    assert bench.spread_positions(count, number) == want
+    assert spread_positions(count, number) == want
 
 
 def test_numbers_of_photos_are_compared(data):
@@ -183,11 +174,9 @@ def test_numbers_of_photos_are_compared(data):
         ("landmarks", 3),
     ]
     assert len(lines) == 4 and lines[0].startswith("tiny landmarks anna, 1 photo: ")
-    same = accuracy(data[0], [data[1]], ["landmarks"], ["anna"], views=bench.spread_positions(4, 3))["rows"][
-        1
-    ]
-    assert {k: report["rows"][4][k] for k in bench.ERRORS} == {k: same[k] for k in bench.ERRORS}
-    text = bench.accuracy_text(report)
+    same = accuracy(data[0], [data[1]], ["landmarks"], ["anna"], views=spread_positions(4, 3))["rows"][1]
+    assert {k: report["rows"][4][k] for k in ERRORS} == {k: same[k] for k in ERRORS}
+    text = accuracy_text(report)
     assert "Medians over the subjects" in text and "photos_mean" in text
     json.dumps(report, allow_nan=False)
 
@@ -197,7 +186,7 @@ def test_rows_hold_the_photos_error_and_what_the_fit_says_of_itself(data):
     anna, ben = report["rows"][2:]
     assert anna["photos_median"] < anna["photos_mean"] < 0.7 * report["rows"][0]["photos_mean"]
     assert ben["photos_mean"] is None and report["summary"][1]["photos_mean"] == anna["photos_mean"]
-    result = fit_observed(*bench.load_views(data[0] / "anna"), load_model(data[1]), load_recipe("landmarks"))
+    result = fit_observed(*load_views(data[0] / "anna"), load_model(data[1]), load_recipe("landmarks"))
     assert anna["status"] == result.status
     assert anna["error_bar_mm"] == pytest.approx(
         float(result.vertex_sigma[result.model.face].median()), rel=1e-5
@@ -212,7 +201,7 @@ def test_summary_has_medians_over_the_subjects():
             "model": "m",
             "recipe": "r",
             "subject": str(i),
-            **dict.fromkeys(bench.ERRORS, e),
+            **dict.fromkeys(ERRORS, e),
             "photos_mean": None,
             "seconds": 1.0,
         }
@@ -223,14 +212,34 @@ def test_summary_has_medians_over_the_subjects():
     assert line["photos_mean"] is None and line["medians"]["photos_mean"] is None
 
 
+def test_kept_predictions_are_not_made_again(data, tmp_path, monkeypatch):
+    first = accuracy(data[0], [data[1]], ["landmarks"], ["anna"], photos=[2], keep=tmp_path)
+    assert (tmp_path / "tiny" / "landmarks" / "2" / "anna.obj").is_file()
+    assert (tmp_path / "tiny" / MEAN_FACE / "all" / "anna.json").is_file()
+    monkeypatch.setattr(methods, "fit_observed", lambda *args: pytest.fail("a fit was made again"))
+    again = accuracy(data[0], [data[1]], ["landmarks"], ["anna"], photos=[2], keep=tmp_path)
+    assert again["rows"] == first["rows"] and again["summary"] == first["summary"]
+    with pytest.raises(InputError, match="made with another recipe or model, or from other photos"):
+        accuracy(data[0], [data[1]], ["landmarks"], ["anna"], overrides=["seed=5"], photos=[2], keep=tmp_path)
+
+
+def test_a_fit_that_says_that_it_failed_is_measured(data, monkeypatch):
+    real = methods.fit_observed
+    monkeypatch.setattr(
+        methods, "fit_observed", lambda *args: replace(real(*args), status="failed", warnings=("odd",))
+    )
+    row = accuracy(data[0], [data[1]], ["landmarks"], ["anna"])["rows"][1]
+    assert row["status"] == "failed" and row["error"] == "" and row["now_mean"] > 0
+
+
 def test_failed_fits_are_counted(data, monkeypatch):
     def broken(subject, *rest):
         raise FitError("no light today") if subject.name == "anna" else FitError("too dark")
 
-    monkeypatch.setattr(bench, "fit_observed", broken)
+    monkeypatch.setattr(methods, "fit_observed", broken)
     report = accuracy(data[0], [data[1]], ["landmarks"])
     assert report["summary"][1]["failed"] == 2 and report["summary"][1]["now_mean"] is None
-    text = bench.accuracy_text(report)
+    text = accuracy_text(report)
     assert "all 2, 2 failed" in text and "anna: no light today" in text
 
 
@@ -240,7 +249,7 @@ def test_summary_states_the_gain_on_landmarks():
             "model": "m",
             "recipe": recipe,
             "subject": "s",
-            **dict.fromkeys(bench.ERRORS, error),
+            **dict.fromkeys(ERRORS, error),
             "seconds": 1.0,
             "cpu_seconds": 1.0,
         }
@@ -276,22 +285,22 @@ def test_truth_of_wrong_shape_is_refused(data, tmp_path):
         (tmp_path / name).write_bytes((data[0] / "ground_truth" / "anna" / name).read_bytes())
     np.save(tmp_path / "face_region.npy", np.array([0, 100000]))
     with pytest.raises(InputError, match="face_region.npy: expected indices of the 315 vertices"):
-        bench.load_truth(tmp_path)
+        load_truth(tmp_path)
     np.save(tmp_path / "landmarks3d_neutral.npy", np.zeros((51, 3)))
     with pytest.raises(InputError, match=r"expected \[68, 3\], got \[51, 3\]"):
-        bench.load_truth(tmp_path)
+        load_truth(tmp_path)
     (tmp_path / "landmarks3d_neutral.npy").unlink()
     with pytest.raises(InputError, match="landmarks3d_neutral.npy: cannot be read"):
-        bench.load_truth(tmp_path)
+        load_truth(tmp_path)
 
 
 def test_speed_reports_every_part(data, monkeypatch):
-    monkeypatch.setattr(bench, "VIEW_COUNTS", (2, 4))
+    monkeypatch.setattr(speeds, "VIEW_COUNTS", (2, 4))
     quick = load_recipe("landmarks", changes={"name": "adam"})
     monkeypatch.setattr(
-        bench, "load_recipe", lambda name, *rest: quick if name == "adam" else load_recipe(name, *rest)
+        speeds, "load_recipe", lambda name, *rest: quick if name == "adam" else load_recipe(name, *rest)
     )
-    monkeypatch.setattr(bench, "many_views", partial(bench.many_views, size=96))
+    monkeypatch.setattr(speeds, "many_views", partial(many_views, size=96))
 
     report = speed(data[0] / "anna", data[1], "landmarks", views=[0, 1, 3], repeats=2)
     assert (
@@ -301,14 +310,14 @@ def test_speed_reports_every_part(data, monkeypatch):
     assert report["adam"]["times_slower"] > 0 and report["adam"]["errors"]["vertex_similarity"] is not None
     assert [r["views"] for r in report["per_view"]["rows"]] == [2, 4] and report["per_view"]["ratio"] > 0
     assert report["rasterizer"]["torch"]["z_buffer_ms"] > 0 and 0.2 < report["rasterizer"]["covered"] < 1
-    text = bench.speed_text(report)
+    text = speed_text(report)
     for part in ("times slower", "seconds per view", "rasterizer, 512 x 512 px"):
         assert part in text
 
 
 def test_many_views_show_one_person():
     model = tiny_model()
-    (few, few_marks), (many, many_marks) = bench.many_views(model, 2, 96), bench.many_views(model, 5, 96)
+    (few, few_marks), (many, many_marks) = many_views(model, 2, 96), many_views(model, 5, 96)
     assert len(few.views) == 2 and len(many.views) == 5
     assert few.views[0].image.shape == (96, 96, 3)
     # the first view looks the same way in both, only the noise of the landmarks differs
@@ -379,7 +388,7 @@ def test_command_fails_when_a_fit_failed(data, monkeypatch):
     def broken(*args):
         raise FitError("too dark")
 
-    monkeypatch.setattr(bench, "fit_observed", broken)
+    monkeypatch.setattr(methods, "fit_observed", broken)
     run = CliRunner().invoke(command, ["accuracy", str(data[0]), "--model", data[1], "--recipe", "landmarks"])
     assert run.exit_code == 1 and "too dark" in run.output and "some fits failed" in run.output
 

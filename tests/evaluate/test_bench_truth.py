@@ -9,18 +9,19 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from fitkit.errors import InputError
-from fitkit.evaluate import bench
-from fitkit.evaluate.bench import (
+from fitkit.evaluate.bench.scores import score_neutral, score_photos
+from fitkit.evaluate.bench.truth import (
     POINTS,
-    Prediction,
+    TRUTH_FILES,
     Truth,
     even_points,
     load_photo_truths,
     load_truth,
-    score,
-    score_photos,
     seen_from_outside,
+    subject_names,
 )
+from fitkit.evaluate.predictions import PredictedFace
+from fitkit.evaluate.scan_to_mesh import now_crop, scan_to_mesh
 from fitkit.export.meshes import write_ply
 from helpers import tiny_model, tiny_result
 
@@ -71,21 +72,21 @@ def folder(person, tmp_path):
     return tmp_path
 
 
-def predicted(person, vertices=None) -> Prediction:
+def predicted(person, vertices=None) -> PredictedFace:
     model, posed = person.model, person.vertices
-    marks = model.landmarks.points(posed, model.triangles)
-    vertices = person.neutral.double().numpy() if vertices is None else vertices
-    return Prediction(
+    return PredictedFace(
         "anna",
-        "tiny",
-        "truth",
-        vertices,
+        person.neutral.double().numpy() if vertices is None else vertices,
         model.triangles.numpy(),
-        person.landmarks3d.double().numpy(),
-        views=tuple(v.name for v in person.subject.views),
+        landmarks=person.landmarks3d.double().numpy(),
         posed=posed.double().numpy(),
-        posed_landmarks=marks.double().numpy(),
+        posed_landmarks=model.landmarks.points(posed, model.triangles).double().numpy(),
+        views=np.array([v.name for v in person.subject.views]),
     )
+
+
+def score(prediction: PredictedFace, truth: Truth) -> dict[str, float | None]:
+    return score_neutral(prediction, truth).values
 
 
 # ---- points ----
@@ -159,8 +160,8 @@ def test_score_depends_on_the_surface_not_on_its_mesh(folder, person):
     want, got = score(prediction, truth), score(prediction, other)
     for key in ("now_mean", "now_median", "points_mean"):
         assert got[key] == pytest.approx(want[key], abs=0.01), key  # two samples of some thousand points
-    crop = other.vertices[bench.now_crop(other.vertices, other.landmarks[POINTS])]
-    naive = bench.scan_to_mesh(
+    crop = other.vertices[now_crop(other.vertices, other.landmarks[POINTS])]
+    naive = scan_to_mesh(
         prediction.vertices, prediction.triangles, prediction.landmarks[POINTS], crop, other.landmarks[POINTS]
     )
     assert naive.mean > want["now_mean"] + 1
@@ -171,7 +172,7 @@ def test_score_depends_on_the_surface_not_on_its_mesh(folder, person):
 
 def as_scan(folder):
     """Rename the neutral mesh and what belongs to it as in a folder of a scan."""
-    for old, new in zip(*bench.TRUTH_FILES):
+    for old, new in zip(*TRUTH_FILES):
         (folder / old).rename(folder / new)
 
 
@@ -183,7 +184,7 @@ def test_a_scan_is_read_like_a_neutral_mesh(folder):
         assert np.array_equal(getattr(got, key), getattr(want, key)), key
     shutil.move(folder, folder.with_name("data") / "ground_truth" / "anna")
     (folder.with_name("data") / "anna").mkdir()
-    assert bench.subject_names(folder.with_name("data")) == ["anna"]
+    assert subject_names(folder.with_name("data")) == ["anna"]
 
 
 def test_truth_that_cannot_be_used_is_refused(folder):
@@ -234,7 +235,8 @@ def test_faces_in_the_photos(folder, person):
     shared = load_photo_truths(folder, truth, prediction.views)
     assert list(shared) == list(prediction.views) and len({id(t) for t in shared.values()}) == 1
     assert set(score_photos(prediction, {}).values()) == {None}
-    assert set(score_photos(Prediction("anna", "tiny", "failed", error="dark"), truths).values()) == {None}
+    bare = replace(prediction, posed=None, posed_landmarks=None)  # as the mean face
+    assert score_photos(bare, truths) == score_photos(neutral, truths)
 
 
 def test_faces_in_the_photos_that_cannot_be_used_are_refused(folder, person):

@@ -17,14 +17,24 @@ from PIL import Image
 from fitkit.cli.evaluate import evaluate as command
 from fitkit.cli.main import main
 from fitkit.errors import FitError, InputError
+from fitkit.evaluate import engine, methods
 from fitkit.evaluate import predictions as prediction_files
 from fitkit.evaluate.compare import compare, compare_text, mean_interval, read_report
-from fitkit.evaluate.held_out import held_out_errors, identity_spread, place_view, share_beyond
-from fitkit.evaluate.predictions import read_prediction, read_status, write_fit
+from fitkit.evaluate.photo_consistency import (
+    held_out_errors,
+    identity_spread,
+    place_view,
+    placing_recipe,
+    share_beyond,
+)
+from fitkit.evaluate.predictions import read_outcome, read_prediction, write_fit
+from fitkit.evaluate.methods import Method
 from fitkit.evaluate.protocols import PROTOCOLS
 from fitkit.evaluate.recipe import load_evaluate_recipe
-from fitkit.evaluate.run import evaluate, report_text, score_all, summarize, upright
+from fitkit.evaluate.report import report_text, summarize, upright
+from fitkit.evaluate.run import evaluate
 from fitkit.export.preview import draw_error_map
+from fitkit.fit.recipe import load_recipe
 from fitkit.models.io import save_model_file
 from fitkit.models.registry import load_model
 from fitkit.observe.landmarks.types import Landmarks
@@ -71,9 +81,9 @@ def test_predictions_then_metrics(data, tmp_path):
 
 def test_resume_makes_only_what_is_missing(data, tmp_path, monkeypatch):
     made = []
-    real = prediction_files.predict
+    real = Method.predict
     monkeypatch.setattr(
-        prediction_files, "predict", lambda sample, *rest: made.append(sample.id) or real(sample, *rest)
+        Method, "predict", lambda self, name, *rest: made.append(name) or real(self, name, *rest)
     )
     settled = recipe(data, "predictor=mean")
     evaluate(settled, data[0], tmp_path, limit=1)
@@ -86,10 +96,10 @@ def test_resume_makes_only_what_is_missing(data, tmp_path, monkeypatch):
 
 
 def test_an_interrupted_prediction_leaves_nothing_behind(data, tmp_path, monkeypatch):
-    def interrupt(*args):
+    def interrupt(*args, **arrays):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prediction_files, "_write_arrays", interrupt)
+    monkeypatch.setattr(prediction_files.np, "savez_compressed", interrupt)
     with pytest.raises(KeyboardInterrupt):
         evaluate(recipe(data, "predictor=mean"), data[0], tmp_path)
     left = {p.name for p in (tmp_path / "predictions").iterdir()}
@@ -97,15 +107,15 @@ def test_an_interrupted_prediction_leaves_nothing_behind(data, tmp_path, monkeyp
 
 
 def test_interrupted_command_says_what_is_kept(data, tmp_path, monkeypatch):
-    real, made = prediction_files.predict, []
+    real, made = Method.predict, []
 
-    def interrupt(sample, *rest):
+    def interrupt(self, name, *rest):
         if made:
             raise KeyboardInterrupt
-        made.append(sample.id)
-        return real(sample, *rest)
+        made.append(name)
+        return real(self, name, *rest)
 
-    monkeypatch.setattr(prediction_files, "predict", interrupt)
+    monkeypatch.setattr(Method, "predict", interrupt)
     arguments = [
         "evaluate",
         "bench",
@@ -134,7 +144,7 @@ def test_failures_are_counted_and_named(data, tmp_path, monkeypatch):
             raise FitError("no light today")
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(prediction_files, "fit_observed", broken)
+    monkeypatch.setattr(methods, "fit_observed", broken)
     result = run("bench", data[0], "fit=landmarks", "--model", data[1], "-o", tmp_path, "-q")
     report = read_report(tmp_path / "metrics.json")
     assert (
@@ -235,7 +245,7 @@ def test_broken_prediction_files(tmp_path, break_it, message):
     write_fit(layouts.person().result, tmp_path, "a")
     break_it(tmp_path)
     with pytest.raises(InputError, match=message):
-        read_status(tmp_path, "a")
+        read_outcome(tmp_path, "a")
         read_prediction(tmp_path, "a")
 
 
@@ -376,13 +386,12 @@ def test_an_error_of_ours_in_one_sample_does_not_cost_the_others(data, tmp_path)
     evaluate(settled, data[0], tmp_path)
     bench, options = PROTOCOLS["bench"], settled.protocol_options()
 
-    def broken(sample, *rest):
-        return bench.score(sample, *rest) if sample.id == "multiview_01" else 1 / 0
+    class Broken(type(bench)):
+        def score(self, sample, *rest):
+            return super().score(sample, *rest) if sample.id == "multiview_01" else 1 / 0
 
     samples = bench.samples(data[0], options)
-    rows, _ = score_all(
-        replace(bench, score=broken), options, samples, tmp_path / "predictions", tmp_path, settled
-    )
+    rows, _ = engine.score_predictions(Broken(), options, samples, tmp_path / "predictions", data[1])
     assert [r["status"] for r in rows] == ["failed", "ok"] and rows[1]["now_mean"] > 0
     assert rows[0]["error"] == "unexpected ZeroDivisionError: division by zero"
 
@@ -465,6 +474,26 @@ def test_held_out_view_of_an_exact_fit():
     )
 
 
+def test_a_face_is_placed_as_the_recipe_says_but_for_its_identity():
+    """Only what mentions the identity is taken out: no option of a stage or of the recipe gets lost."""
+    whole, placing = (
+        load_recipe("landmarks", changes={"camera": {"kind": "orthographic"}}),
+        placing_recipe("orthographic"),
+    )
+    assert replace(placing, stages=whole.stages) == whole and placing.stages[0] == whole.stages[0]
+    assert placing.stages[0].start == "landmarks"  # not the default
+    free, energies = placing.stages[1].free, placing.stages[1].energies
+    assert (
+        replace(placing.stages[1], free=whole.stages[1].free, energies=whole.stages[1].energies)
+        == whole.stages[1]
+    )
+    assert {"identity", *free} == set(whole.stages[1].free)
+    assert whole.stages[1].energies == energies | {
+        k: whole.stages[1].energies[k] for k in ("identity_prior", "size_prior")
+    }
+    assert len(placing.stages) == 2 and "identity" not in free and "identity_prior" not in energies
+
+
 def test_nothing_in_common_is_no_number():
     p = layouts.person()
     result, marks = p.result, p.result.landmarks
@@ -525,7 +554,11 @@ def test_held_out_views_see_the_detail_layer(tmp_path):
     )
     subject = replace(p.result.subject, views=tuple(p.result.subject.views[i] for i in keep))
     fitted = replace(
-        p.result, state=state, subject=subject, camera_source=p.result.camera_source[: len(keep)]
+        p.result,
+        state=state,
+        subject=subject,
+        landmarks=p.result.landmarks.select(keep),
+        camera_source=p.result.camera_source[: len(keep)],
     )
     bump = 12.0 * p.result.model.face.float()
     values = []

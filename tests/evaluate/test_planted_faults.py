@@ -11,7 +11,7 @@ from test_bench import PEOPLE, data  # noqa: F401 - the fixture
 
 from fitkit.cli.main import main
 from fitkit.errors import InputError
-from fitkit.evaluate import planted_faults as faults
+from fitkit.evaluate.bench import planted_faults as faults
 from fitkit.io.subject import View, load_subject
 
 

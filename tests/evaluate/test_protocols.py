@@ -247,7 +247,7 @@ def test_protocols_ask_for_what_they_need(tmp_path):
     sample = PROTOCOLS["facescape_lab"].samples(folder, PROTOCOLS["facescape_lab"].options())[0]
     prediction = read_prediction(tmp_path / "predictions", "Tester_3/pose_0")
     with pytest.raises(
-        InputError, match="the prediction has no posed; this protocol needs the predictions of a fit"
+        InputError, match="the prediction has no posed; this protocol needs a predictor that gives them"
     ):
         bare = type(prediction)("x", prediction.vertices, prediction.triangles, prediction.points)
         PROTOCOLS["facescape_lab"].score(sample, bare, None, None)

@@ -13,10 +13,13 @@ from PIL import Image
 from fitkit.cli.evaluate import evaluate as command
 from fitkit.data.photo_halves import PhotoHalves, draw_halves, half_samples
 from fitkit.errors import FitError, InputError
-from fitkit.evaluate import predictions as prediction_files
+from fitkit.evaluate import methods
+from fitkit.evaluate.predictions import read_prediction
 from fitkit.evaluate.compare import read_report
 from fitkit.evaluate.recipe import load_evaluate_recipe
-from fitkit.evaluate.run import evaluate, report_text
+from fitkit.evaluate.methods import Method
+from fitkit.evaluate.report import report_text
+from fitkit.evaluate.run import evaluate
 from fitkit.evaluate.split_halves import (
     by_person,
     face_distances,
@@ -414,7 +417,7 @@ def test_end_to_end(data, tmp_path):
     # The same numbers from the vertices alone.
     model = tiny_model()
     meshes = [
-        [prediction_files.read_prediction(tmp_path / "predictions", f"{n}/half{k}") for k in range(2)]
+        [read_prediction(tmp_path / "predictions", f"{n}/half{k}") for k in range(2)]
         for n in ("anna", "ben", "carl")
     ]
     scores = split_half_scores(
@@ -426,9 +429,9 @@ def test_end_to_end(data, tmp_path):
 
 
 def test_resume_and_options_are_kept(data, tmp_path, monkeypatch):
-    made, real = [], prediction_files.predict
+    made, real = [], Method.predict
     monkeypatch.setattr(
-        prediction_files, "predict", lambda sample, *rest: made.append(sample.id) or real(sample, *rest)
+        Method, "predict", lambda self, name, *rest: made.append(name) or real(self, name, *rest)
     )
     settled = recipe(data, "predictor=mean")
     evaluate(settled, data[0], tmp_path, limit=3)
@@ -450,14 +453,14 @@ def test_other_photos_in_the_halves_are_not_taken_for_the_same(data, tmp_path):
 
 
 def test_failures_are_counted(data, tmp_path, monkeypatch):
-    real = prediction_files.fit_observed
+    real = methods.fit_observed
 
     def broken(subject, *rest):
         if subject.name == "ben" and subject.views[0].name == "0":
             raise FitError("no light today")
         return real(subject, *rest)
 
-    monkeypatch.setattr(prediction_files, "fit_observed", broken)
+    monkeypatch.setattr(methods, "fit_observed", broken)
     report = evaluate(recipe(data), data[0], tmp_path)
     line, fits = report["overall"]["split halves"], report["overall"]["fits"]
     assert (

@@ -22,7 +22,7 @@ from fitkit.export.cameras import camera_table
 from fitkit.export.folder import ENTRIES, check_output, file_stems, plain, write_result
 from fitkit.export.parameters import load_parameters
 from fitkit.export.preview import draw_uncertainty
-from fitkit.fit.decompose import decompose_result
+from fitkit.fit.appearance import decompose_result
 from fitkit.geometry.color import srgb_from_linear
 from fitkit.io import atomic
 from fitkit.io.calibration import read_cameras
@@ -169,7 +169,7 @@ class TestContent:
             (written / "metrics.json").read_text(), parse_constant=lambda name: pytest.fail(name)
         )
         assert metrics["status"] == "ok" and metrics["warnings"] == []
-        assert metrics["not_a_number"] is None and metrics["per_view"] == {"view0": 1.5}
+        assert metrics["reprojection_px"] is None and metrics["views"][0]["part_shift_share"] == {"nose": 1.5}
 
     def test_recipe(self, written, result):
         assert yaml.safe_load((written / "recipe.yaml").read_text()) == result.recipe

@@ -19,6 +19,7 @@ from fitkit.errors import FitkitError, InputError
 from fitkit.export import regressor
 from fitkit.export.regressor import BY_PERSON, OUTPUTS, export_regressor
 from fitkit.models.registry import load_model
+from small_nets import KINDS, registered
 from fitkit.nets import save_predictor
 from fitkit.nets.fitkit_init.network import FitkitInit, FitkitInitOptions
 from fitkit.nets.mvfnet.network import MvfNet, MvfNetOptions
@@ -171,10 +172,9 @@ def test_the_card_tells_what_goes_in_and_out(trained, tmp_path):
         export["inputs"]["images"]["shape"] == ["S", 3, 3, 32, 32]
         and export["inputs"]["valid"]["type"] == "bool"
     )
-    own = {"identity_sigma", "landmarks", "landmark_sigma"} if isinstance(network, FitkitInit) else set()
-    assert list(export["outputs"]) == [
-        n for n in OUTPUTS if n in own or n not in ("identity_sigma", "landmarks", "landmark_sigma")
-    ]
+    gives = {"identity", "expression", "rotation", "translation", "focal", "principal"}
+    gives |= {"identity_sigma", "landmarks", "landmark_sigma"} if isinstance(network, FitkitInit) else set()
+    assert list(export["outputs"]) == [n for n in OUTPUTS if n in gives]
     translation = export["outputs"]["translation"]
     assert (translation["axes"], translation["shape"], translation["unit"]) == (
         "[S, V, 3]",
@@ -403,3 +403,36 @@ def test_the_command(tmp_path):
         main, ["export-regressor", str(weights), "-o", str(tmp_path / "face.tflite")]
     )
     assert unknown.exit_code == 1 and "expected a name that ends in .pt" in unknown.output
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".onnx"])
+@pytest.mark.parametrize(
+    "kind, outputs",
+    [
+        ("small_depth", {"focal", "principal", "depth", "suitability"}),
+        ("small_positions", {"position_map"}),
+        ("small_parser", {"parse"}),
+    ],
+)
+def test_networks_without_a_scene_become_programs(kind, outputs, suffix, tmp_path, monkeypatch):
+    if suffix == ".onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package)
+    registered(monkeypatch)
+    torch.manual_seed(0)
+    network = KINDS[kind]().eval()
+    save_predictor(network, kind, tmp_path / "regressor.safetensors", half=False)
+    program = export_regressor(tmp_path / "regressor.safetensors", tmp_path / f"face{suffix}")
+    card = json.loads((tmp_path / "face.json").read_text())
+    export = card["export"]
+    assert export["checked"] is True and set(export["outputs"]) == outputs and export["gives"] == list(network.gives)
+    assert "model" not in card and "model" not in export and "expression_names" not in export
+    assert export.get("camera_kind") == ("perspective" if "focal" in outputs else None)
+    assert len(export.get("parts", ())) == (10 if kind == "small_parser" else 0)
+    if suffix == ".pt":
+        images, valid = torch.rand(1, 3, 3, 32, 32), torch.tensor([[True, False, True]])
+        got = dict(zip(export["outputs"], torch.jit.load(str(program))(images, valid)))
+        with torch.no_grad():
+            expected = regressor._tables(network(images, valid))
+        for name, value in expected.items():
+            assert torch.allclose(got[name][valid], value, rtol=1e-4, atol=1e-4) and not got[name][~valid].any()

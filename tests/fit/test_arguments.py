@@ -14,6 +14,7 @@ from helpers import tiny_result
 import fitkit
 from fitkit.export.parameters import save_parameters
 from fitkit.fit.predict import predict
+from fitkit.fit.report import FitReport, Verdict
 from fitkit.io.subject import KnownCamera, as_subject, load_subject
 
 PICTURE = np.zeros((64, 64, 3), np.uint8)
@@ -153,7 +154,7 @@ def test_each_thing_shows_itself_in_one_short_line(tmp_path):
     shown = {
         "FitResult('tiny': ok, 3 views, model 'tiny')": result,
         "FitResult('tiny': ok, expected error 1.2 mm, 3 views, model 'tiny')": replace(
-            result, metrics={"verdict": {"expected_mm": 1.23}}
+            result, report=FitReport("ok", verdict=Verdict(expected_mm=1.23))
         ),
         "FaceModel('tiny': 315 vertices, 8 identity and 6 expression shapes, cpu)": result.model,
         "LandmarkEmbedding(68 points)": result.model.landmarks,

@@ -18,7 +18,9 @@ from fitkit.export.parameters import load_parameters
 from fitkit.fit import batch
 from fitkit.fit.batch import fit_folder, read_report, summary
 from fitkit.fit.recipe import load_recipe
+from fitkit.fit.report import FitReport, StartReport, TimeReport, Verdict
 from fitkit.fit.run import fit
+from fitkit.io.progress import Progress
 
 RECIPE = load_recipe(
     "landmarks", ("stages.shape.solver.max_iterations=3", "stages.landmarks.solver.max_iterations=3")
@@ -41,7 +43,8 @@ def numbers_of(folder):
 
 def test_every_subject_gets_its_result_and_a_broken_one_does_not_end_the_batch(people, tmp_path):
     seen = []
-    rows = fit_folder(people, tmp_path / "out", RECIPE, light=True, progress=lambda *a: seen.append(a[:2]))
+    told = Progress(lambda step: seen.append((step.done, step.count)))
+    rows = fit_folder(people, tmp_path / "out", RECIPE, light=True, progress=told)
     assert [r.subject for r in rows] == ["broken", "town/anna"] and seen == [(0, 2), (1, 2), (2, 2)]
     assert rows[0].status == "error" and "photo.png" in rows[0].message
     good = rows[1]
@@ -202,14 +205,14 @@ def many(tmp_path):
 class Stub:
     """Stands in for a fit: what the batch asks of it. Its result folder is the smallest that counts as one."""
 
-    status, warnings = "ok", ()
-    metrics = {
-        "reprojection_share": 0.01,
-        "time_s": {"solve": 1.0},
-        "start": {"iterations": 3, "source": "landmarks"},
-        "num_views": 1,
-        "verdict": {"expected_mm": 1.0, "upper_mm": 1.4},
-    }
+    report = FitReport(
+        "ok",
+        num_views=1,
+        reprojection_share=0.01,
+        start=StartReport("landmarks", iterations=3),
+        time_s=TimeReport(solve=1.0),
+        verdict=Verdict(expected_mm=1.0, upper_mm=1.4),
+    )
 
     def __init__(self, place):
         self.place = place
@@ -277,7 +280,7 @@ def test_bad_subjects_of_all_kinds_become_rows_and_are_tried_again(many, stub, t
         tmp_path / "out",
         RECIPE,
         resume=True,
-        progress=lambda done, count, row: row and seen.append(row.subject),
+        progress=Progress(lambda step: step.item and seen.append(step.item.subject)),
     )
     assert sorted(seen) == sorted(f"{n}_mended" for n in bad)
 
@@ -341,14 +344,14 @@ def test_what_is_no_subject(many, stub, tmp_path):
 def test_two_batches_in_one_folder(many, stub, tmp_path):
     people, refused = many("a", "b"), []
 
-    def second(done, count, row):
+    def second(step):
         with pytest.raises(
             InputError, match="out: another batch writes there; wait for its end, or choose another --output"
         ) as caught:
             fit_folder(people, tmp_path / "out", RECIPE, resume=True)
         refused.append(caught)
 
-    assert [r.status for r in fit_folder(people, tmp_path / "out", RECIPE, progress=second)] == [
+    assert [r.status for r in fit_folder(people, tmp_path / "out", RECIPE, progress=Progress(second))] == [
         "ok",
         "ok",
     ] and len(refused) == 3

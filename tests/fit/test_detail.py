@@ -11,10 +11,10 @@ from helpers import observe, tiny_model, tiny_result, tiny_state
 from scipy import sparse
 
 from fitkit.data.synthetic import photograph, studio
+from fitkit.energies.displacement import DisplacementPrior
 from fitkit.errors import InputError
 from fitkit.export.parameters import load_parameters
 from fitkit.export.preview import draw_detail
-from fitkit.energies.displacement import DisplacementPrior
 from fitkit.fit.detail import DetailOptions, most_evident, personal_model, solve_detail
 from fitkit.fit.recipe import load_recipe
 from fitkit.fit.run import fit_observed
@@ -77,14 +77,14 @@ def test_a_bump_outside_the_model_is_found(generic, bumped):
 
 def test_numbers_of_the_report(generic, bumped):
     _, _, _, detail = bumped
-    m, d = detail.metrics, detail.displacement[generic.face].abs()
-    assert m["mean_mm"] == pytest.approx(float(d.mean())) and m["percentile_95_mm"] == pytest.approx(
+    m, d = detail.report, detail.displacement[generic.face].abs()
+    assert m.mean_mm == pytest.approx(float(d.mean())) and m.percentile_95_mm == pytest.approx(
         float(d.quantile(0.95)), rel=1e-4
     )
-    assert m["median_mm"] == pytest.approx(float(d.median()), rel=1e-2)
-    assert m["pairs"] == 2 and 1000 < m["matches"] <= 2 * OPTIONS.flow.points
-    assert m["sigma_mm"] in (0.125, 0.25, 0.5, 1.0) and m["log_evidence"] > 0
-    assert m["residual_after_px"] < 0.7 * m["residual_before_px"]
+    assert m.median_mm == pytest.approx(float(d.median()), rel=1e-2)
+    assert m.pairs == 2 and 1000 < m.matches <= 2 * OPTIONS.flow.points
+    assert m.sigma_mm in (0.125, 0.25, 0.5, 1.0) and m.log_evidence > 0
+    assert m.residual_after_px < 0.7 * m.residual_before_px
 
 
 def test_a_perfect_model_stays_nearly_as_it_is(generic, bumped):
@@ -98,21 +98,15 @@ def test_no_evidence_is_exactly_zero(generic, bumped):
     state, observations, _, _ = bumped
     blind = replace(observations, mask=torch.zeros_like(observations.mask))
     detail = solve_detail(generic, state, blind, make_flow_estimator("dis:fine"), OPTIONS)
-    assert (
-        torch.equal(detail.displacement, torch.zeros(generic.num_vertices)) and detail.metrics["matches"] == 0
-    )
-    assert (
-        not detail.known.any()
-        and detail.metrics["residual_before_px"] is None
-        and detail.metrics["sigma_mm"] == 0
-    )
+    assert torch.equal(detail.displacement, torch.zeros(generic.num_vertices)) and detail.report.matches == 0
+    assert not detail.known.any() and detail.report.residual_before_px is None and detail.report.sigma_mm == 0
 
 
 def test_matches_beside_the_face_do_not_count(generic, bumped):
     state, observations, _, _ = bumped
     back = replace(generic, face=generic.mean[:, 2] < generic.mean[:, 2].quantile(0.02))  # seen in no photo
     detail = solve_detail(back, state, observations, make_flow_estimator("dis:fine"), OPTIONS)
-    assert detail.metrics["matches"] == 0 and not detail.displacement.any()
+    assert detail.report.matches == 0 and not detail.displacement.any()
 
 
 def test_the_displacement_moves_with_the_expression(generic, bumped):

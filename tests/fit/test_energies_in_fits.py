@@ -11,7 +11,7 @@ import fitkit
 from fitkit.energies.features import frozen_network
 from fitkit.energies.registry import REGISTRY
 from fitkit.errors import InputError
-from fitkit.fit import run
+from fitkit.fit import stages
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "energies"))
 from test_features import Encoder
@@ -47,9 +47,9 @@ OPTIONS = {
 
 @pytest.fixture
 def fitted(anna, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "make_flow_estimator", lambda *asked: LucasKanade())
+    monkeypatch.setattr(stages, "make_flow_estimator", lambda *asked: LucasKanade())
     networks = {"encoder": Encoder, "parser": Parser}
-    monkeypatch.setattr(run, "load_network", lambda name, *more: frozen_network(networks[name]().float()))
+    monkeypatch.setattr(stages, "load_network", lambda name, *more: frozen_network(networks[name]().float()))
 
     def fit(name):
         path = tmp_path / "one.yaml"

@@ -12,8 +12,9 @@ from PIL import Image
 from fitkit.cli.main import main
 from fitkit.errors import InputError
 from fitkit.export.parameters import load_parameters
+from fitkit.fit.findings import SHIPPED_ERROR_MM
 from fitkit.fit.predict import predict
-from fitkit.fit.report import SHIPPED_ERROR_MM, notes
+from fitkit.fit.report import notes
 from fitkit.fit.run import fit
 from fitkit.io.subject import load_subject
 from fitkit.models.registry import load_model

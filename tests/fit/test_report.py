@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -6,21 +7,11 @@ import pytest
 import torch
 from helpers import observe, tiny_model, tiny_state
 
-from fitkit.fit.report import (
-    EXPECTED_OVER_BARS,
-    UNKNOWN_MODEL,
-    UPPER,
-    expected_error,
-    findings,
-    judge,
-    judge_safely,
-    masked_landmarks,
-    notes,
-    part_shifts,
-    status_line,
-    verdict,
-    view_errors,
-)
+from fitkit.errors import InputError
+from fitkit.fit import findings as said
+from fitkit.fit.findings import EXPECTED_OVER_BARS, UNKNOWN_MODEL, UPPER
+from fitkit.fit.metrics import masked_landmarks, part_shifts, view_errors
+from fitkit.fit.report import FitReport, Verdict, notes, status_line
 from fitkit.io.subject import Subject, View
 from fitkit.observe.landmarks.types import Landmarks
 
@@ -34,6 +25,23 @@ def metrics(shares=(0.02, 0.03, 0.02), distances=(900.0, 900.0, 900.0), identity
         "identity": {"beyond_3_sigma": identity},
         "expression": {"out_of_range": expression},
     }
+
+
+def judge(table):
+    report = said.judge(FitReport.from_metrics(table))
+    return report.status, report.warnings
+
+
+def findings(table):
+    return said.findings(FitReport.from_metrics(table))
+
+
+def verdict(table):
+    return said.judge(FitReport.from_metrics(table)).to_metrics()["verdict"]
+
+
+def expected_error(table):
+    return said.expected_error(FitReport.from_metrics(table))
 
 
 def test_good_fit():
@@ -296,13 +304,13 @@ def test_expected_error_by_hand():
     assert expected_error(metrics() | {"error_bars": None, "typical_error_mm": 1.1}) == pytest.approx(
         (1.1, 1.1 * UPPER)
     )
-    said = verdict(sure(0.9))
-    assert (said["expected_mm"], said["upper_mm"]) == expected_error(sure(0.9))
+    table = verdict(sure(0.9))
+    assert (table["expected_mm"], table["upper_mm"]) == expected_error(sure(0.9))
     assert (
-        status_line("ok", {"verdict": {"expected_mm": 1.234, "upper_mm": 1.76}})
+        status_line(FitReport("ok", verdict=Verdict(expected_mm=1.234, upper_mm=1.76)))
         == "ok; expected error 1.2 mm (90 %: at most 1.8 mm)"
     )
-    assert status_line("ok", {"verdict": {"expected_mm": None, "upper_mm": None}}) == "ok"
+    assert status_line(FitReport("ok")) == "ok"
 
 
 @pytest.mark.parametrize(
@@ -398,15 +406,51 @@ def test_a_fit_that_cannot_be_judged_is_doubtful():
         "not_computed": ["whether the photos agree could not be computed (unexpected TypeError: x)"]
     }
     assert judge(table)[0] == "doubtful" and findings(table)[0].code == "not_computed"
-    broken = metrics() | {"parallax_deg": 1 + 2j}
-    status, reasons = judge_safely(broken)
-    assert status == "doubtful" and reasons[0].startswith(
+    broken = said.judge(replace(FitReport.from_metrics(metrics()), parallax_deg=1 + 2j))
+    assert broken.status == "doubtful" and broken.warnings[0].startswith(
         "the verdict could not be computed (unexpected TypeError: "
     )
-    assert (
-        status_line(status, broken) == "doubtful"
-        and notes(broken) == ()
-        and broken["verdict"]["findings"][0]["message"] == reasons[0]
-    )
-    whole = metrics()
-    assert judge_safely(whole) == judge(whole) and whole["verdict"] == verdict(whole)
+    assert status_line(broken) == "doubtful" and broken.remarks == ()
+    assert broken.to_metrics()["verdict"]["findings"][0]["message"] == broken.warnings[0]
+
+
+def test_metrics_are_read_back_as_the_report():
+    table = said.judge(
+        FitReport.from_metrics(sure(0.5, views=1, notes=["left out: b.jpg"], jaw="surface"))
+    ).to_metrics()
+    again = FitReport.from_metrics(json.loads(json.dumps(table)))
+    assert again.to_metrics() == table and said.judge(again).to_metrics() == table
+    assert notes(table) == again.remarks and len(again.remarks) == 2
+    # What other versions wrote: unknown keys, and null where a number was not known.
+    other = table | {"unknown": 1, "reprojection_px": None, "views": [table["views"][0] | {"new": 2}]}
+    assert math.isnan(FitReport.from_metrics(other).reprojection_px)
+    assert FitReport.from_metrics(other).views == again.views
+    with pytest.raises(InputError, match="a.json: num_views: expected int, got 'many'"):
+        FitReport.from_metrics(table | {"num_views": "many"}, "a.json")
+    with pytest.raises(InputError, match="a.json: views: expected a list, got 3"):
+        FitReport.from_metrics(table | {"views": 3}, "a.json")
+
+
+def test_keys_of_the_metrics_stay_in_their_order():
+    assert list(FitReport(recipe="multiview").to_metrics()) == [
+        "model",
+        "recipe",
+        "num_views",
+        "parallax_deg",
+        "reprojection_px",
+        "reprojection_share",
+        "identity",
+        "expression",
+        "scale",
+        "two_people",
+        "jaw",
+        "crop_px",
+        "views",
+        "stages",
+        "start",
+        "error_bars",
+        "time_s",
+        "notes",
+        "verdict",
+    ]
+    assert "typical_error_mm" in FitReport(recipe="predict").to_metrics()

@@ -8,7 +8,8 @@ import torch
 from helpers import observe, tiny_model, tiny_state
 
 from fitkit.errors import InputError
-from fitkit.fit.report import findings
+from fitkit.fit.findings import findings
+from fitkit.fit.report import FitReport
 from fitkit.fit.rig_check import check_rig
 from fitkit.geometry.rotation import so3_exp
 from fitkit.io.subject import KnownCamera, Subject, View
@@ -191,16 +192,10 @@ def test_a_single_wrong_camera_is_left_out():
     assert [v.camera.R is None for v in checked.views] == [False, False, True, False] and checked.views[
         2
     ].camera.K is camera.K
-    assert [w["view"] for w in wrong] == [
+    assert [w.view for w in wrong] == [
         "view2"
-    ] and "view view2: R and t of its camera put the head" in wrong[0]["message"]
-    metrics = {
-        "views": [],
-        "identity": {"beyond_3_sigma": 0.0},
-        "expression": {"out_of_range": 0.0},
-        "camera_contradictions": wrong,
-    }
-    (finding,) = findings(metrics)
+    ] and "view view2: R and t of its camera put the head" in wrong[0].message
+    (finding,) = findings(FitReport(camera_contradictions=tuple(wrong)))
     assert (finding.code, finding.severity, finding.view) == ("camera_contradicts", "doubtful", "view2")
 
 
@@ -215,8 +210,8 @@ def test_positions_that_make_no_sense_are_not_used():
     assert all(v.camera.R is None and v.camera.t is None for v in checked.views)
     assert (
         len(wrong) == 1
-        and wrong[0]["view"] is None
-        and "R and t of view0, view1, view2, view3 contradict the landmarks; only K" in wrong[0]["message"]
+        and wrong[0].view is None
+        and "R and t of view0, view1, view2, view3 contradict the landmarks; only K" in wrong[0].message
     )
 
 

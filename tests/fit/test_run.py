@@ -10,12 +10,17 @@ from helpers import observe, tiny_model, tiny_result, tiny_state
 
 from fitkit.energies.landmarks import outline_vertices
 from fitkit.errors import FitError, InputError
+from fitkit.fit.choose_start import choose_start
+from fitkit.fit.initialize import to_photos
 from fitkit.fit.recipe import load_recipe
-from fitkit.fit.run import fit, fit_observed, to_photos
+from fitkit.fit.run import fit, fit_observed
+from fitkit.fit.stages import StageRunner, at_start
 from fitkit.geometry.alignment import similarity_align
 from fitkit.geometry.rotation import so3_exp
+from fitkit.io.progress import Progress
 from fitkit.io.subject import KnownCamera, Subject, View
 from fitkit.models.io import load_model_file
+from fitkit.observe.crop import crop_views
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose, yaw_pitch_roll
 from fitkit.scene.projection import project_points
@@ -324,6 +329,23 @@ def test_refusals(model, exact):
         fit(photos(1), device="nonsense")
 
 
+def test_a_solution_stays_as_it_is_while_stages_go_on_from_it(model):
+    """The trials of both jaw rules begin at one solution, and so can any other fit."""
+    marks = seen(model, person(model), jaw="auto")
+    subject, recipe = photos(3), load_recipe("landmarks", ["init.source=landmarks"])
+    crops = crop_views([v.image for v in subject.views], [None] * 3, marks, recipe.crop)
+    begun = at_start(choose_start(subject, marks, model, recipe, crops), model, recipe)
+    before, runner = begun.state, StageRunner(recipe)
+    one, two = runner.solve(begun), runner.solve(begun)
+    assert torch.equal(one.state.identity, two.state.identity) and one.state.identity.any()
+    assert begun.state is before and begun.jaw_rule == "auto" and not begun.stages and begun.last is None
+    assert not begun.state.identity.any() and begun.sigma is not one.sigma
+    assert one.jaw_rule == two.jaw_rule == "surface" and one.iterations == two.iterations
+    # The steps of both trials count, of the stages only those of the one that won are kept.
+    assert [s.name for s in one.stages] == ["pose", "shape", "landmarks"]
+    assert one.shape is one.last and one.shape[1] is one.state
+
+
 def test_one_view_and_progress(model):
     truth = person(model, 4, yaws=(15.0,))
     told = []
@@ -332,7 +354,7 @@ def test_one_view_and_progress(model):
         seen(model, truth),
         model,
         load_recipe("landmarks"),
-        tell=lambda text, share: told.append((text, share)),
+        progress=Progress(lambda step: told.append((step.text, step.share))),
     )
     assert result.status == "ok" and told[-1] == ("done", 1.0)
     shares = [share for _, share in told]
@@ -357,7 +379,7 @@ def test_stated_noise_is_only_raised_and_assumed_noise_is_measured(model, exact)
     assert (noise(0.002, shaken) > 0.008).all()
 
 
-@pytest.mark.parametrize("name", ["fitkit.fit.report.view_agreement", "fitkit.fit.run.error_bars"])
+@pytest.mark.parametrize("name", ["fitkit.fit.metrics.view_agreement", "fitkit.fit.metrics.error_bars"])
 def test_an_error_while_a_fit_is_judged_does_not_cost_the_fit(model, monkeypatch, name):
     def broken(*args, **options):
         raise TypeError("'>' not supported between instances of 'complex' and 'float'")

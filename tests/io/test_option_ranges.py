@@ -10,7 +10,7 @@ import pytest
 from fitkit.data.synth_recipe import SynthRecipe, load_synth_recipe
 from fitkit.energies.registry import REGISTRY
 from fitkit.errors import InputError
-from fitkit.evaluate.ablation import AblationRecipe, load_ablation
+from fitkit.evaluate.bench.ablation import AblationRecipe, load_ablation
 from fitkit.evaluate.protocols import PROTOCOLS
 from fitkit.evaluate.recipe import EvaluateRecipe, load_evaluate_recipe
 from fitkit.fit import recipe as fits
@@ -19,7 +19,7 @@ from fitkit.io.options import Length, Positive, Range, Share, build, check_optio
 from fitkit.nets import NETS, net_kind
 from fitkit.train import regressor_recipe as trainings
 from fitkit.train.landmark_recipe import LandmarkTraining, load_landmark_training
-from fitkit.train.regressor_data import _reader
+from fitkit.train.readers import reader_options
 from fitkit.train.regressor_recipe import DataSource, RegressorTraining, load_regressor_training
 
 ROOTS = (
@@ -33,7 +33,7 @@ ROOTS = (
     *(spec.training_options() for spec in REGISTRY),
     *(p.options for p in PROTOCOLS.values()),
     *(net_kind(name).options for name in NETS),
-    *(_reader(kind)[0] for kind in get_args(option_types(DataSource)["kind"])),
+    *(reader_options(kind) for kind in get_args(option_types(DataSource)["kind"])),
 )
 
 

@@ -9,13 +9,13 @@ import torch
 
 from fitkit.data.landmark_frames import held_out
 from fitkit.fit.predict import predict
-from fitkit.fit.regress import shipped_weights
-from fitkit.fit.report import view_errors
+from fitkit.fit.network_start import shipped_weights
+from fitkit.fit.metrics import view_errors
 from fitkit.fit.run import fit
 from fitkit.io.mesh_files import read_mesh
 from fitkit.io.subject import load_subject
 from fitkit.models.registry import load_model
-from fitkit.train.regressor import aligned_distance
+from fitkit.train.validation import aligned_distance
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "sample"
 TRUTH = SAMPLE.parent / "sample_truth"

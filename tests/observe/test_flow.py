@@ -256,10 +256,10 @@ def test_a_fit_uses_the_chosen_estimator(anna, monkeypatch):
 
 def test_missing_weights_are_told_before_the_fit(anna, monkeypatch):
     import fitkit
-    from fitkit.fit.run import FitRun
+    from fitkit.fit.stages import StageRunner
 
     monkeypatch.setitem(sys.modules, "ptlflow", None)
-    monkeypatch.setattr(FitRun, "_stage", lambda *args: pytest.fail("a stage was run"))
+    monkeypatch.setattr(StageRunner, "_stage", lambda *args: pytest.fail("a stage was run"))
     with pytest.raises(MissingWeightsError, match="flow estimator 'ptlflow:raft' needs the package ptlflow"):
         fitkit.fit(anna, overrides=["flow.estimator=ptlflow:raft"])
 

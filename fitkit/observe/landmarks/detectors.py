@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fitkit.errors import InputError, MissingWeightsError
+from fitkit.io.progress import Progress
 from fitkit.io.subject import Subject, View
 from fitkit.observe.copies import copies
 from fitkit.observe.landmarks.same_person import Appearance, appearance, choose_face
@@ -107,7 +108,7 @@ def detect_landmarks(
     subject: Subject,
     method: str = "auto",
     device: str = "cpu",
-    progress: Callable[[View], None] | None = None,
+    progress: Progress = Progress(),
 ) -> tuple[Landmarks, tuple[str, ...]]:
     """The 68 points of every view.
 
@@ -118,7 +119,7 @@ def detect_landmarks(
         method: 'files' (only those given with the images), the name of a detector (for all views, files are passed
             over), or 'auto' (files, a detector for views without).
         device: torch device of the detector.
-        progress: called after each view.
+        progress: told of each view.
     Returns:
         Landmarks of all views in order (a view without points has valid = False throughout); per view where they come
         from: 'file', 'given', the detector's name, or 'none'.
@@ -128,7 +129,7 @@ def detect_landmarks(
     detector, found = None, []
     if method not in ("auto", "files"):
         detector = make_detector(method, device)
-    for view in subject.views:
+    for number, view in enumerate(subject.views, 1):
         if method in ("auto", "files") and view.landmarks is not None:
             found.append(_Found([_from_view(view)], [None], view.landmark_source or "given"))
         elif method == "files":
@@ -149,8 +150,7 @@ def detect_landmarks(
                 else [None] * len(faces)
             )
             found.append(_Found(faces, looks, detector.name))
-        if progress:
-            progress(view)
+        progress.counted(number, len(subject.views), view)
     results, notes = _take_one_face(subject, found)
     if detector is not None:
         notes.insert(0, _origin(found, detector.name))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fitkit.errors import InputError, MissingWeightsError
+from fitkit.io.progress import Progress
 from fitkit.io.subject import Subject, View
 from fitkit.observe.landmarks import detectors, fan
 from fitkit.observe.landmarks.detectors import (
@@ -66,7 +67,7 @@ def test_files_come_first_and_a_detector_does_the_rest(white):
     points[7] = np.nan
     calls = []
     s = subject(view("a", points), view("b"), view("c", spot=None))
-    landmarks, sources = detect_landmarks(s, progress=lambda v: calls.append(v.name))
+    landmarks, sources = detect_landmarks(s, progress=Progress(lambda step: calls.append(step.item.name)))
     assert sources == ("file", "white", "white") and calls == ["a", "b", "c"]
     assert landmarks.points.shape == (3, 68, 2) and landmarks.points.dtype == torch.float32
     np.testing.assert_allclose(landmarks.points[0], points, rtol=1e-6)

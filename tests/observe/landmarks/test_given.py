@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fitkit
-from fitkit.fit.report import findings
+from fitkit.fit.findings import findings
 from fitkit.io.images import read_image
 from fitkit.io.landmark_files import read_landmarks
 from fitkit.io.subject import subject_from_images
@@ -128,7 +128,7 @@ def test_detected_points_are_not_asked_again(front, monkeypatch):
 def test_a_fit_with_points_of_a_mirrored_order_is_doubtful(front):
     result = fitkit.fit([front[0]], landmarks=[front[1][MIRRORED]], recipe="landmarks")
     assert result.status == "doubtful"
-    (found,) = (f for f in findings(result.metrics) if f.code == "landmarks_doubted")
+    (found,) = (f for f in findings(result.report) if f.code == "landmarks_doubted")
     assert (
         found.view == "view0"
         and found.severity == "doubtful"

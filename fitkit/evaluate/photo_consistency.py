@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Sequence
 
 import numpy as np
@@ -13,9 +13,10 @@ from fitkit.energies.census import hard_census_distance
 from fitkit.energies.flow_magnitude import both_ways, resized_photos
 from fitkit.energies.registry import find
 from fitkit.evaluate.landmark_accuracy import box_size, normalized_mean_error
-from fitkit.fit.initialize import initial_state
-from fitkit.fit.recipe import load_recipe
-from fitkit.fit.run import FitRun
+from fitkit.fit.choose_start import ChosenStart
+from fitkit.fit.initialize import initial_state, to_photos
+from fitkit.fit.recipe import FitRecipe, load_recipe
+from fitkit.fit.stages import StageRunner, at_start
 from fitkit.io.subject import View
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import crop_views
@@ -55,32 +56,23 @@ def place_view(
 
     The stages 'pose' and 'shape' of recipe `landmarks` with the identity not free. Returns: the state in pixels of the photo.
     """
+    recipe = placing_recipe(kind)
+    observations = crop_views([view.image], [view.mask], found, recipe.crop)
+    state, cameras = initial_state(model, (view,), observations, recipe.camera)
+    start = ChosenStart("landmarks", state.replace(identity=identity), cameras, observations)
+    solution = StageRunner(recipe).solve(at_start(start, model, recipe))
+    return to_photos(solution.state, observations)
+
+
+def placing_recipe(kind: str) -> FitRecipe:
+    """Stages 'pose' and 'shape' of recipe `landmarks` with the identity not free, for cameras of this kind."""
     recipe = load_recipe("landmarks", changes={"camera": {"kind": kind}})
     stages = []
     for stage in recipe.stages[:2]:
+        energies = {k: v for k, v in stage.energies.items() if find(k).blocks != ("identity",)}
         free = tuple(name for name in stage.free if name != "identity")
-        energies = {
-            name: options
-            for name, options in stage.energies.items()
-            if find(name).blocks != ("identity",)
-        }
-        stages.append(type(stage)(stage.name, free, energies, stage.solver))
-    recipe = type(recipe)(
-        recipe.name,
-        tuple(stages),
-        crop=recipe.crop,
-        landmarks=recipe.landmarks,
-        camera=recipe.camera,
-        expression=recipe.expression,
-    )
-    observations = crop_views([view.image], [view.mask], found, recipe.crop)
-    state, cameras = initial_state(model, (view,), observations, recipe.camera)
-    state = FitRun(model, recipe, observations, cameras).solve(
-        state.replace(identity=identity), lambda text, share: None
-    )
-    return state.replace(
-        camera=state.camera.scaled(1 / observations.scale, -observations.offset * observations.scale[:, None])
-    )
+        stages.append(replace(stage, free=free, energies=energies))
+    return replace(recipe, stages=tuple(stages))
 
 
 def held_out_errors(

@@ -8,19 +8,19 @@ import torch
 from helpers import tiny_model, tiny_state
 
 from fitkit.errors import InputError, MissingWeightsError
-from fitkit.fit import regress
-from fitkit.fit.initialize import initial_state
-from fitkit.fit.recipe import CameraOptions, InitOptions, load_recipe
-from fitkit.fit.regress import (
+from fitkit.fit import network_start
+from fitkit.fit.cameras import CameraKnowledge
+from fitkit.fit.choose_start import align_to_landmarks, landmark_outliers
+from fitkit.fit.initialize import initial_state, landmark_start, lift
+from fitkit.fit.network_start import (
     Predicted,
     carry_expression,
     carry_identity,
     predict_views,
     regressor_start,
-    settled,
     start_of,
-    stray_points,
 )
+from fitkit.fit.recipe import CameraOptions, InitOptions, load_recipe
 from fitkit.fit.report import notes
 from fitkit.fit.run import fit, fit_observed
 from fitkit.io.subject import load_subject
@@ -67,12 +67,25 @@ def predicted_from(result, subject, found, order=(0, 1, 2)):
     return Predicted(Prediction(state), crops, tuple(order), result.model)
 
 
+def crops_of(subject, found):
+    return crop_views((v.image for v in subject.views), (v.mask for v in subject.views), found)
+
+
+def begun(predicted, crops, model):
+    """The start from a prediction, in px of the crops."""
+    return start_of(predicted, landmark_start(model, crops), crops, model)
+
+
+def lifted(start, subject, crops, model, options):
+    return lift(start, CameraKnowledge.of(subject.views, crops, options), model)[0]
+
+
 @pytest.mark.parametrize("kind", ["perspective", "orthographic"])
 def test_a_fit_that_starts_from_the_right_state_starts_there(truth, seen, kind):
     subject, found = seen
-    start = start_of(predicted_from(truth, subject, found), 3, truth.model)
-    crops = crop_views((v.image for v in subject.views), (v.mask for v in subject.views), found)
-    state, _ = initial_state(truth.model, subject.views, crops, CameraOptions(kind=kind), start)
+    crops = crops_of(subject, found)
+    start = begun(predicted_from(truth, subject, found), crops, truth.model)
+    state = lifted(start, subject, crops, truth.model, CameraOptions(kind=kind))
     assert state.camera.kind == kind and torch.equal(state.identity, truth.state.identity)
     size = float((found.points.amax(1) - found.points.amin(1)).max())
     fitted = project_points(truth.model.landmark_basis, truth.state).pixels
@@ -96,10 +109,10 @@ def test_a_fit_that_starts_from_the_right_state_starts_there(truth, seen, kind):
 
 def test_views_without_a_prediction_start_in_closed_form(truth, seen):
     subject, found = seen
-    start = start_of(predicted_from(truth, subject, found, (2, 0)), 3, truth.model)
-    assert start.known.tolist() == [True, False, True]
-    crops = crop_views((v.image for v in subject.views), (v.mask for v in subject.views), found)
-    state, _ = initial_state(truth.model, subject.views, crops, CameraOptions(), start)
+    crops = crops_of(subject, found)
+    start = begun(predicted_from(truth, subject, found, (2, 0)), crops, truth.model)
+    assert start.predicted.tolist() == [True, False, True]
+    state = lifted(start, subject, crops, truth.model, CameraOptions())
     plain, _ = initial_state(truth.model, subject.views, crops, CameraOptions())
     assert (
         torch.allclose(state.pose.rotation[1], plain.pose.rotation[1], atol=1e-5)
@@ -122,7 +135,8 @@ def test_another_face_model_gets_pose_shape_and_expressions_by_name(truth, seen)
         expression_names=tuple(source.expression_names[i] for i in order),
     )
     predicted = predicted_from(truth, subject, found)
-    start = start_of(predicted, 3, other)
+    crops = crops_of(subject, found)
+    start = begun(predicted, crops, other)
     assert torch.equal(start.expression, truth.state.expression[:, order])
     own = source.landmark_basis.points(truth.state.identity, torch.zeros(1, source.num_expression))
     carried = other.landmark_basis.points(
@@ -131,7 +145,7 @@ def test_another_face_model_gets_pose_shape_and_expressions_by_name(truth, seen)
     assert float((carried - own).norm(dim=-1).mean()) < 0.6 * float(
         (source.landmark_basis.mean - own).norm(dim=-1).mean()
     )
-    straight = start_of(predicted, 3, source)
+    straight = begun(predicted, crops, source)
     assert float((start.rotation - straight.rotation).abs().max()) < 0.05
     fewer = replace(
         other,
@@ -157,7 +171,7 @@ def test_the_identity_of_points_that_a_model_made(truth):
     def cost(a):
         p = model.landmark_basis.points(a, torch.zeros(1, model.num_expression))
         off = (p - p.mean(1, keepdim=True)) - (points - points.mean(1, keepdim=True))
-        return float(off.square().sum() / regress.POINT_MM**2 + a.square().sum())
+        return float(off.square().sum() / network_start.POINT_MM**2 + a.square().sum())
 
     # The similarity turns the points a little before they are compared, so the minimum is met up to that turn.
     least = cost(found)
@@ -190,13 +204,15 @@ def test_only_points_far_from_the_state_are_stray_and_never_most_of_a_view(truth
     _, found = seen
     crops = crop_views((v.image for v in truth.subject.views), (v.mask for v in truth.subject.views), found)
     state = truth.state.replace(camera=truth.state.camera.scaled(crops.scale, crops.offset))
-    assert not bool(stray_points(state, crops, truth.model).any())
+    assert not bool(landmark_outliers(state, crops, truth.model).any())
     size = (crops.landmarks.points.amax(1) - crops.landmarks.points.amin(1)).prod(-1).sqrt()
     moved = crops.landmarks.points.clone()
     moved[0, [3, 30, 48, 60]] += 0.4 * size[0]
     moved[1, [30, 48]] += 0.05 * size[1]  # no worse than a poor detector
     moved[2, 10:60] += 0.4 * size[2]  # then the state is wrong
-    stray = stray_points(state, replace(crops, landmarks=replace(crops.landmarks, points=moved)), truth.model)
+    stray = landmark_outliers(
+        state, replace(crops, landmarks=replace(crops.landmarks, points=moved)), truth.model
+    )
     assert stray[0].nonzero()[:, 0].tolist() == [3, 30, 48, 60] and not bool(stray[1:].any())
     few = crops.landmarks.valid.clone()
     few[0, :27], few[0, 31:48], few[0, 52:60] = False, False, False  # 16 are left, or 11
@@ -207,26 +223,31 @@ def test_only_points_far_from_the_state_are_stray_and_never_most_of_a_view(truth
         few[0, 61:gone] = False
         marks = replace(crops.landmarks, points=moved, valid=few)
         left = int(few[0].sum()) - 3
-        named = int(stray_points(state, replace(crops, landmarks=marks), truth.model)[0].sum())
+        named = int(landmark_outliers(state, replace(crops, landmarks=marks), truth.model)[0].sum())
         assert named == count and (left >= 8) == (count > 0)
 
 
 def test_a_predicted_face_is_laid_onto_its_landmarks(truth, seen):
     subject, found = seen
-    start = start_of(predicted_from(truth, subject, found), 3, truth.model)
-    crops = crop_views((v.image for v in subject.views), (v.mask for v in subject.views), found)
-    good = settled(start, crops, truth.model)
+    crops = crops_of(subject, found)
+    start = begun(predicted_from(truth, subject, found), crops, truth.model)
+    good = align_to_landmarks(start, crops, truth.model)
     off = replace(
-        start, scale=1.2 * start.scale, origin=start.origin + 15.0, known=torch.tensor([True, True, False])
+        start,
+        scale=1.2 * start.scale,
+        origin=start.origin + 15.0,
+        predicted=torch.tensor([True, True, False]),
     )
-    back = settled(off, crops, truth.model)
+    back = align_to_landmarks(off, crops, truth.model)
     assert torch.allclose(back.scale[:2], good.scale[:2], rtol=1e-4) and torch.allclose(
         back.origin[:2], good.origin[:2], atol=1e-2
     )
     assert torch.equal(back.scale[2], off.scale[2]) and torch.equal(back.origin[2], off.origin[2])
     few = crops.landmarks.valid.clone()
     few[0, 24:] = False
-    scarce = settled(off, replace(crops, landmarks=replace(crops.landmarks, valid=few)), truth.model)
+    scarce = align_to_landmarks(
+        off, replace(crops, landmarks=replace(crops.landmarks, valid=few)), truth.model
+    )
     assert torch.equal(scarce.origin[0], off.origin[0]) and torch.equal(scarce.origin[1], back.origin[1])
     distance = (start.scale / good.scale - 1).abs()
     assert float(distance.max()) < 0.1  # the fit that stands for the network had seen the same points
@@ -264,9 +285,11 @@ def test_the_shipped_network_finds_wrong_landmarks(anna, truth, seen):
 
 def test_what_cannot_start_a_fit(seen, tmp_path, monkeypatch, truth):
     subject, found = seen
-    model = load_model("generic")
+    model, crops = load_model("generic"), crops_of(subject, found)
     with pytest.raises(InputError, match="none.safetensors: not readable as the weights of a regressor"):
-        regressor_start(subject, found, model, InitOptions("regressor", str(tmp_path / "none.safetensors")))
+        regressor_start(
+            subject, found, crops, model, InitOptions("regressor", str(tmp_path / "none.safetensors"))
+        )
     back = MvfNet(model, (ViewSlot("back", (120.0, 180.0)),), MvfNetOptions(size=32, width=0.05)).eval()
     with pytest.raises(InputError, match="none of its photos fits a view of the network"):
         predict_views(back, model, subject, found)
@@ -280,17 +303,17 @@ def test_what_cannot_start_a_fit(seen, tmp_path, monkeypatch, truth):
         InputError,
         match="expected a network that predicts scaled-orthographic cameras, got camera kind 'perspective'",
     ):
-        start_of(perspective, 3, model)
+        begun(perspective, crops, model)
 
     def gone(name):
         raise InputError(f"{name}: gone")
 
-    monkeypatch.setattr(regress, "asset_path", gone)
+    monkeypatch.setattr(network_start, "asset_path", gone)
     with pytest.raises(
         MissingWeightsError,
         match="fitkit-init.safetensors, which come with fitkit, are missing; install fitkit again",
     ):
-        regressor_start(subject, found, model, InitOptions("regressor"))
+        regressor_start(subject, found, crops, model, InitOptions("regressor"))
 
 
 def test_a_network_with_named_views_takes_one_photo_for_each(seen):

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any, Sequence
 
 from fitkit.errors import InputError
-from fitkit.evaluate.bench import Tell, _number, _table, load_truth, load_views, predict, score, subject_names
+from fitkit.evaluate.bench.measure import load_person, measure
+from fitkit.evaluate.bench.photos import Tell, load_views
+from fitkit.evaluate.bench.truth import load_truth, subject_names
 from fitkit.evaluate.machine import machine
+from fitkit.evaluate.tables import Row, grouped, known, mean_or_none, means, number, text_table
 from fitkit.fit.recipe import FitRecipe, load_recipe
 from fitkit.io.options import Length, Natural, apply_overrides, build, check_options, read_yaml, to_plain
 from fitkit.io.resources import find_recipe
 from fitkit.models.registry import load_model
+
+KEPT = ("now_mean", "now_median", "seconds", "status", "error")  # of what is measured
 
 
 @dataclass(frozen=True)
@@ -72,46 +77,34 @@ def ablation(
     Raises:
         InputError: unusable data, unknown subject or model, views that a subject does not have, no subject in any set.
     """
-    names = subject_names(data)
-    unknown = [s for s in subjects if s not in names]
-    if unknown:
-        raise InputError(f"{data}: no subject '{unknown[0]}'; there are: {', '.join(names)}")
-    names = [n for n in names if not subjects or n in subjects]
-    sets = recipe.sets
-    member = {n: next((key for key, start in sets.items() if n.startswith(start)), None) for n in names}
-    names = [n for n in names if member[n] is not None]
-    if not names:
+    names, member = subject_names(data, subjects), {}
+    for name in names:
+        sets = [key for key, start in recipe.sets.items() if name.startswith(start)]
+        member |= {name: sets[0]} if sets else {}
+    if not member:
         raise InputError(
-            f"{data}: no subject belongs to a set of ablation '{recipe.name}' ({', '.join(sets.values())})"
+            f"{data}: no subject belongs to a set of ablation '{recipe.name}' ({', '.join(recipe.sets.values())})"
         )
-    truths = {n: load_truth(Path(data) / "ground_truth" / n) for n in names}
     plans = [arm.load() for arm in recipe.arms]
-    chosen = {(n, views): load_views(Path(data) / n, views) for n in names for views in recipe.views}
+    truths = {n: load_truth(Path(data) / "ground_truth" / n) for n in member}
+    people = {
+        views: [load_person(Path(data), n, truths[n], *load_views(Path(data) / n, views)) for n in member]
+        for views in recipe.views
+    }
     rows, facts = [], machine()
-    for model in [load_model(name) for name in models]:
+    for name, model in [(name, load_model(name).name) for name in models]:
         for views in recipe.views:
             for plan in plans:
-                for n in names:
-                    p = predict(n, *chosen[n, views], model, plan)
-                    errors = score(p, truths[n])
-                    rows.append(
-                        {
-                            "model": model.name,
-                            "arm": plan.name,
-                            "views": len(views),
-                            "set": member[n],
-                            "subject": n,
-                            "now_mean": errors["now_mean"],
-                            "now_median": errors["now_median"],
-                            "seconds": p.seconds,
-                            "status": p.status,
-                            "error": p.error,
-                        }
-                    )
-                done = [r["now_mean"] for r in rows[-len(names) :] if r["now_mean"] is not None]
+                first = {"model": model, "arm": plan.name, "views": len(views)}
+                some = [
+                    first | {"set": member[person.name], "subject": person.name} | {k: row[k] for k in KEPT}
+                    for person, row in zip(people[views], measure(people[views], name, plan))
+                ]
+                rows += some
+                done = mean_or_none(known(some, "now_mean"))
                 tell(
-                    f"{model.name}, {len(views)} view(s), {plan.name}: "
-                    + (f"{sum(done) / len(done):.3f} mm" if done else "all failed")
+                    f"{model}, {len(views)} view(s), {plan.name}: "
+                    + ("all failed" if done is None else f"{done:.3f} mm")
                 )
     return {
         "benchmark": "ablation",
@@ -125,34 +118,23 @@ def ablation(
     }
 
 
-def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarize(rows: Sequence[Row]) -> list[Row]:
     """Means over the subjects by model, number of views, arm and set; fits that failed are counted and left out of the means.
 
     gain: 1 - now_mean / now_mean of the first arm, for the same model, views and set, over the subjects that both fitted.
     """
-    out = []
-    for key in dict.fromkeys((r["model"], r["views"], r["arm"], r["set"]) for r in rows):
-        group = [r for r in rows if (r["model"], r["views"], r["arm"], r["set"]) == key]
-        line = dict(zip(("model", "views", "arm", "set"), key)) | {
-            "subjects": len(group),
-            "failed": sum(r["now_mean"] is None for r in group),
-        }
-        for name in ("now_mean", "now_median", "seconds"):
-            values = [r[name] for r in group if r[name] is not None]
-            line[name] = sum(values) / len(values) if values else None
-        out.append(line)
-    first = {}
+    first: dict[tuple, float | None] = {}
     for r in rows:
         first.setdefault((r["model"], r["views"], r["set"], r["subject"]), r["now_mean"])
-    for line in out:
-        group = [
-            r
-            for r in rows
-            if all(r[k] == line[k] for k in ("model", "views", "arm", "set")) and r["now_mean"] is not None
-        ]
-        pairs = [(r["now_mean"], first[r["model"], r["views"], r["set"], r["subject"]]) for r in group]
-        both = [p for p in pairs if p[1] is not None]
-        line["gain"] = 1 - sum(p[0] for p in both) / sum(p[1] for p in both) if both else None
+    out = []
+    for (model, views, arm, name), group in grouped(rows, "model", "views", "arm", "set").items():
+        line = {"model": model, "views": views, "arm": arm, "set": name, "subjects": len(group)}
+        line["failed"] = sum(r["now_mean"] is None for r in group)
+        line |= means(group, ("now_mean", "now_median", "seconds"))
+        pairs = [(r["now_mean"], first[model, views, name, r["subject"]]) for r in group]
+        both = [pair for pair in pairs if None not in pair]
+        line["gain"] = 1 - sum(a for a, _ in both) / sum(b for _, b in both) if both else None
+        out.append(line)
     return out
 
 
@@ -160,8 +142,7 @@ def ablation_text(report: dict[str, Any]) -> str:
     """One table for each model: arms and numbers of views down, sets across."""
     sets = report["ablation"]["sets"]
     parts = []
-    for model in dict.fromkeys(s["model"] for s in report["summary"]):
-        lines = [s for s in report["summary"] if s["model"] == model]
+    for (model,), lines in grouped(report["summary"], "model").items():
         head = (
             "views",
             "evidence",
@@ -169,20 +150,15 @@ def ablation_text(report: dict[str, Any]) -> str:
             "solve s",
         )
         body = []
-        for views, arm in dict.fromkeys((s["views"], s["arm"]) for s in lines):
-            cells = {s["set"]: s for s in lines if (s["views"], s["arm"]) == (views, arm)}
-            row = [str(views), arm]
+        for (views, arm), some in grouped(lines, "views", "arm").items():
+            cells, row = {s["set"]: s for s in some}, [str(views), arm]
             for name in sets:
                 s = cells.get(name, {"now_mean": None, "now_median": None, "gain": None})
-                row += [
-                    _number(s["now_mean"]),
-                    _number(s["now_median"]),
-                    _number(None if s["gain"] is None else 100 * s["gain"], 0),
-                ]
+                gain = None if s["gain"] is None else 100 * s["gain"]
+                row += [number(s["now_mean"]), number(s["now_median"]), number(gain, 0)]
             same = [r for r in report["rows"] if (r["model"], r["views"], r["arm"]) == (model, views, arm)]
-            seconds = [r["seconds"] for r in same if r["seconds"] is not None]
-            body.append([*row, _number(sum(seconds) / len(seconds) if seconds else None, 2)])
-        parts += [model, _table(head, body), ""]
+            body.append([*row, number(mean_or_none(known(same, "seconds")), 2)])
+        parts += [model, text_table(head, body), ""]
     named = ", ".join(f"{name} = {start}*" for name, start in sets.items())
     parts += [
         f"Sets: {named}. mm: scan-to-mesh distance of the neutral shape, NoW protocol;",

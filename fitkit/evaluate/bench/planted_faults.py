@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,16 @@ import cv2
 import numpy as np
 
 from fitkit.errors import FitkitError, InputError
-from fitkit.evaluate.bench import Prediction, Truth, load_truth, score, spread_positions, subject_names
-from fitkit.evaluate.compare import aligned
+from fitkit.evaluate.bench.photos import Tell, spread_positions
+from fitkit.evaluate.bench.scores import score_neutral
+from fitkit.evaluate.bench.truth import Truth, load_truth, subject_names
 from fitkit.evaluate.machine import machine
+from fitkit.evaluate.predictions import face_of_fit
+from fitkit.evaluate.tables import Row, grouped, mean_or_none, number, percent, text_table
 from fitkit.evaluate.verdicts import STATUS, verdict_table, verdict_text
+from fitkit.fit.findings import MEAN_OF_SIGMA, OK_MM, judge
 from fitkit.fit.recipe import FitRecipe, load_recipe
-from fitkit.fit.report import MEAN_OF_SIGMA, OK_MM, judge, verdict
+from fitkit.fit.report import FitReport
 from fitkit.fit.run import fit_observed
 from fitkit.io.foreign import foreign_file
 from fitkit.io.options import to_plain
@@ -49,7 +53,6 @@ KEPT = (
     "recipe",
     "model",
 )
-Tell = Callable[[str], None]
 
 
 # ---- faults ----
@@ -193,17 +196,10 @@ def _fit(
     subject: Subject, found: Landmarks, notes: Sequence[str], truth: Truth, model: FaceModel, plan: FitRecipe
 ) -> dict[str, Any]:
     result = fit_observed(subject, found, model, plan, notes=(*subject.notes, *notes))
-    mesh = Prediction(
-        subject.name,
-        model.name,
-        plan.name,
-        result.neutral.double().numpy(),
-        model.triangles.numpy(),
-        result.landmarks3d.double().numpy(),
-    )
+    values = score_neutral(face_of_fit(result), truth).values
     kept = {k: result.metrics[k] for k in KEPT if k in result.metrics}
     kept["stages"] = [{k: s[k] for k in ("name", "identity_change")} for s in result.metrics["stages"]]
-    return {"now_mean": score(mesh, truth)["now_mean"], "status": result.status, "error": "", "metrics": kept}
+    return {"now_mean": values["now_mean"], "status": result.status, "error": "", "metrics": kept}
 
 
 def judged_again(report: dict[str, Any]) -> dict[str, Any]:
@@ -214,12 +210,12 @@ def judged_again(report: dict[str, Any]) -> dict[str, Any]:
 def _verdict_of(row: dict[str, Any]) -> dict[str, Any]:
     if row["metrics"] is None:
         return {"status": "failed", "expected_mm": None, "upper_mm": None, "found": []}
-    said = verdict(row["metrics"])
+    report = judge(FitReport.from_metrics(row["metrics"], "metrics of a fit"))
     return {
-        "status": judge(row["metrics"])[0],
-        "expected_mm": said["expected_mm"],
-        "upper_mm": said["upper_mm"],
-        "found": [[f["code"], f["view"]] for f in said["findings"] if f["severity"] != "note"],
+        "status": report.status,
+        "expected_mm": report.verdict.expected_mm,
+        "upper_mm": report.verdict.upper_mm,
+        "found": [[f.code, f.view] for f in report.verdict.findings if f.severity != "note"],
     }
 
 
@@ -269,26 +265,16 @@ def _numbers(rows: Sequence[dict[str, Any]], key: str) -> np.ndarray:
     return np.array([np.nan if r[key] is None else r[key] for r in rows])
 
 
-def _groups(clean: Sequence[dict[str, Any]]) -> str:
-    table = []
-    for group in sorted({(r["data"], r["model"], r["views"]) for r in clean}):
-        some = [
-            r for r in clean if (r["data"], r["model"], r["views"]) == group and r["now_mean"] is not None
-        ]
+def _groups(clean: Sequence[Row]) -> str:
+    rows = []
+    for group, some in sorted(grouped(clean, "data", "model", "views").items()):
+        some = [r for r in some if r["now_mean"] is not None]
         true, expected, upper = (_numbers(some, k) for k in ("now_mean", "expected_mm", "upper_mm"))
         counts = ", ".join(f"{n} {s}" for s in STATUS if (n := sum(r["status"] == s for r in some)))
-        table.append(
-            (
-                *map(str, group),
-                str(len(some)),
-                *(f"{_mean(v):.2f}" for v in (true, expected, true / expected)),
-                f"{100 * _mean(true <= upper):.0f} %",
-                counts,
-            )
-        )
-    return aligned(
-        ("data", "model", "photos", "fits", "true", "expected", "ratio", "below bound", "status"), table
-    )
+        means = (number(mean_or_none(v), 2) for v in (true, expected, true / expected))
+        rows.append((*map(str, group), str(len(some)), *means, percent(mean_or_none(true <= upper)), counts))
+    head = ("data", "model", "photos", "fits", "true", "expected", "ratio", "below bound", "status")
+    return text_table(head, rows)
 
 
 def key(row: dict[str, Any]) -> tuple:
@@ -320,40 +306,38 @@ def fault_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
-def _faults_text(rows: Sequence[dict[str, Any]]) -> str:
-    table, faulty = [], fault_rows(rows)
-    for kind in dict.fromkeys(r["fault"] for r in faulty):
-        some = [r for r in faulty if r["fault"] == kind]
+def _faults_text(rows: Sequence[Row]) -> str:
+    lines = []
+    for (kind,), some in grouped(fault_rows(rows), "fault").items():
         harm = _numbers(some, "harm")
         bad = [r for r in some if r["harm"] is None or r["harm"] > HARM_MM]
         good = [r for r in some if r not in bad]
-        table.append(
+        largest = float(np.nanmax(harm)) if np.isfinite(harm).any() else None
+        lines.append(
             (
                 kind,
                 str(len(some)),
-                f"{_mean(harm):+.2f}",
-                f"{np.nanmax(harm, initial=-np.inf):+.2f}",
+                number(mean_or_none(harm), 2, sign=True),
+                number(largest, 2, sign=True),
                 _share(some),
-                f"{sum(r['named'] for r in some)}",
+                str(sum(r["named"] for r in some)),
                 _share(bad),
                 _share(good),
-                f"{_mean(_numbers(some, 'now_mean') / _numbers(some, 'expected_mm')):.2f}",
+                number(mean_or_none(_numbers(some, "now_mean") / _numbers(some, "expected_mm")), 2),
             )
         )
-    return aligned(
-        (
-            "fault",
-            "fits",
-            "mean harm",
-            "largest",
-            "flagged",
-            "photo named",
-            "harmful flagged",
-            "harmless flagged",
-            "true / expected",
-        ),
-        table,
+    head = (
+        "fault",
+        "fits",
+        "mean harm",
+        "largest",
+        "flagged",
+        "photo named",
+        "harmful flagged",
+        "harmless flagged",
+        "true / expected",
     )
+    return text_table(head, lines)
 
 
 def _share(some: Sequence[dict[str, Any]]) -> str:
@@ -386,12 +370,7 @@ def _constants_text(rows: Sequence[dict[str, Any]]) -> str:
     for code in sorted({code for r in known for code, _ in r["found"] if code != "expected_error"}):
         some = [r for r in known if code in [c for c, _ in r["found"]]]
         lines.append(
-            f"{code}: true / expected {_mean(_numbers(some, 'now_mean') / _numbers(some, 'expected_mm')):.2f} ({len(some)} fits)"
+            f"{code}: true / expected {number(mean_or_none(_numbers(some, 'now_mean') / _numbers(some, 'expected_mm')), 2)} "
+            f"({len(some)} fits)"
         )
     return "\n".join(lines)
-
-
-def _mean(values: np.ndarray) -> float:
-    values = np.asarray(values, np.float64)
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else float("nan")

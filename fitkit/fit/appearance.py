@@ -26,6 +26,10 @@ from fitkit.scene.state import SceneState
 if TYPE_CHECKING:
     from fitkit.fit.result import FitResult
 
+EXPOSED = 0.25  # mean linear intensity of a well exposed face
+FULL = 0.15  # sum of the squared cosines from which on a vertex counts as seen
+DARK = 2e-3  # linear colours below this are too noisy for ratios
+
 
 @dataclass(frozen=True)
 class DecomposeOptions:
@@ -199,8 +203,3 @@ def _albedo(
     filled = Membrane(model.to("cpu")).solve(trusted.cpu().numpy(), ratio.cpu().numpy(), tone.cpu().numpy())
     continued = torch.from_numpy(filled).to(mean).exp() * mean
     return (seen[:, None] * albedo + (1 - seen[:, None]) * continued).clamp(0, 1), seen
-
-
-EXPOSED = 0.25  # mean linear intensity of a well exposed face
-FULL = 0.15  # sum of the squared cosines from which on a vertex counts as seen
-DARK = 2e-3  # linear colours below this are too noisy for ratios

@@ -1,4 +1,4 @@
-"""Fits from each start, and from spoiled landmarks."""
+"""Fits from each start, and from perturbed landmarks."""
 
 import json
 import shutil
@@ -10,16 +10,15 @@ from click.testing import CliRunner
 
 from fitkit.cli.main import main
 from fitkit.errors import InputError
-from fitkit.evaluate.starts import (
+from fitkit.evaluate.bench.perturbation import (
     KEPT_POINTS,
     KINDS,
     OUTLIERS,
     STARTS,
-    measure,
-    spoil,
-    summarize,
+    perturb,
     summarize_trials,
 )
+from fitkit.evaluate.bench.robustness import measure, summarize
 from fitkit.models.registry import load_model
 from fitkit.nets import save_predictor
 from fitkit.nets.fitkit_init.network import FitkitInit, FitkitInitOptions
@@ -45,24 +44,24 @@ def marks(views=2):
     )
 
 
-def test_how_landmarks_are_spoiled():
+def test_how_landmarks_are_perturbed():
     good, rng = marks(), np.random.default_rng(0)
-    bad, turn = spoil(good, "outliers", rng)
+    bad, turn = perturb(good, "outliers", rng)
     moved = (bad.points != good.points).any(-1)
     assert all(OUTLIERS[0] <= n / 68 + 0.01 and n / 68 - 0.01 <= OUTLIERS[1] for n in moved.sum(1).tolist())
     assert turn is None and bool(bad.valid.all())
     low, high = good.points.amin(1, keepdim=True), good.points.amax(1, keepdim=True)
     assert bool(((bad.points >= low) & (bad.points <= high)).all())
-    assert spoil(good, "missing", rng)[0].valid.sum(1).tolist() == [KEPT_POINTS] * 2
-    side = spoil(good, "profile", rng)[0].valid
+    assert perturb(good, "missing", rng)[0].valid.sum(1).tolist() == [KEPT_POINTS] * 2
+    side = perturb(good, "profile", rng)[0].valid
     assert bool((side.sum(1) >= KEPT_POINTS).all()) and bool((~side).any()) and bool(side[:, 27:36].all())
-    same, turn = spoil(good, "turned", rng)
+    same, turn = perturb(good, "turned", rng)
     assert torch.equal(same.points, good.points)
     angle = torch.rad2deg(turn.norm(dim=1))
     assert bool(((angle > 59.9) & (angle < 150.1)).all())
     assert torch.equal(
-        spoil(good, "outliers", np.random.default_rng(5))[0].points,
-        spoil(good, "outliers", np.random.default_rng(5))[0].points,
+        perturb(good, "outliers", np.random.default_rng(5))[0].points,
+        perturb(good, "outliers", np.random.default_rng(5))[0].points,
     )
 
 
@@ -142,7 +141,7 @@ def test_the_command(anna, tmp_path, weights):
     assert run.exit_code == 0, run.output
     assert (
         "regressor taken" in run.output
-        and "arrived" in run.output
+        and "recovered" in run.output
         and json.loads(path.read_text())["benchmark"] == "init"
     )
     with pytest.raises(InputError, match="no subject folder below it"):

@@ -6,20 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import observe, tiny_model, tiny_state
+from test_run import photos
+from test_uncertainty import problem
 
 from fitkit.energies.objective import LeastSquaresProblem, Objective
-from fitkit.fit import agreement
-from fitkit.fit.agreement import leave_one_out, parallax, two_people
+from fitkit.fit import view_consistency
+from fitkit.fit.findings import judge
 from fitkit.fit.recipe import load_recipe
-from fitkit.fit.report import judge
+from fitkit.fit.report import ScaleReport
 from fitkit.fit.run import fit_observed
+from fitkit.fit.view_consistency import leave_one_out, parallax, two_people
 from fitkit.geometry.rotation import so3_exp
 from fitkit.models.io import load_model_file
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
-from test_run import photos
-from test_uncertainty import problem
 
 YAWS = (-50.0, -25.0, 0.0, 25.0, 50.0)
 
@@ -194,7 +195,7 @@ def test_half_of_the_views_of_another_person(model, wrong):
         result.status == "doubtful"
         and "their landmarks fit two faces far better than one; check the photos" in found["message"]
     )
-    known = judge(result.metrics | {"scale": {"metric": True}})[1]
+    known = judge(replace(result.report, scale=ScaleReport(metric=True))).warnings
     assert any(
         "better than one; check the photos and the R and t of their cameras, and fit each person alone"
         in line
@@ -206,13 +207,13 @@ def test_half_of_the_views_of_another_person(model, wrong):
 def test_matches_within_groups_only():
     shares = {(0, 1): 0.6, (2, 3): 0.13, (1, 2): 0.05, (0, 3): 0.04}
     pairs = frozenset([0, 1]), frozenset([2, 3])
-    assert all(agreement._matched_apart(shares, g) for g in pairs)
+    assert all(view_consistency._matched_apart(shares, g) for g in pairs)
     assert not any(
-        agreement._matched_apart(shares | {(2, 3): 0.1}, g) for g in pairs
+        view_consistency._matched_apart(shares | {(2, 3): 0.1}, g) for g in pairs
     )  # 2 and 3 match each other hardly better
-    assert not agreement._matched_apart(shares | {(0, 2): 0.25}, pairs[0])
-    assert not agreement._matched_apart(shares, frozenset([0]))  # matches one of the others
-    assert not agreement._matched_apart({}, frozenset([0])) and not agreement._matched_apart(
+    assert not view_consistency._matched_apart(shares | {(0, 2): 0.25}, pairs[0])
+    assert not view_consistency._matched_apart(shares, frozenset([0]))  # matches one of the others
+    assert not view_consistency._matched_apart({}, frozenset([0])) and not view_consistency._matched_apart(
         {(0, 1): 0.02}, frozenset([0])
     )
 

@@ -1,22 +1,19 @@
-"""What a trained network says about the photos of one person, and a fit that starts there."""
+"""What a trained network says about the photos of one person, and the start of a fit from it."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fitkit.energies.kernels import Kernel
-from fitkit.energies.landmarks import LandmarkReprojection
-from fitkit.energies.objective import Objective, Term
 from fitkit.errors import InputError, MissingWeightsError
-from fitkit.fit.initialize import Start, to_photos
+from fitkit.fit.initialize import Start, landmark_start, to_photos
 from fitkit.fit.recipe import InitOptions
 from fitkit.geometry.alignment import similarity_align
-from fitkit.geometry.weak_perspective import lay_onto, weak_perspective_pose
+from fitkit.geometry.weak_perspective import weak_perspective_pose
 from fitkit.io.resources import asset_path
 from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
@@ -27,16 +24,13 @@ from fitkit.observe.crop import crop_views
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
 from fitkit.scene.camera import Camera
+from fitkit.scene.depth_state import DepthState
 from fitkit.scene.pose import yaw_pitch_roll
-from fitkit.scene.projection import project_points
-from fitkit.scene.state import SceneState
+from fitkit.scene.position_map import PositionMap
 
 WEIGHTS = "fitkit-init.safetensors"
-STRAY = 0.15  # of the face size: good landmarks lie within a third of it
-ENOUGH = 8  # landmarks of a view to place a face by
-POINT_MM = (
-    1.5  # how far off a network's landmarks are, where the shape of one face model is carried over to another
-)
+# How far off a network's landmarks are, where the shape of one face model is carried over to another.
+POINT_MM = 1.5
 
 
 def shipped_weights() -> Path:
@@ -73,6 +67,7 @@ def predict_views(
     found: Landmarks,
     device: str = "cpu",
     weights: str = "the network",
+    repeat: bool = False,
 ) -> Predicted:
     """Run a network on the photos of a subject.
 
@@ -80,19 +75,16 @@ def predict_views(
 
     Args:
         found: landmarks in px of the photos; they say where to cut. weights: names the network in messages.
+        repeat: a single photo goes into every named view; what is told is the frame of the view that it shows, or comes nearest to.
     Raises:
-        InputError: no photo fits a view of the network.
+        InputError: no photo fits a view of the network, or several are to be repeated.
     """
+    if repeat:
+        return _predict_repeated(network, model, subject, found, device, weights)
     order = tuple(range(len(subject.views)))
     there = list(order)
     if network.views:
-        weight = found.valid.float() * found.confidence.clamp_min(1e-3)
-        _, rotation, _ = weak_perspective_pose(
-            model.landmark_basis.mean[None].cpu(), torch.nan_to_num(found.points), weight
-        )
-        slots = assign_views(
-            network.views, yaw_pitch_roll(rotation)[:, 0].tolist(), [v.name for v in subject.views]
-        )
+        slots = assign_views(network.views, _yaw(model, found), [v.name for v in subject.views])
         there = [s for s, view in enumerate(slots) if view is not None]
         if not there:
             wanted = ", ".join(f"{v.name} {v.yaw[0]:g} to {v.yaw[1]:g}" for v in network.views)
@@ -111,10 +103,80 @@ def predict_views(
     return Predicted(network(images, valid), seen, order, model)
 
 
+def _yaw(model: FaceModel, found: Landmarks) -> list[float]:
+    """Degrees by which the head is turned in each photo."""
+    weight = found.valid.float() * found.confidence.clamp_min(1e-3)
+    mean = model.landmark_basis.mean[None].cpu()
+    _, rotation, _ = weak_perspective_pose(mean, torch.nan_to_num(found.points), weight)
+    return yaw_pitch_roll(rotation)[:, 0].tolist()
+
+
+def _predict_repeated(
+    network: Predictor, model: FaceModel, subject: Subject, found: Landmarks, device: str, weights: str
+) -> Predicted:
+    """`predict_views` with one photo in all named views."""
+    if not network.views:
+        raise InputError(
+            f"repeat: expected a network with named views, but {weights} takes any number of photos; leave repeat out"
+        )
+    if len(subject.views) != 1:
+        raise InputError(
+            f"{subject.path or subject.name}: repeat: expected one photo to be put into all views of {weights}, got "
+            f"{len(subject.views)}; leave repeat out, or give one photo"
+        )
+    yaw = _yaw(model, found)[0]
+    slots = assign_views(network.views, [yaw], [subject.views[0].name])
+    shown = next(
+        (i for i, view in enumerate(slots) if view is not None),
+        min(range(len(slots)), key=lambda i: abs(network.views[i].middle - yaw)),
+    )
+    view = subject.views[0]
+    seen = crop_views([view.image], [view.mask], found, network.crop).to(device)
+    images = seen.images[None].expand(1, len(slots), *seen.images.shape[1:])
+    said = network(images, torch.ones(1, len(slots), dtype=torch.bool, device=device))
+    return Predicted(_frame(said, shown), seen, (0,), model)
+
+
+def _frame(said: Prediction, number: int) -> Prediction:
+    """What a prediction says of one of its frames."""
+    views, state, depth, maps = [number], said.state, said.depth, said.position_map
+    if state is not None:
+        state = state.replace(
+            subject=state.subject[views],
+            expression=state.expression[views],
+            pose=state.pose.select(views),
+            camera=state.camera.select(views),
+            illumination=state.illumination[views],
+        )
+    if depth is not None:
+        depth = DepthState(
+            depth.depth[views],
+            None if depth.pose is None else depth.pose.select(views),
+            depth.camera.select(views),
+            depth.subject[views],
+            None if depth.suitability is None else depth.suitability[views],
+        )
+    return Prediction(
+        state,
+        said.identity_sigma,
+        None if said.landmarks is None else said.landmarks.select(views),
+        depth,
+        None if maps is None else PositionMap(maps.points[views]),
+        None if said.parse is None else said.parse[views],
+        None if said.points3d is None else said.points3d[views],
+        said.subject[views],
+    )
+
+
 def regressor_start(
-    subject: Subject, found: Landmarks, model: FaceModel, options: InitOptions, device: str = "cpu"
+    subject: Subject,
+    found: Landmarks,
+    observations: Observations,
+    model: FaceModel,
+    options: InitOptions,
+    device: str = "cpu",
 ) -> Start:
-    """Where a network would start the fit of `model`.
+    """Where a network would start the fit of `model` to the crops `observations`.
 
     Raises:
         InputError, MissingWeightsError: weights that cannot be used, or no photo that fits the network.
@@ -128,13 +190,13 @@ def regressor_start(
     )
     own = own.to(device)
     network = load_predictor(path, own).to(device)
-    return start_of(
-        predict_views(network, own, subject, found, device, os.fspath(path)), len(subject.views), model
-    )
+    predicted = predict_views(network, own, subject, found, device, os.fspath(path))
+    return start_of(predicted, landmark_start(model, observations), observations, model)
 
 
-def start_of(predicted: Predicted, num_views: int, model: FaceModel) -> Start:
-    """The start of a fit of `model` from a network's prediction, in px of the photos.
+def start_of(predicted: Predicted, base: Start, observations: Observations, model: FaceModel) -> Start:
+    """The start of a fit of `model` to the crops `observations` from a network's prediction; views that the network has not seen start
+    as in `base`.
 
     A network of another face model gives the places of its landmarks: their pose comes in closed form from these, the identity by
     least squares under the prior after a similarity (which hardly differs between heads of millimetres), the expression by the
@@ -158,18 +220,15 @@ def start_of(predicted: Predicted, num_views: int, model: FaceModel) -> Start:
         pixels = scale[:, None, None] * posed[..., :2] + origin[:, None]
         ours = model.landmark_basis.points(identity[state.subject], expression)
         scale, rotation, origin = weak_perspective_pose(ours, pixels, torch.ones_like(pixels[..., 0]))
-    B = num_views
     order = torch.tensor(predicted.order, device=scale.device)
-
-    def table(values: Tensor, fill: float) -> Tensor:
-        out = values.new_full((B, *values.shape[1:]), fill)
-        out[order] = values
-        return out
-
-    known = torch.zeros(B, dtype=torch.bool, device=scale.device)
-    known[order] = True
+    crop, offset = observations.scale[order], observations.offset[order]
     return Start(
-        table(scale, 1.0), table(rotation, 0.0), table(origin, 0.0), known, identity, table(expression, 0.0)
+        base.scale.index_copy(0, order, scale * crop),
+        base.rotation.index_copy(0, order, rotation),
+        base.origin.index_copy(0, order, (origin - offset) * crop[:, None]),
+        identity,
+        base.expression.index_copy(0, order, expression),
+        base.predicted.index_fill(0, order, True),
     )
 
 
@@ -198,79 +257,3 @@ def carry_expression(expression: Tensor, source: FaceModel, target: FaceModel) -
         if name in place:
             out[:, i] = expression[:, place[name]]
     return out
-
-
-@torch.no_grad()
-def stray_points(state: SceneState, observations: Observations, model: FaceModel) -> Tensor:
-    """Landmarks [B, 68] bool that lie farther than STRAY face sizes from where `state` has them, jaw points under either rule, also after
-    the state's points were laid onto them by the affine map under which most agree: a network sees a face at the edge of a wide photo
-    stretched and turned.
-
-    Where this is more than half of a view's points, the state is more likely wrong than the points, and none of them is named; nor
-    where fewer than ENOUGH would be left.
-    """
-    unit = torch.ones_like(observations.landmarks.points[..., 0])
-    energies = (
-        LandmarkReprojection(model, unit, rule).freeze(state, observations) for rule in ("surface", "outline")
-    )
-    found = [energy.residuals(state, observations).value for energy in energies]
-    points = project_points(model.landmark_basis, state).pixels
-    size = (points.amax(1) - points.amin(1)).prod(-1).sqrt()
-    valid = observations.landmarks.valid
-    far = valid & (torch.minimum(*(r.norm(dim=-1) for r in found)) > STRAY * size[:, None])
-    stray = far & (
-        torch.minimum(*(_after_affine(r, points, valid, size) for r in found)) > STRAY * size[:, None]
-    )
-    count, left = far.sum(1), valid.sum(1) - far.sum(1)
-    return stray & ((count <= left) & (left >= ENOUGH))[:, None]
-
-
-def _after_affine(residual: Tensor, points: Tensor, valid: Tensor, size: Tensor) -> Tensor:
-    """Lengths [B, 68] of what a robust affine map of the points leaves of the residuals [B, 68, 2]; jaw points have no say in it."""
-    frame = torch.cat(
-        [(points - points.mean(1, keepdim=True)) / size[:, None, None], torch.ones_like(points[..., :1])], -1
-    )
-    inner = valid.to(residual).clone()
-    inner[:, :17] = 0
-    left, eye = torch.nan_to_num(residual), torch.eye(3).to(residual)
-    for _ in range(10):
-        weight = (
-            inner / (1 + (left / (STRAY / 3 * size)[:, None, None]).square().sum(-1)).square()
-        )  # Geman-McClure
-        rows = frame.mT * weight[:, None]
-        left = torch.nan_to_num(residual) - frame @ torch.linalg.solve(
-            rows @ frame + 1e-3 * eye, rows @ torch.nan_to_num(residual)
-        )
-    return left.norm(dim=-1)
-
-
-@torch.no_grad()
-def settled(start: Start, observations: Observations, model: FaceModel) -> Start:
-    """The start with each face laid onto its inner landmarks: what they say about scale and place is better than a prediction.
-
-    A view with fewer than ENOUGH of them stays as it is.
-    """
-    marks = observations.landmarks
-    weight = marks.valid.float() * marks.confidence.clamp_min(1e-3)
-    weight[:, :17] = 0
-    head = model.landmark_basis.points(start.identity.expand(len(weight), -1), start.expression)
-    photo = torch.nan_to_num(marks.points) / observations.scale[:, None, None] + observations.offset[:, None]
-    scale, origin = lay_onto((head @ start.rotation.transpose(1, 2))[..., :2], photo, weight.clamp_min(1e-12))
-    enough = start.known & ((weight > 0).sum(1) >= ENOUGH)
-    return replace(
-        start,
-        scale=torch.where(enough, scale, start.scale),
-        origin=torch.where(enough[:, None], origin, start.origin),
-    )
-
-
-@torch.no_grad()
-def start_cost(state: SceneState, observations: Observations, model: FaceModel, sigma: Tensor) -> float:
-    """How badly a start fits the inner landmarks, with a kernel that forgives single wrong points. Priors would speak for the mean
-    face, although the fit will leave it."""
-    marks = observations.landmarks
-    inner = marks.valid.clone()
-    inner[:, :17] = False  # what they are is not known yet
-    seen = replace(observations, landmarks=replace(marks, valid=inner))
-    term = Term(LandmarkReprojection(model, sigma, "surface"), 1.0, Kernel("gm", 6.0))
-    return float(Objective([term]).freeze(state, seen).cost(state, seen)[0])

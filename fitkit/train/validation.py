@@ -1,0 +1,198 @@
+"""How good a network is on the samples that are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fitkit.data.augment import PLAIN
+from fitkit.energies.landmarks3d import landmark_places
+from fitkit.evaluate.photo_consistency import cross_view_flow
+from fitkit.geometry.alignment import similarity_align
+from fitkit.models.face_model import FaceModel
+from fitkit.nets.predictor import Prediction, Predictor
+from fitkit.observe.labels import Labels
+from fitkit.observe.observations import Observations
+from fitkit.observe.sampling import sample
+from fitkit.scene.projection import project_points
+from fitkit.train.regressor_data import Batch, InputOptions, Part, collate, prepare
+from fitkit.train.regressor_recipe import RegressorTraining
+
+VALIDATED = (
+    "vertex_mm",
+    "mean_face_mm",
+    "shape_mm",
+    "mean_shape_mm",
+    "nme_percent",
+    "sigma_ratio",
+    "flow_px",
+    "depth_mm",
+    "parse_percent",
+    "points3d_mm",
+)
+
+
+class HeldOut:
+    """The samples that are held out, read once."""
+
+    def __init__(
+        self, recipe: RegressorTraining, parts: Sequence[Part], model: FaceModel, network: Predictor
+    ):
+        self.recipe, self.model = recipe, model
+        self.inputs = InputOptions.of(network, recipe.most_views)
+        # Evenly from all of them, so that no data set is left out.
+        places = [(p, i) for p in parts for i in range(len(p.index))]
+        keep = (
+            np.unique(
+                np.linspace(0, len(places) - 1, min(recipe.validation.most, len(places))).round().astype(int)
+            )
+            if places
+            else []
+        )
+        self.places = [places[k] for k in keep]
+        self._samples: list | None = None
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def batches(self) -> list[Batch]:
+        if self._samples is None:
+            self._samples = []
+            for part, position in self.places:
+                name = part.id(position)
+                sample = part.dataset[int(part.index[position])]
+                self._samples.append(
+                    (
+                        name,
+                        *prepare(
+                            sample.observations,
+                            name,
+                            self.model,
+                            self.inputs,
+                            PLAIN,
+                            np.random.default_rng(0),
+                        ),
+                    )
+                )
+        return [
+            collate(self._samples[k : k + self.recipe.batch])
+            for k in range(0, len(self._samples), self.recipe.batch)
+        ]
+
+
+@torch.no_grad()
+def validate(network: Predictor, model: FaceModel, held: HeldOut) -> dict[str, float]:
+    """Errors on the samples held out; {} without any. Each is the mean over the people for whom the network gives what it needs and
+    the labels know it.
+
+    vertex_mm: distance of the predicted from the labelled vertices of the face region, head frame, with expression; mean_face_mm: the
+    same of the mean face; shape_mm, mean_shape_mm: the same two without what photos do not tell, after the similarity that fits best;
+    sigma_ratio: root mean square of identity errors over their predicted standard deviations (and those of the labels), 1 = these
+    are right; flow_px: see `cross_view_flow`, of the first `validation.flow` people with two views or more, px of 224;
+    nme_percent: distance of the predicted from the given landmarks 17-67 over the square root of the landmark box's area, mean over
+    the views; depth_mm: mean distance of depths where the label has a surface; parse_percent: pixels whose likeliest part is that of
+    the label; points3d_mm: mean distance of 3D points after the similarity that fits best.
+    """
+    training, device = network.training, next(network.parameters()).device
+    network.eval()
+    found: dict[str, list[float]] = {k: [] for k in VALIDATED}
+    for batch in held.batches():
+        batch = batch.to(device)
+        prediction = network(batch.images, batch.valid)
+        for i, seen in enumerate(batch.people):
+            mine, labels = prediction.select([i]), seen.labels or Labels()
+            points = predicted_landmarks(mine, model)
+            if points is not None:
+                found["nme_percent"] += landmark_error(points, seen)
+            if mine.state is not None:
+                if seen.num_views > 1 and len(found["flow_px"]) < held.recipe.validation.flow:
+                    length = cross_view_flow(model, mine.state, seen)
+                    found["flow_px"] += [] if length is None else [length]
+                if {"identity", "expression"} <= labels.parts:
+                    _add(found, shape_errors(mine, labels, model))
+            _add(found, map_errors(mine, labels))
+    network.train(training)
+    out = {k: float(np.mean(v)) for k, v in found.items() if v}
+    return out | {k: v**0.5 for k, v in out.items() if k == "sigma_ratio"}
+
+
+def _add(found: dict[str, list[float]], values: dict[str, float]) -> None:
+    for name, value in values.items():
+        found[name].append(value)
+
+
+def shape_errors(mine: Prediction, labels: Labels, model: FaceModel) -> dict[str, float]:
+    """Of the state of one person; sigma_ratio: mean square, not its root."""
+    truth = labels.state.vertices(model)[:, model.face]
+    shape, mean = mine.state.vertices(model)[:, model.face], model.mean[model.face].expand_as(truth)
+    out = {
+        "vertex_mm": float((shape - truth).norm(dim=-1).mean()),
+        "mean_face_mm": float((mean - truth).norm(dim=-1).mean()),
+        "shape_mm": aligned_distance(shape, truth),
+        "mean_shape_mm": aligned_distance(mean, truth),
+    }
+    if mine.identity_sigma is not None:
+        own = (
+            0.0 if labels.identity_sigma is None else labels.identity_sigma
+        )  # labels may be unsure themselves
+        error = (mine.state.identity - labels.state.identity) ** 2
+        out["sigma_ratio"] = float((error / (mine.identity_sigma**2 + own**2)).mean())
+    return out
+
+
+def map_errors(mine: Prediction, labels: Labels) -> dict[str, float]:
+    """Of the parts of a prediction that are no state and no landmarks."""
+    out = {}
+    if mine.depth is not None and labels.depth is not None and bool((labels.depth > 0).any()):
+        out["depth_mm"] = float((mine.depth.depth - labels.depth)[labels.depth > 0].abs().mean())
+    if mine.parse is not None and labels.parse is not None:
+        known = (
+            torch.ones_like(labels.parse, dtype=torch.bool)
+            if labels.parse_valid is None
+            else labels.parse_valid
+        )
+        if bool(known.any()):
+            right = mine.parse.argmax(1) == labels.parse
+            out["parse_percent"] = 100 * float(right[known].float().mean())
+    if mine.points3d is not None and labels.points3d is not None:
+        known = torch.isfinite(labels.points3d).all(-1)
+        out["points3d_mm"] = aligned_distance(mine.points3d, torch.nan_to_num(labels.points3d), known)
+    return out
+
+
+def predicted_landmarks(prediction: Prediction, model: FaceModel) -> Tensor | None:
+    """The 68 points in the pictures, [B, 68, 2] px: of the state, the position map or the landmarks; None: it gives none of these."""
+    if prediction.state is not None:
+        return project_points(model.landmark_basis, prediction.state).pixels
+    if prediction.position_map is not None and model.uv is not None:
+        maps = prediction.position_map.points
+        places = landmark_places(model, maps.shape[-2:]).to(maps)
+        return sample(maps, places[None].expand(len(maps), -1, -1))[0][..., :2]
+    return None if prediction.landmarks is None else prediction.landmarks.points
+
+
+def aligned_distance(source: Tensor, target: Tensor, valid: Tensor | None = None) -> float:
+    """Mean distance of points [B, N, 3] from corresponding ones after the similarity of each frame that fits best, in their unit.
+
+    valid: [B, N] bool, pairs that count; None: all.
+    """
+    if valid is None:
+        valid = torch.ones(source.shape[:2], dtype=torch.bool, device=source.device)
+    best = similarity_align(source, target, valid)
+    moved = best.scale[:, None, None] * source @ best.rotation.transpose(1, 2) + best.translation[:, None]
+    return float((moved - target).norm(dim=-1)[valid].mean())
+
+
+def landmark_error(points: Tensor, seen: Observations) -> list[float]:
+    """NME of landmarks 17-67 in per cent, one number for each view that has any. points: [B, 68, 2] px."""
+    marks, out = seen.landmarks, []
+    for p, t, valid in zip(points, marks.points, marks.valid):
+        box = t[valid].amax(0) - t[valid].amin(0)
+        inner = valid.clone()
+        inner[:17] = False
+        if bool(inner.any()):
+            out.append(100 * float((p[inner] - t[inner]).norm(dim=-1).mean() / box.prod().sqrt()))
+    return out
