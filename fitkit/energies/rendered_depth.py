@@ -16,8 +16,10 @@ from fitkit.scene.state import SceneState
 
 
 def on_rendered_depth(energy: Energy, model: FaceModel) -> Energy:
-    """The energy of depth maps as one of a scene, whose surface gives the maps. Which triangle covers a pixel is fixed by `freeze`;
-    derivatives run through the planes of the triangles."""
+    """An energy of depth maps as one of a scene, whose surface gives the maps.
+
+    Which triangle covers a pixel is fixed by `freeze`; derivatives run through the planes of the triangles.
+    """
     return _OnRenderedDepth(energy, model)
 
 
