@@ -40,7 +40,7 @@ def predict(photos, weights, output, overwrite, device, landmarks, quiet):
 
     Example: fitkit predict photos_of_anna/
     """
-    from fitkit.export.folder import check_output
+    from fitkit.io.result_folder import check_output
     from fitkit.fitting.predict import predict as run
 
     paths, stray = split_arguments(photos)

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fitkit.energies.base import Residuals
+from fitkit.energies.base import PlainEnergy, Residuals
 from fitkit.energies.features import frozen_network
 from fitkit.energies.flow_correspondence import FlowImages
 from fitkit.energies.flow_magnitude import resized_photos
 from fitkit.energies.parse_labels import labelled_parse
-from fitkit.energies.spec import Context, DFM, EnergyDoc, EnergyOptions, EnergySpec, Networks, use
+from fitkit.energies.spec import Context, DFM, EnergyDoc, EnergyOptions, EnergySpec, Networks, OURS, use
 from fitkit.errors import InputError
 from fitkit.io.options import Pixels
 from fitkit.models.face_model import FaceModel
@@ -105,16 +105,7 @@ class ParsedRendering:
         if self.target is None:
             raise InputError("energy 'mask_parse': freeze it at a state first, as Objective.freeze does")
         logits = self._logits(self.image(state))
-        target = torch.where(self.valid, self.target, 0)
-        if int(target.max()) >= logits.shape[1] or int(target.min()) < 0:
-            raise InputError(
-                f"energy 'mask_parse': expected labels 0 to {logits.shape[1] - 1}, the classes of the parser, "
-                f"got {int(target.min())} to {int(target.max())}"
-            )
-        twice = 2 * F.cross_entropy(logits, target, reduction="none")
-        counts = twice > FLOOR
-        root = torch.where(counts, torch.where(counts, twice, 1.0).sqrt(), 0.0)
-        return Residuals(root.flatten(1)[..., None], self.valid.flatten(1))
+        return _root_of_entropy(logits, torch.where(self.valid, self.target, 0), self.valid, self.name)
 
     def _draw(self, state: SceneState, triangle: Tensor | None) -> Lit:
         reduction = self.photos.reduction
@@ -130,6 +121,35 @@ class ParsedRendering:
                 f"got {list(logits.shape)}"
             )
         return logits
+
+
+@dataclass(frozen=True)
+class ParseSupervision(PlainEnergy):
+    """parse_sup: sqrt(2 CE) at each pixel, [B, H W, 1], CE = cross entropy of the network's own parse [B, C, H, W] logits with the
+    labelled one. Mean over the pixels whose label is known.
+
+    With kernel 'sq' the cost is the mean of CE, see ParsedRendering for the root. Source: cross entropy, as face parsers are trained.
+    """
+
+    name = "parse_sup"
+    reduction = "mean"
+
+    def residuals(self, state: Tensor, observations: Observations) -> Residuals:
+        truth, known = labelled_parse(observations, state.shape[-2:], self.name)
+        truth, known = truth.to(state.device), known.to(state.device)
+        return _root_of_entropy(state, torch.where(known, truth, 0), known, self.name)
+
+
+def _root_of_entropy(logits: Tensor, target: Tensor, valid: Tensor, name: str) -> Residuals:
+    if int(target.max()) >= logits.shape[1] or int(target.min()) < 0:
+        raise InputError(
+            f"energy '{name}': expected labels 0 to {logits.shape[1] - 1}, the classes of the parser, "
+            f"got {int(target.min())} to {int(target.max())}"
+        )
+    twice = 2 * F.cross_entropy(logits, target, reduction="none")
+    counts = twice > FLOOR
+    root = torch.where(counts, torch.where(counts, twice, 1.0).sqrt(), 0.0)
+    return Residuals(root.flatten(1)[..., None], valid.flatten(1))
 
 
 # ---- recipes ----
@@ -182,5 +202,21 @@ SPECS = (
         training=ParseTraining,
         needs=lambda o: frozenset({"parse"} if o.options.target == "labels" else ()),
         load=_load,
+    ),
+    EnergySpec(
+        name="parse_sup",
+        cls=ParseSupervision,
+        make=lambda context, o: ParseSupervision(),
+        role="label",
+        doc=EnergyDoc(
+            formula="sqrt(2 CE(P, P*)), P the parse of a network",
+            unit="nats^(1/2)",
+            source="cross entropy",
+            uses=(use(OURS, "sq"),),
+            gradient="exact",
+        ),
+        takes="parse",
+        needs=("parse",),
+        not_in_fits="a fit has no parse of its own; a network predicts one",
     ),
 )

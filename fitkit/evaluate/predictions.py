@@ -19,7 +19,7 @@ from fitkit.data.samples import read_points
 from fitkit.errors import InputError
 from fitkit.evaluate.scan_to_mesh import NOW_POINTS
 from fitkit.export.meshes import write_obj
-from fitkit.export.parameters import load_parameters, save_parameters
+from fitkit.export.parameters import save_parameters
 from fitkit.fitting.result import FitResult
 from fitkit.io.atomic import written_whole
 from fitkit.io.foreign import DATA_BYTES, check_indices, check_shapes, foreign_file
@@ -27,6 +27,7 @@ from fitkit.io.mesh_files import read_mesh
 from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
 from fitkit.scene.camera import KINDS, Camera
+from fitkit.scene.parameters import load_parameters
 
 # Key of ID.npz -> shape; B views, V vertices.
 SHAPES = {

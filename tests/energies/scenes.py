@@ -3,6 +3,7 @@ a vector of parameters to a state, with 0 at the truth. Used by the training and
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Callable
 
@@ -37,7 +38,7 @@ from fitkit.energies.landmarks3d import (
     lmk_guided,
 )
 from fitkit.energies.objective import Objective, Term
-from fitkit.energies.parsing import ParsedRendering, ParseOptions
+from fitkit.energies.parsing import ParsedRendering, ParseOptions, ParseSupervision
 from fitkit.energies.photo_model import ModelPhotometric, ModelPhotometricOptions
 from fitkit.energies.photo_pairs import PhotoPairs, PhotoPairsOptions
 from fitkit.energies.photometric import CrossViewPhotometric, PhotometricOptions
@@ -373,6 +374,36 @@ def of_position_map(size, seed):
     )
 
 
+def of_parse(size, seed):
+    """Stripes of the ten parts, of which a network is sure; wrong parameters bend its logits smoothly."""
+    obs = observe(MODEL, person(size, 2, seed), size)
+    stripes = (torch.arange(size)[None, :, None] * 10 // size).expand(2, size, size)
+    obs = replace(obs, labels=Labels(parse=stripes))
+    right = 8 * F.one_hot(stripes, 10).movedim(-1, 1).double()
+    unknown = torch.zeros_like(stripes, dtype=torch.bool)
+    some = ~unknown
+    some[0, :, : size // 3] = False
+
+    def make(p):
+        return right + 4 * F.interpolate(
+            p.reshape(2, 10, 5, 5), (size, size), mode="bicubic", align_corners=True
+        )
+
+    def with_labels(known, fill):
+        filled = torch.where(known, stripes, -1 if math.isnan(fill) else int(10 * fill))
+        return replace(obs, labels=Labels(parse=filled, parse_valid=known))
+
+    return Scene(
+        lambda o: ParseSupervision(),
+        obs,
+        make,
+        normal(2 * 10 * 25, seed=seed + 1),
+        lambda s: float(1 - s.detach().softmax(1).gather(1, stripes[:, None]).mean()),
+        lambda fill: with_labels(some, fill),
+        with_labels(unknown, 0.1),
+    )
+
+
 # ---- depth maps ----
 
 
@@ -548,6 +579,7 @@ SCENES: dict[str, Callable[[int, int], Scene]] = {
         lambda o: lmk3d_align(MODEL, 0.1), ALL[:2], None, n, k, looks="points3d", frame="aligned"
     ),
     "lmk_posmap": of_position_map,
+    "parse_sup": of_parse,
     "lmk_guided": lambda n, k: of_person(
         lambda o: lmk_guided(MODEL, 0.1), ALL[:2], None, n, k, looks="points3d", frame="aligned"
     ),

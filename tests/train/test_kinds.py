@@ -2,20 +2,16 @@
 
 import csv
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from small_nets import registered
 from test_regressor_training import BASE, MODEL, Triplets, one_thread, train, with_maps  # noqa: F401
 
 from fitkit.data.face_dataset import Sample
-from fitkit.energies import registry
-from fitkit.energies.base import PlainEnergy, Residuals
 from fitkit.energies.masks import PARSE
-from fitkit.energies.spec import EnergyDoc, EnergyOptions, EnergySpec
 from fitkit.errors import InputError
 from fitkit.nets import load_predictor, read_about
 from fitkit.observe.label_crops import in_crop
@@ -23,34 +19,6 @@ from fitkit.render.rasterizer import clip_vertices, rasterize
 from fitkit.train.regressor import open_parts
 from fitkit.train.regressor_recipe import parse_regressor_training
 from fitkit.train.validation import HeldOut, validate
-
-
-@dataclass(frozen=True)
-class ParseSupervision(PlainEnergy):
-    """sqrt(2 CE) of the network's own parse against the labelled one, [B, H W, 1]. Mean."""
-
-    name = "parse_own"
-    reduction = "mean"
-
-    def residuals(self, state, observations):
-        entropy = F.cross_entropy(state, observations.labels.parse, reduction="none")
-        return Residuals(
-            (2 * entropy).clamp_min(1e-12).sqrt().flatten(1)[..., None],
-            torch.ones_like(entropy).flatten(1) > 0,
-        )
-
-
-PARSE_SPEC = EnergySpec(
-    name="parse_own",
-    cls=ParseSupervision,
-    make=lambda context, options: ParseSupervision(),
-    role="label",
-    doc=EnergyDoc("sqrt(2 CE)"),
-    options=EnergyOptions,
-    takes="parse",
-    needs=("parse",),
-    not_in_fits="a fit has no parse of its own",
-)
 
 
 def labelled(sample):
@@ -81,8 +49,6 @@ def people():
 @pytest.fixture(autouse=True)
 def networks(monkeypatch):
     registered(monkeypatch)
-    monkeypatch.setattr(registry, "_OWN", {})
-    registry.register_energy(PARSE_SPEC)
 
 
 def recipe(net, energies, steps=120, **changes):
@@ -107,7 +73,7 @@ KINDS = {
         lambda v: v < 13.5,
     ),
     "small_positions": ({"lmk_posmap": {"sigma_px": 2}}, "nme_percent", lambda v: v < 12),
-    "small_parser": ({"parse_own": {}}, "parse_percent", lambda v: v > 75),
+    "small_parser": ({"parse_sup": {}}, "parse_percent", lambda v: v > 75),
 }
 
 
