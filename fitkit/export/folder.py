@@ -34,18 +34,20 @@ from fitkit.fit.appearance import decompose_result
 from fitkit.geometry.color import srgb_from_linear
 from fitkit.io.atomic import litter, remove_litter, temporary_name, writing
 from fitkit.io.foreign import DATA_BYTES, foreign_file
+from fitkit.io.landmark_files import write_pts
 from fitkit.io.outputs import LITTER
-from fitkit.io.subject import RESULT_MARKS, is_result, readable
+from fitkit.io.subject import PREDICTION_MARK, RESULT_MARKS, is_output, readable
 from fitkit.render.texture import blend_texture
 
 if TYPE_CHECKING:
+    from fitkit.fit.predicted_maps import PredictedMaps
     from fitkit.fit.result import FitResult
 
 log = logging.getLogger("fitkit")
 
 # All that a fit writes; `--overwrite` removes nothing else.
 FILES = frozenset(
-    RESULT_MARKS
+    (*RESULT_MARKS, PREDICTION_MARK)
     + (
         "subject.obj",
         "subject.mtl",
@@ -61,14 +63,20 @@ FILES = frozenset(
         "albedo.ply",
     )
 )
-PER_VIEW = {
-    "views": ".ply",
-    "overlay": ".png",
-    "lighting": ".png",
-}  # folder -> suffix of its one file for each view
+PREDICTED = {  # what a network says beside a scene: folder -> suffix of its one file for each view
+    "depth": ".png",
+    "confidence": ".png",
+    "posmap": ".npy",
+    "parse": ".png",
+    "landmarks": ".pts",
+    "points3d": ".npy",
+}
+# folder -> suffix of its one file for each view
+PER_VIEW = {"views": ".ply", "overlay": ".png", "lighting": ".png"} | PREDICTED
 ENTRIES = FILES | PER_VIEW.keys()
 NEW, OLD = "new", "old"  # in the hidden folder that a result is written in
 TEXTURE_SIZE = 1024
+DEPTH_UNIT = 0.1  # mm, of depth maps with 16 bits
 REMOVALS = 50  # tries to remove a folder that is written to, 0.1 s apart
 
 
@@ -120,7 +128,7 @@ def _check_replaceable(path: Path, overwrite: bool) -> list[Path]:
         )
     foreign, results = _inspect(path, _stored_stems(path))
     names = {p.name for p in path.iterdir()}
-    lacking = [m for m in RESULT_MARKS if m not in names]
+    lacking = [] if PREDICTION_MARK in names else [m for m in RESULT_MARKS if m not in names]
     if foreign is not None or (lacking and names & ENTRIES):
         what = f"it holds '{foreign}'" if foreign is not None else f"it has no {' and '.join(lacking)}"
         raise InputError(
@@ -159,7 +167,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _holds_results_only(folder: Path) -> bool:
-    if is_result(folder):
+    if is_output(folder):
         return _inspect(folder, _stored_stems(folder))[0] is None
     inside = [p for p in folder.iterdir() if p.name not in LITTER]
     return bool(inside) and all(p.is_dir() and not p.is_symlink() and _holds_results_only(p) for p in inside)
@@ -169,6 +177,9 @@ def _stored_stems(folder: Path) -> set[str]:
     """Names of the files for each view of a result; none where its parameters cannot be read."""
     path = folder / "parameters.npz"
     try:
+        if not path.exists():  # of a network that gives no scene
+            with foreign_file(folder / PREDICTION_MARK, "not readable as a prediction") as file:
+                return {normalize("NFC", str(view["stem"])) for view in file.json()["views"]}
         with foreign_file(path, "not readable as parameters of a fit", limit=DATA_BYTES) as file:
             names = [str(n) for n in file.npz(("view_names",))["view_names"]]
     except InputError:  # damaged, or not ours; then such files are not known to be ours
@@ -244,13 +255,36 @@ def write_result(
     """
     path = check_output(output, overwrite)
     _check_finite(result)
+    write = _write_numbers if light else _write_all
+    return _in_place(path, overwrite, lambda folder: write(result, folder))
+
+
+def write_maps(maps: PredictedMaps, output: str | os.PathLike, overwrite: bool = False) -> Path:
+    """Write what a network without a scene says into a new folder, as `write_result` does: prediction.json and a folder for each part.
+
+    Returns: the absolute path of the folder.
+    Raises:
+        InputError: see `check_output`; or writing failed (disk full, ...).
+    """
+
+    def write(folder: Path) -> None:
+        views = [{"name": n, "stem": s} for n, s in zip(maps.names, _stems(maps.names))]
+        content = {"views": views, "gives": maps.gives, "network": maps.about, "notes": maps.notes}
+        _write_maps(maps, folder)
+        _write_json(folder / PREDICTION_MARK, content)
+
+    return _in_place(check_output(output, overwrite), overwrite, write)
+
+
+def _in_place(path: Path, overwrite: bool, write: Callable[[Path], None]) -> Path:
+    """`write` fills a hidden folder beside `path`, which takes its place when it is done; see `write_result`."""
     made = _missing_parents(path)
     holder = temporary_name(path)
     new, old = holder / NEW, holder / OLD / path.name
     try:
         new.mkdir(parents=True)
         with _single_threaded_torch():
-            (_write_numbers if light else _write_all)(result, new)
+            write(new)
         if path.exists():
             results = _check_replaceable(
                 path, overwrite
@@ -414,10 +448,36 @@ def _write_all(result: FitResult, folder: Path) -> None:
         _write_json(folder / "cameras.json", camera_table(result))
         np.save(folder / "landmarks.npy", result.landmarks3d.detach().numpy().astype(np.float32))
 
+    if result.maps is not None:
+        _write_maps(result.maps, folder)
     _side_by_side([numbers, lighting, appearance, meshes] + [lambda i=i: view(i) for i in range(len(stems))])
     for line in lacking:
         log.warning("%s", line)
     _write_report(result, folder, lacking)
+
+
+def _write_maps(maps: PredictedMaps, folder: Path) -> None:
+    """One file for each part and photo. Depth: 16 bits, tenths of a millimetre; suitability: 8 bits, 255 = 1."""
+    for number, stem in enumerate(_stems(maps.names)):
+
+        def place(name: str) -> Path:
+            (folder / name).mkdir(exist_ok=True)
+            return folder / name / (stem + PREDICTED[name])
+
+        if maps.depth is not None:
+            tenths = np.clip(np.round(maps.depth[number] / DEPTH_UNIT), 0, 65535).astype(np.uint16)
+            place("depth").write_bytes(_png(tenths))
+        if maps.confidence is not None:
+            share = np.clip(np.round(255 * maps.confidence[number]), 0, 255).astype(np.uint8)
+            place("confidence").write_bytes(_png(share))
+        if maps.position_map is not None:
+            np.save(place("posmap"), maps.position_map[number])
+        if maps.parse is not None:
+            place("parse").write_bytes(_png(maps.parse[number]))
+        if maps.landmarks is not None:
+            write_pts(place("landmarks"), maps.landmarks[number])
+        if maps.points3d is not None:
+            np.save(place("points3d"), maps.points3d[number])
 
 
 def _side_by_side(tasks: list[Callable[[], None]]) -> None:

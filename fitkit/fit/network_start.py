@@ -183,6 +183,11 @@ def regressor_start(
     """
     path = options.weights or shipped_weights()
     about = read_about(path)
+    if "state" not in about["gives"]:
+        raise InputError(
+            f"{path}: expected a network that gives a scene, it gives {', '.join(about['gives'])}, from which no fit can start; "
+            "use another network, or --init landmarks"
+        )
     own = (
         model
         if (model.name, model.num_identity) == (about["model"], about["num_identity"])
