@@ -188,7 +188,7 @@ def _recipes(
 
 
 def _overrides(folder: Path) -> Reader:
-    from fitkit.fit.recipe import load_recipe
+    from fitkit.fitting.recipe import load_recipe
 
     (folder / "a.yaml").write_text(
         "seed=3\ncrop.margin=1.5\nstages.shape.free=[pose, identity]\nstages.pose.energies.lmk2d={kernel: {name: huber}}\n"
@@ -425,9 +425,9 @@ def _bench(folder: Path) -> Reader:
 
 
 def _synth(folder: Path) -> Reader:
-    from fitkit.data import synth_folder
-    from fitkit.data.synth_dataset import SynthFolder
-    from fitkit.data.synth_recipe import load_synth_recipe
+    from fitkit.synth import folder as synth_folder
+    from fitkit.synth.dataset import SynthFolder
+    from fitkit.synth.recipe import load_synth_recipe
     from fitkit.evaluate.landmark_accuracy import labelled_pictures
     from fitkit.models.registry import load_model
 
@@ -460,7 +460,7 @@ def _synth(folder: Path) -> Reader:
 def _shards(folder: Path) -> Reader:
     import cv2
 
-    from fitkit.data.face_shards import read_shard
+    from fitkit.synth.shards import read_shard
 
     rng = np.random.default_rng(0)
     parts = [
@@ -486,7 +486,7 @@ def _reports(folder: Path) -> Reader:
     from fitkit.evaluate import compare
     from fitkit.evaluate.bench import planted_faults
     from fitkit.export.regressor import _training_card
-    from fitkit.fit import batch
+    from fitkit.fitting import batch
     from fitkit.train.regressor import CsvLog
     from fitkit.train.regressor_recipe import load_regressor_training
 
@@ -557,12 +557,12 @@ SEEDS: dict[str, Callable[[Path], Reader]] = {
     "landmarks": _landmarks,
     "subject": _subject,
     "images": _images,
-    "yaml_fit": _recipes("fit", "fitkit.fit.recipe:load_recipe"),
+    "yaml_fit": _recipes("fit", "fitkit.fitting.recipe:load_recipe"),
     "yaml_regressor": _recipes("train", "fitkit.train.regressor_recipe:load_regressor_training", "mvfnet"),
     "yaml_landmarks": _recipes(
         "train", "fitkit.train.landmark_recipe:load_landmark_training", "landmarks", ("frames.folder=x",)
     ),
-    "yaml_synth": _recipes("synth", "fitkit.data.synth_recipe:load_synth_recipe"),
+    "yaml_synth": _recipes("synth", "fitkit.synth.recipe:load_synth_recipe"),
     "yaml_evaluate": _recipes("evaluate", "fitkit.evaluate.recipe:load_evaluate_recipe"),
     "yaml_bench": _recipes("bench", "fitkit.evaluate.bench.ablation:load_ablation"),
     "overrides": _overrides,

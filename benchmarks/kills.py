@@ -162,7 +162,7 @@ def measure(command: Command, count: int, draw: random.Random, place: Path) -> d
 def commands(place: Path, people: Path, workers: int) -> dict[str, Command]:
     """What is killed: a fit of one of `people` (a folder of `fitkit synth`), a batch of all of them, a training on them."""
     from fitkit.export.folder import ENTRIES
-    from fitkit.fit.batch import read_report
+    from fitkit.fitting.batch import read_report
     from fitkit.io.subject import is_result
 
     def whole_result(folder: Path) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fitkit.data.synthetic import Appearance, head_shot_state, photograph, studio
+from fitkit.synth.studio import Appearance, head_shot_state, photograph, studio
 from fitkit.export.meshes import write_ply
 from fitkit.models.registry import load_model
 

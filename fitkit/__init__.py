@@ -11,34 +11,40 @@ import os
 import sys
 from importlib import import_module
 
+from fitkit import _moved
+
 __version__ = "0.1.0"
 
-# Public name -> module that holds it. `fit` is the package fitkit.fit itself, which can be called.
+# Public name -> module that holds it.
 _PUBLIC = {
     "FaceModel": "fitkit.models.face_model",
-    "FitRecipe": "fitkit.fit.recipe",
-    "FitResult": "fitkit.fit.result",
+    "FitRecipe": "fitkit.fitting.recipe",
+    "FitResult": "fitkit.fitting.result",
     "FitkitError": "fitkit.errors",
     "Subject": "fitkit.io.subject",
+    "fit": "fitkit.fitting.run",
     "load_model": "fitkit.models.registry",
     "load_parameters": "fitkit.export.parameters",
-    "load_recipe": "fitkit.fit.recipe",
+    "load_recipe": "fitkit.fitting.recipe",
     "load_result": "fitkit.export.load",
     "load_subject": "fitkit.io.subject",
     "register_energy": "fitkit.energies.registry",
     "subject_from_images": "fitkit.io.subject",
 }
-__all__ = ["fit", *_PUBLIC]
+__all__ = [*_PUBLIC]
 
 
 def __getattr__(name: str):
-    if name == "fit":
-        return import_module("fitkit.fit")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'fitkit' has no attribute {name!r}")
     value = getattr(import_module(_PUBLIC[name]), name)
+    if name == "fit":  # `fitkit.fit` was a package: `fitkit.fit.detail` is found on the function
+        vars(value).update(_moved.moved_below("fitkit.fit"))
     globals()[name] = value
     return value
+
+
+_moved.install()
 
 
 def __dir__():

@@ -1,7 +1,10 @@
 """The exception classes of fitkit. Every message says what was expected, what came, where, and what to do."""
 
+from __future__ import annotations
+
+import difflib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -47,3 +50,9 @@ def check_argument(name: str, value: object, kinds: type | tuple[type, ...], exp
     """Refuse an argument of a Python function that has another type than it takes."""
     if not isinstance(value, kinds):
         raise InputError(f"{name}: expected {expected}, got {type(value).__name__}")
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """ "did you mean 'NAME'?" with the known name nearest to an unknown one, '' where none is near. cutoff: 1 = equal."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"did you mean '{near[0]}'?" if near else ""

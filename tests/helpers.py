@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import torch
 
-from fitkit.fit.report import FitReport, ViewReport
-from fitkit.fit.result import FitResult
+from fitkit.fitting.report import FitReport, ViewReport
+from fitkit.fitting.result import FitResult
 from fitkit.geometry.rotation import so3_exp
 from fitkit.io.subject import Subject, View
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding

@@ -17,7 +17,7 @@ from fitkit.data.facescape import PUPIL_MM
 from fitkit.data.pixel_face import ANCHORS
 from fitkit.evaluate.facescape import wild_frame
 from fitkit.evaluate.scan_to_mesh import NOW_POINTS
-from fitkit.fit.result import FitResult
+from fitkit.fitting.result import FitResult
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 from helpers import tiny_model, tiny_result, tiny_state, write_pts

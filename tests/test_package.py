@@ -2,7 +2,6 @@
 
 import configparser
 import importlib
-import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +10,10 @@ import numpy as np
 import pytest
 
 import fitkit
+from fitkit._moved import MOVED
 
 ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {"PYTHONPATH": str(Path(fitkit.__file__).parents[1])}
 
 
 def test_setup_cfg_names_every_package():
@@ -41,42 +42,35 @@ def test_public_names():
 
 
 @pytest.mark.parametrize(
-    "first",
+    "first", ["", "import fitkit.fitting.run", "import fitkit.fit.detail", "from fitkit.fit import detail"]
+)
+def test_fit_is_a_function_whatever_was_imported(first):
+    code = f"{first}\nimport fitkit, inspect\nassert inspect.isfunction(fitkit.fit), fitkit.fit"
+    subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT)
+
+
+@pytest.mark.parametrize(
+    ("old", "name"),
     [
-        "",
-        "import fitkit.fit",
-        "import fitkit.fit.run",
-        "from fitkit.fit.run import fit",
-        "from fitkit.fit.recipe import load_recipe",
-        "from fitkit import fit",
-        "from fitkit import FitResult",
-        "import importlib, fitkit.fit; importlib.reload(fitkit.fit)",
+        ("fitkit.fit.detail", "personal_model"),
+        ("fitkit.fit.decompose", "Decomposition"),
+        ("fitkit.fit.report", "notes"),
+        ("fitkit.synth.dataset", "SynthDataset"),
+        ("fitkit.synth.recipe", "load_synth_recipe"),
+        ("fitkit.synth.folder", "read_depth"),
+        ("fitkit.synth.random_faces", "FaceVariation"),
+        ("fitkit.synth.shards", "render_faces"),
+        ("fitkit.synth.studio", "photograph"),
     ],
 )
-def test_fit_can_be_called_whatever_was_imported(first):
-    code = f"""
-{first}
-import fitkit
-try:
-    fitkit.fit([])
-except fitkit.FitkitError as error:
-    assert "no images given" in str(error)
-else:
-    raise SystemExit("not called")
-import fitkit.fit.run
-assert callable(fitkit.fit) and fitkit.fit.run.fit is not fitkit.fit
-from fitkit import fit
-assert fit is fitkit.fit
-"""
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(Path(fitkit.__file__).parents[1])}
-    )
-
-
-def test_fit_shows_its_signature():
-    run = importlib.import_module("fitkit.fit.run")
-    assert inspect.signature(fitkit.fit) == inspect.signature(run.fit)
-    assert "fitkit.fit.run.fit" in fitkit.fit.__doc__
+def test_names_of_the_first_version_are_found_with_a_warning(old, name):
+    new = MOVED[old]
+    with pytest.warns(FutureWarning, match=f"^{old} is now {new}$"):
+        moved = getattr(importlib.import_module(old), name)
+    assert moved is getattr(importlib.import_module(new), name)
+    if old.startswith("fitkit.fit."):
+        with pytest.warns(FutureWarning):
+            assert getattr(getattr(fitkit.fit, old.rpartition(".")[2]), name) is moved
 
 
 def test_shipped_files_are_found():

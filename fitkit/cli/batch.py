@@ -43,8 +43,8 @@ def batch(folder, overrides, output, recipe, workers, resume, light, device, qui
     """
     from tqdm import tqdm
 
-    from fitkit.fit.batch import REPORT, fit_folder, summary
-    from fitkit.fit.recipe import load_recipe
+    from fitkit.fitting.batch import REPORT, fit_folder, summary
+    from fitkit.fitting.recipe import load_recipe
 
     settled = load_recipe(recipe, overrides, recipe_changes(**options))
     try:

@@ -45,7 +45,7 @@ def detect(images, output, landmarks, overwrite, device):
 
     Example: fitkit detect photos_of_anna/
     """
-    from fitkit.fit.run import check_device
+    from fitkit.fitting.run import check_device
     from fitkit.io.atomic import remove_litter
     from fitkit.io.outputs import check_folder
     from fitkit.observe.landmarks.detectors import make_detector

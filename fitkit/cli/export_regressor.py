@@ -43,7 +43,7 @@ def export_regressor(weights, output, kind, views, overwrite):
     """
     from fitkit.export.regressor import card_of
     from fitkit.export.regressor import export_regressor as run
-    from fitkit.fit.network_start import shipped_weights
+    from fitkit.fitting.network_start import shipped_weights
 
     path = run(weights or shipped_weights(), output, kind or "", views, overwrite)
     click.echo(f"written: {path} and {card_of(path)}")

@@ -191,7 +191,7 @@ def tell_result(
     result, seconds: float, path: Path, quiet: bool, told: bool = False, solver: str = "solver"
 ) -> None:
     """Print the status with the expected error, what is wrong (unless it was told before), the numbers of the result, and then the notes."""
-    from fitkit.fit.report import status_line
+    from fitkit.fitting.report import status_line
 
     if not quiet:
         click.echo(f"{'status':11}{status_line(result.report)}")
@@ -207,9 +207,9 @@ def tell_result(
 def _run(paths, recipe, overrides, changes, output, overwrite, device, progress):
     """Check everything that can be checked at once, then load, fit and save -> (FitResult, path)."""
     from fitkit.export.folder import check_output
-    from fitkit.fit.recipe import load_recipe
-    from fitkit.fit.run import check_device
-    from fitkit.fit.run import fit as run_fit
+    from fitkit.fitting.recipe import load_recipe
+    from fitkit.fitting.run import check_device
+    from fitkit.fitting.run import fit as run_fit
     from fitkit.models.registry import load_model
 
     with _insistent_interrupt():

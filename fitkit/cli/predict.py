@@ -42,8 +42,8 @@ def predict(photos, weights, output, overwrite, device, landmarks, quiet):
     Example: fitkit predict photos_of_anna/
     """
     from fitkit.export.folder import check_output
-    from fitkit.fit.predict import predict as run
-    from fitkit.fit.predict import predict_maps
+    from fitkit.fitting.predict import predict as run
+    from fitkit.fitting.predict import predict_maps
     from fitkit.nets import read_about
 
     paths, stray = split_arguments(photos)

@@ -50,7 +50,7 @@ def show(name, overrides):
     import yaml
 
     from fitkit.export.folder import plain
-    from fitkit.fit.recipe import load_recipe
+    from fitkit.fitting.recipe import load_recipe
     from fitkit.io.options import to_plain
 
     click.echo(

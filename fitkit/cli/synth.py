@@ -85,8 +85,8 @@ def synth(
     """
     from tqdm import tqdm
 
-    from fitkit.data.synth_folder import write_subjects
-    from fitkit.data.synth_recipe import load_synth_recipe
+    from fitkit.synth.folder import write_subjects
+    from fitkit.synth.recipe import load_synth_recipe
 
     given = {
         "views": views,

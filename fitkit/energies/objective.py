@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Sequence
@@ -168,6 +169,9 @@ STEP_SCALE = {
 }
 
 
+NEAREST_MM = 100.0  # from a camera to the middle of the head, which is about as wide as twice that
+
+
 class LeastSquaresProblem:
     """All a solver sees of a fit."""
 
@@ -184,6 +188,10 @@ class LeastSquaresProblem:
         return not self.first_order or all(isinstance(t.energy, Linearizable) for t in self.objective.terms)
 
     def cost(self, x: SceneState) -> float:
+        """Infinite where a camera lies inside the head: the points behind it leave the sum, so that going there would
+        look like a gain."""
+        if x.camera.kind == "perspective" and bool((x.pose.translation[:, 2] < NEAREST_MM).any()):
+            return math.inf
         with torch.no_grad():
             return float(self.objective.cost(x, self.observations)[0])
 

@@ -109,11 +109,9 @@ class ParsedRendering:
 
     def _draw(self, state: SceneState, triangle: Tensor | None) -> Lit:
         reduction = self.photos.reduction
-        camera = state.camera.scaled(
-            torch.full_like(state.camera.focal, 1 / reduction),
-            torch.full_like(state.camera.principal, (reduction - 1) / 2),
+        return self.renderer(
+            state.replace(camera=state.camera.resized(reduction)), self.photos.images.shape[-2:], triangle
         )
-        return self.renderer(state.replace(camera=camera), self.photos.images.shape[-2:], triangle)
 
     def _logits(self, images: Tensor) -> Tensor:
         logits = self.parser(images)

@@ -18,7 +18,7 @@ from fitkit.io.options import Cosine, NonNegative, Pixels, Positive, Range, Seed
 from fitkit.models.face_model import FaceModel, MeshPoints, PointBasis
 from fitkit.observe.observations import Observations, halve
 from fitkit.observe.sampling import blur_radius, erode, gaussian_blur, sample, sample_with_gradient
-from fitkit.render.rasterizer import clip_vertices, rasterize
+from fitkit.render.rasterizer import rasterize
 from fitkit.render.visibility import depth_maps, seen_by_depth
 from fitkit.scene.projection import ProjectedPoints, motion_columns, project_points
 from fitkit.scene.state import SceneState
@@ -331,13 +331,8 @@ def pixel_points(
         triangle [N] int64, barycentric [N, 3], view [N] int64 whose pixel shows the point.
     """
     reduction = 2.0**level
-    camera = state.camera.scaled(
-        torch.full_like(state.camera.focal, 1 / reduction),
-        torch.full_like(state.camera.principal, (reduction - 1) / 2),
-    )
-    fragments = rasterize(
-        clip_vertices(camera, state.pose.apply(vertices)), model.triangles, usable.shape[-2:]
-    )
+    clip = state.camera.resized(reduction).clip(state.pose.apply(vertices))
+    fragments = rasterize(clip, model.triangles, usable.shape[-2:])
     counted = (model.skin if counted is None else counted)[model.triangles].all(1)
     hit = fragments.covered & counted[fragments.triangle.clamp_min(0)] & usable
     return fragments.triangle[hit], fragments.barycentric[hit], hit.nonzero()[:, 0]
@@ -381,11 +376,7 @@ def viewing_cosine(
         normal [B, N, 3], cosine [B, N]; positive: the surface faces the camera.
     """
     normal = point_normals(model, triangle, barycentric, vertices)
-    if state.camera.kind == "orthographic":
-        ray = -state.pose.rotation[:, 2][:, None].expand_as(head)
-    else:
-        ray = F.normalize(state.pose.centers()[:, None] - head, dim=-1)
-    return normal, (normal * ray).sum(-1)
+    return normal, (normal * state.sight(head)).sum(-1)
 
 
 def point_normals(model: FaceModel, triangle: Tensor, barycentric: Tensor, vertices: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fitkit.errors import InputError
 from fitkit.evaluate.predictions import PredictedFace, names_of, sizes_of
-from fitkit.fit.network_start import Predicted
+from fitkit.fitting.network_start import Predicted
 from fitkit.io.subject import Subject
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.scene.camera import Camera

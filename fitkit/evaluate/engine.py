@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -85,14 +86,13 @@ def make_predictions(
     left = [s for s in samples if not is_predicted(folder, s.id)]
     number = len(samples) - len(left)
     read = partial(_read, photos=photos, method=method)
-    if method.device == "cpu" or workers == 1:
-        ended = run_jobs(partial(_read_and_predict, read=read, method=method, root=folder), left, workers)
-    else:
-        jobs = run_jobs(partial(_read_whole, read=read), left, workers)
-        ended = (_predict(job, method, folder) for job in jobs)
-    for sample, outcome in ended:
-        number += 1
-        done(number, sample, outcome)
+    predict = partial(_predict, method=method, root=folder)
+    here = method.device != "cpu" and workers > 1
+    job = partial(_read_whole, read=read) if here else partial(_read_and_predict, read=read, predict=predict)
+    with closing(run_jobs(job, left, workers)) as ended:
+        for sample, outcome in map(predict, ended) if here else ended:
+            number += 1
+            done(number, sample, outcome)
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,11 @@ def _read_whole(sample: EvaluationSample, read: Callable[[EvaluationSample], _Jo
 
 
 def _read_and_predict(
-    sample: EvaluationSample, read: Callable[[EvaluationSample], _Job], method: Method, root: Path
+    sample: EvaluationSample,
+    read: Callable[[EvaluationSample], _Job],
+    predict: Callable[[_Job], tuple[EvaluationSample, Outcome]],
 ) -> tuple[EvaluationSample, Outcome]:
-    return _predict(read(sample), method, root)
+    return predict(read(sample))
 
 
 def _predict(job: _Job, method: Method, root: Path) -> tuple[EvaluationSample, Outcome]:
@@ -168,12 +170,13 @@ def score_predictions(
     score = partial(_score, scorer=scorer, options=options, folder=folder, context=context)
     rows: list[Row] = []
     pool: Pool = {}
-    for row, scored in _in_order(run_jobs(score, list(enumerate(samples)), workers)):
-        if scored is not None:
-            for name, values in scored.pooled.items():
-                pool.setdefault(name, []).append((row["id"], values))
-        rows.append(row)
-        done(len(rows), row, scored)
+    with closing(run_jobs(score, list(enumerate(samples)), workers)) as ended:
+        for row, scored in _in_order(ended):
+            if scored is not None:
+                for name, values in scored.pooled.items():
+                    pool.setdefault(name, []).append((row["id"], values))
+            rows.append(row)
+            done(len(rows), row, scored)
     return rows, pool
 
 

@@ -24,10 +24,10 @@ from fitkit.evaluate.predictions import (
     write_fit,
 )
 from fitkit.export.folder import plain
-from fitkit.fit.predict import TrainedNetwork, load_trained, predict_observed
-from fitkit.fit.recipe import FitRecipe
-from fitkit.fit.network_start import predict_views, shipped_weights
-from fitkit.fit.run import fit_observed
+from fitkit.fitting.predict import TrainedNetwork, load_trained, predict_observed
+from fitkit.fitting.recipe import FitRecipe
+from fitkit.fitting.network_start import predict_views, shipped_weights
+from fitkit.fitting.run import fit_observed
 from fitkit.io.foreign import DATA_BYTES, foreign_file
 from fitkit.io.options import to_plain
 from fitkit.io.subject import Subject

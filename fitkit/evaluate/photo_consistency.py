@@ -13,10 +13,10 @@ from fitkit.energies.census import hard_census_distance
 from fitkit.energies.flow_magnitude import both_ways, resized_photos
 from fitkit.energies.registry import find
 from fitkit.evaluate.landmark_accuracy import box_size, normalized_mean_error
-from fitkit.fit.choose_start import ChosenStart
-from fitkit.fit.initialize import initial_state, to_photos
-from fitkit.fit.recipe import FitRecipe, load_recipe
-from fitkit.fit.stages import StageRunner, at_start
+from fitkit.fitting.choose_start import ChosenStart
+from fitkit.fitting.initialize import initial_state, to_photos
+from fitkit.fitting.recipe import FitRecipe, load_recipe
+from fitkit.fitting.stages import StageRunner, at_start
 from fitkit.io.subject import View
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import crop_views

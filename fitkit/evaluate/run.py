@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from fitkit.evaluate.engine import RECIPE as MADE_BY
 from fitkit.evaluate.engine import make_predictions, open_predictions, score_predictions
 from fitkit.evaluate.predictions import Outcome, read_outcome
 from fitkit.evaluate.protocols import PROTOCOLS
-from fitkit.evaluate.protocols.base import Protocol, Scored
+from fitkit.evaluate.protocols.base import Pool, Protocol, Scored
 from fitkit.evaluate.recipe import EvaluateRecipe
 from fitkit.evaluate.report import RECIPE, REPORT, TABLE, draw_picture, report_of, write_report
 from fitkit.evaluate.tables import Row
 from fitkit.export.folder import plain
-from fitkit.fit.run import check_device
+from fitkit.fitting.run import check_device
 from fitkit.io.outputs import check_folder
 
 PREDICTIONS, PICTURES = "predictions", "error_maps"
@@ -69,31 +69,55 @@ def evaluate(
             f"output {out}: cannot be made ({error.strerror or error}); choose another --output"
         ) from error
     if predictions is None:
-        method = recipe.make_method(device)
-        method.load()  # refused before anything is written
-        drawn = plain({name: getattr(options, name) for name in protocol.drawn_by})
-        open_predictions(folder, method.made() | ({"samples": drawn} if drawn else {}), resume)
-
-        def predicted(number: int, sample: EvaluationSample, outcome: Outcome) -> None:
-            tell(
-                f"{number}/{len(samples)} {sample.id}: {outcome.error or outcome.status}, {outcome.seconds:.1f} s"
-            )
-
-        make_predictions(samples, folder, method, workers, done=predicted)
-    drawn_pictures = 0
-
-    def scored(number: int, row: Row, made_of: Scored | None) -> None:
-        nonlocal drawn_pictures
-        tell(f"{number}/{len(samples)} {row['id']}: {_first_value(row, protocol)}")
-        if made_of is not None and made_of.picture is not None and drawn_pictures < recipe.pictures:
-            name = re.sub(r"[^A-Za-z0-9._-]+", "_", row["id"])
-            draw_picture(made_of.picture, out / PICTURES / f"{name}.png", recipe.picture_mm)
-            drawn_pictures += 1
-
-    rows, pool = score_predictions(protocol, options, samples, folder, recipe.model, workers, scored)
+        _predict(samples, folder, recipe, resume, tell, device, workers)
+    rows, pool = _score(samples, folder, out / PICTURES, recipe, tell, workers)
     report = report_of(recipe, Path(data).resolve().name, options, protocol, rows, pool)
     write_report(report, out)
     return report
+
+
+def _predict(
+    samples: Sequence[EvaluationSample],
+    folder: Path,
+    recipe: EvaluateRecipe,
+    resume: bool,
+    tell: Tell,
+    device: str,
+    workers: int,
+) -> None:
+    """Step one."""
+
+    def predicted(number: int, sample: EvaluationSample, outcome: Outcome) -> None:
+        said = outcome.error or outcome.status
+        tell(f"{number}/{len(samples)} {sample.id}: {said}, {outcome.seconds:.1f} s")
+
+    method = recipe.make_method(device)
+    method.load()  # refused before anything is written
+    options = recipe.protocol_options()
+    drawn = plain({name: getattr(options, name) for name in PROTOCOLS[recipe.protocol].drawn_by})
+    open_predictions(folder, method.made() | ({"samples": drawn} if drawn else {}), resume)
+    make_predictions(samples, folder, method, workers, done=predicted)
+
+
+def _score(
+    samples: Sequence[EvaluationSample],
+    folder: Path,
+    pictures: Path,
+    recipe: EvaluateRecipe,
+    tell: Tell,
+    workers: int,
+) -> tuple[list[Row], Pool]:
+    """Step two, with error maps of the first samples that have one."""
+    protocol, drawn = PROTOCOLS[recipe.protocol], []
+
+    def scored(number: int, row: Row, made_of: Scored | None) -> None:
+        tell(f"{number}/{len(samples)} {row['id']}: {_first_value(row, protocol)}")
+        if made_of is not None and made_of.picture is not None and len(drawn) < recipe.pictures:
+            drawn.append(pictures / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', row['id'])}.png")
+            draw_picture(made_of.picture, drawn[-1], recipe.picture_mm)
+
+    options = recipe.protocol_options()
+    return score_predictions(protocol, options, samples, folder, recipe.model, workers, scored)
 
 
 def _samples(

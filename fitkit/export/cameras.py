@@ -10,7 +10,7 @@ from fitkit.scene.camera import Camera
 from fitkit.scene.pose import yaw_pitch_roll
 
 if TYPE_CHECKING:
-    from fitkit.fit.result import FitResult
+    from fitkit.fitting.result import FitResult
 
 CONVENTION = (
     "OpenCV: x_cam = R x_head + t (mm), x right, y down, z forward; pixel (0, 0) is the centre of the top-left pixel; "

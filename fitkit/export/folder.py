@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
@@ -30,7 +30,7 @@ from fitkit.export.meshes import write_obj, write_ply
 from fitkit.export.overlay import draw_overlay
 from fitkit.export.parameters import save_parameters
 from fitkit.export.preview import draw_detail, draw_preview, draw_uncertainty
-from fitkit.fit.appearance import decompose_result
+from fitkit.fitting.appearance import decompose_result
 from fitkit.geometry.color import srgb_from_linear
 from fitkit.io.atomic import litter, remove_litter, temporary_name, writing
 from fitkit.io.foreign import DATA_BYTES, foreign_file
@@ -38,10 +38,11 @@ from fitkit.io.landmark_files import write_pts
 from fitkit.io.outputs import LITTER
 from fitkit.io.subject import PREDICTION_MARK, RESULT_MARKS, is_output, readable
 from fitkit.render.texture import blend_texture
+from fitkit.tensors import one_thread
 
 if TYPE_CHECKING:
-    from fitkit.fit.predicted_maps import PredictedMaps
-    from fitkit.fit.result import FitResult
+    from fitkit.fitting.predicted_maps import PredictedMaps
+    from fitkit.fitting.result import FitResult
 
 log = logging.getLogger("fitkit")
 
@@ -283,7 +284,8 @@ def _in_place(path: Path, overwrite: bool, write: Callable[[Path], None]) -> Pat
     new, old = holder / NEW, holder / OLD / path.name
     try:
         new.mkdir(parents=True)
-        with _single_threaded_torch():
+        # Threads within the many short operations of a picture cost more than they bring; files are made side by side.
+        with one_thread():
             write(new)
         if path.exists():
             results = _check_replaceable(
@@ -315,18 +317,6 @@ def _in_place(path: Path, overwrite: bool, write: Callable[[Path], None]) -> Pat
 def _missing_parents(path: Path) -> list[Path]:
     """The folders that writing will have to make, innermost first."""
     return [p for p in path.parents if not p.exists()]
-
-
-@contextmanager
-def _single_threaded_torch():
-    # Pictures are made of many short operations: for these, threads within an operation cost more than they bring,
-    # far more on a busy machine. Whole files are made side by side instead.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _check_finite(result: FitResult) -> None:

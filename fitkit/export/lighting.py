@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fitkit.fit.appearance import Decomposition
+from fitkit.fitting.appearance import Decomposition
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.models.face_model import FaceModel
@@ -30,10 +30,10 @@ def draw_lighting(
     state: camera in pixels of the crops in `observations`.
     """
     H, W = observations.size
-    vertices = state.pose.select([index]).apply(state.vertices(model)[[index]])
+    vertices = state.posed(model, [index])
     clip = clip_vertices(supersampled(state.camera.select([index]), SUPERSAMPLE), vertices)[0]
     surface = Surface.visible(clip, model.triangles, (H * SUPERSAMPLE, W * SUPERSAMPLE))
-    head = vertex_normals(state.vertices(model)[[index]], model.triangles)[0]
+    head = vertex_normals(state.select([index]).vertices(model), model.triangles)[0]
     normal = torch.nn.functional.normalize(surface.interpolate(head[model.triangles]), dim=-1)
     shading = (sh_basis(normal) @ parts.light[index]).clamp_min(0)
     level = shading.mean().clamp_min(1e-6)

@@ -12,8 +12,8 @@ import torch
 
 from fitkit.errors import InputError, MissingWeightsError, check_argument
 from fitkit.export.parameters import Parameters, load_parameters
-from fitkit.fit.report import FitReport
-from fitkit.fit.result import FitResult
+from fitkit.fitting.report import FitReport
+from fitkit.fitting.result import FitResult
 from fitkit.io.foreign import foreign_file
 from fitkit.io.images import SUFFIXES
 from fitkit.io.mesh_files import read_vertex_numbers

@@ -14,7 +14,7 @@ from fitkit.render.texture import crop_and_scale
 from fitkit.scene.camera import Camera
 
 if TYPE_CHECKING:
-    from fitkit.fit.result import FitResult
+    from fitkit.fitting.result import FitResult
 
 LONG_SIDE, SHORT_LONG_SIDE = (
     1024,
@@ -48,9 +48,7 @@ def draw_overlay(result: FitResult, index: int) -> np.ndarray:
     landmarks (light), the observed landmarks (green) and the fitted ones (red, joined to their observation).
     """
     model, state = result.personal_model, result.state
-    vertices = state.pose.select([index]).apply(
-        model.vertices(state.identity[state.subject[[index]]], state.expression[[index]])
-    )
+    vertices = state.posed(model, [index])
     camera = state.camera.select([index])
     landmarks = model.landmarks.points(vertices, model.triangles)
     observed = result.landmarks.points[index].double().numpy()

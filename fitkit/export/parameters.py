@@ -19,7 +19,7 @@ from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
 
 if TYPE_CHECKING:
-    from fitkit.fit.result import FitResult
+    from fitkit.fitting.result import FitResult
 
 FORMAT, VERSION = "fitkit-parameters", 3
 UNITS = "mm, px, rotation matrices, linear RGB; pixel (0, 0) is the centre of the top-left pixel; x_camera = rotation @ x_head + translation"
@@ -55,8 +55,8 @@ class Parameters:
     state: the estimate (S = 1, on the CPU); model_name: the face model it belongs to; expression_names: K_ex names;
     subject_name; view_names: B names; image_size: [B, 2] int64 (width, height) px of the upright photos;
     camera_source: per view 'cameras.json', 'exif' or 'estimated'; identity_covariance: [K_id, K_id] of the coefficients, or None;
-    displacement: [V] mm along the normals of the neutral mesh, or None (`fitkit.fit.detail.personal_model` applies it);
-    light: [B, 9, 3] of each photo, see `fitkit.fit.appearance`, or None;
+    displacement: [V] mm along the normals of the neutral mesh, or None (`fitkit.fitting.detail.personal_model` applies it);
+    light: [B, 9, 3] of each photo, see `fitkit.fitting.appearance`, or None;
     landmarks: [B, 68, 3] px of the photos, the observed points and their standard deviation, 0 where none was used, or None.
     """
 
@@ -96,7 +96,7 @@ class Parameters:
 def save_parameters(result: FitResult, path: str | os.PathLike, light: torch.Tensor | None = None) -> Path:
     """Write the parameters of a fit; floating-point arrays keep the type of the state. Keys: docs/results.md.
 
-    light: [B, 9, 3] of each photo, from `fitkit.fit.appearance`.
+    light: [B, 9, 3] of each photo, from `fitkit.fitting.appearance`.
     """
     state = result.state
     arrays = {
@@ -150,7 +150,7 @@ def load_parameters(path: str | os.PathLike) -> Parameters:
     Returns:
         its content as `Parameters`; `state` is on the CPU in the type that was written (float32), optional arrays are None where the
         file lacks them. The face model is not in it: load `model_name`, then `state.vertices(model)` are the meshes, without the
-        `displacement`. With that: `state.vertices(fitkit.fit.detail.personal_model(model, state, displacement))`.
+        `displacement`. With that: `state.vertices(fitkit.fitting.detail.personal_model(model, state, displacement))`.
     Raises:
         InputError: no such file, not a parameter file, written by a newer fitkit, or arrays that do not fit together.
     """

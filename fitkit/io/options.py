@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 import os
@@ -12,7 +11,7 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from fitkit.errors import InputError, check_argument
+from fitkit.errors import InputError, check_argument, did_you_mean
 from fitkit.io.foreign import YAML_BYTES, foreign_file, parse_yaml, refused_as, shown
 
 T = TypeVar("T")
@@ -97,8 +96,7 @@ def unknown_key(key: str, known, where: str) -> InputError:
     """The error for a key that does not exist, with the nearest one that does."""
     known = sorted(known)
     key = _name(key)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+    hint = did_you_mean(key, known, cutoff=0.5) or f"known: {', '.join(known)}"
     return InputError(f"{where}: unknown key '{key}'; {hint}")
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from importlib import resources
 from pathlib import Path
 
-from fitkit.errors import InputError
+from fitkit.errors import InputError, did_you_mean
 
 RECIPE_KINDS = ("fit", "train", "synth", "evaluate", "bench")  # folders of recipes/
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -50,12 +49,11 @@ def recipe_path(kind: str, name: str) -> Path:
         from fitkit.io.foreign import shown  # loads heavy packages
 
         names = recipe_names(kind)
-        near = difflib.get_close_matches(name, names, n=1)
         other = next((k for k in RECIPE_KINDS if name in recipe_names(k)), None)
         raise InputError(
             f"recipe: no {kind} recipe {shown(name)}{f' (it is a {other} recipe)' if other else ''}; "
-            + (f"did you mean {near[0]!r}? " if near else "")
-            + f"there are: {', '.join(names) or 'none'}; or give the path of a .yaml file"
+            + f"{did_you_mean(name, names)} there are: {', '.join(names) or 'none'}; ".lstrip()
+            + "or give the path of a .yaml file"
         )
     return path
 

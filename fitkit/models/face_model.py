@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from fitkit.tensors import move
 
 
 @dataclass(frozen=True)
@@ -169,29 +171,4 @@ class FaceModel:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "FaceModel":
         """The same model on another device and/or floating-point type."""
-
-        def move(x):
-            if x is None:
-                return None
-            return x.to(device=device, dtype=dtype if x.is_floating_point() else None)
-
-        tensors = {
-            k: move(getattr(self, k))
-            for k in (
-                "mean",
-                "identity_basis",
-                "expression_basis",
-                "triangles",
-                "region",
-                "skin",
-                "face",
-                "uv",
-                "uv_triangles",
-                "albedo_mean",
-                "albedo_basis",
-            )
-        }
-        embedding = LandmarkEmbedding(
-            self.landmarks.names, move(self.landmarks.triangle), move(self.landmarks.barycentric)
-        )
-        return replace(self, landmarks=embedding, **tensors)
+        return move(self, device, dtype)

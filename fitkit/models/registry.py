@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from functools import lru_cache
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import platformdirs
 
-from fitkit.errors import InputError, MissingWeightsError, check_argument
+from fitkit.errors import InputError, MissingWeightsError, check_argument, did_you_mean
 from fitkit.io.resources import asset_path
 from fitkit.models import makehuman
 from fitkit.models.face_model import FaceModel
@@ -68,12 +67,8 @@ def model_path(name: str | os.PathLike) -> Path:
             f"'fitkit model import {text} PATH' if you have its files"
         )
     known = sorted({*models, *PACKAGED, *FETCHABLE})
-    near = difflib.get_close_matches(text, known, n=1)
-    raise InputError(
-        f"unknown model {text!r}; "
-        + (f"did you mean {near[0]!r}? " if near else "")
-        + f"known: {', '.join(known)}"
-    )
+    hint = f"{did_you_mean(text, known)} known: {', '.join(known)}".lstrip()
+    raise InputError(f"unknown model {text!r}; {hint}")
 
 
 def load_model(name: str | os.PathLike = "generic") -> FaceModel:

@@ -16,7 +16,7 @@ from fitkit.observe.crop import CropOptions
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.scene.depth_state import DepthState
 from fitkit.scene.position_map import PositionMap
-from fitkit.scene.state import SceneState, select_people, views_of
+from fitkit.scene.state import SceneState, views_of
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Prediction:
         rows = [] if self.state is None else list(dict.fromkeys(self.state.subject[views].tolist()))
         maps = self.position_map
         return Prediction(
-            None if self.state is None else select_people(self.state, rows),
+            None if self.state is None else self.state.select_people(rows),
             None if self.identity_sigma is None else self.identity_sigma[rows],
             None if self.landmarks is None else self.landmarks.select(views.tolist()),
             None if self.depth is None else self.depth.select_people(people),

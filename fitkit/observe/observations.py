@@ -12,6 +12,7 @@ from torch import Tensor
 from fitkit.geometry.color import linear_from_srgb
 from fitkit.observe.labels import Labels
 from fitkit.observe.landmarks.types import Landmarks
+from fitkit.tensors import move
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,7 @@ class Observations:
         """On another device; labels, which no fit looks at, stay where they are."""
         if device == "cpu":
             return self
-        marks = self.landmarks
-        marks = replace(
-            marks,
-            **{name: getattr(marks, name).to(device) for name in ("points", "sigma", "valid", "confidence")},
-        )
-        return replace(
-            self,
-            landmarks=marks,
-            **{name: getattr(self, name).to(device) for name in ("images", "mask", "scale", "offset")},
-        )
+        return replace(move(replace(self, labels=None), device), labels=self.labels)
 
     @property
     def num_views(self) -> int:

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fitkit.geometry.normals import vertex_normals
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.sampling import sample
-from fitkit.render.rasterizer import Fragments, barycentrics, clip_vertices, rasterize
+from fitkit.render.rasterizer import Fragments, barycentrics, rasterize
 from fitkit.render.visibility import seen_by_depth
 from fitkit.scene.state import SceneState
 
@@ -42,12 +41,9 @@ class CrossViews:
         triangle: [B, h, w] int64, a fixed triangle map (-1 where nothing): then nothing is rasterized, the pixels' rays
         meet the planes of these triangles, which is smooth in the state, and `fragments.depth` is not computed (0).
         """
-        camera = state.camera.scaled(
-            torch.full_like(state.camera.focal, 1 / reduction),
-            torch.full_like(state.camera.principal, (reduction - 1) / 2),
-        )
+        camera = state.camera.resized(reduction)
         vertices = state.vertices(model)
-        clip = clip_vertices(camera, state.pose.apply(vertices))
+        clip = camera.clip(state.pose.apply(vertices))
         if triangle is None:
             fragments = rasterize(clip, model.triangles, size)
         else:
@@ -56,12 +52,7 @@ class CrossViews:
                 triangle, barycentrics(clip, model.triangles, triangle), depth, triangle >= 0
             )
         with torch.no_grad():
-            ray = (
-                F.normalize(state.pose.centers()[:, None] - vertices, dim=-1)
-                if camera.kind == "perspective"
-                else (-state.pose.rotation[:, 2][:, None].expand_as(vertices))
-            )
-            cosine = (vertex_normals(vertices, model.triangles) * ray).sum(-1)
+            cosine = (vertex_normals(vertices, model.triangles) * state.sight(vertices)).sum(-1)
         # What is linear on a triangle: homogeneous pixels, depth, cosine. Interpolating it with the barycentrics of view b
         # gives where the same material point lies in view a.
         return CrossViews(fragments, model.triangles, torch.cat([clip, cosine[..., None]], -1), reduction)

@@ -29,7 +29,7 @@ from fitkit.render.shading import Surface
 from fitkit.scene.camera import Camera
 
 if TYPE_CHECKING:
-    from fitkit.fit.result import FitResult
+    from fitkit.fitting.result import FitResult
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,7 @@ def choose_views(model: FaceModel, state, sizes: list[tuple[int, int]], most: in
         return list(range(state.num_views))
     score = np.zeros((state.num_views, model.num_vertices), np.float32)
     for i, (H, W) in enumerate(sizes):
-        vertices = state.pose.select([i]).apply(
-            model.vertices(state.identity[state.subject[[i]]], state.expression[[i]])
-        )
+        vertices = state.posed(model, [i])
         camera = state.camera.select([i])
         pixels, in_front = camera.project(vertices)
         inside = in_front & (pixels >= 0).all(-1) & (pixels[..., 0] <= W - 1) & (pixels[..., 1] <= H - 1)
@@ -116,8 +114,7 @@ class CroppedView:
     def make(cls, image, mask, state, index: int, model: FaceModel, long_side: int) -> CroppedView:
         """Cut view `index` of `state` to the mesh; scaled down (never up) so that the longer side is at most `long_side`."""
         one = [index]
-        head = model.vertices(state.identity[state.subject[one]], state.expression[one])
-        vertices = state.pose.select(one).apply(head)
+        vertices = state.posed(model, one)
         camera = state.camera.select(one)
         pixels, in_front = camera.project(vertices)
         pixels = pixels[0][in_front[0]].numpy()

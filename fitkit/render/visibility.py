@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fitkit.render.rasterizer import clip_vertices, rasterize
+from fitkit.render.rasterizer import rasterize
 from fitkit.scene.state import SceneState
 
 
@@ -18,11 +18,8 @@ def depth_maps(
     (p + 1/2) / reduction - 1/2 in the map.
     """
     h, w = round(size[0] / reduction), round(size[1] / reduction)
-    shift = (reduction - 1) / 2
-    scale = torch.full_like(state.camera.focal, 1 / reduction)
-    camera = state.camera.scaled(scale, torch.full_like(state.camera.principal, shift))
     with torch.no_grad():
-        clip = clip_vertices(camera, state.pose.apply(vertices))
+        clip = state.camera.resized(reduction).clip(state.pose.apply(vertices))
         return rasterize(clip, triangles, (h, w)).depth
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from fitkit.errors import InputError
 
 KINDS = ("perspective", "orthographic")
 
@@ -65,6 +68,23 @@ class Camera:
         """The same camera for an image whose pixels are q = scale * (p - offset); scale [B], offset [B, 2]."""
         return replace(self, focal=self.focal * scale, principal=(self.principal - offset) * scale[:, None])
 
+    def resized(self, reduction: float) -> Camera:
+        """The same camera for a picture with `reduction` times fewer pixels per side (below 1: more), where pixel q covers
+        the pixels around p: p + 1/2 = reduction * (q + 1/2)."""
+        scale = torch.full_like(self.focal, 1 / reduction)
+        return self.scaled(scale, torch.full_like(self.principal, (reduction - 1) / 2))
+
+    def clip(self, points: Tensor) -> Tensor:
+        """Camera-frame points [B, V, 3] mm -> [B, V, 4]: (u * w, v * w, depth, w), what a rasterizer takes.
+
+        u, v are pixels, (0, 0) = centre of the top-left pixel; w is what the projection divides by
+        (the depth for 'perspective', a constant for 'orthographic').
+        """
+        w = self.depth_divisor(points)
+        uw = points[..., 0] * self.focal[:, None] + self.principal[:, None, 0] * w
+        vw = points[..., 1] * (self.focal * self.aspect)[:, None] + self.principal[:, None, 1] * w
+        return torch.stack([uw, vw, points[..., 2], w], -1)
+
     def matrix(self) -> Tensor:
         """[B, 3, 3] intrinsic matrix K (for 'orthographic': of the perspective camera at REFERENCE_DEPTH)."""
         K = torch.zeros(len(self.focal), 3, 3, dtype=self.focal.dtype, device=self.focal.device)
@@ -76,3 +96,14 @@ class Camera:
         return replace(
             self, focal=self.focal[views], principal=self.principal[views], aspect=self.aspect[views]
         )
+
+    @staticmethod
+    def join(parts: Sequence[Camera]) -> Camera:
+        """The views of several cameras of one kind, in their order."""
+        kinds = sorted({p.kind for p in parts})
+        if len(kinds) > 1:
+            raise InputError(f"cameras: expected views of one kind, got {' and '.join(kinds)}")
+        focal, principal, aspect = (
+            torch.cat([getattr(p, name) for p in parts]) for name in ("focal", "principal", "aspect")
+        )
+        return Camera(focal, principal, aspect, kinds[0])

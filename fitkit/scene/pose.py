@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,11 @@ class Pose:
 
     def select(self, views) -> "Pose":
         return Pose(self.rotation[views], self.translation[views])
+
+    @staticmethod
+    def join(parts: Sequence[Pose]) -> Pose:
+        """The views of several poses, in their order."""
+        return Pose(torch.cat([p.rotation for p in parts]), torch.cat([p.translation for p in parts]))
 
 
 def yaw_pitch_roll(rotation: Tensor) -> Tensor:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fitkit.models.face_model import FaceModel
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
+from fitkit.tensors import move
 
 
 @dataclass(frozen=True)
@@ -54,45 +56,70 @@ class SceneState:
             self.identity, self.identity.new_zeros(len(self.identity), model.num_expression)
         )
 
-    def replace(self, **changes) -> "SceneState":
-        return replace(self, **changes)
+    def posed(self, model: FaceModel, views: Sequence[int] | Tensor | None = None) -> Tensor:
+        """Camera-frame vertices of the frames `views`, None: of all; [n, V, 3] mm."""
+        chosen = self if views is None else self.select(views)
+        return chosen.pose.apply(chosen.vertices(model))
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "SceneState":
-        def move(x):
-            return None if x is None else x.to(device=device, dtype=dtype if x.is_floating_point() else None)
+    def sight(self, points: Tensor) -> Tensor:
+        """Unit vectors from head-frame points [B, N, 3] mm towards the cameras, [B, N, 3] in the head frame."""
+        if self.camera.kind == "orthographic":
+            return -self.pose.rotation[:, 2][:, None].expand_as(points)
+        return F.normalize(self.pose.centers()[:, None] - points, dim=-1)
 
-        return SceneState(
-            move(self.identity),
-            move(self.subject),
-            move(self.expression),
-            Pose(move(self.pose.rotation), move(self.pose.translation)),
-            replace(
-                self.camera,
-                focal=move(self.camera.focal),
-                principal=move(self.camera.principal),
-                aspect=move(self.camera.aspect),
-            ),
-            move(self.illumination),
-            move(self.albedo),
-            move(self.landmark_offset),
+    def select(self, views: Sequence[int] | Tensor) -> SceneState:
+        """The frames `views` [n] in this order; all people stay, so that `subject` means what it meant."""
+        return self.replace(
+            subject=self.subject[views],
+            expression=self.expression[views],
+            pose=self.pose.select(views),
+            camera=self.camera.select(views),
+            illumination=self.illumination[views],
         )
 
+    def select_people(self, people: Sequence[int]) -> SceneState:
+        """Some of the people, in this order, with all their frames, person by person."""
+        people = list(people)
+        if people == list(range(len(self.identity))):
+            return self
+        views = torch.cat([(self.subject == s).nonzero()[:, 0] for s in people])
+        number = torch.full((len(self.identity),), -1, device=views.device)
+        number[torch.tensor(people, device=views.device)] = torch.arange(len(people), device=views.device)
+        chosen = self.select(views)
+        return chosen.replace(
+            subject=number[chosen.subject],
+            identity=self.identity[people],
+            albedo=None if self.albedo is None else self.albedo[people],
+            landmark_offset=None if self.landmark_offset is None else self.landmark_offset[people],
+        )
 
-def select_people(state: SceneState, people: Sequence[int]) -> SceneState:
-    """The state of some of its people, in this order, with all their views."""
-    if list(people) == list(range(len(state.identity))):
-        return state
-    views, subject = views_of(state.subject, people)
-    return SceneState(
-        state.identity[list(people)],
-        subject,
-        state.expression[views],
-        state.pose.select(views),
-        state.camera.select(views),
-        state.illumination[views],
-        None if state.albedo is None else state.albedo[list(people)],
-        None if state.landmark_offset is None else state.landmark_offset[list(people)],
-    )
+    @staticmethod
+    def join(parts: Sequence[SceneState]) -> SceneState:
+        """The people and frames of several states as one state, in their order. The cameras must be of one kind; a light
+        of one channel is repeated beside one of three; what one part does not know (albedo, landmark_offset), none does."""
+        before = [sum(len(p.identity) for p in parts[:k]) for k in range(len(parts))]
+        channels = max(p.illumination.shape[-1] for p in parts)
+
+        def known(name: str) -> Tensor | None:
+            values = [getattr(p, name) for p in parts]
+            return None if any(v is None for v in values) else torch.cat(values)
+
+        return SceneState(
+            torch.cat([p.identity for p in parts]),
+            torch.cat([p.subject + b for p, b in zip(parts, before)]),
+            torch.cat([p.expression for p in parts]),
+            Pose.join([p.pose for p in parts]),
+            Camera.join([p.camera for p in parts]),
+            torch.cat([p.illumination.expand(-1, -1, channels) for p in parts]),
+            known("albedo"),
+            known("landmark_offset"),
+        )
+
+    def replace(self, **changes) -> SceneState:
+        return replace(self, **changes)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SceneState:
+        return move(self, device, dtype)
 
 
 def views_of(subject: Tensor, people: Sequence[int]) -> tuple[Tensor, Tensor]:

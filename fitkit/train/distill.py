@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fitkit.errors import InputError
-from fitkit.fit.batch import REPORT as BATCH_REPORT
-from fitkit.fit.batch import fit_folder, summary
-from fitkit.fit.recipe import load_recipe
+from fitkit.fitting.batch import REPORT as BATCH_REPORT
+from fitkit.fitting.batch import fit_folder, summary
+from fitkit.fitting.recipe import load_recipe
 from fitkit.io.foreign import foreign_file
 from fitkit.io.outputs import check_folder
 from fitkit.io.progress import Progress

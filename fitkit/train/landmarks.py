@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from fitkit.data.face_shards import read_shard, render_faces
+from fitkit.synth.shards import read_shard, render_faces
 from fitkit.data.landmark_frames import (
     Crop,
     LabelledFace,

@@ -50,8 +50,8 @@ class SyntheticOptions:
 def _synthetic(
     folder: Path | None, options: SyntheticOptions, model: FaceModel, labels: Collection[str]
 ) -> FaceDataset:
-    from fitkit.data.synth_dataset import SynthDataset, SynthFolder
-    from fitkit.data.synth_recipe import load_synth_recipe
+    from fitkit.synth.dataset import SynthDataset, SynthFolder
+    from fitkit.synth.recipe import load_synth_recipe
 
     if folder is not None:
         return SynthFolder(folder, model, options.count, labels)

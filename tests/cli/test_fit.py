@@ -7,7 +7,7 @@ import yaml
 from helpers import write_pts
 
 import fitkit
-from fitkit.fit.recipe import load_recipe
+from fitkit.fitting.recipe import load_recipe
 from fitkit.io.options import to_plain
 
 

@@ -9,7 +9,7 @@ import pytest
 import fitkit
 from fitkit.cli import main as cli
 from fitkit.cli.recipe import USES
-from fitkit.fit.recipe import load_recipe
+from fitkit.fitting.recipe import load_recipe
 from fitkit.io.resources import RECIPE_KINDS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -406,7 +406,7 @@ def test_folders_of_subjects(tmp_path, anna):
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory, _rendered):
-    from fitkit.fit.run import fit
+    from fitkit.fitting.run import fit
 
     folder = tmp_path_factory.mktemp("fits") / "anna"
     shutil.copytree(_rendered, folder)

@@ -432,7 +432,7 @@ def test_a_real_network(tmp_path):
 
 def test_in_a_recipe(anna, monkeypatch, tmp_path):
     import fitkit
-    from fitkit.fit import run
+    from fitkit.fitting import run
 
     made = []
     monkeypatch.setattr(

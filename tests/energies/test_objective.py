@@ -147,3 +147,17 @@ def test_problem_cost_is_that_of_the_retracted_state():
         OBJECTIVE.cost(retract(START, step, layout), OBS)[0]
     )
     assert problem.size == layout.total
+
+
+def test_a_camera_inside_the_head_is_never_a_gain():
+    """All points lie behind such a camera, are not valid and cost nothing."""
+    layout = ParameterLayout.of(TRUTH, BLOCKS)
+    problem = LeastSquaresProblem(Objective([Term(LANDMARKS)]), OBS, layout)
+    depth = TRUTH.pose.translation.clone()
+    depth[1, 2] = -200.0
+    inside = START.replace(pose=replace(TRUTH.pose, translation=depth))
+    _, report = problem.objective.cost(inside, OBS)
+    assert report["lmk2d"].valid < int(OBS.landmarks.valid.sum())
+    assert problem.cost(inside) == float("inf") > problem.cost(START)
+    flat = inside.replace(camera=replace(inside.camera, kind="orthographic"))
+    assert problem.cost(flat) < float("inf")  # it looks from far away

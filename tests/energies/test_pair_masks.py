@@ -16,7 +16,7 @@ from fitkit.energies.parse_labels import label_weights
 from fitkit.energies.photo_model import ModelPhotometric, ModelPhotometricOptions
 from fitkit.energies.photometric import CrossViewPhotometric, PhotometricOptions
 from fitkit.errors import InputError
-from fitkit.fit.recipe import load_recipe
+from fitkit.fitting.recipe import load_recipe
 from fitkit.observe.labels import Labels
 from fitkit.render.cross_view import CrossViews
 from fitkit.scene.pose import yaw_pitch_roll

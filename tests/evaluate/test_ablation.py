@@ -13,8 +13,8 @@ from fitkit.evaluate.bench.photos import load_views
 from fitkit.evaluate.bench.scores import score_neutral
 from fitkit.evaluate.bench.truth import load_truth
 from fitkit.evaluate.predictions import face_of_fit
-from fitkit.fit.recipe import load_recipe
-from fitkit.fit.run import fit_observed
+from fitkit.fitting.recipe import load_recipe
+from fitkit.fitting.run import fit_observed
 from fitkit.models.registry import load_model
 
 ARMS = (

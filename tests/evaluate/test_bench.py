@@ -20,8 +20,8 @@ from fitkit.evaluate.bench.speed import many_views, speed, speed_text
 from fitkit.evaluate.bench.truth import Truth, load_truth
 from fitkit.evaluate.predictions import PredictedFace
 from fitkit.export.meshes import write_ply
-from fitkit.fit.recipe import load_recipe
-from fitkit.fit.run import fit_observed
+from fitkit.fitting.recipe import load_recipe
+from fitkit.fitting.run import fit_observed
 from fitkit.models.io import save_model_file
 from fitkit.models.registry import load_model
 from helpers import tiny_model, tiny_result

@@ -34,7 +34,7 @@ from fitkit.evaluate.recipe import load_evaluate_recipe
 from fitkit.evaluate.report import report_text, summarize, upright
 from fitkit.evaluate.run import evaluate
 from fitkit.export.preview import draw_error_map
-from fitkit.fit.recipe import load_recipe
+from fitkit.fitting.recipe import load_recipe
 from fitkit.models.io import save_model_file
 from fitkit.models.registry import load_model
 from fitkit.observe.landmarks.types import Landmarks

@@ -22,7 +22,7 @@ from fitkit.export.cameras import camera_table
 from fitkit.export.folder import ENTRIES, check_output, file_stems, plain, write_result
 from fitkit.export.parameters import load_parameters
 from fitkit.export.preview import draw_uncertainty
-from fitkit.fit.appearance import decompose_result
+from fitkit.fitting.appearance import decompose_result
 from fitkit.geometry.color import srgb_from_linear
 from fitkit.io import atomic
 from fitkit.io.calibration import read_cameras

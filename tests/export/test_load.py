@@ -11,8 +11,8 @@ from helpers import tiny_model, tiny_result
 
 import fitkit
 from fitkit.errors import InputError
-from fitkit.fit.predict import predict
-from fitkit.fit.run import fit
+from fitkit.fitting.predict import predict
+from fitkit.fitting.run import fit
 from fitkit.io.mesh_files import read_vertex_numbers
 
 

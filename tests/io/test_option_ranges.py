@@ -7,14 +7,14 @@ from typing import Annotated, get_args, get_origin
 
 import pytest
 
-from fitkit.data.synth_recipe import SynthRecipe, load_synth_recipe
+from fitkit.synth.recipe import SynthRecipe, load_synth_recipe
 from fitkit.energies.registry import REGISTRY
 from fitkit.errors import InputError
 from fitkit.evaluate.bench.ablation import AblationRecipe, load_ablation
 from fitkit.evaluate.protocols import PROTOCOLS
 from fitkit.evaluate.recipe import EvaluateRecipe, load_evaluate_recipe
-from fitkit.fit import recipe as fits
-from fitkit.fit.recipe import FitRecipe, load_recipe
+from fitkit.fitting import recipe as fits
+from fitkit.fitting.recipe import FitRecipe, load_recipe
 from fitkit.io.options import Length, Positive, Range, Share, build, check_options, option_types
 from fitkit.nets import NETS, net_kind
 from fitkit.train import regressor_recipe as trainings

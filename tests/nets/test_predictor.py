@@ -7,7 +7,6 @@ from fitkit.nets.predictor import Prediction
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.scene.depth_state import DepthState
 from fitkit.scene.position_map import PositionMap
-from fitkit.scene.state import select_people
 
 MODEL = tiny_model()
 SUBJECT = torch.tensor([0, 0, 1, 2])  # four frames of three people
@@ -37,7 +36,7 @@ def test_selected_people_keep_each_part_of_their_own_frames():
     assert some.gives == whole.gives and len(some.gives) == 7
     assert some.subject.tolist() == [0, 1, 1]
     assert torch.equal(some.identity_sigma, whole.identity_sigma[[2, 0]])
-    assert torch.equal(some.state.expression, select_people(whole.state, [2, 0]).expression)
+    assert torch.equal(some.state.expression, whole.state.select_people([2, 0]).expression)
     assert torch.equal(some.state.pose.rotation, whole.state.pose.rotation[views])
     assert torch.equal(some.landmarks.points, whole.landmarks.points[views])
     assert torch.equal(some.depth.depth, whole.depth.depth[views])

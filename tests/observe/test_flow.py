@@ -6,7 +6,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from fitkit.errors import InputError, MissingWeightsError
-from fitkit.fit.recipe import load_recipe
+from fitkit.fitting.recipe import load_recipe
 from fitkit.observe.flow import NAMES, check_estimator, make_flow_estimator
 from fitkit.observe.flow.consistency import consistent
 from fitkit.observe.flow.dis import DisFlow
@@ -256,7 +256,7 @@ def test_a_fit_uses_the_chosen_estimator(anna, monkeypatch):
 
 def test_missing_weights_are_told_before_the_fit(anna, monkeypatch):
     import fitkit
-    from fitkit.fit.stages import StageRunner
+    from fitkit.fitting.stages import StageRunner
 
     monkeypatch.setitem(sys.modules, "ptlflow", None)
     monkeypatch.setattr(StageRunner, "_stage", lambda *args: pytest.fail("a stage was run"))

@@ -90,3 +90,20 @@ def test_select():
     torch.testing.assert_close(
         camera.select([2, 0]).project(points[[2, 0]])[0], camera.project(points)[0][[2, 0]]
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_smaller_picture_shows_the_same_places(kind):
+    points, camera = scene(kind)
+    small = camera.resized(4.0)
+    torch.testing.assert_close(small.project(points)[0] + 0.5, (camera.project(points)[0] + 0.5) / 4)
+    back = small.resized(1 / 4)
+    torch.testing.assert_close(back.project(points)[0], camera.project(points)[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_clip_coordinates_are_pixels_before_the_division(kind):
+    points, camera = scene(kind)
+    clip = camera.clip(points)
+    torch.testing.assert_close(clip[..., :2] / clip[..., 3:], camera.project(points)[0])
+    torch.testing.assert_close(clip[..., 2], points[..., 2])

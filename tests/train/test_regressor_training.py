@@ -20,7 +20,6 @@ from fitkit.nets.predictor import Prediction, ViewSlot
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.labels import Labels
 from fitkit.render.rasterizer import clip_vertices, rasterize
-from fitkit.scene.state import select_people
 from fitkit.train import trainer
 from fitkit.train.regressor import CHECKPOINT, loop_options, open_parts, train_regressor
 from fitkit.train.regressor_data import (
@@ -340,7 +339,7 @@ def test_the_cost_is_the_mean_over_the_people_of_what_the_objective_gives_for_ea
     light = torch.full((9, 9, 1), 0.1) + torch.eye(9)[:1].T * 3
     state = state.replace(identity=state.identity + torch.randn(3, 4, generator=gen), illumination=light)
     total, report = cost(Prediction(state), batch.people)
-    single = [cost(Prediction(select_people(state, [i])), [batch.people[i]]) for i in range(3)]
+    single = [cost(Prediction(state.select_people([i])), [batch.people[i]]) for i in range(3)]
     for name in report:
         assert report[name].value == pytest.approx(np.mean([r[name].value for _, r in single]), rel=1e-4), (
             name

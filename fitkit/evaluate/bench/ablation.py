@@ -13,7 +13,7 @@ from fitkit.evaluate.bench.photos import Tell, load_views
 from fitkit.evaluate.bench.truth import load_truth, subject_names
 from fitkit.evaluate.machine import machine
 from fitkit.evaluate.tables import Row, grouped, known, mean_or_none, means, number, text_table
-from fitkit.fit.recipe import FitRecipe, load_recipe
+from fitkit.fitting.recipe import FitRecipe, load_recipe
 from fitkit.io.options import Length, Natural, apply_overrides, build, check_options, read_yaml, to_plain
 from fitkit.io.resources import find_recipe
 from fitkit.models.registry import load_model

@@ -15,7 +15,7 @@ from fitkit.evaluate.bench.truth import load_truth, subject_names
 from fitkit.evaluate.machine import machine
 from fitkit.evaluate.predictions import Outcome
 from fitkit.evaluate.tables import Row, grouped, means, medians, number, percent, text_table
-from fitkit.fit.recipe import load_recipe
+from fitkit.fitting.recipe import load_recipe
 from fitkit.io.options import to_plain
 from fitkit.models.registry import load_model
 

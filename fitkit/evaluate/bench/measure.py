@@ -16,8 +16,8 @@ from fitkit.evaluate.methods import Method
 from fitkit.evaluate.predictions import Outcome, PredictedFace, face_of_model, read_outcome
 from fitkit.evaluate.protocols.base import Pairs, Scored, Scorer
 from fitkit.evaluate.tables import Row
-from fitkit.fit.detail import personal_model
-from fitkit.fit.recipe import FitRecipe, load_recipe
+from fitkit.fitting.detail import personal_model
+from fitkit.fitting.recipe import FitRecipe, load_recipe
 from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model

@@ -12,14 +12,14 @@ from torch import Tensor
 from fitkit.errors import FitkitError
 from fitkit.evaluate.bench.photos import Tell
 from fitkit.evaluate.tables import Row, known, mean_or_none
-from fitkit.fit.choose_start import ChosenStart, choose_start
-from fitkit.fit.initialize import to_photos
-from fitkit.fit.metrics import view_errors
-from fitkit.fit.recipe import FitRecipe, load_recipe
-from fitkit.fit.result import FitResult
-from fitkit.fit.run import fit_observed
-from fitkit.fit.solution import Solution
-from fitkit.fit.stages import StageRunner, at_start
+from fitkit.fitting.choose_start import ChosenStart, choose_start
+from fitkit.fitting.initialize import to_photos
+from fitkit.fitting.metrics import view_errors
+from fitkit.fitting.recipe import FitRecipe, load_recipe
+from fitkit.fitting.result import FitResult
+from fitkit.fitting.run import fit_observed
+from fitkit.fitting.solution import Solution
+from fitkit.fitting.stages import StageRunner, at_start
 from fitkit.geometry.rotation import so3_exp, so3_log
 from fitkit.geometry.weak_perspective import weak_perspective_pose
 from fitkit.io.subject import Subject

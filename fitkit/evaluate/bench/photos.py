@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from fitkit.data.samples import EvaluationSample, no_truth
-from fitkit.data.synth_folder import write_subjects
-from fitkit.data.synth_recipe import load_synth_recipe
+from fitkit.synth.folder import write_subjects
+from fitkit.synth.recipe import load_synth_recipe
 from fitkit.errors import InputError
 from fitkit.evaluate.methods import decoded, load_photos
 from fitkit.io.subject import Subject, load_subject

@@ -19,10 +19,10 @@ from fitkit.evaluate.machine import machine
 from fitkit.evaluate.predictions import face_of_fit
 from fitkit.evaluate.tables import Row, grouped, mean_or_none, number, percent, text_table
 from fitkit.evaluate.verdicts import STATUS, verdict_table, verdict_text
-from fitkit.fit.findings import MEAN_OF_SIGMA, OK_MM, judge
-from fitkit.fit.recipe import FitRecipe, load_recipe
-from fitkit.fit.report import FitReport
-from fitkit.fit.run import fit_observed
+from fitkit.fitting.findings import MEAN_OF_SIGMA, OK_MM, judge
+from fitkit.fitting.recipe import FitRecipe, load_recipe
+from fitkit.fitting.report import FitReport
+from fitkit.fitting.run import fit_observed
 from fitkit.io.foreign import foreign_file
 from fitkit.io.options import to_plain
 from fitkit.io.subject import Subject, View, load_subject
@@ -258,7 +258,7 @@ def text(report: dict[str, Any], limit: float = OK_MM) -> str:
             f"One photo with a fault (harmful: the error grows by more than {HARM_MM:g} mm)",
             _faults_text(rows),
         ]
-    return "\n".join([*parts, "", "For the constants of fitkit/fit/report.py", _constants_text(rows)])
+    return "\n".join([*parts, "", "For the constants of fitkit/fitting/report.py", _constants_text(rows)])
 
 
 def _numbers(rows: Sequence[dict[str, Any]], key: str) -> np.ndarray:

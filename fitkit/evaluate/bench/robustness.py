@@ -17,10 +17,10 @@ from fitkit.evaluate.bench.truth import Truth, load_truth
 from fitkit.evaluate.machine import machine
 from fitkit.evaluate.predictions import PredictedFace, face_of_fit, face_of_model
 from fitkit.evaluate.tables import Row, grouped, means, number, text_table
-from fitkit.fit.predict import predict
-from fitkit.fit.recipe import load_recipe
-from fitkit.fit.result import FitResult
-from fitkit.fit.run import fit_observed
+from fitkit.fitting.predict import predict
+from fitkit.fitting.recipe import load_recipe
+from fitkit.fitting.result import FitResult
+from fitkit.fitting.run import fit_observed
 from fitkit.io.options import to_plain
 from fitkit.io.subject import Subject, subject_folders
 from fitkit.models.face_model import FaceModel

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fitkit.data.synthetic import head_shot_state, photograph, studio
+from fitkit.synth.studio import head_shot_state, photograph, studio
 from fitkit.errors import InputError
 from fitkit.evaluate.bench.photos import Tell, load_views
 from fitkit.evaluate.bench.scores import score_neutral
@@ -21,9 +21,9 @@ from fitkit.evaluate.bench.truth import Truth, load_truth
 from fitkit.evaluate.machine import machine
 from fitkit.evaluate.predictions import face_of_fit
 from fitkit.evaluate.tables import number, text_table
-from fitkit.fit.recipe import FitRecipe, load_recipe
-from fitkit.fit.result import FitResult
-from fitkit.fit.run import fit_observed
+from fitkit.fitting.recipe import FitRecipe, load_recipe
+from fitkit.fitting.result import FitResult
+from fitkit.fitting.run import fit_observed
 from fitkit.io.subject import Subject, subject_from_images
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model

@@ -15,7 +15,7 @@ from fitkit.evaluate.photo_consistency import held_out_errors, identity_spread, 
 from fitkit.evaluate.predictions import PredictedFace
 from fitkit.evaluate.protocols.base import Pairs, Pool, Protocol, Rows, Scored
 from fitkit.evaluate.tables import mean_or_none
-from fitkit.fit.detail import personal_model
+from fitkit.fitting.detail import personal_model
 from fitkit.io.options import Natural, Range
 from fitkit.io.subject import Subject, load_subject
 from fitkit.models.face_model import FaceModel

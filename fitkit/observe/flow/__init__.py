@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
-from fitkit.errors import InputError
+from fitkit.errors import InputError, did_you_mean
 from fitkit.observe.flow.types import FlowEstimator
 
 PTLFLOW = "ptlflow:"
@@ -48,8 +47,7 @@ def check_estimator(name: str, weights: str | None = None) -> None:
         return
     if name not in ESTIMATORS:
         known = (*NAMES, f"{PTLFLOW}NAME")
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+        hint = did_you_mean(name, known) or f"known: {', '.join(known)}"
         raise InputError(f"flow estimator: unknown name '{name}'; {hint}")
     if weights:
         raise InputError(

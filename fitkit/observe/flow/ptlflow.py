@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import io
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fitkit.errors import InputError, MissingWeightsError
+from fitkit.errors import InputError, MissingWeightsError, did_you_mean
 from fitkit.observe.flow.types import Flow, check_images
 
 TIMEOUT = 30  # seconds without an answer when weights are downloaded
@@ -45,8 +44,8 @@ class PtlFlow:
         package = _package(self.name)
         names = package.get_model_names()
         if network not in names:
-            near = difflib.get_close_matches(network, names, n=1)
-            hint = f"did you mean 'ptlflow:{near[0]}'?" if near else "'ptlflow.get_model_names()' lists them"
+            known = [f"ptlflow:{name}" for name in names]
+            hint = did_you_mean(self.name, known) or "'ptlflow.get_model_names()' lists them"
             raise MissingWeightsError(
                 f"flow estimator: ptlflow {package.__version__} has no network '{network}'; {hint}"
             )

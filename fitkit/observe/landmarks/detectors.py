@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from fitkit.errors import InputError, MissingWeightsError
+from fitkit.errors import InputError, MissingWeightsError, did_you_mean
 from fitkit.io.progress import Progress
 from fitkit.io.subject import Subject, View
 from fitkit.observe.copies import copies
@@ -86,12 +85,8 @@ def make_detector(name: str, device: str = "cpu") -> LandmarkDetector:
         return OnnxDetector(name.removeprefix(ONNX), device)
     if name not in DETECTORS:
         known = ("auto", "files", *DETECTORS, f"{ONNX}PATH")
-        near = difflib.get_close_matches(name, known, n=1)
-        raise InputError(
-            f"unknown landmark detector {name!r}; "
-            + (f"did you mean {near[0]!r}? " if near else "")
-            + f"known: {', '.join(known)}"
-        )
+        hint = f"{did_you_mean(name, known)} known: {', '.join(known)}".lstrip()
+        raise InputError(f"unknown landmark detector {name!r}; {hint}")
     return DETECTORS[name](device)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fitkit.data.synthetic import head_shot_state, photograph, studio
+from fitkit.synth.studio import head_shot_state, photograph, studio
 from fitkit.errors import InputError
 from fitkit.io.images import read_image
 from fitkit.io.landmark_files import read_landmarks

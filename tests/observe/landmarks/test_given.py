@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fitkit
-from fitkit.fit.findings import findings
+from fitkit.fitting.findings import findings
 from fitkit.io.images import read_image
 from fitkit.io.landmark_files import read_landmarks
 from fitkit.io.subject import subject_from_images

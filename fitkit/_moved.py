@@ -1,0 +1,42 @@
+"""Module paths that README and docs of version 0.1.0 named: each still leads to what it held, with one line of warning."""
+
+import sys
+import warnings
+from importlib import import_module
+from types import ModuleType
+
+MOVED = {
+    "fitkit.data.face_shards": "fitkit.synth.shards",
+    "fitkit.data.random_faces": "fitkit.synth.random_faces",
+    "fitkit.data.synth_dataset": "fitkit.synth.dataset",
+    "fitkit.data.synth_folder": "fitkit.synth.folder",
+    "fitkit.data.synth_recipe": "fitkit.synth.recipe",
+    "fitkit.data.synthetic": "fitkit.synth.studio",
+    "fitkit.fit": "fitkit.fitting",
+    "fitkit.fit.decompose": "fitkit.fitting.appearance",
+    "fitkit.fit.detail": "fitkit.fitting.detail",
+    "fitkit.fit.report": "fitkit.fitting.report",
+}
+
+
+class _MovedModule(ModuleType):
+    """Stands at an old path in sys.modules; loads nothing before one of its names is asked for."""
+
+    def __getattr__(self, name: str):
+        if name.startswith("__"):  # the import system asks for __path__ and others
+            raise AttributeError(name)
+        new = MOVED[self.__name__]
+        value = getattr(import_module(new), name)
+        warnings.warn(f"{self.__name__} is now {new}", FutureWarning, stacklevel=2)
+        return value
+
+
+def install() -> None:
+    """Make the old paths importable."""
+    for old in MOVED:
+        sys.modules.setdefault(old, _MovedModule(old))
+
+
+def moved_below(old: str) -> dict[str, ModuleType]:
+    """The modules that were at `old`.NAME, by NAME."""
+    return {name.removeprefix(f"{old}."): sys.modules[name] for name in MOVED if name.startswith(f"{old}.")}

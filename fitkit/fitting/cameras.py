@@ -1,0 +1,194 @@
+"""What is known about the cameras of a subject before the fit, and what the fit assumes about them from its start on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fitkit.errors import FitError, InputError
+from fitkit.fitting.recipe import CameraOptions
+from fitkit.io.subject import View, some
+from fitkit.models.face_model import FaceModel
+from fitkit.observe.observations import Observations
+from fitkit.scene.camera import Camera
+from fitkit.scene.state import SceneState
+
+LARGEST = 1e9  # px or mm, beyond what any camera has
+# No photo is taken from nearer; a focal length that says so is of a picture that was cropped.
+NEAREST_MM = 270.0
+NOT_BELIEVED = "the focal length in the EXIF data of {} was not used: {}, so the picture was probably cropped"
+
+
+@dataclass(frozen=True)
+class CameraKnowledge:
+    """What the files of a subject say about the cameras of its B views; nothing in it depends on where a fit begins."""
+
+    views: tuple[View, ...]
+    options: CameraOptions
+    scale: Tensor  # [B] px of the crop per px of the photo
+    principal: Tensor  # [B, 2] px of the crop
+    aspect: Tensor  # [B]
+
+    @classmethod
+    def of(cls, views: Sequence[View], observations: Observations, options: CameraOptions) -> CameraKnowledge:
+        """
+        Raises:
+            FitError: a camera with numbers that no camera has; it names the view. InputError: cameras.json for orthographic cameras.
+        """
+        for view in views:
+            _check_camera(view)
+        if options.kind == "orthographic" and any(v.camera is not None for v in views):
+            raise InputError(
+                "camera.kind=orthographic cannot use cameras.json; leave the file out or use perspective"
+            )
+        device, scale = observations.images.device, observations.scale
+        center = (torch.tensor([v.size for v in views], dtype=torch.float32, device=device) - 1) / 2
+        aspect = torch.ones(len(views), device=device)
+        for i, view in enumerate(views):
+            if view.camera is not None:
+                K = view.camera.K
+                aspect[i] = float(K[1, 1] / K[0, 0])
+                center[i] = torch.tensor([K[0, 2], K[1, 2]], dtype=torch.float32)
+        principal = (center - observations.offset) * scale[:, None]
+        return cls(tuple(views), options, scale, principal, aspect)
+
+    @cached_property
+    def rig(self) -> list[int]:
+        """Views whose position is given."""
+        return [i for i, v in enumerate(self.views) if v.camera is not None and v.camera.R is not None]
+
+    @cached_property
+    def baseline(self) -> float:
+        """Largest distance between two cameras of the rig, mm; 0 without one."""
+        if not self.rig:
+            return 0.0
+        cameras = [self.views[i].camera for i in self.rig]
+        centers = torch.stack(
+            [-torch.as_tensor(c.R.T @ c.t.reshape(3), dtype=torch.float64) for c in cameras]
+        )
+        return float(torch.cdist(centers, centers).max())
+
+    def prior(self, face_scale: Tensor, distance: Tensor) -> CameraPrior:
+        """What to assume where the face has `face_scale` [B] px of the crop per mm.
+
+        An unknown focal length f is that of a camera `distance` [B] mm away, `distance_mm` where that is NaN: f = scale [px/mm] *
+        distance. The photos alone hardly tell the two apart.
+        """
+        options, views, B = self.options, self.views, len(self.views)
+        in_photo = face_scale / self.scale
+        if options.kind == "orthographic":
+            focal = in_photo * Camera.REFERENCE_DEPTH * self.scale
+            sigma = torch.full_like(focal, 10.0)  # the scale is free
+            return self._prior(focal, sigma, ("estimated",) * B, False, self._notes(in_photo))
+        cropped = self._cropped(in_photo)
+        exif = [None if bad else v.focal_px for v, bad in zip(views, cropped)]
+        share = options.share_focal == "yes" or (
+            options.share_focal == "auto" and len({v.size for v in views}) == 1 and len(set(exif)) == 1
+        )
+        focal = in_photo * torch.nan_to_num(distance, options.distance_mm)
+        sigma = torch.full_like(in_photo, options.focal_sigma)
+        if share:
+            focal = focal.median().expand(B).clone()
+        source = ["estimated"] * B
+        for i, view in enumerate(views):
+            if view.camera is not None:
+                focal[i], sigma[i] = float(view.camera.K[0, 0]), options.known_sigma
+                source[i] = "cameras.json"
+            elif exif[i]:
+                focal[i], sigma[i], source[i] = exif[i], options.exif_sigma, "exif"
+        known = [v.camera is not None for v in views]
+        one = not any(known) or (all(known) and float(focal.max() - focal.min()) < 1e-3)
+        return self._prior(focal * self.scale, sigma, tuple(source), share and one, self._notes(in_photo))
+
+    def _prior(
+        self, focal: Tensor, sigma: Tensor, source: tuple[str, ...], share: bool, notes: tuple[str, ...]
+    ) -> CameraPrior:
+        B = len(self.views)
+        first = torch.zeros(B, dtype=torch.bool, device=focal.device)
+        first[0 if share else slice(None)] = True
+        groups = torch.zeros(B, dtype=torch.int64) if share else torch.arange(B)
+        names = tuple(v.name for v in self.views)
+        return CameraPrior(focal, sigma, groups, first, names, source, notes=notes)
+
+    def _nearest(self, in_photo: Tensor) -> Tensor:
+        """[B] mm from the face where the camera would have been by the EXIF data; infinite without them."""
+        focal = torch.tensor([(v.focal_px or torch.inf) for v in self.views], device=in_photo.device)
+        return focal / in_photo
+
+    def _cropped(self, in_photo: Tensor) -> list[bool]:
+        """Views whose EXIF data cannot be right."""
+        return [
+            v.camera is None and float(d) < NEAREST_MM for v, d in zip(self.views, self._nearest(in_photo))
+        ]
+
+    def _notes(self, in_photo: Tensor) -> tuple[str, ...]:
+        cropped = [v.name for v, bad in zip(self.views, self._cropped(in_photo)) if bad]
+        if not cropped:
+            return ()
+        nearest = 10 * round(float(self._nearest(in_photo).min()) / 10)
+        why = f"by it the camera would have been {nearest} mm from the face"
+        return (NOT_BELIEVED.format(some(cropped), why),)
+
+
+@dataclass(frozen=True)
+class CameraPrior:
+    """What a fit assumes about the cameras of its B views."""
+
+    focal_mean: Tensor  # [B] px of the crop
+    focal_sigma: Tensor  # [B] log units
+    focal_groups: Tensor  # [B] int64, views with one camera
+    first: Tensor  # [B] bool, one view per camera
+    names: tuple[str, ...]  # of the views
+    source: tuple[str, ...]  # per view 'cameras.json', 'exif' or 'estimated'
+    pose_groups: Tensor | None = None  # [B] int64, views of a calibrated rig move together
+    metric: bool = False  # known camera positions fix the scale of the head
+    notes: tuple[str, ...] = ()  # what of the given cameras is not used, one line each
+
+    def without_exif(
+        self, wrong: Sequence[int], state: SceneState, options: CameraOptions, model: FaceModel
+    ) -> CameraPrior:
+        """The same, but views `wrong` have cameras that are not known, now that their heads are where `state` puts them."""
+        rows = torch.tensor(wrong, device=self.focal_mean.device)
+        depth = state.pose.apply(model.landmark_basis.mean.mean(0).expand(1, 1, 3).to(state.pose.rotation))[
+            :, 0, 2
+        ]
+        usual = (state.camera.focal / depth * options.distance_mm)[rows]
+        shared = len(self.focal_groups.unique()) < len(self.source)
+        names = some([self.names[i] for i in wrong])
+        return replace(
+            self,
+            focal_mean=self.focal_mean.index_copy(
+                0, rows, usual.median().expand_as(usual) if shared else usual
+            ),
+            focal_sigma=self.focal_sigma.index_fill(0, rows, options.focal_sigma),
+            source=tuple("estimated" if i in wrong else s for i, s in enumerate(self.source)),
+            notes=(
+                *self.notes,
+                NOT_BELIEVED.format(names, "the perspective of the landmarks contradicts it"),
+            ),
+        )
+
+
+def _check_camera(view: View) -> None:
+    """FitError: numbers that no camera has, as of one that was made in Python."""
+    camera = view.camera
+    known = (
+        [view.focal_px or 0.0]
+        if camera is None
+        else [camera.K]
+        if camera.R is None
+        else [camera.K, camera.R, camera.t]
+    )
+    numbers = np.concatenate([np.ravel(np.asarray(n, dtype=np.float64)) for n in known])
+    if not (np.abs(numbers) <= LARGEST).all() or (
+        camera is not None and min(camera.K[0, 0], camera.K[1, 1]) < 1 / LARGEST
+    ):
+        raise FitError(
+            f"view '{view.name}': its {'focal length from EXIF' if camera is None else 'camera'} cannot be used; expected numbers "
+            f"up to {LARGEST:g} and focal lengths above 0, in px and mm, got {', '.join(f'{n:.4g}' for n in numbers)}"
+        )

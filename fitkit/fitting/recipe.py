@@ -1,0 +1,199 @@
+"""Fit recipes: what is solved for in which stages, with which energies. See `recipes/fit/`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, Sequence
+
+from fitkit.energies.registry import fit_options
+from fitkit.energies.spec import EnergyOptions, ExpressionOptions
+from fitkit.errors import InputError, check_argument
+from fitkit.fitting.detail import DetailOptions
+from fitkit.io.foreign import shown
+from fitkit.io.options import (
+    Length,
+    Natural,
+    NonNegative,
+    Positive,
+    Range,
+    Seed,
+    Share,
+    apply_overrides,
+    build,
+    build_stages,
+    merge,
+    read_yaml,
+    unknown_key,
+)
+from fitkit.io.resources import find_recipe, recipe_path
+from fitkit.observe.crop import CropOptions
+from fitkit.observe.flow import check_estimator
+from fitkit.scene.layout import BLOCKS
+
+
+@dataclass(frozen=True)
+class LandmarkOptions:
+    """source: where the 68 points come from; jaw: what points 0-16 are (see LandmarkReprojection),
+    'auto' tries both rules where the source does not say;
+    offset: standard deviation of what is the same in all photos of a person about a point's error, in units of `offset_sigma`;
+    sigma: standard deviation of a point as a share of the face size (square root of the landmark box area), used
+    until the noise is measured from the residuals; min_sigma, max_sigma: limits of the measured value."""
+
+    source: str = "auto"
+    offset: NonNegative = 1.0
+    jaw: Literal["auto", "outline", "surface"] = "auto"
+    sigma: Annotated[float, Range(1e-06, 10.0)] = 0.02
+    min_sigma: Annotated[float, Range(0.0, 10.0)] = 0.003
+    max_sigma: Annotated[float, Range(1e-06, 10.0)] = 0.05
+
+
+@dataclass(frozen=True)
+class CameraOptions:
+    """kind: projection; share_focal: one camera for all views ('auto': when the photos have one size and nothing
+    says otherwise); distance_mm: what an unknown camera is assumed to be away from the face; focal_sigma: how sure
+    that is, log units; exif_sigma, known_sigma: the same for a focal length from EXIF and from cameras.json."""
+
+    kind: Literal["perspective", "orthographic"] = "perspective"
+    share_focal: Literal["auto", "yes", "no"] = "auto"
+    distance_mm: Annotated[float, Range(50.0, 10**6.0)] = 1000.0
+    focal_sigma: Annotated[float, Range(1e-06, 100.0)] = 0.4
+    exif_sigma: Annotated[float, Range(1e-06, 100.0)] = 0.1
+    known_sigma: Annotated[float, Range(1e-06, 100.0)] = 0.001
+
+
+@dataclass(frozen=True)
+class InitOptions:
+    """source: where a fit starts: 'landmarks', the mean face at the pose of the landmarks in closed form; 'regressor', what a network
+    predicts from the photos; 'auto', the better of the two for the landmarks and the priors. weights: of the network,
+    regressor.safetensors of fitkit train-regressor; empty = the one that comes with fitkit."""
+
+    source: Literal["auto", "landmarks", "regressor"] = "auto"
+    weights: str = ""
+
+
+@dataclass(frozen=True)
+class SolverOptions:
+    """name: 'levenberg_marquardt' or 'adam'; max_iterations: per refresh of the frozen quantities; refresh: how often
+    visibility, matches and weights are computed anew ('adam' does so in every iteration); learning_rate: 'adam' only."""
+
+    name: Literal["levenberg_marquardt", "adam"] = "levenberg_marquardt"
+    max_iterations: Annotated[int, Range(0, 10**6)] = 20
+    min_decrease: Share = 1e-3
+    refresh: Annotated[int, Range(1, 10**6)] = 1
+    learning_rate: Positive = 0.01
+
+
+@dataclass(frozen=True)
+class FlowSource:
+    """estimator: what finds the flow between photos: 'dis', 'dis:PRESET', 'farneback' or 'ptlflow:NAME', any network of the package
+    ptlflow; weights: of a network: a checkpoint file or the name of a published one, empty = the published one for general use."""
+
+    estimator: str = "dis"
+    weights: str = ""
+
+    def __post_init__(self):
+        check_estimator(self.estimator, self.weights)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """free: names of what is solved for; energies: name -> options; min_views: the stage is left out with fewer;
+    measure_noise: estimate the landmark noise from the residuals before the stage; measure_offsets: estimate the spread of the
+    landmarks' offsets, anew at each refresh; start: the stage is for fits that start from
+    'landmarks' (or from what a 'regressor' predicts) and is left out in others."""
+
+    name: str
+    free: Annotated[tuple[str, ...], Length(1)]
+    energies: dict[str, EnergyOptions]
+    solver: SolverOptions = SolverOptions()
+    min_views: Natural = 1
+    measure_noise: bool = False
+    measure_offsets: bool = False
+    start: Literal["any", "landmarks", "regressor"] = "any"
+
+
+@dataclass(frozen=True)
+class FitRecipe:
+    """A whole fit; every option with its value."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    model: str = "generic"
+    seed: Seed = 0
+    crop: CropOptions = CropOptions()
+    landmarks: LandmarkOptions = LandmarkOptions()
+    flow: FlowSource = FlowSource()
+    camera: CameraOptions = CameraOptions()
+    init: InitOptions = InitOptions()
+    expression: ExpressionOptions = ExpressionOptions()
+    detail: DetailOptions = DetailOptions()
+
+    @property
+    def detail_flow(self) -> FlowSource:
+        """What finds the matches of the detail layer: the recipe's `flow`, 'dis' at full resolution. Between photos of different days that
+        is the noisier one, so the stages do without; the detail layer has the evidence to tell."""
+        return replace(self.flow, estimator="dis:fine") if self.flow.estimator == "dis" else self.flow
+
+
+def load_recipe(
+    name: str | os.PathLike = "multiview",
+    overrides: Sequence[str] = (),
+    changes: dict[str, Any] | None = None,
+) -> FitRecipe:
+    """A shipped recipe by name or any recipe file by path.
+
+    Args:
+        overrides: 'a.b=value' lines, stages by name: 'stages.shape.solver.max_iterations=5'.
+        changes: a nested mapping laid over the recipe before the overrides.
+    Raises:
+        InputError: no such recipe, unknown keys (with the nearest known one), wrong types, values out of range.
+    """
+    check_argument("load_recipe", name, (str, os.PathLike), "the name or path of a recipe")
+    check_argument("changes", changes, (dict, NoneType), "a mapping of options")
+    path = find_recipe("fit", name)
+    data = _read(path, ())
+    data = apply_overrides(merge(data, changes or {}), overrides)
+    return parse_recipe(data, str(path.name))
+
+
+def _read(path: Path, seen: tuple[str, ...]) -> dict:
+    """A recipe with the one it `extends` below it. Stages of the same name are merged, new ones are added behind."""
+    place = os.path.realpath(path)  # the same file has many names
+    if place in seen:
+        raise InputError(f"{path}: recipes extend each other in a circle")
+    data = read_yaml(path)
+    parent = data.pop("extends", None)
+    if parent is None:
+        return data
+    if not isinstance(parent, str):
+        raise InputError(f"{path}: extends: expected the name of a recipe, got {shown(parent)}")
+    beside = path.parent / f"{parent}.yaml"
+    base = _read(beside if os.path.isfile(beside) else recipe_path("fit", parent), (*seen, place))
+    stages, own = base.get("stages", []), data.pop("stages", [])
+    for name, part in ((parent, stages), (path.name, own)):
+        if not isinstance(part, list) or not all(isinstance(stage, dict) for stage in part):
+            raise InputError(f"{path}: stages: expected a list of mappings, got {shown(part)} in {name}")
+    stages = list(stages)
+    for stage in own:
+        names = [s.get("name") for s in stages]
+        if stage.get("name") in names:
+            at = names.index(stage["name"])
+            stages[at] = merge(stages[at], stage)
+        else:
+            stages.append(stage)
+    return {**merge(base, data), "stages": stages}
+
+
+def parse_recipe(data: dict, where: str) -> FitRecipe:
+    """FitRecipe from nested mappings, as read from YAML."""
+    data = dict(data)
+    parsed = []
+    for stage, label in build_stages(Stage, fit_options, data.pop("stages", None), where):
+        parsed.append(stage)
+        for block in stage.free:
+            if block not in BLOCKS:
+                raise unknown_key(block, BLOCKS, f"{label}: free")
+    return build(FitRecipe, {**data, "stages": parsed}, where)

@@ -1,0 +1,104 @@
+"""What a fit returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from fitkit.fitting.detail import personal_model
+from fitkit.fitting.predicted_maps import PredictedMaps
+from fitkit.fitting.report import FitReport
+from fitkit.io.subject import Subject
+from fitkit.models.face_model import FaceModel
+from fitkit.observe.landmarks.types import Landmarks
+from fitkit.scene.state import SceneState
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """One fitted subject.
+
+    model: the face model (on the CPU, float32); subject: the photos that were fitted;
+    state: solution on the CPU, its camera in pixels of the original upright photos, S = 1;
+    landmarks: the observed points in the same pixels; report: how good the fit is, in numbers and findings; recipe: the resolved recipe;
+    camera_source: per view 'cameras.json', 'exif' or 'estimated'.
+    identity_covariance: [K_id, K_id] of the identity coefficients; vertex_sigma: [V] mm, standard deviation of the neutral
+    mesh along its normals once it is laid onto the true face (`fitkit.fitting.uncertainty`); both None where they cannot be
+    computed (no stage with a least-squares form solved for the identity).
+    displacement: [V] mm along the normals of the neutral mesh, positive outwards, what the detail layer adds to the model
+    (`fitkit.fitting.detail`); None without it. `vertices`, `neutral` and `landmarks3d` contain it.
+    maps: what a network has said beside the scene; None: nothing, or it was a fit.
+    """
+
+    model: FaceModel
+    subject: Subject
+    state: SceneState
+    landmarks: Landmarks
+    report: FitReport
+    recipe: dict[str, Any]
+    camera_source: tuple[str, ...]
+    identity_covariance: Tensor | None = None
+    vertex_sigma: Tensor | None = None
+    displacement: Tensor | None = None
+    maps: PredictedMaps | None = None
+
+    def __repr__(self) -> str:
+        expected = self.report.verdict.expected_mm
+        return (
+            f"FitResult({self.subject.name!r}: {self.status}, "
+            + ("" if expected is None else f"expected error {expected:.1f} mm, ")
+            + f"{len(self.subject.views)} views, model {self.model.name!r})"
+        )
+
+    @property
+    def status(self) -> str:
+        """'ok', 'doubtful' or 'failed'."""
+        return self.report.status
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is wrong: one sentence for each reason why the status is not 'ok'."""
+        return self.report.warnings
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is worth knowing about the fit, but nothing wrong: what was assumed or left out. What is wrong are the `warnings`."""
+        return self.report.remarks
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """The report as the content of metrics.json: numbers, texts, lists and dictionaries."""
+        return self.report.to_metrics()
+
+    @cached_property
+    def personal_model(self) -> FaceModel:
+        """The face model with the displacement added to its mean; the model itself without one."""
+        return (
+            self.model
+            if self.displacement is None
+            else personal_model(self.model, self.state, self.displacement)
+        )
+
+    @property
+    def neutral(self) -> Tensor:
+        """[V, 3] mm: the person without expression, head frame."""
+        return self.state.neutral(self.personal_model)[0]
+
+    @property
+    def vertices(self) -> Tensor:
+        """[B, V, 3] mm: each view's mesh with its expression, head frame."""
+        return self.state.vertices(self.personal_model)
+
+    @property
+    def landmarks3d(self) -> Tensor:
+        """[68, 3] mm: the iBUG points on the neutral mesh, head frame."""
+        return self.model.landmarks.points(self.neutral[None], self.model.triangles)[0]
+
+    def save(self, output, overwrite: bool = False, light: bool = False):
+        """Write the result folder (meshes, parameters, cameras, pictures, report); see `fitkit.export`. light: see `write_result`."""
+        from fitkit.export.folder import write_result
+
+        return write_result(self, output, overwrite=overwrite, light=light)

@@ -1,0 +1,171 @@
+"""Fits one face to the photos of one person: reading, start, stages, report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import NoneType
+from typing import Any
+
+import torch
+
+from fitkit.errors import InputError, check_argument
+from fitkit.fitting.choose_start import ChosenStart, choose_start
+from fitkit.fitting.findings import judge
+from fitkit.fitting.initialize import to_photos
+from fitkit.fitting.metrics import fit_report
+from fitkit.fitting.recipe import FitRecipe, load_recipe
+from fitkit.fitting.report import StartReport, TimeReport
+from fitkit.fitting.result import FitResult
+from fitkit.fitting.rig_check import check_rig
+from fitkit.fitting.stages import StageRunner, at_start
+from fitkit.io.options import to_plain
+from fitkit.io.progress import Progress
+from fitkit.io.subject import Subject, as_subject
+from fitkit.models.face_model import FaceModel
+from fitkit.models.registry import load_model
+from fitkit.observe.crop import crop_views
+from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
+from fitkit.observe.landmarks.given import check_given
+from fitkit.observe.landmarks.types import Landmarks
+
+log = logging.getLogger("fitkit")
+
+
+def fit(
+    subject: str | os.PathLike | Subject | Sequence,
+    *,
+    model: str | FaceModel | None = None,
+    recipe: str | os.PathLike | FitRecipe = "multiview",
+    overrides: Sequence[str] = (),
+    landmarks: Sequence | None = None,
+    share_expression: bool | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    progress: Progress | Callable[[str, float], None] | None = None,
+) -> FitResult:
+    """Fit one face to all photos of one person.
+
+    Args:
+        subject: a subject folder, the path of one photo, a Subject, or a list of images (paths, PIL images, [H, W, 3] arrays).
+        model: name or path of a face model, or the model itself; None takes the recipe's.
+        recipe: name or path of a recipe; overrides: 'key=value' changes of it.
+        landmarks: one [68, 2] or [68, 3] array, path of a landmark file, or None for each image, in the order of the list or of the
+            subject's views (of a folder: sorted by name, 'view2' before 'view10'); px of the upright photo, counted from 0. They replace
+            those in files.
+        share_expression, seed: shortcuts for expression.shared and seed.
+        device: torch device the fit runs on.
+        progress: called with (what is done next, share done in 0..1), or a Progress.
+    Raises:
+        FitkitError: bad input, missing files or weights, or nothing that could be fitted.
+    """
+    check_argument(
+        "model",
+        model,
+        (str, os.PathLike, FaceModel, NoneType),
+        "the name or path of a face model, or a FaceModel",
+    )
+    check_argument(
+        "recipe", recipe, (str, os.PathLike, FitRecipe), "the name or path of a recipe, or a FitRecipe"
+    )
+    progress = Progress.of(progress)
+    changes: dict[str, Any] = {}
+    if isinstance(model, (str, os.PathLike)):
+        changes["model"] = os.fspath(model)
+    if share_expression is not None:
+        changes["expression"] = {"shared": share_expression}
+    if seed is not None:
+        changes["seed"] = seed
+    if not isinstance(recipe, FitRecipe):
+        recipe = load_recipe(recipe, overrides, changes)
+    elif overrides or changes:
+        raise InputError(
+            "overrides, model, seed and share_expression change a recipe given by name or path, not a FitRecipe"
+        )
+    check_device(device)
+    face_model = model if isinstance(model, FaceModel) else load_model(recipe.model)
+    progress.at(0.0, "reading photos")
+    subject = as_subject(subject, landmarks)
+    finding = progress.part(0.05, 0.2, "finding landmarks")
+    finding.at(0.0)
+    found, sources = detect_landmarks(subject, recipe.landmarks.source, device, finding)
+    found = check_given(subject, found, sources, recipe.landmarks.source == "auto", device)
+    subject, found, notes = usable_views(subject, found)
+    return fit_observed(subject, found, face_model, recipe, device, progress, subject.notes + tuple(notes))
+
+
+def check_device(device: str) -> None:
+    """Refuse a torch device that is not there."""
+    check_argument("device", device, (str, torch.device), "the name of a torch device, e.g. cpu")
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device '{device}': cannot be used here ({str(error).splitlines()[0]}); use cpu"
+        ) from error
+
+
+def fit_observed(
+    subject: Subject,
+    found: Landmarks,
+    model: FaceModel,
+    recipe: FitRecipe,
+    device: str = "cpu",
+    progress: Progress = Progress(),
+    notes: Sequence[str] = (),
+) -> FitResult:
+    """`fit` from views and landmarks that are already there; the timed part of a fit."""
+    start, cpu = time.perf_counter(), time.process_time()
+    subject, contradictions = check_rig(subject, found, model)
+    progress.at(0.2, "cropping")
+    observations = crop_views(
+        (v.image for v in subject.views), (v.mask for v in subject.views), found, recipe.crop
+    ).to(device)
+    local = model.to(device) if str(model.device) != device else model
+    began = time.perf_counter()
+    chosen = choose_start(subject, found, local, recipe, observations, device)
+    found = replace(found, valid=chosen.observations.landmarks.valid.to(found.valid))
+    solution = StageRunner(recipe, device).solve(at_start(chosen, local, recipe), progress.part(0.35, 0.975))
+    solved = time.perf_counter()
+    progress.at(0.97, "judging the fit")
+    final, detail = to_photos(solution.state, solution.observations).to("cpu"), solution.detail
+    cpu_model = model.to("cpu") if model.device.type != "cpu" else model
+    report, bars = fit_report(solution, cpu_model, subject, final, found, recipe.name)
+    report = replace(
+        report,
+        start=StartReport(chosen.source, chosen.outliers, chosen.cost, solution.iterations),
+        notes=(*notes, *solution.cameras.notes, *_outlier_notes(subject, chosen)),
+        camera_contradictions=tuple(contradictions),
+        time_s=TimeReport(
+            round(solved - began, 3),
+            round(time.perf_counter() - start, 3),
+            round(time.process_time() - cpu, 3),
+        ),
+    )
+    report = judge(report)
+    for finding in report.verdict.findings:
+        log.info("%s: %s", "note" if finding.severity == "note" else "warning", finding.message)
+    progress.at(1.0, "done")
+    return FitResult(
+        cpu_model,
+        subject,
+        final,
+        replace(found, sigma=solution.sigma_photo()),
+        report,
+        to_plain(recipe),
+        solution.cameras.source,
+        None if bars is None else bars.identity_covariance,
+        None if bars is None else bars.vertex_sigma,
+        detail.displacement if detail is not None and detail.report.sigma_mm else None,
+    )
+
+
+def _outlier_notes(subject: Subject, chosen: ChosenStart) -> list[str]:
+    return [
+        f"view {v.name}: {n} of its landmarks lie far from where the network sees them and were left out"
+        for v, n in zip(subject.views, chosen.outliers or ())
+        if n
+    ]

@@ -1,0 +1,265 @@
+"""Runs the stages of a recipe on the crops of one subject."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
+from fitkit.energies.priors import LandmarkOffsetPrior
+from fitkit.energies.registry import find
+from fitkit.energies.spec import Context, Networks
+from fitkit.errors import FitError
+from fitkit.fitting.choose_start import ChosenStart
+from fitkit.fitting.detail import solve_detail
+from fitkit.fitting.noise import given_sigma, measured_sigma, measured_spread, offset_prior, wrong_exif
+from fitkit.fitting.recipe import FitRecipe, Stage
+from fitkit.fitting.report import StageReport
+from fitkit.fitting.solution import Solution
+from fitkit.geometry.spherical_harmonics import white_light
+from fitkit.io.progress import Progress
+from fitkit.models.face_model import FaceModel
+from fitkit.nets import load_network
+from fitkit.observe.flow import make_flow_estimator
+from fitkit.scene.layout import ParameterLayout
+from fitkit.solvers.first_order import AdamOptions, adam
+from fitkit.solvers.levenberg_marquardt import LMOptions, SolverResult, levenberg_marquardt
+
+log = logging.getLogger("fitkit")
+
+# Measured ratios: 0.05 to 0.9 on fixed points (0.2 and less with a view beyond 40 degrees), 0.83 to 1.4 on outlines.
+SURFACE_WINS = 0.8
+
+
+def at_start(chosen: ChosenStart, model: FaceModel, recipe: FitRecipe) -> Solution:
+    """The fit before its first stage. model: on the device of the crops."""
+    marks, rule = chosen.observations.landmarks, recipe.landmarks.jaw
+    return Solution(
+        model,
+        chosen.observations,
+        chosen.cameras,
+        chosen.state,
+        given_sigma(marks, recipe.landmarks),
+        marks.jaw if rule == "auto" else rule,
+        chosen.source,
+    )
+
+
+@dataclass(frozen=True)
+class StageRunner:
+    """Runs the stages of a recipe: each makes a new Solution of the one before it."""
+
+    recipe: FitRecipe
+    device: str = "cpu"  # of the crops
+
+    @cached_property
+    def networks(self) -> Networks:
+        """Flow estimators and frozen networks, each made once."""
+        flow = self.recipe.flow.estimator, self.recipe.flow.weights
+        return Networks(self.device, flow, make_flow=make_flow_estimator, make_network=load_network)
+
+    def solve(self, at: Solution, progress: Progress = Progress()) -> Solution:
+        """All stages in turn, and the detail layer.
+
+        Raises:
+            FitError: no stage is for this number of views and this start, or the solver failed. MissingWeightsError: of a flow network.
+        """
+        stages = self._stages_for(at)
+        for name, options in (pair for stage in stages for pair in stage.energies.items()):
+            load = find(name).load
+            if load is not None:
+                load(self.networks, options)  # missing weights are told before anything is solved
+        detail = self.recipe.detail_flow
+        if self.recipe.detail.enabled:
+            self.networks.flow(detail.estimator, detail.weights)
+        progress.at(0.0, f"stage {stages[0].name}")
+        at, done = self._leading_stages(stages, at)
+        wrong = wrong_exif(at) if done else []
+        if wrong:
+            cameras = at.cameras.without_exif(wrong, at.state, self.recipe.camera, at.model)
+            at, done = self._leading_stages(stages, replace(at, cameras=cameras, stages=(), shape=None))
+        effort = [_effort(stage) for stage in stages]
+        for number, stage in enumerate(stages[done:], done):
+            begun = sum(effort[:number])
+            share = [0.8 * e / sum(effort) for e in (begun, begun + effort[number])]
+            at = self._stage(stage, at, progress.part(*share, f"stage {stage.name}"))
+        if not self.recipe.detail.enabled:
+            return at
+        progress.at(0.8, "detail")
+        flow, options = self.networks.flow(detail.estimator, detail.weights), self.recipe.detail
+        return replace(
+            at, detail=solve_detail(at.model, at.state, at.observations, flow, options, self.recipe.seed)
+        )
+
+    def _stages_for(self, at: Solution) -> list[Stage]:
+        """The stages that are for this number of views and this start."""
+        views = at.observations.num_views
+        stages = [s for s in self.recipe.stages if views >= s.min_views and s.start in ("any", at.start)]
+        if not stages:
+            raise FitError(
+                f"recipe '{self.recipe.name}' has no stage for {views} view(s) and a start from {at.start}"
+            )
+        return stages
+
+    def _leading_stages(self, stages: Sequence[Stage], at: Solution) -> tuple[Solution, int]:
+        """The leading landmark stages. What the jaw points are, where that is not known, is the rule under which they fit better.
+
+        A fit under the wrong rule bends the face to the jaw points, so the rules are compared by their own solutions.
+        Points on fixed skin cost an outline fit several times more once the head is turned; outline points fit both rules
+        about as well. So 'surface' has to win clearly, by SURFACE_WINS.
+
+        Returns:
+            the solution under the rule that won, and the number of stages that it has behind it.
+        """
+        leading = []
+        for stage in stages:
+            if stage.measure_noise or _looks_at_pictures(stage):
+                break
+            leading.append(stage)
+        if not leading:
+            return at, 0
+        trials, iterations = {}, at.iterations
+        for rule in ("surface", "outline") if at.jaw_rule == "auto" else (at.jaw_rule,):
+            trial = replace(at, jaw_rule=rule, iterations=iterations)
+            for stage in leading:
+                trial = self._stage(stage, trial)
+            trials[rule], iterations = trial, trial.iterations
+        costs = {rule: sum(t.value for t in trial.terms.values()) for rule, trial in trials.items()}
+        rule = next(iter(trials))
+        if len(costs) > 1:
+            rule = "surface" if costs["surface"] < SURFACE_WINS * costs["outline"] else "outline"
+        log.info("jaw points: %s (costs: %s)", rule, costs)
+        return replace(trials[rule], iterations=iterations), len(leading)
+
+    def _stage(self, stage: Stage, at: Solution, progress: Progress = Progress()) -> Solution:
+        progress.at(0.0)
+        began, before = time.perf_counter(), at
+        if stage.measure_noise:
+            at = replace(at, sigma=measured_sigma(at, self.recipe.landmarks))
+        at, objective, layout = self._set_up(stage, at)
+        solve = self._first_order if stage.solver.name == "adam" else self._least_squares
+        at, objective, status, messages = solve(stage, at, objective, layout, progress)
+        with torch.no_grad():
+            terms = objective.cost(at.state, at.observations)[1]
+        first_order = stage.solver.name == "adam"
+        last = (LeastSquaresProblem(objective, at.observations, layout, first_order), at.state)
+        moved = "identity" in stage.free
+        change = None
+        if moved and before.shape is not None:
+            change = float((at.state.identity - before.state.identity).square().mean().sqrt())
+        seconds = round(time.perf_counter() - began, 4)
+        numbers = {n: {"cost": t.value, "valid": t.valid, "rms": t.rms} for n, t in terms.items()}
+        report = StageReport(stage.name, status, seconds, change, messages, numbers)
+        log.info("stage %s: %s", stage.name, "; ".join(messages))
+        shape = last if moved else at.shape
+        return replace(at, terms=terms, last=last, shape=shape, stages=(*at.stages, report))
+
+    def _set_up(self, stage: Stage, at: Solution) -> tuple[Solution, Objective, ParameterLayout]:
+        """What a stage minimizes over what; where it needs the light and nobody has estimated it, that comes first."""
+        here = self.context(at)
+        chosen = {n: o for n, o in stage.energies.items() if find(n).applies(here)}
+        lights = {n: find(n).light(o) for n, o in chosen.items() if find(n).light is not None}
+        free = [b for b in stage.free if not (b == "illumination" and not lights)]
+        if lights:
+            at = self._lit(at, chosen, lights)
+        here = self.context(at)
+        energies = {name: find(name).make(here, options) for name, options in chosen.items()}
+        groups = at.cameras.focal_groups, at.cameras.pose_groups
+        layout = ParameterLayout.of(at.state, free, self.recipe.expression.shared, *groups)
+        terms = [Term(energies[name], options.weight, options.kernel) for name, options in chosen.items()]
+        return at, Objective(terms), layout
+
+    def _first_order(
+        self, stage: Stage, at: Solution, objective: Objective, layout: ParameterLayout, progress: Progress
+    ) -> tuple[Solution, Objective, str, tuple[str, ...]]:
+        """Adam: the solution, what was minimized last, status and messages of the solver."""
+        options = AdamOptions(stage.solver.max_iterations, stage.solver.learning_rate)
+        problem = LeastSquaresProblem(objective, at.observations, layout, first_order=True)
+        result = adam(problem, at.state, options, progress.at)
+        at = _accepted(stage, at, result)
+        objective = objective.at_share(1.0).freeze(at.state, at.observations)
+        return at, objective, result.status, (result.message,)
+
+    def _least_squares(
+        self, stage: Stage, at: Solution, objective: Objective, layout: ParameterLayout, progress: Progress
+    ) -> tuple[Solution, Objective, str, tuple[str, ...]]:
+        """Levenberg-Marquardt, with visibility, matches and weights computed anew in each round: as `_first_order`."""
+        solver, messages = stage.solver, []
+        options = LMOptions(solver.max_iterations, min_decrease=solver.min_decrease)
+        for number in range(solver.refresh):
+            progress.at(number / solver.refresh)
+            objective = objective.freeze(at.state, at.observations)
+            problem = LeastSquaresProblem(objective, at.observations, layout)
+            result = levenberg_marquardt(problem, at.state, options)
+            at = _accepted(stage, at, result)
+            messages.append(result.message)
+            if stage.measure_offsets:
+                at, objective = _with_measured_spread(at, problem)
+        return at, objective, result.status, tuple(messages)
+
+    def context(self, at: Solution) -> Context:
+        """What the energies of a stage that starts at a solution are made from."""
+        return Context(
+            at.model,
+            at.observations,
+            at.state,
+            self.networks,
+            self.recipe.seed,
+            light=at.state.illumination if at.light is None else at.light,
+            shared_expression=self.recipe.expression.shared,
+            landmark_sigma=at.sigma,
+            offset_sigma=offset_prior(at, self.recipe.landmarks),
+            jaw=at.jaw_rule,
+            cameras=at.cameras,
+            expression=self.recipe.expression,
+        )
+
+    def _lit(self, at: Solution, chosen: dict[str, Any], lights: dict[str, int]) -> Solution:
+        """The same under light that was estimated: now, if it was not before with the channels that the energies ask for."""
+        name = max(lights, key=lights.__getitem__)  # one that estimates colours, if there is one
+        if at.light is not None and lights[name] in (0, at.light.shape[-1]):
+            return at
+        photo = find(name).make(self.context(at), chosen[name])
+        with torch.no_grad():
+            lit = at.state.replace(illumination=white_light(at.state.illumination))
+            light = photo.freeze(lit, at.observations).estimate_light(lit)
+        return replace(at, light=light, state=at.state.replace(illumination=light))
+
+
+def _accepted(stage: Stage, at: Solution, result: SolverResult) -> Solution:
+    if result.status == "failed":
+        raise FitError(
+            f"stage '{stage.name}': {result.message}; check the landmarks and the cameras of the subject"
+        )
+    return replace(at, state=result.x, iterations=at.iterations + result.iterations)
+
+
+def _with_measured_spread(at: Solution, problem: LeastSquaresProblem) -> tuple[Solution, Objective]:
+    """The solution and its objective with the spread of the landmarks' offsets that this person has."""
+    objective = problem.objective
+    spread = measured_spread(problem, at.state, at.offset_spread)
+    if spread is None:
+        return at, objective
+    term = next(t for t in objective.terms if isinstance(t.energy, LandmarkOffsetPrior))
+    prior = replace(term.energy, sigma_mm=term.energy.sigma_mm * (spread / at.offset_spread))
+    terms = [replace(t, energy=prior) if t is term else t for t in objective.terms]
+    return replace(at, offset_spread=spread), Objective(terms)
+
+
+def _looks_at_pictures(stage: Stage) -> bool:
+    """Whether anything but landmarks and priors has a say in it."""
+    return any(find(name).role not in ("landmark", "prior") for name in stage.energies)
+
+
+def _effort(stage: Stage) -> float:
+    """How long a stage takes, about, in units of one that looks at landmarks only."""
+    images = _looks_at_pictures(stage)
+    if stage.solver.name == "adam":
+        return stage.solver.max_iterations * (1.0 if images else 0.1)
+    return stage.solver.refresh * (4.0 if images else 1.0)
