@@ -23,8 +23,8 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from generic_build.assemble import build_arrays  # noqa: E402
-from generic_build.figures import load_figures  # noqa: E402
+from generic_build.assemble import build_arrays
+from generic_build.figures import load_figures
 
 SYMMETRIC_MODES, ANTISYMMETRIC_MODES = 110, 10
 NOT_STORED = ("mirror", "layout", "lid_loop", "lip_loop")

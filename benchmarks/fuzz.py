@@ -42,10 +42,11 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import helpers  # noqa: E402
-import layouts  # noqa: E402
+import helpers
+import layouts
 
-from fitkit.errors import FitkitError  # noqa: E402
+from fitkit.errors import FitkitError
+import itertools
 
 SECONDS = 10.0  # for one input
 MEMORY = 2 * 2**30  # bytes of address space beyond what the process has when it starts
@@ -217,7 +218,7 @@ def _ict_packed(folder: Path) -> Reader:
     points[30, 2] = points[:, 2].max() + 5
     mean[list(ict.LANDMARKS)] = points
     ends = [0] + [end for _, end in ict.REGIONS]
-    faces = np.concatenate([np.arange(a, b - 2)[:, None] + [0, 1, 2] for a, b in zip(ends, ends[1:])])
+    faces = np.concatenate([np.arange(a, b - 2)[:, None] + [0, 1, 2] for a, b in itertools.pairwise(ends)])
     np.savez(
         folder / "ict.npz",
         mean=mean.astype(np.float32),
@@ -268,7 +269,8 @@ def _meshes(folder: Path) -> Reader:
 
 
 def _parameters(folder: Path) -> Reader:
-    from fitkit.export.parameters import load_parameters, save_parameters
+    from fitkit.export.parameters import save_parameters
+    from fitkit.scene.parameters import load_parameters
 
     save_parameters(helpers.tiny_result(views=2, size=64), folder / "parameters.npz")
     return Reader(("parameters.npz",), lambda f: load_parameters(f / "parameters.npz"))
@@ -1048,7 +1050,7 @@ def _work(reader: Reader, folder: Path, name: str, seed: int, start: int, end: i
         pipe.send((kind, place, time.perf_counter() - began, grown))
 
 
-class changed:  # noqa: N801 - reads as a verb
+class changed:  # reads as a verb
     """One file of a seed, changed while the block runs: input `index` of a run with this seed."""
 
     def __init__(self, reader: Reader, folder: Path, name: str, seed: int, index: int):

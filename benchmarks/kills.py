@@ -161,7 +161,7 @@ def measure(command: Command, count: int, draw: random.Random, place: Path) -> d
 
 def commands(place: Path, people: Path, workers: int) -> dict[str, Command]:
     """What is killed: a fit of one of `people` (a folder of `fitkit synth`), a batch of all of them, a training on them."""
-    from fitkit.export.folder import ENTRIES
+    from fitkit.io.result_folder import ENTRIES
     from fitkit.fitting.batch import read_report
     from fitkit.io.subject import is_result
 

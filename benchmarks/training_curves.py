@@ -13,9 +13,10 @@ import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
-from fitkit.io.foreign import foreign_file  # noqa: E402
+from fitkit.io.foreign import foreign_file
+import itertools
 
 
 def read(paths: list[str]) -> list[dict[str, str]]:
@@ -74,7 +75,7 @@ def main() -> None:
     right.set(xlabel="step", ylabel="mm, %, px", ylim=(0, None), title="people held out")
     right.legend(fontsize=7)
     for axis in (left, right):
-        changes = [int(b["step"]) for a, b in zip(rows, rows[1:]) if a["stage"] != b["stage"]]
+        changes = [int(b["step"]) for a, b in itertools.pairwise(rows) if a["stage"] != b["stage"]]
         for step in changes:
             axis.axvline(step, color="0.7", linewidth=0.8)
         axis.grid(alpha=0.3)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from fitkit.synth.studio import Appearance, head_shot_state, photograph, studio
-from fitkit.export.meshes import write_ply
+from fitkit.io.mesh_files import write_ply
 from fitkit.models.registry import load_model
 
 SEED = 11
@@ -34,11 +34,14 @@ EXPRESSION = {
 }
 FILES = """# Truth of the sample subject
 
-`../sample` holds three pictures of a person who does not exist: a random face of fitkit's own `generic` model with painted skin, rendered by
-`examples/make_sample.py` (deterministic). Part of fitkit, same licence. `left` means that the face looks to the left side
+`../sample` holds three pictures of a person who does not exist: a random face of fitkit's own `generic` model with \
+painted skin, rendered by
+`examples/make_sample.py` (deterministic). Part of fitkit, same licence. `left` means that the face \
+looks to the left side
 of the picture.
 
-The `.pts` files hold the 68 iBUG points, counted from 1: projections of the model's landmarks (fixed points on the skin,
+The `.pts` files hold the 68 iBUG points, counted from 1: projections of the model's landmarks (fixed points \
+on the skin,
 hidden ones included) with Gaussian noise of {noise} px. What the pictures were made from is in this
 folder, for tests, not for the fit: millimetres; cameras in the OpenCV convention, x_camera = R x_head + t.
 

@@ -24,7 +24,7 @@ _PUBLIC = {
     "Subject": "fitkit.io.subject",
     "fit": "fitkit.fitting.run",
     "load_model": "fitkit.models.registry",
-    "load_parameters": "fitkit.export.parameters",
+    "load_parameters": "fitkit.scene.parameters",
     "load_recipe": "fitkit.fitting.recipe",
     "load_result": "fitkit.export.load",
     "load_subject": "fitkit.io.subject",

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import fitkit
@@ -38,7 +37,7 @@ def test_public_names():
     for name in fitkit.__all__:
         assert callable(getattr(fitkit, name)), name
     with pytest.raises(AttributeError, match="module 'fitkit' has no attribute 'fti'"):
-        fitkit.fti
+        _ = fitkit.fti
 
 
 @pytest.mark.parametrize(
@@ -55,12 +54,12 @@ def test_fit_is_a_function_whatever_was_imported(first):
         ("fitkit.fit.detail", "personal_model"),
         ("fitkit.fit.decompose", "Decomposition"),
         ("fitkit.fit.report", "notes"),
-        ("fitkit.synth.dataset", "SynthDataset"),
-        ("fitkit.synth.recipe", "load_synth_recipe"),
-        ("fitkit.synth.folder", "read_depth"),
-        ("fitkit.synth.random_faces", "FaceVariation"),
-        ("fitkit.synth.shards", "render_faces"),
-        ("fitkit.synth.studio", "photograph"),
+        ("fitkit.data.synth_dataset", "SynthDataset"),
+        ("fitkit.data.synth_recipe", "load_synth_recipe"),
+        ("fitkit.data.synth_folder", "read_depth"),
+        ("fitkit.data.random_faces", "FaceVariation"),
+        ("fitkit.data.face_shards", "render_faces"),
+        ("fitkit.data.synthetic", "photograph"),
     ],
 )
 def test_names_of_the_first_version_are_found_with_a_warning(old, name):

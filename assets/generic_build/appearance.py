@@ -38,8 +38,8 @@ def paint(figures, mean, layout, region, names, iris, skin) -> np.ndarray:
     def mix(target, amount):
         colour[:] = colour * (1 - amount[:, None]) + np.array(target) * amount[:, None]
 
-    at = lambda k: figures.position[figures.ibug(k)]  # noqa: E731
-    blob = lambda centre, size: np.exp(-0.5 * ((folded - centre) ** 2).sum(1) / size**2)  # noqa: E731
+    at = lambda k: figures.position[figures.ibug(k)]
+    blob = lambda centre, size: np.exp(-0.5 * ((folded - centre) ** 2).sum(1) / size**2)
     mix((0.55, 0.25, 0.18), 0.35 * blob(np.array([42, 0, 90.0]), 16.0))  # cheeks
     mix((0.52, 0.24, 0.18), 0.35 * blob(at(30), 11.0))  # tip of the nose
     mix((0.40, 0.22, 0.16), 0.5 * blob(figures.eye_centre + [0, 1, 14], 9.0))  # around the eyes

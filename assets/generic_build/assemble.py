@@ -337,7 +337,7 @@ class AmplitudeField:
         square = ((points[:, None] - self.position[None]) ** 2).sum(-1)
         square += 12.0 * ((layout[:, None] - self.layout[None]) ** 2).sum(-1)
         weight = np.exp(-0.5 * square / self.width[None] ** 2) + 1e-12 / (1 + square) ** 2
-        mean = lambda w, value: np.einsum("np,p...->n...", w / w.sum(1, keepdims=True), value)  # noqa: E731
+        mean = lambda w, value: np.einsum("np,p...->n...", w / w.sum(1, keepdims=True), value)
         plain = mean(weight, self.roots)
         # Sites near the midline say nothing on the amplitude of a process that vanishes there.
         faded = plain.copy()
@@ -352,7 +352,7 @@ def build_expression(
 ):
     """Displacement [V, 3] of one named shape."""
     field = to_skin @ displacement[surface]
-    for side, sign in (("L", 1.0), ("R", -1.0)):
+    for sign in (1.0, -1.0):
         centre = figures.eye_centre * [sign, 1, 1]
         field = keep_off_eyeball(mean[: len(field)], field, centre, figures.eye_radius + 0.35)
     if name.startswith("eyeBlink"):
@@ -423,7 +423,7 @@ def close_lids(field, mean, skin: SkinMesh, side: str, figures: Figures) -> np.n
     backward = np.arange(corner[0], corner[0] - (corner[0] - corner[1]) % n - 1, -1) % n
     upper, lower = sorted((forward, backward), key=lambda ring: -rest[loop[ring], 1].mean())
     moved = rest + field
-    share = lambda ring: np.linspace(0, 1, len(ring))  # noqa: E731
+    share = lambda ring: np.linspace(0, 1, len(ring))
 
     def pick(ring, t):
         return np.stack([np.interp(t, share(ring), moved[loop[ring], k]) for k in range(3)], axis=1)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .kernel import KernelParameters
+import itertools
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Figures:
     def curve(self, prefix: str, corners: list[int]) -> np.ndarray:
         """Rows along a contour: the iBUG points `corners` with the sites measured between them."""
         rows = []
-        for a, b in zip(corners[:-1], corners[1:]):
+        for a, b in itertools.pairwise(corners):
             rows.append(self.ibug(a))
             rows.extend(self.rows(f"{prefix}_{a}_{b}_"))
         if corners[-1] != corners[0]:

@@ -56,7 +56,7 @@ def fit_kernel(
             for s, le in zip(share, free["lengths"][:, axis])
         )
 
-    for step in range(steps):
+    for _ in range(steps):
         optimiser.zero_grad()
         unit = []
         for axis in range(3):
@@ -73,7 +73,7 @@ def fit_kernel(
         loss.backward()
         optimiser.step()
     with torch.no_grad():
-        r = lambda t, d=4: np.round(t.numpy(), d).tolist()  # noqa: E731
+        r = lambda t, d=4: np.round(t.numpy(), d).tolist()
         return {
             "lengths": r(torch.exp(free["lengths"]), 2),
             "weights": r(torch.softmax(free["weights"], 0)),

@@ -23,10 +23,10 @@ from scipy.sparse.linalg import spsolve
 from scipy.spatial import cKDTree
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from generic_build.figures import LayoutSpline  # noqa: E402
-from generic_build.kernel import polynomial_terms  # noqa: E402
-from generic_build.kernel_fit import fit_kernel, fit_polynomial  # noqa: E402
-from generic_build.skin_mesh import inside  # noqa: E402
+from generic_build.figures import LayoutSpline
+from generic_build.kernel import polynomial_terms
+from generic_build.kernel_fit import fit_kernel, fit_polynomial
+from generic_build.skin_mesh import inside
 
 NECK_END = np.array([0.0, 1.0, 0.4, 112.0])  # plane (normal, offset; mm) that ends the neck
 PROFILE = {  # height in mm of sites on the midline below the lip
@@ -154,7 +154,7 @@ def resample(walk: list[int], vertices: np.ndarray, count: int) -> list[dict[int
 def area_name(p: np.ndarray) -> str:
     """Plain name of the part of the face in which a mean position lies."""
     x, y, z = abs(p[0]), p[1], p[2]
-    if y < -95 and z < 85 or z < 20 and y < -50:
+    if (y < -95 and z < 85) or (z < 20 and y < -50):
         return "neck"
     if z < 25:
         return "skull"
@@ -438,7 +438,7 @@ def main(source: str, target: str) -> None:
 
 def write(target, sites, position, layout, covariance, local, expression, eye, kernel) -> None:
     upper = np.triu_indices(3)
-    number = lambda a, d: [round(float(x), d) for x in np.ravel(a)]  # noqa: E731
+    number = lambda a, d: [round(float(x), d) for x in np.ravel(a)]
     head = {
         "source": "measured on the ICT-FaceKit face model (github.com/ICT-VGL/ICT-FaceKit, MIT licence, Copyright "
         "(c) 2020 USC Institute for Creative Technologies); Li et al., Learning Formation of Physically-Based Face "

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import itertools
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def rings(
     """Closed rings from the seam inwards; `hub` = (position, layout, amount, row) closes the last ring, or None."""
     n = len(seam)
     rows = [np.arange(n)] + [n * (k + 1) + np.arange(n) for k in range(len(loops))]
-    faces = [strip(a, b, closed=True, turn_at=turn_at) for a, b in zip(rows[:-1], rows[1:])]
+    faces = [strip(a, b, closed=True, turn_at=turn_at) for a, b in itertools.pairwise(rows)]
     vertices, layout = list(loops), list(plane)
     follow = [np.arange(n)] * len(loops)
     factor = [np.broadcast_to(a, n) for a in amount]
@@ -139,7 +140,7 @@ def nostril(
 ) -> Part:
     """Left nostril: a short tunnel from the rim [N, 3] to a measured inner ring [M, 3] and the deepest point [3]."""
     hub = deep[1]
-    turn = lambda u: np.unwrap(np.arctan2(u[:, 1] - hub[1], u[:, 0] - hub[0]))  # noqa: E731
+    turn = lambda u: np.unwrap(np.arctan2(u[:, 1] - hub[1], u[:, 0] - hub[0]))
     at, own = turn(inner_layout), turn(rim_layout)
     order = np.argsort(at % (2 * np.pi))
     angle = np.r_[at[order] % (2 * np.pi)]

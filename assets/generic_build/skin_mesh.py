@@ -61,7 +61,7 @@ def inside(polygon: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 def edge_length(p: np.ndarray, lid, lip, nose, brow, ear) -> np.ndarray:
     """Wanted edge length in mm at positions [N, 3]; the other arguments are positions of feature points."""
-    distance = lambda q: cKDTree(q).query(p)[0]  # noqa: E731
+    distance = lambda q: cKDTree(q).query(p)[0]
     wanted = np.minimum.reduce(
         [
             1.5 + 0.17 * distance(lid),
@@ -103,7 +103,7 @@ def ring_outwards(curve: np.ndarray, distance: np.ndarray) -> np.ndarray:
 
 def build_skin(figures: Figures, spline: LayoutSpline, surface: list[int], seed: int = 1) -> SkinMesh:
     """Mesh the left half of the layout and mirror it; `surface`: the sites that the spline runs through."""
-    to_head = lambda u: spline.matrix(u) @ figures.position[surface]  # noqa: E731
+    to_head = lambda u: spline.matrix(u) @ figures.position[surface]
     on_head = figures.position
 
     # Boundary curves in the layout, spaced evenly on the head.
@@ -127,11 +127,11 @@ def build_skin(figures: Figures, spline: LayoutSpline, surface: list[int], seed:
     nose_sites = np.concatenate([nose_sites, nose_sites[-1:] + [[2, 6, -3]], nose_sites[1:2] + [[9, 4, -3]]])
     brow = on_head[[figures.ibug(k) for k in range(22, 27)]]
     brow = np.concatenate([brow, 0.5 * (brow[1:] + brow[:-1])])
-    wanted = lambda p: edge_length(p, to_head(lid), to_head(lip), nose_sites, brow, to_head(ear))  # noqa: E731
+    wanted = lambda p: edge_length(p, to_head(lid), to_head(lip), nose_sites, brow, to_head(ear))
 
     # Edge loops: a few rings around the eye and the mouth at fixed offsets.
     fixed = [lid, lip, ear, neck, nostril]
-    mm = lambda ring: local_scale(ring, to_head)  # noqa: E731
+    mm = lambda ring: local_scale(ring, to_head)
     eye_rings, ring = [], lid
     for step in (1.1, 1.3, 1.6, 1.9, 2.2):
         ring = ring_outwards(ring, step / mm(ring))
@@ -212,7 +212,7 @@ def build_skin(figures: Figures, spline: LayoutSpline, surface: list[int], seed:
     full = np.concatenate([points, points[side] * [-1, 1]])
     triangles = np.concatenate([faces, mirror[faces][:, [0, 2, 1]]])
     start = np.cumsum([0] + [len(f) for f in fixed])
-    at = lambda k: first[start[k] : start[k + 1]]  # noqa: E731
+    at = lambda k: first[start[k] : start[k + 1]]
     lip_rows_half = at(1)
     lip_loop = np.concatenate([lip_rows_half, mirror[lip_rows_half[-2:0:-1]]])
     return SkinMesh(full, triangles, mirror, lid=at(0), lip=lip_loop, ear=at(2), nostril=at(4), neck=at(3))

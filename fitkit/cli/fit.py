@@ -206,7 +206,7 @@ def tell_result(
 
 def _run(paths, recipe, overrides, changes, output, overwrite, device, progress):
     """Check everything that can be checked at once, then load, fit and save -> (FitResult, path)."""
-    from fitkit.export.folder import check_output
+    from fitkit.io.result_folder import check_output
     from fitkit.fitting.recipe import load_recipe
     from fitkit.fitting.run import check_device
     from fitkit.fitting.run import fit as run_fit

@@ -41,7 +41,7 @@ def predict(photos, weights, output, overwrite, device, landmarks, quiet):
 
     Example: fitkit predict photos_of_anna/
     """
-    from fitkit.export.folder import check_output
+    from fitkit.io.result_folder import check_output
     from fitkit.fitting.predict import predict as run
     from fitkit.fitting.predict import predict_maps
     from fitkit.nets import read_about

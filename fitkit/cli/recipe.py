@@ -49,7 +49,7 @@ def show(name, overrides):
     """
     import yaml
 
-    from fitkit.export.folder import plain
+    from fitkit.io.options import plain
     from fitkit.fitting.recipe import load_recipe
     from fitkit.io.options import to_plain
 

@@ -16,6 +16,7 @@ from fitkit.errors import InputError
 from fitkit.io.foreign import MEGABYTE, foreign_file, refused_as
 from fitkit.io.images import read_image
 from fitkit.io.subject import Subject, subject_from_images
+import itertools
 
 BOSPHORUS = DataSet(
     "the Bosphorus 3D face database",
@@ -120,7 +121,7 @@ def read_lm3(path: Path) -> dict[str, np.ndarray]:
     with foreign_file(path, "cannot be read", limit=MEGABYTE) as file:
         lines = [line.strip() for line in file.text("latin-1").splitlines()]
     out = {}
-    for name, line in zip(lines, lines[1:]):
+    for name, line in itertools.pairwise(lines):
         parts = line.split()
         if re.search("[A-Za-z]", name) and len(parts) == 3:
             try:

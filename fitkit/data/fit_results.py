@@ -10,7 +10,7 @@ import torch
 
 from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.errors import InputError
-from fitkit.export.parameters import Parameters, load_parameters
+from fitkit.scene.parameters import Parameters, load_parameters
 from fitkit.io.foreign import foreign_file, inside
 from fitkit.io.options import Length, Pixels, Positive
 from fitkit.io.subject import load_subject

@@ -33,7 +33,7 @@ from fitkit.models.face_model import FaceModel, MeshPoints, PointBasis
 from fitkit.observe.labels import Labels
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import sample, sample_with_gradient
-from fitkit.render.texture import default_albedo
+from fitkit.models.appearance import default_albedo
 from fitkit.scene.projection import project_points
 from fitkit.scene.state import SceneState
 

@@ -23,7 +23,7 @@ from fitkit.evaluate.predictions import (
     write_face,
     write_fit,
 )
-from fitkit.export.folder import plain
+from fitkit.io.options import plain
 from fitkit.fitting.predict import TrainedNetwork, load_trained, predict_observed
 from fitkit.fitting.recipe import FitRecipe
 from fitkit.fitting.network_start import predict_views, shipped_weights

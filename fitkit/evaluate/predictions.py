@@ -19,7 +19,8 @@ from fitkit.data.samples import read_points
 from fitkit.errors import InputError
 from fitkit.evaluate.scan_to_mesh import NOW_POINTS
 from fitkit.export.meshes import write_obj
-from fitkit.export.parameters import Parameters, load_parameters, save_parameters
+from fitkit.export.parameters import save_parameters
+from fitkit.scene.parameters import Parameters, load_parameters
 from fitkit.fitting.result import FitResult
 from fitkit.io.atomic import written_whole
 from fitkit.io.foreign import DATA_BYTES, check_indices, check_shapes, foreign_file

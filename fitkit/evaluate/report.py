@@ -19,7 +19,7 @@ from fitkit.evaluate.predictions import NOT_SCORED
 from fitkit.evaluate.protocols.base import ErrorMap, Pool, Protocol
 from fitkit.evaluate.recipe import EvaluateRecipe
 from fitkit.evaluate.tables import Row, grouped, known, text_table
-from fitkit.export.folder import plain
+from fitkit.io.options import plain
 from fitkit.export.preview import draw_error_map
 from fitkit.io.atomic import written_whole
 from fitkit.io.options import to_plain

@@ -9,6 +9,7 @@ import json
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -58,7 +59,7 @@ def write_glb(
         "POSITION": buffer.accessor(points, 34962, bounds=True),
         "NORMAL": buffer.accessor(normals[vertex], 34962),
     }
-    material = {
+    material: dict[str, Any] = {
         "name": "face",
         "doubleSided": True,
         "pbrMetallicRoughness": {
@@ -67,7 +68,7 @@ def write_glb(
             "baseColorFactor": [1, 1, 1, 1],
         },
     }
-    document: dict = {}
+    document: dict[str, Any] = {}
     if uv is not None and texture_png is not None:
         # glTF measures v downwards from the top edge of the picture.
         attributes["TEXCOORD_0"] = buffer.accessor(
@@ -91,8 +92,8 @@ def write_glb(
         delta = basis[shapes].sum(0)
         targets.append({"POSITION": buffer.sparse(delta, vertex, kind)})
         target_names.append(target)
-    primitive = {"attributes": attributes, "indices": indices, "material": 0, "mode": 4}
-    mesh = {"name": name, "primitives": [primitive]}
+    primitive: dict[str, Any] = {"attributes": attributes, "indices": indices, "material": 0, "mode": 4}
+    mesh: dict[str, Any] = {"name": name, "primitives": [primitive]}
     if targets:
         primitive["targets"] = targets
         mesh["weights"] = [0.0] * len(targets)

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from fitkit.observe.landmarks.types import Landmarks
+import itertools
 
 SIDE = 900  # px of the picture's longer side
 ROOM = 0.35  # around the box of the points, over its larger side
@@ -54,7 +55,7 @@ def draw_landmarks(image: np.ndarray, landmarks: Landmarks) -> np.ndarray:
     lines = picture.copy()
     for curve, closed in CLOSED:
         order = [*curve, curve[0]] if closed else [*curve]
-        for a, b in zip(order[:-1], order[1:]):
+        for a, b in itertools.pairwise(order):
             if valid[a] and valid[b]:
                 cv2.line(lines, fixed(at[a]), fixed(at[b]), LINE, 1, cv2.LINE_AA, 4)
     picture = cv2.addWeighted(lines, 0.45, picture, 0.55, 0)
@@ -87,4 +88,5 @@ def _color(share: float) -> tuple[int, int, int]:
     if not np.isfinite(share):
         return UNKNOWN
     doubt = float(np.clip((share - 0.01) / 0.05, 0, 1))
-    return tuple(int(round(a + doubt * (b - a))) for a, b in zip(SURE, UNSURE))
+    red, green, blue = (int(round(a + doubt * (b - a))) for a, b in zip(SURE, UNSURE))
+    return red, green, blue

@@ -1,4 +1,4 @@
-"""`lighting/STEM.png`: a photo beside its albedo and its shading."""
+"""Albedo and light of a finished fit; `lighting/STEM.png`: a photo beside its albedo and its shading."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fitkit.fitting.appearance import Decomposition
+from fitkit.fitting.appearance import DecomposeOptions, Decomposition, decompose
+from fitkit.fitting.result import FitResult
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.models.face_model import FaceModel
+from fitkit.observe.crop import CropOptions, crop_views
+from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
 from fitkit.render.rasterizer import clip_vertices
 from fitkit.render.shading import Surface, average_surface, supersampled
@@ -18,6 +21,30 @@ from fitkit.scene.state import SceneState
 CLAY = 0.5  # albedo of the shaded head
 SUPERSAMPLE = 2
 GROUND = 0.93  # sRGB
+
+
+def decompose_result(
+    result: FitResult, options: DecomposeOptions = DecomposeOptions()
+) -> tuple[Decomposition, SceneState, Observations]:
+    """`decompose` for a finished fit; also the state with its camera in pixels of the crops, and the crops."""
+    views, model = result.subject.views, result.personal_model.to(dtype=torch.float32)
+    state = result.state.to(dtype=torch.float32)
+    with torch.no_grad():
+        # The model's points and not the observed ones: those may be missing. Kept on the photo, so that there is something to cut.
+        points, _ = state.camera.project(
+            state.pose.apply(model.landmarks.points(state.vertices(model), model.triangles))
+        )
+        limit = torch.tensor([v.size for v in views], dtype=points.dtype) - 1
+        points = torch.minimum(torch.nan_to_num(points).clamp_min(0), limit[:, None])
+        ones = torch.ones(points.shape[:2])
+        observations = crop_views(
+            [v.image for v in views],
+            [v.mask for v in views],
+            Landmarks(points, ones, ones > 0, ones),
+            CropOptions(max_size=options.size),
+        )
+        state = state.replace(camera=state.camera.scaled(observations.scale, observations.offset))
+    return decompose(model, state, observations, options), state, observations
 
 
 @torch.no_grad()

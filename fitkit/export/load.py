@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fitkit.errors import InputError, MissingWeightsError, check_argument
-from fitkit.export.parameters import Parameters, load_parameters
+from fitkit.scene.parameters import Parameters, load_parameters
 from fitkit.fitting.report import FitReport
 from fitkit.fitting.result import FitResult
 from fitkit.io.foreign import foreign_file

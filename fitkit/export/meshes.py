@@ -1,4 +1,4 @@
-"""Mesh files with the model's vertex order: `.ply` (through trimesh) and `.obj` with `.mtl`, in millimetres."""
+"""`.obj` with `.mtl` in the model's vertex order, in millimetres."""
 
 from __future__ import annotations
 
@@ -6,37 +6,10 @@ import os
 from pathlib import Path
 
 import numpy as np
-import trimesh
 from torch import Tensor
 
 from fitkit.geometry.normals import vertex_normals
 from fitkit.models.face_model import FaceModel
-
-
-def write_ply(
-    path: str | os.PathLike,
-    vertices: Tensor,
-    triangles: Tensor,
-    attributes: dict[str, Tensor] | None = None,
-    colors: Tensor | None = None,
-) -> Path:
-    """Binary little-endian PLY with normals; vertices [V, 3] mm, triangles [F, 3]; nothing is merged or reordered.
-
-    attributes: further float properties of the vertices by name, [V] each; colors: [V, 3] sRGB in [0, 1], written in 8 bit.
-    """
-    mesh = trimesh.Trimesh(
-        vertices.double().numpy(),
-        triangles.numpy(),
-        process=False,
-        validate=False,
-        vertex_normals=vertex_normals(vertices[None].double(), triangles)[0].numpy(),
-        vertex_colors=None if colors is None else (colors * 255).round().clamp(0, 255).byte().numpy(),
-    )
-    for name, values in (attributes or {}).items():
-        mesh.vertex_attributes[name] = values.float().numpy()
-    path = Path(path)
-    path.write_bytes(trimesh.exchange.ply.export_ply(mesh, encoding="binary", vertex_normal=True))
-    return path
 
 
 def write_obj(

@@ -12,6 +12,7 @@ from fitkit.render.rasterizer import clip_vertices
 from fitkit.render.shading import Surface, average_blocks, light_surface, supersampled
 from fitkit.render.texture import crop_and_scale
 from fitkit.scene.camera import Camera
+import itertools
 
 if TYPE_CHECKING:
     from fitkit.fitting.result import FitResult
@@ -69,8 +70,8 @@ def draw_overlay(result: FitResult, index: int) -> np.ndarray:
     seen = (observed + 0.5 - box[:2]) * sides - 0.5
     unit = max(size) / 512
     for points, closed in CURVES:
-        points = list(points) + ([points[0]] if closed else [])
-        for a, b in zip(points[:-1], points[1:]):
+        line = list(points) + ([points[0]] if closed else [])
+        for a, b in itertools.pairwise(line):
             if front[a] and front[b]:
                 _line(panel, fitted[a], fitted[b], CONTOUR, 1, 0.85)
     for i in np.flatnonzero(valid):
@@ -104,7 +105,8 @@ def _frame(
             ):  # else the mesh is off the photo: show all of it
                 box = (max(x0, 0), max(y0, 0), min(x1, W), min(y1, H))
     side = max(box[2] - box[0], box[3] - box[1])
-    return tuple(int(b) for b in box), min(LONG_SIDE, max(SHORT_LONG_SIDE, side)) / side
+    left, top, right, bottom = (int(b) for b in box)
+    return (left, top, right, bottom), min(LONG_SIDE, max(SHORT_LONG_SIDE, side)) / side
 
 
 def _blend_mesh(

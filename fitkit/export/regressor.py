@@ -117,7 +117,7 @@ class PaddedRegressor(nn.Module):
         for name, value in _tables(self.network(images, valid, padded=True)).items():
             if name not in BY_PERSON:
                 value = value.unflatten(0, images.shape[:2])
-                there = valid[(..., *[None] * (value.ndim - 2))]
+                there = valid[(...,) + (None,) * (value.ndim - 2)]
                 value = torch.where(there, value, torch.zeros_like(value))
             out.append(value)
         return tuple(out)
@@ -240,7 +240,7 @@ def _write(
             )
     except OSError:
         raise
-    except Exception as error:  # noqa: BLE001 - the exporters of torch raise many kinds
+    except Exception as error:  # the exporters of torch raise many kinds
         text = " ".join(str(error).split())[:200]
         raise FitkitError(
             f"{output}: torch {torch.__version__} cannot write this network as {format} ({type(error).__name__}: {text}); "

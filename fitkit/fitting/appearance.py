@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,19 +11,15 @@ from fitkit.energies.photo_model import ModelPhotometric, ModelPhotometricOption
 from fitkit.energies.photometric import at_level, pyramid_level, unhidden
 from fitkit.errors import InputError
 from fitkit.geometry.color import linear_from_srgb
+from fitkit.geometry.membrane import Membrane
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import Y0, sh_basis
+from fitkit.models.appearance import default_albedo
 from fitkit.models.face_model import FaceModel
-from fitkit.observe.crop import CropOptions, crop_views
-from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import sample
-from fitkit.render.texture import Membrane, default_albedo
 from fitkit.scene.projection import project_head_points, project_points
 from fitkit.scene.state import SceneState
-
-if TYPE_CHECKING:
-    from fitkit.fitting.result import FitResult
 
 EXPOSED = 0.25  # mean linear intensity of a well exposed face
 FULL = 0.15  # sum of the squared cosines from which on a vertex counts as seen
@@ -94,30 +89,6 @@ def decompose(
         trust = trust * (shading > floor).all(-1)
         albedo, seen = _albedo(model, color, shading, trust, options)
         return Decomposition(albedo, light, torch.maximum(shading, 0.2 * floor), seen)
-
-
-def decompose_result(
-    result: FitResult, options: DecomposeOptions = DecomposeOptions()
-) -> tuple[Decomposition, SceneState, Observations]:
-    """`decompose` for a finished fit; also the state with its camera in pixels of the crops, and the crops."""
-    views, model = result.subject.views, result.personal_model.to(dtype=torch.float32)
-    state = result.state.to(dtype=torch.float32)
-    with torch.no_grad():
-        # The model's points and not the observed ones: those may be missing. Kept on the photo, so that there is something to cut.
-        points, _ = state.camera.project(
-            state.pose.apply(model.landmarks.points(state.vertices(model), model.triangles))
-        )
-        limit = torch.tensor([v.size for v in views], dtype=points.dtype) - 1
-        points = torch.minimum(torch.nan_to_num(points).clamp_min(0), limit[:, None])
-        ones = torch.ones(points.shape[:2])
-        observations = crop_views(
-            [v.image for v in views],
-            [v.mask for v in views],
-            Landmarks(points, ones, ones > 0, ones),
-            CropOptions(max_size=options.size),
-        )
-        state = state.replace(camera=state.camera.scaled(observations.scale, observations.offset))
-    return decompose(model, state, observations, options), state, observations
 
 
 def _lights(
@@ -197,6 +168,7 @@ def _albedo(
         weight = trust / (1 + r.square().sum(-1) / 27)
     # Ratios to nearly black paint (pupils, nostrils) are noise and must not spread.
     trusted = seen * (mean.mean(1) / 0.1).clamp(0.05, 1)
-    filled = Membrane(model.to("cpu")).solve(trusted.cpu().numpy(), ratio.cpu().numpy(), tone.cpu().numpy())
+    membrane = Membrane(model.mean.cpu(), model.triangles.cpu())
+    filled = membrane.solve(trusted.cpu().numpy(), ratio.cpu().numpy(), tone.cpu().numpy())
     continued = torch.from_numpy(filled).to(mean).exp() * mean
     return (seen[:, None] * albedo + (1 - seen[:, None]) * continued).clamp(0, 1), seen

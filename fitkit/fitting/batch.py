@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from fitkit.errors import FitkitError, InputError, unexpected
-from fitkit.export.folder import ENTRIES, plain, tidy
+from fitkit.io.options import plain
+from fitkit.io.result_folder import ENTRIES, tidy
 from fitkit.fitting.recipe import FitRecipe
 from fitkit.fitting.run import check_device, fit
 from fitkit.io.atomic import writing, written_whole

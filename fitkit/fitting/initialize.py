@@ -11,7 +11,7 @@ from torch import Tensor
 from fitkit.errors import FitError
 from fitkit.fitting.cameras import CameraKnowledge, CameraPrior
 from fitkit.fitting.recipe import CameraOptions
-from fitkit.geometry.rotation import so3_exp
+from fitkit.geometry.rotation import rotation_between_axis_and
 from fitkit.geometry.weak_perspective import weak_perspective_pose
 from fitkit.io.subject import View
 from fitkit.models.face_model import FaceModel
@@ -169,12 +169,6 @@ def _check_finite(views: Sequence[View], source: Sequence[str], pose: Pose, *mor
             )
 
 
-def rotation_between_axis_and(direction: Tensor) -> Tensor:
-    """The smallest rotations [B, 3, 3] that take the optical axis (0, 0, 1) to the directions [B, 3]."""
-    d = torch.nn.functional.normalize(direction, dim=-1)
-    axis = torch.stack([-d[:, 1], d[:, 0], torch.zeros_like(d[:, 0])], -1)
-    sine = axis.norm(dim=-1, keepdim=True)
-    return so3_exp(axis / sine.clamp_min(1e-12) * torch.atan2(sine, d[:, 2:]))
 
 
 def _rig_pose(views: Sequence[View], single: Pose) -> Pose:

@@ -53,7 +53,7 @@ class PredictedMaps:
         Raises:
             InputError: the folder exists, or cannot be written.
         """
-        from fitkit.export.folder import write_maps
+        from fitkit.export.maps import write_maps
 
         return write_maps(self, output, overwrite)
 

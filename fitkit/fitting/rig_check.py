@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from fitkit.errors import InputError
-from fitkit.fitting.initialize import line_of_sight, rotation_between_axis_and
+from fitkit.fitting.initialize import line_of_sight
 from fitkit.fitting.report import Contradiction
+from fitkit.geometry.rotation import rotation_between_axis_and
 from fitkit.geometry.weak_perspective import weak_perspective_pose
 from fitkit.io.subject import Subject, View, some
 from fitkit.models.face_model import FaceModel

@@ -72,7 +72,7 @@ def icp(
     size = float(np.linalg.norm(np.ptp(corners.reshape(-1, 3), axis=0)))
     s, R, t = 1.0, np.eye(3), np.zeros(3)
     best, last, converged, iteration = None, np.inf, False, 0
-    for iteration in range(1, max_iterations + 1):
+    for iteration in range(1, max_iterations + 1):  # noqa: B007 - told below
         moved = s * points @ R.T + t
         closest, distance, triangle = surface.query(moved)
         used = distance <= max(trim * float(np.median(distance)), 1e-12 * size)

@@ -90,3 +90,11 @@ def so3_log(rotation: Tensor) -> Tensor:
     angle = 2 * torch.atan2(s, q[..., :1])
     factor = torch.where(s > 1e-7, angle / s.clamp_min(1e-30), torch.full_like(s, 2.0))
     return v * factor
+
+
+def rotation_between_axis_and(direction: Tensor) -> Tensor:
+    """The smallest rotations [B, 3, 3] that take the optical axis (0, 0, 1) to the directions [B, 3]."""
+    d = torch.nn.functional.normalize(direction, dim=-1)
+    axis = torch.stack([-d[:, 1], d[:, 0], torch.zeros_like(d[:, 0])], -1)
+    sine = axis.norm(dim=-1, keepdim=True)
+    return so3_exp(axis / sine.clamp_min(1e-12) * torch.atan2(sine, d[:, 2:]))

@@ -70,7 +70,7 @@ def written_whole(path: Path, advice: str = "choose another place") -> Iterator[
 
 
 def remove_litter(folder: Path) -> None:
-    """Remove the temporary files in `folder` whose process was killed. Folders stay: see `fitkit.export.folder.tidy`."""
+    """Remove the temporary files in `folder` whose process was killed. Folders stay: see `fitkit.io.result_folder.tidy`."""
     for path in litter(folder):
         if path.is_file() and not path.is_symlink():
             with suppress(OSError):
@@ -92,7 +92,9 @@ def is_temporary(name: str) -> bool:
 
 
 def _abandoned(path: Path) -> bool:
-    process, machine = _TEMPORARY.fullmatch(path.name).groups()
+    parts = _TEMPORARY.fullmatch(path.name)
+    assert parts is not None, path
+    process, machine = parts.groups()
     if machine not in (None, _machine()):
         with suppress(OSError):
             return time.time() - path.stat().st_mtime > _FORGOTTEN

@@ -165,7 +165,8 @@ def parse_camera(entry: dict, where: str) -> Calibration:
     size = None
     if entry.get("width") is not None and entry.get("height") is not None:
         numbers = _array([entry["width"], entry["height"]], (2,), f"{where}: width, height")
-        size = tuple(int(v) for v in numbers.clip(0, 1e9))
+        width, height = numbers.clip(0, 1e9)
+        size = int(width), int(height)
     return Calibration(K, R, t, distortion, size, fisheye)
 
 

@@ -64,7 +64,7 @@ def refused_as(
         yield
     except FitkitError:
         raise
-    except Exception as problem:  # noqa: BLE001 - parsers raise whatever comes up on bad bytes
+    except Exception as problem:  # parsers raise whatever comes up on bad bytes
         raise error(f"{sentence} ({_reason(problem)})" + (f"; {remedy}" if remedy else "")) from problem
 
 
@@ -85,9 +85,8 @@ def foreign_file(
         error: the kind of error, or what makes one of the message.
         limit: bytes of the file, and of what a packed text may come to.
     """
-    with refused_as(f"{where or f'{path}:'} {what}", remedy, error):
-        with open_regular(path) as stream:
-            yield ForeignFile(Path(path), stream, limit)
+    with refused_as(f"{where or f'{path}:'} {what}", remedy, error), open_regular(path) as stream:
+        yield ForeignFile(Path(path), stream, limit)
 
 
 class IrregularFileError(OSError):
@@ -265,7 +264,7 @@ class ForeignFile:
         return decode_picture(self.bytes(), flags)
 
 
-def decode_picture(data: bytes | np.ndarray, flags: int = COLOR) -> np.ndarray | None:
+def decode_picture(data: bytes, flags: int = COLOR) -> np.ndarray | None:
     """A picture as OpenCV decodes it, BGR; None: it is none. Raises Pillow's DecompressionBombError for an absurd size."""
     import cv2
     import numpy as np
@@ -351,6 +350,19 @@ class _Yaml(yaml.SafeLoader):
 
 
 _Yaml.add_constructor("tag:yaml.org,2002:int", _Yaml.construct_yaml_int)
+
+
+def readable(text: str) -> str:
+    """A file name as text that can be written: bytes of it that are not UTF-8 are read as Latin-1 (archives of Windows)."""
+    try:
+        text.encode("utf-8")
+        return text
+    except UnicodeEncodeError:
+        pass
+    try:
+        return os.fsencode(text).decode("latin-1")
+    except UnicodeEncodeError:  # not from a file name
+        return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def shown(value: Any) -> str:
@@ -458,7 +470,7 @@ def _check_header(stream: BinaryIO, available: int, name: str, limit: int = ARRA
         major = np.lib.format.read_magic(stream)[0]
         header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
         shape, _, dtype = header(stream)
-    except Exception as error:  # noqa: BLE001 - tokenizer and parser raise many kinds, with words for programmers
+    except Exception as error:  # tokenizer and parser raise many kinds, with words for programmers
         raise ValueError(f"{name}: the header cannot be read") from error
     if dtype.kind not in "biufcSU":
         raise ValueError(f"{name}: expected numbers or text, got {dtype}")

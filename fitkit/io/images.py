@@ -119,7 +119,7 @@ class ImageFile:
             array = self.distortion.undistort_image(array.astype(np.uint8), nearest=self.mask)
         return array.astype(bool) if self.mask else array
 
-    def undistorted(self, distortion: Distortion) -> "ImageFile":
+    def undistorted(self, distortion: Distortion) -> ImageFile:
         return replace(self, distortion=distortion)
 
 
@@ -212,7 +212,7 @@ def _decode(path: Path, mask: bool) -> Picture:
         raise InputError(f"{path}: the image may not be read (permission denied)") from error
     except IrregularFileError as error:
         raise InputError(f"{path}: {error}; expected an image file") from error
-    except Exception as error:  # noqa: BLE001 - decoders raise anything from SyntaxError to struct.error on bad bytes
+    except Exception as error:  # decoders raise anything from SyntaxError to struct.error on bad bytes
         if suffix in MODERN or isinstance(error, _ModernFormatError):
             package = "" if "HEIF" in Image.OPEN else " here without the package pillow-heif"
             raise InputError(
@@ -339,8 +339,8 @@ def picture_from_pillow(image: Image.Image) -> Picture:
 def _convert(image: Image.Image) -> Picture:
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
-        pixels, notes = _eight_bits(values.astype(np.uint16) if image.mode.startswith("I;16") else values)
-        return Picture(pixels, notes=notes)
+        pixels, losses = _eight_bits(values.astype(np.uint16) if image.mode.startswith("I;16") else values)
+        return Picture(pixels, notes=losses)
     usable: np.ndarray | None = None
     notes: tuple[str, ...] = ()
     if image.has_transparency_data:

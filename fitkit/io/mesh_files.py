@@ -1,4 +1,4 @@
-"""Mesh files -> arrays: vertices in file order and triangles. Materials and textures are left alone."""
+"""Mesh files -> arrays: vertices in file order and triangles. Materials and textures are left alone. PLY is written here too."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import trimesh
+from torch import Tensor
 
 from fitkit.errors import InputError
+from fitkit.geometry.normals import vertex_normals
 from fitkit.io.foreign import MEGABYTE, foreign_file, parse_json
 
 MESH_BYTES = 1024 * MEGABYTE
@@ -195,3 +197,29 @@ def _glb_counts(data: bytes) -> list[int]:
     ]
     placed = sum(sizes[node["mesh"]] for node in scene.get("nodes", []) if "mesh" in node)
     return [*(a["count"] for a in accessors), placed, len(scene.get("nodes", [])) ** 2]
+
+
+def write_ply(
+    path: str | os.PathLike,
+    vertices: Tensor,
+    triangles: Tensor,
+    attributes: dict[str, Tensor] | None = None,
+    colors: Tensor | None = None,
+) -> Path:
+    """Binary little-endian PLY with normals; vertices [V, 3] mm, triangles [F, 3]; nothing is merged or reordered.
+
+    attributes: further float properties of the vertices by name, [V] each; colors: [V, 3] sRGB in [0, 1], written in 8 bit.
+    """
+    mesh = trimesh.Trimesh(
+        vertices.double().numpy(),
+        triangles.numpy(),
+        process=False,
+        validate=False,
+        vertex_normals=vertex_normals(vertices[None].double(), triangles)[0].numpy(),
+        vertex_colors=None if colors is None else (colors * 255).round().clamp(0, 255).byte().numpy(),
+    )
+    for name, values in (attributes or {}).items():
+        mesh.vertex_attributes[name] = values.float().numpy()
+    path = Path(path)
+    path.write_bytes(trimesh.exchange.ply.export_ply(mesh, encoding="binary", vertex_normal=True))
+    return path

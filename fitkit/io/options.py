@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from fitkit.errors import InputError, check_argument, did_you_mean
-from fitkit.io.foreign import YAML_BYTES, foreign_file, parse_yaml, refused_as, shown
+from fitkit.io.foreign import YAML_BYTES, foreign_file, parse_yaml, readable, refused_as, shown
 
 T = TypeVar("T")
 
@@ -221,7 +221,7 @@ def _convert(kind: Any, value: Any, where: str, expected: str = "") -> Any:
             number = math.nan
         if math.isfinite(number):
             return number
-    if kind in (int, bool, str) and type(value) is kind or kind is Path and isinstance(value, Path):
+    if (kind in (int, bool, str) and type(value) is kind) or (kind is Path and isinstance(value, Path)):
         return value
     raise InputError(f"{where}: expected {expected or getattr(kind, '__name__', kind)}, got {shown(value)}")
 
@@ -264,3 +264,20 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: to_plain(v) for k, v in value.items()}
     return str(value) if isinstance(value, Path) else value
+
+
+def plain(value: Any) -> Any:
+    """Tensors, arrays, tuples, paths and numbers as what JSON and YAML know; NaN and infinity become None."""
+    if isinstance(value, dict):
+        return {readable(str(k)): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):  # a tensor or an array
+        return plain(value.tolist())
+    if isinstance(value, str):
+        return readable(value)
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return readable(str(value))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from fitkit.io import landmark_files
+from fitkit.io.foreign import readable
 from fitkit.io.images import COMMON, SUFFIXES
 
 Owner = Callable[[str], "tuple[int, Path] | None"]  # as `_owners` gives it
@@ -31,19 +31,6 @@ def natural_key(name: str) -> list:
     """Sort key that puts 'view2' before 'view10'."""
     parts = re.split(r"(\d+)", name.casefold())
     return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts] + [(0, 0, name)]
-
-
-def readable(text: str) -> str:
-    """A file name as text that can be written: bytes of it that are not UTF-8 are read as Latin-1 (archives of Windows)."""
-    try:
-        text.encode("utf-8")
-        return text
-    except UnicodeEncodeError:
-        pass
-    try:
-        return os.fsencode(text).decode("latin-1")
-    except UnicodeEncodeError:  # not from a file name
-        return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def plain_name(name: str) -> str:
@@ -87,14 +74,14 @@ def files_beside(entries: Iterable[Path], photos: Sequence[Path], ignore: Callab
                 out.masks.setdefault(photo, []).extend(files)
             out.lost += [p for p in inside if p not in masks or owner(p.stem) is None]
             continue
-        files = _landmarks(inside, owner)
+        named = _landmarks(inside, owner)
         if name in LANDMARKS:
-            for photo, found_there in files.items():
+            for photo, found_there in named.items():
                 out.landmarks.setdefault(photo, []).extend(found_there)
-        elif files and not any(
+        elif named and not any(
             p.suffix.lower() in SUFFIXES for p in inside
         ):  # with photos it is a subject of its own
-            out.elsewhere[entry] = [p.name for found_there in files.values() for p in found_there]
+            out.elsewhere[entry] = [p.name for found_there in named.values() for p in found_there]
     return out
 
 

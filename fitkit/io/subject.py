@@ -10,13 +10,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from fitkit.errors import InputError, check_argument
 from fitkit.io.calibration import Calibration, read_cameras
+from fitkit.io.foreign import readable
 from fitkit.io.images import (
     RAW,
     SUFFIXES,
@@ -36,7 +37,7 @@ from fitkit.io.landmark_files import (
     open_landmarks,
     without_strays,
 )
-from fitkit.io.sidecars import LANDMARKS, MASKS, Beside, files_beside, natural_key, readable, without_copies
+from fitkit.io.sidecars import LANDMARKS, MASKS, Beside, files_beside, natural_key, without_copies
 
 log = logging.getLogger("fitkit")
 
@@ -68,16 +69,19 @@ class KnownCamera:
         return f"KnownCamera(focal length {self.K[0][0]:.1f} px, pose {'not known' if self.R is None else 'known'})"
 
 
-class _OnDemand:
+T = TypeVar("T")
+
+
+class _OnDemand(Generic[T]):
     """A field that holds an array, or a function without arguments that loads it each time the field is read."""
 
-    def __init__(self, *default):
+    def __init__(self, *default: T):
         self.default = default
 
-    def __set_name__(self, owner, name):
+    def __set_name__(self, owner: type, name: str) -> None:
         self.key = f"_{name}_source"
 
-    def __get__(self, view, owner=None):
+    def __get__(self, view: Any, owner: type | None = None) -> T:
         if view is None:  # the dataclass asks for the default
             if self.default:
                 return self.default[0]
@@ -85,7 +89,7 @@ class _OnDemand:
         source = view.__dict__[self.key]
         return source() if callable(source) else source
 
-    def __set__(self, view, value):
+    def __set__(self, view: Any, value: T | Callable[[], T]) -> None:
         view.__dict__[self.key] = value
 
 
@@ -116,13 +120,13 @@ class View:
     """
 
     name: str
-    image: np.ndarray | Callable[[], np.ndarray] = _OnDemand()
+    image: _OnDemand[np.ndarray] = _OnDemand()
     path: Path | None = None
     landmarks: np.ndarray | None = None
     landmark_source: str = ""
     focal_px: float | None = None
     camera: KnownCamera | None = None
-    mask: np.ndarray | Callable[[], np.ndarray] | None = _OnDemand(None)
+    mask: _OnDemand[np.ndarray | None] = _OnDemand(None)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -142,7 +146,7 @@ class View:
             else small_picture(self.image)
         )
 
-    def replace(self, **changes) -> "View":
+    def replace(self, **changes) -> View:
         """The same view with other values of some fields."""
         return replace(
             self,
@@ -222,7 +226,7 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
     check_argument("path", path, (str, os.PathLike), "the path of a folder with photos of one person")
     folder = Path(path)
     views, notes, error = _read_folder(folder, ignore)
-    if not views:
+    if error is not None and not views:
         raise error
     return Subject(readable(folder.resolve().name), tuple(views), folder, tuple(notes))
 
@@ -325,7 +329,9 @@ def load_photos(paths: Sequence[str | os.PathLike]) -> Subject:
         folders.setdefault(Path(os.path.realpath(path.parent)), {}).setdefault(path.name, path)
     if not folders:
         raise InputError("no photos given; expected at least one file")
-    views, notes, errors = [], [], []
+    views: list[View] = []
+    notes: list[str] = []
+    errors: list[InputError | None] = []
     for chosen in folders.values():
         mine, more, error = _read_folder(next(iter(chosen.values())).parent, only=chosen)
         views, notes, errors = views + mine, notes + more, errors + [error]
@@ -461,7 +467,9 @@ def subject_from_images(
         raise InputError(
             f"images: expected a list of paths, PIL images or arrays, got {type(images).__name__}"
         )
-    if isinstance(images, np.ndarray) and (images.ndim < 3 or images.ndim == 3 and images.shape[2] in (3, 4)):
+    if isinstance(images, np.ndarray) and (
+        images.ndim < 3 or (images.ndim == 3 and images.shape[2] in (3, 4))
+    ):
         raise InputError(
             f"images: expected a list of images, got one of shape {list(images.shape)}; put it into a list"
         )
@@ -655,10 +663,10 @@ def _add_cameras(
 
     result = []
     for view in views:
-        key, camera = by_view.get(view.name, ("", None))
-        if camera is None:
+        if view.name not in by_view:
             result.append(view)
             continue
+        key, camera = by_view[view.name]
         if camera.size not in (None, view.size):
             raise InputError(
                 f"{path}: view {key!r}: K belongs to an image of {camera.size[0]} x {camera.size[1]} px, "

@@ -47,7 +47,9 @@ def end_with_parent() -> None:
     """Called in a process of `multiprocessing`: it ends at once when its parent has ended, in whatever way."""
 
     def follow():
-        multiprocessing.parent_process().join()
+        parent = multiprocessing.parent_process()
+        assert parent is not None, "called in the first process"
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True, name="end-with-parent").start()

@@ -42,7 +42,8 @@ def run_jobs(
     if workers == 1:
         yield from map(function, jobs)
         return
-    waiting, team, failed, interrupted = deque(jobs), [], 0, None
+    team: list[_Worker] = []
+    waiting, failed, interrupted = deque(jobs), 0, None
     try:
         while waiting or any(w.busy for w in team):
             while len(team) < workers and len(team) - sum(w.busy for w in team) < len(waiting):

@@ -49,7 +49,7 @@ class PointBasis:
         offset = coefficients @ self.rows.reshape(3 * n, -1).T
         return self.mean + offset.reshape(-1, n, 3)
 
-    def select(self, index: Tensor) -> "PointBasis":
+    def select(self, index: Tensor) -> PointBasis:
         return PointBasis(self.mean[index], self.rows[index], self.num_identity)
 
 
@@ -57,7 +57,7 @@ class PointBasis:
 class MeshPoints:
     """As PointBasis for more points than vertices: evaluates the mesh and interpolates. triangle [N], barycentric [N, 3]."""
 
-    model: "FaceModel"
+    model: FaceModel
     triangle: Tensor
     barycentric: Tensor
 
@@ -149,7 +149,7 @@ class FaceModel:
         both = torch.cat([self.identity_basis, self.expression_basis])
         return both.permute(1, 2, 0).contiguous()
 
-    def at(self, triangle: Tensor, barycentric: Tensor) -> "PointBasis | MeshPoints":
+    def at(self, triangle: Tensor, barycentric: Tensor) -> PointBasis | MeshPoints:
         """The model restricted to N surface points: triangle [N] int64, barycentric [N, 3]."""
         if len(triangle) > self.num_vertices:  # rows of so many points cost more than the whole mesh
             return MeshPoints(self, triangle, barycentric)
@@ -160,15 +160,15 @@ class FaceModel:
             rows.addcmul_(barycentric[:, k, None, None], self.rows[corner[:, k]])
         return PointBasis(mean, rows, self.num_identity)
 
-    def at_vertices(self, index: Tensor) -> "PointBasis":
+    def at_vertices(self, index: Tensor) -> PointBasis:
         """The model restricted to the vertices `index` [N] int64."""
         return PointBasis(self.mean[index], self.rows[index], self.num_identity)
 
     @cached_property
-    def landmark_basis(self) -> "PointBasis":
+    def landmark_basis(self) -> PointBasis:
         """The model restricted to the 68 iBUG points."""
         return self.at(self.landmarks.triangle, self.landmarks.barycentric)
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "FaceModel":
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> FaceModel:
         """The same model on another device and/or floating-point type."""
         return move(self, device, dtype)

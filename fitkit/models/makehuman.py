@@ -18,7 +18,6 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from scipy.sparse import coo_matrix, csr_matrix, vstack
@@ -26,12 +25,10 @@ from torch import Tensor
 
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.geometry.closest_point import SurfaceIndex
-from fitkit.geometry.normals import vertex_normals
 from fitkit.io.foreign import foreign_file
 from fitkit.io.resources import asset_path
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
 from fitkit.models.io import check_model
-from fitkit.render.rasterizer import rasterize
 
 NAME = "makehuman"
 LANDMARKS, PARTS = "makehuman_landmarks.csv", "makehuman_parts.csv"
@@ -61,11 +58,6 @@ GROUPS = (
     ("gums_tongue", "helper-tongue", 1),
 )  # region, group of base.obj, subdivisions
 OUTER = ("face_narrow", "face_rest", "ears", "head_neck")
-
-# What a scan of the mean head shows: directions, degrees; size of a pixel, mm; the widest slit that it does not look into, mm; how far
-# behind the nearest surface a vertex may lie, mm; least cosine between normal and direction.
-SCAN_YAWS, SCAN_DISTANCE_MM = (0.0, 45.0, -45.0, 80.0, -80.0), 1000.0
-SCAN_PIXEL_MM, SCAN_GAP_MM, SCAN_TOLERANCE_MM, SCAN_COSINE = 0.25, 1.5, 0.5, 0.1
 
 SEXES, ANCESTRIES = ("female", "male"), ("african", "asian", "caucasian")
 AGES, AGE_YEARS = ("baby", "child", "young", "old"), (1.0, 10.0, 25.0, 90.0)
@@ -181,7 +173,8 @@ def read_base(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     Raises:
         InputError: not that file.
     """
-    points, groups, group = [], {}, ""
+    points, group = [], ""
+    groups: dict[str, list] = {}
     with foreign_file(path, "not readable as MakeHuman's base mesh") as file:
         for line in file.text().splitlines():
             if line.startswith("v "):
@@ -289,37 +282,6 @@ def load_makehuman() -> MakeHumanModel:
     )
     check_model(model, str(folder))
     return model
-
-
-@functools.lru_cache(maxsize=1)
-def scanned_skin(model: MakeHumanModel) -> Tensor:
-    """Vertices [N] of the outer skin that a scan of the closed-mouth mean head shows: seen in one of SCAN_YAWS at least. The insides of
-    lips, nostrils and lids are left out, also where a slit narrower than SCAN_GAP_MM would let a ray through.
-    """
-    mean, pixel = model.mean.double(), SCAN_PIXEL_MM
-    normals = vertex_normals(model.mean[None], model.triangles)[0].double()
-    side = 2 * round(SCAN_GAP_MM / pixel / 2) + 1
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
-    seen = torch.zeros(model.num_vertices, dtype=torch.bool)
-    for yaw in np.radians(SCAN_YAWS):
-        toward = mean.new_tensor([np.sin(yaw), 0, np.cos(yaw)])
-        across, near = mean @ mean.new_tensor([np.cos(yaw), 0, -np.sin(yaw)]), mean @ toward
-        u, v, depth = (
-            (across - across.min()) / pixel,
-            (mean[:, 1].max() - mean[:, 1]) / pixel,
-            SCAN_DISTANCE_MM - near,
-        )
-        w = torch.full_like(depth, SCAN_DISTANCE_MM)
-        found = rasterize(
-            torch.stack([u * w, v * w, depth, w], -1)[None],
-            model.triangles,
-            (int(v.max()) + 2, int(u.max()) + 2),
-        )
-        surface = torch.where(found.covered, SCAN_DISTANCE_MM - found.depth, -SCAN_DISTANCE_MM)[0].numpy()
-        closed = torch.from_numpy(cv2.morphologyEx(surface, cv2.MORPH_CLOSE, disc))
-        front = near >= closed[v.round().long(), u.round().long()] - SCAN_TOLERANCE_MM
-        seen |= front & (normals @ toward > SCAN_COSINE)
-    return (seen & (model.region < len(OUTER))).nonzero()[:, 0]
 
 
 def _real(array: np.ndarray) -> Tensor:
@@ -480,8 +442,8 @@ def _embed(mean: np.ndarray, place: np.ndarray, triangles: np.ndarray) -> Landma
     place: [VERTICES] the new vertex that stems from each old one.
     """
     at, weights = np.zeros(68, np.int64), np.zeros((68, 3))
-    for number, (_, rows, shares) in enumerate(_rows(LANDMARKS)):
-        rows, shares = place[np.array(rows.split(), int)], np.array(shares.split(), float)
+    for number, (_, numbers, parts) in enumerate(_rows(LANDMARKS)):
+        rows, shares = place[np.array(numbers.split(), int)], np.array(parts.split(), float)
         if len(rows) == 1:
             at[number], corner = np.argwhere(triangles == rows[0])[0]
             weights[number, corner] = 1
@@ -599,7 +561,7 @@ def random_traits(rng: np.random.Generator) -> Traits:
     return Traits(
         float(years),
         male,
-        tuple(float(a) for a in ancestry),
+        (float(ancestry[0]), float(ancestry[1]), float(ancestry[2])),
         float(rng.beta(3, 3)),
         float(rng.beta(2.2, 2.2)),
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fitkit.fitting.initialize import rotation_between_axis_and
+from fitkit.geometry.rotation import rotation_between_axis_and
 from fitkit.models.face_model import FaceModel
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose

@@ -31,7 +31,7 @@ class Observations:
     offset: Tensor
     labels: Labels | None = None
 
-    def to(self, device: str) -> "Observations":
+    def to(self, device: str) -> Observations:
         """On another device; labels, which no fit looks at, stay where they are."""
         if device == "cpu":
             return self

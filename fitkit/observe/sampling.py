@@ -67,8 +67,8 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     kernel = kernel / kernel.sum()
     C = images.shape[1]
     padded = F.pad(images, (radius,) * 4, mode="replicate")
-    out = F.conv2d(padded, kernel.view(1, 1, 1, -1).expand(C, 1, 1, -1), groups=C)
-    return F.conv2d(out, kernel.view(1, 1, -1, 1).expand(C, 1, -1, 1), groups=C)
+    across = F.conv2d(padded, kernel.view(1, 1, 1, -1).expand(C, 1, 1, -1), groups=C)
+    return F.conv2d(across, kernel.view(1, 1, -1, 1).expand(C, 1, -1, 1), groups=C)
 
 
 def _planes(images: Tensor) -> np.ndarray | None:

@@ -35,7 +35,7 @@ class CrossViews:
         size: tuple[int, int],
         reduction: float,
         triangle: Tensor | None = None,
-    ) -> "CrossViews":
+    ) -> CrossViews:
         """Rasterize all views; differentiable in the state.
 
         triangle: [B, h, w] int64, a fixed triangle map (-1 where nothing): then nothing is rasterized, the pixels' rays
@@ -103,7 +103,7 @@ class SharedPixels:
         tolerance_mm: float = 3.5,
         min_cosine: float = 0.25,
         covisible: Callable[[CrossViews], Tensor] | None = None,
-    ) -> "SharedPixels":
+    ) -> SharedPixels:
         """Skin that lies inside the masks [B, 1, h, w] of both views, is not hidden in view a and does not turn away.
 
         covisible: instead of the last two, views -> [P, h, w] bool, pixels of view b that show what view a sees.

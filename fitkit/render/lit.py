@@ -13,7 +13,7 @@ from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.models.face_model import FaceModel
 from fitkit.render.rasterizer import Fragments, barycentrics, clip_vertices, interpolate, rasterize
-from fitkit.render.texture import default_albedo
+from fitkit.models.appearance import default_albedo
 from fitkit.scene.state import SceneState
 
 

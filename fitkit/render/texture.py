@@ -10,26 +10,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import scipy.sparse
-import scipy.sparse.linalg
 import scipy.spatial
 import torch
 from torch import Tensor
 
 from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
-from fitkit.errors import InputError
+from fitkit.geometry.membrane import Membrane
 from fitkit.geometry.normals import vertex_normals
+from fitkit.models.appearance import default_albedo, in_region
 from fitkit.models.face_model import FaceModel
 from fitkit.render.rasterizer import clip_vertices
 from fitkit.render.shading import Surface
 from fitkit.scene.camera import Camera
-
-if TYPE_CHECKING:
-    from fitkit.fitting.result import FitResult
 
 
 @dataclass(frozen=True)
@@ -50,27 +45,6 @@ class TextureOptions:
     max_views: int = 12
 
 
-@torch.no_grad()
-def blend_texture(
-    result: FitResult, size: int = 1024, options: TextureOptions = TextureOptions()
-) -> np.ndarray:
-    """The face's colours as seen in the photos (light included), uint8 sRGB [size, size, 3]; row 0 is v = 1.
-
-    Raises:
-        InputError: the face model has no UV coordinates.
-    """
-    model, state = result.personal_model, result.state
-    if model.uv is None:
-        raise InputError(
-            f"texture: face model '{model.name}' has no UV coordinates; choose a model with UV or leave the texture out"
-        )
-    photos = result.subject.views
-    chosen = choose_views(model, state, [view.image.shape[:2] for view in photos], options.max_views)
-    views = [CroppedView.make(photos[i].image, photos[i].mask, state, i, model, 1024) for i in chosen]
-    linear = blend_views(model, views, size, options)
-    return (srgb_table()[(linear.clip(0, 1) * (len(srgb_table()) - 1)).astype(np.int32)]).astype(np.uint8)
-
-
 def choose_views(model: FaceModel, state, sizes: list[tuple[int, int]], most: int) -> list[int]:
     """The at most `most` views that together show the surface best, in their order; sizes: (H, W) of each photo.
 
@@ -88,7 +62,8 @@ def choose_views(model: FaceModel, state, sizes: list[tuple[int, int]], most: in
         score[i] = (
             _cosine(vertices[0], model.triangles, camera).clamp_min(0) * inside[0] * min(density, SHARP)
         ).numpy()
-    best, chosen = np.zeros(model.num_vertices, np.float32), []
+    best = np.zeros(model.num_vertices, np.float32)
+    chosen: list[int] = []
     for _ in range(most):
         gain = np.maximum(score, best).sum(1)
         gain[chosen] = -1
@@ -199,7 +174,7 @@ def _fill_unseen(
     The photos are sampled at the mirrored surface points and multiplied by the ratio of the two halves, continued
     smoothly from where both are seen. The rest continues the ratio of seen colour to the model's albedo.
     """
-    smooth = Membrane(model)
+    smooth = Membrane(model.mean, model.triangles)
     partner, paired = _mirror(model)
     vertex_colour, vertex_confidence = texels.to_vertices(colour, confidence, model.num_vertices)
     log = np.log(vertex_colour.clip(DARK))
@@ -476,76 +451,19 @@ def _low_band(texels: _Texels, rgb: np.ndarray, valid: np.ndarray, sigma: float)
     return np.where(valid[:, None], picture.reshape(-1, 3)[texels.index], rgb)
 
 
-class Membrane:
-    """Smooth continuation of vertex values over the mesh: minimises sum (x_i - x_j)^2 over edges + data terms."""
-
-    def __init__(self, model: FaceModel):
-        f = model.triangles.numpy()
-        V = model.num_vertices
-        edge = np.sort(np.concatenate([f[:, [0, 1]], f[:, [1, 2]], f[:, [2, 0]]]), 1)
-        edge = np.stack(np.divmod(np.unique(edge[:, 0] * V + edge[:, 1]), V), -1)
-        # Short edges bind more strongly, so that the result depends on distance and not on the density of the mesh.
-        length = (model.mean[edge[:, 0]] - model.mean[edge[:, 1]]).norm(dim=-1).numpy().astype(np.float64)
-        weight = 1 / np.maximum(length, 0.2)
-        rows, columns = np.concatenate([edge, edge[:, ::-1]]).T
-        adjacency = scipy.sparse.coo_array((np.r_[weight, weight], (rows, columns)), shape=(V, V)).tocsr()
-        self.laplacian = (scipy.sparse.diags_array(adjacency.sum(1)) - adjacency).tocsr()
-
-    def solve(self, confidence: np.ndarray, values: np.ndarray, far: np.ndarray) -> np.ndarray:
-        """values [V, 3] where confidence [V] in [0, 1] is 1, continued smoothly elsewhere; far away they tend to `far` [3]."""
-        data = 3.0 * confidence.astype(np.float64) ** 2
-        data[confidence < 0.05] = 0
-        pull = 2e-4
-        system = (self.laplacian + scipy.sparse.diags_array(data + pull)).tocsc()
-        # Direct: a tenth of a second for 25 k vertices, several times faster than conjugate gradients.
-        factors = scipy.sparse.linalg.splu(
-            system, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
-        )
-        right = np.where(data[:, None] > 0, values, 0) * data[:, None] + pull * far
-        return factors.solve(right.astype(np.float64)).astype(np.float32)
-
-
 def _mirror(model: FaceModel) -> tuple[np.ndarray, np.ndarray]:
     """Per vertex the one on the other half of the mean face, [V] int64, and whether there is one within 4 mm, [V] float32."""
     mean = model.mean.numpy()
-    distance, partner = scipy.spatial.cKDTree(mean).query(mean * np.float32([-1, 1, 1]))
+    distance, partner = scipy.spatial.cKDTree(mean).query(mean * np.array([-1, 1, 1], np.float32))
     return partner, (distance < 4.0).astype(np.float32)
 
 
 def _is_eye(model: FaceModel) -> np.ndarray:
-    return _in_region(model, ("sclera", "iris", "eyeball", "pupil", "cornea"))
+    return in_region(model, ("sclera", "iris", "eyeball", "pupil", "cornea"))
 
 
 def _is_inside(model: FaceModel) -> np.ndarray:
-    return _in_region(model, ("teeth", "gum", "tongue", "mouth_socket", "mouth_inside", "eye_socket"))
-
-
-def _in_region(model: FaceModel, words: tuple[str, ...]) -> np.ndarray:
-    """[V] bool: the vertex lies in a region whose name holds one of the words."""
-    return np.array([any(w in name.lower() for w in words) for name in model.region_names])[
-        model.region.numpy()
-    ]
-
-
-def default_albedo(model: FaceModel) -> np.ndarray:
-    """Linear RGB [V, 3]: the model's mean albedo, or, for models without one, a plain colour per kind of region."""
-    if model.albedo_mean is not None:
-        return model.albedo_mean.cpu().numpy().astype(np.float32)
-    colours = (
-        ("teeth", (0.62, 0.56, 0.45)),
-        ("gum", (0.35, 0.10, 0.09)),
-        ("tongue", (0.35, 0.10, 0.09)),
-        ("mouth_socket", (0.18, 0.05, 0.04)),
-        ("sclera", (0.60, 0.56, 0.52)),
-        ("eyeball", (0.60, 0.56, 0.52)),
-        ("iris", (0.10, 0.07, 0.05)),
-        ("lip", (0.40, 0.17, 0.15)),
-    )
-    table = [
-        next((c for key, c in colours if key in name.lower()), (0.45, 0.28, 0.21))
-        for name in model.region_names
-    ]
-    return np.float32(table)[model.region.cpu().numpy()]
+    return in_region(model, ("teeth", "gum", "tongue", "mouth_socket", "mouth_inside", "eye_socket"))
 
 
 @lru_cache(maxsize=1)

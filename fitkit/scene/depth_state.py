@@ -54,7 +54,8 @@ class DepthState:
                 "leave out the energies that compare depth between frames"
             )
         same = self.subject[:, None] == self.subject[None]
-        return torch.where(same & ~torch.eye(len(same), dtype=torch.bool, device=same.device))
+        i, j = torch.where(same & ~torch.eye(len(same), dtype=torch.bool, device=same.device))
+        return i, j
 
 
 def pixel_grid(size: tuple[int, int], like: Tensor) -> Tensor:
@@ -65,7 +66,6 @@ def pixel_grid(size: tuple[int, int], like: Tensor) -> Tensor:
 
 def back_project(depth: Tensor, camera: Camera) -> Tensor:
     """Depth maps [B, H, W] mm -> camera-frame points [B, H * W, 3] mm, the inverse of `Camera.project`."""
-    B = len(depth)
     offset = pixel_grid(depth.shape[-2:], depth)[None] - camera.principal[:, None]
     z = depth.flatten(1)
     scale = (

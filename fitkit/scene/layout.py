@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Sequence
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor
@@ -131,7 +131,7 @@ def retract(state: SceneState, step: Tensor, layout: ParameterLayout) -> SceneSt
     """The state moved by `step` [total]: coefficients and light are added, the pose moves on the head side
     (`Pose.retract`), the focal length is multiplied by exp(step)."""
     change = layout.split(step)
-    update = {}
+    update: dict[str, Any] = {}
     if "identity" in change:
         update["identity"] = state.identity + change["identity"][:1]
     if "landmarks" in change:

@@ -50,7 +50,7 @@ def levenberg_marquardt(problem, x, options: LMOptions = LMOptions()) -> SolverR
     system = None
     status = "max_iterations"
     done = 0
-    for done in range(1, options.max_iterations + 1):
+    for done in range(1, options.max_iterations + 1):  # noqa: B007 - told below
         if system is None:
             system = problem.linearize(x)
             diagonal = system.diagonal()

@@ -20,12 +20,12 @@ from fitkit.synth.folder import (
     skin_mesh,
     subject_name,
 )
+from fitkit.synth.mitsuba import head_renderer
 from fitkit.synth.recipe import SynthRecipe, check_synth_recipe
 from fitkit.synth.subject import (
     SubjectPlan,
     SubjectView,
     draw_subject,
-    head_renderer,
     plan_vertices,
     render_subject,
 )
@@ -194,7 +194,7 @@ class SynthFolder(FaceDataset):
             if len(state.illumination) != len(paths):
                 raise ValueError(f"{len(paths)} views, {len(state.illumination)} of them with a light")
             labels = self._labels(index, state, truth, views)
-        B, H, W = len(views), *images.shape[-2:]
+        B, (H, W) = len(views), images.shape[-2:]
         sigma = torch.full((B, 68), self.noise if self.noise > 0 else torch.nan)
         marks = Landmarks(points, sigma, torch.isfinite(points).all(-1), torch.ones(B, 68), self.jaw)
         everywhere = torch.ones(B, H, W, dtype=torch.bool)

@@ -18,19 +18,20 @@ import numpy as np
 import torch
 import yaml
 
+from fitkit.synth.mitsuba import head_renderer
 from fitkit.synth.recipe import SynthRecipe, check_synth_recipe
+from fitkit.synth.scanned_skin import scanned_skin
 from fitkit.synth.subject import (
     SubjectPlan,
     SubjectView,
     draw_subject,
-    head_renderer,
     plan_vertices,
     render_subject,
 )
 from fitkit.synth.studio import PAINTED
 from fitkit.energies.masks import PARSE
 from fitkit.errors import InputError
-from fitkit.export.meshes import write_ply
+from fitkit.io.mesh_files import write_ply
 from fitkit.io.atomic import written_whole
 from fitkit.io.foreign import DATA_BYTES, foreign_file
 from fitkit.io.landmark_files import write_pts
@@ -259,7 +260,7 @@ def skin_mesh(model: FaceModel) -> tuple[torch.Tensor, torch.Tensor]:
     The outer skin where the model counts it first, else all of the model; of MakeHuman's people only what a scan shows.
     """
     if isinstance(model, makehuman.MakeHumanModel):
-        kept = makehuman.scanned_skin(model)
+        kept = scanned_skin(model)
         number = kept.new_full((model.num_vertices,), -1)
         triangles = number.index_put((kept,), torch.arange(len(kept)))[model.triangles]
         triangles = triangles[(triangles >= 0).all(1)]

@@ -17,7 +17,7 @@ import torch
 from fitkit.synth.paint import MAP_SIZE, HairShell, head_map, map_place, paint_eyes, paint_skin
 from fitkit.synth.random_faces import gaze_of, hair_colors, scalp_cover
 from fitkit.synth.recipe import SynthRecipe
-from fitkit.synth.subject import SubjectPlan, plan_vertices, stream, subject_hair
+from fitkit.synth.subject import HeadRenderer, SubjectPlan, plan_vertices, stream, subject_hair
 from fitkit.synth.studio import Scene
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.geometry.normals import vertex_normals
@@ -120,7 +120,7 @@ class MitsubaRenderer:
     # ---- surfaces, in the head frame ----
 
     def _meshes(self, plan: SubjectPlan, b: int) -> dict[str, Any]:
-        mi, head, model, recipe = self.mi, self.head, self.model, self.recipe
+        head, model, recipe = self.head, self.model, self.recipe
         state = plan.state.select([b])
         vertices = plan_vertices(model, plan, state)
         normals = vertex_normals(vertices[None], model.triangles)[0].numpy()
@@ -370,3 +370,14 @@ def _eye(head, plan: SubjectPlan, center: np.ndarray, radius: float, gaze: np.nd
 
 def _rgb(color: np.ndarray) -> dict[str, Any]:
     return {"type": "rgb", "value": [float(v) for v in np.clip(color, 0, 0.95)]}
+
+
+def head_renderer(model: FaceModel, recipe: SynthRecipe) -> HeadRenderer | None:
+    """What the recipe's renderer asks for: None for the own one.
+
+    Raises:
+        MissingWeightsError: mitsuba is not installed.
+    """
+    if recipe.renderer == "own":
+        return None
+    return MitsubaRenderer(model, recipe)

@@ -399,7 +399,7 @@ def random_scene(rng: np.random.Generator, variation: FaceVariation) -> Scene:
     warm = rng.normal() * variation.color_cast
     return Scene(
         torch.from_numpy(sh * cast).float(),
-        lamp=tuple(float(v) for v in lamp),
+        lamp=(float(lamp[0]), float(lamp[1]), float(lamp[2])),
         lamp_strength=strength,
         lamp_color=(float(np.exp(warm)), 1.0, float(np.exp(-warm))),
         gloss=float(rng.uniform(*variation.gloss) * min(1.0, strength + 0.2)),

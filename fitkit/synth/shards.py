@@ -96,10 +96,10 @@ def render_faces(
     try:
         for number in run_jobs(_render_shard, left, workers):
             done += number
-            if progress is not None:
-                progress(done, count)
-            else:
+            if bar is not None:
                 bar.update(number)
+            elif progress is not None:
+                progress(done, count)
     finally:
         if bar is not None:
             bar.close()

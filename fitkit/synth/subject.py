@@ -644,16 +644,3 @@ def _landmarks(model: FaceModel, state: SceneState) -> tuple[np.ndarray, np.ndar
     return placed[:, :2] / placed[:, 2:] * double(state.camera.focal) + double(
         state.camera.principal[0]
     ), placed[:, 2]
-
-
-def head_renderer(model: FaceModel, recipe: SynthRecipe) -> HeadRenderer | None:
-    """What the recipe's renderer asks for: None for the own one.
-
-    Raises:
-        MissingWeightsError: mitsuba is not installed.
-    """
-    if recipe.renderer == "own":
-        return None
-    from fitkit.synth.mitsuba import MitsubaRenderer
-
-    return MitsubaRenderer(model, recipe)

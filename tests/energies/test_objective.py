@@ -56,6 +56,27 @@ def test_terms_add_up():
     torch.testing.assert_close(whole.gradient, sum(p.gradient for p in parts))
 
 
+def test_every_device_and_precision_gives_the_same_system(device, dtype):
+    def moved(x):
+        return x.to(device, dtype if x.is_floating_point() else None)
+
+    landmarks = OBS.landmarks
+    points = replace(landmarks, **{k: moved(getattr(landmarks, k)) for k in ("points", "sigma", "valid")})
+    observations, state = replace(OBS, landmarks=points), START.to(device, dtype)
+    energy = LandmarkReprojection(MODEL.to(device, dtype), moved(torch.full((3, 68), 1.5)), "surface")
+    objective = Objective([replace(OBJECTIVE.terms[0], energy=energy), *OBJECTIVE.terms[1:]])
+    layout = ParameterLayout.of(START, ("identity", "expression", "pose"))
+    expected, found = (
+        o.linearize(s, obs, layout)
+        for o, s, obs in ((OBJECTIVE, START, OBS), (objective, state, observations))
+    )
+    assert found.gradient.device.type == device.type
+    scale, close = float(expected.gradient.abs().max()), 1e-8 if dtype == torch.float64 else 1e-3
+    torch.testing.assert_close(found.gradient.cpu().double(), expected.gradient, rtol=0, atol=close * scale)
+    cost, _ = objective.cost(state, observations)
+    assert float(cost) == pytest.approx(float(OBJECTIVE.cost(START, OBS)[0]), rel=close)
+
+
 def test_mean_and_sum():
     values = torch.tensor([[[3.0], [4.0], [torch.nan], [1e30]]], dtype=torch.float64)
     valid = torch.tensor([[True, True, False, False]])

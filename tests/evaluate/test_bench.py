@@ -19,7 +19,7 @@ from fitkit.evaluate.bench.scores import ERRORS, same_topology, score_neutral
 from fitkit.evaluate.bench.speed import many_views, speed, speed_text
 from fitkit.evaluate.bench.truth import Truth, load_truth
 from fitkit.evaluate.predictions import PredictedFace
-from fitkit.export.meshes import write_ply
+from fitkit.io.mesh_files import write_ply
 from fitkit.fitting.recipe import load_recipe
 from fitkit.fitting.run import fit_observed
 from fitkit.models.io import save_model_file

@@ -22,7 +22,7 @@ from fitkit.evaluate.bench.truth import (
 )
 from fitkit.evaluate.predictions import PredictedFace
 from fitkit.evaluate.scan_to_mesh import now_crop, scan_to_mesh
-from fitkit.export.meshes import write_ply
+from fitkit.io.mesh_files import write_ply
 from helpers import tiny_model, tiny_result
 
 

@@ -19,7 +19,7 @@ from fitkit.evaluate.landmark_accuracy import (
     normalized_mean_error,
     summarize,
 )
-from fitkit.export.meshes import write_ply
+from fitkit.io.mesh_files import write_ply
 from fitkit.observe.landmarks.types import Landmarks
 from helpers import dotted_faces, face_points
 

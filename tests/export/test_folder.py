@@ -19,10 +19,12 @@ from PIL import Image
 from fitkit.errors import FitError, InputError
 from fitkit.export import folder
 from fitkit.export.cameras import camera_table
-from fitkit.export.folder import ENTRIES, check_output, file_stems, plain, write_result
-from fitkit.export.parameters import load_parameters
+from fitkit.export.folder import file_stems, write_result
+from fitkit.io.options import plain
+from fitkit.io.result_folder import ENTRIES, check_output
+from fitkit.scene.parameters import load_parameters
 from fitkit.export.preview import draw_uncertainty
-from fitkit.fitting.appearance import decompose_result
+from fitkit.export.lighting import decompose_result
 from fitkit.geometry.color import srgb_from_linear
 from fitkit.io import atomic
 from fitkit.io.calibration import read_cameras

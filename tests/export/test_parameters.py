@@ -6,7 +6,8 @@ import torch
 from helpers import tiny_model, tiny_result
 
 from fitkit.errors import InputError
-from fitkit.export.parameters import OPTIONAL, SHAPES, TEXTS, load_parameters, save_parameters
+from fitkit.export.parameters import save_parameters
+from fitkit.scene.parameters import OPTIONAL, SHAPES, TEXTS, load_parameters
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,8 @@ sys.modules["fitkit"] = None  # an import of it fails
 if sys.argv[1].endswith(".pt"):
     import torch
     program = torch.jit.load(sys.argv[1])
-    run = lambda images, valid: [v.numpy() for v in program(torch.from_numpy(images), torch.from_numpy(valid))]
+    def run(images, valid):
+        return [v.numpy() for v in program(torch.from_numpy(images), torch.from_numpy(valid))]
 else:
     import onnxruntime
     session = onnxruntime.InferenceSession(sys.argv[1])

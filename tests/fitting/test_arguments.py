@@ -160,7 +160,8 @@ def test_each_thing_shows_itself_in_one_short_line(tmp_path):
         "LandmarkEmbedding(68 points)": result.model.landmarks,
         "Subject('tiny', 3 views: view0, view1, view2)": result.subject,
         "Landmarks(204 valid points in 3 views, jaw 'surface')": result.landmarks,
-        "SceneState(3 frames of 1 people, 8 identity and 6 expression coefficients, perspective cameras)": result.state,
+        "SceneState(3 frames of 1 people, 8 identity and 6 expression coefficients, "
+        "perspective cameras)": result.state,
         "Parameters('tiny': 3 views, face model 'tiny')": parameters,
         "KnownCamera(focal length 900.0 px, pose not known)": camera,
     }

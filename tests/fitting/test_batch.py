@@ -14,7 +14,7 @@ from helpers import write_pts
 
 from fitkit.cli.main import main
 from fitkit.errors import InputError
-from fitkit.export.parameters import load_parameters
+from fitkit.scene.parameters import load_parameters
 from fitkit.fitting import batch
 from fitkit.fitting.batch import fit_folder, read_report, summary
 from fitkit.fitting.recipe import load_recipe

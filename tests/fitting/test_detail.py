@@ -13,7 +13,7 @@ from scipy import sparse
 from fitkit.synth.studio import photograph, studio
 from fitkit.energies.displacement import DisplacementPrior
 from fitkit.errors import InputError
-from fitkit.export.parameters import load_parameters
+from fitkit.scene.parameters import load_parameters
 from fitkit.export.preview import draw_detail
 from fitkit.fitting.detail import DetailOptions, most_evident, personal_model, solve_detail
 from fitkit.fitting.recipe import load_recipe

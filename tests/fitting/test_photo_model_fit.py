@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import observe
-from test_appearance import LIGHT, MODEL, SIZE, scene
+from test_decompose import LIGHT, MODEL, SIZE, scene
 
 from fitkit.fitting.recipe import load_recipe
 from fitkit.fitting.run import fit_observed

@@ -11,8 +11,8 @@ from PIL import Image
 
 from fitkit.cli.main import main
 from fitkit.errors import InputError
-from fitkit.export.parameters import load_parameters
 from fitkit.fitting.findings import SHIPPED_ERROR_MM
+from fitkit.scene.parameters import load_parameters
 from fitkit.fitting.predict import predict
 from fitkit.fitting.report import notes
 from fitkit.fitting.run import fit

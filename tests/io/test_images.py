@@ -46,7 +46,10 @@ def test_formats(tmp_path, name, tolerance):
 
 def test_modes(tmp_path):
     grey3 = np.repeat(GREY[..., None], 3, -1)
-    read = lambda image, name="a.png": read_image(save(tmp_path / name, image))[0]
+
+    def read(image, name="a.png"):
+        return read_image(save(tmp_path / name, image))[0]
+
     assert (read(GREY) == grey3).all()
     assert (read(GREY.astype(np.uint16) * 257) == grey3).all()
     assert (read(GREY.astype(np.uint16) * 257, "a.tif") == grey3).all()

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from fitkit.errors import InputError
-from fitkit.export.meshes import write_obj, write_ply
+from fitkit.export.meshes import write_obj
+from fitkit.io.mesh_files import write_ply
 from fitkit.io.mesh_files import read_mesh
 from helpers import tiny_model
 

@@ -39,11 +39,10 @@ ROOTS = (
 
 def classes_below(kind, found):
     """The dataclasses that a type leads to."""
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        if kind not in found:
-            found.append(kind)
-            for part in option_types(kind).values():
-                classes_below(part, found)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind not in found:
+        found.append(kind)
+        for part in option_types(kind).values():
+            classes_below(part, found)
     for part in get_args(kind):
         classes_below(part, found)
     return found

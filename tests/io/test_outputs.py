@@ -49,12 +49,12 @@ def test_a_link_is_foreign(tmp_path):
 
 
 def test_a_folder_is_for_one_run_at_a_time(tmp_path):
-    with locked(tmp_path / "out", "batch", "batch"):
-        with (
-            pytest.raises(InputError, match="out: another batch writes there; wait for its end"),
-            locked(tmp_path / "out", "batch", "batch"),
-        ):
-            pass
+    with (
+        locked(tmp_path / "out", "batch", "batch"),
+        pytest.raises(InputError, match="out: another batch writes there; wait for its end"),
+        locked(tmp_path / "out", "batch", "batch"),
+    ):
+        pass
     with locked(tmp_path / "out", "batch", "batch"):
         pass
     assert os.listdir(tmp_path / "out") == []

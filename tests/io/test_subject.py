@@ -10,12 +10,12 @@ from PIL import Image
 
 from fitkit.errors import InputError
 from fitkit.io.images import ImageFile
+from fitkit.io.foreign import readable
 from fitkit.io.subject import (
     KnownCamera,
     load_photos,
     load_subject,
     read_subject,
-    readable,
     subject_folders,
     subject_from_images,
 )

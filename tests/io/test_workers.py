@@ -67,7 +67,8 @@ def test_a_killed_worker_costs_its_own_job_only():
 SLEEPERS = """
 import os, signal, sys, time
 from pathlib import Path
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background has it ignored
+# A shell that runs the tests in the background has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {tests!r})
 from test_workers import sleep_long
 from fitkit.io.termination import sigterm_raises

@@ -102,7 +102,10 @@ def test_skin_and_face(model):
 def test_albedo(model):
     albedo = {n: model.albedo_mean[model.region == i].mean(0) for i, n in enumerate(model.region_names)}
     assert (model.albedo_mean >= 0).all() and (model.albedo_mean <= 1).all()
-    red = lambda rgb: float(rgb[0] / rgb[1])
+
+    def red(rgb):
+        return float(rgb[0] / rgb[1])
+
     lip, cheek, brow = (model.albedo_mean[i] for i in (LANDMARKS[57], LANDMARKS[2], LANDMARKS[19]))
     assert red(lip) > 1.15 * red(cheek) and brow.sum() < 0.8 * cheek.sum()
     assert albedo["teeth"].min() > 0.4 and albedo["sclera_left"].sum() == pytest.approx(

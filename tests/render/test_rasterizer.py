@@ -232,9 +232,11 @@ def test_optional_backend_that_is_missing_says_so(backend, monkeypatch):
         rasterize(torch.zeros(1, 3, 4), torch.tensor([[0, 1, 2]]), (4, 4), backend)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_gpu_equals_cpu():
+def test_every_device_and_precision_draws_the_same(device, dtype):
     points, triangles = soup(0, "perspective", 150)
     clip = clip_vertices(camera(), points)
-    gpu = rasterize(clip.cuda(), triangles.cuda(), (24, 32))
-    assert torch.equal(gpu.triangle.cpu(), rasterize(clip, triangles, (24, 32), "torch").triangle)
+    expected = rasterize(clip, triangles, (24, 32), "torch")
+    found = rasterize(clip.to(device, dtype), triangles.to(device), (24, 32))
+    assert torch.equal(found.triangle.cpu(), expected.triangle)
+    assert found.depth.device.type == device.type and found.depth.dtype == dtype
+    torch.testing.assert_close(found.depth.cpu().float(), expected.depth, rtol=1e-4, atol=0)  # of float32

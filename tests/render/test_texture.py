@@ -7,9 +7,10 @@ from helpers import tiny_colors, tiny_model, tiny_result, tiny_state
 
 from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.errors import InputError
+from fitkit.export.texture import blend_texture
 from fitkit.geometry.normals import vertex_normals
 from fitkit.io.subject import Subject
-from fitkit.render.texture import TextureOptions, blend_texture, crop_and_scale, default_albedo
+from fitkit.render.texture import TextureOptions, crop_and_scale
 from fitkit.scene.camera import Camera
 
 SIZE = 256
@@ -134,14 +135,6 @@ def test_refuses_a_model_without_uv():
     result = tiny_result(views=1)
     with pytest.raises(InputError, match="'tiny' has no UV coordinates"):
         blend_texture(replace(result, model=replace(result.model, uv=None, uv_triangles=None)))
-
-
-def test_models_without_albedo_get_plain_colours_by_region():
-    model = replace(tiny_model(), albedo_mean=None, region_names=("face", "teeth"))
-    colours = default_albedo(model)
-    assert colours.shape == (model.num_vertices, 3)
-    teeth = model.region.numpy() == 1
-    assert colours[teeth].mean() > colours[~teeth].mean()
 
 
 def test_crop_and_scale_keeps_points_on_their_pixels():

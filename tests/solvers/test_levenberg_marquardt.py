@@ -20,8 +20,9 @@ class Problem:
     def linearize(self, x):
         J, r = torch.autograd.functional.jacobian(self.residual, x), self.residual(x)
         n = len(x)
-        system = ArrowSystem.zeros(1, 0, n)
-        system.add_view(torch.tensor([0]), torch.arange(n)[None], (J.T @ J)[None], (J.T @ r)[None])
+        system = ArrowSystem.zeros(1, 0, n, dtype=x.dtype, device=x.device)
+        first, index = torch.tensor([0], device=x.device), torch.arange(n, device=x.device)[None]
+        system.add_view(first, index, (J.T @ J)[None], (J.T @ r)[None])
         return system
 
     def retract(self, x, step):
@@ -40,6 +41,13 @@ def test_rosenbrock(start):
     result = levenberg_marquardt(Problem(rosenbrock), torch.tensor(start, dtype=torch.float64), TIGHT)
     assert result.status == "converged" and result.iterations < 60
     torch.testing.assert_close(result.x, torch.ones(len(start), dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_every_device_and_precision_finds_the_minimum(device, dtype):
+    start = torch.tensor([-1.2, 1.0], dtype=dtype, device=device)
+    result = levenberg_marquardt(Problem(rosenbrock), start, LMOptions(max_iterations=200))
+    assert result.x.device.type == device.type and result.x.dtype == dtype
+    torch.testing.assert_close(result.x.cpu().double(), torch.ones(2, dtype=torch.float64), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("seed", range(3))

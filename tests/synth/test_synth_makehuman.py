@@ -140,7 +140,7 @@ def test_every_casual_photo_is_another_day():
     assert (again.neutral == plan.neutral).all() and again.traits == plan.traits
     one, two = (render_subject(model, recipe, p) for p in (plan, again))
     assert [v.jpeg for v in one] == [v.jpeg for v in two]
-    for b, view in enumerate(one):
+    for view in one:
         box = np.ptp(view.landmarks, axis=0).max()
         assert SIZE / 3.2 * 0.95 < box < SIZE / 1.28 * 1.05
 

@@ -9,9 +9,9 @@ import torch
 from fitkit.synth import mitsuba
 from fitkit.synth.dataset import SynthDataset
 from fitkit.synth.folder import write_subjects
-from fitkit.synth.mitsuba import STUDIO_SIZE, studio_picture
+from fitkit.synth.mitsuba import STUDIO_SIZE, head_renderer, studio_picture
 from fitkit.synth.recipe import load_synth_recipe
-from fitkit.synth.subject import draw_subject, head_renderer, render_subject
+from fitkit.synth.subject import draw_subject, render_subject
 from fitkit.synth.studio import Scene
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.geometry.spherical_harmonics import Y0, Y1

@@ -120,7 +120,7 @@ def _trained(package, name: str, network: str, weights: str | None) -> torch.nn.
         with _quiet():
             # ptlflow reads with weights_only=True and loads strictly: nothing in the file is run, no tensor is left random.
             model = package.get_model(network, ckpt_path=str(weights))
-    except Exception as error:  # noqa: BLE001 - a damaged file raises many kinds
+    except Exception as error:  # a damaged file raises many kinds
         # URLError and timeouts are OSErrors; so is a file that is cut off, for some cuts.
         if isinstance(error, ImportError) or (isinstance(error, OSError) and not is_file):
             raise MissingWeightsError(

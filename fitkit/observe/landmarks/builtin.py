@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -282,10 +283,8 @@ def read_network(path: Path | None = None) -> LandmarkNetwork:
     Raises:
         MissingWeightsError: file missing, damaged, or of another network.
     """
-    try:
+    with suppress(InputError):  # said below
         path = path or asset_path(WEIGHTS)
-    except InputError:
-        pass  # said below
     if path is None or not os.path.lexists(path):
         raise MissingWeightsError(
             f"landmark detector 'builtin': its weights {path or WEIGHTS}, which come with fitkit, "
@@ -293,8 +292,8 @@ def read_network(path: Path | None = None) -> LandmarkNetwork:
         )
     where = f"landmark detector 'builtin': its weights {path}"
     with foreign_file(path, "are damaged", OTHERWISE, MissingWeightsError, DATA_BYTES, where) as file:
-        options, tensors = parse_json(file.metadata()["network"].encode()), file.tensors()
-        options = NetworkOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+        stored, tensors = parse_json(file.metadata()["network"].encode()), file.tensors()
+        options = NetworkOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
         if sum(options.blocks) + len(options.widths) + len(options.decoder) > MOST_LAYERS:
             raise ValueError(f"its options describe more than {MOST_LAYERS} layers")
         network = network_from(lambda: LandmarkNetwork(options), tensors)

@@ -153,7 +153,7 @@ def load_networks(device: str = "cpu", variant: str = "fan"):
             f"landmark detector '{variant}': its weights are not in {weights_folder()} and cannot be downloaded ({error}); "
             f"on a machine with network run 'fitkit model fetch {variant}' and copy that folder, {OTHERWISE}"
         ) from error
-    except Exception as error:  # noqa: BLE001 - a file that is cut off raises many kinds
+    except Exception as error:  # a file that is cut off raises many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise MissingWeightsError(
             f"landmark detector '{variant}': a weight file in {weights_folder()} is damaged ({reason}); "

@@ -146,7 +146,7 @@ def _stray(face: Look, points: np.ndarray) -> np.ndarray:
     return stray if stray.sum() <= STRAY_MOST * np.isfinite(points).all(1).sum() else np.zeros_like(stray)
 
 
-def _mistakes(points: np.ndarray, width: int, height: int) -> Iterator[tuple[str, "object"]]:
+def _mistakes(points: np.ndarray, width: int, height: int) -> Iterator[tuple[str, object]]:
     """(sentence, function of a face) for usual mistakes: what the points would be without it."""
     x, y = points.T
     far_x, far_y = width - 1 - x, height - 1 - y

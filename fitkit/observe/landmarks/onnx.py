@@ -164,7 +164,12 @@ class NetworkProcess:
 
     def _ask(self, message: bytes) -> bytes:
         process, late = self.process, threading.Event()
-        timer = threading.Timer(PATIENCE, lambda: (late.set(), process.kill()))
+
+        def stop() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(PATIENCE, stop)
         timer.start()
         try:
             onnx_worker.send(process.stdin, message)

@@ -57,7 +57,7 @@ def appearance(image: np.ndarray, points: np.ndarray) -> Appearance | None:
 def unlikeness(a: Appearance, b: Appearance) -> float:
     """Weighted sum of log(1 + distance); without lightness for the skin, and the grey faces also mirrored (the other side)."""
     alike = max(float((a.grey * b.grey).mean()), float((a.grey * b.grey[:, ::-1]).mean()))
-    parts = {
+    parts: dict[str, float] = {
         "grey": 1 - alike,
         "skin": np.linalg.norm((a.skin - b.skin)[1:]),
         "above": np.linalg.norm(a.above - b.above),

@@ -7,7 +7,8 @@ from helpers import observe, tiny_model, tiny_result, tiny_state
 
 from fitkit.errors import InputError
 from fitkit.export.lighting import draw_lighting
-from fitkit.fitting.appearance import decompose, decompose_result
+from fitkit.export.lighting import decompose_result
+from fitkit.fitting.appearance import decompose
 from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis

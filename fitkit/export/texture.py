@@ -1,0 +1,31 @@
+"""`texture.png`: the face's colours in the layout of the face model."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from fitkit.errors import InputError
+from fitkit.fitting.result import FitResult
+from fitkit.render.texture import CroppedView, TextureOptions, blend_views, choose_views, srgb_table
+
+
+@torch.no_grad()
+def blend_texture(
+    result: FitResult, size: int = 1024, options: TextureOptions = TextureOptions()
+) -> np.ndarray:
+    """The face's colours as seen in the photos (light included), uint8 sRGB [size, size, 3]; row 0 is v = 1.
+
+    Raises:
+        InputError: the face model has no UV coordinates.
+    """
+    model, state = result.personal_model, result.state
+    if model.uv is None:
+        raise InputError(
+            f"texture: face model '{model.name}' has no UV coordinates; choose a model with UV or leave the texture out"
+        )
+    photos = result.subject.views
+    chosen = choose_views(model, state, [view.image.shape[:2] for view in photos], options.max_views)
+    views = [CroppedView.make(photos[i].image, photos[i].mask, state, i, model, 1024) for i in chosen]
+    linear = blend_views(model, views, size, options)
+    return (srgb_table()[(linear.clip(0, 1) * (len(srgb_table()) - 1)).astype(np.int32)]).astype(np.uint8)
