@@ -12,15 +12,19 @@ import cv2
 import numpy as np
 import torch
 
-from fitkit.errors import FitError, check_argument
-from fitkit.fitting.network_start import Predicted, predict_views
-from fitkit.fitting.run import check_device
-from fitkit.io.progress import Progress
-from fitkit.io.subject import Subject, as_subject
-from fitkit.models.registry import load_model
-from fitkit.nets import load_predictor, read_about
-from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
-from fitkit.observe.landmarks.given import check_given
+from fitkit.errors import FitError
+from fitkit.fitting.network_start import Predicted
+from fitkit.io.subject import Subject
+
+# Field of PredictedMaps -> part of a prediction that it is of.
+PART_OF = {
+    "depth": "depth",
+    "confidence": "depth",
+    "position_map": "position_map",
+    "parse": "parse",
+    "landmarks": "landmarks",
+    "points3d": "points3d",
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,11 @@ class PredictedMaps:
     points3d: tuple[np.ndarray, ...] | None = None  # [N, 3] float32 mm, in a frame of each photo's own
     notes: tuple[str, ...] = ()  # what is worth knowing
 
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """Names of the parts that are there."""
+        return tuple(dict.fromkeys(PART_OF[name] for name in PART_OF if getattr(self, name) is not None))
+
     def save(self, output: str | os.PathLike, overwrite: bool = False) -> Path:
         """Write a folder with depth/, confidence/, posmap/, parse/, landmarks/, points3d/, one file for each photo, and
         prediction.json; see docs/results.md. Returns: its absolute path.
@@ -44,42 +53,9 @@ class PredictedMaps:
         Raises:
             InputError: the folder exists, or cannot be written.
         """
-        from fitkit.export.folder import write_maps
+        from fitkit.export.maps import write_maps
 
         return write_maps(self, output, overwrite)
-
-
-@torch.no_grad()
-def predict_maps(
-    subject: str | os.PathLike | Subject | Sequence,
-    weights: str | os.PathLike,
-    landmarks: str = "auto",
-    device: str = "cpu",
-    progress: Progress | Callable[[str, float], None] | None = None,
-) -> PredictedMaps:
-    """Predict what a network of any kind says of the photos of one person; arguments as those of `fitkit.fitting.predict.predict`.
-
-    Raises:
-        FitkitError: weights or photos that cannot be used, or no photo that fits a view of the network.
-    """
-    check_argument("weights", weights, (str, os.PathLike), "the path of a weight file")
-    check_argument("landmarks", landmarks, str, "where they come from, e.g. 'auto'")
-    progress = Progress.of(progress)
-    check_device(device)
-    about = read_about(weights)
-    # A network that gives no scene has no face model; that of the landmarks tells how heads are turned.
-    model = load_model(about["model"] or "generic").to(device)
-    network = load_predictor(weights, model).to(device)
-    progress.at(0.0, "reading photos")
-    subject = as_subject(subject)
-    finding = progress.part(0.1, 0.7, "finding landmarks")
-    finding.at(0.0)
-    found, sources = detect_landmarks(subject, landmarks, device, finding)
-    found = check_given(subject, found, sources, landmarks == "auto", device)
-    subject, found, notes = usable_views(subject, found)
-    progress.at(0.7, "predicting")
-    predicted = predict_views(network, model, subject, found, device, os.fspath(weights))
-    return maps_of(predicted, subject, {"weights": os.fspath(weights)} | about, (*subject.notes, *notes))
 
 
 def maps_of(
