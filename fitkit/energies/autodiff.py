@@ -15,10 +15,10 @@ from fitkit.scene.state import SceneState
 
 
 def linearize(energy: Energy, state: SceneState, observations: Any, free: Sequence[str]) -> Linearization:
-    """Residuals of a frozen energy and their derivatives by the blocks `free`, as `Energy.linearize` gives them.
+    """Residuals of a frozen energy and their derivatives by the blocks `free`, in the form of `Linearizable.linearize`.
 
-    One reverse pass finds the parameters that have a say, then each of them takes one forward pass, or each number of the
-    residuals one reverse pass, whichever are fewer: cheap for a few hundred, minutes where a network is inside.
+    One reverse pass finds the parameters that have a say; then each of them takes one forward pass, or each number of
+    the residuals one reverse pass, whichever are fewer: cheap for a few hundred, minutes with a network inside.
 
     Raises:
         InputError: an operation inside the energy has no forward derivative; solver 'adam' does without.
@@ -48,7 +48,7 @@ def linearize(energy: Energy, state: SceneState, observations: Any, free: Sequen
 
 
 def _that_matter(value: Tensor, step: Tensor) -> list[int]:
-    """Parameters that the residuals depend on: derivative of a random sum of them, which cancels for nobody."""
+    """Parameters that the residuals depend on: the derivative of a random sum of them is not 0."""
     if not value.requires_grad:
         return []
     weights = torch.rand(value.shape, generator=torch.Generator().manual_seed(0)).to(value) + 0.5
@@ -70,7 +70,7 @@ def _by_parameter(energy: Energy, moved: Callable[[Tensor], Tensor], at: Tensor,
 
 
 def _slots(jacobian: Tensor, layout: ParameterLayout) -> tuple[Slot, ...]:
-    """Derivatives [G, M, D, total] by view: each group of residuals has one slot for each view that it depends on."""
+    """Derivatives [G, M, D, total] by view: each group has one slot for each view that it depends on."""
     B, device = layout.num_views, jacobian.device
     start, by_view = 0, {}  # block -> [G, M, D, B or 1, width]: of the person, or of each view
     for name in layout.shared:

@@ -1,6 +1,6 @@
 """Energies of depth networks: supervision of a depth map (E19-E22) and comparisons between frames through it (E2, E27, E28).
 
-They take a DepthState; none has a least-squares form.
+They take a DepthState: one that a network predicts, or in a fit that of the face model's surface.
 """
 
 from __future__ import annotations
@@ -215,9 +215,6 @@ class DepthAgreement(PlainEnergy):
 # ---- recipes ----
 
 
-NO_DEPTH = "a fit has no depth maps; a network predicts them"
-
-
 @dataclass(frozen=True)
 class DepthTerm(EnergyOptions):
     sigma_mm: Positive = 2.0  # standard deviation of a depth
@@ -271,7 +268,6 @@ SPECS = (
         takes="depth",
         optional=("prior_depth",),
         cross_view=True,
-        not_in_fits=NO_DEPTH,
     ),
     EnergySpec(
         name="depth_sup",
@@ -289,7 +285,6 @@ SPECS = (
         options=DepthTerm,
         takes="depth",
         needs=("depth",),
-        not_in_fits=NO_DEPTH,
     ),
     EnergySpec(
         name="normal_sup",
@@ -307,7 +302,6 @@ SPECS = (
         options=NormalTerm,
         takes="depth",
         needs=("depth",),
-        not_in_fits=NO_DEPTH,
     ),
     EnergySpec(
         name="depth_3dmm",
@@ -325,7 +319,6 @@ SPECS = (
         options=DepthPriorTerm,
         takes="depth",
         needs=("prior_depth",),
-        not_in_fits=NO_DEPTH,
     ),
     EnergySpec(
         name="suitability_reg",
@@ -341,7 +334,7 @@ SPECS = (
             id="E22",
         ),
         takes="depth",
-        not_in_fits=NO_DEPTH,
+        not_in_fits="a fit compares all colours alike; a network predicts the suitability",
     ),
     EnergySpec(
         name="ssim_xview",
@@ -360,7 +353,6 @@ SPECS = (
         takes="depth",
         optional=("prior_depth",),
         cross_view=True,
-        not_in_fits=NO_DEPTH,
     ),
     EnergySpec(
         name="depth_xview",
@@ -379,6 +371,5 @@ SPECS = (
         takes="depth",
         optional=("prior_depth",),
         cross_view=True,
-        not_in_fits=NO_DEPTH,
     ),
 )

@@ -276,9 +276,7 @@ class ExpressionPriorTerm(EnergyOptions):
 @dataclass(frozen=True)
 class ExpressionPriorTraining(ExpressionPriorTerm):
     sigma: Positive = 0.3  # of a coefficient above 0
-    sigma_negative: Positive = (
-        0.1  # and below; that of `sigma` where coefficients are signed, as those of PCA
-    )
+    sigma_negative: Positive = 0.1  # and below; of signed coefficients (PCA) the same as `sigma`
 
 
 @dataclass(frozen=True)
@@ -293,15 +291,13 @@ class MeanPriorTerm(EnergyOptions):
 class FocalPriorTraining(EnergyOptions):
     """A fit knows something of the cameras: calibration, EXIF or what is usual."""
 
-    focal_px: Positive = 1015.0  # expected focal length of a 224-pixel crop; of a scaled-orthographic camera: 1000 times px per mm
+    focal_px: Positive = 1015.0  # expected, for a 224-pixel crop; scaled orthographic: 1000 times px per mm
     sigma: Positive = 0.4  # how sure that is, log units
 
 
 @dataclass(frozen=True)
 class LightPriorTerm(EnergyOptions):
-    sigma: Positive = (
-        0.5  # allowed change of the light relative to its first estimate, white light in a training
-    )
+    sigma: Positive = 0.5  # change of the light relative to its first estimate (in a training: to white light)
 
 
 @dataclass(frozen=True)

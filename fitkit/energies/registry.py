@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from dataclasses import fields, is_dataclass
-from typing import Callable
+from typing import Any, Callable
 
 from fitkit.energies import (
     appearance_priors,
@@ -26,8 +26,10 @@ from fitkit.energies import (
     priors,
     supervision,
 )
+from fitkit.energies.base import Energy
 from fitkit.energies.kernels import NAMES
-from fitkit.energies.spec import DFM, MFN, MGC, MVD, MVF, PARTS, PGN, EnergyOptions, EnergySpec, Role
+from fitkit.energies.rendered_depth import on_rendered_depth
+from fitkit.energies.spec import DFM, MFN, MGC, MVD, MVF, PARTS, PGN, Context, EnergyOptions, EnergySpec, Role
 from fitkit.errors import InputError
 from fitkit.io.options import to_plain, unknown_key
 
@@ -110,6 +112,13 @@ def fit_options(name: str, where: str) -> type:
     if not spec.in_fit:
         raise InputError(f"{where}: '{name}' is for trainings: {spec.not_in_fits}")
     return spec.options
+
+
+def energy_of_fit(name: str, context: Context, options: Any) -> Energy:
+    """An energy as a fit minimizes it, at scene states."""
+    spec = find(name)
+    energy = spec.make(context, options)
+    return on_rendered_depth(energy, context.model) if spec.takes == "depth" else energy
 
 
 def training_options(name: str, where: str) -> type:
@@ -216,8 +225,8 @@ def page() -> str:
         "",
         "- *fit*: whether a fit recipe can name it; a training recipe can name all of them.",
         "- *derivatives*: analytic = written by hand (`linearize`); automatic = by automatic differentiation where Gauss-Newton or "
-        "Levenberg-Marquardt asks for them, one forward pass for each free parameter, which takes time with a network inside: "
-        "solver `adam` needs one gradient.",
+        "Levenberg-Marquardt asks for them, one forward pass for each free parameter, which takes time and memory where residuals are "
+        "pixels or look through a network: solver `adam` needs one gradient.",
         "- *reduction*: sum for independent measurements, mean for pixels and the like.",
         "- *residual*: before it is divided by its standard deviation, in the *unit* beside it.",
         "- *used by*: with the kernel and, behind it, the weight and other numbers where the paper states them.",

@@ -1,4 +1,4 @@
-"""What recipes, trainings, reports and the documentation know of an energy: one `EnergySpec` beside each. `registry.py` has them all."""
+"""What recipes, reports and the documentation know of an energy: one `EnergySpec` beside each; `registry.py` has all."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from fitkit.observe.flow import make_flow_estimator
 from fitkit.observe.flow.types import FlowEstimator
 from fitkit.observe.observations import Observations
 
-# landmark: measured points in the picture; image: colours; flow: matches and flow; prior: what is known without a picture;
-# label: a labelled scene; depth: depth maps of networks.
+# landmark: measured points in the picture; image: colours; flow: matches and flow; prior: what is known without a
+# picture; label: a labelled scene; depth: depth maps.
 Role = Literal["landmark", "image", "flow", "prior", "label", "depth"]
 MVF, DFM, MVD, MFN, PGN, MGC, OURS = "MVF-Net", "DF-MVR", "Shu et al.", "MFNet", "PGN", "MGCNet", "ours"
 # What a network has to predict for an energy, as messages name it.
@@ -48,9 +48,7 @@ class ExpressionOptions:
 
     shared: bool = False  # one expression for all views
     sigma: Positive = 0.3  # standard deviation of a blend shape's weight above 0
-    sigma_negative: Positive = (
-        0.1  # and below; that of `sigma` where coefficients are signed, as those of PCA
-    )
+    sigma_negative: Positive = 0.1  # and below; of signed coefficients (PCA) the same as `sigma`
 
 
 class KnownCameras(Protocol):
@@ -76,7 +74,8 @@ class Networks:
         make_flow: Callable[[str, str | None, str], FlowEstimator] = make_flow_estimator,
         make_network: Callable[[str, str, str], nn.Module] | None = None,
     ):
-        self.device, self.usual_flow, self.make_flow, self.make_network = device, flow, make_flow, make_network
+        self.device, self.usual_flow = device, flow
+        self.make_flow, self.make_network = make_flow, make_network
         self._flows: dict[tuple[str, str], FlowEstimator] = {}
         self._networks: dict[tuple[str, str], nn.Module] = {}
 
@@ -108,7 +107,8 @@ class Networks:
 class Context:
     """What an energy is made from. A fit and a training fill in what each of them knows.
 
-    state: where residuals will be taken, a SceneState, DepthState, PositionMap or the logits of a parse (`EnergySpec.takes`).
+    state: where residuals will be taken, see `EnergySpec.takes`: a SceneState, a DepthState, a
+    PositionMap or the logits of a parse.
     """
 
     model: FaceModel
@@ -167,44 +167,34 @@ class EnergyDoc:
 class EnergySpec:
     """One energy: its options in recipes, how it is made, what it needs and what it counts as."""
 
+    # what it is
     name: str  # in recipes and reports, the same as the energy's own
     cls: type  # with `residuals` and, where derivatives are written by hand, `linearize`
     make: Callable[[Context, Any], Energy]  # from a context and the options of a recipe
     role: Role
     doc: EnergyDoc
-    options: type = EnergyOptions  # dataclass of the options
-    training: type | None = (
-        None  # the same for a training, where defaults differ or a fit knows more; None: as `options`
-    )
-    needs: (
-        Callable[[Any], frozenset[str]] | tuple[str, ...]
-    ) = ()  # labels, see `Labels.parts`, or a function of the options
+    # what recipes say: dataclasses of options; those of a training where defaults differ or a fit knows more
+    options: type = EnergyOptions
+    training: type | None = None
+    # what it needs; several of these may be functions of the options
+    needs: Callable[[Any], frozenset[str]] | tuple[str, ...] = ()  # labels, names of `Labels.parts`
     optional: tuple[str, ...] = ()  # labels that it takes where they are there
-    takes: str = (
-        "state"  # part of a prediction that residuals are taken at: 'state', 'depth', 'position_map' or 'parse'
-    )
-    parts: (
-        Callable[[Any], tuple[str, ...]] | tuple[str, ...]
-    ) = ()  # more of a prediction that it needs, see PARTS
-    blocks: tuple[str, ...] = ()  # of a prior: the blocks of the state that it holds
-    cross_view: bool = False  # compares views: needs two of a person
-    one_person: bool = False  # all views it is given must be of one person
-    takes_means: bool = False  # a mean over people though its reduction is 'sum'
-    apart: Callable[[Observations, Any], Any] | None = (
-        None  # people with different answers are not taken together
-    )
-    applies: Callable[[Context], bool] = lambda context: True  # left out where it does not
-    light: Callable[[Any], int] | None = (
-        None  # channels of the light that it can estimate, 0: it takes what is there
-    )
-    load: Callable[[Networks, Any], Any] | None = (
-        None  # asks for its networks, so that what is missing is told at once
-    )
+    takes: str = "state"  # the part of a prediction it measures: also 'depth', 'position_map', 'parse'
+    parts: Callable[[Any], tuple[str, ...]] | tuple[str, ...] = ()  # more of a prediction, see PARTS
+    load: Callable[[Networks, Any], Any] | None = None  # asks for its networks before the start
     not_in_fits: str = ""  # why a fit cannot use it
-    builder: Callable[..., Any] | None = (
-        None  # function that builds it, where it is one of several of its class
-    )
-    reduction_of: str = ""  # of the instance, where it is not its class's
+    applies: Callable[[Context], bool] = lambda context: True  # left out where it does not
+    # which views it looks at together
+    cross_view: bool = False  # compares views: needs two of a person
+    one_person: bool = False  # all views that it is given must be of one person
+    apart: Callable[[Observations, Any], Any] | None = None  # equal answers are taken together
+    # what it counts as
+    blocks: tuple[str, ...] = ()  # of a prior: the blocks of the state that it holds
+    takes_means: bool = False  # a mean over people although its reduction is 'sum'
+    light: Callable[[Any], int] | None = None  # channels of light it can estimate, 0: any
+    # where it is one of several of its class: the function that builds it, and its own reduction
+    builder: Callable[..., Any] | None = None
+    reduction_of: str = ""
 
     @property
     def least_squares(self) -> bool:

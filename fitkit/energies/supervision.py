@@ -227,9 +227,7 @@ class VertexTerm(EnergyOptions):
     """See VertexSupervision."""
 
     sigma_mm: Positive = 1.0  # of a vertex
-    frame: Literal["camera", "head", "aligned"] = (
-        "head"  # what is compared: posed vertices, the shape, or the aligned shape
-    )
+    frame: Literal["camera", "head", "aligned"] = "head"  # posed vertices, the shape, or the aligned shape
     region: Literal["all", "skin", "face"] = "face"  # the vertices that count
 
 

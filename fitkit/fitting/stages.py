@@ -13,7 +13,7 @@ import torch
 
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
 from fitkit.energies.priors import LandmarkOffsetPrior
-from fitkit.energies.registry import find
+from fitkit.energies.registry import energy_of_fit, find
 from fitkit.energies.spec import Context, Networks
 from fitkit.errors import FitError
 from fitkit.fitting.choose_start import ChosenStart
@@ -169,7 +169,7 @@ class StageRunner:
         if lights:
             at = self._lit(at, chosen, lights)
         here = self.context(at)
-        energies = {name: find(name).make(here, options) for name, options in chosen.items()}
+        energies = {name: energy_of_fit(name, here, options) for name, options in chosen.items()}
         groups = at.cameras.focal_groups, at.cameras.pose_groups
         layout = ParameterLayout.of(at.state, free, self.recipe.expression.shared, *groups)
         terms = [Term(energies[name], options.weight, options.kernel) for name, options in chosen.items()]
@@ -225,7 +225,7 @@ class StageRunner:
         name = max(lights, key=lights.__getitem__)  # one that estimates colours, if there is one
         if at.light is not None and lights[name] in (0, at.light.shape[-1]):
             return at
-        photo = find(name).make(self.context(at), chosen[name])
+        photo = energy_of_fit(name, self.context(at), chosen[name])
         with torch.no_grad():
             lit = at.state.replace(illumination=white_light(at.state.illumination))
             light = photo.freeze(lit, at.observations).estimate_light(lit)

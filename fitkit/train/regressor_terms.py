@@ -61,8 +61,8 @@ class StageCost:
     ) -> tuple[Tensor, dict[str, TermValue]]:
         """Total cost (a differentiable scalar) and a report for each energy.
 
-        prediction: of all people; people: what is seen of each of them, on the prediction's device; done: share of the stage
-        that is done.
+        prediction: of all people; people: what is seen of each of them, on the prediction's device;
+        done: share of the stage that is done.
 
         Raises:
             InputError: none of the energies can be used for these people, or the network does not predict what one needs.

@@ -16,7 +16,7 @@ def test_the_table(run):
     ]
     assert next(line for line in lines if " flow_mag " in line).split()[:6] == ["E4", "flow_mag", "yes", "yes", "automatic", "mean"]
     assert [line.split()[3] for line in lines[1:]] == ["yes"] * len(REGISTRY)
-    assert next(line for line in lines if " depth_sup " in line).split()[2] == "no"
+    assert next(line for line in lines if " lmk_posmap " in line).split()[2] == "no"
 
 
 def test_the_page(run):
@@ -24,9 +24,9 @@ def test_the_page(run):
 
 
 def test_one_energy_for_trainings(run):
-    out = run("energies", "depth_sup").output
-    assert "fit        no: a fit has no depth maps; a network predicts them" in out
-    assert "training   yes, with label `depth`; a network that predicts depth maps" in out
+    out = run("energies", "lmk_posmap").output
+    assert "fit        no: a fit has no position maps; a network predicts them" in out
+    assert "training   yes, with label `crop_points`; a network that predicts position maps" in out
 
 
 def test_one_energy(run):

@@ -432,11 +432,11 @@ def test_a_real_network(tmp_path):
 
 def test_in_a_recipe(anna, monkeypatch, tmp_path):
     import fitkit
-    from fitkit.fitting import run
+    from fitkit.fitting import stages
 
     made = []
     monkeypatch.setattr(
-        run,
+        stages,
         "make_flow_estimator",
         lambda name, weights, device: made.append((name, weights)) or LucasKanade(),
     )

@@ -12,7 +12,7 @@ class Bowl:
     def retract(self, x, step):
         return x + step
 
-    def differentiable_cost(self, x):
+    def differentiable_cost(self, x, done):
         return ((x - torch.tensor([2.0, -150.0])) / torch.tensor([1.0, 100.0])).square().sum()
 
 
@@ -26,7 +26,7 @@ def test_lowers_the_cost_to_the_minimum():
 
 def test_not_a_number_is_reported():
     class Bad(Bowl):
-        def differentiable_cost(self, x):
+        def differentiable_cost(self, x, done):
             return (x - 1).sum() * torch.nan
 
     start = torch.zeros(2)

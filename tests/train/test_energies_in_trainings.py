@@ -66,6 +66,8 @@ def predicted(name):
         return x, Prediction(depth=part), observations
     if isinstance(part, torch.Tensor):
         return x, Prediction(parse=part, subject=torch.zeros(len(part), dtype=torch.int64)), observations
+    if isinstance(part, torch.Tensor):
+        return x, Prediction(parse=part, subject=torch.zeros(len(part), dtype=torch.int64)), observations
     assert isinstance(part, PositionMap)
     return x, Prediction(position_map=part, subject=torch.zeros(len(part.points), dtype=torch.int64)), observations
 

@@ -11,7 +11,7 @@ import fitkit
 from fitkit.energies.features import frozen_network
 from fitkit.energies.registry import REGISTRY
 from fitkit.errors import InputError
-from fitkit.fitting import run
+from fitkit.fitting import stages
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "energies"))
 from test_features import Encoder
@@ -22,7 +22,7 @@ name: one
 flow: {{estimator: "ptlflow:raft"}}
 landmarks: {{source: files}}
 init: {{source: landmarks}}
-crop: {{max_size: 96, min_size: 96}}
+crop: {{max_size: 64, min_size: 64}}
 stages:
   - name: pose
     free: [pose]
@@ -41,14 +41,15 @@ OPTIONS = {
     "flow_triangulated": "{options: {size: 96, points: 100, min_parallax_deg: 1.0}}",
     "sem_feat": "{options: {size: 48, min_pixels: 1}}",
     "mask_parse": "{options: {size: 32}}",
+    "photo_pairs": "{options: {size: 48, min_pixels: 1}}",
 }
 
 
 @pytest.fixture
 def fitted(anna, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "make_flow_estimator", lambda *asked: LucasKanade())
+    monkeypatch.setattr(stages, "make_flow_estimator", lambda *asked: LucasKanade())
     networks = {"encoder": Encoder, "parser": Parser}
-    monkeypatch.setattr(run, "load_network", lambda name, *more: frozen_network(networks[name]().float()))
+    monkeypatch.setattr(stages, "load_network", lambda name, *more: frozen_network(networks[name]().float()))
 
     def fit(name):
         path = tmp_path / "one.yaml"
