@@ -13,7 +13,7 @@ MODULES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
 # Imports that may point down: `save` of a result is what a user calls, and writing is what export/ is for.
 ALLOWED = {
     ("fitkit.fitting.result", "fitkit.export.folder"),
-    ("fitkit.fitting.predict_maps", "fitkit.export.folder"),
+    ("fitkit.fitting.predicted_maps", "fitkit.export.maps"),
 }
 
 

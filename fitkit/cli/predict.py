@@ -36,12 +36,15 @@ from fitkit.errors import FitError, InputError
 def predict(photos, weights, output, overwrite, device, landmarks, quiet):
     """Predict the face in the photos in FOLDER, or in each PHOTO given, with a trained network, without a fit.
 
-    The result folder is that of 'fitkit fit'. Landmarks say where the faces are and how they are turned.
+    The result folder is that of 'fitkit fit'; of a network that gives depth, position maps, parts of the face or 3D points, it has a folder
+    with one file for each photo of these. Landmarks say where the faces are and how they are turned.
 
     Example: fitkit predict photos_of_anna/
     """
     from fitkit.io.result_folder import check_output
     from fitkit.fitting.predict import predict as run
+    from fitkit.fitting.predict import predict_maps
+    from fitkit.nets import read_about
 
     paths, stray = split_arguments(photos)
     if stray:
@@ -50,14 +53,29 @@ def predict(photos, weights, output, overwrite, device, landmarks, quiet):
     began = time.perf_counter()
     if paths[0].exists():
         target = check_output(target, overwrite)
+    scene = weights is None or "state" in read_about(weights)["gives"]
     with share_bar(quiet) as progress:
-        result = run(read(paths, target), weights, landmarks=landmarks, device=device, progress=progress.part(0.0, 0.85))
+        result = (run if scene else predict_maps)(
+            read(paths, target), weights, landmarks=landmarks, device=device, progress=progress.part(0.0, 0.85)
+        )
         progress.at(0.85, "writing the result")
         path = result.save(target, overwrite)
         progress.at(1.0, "done")
+    if not scene:
+        tell_maps(result, path, quiet)
+        return
     tell_result(result, time.perf_counter() - began, path, quiet, solver="network")
     if result.status == "failed":
         raise FitError(
             f"the prediction failed, so the face is not to be used: {result.warnings[0]}; look at {path / 'overlay'}, "
             "or fit the photos"
         )
+
+
+def tell_maps(maps, path: Path, quiet: bool) -> None:
+    """Print what a network without a scene has said of how many photos, and the notes."""
+    if quiet:
+        return
+    click.echo(f"{', '.join(maps.gives)} of {len(maps.names)} photo(s), written: {path}")
+    for line in maps.notes:
+        click.echo(f"note: {line}", err=True)

@@ -20,6 +20,7 @@ from fitkit.errors import FitError, attempt
 from fitkit.export.cameras import camera_table
 from fitkit.export.gltf import write_glb
 from fitkit.export.lighting import decompose_result, draw_lighting
+from fitkit.export.maps import write_parts
 from fitkit.export.meshes import write_obj
 from fitkit.io.mesh_files import write_ply
 from fitkit.export.overlay import draw_overlay
@@ -163,6 +164,8 @@ def _write_all(result: FitResult, folder: Path) -> None:
         _write_json(folder / "cameras.json", camera_table(result))
         np.save(folder / "landmarks.npy", result.landmarks3d.detach().numpy().astype(np.float32))
 
+    if result.maps is not None:
+        write_parts(result.maps, folder)
     _side_by_side([numbers, lighting, appearance, meshes] + [lambda i=i: view(i) for i in range(len(stems))])
     for line in lacking:
         log.warning("%s", line)

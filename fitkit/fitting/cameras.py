@@ -73,11 +73,11 @@ class CameraKnowledge:
         )
         return float(torch.cdist(centers, centers).max())
 
-    def prior(self, face_scale: Tensor) -> CameraPrior:
+    def prior(self, face_scale: Tensor, distance: Tensor) -> CameraPrior:
         """What to assume where the face has `face_scale` [B] px of the crop per mm.
 
-        An unknown focal length f is that of a camera `distance_mm` away: f = scale [px/mm] * distance. The photos alone
-        hardly tell the two apart.
+        An unknown focal length f is that of a camera `distance` [B] mm away, `distance_mm` where that is NaN: f = scale [px/mm] *
+        distance. The photos alone hardly tell the two apart.
         """
         options, views, B = self.options, self.views, len(self.views)
         in_photo = face_scale / self.scale
@@ -90,7 +90,8 @@ class CameraKnowledge:
         share = options.share_focal == "yes" or (
             options.share_focal == "auto" and len({v.size for v in views}) == 1 and len(set(exif)) == 1
         )
-        focal, sigma = in_photo * options.distance_mm, torch.full_like(in_photo, options.focal_sigma)
+        focal = in_photo * torch.nan_to_num(distance, options.distance_mm)
+        sigma = torch.full_like(in_photo, options.focal_sigma)
         if share:
             focal = focal.median().expand(B).clone()
         source = ["estimated"] * B

@@ -33,6 +33,7 @@ class Start:
     identity: Tensor  # [1, K_id]
     expression: Tensor  # [B, K_ex]
     predicted: Tensor  # [B] bool, a network has seen the view; the others are where their landmarks put the mean face
+    distance: Tensor  # [B] mm from the camera to the middle of the face, NaN: as far as the recipe assumes
 
 
 def to_photos(state: SceneState, observations: Observations) -> SceneState:
@@ -56,8 +57,9 @@ def landmark_start(model: FaceModel, observations: Observations) -> Start:
     B, device = observations.num_views, observations.images.device
     identity = torch.zeros(1, model.num_identity, device=device)
     expression = torch.zeros(B, model.num_expression, device=device)
+    predicted = torch.zeros(B, dtype=torch.bool, device=device)
     return Start(
-        scale, rotation, origin, identity, expression, torch.zeros(B, dtype=torch.bool, device=device)
+        scale, rotation, origin, identity, expression, predicted, torch.full_like(scale, torch.nan)
     )
 
 
@@ -81,7 +83,7 @@ def lift(start: Start, knowledge: CameraKnowledge, model: FaceModel) -> tuple[Sc
         FitError: a camera that sees no face; it names the view.
     """
     kind, aspect, principal = knowledge.options.kind, knowledge.aspect, knowledge.principal
-    prior, rotation = knowledge.prior(start.scale), start.rotation
+    prior, rotation = knowledge.prior(start.scale, start.distance), start.rotation
     focal, views = prior.focal_mean.clone(), knowledge.views
     middle = model.landmark_basis.mean.mean(0).to(rotation)[:, None]
     position = line_of_sight(middle, start.scale, rotation, start.origin - principal, focal, aspect)

@@ -20,6 +20,7 @@ from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 from fitkit.nets import load_predictor, read_about
 from fitkit.nets.predictor import Prediction, Predictor, assign_views
+from fitkit.nets.weak_perspective import to_orthographic
 from fitkit.observe.crop import crop_views
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
@@ -175,6 +176,11 @@ def regressor_start(
     """
     path = options.weights or shipped_weights()
     about = read_about(path)
+    if "state" not in about["gives"]:
+        raise InputError(
+            f"{path}: expected a network that gives a scene, it gives {', '.join(about['gives'])}, from which no fit can start; "
+            "use another network, or --init landmarks"
+        )
     own = (
         model
         if (model.name, model.num_identity) == (about["model"], about["num_identity"])
@@ -192,13 +198,15 @@ def start_of(predicted: Predicted, base: Start, observations: Observations, mode
 
     A network of another face model gives the places of its landmarks: their pose comes in closed form from these, the identity by
     least squares under the prior after a similarity (which hardly differs between heads of millimetres), the expression by the
-    names of the blend shapes.
+    names of the blend shapes. Where the network predicts perspective cameras, the face begins as far away as in these, unless the
+    focal length of the photo is known.
     """
     state = predicted.prediction.state
-    if state.camera.kind != "orthographic":
-        raise InputError(
-            f"init: expected a network that predicts scaled-orthographic cameras, got camera kind '{state.camera.kind}'"
-        )
+    distance = torch.full_like(state.camera.focal, torch.nan)
+    if state.camera.kind == "perspective":
+        seen = state.camera.focal
+        state = to_orthographic(state, predicted.model)
+        distance = seen * Camera.REFERENCE_DEPTH / state.camera.focal
     photos = to_photos(state, predicted.observations)
     rotation, scale = state.pose.rotation, photos.camera.focal / Camera.REFERENCE_DEPTH
     origin = photos.camera.principal + scale[:, None] * state.pose.translation[:, :2]
@@ -221,6 +229,7 @@ def start_of(predicted: Predicted, base: Start, observations: Observations, mode
         identity,
         base.expression.index_copy(0, order, expression),
         base.predicted.index_fill(0, order, True),
+        base.distance.index_copy(0, order, distance),
     )
 
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from fitkit.errors import check_argument
+from fitkit.errors import InputError, check_argument
 from fitkit.fitting.choose_start import ChosenStart
 from fitkit.fitting.findings import SHIPPED_ERROR_MM, judge
 from fitkit.fitting.initialize import initial_state, to_photos
 from fitkit.fitting.metrics import fit_report
 from fitkit.fitting.network_start import Predicted, predict_views, shipped_weights
+from fitkit.fitting.predicted_maps import PredictedMaps, maps_of
 from fitkit.fitting.recipe import FitRecipe, load_recipe
 from fitkit.fitting.report import PREDICT, TimeReport
 from fitkit.fitting.result import FitResult
@@ -94,9 +95,52 @@ def predict(
     begun = time.perf_counter(), time.process_time()
     check_argument("weights", weights, (str, os.PathLike, NoneType), "the path of a weight file")
     check_argument("model", model, (FaceModel, NoneType), "a FaceModel")
-    check_argument("landmarks", landmarks, str, "where they come from, e.g. 'auto'")
     progress = Progress.of(progress)
     trained = load_trained(weights, model, device)
+    if "state" not in trained.network.gives:
+        raise InputError(
+            f"{trained.weights}: expected a network that gives a scene, it gives {', '.join(trained.network.gives)}; "
+            "call fitkit.fitting.predict.predict_maps"
+        )
+    subject, found, notes = _faces(subject, landmarks, device, progress)
+    progress.at(0.7, "predicting")
+    return predict_observed(subject, found, trained, notes, repeat, begun)
+
+
+@torch.no_grad()
+def predict_maps(
+    subject: str | os.PathLike | Subject | Sequence,
+    weights: str | os.PathLike,
+    landmarks: str = "auto",
+    device: str = "cpu",
+    progress: Progress | Callable[[str, float], None] | None = None,
+) -> PredictedMaps:
+    """What a network says of the photos of one person beside a scene, as depth maps; arguments as those of `predict`.
+
+    Raises:
+        FitkitError: weights or photos that cannot be used, no photo that fits a view of the network, or a network that says nothing
+            but a scene.
+    """
+    check_argument("weights", weights, (str, os.PathLike), "the path of a weight file")
+    progress = Progress.of(progress)
+    trained = load_trained(weights, None, device)
+    subject, found, notes = _faces(subject, landmarks, device, progress)
+    progress.at(0.7, "predicting")
+    model = trained.model.to(device)
+    predicted = predict_views(trained.network, model, subject, found, device, trained.weights)
+    maps = maps_of(predicted, subject, {"weights": trained.weights} | trained.about, notes)
+    if not maps.gives:
+        raise InputError(
+            f"{trained.weights}: this network gives nothing but a scene; call fitkit.fitting.predict.predict"
+        )
+    return maps
+
+
+def _faces(
+    subject: str | os.PathLike | Subject | Sequence, landmarks: str, device: str, progress: Progress
+) -> tuple[Subject, Landmarks, tuple[str, ...]]:
+    """The photos that show a face, its landmarks, and notes."""
+    check_argument("landmarks", landmarks, str, "where they come from, e.g. 'auto'")
     progress.at(0.0, "reading photos")
     subject = as_subject(subject)
     finding = progress.part(0.1, 0.7, "finding landmarks")
@@ -104,8 +148,7 @@ def predict(
     found, sources = detect_landmarks(subject, landmarks, device, finding)
     found = check_given(subject, found, sources, landmarks == "auto", device)
     subject, found, notes = usable_views(subject, found)
-    progress.at(0.7, "predicting")
-    return predict_observed(subject, found, trained, (*subject.notes, *notes), repeat, begun)
+    return subject, found, (*subject.notes, *notes)
 
 
 @torch.no_grad()
@@ -132,6 +175,7 @@ def predict_observed(
         network, model.to(trained.device), subject, found, trained.device, trained.weights, repeat
     )
     solved = time.perf_counter()
+    maps = maps_of(predicted, subject, {"weights": trained.weights} | trained.about)
     order = predicted.order
     notes += [
         f"left out: {v.name}; the network takes one photo for each of {', '.join(s.name for s in network.views)}"
@@ -164,6 +208,7 @@ def predict_observed(
         {"name": PREDICT, "regressor": {"weights": trained.weights} | trained.about},
         solution.cameras.source,
         identity_covariance=None if sigma is None else torch.diag(sigma[0].cpu() ** 2),
+        maps=maps if set(maps.gives) - {"landmarks"} else None,  # landmarks alone are no result of their own
     )
 
 

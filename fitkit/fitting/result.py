@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fitkit.fitting.detail import personal_model
+from fitkit.fitting.predicted_maps import PredictedMaps
 from fitkit.fitting.report import FitReport
 from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
@@ -29,6 +30,7 @@ class FitResult:
     computed (no stage with a least-squares form solved for the identity).
     displacement: [V] mm along the normals of the neutral mesh, positive outwards, what the detail layer adds to the model
     (`fitkit.fitting.detail`); None without it. `vertices`, `neutral` and `landmarks3d` contain it.
+    maps: what a network has said beside the scene; None: nothing, or it was a fit.
     """
 
     model: FaceModel
@@ -41,6 +43,7 @@ class FitResult:
     identity_covariance: Tensor | None = None
     vertex_sigma: Tensor | None = None
     displacement: Tensor | None = None
+    maps: PredictedMaps | None = None
 
     def __repr__(self) -> str:
         expected = self.report.verdict.expected_mm

@@ -15,11 +15,11 @@ from fitkit.errors import InputError, check_argument
 from fitkit.io.atomic import litter, remove_litter, temporary_name, writing
 from fitkit.io.foreign import DATA_BYTES, foreign_file
 from fitkit.io.outputs import LITTER
-from fitkit.io.subject import RESULT_MARKS, is_result
+from fitkit.io.subject import PREDICTION_MARK, RESULT_MARKS, is_output
 
 # All that a fit writes; `--overwrite` removes nothing else.
 FILES = frozenset(
-    RESULT_MARKS
+    (*RESULT_MARKS, PREDICTION_MARK)
     + (
         "subject.obj",
         "subject.mtl",
@@ -35,11 +35,16 @@ FILES = frozenset(
         "albedo.ply",
     )
 )
-PER_VIEW = {
-    "views": ".ply",
-    "overlay": ".png",
-    "lighting": ".png",
-}  # folder -> suffix of its one file for each view
+PREDICTED = {  # what a network says beside a scene: folder -> suffix of its one file for each view
+    "depth": ".png",
+    "confidence": ".png",
+    "posmap": ".npy",
+    "parse": ".png",
+    "landmarks": ".pts",
+    "points3d": ".npy",
+}
+# folder -> suffix of its one file for each view
+PER_VIEW = {"views": ".ply", "overlay": ".png", "lighting": ".png"} | PREDICTED
 ENTRIES = FILES | PER_VIEW.keys()
 NEW, OLD = "new", "old"  # in the hidden folder that a result is written in
 REMOVALS = 50  # tries to remove a folder that is written to, 0.1 s apart
@@ -93,7 +98,7 @@ def _check_replaceable(path: Path, overwrite: bool) -> list[Path]:
         )
     foreign, results = _inspect(path, _stored_stems(path))
     names = {p.name for p in path.iterdir()}
-    lacking = [m for m in RESULT_MARKS if m not in names]
+    lacking = [] if PREDICTION_MARK in names else [m for m in RESULT_MARKS if m not in names]
     if foreign is not None or (lacking and names & ENTRIES):
         what = f"it holds '{foreign}'" if foreign is not None else f"it has no {' and '.join(lacking)}"
         raise InputError(
@@ -132,7 +137,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _holds_results_only(folder: Path) -> bool:
-    if is_result(folder):
+    if is_output(folder):
         return _inspect(folder, _stored_stems(folder))[0] is None
     inside = [p for p in folder.iterdir() if p.name not in LITTER]
     return bool(inside) and all(p.is_dir() and not p.is_symlink() and _holds_results_only(p) for p in inside)
@@ -142,6 +147,9 @@ def _stored_stems(folder: Path) -> set[str]:
     """Names of the files for each view of a result; none where its parameters cannot be read."""
     path = folder / "parameters.npz"
     try:
+        if not path.exists():  # of a network that gives no scene
+            with foreign_file(folder / PREDICTION_MARK, "not readable as a prediction") as file:
+                return {normalize("NFC", str(view["stem"])) for view in file.json()["views"]}
         with foreign_file(path, "not readable as parameters of a fit", limit=DATA_BYTES) as file:
             names = [str(n) for n in file.npz(("view_names",))["view_names"]]
     except InputError:  # damaged, or not ours; then such files are not known to be ours

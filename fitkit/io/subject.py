@@ -43,6 +43,7 @@ log = logging.getLogger("fitkit")
 
 OUTPUT_FOLDER = "fitkit"  # results, inside the subject folder
 RESULT_MARKS = ("metrics.json", "parameters.npz")  # by these a result folder is known
+PREDICTION_MARK = "prediction.json"  # by this that of a network that gives no scene
 RESULT_PICTURES = frozenset(
     ("preview", "texture", "uncertainty", "detail")
 )  # file stems of pictures that lie in it
@@ -175,6 +176,11 @@ def is_result(folder: Path) -> bool:
     return all((folder / mark).is_file() for mark in RESULT_MARKS)
 
 
+def is_output(folder: Path) -> bool:
+    """The folder is a result of `fitkit fit` or of `fitkit predict`."""
+    return is_result(folder) or (folder / PREDICTION_MARK).is_file()
+
+
 def subject_folders(root: str | os.PathLike, min_views: int = 1) -> list[Path]:
     """`root` and the folders below it that hold at least `min_views` pictures, sorted; results, masks, pictures of `fitkit detect`, the
     truth of rendered people and hidden folders are passed over.
@@ -197,7 +203,7 @@ def _folders(folder: Path, below: bool = False) -> Iterator[tuple[Path, list[Pat
     except OSError as error:
         log.warning("%s: passed over, it cannot be read: %s", folder, error.strerror or error)
         return
-    if is_result(folder):
+    if is_output(folder):
         return
     yield folder, entries
     if not (below and folder.is_symlink()):
@@ -245,7 +251,7 @@ def _read_folder(
         raise InputError(f"{folder}: the folder cannot be read: {error.strerror or error}") from error
     files = [p for p in entries if p.is_file()]
     photos = [p for p in files if p.suffix.lower() in (*SUFFIXES, *RAW)]
-    if is_result(folder) and {p.stem for p in photos} <= RESULT_PICTURES:
+    if is_output(folder) and {p.stem for p in photos} <= RESULT_PICTURES:
         raise InputError(
             f"{folder}: is a result of fitkit fit, no folder with photos; give the folder with the photos it was made of"
         )
@@ -261,7 +267,7 @@ def _read_folder(
 
     cameras_file = next((p for p in files if p.name.lower() == "cameras.json"), None)
     silent = {Path(p).name for p in ignore} | {OUTPUT_FOLDER}
-    beside = files_beside(entries, images, lambda p: p.name in silent or is_result(p))
+    beside = files_beside(entries, images, lambda p: p.name in silent or is_output(p))
 
     def read(image: Path):
         try:
@@ -302,7 +308,7 @@ def _read_folder(
         cameras_file,
         *(p for p in entries if p.name in silent or p.name.casefold() in (*MASKS, *LANDMARKS)),
     }
-    others = [p for p in entries if p not in used and not is_result(p)]
+    others = [p for p in entries if p not in used and not is_output(p)]
     if others and only is None:
         notes.append(f"ignored, not images or files of an image: {some(p.name for p in others)}")
     return views, notes, next((r for r in results if isinstance(r, InputError)), None)

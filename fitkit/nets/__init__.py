@@ -31,7 +31,7 @@ class NetKind:
     """
 
     options: type
-    make: Callable[[FaceModel | None, tuple[ViewSlot, ...], Any], Predictor]
+    make: Callable[..., Predictor]
     named_views: bool = True
 
 

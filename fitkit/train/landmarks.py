@@ -17,7 +17,6 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from fitkit.synth.shards import read_shard, render_faces
 from fitkit.data.landmark_frames import (
     Crop,
     LabelledFace,
@@ -32,6 +31,7 @@ from fitkit.io.atomic import written_whole
 from fitkit.io.options import build, to_plain
 from fitkit.io.termination import end_with_parent
 from fitkit.observe.landmarks.network import NUM_POINTS, LandmarkNetwork, NetworkOutput
+from fitkit.synth.shards import read_shard, render_faces
 from fitkit.train.landmark_recipe import LandmarkTraining, LossOptions
 from fitkit.train.records import LOG, MAKE_ROOM, RECIPE, claim_folder, read_checkpoint, write_recipe
 from fitkit.train.schedule import half_cosine

@@ -302,7 +302,7 @@ class RegressorTask(Task):
                 "step": step + 1,
                 "stage": self._stage(step).name,
                 "what": what,
-                "ids": list(self.batch.ids),
+                "ids": [] if self.batch is None else list(self.batch.ids),
                 "terms": {
                     n: v.value if math.isfinite(v.value) else str(v.value) for n, v in self.values.items()
                 },
@@ -326,7 +326,9 @@ class RegressorTask(Task):
     def measure(self) -> dict[str, float]:
         return validate(self.network, self.model, self.held) if len(self.held) else {}
 
-    def picture(self) -> np.ndarray:
+    def picture(self) -> np.ndarray | None:
+        if self.batch is None or self.prediction is None:
+            return None
         return draw_batch(self.batch.images, self.batch.valid, self.prediction, self.model)
 
     def _stage(self, step: int) -> TrainingStage:

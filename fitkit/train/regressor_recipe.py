@@ -96,31 +96,23 @@ class TrainingStage:
 
 @dataclass(frozen=True)
 class Validation:
-    """share: of the people that are held out; most: samples at most; every: steps between two measurements, 0 = at checkpoints;
-    flow: samples at most whose views are compared by their flow, which takes time, 0 = none."""
+    """What is held out, and when it is measured."""
 
-    share: Annotated[float, Range(0.0, 1.0, below=True)] = 0.05
-    most: Natural = 64
-    every: Natural = 0
-    flow: Natural = 0
+    share: Annotated[float, Range(0.0, 1.0, below=True)] = 0.05  # of the people that are held out
+    most: Natural = 64  # samples at most
+    every: Natural = 0  # steps between two measurements, 0 = at checkpoints
+    flow: Natural = 0  # samples at most whose views are compared by their flow, which takes time, 0 = none
 
 
 @dataclass(frozen=True)
 class RegressorTraining:
-    """A whole training; every option with its value.
-
-    views: the named inputs of the network, [] for one that takes any photos; most_views: of a person in a sample, drawn at random,
-    where the views have no names;
-    batch: people per step and device; workers: processes that read data; precision, accelerator, devices, strategy: as Lightning's
-    Trainer takes them ('32-true', 'bf16-mixed', '16-mixed'; 'auto', 'cpu', 'gpu'; a number; 'auto', 'ddp',
-    'ddp_find_unused_parameters_true', ...); clip: largest norm of the gradient, 0 = no limit; save: steps between two checkpoints;
-    pictures: steps between two sample pictures, 0 = none; log: steps between two lines of log.csv.
-    """
+    """A whole training; every option with its value. precision, accelerator, devices, strategy: as Lightning's Fabric takes them."""
 
     name: str
     stages: tuple[TrainingStage, ...]
-    model: str = "generic"
+    model: str = "generic"  # face model, by name or file
     net: NetChoice = field(default_factory=NetChoice)
+    # the named inputs of the network, [] for one that takes any photos
     views: tuple[ViewSlot, ...] = (
         ViewSlot("front"),
         ViewSlot("left", (-70.0, -20.0)),
@@ -129,18 +121,19 @@ class RegressorTraining:
     data: tuple[DataSource, ...] = ()
     validation: Validation = Validation()
     augmentation: FaceAugmentation = FaceAugmentation()
+    # photos of a person in a sample, drawn at random, where the views have no names
     most_views: Annotated[int, Range(1, 1000)] = 4
-    batch: Annotated[int, Range(1, 10**6)] = 12
+    batch: Annotated[int, Range(1, 10**6)] = 12  # people per step and device
     seed: Seed = 0
-    workers: Workers = 0
-    precision: str = "32-true"
-    accelerator: str = "auto"
+    workers: Workers = 0  # processes that read data
+    precision: str = "32-true"  # or 'bf16-mixed', '16-mixed', ...
+    accelerator: str = "auto"  # or 'cpu', 'gpu', ...
     devices: Annotated[int, Range(1, 1024)] = 1
-    strategy: str = "auto"
-    clip: NonNegative = 1.0
-    save: Count = 1000
-    pictures: Natural = 1000
-    log: Count = 10
+    strategy: str = "auto"  # or 'ddp', 'ddp_find_unused_parameters_true', ...
+    clip: NonNegative = 1.0  # largest norm of the gradient, 0 = no limit
+    save: Count = 1000  # steps between two checkpoints
+    pictures: Natural = 1000  # steps between two sample pictures, 0 = none
+    log: Count = 10  # steps between two lines of log.csv
 
 
 def load_regressor_training(name: str | os.PathLike, overrides: Sequence[str] = ()) -> RegressorTraining:

@@ -126,6 +126,7 @@ def _add(found: dict[str, list[float]], values: dict[str, float]) -> None:
 
 def shape_errors(mine: Prediction, labels: Labels, model: FaceModel) -> dict[str, float]:
     """Of the state of one person; sigma_ratio: mean square, not its root."""
+    assert mine.state is not None and labels.state is not None  # the caller has looked
     truth = labels.state.vertices(model)[:, model.face]
     shape, mean = mine.state.vertices(model)[:, model.face], model.mean[model.face].expand_as(truth)
     out = {

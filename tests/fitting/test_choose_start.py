@@ -11,7 +11,14 @@ from fitkit.errors import InputError, MissingWeightsError
 from fitkit.fitting import network_start
 from fitkit.fitting.cameras import CameraKnowledge
 from fitkit.fitting.choose_start import align_to_landmarks, landmark_outliers
-from fitkit.fitting.initialize import initial_state, landmark_start, lift
+from fitkit.fitting.initialize import (
+    initial_state,
+    landmark_start,
+    lift,
+    line_of_sight,
+    rotation_between_axis_and,
+    to_photos,
+)
 from fitkit.fitting.network_start import (
     Predicted,
     carry_expression,
@@ -20,12 +27,13 @@ from fitkit.fitting.network_start import (
     regressor_start,
     start_of,
 )
+from fitkit.fitting.predict import predict
 from fitkit.fitting.recipe import CameraOptions, InitOptions, load_recipe
 from fitkit.fitting.report import notes
 from fitkit.fitting.run import fit, fit_observed
 from fitkit.io.subject import load_subject
 from fitkit.models.registry import load_model
-from fitkit.nets import save_predictor
+from fitkit.nets import NETS, NetKind, load_predictor, save_predictor
 from fitkit.nets.fitkit_init.network import FitkitInit, FitkitInitOptions
 from fitkit.nets.mvfnet.network import MvfNet, MvfNetOptions
 from fitkit.nets.predictor import Prediction, ViewSlot
@@ -48,7 +56,7 @@ def truth(anna):
     return fit(anna, recipe="landmarks")
 
 
-def predicted_from(result, subject, found, order=(0, 1, 2)):
+def predicted_from(result, subject, found, order=(0, 1, 2), kind="orthographic"):
     views = [subject.views[i] for i in order]
     crops = crop_views(
         (v.image for v in views),
@@ -56,7 +64,7 @@ def predicted_from(result, subject, found, order=(0, 1, 2)):
         found.select(order),
         CropOptions(1.5, 0.0, 128, 128),
     )
-    state = to_orthographic(result.state, result.model)
+    state = result.state if kind == "perspective" else to_orthographic(result.state, result.model)
     state = state.replace(
         subject=state.subject[list(order)],
         expression=state.expression[list(order)],
@@ -105,6 +113,68 @@ def test_a_fit_that_starts_from_the_right_state_starts_there(truth, seen, kind):
     assert float((started - fitted).norm(dim=-1).mean()) < (0.5 if kind == "perspective" else 0.8) * float(
         (unguided - fitted).norm(dim=-1).mean()
     )
+
+
+def test_a_perspective_prediction_of_a_known_scene_starts_a_fit_at_that_scene(truth, seen):
+    subject, found = seen
+    crops = crops_of(subject, found)
+    # Far from the distance that the recipe assumes: what stands in the start can only be from the prediction.
+    options = CameraOptions(distance_mm=2.5 * CameraOptions().distance_mm)
+    start = begun(predicted_from(truth, subject, found, kind="perspective"), crops, truth.model)
+    state = to_photos(lifted(start, subject, crops, truth.model, options), crops)
+    assert torch.allclose(state.camera.focal, truth.state.camera.focal, rtol=0.02)
+    assert torch.allclose(state.pose.rotation, truth.state.pose.rotation, atol=1e-3)
+    assert torch.allclose(state.pose.translation, truth.state.pose.translation, rtol=0.02, atol=2.0)
+    assert torch.equal(state.identity, truth.state.identity) and torch.equal(state.expression, truth.state.expression)
+    fitted, started = (project_points(truth.model.landmark_basis, s).pixels for s in (truth.state, state))
+    assert float((started - fitted).norm(dim=-1).max()) < 0.3
+    flat = begun(predicted_from(truth, subject, found), crops, truth.model)
+    assert bool(flat.distance.isnan().all())
+    other = to_photos(lifted(flat, subject, crops, truth.model, options), crops)
+    assert float((other.camera.focal / truth.state.camera.focal - 1).abs().min()) > 0.3
+
+
+def test_a_known_focal_length_is_believed_more_than_the_network(truth, seen):
+    subject, found = seen
+    views = tuple(v.replace(focal_px=700.0) for v in subject.views)
+    crops = crops_of(subject, found)
+    start = begun(predicted_from(truth, subject, found, kind="perspective"), crops, truth.model)
+    state = to_photos(lifted(start, replace(subject, views=views), crops, truth.model, CameraOptions()), crops)
+    assert torch.allclose(state.camera.focal, torch.full_like(state.camera.focal, 700.0))
+
+
+class Perspective(FitkitInit):
+    """The network that comes with fitkit, its scene as perspective cameras see it from 700 mm away."""
+
+    camera_kind = "perspective"
+
+    def forward(self, images, valid, padded=False):
+        said = super().forward(images, valid, padded)
+        flat = said.state
+        scale = flat.camera.focal / flat.camera.REFERENCE_DEPTH
+        focal, middle = 700.0 * scale, self.points_mean.mean(0)[:, None]
+        shift = scale[:, None] * flat.pose.translation[:, :2]
+        position = line_of_sight(middle, scale, flat.pose.rotation, shift, focal, flat.camera.aspect)
+        rotation = rotation_between_axis_and(position) @ flat.pose.rotation
+        pose = replace(flat.pose, rotation=rotation, translation=position - (rotation @ middle)[..., 0])
+        return replace(said, state=flat.replace(pose=pose, camera=replace(flat.camera, focal=focal, kind="perspective")))
+
+
+def test_a_fit_starts_from_a_perspective_network(anna, tmp_path, monkeypatch):
+    monkeypatch.setitem(NETS, "perspective", lambda: NetKind(FitkitInitOptions, Perspective, named_views=False))
+    model = load_model("generic")
+    shipped = load_predictor(network_start.shipped_weights(), model)
+    network = Perspective(model, (), shipped.options)
+    network.load_state_dict(shipped.state_dict())
+    save_predictor(network, "perspective", tmp_path / "perspective.safetensors")
+    init = {"source": "regressor", "weights": str(tmp_path / "perspective.safetensors")}
+    near = fit(anna, recipe=load_recipe("landmarks", changes={"init": init}))
+    flat = fit(anna, recipe=load_recipe("landmarks", changes={"init": {"source": "regressor"}}))
+    assert near.metrics["start"]["source"] == "regressor" and near.status == flat.status
+    apart = (near.vertices - flat.vertices).norm(dim=-1)[:, model.face]
+    assert float(apart.mean()) < 1.0  # mm: both end at the same face
+    said = predict(anna, tmp_path / "perspective.safetensors")
+    assert said.state.camera.kind == "perspective"
 
 
 def test_views_without_a_prediction_start_in_closed_form(truth, seen):
@@ -283,7 +353,7 @@ def test_the_shipped_network_finds_wrong_landmarks(anna, truth, seen):
     assert [s["name"] for s in result["regressor"].metrics["stages"]] == ["shape", "landmarks"]
 
 
-def test_what_cannot_start_a_fit(seen, tmp_path, monkeypatch, truth):
+def test_what_cannot_start_a_fit(seen, tmp_path, monkeypatch):
     subject, found = seen
     model, crops = load_model("generic"), crops_of(subject, found)
     with pytest.raises(InputError, match="none.safetensors: not readable as the weights of a regressor"):
@@ -293,18 +363,6 @@ def test_what_cannot_start_a_fit(seen, tmp_path, monkeypatch, truth):
     back = MvfNet(model, (ViewSlot("back", (120.0, 180.0)),), MvfNetOptions(size=32, width=0.05)).eval()
     with pytest.raises(InputError, match="none of its photos fits a view of the network"):
         predict_views(back, model, subject, found)
-    predicted = predicted_from(truth, subject, found)
-    near = predicted.prediction.state.camera
-    perspective = replace(
-        predicted,
-        prediction=Prediction(predicted.prediction.state.replace(camera=replace(near, kind="perspective"))),
-    )
-    with pytest.raises(
-        InputError,
-        match="expected a network that predicts scaled-orthographic cameras, got camera kind 'perspective'",
-    ):
-        begun(perspective, crops, model)
-
     def gone(name):
         raise InputError(f"{name}: gone")
 

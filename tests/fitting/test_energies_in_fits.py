@@ -11,7 +11,7 @@ import fitkit
 from fitkit.energies.features import frozen_network
 from fitkit.energies.registry import REGISTRY
 from fitkit.errors import InputError
-from fitkit.fit import stages
+from fitkit.fitting import stages
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "energies"))
 from test_features import Encoder

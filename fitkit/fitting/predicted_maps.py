@@ -12,15 +12,19 @@ import cv2
 import numpy as np
 import torch
 
-from fitkit.errors import FitError, check_argument
-from fitkit.fitting.network_start import Predicted, predict_views
-from fitkit.fitting.run import check_device
-from fitkit.io.progress import Progress
-from fitkit.io.subject import Subject, as_subject
-from fitkit.models.registry import load_model
-from fitkit.nets import load_predictor, read_about
-from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
-from fitkit.observe.landmarks.given import check_given
+from fitkit.errors import FitError
+from fitkit.fitting.network_start import Predicted
+from fitkit.io.subject import Subject
+
+# Field of PredictedMaps -> part of a prediction that it is of.
+PART_OF = {
+    "depth": "depth",
+    "confidence": "depth",
+    "position_map": "position_map",
+    "parse": "parse",
+    "landmarks": "landmarks",
+    "points3d": "points3d",
+}
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,19 @@ class PredictedMaps:
     names: tuple[str, ...]  # of the photos
     about: dict[str, Any]  # of the network
     depth: tuple[np.ndarray, ...] | None = None  # [H, W] float32 mm along the camera's axis, 0 = nothing
-    confidence: tuple[np.ndarray, ...] | None = None  # [H, W] float32, 0 to 1: how far colours can be compared
+    confidence: tuple[np.ndarray, ...] | None = (
+        None  # [H, W] float32, 0 to 1: how far colours can be compared
+    )
     position_map: tuple[np.ndarray, ...] | None = None  # [3, h, w] float32 px, see PositionMap
     parse: tuple[np.ndarray, ...] | None = None  # [H, W] uint8, the likeliest part of a face
     landmarks: tuple[np.ndarray, ...] | None = None  # [68, 2] float32 px
     points3d: tuple[np.ndarray, ...] | None = None  # [N, 3] float32 mm, in a frame of each photo's own
     notes: tuple[str, ...] = ()  # what is worth knowing
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """Names of the parts that are there."""
+        return tuple(dict.fromkeys(PART_OF[name] for name in PART_OF if getattr(self, name) is not None))
 
     def save(self, output: str | os.PathLike, overwrite: bool = False) -> Path:
         """Write a folder with depth/, confidence/, posmap/, parse/, landmarks/, points3d/, one file for each photo, and
@@ -44,42 +55,9 @@ class PredictedMaps:
         Raises:
             InputError: the folder exists, or cannot be written.
         """
-        from fitkit.export.folder import write_maps
+        from fitkit.export.maps import write_maps
 
         return write_maps(self, output, overwrite)
-
-
-@torch.no_grad()
-def predict_maps(
-    subject: str | os.PathLike | Subject | Sequence,
-    weights: str | os.PathLike,
-    landmarks: str = "auto",
-    device: str = "cpu",
-    progress: Progress | Callable[[str, float], None] | None = None,
-) -> PredictedMaps:
-    """Predict what a network of any kind says of the photos of one person; arguments as those of `fitkit.fitting.predict.predict`.
-
-    Raises:
-        FitkitError: weights or photos that cannot be used, or no photo that fits a view of the network.
-    """
-    check_argument("weights", weights, (str, os.PathLike), "the path of a weight file")
-    check_argument("landmarks", landmarks, str, "where they come from, e.g. 'auto'")
-    progress = Progress.of(progress)
-    check_device(device)
-    about = read_about(weights)
-    # A network that gives no scene has no face model; that of the landmarks tells how heads are turned.
-    model = load_model(about["model"] or "generic").to(device)
-    network = load_predictor(weights, model).to(device)
-    progress.at(0.0, "reading photos")
-    subject = as_subject(subject)
-    finding = progress.part(0.1, 0.7, "finding landmarks")
-    finding.at(0.0)
-    found, sources = detect_landmarks(subject, landmarks, device, finding)
-    found = check_given(subject, found, sources, landmarks == "auto", device)
-    subject, found, notes = usable_views(subject, found)
-    progress.at(0.7, "predicting")
-    predicted = predict_views(network, model, subject, found, device, os.fspath(weights))
-    return maps_of(predicted, subject, {"weights": os.fspath(weights)} | about, (*subject.notes, *notes))
 
 
 def maps_of(
@@ -97,7 +75,9 @@ def maps_of(
     def each(part: torch.Tensor, carry: Callable[[np.ndarray, int], np.ndarray]) -> tuple[np.ndarray, ...]:
         values = part.float().cpu().numpy()
         if not np.isfinite(values).all():
-            raise FitError(f"prediction of {subject.name}: a map holds values that are not finite; nothing was written")
+            raise FitError(
+                f"prediction of {subject.name}: a map holds values that are not finite; nothing was written"
+            )
         return tuple(carry(values[b], b) for b in range(len(views)))
 
     def moved(points: np.ndarray, b: int) -> np.ndarray:  # [..., 2] px of the crop -> of the photo
@@ -132,4 +112,6 @@ def to_photo(values: np.ndarray, scale: float, offset: np.ndarray, size: tuple[i
         values: [h, w] float32; scale, offset [2]: crop pixel = scale * (photo pixel - offset); size: (width, height) of the photo.
     """
     crop_of_photo = np.array([[scale, 0.0, -scale * offset[0]], [0.0, scale, -scale * offset[1]]])
-    return cv2.warpAffine(values, crop_of_photo, size, flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, borderValue=0)
+    return cv2.warpAffine(
+        values, crop_of_photo, size, flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, borderValue=0
+    )
