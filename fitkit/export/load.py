@@ -47,9 +47,9 @@ def load_result(
             the result. Photos are known by their names and sizes; with None those that are not there give views that refuse to show
             theirs.
     Returns:
-        the result, with the same numbers, meshes and verdict; saving it writes the same files. Left out are, of the state, what its
-        meshes do not need (offsets of landmarks, the albedo), from results of `light` or of earlier versions `vertex_sigma` and
-        `landmarks` (then none of them is valid), and everything that was not used from the folder of the photos.
+        the result, with the same numbers, meshes and verdict; saving it writes the same files. Not restored are, of the state, what its
+        meshes do not need (offsets of landmarks, the albedo), `vertex_sigma` of results that hold numbers only, `landmarks` of results
+        of earlier versions (then none of them is valid), and the `maps` of a prediction.
     Raises:
         InputError: no result folder, files that cannot be read or do not belong together, another face model, or photos that are not
             those of the fit. MissingWeightsError: the face model is not on this machine.

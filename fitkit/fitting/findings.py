@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
+from typing import Literal
 
 from fitkit.errors import attempt
 from fitkit.fitting.report import Finding, FitReport, Verdict, ViewReport
@@ -405,7 +406,7 @@ def _judged(report: FitReport) -> FitReport:
     return replace(report, status=_status(report, found), verdict=verdict)
 
 
-def _status(report: FitReport, found: Sequence[Finding]) -> str:
+def _status(report: FitReport, found: Sequence[Finding]) -> Literal["ok", "doubtful", "failed"]:
     failed = [f.code == "expected_error" for f in found if f.severity == "failed"]
     if failed and (any(failed) or len(failed) * 2 >= len(report.views)):
         return "failed"

@@ -86,15 +86,14 @@ class StageRunner:
             at, done = self._leading_stages(stages, replace(at, cameras=cameras, stages=(), shape=None))
         effort = [_effort(stage) for stage in stages]
         for number, stage in enumerate(stages[done:], done):
-            begun = sum(effort[:number])
-            share = [0.8 * e / sum(effort) for e in (begun, begun + effort[number])]
-            at = self._stage(stage, at, progress.part(*share, f"stage {stage.name}"))
+            begun, end = (0.8 * sum(effort[:n]) / sum(effort) for n in (number, number + 1))
+            at = self._stage(stage, at, progress.part(begun, end, f"stage {stage.name}"))
         if not self.recipe.detail.enabled:
             return at
         progress.at(0.8, "detail")
-        flow, options = self.networks.flow(detail.estimator, detail.weights), self.recipe.detail
+        flow, wanted = self.networks.flow(detail.estimator, detail.weights), self.recipe.detail
         return replace(
-            at, detail=solve_detail(at.model, at.state, at.observations, flow, options, self.recipe.seed)
+            at, detail=solve_detail(at.model, at.state, at.observations, flow, wanted, self.recipe.seed)
         )
 
     def _stages_for(self, at: Solution) -> list[Stage]:
