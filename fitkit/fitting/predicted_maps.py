@@ -34,7 +34,9 @@ class PredictedMaps:
     names: tuple[str, ...]  # of the photos
     about: dict[str, Any]  # of the network
     depth: tuple[np.ndarray, ...] | None = None  # [H, W] float32 mm along the camera's axis, 0 = nothing
-    confidence: tuple[np.ndarray, ...] | None = None  # [H, W] float32, 0 to 1: how far colours can be compared
+    confidence: tuple[np.ndarray, ...] | None = (
+        None  # [H, W] float32, 0 to 1: how far colours can be compared
+    )
     position_map: tuple[np.ndarray, ...] | None = None  # [3, h, w] float32 px, see PositionMap
     parse: tuple[np.ndarray, ...] | None = None  # [H, W] uint8, the likeliest part of a face
     landmarks: tuple[np.ndarray, ...] | None = None  # [68, 2] float32 px
@@ -73,7 +75,9 @@ def maps_of(
     def each(part: torch.Tensor, carry: Callable[[np.ndarray, int], np.ndarray]) -> tuple[np.ndarray, ...]:
         values = part.float().cpu().numpy()
         if not np.isfinite(values).all():
-            raise FitError(f"prediction of {subject.name}: a map holds values that are not finite; nothing was written")
+            raise FitError(
+                f"prediction of {subject.name}: a map holds values that are not finite; nothing was written"
+            )
         return tuple(carry(values[b], b) for b in range(len(views)))
 
     def moved(points: np.ndarray, b: int) -> np.ndarray:  # [..., 2] px of the crop -> of the photo
@@ -108,4 +112,6 @@ def to_photo(values: np.ndarray, scale: float, offset: np.ndarray, size: tuple[i
         values: [h, w] float32; scale, offset [2]: crop pixel = scale * (photo pixel - offset); size: (width, height) of the photo.
     """
     crop_of_photo = np.array([[scale, 0.0, -scale * offset[0]], [0.0, scale, -scale * offset[1]]])
-    return cv2.warpAffine(values, crop_of_photo, size, flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, borderValue=0)
+    return cv2.warpAffine(
+        values, crop_of_photo, size, flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, borderValue=0
+    )

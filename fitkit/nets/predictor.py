@@ -80,7 +80,7 @@ class Prediction:
         """Names of the parts that are there."""
         return tuple(name for name in PARTS if getattr(self, name) is not None)
 
-    def select(self, people: Sequence[int]) -> "Prediction":
+    def select(self, people: Sequence[int]) -> Prediction:
         """What it says of some people, in this order. Where the state has an identity for each frame, they go with the frames."""
         views, subject = views_of(self.subject, people)
         rows = [] if self.state is None else list(dict.fromkeys(self.state.subject[views].tolist()))

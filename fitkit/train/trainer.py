@@ -98,7 +98,7 @@ class Task(ABC):
     def refusal(self, step: int, what: str, sentence: str) -> FitError:
         """Why the training stops: `what` ('loss' or 'gradient') of step number `step` (from 0) is no number; keeps what tells why."""
 
-    def after(self, step: int) -> None:
+    def after(self, step: int) -> None:  # noqa: B027 - most have nothing to do here
         """After the optimizer's step."""
 
     @abstractmethod
@@ -117,7 +117,7 @@ class Task(ABC):
         """What a checkpoint holds beside network and optimizer. Called at each of them."""
         return {}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:  # noqa: B027 - most keep nothing
         """The reverse of `keep`."""
 
 
