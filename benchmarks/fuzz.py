@@ -334,8 +334,7 @@ def _landmark_network(folder: Path) -> Reader:
 def _weights(folder: Path) -> Reader:
     from fitkit.nets import net_kind, start_from
     from fitkit.nets.predictor import ViewSlot
-    from fitkit.train.landmarks import _read_checkpoint
-    from fitkit.train.regressor import _check_checkpoint
+    from fitkit.train.records import read_checkpoint
 
     model, kind = helpers.tiny_model(), net_kind("mvfnet")
     network = kind.make(model, (ViewSlot("front"),), kind.options(size=32, width=0.02))
@@ -345,15 +344,14 @@ def _weights(folder: Path) -> Reader:
         folder / "v.pth",
     )
     torch.save({"step": 1, "network": {}, "optimizer": {}, "average": {}, "recipe": "a"}, folder / "c.pth")
-    torch.save(
-        {"state_dict": {}, "optimizer_states": [], "loops": {}, "fitkit": torch.zeros(3)}, folder / "d.pth"
-    )
+    earlier = {"state_dict": {"network.a": torch.zeros(3)}, "optimizer_states": [{}], "global_step": 1, "fitkit": {}}
+    torch.save(earlier, folder / "d.pth")
     return Reader(
         ("v.pth", "c.pth", "d.pth"),
         lambda f: (
             start_from(network, f / "v.pth", model),
-            _read_checkpoint(f / "c.pth"),
-            _check_checkpoint(f / "d.pth"),
+            read_checkpoint(f / "c.pth"),
+            read_checkpoint(f / "d.pth"),
         ),
     )
 
@@ -489,8 +487,7 @@ def _reports(folder: Path) -> Reader:
     from fitkit.evaluate.bench import planted_faults
     from fitkit.export.regressor import _training_card
     from fitkit.fitting import batch
-    from fitkit.train.regressor import CsvLog
-    from fitkit.train.regressor_recipe import load_regressor_training
+    from fitkit.train.records import CsvLog
 
     rows = [{"id": i, "status": "ok", "m": 1.5} for i in "abc"]
     (folder / "metrics.json").write_text(
@@ -504,7 +501,6 @@ def _reports(folder: Path) -> Reader:
     )
     (folder / "card.json").write_text(json.dumps({"net": "mvfnet", "licence": "x"}))
     (folder / "log.csv").write_text("step,stage,total\n1,a,0.5\n2,a,0.4\n")
-    training = load_regressor_training("mvfnet")
 
     def read(folder):
         one = compare.read_report(folder / "metrics.json")
@@ -513,7 +509,7 @@ def _reports(folder: Path) -> Reader:
         planted_faults.read_report(folder / "verdicts.json")
         _training_card(folder / "r.safetensors", {}, None)
         log = (folder / "log.csv").read_bytes()
-        CsvLog(folder / "log.csv", training, 1)
+        CsvLog(folder / "log.csv", ("step", "stage", "total"), 1)
         (folder / "log.csv").write_bytes(log)
 
     return Reader(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,8 @@ def face_of_depth(predicted: Predicted, subject: Subject, found: Landmarks, name
     Raises:
         InputError: no surface in the depth map.
     """
-    said, crops, first = predicted.prediction.depth, predicted.observations, predicted.order[0]
+    said: Any = predicted.prediction.depth
+    crops, first = predicted.observations, predicted.order[0]
     depth, camera = said.depth[0].cpu(), said.camera.select([0])
     camera = replace(
         camera, **{k: getattr(camera, k).cpu().double() for k in ("focal", "principal", "aspect")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -87,12 +87,21 @@ def make_predictions(
     number = len(samples) - len(left)
     read = partial(_read, photos=photos, method=method)
     predict = partial(_predict, method=method, root=folder)
-    here = method.device != "cpu" and workers > 1
-    job = partial(_read_whole, read=read) if here else partial(_read_and_predict, read=read, predict=predict)
-    with closing(run_jobs(job, left, workers)) as ended:
-        for sample, outcome in map(predict, ended) if here else ended:
+    if method.device == "cpu" or workers == 1:
+        ended = run_jobs(partial(_read_and_predict, read=read, predict=predict), left, workers)
+    else:
+        ended = _predicted_here(run_jobs(partial(_read_whole, read=read), left, workers), predict)
+    with closing(ended):
+        for sample, outcome in ended:
             number += 1
             done(number, sample, outcome)
+
+
+def _predicted_here(
+    jobs: Generator[_Job, None, None], predict: Callable[[_Job], tuple[EvaluationSample, Outcome]]
+) -> Generator[tuple[EvaluationSample, Outcome], None, None]:
+    with closing(jobs):
+        yield from map(predict, jobs)
 
 
 @dataclass(frozen=True)
@@ -203,7 +212,7 @@ def _score(
         "error": outcome.error,
         "seconds": outcome.seconds,
     }
-    if outcome.usable or scorer.scores_failed and has_mesh(folder, sample.id):
+    if outcome.usable or (scorer.scores_failed and has_mesh(folder, sample.id)):
         try:
             scored = scorer.score(sample, read_prediction(folder, sample.id), options, context)
             row |= {"error": "", **scored.values}
@@ -216,8 +225,8 @@ def _in_order(ended: Iterable[tuple[int, Row, Scored | None]]) -> Iterator[tuple
     """What comes as it is done, in the order of its numbers."""
     waiting: dict[int, tuple[Row, Scored | None]] = {}
     following = 0
-    for number, *rest in ended:
-        waiting[number] = tuple(rest)
+    for number, row, scored in ended:
+        waiting[number] = row, scored
         while following in waiting:
             yield waiting.pop(following)
             following += 1

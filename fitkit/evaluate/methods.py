@@ -23,13 +23,12 @@ from fitkit.evaluate.predictions import (
     write_face,
     write_fit,
 )
-from fitkit.io.options import plain
+from fitkit.fitting.network_start import predict_views, shipped_weights
 from fitkit.fitting.predict import TrainedNetwork, load_trained, predict_observed
 from fitkit.fitting.recipe import FitRecipe
-from fitkit.fitting.network_start import predict_views, shipped_weights
 from fitkit.fitting.run import fit_observed
 from fitkit.io.foreign import DATA_BYTES, foreign_file
-from fitkit.io.options import to_plain
+from fitkit.io.options import plain, to_plain
 from fitkit.io.subject import Subject
 from fitkit.models.registry import load_model
 from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views

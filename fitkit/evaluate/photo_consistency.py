@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Sequence
 
 import numpy as np
 import torch
@@ -25,8 +25,6 @@ from fitkit.observe.landmarks.types import Landmarks, join_landmarks
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import erode
 from fitkit.render.cross_view import SharedPixels
-from fitkit.scene.camera import Camera
-from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
 
 SIZE = 224  # px, longer side of the crops that are compared
@@ -106,8 +104,8 @@ def held_out_errors(
 
     everyone = (*views, held)
     marks = join_landmarks([found, held_found])
-    observations = crop_views((v.image for v in everyone), (v.mask for v in everyone), marks)
-    joined = _join(state, placed)
+    observations = crop_views([v.image for v in everyone], [v.mask for v in everyone], marks)
+    joined = _of_one_person(state, placed)
     joined = joined.replace(camera=joined.camera.scaled(observations.scale, observations.offset))
     photos = resized_photos(observations, SIZE)
     last = len(views)
@@ -161,29 +159,11 @@ def cross_view_flow(
     return float(np.mean(lengths)) if lengths else None
 
 
-def _join(one: SceneState, other: SceneState) -> SceneState:
-    """Both states' frames, of one person."""
-
-    def both(a, b):
-        return torch.cat([a, b])
-
-    channels = max(one.illumination.shape[-1], other.illumination.shape[-1])
-    light = both(*(s.illumination.expand(-1, -1, channels) for s in (one, other)))
-    return SceneState(
-        one.identity,
-        both(one.subject, other.subject),
-        both(one.expression, other.expression),
-        Pose(
-            both(one.pose.rotation, other.pose.rotation), both(one.pose.translation, other.pose.translation)
-        ),
-        Camera(
-            both(one.camera.focal, other.camera.focal),
-            both(one.camera.principal, other.camera.principal),
-            both(one.camera.aspect, other.camera.aspect),
-            one.camera.kind,
-        ),
-        light,
-    )
+def _of_one_person(one: SceneState, other: SceneState) -> SceneState:
+    """The frames of both states, which show the person of the first."""
+    joined = SceneState.join([one, other])
+    subject = torch.zeros_like(joined.subject)
+    return joined.replace(identity=one.identity, subject=subject, albedo=None, landmark_offset=None)
 
 
 def identity_spread(codes: np.ndarray) -> float:

@@ -7,10 +7,10 @@ else a protocol needs, see PredictedFace), ID.parameters.npz (of a fit or a netw
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import NoneType
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from fitkit.errors import InputError
 from fitkit.evaluate.scan_to_mesh import NOW_POINTS
 from fitkit.export.meshes import write_obj
 from fitkit.export.parameters import save_parameters
-from fitkit.scene.parameters import Parameters, load_parameters
 from fitkit.fitting.result import FitResult
 from fitkit.io.atomic import written_whole
 from fitkit.io.foreign import DATA_BYTES, check_indices, check_shapes, foreign_file
@@ -28,6 +27,7 @@ from fitkit.io.mesh_files import read_mesh
 from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
 from fitkit.scene.camera import KINDS, Camera
+from fitkit.scene.parameters import load_parameters
 
 # Key of ID.npz -> shape; B views, V vertices.
 SHAPES = {
@@ -47,6 +47,7 @@ SHAPES = {
 }
 TEXTS = ("views", "model", "camera_kind")
 NOT_SCORED = ("failed", "missing")
+Part = Any  # an array or None; `PredictedFace.need` refuses what is not there
 
 
 @dataclass(frozen=True)
@@ -57,27 +58,27 @@ class PredictedFace:
     NOW_POINTS on it. Of our own predictions also, B views:
     landmarks [68, 3] mm on the neutral mesh; posed [B, V, 3], posed_landmarks [B, 68, 3] mm: with expression, camera frame (OpenCV);
     pixels [B, 68, 2] px of the photos; outer [V] bool: skin that a scan can see; sigma [V] mm: error bars; focal [B] px,
-    principal [B, 2] px, sizes [B, 2] px (W, H); views [B] names; camera_kind: see Camera; model: its name; parameters: function that
-    reads all of the fit.
+    principal [B, 2] px, sizes [B, 2] px (W, H); views [B] names; camera_kind: see Camera; model: its name; parameters: function without
+    arguments -> Parameters, all of the fit.
     """
 
     id: str
-    vertices: np.ndarray | None = None
-    triangles: np.ndarray | None = None
-    points: np.ndarray | None = None
-    landmarks: np.ndarray | None = None
-    posed: np.ndarray | None = None
-    posed_landmarks: np.ndarray | None = None
-    pixels: np.ndarray | None = None
-    outer: np.ndarray | None = None
-    sigma: np.ndarray | None = None
-    focal: np.ndarray | None = None
-    principal: np.ndarray | None = None
-    sizes: np.ndarray | None = None
-    views: np.ndarray | None = None
+    vertices: Part = None
+    triangles: Part = None
+    points: Part = None
+    landmarks: Part = None
+    posed: Part = None
+    posed_landmarks: Part = None
+    pixels: Part = None
+    outer: Part = None
+    sigma: Part = None
+    focal: Part = None
+    principal: Part = None
+    sizes: Part = None
+    views: Part = None
     camera_kind: str = "perspective"
     model: str = ""
-    parameters: Callable[[], Parameters] | None = None
+    parameters: Any = None
 
     def camera(self) -> Camera:
         """The camera of the first view, float64."""
@@ -209,16 +210,16 @@ def write_fit(result: FitResult, root: Path, name: str) -> None:
 
 
 def write_face(face: PredictedFace, root: Path, model: FaceModel | None = None) -> None:
-    """The files of a prediction but its .json and its parameters. model: that of its mesh, if it has one."""
-    if face.vertices is not None:
+    """The files of a prediction but its .json and its parameters. model: that of its neutral mesh; None: it has none."""
+    if model is not None:
         with written_whole(_path(root, face.id, ".obj")) as part:
             # Without texture coordinates: readers split vertices along their seams.
             write_obj(part, torch.from_numpy(face.vertices), replace(model, uv=None, uv_triangles=None))
-        with written_whole(_path(root, face.id, ".npy")) as part:
-            with open(part, "wb") as file:  # a name would get another suffix
-                np.save(file, face.points)
+        # A file, since a name would get another suffix.
+        with written_whole(_path(root, face.id, ".npy")) as part, open(part, "wb") as file:
+            np.save(file, face.points)
     arrays = {key: np.asarray(value) for key in SHAPES if (value := getattr(face, key)) is not None}
-    if face.vertices is not None:
+    if model is not None:
         del arrays["triangles"]  # they are those of the mesh
     with written_whole(_path(root, face.id, ".npz")) as part, open(part, "wb") as file:
         np.savez_compressed(file, **arrays)

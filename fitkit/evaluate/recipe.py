@@ -10,8 +10,8 @@ from typing import Any
 from fitkit.errors import InputError
 from fitkit.evaluate.methods import Kind, Method
 from fitkit.evaluate.protocols import PROTOCOLS
-from fitkit.fitting.recipe import FitRecipe, load_recipe
 from fitkit.fitting.network_start import shipped_weights
+from fitkit.fitting.recipe import FitRecipe, load_recipe
 from fitkit.io.options import (
     Natural,
     Positive,

@@ -19,10 +19,9 @@ from fitkit.evaluate.predictions import NOT_SCORED
 from fitkit.evaluate.protocols.base import ErrorMap, Pool, Protocol
 from fitkit.evaluate.recipe import EvaluateRecipe
 from fitkit.evaluate.tables import Row, grouped, known, text_table
-from fitkit.io.options import plain
 from fitkit.export.preview import draw_error_map
 from fitkit.io.atomic import written_whole
-from fitkit.io.options import to_plain
+from fitkit.io.options import plain, to_plain
 
 REPORT, TABLE, RECIPE = "metrics.json", "metrics.csv", "recipe.yaml"
 

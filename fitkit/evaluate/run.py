@@ -18,8 +18,8 @@ from fitkit.evaluate.protocols.base import Pool, Protocol, Scored
 from fitkit.evaluate.recipe import EvaluateRecipe
 from fitkit.evaluate.report import RECIPE, REPORT, TABLE, draw_picture, report_of, write_report
 from fitkit.evaluate.tables import Row
-from fitkit.io.options import plain
 from fitkit.fitting.run import check_device
+from fitkit.io.options import plain
 from fitkit.io.outputs import check_folder
 
 PREDICTIONS, PICTURES = "predictions", "error_maps"

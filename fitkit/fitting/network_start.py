@@ -141,14 +141,6 @@ def _predict_repeated(
 def _frame(said: Prediction, number: int) -> Prediction:
     """What a prediction says of one of its frames."""
     views, state, depth, maps = [number], said.state, said.depth, said.position_map
-    if state is not None:
-        state = state.replace(
-            subject=state.subject[views],
-            expression=state.expression[views],
-            pose=state.pose.select(views),
-            camera=state.camera.select(views),
-            illumination=state.illumination[views],
-        )
     if depth is not None:
         depth = DepthState(
             depth.depth[views],
@@ -158,7 +150,7 @@ def _frame(said: Prediction, number: int) -> Prediction:
             None if depth.suitability is None else depth.suitability[views],
         )
     return Prediction(
-        state,
+        None if state is None else state.select(views),
         said.identity_sigma,
         None if said.landmarks is None else said.landmarks.select(views),
         depth,

@@ -7,7 +7,7 @@ import pickle
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -27,7 +27,7 @@ def run_jobs(
     jobs: Sequence[Any],
     workers: int,
     lost: Callable[[Any, str], T] | None = None,
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """function(job) of all jobs, each as it is done; with one worker in this process and in order. Of several each is a process with
     one thread, which ends with this one; function and jobs must be picklable.
 

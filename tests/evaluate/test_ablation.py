@@ -8,7 +8,14 @@ from fitkit.cli.bench import bench as command
 from fitkit.errors import FitError, InputError
 from fitkit.evaluate import methods
 from fitkit.evaluate.bench import ablation as module
-from fitkit.evaluate.bench.ablation import AblationRecipe, Arm, ablation, ablation_text, load_ablation, summarize
+from fitkit.evaluate.bench.ablation import (
+    AblationRecipe,
+    Arm,
+    ablation,
+    ablation_text,
+    load_ablation,
+    summarize,
+)
 from fitkit.evaluate.bench.photos import load_views
 from fitkit.evaluate.bench.scores import score_neutral
 from fitkit.evaluate.bench.truth import load_truth

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers import tiny_model, tiny_result
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
@@ -19,12 +20,11 @@ from fitkit.evaluate.bench.scores import ERRORS, same_topology, score_neutral
 from fitkit.evaluate.bench.speed import many_views, speed, speed_text
 from fitkit.evaluate.bench.truth import Truth, load_truth
 from fitkit.evaluate.predictions import PredictedFace
-from fitkit.io.mesh_files import write_ply
 from fitkit.fitting.recipe import load_recipe
 from fitkit.fitting.run import fit_observed
+from fitkit.io.mesh_files import write_ply
 from fitkit.models.io import save_model_file
 from fitkit.models.registry import load_model
-from helpers import tiny_model, tiny_result
 
 PEOPLE = ("anna", "ben")
 
@@ -224,10 +224,8 @@ def test_kept_predictions_are_not_made_again(data, tmp_path, monkeypatch):
 
 
 def test_a_fit_that_says_that_it_failed_is_measured(data, monkeypatch):
-    real = methods.fit_observed
-    monkeypatch.setattr(
-        methods, "fit_observed", lambda *args: replace(real(*args), status="failed", warnings=("odd",))
-    )
+    real, odd = methods.outcome_of, {"status": "failed", "error": "the fit failed: odd"}
+    monkeypatch.setattr(methods, "outcome_of", lambda result: replace(real(result), **odd))
     row = accuracy(data[0], [data[1]], ["landmarks"], ["anna"])["rows"][1]
     assert row["status"] == "failed" and row["error"] == "" and row["now_mean"] > 0
 

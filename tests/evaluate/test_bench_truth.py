@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers import tiny_model, tiny_result
 from scipy.spatial.transform import Rotation
 
 from fitkit.errors import InputError
@@ -23,7 +24,6 @@ from fitkit.evaluate.bench.truth import (
 from fitkit.evaluate.predictions import PredictedFace
 from fitkit.evaluate.scan_to_mesh import now_crop, scan_to_mesh
 from fitkit.io.mesh_files import write_ply
-from helpers import tiny_model, tiny_result
 
 
 def ball(radius: float, rows: int = 60) -> tuple[np.ndarray, np.ndarray]:

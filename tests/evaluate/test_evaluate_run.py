@@ -20,6 +20,7 @@ from fitkit.errors import FitError, InputError
 from fitkit.evaluate import engine, methods
 from fitkit.evaluate import predictions as prediction_files
 from fitkit.evaluate.compare import compare, compare_text, mean_interval, read_report
+from fitkit.evaluate.methods import Method
 from fitkit.evaluate.photo_consistency import (
     held_out_errors,
     identity_spread,
@@ -28,7 +29,6 @@ from fitkit.evaluate.photo_consistency import (
     share_beyond,
 )
 from fitkit.evaluate.predictions import read_outcome, read_prediction, write_fit
-from fitkit.evaluate.methods import Method
 from fitkit.evaluate.protocols import PROTOCOLS
 from fitkit.evaluate.recipe import load_evaluate_recipe
 from fitkit.evaluate.report import report_text, summarize, upright

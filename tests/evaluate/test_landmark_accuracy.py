@@ -5,6 +5,7 @@ import pytest
 import scipy.io
 import torch
 from click.testing import CliRunner
+from helpers import dotted_faces, face_points
 from PIL import Image
 
 from fitkit.cli.bench import bench as command
@@ -21,7 +22,6 @@ from fitkit.evaluate.landmark_accuracy import (
 )
 from fitkit.io.mesh_files import write_ply
 from fitkit.observe.landmarks.types import Landmarks
-from helpers import dotted_faces, face_points
 
 
 class Teller:

@@ -15,8 +15,8 @@ from fitkit.errors import InputError
 from fitkit.evaluate.predictions import read_prediction
 from fitkit.evaluate.recipe import load_evaluate_recipe
 from fitkit.evaluate.run import evaluate
-from fitkit.fitting.predict import load_trained, predict, predict_observed
 from fitkit.fitting.network_start import predict_views
+from fitkit.fitting.predict import load_trained, predict, predict_observed
 from fitkit.io.options import to_plain
 from fitkit.io.subject import load_subject
 from fitkit.models.io import save_model_file

@@ -14,10 +14,10 @@ from fitkit.cli.evaluate import evaluate as command
 from fitkit.data.photo_halves import PhotoHalves, draw_halves, half_samples
 from fitkit.errors import FitError, InputError
 from fitkit.evaluate import methods
-from fitkit.evaluate.predictions import read_prediction
 from fitkit.evaluate.compare import read_report
-from fitkit.evaluate.recipe import load_evaluate_recipe
 from fitkit.evaluate.methods import Method
+from fitkit.evaluate.predictions import read_prediction
+from fitkit.evaluate.recipe import load_evaluate_recipe
 from fitkit.evaluate.report import report_text
 from fitkit.evaluate.run import evaluate
 from fitkit.evaluate.split_halves import (

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Sequence
+from typing import Annotated, Any
 
 from fitkit.errors import InputError
 from fitkit.evaluate.bench.measure import load_person, measure
@@ -123,17 +124,20 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
 
     gain: 1 - now_mean / now_mean of the first arm, for the same model, views and set, over the subjects that both fitted.
     """
-    first: dict[tuple, float | None] = {}
+    base: dict[tuple, Any] = {}
     for r in rows:
-        first.setdefault((r["model"], r["views"], r["set"], r["subject"]), r["now_mean"])
+        base.setdefault((r["model"], r["views"], r["set"], r["subject"]), r["now_mean"])
     out = []
     for (model, views, arm, name), group in grouped(rows, "model", "views", "arm", "set").items():
         line = {"model": model, "views": views, "arm": arm, "set": name, "subjects": len(group)}
         line["failed"] = sum(r["now_mean"] is None for r in group)
         line |= means(group, ("now_mean", "now_median", "seconds"))
-        pairs = [(r["now_mean"], first[model, views, name, r["subject"]]) for r in group]
-        both = [pair for pair in pairs if None not in pair]
-        line["gain"] = 1 - sum(a for a, _ in both) / sum(b for _, b in both) if both else None
+        both = [r for r in group if None not in (r["now_mean"], base[model, views, name, r["subject"]])]
+        mine, theirs = (
+            sum(r["now_mean"] for r in both),
+            sum(base[model, views, name, r["subject"]] for r in both),
+        )
+        line["gain"] = 1 - mine / theirs if both else None
         out.append(line)
     return out
 

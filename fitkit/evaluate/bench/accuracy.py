@@ -15,7 +15,7 @@ from fitkit.evaluate.bench.truth import load_truth, subject_names
 from fitkit.evaluate.machine import machine
 from fitkit.evaluate.predictions import Outcome
 from fitkit.evaluate.tables import Row, grouped, means, medians, number, percent, text_table
-from fitkit.fitting.recipe import load_recipe
+from fitkit.fitting.recipe import FitRecipe, load_recipe
 from fitkit.io.options import to_plain
 from fitkit.models.registry import load_model
 
@@ -57,7 +57,7 @@ def accuracy(
     truths = {n: load_truth(Path(data) / "ground_truth" / n) for n in names}
     plans = [load_recipe(r, overrides) for r in recipes]
     sources = list(dict.fromkeys(r.landmarks.source for r in plans)) or ["auto"]
-    counts = list(dict.fromkeys(photos)) or [None]
+    counts: list[int | None] = [*dict.fromkeys(photos)] or [None]
     people = {
         (source, count): [
             load_person(Path(data), n, truths[n], *load_views(Path(data) / n, views, source, count))
@@ -66,28 +66,12 @@ def accuracy(
         for source in sources
         for count in counts
     }
-    rows: list[Row] = []
-    facts = machine()
-    for name in models:
-        for recipe, count in [(None, counts[-1]), *((r, c) for r in plans for c in counts)]:
-            arm = {
-                "model": load_model(name).name,
-                "recipe": MEAN_FACE if recipe is None else recipe.name,
-                "photos": None if recipe is None else count,
-            }
-            some = people[sources[0] if recipe is None else recipe.landmarks.source, count]
-
-            folder = (
-                None if keep is None else Path(keep, arm["model"], arm["recipe"], str(arm["photos"] or "all"))
-            )
-
-            def fitted(person: Person, outcome: Outcome) -> None:
-                if recipe is not None:
-                    tell(f"{label(arm | {'subject': person.name})}: {outcome_text(outcome)}")
-
-            for person, measured in zip(some, measure(some, name, recipe, folder, fitted)):
-                first = {"model": arm["model"], "recipe": arm["recipe"], "subject": person.name}
-                rows.append(first | {"photos": arm["photos"], "views": len(person.subject.views)} | measured)
+    rows, facts = [], machine()
+    for model in models:
+        rows += _rows_of(people[sources[0], counts[-1]], model, None, None, keep, tell)
+        for recipe in plans:
+            for count in counts:
+                rows += _rows_of(people[recipe.landmarks.source, count], model, recipe, count, keep, tell)
     return {
         "benchmark": "accuracy",
         "data": Path(data).resolve().name,
@@ -100,6 +84,31 @@ def accuracy(
         "rows": rows,
         "summary": summarize(rows),
     }
+
+
+def _rows_of(
+    people: Sequence[Person],
+    model: str,
+    recipe: FitRecipe | None,
+    count: int | None,
+    keep: str | os.PathLike | None,
+    tell: Tell,
+) -> list[Row]:
+    """A row for each person, of fits or, without a recipe, of the mean face."""
+    name, recipe_name = load_model(model).name, MEAN_FACE if recipe is None else recipe.name
+
+    def first(person: Person) -> Row:
+        return {"model": name, "recipe": recipe_name, "subject": person.name, "photos": count}
+
+    def fitted(person: Person, outcome: Outcome) -> None:
+        if recipe is not None:
+            tell(f"{label(first(person))}: {outcome_text(outcome)}")
+
+    folder = None if keep is None else Path(keep, name, recipe_name, str(count or "all"))
+    return [
+        first(person) | {"views": len(person.subject.views)} | measured
+        for person, measured in zip(people, measure(people, model, recipe, folder, fitted))
+    ]
 
 
 def label(row: Row) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -100,7 +101,9 @@ def measure(
     """
     by_name = {p.name: p for p in people}
     method = Method("fit" if recipe else "mean", model, recipe or load_recipe("landmarks"))
-    samples = [EvaluationSample(p.name, lambda p=p: p.subject, lambda p=p: p) for p in people]
+    samples = [
+        EvaluationSample(p.name, partial(getattr, p, "subject"), partial(by_name.get, p.name)) for p in people
+    ]
     with TemporaryDirectory(prefix="fitkit_bench_") as thrown_away:
         root = Path(thrown_away) if keep is None else keep
         photos = {p.name: [v.name for v in p.subject.views] for p in people}

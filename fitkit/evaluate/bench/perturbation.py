@@ -120,7 +120,7 @@ def _of_the_better(trial: Trial, model: FaceModel, plan: FitRecipe, solved: dict
 def _chosen(trial: Trial, model: FaceModel, recipe: FitRecipe) -> ChosenStart:
     """Where a fit of the perturbed landmarks begins."""
     views = trial.subject.views
-    observations = crop_views((v.image for v in views), (v.mask for v in views), trial.perturbed, recipe.crop)
+    observations = crop_views([v.image for v in views], [v.mask for v in views], trial.perturbed, recipe.crop)
     return choose_start(trial.subject, trial.perturbed, model, recipe, observations)
 
 

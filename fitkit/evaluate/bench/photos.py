@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 
 from fitkit.data.samples import EvaluationSample, no_truth
-from fitkit.synth.folder import write_subjects
-from fitkit.synth.recipe import load_synth_recipe
 from fitkit.errors import InputError
 from fitkit.evaluate.methods import decoded, load_photos
 from fitkit.io.subject import Subject, load_subject
 from fitkit.observe.landmarks.types import Landmarks
+from fitkit.synth.folder import write_subjects
+from fitkit.synth.recipe import load_synth_recipe
 
 Tell = Callable[[str], None]
 

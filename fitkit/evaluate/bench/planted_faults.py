@@ -67,11 +67,12 @@ def plant(
         kind: one of FAULTS; points: [N, 2] px, landmarks of the photo as it is, which say where the face is; other: a photo of another
             person, for 'person' and 'half'.
     """
-    image = view.image
+    image: Any = view.image
+    donor: Any = other
     low, high = points.min(0), points.max(0)
     width, height = high - low
     if kind in ("person", "half"):
-        image = other.image
+        image = donor.image
     elif kind == "mirror":
         image = np.ascontiguousarray(image[:, ::-1])
     elif kind == "occluder":
@@ -174,7 +175,7 @@ def _fits(
     for kind in (CLEAN, *faults):
         subject, marks = person, found
         alone, lonely = len(person.views) == 1, kind in ("person", "half") and other is None
-        if kind in ("person", "half", "mirror") and alone or lonely or kind and not len(points):
+        if (kind in ("person", "half", "mirror") and alone) or lonely or (kind and not len(points)):
             continue
         if kind:
             bad = range((len(person.views) + 1) // 2, len(person.views)) if kind == "half" else [victim]

@@ -189,7 +189,8 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
     return out
 
 
-def _error(row: Row) -> float | None:
+def _error(row: Row) -> Any:
+    """Its error in mm, else that of the reprojection; None without either."""
     return row["now_mean"] if row.get("now_mean") is not None else row.get("reprojection_share")
 
 

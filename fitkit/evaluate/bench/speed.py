@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from fitkit.synth.studio import head_shot_state, photograph, studio
 from fitkit.errors import InputError
 from fitkit.evaluate.bench.photos import Tell, load_views
 from fitkit.evaluate.bench.scores import score_neutral
@@ -32,6 +31,7 @@ from fitkit.observe.landmarks.types import Landmarks
 from fitkit.render.rasterizer import clip_vertices, rasterize
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
+from fitkit.synth.studio import head_shot_state, photograph, studio
 
 SPEED_PARTS = ("fit", "adam", "views", "rasterizer")
 VIEW_COUNTS = (3, 6, 12, 24)

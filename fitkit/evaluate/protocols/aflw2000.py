@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class Aflw2000(Protocol):
     """
 
     options = AflwOptions
-    units = {"nme_2d": "%", "nme_3d": "%"}
+    units: ClassVar[dict[str, str]] = {"nme_2d": "%", "nme_3d": "%"}
     dataset = aflw2000.AFLW2000
 
     def samples(self, folder, options: AflwOptions) -> list[EvaluationSample]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from fitkit.data.samples import EvaluationSample, ScanTruth
 from fitkit.evaluate.bench.photos import photos_at
@@ -37,7 +37,7 @@ class Bench(Protocol):
     """
 
     options = BenchOptions
-    units = {
+    units: ClassVar[dict[str, str]] = {
         **dict.fromkeys(MILLIMETRES, "mm"),
         "size_percent": "%",
         **dict.fromkeys(COVERAGE, "share"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -37,7 +37,9 @@ class Bu3dfe(Protocol):
     """
 
     options = BuOptions
-    units = dict.fromkeys((f"depth_percent_{k}" for k in ("mean", "std", "median", "p90")), "%")
+    units: ClassVar[dict[str, str]] = dict.fromkeys(
+        (f"depth_percent_{k}" for k in ("mean", "std", "median", "p90")), "%"
+    )
     dataset = bu3dfe.BU3DFE
 
     def samples(self, folder, options: BuOptions) -> list[EvaluationSample]:

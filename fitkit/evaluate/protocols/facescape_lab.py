@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from fitkit.io.options import Length, Natural
 class FaceScape(Protocol):
     """What FS-Wild and FS-Lab have in common."""
 
-    units = {"cd": "mm", "mne_facescape": "rad", "mne_true": "rad", "cr": "share"}
+    units: ClassVar[dict[str, str]] = {"cd": "mm", "mne_facescape": "rad", "mne_true": "rad", "cr": "share"}
     dataset = facescape.FACESCAPE
 
     def errors(self, scan: np.ndarray, truth: ScanTruth, ours: np.ndarray, triangles: np.ndarray) -> Scored:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from fitkit.data import facewarehouse
 from fitkit.data.samples import EvaluationSample
@@ -31,7 +31,7 @@ class FaceWarehouse(Protocol):
     """
 
     options = FaceWarehouseOptions
-    units = {"vertex_mean": "mm"}
+    units: ClassVar[dict[str, str]] = {"vertex_mean": "mm"}
     dataset = facewarehouse.FACEWAREHOUSE
 
     def samples(self, folder, options: FaceWarehouseOptions) -> list[EvaluationSample]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ class FlorenceRenders(Protocol):
     Source: PRNet (Feng et al., ECCV 2018); VRN (Jackson et al., ICCV 2017) (`evaluate.nme3d`).
     """
 
-    units = {"nme_aligned": "share", "nme_correspondence": "share"}
+    units: ClassVar[dict[str, str]] = {"nme_aligned": "share", "nme_correspondence": "share"}
     dataset = florence_renders.RENDERS
 
     def samples(self, folder, options: NoOptions) -> list[EvaluationSample]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class HeldOut(Protocol):
     """
 
     options = HeldOutOptions
-    units = {
+    units: ClassVar[dict[str, str]] = {
         "photo": "grey levels",
         "census": "share",
         "flow": "px",

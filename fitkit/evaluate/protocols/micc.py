@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from fitkit.data import micc
 from fitkit.data.samples import EvaluationSample
@@ -30,7 +30,7 @@ class Micc(Protocol):
     """
 
     options = MiccOptions
-    units = dict.fromkeys(
+    units: ClassVar[dict[str, str]] = dict.fromkeys(
         (
             "p2plane_symmetric",
             "p2plane_prediction_to_scan",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Now(Protocol):
     """
 
     options = NowOptions
-    units = {"s2m_mean": "mm", "s2m_median": "mm"}
+    units: ClassVar[dict[str, str]] = {"s2m_mean": "mm", "s2m_median": "mm"}
     dataset = now.NOW
 
     def samples(self, folder, options: NowOptions) -> list[EvaluationSample]:

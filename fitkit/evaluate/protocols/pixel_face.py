@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from fitkit.data import pixel_face
 from fitkit.data.samples import EvaluationSample
@@ -16,7 +16,7 @@ from fitkit.io.options import Positive
 class PosedScan(Protocol):
     """Of the face with its expression against a scan: Pixel-Face and Bosphorus."""
 
-    units = dict.fromkeys(("s2m_mean", "s2m_rmse", "p2plane_rmse"), "mm")
+    units: ClassVar[dict[str, str]] = dict.fromkeys(("s2m_mean", "s2m_rmse", "p2plane_rmse"), "mm")
 
     def score(
         self, sample: EvaluationSample, prediction: PredictedFace, options: Any, context: Any

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ class SplitHalves(Protocol):
     """
 
     options = PhotoHalves
-    units = metrics.UNITS
+    units: ClassVar[dict[str, str]] = metrics.UNITS
     drawn_by = ("photos", "draw", "seed", "min_face_px", "max_face_px", "landmarks")
 
     def samples(self, folder, options: PhotoHalves) -> list[EvaluationSample]:
