@@ -76,11 +76,11 @@ def _slots(jacobian: Tensor, layout: ParameterLayout) -> tuple[Slot, ...]:
     for name in layout.shared:
         by_view[name] = jacobian[..., start : start + layout.sizes[name]].unsqueeze(-2)
         start += layout.sizes[name]
-    own = jacobian[..., start:].unflatten(-1, (B, -1)) if layout.own else None
-    at = 0
     for name in layout.own:
-        by_view[name] = own[..., at : at + layout.sizes[name]]
-        at += layout.sizes[name]
+        each = jacobian[..., layout.num_shared :].unflatten(-1, (B, -1))
+        at = start - layout.num_shared
+        by_view[name] = each[..., at : at + layout.sizes[name]]
+        start += layout.sizes[name]
     depends = torch.zeros(len(jacobian), B, dtype=torch.bool, device=device)
     for name in layout.own:
         depends |= (by_view[name] != 0).any(-1).flatten(1, 2).any(1)

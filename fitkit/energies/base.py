@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -46,19 +46,22 @@ class Linearization:
 
 
 class Energy(Protocol):
-    """One residual, used by the solver and by network training alike.
+    """One residual, used by the solver and by network training alike. state: a SceneState, or what else it measures.
 
     reduction: 'sum' for independent measurements, 'mean' for pixel-like ones whose neighbours are not independent.
     """
 
-    name: str
-    reduction: str
+    @property
+    def name(self) -> str: ...
 
-    def freeze(self, state: SceneState, observations: Any) -> "Energy":
+    @property
+    def reduction(self) -> str: ...
+
+    def freeze(self, state: Any, observations: Any) -> "Energy":
         """The energy with everything discrete (visibility, matches, weights) fixed at `state`, detached."""
         ...
 
-    def residuals(self, state: SceneState, observations: Any) -> Residuals: ...
+    def residuals(self, state: Any, observations: Any) -> Residuals: ...
 
 
 @runtime_checkable
@@ -77,13 +80,16 @@ class Staged(Protocol):
         ...
 
 
+Plain = TypeVar("Plain", bound="PlainEnergy")
+
+
 class PlainEnergy:
     """Base of energies with nothing to freeze."""
 
     name = ""
     reduction = "sum"
 
-    def freeze(self, state: SceneState, observations: Any) -> "PlainEnergy":
+    def freeze(self: Plain, state: Any, observations: Any) -> Plain:
         return self
 
 

@@ -435,13 +435,12 @@ def local_correlation(source: Tensor, target: Tensor, displacement: Tensor, radi
 
 
 @dataclass(frozen=True)
-class FlowTerm(EnergyOptions):
+class EstimatorOptions(EnergyOptions):
     """estimator: what finds the flow between photos: 'dis', 'dis:PRESET', 'farneback' or 'ptlflow:NAME', any network of the package
     ptlflow, empty = the recipe's `flow`; weights: of a network: a checkpoint file or the name of a published one."""
 
     estimator: str = ""
     weights: str = ""
-    options: FlowOptions = FlowOptions()
 
     def __post_init__(self):
         if self.estimator:
@@ -454,13 +453,18 @@ class FlowTerm(EnergyOptions):
 
 
 @dataclass(frozen=True)
+class FlowTerm(EstimatorOptions):
+    options: FlowOptions = FlowOptions()
+
+
+@dataclass(frozen=True)
 class FlowTraining(FlowTerm):
     """A training has no `flow` of its own."""
 
     estimator: str = "dis"
 
 
-def ask_flow(networks: Networks, o: FlowTerm) -> FlowEstimator:
+def ask_flow(networks: Networks, o: EstimatorOptions) -> FlowEstimator:
     return networks.flow(o.estimator, o.weights)
 
 

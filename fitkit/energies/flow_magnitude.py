@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fitkit.energies.base import Residuals
 from fitkit.energies.census import neighbor_pairs
-from fitkit.energies.flow_correspondence import FlowImages, FlowOptions, FlowTerm, ask_flow
+from fitkit.energies.flow_correspondence import EstimatorOptions, FlowImages, FlowOptions, ask_flow
 from fitkit.energies.pair_masks import PairMask, pair_mask
 from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_needed
 from fitkit.energies.spec import Context, EnergyDoc, EnergySpec, MFN, MVF, OURS, PGN, use
@@ -241,7 +241,7 @@ def _blanked(observations: Observations) -> Observations:
 
 
 @dataclass(frozen=True)
-class FlowMagnitudeTerm(FlowTerm):
+class FlowMagnitudeTerm(EstimatorOptions):
     """Only a network, 'ptlflow:NAME', can be used: the gradient runs through it."""
 
     options: FlowMagnitudeOptions = FlowMagnitudeOptions()

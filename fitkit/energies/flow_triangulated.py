@@ -145,8 +145,7 @@ class TriangulationTraining(TriangulationTerm):
 
 
 def _make(context: Context, o: TriangulationTerm) -> TriangulatedFlow:
-    matcher = make_matcher(context, o)
-    return TriangulatedFlow(matcher, matcher.options)
+    return TriangulatedFlow(make_matcher(context, o), replace(o.options, seed=context.seed))
 
 
 SPECS = (

@@ -327,7 +327,7 @@ class LandmarkTraining(LandmarkOptions):
     jaw: Literal["outline", "surface"] = "surface"  # what to take points 0-16 for where the data do not say
 
 
-def point_sigma(context: Context, o: EnergyOptions) -> Tensor:
+def point_sigma(context: Context, o: LandmarkTraining) -> Tensor:
     """[B, 68] px of the crop: standard deviation of each point."""
     if context.landmark_sigma is not None:
         return context.landmark_sigma
@@ -335,13 +335,13 @@ def point_sigma(context: Context, o: EnergyOptions) -> Tensor:
     return torch.full_like(observations.landmarks.points[..., 0], o.sigma_px * observations.pixel_unit)
 
 
-def jaw_rule(observations: Observations, o: EnergyOptions) -> str:
+def jaw_rule(observations: Observations, o: LandmarkTraining) -> str:
     """What points 0-16 are, where no fit has found out."""
     known = observations.landmarks.jaw
     return known if known != "auto" else o.jaw
 
 
-def _make(context: Context, o: EnergyOptions) -> LandmarkReprojection:
+def _make(context: Context, o: LandmarkTraining) -> LandmarkReprojection:
     jaw = jaw_rule(context.observations, o) if context.jaw is None else context.jaw
     sigma = point_sigma(context, o)
     return LandmarkReprojection(context.model, sigma, jaw, points=o.points, hidden=o.hidden)

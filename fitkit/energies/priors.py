@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Sequence
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor
@@ -297,7 +297,9 @@ class FocalPriorTraining(EnergyOptions):
 
 @dataclass(frozen=True)
 class LightPriorTerm(EnergyOptions):
-    sigma: Positive = 0.5  # change of the light relative to its first estimate (in a training: to white light)
+    sigma: Positive = (
+        0.5  # change of the light relative to its first estimate (in a training: to white light)
+    )
 
 
 @dataclass(frozen=True)
@@ -309,7 +311,7 @@ def _make_expression_prior(context: Context, o: ExpressionPriorTerm) -> Expressi
     """The spread of single blend shapes is the fit's: a network learns it."""
     known = context.expression
     spread = None if known is None else shape_spread(context.model.expression_names)
-    sigmas = o if known is None else known
+    sigmas: Any = o if known is None else known
     shared = context.shared_expression
     return ExpressionPrior(sigmas.sigma, sigmas.sigma_negative, shared, o.group_radius, spread)
 
@@ -318,7 +320,7 @@ def _make_offset_prior(context: Context, o: EnergyOptions) -> LandmarkOffsetPrio
     return LandmarkOffsetPrior(offset_sigma() if context.offset_sigma is None else context.offset_sigma)
 
 
-def _make_focal_prior(context: Context, o: EnergyOptions) -> FocalPrior:
+def _make_focal_prior(context: Context, o: FocalPriorTraining) -> FocalPrior:
     known = context.cameras
     if known is not None:
         return FocalPrior(known.focal_mean, known.focal_sigma, known.first)

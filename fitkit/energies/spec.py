@@ -54,10 +54,17 @@ class ExpressionOptions:
 class KnownCameras(Protocol):
     """What a fit knows of the cameras of B views before it looks."""
 
-    focal_mean: Tensor  # [B] px of the crop
-    focal_sigma: Tensor  # [B] log units
-    first: Tensor  # [B] bool, one view for each camera
-    metric: bool  # known positions of cameras fix the scale of the head
+    @property
+    def focal_mean(self) -> Tensor: ...  # [B] px of the crop
+
+    @property
+    def focal_sigma(self) -> Tensor: ...  # [B] log units
+
+    @property
+    def first(self) -> Tensor: ...  # [B] bool, one view for each camera
+
+    @property
+    def metric(self) -> bool: ...  # known positions of cameras fix the scale of the head
 
 
 class Networks:
