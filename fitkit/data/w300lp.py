@@ -47,7 +47,9 @@ class W300LPOptions:
     triplets: Annotated[int, Range(1, 10**6)] = 4  # drawn from each source; 18 make the 140,000 of MVF-Net
     flips: bool = True  # the mirrored copies too, as people of their own
     mirror: bool = True  # a side that a source lacks is its other side, mirrored
-    points: Literal["surface", "outline"] = "surface"  # jaw points on the model's own jaw, or on the visible outline
+    points: Literal["surface", "outline"] = (
+        "surface"  # jaw points on the model's own jaw, or on the visible outline
+    )
     # Folder with 3DDFA's Model_Shape.mat and Model_Exp.mat, made from the Basel Face Model: with it, and a face model of
     # the same mesh, coefficients become labels, and points can be had without the folder landmarks.
     bfm: str = ""
@@ -161,7 +163,9 @@ def _no_points(labels: Path) -> InputError:
 
 def _check(path: Path, key: str, value: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     if value.shape != size or not np.isfinite(value).all():
-        raise InputError(f"{path}: {key}: expected {list(size)} finite numbers, got shape {list(value.shape)}")
+        raise InputError(
+            f"{path}: {key}: expected {list(size)} finite numbers, got shape {list(value.shape)}"
+        )
     return value
 
 
@@ -230,7 +234,9 @@ class W300LP(FaceDataset):
         if "identity" in known:
             head = self.model.landmarks.points(state.vertices(self.model), self.model.triangles)
             places = in_crop(state.pose.apply(head), state.camera)
-            truth = replace(truth, points3d=head, crop_points=torch.cat([seen.landmarks.points, places[..., 2:]], -1))
+            truth = replace(
+                truth, points3d=head, crop_points=torch.cat([seen.landmarks.points, places[..., 2:]], -1)
+            )
         return Sample(self.ids[index], replace(seen, labels=truth), truth)
 
     def _view(self, path: Path, labels: LpLabels, mirrored: bool) -> tuple[np.ndarray, LpLabels]:
@@ -244,9 +250,7 @@ class W300LP(FaceDataset):
         """A frontal view, one to the left and one to the right: index, and whether it is mirrored. Another triplet for each `number`."""
         low, high = self.options.side
         front = [(i, False) for i, y in enumerate(yaw) if abs(y) <= self.options.front]
-        left, right = (
-            [(i, False) for i, y in enumerate(yaw) if low <= sign * y <= high] for sign in (-1, 1)
-        )
+        left, right = ([(i, False) for i, y in enumerate(yaw) if low <= sign * y <= high] for sign in (-1, 1))
         if self.options.mirror:
             left, right = left or [(i, True) for i, _ in right], right or [(i, True) for i, _ in left]
         rng = np.random.default_rng([number, len(yaw)])

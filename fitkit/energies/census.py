@@ -31,30 +31,25 @@ SOFTNESS = 0.1  # of the step h = s / (0.1 + s) per neighbour
 
 @dataclass(frozen=True)
 class CensusOptions:
-    """level: pyramid level (0 = full crop, each level halves it); points: surface samples;
-    window: side of the patch in places (odd); stride: every how many places one is compared with the centre
-    (window 7: stride 1 compares 48, stride 3 compares 8); spacing_mm: between neighbouring places on the mean face;
-    sigmas: softness of the ternary step in grey levels (0 to 255), one for each refresh of a stage, the last one for all beyond;
-    noise: standard deviation of a descriptor difference, in [0, 2]; blur: Gaussian standard deviation in pixels of the level;
-    neighbors: each view is paired with this many next views of the same person in the order of their yaw;
-    min_cosine, depth_tolerance_mm: visibility; depth_size: side of the z-buffer in pixels;
-    mask: which points two views share: 'zbuffer' those that nothing hides, 'normal' all that face both, 'landmarks' and 'box' of
-    these the half of the face that both see, see `pair_mask`; parse: weights by the labelled face parse, see `weight_parse`."""
-
-    level: Annotated[int, Range(0, 8)] = 0
-    points: Annotated[int, Range(1, 10**6)] = 400
-    window: Annotated[int, Range(3, 101)] = 7
+    level: Annotated[int, Range(0, 8)] = 0  # pyramid level: 0 = full crop, each level halves it
+    points: Annotated[int, Range(1, 10**6)] = 400  # surface samples
+    window: Annotated[int, Range(3, 101)] = 7  # side of the patch in places, odd
+    # every how many places one is compared with the centre: of window 7, stride 1 compares 48, stride 3 compares 8
     stride: Annotated[int, Range(1, 50)] = 3
-    spacing_mm: Positive = 0.7
+    spacing_mm: Positive = 0.7  # between neighbouring places on the mean face
+    # softness of the ternary step in grey levels (0 to 255), one for each refresh of a stage, the last one for all beyond
     sigmas: Annotated[tuple[Positive, ...], Length(1)] = (8.0, 3.0, 0.9)
-    noise: Positive = 0.2
-    blur: Annotated[float, Range(0.0, 100.0)] = 1.0
+    noise: Positive = 0.2  # standard deviation of a descriptor difference, in [0, 2]
+    blur: Annotated[float, Range(0.0, 100.0)] = 1.0  # Gaussian standard deviation in pixels of the level
+    # each view is paired with this many next views of the same person in the order of their yaw
     neighbors: Annotated[int, Range(1, 1000)] = 1
-    min_cosine: Cosine = 0.25
-    depth_tolerance_mm: NonNegative = 3.5
-    depth_size: Pixels = 224
+    min_cosine: Cosine = 0.25  # of the viewing angles
+    depth_tolerance_mm: NonNegative = 3.5  # what lies further behind the z-buffer is hidden
+    depth_size: Pixels = 224  # side of the z-buffer
+    # Which points two views share: those that nothing hides, all that face both ('normal'), or of these the half of the face that
+    # both see, see `pair_mask`.
     mask: Literal["zbuffer", "normal", "landmarks", "box"] = "zbuffer"
-    parse: ParseScheme = "none"
+    parse: ParseScheme = "none"  # weights by the labelled face parse, see `weight_parse`
     seed: Seed = 0
 
     def __post_init__(self):

@@ -46,16 +46,13 @@ def frozen_network(network: torch.nn.Module) -> FrozenNetwork:
 
 @dataclass(frozen=True)
 class FeatureOptions:
-    """size: side of the images the network sees; neighbors: each view is paired with this many next views of the same person in
-    the order of their yaw, both ways; min_pixels: pairs that share fewer for a 224-pixel crop do not count;
-    min_cosine, depth_tolerance_mm: visibility; mask: what tells the pixels that both views see, see `pair_mask`."""
-
-    size: Pixels = 224
+    size: Pixels = 224  # side of the images the network sees
+    # each view is paired with this many next views of the same person in the order of their yaw, both ways
     neighbors: Annotated[int, Range(1, 1000)] = 1
-    min_pixels: Natural = 64
-    min_cosine: Cosine = 0.25
-    depth_tolerance_mm: NonNegative = 3.5
-    mask: PairMask = "zbuffer"
+    min_pixels: Natural = 64  # pairs that share fewer for a 224-pixel crop do not count
+    min_cosine: Cosine = 0.25  # of the viewing angles, for mask 'zbuffer'
+    depth_tolerance_mm: NonNegative = 3.5  # what lies further behind is hidden, for mask 'zbuffer'
+    mask: PairMask = "zbuffer"  # what tells the pixels that both views see, see `pair_mask`
 
 
 @dataclass(frozen=True)

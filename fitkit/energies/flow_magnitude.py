@@ -28,32 +28,25 @@ from fitkit.scene.state import SceneState
 
 @dataclass(frozen=True)
 class FlowMagnitudeOptions:
-    """size: side of the images the flow is computed on; sigma_px: flow length that counts as 1, for a 224-pixel crop;
-    neighbors: each view is paired with this many next views of the same person in the order of their yaw, both ways;
-    directions: 'forward' photo -> rendering, 'backward' rendering -> photo;
-    fill: what both images show where view a sees nothing of the surface: 'photo' the photo of view b in both, 'texture' the same
-    fixed smooth noise, 'black'; or the photo stays as it is and the rendering is photo b on the face and black around it ('face'), or
-    black everywhere there ('none');
-    consistent: only pixels that pass the forward-backward test; angle: weight by the cosine of the viewing angle;
-    rim: pixels next to the fill that do not count; min_pixels: pairs with fewer for a 224-pixel crop do not count;
-    normalize: radius in flow pixels of the local contrast normalization (then grey), 0 = the colours as they are;
-    mask: what tells the pixels that both views see, see `pair_mask` (min_cosine and depth_tolerance_mm are those of 'zbuffer');
-    parse: weights by the labelled face parse of view b, see `weight_parse`."""
-
-    size: Pixels = 224
-    sigma_px: Positive = 0.5
+    size: Pixels = 224  # side of the images the flow is computed on
+    sigma_px: Positive = 0.5  # flow length that counts as 1, for a 224-pixel crop
+    # each view is paired with this many next views of the same person in the order of their yaw, both ways
     neighbors: Annotated[int, Range(1, 1000)] = 1
+    # 'forward' photo -> rendering, 'backward' rendering -> photo
     directions: Literal["both", "forward", "backward"] = "both"
+    # What both images show where view a sees nothing of the surface: the photo of view b, the same smooth noise ('texture'), or
+    # 'black'. With 'face' and 'none' photo b stays as it is; the rendering shows it on the face and black around, or black.
     fill: Literal["photo", "texture", "black", "face", "none"] = "photo"
-    consistent: bool = True
-    angle: bool = True
-    rim: Annotated[int, Range(0, 1000)] = 5
-    min_pixels: Natural = 64
+    consistent: bool = True  # only pixels that pass the forward-backward test
+    angle: bool = True  # weight by the cosine of the viewing angle
+    rim: Annotated[int, Range(0, 1000)] = 5  # pixels next to the fill that do not count
+    min_pixels: Natural = 64  # pairs with fewer for a 224-pixel crop do not count
+    # radius in flow pixels of the local contrast normalization (then grey), 0 = the colours as they are
     normalize: Annotated[float, Range(0.0, 100.0)] = 0.0
-    min_cosine: Cosine = 0.25
-    depth_tolerance_mm: NonNegative = 3.5
-    mask: PairMask = "zbuffer"
-    parse: ParseScheme = "none"
+    min_cosine: Cosine = 0.25  # of the viewing angles, for mask 'zbuffer'
+    depth_tolerance_mm: NonNegative = 3.5  # what lies further behind is hidden, for mask 'zbuffer'
+    mask: PairMask = "zbuffer"  # what tells the pixels that both views see, see `pair_mask`
+    parse: ParseScheme = "none"  # weights by the labelled face parse of view b, see `weight_parse`
     seed: Seed = 0
 
 

@@ -63,7 +63,11 @@ def half_faces(
     halves = []
     for g, side in enumerate(shared_sides(state, pairs)):
         one, covered = points[of[g]][None], face[g][None]
-        half = covis_lmk(one, covered, side) if name == "landmarks" else covis_bbox(one, covered, side, 3 / reduction)
+        half = (
+            covis_lmk(one, covered, side)
+            if name == "landmarks"
+            else covis_bbox(one, covered, side, 3 / reduction)
+        )
         halves.append(half[0, 0] > 0.5)
     return torch.stack(halves) if halves else face
 

@@ -42,36 +42,27 @@ LUMINANCE = (0.2126, 0.7152, 0.0722)  # Rec. 709
 
 @dataclass(frozen=True)
 class ModelPhotometricOptions:
-    """level, blur, min_cosine, depth_tolerance_mm, depth_size, seed: see PhotometricOptions;
-    points: surface samples, each counting in every view that sees it; 0 = the surface at every covered skin pixel, each in its
-    own view, taken anew by each freeze; sigma: linear intensity (with color 'srgb': code in 0..1);
-    light: channels of the first estimate of the light; the state's own light may have 1 or 3;
-    normals: 'moving' shape changes the shading, 'frozen' only where the points are seen;
-    albedo: 'mean' the model's mean albedo times one colour of the person, 'points' that and a deviation at every point that two
-    views see, 'basis' the model's albedo basis, 'auto' the basis if the model has one, else 'points';
-    albedo_sigma: standard deviation of that deviation, linear intensity;
-    color: 'linear', or 'srgb': photos and albedo as codes, as most papers do;
-    angle: weight by the cosine of the viewing angle; clipped: trust in pixels with a channel at its largest code, which says
-    only 'at least'; parse: weights of a face parse, where one is given or among the labels; mask: see PhotometricOptions;
-    region: surface that counts: 'skin', 'face' or 'all' with eyes and the inside of the mouth;
-    equal_views: the mean over the views of their means, a view with less than min_pixels pixels of a 224-pixel crop left out."""
-
-    level: Annotated[int, Range(0, 8)] = 0
+    level: Annotated[int, Range(0, 8)] = 0  # this, blur, visibility, depth_size, mask and seed: see PhotometricOptions
+    # surface samples, each counting in every view that sees it; 0 = the surface at every covered pixel, each in its own view,
+    # taken anew by each freeze
     points: Annotated[int, Range(0, 10**6)] = 1500
-    sigma: Positive = 0.03
+    sigma: Positive = 0.03  # linear intensity (with color 'srgb': code in 0..1)
     blur: Annotated[float, Range(0.0, 100.0)] = 0.7
-    light: Literal["grey", "rgb"] = "rgb"
+    light: Literal["grey", "rgb"] = "rgb"  # channels of the first estimate of the light; the state's own may have 1 or 3
+    # 'moving': shape changes the shading, 'frozen': only where the points are seen
     normals: Literal["moving", "frozen"] = "moving"
+    # the model's mean albedo times one colour of the person; that and a deviation at every point that two views see; the model's
+    # albedo basis; 'auto': the basis if the model has one, else 'points'
     albedo: Literal["auto", "mean", "points", "basis"] = "auto"
-    albedo_sigma: Positive = 0.03
-    color: Literal["linear", "srgb"] = "linear"
-    angle: bool = True
-    clipped: Share = 0.0
-    parse: ParseScheme = "dfmvr"
+    albedo_sigma: Positive = 0.03  # standard deviation of that deviation, linear intensity
+    color: Literal["linear", "srgb"] = "linear"  # 'srgb': photos and albedo as codes, as most papers do
+    angle: bool = True  # weight by the cosine of the viewing angle
+    clipped: Share = 0.0  # trust in pixels with a channel at its largest code, which says only 'at least'
+    parse: ParseScheme = "dfmvr"  # weights of a face parse, where one is given or among the labels
     mask: PointMask = "zbuffer"
-    region: Literal["skin", "face", "all"] = "skin"
-    equal_views: bool = False
-    min_pixels: Natural = 64
+    region: Literal["skin", "face", "all"] = "skin"  # surface that counts; 'all' with eyes and the inside of the mouth
+    equal_views: bool = False  # the mean over the views of their means
+    min_pixels: Natural = 64  # for that, a view with fewer pixels of a 224-pixel crop is left out
     min_cosine: Cosine = 0.2
     depth_tolerance_mm: NonNegative = 3.5
     depth_size: Pixels = 224

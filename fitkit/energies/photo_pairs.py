@@ -30,7 +30,9 @@ from fitkit.scene.state import SceneState
 class PhotoPairsOptions:
     size: Pixels = 224  # side of the pictures that are compared
     sigma: Positive = 0.1  # difference of a colour that counts as 1, sRGB in 0..1
-    neighbors: Annotated[int, Range(1, 1000)] = 1  # each view is paired with this many next ones by yaw, both ways
+    neighbors: Annotated[int, Range(1, 1000)] = (
+        1  # each view is paired with this many next ones by yaw, both ways
+    )
     mask: PairMask = "zbuffer"  # what tells the pixels that both views see, see `pair_mask`
     # 'rendered' those pixels, 'union' also the half of the face in photo b that its landmarks outline: there the rendering
     # has the mean colour of what it shows, so that a silhouette in the wrong place costs
@@ -78,7 +80,14 @@ class PhotoPairs:
         pairs = both_ways(state, o.neighbors, self.name)
         chosen = pair_mask(o.mask, self.model, state, pairs)
         shared = SharedPixels.of(
-            self.model, state, photos.mask, photos.reduction, pairs, o.depth_tolerance_mm, o.min_cosine, chosen
+            self.model,
+            state,
+            photos.mask,
+            photos.reduction,
+            pairs,
+            o.depth_tolerance_mm,
+            o.min_cosine,
+            chosen,
         )
         into, seen = [b for _, b in pairs], shared.seen
         weight = seen[:, None].to(photos.mask)

@@ -28,27 +28,21 @@ PointMask = Literal["zbuffer", "normal"]
 
 @dataclass(frozen=True)
 class PhotometricOptions:
-    """level: pyramid level (0 = full crop, each level halves it); points: surface samples, 0 = the surface
-    at every covered skin pixel of every view, taken anew by each freeze; sigma: log units;
-    blur: Gaussian standard deviation in pixels of the level; floor: linear intensity below which the log is noise;
-    min_cosine, depth_tolerance_mm: visibility; depth_size: side of the z-buffer in pixels;
-    exposure: what is taken out of each view before it is compared: 'gain' a factor of the linear intensity, 'gain_bias' a
-    factor and an offset. Free illumination takes up a factor by itself (its first band scales the shading), so 'gain' matters
-    where the light is held, as in training; no light takes up an offset (flare, black level);
-    mask: which points a view sees: 'zbuffer' those that nothing hides, 'normal' all that face it (PGN eq. 5);
-    parse: weights by the labelled face parse, see `weight_parse`."""
-
-    level: Annotated[int, Range(0, 8)] = 0
+    level: Annotated[int, Range(0, 8)] = 0  # pyramid level: 0 = full crop, each level halves it
+    # surface samples; 0 = the surface at every covered skin pixel of every view, taken anew by each freeze
     points: Annotated[int, Range(0, 10**6)] = 1500
-    sigma: Positive = 0.05
-    blur: Annotated[float, Range(0.0, 100.0)] = 0.7
-    floor: Annotated[float, Range(1e-09, 1.0)] = 0.01
-    min_cosine: Cosine = 0.2
-    depth_tolerance_mm: NonNegative = 3.5
-    depth_size: Pixels = 224
+    sigma: Positive = 0.05  # log units
+    blur: Annotated[float, Range(0.0, 100.0)] = 0.7  # Gaussian standard deviation in pixels of the level
+    floor: Annotated[float, Range(1e-09, 1.0)] = 0.01  # linear intensity below which the log is noise
+    min_cosine: Cosine = 0.2  # of the viewing angle
+    depth_tolerance_mm: NonNegative = 3.5  # what lies further behind the z-buffer is hidden
+    depth_size: Pixels = 224  # side of the z-buffer
+    # What is taken out of each view before it is compared: a factor of the linear intensity, or also an offset. Free light takes
+    # up a factor by itself (its first band scales the shading), so 'gain' matters where the light is held, as in training;
+    # no light takes up an offset (flare, black level).
     exposure: Literal["none", "gain", "gain_bias"] = "none"
-    mask: PointMask = "zbuffer"
-    parse: ParseScheme = "none"
+    mask: PointMask = "zbuffer"  # points a view sees: those that nothing hides, or with 'normal' all that face it (PGN eq. 5)
+    parse: ParseScheme = "none"  # weights by the labelled face parse, see `weight_parse`
     seed: Seed = 0
 
 

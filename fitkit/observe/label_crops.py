@@ -75,7 +75,9 @@ def turn_labels(labels: Labels, state: SceneState) -> Labels:
         return torch.where(depth > 0, z.reshape(depth.shape).to(depth), 0)
 
     moved = labels.each(deep, ("depth", "prior_depth")).each(carried, ("vertices",))
-    moved = moved.each(lambda normals: torch.einsum("bij,bjhw->bihw", turn.to(normals), normals), ("normals",))
+    moved = moved.each(
+        lambda normals: torch.einsum("bij,bjhw->bihw", turn.to(normals), normals), ("normals",)
+    )
     return replace(moved, state=state)
 
 

@@ -64,7 +64,9 @@ class Labels:
         return replace(self, **{name: None for name in names})
 
 
-def join_labels(parts: Sequence[Labels | None], join_states: Callable[[Sequence[SceneState]], SceneState]) -> Labels | None:
+def join_labels(
+    parts: Sequence[Labels | None], join_states: Callable[[Sequence[SceneState]], SceneState]
+) -> Labels | None:
     """Labels of the frames of several samples, each of one person: what all of them know; None where one has no labels.
 
     Persons and moments get new numbers: what two samples count is not the same.
@@ -75,19 +77,26 @@ def join_labels(parts: Sequence[Labels | None], join_states: Callable[[Sequence[
     for number, part in enumerate(parts):
         moment = part.moment
         if moment is not None:
-            moment = moment.unique(return_inverse=True)[1] + sum(len(p.moment) for p in numbered if p.moment is not None)
+            moment = moment.unique(return_inverse=True)[1] + sum(
+                len(p.moment) for p in numbered if p.moment is not None
+            )
         person = None if part.person is None else torch.full_like(part.person, number)
         numbered.append(replace(part, person=person, moment=moment))
     common = {name for name in FRAMES if all(getattr(p, name) is not None for p in numbered)}
     if "parse" in common and any(p.parse_valid is not None for p in numbered):
         common.add("parse_valid")
         everywhere = (torch.ones_like(p.parse, dtype=torch.bool) for p in numbered)
-        numbered = [replace(p, parse_valid=e if p.parse_valid is None else p.parse_valid) for p, e in zip(numbered, everywhere)]
+        numbered = [
+            replace(p, parse_valid=e if p.parse_valid is None else p.parse_valid)
+            for p, e in zip(numbered, everywhere)
+        ]
     state, sigma, known = None, None, tuple(k for k in parts[0].known if all(k in p.known for p in parts))
     if all(p.state is not None for p in parts):
         state = join_states([p.state for p in parts])
         if any(p.identity_sigma is not None for p in parts):
             exact = (torch.zeros_like(p.state.identity) for p in parts)
-            sigma = torch.cat([e if p.identity_sigma is None else p.identity_sigma for p, e in zip(parts, exact)])
+            sigma = torch.cat(
+                [e if p.identity_sigma is None else p.identity_sigma for p, e in zip(parts, exact)]
+            )
     joined = {name: torch.cat([getattr(p, name) for p in numbered]) for name in common}
     return Labels(state, sigma, known=known, **joined)

@@ -205,8 +205,13 @@ class SynthFolder(FaceDataset):
     def _labels(self, index: int, state: SceneState, truth: Path, views: list[dict[str, Any]]) -> Labels:
         """All labels of a subject; raises as reading its scene does."""
         stems = [Path(v["image"]).stem for v in views]
-        points = ["landmarks3d" + (f"_{s}" if v["mesh"] != "mesh.ply" else "") + ".npy" for s, v in zip(stems, views)]
-        points3d = torch.from_numpy(np.stack([_read_npy(truth / p, (68, 3)) for p in points])).to(state.identity)
+        points = [
+            "landmarks3d" + (f"_{s}" if v["mesh"] != "mesh.ply" else "") + ".npy"
+            for s, v in zip(stems, views)
+        ]
+        points3d = torch.from_numpy(np.stack([_read_npy(truth / p, (68, 3)) for p in points])).to(
+            state.identity
+        )
         moment = torch.arange(len(views)) if self.per_view else torch.tensor([int(v["frame"]) for v in views])
         labels = Labels(
             state=state,

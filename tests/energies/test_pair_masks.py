@@ -62,7 +62,9 @@ def test_half_faces_lie_on_the_side_that_both_views_see(state, views, mask):
     for g, (_, b) in enumerate(PAIRS):
         x = head_points(state, views, b)[0][kept[g].reshape(-1), 0]
         sign = 1 if g < 2 else -1
-        assert len(x) > 500 and float((sign * x).mean()) > 20 and float((sign * x > -15).double().mean()) > 0.9
+        assert (
+            len(x) > 500 and float((sign * x).mean()) > 20 and float((sign * x > -15).double().mean()) > 0.9
+        )
 
 
 def test_vertices_that_face_both_cameras(state, views):
@@ -105,14 +107,15 @@ def test_weights_of_the_labelled_parse(state):
         label_weights(replace(obs, labels=None), mask, "pgn", "x")
 
 
-
-
 def test_energies_at_surface_points_take_weights_and_masks(state):
     images = noise_images(3, SIZE)
     obs = parsed(observe(MODEL, state, SIZE, images))
     for prepare, options in (
         (CrossViewPhotometric.prepare, PhotometricOptions(points=400, blur=0.0, min_cosine=0.0)),
-        (ModelPhotometric.prepare, ModelPhotometricOptions(points=400, blur=0.0, min_cosine=0.0, parse="none")),
+        (
+            ModelPhotometric.prepare,
+            ModelPhotometricOptions(points=400, blur=0.0, min_cosine=0.0, parse="none"),
+        ),
         (CrossViewCensus.prepare, CensusOptions(points=400, blur=0.0, min_cosine=0.0)),
     ):
         plain = prepare(MODEL, obs, options).freeze(state, obs)
@@ -159,10 +162,15 @@ def test_features_of_masked_pixels(state):
 def test_recipes_of_fits_and_trainings_name_masks_and_weights():
     fit = load_recipe(
         "adam",
-        ["stages.pixels.energies.photo_xview.options.mask=normal", "stages.pixels.energies.lmk2d.points=dfmvr"],
+        [
+            "stages.pixels.energies.photo_xview.options.mask=normal",
+            "stages.pixels.energies.lmk2d.points=dfmvr",
+        ],
     )
     stage = next(s for s in fit.stages if s.name == "pixels")
-    assert stage.energies["photo_xview"].options.mask == "normal" and stage.energies["lmk2d"].points == "dfmvr"
+    assert (
+        stage.energies["photo_xview"].options.mask == "normal" and stage.energies["lmk2d"].points == "dfmvr"
+    )
     training = load_regressor_training(
         "mvfnet",
         [
@@ -173,5 +181,7 @@ def test_recipes_of_fits_and_trainings_name_masks_and_weights():
     )
     flow, marks = training.stages[1].energies["flow_mag"], training.stages[0].energies["lmk2d"]
     assert (flow.options.mask, flow.options.parse, marks.points) == ("landmarks", "pgn", "mfnet")
-    with pytest.raises(InputError, match="mask: expected one of zbuffer, vertex, triangle, landmarks, box; got 'half'"):
+    with pytest.raises(
+        InputError, match="mask: expected one of zbuffer, vertex, triangle, landmarks, box; got 'half'"
+    ):
         load_regressor_training("mvfnet", ["stages.self_supervised.energies.flow_mag.options.mask=half"])

@@ -28,7 +28,9 @@ def scene(views=3, options=OPTIONS, labels=None):
 
 def moved(state):
     step = torch.tensor([[0.01, -0.012, 0.008, 1.0, -0.8, 3]], dtype=torch.float64)
-    return state.replace(pose=state.pose.retract(step * torch.tensor([[1.0], [-1.0], [0.5]])), identity=state.identity + 0.2)
+    return state.replace(
+        pose=state.pose.retract(step * torch.tensor([[1.0], [-1.0], [0.5]])), identity=state.identity + 0.2
+    )
 
 
 def test_the_mean_of_squared_differences_by_the_book():
@@ -48,7 +50,9 @@ def test_the_mean_of_squared_differences_by_the_book():
             x, y = at % SIZE, at // SIZE
             p = state.pose.select([b]).apply(vertices[[b]][:, corners])[0]
             principal, focal, aspect = (getattr(state.camera, k)[b] for k in ("principal", "focal", "aspect"))
-            ray = torch.stack([(x - principal[0]) / focal, (y - principal[1]) / (focal * aspect), torch.ones(()).double()])
+            ray = torch.stack(
+                [(x - principal[0]) / focal, (y - principal[1]) / (focal * aspect), torch.ones(()).double()]
+            )
             normal = torch.linalg.cross(p[1] - p[0], p[2] - p[0])
             hit = ray * (normal @ p[0]) / (normal @ ray)
             head = state.pose.rotation[b].T @ (hit - state.pose.translation[b])
@@ -65,7 +69,9 @@ def test_the_mean_of_squared_differences_by_the_book():
 def test_the_union_counts_the_outlined_half_face_too():
     state, obs, energy = scene(options=replace(STRICT["mvf"], size=SIZE))
     away = state.pose.translation * torch.tensor([1.0, 1.0, 1.5])
-    at = state.replace(pose=Pose(state.pose.rotation, away))  # so small that part of each face lies beside its rendering
+    at = state.replace(
+        pose=Pose(state.pose.rotation, away)
+    )  # so small that part of each face lies beside its rendering
     frozen = energy.freeze(at, obs)
     plain = replace(energy, options=replace(energy.options, region="rendered")).freeze(at, obs)
     outline = outlined_faces(obs, energy.photos)
@@ -76,7 +82,9 @@ def test_the_union_counts_the_outlined_half_face_too():
         assert bool(outline[b].reshape(-1)[more].all())
         rendering, photo = frozen.images(at)
         mean = rendering[g].reshape(3, -1)[:, seen].mean(1)
-        torch.testing.assert_close(rendering[g].reshape(3, -1)[:, more], mean[:, None].expand(3, int(more.sum())))
+        torch.testing.assert_close(
+            rendering[g].reshape(3, -1)[:, more], mean[:, None].expand(3, int(more.sum()))
+        )
         assert torch.equal(photo[g], obs.images[b])
 
 

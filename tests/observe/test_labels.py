@@ -59,17 +59,24 @@ def test_maps_of_a_crop_are_those_that_its_camera_sees(size):
     assert float(((got.depth > 0) != (depth > 0)).double().mean()) < 0.04  # the rim
     assert float((got.depth - depth)[both].abs().quantile(0.9)) < 1.0
     cosine = (got.normals * normals).sum(1)[both]
-    assert float(cosine.quantile(0.1)) > 0.99 and float((got.normals.norm(dim=1)[both] - 1).abs().max()) < 1e-6
+    assert (
+        float(cosine.quantile(0.1)) > 0.99 and float((got.normals.norm(dim=1)[both] - 1).abs().max()) < 1e-6
+    )
     torch.testing.assert_close(got.prior_depth > 0, got.depth > 0)
     assert float((got.parse == parse)[both].double().mean()) > 0.7  # triangles are a few pixels wide
-    assert got.parse.dtype == torch.int64 and set(got.parse.unique().tolist()) <= set(seen.labels.parse.unique().tolist())
+    assert got.parse.dtype == torch.int64 and set(got.parse.unique().tolist()) <= set(
+        seen.labels.parse.unique().tolist()
+    )
 
 
 def test_no_depth_is_mixed_across_an_edge():
     depth = torch.full((1, 8, 8), 500.0)
     depth[:, :, 4:] = 900.0
     depth[:, :3] = 0.0
-    labels = Labels(depth=depth, normals=torch.where(depth > 600, -1.0, 0.0)[:, None] * torch.tensor([0, 0, 1.0])[:, None, None])
+    labels = Labels(
+        depth=depth,
+        normals=torch.where(depth > 600, -1.0, 0.0)[:, None] * torch.tensor([0, 0, 1.0])[:, None, None],
+    )
     cut = cut_labels(labels, torch.tensor([2.0]), torch.tensor([[-0.25, -0.25]]), (16, 16))
     assert set(cut.depth.unique().tolist()) == {0.0, 500.0, 900.0}
     assert set(cut.normals.norm(dim=1).unique().tolist()) == {0.0, 1.0}
@@ -82,7 +89,12 @@ def test_beyond_the_picture_nothing_is_known():
     labels = Labels(depth=torch.full((1, 4, 4), 500.0), parse=torch.full((1, 4, 4), 6))
     cut = cut_labels(labels, torch.ones(1), torch.tensor([[-2.0, 0.0]]), (4, 4))
     assert cut.depth[0, 0].tolist() == [0, 0, 500, 500]
-    assert cut.parse[0, 0].tolist() == [0, 0, 6, 6] and cut.parse_valid[0, 0].tolist() == [False, False, True, True]
+    assert cut.parse[0, 0].tolist() == [0, 0, 6, 6] and cut.parse_valid[0, 0].tolist() == [
+        False,
+        False,
+        True,
+        True,
+    ]
     whole = cut_labels(labels, torch.ones(1), torch.zeros(1, 2), (4, 4))
     assert whole.parse_valid is None
     known = replace(labels, parse_valid=torch.eye(4, dtype=torch.bool)[None])
@@ -97,7 +109,9 @@ def test_points_move_along_and_keep_their_units():
     places = state.pose.apply(MODEL.landmarks.points(state.vertices(MODEL), MODEL.triangles))
     torch.testing.assert_close(cut.labels.crop_points, in_crop(places, state.camera), rtol=1e-5, atol=1e-4)
     for name in ("points3d", "vertices", "visible", "person", "moment"):
-        assert torch.equal(getattr(cut.labels, name), getattr(seen.labels, name))  # mm in the camera and the head frame
+        assert torch.equal(
+            getattr(cut.labels, name), getattr(seen.labels, name)
+        )  # mm in the camera and the head frame
 
 
 def test_depth_behind_the_nearest_point_in_pixels():
@@ -106,7 +120,9 @@ def test_depth_behind_the_nearest_point_in_pixels():
     places = state.pose.apply(seen.labels.points3d)
     assert float(points[..., 2].min()) == 0
     scale = state.camera.focal / places[..., 2].mean()
-    torch.testing.assert_close(points[0, 8, 2] - points[0, 30, 2], scale[0] * (places[0, 8, 2] - places[0, 30, 2]))
+    torch.testing.assert_close(
+        points[0, 8, 2] - points[0, 30, 2], scale[0] * (places[0, 8, 2] - places[0, 30, 2])
+    )
     flat = to_orthographic(state, MODEL)
     inside = in_crop(flat.pose.apply(seen.labels.points3d), flat.camera)
     assert float((inside - points).abs().max()) < 4  # the perspective that such a camera cannot show
@@ -129,7 +145,16 @@ def test_labels_of_a_camera_are_those_of_the_orthographic_one_that_stands_for_it
 def test_joined_labels_keep_all_that_every_sample_has():
     a, b = labelled(3, seed=1).labels, labelled(2, seed=2).labels
     both = join_labels([a, b], join_states)
-    for name in ("vertices", "points3d", "crop_points", "depth", "prior_depth", "parse", "normals", "visible"):
+    for name in (
+        "vertices",
+        "points3d",
+        "crop_points",
+        "depth",
+        "prior_depth",
+        "parse",
+        "normals",
+        "visible",
+    ):
         assert torch.equal(getattr(both, name), torch.cat([getattr(a, name), getattr(b, name)]))
     assert both.person.tolist() == [0, 0, 0, 1, 1]  # both were number 7 in their data sets
     same = both.moment[:, None] == both.moment
