@@ -34,8 +34,8 @@ EXPRESSION = {
 }
 FILES = """# Truth of the sample subject
 
-`../sample` holds three pictures of a person who does not exist: a random face of fitkit's own `generic` model with \
-painted skin, rendered by
+`../sample` holds three pictures of a person who does not exist: a random face of \
+fitkit's own `generic` model with painted skin, rendered by
 `examples/make_sample.py` (deterministic). Part of fitkit, same licence. `left` means that the face \
 looks to the left side
 of the picture.

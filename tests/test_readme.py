@@ -25,6 +25,7 @@ def test_links_lead_somewhere(page):
         assert (page.parent / target).exists(), target
 
 
+@pytest.mark.slow
 def test_python_example_runs(tmp_path):
     shutil.copytree(
         ROOT / "examples/sample", tmp_path / "examples/sample", ignore=shutil.ignore_patterns("fitkit")

@@ -132,7 +132,7 @@ def settle_streams() -> None:
         stream = getattr(sys, name)
         if stream is None:
             _occupy(number)
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for as long as we run
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as we run
         elif name == "stdout" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 

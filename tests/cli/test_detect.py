@@ -213,6 +213,7 @@ def test_help_has_an_example(run):
 SAMPLE = Path(__file__).resolve().parents[2] / "examples/sample"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (SAMPLE.parents[1] / "assets" / WEIGHTS).is_file(), reason="the weights are not trained yet"
 )

@@ -11,6 +11,7 @@ from fitkit.fitting.recipe import load_recipe
 from fitkit.io.options import to_plain
 
 
+@pytest.mark.slow
 def test_default_fit(run, anna):
     result = run("fit", anna, "stages.fine.solver.refresh=1")
     assert result.exit_code == 0, result.output
@@ -30,6 +31,7 @@ def test_default_fit(run, anna):
     ]
 
 
+@pytest.mark.slow
 def test_detail(run, anna):
     result = run("fit", anna, "--detail", "detail.refresh=1", "stages.fine.solver.refresh=1")
     assert result.exit_code == 0, result.output
@@ -47,6 +49,7 @@ def test_detail(run, anna):
     )
 
 
+@pytest.mark.slow
 def test_no_detail(run, anna):
     result = run("fit", anna, "--no-detail", "stages.fine.solver.refresh=1")
     assert result.exit_code == 0 and "\ndetail" not in result.output
@@ -56,6 +59,7 @@ def test_no_detail(run, anna):
     )
 
 
+@pytest.mark.slow
 def test_recipe_of_a_result_repeats_the_fit(run, anna, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     changed = (
@@ -82,6 +86,7 @@ def test_recipe_of_a_result_repeats_the_fit(run, anna, tmp_path):
     assert len(set(np.load(first / "parameters.npz")["expression"][:, 0])) == 1  # shared
 
 
+@pytest.mark.slow
 def test_output_beside_the_photos_is_no_photo(run, anna):
     assert run("fit", anna, "--recipe", "landmarks", "-o", anna / "mine").exit_code == 0
     again = run("fit", anna, "--recipe", "landmarks", "-o", anna / "mine", "--overwrite")
@@ -111,12 +116,14 @@ def test_predict_takes_photos_too(run, anna):
     assert json.loads((anna / "view0_fitkit/metrics.json").read_text())["num_views"] == 2
 
 
+@pytest.mark.slow
 def test_quiet_prints_nothing(start, anna):
     process = start("fit", anna, "--recipe", "landmarks", "--quiet")
     assert process.communicate() == ("", "") and process.returncode == 0
     assert (anna / "fitkit/subject.ply").is_file()
 
 
+@pytest.mark.slow
 def test_notes_go_to_stderr(start, anna):
     (anna / "notes.md").write_text("text")
     process = start("fit", anna, "--recipe", "landmarks")
@@ -166,6 +173,7 @@ def test_failed_fit(run, anna):
     assert json.loads((anna / "fitkit/metrics.json").read_text())["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_python_has_the_same_defaults(anna):
     result = fitkit.fit(anna)
     assert result.recipe == to_plain(load_recipe("multiview")) and result.status == "ok"

@@ -97,6 +97,7 @@ def test_only_image_is_corrupt(refused, tmp_path, content):
     )
 
 
+@pytest.mark.slow
 def test_one_image_is_corrupt(run, anna):
     data = (anna / "view1.png").read_bytes()
     (anna / "view1.png").write_bytes(data[: len(data) // 2])
@@ -106,6 +107,7 @@ def test_one_image_is_corrupt(run, anna):
     assert result.output.count("note: left out: ") == 2 and (anna / "fitkit/views/view2.ply").is_file()
 
 
+@pytest.mark.slow
 def test_very_large_image(start, tmp_path, anna):
     folder = tmp_path / "large"
     folder.mkdir()
@@ -143,6 +145,7 @@ def test_landmarks_outside_the_image(refused, anna):
     assert "view1.npy: " in message and "outside" in message
 
 
+@pytest.mark.slow
 def test_one_view_without_a_face(run, anna):
     (anna / "view2.pts").unlink()
     np.save(anna / "view2.npy", np.full((68, 2), np.nan))
@@ -262,6 +265,7 @@ def test_disk_full(refused, anna, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_unexpected_error(run, anna, monkeypatch):
     def broken(*args, **kwargs):
         raise ZeroDivisionError("division by zero")
@@ -281,6 +285,7 @@ def test_unexpected_error(run, anna, monkeypatch):
 # ---- Ctrl-C ----
 
 
+@pytest.mark.slow
 def test_interrupted_while_fitting(start, anna, tmp_path):
     before = listing(tmp_path)
     # A shell that starts the tests in the background makes its children deaf to Ctrl-C.
@@ -361,6 +366,7 @@ def test_terminated_while_writing_cleans_up(start, anna, tmp_path):
 # ---- streams and names ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [(2,), (1,), (1, 2)])
 def test_closed_streams(start, anna, closed):
     process = start(
@@ -376,6 +382,7 @@ def test_output_that_is_a_link_to_itself(refused, anna, tmp_path):
     assert "loop: cannot be written (" in refused("fit", anna, *FAST, "-o", tmp_path / "loop")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_a_name_that_is_not_utf8(run, anna):
     for suffix in (".png", ".pts"):

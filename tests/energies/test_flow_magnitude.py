@@ -407,6 +407,7 @@ def test_people_are_not_compared_with_each_other():
     assert set(energy.freeze(state, obs).shared.pairs) == {(0, 2), (2, 0)}
 
 
+@pytest.mark.slow
 def test_a_real_network(tmp_path):
     """Gradients pass through a network of ptlflow, here with random weights."""
     ptlflow = pytest.importorskip("ptlflow", reason="the package ptlflow is not installed")
@@ -430,6 +431,7 @@ def test_a_real_network(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_in_a_recipe(anna, monkeypatch, tmp_path):
     import fitkit
     from fitkit.fitting import stages

@@ -544,6 +544,7 @@ def test_a_fit_to_shading_alone_finds_the_shape():
     )
 
 
+@pytest.mark.slow
 def test_gradient_descent_as_in_training():
     """A 'network' that holds codes, light and albedo: the frozen energy's gradient lowers cost and vertex error."""
     coefficients = torch.tensor([[0.6, -0.5, 0.4, -0.2]], dtype=torch.float64)

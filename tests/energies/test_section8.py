@@ -284,6 +284,7 @@ def _same_cost(objective, energy, example, state):
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_size_of_the_crop_does_not_matter(name):
     sizes = (224, 448)

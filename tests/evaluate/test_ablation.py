@@ -58,6 +58,7 @@ def test_shipped_recipe_has_every_energy_and_loads():
     )  # each sigma has its turn
 
 
+@pytest.mark.slow
 def test_rows_are_the_fits_of_their_views(data):  # noqa: F811
     folder, model = data
     recipe = AblationRecipe("tiny", ARMS, ((1,), (0, 2, 3)), {"first": PEOPLE[0], "second": PEOPLE[1]})
@@ -134,6 +135,7 @@ def test_what_cannot_be_run_is_refused_before_the_first_fit(data, monkeypatch): 
         ablation(data[0], AblationRecipe("x", ARMS, ((0,),)), ["generic", "none"])
 
 
+@pytest.mark.slow
 def test_command_prints_and_writes(data, tmp_path, monkeypatch):  # noqa: F811
     path = tmp_path / "out.json"
     recipe = tmp_path / "two.yaml"

@@ -213,6 +213,7 @@ def test_truth_that_cannot_be_used_is_refused(folder):
         load_truth(folder)
 
 
+@pytest.mark.slow
 def test_faces_in_the_photos(folder, person):
     truth, prediction = load_truth(folder), predicted(person)
     truths = load_photo_truths(folder, truth, prediction.views)

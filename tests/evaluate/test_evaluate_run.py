@@ -56,6 +56,7 @@ def run(*arguments):
     return CliRunner().invoke(command, [str(a) for a in arguments])
 
 
+@pytest.mark.slow
 def test_predictions_then_metrics(data, tmp_path):
     lines = []
     report = evaluate(recipe(data), data[0], tmp_path, tell=lines.append)
@@ -79,6 +80,7 @@ def test_predictions_then_metrics(data, tmp_path):
     assert not (tmp_path / "again" / "predictions").exists()
 
 
+@pytest.mark.slow
 def test_resume_makes_only_what_is_missing(data, tmp_path, monkeypatch):
     made = []
     real = Method.predict
@@ -522,6 +524,7 @@ def test_spread_and_share_of_coefficients():
     assert share_beyond(np.array([0.0, 3.1, -4, 2])) == 0.5
 
 
+@pytest.mark.slow
 def test_held_out_protocol_end_to_end(data, tmp_path):
     folder = layouts.held_out(tmp_path / "people", layouts.person(views=4))
     report = evaluate(recipe(data, name="held_out"), folder, tmp_path / "out")
@@ -576,6 +579,7 @@ def test_held_out_views_see_the_detail_layer(tmp_path):
 STORED = {"now_mean": 0.192, "points_mean": 0.237, "vertex_similarity": 0.578, "region_mean": 0.162}  # mm
 
 
+@pytest.mark.slow
 def test_shipped_sample_is_fitted_as_well_as_before(tmp_path):
     """The shipped photos with their true shape, recipe `multiview`, model `generic`, against stored values. Other processors and
     versions of the packages shift a fit by a few hundredths of a millimetre: 20 %."""

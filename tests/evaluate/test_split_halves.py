@@ -378,6 +378,7 @@ def recipe(data, *overrides, name="split_halves"):
     )
 
 
+@pytest.mark.slow
 def test_end_to_end(data, tmp_path):
     result = CliRunner().invoke(
         command,
@@ -452,6 +453,7 @@ def test_other_photos_in_the_halves_are_not_taken_for_the_same(data, tmp_path):
         evaluate(recipe(data, "predictor=mean", "options.draw=blocks"), data[0], tmp_path, resume=True)
 
 
+@pytest.mark.slow
 def test_failures_are_counted(data, tmp_path, monkeypatch):
     real = methods.fit_observed
 
@@ -498,6 +500,7 @@ def test_by_person_keeps_what_is_known():
     assert by_person(rows) == {"x/anna": {"status": ["ok", "failed"], "within": 1.0, "identity_rms": 0.5}}
 
 
+@pytest.mark.slow
 def test_held_out_takes_some_of_the_people(data, tmp_path):
     report = evaluate(recipe(data, "options.people=1", "options.skip=1", name="held_out"), data[0], tmp_path)
     assert [r["id"] for r in report["rows"]] == ["ben/fold0", "ben/fold1"]

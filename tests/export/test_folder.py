@@ -425,6 +425,7 @@ class TestWhatCannotBeDrawn:
             and load_parameters(out / "parameters.npz").light is not None
         )
 
+    @pytest.mark.slow
     def test_texture_and_light(self, result, tmp_path, monkeypatch):
         monkeypatch.setattr(folder, "blend_texture", broken)
         monkeypatch.setattr(folder, "decompose_result", broken)
@@ -454,6 +455,7 @@ class TestWhatCannotBeDrawn:
 
 
 class TestWholeOrNotAtAll:
+    @pytest.mark.slow
     def test_overwrite_replaces_a_result_and_an_empty_folder(self, result, tmp_path):
         (tmp_path / "out").mkdir()
         out = write_result(result, tmp_path / "out", overwrite=True)

@@ -76,6 +76,7 @@ def quick(program, images, valid, names, path):
     return 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pt", ".onnx"])
 def test_the_program_gives_what_the_network_gives_without_fitkit(trained, tmp_path, suffix):
     if suffix == ".onnx":

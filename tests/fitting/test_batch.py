@@ -99,6 +99,7 @@ def test_a_batch_goes_on_where_it_was_and_tries_errors_again(people, tmp_path):
             fit_folder(people, tmp_path / "out", RECIPE, resume=True)
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(anna, tmp_path):
     for name in ("a", "b"):
         shutil.copytree(anna, tmp_path / "two" / name)
@@ -256,6 +257,7 @@ def stub(monkeypatch):
     monkeypatch.setattr(batch, "_fit", stub_fit)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_bad_subjects_of_all_kinds_become_rows_and_are_tried_again(many, stub, tmp_path):
     bad = {

@@ -249,6 +249,7 @@ def test_the_identity_of_points_that_a_model_made(truth):
     assert all(cost(found + 0.3 * torch.randn_like(found)) > least for _ in range(10))
 
 
+@pytest.mark.slow
 def test_the_better_start_is_taken_and_named(anna, tmp_path):
     torch.manual_seed(0)
     model, path = load_model("generic"), tmp_path / "net.safetensors"
@@ -323,6 +324,7 @@ def test_a_predicted_face_is_laid_onto_its_landmarks(truth, seen):
     assert float(distance.max()) < 0.1  # the fit that stands for the network had seen the same points
 
 
+@pytest.mark.slow
 def test_the_shipped_network_finds_wrong_landmarks(anna, truth, seen):
     subject, found = seen
     points = found.points.clone()

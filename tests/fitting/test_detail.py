@@ -57,6 +57,7 @@ def bumped(generic):
     )
 
 
+@pytest.mark.slow
 def test_a_bump_outside_the_model_is_found(generic, bumped):
     state, _, truth, detail = bumped
     d, face = detail.displacement, generic.face
@@ -135,6 +136,7 @@ def fits(generic, bumped):
     ]
 
 
+@pytest.mark.slow
 def test_a_fit_with_detail(fits):
     plain, detailed = fits
     assert (
@@ -161,6 +163,7 @@ def test_a_fit_with_detail(fits):
     assert detailed.recipe["detail"]["enabled"] and detailed.vertex_sigma is not None
 
 
+@pytest.mark.slow
 def test_folder_round_trip(fits, tmp_path):
     plain, detailed = fits
     out = detailed.save(tmp_path / "detailed")

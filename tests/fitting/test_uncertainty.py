@@ -120,6 +120,7 @@ def test_many_views_by_conjugate_gradients(model, monkeypatch):
     )  # iterations stop at 1e-3
 
 
+@pytest.mark.slow
 def test_sigma_agrees_with_refits_of_fresh_landmark_noise(model):
     """People drawn from the prior, landmarks with fresh noise: the error of the refit has the predicted size."""
     runs, sigma_px, B = 120, 1.5, 2
@@ -285,6 +286,7 @@ def test_nothing_to_say_without_identity(model):
     assert error_bars(p, state, model) is None
 
 
+@pytest.mark.slow
 def test_fit_carries_error_bars():
     truth = tiny_result(views=3, size=200)
     marks = replace(truth.landmarks, sigma=torch.full((3, 68), torch.nan))

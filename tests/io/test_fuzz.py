@@ -21,6 +21,7 @@ def fuzz():
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_damaged_files_are_read_or_refused(fuzz, tmp_path):
     names = [name for name in fuzz.SEEDS if name not in SLOW]

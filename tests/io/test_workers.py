@@ -36,6 +36,7 @@ def square_or_die(number):
     return number * number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_all_jobs_are_done(workers):
     assert (
@@ -44,6 +45,7 @@ def test_all_jobs_are_done(workers):
     )
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_a_worker_reaches_the_caller():
     with pytest.raises(FitkitError, match="job 1 cannot be done"):
         list(run_jobs(refuse, [1, 1], 2))
@@ -54,6 +56,7 @@ def test_what_goes_wrong_in_a_worker_reaches_the_caller():
     assert str(_portable(Unusual(1, 2))) == "Unusual: 1 2"  # an exception that cannot be sent as it is
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_killed_worker_costs_its_own_job_only():
     done = list(run_jobs(square_or_die, [1, -1, 2, -2, 3], 2, lambda job, reason: (job, reason)))
@@ -126,6 +129,7 @@ def gone(number):
         return True
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for processes in /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_their_parent(sleepers, number):
@@ -138,6 +142,7 @@ def test_workers_end_with_their_parent(sleepers, number):
     assert number == signal.SIGKILL or os.listdir(folder) == []  # after SIGTERM they clean up
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_ctrl_c_waits_for_the_jobs_under_way_and_says_so(sleepers):
     process, _, folder = sleepers("short")

@@ -198,6 +198,7 @@ def test_options_that_cannot_be_used():
         net_kind("mvfnt")
 
 
+@pytest.mark.slow
 def test_a_trunk_from_vgg11_bn(tmp_path):
     models = pytest.importorskip("torchvision.models")
     torch.manual_seed(1)

@@ -89,6 +89,7 @@ def same_bytes(a: Path, b: Path) -> bool:
 # ---- the folder ----
 
 
+@pytest.mark.slow
 def test_files_do_not_depend_on_the_number_of_workers(people, tmp_path):
     told = []
     write_subjects(

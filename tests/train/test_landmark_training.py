@@ -64,6 +64,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_training_learns_where_the_points_are(tree, tmp_path):
     settings = recipe(
         tree, "schedule.steps=150", "schedule.save=75", "schedule.average=0.9", "schedule.learning_rate=0.005"

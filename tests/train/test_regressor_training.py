@@ -117,6 +117,7 @@ def train(settings, folder, people, **options):
     return losses, path
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_the_vertex_error(people, tmp_path):
     settings = recipe(
         [{"name": "supervised", "steps": 80, "learning_rate": 0.006, "energies": SUPERVISED}],
@@ -794,6 +795,7 @@ ANY = {
 UNSURE = SUPERVISED | {"identity_nll": {}, "lmk2d": {"sigma_px": 10, "weight": 0.1}}
 
 
+@pytest.mark.slow
 def test_a_network_without_named_views_trains_and_goes_on(people, tmp_path):
     stages = [
         {"name": "heads", "steps": 3, "learning_rate": 0.003, "free": ["heads", "sigma"], "energies": UNSURE},

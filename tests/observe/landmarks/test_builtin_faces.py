@@ -79,6 +79,7 @@ def test_a_photograph(detector, astronaut):
         assert np.linalg.norm(points[part].reshape(-1, 2).mean(0) - place) < 4, part
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("degrees", [-45, -25, 25, 45])
 def test_leaning_heads(detector, front, astronaut, degrees):
     image, truth = front
@@ -122,6 +123,7 @@ def test_sizes(detector, front, width):
     assert error(one(detector, face), points) < (10 if width < 60 else 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("yaw", [-80, -60, 60, 80])
 def test_profiles(detector, yaw):
     model = load_model("generic")
@@ -155,6 +157,7 @@ def test_several_faces(detector, front, astronaut):
     assert error(faces[0], truth + [512, 0]) < 6 and abs(float(faces[1].points[0, 30, 0]) - 224) < 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["coffee", "chelsea", "rocket", "noise", "grey", "gradient"])
 def test_no_face(detector, name):
     if name in ("coffee", "chelsea", "rocket"):  # a cup, a cat, a launch pad

@@ -42,6 +42,7 @@ def turned(image, points):
     return np.ascontiguousarray(np.rot90(image)), points
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spoil, message",
     [
@@ -108,6 +109,7 @@ def test_single_points_far_off_are_left_out(front):
     assert bool(checked(image, points, take=False).valid.all())
 
 
+@pytest.mark.slow
 def test_without_a_face_the_points_stay_in_doubt(front):
     noise = np.random.default_rng(0).integers(0, 255, front[0].shape, np.uint8)
     out = checked(noise, front[1])
