@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from safetensors.torch import save
@@ -29,11 +28,11 @@ from fitkit.data.landmark_frames import (
 from fitkit.errors import FitError, InputError
 from fitkit.io.atomic import written_whole
 from fitkit.io.options import build, to_plain
-from fitkit.io.termination import end_with_parent
 from fitkit.observe.landmarks.network import NUM_POINTS, LandmarkNetwork, NetworkOutput
 from fitkit.synth.shards import read_shard, render_faces
 from fitkit.train.landmark_recipe import LandmarkTraining, LossOptions
 from fitkit.train.records import LOG, MAKE_ROOM, RECIPE, claim_folder, read_checkpoint, write_recipe
+from fitkit.train.regressor_data import begin_worker
 from fitkit.train.schedule import half_cosine
 from fitkit.train.trainer import Loop, LoopOptions, Task, Watch
 
@@ -273,7 +272,7 @@ class LandmarkTask(Task):
             num_workers=schedule.workers,
             collate_fn=collate,
             drop_last=True,
-            worker_init_fn=_one_thread,
+            worker_init_fn=begin_worker,
             persistent_workers=schedule.workers > 0,
         )
         for batch in loader:
@@ -353,9 +352,3 @@ def save_weights(network: LandmarkNetwork, path: Path) -> None:
     }
     with written_whole(path, MAKE_ROOM) as part:
         part.write_bytes(save(tensors, metadata={"network": json.dumps(to_plain(network.options))}))
-
-
-def _one_thread(worker: int) -> None:
-    end_with_parent()
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)

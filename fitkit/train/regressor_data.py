@@ -265,7 +265,8 @@ def _collate(samples: list) -> Batch | _Broken:
     return next((s for s in samples if isinstance(s, _Broken)), None) or collate(samples)
 
 
-def _one_thread(worker: int) -> None:
+def begin_worker(worker: int) -> None:
+    """For a process that reads samples: it ends with its parent and computes on one thread."""
     import cv2
 
     end_with_parent()
@@ -294,7 +295,7 @@ class Batches:
         order = order[first:]
         # Workers start anew: with the fork of a process whose libraries run threads they could hang.
         extra = (
-            {"worker_init_fn": _one_thread, "multiprocessing_context": "spawn", "persistent_workers": True}
+            {"worker_init_fn": begin_worker, "multiprocessing_context": "spawn", "persistent_workers": True}
             if workers
             else {}
         )

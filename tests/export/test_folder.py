@@ -21,7 +21,8 @@ from fitkit.export import folder
 from fitkit.export.cameras import camera_table
 from fitkit.export.folder import file_stems, write_result
 from fitkit.io.options import plain
-from fitkit.io.result_folder import ENTRIES, check_output
+from fitkit.io.result_folder import ENTRIES, PREDICTED, check_output
+from fitkit.io.subject import PREDICTION_MARK
 from fitkit.scene.parameters import load_parameters
 from fitkit.export.preview import draw_uncertainty
 from fitkit.export.lighting import decompose_result
@@ -31,6 +32,8 @@ from fitkit.io.calibration import read_cameras
 from fitkit.io.images import Distortion
 from fitkit.io.subject import KnownCamera, Subject
 from fitkit.scene.camera import Camera
+
+OF_A_FIT = ENTRIES - PREDICTED.keys() - {PREDICTION_MARK}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,7 @@ def files(path):
 
 class TestContent:
     def test_files(self, written):
-        assert {p.name for p in written.iterdir()} == ENTRIES - {"detail.png"}
+        assert {p.name for p in written.iterdir()} == OF_A_FIT - {"detail.png"}
         assert files(written / "views") == [f"view{i}.ply" for i in range(3)]
         assert files(written / "overlay") == [f"view{i}.png" for i in range(3)]
         assert [p.name for p in written.parent.iterdir()] == ["out"]  # nothing hidden beside it
@@ -247,11 +250,8 @@ class TestOtherInputs:
             subject=state.subject[:1],
             illumination=state.illumination[:1],
         )
-        landmarks = replace(
-            result.landmarks,
-            points=result.landmarks.points[:1] + torch.tensor([50.0, 100.0]),
-            valid=result.landmarks.valid[:1],
-        )
+        first = result.landmarks.select([0])
+        landmarks = replace(first, points=first.points + torch.tensor([50.0, 100.0]))
         small = replace(
             result, subject=Subject("t", (view,)), state=single, landmarks=landmarks, camera_source=("exif",)
         )
@@ -658,4 +658,4 @@ def test_states_in_double_precision_and_with_gradients(result, tmp_path):
     out = write_result(
         replace(result, state=state, model=result.model.to(dtype=torch.float64)), tmp_path / "out"
     )
-    assert {p.name for p in out.iterdir()} == ENTRIES - {"detail.png"}
+    assert {p.name for p in out.iterdir()} == OF_A_FIT - {"detail.png"}
