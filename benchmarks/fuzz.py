@@ -344,7 +344,12 @@ def _weights(folder: Path) -> Reader:
         folder / "v.pth",
     )
     torch.save({"step": 1, "network": {}, "optimizer": {}, "average": {}, "recipe": "a"}, folder / "c.pth")
-    earlier = {"state_dict": {"network.a": torch.zeros(3)}, "optimizer_states": [{}], "global_step": 1, "fitkit": {}}
+    earlier = {
+        "state_dict": {"network.a": torch.zeros(3)},
+        "optimizer_states": [{}],
+        "global_step": 1,
+        "fitkit": {},
+    }
     torch.save(earlier, folder / "d.pth")
     return Reader(
         ("v.pth", "c.pth", "d.pth"),

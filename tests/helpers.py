@@ -199,9 +199,9 @@ def picture(
     background: float = 0.35,
 ) -> np.ndarray:
     """Unlit pictures of meshes: vertices [B, V, 3] camera frame, sRGB colours [V, 3] in [0, 1] -> uint8 [B, H, W, 3]."""
-    from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
+    from fitkit.render.rasterizer import interpolate, rasterize
 
-    fragments = rasterize(clip_vertices(camera, vertices.float()), triangles, size)
+    fragments = rasterize(camera.clip(vertices.float()), triangles, size)
     rgb = interpolate(fragments, triangles, colors.float()[None].expand(len(vertices), -1, -1))
     rgb = torch.where(fragments.covered[..., None], rgb, torch.full_like(rgb, background))
     return (rgb * 255).round().clamp(0, 255).byte().numpy()
@@ -337,10 +337,10 @@ def photograph(
     model: FaceModel, state: SceneState, size: int, tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
 ) -> torch.Tensor:
     """Unlit pictures [B, 3, size, size] of a person painted with `skin_pattern`, before grey 0.4."""
-    from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
+    from fitkit.render.rasterizer import interpolate, rasterize
 
     fragments = rasterize(
-        clip_vertices(state.camera, state.pose.apply(state.vertices(model))), model.triangles, (size, size)
+        state.camera.clip(state.pose.apply(state.vertices(model))), model.triangles, (size, size)
     )
     grey = torch.where(
         fragments.covered, skin_pattern(interpolate(fragments, model.triangles, model.mean[None])), 0.4

@@ -56,7 +56,11 @@ def predict(photos, weights, output, overwrite, device, landmarks, quiet):
     scene = weights is None or "state" in read_about(weights)["gives"]
     with share_bar(quiet) as progress:
         result = (run if scene else predict_maps)(
-            read(paths, target), weights, landmarks=landmarks, device=device, progress=progress.part(0.0, 0.85)
+            read(paths, target),
+            weights,
+            landmarks=landmarks,
+            device=device,
+            progress=progress.part(0.0, 0.85),
         )
         progress.at(0.85, "writing the result")
         path = result.save(target, overwrite)

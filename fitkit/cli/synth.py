@@ -105,7 +105,9 @@ def synth(
 
         def made(step):
             if bar.n == 0 and step.done:
-                bar.initial = step.done * settled.pictures  # what was there before is not counted into the speed
+                bar.initial = (
+                    step.done * settled.pictures
+                )  # what was there before is not counted into the speed
             bar.update(step.done * settled.pictures - bar.n)
 
         try:

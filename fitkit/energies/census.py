@@ -292,7 +292,9 @@ class CrossViewCensus:
             by_edges,
             gaussian_blur(grey, options.blur),
             usable,
-            None if options.parse == "none" else label_weights(observations, mask, options.parse, "census_xview"),
+            None
+            if options.parse == "none"
+            else label_weights(observations, mask, options.parse, "census_xview"),
         )
 
     def at_share(self, done: float) -> "CrossViewCensus":

@@ -35,7 +35,11 @@ LIP_PAIRS = ((61, 67), (62, 66), (63, 65))
 POINT_WEIGHTS: dict[str, tuple[tuple[slice, float], ...]] = {
     "even": (),
     "dfmvr": ((slice(28, 31), 20.0), (slice(60, 68), 20.0)),  # DF-MVR eq. 4: nose ridge, inner lips
-    "dfmvr_code": ((slice(28, 31), 20.0), (slice(36, 48), 20.0), (slice(60, 68), 20.0)),  # with the eyes, as released
+    "dfmvr_code": (
+        (slice(28, 31), 20.0),
+        (slice(36, 48), 20.0),
+        (slice(60, 68), 20.0),
+    ),  # with the eyes, as released
     # MFNet eq. 7 with the weights of DECA
     "mfnet": (
         (slice(5, 7), 2.0),

@@ -78,7 +78,9 @@ class AlignedLandmarks(PlainEnergy):
             identity = state.identity[state.subject].detach().requires_grad_()
             expression = state.expression.detach().requires_grad_()
             each = state.replace(
-                identity=identity, subject=torch.arange(len(identity)).to(state.subject), expression=expression
+                identity=identity,
+                subject=torch.arange(len(identity)).to(state.subject),
+                expression=expression,
             )
             residuals = self.residuals(each, observations)
             rows = [
@@ -86,7 +88,9 @@ class AlignedLandmarks(PlainEnergy):
                 for v in residuals.value.flatten(1).unbind(1)
             ]
         residuals = replace(residuals, value=residuals.value.detach())
-        return self._linearization(state, residuals, torch.stack(rows, 1).unflatten(1, residuals.value.shape[1:]))
+        return self._linearization(
+            state, residuals, torch.stack(rows, 1).unflatten(1, residuals.value.shape[1:])
+        )
 
     def _linearization(self, state: SceneState, residuals: Residuals, J: Tensor) -> Linearization:
         K = self.basis.num_identity

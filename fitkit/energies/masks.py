@@ -16,7 +16,7 @@ from torch import Tensor
 from fitkit.errors import InputError
 from fitkit.geometry.normals import vertex_normals
 from fitkit.observe.sampling import erode
-from fitkit.render.rasterizer import Fragments, clip_vertices, interpolate, rasterize
+from fitkit.render.rasterizer import Fragments, interpolate, rasterize
 from fitkit.render.visibility import seen_by_depth
 from fitkit.scene.camera import Camera
 from fitkit.scene.depth_state import back_project, carry, pixel_grid
@@ -74,7 +74,7 @@ def vis_zbuf(
     vertices: [B, V, 3] mm, camera frame; size: (H, W) of the pictures; outside of them nothing is visible.
     """
     with torch.no_grad():
-        depth = rasterize(clip_vertices(camera, vertices), triangles, size).depth
+        depth = rasterize(camera.clip(vertices), triangles, size).depth
         pixels, in_front = camera.project(vertices)
         return seen_by_depth(pixels, vertices[..., 2], depth, 1.0, tolerance_mm) & in_front
 

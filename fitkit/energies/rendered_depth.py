@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fitkit.energies.base import Energy, Residuals
 from fitkit.models.face_model import FaceModel
-from fitkit.render.rasterizer import Fragments, barycentrics, clip_vertices, interpolate, rasterize
+from fitkit.render.rasterizer import Fragments, barycentrics, interpolate, rasterize
 from fitkit.scene.depth_state import DepthState
 from fitkit.scene.state import SceneState
 
@@ -29,7 +29,7 @@ def rendered_depth(model: FaceModel, state: SceneState, triangle: Tensor) -> Dep
     triangle: [B, H, W] int64, the triangle that covers each pixel, -1 where there is none.
     """
     posed = state.pose.apply(state.vertices(model))
-    weights = barycentrics(clip_vertices(state.camera, posed), model.triangles, triangle)
+    weights = barycentrics(state.camera.clip(posed), model.triangles, triangle)
     fragments = Fragments(triangle, weights, torch.zeros_like(triangle, dtype=posed.dtype), triangle >= 0)
     depth = interpolate(fragments, model.triangles, posed[..., 2:])[..., 0]
     return DepthState(torch.where(triangle >= 0, depth, 0), state.pose, state.camera, state.subject)
@@ -53,7 +53,7 @@ class _OnRenderedDepth:
 
     def freeze(self, state: SceneState, observations: Any) -> _OnRenderedDepth:
         with torch.no_grad():
-            clip = clip_vertices(state.camera, state.pose.apply(state.vertices(self.model)))
+            clip = state.camera.clip(state.pose.apply(state.vertices(self.model)))
             triangle = rasterize(clip, self.model.triangles, observations.size).triangle
             seen = rendered_depth(self.model, state, triangle)
             return replace(self, energy=self.energy.freeze(seen, observations), triangle=triangle)

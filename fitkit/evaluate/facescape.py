@@ -14,7 +14,7 @@ import torch
 from fitkit.errors import DegenerateInputError
 from fitkit.evaluate.distances import chamfer
 from fitkit.geometry.normals import triangle_normals
-from fitkit.render.rasterizer import clip_vertices, rasterize
+from fitkit.render.rasterizer import rasterize
 from fitkit.scene.camera import Camera
 
 SIZE = 256  # px of the depth maps and cells of the cylinder map
@@ -74,7 +74,7 @@ def align_lab(
         torch.tensor([K[1, 1] / K[0, 0]]).float(),
     )
     maps = [
-        _depth(clip_vertices(camera, torch.from_numpy(np.asarray(v)).float()[None]), t)
+        _depth(camera.clip(torch.from_numpy(np.asarray(v)).float()[None]), t)
         for v, t in ((truth, truth_triangles), (vertices, triangles))
     ]
     difference = _depth_difference(*maps)
@@ -88,7 +88,7 @@ def _orthographic_depth(vertices: np.ndarray, triangles: np.ndarray, reach: floa
     camera = Camera(
         torch.tensor([focal]).float(), torch.full((1, 2), (SIZE - 1) / 2), torch.ones(1), "orthographic"
     )
-    return _depth(clip_vertices(camera, torch.from_numpy(vertices * [1, -1, -1]).float()[None]), triangles)
+    return _depth(camera.clip(torch.from_numpy(vertices * [1, -1, -1]).float()[None]), triangles)
 
 
 def _depth(clip: torch.Tensor, triangles: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from fitkit.io.landmark_files import read_landmarks
 from fitkit.io.mesh_files import read_mesh
 from fitkit.observe.landmarks.detectors import detect_view, make_detector
 from fitkit.observe.landmarks.types import LandmarkDetector, Landmarks
-from fitkit.render.rasterizer import clip_vertices, rasterize
+from fitkit.render.rasterizer import rasterize
 from fitkit.render.visibility import seen_by_depth
 from fitkit.scene.camera import Camera
 
@@ -159,7 +159,7 @@ def _project(
         torch.tensor([K[1, 1] / K[0, 0]]).float(),
     )
     depth = rasterize(
-        clip_vertices(camera, torch.from_numpy(vertices @ R.T + t).float()[None]),
+        camera.clip(torch.from_numpy(vertices @ R.T + t).float()[None]),
         torch.from_numpy(triangles),
         size,
     ).depth

@@ -14,8 +14,8 @@ from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import CropOptions, crop_views
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
-from fitkit.render.rasterizer import clip_vertices
-from fitkit.render.shading import Surface, average_surface, supersampled
+
+from fitkit.render.shading import Surface, average_surface
 from fitkit.scene.state import SceneState
 
 CLAY = 0.5  # albedo of the shaded head
@@ -58,7 +58,7 @@ def draw_lighting(
     """
     H, W = observations.size
     vertices = state.posed(model, [index])
-    clip = clip_vertices(supersampled(state.camera.select([index]), SUPERSAMPLE), vertices)[0]
+    clip = state.camera.select([index]).resized(1 / SUPERSAMPLE).clip(vertices)[0]
     surface = Surface.visible(clip, model.triangles, (H * SUPERSAMPLE, W * SUPERSAMPLE))
     head = vertex_normals(state.select([index]).vertices(model), model.triangles)[0]
     normal = torch.nn.functional.normalize(surface.interpolate(head[model.triangles]), dim=-1)

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import torch
 
-from fitkit.render.rasterizer import clip_vertices
-from fitkit.render.shading import Surface, average_blocks, light_surface, supersampled
+
+from fitkit.render.shading import Surface, average_blocks, light_surface
 from fitkit.render.texture import crop_and_scale
 from fitkit.scene.camera import Camera
 import itertools
@@ -58,7 +58,7 @@ def draw_overlay(result: FitResult, index: int) -> np.ndarray:
     box, scale = _frame(image.shape[:2], camera, vertices[:, model.skin | model.face], observed[valid])
     photo, shown = crop_and_scale(image, camera, box, scale)
     size = photo.shape[:2]
-    clip = clip_vertices(supersampled(shown, SUPERSAMPLE), vertices)[0]
+    clip = shown.resized(1 / SUPERSAMPLE).clip(vertices)[0]
     surface = Surface.visible(clip, model.triangles, (size[0] * SUPERSAMPLE, size[1] * SUPERSAMPLE))
     depth = surface.image(surface.interpolate(vertices[0][model.triangles][..., 2:]))[..., 0].numpy()
     panel = _blend_mesh(photo, model, vertices[0], surface, depth)
@@ -155,7 +155,7 @@ def _landmarks_in_front(landmarks: torch.Tensor, camera: Camera, depth: np.ndarr
     """
     # The farthest surface around a point counts, so that points on the outline do not flicker.
     depth = cv2.dilate(depth, np.ones((2 * SUPERSAMPLE + 1,) * 2, np.uint8))
-    pixels, in_front = supersampled(camera, SUPERSAMPLE).project(landmarks)
+    pixels, in_front = camera.resized(1 / SUPERSAMPLE).project(landmarks)
     H, W = depth.shape
     x, y = pixels[0].clamp(-1, max(H, W)).round().long().unbind(-1)
     inside = ((x >= 0) & (y >= 0) & (x < W) & (y < H)).numpy()

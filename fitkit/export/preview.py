@@ -13,14 +13,13 @@ from torch import Tensor
 from fitkit.geometry.color import linear_from_srgb
 from fitkit.geometry.rotation import so3_exp
 from fitkit.models.face_model import FaceModel
-from fitkit.render.rasterizer import clip_vertices
+
 from fitkit.render.shading import (
     Shaded,
     Surface,
     average_surface,
     light_surface,
     shade,
-    supersampled,
     surface_normals,
 )
 from fitkit.scene.camera import Camera
@@ -193,7 +192,7 @@ def _seen(vertices, triangles, yaw, shown, tile) -> tuple[Surface, Tensor]:
         vertices.new_tensor([[(W - 1) / 2, (H - 1) / 2]]),
         vertices.new_ones(1),
     )
-    clip = clip_vertices(supersampled(camera, SUPERSAMPLE), points)[0]
+    clip = camera.resized(1 / SUPERSAMPLE).clip(points)[0]
     return Surface.visible(clip, triangles, (H * SUPERSAMPLE, W * SUPERSAMPLE)), points[0]
 
 

@@ -64,7 +64,11 @@ OUTPUTS = {
         "standard deviation of each coordinate of `landmarks`",
     ),
     "depth": ("[S, V, size, size]", "mm", "along the camera's axis, see `focal`; 0 or less: no surface"),
-    "suitability": ("[S, V, size, size]", "none", "0 to 1, how far the colours may be compared with other photos"),
+    "suitability": (
+        "[S, V, size, size]",
+        "none",
+        "0 to 1, how far the colours may be compared with other photos",
+    ),
     "position_map": (
         "[S, V, 3, H, W]",
         "px of the cut picture",

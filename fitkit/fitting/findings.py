@@ -261,7 +261,11 @@ def _unmatched(views: Sequence[ViewReport]) -> list[Finding]:
     """The one view that has no match with the others, or wrong ones, while these match as photos of one instant do."""
     bad = [v for v in views if v.flow_sigma is None or v.flow_sigma > FLOW_LARGE]
     rest = [v for v in views if v not in bad]
-    if len(bad) != 1 or bad[0].flow_sigma_others is None or max(v.flow_sigma or 0.0 for v in rest) > FLOW_INSTANT:
+    if (
+        len(bad) != 1
+        or bad[0].flow_sigma_others is None
+        or max(v.flow_sigma or 0.0 for v in rest) > FLOW_INSTANT
+    ):
         return []
     if min(abs(v.yaw_pitch_roll_deg[0] - bad[0].yaw_pitch_roll_deg[0]) for v in rest) > TURNED_DEG:
         return []

@@ -58,9 +58,7 @@ def landmark_start(model: FaceModel, observations: Observations) -> Start:
     identity = torch.zeros(1, model.num_identity, device=device)
     expression = torch.zeros(B, model.num_expression, device=device)
     predicted = torch.zeros(B, dtype=torch.bool, device=device)
-    return Start(
-        scale, rotation, origin, identity, expression, predicted, torch.full_like(scale, torch.nan)
-    )
+    return Start(scale, rotation, origin, identity, expression, predicted, torch.full_like(scale, torch.nan))
 
 
 def initial_state(
@@ -167,8 +165,6 @@ def _check_finite(views: Sequence[View], source: Sequence[str], pose: Pose, *mor
                     else f"(from {known}); check the camera, in px and mm"
                 )
             )
-
-
 
 
 def _rig_pose(views: Sequence[View], single: Pose) -> Pose:

@@ -80,7 +80,9 @@ def read_vertex_numbers(path: str | os.PathLike, name: str) -> np.ndarray | None
     with foreign_file(path, "not a readable mesh", limit=MESH_BYTES) as file:
         data = file.bytes()
         _check_counts(data, ".ply")
-        mesh = trimesh.load(io.BytesIO(data), file_type="ply", process=False, force="mesh", skip_materials=True)
+        mesh = trimesh.load(
+            io.BytesIO(data), file_type="ply", process=False, force="mesh", skip_materials=True
+        )
         vertices = mesh.metadata["_ply_raw"]["vertex"]
         if name not in vertices["properties"]:
             return None

@@ -12,7 +12,7 @@ from fitkit.geometry.color import srgb_from_linear
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.models.face_model import FaceModel
-from fitkit.render.rasterizer import Fragments, barycentrics, clip_vertices, interpolate, rasterize
+from fitkit.render.rasterizer import Fragments, barycentrics, interpolate, rasterize
 from fitkit.models.appearance import default_albedo
 from fitkit.scene.state import SceneState
 
@@ -68,7 +68,7 @@ def render_lit(
         DF-MVR section 4 renders vertex colours shaded this way.
     """
     vertices = state.vertices(model)
-    clip = clip_vertices(state.camera, state.pose.apply(vertices))
+    clip = state.camera.clip(state.pose.apply(vertices))
     if triangle is None:
         fragments = rasterize(clip, model.triangles, size)
     else:

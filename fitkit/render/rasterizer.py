@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from fitkit.errors import InputError, MissingWeightsError
-from fitkit.scene.camera import Camera
 
 BACKENDS = ("auto", "torch", "numba", "pytorch3d", "nvdiffrast")
 NEAR_MM = 1.0  # triangles with a corner nearer than this are not drawn
@@ -34,18 +33,6 @@ class Fragments:
     covered: Tensor
 
 
-def clip_vertices(camera: Camera, points: Tensor) -> Tensor:
-    """Camera-frame points [B, V, 3] mm -> [B, V, 4]: (u * w, v * w, depth, w).
-
-    u, v are pixels, (0, 0) = centre of the top-left pixel; w is what the projection divides by
-    (the depth for 'perspective', a constant for 'orthographic').
-    """
-    w = camera.depth_divisor(points)
-    uw = points[..., 0] * camera.focal[:, None] + camera.principal[:, None, 0] * w
-    vw = points[..., 1] * (camera.focal * camera.aspect)[:, None] + camera.principal[:, None, 1] * w
-    return torch.stack([uw, vw, points[..., 2], w], -1)
-
-
 def pick_backend(device: torch.device) -> str:
     """The fastest backend that needs nothing but what fitkit installs: numba on the CPU, torch elsewhere."""
     return "numba" if device.type == "cpu" and find_spec("numba") is not None else "torch"
@@ -55,7 +42,7 @@ def rasterize(clip: Tensor, triangles: Tensor, size: tuple[int, int], backend: s
     """Exact z-buffer of a triangle mesh.
 
     Args:
-        clip: [B, V, 4] from `clip_vertices`; triangles: [F, 3] int64; size: (H, W) pixels.
+        clip: [B, V, 4] from `Camera.clip`; triangles: [F, 3] int64; size: (H, W) pixels.
         backend: one of BACKENDS; 'auto' takes `pick_backend`.
     Returns:
         Fragments. Both sides of a triangle are drawn; of equally near triangles the higher index wins;

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fitkit.geometry.color import srgb_from_linear
 from fitkit.geometry.normals import vertex_normals
-from fitkit.render.rasterizer import clip_vertices, pick_backend
+from fitkit.render.rasterizer import pick_backend
 from fitkit.scene.camera import Camera
 
 CLAY = (0.62, 0.60, 0.585)  # linear RGB
@@ -39,13 +39,6 @@ class Shaded:
     rgb: Tensor
     alpha: Tensor
     skin: Tensor
-
-
-def supersampled(camera: Camera, factor: int) -> Camera:
-    """The camera of a picture with `factor` times the pixels per side: the same picture when blocks are averaged."""
-    B = len(camera.focal)
-    scale = camera.focal.new_full((B,), float(factor))
-    return camera.scaled(scale, camera.focal.new_full((B, 2), -(factor - 1) / (2 * factor)))
 
 
 def shade(normals: Tensor, lights: Lights = Lights()) -> tuple[Tensor, Tensor]:
@@ -152,8 +145,8 @@ def render_shaded(
         select: [F] bool, the triangles counted in `Shaded.skin`; all of them hide what is behind them.
         supersample: samples per pixel side.
     """
-    fine = supersampled(camera, supersample)
-    clip = clip_vertices(fine, vertices)
+    fine = camera.resized(1 / supersample)
+    clip = fine.clip(vertices)
     views = []
     for b in range(len(vertices)):
         surface = Surface.visible(clip[b], triangles, (size[0] * supersample, size[1] * supersample))

@@ -22,7 +22,7 @@ from fitkit.geometry.membrane import Membrane
 from fitkit.geometry.normals import vertex_normals
 from fitkit.models.appearance import default_albedo, in_region
 from fitkit.models.face_model import FaceModel
-from fitkit.render.rasterizer import clip_vertices
+
 from fitkit.render.shading import Surface
 from fitkit.scene.camera import Camera
 
@@ -283,7 +283,7 @@ class _Lookup:
     def of(cls, view: CroppedView, triangles: Tensor, options: TextureOptions) -> _Lookup:
         vertices, camera = view.vertices, view.camera
         size = view.image.shape[:2]
-        surface = Surface.visible(clip_vertices(camera, vertices[None])[0], triangles, size)
+        surface = Surface.visible(camera.clip(vertices[None])[0], triangles, size)
         depth = surface.image(surface.interpolate(vertices[triangles][..., 2:]))[..., 0].numpy()
         density = _density(vertices[None], camera)
         cosine = _cosine(vertices, triangles, camera)[:, None]

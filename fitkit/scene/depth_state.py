@@ -38,9 +38,7 @@ class DepthState:
         views, subject = views_of(self.subject, people)
         suitability = None if self.suitability is None else self.suitability[views]
         pose = None if self.pose is None else self.pose.select(views)
-        return DepthState(
-            self.depth[views], pose, self.camera.select(views), subject, suitability
-        )
+        return DepthState(self.depth[views], pose, self.camera.select(views), subject, suitability)
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Ordered pairs of different frames of one person, which are to be compared: indices i [P], j [P].

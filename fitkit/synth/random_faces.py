@@ -37,8 +37,8 @@ from fitkit.errors import InputError
 from fitkit.geometry.normals import vertex_normals
 from fitkit.io.options import Degrees, Range, Share
 from fitkit.models.face_model import FaceModel
-from fitkit.render.rasterizer import clip_vertices, pick_backend, rasterize
-from fitkit.render.shading import Surface, average_blocks, supersampled
+from fitkit.render.rasterizer import pick_backend, rasterize
+from fitkit.render.shading import Surface, average_blocks
 from fitkit.scene.pose import yaw_pitch_roll
 from fitkit.scene.state import SceneState
 
@@ -466,8 +466,8 @@ def random_face(
     shape = model.vertices(state.identity, state.expression)
     points = state.pose.apply(shape)[0]
     marks = _landmarks(model, state).double().numpy()
-    lens = supersampled(state.camera, SUPERSAMPLE)
-    clip = clip_vertices(lens, points[None])[0]
+    lens = state.camera.resized(1 / SUPERSAMPLE)
+    clip = lens.clip(points[None])[0]
 
     ground = background(
         streams["background"], fine, None if variation.backgrounds is None else Path(variation.backgrounds)
@@ -638,7 +638,7 @@ def _add_hair(
         return
     points = state.pose.apply(torch.from_numpy(shell.points).float()[None])[0]
     triangles = torch.from_numpy(shell.triangles)
-    surface = Surface.visible(clip_vertices(lens, points[None])[0], triangles, layers.depth.shape)
+    surface = Surface.visible(lens.clip(points[None])[0], triangles, layers.depth.shape)
     table = torch.cat(
         [
             vertex_normals(points[None], triangles)[0],
@@ -876,9 +876,7 @@ def outline_points(
     if depth is None:
         side = size * SUPERSAMPLE
         points = state.pose.apply(model.vertices(state.identity, state.expression))
-        drawn = rasterize(
-            clip_vertices(supersampled(state.camera, SUPERSAMPLE), points), model.triangles, (side, side)
-        )
+        drawn = rasterize(state.camera.resized(1 / SUPERSAMPLE).clip(points), model.triangles, (side, side))
         depth = torch.where(drawn.covered, drawn.depth, torch.full_like(drawn.depth, 1e9))[0].numpy()
     jaw = marks[:17].copy()
     yaw = float(_angles(state)[0])
@@ -917,11 +915,11 @@ def face_contour(model: FaceModel, state: SceneState, size: int) -> np.ndarray:
     """Edge of the picture of the face without the nose, points [N, 2] px, half a sample apart or less; one view."""
     triangles = model.triangles[_face_without_nose(model)]
     pad = int(size * CONTOUR_MARGIN)
-    lens = supersampled(state.camera.scaled(torch.ones(1), torch.full((1, 2), -float(pad))), SUPERSAMPLE)
+    lens = state.camera.scaled(torch.ones(1), torch.full((1, 2), -float(pad))).resized(1 / SUPERSAMPLE)
     points = state.pose.apply(model.vertices(state.identity, state.expression))
     side = (size + 2 * pad) * SUPERSAMPLE
     covered = (
-        rasterize(clip_vertices(lens, points), triangles, (side, side), backend=pick_backend(points.device))
+        rasterize(lens.clip(points), triangles, (side, side), backend=pick_backend(points.device))
         .covered[0]
         .numpy()
     )

@@ -13,8 +13,8 @@ from fitkit.geometry.color import srgb_from_linear
 from fitkit.geometry.rotation import so3_exp
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.models.face_model import FaceModel
-from fitkit.render.rasterizer import clip_vertices
-from fitkit.render.shading import Surface, average_blocks, supersampled, surface_normals
+
+from fitkit.render.shading import Surface, average_blocks, surface_normals
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
@@ -137,9 +137,9 @@ def photograph(
     views = []
     for b in range(state.num_views):
         points = state.posed(model, [b])[0]
-        fine = supersampled(state.camera.select([b]), supersample)
+        fine = state.camera.select([b]).resized(1 / supersample)
         surface = Surface.visible(
-            clip_vertices(fine, points[None])[0],
+            fine.clip(points[None])[0],
             model.triangles,
             (size[0] * supersample, size[1] * supersample),
         )

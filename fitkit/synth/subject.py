@@ -58,8 +58,8 @@ from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.io.images import to_rgb
 from fitkit.models.face_model import FaceModel
 from fitkit.models.makehuman import Traits
-from fitkit.render.rasterizer import clip_vertices
-from fitkit.render.shading import average_blocks, supersampled
+
+from fitkit.render.shading import average_blocks
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
 
@@ -454,8 +454,8 @@ class _Studio:
         vertices, table = self.shape(state)
         points = state.pose.apply(vertices[None])
         table[:, 11] = points[0, :, 2].numpy()
-        lens = supersampled(state.camera, SUPERSAMPLE)
-        surface = sample_mesh(clip_vertices(lens, points)[0], model.triangles, (fine, fine), table)
+        lens = state.camera.resized(1 / SUPERSAMPLE)
+        surface = sample_mesh(lens.clip(points)[0], model.triangles, (fine, fine), table)
 
         ground_stream = stream(recipe, plan.index, "background", None if recipe.background == "shared" else b)
         ground = background(ground_stream, size, self.folder)
@@ -547,7 +547,7 @@ class _Studio:
         points = state.pose.apply(torch.from_numpy(shell.points).float()[None])
         table = np.concatenate([self.shell_table, points[0, :, 2:].numpy()], 1)
         surface = sample_mesh(
-            clip_vertices(lens, points)[0], torch.from_numpy(shell.triangles), layers.depth.shape, table
+            lens.clip(points)[0], torch.from_numpy(shell.triangles), layers.depth.shape, table
         )
         albedo, alpha, shine = hair_colors(
             shell, plan.hair_of(b), surface.values[:, 5], surface.values[:, 3:5]
@@ -592,9 +592,7 @@ class _Studio:
     ) -> tuple[np.ndarray, ...]:
         """Depth, normals, parse classes and regions at the pixel centres, as in SubjectView."""
         size = self.recipe.size
-        surface = sample_mesh(
-            clip_vertices(state.camera, points)[0], self.model.triangles, (size, size), table
-        )
+        surface = sample_mesh(state.camera.clip(points)[0], self.model.triangles, (size, size), table)
         depth, parse, region = (
             np.zeros(size * size, np.float32),
             np.zeros(size * size, np.uint8),

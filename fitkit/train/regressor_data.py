@@ -145,13 +145,17 @@ class KeptSamples(FaceDataset):
             if labels is not None:
                 labels = labels.each(Tensor.byte, ("parse",)).each(Tensor.half, ("normals",))
             images = (seen.images * 255).round().byte()
-            self._kept[index] = replace(sample, observations=replace(seen, images=images, labels=labels), truth=None)
+            self._kept[index] = replace(
+                sample, observations=replace(seen, images=images, labels=labels), truth=None
+            )
         kept = self._kept[index]
         labels = kept.observations.labels
         if labels is not None:
             labels = labels.each(Tensor.long, ("parse",)).each(Tensor.float, ("normals",))
         images = kept.observations.images.float() / 255
-        return replace(kept, observations=replace(kept.observations, images=images, labels=labels), truth=labels)
+        return replace(
+            kept, observations=replace(kept.observations, images=images, labels=labels), truth=labels
+        )
 
 
 # ---- which sample when ----

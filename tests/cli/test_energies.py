@@ -14,7 +14,14 @@ def test_the_table(run):
         "by",
         "residual",
     ]
-    assert next(line for line in lines if " flow_mag " in line).split()[:6] == ["E4", "flow_mag", "yes", "yes", "automatic", "mean"]
+    assert next(line for line in lines if " flow_mag " in line).split()[:6] == [
+        "E4",
+        "flow_mag",
+        "yes",
+        "yes",
+        "automatic",
+        "mean",
+    ]
     assert [line.split()[3] for line in lines[1:]] == ["yes"] * len(REGISTRY)
     assert next(line for line in lines if " lmk_posmap " in line).split()[2] == "no"
 

@@ -123,10 +123,16 @@ def test_a_side_that_is_not_there_is_the_other_side_mirrored(tmp_path):
     sample = W300LP(tmp_path, W300LPOptions(triplets=1, size=160), MODEL)[0]
     seen = sample.observations
     yaw = yaw_pitch_roll(sample.truth.state.pose.rotation)[:, 0]
-    assert seen.num_views == 3 and float(yaw[2]) == pytest.approx(-float(yaw[1]), abs=0.01) and float(yaw[2]) > 20
+    assert (
+        seen.num_views == 3
+        and float(yaw[2]) == pytest.approx(-float(yaw[1]), abs=0.01)
+        and float(yaw[2]) > 20
+    )
     points = observe(MODEL, state, SIZE).landmarks.points[1]
     assert torch.allclose(
-        in_picture(seen)[2], (points * torch.tensor([-1, 1]) + torch.tensor([SIZE - 1, 0]))[MIRRORED], atol=2e-3
+        in_picture(seen)[2],
+        (points * torch.tensor([-1, 1]) + torch.tensor([SIZE - 1, 0]))[MIRRORED],
+        atol=2e-3,
     )
     # The picture is turned with its labels: the mean face under the mirrored pose lies on the mirrored points.
     pixels = project_points(MODEL.landmark_basis, sample.truth.state).pixels
@@ -141,8 +147,12 @@ def test_a_mirrored_copy_has_the_mirrored_points_of_its_original(tmp_path):
     lp_source(tmp_path / "AFW", "AFW_1", [5, -30, 40])
     copy = tmp_path / "AFW_Flip"
     for path in sorted((tmp_path / "AFW").glob("*.jpg")):
-        save_picture(copy / path.name, torch.from_numpy(cv2.imread(str(path))[:, ::-1, ::-1] / 255).permute(2, 0, 1))
-        content = {k: v for k, v in scipy.io.loadmat(path.with_suffix(".mat")).items() if not k.startswith("__")}
+        save_picture(
+            copy / path.name, torch.from_numpy(cv2.imread(str(path))[:, ::-1, ::-1] / 255).permute(2, 0, 1)
+        )
+        content = {
+            k: v for k, v in scipy.io.loadmat(path.with_suffix(".mat")).items() if not k.startswith("__")
+        }
         pose = content["Pose_Para"] * [1, -1, -1, -1, 1, 1, 1] + [0, 0, 0, SIZE + 1, 0, 0, 0]
         scipy.io.savemat(copy / path.with_suffix(".mat").name, content | {"Pose_Para": pose})
     data = W300LP(tmp_path, W300LPOptions(triplets=1, size=160), MODEL)
@@ -227,7 +237,11 @@ def test_with_the_basel_face_model_coefficients_become_labels(tmp_path):
     assert sample.truth.known == ("identity", "expression", "pose")
     head = got.vertices(MODEL)
     places = got.pose.apply(MODEL.landmarks.points(head, MODEL.triangles))
-    depth = (places[..., 2] - places[..., 2].amin(1, keepdim=True)) * got.camera.focal[:, None] / Camera.REFERENCE_DEPTH
+    depth = (
+        (places[..., 2] - places[..., 2].amin(1, keepdim=True))
+        * got.camera.focal[:, None]
+        / Camera.REFERENCE_DEPTH
+    )
     assert torch.allclose(sample.truth.crop_points[..., 2], depth, atol=0.01)
     assert torch.equal(sample.truth.crop_points[..., :2], sample.observations.landmarks.points)
     shutil.rmtree(tmp_path / "data" / "landmarks")  # then the points are the model's own

@@ -66,7 +66,7 @@ from fitkit.geometry.spherical_harmonics import Y0
 from fitkit.observe.labels import Labels
 from fitkit.observe.observations import Observations
 from fitkit.render.lit import render_lit
-from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
+from fitkit.render.rasterizer import interpolate, rasterize
 from fitkit.scene.depth_state import DepthState
 from fitkit.scene.layout import ParameterLayout, retract
 from fitkit.scene.pose import Pose
@@ -411,7 +411,7 @@ def of_depth(energy, size=64, seed=0, suitability=False, amount=4.0, images=pain
     """relief: the error leaves out each frame's mean, which the energy does not feel."""
     truth = person(size, 2, seed)
     vertices = truth.pose.apply(truth.vertices(MODEL))
-    fragments = rasterize(clip_vertices(truth.camera, vertices), MODEL.triangles, (size, size))
+    fragments = rasterize(truth.camera.clip(vertices), MODEL.triangles, (size, size))
     depth = fragments.depth
     cosine = -(vertex_normals(vertices, MODEL.triangles) * F.normalize(vertices, dim=-1)).sum(
         -1, keepdim=True
@@ -686,5 +686,7 @@ def joined(one: SceneState, two: SceneState) -> SceneState:
         illumination=cat(one.illumination, two.illumination),
         pose=Pose(cat(one.pose.rotation, two.pose.rotation), cat(one.pose.translation, two.pose.translation)),
         albedo=None if one.albedo is None else cat(one.albedo, two.albedo),
-        landmark_offset=None if one.landmark_offset is None else cat(one.landmark_offset, two.landmark_offset),
+        landmark_offset=None
+        if one.landmark_offset is None
+        else cat(one.landmark_offset, two.landmark_offset),
     )

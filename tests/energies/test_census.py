@@ -25,7 +25,7 @@ from fitkit.energies.census import (
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
 from fitkit.errors import InputError
-from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
+from fitkit.render.rasterizer import interpolate, rasterize
 from fitkit.scene.camera import KINDS, Camera
 from fitkit.scene.layout import ParameterLayout, retract
 from fitkit.scene.pose import Pose
@@ -57,7 +57,7 @@ def pattern(place):
 
 def photograph(state, size=160, model=MODEL):
     fragments = rasterize(
-        clip_vertices(state.camera, state.pose.apply(state.vertices(model))), model.triangles, (size, size)
+        state.camera.clip(state.pose.apply(state.vertices(model))), model.triangles, (size, size)
     )
     grey = torch.where(
         fragments.covered, pattern(interpolate(fragments, model.triangles, model.mean[None])), 0.4
@@ -124,8 +124,12 @@ def test_many_neighbours_give_the_same_system_in_fewer_rows():
 def test_fewer_rows_refuse_the_kernel_that_takes_each_component_by_itself():
     state = truth()
     energy, obs = prepared(state, noise_images(), replace(OPTIONS, points=5, stride=1, spacing_mm=1.0))
-    with pytest.raises(InputError, match="energy 'census_xview': .* mixes the components .* use kernel 'l2n'"):
-        Objective([Term(energy, 1.0, Kernel("l1"))]).linearize(state, obs, ParameterLayout.of(state, ("pose",)))
+    with pytest.raises(
+        InputError, match="energy 'census_xview': .* mixes the components .* use kernel 'l2n'"
+    ):
+        Objective([Term(energy, 1.0, Kernel("l1"))]).linearize(
+            state, obs, ParameterLayout.of(state, ("pose",))
+        )
 
 
 def test_jacobian_of_the_slots():

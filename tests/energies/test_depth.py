@@ -19,7 +19,7 @@ from fitkit.energies.kernels import Kernel
 from fitkit.energies.objective import Objective, Term
 from fitkit.errors import InputError
 from fitkit.observe.labels import Labels
-from fitkit.render.rasterizer import clip_vertices, rasterize
+from fitkit.render.rasterizer import rasterize
 from fitkit.scene.camera import Camera
 from fitkit.scene.depth_state import DepthState, back_project, depth_normals
 from fitkit.scene.pose import Pose
@@ -36,7 +36,7 @@ def scene():
     person = tiny_state(MODEL, 3, SIZE)
     person = person.replace(expression=person.expression[:1].expand(3, -1).clone())  # one instant
     vertices = person.pose.apply(person.vertices(MODEL))
-    depth = rasterize(clip_vertices(person.camera, vertices), MODEL.triangles, (SIZE, SIZE)).depth.double()
+    depth = rasterize(person.camera.clip(vertices), MODEL.triangles, (SIZE, SIZE)).depth.double()
     images = torch.from_numpy(
         picture(vertices, MODEL.triangles, tiny_colors(MODEL), person.camera, (SIZE, SIZE))
     )

@@ -23,7 +23,7 @@ from fitkit.geometry.rotation import so3_exp
 from fitkit.models.io import load_model_file
 from fitkit.observe.flow import make_flow_estimator
 from fitkit.observe.sampling import sample
-from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
+from fitkit.render.rasterizer import interpolate, rasterize
 from fitkit.scene.camera import KINDS
 from fitkit.scene.layout import ParameterLayout, retract
 from fitkit.scene.pose import Pose
@@ -264,7 +264,7 @@ def test_a_match_leads_to_the_same_skin(triplet):
     )
     m = flow_energy(model, obs).freeze(off, obs).matches
     fragments = rasterize(
-        clip_vertices(state.camera, state.pose.apply(state.vertices(model))), model.triangles, (224, 224)
+        state.camera.clip(state.pose.apply(state.vertices(model))), model.triangles, (224, 224)
     )
     place = interpolate(fragments, model.triangles, model.mean[None]).permute(0, 3, 1, 2)
     at_a, at_b = sample(place[m.view_a], m.pixel_a)[0], sample(place[m.view_b], m.pixel_b)[0]

@@ -170,7 +170,9 @@ def test_strict_variants():
         obs = replace(obs, labels=Labels(parse=parse))
         r = energy.freeze(at, obs).residuals(at, obs)
         assert len(r.value) == (4 if name == "mvf" else 2) and bool(torch.isfinite(r.value[r.valid]).all())
-        for weight, valid in zip(r.weight, r.valid):  # no weights but the mean of each pair, and of the face's parts
+        for weight, valid in zip(
+            r.weight, r.valid
+        ):  # no weights but the mean of each pair, and of the face's parts
             weights = set((weight[valid] / weight[valid].min()).round(decimals=6).tolist())
             assert weights == ({1.0, 5.0} if name == "pgn" else {1.0})
     assert STRICT["mvf"].fill == "texture" and STRICT["mfn"].fill == "black" and STRICT["pgn"].fill == "face"
@@ -189,7 +191,9 @@ def test_the_mask_decides_which_pixels_count(mask):
     state = truth()
     energy, obs = energy_of(state, replace(PLAIN, mask=mask, min_pixels=0))
     frozen = energy.freeze(state, obs)
-    expected = pair_mask(mask, MODEL, state, frozen.shared.pairs)(CrossViews.of(MODEL, state, (SIZE, SIZE), 1.0))
+    expected = pair_mask(mask, MODEL, state, frozen.shared.pairs)(
+        CrossViews.of(MODEL, state, (SIZE, SIZE), 1.0)
+    )
     skin = MODEL.skin[MODEL.triangles].all(1)
     for g, (_, b) in enumerate(frozen.shared.pairs):
         triangle = frozen.shared.triangle[b]

@@ -22,7 +22,7 @@ from fitkit.energies.masks import (
 )
 from fitkit.errors import InputError
 from fitkit.geometry.normals import vertex_normals
-from fitkit.render.rasterizer import clip_vertices, rasterize
+from fitkit.render.rasterizer import rasterize
 from fitkit.scene.camera import KINDS
 
 MODEL = tiny_model(dtype=torch.float64)
@@ -33,7 +33,7 @@ def scene(views=3, size=SIZE, kind="perspective", expression=0.0):
     state = tiny_state(MODEL, views, size, expression=expression)
     state = state.replace(camera=replace(state.camera, kind=kind, aspect=state.camera.aspect * 1.05))
     seen = state.pose.apply(state.vertices(MODEL))
-    return state, seen, rasterize(clip_vertices(state.camera, seen), MODEL.triangles, (size, size))
+    return state, seen, rasterize(state.camera.clip(seen), MODEL.triangles, (size, size))
 
 
 def hit_depths(origin, direction, corners):
@@ -341,7 +341,7 @@ def test_combine_against_loops():
 def test_no_gradient_and_nothing_covered():
     state = tiny_state(MODEL, 2, SIZE)
     vertices = state.pose.apply(state.vertices(MODEL)).requires_grad_()
-    fragments = rasterize(clip_vertices(state.camera, vertices), MODEL.triangles, (SIZE, SIZE))
+    fragments = rasterize(state.camera.clip(vertices), MODEL.triangles, (SIZE, SIZE))
     visible = vis_normal(vertices, MODEL.triangles)
     masks = [
         vis_zbuf(vertices, MODEL.triangles, state.camera, (SIZE, SIZE)),

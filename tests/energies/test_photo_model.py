@@ -23,7 +23,7 @@ from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.observe.observations import halve
-from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
+from fitkit.render.rasterizer import interpolate, rasterize
 from fitkit.scene.camera import KINDS
 from fitkit.scene.layout import ParameterLayout, retract
 from fitkit.scene.projection import project_points
@@ -48,9 +48,7 @@ def truth(model=EVEN, kind="perspective", views=3, size=160, channels=3):
 def photograph(state, model=EVEN, size=160, albedo=None):
     """Pictures [B, 3, size, size] of the model under the state's light; albedo [V, 3] linear."""
     vertices = state.vertices(model)
-    fragments = rasterize(
-        clip_vertices(state.camera, state.pose.apply(vertices)), model.triangles, (size, size)
-    )
+    fragments = rasterize(state.camera.clip(state.pose.apply(vertices)), model.triangles, (size, size))
     normal = torch.nn.functional.normalize(
         interpolate(fragments, model.triangles, vertex_normals(vertices, model.triangles)), dim=-1
     )
@@ -218,7 +216,7 @@ def test_the_strict_variant_is_the_printed_mean():
     cost = float(Objective([Term(energy, 1.0, tiny)]).cost(state, obs)[0]) / 1e-6  # rho / 2 of 'l2n' is e |r|
     # By the book: render codes, take every shared pixel, eyes and mouth too, weigh by the parse.
     vertices = state.vertices(MODEL)
-    fragments = rasterize(clip_vertices(state.camera, state.pose.apply(vertices)), MODEL.triangles, (96, 96))
+    fragments = rasterize(state.camera.clip(state.pose.apply(vertices)), MODEL.triangles, (96, 96))
     normal = torch.nn.functional.normalize(
         interpolate(fragments, MODEL.triangles, vertex_normals(vertices, MODEL.triangles)), dim=-1
     )

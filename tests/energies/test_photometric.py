@@ -14,7 +14,7 @@ from fitkit.energies.photometric import CrossViewPhotometric, PhotometricOptions
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.observe.observations import halve
-from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
+from fitkit.render.rasterizer import interpolate, rasterize
 from fitkit.scene.camera import KINDS, Camera
 from fitkit.scene.layout import ParameterLayout, retract
 from fitkit.scene.pose import Pose
@@ -53,9 +53,7 @@ def albedo(head):
 def photograph(state, size=160):
     """Grey pictures of the model lit by the state's own light, linear luminance = albedo x shading."""
     vertices = state.vertices(MODEL)
-    fragments = rasterize(
-        clip_vertices(state.camera, state.pose.apply(vertices)), MODEL.triangles, (size, size)
-    )
+    fragments = rasterize(state.camera.clip(state.pose.apply(vertices)), MODEL.triangles, (size, size))
     place = interpolate(fragments, MODEL.triangles, MODEL.mean[None])
     normal = torch.nn.functional.normalize(
         interpolate(fragments, MODEL.triangles, vertex_normals(vertices, MODEL.triangles)), dim=-1

@@ -13,7 +13,7 @@ from fitkit.energies.depth import DepthSupervision, DepthWarpPhotometric, Normal
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
 from fitkit.energies.rendered_depth import on_rendered_depth, rendered_depth
 from fitkit.observe.labels import Labels
-from fitkit.render.rasterizer import clip_vertices, rasterize
+from fitkit.render.rasterizer import rasterize
 from fitkit.scene.layout import ParameterLayout
 from fitkit.solvers.levenberg_marquardt import LMOptions, levenberg_marquardt
 
@@ -21,7 +21,7 @@ STATE = person(48)
 
 
 def drawn(state, size=48):
-    clip = clip_vertices(state.camera, state.pose.apply(state.vertices(MODEL)))
+    clip = state.camera.clip(state.pose.apply(state.vertices(MODEL)))
     return rasterize(clip, MODEL.triangles, (size, size))
 
 

@@ -197,7 +197,9 @@ def test_nothing_to_see_costs_nothing(name):
 def test_a_position_map_without_labels_costs_nothing():
     example = small("lmk_posmap")
     labels = example.observations.labels
-    unknown = replace(example.observations, labels=replace(labels, crop_points=labels.crop_points * torch.nan))
+    unknown = replace(
+        example.observations, labels=replace(labels, crop_points=labels.crop_points * torch.nan)
+    )
     x = example.start.clone().requires_grad_()
     cost = example.cost(x, unknown)
     assert float(cost.detach()) == 0 and float(torch.autograd.grad(cost, x)[0].abs().max()) == 0

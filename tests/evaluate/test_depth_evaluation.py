@@ -20,7 +20,7 @@ from fitkit.models.io import save_model_file
 from fitkit.nets import save_predictor
 from fitkit.nets.predictor import Prediction
 from fitkit.observe.crop import CropOptions, crop_views
-from fitkit.render.rasterizer import clip_vertices, rasterize
+from fitkit.render.rasterizer import rasterize
 from fitkit.scene.camera import Camera
 from fitkit.scene.depth_state import DepthState
 
@@ -61,7 +61,7 @@ def predicted():
     crops = crop_views([result.subject.views[0].image], [None], found, CropOptions(1.5, 0.0, 256, 256))
     seen = result.state.camera.scaled(crops.scale, crops.offset)
     posed = result.state.pose.apply(result.vertices)
-    depth = rasterize(clip_vertices(seen, posed), result.model.triangles, (256, 256)).depth
+    depth = rasterize(seen.clip(posed), result.model.triangles, (256, 256)).depth
     state = DepthState(torch.nan_to_num(depth, posinf=0.0), None, seen, torch.zeros(1, dtype=torch.long))
     return SimpleNamespace(prediction=Prediction(depth=state), observations=crops, order=(0,)), result
 

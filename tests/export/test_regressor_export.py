@@ -427,7 +427,11 @@ def test_networks_without_a_scene_become_programs(kind, outputs, suffix, tmp_pat
     program = export_regressor(tmp_path / "regressor.safetensors", tmp_path / f"face{suffix}")
     card = json.loads((tmp_path / "face.json").read_text())
     export = card["export"]
-    assert export["checked"] is True and set(export["outputs"]) == outputs and export["gives"] == list(network.gives)
+    assert (
+        export["checked"] is True
+        and set(export["outputs"]) == outputs
+        and export["gives"] == list(network.gives)
+    )
     assert "model" not in card and "model" not in export and "expression_names" not in export
     assert export.get("camera_kind") == ("perspective" if "focal" in outputs else None)
     assert len(export.get("parts", ())) == (10 if kind == "small_parser" else 0)
@@ -437,4 +441,6 @@ def test_networks_without_a_scene_become_programs(kind, outputs, suffix, tmp_pat
         with torch.no_grad():
             expected = regressor._tables(network(images, valid))
         for name, value in expected.items():
-            assert torch.allclose(got[name][valid], value, rtol=1e-4, atol=1e-4) and not got[name][~valid].any()
+            assert (
+                torch.allclose(got[name][valid], value, rtol=1e-4, atol=1e-4) and not got[name][~valid].any()
+            )

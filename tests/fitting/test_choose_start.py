@@ -125,7 +125,9 @@ def test_a_perspective_prediction_of_a_known_scene_starts_a_fit_at_that_scene(tr
     assert torch.allclose(state.camera.focal, truth.state.camera.focal, rtol=0.02)
     assert torch.allclose(state.pose.rotation, truth.state.pose.rotation, atol=1e-3)
     assert torch.allclose(state.pose.translation, truth.state.pose.translation, rtol=0.02, atol=2.0)
-    assert torch.equal(state.identity, truth.state.identity) and torch.equal(state.expression, truth.state.expression)
+    assert torch.equal(state.identity, truth.state.identity) and torch.equal(
+        state.expression, truth.state.expression
+    )
     fitted, started = (project_points(truth.model.landmark_basis, s).pixels for s in (truth.state, state))
     assert float((started - fitted).norm(dim=-1).max()) < 0.3
     flat = begun(predicted_from(truth, subject, found), crops, truth.model)
@@ -139,7 +141,9 @@ def test_a_known_focal_length_is_believed_more_than_the_network(truth, seen):
     views = tuple(v.replace(focal_px=700.0) for v in subject.views)
     crops = crops_of(subject, found)
     start = begun(predicted_from(truth, subject, found, kind="perspective"), crops, truth.model)
-    state = to_photos(lifted(start, replace(subject, views=views), crops, truth.model, CameraOptions()), crops)
+    state = to_photos(
+        lifted(start, replace(subject, views=views), crops, truth.model, CameraOptions()), crops
+    )
     assert torch.allclose(state.camera.focal, torch.full_like(state.camera.focal, 700.0))
 
 
@@ -157,11 +161,15 @@ class Perspective(FitkitInit):
         position = line_of_sight(middle, scale, flat.pose.rotation, shift, focal, flat.camera.aspect)
         rotation = rotation_between_axis_and(position) @ flat.pose.rotation
         pose = replace(flat.pose, rotation=rotation, translation=position - (rotation @ middle)[..., 0])
-        return replace(said, state=flat.replace(pose=pose, camera=replace(flat.camera, focal=focal, kind="perspective")))
+        return replace(
+            said, state=flat.replace(pose=pose, camera=replace(flat.camera, focal=focal, kind="perspective"))
+        )
 
 
 def test_a_fit_starts_from_a_perspective_network(anna, tmp_path, monkeypatch):
-    monkeypatch.setitem(NETS, "perspective", lambda: NetKind(FitkitInitOptions, Perspective, named_views=False))
+    monkeypatch.setitem(
+        NETS, "perspective", lambda: NetKind(FitkitInitOptions, Perspective, named_views=False)
+    )
     model = load_model("generic")
     shipped = load_predictor(network_start.shipped_weights(), model)
     network = Perspective(model, (), shipped.options)
@@ -365,6 +373,7 @@ def test_what_cannot_start_a_fit(seen, tmp_path, monkeypatch):
     back = MvfNet(model, (ViewSlot("back", (120.0, 180.0)),), MvfNetOptions(size=32, width=0.05)).eval()
     with pytest.raises(InputError, match="none of its photos fits a view of the network"):
         predict_views(back, model, subject, found)
+
     def gone(name):
         raise InputError(f"{name}: gone")
 

@@ -13,7 +13,7 @@ from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.io.subject import Subject, View
-from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
+from fitkit.render.rasterizer import interpolate, rasterize
 from fitkit.scene.state import SceneState
 
 MODEL = tiny_model()
@@ -31,9 +31,7 @@ SPOTS = (
 def scene(views=3, albedo=SPOTS):
     state = tiny_state(MODEL, views, SIZE).replace(illumination=LIGHT[:views] if views > 1 else LIGHT[:1])
     vertices = state.vertices(MODEL)
-    fragments = rasterize(
-        clip_vertices(state.camera, state.pose.apply(vertices)), MODEL.triangles, (SIZE, SIZE)
-    )
+    fragments = rasterize(state.camera.clip(state.pose.apply(vertices)), MODEL.triangles, (SIZE, SIZE))
     normal = torch.nn.functional.normalize(
         interpolate(fragments, MODEL.triangles, vertex_normals(vertices, MODEL.triangles)), dim=-1
     )
@@ -150,9 +148,7 @@ def test_a_finished_fit_and_its_pictures():
     # The light of view 0 comes from the subject's right: the left half of the shaded head is the brighter one.
     head = picture[:, -W:].mean(-1)
     fragments = (
-        rasterize(
-            clip_vertices(moved.camera, moved.pose.apply(moved.vertices(MODEL))), MODEL.triangles, (H, W)
-        )
+        rasterize(moved.camera.clip(moved.pose.apply(moved.vertices(MODEL))), MODEL.triangles, (H, W))
         .covered[0]
         .numpy()
     )

@@ -64,7 +64,8 @@ def labelled(spec):
 
 
 @pytest.mark.parametrize(
-    "name", [s.name for s in REGISTRY if s.in_fit and not labelled(s) and s.name not in ("lmk2d", "identity_prior")]
+    "name",
+    [s.name for s in REGISTRY if s.in_fit and not labelled(s) and s.name not in ("lmk2d", "identity_prior")],
 )
 def test_a_fit_can_use_it(fitted, name):
     stage = fitted(name).metrics["stages"][-1]
@@ -74,5 +75,7 @@ def test_a_fit_can_use_it(fitted, name):
 
 @pytest.mark.parametrize("name", [s.name for s in REGISTRY if s.in_fit and labelled(s)])
 def test_a_fit_says_that_its_photos_have_no_labels(fitted, name):
-    with pytest.raises(InputError, match=rf"energy '\w+' needs labels with '\w+', and these frames have none"):
+    with pytest.raises(
+        InputError, match=rf"energy '\w+' needs labels with '\w+', and these frames have none"
+    ):
         fitted(name)

@@ -192,9 +192,9 @@ def test_a_single_wrong_camera_is_left_out():
     assert [v.camera.R is None for v in checked.views] == [False, False, True, False] and checked.views[
         2
     ].camera.K is camera.K
-    assert [w.view for w in wrong] == [
-        "view2"
-    ] and "view view2: R and t of its camera put the head" in wrong[0].message
+    assert [w.view for w in wrong] == ["view2"] and "view view2: R and t of its camera put the head" in wrong[
+        0
+    ].message
     (finding,) = findings(FitReport(camera_contradictions=tuple(wrong)))
     assert (finding.code, finding.severity, finding.view) == ("camera_contradicts", "doubtful", "view2")
 

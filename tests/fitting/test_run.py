@@ -379,7 +379,9 @@ def test_stated_noise_is_only_raised_and_assumed_noise_is_measured(model, exact)
     assert (noise(0.002, shaken) > 0.008).all()
 
 
-@pytest.mark.parametrize("name", ["fitkit.fitting.metrics.view_agreement", "fitkit.fitting.metrics.error_bars"])
+@pytest.mark.parametrize(
+    "name", ["fitkit.fitting.metrics.view_agreement", "fitkit.fitting.metrics.error_bars"]
+)
 def test_an_error_while_a_fit_is_judged_does_not_cost_the_fit(model, monkeypatch, name):
     def broken(*args, **options):
         raise TypeError("'>' not supported between instances of 'complex' and 'float'")

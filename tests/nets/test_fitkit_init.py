@@ -42,9 +42,7 @@ def test_the_order_of_the_views_does_not_matter(network):
     assert torch.allclose(one.identity_sigma, two.identity_sigma, atol=1e-4)
     assert torch.allclose(one.state.expression[order], two.state.expression, atol=1e-4)
     assert torch.allclose(one.state.pose.rotation[order], two.state.pose.rotation, atol=1e-4)
-    assert (
-        float((one.state.identity - network(pictures(4, 5), valid).state.identity).abs().max()) > 1e-3
-    )
+    assert float((one.state.identity - network(pictures(4, 5), valid).state.identity).abs().max()) > 1e-3
 
 
 @torch.no_grad()

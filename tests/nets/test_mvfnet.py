@@ -157,7 +157,11 @@ def test_views_go_to_slots_by_name_and_then_by_yaw():
     assert assign_views(SLOTS, [float("nan"), 45.0], ["left", "x"]) == [None, 0, 1]
     # Named after the subject's sides, as the Bosphorus database may be: the picture decides.
     assert assign_views(SLOTS, [2.0, 44.0, -43.0], ["front", "left", "right"]) == [0, 2, 1]
-    assert assign_views(SLOTS, [12.0, -8.0, 9.0], ["front", "right", "left"]) == [0, 2, 1]  # hardly turned: the name
+    assert assign_views(SLOTS, [12.0, -8.0, 9.0], ["front", "right", "left"]) == [
+        0,
+        2,
+        1,
+    ]  # hardly turned: the name
     assert assign_views(SLOTS, [0.0, 40.0], ["front", "left"]) == [0, None, 1]
     with pytest.raises(InputError, match=r"view 'a': yaw: expected \[least, most\] degrees"):
         ViewSlot("a", (10.0, -10.0))
@@ -171,7 +175,10 @@ def test_weights_come_back_and_wrong_files_are_told(tmp_path):
     save_predictor(network, "mvfnet", path, half=False)
     again = load_predictor(path, model)
     images, valid = torch.rand(1, 3, 3, 48, 48), torch.ones(1, 3, dtype=torch.bool)
-    assert torch.equal(network(images, valid).state.identity, again(images, valid).state.identity) and not again.training
+    assert (
+        torch.equal(network(images, valid).state.identity, again(images, valid).state.identity)
+        and not again.training
+    )
     assert read_about(path)["views"][1] == {"name": "left", "yaw": [-70.0, -20.0]}
     with pytest.raises(
         InputError,

@@ -147,10 +147,14 @@ def test_a_published_crop_is_black_beyond_the_photo_and_cubic():
     photo = np.random.default_rng(0).integers(0, 255, (240, 250, 3), np.uint8)
     found = marks([(2, 20, 120, 130)])
     plain = crop_views([photo], [None], found, CropOptions(max_size=96, min_size=96))
-    obs = crop_views([photo], [None], found, CropOptions(max_size=96, min_size=96, fill="black", resize="cubic"))
+    obs = crop_views(
+        [photo], [None], found, CropOptions(max_size=96, min_size=96, fill="black", resize="cubic")
+    )
     side = round(96 / float(obs.scale[0]))
     x, y = (int(round(float(v + 0.5 - 0.5 / obs.scale[0]))) for v in obs.offset[0])
-    expected = np.asarray(Image.fromarray(photo).crop((x, y, x + side, y + side)).resize((96, 96), Image.BICUBIC))
+    expected = np.asarray(
+        Image.fromarray(photo).crop((x, y, x + side, y + side)).resize((96, 96), Image.BICUBIC)
+    )
     np.testing.assert_array_equal((obs.images[0].permute(1, 2, 0) * 255).round().byte().numpy(), expected)
     assert x < -1 and not bool(obs.mask[0, :, 0].any()) and float(obs.images[0, :, 50, 0].max()) == 0
     assert float(plain.images[0, 0, 50, 0]) == pytest.approx(128 / 255)  # unless asked for, grey as ever

@@ -11,7 +11,7 @@ from fitkit.nets.weak_perspective import to_orthographic
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.label_crops import cut_labels, in_crop, turn_labels
 from fitkit.observe.labels import Labels, join_labels
-from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
+from fitkit.render.rasterizer import interpolate, rasterize
 from fitkit.train.regressor_terms import join_states
 
 MODEL = tiny_model(dtype=torch.float64)
@@ -21,7 +21,7 @@ SIZE = 96
 def maps(state, size, model=MODEL):
     """Depth [B, H, W], normals [B, 3, H, W] and numbers of the triangles, rendered for the cameras of the state."""
     vertices = state.pose.apply(state.vertices(model))
-    fragments = rasterize(clip_vertices(state.camera, vertices), model.triangles, size)
+    fragments = rasterize(state.camera.clip(vertices), model.triangles, size)
     normals = interpolate(fragments, model.triangles, vertex_normals(vertices, model.triangles))
     normals = torch.nn.functional.normalize(normals, dim=-1) * fragments.covered[..., None]
     return fragments.depth * fragments.covered, normals.permute(0, 3, 1, 2), fragments.triangle + 1

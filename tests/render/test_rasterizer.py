@@ -10,7 +10,6 @@ from fitkit.errors import InputError, MissingWeightsError
 from fitkit.render.rasterizer import (
     NEAR_MM,
     barycentrics,
-    clip_vertices,
     interpolate,
     pick_backend,
     rasterize,
@@ -69,9 +68,7 @@ def reference(clip, triangles, size):
 def test_equals_the_obvious_loop_on_a_tiny_grid(kind):
     for seed in range(4):
         points, triangles = soup(seed, kind, corners=24)
-        clip = clip_vertices(
-            camera(kind, size=(11, 13), focal=12.0 if kind == "perspective" else 16.0), points
-        )
+        clip = camera(kind, size=(11, 13), focal=12.0 if kind == "perspective" else 16.0).clip(points)
         expected, tie = reference(clip[0], triangles, (11, 13))
         assert (expected >= 0).mean() > 0.3
         for backend in ("torch", "numba"):
@@ -91,7 +88,7 @@ def test_torch_and_numba_agree_at_every_pixel(kind):
         ):
             points, triangles = soup(seed, kind, 150, spread, depth)
             both = torch.cat([points, points.flip(1)])
-            clip = clip_vertices(camera(kind, 2, size), both)
+            clip = camera(kind, 2, size).clip(both)
             one, two = (rasterize(clip, triangles, size, backend) for backend in ("torch", "numba"))
             assert torch.equal(one.triangle, two.triangle)
             assert torch.equal(one.depth, two.depth)
@@ -104,7 +101,7 @@ def test_torch_and_numba_agree_at_every_pixel(kind):
 def test_face_mesh_at_every_pixel_and_in_double_precision():
     model = tiny_model()
     state = tiny_state(model, 3)
-    clip = clip_vertices(state.camera, state.pose.apply(state.vertices(model)))
+    clip = state.camera.clip(state.pose.apply(state.vertices(model)))
     for precision in (clip, clip.double()):
         one, two = (
             rasterize(precision, model.triangles, (160, 160), backend) for backend in ("torch", "numba")
@@ -116,7 +113,7 @@ def test_face_mesh_at_every_pixel_and_in_double_precision():
 def test_huge_triangle_fills_the_image():
     points = torch.tensor([[[-1e5, -1e5, 500.0], [1e5, -1e5, 500], [0, 2e5, 500]]])
     for backend in ("torch", "numba"):
-        fragments = rasterize(clip_vertices(camera(), points), torch.tensor([[0, 1, 2]]), (24, 32), backend)
+        fragments = rasterize(camera().clip(points), torch.tensor([[0, 1, 2]]), (24, 32), backend)
         assert bool(fragments.covered.all())
         torch.testing.assert_close(fragments.depth, torch.full((1, 24, 32), 500.0))
 
@@ -127,7 +124,7 @@ def test_nothing_to_draw():
         one, none = torch.tensor([[0, 1, 2]]), torch.zeros(0, 3, dtype=torch.int64)
         unknown = behind.abs() * torch.tensor([1, torch.nan, 1])
         for points, triangles in ((behind, one), (behind, none), (behind * torch.nan, one), (unknown, one)):
-            fragments = rasterize(clip_vertices(camera(), points), triangles, (24, 32), backend)
+            fragments = rasterize(camera().clip(points), triangles, (24, 32), backend)
             assert not bool(fragments.covered.any())
             assert float(fragments.barycentric.abs().max()) == 0 and float(fragments.depth.abs().max()) == 0
 
@@ -152,7 +149,7 @@ def test_crossing_triangles_change_places_exactly_at_the_crossing_line(kind, bac
     )
     triangles = torch.tensor([[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7]])
     cam = camera(kind, focal=60.0)
-    fragments = rasterize(clip_vertices(cam, points), triangles, (24, 32), backend)
+    fragments = rasterize(cam.clip(points), triangles, (24, 32), backend)
     left = torch.arange(32) < 15.5
     first = fragments.triangle[0] < 2
     assert bool(fragments.covered.all())
@@ -163,7 +160,7 @@ def test_crossing_triangles_change_places_exactly_at_the_crossing_line(kind, bac
 def test_barycentrics_reproduce_pixel_positions_and_depth(kind):
     points, triangles = soup(1, kind, 60, dtype=torch.float64)
     cam = camera(kind, dtype=torch.float64)
-    fragments = rasterize(clip_vertices(cam, points), triangles, (24, 32))
+    fragments = rasterize(cam.clip(points), triangles, (24, 32))
     assert float(fragments.covered.float().mean()) > 0.3
     at = fragments.covered
     torch.testing.assert_close(
@@ -184,12 +181,12 @@ def test_gradients_of_interpolated_values(kind):
     points, triangles = soup(2, kind, 12, dtype=torch.float64)
     triangles = triangles[[0, 1, 2, 8]]  # without the degenerate ones
     cam = camera(kind, size=(6, 7), focal=9.0, dtype=torch.float64)
-    fragments = rasterize(clip_vertices(cam, points), triangles, (6, 7))
+    fragments = rasterize(cam.clip(points), triangles, (6, 7))
     assert int(fragments.covered.sum()) > 5
     colors = torch.rand(1, 12, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def values(points, colors):
-        clip = clip_vertices(cam, points)
+        clip = cam.clip(points)
         return interpolate(
             replace(fragments, barycentric=barycentrics(clip, triangles, fragments.triangle)),
             triangles,
@@ -203,7 +200,7 @@ def test_gradients_of_interpolated_values(kind):
 
 def test_one_set_of_attributes_serves_all_views():
     points, triangles = soup(3, "perspective", 60)
-    clip = clip_vertices(camera(views=2), torch.cat([points, points * 1.1]))
+    clip = camera(views=2).clip(torch.cat([points, points * 1.1]))
     fragments = rasterize(clip, triangles, (24, 32))
     colors = torch.rand(1, 60, 4, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(
@@ -234,7 +231,7 @@ def test_optional_backend_that_is_missing_says_so(backend, monkeypatch):
 
 def test_every_device_and_precision_draws_the_same(device, dtype):
     points, triangles = soup(0, "perspective", 150)
-    clip = clip_vertices(camera(), points)
+    clip = camera().clip(points)
     expected = rasterize(clip, triangles, (24, 32), "torch")
     found = rasterize(clip.to(device, dtype), triangles.to(device), (24, 32))
     assert torch.equal(found.triangle.cpu(), expected.triangle)

@@ -2,8 +2,8 @@ import torch
 from helpers import tiny_model, tiny_state
 
 from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
-from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
-from fitkit.render.shading import Surface, average_blocks, render_shaded, shade, supersampled
+from fitkit.render.rasterizer import interpolate, rasterize
+from fitkit.render.shading import Surface, average_blocks, render_shaded, shade
 from fitkit.scene.camera import Camera
 
 
@@ -17,7 +17,7 @@ def scene(kind="perspective", views=2):
 def test_surface_equals_the_differentiable_interpolation():
     for kind in ("perspective", "orthographic"):
         model, vertices, camera = scene(kind)
-        clip = clip_vertices(camera, vertices)
+        clip = camera.clip(vertices)
         fragments = rasterize(clip, model.triangles, (90, 96))
         expected = interpolate(fragments, model.triangles, vertices)
         for b in range(2):
@@ -29,7 +29,7 @@ def test_surface_equals_the_differentiable_interpolation():
 
 def test_supersampled_camera_puts_block_means_on_the_pixel_centres():
     _, vertices, camera = scene()
-    fine = supersampled(camera, 3)
+    fine = camera.resized(1 / 3)
     pixel, _ = camera.project(vertices)
     expected = 3 * pixel + 1  # the middle of the three fine pixels 3 p, 3 p + 1, 3 p + 2
     torch.testing.assert_close(fine.project(vertices)[0], expected, atol=1e-3, rtol=0)
@@ -59,7 +59,7 @@ def test_alpha_is_coverage_and_selected_part_is_inside_it():
     select = model.face[model.triangles].all(1)
     one = camera.select([0])
     picture = render_shaded(vertices[:1], model.triangles, one, (96, 96), select=select)
-    covered = rasterize(clip_vertices(one, vertices[:1]), model.triangles, (96, 96)).covered
+    covered = rasterize(one.clip(vertices[:1]), model.triangles, (96, 96)).covered
     assert picture.rgb.shape == (1, 96, 96, 3)
     assert abs(float(picture.alpha.mean()) - float(covered.float().mean())) < 0.01
     assert bool((picture.skin <= picture.alpha + 1e-6).all()) and 0 < float(picture.skin.mean()) < float(

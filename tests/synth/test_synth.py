@@ -49,7 +49,7 @@ from fitkit.io.mesh_files import read_mesh
 from fitkit.io.subject import load_subject
 from fitkit.models.registry import load_model
 from fitkit.observe.labels import LARGE
-from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
+from fitkit.render.rasterizer import interpolate, rasterize
 
 SIZE = 96
 PLAIN = [
@@ -454,7 +454,7 @@ def test_scalp_hair_is_no_skin(model):
     view = render_subject(model, recipe, plan)[0]
     state = plan.state.select([0])
     drawn = rasterize(
-        clip_vertices(state.camera, state.pose.apply(state.vertices(model))),
+        state.camera.clip(state.pose.apply(state.vertices(model))),
         model.triangles,
         (SIZE, SIZE),
         backend="torch",
@@ -534,7 +534,7 @@ def test_poses_and_sizes_are_those_of_the_recipe(model):
 def test_samples_are_those_of_the_rasterizer(model):
     plan = draw_subject(model, recipe_of(), 0)
     state = plan.state.select([0])
-    clip = clip_vertices(state.camera, state.pose.apply(state.vertices(model)))
+    clip = state.camera.clip(state.pose.apply(state.vertices(model)))
     drawn = rasterize(clip, model.triangles, (SIZE, SIZE), backend="torch")
     found = sample_mesh(clip[0], model.triangles, (SIZE, SIZE), model.mean.numpy())
     np.testing.assert_array_equal(found.pixel, np.flatnonzero(drawn.covered[0].numpy()))
@@ -663,7 +663,10 @@ def test_a_folder_read_back_is_the_subject_that_was_rendered(people, model):
     assert len(SynthFolder(people, model, 2)) == 2
     few = SynthFolder(people, model, labels=("parse",))[0].truth.parts
     assert "parse" in few and not few & {"depth", "normals", "vertices"}
-    assert SynthDataset(recipe_of(landmark_noise=0.0), 1, model, ()).__getitem__(0).truth.parts & set(LARGE) == set()
+    assert (
+        SynthDataset(recipe_of(landmark_noise=0.0), 1, model, ()).__getitem__(0).truth.parts & set(LARGE)
+        == set()
+    )
 
 
 def test_folders_that_cannot_be_read_back(people, model, tmp_path):
@@ -674,7 +677,9 @@ def test_folders_that_cannot_be_read_back(people, model, tmp_path):
     copy = shutil.copytree(people, tmp_path / "people")
     truth = copy / "ground_truth" / "subject_00001"
     np.save(truth / "visible.npy", np.ones((2, 5), bool))
-    with pytest.raises(InputError, match=r"visible.npy: expected \[2, 68\], got \[2, 5\]; render the subject again"):
+    with pytest.raises(
+        InputError, match=r"visible.npy: expected \[2, 68\], got \[2, 5\]; render the subject again"
+    ):
         SynthFolder(copy, model)[1]
     (truth / "visible.npy").write_bytes(b"no numpy")
     with pytest.raises(InputError, match="visible.npy: not readable as written by fitkit synth"):

@@ -16,8 +16,8 @@ from fitkit.synth.studio import Scene
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.geometry.spherical_harmonics import Y0, Y1
 from fitkit.models.registry import load_model
-from fitkit.render.rasterizer import clip_vertices, rasterize
-from fitkit.render.shading import average_blocks, supersampled
+from fitkit.render.rasterizer import rasterize
+from fitkit.render.shading import average_blocks
 
 needs_mitsuba = pytest.mark.skipif(
     find_spec("mitsuba") is None, reason="mitsuba is not installed (extra fitkit[synth])"
@@ -79,9 +79,7 @@ def test_path_traced_heads_cover_the_pixels_of_the_truth():
     recipe = recipe_of("variation.bald=1.0", "variation.hat=0", path_tracing={"samples": 64})
     plan = draw_subject(model, recipe, 0)
     rgb, alpha, _ = head_renderer(model, recipe)(plan, 0)
-    clip = clip_vertices(
-        supersampled(plan.state.camera, fine), plan.state.pose.apply(plan.state.vertices(model))
-    )
+    clip = plan.state.camera.resized(1 / fine).clip(plan.state.pose.apply(plan.state.vertices(model)))
     covered = rasterize(clip, model.triangles, (48 * fine, 48 * fine)).covered[0].float()[..., None]
 
     def error(dx, dy):

@@ -69,7 +69,11 @@ def predicted(name):
     if isinstance(part, torch.Tensor):
         return x, Prediction(parse=part, subject=torch.zeros(len(part), dtype=torch.int64)), observations
     assert isinstance(part, PositionMap)
-    return x, Prediction(position_map=part, subject=torch.zeros(len(part.points), dtype=torch.int64)), observations
+    return (
+        x,
+        Prediction(position_map=part, subject=torch.zeros(len(part.points), dtype=torch.int64)),
+        observations,
+    )
 
 
 @pytest.mark.parametrize("spec", REGISTRY, ids=lambda s: s.name)
@@ -80,7 +84,9 @@ def test_a_training_can_use_it(spec):
     total, report = cost(prediction, [observations])
     assert report[spec.name].people == 1 and report[spec.name].value > 0
     total.backward()
-    assert bool(torch.isfinite(total)) and bool(torch.isfinite(x.grad).all()) and float(x.grad.abs().max()) > 0
+    assert (
+        bool(torch.isfinite(total)) and bool(torch.isfinite(x.grad).all()) and float(x.grad.abs().max()) > 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +95,9 @@ def test_a_training_can_use_it(spec):
 def test_without_its_labels_a_training_says_which_are_missing(spec):
     _, prediction, observations = predicted(spec.name)
     first = min(spec.labels_for(spec.training_options()()))
-    with pytest.raises(InputError, match=f"stage 's': none of its energies .*: {spec.name} lacks label '{first}'"):
+    with pytest.raises(
+        InputError, match=f"stage 's': none of its energies .*: {spec.name} lacks label '{first}'"
+    ):
         stage_cost(spec.name)(prediction, [replace(observations, labels=None)])
 
 
@@ -103,13 +111,18 @@ def test_without_what_it_looks_at_a_training_says_what_the_network_gives(spec):
 
 
 @pytest.mark.parametrize(
-    "spec", [s for s in REGISTRY if s.takes == "state" and s.parts_for(s.training_options()())[1:]], ids=lambda s: s.name
+    "spec",
+    [s for s in REGISTRY if s.takes == "state" and s.parts_for(s.training_options()())[1:]],
+    ids=lambda s: s.name,
 )
 def test_without_further_parts_a_training_names_them(spec):
     _, prediction, observations = predicted(spec.name)
     bare = Prediction(prediction.state.replace(albedo=None, landmark_offset=None))
     part = spec.parts_for(spec.training_options()())[1]
-    with pytest.raises(InputError, match=rf"energy '{spec.name}' needs a network that predicts .* \({part}\), .* gives state;"):
+    with pytest.raises(
+        InputError,
+        match=rf"energy '{spec.name}' needs a network that predicts .* \({part}\), .* gives state;",
+    ):
         stage_cost(spec.name)(bare, [observations])
 
 
@@ -138,13 +151,23 @@ def test_a_guided_face_is_laid_onto_what_the_network_sees(source):
         from test_landmarks3d import landmark_places
 
         places = landmark_places(MODEL, (64, 64))
-        nearest = (torch.stack(torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="xy"), -1)
-                   .reshape(-1, 1, 2).double() - places).norm(dim=-1).argmin(1)
+        nearest = (
+            (
+                torch.stack(torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="xy"), -1)
+                .reshape(-1, 1, 2)
+                .double()
+                - places
+            )
+            .norm(dim=-1)
+            .argmin(1)
+        )
         whole = replace(
             prediction, position_map=PositionMap(points[:, nearest].transpose(1, 2).reshape(2, 3, 64, 64))
         )
     found, _ = stage_cost("lmk_guided", {"source": source})(whole, [bare])
-    assert float(found.detach()) == pytest.approx(float(told.detach()), rel=1e-6 if source == "points3d" else 0.1)
+    assert float(found.detach()) == pytest.approx(
+        float(told.detach()), rel=1e-6 if source == "points3d" else 0.1
+    )
     with pytest.raises(InputError, match=rf"needs a network that predicts .* \({source}\)"):
         stage_cost("lmk_guided", {"source": source})(prediction, [bare])
 

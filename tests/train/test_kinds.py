@@ -15,7 +15,7 @@ from fitkit.energies.masks import PARSE
 from fitkit.errors import InputError
 from fitkit.nets import load_predictor, read_about
 from fitkit.observe.label_crops import in_crop
-from fitkit.render.rasterizer import clip_vertices, rasterize
+from fitkit.render.rasterizer import rasterize
 from fitkit.train.regressor import open_parts
 from fitkit.train.regressor_recipe import parse_regressor_training
 from fitkit.train.validation import HeldOut, validate
@@ -27,9 +27,7 @@ def labelled(sample):
     seen = with_maps(sample.observations)
     state = seen.labels.state
     camera_points = state.pose.apply(MODEL.landmarks.points(state.vertices(MODEL), MODEL.triangles))
-    drawn = rasterize(
-        clip_vertices(state.camera, state.pose.apply(state.vertices(MODEL))), MODEL.triangles, seen.size
-    )
+    drawn = rasterize(state.camera.clip(state.pose.apply(state.vertices(MODEL))), MODEL.triangles, seen.size)
     place = MODEL.mean[MODEL.triangles].mean(1)
     mouth = (place[:, 1] < -50) & (place[:, 2] > 0)
     part = torch.where(mouth, PARSE.index("mouth"), PARSE.index("skin"))

@@ -231,9 +231,7 @@ def test_user_errors_are_one_sentence(tree, tmp_path):
     with pytest.raises(InputError, match=r"checkpoint\.pt: not a readable checkpoint"):
         train_landmarks(settings, tmp_path / "out", resume=True)
     torch.save({"step": 1}, tmp_path / "out" / "checkpoint.pt")
-    with pytest.raises(
-        InputError, match="not a checkpoint of this training, it lacks network, optimizer"
-    ):
+    with pytest.raises(InputError, match="not a checkpoint of this training, it lacks network, optimizer"):
         train_landmarks(settings, tmp_path / "out", resume=True)
     with pytest.raises(InputError, match="frames.folder is not set; give the folder"):
         load_landmark_training("landmarks")
@@ -245,7 +243,8 @@ def test_user_errors_are_one_sentence(tree, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_the_training(tree, tmp_path):
     with pytest.raises(
-        FitError, match=r"(the loss is nan|the gradient of the loss is not finite) \(crops \d+ to \d+ of the training\); lower schedule.learning_rate"
+        FitError,
+        match=r"(the loss is nan|the gradient of the loss is not finite) \(crops \d+ to \d+ of the training\); lower schedule.learning_rate",
     ):
         train_landmarks(
             recipe(
@@ -293,4 +292,9 @@ def test_folders_and_disks_that_cannot_be_used(tree, tmp_path, monkeypatch):
         InputError, match=r"checkpoint.pt: cannot be written \(No space left on device\); make room"
     ):
         train_landmarks(settings, tmp_path / "out")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [WEIGHTS, "log.csv", "recipe.yaml", "tensorboard"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        WEIGHTS,
+        "log.csv",
+        "recipe.yaml",
+        "tensorboard",
+    ]

@@ -19,7 +19,7 @@ from fitkit.nets import load_predictor
 from fitkit.nets.predictor import Prediction, ViewSlot
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.labels import Labels
-from fitkit.render.rasterizer import clip_vertices, rasterize
+from fitkit.render.rasterizer import rasterize
 from fitkit.train import trainer
 from fitkit.train.regressor import CHECKPOINT, loop_options, open_parts, train_regressor
 from fitkit.train.regressor_data import (
@@ -431,7 +431,7 @@ def test_a_sample_as_the_network_takes_it():
 
 def with_maps(observations):
     state = observations.labels.state
-    clip = clip_vertices(state.camera, state.pose.apply(state.vertices(MODEL)))
+    clip = state.camera.clip(state.pose.apply(state.vertices(MODEL)))
     fragments = rasterize(clip, MODEL.triangles, observations.size)
     labels = replace(
         observations.labels,
@@ -464,7 +464,7 @@ def test_label_maps_arrive_at_the_energies():
     assert labels.person.tolist() == [0, 0, 0, 1, 1, 1]
     state = labels.state
     torch.testing.assert_close(labels.vertices, state.pose.apply(state.vertices(MODEL)), rtol=1e-4, atol=0.02)
-    drawn = rasterize(clip_vertices(state.camera, labels.vertices), MODEL.triangles, (48, 48))
+    drawn = rasterize(state.camera.clip(labels.vertices), MODEL.triangles, (48, 48))
     both = drawn.covered & (labels.depth > 0)
     assert float((drawn.covered == (labels.depth > 0)).float().mean()) > 0.95
     assert float((drawn.depth - labels.depth)[both].abs().median()) < 2
@@ -505,7 +505,9 @@ def test_views_that_are_compared_change_their_colours_together(people):
     inputs = None
     levels = {}
     for colors in ("auto", "view", "person"):
-        settings = recipe([alone, compared], augmentation={"gain": 0.5, "offset": 0.1, "shift": 0.0, "colors": colors})
+        settings = recipe(
+            [alone, compared], augmentation={"gain": 0.5, "offset": 0.1, "shift": 0.0, "colors": colors}
+        )
         inputs = inputs or inputs_of(settings)
         part = [split(settings.data[0], samples, 0.0)[0]]
         order = draw_order([1.0], [1], 1, [0])

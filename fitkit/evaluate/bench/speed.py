@@ -28,7 +28,7 @@ from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 from fitkit.observe.landmarks.detectors import detect_landmarks
 from fitkit.observe.landmarks.types import Landmarks
-from fitkit.render.rasterizer import clip_vertices, rasterize
+from fitkit.render.rasterizer import rasterize
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 from fitkit.synth.studio import head_shot_state, photograph, studio
@@ -195,7 +195,7 @@ def time_rasterizer(model: FaceModel, size: int = 512, repeats: int = 15) -> dic
         points.new_tensor([[(size - 1) / 2] * 2]),
         points.new_ones(1),
     )
-    clip = clip_vertices(camera, pose.apply((points - (low + high) / 2)[None]))
+    clip = camera.clip(pose.apply((points - (low + high) / 2)[None]))
     out: dict[str, Any] = {"size": size, "vertices": len(points), "triangles": len(triangles)}
     for backend in ("torch", "numba"):
         module = import_module(f"fitkit.render.backends.{backend}_backend")

@@ -16,7 +16,7 @@ from fitkit.errors import InputError
 from fitkit.evaluate.scan_to_mesh import NOW_POINTS, now_crop
 from fitkit.io.foreign import DATA_BYTES, foreign_file, refused_as
 from fitkit.io.mesh_files import read_mesh
-from fitkit.render.rasterizer import clip_vertices, rasterize
+from fitkit.render.rasterizer import rasterize
 from fitkit.render.visibility import seen_by_depth
 from fitkit.scene.camera import Camera
 
@@ -95,7 +95,7 @@ def seen_from_outside(
         )
         mesh, place = (torch.from_numpy(p - low)[None] for p in (mesh, place))
         width, height = (int(n) + 2 for n in extent * per_mm)
-        depth = rasterize(clip_vertices(camera, mesh), torch.from_numpy(triangles), (height, width)).depth
+        depth = rasterize(camera.clip(mesh), torch.from_numpy(triangles), (height, width)).depth
         seen |= seen_by_depth(camera.project(place)[0], place[..., 2], depth, 1.0, SEEN_TOLERANCE_MM)[
             0
         ].numpy()

@@ -16,7 +16,7 @@ from fitkit.evaluate.depth_range import ScaleShift, average, depth_range_errors,
 from fitkit.evaluate.predictions import PredictedFace
 from fitkit.evaluate.protocols.base import Pairs, Pool, Protocol, Rows, Scored, pooled
 from fitkit.io.options import Positive, Range
-from fitkit.render.rasterizer import clip_vertices, interpolate, rasterize
+from fitkit.render.rasterizer import interpolate, rasterize
 
 NINE = [36, 39, 42, 45, 30, 31, 35, 48, 54]  # of the 68: as data.bu3dfe.nine_points
 
@@ -90,7 +90,7 @@ def _pixels(prediction: PredictedFace, step: int) -> np.ndarray:
     """The predicted surface at every `step`-th pixel that shows it, [N, 3] mm in the camera frame."""
     triangles, (W, H) = torch.from_numpy(prediction.triangles), (int(v) for v in prediction.sizes[0])
     points = torch.from_numpy(prediction.posed[0]).double()[None]
-    fragments = rasterize(clip_vertices(prediction.camera(), points), triangles, (H, W))
+    fragments = rasterize(prediction.camera().clip(points), triangles, (H, W))
     at = interpolate(fragments, triangles, points)[0, ::step, ::step]
     return at[fragments.covered[0, ::step, ::step]].double().numpy()
 
