@@ -2,13 +2,14 @@
 
     python assets/build_generic.py [-o generic.npz]
 
-The model is a Gaussian-process morphable model: a head mesh of our own drawing through measured anthropometric
-sites, an identity basis that is the truncated eigen-expansion of a multi-scale, mirror-symmetric kernel, and
-named expressions interpolated from measured site displacements. The result is the same at every run.
+The model is a Gaussian-process morphable model: a head mesh of our own drawing through measured
+anthropometric sites, an identity basis that is the truncated eigen-expansion of a multi-scale,
+mirror-symmetric kernel, and named expressions interpolated from measured site displacements. The result is
+the same at every run.
 
 Source:
-    Luethi et al., "Gaussian Process Morphable Models", TPAMI 2018; Gerig et al., "Morphable Face Models - An Open
-    Framework", FG 2018. Figures: see the header of `generic_figures.json`.
+    Luethi et al., "Gaussian Process Morphable Models", TPAMI 2018; Gerig et al., "Morphable Face Models - An
+    Open Framework", FG 2018. Figures: see the header of `generic_figures.json`.
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ def write_model(path: Path, arrays: dict[str, np.ndarray]) -> None:
         "name": np.array("generic"),
         "license": np.array("MIT"),
         "source": np.array(
-            "fitkit, assets/build_generic.py (Gaussian-process morphable model on a mesh of our own); anthropometric "
-            "figures measured on ICT-FaceKit (MIT licence; Li et al., CVPR 2020), see assets/generic_figures.json"
+            "fitkit, assets/build_generic.py (Gaussian-process morphable model on a mesh of our own); "
+            "anthropometric figures measured on ICT-FaceKit (MIT licence; Li et al., CVPR 2020), see "
+            "assets/generic_figures.json"
         ),
     }
     part = path.with_suffix(".part.npz")

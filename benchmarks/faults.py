@@ -2,9 +2,10 @@
 
     python benchmarks/faults.py ../shared/data/faults
 
-For every entry of the folder, and of its `use/`: exit code, seconds, most memory, status of the result, and the last thing said. Faults:
-a traceback, a signal, more than --seconds or --memory. Whether a status `ok` is right, the notes have to be read for: each entry of `use/`
-has an EXPECTED.txt. Linux only: memory is measured by wait4.
+For every entry of the folder, and of its `use/`: exit code, seconds, most memory, status of the result, and
+the last thing said. Faults: a traceback, a signal, more than --seconds or --memory. Whether a status `ok` is
+right, the notes have to be read for: each entry of `use/` has an EXPECTED.txt. Linux only: memory is measured
+by wait4.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from pathlib import Path
 
 FITKIT = (sys.executable, "-m", "fitkit")
 SAMPLE = Path(__file__).resolve().parent.parent / "examples" / "sample"
-# What reads an entry, by the beginning of its name; IN and OUT stand for the entry and an output folder. Folders of photos are fitted.
+# What reads an entry, by the beginning of its name; IN and OUT stand for the entry and an output folder.
+# Folders of photos are fitted.
 COMMANDS = {
     "batch_": "batch PEOPLE -o IN --resume --recipe landmarks",
     "bench_2d": "bench accuracy IN",
@@ -40,11 +42,13 @@ COMMANDS = {
 }
 PYTHON = {
     "mesh_": "from fitkit.io.mesh_files import read_mesh; print(read_mesh(IN))",
-    "lm_": "from pathlib import Path; from fitkit.observe.landmarks.builtin import load_network; load_network('cpu', Path(IN))",
-    "vgg_": "from fitkit.models.registry import load_model; from fitkit.nets import net_kind, start_from; m = load_model('generic'); "
-    "k = net_kind('mvfnet'); start_from(k.make(m, (), k.options()), IN, m)",
-    "fits_": "from fitkit.data.fit_results import FitResults, FitResultsOptions; from fitkit.models.registry import load_model; "
-    "d = FitResults(__import__('pathlib').Path(IN), FitResultsOptions(photos=IN), load_model('generic')); print(len(d), d[0])",
+    "lm_": "from pathlib import Path; from fitkit.observe.landmarks.builtin import load_network; "
+    "load_network('cpu', Path(IN))",
+    "vgg_": "from fitkit.models.registry import load_model; from fitkit.nets import net_kind, start_from; "
+    "m = load_model('generic'); k = net_kind('mvfnet'); start_from(k.make(m, (), k.options()), IN, m)",
+    "fits_": "from fitkit.data.fit_results import FitResults, FitResultsOptions; from "
+    "fitkit.models.registry import load_model; d = FitResults(__import__('pathlib').Path(IN), "
+    "FitResultsOptions(photos=IN), load_model('generic')); print(len(d), d[0])",
 }
 
 
@@ -160,8 +164,8 @@ def main() -> None:
         slow = r["exit_code"] and r["seconds"] > given.seconds
         r["fault"] = bool(r["traceback"] or r["exit_code"] < 0 or slow or r["memory_gb"] > given.memory)
         print(
-            f"{'FAULT ' if r['fault'] else ''}{r['input']}: exit {r['exit_code']}, {r['seconds']} s, {r['memory_gb']} GB, {r['status']} | "
-            + " | ".join(r["said"])[:300],
+            f"{'FAULT ' if r['fault'] else ''}{r['input']}: exit {r['exit_code']}, {r['seconds']} s, "
+            f"{r['memory_gb']} GB, {r['status']} | " + " | ".join(r["said"])[:300],
             flush=True,
         )
     print(f"{len(rows)} inputs, {sum(r['fault'] for r in rows)} faults")

@@ -1,8 +1,10 @@
-"""Damaged files for every reader: python benchmarks/fuzz.py [--inputs 20000] [--seed 0] [--readers NAME ...] [--json FILE]
+"""Damaged files for every reader: python benchmarks/fuzz.py [--inputs 20000] [--seed 0] [--readers NAME ...]
+[--json FILE]
 
-Small valid files are made, changed at random (bytes; numbers, names and lines of texts; parts of JSON, arrays of archives), and read. A
-reader may read what is left or refuse it with one of fitkit's errors. Anything else is counted: a foreign exception, more than
-SECONDS for one input, a process that died. Readers run in forked processes (not on Windows) whose memory is limited.
+Small valid files are made, changed at random (bytes; numbers, names and lines of texts; parts of JSON, arrays
+of archives), and read. A reader may read what is left or refuse it with one of fitkit's errors. Anything else
+is counted: a foreign exception, more than SECONDS for one input, a process that died. Readers run in forked
+processes (not on Windows) whose memory is limited.
 """
 
 from __future__ import annotations
@@ -42,11 +44,12 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import itertools
+
 import helpers
 import layouts
 
 from fitkit.errors import FitkitError
-import itertools
 
 SECONDS = 10.0  # for one input
 MEMORY = 2 * 2**30  # bytes of address space beyond what the process has when it starts
@@ -68,8 +71,9 @@ class Reader:
 
 @dataclass
 class Result:
-    """Of one reader: inputs, those that were read and refused, foreign exceptions by kind and place, the first input of each, hangs, deaths of
-    the process, the slowest input in seconds and the most memory in MB above that of the start."""
+    """Of one reader: inputs, those that were read and refused, foreign exceptions by kind and place, the
+    first input of each, hangs, deaths of the process, the slowest input in seconds and the most memory in MB
+    above that of the start."""
 
     reader: str
     inputs: int = 0
@@ -91,7 +95,8 @@ class Result:
 
 
 def seeds(folder: Path, names: list[str] | None = None) -> dict[str, Reader]:
-    """Write a valid seed for each reader into FOLDER/NAME. names: of those that are wanted, all without it."""
+    """Write a valid seed for each reader into FOLDER/NAME. names: of those that are wanted, all without
+    it."""
     out = {}
     for name, make in SEEDS.items():
         if names is None or name in names:
@@ -192,7 +197,8 @@ def _overrides(folder: Path) -> Reader:
     from fitkit.fitting.recipe import load_recipe
 
     (folder / "a.yaml").write_text(
-        "seed=3\ncrop.margin=1.5\nstages.shape.free=[pose, identity]\nstages.pose.energies.lmk2d={kernel: {name: huber}}\n"
+        "seed=3\ncrop.margin=1.5\nstages.shape.free=[pose, identity]\nstages.pose.energies.lmk2d={kernel: "
+        "{name: huber}}\n"
     )
     return Reader(
         ("a.yaml",), lambda f: load_recipe("landmarks", (f / "a.yaml").read_text("latin-1").splitlines())
@@ -430,11 +436,11 @@ def _bench(folder: Path) -> Reader:
 
 
 def _synth(folder: Path) -> Reader:
+    from fitkit.evaluate.landmark_accuracy import labelled_pictures
+    from fitkit.models.registry import load_model
     from fitkit.synth import folder as synth_folder
     from fitkit.synth.dataset import SynthFolder
     from fitkit.synth.recipe import load_synth_recipe
-    from fitkit.evaluate.landmark_accuracy import labelled_pictures
-    from fitkit.models.registry import load_model
 
     synth_folder.write_subjects(
         load_synth_recipe("clean", (), {"model": "generic", "views": 1, "size": 64}), 1, folder
@@ -549,8 +555,9 @@ def _tables(folder: Path) -> Reader:
 
 
 def _onnx(folder: Path) -> Reader:
-    from fitkit.observe.landmarks.onnx import OnnxDetector
     from observe.landmarks.test_onnx import FACE, Finder, regressor  # messages of ONNX by hand
+
+    from fitkit.observe.landmarks.onnx import OnnxDetector
 
     (folder / "n.onnx").write_bytes(regressor(FACE, (1, 1, 16, 16)))
     return Reader(("n.onnx",), lambda f: OnnxDetector(f / "n.onnx", finder=Finder()))
@@ -963,7 +970,8 @@ def run(
             for path, data in whole.items():  # a process that died left one changed
                 path.write_bytes(data)
         tell(
-            f"{name}: {result.inputs} inputs, {result.faults} faults, slowest {result.slowest:.1f} s, {result.memory:.0f} MB"
+            f"{name}: {result.inputs} inputs, {result.faults} faults, slowest {result.slowest:.1f} s, "
+            f"{result.memory:.0f} MB"
         )
         out.append(result)
     return out
@@ -1076,7 +1084,8 @@ def table(results: list[Result]) -> str:
     ]
     for r in results:
         lines.append(
-            f"| {r.reader} | {r.inputs} | {r.read} | {r.refused} | {sum(r.foreign.values())} | {r.hangs} | {r.deaths} | {r.slowest:.1f} | {r.memory:.0f} |"
+            f"| {r.reader} | {r.inputs} | {r.read} | {r.refused} | {sum(r.foreign.values())} | {r.hangs} | "
+            f"{r.deaths} | {r.slowest:.1f} | {r.memory:.0f} |"
         )
     total = [
         sum(v)

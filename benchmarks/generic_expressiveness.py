@@ -2,18 +2,21 @@
 
     python benchmarks/generic_expressiveness.py ICT_FOLDER [--people 40] [--modes 120] [-o result.json]
 
-For random identities of the ICT-FaceKit model (coefficients N(0, 1), fixed seed) three surface errors are measured,
-each the distance from the ICT face-region vertices to the generic surface in millimetres. The figures of `generic` (mean and
-spread at single sites) were measured on the same population, so real people will fit somewhat worse:
+For random identities of the ICT-FaceKit model (coefficients N(0, 1), fixed seed) three surface errors are
+measured, each the distance from the ICT face-region vertices to the generic surface in millimetres. The
+figures of `generic` (mean and spread at single sites) were measured on the same population, so real people
+will fit somewhat worse:
 
-- mean:       the mean face of `generic` after similarity alignment on the 68 landmarks, refined on the surface;
+- mean:       the mean face of `generic` after similarity alignment on the 68 landmarks, refined on the
+  surface;
 - landmarks:  the posterior mean given only the 68 landmarks (coefficients ~ N(0, I), noise 0.5 mm);
 - registered: non-rigid ICP, regularised least squares in coefficient space, similarity free.
 
 Source:
-    Gerig et al., "Morphable Face Models - An Open Framework", FG 2018 (registration as regularised regression);
-    Amberg, Romdhani and Vetter, "Optimal Step Nonrigid ICP Algorithms for Surface Registration", CVPR 2007 (the
-    falling stiffness).
+    Gerig et al., "Morphable Face Models - An Open Framework", FG 2018 (registration as regularised
+    regression);
+    Amberg, Romdhani and Vetter, "Optimal Step Nonrigid ICP Algorithms for Surface Registration", CVPR 2007
+    (the falling stiffness).
 """
 
 from __future__ import annotations
@@ -64,7 +67,8 @@ def closest_on_triangles(corners: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Barycentric weights [..., 3] of the closest point of triangles [..., 3, 3] to points [..., 3].
 
     Source:
-        Ericson, "Real-Time Collision Detection", 2005, section 5.1.5. Differs: all cases are computed, then chosen.
+        Ericson, "Real-Time Collision Detection", 2005, section 5.1.5. Differs: all cases are computed, then
+        chosen.
     """
     a, b, c = corners[..., 0, :], corners[..., 1, :], corners[..., 2, :]
     ab, ac, ap = b - a, c - a, points - a
@@ -86,7 +90,8 @@ def closest_on_triangles(corners: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """Scale, rotation [3, 3], translation [3] with scale * R source + t closest to target (Umeyama, TPAMI 1991)."""
+    """Scale, rotation [3, 3], translation [3] with scale * R source + t closest to target (Umeyama, TPAMI
+    1991)."""
     a, b = source - source.mean(0), target - target.mean(0)
     u, s, vt = np.linalg.svd(b.T @ a)
     sign = np.diag([1, 1, np.sign(np.linalg.det(u @ vt))])
@@ -128,7 +133,8 @@ class Model:
 
 
 def solve(model: Model, weights, corners, goal, normal, sigma: float, tangent: float) -> np.ndarray:
-    """Coefficients [K] for fixed correspondences: noise `sigma` mm along the normal, `tangent` times that otherwise."""
+    """Coefficients [K] for fixed correspondences: noise `sigma` mm along the normal, `tangent` times that
+    otherwise."""
     rows = np.einsum("nk,mnkc->mnc", weights, model.basis[:, corners])
     now = np.einsum("nk,nkc->nc", weights, model.mean[corners])
     error = goal - now

@@ -2,9 +2,10 @@
 
     python benchmarks/kills.py --fits 10 --batches 5 --trainings 2
 
-Each is run once undisturbed, then killed (SIGKILL and SIGTERM in turn) at moments drawn with --seed, and run again. Checked:
-the result is whole or absent after the kill; no process is left after 5 seconds; the second run gives the same files, times
-apart; no temporary file is left after it. Linux only: processes are found in /proc.
+Each is run once undisturbed, then killed (SIGKILL and SIGTERM in turn) at moments drawn with --seed, and run
+again. Checked: the result is whole or absent after the kill; no process is left after 5 seconds; the second
+run gives the same files, times apart; no temporary file is left after it. Linux only: processes are found in
+/proc.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ UNCOMPARED = ("tensorboard/", "checkpoint.ckpt", "distill.json")
 
 @dataclass(frozen=True)
 class Command:
-    """What is killed. arguments: of fitkit, without the output; again: more of them for the run after the kill; whole: whether a folder,
-    which is there, is a whole result; by_name: 'fit', 'batch' or 'training'."""
+    """What is killed. arguments: of fitkit, without the output; again: more of them for the run after the
+    kill; whole: whether a folder, which is there, is a whole result; by_name: 'fit', 'batch' or
+    'training'."""
 
     kind: str
     arguments: Sequence[str]
@@ -153,16 +155,18 @@ def measure(command: Command, count: int, draw: random.Random, place: Path) -> d
         faults = killed_once(command, number, moment, place / "killed", expected)
         rows.append({"signal": number.name, "after_s": round(moment, 2), "faults": faults})
         print(
-            f"{command.kind} {i + 1}/{count}: {number.name} after {moment:.1f} s: {'; '.join(faults) or 'fine'}",
+            f"{command.kind} {i + 1}/{count}: {number.name} after {moment:.1f} s: "
+            f"{'; '.join(faults) or 'fine'}",
             flush=True,
         )
     return {"undisturbed_s": round(seconds, 2), "kills": rows}
 
 
 def commands(place: Path, people: Path, workers: int) -> dict[str, Command]:
-    """What is killed: a fit of one of `people` (a folder of `fitkit synth`), a batch of all of them, a training on them."""
-    from fitkit.io.result_folder import ENTRIES
+    """What is killed: a fit of one of `people` (a folder of `fitkit synth`), a batch of all of them, a
+    training on them."""
     from fitkit.fitting.batch import read_report
+    from fitkit.io.result_folder import ENTRIES
     from fitkit.io.subject import is_result
 
     def whole_result(folder: Path) -> bool:

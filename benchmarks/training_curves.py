@@ -1,4 +1,5 @@
-"""Curves of a training of a regressor from its log.csv: python benchmarks/training_curves.py LOG [LOG ...] -o curves.png
+"""Curves of a training of a regressor from its log.csv: python benchmarks/training_curves.py LOG [LOG ...] -o
+curves.png
 
 Several logs are parts of one training, one behind the other. Needs matplotlib.
 """
@@ -13,10 +14,11 @@ import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
+import itertools
+
 import matplotlib.pyplot as plt
 
 from fitkit.io.foreign import foreign_file
-import itertools
 
 
 def read(paths: list[str]) -> list[dict[str, str]]:

@@ -12,10 +12,12 @@ photos = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "sa
 output = Path(sys.argv[2]) if len(sys.argv) > 2 else Path("sample_result")
 result = fitkit.fit(photos)
 print(
-    f"{result.subject.name}: {result.status}, {len(result.subject.views)} views, solved in {result.metrics['time_s']['solve']:.2f} s"
+    f"{result.subject.name}: {result.status}, {len(result.subject.views)} views, solved in "
+    f"{result.metrics['time_s']['solve']:.2f} s"
 )
 for view in result.metrics["views"]:
     print(
-        f"  {view['name']}: landmarks {view['reprojection_px']:.1f} px off, yaw {view['yaw_pitch_roll_deg'][0]:.0f} degrees"
+        f"  {view['name']}: landmarks {view['reprojection_px']:.1f} px off, yaw "
+        f"{view['yaw_pitch_roll_deg'][0]:.0f} degrees"
     )
 print("written:", result.save(output, overwrite=True))

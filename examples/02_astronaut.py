@@ -2,8 +2,8 @@
 
     python examples/02_astronaut.py [OUTPUT] [MODEL]
 
-The 68 points in astronaut.pts were placed by eye. With one view there is nothing to compare pictures with, so the default
-recipe does what `landmarks` does, and the depth of the face comes mostly from the model.
+The 68 points in astronaut.pts were placed by eye. With one view there is nothing to compare pictures with, so
+the default recipe does what `landmarks` does, and the depth of the face comes mostly from the model.
 """
 
 import sys
@@ -20,8 +20,9 @@ result = fitkit.fit(
 )
 view = result.metrics["views"][0]
 print(
-    f"{result.status}: landmarks {view['reprojection_px']:.1f} px off ({100 * view['reprojection_share']:.1f} % of the face), "
-    f"yaw, pitch, roll {', '.join(f'{a:.0f}' for a in view['yaw_pitch_roll_deg'])} degrees"
+    f"{result.status}: landmarks {view['reprojection_px']:.1f} px off "
+    f"({100 * view['reprojection_share']:.1f} % of the face), yaw, pitch, roll "
+    f"{', '.join(f'{a:.0f}' for a in view['yaw_pitch_roll_deg'])} degrees"
 )
 for warning in result.warnings:
     print("  " + warning)

@@ -2,9 +2,9 @@
 
     python examples/03_own_energy.py [OUTPUT]
 
-Photos from unknown distances do not tell how large a head is. Here somebody has measured the distance between the outer
-corners of the eyes with a ruler: the energy `eye_distance` holds the face to it. It is written down once; derivatives come
-from automatic differentiation, and recipes name it like any other energy.
+Photos from unknown distances do not tell how large a head is. Here somebody has measured the distance between
+the outer corners of the eyes with a ruler: the energy `eye_distance` holds the face to it. It is written down
+once; derivatives come from automatic differentiation, and recipes name it like any other energy.
 """
 
 import sys
@@ -32,7 +32,8 @@ class EyeDistanceOptions(EnergyOptions):
 
 @dataclass(frozen=True)
 class EyeDistance(PlainEnergy):
-    """(distance of the outer eye corners of the face at rest - the measured one) / sigma_mm, [S, 1, 1]. Sums."""
+    """(distance of the outer eye corners of the face at rest - the measured one) / sigma_mm, [S, 1, 1].
+    Sums."""
 
     model: FaceModel
     distance_mm: float

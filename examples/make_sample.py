@@ -1,8 +1,10 @@
-"""Make examples/sample: three pictures of a person who does not exist, rendered by fitkit from its own face model.
+"""Make examples/sample: three pictures of a person who does not exist, rendered by fitkit from its own face
+model.
 
     python examples/make_sample.py [-o examples]
 
-Deterministic: the same model gives the same files. sample_truth/ beside it holds what the pictures were made from.
+Deterministic: the same model gives the same files. sample_truth/ beside it holds what the pictures were made
+from.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fitkit.synth.studio import Appearance, head_shot_state, photograph, studio
 from fitkit.io.mesh_files import write_ply
 from fitkit.models.registry import load_model
+from fitkit.synth.studio import Appearance, head_shot_state, photograph, studio
 
 SEED = 11
 NAMES = ("left", "front", "right")  # the side of the picture that the face looks to

@@ -38,7 +38,7 @@ def __getattr__(name: str):
     if name not in _PUBLIC:
         raise AttributeError(f"module 'fitkit' has no attribute {name!r}")
     value = getattr(import_module(_PUBLIC[name]), name)
-    if name == "fit":  # `fitkit.fit` was a package: `fitkit.fit.detail` is found on the function
+    if name == "fit":  # `fitkit.fit` was a package: `fitkit.fitting.detail` is found on the function
         vars(value).update(_moved.moved_below("fitkit.fit"))
     globals()[name] = value
     return value
@@ -52,7 +52,8 @@ def __dir__():
 
 
 def _after_fork() -> None:
-    # A forked child has none of the threads that torch started in its parent, and would wait for them for ever.
+    # A forked child has none of the threads that torch started in its parent, and would wait for them for
+    # ever.
     torch = sys.modules.get("torch")
     if hasattr(torch, "set_num_threads"):  # it may be just being imported
         torch.set_num_threads(1)

@@ -1,4 +1,5 @@
-"""Module paths that README and docs of version 0.1.0 named: each still leads to what it held, with one line of warning."""
+"""Module paths that README and docs of version 0.1.0 named: each still leads to what it held, with one line
+of warning."""
 
 import sys
 import warnings

@@ -37,10 +37,11 @@ def unexpected(error: Exception) -> str:
 
 
 def attempt(what: str, compute: Callable[[], T], otherwise: T, failures: list[str]) -> T:
-    """What `compute` gives, where an error must not cost what is there already: then it is `otherwise`, and a line in `failures`."""
+    """What `compute` gives, where an error must not cost what is there already: then it is `otherwise`, and a
+    line in `failures`."""
     try:
         return compute()
-    except Exception as error:  # noqa: BLE001 - numerics at the edge of what they can
+    except Exception as error:  # numerics at the edge of what they can
         log.info(what, exc_info=True)
         failures.append(f"{what} could not be computed ({unexpected(error)})")
         return otherwise
@@ -53,6 +54,7 @@ def check_argument(name: str, value: object, kinds: type | tuple[type, ...], exp
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """ "did you mean 'NAME'?" with the known name nearest to an unknown one, '' where none is near. cutoff: 1 = equal."""
+    """ "did you mean 'NAME'?" with the known name nearest to an unknown one, '' where none is near. cutoff: 1
+    = equal."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"did you mean '{near[0]}'?" if near else ""

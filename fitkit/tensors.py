@@ -14,7 +14,8 @@ T = TypeVar("T")
 
 
 def move(value: T, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> T:
-    """The tensors within dataclasses and tuples on another device and, those of floating point, of another type.
+    """The tensors within dataclasses and tuples on another device and, those of floating point, of another
+    type.
 
     Everything that is no tensor stays as it is; a value with nothing to move is returned itself.
     """
@@ -32,7 +33,8 @@ def move(value: T, device: torch.device | str | None = None, dtype: torch.dtype 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch with one thread: sums then do not depend on how many there are, and many short operations take less time."""
+    """Torch with one thread: sums then do not depend on how many there are, and many short operations take
+    less time."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -41,7 +41,8 @@ def _surface(lon, lat):
 
 
 def _landmarks_xy() -> np.ndarray:
-    """(longitude, latitude) of 68 plausible points, in radians; iBUG order starts at the subject's right (x < 0)."""
+    """(longitude, latitude) of 68 plausible points, in radians; iBUG order starts at the subject's right (x <
+    0)."""
     a, b, _ = RADII
     right_brow = [(-52, 18), (-45, 24), (-36, 26), (-26, 25), (-16, 21)]
     right_eye = [(-45, 0), (-37, 5), (-26, 5), (-17, 0), (-26, -5), (-37, -5)]
@@ -85,10 +86,11 @@ def _landmarks_xy() -> np.ndarray:
 
 
 def tiny_model(seed: int = 0, num_identity: int = 8, dtype: torch.dtype = torch.float32) -> FaceModel:
-    """A face-like shell of 315 vertices (half ellipsoid with a nose), 560 triangles, 8 identity and 6 expression shapes.
+    """A face-like shell of 315 vertices (half ellipsoid with a nose), 560 triangles, 8 identity and 6
+    expression shapes.
 
-    Identity shapes are smooth random waves of 1 to 3 mm, expression shapes bumps; same seed, same model. Outer eye
-    corners are 90 mm apart. UV is the longitude/latitude grid, without seams.
+    Identity shapes are smooth random waves of 1 to 3 mm, expression shapes bumps; same seed, same model.
+    Outer eye corners are 90 mm apart. UV is the longitude/latitude grid, without seams.
     """
     rng = np.random.default_rng(seed)
     nu, nv = len(LONGITUDES), len(LATITUDES)
@@ -160,7 +162,8 @@ def tiny_model(seed: int = 0, num_identity: int = 8, dtype: torch.dtype = torch.
 def tiny_state(
     model: FaceModel, views: int = 3, size: int = 160, seed: int = 0, expression: float = 0.4
 ) -> SceneState:
-    """Random person of `model` seen by `views` perspective cameras, yaw spread over -40 to 40 degrees, face about 0.7 of the image."""
+    """Random person of `model` seen by `views` perspective cameras, yaw spread over -40 to 40 degrees, face
+    about 0.7 of the image."""
     gen = torch.Generator().manual_seed(seed)
     dtype = model.mean.dtype
 
@@ -198,7 +201,8 @@ def picture(
     size: tuple[int, int],
     background: float = 0.35,
 ) -> np.ndarray:
-    """Unlit pictures of meshes: vertices [B, V, 3] camera frame, sRGB colours [V, 3] in [0, 1] -> uint8 [B, H, W, 3]."""
+    """Unlit pictures of meshes: vertices [B, V, 3] camera frame, sRGB colours [V, 3] in [0, 1] -> uint8 [B,
+    H, W, 3]."""
     from fitkit.render.rasterizer import interpolate, rasterize
 
     fragments = rasterize(camera.clip(vertices.float()), triangles, size)
@@ -208,7 +212,8 @@ def picture(
 
 
 def tiny_colors(model: FaceModel) -> torch.Tensor:
-    """Smooth colours [V, 3], sRGB in [0.25, 0.9]: skin-like with large patches, so that places can be told apart."""
+    """Smooth colours [V, 3], sRGB in [0.25, 0.9]: skin-like with large patches, so that places can be told
+    apart."""
     x, y, z = (model.mean / 40).unbind(-1)
     waves = torch.stack([torch.sin(x + 0.5), torch.sin(1.3 * y + x), torch.cos(y - 0.7 * x)], -1)
     return (torch.tensor([0.72, 0.55, 0.47]) + 0.16 * waves).clamp(0.25, 0.9).to(model.mean)
@@ -271,7 +276,8 @@ def write_pts(path: Path, points: np.ndarray) -> None:
 
 
 def rendered_subject(folder: Path, views: int = 3, size: int = 192, seed: int = 1) -> Path:
-    """Write a subject folder: a random person of the model `generic`, shaded, as view0.png ... with .pts beside them."""
+    """Write a subject folder: a random person of the model `generic`, shaded, as view0.png ... with .pts
+    beside them."""
     from fitkit.models.registry import load_model
     from fitkit.render.shading import render_shaded
 
@@ -297,7 +303,8 @@ def observe(
     images: torch.Tensor | None = None,
     jaw: str = "surface",
 ) -> Observations:
-    """What the cameras of `state` see, exactly: the model's own landmarks, and `images` [B, 3, size, size] (default grey)."""
+    """What the cameras of `state` see, exactly: the model's own landmarks, and `images` [B, 3, size, size]
+    (default grey)."""
     views, dtype = state.num_views, model.mean.dtype
     points, _ = state.camera.project(
         state.pose.apply(model.landmarks.points(state.vertices(model), model.triangles))
@@ -320,7 +327,8 @@ def observe(
 
 
 def skin_pattern(place: torch.Tensor) -> torch.Tensor:
-    """Smooth grey noise on the skin as a function of the place on the mean head [..., 3] mm: waves of 12 to 40 mm."""
+    """Smooth grey noise on the skin as a function of the place on the mean head [..., 3] mm: waves of 12 to
+    40 mm."""
     gen = torch.Generator().manual_seed(4)
     total = 0.0
     for _ in range(14):
@@ -349,7 +357,8 @@ def photograph(
 
 
 class LucasKanade:
-    """A differentiable stand-in for a flow network: one step of windowed least squares, exact for small shifts."""
+    """A differentiable stand-in for a flow network: one step of windowed least squares, exact for small
+    shifts."""
 
     name = "lucas_kanade"
 
@@ -374,7 +383,8 @@ class LucasKanade:
 
 
 def face_points(center, size, turn=0.0):
-    """68 points [68, 2] px in the order of iBUG that look like a face of this size (px), turned by radians."""
+    """68 points [68, 2] px in the order of iBUG that look like a face of this size (px), turned by
+    radians."""
     jaw = np.linspace(np.pi, 0, 17)
     brow, eye, lip = (
         np.linspace(-0.16, 0.16, 5),
@@ -398,7 +408,8 @@ def face_points(center, size, turn=0.0):
 
 
 def dotted_faces(folder, people, frames):
-    """A tree FOLDER/PERSON/N.png + .pts: a bright disc with a dark dot at each point, a fifth of the picture wide."""
+    """A tree FOLDER/PERSON/N.png + .pts: a bright disc with a dark dot at each point, a fifth of the picture
+    wide."""
     import cv2
 
     rng = np.random.default_rng(0)

@@ -11,6 +11,7 @@ import numpy as np
 import scipy.io
 import torch
 import trimesh
+from helpers import tiny_model, tiny_result, tiny_state, write_pts
 from PIL import Image
 
 from fitkit.data.facescape import PUPIL_MM
@@ -20,7 +21,6 @@ from fitkit.evaluate.scan_to_mesh import NOW_POINTS
 from fitkit.fitting.result import FitResult
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
-from helpers import tiny_model, tiny_result, tiny_state, write_pts
 
 SEVEN = list(NOW_POINTS)
 FLIP = np.diag([1.0, -1.0, -1.0])
@@ -28,7 +28,8 @@ FLIP = np.diag([1.0, -1.0, -1.0])
 
 @dataclass(frozen=True)
 class Person:
-    """result: an exact fit; scan [V, 3] mm, points [68, 3] mm: its neutral face in the frame of a scanner, which is another one."""
+    """result: an exact fit; scan [V, 3] mm, points [68, 3] mm: its neutral face in the frame of a scanner,
+    which is another one."""
 
     result: FitResult
     scan: np.ndarray
@@ -88,7 +89,10 @@ def now(root: Path, p: Person) -> Path:
         f' <point x="{x!r}" y="{y!r}" active="1" name="{i}" z="{z!r}"/>'
         for i, (x, y, z) in enumerate(p.points[SEVEN].tolist())
     )
-    head = '<!DOCTYPE PickedPoints>\n<PickedPoints>\n <DocumentData>\n  <DataFileName name="a.obj"/>\n </DocumentData>\n'
+    head = (
+        '<!DOCTYPE PickedPoints>\n<PickedPoints>\n <DocumentData>\n  <DataFileName name="a.obj"/>\n '
+        "</DocumentData>\n"
+    )
     picks.write_text(f"{head}{tags}\n</PickedPoints>\n")
     (root / "imagepathsvalidation.txt").write_text(
         "".join(f"FaMoS_1/{c}/IMG_0001.jpg\n" for c in ("multiview_neutral", "selfie"))

@@ -1,4 +1,5 @@
-"""Small real networks, one for each kind of output beside a scene state: a few convolutions that can be trained in seconds."""
+"""Small real networks, one for each kind of output beside a scene state: a few convolutions that can be
+trained in seconds."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ class SmallOptions:
 
 
 class SmallNet(Predictor):
-    """Two convolutions that halve the picture, what they see at its full size, and `outputs` channels from both."""
+    """Two convolutions that halve the picture, what they see at its full size, and `outputs` channels from
+    both."""
 
     outputs: int
     named = False

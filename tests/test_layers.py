@@ -1,4 +1,5 @@
-"""No folder of the package imports one that docs/architecture.md names below it, and no files import each other in a circle."""
+"""No folder of the package imports one that docs/architecture.md names below it, and no files import each
+other in a circle."""
 
 import ast
 import re

@@ -40,7 +40,8 @@ def test_python_example_runs(tmp_path):
 
 
 def test_the_script_for_an_own_model_writes_one(tmp_path, monkeypatch):
-    """As the page says: it is checked, stored, and can be fitted; every array is in the table, and said to be required or not."""
+    """As the page says: it is checked, stored, and can be fitted; every array is in the table, and said to be
+    required or not."""
     page = (ROOT / "docs/face_models.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
     monkeypatch.chdir(tmp_path)

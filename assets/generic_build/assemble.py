@@ -237,10 +237,12 @@ def build_arrays(figures: Figures, symmetric: int, antisymmetric: int) -> dict[s
 
 
 def follow_lids(margin: np.ndarray, motion: np.ndarray, ball: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Identity displacement [K, M, 3] of an eyeball: the shift and growth that keep it in touch with the lids.
+    """Identity displacement [K, M, 3] of an eyeball: the shift and growth that keep it in touch with the
+    lids.
 
-    Least squares of  n_i . (u_i - t - s (p_i - c)) = 0  over the lid margin points p_i with motion u_i and radial
-    directions n_i; sideways, where the margin says little, the eyeball goes with the mean of the margin.
+    Least squares of  n_i . (u_i - t - s (p_i - c)) = 0  over the lid margin points p_i with motion u_i and
+    radial directions n_i; sideways, where the margin says little, the eyeball goes with the mean of the
+    margin.
     """
     arm = margin - centre
     radius = np.linalg.norm(arm, axis=1)
@@ -385,8 +387,8 @@ def rotation(about_x: float, about_y: float) -> np.ndarray:
 def rigid_motion(points, displacement, at) -> np.ndarray:
     """Displacement at `at` of the rigid motion that fits `displacement` of `points` best (Kabsch).
 
-    A short arc of the chin determines the rotation badly, so only the turn about the ear-to-ear axis through the
-    jaw joint and a translation are used.
+    A short arc of the chin determines the rotation badly, so only the turn about the ear-to-ear axis through
+    the jaw joint and a translation are used.
     """
     joint = np.array([0.0, 5.0, 20.0])
     arm, moved = points - joint, points + displacement - joint

@@ -2,16 +2,17 @@
 
 The displacement of a person from the mean face is  u(x) = P(x) a + A(x) g(x):
 
-- P(x) a: a mirror-symmetric polynomial of the position (degree 1 or 2: width, height, depth, taper, ...) whose
-  coefficients a have a measured covariance;
+- P(x) a: a mirror-symmetric polynomial of the position (degree 1 or 2: width, height, depth, taper, ...)
+  whose coefficients a have a measured covariance;
 - g: three independent unit Gaussian processes (one per axis) with multi-scale squared-exponential correlation
   in position and in the planar layout, made mirror-symmetric; plus a weak antisymmetric part;
-- A(x): symmetric root of the measured covariance at x of what the polynomial leaves, interpolated between sites.
+- A(x): symmetric root of the measured covariance at x of what the polynomial leaves, interpolated between
+  sites.
 
 Source:
-    Luethi, Gerig, Jud and Vetter, "Gaussian Process Morphable Models", TPAMI 2018 (kernel algebra, low-rank form);
-    Gerig et al., "Morphable Face Models - An Open Framework", FG 2018 (multi-scale symmetric face kernel).
-    Differs: the amplitude varies over the face with measured covariances.
+    Luethi, Gerig, Jud and Vetter, "Gaussian Process Morphable Models", TPAMI 2018 (kernel algebra, low-rank
+    form); Gerig et al., "Morphable Face Models - An Open Framework", FG 2018 (multi-scale symmetric face
+    kernel). Differs: the amplitude varies over the face with measured covariances.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def correlation(parameters: KernelParameters, axis: int, pa, ua, pb, ub) -> np.n
 
 
 def local_covariance(parameters: KernelParameters, root, pa, ua, pb, ub, root_b, sign: float) -> np.ndarray:
-    """[A, 3, B, 3] covariance of the local part between left-half points; sign +1 symmetric, -1 antisymmetric."""
+    """[A, 3, B, 3] covariance of the local part between left-half points; sign +1 symmetric, -1
+    antisymmetric."""
     out = 0.0
     for axis in range(3):
         direct = correlation(parameters, axis, pa, ua, pb, ub)
@@ -90,8 +92,9 @@ def mirror_correlation(parameters: KernelParameters, axis: int, p, u) -> np.ndar
 def own_variance(parameters: KernelParameters, axis: int, p, u, sign: float) -> np.ndarray:
     """Divisor [A] that gives the symmetrised process unit variance, where it does not vanish at the midline.
 
-    Components that vanish there (x of the symmetric part; y, z of the antisymmetric one) must fade out smoothly: their
-    divisor is 1, and the amplitude of the symmetric x component makes up for it (`AmplitudeField`).
+    Components that vanish there (x of the symmetric part; y, z of the antisymmetric one) must fade out
+    smoothly: their divisor is 1, and the amplitude of the symmetric x component makes up for it
+    (`AmplitudeField`).
     """
     if sign * FLIP[axis] < 0:
         return np.ones(len(p))
@@ -111,8 +114,8 @@ def identity_basis(
 ) -> np.ndarray:
     """Truncated eigen-expansion on the left half and the midline.
 
-    The eigenfunctions are those of the covariance operator with measure `importance` (area times weight); each
-    column is multiplied by the root of its eigenvalue, so that coefficients are standard-normal.
+    The eigenfunctions are those of the covariance operator with measure `importance` (area times weight);
+    each column is multiplied by the root of its eigenvalue, so that coefficients are standard-normal.
 
     Args:
         points: [V, 3] left half and midline, mm.  layout: [V, 2].
@@ -120,7 +123,8 @@ def identity_basis(
         root_symmetric: [V, 3, 3] the same for the symmetric part, see `own_variance`.
         importance: [V] positive.
     Returns:
-        [K, V, 3] on the left half: first the symmetric, then the antisymmetric modes, each by falling variance.
+        [K, V, 3] on the left half: first the symmetric, then the antisymmetric modes, each by falling
+        variance.
     """
     terms = polynomial_terms(points, parameters.centre, parameters.degree)
     value, vector = np.linalg.eigh(parameters.coefficients)
@@ -146,10 +150,12 @@ def identity_basis(
 
 
 def pivoted_cholesky(parameters, points, layout, root, sign, importance, rank) -> np.ndarray:
-    """[3V, R] factor G with G G^T close to the local covariance; pivots are taken a block of points at a time.
+    """[3V, R] factor G with G G^T close to the local covariance; pivots are taken a block of points at a
+    time.
 
     Source:
-        Harbrecht, Peters and Schneider, "On the low-rank approximation by the pivoted Cholesky decomposition", 2012.
+        Harbrecht, Peters and Schneider, "On the low-rank approximation by the pivoted Cholesky
+        decomposition", 2012.
     """
     n = len(points)
     diagonal = np.zeros((n, 3))

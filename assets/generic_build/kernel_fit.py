@@ -1,4 +1,5 @@
-"""Fit the hyperparameters of the identity kernel to landmark displacements of random people (maximum likelihood)."""
+"""Fit the hyperparameters of the identity kernel to landmark displacements of random people (maximum
+likelihood)."""
 
 from __future__ import annotations
 
@@ -22,12 +23,13 @@ def fit_kernel(
 ) -> dict:
     """Maximum-likelihood lengths, weights, stretch, layout factor and gain.
 
-    The expected negative log-likelihood  (tr(K^-1 C) + log det K) / 2  is minimised, C being the covariance of the
-    local displacements at the sites.
+    The expected negative log-likelihood  (tr(K^-1 C) + log det K) / 2  is minimised, C being the covariance
+    of the local displacements at the sites.
 
     Args:
         sites: [P, 3] left half and midline, mm.  layout: [P, 2].
-        local: [K, P, 3] displacements (symmetric part, polynomial removed) of K independent unit coefficients.
+        local: [K, P, 3] displacements (symmetric part, polynomial removed) of K independent unit
+            coefficients.
     """
     torch.set_default_dtype(torch.float64)
     p, u, flip = torch.tensor(sites), torch.tensor(layout), torch.tensor(FLIP)

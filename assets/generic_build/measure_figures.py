@@ -2,9 +2,10 @@
 
     python measure_figures.py ict_facekit.npz ../generic_figures.json
 
-Takes a few hundred named sites of the left half of the face and of the midline (lid margins, lip contours, brows,
-nose, jaw, ...) and records for each the mean position, the covariance over people, and the mean displacement
-in each named facial expression. The right half follows by mirroring. No mesh, no basis and no mode is copied.
+Takes a few hundred named sites of the left half of the face and of the midline (lid margins, lip contours,
+brows, nose, jaw, ...) and records for each the mean position, the covariance over people, and the mean
+displacement in each named facial expression. The right half follows by mirroring. No mesh, no basis and no
+mode is copied.
 
 Source:
     Li et al., "Learning Formation of Physically-Based Face Attributes", CVPR 2020 (ICT-FaceKit, MIT licence).
@@ -85,8 +86,8 @@ def boundary_loops(triangles: np.ndarray) -> list[list[int]]:
 def planar_layout(vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
     """One-to-one planar embedding of a head surface whose longest boundary is the neck.
 
-    Mean-value weights, the neck on the unit circle, smaller holes closed by one extra vertex each; then the disc
-    is moved by a Moebius map so that the middle of the face lies at the origin.
+    Mean-value weights, the neck on the unit circle, smaller holes closed by one extra vertex each; then the
+    disc is moved by a Moebius map so that the middle of the face lies at the origin.
 
     Returns:
         [V, 2]; +s to the subject's left, +t up; rows of unused vertices are NaN.
@@ -187,7 +188,8 @@ def layout_centre(plane: np.ndarray, mean: np.ndarray, region: np.ndarray) -> fl
 
 
 def even_scale(plane: np.ndarray, knee: float = 0.02) -> np.ndarray:
-    """Radial map of the unit disc onto itself that evens out the scale between face and neck, [N, 2] -> [N, 2]."""
+    """Radial map of the unit disc onto itself that evens out the scale between face and neck, [N, 2] -> [N,
+    2]."""
     radius = np.linalg.norm(plane, axis=1, keepdims=True)
     return plane / np.maximum(radius, 1e-12) * np.log1p(radius / knee) / np.log1p(1 / knee)
 
@@ -404,7 +406,8 @@ def measure_people(ict, face: Surface, sites: list[Site]) -> tuple[np.ndarray, n
 
 
 def measure_expressions(ict, face: Surface, sites: list[Site]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Name -> displacement [P, 3] on the shape's own side and on the other side (mirrored); left shapes only."""
+    """Name -> displacement [P, 3] on the shape's own side and on the other side (mirrored); left shapes
+    only."""
     site, opposite = face.weights(sites), mirrored_site(face.weights(sites), face.image)
     expression = {}
     for k, name in enumerate(str(n) for n in ict["expression_names"]):
@@ -440,13 +443,15 @@ def write(target, sites, position, layout, covariance, local, expression, eye, k
     upper = np.triu_indices(3)
     number = lambda a, d: [round(float(x), d) for x in np.ravel(a)]
     head = {
-        "source": "measured on the ICT-FaceKit face model (github.com/ICT-VGL/ICT-FaceKit, MIT licence, Copyright "
-        "(c) 2020 USC Institute for Creative Technologies); Li et al., Learning Formation of Physically-Based Face "
-        "Attributes, CVPR 2020. Figures at named sites only: no mesh, basis or mode of that model is contained.",
-        "units": "millimetres; +x to the subject's left, +y up, +z out of the face; left half and midline only",
-        "columns": "position: mean; layout: place of the site in a planar map of the head; covariance: xx xy xz yy yz "
-        "zz over people after rigid alignment; local: the same of what a symmetric polynomial of the position leaves; "
-        "expression: mean displacement on this side, then on the other side "
+        "source": "measured on the ICT-FaceKit face model (github.com/ICT-VGL/ICT-FaceKit, MIT licence, "
+        "Copyright (c) 2020 USC Institute for Creative Technologies); Li et al., Learning Formation of "
+        "Physically-Based Face Attributes, CVPR 2020. Figures at named sites only: no mesh, basis or mode "
+        "of that model is contained.",
+        "units": "millimetres; +x to the subject's left, +y up, +z out of the face; left half and midline "
+        "only",
+        "columns": "position: mean; layout: place of the site in a planar map of the head; covariance: xx "
+        "xy xz yy yz zz over people after rigid alignment; local: the same of what a symmetric polynomial "
+        "of the position leaves; expression: mean displacement on this side, then on the other side "
         "(mirrored) for one-sided shapes",
         "neck_end": NECK_END.tolist(),
         "eye": eye | {"centre": number(eye["centre"], 2), "radius": round(eye["radius"], 2)},

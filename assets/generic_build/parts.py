@@ -6,17 +6,18 @@ in identity and expression and by how much.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
-import itertools
 
 
 @dataclass(frozen=True)
 class Part:
     """A patch whose first `len(seam)` vertices are existing skin vertices.
 
-    `vertices` and the rows below describe the new vertices only; triangle indices below `len(seam)` mean the seam.
+    `vertices` and the rows below describe the new vertices only; triangle indices below `len(seam)` mean the
+    seam.
     """
 
     seam: np.ndarray  # [N] skin rows
@@ -28,7 +29,8 @@ class Part:
 
 
 def strip(upper: np.ndarray, lower: np.ndarray, closed: bool, turn_at: int | None = None) -> np.ndarray:
-    """Triangles between two rows of vertices; from column `turn_at` on with the other diagonal (for symmetry)."""
+    """Triangles between two rows of vertices; from column `turn_at` on with the other diagonal (for
+    symmetry)."""
     n = len(upper)
     k = np.arange(n if closed else n - 1)
     j = (k + 1) % n
@@ -41,7 +43,8 @@ def strip(upper: np.ndarray, lower: np.ndarray, closed: bool, turn_at: int | Non
 def rings(
     seam: np.ndarray, loops: list[np.ndarray], plane: list[np.ndarray], amount: list, hub, turn_at=None
 ) -> Part:
-    """Closed rings from the seam inwards; `hub` = (position, layout, amount, row) closes the last ring, or None."""
+    """Closed rings from the seam inwards; `hub` = (position, layout, amount, row) closes the last ring, or
+    None."""
     n = len(seam)
     rows = [np.arange(n)] + [n * (k + 1) + np.arange(n) for k in range(len(loops))]
     faces = [strip(a, b, closed=True, turn_at=turn_at) for a, b in itertools.pairwise(rows)]
@@ -69,8 +72,9 @@ def rings(
 def ear(seam: np.ndarray, base: np.ndarray, base_layout: np.ndarray) -> Part:
     """A plain left ear on the closed loop `base` [N, 3] of skin vertices around it.
 
-    Seen from the side every spoke runs from the loop to the ear canal: along the head and up the back of the auricle,
-    over the helix, down into the scapha, over the antihelix and into the concha; in front, over the tragus.
+    Seen from the side every spoke runs from the loop to the ear canal: along the head and up the back of the
+    auricle, over the helix, down into the scapha, over the antihelix and into the concha; in front, over the
+    tragus.
     """
     canal = np.array([68.0, 3.0, 16.0])
     canal_layout = base_layout.mean(0)
@@ -138,7 +142,8 @@ def lid_rim(
 def nostril(
     seam: np.ndarray, rim: np.ndarray, rim_layout: np.ndarray, inner: np.ndarray, inner_layout, deep
 ) -> Part:
-    """Left nostril: a short tunnel from the rim [N, 3] to a measured inner ring [M, 3] and the deepest point [3]."""
+    """Left nostril: a short tunnel from the rim [N, 3] to a measured inner ring [M, 3] and the deepest point
+    [3]."""
     hub = deep[1]
     turn = lambda u: np.unwrap(np.arctan2(u[:, 1] - hub[1], u[:, 0] - hub[0]))
     at, own = turn(inner_layout), turn(rim_layout)
@@ -153,7 +158,8 @@ def nostril(
 
 
 def mouth_lining(seam: np.ndarray, lip: np.ndarray, lip_layout: np.ndarray) -> Part:
-    """Inner lips and a closed bag behind them. `lip` starts at the upper midline and runs over the left corner."""
+    """Inner lips and a closed bag behind them. `lip` starts at the upper midline and runs over the left
+    corner."""
     n = len(lip)
     corner = n // 4
     turn = np.arange(n) / n * 2 * np.pi  # 0: upper midline, 90 deg: left corner, 180: lower midline

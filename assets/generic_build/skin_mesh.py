@@ -1,7 +1,7 @@
 """The skin of the head as a triangle mesh: drawn in the planar layout, one half, then mirrored.
 
-Edge loops run around the eyes and the mouth; elsewhere points are spread with a wanted edge length (in millimetres
-on the head), relaxed, and triangulated (Delaunay in the layout).
+Edge loops run around the eyes and the mouth; elsewhere points are spread with a wanted edge length (in
+millimetres on the head), relaxed, and triangulated (Delaunay in the layout).
 """
 
 from __future__ import annotations
@@ -226,9 +226,11 @@ def snap(curve: np.ndarray, sites: np.ndarray) -> np.ndarray:
 
 
 def match_loop(inner: np.ndarray, fine: np.ndarray) -> np.ndarray:
-    """Points of the closed curve `fine` that stand opposite the points of `inner` (both start at the upper midline).
+    """Points of the closed curve `fine` that stand opposite the points of `inner` (both start at the upper
+    midline).
 
-    By angle around the corner of the mouth where the two are close would bunch up; so by arc length of each quarter.
+    By angle around the corner of the mouth where the two are close would bunch up; so by arc length of each
+    quarter.
     """
     n, m = len(inner), len(fine)
     corner_in, corner_out = n // 4, int(np.argmax(fine[: m // 2, 0]))

@@ -35,9 +35,9 @@ from fitkit.io.progress import Progress
 def batch(folder, overrides, output, recipe, workers, resume, light, device, quiet, **options):
     """Fit one face to each subject folder below FOLDER.
 
-    OUTPUT/batch.json says what became of each subject: its status, its expected error, and the reason why it is not ok. A subject that
-    cannot be fitted does not end the batch, whatever the reason; with two workers or more not even when its process is killed. The
-    exit code is 0 when each has a face, ok or doubtful.
+    OUTPUT/batch.json says what became of each subject: its status, its expected error, and the reason why it
+    is not ok. A subject that cannot be fitted does not end the batch, whatever the reason; with two workers
+    or more not even when its process is killed. The exit code is 0 when each has a face, ok or doubtful.
 
     Example: fitkit batch people/ -o fits --workers 8
     """
@@ -71,8 +71,8 @@ def batch(folder, overrides, output, recipe, workers, resume, light, device, qui
     means = ""
     if numbers["subjects"] > numbers["error"]:
         means = (
-            f"; mean {expected}reprojection error {100 * numbers['reprojection_share']:.1f} % of the face size, "
-            f"{numbers['seconds']:.2f} s and {numbers['iterations']:.0f} iterations in the solver"
+            f"; mean {expected}reprojection error {100 * numbers['reprojection_share']:.1f} % of the face "
+            f"size, {numbers['seconds']:.2f} s and {numbers['iterations']:.0f} iterations in the solver"
         )
     click.echo(
         f"{numbers['subjects']} subjects: "

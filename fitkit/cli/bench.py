@@ -85,12 +85,12 @@ def bench():
 def accuracy(data, overrides, models, recipes, subjects, views, photos, people, seed, keep, path):
     """Scan-to-mesh errors of the neutral shape, and of the face in the photos, for all subjects of DATA.
 
-    DATA holds SUBJECT/ folders with photos and landmarks, and ground_truth/SUBJECT/ with neutral.ply, landmarks3d_neutral.npy and
-    face_region.npy, as `fitkit synth` writes them; or, of a scan, with mesh.ply, landmarks3d.npy and face_region_front.npy. Without
-    DATA people of the model generic are rendered for it.
+    DATA holds SUBJECT/ folders with photos and landmarks, and ground_truth/SUBJECT/ with neutral.ply,
+    landmarks3d_neutral.npy and face_region.npy, as `fitkit synth` writes them; or, of a scan, with mesh.ply,
+    landmarks3d.npy and face_region_front.npy. Without DATA people of the model generic are rendered for it.
 
-    --photos N takes N photos by name, spread evenly: cut into N equal parts, the middle one of each. Of five: 1 the third, 2 the second
-    and fourth, 3 the first, third and last. The exit code is 1 when a fit failed.
+    --photos N takes N photos by name, spread evenly: cut into N equal parts, the middle one of each. Of five:
+    1 the third, 2 the second and fourth, 3 the first, third and last. The exit code is 1 when a fit failed.
 
     Example: fitkit bench accuracy shared/data/bench --model ict --photos 1,3,5 --json results.json
     """
@@ -139,8 +139,8 @@ def accuracy(data, overrides, models, recipes, subjects, views, photos, people, 
 def ablation(data, overrides, recipe_name, models, subjects, path):
     """What each energy between the photos is worth, by number of views and kind of subject.
 
-    DATA as for `fitkit bench accuracy`. The recipe names the arms, the views and the sets of subjects; overrides change it.
-    The exit code is 1 when a fit failed.
+    DATA as for `fitkit bench accuracy`. The recipe names the arms, the views and the sets of subjects;
+    overrides change it. The exit code is 1 when a fit failed.
 
     Example: fitkit bench ablation shared/data/bench --model ict "views=[[0, 2, 4]]"
     """
@@ -177,8 +177,8 @@ def ablation(data, overrides, recipe_name, models, subjects, path):
 def speed(subject, overrides, model_name, recipe_name, views, repeats, parts, path):
     """Wall and CPU times of the fit on one SUBJECT folder.
 
-    fit: the recipe; adam: our first-order fit on every pixel, which takes minutes; views: time per view from 3 to 24
-    rendered views; rasterizer: one picture of the face, 512 x 512 px.
+    fit: the recipe; adam: our first-order fit on every pixel, which takes minutes; views: time per view from
+    3 to 24 rendered views; rasterizer: one picture of the face, 512 x 512 px.
 
     Example: fitkit bench speed shared/data/bench/multiview_00 --json speed.json
     """
@@ -227,8 +227,9 @@ def speed(subject, overrides, model_name, recipe_name, views, repeats, parts, pa
 def init(data, overrides, models, recipes, weights, trials, seed, path):
     """What the start of a fit is worth: from the landmarks, from a network, and from the better of the two.
 
-    DATA is a folder of subject folders; where it holds ground_truth/ as for `fitkit bench accuracy`, shapes are scored. Then fits of
-    the recipe 'landmarks' whose landmarks are wrong, missing or one-sided, or whose heads start turned away.
+    DATA is a folder of subject folders; where it holds ground_truth/ as for `fitkit bench accuracy`, shapes
+    are scored. Then fits of the recipe 'landmarks' whose landmarks are wrong, missing or one-sided, or whose
+    heads start turned away.
 
     Example: fitkit bench init shared/data/bench --json init.json
     """
@@ -252,8 +253,8 @@ def init(data, overrides, models, recipes, weights, trials, seed, path):
 def landmarks(data, detector, everyone, device, path):
     """Errors of a landmark detector on labelled pictures.
 
-    DATA is a tree of images with .pts files, one folder for each person (only people held out from training count);
-    or pictures of AFLW2000-3D with their .mat files; or a benchmark of `fitkit bench accuracy`.
+    DATA is a tree of images with .pts files, one folder for each person (only people held out from training
+    count); or pictures of AFLW2000-3D with their .mat files; or a benchmark of `fitkit bench accuracy`.
 
     Example: fitkit bench landmarks shared/data/faces68
     """
@@ -305,9 +306,9 @@ def landmarks(data, detector, everyone, device, path):
 def verdicts(arguments, models, recipe_name, views, faults, subjects, seed, limit, path):
     """Verdicts and expected errors against the truth, on photos as they are and with planted faults.
 
-    DATA are folders as for `fitkit bench accuracy`. Faults: one photo shows another person, is mirrored, is covered by a third, or
-    is blurred. Landmarks are found by the built-in detector. Or DATA are JSON files of this command: their fits are judged again,
-    by the thresholds and constants of today, without fitting.
+    DATA are folders as for `fitkit bench accuracy`. Faults: one photo shows another person, is mirrored, is
+    covered by a third, or is blurred. Landmarks are found by the built-in detector. Or DATA are JSON files of
+    this command: their fits are judged again, by the thresholds and constants of today, without fitting.
 
     Example: fitkit bench verdicts people/ --subjects 6 --json verdicts.json
     """
@@ -321,7 +322,8 @@ def verdicts(arguments, models, recipe_name, views, faults, subjects, seed, limi
         raise InputError(
             "DATA: expected either folders or JSON files of this command, got both"
             if len(stored) < len(data)
-            else f"'{overrides[0]}': stored fits are judged again as they are, options of the recipe change nothing"
+            else f"'{overrides[0]}': stored fits are judged again as they are, options of the recipe change "
+            "nothing"
         )
     if stored:
         reports = [run.read_report(a) for a in stored]

@@ -1,4 +1,5 @@
-"""`fitkit detect`: the 68 landmarks of photos as .pts files and pictures, to look at and to correct by hand."""
+"""`fitkit detect`: the 68 landmarks of photos as .pts files and pictures, to look at and to correct by
+hand."""
 
 from __future__ import annotations
 
@@ -37,9 +38,9 @@ PICTURES = "landmarks"  # folder of the pictures: beside the photos they would c
 def detect(images, output, landmarks, overwrite, device):
     """Find the face in each of IMAGES (files or folders of photos) and write its 68 landmarks.
 
-    Writes STEM.pts, which `fitkit fit` takes instead of a detector, and landmarks/STEM_landmarks.png to look at: disks
-    show the standard deviations, hollow dots are probably hidden. Photos that have a landmark file are passed over. Of
-    several faces the largest is taken.
+    Writes STEM.pts, which `fitkit fit` takes instead of a detector, and landmarks/STEM_landmarks.png to look
+    at: disks show the standard deviations, hollow dots are probably hidden. Photos that have a landmark file
+    are passed over. Of several faces the largest is taken.
 
     The exit code is 0 when nothing failed.
 
@@ -73,7 +74,8 @@ def detect(images, output, landmarks, overwrite, device):
                 target = (folder / f"{photo.stem}.pts").absolute()
                 if target in done:
                     raise InputError(
-                        f"{photo}: {target} already holds the landmarks of {done[target]}; rename one of the two"
+                        f"{photo}: {target} already holds the landmarks of {done[target]}; rename one of "
+                        "the two"
                     )
                 done[target] = photo
                 click.echo(_detect_one(detector, photo, folder, overwrite))
@@ -85,7 +87,8 @@ def detect(images, output, landmarks, overwrite, device):
 
 
 def _photos(given: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
-    """The photos that are meant, in the order given and sorted within folders; one sentence for each path that is none."""
+    """The photos that are meant, in the order given and sorted within folders; one sentence for each path
+    that is none."""
     from fitkit.io import landmark_files
     from fitkit.io.images import SUFFIXES
     from fitkit.io.sidecars import natural_key, without_copies
@@ -118,7 +121,10 @@ def _detect_one(detector, photo: Path, folder: Path, overwrite: bool) -> str:
 
     there = _there(photo, folder)
     if there and not overwrite:
-        return f"{photo.name}: kept {there.relative_to(folder).as_posix()}, which is there (--overwrite replaces it)"
+        return (
+            f"{photo.name}: kept {there.relative_to(folder).as_posix()}, which is there (--overwrite "
+            "replaces it)"
+        )
     image = read_image(photo)[0]
     faces = faces_of(detector, image)
     if not faces:

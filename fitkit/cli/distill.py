@@ -41,11 +41,14 @@ from fitkit.io.progress import Progress
 def distill(
     photos, recipe, overrides, output, rounds, fit_recipe, fit_overrides, init_weights, workers, resume, quiet
 ):
-    """Fit all subject folders below PHOTOS, train the network of RECIPE on the fits, fit again from where it starts, and so on.
+    """Fit all subject folders below PHOTOS, train the network of RECIPE on the fits, fit again from where it
+    starts, and so on.
 
-    RECIPE is one of fitkit train-regressor with a data set 'fits'; KEY=VALUE changes it. OUTPUT/distill.json compares the rounds.
+    RECIPE is one of fitkit train-regressor with a data set 'fits'; KEY=VALUE changes it. OUTPUT/distill.json
+    compares the rounds.
 
-    Example: fitkit distill people/ fitkit-init data.synthetic.folder=rendered data.frames.folder=people -o rounds
+    Example: fitkit distill people/ fitkit-init data.synthetic.folder=rendered data.frames.folder=people -o
+    rounds
     """
     from fitkit.train.distill import distill as run
 
@@ -80,7 +83,7 @@ def distill(
     for number, entry in enumerate(report["rounds"], 1):
         fits, metrics = entry["fits"], entry["training"]
         click.echo(
-            f"round {number}: {fits['ok']} of {fits['subjects']} fits ok, {fits['from_the_network']} from the network, reprojection "
-            f"{100 * fits['reprojection_share']:.2f} %, {fits['iterations']:.0f} iterations; network: "
-            + ", ".join(f"{k} {v:.3g}" for k, v in metrics.items())
+            f"round {number}: {fits['ok']} of {fits['subjects']} fits ok, {fits['from_the_network']} from "
+            f"the network, reprojection {100 * fits['reprojection_share']:.2f} %, {fits['iterations']:.0f} "
+            "iterations; network: " + ", ".join(f"{k} {v:.3g}" for k, v in metrics.items())
         )

@@ -74,12 +74,13 @@ def evaluate(
     listing,
     quiet,
 ):
-    """Fit every sample of the data set in DATA, then measure what PROTOCOL measures (`fitkit evaluate --list`, or a .yaml file).
+    """Fit every sample of the data set in DATA, then measure what PROTOCOL measures (`fitkit evaluate
+    --list`, or a .yaml file).
 
-    First the predictions are written, then the metrics are computed from them: metrics.json, metrics.csv, error_maps/. KEY=VALUE
-    changes the evaluation recipe, e.g. predictor=landmarks or options.metrical=true; fit.KEY=VALUE that of the fits, e.g.
-    fit.landmarks.source=builtin. predictor=regressor weights=FILE measures a trained network instead of fits. The exit code is 1 when
-    a sample failed.
+    First the predictions are written, then the metrics are computed from them: metrics.json, metrics.csv,
+    error_maps/. KEY=VALUE changes the evaluation recipe, e.g. predictor=landmarks or options.metrical=true;
+    fit.KEY=VALUE that of the fits, e.g. fit.landmarks.source=builtin. predictor=regressor weights=FILE
+    measures a trained network instead of fits. The exit code is 1 when a sample failed.
 
     Example: fitkit evaluate aflw2000 AFLW2000/ --limit 20 -o evaluation/aflw
     """
@@ -93,7 +94,8 @@ def evaluate(
         raise click.UsageError("expected PROTOCOL and DATA, or --compare A B, or --list")
     if resume and predictions is not None:
         raise click.UsageError(
-            "--resume goes on with predictions of the output folder, --predictions takes others; give one of them"
+            "--resume goes on with predictions of the output folder, --predictions takes others; give one "
+            "of them"
         )
     from pathlib import Path
 

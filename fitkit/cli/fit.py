@@ -18,7 +18,6 @@ from fitkit.cli.progress import share_bar
 from fitkit.errors import FitError, InputError
 from fitkit.io.termination import Terminated
 
-
 RECIPE_OPTIONS = (
     click.option(
         "--recipe",
@@ -37,7 +36,8 @@ RECIPE_OPTIONS = (
         "--landmarks",
         default=None,
         metavar="auto|files|builtin|builtin3d|fan|fan3d|onnx:PATH",
-        help="Where the 68 points come from; auto: files, and for photos without fan, if its weights are here, or builtin.",
+        help="Where the 68 points come from; auto: files, and for photos without fan, if its weights are "
+        "here, or builtin.",
     ),
     click.option(
         "--jaw",
@@ -49,7 +49,8 @@ RECIPE_OPTIONS = (
         "--init",
         type=click.Choice(["auto", "landmarks", "regressor"]),
         default=None,
-        help="Where the fit starts: the mean face at the pose of the landmarks, a network's prediction, or the better of both (the recipes' default).",
+        help="Where the fit starts: the mean face at the pose of the landmarks, a network's prediction, or "
+        "the better of both (the recipes' default).",
     ),
     click.option(
         "--init-weights",
@@ -61,7 +62,8 @@ RECIPE_OPTIONS = (
     click.option(
         "--detail/--no-detail",
         default=None,
-        help="A smooth displacement beyond the face model, where the matches between the photos show one.  [default: as the recipe says]",
+        help="A smooth displacement beyond the face model, where the matches between the photos show one.  "
+        "[default: as the recipe says]",
     ),
     click.option("--seed", type=int, default=None, help="Seed of everything random."),
     click.option(
@@ -116,7 +118,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], tuple[str, ..
 
     count = 1
     while count < len(arguments) and (
-        os.path.exists(arguments[count]) or is_photo(arguments[count]) and "=" not in arguments[count]
+        os.path.exists(arguments[count]) or (is_photo(arguments[count]) and "=" not in arguments[count])
     ):
         count += 1
     paths = [Path(a) for a in arguments[:count]]
@@ -155,8 +157,8 @@ def default_output(paths: Sequence[Path]) -> Path:
 def fit(arguments, recipe, output, overwrite, device, quiet, verbose, **options):
     """Fit one face to all photos in FOLDER, or to each PHOTO given; all must show the same person.
 
-    Beside the photos may lie landmarks (photo.pts, .npy, .json, .txt), cameras.json and masks/. KEY=VALUE changes an
-    option of the recipe, e.g. camera.focal_sigma=0.1 or stages.fine.solver.max_iterations=10.
+    Beside the photos may lie landmarks (photo.pts, .npy, .json, .txt), cameras.json and masks/. KEY=VALUE
+    changes an option of the recipe, e.g. camera.focal_sigma=0.1 or stages.fine.solver.max_iterations=10.
 
     The exit code is 0 when the result can be used, 1 when the fit failed or the input cannot be used.
 
@@ -190,7 +192,8 @@ def fit(arguments, recipe, output, overwrite, device, quiet, verbose, **options)
 def tell_result(
     result, seconds: float, path: Path, quiet: bool, told: bool = False, solver: str = "solver"
 ) -> None:
-    """Print the status with the expected error, what is wrong (unless it was told before), the numbers of the result, and then the notes."""
+    """Print the status with the expected error, what is wrong (unless it was told before), the numbers of the
+    result, and then the notes."""
     from fitkit.fitting.report import status_line
 
     if not quiet:
@@ -206,10 +209,10 @@ def tell_result(
 
 def _run(paths, recipe, overrides, changes, output, overwrite, device, progress):
     """Check everything that can be checked at once, then load, fit and save -> (FitResult, path)."""
-    from fitkit.io.result_folder import check_output
     from fitkit.fitting.recipe import load_recipe
     from fitkit.fitting.run import check_device
     from fitkit.fitting.run import fit as run_fit
+    from fitkit.io.result_folder import check_output
     from fitkit.models.registry import load_model
 
     with _insistent_interrupt():
@@ -242,8 +245,9 @@ def read(paths: Sequence[Path], output: Path):
 
 @contextmanager
 def _insistent_interrupt():
-    """Ctrl-C and SIGTERM end the block, also when numba, interrupted while it compiles, drops the KeyboardInterrupt or fails with
-    another error: it is raised again every half second, and any error after it counts as it. Not for blocks that clean up."""
+    """Ctrl-C and SIGTERM end the block, also when numba, interrupted while it compiles, drops the
+    KeyboardInterrupt or fails with another error: it is raised again every half second, and any error after
+    it counts as it. Not for blocks that clean up."""
     if (
         threading.current_thread() is not threading.main_thread()
         or not hasattr(signal, "setitimer")
@@ -283,7 +287,8 @@ def _summary(result, seconds: float, path: Path, solver: str) -> str:
     left_out = sum(f["code"] == "left_out" for f in metrics["verdict"]["findings"])
     rows = {
         "views": f"{metrics['num_views']}" + (f" ({left_out} left out)" if left_out else ""),
-        "landmarks": f"{metrics['reprojection_px']:.2f} px mean reprojection error, {100 * metrics['reprojection_share']:.1f} % of the face size",
+        "landmarks": f"{metrics['reprojection_px']:.2f} px mean reprojection error, "
+        f"{100 * metrics['reprojection_share']:.1f} % of the face size",
         "verdict": metrics["verdict"]["summary"],
     }
     if "detail" in metrics:

@@ -52,7 +52,8 @@ MAX_THREADS = 8  # the matrices of a fit are too small for more
 
 
 class Commands(click.Group):
-    """A group that imports a command when it is called, and turns every error into one sentence and an exit code."""
+    """A group that imports a command when it is called, and turns every error into one sentence and an exit
+    code."""
 
     def list_commands(self, ctx):
         return [name for name, (path, _) in COMMANDS.items() if find_spec(path.partition(":")[0]) is not None]
@@ -97,8 +98,8 @@ class Commands(click.Group):
                 tell_unexpected(error, ctx.meta["fitkit.verbose"])
                 ctx.exit(2)
             raise click.ClickException(
-                f"{error.filename or 'a file'}: cannot be written ({error.strerror}); make room, or choose another "
-                "place"
+                f"{error.filename or 'a file'}: cannot be written ({error.strerror}); make room, or choose "
+                "another place"
             ) from error
         except Exception as error:  # noqa: BLE001 - whatever it is, a user gets a sentence
             tell_unexpected(error, ctx.meta["fitkit.verbose"])
@@ -113,7 +114,8 @@ def tell_unexpected(error: Exception, verbose: bool) -> None:
 
 
 def offer_verbose(command: click.Command) -> click.Command:
-    """Give a command, or each of a group, the option --verbose unless it has one; `Commands` sees to what it does."""
+    """Give a command, or each of a group, the option --verbose unless it has one; `Commands` sees to what it
+    does."""
     if isinstance(command, click.Group):
         for inner in command.commands.values():
             offer_verbose(inner)
@@ -127,7 +129,8 @@ def offer_verbose(command: click.Command) -> click.Command:
 
 
 def settle_streams() -> None:
-    """Standard streams that can be written: closed ones (2>&-) lead nowhere; file names that are not UTF-8 show with escapes."""
+    """Standard streams that can be written: closed ones (2>&-) lead nowhere; file names that are not UTF-8
+    show with escapes."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:
@@ -138,7 +141,8 @@ def settle_streams() -> None:
 
 
 def _occupy(number: int) -> None:
-    """Give a closed standard stream's number to the null device: the next file would get it, and what libraries print."""
+    """Give a closed standard stream's number to the null device: the next file would get it, and what
+    libraries print."""
     try:
         os.fstat(number)
     except OSError:

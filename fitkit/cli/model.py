@@ -89,8 +89,8 @@ def info(name):
 def import_command(kind, path, name, overwrite):
     """Import a face model from its original files at PATH.
 
-    For `ict`: the FaceXModel folder of ICT-FaceKit (OBJ files), or ict_facekit.npz. For `npz`: a model of your own in fitkit's format
-    (docs/face_models.md).
+    For `ict`: the FaceXModel folder of ICT-FaceKit (OBJ files), or ict_facekit.npz. For `npz`: a model of
+    your own in fitkit's format (docs/face_models.md).
 
     Example: fitkit model import ict ICT-FaceKit/FaceXModel
     """

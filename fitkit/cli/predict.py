@@ -34,16 +34,18 @@ from fitkit.errors import FitError, InputError
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and doubts about the result.")
 @_one_sentence
 def predict(photos, weights, output, overwrite, device, landmarks, quiet):
-    """Predict the face in the photos in FOLDER, or in each PHOTO given, with a trained network, without a fit.
+    """Predict the face in the photos in FOLDER, or in each PHOTO given, with a trained network, without a
+    fit.
 
-    The result folder is that of 'fitkit fit'; of a network that gives depth, position maps, parts of the face or 3D points, it has a folder
-    with one file for each photo of these. Landmarks say where the faces are and how they are turned.
+    The result folder is that of 'fitkit fit'; of a network that gives depth, position maps, parts of the face
+    or 3D points, it has a folder with one file for each photo of these. Landmarks say where the faces are and
+    how they are turned.
 
     Example: fitkit predict photos_of_anna/
     """
-    from fitkit.io.result_folder import check_output
     from fitkit.fitting.predict import predict as run
     from fitkit.fitting.predict import predict_maps
+    from fitkit.io.result_folder import check_output
     from fitkit.nets import read_about
 
     paths, stray = split_arguments(photos)
@@ -71,8 +73,8 @@ def predict(photos, weights, output, overwrite, device, landmarks, quiet):
     tell_result(result, time.perf_counter() - began, path, quiet, solver="network")
     if result.status == "failed":
         raise FitError(
-            f"the prediction failed, so the face is not to be used: {result.warnings[0]}; look at {path / 'overlay'}, "
-            "or fit the photos"
+            f"the prediction failed, so the face is not to be used: {result.warnings[0]}; look at "
+            f"{path / 'overlay'}, or fit the photos"
         )
 
 

@@ -1,4 +1,5 @@
-"""Progress on stderr: what is done, how much of it, and the time left. Nothing where stderr is no terminal, or with --quiet."""
+"""Progress on stderr: what is done, how much of it, and the time left. Nothing where stderr is no terminal,
+or with --quiet."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-
 # Kind -> what takes its recipes.
 USES = {
     "fit": "fitkit fit FOLDER --recipe NAME",
@@ -25,7 +24,8 @@ def recipe():
 
 @recipe.command("list")
 def list_command():
-    """List the recipes of fits, trainings, rendered people, evaluations and benchmarks, with what each is for.
+    """List the recipes of fits, trainings, rendered people, evaluations and benchmarks, with what each is
+    for.
 
     Example: fitkit recipe list
     """
@@ -49,9 +49,8 @@ def show(name, overrides):
     """
     import yaml
 
-    from fitkit.io.options import plain
     from fitkit.fitting.recipe import load_recipe
-    from fitkit.io.options import to_plain
+    from fitkit.io.options import plain, to_plain
 
     click.echo(
         yaml.safe_dump(plain(to_plain(load_recipe(name, overrides))), sort_keys=False, allow_unicode=True),

@@ -76,10 +76,12 @@ def synth(
     resume,
     quiet,
 ):
-    """Render people who do not exist, as subject folders OUT/subject_00000 ... with their truth in OUT/ground_truth.
+    """Render people who do not exist, as subject folders OUT/subject_00000 ... with their truth in
+    OUT/ground_truth.
 
-    The folders can be given to `fitkit fit`, OUT to `fitkit bench accuracy`. KEY=VALUE changes the recipe, e.g. light=per_view,
-    expression=per_view, variation.yaw=80 or variation.backgrounds=PICTURES/. What the files mean: docs/synthetic.md.
+    The folders can be given to `fitkit fit`, OUT to `fitkit bench accuracy`. KEY=VALUE changes the recipe,
+    e.g. light=per_view, expression=per_view, variation.yaw=80 or variation.backgrounds=PICTURES/. What the
+    files mean: docs/synthetic.md.
 
     Example: fitkit synth people/ --model ict --subjects 50 --views 3 --workers 2
     """

@@ -23,8 +23,8 @@ from fitkit.cli.progress import training_bar
 def train_landmarks(recipe, overrides, output, resume, device, quiet):
     """Train the landmark network as RECIPE says (a name, or the path of a .yaml file).
 
-    The folder of pictures with .pts files is given as frames.folder=FOLDER. Rendered faces are made on first use.
-    log.csv in the output folder gets one line at each checkpoint.
+    The folder of pictures with .pts files is given as frames.folder=FOLDER. Rendered faces are made on first
+    use. log.csv in the output folder gets one line at each checkpoint.
 
     Example: fitkit train-landmarks landmarks frames.folder=faces68 -o training
     """

@@ -24,10 +24,12 @@ from fitkit.cli.progress import training_bar
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
 @_one_sentence
 def train_regressor(recipe, overrides, output, resume, quiet):
-    """Train a network that predicts the face model from photos as RECIPE says (a name, or the path of a .yaml file).
+    """Train a network that predicts the face model from photos as RECIPE says (a name, or the path of a .yaml
+    file).
 
-    Folders of data sets are given as data.NAME.folder=FOLDER, options of a stage as stages.NAME.steps=1000, the device as
-    accelerator=gpu devices=2 strategy=ddp precision=bf16-mixed. log.csv and tensorboard/ in the output folder show the energies.
+    Folders of data sets are given as data.NAME.folder=FOLDER, options of a stage as stages.NAME.steps=1000,
+    the device as accelerator=gpu devices=2 strategy=ddp precision=bf16-mixed. log.csv and tensorboard/ in the
+    output folder show the energies.
 
     Example: fitkit train-regressor mvfnet data.lp.folder=300W_LP data.pie.folder=MULTIPIE -o training
     """

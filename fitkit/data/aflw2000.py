@@ -27,9 +27,9 @@ AFLW2000 = DataSet(
 
 @dataclass(frozen=True)
 class PointsTruth:
-    """points: [68, 2] px, hidden ones included; yaw: degrees (positive: the nose points to the left side of the picture);
-    vertices, triangles: the dense surface [V, 3] in the picture (x, y px, y down; z px, larger = nearer) and [F, 3], or None;
-    interocular: distance of its outer eye corners, px, or None."""
+    """points: [68, 2] px, hidden ones included; yaw: degrees (positive: the nose points to the left side of
+    the picture); vertices, triangles: the dense surface [V, 3] in the picture (x, y px, y down; z px, larger
+    = nearer) and [F, 3], or None; interocular: distance of its outer eye corners, px, or None."""
 
     points: np.ndarray
     yaw: float
@@ -41,7 +41,8 @@ class PointsTruth:
 def aflw2000_samples(folder: str | os.PathLike, model: str = "") -> list[EvaluationSample]:
     """One sample for each picture with its .mat, id = file stem, group = bin of |yaw| of the labelled pose.
 
-    model: folder with 3DDFA's Model_Shape.mat and Model_Exp.mat, which make the dense truth; empty: 68 points only.
+    model: folder with 3DDFA's Model_Shape.mat and Model_Exp.mat, which make the dense truth; empty: 68 points
+    only.
 
     Raises:
         InputError: not this layout, or a model that cannot be used.
@@ -95,7 +96,7 @@ def _photo(path: Path) -> Subject:
     return subject_from_images([path], name=path.stem)
 
 
-def _truth(image: Path, labels: Path, basis: "DenseModel | None") -> PointsTruth:
+def _truth(image: Path, labels: Path, basis: DenseModel | None) -> PointsTruth:
     points, yaw = read_labels(labels)
     if basis is None:
         return PointsTruth(points, yaw)
@@ -117,8 +118,8 @@ def _truth(image: Path, labels: Path, basis: "DenseModel | None") -> PointsTruth
 
 @dataclass(frozen=True)
 class DenseModel:
-    """BFM with FaceWarehouse expressions as 3DDFA packs it. mean [V * 3], shape [V * 3, 199], expression [V * 3, 29]; triangles [F, 3];
-    keypoints [68] vertex indices."""
+    """BFM with FaceWarehouse expressions as 3DDFA packs it. mean [V * 3], shape [V * 3, 199], expression [V *
+    3, 29]; triangles [F, 3]; keypoints [68] vertex indices."""
 
     mean: np.ndarray
     shape: np.ndarray
@@ -131,7 +132,8 @@ class DenseModel:
     ) -> np.ndarray:
         """Vertices [V, 3] in the picture: x, y px counted from 0, y down; z px, larger = nearer.
 
-        pose: pitch, yaw, roll in radians, tx, ty, tz, scale; R = Rx(pitch) Ry(yaw) Rz(roll), y up before the flip.
+        pose: pitch, yaw, roll in radians, tx, ty, tz, scale; R = Rx(pitch) Ry(yaw) Rz(roll), y up before the
+        flip.
         """
         vertices = (self.mean + self.shape @ shape + self.expression @ expression).reshape(-1, 3)
         (sx, sy, sz), (cx, cy, cz) = np.sin(pose[:3]), np.cos(pose[:3])
@@ -151,8 +153,8 @@ def read_3ddfa_model(folder: Path) -> DenseModel:
     """
     what = "cannot be read as 3DDFA's face model"
     remedy = (
-        "expected Model_Shape.mat and Model_Exp.mat, made from the Basel Face Model, whose licence form is at "
-        "https://faces.dmi.unibas.ch"
+        "expected Model_Shape.mat and Model_Exp.mat, made from the Basel Face Model, whose licence form is "
+        "at https://faces.dmi.unibas.ch"
     )
     with (
         foreign_file(

@@ -1,4 +1,5 @@
-"""Training crops of observations: cut around the landmarks, shifted and exposed at random, with all labels moved along."""
+"""Training crops of observations: cut around the landmarks, shifted and exposed at random, with all labels
+moved along."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ class FaceAugmentation:
     gain: Annotated[float, Range(0.0, 10.0)] = 0.15  # most change of the exposure, factor
     offset: Annotated[float, Range(0.0, 10.0)] = 0.03  # and share of white
     missing: Share = 0.0  # of views, beyond the first of a person, that are taken away
-    # The same exposure for all views of a person, or each its own; 'auto': the same in stages with an energy that compares
-    # views, as Shu et al. have it.
+    # The same exposure for all views of a person, or each its own; 'auto': the same in stages with an energy
+    # that compares views, as Shu et al. have it.
     colors: Literal["auto", "person", "view"] = "auto"
 
 
@@ -110,7 +111,8 @@ def augment(
     rng: np.random.Generator,
     where: str,
 ) -> Observations:
-    """`recrop` with random shift and exposure; `rng` alone decides. See `FaceAugmentation`; here 'auto' is 'view'."""
+    """`recrop` with random shift and exposure; `rng` alone decides. See `FaceAugmentation`; here 'auto' is
+    'view'."""
     B = observations.num_views
     draws = torch.from_numpy(rng.uniform(-1, 1, (B, 4))).float()
     if options.colors == "person":
@@ -128,7 +130,8 @@ def augment(
 
 
 def head_yaw(observations: Observations, model: FaceModel) -> list[float]:
-    """Yaw of each view's head in degrees (`yaw_pitch_roll`): that of the labelled pose, or of the landmarks on the mean face."""
+    """Yaw of each view's head in degrees (`yaw_pitch_roll`): that of the labelled pose, or of the landmarks
+    on the mean face."""
     labels = observations.labels
     if labels is not None and labels.state is not None and "pose" in labels.known:
         return yaw_pitch_roll(labels.state.pose.rotation)[:, 0].tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import struct
@@ -16,7 +17,6 @@ from fitkit.errors import InputError
 from fitkit.io.foreign import MEGABYTE, foreign_file, refused_as
 from fitkit.io.images import read_image
 from fitkit.io.subject import Subject, subject_from_images
-import itertools
 
 BOSPHORUS = DataSet(
     "the Bosphorus 3D face database",
@@ -32,9 +32,10 @@ JUMP_MM = 8.0  # triangles of the range image with a longer side bridge an edge
 def bosphorus_samples(folder: str | os.PathLike, angle: int = 45) -> list[EvaluationSample]:
     """One sample for each frontal scan, id its file name, group 'neutral' or 'expression'.
 
-    Its photos: the frontal picture and, for a neutral one, the pictures of the head turned by `angle` degrees to the right (R scans) and
-    to the left; left pictures exist for 45 and 90 degrees only, others are the mirrored right one. Whose right and left that is, the
-    database does not say: networks with named views go by the picture where it says otherwise, see `assign_views`.
+    Its photos: the frontal picture and, for a neutral one, the pictures of the head turned by `angle` degrees
+    to the right (R scans) and to the left; left pictures exist for 45 and 90 degrees only, others are the
+    mirrored right one. Whose right and left that is, the database does not say: networks with named views go
+    by the picture where it says otherwise, see `assign_views`.
 
     Raises:
         InputError: not this layout.
@@ -85,8 +86,8 @@ def _truth(path: Path) -> ScanTruth:
 def read_bnt(path: Path) -> np.ndarray:
     """Points [N, 3] mm of a .bnt range image (x, y, z; cells without a measurement are left out).
 
-    Layout: rows, columns uint16; z of an empty cell float64; length uint16 and name of the picture; count uint32; then five float64
-    columns x, y, z, image x, image y, all little-endian.
+    Layout: rows, columns uint16; z of an empty cell float64; length uint16 and name of the picture; count
+    uint32; then five float64 columns x, y, z, image x, image y, all little-endian.
 
     Raises:
         InputError: another layout.
@@ -103,7 +104,8 @@ def read_bnt(path: Path) -> np.ndarray:
 
 
 def mesh_of_range_image(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Delaunay triangles over x and y of points [N, 3], without those with a side above JUMP_MM; counter-clockwise seen from +z."""
+    """Delaunay triangles over x and y of points [N, 3], without those with a side above JUMP_MM;
+    counter-clockwise seen from +z."""
     triangles = Delaunay(points[:, :2]).simplices.astype(np.int64)
     a, b, c = (points[triangles[:, k]] for k in range(3))
     longest = np.max([np.linalg.norm(x - y, axis=1) for x, y in ((a, b), (b, c), (c, a))], axis=0)
@@ -136,8 +138,8 @@ def read_lm3(path: Path) -> dict[str, np.ndarray]:
 
 
 def now_points(marks: dict[str, np.ndarray], path: Path) -> np.ndarray:
-    """The 7 points of NoW [7, 3] from Bosphorus' names; sides are told by x. The database has no point below the nose: halfway between
-    nose tip and outer upper lip stands for it.
+    """The 7 points of NoW [7, 3] from Bosphorus' names; sides are told by x. The database has no point below
+    the nose: halfway between nose tip and outer upper lip stands for it.
 
     Raises:
         InputError: a landmark is missing.
@@ -147,7 +149,8 @@ def now_points(marks: dict[str, np.ndarray], path: Path) -> np.ndarray:
         found = [v for k, v in marks.items() if all(p in k for p in parts)]
         if not found:
             raise InputError(
-                f"{path.with_suffix('.lm3')}: landmark '{' '.join(parts)}' is missing; the face of this scan may be covered"
+                f"{path.with_suffix('.lm3')}: landmark '{' '.join(parts)}' is missing; the face of this "
+                "scan may be covered"
             )
         return found
 
@@ -158,6 +161,7 @@ def now_points(marks: dict[str, np.ndarray], path: Path) -> np.ndarray:
     bottom = (need("nose tip")[0] + need("upper", "lip", "outer")[0]) / 2
     if min(len(outer), len(inner), len(mouth)) < 2:
         raise InputError(
-            f"{path.with_suffix('.lm3')}: expected both eye and mouth corners; the face of this scan may be covered"
+            f"{path.with_suffix('.lm3')}: expected both eye and mouth corners; the face of this scan may be "
+            "covered"
         )
     return np.stack([outer[0], inner[0], inner[-1], outer[-1], bottom, mouth[0], mouth[-1]])

@@ -25,8 +25,8 @@ BU3DFE = DataSet(
 
 
 def bu3dfe_samples(folder: str | os.PathLike) -> list[EvaluationSample]:
-    """One sample for each scan, id such as 'F0001_AN01WH', group = expression (NE: neutral); truth with landmarks as 9 points in
-    more['nine']: see `nine_points`.
+    """One sample for each scan, id such as 'F0001_AN01WH', group = expression (NE: neutral); truth with
+    landmarks as 9 points in more['nine']: see `nine_points`.
 
     Raises:
         InputError: not this layout.
@@ -62,7 +62,8 @@ def _truth(path: Path, stem: str) -> ScanTruth:
 
 
 def read_vrml(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices [V, 3] and triangles [F, 3] of the first indexed face set of a VRML file; polygons are split into fans.
+    """Vertices [V, 3] and triangles [F, 3] of the first indexed face set of a VRML file; polygons are split
+    into fans.
 
     Raises:
         InputError: no such file, or no face set in it.
@@ -107,10 +108,12 @@ def read_bnd(path: Path) -> np.ndarray:
 
 
 def nine_points(marks: np.ndarray, scan: np.ndarray) -> np.ndarray:
-    """Eye corners from left to right in the picture (4), nose tip, nose wings (2), mouth corners (2), [9, 3] mm.
+    """Eye corners from left to right in the picture (4), nose tip, nose wings (2), mouth corners (2), [9, 3]
+    mm.
 
-    Of the 83 points 0-7 and 8-15 are the eyes, 36-47 the nose, 48-67 the mouth: their ends in x are the corners and wings. The nose tip
-    is none of them: it is the scan vertex with the largest z among those between the wings and the nose's top and bottom.
+    Of the 83 points 0-7 and 8-15 are the eyes, 36-47 the nose, 48-67 the mouth: their ends in x are the
+    corners and wings. The nose tip is none of them: it is the scan vertex with the largest z among those
+    between the wings and the nose's top and bottom.
     """
 
     def ends(points):

@@ -1,4 +1,5 @@
-"""What every training set of faces gives: observations of one person, and what is known to be true of them."""
+"""What every training set of faces gives: observations of one person, and what is known to be true of
+them."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from fitkit.observe.observations import Observations
 
 @dataclass(frozen=True)
 class Sample:
-    """id: unique in its data set; observations: B views of one person; truth: the observations' labels, None where nothing is known."""
+    """id: unique in its data set; observations: B views of one person; truth: the observations' labels, None
+    where nothing is known."""
 
     id: str
     observations: Observations

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Sequence
 
 import numpy as np
 
@@ -23,16 +23,17 @@ FACESCAPE = DataSet(
     "the FaceScape benchmark",
     "https://facescape.nju.edu.cn",
     "a signed licence agreement",
-    "{KIND}_img/NAME.jpg, {KIND}_gt_mesh/NAME.obj, for the lab lab_cam/NAME.json, and predef/*.npy of its evaluator "
-    "({KIND}_rotations, {KIND}_head_centers, wild_pupil_scales); KIND = wild or lab",
+    "{KIND}_img/NAME.jpg, {KIND}_gt_mesh/NAME.obj, for the lab lab_cam/NAME.json, and predef/*.npy of its "
+    "evaluator ({KIND}_rotations, {KIND}_head_centers, wild_pupil_scales); KIND = wild or lab",
 )
 
 
 def wild_samples(folder: str | os.PathLike) -> list[EvaluationSample]:
-    """FS-Wild: id '000' to '399', group by |yaw|; truth in the wild frame with more = pupil_scale, rotation, center (mm).
+    """FS-Wild: id '000' to '399', group by |yaw|; truth in the wild frame with more = pupil_scale, rotation,
+    center (mm).
 
-    The folders of meshes and cameras are the benchmark's; that the pictures lie in wild_img/ and the evaluator's predef/ beside them is
-    assumed.
+    The folders of meshes and cameras are the benchmark's; that the pictures lie in wild_img/ and the
+    evaluator's predef/ beside them is assumed.
 
     Raises:
         InputError: not this layout.
@@ -62,11 +63,11 @@ def wild_samples(folder: str | os.PathLike) -> list[EvaluationSample]:
 
 
 def lab_samples(folder: str | os.PathLike, views: Sequence[Sequence[int]] = ()) -> list[EvaluationSample]:
-    """FS-Lab: id 'ID_FOCAL_VIEW' such as '00_0_00', group 'focal 1200, 30 deg'; truth in the camera frame in mm with more = K, rotation,
-    center.
+    """FS-Lab: id 'ID_FOCAL_VIEW' such as '00_0_00', group 'focal 1200, 30 deg'; truth in the camera frame in
+    mm with more = K, rotation, center.
 
-    views: empty for the benchmark's single pictures; else lists of view numbers, such as [0, 2, 6], each of which is one sample of
-    several pictures, scored in the camera of its first view.
+    views: empty for the benchmark's single pictures; else lists of view numbers, such as [0, 2, 6], each of
+    which is one sample of several pictures, scored in the camera of its first view.
 
     Raises:
         InputError: not this layout.
@@ -84,7 +85,8 @@ def lab_samples(folder: str | os.PathLike, views: Sequence[Sequence[int]] = ()) 
                 if not (root / "lab_cam" / f"{names[0]}.json").is_file():
                     continue
                 view = combination[0]
-                # The evaluator takes the head's centre by the focal length (the camera's distance) and its rotation by the view.
+                # The evaluator takes the head's centre by the focal length (the camera's distance) and its
+                # rotation by the view.
                 truth = partial(
                     _lab_truth, root, mesh, names[0], tables["rotations"][view], tables["head_centers"][focal]
                 )

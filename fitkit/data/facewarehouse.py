@@ -28,8 +28,8 @@ def facewarehouse_samples(
 ) -> list[EvaluationSample]:
     """One sample for each pose, id 'Tester_3/pose_0', group = identity; identities: empty = everyone.
 
-    views: photos of a fit: the pose itself and the next ones of the same person, each with its own expression; the mesh of the
-    first photo is scored.
+    views: photos of a fit: the pose itself and the next ones of the same person, each with its own
+    expression; the mesh of the first photo is scored.
 
     Raises:
         InputError: not this layout.

@@ -10,7 +10,6 @@ import torch
 
 from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.errors import InputError
-from fitkit.scene.parameters import Parameters, load_parameters
 from fitkit.io.foreign import foreign_file, inside
 from fitkit.io.options import Length, Pixels, Positive
 from fitkit.io.subject import load_subject
@@ -18,6 +17,7 @@ from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import CropOptions, crop_views
 from fitkit.observe.labels import Labels
 from fitkit.observe.landmarks.types import Landmarks
+from fitkit.scene.parameters import Parameters, load_parameters
 from fitkit.scene.projection import project_points
 
 PARAMETERS, METRICS = "parameters.npz", "metrics.json"
@@ -25,10 +25,10 @@ PARAMETERS, METRICS = "parameters.npz", "metrics.json"
 
 @dataclass(frozen=True)
 class FitResultsOptions:
-    """photos: folder with the subject folders, one for each result by its name; empty: the photos lie in the folder above the result,
-    where `fitkit fit` puts it; status: of the fits that count; sigma: standard deviation of a coefficient where a fit states none;
-    landmarks: 'files' those beside the photos where there are any, 'fit' those of the fitted face; size: side of the pictures
-    that are read, px."""
+    """photos: folder with the subject folders, one for each result by its name; empty: the photos lie in the
+    folder above the result, where `fitkit fit` puts it; status: of the fits that count; sigma: standard
+    deviation of a coefficient where a fit states none; landmarks: 'files' those beside the photos where there
+    are any, 'fit' those of the fitted face; size: side of the pictures that are read, px."""
 
     photos: str = ""
     status: Annotated[tuple[str, ...], Length(1)] = ("ok",)
@@ -38,7 +38,8 @@ class FitResultsOptions:
 
 
 class FitResults(FaceDataset):
-    """One sample for each result folder below the root. Labels: the fitted state, and the standard deviations of its identity."""
+    """One sample for each result folder below the root. Labels: the fitted state, and the standard deviations
+    of its identity."""
 
     name, terms = "fits", "those of the photos and of the face model"
 
@@ -56,7 +57,8 @@ class FitResults(FaceDataset):
         self.folders = [p for p in found if _status(p) in options.status]
         if not self.folders:
             raise InputError(
-                f"{folder}: none of {len(found)} results of fitkit fit below it has status {' or '.join(options.status)}"
+                f"{folder}: none of {len(found)} results of fitkit fit below it has status "
+                f"{' or '.join(options.status)}"
             )
         names = [p.parent if p.name == "fitkit" else p for p in self.folders]
         self.ids = tuple(n.relative_to(folder).as_posix() if n != folder else folder.name for n in names)
@@ -89,8 +91,8 @@ class FitResults(FaceDataset):
         for view, size in zip(chosen, parameters.image_size.tolist()):
             if list(view.size) != size:
                 raise InputError(
-                    f"{folder / PARAMETERS}: photo '{view.name}' had {size[0]} x {size[1]} px when it was fitted, "
-                    f"in {place} it has {view.size[0]} x {view.size[1]}"
+                    f"{folder / PARAMETERS}: photo '{view.name}' had {size[0]} x {size[1]} px when it was "
+                    f"fitted, in {place} it has {view.size[0]} x {view.size[1]}"
                 )
         marks = self._landmarks(parameters, chosen)
         crop = CropOptions(1.9, 0.1, self.options.size, self.options.size)

@@ -18,7 +18,8 @@ from fitkit.data.samples import (
 from fitkit.io.mesh_files import read_mesh
 from fitkit.io.subject import Subject, subject_from_images
 
-# (yaw, pitch) in degrees of render 00 to 19; our fixed choice where the papers give ranges: pitch -15, 20, 25, yaw within 80.
+# (yaw, pitch) in degrees of render 00 to 19; our fixed choice where the papers give ranges: pitch -15, 20,
+# 25, yaw within 80.
 POSES = tuple((round(-80 + 160 * i / 19, 1), (-15, 20, 25)[i % 3]) for i in range(20))
 RENDERS = DataSet(
     "renders of MICC Florence scans",
@@ -31,7 +32,8 @@ RENDERS = DataSet(
 def florence_render_samples(folder: str | os.PathLike) -> list[EvaluationSample]:
     """One sample for each render, id 'SUBJECT/NN', group = its yaw; the poses are POSES.
 
-    The papers did not publish their renders: these are made from the licensed scans by the user. Scans in millimetres.
+    The papers did not publish their renders: these are made from the licensed scans by the user. Scans in
+    millimetres.
 
     Raises:
         InputError: not this layout.

@@ -26,7 +26,8 @@ log = logging.getLogger("fitkit")
 KEEP_SIDE = (
     1.45  # side of the stored picture over that of the square: room for shifts, turns and smaller faces
 )
-FRONTAL = 0.72  # nose-to-jaw-end distances, smaller over larger: above it the outline passes through the fixed jaw points
+# nose-to-jaw-end distances, smaller over larger: above it the outline passes through the fixed jaw points
+FRONTAL = 0.72
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ class Frame:
 
 @dataclass(frozen=True)
 class LabelledFace:
-    """image: [S, S, 3] uint8 sRGB; points: [85, 2] px of it (68 with the jaw as outline, then 17 fixed jaw points);
-    known: [85] bool, points with a label; visible, visible_known: [85] bool, whether they are seen, and whether that is known."""
+    """image: [S, S, 3] uint8 sRGB; points: [85, 2] px of it (68 with the jaw as outline, then 17 fixed jaw
+    points); known: [85] bool, points with a label; visible, visible_known: [85] bool, whether they are seen,
+    and whether that is known."""
 
     image: np.ndarray
     points: np.ndarray
@@ -70,15 +72,17 @@ def list_frames(folder: str | os.PathLike) -> tuple[Frame, ...]:
 
 
 def held_out(person: str, share: float = 0.18) -> bool:
-    """Whether this person is for validation: fixed by the name alone, the same on every machine; 45 of the 297 of faces68."""
+    """Whether this person is for validation: fixed by the name alone, the same on every machine; 45 of the
+    297 of faces68."""
     return int.from_bytes(hashlib.sha256(person.encode()).digest()[:4], "big") < share * 2**32
 
 
 def load_frame(frame: Frame, size: int = 192) -> LabelledFace:
     """A picture reduced to a square of size x size px around its face.
 
-    What is hidden is not labelled. Taken as seen: all points of a face from the front, else the middle and the near side;
-    the few that something covers do little harm. Without them a network would learn that real pictures hide faces.
+    What is hidden is not labelled. Taken as seen: all points of a face from the front, else the middle and
+    the near side; the few that something covers do little harm. Without them a network would learn that real
+    pictures hide faces.
 
     Raises:
         InputError: a file that cannot be used, by name.
@@ -108,8 +112,8 @@ def load_frame(frame: Frame, size: int = 192) -> LabelledFace:
 def load_surroundings(
     frame: Frame, rng: np.random.Generator, count: int = 1, size: int = 160
 ) -> list[LabelledFace]:
-    """Squares of the picture that hold no face or only a corner of it, as examples of what is none: nothing known, nothing
-    visible. May be fewer than `count` when the face fills the picture."""
+    """Squares of the picture that hold no face or only a corner of it, as examples of what is none: nothing
+    known, nothing visible. May be fewer than `count` when the face fills the picture."""
     picture, _, _, face = _read(frame)
     H, W = picture.shape[:2]
     out = []
@@ -150,7 +154,8 @@ def _read(frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray, FaceSquare]
 
 
 def _turn(points: np.ndarray) -> float:
-    """1 from the front, near 0 in profile: the shorter over the longer way from the nose tip to an end of the jaw."""
+    """1 from the front, near 0 in profile: the shorter over the longer way from the nose tip to an end of the
+    jaw."""
     ends = np.linalg.norm(points[[0, 16]] - points[30], axis=1)
     return float(ends.min() / max(ends.max(), 1e-6))
 
@@ -163,10 +168,10 @@ Placement = tuple[Share, Annotated[float, Range(0.0, 3.0)], Degrees]
 class Augmentation:
     """How a crop is varied. Shares are probabilities.
 
-    rough: share of crops placed as a box detector would, the rest as a second look would; the sizes of both are
-    (largest shift as a share of the square, logarithm of the largest scale, largest turn in degrees);
-    mirror, grey, low_resolution, blur, noise, jpeg, cover: shares; smallest: px of the face's square at low resolution;
-    covers: most patches laid over a crop.
+    rough: share of crops placed as a box detector would, the rest as a second look would; the sizes of both
+    are (largest shift as a share of the square, logarithm of the largest scale, largest turn in degrees);
+    mirror, grey, low_resolution, blur, noise, jpeg, cover: shares; smallest: px of the face's square at low
+    resolution; covers: most patches laid over a crop.
     """
 
     rough: Share = 0.5
@@ -185,7 +190,8 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Crop:
-    """What the network learns from: image [size, size, 3] uint8; points [85, 2] px; known, visible, visible_known: [85] bool."""
+    """What the network learns from: image [size, size, 3] uint8; points [85, 2] px; known, visible,
+    visible_known: [85] bool."""
 
     image: np.ndarray
     points: np.ndarray
@@ -204,7 +210,8 @@ def make_crop(
     """The crop of a face, placed by its points; with a generator, placed and changed at random.
 
     Args:
-        texture: gives a picture [S, S, 3] uint8 to lay over the face as a patch; without it patches are flat or noise.
+        texture: gives a picture [S, S, 3] uint8 to lay over the face as a patch; without it patches are flat
+            or noise.
     """
     points, known = face.points.astype(np.float64), face.known.copy()
     visible, visible_known = face.visible.copy(), face.visible_known.copy()

@@ -27,20 +27,22 @@ MICC = DataSet(
     "MICC Florence 2D/3D faces",
     "https://www.micc.unifi.it/resources/datasets/florence-3d-faces/",
     "a signed licence form",
-    "SUBJECT/frontal1.obj with frontal1_points.txt (8 lines 'x y z': the 7 points of NoW, then the nose tip) and "
-    "SUBJECT/SEQUENCE/ frames",
+    "SUBJECT/frontal1.obj with frontal1_points.txt (8 lines 'x y z': the 7 points of NoW, then the nose "
+    "tip) and SUBJECT/SEQUENCE/ frames",
 )
 
 
 def micc_samples(
     folder: str | os.PathLike, sequences: tuple[str, ...] = SEQUENCES, frames: int = 3
 ) -> list[EvaluationSample]:
-    """One sample for each person and sequence, id 'SUBJECT/SEQUENCE', group = sequence; people 02 and 27 are left out.
+    """One sample for each person and sequence, id 'SUBJECT/SEQUENCE', group = sequence; people 02 and 27 are
+    left out.
 
-    Assumed, as the release is not described further: SUBJECT is a folder whose name ends in the person's number; frontal1.obj or .ply
-    (else frontal2) lies in it, with our picks beside it; a sequence is a folder of its frames. triplet.txt in that folder names the
-    frames to use, one a line (the papers picked left, front and right by hand and did not publish the list); without it `frames`
-    frames are taken evenly. Scans in millimetres.
+    Assumed, as the release is not described further: SUBJECT is a folder whose name ends in the person's
+    number; frontal1.obj or .ply (else frontal2) lies in it, with our picks beside it; a sequence is a folder
+    of its frames. triplet.txt in that folder names the frames to use, one a line (the papers picked left,
+    front and right by hand and did not publish the list); without it `frames` frames are taken evenly. Scans
+    in millimetres.
 
     Raises:
         InputError: not this layout.

@@ -26,8 +26,8 @@ DATA = DataSet(
     "licence of CMU, research use",
     "sessionSS/multiview/SUBJECT/RECORDING/CAMERA/SUBJECT_SS_RECORDING_CAM_SHOT.png",
 )
-# Camera folder -> yaw of the camera on the ring in degrees, one step of the ladder is 15. The sign is the order of the ring only:
-# which side it is decides the picture.
+# Camera folder -> yaw of the camera on the ring in degrees, one step of the ladder is 15. The sign is the
+# order of the ring only: which side it is decides the picture.
 CAMERAS = {
     "11_0": -90,
     "12_0": -75,
@@ -49,10 +49,10 @@ FRONT = "05_1"
 
 @dataclass(frozen=True)
 class MultiPieOptions:
-    """side: least and most |yaw| of the cameras beside the frontal one, degrees; triplets: drawn from each instant; sessions, recordings,
-    shots: which are taken, empty = all; shots 00 and 19 are without flash; landmarks: where the 68 points come from, see
-    `fitkit fit --landmarks`; folder of landmark files: a tree like that of the pictures, empty = beside them; size: side of the
-    pictures that are read, px."""
+    """side: least and most |yaw| of the cameras beside the frontal one, degrees; triplets: drawn from each
+    instant; sessions, recordings, shots: which are taken, empty = all; shots 00 and 19 are without flash;
+    landmarks: where the 68 points come from, see `fitkit fit --landmarks`; folder of landmark files: a tree
+    like that of the pictures, empty = beside them; size: side of the pictures that are read, px."""
 
     side: tuple[Degrees, Degrees] = (20.0, 60.0)
     triplets: Annotated[int, Range(1, 10**6)] = 2
@@ -65,7 +65,8 @@ class MultiPieOptions:
 
 
 class MultiPie(FaceDataset):
-    """Triplets around camera 05_1: that one, one from each side, of one subject, session, recording and shot. No labels but landmarks."""
+    """Triplets around camera 05_1: that one, one from each side, of one subject, session, recording and shot.
+    No labels but landmarks."""
 
     name, terms = "Multi-PIE", DATA.terms
 

@@ -25,16 +25,19 @@ NOW = DataSet(
     "the NoW benchmark (final_release_version)",
     "https://now.is.tue.mpg.de",
     "registration and a non-commercial licence",
-    "iphone_pictures/SUBJECT/CHALLENGE/IMAGE.jpg, scans/SUBJECT/*.obj, scans_lmks_onlypp/SUBJECT/*.pp, imagepathsvalidation.txt",
+    "iphone_pictures/SUBJECT/CHALLENGE/IMAGE.jpg, scans/SUBJECT/*.obj, scans_lmks_onlypp/SUBJECT/*.pp, "
+    "imagepathsvalidation.txt",
 )
 
 
 def now_samples(
     folder: str | os.PathLike, challenges: tuple[str, ...] = CHALLENGES
 ) -> list[EvaluationSample]:
-    """One sample for each photo of the validation list, id 'SUBJECT/CHALLENGE/IMAGE' without suffix, group = challenge.
+    """One sample for each photo of the validation list, id 'SUBJECT/CHALLENGE/IMAGE' without suffix, group =
+    challenge.
 
-    Without imagepathsvalidation.txt every photo of a subject whose scan is there. Scans and points are in millimetres.
+    Without imagepathsvalidation.txt every photo of a subject whose scan is there. Scans and points are in
+    millimetres.
 
     Raises:
         InputError: not this layout, or an unknown challenge.
@@ -83,6 +86,7 @@ def _truth(root: Path, subject: str) -> ScanTruth:
     if mesh is None or picks is None:
         raise NOW.missing(
             root,
-            f"no {'scan' if mesh is None else 'landmarks'} of {subject} (public for the validation subjects only)",
+            f"no {'scan' if mesh is None else 'landmarks'} of {subject} (public for the validation subjects "
+            "only)",
         )
     return ScanTruth(*read_mesh(mesh), read_points(picks, 7))

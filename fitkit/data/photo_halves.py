@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, Sequence
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -21,13 +22,14 @@ from fitkit.observe.landmarks.types import face_size
 
 @dataclass(frozen=True)
 class PhotoHalves:
-    """photos: in each half; people: the first so many by name of those with enough photos, 0 = all; skip: so many of them are passed
-    over first, so that people for tuning (people=24) and for reporting (skip=24) are disjoint;
-    draw: of 2 * photos pictures spread evenly over the name order, 'alternate' deals them out in turn, 'blocks' gives the earlier ones to
-    one half and the later ones to the other (frames of one video, which are alike, stay together); 'random': any photos, by `seed` and
-    the person's name;
-    min_face_px, max_face_px: photos with a smaller or larger face are passed over (larger side of the box around the 68 points), 0 = no
-    bound; landmarks: source of the points that tell the size, as in a fit recipe."""
+    """photos: in each half; people: the first so many by name of those with enough photos, 0 = all; skip: so
+    many of them are passed over first, so that people for tuning (people=24) and for reporting (skip=24) are
+    disjoint; draw: of 2 * photos pictures spread evenly over the name order, 'alternate' deals them out in
+    turn, 'blocks' gives the earlier ones to one half and the later ones to the other (frames of one video,
+    which are alike, stay together); 'random': any photos, by `seed` and the person's name;
+    min_face_px, max_face_px: photos with a smaller or larger face are passed over (larger side of the box
+    around the 68 points), 0 = no bound; landmarks: source of the points that tell the size, as in a fit
+    recipe."""
 
     photos: Annotated[int, Range(1, 10**6)] = 4
     people: Natural = 0
@@ -72,8 +74,9 @@ def half_samples(folder: str | os.PathLike, options: PhotoHalves) -> list[Evalua
             else ""
         )
         raise InputError(
-            f"{folder}: {enough} people have at least {2 * options.photos} photos{bounds}, {options.skip} of them are "
-            "skipped; expected a folder of subject folders with more, or a lower options.photos or options.skip"
+            f"{folder}: {enough} people have at least {2 * options.photos} photos{bounds}, {options.skip} "
+            "of them are skipped; expected a folder of subject folders with more, or a lower "
+            "options.photos or options.skip"
         )
     return samples
 

@@ -29,8 +29,9 @@ def pixel_face_samples(
 ) -> list[EvaluationSample]:
     """One sample of three photos for each person and expression, id 'SUBJECT/EXPRESSION', group = expression.
 
-    Assumed: the mesh in Images/fusion/ has the topology whose vertices ANCHORS are; unit_mm: millimetres of its unit. The raw photos lie
-    on their side: they are turned 90 degrees clockwise and mirrored, unless `upright`.
+    Assumed: the mesh in Images/fusion/ has the topology whose vertices ANCHORS are; unit_mm: millimetres of
+    its unit. The raw photos lie on their side: they are turned 90 degrees clockwise and mirrored, unless
+    `upright`.
 
     Raises:
         InputError: not this layout.
@@ -71,6 +72,7 @@ def _truth(folder: Path, unit_mm: float) -> ScanTruth:
     vertices, triangles = read_mesh(path)
     if len(vertices) <= max(ANCHORS):
         raise InputError(
-            f"{path}: expected the topology of the release, at least {max(ANCHORS) + 1} vertices, got {len(vertices)}"
+            f"{path}: expected the topology of the release, at least {max(ANCHORS) + 1} vertices, got "
+            f"{len(vertices)}"
         )
     return ScanTruth(unit_mm * vertices, triangles, unit_mm * vertices[list(ANCHORS)])

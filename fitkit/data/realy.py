@@ -18,7 +18,8 @@ REALY = DataSet(
 
 
 def realy_samples(folder: str | os.PathLike) -> list[EvaluationSample]:
-    """One sample for each picture, id = its name without suffix; the truth stays with REALY's evaluator: None.
+    """One sample for each picture, id = its name without suffix; the truth stays with REALY's evaluator:
+    None.
 
     Raises:
         InputError: no picture in the folder.

@@ -1,4 +1,5 @@
-"""What a data set of an evaluation protocol gives: samples to predict and their truth, loaded when they are needed."""
+"""What a data set of an evaluation protocol gives: samples to predict and their truth, loaded when they are
+needed."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ from fitkit.io.subject import Subject, natural_key
 
 @dataclass(frozen=True)
 class DataSet:
-    """Where a data set comes from. title: full name; page: where to apply for it; terms: its licence in a few words; layout: the
-    folder that is expected."""
+    """Where a data set comes from. title: full name; page: where to apply for it; terms: its licence in a few
+    words; layout: the folder that is expected."""
 
     title: str
     page: str
@@ -50,8 +51,8 @@ class DataSet:
 
 @dataclass(frozen=True)
 class ScanTruth:
-    """A scan. vertices [V, 3], triangles [F, 3], points [7, 3] (evaluate.scan_to_mesh.NOW_POINTS), all mm; landmarks: [68, 3] mm or
-    None; more: what else a protocol needs, by name."""
+    """A scan. vertices [V, 3], triangles [F, 3], points [7, 3] (evaluate.scan_to_mesh.NOW_POINTS), all mm;
+    landmarks: [68, 3] mm or None; more: what else a protocol needs, by name."""
 
     vertices: np.ndarray
     triangles: np.ndarray
@@ -64,8 +65,9 @@ class ScanTruth:
 class EvaluationSample:
     """One thing to predict and to score.
 
-    id: unique, may have folders ('subject/challenge/image'); predictions are files of that name; group: what it is averaged with
-    ('' = nothing special); subject: loads its photos; truth: loads what its prediction is compared with.
+    id: unique, may have folders ('subject/challenge/image'); predictions are files of that name; group: what
+    it is averaged with ('' = nothing special); subject: loads its photos; truth: loads what its prediction is
+    compared with.
     """
 
     id: str
@@ -99,7 +101,8 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def people_in(folder: str | os.PathLike, least: int) -> list[Path]:
-    """Subject folders in a folder that hold at least `least` images, in natural order; the folder itself if it holds images.
+    """Subject folders in a folder that hold at least `least` images, in natural order; the folder itself if
+    it holds images.
 
     Raises:
         InputError: there is no such folder.
@@ -120,7 +123,8 @@ def file_of(folder: Path, *patterns: str) -> Path | None:
 
 
 def read_points(path: Path, count: int) -> np.ndarray:
-    """`count` points [count, 3] from a .npy, a text file with a line 'x y z' each, or MeshLab's picked points (.pp).
+    """`count` points [count, 3] from a .npy, a text file with a line 'x y z' each, or MeshLab's picked points
+    (.pp).
 
     Raises:
         InputError: not readable, or another number of points.

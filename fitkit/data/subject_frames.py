@@ -17,8 +17,8 @@ from fitkit.observe.observations import Observations
 
 @dataclass(frozen=True)
 class SubjectFramesOptions:
-    """landmarks: where the 68 points come from, see `fitkit fit --landmarks`; min_views: folders with fewer pictures are passed over;
-    size: side of the pictures that are read, px."""
+    """landmarks: where the 68 points come from, see `fitkit fit --landmarks`; min_views: folders with fewer
+    pictures are passed over; size: side of the pictures that are read, px."""
 
     landmarks: str = "files"
     min_views: Natural = 1
@@ -26,7 +26,8 @@ class SubjectFramesOptions:
 
 
 class SubjectFrames(FaceDataset):
-    """One sample for each subject folder (docs/subject_folder.md) below the root, id = its path. No labels but landmarks."""
+    """One sample for each subject folder (docs/subject_folder.md) below the root, id = its path. No labels
+    but landmarks."""
 
     name, terms = "subject folders", "those of the photos"
 
@@ -58,7 +59,8 @@ def observe_subject(subject: Subject, landmarks: str, size: int, where: str) -> 
     """Landmarks and generous crops of a subject's photos; those without a face are left out.
 
     Raises:
-        InputError: no photo with a face, or landmarks that cannot be used; `where` names the place if they do not.
+        InputError: no photo with a face, or landmarks that cannot be used; `where` names the place if they do
+            not.
     """
     found, _ = detect_landmarks(subject, landmarks)
     try:

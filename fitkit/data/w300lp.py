@@ -1,4 +1,5 @@
-"""300W-LP: pictures of faces turned step by step, with the pose and the coefficients of a fitted Basel Face Model."""
+"""300W-LP: pictures of faces turned step by step, with the pose and the coefficients of a fitted Basel Face
+Model."""
 
 from __future__ import annotations
 
@@ -33,8 +34,8 @@ DATA = DataSet(
     "300W-LP",
     "http://www.cbsr.ia.ac.cn/users/xiangyuzhu/projects/3DDFA/main.htm",
     "research use only",
-    "AFW, HELEN, IBUG, LFPW and the same with _Flip, each with NAME_K.jpg and NAME_K.mat (Pose_Para, Shape_Para, "
-    "Exp_Para), and landmarks/AFW ... with NAME_K_pts.mat (pts_3d, pts_2d)",
+    "AFW, HELEN, IBUG, LFPW and the same with _Flip, each with NAME_K.jpg and NAME_K.mat (Pose_Para, "
+    "Shape_Para, Exp_Para), and landmarks/AFW ... with NAME_K_pts.mat (pts_3d, pts_2d)",
 )
 JAW = {"pts_3d": "surface", "pts_2d": "outline"}  # what points 0-16 of a file of points are
 SETS = ("AFW", "HELEN", "IBUG", "LFPW")
@@ -50,16 +51,18 @@ class W300LPOptions:
     points: Literal["surface", "outline"] = (
         "surface"  # jaw points on the model's own jaw, or on the visible outline
     )
-    # Folder with 3DDFA's Model_Shape.mat and Model_Exp.mat, made from the Basel Face Model: with it, and a face model of
-    # the same mesh, coefficients become labels, and points can be had without the folder landmarks.
+    # Folder with 3DDFA's Model_Shape.mat and Model_Exp.mat, made from the Basel Face Model: with it, and a
+    # face model of the same mesh, coefficients become labels, and points can be had without the folder
+    # landmarks.
     bfm: str = ""
     size: Pixels = 272  # side of the pictures that are read, px
 
 
 @dataclass(frozen=True)
 class LpLabels:
-    """Content of a .mat file. pose: [7] pitch, yaw, roll rad, tx, ty, tz px, f px per micrometre; points: [68, 2] px counted from 0, NaN =
-    not labelled, or None; jaw: what points 0-16 are, see Landmarks; shape, expression: coefficients as written."""
+    """Content of a .mat file. pose: [7] pitch, yaw, roll rad, tx, ty, tz px, f px per micrometre; points:
+    [68, 2] px counted from 0, NaN = not labelled, or None; jaw: what points 0-16 are, see Landmarks; shape,
+    expression: coefficients as written."""
 
     pose: np.ndarray
     points: np.ndarray | None
@@ -69,11 +72,13 @@ class LpLabels:
 
     @property
     def yaw(self) -> float:
-        """Degrees; positive: the nose points to the right side of the picture, the reverse of what is written."""
+        """Degrees; positive: the nose points to the right side of the picture, the reverse of what is
+        written."""
         return -float(np.degrees(self.pose[1]))
 
-    def mirrored(self, width: int) -> "LpLabels":
-        """Of the picture of `width` px turned left to right; the coefficients stay, for a face is nearly symmetric."""
+    def mirrored(self, width: int) -> LpLabels:
+        """Of the picture of `width` px turned left to right; the coefficients stay, for a face is nearly
+        symmetric."""
         pitch, yaw, roll, x, y, z, scale = self.pose
         pose = np.array([pitch, -yaw, -roll, width + 1 - x, y, z, scale])
         return replace(self, pose=pose, points=mirrored_points(self.points, width))
@@ -112,12 +117,15 @@ def read_lp_labels(path: Path) -> LpLabels:
 def with_points(
     labels: LpLabels, path: Path, width: int, height: int, points: str, dense: DenseModel | None = None
 ) -> LpLabels:
-    """The labels with the points of the picture's `points_file`, or else with the key points of `dense`, where they have none.
+    """The labels with the points of the picture's `points_file`, or else with the key points of `dense`,
+    where they have none.
 
-    pt2d of the picture's own .mat is no help: it belongs to the picture before it was turned and is the same in all turns.
+    pt2d of the picture's own .mat is no help: it belongs to the picture before it was turned and is the same
+    in all turns.
 
     Args:
-        path: the .mat of the picture; width, height: of the picture, px; points: 'surface' or 'outline', which of the two sets.
+        path: the .mat of the picture; width, height: of the picture, px; points: 'surface' or 'outline',
+            which of the two sets.
     Raises:
         InputError: neither is there, or not such a file.
     """
@@ -137,8 +145,8 @@ def _seen(points: np.ndarray | None) -> np.ndarray | None:
 
 
 def points_file(labels: Path) -> Path | None:
-    """The file of points that belongs to NAME.mat: landmarks/SET/NAME_pts.mat beside the folder SET. A mirrored copy, of the folder
-    SET_Flip, has that of its original, unless it has its own."""
+    """The file of points that belongs to NAME.mat: landmarks/SET/NAME_pts.mat beside the folder SET. A
+    mirrored copy, of the folder SET_Flip, has that of its original, unless it has its own."""
     names = dict.fromkeys((labels.parent.name, labels.parent.name.removesuffix("_Flip")))
     places = (labels.parents[1] / "landmarks" / name / f"{labels.stem}_pts.mat" for name in names)
     return next((p for p in places if p.is_file()), None)
@@ -156,8 +164,9 @@ def _read_points(labels: Path, points: str, width: int) -> np.ndarray:
 def _no_points(labels: Path) -> InputError:
     name = labels.parent.name.removesuffix("_Flip")
     return InputError(
-        f"{labels}: expected its points in {labels.parents[1] / 'landmarks' / name / labels.stem}_pts.mat (pt2d shows the face before "
-        "it was turned); unpack the folder landmarks of 300W-LP beside the pictures, or give the option bfm"
+        f"{labels}: expected its points in {labels.parents[1] / 'landmarks' / name / labels.stem}_pts.mat "
+        "(pt2d shows the face before it was turned); unpack the folder landmarks of 300W-LP beside the "
+        "pictures, or give the option bfm"
     )
 
 
@@ -170,11 +179,13 @@ def _check(path: Path, key: str, value: np.ndarray, size: tuple[int, ...]) -> np
 
 
 class W300LP(FaceDataset):
-    """Triplets of one source picture: frontal, turned to the left, turned to the right, as far as they are there.
+    """Triplets of one source picture: frontal, turned to the left, turned to the right, as far as they are
+    there.
 
-    300W-LP turns a face only away from the front, so a source often has one side; with `mirror` the other view is then its mirrored
-    one, else missing. The labels hold the pose; identity and expression only with `bfm`. For another face model than that one the labelled rotation is kept, and scale
-    and shift are those that lay its mean landmarks onto the labelled points, for its origin and size differ.
+    300W-LP turns a face only away from the front, so a source often has one side; with `mirror` the other
+    view is then its mirrored one, else missing. The labels hold the pose; identity and expression only with
+    `bfm`. For another face model than that one the labelled rotation is kept, and scale and shift are those
+    that lay its mean landmarks onto the labelled points, for its origin and size differ.
     Also reads a plain folder of pictures with .mat files beside them (AFLW2000-3D): then each is a sample.
     """
 
@@ -247,7 +258,8 @@ class W300LP(FaceDataset):
         return (np.ascontiguousarray(image[:, ::-1]), labels.mirrored(width)) if mirrored else (image, labels)
 
     def _triplet(self, yaw: list[float], number: int) -> list[tuple[int, bool]]:
-        """A frontal view, one to the left and one to the right: index, and whether it is mirrored. Another triplet for each `number`."""
+        """A frontal view, one to the left and one to the right: index, and whether it is mirrored. Another
+        triplet for each `number`."""
         low, high = self.options.side
         front = [(i, False) for i, y in enumerate(yaw) if abs(y) <= self.options.front]
         left, right = ([(i, False) for i, y in enumerate(yaw) if low <= sign * y <= high] for sign in (-1, 1))
@@ -277,7 +289,8 @@ class W300LP(FaceDataset):
             ("pose",),
         )
         if self.codes is not None:
-            # One person: the coefficients of the first view (the frontal one, whose fit is the base of the others).
+            # One person: the coefficients of the first view (the frontal one, whose fit is the base of the
+            # others).
             codes, offset = self.codes(labels[0].shape, labels[0].expression)
             identity, expression = (
                 codes[None, : model.num_identity],
@@ -296,8 +309,8 @@ class W300LP(FaceDataset):
 
 
 def onto_points(model: FaceModel, pose: Pose, camera: Camera, marks: Landmarks) -> tuple[Pose, Camera]:
-    """Scaled-orthographic views of the mean face with the given rotations, and the scale and shift that lay its landmarks 17-67 onto
-    the points best."""
+    """Scaled-orthographic views of the mean face with the given rotations, and the scale and shift that lay
+    its landmarks 17-67 onto the points best."""
     points = model.landmark_basis.mean.to(pose.rotation)
     turned = (points @ pose.rotation.transpose(-1, -2))[:, 17:, :2]
     used = marks.valid[:, 17:, None].to(turned)
@@ -317,8 +330,8 @@ def onto_points(model: FaceModel, pose: Pose, camera: Camera, marks: Landmarks) 
 
 @dataclass(frozen=True)
 class BfmCodes:
-    """Coefficients of 300W-LP -> those of a fitkit model of the same mesh, by least squares over all vertices, whatever the scales and
-    signs of the two bases are."""
+    """Coefficients of 300W-LP -> those of a fitkit model of the same mesh, by least squares over all
+    vertices, whatever the scales and signs of the two bases are."""
 
     dense: DenseModel
     mean: np.ndarray
@@ -331,8 +344,8 @@ class BfmCodes:
         own, theirs = model.mean.double().numpy(), dense.mean.reshape(-1, 3) / UNITS_PER_MM
         if own.shape != theirs.shape:
             raise InputError(
-                f"300W-LP: its coefficients belong to a mesh of {len(theirs)} vertices, face model '{model.name}' has "
-                f"{len(own)}; leave the option bfm out, or train for that model"
+                f"300W-LP: its coefficients belong to a mesh of {len(theirs)} vertices, face model "
+                f"'{model.name}' has {len(own)}; leave the option bfm out, or train for that model"
             )
         basis = (
             torch.cat([model.identity_basis, model.expression_basis]).double().numpy().reshape(-1, own.size)

@@ -18,10 +18,12 @@ from fitkit.scene.state import SceneState
 
 @dataclass(frozen=True)
 class LightMono(PlainEnergy):
-    """light_mono: (illumination - its mean over RGB) / sigma, [B, 9 C, 1] (E25). Mean; zero for grey light (C = 1).
+    """light_mono: (illumination - its mean over RGB) / sigma, [B, 9 C, 1] (E25). Mean; zero for grey light (C
+    = 1).
 
-    sigma: of the light's own unit, in which a surface facing nothing but the first band is lit by 0.28 times its number.
-    Source: the release of DF-MVR, weight 10 on the plain mean square (here sigma 1 and weight 20: costs are halved).
+    sigma: of the light's own unit, in which a surface facing nothing but the first band is lit by 0.28 times
+    its number. Source: the release of DF-MVR, weight 10 on the plain mean square (here sigma 1 and weight 20:
+    costs are halved).
     """
 
     sigma: float = 1.0
@@ -49,8 +51,9 @@ class LightMono(PlainEnergy):
 
 @dataclass(frozen=True)
 class AlbedoPrior(PlainEnergy):
-    """albedo_prior: the whitened albedo coefficients themselves, [S, K_al, 1] (E23 with w_tex). Training only: the coefficients
-    are no block of a solver; in a fit `photo_model` solves for them under this prior. Source: DF-MVR eq. 8 (its weight 0.017)."""
+    """albedo_prior: the whitened albedo coefficients themselves, [S, K_al, 1] (E23 with w_tex). Training
+    only: the coefficients are no block of a solver; in a fit `photo_model` solves for them under this prior.
+    Source: DF-MVR eq. 8 (its weight 0.017)."""
 
     name = "albedo_prior"
     reduction = "sum"
@@ -62,8 +65,8 @@ class AlbedoPrior(PlainEnergy):
 
 @dataclass(frozen=True)
 class AlbedoVariance(PlainEnergy):
-    """albedo_var: (T - mean of T) / sigma over the skin, T the model's albedo at the state's coefficients, linear RGB,
-    [S, n, 3] (E26). Mean. Training only, see AlbedoPrior.
+    """albedo_var: (T - mean of T) / sigma over the skin, T the model's albedo at the state's coefficients,
+    linear RGB, [S, n, 3] (E26). Mean. Training only, see AlbedoPrior.
 
     Source: the release of DF-MVR, weight 5 on the plain mean (here sigma 1 and weight 10: costs are halved).
     """
@@ -76,7 +79,8 @@ class AlbedoVariance(PlainEnergy):
     def __post_init__(self):
         if self.model.albedo_basis is None:
             raise InputError(
-                f"energy 'albedo_var': face model '{self.model.name}' has no albedo basis, so there is nothing to keep even"
+                f"energy 'albedo_var': face model '{self.model.name}' has no albedo basis, so there is "
+                "nothing to keep even"
             )
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:

@@ -15,10 +15,12 @@ from fitkit.scene.state import SceneState
 
 
 def linearize(energy: Energy, state: SceneState, observations: Any, free: Sequence[str]) -> Linearization:
-    """Residuals of a frozen energy and their derivatives by the blocks `free`, in the form of `Linearizable.linearize`.
+    """Residuals of a frozen energy and their derivatives by the blocks `free`, in the form of
+    `Linearizable.linearize`.
 
-    One reverse pass finds the parameters that have a say; then each of them takes one forward pass, or each number of
-    the residuals one reverse pass, whichever are fewer: cheap for a few hundred, minutes with a network inside.
+    One reverse pass finds the parameters that have a say; then each of them takes one forward pass, or each
+    number of the residuals one reverse pass, whichever are fewer: cheap for a few hundred, minutes with a
+    network inside.
 
     Raises:
         InputError: an operation inside the energy has no forward derivative; solver 'adam' does without.

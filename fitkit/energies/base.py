@@ -14,7 +14,8 @@ from fitkit.scene.state import SceneState
 @dataclass(frozen=True)
 class Residuals:
     """value: [G, M, D] unsquared, unreduced, divided by its standard deviation; valid: [G, M] bool;
-    weight: [G, M] extra trust in [0, 1] (confidence, viewing angle), None = 1. G counts views or view pairs."""
+    weight: [G, M] extra trust in [0, 1] (confidence, viewing angle), None = 1. G counts views or view
+    pairs."""
 
     value: Tensor
     valid: Tensor
@@ -23,7 +24,8 @@ class Residuals:
 
 @dataclass(frozen=True)
 class Slot:
-    """Derivatives by the parameters of one view per group: view [G] int64; columns: block -> [G, M, D, width]."""
+    """Derivatives by the parameters of one view per group: view [G] int64; columns: block -> [G, M, D,
+    width]."""
 
     view: Tensor
     columns: dict[str, Tensor]
@@ -33,9 +35,9 @@ class Slot:
 class Linearization:
     """Residuals and their derivatives.
 
-    slots: one for each view a group depends on. center: None, or [G, M] weights that sum to 1 over the groups:
-    then `residuals.value` is z - sum_g center_g z_g and the slot holds the derivatives of z. That is how a latent
-    quantity shared by the views (an albedo) is eliminated in closed form.
+    slots: one for each view a group depends on. center: None, or [G, M] weights that sum to 1 over the
+    groups: then `residuals.value` is z - sum_g center_g z_g and the slot holds the derivatives of z. That is
+    how a latent quantity shared by the views (an albedo) is eliminated in closed form.
     mixed: the D components are combinations of those of `Energy.residuals`, of the same length.
     """
 
@@ -46,9 +48,11 @@ class Linearization:
 
 
 class Energy(Protocol):
-    """One residual, used by the solver and by network training alike. state: a SceneState, or what else it measures.
+    """One residual, used by the solver and by network training alike. state: a SceneState, or what else it
+    measures.
 
-    reduction: 'sum' for independent measurements, 'mean' for pixel-like ones whose neighbours are not independent.
+    reduction: 'sum' for independent measurements, 'mean' for pixel-like ones whose neighbours are not
+    independent.
     """
 
     @property
@@ -57,7 +61,7 @@ class Energy(Protocol):
     @property
     def reduction(self) -> str: ...
 
-    def freeze(self, state: Any, observations: Any) -> "Energy":
+    def freeze(self, state: Any, observations: Any) -> Energy:
         """The energy with everything discrete (visibility, matches, weights) fixed at `state`, detached."""
         ...
 
@@ -66,7 +70,8 @@ class Energy(Protocol):
 
 @runtime_checkable
 class Linearizable(Protocol):
-    """An energy whose derivatives are written by hand; those of others come from `fitkit.energies.autodiff`."""
+    """An energy whose derivatives are written by hand; those of others come from
+    `fitkit.energies.autodiff`."""
 
     def linearize(self, state: SceneState, observations: Any) -> Linearization: ...
 
@@ -75,7 +80,7 @@ class Linearizable(Protocol):
 class Staged(Protocol):
     """An energy that changes in the course of a stage."""
 
-    def at_share(self, done: float) -> "Energy":
+    def at_share(self, done: float) -> Energy:
         """The energy as the next `freeze` takes it when this share of its stage, 0..1, is done."""
         ...
 

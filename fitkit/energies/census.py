@@ -1,4 +1,5 @@
-"""Soft census between views at surface points (E3), its image form for training, and the hard census as a metric."""
+"""Soft census between views at surface points (E3), its image form for training, and the hard census as a
+metric."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from fitkit.energies.kernels import Kernel
 from fitkit.energies.pair_masks import half_faces
 from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_needed
 from fitkit.energies.photometric import sample_skin, viewing_cosine
-from fitkit.energies.spec import Context, EnergyDoc, EnergyOptions, EnergySpec, OURS, PGN, use
+from fitkit.energies.spec import OURS, PGN, Context, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.errors import InputError
 from fitkit.geometry.rotation import skew
 from fitkit.io.options import Cosine, Length, NonNegative, Pixels, Positive, Range, Seed, check_options
@@ -34,10 +35,12 @@ class CensusOptions:
     level: Annotated[int, Range(0, 8)] = 0  # pyramid level: 0 = full crop, each level halves it
     points: Annotated[int, Range(1, 10**6)] = 400  # surface samples
     window: Annotated[int, Range(3, 101)] = 7  # side of the patch in places, odd
-    # every how many places one is compared with the centre: of window 7, stride 1 compares 48, stride 3 compares 8
+    # every how many places one is compared with the centre: of window 7, stride 1 compares 48, stride 3
+    # compares 8
     stride: Annotated[int, Range(1, 50)] = 3
     spacing_mm: Positive = 0.7  # between neighbouring places on the mean face
-    # softness of the ternary step in grey levels (0 to 255), one for each refresh of a stage, the last one for all beyond
+    # softness of the ternary step in grey levels (0 to 255), one for each refresh of a stage, the last one
+    # for all beyond
     sigmas: Annotated[tuple[Positive, ...], Length(1)] = (8.0, 3.0, 0.9)
     noise: Positive = 0.2  # standard deviation of a descriptor difference, in [0, 2]
     blur: Annotated[float, Range(0.0, 100.0)] = 1.0  # Gaussian standard deviation in pixels of the level
@@ -46,8 +49,8 @@ class CensusOptions:
     min_cosine: Cosine = 0.25  # of the viewing angles
     depth_tolerance_mm: NonNegative = 3.5  # what lies further behind the z-buffer is hidden
     depth_size: Pixels = 224  # side of the z-buffer
-    # Which points two views share: those that nothing hides, all that face both ('normal'), or of these the half of the face that
-    # both see, see `pair_mask`.
+    # Which points two views share: those that nothing hides, all that face both ('normal'), or of these the
+    # half of the face that both see, see `pair_mask`.
     mask: Literal["zbuffer", "normal", "landmarks", "box"] = "zbuffer"
     parse: ParseScheme = "none"  # weights by the labelled face parse, see `weight_parse`
     seed: Seed = 0
@@ -56,8 +59,8 @@ class CensusOptions:
         check_options(self, "census_xview")
         if self.window % 2 == 0 or self.window // 2 < self.stride:
             raise InputError(
-                f"census_xview: expected an odd window and a stride up to window // 2, got window {self.window} and "
-                f"stride {self.stride}"
+                "census_xview: expected an odd window and a stride up to window // 2, got window "
+                f"{self.window} and stride {self.stride}"
             )
 
 
@@ -65,8 +68,8 @@ class CensusOptions:
 class CensusVariant:
     """How census distances become one number: rho(H) summed with the weights, over the normalizer.
 
-    sigma: grey levels; kernel: 'none' is rho(H) = H; normalizer: 'weights' (their sum), 'twice' (twice their sum),
-    'all' (the number of pixels, counted or not); mean: H is divided by the number of neighbours.
+    sigma: grey levels; kernel: 'none' is rho(H) = H; normalizer: 'weights' (their sum), 'twice' (twice their
+    sum), 'all' (the number of pixels, counted or not); mean: H is divided by the number of neighbours.
     """
 
     sigma: float = 0.9
@@ -110,7 +113,8 @@ def ternary(difference: Tensor, sigma: float) -> Tensor:
 
 
 def census_distance(one: Tensor, two: Tensor, dim: int = -1) -> Tensor:
-    """H = sum over the neighbours (dimension `dim`) of s / (0.1 + s), s = (t1 - t2)^2; below 0.976 for each neighbour."""
+    """H = sum over the neighbours (dimension `dim`) of s / (0.1 + s), s = (t1 - t2)^2; below 0.976 for each
+    neighbour."""
     s = (one - two).square()
     return (s / (SOFTNESS + s)).sum(dim)
 
@@ -145,7 +149,8 @@ def grey_levels(images: Tensor) -> Tensor:
 
 
 def neighbor_differences(grey: Tensor, window: int = 7) -> Tensor:
-    """d_o(u) = g(u + o) - g(u): grey [B, 1, H, W] -> [B, window^2 - 1, H, W]; beyond the border the edge continues."""
+    """d_o(u) = g(u + o) - g(u): grey [B, 1, H, W] -> [B, window^2 - 1, H, W]; beyond the border the edge
+    continues."""
     half = window // 2
     padded = F.pad(grey, (half,) * 4, mode="replicate")
     H, W = grey.shape[-2:]
@@ -161,12 +166,14 @@ def census_loss(
     weight: Tensor | None = None,
     window: int = 7,
 ) -> Tensor:
-    """Soft census distance of two aligned pictures, one number for each of B pairs; differentiable in both pictures.
+    """Soft census distance of two aligned pictures, one number for each of B pairs; differentiable in both
+    pictures.
 
     Args:
-        one, two: [B, 3, H, W] sRGB in [0, 1], such as a photo and a rendering from another view. Where they differ in
-            sharpness, blur both alike beforehand.
-        mask: [B, 1, H, W] in [0, 1], constant; it is eroded by the window, which also leaves out the border of the picture.
+        one, two: [B, 3, H, W] sRGB in [0, 1], such as a photo and a rendering from another view. Where they
+            differ in sharpness, blur both alike beforehand.
+        mask: [B, 1, H, W] in [0, 1], constant; it is eroded by the window, which also leaves out the border
+            of the picture.
         variant: see VARIANTS; weight: [B, 1, H, W] multiplied to the mask, such as `weight_parse`.
     Returns:
         [B]; 0 with zero gradient where the mask is empty.
@@ -193,7 +200,8 @@ def census_loss(
 
 
 def hard_census_distance(one: Tensor, two: Tensor, window: int = 7, dead_zone: float = 2.0) -> Tensor:
-    """Share of neighbours whose hard ternary census (-1, 0, 1; 0 within `dead_zone` grey levels) differs, [B, 1, H, W].
+    """Share of neighbours whose hard ternary census (-1, 0, 1; 0 within `dead_zone` grey levels) differs, [B,
+    1, H, W].
 
     A metric: its gradient is zero almost everywhere. one, two: [B, 3, H, W] sRGB in [0, 1].
     """
@@ -209,9 +217,9 @@ def hard_census_distance(one: Tensor, two: Tensor, window: int = 7, dead_zone: f
 
 @dataclass(frozen=True)
 class _Patches:
-    """Descriptors and what they depend on. t: [B, N, P]; in_front: [B, N] bool; by_motion: [B, N, P, 3] per mm that the
-    whole patch moves in the head frame; by_turn: [B, N, P, 3] per radian of the head's rotation; by_focal: [B, N, P] per
-    log focal length. Derivatives are None unless asked for."""
+    """Descriptors and what they depend on. t: [B, N, P]; in_front: [B, N] bool; by_motion: [B, N, P, 3] per
+    mm that the whole patch moves in the head frame; by_turn: [B, N, P, 3] per radian of the head's rotation;
+    by_focal: [B, N, P] per log focal length. Derivatives are None unless asked for."""
 
     t: Tensor
     in_front: Tensor
@@ -222,16 +230,19 @@ class _Patches:
 
 @dataclass(frozen=True)
 class CrossViewCensus:
-    """census_xview: q_o (t_o^a - t_o^b) / (noise sqrt(P)) at N surface points for P neighbours, [G, N, P], G pairs of views.
+    """census_xview: q_o (t_o^a - t_o^b) / (noise sqrt(P)) at N surface points for P neighbours, [G, N, P], G
+    pairs of views.
 
-    t_o = d_o / sqrt(sigma^2 + d_o^2), d_o = grey at the o-th place of a patch around the point minus grey at the point.
-    The patch lies on the surface: its places are carried along by the triangle of the point and laid into the tangent plane
-    of the view, so that both views compare the same skin and foreshortening is undone. An additive change of brightness
-    between the views changes nothing, a gain little. q_o^2 = (0.1 / (0.1 + s_o))^2 with s_o = (t_o^a - t_o^b)^2 is the weight
-    that iterative re-weighting gives the published distance sum s / (0.1 + s). Means over the valid points. Visibility, patches
-    and q are fixed by `freeze`; each freeze takes the next of `sigmas`.
-    Source: PGN eq. 9 with the soft ternary census of UnFlow and DDFlow, between photos at surface points instead of between a
-    photo and a rendering at pixels. `scalar` is the published distance.
+    t_o = d_o / sqrt(sigma^2 + d_o^2), d_o = grey at the o-th place of a patch around the point minus grey at
+    the point.
+    The patch lies on the surface: its places are carried along by the triangle of the point and laid into the
+    tangent plane of the view, so that both views compare the same skin and foreshortening is undone. An
+    additive change of brightness between the views changes nothing, a gain little. q_o^2 = (0.1 / (0.1 +
+    s_o))^2 with s_o = (t_o^a - t_o^b)^2 is the weight that iterative re-weighting gives the published
+    distance sum s / (0.1 + s). Means over the valid points. Visibility, patches and q are fixed by `freeze`;
+    each freeze takes the next of `sigmas`.
+    Source: PGN eq. 9 with the soft ternary census of UnFlow and DDFlow, between photos at surface points
+    instead of between a photo and a rendering at pixels. `scalar` is the published distance.
     """
 
     model: FaceModel
@@ -254,7 +265,7 @@ class CrossViewCensus:
     reduction = "mean"
 
     @staticmethod
-    def prepare(model: FaceModel, observations: Observations, options: CensusOptions) -> "CrossViewCensus":
+    def prepare(model: FaceModel, observations: Observations, options: CensusOptions) -> CrossViewCensus:
         """Sample points on the skin of the model, lay patches around them, build the pyramid level."""
         triangle, barycentric = sample_skin(model, options.points, options.seed)
         a, b, c = model.mean[model.triangles[triangle]].unbind(1)
@@ -297,8 +308,9 @@ class CrossViewCensus:
             else label_weights(observations, mask, options.parse, "census_xview"),
         )
 
-    def at_share(self, done: float) -> "CrossViewCensus":
-        """With the sigma of that share of a stage, 0..1, for solvers and trainings that freeze anew in every step."""
+    def at_share(self, done: float) -> CrossViewCensus:
+        """With the sigma of that share of a stage, 0..1, for solvers and trainings that freeze anew in every
+        step."""
         last = len(self.options.sigmas) - 1
         return replace(self, round=min(int(done * (last + 1)), last) - 1)
 
@@ -315,13 +327,14 @@ class CrossViewCensus:
     def _to_level(self, pixels: Tensor) -> Tensor:
         return (pixels + 0.5) / 2**self.options.level - 0.5
 
-    def freeze(self, state: SceneState, observations: Observations) -> "CrossViewCensus":
+    def freeze(self, state: SceneState, observations: Observations) -> CrossViewCensus:
         options = self.options
         view_a, view_b = neighbor_pairs(state, options.neighbors)
         if len(view_a) == 0:
             raise InputError(
-                f"energy 'census_xview' compares views of one person: expected at least 2 and neighbors >= 1, got "
-                f"{state.num_views} view(s) and neighbors {options.neighbors}; give its stage min_views: 2"
+                "energy 'census_xview' compares views of one person: expected at least 2 and neighbors >= "
+                f"1, got {state.num_views} view(s) and neighbors {options.neighbors}; give its stage "
+                "min_views: 2"
             )
         vertices = state.vertices(self.model)
         corners = vertices[:, self.model.triangles[self.triangle]]  # [B, N, 3, 3]
@@ -367,7 +380,8 @@ class CrossViewCensus:
     def _half(
         self, state: SceneState, observations: Observations, view_a: Tensor, view_b: Tensor, pixels: Tensor
     ) -> Tensor:
-        """Whether points at pixels [B, N, 2] lie in the half of the face that both views of a pair see, in both of them, [G, N] bool."""
+        """Whether points at pixels [B, N, 2] lie in the half of the face that both views of a pair see, in
+        both of them, [G, N] bool."""
         pairs = list(zip(view_a.tolist(), view_b.tolist()))
         everywhere = torch.ones(len(pairs), *observations.size, dtype=torch.bool, device=pixels.device)
         marks = project_points(self.model.landmark_basis, state).pixels
@@ -412,8 +426,9 @@ class CrossViewCensus:
         return self._residuals(self._patches(state))
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
-        """All neighbours of a point depend on 7 numbers of each view (motion, turn, focal length), so more than 15 rows are
-        replaced by the 15 of a QR decomposition of [derivatives, residual]: same normal equations, same squared length."""
+        """All neighbours of a point depend on 7 numbers of each view (motion, turn, focal length), so more
+        than 15 rows are replaced by the 15 of a QR decomposition of [derivatives, residual]: same normal
+        equations, same squared length."""
         p = self._patches(state, derivatives=True)
         residuals = self._residuals(p)
         scale = self._scale() * self.root[..., None]
@@ -448,7 +463,8 @@ class CrossViewCensus:
         }
 
     def scalar(self, state: SceneState, variant: str | CensusVariant = "default") -> Tensor:
-        """The published census distance at the frozen points, mean over the pairs: differentiable, for training."""
+        """The published census distance at the frozen points, mean over the pairs: differentiable, for
+        training."""
         variant = census_variant(variant)
         p = self._patches(state, sigma=variant.sigma)
         weight = self.trust * (p.in_front[self.view_a] & p.in_front[self.view_b])
@@ -458,7 +474,8 @@ class CrossViewCensus:
 
 
 def neighbor_pairs(state: SceneState, neighbors: int) -> tuple[Tensor, Tensor]:
-    """Views a and b [G] int64 of the same person whose yaw angles are at most `neighbors` places apart; each pair once."""
+    """Views a and b [G] int64 of the same person whose yaw angles are at most `neighbors` places apart; each
+    pair once."""
     forward = state.pose.rotation[:, 2].detach()  # the camera's axis in the head frame
     yaw = torch.atan2(forward[:, 0], -forward[:, 2])
     pairs = []
@@ -497,7 +514,8 @@ SPECS = (
                 use(PGN, "", "0.2; 5 on eyes, nose, mouth"),
                 use(OURS, "sq", "sigma 8, 3, 0.9"),
             ),
-            gradient="a small sigma pulls at nearly equal pixels only: lower it step by step; `scalar` and `census_loss` are the printed sums",
+            gradient="a small sigma pulls at nearly equal pixels only: lower it step by step; `scalar` and "
+            "`census_loss` are the printed sums",
             id="E3",
             variants=tuple(VARIANTS),
         ),

@@ -1,4 +1,5 @@
-"""Energies of depth networks: supervision of a depth map (E19-E22) and comparisons between frames through it (E2, E27, E28).
+"""Energies of depth networks: supervision of a depth map (E19-E22) and comparisons between frames through it
+(E2, E27, E28).
 
 They take a DepthState: one that a network predicts, or in a fit that of the face model's surface.
 """
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from fitkit.energies.base import PlainEnergy, Residuals
 from fitkit.energies.masks import covis_depth
+from fitkit.energies.spec import MGC, MVD, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.energies.supervision import label
-from fitkit.energies.spec import EnergyDoc, EnergyOptions, EnergySpec, MGC, MVD, use
 from fitkit.io.options import NonNegative, Positive
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import sample
@@ -23,9 +24,11 @@ from fitkit.scene.depth_state import DepthState, back_project, carry, depth_norm
 
 @dataclass(frozen=True)
 class DepthSupervision(PlainEnergy):
-    """depth_sup: (D - D*) / sigma_mm where the label has a surface, [B, H W, 1] (E19). Mean. Source: Shu et al. eq. 8 (kernel l1).
+    """depth_sup: (D - D*) / sigma_mm where the label has a surface, [B, H W, 1] (E19). Mean. Source: Shu et
+    al. eq. 8 (kernel l1).
 
-    The paper's depths have no unit and it gives no constants; over 200 mm, as in `DepthPrior`, its weight 1 is sigma_mm = 200.
+    The paper's depths have no unit and it gives no constants; over 200 mm, as in `DepthPrior`, its weight 1
+    is sigma_mm = 200.
     """
 
     sigma_mm: float = 2.0
@@ -40,7 +43,8 @@ class DepthSupervision(PlainEnergy):
 
 @dataclass(frozen=True)
 class NormalSupervision(PlainEnergy):
-    """normal_sup: (N(D) - N(D*)) / sigma, [B, H W, 3], where both have a normal (E20). Mean. Source: Shu et al. eq. 9 (kernel l1)."""
+    """normal_sup: (N(D) - N(D*)) / sigma, [B, H W, 3], where both have a normal (E20). Mean. Source: Shu et
+    al. eq. 9 (kernel l1)."""
 
     sigma: float = 0.1
     name = "normal_sup"
@@ -58,10 +62,11 @@ class NormalSupervision(PlainEnergy):
 class DepthPrior(PlainEnergy):
     """depth_3dmm: (D - D_S) / sigma_mm, D_S the depth of a fitted face model, [B, H W, 1] (E21). Mean.
 
-    background: usable pixels without a model surface count as well: how far a surface there lies before the plane behind_mm behind
-    the head's origin, over `background_mm`, so that a network learns an empty background. That is the paper's normalized depth, which
-    is large near the camera and 0 where nothing is. Its constants are not printed; 150 and 200 mm are ours: 50 mm before the
-    head is 1. Source: Shu et al. eq. 7 and 10 (kernel sq, weight 0.02). D_S is detached, the head's place too.
+    background: usable pixels without a model surface count as well: how far a surface there lies before the
+    plane behind_mm behind the head's origin, over `background_mm`, so that a network learns an empty
+    background. That is the paper's normalized depth, which is large near the camera and 0 where nothing is.
+    Its constants are not printed; 150 and 200 mm are ours: 50 mm before the head is 1. Source: Shu et al. eq.
+    7 and 10 (kernel sq, weight 0.02). D_S is detached, the head's place too.
     """
 
     sigma_mm: float = 10.0
@@ -96,8 +101,9 @@ class SuitabilityPrior(PlainEnergy):
 
 @dataclass(frozen=True)
 class Warp:
-    """Frames j as seen from frames i, for P ordered pairs (i, j): colors [P, 3, H, W], own: those of frames i; pixels [P, H W, 2]
-    where they were read in frame j; depth [P, H W] mm of the surface point in frame j; valid [P, H W]: seen by both."""
+    """Frames j as seen from frames i, for P ordered pairs (i, j): colors [P, 3, H, W], own: those of frames
+    i; pixels [P, H W, 2] where they were read in frame j; depth [P, H W] mm of the surface point in frame j;
+    valid [P, H W]: seen by both."""
 
     i: Tensor
     j: Tensor
@@ -111,12 +117,14 @@ class Warp:
 def warp(state: DepthState, observations: Observations, tolerance_mm: float = 10.0) -> Warp:
     """Inverse warp by the depth of the frame that is looked from.
 
-    A pixel counts where both frames have a surface there, it falls inside the other picture, and the depth it should have
-    there is that of the surface there, up to tolerance_mm (occlusion; the paper's 0.05 has no unit, of 200 mm it is 10). The test uses the
-    fitted model's depth (`labels.prior_depth`) where there is one, else the state's own, detached.
+    A pixel counts where both frames have a surface there, it falls inside the other picture, and the depth it
+    should have there is that of the surface there, up to tolerance_mm (occlusion; the paper's 0.05 has no
+    unit, of 200 mm it is 10). The test uses the fitted model's depth (`labels.prior_depth`) where there is
+    one, else the state's own, detached.
 
-    Source: Shu et al. eq. 11-13 with the inverse warp of "SfM-Net" (Vijayanarasimhan et al. 2017): the paper's words and its
-    masks are those of the first frame, so the frame that is looked from is the one whose depth is used.
+    Source: Shu et al. eq. 11-13 with the inverse warp of "SfM-Net" (Vijayanarasimhan et al. 2017): the
+    paper's words and its masks are those of the first frame, so the frame that is looked from is the one
+    whose depth is used.
     """
     i, j = state.pairs()
     H, W = state.size
@@ -147,9 +155,11 @@ def warp(state: DepthState, observations: Observations, tolerance_mm: float = 10
 
 @dataclass(frozen=True)
 class DepthWarpPhotometric(PlainEnergy):
-    """photo_warp_depth: C (I_i - I_{j->i}) / sigma for all ordered pairs of frames of one person, [P, H W, 3] (E2). Mean.
+    """photo_warp_depth: C (I_i - I_{j->i}) / sigma for all ordered pairs of frames of one person, [P, H W, 3]
+    (E2). Mean.
 
-    sRGB in [0, 1]; differentiable in depth, poses, camera and suitability. Source: Shu et al. eq. 14 (kernel l1).
+    sRGB in [0, 1]; differentiable in depth, poses, camera and suitability. Source: Shu et al. eq. 14 (kernel
+    l1).
     """
 
     sigma: float = 0.1
@@ -167,10 +177,13 @@ class DepthWarpPhotometric(PlainEnergy):
 
 @dataclass(frozen=True)
 class DepthWarpStructure(PlainEnergy):
-    """ssim_xview: ((1 - SSIM) / 2)^(1/2) of 3 x 3 neighbourhoods of I_i and I_{j->i}, [P, H W, 3] (E27). Mean.
+    """ssim_xview: ((1 - SSIM) / 2)^(1/2) of 3 x 3 neighbourhoods of I_i and I_{j->i}, [P, H W, 3] (E27).
+    Mean.
 
-    The root makes the squared residual the dissimilarity itself. A pixel counts where its whole neighbourhood does.
-    Source: Wang et al., "Image quality assessment", TIP 2004, with c1 = 0.01^2, c2 = 0.03^2 as in MGCNet (Shang et al., ECCV 2020).
+    The root makes the squared residual the dissimilarity itself. A pixel counts where its whole neighbourhood
+    does.
+    Source: Wang et al., "Image quality assessment", TIP 2004, with c1 = 0.01^2, c2 = 0.03^2 as in MGCNet
+    (Shang et al., ECCV 2020).
     """
 
     tolerance_mm: float = 10.0
@@ -196,8 +209,9 @@ class DepthWarpStructure(PlainEnergy):
 
 @dataclass(frozen=True)
 class DepthAgreement(PlainEnergy):
-    """depth_xview: (z - D_j(u) m_z / m_D) / sigma_mm, z the depth in frame j of the surface of frame i, D_j(u) the depth map read
-    there, m their means over the pair's valid pixels, [P, H W, 1] (E28). Mean. Source: MGCNet (Shang et al., ECCV 2020)."""
+    """depth_xview: (z - D_j(u) m_z / m_D) / sigma_mm, z the depth in frame j of the surface of frame i,
+    D_j(u) the depth map read there, m their means over the pair's valid pixels, [P, H W, 1] (E28). Mean.
+    Source: MGCNet (Shang et al., ECCV 2020)."""
 
     sigma_mm: float = 5.0
     tolerance_mm: float = 10.0

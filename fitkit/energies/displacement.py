@@ -1,4 +1,5 @@
-"""A smooth displacement of the surface along its normals: Gaussian-process prior and sparse normal equations."""
+"""A smooth displacement of the surface along its normals: Gaussian-process prior and sparse normal
+equations."""
 
 from __future__ import annotations
 
@@ -36,14 +37,16 @@ class DisplacementPrior:
     @staticmethod
     def of(
         vertices: np.ndarray, triangles: np.ndarray, mask: np.ndarray, sigma_mm: float, length_mm: float
-    ) -> "DisplacementPrior":
-        """Standard deviation sigma_mm at each vertex and a correlation that falls to 0.14 at a distance of length_mm.
+    ) -> DisplacementPrior:
+        """Standard deviation sigma_mm at each vertex and a correlation that falls to 0.14 at a distance of
+        length_mm.
 
         Vertices that are not connected with the mask [V] bool stay where they are; loose ones as well.
-        Source: Lindgren, Rue and Lindstrom, "An explicit link between Gaussian fields and Gaussian Markov random fields: the
-        stochastic partial differential equation approach", J. R. Statist. Soc. B 2011: the Matern covariance
-        sigma^2 k r K_1(k r) with k = sqrt(8) / length is the solution of a differential equation, whose finite elements give the
-        precision (k^2 C + G) C^-1 (k^2 C + G) / (4 pi k^2 sigma^2), G the stiffness, C the lumped areas.
+        Source: Lindgren, Rue and Lindstrom, "An explicit link between Gaussian fields and Gaussian Markov
+        random fields: the stochastic partial differential equation approach", J. R. Statist. Soc. B 2011: the
+        Matern covariance sigma^2 k r K_1(k r) with k = sqrt(8) / length is the solution of a differential
+        equation, whose finite elements give the precision (k^2 C + G) C^-1 (k^2 C + G) / (4 pi k^2 sigma^2),
+        G the stiffness, C the lumped areas.
         """
         stiffness, area = cotangent_laplacian(vertices, triangles)
         V = len(vertices)
@@ -65,10 +68,12 @@ class DisplacementPrior:
 def displacement_equations(
     residuals: Residuals, by_corner: Tensor, corner: Tensor, normal: Tensor, kernel: Kernel
 ) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """Gauss-Newton matrix [V, V] and gradient [V] of matches by the displacement of the vertices along their normals.
+    """Gauss-Newton matrix [V, V] and gradient [V] of matches by the displacement of the vertices along their
+    normals.
 
     Args:
-        residuals: [G, N, 2]; by_corner: [G, N, 2, 3, 3] derivatives by offsets of the corners; corner: [G, N, 3] vertices;
+        residuals: [G, N, 2]; by_corner: [G, N, 2, 3, 3] derivatives by offsets of the corners; corner: [G, N,
+            3] vertices;
         normal: [V, 3].
     Returns: the matrix of their squared weighted length / 2, and its gradient.
     """
@@ -86,8 +91,8 @@ def displacement_equations(
 
 
 def factorized(matrix: sparse.spmatrix, free: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
-    """What solves matrix x = right [V] or [V, n] on the free vertices, with x = 0 elsewhere, and the logarithm of the determinant of the
-    free part. The matrix is symmetric and positive definite there."""
+    """What solves matrix x = right [V] or [V, n] on the free vertices, with x = 0 elsewhere, and the
+    logarithm of the determinant of the free part. The matrix is symmetric and positive definite there."""
     factor = splu(
         matrix[free][:, free].tocsc(),
         permc_spec="MMD_AT_PLUS_A",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fitkit.energies.base import PlainEnergy, Residuals
-from fitkit.energies.spec import EnergyDoc, EnergyOptions, EnergySpec, MGC, use
+from fitkit.energies.spec import MGC, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.errors import InputError
 from fitkit.geometry.rotation import skew
 from fitkit.io.options import Positive
@@ -17,7 +17,8 @@ from fitkit.scene.state import SceneState
 
 
 def fundamental_matrices(state: SceneState, i: Tensor, j: Tensor) -> Tensor:
-    """F [P, 3, 3] with (x_j, 1)' F (x_i, 1) = 0 for pixels x_i, x_j of one head point in frames i [P] and j [P].
+    """F [P, 3, 3] with (x_j, 1)' F (x_i, 1) = 0 for pixels x_i, x_j of one head point in frames i [P] and j
+    [P].
 
     Raises:
         InputError: a camera that is not perspective; its rays have no common centre.
@@ -25,7 +26,8 @@ def fundamental_matrices(state: SceneState, i: Tensor, j: Tensor) -> Tensor:
     """
     if state.camera.kind != "perspective":
         raise InputError(
-            f"energy 'epi_lmk' needs perspective cameras, got '{state.camera.kind}'; set camera.kind=perspective"
+            f"energy 'epi_lmk' needs perspective cameras, got '{state.camera.kind}'; set "
+            "camera.kind=perspective"
         )
     turn = state.pose.rotation[j] @ state.pose.rotation[i].transpose(1, 2)
     shift = state.pose.translation[j] - (turn @ state.pose.translation[i][..., None])[..., 0]
@@ -35,11 +37,12 @@ def fundamental_matrices(state: SceneState, i: Tensor, j: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class EpipolarLandmarks(PlainEnergy):
-    """epi_lmk: distance of each landmark in frame j from the epipolar line of the same landmark in frame i, over sigma_px, for all
-    ordered pairs of frames of one person, [P, 68, 1] (E29). Sums. For training.
+    """epi_lmk: distance of each landmark in frame j from the epipolar line of the same landmark in frame i,
+    over sigma_px, for all ordered pairs of frames of one person, [P, 68, 1] (E29). Sums. For training.
 
-    Depends on poses and focal lengths alone, not on the shape. Points 0-16 count only where they are fixed points of the
-    skin. Frames from one centre have no epipolar lines and should not be paired. Source: MGCNet (Shang et al., ECCV 2020).
+    Depends on poses and focal lengths alone, not on the shape. Points 0-16 count only where they are fixed
+    points of the skin. Frames from one centre have no epipolar lines and should not be paired. Source: MGCNet
+    (Shang et al., ECCV 2020).
     """
 
     sigma_px: float = 1.0

@@ -14,7 +14,7 @@ from fitkit.energies.base import Residuals
 from fitkit.energies.flow_correspondence import FlowImages
 from fitkit.energies.flow_magnitude import both_ways, resized_photos
 from fitkit.energies.pair_masks import PairMask, pair_mask
-from fitkit.energies.spec import Context, EnergyDoc, EnergyOptions, EnergySpec, Networks, PGN, use
+from fitkit.energies.spec import PGN, Context, EnergyDoc, EnergyOptions, EnergySpec, Networks, use
 from fitkit.errors import InputError
 from fitkit.io.options import Cosine, Natural, NonNegative, Pixels, Range
 from fitkit.models.face_model import FaceModel
@@ -24,8 +24,9 @@ from fitkit.scene.state import SceneState
 
 
 class FrozenNetwork(torch.nn.Module):
-    """A network that never learns: its weights are constant, and it stays in evaluation mode whatever the rest of a training does,
-    so that running statistics and dropout do not change. The graph to its input is kept."""
+    """A network that never learns: its weights are constant, and it stays in evaluation mode whatever the
+    rest of a training does, so that running statistics and dropout do not change. The graph to its input is
+    kept."""
 
     def __init__(self, network: torch.nn.Module):
         super().__init__()
@@ -40,7 +41,8 @@ class FrozenNetwork(torch.nn.Module):
 
 
 def frozen_network(network: torch.nn.Module) -> FrozenNetwork:
-    """A frozen copy, so that the caller's own network can go on learning; one that is frozen already stays as it is."""
+    """A frozen copy, so that the caller's own network can go on learning; one that is frozen already stays as
+    it is."""
     return network if isinstance(network, FrozenNetwork) else FrozenNetwork(deepcopy(network))
 
 
@@ -57,14 +59,17 @@ class FeatureOptions:
 
 @dataclass(frozen=True)
 class SemanticFeatures:
-    """sem_feat: phi(I_b) / |phi(I_b)| - phi(I_{a->b}) / |phi(I_{a->b})|, [G, 1, K], G ordered pairs of views of one person.
+    """sem_feat: phi(I_b) / |phi(I_b)| - phi(I_{a->b}) / |phi(I_{a->b})|, [G, 1, K], G ordered pairs of views
+    of one person.
 
-    Half the squared length is 1 - cos(phi(I_b), phi(I_{a->b})), so with kernel 'sq' the cost is the printed formula, mean over the
-    pairs. I_{a->b} shows view a's colours where a sees the surface and photo b elsewhere, so that only the face differs. The
-    gradient goes to shape, poses and cameras, through the frozen network and the sampling of photo a; photo b is constant.
-    Weak and smooth. Derivatives of a network's features by all parameters cost a pass for each of them, so there is no
-    `linearize`. Visibility is fixed by `freeze`, which comes first.
-    Source: PGN eq. 11, whose phi is its own encoder, frozen; a face recognition network asks for the same person.
+    Half the squared length is 1 - cos(phi(I_b), phi(I_{a->b})), so with kernel 'sq' the cost is the printed
+    formula, mean over the pairs. I_{a->b} shows view a's colours where a sees the surface and photo b
+    elsewhere, so that only the face differs. The gradient goes to shape, poses and cameras, through the
+    frozen network and the sampling of photo a; photo b is constant.
+    Weak and smooth. Derivatives of a network's features by all parameters cost a pass for each of them, so
+    there is no `linearize`. Visibility is fixed by `freeze`, which comes first.
+    Source: PGN eq. 11, whose phi is its own encoder, frozen; a face recognition network asks for the same
+    person.
     """
 
     model: FaceModel
@@ -85,7 +90,8 @@ class SemanticFeatures:
     ) -> SemanticFeatures:
         """The photos at the network's size, and a frozen copy of it.
 
-        network: images [G, 3, h, w], sRGB in [0, 1], -> features [G, K]; what else it wants done to its input is its own part.
+        network: images [G, 3, h, w], sRGB in [0, 1], -> features [G, K]; what else it wants done to its input
+        is its own part.
         """
         return SemanticFeatures(
             model, options, frozen_network(network), resized_photos(observations, options.size)
@@ -125,8 +131,8 @@ class SemanticFeatures:
         features = self.network(images)
         if features.ndim != 2 or len(features) != len(images):
             raise InputError(
-                f"energy 'sem_feat': expected a network that gives features [{len(images)}, K] for {len(images)} images, "
-                f"got {list(features.shape)}; pool or flatten them in the network"
+                f"energy 'sem_feat': expected a network that gives features [{len(images)}, K] for "
+                f"{len(images)} images, got {list(features.shape)}; pool or flatten them in the network"
             )
         return F.normalize(features, dim=1)
 

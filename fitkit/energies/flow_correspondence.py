@@ -1,4 +1,5 @@
-"""Flow correspondences between views as a least-squares energy (E5, the Gauss-Newton form of flow alignment E4)."""
+"""Flow correspondences between views as a least-squares energy (E5, the Gauss-Newton form of flow alignment
+E4)."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot
-from fitkit.energies.spec import Context, EnergyDoc, EnergyOptions, EnergySpec, Networks, OURS, use
+from fitkit.energies.spec import OURS, Context, EnergyDoc, EnergyOptions, EnergySpec, Networks, use
 from fitkit.errors import InputError
 from fitkit.geometry.rotation import skew
 from fitkit.io.options import Cosine, Degrees, Natural, NonNegative, Pixels, Positive, Range, Seed
@@ -27,16 +28,17 @@ from fitkit.scene.state import SceneState
 
 @dataclass(frozen=True)
 class FlowOptions:
-    """size: side of the images the flow is computed on; points: matches per pair; sigma_px: noise of a match for a
-    224-pixel crop; neighbors: each view is paired with this many next views in the order of their yaw, farther ones than the next only
-    within max_angle_deg of yaw and for up to `many` views, beyond which next ones are plenty; pairs are taken both ways for up to
-    `both_ways` of them, in alternating directions with more;
-    normalize: radius in flow pixels of the local contrast normalization, 0 = none. Highlights and shading glide over
-    the skin and pull the flow along; what is left after it is skin texture, which does not;
+    """size: side of the images the flow is computed on; points: matches per pair; sigma_px: noise of a match
+    for a 224-pixel crop; neighbors: each view is paired with this many next views in the order of their yaw,
+    farther ones than the next only within max_angle_deg of yaw and for up to `many` views, beyond which next
+    ones are plenty; pairs are taken both ways for up to `both_ways` of them, in alternating directions with
+    more;
+    normalize: radius in flow pixels of the local contrast normalization, 0 = none. Highlights and shading
+    glide over the skin and pull the flow along; what is left after it is skin texture, which does not;
     hold: keep the first matches through all refreshes of a stage;
-    patches: independent measurements that a pair of views with matches all over the face is worth; the deviation of its matches is
-    measured, see `pair_noise`; 0: `sigma_px` and the weight of the term say what matches are worth;
-    min_correlation: of the patches around both ends of a match."""
+    patches: independent measurements that a pair of views with matches all over the face is worth; the
+    deviation of its matches is measured, see `pair_noise`; 0: `sigma_px` and the weight of the term say what
+    matches are worth; min_correlation: of the patches around both ends of a match."""
 
     size: Pixels = 384
     points: Annotated[int, Range(1, 10**6)] = 800
@@ -54,16 +56,17 @@ class FlowOptions:
     seed: Seed = 0
 
 
-# Shares of the pixels seen by both views that pass all tests of a match: two unlike pictures, and two photos of one instant.
+# Shares of the pixels seen by both views that pass all tests of a match: two unlike pictures, and two photos
+# of one instant.
 CHANCE, SURE = 0.05, 0.2
 LEAST_NOISE = 0.4  # of the stated standard deviation
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Fixed correspondences of G view pairs, N each. pixel_a, pixel_b: [G, N, 2] px of the crops; triangle [G, N]
-    int64: the surface element seen at pixel_a; weight [G, N]; valid [G, N] bool; share [G]: of the skin of view b that view a
-    sees too; matched [G]: of that, the share with a match;
+    """Fixed correspondences of G view pairs, N each. pixel_a, pixel_b: [G, N, 2] px of the crops; triangle
+    [G, N] int64: the surface element seen at pixel_a; weight [G, N]; valid [G, N] bool; share [G]: of the
+    skin of view b that view a sees too; matched [G]: of that, the share with a match;
     sigma [G]: measured standard deviation of a match, px of the crop, None where it is not measured."""
 
     view_a: Tensor
@@ -82,18 +85,19 @@ class Matches:
 class FlowCorrespondence:
     """flow_corr: (Pr_b(Pr_a^-1(a)) - b) / sigma at matches (a, b), [G, N, 2], G ordered pairs of views.
 
-    Pr_a^-1 meets the ray of pixel a with the plane of its (moving) triangle, so a stays fixed and only the surface and
-    the poses move. Means over the valid matches. `freeze` renders the mesh textured from view a into view b, takes the
-    flow rendering -> photo and keeps what passes the forward-backward test; outside the rendered area both images are
-    the photo. Photos are contrast-normalized before they are warped.
-    Source: MVF-Net eq. 8 and PGN eq. 10 measure the flow's length; with fixed matches it becomes a reprojection error.
+    Pr_a^-1 meets the ray of pixel a with the plane of its (moving) triangle, so a stays fixed and only the
+    surface and the poses move. Means over the valid matches. `freeze` renders the mesh textured from view a
+    into view b, takes the flow rendering -> photo and keeps what passes the forward-backward test; outside
+    the rendered area both images are the photo. Photos are contrast-normalized before they are warped.
+    Source: MVF-Net eq. 8 and PGN eq. 10 measure the flow's length; with fixed matches it becomes a
+    reprojection error.
     """
 
     model: FaceModel
     options: FlowOptions
     estimator: FlowEstimator
     sigma_px: float  # of the crop
-    photos: "FlowImages"
+    photos: FlowImages
     matches: Matches | None = None
 
     name = "flow_corr"
@@ -107,7 +111,7 @@ class FlowCorrespondence:
     def reduction(self) -> str:
         return "sum" if self.measured else "mean"
 
-    def freeze(self, state: SceneState, observations: Observations) -> "FlowCorrespondence":
+    def freeze(self, state: SceneState, observations: Observations) -> FlowCorrespondence:
         found = self
         if not (self.options.hold and self.matches is not None):
             found = replace(
@@ -125,7 +129,7 @@ class FlowCorrespondence:
             matches=replace(m, sigma=sigma, weight=trust * (count / trust.sum(1).clamp_min(1e-9))[:, None]),
         )
 
-    def hits(self, state: SceneState) -> "Hits":
+    def hits(self, state: SceneState) -> Hits:
         """Where the rays of pixel_a meet their triangles, and where the same skin lies in view b."""
         m = self.matches
         corner_index = self.model.triangles[m.triangle]  # [G, N, 3]
@@ -159,9 +163,10 @@ class FlowCorrespondence:
         return self._residuals(seen.pixels, seen.in_front)
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
-        """With motion m_a of the surface at the hit in view a and m_b in view b (rigid step included), the head point
-        in view b moves by m_b + T (d n' / (n.d) - 1) m_a: the match slides over the surface so that it stays on the ray;
-        T carries a tangent of the triangle in view a to the triangle in view b, whose expression may differ."""
+        """With motion m_a of the surface at the hit in view a and m_b in view b (rigid step included), the
+        head point in view b moves by m_b + T (d n' / (n.d) - 1) m_a: the match slides over the surface so
+        that it stays on the ray; T carries a tangent of the triangle in view a to the triangle in view b,
+        whose expression may differ."""
         m = self.matches
         h = self.hits(state)
         normal, direction, slope = h.normal, h.direction, h.slope
@@ -197,16 +202,16 @@ class FlowCorrespondence:
         )
 
     def linearize_surface(self, state: SceneState) -> tuple[Residuals, Tensor, Tensor]:
-        """Residuals, their derivatives [G, N, 2, 3, 3] by an offset of each corner of the triangle, in the head frame and the same in
-        both views, and the corners [G, N, 3] int64. See `linearize`."""
+        """Residuals, their derivatives [G, N, 2, 3, 3] by an offset of each corner of the triangle, in the
+        head frame and the same in both views, and the corners [G, N, 3] int64. See `linearize`."""
         h = self.hits(state)
         seen, by_b, _, by_a = self._by_motion(state, h)
         by_corner = (by_b + by_a)[..., None, :] * h.weights[:, :, None, :, None]
         return self._residuals(seen.pixels, seen.in_front), by_corner, h.corner
 
-    def _by_motion(self, state: SceneState, h: "Hits") -> tuple[ProjectedPoints, Tensor, Tensor, Tensor]:
-        """head_b as view b sees it, and derivatives [G, N, 2, 3] of the residual by motion of the surface in view b, by motion along
-        the triangle of view a and by motion of the surface in view a."""
+    def _by_motion(self, state: SceneState, h: Hits) -> tuple[ProjectedPoints, Tensor, Tensor, Tensor]:
+        """head_b as view b sees it, and derivatives [G, N, 2, 3] of the residual by motion of the surface in
+        view b, by motion along the triangle of view a and by motion of the surface in view a."""
         seen = project_head_points(h.head_b, state, self.matches.view_b, derivatives=True)
         by_b = seen.by_head / self.sigma_px
         by_tangent = by_b @ h.stretch
@@ -218,9 +223,9 @@ class FlowCorrespondence:
 @dataclass(frozen=True)
 class Hits:
     """hit: [G, N, 3] mm, ray of pixel_a and surface of view a; head_b: the same material point in view b;
-    weights: its barycentrics; corner: [G, N, 3] vertex indices; stretch: [G, N, 3, 3], maps a displacement on the triangle
-    in view a to the same one on the triangle as it is in view b; normal (not unit) and direction of the ray: [G, N, 3];
-    depth, slope = normal . direction: [G, N, 1]."""
+    weights: its barycentrics; corner: [G, N, 3] vertex indices; stretch: [G, N, 3, 3], maps a displacement on
+    the triangle in view a to the same one on the triangle as it is in view b; normal (not unit) and direction
+    of the ray: [G, N, 3]; depth, slope = normal . direction: [G, N, 1]."""
 
     hit: Tensor
     head_b: Tensor
@@ -260,7 +265,7 @@ class FlowImages:
     reduction: float
 
     @staticmethod
-    def of(observations: Observations, options: FlowOptions) -> "FlowImages":
+    def of(observations: Observations, options: FlowOptions) -> FlowImages:
         H, W = observations.size
         reduction = max(H, W) / options.size
         size = (round(H / reduction), round(W / reduction))
@@ -291,7 +296,8 @@ def find_matches(
     options: FlowOptions,
     energy: str = "flow_corr",
 ) -> Matches:
-    """Dense flow between the rendering of view a in view b and photo b, sampled at `options.points` surface points.
+    """Dense flow between the rendering of view a in view b and photo b, sampled at `options.points` surface
+    points.
 
     Raises:
         InputError: there are no pairs of views; it names the energy.
@@ -299,8 +305,8 @@ def find_matches(
     pairs = view_pairs(state, options)
     if not pairs:
         raise InputError(
-            f"energy '{energy}' compares views: expected at least 2 and neighbors >= 1, got {state.num_views} view(s) and "
-            f"neighbors {options.neighbors}; give its stage min_views: 2"
+            f"energy '{energy}' compares views: expected at least 2 and neighbors >= 1, got "
+            f"{state.num_views} view(s) and neighbors {options.neighbors}; give its stage min_views: 2"
         )
     device = photos.images.device
     h, w = photos.images.shape[-2:]
@@ -335,9 +341,10 @@ def find_matches(
     weight = torch.zeros(len(pairs), N, device=device)
     valid = torch.zeros(len(pairs), N, dtype=torch.bool, device=device)
     share, matched = torch.zeros(len(pairs), device=device), torch.zeros(len(pairs), device=device)
-    # One number for each pixel of the image: a pixel more or less among the candidates changes one match, not all of them.
+    # One number for each pixel of the image: a pixel more or less among the candidates changes one match, not
+    # all of them.
     lot = torch.rand(h * w, generator=torch.Generator().manual_seed(options.seed)).to(device)
-    for g, (a, b) in enumerate(pairs):
+    for g, (_, b) in enumerate(pairs):
         place, pixel, angle = lists[g]
         ready = torch.zeros(h * w, device=device)
         ready[place] = 1
@@ -366,11 +373,13 @@ def find_matches(
 
 @torch.no_grad()
 def pair_noise(energy: FlowCorrespondence, state: SceneState) -> Tensor:
-    """Standard deviation of one component of the matches of each pair, [G] px of the crop, from what no shape can explain.
+    """Standard deviation of one component of the matches of each pair, [G] px of the crop, from what no shape
+    can explain.
 
-    A wrong shape moves a match along its epipolar line only. So the deviation is read off across the line, where what is left after
-    the best relative pose and focal length is the noise of the flow, and whatever else sets the two photos apart: another expression,
-    light that glides over the skin, another person. A robust fit (Cauchy) on median absolute deviations.
+    A wrong shape moves a match along its epipolar line only. So the deviation is read off across the line,
+    where what is left after the best relative pose and focal length is the noise of the flow, and whatever
+    else sets the two photos apart: another expression, light that glides over the skin, another person. A
+    robust fit (Cauchy) on median absolute deviations.
     """
     m = energy.matches
     energy = replace(energy, sigma_px=1.0)
@@ -404,8 +413,8 @@ def pair_noise(energy: FlowCorrespondence, state: SceneState) -> Tensor:
 def normalize_contrast(images: Tensor, radius: float) -> Tensor:
     """Images with local mean 0.5 and local deviation 0.25, clipped to [0, 1].
 
-    images: [B, 1, h, w] in [0, 1]; radius: Gaussian standard deviation in pixels, 0 returns the images. Deviations
-    below 0.01 (sensor noise) are not raised to full contrast.
+    images: [B, 1, h, w] in [0, 1]; radius: Gaussian standard deviation in pixels, 0 returns the images.
+    Deviations below 0.01 (sensor noise) are not raised to full contrast.
     """
     if radius <= 0:
         return images
@@ -436,8 +445,9 @@ def local_correlation(source: Tensor, target: Tensor, displacement: Tensor, radi
 
 @dataclass(frozen=True)
 class EstimatorOptions(EnergyOptions):
-    """estimator: what finds the flow between photos: 'dis', 'dis:PRESET', 'farneback' or 'ptlflow:NAME', any network of the package
-    ptlflow, empty = the recipe's `flow`; weights: of a network: a checkpoint file or the name of a published one."""
+    """estimator: what finds the flow between photos: 'dis', 'dis:PRESET', 'farneback' or 'ptlflow:NAME', any
+    network of the package ptlflow, empty = the recipe's `flow`; weights: of a network: a checkpoint file or
+    the name of a published one."""
 
     estimator: str = ""
     weights: str = ""

@@ -1,4 +1,5 @@
-"""Length of the flow between a photo and the other view's colours rendered into it, through a flow network (E4)."""
+"""Length of the flow between a photo and the other view's colours rendered into it, through a flow network
+(E4)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from fitkit.energies.census import neighbor_pairs
 from fitkit.energies.flow_correspondence import EstimatorOptions, FlowImages, FlowOptions, ask_flow
 from fitkit.energies.pair_masks import PairMask, pair_mask
 from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_needed
-from fitkit.energies.spec import Context, EnergyDoc, EnergySpec, MFN, MVF, OURS, PGN, use
+from fitkit.energies.spec import MFN, MVF, OURS, PGN, Context, EnergyDoc, EnergySpec, use
 from fitkit.errors import InputError
 from fitkit.io.options import Cosine, Natural, NonNegative, Pixels, Positive, Range, Seed
 from fitkit.models.face_model import FaceModel
@@ -34,8 +35,9 @@ class FlowMagnitudeOptions:
     neighbors: Annotated[int, Range(1, 1000)] = 1
     # 'forward' photo -> rendering, 'backward' rendering -> photo
     directions: Literal["both", "forward", "backward"] = "both"
-    # What both images show where view a sees nothing of the surface: the photo of view b, the same smooth noise ('texture'), or
-    # 'black'. With 'face' and 'none' photo b stays as it is; the rendering shows it on the face and black around, or black.
+    # What both images show where view a sees nothing of the surface: the photo of view b, the same smooth
+    # noise ('texture'), or 'black'. With 'face' and 'none' photo b stays as it is; the rendering shows it on
+    # the face and black around, or black.
     fill: Literal["photo", "texture", "black", "face", "none"] = "photo"
     consistent: bool = True  # only pixels that pass the forward-backward test
     angle: bool = True  # weight by the cosine of the viewing angle
@@ -50,10 +52,10 @@ class FlowMagnitudeOptions:
     seed: Seed = 0
 
 
-# What the papers state, without our weights: means of the pixels that their masks say both views see. MVF sums both directions,
-# here they are averaged; its masks are also smoothed along edges of the photo, which is left out. PGN needs labels of a face parse
-# (give parse: none without). Kernels, given with the Term: MVF 'sq' and PWC-Net; MFN 'sq' (its text; its equation prints |.|) and
-# RAFT; PGN 'l2n'.
+# What the papers state, without our weights: means of the pixels that their masks say both views see. MVF
+# sums both directions, here they are averaged; its masks are also smoothed along edges of the photo, which is
+# left out. PGN needs labels of a face parse (give parse: none without). Kernels, given with the Term: MVF
+# 'sq' and PWC-Net; MFN 'sq' (its text; its equation prints |.|) and RAFT; PGN 'l2n'.
 STRICT: dict[str, FlowMagnitudeOptions] = {
     "mvf": FlowMagnitudeOptions(
         directions="both", fill="texture", consistent=False, angle=False, rim=0, mask="landmarks"
@@ -69,15 +71,18 @@ STRICT: dict[str, FlowMagnitudeOptions] = {
 
 @dataclass(frozen=True)
 class FlowMagnitude:
-    """flow_mag: w / sigma for the flow w between photo b and I_{a->b}, [G, h * w, 2], G = pairs of views x directions.
+    """flow_mag: w / sigma for the flow w between photo b and I_{a->b}, [G, h * w, 2], G = pairs of views x
+    directions.
 
-    I_{a->b}(u) = I_a(Pr_a(Pr_b^-1(u))): view a's colours at the surface behind pixel u of view b. It carries the gradient to shape,
-    poses and cameras, through the frozen network, the sampling of photo a and the plane of the triangle behind u; photo b is
-    constant. Visibility, forward-backward test and weights are fixed by `freeze`, which comes first. The mean over the pixels of
-    a pair, then over pairs and directions: each pair counts the same, a pair with too few pixels does not count.
-    The network gives no residual whose Jacobian could be had at a sensible price, so it writes no derivatives: solvers of
-    second order take `flow_corr` (E5), the same evidence with the flow as fixed matches. Gradients are smooth and reach far, but
-    their size differs between networks by up to a hundred; choose the weight for the network.
+    I_{a->b}(u) = I_a(Pr_a(Pr_b^-1(u))): view a's colours at the surface behind pixel u of view b. It carries
+    the gradient to shape, poses and cameras, through the frozen network, the sampling of photo a and the
+    plane of the triangle behind u; photo b is constant. Visibility, forward-backward test and weights are
+    fixed by `freeze`, which comes first. The mean over the pixels of a pair, then over pairs and directions:
+    each pair counts the same, a pair with too few pixels does not count.
+    The network gives no residual whose Jacobian could be had at a sensible price, so it writes no
+    derivatives: solvers of second order take `flow_corr` (E5), the same evidence with the flow as fixed
+    matches. Gradients are smooth and reach far, but their size differs between networks by up to a hundred;
+    choose the weight for the network.
     Source: MVF-Net eq. 8, MFNet eq. 6, PGN eq. 10; see STRICT.
     """
 
@@ -141,7 +146,8 @@ class FlowMagnitude:
             else:
                 weight = weight.repeat(len(self._directions()), 1)
             enough = (weight > 0).sum(1, keepdim=True) >= max(1.0, o.min_pixels * (max(h, w) / 224) ** 2)
-            # Weights of every pair sum to the same, so the mean over all pixels is the mean over the pairs of their means.
+            # Weights of every pair sum to the same, so the mean over all pixels is the mean over the pairs of
+            # their means.
             total = weight.sum(1, keepdim=True)
             weight = torch.where(enough, weight / total.clamp_min(1e-12), 0)
             return replace(self, shared=shared, weight=weight / weight.max().clamp_min(1e-12))
@@ -168,7 +174,8 @@ class FlowMagnitude:
         ]
 
     def images(self, state: SceneState, shared: SharedPixels | None = None) -> tuple[Tensor, Tensor]:
-        """What the network sees: view a's colours at view b and photo b, both filled where a sees nothing, [pairs, C, h, w]."""
+        """What the network sees: view a's colours at view b and photo b, both filled where a sees nothing,
+        [pairs, C, h, w]."""
         shared = shared or self.shared
         images, fill = self.photos.images, self.options.fill
         photo = images[[b for _, b in shared.pairs]]
@@ -268,7 +275,8 @@ SPECS = (
                 use(PGN, "l2n", "0.2"),
                 use(OURS, "l2n"),
             ),
-            gradient="through the frozen flow network to I_{a->b}; long-range and smooth, size differs by 100 between networks",
+            gradient="through the frozen flow network to I_{a->b}; long-range and smooth, size differs by "
+            "100 between networks",
             id="E4",
             variants=tuple(STRICT),
         ),

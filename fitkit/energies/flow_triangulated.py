@@ -1,4 +1,5 @@
-"""Matches between views triangulated to points of the surface, and the surface's distance from them along its normal."""
+"""Matches between views triangulated to points of the surface, and the surface's distance from them along its
+normal."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from fitkit.energies.flow_correspondence import (
     find_matches,
     make_matcher,
 )
-from fitkit.energies.spec import Context, EnergyDoc, EnergySpec, OURS, use
+from fitkit.energies.spec import OURS, Context, EnergyDoc, EnergySpec, use
 from fitkit.io.options import Degrees, NonNegative
 from fitkit.observe.observations import Observations
 from fitkit.scene.projection import pixel_rays
@@ -26,7 +27,8 @@ from fitkit.scene.state import SceneState
 
 @dataclass(frozen=True)
 class TriangulationOptions(FlowOptions):
-    """As FlowOptions; min_parallax_deg: angle between the rays of a match; max_gap: distance of its rays, in sigmas of a pixel."""
+    """As FlowOptions; min_parallax_deg: angle between the rays of a match; max_gap: distance of its rays, in
+    sigmas of a pixel."""
 
     min_parallax_deg: Degrees = 5.0
     max_gap: NonNegative = 4.0
@@ -36,8 +38,9 @@ class TriangulationOptions(FlowOptions):
 class TriangulatedPoints:
     """What the matches say about the surface, N for each of G pairs, all fixed.
 
-    corner, weights: [G, N, 3] vertices and barycentrics of the surface point in view a; target: [G, N, 3] mm, the triangulated
-    point in the head frame with the expression of view a; normal: [G, N, 3] unit; sigma: [G, N] mm; valid: [G, N] bool.
+    corner, weights: [G, N, 3] vertices and barycentrics of the surface point in view a; target: [G, N, 3] mm,
+    the triangulated point in the head frame with the expression of view a; normal: [G, N, 3] unit; sigma: [G,
+    N] mm; valid: [G, N] bool.
     """
 
     corner: Tensor
@@ -50,15 +53,17 @@ class TriangulatedPoints:
 
 @dataclass(frozen=True)
 class TriangulatedFlow:
-    """flow_triangulated: n . (p - X) / sigma, [G, N, 1]: distance of the surface point p of a match from the point X where the rays of
-    its two pixels pass each other, along the surface normal n.
+    """flow_triangulated: n . (p - X) / sigma, [G, N, 1]: distance of the surface point p of a match from the
+    point X where the rays of its two pixels pass each other, along the surface normal n.
 
-    Multi-view stereo evidence without a reconstruction of its own. `freeze` takes the matches of `flow_corr` and triangulates
-    them with the cameras and poses as they are, so the residual moves the shape alone; the skin of view b is carried into the
-    expression of view a first. sigma is that of a pixel at the distance of the surface, carried along the rays: it grows as the parallax
-    shrinks. Means over the valid points.
-    Source: midpoint triangulation, Hartley and Zisserman, "Multiple View Geometry", section 12.2; point-to-plane distance,
-    Chen and Medioni, "Object modelling by registration of multiple range images", 1992; after the flow losses of MVF-Net (eq. 8).
+    Multi-view stereo evidence without a reconstruction of its own. `freeze` takes the matches of `flow_corr`
+    and triangulates them with the cameras and poses as they are, so the residual moves the shape alone; the
+    skin of view b is carried into the expression of view a first. sigma is that of a pixel at the distance of
+    the surface, carried along the rays: it grows as the parallax shrinks. Means over the valid points.
+    Source: midpoint triangulation, Hartley and Zisserman, "Multiple View Geometry", section 12.2;
+    point-to-plane distance,
+    Chen and Medioni, "Object modelling by registration of multiple range images", 1992; after the flow losses
+    of MVF-Net (eq. 8).
     """
 
     matcher: FlowCorrespondence
@@ -68,7 +73,7 @@ class TriangulatedFlow:
     name = "flow_triangulated"
     reduction = "mean"
 
-    def freeze(self, state: SceneState, observations: Observations) -> "TriangulatedFlow":
+    def freeze(self, state: SceneState, observations: Observations) -> TriangulatedFlow:
         if self.options.hold and self.points is not None:
             return self
         m = self.matcher

@@ -1,4 +1,5 @@
-"""Robust kernels: functions of the squared length s = |r|^2 of a residual that is already divided by its sigma.
+"""Robust kernels: functions of the squared length s = |r|^2 of a residual that is already divided by its
+sigma.
 
 'l1' takes each component of the residual by itself."""
 
@@ -20,14 +21,15 @@ NAMES = get_args(Name)
 class Kernel:
     """name: 'sq' s; 'l1' 2 e (sqrt(s + e^2) - e); 'huber' s below radius^2, linear beyond;
     'cauchy' radius^2 log(1 + s / radius^2); 'gm' (Geman-McClure) s / (1 + s / radius^2);
-    'l2n' the same curve: 'l1' is the sum of it over the components of an item, 'l2n' takes the length of the whole vector;
-    'charb' (e^2 / 0.45) ((1 + s / e^2)^0.45 - 1), the data term of UnFlow (Meister et al., AAAI 2018);
-    'ddf' (2 e^2 / 0.4) ((1 + |r| / e)^0.4 - 1), the data term of DDFlow (Liu et al., AAAI 2019), with
+    'l2n' the same curve: 'l1' is the sum of it over the components of an item, 'l2n' takes the length of the
+    whole vector; 'charb' (e^2 / 0.45) ((1 + s / e^2)^0.45 - 1), the data term of UnFlow (Meister et al., AAAI
+    2018); 'ddf' (2 e^2 / 0.4) ((1 + |r| / e)^0.4 - 1), the data term of DDFlow (Liu et al., AAAI 2019), with
     |r| = sqrt(s + d^2) - d, d = e / 100, so that its weight stays finite at 0.
 
-    All but 'ddf' start as s, so far inside the radius each is the plain square; 'ddf' has a corner at 0 and is 2 e |r| there
-    outside of d. `radius` is in sigmas; for 'l1', 'l2n', 'charb' and 'ddf' it is e, the epsilon of the formula.
-    `published` gives the printed formula: the same curve up to a factor and an offset.
+    All but 'ddf' start as s, so far inside the radius each is the plain square; 'ddf' has a corner at 0 and
+    is 2 e |r| there outside of d. `radius` is in sigmas; for 'l1', 'l2n', 'charb' and 'ddf' it is e, the
+    epsilon of the formula. `published` gives the printed formula: the same curve up to a factor and an
+    offset.
     """
 
     name: Name = "sq"
@@ -47,7 +49,8 @@ class Kernel:
         return self.rho(s).sum(-1) if self.by_component else self.rho(s.sum(-1))
 
     def weights(self, value: Tensor) -> Tensor:
-        """Weights of residuals [..., D] in iteratively re-weighted least squares, [..., D], or [..., 1] for all components."""
+        """Weights of residuals [..., D] in iteratively re-weighted least squares, [..., D], or [..., 1] for
+        all components."""
         s = value * value
         return self.weight(s if self.by_component else s.sum(-1, keepdim=True))
 
@@ -91,7 +94,8 @@ class Kernel:
         return torch.ones_like(s)
 
     def published(self, s: Tensor) -> Tensor:
-        """The formula as printed: 'l1', 'l2n' sqrt(s + e^2); 'charb' (s + e^2)^0.45; 'ddf' (|r| + e)^0.4; the others are `rho`."""
+        """The formula as printed: 'l1', 'l2n' sqrt(s + e^2); 'charb' (s + e^2)^0.45; 'ddf' (|r| + e)^0.4; the
+        others are `rho`."""
         c = self.radius * self.radius
         if self.name in ("l1", "l2n"):
             return (s + c).sqrt()
@@ -102,7 +106,8 @@ class Kernel:
         return self.rho(s)
 
     def _length(self, s: Tensor) -> Tensor:
-        """|r| of 'ddf', rounded at 0. As a quotient: a difference of square roots loses its digits in single precision."""
+        """|r| of 'ddf', rounded at 0. As a quotient: a difference of square roots loses its digits in single
+        precision."""
         d = self.radius / 100
         return s / ((s + d * d).sqrt() + d)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot, all_views
-from fitkit.energies.spec import Context, DFM, EnergyDoc, EnergyOptions, EnergySpec, MFN, MVD, MVF, OURS, use
+from fitkit.energies.spec import DFM, MFN, MVD, MVF, OURS, Context, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.energies.supervision import label
 from fitkit.io.options import Positive
 from fitkit.models.face_model import FaceModel
@@ -20,8 +21,9 @@ from fitkit.scene.state import SceneState
 
 JAW = slice(0, 17)
 EYE_PAIRS = ((37, 41), (38, 40), (43, 47), (44, 46))
-# First point, end, mm. Measured for the built-in detector on rendered people: distance of its points from the model's, mean over the views
-# of a person, in the image plane and one axis; hand-set points of a real scan lie 1 to 4 mm from the model's.
+# First point, end, mm. Measured for the built-in detector on rendered people: distance of its points from the
+# model's, mean over the views of a person, in the image plane and one axis; hand-set points of a real scan
+# lie 1 to 4 mm from the model's.
 OFFSET_SIGMA_MM = (
     (0, 17, 2.8),
     (17, 27, 1.6),
@@ -60,12 +62,13 @@ class LandmarkReprojection:
     """lmk2d: (projected landmark - observed point) / sigma, [B, 68, 2]. Sums: the points are independent.
 
     sigma_px: [B, 68] px of the crop. The 17 jaw points follow one of two rules, per view, fixed by `freeze`:
-    'surface': the model's own jaw points; 'outline': of a profile line of skin vertices from the face centre to the
-    jaw point, the vertex that projects farthest outwards, i.e. the visible outline; 'auto': whichever of the two
-    rules explains all jaw points of all views better (they agree in a frontal view).
-    points: weights of the single points, see POINT_WEIGHTS; hidden: points that the labels say are hidden count as well.
-    Source: E9 of the energy list: MVF-Net and MFNet landmark terms; profile lines: Zhu et al., "High-fidelity pose and
-    expression normalization", CVPR 2015 (landmark marching), found here on the mesh instead of drawn by hand.
+    'surface': the model's own jaw points; 'outline': of a profile line of skin vertices from the face centre
+    to the jaw point, the vertex that projects farthest outwards, i.e. the visible outline; 'auto': whichever
+    of the two rules explains all jaw points of all views better (they agree in a frontal view).
+    points: weights of the single points, see POINT_WEIGHTS; hidden: points that the labels say are hidden
+    count as well. Source: E9 of the energy list: MVF-Net and MFNet landmark terms; profile lines: Zhu et al.,
+    "High-fidelity pose and expression normalization", CVPR 2015 (landmark marching), found here on the mesh
+    instead of drawn by hand.
     """
 
     model: FaceModel
@@ -78,7 +81,7 @@ class LandmarkReprojection:
     name = "lmk2d"
     reduction = "sum"
 
-    def freeze(self, state: SceneState, observations: Observations) -> "LandmarkReprojection":
+    def freeze(self, state: SceneState, observations: Observations) -> LandmarkReprojection:
         own = torch.full((state.num_views, 17), -1, dtype=torch.int64, device=state.expression.device)
         if self.jaw == "surface":
             return replace(self, jaw_vertices=own)
@@ -152,7 +155,8 @@ def point_weights(scheme: PointScheme, like: Tensor) -> Tensor:
 
 
 def offset_sigma() -> Tensor:
-    """[68] mm: standard deviation, along each axis, of the part of a landmark's error that is the same in all photos of a person."""
+    """[68] mm: standard deviation, along each axis, of the part of a landmark's error that is the same in all
+    photos of a person."""
     sigma = torch.empty(68)
     for first, last, value in OFFSET_SIGMA_MM:
         sigma[first:last] = value
@@ -167,8 +171,8 @@ def landmark_offset(state: SceneState) -> Tensor:
 
 
 def offset_columns(by_head: Tensor, points: Sequence[int]) -> Tensor:
-    """Derivatives of N values by the offsets of all 68 points, [G, N, D, 204]: by_head [G, N, D, 3], where value n moves with point
-    points[n]."""
+    """Derivatives of N values by the offsets of all 68 points, [G, N, D, 204]: by_head [G, N, D, 3], where
+    value n moves with point points[n]."""
     G, N, D, _ = by_head.shape
     columns = by_head.new_zeros(G, N, D, 68, 3)
     columns[:, torch.arange(N), :, torch.as_tensor(list(points))] = by_head.transpose(0, 1)
@@ -179,8 +183,8 @@ def offset_columns(by_head: Tensor, points: Sequence[int]) -> Tensor:
 class LandmarkOffsets:
     """lmk2d_eye, lmk2d_lip: ((k_i - k_j) - (l_i - l_j)) / sigma for opposite lid or lip points, [B, n, 2].
 
-    Blind to a common shift, so it survives small pose errors. sigma_px: [B, 68] px of one point, of the crop; points, hidden: see
-    LandmarkReprojection; of the two weights a pair has the smaller.
+    Blind to a common shift, so it survives small pose errors. sigma_px: [B, 68] px of one point, of the crop;
+    points, hidden: see LandmarkReprojection; of the two weights a pair has the smaller.
     Source: MFNet eq. 8 and 9, which do not print the pairs; these are ours.
     """
 
@@ -192,7 +196,7 @@ class LandmarkOffsets:
     hidden: bool = True
     reduction = "sum"
 
-    def freeze(self, state: SceneState, observations: Observations) -> "LandmarkOffsets":
+    def freeze(self, state: SceneState, observations: Observations) -> LandmarkOffsets:
         return self
 
     def _parts(self, observations: Observations):
@@ -257,8 +261,8 @@ PROFILE_HALF_WIDTH_MM = 4.0
 def jaw_profiles(model: FaceModel) -> Tensor:
     """Skin vertices on the line from the face centre to each jaw point, [17, n] int64, filled up with -1.
 
-    The line of jaw point j is where the half plane through the head's depth axis and that point cuts the mean face;
-    it ends at the jaw point, so the neck and the ears are no candidates.
+    The line of jaw point j is where the half plane through the head's depth axis and that point cuts the mean
+    face; it ends at the jaw point, so the neck and the ears are no candidates.
     """
     points = model.landmarks.points(model.mean[None], model.triangles)[0]
     center = (points[27, :2] + points[8, :2]) / 2
@@ -281,10 +285,11 @@ def jaw_profiles(model: FaceModel) -> Tensor:
 
 
 def outline_vertices(model: FaceModel, state: SceneState) -> Tensor:
-    """The skin vertex that stands for each jaw point in an outline annotation, [B, 17] int64, -1 = the model's point.
+    """The skin vertex that stands for each jaw point in an outline annotation, [B, 17] int64, -1 = the
+    model's point.
 
-    On its profile line the jaw point slides to the vertex that projects farthest from the face centre, measured along
-    the line's direction in the image.
+    On its profile line the jaw point slides to the vertex that projects farthest from the face centre,
+    measured along the line's direction in the image.
     """
     table = jaw_profiles(model)
     candidates = table.clamp_min(0)
@@ -303,8 +308,8 @@ def outline_vertices(model: FaceModel, state: SceneState) -> Tensor:
 
 
 def project_directions(model: FaceModel, state: SceneState) -> Tensor:
-    """Image directions [B, 17, 2] of the jaw profile lines: the head's (x, y) direction of each line, rolled with the
-    head but not foreshortened by its yaw, so that 'outwards' keeps its meaning in a profile view."""
+    """Image directions [B, 17, 2] of the jaw profile lines: the head's (x, y) direction of each line, rolled
+    with the head but not foreshortened by its yaw, so that 'outwards' keeps its meaning in a profile view."""
     points = model.landmarks.points(model.mean[None], model.triangles)[0]
     direction = points[JAW, :2] - (points[27, :2] + points[8, :2]) / 2
     direction = direction / direction.norm(dim=-1, keepdim=True)

@@ -1,16 +1,18 @@
-"""Energies on 3D landmarks: the model's points laid onto labelled ones by a closed-form map (E12, E14), position maps (E13)."""
+"""Energies on 3D landmarks: the model's points laid onto labelled ones by a closed-form map (E12, E14),
+position maps (E13)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Sequence
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from fitkit.energies.base import Linearization, PlainEnergy, Residuals, Slot, all_views
+from fitkit.energies.spec import DFM, PGN, Context, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.energies.supervision import label
-from fitkit.energies.spec import Context, DFM, EnergyDoc, EnergyOptions, EnergySpec, PGN, use
 from fitkit.errors import DegenerateInputError, InputError
 from fitkit.geometry.alignment import similarity_align
 from fitkit.io.options import Positive, Range
@@ -25,7 +27,8 @@ IBUG_ANCHORS = (36, 39, 42, 45, 33, 48, 54)  # eye corners, nose bottom, mouth c
 
 @dataclass(frozen=True)
 class AlignedLandmarks(PlainEnergy):
-    """T(model point) - labelled point, over sigma_mm, [B, N, 3], with the map T that fits best. Sums or mean, see `reduction`.
+    """T(model point) - labelled point, over sigma_mm, [B, N, 3], with the map T that fits best. Sums or mean,
+    see `reduction`.
 
     Args:
         basis: the model's N points. Labels: `points3d` [B, N, 3] mm, NaN = not known, any frame.
@@ -33,7 +36,8 @@ class AlignedLandmarks(PlainEnergy):
         anchors: rows of the N points that T is fitted to; all of them when empty.
         attached: T follows the points, and gradients flow through it as well; else `freeze` fixes it.
     Raises:
-        DegenerateInputError: a frame with fewer than 3 (similarity) or 4 (affine) known anchors, or degenerate ones.
+        DegenerateInputError: a frame with fewer than 3 (similarity) or 4 (affine) known anchors, or
+            degenerate ones.
     """
 
     basis: PointBasis
@@ -46,10 +50,10 @@ class AlignedLandmarks(PlainEnergy):
     fixed: tuple[Tensor, Tensor] | None = None  # linear part [B, 3, 3] and shift [B, 3] of T, set by freeze
     target: Tensor | None = None  # [B, N, 3] points instead of labelled ones
 
-    def freeze(self, state: SceneState, observations: Observations) -> "AlignedLandmarks":
+    def freeze(self, state: SceneState, observations: Observations) -> AlignedLandmarks:
         return self if self.attached else self._fixed_at(state, observations)
 
-    def _fixed_at(self, state: SceneState, observations: Observations) -> "AlignedLandmarks":
+    def _fixed_at(self, state: SceneState, observations: Observations) -> AlignedLandmarks:
         points, truth, known = self._points(state, observations)
         linear, shift = self._fit(points, truth, known)
         return replace(self, fixed=(linear.detach(), shift.detach()))
@@ -152,22 +156,24 @@ def affine_align(source: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor,
 def lmk3d_align(
     model: FaceModel, sigma_mm: float = 1.0, anchors: Sequence[int] = IBUG_ANCHORS, attached: bool = False
 ) -> AlignedLandmarks:
-    """E12: the 68 points after the similarity that fits the anchors. Source: DF-MVR eq. 5-6, with `attached` as in its code
-    (that paper has 101 points and 7 anchors among them: build AlignedLandmarks with a basis of these)."""
+    """E12: the 68 points after the similarity that fits the anchors. Source: DF-MVR eq. 5-6, with `attached`
+    as in its code (that paper has 101 points and 7 anchors among them: build AlignedLandmarks with a basis of
+    these)."""
     return AlignedLandmarks(model.landmark_basis, "similarity", tuple(anchors), sigma_mm, attached)
 
 
 def lmk_guided(
     model: FaceModel, sigma_mm: float = 2.0, transform: str = "similarity", attached: bool = True
 ) -> AlignedLandmarks:
-    """E14: the 68 points laid onto those that a network or any 3D detector found. Source: PGN eq. 8, whose T is 'affine'."""
+    """E14: the 68 points laid onto those that a network or any 3D detector found. Source: PGN eq. 8, whose T
+    is 'affine'."""
     return AlignedLandmarks(model.landmark_basis, transform, (), sigma_mm, attached, "lmk_guided", "sum")
 
 
 @dataclass(frozen=True)
 class PositionMapLandmarks(PlainEnergy):
-    """lmk_posmap: the position map at the landmarks' places in the texture map against the labels, over sigma_px,
-    [B, 68, 3], or [B, 68, 2] where labels have no depth (E13). Mean over the points. For training.
+    """lmk_posmap: the position map at the landmarks' places in the texture map against the labels, over
+    sigma_px, [B, 68, 3], or [B, 68, 2] where labels have no depth (E13). Mean over the points. For training.
 
     Args:
         places: [68, 2] of the map's px (x, y), read bilinearly; see `landmark_places`.
@@ -194,7 +200,8 @@ class PositionMapLandmarks(PlainEnergy):
 
 
 def landmark_places(model: FaceModel, size: tuple[int, int]) -> Tensor:
-    """Where the 68 points lie in a position map of (H, W) px over the model's texture coordinates, [68, 2] px (x, y)."""
+    """Where the 68 points lie in a position map of (H, W) px over the model's texture coordinates, [68, 2] px
+    (x, y)."""
     if model.uv is None:
         raise DegenerateInputError(
             f"model '{model.name}' has no texture coordinates, so it has no position map"
@@ -240,7 +247,8 @@ def _make_guided(context: Context, o: GuidedTerm) -> AlignedLandmarks:
         target = context.prediction.points3d.detach()
         if target.shape[1] != 68:
             raise InputError(
-                f"energy 'lmk_guided': expected predicted points [B, 68, 3] for source 'points3d', got {list(target.shape)}"
+                "energy 'lmk_guided': expected predicted points [B, 68, 3] for source 'points3d', got "
+                f"{list(target.shape)}"
             )
     if o.source == "position_map":
         points = context.prediction.position_map.points.detach()

@@ -1,13 +1,15 @@
-"""Which pixels and vertices count: visibility, what two views share, weights from a face parse. Pure functions.
+"""Which pixels and vertices count: visibility, what two views share, weights from a face parse. Pure
+functions.
 
-Masks of pixels are [B, 1, H, W] in [0, 1], of vertices [B, V] bool; all are constants without gradient: an energy that could
-move its mask would fall by shrinking it. They combine by product (`combine`).
+Masks of pixels are [B, 1, H, W] in [0, 1], of vertices [B, V] bool; all are constants without gradient: an
+energy that could move its mask would fall by shrinking it. They combine by product (`combine`).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, Sequence
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +43,8 @@ PARSE = (
     "upper_lip",
     "lower_lip",
 )
-PARSE_WEIGHTS = {  # named classes weigh the first number, the rest of the face the second, the background the third
+# named classes weigh the first number, the rest of the face the second, the background the third
+PARSE_WEIGHTS = {
     "dfmvr": (frozenset(PARSE[2:]), 254.0, 128.0, 32.0),  # DF-MVR eq. 2
     "pgn": (frozenset(PARSE[4:]), 5.0, 1.0, 0.0),  # PGN eq. 9: eyes, nose, mouth
 }
@@ -54,7 +57,8 @@ def vis_normal(vertices: Tensor, triangles: Tensor, kind: str = "perspective") -
     """Vertices whose normal faces the camera; hidden ones behind the nose pass, see `vis_zbuf`.
 
     Args:
-        vertices: [B, V, 3] mm, camera frame (z forward); triangles: [F, 3] int64, counter-clockwise seen from outside;
+        vertices: [B, V, 3] mm, camera frame (z forward); triangles: [F, 3] int64, counter-clockwise seen from
+            outside;
         kind: of the camera; 'orthographic' tests n_z < 0, 'perspective' the angle with the vertex's own ray.
     Returns:
         [B, V] bool.
@@ -91,11 +95,13 @@ def covis_tri(triangle_a: Tensor, triangle_b: Tensor, triangles: Tensor) -> Tens
     """Pixels of view b that show a triangle touching a vertex of a triangle that both views see.
 
     Args:
-        triangle_a, triangle_b: [G, H, W] int64 from `Fragments.triangle` (-1 where nothing), sizes may differ; triangles: [F, 3].
+        triangle_a, triangle_b: [G, H, W] int64 from `Fragments.triangle` (-1 where nothing), sizes may
+            differ; triangles: [F, 3].
     Returns:
         [G, 1, H, W] of view b.
     Source:
-        MGCNet (Shang et al., ECCV 2020), public code; its ring of touching triangles closes the holes between pixels.
+        MGCNet (Shang et al., ECCV 2020), public code; its ring of touching triangles closes the holes between
+        pixels.
     """
     with torch.no_grad():
         masks = []
@@ -111,7 +117,8 @@ def covis_tri(triangle_a: Tensor, triangle_b: Tensor, triangles: Tensor) -> Tens
 
 
 def covis_vertex(visible_a: Tensor, visible_b: Tensor, fragments_b: Fragments, triangles: Tensor) -> Tensor:
-    """Product of both views' vertex visibilities [G, V], interpolated into view b: [G, 1, H, W]. Source: PGN eq. 5-6."""
+    """Product of both views' vertex visibilities [G, V], interpolated into view b: [G, 1, H, W]. Source: PGN
+    eq. 5-6."""
     with torch.no_grad():
         both = visible_a.to(fragments_b.depth) * visible_b.to(fragments_b.depth)
         return interpolate(fragments_b, triangles, both[..., None])[..., 0][:, None]
@@ -121,12 +128,15 @@ def covis_lmk(points: Tensor, covered: Tensor, side: Side, band: float = 0.1) ->
     """The half of the face towards one side, cut along the midline brows - nose ridge - chin.
 
     Args:
-        points: [B, 68, 2] px; covered: [B, H, W] bool, the rendered face; side: which half of the subject is kept;
+        points: [B, 68, 2] px; covered: [B, H, W] bool, the rendered face; side: which half of the subject is
+            kept;
         band: share of the face width that is kept beyond the midline.
     Returns:
-        [B, 1, H, W]. The midline continues straight along the line from the brows to the chin above and below.
+        [B, 1, H, W]. The midline continues straight along the line from the brows to the chin above and
+        below.
     Source:
-        MVF-Net section 3, which shows the cut in figures only; the straight continuation and the band are ours.
+        MVF-Net section 3, which shows the cut in figures only; the straight continuation and the band are
+        ours.
     """
     _check_side(side)
     with torch.no_grad():
@@ -150,10 +160,12 @@ def covis_lmk(points: Tensor, covered: Tensor, side: Side, band: float = 0.1) ->
 
 
 def covis_bbox(points: Tensor, face: Tensor, side: Side, pad: float = 3.0, level_eyes: bool = True) -> Tensor:
-    """The face within the box of one half's brow (top), jaw (bottom and outer side) and nose ridge (inner side).
+    """The face within the box of one half's brow (top), jaw (bottom and outer side) and nose ridge (inner
+    side).
 
     Args:
-        points: [B, 68, 2] px; face: [B, H, W] bool or in [0, 1], the rendered face without its mouth; side: of the subject;
+        points: [B, 68, 2] px; face: [B, H, W] bool or in [0, 1], the rendered face without its mouth; side:
+            of the subject;
         pad: px around the box; level_eyes: False keeps the box axis-aligned, as printed.
     Returns:
         [B, 1, H, W].
@@ -205,7 +217,8 @@ def covis_depth(
     """Pixels of view a whose surface point lies on the surface that view b sees.
 
     Args:
-        depth_a: [G, H, W] mm, depth_b: [G, h, w] mm, 0 = nothing; cameras: in pixels of these maps; poses: head to camera;
+        depth_a: [G, H, W] mm, depth_b: [G, h, w] mm, 0 = nothing; cameras: in pixels of these maps; poses:
+            head to camera;
         tolerance_mm: largest difference of depth in view b.
     Returns:
         [G, 1, H, W] of view a; 0 where the point falls outside view b or where view b shows nothing.
@@ -234,7 +247,8 @@ def weight_parse(labels: Tensor, mask: Tensor, scheme: str = "dfmvr", grow: int 
 
     Args:
         labels: [B, H, W] int64, index into PARSE; mask: [B, 1, H, W] in [0, 1];
-        scheme: 'dfmvr' (254 features, 128 skin, 32 background) or 'pgn' (5 eyes, nose and mouth, 1 rest of the face);
+        scheme: 'dfmvr' (254 features, 128 skin, 32 background) or 'pgn' (5 eyes, nose and mouth, 1 rest of
+            the face);
         grow: px by which the features are dilated within the face.
     Returns:
         [B, 1, H, W], 0 outside the mask.
@@ -257,7 +271,8 @@ def weight_parse(labels: Tensor, mask: Tensor, scheme: str = "dfmvr", grow: int 
 
 
 def occl_parse(labels: Tensor, occluders: Sequence[int]) -> Tensor:
-    """1 where the parse shows none of `occluders` (the parser's classes for hair, glasses, hand ...): labels [B, H, W] -> [B, 1, H, W]."""
+    """1 where the parse shows none of `occluders` (the parser's classes for hair, glasses, hand ...): labels
+    [B, H, W] -> [B, 1, H, W]."""
     with torch.no_grad():
         hidden = torch.isin(labels, torch.tensor(list(occluders), dtype=labels.dtype, device=labels.device))
         return (~hidden)[:, None].to(torch.get_default_dtype())
@@ -267,7 +282,8 @@ def occl_parse(labels: Tensor, occluders: Sequence[int]) -> Tensor:
 
 
 def combine(*masks: Tensor, erosion: int = 2) -> Tensor:
-    """Product of masks [B, 1, H, W], eroded by `erosion` px; beyond the picture nothing counts (a 7 x 7 census: 3 px more)."""
+    """Product of masks [B, 1, H, W], eroded by `erosion` px; beyond the picture nothing counts (a 7 x 7
+    census: 3 px more)."""
     with torch.no_grad():
         product = math.prod(masks[1:], start=masks[0]) if masks else None
         if product is None:
@@ -278,7 +294,8 @@ def combine(*masks: Tensor, erosion: int = 2) -> Tensor:
 
 
 def union(*masks: Tensor) -> Tensor:
-    """Largest of masks [B, 1, H, W]; MVF-Net joins the masks of photo and rendering this way in its photo loss."""
+    """Largest of masks [B, 1, H, W]; MVF-Net joins the masks of photo and rendering this way in its photo
+    loss."""
     with torch.no_grad():
         return torch.stack(masks).amax(0)
 
@@ -298,7 +315,8 @@ def _turned(down: Tensor, towards: Tensor) -> Tensor:
 
 
 def _piecewise(x: Tensor, at: Tensor, values: Tensor) -> Tensor:
-    """Piecewise linear function through (at, values) [B, K] (`at` rising) at x [B, N], constant beyond the ends."""
+    """Piecewise linear function through (at, values) [B, K] (`at` rising) at x [B, N], constant beyond the
+    ends."""
     place = torch.searchsorted(at.contiguous(), x.contiguous()).clamp(1, at.shape[1] - 1)
     x0, x1, y0, y1 = (table.gather(1, index) for table in (at, values) for index in (place - 1, place))
     share = ((x - x0) / (x1 - x0).clamp_min(1e-9)).clamp(0, 1)

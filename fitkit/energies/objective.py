@@ -1,11 +1,13 @@
-"""The weighted sum of energies: one cost for training, one set of normal equations for second-order solvers."""
+"""The weighted sum of energies: one cost for training, one set of normal equations for second-order
+solvers."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +23,8 @@ from fitkit.solvers.arrow import ArrowSystem
 
 @dataclass(frozen=True)
 class Term:
-    """An energy with its weight and robust kernel. A 'mean' energy counts as `weight` independent measurements."""
+    """An energy with its weight and robust kernel. A 'mean' energy counts as `weight` independent
+    measurements."""
 
     energy: Energy
     weight: float = 1.0
@@ -44,12 +47,12 @@ class Objective:
     def __init__(self, terms: Sequence[Term]):
         self.terms = tuple(terms)
 
-    def freeze(self, state: SceneState, observations: Any) -> "Objective":
+    def freeze(self, state: SceneState, observations: Any) -> Objective:
         """All terms with visibility, matches and weights fixed at `state`."""
         with torch.no_grad():
             return Objective([replace(t, energy=t.energy.freeze(state, observations)) for t in self.terms])
 
-    def at_share(self, done: float) -> "Objective":
+    def at_share(self, done: float) -> Objective:
         """All terms as they are when this share of their stage, 0..1, is done."""
         return Objective(
             [
@@ -64,7 +67,8 @@ class Objective:
         report = {}
         for term in self.terms:
             r = term.energy.residuals(state, observations)
-            # An invalid item may hold NaN or infinity; masked before it is squared, its gradient stays out as well.
+            # An invalid item may hold NaN or infinity; masked before it is squared, its gradient stays out as
+            # well.
             masked = torch.where(r.valid[..., None], r.value, torch.zeros_like(r.value))
             value = term.weight * _scale(term, r) * (_trust(r) * term.kernel.cost(masked)).sum() / 2
             total = value if total is None else total + value
@@ -117,8 +121,8 @@ def _accumulate(system: ArrowSystem, term: Term, lin: Linearization, layout: Par
     value = torch.where(r.valid[..., None], r.value, torch.zeros_like(r.value))
     if lin.mixed and term.kernel.by_component:
         raise InputError(
-            f"energy '{term.energy.name}': its least-squares form mixes the components of an item, so it cannot be used with "
-            f"kernel '{term.kernel.name}', which takes each by itself; use kernel 'l2n'"
+            f"energy '{term.energy.name}': its least-squares form mixes the components of an item, so it "
+            f"cannot be used with kernel '{term.kernel.name}', which takes each by itself; use kernel 'l2n'"
         )
     scale = term.weight * _scale(term, r) * _trust(r)  # [G, M]
     G, M, D = value.shape
@@ -142,7 +146,8 @@ def _accumulate(system: ArrowSystem, term: Term, lin: Linearization, layout: Par
                 slot.view, lin.slots[other].view, index, torch.bmm(scaled[k].transpose(1, 2), scaled[other])
             )
     if lin.center is not None:
-        # sum_g w_g |z_g - mean|^2 has the Hessian sum_g w_g J_g' J_g - (sum_g w_g J_g)' (sum_g w_g J_g) / sum_g w_g
+        # sum_g w_g |z_g - mean|^2 has the Hessian sum_g w_g J_g' J_g - (sum_g w_g J_g)' (sum_g w_g J_g) /
+        # sum_g w_g
         total = w.sum(0).clamp_min(1e-30)
         system.add_common(lin.slots[0].view, index, jacobians[0] * (w / total.sqrt())[..., None])
 
@@ -150,7 +155,8 @@ def _accumulate(system: ArrowSystem, term: Term, lin: Linearization, layout: Par
 def _local(
     columns: dict[str, Tensor], names: Sequence[str], layout: ParameterLayout, G: int, rows: int, like: Tensor
 ) -> Tensor:
-    """Columns by block -> [G, rows, n], the blocks `names` side by side; those that a slot does not know are zero."""
+    """Columns by block -> [G, rows, n], the blocks `names` side by side; those that a slot does not know are
+    zero."""
     parts = [
         columns[name].reshape(G, rows, -1) if name in columns else like.new_zeros(G, rows, layout.sizes[name])
         for name in names
@@ -188,8 +194,8 @@ class LeastSquaresProblem:
         return not self.first_order or all(isinstance(t.energy, Linearizable) for t in self.objective.terms)
 
     def cost(self, x: SceneState) -> float:
-        """Infinite where a camera lies inside the head: the points behind it leave the sum, so that going there would
-        look like a gain."""
+        """Infinite where a camera lies inside the head: the points behind it leave the sum, so that going
+        there would look like a gain."""
         if x.camera.kind == "perspective" and bool((x.pose.translation[:, 2] < NEAREST_MM).any()):
             return math.inf
         with torch.no_grad():
@@ -202,8 +208,8 @@ class LeastSquaresProblem:
         return retract(x, step.to(x.identity), self.layout)
 
     def differentiable_cost(self, x: SceneState, done: float = 0.0) -> Tensor:
-        """The cost with visibility, matches and weights fixed at x itself (first-order solvers), when the share `done` of the stage
-        is done."""
+        """The cost with visibility, matches and weights fixed at x itself (first-order solvers), when the
+        share `done` of the stage is done."""
         return self.objective.at_share(done).freeze(x, self.observations).cost(x, self.observations)[0]
 
     @property

@@ -1,4 +1,5 @@
-"""What two views of a person share, told as one of the papers tells it: the option `mask` of energies between views."""
+"""What two views of a person share, told as one of the papers tells it: the option `mask` of energies between
+views."""
 
 from __future__ import annotations
 
@@ -21,11 +22,13 @@ PairMask = Literal["zbuffer", "vertex", "triangle", "landmarks", "box"]
 def pair_mask(
     name: PairMask, model: FaceModel, state: SceneState, pairs: Sequence[tuple[int, int]]
 ) -> Callable[[CrossViews], Tensor] | None:
-    """What tells which pixels of view b show surface that view a sees too, for P ordered pairs (a, b): views -> [P, h, w] bool.
+    """What tells which pixels of view b show surface that view a sees too, for P ordered pairs (a, b): views
+    -> [P, h, w] bool.
 
-    None for 'zbuffer', the test that `SharedPixels` makes by itself; 'vertex': surface whose vertices face both cameras (PGN eq. 5);
-    'triangle': triangles that both views see, and those around (MGCNet); 'landmarks', 'box': the half of the face that both
-    see, cut along the midline (MVF-Net) or by a box of landmarks (MFNet eq. 5).
+    None for 'zbuffer', the test that `SharedPixels` makes by itself; 'vertex': surface whose vertices face
+    both cameras (PGN eq. 5); 'triangle': triangles that both views see, and those around (MGCNet);
+    'landmarks', 'box': the half of the face that both see, cut along the midline (MVF-Net) or by a box of
+    landmarks (MFNet eq. 5).
     """
     if name == "zbuffer":
         return None
@@ -57,7 +60,8 @@ def half_faces(
 ) -> Tensor:
     """Of the face in view of[g] the half that both views of pair g see, [P, h, w] bool.
 
-    points: [B, 68, 2] px of the crops; face: [P, h, w] bool in these views; reduction: crop pixel p lies at (p + 1/2) / reduction - 1/2 in them.
+    points: [B, 68, 2] px of the crops; face: [P, h, w] bool in these views; reduction: crop pixel p lies at
+    (p + 1/2) / reduction - 1/2 in them.
     """
     points = (points + 0.5) / reduction - 0.5
     halves = []
@@ -73,6 +77,7 @@ def half_faces(
 
 
 def shared_sides(state: SceneState, pairs: Sequence[tuple[int, int]]) -> list[Side]:
-    """The subject's side that the two views of each pair see together: that on which their mean line of sight comes from."""
+    """The subject's side that the two views of each pair see together: that on which their mean line of sight
+    comes from."""
     towards = -state.pose.rotation[:, 2].detach()  # to the camera, in the head frame, x to the subject's left
     return ["left" if float((towards[a] + towards[b])[0]) > 0 else "right" for a, b in pairs]

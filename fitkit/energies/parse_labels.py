@@ -1,4 +1,5 @@
-"""The labelled face parse of a sample, as energies use it: classes at their own size, and weights by face part."""
+"""The labelled face parse of a sample, as energies use it: classes at their own size, and weights by face
+part."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ ParseScheme = Literal["none", "dfmvr", "pgn"]  # of `weight_parse`
 
 
 def labelled_parse(observations: Observations, size: tuple[int, int], energy: str) -> tuple[Tensor, Tensor]:
-    """The labelled part of the face at the nearest pixel, [B, h, w] int64 of size (h, w), and where it is known, [B, h, w] bool.
+    """The labelled part of the face at the nearest pixel, [B, h, w] int64 of size (h, w), and where it is
+    known, [B, h, w] bool.
 
     Raises:
         InputError: no face parse among the labels; it names the energy.
@@ -30,8 +32,9 @@ def labelled_parse(observations: Observations, size: tuple[int, int], energy: st
 
 
 def label_weights(observations: Observations, mask: Tensor, scheme: str, energy: str) -> Tensor:
-    """`weight_parse` of the labelled parse for a mask [B, 1, h, w] of the crops at any size, the largest weight 1; 0 where the parse is
-    not known. What the papers dilate by 5 px of a 224-pixel crop grows with the crop."""
+    """`weight_parse` of the labelled parse for a mask [B, 1, h, w] of the crops at any size, the largest
+    weight 1; 0 where the parse is not known. What the papers dilate by 5 px of a 224-pixel crop grows with
+    the crop."""
     size = mask.shape[-2:]
     parse, known = labelled_parse(observations, size, energy)
     weight = weight_parse(parse, mask * known[:, None], scheme, round(5 * max(size) / 224))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Callable, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from fitkit.energies.features import frozen_network
 from fitkit.energies.flow_correspondence import FlowImages
 from fitkit.energies.flow_magnitude import resized_photos
 from fitkit.energies.parse_labels import labelled_parse
-from fitkit.energies.spec import Context, DFM, EnergyDoc, EnergyOptions, EnergySpec, Networks, OURS, use
+from fitkit.energies.spec import DFM, OURS, Context, EnergyDoc, EnergyOptions, EnergySpec, Networks, use
 from fitkit.errors import InputError
 from fitkit.io.options import Pixels
 from fitkit.models.face_model import FaceModel
@@ -22,7 +23,8 @@ from fitkit.observe.observations import Observations
 from fitkit.render.lit import Lit, render_lit
 from fitkit.scene.state import SceneState
 
-# (state with cameras of the picture, (H, W), fixed triangle map [B, H, W] or None) -> the face in the picture, differentiable.
+# (state with cameras of the picture, (H, W), fixed triangle map [B, H, W] or None) -> the face in the
+# picture, differentiable.
 Renderer = Callable[[SceneState, tuple[int, int], Tensor | None], Lit]
 
 FLOOR = 1e-12  # cross entropy below which its root counts as 0
@@ -30,9 +32,9 @@ FLOOR = 1e-12  # cross entropy below which its root counts as 0
 
 @dataclass(frozen=True)
 class ParseOptions:
-    """size: side of the images the parser sees; target: 'photo' the parser's own answer to the photo, its likeliest class,
-    'labels' `labels.parse`, in the parser's classes; region: pixels that count, 'image' all of them, 'face' those the rendering
-    covers when frozen."""
+    """size: side of the images the parser sees; target: 'photo' the parser's own answer to the photo, its
+    likeliest class, 'labels' `labels.parse`, in the parser's classes; region: pixels that count, 'image' all
+    of them, 'face' those the rendering covers when frozen."""
 
     size: Pixels = 224
     target: Literal["photo", "labels"] = "photo"
@@ -41,14 +43,17 @@ class ParseOptions:
 
 @dataclass(frozen=True)
 class ParsedRendering:
-    """mask_parse: sqrt(2 CE) at each pixel, [B, h * w, 1], CE = cross entropy of parser(rendering over the photo) with parse(photo).
+    """mask_parse: sqrt(2 CE) at each pixel, [B, h * w, 1], CE = cross entropy of parser(rendering over the
+    photo) with parse(photo).
 
-    A cross entropy is no square; its root is taken so that with kernel 'sq' the cost is the mean of CE over the pixels and
-    views, exactly, and so is the gradient. The root has an infinite derivative at 0: a pixel whose CE is below 1e-12 counts as 0
-    without a gradient, which differs by that much. Other kernels would bend CE, not a distance. There is no `linearize`.
-    The rendering is the model's albedo under the state's light (`render_lit`), or `renderer`. The graph is kept through parser and
-    rendering, so the energy teaches shape, pose, light and albedo. Outside of the rendering the parser sees the photo, and
-    grey in both where the mask hides it. At the truth the energy is the parser's own doubt about the picture, not 0.
+    A cross entropy is no square; its root is taken so that with kernel 'sq' the cost is the mean of CE over
+    the pixels and views, exactly, and so is the gradient. The root has an infinite derivative at 0: a pixel
+    whose CE is below 1e-12 counts as 0 without a gradient, which differs by that much. Other kernels would
+    bend CE, not a distance. There is no `linearize`.
+    The rendering is the model's albedo under the state's light (`render_lit`), or `renderer`. The graph is
+    kept through parser and rendering, so the energy teaches shape, pose, light and albedo. Outside of the
+    rendering the parser sees the photo, and grey in both where the mask hides it. At the truth the energy is
+    the parser's own doubt about the picture, not 0.
     Visibility and targets are fixed by `freeze`, which comes first.
     Source: DF-MVR eq. 3, 10 classes (printed for two); its public code cuts the graph before the parser.
     """
@@ -77,8 +82,10 @@ class ParsedRendering:
         """The photos at the parser's size, and a frozen copy of it.
 
         Args:
-            parser: images [B, 3, h, w], sRGB in [0, 1], -> logits [B, C, h, w]; what else it wants done to its input is its own part.
-            albedo: [V, 3] or [B, V, 3] linear RGB, None: the model's under the state's coefficients; renderer: instead of `render_lit`.
+            parser: images [B, 3, h, w], sRGB in [0, 1], -> logits [B, C, h, w]; what else it wants done to
+                its input is its own part.
+            albedo: [V, 3] or [B, V, 3] linear RGB, None: the model's under the state's coefficients;
+                renderer: instead of `render_lit`.
         """
         draw = renderer or (lambda state, size, triangle: render_lit(model, state, size, albedo, triangle))
         return ParsedRendering(
@@ -117,18 +124,19 @@ class ParsedRendering:
         logits = self.parser(images)
         if logits.ndim != 4 or logits.shape[0] != len(images) or logits.shape[2:] != images.shape[2:]:
             raise InputError(
-                f"energy 'mask_parse': expected a parser that gives [{len(images)}, C, {images.shape[2]}, {images.shape[3]}], "
-                f"got {list(logits.shape)}"
+                f"energy 'mask_parse': expected a parser that gives [{len(images)}, C, {images.shape[2]}, "
+                f"{images.shape[3]}], got {list(logits.shape)}"
             )
         return logits
 
 
 @dataclass(frozen=True)
 class ParseSupervision(PlainEnergy):
-    """parse_sup: sqrt(2 CE) at each pixel, [B, H W, 1], CE = cross entropy of the network's own parse [B, C, H, W] logits with the
-    labelled one. Mean over the pixels whose label is known.
+    """parse_sup: sqrt(2 CE) at each pixel, [B, H W, 1], CE = cross entropy of the network's own parse [B, C,
+    H, W] logits with the labelled one. Mean over the pixels whose label is known.
 
-    With kernel 'sq' the cost is the mean of CE, see ParsedRendering for the root. Source: cross entropy, as face parsers are trained.
+    With kernel 'sq' the cost is the mean of CE, see ParsedRendering for the root. Source: cross entropy, as
+    face parsers are trained.
     """
 
     name = "parse_sup"

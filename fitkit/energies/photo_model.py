@@ -23,17 +23,17 @@ from fitkit.energies.photometric import (
     viewing_cosine,
     visible_points,
 )
-from fitkit.energies.spec import Context, DFM, EnergyDoc, EnergyOptions, EnergySpec, OURS, use
+from fitkit.energies.spec import DFM, OURS, Context, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.errors import InputError
 from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.geometry.normals import triangle_normals
 from fitkit.geometry.spherical_harmonics import Y1, Y2, Y20, Y22, sh_basis
 from fitkit.io.options import Cosine, Natural, NonNegative, Pixels, Positive, Range, Seed, Share
+from fitkit.models.appearance import default_albedo
 from fitkit.models.face_model import FaceModel, MeshPoints, PointBasis
 from fitkit.observe.labels import Labels
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import sample, sample_with_gradient
-from fitkit.models.appearance import default_albedo
 from fitkit.scene.projection import project_points
 from fitkit.scene.state import SceneState
 
@@ -45,8 +45,8 @@ class ModelPhotometricOptions:
     level: Annotated[int, Range(0, 8)] = (
         0  # this, blur, visibility, depth_size, mask and seed: see PhotometricOptions
     )
-    # surface samples, each counting in every view that sees it; 0 = the surface at every covered pixel, each in its own view,
-    # taken anew by each freeze
+    # surface samples, each counting in every view that sees it; 0 = the surface at every covered pixel, each
+    # in its own view, taken anew by each freeze
     points: Annotated[int, Range(0, 10**6)] = 1500
     sigma: Positive = 0.03  # linear intensity (with color 'srgb': code in 0..1)
     blur: Annotated[float, Range(0.0, 100.0)] = 0.7
@@ -55,8 +55,8 @@ class ModelPhotometricOptions:
     )
     # 'moving': shape changes the shading, 'frozen': only where the points are seen
     normals: Literal["moving", "frozen"] = "moving"
-    # the model's mean albedo times one colour of the person; that and a deviation at every point that two views see; the model's
-    # albedo basis; 'auto': the basis if the model has one, else 'points'
+    # the model's mean albedo times one colour of the person; that and a deviation at every point that two
+    # views see; the model's albedo basis; 'auto': the basis if the model has one, else 'points'
     albedo: Literal["auto", "mean", "points", "basis"] = "auto"
     albedo_sigma: Positive = 0.03  # standard deviation of that deviation, linear intensity
     color: Literal["linear", "srgb"] = "linear"  # 'srgb': photos and albedo as codes, as most papers do
@@ -75,9 +75,10 @@ class ModelPhotometricOptions:
     seed: Seed = 0
 
 
-# What the paper states, without our weights: codes, every pixel that rendering and photo share, the mean over the views of
-# sum d |r| / sum d with the weights d of a face parse (give it to `prepare`; without it d = 1). The kernel, given with the
-# Term: 'l2n'. The release turns all shading normals by the right view's rotation; here each view has its own.
+# What the paper states, without our weights: codes, every pixel that rendering and photo share, the mean over
+# the views of sum d |r| / sum d with the weights d of a face parse (give it to `prepare`; without it d = 1).
+# The kernel, given with the Term: 'l2n'. The release turns all shading normals by the right view's rotation;
+# here each view has its own.
 STRICT: dict[str, ModelPhotometricOptions] = {
     "dfmvr": ModelPhotometricOptions(
         points=0,
@@ -98,19 +99,21 @@ STRICT: dict[str, ModelPhotometricOptions] = {
 class ModelPhotometric:
     """photo_model: (I_v(u_v) - A(p) * (H(n_p) . light_v)) / sigma in RGB at N surface points, [B, N, 3].
 
-    I is the photo, A the albedo, H the spherical harmonics of the normal in the head frame, light_v the state's illumination,
-    with 9 x 3 numbers or 9 x 1 (grey). The prediction is linear in albedo and light; it may fall below 0 where the harmonics do.
-    Means over the valid points. Visibility, weights and, unless they are taken from the state, the albedo are fixed by `freeze`:
+    I is the photo, A the albedo, H the spherical harmonics of the normal in the head frame, light_v the
+    state's illumination, with 9 x 3 numbers or 9 x 1 (grey). The prediction is linear in albedo and light; it
+    may fall below 0 where the harmonics do. Means over the valid points. Visibility, weights and, unless they
+    are taken from the state, the albedo are fixed by `freeze`:
 
-    - With an albedo basis A = mean + coefficients . basis. Coefficients in the state carry gradient (training); without them
-      `freeze` solves for them by least squares under their Gaussian prior.
-    - Without one A is the mean albedo times one RGB factor of the person (least squares), which takes up the gauge between light
-      and albedo as well, plus, at points that two views see, a deviation with the Gaussian prior `albedo_sigma`, the same
-      in all views. One view cannot tell albedo from shading, so there the mean albedo with that factor is all there is.
+    - With an albedo basis A = mean + coefficients . basis. Coefficients in the state carry gradient
+      (training); without them `freeze` solves for them by least squares under their Gaussian prior.
+    - Without one A is the mean albedo times one RGB factor of the person (least squares), which takes up the
+      gauge between light and albedo as well, plus, at points that two views see, a deviation with the
+      Gaussian prior `albedo_sigma`, the same in all views. One view cannot tell albedo from shading, so there
+      the mean albedo with that factor is all there is.
       Models without a mean albedo take `default_albedo`: one skin colour of luminance 0.31.
 
-    All solves are weighted least squares with the robust weights of a Cauchy kernel. What neither albedo nor nine harmonics
-    show (cast shadows, highlights, beards) is left to the Term's kernel.
+    All solves are weighted least squares with the robust weights of a Cauchy kernel. What neither albedo nor
+    nine harmonics show (cast shadows, highlights, beards) is left to the Term's kernel.
     Gauss-Newton takes the columns of motion, light and, with `normals` 'moving', of the smooth normals.
     Source: DF-MVR eq. 2 with the light of its release; the closed-form albedo is ours. See STRICT.
     """
@@ -125,7 +128,7 @@ class ModelPhotometric:
     albedo: Tensor | None = None  # [S, N, 3], set by freeze; None with coefficients of the state
     normal: Tensor | None = None  # [B, N, 3], set by freeze with normals 'frozen'
     trust: Tensor | None = None  # [B, N], set by freeze
-    ring: "NormalRing | None" = None  # with normals 'moving'
+    ring: NormalRing | None = None  # with normals 'moving'
 
     name = "photo_model"
     reduction = "mean"
@@ -136,11 +139,11 @@ class ModelPhotometric:
         observations: Observations,
         options: ModelPhotometricOptions,
         labels: Tensor | None = None,
-    ) -> "ModelPhotometric":
+    ) -> ModelPhotometric:
         """Sample points on the skin of the model and build the pyramid level.
 
-        labels: [B, H, W] int64, a face parse of the crops, index into `masks.PARSE`, instead of that of the observations' labels;
-        without any, all pixels weigh the same.
+        labels: [B, H, W] int64, a face parse of the crops, index into `masks.PARSE`, instead of that of the
+        observations' labels; without any, all pixels weigh the same.
 
         Raises:
             InputError: albedo 'basis' and a model without one; labels of another size.
@@ -156,7 +159,8 @@ class ModelPhotometric:
         if labels is not None:
             if labels.shape != observations.mask.shape:
                 raise InputError(
-                    f"energy 'photo_model': expected a face parse {list(observations.mask.shape)}, got {list(labels.shape)}"
+                    f"energy 'photo_model': expected a face parse {list(observations.mask.shape)}, got "
+                    f"{list(labels.shape)}"
                 )
             observations = replace(observations, labels=Labels(parse=labels))
         if (
@@ -176,7 +180,7 @@ class ModelPhotometric:
 
     # ---- what freeze fixes ----
 
-    def freeze(self, state: SceneState, observations: Observations) -> "ModelPhotometric":
+    def freeze(self, state: SceneState, observations: Observations) -> ModelPhotometric:
         with torch.no_grad():
             vertices = state.vertices(self.model)
             if self.options.points > 0:
@@ -206,7 +210,7 @@ class ModelPhotometric:
 
     def _freeze(
         self, state: SceneState, observations: Observations, vertices: Tensor, own: Tensor | None = None
-    ) -> "ModelPhotometric":
+    ) -> ModelPhotometric:
         o = self.options
         seen = project_points(self.basis, state)
         normal, cosine = viewing_cosine(
@@ -253,7 +257,7 @@ class ModelPhotometric:
         values = self.model.albedo_mean + torch.einsum("sk,kvd->svd", coefficients, self.model.albedo_basis)
         return self._at_points(values if self.options.color == "linear" else srgb_from_linear(values))
 
-    def _solver(self, state: SceneState, normal: Tensor) -> "AppearanceSolver":
+    def _solver(self, state: SceneState, normal: Tensor) -> AppearanceSolver:
         color, _ = sample(self.images, at_level(project_points(self.basis, state).pixels, self.options.level))
         o = self.options
         basis = None
@@ -330,9 +334,9 @@ class ModelPhotometric:
     def estimate_light(self, state: SceneState, rounds: int = 4) -> Tensor:
         """Illumination [B, 9, C] that explains the frozen points with one albedo for all views of a person.
 
-        Alternates least squares for each view's light, given the albedo, with the albedo, given the lights. The scale that light
-        and albedo share is fixed by the albedo: its mean luminance is the model's; with three channels the views' mean
-        light is white, so that the colour is the skin's.
+        Alternates least squares for each view's light, given the albedo, with the albedo, given the lights.
+        The scale that light and albedo share is fixed by the albedo: its mean luminance is the model's; with
+        three channels the views' mean light is white, so that the colour is the skin's.
         """
         self._check_frozen()
         normal = point_normals(self.model, self.triangle, self.barycentric, state.vertices(self.model))
@@ -348,8 +352,9 @@ def counted_vertices(model: FaceModel, region: str) -> Tensor:
 class AppearanceSolver:
     """Closed forms for light and albedo at N points of S people in B views; everything constant.
 
-    color: [B, N, 3]; harmonics: [B, N, 9]; trust: [B, N]; mean: [N, 3] albedo; subject: [B]; people: S; sigma: of the colours;
-    albedo_sigma: of a point's deviation from the mean albedo, 0 = none; basis: [K_al, N, 3] of the albedo, or None.
+    color: [B, N, 3]; harmonics: [B, N, 9]; trust: [B, N]; mean: [N, 3] albedo; subject: [B]; people: S;
+    sigma: of the colours; albedo_sigma: of a point's deviation from the mean albedo, 0 = none; basis: [K_al,
+    N, 3] of the albedo, or None.
     """
 
     color: Tensor
@@ -388,7 +393,8 @@ class AppearanceSolver:
         for _ in range(2):
             step = self._sum(weight[..., None] * shade * (self.color - albedo[self.subject] * shade))
             curve = self._sum(weight[..., None] * shade.square()) + pull
-            # Newton's step of a quadratic with the prior's centre at the mean, so it lands on the minimum at once.
+            # Newton's step of a quadratic with the prior's centre at the mean, so it lands on the minimum at
+            # once.
             albedo = albedo + torch.where(
                 shared[..., None], (step - pull * (albedo - tone[:, None] * self.mean)) / curve, 0
             )
@@ -411,7 +417,8 @@ class AppearanceSolver:
         flat = self.basis.reshape(K, -1)
         for _ in range(rounds):
             total = self._sum(weight.sum(1))
-            # As many independent measurements as one view has in a 'mean' energy: neighbours see the same blotch.
+            # As many independent measurements as one view has in a 'mean' energy: neighbours see the same
+            # blotch.
             scale = EVIDENCE / self.sigma**2 / total.clamp_min(1e-12)
             curve = self._sum(weight[..., None] * shade.square()).flatten(1) * scale[:, None]
             pull = (
@@ -458,13 +465,15 @@ class AppearanceSolver:
         normal = ((weight[..., None] * albedo.square()).transpose(1, 2) @ outer).unflatten(-1, (9, 9))
         right = torch.einsum("bn,bnc,bni->bci", weight, albedo * self.color, self.harmonics)
         size = torch.einsum("bn,bnc->bc", weight, albedo.square())
-        # The points of one view hardly tell the second band from the others; the ridge is relative to the albedo.
+        # The points of one view hardly tell the second band from the others; the ridge is relative to the
+        # albedo.
         ridge = 1e-3 * torch.diag(albedo.new_tensor([0.1, 1, 1, 1, 4, 4, 4, 4, 4]))
         one = normal.sum(1) + ridge * size.sum(1).clamp_min(1e-9)[:, None, None]
         grey = torch.linalg.solve(one, right.sum(1))[:, None]  # [B, 1, 9]
         if channels == 1:
             return grey.transpose(1, 2)
-        # Each channel starts from the common light in its own strength: most lights have one colour from all sides.
+        # Each channel starts from the common light in its own strength: most lights have one colour from all
+        # sides.
         along = (grey[:, :, None] @ normal)[:, :, 0]
         strength = (grey * right).sum(-1) / (along * grey).sum(-1).clamp_min(1e-12)
         ridge = TINT * ridge * size.clamp_min(1e-9)[..., None, None]
@@ -498,14 +507,15 @@ def sh_gradient(normals: Tensor) -> Tensor:
 class NormalRing:
     """Derivatives of the smooth normals of N surface points by the coefficients that move the mesh.
 
-    A normal is the unit mean of three vertex normals, each the unit sum of the cross products of the triangles around its
-    vertex; so it depends on the one-rings of the three corners. Derivatives are carried back to the vertices of these rings
-    and from there to the coefficients by one sparse product.
+    A normal is the unit mean of three vertex normals, each the unit sum of the cross products of the
+    triangles around its vertex; so it depends on the one-rings of the three corners. Derivatives are carried
+    back to the vertices of these rings and from there to the coefficients by one sparse product.
 
-    patch: the model at the vertices of all rings; triangles: [F, 3] int64 of the patch, all that touch a corner; corners: [N, 3] int64,
-    vertices of the patch; barycentric: [N, 3];
-    point, corner, face: [E] int64, each triangle around each corner of each point; pair: [3 E] int64, where the (point, vertex)
-    pair of each of its corners stands among the M different ones; pair_point, pair_vertex: [M] int64, sorted.
+    patch: the model at the vertices of all rings; triangles: [F, 3] int64 of the patch, all that touch a
+    corner; corners: [N, 3] int64, vertices of the patch; barycentric: [N, 3];
+    point, corner, face: [E] int64, each triangle around each corner of each point; pair: [3 E] int64, where
+    the (point, vertex) pair of each of its corners stands among the M different ones; pair_point,
+    pair_vertex: [M] int64, sorted.
     """
 
     patch: PointBasis
@@ -520,7 +530,7 @@ class NormalRing:
     pair_vertex: Tensor
 
     @staticmethod
-    def of(model: FaceModel, triangle: Tensor, barycentric: Tensor) -> "NormalRing":
+    def of(model: FaceModel, triangle: Tensor, barycentric: Tensor) -> NormalRing:
         around = torch.zeros(model.num_vertices, dtype=torch.bool, device=triangle.device)
         around[model.triangles[triangle]] = True
         touching = model.triangles[around[model.triangles].any(1)]
@@ -550,14 +560,16 @@ class NormalRing:
         return total[:, self.corners]
 
     def normals(self, vertices: Tensor) -> Tensor:
-        """Unit normals [B, N, 3] for the vertices of the patch [B, M, 3]; the same as `point_normals` of the whole mesh."""
+        """Unit normals [B, N, 3] for the vertices of the patch [B, M, 3]; the same as `point_normals` of the
+        whole mesh."""
         return F.normalize(
             (self.barycentric[..., None] * F.normalize(self._sums(vertices), dim=-1, eps=1e-30)).sum(2),
             dim=-1,
         )
 
     def by_coefficients(self, by_normal: Tensor, vertices: Tensor) -> Tensor:
-        """d value / d normal [B, N, C, 3] at the patch [B, M, 3] -> d value / d coefficients [B, N, C, K], identity first."""
+        """d value / d normal [B, N, C, 3] at the patch [B, M, 3] -> d value / d coefficients [B, N, C, K],
+        identity first."""
         B, N, C, _ = by_normal.shape
         corners = self._sums(vertices)
         length = corners.norm(dim=-1, keepdim=True).clamp_min(1e-30)

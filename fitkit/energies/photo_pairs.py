@@ -1,4 +1,5 @@
-"""Colours of a photo against the other view's colours rendered into it, pair by pair (E1 as MVF-Net prints it)."""
+"""Colours of a photo against the other view's colours rendered into it, pair by pair (E1 as MVF-Net prints
+it)."""
 
 from __future__ import annotations
 
@@ -34,8 +35,8 @@ class PhotoPairsOptions:
         1  # each view is paired with this many next ones by yaw, both ways
     )
     mask: PairMask = "zbuffer"  # what tells the pixels that both views see, see `pair_mask`
-    # 'rendered' those pixels, 'union' also the half of the face in photo b that its landmarks outline: there the rendering
-    # has the mean colour of what it shows, so that a silhouette in the wrong place costs
+    # 'rendered' those pixels, 'union' also the half of the face in photo b that its landmarks outline: there
+    # the rendering has the mean colour of what it shows, so that a silhouette in the wrong place costs
     region: Literal["rendered", "union"] = "rendered"
     parse: ParseScheme = "none"  # weights by the labelled face parse of view b, see `weight_parse`
     min_pixels: Natural = 64  # pairs that share fewer of a 224-pixel crop do not count
@@ -49,14 +50,16 @@ STRICT = {"mvf": PhotoPairsOptions(sigma=1.0, mask="landmarks", region="union")}
 
 @dataclass(frozen=True)
 class PhotoPairs:
-    """photo_pairs: (I_b - I_{a->b}) / sigma, [G, h * w, 3] in sRGB, G ordered pairs of views of one person (E1).
+    """photo_pairs: (I_b - I_{a->b}) / sigma, [G, h * w, 3] in sRGB, G ordered pairs of views of one person
+    (E1).
 
-    I_{a->b} shows view a's colours at the surface behind the pixels of view b. No light and no albedo: views in different light are
-    compared as they are, so it belongs beside energies that do not mind (flow, landmarks). The mean over the pixels of a pair, then
-    over pairs. Gradients go through the sampling of photo a; where nothing is rendered there is none. Which pixels count is fixed
-    by `freeze`, which comes first. There is no `linearize`; fits have `photo_xview`.
-    Source: MVF-Net eq. 7; PGN's ablation "Lp-" with kernel l1. Differs: the footprint in the observed photo is the outline of the
-    landmarks there, without the paper's smoothing along edges. See STRICT.
+    I_{a->b} shows view a's colours at the surface behind the pixels of view b. No light and no albedo: views
+    in different light are compared as they are, so it belongs beside energies that do not mind (flow,
+    landmarks). The mean over the pixels of a pair, then over pairs. Gradients go through the sampling of
+    photo a; where nothing is rendered there is none. Which pixels count is fixed by `freeze`, which comes
+    first. There is no `linearize`; fits have `photo_xview`.
+    Source: MVF-Net eq. 7; PGN's ablation "Lp-" with kernel l1. Differs: the footprint in the observed photo
+    is the outline of the landmarks there, without the paper's smoothing along edges. See STRICT.
     """
 
     model: FaceModel
@@ -129,7 +132,8 @@ def _points(model: FaceModel, state: SceneState, observations: Observations) -> 
 
 
 def outlined_faces(observations: Observations, photos: FlowImages) -> Tensor:
-    """Pixels within the outline (convex hull) of each photo's landmarks, [B, h, w] bool at the size of `photos`."""
+    """Pixels within the outline (convex hull) of each photo's landmarks, [B, h, w] bool at the size of
+    `photos`."""
     marks, (h, w) = observations.landmarks, photos.images.shape[-2:]
     points = (marks.points.detach() + 0.5) / photos.reduction - 0.5
     masks = []

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot, all_views
 from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_needed
-from fitkit.energies.spec import Context, EnergyDoc, EnergyOptions, EnergySpec, OURS, use
+from fitkit.energies.spec import OURS, Context, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.io.options import Cosine, NonNegative, Pixels, Positive, Range, Seed
@@ -37,11 +37,12 @@ class PhotometricOptions:
     min_cosine: Cosine = 0.2  # of the viewing angle
     depth_tolerance_mm: NonNegative = 3.5  # what lies further behind the z-buffer is hidden
     depth_size: Pixels = 224  # side of the z-buffer
-    # What is taken out of each view before it is compared: a factor of the linear intensity, or also an offset. Free light takes
-    # up a factor by itself (its first band scales the shading), so 'gain' matters where the light is held, as in training;
-    # no light takes up an offset (flare, black level).
+    # What is taken out of each view before it is compared: a factor of the linear intensity, or also an
+    # offset. Free light takes up a factor by itself (its first band scales the shading), so 'gain' matters
+    # where the light is held, as in training; no light takes up an offset (flare, black level).
     exposure: Literal["none", "gain", "gain_bias"] = "none"
-    mask: PointMask = "zbuffer"  # points a view sees: those that nothing hides, or with 'normal' all that face it (PGN eq. 5)
+    # points a view sees: those that nothing hides, or with 'normal' all that face it (PGN eq. 5)
+    mask: PointMask = "zbuffer"
     parse: ParseScheme = "none"  # weights by the labelled face parse, see `weight_parse`
     seed: Seed = 0
 
@@ -50,13 +51,13 @@ class PhotometricOptions:
 class CrossViewPhotometric:
     """photo_xview: (log I_v(u_v) - log s_v(n) - mean over the views) / sigma at N surface points, [B, N, 1].
 
-    I is linear luminance, s_v = spherical-harmonics shading of view v, and the mean over the views that see a point is
-    its log albedo, eliminated in closed form: no reference view, no texture model, and the light may change between
-    the views. Points seen by one view only say nothing and are not valid. Means over the valid points: they are not
-    independent. Visibility, normals and view weights are fixed by `freeze`.
-    With `exposure`, I_v is (I_v - bias_v) / gain_v, both solved in closed form at the frozen points and constant from then on.
-    Source: MVF-Net eq. 7 compares pairs of views by colour; the log form with latent albedo is ours, after the
-    elimination of a shared latent by its weighted mean.
+    I is linear luminance, s_v = spherical-harmonics shading of view v, and the mean over the views that see a
+    point is its log albedo, eliminated in closed form: no reference view, no texture model, and the light may
+    change between the views. Points seen by one view only say nothing and are not valid. Means over the valid
+    points: they are not independent. Visibility, normals and view weights are fixed by `freeze`.
+    With `exposure`, I_v is (I_v - bias_v) / gain_v, both solved in closed form at the frozen points and
+    constant from then on. Source: MVF-Net eq. 7 compares pairs of views by colour; the log form with latent
+    albedo is ours, after the elimination of a shared latent by its weighted mean.
     """
 
     model: FaceModel
@@ -78,7 +79,7 @@ class CrossViewPhotometric:
     @staticmethod
     def prepare(
         model: FaceModel, observations: Observations, options: PhotometricOptions
-    ) -> "CrossViewPhotometric":
+    ) -> CrossViewPhotometric:
         """Sample points on the skin of the model and build the pyramid level."""
         triangle, barycentric = sample_skin(model, max(options.points, 1), options.seed)
         mask = observations.mask[:, None]
@@ -98,13 +99,13 @@ class CrossViewPhotometric:
     def _to_level(self, pixels: Tensor) -> Tensor:
         return at_level(pixels, self.options.level)
 
-    def freeze(self, state: SceneState, observations: Observations) -> "CrossViewPhotometric":
+    def freeze(self, state: SceneState, observations: Observations) -> CrossViewPhotometric:
         vertices = state.vertices(self.model)
         if self.options.points == 0:
             return self._at_pixels(state, vertices)._freeze(state, observations, vertices)
         return self._freeze(state, observations, vertices)
 
-    def _at_pixels(self, state: SceneState, vertices: Tensor) -> "CrossViewPhotometric":
+    def _at_pixels(self, state: SceneState, vertices: Tensor) -> CrossViewPhotometric:
         """The same energy at the surface points behind the pixels of this pyramid level."""
         triangle, barycentric, _ = pixel_points(
             self.model, state, vertices, self.trust_images[:, 0] > 0, self.options.level
@@ -115,7 +116,7 @@ class CrossViewPhotometric:
 
     def _freeze(
         self, state: SceneState, observations: Observations, vertices: Tensor
-    ) -> "CrossViewPhotometric":
+    ) -> CrossViewPhotometric:
         seen = project_points(self.basis, state)
         visible = visible_points(self.options, self.model, vertices, seen, state, observations.size)
         normal, cosine = viewing_cosine(
@@ -141,12 +142,13 @@ class CrossViewPhotometric:
         trust_robust = trust / (1 + (r / 3) ** 2)
         return replace(frozen, share=trust_robust / trust_robust.sum(0).clamp_min(1e-12))
 
-    def _with_exposure(self, state: SceneState, raw: Tensor) -> "CrossViewPhotometric":
+    def _with_exposure(self, state: SceneState, raw: Tensor) -> CrossViewPhotometric:
         """The energy with gain [B] and bias [B] of each view; raw: [B, N] log luminance as sampled.
 
-        Gain: the c_v of min sum_vn w_vn (z_vn - c_v - a_n)^2 over c and the albedos a, a linear system of the size of the
-        views. Bias: then least squares of each view's luminance on what albedo and light predict. Only differences between views
-        can be seen: gains multiply to 1, biases add to 0. Twice, with robust weights, since highlights and wrong matches count.
+        Gain: the c_v of min sum_vn w_vn (z_vn - c_v - a_n)^2 over c and the albedos a, a linear system of the
+        size of the views. Bias: then least squares of each view's luminance on what albedo and light predict.
+        Only differences between views can be seen: gains multiply to 1, biases add to 0. Twice, with robust
+        weights, since highlights and wrong matches count.
         """
         weight, frozen = self.trust, self
         shade = self._shade(state)[0]
@@ -158,7 +160,8 @@ class CrossViewPhotometric:
             total = weight.sum(0).clamp_min(1e-12)
             away = z - (weight * z).sum(0) / total
             system = torch.diag(weight.sum(1)) - (weight / total) @ weight.T
-            # The common factor is free: the ones make the system regular and their solution the one with mean 0.
+            # The common factor is free: the ones make the system regular and their solution the one with mean
+            # 0.
             system = system + system.diagonal().mean().clamp_min(1e-12) * torch.outer(
                 mean_of_views, mean_of_views
             )
@@ -197,7 +200,8 @@ class CrossViewPhotometric:
         return frozen
 
     def _log(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Log luminance [B, N] after gain and bias, and its derivative by the sampled one; None stands for 1."""
+        """Log luminance [B, N] after gain and bias, and its derivative by the sampled one; None stands for
+        1."""
         if self.gain is None:
             return raw, None
         floor = self.options.floor
@@ -244,9 +248,11 @@ class CrossViewPhotometric:
         return Linearization(self._center(log - shade), (Slot(all_views(state), columns),), center=self.share)
 
     def estimate_light(self, state: SceneState, rounds: int = 3) -> Tensor:
-        """Illumination [B, 9, 1] that explains the luminance of the frozen points with one albedo for all views.
+        """Illumination [B, 9, 1] that explains the luminance of the frozen points with one albedo for all
+        views.
 
-        Alternates least squares for each view's light (given the albedo of the points) with the mean log albedo.
+        Alternates least squares for each view's light (given the albedo of the points) with the mean log
+        albedo.
         """
         seen = project_points(self.basis, state)
         value, _ = sample(self.log_images, self._to_level(seen.pixels))
@@ -271,7 +277,8 @@ def pyramid_level(images: Tensor, mask: Tensor, level: int, blur: float) -> tupl
     """A blurred pyramid level and where it can be read.
 
     Args:
-        images: [B, C, H, W]; mask: [B, 1, H, W] bool; level: how often both are halved; blur: sigma in pixels of the level.
+        images: [B, C, H, W]; mask: [B, 1, H, W] bool; level: how often both are halved; blur: sigma in pixels
+            of the level.
     Returns:
         images [B, C, h, w]; [B, 1, h, w] bool: bilinear samples there hold nothing from beyond the mask.
     """
@@ -302,7 +309,8 @@ def visible_points(
     state: SceneState,
     size: tuple[int, int],
 ) -> Tensor:
-    """Points that the option `mask` counts as visible, [B, N] bool; that they face the camera is tested elsewhere. See `unhidden`."""
+    """Points that the option `mask` counts as visible, [B, N] bool; that they face the camera is tested
+    elsewhere. See `unhidden`."""
     if options.mask == "normal":
         return seen.in_front
     return unhidden(model, vertices, seen, state, size, options.depth_size, options.depth_tolerance_mm)
@@ -365,7 +373,8 @@ def viewing_cosine(
     """Smooth unit normals of N surface points and their cosines with the rays to the cameras.
 
     Args:
-        triangle: [N] int64; barycentric: [N, 3]; vertices: [B, V, 3] mm; head: [B, N, 3] mm, the points themselves.
+        triangle: [N] int64; barycentric: [N, 3]; vertices: [B, V, 3] mm; head: [B, N, 3] mm, the points
+            themselves.
     Returns:
         normal [B, N, 3], cosine [B, N]; positive: the surface faces the camera.
     """
@@ -374,7 +383,8 @@ def viewing_cosine(
 
 
 def point_normals(model: FaceModel, triangle: Tensor, barycentric: Tensor, vertices: Tensor) -> Tensor:
-    """Smooth unit normals of surface points: the vertex normals of `vertices` [B, V, 3], interpolated, [B, N, 3]."""
+    """Smooth unit normals of surface points: the vertex normals of `vertices` [B, V, 3], interpolated, [B, N,
+    3]."""
     normals = vertex_normals(vertices, model.triangles)[:, model.triangles[triangle]]
     return F.normalize((barycentric[None, :, :, None] * normals).sum(2), dim=-1)
 
@@ -384,8 +394,8 @@ def sample_skin(
 ) -> tuple[Tensor, Tensor]:
     """`count` points spread evenly over the skin of the mean face: triangle [N] int64, barycentric [N, 3].
 
-    counted: [V] bool, vertices of the surface that is sampled instead. Systematic sampling over the cumulative area, so the spacing
-    is regular; deterministic by seed.
+    counted: [V] bool, vertices of the surface that is sampled instead. Systematic sampling over the
+    cumulative area, so the spacing is regular; deterministic by seed.
     """
     skin = (model.skin if counted is None else counted)[model.triangles].all(1).nonzero().squeeze(1)
     corner = model.mean[model.triangles[skin]]
@@ -431,7 +441,8 @@ SPECS = (
             unit="log of linear luminance",
             source="ours, with latent albedo; after `photo_pairs` and Shu et al. eq. 14",
             uses=(use(OURS, "cauchy"),),
-            gradient="through both sampling positions; bilinear, so it reaches 1-2 px: use a pyramid; visibility frozen",
+            gradient="through both sampling positions; bilinear, so it reaches 1-2 px: use a pyramid; "
+            "visibility frozen",
             id="E1",
         ),
         options=PhotometricTerm,

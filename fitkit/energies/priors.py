@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fitkit.energies.base import Linearization, PlainEnergy, Residuals, Slot, all_views, first_views
 from fitkit.energies.landmarks import offset_sigma
-from fitkit.energies.spec import Context, DFM, EnergyDoc, EnergyOptions, EnergySpec, MFN, MVF, OURS, PGN, use
+from fitkit.energies.spec import DFM, MFN, MVF, OURS, PGN, Context, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.geometry.spherical_harmonics import white_light
 from fitkit.io.options import NonNegative, Positive
 from fitkit.models.face_model import FaceModel
@@ -22,8 +23,9 @@ def _eye(n: int, like: Tensor) -> Tensor:
     return torch.eye(n, dtype=like.dtype, device=like.device)
 
 
-# Blend shapes that photos rarely show, and the sigma of their weights over that of the others. mouthClose belongs to an open jaw whose
-# lips are shut: the two together change nothing but the length of the chin, which is a person's and not an expression.
+# Blend shapes that photos rarely show, and the sigma of their weights over that of the others. mouthClose
+# belongs to an open jaw whose lips are shut: the two together change nothing but the length of the chin,
+# which is a person's and not an expression.
 RARE = {
     "mouthClose": 0.1,
     "mouthShrugUpper": 0.5,
@@ -40,7 +42,8 @@ RARE = {
 
 
 def shape_spread(names: Sequence[str]) -> Tensor:
-    """[K_ex], the sigma of each blend shape's weight over the common one: 1, or that of RARE for ARKit's names, with or without side."""
+    """[K_ex], the sigma of each blend shape's weight over the common one: 1, or that of RARE for ARKit's
+    names, with or without side."""
     return torch.tensor([RARE.get(name.removesuffix("_L").removesuffix("_R"), 1.0) for name in names])
 
 
@@ -68,14 +71,16 @@ class IdentityPrior(PlainEnergy):
 class ExpressionPrior(PlainEnergy):
     """prior_l2 on the expression: b / sigma for b >= 0 and b / sigma_negative below, [B, K_ex, 1] (E23).
 
-    Blend-shape weights live in 0..1, so negative ones are only allowed as a small correction; coefficients of a PCA have one
-    sigma for both signs. A shared expression is counted once: `shared` keeps the first view of each person only.
-    group_radius: 0, or in sigmas: `freeze` gives blend shape k of a person the weight 1 / (1 + m_k / group_radius^2), m_k its
-    mean squared residual over the views. A shape that the views agree on costs little in all of them, one that is hardly
-    used is pressed to zero, so that identity and expression do not share what one of them explains.
-    spread: [K_ex], or None = 1: both sigmas of each blend shape over the common ones, see `shape_spread`.
-    Source: the weights of re-weighted least squares for a log penalty on groups; Chartrand and Yin, "Iteratively
-    reweighted algorithms for compressive sensing", ICASSP 2008 (p = 0). Differs: the groups are one shape in all views.
+    Blend-shape weights live in 0..1, so negative ones are only allowed as a small correction; coefficients of
+    a PCA have one sigma for both signs. A shared expression is counted once: `shared` keeps the first view of
+    each person only. group_radius: 0, or in sigmas: `freeze` gives blend shape k of a person the weight 1 /
+    (1 + m_k / group_radius^2), m_k its mean squared residual over the views. A shape that the views agree on
+    costs little in all of them, one that is hardly used is pressed to zero, so that identity and expression
+    do not share what one of them explains. spread: [K_ex], or None = 1: both sigmas of each blend shape over
+    the common ones, see `shape_spread`.
+    Source: the weights of re-weighted least squares for a log penalty on groups; Chartrand and Yin,
+    "Iteratively reweighted algorithms for compressive sensing", ICASSP 2008 (p = 0). Differs: the groups are
+    one shape in all views.
     """
 
     sigma: float = 0.3
@@ -86,7 +91,7 @@ class ExpressionPrior(PlainEnergy):
     weight: Tensor | None = None  # [B, K_ex] in (0, 1], set by freeze
     name = "expression_prior"
 
-    def freeze(self, state: SceneState, observations: Observations) -> "ExpressionPrior":
+    def freeze(self, state: SceneState, observations: Observations) -> ExpressionPrior:
         if self.group_radius <= 0:
             return self
         b = state.expression.detach()
@@ -123,10 +128,11 @@ class ExpressionPrior(PlainEnergy):
 class MeanCoefficientPrior(PlainEnergy):
     """prior_l1: a and b / sigma, each divided among its own coefficients, [B, K_id + K_ex, 1] (E24).
 
-    With kernel 'l1' of radius e and weight 1 / e the cost is mean |a| + expression * mean |b / sigma|, smoothed,
-    |x| = sqrt(x^2 + e^2) - e: means over people and coefficients, and over frames and coefficients. A person counts once
-    however many frames show it. The same as IdentityPrior and ExpressionPrior with that kernel, each over its number of coefficients.
-    Source: PGN eq. 12, which prints sums; the factor of its second sum cannot be read with certainty, 1/2 is the likely one.
+    With kernel 'l1' of radius e and weight 1 / e the cost is mean |a| + expression * mean |b / sigma|,
+    smoothed, |x| = sqrt(x^2 + e^2) - e: means over people and coefficients, and over frames and coefficients.
+    A person counts once however many frames show it. The same as IdentityPrior and ExpressionPrior with that
+    kernel, each over its number of coefficients. Source: PGN eq. 12, which prints sums; the factor of its
+    second sum cannot be read with certainty, 1/2 is the likely one.
     """
 
     sigma: float = 0.3
@@ -160,9 +166,9 @@ class MeanCoefficientPrior(PlainEnergy):
 class LandmarkOffsetPrior(PlainEnergy):
     """o / sigma for the offsets of the 68 points of a person, [1, 68, 3].
 
-    sigma_mm: [68]. A landmark detector, or a person who sets points, marks another spot than the face model does, the same in all photos
-    of a face: more photos do not average it away. With this latent offset, and without it in the residual, their noise is
-    what changes from photo to photo.
+    sigma_mm: [68]. A landmark detector, or a person who sets points, marks another spot than the face model
+    does, the same in all photos of a face: more photos do not average it away. With this latent offset, and
+    without it in the residual, their noise is what changes from photo to photo.
     """
 
     sigma_mm: Tensor
@@ -209,7 +215,8 @@ class FocalPrior(PlainEnergy):
 class LightPrior(PlainEnergy):
     """(illumination - anchor) / sigma, [B, 9 C, 1]: fixes the gauge between light and albedo.
 
-    anchor: [B, 9, C], the light a linear estimate gave; sigma: relative to the length of the anchor's first band.
+    anchor: [B, 9, C], the light a linear estimate gave; sigma: relative to the length of the anchor's first
+    band.
     """
 
     anchor: Tensor
@@ -234,11 +241,13 @@ class LightPrior(PlainEnergy):
 
 @dataclass(frozen=True)
 class SizePrior(PlainEnergy):
-    """(identity . c) / sigma, [1, 1, 1]: the head's size, as log of the root mean square extent of its 68 points.
+    """(identity . c) / sigma, [1, 1, 1]: the head's size, as log of the root mean square extent of its 68
+    points.
 
-    Photos from unknown distances say nothing about size, and a shorter identity vector always costs less, so without
-    this term a fit shrinks the head freely. c: [K_id] change of log size per coefficient; sigma: log units
-    (0.01 = 1 % of the size; grown-up heads differ by 3 %, the pull of the other priors needs the rest). Not used where the cameras' positions are known.
+    Photos from unknown distances say nothing about size, and a shorter identity vector always costs less, so
+    without this term a fit shrinks the head freely. c: [K_id] change of log size per coefficient; sigma: log
+    units (0.01 = 1 % of the size; grown-up heads differ by 3 %, the pull of the other priors needs the rest).
+    Not used where the cameras' positions are known.
     """
 
     slope: Tensor
@@ -246,7 +255,7 @@ class SizePrior(PlainEnergy):
     name = "size_prior"
 
     @staticmethod
-    def of(model: FaceModel, sigma: float) -> "SizePrior":
+    def of(model: FaceModel, sigma: float) -> SizePrior:
         basis = model.landmark_basis
         mean = basis.mean - basis.mean.mean(0)
         rows = basis.rows[..., : basis.num_identity]

@@ -1,11 +1,13 @@
-"""All energies in one table, for recipes, reports and the page that `fitkit energies` prints; each spec stands beside its energy."""
+"""All energies in one table, for recipes, reports and the page that `fitkit energies` prints; each spec
+stands beside its energy."""
 
 from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from typing import Any, Callable
+from typing import Any
 
 from fitkit.energies import (
     appearance_priors,
@@ -40,7 +42,8 @@ PAPERS = {
     MVD: 'Shu et al., "Learning Monocular Face Reconstruction Using Multi-View Supervision", FG 2020',
     MFN: "multi-view regression of the FLAME model with flow alignment",
     PGN: 'Liu et al., "Learning 3D Face Reconstruction with a Pose Guidance Network", ACCV 2020',
-    MGC: 'Shang et al., "Self-Supervised Monocular 3D Face Reconstruction by Occlusion-Aware Multi-View Geometry Consistency", ECCV 2020',
+    MGC: 'Shang et al., "Self-Supervised Monocular 3D Face Reconstruction by Occlusion-Aware Multi-View '
+    'Geometry Consistency", ECCV 2020',
 }
 
 
@@ -138,7 +141,8 @@ def view_by_view_landmarks(name: str) -> bool:
     return spec is not None and spec.role == "landmark" and not spec.cross_view
 
 
-# rho of the squared length s with e = the kernel's radius; a test evaluates the formula and compares it with `Kernel.rho`.
+# rho of the squared length s with e = the kernel's radius; a test evaluates the formula and compares it with
+# `Kernel.rho`.
 KERNELS: dict[str, str] = {
     "sq": "s",
     "l1": "2 * e * (sqrt(s + e^2) - e)",
@@ -219,17 +223,19 @@ def page() -> str:
         "",
         "This page is the output of `fitkit energies --markdown`; a test compares the two.",
         "",
-        f"{there}, and {ours} of our own (no id). An energy may stand in more than one row. Each gives residuals; `Objective` squares "
-        "them, puts a robust kernel on them and takes the sum or the weighted mean over the valid ones. The same class serves a fit "
-        "and the training of a network.",
+        f"{there}, and {ours} of our own (no id). An energy may stand in more than one row. Each gives "
+        "residuals; `Objective` squares them, puts a robust kernel on them and takes the sum or the "
+        "weighted mean over the valid ones. The same class serves a fit and the training of a network.",
         "",
         "- *fit*: whether a fit recipe can name it; a training recipe can name all of them.",
-        "- *derivatives*: analytic = written by hand (`linearize`); automatic = by automatic differentiation where Gauss-Newton or "
-        "Levenberg-Marquardt asks for them, one forward pass for each free parameter, which takes time and memory where residuals are "
-        "pixels or look through a network: solver `adam` needs one gradient.",
+        "- *derivatives*: analytic = written by hand (`linearize`); automatic = by automatic "
+        "differentiation where Gauss-Newton or Levenberg-Marquardt asks for them, one forward pass for "
+        "each free parameter, which takes time and memory where residuals are pixels or look through a "
+        "network: solver `adam` needs one gradient.",
         "- *reduction*: sum for independent measurements, mean for pixels and the like.",
         "- *residual*: before it is divided by its standard deviation, in the *unit* beside it.",
-        "- *used by*: with the kernel and, behind it, the weight and other numbers where the paper states them.",
+        "- *used by*: with the kernel and, behind it, the weight and other numbers where the paper states "
+        "them.",
         "",
         _table(
             ("id", "name", "residual", "unit", "reduction", "fit", "derivatives"),
@@ -249,8 +255,9 @@ def page() -> str:
         "",
         "## In recipes",
         "",
-        "Beside `weight` and `kernel` (`{name, radius}`, in standard deviations). A fit knows the noise of landmarks, the cameras and the "
-        "light by itself; a training is told. People who lack a label are left out of the energies that need it.",
+        "Beside `weight` and `kernel` (`{name, radius}`, in standard deviations). A fit knows the noise of "
+        "landmarks, the cameras and the light by itself; a training is told. People who lack a label are "
+        "left out of the energies that need it.",
         "",
         _table(
             ("name", "options in a fit", "options in a training", "a training needs"),
@@ -289,9 +296,9 @@ def page() -> str:
         "",
         "## Kernels",
         "",
-        "`rho` of the squared length `s` of a residual, `e` = `radius`; `l1` takes each component of the residual by itself, `s` its "
-        "square, and adds them up. `Kernel.published` gives the formula that the papers print, "
-        "the same curve up to a factor and an offset.",
+        "`rho` of the squared length `s` of a residual, `e` = `radius`; `l1` takes each component of the "
+        "residual by itself, `s` its square, and adds them up. `Kernel.published` gives the formula that "
+        "the papers print, the same curve up to a factor and an offset.",
         "",
         _table(
             ("name", "rho(s)", "energies of papers that use it"),

@@ -1,4 +1,5 @@
-"""What recipes, reports and the documentation know of an energy: one `EnergySpec` beside each; `registry.py` has all."""
+"""What recipes, reports and the documentation know of an energy: one `EnergySpec` beside each; `registry.py`
+has all."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from fitkit.observe.flow import make_flow_estimator
 from fitkit.observe.flow.types import FlowEstimator
 from fitkit.observe.observations import Observations
 
-# landmark: measured points in the picture; image: colours; flow: matches and flow; prior: what is known without a
-# picture; label: a labelled scene; depth: depth maps.
+# landmark: measured points in the picture; image: colours; flow: matches and flow; prior: what is known
+# without a picture; label: a labelled scene; depth: depth maps.
 Role = Literal["landmark", "image", "flow", "prior", "label", "depth"]
 MVF, DFM, MVD, MFN, PGN, MGC, OURS = "MVF-Net", "DF-MVR", "Shu et al.", "MFNet", "PGN", "MGCNet", "ours"
 # What a network has to predict for an energy, as messages name it.

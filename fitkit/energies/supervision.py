@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fitkit.energies.base import Linearization, PlainEnergy, Residuals, Slot, all_views, first_views
-from fitkit.energies.spec import EnergyDoc, EnergyOptions, EnergySpec, MVD, MVF, OURS, PGN, use
+from fitkit.energies.spec import MVD, MVF, OURS, PGN, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.errors import InputError
 from fitkit.geometry.alignment import similarity_align
 from fitkit.geometry.rotation import so3_log
@@ -24,7 +24,8 @@ def label(observations: Observations, part: str, energy: str):
     value = None if observations.labels is None else getattr(observations.labels, part)
     if value is None:
         raise InputError(
-            f"energy '{energy}' needs labels with '{part}', and these frames have none; leave the energy out of the recipe for them"
+            f"energy '{energy}' needs labels with '{part}', and these frames have none; leave the energy "
+            "out of the recipe for them"
         )
     return value
 
@@ -35,10 +36,11 @@ def _all(value: Tensor) -> Residuals:
 
 @dataclass(frozen=True)
 class IdentitySupervision(PlainEnergy):
-    """identity_sup: (a - a*) / sqrt(sigma^2 + s^2), [S, K_id, 1], s the label's own standard deviation (E15). Sums.
+    """identity_sup: (a - a*) / sqrt(sigma^2 + s^2), [S, K_id, 1], s the label's own standard deviation (E15).
+    Sums.
 
-    Coefficients are standard-normal, so sigma has no unit. Source: MVF-Net eq. 6 L_3DMM (kernel sq), Shu et al. eq. 3
-    (kernel l1). Differs: labels that are not sure count less.
+    Coefficients are standard-normal, so sigma has no unit. Source: MVF-Net eq. 6 L_3DMM (kernel sq), Shu et
+    al. eq. 3 (kernel l1). Differs: labels that are not sure count less.
     """
 
     sigma: float = 0.3
@@ -61,12 +63,14 @@ class IdentitySupervision(PlainEnergy):
 
 @dataclass(frozen=True)
 class IdentityLikelihood(PlainEnergy):
-    """identity_nll: ((a - a*) / t, sqrt(2 log(t / t_0))), t^2 = sigma^2 + s^2, [S, K_id, 2]. Sums. For training.
+    """identity_nll: ((a - a*) / t, sqrt(2 log(t / t_0))), t^2 = sigma^2 + s^2, [S, K_id, 2]. Sums. For
+    training.
 
-    sigma: [S, K_id] standard deviations that a network predicts beside the identity, s the label's own, t_0 = FLOOR. With kernel
-    'sq' the cost is the negative logarithm of the normal likelihood up to a constant, so the network learns how far off it is.
-    Source: Kendall and Gal, "What uncertainties do we need in Bayesian deep learning for computer vision?", NeurIPS 2017, eq. 5.
-    Raises: InputError from `residuals`: no labelled state.
+    sigma: [S, K_id] standard deviations that a network predicts beside the identity, s the label's own, t_0 =
+    FLOOR. With kernel 'sq' the cost is the negative logarithm of the normal likelihood up to a constant, so
+    the network learns how far off it is. Source: Kendall and Gal, "What uncertainties do we need in Bayesian
+    deep learning for computer vision?", NeurIPS 2017, eq. 5. Raises: InputError from `residuals`: no labelled
+    state.
     """
 
     sigma: Tensor
@@ -114,11 +118,12 @@ class ExpressionSupervision(PlainEnergy):
 
 @dataclass(frozen=True)
 class PoseSupervision(PlainEnergy):
-    """pose_sup: rotation, translation and focal length against the label, [B, 7, 1] (E16). Sums. For training.
+    """pose_sup: rotation, translation and focal length against the label, [B, 7, 1] (E16). Sums. For
+    training.
 
-    The rotation vector of R*^T R over sigma_deg, the translation over sigma_mm, the logarithm of the focal length over
-    sigma_focal. Source: MVF-Net eq. 6 L_pose. Differs: that paper squares normalized Euler angles; the angle here is the
-    geodesic one, which has no seam and no gimbal lock.
+    The rotation vector of R*^T R over sigma_deg, the translation over sigma_mm, the logarithm of the focal
+    length over sigma_focal. Source: MVF-Net eq. 6 L_pose. Differs: that paper squares normalized Euler
+    angles; the angle here is the geodesic one, which has no seam and no gimbal lock.
     """
 
     sigma_deg: float = 2.0
@@ -139,9 +144,10 @@ class PoseSupervision(PlainEnergy):
 class VertexSupervision(PlainEnergy):
     """vertex_sup: (vertex - labelled vertex) / sigma_mm, [B, V, 3] (E17). Mean over the vertices.
 
-    frame: 'camera' compares posed vertices, 'head' the shape alone, 'aligned' the shape after the similarity of each frame that fits
-    the region best: photos do not tell the size of a head, and its error would drown what they do tell. The similarity counts as
-    constant, which leaves the gradient exact, for the cost is least by it. region: 'all', 'skin' or 'face' vertices.
+    frame: 'camera' compares posed vertices, 'head' the shape alone, 'aligned' the shape after the similarity
+    of each frame that fits the region best: photos do not tell the size of a head, and its error would drown
+    what they do tell. The similarity counts as constant, which leaves the gradient exact, for the cost is
+    least by it. region: 'all', 'skin' or 'face' vertices.
     Labels: `vertices` (camera frame) or else the labelled state's own. Source: PGN, Fig. 1 baseline.
     """
 
@@ -184,10 +190,12 @@ class VertexSupervision(PlainEnergy):
 
 @dataclass(frozen=True)
 class CodeConsistency(PlainEnergy):
-    """identity_consistency, expression_consistency: (c_i - c_j) / (sqrt(2) sigma) for all pairs of frames that show one person
-    (identity), at one instant (expression), [pairs, K, 1] (E18). Sums. For networks that predict each frame by itself.
+    """identity_consistency, expression_consistency: (c_i - c_j) / (sqrt(2) sigma) for all pairs of frames
+    that show one person (identity), at one instant (expression), [pairs, K, 1] (E18). Sums. For networks that
+    predict each frame by itself.
 
-    Source: Shu et al. eq. 4 (kernel l1), which compares expressions of any pair; they agree only at one instant.
+    Source: Shu et al. eq. 4 (kernel l1), which compares expressions of any pair; they agree only at one
+    instant.
     """
 
     block: Literal["identity", "expression"] = "identity"
@@ -324,7 +332,8 @@ SPECS = (
         ),
         options=CodeTerm,
         needs=("person",),
-        not_in_fits="a fit has one identity for all frames; a network that looks at each frame by itself has one for each",
+        not_in_fits="a fit has one identity for all frames; a network that looks at each frame by itself "
+        "has one for each",
     ),
     EnergySpec(
         name="expression_consistency",

@@ -71,19 +71,22 @@ def compare(first: dict[str, Any], second: dict[str, Any], seed: int = 0) -> dic
     """Paired by sample id: only samples that both have scored enter a row; those that one lacks are counted.
 
     Returns:
-        `rows`: for each metric its unit, pairs, both means, the mean difference (second - first), its interval `low`, `high`, and
+        `rows`: for each metric its unit, pairs, both means, the mean difference (second - first), its
+            interval `low`, `high`, and
         `lower_in_second`: share of pairs; `unpaired`: samples scored by only one; `failed`: of each.
     Raises:
         InputError: other protocols, or no common sample.
     """
     if first["protocol"] != second["protocol"]:
         raise InputError(
-            f"compare: expected two evaluations of one protocol, got '{first['protocol']}' and '{second['protocol']}'"
+            f"compare: expected two evaluations of one protocol, got '{first['protocol']}' and "
+            f"'{second['protocol']}'"
         )
     if (first["data"], first["options"]) != (second["data"], second["options"]):
         told = "; ".join(f"{report['data']} {report['options']}" for report in (first, second))
         raise InputError(
-            f"compare: the evaluations differ in data or options ({told}), so their numbers are not comparable"
+            f"compare: the evaluations differ in data or options ({told}), so their numbers are not "
+            "comparable"
         )
     a, b = ({r["id"]: r for r in report["rows"]} for report in (first, second))
     if not a.keys() & b.keys():
@@ -155,7 +158,8 @@ def compare_text(result: dict[str, Any], names: tuple[str, str] = ("A", "B")) ->
     lines = [
         text_table(head, rows),
         "",
-        "Means over the samples that both have scored; interval: bootstrap of the mean difference over the samples.",
+        "Means over the samples that both have scored; interval: bootstrap of the mean difference over the "
+        "samples.",
     ]
     lines.append(
         f"failed or missing: {result['failed'][0]} in {names[0]}, {result['failed'][1]} in {names[1]}"

@@ -1,4 +1,5 @@
-"""Are error bars as wide as the errors? Share of true surface points within one and two standard deviations."""
+"""Are error bars as wide as the errors? Share of true surface points within one and two standard
+deviations."""
 
 from __future__ import annotations
 
@@ -12,13 +13,15 @@ from fitkit.geometry.normals import vertex_normals
 def coverage(
     aligned: np.ndarray, triangles: np.ndarray, sigma: np.ndarray, scan: np.ndarray
 ) -> tuple[float, float]:
-    """Shares of the scan points within 1 and 2 sigma of the prediction; 0.683 and 0.954 for exact Gaussian error bars.
+    """Shares of the scan points within 1 and 2 sigma of the prediction; 0.683 and 0.954 for exact Gaussian
+    error bars.
 
-    The error of a scan point is its signed distance from the closest surface point along the smooth normal there, sigma is
-    interpolated at that point.
+    The error of a scan point is its signed distance from the closest surface point along the smooth normal
+    there, sigma is interpolated at that point.
 
     Args:
-        aligned: [V, 3] mm, the prediction laid onto the scan; triangles: [F, 3]; sigma: [V] mm, in the scan's scale.
+        aligned: [V, 3] mm, the prediction laid onto the scan; triangles: [F, 3]; sigma: [V] mm, in the scan's
+            scale.
         scan: [N, 3] mm, the true surface, cropped to what is judged.
     """
     closest, _, triangle = SurfaceIndex(aligned, triangles).query(scan)

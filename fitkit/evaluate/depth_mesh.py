@@ -27,8 +27,8 @@ def depth_mesh(depth: Tensor, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
     Args:
         depth: [H, W] mm, 0 = nothing; camera: of one frame, px of the map.
     Returns:
-        vertices [H * W, 3] mm, camera frame, one for each pixel; triangles [F, 3] between neighbouring pixels that lie on one surface,
-        counter-clockwise seen from the camera.
+        vertices [H * W, 3] mm, camera frame, one for each pixel; triangles [F, 3] between neighbouring pixels
+        that lie on one surface, counter-clockwise seen from the camera.
     """
     H, W = depth.shape
     vertices = back_project(depth[None].double(), camera)[0].numpy()
@@ -42,7 +42,8 @@ def depth_mesh(depth: Tensor, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
 
 
 def face_of_depth(predicted: Predicted, subject: Subject, found: Landmarks, name: str = "") -> PredictedFace:
-    """What a network that gives depth says of the face in its first photo: a posed mesh without a neutral one.
+    """What a network that gives depth says of the face in its first photo: a posed mesh without a neutral
+    one.
 
     Its landmarks are those of the photo at the depth of the nearest pixel that has one.
 
@@ -79,7 +80,8 @@ def face_of_depth(predicted: Predicted, subject: Subject, found: Landmarks, name
 
 
 def _at_depth(pixels: Tensor, depth: Tensor, camera: Camera) -> np.ndarray:
-    """Points [L, 3] mm in the camera frame that are seen at pixels [L, 2] of the map; NaN where a pixel is not known."""
+    """Points [L, 3] mm in the camera frame that are seen at pixels [L, 2] of the map; NaN where a pixel is
+    not known."""
     there = (depth > 0).nonzero().flip(1)  # x, y
     known = torch.isfinite(pixels).all(1)
     nearest = there[cKDTree(there.numpy()).query(torch.nan_to_num(pixels).numpy())[1]]

@@ -49,10 +49,12 @@ def depth_range_errors(
     Rigid ICP only finds the partners; the motion is discarded and the distances are those without it.
 
     Args:
-        points: [N, 3] mm, one for each pixel with predicted face depth, under the data set's ScaleShift; scan [V, 3] mm, triangles
+        points: [N, 3] mm, one for each pixel with predicted face depth, under the data set's ScaleShift; scan
+            [V, 3] mm, triangles
         [F, 3]; depth_range: max z - min z of the scan's face, mm.
     Source:
-        Shu et al., "Learning monocular face reconstruction using multi-view supervision", FG 2020, after Sela et al., ICCV 2017.
+        Shu et al., "Learning monocular face reconstruction using multi-view supervision", FG 2020, after Sela
+        et al., ICCV 2017.
     """
     moved = icp(points, scan, triangles).apply(points)
     partner = SurfaceIndex(scan, triangles).query(moved)[0]

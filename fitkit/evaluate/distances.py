@@ -1,7 +1,8 @@
-"""Distances between points and surfaces. They differ on the same pair of meshes: never compare one kind with another.
+"""Distances between points and surfaces. They differ on the same pair of meshes: never compare one kind with
+another.
 
-Every function returns one distance for each point, unreduced, in the unit of its arguments; `mean` and `rmse` reduce them. Several
-papers call the mean an RMSE; here the names say what is computed.
+Every function returns one distance for each point, unreduced, in the unit of its arguments; `mean` and `rmse`
+reduce them. Several papers call the mean an RMSE; here the names say what is computed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def rmse(distances: np.ndarray) -> float:
 
 
 def point_to_point(points: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """|p - q|, q the nearest of `others` [M, 3] (vertices, not surface) to each p of `points` [N, 3] -> [N]."""
+    """|p - q|, q the nearest of `others` [M, 3] (vertices, not surface) to each p of `points` [N, 3] ->
+    [N]."""
     return cKDTree(others).query(points)[0]
 
 
@@ -33,7 +35,8 @@ def point_to_plane(points: np.ndarray, vertices: np.ndarray, triangles: np.ndarr
     """|n_q . (p - q)|, q the nearest vertex of the mesh and n_q its normal (area-weighted) -> [N].
 
     Args:
-        points: [N, 3]; vertices: [V, 3]; triangles: [F, 3], which make the normals. Vertices without a triangle are passed over.
+        points: [N, 3]; vertices: [V, 3]; triangles: [F, 3], which make the normals. Vertices without a
+            triangle are passed over.
     """
     normals = normals_of(vertices, triangles)
     usable = np.flatnonzero((normals != 0).any(1))
@@ -46,7 +49,8 @@ def point_to_plane(points: np.ndarray, vertices: np.ndarray, triangles: np.ndarr
 
 
 def scan_to_surface(scan: np.ndarray, vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
-    """|p - q|, q the closest point on the triangles to each p of `scan` [N, 3] -> [N]; the scan-to-mesh distance."""
+    """|p - q|, q the closest point on the triangles to each p of `scan` [N, 3] -> [N]; the scan-to-mesh
+    distance."""
     return SurfaceIndex(vertices, triangles).query(scan)[1]
 
 
@@ -58,9 +62,11 @@ def symmetric(one: np.ndarray, other: np.ndarray) -> float:
 def chamfer(
     vertices: np.ndarray, triangles: np.ndarray, other_vertices: np.ndarray, other_triangles: np.ndarray
 ) -> float:
-    """Mean over all vertices of both meshes of the distance to the other's surface: the denser mesh counts more.
+    """Mean over all vertices of both meshes of the distance to the other's surface: the denser mesh counts
+    more.
 
-    Source: CD of the FaceScape benchmark (Zhu et al., TPAMI 2023). Some papers add the two directions' means, which is about twice it.
+    Source: CD of the FaceScape benchmark (Zhu et al., TPAMI 2023). Some papers add the two directions' means,
+    which is about twice it.
     """
     both = (
         scan_to_surface(vertices, other_vertices, other_triangles),

@@ -47,7 +47,8 @@ def open_predictions(folder: Path, made: dict[str, Any], resume: bool) -> None:
     """A folder for predictions that are made in this way, which is written down beside them.
 
     Args:
-        made: what the predictions depend on, as YAML can hold it; resume: there may be some already, if they were made in this way.
+        made: what the predictions depend on, as YAML can hold it; resume: there may be some already, if they
+            were made in this way.
     Raises:
         InputError: there are predictions already, or others than these.
     """
@@ -55,14 +56,14 @@ def open_predictions(folder: Path, made: dict[str, Any], resume: bool) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         if not resume:
             raise InputError(
-                f"{folder}: there are predictions already; --resume goes on with them, --predictions {folder} only scores "
-                "them, or choose another --output"
+                f"{folder}: there are predictions already; --resume goes on with them, --predictions "
+                f"{folder} only scores them, or choose another --output"
             )
         earlier = read_yaml(beside) if beside.is_file() else None
         if earlier != made:
             raise InputError(
-                f"{folder}: its predictions were made with another recipe or model, or from other photos ({beside.name}); "
-                "choose another folder"
+                f"{folder}: its predictions were made with another recipe or model, or from other photos "
+                f"({beside.name}); choose another folder"
             )
     with written_whole(beside) as part:
         part.write_text(yaml.safe_dump(made, sort_keys=False, allow_unicode=True), encoding="utf-8")
@@ -76,10 +77,12 @@ def make_predictions(
     photos: Photos = load_photos,
     done: Predicted = lambda number, sample, outcome: None,
 ) -> None:
-    """Predict every sample that has no prediction in the folder yet; a failure is written down and is not tried again.
+    """Predict every sample that has no prediction in the folder yet; a failure is written down and is not
+    tried again.
 
     Args:
-        workers: processes, with one thread each. On another device than the CPU they read the photos, and one process predicts.
+        workers: processes, with one thread each. On another device than the CPU they read the photos, and one
+            process predicts.
         photos: (sample, source of landmarks) -> its photos and landmarks.
         done: called with (predictions there are, sample, how it ended) after each.
     """
@@ -169,10 +172,12 @@ def score_predictions(
     workers: int = 1,
     done: Callable[[int, Row, Scored | None], None] = lambda number, row, scored: None,
 ) -> tuple[list[Row], Pool]:
-    """Metrics of all predictions in a folder -> one row for each sample, failed ones included, and the pooled values.
+    """Metrics of all predictions in a folder -> one row for each sample, failed ones included, and the pooled
+    values.
 
     Args:
-        model: name or path of the face model; workers: processes; done: called with (rows there are, the last one, what it was made
+        model: name or path of the face model; workers: processes; done: called with (rows there are, the last
+            one, what it was made
         of) in the order of the samples.
     """
     context = scorer.prepare(_usable(samples, folder), options, model)

@@ -1,7 +1,8 @@
 """Metrics of the FaceScape benchmark: alignment in depth, cylinder maps, CD, MNE and CR.
 
-Source: Zhu et al., "FaceScape: 3D facial dataset and benchmark for single-view 3D face reconstruction", TPAMI 2023, and its public
-evaluator as of 2023-10, whose quirks are kept and named. Pose and expression count: nothing is rotated, only scale or depth is fixed.
+Source: Zhu et al., "FaceScape: 3D facial dataset and benchmark for single-view 3D face reconstruction", TPAMI
+2023, and its public evaluator as of 2023-10, whose quirks are kept and named. Pose and expression count:
+nothing is rotated, only scale or depth is fixed.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ JUMP_MM = 15.0  # faces of the rebuilt surface do not bridge larger jumps of the
 def wild_frame(
     posed: np.ndarray, px_per_mm: float, principal: np.ndarray, size: tuple[int, int]
 ) -> np.ndarray:
-    """Camera-frame vertices [V, 3] mm (x right, y down, z forward) -> the frame of FS-Wild: the picture is [-1, 1]^2, y up, z towards
-    the viewer, mean z -2.
+    """Camera-frame vertices [V, 3] mm (x right, y down, z forward) -> the frame of FS-Wild: the picture is
+    [-1, 1]^2, y up, z towards the viewer, mean z -2.
 
-    The perspective is taken out at the mean depth, as the benchmark does for perspective methods. px_per_mm: focal length over that
-    depth; principal [2] px, size (W, H) px of the picture.
+    The perspective is taken out at the mean depth, as the benchmark does for perspective methods. px_per_mm:
+    focal length over that depth; principal [2] px, size (W, H) px of the picture.
     """
     depth = float(posed[:, 2].mean())
     scale = 2 * px_per_mm / max(size)
@@ -50,10 +51,11 @@ def align_wild(
     triangles: np.ndarray,
     pupil_scale: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """FS-Wild: both meshes (wild frame) times the pupil scale, the prediction shifted in z -> both in mm, [W, 3] and [V, 3].
+    """FS-Wild: both meshes (wild frame) times the pupil scale, the prediction shifted in z -> both in mm, [W,
+    3] and [V, 3].
 
-    The shift minimises sum |z_truth - dz - z_prediction| over the pixels that both orthographic depth maps cover: their median
-    difference, in closed form.
+    The shift minimises sum |z_truth - dz - z_prediction| over the pixels that both orthographic depth maps
+    cover: their median difference, in closed form.
     """
     gt, ours = pupil_scale * np.asarray(truth, np.float64), pupil_scale * np.asarray(vertices, np.float64)
     maps = [_orthographic_depth(*mesh, pupil_scale) for mesh in ((gt, truth_triangles), (ours, triangles))]
@@ -63,10 +65,11 @@ def align_wild(
 def align_lab(
     truth: np.ndarray, truth_triangles: np.ndarray, vertices: np.ndarray, triangles: np.ndarray, K: np.ndarray
 ) -> np.ndarray:
-    """FS-Lab: the prediction scaled about the camera so that its depth agrees -> [V, 3] mm; both in the camera frame (OpenCV), mm.
+    """FS-Lab: the prediction scaled about the camera so that its depth agrees -> [V, 3] mm; both in the
+    camera frame (OpenCV), mm.
 
-    K: [3, 3] px of the 256 px picture. With d the median difference of the depth maps and m the mean true depth of the common
-    pixels, the scale is m / (m - d), which leaves the picture of the mesh unchanged.
+    K: [3, 3] px of the 256 px picture. With d the median difference of the depth maps and m the mean true
+    depth of the common pixels, the scale is m / (m - d), which leaves the picture of the mesh unchanged.
     """
     camera = Camera(
         torch.tensor([K[0, 0]]).float(),
@@ -83,7 +86,8 @@ def align_lab(
 
 
 def _orthographic_depth(vertices: np.ndarray, triangles: np.ndarray, reach: float) -> np.ndarray:
-    """Depth [256, 256] mm along -z of a mesh seen by an orthographic camera that spans -reach to reach; 0 = nothing."""
+    """Depth [256, 256] mm along -z of a mesh seen by an orthographic camera that spans -reach to reach; 0 =
+    nothing."""
     focal = Camera.REFERENCE_DEPTH * SIZE / 2 / reach
     camera = Camera(
         torch.tensor([focal]).float(), torch.full((1, 2), (SIZE - 1) / 2), torch.ones(1), "orthographic"
@@ -105,8 +109,8 @@ def _depth_difference(truth: np.ndarray, prediction: np.ndarray) -> float:
     common = (truth > 0) & (prediction > 0)
     if not common.any():
         raise DegenerateInputError(
-            "FaceScape: prediction and ground truth cover no common pixel; the prediction must be in the camera "
-            "of its picture"
+            "FaceScape: prediction and ground truth cover no common pixel; the prediction must be in the "
+            "camera of its picture"
         )
     return float(np.median((truth - prediction)[common]))
 
@@ -118,8 +122,9 @@ def _depth_difference(truth: np.ndarray, prediction: np.ndarray) -> float:
 class CylinderMap:
     """What rays from the head's vertical axis meet, 256 heights x 256 angles.
 
-    radius: [256, 256] mm, 0 = nothing; triangle: [256, 256] the hit triangle, -1 = nothing. Row 0 lies at +150 mm, column j at the
-    angle 2 pi j / 255 (the last column repeats the first), direction (-sin, 0, -cos).
+    radius: [256, 256] mm, 0 = nothing; triangle: [256, 256] the hit triangle, -1 = nothing. Row 0 lies at
+    +150 mm, column j at the angle 2 pi j / 255 (the last column repeats the first), direction (-sin, 0,
+    -cos).
     """
 
     radius: np.ndarray
@@ -133,8 +138,8 @@ class CylinderMap:
 def cylinder_map(vertices: np.ndarray, triangles: np.ndarray) -> CylinderMap:
     """The cylinder map of a mesh in the head's frame (mm, centre of the head at 0, y up).
 
-    Where a ray meets several surfaces the farthest counts: the evaluator writes its hits in the order of the ray tracer, from near to
-    far, and the last one stays.
+    Where a ray meets several surfaces the farthest counts: the evaluator writes its hits in the order of the
+    ray tracer, from near to far, and the last one stays.
     """
     vertices, triangles = np.asarray(vertices, np.float64), np.asarray(triangles)
     heights = np.linspace(HEIGHT_MM, -HEIGHT_MM, SIZE)
@@ -169,7 +174,8 @@ def cylinder_map(vertices: np.ndarray, triangles: np.ndarray) -> CylinderMap:
 
 
 def _runs(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For ranges first..last (inclusive; empty when last < first): the index of each range and each number in it."""
+    """For ranges first..last (inclusive; empty when last < first): the index of each range and each number in
+    it."""
     count = np.maximum(last - first + 1, 0)
     owner = np.repeat(np.arange(len(first)), count)
     return owner, first[owner] + np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
@@ -189,7 +195,8 @@ def _cut_at_height(corners: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, 
 
 
 def cylinder_mesh(radius: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The surface of a radius map [256, 256] mm (0 = nothing): vertices [V, 3] and triangles [F, 3]; jumps stay open."""
+    """The surface of a radius map [256, 256] mm (0 = nothing): vertices [V, 3] and triangles [F, 3]; jumps
+    stay open."""
     N = SIZE
     angle = np.arange(N) * 2 * np.pi / (N - 1)
     heights = np.linspace(HEIGHT_MM, -HEIGHT_MM, N)
@@ -214,7 +221,8 @@ def cylinder_mesh(radius: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class FaceScapeErrors:
-    """cd: mm; mne_facescape: radians with the evaluator's quirk, for its tables; mne_true: radians; cr: share of the truth covered."""
+    """cd: mm; mne_facescape: radians with the evaluator's quirk, for its tables; mne_true: radians; cr: share
+    of the truth covered."""
 
     cd: float
     mne_facescape: float
@@ -223,8 +231,8 @@ class FaceScapeErrors:
 
 
 def colour_normal_angle(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The evaluator's angle [N] rad between unit normals [N, 3]: each n is replaced by (n + 1) / |n + 1|, as if it were a colour, so
-    that it comes out smaller than the true angle and depends on the direction."""
+    """The evaluator's angle [N] rad between unit normals [N, 3]: each n is replaced by (n + 1) / |n + 1|, as
+    if it were a colour, so that it comes out smaller than the true angle and depends on the direction."""
     return true_normal_angle(
         *((n + 1) / np.maximum(np.linalg.norm(n + 1, axis=-1, keepdims=True), 1e-12) for n in (one, other))
     )
@@ -246,8 +254,8 @@ def facescape_errors(
     """CD, MNE and CR of a prediction that `align_wild` or `align_lab` has placed.
 
     Args:
-        truth [W, 3] mm, truth_triangles [G, 3]; vertices [V, 3] mm, triangles [F, 3]; rotation [3, 3] and center [3] mm: the true pose
-        of the head, x = rotation @ x_head + center.
+        truth [W, 3] mm, truth_triangles [G, 3]; vertices [V, 3] mm, triangles [F, 3]; rotation [3, 3] and
+        center [3] mm: the true pose of the head, x = rotation @ x_head + center.
     Raises:
         DegenerateInputError: no cell of the cylinder map is covered by both.
     """

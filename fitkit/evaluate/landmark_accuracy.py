@@ -1,4 +1,5 @@
-"""How far detected landmarks lie from labels: metrics, and the layouts of labelled pictures they are measured on."""
+"""How far detected landmarks lie from labels: metrics, and the layouts of labelled pictures they are measured
+on."""
 
 from __future__ import annotations
 
@@ -45,14 +46,16 @@ def normalized_mean_error(predicted: Tensor, truth: Tensor, valid: Tensor, scale
     Returns:
         [B]; NaN where no point counts.
     Source:
-        NME_2d of Zhu et al., "Face Alignment in Full Pose Range", TPAMI 2019, with `box_size` as scale; any other scale.
+        NME_2d of Zhu et al., "Face Alignment in Full Pose Range", TPAMI 2019, with `box_size` as scale; any
+        other scale.
     """
     distance = torch.where(valid, (predicted - truth).norm(dim=-1), 0.0)
     return distance.sum(-1) / valid.sum(-1) / scale
 
 
 def box_size(points: Tensor) -> Tensor:
-    """Square root of the area of the tight box around points [B, L, 2] px -> [B] px; NaN points do not count."""
+    """Square root of the area of the tight box around points [B, L, 2] px -> [B] px; NaN points do not
+    count."""
     low, high = (
         torch.nan_to_num(points, nan=torch.inf).amin(-2),
         torch.nan_to_num(points, nan=-torch.inf).amax(-2),
@@ -80,10 +83,12 @@ class LabelledPicture:
 def labelled_pictures(folder: str | os.PathLike, everyone: bool = False) -> list[LabelledPicture]:
     """The labelled pictures of a folder, whose layout is told by what lies in it.
 
-    - AFLW2000-3D: images with a .mat beside them (`pt3d_68`, `Pose_Para`), all 68 points count, hidden ones too;
-    - our benchmark: SUBJECT/ and ground_truth/SUBJECT/ (cameras, meshes): exact points, those that the camera sees count;
-    - any tree of images with .pts beside them; of a tree with folders for people only those that are held out from
-      training (`data.landmark_frames.held_out`), unless `everyone`.
+    - AFLW2000-3D: images with a .mat beside them (`pt3d_68`, `Pose_Para`), all 68 points count, hidden ones
+      too;
+    - our benchmark: SUBJECT/ and ground_truth/SUBJECT/ (cameras, meshes): exact points, those that the camera
+      sees count;
+    - any tree of images with .pts beside them; of a tree with folders for people only those that are held out
+      from training (`data.landmark_frames.held_out`), unless `everyone`.
 
     Raises:
         InputError: no such folder, nothing of this kind in it, a broken file.
@@ -181,7 +186,8 @@ def measure(
     """Run a detector on all labelled pictures of a folder.
 
     Returns:
-        the report as JSON can hold it: `rows` (one for each picture: nme, interocular in per cent, yaw, found, seconds),
+        the report as JSON can hold it: `rows` (one for each picture: nme, interocular in per cent, yaw,
+            found, seconds),
         `summary` (see `summarize`), machine. `detector` 'builtin' takes the jaw that the labels have.
     """
     pictures = labelled_pictures(folder, everyone)
@@ -243,9 +249,9 @@ def _overlap(found: Landmarks, truth: np.ndarray) -> float:
 
 
 def summarize(rows: list[dict[str, Any]], sigma: np.ndarray, error: np.ndarray) -> dict[str, Any]:
-    """Mean, 95th percentile and failures of the NME in per cent over the pictures whose face was found; the same mean for
-    each bin of |yaw|; share found; correlation (of ranks and plain) of sigma [N] with the distance error [N], all points of
-    all pictures; median seconds for each picture."""
+    """Mean, 95th percentile and failures of the NME in per cent over the pictures whose face was found; the
+    same mean for each bin of |yaw|; share found; correlation (of ranks and plain) of sigma [N] with the
+    distance error [N], all points of all pictures; median seconds for each picture."""
     found = [r for r in rows if r["found"]]
     nme = known(found, "nme")
     out: dict[str, Any] = {

@@ -40,11 +40,13 @@ Photos = Callable[[EvaluationSample, str], tuple[Subject, Landmarks]]
 
 @dataclass(frozen=True)
 class Method:
-    """What predicts samples. It is sent to other processes, so it holds names and loads what they stand for where it is used.
+    """What predicts samples. It is sent to other processes, so it holds names and loads what they stand for
+    where it is used.
 
-    kind: 'fit': photos -> fit; 'mean': the model's mean face; 'landmarks': only the 68 points of the detector; 'regressor': a trained
-    network alone; model: name or path of the face model; recipe: of the fits, and where landmarks come from; weights, repeat: of
-    'regressor', see `fit.predict.predict`; device: torch device of fits and networks.
+    kind: 'fit': photos -> fit; 'mean': the model's mean face; 'landmarks': only the 68 points of the
+    detector; 'regressor': a trained network alone; model: name or path of the face model; recipe: of the
+    fits, and where landmarks come from; weights, repeat: of 'regressor', see `fit.predict.predict`; device:
+    torch device of fits and networks.
     """
 
     kind: Kind
@@ -74,7 +76,8 @@ class Method:
         """Load what is needed, so that what is missing shows before the first sample.
 
         Raises:
-            FitkitError: no such model, or weights that cannot be used, or not with this model, or of a network that sees no surface.
+            FitkitError: no such model, or weights that cannot be used, or not with this model, or of a
+                network that sees no surface.
         """
         load_model(self.model)
         if self.kind == "regressor":
@@ -82,7 +85,8 @@ class Method:
             gives = network.network.gives
             if not {"state", "depth"} & set(gives):
                 raise InputError(
-                    f"{network.weights}: gives {', '.join(gives)}; an evaluation needs a network that gives a state or a depth"
+                    f"{network.weights}: gives {', '.join(gives)}; an evaluation needs a network that gives "
+                    "a state or a depth"
                 )
 
     def predict(self, name: str, photos: tuple[Subject, Landmarks] | None, root: Path) -> Outcome:
@@ -114,7 +118,8 @@ class Method:
         result = predict_observed(subject, found, network, repeat=self.repeat)
         write_fit(result, root, name)
         outcome = outcome_of(result)
-        # By the rules for fits it may be unusable; what is measured here is the network, with all that it predicts.
+        # By the rules for fits it may be unusable; what is measured here is the network, with all that it
+        # predicts.
         return replace(outcome, status="doubtful", error="") if outcome.status == "failed" else outcome
 
     def _without_state(

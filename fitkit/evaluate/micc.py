@@ -17,9 +17,9 @@ CROP_MM = 95.0  # radius around the nose tip
 
 @dataclass(frozen=True)
 class MiccErrors:
-    """prediction_to_scan: mean point-to-plane distance of the predicted vertices from the scan, mm; scan_to_prediction: of the
-    cropped scan's vertices from the prediction; symmetric: mean of the two; distances: [N] mm of the cropped scan's vertices `crop` [N];
-    scale: of the whole alignment."""
+    """prediction_to_scan: mean point-to-plane distance of the predicted vertices from the scan, mm;
+    scan_to_prediction: of the cropped scan's vertices from the prediction; symmetric: mean of the two;
+    distances: [N] mm of the cropped scan's vertices `crop` [N]; scale: of the whole alignment."""
 
     prediction_to_scan: float
     scan_to_prediction: float
@@ -46,13 +46,15 @@ def micc_errors(
     Args:
         vertices [V, 3] mm, triangles [F, 3], points [7, 3] (NOW_POINTS): prediction;
         scan [W, 3] mm, scan_triangles [G, 3], scan_points [7, 3], nose_tip [3]: truth;
-        outer: [V] bool, predicted vertices that a scan can see, None = all: the others (eyeballs, teeth) are asked for no partner;
+        outer: [V] bool, predicted vertices that a scan can see, None = all: the others (eyeballs, teeth) are
+            asked for no partner;
         with_scale: of both alignments.
     Raises:
         DegenerateInputError: nothing of the scan or of the prediction inside the sphere.
     Source:
-        Protocol of Genova et al., CVPR 2018, as MVF-Net and PGN use it: frontal scan, 95 mm around the nose tip, ICP with isotropic
-        scale, point-to-plane mean. The direction is not stated there: prediction to scan is Genova's; we log both.
+        Protocol of Genova et al., CVPR 2018, as MVF-Net and PGN use it: frontal scan, 95 mm around the nose
+        tip, ICP with isotropic scale, point-to-plane mean. The direction is not stated there: prediction to
+        scan is Genova's; we log both.
     """
     to_scan = similarity_align(
         torch.from_numpy(np.asarray(points, np.float64))[None],
@@ -65,8 +67,8 @@ def micc_errors(
     crop = np.flatnonzero(np.linalg.norm(scan - nose_tip, axis=1) <= radius)
     if near.sum() < 6 or len(crop) < 6:
         raise DegenerateInputError(
-            f"MICC: expected face within {radius:.0f} mm of the nose tip, got {int(near.sum())} predicted and "
-            f"{len(crop)} scan vertices there; are both in millimetres and the landmarks right?"
+            f"MICC: expected face within {radius:.0f} mm of the nose tip, got {int(near.sum())} predicted "
+            f"and {len(crop)} scan vertices there; are both in millimetres and the landmarks right?"
         )
     refined = icp(placed[near], scan, scan_triangles, with_scale)
     placed = refined.apply(placed)

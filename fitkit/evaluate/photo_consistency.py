@@ -35,10 +35,10 @@ LEAST_PIXELS = 100  # that both views of a pair see
 
 @dataclass(frozen=True)
 class HeldOutErrors:
-    """photo: mean absolute colour difference of held-out photo and rendering, grey levels (0 to 255); census: share of census signs
-    that differ (window 7, dead zone 2 grey levels); flow: median length of the flow between them, px of the 224 px crop; landmarks: NME
-    of the 68 points in per cent; covered: share of the face's pixels that a fitted view shows, which the first three are means over
-    (None without any)."""
+    """photo: mean absolute colour difference of held-out photo and rendering, grey levels (0 to 255); census:
+    share of census signs that differ (window 7, dead zone 2 grey levels); flow: median length of the flow
+    between them, px of the 224 px crop; landmarks: NME of the 68 points in per cent; covered: share of the
+    face's pixels that a fitted view shows, which the first three are means over (None without any)."""
 
     photo: float | None
     census: float | None
@@ -50,9 +50,11 @@ class HeldOutErrors:
 def place_view(
     model: FaceModel, identity: Tensor, view: View, found: Landmarks, kind: str = "perspective"
 ) -> SceneState:
-    """Pose, expression and focal length of a held-out view from its landmarks; the identity [1, K_id] stays as it is.
+    """Pose, expression and focal length of a held-out view from its landmarks; the identity [1, K_id] stays
+    as it is.
 
-    The stages 'pose' and 'shape' of recipe `landmarks` with the identity not free. Returns: the state in pixels of the photo.
+    The stages 'pose' and 'shape' of recipe `landmarks` with the identity not free. Returns: the state in
+    pixels of the photo.
     """
     recipe = placing_recipe(kind)
     observations = crop_views([view.image], [view.mask], found, recipe.crop)
@@ -63,7 +65,8 @@ def place_view(
 
 
 def placing_recipe(kind: str) -> FitRecipe:
-    """Stages 'pose' and 'shape' of recipe `landmarks` with the identity not free, for cameras of this kind."""
+    """Stages 'pose' and 'shape' of recipe `landmarks` with the identity not free, for cameras of this
+    kind."""
     recipe = load_recipe("landmarks", changes={"camera": {"kind": kind}})
     stages = []
     for stage in recipe.stages[:2]:
@@ -84,14 +87,16 @@ def held_out_errors(
 ) -> HeldOutErrors:
     """Render the fitted views into one that the fit has not seen and compare.
 
-    Each pixel of the held-out photo takes the colour of the fitted view that sees the surface behind it at the best angle; pixels
-    that none sees are left out.
+    Each pixel of the held-out photo takes the colour of the fitted view that sees the surface behind it at
+    the best angle; pixels that none sees are left out.
 
     Args:
-        state: the fit of `views` [B], camera in pixels of the photos; found: their landmarks (they place the crops);
+        state: the fit of `views` [B], camera in pixels of the photos; found: their landmarks (they place the
+            crops);
         held, held_found: the other view; flow: name of the flow estimator.
     Source:
-        The losses of MVF-Net (colour), PGN (census) and both (flow) as measurements on a view that no one optimised.
+        The losses of MVF-Net (colour), PGN (census) and both (flow) as measurements on a view that no one
+        optimised.
     """
     placed = place_view(model, state.identity, held, held_found, state.camera.kind)
     points = placed.camera.project(
@@ -141,9 +146,10 @@ def held_out_errors(
 def cross_view_flow(
     model: FaceModel, state: SceneState, observations: Observations, flow: str = "dis", size: int = SIZE
 ) -> float | None:
-    """How far the photos of one person disagree about a state: mean over the pairs of neighbouring views, both ways, of the median length
-    of the flow between a photo and the other view's colours rendered into it, px of a crop of `size` px; None without a pair that
-    sees the same skin. 0: shape, poses and cameras explain where the skin lies in all photos.
+    """How far the photos of one person disagree about a state: mean over the pairs of neighbouring views,
+    both ways, of the median length of the flow between a photo and the other view's colours rendered into it,
+    px of a crop of `size` px; None without a pair that sees the same skin. 0: shape, poses and cameras
+    explain where the skin lies in all photos.
     """
     photos = resized_photos(observations, size)
     pairs = both_ways(state, 1, "cross_view_flow")
@@ -167,8 +173,9 @@ def _of_one_person(one: SceneState, other: SceneState) -> SceneState:
 
 
 def identity_spread(codes: np.ndarray) -> float:
-    """Root mean square over the K coefficients of their standard deviation (ddof 1) between fits to disjoint photos of one person:
-    codes [n, K], whitened. 0: the same face each time; about 1: as different as two people."""
+    """Root mean square over the K coefficients of their standard deviation (ddof 1) between fits to disjoint
+    photos of one person: codes [n, K], whitened. 0: the same face each time; about 1: as different as two
+    people."""
     return float(np.sqrt(np.asarray(codes, np.float64).var(axis=0, ddof=1).mean()))
 
 

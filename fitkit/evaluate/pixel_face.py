@@ -12,8 +12,9 @@ from fitkit.evaluate.scan_to_mesh import ScanToMesh, now_crop, scan_to_mesh
 
 @dataclass(frozen=True)
 class ScanErrors:
-    """s2m_mean, s2m_rmse: mean and root mean square of the scan-to-mesh distance, mm; p2plane_rmse: root mean square of the
-    point-to-plane distance (nearest predicted vertex); crop: [N] scan vertices that count; fit: their distances."""
+    """s2m_mean, s2m_rmse: mean and root mean square of the scan-to-mesh distance, mm; p2plane_rmse: root mean
+    square of the point-to-plane distance (nearest predicted vertex); crop: [N] scan vertices that count; fit:
+    their distances."""
 
     s2m_mean: float
     s2m_rmse: float
@@ -33,9 +34,11 @@ def scan_errors(
     """NoW crop and alignment, then every reading of DF-MVR's number.
 
     Args:
-        vertices [V, 3] mm, triangles [F, 3], points [7, 3]: the prediction with its expression; scan [W, 3] mm, scan_points [7, 3].
+        vertices [V, 3] mm, triangles [F, 3], points [7, 3]: the prediction with its expression; scan [W, 3]
+            mm, scan_points [7, 3].
     Source:
-        DF-MVR (Zhao et al., 2025): its text says ICP and point-to-plane RMSE, its code computes what is s2m_mean here.
+        DF-MVR (Zhao et al., 2025): its text says ICP and point-to-plane RMSE, its code computes what is
+        s2m_mean here.
     """
     crop = now_crop(scan, scan_points)
     fit = scan_to_mesh(vertices, triangles, points, np.asarray(scan)[crop], scan_points, with_scale)

@@ -1,7 +1,8 @@
 """Predictions of an evaluation on disk: readable by other evaluators, and others' meshes can be read as well.
 
-For each sample id: ID.obj (neutral mesh, mm, head frame), ID.npy (the 7 points of NoW on it, [7, 3]): NoW's own layout; ID.npz (what
-else a protocol needs, see PredictedFace), ID.parameters.npz (of a fit or a network), and, written last, ID.json: see Outcome.
+For each sample id: ID.obj (neutral mesh, mm, head frame), ID.npy (the 7 points of NoW on it, [7, 3]): NoW's
+own layout; ID.npz (what else a protocol needs, see PredictedFace), ID.parameters.npz (of a fit or a network),
+and, written last, ID.json: see Outcome.
 """
 
 from __future__ import annotations
@@ -54,12 +55,13 @@ Part = Any  # an array or None; `PredictedFace.need` refuses what is not there
 class PredictedFace:
     """What was predicted for one sample; a part is None where the predictor says nothing of it.
 
-    vertices [V, 3] mm, triangles [F, 3]: neutral mesh, head frame (with somebody else's predictions any frame); points [7, 3] mm:
-    NOW_POINTS on it. Of our own predictions also, B views:
-    landmarks [68, 3] mm on the neutral mesh; posed [B, V, 3], posed_landmarks [B, 68, 3] mm: with expression, camera frame (OpenCV);
-    pixels [B, 68, 2] px of the photos; outer [V] bool: skin that a scan can see; sigma [V] mm: error bars; focal [B] px,
-    principal [B, 2] px, sizes [B, 2] px (W, H); views [B] names; camera_kind: see Camera; model: its name; parameters: function without
-    arguments -> Parameters, all of the fit.
+    vertices [V, 3] mm, triangles [F, 3]: neutral mesh, head frame (with somebody else's predictions any
+    frame); points [7, 3] mm: NOW_POINTS on it. Of our own predictions also, B views:
+    landmarks [68, 3] mm on the neutral mesh; posed [B, V, 3], posed_landmarks [B, 68, 3] mm: with expression,
+    camera frame (OpenCV); pixels [B, 68, 2] px of the photos; outer [V] bool: skin that a scan can see; sigma
+    [V] mm: error bars; focal [B] px, principal [B, 2] px, sizes [B, 2] px (W, H); views [B] names;
+    camera_kind: see Camera; model: its name; parameters: function without arguments -> Parameters, all of the
+    fit.
     """
 
     id: str
@@ -97,19 +99,20 @@ class PredictedFace:
         lacking = [n for n in names if getattr(self, n) is None]
         if lacking:
             raise InputError(
-                f"{self.id}: the prediction has no {' and no '.join(lacking)}; this protocol needs a predictor that gives them, "
-                "as a fit does (`fitkit evaluate` with predictor=fit and without --predictions)"
+                f"{self.id}: the prediction has no {' and no '.join(lacking)}; this protocol needs a "
+                "predictor that gives them, as a fit does (`fitkit evaluate` with predictor=fit and "
+                "without --predictions)"
             )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a prediction ended. status: 'ok', 'doubtful', 'failed', or 'missing': there is none; error: why it failed; seconds: wall time
-    of all of it.
+    """How a prediction ended. status: 'ok', 'doubtful', 'failed', or 'missing': there is none; error: why it
+    failed; seconds: wall time of all of it.
 
-    Of a fit or a network also: solve_seconds: wall time of the solver or the network; cpu_seconds: CPU time of crop, solver and
-    report; what it says of its own error: expected_mm, its bound upper_mm, and error_bar_mm, the median of the error bars over the
-    face. None: it does not say.
+    Of a fit or a network also: solve_seconds: wall time of the solver or the network; cpu_seconds: CPU time
+    of crop, solver and report; what it says of its own error: expected_mm, its bound upper_mm, and
+    error_bar_mm, the median of the error bars over the face. None: it does not say.
     """
 
     status: str
@@ -210,7 +213,8 @@ def write_fit(result: FitResult, root: Path, name: str) -> None:
 
 
 def write_face(face: PredictedFace, root: Path, model: FaceModel | None = None) -> None:
-    """The files of a prediction but its .json and its parameters. model: that of its neutral mesh; None: it has none."""
+    """The files of a prediction but its .json and its parameters. model: that of its neutral mesh; None: it
+    has none."""
     if model is not None:
         with written_whole(_path(root, face.id, ".obj")) as part:
             # Without texture coordinates: readers split vertices along their seams.

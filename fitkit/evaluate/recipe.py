@@ -32,8 +32,8 @@ class EvaluateRecipe:
 
     name: str
     protocol: str  # what is measured, see evaluate/protocols/
-    # 'fit'; 'mean': the model's mean face, which every fit must beat; 'landmarks': only the 68 points of the detector; 'regressor': a
-    # trained network alone
+    # 'fit'; 'mean': the model's mean face, which every fit must beat; 'landmarks': only the 68 points of the
+    # detector; 'regressor': a trained network alone
     predictor: Kind = "fit"
     model: str = "generic"  # face model; of a regressor that which it was trained with
     weights: str = ""  # of the regressor: regressor.safetensors; empty: the network that comes with fitkit
@@ -63,11 +63,12 @@ def load_evaluate_recipe(
     """A shipped recipe or a protocol by name, or any recipe file by path, every option with its value.
 
     Args:
-        overrides: 'a.b=value' lines; those that begin with 'fit.' change the recipe of the fits: fit.landmarks.source=builtin.
+        overrides: 'a.b=value' lines; those that begin with 'fit.' change the recipe of the fits:
+            fit.landmarks.source=builtin.
         changes: a nested mapping laid over the recipe before the overrides.
     Raises:
-        InputError: no such recipe, unknown keys (with the nearest known one), wrong types, options of another predictor, or weights that
-            cannot be read.
+        InputError: no such recipe, unknown keys (with the nearest known one), wrong types, options of another
+            predictor, or weights that cannot be read.
     """
     content, where = _read(os.fspath(name))
     own = [line for line in overrides if not line.startswith("fit.")]
@@ -81,8 +82,8 @@ def load_evaluate_recipe(
             recipe = replace(recipe, model=model or recipe.model)
     elif recipe.weights or recipe.repeat:
         raise InputError(
-            f"{where}: weights and repeat are for predictor=regressor, got predictor={recipe.predictor}; leave them out, or give "
-            "predictor=regressor"
+            f"{where}: weights and repeat are for predictor=regressor, got predictor={recipe.predictor}; "
+            "leave them out, or give predictor=regressor"
         )
     recipe = replace(
         recipe,

@@ -36,15 +36,17 @@ def region_errors(
 ) -> dict[str, float]:
     """Mean scan-to-mesh distance of each region, mm, and `mean` of the four.
 
-    The face sphere of the scan (NoW) is divided by the nearest landmark. The similarity of all 68 landmarks is the start; from
-    there every region is laid onto the prediction by its own trimmed rigid ICP, so that the error of one region does not shift the
-    others: a piecewise, landmark-anchored alignment. The scale stays that of the whole face: a region as flat as a cheek has none.
+    The face sphere of the scan (NoW) is divided by the nearest landmark. The similarity of all 68 landmarks
+    is the start; from there every region is laid onto the prediction by its own trimmed rigid ICP, so that
+    the error of one region does not shift the others: a piecewise, landmark-anchored alignment. The scale
+    stays that of the whole face: a region as flat as a cheek has none.
 
     Args:
-        vertices [V, 3] mm, triangles [F, 3], landmarks [68, 3]: prediction; scan [N, 3] mm, scan_landmarks [68, 3]: truth.
+        vertices [V, 3] mm, triangles [F, 3], landmarks [68, 3]: prediction; scan [N, 3] mm, scan_landmarks
+            [68, 3]: truth.
     Source:
-        The idea of REALY (Chai et al., ECCV 2022), whose regions, key points and non-rigid step (bICP) are part of its own data;
-        this is a simpler form, so do not compare it with REALY's table.
+        The idea of REALY (Chai et al., ECCV 2022), whose regions, key points and non-rigid step (bICP) are
+        part of its own data; this is a simpler form, so do not compare it with REALY's table.
     """
     crop = scan[now_crop(scan, scan_landmarks[list(NOW_POINTS)])]
     start = similarity_align(

@@ -34,9 +34,11 @@ def report_of(
     rows: list[Row],
     pool: Pool,
 ) -> dict[str, Any]:
-    """What metrics.json holds: machine, recipe, rows, means by group, and the protocol's own numbers under `overall`.
+    """What metrics.json holds: machine, recipe, rows, means by group, and the protocol's own numbers under
+    `overall`.
 
-    Failed and missing samples are rows with an error; `failed` counts them beside every mean, which they do not enter.
+    Failed and missing samples are rows with an error; `failed` counts them beside every mean, which they do
+    not enter.
     """
     return plain(
         {
@@ -55,7 +57,8 @@ def report_of(
 
 
 def summarize(rows: Sequence[Row], metrics: Sequence[str]) -> list[Row]:
-    """One line for all samples and one for each group: samples, failed, and mean, std (over samples), median of each metric."""
+    """One line for all samples and one for each group: samples, failed, and mean, std (over samples), median
+    of each metric."""
     groups = grouped(rows, "group")
     some = {"": list(rows)} | (
         {} if groups.keys() == {("",)} else {name: g for (name,), g in sorted(groups.items())}
@@ -112,8 +115,8 @@ def draw_picture(surface: ErrorMap, path: Path, largest: float) -> None:
 
 
 def upright(points: np.ndarray) -> np.ndarray:
-    """Rotation [3, 3] that turns a face with these NOW_POINTS [7, 3] upright: x from its right to its left eye, y from mouth to eyes,
-    z out of the face."""
+    """Rotation [3, 3] that turns a face with these NOW_POINTS [7, 3] upright: x from its right to its left
+    eye, y from mouth to eyes, z out of the face."""
     x = points[3] - points[0]
     x = x / np.linalg.norm(x)
     y = (points[1] + points[2]) / 2 - (points[5] + points[6]) / 2

@@ -39,13 +39,18 @@ def evaluate(
 ) -> dict[str, Any]:
     """Predict every sample of a data set and score the predictions.
 
-    Writes into `output`: predictions/ with recipe.yaml beside them, metrics.json, metrics.csv, recipe.yaml, error_maps/.
+    Writes into `output`: predictions/ with recipe.yaml beside them, metrics.json, metrics.csv, recipe.yaml,
+    error_maps/.
 
     Args:
-        predictions: a folder with predictions that are there already: nothing is predicted, samples without one count as missing.
-        limit: only the first so many samples. resume: go on with the predictions in `output`; only those that are missing are made.
-        tell: gets one line for each finished sample. device: torch device of fits and networks; workers: processes that predict and
-        score, with one thread each; on another device than the CPU one process predicts, and they read the photos.
+        predictions: a folder with predictions that are there already: nothing is predicted, samples without
+            one count as missing.
+        limit: only the first so many samples. resume: go on with the predictions in `output`; only those that
+            are missing are made.
+        tell: gets one line for each finished sample. device: torch device of fits and networks; workers:
+            processes that predict and
+        score, with one thread each; on another device than the CPU one process predicts, and they read the
+        photos.
     Returns:
         what metrics.json holds, see `report_of`.
     Raises:
@@ -134,7 +139,8 @@ def _samples(
 def _check_predictions(folder: Path, samples: list[EvaluationSample]) -> None:
     if not folder.is_dir():
         raise InputError(
-            f"{folder}: no such folder; expected predictions, or leave --predictions out to have the photos fitted"
+            f"{folder}: no such folder; expected predictions, or leave --predictions out to have the photos "
+            "fitted"
         )
     if all(read_outcome(folder, s.id).status == "missing" for s in samples):
         first = samples[0].id

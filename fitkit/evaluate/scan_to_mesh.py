@@ -24,7 +24,8 @@ NOW_POINTS = (
 
 @dataclass(frozen=True)
 class ScanToMesh:
-    """distances: [N] mm, one for each cropped scan vertex; aligned: the prediction's vertices in the scan frame."""
+    """distances: [N] mm, one for each cropped scan vertex; aligned: the prediction's vertices in the scan
+    frame."""
 
     distances: np.ndarray
     aligned: np.ndarray
@@ -41,8 +42,8 @@ class ScanToMesh:
 def now_crop(scan: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Indices of the scan vertices in the face sphere; scan [N, 3], points [7, 3] in the order of NOW_POINTS.
 
-    Source: NoW evaluator: centre = nose bottom + 0.3 (bridge - nose bottom), bridge = mean of the inner eye corners,
-    radius = 1.4 (outer eye distance + |bridge - nose bottom|) / 2.
+    Source: NoW evaluator: centre = nose bottom + 0.3 (bridge - nose bottom), bridge = mean of the inner eye
+    corners, radius = 1.4 (outer eye distance + |bridge - nose bottom|) / 2.
     """
     bridge, bottom = (points[1] + points[2]) / 2, points[4]
     center = bottom + 0.3 * (bridge - bottom)
@@ -63,10 +64,12 @@ def scan_to_mesh(
 
     Args:
         vertices [V, 3], triangles [F, 3], landmarks [7, 3]: predicted neutral mesh and its NOW_POINTS, mm.
-        scan: [N, 3] mm, already cropped; scan_landmarks: [7, 3] mm; with_scale: False for the metrical variant.
+        scan: [N, 3] mm, already cropped; scan_landmarks: [7, 3] mm; with_scale: False for the metrical
+            variant.
     Source:
-        NoW protocol: similarity from the 7 landmarks, then the similarity that minimises the squared scan-to-mesh
-        distance over all cropped scan vertices (Gauss-Newton on the exact closest points, stop at 1e-6 mm change).
+        NoW protocol: similarity from the 7 landmarks, then the similarity that minimises the squared
+        scan-to-mesh distance over all cropped scan vertices (Gauss-Newton on the exact closest points, stop
+        at 1e-6 mm change).
     """
     to_scan = similarity_align(
         torch.from_numpy(np.asarray(landmarks, np.float64))[None],

@@ -1,7 +1,8 @@
-"""Split halves: two fits to disjoint photos of each person, without ground truth. Do they agree, and do they tell people apart?
+"""Split halves: two fits to disjoint photos of each person, without ground truth. Do they agree, and do they
+tell people apart?
 
-A fit that returns the mean face agrees with itself and identifies nobody; one that follows the noise of its photos identifies nobody
-either. Only the shape that both halves share and other people lack counts.
+A fit that returns the mean face agrees with itself and identifies nobody; one that follows the noise of its
+photos identifies nobody either. Only the shape that both halves share and other people lack counts.
 """
 
 from __future__ import annotations
@@ -25,15 +26,19 @@ TIE_MM = (
 
 
 def face_distances(vertices: Tensor, triangles: Tensor, face: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances of all pairs of neutral faces of one topology: along the normals, and from point to point; both [H, H] mm, symmetric.
+    """Distances of all pairs of neutral faces of one topology: along the normals, and from point to point;
+    both [H, H] mm, symmetric.
 
-    d(a <- b) = mean over the face's vertices i of |n_i . (s R b_i + t - a_i)|, where s, R, t is the least-squares similarity of the
-    face's vertices of b onto those of a, and n_i the unit normal of mesh a at vertex i. The result is (d(a <- b) + d(b <- a)) / 2.
-    Point to point: the same with the length |s R b_i + t - a_i|. Every vertex counts the same, whatever its area. The similarity takes
-    out size, which photos without a known camera do not show; sliding of vertices within the surface counts only from point to point.
+    d(a <- b) = mean over the face's vertices i of |n_i . (s R b_i + t - a_i)|, where s, R, t is the
+    least-squares similarity of the face's vertices of b onto those of a, and n_i the unit normal of mesh a at
+    vertex i. The result is (d(a <- b) + d(b <- a)) / 2.
+    Point to point: the same with the length |s R b_i + t - a_i|. Every vertex counts the same, whatever its
+    area. The similarity takes out size, which photos without a known camera do not show; sliding of vertices
+    within the surface counts only from point to point.
 
     Args:
-        vertices: [H, V, 3] mm; triangles: [F, 3] int64, counter-clockwise seen from outside; face: [V] bool, vertices that are compared.
+        vertices: [H, V, 3] mm; triangles: [F, 3] int64, counter-clockwise seen from outside; face: [V] bool,
+            vertices that are compared.
     """
     points = vertices[:, face].double()
     along, length = (points.new_zeros(len(points), len(points)) for _ in range(2))
@@ -49,9 +54,10 @@ def face_distances(vertices: Tensor, triangles: Tensor, face: Tensor) -> tuple[T
 class Identification:
     """Of H halves; NaN where it is not defined.
 
-    within [H] mm: distance from the other half of the same person; between [H] mm: mean distance from the halves of other people;
-    nearest [H] mm: smallest of those; identified [H]: 1 where the nearest of all other halves is the same person's, 1/n where it is one
-    of n equally near ones, else 0 (also where the person has no other half); NaN without other people.
+    within [H] mm: distance from the other half of the same person; between [H] mm: mean distance from the
+    halves of other people; nearest [H] mm: smallest of those; identified [H]: 1 where the nearest of all
+    other halves is the same person's, 1/n where it is one of n equally near ones, else 0 (also where the
+    person has no other half); NaN without other people.
     """
 
     within: np.ndarray
@@ -82,9 +88,10 @@ def identify(distance: np.ndarray, person: Sequence) -> Identification:
 
 
 def pair_scores(distance: np.ndarray, person: Sequence) -> dict[str, float]:
-    """within, between [mm]: mean over the pairs of halves of one person, and of different people; ratio: within / between, 0 = perfect,
-    1 = the halves of a person are as different as two people; separated: share of all (pair within, pair between) whose within is the
-    smaller one, ties count half (area under the ROC curve: 1 = perfect, 0.5 = chance). What needs a pair that is not there is left out."""
+    """within, between [mm]: mean over the pairs of halves of one person, and of different people; ratio:
+    within / between, 0 = perfect, 1 = the halves of a person are as different as two people; separated: share
+    of all (pair within, pair between) whose within is the smaller one, ties count half (area under the ROC
+    curve: 1 = perfect, 0.5 = chance). What needs a pair that is not there is left out."""
     distance, person = np.asarray(distance, np.float64), np.asarray(person)
     first, second = np.triu_indices(len(person), 1)
     pairs, same = distance[first, second], person[first] == person[second]
@@ -107,10 +114,11 @@ def pair_scores(distance: np.ndarray, person: Sequence) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class SplitHalfScores:
-    """Of N people and their H = 2 N halves; row h = 2 n + k is half k of person n, NaN for a half that is not valid.
+    """Of N people and their H = 2 N halves; row h = 2 n + k is half k of person n, NaN for a half that is not
+    valid.
 
-    along, point [H, H] mm: `face_distances`; from_mean [H] mm: distance along the normals from the mean face, NaN without one;
-    halves: `Identification` by `along`, fields [H]; overall: what `overall_scores` says.
+    along, point [H, H] mm: `face_distances`; from_mean [H] mm: distance along the normals from the mean face,
+    NaN without one; halves: `Identification` by `along`, fields [H]; overall: what `overall_scores` says.
     """
 
     along: np.ndarray
@@ -130,9 +138,10 @@ def split_half_scores(
     """Agreement and identification of two neutral faces of each person.
 
     Args:
-        vertices: [N, 2, V, 3] mm, one topology; triangles: [F, 3], counter-clockwise seen from outside; face: [V] bool, vertices that
-        are compared, None = all; mean: [V, 3] mm, the mean face; valid: [N, 2] bool, False = a failed fit, whose vertices are not read:
-        it and its person's other half count as not identified; None = all.
+        vertices: [N, 2, V, 3] mm, one topology; triangles: [F, 3], counter-clockwise seen from outside; face:
+            [V] bool, vertices that
+        are compared, None = all; mean: [V, 3] mm, the mean face; valid: [N, 2] bool, False = a failed fit,
+        whose vertices are not read: it and its person's other half count as not identified; None = all.
     Raises:
         InputError: arrays of another shape.
     """
@@ -181,13 +190,15 @@ def overall_scores(
     """All numbers of a set of halves.
 
     Args:
-        along, point: [H, H] mm, of the halves that were fitted; person: [H]; everyone: person of every half, failed ones included;
+        along, point: [H, H] mm, of the halves that were fitted; person: [H]; everyone: person of every half,
+            failed ones included;
         from_mean: [H] mm.
     Returns:
-        people; halves: fitted ones; `pair_scores` along the normals, and from point to point with names that begin with 'point_';
-        rank1_percent: share of all halves, failed ones included, that are identified, rank1_low, rank1_high: its 95 % interval
-        (bootstrap over the people); chance_percent: what guessing gives; point_rank1_percent; from_mean: mean over the halves, mm.
-        Numbers that are not defined are left out.
+        people; halves: fitted ones; `pair_scores` along the normals, and from point to point with names that
+        begin with 'point_'; rank1_percent: share of all halves, failed ones included, that are identified,
+        rank1_low, rank1_high: its 95 % interval (bootstrap over the people); chance_percent: what guessing
+        gives; point_rank1_percent; from_mean: mean over the halves, mm. Numbers that are not defined are left
+        out.
     """
     names = list(dict.fromkeys(everyone))
     out: dict[str, float] = {"people": len(names), "halves": len(person)} | pair_scores(along, person)
@@ -208,7 +219,8 @@ def overall_scores(
 
 
 def by_person(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Values of each person from the rows of its halves (id 'PERSON/half0'): status of both, and means of the numbers that are known."""
+    """Values of each person from the rows of its halves (id 'PERSON/half0'): status of both, and means of the
+    numbers that are known."""
     out: dict[str, dict[str, Any]] = {}
     for row in rows:
         out.setdefault(row["id"].rpartition("/")[0], {}).setdefault("rows", []).append(row)

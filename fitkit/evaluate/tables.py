@@ -15,8 +15,8 @@ Row = dict[str, Any]
 
 
 def grouped(rows: Iterable[Row], *keys: str) -> dict[tuple, list[Row]]:
-    """The rows with equal values of these keys together, groups and rows in the order in which they come. A row that lacks a key has
-    None there."""
+    """The rows with equal values of these keys together, groups and rows in the order in which they come. A
+    row that lacks a key has None there."""
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row.get(key) for key in keys), []).append(row)
@@ -61,8 +61,8 @@ def percent(share: float | None, digits: int = 0) -> str:
 
 
 def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells in columns, two spaces apart. Columns of numbers (every cell empty, or with a digit or sign first) are set to the
-    right, others to the left. head: the titles of the columns; empty: none."""
+    """Rows of cells in columns, two spaces apart. Columns of numbers (every cell empty, or with a digit or
+    sign first) are set to the right, others to the left. head: the titles of the columns; empty: none."""
     lines = [list(head)] * bool(head) + [list(row) for row in rows]
     columns = list(zip(*lines))
     widths = [max(map(len, column)) for column in columns]

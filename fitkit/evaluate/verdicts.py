@@ -17,9 +17,11 @@ LIMIT_MM = 1.5
 
 @dataclass(frozen=True)
 class Confusion:
-    """Numbers of fits. A fit is bad when its true error is above the limit, and flagged when it was said to be bad.
+    """Numbers of fits. A fit is bad when its true error is above the limit, and flagged when it was said to
+    be bad.
 
-    caught: bad and flagged; missed: bad, not flagged; false_alarm: good, but flagged; passed: good, not flagged.
+    caught: bad and flagged; missed: bad, not flagged; false_alarm: good, but flagged; passed: good, not
+    flagged.
     """
 
     caught: int
@@ -44,17 +46,19 @@ class Confusion:
 
     @property
     def missed_share(self) -> float:
-        """Of the fits that are not flagged, those that are bad: what a user who trusts the verdict gets; NaN when all are flagged."""
+        """Of the fits that are not flagged, those that are bad: what a user who trusts the verdict gets; NaN
+        when all are flagged."""
         return _share(self.missed, self.missed + self.passed)
 
 
 @dataclass(frozen=True)
 class VerdictTable:
-    """limit: mm; counts: status -> (good fits, bad fits), of those whose error is known; unknown: status -> fits whose error is not known;
-    by_status: flagged = any status but 'ok'; by_failed: flagged = 'failed'; by_expected: flagged = expected error above the limit, over
-    the fits whose errors are both known; by_either: flagged = status other than 'ok' or expected error above the limit (an unknown one
-    is not); ratio: median of true over expected error, rank: Spearman's correlation of both, NaN with fewer than 3 fits or where one of
-    both never changes. The last four are None when no expected error is given."""
+    """limit: mm; counts: status -> (good fits, bad fits), of those whose error is known; unknown: status ->
+    fits whose error is not known; by_status: flagged = any status but 'ok'; by_failed: flagged = 'failed';
+    by_expected: flagged = expected error above the limit, over the fits whose errors are both known;
+    by_either: flagged = status other than 'ok' or expected error above the limit (an unknown one is not);
+    ratio: median of true over expected error, rank: Spearman's correlation of both, NaN with fewer than 3
+    fits or where one of both never changes. The last four are None when no expected error is given."""
 
     limit: float
     counts: dict[str, tuple[int, int]]
@@ -76,9 +80,9 @@ def verdict_table(
     """Confusion table of what N fits say about themselves and what is true.
 
     Args:
-        status: [N] 'ok', 'doubtful' or 'failed'; error: [N] mm, true error, NaN = not known (a fit without a result): such fits are
-            counted in `unknown` only; expected: [N] mm, what the fit expects it to be, NaN = it does not say; limit: mm, a fit with a
-            larger error is bad.
+        status: [N] 'ok', 'doubtful' or 'failed'; error: [N] mm, true error, NaN = not known (a fit without a
+            result): such fits are counted in `unknown` only; expected: [N] mm, what the fit expects it to be,
+            NaN = it does not say; limit: mm, a fit with a larger error is bad.
     Raises:
         InputError: another status, lists of different lengths, or a limit that is not positive.
     """

@@ -1,4 +1,5 @@
-"""Distance of corresponding vertices: meshes of one topology, or of two that a table of correspondences joins."""
+"""Distance of corresponding vertices: meshes of one topology, or of two that a table of correspondences
+joins."""
 
 from __future__ import annotations
 
@@ -13,12 +14,14 @@ from fitkit.io.foreign import DATA_BYTES, foreign_file
 
 
 def vertex_distances(vertices: np.ndarray, truth: np.ndarray, with_scale: bool = True) -> np.ndarray:
-    """Distances [N] of corresponding points after the least-squares similarity (or rigid motion) of all of them.
+    """Distances [N] of corresponding points after the least-squares similarity (or rigid motion) of all of
+    them.
 
     Args:
         vertices, truth: [N, 3] mm, row by row the same place; with_scale: False keeps the prediction's size.
     Source:
-        Per-vertex error of MoFA (Tewari et al., ICCV 2017) and FML (CVPR 2019) on FaceWarehouse, as PGN uses it.
+        Per-vertex error of MoFA (Tewari et al., ICCV 2017) and FML (CVPR 2019) on FaceWarehouse, as PGN uses
+        it.
     """
     ours, scan = (torch.from_numpy(np.asarray(x, np.float64))[None] for x in (vertices, truth))
     return (similarity_align(ours, scan, with_scale=with_scale).apply(ours) - scan).norm(dim=-1)[0].numpy()
@@ -26,26 +29,29 @@ def vertex_distances(vertices: np.ndarray, truth: np.ndarray, with_scale: bool =
 
 @dataclass(frozen=True)
 class Correspondence:
-    """Vertices of a true topology as points on the predicted one: vertex [N] of the truth lies on `triangle` [N] of the
-    prediction, with weights `barycentric` [N, 3]."""
+    """Vertices of a true topology as points on the predicted one: vertex [N] of the truth lies on `triangle`
+    [N] of the prediction, with weights `barycentric` [N, 3]."""
 
     vertex: np.ndarray
     triangle: np.ndarray
     barycentric: np.ndarray
 
     def check(self, triangles: int, vertices: int, where: str) -> None:
-        """Refuse a table that does not belong to a prediction of that many triangles and a truth of that many vertices."""
+        """Refuse a table that does not belong to a prediction of that many triangles and a truth of that many
+        vertices."""
         for name, index, count in (("triangle", self.triangle, triangles), ("vertex", self.vertex, vertices)):
             if not len(index) or index.min() < 0 or index.max() >= count:
                 raise InputError(
-                    f"{where}: {name}: expected indices from 0 to {count - 1}; the table belongs to another mesh"
+                    f"{where}: {name}: expected indices from 0 to {count - 1}; the table belongs to another "
+                    "mesh"
                 )
 
 
 def corresponding_distances(
     vertices: np.ndarray, triangles: np.ndarray, truth: np.ndarray, table: Correspondence
 ) -> np.ndarray:
-    """`vertex_distances` with scale between topologies: prediction [V, 3] with triangles [F, 3], truth [W, 3] -> [N] mm."""
+    """`vertex_distances` with scale between topologies: prediction [V, 3] with triangles [F, 3], truth [W, 3]
+    -> [N] mm."""
     points = (
         table.barycentric[..., None] * np.asarray(vertices, np.float64)[np.asarray(triangles)[table.triangle]]
     ).sum(1)
@@ -58,7 +64,10 @@ def read_correspondence(path) -> Correspondence:
     Raises:
         InputError: no such file, or arrays of another shape.
     """
-    what = "cannot be read as a table of corresponding points (.npz with vertex [N], triangle [N], barycentric [N, 3])"
+    what = (
+        "cannot be read as a table of corresponding points (.npz with vertex [N], triangle [N], "
+        "barycentric [N, 3])"
+    )
     with foreign_file(path, what, limit=DATA_BYTES) as file:
         arrays = file.npz(("vertex", "triangle", "barycentric"))
         vertex, triangle, weight = (arrays[k] for k in ("vertex", "triangle", "barycentric"))

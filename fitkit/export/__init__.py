@@ -1,1 +1,2 @@
-"""FitResult -> files: the result folder (`folder`), meshes, glTF, parameters, cameras, pictures. See docs/results.md."""
+"""FitResult -> files: the result folder (`folder`), meshes, glTF, parameters, cameras, pictures. See
+docs/results.md."""

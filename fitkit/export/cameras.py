@@ -13,17 +13,18 @@ if TYPE_CHECKING:
     from fitkit.fitting.result import FitResult
 
 CONVENTION = (
-    "OpenCV: x_cam = R x_head + t (mm), x right, y down, z forward; pixel (0, 0) is the centre of the top-left pixel; "
-    "head: x to the subject's left, y up, z out of the face"
+    "OpenCV: x_cam = R x_head + t (mm), x right, y down, z forward; pixel (0, 0) is the centre of the "
+    "top-left pixel; head: x to the subject's left, y up, z out of the face"
 )
 
 
 def camera_table(result: FitResult) -> dict[str, Any]:
-    """Content of cameras.json: per view K, R, t (camera_from_head), image size, source, head angles in degrees.
+    """Content of cameras.json: per view K, R, t (camera_from_head), image size, source, head angles in
+    degrees.
 
-    A scaled-orthographic camera has no K: its views are marked kind 'orthographic', and K, R, t describe the pinhole
-    camera at Camera.REFERENCE_DEPTH from the head origin that has the same scale there. A view that was undistorted has the
-    `distortion` of its photo.
+    A scaled-orthographic camera has no K: its views are marked kind 'orthographic', and K, R, t describe the
+    pinhole camera at Camera.REFERENCE_DEPTH from the head origin that has the same scale there. A view that
+    was undistorted has the `distortion` of its photo.
     """
     state = result.state.to(dtype=torch.float64)
     K, R, t = state.camera.matrix(), state.pose.rotation, state.pose.translation.clone()

@@ -22,13 +22,13 @@ from fitkit.export.gltf import write_glb
 from fitkit.export.lighting import decompose_result, draw_lighting
 from fitkit.export.maps import write_parts
 from fitkit.export.meshes import write_obj
-from fitkit.io.mesh_files import write_ply
 from fitkit.export.overlay import draw_overlay
 from fitkit.export.parameters import save_parameters
 from fitkit.export.preview import draw_detail, draw_preview, draw_uncertainty
 from fitkit.export.texture import blend_texture
 from fitkit.fitting.result import FitResult
 from fitkit.geometry.color import srgb_from_linear
+from fitkit.io.mesh_files import write_ply
 from fitkit.io.options import plain
 from fitkit.io.result_folder import check_output, replaced, stems_of
 from fitkit.tensors import one_thread
@@ -41,18 +41,21 @@ TEXTURE_SIZE = 1024
 def write_result(
     result: FitResult, output: str | os.PathLike, overwrite: bool = False, light: bool = False
 ) -> Path:
-    """Write all files of a fit into a new folder; light: only parameters.npz (without light), metrics.json and recipe.yaml.
+    """Write all files of a fit into a new folder; light: only parameters.npz (without light), metrics.json
+    and recipe.yaml.
 
-    After any error or Ctrl-C nothing is left behind and an older result stays as it was, see `replaced`. Other results that lie in the
-    older one stay.
+    After any error or Ctrl-C nothing is left behind and an older result stays as it was, see `replaced`.
+    Other results that lie in the older one stay.
 
     Returns: the absolute path of the folder.
     Raises:
-        InputError: see `check_output`; or writing failed (disk full, ...). FitError: the result holds NaN or infinity.
+        InputError: see `check_output`; or writing failed (disk full, ...). FitError: the result holds NaN or
+            infinity.
     """
     path = check_output(output, overwrite)
     _check_finite(result)
-    # Threads within the many short operations of a picture cost more than they bring; files are made side by side.
+    # Threads within the many short operations of a picture cost more than they bring; files are made side by
+    # side.
     with replaced(path, overwrite) as folder, one_thread():
         (_write_numbers if light else _write_all)(result, folder)
     return path
@@ -72,7 +75,8 @@ def _check_finite(result: FitResult) -> None:
     ):
         if value is not None and not bool(torch.isfinite(value).all()):
             raise FitError(
-                f"result of {result.subject.name}: {name} holds values that are not finite; nothing was written"
+                f"result of {result.subject.name}: {name} holds values that are not finite; nothing was "
+                "written"
             )
 
 
@@ -96,7 +100,8 @@ def _write_report(result: FitResult, folder: Path, lacking: Sequence[str] = ()) 
 
 
 def _write_all(result: FitResult, folder: Path) -> None:
-    """Parameters, meshes and numbers have to be written; what is drawn from them is left out where it fails, and metrics.json says so."""
+    """Parameters, meshes and numbers have to be written; what is drawn from them is left out where it fails,
+    and metrics.json says so."""
     model = result.personal_model
     neutral, vertices = result.neutral.detach(), result.vertices.detach()
     stems = file_stems(result)

@@ -17,7 +17,8 @@ from torch import Tensor
 from fitkit.geometry.normals import vertex_normals
 from fitkit.models.face_model import FaceModel
 
-MM = 1e-3  # glTF counts in metres; its axes (+y up, +z forward, +x to the figure's left) are those of the head frame
+# glTF counts in metres; its axes (+y up, +z forward, +x to the figure's left) are those of the head frame
+MM = 1e-3
 STILL_MM = 0.02  # vertices that a shape moves less than this are left out of its morph target
 FLOAT, USHORT, UINT = 5126, 5123, 5125
 
@@ -25,8 +26,8 @@ FLOAT, USHORT, UINT = 5126, 5123, 5125
 def arkit_shapes(names: tuple[str, ...]) -> list[tuple[str, list[int]]]:
     """Morph-target names after Apple's ARKit and the model shapes that each one adds up.
 
-    'mouthSmile_L' becomes 'mouthSmileLeft'; shapes that ARKit has only as a whole (browInnerUp, cheekPuff) are summed.
-    Names that follow another habit stay as they are.
+    'mouthSmile_L' becomes 'mouthSmileLeft'; shapes that ARKit has only as a whole (browInnerUp, cheekPuff)
+    are summed. Names that follow another habit stay as they are.
     """
     targets: dict[str, list[int]] = {}
     for i, name in enumerate(names):
@@ -48,7 +49,8 @@ def write_glb(
 
     Args:
         vertices: [V, 3] mm, head frame; written in metres. Vertices on UV seams are repeated, as glTF asks.
-        texture_png: the encoded picture, or None; without UV or texture the mesh carries the model's albedo per vertex.
+        texture_png: the encoded picture, or None; without UV or texture the mesh carries the model's albedo
+            per vertex.
     """
     buffer = _Buffer()
     vertex, uv, faces = _split_seams(model)
@@ -121,7 +123,8 @@ def write_glb(
 
 
 def _split_seams(model: FaceModel) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """One vertex per (position, UV) pair: model vertex of each [N], its UV [N, 2] or None, triangles [F, 3]."""
+    """One vertex per (position, UV) pair: model vertex of each [N], its UV [N, 2] or None, triangles [F,
+    3]."""
     corner = model.triangles.numpy()
     if model.uv is None:
         return np.arange(model.num_vertices), None, corner

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import cv2
 import numpy as np
 
 from fitkit.observe.landmarks.types import Landmarks
-import itertools
 
 SIDE = 900  # px of the picture's longer side
 ROOM = 0.35  # around the box of the points, over its larger side
@@ -29,10 +30,12 @@ HIDDEN = 0.5  # confidence below which a point is drawn hollow
 
 
 def draw_landmarks(image: np.ndarray, landmarks: Landmarks) -> np.ndarray:
-    """The part of image [H, W, 3] uint8 around the face with its points (first view of `landmarks`), uint8 [h, w, 3].
+    """The part of image [H, W, 3] uint8 around the face with its points (first view of `landmarks`), uint8
+    [h, w, 3].
 
-    Each point is a dot in a faint disk with the standard deviation as radius, green to red with it; the dot of a point that is
-    probably hidden (confidence below 0.5) is hollow. Every fifth point has its number, counted from 1 as in .pts files.
+    Each point is a dot in a faint disk with the standard deviation as radius, green to red with it; the dot
+    of a point that is probably hidden (confidence below 0.5) is hollow. Every fifth point has its number,
+    counted from 1 as in .pts files.
     """
     points = landmarks.points[0].double().numpy()
     valid = landmarks.valid[0].numpy() & np.isfinite(points).all(1)

@@ -14,7 +14,6 @@ from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import CropOptions, crop_views
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
-
 from fitkit.render.shading import Surface, average_surface
 from fitkit.scene.state import SceneState
 
@@ -26,11 +25,13 @@ GROUND = 0.93  # sRGB
 def decompose_result(
     result: FitResult, options: DecomposeOptions = DecomposeOptions()
 ) -> tuple[Decomposition, SceneState, Observations]:
-    """`decompose` for a finished fit; also the state with its camera in pixels of the crops, and the crops."""
+    """`decompose` for a finished fit; also the state with its camera in pixels of the crops, and the
+    crops."""
     views, model = result.subject.views, result.personal_model.to(dtype=torch.float32)
     state = result.state.to(dtype=torch.float32)
     with torch.no_grad():
-        # The model's points and not the observed ones: those may be missing. Kept on the photo, so that there is something to cut.
+        # The model's points and not the observed ones: those may be missing. Kept on the photo, so that there
+        # is something to cut.
         points, _ = state.camera.project(
             state.pose.apply(model.landmarks.points(state.vertices(model), model.triangles))
         )
@@ -51,8 +52,8 @@ def decompose_result(
 def draw_lighting(
     parts: Decomposition, model: FaceModel, state: SceneState, observations: Observations, index: int
 ) -> np.ndarray:
-    """Three pictures side by side for view `index`, uint8 [h, 3 w + 2 gaps, 3]: the crop; the mesh with its albedo, unlit;
-    a grey head under the view's light, its mean as bright as grey in even light.
+    """Three pictures side by side for view `index`, uint8 [h, 3 w + 2 gaps, 3]: the crop; the mesh with its
+    albedo, unlit; a grey head under the view's light, its mean as bright as grey in even light.
 
     state: camera in pixels of the crops in `observations`.
     """

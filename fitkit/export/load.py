@@ -11,26 +11,17 @@ import numpy as np
 import torch
 
 from fitkit.errors import InputError, MissingWeightsError, check_argument
-from fitkit.scene.parameters import Parameters, load_parameters
 from fitkit.fitting.report import FitReport
 from fitkit.fitting.result import FitResult
-from fitkit.io.foreign import foreign_file
+from fitkit.io.foreign import foreign_file, readable
 from fitkit.io.images import SUFFIXES
 from fitkit.io.mesh_files import read_vertex_numbers
 from fitkit.io.options import read_yaml
-from fitkit.io.subject import (
-    OUTPUT_FOLDER,
-    MissingPhoto,
-    Subject,
-    View,
-    as_subject,
-    is_result,
-    load_photos,
-    readable,
-)
+from fitkit.io.subject import OUTPUT_FOLDER, MissingPhoto, Subject, View, as_subject, is_result, load_photos
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 from fitkit.observe.landmarks.types import Landmarks
+from fitkit.scene.parameters import Parameters, load_parameters
 
 
 def load_result(
@@ -43,16 +34,18 @@ def load_result(
     Args:
         folder: the result folder, e.g. 'anna/fitkit'.
         model: the face model of the fit; None loads the one that the result names.
-        photos: the subject folder, or Subject, whose photos were fitted; None looks where `fitkit fit` leaves them, in the folder around
-            the result. Photos are known by their names and sizes; with None those that are not there give views that refuse to show
-            theirs.
+        photos: the subject folder, or Subject, whose photos were fitted; None looks where `fitkit fit` leaves
+            them, in the folder around the result. Photos are known by their names and sizes; with None those
+            that are not there give views that refuse to show theirs.
     Returns:
-        the result, with the same numbers, meshes and verdict; saving it writes the same files. Not restored are, of the state, what its
-        meshes do not need (offsets of landmarks, the albedo), `vertex_sigma` of results that hold numbers only, `landmarks` of results
-        of earlier versions (then none of them is valid), and the `maps` of a prediction.
+        the result, with the same numbers, meshes and verdict; saving it writes the same files. Not restored
+        are, of the state, what its meshes do not need (offsets of landmarks, the albedo), `vertex_sigma` of
+        results that hold numbers only, `landmarks` of results of earlier versions (then none of them is
+        valid), and the `maps` of a prediction.
     Raises:
-        InputError: no result folder, files that cannot be read or do not belong together, another face model, or photos that are not
-            those of the fit. MissingWeightsError: the face model is not on this machine.
+        InputError: no result folder, files that cannot be read or do not belong together, another face model,
+            or photos that are not those of the fit. MissingWeightsError: the face model is not on this
+            machine.
     """
     check_argument("load_result", folder, (str, os.PathLike), "the path of a result folder")
     check_argument("model", model, (FaceModel, type(None)), "a FaceModel")
@@ -89,7 +82,8 @@ def _report(folder: Path, parameters: Parameters) -> FitReport:
     names = tuple(view.name for view in report.views)
     if names != parameters.view_names:
         raise InputError(
-            f"{path}: expected the views of the parameters.npz beside it, {', '.join(parameters.view_names)}; got {', '.join(names) or 'none'}"
+            f"{path}: expected the views of the parameters.npz beside it, "
+            f"{', '.join(parameters.view_names)}; got {', '.join(names) or 'none'}"
         )
     return report
 
@@ -113,7 +107,8 @@ def _subject(folder: Path, parameters: Parameters, photos: str | os.PathLike | S
         if photos is not None:
             got = "it has none" if view is None else f"there it has {view.size[0]} x {view.size[1]}"
             raise InputError(
-                f"{found.path or found.name}: expected the photo '{name}' of {folder}, {size[0]} x {size[1]} px; {got}"
+                f"{found.path or found.name}: expected the photo '{name}' of {folder}, {size[0]} x "
+                f"{size[1]} px; {got}"
             )
         views.append(View(name, MissingPhoto(name, tuple(size), folder)))
     return Subject(parameters.subject_name, tuple(views), found.path)
@@ -147,6 +142,7 @@ def _vertex_sigma(path: Path, model: FaceModel) -> torch.Tensor | None:
     numbers = read_vertex_numbers(path, "sigma_mm")
     if numbers is not None and len(numbers) != model.num_vertices:
         raise InputError(
-            f"{path}: expected {model.num_vertices} vertices, as face model '{model.name}' has, got {len(numbers)}"
+            f"{path}: expected {model.num_vertices} vertices, as face model '{model.name}' has, got "
+            f"{len(numbers)}"
         )
     return None if numbers is None else torch.from_numpy(numbers.astype(np.float32))

@@ -1,4 +1,5 @@
-"""What a network says of photos beside a scene, as files: one for each part and photo. Contents: docs/regressor.md."""
+"""What a network says of photos beside a scene, as files: one for each part and photo. Contents:
+docs/regressor.md."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ DEPTH_UNIT = 0.1  # mm, of depth maps with 16 bits
 
 
 def write_maps(maps: PredictedMaps, output: str | os.PathLike, overwrite: bool = False) -> Path:
-    """Write what a network without a scene says into a new folder: prediction.json and a folder for each part; whole or not at all.
+    """Write what a network without a scene says into a new folder: prediction.json and a folder for each
+    part; whole or not at all.
 
     Returns: the absolute path of the folder.
     Raises:

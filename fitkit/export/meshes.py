@@ -17,7 +17,8 @@ def write_obj(
 ) -> Path:
     """OBJ with normals and, where the model has them, UV coordinates; `texture` names the picture beside it.
 
-    Written here and not by trimesh, because trimesh repeats the vertices along UV seams and so loses their order.
+    Written here and not by trimesh, because trimesh repeats the vertices along UV seams and so loses their
+    order.
     """
     path = Path(path)
     points = vertices.double().numpy()

@@ -1,18 +1,18 @@
-"""`overlay/STEM.png`: the photo beside the photo with the fitted mesh, its outlines and the landmarks over it."""
+"""`overlay/STEM.png`: the photo beside the photo with the fitted mesh, its outlines and the landmarks over
+it."""
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import torch
 
-
 from fitkit.render.shading import Surface, average_blocks, light_surface
 from fitkit.render.texture import crop_and_scale
 from fitkit.scene.camera import Camera
-import itertools
 
 if TYPE_CHECKING:
     from fitkit.fitting.result import FitResult
@@ -28,7 +28,8 @@ SUPERSAMPLE = 2
 OPACITY = 0.58
 FARTHEST_PX = 1e6  # beyond the picture, where a line may end
 OBSERVED, FITTED, CONTOUR, OUTLINE = (70, 230, 90), (255, 60, 50), (255, 236, 190), (25, 90, 190)
-# iBUG 68 polylines: brows, nose, eyes, lips; True = closed. The jaw (0-16) is drawn as the mesh's own outline.
+# iBUG 68 polylines: brows, nose, eyes, lips; True = closed. The jaw (0-16) is drawn as the mesh's own
+# outline.
 CURVES = (
     (range(17, 22), False),
     (range(22, 27), False),
@@ -45,8 +46,9 @@ CURVES = (
 def draw_overlay(result: FitResult, index: int) -> np.ndarray:
     """Two pictures side by side for view `index`, uint8 [h, 2 w + gap, 3].
 
-    Left the photo; right the shaded mesh over its skin area with the model's outline (dark), the feature lines of its
-    landmarks (light), the observed landmarks (green) and the fitted ones (red, joined to their observation).
+    Left the photo; right the shaded mesh over its skin area with the model's outline (dark), the feature
+    lines of its landmarks (light), the observed landmarks (green) and the fitted ones (red, joined to their
+    observation).
     """
     model, state = result.personal_model, result.state
     vertices = state.posed(model, [index])
@@ -112,7 +114,8 @@ def _frame(
 def _blend_mesh(
     photo: np.ndarray, model, vertices: torch.Tensor, surface: Surface, depth: np.ndarray
 ) -> np.ndarray:
-    """Translucent clay over the skin (and what it encloses), then the dark lines where the surface ends or folds over."""
+    """Translucent clay over the skin (and what it encloses), then the dark lines where the surface ends or
+    folds over."""
     H, W = photo.shape[:2]
     factor = SUPERSAMPLE
     if len(surface.pixel) == 0:
@@ -121,7 +124,8 @@ def _blend_mesh(
     shaded = light_surface(surface, vertices, model.triangles, None, shown, supersample=factor)
     rgb = shaded.rgb.numpy() * np.float32([0.93, 0.99, 1.06])  # a cool tint tells clay from skin
     alpha = shaded.skin.numpy()
-    # Eyeballs and teeth are no skin but lie inside it: fill small gaps, then soften the cut at the hairline and neck.
+    # Eyeballs and teeth are no skin but lie inside it: fill small gaps, then soften the cut at the hairline
+    # and neck.
     reach = max(3, round(max(H, W) / 18)) | 1
     solid = cv2.morphologyEx(
         (alpha > 0.5).astype(np.uint8),
@@ -141,7 +145,8 @@ def _blend_mesh(
 
 
 def _folds(depth: np.ndarray, width: int, step: float = 5.0) -> np.ndarray:
-    """1 on the near side of edges where the surface ends or jumps back by more than `step` mm, float32 [H, W]."""
+    """1 on the near side of edges where the surface ends or jumps back by more than `step` mm, float32 [H,
+    W]."""
     far = np.where(depth > 0, depth, 1e6).astype(np.float32)
     behind = cv2.dilate(far, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_REPLICATE)
     edge = ((behind - far > step) & (depth > 0)).astype(np.uint8)
@@ -149,7 +154,8 @@ def _folds(depth: np.ndarray, width: int, step: float = 5.0) -> np.ndarray:
 
 
 def _landmarks_in_front(landmarks: torch.Tensor, camera: Camera, depth: np.ndarray) -> np.ndarray:
-    """[68] bool: the landmark [1, 68, 3] is not hidden behind the mesh (4 mm tolerance for those that lie in folds).
+    """[68] bool: the landmark [1, 68, 3] is not hidden behind the mesh (4 mm tolerance for those that lie in
+    folds).
 
     depth: of the supersampled picture, 0 where the mesh does not reach.
     """
@@ -164,7 +170,8 @@ def _landmarks_in_front(landmarks: torch.Tensor, camera: Camera, depth: np.ndarr
 
 
 def _on_layer(panel: np.ndarray, points, opacity: float, draw) -> None:
-    """Draw on the few pixels around the points and blend: one way to have thin, translucent, antialiased strokes."""
+    """Draw on the few pixels around the points and blend: one way to have thin, translucent, antialiased
+    strokes."""
     points = np.asarray(points, float)
     if not np.isfinite(points).all():
         return

@@ -1,5 +1,5 @@
-"""`preview.png`: the neutral face from five sides, as clay and with its texture; `uncertainty.png`: its error bars in colour;
-`detail.png`: its displacement beyond the face model; error maps of scans."""
+"""`preview.png`: the neutral face from five sides, as clay and with its texture; `uncertainty.png`: its error
+bars in colour; `detail.png`: its displacement beyond the face model; error maps of scans."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import Tensor
 from fitkit.geometry.color import linear_from_srgb
 from fitkit.geometry.rotation import so3_exp
 from fitkit.models.face_model import FaceModel
-
 from fitkit.render.shading import (
     Shaded,
     Surface,
@@ -44,7 +43,8 @@ def draw_preview(
 ) -> np.ndarray:
     """Contact sheet of a head-frame mesh [V, 3] mm, uint8 [H, W, 3]; one column per yaw.
 
-    First row clay, second row textured (or, without texture, coloured by the model's albedo; no second row without either).
+    First row clay, second row textured (or, without texture, coloured by the model's albedo; no second row
+    without either).
     """
     shown = _shown_part(vertices, model)
     rows = 1 if texture is None and model.albedo_mean is None else 2
@@ -53,7 +53,8 @@ def draw_preview(
 
 
 def _shown_part(vertices: Tensor, model: FaceModel) -> tuple[Tensor, float]:
-    """Middle of the head [3] and the height in mm that a tile shows: the head without most of the neck and shoulders."""
+    """Middle of the head [3] and the height in mm that a tile shows: the head without most of the neck and
+    shoulders."""
     skin = vertices[model.skin | model.face]
     top, chin = vertices[:, 1].max(), model.landmarks.points(vertices[None], model.triangles)[0, 8, 1]
     bottom = torch.maximum(vertices[:, 1].min(), chin - 0.22 * (top - chin))
@@ -68,8 +69,8 @@ def _shown_part(vertices: Tensor, model: FaceModel) -> tuple[Tensor, float]:
 def draw_uncertainty(
     vertices: Tensor, sigma: Tensor, model: FaceModel, tile: tuple[int, int] = TILE
 ) -> np.ndarray:
-    """A head-frame mesh [V, 3] mm coloured by sigma [V] mm from both sides and the front, with the scale at the right,
-    uint8 [H, W, 3]: dark blue 0 mm, yellow SIGMA_LARGEST and more."""
+    """A head-frame mesh [V, 3] mm coloured by sigma [V] mm from both sides and the front, with the scale at
+    the right, uint8 [H, W, 3]: dark blue 0 mm, yellow SIGMA_LARGEST and more."""
     return _coloured(
         vertices,
         model.triangles,
@@ -86,8 +87,8 @@ def draw_uncertainty(
 def draw_detail(
     vertices: Tensor, displacement: Tensor, model: FaceModel, tile: tuple[int, int] = TILE
 ) -> np.ndarray:
-    """A head-frame mesh [V, 3] mm coloured by its displacement [V] mm, as `draw_uncertainty`: red DETAIL_LARGEST and more outwards,
-    white 0, blue inwards."""
+    """A head-frame mesh [V, 3] mm coloured by its displacement [V] mm, as `draw_uncertainty`: red
+    DETAIL_LARGEST and more outwards, white 0, blue inwards."""
     return _coloured(
         vertices,
         model.triangles,
@@ -110,9 +111,9 @@ def draw_error_map(
     label: str = "error mm",
     tile: tuple[int, int] = TILE,
 ) -> np.ndarray:
-    """A scan [V, 3] mm (y up, z out of the face), triangles [F, 3], coloured by the error [V] of its vertices from five sides, with
-    the scale at the right, uint8 [H, W, 3]: dark blue 0, yellow `largest` and more, grey where NaN. The scale does not depend on the
-    errors, so that pictures can be compared."""
+    """A scan [V, 3] mm (y up, z out of the face), triangles [F, 3], coloured by the error [V] of its vertices
+    from five sides, with the scale at the right, uint8 [H, W, 3]: dark blue 0, yellow `largest` and more,
+    grey where NaN. The scale does not depend on the errors, so that pictures can be compared."""
     known = vertices[torch.isfinite(errors)]
     low, high = known.amin(0), known.amax(0)
     shown = (

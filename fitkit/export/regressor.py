@@ -1,4 +1,5 @@
-"""A trained network as a program that runs without fitkit: TorchScript or ONNX, and a card that explains it."""
+"""A trained network as a program that runs without fitkit: TorchScript or ONNX, and a card that explains
+it."""
 
 from __future__ import annotations
 
@@ -42,15 +43,15 @@ OUTPUTS = {
     "rotation": (
         "[S, V, 3, 3]",
         "none",
-        "camera_from_head: x_camera = rotation @ x_head + translation; head: x to the subject's left, y up, z out of the face; "
-        "camera: x right, y down, z forward",
+        "camera_from_head: x_camera = rotation @ x_head + translation; head: x to the subject's left, y "
+        "up, z out of the face; camera: x right, y down, z forward",
     ),
     "translation": ("[S, V, 3]", "mm", "of camera_from_head, see `rotation`"),
     "focal": (
         "[S, V]",
         "px of the cut picture",
-        "orthographic camera: pixel = focal * x_camera / 1000 mm + principal; perspective: pixel = focal * x_camera / z_camera + "
-        "principal; which one: `camera_kind`",
+        "orthographic camera: pixel = focal * x_camera / 1000 mm + principal; perspective: pixel = focal * "
+        "x_camera / z_camera + principal; which one: `camera_kind`",
     ),
     "principal": ("[S, V, 2]", "px of the cut picture", "x, y; (0, 0) is the centre of the top-left pixel"),
     "landmarks": (
@@ -72,14 +73,15 @@ OUTPUTS = {
     "position_map": (
         "[S, V, 3, H, W]",
         "px of the cut picture",
-        "x, y, z of the skin at each texel of the face model's texture map; z of the same scale, behind the nearest point",
+        "x, y, z of the skin at each texel of the face model's texture map; z of the same scale, behind "
+        "the nearest point",
     ),
     "parse": ("[S, V, C, size, size]", "none", "logits of the parts of a face, in the order of `parts`"),
     "points3d": ("[S, V, N, 3]", "mm", "points of the face, in a frame of each photo's own"),
 }
 CROP_RULE = (
-    "square around the box of the 68 landmarks: side = margin * its larger side, centre moved up by `up` * its height, grey (128) or "
-    "black, as `fill` says, outside of the photo, resized to size x size px"
+    "square around the box of the 68 landmarks: side = margin * its larger side, centre moved up by `up` * "
+    "its height, grey (128) or black, as `fill` says, outside of the photo, resized to size x size px"
 )
 BY_PERSON = ("identity", "identity_sigma")
 
@@ -109,7 +111,8 @@ def _tables(found: Prediction) -> dict[str, Tensor]:
 
 
 class PaddedRegressor(nn.Module):
-    """A network with tensors in and tensors out: those of `OUTPUTS` that it has, in that order; rows of missing views are zeros."""
+    """A network with tensors in and tensors out: those of `OUTPUTS` that it has, in that order; rows of
+    missing views are zeros."""
 
     def __init__(self, network: Predictor):
         super().__init__()
@@ -135,7 +138,8 @@ def export_regressor(
     overwrite: bool = False,
     model: FaceModel | None = None,
 ) -> Path:
-    """Write a network as a program, and its card beside it, see `card_of`. The program is run before it is kept.
+    """Write a network as a program, and its card beside it, see `card_of`. The program is run before it is
+    kept.
 
     Args:
         format: 'torchscript' or 'onnx'; empty = by the suffix of `output`, .pt or .onnx.
@@ -211,8 +215,8 @@ def _check_request(weights: Path, output: Path, card_path: Path, format: str, ov
     )
     if missing:
         raise InputError(
-            f"{output}: ONNX export needs the package {missing[0]}, which is not installed; pip install 'fitkit[export]', "
-            "or export TorchScript"
+            f"{output}: ONNX export needs the package {missing[0]}, which is not installed; pip install "
+            "'fitkit[export]', or export TorchScript"
         )
 
 
@@ -247,8 +251,8 @@ def _write(
     except Exception as error:  # the exporters of torch raise many kinds
         text = " ".join(str(error).split())[:200]
         raise FitkitError(
-            f"{output}: torch {torch.__version__} cannot write this network as {format} ({type(error).__name__}: {text}); "
-            "nothing was written, try the other format or a newer torch"
+            f"{output}: torch {torch.__version__} cannot write this network as {format} "
+            f"({type(error).__name__}: {text}); nothing was written, try the other format or a newer torch"
         ) from error
 
 
@@ -265,7 +269,8 @@ def _write_onnx(
 ) -> int:
     import onnx
 
-    # Given a module instead of its graph, torch.onnx.export tries again with a fixed number of people when a dynamic one fails.
+    # Given a module instead of its graph, torch.onnx.export tries again with a fixed number of people when a
+    # dynamic one fails.
     people = torch.export.Dim("S")
     graph = torch.export.export(
         program, (images, valid), dynamic_shapes={"images": {0: people}, "valid": {0: people}}, strict=False
@@ -299,8 +304,8 @@ def _check(
     names: tuple[str, ...],
     output: Path,
 ) -> bool:
-    """Compare the written program with the network, by the way that fitkit takes, on other pictures of more people -> False: there
-    is nothing here that runs it.
+    """Compare the written program with the network, by the way that fitkit takes, on other pictures of more
+    people -> False: there is nothing here that runs it.
 
     Raises:
         FitkitError: they differ.
@@ -309,7 +314,8 @@ def _check(
     got = _run(format, part, images, valid)
     if got is None:
         log.warning(
-            "%s: was not compared with the network, which needs the package onnxruntime; pip install 'fitkit[export]'",
+            "%s: was not compared with the network, which needs the package onnxruntime; pip install "
+            "'fitkit[export]'",
             output,
         )
         return False
@@ -320,13 +326,13 @@ def _check(
         off = float(np.abs(own - truth).max()) / max(float(np.abs(truth).max()), 1e-6)
         if not off < TOLERANCE:
             raise FitkitError(
-                f"{output}: the exported program differs from the network in '{name}' by {off:.2g} of its size (allowed "
-                f"{TOLERANCE:g}); nothing was written, try the other format"
+                f"{output}: the exported program differs from the network in '{name}' by {off:.2g} of its "
+                f"size (allowed {TOLERANCE:g}); nothing was written, try the other format"
             )
         if name not in BY_PERSON and mine[~there].any():
             raise FitkitError(
-                f"{output}: the exported program has numbers in '{name}' where views are missing, expected 0; nothing was "
-                "written, try the other format"
+                f"{output}: the exported program has numbers in '{name}' where views are missing, expected "
+                "0; nothing was written, try the other format"
             )
     return True
 
@@ -354,8 +360,8 @@ def _cards_of(weights: Path) -> tuple[Path, Path]:
 
 
 def card_of(program: Path) -> Path:
-    """Where the card of a program lies: NAME.json, or where that is the card of another program, as of NAME.pt beside NAME.onnx,
-    NAME.onnx.json."""
+    """Where the card of a program lies: NAME.json, or where that is the card of another program, as of
+    NAME.pt beside NAME.onnx, NAME.onnx.json."""
     card = program.with_suffix(".json")
     other = _program_of(card)
     taken = other not in (None, program.name) and card != program and os.path.exists(program.parent / other)

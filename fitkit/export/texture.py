@@ -22,7 +22,8 @@ def blend_texture(
     model, state = result.personal_model, result.state
     if model.uv is None:
         raise InputError(
-            f"texture: face model '{model.name}' has no UV coordinates; choose a model with UV or leave the texture out"
+            f"texture: face model '{model.name}' has no UV coordinates; choose a model with UV or leave the "
+            "texture out"
         )
     photos = result.subject.views
     chosen = choose_views(model, state, [view.image.shape[:2] for view in photos], options.max_views)

@@ -28,11 +28,13 @@ DARK = 2e-3  # linear colours below this are too noisy for ratios
 
 @dataclass(frozen=True)
 class DecomposeOptions:
-    """points: skin points the lights are estimated from; sigma: linear intensity that light and albedo leave unexplained;
-    albedo_sigma: deviation of the skin's albedo from the model's mean while the lights are estimated, linear intensity;
-    rounds: of light and albedo in turn; min_cosine, depth_tolerance_mm: visibility;
-    pull: weight of the mean albedo times the person's colour at a vertex, against one well lit and squarely seen colour;
-    darkest: share of a view's mean light below which shading says nothing about albedo; size: side of the crops in pixels."""
+    """points: skin points the lights are estimated from; sigma: linear intensity that light and albedo leave
+    unexplained; albedo_sigma: deviation of the skin's albedo from the model's mean while the lights are
+    estimated, linear intensity; rounds: of light and albedo in turn; min_cosine, depth_tolerance_mm:
+    visibility;
+    pull: weight of the mean albedo times the person's colour at a vertex, against one well lit and squarely
+    seen colour; darkest: share of a view's mean light below which shading says nothing about albedo; size:
+    side of the crops in pixels."""
 
     points: int = 2500
     sigma: float = 0.03
@@ -47,12 +49,13 @@ class DecomposeOptions:
 
 @dataclass(frozen=True)
 class Decomposition:
-    """albedo: [V, 3] linear RGB of the person; light: [B, 9, 3] spherical harmonics of each view in the head frame, linear RGB;
-    shading: [B, V, 3] light that falls on the vertices of each view, so that albedo times shading is the colour; seen: [V] in
-    [0, 1], how well the photos show a vertex: where it is 0 the albedo continues the seen one.
+    """albedo: [V, 3] linear RGB of the person; light: [B, 9, 3] spherical harmonics of each view in the head
+    frame, linear RGB; shading: [B, V, 3] light that falls on the vertices of each view, so that albedo times
+    shading is the colour; seen: [V] in [0, 1], how well the photos show a vertex: where it is 0 the albedo
+    continues the seen one.
 
-    Light and albedo share one scale that photos cannot show: the albedo's mean luminance on the skin is the model's, and the
-    views' mean light is white."""
+    Light and albedo share one scale that photos cannot show: the albedo's mean luminance on the skin is the
+    model's, and the views' mean light is white."""
 
     albedo: Tensor
     light: Tensor
@@ -68,10 +71,12 @@ def decompose(
 ) -> Decomposition:
     """Albedo, light and shading of one fitted person, from any fit.
 
-    Each view's light is the least-squares light under one albedo of the person, which in turn is pulled to the model's mean albedo
-    times one colour; then each vertex's albedo is the robust mean of its colours divided by the shading. From one photo the split is
-    only as good as the model's mean albedo: a tan line or a beard is albedo, a soft gradient across the face is light.
-    Shadows that the face casts on itself and highlights belong to neither and are left in the albedo where all views have them.
+    Each view's light is the least-squares light under one albedo of the person, which in turn is pulled to
+    the model's mean albedo times one colour; then each vertex's albedo is the robust mean of its colours
+    divided by the shading. From one photo the split is only as good as the model's mean albedo: a tan line or
+    a beard is albedo, a soft gradient across the face is light.
+    Shadows that the face casts on itself and highlights belong to neither and are left in the albedo where
+    all views have them.
 
     Args:
         state: S = 1, its camera in pixels of the crops; its illumination is not used.
@@ -158,7 +163,8 @@ def _albedo(
     skin = model.skin & (seen > 0.5)
     weight, expected, pull = trust, mean, 0.0
     for _ in range(4):
-        # Where little light falls a small error of the light is a large one of the quotient: the expected albedo steps in.
+        # Where little light falls a small error of the light is a large one of the quotient: the expected
+        # albedo steps in.
         top = (weight[..., None] * shading * color).sum(0) + pull * expected
         albedo = top / ((weight[..., None] * shading.square()).sum(0) + pull).clamp_min(1e-9)
         ratio = (albedo.clamp_min(DARK) / mean.clamp_min(DARK)).log()

@@ -15,16 +15,15 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from fitkit.errors import FitkitError, InputError, unexpected
-from fitkit.io.options import plain
-from fitkit.io.result_folder import ENTRIES, tidy
 from fitkit.fitting.recipe import FitRecipe
 from fitkit.fitting.run import check_device, fit
 from fitkit.io.atomic import writing, written_whole
-from fitkit.io.foreign import foreign_file
-from fitkit.io.options import build
+from fitkit.io.foreign import foreign_file, readable
+from fitkit.io.options import build, plain
 from fitkit.io.outputs import locked
 from fitkit.io.progress import Progress
-from fitkit.io.subject import OUTPUT_FOLDER, is_result, load_subject, readable, subject_folders
+from fitkit.io.result_folder import ENTRIES, tidy
+from fitkit.io.subject import OUTPUT_FOLDER, is_result, load_subject, subject_folders
 from fitkit.io.workers import run_jobs
 from fitkit.models.registry import load_model
 
@@ -34,11 +33,13 @@ REPORT = "batch.json"
 
 @dataclass(frozen=True)
 class BatchRow:
-    """One subject of a batch. subject: name of its result, its path below the root; status: 'ok', 'doubtful' or 'failed' of its fit,
-    'error' when there is none; message: the first reason why it is not ok, or the error; reprojection_share: mean reprojection error over the face size; seconds: of
-    the fit; iterations: steps of the solver, those that were rejected too; views: photos that were fitted; start: which start the fit took;
-    expected_mm, upper_mm: expected error and its bound, see `fitkit.fitting.findings.expected_error`; photos: their folder, relative to the
-    root ('.' for the root itself; '' in earlier reports)."""
+    """One subject of a batch. subject: name of its result, its path below the root; status: 'ok', 'doubtful'
+    or 'failed' of its fit, 'error' when there is none; message: the first reason why it is not ok, or the
+    error; reprojection_share: mean reprojection error over the face size; seconds: of the fit; iterations:
+    steps of the solver, those that were rejected too; views: photos that were fitted; start: which start the
+    fit took; expected_mm, upper_mm: expected error and its bound, see
+    `fitkit.fitting.findings.expected_error`; photos: their folder, relative to the root ('.' for the root
+    itself; '' in earlier reports)."""
 
     subject: str
     status: str
@@ -63,21 +64,24 @@ def fit_folder(
     device: str = "cpu",
     progress: Progress = Progress(),
 ) -> list[BatchRow]:
-    """Fit every subject folder below `folder`; the result of FOLDER/A/B goes to OUTPUT/A/B, that of FOLDER itself to OUTPUT/FOLDER.
+    """Fit every subject folder below `folder`; the result of FOLDER/A/B goes to OUTPUT/A/B, that of FOLDER
+    itself to OUTPUT/FOLDER.
 
-    A subject that cannot be fitted does not end the batch: whatever goes wrong with it, also that its process is killed, becomes its row
-    (with one worker, which is this process, all but a kill). OUTPUT/batch.json lists what became of each, written anew after every fit.
+    A subject that cannot be fitted does not end the batch: whatever goes wrong with it, also that its process
+    is killed, becomes its row (with one worker, which is this process, all but a kill). OUTPUT/batch.json
+    lists what became of each, written anew after every fit.
 
     Args:
         workers: processes, each with one thread; the results do not depend on it.
         resume: keep the results that are there; a subject without one, or with an error, is fitted (again).
-        light: of each result only parameters.npz, metrics.json and recipe.yaml, the labels that a training reads.
+        light: of each result only parameters.npz, metrics.json and recipe.yaml, the labels that a training
+            reads.
         progress: told of each subject, with its row, and first how many are there before the first fit.
     Returns:
         a row for each subject, in the order of their paths.
     Raises:
-        InputError: no subject folder, the output holds results without `resume` or of no batch, another batch writes there, or
-            OUTPUT/batch.json cannot be written in the end.
+        InputError: no subject folder, the output holds results without `resume` or of no batch, another batch
+            writes there, or OUTPUT/batch.json cannot be written in the end.
     """
     folder, output = Path(folder), Path(output)
     if workers < 1:
@@ -132,7 +136,8 @@ def _subjects(folder: Path, output: Path) -> dict[str, Path]:
         target = Path(os.path.realpath(output))
     if Path(os.path.realpath(folder)).is_relative_to(target):
         raise InputError(
-            f"output {output}: the folder of the photos, {folder}, is it or lies in it; choose another --output"
+            f"output {output}: the folder of the photos, {folder}, is it or lies in it; choose another "
+            "--output"
         )
     found = [p for p in subject_folders(folder) if not Path(os.path.realpath(p)).is_relative_to(target)]
     if not found:
@@ -146,22 +151,26 @@ def _subjects(folder: Path, output: Path) -> dict[str, Path]:
         )
         if readable(name) in subjects:
             raise InputError(
-                f"{p}: its result would have the same name as that of {subjects[readable(name)]}; rename one of the two"
+                f"{p}: its result would have the same name as that of {subjects[readable(name)]}; rename "
+                "one of the two"
             )
         subjects[readable(name)] = p
     subjects = dict(sorted(subjects.items(), key=lambda item: item[1]))
     for name in subjects:
         above = next((a.as_posix() for a in PurePosixPath(name).parents if a.as_posix() in subjects), None)
-        if name == REPORT or above is not None and PurePosixPath(name).relative_to(above).parts[0] in ENTRIES:
+        if name == REPORT or (
+            above is not None and PurePosixPath(name).relative_to(above).parts[0] in ENTRIES
+        ):
             raise InputError(
-                f"{subjects[name]}: its result {output / name} would lie where {output / (above or '')} has files of its own; "
-                "rename the folder"
+                f"{subjects[name]}: its result {output / name} would lie where {output / (above or '')} has "
+                "files of its own; rename the folder"
             )
     return subjects
 
 
 def _free_name(name: str, taken: Iterable[str]) -> str:
-    """The name, with a number where a folder below has it too (some file systems do not tell upper from lower case)."""
+    """The name, with a number where a folder below has it too (some file systems do not tell upper from lower
+    case)."""
     first, free, n = {t.partition("/")[0].casefold() for t in taken}, name, 2
     while free.casefold() in first:
         free, n = f"{name}_{n}", n + 1
@@ -173,7 +182,8 @@ def _photos(place: Path, folder: Path) -> str:
 
 
 def _one_inside_another(names: Sequence[str]) -> list[list[str]]:
-    """The names in groups to be done one after the other, 'A' before 'A/B': no result is written while one that it lies in is."""
+    """The names in groups to be done one after the other, 'A' before 'A/B': no result is written while one
+    that it lies in is."""
     groups: list[list[str]] = []
     depth: dict[str, int] = {}
     for name in names:
@@ -265,7 +275,7 @@ def _fit(job: _Job) -> BatchRow:
         result.save(job.target, overwrite=True, light=job.light)
     except FitkitError as problem:
         return error(str(problem))
-    except Exception as problem:  # noqa: BLE001 - one subject must not end the batch
+    except Exception as problem:  # one subject must not end the batch
         log.info("%s", job.name, exc_info=True)
         return error(f"{unexpected(problem)}; for details: fitkit fit {shlex.quote(job.place)} --verbose")
     report = result.report

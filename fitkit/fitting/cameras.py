@@ -1,4 +1,5 @@
-"""What is known about the cameras of a subject before the fit, and what the fit assumes about them from its start on."""
+"""What is known about the cameras of a subject before the fit, and what the fit assumes about them from its
+start on."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ NOT_BELIEVED = "the focal length in the EXIF data of {} was not used: {}, so the
 
 @dataclass(frozen=True)
 class CameraKnowledge:
-    """What the files of a subject say about the cameras of its B views; nothing in it depends on where a fit begins."""
+    """What the files of a subject say about the cameras of its B views; nothing in it depends on where a fit
+    begins."""
 
     views: tuple[View, ...]
     options: CameraOptions
@@ -38,7 +40,8 @@ class CameraKnowledge:
     def of(cls, views: Sequence[View], observations: Observations, options: CameraOptions) -> CameraKnowledge:
         """
         Raises:
-            FitError: a camera with numbers that no camera has; it names the view. InputError: cameras.json for orthographic cameras.
+            FitError: a camera with numbers that no camera has; it names the view. InputError: cameras.json
+                for orthographic cameras.
         """
         for view in views:
             _check_camera(view)
@@ -76,8 +79,8 @@ class CameraKnowledge:
     def prior(self, face_scale: Tensor, distance: Tensor) -> CameraPrior:
         """What to assume where the face has `face_scale` [B] px of the crop per mm.
 
-        An unknown focal length f is that of a camera `distance` [B] mm away, `distance_mm` where that is NaN: f = scale [px/mm] *
-        distance. The photos alone hardly tell the two apart.
+        An unknown focal length f is that of a camera `distance` [B] mm away, `distance_mm` where that is NaN:
+        f = scale [px/mm] * distance. The photos alone hardly tell the two apart.
         """
         options, views, B = self.options, self.views, len(self.views)
         in_photo = face_scale / self.scale
@@ -152,7 +155,8 @@ class CameraPrior:
     def without_exif(
         self, wrong: Sequence[int], state: SceneState, options: CameraOptions, model: FaceModel
     ) -> CameraPrior:
-        """The same, but views `wrong` have cameras that are not known, now that their heads are where `state` puts them."""
+        """The same, but views `wrong` have cameras that are not known, now that their heads are where `state`
+        puts them."""
         rows = torch.tensor(wrong, device=self.focal_mean.device)
         depth = state.pose.apply(model.landmark_basis.mean.mean(0).expand(1, 1, 3).to(state.pose.rotation))[
             :, 0, 2
@@ -189,6 +193,7 @@ def _check_camera(view: View) -> None:
         camera is not None and min(camera.K[0, 0], camera.K[1, 1]) < 1 / LARGEST
     ):
         raise FitError(
-            f"view '{view.name}': its {'focal length from EXIF' if camera is None else 'camera'} cannot be used; expected numbers "
-            f"up to {LARGEST:g} and focal lengths above 0, in px and mm, got {', '.join(f'{n:.4g}' for n in numbers)}"
+            f"view '{view.name}': its {'focal length from EXIF' if camera is None else 'camera'} cannot be "
+            f"used; expected numbers up to {LARGEST:g} and focal lengths above 0, in px and mm, got "
+            f"{', '.join(f'{n:.4g}' for n in numbers)}"
         )

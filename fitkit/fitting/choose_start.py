@@ -81,12 +81,12 @@ def choose_start(
 
 @torch.no_grad()
 def landmark_outliers(state: SceneState, observations: Observations, model: FaceModel) -> Tensor:
-    """Landmarks [B, 68] bool that lie farther than FAR face sizes from where `state` has them, jaw points under either rule, also after
-    the state's points were laid onto them by the affine map under which most agree: a network sees a face at the edge of a wide photo
-    stretched and turned.
+    """Landmarks [B, 68] bool that lie farther than FAR face sizes from where `state` has them, jaw points
+    under either rule, also after the state's points were laid onto them by the affine map under which most
+    agree: a network sees a face at the edge of a wide photo stretched and turned.
 
-    Where this is more than half of a view's points, the state is more likely wrong than the points, and none of them is named; nor
-    where fewer than ENOUGH would be left.
+    Where this is more than half of a view's points, the state is more likely wrong than the points, and none
+    of them is named; nor where fewer than ENOUGH would be left.
     """
     unit = torch.ones_like(observations.landmarks.points[..., 0])
     energies = (
@@ -105,7 +105,8 @@ def landmark_outliers(state: SceneState, observations: Observations, model: Face
 
 
 def _after_affine(residual: Tensor, points: Tensor, valid: Tensor, size: Tensor) -> Tensor:
-    """Lengths [B, 68] of what a robust affine map of the points leaves of the residuals [B, 68, 2]; jaw points have no say in it."""
+    """Lengths [B, 68] of what a robust affine map of the points leaves of the residuals [B, 68, 2]; jaw
+    points have no say in it."""
     frame = torch.cat(
         [(points - points.mean(1, keepdim=True)) / size[:, None, None], torch.ones_like(points[..., :1])], -1
     )
@@ -125,7 +126,8 @@ def _after_affine(residual: Tensor, points: Tensor, valid: Tensor, size: Tensor)
 
 @torch.no_grad()
 def align_to_landmarks(start: Start, observations: Observations, model: FaceModel) -> Start:
-    """The start with each face laid onto its inner landmarks: what they say about scale and place is better than a prediction.
+    """The start with each face laid onto its inner landmarks: what they say about scale and place is better
+    than a prediction.
 
     A view with fewer than ENOUGH of them stays as it is.
     """
@@ -149,8 +151,8 @@ def align_to_landmarks(start: Start, observations: Observations, model: FaceMode
 
 @torch.no_grad()
 def landmark_cost(state: SceneState, observations: Observations, model: FaceModel, sigma: Tensor) -> float:
-    """How badly a start fits the inner landmarks, with a kernel that forgives single wrong points. Priors would speak for the mean
-    face, although the fit will leave it."""
+    """How badly a start fits the inner landmarks, with a kernel that forgives single wrong points. Priors
+    would speak for the mean face, although the fit will leave it."""
     marks = observations.landmarks
     inner = marks.valid.clone()
     inner[:, :17] = False  # what they are is not known yet

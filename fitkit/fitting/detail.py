@@ -1,4 +1,5 @@
-"""The detail layer: a smooth displacement of the skin beyond the span of the face model, from dense matches between the photos."""
+"""The detail layer: a smooth displacement of the skin beyond the span of the face model, from dense matches
+between the photos."""
 
 from __future__ import annotations
 
@@ -26,8 +27,9 @@ from fitkit.scene.state import SceneState
 
 @dataclass(frozen=True)
 class DetailFlow(FlowOptions):
-    """More matches than in the stages, each pair worth as many measurements as its patches are independent: on renderings the error
-    of the flow is correlated over some ten pixels, in faces of 300. In the stages it counts for less, since a face model is never exact."""
+    """More matches than in the stages, each pair worth as many measurements as its patches are independent:
+    on renderings the error of the flow is correlated over some ten pixels, in faces of 300. In the stages it
+    counts for less, since a face model is never exact."""
 
     size: Pixels = 512
     points: Annotated[int, Range(1, 10**6)] = 3000
@@ -38,10 +40,11 @@ class DetailFlow(FlowOptions):
 
 @dataclass(frozen=True)
 class DetailOptions:
-    """enabled: solve the displacement after the last stage; sigma_mm: the largest standard deviation that it may have before any evidence;
-    the photos choose among it, its half, quarter and eighth, and none at all; length_mm: the distance at which its correlation has fallen to
-    0.14; kernel: radius in sigmas of `flow`; refresh: how often the matches are computed anew; iterations: Gauss-Newton steps for each;
-    flow: the matches, as of energy flow_corr, with measured noise: patches is above 0."""
+    """enabled: solve the displacement after the last stage; sigma_mm: the largest standard deviation that it
+    may have before any evidence; the photos choose among it, its half, quarter and eighth, and none at all;
+    length_mm: the distance at which its correlation has fallen to 0.14; kernel: radius in sigmas of `flow`;
+    refresh: how often the matches are computed anew; iterations: Gauss-Newton steps for each; flow: the
+    matches, as of energy flow_corr, with measured noise: patches is above 0."""
 
     enabled: bool = False
     sigma_mm: Positive = 1.0
@@ -54,8 +57,9 @@ class DetailOptions:
 
 @dataclass(frozen=True)
 class Detail:
-    """displacement: [V] mm along the normals of the neutral mesh, positive outwards; known: [V] in 0..1, the share of a displacement of
-    the whole surface around a vertex that the matches would show; both on the CPU; report: its numbers."""
+    """displacement: [V] mm along the normals of the neutral mesh, positive outwards; known: [V] in 0..1, the
+    share of a displacement of the whole surface around a vertex that the matches would show; both on the CPU;
+    report: its numbers."""
 
     displacement: Tensor
     known: Tensor
@@ -65,8 +69,8 @@ class Detail:
 def personal_model(model: FaceModel, state: SceneState, displacement: Tensor) -> FaceModel:
     """The face model with a person's displacement [V] mm added to its mean, so that all its shapes carry it.
 
-    The offset lies along the normals of the person's neutral mesh and is the same vector in the head frame for every
-    expression: that of the neutral skin, moved along.
+    The offset lies along the normals of the person's neutral mesh and is the same vector in the head frame
+    for every expression: that of the neutral skin, moved along.
     """
     normal = vertex_normals(state.neutral(model)[:1], model.triangles)[0]
     return replace(model, mean=model.mean + displacement.to(normal)[:, None] * normal)
@@ -81,14 +85,16 @@ def solve_detail(
     options: DetailOptions,
     seed: int = 0,
 ) -> Detail:
-    """The displacement that explains the matches between the photos, for the state as it is: maximum a posteriori.
+    """The displacement that explains the matches between the photos, for the state as it is: maximum a
+    posteriori.
 
-    Gauss-Newton on sum of robust flow residuals + displacement prior; poses, cameras and coefficients stay. Where no match says
-    anything it falls back to 0 within about length_mm. The standard deviation s of the prior is the one of the greatest evidence, and
-    where none has more than s = 0, the displacement is exactly 0: unlike photos, or a person whom the face model shows as well as the
-    matches can tell.
-    Source: the sum of a low-rank statistical model and a local smooth kernel: Luethi et al., "Gaussian process morphable models",
-    TPAMI 2018; prior: `DisplacementPrior`; evidence: MacKay, "Bayesian interpolation", Neural Computation 1992.
+    Gauss-Newton on sum of robust flow residuals + displacement prior; poses, cameras and coefficients stay.
+    Where no match says anything it falls back to 0 within about length_mm. The standard deviation s of the
+    prior is the one of the greatest evidence, and where none has more than s = 0, the displacement is exactly
+    0: unlike photos, or a person whom the face model shows as well as the matches can tell.
+    Source: the sum of a low-rank statistical model and a local smooth kernel: Luethi et al., "Gaussian
+    process morphable models", TPAMI 2018; prior: `DisplacementPrior`; evidence: MacKay, "Bayesian
+    interpolation", Neural Computation 1992.
     """
     V = model.num_vertices
     nothing = Detail(torch.zeros(V), torch.zeros(V), _report(model, np.zeros(V)))
@@ -115,7 +121,8 @@ def solve_detail(
         if number:
             energy = _on_face(replace(energy, model=_displaced(model, d, normal)).freeze(state, observations))
         matrix, gradient = displacement_equations(*energy.linearize_surface(state), normal, options.kernel)
-        # As they would be at d = 0, with the kernel's weights of now: what looked like outliers there may be the displacement.
+        # As they would be at d = 0, with the kernel's weights of now: what looked like outliers there may be
+        # the displacement.
         sigma, gain = most_evident(
             matrix, gradient - matrix @ d, prior, [options.sigma_mm / k for k in (8, 4, 2, 1)]
         )
@@ -139,10 +146,12 @@ def solve_detail(
 def most_evident(
     matrix: sparse.spmatrix, gradient: np.ndarray, prior: DisplacementPrior, sigmas: Sequence[float]
 ) -> tuple[float, float]:
-    """The standard deviation, of those given or 0, under which measurements with these normal equations at d = 0 are most probable, and
-    the logarithm of how much more probable they are than without a displacement (0 for 0).
+    """The standard deviation, of those given or 0, under which measurements with these normal equations at d
+    = 0 are most probable, and the logarithm of how much more probable they are than without a displacement (0
+    for 0).
 
-    prior: of unit standard deviation. For a Gaussian, log p(s) / p(0) = g' (A + P / s^2)^-1 g / 2 - (log det (A + P / s^2) - log det P / s^2) / 2.
+    prior: of unit standard deviation. For a Gaussian, log p(s) / p(0) = g' (A + P / s^2)^-1 g / 2 - (log det
+    (A + P / s^2) - log det P / s^2) / 2.
     """
     best, free = (0.0, 0.0), prior.free
     if not gradient.any():
@@ -160,7 +169,8 @@ def most_evident(
 
 
 def _on_face(energy: FlowCorrespondence) -> FlowCorrespondence:
-    """Only the matches on the narrow face: the neck does not turn with the head, and a displacement would make up for it."""
+    """Only the matches on the narrow face: the neck does not turn with the head, and a displacement would
+    make up for it."""
     model, matches = energy.model, energy.matches
     inside = model.face[model.triangles[matches.triangle]].all(-1)
     return replace(energy, matches=replace(matches, valid=matches.valid & inside))

@@ -1,15 +1,16 @@
 """What the numbers of a fit say about it: findings, expected error, status.
 
-The expected error is calibrated on rendered people whom neither model knows, in one light and instant (`fitkit synth --recipe outside
---seed 100`), in casual sets (`--recipe casual --seed 200`), and on a real head scan, with the built-in landmarks. When a default recipe, a model
-or the detector has changed:
+The expected error is calibrated on rendered people whom neither model knows, in one light and instant
+(`fitkit synth --recipe outside --seed 100`), in casual sets (`--recipe casual --seed 200`), and on a real
+head scan, with the built-in landmarks. When a default recipe, a model or the detector has changed:
 
-    fitkit bench verdicts OUTSIDE SCAN --model generic --model ict --views 1,2,3,5 --subjects 6 --faults '' --json a.json
-    fitkit bench verdicts CASUAL --model generic --model ict --views 1,4 --subjects 6 --faults '' --json b.json
-    fitkit bench verdicts a.json b.json
+    fitkit bench verdicts OUTSIDE SCAN --model generic --model ict --views 1,2,3,5 --subjects 6 --faults ''
+    --json a.json fitkit bench verdicts CASUAL --model generic --model ict --views 1,4 --subjects 6 --faults
+    '' --json b.json fitkit bench verdicts a.json b.json
 
-The last one prints EXPECTED_OVER_BARS as they should be (they should make `ratio` about 1 in its first table, casual and other people
-alike); write them below, call it again (nothing is fitted), and write UPPER below. Report on other seeds.
+The last one prints EXPECTED_OVER_BARS as they should be (they should make `ratio` about 1 in its first table,
+casual and other people alike); write them below, call it again (nothing is fitted), and write UPPER below.
+Report on other seeds.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from typing import Literal
 from fitkit.errors import attempt
 from fitkit.fitting.report import Finding, FitReport, Verdict, ViewReport
 
-# Thresholds of the verdict. A landmark detector is off by 2 to 4 % of the face size; a wrong pose by more than 10 %.
+# Thresholds of the verdict. A landmark detector is off by 2 to 4 % of the face size; a wrong pose by more
+# than 10 %.
 VIEW_DOUBTFUL, VIEW_FAILED = 0.06, 0.12
 BEYOND_3_SIGMA = (
     0.12  # people outside of the model, five photos: up to 0.1, with no larger error than the others
@@ -34,27 +36,31 @@ WEIGHT_LEAST, WEIGHT_MOST, OUT_OF_RANGE = (
 )  # a grimace uses a tenth of the blend shapes in full, never beyond
 NEAREST_MM = 150.0
 MASKED = 0.5  # share of the inner landmarks; a hand or hair hides fewer
-# A view that speaks for another face, by `ViewAgreement`. One person: largest shift of a set of four casual photos 1.4 in the median, 2.6 at
-# most in 95 of 100 sets; another person among four good views of synthetic points: 1.5 to 1.8 (1.7 to 2.2 times that of the others).
+# A view that speaks for another face, by `ViewAgreement`. One person: largest shift of a set of four casual
+# photos 1.4 in the median, 2.6 at most in 95 of 100 sets; another person among four good views of synthetic
+# points: 1.5 to 1.8 (1.7 to 2.2 times that of the others).
 SHIFT_SURE, SHIFT_LARGE, SHIFT_TIMES = 2.8, 1.4, 1.78
 FLOW_RATIO, FLOW_USUAL = (
     1.3,
     0.3,
 )  # residual of its matches over that of the others, which counts as FLOW_USUAL at least
-# In stated standard deviations: matches between photos of one instant 0.5 to 1.1, of other instants 1.0 to 4.3, with a mirrored photo 4.9.
+# In stated standard deviations: matches between photos of one instant 0.5 to 1.1, of other instants 1.0 to
+# 4.3, with a mirrored photo 4.9.
 FLOW_INSTANT, FLOW_LARGE = 1.2, 3.0
 TWO_PEOPLE = (
     4.5  # log odds, see `two_people`; one person in casual real photos: at most 4.3 in 35 of 36 sets of four
 )
 TURNED_DEG = 60.0  # photos that differ by more yaw may have no match, whatever they show
 NOISE_LARGE = 0.04  # landmark noise over the face size
-# Points of the parts, first and last + 1, and how far a part may be off over the face size: a third more than in 200 views of good fits.
+# Points of the parts, first and last + 1, and how far a part may be off over the face size: a third more than
+# in 200 views of good fits.
 PARTS = {"brows": (17, 27, 0.05), "nose": (27, 36, 0.045), "eyes": (36, 48, 0.03), "mouth": (48, 68, 0.04)}
 PARALLAX_DEG = 10.0
 LARGEST_SIGMA = 7.0
 JUMP_SIGMA = 2.2
 
-# Expected error, see `expected_error`. Limits of the status, mm; the mean face of a model, fitted to nobody, is off by 1.1 to 2.2 mm.
+# Expected error, see `expected_error`. Limits of the status, mm; the mean face of a model, fitted to nobody,
+# is off by 1.1 to 2.2 mm.
 OK_MM, SINGLE_OK_MM, FAILED_MM = 1.5, 2.0, 3.0
 MEAN_OF_SIGMA = 0.8  # mean absolute value of a Gaussian, sqrt(2 / pi)
 EXPECTED_OVER_BARS = {
@@ -64,7 +70,8 @@ EXPECTED_OVER_BARS = {
 UNKNOWN_MODEL = EXPECTED_OVER_BARS["generic"]  # as in `fitkit.fitting.uncertainty`
 UPPER = 1.4  # 90 % of true over expected error
 
-SHIPPED_ERROR_MM = 1.5  # true error of the network that comes with fitkit; what it says itself of its error tells nothing about it
+# true error of the network that comes with fitkit; what it says itself of its error tells nothing about it
+SHIPPED_ERROR_MM = 1.5
 
 SEVERITIES = ("failed", "doubtful", "note")  # a note says what is worth knowing, but not wrong
 
@@ -92,8 +99,9 @@ def findings(report: FitReport) -> list[Finding]:
                 Finding(
                     "landmarks_off",
                     "doubtful" if share <= VIEW_FAILED else "failed",
-                    f"view {view.name} does not fit its landmarks: they are off by {100 * share:.1f} % of the face size "
-                    f"(expected at most {100 * VIEW_DOUBTFUL:.0f} %); check its landmarks, or leave the photo out",
+                    f"view {view.name} does not fit its landmarks: they are off by {100 * share:.1f} % of "
+                    f"the face size (expected at most {100 * VIEW_DOUBTFUL:.0f} %); check its landmarks, or "
+                    "leave the photo out",
                     view.name,
                 )
             )
@@ -106,8 +114,8 @@ def findings(report: FitReport) -> list[Finding]:
                     "mask_hides_face",
                     "doubtful",
                     f"view {view.name}: its mask hides "
-                    f"{100 * masked:.0f} % of the landmarks inside the face; it must be white where the photo can "
-                    "be used, so invert or remove it",
+                    f"{100 * masked:.0f} % of the landmarks inside the face; it must be white where the "
+                    "photo can be used, so invert or remove it",
                     view.name,
                 )
             )
@@ -143,7 +151,8 @@ def _note(line: str) -> Finding:
 
 
 def _part_off(view: ViewReport) -> list[Finding]:
-    """The part of the face that lies too far from its landmarks as a whole, where the whole face lies well; of several the worst."""
+    """The part of the face that lies too far from its landmarks as a whole, where the whole face lies well;
+    of several the worst."""
     over = {name: share / PARTS[name][2] for name, share in view.part_shift_share.items()}
     name = max(over, key=over.__getitem__, default=None)
     if name is None or over[name] <= 1:
@@ -154,9 +163,9 @@ def _part_off(view: ViewReport) -> list[Finding]:
             "part_off",
             "doubtful",
             f"view {view.name}: the {name} {'lies' if one else 'lie'} "
-            f"{share * view.reprojection_px / view.reprojection_share:.0f} px, {100 * share:.1f} % of the face size, from "
-            f"{'its' if one else 'their'} landmarks (expected at most {100 * PARTS[name][2]:.1f} %); look at its overlay, and check its "
-            "landmarks",
+            f"{share * view.reprojection_px / view.reprojection_share:.0f} px, {100 * share:.1f} % of the "
+            f"face size, from {'its' if one else 'their'} landmarks (expected at most "
+            f"{100 * PARTS[name][2]:.1f} %); look at its overlay, and check its landmarks",
             view.name,
         )
     ]
@@ -179,7 +188,8 @@ def _two_people(report: FitReport) -> list[Finding]:
             "two_people",
             "doubtful",
             f"{_listed(one)} may show another person than {_listed(other)}: {why}; check the photos"
-            f"{' and the R and t of their cameras' if report.scale.metric else ''}, and fit each person alone",
+            f"{' and the R and t of their cameras' if report.scale.metric else ''}, and fit each person "
+            "alone",
         )
     ]
 
@@ -211,8 +221,8 @@ def _expected_large(report: FitReport) -> list[Finding]:
 
 
 def _disagreement(views: Sequence[ViewReport]) -> list[Finding]:
-    """The view whose landmarks and matches speak most for another face than those of the others, if it is far off; else one that matches
-    none of the others, although these match each other."""
+    """The view whose landmarks and matches speak most for another face than those of the others, if it is far
+    off; else one that matches none of the others, although these match each other."""
     moved = [v.shape_shift or 0.0 for v in views]
     if len(views) < 2:
         return []
@@ -242,7 +252,8 @@ def _disagreement(views: Sequence[ViewReport]) -> list[Finding]:
     far = f"; its matches are off {flow:.1f} times as far as those of the others" if flow > FLOW_RATIO else ""
     # Photos that are matched densely show one person at one moment: then it is the landmarks that are wrong.
     advice = (
-        "the photos themselves match, so its landmarks may be off, as on an open mouth or a turned head; check them"
+        "the photos themselves match, so its landmarks may be off, as on an open mouth or a turned head; "
+        "check them"
         if matched
         else "is it the same person? check the photo and its landmarks, or leave it out"
     )
@@ -258,7 +269,8 @@ def _disagreement(views: Sequence[ViewReport]) -> list[Finding]:
 
 
 def _unmatched(views: Sequence[ViewReport]) -> list[Finding]:
-    """The one view that has no match with the others, or wrong ones, while these match as photos of one instant do."""
+    """The one view that has no match with the others, or wrong ones, while these match as photos of one
+    instant do."""
     bad = [v for v in views if v.flow_sigma is None or v.flow_sigma > FLOW_LARGE]
     rest = [v for v in views if v not in bad]
     if (
@@ -306,7 +318,8 @@ def _parallax(report: FitReport) -> list[Finding]:
                 "single_view",
                 "note",
                 "one photo tells neither the depth of the profile nor the size of the head and shows little "
-                "of the forehead and the cheeks, so there the face is the model's guess; add photos from the sides",
+                "of the forehead and the cheeks, so there the face is the model's guess; add photos from "
+                "the sides",
             )
         ]
     angle = report.parallax_deg
@@ -317,7 +330,8 @@ def _parallax(report: FitReport) -> list[Finding]:
             "little_parallax",
             "doubtful",
             f"too little parallax: the views are at most {angle:.1f} degrees apart "
-            f"(expected at least {PARALLAX_DEG:.0f}), so they show depth hardly better than one photo; add photos from the sides",
+            f"(expected at least {PARALLAX_DEG:.0f}), so they show depth hardly better than one photo; add "
+            "photos from the sides",
         )
     ]
 
@@ -341,8 +355,8 @@ def _coefficients(report: FitReport) -> list[Finding]:
                 "expression_out_of_range",
                 "doubtful",
                 f"{100 * outside:.0f} % of the expression weights lie outside of "
-                f"{WEIGHT_LEAST} to {WEIGHT_MOST} (expected at most {100 * OUT_OF_RANGE:.0f} %, weights are made for 0 to 1); "
-                "the landmarks or the cameras may be wrong",
+                f"{WEIGHT_LEAST} to {WEIGHT_MOST} (expected at most {100 * OUT_OF_RANGE:.0f} %, weights are "
+                "made for 0 to 1); the landmarks or the cameras may be wrong",
             )
         )
     largest = report.identity.largest
@@ -371,13 +385,14 @@ def _coefficients(report: FitReport) -> list[Finding]:
 
 
 def expected_error(report: FitReport) -> tuple[float, float] | None:
-    """Expected mean distance of the fitted neutral face from the true one after a similarity, and the bound that it keeps in 90 of 100
-    fits, mm; None where nothing is known.
+    """Expected mean distance of the fitted neutral face from the true one after a similarity, and the bound
+    that it keeps in 90 of 100 fits, mm; None where nothing is known.
 
-    expected = EXPECTED_OVER_BARS (one photo, or several) * 0.8 * mean of the error bars over the face; bound = UPPER * expected. Without error
-    bars: the typical error of a network, where it is known.
-    Findings cost nothing beyond: a fault widens the error bars itself (noise is measured, photos that do not match do not count), and
-    fits with one are off by 0.8 to 1.1 times the expected error, those with wrong landmarks or another person in one photo too.
+    expected = EXPECTED_OVER_BARS (one photo, or several) * 0.8 * mean of the error bars over the face; bound
+    = UPPER * expected. Without error bars: the typical error of a network, where it is known.
+    Findings cost nothing beyond: a fault widens the error bars itself (noise is measured, photos that do not
+    match do not count), and fits with one are off by 0.8 to 1.1 times the expected error, those with wrong
+    landmarks or another person in one photo too.
     """
     bars, expected = report.error_bars, report.typical_error_mm
     if bars is not None and bars.face_mean_mm is not None:
@@ -389,11 +404,12 @@ def expected_error(report: FitReport) -> tuple[float, float] | None:
 def judge(report: FitReport) -> FitReport:
     """The report with its status and its verdict. Cannot fail: a fit that cannot be judged is doubtful.
 
-    ok: nothing is wrong, and the expected error is at most OK_MM; of a single photo at most SINGLE_OK_MM. Nearly every single photo has an
-    expected error of about 1.5 mm, which is no fault of it or of its fit: 'doubtful' for all would say nothing. So 'ok' promises what one
-    photo can give; the expected error says that this is little, and a note what it lacks.
-    doubtful: a finding, or a larger expected error. failed: half of the views or more have failed, or the expected error is above FAILED_MM:
-    then even the mean face would be nearer to this person.
+    ok: nothing is wrong, and the expected error is at most OK_MM; of a single photo at most SINGLE_OK_MM.
+    Nearly every single photo has an expected error of about 1.5 mm, which is no fault of it or of its fit:
+    'doubtful' for all would say nothing. So 'ok' promises what one photo can give; the expected error says
+    that this is little, and a note what it lacks.
+    doubtful: a finding, or a larger expected error. failed: half of the views or more have failed, or the
+    expected error is above FAILED_MM: then even the mean face would be nearer to this person.
     """
     failures: list[str] = []
     judged = attempt("the verdict", lambda: _judged(report), None, failures)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Sequence
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ class Start:
     origin: Tensor  # [B, 2] px where the head's origin lies
     identity: Tensor  # [1, K_id]
     expression: Tensor  # [B, K_ex]
-    predicted: Tensor  # [B] bool, a network has seen the view; the others are where their landmarks put the mean face
+    # [B] bool, a network has seen the view; the others are where their landmarks put the mean face
+    predicted: Tensor
     distance: Tensor  # [B] mm from the camera to the middle of the face, NaN: as far as the recipe assumes
 
 
@@ -67,15 +68,16 @@ def initial_state(
     """The mean face at the pose of the landmarks, under the cameras that are known or assumed.
 
     Raises:
-        DegenerateInputError: landmarks that show no face; FitError: a camera that sees none; it names the view.
+        DegenerateInputError: landmarks that show no face; FitError: a camera that sees none; it names the
+            view.
     """
     knowledge = CameraKnowledge.of(views, observations, options)
     return lift(landmark_start(model, observations), knowledge, model)
 
 
 def lift(start: Start, knowledge: CameraKnowledge, model: FaceModel) -> tuple[SceneState, CameraPrior]:
-    """The scene at a start, its scaled-orthographic poses lifted to the cameras that are known or assumed, and what the fit assumes about
-    these.
+    """The scene at a start, its scaled-orthographic poses lifted to the cameras that are known or assumed,
+    and what the fit assumes about these.
 
     Raises:
         FitError: a camera that sees no face; it names the view.
@@ -140,9 +142,10 @@ def line_of_sight(
 ) -> Tensor:
     """Where a camera sees the middle of the face, [B, 3] mm in its frame.
 
-    middle: [3, 1] mm, head frame; scale, rotation: scaled-orthographic pose; shift: [B, 2] px of the head's origin from the principal
-    point; focal: [B] px; aspect: [B].
-    The scale is that of the face, which is nearer to the camera than the origin of the head; its middle keeps its place.
+    middle: [3, 1] mm, head frame; scale, rotation: scaled-orthographic pose; shift: [B, 2] px of the head's
+    origin from the principal point; focal: [B] px; aspect: [B].
+    The scale is that of the face, which is nearer to the camera than the origin of the head; its middle keeps
+    its place.
     """
     place = scale[:, None] * (rotation @ middle)[:, :2, 0] + shift
     position = (
@@ -153,7 +156,8 @@ def line_of_sight(
 
 
 def _check_finite(views: Sequence[View], source: Sequence[str], pose: Pose, *more: Tensor) -> None:
-    """FitError: a start that is no number, in the view that it names; pose and `more` [B, n] are of the views."""
+    """FitError: a start that is no number, in the view that it names; pose and `more` [B, n] are of the
+    views."""
     good = torch.isfinite(torch.cat([pose.rotation.flatten(1), pose.translation, *more], 1)).all(1).tolist()
     for view, known, fine in zip(views, source, good):
         if not fine:
@@ -179,7 +183,8 @@ def _rig_pose(views: Sequence[View], single: Pose) -> Pose:
         @ torch.diag(torch.tensor([1.0, 1.0, float(torch.linalg.det(U @ Vh))], dtype=dtype, device=device))
         @ Vh
     )
-    # Each view places the head well across its line of sight and badly along it: intersect the lines of sight.
+    # Each view places the head well across its line of sight and badly along it: intersect the lines of
+    # sight.
     direction = torch.nn.functional.normalize(
         (R.transpose(1, 2) @ single.translation[..., None])[..., 0], dim=-1
     )

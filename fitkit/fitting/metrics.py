@@ -1,4 +1,5 @@
-"""The numbers of a finished fit: how well it fits its landmarks, what it came to, whether its photos agree."""
+"""The numbers of a finished fit: how well it fits its landmarks, what it came to, whether its photos
+agree."""
 
 from __future__ import annotations
 
@@ -30,15 +31,17 @@ from fitkit.scene.state import SceneState
 
 SCALE_METRIC = "the positions of the cameras are known, so sizes are metric"
 SCALE_PRIOR = (
-    "no camera positions were given: sizes are metric only as far as this person's head is of the size the face "
-    "model expects, and focal length and distance are known only up to a common factor"
+    "no camera positions were given: sizes are metric only as far as this person's head is of the size the "
+    "face model expects, and focal length and distance are known only up to a common factor"
 )
 
 
 def view_errors(model: FaceModel, state: SceneState, landmarks: Landmarks) -> tuple[Tensor, Tensor]:
-    """Reprojection error of the 51 inner points per view: mean px [B] of the photos, and as a share of the face size [B].
+    """Reprojection error of the 51 inner points per view: mean px [B] of the photos, and as a share of the
+    face size [B].
 
-    The face size is the square root of the area of the landmark box; NaN for a view without valid inner points.
+    The face size is the square root of the area of the landmark box; NaN for a view without valid inner
+    points.
     """
     points = project_points(model.landmark_basis, state).pixels
     distance = (points - landmarks.points).norm(dim=-1)
@@ -49,9 +52,11 @@ def view_errors(model: FaceModel, state: SceneState, landmarks: Landmarks) -> tu
 
 
 def part_shifts(model: FaceModel, state: SceneState, landmarks: Landmarks) -> list[dict[str, float]]:
-    """How far each part of the face lies from its landmarks as a whole: mean vector over its points, by view, as a share of the face size.
+    """How far each part of the face lies from its landmarks as a whole: mean vector over its points, by view,
+    as a share of the face size.
 
-    The noise of single points cancels in it; a part in the wrong place does not. Parts with fewer than half of their points are left out.
+    The noise of single points cancels in it; a part in the wrong place does not. Parts with fewer than half
+    of their points are left out.
     """
     away = project_points(model.landmark_basis, state).pixels - landmarks.points
     out = []
@@ -68,7 +73,8 @@ def part_shifts(model: FaceModel, state: SceneState, landmarks: Landmarks) -> li
 
 
 def masked_landmarks(subject: Subject, landmarks: Landmarks) -> list[float | None]:
-    """Share of the inner landmarks of each view that its mask hides; None without a mask or inner landmarks."""
+    """Share of the inner landmarks of each view that its mask hides; None without a mask or inner
+    landmarks."""
     out: list[float | None] = []
     for view, points, valid in zip(subject.views, landmarks.points, landmarks.valid):
         mask, inner = view.mask, points[17:][valid[17:]].round().long().numpy()
@@ -88,10 +94,12 @@ def fit_report(
     landmarks: Landmarks,
     recipe: str,
 ) -> tuple[FitReport, ErrorBars | None]:
-    """All that a solution tells, and its error bars; what was noted on the way to it and the times are the caller's to add.
+    """All that a solution tells, and its error bars; what was noted on the way to it and the times are the
+    caller's to add.
 
     Args:
-        model: that of the solution, state: its state in px of the photos, both on the CPU; landmarks: what was fitted, in px of the
+        model: that of the solution, state: its state in px of the photos, both on the CPU; landmarks: what
+            was fitted, in px of the
         photos; recipe: its name.
     """
     failures: list[str] = []

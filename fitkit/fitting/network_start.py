@@ -51,8 +51,8 @@ def shipped_weights() -> Path:
 
 @dataclass(frozen=True)
 class Predicted:
-    """prediction: its state's cameras in px of the crops; observations: the crops that the network saw, of the views `order` of the
-    subject, in this order; model: the network's face model."""
+    """prediction: its state's cameras in px of the crops; observations: the crops that the network saw, of
+    the views `order` of the subject, in this order; model: the network's face model."""
 
     prediction: Prediction
     observations: Observations
@@ -72,11 +72,13 @@ def predict_views(
 ) -> Predicted:
     """Run a network on the photos of a subject.
 
-    A network with named views takes one photo for each, by the yaw of the head or by its name, so others are left out.
+    A network with named views takes one photo for each, by the yaw of the head or by its name, so others are
+    left out.
 
     Args:
         found: landmarks in px of the photos; they say where to cut. weights: names the network in messages.
-        repeat: a single photo goes into every named view; what is told is the frame of the view that it shows, or comes nearest to.
+        repeat: a single photo goes into every named view; what is told is the frame of the view that it
+            shows, or comes nearest to.
     Raises:
         InputError: no photo fits a view of the network, or several are to be repeated.
     """
@@ -90,7 +92,8 @@ def predict_views(
         if not there:
             wanted = ", ".join(f"{v.name} {v.yaw[0]:g} to {v.yaw[1]:g}" for v in network.views)
             raise InputError(
-                f"{subject.path or subject.name}: none of its photos fits a view of {weights} (yaw in degrees: {wanted})"
+                f"{subject.path or subject.name}: none of its photos fits a view of {weights} (yaw in "
+                f"degrees: {wanted})"
             )
         order = tuple(slots[s] for s in there)
     views = [subject.views[i] for i in order]
@@ -118,12 +121,13 @@ def _predict_repeated(
     """`predict_views` with one photo in all named views."""
     if not network.views:
         raise InputError(
-            f"repeat: expected a network with named views, but {weights} takes any number of photos; leave repeat out"
+            f"repeat: expected a network with named views, but {weights} takes any number of photos; leave "
+            "repeat out"
         )
     if len(subject.views) != 1:
         raise InputError(
-            f"{subject.path or subject.name}: repeat: expected one photo to be put into all views of {weights}, got "
-            f"{len(subject.views)}; leave repeat out, or give one photo"
+            f"{subject.path or subject.name}: repeat: expected one photo to be put into all views of "
+            f"{weights}, got {len(subject.views)}; leave repeat out, or give one photo"
         )
     yaw = _yaw(model, found)[0]
     slots = assign_views(network.views, [yaw], [subject.views[0].name])
@@ -178,8 +182,8 @@ def regressor_start(
     about = read_about(path)
     if "state" not in about["gives"]:
         raise InputError(
-            f"{path}: expected a network that gives a scene, it gives {', '.join(about['gives'])}, from which no fit can start; "
-            "use another network, or --init landmarks"
+            f"{path}: expected a network that gives a scene, it gives {', '.join(about['gives'])}, from "
+            "which no fit can start; use another network, or --init landmarks"
         )
     own = (
         model
@@ -193,13 +197,14 @@ def regressor_start(
 
 
 def start_of(predicted: Predicted, base: Start, observations: Observations, model: FaceModel) -> Start:
-    """The start of a fit of `model` to the crops `observations` from a network's prediction; views that the network has not seen start
-    as in `base`.
+    """The start of a fit of `model` to the crops `observations` from a network's prediction; views that the
+    network has not seen start as in `base`.
 
-    A network of another face model gives the places of its landmarks: their pose comes in closed form from these, the identity by
-    least squares under the prior after a similarity (which hardly differs between heads of millimetres), the expression by the
-    names of the blend shapes. Where the network predicts perspective cameras, the face begins as far away as in these, unless the
-    focal length of the photo is known.
+    A network of another face model gives the places of its landmarks: their pose comes in closed form from
+    these, the identity by least squares under the prior after a similarity (which hardly differs between
+    heads of millimetres), the expression by the names of the blend shapes. Where the network predicts
+    perspective cameras, the face begins as far away as in these, unless the focal length of the photo is
+    known.
     """
     state = predicted.prediction.state
     distance = torch.full_like(state.camera.focal, torch.nan)
@@ -234,7 +239,8 @@ def start_of(predicted: Predicted, base: Start, observations: Observations, mode
 
 
 def carry_identity(points: Tensor, model: FaceModel) -> Tensor:
-    """Identity [1, K_id] of `model` whose neutral landmarks lie nearest to points [1, 68, 3] mm of another head frame, under the prior."""
+    """Identity [1, K_id] of `model` whose neutral landmarks lie nearest to points [1, 68, 3] mm of another
+    head frame, under the prior."""
     basis = model.landmark_basis
     mean = basis.mean[None].to(points)
     best = similarity_align(
@@ -251,7 +257,8 @@ def carry_identity(points: Tensor, model: FaceModel) -> Tensor:
 
 
 def carry_expression(expression: Tensor, source: FaceModel, target: FaceModel) -> Tensor:
-    """Blend-shape weights [B, K] of one model as those of another, [B, K'], by their names; shapes that the other lacks are left out."""
+    """Blend-shape weights [B, K] of one model as those of another, [B, K'], by their names; shapes that the
+    other lacks are left out."""
     place = {name: i for i, name in enumerate(source.expression_names)}
     out = expression.new_zeros(len(expression), target.num_expression)
     for i, name in enumerate(target.expression_names):

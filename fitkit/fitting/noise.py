@@ -1,4 +1,5 @@
-"""What landmarks are worth in one fit: their noise, how far they lie from the model's points, and EXIF data that they contradict."""
+"""What landmarks are worth in one fit: their noise, how far they lie from the model's points, and EXIF data
+that they contradict."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from fitkit.fitting.uncertainty import ABSORBED, focal_uncertainty
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.scene.state import SceneState
 
-# Right focal lengths moved by 0.2 to 0.7; of half the right length, as after a crop to half the picture, by 3.6 to 5.9.
+# Right focal lengths moved by 0.2 to 0.7; of half the right length, as after a crop to half the picture, by
+# 3.6 to 5.9.
 EXIF_SIGMAS = 3.0
 SPREAD_PRIOR = 10.0  # in observations
 
@@ -41,11 +43,12 @@ def _stated(sigma: Tensor) -> Tensor:
 
 
 def measured_sigma(at: Solution, options: LandmarkOptions) -> Tensor:
-    """[B, 68] px of the crop: the landmark sigmas, rescaled so that they agree with the residuals of the inner points at a solution.
+    """[B, 68] px of the crop: the landmark sigmas, rescaled so that they agree with the residuals of the
+    inner points at a solution.
 
-    The median length of a 2D Gaussian residual is 1.1774 sigma; the fit has absorbed part of the noise, which the
-    factor ABSORBED makes good. Sigmas that a detector states are raised only: part of its errors are alike in all
-    photos of a person, so the fit follows them and the residuals do not show them.
+    The median length of a 2D Gaussian residual is 1.1774 sigma; the fit has absorbed part of the noise, which
+    the factor ABSORBED makes good. Sigmas that a detector states are raised only: part of its errors are
+    alike in all photos of a person, so the fit follows them and the residuals do not show them.
     """
     energy = LandmarkReprojection(at.model, at.sigma, "surface")
     r = energy.residuals(at.state, at.observations)
@@ -62,10 +65,12 @@ def measured_sigma(at: Solution, options: LandmarkOptions) -> Tensor:
 
 
 def _absorbed_by_offsets(at: Solution, factor: float, options: LandmarkOptions) -> float:
-    """How much larger the noise is than the residuals show, because the offsets of the points have taken a part of it.
+    """How much larger the noise is than the residuals show, because the offsets of the points have taken a
+    part of it.
 
-    A point seen by all views with noise s_v [mm] has an offset of posterior variance p = 1 / (1 / prior^2 + sum 1 / s_v^2); of its
-    residual's variance p / s_v^2 is missing. Both depend on each other and are iterated; at most three quarters are made good.
+    A point seen by all views with noise s_v [mm] has an offset of posterior variance p = 1 / (1 / prior^2 +
+    sum 1 / s_v^2); of its residual's variance p / s_v^2 is missing. Both depend on each other and are
+    iterated; at most three quarters are made good.
     """
     state, prior = at.state, offset_prior(at, options)
     depth = (
@@ -86,16 +91,18 @@ def offset_prior(at: Solution, options: LandmarkOptions) -> Tensor:
 
 
 def measured_spread(problem: LeastSquaresProblem, state: SceneState, spread: float) -> float | None:
-    """How far the landmarks of this person lie from the model's points, over what their prior states; None where it cannot be told.
+    """How far the landmarks of this person lie from the model's points, over what their prior states; None
+    where it cannot be told.
 
-    The scale s of offsets o ~ N(0, s^2 sigma^2): the sum of (o / sigma)^2 over the number of offsets that the photos determine,
-    with SPREAD_PRIOR observations of s = 1 added, so that it stays 1 as long as the photos say nothing. Exact points get a small s and
-    count in full beside the matches.
+    The scale s of offsets o ~ N(0, s^2 sigma^2): the sum of (o / sigma)^2 over the number of offsets that the
+    photos determine, with SPREAD_PRIOR observations of s = 1 added, so that it stays 1 as long as the photos
+    say nothing. Exact points get a small s and count in full beside the matches.
 
     Args:
         spread: what it was when `problem` was made, whose prior is that much wider.
     Source:
-        MacKay, "Bayesian interpolation", Neural Computation 1992, evidence approximation with well-determined parameters.
+        MacKay, "Bayesian interpolation", Neural Computation 1992, evidence approximation with well-determined
+        parameters.
     """
     energies = [t.energy for t in problem.objective.terms]
     prior = next((e for e in energies if isinstance(e, LandmarkOffsetPrior)), None)
@@ -120,7 +127,8 @@ def measured_spread(problem: LeastSquaresProblem, state: SceneState, spread: flo
 
 
 def wrong_exif(at: Solution) -> list[int]:
-    """Views whose focal length from EXIF the perspective of the landmarks contradicts, after stages that had it as a prior.
+    """Views whose focal length from EXIF the perspective of the landmarks contradicts, after stages that had
+    it as a prior.
 
     A prior that agrees with the rest moves by N(0, prior variance - posterior variance) in log units.
     """

@@ -37,8 +37,8 @@ from fitkit.observe.landmarks.types import Landmarks
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A network, ready to predict. model: its face model, on the CPU; about: what its file says; weights: the file; typical_mm: its error
-    for new people, None where that is not known; device: where it is."""
+    """A network, ready to predict. model: its face model, on the CPU; about: what its file says; weights: the
+    file; typical_mm: its error for new people, None where that is not known; device: where it is."""
 
     network: Predictor
     model: FaceModel
@@ -77,18 +77,22 @@ def predict(
 ) -> FitResult:
     """Predict the face in the photos of one person with a network that `fitkit train-regressor` has trained.
 
-    Landmarks say where the faces are and, for a network with named views, which photo goes into which of them (by the yaw of the head,
-    or by its name); photos for which there is no view, or a better one, are left out.
+    Landmarks say where the faces are and, for a network with named views, which photo goes into which of them
+    (by the yaw of the head, or by its name); photos for which there is no view, or a better one, are left
+    out.
 
     Args:
-        subject: a subject folder, the path of one photo, a Subject, or a list of images as in `fitkit.fit`; weights: regressor.safetensors, None: the network that comes with fitkit;
+        subject: a subject folder, the path of one photo, a Subject, or a list of images as in `fitkit.fit`;
+            weights: regressor.safetensors, None: the network that comes with fitkit;
         model: None loads the one the weights name.
         landmarks: where the 68 points come from, see `fitkit fit --landmarks`.
         progress: called with (what is done next, share done in 0..1), or a Progress.
-        repeat: a single photo is put into every view of a network with named views, instead of the one that it shows.
+        repeat: a single photo is put into every view of a network with named views, instead of the one that
+            it shows.
     Returns:
-        a result with the predicted cameras, without error bars; its covariance of the identity is diagonal, from the standard
-        deviations of the network, None where it has none; status and metrics as a fit judges them.
+        a result with the predicted cameras, without error bars; its covariance of the identity is diagonal,
+        from the standard deviations of the network, None where it has none; status and metrics as a fit
+        judges them.
     Raises:
         FitkitError: weights or photos that cannot be used, or no photo that fits a view of the network.
     """
@@ -99,8 +103,8 @@ def predict(
     trained = load_trained(weights, model, device)
     if "state" not in trained.network.gives:
         raise InputError(
-            f"{trained.weights}: expected a network that gives a scene, it gives {', '.join(trained.network.gives)}; "
-            "call fitkit.fitting.predict.predict_maps"
+            f"{trained.weights}: expected a network that gives a scene, it gives "
+            f"{', '.join(trained.network.gives)}; call fitkit.fitting.predict.predict_maps"
         )
     subject, found, notes = _faces(subject, landmarks, device, progress)
     progress.at(0.7, "predicting")
@@ -115,11 +119,12 @@ def predict_maps(
     device: str = "cpu",
     progress: Progress | Callable[[str, float], None] | None = None,
 ) -> PredictedMaps:
-    """What a network says of the photos of one person beside a scene, as depth maps; arguments as those of `predict`.
+    """What a network says of the photos of one person beside a scene, as depth maps; arguments as those of
+    `predict`.
 
     Raises:
-        FitkitError: weights or photos that cannot be used, no photo that fits a view of the network, or a network that says nothing
-            but a scene.
+        FitkitError: weights or photos that cannot be used, no photo that fits a view of the network, or a
+            network that says nothing but a scene.
     """
     check_argument("weights", weights, (str, os.PathLike), "the path of a weight file")
     progress = Progress.of(progress)
@@ -178,7 +183,8 @@ def predict_observed(
     maps = maps_of(predicted, subject, {"weights": trained.weights} | trained.about)
     order = predicted.order
     notes += [
-        f"left out: {v.name}; the network takes one photo for each of {', '.join(s.name for s in network.views)}"
+        f"left out: {v.name}; the network takes one photo for each of "
+        f"{', '.join(s.name for s in network.views)}"
         for i, v in enumerate(subject.views)
         if i not in order
     ]

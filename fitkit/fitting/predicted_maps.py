@@ -1,4 +1,5 @@
-"""What a network says of the photos of one person beside a scene: depth, position maps, parts of the face, landmarks."""
+"""What a network says of the photos of one person beside a scene: depth, position maps, parts of the face,
+landmarks."""
 
 from __future__ import annotations
 
@@ -49,8 +50,8 @@ class PredictedMaps:
         return tuple(dict.fromkeys(PART_OF[name] for name in PART_OF if getattr(self, name) is not None))
 
     def save(self, output: str | os.PathLike, overwrite: bool = False) -> Path:
-        """Write a folder with depth/, confidence/, posmap/, parse/, landmarks/, points3d/, one file for each photo, and
-        prediction.json; see docs/results.md. Returns: its absolute path.
+        """Write a folder with depth/, confidence/, posmap/, parse/, landmarks/, points3d/, one file for each
+        photo, and prediction.json; see docs/results.md. Returns: its absolute path.
 
         Raises:
             InputError: the folder exists, or cannot be written.
@@ -63,7 +64,8 @@ class PredictedMaps:
 def maps_of(
     predicted: Predicted, subject: Subject, about: dict[str, Any], notes: Sequence[str] = ()
 ) -> PredictedMaps:
-    """The parts of a prediction that are no state, carried from the crops to the photos `predicted.order` of a subject.
+    """The parts of a prediction that are no state, carried from the crops to the photos `predicted.order` of
+    a subject.
 
     Raises:
         FitError: values that are not finite.
@@ -109,7 +111,8 @@ def to_photo(values: np.ndarray, scale: float, offset: np.ndarray, size: tuple[i
     """A map of a crop -> of its photo, the nearest value at each pixel, 0 beyond the crop.
 
     Args:
-        values: [h, w] float32; scale, offset [2]: crop pixel = scale * (photo pixel - offset); size: (width, height) of the photo.
+        values: [h, w] float32; scale, offset [2]: crop pixel = scale * (photo pixel - offset); size: (width,
+            height) of the photo.
     """
     crop_of_photo = np.array([[scale, 0.0, -scale * offset[0]], [0.0, scale, -scale * offset[1]]])
     return cv2.warpAffine(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, Sequence
+from typing import Annotated, Any, Literal
 
 from fitkit.energies.registry import fit_options
 from fitkit.energies.spec import EnergyOptions, ExpressionOptions
@@ -38,9 +39,10 @@ from fitkit.scene.layout import BLOCKS
 class LandmarkOptions:
     """source: where the 68 points come from; jaw: what points 0-16 are (see LandmarkReprojection),
     'auto' tries both rules where the source does not say;
-    offset: standard deviation of what is the same in all photos of a person about a point's error, in units of `offset_sigma`;
-    sigma: standard deviation of a point as a share of the face size (square root of the landmark box area), used
-    until the noise is measured from the residuals; min_sigma, max_sigma: limits of the measured value."""
+    offset: standard deviation of what is the same in all photos of a person about a point's error, in units
+    of `offset_sigma`; sigma: standard deviation of a point as a share of the face size (square root of the
+    landmark box area), used until the noise is measured from the residuals; min_sigma, max_sigma: limits of
+    the measured value."""
 
     source: str = "auto"
     offset: NonNegative = 1.0
@@ -52,9 +54,10 @@ class LandmarkOptions:
 
 @dataclass(frozen=True)
 class CameraOptions:
-    """kind: projection; share_focal: one camera for all views ('auto': when the photos have one size and nothing
-    says otherwise); distance_mm: what an unknown camera is assumed to be away from the face; focal_sigma: how sure
-    that is, log units; exif_sigma, known_sigma: the same for a focal length from EXIF and from cameras.json."""
+    """kind: projection; share_focal: one camera for all views ('auto': when the photos have one size and
+    nothing says otherwise); distance_mm: what an unknown camera is assumed to be away from the face;
+    focal_sigma: how sure that is, log units; exif_sigma, known_sigma: the same for a focal length from EXIF
+    and from cameras.json."""
 
     kind: Literal["perspective", "orthographic"] = "perspective"
     share_focal: Literal["auto", "yes", "no"] = "auto"
@@ -66,9 +69,10 @@ class CameraOptions:
 
 @dataclass(frozen=True)
 class InitOptions:
-    """source: where a fit starts: 'landmarks', the mean face at the pose of the landmarks in closed form; 'regressor', what a network
-    predicts from the photos; 'auto', the better of the two for the landmarks and the priors. weights: of the network,
-    regressor.safetensors of fitkit train-regressor; empty = the one that comes with fitkit."""
+    """source: where a fit starts: 'landmarks', the mean face at the pose of the landmarks in closed form;
+    'regressor', what a network predicts from the photos; 'auto', the better of the two for the landmarks and
+    the priors. weights: of the network, regressor.safetensors of fitkit train-regressor; empty = the one that
+    comes with fitkit."""
 
     source: Literal["auto", "landmarks", "regressor"] = "auto"
     weights: str = ""
@@ -76,8 +80,9 @@ class InitOptions:
 
 @dataclass(frozen=True)
 class SolverOptions:
-    """name: 'levenberg_marquardt' or 'adam'; max_iterations: per refresh of the frozen quantities; refresh: how often
-    visibility, matches and weights are computed anew ('adam' does so in every iteration); learning_rate: 'adam' only."""
+    """name: 'levenberg_marquardt' or 'adam'; max_iterations: per refresh of the frozen quantities; refresh:
+    how often visibility, matches and weights are computed anew ('adam' does so in every iteration);
+    learning_rate: 'adam' only."""
 
     name: Literal["levenberg_marquardt", "adam"] = "levenberg_marquardt"
     max_iterations: Annotated[int, Range(0, 10**6)] = 20
@@ -88,8 +93,9 @@ class SolverOptions:
 
 @dataclass(frozen=True)
 class FlowSource:
-    """estimator: what finds the flow between photos: 'dis', 'dis:PRESET', 'farneback' or 'ptlflow:NAME', any network of the package
-    ptlflow; weights: of a network: a checkpoint file or the name of a published one, empty = the published one for general use."""
+    """estimator: what finds the flow between photos: 'dis', 'dis:PRESET', 'farneback' or 'ptlflow:NAME', any
+    network of the package ptlflow; weights: of a network: a checkpoint file or the name of a published one,
+    empty = the published one for general use."""
 
     estimator: str = "dis"
     weights: str = ""
@@ -100,10 +106,10 @@ class FlowSource:
 
 @dataclass(frozen=True)
 class Stage:
-    """free: names of what is solved for; energies: name -> options; min_views: the stage is left out with fewer;
-    measure_noise: estimate the landmark noise from the residuals before the stage; measure_offsets: estimate the spread of the
-    landmarks' offsets, anew at each refresh; start: the stage is for fits that start from
-    'landmarks' (or from what a 'regressor' predicts) and is left out in others."""
+    """free: names of what is solved for; energies: name -> options; min_views: the stage is left out with
+    fewer; measure_noise: estimate the landmark noise from the residuals before the stage; measure_offsets:
+    estimate the spread of the landmarks' offsets, anew at each refresh; start: the stage is for fits that
+    start from 'landmarks' (or from what a 'regressor' predicts) and is left out in others."""
 
     name: str
     free: Annotated[tuple[str, ...], Length(1)]
@@ -133,8 +139,9 @@ class FitRecipe:
 
     @property
     def detail_flow(self) -> FlowSource:
-        """What finds the matches of the detail layer: the recipe's `flow`, 'dis' at full resolution. Between photos of different days that
-        is the noisier one, so the stages do without; the detail layer has the evidence to tell."""
+        """What finds the matches of the detail layer: the recipe's `flow`, 'dis' at full resolution. Between
+        photos of different days that is the noisier one, so the stages do without; the detail layer has the
+        evidence to tell."""
         return replace(self.flow, estimator="dis:fine") if self.flow.estimator == "dis" else self.flow
 
 
@@ -149,7 +156,8 @@ def load_recipe(
         overrides: 'a.b=value' lines, stages by name: 'stages.shape.solver.max_iterations=5'.
         changes: a nested mapping laid over the recipe before the overrides.
     Raises:
-        InputError: no such recipe, unknown keys (with the nearest known one), wrong types, values out of range.
+        InputError: no such recipe, unknown keys (with the nearest known one), wrong types, values out of
+            range.
     """
     check_argument("load_recipe", name, (str, os.PathLike), "the name or path of a recipe")
     check_argument("changes", changes, (dict, NoneType), "a mapping of options")
@@ -160,7 +168,8 @@ def load_recipe(
 
 
 def _read(path: Path, seen: tuple[str, ...]) -> dict:
-    """A recipe with the one it `extends` below it. Stages of the same name are merged, new ones are added behind."""
+    """A recipe with the one it `extends` below it. Stages of the same name are merged, new ones are added
+    behind."""
     place = os.path.realpath(path)  # the same file has many names
     if place in seen:
         raise InputError(f"{path}: recipes extend each other in a circle")

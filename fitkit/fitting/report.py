@@ -1,4 +1,5 @@
-"""The numbers of a fit and what they say about it: `FitResult.report`, and as dictionaries the content of metrics.json."""
+"""The numbers of a fit and what they say about it: `FitResult.report`, and as dictionaries the content of
+metrics.json."""
 
 from __future__ import annotations
 
@@ -151,7 +152,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class FitReport:
-    """What is known about a fit. Fields that say nothing have their default; keys of metrics.json are the names of the fields."""
+    """What is known about a fit. Fields that say nothing have their default; keys of metrics.json are the
+    names of the fields."""
 
     status: Literal["ok", "doubtful", "failed", ""] = ""  # not in `metrics`, beside them in metrics.json
     model: str = ""
@@ -198,7 +200,8 @@ class FitReport:
 
     @classmethod
     def from_metrics(cls, metrics: dict[str, Any], where: str = "metrics") -> FitReport:
-        """The reverse, also of dictionaries that other versions of fitkit wrote: what is missing says nothing, unknown keys are passed over.
+        """The reverse, also of dictionaries that other versions of fitkit wrote: what is missing says
+        nothing, unknown keys are passed over.
 
         Raises:
             InputError: a value of another kind; `where` begins the message.
@@ -217,7 +220,8 @@ def _table(value: Any) -> Any:
 
 
 def _known(kind: Any, value: Any) -> Any:
-    """What `kind` knows of a value, as `build` takes it: without NaN, and without None where that is not in the type."""
+    """What `kind` knows of a value, as `build` takes it: without NaN, and without None where that is not in
+    the type."""
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         hints = option_types(typing.cast(type, kind))
         kept = {k: v for k, v in value.items() if k in hints and not _unsaid(hints[k], v)}
@@ -229,11 +233,8 @@ def _known(kind: Any, value: Any) -> Any:
 
 
 def _unsaid(kind: Any, value: Any) -> bool:
-    return (
-        isinstance(value, float)
-        and math.isnan(value)
-        or value is None
-        and types.NoneType not in typing.get_args(kind)
+    return (isinstance(value, float) and math.isnan(value)) or (
+        value is None and types.NoneType not in typing.get_args(kind)
     )
 
 
@@ -246,7 +247,8 @@ def status_line(report: FitReport) -> str:
 
 
 def notes(metrics: dict[str, Any]) -> tuple[str, ...]:
-    """The sentences of a verdict that are worth knowing, but nothing wrong, from the content of metrics.json."""
+    """The sentences of a verdict that are worth knowing, but nothing wrong, from the content of
+    metrics.json."""
     return tuple(
         f["message"] for f in metrics.get("verdict", {}).get("findings", ()) if f["severity"] == "note"
     )

@@ -23,14 +23,14 @@ class FitResult:
 
     model: the face model (on the CPU, float32); subject: the photos that were fitted;
     state: solution on the CPU, its camera in pixels of the original upright photos, S = 1;
-    landmarks: the observed points in the same pixels; report: how good the fit is, in numbers and findings; recipe: the resolved recipe;
-    camera_source: per view 'cameras.json', 'exif' or 'estimated'.
-    identity_covariance: [K_id, K_id] of the identity coefficients; vertex_sigma: [V] mm, standard deviation of the neutral
-    mesh along its normals once it is laid onto the true face (`fitkit.fitting.uncertainty`); both None where they cannot be
-    computed (no stage with a least-squares form solved for the identity).
-    displacement: [V] mm along the normals of the neutral mesh, positive outwards, what the detail layer adds to the model
-    (`fitkit.fitting.detail`); None without it. `vertices`, `neutral` and `landmarks3d` contain it.
-    maps: what a network has said beside the scene; None: nothing, or it was a fit.
+    landmarks: the observed points in the same pixels; report: how good the fit is, in numbers and findings;
+    recipe: the resolved recipe; camera_source: per view 'cameras.json', 'exif' or 'estimated'.
+    identity_covariance: [K_id, K_id] of the identity coefficients; vertex_sigma: [V] mm, standard deviation
+    of the neutral mesh along its normals once it is laid onto the true face (`fitkit.fitting.uncertainty`);
+    both None where they cannot be computed (no stage with a least-squares form solved for the identity).
+    displacement: [V] mm along the normals of the neutral mesh, positive outwards, what the detail layer adds
+    to the model (`fitkit.fitting.detail`); None without it. `vertices`, `neutral` and `landmarks3d` contain
+    it. maps: what a network has said beside the scene; None: nothing, or it was a fit.
     """
 
     model: FaceModel
@@ -65,7 +65,8 @@ class FitResult:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is worth knowing about the fit, but nothing wrong: what was assumed or left out. What is wrong are the `warnings`."""
+        """What is worth knowing about the fit, but nothing wrong: what was assumed or left out. What is wrong
+        are the `warnings`."""
         return self.report.remarks
 
     @cached_property
@@ -98,7 +99,8 @@ class FitResult:
         return self.model.landmarks.points(self.neutral[None], self.model.triangles)[0]
 
     def save(self, output, overwrite: bool = False, light: bool = False):
-        """Write the result folder (meshes, parameters, cameras, pictures, report); see `fitkit.export`. light: see `write_result`."""
+        """Write the result folder (meshes, parameters, cameras, pictures, report); see `fitkit.export`.
+        light: see `write_result`."""
         from fitkit.export.folder import write_result
 
         return write_result(self, output, overwrite=overwrite, light=light)

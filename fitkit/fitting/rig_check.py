@@ -1,14 +1,15 @@
 """Do the given positions of the cameras agree with the landmarks? If not, what was meant by them?
 
-Each view alone tells how the head stands before its camera and, with the focal length, where it lies for a head of the mean size. In the
-world of a rig all views must come to one head: one rotation, one place and one size.
+Each view alone tells how the head stands before its camera and, with the focal length, where it lies for a
+head of the mean size. In the world of a rig all views must come to one head: one rotation, one place and one
+size.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,16 +23,19 @@ from fitkit.io.subject import Subject, View, some
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.landmarks.types import Landmarks
 
-# How far a view may be from the head that all come to: degrees, and across its line of sight, mm of a head of mean size.
+# How far a view may be from the head that all come to: degrees, and across its line of sight, mm of a head of
+# mean size.
 TURNED_DEG, ASIDE_MM = 35.0, 30.0
 STILL_DEG = 12.0  # how far a head that did not turn may seem to have turned
-# How well a view alone places a head of known size, mm across its line of sight, and along it as a share of the distance.
+# How well a view alone places a head of known size, mm across its line of sight, and along it as a share of
+# the distance.
 ACROSS_MM, ALONG = 5.0, 0.1
 UNSIZED = 0.3  # size_sigma of cameras in one place
 SIZE = 2.0  # a small child's face has 0.6 times the size of the mean one
 UNITS = {"millimetres": 1.0, "centimetres": 0.1, "inches": 1 / 25.4, "feet": 1 / 304.8, "metres": 0.001}
 MOST = 0.8  # of the views agree under the right reading; landmarks or a photo of the others may be wrong
-CLEAR = 0.4  # share of the misfit that the right reading leaves; more, and a rig is badly calibrated rather than misread
+# share of the misfit that the right reading leaves; more, and a rig is badly calibrated rather than misread
+CLEAR = 0.4
 NEEDED = "fitkit needs x_camera = R x_world + t with x right, y down, z forward and t in mm"
 CHECK = f"check them ({NEEDED}; the head may not move between the photos) and the landmarks"
 
@@ -42,10 +46,12 @@ def check_rig(subject: Subject, found: Landmarks, model: FaceModel) -> tuple[Sub
     Args:
         found: landmarks of the subject's views, px of the photos.
     Returns:
-        the subject, without R and t where most other views contradict them; for each of these views what is wrong.
+        the subject, without R and t where most other views contradict them; for each of these views what is
+        wrong.
     Raises:
-        InputError: R and t agree with the landmarks once they are read in another way (camera-to-world, other axes or units, ...), or
-            one position is given for a head that turned; names the cameras and what to do.
+        InputError: R and t agree with the landmarks once they are read in another way (camera-to-world, other
+            axes or units, ...), or one position is given for a head that turned; names the cameras and what
+            to do.
     """
     rig = [i for i, v in enumerate(subject.views) if v.camera is not None and v.camera.R is not None]
     if len(rig) < 2:
@@ -80,8 +86,8 @@ def check_rig(subject: Subject, found: Landmarks, model: FaceModel) -> tuple[Sub
             contradictions.append(
                 Contradiction(
                     view.name,
-                    f"view {view.name}: R and t of its camera put the head {turned:.0f} degrees and {aside:.0f} mm from where those "
-                    f"of the others put it; only its K was used; {CHECK}",
+                    f"view {view.name}: R and t of its camera put the head {turned:.0f} degrees and "
+                    f"{aside:.0f} mm from where those of the others put it; only its K was used; {CHECK}",
                 )
             )
     if not agree.any():
@@ -97,13 +103,14 @@ def _refuse_one_place(where: str, heads: Heads, R: Tensor, t: Tensor) -> None:
     angle = float((_degrees(heads.rotation[:, None].transpose(-1, -2) @ heads.rotation[None]) * same).max())
     if angle > STILL_DEG:
         raise InputError(
-            f"{where} put cameras in one place, but the head turned by {angle:.0f} degrees between their photos; "
-            "R and t must be relative to the head: give only K"
+            f"{where} put cameras in one place, but the head turned by {angle:.0f} degrees between their "
+            "photos; R and t must be relative to the head: give only K"
         )
 
 
 def _refuse_other_reading(where: str, heads: Heads, R: Tensor, t: Tensor, given: Agreement) -> None:
-    """The reading under which the views agree and the face has the size of a face in a known unit; else in any unit."""
+    """The reading under which the views agree and the face has the size of a face in a known unit; else in
+    any unit."""
     needed = max(2, math.ceil(MOST * len(R)))
     fitting = []
     for reading, cameras in readings(R, t).items():
@@ -122,8 +129,8 @@ def _refuse_other_reading(where: str, heads: Heads, R: Tensor, t: Tensor, given:
     if unit != "millimetres":
         read_as += f", t in {unit or f'a unit of {1 / result.size:.3g} mm'} (by the size of the face)"
     raise InputError(
-        f"{where} contradict the landmarks, but agree with them when they are read as {read_as}; convert them "
-        f"({NEEDED}), or give only K"
+        f"{where} contradict the landmarks, but agree with them when they are read as {read_as}; convert "
+        f"them ({NEEDED}), or give only K"
     )
 
 
@@ -135,7 +142,8 @@ def _unit(size: float) -> str | None:
 
 @dataclass(frozen=True)
 class Heads:
-    """How each view alone sees the head: rotation [B, 3, 3] camera_from_head, place [B, 3] mm in the camera frame of a face of mean size."""
+    """How each view alone sees the head: rotation [B, 3, 3] camera_from_head, place [B, 3] mm in the camera
+    frame of a face of mean size."""
 
     rotation: Tensor
     place: Tensor
@@ -145,8 +153,9 @@ class Heads:
 class Agreement:
     """One head for all views of a rig.
 
-    turned [B] degrees and aside [B] mm of a head of mean size: how far each view is from it; agrees [B] bool; size: of the face over the
-    mean one, in the unit of the cameras; size_sigma: relative standard deviation of it.
+    turned [B] degrees and aside [B] mm of a head of mean size: how far each view is from it; agrees [B] bool;
+    size: of the face over the mean one, in the unit of the cameras; size_sigma: relative standard deviation
+    of it.
     """
 
     turned: Tensor
@@ -182,9 +191,9 @@ def heads_of(views: Sequence[View], found: Landmarks, model: FaceModel) -> Heads
 def agreement(heads: Heads, R: Tensor, t: Tensor) -> Agreement:
     """One head in the world of the cameras R [B, 3, 3], t [B, 3].
 
-    The rotation is the one that most views agree with. Place p and size s come from least squares over R p + t = s place, where
-    each view counts as its precision says and, by repeated weighting, the less the farther it is off. Where all cameras are in one place,
-    s stays 1.
+    The rotation is the one that most views agree with. Place p and size s come from least squares over R p +
+    t = s place, where each view counts as its precision says and, by repeated weighting, the less the farther
+    it is off. Where all cameras are in one place, s stays 1.
     """
     world = R.transpose(1, 2) @ heads.rotation
     between = _degrees(world[:, None].transpose(-1, -2) @ world[None])
@@ -230,7 +239,8 @@ def _center(R: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return R, -(R @ t[..., None])[..., 0]
 
 
-# What R and t may be instead, and how the axes of the camera may lie; each gives world-to-camera in OpenCV's axes.
+# What R and t may be instead, and how the axes of the camera may lie; each gives world-to-camera in OpenCV's
+# axes.
 MEANINGS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "": lambda R, t: (R, t),
     "camera-to-world": _inverse,

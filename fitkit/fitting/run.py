@@ -50,12 +50,13 @@ def fit(
     """Fit one face to all photos of one person.
 
     Args:
-        subject: a subject folder, the path of one photo, a Subject, or a list of images (paths, PIL images, [H, W, 3] arrays).
+        subject: a subject folder, the path of one photo, a Subject, or a list of images (paths, PIL images,
+            [H, W, 3] arrays).
         model: name or path of a face model, or the model itself; None takes the recipe's.
         recipe: name or path of a recipe; overrides: 'key=value' changes of it.
-        landmarks: one [68, 2] or [68, 3] array, path of a landmark file, or None for each image, in the order of the list or of the
-            subject's views (of a folder: sorted by name, 'view2' before 'view10'); px of the upright photo, counted from 0. They replace
-            those in files.
+        landmarks: one [68, 2] or [68, 3] array, path of a landmark file, or None for each image, in the order
+            of the list or of the subject's views (of a folder: sorted by name, 'view2' before 'view10'); px
+            of the upright photo, counted from 0. They replace those in files.
         share_expression, seed: shortcuts for expression.shared and seed.
         device: torch device the fit runs on.
         progress: called with (what is done next, share done in 0..1), or a Progress.
@@ -83,7 +84,8 @@ def fit(
         recipe = load_recipe(recipe, overrides, changes)
     elif overrides or changes:
         raise InputError(
-            "overrides, model, seed and share_expression change a recipe given by name or path, not a FitRecipe"
+            "overrides, model, seed and share_expression change a recipe given by name or path, not a "
+            "FitRecipe"
         )
     check_device(device)
     face_model = model if isinstance(model, FaceModel) else load_model(recipe.model)

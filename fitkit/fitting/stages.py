@@ -33,7 +33,8 @@ from fitkit.solvers.levenberg_marquardt import LMOptions, SolverResult, levenber
 
 log = logging.getLogger("fitkit")
 
-# Measured ratios: 0.05 to 0.9 on fixed points (0.2 and less with a view beyond 40 degrees), 0.83 to 1.4 on outlines.
+# Measured ratios: 0.05 to 0.9 on fixed points (0.2 and less with a view beyond 40 degrees), 0.83 to 1.4 on
+# outlines.
 SURFACE_WINS = 0.8
 
 
@@ -68,7 +69,8 @@ class StageRunner:
         """All stages in turn, and the detail layer.
 
         Raises:
-            FitError: no stage is for this number of views and this start, or the solver failed. MissingWeightsError: of a flow network.
+            FitError: no stage is for this number of views and this start, or the solver failed.
+                MissingWeightsError: of a flow network.
         """
         stages = self._stages_for(at)
         for name, options in (pair for stage in stages for pair in stage.energies.items()):
@@ -107,11 +109,13 @@ class StageRunner:
         return stages
 
     def _leading_stages(self, stages: Sequence[Stage], at: Solution) -> tuple[Solution, int]:
-        """The leading landmark stages. What the jaw points are, where that is not known, is the rule under which they fit better.
+        """The leading landmark stages. What the jaw points are, where that is not known, is the rule under
+        which they fit better.
 
-        A fit under the wrong rule bends the face to the jaw points, so the rules are compared by their own solutions.
-        Points on fixed skin cost an outline fit several times more once the head is turned; outline points fit both rules
-        about as well. So 'surface' has to win clearly, by SURFACE_WINS.
+        A fit under the wrong rule bends the face to the jaw points, so the rules are compared by their own
+        solutions.
+        Points on fixed skin cost an outline fit several times more once the head is turned; outline points
+        fit both rules about as well. So 'surface' has to win clearly, by SURFACE_WINS.
 
         Returns:
             the solution under the rule that won, and the number of stages that it has behind it.
@@ -160,7 +164,8 @@ class StageRunner:
         return replace(at, terms=terms, last=last, shape=shape, stages=(*at.stages, report))
 
     def _set_up(self, stage: Stage, at: Solution) -> tuple[Solution, Objective, ParameterLayout]:
-        """What a stage minimizes over what; where it needs the light and nobody has estimated it, that comes first."""
+        """What a stage minimizes over what; where it needs the light and nobody has estimated it, that comes
+        first."""
         here = self.context(at)
         chosen = {n: o for n, o in stage.energies.items() if find(n).applies(here)}
         lights = {n: find(n).light(o) for n, o in chosen.items() if find(n).light is not None}
@@ -188,7 +193,8 @@ class StageRunner:
     def _least_squares(
         self, stage: Stage, at: Solution, objective: Objective, layout: ParameterLayout, progress: Progress
     ) -> tuple[Solution, Objective, str, tuple[str, ...]]:
-        """Levenberg-Marquardt, with visibility, matches and weights computed anew in each round: as `_first_order`."""
+        """Levenberg-Marquardt, with visibility, matches and weights computed anew in each round: as
+        `_first_order`."""
         solver, messages = stage.solver, []
         options = LMOptions(solver.max_iterations, min_decrease=solver.min_decrease)
         for number in range(solver.refresh):
@@ -220,7 +226,8 @@ class StageRunner:
         )
 
     def _lit(self, at: Solution, chosen: dict[str, Any], lights: dict[str, int]) -> Solution:
-        """The same under light that was estimated: now, if it was not before with the channels that the energies ask for."""
+        """The same under light that was estimated: now, if it was not before with the channels that the
+        energies ask for."""
         name = max(lights, key=lights.__getitem__)  # one that estimates colours, if there is one
         if at.light is not None and lights[name] in (0, at.light.shape[-1]):
             return at

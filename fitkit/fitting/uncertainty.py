@@ -1,4 +1,5 @@
-"""Error bars of a fit: covariance of the identity and standard deviation of the surface (Laplace approximation)."""
+"""Error bars of a fit: covariance of the identity and standard deviation of the surface (Laplace
+approximation)."""
 
 from __future__ import annotations
 
@@ -18,24 +19,27 @@ from fitkit.solvers.arrow import ArrowSystem
 
 # A least-squares solution has absorbed part of the noise of independent measurements (68 points per view).
 ABSORBED = 1.25
-# Independent measurements in one view, or one ordered pair of views, of a pixel-like term: the autocorrelation of the flow
-# residuals, summed up to its first zero, leaves 20 to 45 of 800 matches; both directions of a pair share their noise.
+# Independent measurements in one view, or one ordered pair of views, of a pixel-like term: the
+# autocorrelation of the flow residuals, summed up to its first zero, leaves 20 to 45 of 800 matches; both
+# directions of a pair share their noise.
 PATCHES = 25
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """inflation: factor on the standard deviations of the Laplace approximation; floor_mm: standard deviation along the
-    normal of what the model cannot show or is misled by, because no person is exactly in its span; left: the share of the standard
-    deviation that is left where the matches fix the displacement of the detail layer."""
+    """inflation: factor on the standard deviations of the Laplace approximation; floor_mm: standard deviation
+    along the normal of what the model cannot show or is misled by, because no person is exactly in its span;
+    left: the share of the standard deviation that is left where the matches fix the displacement of the
+    detail layer."""
 
     inflation: float
     floor_mm: float
     left: float = 0.9
 
 
-# Chosen on a real scan and on eight rendered people that are in the span of neither model (`fitkit synth --recipe outside --seed 100`),
-# fits of 1, 2 and 5 photos with the built-in landmarks; shares on others in docs/results.md. People drawn from a model come out better.
+# Chosen on a real scan and on eight rendered people that are in the span of neither model (`fitkit synth
+# --recipe outside --seed 100`), fits of 1, 2 and 5 photos with the built-in landmarks; shares on others in
+# docs/results.md. People drawn from a model come out better.
 CALIBRATION = {"ict": Calibration(1.0, 0.8), "generic": Calibration(1.25, 0.7)}
 UNKNOWN_MODEL = CALIBRATION[
     "generic"
@@ -44,8 +48,9 @@ UNKNOWN_MODEL = CALIBRATION[
 
 @dataclass(frozen=True)
 class ErrorBars:
-    """identity_covariance: [K_id, K_id] of the coefficients, inflated, without the floor; vertex_sigma: [V] mm along the
-    normals of the neutral mesh, inflated, with the floor; noise: by energy, variance over what the recipe states."""
+    """identity_covariance: [K_id, K_id] of the coefficients, inflated, without the floor; vertex_sigma: [V]
+    mm along the normals of the neutral mesh, inflated, with the floor; noise: by energy, variance over what
+    the recipe states."""
 
     identity_covariance: Tensor
     vertex_sigma: Tensor
@@ -62,8 +67,9 @@ def error_bars(
 ) -> ErrorBars | None:
     """Error bars of the neutral shape at the solution `state` of `problem`; tensors on the CPU, float32.
 
-    None where the identity was not free, or the problem is not `linearizable`. calibration: None takes that of the model;
-    known: [V] in 0..1, see `Detail`: what the matches have corrected beyond the model; None: nothing.
+    None where the identity was not free, or the problem is not `linearizable`. calibration: None takes that
+    of the model; known: [V] in 0..1, see `Detail`: what the matches have corrected beyond the model; None:
+    nothing.
     """
     terms = problem.objective.terms
     if "identity" not in problem.layout.sizes or not problem.linearizable:
@@ -86,13 +92,15 @@ def error_bars(
 def identity_covariance(
     problem: LeastSquaresProblem, state: SceneState, noise: dict[str, float]
 ) -> Tensor | None:
-    """Marginal covariance of the identity, [K_id, K_id] float64: the identity block of H^-1 (sum_k c_k H_k) H^-1.
+    """Marginal covariance of the identity, [K_id, K_id] float64: the identity block of H^-1 (sum_k c_k H_k)
+    H^-1.
 
-    H = sum_k H_k is the Gauss-Newton matrix of all terms over all free parameters, so poses, cameras, expressions and light
-    are integrated out; noise: c_k by energy, its variance over the stated one. With all c_k = 1 this is the identity block of
-    H^-1. None when H is not positive definite.
-    Source: Laplace approximation: MacKay, "A practical Bayesian framework for backpropagation networks", 1992; the product
-    for misstated noise: White, "Maximum likelihood estimation of misspecified models", Econometrica 1982.
+    H = sum_k H_k is the Gauss-Newton matrix of all terms over all free parameters, so poses, cameras,
+    expressions and light are integrated out; noise: c_k by energy, its variance over the stated one. With all
+    c_k = 1 this is the identity block of H^-1. None when H is not positive definite.
+    Source: Laplace approximation: MacKay, "A practical Bayesian framework for backpropagation networks",
+    1992; the product for misstated noise: White, "Maximum likelihood estimation of misspecified models",
+    Econometrica 1982.
     """
     terms, layout = problem.objective.terms, problem.layout
     parts = [Objective([t]).linearize(state, problem.observations, layout) for t in terms]
@@ -121,12 +129,14 @@ def identity_covariance(
 
 
 def noise_variance(term: Term, residuals: Residuals) -> float:
-    """Variance of a term's noise over what its recipe states, at least 1; 1 for priors and for energies that measure their noise.
+    """Variance of a term's noise over what its recipe states, at least 1; 1 for priors and for energies that
+    measure their noise.
 
-    From the weighted median of the residual lengths, which outliers hardly move. A recipe's weight says how many
-    independent measurements a 'mean' term is worth, but no more than PATCHES fit into a view or pair of views.
-    Residuals below the stated noise do not shrink the error bars: what a flow field, or a model point in the wrong place,
-    does to all neighbours or all views alike goes into the solution and leaves no residual.
+    From the weighted median of the residual lengths, which outliers hardly move. A recipe's weight says how
+    many independent measurements a 'mean' term is worth, but no more than PATCHES fit into a view or pair of
+    views.
+    Residuals below the stated noise do not shrink the error bars: what a flow field, or a model point in the
+    wrong place, does to all neighbours or all views alike goes into the solution and leaves no residual.
     """
     if role_of(term.energy.name) == "prior" or getattr(term.energy, "measured", False):
         return 1.0
@@ -138,8 +148,8 @@ def noise_variance(term: Term, residuals: Residuals) -> float:
 
 
 def robust_scale(residuals: Residuals) -> float:
-    """Standard deviation of one component, in stated ones: weighted median of the lengths over that of a D-dimensional
-    Gaussian (Wilson and Hilferty, PNAS 1931); 1 without valid residuals."""
+    """Standard deviation of one component, in stated ones: weighted median of the lengths over that of a
+    D-dimensional Gaussian (Wilson and Hilferty, PNAS 1931); 1 without valid residuals."""
     valid, D = residuals.valid, residuals.value.shape[-1]
     length, order = residuals.value.norm(dim=-1)[valid].sort()
     if len(length) == 0:
@@ -155,10 +165,11 @@ def robust_scale(residuals: Residuals) -> float:
 
 
 def vertex_sigma(model: FaceModel, vertices: Tensor, covariance: Tensor, floor_mm: float = 0.0) -> Tensor:
-    """[V] mm: standard deviation of each vertex along its normal, for identity coefficients of this covariance [K_id, K_id].
+    """[V] mm: standard deviation of each vertex along its normal, for identity coefficients of this
+    covariance [K_id, K_id].
 
-    vertices: [V, 3] mm, the neutral mesh. What a similarity removes when the mesh is laid onto the true face does not count:
-    see `aligned_normal_rows`.
+    vertices: [V, 3] mm, the neutral mesh. What a similarity removes when the mesh is laid onto the true face
+    does not count: see `aligned_normal_rows`.
     """
     rows = aligned_normal_rows(model, vertices)
     values, vectors = torch.linalg.eigh(covariance.double())
@@ -167,8 +178,9 @@ def vertex_sigma(model: FaceModel, vertices: Tensor, covariance: Tensor, floor_m
 
 
 def aligned_normal_rows(model: FaceModel, vertices: Tensor) -> Tensor:
-    """[V, K_id] mm per unit coefficient: motion of each vertex of the mesh [V, 3] along its normal, less the similarity that
-    best undoes the motion along the normals of the narrow face (the linear form of a point-to-plane alignment)."""
+    """[V, K_id] mm per unit coefficient: motion of each vertex of the mesh [V, 3] along its normal, less the
+    similarity that best undoes the motion along the normals of the narrow face (the linear form of a
+    point-to-plane alignment)."""
     normal = vertex_normals(vertices[None], model.triangles)[0]
     K = model.num_identity
     rows = sum(model.rows[:, c, :K] * normal[:, c, None] for c in range(3))
@@ -178,7 +190,8 @@ def aligned_normal_rows(model: FaceModel, vertices: Tensor) -> Tensor:
     ).double() / 100  # in 100 mm, so that the seven columns are alike
     gauge = torch.cat([normal, torch.linalg.cross(arm, normal), (arm * normal).sum(-1, keepdim=True)], 1)
     inside = gauge[model.face]
-    # A shape that lets the surface slide along itself (a sphere turns, a plane shifts) leaves directions without a say.
+    # A shape that lets the surface slide along itself (a sphere turns, a plane shifts) leaves directions
+    # without a say.
     weights = torch.linalg.pinv(inside.T @ inside, rtol=1e-9, hermitian=True) @ (
         inside.T @ rows[model.face].double()
     )
@@ -186,8 +199,9 @@ def aligned_normal_rows(model: FaceModel, vertices: Tensor) -> Tensor:
 
 
 def focal_uncertainty(problem: LeastSquaresProblem, state: SceneState) -> list[float | None]:
-    """Relative standard deviation of each view's focal length at the solution `state` of `problem` (Laplace approximation), None when
-    it was not solved for, the problem is not `linearizable` or the system is too large for a dense inverse."""
+    """Relative standard deviation of each view's focal length at the solution `state` of `problem` (Laplace
+    approximation), None when it was not solved for, the problem is not `linearizable` or the system is too
+    large for a dense inverse."""
     layout = problem.layout
     if "focal" not in layout.sizes or layout.total > 3000 or not problem.linearizable:
         return [None] * layout.num_views

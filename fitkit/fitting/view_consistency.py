@@ -1,4 +1,5 @@
-"""Do the views of a fit show one person? What each view's landmarks and matches say against those of the others."""
+"""Do the views of a fit show one person? What each view's landmarks and matches say against those of the
+others."""
 
 from __future__ import annotations
 
@@ -19,9 +20,9 @@ MOST_VIEWS = 60  # beyond, one view has little say and the matrices of all of th
 MOST_SPLIT = 24  # views that are searched for two people, which takes time with the square of their number
 PERSON = ("identity", "landmarks")  # what two people have two of
 MOST_MATCHED = 8  # views of which all pairs are matched when two people are possible
-# Log odds from which photos that match within two groups, but not across, are two people's. Sets of four photos: two people, each at one
-# instant, -8 to 16 (renders, built-in landmarks); one person at one instant -5 to -50, without such groups; in two real bursts of different
-# days above it in 2 of 14 with such groups.
+# Log odds from which photos that match within two groups, but not across, are two people's. Sets of four
+# photos: two people, each at one instant, -8 to 16 (renders, built-in landmarks); one person at one instant
+# -5 to -50, without such groups; in two real bursts of different days above it in 2 of 14 with such groups.
 POSSIBLE = -9.0
 MATCHED, TIMES = (
     0.15,
@@ -33,9 +34,9 @@ MATCHED, TIMES = (
 class ViewAgreement:
     """What one view says against the others; None where there is nothing to compare.
 
-    shift: how far the shape moves when this view's landmarks are left out, over how far their noise would move it (about 1);
-    flow: residual of its matches, in stated standard deviations, with the neighbour it agrees with better;
-    flow_others: the same of the pairs of views that it is no part of, their median.
+    shift: how far the shape moves when this view's landmarks are left out, over how far their noise would
+    move it (about 1); flow: residual of its matches, in stated standard deviations, with the neighbour it
+    agrees with better; flow_others: the same of the pairs of views that it is no part of, their median.
     """
 
     shift: float | None
@@ -45,8 +46,9 @@ class ViewAgreement:
 
 @dataclass(frozen=True)
 class TwoPeople:
-    """Two groups of views, as two people. group: views of one of them; log_odds: natural logarithm of the evidence of the landmarks for
-    two people over that for one; apart: the photos match within the groups, and not across them."""
+    """Two groups of views, as two people. group: views of one of them; log_odds: natural logarithm of the
+    evidence of the landmarks for two people over that for one; apart: the photos match within the groups, and
+    not across them."""
 
     group: tuple[int, ...]
     log_odds: float
@@ -71,8 +73,8 @@ def view_agreement(problem: LeastSquaresProblem, state: SceneState) -> list[View
 
 
 def pair_residuals(problem: LeastSquaresProblem, state: SceneState) -> dict[tuple[int, int], float]:
-    """Median length of the flow residuals in stated standard deviations, by pair of views (both directions, the larger); pairs of
-    photos too unlike to be matched have none."""
+    """Median length of the flow residuals in stated standard deviations, by pair of views (both directions,
+    the larger); pairs of photos too unlike to be matched have none."""
     out: dict[tuple[int, int], float] = {}
     for term in problem.objective.terms:
         matches = getattr(term.energy, "matches", None)
@@ -88,13 +90,15 @@ def pair_residuals(problem: LeastSquaresProblem, state: SceneState) -> dict[tupl
 
 
 def leave_one_out(problem: LeastSquaresProblem, state: SceneState) -> list[float | None]:
-    """Per view: length of the change of the identity when the view's landmarks are left out, over the root of its expectation, [B];
+    """Per view: length of the change of the identity when the view's landmarks are left out, over the root of
+    its expectation, [B];
     None with one view or without landmarks.
 
-    Nothing is fitted again: on the normal equations of landmarks and priors, with each view's own parameters (pose,
-    expression) eliminated, A_v and b_v are what view v adds to matrix and gradient. Leaving it out moves the solution by
-    d = (A - A_v)^-1 b_v, measured by d' M d with M the precision of the identity; b_v has the covariance A_v - A_v A^-1 A_v if all views show one person.
-    Source: case deletion in least squares: Cook and Weisberg, "Residuals and Influence in Regression", 1982, ch. 2 and 3.6.
+    Nothing is fitted again: on the normal equations of landmarks and priors, with each view's own parameters
+    (pose, expression) eliminated, A_v and b_v are what view v adds to matrix and gradient. Leaving it out
+    moves the solution by d = (A - A_v)^-1 b_v, measured by d' M d with M the precision of the identity; b_v
+    has the covariance A_v - A_v A^-1 A_v if all views show one person. Source: case deletion in least
+    squares: Cook and Weisberg, "Residuals and Influence in Regression", 1982, ch. 2 and 3.6.
     """
     views = _by_landmarks(problem, state)
     if views is None:
@@ -104,7 +108,8 @@ def leave_one_out(problem: LeastSquaresProblem, state: SceneState) -> list[float
     # The landmarks alone would end elsewhere than the whole fit: judge the views at their own solution.
     step = torch.linalg.solve(total, -(b.sum(0) + views.prior_gradient))
     b = b + torch.einsum("vij,j->vi", A, step)
-    # Judged is the shape alone: its precision with the other shared parameters (offsets of landmarks, one focal length) integrated out.
+    # Judged is the shape alone: its precision with the other shared parameters (offsets of landmarks, one
+    # focal length) integrated out.
     start, width = problem.layout.shared_offsets["identity"], problem.layout.sizes["identity"]
     shape = slice(start, start + width)
     metric = torch.zeros_like(total)
@@ -121,8 +126,9 @@ def leave_one_out(problem: LeastSquaresProblem, state: SceneState) -> list[float
 
 @dataclass(frozen=True)
 class _Landmarks:
-    """What each view's landmarks add to the normal equations of the shared parameters at a solution, its own parameters eliminated:
-    matrix [B, P, P], gradient [B, P]; and what the priors add: prior [P, P], prior_gradient [P]."""
+    """What each view's landmarks add to the normal equations of the shared parameters at a solution, its own
+    parameters eliminated: matrix [B, P, P], gradient [B, P]; and what the priors add: prior [P, P],
+    prior_gradient [P]."""
 
     matrix: Tensor
     gradient: Tensor
@@ -157,13 +163,15 @@ def _by_landmarks(problem: LeastSquaresProblem, state: SceneState) -> _Landmarks
 
 @torch.no_grad()
 def two_people(problem: LeastSquaresProblem, state: SceneState) -> TwoPeople | None:
-    """The two groups of views that are most likely two people, at the solution `state` of `problem`; None with one view, more than
-    MOST_SPLIT, or without landmarks.
+    """The two groups of views that are most likely two people, at the solution `state` of `problem`; None
+    with one view, more than MOST_SPLIT, or without landmarks.
 
-    By the normal equations of landmarks and priors the evidence of a group of views, all else integrated out, is a Gaussian integral:
-    log of the root of |L| / |H| plus g' H^-1 g / 2, where L is the precision of the prior, H that of prior and landmarks, g their
-    gradient; two people have two identities and two sets of offsets of landmarks, each with the whole prior.
-    Source: Bayes factors of Gaussian linear models: Bishop, "Pattern Recognition and Machine Learning", 2006, sec. 3.4 and 4.4.
+    By the normal equations of landmarks and priors the evidence of a group of views, all else integrated out,
+    is a Gaussian integral: log of the root of |L| / |H| plus g' H^-1 g / 2, where L is the precision of the
+    prior, H that of prior and landmarks, g their gradient; two people have two identities and two sets of
+    offsets of landmarks, each with the whole prior.
+    Source: Bayes factors of Gaussian linear models: Bishop, "Pattern Recognition and Machine Learning", 2006,
+    sec. 3.4 and 4.4.
     """
     views = _by_landmarks(problem, state) if state.num_views <= MOST_SPLIT else None
     if views is None:
@@ -205,7 +213,8 @@ def two_people(problem: LeastSquaresProblem, state: SceneState) -> TwoPeople | N
 
 
 def _bipartitions(count: int, evidence: Callable[[frozenset[int]], float]) -> Iterator[frozenset[int]]:
-    """One of the two groups of each way to part the views; of many views only ways that joining the likeliest groups leads to."""
+    """One of the two groups of each way to part the views; of many views only ways that joining the likeliest
+    groups leads to."""
     if count <= 7:
         yield from (
             frozenset(i for i in range(count) if number >> i & 1) for number in range(1, 2 ** (count - 1))
@@ -224,7 +233,8 @@ def _bipartitions(count: int, evidence: Callable[[frozenset[int]], float]) -> It
 
 
 def _match_shares(problem: LeastSquaresProblem, state: SceneState) -> dict[tuple[int, int], float]:
-    """Share of the covisible pixels that match, of all pairs of views that are not turned too far; none in a fit without matches."""
+    """Share of the covisible pixels that match, of all pairs of views that are not turned too far; none in a
+    fit without matches."""
     energy = next(
         (t.energy for t in problem.objective.terms if isinstance(t.energy, FlowCorrespondence)), None
     )
@@ -236,7 +246,8 @@ def _match_shares(problem: LeastSquaresProblem, state: SceneState) -> dict[tuple
 
 
 def _matched_apart(shares: dict[tuple[int, int], float], group: frozenset[int]) -> bool:
-    """Each photo matches one of its own group, as photos of one instant do, TIMES as well as any photo matches one of the other group."""
+    """Each photo matches one of its own group, as photos of one instant do, TIMES as well as any photo
+    matches one of the other group."""
     inside: dict[int, float] = {}
     for pair, share in shares.items():
         if (pair[0] in group) == (pair[1] in group):
@@ -250,7 +261,8 @@ def _matched_apart(shares: dict[tuple[int, int], float], group: frozenset[int]) 
 def _by_view(
     terms: list[Term], problem: LeastSquaresProblem, state: SceneState, layout: ParameterLayout
 ) -> tuple[Tensor, Tensor]:
-    """Gauss-Newton matrices [B, n, n] and gradients [B, n] of the terms for each view's local parameters, float64."""
+    """Gauss-Newton matrices [B, n, n] and gradients [B, n] of the terms for each view's local parameters,
+    float64."""
     B, n = layout.index.shape
     hessian = torch.zeros(B, n, n, dtype=torch.float64, device=state.identity.device)
     gradient = hessian.new_zeros(B, n)

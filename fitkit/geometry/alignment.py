@@ -30,13 +30,14 @@ def similarity_align(
     """Least-squares similarity (or rigid motion) that maps source points onto target points.
 
     Args:
-        source, target: [B, N, 3], same unit, row i of one corresponds to row i of the other; valid: [B, N] bool.
+        source, target: [B, N, 3], same unit, row i of one corresponds to row i of the other; valid: [B, N]
+            bool.
         with_scale: False fixes the scale at 1.
     Raises:
         DegenerateInputError: fewer than 3 valid pairs, or all on one line.
     Source:
-        Umeyama, "Least-squares estimation of transformation parameters between two point patterns", TPAMI 1991,
-        eq. (40)-(42). Differs: the weights are 0/1 masks.
+        Umeyama, "Least-squares estimation of transformation parameters between two point patterns", TPAMI
+        1991, eq. (40)-(42). Differs: the weights are 0/1 masks.
     """
     if valid is None:
         valid = torch.ones(source.shape[:2], dtype=torch.bool, device=source.device)

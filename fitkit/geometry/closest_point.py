@@ -9,9 +9,9 @@ from scipy.spatial import cKDTree
 class SurfaceIndex:
     """A triangle mesh prepared for closest-point queries.
 
-    vertices: [V, 3]; triangles: [F, 3] int. Candidates come from a k-d tree over triangle centroids; a query is exact
-    because it goes on until no further triangle can be nearer (centroid distance minus the largest triangle radius).
-    Large triangles are split for the search, which keeps that radius small.
+    vertices: [V, 3]; triangles: [F, 3] int. Candidates come from a k-d tree over triangle centroids; a query
+    is exact because it goes on until no further triangle can be nearer (centroid distance minus the largest
+    triangle radius). Large triangles are split for the search, which keeps that radius small.
     """
 
     def __init__(self, vertices: np.ndarray, triangles: np.ndarray):
@@ -63,7 +63,8 @@ def _radius(corners: np.ndarray) -> np.ndarray:
 def closest_on_triangles(p: np.ndarray, corners: np.ndarray) -> np.ndarray:
     """p [N, 3], corners [N, 3, 3] -> closest point of each triangle to its p, [N, 3].
 
-    Source: the regions of Ericson, "Real-Time Collision Detection", 2005, section 5.1.5, evaluated for all rows at once.
+    Source: the regions of Ericson, "Real-Time Collision Detection", 2005, section 5.1.5, evaluated for all
+    rows at once.
     """
     a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
     ab, ac, ap, bp, cp = b - a, c - a, p - a, p - b, p - c

@@ -17,8 +17,9 @@ from fitkit.geometry.rotation import so3_exp
 class Icp:
     """y = scale * rotation @ x + translation lays the points onto the surface.
 
-    scale: no unit; rotation: [3, 3] (det +1); translation: [3] in the surface's unit; distance: [N] of every point from the surface
-    at the solution; used: [N] bool, not trimmed there; rms: of the used distances; iterations; converged: False when they ran out.
+    scale: no unit; rotation: [3, 3] (det +1); translation: [3] in the surface's unit; distance: [N] of every
+    point from the surface at the solution; used: [N] bool, not trimmed there; rms: of the used distances;
+    iterations; converged: False when they ran out.
     """
 
     scale: float
@@ -44,21 +45,24 @@ def icp(
     max_iterations: int = 100,
     tolerance: float = 1e-5,
 ) -> Icp:
-    """Register points to a triangle mesh by trimmed point-to-plane ICP, from where they are: align them roughly beforehand.
+    """Register points to a triangle mesh by trimmed point-to-plane ICP, from where they are: align them
+    roughly beforehand.
 
-    Each iteration pairs every point with the exact closest surface point, drops pairs farther apart than `trim` times the
-    median distance and those whose surface point lies on the open border (there the surface ends, not the point's partner), and
-    moves the points by one Gauss-Newton step on the distances along the triangles' normals. It ends when the rms of the used
-    distances changes by less than `tolerance` of itself; the best iterate is returned. With a free scale the distances count in the
-    unit of the points, as if the surface were laid onto them: otherwise points that shrink to one place of the surface fit best.
+    Each iteration pairs every point with the exact closest surface point, drops pairs farther apart than
+    `trim` times the median distance and those whose surface point lies on the open border (there the surface
+    ends, not the point's partner), and moves the points by one Gauss-Newton step on the distances along the
+    triangles' normals. It ends when the rms of the used distances changes by less than `tolerance` of itself;
+    the best iterate is returned. With a free scale the distances count in the unit of the points, as if the
+    surface were laid onto them: otherwise points that shrink to one place of the surface fit best.
 
     Args:
-        points: [N, 3]; vertices: [V, 3], triangles: [F, 3], the surface, same unit; with_scale: a free isotropic scale.
+        points: [N, 3]; vertices: [V, 3], triangles: [F, 3], the surface, same unit; with_scale: a free
+            isotropic scale.
     Raises:
         DegenerateInputError: fewer than 6 points.
     Source:
-        Chen and Medioni, "Object modelling by registration of multiple range images", 1992 (planes); Turk and Levoy, "Zippered
-        polygon meshes from range images", 1994 (borders).
+        Chen and Medioni, "Object modelling by registration of multiple range images", 1992 (planes); Turk and
+        Levoy, "Zippered polygon meshes from range images", 1994 (borders).
     """
     points = np.asarray(points, np.float64)
     if len(points) < 6:
@@ -98,7 +102,8 @@ def icp(
 def motion_step(
     lever: np.ndarray, normal: np.ndarray, length: np.ndarray, with_scale: bool
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """One Gauss-Newton step of a similarity that moves points by `length` along `normal`; undetermined motions stay 0.
+    """One Gauss-Newton step of a similarity that moves points by `length` along `normal`; undetermined
+    motions stay 0.
 
     Args:
         lever: [N, 3], places minus the centre of turn and scale; normal: [N, 3] unit; length: [N].

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sparse
 
-# Needle-shaped triangles have cotangents without bound; beyond this their matrix is scaled down, or one of them would outweigh all
-# others at its vertex.
+# Needle-shaped triangles have cotangents without bound; beyond this their matrix is scaled down, or one of
+# them would outweigh all others at its vertex.
 LARGEST_COTANGENT = 20.0
 
 
@@ -16,10 +16,12 @@ def cotangent_laplacian(vertices: np.ndarray, triangles: np.ndarray) -> tuple[sp
     Args:
         vertices: [V, 3]; triangles: [F, 3] int.
     Returns:
-        stiffness [V, V], symmetric and positive semidefinite: f' stiffness f is the integral of |grad f|^2 over the surface;
-        area [V], a third of the area of the triangles at each vertex, 0 for loose ones: f' (area * f) is the integral of f^2.
-        stiffness @ f / area is then minus the Laplacian of f.
-    Source: Pinkall and Polthier, "Computing discrete minimal surfaces and their conjugates", 1993; the lumped mass matrix is
+        stiffness [V, V], symmetric and positive semidefinite: f' stiffness f is the integral of |grad f|^2
+            over the surface;
+        area [V], a third of the area of the triangles at each vertex, 0 for loose ones: f' (area * f) is the
+        integral of f^2. stiffness @ f / area is then minus the Laplacian of f.
+    Source: Pinkall and Polthier, "Computing discrete minimal surfaces and their conjugates", 1993; the lumped
+    mass matrix is
         the barycentric one. Differs: LARGEST_COTANGENT.
     """
     corner = np.asarray(vertices, np.float64)[triangles]

@@ -17,7 +17,8 @@ class Membrane:
         V = len(points)
         edge = np.sort(np.concatenate([f[:, [0, 1]], f[:, [1, 2]], f[:, [2, 0]]]), 1)
         edge = np.stack(np.divmod(np.unique(edge[:, 0] * V + edge[:, 1]), V), -1)
-        # Short edges bind more strongly, so that the result depends on distance and not on the density of the mesh.
+        # Short edges bind more strongly, so that the result depends on distance and not on the density of the
+        # mesh.
         length = (points[edge[:, 0]] - points[edge[:, 1]]).norm(dim=-1).numpy().astype(np.float64)
         weight = 1 / np.maximum(length, 0.2)
         rows, columns = np.concatenate([edge, edge[:, ::-1]]).T
@@ -25,7 +26,8 @@ class Membrane:
         self.laplacian = (scipy.sparse.diags_array(adjacency.sum(1)) - adjacency).tocsr()
 
     def solve(self, confidence: np.ndarray, values: np.ndarray, far: np.ndarray) -> np.ndarray:
-        """values [V, 3] where confidence [V] in [0, 1] is 1, continued smoothly elsewhere; far away they tend to `far` [3]."""
+        """values [V, 3] where confidence [V] in [0, 1] is 1, continued smoothly elsewhere; far away they tend
+        to `far` [3]."""
         data = 3.0 * confidence.astype(np.float64) ** 2
         data[confidence < 0.05] = 0
         pull = 2e-4

@@ -16,8 +16,8 @@ def skew(v: Tensor) -> Tensor:
 def so3_exp(w: Tensor) -> Tensor:
     """Rotation vector [..., 3] (radians) -> rotation matrix [..., 3, 3].
 
-    Source: Rodrigues' formula; below 1e-4 rad the factors sin(t)/t and (1-cos(t))/t^2 use their Taylor series,
-    so the derivative at 0 is exact.
+    Source: Rodrigues' formula; below 1e-4 rad the factors sin(t)/t and (1-cos(t))/t^2 use their Taylor
+    series, so the derivative at 0 is exact.
     """
     t2 = (w * w).sum(-1)[..., None, None]
     small = t2 < 1e-8

@@ -23,17 +23,17 @@ def white_light(like: Tensor) -> Tensor:
 def sh_basis(normals: Tensor) -> Tensor:
     """Basis values at unit vectors (x, y, z).
 
-    Order (band, m): (0,0) 1; (1,-1) y; (1,0) z; (1,1) x; (2,-2) xy; (2,-1) yz; (2,0) 3z^2-1; (2,1) xz; (2,2) x^2-y^2,
-    each times its constant above. With illumination [9, C] the shading is `sh_basis(n) @ illumination`
-    (the clamped-cosine factors pi, 2 pi/3, pi/4 are part of the illumination).
+    Order (band, m): (0,0) 1; (1,-1) y; (1,0) z; (1,1) x; (2,-2) xy; (2,-1) yz; (2,0) 3z^2-1; (2,1) xz; (2,2)
+    x^2-y^2, each times its constant above. With illumination [9, C] the shading is `sh_basis(n) @
+    illumination` (the clamped-cosine factors pi, 2 pi/3, pi/4 are part of the illumination).
 
     Args:
         normals: [..., 3] unit vectors; in the head frame wherever a `SceneState.illumination` is applied.
     Returns:
         [..., 9].
     Source:
-        Ramamoorthi and Hanrahan, "An efficient representation for irradiance environment maps", SIGGRAPH 2001, eq. (3);
-        the axes are those of the given vectors.
+        Ramamoorthi and Hanrahan, "An efficient representation for irradiance environment maps", SIGGRAPH
+        2001, eq. (3); the axes are those of the given vectors.
     """
     x, y, z = normals.unbind(-1)
     return torch.stack(

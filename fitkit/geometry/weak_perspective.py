@@ -9,7 +9,8 @@ from fitkit.errors import DegenerateInputError
 
 
 def weak_perspective_pose(points: Tensor, pixels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pose with pixel = scale * (rotation @ point)_xy + shift, least squares up to the projection onto rotations.
+    """Pose with pixel = scale * (rotation @ point)_xy + shift, least squares up to the projection onto
+    rotations.
 
     Args:
         points: [B, N, 3] or [1, N, 3] mm, head frame; pixels: [B, N, 2]; weight: [B, N] >= 0, 0 = unused.
@@ -19,7 +20,8 @@ def weak_perspective_pose(points: Tensor, pixels: Tensor, weight: Tensor) -> tup
         DegenerateInputError: fewer than 4 points with weight, or pixels on one point or one line.
     Source:
         Affine camera by linear least squares, then the nearest scaled rotation by SVD of its 2x3 matrix:
-        Kemelmacher-Shlizerman and Basri; as in DeMenthon and Davis, "Model-based object pose in 25 lines of code", 1995.
+        Kemelmacher-Shlizerman and Basri; as in DeMenthon and Davis, "Model-based object pose in 25 lines of
+        code", 1995.
     """
     if bool(((weight > 0).sum(1) < 4).any()):
         raise DegenerateInputError(

@@ -21,7 +21,8 @@ _made: set[str] = set()  # names that this process has given
 
 
 def temporary_name(path: Path) -> Path:
-    """A new hidden name beside `path`, to write under before it takes the place of `path`; `remove_litter` knows it."""
+    """A new hidden name beside `path`, to write under before it takes the place of `path`; `remove_litter`
+    knows it."""
     suffix = (
         path.suffix if re.fullmatch(r"\.\w{1,12}", path.suffix, re.ASCII) else ""
     )  # some libraries look at it
@@ -49,7 +50,8 @@ def writing(place: str | os.PathLike, advice: str = "choose another place") -> I
 def written_whole(path: Path, advice: str = "choose another place") -> Iterator[Path]:
     """A temporary file beside `path` that takes its name when the block ends well and is removed otherwise.
 
-    Missing folders are made. The permissions are those of any new file, also where a library writes files that only their owner may read.
+    Missing folders are made. The permissions are those of any new file, also where a library writes files
+    that only their owner may read.
 
     Raises:
         InputError: it cannot be written.
@@ -70,7 +72,8 @@ def written_whole(path: Path, advice: str = "choose another place") -> Iterator[
 
 
 def remove_litter(folder: Path) -> None:
-    """Remove the temporary files in `folder` whose process was killed. Folders stay: see `fitkit.io.result_folder.tidy`."""
+    """Remove the temporary files in `folder` whose process was killed. Folders stay: see
+    `fitkit.io.result_folder.tidy`."""
     for path in litter(folder):
         if path.is_file() and not path.is_symlink():
             with suppress(OSError):
@@ -78,7 +81,8 @@ def remove_litter(folder: Path) -> None:
 
 
 def litter(folder: Path) -> list[Path]:
-    """Temporary files and folders in `folder` of processes that have ended; [] where there is no such folder."""
+    """Temporary files and folders in `folder` of processes that have ended; [] where there is no such
+    folder."""
     try:
         names = [p for p in folder.iterdir() if p.name.startswith(".fitkit-")]
     except OSError:

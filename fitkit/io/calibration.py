@@ -12,7 +12,8 @@ import numpy as np
 from fitkit.errors import InputError
 from fitkit.io.foreign import foreign_file, shown
 
-# What no camera of a face is beyond: focal length and principal point in px, translation in mm, distortion coefficients.
+# What no camera of a face is beyond: focal length and principal point in px, translation in mm, distortion
+# coefficients.
 FOCAL_RANGE, FARTHEST_PX, FARTHEST_MM, LARGEST_DISTORTION = (1.0, 1e6), 5e4, 1e8, 1e6
 NAME_KEYS = ("image", "name", "view", "file")
 MODEL_KEYS = ("camera_model", "distortion_model", "lens_model", "projection")
@@ -62,8 +63,9 @@ NAMED = (
 class Calibration:
     """One view's entry: x_camera = R x_world + t (mm), x right, y down, z forward.
 
-    K: [3, 3] px of the upright image; R: [3, 3], t: [3] mm, or both None; distortion: OpenCV coefficients or None;
-    size: (W, H) of the image that K belongs to, or None; fisheye: the coefficients are the four of OpenCV's fisheye model.
+    K: [3, 3] px of the upright image; R: [3, 3], t: [3] mm, or both None; distortion: OpenCV coefficients or
+    None; size: (W, H) of the image that K belongs to, or None; fisheye: the coefficients are the four of
+    OpenCV's fisheye model.
     """
 
     K: np.ndarray
@@ -75,7 +77,8 @@ class Calibration:
 
 
 def read_cameras(path: str | os.PathLike) -> dict[str, Calibration]:
-    """Read `{"views": [{"image": "a.jpg", "K": ...}, ...]}` or `{"a": {"K": ...}, ...}`; what stands beside the views holds for all of them.
+    """Read `{"views": [{"image": "a.jpg", "K": ...}, ...]}` or `{"a": {"K": ...}, ...}`; what stands beside
+    the views holds for all of them.
 
     Returns:
         image name, as written in the file, -> Calibration.
@@ -171,7 +174,8 @@ def parse_camera(entry: dict, where: str) -> Calibration:
 
 
 def _distortion(entry: dict, where: str) -> tuple[np.ndarray | None, bool]:
-    """The distortion of one camera's lens, None without, and whether its coefficients are those of the fisheye model.
+    """The distortion of one camera's lens, None without, and whether its coefficients are those of the
+    fisheye model.
 
     Raises:
         InputError: a model or a key that is not known, or another number of coefficients than the model has.
@@ -186,8 +190,8 @@ def _distortion(entry: dict, where: str) -> tuple[np.ndarray | None, bool]:
     unknown = next((m for m in models if m not in PINHOLE + FISHEYE), None)
     if unknown is not None:
         raise InputError(
-            f"{where}: the camera model {shown(unknown)} is not known; expected PINHOLE, OPENCV (distortion in OpenCV's order) or "
-            "OPENCV_FISHEYE, or no camera model"
+            f"{where}: the camera model {shown(unknown)} is not known; expected PINHOLE, OPENCV (distortion "
+            "in OpenCV's order) or OPENCV_FISHEYE, or no camera model"
         )
     fisheye = any(m in FISHEYE for m in models)
     odd = next(
@@ -202,7 +206,8 @@ def _distortion(entry: dict, where: str) -> tuple[np.ndarray | None, bool]:
     )
     if odd is not None:
         raise InputError(
-            f'{where}: the key {shown(odd)} is not known, and looks like distortion of the lens; give "distortion": [k1, k2, p1, p2, ...] '
+            f"{where}: the key {shown(odd)} is not known, and looks like distortion of the lens; give "
+            '"distortion": [k1, k2, p1, p2, ...] '
             "in OpenCV's order, or undistort the photos"
         )
     given = [k for k in DISTORTION_KEYS if entry.get(k) is not None]
@@ -238,7 +243,8 @@ def _distortion(entry: dict, where: str) -> tuple[np.ndarray | None, bool]:
         raise InputError(f"{where}: distortion: expected {expected}, got {len(coefficients)}")
     if np.abs(coefficients).max(initial=0) > LARGEST_DISTORTION:
         raise InputError(
-            f"{where}: distortion: expected coefficients up to {LARGEST_DISTORTION:g}, got {np.abs(coefficients).max():.4g}"
+            f"{where}: distortion: expected coefficients up to {LARGEST_DISTORTION:g}, got "
+            f"{np.abs(coefficients).max():.4g}"
         )
     return (coefficients if fisheye or np.any(coefficients) else None), fisheye
 

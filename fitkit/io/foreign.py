@@ -3,9 +3,9 @@
     with foreign_file(path, "not a readable landmark file", "expected 68 points", limit=MEGABYTE) as file:
         content = file.json()
 
-Only regular files are opened, so that no pipe blocks; a file may be no larger than the limit, and nothing in it may ask
-for more than the constants below, whatever it declares. What a parser, or anything else in the block, raises becomes one
-sentence.
+Only regular files are opened, so that no pipe blocks; a file may be no larger than the limit, and nothing in
+it may ask for more than the constants below, whatever it declares. What a parser, or anything else in the
+block, raises becomes one sentence.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ KIND_WORDS = {
 def refused_as(
     sentence: str, remedy: str = "", error: Callable[[str], Exception] = InputError
 ) -> Iterator[None]:
-    """Whatever the block raises becomes `error` with 'SENTENCE (reason); REMEDY'; fitkit's own errors pass."""
+    """Whatever the block raises becomes `error` with 'SENTENCE (reason); REMEDY'; fitkit's own errors
+    pass."""
     try:
         yield
     except FitkitError:
@@ -80,8 +81,8 @@ def foreign_file(
     """A file that somebody else made, open while the block runs.
 
     Args:
-        what, remedy: of the message for anything that goes wrong in the block, 'PATH: WHAT (reason); REMEDY'; where: what
-            it begins with instead of the path and a colon.
+        what, remedy: of the message for anything that goes wrong in the block, 'PATH: WHAT (reason); REMEDY';
+            where: what it begins with instead of the path and a colon.
         error: the kind of error, or what makes one of the message.
         limit: bytes of the file, and of what a packed text may come to.
     """
@@ -94,7 +95,8 @@ class IrregularFileError(OSError):
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """A file to read, without waiting for a pipe; raises OSError, IrregularFileError where it is no regular file."""
+    """A file to read, without waiting for a pipe; raises OSError, IrregularFileError where it is no regular
+    file."""
     # Without O_NONBLOCK a pipe that nobody writes to would hold us for ever.
     flags = (
         os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
@@ -109,8 +111,8 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
 
 
 class ForeignFile:
-    """An open file. Each method reads all of it, in one format; they raise whatever comes up, of which `foreign_file` makes
-    a sentence.
+    """An open file. Each method reads all of it, in one format; they raise whatever comes up, of which
+    `foreign_file` makes a sentence.
 
     path: of the file; stream: its bytes, to seek and read; size: their number.
     """
@@ -201,8 +203,8 @@ class ForeignFile:
             raise ValueError(f"the archive has more than the {members} members that are read")
 
     def mat(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Those of the named arrays of real numbers in a Matlab file (version 5 to 7) that are there; its other variables
-        are not unpacked.
+        """Those of the named arrays of real numbers in a Matlab file (version 5 to 7) that are there; its
+        other variables are not unpacked.
 
         Read here and not by scipy, whose native reader dies of a type that it does not know.
         """
@@ -265,7 +267,8 @@ class ForeignFile:
 
 
 def decode_picture(data: bytes, flags: int = COLOR) -> np.ndarray | None:
-    """A picture as OpenCV decodes it, BGR; None: it is none. Raises Pillow's DecompressionBombError for an absurd size."""
+    """A picture as OpenCV decodes it, BGR; None: it is none. Raises Pillow's DecompressionBombError for an
+    absurd size."""
     import cv2
     import numpy as np
     from PIL import Image, UnidentifiedImageError
@@ -278,8 +281,8 @@ def decode_picture(data: bytes, flags: int = COLOR) -> np.ndarray | None:
 
 
 def parse_json(data: bytes) -> Any:
-    """A JSON document; raises whatever comes up, so call it in `refused_as`. Refused: what is nested deeper than DEPTH, whole
-    numbers and texts that are too long."""
+    """A JSON document; raises whatever comes up, so call it in `refused_as`. Refused: what is nested deeper
+    than DEPTH, whole numbers and texts that are too long."""
     text = data.decode(json.detect_encoding(data))
     data = text.encode()
     _check_json(data)
@@ -294,8 +297,8 @@ def parse_json(data: bytes) -> Any:
 def parse_yaml(text: str) -> Any:
     """A YAML document as plain Python values; raises whatever comes up, so call it in `refused_as`.
 
-    Refused: what is nested deeper than DEPTH, or has more than NODES values when each repetition of an anchor is counted,
-    and whole numbers and texts that are too long.
+    Refused: what is nested deeper than DEPTH, or has more than NODES values when each repetition of an anchor
+    is counted, and whole numbers and texts that are too long.
     """
     if len(text) > YAML_BYTES:
         raise ValueError(f"it has more than the {YAML_BYTES // 1024} kB that are read")
@@ -322,7 +325,8 @@ class _Yaml(yaml.SafeLoader):
         return node
 
     def _count(self, node, counts: dict) -> int:
-        """Values below a node, those of a repeated one each time. What is being counted has None in `counts`."""
+        """Values below a node, those of a repeated one each time. What is being counted has None in
+        `counts`."""
         if isinstance(node, yaml.ScalarNode):
             if len(node.value) > STRING:
                 raise ValueError(
@@ -353,7 +357,8 @@ _Yaml.add_constructor("tag:yaml.org,2002:int", _Yaml.construct_yaml_int)
 
 
 def readable(text: str) -> str:
-    """A file name as text that can be written: bytes of it that are not UTF-8 are read as Latin-1 (archives of Windows)."""
+    """A file name as text that can be written: bytes of it that are not UTF-8 are read as Latin-1 (archives
+    of Windows)."""
     try:
         text.encode("utf-8")
         return text
@@ -400,8 +405,8 @@ def check_shapes(
     """Refuse arrays of a file that are not what `shapes` says.
 
     Args:
-        shapes: key -> shape, names in it stand for sizes that must agree; kinds: key -> letters of numpy's dtype.kind,
-            numbers where none is given.
+        shapes: key -> shape, names in it stand for sizes that must agree; kinds: key -> letters of numpy's
+            dtype.kind, numbers where none is given.
     Returns: the sizes by name.
     """
     sizes: dict[str, int] = {}
@@ -418,8 +423,8 @@ def check_shapes(
 
 
 def check_indices(array: np.ndarray, count: int, where: str, shape: str = "") -> None:
-    """Refuse indices that are not in 0..count - 1, or none at all; `where` names file and array, `shape` the shape it
-    should have."""
+    """Refuse indices that are not in 0..count - 1, or none at all; `where` names file and array, `shape` the
+    shape it should have."""
     if not array.size or array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= count:
         got = f"{array.min()} to {array.max()}" if array.size else "none"
         raise InputError(f"{where}: expected {shape}indices in 0..{count - 1}, got {got}")
@@ -485,7 +490,8 @@ def _check_header(stream: BinaryIO, available: int, name: str, limit: int = ARRA
 
 
 def _native(array: np.ndarray) -> np.ndarray:
-    """The same in this machine's byte order, which torch wants. Refuses text of characters that Python cannot make or write."""
+    """The same in this machine's byte order, which torch wants. Refuses text of characters that Python cannot
+    make or write."""
     import numpy as np
 
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -502,7 +508,8 @@ MAT_CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4",
 
 
 def _mat_elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
-    """(type, content) of the elements of a Matlab file one after the other. Source: MathWorks, "MAT-File Format"."""
+    """(type, content) of the elements of a Matlab file one after the other. Source: MathWorks, "MAT-File
+    Format"."""
     at = 0
     while at + 8 <= len(data):
         kind, length = struct.unpack_from(order + "II", data, at)

@@ -61,7 +61,8 @@ warnings.filterwarnings("ignore", message="Corrupt EXIF data", module="PIL")
 
 @dataclass(frozen=True)
 class Distortion:
-    """Lens distortion to remove: K [3, 3] px; coefficients [4, 5, 8, 12 or 14] in OpenCV's order, or [4] of OpenCV's fisheye model."""
+    """Lens distortion to remove: K [3, 3] px; coefficients [4, 5, 8, 12 or 14] in OpenCV's order, or [4] of
+    OpenCV's fisheye model."""
 
     K: np.ndarray
     coefficients: np.ndarray
@@ -77,7 +78,8 @@ class Distortion:
         )
 
     def undistort_points(self, points: np.ndarray) -> np.ndarray:
-        """[N, 2] px of the photo -> [N, 2] px of the undistorted image; NaN stays NaN, and is what such an image cannot show."""
+        """[N, 2] px of the photo -> [N, 2] px of the undistorted image; NaN stays NaN, and is what such an
+        image cannot show."""
         result = points.astype(np.float64).copy()
         seen = np.isfinite(points).all(1)
         if seen.any():
@@ -89,12 +91,13 @@ class Distortion:
 
 @dataclass(frozen=True, eq=False)
 class ImageFile:
-    """An image on disk that is known to be readable; calling it gives [H, W, 3] uint8 (or [H, W] bool for a mask).
+    """An image on disk that is known to be readable; calling it gives [H, W, 3] uint8 (or [H, W] bool for a
+    mask).
 
     size: (W, H) of the upright image; focal_px: from EXIF, or None; mask: read as mask, see `usable_pixels`;
-    distortion: removed after decoding, or None; cut_out: parts of it are transparent, as a mask the file says which;
-    notes: what was assumed, as parts of a sentence about the file; small: see `small_picture`, None for a mask.
-    Recently used arrays are kept, 512 MB in all; any thread may call.
+    distortion: removed after decoding, or None; cut_out: parts of it are transparent, as a mask the file says
+    which; notes: what was assumed, as parts of a sentence about the file; small: see `small_picture`, None
+    for a mask. Recently used arrays are kept, 512 MB in all; any thread may call.
     """
 
     path: Path
@@ -154,7 +157,8 @@ def open_image(path: str | os.PathLike, mask: bool = False) -> ImageFile:
     """Check that an image can be decoded from beginning to end.
 
     Raises:
-        InputError: missing, corrupt, cut off, no image at all, too large or too small; the message names the file.
+        InputError: missing, corrupt, cut off, no image at all, too large or too small; the message names the
+            file.
     """
     picture = _decode(Path(path), mask)
     size = (picture.pixels.shape[1], picture.pixels.shape[0])
@@ -186,8 +190,8 @@ def read_image(path: str | os.PathLike) -> tuple[np.ndarray, float | None]:
 
 @dataclass(frozen=True)
 class Picture:
-    """pixels: [H, W, 3] uint8 sRGB, upright, or [H, W] bool of a mask; usable: [H, W] bool where parts are transparent,
-    or None; notes: what was assumed, as parts of a sentence; focal_px: from EXIF, or None."""
+    """pixels: [H, W, 3] uint8 sRGB, upright, or [H, W] bool of a mask; usable: [H, W] bool where parts are
+    transparent, or None; notes: what was assumed, as parts of a sentence; focal_px: from EXIF, or None."""
 
     pixels: np.ndarray
     usable: np.ndarray | None = None
@@ -324,7 +328,8 @@ def _orientation(image: Image.Image) -> int:
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """A Pillow image of any mode -> [H, W, 3] uint8. Transparent pixels become white; colour profiles are ignored."""
+    """A Pillow image of any mode -> [H, W, 3] uint8. Transparent pixels become white; colour profiles are
+    ignored."""
     return _convert(image).pixels
 
 
@@ -377,8 +382,9 @@ def _mask_picture(image: Image.Image) -> Picture:
 
 
 def usable_pixels(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """A mask [H, W] of numbers -> bool, True = usable, and what was assumed. Usable is what has at least half of the largest
-    value, so that soft edges and backgrounds that are not quite 0 do no harm; of small whole numbers, labels, all but 0."""
+    """A mask [H, W] of numbers -> bool, True = usable, and what was assumed. Usable is what has at least half
+    of the largest value, so that soft edges and backgrounds that are not quite 0 do no harm; of small whole
+    numbers, labels, all but 0."""
     if values.dtype == bool:
         return values, ()
     values = np.nan_to_num(values) if values.dtype.kind == "f" else values
@@ -391,10 +397,11 @@ def usable_pixels(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def _eight_bits(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Brightness [H, W] or [H, W, 3] of a range that the file does not state -> [H, W, 3] uint8, and what was assumed.
+    """Brightness [H, W] or [H, W, 3] of a range that the file does not state -> [H, W, 3] uint8, and what was
+    assumed.
 
-    Floating point up to 1 is what programs write; whole numbers reach to the end of one of RANGES; fractions beyond 1 whose
-    median is far below are linear light of a large range.
+    Floating point up to 1 is what programs write; whole numbers reach to the end of one of RANGES; fractions
+    beyond 1 whose median is far below are linear light of a large range.
     """
     values = np.where(np.isfinite(values), values, 0) if values.dtype.kind == "f" else values
     if (
@@ -445,8 +452,8 @@ def picture_from_array(array: Any, where: str) -> Picture:
         or min(array.shape[:2]) < MIN_SIDE
     ):
         raise InputError(
-            f"{where}: expected an image [H, W], [H, W, 3] or [H, W, 4] of at least {MIN_SIDE} x {MIN_SIDE} px, "
-            f"got " + (f"shape {list(array.shape)}" if array.ndim else type(array.item()).__name__)
+            f"{where}: expected an image [H, W], [H, W, 3] or [H, W, 4] of at least {MIN_SIDE} x {MIN_SIDE} "
+            "px, got " + (f"shape {list(array.shape)}" if array.ndim else type(array.item()).__name__)
         )
     notes: tuple[str, ...] = ()
     if array.ndim == 2:
@@ -459,8 +466,8 @@ def picture_from_array(array: Any, where: str) -> Picture:
     elif array.dtype.kind == "f":
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
             raise InputError(
-                f"{where}: a floating-point image must lie in 0..1, got {array.min():.4g}..{array.max():.4g}; "
-                "give uint8, or divide by 255"
+                f"{where}: a floating-point image must lie in 0..1, got "
+                f"{array.min():.4g}..{array.max():.4g}; give uint8, or divide by 255"
             )
         array = np.round(array * 255).astype(np.uint8)
     elif array.dtype != np.uint8:
@@ -475,7 +482,8 @@ def focal_from_exif(image: Image.Image) -> float | None:
     """Focal length in px of the whole image from its EXIF data, or None.
 
     FocalLengthIn35mmFilm f35: f = f35 * diagonal / 43.2666 mm; else FocalLength with the sensor's resolution.
-    A picture whose sides are not in the proportion that EXIF states, or in that of any sensor, was cropped: None.
+    A picture whose sides are not in the proportion that EXIF states, or in that of any sensor, was cropped:
+    None.
     """
     try:
         exif = image.getexif().get_ifd(0x8769)

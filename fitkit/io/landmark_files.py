@@ -1,4 +1,5 @@
-"""Landmark files beside an image: 68 iBUG points as .pts, .npy, .json or .txt -> [68, 3] (x, y, confidence)."""
+"""Landmark files beside an image: 68 iBUG points as .pts, .npy, .json or .txt -> [68, 3] (x, y,
+confidence)."""
 
 from __future__ import annotations
 
@@ -20,13 +21,15 @@ UNREADABLE, EXPECTED = "not a readable landmark file", f"expected {COUNT} points
 EXPECTED_JSON = 'expected a list of points [x, y] or {"landmarks": [[x, y], ...]}'
 FEW = COUNT  # numbers; what holds fewer, and no list of points, has another purpose
 
-# A point this many times farther from the middle than half of the points are is mistyped; faces stay below 5 in all poses.
+# A point this many times farther from the middle than half of the points are is mistyped; faces stay below 5
+# in all poses.
 STRAY, JUDGES = 8.0, 16  # JUDGES: points that must be seen to tell
 IMPOSSIBLE = 100  # sides of the photo that a point may lie away from it
 
 
 class NoLandmarksError(InputError):
-    """A .txt or .json without any points: a caption, the metadata of a photo, a detector that found no face."""
+    """A .txt or .json without any points: a caption, the metadata of a photo, a detector that found no
+    face."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ def read_landmarks(path: str | os.PathLike) -> np.ndarray:
 
     Returns:
         [68, 3] float64: x, y in px, pixel (0, 0) is the centre of the top-left pixel of the upright image;
-        confidence in [0, 1], 1 where the file has none. A point that was not seen (NaN, or -1 -1 or 0 0 as many programs
-        write it): x = y = NaN, confidence 0.
+        confidence in [0, 1], 1 where the file has none. A point that was not seen (NaN, or -1 -1 or 0 0 as
+        many programs write it): x = y = NaN, confidence 0.
     Raises:
         InputError: not readable, wrong count or shape; names the file, what was expected and what came.
         NoLandmarksError: a text or JSON that holds no points.
@@ -67,7 +70,8 @@ def open_landmarks(path: str | os.PathLike) -> LandmarkFile:
 
 
 def write_pts(path: str | os.PathLike, points: np.ndarray) -> None:
-    """Write points [68, 2] px (pixel (0, 0) is the centre of the top-left pixel; NaN = not seen) as an iBUG .pts file."""
+    """Write points [68, 2] px (pixel (0, 0) is the centre of the top-left pixel; NaN = not seen) as an iBUG
+    .pts file."""
     # The files count pixels from 1, we count from 0.
     lines = [f"{x + 1:.3f} {y + 1:.3f}" for x, y in np.asarray(points, dtype=np.float64)]
     Path(path).write_text(
@@ -76,11 +80,13 @@ def write_pts(path: str | os.PathLike, points: np.ndarray) -> None:
 
 
 def check_landmarks(points: Any, where: str, first: int = 0) -> LandmarkFile:
-    """[68, 2] or [68, 3] from a file or the caller, perhaps in a list of one face -> [68, 3] as `read_landmarks`.
+    """[68, 2] or [68, 3] from a file or the caller, perhaps in a list of one face -> [68, 3] as
+    `read_landmarks`.
 
     Args:
         where: names the source.
-        first: the number of the first pixel; both coordinates alike and not above it mean that the point was not seen.
+        first: the number of the first pixel; both coordinates alike and not above it mean that the point was
+            not seen.
     """
     try:
         points = np.asarray(points, dtype=np.float64)
@@ -121,8 +127,8 @@ def without_strays(points: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarra
     Args:
         points: [68, 3] as of `read_landmarks`, of an image of `size` (W, H).
     Returns:
-        the points, strays as not seen; for each stray what there is to say about it, as a part of a sentence. More than a quarter of the seen points are no
-        strays: then nothing is left out.
+        the points, strays as not seen; for each stray what there is to say about it, as a part of a sentence.
+        More than a quarter of the seen points are no strays: then nothing is left out.
     """
     seen = np.isfinite(points[:, :2]).all(1)
     if not seen.any():
@@ -137,8 +143,8 @@ def without_strays(points: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarra
     if stray.sum() > 0.25 * seen.sum():
         return points, []
     notes = [
-        f"landmark {i} (counted from 0) at x {points[i, 0]:.6g}, y {points[i, 1]:.6g} lies far away from all others and was "
-        "left out; correct it if a decimal point is lost"
+        f"landmark {i} (counted from 0) at x {points[i, 0]:.6g}, y {points[i, 1]:.6g} lies far away from "
+        "all others and was left out; correct it if a decimal point is lost"
         for i in np.flatnonzero(stray)
     ]
     return np.where(stray[:, None], [np.nan, np.nan, 0.0], points), notes
@@ -147,8 +153,9 @@ def without_strays(points: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarra
 def check_inside(points: np.ndarray, size: tuple[int, int], where: str) -> None:
     """Refuse points [68, 3] that cannot belong to an image of this size (W, H).
 
-    A face cut by the border is fine. Raises InputError if more than half of the seen points lie outside the image, or
-    more than a quarter of them farther outside than half the face's size, or if they all lie within 8 px.
+    A face cut by the border is fine. Raises InputError if more than half of the seen points lie outside the
+    image, or more than a quarter of them farther outside than half the face's size, or if they all lie within
+    8 px.
     """
     xy = points[np.isfinite(points[:, :2]).all(1), :2]
     if not len(xy):
@@ -159,8 +166,9 @@ def check_inside(points: np.ndarray, size: tuple[int, int], where: str) -> None:
     if (beyond > 0).mean() > 0.5 or (beyond > span / 2).mean() > 0.25:
         raise InputError(
             f"{where}: {int((beyond > 0).sum())} of {len(xy)} landmarks lie outside the image of "
-            f"{size[0]} x {size[1]} px (x {xy[:, 0].min():.6g}..{xy[:, 0].max():.6g}, y {xy[:, 1].min():.6g}..{xy[:, 1].max():.6g}); "
-            "are they of another image, size or orientation? They count in pixels of the upright image"
+            f"{size[0]} x {size[1]} px (x {xy[:, 0].min():.6g}..{xy[:, 0].max():.6g}, y "
+            f"{xy[:, 1].min():.6g}..{xy[:, 1].max():.6g}); are they of another image, size or orientation? "
+            "They count in pixels of the upright image"
         )
     if len(xy) > 2 and span < 8:
         raise InputError(
@@ -169,7 +177,8 @@ def check_inside(points: np.ndarray, size: tuple[int, int], where: str) -> None:
 
 
 def _read_pts(file: ForeignFile) -> tuple[np.ndarray, tuple[str, ...]]:
-    """iBUG: 'version: 1', 'n_points: 68', '{', one 'x y' per line, '}'; headers, comments and blank lines vary."""
+    """iBUG: 'version: 1', 'n_points: 68', '{', one 'x y' per line, '}'; headers, comments and blank lines
+    vary."""
     lines, stated = [], None
     for line in _text(file).splitlines():
         line = re.split(r"#|//", line)[0].strip().strip("{}").strip()
@@ -224,8 +233,9 @@ def _is_numbers(line: str) -> bool:
 
 
 def _numbers(lines: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Lines of numbers -> [N, columns], and a note. Commas are decimal points where every number of a line has one, no line
-    has a point, and something else separates the numbers ('12,5 30,1', '12,5;30,1'); else they separate the numbers."""
+    """Lines of numbers -> [N, columns], and a note. Commas are decimal points where every number of a line
+    has one, no line has a point, and something else separates the numbers ('12,5 30,1', '12,5;30,1'); else
+    they separate the numbers."""
     cells = [_CELLS.split(line.strip(",;")) for line in lines]
     commas = any(len(c) > 1 and all(map(_DECIMAL_COMMA.fullmatch, c)) for c in cells)
     if commas and not any("." in line for line in lines):
@@ -247,8 +257,9 @@ def _read_json(file: ForeignFile) -> tuple[np.ndarray, tuple[str, ...]]:
         )
     if len(lists) > 1 and not fitting:
         raise ValueError(
-            f"it holds lists of {', '.join(str(len(rows)) for rows in lists[:9])}{', ...' * (len(lists) > 9)} points; "
-            f"write one list of {COUNT}"
+            "it holds lists of "
+            f"{', '.join(str(len(rows)) for rows in lists[:9])}{', ...' * (len(lists) > 9)} points; write "
+            f"one list of {COUNT}"
         )
     if lists:
         return _table((fitting or lists)[0]), ()
@@ -274,7 +285,8 @@ def _point_lists(content: Any) -> Iterator[list[list[float]]]:
 
 
 def _rows(content: Any) -> list[list[float]] | None:
-    """A list of points, [x, y(, confidence)], {"x": x, "y": y} or null, as rows of numbers; None for anything else."""
+    """A list of points, [x, y(, confidence)], {"x": x, "y": y} or null, as rows of numbers; None for anything
+    else."""
     if not isinstance(content, list):
         return None
     keys = ("x", "y", "confidence")

@@ -1,4 +1,5 @@
-"""Mesh files -> arrays: vertices in file order and triangles. Materials and textures are left alone. PLY is written here too."""
+"""Mesh files -> arrays: vertices in file order and triangles. Materials and textures are left alone. PLY is
+written here too."""
 
 from __future__ import annotations
 
@@ -21,13 +22,14 @@ SUFFIXES = (".ply", ".obj", ".glb", ".stl", ".off")
 
 
 def read_mesh(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """A `.ply` or `.obj` file (or .glb, .stl, .off) -> vertices [V, 3] float64 (nothing is merged or reordered), triangles
-    [F, 3] int64.
+    """A `.ply` or `.obj` file (or .glb, .stl, .off) -> vertices [V, 3] float64 (nothing is merged or
+    reordered), triangles [F, 3] int64.
 
     Polygons are split into fans.
 
     Raises:
-        InputError: no such file, not a triangle mesh, triangles of vertices that are not there, or vertices that are not finite.
+        InputError: no such file, not a triangle mesh, triangles of vertices that are not there, or vertices
+            that are not finite.
     """
     path = Path(path)
     if not os.path.lexists(path):
@@ -58,11 +60,13 @@ def read_mesh(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
                 )
     if not len(vertices) or not len(triangles):
         raise InputError(
-            f"{path}: expected a mesh with triangles, got {len(vertices)} vertices and {len(triangles)} triangles"
+            f"{path}: expected a mesh with triangles, got {len(vertices)} vertices and {len(triangles)} "
+            "triangles"
         )
     if triangles.min() < 0 or triangles.max() >= len(vertices):
         raise InputError(
-            f"{path}: expected triangles of vertices 0 to {len(vertices) - 1}, got {triangles.min()} to {triangles.max()}"
+            f"{path}: expected triangles of vertices 0 to {len(vertices) - 1}, got {triangles.min()} to "
+            f"{triangles.max()}"
         )
     if not np.isfinite(vertices).all():
         raise InputError(
@@ -95,16 +99,16 @@ def read_vertex_numbers(path: str | os.PathLike, name: str) -> np.ndarray | None
 def obj_arrays(
     path: str | os.PathLike, corners: bool = False, faces: bool = True, limit: int = MESH_BYTES
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """An OBJ file, also as .obj.gz, in file order: general loaders repeat the vertices along UV seams, or make room for the
-    largest index.
+    """An OBJ file, also as .obj.gz, in file order: general loaders repeat the vertices along UV seams, or
+    make room for the largest index.
 
     Args:
-        corners: also read texture coordinates and the texture corners of the triangles, which every face must have; faces:
-            False leaves all but the vertices; limit: bytes of the file, unpacked.
+        corners: also read texture coordinates and the texture corners of the triangles, which every face must
+            have; faces: False leaves all but the vertices; limit: bytes of the file, unpacked.
     Returns:
-        vertices [V, 3] float64, texture coordinates [T, 2] float64, triangles [F, 3] int64 and their texture corners [F, 3]
-        int64; polygons are split into fans, a quad into (0, 1, 2) and (0, 2, 3). What was not asked for is empty. Indices
-        are not checked.
+        vertices [V, 3] float64, texture coordinates [T, 2] float64, triangles [F, 3] int64 and their texture
+        corners [F, 3] int64; polygons are split into fans, a quad into (0, 1, 2) and (0, 2, 3). What was not
+        asked for is empty. Indices are not checked.
     Raises:
         InputError: no such file, or lines that are not those of an OBJ file.
     """
@@ -139,8 +143,8 @@ def _numbers(data: bytes, key: bytes, count: int) -> np.ndarray:
 
 
 def _fans(polygons: list[bytes], part: int, before: np.ndarray | None) -> np.ndarray:
-    """Triangles [F, 3] of polygons 'v/vt/vn ...', counted from 0. part: which number of a corner; before: number of vertices
-    above each polygon, which negative numbers count back from."""
+    """Triangles [F, 3] of polygons 'v/vt/vn ...', counted from 0. part: which number of a corner; before:
+    number of vertices above each polygon, which negative numbers count back from."""
     if not polygons:
         return np.zeros((0, 3), np.int64)
     text = b"\n".join(polygons)
@@ -185,7 +189,8 @@ def _check_counts(data: bytes, kind: str) -> None:
 
 
 def _glb_counts(data: bytes) -> list[int]:
-    """Numbers of a GLB file that must not exceed its bytes: of each accessor, of all vertices of the scene."""
+    """Numbers of a GLB file that must not exceed its bytes: of each accessor, of all vertices of the
+    scene."""
     magic, _, _, length, chunk = struct.unpack_from("<4sIII4s", data)
     if magic != b"glTF" or chunk != b"JSON":
         raise ValueError("not a binary glTF file")
@@ -208,9 +213,11 @@ def write_ply(
     attributes: dict[str, Tensor] | None = None,
     colors: Tensor | None = None,
 ) -> Path:
-    """Binary little-endian PLY with normals; vertices [V, 3] mm, triangles [F, 3]; nothing is merged or reordered.
+    """Binary little-endian PLY with normals; vertices [V, 3] mm, triangles [F, 3]; nothing is merged or
+    reordered.
 
-    attributes: further float properties of the vertices by name, [V] each; colors: [V, 3] sRGB in [0, 1], written in 8 bit.
+    attributes: further float properties of the vertices by name, [V] each; colors: [V, 3] sRGB in [0, 1],
+    written in 8 bit.
     """
     mesh = trimesh.Trimesh(
         vertices.double().numpy(),

@@ -19,8 +19,8 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """What a number of a recipe may be: sigma: Annotated[float, Range(0.0, 1.0)]; whole numbers have whole bounds. below: less than
-    `high`; multiple: of this only."""
+    """What a number of a recipe may be: sigma: Annotated[float, Range(0.0, 1.0)]; whole numbers have whole
+    bounds. below: less than `high`; multiple: of this only."""
 
     low: float
     high: float
@@ -106,7 +106,8 @@ def _name(key: Any) -> str:
 
 
 def apply_overrides(data: dict, overrides: typing.Sequence[str]) -> dict:
-    """`a.b.c=value` lines laid over nested mappings; values are read as YAML. Items of lists are named by their `name`."""
+    """`a.b.c=value` lines laid over nested mappings; values are read as YAML. Items of lists are named by
+    their `name`."""
     check_argument("overrides", overrides, (list, tuple), "a list of 'key=value'")
     for line in overrides:
         check_argument("overrides", line, str, "texts 'key=value' in the list")
@@ -145,7 +146,8 @@ def option_types(cls: type) -> dict[str, Any]:
 
 
 def check_options(options: Any, where: str, joint: str = ": ") -> None:
-    """Types and ranges of options that were made without `build`. Raises InputError; its message begins with `where`, `joint` and the key."""
+    """Types and ranges of options that were made without `build`. Raises InputError; its message begins with
+    `where`, `joint` and the key."""
     for key, kind in option_types(type(options)).items():
         value = getattr(options, key)
         if dataclasses.is_dataclass(value):
@@ -155,8 +157,8 @@ def check_options(options: Any, where: str, joint: str = ": ") -> None:
 
 
 def build(cls: type[T], data: Any, where: str, joint: str = ": ") -> T:
-    """Dataclass `cls` from a mapping; unknown keys, wrong types and numbers out of their `Range` are refused. `where` begins the message,
-    then come `joint` and the key."""
+    """Dataclass `cls` from a mapping; unknown keys, wrong types and numbers out of their `Range` are refused.
+    `where` begins the message, then come `joint` and the key."""
     if not isinstance(data, dict):
         raise InputError(f"{where}: expected a mapping, got {shown(data)}")
     hints = option_types(cls)
@@ -229,8 +231,9 @@ def _convert(kind: Any, value: Any, where: str, expected: str = "") -> Any:
 def build_stages(
     cls: type[T], energies: typing.Callable[[str, str], type], stages: Any, where: str
 ) -> typing.Iterator[tuple[T, str]]:
-    """The stages of a recipe, each a `cls` whose `energies` maps names to options of the class that `energies(name, where)` gives or
-    refuses, and what a message about it begins with. An energy that is `false` is left out: switched off over an extended recipe or by an override.
+    """The stages of a recipe, each a `cls` whose `energies` maps names to options of the class that
+    `energies(name, where)` gives or refuses, and what a message about it begins with. An energy that is
+    `false` is left out: switched off over an extended recipe or by an override.
 
     Raises:
         InputError: no list of mappings with energies, or an unknown energy; `where` begins the message.

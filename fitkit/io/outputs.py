@@ -1,4 +1,5 @@
-"""Folders that commands write into: nothing of others is overwritten in them, and no two runs write into one."""
+"""Folders that commands write into: nothing of others is overwritten in them, and no two runs write into
+one."""
 
 from __future__ import annotations
 
@@ -19,11 +20,13 @@ LITTER = frozenset((".DS_Store", "Thumbs.db", "desktop.ini"))  # file browsers l
 def check_folder(
     folder: Path, known: Sequence[str], marks: Sequence[str], writer: str, resume: bool = False
 ) -> None:
-    """Refuse an output folder that holds anything else than what a command writes. Temporary files of killed processes are removed.
+    """Refuse an output folder that holds anything else than what a command writes. Temporary files of killed
+    processes are removed.
 
     Args:
         known: patterns of the files that it writes, relative to the folder; '*' is any text, slashes too.
-        marks: of these at least one is there as soon as the command has written anything; () = it leaves none.
+        marks: of these at least one is there as soon as the command has written anything; () = it leaves
+            none.
         writer: the command, for the message.
         resume: go on with what is there: with a mark in it, other files in the folder do not matter.
     Raises:
@@ -37,13 +40,13 @@ def check_folder(
     for name in _files(folder):
         if not any(fnmatchcase(name, pattern) for pattern in known):
             raise InputError(
-                f"output {folder}: holds '{name}', which {writer} does not write, so nothing is written there; choose "
-                "another --output"
+                f"output {folder}: holds '{name}', which {writer} does not write, so nothing is written "
+                "there; choose another --output"
             )
         if not begun:
             raise InputError(
-                f"output {folder}: holds '{name}', which {writer} would overwrite, but no {' or '.join(marks)} of an earlier "
-                "run; choose another --output"
+                f"output {folder}: holds '{name}', which {writer} would overwrite, but no "
+                f"{' or '.join(marks)} of an earlier run; choose another --output"
             )
 
 
@@ -59,9 +62,9 @@ def _files(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def locked(folder: Path, name: str, writer: str) -> Iterator[None]:
-    """The block has `folder`, which is made, for itself: a second one, also in another process, is refused as long as it runs. The
-    system gives the lock back when a process ends, however it ends; where the file system has no locks (some network drives), files
-    that say who has it stand in for them.
+    """The block has `folder`, which is made, for itself: a second one, also in another process, is refused as
+    long as it runs. The system gives the lock back when a process ends, however it ends; where the file
+    system has no locks (some network drives), files that say who has it stand in for them.
 
     Raises:
         InputError: another run has it; or the folder cannot be written.

@@ -37,7 +37,8 @@ class Progress:
 
     @classmethod
     def of(cls, given: Progress | Callable[[str, float], None] | None) -> Progress:
-        """What a user gave as `progress`: a function of (text, share), a Progress, or None, which shows nothing.
+        """What a user gave as `progress`: a function of (text, share), a Progress, or None, which shows
+        nothing.
 
         Raises:
             InputError: something else.

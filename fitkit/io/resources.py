@@ -1,4 +1,5 @@
-"""Files that come with fitkit: `assets/` and `recipes/`, installed as packages or in the repository checkout."""
+"""Files that come with fitkit: `assets/` and `recipes/`, installed as packages or in the repository
+checkout."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 def _folder(name: str) -> Path:
     try:
-        # Installed, the folder is the package fitkit.NAME; unzipped packages only (setup.cfg: zip_safe = false).
+        # Installed, the folder is the package fitkit.NAME; unzipped packages only (setup.cfg: zip_safe =
+        # false).
         folder = Path(str(resources.files(f"fitkit.{name}")))
         if folder.is_dir():
             return folder
@@ -59,7 +61,8 @@ def recipe_path(kind: str, name: str) -> Path:
 
 
 def find_recipe(kind: str, name: str | os.PathLike) -> Path:
-    """A recipe file by path (it ends in .yaml or .yml, or has a folder), or a shipped one by name, see `recipe_path`."""
+    """A recipe file by path (it ends in .yaml or .yml, or has a folder), or a shipped one by name, see
+    `recipe_path`."""
     text = os.fspath(name)
     return Path(text) if text.endswith((".yaml", ".yml")) or os.sep in text else recipe_path(kind, text)
 

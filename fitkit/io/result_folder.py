@@ -51,13 +51,13 @@ REMOVALS = 50  # tries to remove a folder that is written to, 0.1 s apart
 
 
 def check_output(output: str | os.PathLike, overwrite: bool = False) -> Path:
-    """Refuse an output folder that could not be written in the end; call it before the work starts. Writes nothing, but cleans up after
-    processes that were killed, see `tidy`.
+    """Refuse an output folder that could not be written in the end; call it before the work starts. Writes
+    nothing, but cleans up after processes that were killed, see `tidy`.
 
     Returns: the absolute path.
     Raises:
-        InputError: the folder exists and overwrite is False; it exists and is not one of our result folders (then even
-            overwrite does not touch it); or its place cannot be written.
+        InputError: the folder exists and overwrite is False; it exists and is not one of our result folders
+            (then even overwrite does not touch it); or its place cannot be written.
     """
     check_argument("output", output, (str, os.PathLike), "the path of a folder")
     path = Path(os.path.abspath(os.path.expanduser(os.fspath(output))))
@@ -71,8 +71,8 @@ def check_output(output: str | os.PathLike, overwrite: bool = False) -> Path:
             place = place.parent
         if not place.is_dir():
             raise InputError(
-                f"output {path}: {place} is {'a file' if place.is_file() else 'no folder'}, so no folder can be made in it; "
-                "choose another --output"
+                f"output {path}: {place} is {'a file' if place.is_file() else 'no folder'}, so no folder "
+                "can be made in it; choose another --output"
             )
         tidy(path.parent)
         if path.exists():
@@ -87,7 +87,8 @@ def check_output(output: str | os.PathLike, overwrite: bool = False) -> Path:
 
 
 def _check_replaceable(path: Path, overwrite: bool) -> list[Path]:
-    """Refuse a folder that is not a result, or holds what a fit does not write -> other results that lie in it, which are kept."""
+    """Refuse a folder that is not a result, or holds what a fit does not write -> other results that lie in
+    it, which are kept."""
     if not path.is_dir():
         raise InputError(
             f"output {path}: expected a folder, but a file has that name; choose another --output"
@@ -102,13 +103,15 @@ def _check_replaceable(path: Path, overwrite: bool) -> list[Path]:
     if foreign is not None or (lacking and names & ENTRIES):
         what = f"it holds '{foreign}'" if foreign is not None else f"it has no {' and '.join(lacking)}"
         raise InputError(
-            f"output {path}: not a fitkit result folder ({what}), so it is not replaced; choose another --output"
+            f"output {path}: not a fitkit result folder ({what}), so it is not replaced; choose another "
+            "--output"
         )
     return results
 
 
 def _inspect(folder: Path, stems: set[str] | None) -> tuple[str | None, list[Path]]:
-    """The first thing in the tree that a fit does not write, or None; and folders in it that hold other results only.
+    """The first thing in the tree that a fit does not write, or None; and folders in it that hold other
+    results only.
 
     stems: names of the files for each view; None = any.
     """
@@ -158,8 +161,8 @@ def _stored_stems(folder: Path) -> set[str]:
 
 
 def tidy(folder: Path) -> None:
-    """Clean up after processes that were killed while they wrote into `folder`: a result that one had moved aside gets its place back,
-    and what they left half written is removed, if all of it is ours."""
+    """Clean up after processes that were killed while they wrote into `folder`: a result that one had moved
+    aside gets its place back, and what they left half written is removed, if all of it is ours."""
     remove_litter(folder)
     for holder in litter(folder):
         if holder.is_dir() and not holder.is_symlink():
@@ -198,8 +201,8 @@ def _remove(holder: Path) -> None:
 
 
 def _put_back(holder: Path) -> None:
-    """Give the result that was moved into `holder` its place again, unless a new one is there already; other results that lay in it are
-    never left behind. OSError: one cannot be moved."""
+    """Give the result that was moved into `holder` its place again, unless a new one is there already; other
+    results that lay in it are never left behind. OSError: one cannot be moved."""
     for moved in (holder / OLD).glob("*"):
         target = holder.parent / moved.name
         home = target if os.path.lexists(target) else moved
@@ -214,8 +217,8 @@ def _put_back(holder: Path) -> None:
 def replaced(path: Path, overwrite: bool) -> Iterator[Path]:
     """The block writes into a hidden folder beside `path`, which takes its name when the block ends well.
 
-    After any error or Ctrl-C nothing is left behind and an older result stays as it was. After a kill, the next call (`tidy`) does that.
-    Other results that lie in the older one stay.
+    After any error or Ctrl-C nothing is left behind and an older result stays as it was. After a kill, the
+    next call (`tidy`) does that. Other results that lie in the older one stay.
 
     path: from `check_output`.
     Raises:

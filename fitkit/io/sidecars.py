@@ -18,8 +18,8 @@ MASKS, LANDMARKS = ("masks", "mask"), ("landmarks",)  # folders, in upper or low
 
 @dataclass
 class Beside:
-    """landmarks, masks: photo -> its files, the one to use first; elsewhere: folder that is not read -> names of files in it
-    that have the names of photos; lost: what else lies among the masks."""
+    """landmarks, masks: photo -> its files, the one to use first; elsewhere: folder that is not read -> names
+    of files in it that have the names of photos; lost: what else lies among the masks."""
 
     landmarks: dict[Path, list[Path]] = field(default_factory=dict)
     masks: dict[Path, list[Path]] = field(default_factory=dict)
@@ -34,12 +34,14 @@ def natural_key(name: str) -> list:
 
 
 def plain_name(name: str) -> str:
-    """What is alike in names that differ in case, encoding, or Unicode form (macOS writes letters and accents apart)."""
+    """What is alike in names that differ in case, encoding, or Unicode form (macOS writes letters and accents
+    apart)."""
     return normalize("NFC", readable(name)).casefold()
 
 
 def without_copies(photos: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """The photos of a folder, and apart from them those in an unusual format beside one of the same name in a usual one."""
+    """The photos of a folder, and apart from them those in an unusual format beside one of the same name in a
+    usual one."""
     photos = list(photos)
     common = {plain_name(p.stem) for p in photos if p.suffix.lower() in COMMON}
     copies = [p for p in photos if p.suffix.lower() not in COMMON and plain_name(p.stem) in common]
@@ -49,13 +51,13 @@ def without_copies(photos: Iterable[Path]) -> tuple[list[Path], list[Path]]:
 def files_beside(entries: Iterable[Path], photos: Sequence[Path], ignore: Callable[[Path], bool]) -> Beside:
     """The files of photos in a folder.
 
-    A file belongs to the photo after whose stem it is named (a.pts), or else after its whole name (a.jpg.png); names that
-    differ only in case or Unicode form will do where no photo has just that name. Landmark files in landmarks/ come after
-    those beside the photo.
+    A file belongs to the photo after whose stem it is named (a.pts), or else after its whole name
+    (a.jpg.png); names that differ only in case or Unicode form will do where no photo has just that name.
+    Landmark files in landmarks/ come after those beside the photo.
 
     Args:
-        entries: what lies in the folder; photos: those of it that are photos; ignore: folders that are not looked into,
-            apart from masks/ and landmarks/.
+        entries: what lies in the folder; photos: those of it that are photos; ignore: folders that are not
+            looked into, apart from masks/ and landmarks/.
     """
     owner = _owners(photos)
     out = Beside()

@@ -1,4 +1,5 @@
-"""A subject: all photos of one person and what is known about them. The folder is described in docs/subject_folder.md."""
+"""A subject: all photos of one person and what is known about them. The folder is described in
+docs/subject_folder.md."""
 
 from __future__ import annotations
 
@@ -56,8 +57,8 @@ DECODERS = min(4, os.cpu_count() or 1)  # threads; a 48-megapixel photo takes 0.
 class KnownCamera:
     """What is known of one view's camera (OpenCV convention, undistorted image).
 
-    K: [3, 3] pixels; R: [3, 3] and t: [3] mm with x_camera = R x_world + t, or None when only K is known; removed: the distortion of
-    the lens that the view's image is already without, or None.
+    K: [3, 3] pixels; R: [3, 3] and t: [3] mm with x_camera = R x_world + t, or None when only K is known;
+    removed: the distortion of the lens that the view's image is already without, or None.
     """
 
     K: np.ndarray
@@ -66,14 +67,18 @@ class KnownCamera:
     removed: Distortion | None = None
 
     def __repr__(self) -> str:
-        return f"KnownCamera(focal length {self.K[0][0]:.1f} px, pose {'not known' if self.R is None else 'known'})"
+        return (
+            f"KnownCamera(focal length {self.K[0][0]:.1f} px, pose "
+            f"{'not known' if self.R is None else 'known'})"
+        )
 
 
 T = TypeVar("T")
 
 
 class _OnDemand(Generic[T]):
-    """A field that holds an array, or a function without arguments that loads it each time the field is read."""
+    """A field that holds an array, or a function without arguments that loads it each time the field is
+    read."""
 
     def __init__(self, *default: T):
         self.default = default
@@ -103,7 +108,8 @@ class MissingPhoto:
 
     def __call__(self) -> np.ndarray:
         raise InputError(
-            f"view {self.name}: the photo of {self.result} is not there; give the folder of the photos to load_result as `photos`"
+            f"view {self.name}: the photo of {self.result} is not there; give the folder of the photos to "
+            "load_result as `photos`"
         )
 
 
@@ -111,12 +117,13 @@ class MissingPhoto:
 class View:
     """One photo. Pixel (0, 0) is the centre of the top-left pixel of the upright (EXIF-rotated) image.
 
-    name: file stem; path: the image file or None for arrays; image: [H, W, 3] uint8 sRGB, decoded when it is read (any
-    thread may; recent ones are kept), so hold it in a variable while you work on it, and do not write into it;
-    landmarks: [68, 3] float64 (x, y, confidence), NaN = not seen, or None;
-    focal_px: focal length in pixels from EXIF, or None; camera: from cameras.json, or None (with distortion stated
-    there, `image`, `mask` and `landmarks` are those of the undistorted image); mask: [H, W] bool, True = usable, or None.
-    Use `view.replace(...)` instead of dataclasses.replace, which would decode the image and keep it.
+    name: file stem; path: the image file or None for arrays; image: [H, W, 3] uint8 sRGB, decoded when it is
+    read (any thread may; recent ones are kept), so hold it in a variable while you work on it, and do not
+    write into it; landmarks: [68, 3] float64 (x, y, confidence), NaN = not seen, or None;
+    focal_px: focal length in pixels from EXIF, or None; camera: from cameras.json, or None (with distortion
+    stated there, `image`, `mask` and `landmarks` are those of the undistorted image); mask: [H, W] bool, True
+    = usable, or None. Use `view.replace(...)` instead of dataclasses.replace, which would decode the image
+    and keep it.
     """
 
     name: str
@@ -154,7 +161,10 @@ class View:
         )
 
     def __repr__(self) -> str:
-        return f"View({self.name!r}, {self.size[0]} x {self.size[1]} px, landmarks: {self.landmark_source or 'none'})"
+        return (
+            f"View({self.name!r}, {self.size[0]} x {self.size[1]} px, landmarks: "
+            f"{self.landmark_source or 'none'})"
+        )
 
 
 @dataclass(frozen=True)
@@ -182,8 +192,8 @@ def is_output(folder: Path) -> bool:
 
 
 def subject_folders(root: str | os.PathLike, min_views: int = 1) -> list[Path]:
-    """`root` and the folders below it that hold at least `min_views` pictures, sorted; results, masks, pictures of `fitkit detect`, the
-    truth of rendered people and hidden folders are passed over.
+    """`root` and the folders below it that hold at least `min_views` pictures, sorted; results, masks,
+    pictures of `fitkit detect`, the truth of rendered people and hidden folders are passed over.
 
     Raises:
         InputError: no such folder.
@@ -197,7 +207,8 @@ def subject_folders(root: str | os.PathLike, min_views: int = 1) -> list[Path]:
 
 
 def _folders(folder: Path, below: bool = False) -> Iterator[tuple[Path, list[Path]]]:
-    """A folder and those below it that may hold photos of a person, with what lies in each. Links count, what lies deeper in them not."""
+    """A folder and those below it that may hold photos of a person, with what lies in each. Links count, what
+    lies deeper in them not."""
     try:
         entries = [p for p in folder.iterdir() if not p.name.startswith(".")]
     except OSError as error:
@@ -219,7 +230,8 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
         path: the folder.
         ignore: files or folders in it to pass over without a note, e.g. another output folder than `fitkit/`.
     Returns:
-        the subject, named after the folder; images that cannot be read are left out with a note if others remain.
+        the subject, named after the folder; images that cannot be read are left out with a note if others
+        remain.
     Raises:
         InputError: no such folder, no usable image in it, or a landmark, camera or mask file that is wrong.
     """
@@ -234,13 +246,14 @@ def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = 
 def _read_folder(
     folder: Path, ignore: Sequence[str | os.PathLike] = (), only: Collection[str] | None = None
 ) -> tuple[list[View], list[str], InputError | None]:
-    """Views, notes, and what is wrong with the first image that cannot be read, if any. only: file names of the images that are wanted;
-    all else in the folder is then passed over without a note."""
+    """Views, notes, and what is wrong with the first image that cannot be read, if any. only: file names of
+    the images that are wanted; all else in the folder is then passed over without a note."""
     if not folder.exists():
         raise InputError(f"{folder}: no such folder; give a folder with photos of one person")
     if not folder.is_dir():
         raise InputError(
-            f"{folder}: expected a folder with photos of one person, got a file; give the folder that holds it"
+            f"{folder}: expected a folder with photos of one person, got a file; give the folder that holds "
+            "it"
         )
     try:
         entries = sorted(
@@ -253,14 +266,16 @@ def _read_folder(
     photos = [p for p in files if p.suffix.lower() in (*SUFFIXES, *RAW)]
     if is_output(folder) and {p.stem for p in photos} <= RESULT_PICTURES:
         raise InputError(
-            f"{folder}: is a result of fitkit fit, no folder with photos; give the folder with the photos it was made of"
+            f"{folder}: is a result of fitkit fit, no folder with photos; give the folder with the photos "
+            "it was made of"
         )
     images, copies = without_copies(p for p in photos if only is None or p.name in only)
     raw = [p for p in images if p.suffix.lower() in RAW]
     images = [p for p in images if p not in raw]
     if not images:
         raise InputError(
-            f"{folder}: no images in this folder; expected at least one of {', '.join('*' + s for s in SUFFIXES)}"
+            f"{folder}: no images in this folder; expected at least one of "
+            f"{', '.join('*' + s for s in SUFFIXES)}"
             + (f" (found {some(p.name for p in files)})" if files else "")
         )
     _check_names([(readable(p.stem), readable(p.name)) for p in images], folder)
@@ -315,11 +330,13 @@ def _read_folder(
 
 
 def load_photos(paths: Sequence[str | os.PathLike]) -> Subject:
-    """Read photos of one person, from one folder or several, with the files that lie beside them as in a subject folder.
+    """Read photos of one person, from one folder or several, with the files that lie beside them as in a
+    subject folder.
 
     Returns:
-        the subject, named after the first photo, its views sorted by name. Photos of the same name from different folders are called
-        FOLDER_STEM. Poses of cameras from several cameras.json are not used, only their K: each may count from another origin.
+        the subject, named after the first photo, its views sorted by name. Photos of the same name from
+        different folders are called FOLDER_STEM. Poses of cameras from several cameras.json are not used,
+        only their K: each may count from another origin.
     Raises:
         InputError: nothing given, a path that is no photo, or as `load_subject`.
     """
@@ -348,7 +365,8 @@ def load_photos(paths: Sequence[str | os.PathLike]) -> Subject:
     if len({v.path.parent for v in views if v.camera is not None and v.camera.R is not None}) > 1:
         views = [v if v.camera is None else v.replace(camera=KnownCamera(v.camera.K)) for v in views]
         notes.append(
-            "the photos have several cameras.json: their K is used, their R and t are not, since each may count from another origin"
+            "the photos have several cameras.json: their K is used, their R and t are not, since each may "
+            "count from another origin"
         )
     first = readable(Path(paths[0]).stem)
     return Subject(first, tuple(sorted(views, key=lambda v: natural_key(v.name))), None, tuple(notes))
@@ -360,7 +378,8 @@ def read_subject(paths: Sequence[str | os.PathLike], ignore: Sequence[str | os.P
 
 
 def as_subject(given: str | os.PathLike | Subject | Sequence, landmarks: Sequence | None = None) -> Subject:
-    """What the Python functions take for a subject: a folder, the path of a photo, a Subject, or a list of images.
+    """What the Python functions take for a subject: a folder, the path of a photo, a Subject, or a list of
+    images.
 
     landmarks: for each image or view as in `subject_from_images`, or None.
     """
@@ -372,7 +391,8 @@ def as_subject(given: str | os.PathLike | Subject | Sequence, landmarks: Sequenc
     )
     if isinstance(given, np.ndarray) and given.ndim < 4:
         raise InputError(
-            f"subject: expected a list of images, got one array of shape {list(given.shape)}; put it into a list"
+            f"subject: expected a list of images, got one array of shape {list(given.shape)}; put it into a "
+            "list"
         )
     if not isinstance(given, (str, os.PathLike, Subject)):
         return subject_from_images(given, landmarks)
@@ -399,7 +419,8 @@ def _check_entries(label: str, values: Sequence, count: int, what: str) -> None:
 
 
 def _given_points(view: View, given) -> tuple[dict[str, np.ndarray | str], list[tuple[str, str]]]:
-    """Points from the caller, of the photo as it is: an array, or the path of a landmark file -> fields of the view, and remarks."""
+    """Points from the caller, of the photo as it is: an array, or the path of a landmark file -> fields of
+    the view, and remarks."""
     from_file = isinstance(given, (str, os.PathLike))
     read = open_landmarks(given) if from_file else check_landmarks(given, view.name)
     points, notes = _placed(read, view.size, str(given) if from_file else view.name)
@@ -413,7 +434,8 @@ def _given_points(view: View, given) -> tuple[dict[str, np.ndarray | str], list[
 
 
 def _placed(read: LandmarkFile, size: tuple[int, int], where: str) -> tuple[np.ndarray, list[str]]:
-    """Given points of an image of this size without strays, and what there is to say about them. InputError: they cannot belong to it."""
+    """Given points of an image of this size without strays, and what there is to say about them. InputError:
+    they cannot belong to it."""
     points, strays = without_strays(read.points, size)
     check_inside(points, size, where)
     return points, [*read.notes, *strays]
@@ -448,18 +470,20 @@ def subject_from_images(
     """A subject from image files, Pillow images and/or arrays.
 
     Args:
-        images: paths, PIL images, or arrays [H, W], [H, W, 3], [H, W, 4] (uint8, uint16, or float in 0..1; RGB order). PIL
-            images are turned upright as their EXIF data say.
-        landmarks: per image [68, 2] or [68, 3] (x, y[, confidence]; NaN = not seen; counted from 0), the path of a
-            landmark file, or None; without `landmarks`, files beside image files are used as in a subject folder.
+        images: paths, PIL images, or arrays [H, W], [H, W, 3], [H, W, 4] (uint8, uint16, or float in 0..1;
+            RGB order). PIL images are turned upright as their EXIF data say.
+        landmarks: per image [68, 2] or [68, 3] (x, y[, confidence]; NaN = not seen; counted from 0), the path
+            of a landmark file, or None; without `landmarks`, files beside image files are used as in a
+            subject folder.
         names: per image, unique; default: file stem, or view0, view1, ...
         cameras: per image, for undistorted images, or None.
-        masks: per image [H, W] (bool, or numbers: at least half of the largest = usable), the path of a mask, or None;
-            without `masks`, those beside image files are used as in a subject folder.
+        masks: per image [H, W] (bool, or numbers: at least half of the largest = usable), the path of a mask,
+            or None; without `masks`, those beside image files are used as in a subject folder.
     Returns:
         the subject, views in the given order.
     Raises:
-        InputError: nothing given, lists of different lengths, or an image, landmarks or mask that cannot be used.
+        InputError: nothing given, lists of different lengths, or an image, landmarks or mask that cannot be
+            used.
     """
     check_argument("name", name, str, "the subject's name")
     check_argument("images", images, Iterable, "a list of paths, PIL images or arrays")
@@ -631,7 +655,8 @@ def _no_effect(usable: np.ndarray) -> tuple[str, ...]:
 def _checked_mask(mask: np.ndarray, size: tuple[int, int], where: str) -> np.ndarray:
     if mask.shape != (size[1], size[0]):
         raise InputError(
-            f"{where}: a mask must have the size of its image, {size[0]} x {size[1]} px, got shape {list(mask.shape)}"
+            f"{where}: a mask must have the size of its image, {size[0]} x {size[1]} px, got shape "
+            f"{list(mask.shape)}"
         )
     if not mask.any():
         raise InputError(
@@ -643,7 +668,8 @@ def _checked_mask(mask: np.ndarray, size: tuple[int, int], where: str) -> np.nda
 def _add_cameras(
     views: list[View], cameras: dict[str, Calibration], stems: set[str], path: Path
 ) -> tuple[list[View], list[str]]:
-    """Give each view its camera; undistort where distortion is stated. `stems`: of all images, also unreadable ones."""
+    """Give each view its camera; undistort where distortion is stated. `stems`: of all images, also
+    unreadable ones."""
     by_view: dict[str, tuple[str, Calibration]] = {}
     unknown, known = [], {s.casefold() for s in stems}
     for key, camera in cameras.items():

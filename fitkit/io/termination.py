@@ -1,4 +1,5 @@
-"""How processes end: SIGTERM as an exception, so that everything is cleaned up, and children that end with their parent."""
+"""How processes end: SIGTERM as an exception, so that everything is cleaned up, and children that end with
+their parent."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def sigterm_raises() -> Iterator[Callable[[], bool]]:
-    """In the block, SIGTERM raises Terminated in the main thread; yields whether it came. Other threads, and programs that have a
-    handler of their own for it, are left alone."""
+    """In the block, SIGTERM raises Terminated in the main thread; yields whether it came. Other threads, and
+    programs that have a handler of their own for it, are left alone."""
     came = 0.0
     if (
         threading.current_thread() is not threading.main_thread()
@@ -44,7 +45,8 @@ def sigterm_raises() -> Iterator[Callable[[], bool]]:
 
 
 def end_with_parent() -> None:
-    """Called in a process of `multiprocessing`: it ends at once when its parent has ended, in whatever way."""
+    """Called in a process of `multiprocessing`: it ends at once when its parent has ended, in whatever
+    way."""
 
     def follow():
         parent = multiprocessing.parent_process()

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 
 def network_from(make: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The network that `make` makes, with these weights in float32; counters of batches need not be among them.
+    """The network that `make` makes, with these weights in float32; counters of batches need not be among
+    them.
 
-    Nothing is allocated before the weights are known to fit, whatever size of network the options in the file ask for.
-    Buffers that are not among the weights must be made from tensors that are there.
+    Nothing is allocated before the weights are known to fit, whatever size of network the options in the file
+    ask for. Buffers that are not among the weights must be made from tensors that are there.
 
     Raises:
         ValueError: tensors that are missing, unknown or of another shape.

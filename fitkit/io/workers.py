@@ -28,16 +28,17 @@ def run_jobs(
     workers: int,
     lost: Callable[[Any, str], T] | None = None,
 ) -> Generator[T, None, None]:
-    """function(job) of all jobs, each as it is done; with one worker in this process and in order. Of several each is a process with
-    one thread, which ends with this one; function and jobs must be picklable.
+    """function(job) of all jobs, each as it is done; with one worker in this process and in order. Of several
+    each is a process with one thread, which ends with this one; function and jobs must be picklable.
 
-    After Ctrl-C no job is begun and those under way are still finished and given, then comes the KeyboardInterrupt; a second Ctrl-C, or
-    SIGTERM, ends them.
+    After Ctrl-C no job is begun and those under way are still finished and given, then comes the
+    KeyboardInterrupt; a second Ctrl-C, or SIGTERM, ends them.
 
     Args:
         lost: (job, what ended its process) -> what is given for a job whose process ended by force.
     Raises:
-        FitkitError: a process ended by force and there is no `lost`, or processes cannot be started. And what `function` raises.
+        FitkitError: a process ended by force and there is no `lost`, or processes cannot be started. And what
+            `function` raises.
     """
     if workers == 1:
         yield from map(function, jobs)
@@ -76,8 +77,8 @@ def run_jobs(
                             ) from None
                     elif lost is None:
                         raise FitkitError(
-                            "a worker process ended by force (out of memory?); use fewer --workers and go on with "
-                            "--resume"
+                            "a worker process ended by force (out of memory?); use fewer --workers and go "
+                            "on with --resume"
                         ) from None
                     else:
                         yield lost(worker.job[0], reason)
@@ -154,7 +155,8 @@ def _interrupts_ignored() -> Iterator[None]:
 
 
 def _work(function: bytes, pipe: Connection) -> None:
-    """function: pickled, so that what it needs is loaded here, which takes seconds, with the parent already watched."""
+    """function: pickled, so that what it needs is loaded here, which takes seconds, with the parent already
+    watched."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import cv2

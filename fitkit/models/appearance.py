@@ -8,7 +8,8 @@ from fitkit.models.face_model import FaceModel
 
 
 def default_albedo(model: FaceModel) -> np.ndarray:
-    """Linear RGB [V, 3]: the model's mean albedo, or, for models without one, a plain colour per kind of region."""
+    """Linear RGB [V, 3]: the model's mean albedo, or, for models without one, a plain colour per kind of
+    region."""
     if model.albedo_mean is not None:
         return model.albedo_mean.cpu().numpy().astype(np.float32)
     colours = (

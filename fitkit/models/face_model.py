@@ -33,7 +33,8 @@ class LandmarkEmbedding:
 
 @dataclass(frozen=True)
 class PointBasis:
-    """A face model restricted to N surface points; a linear function of the coefficients like the whole model.
+    """A face model restricted to N surface points; a linear function of the coefficients like the whole
+    model.
 
     mean: [N, 3] mm; rows: [N, 3, K_id + K_ex] mm per unit coefficient, identity first; num_identity: K_id.
     """
@@ -55,7 +56,8 @@ class PointBasis:
 
 @dataclass(frozen=True, eq=False)
 class MeshPoints:
-    """As PointBasis for more points than vertices: evaluates the mesh and interpolates. triangle [N], barycentric [N, 3]."""
+    """As PointBasis for more points than vertices: evaluates the mesh and interpolates. triangle [N],
+    barycentric [N, 3]."""
 
     model: FaceModel
     triangle: Tensor
@@ -79,7 +81,8 @@ class MeshPoints:
 
 @dataclass(frozen=True, eq=False)  # compared and hashed as an object: functions of a model can be cached
 class FaceModel:
-    """Linear morphable face model: vertices = mean + identity @ identity_basis + expression @ expression_basis.
+    """Linear morphable face model: vertices = mean + identity @ identity_basis + expression @
+    expression_basis.
 
     Head frame in millimetres: +x to the subject's left, +y up, +z out of the face.
     Identity coefficients are standard-normal; expression coefficients are 0 (off) to 1 (fully on).
@@ -112,8 +115,8 @@ class FaceModel:
 
     def __repr__(self) -> str:
         return (
-            f"FaceModel({self.name!r}: {self.num_vertices} vertices, {self.num_identity} identity and {self.num_expression} expression "
-            f"shapes, {self.device})"
+            f"FaceModel({self.name!r}: {self.num_vertices} vertices, {self.num_identity} identity and "
+            f"{self.num_expression} expression shapes, {self.device})"
         )
 
     @property

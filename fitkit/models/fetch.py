@@ -63,7 +63,8 @@ def fetch_ict(
         the stored model file.
     Raises:
         MissingWeightsError: no network, file not found, wrong content or checksum, too large, too slow.
-        InputError: the name is taken, or cannot be one; an address that is none; a folder that cannot be written.
+        InputError: the name is taken, or cannot be one; an address that is none; a folder that cannot be
+            written.
     """
     free_place(name, overwrite)
     folder = models_folder() / "downloads" / "ict"
@@ -81,8 +82,8 @@ def fetch_ict(
         for file in wrong:
             (folder / file).unlink(missing_ok=True)
         raise MissingWeightsError(
-            f"{base_url}: the files from there are not those of ICT-FaceKit ({error}); {len(wrong)} of them, such as "
-            f"{wrong[0]}, were deleted and will be fetched again; try another --url"
+            f"{base_url}: the files from there are not those of ICT-FaceKit ({error}); {len(wrong)} of "
+            f"them, such as {wrong[0]}, were deleted and will be fetched again; try another --url"
         ) from error
     path = store_model(model, overwrite)
     shutil.rmtree(folder, ignore_errors=True)
@@ -101,12 +102,13 @@ def download(
 ) -> Path:
     """Download one file over http or https to `path`, unless it is there.
 
-    It grows under a temporary name (`.part`), which the next attempt or the next call continues, and is renamed when
-    it is whole and its checksum is right; otherwise it is thrown away. Without a checksum that name depends on the address, since nothing
-    would tell that the parts are of two versions.
+    It grows under a temporary name (`.part`), which the next attempt or the next call continues, and is
+    renamed when it is whole and its checksum is right; otherwise it is thrown away. Without a checksum that
+    name depends on the address, since nothing would tell that the parts are of two versions.
 
     Args:
-        sha256: hexadecimal, or None if not known; max_bytes: a larger file is refused; max_seconds: for all attempts together.
+        sha256: hexadecimal, or None if not known; max_bytes: a larger file is refused; max_seconds: for all
+            attempts together.
     Raises:
         MissingWeightsError: it cannot be had; says why, and what to do.
         InputError: the address is none, or the folder cannot be written.
@@ -160,8 +162,8 @@ def download(
                 reason = f"wrong SHA-256 {_sha256(part)[:16]}..., expected {sha256[:16]}..."
                 part.unlink()
     raise MissingWeightsError(
-        f"{url} cannot be downloaded: {' '.join(reason.split())}; check the network and call again (it continues "
-        "where it stopped), or download the files elsewhere and use 'fitkit model import'"
+        f"{url} cannot be downloaded: {' '.join(reason.split())}; check the network and call again (it "
+        "continues where it stopped), or download the files elsewhere and use 'fitkit model import'"
     )
 
 
@@ -192,7 +194,8 @@ class _WebOnly(urllib.request.HTTPRedirectHandler):
 
 
 def _in_time(work: Callable[[], None], end: float) -> None:
-    """Do `work` in a thread that is given up at the time `end`: a server that drips bytes, or a name server, can hold it for hours."""
+    """Do `work` in a thread that is given up at the time `end`: a server that drips bytes, or a name server,
+    can hold it for hours."""
     result: list[BaseException | None] = []
 
     def run() -> None:
@@ -212,7 +215,8 @@ def _in_time(work: Callable[[], None], end: float) -> None:
 
 
 def _receive(url: str, part: Path, max_bytes: int, end: float) -> None:
-    """Append to `part` what is missing of the file at `url`; ConnectionError if the connection ends too early."""
+    """Append to `part` what is missing of the file at `url`; ConnectionError if the connection ends too
+    early."""
     start = part.stat().st_size if part.exists() else 0
     headers = {
         "User-Agent": "fitkit",

@@ -38,8 +38,9 @@ REGIONS = (
     ("iris_right", 24591),
 )
 KEPT = REGIONS[-1][1]
-# iBUG 68 as vertex indices, for the vertex order of the present files (`idx_to_landmark_verts` of the project).
-# The file vertex_indices.json is not read: those of earlier releases belong to another vertex order.
+# iBUG 68 as vertex indices, for the vertex order of the present files (`idx_to_landmark_verts` of the
+# project). The file vertex_indices.json is not read: those of earlier releases belong to another vertex
+# order.
 LANDMARKS = (
     1225,
     1888,
@@ -123,13 +124,14 @@ PAIRS = (
 )  # mirrored landmarks
 EXPRESSIONS = tuple(
     (
-        "browDown_L browDown_R browInnerUp_L browInnerUp_R browOuterUp_L browOuterUp_R cheekPuff_L cheekPuff_R "
-        "cheekSquint_L cheekSquint_R eyeBlink_L eyeBlink_R eyeLookDown_L eyeLookDown_R eyeLookIn_L eyeLookIn_R "
-        "eyeLookOut_L eyeLookOut_R eyeLookUp_L eyeLookUp_R eyeSquint_L eyeSquint_R eyeWide_L eyeWide_R jawForward jawLeft "
-        "jawOpen jawRight mouthClose mouthDimple_L mouthDimple_R mouthFrown_L mouthFrown_R mouthFunnel mouthLeft "
-        "mouthLowerDown_L mouthLowerDown_R mouthPress_L mouthPress_R mouthPucker mouthRight mouthRollLower mouthRollUpper "
-        "mouthShrugLower mouthShrugUpper mouthSmile_L mouthSmile_R mouthStretch_L mouthStretch_R mouthUpperUp_L "
-        "mouthUpperUp_R noseSneer_L noseSneer_R"
+        "browDown_L browDown_R browInnerUp_L browInnerUp_R browOuterUp_L browOuterUp_R cheekPuff_L "
+        "cheekPuff_R cheekSquint_L cheekSquint_R eyeBlink_L eyeBlink_R eyeLookDown_L eyeLookDown_R "
+        "eyeLookIn_L eyeLookIn_R eyeLookOut_L eyeLookOut_R eyeLookUp_L eyeLookUp_R eyeSquint_L eyeSquint_R "
+        "eyeWide_L eyeWide_R jawForward jawLeft jawOpen jawRight mouthClose mouthDimple_L mouthDimple_R "
+        "mouthFrown_L mouthFrown_R mouthFunnel mouthLeft mouthLowerDown_L mouthLowerDown_R mouthPress_L "
+        "mouthPress_R mouthPucker mouthRight mouthRollLower mouthRollUpper mouthShrugLower mouthShrugUpper "
+        "mouthSmile_L mouthSmile_R mouthStretch_L mouthStretch_R mouthUpperUp_L mouthUpperUp_R noseSneer_L "
+        "noseSneer_R"
     ).split()
 )
 NUM_IDENTITY = 100
@@ -143,8 +145,8 @@ def import_ict(source: str | os.PathLike, name: str = "ict") -> FaceModel:
 
     Args:
         source: folder `FaceXModel` (or the repository that holds it) with `generic_neutral_mesh.obj`,
-            `identity000.obj` ... (as many as there are, without a gap) and the expression files by name, each also as
-            `.obj.gz`; or the `.npz` file.
+            `identity000.obj` ... (as many as there are, without a gap) and the expression files by name, each
+            also as `.obj.gz`; or the `.npz` file.
         name: of the model.
     Returns:
         the model, float32; identities and expressions in file order.
@@ -294,7 +296,8 @@ def _obj(folder: Path, stem: str) -> Path | None:
 def read_obj(
     path: Path, only_vertices: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Vertices [V, 3], texture coordinates [T, 2], triangles [F, 3] and their texture corners [F, 3] of an OBJ file, see `obj_arrays`.
+    """Vertices [V, 3], texture coordinates [T, 2], triangles [F, 3] and their texture corners [F, 3] of an
+    OBJ file, see `obj_arrays`.
 
     Raises:
         InputError: not such a file, or faces of vertices that it does not have.
@@ -335,7 +338,8 @@ TILES = {
 
 
 def _pack_uv(uv: np.ndarray, corners: np.ndarray, region: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Texture coordinates of the kept triangles [F, 3], whose part is `region` [F], without tiles and overlap."""
+    """Texture coordinates of the kept triangles [F, 3], whose part is `region` [F], without tiles and
+    overlap."""
     names = list(TILES)
     tile = np.floor(uv[corners].mean(1)[:, 0]).astype(int)  # [F]
     place = tile.copy()
@@ -354,7 +358,8 @@ def _pack_uv(uv: np.ndarray, corners: np.ndarray, region: np.ndarray) -> tuple[n
 
 
 def _skin(mean: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Bare skin in most photos: no ears, scalp, nape or anything a collar covers. Bounds read off renders, in mm."""
+    """Bare skin in most photos: no ears, scalp, nape or anything a collar covers. Bounds read off renders, in
+    mm."""
     x, y, z = np.abs(mean[:, 0]), mean[:, 1], mean[:, 2]
     ear = (x > 66) & (z < 30) & (y > -38) & (y < 64)
     hair = z < 12 + 0.5 * np.maximum(y - 30, 0)  # nape, sideburns, temples
@@ -397,7 +402,8 @@ def _paint(mean: np.ndarray, region: np.ndarray) -> np.ndarray:
         distance = np.linalg.norm(mean[outer, None] - line[None], axis=2)
         width = 2.0 + 2.0 * distance.argmin(1) / 40  # thin outside, thicker inside
         blend(outer, 0.75 * np.exp(-0.5 * (distance.min(1) / width) ** 2), brows)
-    # The outer eyeball mesh ('sclera') also covers the iris, so both carry the same rings around the optical axis.
+    # The outer eyeball mesh ('sclera') also covers the iris, so both carry the same rings around the optical
+    # axis.
     for side in ("left", "right"):
         names = [n for n, _ in REGIONS]
         outer_ball = region == names.index(f"sclera_{side}")

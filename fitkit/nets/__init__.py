@@ -26,8 +26,9 @@ from fitkit.nets.predictor import Predictor, ViewSlot
 class NetKind:
     """What makes a network of one kind.
 
-    options: dataclass of its options; make: (face model, views, options) -> the network; a network that gives no state may be made
-    without a face model (None); named_views: it has an input for each named view, otherwise it takes any number of photos.
+    options: dataclass of its options; make: (face model, views, options) -> the network; a network that gives
+    no state may be made without a face model (None); named_views: it has an input for each named view,
+    otherwise it takes any number of photos.
     """
 
     options: type
@@ -68,7 +69,8 @@ def net_kind(name: str) -> NetKind:
 
 
 def save_predictor(network: Predictor, name: str, path: str | os.PathLike, half: bool = True) -> None:
-    """Weights as .safetensors, with everything that is needed to build the network again as JSON in the metadata.
+    """Weights as .safetensors, with everything that is needed to build the network again as JSON in the
+    metadata.
 
     name: of the kind of network; half: floating-point weights in half precision.
     """
@@ -87,7 +89,8 @@ def save_predictor(network: Predictor, name: str, path: str | os.PathLike, half:
         "gives": list(network.gives),
     }
     tensors = {k: stored(v) for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
-    # Its own file writer makes files that only their owner may read, and turns errors of the disk into another kind.
+    # Its own file writer makes files that only their owner may read, and turns errors of the disk into
+    # another kind.
     data = save(tensors, metadata={"format": FORMAT, "regressor": json.dumps(about)})
     # It writes the metadata in any order; the same training gives the same file.
     size = int.from_bytes(data[:8], "little")
@@ -99,8 +102,8 @@ def save_predictor(network: Predictor, name: str, path: str | os.PathLike, half:
 
 
 def read_about(path: str | os.PathLike) -> dict[str, Any]:
-    """What the metadata of a weight file say: net, options, views, gives; model, num_identity, num_expression where it gives a state,
-    else '' and 0.
+    """What the metadata of a weight file say: net, options, views, gives; model, num_identity, num_expression
+    where it gives a state, else '' and 0.
 
     Raises:
         InputError: no such file, or not the weights of a regressor.
@@ -144,8 +147,9 @@ def load_predictor(path: str | os.PathLike, model: FaceModel | None = None) -> P
             wanted = (about["model"], about["num_identity"], about["num_expression"])
             if got != wanted:
                 raise InputError(
-                    f"{path}: expected face model '{wanted[0]}' with {wanted[1]} identity and {wanted[2]} expression shapes, "
-                    f"got '{got[0]}' with {got[1]} and {got[2]}; load the model that the training used"
+                    f"{path}: expected face model '{wanted[0]}' with {wanted[1]} identity and {wanted[2]} "
+                    f"expression shapes, got '{got[0]}' with {got[1]} and {got[2]}; load the model that the "
+                    "training used"
                 )
         kind = net_kind(about["net"])
         views = tuple(build(ViewSlot, v, f"{path}: view") for v in about["views"])
@@ -158,7 +162,8 @@ def load_network(name: str, weights: str | os.PathLike, device: str = "cpu") -> 
     """A network that an energy compares pictures with; it never learns, see FrozenNetwork.
 
     Args:
-        name: what of it is asked for: 'parser', pictures [B, 3, h, w] sRGB in [0, 1] -> logits [B, C, h, w] of the parts of a face;
+        name: what of it is asked for: 'parser', pictures [B, 3, h, w] sRGB in [0, 1] -> logits [B, C, h, w]
+            of the parts of a face;
         'encoder', pictures -> features [B, K]. weights: regressor.safetensors of fitkit train-regressor.
     Raises:
         InputError: another name, weights that cannot be used, or those of a network that does not give this.
@@ -175,7 +180,8 @@ def load_network(name: str, weights: str | os.PathLike, device: str = "cpu") -> 
         )
     if name == "encoder" and type(network).features is Predictor.features:
         raise InputError(
-            f"{weights}: expected a network with features of a picture, {type(network).__name__} has none; mvfnet and fitkit_init do"
+            f"{weights}: expected a network with features of a picture, {type(network).__name__} has none; "
+            "mvfnet and fitkit_init do"
         )
     return FrozenNetwork(FROZEN[name](network)).to(device)
 
@@ -220,9 +226,9 @@ def _is_landmark_network(path: str | os.PathLike) -> bool:
 
 
 def start_from(network: Predictor, path: str | os.PathLike, model: FaceModel | None) -> None:
-    """Fill a network with weights to start a training from: a regressor.safetensors of the same network, face model and views, a
-    .pth file for its trunk, if it has `load_trunk`, or 'builtin', the shipped landmark network, or the file of another one for its
-    encoder, if it has `load_encoder`.
+    """Fill a network with weights to start a training from: a regressor.safetensors of the same network, face
+    model and views, a .pth file for its trunk, if it has `load_trunk`, or 'builtin', the shipped landmark
+    network, or the file of another one for its encoder, if it has `load_encoder`.
 
     Raises:
         InputError: no such file, or weights of something else.
@@ -245,6 +251,7 @@ def start_from(network: Predictor, path: str | os.PathLike, model: FaceModel | N
     if type(other) is not type(network) or mine != theirs:
         raise InputError(
             f"{path}: these weights belong to another network than the recipe's (options {theirs[0]}, views "
-            f"{', '.join(v.name for v in other.views)}); give net.options and views as they were in that training"
+            f"{', '.join(v.name for v in other.views)}); give net.options and views as they were in that "
+            "training"
         )
     network.load_state_dict(other.state_dict())

@@ -21,8 +21,8 @@ from fitkit.scene.state import SceneState, views_of
 
 @dataclass(frozen=True)
 class ViewSlot:
-    """A named input of a network. yaw: (least, most) degrees of the heads it takes; positive: the nose points to the right side of
-    the picture, as `fitkit.scene.pose.yaw_pitch_roll`."""
+    """A named input of a network. yaw: (least, most) degrees of the heads it takes; positive: the nose points
+    to the right side of the picture, as `fitkit.scene.pose.yaw_pitch_roll`."""
 
     name: str
     yaw: tuple[Annotated[float, Range(-180.0, 180.0)], Annotated[float, Range(-180.0, 180.0)]] = (-15.0, 15.0)
@@ -42,13 +42,14 @@ PARTS = ("state", "identity_sigma", "landmarks", "depth", "position_map", "parse
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says about S people in B frames, person by person. A part is None where it says nothing of it.
+    """What a network says about S people in B frames, person by person. A part is None where it says nothing
+    of it.
 
-    state: the scene, cameras in px of the pictures; identity_sigma: [S, K_id] standard deviations of its identity;
-    landmarks: 68 points [B, 68, 2] px of the pictures; depth: maps [B, size, size] mm, as large as the pictures, with their
-    suitability in [0, 1]; position_map: [B, 3, H, W] px of the pictures over the face model's texture map;
-    parse: [B, C, size, size] logits of the C parts of a face that a pixel may show, `masks.PARSE` where C = 10;
-    points3d: [B, N, 3] mm in any frame of each frame's own;
+    state: the scene, cameras in px of the pictures; identity_sigma: [S, K_id] standard deviations of its
+    identity; landmarks: 68 points [B, 68, 2] px of the pictures; depth: maps [B, size, size] mm, as large as
+    the pictures, with their suitability in [0, 1]; position_map: [B, 3, H, W] px of the pictures over the
+    face model's texture map; parse: [B, C, size, size] logits of the C parts of a face that a pixel may show,
+    `masks.PARSE` where C = 10; points3d: [B, N, 3] mm in any frame of each frame's own;
     subject: [B] int64, the person of each frame; None: as the state or the depth says.
 
     Raises:
@@ -70,8 +71,8 @@ class Prediction:
             whose = self.state or self.depth
             if whose is None:
                 raise InputError(
-                    "prediction: expected 'subject', the person of each frame, where there is no state and no depth; "
-                    "give valid.nonzero()[:, 0]"
+                    "prediction: expected 'subject', the person of each frame, where there is no state and "
+                    "no depth; give valid.nonzero()[:, 0]"
                 )
             object.__setattr__(self, "subject", whose.subject)
 
@@ -81,7 +82,8 @@ class Prediction:
         return tuple(name for name in PARTS if getattr(self, name) is not None)
 
     def select(self, people: Sequence[int]) -> Prediction:
-        """What it says of some people, in this order. Where the state has an identity for each frame, they go with the frames."""
+        """What it says of some people, in this order. Where the state has an identity for each frame, they go
+        with the frames."""
         views, subject = views_of(self.subject, people)
         rows = [] if self.state is None else list(dict.fromkeys(self.state.subject[views].tolist()))
         maps = self.position_map
@@ -101,10 +103,11 @@ class Prediction:
 class Predictor(nn.Module, ABC):
     """Pictures of people -> Prediction.
 
-    gives: names of the parts of its predictions, of PARTS; options: dataclass of its options; size: side of the square pictures, px;
-    crop: how they are cut; views: the named inputs, empty: any number of photos in any order.
-    Where it gives a state: model_name, num_identity, num_expression: of the face model whose coefficients are predicted.
-    camera_kind: of the cameras of state and depth.
+    gives: names of the parts of its predictions, of PARTS; options: dataclass of its options; size: side of
+    the square pictures, px; crop: how they are cut; views: the named inputs, empty: any number of photos in
+    any order.
+    Where it gives a state: model_name, num_identity, num_expression: of the face model whose coefficients are
+    predicted. camera_kind: of the cameras of state and depth.
     """
 
     gives: tuple[str, ...]
@@ -119,13 +122,14 @@ class Predictor(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor, valid: Tensor, padded: bool = False) -> Prediction:
-        """images: [S, V, 3, size, size] sRGB in [0, 1] of S people in the V named views, or in up to V views where they have no names;
-        valid: [S, V] bool, False: that view is missing. Every person has at least one view.
+        """images: [S, V, 3, size, size] sRGB in [0, 1] of S people in the V named views, or in up to V views
+        where they have no names; valid: [S, V] bool, False: that view is missing. Every person has at least
+        one view.
 
         Returns:
-            what it says of the B = valid.sum() frames that are there, person by person, views in their order. padded: of all
-            S * V frames, in that order; the rows of missing views mean nothing, and no shape depends on what `valid` holds, as
-            exported programs want it. See `frames_of` and `table_of`.
+            what it says of the B = valid.sum() frames that are there, person by person, views in their order.
+            padded: of all S * V frames, in that order; the rows of missing views mean nothing, and no shape
+            depends on what `valid` holds, as exported programs want it. See `frames_of` and `table_of`.
         """
 
     def features(self, images: Tensor) -> Tensor:
@@ -138,11 +142,13 @@ class Predictor(nn.Module, ABC):
 
     @abstractmethod
     def parts(self) -> dict[str, tuple[nn.Module | nn.Parameter, ...]]:
-        """Names under which a training frees parts of the network, and what they stand for: together, all of it."""
+        """Names under which a training frees parts of the network, and what they stand for: together, all of
+        it."""
 
 
 def frames_of(images: Tensor, valid: Tensor, padded: bool) -> tuple[Tensor, Tensor]:
-    """The pictures [B, 3, size, size] that `Predictor.forward` is to look at, and the person of each, [B] int64."""
+    """The pictures [B, 3, size, size] that `Predictor.forward` is to look at, and the person of each, [B]
+    int64."""
     if not padded:
         return images[valid], valid.nonzero()[:, 0]
     people = torch.arange(valid.shape[0], device=valid.device)[:, None].expand(valid.shape).flatten()
@@ -150,7 +156,8 @@ def frames_of(images: Tensor, valid: Tensor, padded: bool) -> tuple[Tensor, Tens
 
 
 def table_of(rows: Tensor, valid: Tensor, padded: bool, absent: Tensor) -> Tensor:
-    """Rows [B, C] of the frames as [S, V, C], with `absent` (anything that broadcasts to it) where a view is missing."""
+    """Rows [B, C] of the frames as [S, V, C], with `absent` (anything that broadcasts to it) where a view is
+    missing."""
     if padded:
         return torch.where(valid[..., None], rows.unflatten(0, valid.shape), absent)
     table = absent.expand(*valid.shape, rows.shape[1]).clone()
@@ -166,9 +173,9 @@ def assign_views(
 ) -> list[int | None]:
     """Which view goes into which slot: index of the view for each slot, None = missing.
 
-    A view whose name is that of a slot goes there, unless its head is turned to the other side: who took the picture may have meant
-    the subject's left and right. Of the others, a slot takes the one with the yaw nearest to the middle of its range, if any
-    lies inside. yaw: degrees, NaN = not known.
+    A view whose name is that of a slot goes there, unless its head is turned to the other side: who took the
+    picture may have meant the subject's left and right. Of the others, a slot takes the one with the yaw
+    nearest to the middle of its range, if any lies inside. yaw: degrees, NaN = not known.
     """
     middles = {slot.name: slot.middle for slot in slots}
     by_name = {

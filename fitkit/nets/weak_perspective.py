@@ -17,8 +17,9 @@ from fitkit.scene.state import SceneState
 def to_orthographic(state: SceneState, model: FaceModel, principal: Tensor | None = None) -> SceneState:
     """The scaled-orthographic views nearest to those of `state`.
 
-    A perspective camera sees the head along its line of sight, a scaled-orthographic one along its axis: the rotation is turned by
-    the angle between the two, and the scale is that at the depth of the face's middle, which stays in its place of the picture.
+    A perspective camera sees the head along its line of sight, a scaled-orthographic one along its axis: the
+    rotation is turned by the angle between the two, and the scale is that at the depth of the face's middle,
+    which stays in its place of the picture.
     Of an orthographic state only the principal point moves.
 
     Args:

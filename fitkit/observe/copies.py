@@ -8,15 +8,16 @@ import numpy as np
 
 from fitkit.io.subject import View
 
-# Difference of small pictures in grey levels, the largest and the mean. 40 photos of 400 px and more saved again as JPEG of
-# quality 30, or half as large: at most 8 and 0.9; frames of one video: at least 13, or the same to the bit.
+# Difference of small pictures in grey levels, the largest and the mean. 40 photos of 400 px and more saved
+# again as JPEG of quality 30, or half as large: at most 8 and 0.9; frames of one video: at least 13, or the
+# same to the bit.
 MOST, MEAN = 10, 1.5
 SHAPE = 0.02  # of the ratio of the sides
 
 
 def copies(views: Sequence[View]) -> dict[int, int]:
-    """Index of each view that shows the same picture as another one -> index of that one, which stays: the one with a camera,
-    with landmarks, or with more pixels."""
+    """Index of each view that shows the same picture as another one -> index of that one, which stays: the
+    one with a camera, with landmarks, or with more pixels."""
     small = [v.small.astype(np.int16) for v in views]
     ratios = [v.size[0] / v.size[1] for v in views]
     means = [s.mean() for s in small]

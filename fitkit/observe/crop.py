@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -17,14 +17,17 @@ from fitkit.observe.observations import Observations
 
 REACH = 40  # a crop's side is at most so many times the longer side of its photo, wherever the points lie
 FILL = {"grey": 128, "black": 0}  # of 255
-MOST_PADDED = 10000  # px, side of the padded part of a photo that is held in memory; what is larger is scaled down before it is padded
+# px, side of the padded part of a photo that is held in memory; what is larger is scaled down before it is
+# padded
+MOST_PADDED = 10000
 
 
 @dataclass(frozen=True)
 class CropOptions:
-    """margin: crop side over the larger side of the landmark box; up: shift towards the forehead as a share of the
-    box height; max_size, min_size: limits of the common crop side in pixels (faces are hardly ever enlarged);
-    fill: what lies beyond the photo; resize: 'area' means (bilinear where it is enlarged), or 'cubic' as published crops are made."""
+    """margin: crop side over the larger side of the landmark box; up: shift towards the forehead as a share
+    of the box height; max_size, min_size: limits of the common crop side in pixels (faces are hardly ever
+    enlarged); fill: what lies beyond the photo; resize: 'area' means (bilinear where it is enlarged), or
+    'cubic' as published crops are made."""
 
     margin: Annotated[float, Range(0.1, 20.0)] = 1.6
     up: Annotated[float, Range(-5.0, 5.0)] = 0.08
@@ -90,8 +93,8 @@ def crop_views(
 def _cut(
     image: np.ndarray, x0: int, y0: int, side: int, step: int, size: int, fill: int, resize: str = "area"
 ) -> np.ndarray:
-    """The square of `side` px, filled beyond the photo, as [size, size]; blocks of step x step px, of which it has whole ones, become
-    one before it is filled."""
+    """The square of `side` px, filled beyond the photo, as [size, size]; blocks of step x step px, of which
+    it has whole ones, become one before it is filled."""
     H, W = image.shape[:2]
     pads = np.maximum(0, [-y0, y0 + side - H, -x0, x0 + side - W])
     part = image[max(0, y0) : max(0, y0 + side), max(0, x0) : max(0, x0 + side)]

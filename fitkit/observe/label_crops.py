@@ -1,4 +1,5 @@
-"""Labels that depend on the picture or the camera, moved along when a picture is cut or its camera is replaced."""
+"""Labels that depend on the picture or the camera, moved along when a picture is cut or its camera is
+replaced."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ JUMP_MM = 20.0  # neighbouring pixels farther apart in depth do not show one sur
 
 
 def in_crop(points: Tensor, camera: Camera) -> Tensor:
-    """Camera-frame points [B, N, 3] mm -> `Labels.crop_points`: x, y px of the camera's pictures, and how far each lies behind the
-    nearest of the frame's points in px of the scale at their mean depth."""
+    """Camera-frame points [B, N, 3] mm -> `Labels.crop_points`: x, y px of the camera's pictures, and how far
+    each lies behind the nearest of the frame's points in px of the scale at their mean depth."""
     pixels, _ = camera.project(points)
     z = points[..., 2:]
     far = z.mean(1) if camera.kind == "perspective" else torch.full_like(z[:, 0], camera.REFERENCE_DEPTH)
@@ -29,9 +30,9 @@ def in_crop(points: Tensor, camera: Camera) -> Tensor:
 def cut_labels(labels: Labels, scale: Tensor, offset: Tensor, size: tuple[int, int]) -> Labels:
     """Labels of pictures -> those of their crops.
 
-    Maps are read at the place of each pixel of the crop: classes and validity from the nearest pixel; depth and normals in between
-    where all four pixels around show one surface, else from the nearest, so that no edge is mixed. Beyond the picture nothing is
-    known: no surface, class 0 that is not valid.
+    Maps are read at the place of each pixel of the crop: classes and validity from the nearest pixel; depth
+    and normals in between where all four pixels around show one surface, else from the nearest, so that no
+    edge is mixed. Beyond the picture nothing is known: no surface, class 0 that is not valid.
 
     Args:
         scale [B], offset [B, 2]: crop pixel = scale * (pixel - offset); size: (H, W) of the crops.
@@ -60,7 +61,8 @@ def cut_labels(labels: Labels, scale: Tensor, offset: Tensor, size: tuple[int, i
 
 
 def turn_labels(labels: Labels, state: SceneState) -> Labels:
-    """Labels in the camera frames of `labels.state` -> in those of `state`, which shows the same heads through other cameras.
+    """Labels in the camera frames of `labels.state` -> in those of `state`, which shows the same heads
+    through other cameras.
 
     Maps stay at their pixels: the new cameras are thought to take the same pictures.
     """
@@ -82,7 +84,8 @@ def turn_labels(labels: Labels, state: SceneState) -> Labels:
 
 
 def _nearest(maps: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Values [B, N, C] of maps [B, C, H, W] at the pixels nearest to `pixels` [B, N, 2], and [B, N] whether that is one of the map's."""
+    """Values [B, N, C] of maps [B, C, H, W] at the pixels nearest to `pixels` [B, N, 2], and [B, N] whether
+    that is one of the map's."""
     H, W = maps.shape[-2:]
     x, y = (pixels + 0.5).floor().long().unbind(-1)
     inside = (x >= 0) & (y >= 0) & (x < W) & (y < H)

@@ -20,17 +20,18 @@ LARGE = (*MAPS, "vertices")  # what takes as much memory as pictures do
 class Labels:
     """Every part may be None: not known. Each has one unit.
 
-    state: the scene, of a fit or of a renderer; known: which of its parts are labels, the others only fill their places;
-    identity_sigma: [S, K_id] standard deviation of its identity (0 or None: exact);
+    state: the scene, of a fit or of a renderer; known: which of its parts are labels, the others only fill
+    their places; identity_sigma: [S, K_id] standard deviation of its identity (0 or None: exact);
     vertices: [B, V, 3] mm, camera frame;
     points3d: [B, N, 3] mm, in any frame of each frame's own, NaN = not known;
-    crop_points: [B, N, 3] px of the crop, x and y where the points are seen, z of the same scale behind the nearest of
-    them; NaN = not known; see `in_crop`;
+    crop_points: [B, N, 3] px of the crop, x and y where the points are seen, z of the same scale behind the
+    nearest of them; NaN = not known; see `in_crop`;
     depth: [B, H, W] mm along the camera's axis, 0 = no surface; prior_depth: the same of a fitted face model;
-    person: [B] int64, equal numbers are one person; moment: [B] int64, equal numbers are one instant of one person;
-    parse: [B, H, W] int64, the part of the face that each pixel shows, in the classes of the parser that made it;
-    parse_valid: [B, H, W] bool, where it is known (None: everywhere);
-    normals: [B, 3, H, W] unit normals in the camera frame, 0 = no surface; visible: [B, 68] bool, landmarks that are in sight.
+    person: [B] int64, equal numbers are one person; moment: [B] int64, equal numbers are one instant of one
+    person; parse: [B, H, W] int64, the part of the face that each pixel shows, in the classes of the parser
+    that made it; parse_valid: [B, H, W] bool, where it is known (None: everywhere);
+    normals: [B, 3, H, W] unit normals in the camera frame, 0 = no surface; visible: [B, 68] bool, landmarks
+    that are in sight.
     """
 
     state: SceneState | None = None
@@ -54,20 +55,21 @@ class Labels:
         fields = {name for name in FRAMES if getattr(self, name) is not None}
         return frozenset(fields | (set(self.known) if self.state is not None else set()))
 
-    def each(self, change: Callable[[Tensor], Tensor], names: Sequence[str] = FRAMES) -> "Labels":
+    def each(self, change: Callable[[Tensor], Tensor], names: Sequence[str] = FRAMES) -> Labels:
         """With `change` made to those of the named fields that are known."""
         there = {name: getattr(self, name) for name in names}
         return replace(self, **{name: change(value) for name, value in there.items() if value is not None})
 
-    def without(self, names: Sequence[str]) -> "Labels":
+    def without(self, names: Sequence[str]) -> Labels:
         """With these fields not known."""
-        return replace(self, **{name: None for name in names})
+        return replace(self, **dict.fromkeys(names))
 
 
 def join_labels(
     parts: Sequence[Labels | None], join_states: Callable[[Sequence[SceneState]], SceneState]
 ) -> Labels | None:
-    """Labels of the frames of several samples, each of one person: what all of them know; None where one has no labels.
+    """Labels of the frames of several samples, each of one person: what all of them know; None where one has
+    no labels.
 
     Persons and moments get new numbers: what two samples count is not the same.
     """

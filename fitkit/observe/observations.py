@@ -19,9 +19,9 @@ from fitkit.tensors import move
 class Observations:
     """B views, cropped around the face to one size.
 
-    images: [B, 3, H, W] sRGB in [0, 1]; landmarks: in pixels of these crops; mask: [B, H, W] bool, usable pixels
-    (inside the photo and the user's mask); scale [B], offset [B, 2]: crop pixel = scale * (photo pixel - offset);
-    labels: what is known to be true, for training and tests.
+    images: [B, 3, H, W] sRGB in [0, 1]; landmarks: in pixels of these crops; mask: [B, H, W] bool, usable
+    pixels (inside the photo and the user's mask); scale [B], offset [B, 2]: crop pixel = scale * (photo pixel
+    - offset); labels: what is known to be true, for training and tests.
     """
 
     images: Tensor
@@ -58,5 +58,6 @@ class Observations:
 
 
 def halve(images: Tensor) -> Tensor:
-    """Next pyramid level of [B, C, H, W]: 2x2 means, so fine pixel p lies at (p - 0.5) / 2 in the coarse image."""
+    """Next pyramid level of [B, C, H, W]: 2x2 means, so fine pixel p lies at (p - 0.5) / 2 in the coarse
+    image."""
     return F.avg_pool2d(images, 2)

@@ -10,10 +10,11 @@ from torch import Tensor
 
 
 def sample(images: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Bilinear samples of images [B, C, H, W] at pixels [B, N, 2] (x, y; (0, 0) = centre of the top-left pixel).
+    """Bilinear samples of images [B, C, H, W] at pixels [B, N, 2] (x, y; (0, 0) = centre of the top-left
+    pixel).
 
-    Returns: values [B, N, C] (edge pixels continue outwards), inside [B, N] bool. Differentiable in both arguments;
-    the derivative by the pixel is that of the bilinear surface, see `sample_with_gradient`.
+    Returns: values [B, N, C] (edge pixels continue outwards), inside [B, N] bool. Differentiable in both
+    arguments; the derivative by the pixel is that of the bilinear surface, see `sample_with_gradient`.
     """
     corner, fx, fy, inside = _corners(images, pixels)
     a, b, c, d = corner
@@ -22,7 +23,8 @@ def sample(images: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sample_with_gradient(images: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `sample`, plus d value / d pixel [B, N, C, 2]: exact for the bilinear surface, 0 across an edge that was left."""
+    """As `sample`, plus d value / d pixel [B, N, C, 2]: exact for the bilinear surface, 0 across an edge that
+    was left."""
     (a, b, c, d), fx, fy, inside = _corners(images, pixels)
     fx, fy = fx[..., None], fy[..., None]
     value = (a * (1 - fx) + b * fx) * (1 - fy) + (c * (1 - fx) + d * fx) * fy
@@ -72,7 +74,8 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
 
 
 def _planes(images: Tensor) -> np.ndarray | None:
-    """Images [B, C, H, W] as planes [B * C, H, W] for OpenCV; None for those that are not on the CPU or carry derivatives."""
+    """Images [B, C, H, W] as planes [B * C, H, W] for OpenCV; None for those that are not on the CPU or carry
+    derivatives."""
     if images.device.type != "cpu" or images.requires_grad:
         return None
     try:
@@ -87,7 +90,8 @@ def blur_radius(sigma: float) -> int:
 
 
 def erode(masks: Tensor, radius: int) -> Tensor:
-    """Smallest value within `radius` pixels (a square) of masks [B, C, H, W]; beyond the border nothing counts."""
+    """Smallest value within `radius` pixels (a square) of masks [B, C, H, W]; beyond the border nothing
+    counts."""
     if masks.device.type == "cpu" and not masks.requires_grad and len(masks):
         # many times faster than pooling in torch
         square = np.ones((2 * radius + 1,) * 2, np.uint8)

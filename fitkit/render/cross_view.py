@@ -1,4 +1,5 @@
-"""The surface behind the pixels of one view, looked up in another: what I_{a->b}, view a's colours at view b, is made of."""
+"""The surface behind the pixels of one view, looked up in another: what I_{a->b}, view a's colours at view b,
+is made of."""
 
 from __future__ import annotations
 
@@ -20,8 +21,9 @@ LEAST_ANGLE = 0.01  # cosine that stands for surface which turns away, where a m
 
 @dataclass(frozen=True)
 class CrossViews:
-    """fragments: of all views at size (h, w); triangles: [F, 3]; attributes: [B, V, 5], clip coordinates and the cosine of the
-    viewing angle (detached); reduction: crop pixel p lies at (p + 1/2) / reduction - 1/2 in the maps."""
+    """fragments: of all views at size (h, w); triangles: [F, 3]; attributes: [B, V, 5], clip coordinates and
+    the cosine of the viewing angle (detached); reduction: crop pixel p lies at (p + 1/2) / reduction - 1/2 in
+    the maps."""
 
     fragments: Fragments
     triangles: Tensor
@@ -38,8 +40,9 @@ class CrossViews:
     ) -> CrossViews:
         """Rasterize all views; differentiable in the state.
 
-        triangle: [B, h, w] int64, a fixed triangle map (-1 where nothing): then nothing is rasterized, the pixels' rays
-        meet the planes of these triangles, which is smooth in the state, and `fragments.depth` is not computed (0).
+        triangle: [B, h, w] int64, a fixed triangle map (-1 where nothing): then nothing is rasterized, the
+        pixels' rays meet the planes of these triangles, which is smooth in the state, and `fragments.depth`
+        is not computed (0).
         """
         camera = state.camera.resized(reduction)
         vertices = state.vertices(model)
@@ -53,18 +56,19 @@ class CrossViews:
             )
         with torch.no_grad():
             cosine = (vertex_normals(vertices, model.triangles) * state.sight(vertices)).sum(-1)
-        # What is linear on a triangle: homogeneous pixels, depth, cosine. Interpolating it with the barycentrics of view b
-        # gives where the same material point lies in view a.
+        # What is linear on a triangle: homogeneous pixels, depth, cosine. Interpolating it with the
+        # barycentrics of view b gives where the same material point lies in view a.
         return CrossViews(fragments, model.triangles, torch.cat([clip, cosine[..., None]], -1), reduction)
 
     def pixels(self, a: int, b: int, place: Tensor) -> Tensor:
-        """Where in view a the surface behind pixels `place` [N] (flat index) of view b lies, [N, 2] px of the maps."""
+        """Where in view a the surface behind pixels `place` [N] (flat index) of view b lies, [N, 2] px of the
+        maps."""
         at = self._at(a, b, place)[:, :4]
         return at[:, :2] / at[:, 3:4]
 
     def seen(self, a: int, b: int, place: Tensor, tolerance_mm: float) -> tuple[Tensor, Tensor]:
-        """Whether view a sees the surface behind pixels `place` of view b: z-buffer test [N] bool, and the smaller of the two
-        cosines of the viewing angles [N]; detached."""
+        """Whether view a sees the surface behind pixels `place` of view b: z-buffer test [N] bool, and the
+        smaller of the two cosines of the viewing angles [N]; detached."""
         with torch.no_grad():
             at = self._at(a, b, place)
             pixel = (at[:, :2] / at[:, 3:4] + 0.5) * self.reduction - 0.5
@@ -81,10 +85,11 @@ class CrossViews:
 
 @dataclass(frozen=True)
 class SharedPixels:
-    """The pixels of view b that show surface which view a sees, for P ordered pairs (a, b) of views. Constant.
+    """The pixels of view b that show surface which view a sees, for P ordered pairs (a, b) of views.
+    Constant.
 
-    triangle: [B, h, w] int64 of all views; place: of each pair, [N] int64 flat index into view b; angle: [P, h * w] the smaller of
-    both cosines of the viewing angles there, 0 elsewhere; reduction: as in CrossViews.
+    triangle: [B, h, w] int64 of all views; place: of each pair, [N] int64 flat index into view b; angle: [P,
+    h * w] the smaller of both cosines of the viewing angles there, 0 elsewhere; reduction: as in CrossViews.
     """
 
     pairs: tuple[tuple[int, int], ...]
@@ -104,9 +109,11 @@ class SharedPixels:
         min_cosine: float = 0.25,
         covisible: Callable[[CrossViews], Tensor] | None = None,
     ) -> SharedPixels:
-        """Skin that lies inside the masks [B, 1, h, w] of both views, is not hidden in view a and does not turn away.
+        """Skin that lies inside the masks [B, 1, h, w] of both views, is not hidden in view a and does not
+        turn away.
 
-        covisible: instead of the last two, views -> [P, h, w] bool, pixels of view b that show what view a sees.
+        covisible: instead of the last two, views -> [P, h, w] bool, pixels of view b that show what view a
+        sees.
         """
         with torch.no_grad():
             h, w = mask.shape[-2:]
@@ -135,13 +142,14 @@ class SharedPixels:
         return (self.angle > 0).reshape(-1, *self.triangle.shape[1:])
 
     def render(self, model: FaceModel, state: SceneState, images: Tensor, base: Tensor) -> Tensor:
-        """I_{a->b} of each pair: view a's colours where it sees the surface behind the pixel of view b, `base` elsewhere.
+        """I_{a->b} of each pair: view a's colours where it sees the surface behind the pixel of view b,
+        `base` elsewhere.
 
         Args:
             images: [B, C, h, w]; base: [P, C, h, w].
         Returns:
-            [P, C, h, w], differentiable in the state: through the sampling of photo a and the plane of the triangle behind each
-            pixel. Which pixels are seen stays fixed.
+            [P, C, h, w], differentiable in the state: through the sampling of photo a and the plane of the
+            triangle behind each pixel. Which pixels are seen stays fixed.
         """
         C, h, w = images.shape[1:]
         views = CrossViews.of(model, state, (h, w), self.reduction, self.triangle)

@@ -1,4 +1,5 @@
-"""The face model's own look in each view, differentiable: albedo under spherical-harmonics light, as a whole picture."""
+"""The face model's own look in each view, differentiable: albedo under spherical-harmonics light, as a whole
+picture."""
 
 from __future__ import annotations
 
@@ -11,22 +12,24 @@ from torch import Tensor
 from fitkit.geometry.color import srgb_from_linear
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
+from fitkit.models.appearance import default_albedo
 from fitkit.models.face_model import FaceModel
 from fitkit.render.rasterizer import Fragments, barycentrics, interpolate, rasterize
-from fitkit.models.appearance import default_albedo
 from fitkit.scene.state import SceneState
 
 
 @dataclass(frozen=True)
 class Lit:
-    """colors: [B, 3, H, W] sRGB in [0, 1], 0 where nothing; covered: [B, H, W] bool; triangle: [B, H, W] int64, -1 where nothing."""
+    """colors: [B, 3, H, W] sRGB in [0, 1], 0 where nothing; covered: [B, H, W] bool; triangle: [B, H, W]
+    int64, -1 where nothing."""
 
     colors: Tensor
     covered: Tensor
     triangle: Tensor
 
     def over(self, images: Tensor, where: Tensor | None = None) -> Tensor:
-        """The rendering over images [B, 3, H, W], where it covers them and `where` [B, H, W] bool allows it."""
+        """The rendering over images [B, 3, H, W], where it covers them and `where` [B, H, W] bool allows
+        it."""
         drawn = self.covered if where is None else self.covered & where
         return torch.where(drawn[:, None], self.colors.to(images), images)
 
@@ -54,18 +57,20 @@ def render_lit(
     albedo: Tensor | None = None,
     triangle: Tensor | None = None,
 ) -> Lit:
-    """Pictures of the state: albedo times shading of the smooth normals, turned to sRGB; no cast shadows, no highlights.
+    """Pictures of the state: albedo times shading of the smooth normals, turned to sRGB; no cast shadows, no
+    highlights.
 
-    Differentiable in shape, expression, pose, focal length, illumination and albedo, inside triangles; not across
-    silhouettes and changes of visibility. Colours are clipped to [0, 1], where their gradient ends.
+    Differentiable in shape, expression, pose, focal length, illumination and albedo, inside triangles; not
+    across silhouettes and changes of visibility. Colours are clipped to [0, 1], where their gradient ends.
 
     Args:
-        size: (H, W) of the cameras' pictures; albedo: [V, 3] or [B, V, 3] linear RGB, None: the model's own (`vertex_albedo`);
-        triangle: [B, H, W] int64, a fixed triangle map (-1 where nothing): then nothing is rasterized, and the rays of the pixels
-            meet the planes of these triangles.
+        size: (H, W) of the cameras' pictures; albedo: [V, 3] or [B, V, 3] linear RGB, None: the model's own
+            (`vertex_albedo`);
+        triangle: [B, H, W] int64, a fixed triangle map (-1 where nothing): then nothing is rasterized, and
+            the rays of the pixels meet the planes of these triangles.
     Source:
-        Ramamoorthi and Hanrahan, "An efficient representation for irradiance environment maps", SIGGRAPH 2001, for the shading;
-        DF-MVR section 4 renders vertex colours shaded this way.
+        Ramamoorthi and Hanrahan, "An efficient representation for irradiance environment maps", SIGGRAPH
+        2001, for the shading; DF-MVR section 4 renders vertex colours shaded this way.
     """
     vertices = state.vertices(model)
     clip = state.camera.clip(state.pose.apply(vertices))

@@ -1,7 +1,7 @@
 """Which triangle covers which pixel. Knows no face and no light.
 
-Backends, all behind `rasterize`: 'torch' (any device), 'numba' (fast path on the CPU), and, when they are installed,
-'pytorch3d' and 'nvdiffrast'. They load on first use.
+Backends, all behind `rasterize`: 'torch' (any device), 'numba' (fast path on the CPU), and, when they are
+installed, 'pytorch3d' and 'nvdiffrast'. They load on first use.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ NEAR_MM = 1.0  # triangles with a corner nearer than this are not drawn
 class Fragments:
     """The nearest surface at each pixel centre.
 
-    triangle: [B, H, W] int64, -1 where nothing; barycentric: [B, H, W, 3] perspective-correct, differentiable with
-    respect to the clip coordinates, 0 where nothing; depth: [B, H, W] mm, 0 where nothing; covered: [B, H, W] bool.
+    triangle: [B, H, W] int64, -1 where nothing; barycentric: [B, H, W, 3] perspective-correct, differentiable
+    with respect to the clip coordinates, 0 where nothing; depth: [B, H, W] mm, 0 where nothing; covered: [B,
+    H, W] bool.
     """
 
     triangle: Tensor

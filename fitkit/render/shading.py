@@ -1,4 +1,5 @@
-"""Shaded pictures of a mesh for people to look at: clay or textured, lit by three lamps that stand with the camera."""
+"""Shaded pictures of a mesh for people to look at: clay or textured, lit by three lamps that stand with the
+camera."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ CLAY = (0.62, 0.60, 0.585)  # linear RGB
 
 @dataclass(frozen=True)
 class Lights:
-    """Lamps in the camera frame (x right, y down, z forward). directions: towards the lamp; strengths: linear."""
+    """Lamps in the camera frame (x right, y down, z forward). directions: towards the lamp; strengths:
+    linear."""
 
     directions: tuple[tuple[float, float, float], ...] = (
         (-0.45, -0.65, -1.0),
@@ -33,8 +35,8 @@ class Lights:
 
 @dataclass(frozen=True)
 class Shaded:
-    """rgb: [B, H, W, 3] sRGB in [0, 1], 0 where nothing; alpha: [B, H, W] share of the pixel that the mesh covers;
-    skin: [B, H, W] share covered by the triangles given as `select` (= alpha without)."""
+    """rgb: [B, H, W, 3] sRGB in [0, 1], 0 where nothing; alpha: [B, H, W] share of the pixel that the mesh
+    covers; skin: [B, H, W] share covered by the triangles given as `select` (= alpha without)."""
 
     rgb: Tensor
     alpha: Tensor
@@ -42,7 +44,8 @@ class Shaded:
 
 
 def shade(normals: Tensor, lights: Lights = Lights()) -> tuple[Tensor, Tensor]:
-    """Camera-frame unit normals [..., 3] -> diffuse factor [...] and additive highlight [...], both linear."""
+    """Camera-frame unit normals [..., 3] -> diffuse factor [...] and additive highlight [...], both
+    linear."""
     diffuse = torch.full_like(normals[..., 0], lights.ambient)
     for direction, strength in zip(lights.directions, lights.strengths):
         lamp = torch.nn.functional.normalize(normals.new_tensor(direction), dim=0)
@@ -54,10 +57,12 @@ def shade(normals: Tensor, lights: Lights = Lights()) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Surface:
-    """The nearest surface of one view, as a list of the N covered pixels; made for pictures, not for derivatives.
+    """The nearest surface of one view, as a list of the N covered pixels; made for pictures, not for
+    derivatives.
 
-    size: (H, W); pixel: [N] int64, row * W + column; triangle: [N] int64; planes: [F, 3, 3] screen-space planes:
-    row k times (x - x0, y - y0, 1) is the k-th barycentric weight over w; origin: [F, 2] the (x0, y0) of each triangle.
+    size: (H, W); pixel: [N] int64, row * W + column; triangle: [N] int64; planes: [F, 3, 3] screen-space
+    planes: row k times (x - x0, y - y0, 1) is the k-th barycentric weight over w; origin: [F, 2] the (x0, y0)
+    of each triangle.
     """
 
     size: tuple[int, int]
@@ -72,8 +77,8 @@ class Surface:
         backend = import_module(f"fitkit.render.backends.{pick_backend(clip.device)}_backend")
         index = backend.winning_triangles(clip[None], triangles, size).reshape(-1)
         pixel = (index >= 0).nonzero().squeeze(1)
-        # Perspective-correct interpolation is a ratio of functions that are linear on the screen; three numbers per
-        # triangle and function cost far less than barycentrics per pixel.
+        # Perspective-correct interpolation is a ratio of functions that are linear on the screen; three
+        # numbers per triangle and function cost far less than barycentrics per pixel.
         corner = clip[triangles].double()
         w = corner[..., 3]
         xy = corner[..., :2] / w[..., None]
@@ -164,7 +169,8 @@ def render_shaded(
 
 
 def surface_normals(surface: Surface, vertices: Tensor, triangles: Tensor) -> Tensor:
-    """Smooth camera-frame normals at the covered pixels [N, 3], turned towards the camera; vertices [V, 3]."""
+    """Smooth camera-frame normals at the covered pixels [N, 3], turned towards the camera; vertices [V,
+    3]."""
     normals = torch.nn.functional.normalize(
         surface.interpolate(vertex_normals(vertices[None], triangles)[0][triangles]), dim=-1
     )
@@ -182,7 +188,8 @@ def light_surface(
     lights: Lights = Lights(),
     supersample: int = 1,
 ) -> Shaded:
-    """One view: light the surface and average the supersamples; color [N, 3] linear or None for clay. Fields lack B."""
+    """One view: light the surface and average the supersamples; color [N, 3] linear or None for clay. Fields
+    lack B."""
     diffuse, gloss = shade(surface_normals(surface, vertices, triangles), lights)
     rgba = vertices.new_empty(len(diffuse), 5)
     clay = vertices.new_tensor(CLAY)
@@ -196,6 +203,7 @@ def average_surface(surface: Surface, rgba: Tensor, supersample: int) -> Shaded:
     """[N, 5] linear RGB, cover, selected cover at the samples -> a view's picture (fields lack B)."""
     mean = average_blocks(surface.image(rgba), supersample)
     alpha = mean[..., 3]
-    # The mean holds nothing where the mesh does not reach; dividing by the cover gives the colour of the mesh alone.
+    # The mean holds nothing where the mesh does not reach; dividing by the cover gives the colour of the mesh
+    # alone.
     rgb = srgb_from_linear(mean[..., :3] / alpha.clamp_min(1e-6)[..., None]) * (alpha > 0)[..., None]
     return Shaded(rgb, alpha, mean[..., 4])

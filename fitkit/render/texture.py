@@ -1,9 +1,10 @@
 """One UV texture blended from all views of a person.
 
-Order of work: each photo is cut to the head and scaled once (`crop_view`); every texel's surface point is looked up in
-every photo in which it is visible (z-buffer, angle, distance from occluding edges); the photos are matched to each other by
-one gain per channel; smooth colours are averaged widely and details taken from the best view (two bands); texels that
-no photo shows are taken from the other half of the face, then spread over the surface, guided by the model's albedo.
+Order of work: each photo is cut to the head and scaled once (`crop_view`); every texel's surface point is
+looked up in every photo in which it is visible (z-buffer, angle, distance from occluding edges); the photos
+are matched to each other by one gain per channel; smooth colours are averaged widely and details taken from
+the best view (two bands); texels that no photo shows are taken from the other half of the face, then spread
+over the surface, guided by the model's albedo.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from fitkit.geometry.membrane import Membrane
 from fitkit.geometry.normals import vertex_normals
 from fitkit.models.appearance import default_albedo, in_region
 from fitkit.models.face_model import FaceModel
-
 from fitkit.render.shading import Surface
 from fitkit.scene.camera import Camera
 
@@ -32,9 +32,9 @@ class TextureOptions:
     """How views are blended.
 
     depth_tolerance: mm behind the z-buffer that still counts as visible; margin_mm: width of the ramp next to
-    occluding edges; angle_power: exponent of the cosine between normal and line of sight; detail_power: how much the
-    best view is preferred for details; blur: sigma of the split between the bands as a share of the texture side;
-    max_views: photos used at most.
+    occluding edges; angle_power: exponent of the cosine between normal and line of sight; detail_power: how
+    much the best view is preferred for details; blur: sigma of the split between the bands as a share of the
+    texture side; max_views: photos used at most.
     """
 
     depth_tolerance: float = 3.0
@@ -46,9 +46,11 @@ class TextureOptions:
 
 
 def choose_views(model: FaceModel, state, sizes: list[tuple[int, int]], most: int) -> list[int]:
-    """The at most `most` views that together show the surface best, in their order; sizes: (H, W) of each photo.
+    """The at most `most` views that together show the surface best, in their order; sizes: (H, W) of each
+    photo.
 
-    Greedy: each choice adds most to the sum over the vertices of the best (cosine of the viewing angle x resolution).
+    Greedy: each choice adds most to the sum over the vertices of the best (cosine of the viewing angle x
+    resolution).
     """
     if state.num_views <= most:
         return list(range(state.num_views))
@@ -87,7 +89,8 @@ class CroppedView:
 
     @classmethod
     def make(cls, image, mask, state, index: int, model: FaceModel, long_side: int) -> CroppedView:
-        """Cut view `index` of `state` to the mesh; scaled down (never up) so that the longer side is at most `long_side`."""
+        """Cut view `index` of `state` to the mesh; scaled down (never up) so that the longer side is at most
+        `long_side`."""
         one = [index]
         vertices = state.posed(model, one)
         camera = state.camera.select(one)
@@ -169,10 +172,12 @@ def _fill_unseen(
     confidence: np.ndarray,
     hole: np.ndarray,
 ) -> np.ndarray:
-    """Colours [n, 3] for the texels `hole` that no photo shows well: the other half of the face, then a smooth continuation.
+    """Colours [n, 3] for the texels `hole` that no photo shows well: the other half of the face, then a
+    smooth continuation.
 
-    The photos are sampled at the mirrored surface points and multiplied by the ratio of the two halves, continued
-    smoothly from where both are seen. The rest continues the ratio of seen colour to the model's albedo.
+    The photos are sampled at the mirrored surface points and multiplied by the ratio of the two halves,
+    continued smoothly from where both are seen. The rest continues the ratio of seen colour to the model's
+    albedo.
     """
     smooth = Membrane(model.mean, model.triangles)
     partner, paired = _mirror(model)
@@ -197,13 +202,14 @@ def _fill_unseen(
     vertex_colour, vertex_confidence = texels.to_vertices(full, known, model.num_vertices)
     albedo = default_albedo(model)
     inside, wet = _is_inside(model), _is_inside(model) | _is_eye(model)
-    # Inside the mouth it is dark: an unseen tooth in full light would shine through lips that do not quite close.
+    # Inside the mouth it is dark: an unseen tooth in full light would shine through lips that do not quite
+    # close.
     log_albedo = np.log((albedo * np.where(inside, INSIDE_LIGHT, 1.0)[:, None]).clip(DARK)).astype(np.float32)
     detail = np.log(vertex_colour.clip(DARK)) - log_albedo
     skin = (vertex_confidence > 0.5) & (model.skin | model.face).numpy()
     tone = np.median(detail[skin], 0) if skin.sum() >= 10 else np.zeros(3, np.float32)
-    # Ratios to nearly black paint (pupils, nostrils) are noise, and highlights on eyes and teeth must not spread:
-    # both would end as white blots.
+    # Ratios to nearly black paint (pupils, nostrils) are noise, and highlights on eyes and teeth must not
+    # spread: both would end as white blots.
     trust = vertex_confidence * (albedo.mean(1) / 0.1).clip(0.05, 1)
     detail[wet] = np.minimum(detail[wet], tone + 0.6)
     continued = np.exp(smooth.solve(trust, detail, tone) + log_albedo)
@@ -218,7 +224,8 @@ FULL = 0.05  # blending weight from which a texel counts as fully seen
 
 
 class _Texels:
-    """The covered texels of a UV layout and their surface points as a sparse [N, V] matrix of barycentric weights."""
+    """The covered texels of a UV layout and their surface points as a sparse [N, V] matrix of barycentric
+    weights."""
 
     def __init__(self, index: np.ndarray, matrix: scipy.sparse.csr_array, size: int):
         self.index, self.matrix, self.size = index, matrix, size
@@ -269,7 +276,8 @@ class _Texels:
 
 @dataclass(frozen=True)
 class _Lookup:
-    """A view prepared for sampling: linear image, z-buffer, usable margin, and per vertex camera point and cosine."""
+    """A view prepared for sampling: linear image, z-buffer, usable margin, and per vertex camera point and
+    cosine."""
 
     image: np.ndarray
     depth: np.ndarray
@@ -362,7 +370,8 @@ def _bilinear(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _margin(depth: np.ndarray, mask: np.ndarray | None, width: float) -> np.ndarray:
-    """[H, W] in [0, 1]: 0 at edges of the surface (outline, depth steps, picture border, mask), 1 from `width` pixels on."""
+    """[H, W] in [0, 1]: 0 at edges of the surface (outline, depth steps, picture border, mask), 1 from
+    `width` pixels on."""
     inside = depth > 0
     for axis in (0, 1):
         step = np.abs(np.diff(depth, axis=axis)) > 6.0
@@ -380,9 +389,11 @@ def _margin(depth: np.ndarray, mask: np.ndarray | None, width: float) -> np.ndar
 
 
 def _view_gains(samples: list[tuple[np.ndarray, np.ndarray]], skin: np.ndarray) -> np.ndarray:
-    """Factors [B, 3] that make the views agree where two of them see the same skin; their geometric mean is 1.
+    """Factors [B, 3] that make the views agree where two of them see the same skin; their geometric mean is
+    1.
 
-    Solves log g_i - log g_j = median log (c_j / c_i) over all pairs by least squares, weighted by the number of texels.
+    Solves log g_i - log g_j = median log (c_j / c_i) over all pairs by least squares, weighted by the number
+    of texels.
     """
     B = len(samples)
     normal, right = np.eye(B) * 1e-3, np.zeros((B, 3))
@@ -415,7 +426,8 @@ def _view_gains(samples: list[tuple[np.ndarray, np.ndarray]], skin: np.ndarray) 
 def _blend_bands(
     texels: _Texels, samples, eyes: np.ndarray, options: TextureOptions
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two-band blend: averaged low frequencies plus the best view's details; colour [N, 3] and confidence [N] in [0, 1]."""
+    """Two-band blend: averaged low frequencies plus the best view's details; colour [N, 3] and confidence [N]
+    in [0, 1]."""
     n = len(texels.index)
     base, base_weight = np.zeros((n, 3), np.float32), np.zeros(n, np.float32)
     detail, detail_weight = np.zeros((n, 3), np.float32), np.full(n, 1e-20, np.float32)
@@ -452,7 +464,8 @@ def _low_band(texels: _Texels, rgb: np.ndarray, valid: np.ndarray, sigma: float)
 
 
 def _mirror(model: FaceModel) -> tuple[np.ndarray, np.ndarray]:
-    """Per vertex the one on the other half of the mean face, [V] int64, and whether there is one within 4 mm, [V] float32."""
+    """Per vertex the one on the other half of the mean face, [V] int64, and whether there is one within 4 mm,
+    [V] float32."""
     mean = model.mean.numpy()
     distance, partner = scipy.spatial.cKDTree(mean).query(mean * np.array([-1, 1, 1], np.float32))
     return partner, (distance < 4.0).astype(np.float32)

@@ -12,7 +12,8 @@ from fitkit.scene.state import SceneState
 def depth_maps(
     vertices: Tensor, triangles: Tensor, state: SceneState, size: tuple[int, int], reduction: float
 ) -> Tensor:
-    """Depth of the nearest surface, [B, h, w] mm, 0 = nothing, rendered `reduction` times smaller than the crops.
+    """Depth of the nearest surface, [B, h, w] mm, 0 = nothing, rendered `reduction` times smaller than the
+    crops.
 
     vertices: [B, V, 3] mm, head frame; size: (H, W) of the crops; pixel p of the crop lies at
     (p + 1/2) / reduction - 1/2 in the map.
@@ -24,10 +25,11 @@ def depth_maps(
 
 
 def seen_by_depth(pixels: Tensor, depth: Tensor, maps: Tensor, reduction: float, tolerance: float) -> Tensor:
-    """Z-buffer test of points: pixels [B, N, 2] of the crop, depth [B, N] mm, maps [B, h, w] -> visible [B, N] bool.
+    """Z-buffer test of points: pixels [B, N, 2] of the crop, depth [B, N] mm, maps [B, h, w] -> visible [B,
+    N] bool.
 
-    A point is hidden when the nearest surface at its pixel lies more than `tolerance` mm in front of it, and not
-    visible when it falls outside the map or where nothing was drawn.
+    A point is hidden when the nearest surface at its pixel lies more than `tolerance` mm in front of it, and
+    not visible when it falls outside the map or where nothing was drawn.
     """
     B, h, w = maps.shape
     place = ((pixels + 0.5) / reduction - 0.5).round()

@@ -64,13 +64,14 @@ class Camera:
         jacobian = torch.stack([torch.stack([sx, zero, dx], -1), torch.stack([zero, sy, dy], -1)], -2)
         return jacobian, torch.stack([px, py], -1)
 
-    def scaled(self, scale: Tensor, offset: Tensor) -> "Camera":
-        """The same camera for an image whose pixels are q = scale * (p - offset); scale [B], offset [B, 2]."""
+    def scaled(self, scale: Tensor, offset: Tensor) -> Camera:
+        """The same camera for an image whose pixels are q = scale * (p - offset); scale [B], offset [B,
+        2]."""
         return replace(self, focal=self.focal * scale, principal=(self.principal - offset) * scale[:, None])
 
     def resized(self, reduction: float) -> Camera:
-        """The same camera for a picture with `reduction` times fewer pixels per side (below 1: more), where pixel q covers
-        the pixels around p: p + 1/2 = reduction * (q + 1/2)."""
+        """The same camera for a picture with `reduction` times fewer pixels per side (below 1: more), where
+        pixel q covers the pixels around p: p + 1/2 = reduction * (q + 1/2)."""
         scale = torch.full_like(self.focal, 1 / reduction)
         return self.scaled(scale, torch.full_like(self.principal, (reduction - 1) / 2))
 
@@ -92,7 +93,7 @@ class Camera:
         K[:, :2, 2], K[:, 2, 2] = self.principal, 1
         return K
 
-    def select(self, views) -> "Camera":
+    def select(self, views) -> Camera:
         return replace(
             self, focal=self.focal[views], principal=self.principal[views], aspect=self.aspect[views]
         )

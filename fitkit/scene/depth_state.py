@@ -18,9 +18,10 @@ from fitkit.scene.state import views_of
 class DepthState:
     """Depth maps of B frames of S people.
 
-    depth: [B, H, W] mm along the camera's axis, 0 = no surface; pose: camera_from_head, with one head frame for all frames of a
-    person, None: not known, so that frames cannot be compared; camera: intrinsics in px of the maps; subject: [B] int64; suitability: [B, H, W] in [0, 1], how far the colours of
-    a pixel may be compared with other frames, or None = 1.
+    depth: [B, H, W] mm along the camera's axis, 0 = no surface; pose: camera_from_head, with one head frame
+    for all frames of a person, None: not known, so that frames cannot be compared; camera: intrinsics in px
+    of the maps; subject: [B] int64; suitability: [B, H, W] in [0, 1], how far the colours of a pixel may be
+    compared with other frames, or None = 1.
     """
 
     depth: Tensor
@@ -33,7 +34,7 @@ class DepthState:
     def size(self) -> tuple[int, int]:
         return self.depth.shape[-2], self.depth.shape[-1]
 
-    def select_people(self, people: Sequence[int]) -> "DepthState":
+    def select_people(self, people: Sequence[int]) -> DepthState:
         """The frames of some people, in this order."""
         views, subject = views_of(self.subject, people)
         suitability = None if self.suitability is None else self.suitability[views]
@@ -78,7 +79,8 @@ def depth_normals(depth: Tensor, camera: Camera, jump_mm: float = 20.0) -> tuple
     Args:
         depth: [B, H, W] mm; jump_mm: neighbours farther apart in depth lie across a silhouette.
     Returns:
-        normals [B, H, W, 3] camera frame, valid [B, H, W]: the pixel and its right and lower neighbour lie on one surface.
+        normals [B, H, W, 3] camera frame, valid [B, H, W]: the pixel and its right and lower neighbour lie on
+            one surface.
     Source: Shu et al. section 5, eq. 9.
     """
     B, H, W = depth.shape
@@ -96,6 +98,7 @@ def depth_normals(depth: Tensor, camera: Camera, jump_mm: float = 20.0) -> tuple
 
 
 def carry(points: Tensor, source: Pose, target: Pose) -> Tensor:
-    """Camera-frame points [P, N, 3] of the source frames -> camera frames of the target frames (Shu et al. eq. 11)."""
+    """Camera-frame points [P, N, 3] of the source frames -> camera frames of the target frames (Shu et al.
+    eq. 11)."""
     head = (points - source.translation[:, None]) @ source.rotation
     return target.apply(head)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +20,10 @@ BLOCKS = ("identity", "landmarks", "expression", "pose", "focal", "illumination"
 class ParameterLayout:
     """Free parameters of one person in B views, split into shared ones and ones that a single view owns.
 
-    free: block names; sizes: block name -> width; groups: block name -> [B] int64, views with the same number share
-    the block (identity and landmarks, the offsets of the 68 points: all; focal: one camera; pose: a rigid calibrated rig). A block whose groups are all different
-    is owned by its view. The step vector is [shared | own of view 0 | own of view 1 | ...].
+    free: block names; sizes: block name -> width; groups: block name -> [B] int64, views with the same number
+    share the block (identity and landmarks, the offsets of the 68 points: all; focal: one camera; pose: a
+    rigid calibrated rig). A block whose groups are all different is owned by its view. The step vector is
+    [shared | own of view 0 | own of view 1 | ...].
     """
 
     num_views: int
@@ -35,8 +37,9 @@ class ParameterLayout:
         share_expression: bool = False,
         focal_groups: Tensor | None = None,
         pose_groups: Tensor | None = None,
-    ) -> "ParameterLayout":
-        """Layout for `state` with the blocks `free`; groups default to: focal and pose own, expression own."""
+    ) -> ParameterLayout:
+        """Layout for `state` with the blocks `free`; groups default to: focal and pose own, expression
+        own."""
         unknown = [name for name in free if name not in BLOCKS]
         if unknown:
             raise InputError(f"free parameters: expected some of {', '.join(BLOCKS)}; got '{unknown[0]}'")
@@ -98,7 +101,8 @@ class ParameterLayout:
 
     @cached_property
     def index(self) -> Tensor:
-        """[B, n] int64: where the local parameters of each view (blocks in the order `order`) stand in the step."""
+        """[B, n] int64: where the local parameters of each view (blocks in the order `order`) stand in the
+        step."""
         parts = []
         for name in self.shared:
             start = self.shared_offsets[name] + self.groups[name][:, None] * self.sizes[name]
@@ -108,7 +112,8 @@ class ParameterLayout:
         return torch.cat(parts, 1)
 
     def columns(self, names: Sequence[str]) -> Tensor:
-        """[B, n] int64: the part of `index` that belongs to the blocks `names`, which are in the order `order`."""
+        """[B, n] int64: the part of `index` that belongs to the blocks `names`, which are in the order
+        `order`."""
         starts, total = {}, 0
         for name in self.order:
             starts[name] = total

@@ -17,8 +17,12 @@ from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
 
 FORMAT, VERSION = "fitkit-parameters", 3
-UNITS = "mm, px, rotation matrices, linear RGB; pixel (0, 0) is the centre of the top-left pixel; x_camera = rotation @ x_head + translation"
-# Key -> shape; B views, K coefficients, C colour channels of the light. Names stand for sizes that must agree.
+UNITS = (
+    "mm, px, rotation matrices, linear RGB; pixel (0, 0) is the centre of the top-left pixel; x_camera "
+    "= rotation @ x_head + translation"
+)
+# Key -> shape; B views, K coefficients, C colour channels of the light. Names stand for sizes that must
+# agree.
 SHAPES = {
     "identity": ("K_id",),
     "expression": ("B", "K_ex"),
@@ -47,12 +51,14 @@ TEXTS = ("format", "units", "model_name", "camera_kind", "subject_name")
 class Parameters:
     """Content of a parameter file.
 
-    state: the estimate (S = 1, on the CPU); model_name: the face model it belongs to; expression_names: K_ex names;
-    subject_name; view_names: B names; image_size: [B, 2] int64 (width, height) px of the upright photos;
-    camera_source: per view 'cameras.json', 'exif' or 'estimated'; identity_covariance: [K_id, K_id] of the coefficients, or None;
-    displacement: [V] mm along the normals of the neutral mesh, or None (`fitkit.fitting.detail.personal_model` applies it);
-    light: [B, 9, 3] of each photo, see `fitkit.fitting.appearance`, or None;
-    landmarks: [B, 68, 3] px of the photos, the observed points and their standard deviation, 0 where none was used, or None.
+    state: the estimate (S = 1, on the CPU); model_name: the face model it belongs to; expression_names: K_ex
+    names; subject_name; view_names: B names; image_size: [B, 2] int64 (width, height) px of the upright
+    photos; camera_source: per view 'cameras.json', 'exif' or 'estimated'; identity_covariance: [K_id, K_id]
+    of the coefficients, or None; displacement: [V] mm along the normals of the neutral mesh, or None
+    (`fitkit.fitting.detail.personal_model` applies it); light: [B, 9, 3] of each photo, see
+    `fitkit.fitting.appearance`, or None;
+    landmarks: [B, 68, 3] px of the photos, the observed points and their standard deviation, 0 where none was
+    used, or None.
     """
 
     state: SceneState
@@ -111,13 +117,15 @@ class Parameters:
         wanted = (self.model_name, self.state.identity.shape[1], self.expression_names)
         if sizes != wanted:
             raise InputError(
-                f"parameters: expected face model '{wanted[0]}' with {wanted[1]} identity and {len(wanted[2])} expression shapes, "
-                f"got '{sizes[0]}' with {sizes[1]} and {len(sizes[2])}; load the model that the fit used"
+                f"parameters: expected face model '{wanted[0]}' with {wanted[1]} identity and "
+                f"{len(wanted[2])} expression shapes, got '{sizes[0]}' with {sizes[1]} and {len(sizes[2])}; "
+                "load the model that the fit used"
             )
         if self.displacement is not None and len(self.displacement) != model.num_vertices:
             raise InputError(
-                f"parameters: expected face model '{self.model_name}' with {len(self.displacement)} vertices, as many as the "
-                f"displacement has, got {model.num_vertices}; load the model that the fit used"
+                f"parameters: expected face model '{self.model_name}' with {len(self.displacement)} "
+                f"vertices, as many as the displacement has, got {model.num_vertices}; load the model that "
+                "the fit used"
             )
 
 
@@ -127,11 +135,13 @@ def load_parameters(path: str | os.PathLike) -> Parameters:
     Args:
         path: of parameters.npz, the file itself, not its folder.
     Returns:
-        its content as `Parameters`; `state` is on the CPU in the type that was written (float32), optional arrays are None where the
-        file lacks them. The face model is not in it: load `model_name`, then `state.vertices(model)` are the meshes, without the
-        `displacement`. With that: `state.vertices(fitkit.fitting.detail.personal_model(model, state, displacement))`.
+        its content as `Parameters`; `state` is on the CPU in the type that was written (float32), optional
+        arrays are None where the file lacks them. The face model is not in it: load `model_name`, then
+        `state.vertices(model)` are the meshes, without the `displacement`. With that:
+        `state.vertices(fitkit.fitting.detail.personal_model(model, state, displacement))`.
     Raises:
-        InputError: no such file, not a parameter file, written by a newer fitkit, or arrays that do not fit together.
+        InputError: no such file, not a parameter file, written by a newer fitkit, or arrays that do not fit
+            together.
     """
     check_argument("load_parameters", path, (str, os.PathLike), "the path of a parameter file")
     path = Path(path)
@@ -146,7 +156,8 @@ def load_parameters(path: str | os.PathLike) -> Parameters:
     check_shapes(arrays, {"version": ()}, {"version": "iu"}, path)
     if int(arrays["version"]) > VERSION:
         raise InputError(
-            f"{path}: parameter file version {int(arrays['version'])}, this fitkit reads up to {VERSION}; update fitkit"
+            f"{path}: parameter file version {int(arrays['version'])}, this fitkit reads up to {VERSION}; "
+            "update fitkit"
         )
     _check(arrays, path)
 

@@ -26,11 +26,11 @@ class Pose:
         """Head-frame points [B, N, 3] or [1, N, 3] -> camera frame [B, N, 3]."""
         return points @ self.rotation.transpose(-1, -2) + self.translation[:, None]
 
-    def retract(self, step: Tensor) -> "Pose":
+    def retract(self, step: Tensor) -> Pose:
         """Update on the head side: x_camera = R (exp(w) x + d) + t for step = (w, d), [B, 6] rad and mm.
 
-        A step in the head frame means the same for every camera of a rigid rig, so views whose cameras are known
-        relative to each other share one step.
+        A step in the head frame means the same for every camera of a rigid rig, so views whose cameras are
+        known relative to each other share one step.
         """
         rotation = self.rotation @ so3_exp(step[:, :3])
         translation = self.translation + (self.rotation @ step[:, 3:, None]).squeeze(-1)
@@ -40,7 +40,7 @@ class Pose:
         """Camera centres in the head frame, [B, 3] mm."""
         return -(self.rotation.transpose(-1, -2) @ self.translation[..., None]).squeeze(-1)
 
-    def select(self, views) -> "Pose":
+    def select(self, views) -> Pose:
         return Pose(self.rotation[views], self.translation[views])
 
     @staticmethod
@@ -52,8 +52,8 @@ class Pose:
 def yaw_pitch_roll(rotation: Tensor) -> Tensor:
     """Head angles [B, 3] in degrees from camera_from_head rotations [B, 3, 3].
 
-    Positive yaw: the nose points to the right side of the image; positive pitch: the face looks up; positive roll:
-    the head leans clockwise in the image. All zero for a frontal upright face.
+    Positive yaw: the nose points to the right side of the image; positive pitch: the face looks up; positive
+    roll: the head leans clockwise in the image. All zero for a frontal upright face.
     """
     flip = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=rotation.dtype, device=rotation.device))
     m = flip @ rotation  # to x right, y up, z towards the viewer: the identity for a frontal face

@@ -1,4 +1,5 @@
-"""Model points seen by the cameras, with analytic derivatives. Projection is written once; all energies use it."""
+"""Model points seen by the cameras, with analytic derivatives. Projection is written once; all energies use
+it."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ class ProjectedPoints:
     """N model points in each of G views.
 
     head: [G, N, 3] mm; camera: [G, N, 3] mm; pixels: [G, N, 2]; in_front: [G, N] bool.
-    by_head: [G, N, 2, 3] d pixel / d displacement in the head frame; by_focal: [G, N, 2] d pixel / d log(focal);
-    both None unless derivatives were asked for.
+    by_head: [G, N, 2, 3] d pixel / d displacement in the head frame; by_focal: [G, N, 2] d pixel / d
+    log(focal); both None unless derivatives were asked for.
     """
 
     head: Tensor
@@ -52,9 +53,11 @@ def project_head_points(
 
 
 def pixel_rays(pixels: Tensor, state: SceneState, views: Tensor) -> tuple[Tensor, Tensor]:
-    """Viewing rays of pixels [G, N, 2] of the views [G]: origin [G, N, 3] mm and direction [G, N, 3] (not unit), head frame.
+    """Viewing rays of pixels [G, N, 2] of the views [G]: origin [G, N, 3] mm and direction [G, N, 3] (not
+    unit), head frame.
 
-    A direction advances by one unit along the camera's axis: origin + z * direction has depth z (perspective).
+    A direction advances by one unit along the camera's axis: origin + z * direction has depth z
+    (perspective).
     """
     camera, pose = state.camera.select(views), state.pose.select(views)
     away = (pixels - camera.principal[:, None]) / camera.focal[:, None, None]
@@ -74,10 +77,11 @@ def motion_columns(by_head: Tensor, head: Tensor, rows: Tensor, num_identity: in
     """Chain d value / d head displacement to the parameters that move a point.
 
     Args:
-        by_head: [G, N, D, 3]; head: [G, N, 3] mm; rows: [N, 3, K] or [G, N, 3, K], identity first; num_identity: K_id.
+        by_head: [G, N, D, 3]; head: [G, N, 3] mm; rows: [N, 3, K] or [G, N, 3, K], identity first;
+            num_identity: K_id.
     Returns:
-        'identity' [G, N, D, K_id], 'expression' [G, N, D, K_ex], 'pose' [G, N, D, 6] (rotation, then translation,
-        as in `Pose.retract`).
+        'identity' [G, N, D, K_id], 'expression' [G, N, D, K_ex], 'pose' [G, N, D, 6] (rotation, then
+        translation, as in `Pose.retract`).
     """
     if rows.ndim == 3:
         G, N, D, _ = by_head.shape

@@ -19,12 +19,12 @@ from fitkit.tensors import move
 class SceneState:
     """Everything that is estimated, for B frames of S people. Millimetres, radians, linear RGB.
 
-    identity: [S, K_id] standard-normal coefficients; subject: [B] int64, row of `identity` that each frame shows;
-    expression: [B, K_ex], 0 (off) to 1 (on); pose: camera_from_head; camera: intrinsics in pixels;
-    illumination: [B, 9, C] spherical-harmonics bands 0-2 in the head frame, C = 1 (grey) or 3;
-    albedo: [S, K_al] standard-normal coefficients of the model's albedo basis, or None: not estimated;
-    landmark_offset: [S, 68, 3] mm in the head frame, how far from the model's 68 points those lie that the source of landmarks marks
-    on this person, the same in all frames; None: not estimated.
+    identity: [S, K_id] standard-normal coefficients; subject: [B] int64, row of `identity` that each frame
+    shows; expression: [B, K_ex], 0 (off) to 1 (on); pose: camera_from_head; camera: intrinsics in pixels;
+    illumination: [B, 9, C] spherical-harmonics bands 0-2 in the head frame, C = 1 (grey) or 3; albedo: [S,
+    K_al] standard-normal coefficients of the model's albedo basis, or None: not estimated; landmark_offset:
+    [S, 68, 3] mm in the head frame, how far from the model's 68 points those lie that the source of landmarks
+    marks on this person, the same in all frames; None: not estimated.
     """
 
     identity: Tensor
@@ -38,8 +38,8 @@ class SceneState:
 
     def __repr__(self) -> str:
         return (
-            f"SceneState({self.num_views} frames of {len(self.identity)} people, {self.identity.shape[1]} identity and "
-            f"{self.expression.shape[1]} expression coefficients, {self.camera.kind} cameras)"
+            f"SceneState({self.num_views} frames of {len(self.identity)} people, {self.identity.shape[1]} "
+            f"identity and {self.expression.shape[1]} expression coefficients, {self.camera.kind} cameras)"
         )
 
     @property
@@ -62,7 +62,8 @@ class SceneState:
         return chosen.pose.apply(chosen.vertices(model))
 
     def sight(self, points: Tensor) -> Tensor:
-        """Unit vectors from head-frame points [B, N, 3] mm towards the cameras, [B, N, 3] in the head frame."""
+        """Unit vectors from head-frame points [B, N, 3] mm towards the cameras, [B, N, 3] in the head
+        frame."""
         if self.camera.kind == "orthographic":
             return -self.pose.rotation[:, 2][:, None].expand_as(points)
         return F.normalize(self.pose.centers()[:, None] - points, dim=-1)
@@ -95,8 +96,9 @@ class SceneState:
 
     @staticmethod
     def join(parts: Sequence[SceneState]) -> SceneState:
-        """The people and frames of several states as one state, in their order. The cameras must be of one kind; a light
-        of one channel is repeated beside one of three; what one part does not know (albedo, landmark_offset), none does."""
+        """The people and frames of several states as one state, in their order. The cameras must be of one
+        kind; a light of one channel is repeated beside one of three; what one part does not know (albedo,
+        landmark_offset), none does."""
         before = [sum(len(p.identity) for p in parts[:k]) for k in range(len(parts))]
         channels = max(p.illumination.shape[-1] for p in parts)
 
@@ -123,7 +125,8 @@ class SceneState:
 
 
 def views_of(subject: Tensor, people: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The frames of some people, person by person: their numbers [B'] int64 and the new number of each one's person [B'] int64.
+    """The frames of some people, person by person: their numbers [B'] int64 and the new number of each one's
+    person [B'] int64.
 
     subject: [B] int64, the person of each frame.
     """

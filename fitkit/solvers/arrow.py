@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
 class ArrowSystem:
-    """H step = -g with H = [[S, C_1 .. C_B], [C_v', V_v]] plus optional coupling between the blocks of two views.
+    """H step = -g with H = [[S, C_1 .. C_B], [C_v', V_v]] plus optional coupling between the blocks of two
+    views.
 
     shared [P, P], cross [B, P, Q], own [B, Q, Q], gradient_shared [P], gradient_own [B, Q];
-    coupling: [B, Q, B, Q] or None. Without coupling the view blocks are eliminated one by one (Schur complement), so
-    the cost grows linearly with B. With coupling and up to `dense_limit` parameters owned by the views the whole matrix
-    is factorised. Beyond, coupling is kept as the factors it is made of (`pairs`, `commons`) and the system is solved by
-    conjugate gradients, preconditioned with the arrow of the rest: linear in B again.
+    coupling: [B, Q, B, Q] or None. Without coupling the view blocks are eliminated one by one (Schur
+    complement), so the cost grows linearly with B. With coupling and up to `dense_limit` parameters owned by
+    the views the whole matrix is factorised. Beyond, coupling is kept as the factors it is made of (`pairs`,
+    `commons`) and the system is solved by conjugate gradients, preconditioned with the arrow of the rest:
+    linear in B again.
     """
 
     def __init__(
@@ -31,14 +33,13 @@ class ArrowSystem:
         self.shared, self.cross, self.own = shared, cross, own
         self.gradient_shared, self.gradient_own, self.coupling = gradient_shared, gradient_own, coupling
         self.dense_limit = dense_limit
-        # (where_a [G, n], where_b [G, n], block [G, n, n]): blocks of H between parameters of two views, as step positions
+        # (where_a [G, n], where_b [G, n], block [G, n, n]): blocks of H between parameters of two views, as
+        # step positions
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
         self.commons: list[Tensor] = []  # C [R, P + B Q] of each eliminated latent: H contains -C'C
 
     @staticmethod
-    def zeros(
-        num_views: int, num_shared: int, num_own: int, dtype=torch.float64, device=None
-    ) -> "ArrowSystem":
+    def zeros(num_views: int, num_shared: int, num_own: int, dtype=torch.float64, device=None) -> ArrowSystem:
         def z(*shape):
             return torch.zeros(*shape, dtype=dtype, device=device)
 
@@ -67,7 +68,8 @@ class ArrowSystem:
     def num_views(self) -> int:
         return self.own.shape[0]
 
-    # ---- assembly: `index` [B, n] gives the step position of each view's local parameters, its own ones last ----
+    # ---- assembly: `index` [B, n] gives the step position of each view's local parameters, its own ones last
+    # ----
 
     def add_view(self, view: Tensor, index: Tensor, hessian: Tensor, gradient: Tensor) -> None:
         """Add local systems hessian [G, n, n], gradient [G, n] that belong to the views `view` [G]."""
@@ -115,7 +117,8 @@ class ArrowSystem:
             self.coupling[b, :, a] += block[g, s:, s:].T
 
     def add_common(self, view: Tensor, index: Tensor, columns: Tensor) -> None:
-        """Subtract C'C with C = the sum over views of columns [G, R, n] placed in the step: an eliminated latent."""
+        """Subtract C'C with C = the sum over views of columns [G, R, n] placed in the step: an eliminated
+        latent."""
         q, B = self.num_own, self.num_views
         G, R, n = columns.shape
         s = n - q
@@ -181,12 +184,14 @@ class ArrowSystem:
         return total
 
     def solve(self, damping: Tensor) -> Tensor | None:
-        """Step [P + B Q] of (H + diag(damping)) step = -g, or None when the matrix is not positive definite."""
+        """Step [P + B Q] of (H + diag(damping)) step = -g, or None when the matrix is not positive
+        definite."""
         step = self.solve_columns(-self.gradient[:, None], damping)
         return None if step is None else step[:, 0]
 
     def solve_columns(self, right: Tensor, damping: Tensor) -> Tensor | None:
-        """(H + diag(damping))^-1 right for the columns of right [P + B Q, R]; None when the matrix is not positive definite."""
+        """(H + diag(damping))^-1 right for the columns of right [P + B Q, R]; None when the matrix is not
+        positive definite."""
         if self.coupling is not None:
             H = self.dense()
             H.diagonal().add_(damping)
@@ -200,7 +205,8 @@ class ArrowSystem:
         return self._conjugate_gradients(right, arrow, damping)
 
     def _factor_arrow(self, damping: Tensor):
-        """A function that solves (arrow + diag(damping)) x = right side [P + B Q, R], or None when that is not positive definite."""
+        """A function that solves (arrow + diag(damping)) x = right side [P + B Q, R], or None when that is
+        not positive definite."""
         P, B, Q = self.num_shared, self.num_views, self.num_own
         own = self.own + torch.diag_embed(damping[P:].reshape(B, Q))
         factor, info = torch.linalg.cholesky_ex(own)
@@ -224,8 +230,8 @@ class ArrowSystem:
     def _conjugate_gradients(
         self, right: Tensor, precondition, damping: Tensor, tolerance: float = 1e-3, most: int = 200
     ) -> Tensor | None:
-        """Preconditioned conjugate gradients, all columns of right [P + B Q, R] side by side; None when the matrix shows
-        a direction of negative curvature.
+        """Preconditioned conjugate gradients, all columns of right [P + B Q, R] side by side; None when the
+        matrix shows a direction of negative curvature.
 
         Source: Nocedal and Wright, "Numerical Optimization", 2006, algorithm 5.3.
         """

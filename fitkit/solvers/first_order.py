@@ -1,4 +1,5 @@
-"""Adam on any differentiable cost: the slow path for energies without a least-squares form, and the yardstick."""
+"""Adam on any differentiable cost: the slow path for energies without a least-squares form, and the
+yardstick."""
 
 from __future__ import annotations
 
@@ -23,9 +24,9 @@ def adam(
 ) -> SolverResult:
     """Minimise problem.differentiable_cost over the step vector by Adam; the best point met is the solution.
 
-    The problem offers size -> int, scales -> tensor [size] (typical change of each parameter), retract(x, step) and
-    differentiable_cost(x, done) -> scalar tensor, which may fix visibility anew in every call; done: share of the iterations that
-    are done, which `progress` is called with as well.
+    The problem offers size -> int, scales -> tensor [size] (typical change of each parameter), retract(x,
+    step) and differentiable_cost(x, done) -> scalar tensor, which may fix visibility anew in every call;
+    done: share of the iterations that are done, which `progress` is called with as well.
     """
     step = torch.zeros(problem.size, requires_grad=True, device=problem.scales.device)
     optimizer = torch.optim.Adam([step], lr=options.learning_rate)

@@ -10,9 +10,9 @@ import torch
 
 @dataclass(frozen=True)
 class LMOptions:
-    """max_iterations: accepted or refused steps; initial_damping: relative to the diagonal of the normal equations;
-    min_decrease: stop when an accepted step lowers the cost by less than this share, or when a thousandth of that share
-    is all the normal equations promise; max_damping: give up beyond."""
+    """max_iterations: accepted or refused steps; initial_damping: relative to the diagonal of the normal
+    equations; min_decrease: stop when an accepted step lowers the cost by less than this share, or when a
+    thousandth of that share is all the normal equations promise; max_damping: give up beyond."""
 
     max_iterations: int = 20
     initial_damping: float = 1e-3
@@ -23,7 +23,8 @@ class LMOptions:
 @dataclass(frozen=True)
 class SolverResult:
     """x: solution; status: 'converged', 'max_iterations', 'stalled' (no step lowers the cost) or 'failed'
-    (cost not finite at the start); cost_history: cost at the start and after each accepted step; message: one line."""
+    (cost not finite at the start); cost_history: cost at the start and after each accepted step; message: one
+    line."""
 
     x: Any
     status: str
@@ -39,8 +40,8 @@ def levenberg_marquardt(problem, x, options: LMOptions = LMOptions()) -> SolverR
     multiply(v), and retract(x, step). The cost never rises in an accepted step.
 
     Source:
-        Damping by the gain ratio: Nielsen, "Damping parameter in Marquardt's method", IMM-REP-1999-05; scaling by the
-        diagonal of the normal equations: Marquardt 1963.
+        Damping by the gain ratio: Nielsen, "Damping parameter in Marquardt's method", IMM-REP-1999-05;
+        scaling by the diagonal of the normal equations: Marquardt 1963.
     """
     cost = problem.cost(x)
     history = [cost]

@@ -1,4 +1,5 @@
-"""Synthetic subjects for training: made when they are asked for, or read from a folder that `fitkit synth` has written."""
+"""Synthetic subjects for training: made when they are asked for, or read from a folder that `fitkit synth`
+has written."""
 
 from __future__ import annotations
 
@@ -12,6 +13,21 @@ import numpy as np
 import torch
 
 from fitkit.data.face_dataset import FaceDataset, Sample
+from fitkit.errors import InputError
+from fitkit.io.foreign import foreign_file, inside, refused_as
+from fitkit.io.images import read_image
+from fitkit.io.landmark_files import read_landmarks
+from fitkit.io.mesh_files import read_mesh
+from fitkit.io.options import read_yaml
+from fitkit.models.face_model import FaceModel
+from fitkit.models.registry import load_model
+from fitkit.observe.label_crops import in_crop
+from fitkit.observe.labels import LARGE, Labels
+from fitkit.observe.landmarks.types import Landmarks
+from fitkit.observe.observations import Observations
+from fitkit.scene.camera import Camera
+from fitkit.scene.pose import Pose
+from fitkit.scene.state import SceneState
 from fitkit.synth.folder import (
     RECIPE_FILE,
     read_classes,
@@ -29,28 +45,15 @@ from fitkit.synth.subject import (
     plan_vertices,
     render_subject,
 )
-from fitkit.errors import InputError
-from fitkit.io.foreign import foreign_file, inside, refused_as
-from fitkit.io.images import read_image
-from fitkit.io.landmark_files import read_landmarks
-from fitkit.io.mesh_files import read_mesh
-from fitkit.io.options import read_yaml
-from fitkit.models.face_model import FaceModel
-from fitkit.models.registry import load_model
-from fitkit.observe.label_crops import in_crop
-from fitkit.observe.labels import LARGE, Labels
-from fitkit.observe.landmarks.types import Landmarks
-from fitkit.observe.observations import Observations
-from fitkit.scene.camera import Camera
-from fitkit.scene.pose import Pose
-from fitkit.scene.state import SceneState
 from fitkit.tensors import one_thread
 
 
 class SynthDataset(FaceDataset):
-    """Sample i is subject i of `fitkit synth` with the same recipe: the same pictures, decoded from the same bytes.
+    """Sample i is subject i of `fitkit synth` with the same recipe: the same pictures, decoded from the same
+    bytes.
 
-    Works in the workers of a DataLoader (give it `collate_fn`, a Sample is no tensor); start them with multiprocessing_context='spawn'.
+    Works in the workers of a DataLoader (give it `collate_fn`, a Sample is no tensor); start them with
+    multiprocessing_context='spawn'.
     """
 
     def __init__(
@@ -60,10 +63,12 @@ class SynthDataset(FaceDataset):
         model: FaceModel | str | os.PathLike | None = None,
         labels: Collection[str] = LARGE,
     ):
-        """length: number of subjects; model: instead of the recipe's; labels: which of the large ones (`labels.LARGE`) are kept.
+        """length: number of subjects; model: instead of the recipe's; labels: which of the large ones
+        (`labels.LARGE`) are kept.
 
         Raises:
-            InputError: a length below 1, or a recipe that makes no pictures. MissingWeightsError: the model, or mitsuba, is not here.
+            InputError: a length below 1, or a recipe that makes no pictures. MissingWeightsError: the model,
+                or mitsuba, is not here.
         """
         check_synth_recipe(recipe, recipe.name)
         if length < 1:
@@ -93,8 +98,8 @@ class SynthDataset(FaceDataset):
 def synth_sample(
     model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan, views: list[SubjectView]
 ) -> Sample:
-    """Observations of the given landmarks with all labels: state, vertices, points3d (head frame), crop_points, depth, normals, parse,
-    visible."""
+    """Observations of the given landmarks with all labels: state, vertices, points3d (head frame),
+    crop_points, depth, normals, parse, visible."""
     B, size = len(views), recipe.size
     images = torch.from_numpy(np.stack([v.image for v in views])).permute(0, 3, 1, 2).float() / 255
     points = torch.from_numpy(np.stack([v.given for v in views])).float()
@@ -126,8 +131,8 @@ def synth_sample(
 class SynthFolder(FaceDataset):
     """The subjects in a folder of `fitkit synth`, for the face model that they were made of.
 
-    Labels as `SynthDataset` gives them. The state has the model's shape; what the renderer adds to it (unequal sides, closed teeth) is in
-    points3d, crop_points and the maps, and in the vertices of the skin.
+    Labels as `SynthDataset` gives them. The state has the model's shape; what the renderer adds to it
+    (unequal sides, closed teeth) is in points3d, crop_points and the maps, and in the vertices of the skin.
     """
 
     terms = "rendered people; no terms beyond those of the face model"
@@ -135,7 +140,8 @@ class SynthFolder(FaceDataset):
     def __init__(
         self, folder: str | os.PathLike, model: FaceModel, most: int = 0, labels: Collection[str] = LARGE
     ):
-        """most: subjects at most, in their order; 0 = all; labels: which of the large ones (`labels.LARGE`) are read.
+        """most: subjects at most, in their order; 0 = all; labels: which of the large ones (`labels.LARGE`)
+        are read.
 
         Raises:
             InputError: no such folder, not one of `fitkit synth`, or without subjects.
@@ -153,7 +159,8 @@ class SynthFolder(FaceDataset):
             or recipe.get("jaw") not in ("surface", "outline")
         ):
             raise InputError(
-                f"{folder / RECIPE_FILE}: not a recipe that fitkit synth has written; render the subjects again"
+                f"{folder / RECIPE_FILE}: not a recipe that fitkit synth has written; render the subjects "
+                "again"
             )
         with refused_as(f"{folder / RECIPE_FILE}: landmark_noise: expected px, 0 to 1000"):
             self.jaw, self.noise = recipe["jaw"], float(recipe["landmark_noise"])
@@ -253,7 +260,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _state(model: FaceModel, parameters: dict[str, Any], views: list[dict[str, Any]]) -> SceneState:
-    """The labelled scene of one subject; raises KeyError, TypeError, ValueError where the files are not as expected."""
+    """The labelled scene of one subject; raises KeyError, TypeError, ValueError where the files are not as
+    expected."""
     place = {name: i for i, name in enumerate(model.expression_names)}
     expression = torch.zeros(len(views), model.num_expression)
     for b, weights in enumerate(parameters["expression_per_view"]):

@@ -1,6 +1,7 @@
 """Synthetic subjects in files: what `fitkit synth` writes. The layout is described in docs/synthetic.md.
 
-A subject is made in OUT/.partial and renamed when it is whole, so a run that was stopped goes on where it was.
+A subject is made in OUT/.partial and renamed when it is whole, so a run that was stopped goes on where it
+was.
 """
 
 from __future__ import annotations
@@ -18,23 +19,12 @@ import numpy as np
 import torch
 import yaml
 
-from fitkit.synth.mitsuba import head_renderer
-from fitkit.synth.recipe import SynthRecipe, check_synth_recipe
-from fitkit.synth.scanned_skin import scanned_skin
-from fitkit.synth.subject import (
-    SubjectPlan,
-    SubjectView,
-    draw_subject,
-    plan_vertices,
-    render_subject,
-)
-from fitkit.synth.studio import PAINTED
 from fitkit.energies.masks import PARSE
 from fitkit.errors import InputError
-from fitkit.io.mesh_files import write_ply
 from fitkit.io.atomic import written_whole
 from fitkit.io.foreign import DATA_BYTES, foreign_file
 from fitkit.io.landmark_files import write_pts
+from fitkit.io.mesh_files import write_ply
 from fitkit.io.options import read_yaml, to_plain
 from fitkit.io.outputs import check_folder
 from fitkit.io.progress import Progress
@@ -43,6 +33,17 @@ from fitkit.models import makehuman
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model, model_path
 from fitkit.scene.pose import yaw_pitch_roll
+from fitkit.synth.mitsuba import head_renderer
+from fitkit.synth.recipe import SynthRecipe, check_synth_recipe
+from fitkit.synth.scanned_skin import scanned_skin
+from fitkit.synth.studio import PAINTED
+from fitkit.synth.subject import (
+    SubjectPlan,
+    SubjectView,
+    draw_subject,
+    plan_vertices,
+    render_subject,
+)
 from fitkit.tensors import one_thread
 
 log = logging.getLogger("fitkit")
@@ -70,12 +71,14 @@ def write_subjects(
     """Subjects 0 to count - 1 of the recipe as subject folders with ground_truth/SUBJECT beside them.
 
     Args:
-        workers: processes, each with one thread; the files do not depend on it. resume: keep the subjects that are there.
+        workers: processes, each with one thread; the files do not depend on it. resume: keep the subjects
+            that are there.
         progress: told of each subject, and first how many are there before the first one is made.
     Returns:
         the subjects' folders in order.
     Raises:
-        InputError: nothing to make; the folder holds something else, subjects of another recipe, or subjects without `resume`.
+        InputError: nothing to make; the folder holds something else, subjects of another recipe, or subjects
+            without `resume`.
         MissingWeightsError: the model, or the renderer, is not on this machine.
     """
     if count < 1 or workers < 1:
@@ -96,7 +99,8 @@ def write_subjects(
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     except OSError as error:
         raise InputError(
-            f"{folder}: cannot be written: {error.strerror or error}; what is finished stays, go on with --resume"
+            f"{folder}: cannot be written: {error.strerror or error}; what is finished stays, go on with "
+            "--resume"
         ) from error
     return [folder / subject_name(i) for i in range(count)]
 
@@ -246,8 +250,8 @@ def write_subject(
     _json(
         truth / "cameras.json",
         {
-            "convention": "OpenCV: x_cam = R x_world + t (mm), x right, y down, z forward; pixel (0, 0) is the centre of the top-left pixel; "
-            "world = the head frame of each view",
+            "convention": "OpenCV: x_cam = R x_world + t (mm), x right, y down, z forward; pixel (0, 0) is "
+            "the centre of the top-left pixel; world = the head frame of each view",
             "views": cameras,
         },
     )
@@ -255,9 +259,11 @@ def write_subject(
 
 
 def skin_mesh(model: FaceModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """The written meshes: numbers [N] of their vertices in the model, increasing, and triangles [M, 3] of these N vertices.
+    """The written meshes: numbers [N] of their vertices in the model, increasing, and triangles [M, 3] of
+    these N vertices.
 
-    The outer skin where the model counts it first, else all of the model; of MakeHuman's people only what a scan shows.
+    The outer skin where the model counts it first, else all of the model; of MakeHuman's people only what a
+    scan shows.
     """
     if isinstance(model, makehuman.MakeHumanModel):
         kept = scanned_skin(model)
@@ -362,7 +368,8 @@ def _png(path: Path, picture: np.ndarray) -> None:
 
 
 def encode_normals(normals: np.ndarray) -> np.ndarray:
-    """Unit normals [..., 3] (0 = nothing) -> uint16 [..., 3]: 32768 + round(32767 n), and 0 where nothing is."""
+    """Unit normals [..., 3] (0 = nothing) -> uint16 [..., 3]: 32768 + round(32767 n), and 0 where nothing
+    is."""
     code = np.round(normals * NORMAL_SCALE) + 32768
     return np.where((normals == 0).all(-1, keepdims=True), 0, code).astype(np.uint16)
 
@@ -405,7 +412,8 @@ def _read_png(path: str | os.PathLike, kind: type, dimensions: int) -> np.ndarra
         or (dimensions == 3 and picture.shape[2] != 3)
     ):
         raise InputError(
-            f"{path}: expected a PNG of {8 * np.dtype(kind).itemsize} bits and {3 if dimensions == 3 else 1} channel(s), as "
-            f"fitkit synth writes it, got {'no picture' if picture is None else f'{picture.dtype} {list(picture.shape)}'}"
+            f"{path}: expected a PNG of {8 * np.dtype(kind).itemsize} bits and "
+            f"{3 if dimensions == 3 else 1} channel(s), as fitkit synth writes it, got "
+            f"{'no picture' if picture is None else f'{picture.dtype} {list(picture.shape)}'}"
         )
     return picture

@@ -1,7 +1,9 @@
-"""Synthetic subjects path-traced by Mitsuba 3: principled skin under pictures of surroundings. Needs the extra fitkit[synth].
+"""Synthetic subjects path-traced by Mitsuba 3: principled skin under pictures of surroundings. Needs the
+extra fitkit[synth].
 
-Geometry, cameras, paint and truth are those of `synth.subject`; only light and shading differ. Mitsuba is imported when the first
-renderer is made and seen nowhere else. Source: Burley, "Physically based shading at Disney", SIGGRAPH 2012 course, for the skin.
+Geometry, cameras, paint and truth are those of `synth.subject`; only light and shading differ. Mitsuba is
+imported when the first renderer is made and seen nowhere else. Source: Burley, "Physically based shading at
+Disney", SIGGRAPH 2012 course, for the skin.
 """
 
 from __future__ import annotations
@@ -14,16 +16,16 @@ import cv2
 import numpy as np
 import torch
 
-from fitkit.synth.paint import MAP_SIZE, HairShell, head_map, map_place, paint_eyes, paint_skin
-from fitkit.synth.random_faces import gaze_of, hair_colors, scalp_cover
-from fitkit.synth.recipe import SynthRecipe
-from fitkit.synth.subject import HeadRenderer, SubjectPlan, plan_vertices, stream, subject_hair
-from fitkit.synth.studio import Scene
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.io.foreign import DATA_BYTES, foreign_file
 from fitkit.models.face_model import FaceModel
+from fitkit.synth.paint import MAP_SIZE, HairShell, head_map, map_place, paint_eyes, paint_skin
+from fitkit.synth.random_faces import gaze_of, hair_colors, scalp_cover
+from fitkit.synth.recipe import SynthRecipe
+from fitkit.synth.studio import Scene
+from fitkit.synth.subject import HeadRenderer, SubjectPlan, plan_vertices, stream, subject_hair
 
 SURROUNDINGS = (".exr", ".hdr", ".jpg", ".jpeg", ".png")
 STUDIO_SIZE = (128, 256)  # rows, columns of the procedural surroundings
@@ -34,7 +36,8 @@ FROM_OPENCV = np.diag([-1.0, -1.0, 1.0])  # Mitsuba's camera: x left, y up, z fo
 
 
 class MitsubaRenderer:
-    """Pictures of a subject's head and hair, a `synth.subject.HeadRenderer`; deterministic by the recipe's seed."""
+    """Pictures of a subject's head and hair, a `synth.subject.HeadRenderer`; deterministic by the recipe's
+    seed."""
 
     def __init__(self, model: FaceModel, recipe: SynthRecipe):
         """
@@ -48,7 +51,8 @@ class MitsubaRenderer:
             )
         import mitsuba
 
-        # Compiled variants need an LLVM library or a GPU that may not be there, and give other bytes on other machines.
+        # Compiled variants need an LLVM library or a GPU that may not be there, and give other bytes on other
+        # machines.
         if mitsuba.variant() != "scalar_rgb":
             mitsuba.set_variant("scalar_rgb")
         self.mi, self.model, self.recipe, self.head = mitsuba, model, recipe, head_map(model)
@@ -62,7 +66,8 @@ class MitsubaRenderer:
             )
 
     def __call__(self, plan: SubjectPlan, b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Linear RGB [S, S, 3] of head and hair, their share of each pixel [S, S], and the surroundings behind [S, S, 3] or None."""
+        """Linear RGB [S, S, 3] of head and hair, their share of each pixel [S, S], and the surroundings
+        behind [S, S, 3] or None."""
         mi, recipe = self.mi, self.recipe
         light, turn = self._light(plan, b)
         head_from_light = np.eye(4)
@@ -203,8 +208,8 @@ class MitsubaRenderer:
         return out if hair is None else {**out, "hair": hair}
 
     def _hair(self, shell: HairShell, plan: SubjectPlan) -> Any:
-        """The shell with its strands; its ragged edge is cut out of a finer grid, because light that passes through a half
-        transparent surface would have to be found by chance and leave noise."""
+        """The shell with its strands; its ragged edge is cut out of a finer grid, because light that passes
+        through a half transparent surface would have to be found by chance and leave noise."""
         columns = self.head.scalp.shape[1]
         rows = len(shell.points) // columns
         height, width = (rows - 1) * HAIR_FINER + 1, (columns - 1) * HAIR_FINER + 1
@@ -293,7 +298,8 @@ class MitsubaRenderer:
     # ---- light ----
 
     def _light(self, plan: SubjectPlan, b: int) -> tuple[np.ndarray, np.ndarray]:
-        """Linear radiance [H, W, 3] all around, and its turn about the vertical [3, 3]; the columns run as `_directions` says."""
+        """Linear radiance [H, W, 3] all around, and its turn about the vertical [3, 3]; the columns run as
+        `_directions` says."""
         if not self.surroundings:
             return studio_picture(plan.scenes[b]), np.eye(3)
         view = None if self.recipe.light == "shared" else b
@@ -333,9 +339,11 @@ class MitsubaRenderer:
 
 
 def studio_picture(scene: Scene) -> np.ndarray:
-    """Surroundings [H, W, 3] that light a diffuse surface about as the scene does: its harmonics, and a soft box for the lamp.
+    """Surroundings [H, W, 3] that light a diffuse surface about as the scene does: its harmonics, and a soft
+    box for the lamp.
 
-    Column u of the width looks to azimuth pi (1 - 2 u) about y, from +z towards +x; rows from +y down, as Mitsuba's envmap.
+    Column u of the width looks to azimuth pi (1 - 2 u) about y, from +z towards +x; rows from +y down, as
+    Mitsuba's envmap.
     """
     towards = _directions(*STUDIO_SIZE)
     # The scene's numbers contain the clamped cosine (1, 2/3, 1/4 by band); radiance does not.

@@ -1,7 +1,9 @@
-"""Random faces' colours: skin, brows, lips, beard and make-up in a map around the mean head, eyes, and a shell of hair.
+"""Random faces' colours: skin, brows, lips, beard and make-up in a map around the mean head, eyes, and a
+shell of hair.
 
-The map unrolls the front of the mean head about a vertical axis: column = azimuth (0 in front, growing to the subject's left), row =
-height. Everything that is drawn there moves with the skin, so a landmark on a brow or a lip lies on its colour.
+The map unrolls the front of the mean head about a vertical axis: column = azimuth (0 in front, growing to the
+subject's left), row = height. Everything that is drawn there moves with the skin, so a landmark on a brow or
+a lip lies on its colour.
 """
 
 from __future__ import annotations
@@ -93,12 +95,13 @@ def step(x: np.ndarray) -> np.ndarray:
 class HeadMap:
     """What is the same for all random faces of one model.
 
-    landmarks: [68, 2] px of the map; kind: [F] of each triangle, 0 skin, 1 eyeball, 2 other; outer: [M, 3] triangles of
-    kind 0; lining: [F, 3] linear RGB
-    of kind 2; eyes: [2, 3] mm, centres of the right and the left eyeball; eyes_turn: the model's own expressions turn
-    the eyeballs; open_sky: [V, 1] share of the directions above the vertex that no other part of the mean head hides;
-    masks: name -> [H, W] float32 in [0, 1] of the map, boxes: where each is not 0; scalp: [R, C, 3] mm, grid of the mean head's scalp by
-    elevation and azimuth seen from CROWN; scalp_vertex: [R, C] the vertex whose motion a grid point follows.
+    landmarks: [68, 2] px of the map; kind: [F] of each triangle, 0 skin, 1 eyeball, 2 other; outer: [M, 3]
+    triangles of kind 0; lining: [F, 3] linear RGB
+    of kind 2; eyes: [2, 3] mm, centres of the right and the left eyeball; eyes_turn: the model's own
+    expressions turn the eyeballs; open_sky: [V, 1] share of the directions above the vertex that no other
+    part of the mean head hides; masks: name -> [H, W] float32 in [0, 1] of the map, boxes: where each is not
+    0; scalp: [R, C, 3] mm, grid of the mean head's scalp by elevation and azimuth seen from CROWN;
+    scalp_vertex: [R, C] the vertex whose motion a grid point follows.
     """
 
     landmarks: np.ndarray
@@ -246,7 +249,8 @@ class LampShadow:
 
 
 def lamp_shadow(points: Tensor, triangles: Tensor, towards: Tensor, size: int = 128) -> LampShadow:
-    """Shadows of the mesh points [V, 3], triangles [F, 3] under a far lamp in the direction towards [3] unit."""
+    """Shadows of the mesh points [V, 3], triangles [F, 3] under a far lamp in the direction towards [3]
+    unit."""
     view = _FromAfar.of(points, towards, size)
     return LampShadow(view, view.nearest(points, triangles))
 
@@ -254,7 +258,8 @@ def lamp_shadow(points: Tensor, triangles: Tensor, towards: Tensor, size: int = 
 def lamp_reaches(
     points: Tensor, triangles: Tensor, towards: Tensor, samples: Tensor, size: int = 128
 ) -> Tensor:
-    """Soft share of a far lamp's light that arrives at samples [N, 3] of the mesh points [V, 3], towards [3] unit; [N, 1]."""
+    """Soft share of a far lamp's light that arrives at samples [N, 3] of the mesh points [V, 3], towards [3]
+    unit; [N, 1]."""
     return lamp_shadow(points, triangles, towards, size).reaches(samples)
 
 
@@ -270,7 +275,8 @@ def _soft(mask: np.ndarray, blur_mm: float) -> np.ndarray:
 
 
 def _masks(p: np.ndarray, nostrils: list[np.ndarray] | None = None) -> dict[str, np.ndarray]:
-    """Where lips, beard, lids and red cheeks are, from the landmarks' places p [68, 2] px; nostrils: the right and the left one's place."""
+    """Where lips, beard, lids and red cheeks are, from the landmarks' places p [68, 2] px; nostrils: the
+    right and the left one's place."""
 
     def mix(a, b, t):
         return p[a] * (1 - t) + p[b] * t
@@ -383,7 +389,8 @@ def _smooth(points: np.ndarray, count: int = 24) -> np.ndarray:
 
 
 def _folds(p: np.ndarray) -> np.ndarray:
-    """Lines that come with age: from the nose around the mouth, across the forehead, outside the eyes, below them."""
+    """Lines that come with age: from the nose around the mouth, across the forehead, outside the eyes, below
+    them."""
     out = np.zeros(MAP_SIZE, np.uint8)
 
     def draw(points, depth, wide):
@@ -427,7 +434,8 @@ def _folds(p: np.ndarray) -> np.ndarray:
 def _scalp(
     outer: np.ndarray, mean: np.ndarray, rows: int = 28, columns: int = 73
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Grid [rows, columns, 3] of the head's surface by elevation (90 to -18 degrees) and azimuth (-180 to 180), and its vertices."""
+    """Grid [rows, columns, 3] of the head's surface by elevation (90 to -18 degrees) and azimuth (-180 to
+    180), and its vertices."""
     elevation, azimuth = np.radians(np.linspace(90, -18, rows)), np.radians(np.linspace(-180, 180, columns))
     direction = np.stack(
         [
@@ -455,11 +463,12 @@ def _scalp(
 class SkinLook:
     """One person's colours, drawn by `random_faces`; colours linear RGB.
 
-    skin, lips, hair, iris: [3]; blotch, red: strengths of large variation and of red cheeks; freckles, moles: counts;
-    freckle_depth: 0 to 1; brow: strength 0 to 1, brow_width, brow_drop: factor and mm; stubble: 0 to 1 shadow of a shaved
-    beard; beard: 0 to 1 cover of grown hair, beard_area: mask name; eye_shadow: colour [3], eye_shadow_strength;
-    liner: darkness of the lid line; pore: fine noise; tired: darkness around the eyes; age: depth of
-    the folds beside the mouth, on the forehead and at the eyes; lid_crease: of the fold above the eye.
+    skin, lips, hair, iris: [3]; blotch, red: strengths of large variation and of red cheeks; freckles, moles:
+    counts; freckle_depth: 0 to 1; brow: strength 0 to 1, brow_width, brow_drop: factor and mm; stubble: 0 to
+    1 shadow of a shaved beard; beard: 0 to 1 cover of grown hair, beard_area: mask name; eye_shadow: colour
+    [3], eye_shadow_strength; liner: darkness of the lid line; pore: fine noise; tired: darkness around the
+    eyes; age: depth of the folds beside the mouth, on the forehead and at the eyes; lid_crease: of the fold
+    above the eye.
     """
 
     skin: np.ndarray
@@ -596,7 +605,8 @@ def _brows(head: HeadMap, look: SkinLook, rng: np.random.Generator) -> np.ndarra
 
 
 def _brow_line(points: np.ndarray, look: SkinLook) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Along a brow's five points [5, 2] px of the map, nose first: parameter [33] in 0 to 4, middle line [33, 2], half width [33]."""
+    """Along a brow's five points [5, 2] px of the map, nose first: parameter [33] in 0 to 4, middle line [33,
+    2], half width [33]."""
     t = np.linspace(0, 4, 33)
     line = np.stack([np.interp(t, np.arange(5), points[:, k]) for k in range(2)], -1)
     line[:, 1] += look.brow_drop / PIXEL_MM
@@ -618,7 +628,8 @@ def brow_outlines(head: HeadMap, look: SkinLook) -> tuple[np.ndarray, np.ndarray
 
 
 def paint_eyes(rest: np.ndarray, head: HeadMap, look: SkinLook, gaze: np.ndarray, pupil: float) -> np.ndarray:
-    """Linear RGB [N, 3] of eyeball samples at places rest [N, 3] mm of the mean head; gaze: [3] unit vector in the head frame."""
+    """Linear RGB [N, 3] of eyeball samples at places rest [N, 3] mm of the mean head; gaze: [3] unit vector
+    in the head frame."""
     left = (rest[:, 0] > 0).astype(int)
     ray = rest - head.eyes[left]
     angle = np.arccos(np.clip((ray @ gaze) / np.linalg.norm(ray, axis=1), -1, 1)) / np.radians(
@@ -634,10 +645,11 @@ def paint_eyes(rest: np.ndarray, head: HeadMap, look: SkinLook, gaze: np.ndarray
 
 @dataclass(frozen=True)
 class HairLook:
-    """One person's hair. color: [3] linear RGB; thickness: mm above the scalp; recede: mm that the hairline lies higher than
-    usual; length: mm below the widest part of the head, 0 = ends at the hairline; open_angle: degrees from the front where
-    falling hair begins; fringe: lower end over the forehead, mm of height, or None; fringe_width, fringe_middle: degrees;
-    curl: 0 straight to 1; gray: share of light strands; ragged: mm; bald: no hair on top."""
+    """One person's hair. color: [3] linear RGB; thickness: mm above the scalp; recede: mm that the hairline
+    lies higher than usual; length: mm below the widest part of the head, 0 = ends at the hairline;
+    open_angle: degrees from the front where falling hair begins; fringe: lower end over the forehead, mm of
+    height, or None; fringe_width, fringe_middle: degrees; curl: 0 straight to 1; gray: share of light
+    strands; ragged: mm; bald: no hair on top."""
 
     color: np.ndarray
     thickness: float
@@ -664,8 +676,9 @@ def hairline_margin(rest: np.ndarray, recede: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class HairShell:
-    """points: [N, 3] mm head frame of this person; triangles: [M, 3]; inside: [N] mm, signed distance to the hair's edge;
-    place: [N, 2] px of the hair's own texture; texture: [H, W, 2] brightness factor and raggedness in mm."""
+    """points: [N, 3] mm head frame of this person; triangles: [M, 3]; inside: [N] mm, signed distance to the
+    hair's edge; place: [N, 2] px of the hair's own texture; texture: [H, W, 2] brightness factor and
+    raggedness in mm."""
 
     points: np.ndarray
     triangles: np.ndarray
@@ -675,7 +688,8 @@ class HairShell:
 
 
 def hair_shell(head: HeadMap, motion: np.ndarray, look: HairLook, rng: np.random.Generator) -> HairShell:
-    """A surface over the scalp that may hang down; motion: [V, 3] mm, how the person's vertices differ from the mean."""
+    """A surface over the scalp that may hang down; motion: [V, 3] mm, how the person's vertices differ from
+    the mean."""
     grid = head.scalp + motion[head.scalp_vertex]
     smooth = np.stack(
         [cv2.GaussianBlur(np.ascontiguousarray(grid[..., k]), (0, 0), 1.0) for k in range(3)], -1

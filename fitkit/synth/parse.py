@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from fitkit.energies.masks import PARSE
+from fitkit.models.face_model import FaceModel
 from fitkit.synth.paint import (
     MAP_SIZE,
     PIXEL_MM,
@@ -19,8 +21,6 @@ from fitkit.synth.paint import (
     map_place,
 )
 from fitkit.synth.random_faces import scalp_cover
-from fitkit.energies.masks import PARSE
-from fitkit.models.face_model import FaceModel
 
 FINER = 4  # the classes' map has this many times the rows of the paint's
 BACKGROUND, SKIN, LEFT_BROW, RIGHT_BROW, LEFT_EYE, RIGHT_EYE, NOSE, MOUTH, UPPER_LIP, LOWER_LIP = range(
@@ -33,8 +33,8 @@ HIDDEN_SCALP = 0.5  # skin below this cover of hair is skin
 class ParsePlan:
     """What is the same for all people of one model.
 
-    classes: [H, W] uint8 of the finer map without brows; inner: [F] class of triangles that are no skin (0: look in the map);
-    lower: [V] 1 where the jaw carries the skin, 0 where it does not, or None."""
+    classes: [H, W] uint8 of the finer map without brows; inner: [F] class of triangles that are no skin (0:
+    look in the map); lower: [V] 1 where the jaw carries the skin, 0 where it does not, or None."""
 
     classes: np.ndarray
     inner: np.ndarray
@@ -66,7 +66,8 @@ def parse_plan(model: FaceModel) -> ParsePlan:
 
 
 def parse_outlines(head: HeadMap) -> dict[str, np.ndarray]:
-    """Outlines [N, 2] px of the paint's map of the classes that are drawn there, later ones over earlier ones."""
+    """Outlines [N, 2] px of the paint's map of the classes that are drawn there, later ones over earlier
+    ones."""
     p, mm = head.landmarks.astype(np.float64), 1 / PIXEL_MM
     skin = np.concatenate([p[:17], [[p[16, 0], -5.0], [p[0, 0], -5.0]]])
     wing = 5 * mm

@@ -1,4 +1,5 @@
-"""What a synthetic subject's age and sex mean for hair and skin, for models that know them; the others draw everything freely."""
+"""What a synthetic subject's age and sex mean for hair and skin, for models that know them; the others draw
+everything freely."""
 
 from __future__ import annotations
 
@@ -6,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from fitkit.synth.paint import HairLook, SkinLook
-from fitkit.synth.random_faces import FaceVariation
 from fitkit.models.face_model import FaceModel
 from fitkit.models.makehuman import ANCESTRIES, MakeHumanModel, Traits
+from fitkit.synth.paint import HairLook, SkinLook
+from fitkit.synth.random_faces import FaceVariation
 
 ADULT = 17.0  # years
 MELANIN = {"african": (0.6, 1.0), "asian": (0.12, 0.6), "caucasian": (0.0, 0.4)}
@@ -21,7 +22,8 @@ def random_identity(
 ) -> tuple[np.ndarray, Traits | None]:
     """Coefficients [K_id] of somebody, and who that is where the model knows it.
 
-    Standard-normal ones spread by `variation.identity`; a model of MakeHuman draws people in its own way and leaves that out.
+    Standard-normal ones spread by `variation.identity`; a model of MakeHuman draws people in its own way and
+    leaves that out.
     """
     if isinstance(model, MakeHumanModel):
         return model.random_person(rng)
@@ -29,7 +31,8 @@ def random_identity(
 
 
 def suited(vary: FaceVariation, traits: Traits) -> FaceVariation:
-    """The variation with shares of beard, make-up, bald heads, ... and skin that suit this person; a share of 0 stays 0."""
+    """The variation with shares of beard, make-up, bald heads, ... and skin that suit this person; a share of
+    0 stays 0."""
     man, grown = traits.male > 0.5, traits.years >= ADULT
 
     def share(value: float, suits: bool, factor: float = 2.0) -> float:

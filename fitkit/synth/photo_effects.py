@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 import torch
 
-from fitkit.synth.paint import clouds, step
 from fitkit.errors import InputError
 from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.io.foreign import DATA_BYTES, foreign_file
+from fitkit.synth.paint import clouds, step
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -37,7 +37,8 @@ def random_color(rng: np.random.Generator) -> np.ndarray:
 
 
 def background(rng: np.random.Generator, size: int, folder: Path | None = None) -> np.ndarray:
-    """A linear RGB picture [size, size, 3]: gradients, blurred blobs, stripes, noise or a piece of a user's picture."""
+    """A linear RGB picture [size, size, 3]: gradients, blurred blobs, stripes, noise or a piece of a user's
+    picture."""
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES) if folder is not None else []
     if files and rng.random() < 0.7:
         image = None
@@ -231,9 +232,9 @@ def camera(
 ) -> np.ndarray:
     """Linear RGB [H, W, 3] -> the photo, uint8 sRGB.
 
-    noise: standard deviation in sRGB; blur_px: of a Gaussian; motion_px: length of a straight motion; quality: JPEG's or
-    None; reduce: the picture is made this much smaller and enlarged again; curve: 0 to 1, how strongly a camera's
-    S-shaped tone curve deepens shadows and brightens lights; white: [3] colour cast.
+    noise: standard deviation in sRGB; blur_px: of a Gaussian; motion_px: length of a straight motion;
+    quality: JPEG's or None; reduce: the picture is made this much smaller and enlarged again; curve: 0 to 1,
+    how strongly a camera's S-shaped tone curve deepens shadows and brightens lights; white: [3] colour cast.
     """
     picture = linear if white is None else linear * white.astype(np.float32)
     if blur_px > 0.15:

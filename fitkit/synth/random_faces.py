@@ -1,8 +1,8 @@
 """Rendered photos of random people with exact 68 landmarks, to train and to test landmark networks.
 
-A random member of a face model, with painted skin and a shell of hair, is lit and photographed by the building blocks of
-`synth.studio`; then come glasses, things in front of it, and what a camera does to a picture. Everything follows from
-the seed. See `synth.shards` for many of them in files.
+A random member of a face model, with painted skin and a shell of hair, is lit and photographed by the
+building blocks of `synth.studio`; then come glasses, things in front of it, and what a camera does to a
+picture. Everything follows from the seed. See `synth.shards` for many of them in files.
 """
 
 from __future__ import annotations
@@ -17,6 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fitkit.errors import InputError
+from fitkit.geometry.normals import vertex_normals
+from fitkit.io.options import Degrees, Range, Share
+from fitkit.models.face_model import FaceModel
+from fitkit.render.rasterizer import pick_backend, rasterize
+from fitkit.render.shading import Surface, average_blocks
+from fitkit.scene.pose import yaw_pitch_roll
+from fitkit.scene.state import SceneState
 from fitkit.synth.paint import (
     HairLook,
     HairShell,
@@ -33,14 +41,6 @@ from fitkit.synth.paint import (
 )
 from fitkit.synth.photo_effects import background, camera, occluder, random_color
 from fitkit.synth.studio import Scene, head_shot_state, light
-from fitkit.errors import InputError
-from fitkit.geometry.normals import vertex_normals
-from fitkit.io.options import Degrees, Range, Share
-from fitkit.models.face_model import FaceModel
-from fitkit.render.rasterizer import pick_backend, rasterize
-from fitkit.render.shading import Surface, average_blocks
-from fitkit.scene.pose import yaw_pitch_roll
-from fitkit.scene.state import SceneState
 
 NEAREST_MM, FARTHEST_MM = 250.0, 6000.0  # depth maps of 16 bits in 0.1 mm end at 6.5 m
 Distance = Annotated[float, Range(NEAREST_MM, FARTHEST_MM)]
@@ -57,21 +57,25 @@ COVERED = 0.5  # share of its sample that something in front must cover to hide 
 
 @dataclass(frozen=True)
 class FaceVariation:
-    """How much random faces differ. Ranges are (least, most), drawn evenly unless said otherwise; shares are probabilities.
+    """How much random faces differ. Ranges are (least, most), drawn evenly unless said otherwise; shares are
+    probabilities.
 
-    Pose and camera: yaw: most in degrees; frontal: share of faces drawn from a normal distribution of 18 degrees instead
-    of evenly over +-yaw; pitch, roll: most in degrees (normal with half of it, cut); distance: mm, log-even, which sets the
-    perspective; fill: size of the picture over the larger side of the landmark box; shift: most shift of that box's middle
-    over the size of the picture; cut: share of faces that are shifted three times as far, beyond the edge.
-    Shape: identity: range of the standard deviation of the coefficients, cut at 2.7; neutral: share without expression;
-    expression: range of the strength of the shapes that are on; asymmetry: most difference between the sides.
-    Light: ambient, lamp: strengths; lamp_share: share of faces with a lamp; color_cast: most log change of a channel;
-    gloss: strength of the lamp's highlight;
+    Pose and camera: yaw: most in degrees; frontal: share of faces drawn from a normal distribution of 18
+    degrees instead of evenly over +-yaw; pitch, roll: most in degrees (normal with half of it, cut);
+    distance: mm, log-even, which sets the perspective; fill: size of the picture over the larger side of the
+    landmark box; shift: most shift of that box's middle over the size of the picture; cut: share of faces
+    that are shifted three times as far, beyond the edge.
+    Shape: identity: range of the standard deviation of the coefficients, cut at 2.7; neutral: share without
+    expression; expression: range of the strength of the shapes that are on; asymmetry: most difference
+    between the sides.
+    Light: ambient, lamp: strengths; lamp_share: share of faces with a lamp; color_cast: most log change of a
+    channel; gloss: strength of the lamp's highlight;
     exposure: mean linear brightness of the face; adapt: 1 = exposed for the face alone, 0 = for a mean face.
-    Person: melanin: 0 light to 1 dark; then shares: stubble, beard, make_up, freckles, moles, bald, long_hair, fringe, gray, hat.
-    In front: glasses, dark_glasses, occluded: shares; occluders: most of them.
-    Camera: noise: sRGB standard deviation; blur: px; motion: share and most length in px; jpeg: quality, jpeg_share;
-    reduce: enlarged from a smaller picture, reduce_share; monochrome: share; backgrounds: folder of pictures or None.
+    Person: melanin: 0 light to 1 dark; then shares: stubble, beard, make_up, freckles, moles, bald,
+    long_hair, fringe, gray, hat. In front: glasses, dark_glasses, occluded: shares; occluders: most of them.
+    Camera: noise: sRGB standard deviation; blur: px; motion: share and most length in px; jpeg: quality,
+    jpeg_share; reduce: enlarged from a smaller picture, reduce_share; monochrome: share; backgrounds: folder
+    of pictures or None.
     """
 
     yaw: Degrees = 90.0
@@ -121,11 +125,11 @@ class FaceVariation:
 
 @dataclass(frozen=True)
 class RandomFace:
-    """image: uint8 [S, S, 3] RGB. landmarks: float32 [68, 2] px, fixed points of the model, hidden ones included, pixel
-    (0, 0) = centre of the top-left pixel. visible: bool [68], inside the picture and covered neither by the head itself
-    nor by hair, glasses or an occluder. outline: float32 [17, 2] px, the jaw points as annotators of photos set them: on
-    the side that is turned away, hidden ones lie on the visible contour of the face instead.
-    yaw_pitch_roll: float32 [3] degrees, signs as `scene.pose.yaw_pitch_roll`."""
+    """image: uint8 [S, S, 3] RGB. landmarks: float32 [68, 2] px, fixed points of the model, hidden ones
+    included, pixel (0, 0) = centre of the top-left pixel. visible: bool [68], inside the picture and covered
+    neither by the head itself nor by hair, glasses or an occluder. outline: float32 [17, 2] px, the jaw
+    points as annotators of photos set them: on the side that is turned away, hidden ones lie on the visible
+    contour of the face instead. yaw_pitch_roll: float32 [3] degrees, signs as `scene.pose.yaw_pitch_roll`."""
 
     image: np.ndarray
     landmarks: np.ndarray
@@ -145,7 +149,8 @@ def _streams(seed: int) -> dict[str, np.random.Generator]:
 def face_state(
     model: FaceModel, seed: int, size: int = 160, variation: FaceVariation = FaceVariation()
 ) -> SceneState:
-    """The geometry of `random_face`: one view whose camera shows the landmark box as wide as asked for; no illumination."""
+    """The geometry of `random_face`: one view whose camera shows the landmark box as wide as asked for; no
+    illumination."""
     streams = _streams(seed)
     rng = streams["state"]
     if rng.random() < variation.frontal:
@@ -409,7 +414,8 @@ def random_scene(rng: np.random.Generator, variation: FaceVariation) -> Scene:
 
 
 class _Layers:
-    """The picture so far at `SUPERSAMPLE` samples per pixel side: rgb [H, H, 3] linear, depth [H, H] mm (far = nothing)."""
+    """The picture so far at `SUPERSAMPLE` samples per pixel side: rgb [H, H, 3] linear, depth [H, H] mm (far
+    = nothing)."""
 
     def __init__(self, ground: np.ndarray):
         self.rgb = ground
@@ -442,7 +448,8 @@ def _front_facing(normal: Tensor) -> Tensor:
 def random_face(
     model: FaceModel, seed: int, size: int = 160, variation: FaceVariation = FaceVariation()
 ) -> RandomFace:
-    """A random person of the model in a square picture, with exact landmarks; the same for the same arguments.
+    """A random person of the model in a square picture, with exact landmarks; the same for the same
+    arguments.
 
     Args:
         model: with the 68 landmarks; its own albedo is not used, all colours are painted here.
@@ -452,7 +459,8 @@ def random_face(
     """
     if size < 32 or seed < 0:
         raise InputError(
-            f"random_face: expected size of 32 px or more and a seed of 0 or more, got size {size} and seed {seed}"
+            f"random_face: expected size of 32 px or more and a seed of 0 or more, got size {size} and seed "
+            f"{seed}"
         )
     if variation.backgrounds is not None and not Path(variation.backgrounds).is_dir():
         raise InputError(f"{variation.backgrounds}: no such folder of background pictures")
@@ -480,7 +488,8 @@ def random_face(
     rgb, depth, pale = _head_samples(
         model, head, surface, triangles, which, points, person, hair, scene, gaze, streams
     )
-    # Exposed partly for this face, partly for a mean one; `pale` is what a mean skin would show in this light.
+    # Exposed partly for this face, partly for a mean one; `pale` is what a mean skin would show in this
+    # light.
     rng = streams["camera"]
     level = float(rgb.mean()) ** variation.adapt * max(pale, 1e-3) ** (1 - variation.adapt)
     gain = rng.uniform(*variation.exposure) / max(level, 1e-3)
@@ -524,7 +533,8 @@ def gaze_of(model: FaceModel, state: SceneState) -> np.ndarray:
 
 
 def _seen_triangles(clip: Tensor, triangles: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Those that show in the picture [M, 3], and their numbers [M]: what follows costs much less for them alone."""
+    """Those that show in the picture [M, 3], and their numbers [M]: what follows costs much less for them
+    alone."""
     backend = import_module(f"fitkit.render.backends.{pick_backend(clip.device)}_backend")
     index = backend.winning_triangles(clip[None], triangles, (size, size))
     which = index[index >= 0].unique()
@@ -585,7 +595,8 @@ def head_colors(
     """Linear RGB [N, 3] and factor on the gloss [N] of samples of the head.
 
     Args:
-        skin_map: from `paint_skin`; rest: [N, 3] mm, where on the mean head the samples lie; number: [N] their triangles;
+        skin_map: from `paint_skin`; rest: [N, 3] mm, where on the mean head the samples lie; number: [N]
+            their triangles;
         gaze: [2] degrees to the subject's left and up; pupil: its radius over that of the iris.
     """
     kind = head.kind[number]
@@ -659,7 +670,8 @@ def _add_hair(
 def hair_colors(
     shell: HairShell, look: HairLook, inside: np.ndarray, place: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Linear RGB [N, 3], cover [N] and factor on the gloss [N] of samples of the shell, from its fields there."""
+    """Linear RGB [N, 3], cover [N] and factor on the gloss [N] of samples of the shell, from its fields
+    there."""
     texture = look_up(shell.texture, place)
     alpha = np.clip((inside + texture[:, 1] * 1.6) / 2.5 + 0.5, 0, 1).astype(np.float32)
     return look.color.astype(np.float32) * texture[:, :1], alpha, np.clip(texture[:, 0], 0, 2) ** 2 * 0.8
@@ -847,7 +859,8 @@ def visible_landmarks(
     size = H // SUPERSAMPLE
     inside = ((marks >= -0.5) & (marks <= size - 0.5)).all(1)
     at = np.round((marks + 0.5) * SUPERSAMPLE - 0.5).astype(int).clip(0, H - 1)
-    # A point on the edge of the head may fall beside it: the deepest of the 3 x 3 samples decides, background left out.
+    # A point on the edge of the head may fall beside it: the deepest of the 3 x 3 samples decides, background
+    # left out.
     deepest = np.zeros(len(marks))
     for dy in (-1, 0, 1):
         for dx in (-1, 0, 1):
@@ -862,14 +875,15 @@ def outline_points(
 ) -> np.ndarray:
     """Jaw points [17, 2] px in the annotators' convention, one view.
 
-    The hidden ones of the side that is turned away march outwards in the picture, at their height along the head's up axis,
-    to the contour of the face without nose (landmark marching, Zhu et al., CVPR 2015, along lines of equal height in the
-    picture instead of on the model, so that a point does not jump when it gets hidden in a view from above or below).
-    `energies.landmarks` slides them on lines to the face centre; those end at the cheek, and in a profile the points would
-    crowd there.
+    The hidden ones of the side that is turned away march outwards in the picture, at their height along the
+    head's up axis, to the contour of the face without nose (landmark marching, Zhu et al., CVPR 2015, along
+    lines of equal height in the picture instead of on the model, so that a point does not jump when it gets
+    hidden in a view from above or below). `energies.landmarks` slides them on lines to the face centre; those
+    end at the cheek, and in a profile the points would crowd there.
 
     Args:
-        size: side of the picture, px; depth: [size * SUPERSAMPLE] * 2 mm, of the nearest surface of the head alone.
+        size: side of the picture, px; depth: [size * SUPERSAMPLE] * 2 mm, of the nearest surface of the head
+            alone.
     """
     marks = _landmarks(model, state).double().numpy()
     depths = state.pose.apply(model.landmark_basis.points(state.identity, state.expression))[0, :, 2].numpy()
@@ -912,7 +926,8 @@ CONTOUR_MARGIN = 0.5  # of the picture's size on each side
 
 
 def face_contour(model: FaceModel, state: SceneState, size: int) -> np.ndarray:
-    """Edge of the picture of the face without the nose, points [N, 2] px, half a sample apart or less; one view."""
+    """Edge of the picture of the face without the nose, points [N, 2] px, half a sample apart or less; one
+    view."""
     triangles = model.triangles[_face_without_nose(model)]
     pad = int(size * CONTOUR_MARGIN)
     lens = state.camera.scaled(torch.ones(1), torch.full((1, 2), -float(pad))).resized(1 / SUPERSAMPLE)

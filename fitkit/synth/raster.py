@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fitkit.geometry.spherical_harmonics import Y0, Y1, Y2, Y20, Y22
+from fitkit.render.backends.numba_backend import winning_triangles
 from fitkit.synth.paint import LampShadow
 from fitkit.synth.random_faces import COVERED
 from fitkit.synth.studio import Scene
-from fitkit.geometry.spherical_harmonics import Y0, Y1, Y2, Y20, Y22
-from fitkit.render.backends.numba_backend import winning_triangles
-
 
 TURNED_AWAY = 0.15  # smooth normals lean over at the silhouette; beyond, the back of the surface is seen
 
@@ -24,8 +23,8 @@ TURNED_AWAY = 0.15  # smooth normals lean over at the silhouette; beyond, the ba
 class Samples:
     """The nearest surface of one view, as a list of the N covered samples.
 
-    pixel: [N] int64, row * W + column; triangle: [N] int64; values: [N, C] float32, the vertices' values interpolated with
-    perspective-correct weights."""
+    pixel: [N] int64, row * W + column; triangle: [N] int64; values: [N, C] float32, the vertices' values
+    interpolated with perspective-correct weights."""
 
     pixel: np.ndarray
     triangle: np.ndarray
@@ -35,7 +34,8 @@ class Samples:
 def sample_mesh(clip: Tensor, triangles: Tensor, size: tuple[int, int], table: np.ndarray) -> Samples:
     """clip [V, 4] of one view, triangles [F, 3], size (H, W), table [V, C] float32: values of the vertices.
 
-    The same surface and weights as `render.rasterizer.rasterize` and `interpolate`, without derivatives, in one pass.
+    The same surface and weights as `render.rasterizer.rasterize` and `interpolate`, without derivatives, in
+    one pass.
     """
     corners, faces = clip.numpy(), triangles.numpy()
     near_samples = _around_samples(
@@ -103,8 +103,8 @@ def light_samples(
     """`synthetic.light` for head-frame normals of any length, turned to the camera's side; linear RGB [N, 3].
 
     Args:
-        albedo, normal: [N, 3]; scene_from_head, camera_from_head: [3, 3]; shine: [N]; open_sky: [N]; place: [N, 3] mm, head frame,
-            where the shadow of the lamp, made in that frame, is looked up.
+        albedo, normal: [N, 3]; scene_from_head, camera_from_head: [3, 3]; shine: [N]; open_sky: [N]; place:
+            [N, 3] mm, head frame, where the shadow of the lamp, made in that frame, is looked up.
     """
     count = len(albedo)
     lamp = np.asarray(scene.lamp, np.float64)
@@ -208,9 +208,11 @@ def _reaches(place, axes, middle, reach, nearest, out):
 
 
 class FineLayers:
-    """The picture so far at some samples per pixel side; the compiled counterpart of the layers in `random_faces`.
+    """The picture so far at some samples per pixel side; the compiled counterpart of the layers in
+    `random_faces`.
 
-    rgb: [H, H, 3] linear; depth: [H, H] mm, 1e9 = nothing; cover: [H, H] share of what is there that does not belong to the face."""
+    rgb: [H, H, 3] linear; depth: [H, H] mm, 1e9 = nothing; cover: [H, H] share of what is there that does not
+    belong to the face."""
 
     def __init__(self, ground: np.ndarray):
         self.rgb = np.ascontiguousarray(ground, np.float32)

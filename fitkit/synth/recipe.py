@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from collections.abc import Sequence
 
-from fitkit.synth.random_faces import FaceVariation
 from fitkit.errors import InputError
 from fitkit.io.options import (
     Degrees,
@@ -22,6 +21,7 @@ from fitkit.io.options import (
     read_yaml,
 )
 from fitkit.io.resources import find_recipe
+from fitkit.synth.random_faces import FaceVariation
 
 LARGEST_PX = 2048
 MOST_PICTURES = 500  # of one subject
@@ -29,9 +29,9 @@ MOST_PICTURES = 500  # of one subject
 
 @dataclass(frozen=True)
 class PathTracing:
-    """For renderer 'mitsuba'. samples: per pixel; bounces: of the light; environments: folder of pictures of surroundings
-    (.exr, .hdr, or 8-bit ones), empty = a procedural studio; visible: share of views with the surroundings as background;
-    roughness, specular: of the skin, (least, most)."""
+    """For renderer 'mitsuba'. samples: per pixel; bounces: of the light; environments: folder of pictures of
+    surroundings (.exr, .hdr, or 8-bit ones), empty = a procedural studio; visible: share of views with the
+    surroundings as background; roughness, specular: of the skin, (least, most)."""
 
     samples: Annotated[int, Range(1, 10**6)] = 64
     bounces: Annotated[int, Range(1, 1000)] = 4
@@ -45,16 +45,17 @@ class PathTracing:
 class SynthRecipe:
     """Everything about synthetic subjects except how many of them.
 
-    model: face model, name or file; views: cameras; frames: moments, each seen by every camera; size: side of the pictures, px.
-    setup: 'rig' the head and the light stand still and the cameras stand around them, 'turning' camera and light stand still and
-    the head turns. poses: 'spread' yaw evenly over -variation.yaw to variation.yaw, each changed by up to `jitter` degrees,
-    'random' as in `random_faces`; movement: most turn of the head between two frames of a rig, degrees.
-    expression: the same in all views of a frame, another one in each, or none; light, camera (focal length, distance, exposure and
-    colours), background: the same for all views of a subject, or drawn for each;
+    model: face model, name or file; views: cameras; frames: moments, each seen by every camera; size: side of
+    the pictures, px. setup: 'rig' the head and the light stand still and the cameras stand around them,
+    'turning' camera and light stand still and the head turns. poses: 'spread' yaw evenly over -variation.yaw
+    to variation.yaw, each changed by up to `jitter` degrees, 'random' as in `random_faces`; movement: most
+    turn of the head between two frames of a rig, degrees. expression: the same in all views of a frame,
+    another one in each, or none; light, camera (focal length, distance, exposure and colours), background:
+    the same for all views of a subject, or drawn for each;
     defocus: blur of the background over the size of the picture, (least, most);
     hair: the same in all views, or its outline another one in each.
-    landmark_noise: standard deviation of the points in the .pts files, px; jaw: their points 0-16 are fixed points of the skin or
-    the visible outline; cameras: write cameras.json for the fit.
+    landmark_noise: standard deviation of the points in the .pts files, px; jaw: their points 0-16 are fixed
+    points of the skin or the visible outline; cameras: write cameras.json for the fit.
     renderer: 'own' or 'mitsuba' with `path_tracing`; variation: how much people, light and photos differ.
     """
 
@@ -90,10 +91,12 @@ class SynthRecipe:
 def load_synth_recipe(
     name: str | os.PathLike = "default", overrides: Sequence[str] = (), changes: dict[str, Any] | None = None
 ) -> SynthRecipe:
-    """A shipped recipe by name or any recipe file by path; `changes` are laid over it, then the lines 'a.b=value'.
+    """A shipped recipe by name or any recipe file by path; `changes` are laid over it, then the lines
+    'a.b=value'.
 
     Raises:
-        InputError: no such recipe, unknown keys (with the nearest known one), wrong types, values that make no pictures.
+        InputError: no such recipe, unknown keys (with the nearest known one), wrong types, values that make
+            no pictures.
     """
     path = find_recipe("synth", name)
     recipe = build(SynthRecipe, apply_overrides(merge(read_yaml(path), changes or {}), overrides), path.name)

@@ -13,16 +13,18 @@ from fitkit.geometry.normals import vertex_normals
 from fitkit.models.makehuman import OUTER, MakeHumanModel
 from fitkit.render.rasterizer import rasterize
 
-# What a scan of the mean head shows: directions, degrees; size of a pixel, mm; the widest slit that it does not look into, mm; how far
-# behind the nearest surface a vertex may lie, mm; least cosine between normal and direction.
+# What a scan of the mean head shows: directions, degrees; size of a pixel, mm; the widest slit that it does
+# not look into, mm; how far behind the nearest surface a vertex may lie, mm; least cosine between normal and
+# direction.
 SCAN_YAWS, SCAN_DISTANCE_MM = (0.0, 45.0, -45.0, 80.0, -80.0), 1000.0
 SCAN_PIXEL_MM, SCAN_GAP_MM, SCAN_TOLERANCE_MM, SCAN_COSINE = 0.25, 1.5, 0.5, 0.1
 
 
 @functools.lru_cache(maxsize=1)
 def scanned_skin(model: MakeHumanModel) -> Tensor:
-    """Vertices [N] of the outer skin that a scan of the closed-mouth mean head shows: seen in one of SCAN_YAWS at least. The insides of
-    lips, nostrils and lids are left out, also where a slit narrower than SCAN_GAP_MM would let a ray through.
+    """Vertices [N] of the outer skin that a scan of the closed-mouth mean head shows: seen in one of
+    SCAN_YAWS at least. The insides of lips, nostrils and lids are left out, also where a slit narrower than
+    SCAN_GAP_MM would let a ray through.
     """
     mean, pixel = model.mean.double(), SCAN_PIXEL_MM
     normals = vertex_normals(model.mean[None], model.triangles)[0].double()

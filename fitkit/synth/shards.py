@@ -1,12 +1,12 @@
 """Many random faces in files.
 
-A folder holds `shard_00000.npz`, `shard_00001.npz`, ...; the faces of shard k have the seeds seed + k * shard_size + i, and
-model i mod (number of models). Arrays of a shard of n faces:
-    jpeg [total] uint8 and jpeg_end [n] int64: the pictures as JPEG files one after the other, each up to its `jpeg_end`;
-    landmarks [n, 68, 2] float32 px; visible [n, 68] bool; outline [n, 17, 2] float32 px; yaw_pitch_roll [n, 3] float32
-    degrees; model [n] names; seed [n] int64; size: side of the pictures, px.
-The fields mean what they mean in `random_faces.RandomFace`. A shard is written under another name and renamed when it is
-whole, so a folder can be read while it grows, and a run that was stopped goes on where it was.
+A folder holds `shard_00000.npz`, `shard_00001.npz`, ...; the faces of shard k have the seeds seed + k *
+shard_size + i, and model i mod (number of models). Arrays of a shard of n faces:
+    jpeg [total] uint8 and jpeg_end [n] int64: the pictures as JPEG files one after the other, each up to its
+    `jpeg_end`; landmarks [n, 68, 2] float32 px; visible [n, 68] bool; outline [n, 17, 2] float32 px;
+    yaw_pitch_roll [n, 3] float32 degrees; model [n] names; seed [n] int64; size: side of the pictures, px.
+The fields mean what they mean in `random_faces.RandomFace`. A shard is written under another name and renamed
+when it is whole, so a folder can be read while it grows, and a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from fitkit.synth.random_faces import FaceVariation, random_face
 from fitkit.errors import InputError
 from fitkit.io.atomic import remove_litter, written_whole
 from fitkit.io.foreign import DATA_BYTES, check_shapes, decode_picture, foreign_file, refused_as
 from fitkit.io.workers import run_jobs
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
+from fitkit.synth.random_faces import FaceVariation, random_face
 
 JPEG_QUALITY = 95
 NO_SHARD = ("not a readable shard of rendered faces", "delete it and render it again")
@@ -61,8 +61,9 @@ def render_faces(
     """Render `count` faces of these models in turn into shards; shards that are already there are kept.
 
     Args:
-        models: names or files for `load_model`; seed: of the first face; workers: processes, each with one thread;
-            progress: called with (faces done, count) after each shard; a bar in the terminal without it.
+        models: names or files for `load_model`; seed: of the first face; workers: processes, each with one
+            thread; progress: called with (faces done, count) after each shard; a bar in the terminal without
+            it.
     Returns:
         the shards' paths in order.
     Raises:
@@ -70,8 +71,8 @@ def render_faces(
     """
     if not models or count < 1 or workers < 1 or shard_size < 1:
         raise InputError(
-            f"render_faces: expected at least one model, face, worker and face per shard, got {len(models)} models, "
-            f"{count} faces, {workers} workers, {shard_size} per shard"
+            f"render_faces: expected at least one model, face, worker and face per shard, got {len(models)} "
+            f"models, {count} faces, {workers} workers, {shard_size} per shard"
         )
     folder = Path(folder)
     remove_litter(folder)
@@ -118,7 +119,8 @@ def _is_there(job) -> bool:
     )
     if int(arrays["size"]) != size or not same:
         raise InputError(
-            f"{path}: holds other faces than asked for (size, seed, count or models differ); choose another folder"
+            f"{path}: holds other faces than asked for (size, seed, count or models differ); choose another "
+            "folder"
         )
     return True
 

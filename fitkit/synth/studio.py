@@ -1,4 +1,5 @@
-"""Photos of people who do not exist: a face model with painted skin, light and a camera, and the exact truth."""
+"""Photos of people who do not exist: a face model with painted skin, light and a camera, and the exact
+truth."""
 
 from __future__ import annotations
 
@@ -13,7 +14,6 @@ from fitkit.geometry.color import srgb_from_linear
 from fitkit.geometry.rotation import so3_exp
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.models.face_model import FaceModel
-
 from fitkit.render.shading import Surface, average_blocks, surface_normals
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
@@ -27,9 +27,9 @@ SKIN = (0.50, 0.31, 0.22)  # linear RGB where the model has no albedo
 class Appearance:
     """What is painted on top of the model's albedo; all relative changes of linear RGB.
 
-    blotches: low-frequency variation; redness: the same in red against green and blue; freckles: depth of the spots;
-    freckles_per_cm2: their density on the face; pores: fine noise; hair: strands where the albedo is dark;
-    tint: factor on skin and hair.
+    blotches: low-frequency variation; redness: the same in red against green and blue; freckles: depth of the
+    spots; freckles_per_cm2: their density on the face; pores: fine noise; hair: strands where the albedo is
+    dark; tint: factor on skin and hair.
     """
 
     blotches: float = 0.07
@@ -44,10 +44,10 @@ class Appearance:
 
 @dataclass(frozen=True)
 class Scene:
-    """Light and surroundings. illumination: [9, 3] spherical harmonics in the camera frame with y up and z towards the
-    viewer (the light stands with the camera, the head turns); lamp: direction in the same frame and strength;
-    lamp_color: factor on it, linear RGB; gloss, shininess: strength and exponent of the lamp's highlight;
-    noise: standard deviation of the sensor noise in sRGB; top, bottom: background, sRGB."""
+    """Light and surroundings. illumination: [9, 3] spherical harmonics in the camera frame with y up and z
+    towards the viewer (the light stands with the camera, the head turns); lamp: direction in the same frame
+    and strength; lamp_color: factor on it, linear RGB; gloss, shininess: strength and exponent of the lamp's
+    highlight; noise: standard deviation of the sensor noise in sRGB; top, bottom: background, sRGB."""
 
     illumination: Tensor
     lamp: tuple[float, float, float] = (0.55, 0.45, 0.85)
@@ -61,7 +61,8 @@ class Scene:
 
 
 def studio(warmth: float = 0.06, side: float = 0.18, top: float = 0.22) -> Scene:
-    """A soft studio light from above and the right side of the picture; side, top: share of the mean light."""
+    """A soft studio light from above and the right side of the picture; side, top: share of the mean
+    light."""
     light = torch.zeros(9, 3)
     light[0] = 0.62 / 0.28209479177387814
     light[1] = top * 0.62 / 0.48860251190291992  # from above
@@ -85,12 +86,15 @@ def head_shot_state(
     """One person in B views of a perspective camera that looks at the middle of the face.
 
     Args:
-        identity: [K_id]; expression: [B, K_ex]; yaw_pitch_roll: [B, 3] degrees, signs as `scene.pose.yaw_pitch_roll`.
+        identity: [K_id]; expression: [B, K_ex]; yaw_pitch_roll: [B, 3] degrees, signs as
+            `scene.pose.yaw_pitch_roll`.
         size: (H, W) px; distance: mm; face_share: height from brows to chin over the height of the picture;
-            row: where the middle of the face stands, 0 = top, 1 = bottom; points: [68, 3] mm, the neutral landmarks if they are known.
+            row: where the middle of the face stands, 0 = top, 1 = bottom; points: [68, 3] mm, the neutral
+                landmarks if they are known.
     """
     B = len(yaw_pitch_roll)
-    # Positive pitch looks up and positive roll leans clockwise: both are negative turns about the head's x and z axes.
+    # Positive pitch looks up and positive roll leans clockwise: both are negative turns about the head's x
+    # and z axes.
     yaw, pitch, roll = torch.deg2rad(yaw_pitch_roll.to(model.mean)).unbind(-1)
     zero = torch.zeros_like(yaw)
     turn = (
@@ -131,7 +135,8 @@ def photograph(
     seed: int = 0,
     supersample: int = 3,
 ) -> np.ndarray:
-    """Pictures of the state, uint8 [B, H, W, 3]; deterministic by the seeds. supersample: samples per pixel side."""
+    """Pictures of the state, uint8 [B, H, W, 3]; deterministic by the seeds. supersample: samples per pixel
+    side."""
     rng = np.random.default_rng(seed)
     paint = _Paint(model, appearance)
     views = []
@@ -178,9 +183,11 @@ def light(
 
     Args:
         albedo: [N, 3] linear RGB; normal: [N, 3] unit, y up, z towards the viewer.
-        open_sky: [N, 1] share of the surroundings that the sample sees; lamp_reaches: [N, 1], 0 in the lamp's shadow;
-            shine: [N] or one number, factor on the scene's gloss. The defaults are an unshadowed surface;
-        viewer: [3] unit, towards the camera, for a scene that does not stand with it; then `normal` is in the scene's frame.
+        open_sky: [N, 1] share of the surroundings that the sample sees; lamp_reaches: [N, 1], 0 in the lamp's
+            shadow; shine: [N] or one number, factor on the scene's gloss. The defaults are an unshadowed
+            surface;
+        viewer: [3] unit, towards the camera, for a scene that does not stand with it; then `normal` is in the
+            scene's frame.
     """
     shade = (sh_basis(normal) @ scene.illumination).clamp_min(0.03)
     lamp = torch.nn.functional.normalize(torch.tensor(scene.lamp), dim=0)
@@ -233,7 +240,8 @@ class _Paint:
         return centers, radius, depth
 
     def __call__(self, rest: Tensor, albedo: Tensor, skin: Tensor) -> Tensor:
-        """Linear RGB [N, 3] at places [N, 3] of the mean head with this albedo [N, 3]; skin [N] bool: painted."""
+        """Linear RGB [N, 3] at places [N, 3] of the mean head with this albedo [N, 3]; skin [N] bool:
+        painted."""
         look = self.look
         out = albedo.clone()
         rest, albedo = rest[skin], albedo[skin]

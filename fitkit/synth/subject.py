@@ -1,8 +1,8 @@
 """Random people in several views with exact truth: what `fitkit synth` writes and `synth.dataset` trains on.
 
-`draw_subject` decides everything about one subject, `render_subject` makes its pictures and labels. The parts (people, light,
-paint, photos) are those of `random_faces`; here they stand in one scene that several cameras see. Everything follows from the
-recipe, its seed and the subject's number.
+`draw_subject` decides everything about one subject, `render_subject` makes its pictures and labels. The parts
+(people, light, paint, photos) are those of `random_faces`; here they stand in one scene that several cameras
+see. Everything follows from the recipe, its seed and the subject's number.
 """
 
 from __future__ import annotations
@@ -18,6 +18,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fitkit.geometry.normals import vertex_normals
+from fitkit.geometry.rotation import so3_exp
+from fitkit.geometry.spherical_harmonics import sh_basis
+from fitkit.io.images import to_rgb
+from fitkit.models.face_model import FaceModel
+from fitkit.models.makehuman import Traits
+from fitkit.render.shading import average_blocks
+from fitkit.scene.pose import Pose
+from fitkit.scene.state import SceneState
 from fitkit.synth.paint import (
     HairLook,
     HairShell,
@@ -28,6 +37,8 @@ from fitkit.synth.paint import (
     lamp_shadow,
     paint_skin,
 )
+from fitkit.synth.parse import ParsePlan, parse_plan, parse_samples, person_classes
+from fitkit.synth.people import aged, other_day, random_identity, suited
 from fitkit.synth.photo_effects import background, blurred, camera, occluder
 from fitkit.synth.random_faces import (
     HAIR_NEARER_MM,
@@ -47,21 +58,9 @@ from fitkit.synth.random_faces import (
     random_scene,
     visible_landmarks,
 )
-from fitkit.synth.people import aged, other_day, random_identity, suited
-from fitkit.synth.parse import ParsePlan, parse_plan, parse_samples, person_classes
 from fitkit.synth.raster import FineLayers, light_samples, sample_mesh
 from fitkit.synth.recipe import SynthRecipe
 from fitkit.synth.studio import Scene, head_shot_state, light
-from fitkit.geometry.normals import vertex_normals
-from fitkit.geometry.rotation import so3_exp
-from fitkit.geometry.spherical_harmonics import sh_basis
-from fitkit.io.images import to_rgb
-from fitkit.models.face_model import FaceModel
-from fitkit.models.makehuman import Traits
-
-from fitkit.render.shading import average_blocks
-from fitkit.scene.pose import Pose
-from fitkit.scene.state import SceneState
 
 STREAMS = (
     "person",
@@ -87,12 +86,13 @@ PIXEL_COVERED = 0.5  # share of a pixel beyond which the face does not show ther
 class SubjectPlan:
     """Everything about one subject, B pictures, picture b shows frame moment[b] through camera viewpoint[b].
 
-    neutral: [V, 3] mm, the face without expression. state: B views of one person; its illumination is the surroundings and
-    the lamp without shadows and highlights, in the head frame. gaze: [B, 2] degrees to the subject's left
-    and up; pupil: radius over the iris's; scenes: light of each view, one object
-    where it is shared; scene_from_head: [B, 3, 3], the frame of the light; exposure: [B] mean linear brightness; photos: [B] arguments
-    of `photo_effects.camera`; glasses: 'no', 'clear' or 'dark'; hairs: [B] where the hair differs between views, of which `hair` is
-    the common part, else None; traits: of a person whose model knows age and sex.
+    neutral: [V, 3] mm, the face without expression. state: B views of one person; its illumination is the
+    surroundings and the lamp without shadows and highlights, in the head frame. gaze: [B, 2] degrees to the
+    subject's left and up; pupil: radius over the iris's; scenes: light of each view, one object
+    where it is shared; scene_from_head: [B, 3, 3], the frame of the light; exposure: [B] mean linear
+    brightness; photos: [B] arguments of `photo_effects.camera`; glasses: 'no', 'clear' or 'dark'; hairs: [B]
+    where the hair differs between views, of which `hair` is the common part, else None; traits: of a person
+    whose model knows age and sex.
     """
 
     index: int
@@ -121,11 +121,11 @@ class SubjectPlan:
 class SubjectView:
     """One picture with its truth, all in its pixels; (0, 0) is the centre of the top-left one.
 
-    jpeg: the file; landmarks: [68, 2] px, exact, hidden ones included; given: [68, 2] px, with the recipe's noise and jaw;
-    visible: [68] bool as in `random_faces.RandomFace`; depth: [H, W] float32 mm of the bare model, 0 = nothing; normals: [H, W, 3]
-    float32, camera frame, smooth normals of the mesh, 0 = nothing; parse: [H, W] uint8, numbers of `energies.masks.PARSE`;
-    region: [H, W] uint8, the model's region + 1, 0 = nothing; covered: [H, W] uint8, 255 = hair, glasses or a thing in front hide
-    all of the pixel.
+    jpeg: the file; landmarks: [68, 2] px, exact, hidden ones included; given: [68, 2] px, with the recipe's
+    noise and jaw; visible: [68] bool as in `random_faces.RandomFace`; depth: [H, W] float32 mm of the bare
+    model, 0 = nothing; normals: [H, W, 3] float32, camera frame, smooth normals of the mesh, 0 = nothing;
+    parse: [H, W] uint8, numbers of `energies.masks.PARSE`; region: [H, W] uint8, the model's region + 1, 0 =
+    nothing; covered: [H, W] uint8, 255 = hair, glasses or a thing in front hide all of the pixel.
     """
 
     jpeg: bytes
@@ -145,8 +145,9 @@ class SubjectView:
             return to_rgb(picture)
 
 
-# Another picture of the head and its hair: (plan, view) -> linear RGB [S, S, 3], share of each pixel that is head or hair [S, S], and
-# the surroundings that light it, as seen behind it [S, S, 3], or None for a drawn background.
+# Another picture of the head and its hair: (plan, view) -> linear RGB [S, S, 3], share of each pixel that is
+# head or hair [S, S], and the surroundings that light it, as seen behind it [S, S, 3], or None for a drawn
+# background.
 HeadRenderer = Callable[["SubjectPlan", int], tuple[np.ndarray, np.ndarray, np.ndarray | None]]
 
 
@@ -225,7 +226,8 @@ def _per_view(option: str, count: int, draw: Callable) -> tuple:
 def _expressions(
     model: FaceModel, recipe: SynthRecipe, index: int, moment: np.ndarray
 ) -> tuple[Tensor, np.ndarray]:
-    """Coefficients [B, K_ex] and gaze [B, 2] degrees: each frame, or each picture, its own; without expression the eyes look ahead."""
+    """Coefficients [B, K_ex] and gaze [B, 2] degrees: each frame, or each picture, its own; without
+    expression the eyes look ahead."""
     if recipe.expression == "neutral":
         return torch.zeros(len(moment), model.num_expression), np.zeros((len(moment), 2))
     rows, gazes = [], []
@@ -350,7 +352,8 @@ def _photos(recipe: SynthRecipe, index: int) -> tuple[dict, ...]:
 
 
 def _in_head(scene: Scene, scene_from_head: Tensor) -> Tensor:
-    """Illumination [9, 3] in the head frame: the surroundings plus the lamp's unshadowed share, the nearest in bands 0 to 2."""
+    """Illumination [9, 3] in the head frame: the surroundings plus the lamp's unshadowed share, the nearest
+    in bands 0 to 2."""
     k = torch.arange(400, dtype=torch.float64) + 0.5
     z, turn = 1 - 2 * k / 400, k * 2.399963229728653  # a spiral of even density
     towards = torch.stack([(1 - z * z).sqrt() * turn.cos(), z, (1 - z * z).sqrt() * turn.sin()], -1)
@@ -414,7 +417,8 @@ class _Studio:
             ).astype(np.float32)
 
     def shape(self, state: SceneState) -> tuple[Tensor, np.ndarray]:
-        """Vertices [V, 3], head frame, and what is interpolated [V, 12]: rest 3, normal 3, vertex 3, open sky, lower lip, depth."""
+        """Vertices [V, 3], head frame, and what is interpolated [V, 12]: rest 3, normal 3, vertex 3, open
+        sky, lower lip, depth."""
         key = state.expression.numpy().tobytes()
         if key not in self.shapes:
             model = self.model
@@ -626,7 +630,8 @@ def subject_hair(model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan, b: in
 
 
 def plan_vertices(model: FaceModel, plan: SubjectPlan, state: SceneState) -> Tensor:
-    """Head-frame vertices [V, 3] of one view; what `state.vertices` gives, without the identity's part again."""
+    """Head-frame vertices [V, 3] of one view; what `state.vertices` gives, without the identity's part
+    again."""
     moved = state.expression[0] @ model.expression_basis.reshape(model.num_expression, -1)
     return plan.neutral + moved.reshape(-1, 3)
 

@@ -1,4 +1,5 @@
-"""From photos without labels to a better network: fit them, train on the fits, start the next fits from the network."""
+"""From photos without labels to a better network: fit them, train on the fits, start the next fits from the
+network."""
 
 from __future__ import annotations
 
@@ -40,13 +41,15 @@ def distill(
 ) -> dict[str, Any]:
     """Rounds of fits and trainings.
 
-    Round r fits all subject folders below `photos` into folder/round_r/fits, from the landmarks or from the network of the round before,
-    whichever fits better ('auto'), and trains the recipe `training` into folder/round_r/training with these fits as its data set
-    'fits', from the weights of the round before. folder/distill.json lists what each round came to.
+    Round r fits all subject folders below `photos` into folder/round_r/fits, from the landmarks or from the
+    network of the round before, whichever fits better ('auto'), and trains the recipe `training` into
+    folder/round_r/training with these fits as its data set 'fits', from the weights of the round before.
+    folder/distill.json lists what each round came to.
 
     Args:
         training: recipe with a data set of kind 'fits' and name 'fits'; overrides: 'key=value' changes of it.
-        fit_recipe, fit_overrides: of the fits. init_weights: network that the first round's fits may start from; empty = none.
+        fit_recipe, fit_overrides: of the fits. init_weights: network that the first round's fits may start
+            from; empty = none.
         resume: go on where a run with the same arguments was stopped.
         fit_done: see the progress of `fit_folder`; step_done, progress, begun: see `train_regressor`.
     Returns:
@@ -123,8 +126,9 @@ def settled(
     source = next((s for s in recipe.data if s.name == FITS), None)
     if source is None or source.kind != FITS:
         raise InputError(
-            f"recipe '{recipe.name}': expected a data set with the name '{FITS}' and the kind '{FITS}' in 'data', which the "
-            f"rounds fill; it has {', '.join(f'{s.name} ({s.kind})' for s in recipe.data) or 'none'}"
+            f"recipe '{recipe.name}': expected a data set with the name '{FITS}' and the kind '{FITS}' in "
+            "'data', which the rounds fill; it has "
+            f"{', '.join(f'{s.name} ({s.kind})' for s in recipe.data) or 'none'}"
         )
     changes = [*overrides, f"data.{FITS}.folder={fits}", f"data.{FITS}.options.photos={photos}"]
     return load_regressor_training(training, changes + ([f"net.start={weights}"] if weights else []))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Sequence
+from typing import Annotated
 
 from fitkit.data.landmark_frames import Augmentation
 from fitkit.errors import InputError
@@ -28,8 +29,9 @@ from fitkit.observe.landmarks.network import NetworkOptions
 
 @dataclass(frozen=True)
 class FrameSource:
-    """Real pictures with a .pts beside each. folder: the root of the tree, one folder per person below it; share: of the
-    training crops; surroundings: share of these crops that show the picture without the face."""
+    """Real pictures with a .pts beside each. folder: the root of the tree, one folder per person below it;
+    share: of the training crops; surroundings: share of these crops that show the picture without the
+    face."""
 
     folder: str = ""
     share: Share = 0.5
@@ -39,7 +41,8 @@ class FrameSource:
 @dataclass(frozen=True)
 class RenderSource:
     """Rendered faces, made on first use. folder: where they are kept (empty: `renders` in the output folder);
-    models: face models, in turn; count: how many faces; seed: of the first one; size: px; workers: processes that render."""
+    models: face models, in turn; count: how many faces; seed: of the first one; size: px; workers: processes
+    that render."""
 
     folder: str = ""
     models: Annotated[tuple[str, ...], Length(1)] = ("generic",)
@@ -51,9 +54,9 @@ class RenderSource:
 
 @dataclass(frozen=True)
 class Schedule:
-    """steps of `batch` crops with AdamW: the learning rate rises for `warmup` steps and then falls along a cosine;
-    average: decay of the running average of the weights, which is what is kept; save: steps between two checkpoints and
-    validations; workers: processes that make crops; bfloat16: mixed precision."""
+    """steps of `batch` crops with AdamW: the learning rate rises for `warmup` steps and then falls along a
+    cosine; average: decay of the running average of the weights, which is what is kept; save: steps between
+    two checkpoints and validations; workers: processes that make crops; bfloat16: mixed precision."""
 
     steps: Count = 20000
     batch: Annotated[int, Range(1, 10**6)] = 64
@@ -68,8 +71,8 @@ class Schedule:
 
 @dataclass(frozen=True)
 class LossOptions:
-    """position: weight of the plain distance, in units of `unit` as a share of the crop, beside the likelihood;
-    visibility: weight of the cross entropy of being seen."""
+    """position: weight of the plain distance, in units of `unit` as a share of the crop, beside the
+    likelihood; visibility: weight of the cross entropy of being seen."""
 
     position: NonNegative = 0.5
     unit: Positive = 0.02
@@ -96,12 +99,14 @@ def load_landmark_training(
     """A shipped recipe by name or any recipe file by path, with 'a.b=value' lines laid over it.
 
     Raises:
-        InputError: no such recipe, unknown keys (with the nearest known one), wrong types, values out of range.
+        InputError: no such recipe, unknown keys (with the nearest known one), wrong types, values out of
+            range.
     """
     path = find_recipe("train", name)
     recipe = build(LandmarkTraining, apply_overrides(read_yaml(path), overrides), path.name)
     if recipe.frames.share > 0 and not recipe.frames.folder:
         raise InputError(
-            f"{path.name}: frames.folder is not set; give the folder of pictures with .pts files: frames.folder=FOLDER"
+            f"{path.name}: frames.folder is not set; give the folder of pictures with .pts files: "
+            "frames.folder=FOLDER"
         )
     return recipe

@@ -52,7 +52,8 @@ FILES = (
 
 @dataclass(frozen=True)
 class Faces:
-    """What is learned from: real faces and their surroundings, rendered faces; `validation`: real faces of people held out."""
+    """What is learned from: real faces and their surroundings, rendered faces; `validation`: real faces of
+    people held out."""
 
     frames: tuple[LabelledFace, ...]
     surroundings: tuple[LabelledFace, ...]
@@ -78,7 +79,8 @@ def load_faces(
                 surroundings.extend(load_surroundings(frame, np.random.default_rng([recipe.seed, number])))
         if not frames:
             raise InputError(
-                f"{recipe.frames.folder}: everyone in it is held out for validation; give pictures of more people"
+                f"{recipe.frames.folder}: everyone in it is held out for validation; give pictures of more "
+                "people"
             )
     renders = _renders(recipe, folder, progress) if recipe.frames.share < 1 else []
     return Faces(tuple(frames), tuple(surroundings), tuple(renders), tuple(validation))
@@ -146,9 +148,10 @@ def landmark_loss(
     """The terms of the loss and their sum `total`, all scalars.
 
     likelihood: negative logarithm of the density exp(-r / b) / (2 pi b^2) of the distance r of a point, with
-    b = sigma / sqrt(3), for which sigma is the standard deviation of each coordinate (E[r^2] = 6 b^2). Its long tails
-    forgive wrong labels; that a network can learn its own noise is shown in Kendall and Gal, NeurIPS 2017.
-    position: mean distance over `unit`; visibility: cross entropy. Each is a mean over the points with a label.
+    b = sigma / sqrt(3), for which sigma is the standard deviation of each coordinate (E[r^2] = 6 b^2). Its
+    long tails forgive wrong labels; that a network can learn its own noise is shown in Kendall and Gal,
+    NeurIPS 2017. position: mean distance over `unit`; visibility: cross entropy. Each is a mean over the
+    points with a label.
     """
     distance = (output.points - batch["points"]).norm(dim=-1)
     known = batch["known"].to(distance.dtype)
@@ -194,12 +197,14 @@ def train_landmarks(
 ) -> Path:
     """Train, and write the weights.
 
-    Writes into `folder`: landmarks68.safetensors (half precision; the network's options as JSON in its metadata),
-    checkpoint.pt, log.csv (one line each `schedule.save` steps), events for TensorBoard in tensorboard/, and recipe.yaml. With
-    `resume` the losses go on exactly as without the interruption (same device, same number of threads).
+    Writes into `folder`: landmarks68.safetensors (half precision; the network's options as JSON in its
+    metadata), checkpoint.pt, log.csv (one line each `schedule.save` steps), events for TensorBoard in
+    tensorboard/, and recipe.yaml. With `resume` the losses go on exactly as without the interruption (same
+    device, same number of threads).
 
     Args:
-        step_done: called after each step with its number and the terms of the loss; progress: with lines about what was done;
+        step_done: called after each step with its number and the terms of the loss; progress: with lines
+            about what was done;
         begun: once before the first step, with the steps that are done and those of the whole training.
     Returns:
         the path of the weights.
@@ -225,7 +230,8 @@ def train_landmarks(
     write_recipe(folder, recipe)
     faces = load_faces(recipe, folder, progress)
     progress(
-        f"{len(faces.frames)} pictures, {len(faces.renders)} rendered faces, {len(faces.validation)} pictures of people held out"
+        f"{len(faces.frames)} pictures, {len(faces.renders)} rendered faces, {len(faces.validation)} "
+        "pictures of people held out"
     )
     task = LandmarkTask(recipe, folder, network, faces)
     Loop(
@@ -302,8 +308,9 @@ class LandmarkTask(Task):
     def refusal(self, step: int, what: str, sentence: str) -> FitError:
         batch = self.recipe.schedule.batch
         return FitError(
-            f"step {step + 1}: {sentence} (crops {step * batch} to {(step + 1) * batch - 1} of the training); lower "
-            f"schedule.learning_rate, and continue from {self.folder / CHECKPOINT} with --resume"
+            f"step {step + 1}: {sentence} (crops {step * batch} to {(step + 1) * batch - 1} of the "
+            f"training); lower schedule.learning_rate, and continue from {self.folder / CHECKPOINT} with "
+            "--resume"
         )
 
     @torch.no_grad()

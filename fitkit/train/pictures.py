@@ -35,9 +35,9 @@ PART_COLORS = np.array(
 def draw_batch(
     images: Tensor, valid: Tensor, prediction: Prediction, model: FaceModel, most: int = 4
 ) -> np.ndarray:
-    """The pictures of the first people with what is predicted of them, uint8 [h, w, 3]: a row for each person; for each view the
-    picture and a column for each of mesh, depth, position map and parse that the network gives, or else its landmarks; a missing view
-    stays grey."""
+    """The pictures of the first people with what is predicted of them, uint8 [h, w, 3]: a row for each
+    person; for each view the picture and a column for each of mesh, depth, position map and parse that the
+    network gives, or else its landmarks; a missing view stays grey."""
     size = images.shape[-1]
     rows, frame = [], 0
     for person, there in enumerate(valid[:most].cpu()):

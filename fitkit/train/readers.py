@@ -39,8 +39,9 @@ def reader(kind: str) -> tuple[type, Callable[..., FaceDataset]]:
 
 @dataclass(frozen=True)
 class SyntheticOptions:
-    """Where the entry has a folder, that of `fitkit synth`: count: subjects at most, 0 = all. Otherwise they are made in memory:
-    recipe: of `fitkit synth`; overrides: 'key=value' lines laid over it; count: subjects, 0 = 1000."""
+    """Where the entry has a folder, that of `fitkit synth`: count: subjects at most, 0 = all. Otherwise they
+    are made in memory: recipe: of `fitkit synth`; overrides: 'key=value' lines laid over it; count: subjects,
+    0 = 1000."""
 
     recipe: str = "default"
     overrides: tuple[str, ...] = ()

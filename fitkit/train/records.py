@@ -1,4 +1,5 @@
-"""What a training keeps in its folder: the claim on it, checkpoints, the log, files that are whole or not there."""
+"""What a training keeps in its folder: the claim on it, checkpoints, the log, files that are whole or not
+there."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def claim_folder(
     writer: str,
     resume: bool,
 ) -> None:
-    """See that a training may write into a folder: nothing but files of it lie there, and recipe.yaml, if there, says `recipe`.
+    """See that a training may write into a folder: nothing but files of it lie there, and recipe.yaml, if
+    there, says `recipe`.
 
     parse: mappings -> a recipe, in which options that came later have their defaults.
 
@@ -47,10 +49,12 @@ def claim_folder(
     if stored.is_file() and not _says(stored, recipe, parse):
         if not checkpoint.exists():
             raise InputError(
-                f"{stored}: is another recipe than that of this training, which would overwrite it; give another folder"
+                f"{stored}: is another recipe than that of this training, which would overwrite it; give "
+                "another folder"
             )
         raise InputError(
-            f"{checkpoint}: belongs to another recipe; continue with the options in {stored}, or give another folder"
+            f"{checkpoint}: belongs to another recipe; continue with the options in {stored}, or give "
+            "another folder"
         )
 
 
@@ -78,8 +82,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 class CsvLog:
-    """log.csv: one line for each row that is added. After an interruption it goes on behind the last line of the checkpoint, which
-    was made after step number `step`."""
+    """log.csv: one line for each row that is added. After an interruption it goes on behind the last line of
+    the checkpoint, which was made after step number `step`."""
 
     def __init__(self, path: Path, columns: Sequence[str], step: int):
         self.columns = list(columns)
@@ -102,7 +106,8 @@ class CsvLog:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint: step, network, optimizer, random and whatever else the training keeps. Those of earlier versions are read as well.
+    """A checkpoint: step, network, optimizer, random and whatever else the training keeps. Those of earlier
+    versions are read as well.
 
     Raises:
         InputError: not readable, or no checkpoint.
@@ -116,13 +121,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     missing = LEAST - set(state if isinstance(state, dict) else ())
     if missing:
         raise InputError(
-            f"{path}: not a checkpoint of this training, it lacks {', '.join(sorted(missing))}; remove it to start again"
+            f"{path}: not a checkpoint of this training, it lacks {', '.join(sorted(missing))}; remove it "
+            "to start again"
         )
     return state
 
 
 def _of_lightning(state: dict[str, Any]) -> dict[str, Any]:
-    """Of versions whose loop was that of Lightning's Trainer: there one optimizer holds all parameters that learn in any stage."""
+    """Of versions whose loop was that of Lightning's Trainer: there one optimizer holds all parameters that
+    learn in any stage."""
     return {
         "step": state["global_step"],
         "network": {k.removeprefix("network."): v for k, v in state["state_dict"].items()},

@@ -80,19 +80,23 @@ def train_regressor(
 ) -> Path:
     """Train, and write the weights.
 
-    Writes into `folder`: regressor.safetensors and card.json at the end; checkpoint.ckpt every `save` steps; log.csv, events for
-    TensorBoard in tensorboard/, pictures/step_N.png, recipe.yaml. With `resume` the losses go on exactly as without the
-    interruption (same device, same number of threads).
+    Writes into `folder`: regressor.safetensors and card.json at the end; checkpoint.ckpt every `save` steps;
+    log.csv, events for TensorBoard in tensorboard/, pictures/step_N.png, recipe.yaml. With `resume` the
+    losses go on exactly as without the interruption (same device, same number of threads).
 
     Args:
-        model: the face model; None loads the recipe's. datasets: name -> data set, instead of those of the recipe's folders.
+        model: the face model; None loads the recipe's. datasets: name -> data set, instead of those of the
+            recipe's folders.
         make_estimator: makes the flow estimators that energies ask for.
-        step_done: called after each step with its number and the value of each energy and their sum, 'total'; progress: with lines about
-        what was done; begun: once before the first step, with the steps that are done and those of the whole training.
+        step_done: called after each step with its number and the value of each energy and their sum, 'total';
+            progress: with lines about
+        what was done; begun: once before the first step, with the steps that are done and those of the whole
+        training.
     Returns:
         the path of the weights.
     Raises:
-        InputError: the folder holds a training and `resume` is False, or one of another recipe; data that cannot be used.
+        InputError: the folder holds a training and `resume` is False, or one of another recipe; data that
+            cannot be used.
         FitError: the loss or its gradient is no longer a number; the ids of the batch are in bad_batch.json.
     """
     folder = Path(folder)
@@ -169,7 +173,8 @@ def open_parts(
         )
         if not len(both[-1][0].index):
             raise InputError(
-                f"data '{source.name}': everyone in it is held out for validation; give more people, or validation.share=0"
+                f"data '{source.name}': everyone in it is held out for validation; give more people, or "
+                "validation.share=0"
             )
     return [a for a, _ in both], [b for _, b in both]
 
@@ -185,8 +190,8 @@ def _check_stages(recipe: RegressorTraining, network: Predictor, training: Seque
                 raise unknown_key(part, parts, f"stage '{stage.name}': free")
         if not set(stage.free or parts) - set(recipe.net.frozen):
             raise InputError(
-                f"stage '{stage.name}': nothing learns in it: {', '.join(stage.free or parts)} are in net.frozen; free another "
-                "part, or take them out of net.frozen"
+                f"stage '{stage.name}': nothing learns in it: {', '.join(stage.free or parts)} are in "
+                "net.frozen; free another part, or take them out of net.frozen"
             )
         for name in stage.data:
             if name not in names:
@@ -194,7 +199,8 @@ def _check_stages(recipe: RegressorTraining, network: Predictor, training: Seque
 
 
 class RegressorTask(Task):
-    """A network that predicts faces, its optimizer and its cost. What belongs to a stage follows from the number of the step."""
+    """A network that predicts faces, its optimizer and its cost. What belongs to a stage follows from the
+    number of the step."""
 
     def __init__(
         self,
@@ -310,7 +316,8 @@ class RegressorTask(Task):
         )
         return FitError(
             f"step {step + 1}: {sentence}; the ids of its samples are in {path}; "
-            f"lower the stage's learning_rate or look at the samples, and continue from {self.folder / CHECKPOINT} with --resume"
+            "lower the stage's learning_rate or look at the samples, and continue from "
+            f"{self.folder / CHECKPOINT} with --resume"
         )
 
     def row(self, step: int) -> dict[str, Any]:
@@ -357,7 +364,8 @@ def card(
     training: Sequence[Part],
     metrics: dict[str, Any],
 ) -> dict[str, Any]:
-    """What a user of the weights should know: where they come from, how good they are, what may be done with them."""
+    """What a user of the weights should know: where they come from, how good they are, what may be done with
+    them."""
     return {
         "format": "fitkit-regressor-card-1",
         "fitkit": __version__,
@@ -382,6 +390,7 @@ def card(
             {"name": s.name, "energies": {n: o.weight for n, o in s.energies.items()}} for s in recipe.stages
         ],
         "metrics": metrics,
-        "licence": "The weights follow the terms of the data and of the face model that they were trained with; see 'data' and 'model'.",
+        "licence": "The weights follow the terms of the data and of the face model that they were trained "
+        "with; see 'data' and 'model'.",
         "machine": machine(),
     }

@@ -32,15 +32,16 @@ from fitkit.train.regressor_recipe import DataSource, RegressorTraining, Trainin
 
 @dataclass(frozen=True)
 class Batch:
-    """ids: of S samples, 'data set/sample'; images: [S, V, 3, size, size] in [0, 1], grey where a view is missing; valid: [S, V]
-    bool; people: what is seen of each of them, the views that are there in the order of the slots."""
+    """ids: of S samples, 'data set/sample'; images: [S, V, 3, size, size] in [0, 1], grey where a view is
+    missing; valid: [S, V] bool; people: what is seen of each of them, the views that are there in the order
+    of the slots."""
 
     ids: tuple[str, ...]
     images: Tensor
     valid: Tensor
     people: tuple[Observations, ...]
 
-    def to(self, device: torch.device | str) -> "Batch":
+    def to(self, device: torch.device | str) -> Batch:
         return move(self, device)
 
 
@@ -66,7 +67,7 @@ class InputOptions:
     most_views: int = 4
 
     @staticmethod
-    def of(network: Predictor, most_views: int = 4) -> "InputOptions":
+    def of(network: Predictor, most_views: int = 4) -> InputOptions:
         return InputOptions(network.views, network.size, network.crop, network.camera_kind, most_views)
 
 
@@ -81,8 +82,8 @@ def prepare(
     """One sample as the network and the energies take it.
 
     Returns:
-        images [V, 3, size, size] and valid [V] of the slots, or of the views that are there where the network has none, and the
-        observations of the views that are there, in their order.
+        images [V, 3, size, size] and valid [V] of the slots, or of the views that are there where the network
+        has none, and the observations of the views that are there, in their order.
     Raises:
         InputError: none of its views belongs into a slot, or a view has too few landmarks; `where` names it.
     """
@@ -95,8 +96,9 @@ def prepare(
     there = [s for s, view in enumerate(slots) if view is not None]
     if not there:
         raise InputError(
-            f"{where}: none of its views fits a view of the recipe: heads turned by {', '.join(f'{y:.0f}' for y in yaw)} "
-            f"degrees, expected {', '.join(f'{s.name} {s.yaw[0]:g} to {s.yaw[1]:g}' for s in inputs.views)}"
+            f"{where}: none of its views fits a view of the recipe: heads turned by "
+            f"{', '.join(f'{y:.0f}' for y in yaw)} degrees, expected "
+            f"{', '.join(f'{s.name} {s.yaw[0]:g} to {s.yaw[1]:g}' for s in inputs.views)}"
         )
     absent = rng.random(len(there)) < augmentation.missing
     absent[rng.integers(len(there))] = False  # somebody has to be there
@@ -127,7 +129,8 @@ def collate(samples: Sequence[tuple[str, Tensor, Tensor, Observations]]) -> Batc
 
 
 class KeptSamples(FaceDataset):
-    """Samples of another data set, each read once. Pictures and classes are kept with 8 bits, normals with 16."""
+    """Samples of another data set, each read once. Pictures and classes are kept with 8 bits, normals with
+    16."""
 
     def __init__(self, dataset: FaceDataset):
         self.dataset, self.terms, self._kept = dataset, getattr(dataset, "terms", ""), {}
@@ -180,8 +183,8 @@ def sample_id(dataset: FaceDataset, index: int) -> str:
 
 
 def split(source: DataSource, dataset: FaceDataset, share: float) -> tuple[Part, Part]:
-    """Training and validation part: people are held out by their names (the part of the id before the first '/'), which stays the
-    same whatever else the data hold."""
+    """Training and validation part: people are held out by their names (the part of the id before the first
+    '/'), which stays the same whatever else the data hold."""
     out = np.array(
         [share > 0 and held_out(sample_id(dataset, i).partition("/")[0], share) for i in range(len(dataset))],
         dtype=bool,
@@ -197,7 +200,8 @@ def stage_steps(stage: TrainingStage, parts: Sequence[Part], batch: int) -> int:
 
 
 def stage_augmentation(augmentation: FaceAugmentation, stage: TrainingStage) -> FaceAugmentation:
-    """The augmentation of a stage: colours of one person change together where one of its energies compares views."""
+    """The augmentation of a stage: colours of one person change together where one of its energies compares
+    views."""
     if augmentation.colors != "auto":
         return augmentation
     compared = any(find(name).cross_view for name in stage.energies)
@@ -279,8 +283,9 @@ def begin_worker(worker: int) -> None:
 
 
 class Batches:
-    """The batches of a training from step `first` on, of one device among `devices`. batch: people per step and device, in each stage.
-    Has no length: what is left over when a training goes on in the middle is nobody's business but its own."""
+    """The batches of a training from step `first` on, of one device among `devices`. batch: people per step
+    and device, in each stage. Has no length: what is left over when a training goes on in the middle is
+    nobody's business but its own."""
 
     def __init__(
         self,
@@ -328,14 +333,16 @@ def large_labels(recipe: RegressorTraining) -> set[str]:
 
 
 def open_data(source: DataSource, model: FaceModel, labels: Collection[str] = LARGE) -> FaceDataset:
-    """The data set of a recipe's entry; labels: which of the large ones are read, where its reader has a choice.
+    """The data set of a recipe's entry; labels: which of the large ones are read, where its reader has a
+    choice.
 
     Raises:
         InputError: no folder given, or not the layout that its reader expects.
     """
     if not source.folder and source.kind != "synthetic":
         raise InputError(
-            f"data '{source.name}': its folder is not set; give data.{source.name}.folder=FOLDER, or leave the data set out"
+            f"data '{source.name}': its folder is not set; give data.{source.name}.folder=FOLDER, or leave "
+            "the data set out"
         )
     folder = Path(source.folder) if source.folder else None
     more = {"labels": labels} if source.kind == "synthetic" else {}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, Sequence
+from typing import Annotated, Any, Literal
 
 from fitkit.data.augment import FaceAugmentation
 from fitkit.energies.registry import training_options
@@ -51,8 +52,9 @@ class DataSource:
 class NetChoice:
     """A network and what it starts from.
 
-    start: regressor.safetensors of another training with the same network, torchvision's vgg11_bn (.pth) for the trunk of mvfnet, or
-    'builtin' or a landmarks68.safetensors, the landmark network, for the encoder of fitkit_init; empty = random weights.
+    start: regressor.safetensors of another training with the same network, torchvision's vgg11_bn (.pth) for
+    the trunk of mvfnet, or 'builtin' or a landmarks68.safetensors, the landmark network, for the encoder of
+    fitkit_init; empty = random weights.
     """
 
     name: str = "mvfnet"  # of a network of fitkit.nets
@@ -95,8 +97,8 @@ class TrainingStage:
     def __post_init__(self):
         if (self.decay == "halve_every") != (self.halve_every > 0):
             raise InputError(
-                f"stage '{self.name}': expected decay: halve_every together with halve_every, a number of steps above 0, got "
-                f"decay: {self.decay} and halve_every: {self.halve_every}"
+                f"stage '{self.name}': expected decay: halve_every together with halve_every, a number of "
+                f"steps above 0, got decay: {self.decay} and halve_every: {self.halve_every}"
             )
 
 
@@ -112,7 +114,8 @@ class Validation:
 
 @dataclass(frozen=True)
 class RegressorTraining:
-    """A whole training; every option with its value. precision, accelerator, devices, strategy: as Lightning's Fabric takes them."""
+    """A whole training; every option with its value. precision, accelerator, devices, strategy: as
+    Lightning's Fabric takes them."""
 
     name: str
     stages: tuple[TrainingStage, ...]
@@ -143,11 +146,12 @@ class RegressorTraining:
 
 
 def load_regressor_training(name: str | os.PathLike, overrides: Sequence[str] = ()) -> RegressorTraining:
-    """A shipped recipe by name or any recipe file by path, with 'a.b=value' lines laid over it; stages and data sets by name:
-    'stages.supervised.steps=100', 'data.lp.folder=300W_LP'.
+    """A shipped recipe by name or any recipe file by path, with 'a.b=value' lines laid over it; stages and
+    data sets by name: 'stages.supervised.steps=100', 'data.lp.folder=300W_LP'.
 
     Raises:
-        InputError: no such recipe, unknown keys (with the nearest known one), wrong types, values out of range.
+        InputError: no such recipe, unknown keys (with the nearest known one), wrong types, values out of
+            range.
     """
     path = find_recipe("train", name)
     return parse_regressor_training(apply_overrides(read_yaml(path), overrides), path.name)

@@ -1,4 +1,5 @@
-"""The cost of a predicted state: the energies of a stage, each on the people of a batch that it can be used for."""
+"""The cost of a predicted state: the energies of a stage, each on the people of a batch that it can be used
+for."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ from fitkit.train.regressor_recipe import TrainingStage
 
 @dataclass(frozen=True)
 class TermValue:
-    """value: weighted robust cost, mean over the people of the batch; people: for how many it could be used; rms: root mean square
-    of its valid residuals, in sigmas."""
+    """value: weighted robust cost, mean over the people of the batch; people: for how many it could be used;
+    rms: root mean square of its valid residuals, in sigmas."""
 
     value: float
     people: int
@@ -40,8 +41,9 @@ class TermValue:
 class StageCost:
     """The cost of one stage.
 
-    Energies that sum count per person: the cost is the mean over the people of the batch of what `Objective.cost` gives for one
-    person. Energies that take means are weighted with the number of people they could be used for.
+    Energies that sum count per person: the cost is the mean over the people of the batch of what
+    `Objective.cost` gives for one person. Energies that take means are weighted with the number of people
+    they could be used for.
     """
 
     def __init__(
@@ -65,7 +67,8 @@ class StageCost:
         done: share of the stage that is done.
 
         Raises:
-            InputError: none of the energies can be used for these people, or the network does not predict what one needs.
+            InputError: none of the energies can be used for these people, or the network does not predict
+                what one needs.
         """
         total, report, joined = None, {}, {}
         for name, options in self.stage.energies.items():
@@ -86,7 +89,8 @@ class StageCost:
         return total, report
 
     def load_networks(self) -> None:
-        """Make the flow estimators and networks of the stage now, so that missing weights are told before anything is trained.
+        """Make the flow estimators and networks of the stage now, so that missing weights are told before
+        anything is trained.
 
         Raises:
             InputError, MissingWeightsError: one that cannot be had.
@@ -118,8 +122,8 @@ class StageCost:
         lacking = {name: {m for o in people for m in self._missing(name, o)} for name in self.stage.energies}
         needed = "; ".join(f"{name} lacks {', '.join(sorted(what))}" for name, what in lacking.items())
         return (
-            f"stage '{self.stage.name}': none of its energies ({', '.join(self.stage.energies)}) can be used for these "
-            f"samples: {needed}; choose other data for the stage"
+            f"stage '{self.stage.name}': none of its energies ({', '.join(self.stage.energies)}) can be "
+            f"used for these samples: {needed}; choose other data for the stage"
         )
 
     def _cost(
@@ -161,8 +165,9 @@ class StageCost:
                 there = None if there is None else getattr(there, name)
             if there is None:
                 raise InputError(
-                    f"stage '{self.stage.name}': energy '{spec.name}' needs a network that predicts {PARTS[part]} "
-                    f"({part}), and this one gives {', '.join(prediction.gives)}; leave it out or choose another network"
+                    f"stage '{self.stage.name}': energy '{spec.name}' needs a network that predicts "
+                    f"{PARTS[part]} ({part}), and this one gives {', '.join(prediction.gives)}; leave it "
+                    "out or choose another network"
                 )
 
 

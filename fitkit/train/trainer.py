@@ -48,8 +48,9 @@ class LoopOptions:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who is told what. step_done: after each step, with its number (from 1) and the values of its cost; line: what was done; begun:
-    once before the first step, with the steps that are done and those of the whole training."""
+    """Who is told what. step_done: after each step, with its number (from 1) and the values of its cost;
+    line: what was done; begun: once before the first step, with the steps that are done and those of the
+    whole training."""
 
     step_done: Callable[[int, dict[str, float]], None] = lambda step, values: None
     line: Callable[[str], None] = lambda line: None
@@ -80,7 +81,8 @@ class Task(ABC):
 
     @abstractmethod
     def optimizer(self, step: int) -> torch.optim.Optimizer:
-        """Of the stage of this step, with nothing but the parameters that learn in it; the others are frozen here."""
+        """Of the stage of this step, with nothing but the parameters that learn in it; the others are frozen
+        here."""
 
     @abstractmethod
     def rate(self, step: int) -> float:
@@ -92,13 +94,15 @@ class Task(ABC):
 
     @abstractmethod
     def cost(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
-        """The cost, a differentiable scalar, and what is told of it. Runs under the precision of the training."""
+        """The cost, a differentiable scalar, and what is told of it. Runs under the precision of the
+        training."""
 
     @abstractmethod
     def refusal(self, step: int, what: str, sentence: str) -> FitError:
-        """Why the training stops: `what` ('loss' or 'gradient') of step number `step` (from 0) is no number; keeps what tells why."""
+        """Why the training stops: `what` ('loss' or 'gradient') of step number `step` (from 0) is no number;
+        keeps what tells why."""
 
-    def after(self, step: int) -> None:  # noqa: B027 - most have nothing to do here
+    def after(self, step: int) -> None:  # most have nothing to do here
         """After the optimizer's step."""
 
     @abstractmethod
@@ -117,7 +121,7 @@ class Task(ABC):
         """What a checkpoint holds beside network and optimizer. Called at each of them."""
         return {}
 
-    def restore(self, state: dict[str, Any]) -> None:  # noqa: B027 - most keep nothing
+    def restore(self, state: dict[str, Any]) -> None:  # most keep nothing
         """The reverse of `keep`."""
 
 
@@ -156,11 +160,12 @@ class Loop:
         self.gradient = 0.0
 
     def run(self) -> dict[str, float] | None:
-        """All steps that are left; the network is trained in place. Returns the metrics of the last validation; None in all but the
-        first of several processes.
+        """All steps that are left; the network is trained in place. Returns the metrics of the last
+        validation; None in all but the first of several processes.
 
         Raises:
-            FitError: loss or gradient is no number. InputError: the checkpoint cannot be used, files cannot be written.
+            FitError: loss or gradient is no number. InputError: the checkpoint cannot be used, files cannot
+                be written.
         """
         task, fabric = self.task, self.fabric
         with warnings.catch_warnings():
@@ -202,7 +207,8 @@ class Loop:
                 self._use(optimizer)
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise InputError(
-                f"{self.checkpoint}: does not fit this training ({' '.join(str(error).split())[:200]}); remove it to start again"
+                f"{self.checkpoint}: does not fit this training ({' '.join(str(error).split())[:200]}); "
+                "remove it to start again"
             ) from error
         if state.get("precision"):
             self.fabric.strategy.precision.load_state_dict(state["precision"])
@@ -297,7 +303,8 @@ def _line(row: dict[str, Any], names: Iterable[str]) -> str:
 def _part_of(
     stored: dict[str, Any], everything: Sequence[Tensor], optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
-    """The state of an optimizer of all parameters as that of one that has some of them, in the same groups."""
+    """The state of an optimizer of all parameters as that of one that has some of them, in the same
+    groups."""
     place = {id(p): number for number, p in enumerate(everything)}
     mine = [place[id(p)] for group in optimizer.param_groups for p in group["params"]]
     state = {new: stored["state"][old] for new, old in enumerate(mine) if old in stored["state"]}

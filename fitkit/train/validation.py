@@ -85,16 +85,18 @@ class HeldOut:
 
 @torch.no_grad()
 def validate(network: Predictor, model: FaceModel, held: HeldOut) -> dict[str, float]:
-    """Errors on the samples held out; {} without any. Each is the mean over the people for whom the network gives what it needs and
-    the labels know it.
+    """Errors on the samples held out; {} without any. Each is the mean over the people for whom the network
+    gives what it needs and the labels know it.
 
-    vertex_mm: distance of the predicted from the labelled vertices of the face region, head frame, with expression; mean_face_mm: the
-    same of the mean face; shape_mm, mean_shape_mm: the same two without what photos do not tell, after the similarity that fits best;
-    sigma_ratio: root mean square of identity errors over their predicted standard deviations (and those of the labels), 1 = these
-    are right; flow_px: see `cross_view_flow`, of the first `validation.flow` people with two views or more, px of 224;
-    nme_percent: distance of the predicted from the given landmarks 17-67 over the square root of the landmark box's area, mean over
-    the views; depth_mm: mean distance of depths where the label has a surface; parse_percent: pixels whose likeliest part is that of
-    the label; points3d_mm: mean distance of 3D points after the similarity that fits best.
+    vertex_mm: distance of the predicted from the labelled vertices of the face region, head frame, with
+    expression; mean_face_mm: the same of the mean face; shape_mm, mean_shape_mm: the same two without what
+    photos do not tell, after the similarity that fits best; sigma_ratio: root mean square of identity errors
+    over their predicted standard deviations (and those of the labels), 1 = these are right; flow_px: see
+    `cross_view_flow`, of the first `validation.flow` people with two views or more, px of 224; nme_percent:
+    distance of the predicted from the given landmarks 17-67 over the square root of the landmark box's area,
+    mean over the views; depth_mm: mean distance of depths where the label has a surface; parse_percent:
+    pixels whose likeliest part is that of the label; points3d_mm: mean distance of 3D points after the
+    similarity that fits best.
     """
     training, device = network.training, next(network.parameters()).device
     network.eval()
@@ -165,7 +167,8 @@ def map_errors(mine: Prediction, labels: Labels) -> dict[str, float]:
 
 
 def predicted_landmarks(prediction: Prediction, model: FaceModel) -> Tensor | None:
-    """The 68 points in the pictures, [B, 68, 2] px: of the state, the position map or the landmarks; None: it gives none of these."""
+    """The 68 points in the pictures, [B, 68, 2] px: of the state, the position map or the landmarks; None: it
+    gives none of these."""
     if prediction.state is not None:
         return project_points(model.landmark_basis, prediction.state).pixels
     if prediction.position_map is not None and model.uv is not None:
@@ -176,7 +179,8 @@ def predicted_landmarks(prediction: Prediction, model: FaceModel) -> Tensor | No
 
 
 def aligned_distance(source: Tensor, target: Tensor, valid: Tensor | None = None) -> float:
-    """Mean distance of points [B, N, 3] from corresponding ones after the similarity of each frame that fits best, in their unit.
+    """Mean distance of points [B, N, 3] from corresponding ones after the similarity of each frame that fits
+    best, in their unit.
 
     valid: [B, N] bool, pairs that count; None: all.
     """

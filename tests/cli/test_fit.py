@@ -39,7 +39,8 @@ def test_detail(run, anna):
     metrics = json.loads((anna / "fitkit/metrics.json").read_text())
     found = metrics["detail"]["sigma_mm"] > 0
     assert lines["detail"] == (
-        f"{metrics['detail']['mean_mm']:.2f} mm mean displacement of the face, from {metrics['detail']['matches']} matches"
+        f"{metrics['detail']['mean_mm']:.2f} mm mean displacement of the face, from "
+        f"{metrics['detail']['matches']} matches"
         if found
         else "none: the matches show none beyond the face model"
     )
@@ -94,7 +95,8 @@ def test_output_beside_the_photos_is_no_photo(run, anna):
 
 
 def test_photos_instead_of_a_folder(run, anna):
-    """The same fit as of the folder, with the files beside them; the result is named after the first photo."""
+    """The same fit as of the folder, with the files beside them; the result is named after the first
+    photo."""
     fast = ("--recipe", "landmarks", "--init", "landmarks", "camera.focal_sigma=0.2")
     assert run("fit", anna, *fast).exit_code == 0
     result = run("fit", anna / "view1.png", anna / "view0.png", anna / "view2.png", *fast)
@@ -166,8 +168,8 @@ def test_failed_fit(run, anna):
     result = run("fit", anna, "--recipe", "landmarks", "--quiet", "landmarks.source=files")
     assert result.exit_code == 1
     assert (
-        "Error: the fit failed, so the face is not to be used: view view0 does not fit its landmarks: they are off by "
-        in result.output
+        "Error: the fit failed, so the face is not to be used: view view0 does not fit its landmarks: they "
+        "are off by " in result.output
     )
     assert "warning: view view0 does not fit its landmarks" in result.output
     assert json.loads((anna / "fitkit/metrics.json").read_text())["status"] == "failed"

@@ -96,8 +96,8 @@ def test_recipe_list(run):
     assert all(sentence.endswith((".", "?")) and sentence[0].isupper() for _, sentence in rows)
     assert [
         "multiview",
-        "The default: landmarks, then flow matches between neighbouring views, each pair as good as its own noise says, and "
-        "what they show beyond the face model.",
+        "The default: landmarks, then flow matches between neighbouring views, each pair as good as its "
+        "own noise says, and what they show beyond the face model.",
     ] in rows
 
 
@@ -137,7 +137,8 @@ def test_a_full_disk_is_no_surprise(run, monkeypatch):
     result = run("recipe", "list")
     assert (
         result.output
-        == "Error: table.csv: cannot be written (No space left on device); make room, or choose another place\n"
+        == "Error: table.csv: cannot be written (No space left on device); make room, or choose another "
+        "place\n"
     )
     assert result.exit_code == 1
 

@@ -1,4 +1,5 @@
-"""Readers of public data sets on tiny copies of their folders, and what they say when something is missing."""
+"""Readers of public data sets on tiny copies of their folders, and what they say when something is
+missing."""
 
 import layouts
 import numpy as np

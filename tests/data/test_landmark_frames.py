@@ -1,6 +1,7 @@
 import cv2
 import numpy as np
 import pytest
+from helpers import dotted_faces, write_pts
 from PIL import Image
 
 from fitkit.data.landmark_frames import (
@@ -18,7 +19,6 @@ from fitkit.io.landmark_files import read_landmarks
 from fitkit.observe.landmarks.face_crop import MARGIN
 from fitkit.observe.landmarks.network import MIRRORED_OUTPUTS as SWAP
 from fitkit.observe.landmarks.network import NUM_OUTPUTS
-from helpers import dotted_faces, write_pts
 
 PLAIN = Augmentation(grey=0, low_resolution=0, blur=0, noise=0, jpeg=0, cover=0)
 

@@ -1,4 +1,5 @@
-"""Readers of training data on tiny copies of their layouts, and the real samples of AFLW2000-3D where they are."""
+"""Readers of training data on tiny copies of their layouts, and the real samples of AFLW2000-3D where they
+are."""
 
 import shutil
 from pathlib import Path
@@ -34,7 +35,8 @@ SIZE = 160
 
 
 def views(yaws, seed=1, expression=0.0):
-    """A tiny person seen under these yaw angles (degrees, positive: nose to the right) by scaled-orthographic cameras."""
+    """A tiny person seen under these yaw angles (degrees, positive: nose to the right) by scaled-orthographic
+    cameras."""
     state = tiny_state(MODEL, len(yaws), SIZE, seed, expression)
     turn = so3_exp(torch.stack([torch.tensor([0.05, np.radians(y), -0.03]) for y in yaws]).float())
     pose = Pose(torch.diag(torch.tensor([1.0, -1.0, -1.0])) @ turn, state.pose.translation)
@@ -48,8 +50,8 @@ def save_picture(path, image):
 
 
 def lp_source(folder, name, yaws, seed=1, shape=None, expression=None, state=None):
-    """One source of 300W-LP: NAME_0.jpg ... with .mat files in its own conventions: pt2d is that of the first picture in all of
-    them, the points of each lie in the folder landmarks."""
+    """One source of 300W-LP: NAME_0.jpg ... with .mat files in its own conventions: pt2d is that of the first
+    picture in all of them, the points of each lie in the folder landmarks."""
     state = views(yaws, seed) if state is None else state
     images = photograph(MODEL, state, SIZE).expand(-1, 3, -1, -1)
     points = observe(MODEL, state, SIZE).landmarks.points.double().numpy()
@@ -104,7 +106,8 @@ def test_triplets_of_300w_lp(tmp_path):
     assert float(angle(sample.truth.state.pose.rotation, state.pose.rotation[chosen]).max()) < 0.05
     truth = observe(MODEL, state, SIZE).landmarks.points[chosen]
     assert torch.allclose(in_picture(sample.observations), truth, atol=2e-3)  # counted from 0, y down
-    # The head's place: the mean face under the labelled rotation lies on the points as well as a mean face can.
+    # The head's place: the mean face under the labelled rotation lies on the points as well as a mean face
+    # can.
     seen = sample.observations
     pixels = project_points(MODEL.landmark_basis, sample.truth.state).pixels
     box = (seen.landmarks.points.amax(1) - seen.landmarks.points.amin(1)).prod(-1).sqrt()
@@ -134,7 +137,8 @@ def test_a_side_that_is_not_there_is_the_other_side_mirrored(tmp_path):
         (points * torch.tensor([-1, 1]) + torch.tensor([SIZE - 1, 0]))[MIRRORED],
         atol=2e-3,
     )
-    # The picture is turned with its labels: the mean face under the mirrored pose lies on the mirrored points.
+    # The picture is turned with its labels: the mean face under the mirrored pose lies on the mirrored
+    # points.
     pixels = project_points(MODEL.landmark_basis, sample.truth.state).pixels
     box = (seen.landmarks.points.amax(1) - seen.landmarks.points.amin(1)).prod(-1).sqrt()
     assert float(((pixels - seen.landmarks.points).norm(dim=-1)[:, 17:].mean(1) / box).max()) < 0.03
@@ -169,7 +173,8 @@ def test_without_the_folder_of_points_300w_lp_is_refused(tmp_path):
     shutil.rmtree(tmp_path / "landmarks")
     with pytest.raises(
         InputError,
-        match=r"AFW_1_0.mat: expected its points in .*landmarks/AFW/AFW_1_0_pts.mat \(pt2d shows the face before it was turned\); "
+        match=r"AFW_1_0.mat: expected its points in .*landmarks/AFW/AFW_1_0_pts.mat \(pt2d shows the face "
+        r"before it was turned\); "
         "unpack the folder landmarks",
     ):
         W300LP(tmp_path, W300LPOptions(), MODEL)
@@ -178,7 +183,8 @@ def test_without_the_folder_of_points_300w_lp_is_refused(tmp_path):
 
 
 def bfm(folder, model, offset=(3.0, -8.0, 5.0)):
-    """The tiny model packed as 3DDFA's: micrometres, another origin, bases in other scales and 199 and 29 columns."""
+    """The tiny model packed as 3DDFA's: micrometres, another origin, bases in other scales and 199 and 29
+    columns."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     w, w_exp = np.zeros((model.num_vertices * 3, 199)), np.zeros((model.num_vertices * 3, 29))
@@ -324,8 +330,9 @@ def _change(path, **changes):
 
 @pytest.mark.skipif(not AFLW2000.is_dir(), reason="the samples of AFLW2000-3D are not on this machine")
 def test_real_labels_agree_with_their_own_landmarks():
-    """Rotation of Pose_Para against the one that 68 points on a mean face give, and both against the side the nose points to; what
-    needs the Basel Face Model (vertices onto landmarks) is tested above with a model packed in its form."""
+    """Rotation of Pose_Para against the one that 68 points on a mean face give, and both against the side the
+    nose points to; what needs the Basel Face Model (vertices onto landmarks) is tested above with a model
+    packed in its form."""
     model = load_model("generic")
     data = W300LP(AFLW2000, W300LPOptions(), model)
     assert len(data) == 8

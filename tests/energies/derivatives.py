@@ -40,9 +40,11 @@ def whole_jacobian(lin: Linearization, layout: ParameterLayout) -> torch.Tensor:
 
 
 def check_jacobian(energy, state, observations, layout, kinks=False):
-    """`linearize` against autograd through `retract`, and against central differences along random directions.
+    """`linearize` against autograd through `retract`, and against central differences along random
+    directions.
 
-    kinks: the residual samples an image, whose bilinear surface has kinks where a few points may step over one.
+    kinks: the residual samples an image, whose bilinear surface has kinks where a few points may step over
+    one.
     """
     lin = energy.linearize(state, observations)
     assert torch.equal(lin.residuals.value, energy.residuals(state, observations).value)

@@ -1,11 +1,13 @@
-"""One small scene for each energy of the registry: a person or depth maps whose truth is known, what is seen of them, and a way from
-a vector of parameters to a state, with 0 at the truth. Used by the training and the requirement tests beside this file."""
+"""One small scene for each energy of the registry: a person or depth maps whose truth is known, what is seen
+of them, and a way from a vector of parameters to a state, with 0 at the truth. Used by the training and the
+requirement tests beside this file."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,9 +82,10 @@ SCALE = {"identity": 1.0, "expression": 0.2, "landmarks": 1.0, "pose": 1.0, "foc
 
 @dataclass(frozen=True)
 class Scene:
-    """prepare: observations -> the energy, not frozen; make: parameters [P] -> state, 0 = the truth; start: [P], wrong parameters;
-    error: of a state, in a unit of its own, 0 at the truth; hide: a content for the hidden part -> observations a part of which
-    is hidden; blank: observations with nothing to see; both None where an energy looks at nothing."""
+    """prepare: observations -> the energy, not frozen; make: parameters [P] -> state, 0 = the truth; start:
+    [P], wrong parameters; error: of a state, in a unit of its own, 0 at the truth; hide: a content for the
+    hidden part -> observations a part of which is hidden; blank: observations with nothing to see; both None
+    where an energy looks at nothing."""
 
     prepare: Callable[[Observations], Any]
     observations: Observations
@@ -140,7 +143,8 @@ def labels(state):
 
 
 def vertex_error(truth, frame="camera"):
-    """Mean distance of the face's vertices, mm. frame: 'camera', 'head', or 'aligned', after the best similarity."""
+    """Mean distance of the face's vertices, mm. frame: 'camera', 'head', or 'aligned', after the best
+    similarity."""
 
     def place(state):
         head = state.vertices(MODEL)[:, MODEL.face]
@@ -170,7 +174,8 @@ def of_person(
     frame="camera",
     labelled=None,
 ):
-    """looks: 'images', 'landmarks' or a label of points, what is hidden; free: blocks of the state that are predicted."""
+    """looks: 'images', 'landmarks' or a label of points, what is hidden; free: blocks of the state that are
+    predicted."""
     truth = truth or person(size, views, seed)
     obs = observe(MODEL, truth, size, None if images is None else images(truth, size))
     obs = replace(obs, labels=(labelled or labels)(truth))
@@ -248,7 +253,8 @@ def painted(truth, size):
 
 
 def patches(model):
-    """Grey albedo [V, 3] of waves of about 50 mm: light and dark, and smooth on the mesh, so that all views agree on it."""
+    """Grey albedo [V, 3] of waves of about 50 mm: light and dark, and smooth on the mesh, so that all views
+    agree on it."""
     x, y, z = (model.mean / 8).unbind(-1)
     return (
         0.32 + 0.08 * (torch.sin(x + 0.3 * z) + torch.cos(0.8 * y - 0.4 * x) + torch.sin(0.7 * z + 0.5 * y))
@@ -310,7 +316,8 @@ def of_albedo(make_energy, model, size, seed):
 
 
 def of_frames(block, size, seed):
-    """Codes that a network predicts for each of three frames by itself; the errors of the frames add up to 0."""
+    """Codes that a network predicts for each of three frames by itself; the errors of the frames add up to
+    0."""
     truth = person(size, 3, seed)
     obs = replace(observe(MODEL, truth, size), labels=labels(truth))
     K = truth.identity.shape[1] if block == "identity" else truth.expression.shape[1]
@@ -351,7 +358,8 @@ def of_position_map(size, seed):
         observe(MODEL, truth, size),
         labels=Labels(state=truth, crop_points=MODEL.landmarks.points(points, MODEL.triangles)),
     )
-    # A map that is right at the landmarks and smooth between them: each texel holds the nearest landmark's point.
+    # A map that is right at the landmarks and smooth between them: each texel holds the nearest landmark's
+    # point.
     places = landmark_places(MODEL, (64, 64))
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     nearest = (torch.stack([x, y], -1).reshape(-1, 1, 2).double() - places).norm(dim=-1).argmin(1)
@@ -638,12 +646,14 @@ SCENES: dict[str, Callable[[int, int], Scene]] = {
 
 
 def scene(name: str, size: int = SIDE, seed: int = 0) -> Scene:
-    """The scene of an energy by the energy's name; crops of `size` pixels, another person for another seed."""
+    """The scene of an energy by the energy's name; crops of `size` pixels, another person for another
+    seed."""
     return SCENES[name](size, seed)
 
 
 def train(example: Scene, steps: int, rate: float):
-    """Adam on a network that predicts the parameters from a fixed input: costs of all steps and the last state."""
+    """Adam on a network that predicts the parameters from a fixed input: costs of all steps and the last
+    state."""
     torch.manual_seed(0)
     code = torch.tensor([0.5, -1.0, 0.25], dtype=torch.float64)
     network = torch.nn.Linear(3, len(example.start), dtype=torch.float64)

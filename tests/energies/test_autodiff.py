@@ -29,7 +29,8 @@ FREE = ("identity", "expression", "pose", "focal")
 
 
 class Differentiated(PlainEnergy):
-    """An energy as `Objective` sees one without derivatives of its own, and with them as `check_jacobian` asks for them."""
+    """An energy as `Objective` sees one without derivatives of its own, and with them as `check_jacobian`
+    asks for them."""
 
     def __init__(self, energy, free):
         self.energy, self.free, self.name, self.reduction = energy, free, energy.name, energy.reduction

@@ -42,7 +42,8 @@ def truth(kind="perspective", views=3, size=160, **options):
 
 
 def pattern(place):
-    """Smooth grey noise on the skin as a function of the place on the mean head [..., 3] mm: waves of 10 to 30 mm."""
+    """Smooth grey noise on the skin as a function of the place on the mean head [..., 3] mm: waves of 10 to
+    30 mm."""
     gen = torch.Generator().manual_seed(4)
     total = 0.0
     for _ in range(14):
@@ -210,7 +211,8 @@ def test_brightness_changes_nothing_and_contrast_little():
 
 
 def test_patches_follow_the_surface():
-    # The neighbours of a point are the same skin in every view: they lie in the triangle's own coordinates, whatever the expression.
+    # The neighbours of a point are the same skin in every view: they lie in the triangle's own coordinates,
+    # whatever the expression.
     state = truth(expression=0.8)
     energy, _ = prepared(state, noise_images(), replace(OPTIONS, points=120, spacing_mm=0.7))
     vertices = state.vertices(MODEL)
@@ -251,7 +253,8 @@ def test_each_freeze_takes_the_next_sigma():
 
 
 def test_scalar_and_residuals_pull_the_same_way_where_frozen():
-    # IRLS: at the frozen state the weighted squares have the gradient of the published distance, times 0.1 / (2 noise^2).
+    # IRLS: at the frozen state the weighted squares have the gradient of the published distance, times 0.1 /
+    # (2 noise^2).
     state = truth(views=2)
     options = replace(OPTIONS, sigmas=(3.0,))
     energy, obs = prepared(state, noise_images(2), options)
@@ -446,7 +449,8 @@ def test_finds_the_pose_again_in_brighter_pictures():
     layout = ParameterLayout.of(at, ("pose",))
 
     def miss(s):
-        # The views only say how they lie to each other: take the motion of view 1 for the head's own and see what is left, in px.
+        # The views only say how they lie to each other: take the motion of view 1 for the head's own and see
+        # what is left, in px.
         head = state.vertices(MODEL)[:1, MODEL.face]
         moved = (s.pose.select([1]).apply(head) - state.pose.translation[1]) @ state.pose.rotation[1]
         pixels = [

@@ -32,7 +32,8 @@ SUPERVISED = [DepthSupervision(), NormalSupervision(), DepthPrior()]
 
 @pytest.fixture(scope="module")
 def scene():
-    """Exact depth maps of a tiny person in three frames, its unlit pictures, and the depth as label; double precision."""
+    """Exact depth maps of a tiny person in three frames, its unlit pictures, and the depth as label; double
+    precision."""
     person = tiny_state(MODEL, 3, SIZE)
     person = person.replace(expression=person.expression[:1].expand(3, -1).clone())  # one instant
     vertices = person.pose.apply(person.vertices(MODEL))
@@ -179,7 +180,8 @@ def test_warped_frames_look_like_the_frame_itself(scene):
 
 
 def test_hidden_pixels_do_not_count(scene):
-    """Brute force: a surface point counts only where no other surface point of the same frame covers it in the other one."""
+    """Brute force: a surface point counts only where no other surface point of the same frame covers it in
+    the other one."""
     state, observations = scene
     w = warp(state, observations, 4.0)
     pair = 1  # frame 0 against frame 2, 80 degrees apart
@@ -216,7 +218,8 @@ def test_gradients_against_central_differences(scene, energy):
     def value(d, t):
         return cost(energy, replace(state, depth=d, pose=Pose(state.pose.rotation, t)), observations)
 
-    # Which pixels count is decided by labels.prior_depth, so small steps do not change it, but for the border of the picture.
+    # Which pixels count is decided by labels.prior_depth, so small steps do not change it, but for the border
+    # of the picture.
     gradient = torch.autograd.grad(value(depth, pose), (depth, pose))
     generator = torch.Generator().manual_seed(0)
     move = (

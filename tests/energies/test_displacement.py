@@ -1,4 +1,5 @@
-"""The displacement's prior against its formula and the Matern covariance, its equations against brute force."""
+"""The displacement's prior against its formula and the Matern covariance, its equations against brute
+force."""
 
 from dataclasses import replace
 
@@ -25,7 +26,8 @@ def grid(n=61, spacing=2.0):
 
 
 def test_prior_is_a_matern_process():
-    """Far from the rim: standard deviation sigma at each vertex, and the closed-form correlation of the Matern family."""
+    """Far from the rim: standard deviation sigma at each vertex, and the closed-form correlation of the
+    Matern family."""
     vertices, triangles = grid()
     prior = DisplacementPrior.of(vertices, triangles, np.ones(len(vertices), bool), 0.7, 20.0)
     middle = 30 * 61 + 30
@@ -41,7 +43,8 @@ def test_prior_is_a_matern_process():
 
 
 def test_prior_energy_by_brute_force():
-    """The integral of (k^2 d - Laplacian d)^2, over 4 pi k^2 sigma^2, summed vertex by vertex from the angles of the triangles."""
+    """The integral of (k^2 d - Laplacian d)^2, over 4 pi k^2 sigma^2, summed vertex by vertex from the angles
+    of the triangles."""
     model = tiny_model(dtype=torch.float64)
     vertices, triangles = model.mean.numpy(), model.triangles.numpy()
     d = np.random.default_rng(0).normal(size=len(vertices))
@@ -78,7 +81,8 @@ def test_parts_without_skin_stay():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_derivatives_of_the_matches(kind):
-    """By the displacement of each corner along its normal, against central differences through a displaced mean face."""
+    """By the displacement of each corner along its normal, against central differences through a displaced
+    mean face."""
     state = truth(kind)
     energy, at = energy_with(perfect_matches(state)), moved(truth(kind))
     normal = vertex_normals(at.neutral(MODEL), MODEL.triangles)[0]
@@ -99,7 +103,8 @@ def test_derivatives_of_the_matches(kind):
 
 @pytest.mark.parametrize("kernel", [Kernel("gm", 2.0), Kernel("l1", 0.3)], ids=str)
 def test_equations_by_brute_force(kernel):
-    """Gradient and Gauss-Newton matrix of trust * rho / 2; the kernel enters by its derivative, invalid matches not at all."""
+    """Gradient and Gauss-Newton matrix of trust * rho / 2; the kernel enters by its derivative, invalid
+    matches not at all."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape):

@@ -64,7 +64,7 @@ def test_is_one_minus_the_cosine():
 def test_only_what_the_other_view_sees_is_replaced():
     energy = energy_of().freeze(STATE, OBS)
     rendering, photo = energy.images(STATE)
-    for g, (a, b) in enumerate(energy.shared.pairs):
+    for g, (_, b) in enumerate(energy.shared.pairs):
         seen = energy.shared.seen[g]
         assert torch.equal(photo[g], OBS.images[b]) and torch.equal(
             rendering[g][:, ~seen], photo[g][:, ~seen]

@@ -118,8 +118,8 @@ def test_residual_is_the_missed_distance_in_view_b():
 
 
 def test_a_common_motion_of_head_and_cameras_leaves_it():
-    # With the same step for all views of a rig and the surface moved back in the head frame nothing changes; here the
-    # equivalent: all cameras of the rig are turned around the head frame's origin.
+    # With the same step for all views of a rig and the surface moved back in the head frame nothing changes;
+    # here the equivalent: all cameras of the rig are turned around the head frame's origin.
     state = truth()
     turn = so3_exp(torch.tensor([0.2, -0.4, 0.1], dtype=torch.float64))
     m = perfect_matches(state)
@@ -257,7 +257,8 @@ def test_matches_of_perfect_pictures(triplet):
 
 
 def test_a_match_leads_to_the_same_skin(triplet):
-    # From a state that is off, pixel a in photo a and pixel b in photo b still show the same point of the true surface.
+    # From a state that is off, pixel a in photo a and pixel b in photo b still show the same point of the
+    # true surface.
     model, state, obs = triplet
     off = state.replace(
         pose=state.pose.retract(torch.tensor([[0.0] * 6, [0.02, 0.03, 0.01, 2, 1, 0], [0.0] * 6]))
@@ -293,13 +294,17 @@ def test_nothing_usable_and_one_view(triplet):
         pose=state.pose.select([0]),
         camera=state.camera.select([0]),
     )
-    message = r"energy 'flow_corr' compares views: expected at least 2 .*, got 1 view\(s\) .*; give its stage min_views: 2"
+    message = (
+        r"energy 'flow_corr' compares views: expected at least 2 .*, got 1 view\(s\) .*; give its "
+        r"stage min_views: 2"
+    )
     with pytest.raises(InputError, match=message):
         flow_energy(model, obs).freeze(one, obs)
 
 
 def test_converges_from_five_degrees_and_five_pixels(triplet):
-    """View 1 has no landmarks and starts 5 degrees and 5 px off; the matches with its neighbours must bring it home."""
+    """View 1 has no landmarks and starts 5 degrees and 5 px off; the matches with its neighbours must bring
+    it home."""
     model, state, obs = triplet
     valid = obs.landmarks.valid.clone()
     valid[1] = False
@@ -353,7 +358,8 @@ def test_many_views_are_paired_in_alternating_directions():
 
 
 def test_farther_neighbours_join_where_they_see_the_same():
-    # Five views 27 degrees apart: pairs of next and next but one views; three views 55 degrees apart: 110 degrees are too far.
+    # Five views 27 degrees apart: pairs of next and next but one views; three views 55 degrees apart: 110
+    # degrees are too far.
     state = truth()
     yaw = torch.deg2rad(torch.tensor([0.0, -55, 27, 55, -28], dtype=torch.float64))
     turn = so3_exp(torch.stack([0 * yaw, yaw, 0 * yaw], 1))
@@ -376,7 +382,8 @@ def test_farther_neighbours_join_where_they_see_the_same():
 
 
 def test_noise_is_read_off_across_the_epipolar_lines():
-    # Noise of 0.5 px is found; a wrong shape, which moves matches by much more but along the lines only, is not taken for noise.
+    # Noise of 0.5 px is found; a wrong shape, which moves matches by much more but along the lines only, is
+    # not taken for noise.
     state = truth()
     m = perfect_matches(state, 400)
     noise = 0.5 * torch.randn(

@@ -76,8 +76,8 @@ def test_nothing_moves_at_the_truth():
 
 @pytest.mark.parametrize("direction,sign", [("forward", 1), ("backward", -1)])
 def test_direction_and_sign(direction, sign):
-    # The surface assumed 1 px too far right in view 1 puts view 0's colours 1 px too far right: photo -> rendering is (+1, 0).
-    # View 1 sits in view 0's place, so that its rendering is view 0's photo, moved.
+    # The surface assumed 1 px too far right in view 1 puts view 0's colours 1 px too far right: photo ->
+    # rendering is (+1, 0). View 1 sits in view 0's place, so that its rendering is view 0's photo, moved.
     state = truth()
     state = state.replace(
         pose=state.pose.select([0, 0]),
@@ -118,7 +118,7 @@ def test_fill(fill):
     frozen = energy.freeze(state, obs)
     rendering, photo = frozen.images(state)
     assert rendering.shape == photo.shape == (2, 3, SIZE, SIZE)
-    for g, (a, b) in enumerate(frozen.shared.pairs):
+    for g, (_, b) in enumerate(frozen.shared.pairs):
         seen = torch.zeros(SIZE * SIZE, dtype=torch.bool)
         seen[frozen.shared.place[g]] = True
         seen = seen.reshape(SIZE, SIZE)
@@ -383,7 +383,8 @@ def test_refusals():
     state = truth()
     energy, obs = energy_of(state)
     message = (
-        r"energy 'flow_mag' differentiates through the flow: expected a network \('ptlflow:NAME'\), got 'dis'; "
+        r"energy 'flow_mag' differentiates through the flow: expected a network \('ptlflow:NAME'\), got "
+        r"'dis'; "
         "energy 'flow_corr' takes it"
     )
     with pytest.raises(InputError, match=message):
@@ -398,7 +399,8 @@ def test_refusals():
     )
     with pytest.raises(
         InputError,
-        match=r"compares views of one person: expected at least 2 .* got 1 view\(s\) .*; give its stage min_v",
+        match=r"compares views of one person: expected at least 2 .* got 1 view\(s\) .*; give its stage "
+        r"min_v",
     ):
         energy.freeze(one, obs)
     assert isinstance(LucasKanade(), DifferentiableFlow)

@@ -78,8 +78,8 @@ def test_value_is_the_distance_along_the_normal_over_its_sigma():
 
 
 def test_sigma_is_that_of_noisy_matches():
-    """Matches whose end in view b is off by sigma px each way: nowhere does the true shape miss by more than it states, and by not
-    much less, since it counts the pixel of view a as well."""
+    """Matches whose end in view b is off by sigma px each way: nowhere does the true shape miss by more than
+    it states, and by not much less, since it counts the pixel of view a as well."""
     state = truth()
     m, generator, draws = perfect_matches(state), torch.Generator().manual_seed(3), []
     for _ in range(60):

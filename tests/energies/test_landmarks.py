@@ -244,7 +244,8 @@ def test_offsets_do_not_feel_a_common_shift(pairs, make):
 
 
 def silhouette_points(state):
-    """What an annotator of visible outlines would click: on each jaw profile line the point farthest out in the image."""
+    """What an annotator of visible outlines would click: on each jaw profile line the point farthest out in
+    the image."""
     vertex = outline_vertices(MODEL, state)
     seen, _ = state.camera.project(state.pose.apply(state.vertices(MODEL)))
     own = observe(MODEL, state).landmarks.points
@@ -280,8 +281,8 @@ def test_profiles_hold_skin_vertices_on_the_line_to_their_jaw_point():
 def test_outline_slides_on_the_hidden_side_only(yaw):
     state = turned(yaw)
     vertex = outline_vertices(MODEL, state)[0]
-    # At positive yaw the nose points to the right of the image and the face's half on the right, the subject's left
-    # (points 9 to 16), is the far one.
+    # At positive yaw the nose points to the right of the image and the face's half on the right, the
+    # subject's left (points 9 to 16), is the far one.
     far, near = (slice(9, 17), slice(0, 8)) if yaw > 0 else (slice(0, 8), slice(9, 17))
     assert int((vertex[far] >= 0).sum()) >= 4 and int((vertex[near] >= 0).sum()) == 0
     seen, _ = state.camera.project(state.pose.apply(state.vertices(MODEL)))
@@ -309,7 +310,8 @@ def test_auto_picks_the_rule_of_the_data(yaw):
 
 
 def test_offsets_move_the_points_in_the_head_frame():
-    # Points that lie 2 mm to the subject's left of the model's: one offset of 2 mm explains them in all views, whatever their pose.
+    # Points that lie 2 mm to the subject's left of the model's: one offset of 2 mm explains them in all
+    # views, whatever their pose.
     state = truth()
     offset = torch.zeros(1, 68, 3, dtype=torch.float64)
     offset[..., 0] = 2.0

@@ -105,7 +105,8 @@ def test_the_gradient_of_an_objective_goes_through_an_attached_map(energy):
     fixed = torch.autograd.grad(cost(held, retract(STATE, step, layout), observations), step)[0]
     torch.testing.assert_close(gradient(True), gradient(False))
     apart = float((gradient(True) - fixed).norm() / fixed.norm())
-    # Fitted to all points the map is the best one, so the cost does not feel its change; fitted to anchors it does.
+    # Fitted to all points the map is the best one, so the cost does not feel its change; fitted to anchors it
+    # does.
     assert apart > 0.01 if energy.attached and energy.anchors else apart < 1e-9
 
 
@@ -154,7 +155,8 @@ def test_too_few_or_flat_points_are_refused():
 
 
 def drawn_map(size):
-    """The texture map of the mean face, each texel holding its 3D position, by interpolation over the texture triangles."""
+    """The texture map of the mean face, each texel holding its 3D position, by interpolation over the texture
+    triangles."""
     from scipy.interpolate import LinearNDInterpolator
 
     uv = MODEL.uv.numpy()
@@ -171,7 +173,8 @@ def test_a_position_map_is_read_where_the_landmarks_are():
     energy = PositionMapLandmarks(landmark_places(MODEL, (256, 256)))
     observations = replace(observe(MODEL, STATE), labels=Labels(crop_points=truth))
     error = energy.residuals(state, observations).value.norm(dim=-1)
-    # The interpolator cuts some of the mesh's quads along their other diagonal; their corners are up to 2.5 mm off one plane.
+    # The interpolator cuts some of the mesh's quads along their other diagonal; their corners are up to 2.5
+    # mm off one plane.
     assert float(error.median()) < 0.1 and float(error.max()) < 2.5
     points = state.points.clone().requires_grad_()
     value = (

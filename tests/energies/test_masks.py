@@ -37,7 +37,8 @@ def scene(views=3, size=SIZE, kind="perspective", expression=0.0):
 
 
 def hit_depths(origin, direction, corners):
-    """Where rays from `origin` along `direction` [R, 3] meet triangles [F, 3, 3]: [R, F] in lengths of direction, infinity for a miss."""
+    """Where rays from `origin` along `direction` [R, 3] meet triangles [F, 3, 3]: [R, F] in lengths of
+    direction, infinity for a miss."""
     a, e, f = corners[:, 0], corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     out = np.full((len(origin), len(corners)), np.inf)
     for r in range(len(origin)):
@@ -78,7 +79,8 @@ def test_vis_zbuf_against_rays():
         np.zeros((len(every), 3)), p[every], p[MODEL.triangles.numpy()]
     )  # 1 = the vertex itself
     hidden = ((1 - depth) * np.linalg.norm(p[every], axis=1)[:, None] > 2.0).any(1)
-    # On the rim of the open shell and where it is seen edge-on, the vertex's pixel may show what lies beside it.
+    # On the rim of the open shell and where it is seen edge-on, the vertex's pixel may show what lies beside
+    # it.
     grid = np.zeros((15, 21), bool)
     grid[1:-1, 1:-1] = True
     toward = -torch.nn.functional.normalize(seen[2], dim=-1)

@@ -37,7 +37,8 @@ BACKGROUND = (0.1, 0.4, 0.5)
 
 
 class Parser(torch.nn.Module):
-    """Classes by the nearest of six colours, after a small blur; with a layer that behaves differently in training."""
+    """Classes by the nearest of six colours, after a small blur; with a layer that behaves differently in
+    training."""
 
     def __init__(self, sharp=200.0):
         super().__init__()

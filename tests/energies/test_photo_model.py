@@ -105,7 +105,8 @@ def test_derivatives(kind, channels):
 def test_derivatives_of_the_variants(options):
     state = truth(MODEL)
     energy, obs = prepared(state, noise_images(), options, MODEL)
-    # Off the centres of the pixels, where the bilinear surface has its kinks and where points = 0 puts all samples.
+    # Off the centres of the pixels, where the bilinear surface has its kinks and where points = 0 puts all
+    # samples.
     away = state.replace(
         pose=state.pose.retract(
             torch.tensor([[0.004, 0.003, 0.002, 0.7, -0.5, 1.0]], dtype=torch.float64).expand(3, -1)
@@ -124,7 +125,8 @@ def test_derivatives_with_an_albedo_basis(own):
 
 
 def test_normals_move_with_the_shape():
-    """The columns of the shading alone against central differences: an image without gradient leaves nothing else."""
+    """The columns of the shading alone against central differences: an image without gradient leaves nothing
+    else."""
     state = truth()
     energy, obs = prepared(
         state, torch.full((3, 3, 160, 160), 0.5, dtype=torch.float64), replace(OPTIONS, albedo="mean")
@@ -191,7 +193,8 @@ def test_small_at_the_truth_and_least_there(level, channels):
 
 
 def test_exactly_zero_where_nothing_is_resampled():
-    """A light without direction on an even albedo: every colour is albedo times light, wherever it is read."""
+    """A light without direction on an even albedo: every colour is albedo times light, wherever it is
+    read."""
     state = truth()
     light = torch.zeros(3, 9, 3, dtype=torch.float64)
     light[:, 0] = torch.tensor([[2.0, 2.2, 1.8], [1.5, 1.5, 1.5], [2.5, 2.0, 1.9]], dtype=torch.float64)
@@ -336,7 +339,8 @@ def appearance(colors, shade, sigma=0.03, **more):
 
 
 def nearly_mean(views, points):
-    """Shading, and what the mean albedo looks like in it but for deviations far below sigma, which get full weight."""
+    """Shading, and what the mean albedo looks like in it but for deviations far below sigma, which get full
+    weight."""
     generator = torch.Generator().manual_seed(6)
     shade = 0.5 + torch.rand(views, points, 1, generator=generator, dtype=torch.float64)
     mean = appearance(torch.zeros(views, points, 3, dtype=torch.float64), shade, albedo_sigma=0.0).mean
@@ -515,7 +519,8 @@ def vertex_error(model, state, true):
 
 
 def test_a_fit_to_shading_alone_finds_the_shape():
-    """Even skin, known light and poses: shading brings the shape back; with frozen normals there is nothing to go by."""
+    """Even skin, known light and poses: shading brings the shape back; with frozen normals there is nothing
+    to go by."""
     true = truth(size=320)
     light = torch.zeros(3, 9, 3, dtype=torch.float64)
     light[:] = (LIGHT * torch.tensor([1, 2, 1, 2, 1, 1, 1, 1, 1.0]))[None, :, None]
@@ -544,7 +549,8 @@ def test_a_fit_to_shading_alone_finds_the_shape():
 
 @pytest.mark.slow
 def test_gradient_descent_as_in_training():
-    """A 'network' that holds codes, light and albedo: the frozen energy's gradient lowers cost and vertex error."""
+    """A 'network' that holds codes, light and albedo: the frozen energy's gradient lowers cost and vertex
+    error."""
     coefficients = torch.tensor([[0.6, -0.5, 0.4, -0.2]], dtype=torch.float64)
     true = truth(WITH_BASIS, size=320).replace(albedo=coefficients)
     paint = MODEL.albedo_mean + torch.tensordot(coefficients[0], WITH_BASIS.albedo_basis, 1)

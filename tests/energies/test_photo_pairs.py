@@ -104,7 +104,7 @@ def test_weights_of_a_parse_and_too_few_pixels():
     parse[:, 48:] = PARSE.index("nose")
     state, obs, energy = scene(options=replace(OPTIONS, parse="pgn"), labels=Labels(parse=parse))
     weight = energy.freeze(state, obs).weight[0]
-    assert float((weight[weight > 0].max() / weight[weight > 0].min())) == pytest.approx(5)
+    assert float(weight[weight > 0].max() / weight[weight > 0].min()) == pytest.approx(5)
     few = replace(energy, options=replace(OPTIONS, min_pixels=10**6)).freeze(state, obs)
     assert not bool(few.residuals(state, obs).valid.any())
 

@@ -7,10 +7,10 @@ from derivatives import check_everything
 from helpers import observe, tiny_model, tiny_state
 from scipy.ndimage import gaussian_filter
 
-from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.objective import Objective, Term
 from fitkit.energies.photometric import CrossViewPhotometric, PhotometricOptions, sample_skin
+from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.observe.observations import halve
@@ -112,8 +112,9 @@ def test_derivatives_after_points_have_left_the_image():
 
 
 def test_exactly_zero_on_a_log_linear_image_that_moves_with_the_head():
-    # Scaled orthographic, the same pose in both views but for a shift of (6.25, -3.5) px. The log luminance is linear
-    # in the pixel, so bilinear sampling is exact, and a gain between the views is the light's first band.
+    # Scaled orthographic, the same pose in both views but for a shift of (6.25, -3.5) px. The log luminance
+    # is linear in the pixel, so bilinear sampling is exact, and a gain between the views is the light's first
+    # band.
     size, shift = 96, torch.tensor([[0.0, 0.0], [6.25, -3.5]], dtype=torch.float64)
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     place = torch.stack([x, y], -1) - shift[:, None, None]
@@ -142,7 +143,8 @@ def test_exactly_zero_on_a_log_linear_image_that_moves_with_the_head():
     energy, obs = prepared(state, images)
     r = energy.residuals(state, obs)
     assert int(r.valid.sum()) > 50 and float(r.value[r.valid].abs().max()) < 1e-9
-    # View 1 moved by 2 mm in x is 0.8 px and 0.0088 log units; half of the difference stays in each view (equal shares).
+    # View 1 moved by 2 mm in x is 0.8 px and 0.0088 log units; half of the difference stays in each view
+    # (equal shares).
     moved = state.replace(
         pose=Pose(
             state.pose.rotation,

@@ -1,22 +1,25 @@
-"""What every energy must pass, on the scenes of all of them: least at the truth, right gradients, no influence of what is hidden, batches,
-the sum that `Objective` promises, the size of the crop, nothing to see.
+"""What every energy must pass, on the scenes of all of them: least at the truth, right gradients, no
+influence of what is hidden, batches, the sum that `Objective` promises, the size of the crop, nothing to see.
 
 Where a requirement does not apply:
-- Zero at the truth: energies that compare resampled pictures (FLOOR) have a floor there, from bilinear sampling and, for `mask_parse`,
-  from the parser's own doubt; for them the truth must cost a small part of what wrong parameters cost. `identity_nll` keeps the
-  logarithm of its standard deviations.
-- Hidden parts, nothing to see: supervision by a known state, consistency and priors look at nothing that could be hidden (BLIND);
-  `lmk3d_align` and `lmk_guided` refuse a frame without known points (the map is not determined) and have no empty case, `lmk_posmap` is
-  checked for its labels below.
-- Batches: `photo_xview` (one albedo for all views), `flow_corr` and `flow_triangulated` (pairs of all views) and `size_prior`, `landmark_prior` (the one
-  person's head) take the views of one person, as a fit has them, so a batch of people is a list of costs (ONE_PERSON).
-- Hidden parts, `flow_corr`, `flow_triangulated`: no match begins or ends there (test_flow_correspondence.py), but the windows of the
-  flow near the border of the mask reach into what it hides, so that its content is not without any influence.
-- The size of the crop: only what is measured in pixels or on pixels depends on it. photo_xview, census_xview and photo_model are
-  compared at equal pyramid images in their own test files, where the result is equal to 1e-6. The 3 x 3 pixels of `ssim_xview` are another
-  piece of skin in a larger crop: it is defined in pixels, and a recipe fixes the crop.
-- A common brightness (`census_xview`, +0.1) and the start 5 px and 5 degrees away (`flow_corr`) concern one energy each: test_census.py,
-  test_flow_correspondence.py.
+- Zero at the truth: energies that compare resampled pictures (FLOOR) have a floor there, from bilinear
+  sampling and, for `mask_parse`, from the parser's own doubt; for them the truth must cost a small part of
+  what wrong parameters cost. `identity_nll` keeps the logarithm of its standard deviations.
+- Hidden parts, nothing to see: supervision by a known state, consistency and priors look at nothing that
+  could be hidden (BLIND); `lmk3d_align` and `lmk_guided` refuse a frame without known points (the map is not
+  determined) and have no empty case, `lmk_posmap` is checked for its labels below.
+- Batches: `photo_xview` (one albedo for all views), `flow_corr` and `flow_triangulated` (pairs of all views)
+  and `size_prior`, `landmark_prior` (the one person's head) take the views of one person, as a fit has them,
+  so a batch of people is a list of costs (ONE_PERSON).
+- Hidden parts, `flow_corr`, `flow_triangulated`: no match begins or ends there (test_flow_correspondence.py),
+  but the windows of the flow near the border of the mask reach into what it hides, so that its content is not
+  without any influence.
+- The size of the crop: only what is measured in pixels or on pixels depends on it. photo_xview, census_xview
+  and photo_model are compared at equal pyramid images in their own test files, where the result is equal to
+  1e-6. The 3 x 3 pixels of `ssim_xview` are another piece of skin in a larger crop: it is defined in pixels,
+  and a recipe fixes the crop.
+- A common brightness (`census_xview`, +0.1) and the start 5 px and 5 degrees away (`flow_corr`) concern one
+  energy each: test_census.py, test_flow_correspondence.py.
 """
 
 from dataclasses import replace

@@ -170,7 +170,8 @@ def test_missing_labels_are_named():
 
 
 def test_the_likelihood_of_the_identity_is_that_of_a_normal_distribution():
-    """Independent truth: torch.distributions; the gradient by the standard deviations as well, and the label's own doubt."""
+    """Independent truth: torch.distributions; the gradient by the standard deviations as well, and the
+    label's own doubt."""
     torch.manual_seed(0)
     doubt = torch.rand_like(TRUTH.identity)
     sigma = torch.rand_like(TRUTH.identity).add(0.1).requires_grad_()
@@ -197,7 +198,8 @@ def test_aligned_vertices_do_not_know_size_and_place():
     vertices = TRUTH.vertices(MODEL)
     labelled = replace(OBS, labels=Labels(TRUTH))
     assert float(cost(energy, TRUTH, labelled)) < 1e-18
-    # The labels of the grown model are the vertices of the grown model: compare both with those of the plain one.
+    # The labels of the grown model are the vertices of the grown model: compare both with those of the plain
+    # one.
     best = similarity_align(
         grown.vertices(TRUTH.identity[TRUTH.subject], TRUTH.expression),
         vertices,
@@ -208,7 +210,8 @@ def test_aligned_vertices_do_not_know_size_and_place():
         1.3**2 * float(cost(energy, STATE, labelled)), rel=1e-9
     )
 
-    # Independent truth: the rest that similarity_align leaves, and central differences through the whole of it.
+    # Independent truth: the rest that similarity_align leaves, and central differences through the whole of
+    # it.
     def rest(state):
         place = state.vertices(MODEL)
         t = similarity_align(place, vertices, torch.ones(vertices.shape[:2], dtype=torch.bool))

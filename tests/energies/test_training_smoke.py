@@ -1,8 +1,9 @@
-"""Every energy of the registry trains a network: Adam through `Objective.cost` lowers the energy and the error that it stands for.
+"""Every energy of the registry trains a network: Adam through `Objective.cost` lowers the energy and the
+error that it stands for.
 
-The network predicts the parameters of a state (or depth maps, or a position map) from a fixed input and starts at wrong ones. The
-error is that of the vertices where the energy asks for a shape or a place, of the depth map for depth networks, and for priors the
-size of what they hold down.
+The network predicts the parameters of a state (or depth maps, or a position map) from a fixed input and
+starts at wrong ones. The error is that of the vertices where the energy asks for a shape or a place, of the
+depth map for depth networks, and for priors the size of what they hold down.
 """
 
 import pytest
@@ -16,9 +17,9 @@ SMALL = {
     "ssim_xview",
     "depth_xview",
 }  # depth maps of 64 px say the same in half the time
-# What may be left after 40 steps of (cost, error), as a share of the start: a tenth of the cost and half of the error but for these.
-# What compares resampled pictures does not vanish at the truth, lid points say little about the rest of the face, and only a part
-# of a depth map is seen by another frame.
+# What may be left after 40 steps of (cost, error), as a share of the start: a tenth of the cost and half of
+# the error but for these. What compares resampled pictures does not vanish at the truth, lid points say
+# little about the rest of the face, and only a part of a depth map is seen by another frame.
 LEFT = {
     "census_xview": (0.6, 0.7),
     "sem_feat": (0.6, 0.6),

@@ -140,8 +140,8 @@ def test_command_prints_and_writes(data, tmp_path, monkeypatch):  # noqa: F811
     path = tmp_path / "out.json"
     recipe = tmp_path / "two.yaml"
     recipe.write_text(
-        "name: two\nviews: [[0, 2]]\narms:\n  - {name: points, recipe: landmarks}\n  - {name: short, recipe: landmarks, "
-        "overrides: [stages.landmarks.solver.max_iterations=1]}\n"
+        "name: two\nviews: [[0, 2]]\narms:\n  - {name: points, recipe: landmarks}\n  - {name: short, "
+        "recipe: landmarks, overrides: [stages.landmarks.solver.max_iterations=1]}\n"
     )
     result = CliRunner().invoke(
         command, ["ablation", str(data[0]), "--recipe", str(recipe), "--model", data[1], "--json", str(path)]

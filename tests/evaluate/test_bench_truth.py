@@ -134,12 +134,14 @@ def test_a_point_of_a_ball_is_seen_where_its_normal_says(turn):
     towards = np.array([[np.sin(a), 0, np.cos(a)] for a in np.radians([-45, 0, 45])])
     most = (local / np.linalg.norm(local, axis=1)[:, None] @ towards.T).max(1)
     assert not seen[~on_outer].any()
-    # Half a pixel's diagonal, 0.28 mm, of a surface with a cosine of 0.27 is 1 mm deep; behind the limb, 1 mm is a cosine of -0.14.
+    # Half a pixel's diagonal, 0.28 mm, of a surface with a cosine of 0.27 is 1 mm deep; behind the limb, 1 mm
+    # is a cosine of -0.14.
     assert seen[on_outer & (most > 0.3)].all() and not seen[on_outer & (most < -0.16)].any()
 
 
 def test_score_depends_on_the_surface_not_on_its_mesh(folder, person):
-    """A scan that is twice as dense on one side and has a second surface inside gives the same error, where its vertices do not."""
+    """A scan that is twice as dense on one side and has a second surface inside gives the same error, where
+    its vertices do not."""
     truth = load_truth(folder)
     bumps = 1.5 * np.sin(truth.vertices[:, :1] / 15 + np.array([0.0, 1.0, 2.0])) * (truth.vertices[:, :1] > 0)
     prediction = predicted(person, truth.vertices + bumps)
@@ -192,7 +194,8 @@ def test_truth_that_cannot_be_used_is_refused(folder):
     np.save(folder / "landmarks3d_neutral.npy", points + [0, 0, 1000])
     with pytest.raises(
         InputError,
-        match="no skin of face_region.npy can be seen around the landmarks; expected neutral.ply, .* in one frame",
+        match="no skin of face_region.npy can be seen around the landmarks; expected neutral.ply, .* in "
+        "one frame",
     ):
         load_truth(folder)
     np.save(folder / "landmarks3d_neutral.npy", points)

@@ -19,7 +19,8 @@ def test_gaussian_errors_are_covered_as_they_should(mesh):
     corner = triangles[rng.integers(len(triangles), size=4000)]
     weight = rng.dirichlet(np.ones(3), 4000)
     sigma = 0.2 + 0.3 * (vertices[:, 1] > 0)  # mm
-    # flat triangles: displaced along the facet's own normal the closest point is where it started, but for creases
+    # flat triangles: displaced along the facet's own normal the closest point is where it started, but for
+    # creases
     facet = np.cross(
         vertices[corner[:, 1]] - vertices[corner[:, 0]], vertices[corner[:, 2]] - vertices[corner[:, 0]]
     )

@@ -581,8 +581,8 @@ STORED = {"now_mean": 0.192, "points_mean": 0.237, "vertex_similarity": 0.578, "
 
 @pytest.mark.slow
 def test_shipped_sample_is_fitted_as_well_as_before(tmp_path):
-    """The shipped photos with their true shape, recipe `multiview`, model `generic`, against stored values. Other processors and
-    versions of the packages shift a fit by a few hundredths of a millimetre: 20 %."""
+    """The shipped photos with their true shape, recipe `multiview`, model `generic`, against stored values.
+    Other processors and versions of the packages shift a fit by a few hundredths of a millimetre: 20 %."""
     root = Path(__file__).resolve().parents[2] / "examples"
     people = tmp_path / "data"
     (people / "ground_truth" / "sample").mkdir(parents=True)

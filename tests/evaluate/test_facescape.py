@@ -126,7 +126,8 @@ def test_wild_prediction_is_shifted_in_depth():
 
 
 def test_wild_frame_of_a_camera():
-    # A square around the optical axis of a 201 px picture: focal 1000, 1 m away, so 1 mm is one px; the picture reaches 100.5 px.
+    # A square around the optical axis of a 201 px picture: focal 1000, 1 m away, so 1 mm is one px; the
+    # picture reaches 100.5 px.
     points = np.array([[50.0, 50, 1000], [-50, 50, 1000], [50, -50, 1000], [-50, -50, 1000]])
     frame = wild_frame(points, 1.0, np.array([100.0, 100]), (201, 201))
     np.testing.assert_allclose(frame[:, :2], points[:, :2] * [1, -1] / 100.5)

@@ -80,8 +80,8 @@ def test_unknown_fault(view):
 
 @pytest.fixture(scope="module")
 def report(data):  # noqa: F811
-    """Two tiny people, one and four photos, clean and with two faults. Landmarks are those of the files, also for a photo that stands among
-    another person's; a blurred photo shows no face."""
+    """Two tiny people, one and four photos, clean and with two faults. Landmarks are those of the files, also
+    for a photo that stands among another person's; a blurred photo shows no face."""
     folder, model = data
     files = {v.image.tobytes(): v.landmarks for n in PEOPLE for v in load_subject(folder / n).views}
     detect, told = faults.detect_landmarks, []

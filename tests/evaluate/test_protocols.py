@@ -1,4 +1,5 @@
-"""Each protocol on a tiny copy of its data set: an exact fit scores (nearly) nothing, another person's face more."""
+"""Each protocol on a tiny copy of its data set: an exact fit scores (nearly) nothing, another person's face
+more."""
 
 import json
 from pathlib import Path
@@ -23,7 +24,8 @@ EXACT = {  # protocol -> what its metrics may come to for the exact fit, and why
     "facescape_lab": 2e-2,
     "pixel_face": 1e-2,
     "bosphorus": 0.6,  # a range image is cut at the eyes and cheeks
-    "bu3dfe": 2.0,  # per cent of the range: the foremost point of the tiny nose, one of the nine, is 10 mm away from point 30
+    # per cent of the range: the foremost point of the tiny nose, one of the nine, is 10 mm away from point 30
+    "bu3dfe": 2.0,
     "florence_renders": 1e-4,
     "aflw2000": 1e-2,
     "facewarehouse": 1e-3,
@@ -202,7 +204,8 @@ def test_dense_error_of_aflw_with_the_labelled_model(tmp_path):
             "w_exp": model.expression_basis.reshape(-1, 3 * V).T.double().numpy(),
         },
     )
-    # Picture y is down and z towards the viewer: R of the file is diag(1, -1, -1) camera_from_head, angles of Rx Ry Rz.
+    # Picture y is down and z towards the viewer: R of the file is diag(1, -1, -1) camera_from_head, angles of
+    # Rx Ry Rz.
     R = layouts.FLIP @ state.pose.rotation[0].double().numpy()
     pitch, yaw, roll = np.arctan2(R[1, 2], R[2, 2]), np.arcsin(-R[0, 2]), np.arctan2(R[0, 1], R[0, 0])
     scale = float(state.camera.focal[0]) / 1000

@@ -33,7 +33,8 @@ SLOTS = (ViewSlot("left", (-70.0, -15.0)), ViewSlot("middle", (-15.0, 15.0)), Vi
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """The benchmark layout with two copies of a tiny person, the model as a file, and a network that says something of each picture."""
+    """The benchmark layout with two copies of a tiny person, the model as a file, and a network that says
+    something of each picture."""
     folder = tmp_path_factory.mktemp("regressors")
     model = save_model_file(tiny_model(), folder / "tiny.npz")
     torch.manual_seed(0)

@@ -74,7 +74,7 @@ def test_all_starts_are_measured(anna, tmp_path, weights):
     assert fits[2]["taken"] == "landmarks" and fits[2]["reprojection_share"] == pytest.approx(
         fits[0]["reprojection_share"]
     )
-    assert [r["recipe"] for r in report["rows"]][0] == "prediction" and report["rows"][0]["iterations"] == 0
+    assert report["rows"][0]["recipe"] == "prediction" and report["rows"][0]["iterations"] == 0
     assert [r["kind"] for r in report["trials"]] == [k for k in KINDS for _ in STARTS]
     assert all(isinstance(r["arrived"], bool) for r in report["trials"]) and len(lines) == 4 + 4
     again = measure(tmp_path / "data", recipes=("landmarks",), weights=weights, trials=4)

@@ -76,7 +76,8 @@ def test_distance_equals_trimesh_of_the_aligned_mesh():
 
 
 def test_plane_at_a_distance_is_moved_onto_the_scan():
-    # A plane can be shifted onto a parallel one: nothing is left. Bumps of 2 mm on it are left with about their size.
+    # A plane can be shifted onto a parallel one: nothing is left. Bumps of 2 mm on it are left with about
+    # their size.
     grid = np.stack(np.meshgrid(np.linspace(-100, 100, 11), np.linspace(-100, 100, 11)), -1).reshape(-1, 2)
     plane = np.concatenate([grid, np.zeros((121, 1))], 1)
     i = (np.arange(10)[:, None] * 11 + np.arange(10)).ravel()
@@ -119,8 +120,8 @@ def test_sphere_one_millimetre_larger():
 
 
 def test_crop_sphere():
-    # Inner eye corners at (+-10, 30, 0), outer at (+-40, 30, 0), nose bottom in the origin: bridge (0, 30, 0),
-    # centre (0, 9, 0), radius 1.4 (80 + 30) / 2 = 77.
+    # Inner eye corners at (+-10, 30, 0), outer at (+-40, 30, 0), nose bottom in the origin: bridge (0, 30,
+    # 0), centre (0, 9, 0), radius 1.4 (80 + 30) / 2 = 77.
     points = np.array(
         [[-40.0, 30, 0], [-10, 30, 0], [10, 30, 0], [40, 30, 0], [0, 0, 0], [-20, -30, 0], [20, -30, 0]]
     )

@@ -68,7 +68,8 @@ def ball_points(radius):
 def test_spheres_one_millimetre_apart():
     small, large = trimesh.creation.icosphere(4, 80.0), trimesh.creation.icosphere(4, 81.0)
     args = (small.vertices, small.faces, ball_points(80), large.vertices)
-    # The sphere of 300 mm holds all of both: part of a ball would come to lie off its centre, which takes from the millimetre.
+    # The sphere of 300 mm holds all of both: part of a ball would come to lie off its centre, which takes
+    # from the millimetre.
     rigid = micc_errors(
         *args, large.faces, ball_points(81), np.array([0, 0, 81.0]), with_scale=False, radius=300
     )
@@ -166,7 +167,8 @@ def test_scale_and_shift_are_found_without_a_rotation():
 def test_depth_errors_in_per_cent_of_the_range():
     vertices, triangles, _ = face()
     points = fine(vertices, triangles)[0]
-    # The motion that ICP finds is discarded: a shift of 2 mm along z stays a shift of 2 mm, 2 per cent of 100 mm.
+    # The motion that ICP finds is discarded: a shift of 2 mm along z stays a shift of 2 mm, 2 per cent of 100
+    # mm.
     errors = depth_range_errors(points + [0, 0, 2.0], vertices, triangles, 100.0)
     assert (
         np.median(errors) == pytest.approx(2, abs=1e-3)

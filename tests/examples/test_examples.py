@@ -126,7 +126,8 @@ def test_astronaut(tmp_path):
 
 
 def test_own_energy(tmp_path):
-    """A user's energy in a fit and in a training: the face takes the distance that was measured, the training reports it."""
+    """A user's energy in a fit and in a training: the face takes the distance that was measured, the training
+    reports it."""
     lines = run("03_own_energy.py", tmp_path / "training", cwd=tmp_path).splitlines()
     for line, measured in zip(lines, (85.0, 95.0)):
         found = re.fullmatch(r"measured (\S+) mm, fitted (\S+) mm, (ok|doubtful)", line)

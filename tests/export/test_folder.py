@@ -20,18 +20,17 @@ from fitkit.errors import FitError, InputError
 from fitkit.export import folder
 from fitkit.export.cameras import camera_table
 from fitkit.export.folder import file_stems, write_result
-from fitkit.io.options import plain
-from fitkit.io.result_folder import ENTRIES, PREDICTED, check_output
-from fitkit.io.subject import PREDICTION_MARK
-from fitkit.scene.parameters import load_parameters
-from fitkit.export.preview import draw_uncertainty
 from fitkit.export.lighting import decompose_result
+from fitkit.export.preview import draw_uncertainty
 from fitkit.geometry.color import srgb_from_linear
 from fitkit.io import atomic
 from fitkit.io.calibration import read_cameras
 from fitkit.io.images import Distortion
-from fitkit.io.subject import KnownCamera, Subject
+from fitkit.io.options import plain
+from fitkit.io.result_folder import ENTRIES, PREDICTED, check_output
+from fitkit.io.subject import PREDICTION_MARK, KnownCamera, Subject
 from fitkit.scene.camera import Camera
+from fitkit.scene.parameters import load_parameters
 
 OF_A_FIT = ENTRIES - PREDICTED.keys() - {PREDICTION_MARK}
 
@@ -561,7 +560,8 @@ class TestWholeOrNotAtAll:
     @pytest.mark.skipif(os.name == "nt", reason="kills a process")
     @pytest.mark.parametrize("renames, old", [(0, True), (1, True), (2, True), (3, False)])
     def test_a_kill_is_mended_by_the_next_call(self, result, tmp_path, renames, old):
-        """Killed while it writes, after the old result was moved away, after one inside it was moved on, after the exchange."""
+        """Killed while it writes, after the old result was moved away, after one inside it was moved on,
+        after the exchange."""
         out = write_result(result, tmp_path / "out", light=True)
         write_result(result, out / "inside", light=True)
         (out / "metrics.json").write_text("old")

@@ -1,4 +1,5 @@
-"""The .glb is read back by trimesh and, for the morph targets that trimesh ignores, by a small reader of our own."""
+"""The .glb is read back by trimesh and, for the morph targets that trimesh ignores, by a small reader of our
+own."""
 
 import io
 import json

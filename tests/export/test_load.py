@@ -67,7 +67,7 @@ def test_a_result_without_its_photos(fitted, tmp_path):
     with pytest.raises(
         InputError, match="view view0: the photo of .*moved is not there; give the folder of the photos"
     ):
-        again.subject.views[0].image
+        _ = again.subject.views[0].image
     again.save(tmp_path / "saved")
     lacking = json.loads((tmp_path / "saved" / "metrics.json").read_text())["not_written"]
     assert any(line.startswith("overlay/view0.png could not be computed") for line in lacking)
@@ -145,7 +145,8 @@ def test_files_that_were_changed(fitted, tmp_path):
     written(metrics | {"views": metrics["views"][1:]})
     with pytest.raises(
         InputError,
-        match="metrics.json: expected the views of the parameters.npz beside it, view0, view1, view2; got view1, view2",
+        match="metrics.json: expected the views of the parameters.npz beside it, view0, view1, view2; got "
+        "view1, view2",
     ):
         fitkit.load_result(broken)
     written(metrics | {"status": "splendid"})

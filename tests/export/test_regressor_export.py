@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers import tiny_model
+from small_nets import KINDS, registered
 
 import fitkit
 from fitkit.cli.main import main
@@ -19,7 +20,6 @@ from fitkit.errors import FitkitError, InputError
 from fitkit.export import regressor
 from fitkit.export.regressor import BY_PERSON, OUTPUTS, export_regressor
 from fitkit.models.registry import load_model
-from small_nets import KINDS, registered
 from fitkit.nets import save_predictor
 from fitkit.nets.fitkit_init.network import FitkitInit, FitkitInitOptions
 from fitkit.nets.mvfnet.network import MvfNet, MvfNetOptions
@@ -275,7 +275,8 @@ def test_refusals(trained, tmp_path, monkeypatch):
             lambda name, lacking=lacking: None if name == lacking else object(),
         )
         refuse(
-            rf"face.onnx: ONNX export needs the package {lacking}, which is not installed; pip install 'fitkit\[export\]'",
+            rf"face.onnx: ONNX export needs the package {lacking}, which is not installed; pip install "
+            r"'fitkit\[export\]'",
             "face.onnx",
         )
 
@@ -298,7 +299,8 @@ def test_failures_of_the_disk_and_of_torch(trained, tmp_path, monkeypatch):
     fail(RuntimeError("no such\noperator"))
     with pytest.raises(
         FitkitError,
-        match=r"face.pt: torch .* cannot write this network as torchscript \(RuntimeError: no such operator\)",
+        match=r"face.pt: torch .* cannot write this network as torchscript \(RuntimeError: no such "
+        r"operator\)",
     ):
         export_regressor(weights, tmp_path / "face.pt", model=MODEL)
     assert files(tmp_path) == ["regressor.safetensors"]

@@ -14,13 +14,13 @@ from helpers import write_pts
 
 from fitkit.cli.main import main
 from fitkit.errors import InputError
-from fitkit.scene.parameters import load_parameters
 from fitkit.fitting import batch
 from fitkit.fitting.batch import fit_folder, read_report, summary
 from fitkit.fitting.recipe import load_recipe
 from fitkit.fitting.report import FitReport, StartReport, TimeReport, Verdict
 from fitkit.fitting.run import fit
 from fitkit.io.progress import Progress
+from fitkit.scene.parameters import load_parameters
 
 RECIPE = load_recipe(
     "landmarks", ("stages.shape.solver.max_iterations=3", "stages.landmarks.solver.max_iterations=3")
@@ -204,7 +204,8 @@ def many(tmp_path):
 
 
 class Stub:
-    """Stands in for a fit: what the batch asks of it. Its result folder is the smallest that counts as one."""
+    """Stands in for a fit: what the batch asks of it. Its result folder is the smallest that counts as
+    one."""
 
     report = FitReport(
         "ok",
@@ -261,11 +262,13 @@ def stub(monkeypatch):
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_bad_subjects_of_all_kinds_become_rows_and_are_tried_again(many, stub, tmp_path):
     bad = {
-        "unexpected": "unexpected ZeroDivisionError: a mistake of ours; for details: fitkit fit .*unexpected --verbose",
+        "unexpected": "unexpected ZeroDivisionError: a mistake of ours; for details: fitkit fit "
+        ".*unexpected --verbose",
         "memory": "unexpected MemoryError: no message",
         "unusable": "photo.jpg: not an image",
         "full": "No space left on device",
-        "killed": r"its process was ended by SIGKILL \(out of memory\?\) while it was fitted; try again with --resume",
+        "killed": r"its process was ended by SIGKILL \(out of memory\?\) while it was fitted; try again "
+        r"with --resume",
     }
     people = many("a", "b", "c", *bad)
     rows = {r.subject: r for r in fit_folder(people, tmp_path / "out", RECIPE, workers=2)}
@@ -382,7 +385,8 @@ def test_a_broken_report_is_one_sentence(tmp_path, content):
     (tmp_path / "batch.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(
         InputError,
-        match=r"batch.json: (not readable as the report of a batch \(.*\); remove .* to start again|subject 1: subject: expected str, got )",
+        match=r"batch.json: (not readable as the report of a batch \(.*\); remove .* to start "
+        r"again|subject 1: subject: expected str, got )",
     ):
         read_report(tmp_path)
 

@@ -11,14 +11,7 @@ from fitkit.errors import InputError, MissingWeightsError
 from fitkit.fitting import network_start
 from fitkit.fitting.cameras import CameraKnowledge
 from fitkit.fitting.choose_start import align_to_landmarks, landmark_outliers
-from fitkit.fitting.initialize import (
-    initial_state,
-    landmark_start,
-    lift,
-    line_of_sight,
-    rotation_between_axis_and,
-    to_photos,
-)
+from fitkit.fitting.initialize import initial_state, landmark_start, lift, line_of_sight, to_photos
 from fitkit.fitting.network_start import (
     Predicted,
     carry_expression,
@@ -31,6 +24,7 @@ from fitkit.fitting.predict import predict
 from fitkit.fitting.recipe import CameraOptions, InitOptions, load_recipe
 from fitkit.fitting.report import notes
 from fitkit.fitting.run import fit, fit_observed
+from fitkit.geometry.rotation import rotation_between_axis_and
 from fitkit.io.subject import load_subject
 from fitkit.models.registry import load_model
 from fitkit.nets import NETS, NetKind, load_predictor, save_predictor
@@ -109,7 +103,8 @@ def test_a_fit_that_starts_from_the_right_state_starts_there(truth, seen, kind):
         project_points(truth.model.landmark_basis, plain).pixels / crops.scale[:, None, None]
         + crops.offset[:, None]
     )
-    # A scaled-orthographic camera shows neither start the perspective of the photos, so there the gain is smaller.
+    # A scaled-orthographic camera shows neither start the perspective of the photos, so there the gain is
+    # smaller.
     assert float((started - fitted).norm(dim=-1).mean()) < (0.5 if kind == "perspective" else 0.8) * float(
         (unguided - fitted).norm(dim=-1).mean()
     )
@@ -238,8 +233,8 @@ def test_another_face_model_gets_pose_shape_and_expressions_by_name(truth, seen)
 
 
 def test_the_identity_of_points_that_a_model_made(truth):
-    """Independent truth: the points that the ridge regression gives lie nearer to the wanted ones than those of any nearby coefficients,
-    prior included."""
+    """Independent truth: the points that the ridge regression gives lie nearer to the wanted ones than those
+    of any nearby coefficients, prior included."""
     model = truth.model
     torch.manual_seed(0)
     wanted = torch.randn(1, model.num_identity) * 0.7
@@ -251,7 +246,8 @@ def test_the_identity_of_points_that_a_model_made(truth):
         off = (p - p.mean(1, keepdim=True)) - (points - points.mean(1, keepdim=True))
         return float(off.square().sum() / network_start.POINT_MM**2 + a.square().sum())
 
-    # The similarity turns the points a little before they are compared, so the minimum is met up to that turn.
+    # The similarity turns the points a little before they are compared, so the minimum is met up to that
+    # turn.
     least = cost(found)
     assert least < cost(torch.zeros_like(found)) / 5
     assert all(cost(found + 0.3 * torch.randn_like(found)) > least for _ in range(10))

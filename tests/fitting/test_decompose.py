@@ -6,8 +6,7 @@ import torch
 from helpers import observe, tiny_model, tiny_result, tiny_state
 
 from fitkit.errors import InputError
-from fitkit.export.lighting import draw_lighting
-from fitkit.export.lighting import decompose_result
+from fitkit.export.lighting import decompose_result, draw_lighting
 from fitkit.fitting.appearance import decompose
 from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.geometry.normals import vertex_normals
@@ -145,7 +144,8 @@ def test_a_finished_fit_and_its_pictures():
     H, W = crops.size
     assert picture.dtype == np.uint8 and picture.shape[0] == H and picture.shape[1] > 3 * W
     assert np.array_equal(picture[:, :W], (crops.images[0].permute(1, 2, 0) * 255).round().byte().numpy())
-    # The light of view 0 comes from the subject's right: the left half of the shaded head is the brighter one.
+    # The light of view 0 comes from the subject's right: the left half of the shaded head is the brighter
+    # one.
     head = picture[:, -W:].mean(-1)
     fragments = (
         rasterize(moved.camera.clip(moved.pose.apply(moved.vertices(MODEL))), MODEL.triangles, (H, W))

@@ -1,4 +1,5 @@
-"""The detail layer: a known bump beyond the face model is found, and nothing is made up where nothing is seen."""
+"""The detail layer: a known bump beyond the face model is found, and nothing is made up where nothing is
+seen."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,8 @@ import trimesh
 from helpers import observe, tiny_model, tiny_result, tiny_state
 from scipy import sparse
 
-from fitkit.synth.studio import photograph, studio
 from fitkit.energies.displacement import DisplacementPrior
 from fitkit.errors import InputError
-from fitkit.scene.parameters import load_parameters
 from fitkit.export.preview import draw_detail
 from fitkit.fitting.detail import DetailOptions, most_evident, personal_model, solve_detail
 from fitkit.fitting.recipe import load_recipe
@@ -22,6 +21,8 @@ from fitkit.geometry.normals import vertex_normals
 from fitkit.io.subject import Subject, View
 from fitkit.models.io import load_model_file
 from fitkit.observe.flow import make_flow_estimator
+from fitkit.scene.parameters import load_parameters
+from fitkit.synth.studio import photograph, studio
 
 SIZE = 288
 OPTIONS = DetailOptions(enabled=True)
@@ -40,7 +41,8 @@ def photos(model, state):
 
 @pytest.fixture(scope="module")
 def bumped(generic):
-    """A person with a bump of 2 mm on one cheek and a dent of 1.5 mm on the forehead, seen from 3 sides, and what is found."""
+    """A person with a bump of 2 mm on one cheek and a dent of 1.5 mm on the forehead, seen from 3 sides, and
+    what is found."""
     state = tiny_state(generic, 3, SIZE, seed=3, expression=0.1)
     neutral = state.neutral(generic)[0]
     marks = generic.landmarks.points(neutral[None], generic.triangles)[0]
@@ -223,7 +225,8 @@ def test_known_is_what_the_matches_see(generic, bumped):
 
 
 def test_evidence_is_the_marginal_likelihood():
-    """Against the density of the measurements themselves, y ~ N(0, J C J' s^2 + I), by numpy; without a signal the answer is 0."""
+    """Against the density of the measurements themselves, y ~ N(0, J C J' s^2 + I), by numpy; without a
+    signal the answer is 0."""
     model, rng = tiny_model(dtype=torch.float64), np.random.default_rng(3)
     prior = DisplacementPrior.of(model.mean.numpy(), model.triangles.numpy(), model.skin.numpy(), 1.0, 40.0)
     V, sigmas = model.num_vertices, (0.1, 0.3, 1.0)

@@ -1,4 +1,5 @@
-"""Every energy that a fit can use, in a recipe with Levenberg-Marquardt; those that compare with labels say that there are none."""
+"""Every energy that a fit can use, in a recipe with Levenberg-Marquardt; those that compare with labels say
+that there are none."""
 
 import math
 import sys
@@ -75,7 +76,5 @@ def test_a_fit_can_use_it(fitted, name):
 
 @pytest.mark.parametrize("name", [s.name for s in REGISTRY if s.in_fit and labelled(s)])
 def test_a_fit_says_that_its_photos_have_no_labels(fitted, name):
-    with pytest.raises(
-        InputError, match=rf"energy '\w+' needs labels with '\w+', and these frames have none"
-    ):
+    with pytest.raises(InputError, match=r"energy '\w+' needs labels with '\w+', and these frames have none"):
         fitted(name)

@@ -302,7 +302,8 @@ def test_a_start_that_is_no_number_names_the_view():
     obs = observe(MODEL, state)
     with pytest.raises(
         FitError,
-        match=r"view 'view0': no head pose fits its landmarks and its camera \(estimated\); check the landmarks",
+        match=r"view 'view0': no head pose fits its landmarks and its camera \(estimated\); check the "
+        r"landmarks",
     ):
         initial_state(MODEL, photos(state), obs, CameraOptions(distance_mm=float("inf")))
     views = photos(state, camera=known(state))

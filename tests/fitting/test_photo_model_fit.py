@@ -1,4 +1,5 @@
-"""Fits whose recipe compares photos with the model's albedo: the light's channels and stages without light."""
+"""Fits whose recipe compares photos with the model's albedo: the light's channels and stages without
+light."""
 
 from dataclasses import replace
 

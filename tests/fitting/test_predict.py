@@ -12,7 +12,6 @@ from PIL import Image
 from fitkit.cli.main import main
 from fitkit.errors import InputError
 from fitkit.fitting.findings import SHIPPED_ERROR_MM
-from fitkit.scene.parameters import load_parameters
 from fitkit.fitting.predict import predict
 from fitkit.fitting.report import notes
 from fitkit.fitting.run import fit
@@ -21,6 +20,7 @@ from fitkit.models.registry import load_model
 from fitkit.nets import save_predictor
 from fitkit.nets.mvfnet.network import MvfNet, MvfNetOptions
 from fitkit.nets.predictor import ViewSlot
+from fitkit.scene.parameters import load_parameters
 
 SLOTS = (ViewSlot("front", (-15.0, 15.0)), ViewSlot("left", (-70.0, -20.0)), ViewSlot("right", (20.0, 70.0)))
 
@@ -91,7 +91,8 @@ def test_photos_without_a_place_are_left_out(anna, weights, tmp_path):
     )
     with pytest.raises(
         InputError,
-        match=r"anna: none of its photos fits a view of .*back.safetensors \(yaw in degrees: back 120 to 180\)",
+        match=r"anna: none of its photos fits a view of .*back.safetensors \(yaw in degrees: back 120 to "
+        r"180\)",
     ):
         predict(anna, path, landmarks="files")
 
@@ -104,7 +105,8 @@ def test_what_the_network_that_comes_with_fitkit_is_worth(anna):
 
 
 def test_eyes_beside_the_eyes_are_told(anna):
-    """Landmarks with the eyes 10 px too high on a face of about 130 px: the rest fits, so the mean does not show it."""
+    """Landmarks with the eyes 10 px too high on a face of about 130 px: the rest fits, so the mean does not
+    show it."""
     for path in anna.glob("*.pts"):
         points = np.loadtxt(path, skiprows=3, max_rows=68) - 1
         points[36:48, 1] -= 10

@@ -1,4 +1,5 @@
-"""Networks that give depth, position maps and parses, on the photos of a person: maps in px of the photos, result folders, refusals."""
+"""Networks that give depth, position maps and parses, on the photos of a person: maps in px of the photos,
+result folders, refusals."""
 
 import json
 from dataclasses import replace

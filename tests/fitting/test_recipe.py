@@ -1,8 +1,8 @@
 import pytest
 import yaml
 
-from fitkit.errors import InputError
 from fitkit.energies.registry import REGISTRY
+from fitkit.errors import InputError
 from fitkit.fitting.recipe import FitRecipe, load_recipe, parse_recipe
 from fitkit.io.options import to_plain
 from fitkit.io.resources import recipe_names
@@ -124,9 +124,7 @@ def test_recipes_that_cannot_be_extended(tmp_path, text, message):
 
 def test_every_energy_has_defaults():
     names = [spec.name for spec in REGISTRY if spec.in_fit]
-    recipe = parse_recipe(
-        {"name": "test", "stages": [{**STAGE, "energies": {name: None for name in names}}]}, "file"
-    )
+    recipe = parse_recipe({"name": "test", "stages": [{**STAGE, "energies": dict.fromkeys(names)}]}, "file")
     assert isinstance(recipe, FitRecipe) and set(recipe.stages[0].energies) == set(names)
 
 

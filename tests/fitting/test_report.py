@@ -91,8 +91,8 @@ def test_a_mask_that_hides_the_face():
     status, reasons = judge(base)
     assert status == "doubtful"
     assert reasons == (
-        "view v0: its mask hides 100 % of the landmarks inside the face; it must be white where the photo can be used, "
-        "so invert or remove it",
+        "view v0: its mask hides 100 % of the landmarks inside the face; it must be white where the photo "
+        "can be used, so invert or remove it",
     )
 
 
@@ -180,13 +180,15 @@ def test_the_view_that_disagrees_is_named(shifts, flows, others, named):
 
 
 def test_photos_that_match_show_one_person():
-    """Three photos of one instant with an open mouth: the landmarks of the turned head are off, but the matches are good."""
+    """Three photos of one instant with an open mouth: the landmarks of the turned head are off, but the
+    matches are good."""
     flows = (0.6, 0.5, 0.6), (0.5, 0.6, 0.5)
     assert not findings(compared((1.9, 0.8, 0.9), *flows))  # without matches another person
     found = findings(compared((2.9, 0.8, 0.9), *flows))[0]
     assert found.code == "view_disagrees" and found.message == (
-        "view v0 does not agree with the others: leaving out its landmarks changes the shape 2.9 times as much as their noise would; the photos "
-        "themselves match, so its landmarks may be off, as on an open mouth or a turned head; check them"
+        "view v0 does not agree with the others: leaving out its landmarks changes the shape 2.9 times as "
+        "much as their noise would; the photos themselves match, so its landmarks may be off, as on an "
+        "open mouth or a turned head; check them"
     )
 
 
@@ -208,8 +210,8 @@ def test_a_view_that_matches_none_of_the_others(flows, others, named):
     assert [(f.code, f.view) for f in found] == ([("view_unmatched", named)] if named else [])
     if named:
         assert found[0].severity == "doubtful" and found[0].message == (
-            f"view {named} does not match the others, although these match each other: was it taken at another time, is it blurred, mirrored, "
-            "or of another person? if so, leave it out"
+            f"view {named} does not match the others, although these match each other: was it taken at "
+            "another time, is it blurred, mirrored, or of another person? if so, leave it out"
         )
         far = compared((0.8,) * len(flows), flows, others)
         next(v for v in far["views"] if v["name"] == named)["yaw_pitch_roll_deg"][0] = (
@@ -233,8 +235,8 @@ def test_a_view_is_named_once():
 def test_parallax():
     status, reasons = judge(compared((0.8, 0.8, 0.8), parallax_deg=1.23))
     assert status == "doubtful" and reasons == (
-        "too little parallax: the views are at most 1.2 degrees apart (expected at least 10), so they show depth hardly better than one photo; "
-        "add photos from the sides",
+        "too little parallax: the views are at most 1.2 degrees apart (expected at least 10), so they show "
+        "depth hardly better than one photo; add photos from the sides",
     )
     assert judge(compared((0.8, 0.8, 0.8), parallax_deg=40.0)) == ("ok", ())
     single = compared((None,), parallax_deg=None)
@@ -271,7 +273,8 @@ def test_landmark_noise_and_coefficients():
 def test_verdict_in_one_line():
     good = verdict(compared((0.8, 0.8, 0.8), parallax_deg=56.4, error_bars={"face_median_mm": 0.913}))
     assert good == {
-        "summary": "3 views up to 56 degrees apart; error bars 0.91 mm (1 sigma, median over the face); no remarks",
+        "summary": "3 views up to 56 degrees apart; error bars 0.91 mm (1 sigma, median over the face); no "
+        "remarks",
         "expected_mm": None,
         "upper_mm": None,
         "findings": [],
@@ -344,8 +347,8 @@ def test_what_is_wrong_comes_first_and_notes_are_no_warnings():
     off = sure(0.5, views=1, notes=lines)
     assert judge(off) == ("ok", ())
     single = (
-        "one photo tells neither the depth of the profile nor the size of the head and shows little of the forehead and the cheeks, so there "
-        "the face is the model's guess; add photos from the sides"
+        "one photo tells neither the depth of the profile nor the size of the head and shows little of the "
+        "forehead and the cheeks, so there the face is the model's guess; add photos from the sides"
     )
     assert notes({"verdict": verdict(off)}) == (single, *lines)
     assert [f.code for f in findings(off)] == ["single_view", "left_out", "note"]

@@ -26,8 +26,8 @@ FLIP = {
 
 
 def rig(views=3, size=1.0, noise=0.0, yaws=YAWS, seed=0, world=True, tilt=0.1):
-    """Subject and landmarks of a person in expressions that differ; noise: px, of faces about 100 px high; world: apart from the head;
-    tilt: rad of pitch and roll; 0: nothing but yaw changes."""
+    """Subject and landmarks of a person in expressions that differ; noise: px, of faces about 100 px high;
+    world: apart from the head; tilt: rad of pitch and roll; 0: nothing but yaw changes."""
     gen = torch.Generator().manual_seed(seed)
     state = tiny_state(MODEL, views)
     pitch, roll = tilt * torch.randn(2, views, generator=gen)

@@ -31,7 +31,8 @@ SIZE = 400
 
 @pytest.fixture(scope="module")
 def model():
-    """The shipped model with its 10 strongest identity and 6 expression shapes: what 68 points in 3 views can tell."""
+    """The shipped model with its 10 strongest identity and 6 expression shapes: what 68 points in 3 views can
+    tell."""
     full = load_model_file(Path(__file__).parents[2] / "assets" / "generic.npz")
     names = ("jawOpen", "mouthSmile_L", "mouthSmile_R", "eyeBlink_L", "eyeBlink_R", "mouthPucker")
     pick = [full.expression_names.index(n) for n in names]
@@ -180,7 +181,8 @@ def test_scaling_the_photos_scales_the_camera_and_nothing_else(model, exact, sca
 
 
 def test_shifting_the_head_in_a_larger_photo_leaves_the_shape(model, exact):
-    # Camera and head move together: the same picture at another place, with the principal point that moves along.
+    # Camera and head move together: the same picture at another place, with the principal point that moves
+    # along.
     truth, result = exact
     marks = seen(model, truth)
     shifted = run(model, replace(marks, points=marks.points + 100), size=SIZE + 200)
@@ -191,7 +193,8 @@ def test_shifting_the_head_in_a_larger_photo_leaves_the_shape(model, exact):
 
 
 def outline_marks(model, state):
-    """Jaw points where an annotator of visible outlines would put them: the silhouette, on the profile lines."""
+    """Jaw points where an annotator of visible outlines would put them: the silhouette, on the profile
+    lines."""
     marks = seen(model, state, "auto")
     vertex = outline_vertices(model, state)
     pixels, _ = state.camera.project(state.pose.apply(state.vertices(model)))
@@ -362,7 +365,8 @@ def test_one_view_and_progress(model):
 
 
 def test_stated_noise_is_only_raised_and_assumed_noise_is_measured(model, exact):
-    """Of exact points an assumed noise falls to its lower limit, a stated one stays, and one that is far too small grows."""
+    """Of exact points an assumed noise falls to its lower limit, a stated one stays, and one that is far too
+    small grows."""
     marks = seen(model, exact[0])
     size = (marks.points.amax(1) - marks.points.amin(1)).prod(-1).sqrt().numpy()
 

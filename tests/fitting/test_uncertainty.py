@@ -122,7 +122,8 @@ def test_many_views_by_conjugate_gradients(model, monkeypatch):
 
 @pytest.mark.slow
 def test_sigma_agrees_with_refits_of_fresh_landmark_noise(model):
-    """People drawn from the prior, landmarks with fresh noise: the error of the refit has the predicted size."""
+    """People drawn from the prior, landmarks with fresh noise: the error of the refit has the predicted
+    size."""
     runs, sigma_px, B = 120, 1.5, 2
     generator = torch.Generator().manual_seed(0)
     base = tiny_state(model, B)
@@ -168,7 +169,8 @@ def test_sigma_agrees_with_refits_of_fresh_landmark_noise(model):
 
 
 def test_similarities_do_not_count(model):
-    """Shapes that move the mesh as a whole are undone by the alignment; so their uncertainty is none of the surface's."""
+    """Shapes that move the mesh as a whole are undone by the alignment; so their uncertainty is none of the
+    surface's."""
     x = model.mean
     turn = torch.tensor([0.02, -0.01, 0.03], dtype=torch.float64)
     whole = torch.stack(

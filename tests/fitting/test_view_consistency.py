@@ -107,7 +107,8 @@ def test_single_view_is_a_note_only(model):
 
 
 def test_leaving_out_by_brute_force():
-    """The shift from the normal equations of all views against that of the system without the view, solved whole."""
+    """The shift from the normal equations of all views against that of the system without the view, solved
+    whole."""
     model = tiny_model(dtype=torch.float64)
     state = tiny_state(model, 3)
     exact = observe(model, state)
@@ -128,7 +129,8 @@ def test_leaving_out_by_brute_force():
 
 
 def reduced_system(p, state, valid):
-    """Matrix and gradient of the shared parameters with the landmarks that are valid, all views' own ones eliminated, solved whole."""
+    """Matrix and gradient of the shared parameters with the landmarks that are valid, all views' own ones
+    eliminated, solved whole."""
     o = replace(p.observations, landmarks=replace(p.observations.landmarks, valid=valid))
     shared = p.layout.num_shared
     system = LeastSquaresProblem(Objective(p.objective.terms), o, p.layout).linearize(state)

@@ -6,7 +6,8 @@ from fitkit.geometry.closest_point import SurfaceIndex, closest_on_triangles
 
 
 def brute_force(points, vertices, triangles):
-    """Distance of each point to each triangle: the inside of the triangle's plane or the nearest of its edges."""
+    """Distance of each point to each triangle: the inside of the triangle's plane or the nearest of its
+    edges."""
     best = np.full(len(points), np.inf)
     for a, b, c in vertices[triangles]:
         candidates = []

@@ -61,7 +61,8 @@ def test_outliers_are_trimmed():
 
 
 def test_points_beyond_the_border_do_not_pull():
-    # A square plate and a larger one 2 mm above it, shifted sideways: only the height is determined, nothing slides.
+    # A square plate and a larger one 2 mm above it, shifted sideways: only the height is determined, nothing
+    # slides.
     plate = trimesh.creation.box((100, 100, 1e-9)).subdivide().subdivide().subdivide()
     top = plate.faces[plate.face_normals[:, 2] > 0.5]
     x, y = np.meshgrid(np.linspace(-70, 90, 33), np.linspace(-60, 60, 25))
@@ -71,7 +72,8 @@ def test_points_beyond_the_border_do_not_pull():
 
 
 def test_the_border_of_a_curved_patch_does_not_tilt_it():
-    # Points of a ball all around one side, the patch is the cap above: the ball's centre is where it was, up to what the cap cannot see.
+    # Points of a ball all around one side, the patch is the cap above: the ball's centre is where it was, up
+    # to what the cap cannot see.
     ball = trimesh.creation.icosphere(4, 100.0)
     cap = ball.faces[(ball.vertices[ball.faces][..., 2] > 60).all(1)]
     points = ball.vertices[

@@ -6,7 +6,8 @@ from fitkit.geometry.laplacian import LARGEST_COTANGENT, cotangent_laplacian
 
 
 def uneven_square(n=7, seed=0):
-    """A square of side 3 with shifted inner vertices: [V, 3] in the plane z = 2, triangles, whether a vertex lies on the rim."""
+    """A square of side 3 with shifted inner vertices: [V, 3] in the plane z = 2, triangles, whether a vertex
+    lies on the rim."""
     x, y = np.meshgrid(np.linspace(0, 3, n), np.linspace(0, 3, n))
     rim = ((x == 0) | (y == 0) | (x == 3) | (y == 3)).ravel()
     vertices = np.stack([x.ravel(), y.ravel(), np.full(n * n, 2.0)], 1)

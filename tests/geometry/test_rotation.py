@@ -6,7 +6,8 @@ from fitkit.geometry.rotation import skew, so3_exp, so3_log
 
 
 def vectors() -> np.ndarray:
-    """Rotation vectors of all lengths that matter: zero, near zero, around the series switch, near and at pi."""
+    """Rotation vectors of all lengths that matter: zero, near zero, around the series switch, near and at
+    pi."""
     rng = np.random.default_rng(0)
     axis = rng.normal(size=(60, 3))
     axis /= np.linalg.norm(axis, axis=1, keepdims=True)

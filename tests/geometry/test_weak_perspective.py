@@ -26,7 +26,8 @@ def test_exact_pairs_give_the_exact_pose():
 
 
 def test_depth_direction_is_not_mirrored():
-    # A scaled-orthographic image fits the point set mirrored in depth equally well unless the rotation is proper.
+    # A scaled-orthographic image fits the point set mirrored in depth equally well unless the rotation is
+    # proper.
     points, pixels, _, rotation, _ = scene()
     _, found, _ = weak_perspective_pose(points, pixels, torch.ones(5, 20, dtype=torch.float64))
     torch.testing.assert_close(torch.linalg.det(found), torch.ones(5, dtype=torch.float64))

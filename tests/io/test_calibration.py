@@ -131,7 +131,8 @@ def test_distortion_under_other_names(tmp_path, entry, coefficients, fisheye):
         ),
         (
             {"radial_distortion": [0.1]},
-            "the key 'radial_distortion' is not known, and looks like distortion of the lens; give \"distortion\"",
+            "the key 'radial_distortion' is not known, and looks like distortion of the lens; give "
+            '"distortion"',
         ),
         ({"k7": 0.1}, "the key 'k7' is not known"),
         ({"fisheye": {"k": [0.1]}}, "the key 'fisheye' is not known"),

@@ -4,7 +4,7 @@ from PIL import Image
 
 from fitkit.errors import InputError
 from fitkit.io import images
-from fitkit.io.images import Distortion, ImageFile, picture_from_array, open_image, read_image
+from fitkit.io.images import Distortion, ImageFile, open_image, picture_from_array, read_image
 
 RNG = np.random.default_rng(0)
 RGB = np.kron(RNG.integers(0, 256, (5, 6, 3)), np.ones((8, 8, 1))).astype(np.uint8)  # 40 x 48 px, blocks

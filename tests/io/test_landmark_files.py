@@ -175,7 +175,8 @@ def test_encodings(tmp_path, encoding):
         ("a.json", "[]"),
         (
             "a.json",
-            '{"title": "a.jpg", "geoData": {"latitude": 1.0, "longitude": 2.0}, "people": [{"name": "Anna"}]}',
+            '{"title": "a.jpg", "geoData": {"latitude": 1.0, "longitude": 2.0}, "people": [{"name": '
+            '"Anna"}]}',
         ),
         ("a.json", json.dumps([{"SourceFile": "a.jpg", **{f"Tag{i}": i for i in range(40)}}])),
     ],

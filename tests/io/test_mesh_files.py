@@ -5,12 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers import tiny_model
 
 from fitkit.errors import InputError
 from fitkit.export.meshes import write_obj
-from fitkit.io.mesh_files import write_ply
-from fitkit.io.mesh_files import read_mesh
-from helpers import tiny_model
+from fitkit.io.mesh_files import read_mesh, write_ply
 
 
 @pytest.mark.parametrize("kind", ["ply", "obj"])
@@ -50,7 +49,8 @@ def test_refusals(tmp_path):
 def test_triangles_of_vertices_that_are_not_there(tmp_path, index):
     (tmp_path / "a.ply").write_text(
         "ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n"
-        f"element face 1\nproperty list uchar int vertex_indices\nend_header\n0 0 0\n1 0 0\n0 1 0\n3 0 1 {index}\n"
+        "element face 1\nproperty list uchar int vertex_indices\nend_header\n0 0 0\n1 0 0\n0 1 0\n3 0 1 "
+        f"{index}\n"
     )
     with pytest.raises(InputError, match="a.ply: expected triangles of vertices 0 to 2, got"):
         read_mesh(tmp_path / "a.ply")
@@ -103,7 +103,8 @@ def test_obj_files_as_trimesh_reads_them(tmp_path):
         ("a.obj", SQUARE + "f 0 1 2\n", "expected triangles of vertices 0 to 3, got -1 to 1"),
         (
             "a.ply",
-            "ply\nformat binary_little_endian 1.0\nelement vertex 99999999999\nproperty float x\nend_header\n",
+            "ply\nformat binary_little_endian 1.0\nelement vertex 99999999999\nproperty float "
+            "x\nend_header\n",
             "the header states 99999999999 elements",
         ),
         ("a.off", "OFF\n999999999 1 0\n0 0 0\n", "the header states 999999999 elements"),
@@ -163,8 +164,10 @@ def test_nothing_that_a_mesh_names_is_opened(tmp_path):
         os.mkfifo(tmp_path / name)  # opening one waits for ever
     (tmp_path / "a.obj").write_text(f"mtllib pipe.mtl\nusemtl a\n{SQUARE}vt 0 0\nf 1/1 2/1 3/1\n")
     (tmp_path / "a.ply").write_text(
-        "ply\nformat ascii 1.0\ncomment TextureFile pipe.png\nelement vertex 3\nproperty float x\nproperty float y\n"
-        "property float z\nelement face 1\nproperty list uchar int vertex_indices\nend_header\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n"
+        "ply\nformat ascii 1.0\ncomment TextureFile pipe.png\nelement vertex 3\nproperty float x\nproperty "
+        "float y\n"
+        "property float z\nelement face 1\nproperty list uchar int vertex_indices\nend_header\n0 0 0\n1 0 "
+        "0\n0 1 0\n3 0 1 2\n"
     )
     assert len(read_mesh(tmp_path / "a.obj")[1]) == len(read_mesh(tmp_path / "a.ply")[1]) == 1
     with pytest.raises(InputError, match="pipe.obj: not a readable OBJ file .* .it is a pipe or a device"):

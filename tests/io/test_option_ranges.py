@@ -1,4 +1,5 @@
-"""Every option that comes from a recipe or an override says what it may be, and what no fit can use is refused when it is read."""
+"""Every option that comes from a recipe or an override says what it may be, and what no fit can use is
+refused when it is read."""
 
 import dataclasses
 import typing
@@ -7,7 +8,6 @@ from typing import Annotated, get_args, get_origin
 
 import pytest
 
-from fitkit.synth.recipe import SynthRecipe, load_synth_recipe
 from fitkit.energies.registry import REGISTRY
 from fitkit.errors import InputError
 from fitkit.evaluate.bench.ablation import AblationRecipe, load_ablation
@@ -17,6 +17,7 @@ from fitkit.fitting import recipe as fits
 from fitkit.fitting.recipe import FitRecipe, load_recipe
 from fitkit.io.options import Length, Positive, Range, Share, build, check_options, option_types
 from fitkit.nets import NETS, net_kind
+from fitkit.synth.recipe import SynthRecipe, load_synth_recipe
 from fitkit.train import regressor_recipe as trainings
 from fitkit.train.landmark_recipe import LandmarkTraining, load_landmark_training
 from fitkit.train.readers import reader_options

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from fitkit.errors import InputError
-from fitkit.io.images import ImageFile
 from fitkit.io.foreign import readable
+from fitkit.io.images import ImageFile
 from fitkit.io.subject import (
     KnownCamera,
     load_photos,
@@ -153,7 +153,8 @@ def test_landmarks_in_folders(tmp_path):
     assert subject.notes == (
         "Landmarks/a.pts, Landmarks/c.jpg.pts: read as landmarks; none lie beside the photo",
         "b.jpg: landmarks from b.pts; not used: Landmarks/b.pts",
-        "points/ holds files with the names of photos, which are not read: a.pts; landmarks lie beside the photos or in landmarks/",
+        "points/ holds files with the names of photos, which are not read: a.pts; landmarks lie beside the "
+        "photos or in landmarks/",
         "ignored, not images or files of an image: old",
     )
     assert subject_from_images([tmp_path / "a.jpg"]).views[0].landmarks is not None

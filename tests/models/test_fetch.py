@@ -20,8 +20,8 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 class Server(http.server.ThreadingHTTPServer):
     """Serves CONTENT under any name.
 
-    ranges: honour Range; cut_after: bytes of the body after which the connection ends, for the first `cuts` answers;
-    status: of the first answers, then 200; length: state Content-Length.
+    ranges: honour Range; cut_after: bytes of the body after which the connection ends, for the first `cuts`
+    answers; status: of the first answers, then 200; length: state Content-Length.
     """
 
     def __init__(self):
@@ -110,7 +110,8 @@ def test_next_call_resumes(server, tmp_path):
     server.cuts, server.cut_after = 4, 50_000
     with pytest.raises(
         MissingWeightsError,
-        match=r"a\.obj cannot be downloaded: the connection ended after 200000 of 300000 bytes; check the network and call again",
+        match=r"a\.obj cannot be downloaded: the connection ended after 200000 of 300000 bytes; check the "
+        r"network and call again",
     ):
         download(server.url + "/a.obj", tmp_path / "a.obj", SHA256)
     assert [p.name for p in tmp_path.iterdir()] == ["a.obj.part"]

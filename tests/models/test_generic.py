@@ -1,4 +1,5 @@
-"""The shipped model `assets/generic.npz`: format, symmetry, anatomy, calibration, and that its script rebuilds it."""
+"""The shipped model `assets/generic.npz`: format, symmetry, anatomy, calibration, and that its script
+rebuilds it."""
 
 import json
 import sys
@@ -211,7 +212,8 @@ def test_identity_modes_are_ordered_and_independent(model, rebuilt):
 
 
 def test_variance_at_landmarks_is_the_measured_one(model):
-    """Coefficients ~ N(0, I) must reproduce the spread of people; 120 modes keep most, never more than a little."""
+    """Coefficients ~ N(0, I) must reproduce the spread of people; 120 modes keep most, never more than a
+    little."""
     table = json.loads((ASSETS / "generic_figures.json").read_text())
     corners = model["triangles"][model["landmark_triangles"]]
     basis = model["identity_basis"].astype(np.float64)

@@ -12,7 +12,10 @@ from fitkit.models.ict import EXPRESSIONS, LANDMARKS, import_ict, read_obj
 
 DATA = Path(__file__).resolve().parents[3] / "shared/data/ict"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared test data are not here")
-OBJ = "# a comment\nmtllib x\nv 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0.5\nvt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\nusemtl a\nf 1/1 2/2 3/3 4/4\nf 1/4/1 2/3/1 3/2/1\n"
+OBJ = (
+    "# a comment\nmtllib x\nv 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0.5\nvt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\nusemtl "
+    "a\nf 1/1 2/2 3/3 4/4\nf 1/4/1 2/3/1 3/2/1\n"
+)
 
 
 @pytest.fixture(scope="module")

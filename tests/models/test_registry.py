@@ -42,7 +42,8 @@ def test_load_by_name_and_path(folder, tmp_path):
 def test_missing_models_say_how_to_get_them(folder, tmp_path):
     with pytest.raises(
         MissingWeightsError,
-        match="'ict' is not in .*models; get it with 'fitkit model fetch ict', or with 'fitkit model import ict PATH'",
+        match="'ict' is not in .*models; get it with 'fitkit model fetch ict', or with 'fitkit model "
+        "import ict PATH'",
     ):
         load_model("ict")
     with pytest.raises(

@@ -158,7 +158,8 @@ def test_what_the_network_refuses(model):
 
 
 def test_an_untrained_network_lays_the_mean_face_where_a_closed_form_would(model):
-    """With zero angles the scale is that of the landmarks, as `weak_perspective_pose` finds it for a face from the front."""
+    """With zero angles the scale is that of the landmarks, as `weak_perspective_pose` finds it for a face
+    from the front."""
     flat = model.landmark_basis.mean[None, :, :2] * torch.tensor([1.0, -1.0])
     pixels = 0.7 * flat + torch.tensor([60.0, 50.0])
     scale, shift = lay_onto(flat, pixels, torch.ones(1, 68))

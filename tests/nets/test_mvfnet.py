@@ -1,4 +1,5 @@
-"""The network: where it starts, what a missing view does, its camera against the published convention; weight files."""
+"""The network: where it starts, what a missing view does, its camera against the published convention; weight
+files."""
 
 import math
 

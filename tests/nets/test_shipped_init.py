@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fitkit.data.landmark_frames import held_out
-from fitkit.fitting.predict import predict
-from fitkit.fitting.network_start import shipped_weights
 from fitkit.fitting.metrics import view_errors
+from fitkit.fitting.network_start import shipped_weights
+from fitkit.fitting.predict import predict
 from fitkit.fitting.run import fit
 from fitkit.io.mesh_files import read_mesh
 from fitkit.io.subject import load_subject

@@ -106,7 +106,8 @@ def test_a_crop_that_is_scaled_down_before_it_is_padded_shows_the_same(monkeypat
     small = crop_views([photo], [None], found, options)
     torch.testing.assert_close(small.scale, whole.scale)
     torch.testing.assert_close(small.offset, whole.offset)
-    # The mean of blocks is rounded once more, and a block of two pixels is spread evenly over the pixels that share it.
+    # The mean of blocks is rounded once more, and a block of two pixels is spread evenly over the pixels that
+    # share it.
     apart = (small.images - whole.images).abs()
     assert (
         float(apart.max()) < 9 / 255

@@ -138,7 +138,8 @@ def test_a_batch_is_what_its_parts_are_and_grey_works(name):
 
 @pytest.mark.parametrize("name", SIMPLE)
 def test_what_is_covered_in_one_image_fails_the_forward_backward_check(name):
-    # A patch slides 8 px to the right over a background that stands still: the strip in front of it is covered.
+    # A patch slides 8 px to the right over a background that stands still: the strip in front of it is
+    # covered.
     back, patch = texture(seed=1), texture(seed=2)
     source, target = back.clone(), back.clone()
     source[..., 40:88, 40:80] = patch[..., 40:88, 40:80]
@@ -185,7 +186,8 @@ def test_names():
         make_flow_estimator("farnebeck")
     with pytest.raises(
         InputError,
-        match="unknown name 'zzz'; known: dis, dis:ultrafast, dis:fast, dis:medium, dis:fine, farneback, ptlflow:NAME",
+        match="unknown name 'zzz'; known: dis, dis:ultrafast, dis:fast, dis:medium, dis:fine, farneback, "
+        "ptlflow:NAME",
     ):
         make_flow_estimator("zzz")
     with pytest.raises(
@@ -194,7 +196,8 @@ def test_names():
         DisFlow("slow")
     with pytest.raises(
         InputError,
-        match="flow estimator 'dis' has no weights, got 'a.ckpt'; choose ptlflow:NAME or leave the weights out",
+        match="flow estimator 'dis' has no weights, got 'a.ckpt'; choose ptlflow:NAME or leave the weights "
+        "out",
     ):
         make_flow_estimator("dis", "a.ckpt")
     check_estimator(

@@ -1,4 +1,5 @@
-"""Real networks of ptlflow with random weights from a small file: no accuracy, but everything around the network."""
+"""Real networks of ptlflow with random weights from a small file: no accuracy, but everything around the
+network."""
 
 import importlib
 import sys
@@ -144,7 +145,10 @@ def test_files_that_cannot_be_used(ptlflow, weights, tmp_path):
     refused(
         "weights 'none.ckpt' are neither a file nor one of ptlflow's checkpoints \\(things\\)", "none.ckpt"
     )
-    damaged = r"flow estimator 'ptlflow:raft_small': the weights .*{} are damaged or of another network \(.*\); give another file, or"
+    damaged = (
+        r"flow estimator 'ptlflow:raft_small': the weights .*{} are damaged or of another network "
+        r"\(.*\); give another file, or"
+    )
     cut = tmp_path / "cut.ckpt"
     cut.write_bytes(weights.read_bytes()[:5000])
     refused(damaged.format("cut.ckpt"), cut)

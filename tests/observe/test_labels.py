@@ -19,7 +19,8 @@ SIZE = 96
 
 
 def maps(state, size, model=MODEL):
-    """Depth [B, H, W], normals [B, 3, H, W] and numbers of the triangles, rendered for the cameras of the state."""
+    """Depth [B, H, W], normals [B, 3, H, W] and numbers of the triangles, rendered for the cameras of the
+    state."""
     vertices = state.pose.apply(state.vertices(model))
     fragments = rasterize(state.camera.clip(vertices), model.triangles, size)
     normals = interpolate(fragments, model.triangles, vertex_normals(vertices, model.triangles))
@@ -137,7 +138,8 @@ def test_labels_of_a_camera_are_those_of_the_orthographic_one_that_stands_for_it
     depth, normals, _ = maps(flat, (SIZE, SIZE))
     both = (depth > 0) & (turned.depth > 0)
     assert torch.equal(turned.depth > 0, seen.labels.depth > 0) and float(both.double().mean()) > 0.1
-    # The same head seen without perspective: elsewhere by a pixel or two, so by what the surface rises on this way.
+    # The same head seen without perspective: elsewhere by a pixel or two, so by what the surface rises on
+    # this way.
     assert float((turned.depth - depth)[both].abs().median()) < 1.5
     assert float((turned.normals * normals).sum(1)[both].median()) > 0.99
 

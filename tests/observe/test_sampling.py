@@ -105,7 +105,8 @@ def test_blur_reaches_as_far_as_it_says():
 
 
 def test_pyramid_level_lies_where_its_formula_says():
-    # A linear image stays linear, so fine pixel p must read the same at (p + 1/2) / 2 - 1/2 of the coarse one.
+    # A linear image stays linear, so fine pixel p must read the same at (p + 1/2) / 2 - 1/2 of the coarse
+    # one.
     y, x = torch.meshgrid(torch.arange(16.0), torch.arange(20.0), indexing="ij")
     image = (0.3 * x.double() - 0.7 * y.double() + 2)[None, None]
     pixels = 2 + 10 * torch.rand(1, 30, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

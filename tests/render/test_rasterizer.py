@@ -28,7 +28,8 @@ def camera(kind="perspective", views=1, size=(24, 32), focal=40.0, dtype=torch.f
 
 
 def soup(seed, kind, corners=90, spread=400.0, depth=(300.0, 1500.0), dtype=torch.float32):
-    """Random triangles: small and large, across the image borders, and slivers, duplicates and dots among them."""
+    """Random triangles: small and large, across the image borders, and slivers, duplicates and dots among
+    them."""
     gen = torch.Generator().manual_seed(seed)
     points = spread * torch.randn(corners, 3, generator=gen, dtype=torch.float64)
     points[:, 2] = depth[0] + (depth[1] - depth[0]) * torch.rand(corners, generator=gen, dtype=torch.float64)
@@ -40,7 +41,8 @@ def soup(seed, kind, corners=90, spread=400.0, depth=(300.0, 1500.0), dtype=torc
 
 
 def reference(clip, triangles, size):
-    """Triangle by triangle, pixel by pixel, in float64 numpy; returns index and, where a tie is possible, a mask."""
+    """Triangle by triangle, pixel by pixel, in float64 numpy; returns index and, where a tie is possible, a
+    mask."""
     clip, (H, W) = clip.double().numpy(), size
     index, best, second = np.full(size, -1), np.zeros(size), np.zeros(size)
     for f, t in enumerate(triangles.tolist()):

@@ -5,9 +5,9 @@ import pytest
 import torch
 from helpers import tiny_colors, tiny_model, tiny_result, tiny_state
 
-from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.errors import InputError
 from fitkit.export.texture import blend_texture
+from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.geometry.normals import vertex_normals
 from fitkit.io.subject import Subject
 from fitkit.render.texture import TextureOptions, crop_and_scale
@@ -94,7 +94,8 @@ def test_what_nobody_sees_continues_the_seen_colour():
     model = tiny_model()
     colors = torch.tensor([0.6, 0.45, 0.4]).expand(model.num_vertices, 3)
     result = tiny_result(views=1, size=192, colors=colors)
-    # The whole face has one colour, the model's albedo another one and red lips: seen colour must win, also outside.
+    # The whole face has one colour, the model's albedo another one and red lips: seen colour must win, also
+    # outside.
     model = replace(model, albedo_mean=torch.tensor([0.5, 0.5, 0.5]).expand(model.num_vertices, 3).clone())
     texture = blend_texture(replace(result, model=model), SIZE)
     assert np.abs(texture.astype(float) - colors[0].numpy() * 255).max() < 4

@@ -12,7 +12,8 @@ def square(half, z):
 
 
 def wall_with_plate():
-    """A wall at 1000 mm and a small plate 20 mm in front of it; the camera sits in the head frame's origin."""
+    """A wall at 1000 mm and a small plate 20 mm in front of it; the camera sits in the head frame's
+    origin."""
     vertices = torch.tensor([square(400.0, 1000.0) + square(100.0, 980.0)])
     triangles = torch.tensor([[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7]])
     camera = Camera(torch.tensor([100.0]), torch.tensor([[47.5, 47.5]]), torch.ones(1))
@@ -56,7 +57,8 @@ def test_outside_the_map_and_on_empty_pixels_nothing_is_visible():
 
 
 def test_reduced_map_lies_on_the_same_pixels():
-    # At reduction 2 map pixel (i, j) is the centre of four crop pixels; a slanted plane shows a shift of half a pixel.
+    # At reduction 2 map pixel (i, j) is the centre of four crop pixels; a slanted plane shows a shift of half
+    # a pixel.
     vertices = torch.tensor([[[-400.0, -400, 600], [400, -400, 1400], [400, 400, 1400], [-400, 400, 600]]])
     _, _, state = wall_with_plate()
     triangles = torch.tensor([[0, 1, 2], [0, 2, 3]])

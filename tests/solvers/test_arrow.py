@@ -8,8 +8,8 @@ LOCAL = 5  # shared parameters a view depends on
 
 
 def layout(grouped: bool):
-    """Step positions [B, LOCAL + Q]; two shared parameters belong to all views, three to a group: grouped: views 0 and 2
-    against 1 and 3, else all."""
+    """Step positions [B, LOCAL + Q]; two shared parameters belong to all views, three to a group: grouped:
+    views 0 and 2 against 1 and 3, else all."""
     start = torch.tensor([0, 3, 0, 3]) if grouped else torch.zeros(B, dtype=torch.int64)
     shared = torch.cat([torch.arange(2).expand(B, -1), 2 + start[:, None] + torch.arange(3)], 1)
     own = SHARED + torch.arange(B)[:, None] * Q + torch.arange(Q)
@@ -95,7 +95,8 @@ def test_coupling_kept_as_factors_is_the_same_system(case):
     torch.testing.assert_close(system.multiply(x), H @ x)
     damping = 0.1 + torch.rand(len(g), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     step, expected = system.solve(damping), torch.linalg.solve(H + torch.diag(damping), -g)
-    # Conjugate gradients stop at a thousandth of the first residual; what counts is how far down the model they get.
+    # Conjugate gradients stop at a thousandth of the first residual; what counts is how far down the model
+    # they get.
     drop = [float(g @ s + 0.5 * s @ (H @ s + damping * s)) for s in (step, expected)]
     assert drop[0] < 0.9999 * drop[1] < 0
     system.gradient_shared.zero_(), system.gradient_own.zero_()

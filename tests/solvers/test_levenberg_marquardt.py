@@ -8,7 +8,8 @@ from fitkit.solvers.levenberg_marquardt import LMOptions, levenberg_marquardt
 
 
 class Problem:
-    """Half the squared length of residual(x) for a vector x; Jacobian by autograd, one view without shared parameters."""
+    """Half the squared length of residual(x) for a vector x; Jacobian by autograd, one view without shared
+    parameters."""
 
     def __init__(self, residual):
         self.residual, self.costs = residual, []

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from fitkit.synth.shards import read_shard, render_faces, shard_paths
-from fitkit.synth.random_faces import FaceVariation, face_contour, face_state, outline_points, random_face
-from fitkit.synth.studio import head_shot_state
 from fitkit.errors import InputError
 from fitkit.models.registry import load_model
 from fitkit.scene.pose import yaw_pitch_roll
+from fitkit.synth.random_faces import FaceVariation, face_contour, face_state, outline_points, random_face
+from fitkit.synth.shards import read_shard, render_faces, shard_paths
+from fitkit.synth.studio import head_shot_state
 
 SIZE = 96
 BARE = FaceVariation(bald=1.0, hat=0.0, glasses=0.0, dark_glasses=0.0, occluded=0.0, cut=0.0)
@@ -62,7 +62,8 @@ def test_face_fills_the_picture_as_asked_and_coefficients_stay_in_range(model):
 
 
 def _nearest_hits(points: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Depth of the first triangle [F, 3, 3] on the ray from the origin to each point [N, 3], by Moeller and Trumbore, 1997."""
+    """Depth of the first triangle [F, 3, 3] on the ray from the origin to each point [N, 3], by Moeller and
+    Trumbore, 1997."""
     out = np.empty(len(points))
     a, ab, ac = corners[:, 0], corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     for i, ray in enumerate(points):
@@ -257,7 +258,8 @@ def test_refusals(model, tmp_path):
     ):
         with pytest.raises(
             InputError,
-            match=r"shard_00000.npz: not a readable shard of rendered faces .*; delete it and render it again",
+            match=r"shard_00000.npz: not a readable shard of rendered faces .*; delete it and render it "
+            r"again",
         ):
             damaged()
     with pytest.raises(InputError, match="no shards of rendered faces here"):

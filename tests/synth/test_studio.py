@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-
-from fitkit.synth.studio import Appearance, Scene, head_shot_state, photograph, studio
-from fitkit.scene.pose import yaw_pitch_roll
 from helpers import tiny_model
+
+from fitkit.scene.pose import yaw_pitch_roll
+from fitkit.synth.studio import Appearance, Scene, head_shot_state, photograph, studio
 
 SIZE = (120, 100)
 

@@ -10,8 +10,19 @@ import pytest
 import torch
 import yaml
 
-from fitkit.synth.paint import PIXEL_MM, brow_outlines, head_map, lamp_shadow, map_place
-from fitkit.synth.random_faces import random_scene, scalp_cover
+from fitkit.energies.masks import PARSE
+from fitkit.errors import InputError
+from fitkit.evaluate.bench.scores import same_topology, vertex_error
+from fitkit.evaluate.bench.truth import load_truth, subject_names
+from fitkit.fitting.run import fit
+from fitkit.geometry.spherical_harmonics import sh_basis
+from fitkit.io.landmark_files import read_landmarks
+from fitkit.io.mesh_files import read_mesh
+from fitkit.io.progress import Progress
+from fitkit.io.subject import load_subject
+from fitkit.models.registry import load_model
+from fitkit.observe.labels import LARGE
+from fitkit.render.rasterizer import interpolate, rasterize
 from fitkit.synth.dataset import SynthDataset, SynthFolder
 from fitkit.synth.folder import (
     DEPTH_UNIT,
@@ -23,6 +34,7 @@ from fitkit.synth.folder import (
     subject_name,
     write_subjects,
 )
+from fitkit.synth.paint import PIXEL_MM, brow_outlines, head_map, lamp_shadow, map_place
 from fitkit.synth.parse import (
     LEFT_EYE,
     LOWER_LIP,
@@ -33,23 +45,11 @@ from fitkit.synth.parse import (
     UPPER_LIP,
     parse_outlines,
 )
+from fitkit.synth.random_faces import random_scene, scalp_cover
 from fitkit.synth.raster import light_samples, sample_mesh
 from fitkit.synth.recipe import load_synth_recipe
-from fitkit.synth.subject import draw_subject, render_subject
 from fitkit.synth.studio import light
-from fitkit.energies.masks import PARSE
-from fitkit.errors import InputError
-from fitkit.evaluate.bench.scores import same_topology, vertex_error
-from fitkit.evaluate.bench.truth import load_truth, subject_names
-from fitkit.fitting.run import fit
-from fitkit.io.progress import Progress
-from fitkit.geometry.spherical_harmonics import sh_basis
-from fitkit.io.landmark_files import read_landmarks
-from fitkit.io.mesh_files import read_mesh
-from fitkit.io.subject import load_subject
-from fitkit.models.registry import load_model
-from fitkit.observe.labels import LARGE
-from fitkit.render.rasterizer import interpolate, rasterize
+from fitkit.synth.subject import draw_subject, render_subject
 
 SIZE = 96
 PLAIN = [
@@ -267,7 +267,8 @@ def vertices_of(model, truth: Path, b: int) -> tuple[np.ndarray, dict]:
 
 
 def first_hit(ray: np.ndarray, corners: np.ndarray) -> tuple[int, np.ndarray, float] | None:
-    """Triangle, barycentric weights and depth where the ray from the origin first meets triangles [F, 3, 3]; Moeller and Trumbore, 1997."""
+    """Triangle, barycentric weights and depth where the ray from the origin first meets triangles [F, 3, 3];
+    Moeller and Trumbore, 1997."""
     a, ab, ac = corners[:, 0], corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     h = np.cross(ray, ac)
     det = (ab * h).sum(1)
@@ -354,7 +355,8 @@ def test_depth_normals_and_regions_are_those_of_rays_through_the_pixels(people, 
 
 
 def test_parse_classes_are_those_of_rays_and_outlines_on_the_mean_head(model):
-    """The hit of each pixel's ray, carried to the mean head, against the outlines there; 0.5 px beside an edge either class is right."""
+    """The hit of each pixel's ray, carried to the mean head, against the outlines there; 0.5 px beside an
+    edge either class is right."""
     recipe = recipe_of("variation.neutral=0", *PLAIN)
     plan = draw_subject(model, recipe, 1)
     view = render_subject(model, recipe, plan)[1]
@@ -694,7 +696,8 @@ def test_folders_that_cannot_be_read_back(people, model, tmp_path):
     (truth / "cameras.json").write_text(json.dumps(cameras))
     with pytest.raises(
         InputError,
-        match=r"params.json and cameras.json do not tell the scene \(no entry 'K'\); render the subject again",
+        match=r"params.json and cameras.json do not tell the scene \(no entry 'K'\); render the subject "
+        r"again",
     ):
         SynthFolder(copy, model)[1]
     cameras = json.loads((people / "ground_truth/subject_00001/cameras.json").read_text())

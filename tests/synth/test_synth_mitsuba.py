@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from fitkit.synth import mitsuba
-from fitkit.synth.dataset import SynthDataset
-from fitkit.synth.folder import write_subjects
-from fitkit.synth.mitsuba import STUDIO_SIZE, head_renderer, studio_picture
-from fitkit.synth.recipe import load_synth_recipe
-from fitkit.synth.subject import draw_subject, render_subject
-from fitkit.synth.studio import Scene
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.geometry.spherical_harmonics import Y0, Y1
 from fitkit.models.registry import load_model
 from fitkit.render.rasterizer import rasterize
 from fitkit.render.shading import average_blocks
+from fitkit.synth import mitsuba
+from fitkit.synth.dataset import SynthDataset
+from fitkit.synth.folder import write_subjects
+from fitkit.synth.mitsuba import STUDIO_SIZE, head_renderer, studio_picture
+from fitkit.synth.recipe import load_synth_recipe
+from fitkit.synth.studio import Scene
+from fitkit.synth.subject import draw_subject, render_subject
 
 needs_mitsuba = pytest.mark.skipif(
     find_spec("mitsuba") is None, reason="mitsuba is not installed (extra fitkit[synth])"
@@ -32,7 +32,10 @@ def recipe_of(*overrides, **changes):
 
 def test_a_missing_mitsuba_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(mitsuba, "find_spec", lambda name: None)
-    message = r"renderer 'mitsuba' is not installed here; install it with pip install 'fitkit\[synth\]', or take renderer 'own'"
+    message = (
+        r"renderer 'mitsuba' is not installed here; install it with pip install 'fitkit\[synth\]', "
+        r"or take renderer 'own'"
+    )
     with pytest.raises(MissingWeightsError, match=message):
         write_subjects(recipe_of(), 1, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -74,7 +77,8 @@ def test_a_folder_without_surroundings_is_refused(tmp_path, monkeypatch):
 
 @needs_mitsuba
 def test_path_traced_heads_cover_the_pixels_of_the_truth():
-    """The traced share of each pixel against a z-buffer of 8 x 8 samples; half a pixel aside it fits worse."""
+    """The traced share of each pixel against a z-buffer of 8 x 8 samples; half a pixel aside it fits
+    worse."""
     model, fine = load_model("generic"), 8
     recipe = recipe_of("variation.bald=1.0", "variation.hat=0", path_tracing={"samples": 64})
     plan = draw_subject(model, recipe, 0)

@@ -70,7 +70,8 @@ def test_refusals(people, tmp_path):
         distill(people, tmp_path / "small.yaml", tmp_path / "out", 0)
     with pytest.raises(
         InputError,
-        match=r"expected a data set with the name 'fits' and the kind 'fits' .* it has lp \(300wlp\), pie \(multipie\)",
+        match=r"expected a data set with the name 'fits' and the kind 'fits' .* it has lp \(300wlp\), pie "
+        r"\(multipie\)",
     ):
         distill(people, "mvfnet", tmp_path / "out")
     assert not (tmp_path / "out").exists()

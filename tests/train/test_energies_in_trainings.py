@@ -1,4 +1,5 @@
-"""Every energy of the registry in a training recipe: a finite cost and gradient where its inputs are there, one clear refusal where not."""
+"""Every energy of the registry in a training recipe: a finite cost and gradient where its inputs are there,
+one clear refusal where not."""
 
 import sys
 from dataclasses import replace
@@ -105,7 +106,10 @@ def test_without_its_labels_a_training_says_which_are_missing(spec):
 def test_without_what_it_looks_at_a_training_says_what_the_network_gives(spec):
     _, _, observations = predicted(spec.name)
     nothing = Prediction(points3d=torch.zeros(2, 68, 3), subject=torch.zeros(2, dtype=torch.int64))
-    message = rf"stage 's': energy '{spec.name}' needs a network that predicts .* \({spec.takes}\), and this one gives points3d"
+    message = (
+        rf"stage 's': energy '{spec.name}' needs a network that predicts .* \({spec.takes}\), and "
+        r"this one gives points3d"
+    )
     with pytest.raises(InputError, match=message):
         stage_cost(spec.name)(nothing, [observations])
 
@@ -182,7 +186,8 @@ def test_weights_by_face_parts_need_a_parse():
 
 
 def test_the_census_ladder_follows_the_stage():
-    """papers.md 3.2, 3: sigma stayed at 8 in a training. The cost is that of the sigma of the share that is done."""
+    """papers.md 3.2, 3: sigma stayed at 8 in a training. The cost is that of the sigma of the share that is
+    done."""
     _, prediction, observations = predicted("census_xview")
     costs = []
     for done in (0.0, 0.3, 0.34, 0.6, 0.67, 0.99, 1.0):

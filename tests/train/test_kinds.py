@@ -1,4 +1,5 @@
-"""Networks that give no scene state: depth maps, position maps, parses. Each is trained for some steps on rendered people and predicts."""
+"""Networks that give no scene state: depth maps, position maps, parses. Each is trained for some steps on
+rendered people and predicts."""
 
 import csv
 import json
@@ -22,8 +23,8 @@ from fitkit.train.validation import HeldOut, validate
 
 
 def labelled(sample):
-    """With depth, points in the picture, and a parse: skin, and the mouth where the mouth is. All heads are 600 mm away: how far a face
-    is that fills its crop, no picture tells."""
+    """With depth, points in the picture, and a parse: skin, and the mouth where the mouth is. All heads are
+    600 mm away: how far a face is that fills its crop, no picture tells."""
     seen = with_maps(sample.observations)
     state = seen.labels.state
     camera_points = state.pose.apply(MODEL.landmarks.points(state.vertices(MODEL), MODEL.triangles))
@@ -63,8 +64,8 @@ def recipe(net, energies, steps=120, **changes):
 
 
 KINDS = {
-    # energies; what validation measures, and what it has to reach: a flat face at the right distance is 14 mm off, and a picture of
-    # nothing but skin 59 %
+    # energies; what validation measures, and what it has to reach: a flat face at the right distance is 14 mm
+    # off, and a picture of nothing but skin 59 %
     "small_depth": (
         {"depth_sup": {"sigma_mm": 20, "kernel": {"name": "l1"}}},
         "depth_mm",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers import dotted_faces
 from safetensors import safe_open
 
 from fitkit.cli.train_landmarks import train_landmarks as command
@@ -21,7 +22,6 @@ from fitkit.train.landmarks import (
     train_landmarks,
     validate,
 )
-from helpers import dotted_faces
 
 SMALL = (
     "frames.share=1",
@@ -244,7 +244,8 @@ def test_user_errors_are_one_sentence(tree, tmp_path):
 def test_a_loss_that_is_no_number_stops_the_training(tree, tmp_path):
     with pytest.raises(
         FitError,
-        match=r"(the loss is nan|the gradient of the loss is not finite) \(crops \d+ to \d+ of the training\); lower schedule.learning_rate",
+        match=r"(the loss is nan|the gradient of the loss is not finite) \(crops \d+ to \d+ of the "
+        r"training\); lower schedule.learning_rate",
     ):
         train_landmarks(
             recipe(

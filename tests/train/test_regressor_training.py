@@ -1,4 +1,5 @@
-"""Training of a regressor on tiny people: it learns, goes on after an interruption, and says what went wrong."""
+"""Training of a regressor on tiny people: it learns, goes on after an interruption, and says what went
+wrong."""
 
 import csv
 import json
@@ -23,12 +24,12 @@ from fitkit.render.rasterizer import rasterize
 from fitkit.train import trainer
 from fitkit.train.regressor import CHECKPOINT, loop_options, open_parts, train_regressor
 from fitkit.train.regressor_data import (
-    _Broken,
-    _collate,
     Batches,
     Draws,
     InputOptions,
     KeptSamples,
+    _Broken,
+    _collate,
     collate,
     draw_order,
     large_labels,
@@ -66,8 +67,8 @@ BASE = {
 
 
 class Triplets(FaceDataset):
-    """Painted tiny people in three views, with all labels. Their colour goes with three of their coefficients, which a small network
-    finds in few steps."""
+    """Painted tiny people in three views, with all labels. Their colour goes with three of their
+    coefficients, which a small network finds in few steps."""
 
     def __init__(self, count=8, size=64, labels=True, views=3):
         self.ids = tuple(f"p{i}/0" for i in range(count))
@@ -206,7 +207,10 @@ def test_a_loss_that_is_no_number_stops_and_names_the_samples(tmp_path):
     people.samples[2] = Sample(
         "p2/0", replace(bad, labels=Labels(state.replace(identity=state.identity * torch.nan)))
     )
-    sentence = r"step 1: the loss is nan \(from identity_sup, vertex_sup\); the ids of its samples are in .*bad_batch.json"
+    sentence = (
+        r"step 1: the loss is nan \(from identity_sup, vertex_sup\); the ids of its samples are in "
+        r".*bad_batch.json"
+    )
     with pytest.raises(FitError, match=sentence):
         train(recipe(), tmp_path / "out", people)
     content = json.loads((tmp_path / "out" / "bad_batch.json").read_text())
@@ -496,7 +500,8 @@ def test_views_are_taken_away_but_never_all():
 
 
 def test_views_that_are_compared_change_their_colours_together(people):
-    """Shu et al. change the colours of a pair alike; a loss between the views cannot tell another change from a wrong shape."""
+    """Shu et al. change the colours of a pair alike; a loss between the views cannot tell another change from
+    a wrong shape."""
     alone = {"name": "a", "steps": 1, "energies": {"lmk2d": {}}}
     compared = {"name": "b", "steps": 1, "energies": {"photo_xview": {}}}
     white = replace(people.samples[0].observations, images=torch.full((3, 3, 64, 64), 0.5))

@@ -1,4 +1,5 @@
-"""Stages of a training: what learns in them, their own batch, views, augmentation and rate; checkpoints of earlier versions."""
+"""Stages of a training: what learns in them, their own batch, views, augmentation and rate; checkpoints of
+earlier versions."""
 
 import json
 

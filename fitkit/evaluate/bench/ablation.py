@@ -1,4 +1,5 @@
-"""What each energy between the photos is worth: arms of a recipe, numbers of views and sets of subjects in one table."""
+"""What each energy between the photos is worth: arms of a recipe, numbers of views and sets of subjects in
+one table."""
 
 from __future__ import annotations
 
@@ -36,8 +37,8 @@ class Arm:
 
 @dataclass(frozen=True)
 class AblationRecipe:
-    """views: positions of the photos that are used, from 0, for each number of views; sets: name -> beginning of the names of
-    its subjects; arms: what is compared, the first is what gains are stated against."""
+    """views: positions of the photos that are used, from 0, for each number of views; sets: name -> beginning
+    of the names of its subjects; arms: what is compared, the first is what gains are stated against."""
 
     name: str
     arms: Annotated[tuple[Arm, ...], Length(1)]
@@ -74,9 +75,11 @@ def ablation(
         data: as for `bench.accuracy`; models: names or paths; subjects: names to use, empty: all.
         tell: gets one line for each model, arm and number of views.
     Returns:
-        what the JSON file holds: machine, resolved recipes, one row for each fit, means by model, arm, views and set.
+        what the JSON file holds: machine, resolved recipes, one row for each fit, means by model, arm, views
+            and set.
     Raises:
-        InputError: unusable data, unknown subject or model, views that a subject does not have, no subject in any set.
+        InputError: unusable data, unknown subject or model, views that a subject does not have, no subject in
+            any set.
     """
     names, member = subject_names(data, subjects), {}
     for name in names:
@@ -84,7 +87,8 @@ def ablation(
         member |= {name: sets[0]} if sets else {}
     if not member:
         raise InputError(
-            f"{data}: no subject belongs to a set of ablation '{recipe.name}' ({', '.join(recipe.sets.values())})"
+            f"{data}: no subject belongs to a set of ablation '{recipe.name}' "
+            f"({', '.join(recipe.sets.values())})"
         )
     plans = [arm.load() for arm in recipe.arms]
     truths = {n: load_truth(Path(data) / "ground_truth" / n) for n in member}
@@ -120,9 +124,11 @@ def ablation(
 
 
 def summarize(rows: Sequence[Row]) -> list[Row]:
-    """Means over the subjects by model, number of views, arm and set; fits that failed are counted and left out of the means.
+    """Means over the subjects by model, number of views, arm and set; fits that failed are counted and left
+    out of the means.
 
-    gain: 1 - now_mean / now_mean of the first arm, for the same model, views and set, over the subjects that both fitted.
+    gain: 1 - now_mean / now_mean of the first arm, for the same model, views and set, over the subjects that
+    both fitted.
     """
     base: dict[tuple, Any] = {}
     for r in rows:
@@ -166,7 +172,8 @@ def ablation_text(report: dict[str, Any]) -> str:
     named = ", ".join(f"{name} = {start}*" for name, start in sets.items())
     parts += [
         f"Sets: {named}. mm: scan-to-mesh distance of the neutral shape, NoW protocol;",
-        "gain: less error than the first arm with the same photos; solve s: wall time of the solver, mean over all subjects.",
+        "gain: less error than the first arm with the same photos; solve s: wall time of the solver, mean "
+        "over all subjects.",
     ]
     parts += [
         f"{r['model']} {r['arm']} {r['subject']}, {r['views']} view(s): {r['error']}"

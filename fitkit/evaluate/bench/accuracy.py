@@ -1,4 +1,5 @@
-"""How well faces are found whose shape is known, by face model, recipe and number of photos: `fitkit bench accuracy`."""
+"""How well faces are found whose shape is known, by face model, recipe and number of photos: `fitkit bench
+accuracy`."""
 
 from __future__ import annotations
 
@@ -34,20 +35,25 @@ def accuracy(
     photos: Sequence[int] = (),
     keep: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
-    """Fit every subject with every model and recipe, then score all shapes: neutral and, where the truth has it, in the photos.
+    """Fit every subject with every model and recipe, then score all shapes: neutral and, where the truth has
+    it, in the photos.
 
     Args:
         data: folder with SUBJECT/ (images, landmarks) and ground_truth/SUBJECT/.
         models, recipes: names or paths; the mean face of each model is always scored.
         subjects: names to use; empty: all. views: positions of the views to use; None: all.
         overrides: 'key=value' changes of every recipe. tell: gets one line for each finished fit.
-        photos: numbers of photos; one fit with each, of photos chosen by `spread_positions`; empty: one fit with `views`.
-        keep: folder for the predictions, by model, recipe and number of photos; those that are there are not made again.
+        photos: numbers of photos; one fit with each, of photos chosen by `spread_positions`; empty: one fit
+            with `views`.
+        keep: folder for the predictions, by model, recipe and number of photos; those that are there are not
+            made again.
     Returns:
-        what the JSON file holds: machine, resolved recipes, one row for each fit, means by model, recipe and number of photos
+        what the JSON file holds: machine, resolved recipes, one row for each fit, means by model, recipe and
+            number of photos
         (None: not asked for; the mean face knows none).
     Raises:
-        InputError: unusable data, unknown subject, model or recipe, not so many photos, or both views and photos given.
+        InputError: unusable data, unknown subject, model or recipe, not so many photos, or both views and
+            photos given.
     """
     if photos and views is not None:
         raise InputError(
@@ -118,10 +124,12 @@ def label(row: Row) -> str:
 
 
 def summarize(rows: Sequence[Row]) -> list[Row]:
-    """Means over the subjects by model, recipe and number of photos; fits that failed are counted and left out of the means.
+    """Means over the subjects by model, recipe and number of photos; fits that failed are counted and left
+    out of the means.
 
     medians: the same numbers, medians over the subjects.
-    gain_on_landmarks: 1 - now_mean / now_mean of the recipe 'landmarks' of the same model with as many photos.
+    gain_on_landmarks: 1 - now_mean / now_mean of the recipe 'landmarks' of the same model with as many
+    photos.
     """
     out: dict[tuple, Row] = {}
     for (model, recipe, photos), group in grouped(rows, "model", "recipe", "photos").items():
@@ -193,12 +201,17 @@ def accuracy_text(report: dict[str, Any]) -> str:
         totals["Medians"].append([*name, *cells(s["medians"]), ""])
     failures = [f"{label(r)}: {r['error']}" for r in report["rows"] if r["error"]]
     notes = [
-        "mm. mean, median: scan-to-mesh distance on the NoW crop, similarity from 7 landmarks, then refined on the surface; from points",
+        "mm. mean, median: scan-to-mesh distance on the NoW crop, similarity from 7 landmarks, then "
+        "refined on the surface; from points",
         "spread evenly over the visible skin of the face.",
-        "*: without the refinement. vertex, rigid: same-topology vertex error of the narrow face after a similarity and after",
-        "a rigid motion. size %: how much too large (mean of 68 landmarks; the mean over subjects keeps the sign).",
-        "photos_mean, photos_median: as mean, median, of the face with its expression in each photo, mean over the photos.",
-        "1 sigma, 2 sigma: share of the scan points within so many of the error bars (exact ones: 68 %, 95 %).",
+        "*: without the refinement. vertex, rigid: same-topology vertex error of the narrow face after a "
+        "similarity and after",
+        "a rigid motion. size %: how much too large (mean of 68 landmarks; the mean over subjects keeps "
+        "the sign).",
+        "photos_mean, photos_median: as mean, median, of the face with its expression in each photo, mean "
+        "over the photos.",
+        "1 sigma, 2 sigma: share of the scan points within so many of the error bars (exact ones: 68 %, 95 "
+        "%).",
         "solve s: wall time of the solver; CPU s: crop, solver and report.",
     ]
     sums = [

@@ -1,4 +1,5 @@
-"""Faces of people whose shape is known, predicted and measured: the step that the benchmarks have in common."""
+"""Faces of people whose shape is known, predicted and measured: the step that the benchmarks have in
+common."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ from fitkit.observe.landmarks.types import Landmarks
 
 @dataclass(frozen=True, eq=False)
 class Person:
-    """name; subject, found: decoded photos that are used, with landmarks; neutral: the true face; photos: the true face in each photo, by
-    view, where that is known."""
+    """name; subject, found: decoded photos that are used, with landmarks; neutral: the true face; photos: the
+    true face in each photo, by view, where that is known."""
 
     name: str
     subject: Subject
@@ -46,7 +47,8 @@ def load_person(data: Path, name: str, neutral: Truth, subject: Subject, found: 
 
 
 class KnownShape(Scorer):
-    """The errors of the neutral face and of the face in the photos; a fit that says that it failed is measured too."""
+    """The errors of the neutral face and of the face in the photos; a fit that says that it failed is
+    measured too."""
 
     scores_failed = True
 
@@ -64,8 +66,8 @@ class KnownShape(Scorer):
 
 
 def _exact(prediction: PredictedFace, model: FaceModel) -> PredictedFace:
-    """The same with meshes from its parameters, posed ones in the head frame: those in the files are rounded for others to read. One
-    without parameters is the mean face."""
+    """The same with meshes from its parameters, posed ones in the head frame: those in the files are rounded
+    for others to read. One without parameters is the mean face."""
     if prediction.parameters is None:
         return face_of_model(model, prediction.id)
     parameters = prediction.parameters()
@@ -91,11 +93,13 @@ def measure(
     """Predict everybody, then score all of them.
 
     Args:
-        model: name or path; recipe: of the fits; None: the model's mean face; keep: folder for the predictions, where those that are there
+        model: name or path; recipe: of the fits; None: the model's mean face; keep: folder for the
+            predictions, where those that are there
         are not made again; None: they are not kept; fitted: called after each.
     Returns:
-        for each person keys ERRORS, COVERAGE, PHOTOS (None where there is no number), seconds: wall time of the solver, cpu_seconds,
-        status, expected_mm, upper_mm, error_bar_mm (see Outcome) and error: why there is no face.
+        for each person keys ERRORS, COVERAGE, PHOTOS (None where there is no number), seconds: wall time of
+        the solver, cpu_seconds, status, expected_mm, upper_mm, error_bar_mm (see Outcome) and error: why
+        there is no face.
     Raises:
         InputError: other predictions in the folder.
     """

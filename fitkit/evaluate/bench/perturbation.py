@@ -33,15 +33,16 @@ from fitkit.scene.state import SceneState
 STARTS = ("landmarks", "regressor", "auto")
 KINDS = ("outliers", "missing", "profile", "turned")
 OUTLIERS, KEPT_POINTS, PROFILE_DEG, TURN_DEG = (0.1, 0.45), 10, 40.0, (60.0, 150.0)
-# A perturbed fit has recovered where the head of each view is turned as in the reference, and the unperturbed landmarks lie on it.
+# A perturbed fit has recovered where the head of each view is turned as in the reference, and the unperturbed
+# landmarks lie on it.
 RECOVERED_DEG, RECOVERED_SHARE = 10.0, 0.06
 NO_ATTEMPT = {"taken": None, "iterations": None, "away_deg": None, "share": None, "arrived": False}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """subject: the photos that are fitted; marks: their landmarks; perturbed: what the fit gets instead; turn: [B, 3] rad, by which its
-    start is turned, or None; reference: the fit of `marks`."""
+    """subject: the photos that are fitted; marks: their landmarks; perturbed: what the fit gets instead;
+    turn: [B, 3] rad, by which its start is turned, or None; reference: the fit of `marks`."""
 
     subject: Subject
     marks: Landmarks
@@ -63,7 +64,8 @@ def run_trials(
     Args:
         loaded: photos and landmarks by name; weights: of the network, empty = the shipped one.
     Returns:
-        a row for each trial and start: taken: the start that was gone on from; iterations; away_deg, share: how far from the
+        a row for each trial and start: taken: the start that was gone on from; iterations; away_deg, share:
+            how far from the
         reference; arrived: it has recovered. None where the fit failed.
     """
     rows, names = [], sorted(loaded)
@@ -107,7 +109,8 @@ def _attempt(trial: Trial, model: FaceModel, plan: FitRecipe) -> Row:
 
 
 def _of_the_better(trial: Trial, model: FaceModel, plan: FitRecipe, solved: dict[str, Row]) -> Row:
-    """What 'auto' comes to: it takes one of the two starts and goes on as from that one, unless the network took landmarks away."""
+    """What 'auto' comes to: it takes one of the two starts and goes on as from that one, unless the network
+    took landmarks away."""
     try:
         chosen = _chosen(trial, model, plan)
     except FitkitError as error:
@@ -138,7 +141,8 @@ def _solve(trial: Trial, model: FaceModel, recipe: FitRecipe) -> tuple[SceneStat
 
 
 def _choose(loaded, names: Sequence[str], kind: str, rng: np.random.Generator) -> tuple[str, tuple[int, ...]]:
-    """A subject and one to three of its views; for 'profile' views that are turned far away, where there are any."""
+    """A subject and one to three of its views; for 'profile' views that are turned far away, where there are
+    any."""
     turned = {n: [i for i, a in enumerate(_yaw(loaded[n][1])) if abs(a) > PROFILE_DEG] for n in names}
     if kind == "profile" and any(turned.values()):
         name = str(rng.choice([n for n in names if turned[n]]))
@@ -160,8 +164,9 @@ def _yaw(marks: Landmarks) -> list[float]:
 def perturb(marks: Landmarks, kind: str, rng: np.random.Generator) -> tuple[Landmarks, Tensor | None]:
     """Landmarks as a bad detector gives them, and a turn [B, 3] rad of the start's poses, or None.
 
-    'outliers': of each view a share of the points, drawn from OUTLIERS, lies anywhere in its box; 'missing': all but KEPT_POINTS
-    points of each view are missing; 'profile': the points on the side that is turned away are missing; 'turned': the points are good and the head starts turned by 60 to 150 degrees about any axis.
+    'outliers': of each view a share of the points, drawn from OUTLIERS, lies anywhere in its box; 'missing':
+    all but KEPT_POINTS points of each view are missing; 'profile': the points on the side that is turned away
+    are missing; 'turned': the points are good and the head starts turned by 60 to 150 degrees about any axis.
     """
     points, valid = marks.points.clone(), marks.valid.clone()
     turn = None

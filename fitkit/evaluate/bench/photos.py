@@ -26,8 +26,8 @@ def rendered_people(
     model: str = "generic",
     tell: Tell = lambda line: None,
 ) -> Path:
-    """A benchmark of people of a face model, rendered into `folder`: five 512 px photos each, yaw -55 to 55 degrees, one light and one
-    expression, landmarks with 1.2 px noise.
+    """A benchmark of people of a face model, rendered into `folder`: five 512 px photos each, yaw -55 to 55
+    degrees, one light and one expression, landmarks with 1.2 px noise.
 
     Raises:
         InputError: count below 1, or the folder cannot be written.
@@ -46,8 +46,8 @@ def rendered_people(
 
 
 def spread_positions(count: int, number: int) -> list[int]:
-    """Positions of `number` of `count` photos, spread evenly: the photos in order are cut into `number` equal parts, and the middle
-    one of each is taken. Of 5: 1 -> 2; 2 -> 1, 3; 3 -> 0, 2, 4; 5 -> all."""
+    """Positions of `number` of `count` photos, spread evenly: the photos in order are cut into `number` equal
+    parts, and the middle one of each is taken. Of 5: 1 -> 2; 2 -> 1, 3; 3 -> 0, 2, 4; 5 -> all."""
     return [(2 * i + 1) * count // (2 * number) for i in range(number)]
 
 
@@ -88,7 +88,8 @@ def load_views(
     """A subject with decoded images, since reading files is no part of what is timed, and its landmarks.
 
     Args:
-        views: keep those by position, from 0, in the order of their names; photos: keep so many, chosen by `spread_positions`.
+        views: keep those by position, from 0, in the order of their names; photos: keep so many, chosen by
+            `spread_positions`.
         source: as in a recipe.
     Raises:
         InputError: unusable subject, no such view, or not so many photos.

@@ -1,4 +1,5 @@
-"""Fits of people with known shape, as they are and with planted faults: does the verdict of a fit tell the truth?"""
+"""Fits of people with known shape, as they are and with planted faults: does the verdict of a fit tell the
+truth?"""
 
 from __future__ import annotations
 
@@ -64,8 +65,8 @@ def plant(
     """The view with a fault and without landmarks: they are to be found anew.
 
     Args:
-        kind: one of FAULTS; points: [N, 2] px, landmarks of the photo as it is, which say where the face is; other: a photo of another
-            person, for 'person' and 'half'.
+        kind: one of FAULTS; points: [N, 2] px, landmarks of the photo as it is, which say where the face is;
+            other: a photo of another person, for 'person' and 'half'.
     """
     image: Any = view.image
     donor: Any = other
@@ -108,12 +109,17 @@ def measure(
     """Fit every subject with so many of its photos, as they are and with each fault in one of them.
 
     Args:
-        data: folders as for `fitkit bench accuracy`. counts: numbers of photos, evenly spread over those there are.
-        faults: some of FAULTS; a single photo cannot be told to show another person or a mirrored one, so it gets none of these.
-        subjects: only the first so many of each folder, 0 = all. seed: decides which photo gets a fault and where.
-        overrides: 'key=value' changes of the recipe; landmarks are found by the built-in detector unless they say otherwise.
+        data: folders as for `fitkit bench accuracy`. counts: numbers of photos, evenly spread over those
+            there are.
+        faults: some of FAULTS; a single photo cannot be told to show another person or a mirrored one, so it
+            gets none of these.
+        subjects: only the first so many of each folder, 0 = all. seed: decides which photo gets a fault and
+            where.
+        overrides: 'key=value' changes of the recipe; landmarks are found by the built-in detector unless they
+            say otherwise.
     Returns:
-        what the JSON file holds: machine, recipe, and one row for each fit with its true error (`now_mean` of `score`), what it says
+        what the JSON file holds: machine, recipe, and one row for each fit with its true error (`now_mean` of
+            `score`), what it says
         about itself, and the metrics that it judges by.
     Raises:
         InputError: unusable data, unknown fault or model, no count.
@@ -204,7 +210,8 @@ def _fit(
 
 
 def judged_again(report: dict[str, Any]) -> dict[str, Any]:
-    """The report with the verdicts of today's thresholds and constants on the metrics of its fits; nothing is fitted."""
+    """The report with the verdicts of today's thresholds and constants on the metrics of its fits; nothing is
+    fitted."""
     return report | {"rows": [row | _verdict_of(row) for row in report["rows"]]}
 
 
@@ -237,7 +244,8 @@ def read_report(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def text(report: dict[str, Any], limit: float = OK_MM) -> str:
-    """The report as tables: what fits expect and what is true, verdicts on fits as they are, faults, numbers for the constants."""
+    """The report as tables: what fits expect and what is true, verdicts on fits as they are, faults, numbers
+    for the constants."""
     rows = report["rows"]
     clean = [r for r in rows if r["fault"] == CLEAN]
     parts = [
@@ -284,8 +292,9 @@ def key(row: dict[str, Any]) -> tuple:
 
 
 def fault_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The fits with a fault, each with `harm`: mm by which its error exceeds that of the same photos without it (None without a result),
-    and `named`: a finding names the faulty photo, or says that two photos disagree or that there are two people, or the photo was left out."""
+    """The fits with a fault, each with `harm`: mm by which its error exceeds that of the same photos without
+    it (None without a result), and `named`: a finding names the faulty photo, or says that two photos
+    disagree or that there are two people, or the photo was left out."""
     base = {key(r): r["now_mean"] for r in rows if r["fault"] == CLEAN}
     out = []
     for r in rows:
@@ -346,8 +355,9 @@ def _share(some: Sequence[dict[str, Any]]) -> str:
 
 
 def _constants_text(rows: Sequence[dict[str, Any]]) -> str:
-    """What the constants would be on these fits: EXPECTED_OVER_BARS by model over the clean fits, UPPER over the same. And whether a
-    finding costs more than the error bars say: true over expected error of all fits with it."""
+    """What the constants would be on these fits: EXPECTED_OVER_BARS by model over the clean fits, UPPER over
+    the same. And whether a finding costs more than the error bars say: true over expected error of all fits
+    with it."""
     known = [
         r
         for r in rows
@@ -371,7 +381,8 @@ def _constants_text(rows: Sequence[dict[str, Any]]) -> str:
     for code in sorted({code for r in known for code, _ in r["found"] if code != "expected_error"}):
         some = [r for r in known if code in [c for c, _ in r["found"]]]
         lines.append(
-            f"{code}: true / expected {number(mean_or_none(_numbers(some, 'now_mean') / _numbers(some, 'expected_mm')), 2)} "
+            f"{code}: true / expected "
+            f"{number(mean_or_none(_numbers(some, 'now_mean') / _numbers(some, 'expected_mm')), 2)} "
             f"({len(some)} fits)"
         )
     return "\n".join(lines)

@@ -1,4 +1,5 @@
-"""What the start of a fit is worth: accuracy and work from each start, and fits of perturbed landmarks or poses. `fitkit bench init`."""
+"""What the start of a fit is worth: accuracy and work from each start, and fits of perturbed landmarks or
+poses. `fitkit bench init`."""
 
 from __future__ import annotations
 
@@ -44,8 +45,10 @@ def measure(
     """Fits of all subjects of a folder from each start.
 
     Args:
-        data: folder of subject folders; where ground_truth/SUBJECT lies beside one, as in `fitkit bench accuracy`, its mesh is scored.
-        weights: of the network; empty = the shipped one. trials: perturbed fits from each start, recipe `landmarks`, first model; 0 = none.
+        data: folder of subject folders; where ground_truth/SUBJECT lies beside one, as in `fitkit bench
+            accuracy`, its mesh is scored.
+        weights: of the network; empty = the shipped one. trials: perturbed fits from each start, recipe
+            `landmarks`, first model; 0 = none.
         overrides: 'key=value' changes of every recipe.
     Returns:
         what the JSON file holds: rows of fits, rows of trials, means of both.
@@ -167,8 +170,9 @@ def _shape_errors(face: PredictedFace, truth: Truth) -> dict[str, float | None]:
 
 
 def summarize(rows: Sequence[Row]) -> list[Row]:
-    """Means over the subjects by model, recipe and start; failed fits are counted and left out of the means. worst_change: largest
-    relative change of a subject's error (of the reprojection where there is no truth) against the start from landmarks, per cent."""
+    """Means over the subjects by model, recipe and start; failed fits are counted and left out of the means.
+    worst_change: largest relative change of a subject's error (of the reprojection where there is no truth)
+    against the start from landmarks, per cent."""
     out, groups = [], grouped(rows, "model", "recipe", "start")
     for (model, recipe, start), mine in groups.items():
         base = {r["subject"]: _error(r) for r in groups.get((model, recipe, "landmarks"), [])}

@@ -31,8 +31,8 @@ COVERAGE = ("coverage_1sigma", "coverage_2sigma")
 
 @dataclass(frozen=True)
 class NeutralScore:
-    """values: errors in mm, keys ERRORS, and keys COVERAGE, None where they do not apply; aligned: [V, 3] mm, the prediction laid onto
-    the scan."""
+    """values: errors in mm, keys ERRORS, and keys COVERAGE, None where they do not apply; aligned: [V, 3] mm,
+    the prediction laid onto the scan."""
 
     values: dict[str, float | None]
     aligned: np.ndarray
@@ -41,10 +41,10 @@ class NeutralScore:
 def score_neutral(face: PredictedFace, truth: Truth) -> NeutralScore:
     """Errors of the neutral face.
 
-    now_*: scan-to-mesh distance of the NoW protocol (similarity from 7 landmarks, refined on the surface), from the points
-    `Truth.skin`; points_*: the same without the refinement; vertex_*: see `vertex_error`, None when the topologies differ;
-    size_percent: how much larger than the scan the prediction is, from the similarity of the 68 landmarks; coverage_*: see `coverage`,
-    None without error bars.
+    now_*: scan-to-mesh distance of the NoW protocol (similarity from 7 landmarks, refined on the surface),
+    from the points `Truth.skin`; points_*: the same without the refinement; vertex_*: see `vertex_error`,
+    None when the topologies differ; size_percent: how much larger than the scan the prediction is, from the
+    similarity of the 68 landmarks; coverage_*: see `coverage`, None without error bars.
     """
     scan = truth.skin
     meshes = (face.vertices, face.triangles, face.landmarks[POINTS], scan, truth.landmarks[POINTS])
@@ -69,9 +69,10 @@ def score_neutral(face: PredictedFace, truth: Truth) -> NeutralScore:
 
 
 def score_photos(face: PredictedFace, truths: dict[str, Truth]) -> dict[str, float | None]:
-    """Errors in mm of the face in the photos, with its expression, keys PHOTOS: `now_mean` and `now_median` of `score_neutral` for the
-    posed face of each photo against its truth, means over the photos; None where no photo has a truth. A face without expressions, as
-    the mean face, is compared with all of them as it is."""
+    """Errors in mm of the face in the photos, with its expression, keys PHOTOS: `now_mean` and `now_median`
+    of `score_neutral` for the posed face of each photo against its truth, means over the photos; None where
+    no photo has a truth. A face without expressions, as the mean face, is compared with all of them as it
+    is."""
     if face.posed is None:
         faces = [(name, face.vertices, face.landmarks) for name in truths]
     else:
@@ -89,13 +90,14 @@ def score_photos(face: PredictedFace, truths: dict[str, Truth]) -> dict[str, flo
 
 
 def vertex_error(vertices: np.ndarray, truth: Truth, with_scale: bool = True) -> float:
-    """Mean distance of corresponding vertices of the narrow face, mm, after the least-squares similarity (or, without
-    scale, rigid motion) of these vertices onto the scan; only for a model of the scan's topology."""
+    """Mean distance of corresponding vertices of the narrow face, mm, after the least-squares similarity (or,
+    without scale, rigid motion) of these vertices onto the scan; only for a model of the scan's topology."""
     return mean(vertex_distances(np.asarray(vertices)[truth.face], truth.vertices[truth.face], with_scale))
 
 
 def same_topology(triangles: np.ndarray, truth: Truth) -> bool:
-    """True when the model's triangles between the first vertices are those of the scan, so that vertices correspond."""
+    """True when the model's triangles between the first vertices are those of the scan, so that vertices
+    correspond."""
     ours = triangles[(triangles < len(truth.vertices)).all(1)]
 
     def key(t):

@@ -1,4 +1,5 @@
-"""Times of the fit: of a recipe, of the full-pixel first-order fit, per view, and of the rasterizer. `fitkit bench speed`."""
+"""Times of the fit: of a recipe, of the full-pixel first-order fit, per view, and of the rasterizer. `fitkit
+bench speed`."""
 
 from __future__ import annotations
 
@@ -129,7 +130,8 @@ def _errors(result: FitResult, truth: Truth | None) -> dict[str, float | None] |
 
 
 def many_views(model: FaceModel, count: int, size: int = 512, seed: int = 0) -> tuple[Subject, Landmarks]:
-    """A random person of the model photographed from `count` sides (yaw -55 to 55 degrees), with noisy landmarks.
+    """A random person of the model photographed from `count` sides (yaw -55 to 55 degrees), with noisy
+    landmarks.
 
     The same person and light for every count; rendered with `data.synthetic`.
     """
@@ -228,8 +230,9 @@ def speed_text(report: dict[str, Any]) -> str:
     if "fit" in report:
         f = report["fit"]
         lines.append(
-            f"{report['recipe']}, {report['model']}, {len(report['views'])} views: {f['seconds']:.3f} s solver wall time "
-            f"(median of {len(f['runs'])}; {f['fastest']:.3f} to {f['slowest']:.3f}), {f['cpu_seconds']:.3f} s CPU in all"
+            f"{report['recipe']}, {report['model']}, {len(report['views'])} views: {f['seconds']:.3f} s "
+            f"solver wall time (median of {len(f['runs'])}; {f['fastest']:.3f} to {f['slowest']:.3f}), "
+            f"{f['cpu_seconds']:.3f} s CPU in all"
         )
         lines.append(
             "  stages: " + ", ".join(f"{name} {seconds:.3f}" for name, seconds in f["stages"].items())
@@ -243,7 +246,8 @@ def speed_text(report: dict[str, Any]) -> str:
             else ""
         )
         lines.append(
-            f"adam (every pixel, {a['crop_px']} px crop): {a['seconds']:.1f} s wall, {a['cpu_seconds']:.1f} s CPU{slower}"
+            f"adam (every pixel, {a['crop_px']} px crop): {a['seconds']:.1f} s wall, {a['cpu_seconds']:.1f} "
+            f"s CPU{slower}"
         )
         lines += _error_lines(a["errors"])
     if "per_view" in report:
@@ -262,12 +266,14 @@ def speed_text(report: dict[str, Any]) -> str:
             )
         )
         lines.append(
-            f"  per view, {rows[-1]['views']} against {rows[0]['views']} views: {report['per_view']['ratio']:.2f}"
+            f"  per view, {rows[-1]['views']} against {rows[0]['views']} views: "
+            f"{report['per_view']['ratio']:.2f}"
         )
     if "rasterizer" in report:
         r = report["rasterizer"]
         lines.append(
-            f"rasterizer, {r['size']} x {r['size']} px, {r['vertices']} vertices, {r['triangles']} triangles, {100 * r['covered']:.0f} % covered: "
+            f"rasterizer, {r['size']} x {r['size']} px, {r['vertices']} vertices, {r['triangles']} "
+            f"triangles, {100 * r['covered']:.0f} % covered: "
             + "; ".join(
                 f"{b} {r[b]['z_buffer_ms']:.1f} ms, with barycentrics {r[b]['with_barycentrics_ms']:.1f} ms"
                 for b in ("torch", "numba")
@@ -282,6 +288,7 @@ def _error_lines(errors: dict[str, float | None] | None) -> list[str]:
     parts = [f"scan-to-mesh mean {number(errors['now_mean'])}, median {number(errors['now_median'])} mm"]
     if errors["vertex_similarity"] is not None:
         parts.append(
-            f"vertices after a similarity {number(errors['vertex_similarity'])} mm, after a rigid motion {number(errors['vertex_rigid'])} mm"
+            f"vertices after a similarity {number(errors['vertex_similarity'])} mm, after a rigid motion "
+            f"{number(errors['vertex_rigid'])} mm"
         )
     return ["  " + "; ".join(parts)]

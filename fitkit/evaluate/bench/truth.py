@@ -34,7 +34,8 @@ SEEN_YAWS, SEEN_PIXELS, SEEN_TOLERANCE_MM = (-45.0, 0.0, 45.0), 512, 1.0  # pixe
 class Truth:
     """One person of a benchmark: the scan and what belongs to it.
 
-    vertices [V, 3] mm, triangles [F, 3]; landmarks [68, 3] mm on the scan; face [N] vertex indices of the narrow face.
+    vertices [V, 3] mm, triangles [F, 3]; landmarks [68, 3] mm on the scan; face [N] vertex indices of the
+    narrow face.
     """
 
     vertices: np.ndarray
@@ -44,8 +45,9 @@ class Truth:
 
     @cached_property
     def skin(self) -> np.ndarray:
-        """Points [N, 3] mm, spread evenly by area over the narrow face within the NoW crop, as far as it can be seen from outside: from
-        straight ahead or from 45 degrees to either side (insides of mouth, nostrils and eye sockets are not). Always the same ones."""
+        """Points [N, 3] mm, spread evenly by area over the narrow face within the NoW crop, as far as it can
+        be seen from outside: from straight ahead or from 45 degrees to either side (insides of mouth,
+        nostrils and eye sockets are not). Always the same ones."""
         inside = np.zeros(len(self.vertices), bool)
         inside[self.face] = True
         triangles = self.triangles[inside[self.triangles].all(1)]
@@ -55,10 +57,12 @@ class Truth:
 
 
 def even_points(vertices: np.ndarray, triangles: np.ndarray, count: int) -> np.ndarray:
-    """Points [count, 3] spread evenly by area over a surface, however its triangles [F, 3] differ in size; always the same ones.
+    """Points [count, 3] spread evenly by area over a surface, however its triangles [F, 3] differ in size;
+    always the same ones.
 
-    The triangles are put into the order of a k-d tree, in which neighbours follow each other; each of `count` equal parts of their
-    summed area gets one point, at a random place within its triangle. No triangle, no points.
+    The triangles are put into the order of a k-d tree, in which neighbours follow each other; each of `count`
+    equal parts of their summed area gets one point, at a random place within its triangle. No triangle, no
+    points.
     """
     if not len(triangles):
         return np.zeros((0, 3))
@@ -74,10 +78,12 @@ def even_points(vertices: np.ndarray, triangles: np.ndarray, count: int) -> np.n
 def seen_from_outside(
     points: np.ndarray, vertices: np.ndarray, triangles: np.ndarray, landmarks: np.ndarray
 ) -> np.ndarray:
-    """[N] bool: nothing of the mesh lies in front of the point in one of the parallel projections from SEEN_YAWS at least.
+    """[N] bool: nothing of the mesh lies in front of the point in one of the parallel projections from
+    SEEN_YAWS at least.
 
     Args:
-        points: [N, 3] mm on the mesh of vertices [V, 3] mm, triangles [F, 3]; landmarks: [7, 3] NOW_POINTS, which say where the front is.
+        points: [N, 3] mm on the mesh of vertices [V, 3] mm, triangles [F, 3]; landmarks: [7, 3] NOW_POINTS,
+            which say where the front is.
     """
     right, up = landmarks[3] - landmarks[0], landmarks[:4].mean(0) - landmarks[5:].mean(0)
     front = np.cross(right, up)
@@ -131,8 +137,8 @@ def subject_names(data: str | os.PathLike, chosen: Sequence[str] = ()) -> list[s
 
 
 def load_truth(folder: str | os.PathLike) -> Truth:
-    """Read ground_truth/SUBJECT: neutral.ply, landmarks3d_neutral.npy and face_region.npy; where there is no neutral.ply, those of a scan:
-    mesh.ply, landmarks3d.npy and face_region_front.npy.
+    """Read ground_truth/SUBJECT: neutral.ply, landmarks3d_neutral.npy and face_region.npy; where there is no
+    neutral.ply, those of a scan: mesh.ply, landmarks3d.npy and face_region_front.npy.
 
     Raises:
         InputError: a file is missing or has another shape, or they do not belong together.
@@ -150,7 +156,8 @@ def load_truth(folder: str | os.PathLike) -> Truth:
         or not 0 <= face.min() <= face.max() < len(vertices)
     ):
         raise InputError(
-            f"{folder / region}: expected indices of the {len(vertices)} vertices of {mesh}, got {face.dtype} {list(face.shape)}"
+            f"{folder / region}: expected indices of the {len(vertices)} vertices of {mesh}, got "
+            f"{face.dtype} {list(face.shape)}"
         )
     truth = Truth(vertices, triangles, landmarks, face.astype(np.int64))
     with (
@@ -160,15 +167,16 @@ def load_truth(folder: str | os.PathLike) -> Truth:
         skin = truth.skin
     if not len(skin):
         raise InputError(
-            f"{folder}: no skin of {region} can be seen around the landmarks; expected {mesh}, {points} and {region} of one "
-            "person, in one frame"
+            f"{folder}: no skin of {region} can be seen around the landmarks; expected {mesh}, {points} and "
+            f"{region} of one person, in one frame"
         )
     return truth
 
 
 def load_photo_truths(folder: str | os.PathLike, truth: Truth, views: Sequence[str]) -> dict[str, Truth]:
-    """The true face in each photo, with its expression: view name -> VIEW.ply and landmarks3d_VIEW.npy of ground_truth/SUBJECT, or else
-    mesh.ply and landmarks3d.npy, which are those of all photos. Views without these files are left out.
+    """The true face in each photo, with its expression: view name -> VIEW.ply and landmarks3d_VIEW.npy of
+    ground_truth/SUBJECT, or else mesh.ply and landmarks3d.npy, which are those of all photos. Views without
+    these files are left out.
 
     Args:
         truth: of the same folder; its face region counts here too.
@@ -184,7 +192,8 @@ def load_photo_truths(folder: str | os.PathLike, truth: Truth, views: Sequence[s
                 vertices, triangles = read_mesh(folder / mesh)
                 if len(vertices) != len(truth.vertices):
                     raise InputError(
-                        f"{folder / mesh}: expected the {len(truth.vertices)} vertices of the neutral mesh, got {len(vertices)}"
+                        f"{folder / mesh}: expected the {len(truth.vertices)} vertices of the neutral mesh, "
+                        f"got {len(vertices)}"
                     )
                 read[mesh] = Truth(vertices, triangles, _landmarks(folder / points), truth.face)
             out[view] = read[mesh]

@@ -28,9 +28,12 @@ class AflwOptions:
 class Aflw2000(Protocol):
     """Landmarks and dense faces in photos of all head poses.
 
-    Data: AFLW2000-3D (Zhu et al., CVPR 2016), 2000 photos with 68 points in 3D and, with 3DDFA's model, dense faces.
-    Metric: `nme_2d`: mean distance of the 68 points in the picture over the square root of their box's area, by yaw; `nme_3d`: of
-        the dense vertices over the outer interocular distance after ICP; %. The papers' mean is the mean of the yaw bins.
+    Data: AFLW2000-3D (Zhu et al., CVPR 2016), 2000 photos with 68 points in 3D and, with 3DDFA's model, dense
+    faces.
+    Metric: `nme_2d`: mean distance of the 68 points in the picture over the square root of their box's area,
+    by yaw; `nme_3d`: of
+        the dense vertices over the outer interocular distance after ICP; %. The papers' mean is the mean of
+        the yaw bins.
     Source: Zhu et al., TPAMI 2019; PRNet (Feng et al., ECCV 2018).
     """
 
@@ -75,7 +78,8 @@ class Aflw2000(Protocol):
 
 
 def nme_2d(predicted: np.ndarray, truth: np.ndarray) -> float:
-    """NME_2d in per cent: mean distance of the 68 points [68, 2] px over the square root of the area of the true points' box."""
+    """NME_2d in per cent: mean distance of the 68 points [68, 2] px over the square root of the area of the
+    true points' box."""
     a, b = (torch.from_numpy(np.asarray(x, np.float64))[None] for x in (predicted, truth))
     return 100 * float(normalized_mean_error(a, b, torch.ones(1, 68, dtype=torch.bool), box_size(b)))
 

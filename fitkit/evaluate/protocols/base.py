@@ -27,8 +27,8 @@ class NoOptions:
 
 @dataclass(frozen=True)
 class ErrorMap:
-    """A true surface with the error of its vertices: vertices [V, 3] mm, triangles [F, 3], errors [V] mm, NaN = not scored;
-    points [7, 3] mm: NOW_POINTS, which say where the front is."""
+    """A true surface with the error of its vertices: vertices [V, 3] mm, triangles [F, 3], errors [V] mm, NaN
+    = not scored; points [7, 3] mm: NOW_POINTS, which say where the front is."""
 
     vertices: np.ndarray
     triangles: np.ndarray
@@ -38,7 +38,8 @@ class ErrorMap:
 
 @dataclass(frozen=True)
 class Scored:
-    """values: one number for each metric, None where it does not apply; pooled: arrays that are summed up over all samples."""
+    """values: one number for each metric, None where it does not apply; pooled: arrays that are summed up
+    over all samples."""
 
     values: dict[str, float | None]
     pooled: dict[str, np.ndarray] = field(default_factory=dict)
@@ -46,7 +47,8 @@ class Scored:
 
 
 class Scorer(ABC):
-    """What turns a prediction into numbers. scores_failed: a face is measured too where its fit says that it failed."""
+    """What turns a prediction into numbers. scores_failed: a face is measured too where its fit says that it
+    failed."""
 
     scores_failed: ClassVar[bool] = False
 
@@ -72,12 +74,13 @@ class Scorer(ABC):
 
 
 class Protocol(Scorer):
-    """One way to measure faces. Each has a file of its own in this folder, whose name is the protocol's; it ends with
-    `PROTOCOL = ...`, and its class says in the docstring what Data it needs, what the Metric is, and the Source of it.
+    """One way to measure faces. Each has a file of its own in this folder, whose name is the protocol's; it
+    ends with `PROTOCOL = ...`, and its class says in the docstring what Data it needs, what the Metric is,
+    and the Source of it.
 
-    options: dataclass of what a recipe may set; units: metric -> unit, in the order of the table; dataset: where its data comes from
-    (None: ours); drawn_by: options that say which photos a sample of the same id is made of: predictions made under others are not gone
-    on with.
+    options: dataclass of what a recipe may set; units: metric -> unit, in the order of the table; dataset:
+    where its data comes from (None: ours); drawn_by: options that say which photos a sample of the same id is
+    made of: predictions made under others are not gone on with.
     """
 
     options: ClassVar[type] = NoOptions

@@ -30,9 +30,12 @@ class BenchOptions:
 class Bench(Protocol):
     """Neutral faces of people whose shape is known.
 
-    Data: SUBJECT/ with photos and ground_truth/SUBJECT/ with mesh, landmarks and face region, as `fitkit synth` writes them.
-    Metric: the errors of `fitkit bench accuracy`: scan-to-mesh distance after the alignment of NoW from points spread evenly over the
-        visible skin, vertex errors, size, coverage of the error bars; and by region: nose, mouth, eyes, cheeks.
+    Data: SUBJECT/ with photos and ground_truth/SUBJECT/ with mesh, landmarks and face region, as `fitkit
+    synth` writes them.
+    Metric: the errors of `fitkit bench accuracy`: scan-to-mesh distance after the alignment of NoW from
+    points spread evenly over the
+        visible skin, vertex errors, size, coverage of the error bars; and by region: nose, mouth, eyes,
+        cheeks.
     Source: ours, after NoW and REALY (`evaluate.bench.scores`, `evaluate.regions`).
     """
 

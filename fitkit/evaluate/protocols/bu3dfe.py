@@ -31,7 +31,8 @@ class Bu3dfe(Protocol):
     """Depth of frontal pictures against scans.
 
     Data: BU-3DFE (Yin et al., FG 2006), 100 people with 25 expressions.
-    Metric: distance of predicted pixels from their partners on the scan, per cent of its depth range, under one scale and shift for
+    Metric: distance of predicted pixels from their partners on the scan, per cent of its depth range, under
+    one scale and shift for
         the whole data set: mean, std, median and 90th percentile of each picture, and pooled over all pixels.
     Source: Shu et al., FG 2020, after Sela et al., ICCV 2017 (`evaluate.depth_range`).
     """
@@ -67,8 +68,8 @@ class Bu3dfe(Protocol):
         placed = placed[np.linalg.norm(placed - tip, axis=1) <= options.reach_mm]
         if len(placed) < 6:
             raise InputError(
-                f"{sample.id}: the prediction has {len(placed)} points within {options.reach_mm:.0f} mm of the scan's nose tip; "
-                "is the photo its frontal picture?"
+                f"{sample.id}: the prediction has {len(placed)} points within {options.reach_mm:.0f} mm of "
+                "the scan's nose tip; is the photo its frontal picture?"
             )
         errors = depth_range_errors(placed, truth.vertices, truth.triangles, depth)
         return Scored(
@@ -96,9 +97,11 @@ def _pixels(prediction: PredictedFace, step: int) -> np.ndarray:
 
 
 def _frame(prediction: PredictedFace, points: np.ndarray) -> np.ndarray:
-    """Camera-frame points mm -> the picture: x right, y up, z towards the viewer, all in px, mean depth of the mesh at 0.
+    """Camera-frame points mm -> the picture: x right, y up, z towards the viewer, all in px, mean depth of
+    the mesh at 0.
 
-    One scale and shift are to hold for the whole data set; a fit does not know its distance, so its depth starts at the mean.
+    One scale and shift are to hold for the whole data set; a fit does not know its distance, so its depth
+    starts at the mean.
     """
     depth = float(prediction.posed[0][:, 2].mean())
     scale = float(prediction.focal[0]) / prediction.middle_depth()

@@ -44,7 +44,8 @@ class FaceScapeLab(FaceScape):
     """Posed faces from pictures of known cameras against scans.
 
     Data: FaceScape benchmark, FS-Lab: pictures at 11 angles and 3 focal lengths with cameras and scans.
-    Metric: CD (mm), CR and normal error (rad) on a cylinder map; pose counts, only the scale about the camera is fixed.
+    Metric: CD (mm), CR and normal error (rad) on a cylinder map; pose counts, only the scale about the camera
+    is fixed.
         `mne_facescape` has the quirk of the public evaluator, `mne_true` is the angle.
     Source: Zhu et al., TPAMI 2023, and its public evaluator (`evaluate.facescape`).
     """

@@ -16,7 +16,8 @@ from fitkit.io.options import Range
 
 @dataclass(frozen=True)
 class FaceWarehouseOptions:
-    # .npz with vertex [N] of FaceWarehouse, triangle [N] and barycentric [N, 3] of the face model; needed to score
+    # .npz with vertex [N] of FaceWarehouse, triangle [N] and barycentric [N, 3] of the face model; needed to
+    # score
     correspondence: str = ""
     identities: tuple[str, ...] = facewarehouse.IDENTITIES  # folders; empty: all
     views: Annotated[int, Range(1, 1000)] = 1  # photos in a prediction
@@ -26,8 +27,9 @@ class FaceWarehouse(Protocol):
     """Posed faces against registered meshes of depth cameras.
 
     Data: FaceWarehouse (Cao et al., TVCG 2014), nine people with 20 expressions.
-    Metric: mean vertex distance, mm, after a similarity; a table says where each of its vertices lies on the face model.
-    Source: MoFA (Tewari et al., ICCV 2017), FML (CVPR 2019), as PGN uses it (`evaluate.vertex_error`).
+    Metric: mean vertex distance, mm, after a similarity; a table says where each of its vertices lies on the
+    face model. Source: MoFA (Tewari et al., ICCV 2017), FML (CVPR 2019), as PGN uses it
+    (`evaluate.vertex_error`).
     """
 
     options = FaceWarehouseOptions
@@ -42,8 +44,9 @@ class FaceWarehouse(Protocol):
     ) -> Scored:
         if not options.correspondence:
             raise InputError(
-                "facewarehouse: options.correspondence is not set; give the .npz that says which point of the face model each "
-                "FaceWarehouse vertex is: options.correspondence=FILE (vertex [N], triangle [N], barycentric [N, 3])"
+                "facewarehouse: options.correspondence is not set; give the .npz that says which point of "
+                "the face model each FaceWarehouse vertex is: options.correspondence=FILE (vertex [N], "
+                "triangle [N], barycentric [N, 3])"
             )
         prediction.need("posed")
         truth, table = sample.truth(), read_correspondence(options.correspondence)

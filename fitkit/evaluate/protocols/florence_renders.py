@@ -20,9 +20,10 @@ class FlorenceRenders(Protocol):
     """Posed faces from renders of scans in many poses against the scans.
 
     Data: own renders of the scans of MICC Florence in the 20 poses of `data.florence_renders.POSES`.
-    Metric: mean distance of the scan's face sphere (NoW) from the prediction over the outer interocular distance, after ICP
-        (`nme_aligned`) and with ICP for the pairs only (`nme_correspondence`). The similarity of 7 landmarks comes first, since a fit
-        does not know its size.
+    Metric: mean distance of the scan's face sphere (NoW) from the prediction over the outer interocular
+    distance, after ICP
+        (`nme_aligned`) and with ICP for the pairs only (`nme_correspondence`). The similarity of 7 landmarks
+        comes first, since a fit does not know its size.
     Source: PRNet (Feng et al., ECCV 2018); VRN (Jackson et al., ICCV 2017) (`evaluate.nme3d`).
     """
 

@@ -25,8 +25,8 @@ from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
 
 @dataclass(frozen=True)
 class HeldOutOptions:
-    # The photos of a subject are dealt out in turn to so many parts; each part is predicted from the others. 2: two predictions from
-    # disjoint photos, whose spread is measured too; 0: every photo by itself.
+    # The photos of a subject are dealt out in turn to so many parts; each part is predicted from the others.
+    # 2: two predictions from disjoint photos, whose spread is measured too; 0: every photo by itself.
     folds: Annotated[int, Range(0, 1000)] = 2
     flow: str = "dis"  # estimator
     landmarks: str = "auto"  # source of the points, as in a fit recipe
@@ -38,9 +38,10 @@ class HeldOut(Protocol):
     """What a face says about photos that it was not made from.
 
     Data: a subject folder with at least 2 photos, or a folder of such folders; no ground truth.
-    Metric: the face is placed in each other photo by its landmarks alone, and the fitted photos are rendered into it: colour difference
-        (grey levels), share of differing census signs, median flow (px of a 224 px crop), landmark NME (%); spread of the identity
-        between both halves, share of coefficients beyond 3 sigma.
+    Metric: the face is placed in each other photo by its landmarks alone, and the fitted photos are rendered
+    into it: colour difference
+        (grey levels), share of differing census signs, median flow (px of a 224 px crop), landmark NME (%);
+        spread of the identity between both halves, share of coefficients beyond 3 sigma.
     Source: ours (`evaluate.photo_consistency`).
     """
 

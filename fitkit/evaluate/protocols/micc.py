@@ -24,8 +24,10 @@ class Micc(Protocol):
     """Neutral faces from the frames of a video against a frontal scan.
 
     Data: MICC Florence (Bagdanov et al., J-HGBU 2011), 53 people, two video sequences each.
-    Metric: mean point-to-plane distance, mm, after similarity ICP within 95 mm of the nose tip: of the predicted vertices from the
-        scan, of the scan's from the prediction, and the mean of both; expression 0, and with the fitted expression beside it.
+    Metric: mean point-to-plane distance, mm, after similarity ICP within 95 mm of the nose tip: of the
+    predicted vertices from the
+        scan, of the scan's from the prediction, and the mean of both; expression 0, and with the fitted
+        expression beside it.
     Source: Genova et al., CVPR 2018, as MVF-Net and PGN use it (`evaluate.micc.micc_errors`).
     """
 

@@ -26,8 +26,10 @@ class Now(Protocol):
     """Neutral faces from single photos against scans.
 
     Data: NoW (Sanyal et al., CVPR 2019), its validation set: 20 people, photos of four challenges.
-    Metric: distance, mm, of every scan vertex in the face sphere from the prediction after the similarity (metrical: rigid motion) that
-        minimises it: mean and median of each photo; pooled median, mean, std and cumulative curve over all vertices.
+    Metric: distance, mm, of every scan vertex in the face sphere from the prediction after the similarity
+    (metrical: rigid motion) that
+        minimises it: mean and median of each photo; pooled median, mean, std and cumulative curve over all
+        vertices.
     Source: the benchmark's evaluator, https://now.is.tue.mpg.de (`evaluate.scan_to_mesh`).
     """
 

@@ -48,7 +48,8 @@ class PixelFace(PosedScan):
     """Posed faces from three views against the mesh of the same moment.
 
     Data: Pixel-Face (Lyu et al., 2020), people with 23 expressions from a frontal and two side cameras.
-    Metric: NoW's crop and alignment with the expression: `s2m_mean` (what the code behind DF-MVR's "RMSE" computes), `s2m_rmse`,
+    Metric: NoW's crop and alignment with the expression: `s2m_mean` (what the code behind DF-MVR's "RMSE"
+    computes), `s2m_rmse`,
         `p2plane_rmse`, mm.
     Source: DF-MVR (Zhao et al., 2025) (`evaluate.pixel_face.scan_errors`).
     """

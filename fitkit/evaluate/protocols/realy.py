@@ -14,8 +14,8 @@ class Realy(Protocol):
     """Neutral meshes for REALY's own evaluator.
 
     Data: pictures of REALY (Chai et al., ECCV 2022).
-    Metric: none here; it is only checked that there is a mesh with its points, its own evaluator scores them by region.
-    Source: https://realy3dface.com.
+    Metric: none here; it is only checked that there is a mesh with its points, its own evaluator scores them
+    by region. Source: https://realy3dface.com.
     """
 
     units: ClassVar[dict[str, str]] = {}

@@ -21,8 +21,9 @@ from fitkit.models.registry import load_model
 
 @dataclass(frozen=True)
 class Halves:
-    """What the halves have to do with each other. index: row by sample id; own: the numbers that a half has by itself; distances along
-    the normals and from point to point [H, H] mm, to the mean face [H] mm; found: by the first; point_within [H] mm."""
+    """What the halves have to do with each other. index: row by sample id; own: the numbers that a half has
+    by itself; distances along the normals and from point to point [H, H] mm, to the mean face [H] mm; found:
+    by the first; point_within [H] mm."""
 
     model: FaceModel
     index: dict[str, int]
@@ -38,7 +39,8 @@ class SplitHalves(Protocol):
     """Do two faces from disjoint photos of a person agree, and are they told from other people's?
 
     Data: a folder of subject folders; no ground truth.
-    Metric: distance of the two neutral faces (mm), of those of different people, and how often the nearest other half is the same
+    Metric: distance of the two neutral faces (mm), of those of different people, and how often the nearest
+    other half is the same
         person's (`evaluate.split_halves.overall_scores`).
     Source: ours; rank-1 identification as in face recognition.
     """
@@ -108,8 +110,8 @@ def _half(prediction: PredictedFace, model: FaceModel) -> tuple[np.ndarray, dict
     prediction.need("vertices")
     if prediction.vertices.shape != tuple(model.mean.shape):
         raise InputError(
-            f"{prediction.id}: the prediction has {len(prediction.vertices)} vertices, model '{model.name}' has "
-            f"{model.num_vertices}; give the model of the predictions with --model"
+            f"{prediction.id}: the prediction has {len(prediction.vertices)} vertices, model '{model.name}' "
+            f"has {model.num_vertices}; give the model of the predictions with --model"
         )
     code = (
         None if prediction.parameters is None else prediction.parameters().state.identity[0].double().numpy()

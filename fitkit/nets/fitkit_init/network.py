@@ -39,8 +39,9 @@ INITIAL_STD = 1e-3
 
 @dataclass(frozen=True)
 class FitkitInitOptions:
-    """size: side of the pictures, px, a multiple of 32; token: length of the feature of a view; heads: of the attention between views;
-    hidden: width of the hidden layers; expression: blend-shape weight per unit of output; up: of the crop, see CropOptions."""
+    """size: side of the pictures, px, a multiple of 32; token: length of the feature of a view; heads: of the
+    attention between views; hidden: width of the hidden layers; expression: blend-shape weight per unit of
+    output; up: of the crop, see CropOptions."""
 
     size: Annotated[int, Range(32, 2048, multiple=32)] = 128
     token: Annotated[int, Range(1, 4096)] = 192
@@ -76,9 +77,10 @@ class _Exchange(nn.Module):
 class FitkitInit(Predictor):
     """See README.md beside this file. Takes photos in any order and number; has no named views.
 
-    The encoder is the network of the built-in landmark detector. Rotation, expression, identity and the standard deviation of each
-    identity coefficient come from layers behind it; scale and place in the picture are those that lay the predicted face onto the
-    network's own landmarks (weighted least squares, in closed form).
+    The encoder is the network of the built-in landmark detector. Rotation, expression, identity and the
+    standard deviation of each identity coefficient come from layers behind it; scale and place in the picture
+    are those that lay the predicted face onto the network's own landmarks (weighted least squares, in closed
+    form).
     """
 
     gives = ("state", "identity_sigma", "landmarks")
@@ -138,8 +140,9 @@ class FitkitInit(Predictor):
     def _describe(self, found: NetworkOutput, features: Tensor) -> tuple[Tensor, Tensor]:
         """Token [B, C] and first angles [B, 3] of each view.
 
-        From the deepest features and the landmarks relative to their own middle and size follows a first rotation; how far the
-        landmarks lie from the mean face in that pose says more about the person than where they lie.
+        From the deepest features and the landmarks relative to their own middle and size follows a first
+        rotation; how far the landmarks lie from the mean face in that pose says more about the person than
+        where they lie.
         """
         points, log_sigma = found.points.float(), found.log_sigma.float()
         centered = points - points.mean(1, keepdim=True)
@@ -168,8 +171,9 @@ class FitkitInit(Predictor):
         return self.compare(torch.cat([hidden, offsets], 1)), angles
 
     def _fuse(self, own: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """own: [S, V, C] tokens; those of missing views have no say -> identity [S, K_id]; change of the angles and expression
-        [S, V, 3 + K_ex]; logarithm of the standard deviations of the identity [S, K_id]."""
+        """own: [S, V, C] tokens; those of missing views have no say -> identity [S, K_id]; change of the
+        angles and expression [S, V, 3 + K_ex]; logarithm of the standard deviations of the identity [S,
+        K_id]."""
         seen = self.exchange(own, ~valid)
         share = valid.to(seen)[..., None]
         person = (seen * share).sum(1) / share.sum(1)
@@ -187,7 +191,8 @@ class FitkitInit(Predictor):
         log_sigma: Tensor,
         subject: Tensor,
     ) -> Prediction:
-        """angles: [B, 3], the first ones; views: [B, 3 + K_ex] change of them and expression, in units of output."""
+        """angles: [B, 3], the first ones; views: [B, 3 + K_ex] change of them and expression, in units of
+        output."""
         with torch.autocast(
             angles.device.type, enabled=False
         ):  # positions need more digits than half precision has
@@ -238,7 +243,8 @@ class FitkitInit(Predictor):
         """
         if network.options != self.encoder.options:
             raise InputError(
-                f"{where}: expected a landmark network with the options {self.encoder.options}, got {network.options}"
+                f"{where}: expected a landmark network with the options {self.encoder.options}, got "
+                f"{network.options}"
             )
         self.encoder.load_state_dict(network.state_dict())
 
@@ -256,7 +262,8 @@ class FitkitInit(Predictor):
 
 
 def _surface(found: NetworkOutput) -> tuple[Tensor, Tensor]:
-    """Points [B, 68, 2] and standard deviations [B, 68] in px, jaw points as fixed points of the skin: those are points of the model."""
+    """Points [B, 68, 2] and standard deviations [B, 68] in px, jaw points as fixed points of the skin: those
+    are points of the model."""
     points = torch.cat([found.points[:, NUM_POINTS:], found.points[:, 17:NUM_POINTS]], 1)
     sigma = torch.cat([found.log_sigma[:, NUM_POINTS:], found.log_sigma[:, 17:NUM_POINTS]], 1)
     return points.float(), sigma.float().exp()

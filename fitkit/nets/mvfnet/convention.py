@@ -17,15 +17,17 @@ STD = (math.pi / 2, math.pi / 2, math.pi / 2, 56.0, 56.0, 1.0, 224 / 360000)
 
 
 def denormalized(outputs: Tensor) -> Tensor:
-    """Outputs [B, 7] of the published network -> pose parameters [B, 7] in the order and units of the labels, for 224 px."""
+    """Outputs [B, 7] of the published network -> pose parameters [B, 7] in the order and units of the labels,
+    for 224 px."""
     return outputs * outputs.new_tensor(STD) + outputs.new_tensor(MEAN)
 
 
 def rotation_of_angles(angles: Tensor) -> Tensor:
     """Pitch, yaw, roll [B, 3] rad of the labels -> camera_from_head [B, 3, 3].
 
-    R = Rx(pitch) Ry(yaw) Rz(roll) in a frame with x right, y up, z towards the viewer; the head frame is ours (x to the subject's
-    left, y up, z out of the face). Our camera frame has y down and z forward: two rows change their signs.
+    R = Rx(pitch) Ry(yaw) Rz(roll) in a frame with x right, y up, z towards the viewer; the head frame is ours
+    (x to the subject's left, y up, z out of the face). Our camera frame has y down and z forward: two rows
+    change their signs.
     Positive yaw: the nose points to the left side of the picture, the reverse of `yaw_pitch_roll`.
     """
     (sx, sy, sz), (cx, cy, cz) = angles.sin().unbind(-1), angles.cos().unbind(-1)
@@ -41,7 +43,8 @@ def rotation_of_angles(angles: Tensor) -> Tensor:
 
 
 def angles_of_rotation(rotation: Tensor) -> Tensor:
-    """The reverse of `rotation_of_angles`: camera_from_head [B, 3, 3] -> pitch, yaw, roll [B, 3] rad, |yaw| <= pi / 2."""
+    """The reverse of `rotation_of_angles`: camera_from_head [B, 3, 3] -> pitch, yaw, roll [B, 3] rad, |yaw|
+    <= pi / 2."""
     R = rotation.new_tensor([1.0, -1.0, -1.0])[:, None] * rotation
     yaw = torch.asin((-R[:, 0, 2]).clamp(-1, 1))
     return torch.stack([torch.atan2(R[:, 1, 2], R[:, 2, 2]), yaw, torch.atan2(R[:, 0, 1], R[:, 0, 0])], -1)
@@ -54,7 +57,8 @@ def pose_of_labels(
 
     Args:
         parameters: [B, 7] pitch, yaw, roll rad, tx, ty, tz px, f px per unit of their mesh; tz plays no part.
-            They place point v at (f R v + t) with y up and pixels counted from 1: column x - 1, row height - y, from 0.
+            They place point v at (f R v + t) with y up and pixels counted from 1: column x - 1, row height -
+            y, from 0.
         width, height: of the picture, px. The principal point is its middle.
     """
     rotation = rotation_of_angles(parameters[:, :3])
@@ -73,7 +77,8 @@ def pose_of_labels(
 
 
 def labels_of_pose(pose: Pose, camera: Camera, height: int, units_per_mm: float = UNITS_PER_MM) -> Tensor:
-    """The reverse of `pose_of_labels` -> [B, 7], tz = 0; camera must be scaled-orthographic with square pixels."""
+    """The reverse of `pose_of_labels` -> [B, 7], tz = 0; camera must be scaled-orthographic with square
+    pixels."""
     scale = camera.focal / Camera.REFERENCE_DEPTH
     at = camera.principal + scale[:, None] * pose.translation[:, :2]
     return torch.cat(

@@ -1,4 +1,5 @@
-"""MVF-Net: a trunk shared by the views, a pose for each view, one identity and expression from the features of all."""
+"""MVF-Net: a trunk shared by the views, a pose for each view, one identity and expression from the features
+of all."""
 
 from __future__ import annotations
 
@@ -31,8 +32,9 @@ INITIAL_STD = 1e-4
 
 @dataclass(frozen=True)
 class MvfNetOptions:
-    """size: side of the pictures, px; width: factor on all channel numbers, 1 = as published; missing: what stands for the feature
-    of a view that is not there; expression: blend-shape weight per unit of output; margin, up, fill, resize: the crop, see CropOptions."""
+    """size: side of the pictures, px; width: factor on all channel numbers, 1 = as published; missing: what
+    stands for the feature of a view that is not there; expression: blend-shape weight per unit of output;
+    margin, up, fill, resize: the crop, see CropOptions."""
 
     size: Annotated[int, Range(16, 2048, multiple=16)] = 224
     width: Annotated[float, Range(0.001, 16.0)] = 1.0
@@ -145,13 +147,15 @@ class MvfNet(Predictor):
         )
 
     def load_trunk(self, weights: dict[str, Tensor], where: str) -> None:
-        """The first seven convolutions of torchvision's vgg11_bn with their batch norms; `where` names the file.
+        """The first seven convolutions of torchvision's vgg11_bn with their batch norms; `where` names the
+        file.
 
         Raises:
             InputError: other weights, or a width other than 1.
         """
         mine = [m for m in self.trunk if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
-        # vgg11_bn counts all its layers; those with weights are its convolutions and batch norms in their order.
+        # vgg11_bn counts all its layers; those with weights are its convolutions and batch norms in their
+        # order.
         layers = sorted(
             {int(k.split(".")[1]) for k in weights if k.startswith("features.") and k.endswith(".weight")}
         )[: len(mine)]
@@ -161,8 +165,8 @@ class MvfNet(Predictor):
         )
         if not fits:
             raise InputError(
-                f"{where}: expected the weights of torchvision's vgg11_bn and net.options.width 1, which its layers have; "
-                f"the trunk has width {self.options.width:g}"
+                f"{where}: expected the weights of torchvision's vgg11_bn and net.options.width 1, which "
+                f"its layers have; the trunk has width {self.options.width:g}"
             )
         for prefix, module in names:
             module.load_state_dict(

@@ -51,20 +51,24 @@ def check_estimator(name: str, weights: str | None = None) -> None:
         raise InputError(f"flow estimator: unknown name '{name}'; {hint}")
     if weights:
         raise InputError(
-            f"flow estimator '{name}' has no weights, got '{weights}'; choose {PTLFLOW}NAME or leave the weights out"
+            f"flow estimator '{name}' has no weights, got '{weights}'; choose {PTLFLOW}NAME or leave the "
+            "weights out"
         )
 
 
 def make_flow_estimator(name: str, weights: str | None = None, device: str = "cpu") -> FlowEstimator:
-    """Estimator by name: 'dis', 'dis:PRESET', 'farneback', or 'ptlflow:NAME' for a network of the package ptlflow.
+    """Estimator by name: 'dis', 'dis:PRESET', 'farneback', or 'ptlflow:NAME' for a network of the package
+    ptlflow.
 
     Args:
-        weights: for 'ptlflow:NAME': a checkpoint file, or the name of one of the network's published checkpoints;
+        weights: for 'ptlflow:NAME': a checkpoint file, or the name of one of the network's published
+            checkpoints;
             None takes the published one trained for general use, downloaded on first use.
         device: torch device of a network; the others work on the CPU.
     Raises:
         InputError: unknown name (says the nearest known one), or weights for an estimator that has none.
-        MissingWeightsError: the package is not installed or has no such network, or its weights cannot be had or used.
+        MissingWeightsError: the package is not installed or has no such network, or its weights cannot be had
+            or used.
     """
     check_estimator(name, weights)
     if name.startswith(PTLFLOW):

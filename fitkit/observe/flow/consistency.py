@@ -12,7 +12,8 @@ from fitkit.observe.sampling import sample
 def consistent(forward: Flow, backward: Flow) -> Tensor:
     """[B, H, W] bool: where following `forward` and then `backward` leads back.
 
-    Source: |w_f + w_b(u + w_f)|^2 < 0.01 (|w_f|^2 + |w_b|^2) + 0.5, the test of Sundaram, Brox and Keutzer, ECCV 2010.
+    Source: |w_f + w_b(u + w_f)|^2 < 0.01 (|w_f|^2 + |w_b|^2) + 0.5, the test of Sundaram, Brox and Keutzer,
+    ECCV 2010.
     """
     w = forward.displacement
     B, _, H, W = w.shape

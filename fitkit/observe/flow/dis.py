@@ -21,11 +21,13 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class DisFlow:
-    """Kroeger et al., "Fast optical flow using dense inverse search", ECCV 2016, as in OpenCV. On the CPU, grey.
+    """Kroeger et al., "Fast optical flow using dense inverse search", ECCV 2016, as in OpenCV. On the CPU,
+    grey.
 
-    Its patches are compared after their means are taken off, so a brightness offset of one image hardly changes the flow.
-    preset: OpenCV's, which end at half the resolution of the images or below; 'fine' is 'medium' continued to their full resolution, with
-    patches 4 pixels apart: on renderings of faces half the error, for twice to four times the time.
+    Its patches are compared after their means are taken off, so a brightness offset of one image hardly
+    changes the flow. preset: OpenCV's, which end at half the resolution of the images or below; 'fine' is
+    'medium' continued to their full resolution, with patches 4 pixels apart: on renderings of faces half the
+    error, for twice to four times the time.
     """
 
     preset: str = "medium"
@@ -36,7 +38,8 @@ class DisFlow:
             raise InputError(f"DIS flow preset: expected one of {', '.join(PRESETS)}; got '{self.preset}'")
 
     def estimate(self, source: Tensor, target: Tensor) -> Flow:
-        """source, target [B, 3 or 1, H, W] in [0, 1] -> Flow; all pixels valid (consistency is the caller's test)."""
+        """source, target [B, 3 or 1, H, W] in [0, 1] -> Flow; all pixels valid (consistency is the caller's
+        test)."""
         check_images(self.name, source, target)
         engine = cv2.DISOpticalFlow_create(PRESETS[self.preset])
         if self.preset == "fine":

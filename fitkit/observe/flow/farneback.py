@@ -16,12 +16,14 @@ FLATTEST = 1e-3  # standard deviation of images in [0, 1] that is not raised fur
 
 @dataclass(frozen=True)
 class FarnebackFlow:
-    """Farneback, "Two-frame motion estimation based on polynomial expansion", SCIA 2003, as in OpenCV. On the CPU, grey.
+    """Farneback, "Two-frame motion estimation based on polynomial expansion", SCIA 2003, as in OpenCV. On the
+    CPU, grey.
 
-    levels: pyramid levels, each half the size of the one below; window: side in px over which the displacement is averaged;
-    iterations: on each level; neighborhood, sigma: side in px of the polynomial's support and its Gaussian's deviation.
-    Both images are brought to a fixed common mean and contrast, so a gain or offset common to both leaves the flow; a different
-    brightness of one image does not.
+    levels: pyramid levels, each half the size of the one below; window: side in px over which the
+    displacement is averaged; iterations: on each level; neighborhood, sigma: side in px of the polynomial's
+    support and its Gaussian's deviation.
+    Both images are brought to a fixed common mean and contrast, so a gain or offset common to both leaves the
+    flow; a different brightness of one image does not.
     """
 
     levels: int = 5
@@ -32,7 +34,8 @@ class FarnebackFlow:
     name = "farneback"
 
     def estimate(self, source: Tensor, target: Tensor) -> Flow:
-        """source, target [B, 3 or 1, H, W] in [0, 1] -> Flow; all pixels valid (consistency is the caller's test)."""
+        """source, target [B, 3 or 1, H, W] in [0, 1] -> Flow; all pixels valid (consistency is the caller's
+        test)."""
         check_images(self.name, source, target)
         return flow_of_arrays([self._flow(a, b) for a, b in zip(grey(source), grey(target))], source)
 
@@ -40,7 +43,8 @@ class FarnebackFlow:
         """source, target [H, W] -> [H, W, 2] px."""
         gain = CONTRAST / max(float(np.sqrt((source.var() + target.var()) / 2)), FLATTEST)
         mean = (source.mean() + target.mean()) / 2
-        # OpenCV takes the last row and column of the target for unseen, which bends the flow nearby: they go into a margin.
+        # OpenCV takes the last row and column of the target for unseen, which bends the flow nearby: they go
+        # into a margin.
         m = self.window
         wide = [
             cv2.copyMakeBorder((image - mean) * gain, m, m, m, m, cv2.BORDER_REPLICATE)

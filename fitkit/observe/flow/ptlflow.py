@@ -28,15 +28,17 @@ OTHERWISE = "or choose the flow estimator dis or farneback, which need none"
 
 
 class PtlFlow:
-    """A network of ptlflow (Morimitsu, "PyTorch Lightning Optical Flow", 2021; Apache licence) with fixed, trained weights.
+    """A network of ptlflow (Morimitsu, "PyTorch Lightning Optical Flow", 2021; Apache licence) with fixed,
+    trained weights.
 
     Args:
         network: one of ptlflow.get_model_names(), e.g. 'raft_small'.
-        weights: a checkpoint file as ptlflow writes it, or the name of one of the network's published checkpoints; None
-            takes a published one, kept in torch.hub's folder (moved by TORCH_HOME).
+        weights: a checkpoint file as ptlflow writes it, or the name of one of the network's published
+            checkpoints; None takes a published one, kept in torch.hub's folder (moved by TORCH_HOME).
         device: torch device.
     Raises:
-        MissingWeightsError: no package, no such network, or weights that cannot be had, are damaged or of another network.
+        MissingWeightsError: no package, no such network, or weights that cannot be had, are damaged or of
+            another network.
     """
 
     def __init__(self, network: str, weights: str | None = None, device: str = "cpu"):
@@ -52,10 +54,12 @@ class PtlFlow:
         self.network = _trained(package, self.name, network, weights).to(device).eval().requires_grad_(False)
 
     def displacement(self, source: Tensor, target: Tensor) -> Tensor:
-        """source, target [B, 3 or 1, H, W] in [0, 1] -> [B, 2, H, W] px (x, y), differentiable in both images.
+        """source, target [B, 3 or 1, H, W] in [0, 1] -> [B, 2, H, W] px (x, y), differentiable in both
+        images.
 
         Raises:
-            InputError: images the network cannot take (too small for its pyramid), or a network for more than two images.
+            InputError: images the network cannot take (too small for its pyramid), or a network for more than
+                two images.
         """
         check_images(self.name, source, target)
         like = next(self.network.parameters())
@@ -68,14 +72,15 @@ class PtlFlow:
                 raise
             H, W = source.shape[-2:]
             raise InputError(
-                f"flow estimator '{self.name}': the network cannot take two images of {W} x {H} px ({_first_line(error)}); "
-                "enlarge the flow's size or choose another network"
+                f"flow estimator '{self.name}': the network cannot take two images of {W} x {H} px "
+                f"({_first_line(error)}); enlarge the flow's size or choose another network"
             ) from error
         return flows[:, -1].to(source)
 
     @torch.no_grad()
     def estimate(self, source: Tensor, target: Tensor) -> Flow:
-        """source, target [B, 3 or 1, H, W] in [0, 1] -> Flow, detached; valid where the network's answer is finite."""
+        """source, target [B, 3 or 1, H, W] in [0, 1] -> Flow, detached; valid where the network's answer is
+        finite."""
         flow = self.displacement(source, target)
         valid = torch.isfinite(flow).all(1)
         return Flow(torch.where(valid[:, None], flow, 0), valid)
@@ -106,8 +111,8 @@ def _trained(package, name: str, network: str, weights: str | None) -> torch.nn.
     is_file = os.path.isfile(weights)
     if not is_file and weights not in published:
         raise MissingWeightsError(
-            f"flow estimator '{name}': weights '{weights}' are neither a file nor one of ptlflow's checkpoints "
-            f"({', '.join(published) or 'it has none'})"
+            f"flow estimator '{name}': weights '{weights}' are neither a file nor one of ptlflow's "
+            f"checkpoints ({', '.join(published) or 'it has none'})"
         )
     where = (
         f"the weights {weights}"
@@ -118,7 +123,8 @@ def _trained(package, name: str, network: str, weights: str | None) -> torch.nn.
     socket.setdefaulttimeout(TIMEOUT)  # the download has none
     try:
         with _quiet():
-            # ptlflow reads with weights_only=True and loads strictly: nothing in the file is run, no tensor is left random.
+            # ptlflow reads with weights_only=True and loads strictly: nothing in the file is run, no tensor
+            # is left random.
             model = package.get_model(network, ckpt_path=str(weights))
     except Exception as error:  # a damaged file raises many kinds
         # URLError and timeouts are OSErrors; so is a file that is cut off, for some cuts.
@@ -136,7 +142,8 @@ def _trained(package, name: str, network: str, weights: str | None) -> torch.nn.
         socket.setdefaulttimeout(timeout)
     if not all(bool(torch.isfinite(p).all()) for p in model.state_dict().values() if p.is_floating_point()):
         raise MissingWeightsError(
-            f"flow estimator '{name}': {where} are damaged (not all numbers are finite); take others, {OTHERWISE}"
+            f"flow estimator '{name}': {where} are damaged (not all numbers are finite); take others, "
+            f"{OTHERWISE}"
         )
     return model
 

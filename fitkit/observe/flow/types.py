@@ -14,7 +14,8 @@ from fitkit.errors import InputError
 
 @dataclass(frozen=True)
 class Flow:
-    """displacement: [B, 2, H, W] px (x, y), source(u) matches target(u + displacement(u)); valid: [B, H, W] bool."""
+    """displacement: [B, 2, H, W] px (x, y), source(u) matches target(u + displacement(u)); valid: [B, H, W]
+    bool."""
 
     displacement: Tensor
     valid: Tensor
@@ -24,7 +25,8 @@ class FlowEstimator(Protocol):
     name: str
 
     def estimate(self, source: Tensor, target: Tensor) -> Flow:
-        """source, target [B, 3 or 1, H, W] in [0, 1] -> Flow from source to target, detached from both images."""
+        """source, target [B, 3 or 1, H, W] in [0, 1] -> Flow from source to target, detached from both
+        images."""
         ...
 
 
@@ -33,7 +35,8 @@ class DifferentiableFlow(FlowEstimator, Protocol):
     """A frozen network: constant weights, but the graph to its input images is kept."""
 
     def displacement(self, source: Tensor, target: Tensor) -> Tensor:
-        """source, target [B, 3 or 1, H, W] in [0, 1] -> [B, 2, H, W] px (x, y), differentiable in both images."""
+        """source, target [B, 3 or 1, H, W] in [0, 1] -> [B, 2, H, W] px (x, y), differentiable in both
+        images."""
         ...
 
 
@@ -54,6 +57,7 @@ def grey(images: Tensor) -> np.ndarray:
 
 
 def flow_of_arrays(displacements: list[np.ndarray], like: Tensor) -> Flow:
-    """B arrays [H, W, 2] px -> Flow on the device and in the precision of the images `like`, every pixel valid."""
+    """B arrays [H, W, 2] px -> Flow on the device and in the precision of the images `like`, every pixel
+    valid."""
     flow = torch.from_numpy(np.stack(displacements)).permute(0, 3, 1, 2).to(like)
     return Flow(flow, torch.ones(flow.shape[0], *flow.shape[2:], dtype=torch.bool, device=flow.device))

@@ -1,8 +1,10 @@
-"""Places where a face may be: OpenCV's Haar cascades, turned pictures and, when they see nothing, a coarse grid of squares.
+"""Places where a face may be: OpenCV's Haar cascades, turned pictures and, when they see nothing, a coarse
+grid of squares.
 
-Source: Viola and Jones, "Rapid object detection using a boosted cascade of simple features", CVPR 2001; the cascades come with
-    OpenCV 4 (Lienhart and Maydt, ICIP 2002; profile: Bradley). They are rough: whether a place holds a face is decided by
-    the landmark network (see builtin.py).
+Source: Viola and Jones, "Rapid object detection using a boosted cascade of simple features", CVPR 2001; the
+cascades come with
+    OpenCV 4 (Lienhart and Maydt, ICIP 2002; profile: Bradley). They are rough: whether a place holds a face
+    is decided by the landmark network (see builtin.py).
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ SAME_CENTER, SAME_SIDE = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """square: where a face may be, px of the photo; score: number of windows that saw it, 0 for squares of the grid."""
+    """square: where a face may be, px of the photo; score: number of windows that saw it, 0 for squares of
+    the grid."""
 
     square: FaceSquare
     score: float
@@ -36,8 +39,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Cascade:
-    """file: of OpenCV's data folder; shift: from the centre of its box to that of the face's square, (right, down) over the
-    box's side; scale: side of the square over that of the box; mirrored: run on the mirrored picture."""
+    """file: of OpenCV's data folder; shift: from the centre of its box to that of the face's square, (right,
+    down) over the box's side; scale: side of the square over that of the box; mirrored: run on the mirrored
+    picture."""
 
     file: str
     shift: tuple[float, float]
@@ -45,8 +49,9 @@ class Cascade:
     mirrored: bool = False
 
 
-# Medians over the boxes that hit a face, of 760 pictures of the people of faces68 that are not held out (square: `square_of_points`
-# of the labels). Median absolute deviations: 0.02 down, 0.07 right (mostly yaw), 0.08 to 0.10 of the scale.
+# Medians over the boxes that hit a face, of 760 pictures of the people of faces68 that are not held out
+# (square: `square_of_points` of the labels). Median absolute deviations: 0.02 down, 0.07 right (mostly yaw),
+# 0.08 to 0.10 of the scale.
 FRONTAL = Cascade("haarcascade_frontalface_default.xml", (0.0, 0.167), 1.32)
 FRONTAL_2 = Cascade("haarcascade_frontalface_alt2.xml", (0.0, 0.173), 1.354)
 PROFILE = Cascade("haarcascade_profileface.xml", (-0.094, 0.165), 1.151)
@@ -55,9 +60,10 @@ PROFILES = (PROFILE, replace(PROFILE, mirrored=True))
 
 @dataclass(frozen=True)
 class Stage:
-    """One search. side: px, longer side of the reduced picture; cascades; angles: degrees, by which the picture is turned
-    counter-clockwise, so that heads that lean clockwise come upright; step: factor between sizes; neighbors: windows that must
-    agree; largest: largest face (side of the square over the picture's longer side) that is sought, None = any."""
+    """One search. side: px, longer side of the reduced picture; cascades; angles: degrees, by which the
+    picture is turned counter-clockwise, so that heads that lean clockwise come upright; step: factor between
+    sizes; neighbors: windows that must agree; largest: largest face (side of the square over the picture's
+    longer side) that is sought, None = any."""
 
     side: int
     cascades: tuple[Cascade, ...]
@@ -67,8 +73,9 @@ class Stage:
     largest: float | None = None
 
 
-# Searches in turn. GRID: squares over the picture, which cost the network less than the cascades of a finer search, and which find
-# large faces in any position. Small faces in large photos come last: they take seconds.
+# Searches in turn. GRID: squares over the picture, which cost the network less than the cascades of a finer
+# search, and which find large faces in any position. Small faces in large photos come last: they take
+# seconds.
 GRID = None
 SEARCHES: tuple[Stage | None, ...] = (
     Stage(320, (FRONTAL,), step=1.15, neighbors=2),
@@ -110,7 +117,8 @@ def propose(image: np.ndarray, most: int = 8) -> Iterator[list[Candidate]]:
 
 
 def reduced_grey(image: np.ndarray, side: int) -> tuple[np.ndarray, float]:
-    """[H, W, 3] uint8 -> grey picture [h, w] with this longer side, and px of the photo per px of it (1 or more)."""
+    """[H, W, 3] uint8 -> grey picture [h, w] with this longer side, and px of the photo per px of it (1 or
+    more)."""
     factor = max(1.0, max(image.shape[:2]) / side)
     if factor > 1:
         size = tuple(max(1, round(n / factor)) for n in image.shape[1::-1])
@@ -156,7 +164,8 @@ def search(grey: np.ndarray, factor: float, stage: Stage) -> list[Candidate]:
 
 
 def _turned(grey: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
-    """The picture turned counter-clockwise with all of it in sight, and the matrix [2, 3] from its pixels to the new ones."""
+    """The picture turned counter-clockwise with all of it in sight, and the matrix [2, 3] from its pixels to
+    the new ones."""
     h, w = grey.shape
     if degrees == 0:
         return grey, np.eye(2, 3)
@@ -182,7 +191,8 @@ def _classifier(file: str):
 
 
 def merge(candidates: list[Candidate]) -> list[Candidate]:
-    """Candidates that mean the same face become one, the mean weighted by score; sorted by score, best first."""
+    """Candidates that mean the same face become one, the mean weighted by score; sorted by score, best
+    first."""
     groups: list[list[Candidate]] = []
     for candidate in sorted(candidates, key=lambda c: -c.score):
         group = next(
@@ -213,7 +223,8 @@ def same_place(a: FaceSquare, b: FaceSquare) -> bool:
 
 
 def grid_squares(width: int, height: int) -> list[FaceSquare]:
-    """A few squares over a picture of this size: as wide as its shorter side, somewhat larger, and smaller ones."""
+    """A few squares over a picture of this size: as wide as its shorter side, somewhat larger, and smaller
+    ones."""
     short = min(width, height)
     out = []
     for share in (1.25, 0.9, 0.6):

@@ -1,4 +1,5 @@
-"""The built-in landmark detector: boxes from Haar cascades, then our own network, which also says whether there is a face."""
+"""The built-in landmark detector: boxes from Haar cascades, then our own network, which also says whether
+there is a face."""
 
 from __future__ import annotations
 
@@ -37,17 +38,20 @@ OTHERWISE = (
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """What makes a face. Each doubt is a number divided by what is usual; the score of a face is exp(-sum of squares / 2).
+    """What makes a face. Each doubt is a number divided by what is usual; the score of a face is exp(-sum of
+    squares / 2).
 
-    spread: mean standard deviation of the inner points over the side of their box; shape: residual of the inner points
-    against the mean face (affine, so at any pose) over that side; shift, zoom: how far the square of the found points lies from
-    the square that was looked at, over its side and as logarithm; agreement: mean distance of the inner points between two
-    looks at the same face, or between the face and its mirror image, the larger of the two, over that side. Where there is
-    no face, no two looks agree: on pictures of faces68 the agreement is below 0.03 for 99 % of the faces, and above 0.04
-    for 99 % of other places. roll: lean of the head in radians; upright heads are likelier. hidden: mean probability of the
-    inner points to be hidden. keep: score from which a first look is followed by another; accept: score that makes a face;
-    sure: score that ends the search;
-    large: side of a face's square over the longer side of the photo from which no larger face is expected beside it.
+    spread: mean standard deviation of the inner points over the side of their box; shape: residual of the
+    inner points against the mean face (affine, so at any pose) over that side; shift, zoom: how far the
+    square of the found points lies from the square that was looked at, over its side and as logarithm;
+    agreement: mean distance of the inner points between two looks at the same face, or between the face and
+    its mirror image, the larger of the two, over that side. Where there is no face, no two looks agree: on
+    pictures of faces68 the agreement is below 0.03 for 99 % of the faces, and above 0.04 for 99 % of other
+    places. roll: lean of the head in radians; upright heads are likelier. hidden: mean probability of the
+    inner points to be hidden. keep: score from which a first look is followed by another; accept: score that
+    makes a face; sure: score that ends the search;
+    large: side of a face's square over the longer side of the photo from which no larger face is expected
+    beside it.
     """
 
     spread: float = 0.1
@@ -65,9 +69,9 @@ class JudgeOptions:
 
 @dataclass(frozen=True)
 class BuiltinOptions:
-    """most: places of one search that are looked at; passes: looks at each face after the first; mirror: the last look is
-    the mean of the face and its mirror image; floor_share, floor_px: standard deviation that no point falls below, as
-    share of the face's square and in px of the photo (added in quadrature)."""
+    """most: places of one search that are looked at; passes: looks at each face after the first; mirror: the
+    last look is the mean of the face and its mirror image; floor_share, floor_px: standard deviation that no
+    point falls below, as share of the face's square and in px of the photo (added in quadrature)."""
 
     judge: JudgeOptions = JudgeOptions()
     most: int = 8
@@ -79,8 +83,9 @@ class BuiltinOptions:
 
 @dataclass(frozen=True)
 class Look:
-    """What the network sees in one square. points: [85, 2] px of the photo; sigma: [85] px of the photo; seen: [85]
-    probability; square: where it looked; score: 0 to 1, that this is a face; roll: radians, clockwise lean of the head."""
+    """What the network sees in one square. points: [85, 2] px of the photo; sigma: [85] px of the photo;
+    seen: [85] probability; square: where it looked; score: 0 to 1, that this is a face; roll: radians,
+    clockwise lean of the head."""
 
     points: np.ndarray
     sigma: np.ndarray
@@ -100,7 +105,8 @@ class BuiltinDetector(EveryFaceDetector):
 
     Args:
         device: torch device of the network.
-        jaw: 'outline' (points 0-16 on the visible outline) or 'surface' (fixed points of the skin, hidden ones too).
+        jaw: 'outline' (points 0-16 on the visible outline) or 'surface' (fixed points of the skin, hidden
+            ones too).
         network: takes crops [N, 3, S, S] in [0, 1] and gives NetworkOutput; default: the shipped one.
     Raises:
         MissingWeightsError: the weights are missing or damaged. InputError: unknown jaw.
@@ -157,7 +163,8 @@ class BuiltinDetector(EveryFaceDetector):
         """Run the network on squares of a photo.
 
         Args:
-            before: earlier looks at the same faces, one for each square, or none; the new ones should agree with them.
+            before: earlier looks at the same faces, one for each square, or none; the new ones should agree
+                with them.
             mirror: also on the squares' mirror images; the result is the mean.
         """
         if not squares:
@@ -203,10 +210,11 @@ class BuiltinDetector(EveryFaceDetector):
 def mean_of_mirrored(
     points: np.ndarray, sigma: np.ndarray, seen: np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Outputs for crops and their mirror images, [2 N, 85, ...], the latter behind the former -> means [N, 85, ...], and the
-    mean distance of the two sets of inner points [N].
+    """Outputs for crops and their mirror images, [2 N, 85, ...], the latter behind the former -> means [N,
+    85, ...], and the mean distance of the two sets of inner points [N].
 
-    The errors of the two agree for the most part, so the variance is their mean, plus that of the two points' difference.
+    The errors of the two agree for the most part, so the variance is their mean, plus that of the two points'
+    difference.
     """
     n = len(points) // 2
     other = (points[n:] * [-1, 1] + [size - 1, 0])[:, MIRRORED_OUTPUTS]
@@ -233,7 +241,8 @@ def face_score(
     """How likely a face is, 0 to 1, see JudgeOptions.
 
     Args:
-        points: [85, 2], sigma: [85] and apart, the distance of two looks: px of the crop; seen: [85] probabilities;
+        points: [85, 2], sigma: [85] and apart, the distance of two looks: px of the crop; seen: [85]
+            probabilities;
         roll: radians, in the photo.
     """
     inner = points[INNER]
@@ -277,8 +286,8 @@ def load_network(device: str = "cpu", path: Path | None = None) -> LandmarkNetwo
 
 
 def read_network(path: Path | None = None) -> LandmarkNetwork:
-    """The landmark network as it was trained, in eval mode; path: None = the shipped weights (half precision, options as JSON in the
-    file's metadata).
+    """The landmark network as it was trained, in eval mode; path: None = the shipped weights (half precision,
+    options as JSON in the file's metadata).
 
     Raises:
         MissingWeightsError: file missing, damaged, or of another network.

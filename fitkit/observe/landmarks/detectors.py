@@ -64,7 +64,8 @@ AUTO: dict[str, Callable[[], bool]] = {"fan": _fan_is_here, "builtin": lambda: T
 
 
 def make_detector(name: str, device: str = "cpu") -> LandmarkDetector:
-    """The detector of this name; 'auto': the first that is ready for use, without a download; 'onnx:PATH': an ONNX file.
+    """The detector of this name; 'auto': the first that is ready for use, without a download; 'onnx:PATH': an
+    ONNX file.
 
     Raises:
         InputError: unknown name; says the nearest known one. Or an ONNX file that cannot be used.
@@ -107,17 +108,17 @@ def detect_landmarks(
 ) -> tuple[Landmarks, tuple[str, ...]]:
     """The 68 points of every view.
 
-    Of several faces in a photo that one is taken that looks clearly more like the only faces of other views (or those with
-    points in a file), else the largest; a note says so.
+    Of several faces in a photo that one is taken that looks clearly more like the only faces of other views
+    (or those with points in a file), else the largest; a note says so.
 
     Args:
-        method: 'files' (only those given with the images), the name of a detector (for all views, files are passed
-            over), or 'auto' (files, a detector for views without).
+        method: 'files' (only those given with the images), the name of a detector (for all views, files are
+            passed over), or 'auto' (files, a detector for views without).
         device: torch device of the detector.
         progress: told of each view.
     Returns:
-        Landmarks of all views in order (a view without points has valid = False throughout); per view where they come
-        from: 'file', 'given', the detector's name, or 'none'.
+        Landmarks of all views in order (a view without points has valid = False throughout); per view where
+        they come from: 'file', 'given', the detector's name, or 'none'.
     Raises:
         InputError: unknown method. MissingWeightsError: a detector is needed and its weights are not here.
     """
@@ -205,8 +206,8 @@ def usable_views(subject: Subject, landmarks: Landmarks) -> tuple[Subject, Landm
     """Leave out the views in which no face was found, and those that show the same picture as another one.
 
     Returns:
-        the subject and the landmarks of the views with at least 8 points; the notes of the landmarks and one for each view
-        left out.
+        the subject and the landmarks of the views with at least 8 points; the notes of the landmarks and one
+        for each view left out.
     Raises:
         InputError: no view remains.
     """
@@ -220,7 +221,8 @@ def usable_views(subject: Subject, landmarks: Landmarks) -> tuple[Subject, Landm
             notes.append(
                 f"left out: no face found in {_label(view)}{why}"
                 if count == 0
-                else f"left out: {_label(view)} has only {count} of 68 landmarks, at least {MIN_POINTS} are needed"
+                else f"left out: {_label(view)} has only {count} of 68 landmarks, at least {MIN_POINTS} are "
+                "needed"
             )
     views = [subject.views[i] for i in keep]
     same = copies(views)

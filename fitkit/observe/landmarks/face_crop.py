@@ -12,14 +12,16 @@ MARGIN = 1.5  # side of the square over the larger side of the box of the 68 poi
 
 @dataclass(frozen=True)
 class FaceSquare:
-    """center: (x, y) px of the photo; side: px; angle: radians, positive turns the head upright that leans clockwise."""
+    """center: (x, y) px of the photo; side: px; angle: radians, positive turns the head upright that leans
+    clockwise."""
 
     center: tuple[float, float]
     side: float
     angle: float = 0.0
 
     def matrix(self, size: int) -> np.ndarray:
-        """[2, 3] photo px -> px of the crop of size x size; pixel (0, 0) is the centre of the top-left pixel in both."""
+        """[2, 3] photo px -> px of the crop of size x size; pixel (0, 0) is the centre of the top-left pixel
+        in both."""
         scale = size / self.side
         c, s = scale * np.cos(self.angle), scale * np.sin(self.angle)
         turn = np.array([[c, s], [-s, c]])

@@ -1,4 +1,5 @@
-"""What the arrangement of 68 points says: how the head leans, and how far they are from any view of a mean face."""
+"""What the arrangement of 68 points says: how the head leans, and how far they are from any view of a mean
+face."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def mean_face() -> np.ndarray:
 
 
 def shape_residual(points: np.ndarray) -> float:
-    """Root mean square distance of the inner ones of points [68 or more, 2] from the best affine picture of the mean face."""
+    """Root mean square distance of the inner ones of points [68 or more, 2] from the best affine picture of
+    the mean face."""
     inner = points[INNER]
     basis, _ = np.linalg.qr(np.column_stack([mean_face()[INNER], np.ones(len(inner))]))
     rest = inner - basis @ (basis.T @ inner)
@@ -30,7 +32,8 @@ def shape_residual(points: np.ndarray) -> float:
 
 
 def head_roll(points: np.ndarray) -> float:
-    """Clockwise lean in radians of a head with points [68 or more, 2] (NaN = not seen) at any yaw; 0 where they tell no pose."""
+    """Clockwise lean in radians of a head with points [68 or more, 2] (NaN = not seen) at any yaw; 0 where
+    they tell no pose."""
     inner = points[INNER]
     seen = np.isfinite(inner).all(1)
     pixels, weight = (

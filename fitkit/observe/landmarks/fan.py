@@ -1,8 +1,9 @@
 """The face-alignment package behind our detector interface.
 
 Source: Bulat and Tzimiropoulos, "How far are we from solving the 2D & 3D Face Alignment problem?", ICCV 2017;
-    github.com/1adrianb/face-alignment (BSD). 'fan' is its 2D network (jaw points follow the visible outline), 'fan3d' its 3D
-    network (jaw points are fixed on the skin, hidden ones are guessed), without the depth it could add.
+    github.com/1adrianb/face-alignment (BSD). 'fan' is its 2D network (jaw points follow the visible outline),
+    'fan3d' its 3D network (jaw points are fixed on the skin, hidden ones are guessed), without the depth it
+    could add.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ TIMEOUT = 30  # seconds without an answer when it downloads its weights
 OTHERWISE = (
     "use --landmarks builtin, or put the 68 points beside each image (IMAGE.pts; see docs/subject_folder.md)"
 )
-# name -> attribute of face_alignment.LandmarksType, weight file's name up to the first dash, what the jaw points are.
-# TWO_HALF_D runs the 3D network and leaves out the depth network, another 200 MB.
+# name -> attribute of face_alignment.LandmarksType, weight file's name up to the first dash, what the jaw
+# points are. TWO_HALF_D runs the 3D network and leaves out the depth network, another 200 MB.
 VARIANTS = {"fan": ("TWO_D", "2DFAN4", "outline"), "fan3d": ("TWO_HALF_D", "3DFAN4", "surface")}
 DETECTOR_SIDE = 1280  # px, longest side that it gets
 MOST_FACES = 4  # the landmark network takes a second for each
@@ -54,8 +55,8 @@ class FanDetector(EveryFaceDetector):
         self.network = load_networks(device, variant)
 
     def detect_all(self, image: np.ndarray) -> list[Landmarks]:
-        """image [H, W, 3] uint8 sRGB -> one Landmarks of one view for each face, the largest face first; confidence is the
-        heat map's value, sigma follows from it (see `peak_sigma`)."""
+        """image [H, W, 3] uint8 sRGB -> one Landmarks of one view for each face, the largest face first;
+        confidence is the heat map's value, sigma follows from it (see `peak_sigma`)."""
         h, w = image.shape[:2]
         factor = max(1.0, max(h, w) / DETECTOR_SIDE)
         if factor > 1:
@@ -70,7 +71,8 @@ class FanDetector(EveryFaceDetector):
         return [f for f in found if f is not None]
 
     def _face(self, image: np.ndarray, box, scale: np.ndarray) -> Landmarks | None:
-        """The face in a box of the reduced image, in px of the photo, which is `scale` (x, y) times as large."""
+        """The face in a box of the reduced image, in px of the photo, which is `scale` (x, y) times as
+        large."""
         # What it returns depends on these flags.
         points, scores, _ = self.network.get_landmarks_from_image(
             image.copy(), detected_faces=[box], return_landmark_score=True
@@ -93,8 +95,9 @@ class FanDetector(EveryFaceDetector):
 def peak_sigma(peak: np.ndarray) -> np.ndarray:
     """Standard deviation of each coordinate, in px of the heat map, from the height of its peak, 0 to 1.
 
-    The network learns the mean of its targets, Gaussians of height 1 and standard deviation t = 1.75 px around the point. A point
-    whose place it knows up to a standard deviation s gives a mean of height t^2 / (t^2 + s^2), so s = t sqrt(1 / height - 1).
+    The network learns the mean of its targets, Gaussians of height 1 and standard deviation t = 1.75 px
+    around the point. A point whose place it knows up to a standard deviation s gives a mean of height t^2 /
+    (t^2 + s^2), so s = t sqrt(1 / height - 1).
     """
     return np.hypot(TARGET_SIGMA * np.sqrt(1 / np.clip(peak, 0.01, 1) - 1), SIGMA_FLOOR)
 
@@ -150,8 +153,9 @@ def load_networks(device: str = "cpu", variant: str = "fan"):
         )
     except OSError as error:  # URLError, timeouts, a cache folder that cannot be written
         raise MissingWeightsError(
-            f"landmark detector '{variant}': its weights are not in {weights_folder()} and cannot be downloaded ({error}); "
-            f"on a machine with network run 'fitkit model fetch {variant}' and copy that folder, {OTHERWISE}"
+            f"landmark detector '{variant}': its weights are not in {weights_folder()} and cannot be "
+            f"downloaded ({error}); on a machine with network run 'fitkit model fetch {variant}' and copy "
+            f"that folder, {OTHERWISE}"
         ) from error
     except Exception as error:  # a file that is cut off raises many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,5 @@
-"""Do given landmarks lie on the face of their photo? The built-in detector looks where they say that it is."""
+"""Do given landmarks lie on the face of their photo? The built-in detector looks where they say that it
+is."""
 
 from __future__ import annotations
 
@@ -15,9 +16,10 @@ from fitkit.observe.landmarks.face_shape import INNER, head_roll
 from fitkit.observe.landmarks.network import NUM_POINTS
 from fitkit.observe.landmarks.types import MIRRORED, Landmarks, join_landmarks
 
-# Root mean square distance of the inner points from the detector's, in its own standard deviations. On 355 photos with the right points
-# (faces68 without the people it was trained on, renders of people, of a scan) 0.9 in the median, 1.4 at most in 99 of 100, never over 1.62;
-# with those of another person, in the same place and pose: above 1.65 in 95 of 100.
+# Root mean square distance of the inner points from the detector's, in its own standard deviations. On 355
+# photos with the right points (faces68 without the people it was trained on, renders of people, of a scan)
+# 0.9 in the median, 1.4 at most in 99 of 100, never over 1.62; with those of another person, in the same
+# place and pose: above 1.65 in 95 of 100.
 FAR = 1.75
 FLOOR = 0.01  # least standard deviation, over the face size
 STRAY, STRAY_SIGMA = (
@@ -30,8 +32,8 @@ BEYOND = 4.0  # times the median distance from the median point: no face reaches
 
 @dataclass(frozen=True)
 class _Verdict:
-    """On the points of one view. doubt: what is wrong with all of them, '' if nothing; face: what the detector has there instead;
-    stray: [68] bool, single points that are far off."""
+    """On the points of one view. doubt: what is wrong with all of them, '' if nothing; face: what the
+    detector has there instead; stray: [68] bool, single points that are far off."""
 
     doubt: str = ""
     face: Look | None = None
@@ -43,11 +45,13 @@ def check_given(
 ) -> Landmarks:
     """Compare the points that were given with the photos.
 
-    Points that do not lie on the face give way to those of the built-in detector, and a doubt says what they may be instead; single
-    ones far off are left out, with a note. Where the detector sees no face the points stay, with a doubt.
+    Points that do not lie on the face give way to those of the built-in detector, and a doubt says what they
+    may be instead; single ones far off are left out, with a note. Where the detector sees no face the points
+    stay, with a doubt.
 
     Args:
-        landmarks, sources: as from `detect_landmarks`; take: false leaves all points as they are, and says the same of them.
+        landmarks, sources: as from `detect_landmarks`; take: false leaves all points as they are, and says
+            the same of them.
     """
     rows = [
         i for i, s in enumerate(sources) if s in ("file", "given") and landmarks.valid[i, INNER].sum() >= 8
@@ -73,7 +77,8 @@ def check_given(
             doubts.append(
                 (
                     view.name,
-                    f"view {view.name}: its landmarks do not lie on the face of the photo; {found.doubt}; {used}",
+                    f"view {view.name}: its landmarks do not lie on the face of the photo; {found.doubt}; "
+                    f"{used}",
                 )
             )
             parts[i] = detector.landmarks(found.face) if take else parts[i]
@@ -98,7 +103,8 @@ def _judge(detector: BuiltinDetector, image: np.ndarray, points: np.ndarray) -> 
     faces = distinct([k for k in (there, *detector.find(image)) if k.score >= accept])
     if not faces:
         return _Verdict(
-            "no face is seen where its landmarks lie, nor elsewhere in the photo; check the photo, or leave it out"
+            "no face is seen where its landmarks lie, nor elsewhere in the photo; check the photo, or "
+            "leave it out"
         )
     for mistake, moved in _mistakes(points, image.shape[1], image.shape[0]):
         face = min(faces, key=lambda k: _apart(k, moved(k)))
@@ -109,7 +115,8 @@ def _judge(detector: BuiltinDetector, image: np.ndarray, points: np.ndarray) -> 
 
 
 def _look_at(detector: BuiltinDetector, image: np.ndarray, points: np.ndarray) -> Look:
-    """What the detector sees at the place of the points, after as many looks as it takes in a search. Few points far off do not count."""
+    """What the detector sees at the place of the points, after as many looks as it takes in a search. Few
+    points far off do not count."""
     away = np.linalg.norm(points - np.nanmedian(points, 0), axis=1)
     near = away < BEYOND * np.nanmedian(away)  # NaN is not
     looks = detector.look(
@@ -126,14 +133,16 @@ def _size(face: Look) -> float:
 
 
 def _apart(face: Look, points: np.ndarray) -> float:
-    """Root mean square of the coordinates of the inner points minus the detector's, in standard deviations. Single stray ones do not count."""
+    """Root mean square of the coordinates of the inner points minus the detector's, in standard deviations.
+    Single stray ones do not count."""
     sigma = np.hypot(face.sigma[:NUM_POINTS], FLOOR * _size(face))[:, None]
     away = np.where(_stray(face, points)[:, None], np.nan, (points - face.points[:NUM_POINTS]) / sigma)
     return float(np.sqrt(np.nanmean(away[INNER] ** 2)))
 
 
 def _stray(face: Look, points: np.ndarray) -> np.ndarray:
-    """[68] bool: single points that the detector sees elsewhere; those of the jaw under either rule. None where it would be many."""
+    """[68] bool: single points that the detector sees elsewhere; those of the jaw under either rule. None
+    where it would be many."""
     jaw = np.arange(NUM_POINTS)
     jaw[:17] += NUM_POINTS
     size = _size(face)

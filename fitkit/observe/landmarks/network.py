@@ -1,7 +1,9 @@
-"""The network of the built-in landmark detector: heat maps for a first position, pooled features for the rest.
+"""The network of the built-in landmark detector: heat maps for a first position, pooled features for the
+rest.
 
-Heat maps with a soft arg-max as in Sun et al., "Integral Human Pose Regression", ECCV 2018; the features under each heat map
-give a correction, the logarithm of the standard deviation and the visibility of the point.
+Heat maps with a soft arg-max as in Sun et al., "Integral Human Pose Regression", ECCV 2018; the features
+under each heat map give a correction, the logarithm of the standard deviation and the visibility of the
+point.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ Width = Annotated[int, Range(1, 4096)]  # channels
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """size: side of the crop in px, a multiple of 32; widths: channels at 1/2, 1/4, 1/8, 1/16 and 1/32 of the crop;
-    blocks: residual blocks at the last four; decoder: channels on the way back at 1/16, 1/8 and 1/4."""
+    """size: side of the crop in px, a multiple of 32; widths: channels at 1/2, 1/4, 1/8, 1/16 and 1/32 of the
+    crop; blocks: residual blocks at the last four; decoder: channels on the way back at 1/16, 1/8 and 1/4."""
 
     size: Annotated[int, Range(32, 2048, multiple=32)] = 128
     widths: Annotated[tuple[Width, ...], Length(5, 5)] = (16, 32, 64, 128, 184)
@@ -39,9 +41,9 @@ class NetworkOptions:
 
 @dataclass(frozen=True)
 class NetworkOutput:
-    """points: [N, 85, 2] px of the crop: the 68 points with the jaw as visible outline, then the 17 jaw points as fixed
-    points of the skin; log_sigma: [N, 85] logarithm of the standard deviation of each coordinate in px of the crop;
-    visibility: [N, 85] logits that the point is seen and not hidden."""
+    """points: [N, 85, 2] px of the crop: the 68 points with the jaw as visible outline, then the 17 jaw
+    points as fixed points of the skin; log_sigma: [N, 85] logarithm of the standard deviation of each
+    coordinate in px of the crop; visibility: [N, 85] logits that the point is seen and not hidden."""
 
     points: Tensor
     log_sigma: Tensor

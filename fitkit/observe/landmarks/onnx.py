@@ -1,8 +1,10 @@
-"""Landmark networks that the user has, as ONNX files, behind our detector interface; run by OpenCV in its own process.
+"""Landmark networks that the user has, as ONNX files, behind our detector interface; run by OpenCV in its own
+process.
 
-What such a network must be: one input [N, 3, H, W] (or [N, 1, H, W], grey) of declared size, the RGB crop of a face in
-[0, 1]; one output of 136 numbers, [N, 136] or [N, 68, 2]: x and y of the iBUG points in turn, as fractions of the crop or in
-pixels of it. The crop is upright, its side 1.2 times the larger side of the box around the points.
+What such a network must be: one input [N, 3, H, W] (or [N, 1, H, W], grey) of declared size, the RGB crop of
+a face in [0, 1]; one output of 136 numbers, [N, 136] or [N, 68, 2]: x and y of the iBUG points in turn, as
+fractions of the crop or in pixels of it. The crop is upright, its side 1.2 times the larger side of the box
+around the points.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ FRACTION = 2.0  # outputs up to this size are fractions of the crop
 
 
 class OnnxDetector(EveryFaceDetector):
-    """A 68-point regressor in an ONNX file, on the faces that the built-in detector finds. It states no sigma.
+    """A 68-point regressor in an ONNX file, on the faces that the built-in detector finds. It states no
+    sigma.
 
     Args:
         path: of the ONNX file.
@@ -91,7 +94,8 @@ class OnnxDetector(EveryFaceDetector):
             output = self.network(cv2.dnn.blobFromImage(crop, 1 / 255))
         if output.size != 136 or not np.isfinite(output).all():
             raise InputError(
-                f"{self.where}: expected 136 finite numbers (x, y of 68 points), got an output {list(output.shape)}"
+                f"{self.where}: expected 136 finite numbers (x, y of 68 points), got an output "
+                f"{list(output.shape)}"
             )
         points = output.reshape(68, 2).astype(np.float64)
         if np.abs(points).max() <= FRACTION:
@@ -125,10 +129,11 @@ class OnnxDetector(EveryFaceDetector):
 
 
 class NetworkProcess:
-    """An ONNX network that another process runs, see `onnx_worker`; it ends with this object, or with our process.
+    """An ONNX network that another process runs, see `onnx_worker`; it ends with this object, or with our
+    process.
 
-    Calls raise ValueError with the reason where there is no output: what OpenCV says, the process crashed, or it took too
-    long.
+    Calls raise ValueError with the reason where there is no output: what OpenCV says, the process crashed, or
+    it took too long.
     """
 
     def __init__(self, content: bytes):
@@ -201,9 +206,10 @@ def _end(process: subprocess.Popen, owner: int) -> None:
 def input_shapes(content: bytes) -> dict[str, list[int]]:
     """Names and shapes (0 = not fixed) of the inputs of an ONNX file that are no stored weights.
 
-    Read from the protocol buffer itself: ModelProto.graph = 7; GraphProto.initializer = 5, .input = 11; TensorProto.name = 8;
-    ValueInfoProto.name = 1, .type = 2; TypeProto.tensor_type = 1; Tensor.shape = 2; TensorShapeProto.dim = 1; .dim_value = 1.
-    Raises ValueError or IndexError where the bytes are no such message.
+    Read from the protocol buffer itself: ModelProto.graph = 7; GraphProto.initializer = 5, .input = 11;
+    TensorProto.name = 8; ValueInfoProto.name = 1, .type = 2; TypeProto.tensor_type = 1; Tensor.shape = 2;
+    TensorShapeProto.dim = 1; .dim_value = 1. Raises ValueError or IndexError where the bytes are no such
+    message.
     """
     graph = next((v for k, v in _fields(content) if k == 7), None)
     if not isinstance(graph, bytes):

@@ -1,9 +1,10 @@
-"""Runs an ONNX network in a process of its own, a script that `onnx.NetworkProcess` starts: OpenCV's importer can crash on
-a damaged file, and must not take us with it. Imports nothing of fitkit, so that it is there in a third of a second.
+"""Runs an ONNX network in a process of its own, a script that `onnx.NetworkProcess` starts: OpenCV's importer
+can crash on a damaged file, and must not take us with it. Imports nothing of fitkit, so that it is there in a
+third of a second.
 
-Messages in both directions are a length (uint64, little-endian) and as many bytes. The first one to it is the ONNX file, the
-others are inputs as .npy; an answer is b'+' with the output as .npy (nothing for the file), or b'-' with the reason why
-there is none.
+Messages in both directions are a length (uint64, little-endian) and as many bytes. The first one to it is the
+ONNX file, the others are inputs as .npy; an answer is b'+' with the output as .npy (nothing for the file), or
+b'-' with the reason why there is none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Which of several faces in a photo is the person of the other photos: a cheap comparison of looks, no face recognition."""
+"""Which of several faces in a photo is the person of the other photos: a cheap comparison of looks, no face
+recognition."""
 
 from __future__ import annotations
 
@@ -13,16 +14,18 @@ from fitkit.observe.landmarks.face_shape import INNER, head_roll
 
 FACE_MARGIN, WIDE_MARGIN, SIDE = 1.3, 2.2, 64  # squares over the box of the inner points; px of both crops
 GREY = 32  # px
-# Weights of log(1 + distance), a logistic regression on pairs of pictures of 150 people of faces68 that are not held out; the same
-# person or not. Of two faces the right one is the more alike of the two in 99 % (pictures of one video) and 74 % (of two videos).
+# Weights of log(1 + distance), a logistic regression on pairs of pictures of 150 people of faces68 that are
+# not held out; the same person or not. Of two faces the right one is the more alike of the two in 99 %
+# (pictures of one video) and 74 % (of two videos).
 WEIGHTS = {"grey": 3.94, "skin": 0.28, "above": 0.62, "below": 0.46}
-CLEARLY = 1.0  # difference of two scores from which it decides: then it is right in all cases of one video, in 88 % of two
+# difference of two scores from which it decides: then it is right in all cases of one video, in 88 % of two
+CLEARLY = 1.0
 
 
 @dataclass(frozen=True)
 class Appearance:
-    """grey: [32, 32] upright face, mean 0 and variance 1; skin: [3] CIELAB colour of cheeks and nose; above, below: [3]
-    colours over the brows (hair) and under the chin (clothes) minus the skin's."""
+    """grey: [32, 32] upright face, mean 0 and variance 1; skin: [3] CIELAB colour of cheeks and nose; above,
+    below: [3] colours over the brows (hair) and under the chin (clothes) minus the skin's."""
 
     grey: np.ndarray
     skin: np.ndarray
@@ -31,7 +34,8 @@ class Appearance:
 
 
 def appearance(image: np.ndarray, points: np.ndarray) -> Appearance | None:
-    """Looks of the face with points [68, 2] px (NaN = not seen) in image [H, W, 3] uint8; None with fewer than 8 inner points."""
+    """Looks of the face with points [68, 2] px (NaN = not seen) in image [H, W, 3] uint8; None with fewer
+    than 8 inner points."""
     inner = points[INNER]
     seen = np.isfinite(inner).all(1)
     if seen.sum() < 8:
@@ -55,7 +59,8 @@ def appearance(image: np.ndarray, points: np.ndarray) -> Appearance | None:
 
 
 def unlikeness(a: Appearance, b: Appearance) -> float:
-    """Weighted sum of log(1 + distance); without lightness for the skin, and the grey faces also mirrored (the other side)."""
+    """Weighted sum of log(1 + distance); without lightness for the skin, and the grey faces also mirrored
+    (the other side)."""
     alike = max(float((a.grey * b.grey).mean()), float((a.grey * b.grey[:, ::-1]).mean()))
     parts: dict[str, float] = {
         "grey": 1 - alike,
@@ -67,7 +72,8 @@ def unlikeness(a: Appearance, b: Appearance) -> float:
 
 
 def choose_face(faces: Sequence[Appearance | None], others: Sequence[Appearance]) -> tuple[int, bool]:
-    """Which of the faces of a photo (the largest first) is the person in `others`, faces known to be that person.
+    """Which of the faces of a photo (the largest first) is the person in `others`, faces known to be that
+    person.
 
     Returns: its index, and whether the looks decided; otherwise it is the largest, index 0.
     """

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -65,11 +65,11 @@ MIRRORED = np.array(
 class Landmarks:
     """68 iBUG points per view.
 
-    points: [B, 68, 2] px, pixel (0, 0) is the centre of the top-left pixel; sigma: [B, 68] px standard deviation of each
-    coordinate, NaN where the source states none; valid: [B, 68] bool; confidence: [B, 68] in [0, 1];
-    jaw: what points 0-16 are: 'outline' (visible silhouette), 'surface' (fixed skin points, hidden ones included)
-    or 'auto' (not known); notes: one line for each thing about their origin that a user should know; doubts: (name of a view, one
-    sentence) for each view whose points cannot be relied on.
+    points: [B, 68, 2] px, pixel (0, 0) is the centre of the top-left pixel; sigma: [B, 68] px standard
+    deviation of each coordinate, NaN where the source states none; valid: [B, 68] bool; confidence: [B, 68]
+    in [0, 1]; jaw: what points 0-16 are: 'outline' (visible silhouette), 'surface' (fixed skin points, hidden
+    ones included) or 'auto' (not known); notes: one line for each thing about their origin that a user should
+    know; doubts: (name of a view, one sentence) for each view whose points cannot be relied on.
     """
 
     points: Tensor
@@ -111,7 +111,8 @@ def no_landmarks(jaw: str = "auto") -> Landmarks:
 
 
 def join_landmarks(parts: list[Landmarks]) -> Landmarks:
-    """Landmarks of several views as one object; views without points have no say in what the jaw points are."""
+    """Landmarks of several views as one object; views without points have no say in what the jaw points
+    are."""
     jaws = {p.jaw for p in parts if p.valid.any()}
     return Landmarks(
         *(torch.cat([getattr(p, k) for p in parts]) for k in ("points", "sigma", "valid", "confidence")),
@@ -137,7 +138,8 @@ class EveryFaceDetector(ABC):
         """As in LandmarkDetector."""
 
     def detect(self, images: Tensor) -> Landmarks:
-        """images [B, 3, H, W] in [0, 1] -> Landmarks of the largest faces, B views; no face: valid = False everywhere."""
+        """images [B, 3, H, W] in [0, 1] -> Landmarks of the largest faces, B views; no face: valid = False
+        everywhere."""
         pictures = (
             (images.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         )

@@ -49,7 +49,8 @@ def _fill(clip, triangles, near, best, index):
 
 
 def winning_triangles(clip: Tensor, triangles: Tensor, size: tuple[int, int]) -> Tensor:
-    """clip [B, V, 4], triangles [F, 3], size (H, W) -> index of the nearest triangle per pixel, [B, H, W], -1 = none."""
+    """clip [B, V, 4], triangles [F, 3], size (H, W) -> index of the nearest triangle per pixel, [B, H, W], -1
+    = none."""
     from fitkit.render.rasterizer import NEAR_MM
 
     points = np.ascontiguousarray(clip.cpu().numpy())

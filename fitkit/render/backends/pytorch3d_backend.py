@@ -1,4 +1,5 @@
-"""PyTorch3D's mesh rasterizer behind the common interface (optional; its CPU path is slow, its GPU path fast)."""
+"""PyTorch3D's mesh rasterizer behind the common interface (optional; its CPU path is slow, its GPU path
+fast)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from torch import Tensor
 
 
 def winning_triangles(clip: Tensor, triangles: Tensor, size: tuple[int, int]) -> Tensor:
-    """clip [B, V, 4], triangles [F, 3], size (H, W) -> index of the nearest triangle per pixel, [B, H, W], -1 = none."""
+    """clip [B, V, 4], triangles [F, 3], size (H, W) -> index of the nearest triangle per pixel, [B, H, W], -1
+    = none."""
     from fitkit.render.rasterizer import NEAR_MM
 
     H, W = size

@@ -9,11 +9,12 @@ MAX_PAIRS = 1 << 22  # candidate (triangle, pixel) pairs held at once, about 400
 
 
 def winning_triangles(clip: Tensor, triangles: Tensor, size: tuple[int, int]) -> Tensor:
-    """clip [B, V, 4], triangles [F, 3], size (H, W) -> index of the nearest triangle per pixel, [B, H, W], -1 = none.
+    """clip [B, V, 4], triangles [F, 3], size (H, W) -> index of the nearest triangle per pixel, [B, H, W], -1
+    = none.
 
-    Triangles are grouped by the power of two that holds their bounding box; within a group every (triangle, pixel)
-    pair is tested. Pairs compete through the key bits(1/depth) << 32 | triangle: the float32 bits of a positive number
-    grow with the number, so the integer maximum is the exact nearest hit.
+    Triangles are grouped by the power of two that holds their bounding box; within a group every (triangle,
+    pixel) pair is tested. Pairs compete through the key bits(1/depth) << 32 | triangle: the float32 bits of a
+    positive number grow with the number, so the integer maximum is the exact nearest hit.
     """
     return torch.stack([_one_view(c, triangles, size) for c in clip])
 

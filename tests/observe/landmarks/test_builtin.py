@@ -29,7 +29,8 @@ PICTURE = 256
 
 
 def face(center=(128.0, 120.0), width=90.0, lean=0.0):
-    """The 85 points of a frontal face of this width in px, leaning clockwise by `lean` radians; fixed jaw points 3 px lower."""
+    """The 85 points of a frontal face of this width in px, leaning clockwise by `lean` radians; fixed jaw
+    points 3 px lower."""
     points = mean_face()[:, :2] * [1, -1]
     points = points / np.ptp(points[:, 0]) * width
     c, s = np.cos(lean), np.sin(lean)
@@ -44,7 +45,8 @@ def coordinates():
 
 
 class Knows:
-    """Reads from a crop of `coordinates()` where it lies and gives the points of the faces there, noise where there is none."""
+    """Reads from a crop of `coordinates()` where it lies and gives the points of the faces there, noise where
+    there is none."""
 
     def __init__(self, *faces, sigma=2.0):
         self.faces, self.sigma, self.crops = faces, sigma, 0
@@ -85,7 +87,8 @@ def detector(*faces, **options):
 def test_points_sigma_and_confidence_in_px_of_the_photo(lean):
     truth = face(lean=lean)
     (found,) = detector(truth).detect_all(coordinates())
-    # The picture's values are whole numbers; read from a whole crop they place the points to a few hundredths of a pixel.
+    # The picture's values are whole numbers; read from a whole crop they place the points to a few hundredths
+    # of a pixel.
     np.testing.assert_allclose(found.points[0].numpy(), truth[:68], atol=0.3)
     c, s = np.cos(-lean), np.sin(-lean)
     upright = truth[:68] @ np.array([[c, -s], [s, c]]).T
@@ -237,7 +240,8 @@ def test_loading_weights(tmp_path):
         (lambda p: p.write_bytes(b"cut off"), "its weights .*w.safetensors are damaged"),
         (
             lambda p: p.unlink(),
-            "its weights .*w.safetensors, which come with fitkit, are missing; install fitkit again, or put the 68 points",
+            "its weights .*w.safetensors, which come with fitkit, are missing; install fitkit again, or "
+            "put the 68 points",
         ),
         (lambda p: weights(p, odd=torch.zeros(1)), "damaged .tensors unknown: odd."),
         (lambda p: weights(p, detail=torch.zeros(3)), "are damaged"),

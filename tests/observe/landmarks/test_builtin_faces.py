@@ -1,4 +1,5 @@
-"""The built-in detector with its shipped weights, on rendered faces, a photograph and pictures without a face."""
+"""The built-in detector with its shipped weights, on rendered faces, a photograph and pictures without a
+face."""
 
 from pathlib import Path
 
@@ -7,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from fitkit.synth.studio import head_shot_state, photograph, studio
 from fitkit.errors import InputError
 from fitkit.io.images import read_image
 from fitkit.io.landmark_files import read_landmarks
@@ -15,6 +15,7 @@ from fitkit.io.resources import asset_path
 from fitkit.models.registry import load_model
 from fitkit.observe.landmarks.builtin import WEIGHTS, BuiltinDetector
 from fitkit.observe.landmarks.types import MIRRORED
+from fitkit.synth.studio import head_shot_state, photograph, studio
 
 SAMPLE = Path(__file__).resolve().parents[3] / "examples/sample"
 

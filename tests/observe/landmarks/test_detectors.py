@@ -217,7 +217,8 @@ def test_points_that_are_all_hidden_are_named(white):
     )
     with pytest.raises(
         InputError,
-        match="no view can be used: no face found in a: all of its given landmarks are marked as not seen; give a photo",
+        match="no view can be used: no face found in a: all of its given landmarks are marked as not seen; "
+        "give a photo",
     ):
         usable_views(subject(s.views[0]), detect_landmarks(subject(s.views[0]))[0])
 

@@ -21,7 +21,8 @@ BIG, SMALL = [10.0, 10, 60, 60, 0.9], [70.0, 5, 80, 15, 0.99]
 
 
 def stand_in(boxes=(), scores=None, error=None):
-    """A `face_alignment` module, interface of version 1.5: faces at `boxes`, points at their left side; or `error`."""
+    """A `face_alignment` module, interface of version 1.5: faces at `boxes`, points at their left side; or
+    `error`."""
 
     class FaceAlignment:
         options = None
@@ -98,7 +99,8 @@ def test_all_faces_of_a_large_photo(monkeypatch):
     assert [f.points[0, 0].tolist() for f in found] == [[20.5, 20.5], [140.5, 140.5]] and found[
         0
     ].jaw == "surface"
-    # A pixel of the heat map is (width + height) * 200 / 195 / 64 px of the reduced photo; a peak of 1/2 means t = 1.75 px.
+    # A pixel of the heat map is (width + height) * 200 / 195 / 64 px of the reduced photo; a peak of 1/2
+    # means t = 1.75 px.
     np.testing.assert_allclose(
         found[0].sigma[0].numpy(), np.hypot(1.75, 0.4) * 100 * 200 / 195 / 64 * 2, rtol=1e-5
     )
@@ -143,7 +145,8 @@ def test_no_face(monkeypatch, boxes):
     [
         (
             OSError("no route"),
-            "cannot be downloaded .no route.; on a machine with network run 'fitkit model fetch fan'.*IMAGE.pts",
+            "cannot be downloaded .no route.; on a machine with network run 'fitkit model fetch "
+            "fan'.*IMAGE.pts",
         ),
         (TimeoutError("timed out"), "cannot be downloaded .timed out."),
         (
@@ -163,7 +166,10 @@ def test_missing_or_damaged_weights(monkeypatch, error, message):
 
 def test_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "face_alignment", None)
-    message = "needs the package face-alignment.*pip install face-alignment, use --landmarks builtin, or put the 68 points"
+    message = (
+        "needs the package face-alignment.*pip install face-alignment, use --landmarks builtin, or "
+        "put the 68 points"
+    )
     with pytest.raises(MissingWeightsError, match=message):
         load_networks()
 

@@ -38,7 +38,8 @@ def test_right_points_stay(front):
 
 
 def turned(image, points):
-    """The photo on its side, so that (x, y) of the photo are (y, W - 1 - x) of the result's upright picture."""
+    """The photo on its side, so that (x, y) of the photo are (y, W - 1 - x) of the result's upright
+    picture."""
     return np.ascontiguousarray(np.rot90(image)), points
 
 
@@ -104,7 +105,8 @@ def test_single_points_far_off_are_left_out(front):
     out = checked(image, points)
     assert torch.nonzero(~out.valid[0])[:, 0].tolist() == [3, 30, 50] and out.doubts == ()
     assert out.notes == (
-        "view view0: landmarks far from where the detector sees them were left out: 3, 30, 50 (counted from 0)",
+        "view view0: landmarks far from where the detector sees them were left out: 3, 30, 50 (counted "
+        "from 0)",
     )
     assert bool(checked(image, points, take=False).valid.all())
 
@@ -114,8 +116,8 @@ def test_without_a_face_the_points_stay_in_doubt(front):
     noise = np.random.default_rng(0).integers(0, 255, front[0].shape, np.uint8)
     out = checked(noise, front[1])
     assert (
-        "no face is seen where its landmarks lie, nor elsewhere in the photo; check the photo, or leave it out"
-        in out.doubts[0][1]
+        "no face is seen where its landmarks lie, nor elsewhere in the photo; check the photo, or leave it "
+        "out" in out.doubts[0][1]
     )
     assert bool(out.valid.all())
 

@@ -43,7 +43,8 @@ def value(key, name, shape):
 
 
 def regressor(points, shape=(1, 3, 32, 32), outputs=136, inputs=1, stated=None):
-    """An ONNX file: flatten the crop, multiply by nought, add `points`; as messages by hand, the package onnx is not needed.
+    """An ONNX file: flatten the crop, multiply by nought, add `points`; as messages by hand, the package onnx
+    is not needed.
 
     stated: the shape that the file says the nought has."""
     size = int(np.prod([max(n, 1) for n in shape]))
