@@ -112,6 +112,7 @@ def test_same_topology_ignores_order_and_further_vertices(data):
     assert not same_topology(np.concatenate([truth.triangles[:-1], [[0, 1, 300]]]), truth)
 
 
+@pytest.mark.slow
 def test_accuracy_finds_the_people(data):
     lines = []
     report = accuracy(data[0], [data[1]], ["landmarks"], tell=lines.append)
@@ -158,6 +159,7 @@ def test_photos_are_spread_evenly(count, number, want):
     assert spread_positions(count, number) == want
 
 
+@pytest.mark.slow
 def test_numbers_of_photos_are_compared(data):
     lines = []
     report = accuracy(data[0], [data[1]], ["landmarks"], tell=lines.append, photos=[1, 3])
@@ -181,6 +183,7 @@ def test_numbers_of_photos_are_compared(data):
     json.dumps(report, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_rows_hold_the_photos_error_and_what_the_fit_says_of_itself(data):
     report = accuracy(data[0], [data[1]], ["landmarks"])
     anna, ben = report["rows"][2:]
@@ -212,6 +215,7 @@ def test_summary_has_medians_over_the_subjects():
     assert line["photos_mean"] is None and line["medians"]["photos_mean"] is None
 
 
+@pytest.mark.slow
 def test_kept_predictions_are_not_made_again(data, tmp_path, monkeypatch):
     first = accuracy(data[0], [data[1]], ["landmarks"], ["anna"], photos=[2], keep=tmp_path)
     assert (tmp_path / "tiny" / "landmarks" / "2" / "anna.obj").is_file()
@@ -223,6 +227,7 @@ def test_kept_predictions_are_not_made_again(data, tmp_path, monkeypatch):
         accuracy(data[0], [data[1]], ["landmarks"], ["anna"], overrides=["seed=5"], photos=[2], keep=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_fit_that_says_that_it_failed_is_measured(data, monkeypatch):
     real, odd = methods.outcome_of, {"status": "failed", "error": "the fit failed: odd"}
     monkeypatch.setattr(methods, "outcome_of", lambda result: replace(real(result), **odd))
@@ -230,6 +235,7 @@ def test_a_fit_that_says_that_it_failed_is_measured(data, monkeypatch):
     assert row["status"] == "failed" and row["error"] == "" and row["now_mean"] > 0
 
 
+@pytest.mark.slow
 def test_failed_fits_are_counted(data, monkeypatch):
     def broken(subject, *rest):
         raise FitError("no light today") if subject.name == "anna" else FitError("too dark")
@@ -292,6 +298,7 @@ def test_truth_of_wrong_shape_is_refused(data, tmp_path):
         load_truth(tmp_path)
 
 
+@pytest.mark.slow
 def test_speed_reports_every_part(data, monkeypatch):
     monkeypatch.setattr(speeds, "VIEW_COUNTS", (2, 4))
     quick = load_recipe("landmarks", changes={"name": "adam"})
@@ -322,6 +329,7 @@ def test_many_views_show_one_person():
     assert float((few_marks.points[0] - many_marks.points[0]).norm(dim=-1).mean()) < 5
 
 
+@pytest.mark.slow
 def test_command_prints_and_writes(data, tmp_path):
     path = tmp_path / "results" / "accuracy.json"
     run = CliRunner().invoke(
@@ -382,6 +390,7 @@ def test_command_says_what_is_wrong(data, tmp_path):
     assert run.exit_code == 2 and "expected numbers like 0,2,4" in run.output
 
 
+@pytest.mark.slow
 def test_command_fails_when_a_fit_failed(data, monkeypatch):
     def broken(*args):
         raise FitError("too dark")
@@ -398,6 +407,7 @@ def test_adam_recipe_is_what_the_benchmark_states():
     assert recipe.stages[1].energies["photo_xview"].options.points == 0  # every covered pixel
 
 
+@pytest.mark.slow
 def test_people_are_rendered_where_no_data_is_given(tmp_path):
     path = tmp_path / "out.json"
     args = [

@@ -107,6 +107,7 @@ def report(data):  # noqa: F811
     return out
 
 
+@pytest.mark.slow
 def test_rows_of_a_benchmark(report):
     rows = report["rows"]
     key = [(r["subject"], r["views"], r["fault"]) for r in rows]

@@ -58,6 +58,7 @@ def single(place):
     return subject, detect_landmarks(subject, "files")[0]
 
 
+@pytest.mark.slow
 def test_a_network_is_measured_by_what_it_predicts(place, tmp_path):
     report = evaluate(recipe(place), place / "bench", tmp_path)
     row = report["rows"][0]
@@ -95,6 +96,7 @@ def test_other_weights_do_not_go_on_with_its_predictions(place, tmp_path):
         evaluate(changed, place / "bench", tmp_path / "out", resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "device", ["cpu", "cpu:0"]
 )  # the second takes the way of a GPU: one process predicts
@@ -140,6 +142,7 @@ def test_a_head_that_no_view_takes_is_shown_by_the_nearest(place):
     assert predict_views(network, model, subject, found, repeat=True).prediction.state.num_views == 1
 
 
+@pytest.mark.slow
 def test_repeat_is_for_one_photo_and_named_views(place, tmp_path):
     report = evaluate(recipe(place, "repeat=true"), place / "bench", tmp_path / "several")
     assert "repeat: expected one photo to be put into all views of" in report["rows"][0]["error"]

@@ -65,6 +65,7 @@ def test_how_landmarks_are_perturbed():
     )
 
 
+@pytest.mark.slow
 def test_all_starts_are_measured(anna, tmp_path, weights):
     shutil.copytree(anna, tmp_path / "data" / "anna")
     lines = []
@@ -119,6 +120,7 @@ def test_means_and_shares():
     assert shares == {"missing": 0.5, "turned": 1.0, "all": pytest.approx(2 / 3)}
 
 
+@pytest.mark.slow
 def test_the_command(anna, tmp_path, weights):
     shutil.copytree(anna, tmp_path / "data" / "anna")
     path = tmp_path / "init.json"
