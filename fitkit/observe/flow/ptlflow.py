@@ -46,8 +46,8 @@ class PtlFlow:
         package = _package(self.name)
         names = package.get_model_names()
         if network not in names:
-            known = [f"ptlflow:{name}" for name in names]
-            hint = did_you_mean(self.name, known) or "'ptlflow.get_model_names()' lists them"
+            near = did_you_mean(network, names).replace("'", "'ptlflow:", 1)
+            hint = near or "'ptlflow.get_model_names()' lists them"
             raise MissingWeightsError(
                 f"flow estimator: ptlflow {package.__version__} has no network '{network}'; {hint}"
             )
