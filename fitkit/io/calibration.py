@@ -43,20 +43,8 @@ DISTORTION_KEYS = (
     "distortion_coeffs",
     "D",
 )
-NAMED = (
-    "k1",
-    "k2",
-    "p1",
-    "p2",
-    "k3",
-    "k4",
-    "k5",
-    "k6",
-    "s1",
-    "s2",
-    "s3",
-    "s4",
-)  # OpenCV's order; fisheye has k1 to k4
+# OpenCV's order; fisheye has k1 to k4.
+NAMED = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6", "s1", "s2", "s3", "s4")
 
 
 @dataclass(frozen=True)

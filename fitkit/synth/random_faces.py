@@ -697,21 +697,8 @@ def add_shoulders(
     """Neck and clothes behind the head, drawn flat; in place. samples: of the ground per pixel side."""
     fine = len(ground)
     base = state.pose.apply(torch.tensor([[[0.0, -80.0, 10.0]]]))[0, 0]
-    shape = np.array(
-        [
-            [-46, -60],
-            [-50, 60],
-            [-110, 95],
-            [-190, 130],
-            [-230, 420],
-            [230, 420],
-            [190, 130],
-            [110, 95],
-            [50, 60],
-            [46, -60],
-        ],
-        float,
-    )
+    side = [[46, -60], [50, 60], [110, 95], [190, 130], [230, 420]]  # x, y down from the neck, mm
+    shape = np.array([[-x, y] for x, y in side] + side[::-1], float)
     shape[:, 0] *= rng.uniform(0.85, 1.2)
 
     def draw(outline: np.ndarray, color: np.ndarray) -> None:
