@@ -107,9 +107,8 @@ def synth(
 
         def made(step):
             if bar.n == 0 and step.done:
-                bar.initial = (
-                    step.done * settled.pictures
-                )  # what was there before is not counted into the speed
+                # What was there before is not counted into the speed.
+                bar.initial = step.done * settled.pictures
             bar.update(step.done * settled.pictures - bar.n)
 
         try:

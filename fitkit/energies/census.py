@@ -183,9 +183,8 @@ def census_loss(
     variant = census_variant(variant)
     with torch.no_grad():
         half = window // 2
-        inside = erode(F.pad(mask.to(one), (half,) * 4), half)[
-            ..., half:-half, half:-half
-        ]  # beyond the picture nothing counts
+        # Beyond the picture nothing counts.
+        inside = erode(F.pad(mask.to(one), (half,) * 4), half)[..., half:-half, half:-half]
         inside = inside if weight is None else inside * weight
     # What the mask hides may hold anything, NaN too: it is replaced before it meets the window.
     keep = mask > 0
@@ -340,9 +339,8 @@ class CrossViewCensus:
         corners = vertices[:, self.model.triangles[self.triangle]]  # [B, N, 3, 3]
         head = (self.barycentric[None, :, :, None] * corners).sum(2)
         normal, cosine = viewing_cosine(self.model, self.triangle, self.barycentric, vertices, head, state)
-        edges = torch.stack(
-            [corners[:, :, 1] - corners[:, :, 0], corners[:, :, 2] - corners[:, :, 0]], -2
-        )  # [B, N, 2, 3]
+        # [B, N, 2, 3]
+        edges = torch.stack([corners[:, :, 1] - corners[:, :, 0], corners[:, :, 2] - corners[:, :, 0]], -2)
         patch = self.by_edges @ edges
         patch = patch - (patch @ normal[..., None]) * normal[:, :, None]
 

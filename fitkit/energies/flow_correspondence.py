@@ -272,9 +272,8 @@ class FlowImages:
         grey = torch.einsum(
             "c,bchw->bhw", observations.images.new_tensor([0.2989, 0.5870, 0.1140]), observations.images
         )[:, None]
-        inside = observations.mask[
-            :, None
-        ]  # whatever lies beyond the mask has no influence: it becomes the mean of the rest
+        # Whatever lies beyond the mask has no influence: it becomes the mean of the rest.
+        inside = observations.mask[:, None]
         mean = torch.where(inside, grey, 0).sum((1, 2, 3), keepdim=True) / inside.sum(
             (1, 2, 3), keepdim=True
         ).clamp_min(1)
@@ -385,9 +384,8 @@ def pair_noise(energy: FlowCorrespondence, state: SceneState) -> Tensor:
     energy = replace(energy, sigma_px=1.0)
     r, by_corner, _ = energy.linearize_surface(state)
     h = energy.hits(state)
-    along = (by_corner.sum(3) * torch.nn.functional.normalize(h.normal, dim=-1)[..., None, :]).sum(
-        -1
-    )  # [G, N, 2]
+    # [G, N, 2]
+    along = (by_corner.sum(3) * torch.nn.functional.normalize(h.normal, dim=-1)[..., None, :]).sum(-1)
     across = torch.nn.functional.normalize(torch.stack([-along[..., 1], along[..., 0]], -1), dim=-1)
     seen, by_b, _, _ = energy._by_motion(state, h)
     motion = torch.cat([by_b @ -skew(h.head_b), by_b, seen.by_focal[..., None]], -1)  # [G, N, 2, 7]

@@ -24,14 +24,8 @@ EYE_PAIRS = ((37, 41), (38, 40), (43, 47), (44, 46))
 # First point, end, mm. Measured for the built-in detector on rendered people: distance of its points from the
 # model's, mean over the views of a person, in the image plane and one axis; hand-set points of a real scan
 # lie 1 to 4 mm from the model's.
-OFFSET_SIGMA_MM = (
-    (0, 17, 2.8),
-    (17, 27, 1.6),
-    (27, 31, 1.6),
-    (31, 36, 1.0),
-    (36, 48, 0.9),
-    (48, 68, 1.4),
-)  # first, end, mm
+# First, end, mm.
+OFFSET_SIGMA_MM = ((0, 17, 2.8), (17, 27, 1.6), (27, 31, 1.6), (31, 36, 1.0), (36, 48, 0.9), (48, 68, 1.4))
 LIP_PAIRS = ((61, 67), (62, 66), (63, 65))
 # Weights of single points, as numbers of the 68 (slices from, to) and their weight; all others weigh 1.
 POINT_WEIGHTS: dict[str, tuple[tuple[slice, float], ...]] = {

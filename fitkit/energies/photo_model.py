@@ -321,9 +321,8 @@ class ModelPhotometric:
         ).flatten(-2)
         if self.normal is None:
             by_normal = torch.einsum("bnkd,bkc->bncd", sh_gradient(normal), light)
-            by_shape = by_shade[..., None] * self.ring.by_coefficients(
-                by_normal, self._patch(state)
-            )  # [B, N, 3, K]
+            # [B, N, 3, K]
+            by_shape = by_shade[..., None] * self.ring.by_coefficients(by_normal, self._patch(state))
             n = self.basis.num_identity
             columns["identity"] = columns["identity"] + by_shape[..., :n]
             columns["expression"] = columns["expression"] + by_shape[..., n:]
@@ -587,9 +586,8 @@ class NormalRing:
         out = []
         for b in range(B):
             a, p, c = (vertices[b, self.triangles[self.face, k]] for k in range(3))
-            opposite = torch.stack(
-                [c - p, a - c, p - a], 1
-            )  # the sum of the cross products moves by (this) x (its corner's move)
+            # The sum of the cross products moves by (this) x (its corner's move).
+            opposite = torch.stack([c - p, a - c, p - a], 1)
             for k in range(C):
                 pull = torch.linalg.cross(
                     by_sum[b, self.point, k, self.corner][:, None].expand_as(opposite), opposite

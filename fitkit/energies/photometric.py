@@ -83,9 +83,8 @@ class CrossViewPhotometric:
         """Sample points on the skin of the model and build the pyramid level."""
         triangle, barycentric = sample_skin(model, max(options.points, 1), options.seed)
         mask = observations.mask[:, None]
-        images = torch.where(
-            mask, observations.linear_luminance, 0.2
-        )  # whatever lies beyond the mask has no influence
+        # Whatever lies beyond the mask has no influence.
+        images = torch.where(mask, observations.linear_luminance, 0.2)
         images, inside = pyramid_level(images, mask, options.level, options.blur)
         log_images = torch.log(images + options.floor)
         trust = (images / (images + 3 * options.floor)) ** 2 * (images < 0.98) * inside

@@ -61,9 +61,8 @@ class IdentityPrior(PlainEnergy):
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         eye = _eye(state.identity.shape[1], state.identity)[None, :, None]
-        view = torch.zeros(
-            1, dtype=torch.int64, device=eye.device
-        )  # a solver has one person, all views share it
+        # A solver has one person, all views share it.
+        view = torch.zeros(1, dtype=torch.int64, device=eye.device)
         return Linearization(self.residuals(state, observations), (Slot(view, {"identity": eye}),))
 
 

@@ -18,13 +18,10 @@ from fitkit.scene.camera import Camera
 if TYPE_CHECKING:
     from fitkit.fitting.result import FitResult
 
-LONG_SIDE, SHORT_LONG_SIDE = (
-    1024,
-    640,
-)  # px of the longer side of one half; smaller photos are scaled up to the second
-WHOLE_PHOTO = (
-    0.45  # a face that spans this share of the photo is shown with the whole photo, a smaller one is cut out
-)
+# px of the longer side of one half; smaller photos are scaled up to the second.
+LONG_SIDE, SHORT_LONG_SIDE = (1024, 640)
+# A face that spans this share of the photo is shown with the whole photo, a smaller one is cut out.
+WHOLE_PHOTO = 0.45
 SUPERSAMPLE = 2
 OPACITY = 0.58
 FARTHEST_PX = 1e6  # beyond the picture, where a line may end

@@ -114,9 +114,8 @@ def _after_affine(residual: Tensor, points: Tensor, valid: Tensor, size: Tensor)
     inner[:, :17] = 0
     left, eye = torch.nan_to_num(residual), torch.eye(3).to(residual)
     for _ in range(10):
-        weight = (
-            inner / (1 + (left / (FAR / 3 * size)[:, None, None]).square().sum(-1)).square()
-        )  # Geman-McClure
+        # Geman-McClure.
+        weight = inner / (1 + (left / (FAR / 3 * size)[:, None, None]).square().sum(-1)).square()
         rows = frame.mT * weight[:, None]
         left = torch.nan_to_num(residual) - frame @ torch.linalg.solve(
             rows @ frame + 1e-3 * eye, rows @ torch.nan_to_num(residual)

@@ -24,10 +24,8 @@ MOST_MATCHED = 8  # views of which all pairs are matched when two people are pos
 # photos: two people, each at one instant, -8 to 16 (renders, built-in landmarks); one person at one instant
 # -5 to -50, without such groups; in two real bursts of different days above it in 2 of 14 with such groups.
 POSSIBLE = -9.0
-MATCHED, TIMES = (
-    0.15,
-    2.5,
-)  # share of covisible pixels that match: some photos of one instant at least, other people's at most
+# Share of covisible pixels that match: some photos of one instant at least, other people's at most.
+MATCHED, TIMES = (0.15, 2.5)
 
 
 @dataclass(frozen=True)

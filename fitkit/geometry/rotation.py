@@ -24,9 +24,8 @@ def so3_exp(w: Tensor) -> Tensor:
     safe = torch.where(small, torch.ones_like(t2), t2)
     t = safe.sqrt()
     a = torch.where(small, 1 - t2 / 6, torch.sin(t) / t)
-    half = (
-        torch.sin(t / 2) / t
-    )  # (1 - cos(t)) / t^2 = 2 sin(t/2)^2 / t^2 without the cancellation at small angles
+    # (1 - cos(t)) / t^2 = 2 sin(t/2)^2 / t^2 without the cancellation at small angles.
+    half = torch.sin(t / 2) / t
     b = torch.where(small, 0.5 - t2 / 24, 2 * half * half)
     k = skew(w)
     eye = torch.eye(3, dtype=w.dtype, device=w.device)

@@ -215,9 +215,8 @@ def _distortion(entry: dict, where: str) -> tuple[np.ndarray | None, bool]:
         )
     elif given:
         value = entry[given[0]]
-        value = (
-            value["data"] if isinstance(value, dict) and "data" in value else value
-        )  # a matrix of OpenCV's FileStorage
+        # A matrix of OpenCV's FileStorage.
+        value = value["data"] if isinstance(value, dict) and "data" in value else value
         coefficients = _array(value, (-1,), f"{where}: {given[0]}")
     else:
         coefficients = np.zeros(4)

@@ -322,9 +322,8 @@ def _paint(mean: np.ndarray, region: np.ndarray) -> np.ndarray:
         albedo[rows] += weight[:, None] * (color - albedo[rows])
 
     contour = points[48:60, :2].astype(np.float32)
-    inside = np.array(
-        [cv2.pointPolygonTest(contour, tuple(map(float, p)), True) for p in mean[outer, :2]]
-    )  # mm
+    # mm
+    inside = np.array([cv2.pointPolygonTest(contour, tuple(map(float, p)), True) for p in mean[outer, :2]])
     front = mean[outer, 2] > points[48, 2] - 6
     blend(outer, np.clip(0.5 + inside / 2.0, 0, 1) * front, lips)
     for brow in (points[17:22], points[26:21:-1]):  # from the outer to the inner end

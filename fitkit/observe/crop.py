@@ -61,9 +61,8 @@ def crop_views(
         side = min(side, REACH * max(H, W))
         step = -(-side // MOST_PADDED)
         side = -(-side // step) * step
-        x0, y0 = (
-            np.round(center - side / 2).clip(1 - side, (W - 1, H - 1)).astype(int)
-        )  # never beside the photo
+        # Never beside the photo.
+        x0, y0 = np.round(center - side / 2).clip(1 - side, (W - 1, H - 1)).astype(int)
         pictures.append(_cut(image, x0, y0, side, step, size, FILL[options.fill], options.resize))
         inside = (
             np.full(image.shape[:2], 255, np.uint8)

@@ -409,9 +409,8 @@ def _scalp(
     ray = outer - CROWN
     length = np.linalg.norm(ray, axis=1)
     _, near = cKDTree(ray / length[:, None]).query(direction.reshape(-1, 3), k=8)
-    radius = np.median(length[near], axis=1).reshape(
-        rows, columns
-    )  # ears and nose stand out, the median passes over them
+    # Ears and nose stand out, the median passes over them.
+    radius = np.median(length[near], axis=1).reshape(rows, columns)
     radius[:, 0] = radius[:, -1] = (radius[:, 0] + radius[:, -1]) / 2
     wrapped = np.concatenate([radius[:, -5:-1], radius, radius[:, 1:5]], 1).astype(np.float32)
     radius = cv2.GaussianBlur(wrapped, (0, 0), 1.2)[:, 4:-4]
@@ -593,9 +592,8 @@ def paint_eyes(rest: np.ndarray, head: HeadMap, look: SkinLook, gaze: np.ndarray
     in the head frame."""
     left = (rest[:, 0] > 0).astype(int)
     ray = rest - head.eyes[left]
-    angle = np.arccos(np.clip((ray @ gaze) / np.linalg.norm(ray, axis=1), -1, 1)) / np.radians(
-        25
-    )  # 1 = rim of the iris
+    # 1 = rim of the iris.
+    angle = np.arccos(np.clip((ray @ gaze) / np.linalg.norm(ray, axis=1), -1, 1)) / np.radians(25)
     white = np.array([0.50, 0.45, 0.42]) * np.clip(1.12 - 0.22 * angle, 0.4, 1)[:, None]
     spoke = 1 + 0.25 * np.sin(17 * np.arctan2(ray[:, 1], ray[:, 0]))[:, None]
     color = np.where(

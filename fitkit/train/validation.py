@@ -138,9 +138,8 @@ def shape_errors(mine: Prediction, labels: Labels, model: FaceModel) -> dict[str
         "mean_shape_mm": aligned_distance(mean, truth),
     }
     if mine.identity_sigma is not None:
-        own = (
-            0.0 if labels.identity_sigma is None else labels.identity_sigma
-        )  # labels may be unsure themselves
+        # Labels may be unsure themselves.
+        own = 0.0 if labels.identity_sigma is None else labels.identity_sigma
         error = (mine.state.identity - labels.state.identity) ** 2
         out["sigma_ratio"] = float((error / (mine.identity_sigma**2 + own**2)).mean())
     return out

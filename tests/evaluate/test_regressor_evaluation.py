@@ -71,11 +71,8 @@ def test_a_network_is_measured_by_what_it_predicts(place, tmp_path):
     folder = place / "bench" / "multiview_00"
     alone = predict(folder, place / "net.safetensors", load_model(place / "tiny.npz"), "files")
     np.testing.assert_allclose(stored.vertices, alone.neutral.numpy(), atol=1e-5)
-    np.testing.assert_allclose(
-        stored.posed,
-        alone.state.pose.apply(alone.vertices).numpy(),
-        atol=1e-3,  # float32, a metre away
-    )
+    # float32, a metre away.
+    np.testing.assert_allclose(stored.posed, alone.state.pose.apply(alone.vertices).numpy(), atol=1e-3)
     made = yaml.safe_load((tmp_path / "predictions" / "recipe.yaml").read_text())
     assert (
         made["predictor"] == "regressor"

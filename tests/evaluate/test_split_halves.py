@@ -93,9 +93,8 @@ def test_size_and_place_do_not_count_and_a_bump_counts_by_its_height():
     points, triangles = sphere()
     everywhere = torch.ones(len(points), dtype=torch.bool)
     moved = 1.2 * points @ so3_exp(torch.tensor([0.4, -1.0, 2.0]).double()).numpy().T + [10, 20, 30]
-    bumpy = (
-        points * (1 + 0.01 * np.sign(np.sin(7 * np.arange(len(points)))))[:, None]
-    )  # 1 mm out or in, without a pattern
+    # 1 mm out or in, without a pattern.
+    bumpy = points * (1 + 0.01 * np.sign(np.sin(7 * np.arange(len(points)))))[:, None]
     along, point = face_distances(
         torch.from_numpy(np.stack([points, moved, bumpy])), torch.from_numpy(triangles), everywhere
     )
@@ -108,9 +107,8 @@ def test_size_and_place_do_not_count_and_a_bump_counts_by_its_height():
 
 def test_sliding_within_the_surface_counts_only_from_point_to_point():
     points, triangles = sphere(2000)
-    slid = (
-        points + 2 * np.cross([0, 0, 1], points) * np.sign(points[:, 2:]) / 100
-    )  # both halves turn against each other
+    # Both halves turn against each other.
+    slid = points + 2 * np.cross([0, 0, 1], points) * np.sign(points[:, 2:]) / 100
     slid *= 100 / np.linalg.norm(slid, axis=1, keepdims=True)
     along, point = face_distances(
         torch.from_numpy(np.stack([points, slid])),

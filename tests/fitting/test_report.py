@@ -214,9 +214,8 @@ def test_a_view_that_matches_none_of_the_others(flows, others, named):
             "another time, is it blurred, mirrored, or of another person? if so, leave it out"
         )
         far = compared((0.8,) * len(flows), flows, others)
-        next(v for v in far["views"] if v["name"] == named)["yaw_pitch_roll_deg"][0] = (
-            150.0  # too far from all others to be matched
-        )
+        # Too far from all others to be matched.
+        next(v for v in far["views"] if v["name"] == named)["yaw_pitch_roll_deg"][0] = 150.0
         assert not findings(far)
 
 

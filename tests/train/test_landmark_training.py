@@ -141,9 +141,8 @@ def test_the_likelihood_is_lowest_at_the_true_noise():
         "visible": torch.ones(4000, 85, dtype=torch.bool),
         "visible_known": torch.zeros(4000, 85, dtype=torch.bool),
     }
-    sigmas = np.exp(np.linspace(-0.3, 0.3, 13)) * float(
-        error.std()
-    )  # the standard deviation of each coordinate
+    # The standard deviation of each coordinate.
+    sigmas = np.exp(np.linspace(-0.3, 0.3, 13)) * float(error.std())
     values = [
         float(
             landmark_loss(

@@ -42,9 +42,8 @@ from fitkit.train.schedule import learning_rate, stage_of_step
 from fitkit.train.validation import HeldOut, validate
 
 MODEL = tiny_model(num_identity=4)
-MODEL = replace(
-    MODEL, identity_basis=3 * MODEL.identity_basis
-)  # people who differ by more than a pixel of 48
+# People who differ by more than a pixel of 48.
+MODEL = replace(MODEL, identity_basis=3 * MODEL.identity_basis)
 SUPERVISED = {
     "lmk2d": {"sigma_px": 10, "weight": 0.1},
     "pose_sup": {"weight": 0.1},
@@ -414,9 +413,8 @@ def test_a_sample_as_the_network_takes_it():
         float(moved.abs().max()) > 0.3
         and float((out.landmarks.points - plain.landmarks.points - moved[:, None]).abs().max()) < 0.2
     )
-    photo = torch.cat(
-        [out.offset, 1 / out.scale[:, None]], 1
-    )  # crop -> picture -> the landmarks of the picture
+    # Crop -> picture -> the landmarks of the picture.
+    photo = torch.cat([out.offset, 1 / out.scale[:, None]], 1)
     back = out.landmarks.points * photo[:, None, 2:] + photo[:, None, :2]
     assert torch.allclose(back, seen.landmarks.points, atol=1e-3)
     with pytest.raises(InputError, match="x: none of its views fits a view of the recipe: heads turned by"):
