@@ -41,27 +41,6 @@ class FaceAugmentation:
 PLAIN = FaceAugmentation(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
-def select_views(observations: Observations, views: Tensor) -> Observations:
-    """The observations of some views [n] int64, in this order; labels included."""
-    marks, labels = observations.landmarks, observations.labels
-    if labels is not None:
-        state = labels.state
-        if state is not None:
-            state = state.replace(
-                subject=state.subject[views],
-                expression=state.expression[views],
-                pose=state.pose.select(views),
-                camera=state.camera.select(views),
-                illumination=state.illumination[views],
-            )
-        labels = replace(labels.each(lambda x: x[views]), state=state)
-    marks = replace(
-        marks, **{k: getattr(marks, k)[views] for k in ("points", "sigma", "valid", "confidence")}
-    )
-    o = observations
-    return Observations(o.images[views], marks, o.mask[views], o.scale[views], o.offset[views], labels)
-
-
 def recrop(
     observations: Observations, crop: CropOptions, where: str, shift: Tensor | None = None
 ) -> Observations:

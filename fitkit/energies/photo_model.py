@@ -25,7 +25,7 @@ from fitkit.energies.photometric import (
 )
 from fitkit.energies.spec import DFM, OURS, Context, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.errors import InputError
-from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
+from fitkit.geometry.color import LUMINANCE, linear_from_srgb, srgb_from_linear
 from fitkit.geometry.normals import triangle_normals
 from fitkit.geometry.spherical_harmonics import Y1, Y2, Y20, Y22, sh_basis
 from fitkit.io.options import Cosine, Natural, NonNegative, Pixels, Positive, Range, Seed, Share
@@ -36,8 +36,6 @@ from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import sample, sample_with_gradient
 from fitkit.scene.projection import project_points
 from fitkit.scene.state import SceneState
-
-LUMINANCE = (0.2126, 0.7152, 0.0722)  # Rec. 709
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LUMINANCE = (0.2126, 0.7152, 0.0722)  # weights of linear red, green and blue, Rec. 709
+
 
 def linear_from_srgb(color: Tensor) -> Tensor:
     """IEC 61966-2-1; [0, 1] -> [0, 1], elementwise."""

@@ -13,7 +13,6 @@ from fitkit.data.landmark_frames import held_out
 from fitkit.errors import InputError
 from fitkit.evaluate import landmark_accuracy
 from fitkit.evaluate.landmark_accuracy import (
-    box_size,
     interocular_distance,
     labelled_pictures,
     measure,
@@ -21,7 +20,7 @@ from fitkit.evaluate.landmark_accuracy import (
     summarize,
 )
 from fitkit.io.mesh_files import write_ply
-from fitkit.observe.landmarks.types import Landmarks
+from fitkit.observe.landmarks.types import Landmarks, box_size
 
 
 class Teller:

@@ -30,7 +30,7 @@ CURVES = (
     (range(42, 48), True),
     (range(48, 60), True),
     (range(60, 68), True),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,11 @@ class Landmarks:
             f"Landmarks({int(self.valid.sum())} valid points in {len(self.points)} views, jaw {self.jaw!r})"
         )
 
-    def select(self, views: Sequence[int]) -> Landmarks:
+    def select(self, views: Sequence[int] | Tensor) -> Landmarks:
         """Those of some views, in this order."""
+        rows = views if isinstance(views, Tensor) else list(views)
         return replace(
-            self, **{k: getattr(self, k)[list(views)] for k in ("points", "sigma", "valid", "confidence")}
+            self, **{k: getattr(self, k)[rows] for k in ("points", "sigma", "valid", "confidence")}
         )
 
 
@@ -93,7 +94,19 @@ def join_landmarks(parts: list[Landmarks]) -> Landmarks:
     )
 
 
-def face_size(landmarks: Landmarks) -> float:
+def box_size(points: Tensor, valid: Tensor | None = None, least: float = 0.0) -> Tensor:
+    """Square root of the area of the tight box around points [..., L, 2], [...] px.
+
+    Points that are not valid [..., L] (None: all are) or NaN do not count; least: of each side, px.
+    """
+    if valid is not None:
+        points = torch.where(valid[..., None], points, torch.nan)
+    low = torch.nan_to_num(points, nan=torch.inf).amin(-2)
+    high = torch.nan_to_num(points, nan=-torch.inf).amax(-2)
+    return (high - low).clamp_min(least).prod(-1).sqrt()
+
+
+def larger_side(landmarks: Landmarks) -> float:
     """Larger side of the box around the points of the first view, px; 0 without points."""
     points = landmarks.points[0][landmarks.valid[0]]
     return float((points.amax(0) - points.amin(0)).max()) if len(points) else 0.0
