@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from fitkit.cli.model import _one_sentence
 from fitkit.io.progress import Progress
 
 
@@ -58,7 +57,6 @@ from fitkit.io.progress import Progress
 )
 @click.option("--resume", is_flag=True, help="Keep the subjects that are in OUT and make the missing ones.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
-@_one_sentence
 def synth(
     output,
     overrides,

@@ -60,9 +60,10 @@ class LandmarkReprojection:
     to the jaw point, the vertex that projects farthest outwards, i.e. the visible outline; 'auto': whichever
     of the two rules explains all jaw points of all views better (they agree in a frontal view).
     points: weights of the single points, see POINT_WEIGHTS; hidden: points that the labels say are hidden
-    count as well. Source: E9 of the energy list: MVF-Net and MFNet landmark terms; profile lines: Zhu et al.,
-    "High-fidelity pose and expression normalization", CVPR 2015 (landmark marching), found here on the mesh
-    instead of drawn by hand.
+    count as well.
+    Source: E9 of the energy list: MVF-Net and MFNet landmark terms; profile lines: Zhu et al., "High-fidelity
+    pose and expression normalization", CVPR 2015 (landmark marching), found here on the mesh instead of drawn
+    by hand.
     """
 
     model: FaceModel

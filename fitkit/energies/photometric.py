@@ -56,8 +56,9 @@ class CrossViewPhotometric:
     change between the views. Points seen by one view only say nothing and are not valid. Means over the valid
     points: they are not independent. Visibility, normals and view weights are fixed by `freeze`.
     With `exposure`, I_v is (I_v - bias_v) / gain_v, both solved in closed form at the frozen points and
-    constant from then on. Source: MVF-Net eq. 7 compares pairs of views by colour; the log form with latent
-    albedo is ours, after the elimination of a shared latent by its weighted mean.
+    constant from then on.
+    Source: MVF-Net eq. 7 compares pairs of views by colour; the log form with latent albedo is ours, after
+    the elimination of a shared latent by its weighted mean.
     """
 
     model: FaceModel

@@ -130,8 +130,9 @@ class MeanCoefficientPrior(PlainEnergy):
     With kernel 'l1' of radius e and weight 1 / e the cost is mean |a| + expression * mean |b / sigma|,
     smoothed, |x| = sqrt(x^2 + e^2) - e: means over people and coefficients, and over frames and coefficients.
     A person counts once however many frames show it. The same as IdentityPrior and ExpressionPrior with that
-    kernel, each over its number of coefficients. Source: PGN eq. 12, which prints sums; the factor of its
-    second sum cannot be read with certainty, 1/2 is the likely one.
+    kernel, each over its number of coefficients.
+    Source: PGN eq. 12, which prints sums; the factor of its second sum cannot be read with certainty, 1/2 is
+    the likely one.
     """
 
     sigma: float = 0.3

@@ -10,7 +10,7 @@ from helpers import tiny_model, write_pts
 from layouts import person as tiny_person
 from PIL import Image
 
-from fitkit.cli.evaluate import evaluate as command
+from fitkit.cli.main import main
 from fitkit.data.photo_halves import PhotoHalves, draw_halves, half_samples
 from fitkit.errors import FitError, InputError
 from fitkit.evaluate import methods
@@ -348,7 +348,9 @@ def test_refusals(folder, options, message):
 
 def test_no_such_folder(tmp_path):
     for name in ("split_halves", "held_out"):
-        result = CliRunner().invoke(command, [name, str(tmp_path / "none"), "-o", str(tmp_path / "out")])
+        result = CliRunner().invoke(
+            main, ["evaluate", name, str(tmp_path / "none"), "-o", str(tmp_path / "out")]
+        )
         assert (
             result.exit_code == 1 and "no such folder; expected a folder of subject folders" in result.output
         )
@@ -379,8 +381,9 @@ def recipe(data, *overrides, name="split_halves"):
 @pytest.mark.slow
 def test_end_to_end(data, tmp_path):
     result = CliRunner().invoke(
-        command,
+        main,
         [
+            "evaluate",
             "split_halves",
             str(data[0]),
             "fit=landmarks",

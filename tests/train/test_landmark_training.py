@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from helpers import dotted_faces
 from safetensors import safe_open
 
-from fitkit.cli.train_landmarks import train_landmarks as command
+from fitkit.cli.main import main
 from fitkit.errors import FitError, InputError
 from fitkit.observe.landmarks.network import LandmarkNetwork, NetworkOptions, NetworkOutput
 from fitkit.train.landmark_recipe import LossOptions, load_landmark_training
@@ -269,10 +269,10 @@ def test_command_trains_and_names_the_file(tree, tmp_path):
         str(tmp_path / "out"),
         "-q",
     ]
-    result = CliRunner().invoke(command, arguments)
+    result = CliRunner().invoke(main, ["train-landmarks", *arguments])
     assert result.exit_code == 0 and (tmp_path / "out" / WEIGHTS).is_file()
     assert str(tmp_path / "out" / WEIGHTS) in result.output
-    again = CliRunner().invoke(command, arguments)
+    again = CliRunner().invoke(main, ["train-landmarks", *arguments])
     assert again.exit_code == 1 and "continue it with --resume" in again.output
 
 
