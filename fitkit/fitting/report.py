@@ -196,7 +196,11 @@ class FitReport:
         del table["status"]
         if self.recipe != PREDICT:
             del table["typical_error_mm"]
-        return table
+            return table
+        names = list(table)
+        at = names.index("start")
+        names[at : at + 2] = ["error_bars", "start"]  # the order of predictions, which files keep
+        return {name: table[name] for name in names}
 
     @classmethod
     def from_metrics(cls, metrics: dict[str, Any], where: str = "metrics") -> FitReport:
