@@ -15,7 +15,7 @@ from fitkit.energies.base import Residuals
 from fitkit.energies.flow_correspondence import FlowImages
 from fitkit.energies.flow_magnitude import both_ways, resized_photos
 from fitkit.energies.masks import union
-from fitkit.energies.pair_masks import PairMask, half_faces, pair_mask
+from fitkit.energies.pair_masks import PairMask, half_faces, shared_pixels
 from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_needed
 from fitkit.energies.spec import MVF, PGN, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.errors import InputError
@@ -57,7 +57,7 @@ class PhotoPairs:
     in different light are compared as they are, so it belongs beside energies that do not mind (flow,
     landmarks). The mean over the pixels of a pair, then over pairs. Gradients go through the sampling of
     photo a; where nothing is rendered there is none. Which pixels count is fixed by `freeze`, which comes
-    first. There is no `linearize`; fits have `photo_xview`.
+    first. There is no `linearize`: a fit by Levenberg-Marquardt does better with `photo_xview`.
     Source: MVF-Net eq. 7; PGN's ablation "Lp-" with kernel l1. Differs: the footprint in the observed photo
     is the outline of the landmarks there, without the paper's smoothing along edges. See STRICT.
     """
@@ -81,17 +81,7 @@ class PhotoPairs:
     def freeze(self, state: SceneState, observations: Observations) -> PhotoPairs:
         o, photos = self.options, self.photos
         pairs = both_ways(state, o.neighbors, self.name)
-        chosen = pair_mask(o.mask, self.model, state, pairs)
-        shared = SharedPixels.of(
-            self.model,
-            state,
-            photos.mask,
-            photos.reduction,
-            pairs,
-            o.depth_tolerance_mm,
-            o.min_cosine,
-            chosen,
-        )
+        shared = shared_pixels(self.model, state, photos, pairs, o)
         into, seen = [b for _, b in pairs], shared.seen
         weight = seen[:, None].to(photos.mask)
         if o.region == "union":
