@@ -17,6 +17,7 @@ from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_neede
 from fitkit.energies.photometric import sample_skin, viewing_cosine
 from fitkit.energies.spec import OURS, PGN, Context, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.errors import InputError
+from fitkit.geometry.color import luma
 from fitkit.geometry.rotation import skew
 from fitkit.io.options import Cosine, Length, NonNegative, Pixels, Positive, Range, Seed, check_options
 from fitkit.models.face_model import FaceModel, MeshPoints, PointBasis
@@ -26,7 +27,6 @@ from fitkit.render.visibility import depth_maps, seen_by_depth
 from fitkit.scene.projection import project_head_points, project_points
 from fitkit.scene.state import SceneState
 
-GREY = (0.2989, 0.5870, 0.1140)  # luma weights of the published codes, applied to sRGB values
 SOFTNESS = 0.1  # of the step h = s / (0.1 + s) per neighbour
 
 
@@ -145,7 +145,7 @@ def offsets(window: int, stride: int) -> Tensor:
 
 def grey_levels(images: Tensor) -> Tensor:
     """sRGB images [B, 3, H, W] in [0, 1] -> grey [B, 1, H, W] in [0, 255]."""
-    return 255 * torch.einsum("c,bchw->bhw", images.new_tensor(GREY), images)[:, None]
+    return 255 * luma(images)
 
 
 def neighbor_differences(grey: Tensor, window: int = 7) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fitkit.energies.base import Linearization, Residuals, Slot
 from fitkit.energies.spec import OURS, Context, EnergyDoc, EnergyOptions, EnergySpec, Networks, use
 from fitkit.errors import InputError
+from fitkit.geometry.color import luma
 from fitkit.geometry.rotation import skew
 from fitkit.io.options import Cosine, Degrees, Natural, NonNegative, Pixels, Positive, Range, Seed
 from fitkit.models.face_model import FaceModel
@@ -269,9 +270,7 @@ class FlowImages:
         H, W = observations.size
         reduction = max(H, W) / options.size
         size = (round(H / reduction), round(W / reduction))
-        grey = torch.einsum(
-            "c,bchw->bhw", observations.images.new_tensor([0.2989, 0.5870, 0.1140]), observations.images
-        )[:, None]
+        grey = luma(observations.images)
         # Whatever lies beyond the mask has no influence: it becomes the mean of the rest.
         inside = observations.mask[:, None]
         mean = torch.where(inside, grey, 0).sum((1, 2, 3), keepdim=True) / inside.sum(
