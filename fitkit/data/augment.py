@@ -26,9 +26,8 @@ MIN_POINTS = 8  # a view with fewer landmarks cannot be cut
 class FaceAugmentation:
     """What is changed at random in a sample of a training."""
 
-    shift: Annotated[float, Range(0.0, 10.0)] = (
-        0.05  # most by which a crop is moved, share of its side; MVF-Net: 0.05
-    )
+    # Most by which a crop is moved, share of its side; MVF-Net: 0.05.
+    shift: Annotated[float, Range(0.0, 10.0)] = 0.05
     zoom: Annotated[float, Range(0.0, 3.0)] = 0.0  # most logarithm of the change of its side
     gain: Annotated[float, Range(0.0, 10.0)] = 0.15  # most change of the exposure, factor
     offset: Annotated[float, Range(0.0, 10.0)] = 0.03  # and share of white

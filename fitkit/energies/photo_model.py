@@ -40,17 +40,14 @@ from fitkit.scene.state import SceneState
 
 @dataclass(frozen=True)
 class ModelPhotometricOptions:
-    level: Annotated[int, Range(0, 8)] = (
-        0  # this, blur, visibility, depth_size, mask and seed: see PhotometricOptions
-    )
+    level: Annotated[int, Range(0, 8)] = 0  # this, blur, depth_size, mask and seed: see PhotometricOptions
     # surface samples, each counting in every view that sees it; 0 = the surface at every covered pixel, each
     # in its own view, taken anew by each freeze
     points: Annotated[int, Range(0, 10**6)] = 1500
     sigma: Positive = 0.03  # linear intensity (with color 'srgb': code in 0..1)
     blur: Annotated[float, Range(0.0, 100.0)] = 0.7
-    light: Literal["grey", "rgb"] = (
-        "rgb"  # channels of the first estimate of the light; the state's own may have 1 or 3
-    )
+    # Channels of the first estimate of the light; the state's own may have 1 or 3.
+    light: Literal["grey", "rgb"] = "rgb"
     # 'moving': shape changes the shading, 'frozen': only where the points are seen
     normals: Literal["moving", "frozen"] = "moving"
     # the model's mean albedo times one colour of the person; that and a deviation at every point that two
@@ -62,9 +59,7 @@ class ModelPhotometricOptions:
     clipped: Share = 0.0  # trust in pixels with a channel at its largest code, which says only 'at least'
     parse: ParseScheme = "dfmvr"  # weights of a face parse, where one is given or among the labels
     mask: PointMask = "zbuffer"
-    region: Literal["skin", "face", "all"] = (
-        "skin"  # surface that counts; 'all' with eyes and the inside of the mouth
-    )
+    region: Literal["skin", "face", "all"] = "skin"  # that counts; all: with eyes and the inside of the mouth
     equal_views: bool = False  # the mean over the views of their means
     min_pixels: Natural = 64  # for that, a view with fewer pixels of a 224-pixel crop is left out
     min_cosine: Cosine = 0.2

@@ -31,9 +31,8 @@ from fitkit.scene.state import SceneState
 class PhotoPairsOptions:
     size: Pixels = 224  # side of the pictures that are compared
     sigma: Positive = 0.1  # difference of a colour that counts as 1, sRGB in 0..1
-    neighbors: Annotated[int, Range(1, 1000)] = (
-        1  # each view is paired with this many next ones by yaw, both ways
-    )
+    # Each view is paired with so many next ones by yaw, both ways.
+    neighbors: Annotated[int, Range(1, 1000)] = 1
     mask: PairMask = "zbuffer"  # what tells the pixels that both views see, see `pair_mask`
     # 'rendered' those pixels, 'union' also the half of the face in photo b that its landmarks outline: there
     # the rendering has the mean colour of what it shows, so that a silhouette in the wrong place costs

@@ -306,9 +306,7 @@ class FocalPriorTraining(EnergyOptions):
 
 @dataclass(frozen=True)
 class LightPriorTerm(EnergyOptions):
-    sigma: Positive = (
-        0.5  # change of the light relative to its first estimate (in a training: to white light)
-    )
+    sigma: Positive = 0.5  # of the change of the light, relative to its first estimate (in a training: white)
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,7 @@ class ViewReport:
     name: str
     reprojection_px: float = math.nan  # mean error of the 51 inner landmarks, px of the photo
     reprojection_share: float = math.nan  # the same over the face size
-    part_shift_share: dict[str, float] = field(
-        default_factory=dict
-    )  # by part of the face, over the face size
+    part_shift_share: dict[str, float] = field(default_factory=dict)  # by part, over the face size
     masked_share: float | None = None  # of the inner landmarks
     landmarks: int = 0  # number of valid ones
     landmark_sigma_px: float | None = None
