@@ -508,10 +508,7 @@ SPECS = (
             formula="q_o (t_o^a - t_o^b), t_o = d_o / sqrt(sigma^2 + d_o^2)",
             unit="soft census code",
             source="PGN eq. 9; soft form of UnFlow and DDFlow",
-            uses=(
-                use(PGN, "", "0.2; 5 on eyes, nose, mouth"),
-                use(OURS, "sq", "sigma 8, 3, 0.9"),
-            ),
+            uses=(use(PGN, "", "0.2; 5 on eyes, nose, mouth"), use(OURS, "sq", "sigma 8, 3, 0.9")),
             gradient="a small sigma pulls at nearly equal pixels only: lower it step by step; `scalar` and "
             "`census_loss` are the printed sums",
             id="E3",

@@ -272,10 +272,7 @@ SPECS = (
             formula="C (I_i - I_{j->i})",
             unit="sRGB in 0..1",
             source="Shu et al. eq. 11-14, MGCNet",
-            uses=(
-                use(MVD, "l1"),
-                use(MGC, "l1", "0.1 x 0.15"),
-            ),
+            uses=(use(MVD, "l1"), use(MGC, "l1", "0.1 x 0.15")),
             gradient="to depth, poses, camera and suitability; co-visibility detached",
             id="E2",
         ),

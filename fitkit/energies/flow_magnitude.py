@@ -260,12 +260,7 @@ SPECS = (
             formula="w, the flow between I_b and I_{a->b}",
             unit="px of a 224 px crop",
             source="MVF-Net eq. 8, MFNet eq. 6, PGN eq. 10",
-            uses=(
-                use(MVF, "sq", "0.1"),
-                use(MFN, "sq", "1"),
-                use(PGN, "l2n", "0.2"),
-                use(OURS, "l2n"),
-            ),
+            uses=(use(MVF, "sq", "0.1"), use(MFN, "sq", "1"), use(PGN, "l2n", "0.2"), use(OURS, "l2n")),
             gradient="through the frozen flow network to I_{a->b}; long-range and smooth, size differs by "
             "100 between networks",
             id="E4",

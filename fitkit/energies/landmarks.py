@@ -389,10 +389,7 @@ SPECS = (
             formula="(k_i - k_j) - (l_i - l_j), opposite lid points",
             unit="px of the crop",
             source="MFNet eq. 8",
-            uses=(
-                use(MFN, "l1", "1"),
-                use(OURS, "huber", "0.5"),
-            ),
+            uses=(use(MFN, "l1", "1"), use(OURS, "huber", "0.5")),
             gradient="exact; blind to a common shift",
             id="E10",
         ),
@@ -410,10 +407,7 @@ SPECS = (
             formula="(k_i - k_j) - (l_i - l_j), opposite inner lip points",
             unit="px of the crop",
             source="MFNet eq. 9",
-            uses=(
-                use(MFN, "l1", "0.5"),
-                use(OURS, "huber", "0.5"),
-            ),
+            uses=(use(MFN, "l1", "0.5"), use(OURS, "huber", "0.5")),
             gradient="exact; blind to a common shift",
             id="E11",
         ),

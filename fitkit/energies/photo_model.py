@@ -84,7 +84,7 @@ STRICT: dict[str, ModelPhotometricOptions] = {
         clipped=1.0,
         equal_views=True,
         min_cosine=-1.0,
-    ),
+    )
 }
 
 
@@ -624,10 +624,7 @@ SPECS = (
             formula="I_v(u_v) - A(p) (H(n_p) . light_v)",
             unit="linear intensity",
             source="DF-MVR eq. 2",
-            uses=(
-                use(DFM, "l2n", "4; 254, 128, 32 on features, skin, background"),
-                use(OURS, "l2n cauchy"),
-            ),
+            uses=(use(DFM, "l2n", "4; 254, 128, 32 on features, skin, background"), use(OURS, "l2n cauchy")),
             gradient="to shape, pose, light, albedo coefficients; visibility frozen",
             id="E7",
             variants=tuple(STRICT),

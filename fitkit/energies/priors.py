@@ -351,12 +351,7 @@ SPECS = (
             formula="a",
             unit="standard deviations",
             source="MVF-Net L_reg, DF-MVR eq. 8, MFNet eq. 10",
-            uses=(
-                use(MVF, "sq", "1"),
-                use(DFM, "sq", "3e-4"),
-                use(MFN, "sq", "1e-4"),
-                use(OURS, "sq"),
-            ),
+            uses=(use(MVF, "sq", "1"), use(DFM, "sq", "3e-4"), use(MFN, "sq", "1e-4"), use(OURS, "sq")),
             gradient="exact",
             id="E23",
         ),

@@ -256,10 +256,7 @@ SPECS = (
             formula="a - a*",
             unit="standard deviations",
             source="MVF-Net eq. 6, Shu et al. eq. 3",
-            uses=(
-                use(MVF, "sq", "1"),
-                use(MVD, "l1"),
-            ),
+            uses=(use(MVF, "sq", "1"), use(MVD, "l1")),
             gradient="exact",
             id="E15",
         ),
@@ -275,10 +272,7 @@ SPECS = (
             formula="b - b*",
             unit="blend-shape weight",
             source="MVF-Net eq. 6, Shu et al. eq. 3",
-            uses=(
-                use(MVF, "sq", "1"),
-                use(MVD, "l1"),
-            ),
+            uses=(use(MVF, "sq", "1"), use(MVD, "l1")),
             gradient="exact",
             id="E15",
         ),
