@@ -53,12 +53,8 @@ from fitkit.errors import FitkitError
 
 SECONDS = 10.0  # for one input
 MEMORY = 2 * 2**30  # bytes of address space beyond what the process has when it starts
-SHARE = {
-    "onnx": 0.1,
-    "ict_packed": 0.2,
-    "regressor": 0.5,
-    "synth": 0.5,
-}  # of the usual number of inputs, where one takes long
+# Of the usual number of inputs, where one takes long.
+SHARE = {"onnx": 0.1, "ict_packed": 0.2, "regressor": 0.5, "synth": 0.5}
 
 
 @dataclass(frozen=True)

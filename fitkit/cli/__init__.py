@@ -1,0 +1,1 @@
+"""Commands of `fitkit`: read arguments, call one function, print. One file for each command."""

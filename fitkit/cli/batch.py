@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from fitkit.cli.fit import recipe_changes, recipe_options, tell_log
-from fitkit.cli.model import _one_sentence
 from fitkit.errors import FitError
 from fitkit.io.progress import Progress
 
@@ -31,7 +30,6 @@ from fitkit.io.progress import Progress
 @click.option("--light", is_flag=True, help="Write parameters and numbers only, no meshes and pictures.")
 @click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
-@_one_sentence
 def batch(folder, overrides, output, recipe, workers, resume, light, device, quiet, **options):
     """Fit one face to each subject folder below FOLDER.
 

@@ -7,8 +7,6 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from fitkit.cli.model import _one_sentence
-
 
 def _numbers(context, parameter, value):
     """'0,2,4' -> (0, 2, 4)."""
@@ -81,7 +79,6 @@ def bench():
 @click.option(
     "--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file."
 )
-@_one_sentence
 def accuracy(data, overrides, models, recipes, subjects, views, photos, people, seed, keep, path):
     """Scan-to-mesh errors of the neutral shape, and of the face in the photos, for all subjects of DATA.
 
@@ -135,7 +132,6 @@ def accuracy(data, overrides, models, recipes, subjects, views, photos, people, 
 @click.option(
     "--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file."
 )
-@_one_sentence
 def ablation(data, overrides, recipe_name, models, subjects, path):
     """What each energy between the photos is worth, by number of views and kind of subject.
 
@@ -173,7 +169,6 @@ def ablation(data, overrides, recipe_name, models, subjects, path):
 @click.option(
     "--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file."
 )
-@_one_sentence
 def speed(subject, overrides, model_name, recipe_name, views, repeats, parts, path):
     """Wall and CPU times of the fit on one SUBJECT folder.
 
@@ -223,7 +218,6 @@ def speed(subject, overrides, model_name, recipe_name, views, repeats, parts, pa
 @click.option(
     "--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file."
 )
-@_one_sentence
 def init(data, overrides, models, recipes, weights, trials, seed, path):
     """What the start of a fit is worth: from the landmarks, from a network, and from the better of the two.
 
@@ -249,7 +243,6 @@ def init(data, overrides, models, recipes, weights, trials, seed, path):
 @click.option(
     "--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file."
 )
-@_one_sentence
 def landmarks(data, detector, everyone, device, path):
     """Errors of a landmark detector on labelled pictures.
 
@@ -302,7 +295,6 @@ def landmarks(data, detector, everyone, device, path):
 @click.option(
     "--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file."
 )
-@_one_sentence
 def verdicts(arguments, models, recipe_name, views, faults, subjects, seed, limit, path):
     """Verdicts and expected errors against the truth, on photos as they are and with planted faults.
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from fitkit.cli.model import _one_sentence
 from fitkit.cli.progress import training_bar
 from fitkit.io.progress import Progress
 
@@ -37,7 +36,6 @@ from fitkit.io.progress import Progress
 @click.option("--workers", type=int, default=1, show_default=True, metavar="W", help="Processes that fit.")
 @click.option("--resume", is_flag=True, help="Go on with the rounds that are in the folder.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
-@_one_sentence
 def distill(
     photos, recipe, overrides, output, rounds, fit_recipe, fit_overrides, init_weights, workers, resume, quiet
 ):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from fitkit.cli.model import _one_sentence
 from fitkit.errors import InputError
 
 
@@ -57,7 +56,6 @@ from fitkit.errors import InputError
 )
 @click.option("--list", "listing", is_flag=True, help="List the protocols.")
 @click.option("-q", "--quiet", is_flag=True, help="No line for each sample.")
-@_one_sentence
 def evaluate(
     protocol,
     data,

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import click
 
-from fitkit.cli.model import _one_sentence
-
 
 @click.command("export-regressor")
 @click.argument("weights", type=click.Path(path_type=Path), required=False)
@@ -33,7 +31,6 @@ from fitkit.cli.model import _one_sentence
     help="Photos of a person; default: the network's views, or 3.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace files that are there.")
-@_one_sentence
 def export_regressor(weights, output, kind, views, overwrite):
     """Write the network in WEIGHTS (default: the one that comes with fitkit) as TorchScript or ONNX.
 

@@ -2,25 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 
 import click
-
-from fitkit.errors import FitkitError
-
-
-def _one_sentence(command):
-    """A FitkitError ends the command with its message and exit code 1, without a traceback."""
-
-    @functools.wraps(command)
-    def run(*args, **kwargs):
-        try:
-            return command(*args, **kwargs)
-        except FitkitError as error:
-            raise click.ClickException(str(error)) from error
-
-    return run
 
 
 @click.group()
@@ -32,7 +16,6 @@ def model():
 
 
 @model.command("list")
-@_one_sentence
 def list_command():
     """Show the models that can be given to --model.
 
@@ -50,7 +33,6 @@ def list_command():
 
 @model.command()
 @click.argument("name")
-@_one_sentence
 def info(name):
     """Show sizes, licence and source of a model, by NAME or the path of its .npz file.
 
@@ -85,7 +67,6 @@ def info(name):
     "--name", default=None, help="Name of the imported model; default: ict, or that in the .npz file."
 )
 @click.option("--overwrite", is_flag=True, help="Replace a model of this name.")
-@_one_sentence
 def import_command(kind, path, name, overwrite):
     """Import a face model from its original files at PATH.
 
@@ -115,7 +96,6 @@ def import_command(kind, path, name, overwrite):
 @click.option("--name", default="ict", show_default=True, help="Name of the model to store.")
 @click.option("--overwrite", is_flag=True, help="Replace a model of this name.")
 @click.option("--url", default=None, help="Other address of the FaceXModel folder (a mirror).")
-@_one_sentence
 def fetch(what, name, overwrite, url):
     """Download a face model (ict, about 400 MB, MIT licence) or the weights of a landmark detector (fan or
     fan3d, about 180 MB).

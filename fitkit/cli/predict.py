@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from fitkit.cli.fit import OUTPUT_HELP, default_output, read, split_arguments, tell_result
-from fitkit.cli.model import _one_sentence
 from fitkit.cli.progress import share_bar
 from fitkit.errors import FitError, InputError
 
@@ -32,7 +31,6 @@ from fitkit.errors import FitError, InputError
     help="Where the 68 points come from.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and doubts about the result.")
-@_one_sentence
 def predict(photos, weights, output, overwrite, device, landmarks, quiet):
     """Predict the face in the photos in FOLDER, or in each PHOTO given, with a trained network, without a
     fit.

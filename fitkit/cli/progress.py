@@ -28,9 +28,8 @@ def share_bar(hidden: bool) -> Iterator[Progress]:
     ) as bar:
 
         def show(step: Step) -> None:
-            bar.bar_format = layout + (
-                left if step.share > 0.15 else ""
-            )  # before, mostly libraries were loaded
+            # Before, mostly libraries were loaded.
+            bar.bar_format = layout + (left if step.share > 0.15 else "")
             bar.set_description_str(step.text, refresh=False)
             bar.update(round(100 * step.share) - bar.n)
             bar.refresh()

@@ -43,16 +43,12 @@ def list_command():
 @click.argument("name")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def show(name, overrides):
-    """Print fit recipe NAME (or the file of that path) with every option and its value, as YAML.
+    """Print fit recipe NAME (or the file of that path) as YAML: all options with their values and what they
+    mean.
 
     Example: fitkit recipe show multiview expression.shared=true
     """
-    import yaml
-
     from fitkit.fitting.recipe import load_recipe
-    from fitkit.io.options import plain, to_plain
+    from fitkit.io.explained import explained_yaml
 
-    click.echo(
-        yaml.safe_dump(plain(to_plain(load_recipe(name, overrides))), sort_keys=False, allow_unicode=True),
-        nl=False,
-    )
+    click.echo(explained_yaml(load_recipe(name, overrides)), nl=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from fitkit.cli.model import _one_sentence
 from fitkit.io.progress import Progress
 
 
@@ -58,7 +57,6 @@ from fitkit.io.progress import Progress
 )
 @click.option("--resume", is_flag=True, help="Keep the subjects that are in OUT and make the missing ones.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
-@_one_sentence
 def synth(
     output,
     overrides,
@@ -107,9 +105,8 @@ def synth(
 
         def made(step):
             if bar.n == 0 and step.done:
-                bar.initial = (
-                    step.done * settled.pictures
-                )  # what was there before is not counted into the speed
+                # What was there before is not counted into the speed.
+                bar.initial = step.done * settled.pictures
             bar.update(step.done * settled.pictures - bar.n)
 
         try:

@@ -6,7 +6,6 @@ import sys
 
 import click
 
-from fitkit.cli.model import _one_sentence
 from fitkit.cli.progress import training_bar
 
 
@@ -19,7 +18,6 @@ from fitkit.cli.progress import training_bar
 @click.option("--resume", is_flag=True, help="Go on with the training that is in the folder.")
 @click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
-@_one_sentence
 def train_landmarks(recipe, overrides, output, resume, device, quiet):
     """Train the landmark network as RECIPE says (a name, or the path of a .yaml file).
 

@@ -6,7 +6,6 @@ import sys
 
 import click
 
-from fitkit.cli.model import _one_sentence
 from fitkit.cli.progress import training_bar
 
 
@@ -22,7 +21,6 @@ from fitkit.cli.progress import training_bar
 )
 @click.option("--resume", is_flag=True, help="Go on with the training that is in the folder.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
-@_one_sentence
 def train_regressor(recipe, overrides, output, resume, quiet):
     """Train a network that predicts the face model from photos as RECIPE says (a name, or the path of a .yaml
     file).

@@ -26,9 +26,8 @@ MIN_POINTS = 8  # a view with fewer landmarks cannot be cut
 class FaceAugmentation:
     """What is changed at random in a sample of a training."""
 
-    shift: Annotated[float, Range(0.0, 10.0)] = (
-        0.05  # most by which a crop is moved, share of its side; MVF-Net: 0.05
-    )
+    # Most by which a crop is moved, share of its side; MVF-Net: 0.05.
+    shift: Annotated[float, Range(0.0, 10.0)] = 0.05
     zoom: Annotated[float, Range(0.0, 3.0)] = 0.0  # most logarithm of the change of its side
     gain: Annotated[float, Range(0.0, 10.0)] = 0.15  # most change of the exposure, factor
     offset: Annotated[float, Range(0.0, 10.0)] = 0.03  # and share of white
@@ -39,27 +38,6 @@ class FaceAugmentation:
 
 
 PLAIN = FaceAugmentation(0.0, 0.0, 0.0, 0.0, 0.0)
-
-
-def select_views(observations: Observations, views: Tensor) -> Observations:
-    """The observations of some views [n] int64, in this order; labels included."""
-    marks, labels = observations.landmarks, observations.labels
-    if labels is not None:
-        state = labels.state
-        if state is not None:
-            state = state.replace(
-                subject=state.subject[views],
-                expression=state.expression[views],
-                pose=state.pose.select(views),
-                camera=state.camera.select(views),
-                illumination=state.illumination[views],
-            )
-        labels = replace(labels.each(lambda x: x[views]), state=state)
-    marks = replace(
-        marks, **{k: getattr(marks, k)[views] for k in ("points", "sigma", "valid", "confidence")}
-    )
-    o = observations
-    return Observations(o.images[views], marks, o.mask[views], o.scale[views], o.offset[views], labels)
 
 
 def recrop(

@@ -12,9 +12,8 @@ from fitkit.io.images import SUFFIXES
 from fitkit.io.mesh_files import read_mesh
 from fitkit.io.subject import Subject, natural_key, subject_from_images
 
-IDENTITIES = tuple(
-    f"Tester_{i}" for i in (3, 12, 36, 49, 74, 88, 107, 121, 138)
-)  # ours; the papers do not list their nine
+# Ours; the papers do not list their nine.
+IDENTITIES = tuple(f"Tester_{i}" for i in (3, 12, 36, 49, 74, 88, 107, 121, 138))
 FACEWAREHOUSE = DataSet(
     "FaceWarehouse",
     "http://kunzhou.net/zjugaps/facewarehouse",

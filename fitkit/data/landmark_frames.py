@@ -23,9 +23,8 @@ from fitkit.observe.landmarks.network import MIRRORED_OUTPUTS, NUM_OUTPUTS, NUM_
 
 log = logging.getLogger("fitkit")
 
-KEEP_SIDE = (
-    1.45  # side of the stored picture over that of the square: room for shifts, turns and smaller faces
-)
+# Side of the stored picture over that of the square: room for shifts, turns and smaller faces.
+KEEP_SIDE = 1.45
 # nose-to-jaw-end distances, smaller over larger: above it the outline passes through the fixed jaw points
 FRONTAL = 0.72
 
@@ -97,9 +96,8 @@ def load_frame(frame: Frame, size: int = 192) -> LabelledFace:
         # The side with the shorter way from nose to jaw end is turned away.
         left = np.linalg.norm(points[0] - points[30]) > np.linalg.norm(points[16] - points[30])
         middle = 2.0  # mm
-        seen = (
-            mean_face()[:, 0] < middle if left else mean_face()[:, 0] > -middle
-        )  # the head's +x is right in the picture
+        # The head's +x is right in the picture.
+        seen = mean_face()[:, 0] < middle if left else mean_face()[:, 0] > -middle
     return LabelledFace(
         cut(picture, matrix, size),
         np.concatenate([points, points[:17]]).astype(np.float32),

@@ -17,7 +17,7 @@ from fitkit.errors import InputError
 from fitkit.io.options import Natural, NonNegative, Range, Seed, check_options
 from fitkit.io.subject import Subject, load_subject
 from fitkit.observe.landmarks.detectors import detect_landmarks
-from fitkit.observe.landmarks.types import face_size
+from fitkit.observe.landmarks.types import larger_side
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _names(folder: Path, low: float, high: float, landmarks: str) -> list[str]:
     out = []
     for view in load_subject(folder).views:
         found, _ = detect_landmarks(Subject(folder.name, (view,)), landmarks)
-        if max(low, 1e-6) <= face_size(found) <= (high or np.inf):
+        if max(low, 1e-6) <= larger_side(found) <= (high or np.inf):
             out.append(view.name)
     return out
 

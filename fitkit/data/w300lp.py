@@ -48,9 +48,8 @@ class W300LPOptions:
     triplets: Annotated[int, Range(1, 10**6)] = 4  # drawn from each source; 18 make the 140,000 of MVF-Net
     flips: bool = True  # the mirrored copies too, as people of their own
     mirror: bool = True  # a side that a source lacks is its other side, mirrored
-    points: Literal["surface", "outline"] = (
-        "surface"  # jaw points on the model's own jaw, or on the visible outline
-    )
+    # Jaw points on the model's own jaw, or on the visible outline.
+    points: Literal["surface", "outline"] = "surface"
     # Folder with 3DDFA's Model_Shape.mat and Model_Exp.mat, made from the Basel Face Model: with it, and a
     # face model of the same mesh, coefficients become labels, and points can be had without the folder
     # landmarks.

@@ -22,8 +22,9 @@ class LightMono(PlainEnergy):
     = 1).
 
     sigma: of the light's own unit, in which a surface facing nothing but the first band is lit by 0.28 times
-    its number. Source: the release of DF-MVR, weight 10 on the plain mean square (here sigma 1 and weight 20:
-    costs are halved).
+    its number.
+    Source: the release of DF-MVR, weight 10 on the plain mean square (here sigma 1 and weight 20: costs are
+    halved).
     """
 
     sigma: float = 1.0

@@ -17,6 +17,7 @@ from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_neede
 from fitkit.energies.photometric import sample_skin, viewing_cosine
 from fitkit.energies.spec import OURS, PGN, Context, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.errors import InputError
+from fitkit.geometry.color import luma
 from fitkit.geometry.rotation import skew
 from fitkit.io.options import Cosine, Length, NonNegative, Pixels, Positive, Range, Seed, check_options
 from fitkit.models.face_model import FaceModel, MeshPoints, PointBasis
@@ -26,7 +27,6 @@ from fitkit.render.visibility import depth_maps, seen_by_depth
 from fitkit.scene.projection import project_head_points, project_points
 from fitkit.scene.state import SceneState
 
-GREY = (0.2989, 0.5870, 0.1140)  # luma weights of the published codes, applied to sRGB values
 SOFTNESS = 0.1  # of the step h = s / (0.1 + s) per neighbour
 
 
@@ -145,7 +145,7 @@ def offsets(window: int, stride: int) -> Tensor:
 
 def grey_levels(images: Tensor) -> Tensor:
     """sRGB images [B, 3, H, W] in [0, 1] -> grey [B, 1, H, W] in [0, 255]."""
-    return 255 * torch.einsum("c,bchw->bhw", images.new_tensor(GREY), images)[:, None]
+    return 255 * luma(images)
 
 
 def neighbor_differences(grey: Tensor, window: int = 7) -> Tensor:
@@ -183,9 +183,8 @@ def census_loss(
     variant = census_variant(variant)
     with torch.no_grad():
         half = window // 2
-        inside = erode(F.pad(mask.to(one), (half,) * 4), half)[
-            ..., half:-half, half:-half
-        ]  # beyond the picture nothing counts
+        # Beyond the picture nothing counts.
+        inside = erode(F.pad(mask.to(one), (half,) * 4), half)[..., half:-half, half:-half]
         inside = inside if weight is None else inside * weight
     # What the mask hides may hold anything, NaN too: it is replaced before it meets the window.
     keep = mask > 0
@@ -340,9 +339,8 @@ class CrossViewCensus:
         corners = vertices[:, self.model.triangles[self.triangle]]  # [B, N, 3, 3]
         head = (self.barycentric[None, :, :, None] * corners).sum(2)
         normal, cosine = viewing_cosine(self.model, self.triangle, self.barycentric, vertices, head, state)
-        edges = torch.stack(
-            [corners[:, :, 1] - corners[:, :, 0], corners[:, :, 2] - corners[:, :, 0]], -2
-        )  # [B, N, 2, 3]
+        # [B, N, 2, 3]
+        edges = torch.stack([corners[:, :, 1] - corners[:, :, 0], corners[:, :, 2] - corners[:, :, 0]], -2)
         patch = self.by_edges @ edges
         patch = patch - (patch @ normal[..., None]) * normal[:, :, None]
 
@@ -510,10 +508,7 @@ SPECS = (
             formula="q_o (t_o^a - t_o^b), t_o = d_o / sqrt(sigma^2 + d_o^2)",
             unit="soft census code",
             source="PGN eq. 9; soft form of UnFlow and DDFlow",
-            uses=(
-                use(PGN, "", "0.2; 5 on eyes, nose, mouth"),
-                use(OURS, "sq", "sigma 8, 3, 0.9"),
-            ),
+            uses=(use(PGN, "", "0.2; 5 on eyes, nose, mouth"), use(OURS, "sq", "sigma 8, 3, 0.9")),
             gradient="a small sigma pulls at nearly equal pixels only: lower it step by step; `scalar` and "
             "`census_loss` are the printed sums",
             id="E3",

@@ -24,8 +24,8 @@ from fitkit.scene.depth_state import DepthState, back_project, carry, depth_norm
 
 @dataclass(frozen=True)
 class DepthSupervision(PlainEnergy):
-    """depth_sup: (D - D*) / sigma_mm where the label has a surface, [B, H W, 1] (E19). Mean. Source: Shu et
-    al. eq. 8 (kernel l1).
+    """depth_sup: (D - D*) / sigma_mm where the label has a surface, [B, H W, 1] (E19). Mean.
+    Source: Shu et al. eq. 8 (kernel l1).
 
     The paper's depths have no unit and it gives no constants; over 200 mm, as in `DepthPrior`, its weight 1
     is sigma_mm = 200.
@@ -43,8 +43,8 @@ class DepthSupervision(PlainEnergy):
 
 @dataclass(frozen=True)
 class NormalSupervision(PlainEnergy):
-    """normal_sup: (N(D) - N(D*)) / sigma, [B, H W, 3], where both have a normal (E20). Mean. Source: Shu et
-    al. eq. 9 (kernel l1)."""
+    """normal_sup: (N(D) - N(D*)) / sigma, [B, H W, 3], where both have a normal (E20). Mean.
+    Source: Shu et al. eq. 9 (kernel l1)."""
 
     sigma: float = 0.1
     name = "normal_sup"
@@ -65,8 +65,8 @@ class DepthPrior(PlainEnergy):
     background: usable pixels without a model surface count as well: how far a surface there lies before the
     plane behind_mm behind the head's origin, over `background_mm`, so that a network learns an empty
     background. That is the paper's normalized depth, which is large near the camera and 0 where nothing is.
-    Its constants are not printed; 150 and 200 mm are ours: 50 mm before the head is 1. Source: Shu et al. eq.
-    7 and 10 (kernel sq, weight 0.02). D_S is detached, the head's place too.
+    Its constants are not printed; 150 and 200 mm are ours: 50 mm before the head is 1.
+    Source: Shu et al. eq. 7 and 10 (kernel sq, weight 0.02). D_S is detached, the head's place too.
     """
 
     sigma_mm: float = 10.0
@@ -89,7 +89,8 @@ class DepthPrior(PlainEnergy):
 
 @dataclass(frozen=True)
 class SuitabilityPrior(PlainEnergy):
-    """suitability_reg: C - 1 on pixels with a surface, [B, H W, 1] (E22). Mean. Source: Shu et al. eq. 15."""
+    """suitability_reg: C - 1 on pixels with a surface, [B, H W, 1] (E22). Mean.
+    Source: Shu et al. eq. 15."""
 
     name = "suitability_reg"
     reduction = "mean"
@@ -158,8 +159,8 @@ class DepthWarpPhotometric(PlainEnergy):
     """photo_warp_depth: C (I_i - I_{j->i}) / sigma for all ordered pairs of frames of one person, [P, H W, 3]
     (E2). Mean.
 
-    sRGB in [0, 1]; differentiable in depth, poses, camera and suitability. Source: Shu et al. eq. 14 (kernel
-    l1).
+    sRGB in [0, 1]; differentiable in depth, poses, camera and suitability.
+    Source: Shu et al. eq. 14 (kernel l1).
     """
 
     sigma: float = 0.1
@@ -271,10 +272,7 @@ SPECS = (
             formula="C (I_i - I_{j->i})",
             unit="sRGB in 0..1",
             source="Shu et al. eq. 11-14, MGCNet",
-            uses=(
-                use(MVD, "l1"),
-                use(MGC, "l1", "0.1 x 0.15"),
-            ),
+            uses=(use(MVD, "l1"), use(MGC, "l1", "0.1 x 0.15")),
             gradient="to depth, poses, camera and suitability; co-visibility detached",
             id="E2",
         ),

@@ -105,6 +105,5 @@ def factorized(matrix: sparse.spmatrix, free: np.ndarray) -> tuple[Callable[[np.
         out[free] = factor.solve(np.ascontiguousarray(right[free]))
         return out
 
-    return solve, float(
-        np.log(factor.U.diagonal()).sum()
-    )  # symmetric mode: L has ones on its diagonal, the pivots are those of L D L'
+    # Symmetric mode: L has ones on its diagonal, the pivots are those of L D L'.
+    return solve, float(np.log(factor.U.diagonal()).sum())

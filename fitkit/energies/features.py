@@ -13,7 +13,7 @@ from torch import Tensor
 from fitkit.energies.base import Residuals
 from fitkit.energies.flow_correspondence import FlowImages
 from fitkit.energies.flow_magnitude import both_ways, resized_photos
-from fitkit.energies.pair_masks import PairMask, pair_mask
+from fitkit.energies.pair_masks import PairMask, shared_pixels
 from fitkit.energies.spec import PGN, Context, EnergyDoc, EnergyOptions, EnergySpec, Networks, use
 from fitkit.errors import InputError
 from fitkit.io.options import Cosine, Natural, NonNegative, Pixels, Range
@@ -100,16 +100,7 @@ class SemanticFeatures:
     def freeze(self, state: SceneState, observations: Observations) -> SemanticFeatures:
         o, photos = self.options, self.photos
         pairs = both_ways(state, o.neighbors, self.name)
-        shared = SharedPixels.of(
-            self.model,
-            state,
-            photos.mask,
-            photos.reduction,
-            pairs,
-            o.depth_tolerance_mm,
-            o.min_cosine,
-            pair_mask(o.mask, self.model, state, pairs),
-        )
+        shared = shared_pixels(self.model, state, photos, pairs, o)
         return replace(self, shared=shared)
 
     def images(self, state: SceneState) -> tuple[Tensor, Tensor]:

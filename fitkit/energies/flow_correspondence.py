@@ -13,6 +13,7 @@ from torch import Tensor
 from fitkit.energies.base import Linearization, Residuals, Slot
 from fitkit.energies.spec import OURS, Context, EnergyDoc, EnergyOptions, EnergySpec, Networks, use
 from fitkit.errors import InputError
+from fitkit.geometry.color import luma
 from fitkit.geometry.rotation import skew
 from fitkit.io.options import Cosine, Degrees, Natural, NonNegative, Pixels, Positive, Range, Seed
 from fitkit.models.face_model import FaceModel
@@ -28,31 +29,25 @@ from fitkit.scene.state import SceneState
 
 @dataclass(frozen=True)
 class FlowOptions:
-    """size: side of the images the flow is computed on; points: matches per pair; sigma_px: noise of a match
-    for a 224-pixel crop; neighbors: each view is paired with this many next views in the order of their yaw,
-    farther ones than the next only within max_angle_deg of yaw and for up to `many` views, beyond which next
-    ones are plenty; pairs are taken both ways for up to `both_ways` of them, in alternating directions with
-    more;
-    normalize: radius in flow pixels of the local contrast normalization, 0 = none. Highlights and shading
-    glide over the skin and pull the flow along; what is left after it is skin texture, which does not;
-    hold: keep the first matches through all refreshes of a stage;
-    patches: independent measurements that a pair of views with matches all over the face is worth; the
-    deviation of its matches is measured, see `pair_noise`; 0: `sigma_px` and the weight of the term say what
-    matches are worth; min_correlation: of the patches around both ends of a match."""
+    """Matches from dense flow."""
 
-    size: Pixels = 384
-    points: Annotated[int, Range(1, 10**6)] = 800
-    sigma_px: Positive = 0.5
-    neighbors: Annotated[int, Range(1, 1000)] = 1
-    max_angle_deg: Degrees = 65.0
-    many: Natural = 8
-    both_ways: Natural = 7
+    size: Pixels = 384  # side of the images the flow is computed on
+    points: Annotated[int, Range(1, 10**6)] = 800  # matches of a pair
+    sigma_px: Positive = 0.5  # noise of a match for a 224-pixel crop
+    neighbors: Annotated[int, Range(1, 1000)] = 1  # each view is paired with this many next ones by yaw
+    max_angle_deg: Degrees = 65.0  # most difference of yaw of pairs that are not next to each other
+    many: Natural = 8  # views beyond which only next ones are paired: there are plenty
+    both_ways: Natural = 7  # pairs up to which each is taken both ways
+    # Radius in flow pixels of the local contrast normalization, 0 = none. Highlights and shading glide over
+    # the skin and pull the flow along; what is left after it is skin texture, which does not.
     normalize: Annotated[float, Range(0.0, 100.0)] = 3.0
+    # Independent measurements that a pair with matches all over the face is worth; the deviation of its
+    # matches is measured, see `pair_noise`; 0: `sigma_px` and the term's weight say what matches are worth.
     patches: NonNegative = 0.0
-    min_correlation: Cosine = 0.6
-    min_cosine: Cosine = 0.25
-    depth_tolerance_mm: NonNegative = 3.5
-    hold: bool = False
+    min_correlation: Cosine = 0.6  # of the patches around both ends of a match
+    min_cosine: Cosine = 0.25  # of the viewing angle
+    depth_tolerance_mm: NonNegative = 3.5  # how far behind the nearest surface a point still counts as seen
+    hold: bool = False  # keep the first matches through all refreshes of a stage
     seed: Seed = 0
 
 
@@ -269,12 +264,9 @@ class FlowImages:
         H, W = observations.size
         reduction = max(H, W) / options.size
         size = (round(H / reduction), round(W / reduction))
-        grey = torch.einsum(
-            "c,bchw->bhw", observations.images.new_tensor([0.2989, 0.5870, 0.1140]), observations.images
-        )[:, None]
-        inside = observations.mask[
-            :, None
-        ]  # whatever lies beyond the mask has no influence: it becomes the mean of the rest
+        grey = luma(observations.images)
+        # Whatever lies beyond the mask has no influence: it becomes the mean of the rest.
+        inside = observations.mask[:, None]
         mean = torch.where(inside, grey, 0).sum((1, 2, 3), keepdim=True) / inside.sum(
             (1, 2, 3), keepdim=True
         ).clamp_min(1)
@@ -385,9 +377,8 @@ def pair_noise(energy: FlowCorrespondence, state: SceneState) -> Tensor:
     energy = replace(energy, sigma_px=1.0)
     r, by_corner, _ = energy.linearize_surface(state)
     h = energy.hits(state)
-    along = (by_corner.sum(3) * torch.nn.functional.normalize(h.normal, dim=-1)[..., None, :]).sum(
-        -1
-    )  # [G, N, 2]
+    # [G, N, 2]
+    along = (by_corner.sum(3) * torch.nn.functional.normalize(h.normal, dim=-1)[..., None, :]).sum(-1)
     across = torch.nn.functional.normalize(torch.stack([-along[..., 1], along[..., 0]], -1), dim=-1)
     seen, by_b, _, _ = energy._by_motion(state, h)
     motion = torch.cat([by_b @ -skew(h.head_b), by_b, seen.by_focal[..., None]], -1)  # [G, N, 2, 7]
@@ -445,12 +436,10 @@ def local_correlation(source: Tensor, target: Tensor, displacement: Tensor, radi
 
 @dataclass(frozen=True)
 class EstimatorOptions(EnergyOptions):
-    """estimator: what finds the flow between photos: 'dis', 'dis:PRESET', 'farneback' or 'ptlflow:NAME', any
-    network of the package ptlflow, empty = the recipe's `flow`; weights: of a network: a checkpoint file or
-    the name of a published one."""
+    """What finds the flow between photos."""
 
-    estimator: str = ""
-    weights: str = ""
+    estimator: str = ""  # 'dis', 'dis:PRESET', 'farneback' or 'ptlflow:NAME'; empty = the recipe's `flow`
+    weights: str = ""  # of a network: a checkpoint file or the name of a published one
 
     def __post_init__(self):
         if self.estimator:

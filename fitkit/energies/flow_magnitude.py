@@ -13,7 +13,7 @@ from torch import Tensor
 from fitkit.energies.base import Residuals
 from fitkit.energies.census import neighbor_pairs
 from fitkit.energies.flow_correspondence import EstimatorOptions, FlowImages, FlowOptions, ask_flow
-from fitkit.energies.pair_masks import PairMask, pair_mask
+from fitkit.energies.pair_masks import PairMask, shared_pixels
 from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_needed
 from fitkit.energies.spec import MFN, MVF, OURS, PGN, Context, EnergyDoc, EnergySpec, use
 from fitkit.errors import InputError
@@ -117,16 +117,7 @@ class FlowMagnitude:
             o, photos = self.options, self.photos
             h, w = photos.images.shape[-2:]
             pairs = both_ways(state, o.neighbors, self.name)
-            shared = SharedPixels.of(
-                self.model,
-                state,
-                photos.mask,
-                photos.reduction,
-                pairs,
-                o.depth_tolerance_mm,
-                o.min_cosine,
-                pair_mask(o.mask, self.model, state, pairs),
-            )
+            shared = shared_pixels(self.model, state, photos, pairs, o)
             angles = shared.angle
             weight = angles if o.angle else (angles > 0).to(angles)
             if o.rim > 0:
@@ -269,12 +260,7 @@ SPECS = (
             formula="w, the flow between I_b and I_{a->b}",
             unit="px of a 224 px crop",
             source="MVF-Net eq. 8, MFNet eq. 6, PGN eq. 10",
-            uses=(
-                use(MVF, "sq", "0.1"),
-                use(MFN, "sq", "1"),
-                use(PGN, "l2n", "0.2"),
-                use(OURS, "l2n"),
-            ),
+            uses=(use(MVF, "sq", "0.1"), use(MFN, "sq", "1"), use(PGN, "l2n", "0.2"), use(OURS, "l2n")),
             gradient="through the frozen flow network to I_{a->b}; long-range and smooth, size differs by "
             "100 between networks",
             id="E4",

@@ -32,8 +32,8 @@ class Kernel:
     offset.
     """
 
-    name: Name = "sq"
-    radius: Positive = 1.0
+    name: Name = "sq"  # its formula
+    radius: Positive = 1.0  # in sigmas
 
     def __post_init__(self):
         check_options(self, "kernel")

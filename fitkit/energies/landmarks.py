@@ -24,14 +24,8 @@ EYE_PAIRS = ((37, 41), (38, 40), (43, 47), (44, 46))
 # First point, end, mm. Measured for the built-in detector on rendered people: distance of its points from the
 # model's, mean over the views of a person, in the image plane and one axis; hand-set points of a real scan
 # lie 1 to 4 mm from the model's.
-OFFSET_SIGMA_MM = (
-    (0, 17, 2.8),
-    (17, 27, 1.6),
-    (27, 31, 1.6),
-    (31, 36, 1.0),
-    (36, 48, 0.9),
-    (48, 68, 1.4),
-)  # first, end, mm
+# First, end, mm.
+OFFSET_SIGMA_MM = ((0, 17, 2.8), (17, 27, 1.6), (27, 31, 1.6), (31, 36, 1.0), (36, 48, 0.9), (48, 68, 1.4))
 LIP_PAIRS = ((61, 67), (62, 66), (63, 65))
 # Weights of single points, as numbers of the 68 (slices from, to) and their weight; all others weigh 1.
 POINT_WEIGHTS: dict[str, tuple[tuple[slice, float], ...]] = {
@@ -66,9 +60,10 @@ class LandmarkReprojection:
     to the jaw point, the vertex that projects farthest outwards, i.e. the visible outline; 'auto': whichever
     of the two rules explains all jaw points of all views better (they agree in a frontal view).
     points: weights of the single points, see POINT_WEIGHTS; hidden: points that the labels say are hidden
-    count as well. Source: E9 of the energy list: MVF-Net and MFNet landmark terms; profile lines: Zhu et al.,
-    "High-fidelity pose and expression normalization", CVPR 2015 (landmark marching), found here on the mesh
-    instead of drawn by hand.
+    count as well.
+    Source: E9 of the energy list: MVF-Net and MFNet landmark terms; profile lines: Zhu et al., "High-fidelity
+    pose and expression normalization", CVPR 2015 (landmark marching), found here on the mesh instead of drawn
+    by hand.
     """
 
     model: FaceModel
@@ -394,10 +389,7 @@ SPECS = (
             formula="(k_i - k_j) - (l_i - l_j), opposite lid points",
             unit="px of the crop",
             source="MFNet eq. 8",
-            uses=(
-                use(MFN, "l1", "1"),
-                use(OURS, "huber", "0.5"),
-            ),
+            uses=(use(MFN, "l1", "1"), use(OURS, "huber", "0.5")),
             gradient="exact; blind to a common shift",
             id="E10",
         ),
@@ -415,10 +407,7 @@ SPECS = (
             formula="(k_i - k_j) - (l_i - l_j), opposite inner lip points",
             unit="px of the crop",
             source="MFNet eq. 9",
-            uses=(
-                use(MFN, "l1", "0.5"),
-                use(OURS, "huber", "0.5"),
-            ),
+            uses=(use(MFN, "l1", "0.5"), use(OURS, "huber", "0.5")),
             gradient="exact; blind to a common shift",
             id="E11",
         ),

@@ -5,18 +5,45 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from fitkit.energies.flow_correspondence import FlowImages
 from fitkit.energies.masks import Side, covis_bbox, covis_lmk, covis_tri, covis_vertex, vis_normal
 from fitkit.models.face_model import FaceModel
-from fitkit.render.cross_view import CrossViews
+from fitkit.render.cross_view import CrossViews, SharedPixels
 from fitkit.scene.projection import project_points
 from fitkit.scene.state import SceneState
 
 PairMask = Literal["zbuffer", "vertex", "triangle", "landmarks", "box"]
+
+
+class PairOptions(Protocol):
+    """What energies between views have in common: which pixels count."""
+
+    @property
+    def mask(self) -> PairMask: ...
+
+    @property
+    def depth_tolerance_mm(self) -> float: ...
+
+    @property
+    def min_cosine(self) -> float: ...
+
+
+def shared_pixels(
+    model: FaceModel,
+    state: SceneState,
+    photos: FlowImages,
+    pairs: Sequence[tuple[int, int]],
+    options: PairOptions,
+) -> SharedPixels:
+    """The pixels of P ordered pairs (a, b) of views that show the same skin, as the options tell them."""
+    chosen = pair_mask(options.mask, model, state, pairs)
+    tolerance, cosine = options.depth_tolerance_mm, options.min_cosine
+    return SharedPixels.of(model, state, photos.mask, photos.reduction, pairs, tolerance, cosine, chosen)
 
 
 def pair_mask(

@@ -25,7 +25,7 @@ from fitkit.energies.photometric import (
 )
 from fitkit.energies.spec import DFM, OURS, Context, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.errors import InputError
-from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
+from fitkit.geometry.color import LUMINANCE, linear_from_srgb, srgb_from_linear
 from fitkit.geometry.normals import triangle_normals
 from fitkit.geometry.spherical_harmonics import Y1, Y2, Y20, Y22, sh_basis
 from fitkit.io.options import Cosine, Natural, NonNegative, Pixels, Positive, Range, Seed, Share
@@ -37,22 +37,17 @@ from fitkit.observe.sampling import sample, sample_with_gradient
 from fitkit.scene.projection import project_points
 from fitkit.scene.state import SceneState
 
-LUMINANCE = (0.2126, 0.7152, 0.0722)  # Rec. 709
-
 
 @dataclass(frozen=True)
 class ModelPhotometricOptions:
-    level: Annotated[int, Range(0, 8)] = (
-        0  # this, blur, visibility, depth_size, mask and seed: see PhotometricOptions
-    )
+    level: Annotated[int, Range(0, 8)] = 0  # this, blur, depth_size, mask and seed: see PhotometricOptions
     # surface samples, each counting in every view that sees it; 0 = the surface at every covered pixel, each
     # in its own view, taken anew by each freeze
     points: Annotated[int, Range(0, 10**6)] = 1500
     sigma: Positive = 0.03  # linear intensity (with color 'srgb': code in 0..1)
     blur: Annotated[float, Range(0.0, 100.0)] = 0.7
-    light: Literal["grey", "rgb"] = (
-        "rgb"  # channels of the first estimate of the light; the state's own may have 1 or 3
-    )
+    # Channels of the first estimate of the light; the state's own may have 1 or 3.
+    light: Literal["grey", "rgb"] = "rgb"
     # 'moving': shape changes the shading, 'frozen': only where the points are seen
     normals: Literal["moving", "frozen"] = "moving"
     # the model's mean albedo times one colour of the person; that and a deviation at every point that two
@@ -64,9 +59,7 @@ class ModelPhotometricOptions:
     clipped: Share = 0.0  # trust in pixels with a channel at its largest code, which says only 'at least'
     parse: ParseScheme = "dfmvr"  # weights of a face parse, where one is given or among the labels
     mask: PointMask = "zbuffer"
-    region: Literal["skin", "face", "all"] = (
-        "skin"  # surface that counts; 'all' with eyes and the inside of the mouth
-    )
+    region: Literal["skin", "face", "all"] = "skin"  # that counts; all: with eyes and the inside of the mouth
     equal_views: bool = False  # the mean over the views of their means
     min_pixels: Natural = 64  # for that, a view with fewer pixels of a 224-pixel crop is left out
     min_cosine: Cosine = 0.2
@@ -91,7 +84,7 @@ STRICT: dict[str, ModelPhotometricOptions] = {
         clipped=1.0,
         equal_views=True,
         min_cosine=-1.0,
-    ),
+    )
 }
 
 
@@ -321,9 +314,8 @@ class ModelPhotometric:
         ).flatten(-2)
         if self.normal is None:
             by_normal = torch.einsum("bnkd,bkc->bncd", sh_gradient(normal), light)
-            by_shape = by_shade[..., None] * self.ring.by_coefficients(
-                by_normal, self._patch(state)
-            )  # [B, N, 3, K]
+            # [B, N, 3, K]
+            by_shape = by_shade[..., None] * self.ring.by_coefficients(by_normal, self._patch(state))
             n = self.basis.num_identity
             columns["identity"] = columns["identity"] + by_shape[..., :n]
             columns["expression"] = columns["expression"] + by_shape[..., n:]
@@ -587,9 +579,8 @@ class NormalRing:
         out = []
         for b in range(B):
             a, p, c = (vertices[b, self.triangles[self.face, k]] for k in range(3))
-            opposite = torch.stack(
-                [c - p, a - c, p - a], 1
-            )  # the sum of the cross products moves by (this) x (its corner's move)
+            # The sum of the cross products moves by (this) x (its corner's move).
+            opposite = torch.stack([c - p, a - c, p - a], 1)
             for k in range(C):
                 pull = torch.linalg.cross(
                     by_sum[b, self.point, k, self.corner][:, None].expand_as(opposite), opposite
@@ -633,10 +624,7 @@ SPECS = (
             formula="I_v(u_v) - A(p) (H(n_p) . light_v)",
             unit="linear intensity",
             source="DF-MVR eq. 2",
-            uses=(
-                use(DFM, "l2n", "4; 254, 128, 32 on features, skin, background"),
-                use(OURS, "l2n cauchy"),
-            ),
+            uses=(use(DFM, "l2n", "4; 254, 128, 32 on features, skin, background"), use(OURS, "l2n cauchy")),
             gradient="to shape, pose, light, albedo coefficients; visibility frozen",
             id="E7",
             variants=tuple(STRICT),

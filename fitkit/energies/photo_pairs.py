@@ -15,7 +15,7 @@ from fitkit.energies.base import Residuals
 from fitkit.energies.flow_correspondence import FlowImages
 from fitkit.energies.flow_magnitude import both_ways, resized_photos
 from fitkit.energies.masks import union
-from fitkit.energies.pair_masks import PairMask, half_faces, pair_mask
+from fitkit.energies.pair_masks import PairMask, half_faces, shared_pixels
 from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_needed
 from fitkit.energies.spec import MVF, PGN, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.errors import InputError
@@ -31,9 +31,8 @@ from fitkit.scene.state import SceneState
 class PhotoPairsOptions:
     size: Pixels = 224  # side of the pictures that are compared
     sigma: Positive = 0.1  # difference of a colour that counts as 1, sRGB in 0..1
-    neighbors: Annotated[int, Range(1, 1000)] = (
-        1  # each view is paired with this many next ones by yaw, both ways
-    )
+    # Each view is paired with so many next ones by yaw, both ways.
+    neighbors: Annotated[int, Range(1, 1000)] = 1
     mask: PairMask = "zbuffer"  # what tells the pixels that both views see, see `pair_mask`
     # 'rendered' those pixels, 'union' also the half of the face in photo b that its landmarks outline: there
     # the rendering has the mean colour of what it shows, so that a silhouette in the wrong place costs
@@ -57,7 +56,7 @@ class PhotoPairs:
     in different light are compared as they are, so it belongs beside energies that do not mind (flow,
     landmarks). The mean over the pixels of a pair, then over pairs. Gradients go through the sampling of
     photo a; where nothing is rendered there is none. Which pixels count is fixed by `freeze`, which comes
-    first. There is no `linearize`; fits have `photo_xview`.
+    first. There is no `linearize`: a fit by Levenberg-Marquardt does better with `photo_xview`.
     Source: MVF-Net eq. 7; PGN's ablation "Lp-" with kernel l1. Differs: the footprint in the observed photo
     is the outline of the landmarks there, without the paper's smoothing along edges. See STRICT.
     """
@@ -81,17 +80,7 @@ class PhotoPairs:
     def freeze(self, state: SceneState, observations: Observations) -> PhotoPairs:
         o, photos = self.options, self.photos
         pairs = both_ways(state, o.neighbors, self.name)
-        chosen = pair_mask(o.mask, self.model, state, pairs)
-        shared = SharedPixels.of(
-            self.model,
-            state,
-            photos.mask,
-            photos.reduction,
-            pairs,
-            o.depth_tolerance_mm,
-            o.min_cosine,
-            chosen,
-        )
+        shared = shared_pixels(self.model, state, photos, pairs, o)
         into, seen = [b for _, b in pairs], shared.seen
         weight = seen[:, None].to(photos.mask)
         if o.region == "union":

@@ -56,8 +56,9 @@ class CrossViewPhotometric:
     change between the views. Points seen by one view only say nothing and are not valid. Means over the valid
     points: they are not independent. Visibility, normals and view weights are fixed by `freeze`.
     With `exposure`, I_v is (I_v - bias_v) / gain_v, both solved in closed form at the frozen points and
-    constant from then on. Source: MVF-Net eq. 7 compares pairs of views by colour; the log form with latent
-    albedo is ours, after the elimination of a shared latent by its weighted mean.
+    constant from then on.
+    Source: MVF-Net eq. 7 compares pairs of views by colour; the log form with latent albedo is ours, after
+    the elimination of a shared latent by its weighted mean.
     """
 
     model: FaceModel
@@ -83,9 +84,8 @@ class CrossViewPhotometric:
         """Sample points on the skin of the model and build the pyramid level."""
         triangle, barycentric = sample_skin(model, max(options.points, 1), options.seed)
         mask = observations.mask[:, None]
-        images = torch.where(
-            mask, observations.linear_luminance, 0.2
-        )  # whatever lies beyond the mask has no influence
+        # Whatever lies beyond the mask has no influence.
+        images = torch.where(mask, observations.linear_luminance, 0.2)
         images, inside = pyramid_level(images, mask, options.level, options.blur)
         log_images = torch.log(images + options.floor)
         trust = (images / (images + 3 * options.floor)) ** 2 * (images < 0.98) * inside

@@ -61,9 +61,8 @@ class IdentityPrior(PlainEnergy):
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         eye = _eye(state.identity.shape[1], state.identity)[None, :, None]
-        view = torch.zeros(
-            1, dtype=torch.int64, device=eye.device
-        )  # a solver has one person, all views share it
+        # A solver has one person, all views share it.
+        view = torch.zeros(1, dtype=torch.int64, device=eye.device)
         return Linearization(self.residuals(state, observations), (Slot(view, {"identity": eye}),))
 
 
@@ -131,8 +130,9 @@ class MeanCoefficientPrior(PlainEnergy):
     With kernel 'l1' of radius e and weight 1 / e the cost is mean |a| + expression * mean |b / sigma|,
     smoothed, |x| = sqrt(x^2 + e^2) - e: means over people and coefficients, and over frames and coefficients.
     A person counts once however many frames show it. The same as IdentityPrior and ExpressionPrior with that
-    kernel, each over its number of coefficients. Source: PGN eq. 12, which prints sums; the factor of its
-    second sum cannot be read with certainty, 1/2 is the likely one.
+    kernel, each over its number of coefficients.
+    Source: PGN eq. 12, which prints sums; the factor of its second sum cannot be read with certainty, 1/2 is
+    the likely one.
     """
 
     sigma: float = 0.3
@@ -306,9 +306,7 @@ class FocalPriorTraining(EnergyOptions):
 
 @dataclass(frozen=True)
 class LightPriorTerm(EnergyOptions):
-    sigma: Positive = (
-        0.5  # change of the light relative to its first estimate (in a training: to white light)
-    )
+    sigma: Positive = 0.5  # of the change of the light, relative to its first estimate (in a training: white)
 
 
 @dataclass(frozen=True)
@@ -353,12 +351,7 @@ SPECS = (
             formula="a",
             unit="standard deviations",
             source="MVF-Net L_reg, DF-MVR eq. 8, MFNet eq. 10",
-            uses=(
-                use(MVF, "sq", "1"),
-                use(DFM, "sq", "3e-4"),
-                use(MFN, "sq", "1e-4"),
-                use(OURS, "sq"),
-            ),
+            uses=(use(MVF, "sq", "1"), use(DFM, "sq", "3e-4"), use(MFN, "sq", "1e-4"), use(OURS, "sq")),
             gradient="exact",
             id="E23",
         ),

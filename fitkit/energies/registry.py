@@ -213,12 +213,16 @@ def describe(row: EnergySpec) -> str:
 
 def page() -> str:
     """The page docs/energies.md."""
+    return "\n".join([*_all_of_them(), *_in_recipes(), *_sources(), *_kernels_and_masks()])
+
+
+def _all_of_them() -> list[str]:
     ids = present()
     missing = [f"E{n}" for n in range(1, LISTED + 1) if f"E{n}" not in ids]
     ours = sum(not row.doc.id for row in REGISTRY)
     there = f"{len(ids)} of the {LISTED} energies E1 to E{LISTED} of the papers below are there"
     there += f", all but {', '.join(missing)}" if missing else ""
-    parts = [
+    return [
         "# Energies",
         "",
         "This page is the output of `fitkit energies --markdown`; a test compares the two.",
@@ -253,6 +257,11 @@ def page() -> str:
             ],
         ),
         "",
+    ]
+
+
+def _in_recipes() -> list[str]:
+    return [
         "## In recipes",
         "",
         "Beside `weight` and `kernel` (`{name, radius}`, in standard deviations). A fit knows the noise of "
@@ -274,6 +283,11 @@ def page() -> str:
         "",
         "An energy of your own: `fitkit.register_energy`, see `examples/03_own_energy.py`.",
         "",
+    ]
+
+
+def _sources() -> list[str]:
+    return [
         "## Where they come from",
         "",
         _table(
@@ -294,6 +308,11 @@ def page() -> str:
         *[f"- {name}: {title}." for name, title in PAPERS.items() if name != MVD],
         f"- {PAPERS[MVD]}.",
         "",
+    ]
+
+
+def _kernels_and_masks() -> list[str]:
+    return [
         "## Kernels",
         "",
         "`rho` of the squared length `s` of a residual, `e` = `radius`; `l1` takes each component of the "
@@ -314,7 +333,6 @@ def page() -> str:
         ),
         "",
     ]
-    return "\n".join(parts)
 
 
 def mask_functions() -> list[tuple[str, Callable]]:

@@ -39,7 +39,7 @@ PARTS = {
 class EnergyOptions:
     """What every energy of a recipe has."""
 
-    weight: NonNegative = 1.0  # see Term
+    weight: NonNegative = 1.0  # factor of the cost
     kernel: Kernel = Kernel()  # robust kernel, radius in sigmas
 
 

@@ -68,9 +68,10 @@ class IdentityLikelihood(PlainEnergy):
 
     sigma: [S, K_id] standard deviations that a network predicts beside the identity, s the label's own, t_0 =
     FLOOR. With kernel 'sq' the cost is the negative logarithm of the normal likelihood up to a constant, so
-    the network learns how far off it is. Source: Kendall and Gal, "What uncertainties do we need in Bayesian
-    deep learning for computer vision?", NeurIPS 2017, eq. 5. Raises: InputError from `residuals`: no labelled
-    state.
+    the network learns how far off it is.
+    Source: Kendall and Gal, "What uncertainties do we need in Bayesian deep learning for computer vision?",
+    NeurIPS 2017, eq. 5.
+    Raises: InputError from `residuals`: no labelled state.
     """
 
     sigma: Tensor
@@ -255,10 +256,7 @@ SPECS = (
             formula="a - a*",
             unit="standard deviations",
             source="MVF-Net eq. 6, Shu et al. eq. 3",
-            uses=(
-                use(MVF, "sq", "1"),
-                use(MVD, "l1"),
-            ),
+            uses=(use(MVF, "sq", "1"), use(MVD, "l1")),
             gradient="exact",
             id="E15",
         ),
@@ -274,10 +272,7 @@ SPECS = (
             formula="b - b*",
             unit="blend-shape weight",
             source="MVF-Net eq. 6, Shu et al. eq. 3",
-            uses=(
-                use(MVF, "sq", "1"),
-                use(MVD, "l1"),
-            ),
+            uses=(use(MVF, "sq", "1"), use(MVD, "l1")),
             gradient="exact",
             id="E15",
         ),

@@ -28,7 +28,7 @@ from fitkit.io.images import SUFFIXES, read_image
 from fitkit.io.landmark_files import read_landmarks
 from fitkit.io.mesh_files import read_mesh
 from fitkit.observe.landmarks.detectors import detect_view, make_detector
-from fitkit.observe.landmarks.types import LandmarkDetector, Landmarks
+from fitkit.observe.landmarks.types import LandmarkDetector, Landmarks, box_size
 from fitkit.render.rasterizer import rasterize
 from fitkit.render.visibility import seen_by_depth
 from fitkit.scene.camera import Camera
@@ -51,16 +51,6 @@ def normalized_mean_error(predicted: Tensor, truth: Tensor, valid: Tensor, scale
     """
     distance = torch.where(valid, (predicted - truth).norm(dim=-1), 0.0)
     return distance.sum(-1) / valid.sum(-1) / scale
-
-
-def box_size(points: Tensor) -> Tensor:
-    """Square root of the area of the tight box around points [B, L, 2] px -> [B] px; NaN points do not
-    count."""
-    low, high = (
-        torch.nan_to_num(points, nan=torch.inf).amin(-2),
-        torch.nan_to_num(points, nan=-torch.inf).amax(-2),
-    )
-    return (high - low).prod(-1).sqrt()
 
 
 def interocular_distance(points: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fitkit.energies.census import hard_census_distance
 from fitkit.energies.flow_magnitude import both_ways, resized_photos
 from fitkit.energies.registry import find
-from fitkit.evaluate.landmark_accuracy import box_size, normalized_mean_error
+from fitkit.evaluate.landmark_accuracy import normalized_mean_error
 from fitkit.fitting.choose_start import ChosenStart
 from fitkit.fitting.initialize import initial_state, to_photos
 from fitkit.fitting.recipe import FitRecipe, load_recipe
@@ -21,7 +21,7 @@ from fitkit.io.subject import View
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import crop_views
 from fitkit.observe.flow import make_flow_estimator
-from fitkit.observe.landmarks.types import Landmarks, join_landmarks
+from fitkit.observe.landmarks.types import Landmarks, box_size, join_landmarks
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import erode
 from fitkit.render.cross_view import SharedPixels

@@ -59,8 +59,7 @@ def region_errors(
         part = placed[label == number]
         if len(part) < 6:
             continue
-        out[name] = mean(icp(part, vertices, triangles).distance) / float(
-            start.scale
-        )  # back to the scan's millimetres
+        # Back to the scan's millimetres.
+        out[name] = mean(icp(part, vertices, triangles).distance) / float(start.scale)
     out["mean"] = float(np.mean(list(out.values())))
     return out

@@ -11,15 +11,8 @@ from fitkit.geometry.alignment import similarity_align
 from fitkit.geometry.closest_point import SurfaceIndex
 from fitkit.geometry.icp import motion_step
 
-NOW_POINTS = (
-    36,
-    39,
-    42,
-    45,
-    33,
-    48,
-    54,
-)  # iBUG: outer, inner, inner, outer eye corner, nose bottom, mouth corners
+# iBUG: outer, inner, inner, outer eye corner, nose bottom, mouth corners.
+NOW_POINTS = (36, 39, 42, 45, 33, 48, 54)
 
 
 @dataclass(frozen=True)

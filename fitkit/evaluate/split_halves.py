@@ -20,9 +20,8 @@ from fitkit.evaluate.compare import mean_interval
 from fitkit.geometry.alignment import similarity_align
 from fitkit.geometry.normals import vertex_normals
 
-TIE_MM = (
-    1e-6  # distances that differ by less are equal; copies of one mesh are aligned with errors of 1e-12 mm
-)
+# Distances that differ by less are equal; copies of one mesh are aligned with errors of 1e-12 mm.
+TIE_MM = 1e-6
 
 
 def face_distances(vertices: Tensor, triangles: Tensor, face: Tensor) -> tuple[Tensor, Tensor]:

@@ -190,9 +190,8 @@ def _side_by_side(tasks: list[Callable[[], None]]) -> None:
 
 def _png(image: np.ndarray) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(image).save(
-        out, format="PNG", compress_level=3
-    )  # a fifth of the time of the default, 5 % larger
+    # A fifth of the time of the default, 5 % larger.
+    Image.fromarray(image).save(out, format="PNG", compress_level=3)
     return out.getvalue()
 
 

@@ -7,21 +7,10 @@ import itertools
 import cv2
 import numpy as np
 
-from fitkit.observe.landmarks.types import Landmarks
+from fitkit.observe.landmarks.types import CURVES, Landmarks
 
 SIDE = 900  # px of the picture's longer side
 ROOM = 0.35  # around the box of the points, over its larger side
-CLOSED = (
-    (range(17, 22), False),
-    (range(22, 27), False),
-    (range(27, 31), False),
-    (range(31, 36), False),
-    (range(36, 42), True),
-    (range(42, 48), True),
-    (range(48, 60), True),
-    (range(60, 68), True),
-    (range(17), False),
-)
 SURE, UNSURE = (60, 230, 90), (255, 60, 40)  # RGB at a sigma of 1 % and of 6 % of the face or more
 UNKNOWN = (80, 200, 255)  # no sigma stated
 LINE = (255, 255, 255)
@@ -56,7 +45,7 @@ def draw_landmarks(image: np.ndarray, landmarks: Landmarks) -> np.ndarray:
         return int(round(p[0] * 16)), int(round(p[1] * 16))
 
     lines = picture.copy()
-    for curve, closed in CLOSED:
+    for curve, closed in (*CURVES, (range(17), False)):
         order = [*curve, curve[0]] if closed else [*curve]
         for a, b in itertools.pairwise(order):
             if valid[a] and valid[b]:

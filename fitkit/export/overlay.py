@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import torch
 
+from fitkit.observe.landmarks.types import CURVES
 from fitkit.render.shading import Surface, average_blocks, light_surface
 from fitkit.render.texture import crop_and_scale
 from fitkit.scene.camera import Camera
@@ -17,29 +18,14 @@ from fitkit.scene.camera import Camera
 if TYPE_CHECKING:
     from fitkit.fitting.result import FitResult
 
-LONG_SIDE, SHORT_LONG_SIDE = (
-    1024,
-    640,
-)  # px of the longer side of one half; smaller photos are scaled up to the second
-WHOLE_PHOTO = (
-    0.45  # a face that spans this share of the photo is shown with the whole photo, a smaller one is cut out
-)
+# px of the longer side of one half; smaller photos are scaled up to the second.
+LONG_SIDE, SHORT_LONG_SIDE = (1024, 640)
+# A face that spans this share of the photo is shown with the whole photo, a smaller one is cut out.
+WHOLE_PHOTO = 0.45
 SUPERSAMPLE = 2
 OPACITY = 0.58
 FARTHEST_PX = 1e6  # beyond the picture, where a line may end
 OBSERVED, FITTED, CONTOUR, OUTLINE = (70, 230, 90), (255, 60, 50), (255, 236, 190), (25, 90, 190)
-# iBUG 68 polylines: brows, nose, eyes, lips; True = closed. The jaw (0-16) is drawn as the mesh's own
-# outline.
-CURVES = (
-    (range(17, 22), False),
-    (range(22, 27), False),
-    (range(27, 31), False),
-    (range(31, 36), False),
-    (range(36, 42), True),
-    (range(42, 48), True),
-    (range(48, 60), True),
-    (range(60, 68), True),
-)
 
 
 @torch.no_grad()

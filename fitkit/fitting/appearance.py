@@ -155,10 +155,8 @@ def _albedo(
     mean = torch.from_numpy(default_albedo(model)).to(color)
     level = (trust * shading.mean(-1)).sum(1) / trust.sum(1).clamp_min(1e-6)
     level = torch.where(level > 0, level, torch.ones_like(level))[:, None]
-    color, shading = (
-        color / level[..., None],
-        shading / level[..., None],
-    )  # dark photos count as much as bright ones
+    # Dark photos count as much as bright ones.
+    color, shading = (color / level[..., None], shading / level[..., None])
     seen = ((trust * shading.mean(-1).clamp(0, 1)).sum(0) / FULL).clamp(0, 1)
     skin = model.skin & (seen > 0.5)
     weight, expected, pull = trust, mean, 0.0

@@ -18,7 +18,7 @@ from fitkit.fitting.recipe import FitRecipe
 from fitkit.geometry.weak_perspective import lay_onto
 from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
-from fitkit.observe.landmarks.types import Landmarks
+from fitkit.observe.landmarks.types import Landmarks, box_size
 from fitkit.observe.observations import Observations
 from fitkit.scene.projection import project_points
 from fitkit.scene.state import SceneState
@@ -94,7 +94,7 @@ def landmark_outliers(state: SceneState, observations: Observations, model: Face
     )
     found = [energy.residuals(state, observations).value for energy in energies]
     points = project_points(model.landmark_basis, state).pixels
-    size = (points.amax(1) - points.amin(1)).prod(-1).sqrt()
+    size = box_size(points)
     valid = observations.landmarks.valid
     far = valid & (torch.minimum(*(r.norm(dim=-1) for r in found)) > FAR * size[:, None])
     outliers = far & (
@@ -114,9 +114,8 @@ def _after_affine(residual: Tensor, points: Tensor, valid: Tensor, size: Tensor)
     inner[:, :17] = 0
     left, eye = torch.nan_to_num(residual), torch.eye(3).to(residual)
     for _ in range(10):
-        weight = (
-            inner / (1 + (left / (FAR / 3 * size)[:, None, None]).square().sum(-1)).square()
-        )  # Geman-McClure
+        # Geman-McClure.
+        weight = inner / (1 + (left / (FAR / 3 * size)[:, None, None]).square().sum(-1)).square()
         rows = frame.mT * weight[:, None]
         left = torch.nan_to_num(residual) - frame @ torch.linalg.solve(
             rows @ frame + 1e-3 * eye, rows @ torch.nan_to_num(residual)

@@ -40,18 +40,17 @@ class DetailFlow(FlowOptions):
 
 @dataclass(frozen=True)
 class DetailOptions:
-    """enabled: solve the displacement after the last stage; sigma_mm: the largest standard deviation that it
-    may have before any evidence; the photos choose among it, its half, quarter and eighth, and none at all;
-    length_mm: the distance at which its correlation has fallen to 0.14; kernel: radius in sigmas of `flow`;
-    refresh: how often the matches are computed anew; iterations: Gauss-Newton steps for each; flow: the
-    matches, as of energy flow_corr, with measured noise: patches is above 0."""
+    """Displacement of the skin beyond the face model."""
 
-    enabled: bool = False
+    enabled: bool = False  # solve it after the last stage
+    # Largest standard deviation that it may have before any evidence; the photos choose among it, its half,
+    # quarter and eighth, and none at all.
     sigma_mm: Positive = 1.0
-    length_mm: Positive = 30.0
-    kernel: Kernel = Kernel("gm", 4.0)
-    refresh: Annotated[int, Range(1, 1000)] = 2
-    iterations: Annotated[int, Range(1, 1000)] = 2
+    length_mm: Positive = 30.0  # distance at which its correlation has fallen to 0.14
+    kernel: Kernel = Kernel("gm", 4.0)  # radius in sigmas of `flow`
+    refresh: Annotated[int, Range(1, 1000)] = 2  # how often the matches are computed anew
+    iterations: Annotated[int, Range(1, 1000)] = 2  # Gauss-Newton steps for each
+    # The matches, as of energy flow_corr, with measured noise: patches above 0.
     flow: DetailFlow = DetailFlow()
 
 

@@ -26,30 +26,23 @@ from fitkit.fitting.report import Finding, FitReport, Verdict, ViewReport
 # Thresholds of the verdict. A landmark detector is off by 2 to 4 % of the face size; a wrong pose by more
 # than 10 %.
 VIEW_DOUBTFUL, VIEW_FAILED = 0.06, 0.12
-BEYOND_3_SIGMA = (
-    0.12  # people outside of the model, five photos: up to 0.1, with no larger error than the others
-)
-WEIGHT_LEAST, WEIGHT_MOST, OUT_OF_RANGE = (
-    -0.3,
-    1.2,
-    0.02,
-)  # a grimace uses a tenth of the blend shapes in full, never beyond
+# People outside of the model, five photos: up to 0.1, with no larger error than the others.
+BEYOND_3_SIGMA = 0.12
+# A grimace uses a tenth of the blend shapes in full, never beyond.
+WEIGHT_LEAST, WEIGHT_MOST, OUT_OF_RANGE = (-0.3, 1.2, 0.02)
 NEAREST_MM = 150.0
 MASKED = 0.5  # share of the inner landmarks; a hand or hair hides fewer
 # A view that speaks for another face, by `ViewAgreement`. One person: largest shift of a set of four casual
 # photos 1.4 in the median, 2.6 at most in 95 of 100 sets; another person among four good views of synthetic
 # points: 1.5 to 1.8 (1.7 to 2.2 times that of the others).
 SHIFT_SURE, SHIFT_LARGE, SHIFT_TIMES = 2.8, 1.4, 1.78
-FLOW_RATIO, FLOW_USUAL = (
-    1.3,
-    0.3,
-)  # residual of its matches over that of the others, which counts as FLOW_USUAL at least
+# Residual of its matches over that of the others, which counts as FLOW_USUAL at least.
+FLOW_RATIO, FLOW_USUAL = (1.3, 0.3)
 # In stated standard deviations: matches between photos of one instant 0.5 to 1.1, of other instants 1.0 to
 # 4.3, with a mirrored photo 4.9.
 FLOW_INSTANT, FLOW_LARGE = 1.2, 3.0
-TWO_PEOPLE = (
-    4.5  # log odds, see `two_people`; one person in casual real photos: at most 4.3 in 35 of 36 sets of four
-)
+# Log odds, see `two_people`; one person in casual real photos: at most 4.3 in 35 of 36 sets of four.
+TWO_PEOPLE = 4.5
 TURNED_DEG = 60.0  # photos that differ by more yaw may have no match, whatever they show
 NOISE_LARGE = 0.04  # landmark noise over the face size
 # Points of the parts, first and last + 1, and how far a part may be off over the face size: a third more than
@@ -63,10 +56,8 @@ JUMP_SIGMA = 2.2
 # is off by 1.1 to 2.2 mm.
 OK_MM, SINGLE_OK_MM, FAILED_MM = 1.5, 2.0, 3.0
 MEAN_OF_SIGMA = 0.8  # mean absolute value of a Gaussian, sqrt(2 / pi)
-EXPECTED_OVER_BARS = {
-    "generic": (1.0, 1.1),
-    "ict": (1.05, 1.15),
-}  # true error over that of the error bars: one photo, several
+# True error over that of the error bars: one photo, several.
+EXPECTED_OVER_BARS = {"generic": (1.0, 1.1), "ict": (1.05, 1.15)}
 UNKNOWN_MODEL = EXPECTED_OVER_BARS["generic"]  # as in `fitkit.fitting.uncertainty`
 UPPER = 1.4  # 90 % of true over expected error
 

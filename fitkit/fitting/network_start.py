@@ -246,9 +246,8 @@ def carry_identity(points: Tensor, model: FaceModel) -> Tensor:
     best = similarity_align(
         points, mean, torch.ones(points.shape[:2], dtype=torch.bool, device=points.device)
     )
-    moved = points @ best.rotation.transpose(
-        1, 2
-    )  # the size is kept, and the middle of the two clouds agrees
+    # The size is kept, and the middle of the two clouds agrees.
+    moved = points @ best.rotation.transpose(1, 2)
     offset = moved - moved.mean(1, keepdim=True) - (mean - mean.mean(1, keepdim=True))
     rows = basis.rows[..., : basis.num_identity].to(points)
     rows = (rows - rows.mean(0)).reshape(-1, basis.num_identity)

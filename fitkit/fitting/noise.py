@@ -15,7 +15,7 @@ from fitkit.fitting.cameras import CameraPrior
 from fitkit.fitting.recipe import LandmarkOptions
 from fitkit.fitting.solution import Solution
 from fitkit.fitting.uncertainty import ABSORBED, focal_uncertainty
-from fitkit.observe.landmarks.types import Landmarks
+from fitkit.observe.landmarks.types import Landmarks, box_size
 from fitkit.scene.state import SceneState
 
 # Right focal lengths moved by 0.2 to 0.7; of half the right length, as after a crop to half the picture, by
@@ -26,9 +26,7 @@ SPREAD_PRIOR = 10.0  # in observations
 
 def face_size(landmarks: Landmarks) -> Tensor:
     """Square root of the area of the landmark box, [B] px."""
-    low = torch.where(landmarks.valid[..., None], landmarks.points, torch.inf).amin(1)
-    high = torch.where(landmarks.valid[..., None], landmarks.points, -torch.inf).amax(1)
-    return (high - low).clamp_min(1.0).prod(-1).sqrt()
+    return box_size(landmarks.points, landmarks.valid, least=1.0)
 
 
 def given_sigma(landmarks: Landmarks, options: LandmarkOptions) -> Tensor:

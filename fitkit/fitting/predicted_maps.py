@@ -35,9 +35,7 @@ class PredictedMaps:
     names: tuple[str, ...]  # of the photos
     about: dict[str, Any]  # of the network
     depth: tuple[np.ndarray, ...] | None = None  # [H, W] float32 mm along the camera's axis, 0 = nothing
-    confidence: tuple[np.ndarray, ...] | None = (
-        None  # [H, W] float32, 0 to 1: how far colours can be compared
-    )
+    confidence: tuple[np.ndarray, ...] | None = None  # [H, W] float32 0 to 1, how far colours can be compared
     position_map: tuple[np.ndarray, ...] | None = None  # [3, h, w] float32 px, see PositionMap
     parse: tuple[np.ndarray, ...] | None = None  # [H, W] uint8, the likeliest part of a face
     landmarks: tuple[np.ndarray, ...] | None = None  # [68, 2] float32 px

@@ -37,68 +37,61 @@ from fitkit.scene.layout import BLOCKS
 
 @dataclass(frozen=True)
 class LandmarkOptions:
-    """source: where the 68 points come from; jaw: what points 0-16 are (see LandmarkReprojection),
-    'auto' tries both rules where the source does not say;
-    offset: standard deviation of what is the same in all photos of a person about a point's error, in units
-    of `offset_sigma`; sigma: standard deviation of a point as a share of the face size (square root of the
-    landmark box area), used until the noise is measured from the residuals; min_sigma, max_sigma: limits of
-    the measured value."""
+    """Where the 68 points come from, and how far they are off."""
 
-    source: str = "auto"
+    source: str = "auto"  # as --landmarks; auto: files, else the built-in detector
+    # Spread of what is the same in all photos about a point's error, over that of the prior.
     offset: NonNegative = 1.0
+    # What points 0-16 are; auto: as the source says, else tried.
     jaw: Literal["auto", "outline", "surface"] = "auto"
+    # Standard deviation of a point until the noise is measured, share of the face size (square root of
+    # the area of the landmark box).
     sigma: Annotated[float, Range(1e-06, 10.0)] = 0.02
-    min_sigma: Annotated[float, Range(0.0, 10.0)] = 0.003
-    max_sigma: Annotated[float, Range(1e-06, 10.0)] = 0.05
+    min_sigma: Annotated[float, Range(0.0, 10.0)] = 0.003  # least measured value
+    max_sigma: Annotated[float, Range(1e-06, 10.0)] = 0.05  # largest measured value
 
 
 @dataclass(frozen=True)
 class CameraOptions:
-    """kind: projection; share_focal: one camera for all views ('auto': when the photos have one size and
-    nothing says otherwise); distance_mm: what an unknown camera is assumed to be away from the face;
-    focal_sigma: how sure that is, log units; exif_sigma, known_sigma: the same for a focal length from EXIF
-    and from cameras.json."""
+    """What is known of the cameras."""
 
-    kind: Literal["perspective", "orthographic"] = "perspective"
+    kind: Literal["perspective", "orthographic"] = "perspective"  # projection
+    # One camera for all views; auto: when the photos have one size and nothing says otherwise.
     share_focal: Literal["auto", "yes", "no"] = "auto"
-    distance_mm: Annotated[float, Range(50.0, 10**6.0)] = 1000.0
-    focal_sigma: Annotated[float, Range(1e-06, 100.0)] = 0.4
-    exif_sigma: Annotated[float, Range(1e-06, 100.0)] = 0.1
-    known_sigma: Annotated[float, Range(1e-06, 100.0)] = 0.001
+    distance_mm: Annotated[float, Range(50.0, 10**6.0)] = 1000.0  # of an unknown camera from the face
+    focal_sigma: Annotated[float, Range(1e-06, 100.0)] = 0.4  # how sure that is, log units
+    exif_sigma: Annotated[float, Range(1e-06, 100.0)] = 0.1  # the same of a focal length from EXIF
+    known_sigma: Annotated[float, Range(1e-06, 100.0)] = 0.001  # and from cameras.json
 
 
 @dataclass(frozen=True)
 class InitOptions:
-    """source: where a fit starts: 'landmarks', the mean face at the pose of the landmarks in closed form;
-    'regressor', what a network predicts from the photos; 'auto', the better of the two for the landmarks and
-    the priors. weights: of the network, regressor.safetensors of fitkit train-regressor; empty = the one that
-    comes with fitkit."""
+    """Where a fit starts."""
 
+    # landmarks: the mean face in the pose of the landmarks; regressor: what a network predicts; auto: the
+    # better of the two for the landmarks and the priors.
     source: Literal["auto", "landmarks", "regressor"] = "auto"
-    weights: str = ""
+    weights: str = ""  # of the network, regressor.safetensors; empty = the one that comes with fitkit
 
 
 @dataclass(frozen=True)
 class SolverOptions:
-    """name: 'levenberg_marquardt' or 'adam'; max_iterations: per refresh of the frozen quantities; refresh:
-    how often visibility, matches and weights are computed anew ('adam' does so in every iteration);
-    learning_rate: 'adam' only."""
+    """How a stage is solved."""
 
     name: Literal["levenberg_marquardt", "adam"] = "levenberg_marquardt"
-    max_iterations: Annotated[int, Range(0, 10**6)] = 20
-    min_decrease: Share = 1e-3
+    max_iterations: Annotated[int, Range(0, 10**6)] = 20  # for each refresh
+    min_decrease: Share = 1e-3  # of the cost in a step, as its share; with less the solver stops
+    # How often visibility, matches and weights are computed anew; adam does so in every iteration.
     refresh: Annotated[int, Range(1, 10**6)] = 1
-    learning_rate: Positive = 0.01
+    learning_rate: Positive = 0.01  # of adam
 
 
 @dataclass(frozen=True)
 class FlowSource:
-    """estimator: what finds the flow between photos: 'dis', 'dis:PRESET', 'farneback' or 'ptlflow:NAME', any
-    network of the package ptlflow; weights: of a network: a checkpoint file or the name of a published one,
-    empty = the published one for general use."""
+    """What finds the flow between photos."""
 
-    estimator: str = "dis"
-    weights: str = ""
+    estimator: str = "dis"  # 'dis', 'dis:PRESET', 'farneback' or 'ptlflow:NAME', any network of that package
+    weights: str = ""  # of a network: a checkpoint file or the name of a published one
 
     def __post_init__(self):
         check_estimator(self.estimator, self.weights)
@@ -106,19 +99,16 @@ class FlowSource:
 
 @dataclass(frozen=True)
 class Stage:
-    """free: names of what is solved for; energies: name -> options; min_views: the stage is left out with
-    fewer; measure_noise: estimate the landmark noise from the residuals before the stage; measure_offsets:
-    estimate the spread of the landmarks' offsets, anew at each refresh; start: the stage is for fits that
-    start from 'landmarks' (or from what a 'regressor' predicts) and is left out in others."""
+    """One stage of a fit."""
 
     name: str
-    free: Annotated[tuple[str, ...], Length(1)]
+    free: Annotated[tuple[str, ...], Length(1)]  # names of what is solved for
     energies: dict[str, EnergyOptions]
     solver: SolverOptions = SolverOptions()
-    min_views: Natural = 1
-    measure_noise: bool = False
-    measure_offsets: bool = False
-    start: Literal["any", "landmarks", "regressor"] = "any"
+    min_views: Natural = 1  # the stage is left out with fewer
+    measure_noise: bool = False  # of the landmarks, from their residuals, before the stage
+    measure_offsets: bool = False  # the spread of the landmarks' offsets, anew at each refresh
+    start: Literal["any", "landmarks", "regressor"] = "any"  # the stage is for fits that start there
 
 
 @dataclass(frozen=True)
@@ -127,8 +117,8 @@ class FitRecipe:
 
     name: str
     stages: tuple[Stage, ...]
-    model: str = "generic"
-    seed: Seed = 0
+    model: str = "generic"  # face model, a name or a file
+    seed: Seed = 0  # of all that is drawn at random
     crop: CropOptions = CropOptions()
     landmarks: LandmarkOptions = LandmarkOptions()
     flow: FlowSource = FlowSource()

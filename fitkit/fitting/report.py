@@ -24,9 +24,7 @@ class ViewReport:
     name: str
     reprojection_px: float = math.nan  # mean error of the 51 inner landmarks, px of the photo
     reprojection_share: float = math.nan  # the same over the face size
-    part_shift_share: dict[str, float] = field(
-        default_factory=dict
-    )  # by part of the face, over the face size
+    part_shift_share: dict[str, float] = field(default_factory=dict)  # by part, over the face size
     masked_share: float | None = None  # of the inner landmarks
     landmarks: int = 0  # number of valid ones
     landmark_sigma_px: float | None = None
@@ -196,7 +194,11 @@ class FitReport:
         del table["status"]
         if self.recipe != PREDICT:
             del table["typical_error_mm"]
-        return table
+            return table
+        names = list(table)
+        at = names.index("start")
+        names[at : at + 2] = ["error_bars", "start"]  # the order of predictions, which files keep
+        return {name: table[name] for name in names}
 
     @classmethod
     def from_metrics(cls, metrics: dict[str, Any], where: str = "metrics") -> FitReport:

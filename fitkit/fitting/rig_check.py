@@ -260,9 +260,8 @@ def readings(R: Tensor, t: Tensor) -> dict[tuple[str, str], tuple[Tensor, Tensor
     out = {}
     for axes, signs in AXES.items():
         camera = torch.tensor(signs, dtype=R.dtype)
-        world = (
-            camera if camera.prod() < 0 else torch.ones_like(camera)
-        )  # left-handed cameras stand in a left-handed world
+        # Left-handed cameras stand in a left-handed world.
+        world = camera if camera.prod() < 0 else torch.ones_like(camera)
         for meaning, change in MEANINGS.items():
             foreign_R, foreign_t = change(R, t)
             out[meaning, axes] = camera[:, None] * foreign_R * world, camera * foreign_t

@@ -41,9 +41,8 @@ class Calibration:
 # --recipe outside --seed 100`), fits of 1, 2 and 5 photos with the built-in landmarks; shares on others in
 # docs/results.md. People drawn from a model come out better.
 CALIBRATION = {"ict": Calibration(1.0, 0.8), "generic": Calibration(1.25, 0.7)}
-UNKNOWN_MODEL = CALIBRATION[
-    "generic"
-]  # a model nobody has calibrated is taken to be no better than the shipped one
+# A model nobody has calibrated is taken to be no better than the shipped one.
+UNKNOWN_MODEL = CALIBRATION["generic"]
 
 
 @dataclass(frozen=True)
@@ -185,9 +184,8 @@ def aligned_normal_rows(model: FaceModel, vertices: Tensor) -> Tensor:
     K = model.num_identity
     rows = sum(model.rows[:, c, :K] * normal[:, c, None] for c in range(3))
     normal = normal.double()
-    arm = (
-        vertices - vertices[model.face].mean(0)
-    ).double() / 100  # in 100 mm, so that the seven columns are alike
+    # In 100 mm, so that the seven columns are alike.
+    arm = (vertices - vertices[model.face].mean(0)).double() / 100
     gauge = torch.cat([normal, torch.linalg.cross(arm, normal), (arm * normal).sum(-1, keepdim=True)], 1)
     inside = gauge[model.face]
     # A shape that lets the surface slide along itself (a sphere turns, a plane shifts) leaves directions

@@ -24,10 +24,8 @@ MOST_MATCHED = 8  # views of which all pairs are matched when two people are pos
 # photos: two people, each at one instant, -8 to 16 (renders, built-in landmarks); one person at one instant
 # -5 to -50, without such groups; in two real bursts of different days above it in 2 of 14 with such groups.
 POSSIBLE = -9.0
-MATCHED, TIMES = (
-    0.15,
-    2.5,
-)  # share of covisible pixels that match: some photos of one instant at least, other people's at most
+# Share of covisible pixels that match: some photos of one instant at least, other people's at most.
+MATCHED, TIMES = (0.15, 2.5)
 
 
 @dataclass(frozen=True)
@@ -97,8 +95,9 @@ def leave_one_out(problem: LeastSquaresProblem, state: SceneState) -> list[float
     Nothing is fitted again: on the normal equations of landmarks and priors, with each view's own parameters
     (pose, expression) eliminated, A_v and b_v are what view v adds to matrix and gradient. Leaving it out
     moves the solution by d = (A - A_v)^-1 b_v, measured by d' M d with M the precision of the identity; b_v
-    has the covariance A_v - A_v A^-1 A_v if all views show one person. Source: case deletion in least
-    squares: Cook and Weisberg, "Residuals and Influence in Regression", 1982, ch. 2 and 3.6.
+    has the covariance A_v - A_v A^-1 A_v if all views show one person.
+    Source: case deletion in least squares: Cook and Weisberg, "Residuals and Influence in Regression", 1982,
+    ch. 2 and 3.6.
     """
     views = _by_landmarks(problem, state)
     if views is None:

@@ -1,0 +1,1 @@
+"""Mathematics on tensors without state: rotations, normals, alignment, Laplacian, harmonics, colour."""

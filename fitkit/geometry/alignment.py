@@ -41,9 +41,8 @@ def similarity_align(
     """
     if valid is None:
         valid = torch.ones(source.shape[:2], dtype=torch.bool, device=source.device)
-    source, target = (
-        torch.where(valid[..., None], x, torch.zeros_like(x)) for x in (source, target)
-    )  # unused rows may hold NaN
+    # Unused rows may hold NaN.
+    source, target = (torch.where(valid[..., None], x, torch.zeros_like(x)) for x in (source, target))
     w = valid.to(source.dtype)
     n = w.sum(1)
     if bool((n < 3).any()):

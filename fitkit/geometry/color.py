@@ -5,6 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LUMINANCE = (0.2126, 0.7152, 0.0722)  # weights of linear red, green and blue, Rec. 709
+LUMA = (0.2989, 0.5870, 0.1140)  # of sRGB codes, Rec. 601, as the published codes have them
+
+
+def luma(images: Tensor) -> Tensor:
+    """Grey of sRGB pictures: [B, 3, H, W] -> [B, 1, H, W], same range."""
+    return torch.einsum("c,bchw->bhw", images.new_tensor(LUMA), images)[:, None]
+
 
 def linear_from_srgb(color: Tensor) -> Tensor:
     """IEC 61966-2-1; [0, 1] -> [0, 1], elementwise."""

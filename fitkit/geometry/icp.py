@@ -118,10 +118,8 @@ def motion_step(
     return so3_exp(torch.from_numpy(step[:3])).numpy(), step[3:6], grow
 
 
-LARGEST_GROWTH = (
-    -0.2,
-    0.2,
-)  # of one step, log units: a few points with planes that hardly tell the size must not shrink to nothing
+# Of one step, log units: a few points with planes that hardly tell the size must not shrink to nothing.
+LARGEST_GROWTH = (-0.2, 0.2)
 
 
 class _Border:

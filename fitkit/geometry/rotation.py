@@ -24,9 +24,8 @@ def so3_exp(w: Tensor) -> Tensor:
     safe = torch.where(small, torch.ones_like(t2), t2)
     t = safe.sqrt()
     a = torch.where(small, 1 - t2 / 6, torch.sin(t) / t)
-    half = (
-        torch.sin(t / 2) / t
-    )  # (1 - cos(t)) / t^2 = 2 sin(t/2)^2 / t^2 without the cancellation at small angles
+    # (1 - cos(t)) / t^2 = 2 sin(t/2)^2 / t^2 without the cancellation at small angles.
+    half = torch.sin(t / 2) / t
     b = torch.where(small, 0.5 - t2 / 24, 2 * half * half)
     k = skew(w)
     eye = torch.eye(3, dtype=w.dtype, device=w.device)
@@ -38,49 +37,16 @@ def so3_log(rotation: Tensor) -> Tensor:
 
     Computed through the unit quaternion (largest component first), which is stable at angle pi as well.
     """
-    m = rotation
-    trace = m.diagonal(dim1=-2, dim2=-1).sum(-1)
-    q = torch.stack(
-        [
-            torch.stack(
-                [
-                    1 + trace,
-                    m[..., 2, 1] - m[..., 1, 2],
-                    m[..., 0, 2] - m[..., 2, 0],
-                    m[..., 1, 0] - m[..., 0, 1],
-                ],
-                -1,
-            ),
-            torch.stack(
-                [
-                    m[..., 2, 1] - m[..., 1, 2],
-                    1 + 2 * m[..., 0, 0] - trace,
-                    m[..., 0, 1] + m[..., 1, 0],
-                    m[..., 0, 2] + m[..., 2, 0],
-                ],
-                -1,
-            ),
-            torch.stack(
-                [
-                    m[..., 0, 2] - m[..., 2, 0],
-                    m[..., 0, 1] + m[..., 1, 0],
-                    1 + 2 * m[..., 1, 1] - trace,
-                    m[..., 1, 2] + m[..., 2, 1],
-                ],
-                -1,
-            ),
-            torch.stack(
-                [
-                    m[..., 1, 0] - m[..., 0, 1],
-                    m[..., 0, 2] + m[..., 2, 0],
-                    m[..., 1, 2] + m[..., 2, 1],
-                    1 + 2 * m[..., 2, 2] - trace,
-                ],
-                -1,
-            ),
-        ],
-        -2,
-    )  # rows: 4 q_i q, the four equivalent scalings of the quaternion
+    trace = rotation.diagonal(dim1=-2, dim2=-1).sum(-1)
+    (a, b, c), (d, e, f), (g, h, i) = (row.unbind(-1) for row in rotation.unbind(-2))
+    # Rows: 4 q_i q, the four equivalent scalings of the quaternion.
+    rows = (
+        (1 + trace, h - f, c - g, d - b),
+        (h - f, 1 + 2 * a - trace, b + d, c + g),
+        (c - g, b + d, 1 + 2 * e - trace, f + h),
+        (d - b, c + g, f + h, 1 + 2 * i - trace),
+    )
+    q = torch.stack([torch.stack(row, -1) for row in rows], -2)
     best = q.diagonal(dim1=-2, dim2=-1).argmax(-1)
     q = q.gather(-2, best[..., None, None].expand(*best.shape, 1, 4)).squeeze(-2)
     q = torch.nn.functional.normalize(q, dim=-1)

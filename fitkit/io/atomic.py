@@ -23,9 +23,8 @@ _made: set[str] = set()  # names that this process has given
 def temporary_name(path: Path) -> Path:
     """A new hidden name beside `path`, to write under before it takes the place of `path`; `remove_litter`
     knows it."""
-    suffix = (
-        path.suffix if re.fullmatch(r"\.\w{1,12}", path.suffix, re.ASCII) else ""
-    )  # some libraries look at it
+    # Some libraries look at it.
+    suffix = path.suffix if re.fullmatch(r"\.\w{1,12}", path.suffix, re.ASCII) else ""
     name = f".fitkit-{os.getpid()}-{_machine()}{os.urandom(4).hex()}{suffix}"
     _made.add(name)
     return path.with_name(name)
@@ -104,9 +103,8 @@ def _abandoned(path: Path) -> bool:
             return time.time() - path.stat().st_mtime > _FORGOTTEN
         return False
     if int(process) == os.getpid():
-        return (
-            path.name not in _made
-        )  # of an earlier process with our number, as in a container that was started again
+        # Of an earlier process with our number, as in a container that was started again.
+        return path.name not in _made
     return _ended(int(process))
 
 

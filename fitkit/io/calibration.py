@@ -43,20 +43,8 @@ DISTORTION_KEYS = (
     "distortion_coeffs",
     "D",
 )
-NAMED = (
-    "k1",
-    "k2",
-    "p1",
-    "p2",
-    "k3",
-    "k4",
-    "k5",
-    "k6",
-    "s1",
-    "s2",
-    "s3",
-    "s4",
-)  # OpenCV's order; fisheye has k1 to k4
+# OpenCV's order; fisheye has k1 to k4.
+NAMED = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6", "s1", "s2", "s3", "s4")
 
 
 @dataclass(frozen=True)
@@ -227,9 +215,8 @@ def _distortion(entry: dict, where: str) -> tuple[np.ndarray | None, bool]:
         )
     elif given:
         value = entry[given[0]]
-        value = (
-            value["data"] if isinstance(value, dict) and "data" in value else value
-        )  # a matrix of OpenCV's FileStorage
+        # A matrix of OpenCV's FileStorage.
+        value = value["data"] if isinstance(value, dict) and "data" in value else value
         coefficients = _array(value, (-1,), f"{where}: {given[0]}")
     else:
         coefficients = np.zeros(4)

@@ -288,9 +288,8 @@ def parse_json(data: bytes) -> Any:
     _check_json(data)
     value = json.loads(text, parse_int=_whole)
     if b"\\ud" in data.lower():
-        json.dumps(
-            value, ensure_ascii=False
-        ).encode()  # half a pair of surrogates could not be written anywhere
+        # Half a pair of surrogates could not be written anywhere.
+        json.dumps(value, ensure_ascii=False).encode()
     return value
 
 

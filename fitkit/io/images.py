@@ -28,16 +28,8 @@ with suppress(ImportError):  # not needed otherwise
 COMMON = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MODERN = (".avif", ".heic", ".heif", ".hif")  # not read on every machine
 SUFFIXES = COMMON + (".jfif", ".jpe", ".jp2", ".ppm", ".pgm", ".pnm") + MODERN
-RAW = (
-    ".dng",
-    ".cr2",
-    ".cr3",
-    ".nef",
-    ".arw",
-    ".orf",
-    ".rw2",
-    ".raf",
-)  # not read: their image may be a small preview
+# Not read: their image may be a small preview.
+RAW = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf")
 Image.init()  # registers the formats
 # What a file may be, whatever its suffix; no EPS, PDF, ...
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "AVIF", "HEIF")
@@ -45,12 +37,8 @@ DEEP = ("PNG", "TIFF", "PPM", "JPEG2000")  # those that may have 16 bits
 RANGES = tuple(2**bits - 1 for bits in (8, 10, 12, 14, 16))  # what cameras write into files for more
 LABELS = 32  # a mask of whole numbers below is 0 and 1, or numbers of parts of the face
 MIN_SIDE = 32  # px; a face in less is no use
-SENSORS = (
-    1.0,
-    4 / 3,
-    3 / 2,
-    16 / 9,
-)  # long over short side; phones cut their pictures to the first and the last themselves
+# Long over short side; phones cut their pictures to the first and the last themselves.
+SENSORS = (1.0, 4 / 3, 3 / 2, 16 / 9)
 FAR_AWAY = 5e5  # px
 CACHE_BYTES = 512 * 2**20
 FILM_DIAGONAL = 43.2666  # mm, of the 36 x 24 mm frame that EXIF's 35 mm focal length refers to

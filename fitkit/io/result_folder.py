@@ -231,9 +231,8 @@ def replaced(path: Path, overwrite: bool) -> Iterator[Path]:
         new.mkdir(parents=True)
         yield new
         if path.exists():
-            results = _check_replaceable(
-                path, overwrite
-            )  # the fit took a while: it may have changed meanwhile
+            # The fit took a while: it may have changed meanwhile.
+            results = _check_replaceable(path, overwrite)
             old.parent.mkdir()
             path.rename(old)
             for other in results:

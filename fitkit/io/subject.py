@@ -45,9 +45,8 @@ log = logging.getLogger("fitkit")
 OUTPUT_FOLDER = "fitkit"  # results, inside the subject folder
 RESULT_MARKS = ("metrics.json", "parameters.npz")  # by these a result folder is known
 PREDICTION_MARK = "prediction.json"  # by this that of a network that gives no scene
-RESULT_PICTURES = frozenset(
-    ("preview", "texture", "uncertainty", "detail")
-)  # file stems of pictures that lie in it
+# File stems of pictures that lie in it.
+RESULT_PICTURES = frozenset(("preview", "texture", "uncertainty", "detail"))
 NO_SUBJECTS = frozenset((OUTPUT_FOLDER, *MASKS, *LANDMARKS, "ground_truth"))  # folders of files about photos
 CUT_OUT = "its transparent pixels (alpha below 128) are not used"
 DECODERS = min(4, os.cpu_count() or 1)  # threads; a 48-megapixel photo takes 0.4 GB while it is decoded

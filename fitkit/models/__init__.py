@@ -1,0 +1,1 @@
+"""Face models: mean, bases, triangles, named landmarks; one loader for each format."""

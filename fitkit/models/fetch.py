@@ -39,11 +39,8 @@ ICT_SHA256 = {
     "jawOpen.obj": "8d84355e10f48b05550980cee385bcd426f4797090da76a20de0535bb2f99f4a",
     "mouthSmile_L.obj": "91794e73cef330f1c7d1f4541723544708536b39d5dd6ed35fd8f83f676b7af4",
 }
-ATTEMPTS, PAUSE, TIMEOUT = (
-    4,
-    0.5,
-    30.0,
-)  # per file; seconds before the next attempt; seconds without an answer
+# Per file; seconds before the next attempt; seconds without an answer.
+ATTEMPTS, PAUSE, TIMEOUT = (4, 0.5, 30.0)
 MAX_SECONDS = 600.0  # for a file, all attempts together
 
 

@@ -41,87 +41,18 @@ KEPT = REGIONS[-1][1]
 # iBUG 68 as vertex indices, for the vertex order of the present files (`idx_to_landmark_verts` of the
 # project). The file vertex_indices.json is not read: those of earlier releases belong to another vertex
 # order.
+# fmt: off
 LANDMARKS = (
-    1225,
-    1888,
-    1052,
-    367,
-    1719,
-    1722,
-    2199,
-    1447,
-    966,
-    3661,
-    4390,
-    3927,
-    3924,
-    2608,
-    3272,
-    4088,
-    3443,  # jaw
-    268,
-    493,
-    1914,
-    2044,
-    1401,
-    3615,
-    4240,
-    4114,
-    2734,
-    2509,  # brows
-    978,
-    4527,
-    4942,
-    4857,
-    1140,
-    2075,
-    1147,
-    4269,
-    3360,  # nose
-    1507,
-    1542,
-    1537,
-    1528,
-    1518,
-    1511,
-    3742,
-    3751,
-    3756,
-    3721,
-    3725,
-    3732,  # eyes
-    5708,
-    5695,
-    2081,
-    0,
-    4275,
-    6200,
-    6213,
-    6346,
-    6461,
-    5518,
-    5957,
-    5841,  # outer lip
-    5702,
-    5711,
-    5533,
-    6216,
-    6207,
-    6470,
-    5517,
-    5966,
-)  # inner lip
-PAIRS = (
-    (0, 16),
-    (4, 12),
-    (17, 26),
-    (21, 22),
-    (31, 35),
-    (36, 45),
-    (39, 42),
-    (48, 54),
-    (60, 64),
-)  # mirrored landmarks
+    1225, 1888, 1052, 367, 1719, 1722, 2199, 1447, 966, 3661, 4390, 3927, 3924, 2608, 3272, 4088, 3443,  # jaw
+    268, 493, 1914, 2044, 1401, 3615, 4240, 4114, 2734, 2509,  # brows
+    978, 4527, 4942, 4857, 1140, 2075, 1147, 4269, 3360,  # nose
+    1507, 1542, 1537, 1528, 1518, 1511, 3742, 3751, 3756, 3721, 3725, 3732,  # eyes
+    5708, 5695, 2081, 0, 4275, 6200, 6213, 6346, 6461, 5518, 5957, 5841,  # outer lip
+    5702, 5711, 5533, 6216, 6207, 6470, 5517, 5966,  # inner lip
+)
+# fmt: on
+# Mirrored landmarks.
+PAIRS = ((0, 16), (4, 12), (17, 26), (21, 22), (31, 35), (36, 45), (39, 42), (48, 54), (60, 64))
 EXPRESSIONS = tuple(
     (
         "browDown_L browDown_R browInnerUp_L browInnerUp_R browOuterUp_L browOuterUp_R cheekPuff_L "
@@ -391,9 +322,8 @@ def _paint(mean: np.ndarray, region: np.ndarray) -> np.ndarray:
         albedo[rows] += weight[:, None] * (color - albedo[rows])
 
     contour = points[48:60, :2].astype(np.float32)
-    inside = np.array(
-        [cv2.pointPolygonTest(contour, tuple(map(float, p)), True) for p in mean[outer, :2]]
-    )  # mm
+    # mm
+    inside = np.array([cv2.pointPolygonTest(contour, tuple(map(float, p)), True) for p in mean[outer, :2]])
     front = mean[outer, 2] > points[48, 2] - 6
     blend(outer, np.clip(0.5 + inside / 2.0, 0, 1) * front, lips)
     for brow in (points[17:22], points[26:21:-1]):  # from the outer to the inner end

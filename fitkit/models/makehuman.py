@@ -48,10 +48,8 @@ MM = 104.0
 # The head frame of the mean person: the mesh looks down by PITCH degrees; the middle of its eyeballs lies at
 # EYES, mm.
 PITCH, EYES = 4.8, np.array([0.0, 34.2, 77.3])
-NECK_MM, SHOULDER_MM = (
-    (-132.0, -0.12),
-    80.0,
-)  # height of the cut at z = 0 and its slope; what lies farther aside below the ears goes too
+# Height of the cut at z = 0 and its slope; what lies farther aside below the ears goes too.
+NECK_MM, SHOULDER_MM = ((-132.0, -0.12), 80.0)
 # Teeth and tongue: how much smaller than MakeHuman's, which are too wide for slim faces, and moved by how
 # much, mm.
 INSIDE = {
@@ -464,9 +462,8 @@ def _embed(mean: np.ndarray, place: np.ndarray, triangles: np.ndarray) -> Landma
             at[number], corner = np.argwhere(triangles == rows[0])[0]
             weights[number, corner] = 1
             continue
-        around = np.flatnonzero(
-            np.isin(triangles, rows).any(1)
-        )  # the lips touch: the nearest surface of all may be the other one's
+        # The lips touch: the nearest surface of all may be the other one's.
+        around = np.flatnonzero(np.isin(triangles, rows).any(1))
         near, _, found = SurfaceIndex(mean, triangles[around]).query(
             (shares / shares.sum() @ mean[rows])[None]
         )

@@ -1,0 +1,1 @@
+"""Photos -> `Observations`: crops, landmarks, optical flow, labels."""

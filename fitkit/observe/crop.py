@@ -24,16 +24,16 @@ MOST_PADDED = 10000
 
 @dataclass(frozen=True)
 class CropOptions:
-    """margin: crop side over the larger side of the landmark box; up: shift towards the forehead as a share
-    of the box height; max_size, min_size: limits of the common crop side in pixels (faces are hardly ever
-    enlarged); fill: what lies beyond the photo; resize: 'area' means (bilinear where it is enlarged), or
-    'cubic' as published crops are made."""
+    """How heads are cut out of photos."""
 
+    # Side of the crop over the larger side of the landmark box.
     margin: Annotated[float, Range(0.1, 20.0)] = 1.6
+    # Shift towards the forehead, share of the height of the box.
     up: Annotated[float, Range(-5.0, 5.0)] = 0.08
-    max_size: Pixels = 512
-    min_size: Annotated[int, Range(1, 4096)] = 192
-    fill: Literal["grey", "black"] = "grey"
+    max_size: Pixels = 512  # of the common side of the crops, px
+    min_size: Annotated[int, Range(1, 4096)] = 192  # the same; faces are hardly ever enlarged
+    fill: Literal["grey", "black"] = "grey"  # what lies beyond the photo
+    # Means, bilinear where enlarged; or cubic, as published crops are.
     resize: Literal["area", "cubic"] = "area"
 
 
@@ -61,9 +61,8 @@ def crop_views(
         side = min(side, REACH * max(H, W))
         step = -(-side // MOST_PADDED)
         side = -(-side // step) * step
-        x0, y0 = (
-            np.round(center - side / 2).clip(1 - side, (W - 1, H - 1)).astype(int)
-        )  # never beside the photo
+        # Never beside the photo.
+        x0, y0 = np.round(center - side / 2).clip(1 - side, (W - 1, H - 1)).astype(int)
         pictures.append(_cut(image, x0, y0, side, step, size, FILL[options.fill], options.resize))
         inside = (
             np.full(image.shape[:2], 255, np.uint8)

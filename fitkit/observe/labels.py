@@ -64,10 +64,13 @@ class Labels:
         """With these fields not known."""
         return replace(self, **dict.fromkeys(names))
 
+    def select(self, views: Tensor) -> Labels:
+        """Those of the frames `views` [n] int64, in this order; all people of the state stay."""
+        state = None if self.state is None else self.state.select(views)
+        return replace(self.each(lambda x: x[views]), state=state)
 
-def join_labels(
-    parts: Sequence[Labels | None], join_states: Callable[[Sequence[SceneState]], SceneState]
-) -> Labels | None:
+
+def join_labels(parts: Sequence[Labels | None]) -> Labels | None:
     """Labels of the frames of several samples, each of one person: what all of them know; None where one has
     no labels.
 
@@ -94,7 +97,7 @@ def join_labels(
         ]
     state, sigma, known = None, None, tuple(k for k in parts[0].known if all(k in p.known for p in parts))
     if all(p.state is not None for p in parts):
-        state = join_states([p.state for p in parts])
+        state = SceneState.join([p.state for p in parts])
         if any(p.identity_sigma is not None for p in parts):
             exact = (torch.zeros_like(p.state.identity) for p in parts)
             sigma = torch.cat(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -9,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fitkit.geometry.color import linear_from_srgb
-from fitkit.observe.labels import Labels
-from fitkit.observe.landmarks.types import Landmarks
+from fitkit.geometry.color import LUMINANCE, linear_from_srgb
+from fitkit.observe.labels import Labels, join_labels
+from fitkit.observe.landmarks.types import Landmarks, join_landmarks
 from fitkit.tensors import move
 
 
@@ -37,6 +38,29 @@ class Observations:
             return self
         return replace(move(replace(self, labels=None), device), labels=self.labels)
 
+    def select(self, views: Tensor) -> Observations:
+        """What is seen in the views [n] int64, in this order; labels included."""
+        labels = None if self.labels is None else self.labels.select(views)
+        return Observations(
+            self.images[views],
+            self.landmarks.select(views),
+            self.mask[views],
+            self.scale[views],
+            self.offset[views],
+            labels,
+        )
+
+    @staticmethod
+    def join(parts: Sequence[Observations]) -> Observations:
+        """What is seen of several people as one; of the labels what all of them have, see `join_labels`."""
+        if len(parts) == 1:
+            return parts[0]
+        images, mask, scale, offset = (
+            torch.cat([getattr(p, k) for p in parts]) for k in ("images", "mask", "scale", "offset")
+        )
+        marks, labels = join_landmarks([p.landmarks for p in parts]), join_labels([p.labels for p in parts])
+        return Observations(images, marks, mask, scale, offset, labels)
+
     @property
     def num_views(self) -> int:
         return len(self.images)
@@ -53,7 +77,7 @@ class Observations:
     @cached_property
     def linear_luminance(self) -> Tensor:
         """[B, 1, H, W] linear luminance in [0, 1] (Rec. 709 weights)."""
-        weights = self.images.new_tensor([0.2126, 0.7152, 0.0722])
+        weights = self.images.new_tensor(LUMINANCE)
         return torch.einsum("c,bchw->bhw", weights, linear_from_srgb(self.images))[:, None]
 
 

@@ -1,0 +1,1 @@
+"""Scene -> pictures: rasterizer, visibility, shading, texture."""

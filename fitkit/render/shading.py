@@ -174,9 +174,8 @@ def surface_normals(surface: Surface, vertices: Tensor, triangles: Tensor) -> Te
     normals = torch.nn.functional.normalize(
         surface.interpolate(vertex_normals(vertices[None], triangles)[0][triangles]), dim=-1
     )
-    return torch.where(
-        normals[:, 2:] > 0.15, -normals, normals
-    )  # 0.15: smooth normals lean over at the silhouette
+    # 0.15: smooth normals lean over at the silhouette.
+    return torch.where(normals[:, 2:] > 0.15, -normals, normals)
 
 
 def light_surface(

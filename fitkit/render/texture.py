@@ -147,9 +147,8 @@ def blend_views(
     texels = _Texels.of(model, size)
     triangles = model.triangles
     lookups = [_Lookup.of(view, triangles, options) for view in views]
-    samples = [
-        look.sample(texels.matrix, look.attributes) for look in lookups
-    ]  # (rgb [N, 3], weight [N]) per view
+    # (rgb [N, 3], weight [N]) per view.
+    samples = [look.sample(texels.matrix, look.attributes) for look in lookups]
     skin_texel = (texels.matrix @ (model.skin | model.face).numpy().astype(np.float32)) > 0.99
     gains = _view_gains(samples, skin_texel)
     eyes = texels.matrix @ _is_eye(model).astype(np.float32) > 0.5

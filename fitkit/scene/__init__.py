@@ -1,0 +1,1 @@
+"""What is estimated: state, pose, camera, light; projection, and parameter files."""

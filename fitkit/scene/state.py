@@ -83,12 +83,9 @@ class SceneState:
         people = list(people)
         if people == list(range(len(self.identity))):
             return self
-        views = torch.cat([(self.subject == s).nonzero()[:, 0] for s in people])
-        number = torch.full((len(self.identity),), -1, device=views.device)
-        number[torch.tensor(people, device=views.device)] = torch.arange(len(people), device=views.device)
-        chosen = self.select(views)
-        return chosen.replace(
-            subject=number[chosen.subject],
+        views, subject = views_of(self.subject, people)
+        return self.select(views).replace(
+            subject=subject,
             identity=self.identity[people],
             albedo=None if self.albedo is None else self.albedo[people],
             landmark_offset=None if self.landmark_offset is None else self.landmark_offset[people],

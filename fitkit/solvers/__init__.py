@@ -1,0 +1,1 @@
+"""Least squares and first-order solvers; they know nothing about faces."""

@@ -1,0 +1,1 @@
+"""Pictures and truth of people who do not exist."""

@@ -351,9 +351,8 @@ def studio_picture(scene: Scene) -> np.ndarray:
     sky = (sh_basis(torch.from_numpy(towards).float()) @ (scene.illumination / band)).clamp_min(0.02).numpy()
     lamp = np.asarray(scene.lamp) / np.linalg.norm(scene.lamp)
     box = np.clip((LAMP_RADIUS - np.arccos(np.clip(towards @ lamp, -1, 1))) / np.radians(1.5) + 0.5, 0, 1)
-    radiance = (
-        scene.lamp_strength / np.sin(LAMP_RADIUS) ** 2
-    )  # a disc of radius r lights a facing surface with pi sin(r)^2
+    # A disc of radius r lights a facing surface with pi sin(r)^2.
+    radiance = scene.lamp_strength / np.sin(LAMP_RADIUS) ** 2
     return (sky + box[..., None] * radiance * np.asarray(scene.lamp_color)).astype(np.float32)
 
 

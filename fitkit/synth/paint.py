@@ -28,24 +28,12 @@ MAP_SIZE = (round((TOP - BOTTOM) / PIXEL_MM), round(2 * ASIDE * RADIUS / PIXEL_M
 CROWN = np.array([0.0, 45.0, 0.0])  # mm: centre of the rays that find the scalp
 
 # The hairline of a mean head: height over depth, mm.
-HAIRLINE = np.array(
-    [
-        [-80, -42],
-        [-35, -36],
-        [-10, -22],
-        [2, 8],
-        [20, 30],
-        [30, 12],
-        [36, 16],
-        [42, 34],
-        [48, 52],
-        [58, 68],
-        [68, 80],
-        [78, 90],
-        [95, 96],
-    ],
-    float,
-)
+# fmt: off
+HAIRLINE = np.array([
+    [-80, -42], [-35, -36], [-10, -22], [2, 8], [20, 30], [30, 12], [36, 16], [42, 34], [48, 52], [58, 68],
+    [68, 80], [78, 90], [95, 96],
+], float)
+# fmt: on
 EYEBALLS = ("eye_left", "eye_right", "sclera", "iris")
 LINING = {
     "mouth": (0.17, 0.045, 0.04),
@@ -282,48 +270,21 @@ def _masks(p: np.ndarray, nostrils: list[np.ndarray] | None = None) -> dict[str,
         return p[a] * (1 - t) + p[b] * t
 
     lips = np.concatenate([p[48:55], p[55:60]])
+    # fmt: off
     cheek = [
-        mix(1, 31, 0.06),
-        mix(3, 48, 0.35),
-        mix(48, 31, 0.35),
-        p[31] + [0, 3],
-        p[33] + [0, 4],
-        p[35] + [0, 3],
-        mix(54, 35, 0.35),
-        mix(13, 54, 0.35),
-        mix(15, 35, 0.06),
+        mix(1, 31, 0.06), mix(3, 48, 0.35), mix(48, 31, 0.35), p[31] + [0, 3], p[33] + [0, 4], p[35] + [0, 3],
+        mix(54, 35, 0.35), mix(13, 54, 0.35), mix(15, 35, 0.06),
     ]
     down = np.array([0, 24 / PIXEL_MM])
-    beard = np.concatenate(
-        [
-            cheek,
-            [
-                p[15],
-                p[13] + down * 0.5,
-                p[11] + down,
-                p[9] + down,
-                p[8] + down,
-                p[7] + down,
-                p[5] + down,
-                p[3] + down * 0.5,
-                p[1],
-            ],
-        ]
-    )
-    moustache = np.array(
-        [
-            mix(48, 31, 0.4),
-            p[31] + [0, 4],
-            p[33] + [0, 4],
-            p[35] + [0, 4],
-            mix(54, 35, 0.4),
-            p[54] + [4, 5],
-            p[52],
-            p[51],
-            p[50],
-            p[48] + [-4, 5],
-        ]
-    )
+    beard = np.array([
+        *cheek, p[15], p[13] + down * 0.5, p[11] + down, p[9] + down, p[8] + down, p[7] + down, p[5] + down,
+        p[3] + down * 0.5, p[1],
+    ])
+    moustache = np.array([
+        mix(48, 31, 0.4), p[31] + [0, 4], p[33] + [0, 4], p[35] + [0, 4], mix(54, 35, 0.4), p[54] + [4, 5],
+        p[52], p[51], p[50], p[48] + [-4, 5],
+    ])
+    # fmt: on
     goatee = np.array(
         [p[48] + [-3, 0], p[54] + [3, 0], mix(54, 10, 0.5), p[9], p[8] + [0, 5], p[7], mix(48, 6, 0.5)]
     )
@@ -448,9 +409,8 @@ def _scalp(
     ray = outer - CROWN
     length = np.linalg.norm(ray, axis=1)
     _, near = cKDTree(ray / length[:, None]).query(direction.reshape(-1, 3), k=8)
-    radius = np.median(length[near], axis=1).reshape(
-        rows, columns
-    )  # ears and nose stand out, the median passes over them
+    # Ears and nose stand out, the median passes over them.
+    radius = np.median(length[near], axis=1).reshape(rows, columns)
     radius[:, 0] = radius[:, -1] = (radius[:, 0] + radius[:, -1]) / 2
     wrapped = np.concatenate([radius[:, -5:-1], radius, radius[:, 1:5]], 1).astype(np.float32)
     radius = cv2.GaussianBlur(wrapped, (0, 0), 1.2)[:, 4:-4]
@@ -632,9 +592,8 @@ def paint_eyes(rest: np.ndarray, head: HeadMap, look: SkinLook, gaze: np.ndarray
     in the head frame."""
     left = (rest[:, 0] > 0).astype(int)
     ray = rest - head.eyes[left]
-    angle = np.arccos(np.clip((ray @ gaze) / np.linalg.norm(ray, axis=1), -1, 1)) / np.radians(
-        25
-    )  # 1 = rim of the iris
+    # 1 = rim of the iris.
+    angle = np.arccos(np.clip((ray @ gaze) / np.linalg.norm(ray, axis=1), -1, 1)) / np.radians(25)
     white = np.array([0.50, 0.45, 0.42]) * np.clip(1.12 - 0.22 * angle, 0.4, 1)[:, None]
     spoke = 1 + 0.25 * np.sin(17 * np.arctan2(ray[:, 1], ray[:, 0]))[:, None]
     color = np.where(

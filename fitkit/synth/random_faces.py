@@ -46,9 +46,8 @@ NEAREST_MM, FARTHEST_MM = 250.0, 6000.0  # depth maps of 16 bits in 0.1 mm end a
 Distance = Annotated[float, Range(NEAREST_MM, FARTHEST_MM)]
 Strength = Annotated[float, Range(0.0, 100.0)]
 SUPERSAMPLE = 2
-VISIBLE_MM = (
-    5.0  # a landmark may lie this far behind the nearest surface of its sample: surfaces are seen at a slant
-)
+# A landmark may lie this far behind the nearest surface of its sample: surfaces are seen at a slant.
+VISIBLE_MM = 5.0
 OUTLINE_YAW = 10.0  # degrees: below, the jaw's outline is the jaw
 OUTLINE_HIDDEN_MM = 3.0  # a jaw point this far behind the face's own surface is hidden
 HAIR_NEARER_MM = 1.5  # a fading edge of hair that lies on the skin must not fall behind it
@@ -280,9 +279,8 @@ def random_expression(
 def random_person(rng: np.random.Generator, variation: FaceVariation) -> SkinLook:
     """Skin, lips, brows, beard and make-up."""
     low, high = variation.melanin
-    dark = (
-        low + (high - low) * rng.random() ** 1.4
-    )  # the light half of the scale holds more of the tones that look different
+    # The light half of the scale holds more of the tones that look different.
+    dark = low + (high - low) * rng.random() ** 1.4
     # Log-linear between light and dark skin, then more or less blood; after measured skin reflectances.
     skin = np.exp(
         (1 - dark) * np.log([0.62, 0.41, 0.32]) + dark * np.log([0.065, 0.034, 0.021]) + rng.normal() * 0.12
@@ -391,11 +389,8 @@ def random_scene(rng: np.random.Generator, variation: FaceVariation) -> Scene:
     cast = np.exp(rng.uniform(-1, 1, 3) * variation.color_cast)
     sh = np.zeros((9, 3))
     sh[0] = ambient / 0.28209479177387814
-    turn = rng.normal(size=3) * [0.8, 0.9, 1.0] + [
-        0.5,
-        0.5,
-        0,
-    ]  # order y, z, x: more often from above and in front
+    # Order y, z, x: more often from above and in front.
+    turn = rng.normal(size=3) * [0.8, 0.9, 1.0] + [0.5, 0.5, 0]
     turn *= rng.uniform(0.05, 0.6) / np.linalg.norm(turn)
     sh[1:4] = turn[:, None] * ambient / 0.48860251190291992 * np.exp(rng.normal(size=(3, 3)) * 0.12)
     sh[4:] = rng.normal(size=(5, 1)) * 0.10 * ambient * np.exp(rng.normal(size=(5, 3)) * 0.2)
@@ -438,9 +433,8 @@ class _Layers:
 def _front_facing(normal: Tensor) -> Tensor:
     """Camera-frame normals [N, 3] turned towards the camera, then y up and z towards the viewer."""
     normal = torch.nn.functional.normalize(normal, dim=-1)
-    normal = torch.where(
-        normal[:, 2:] > 0.15, -normal, normal
-    )  # 0.15: smooth normals lean over at the silhouette
+    # 0.15: smooth normals lean over at the silhouette.
+    normal = torch.where(normal[:, 2:] > 0.15, -normal, normal)
     return normal * torch.tensor([1.0, -1.0, -1.0])
 
 
@@ -697,21 +691,8 @@ def add_shoulders(
     """Neck and clothes behind the head, drawn flat; in place. samples: of the ground per pixel side."""
     fine = len(ground)
     base = state.pose.apply(torch.tensor([[[0.0, -80.0, 10.0]]]))[0, 0]
-    shape = np.array(
-        [
-            [-46, -60],
-            [-50, 60],
-            [-110, 95],
-            [-190, 130],
-            [-230, 420],
-            [230, 420],
-            [190, 130],
-            [110, 95],
-            [50, 60],
-            [46, -60],
-        ],
-        float,
-    )
+    side = [[46, -60], [50, 60], [110, 95], [190, 130], [230, 420]]  # x, y down from the neck, mm
+    shape = np.array([[-x, y] for x, y in side] + side[::-1], float)
     shape[:, 0] *= rng.uniform(0.85, 1.2)
 
     def draw(outline: np.ndarray, color: np.ndarray) -> None:

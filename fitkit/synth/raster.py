@@ -38,9 +38,8 @@ def sample_mesh(clip: Tensor, triangles: Tensor, size: tuple[int, int], table: n
     one pass.
     """
     corners, faces = clip.numpy(), triangles.numpy()
-    near_samples = _around_samples(
-        corners, faces, size[0], size[1]
-    )  # most triangles of a head lie between the samples
+    # Most triangles of a head lie between the samples.
+    near_samples = _around_samples(corners, faces, size[0], size[1])
     index = winning_triangles(clip[None], torch.from_numpy(faces[near_samples]), size)[0].numpy().reshape(-1)
     pixel = np.flatnonzero(index >= 0)
     triangle = near_samples[index[pixel]]
@@ -162,9 +161,8 @@ def _light(
     shininess,
     out,
 ):
-    faint = 1e-4 ** (
-        1 / shininess
-    )  # below, the highlight is less than a ten-thousandth and not worth the power
+    # Below, the highlight is less than a ten-thousandth and not worth the power.
+    faint = 1e-4 ** (1 / shininess)
     for n in range(len(albedo)):
         a, b, c = np.float64(normal[n, 0]), np.float64(normal[n, 1]), np.float64(normal[n, 2])
         length = max((a * a + b * b + c * c) ** 0.5, 1e-12)

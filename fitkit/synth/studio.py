@@ -163,9 +163,8 @@ def photograph(
 def _lit(surface: Surface, points: Tensor, model: FaceModel, paint: _Paint, scene: Scene) -> Tensor:
     """Linear RGB [N, 3] of the covered samples."""
     rest = surface.interpolate(model.mean[model.triangles])  # where on the mean head the sample lies
-    normal = surface_normals(surface, points, model.triangles) * torch.tensor(
-        [1.0, -1.0, -1.0]
-    )  # y up, z to the viewer
+    # Y up, z to the viewer.
+    normal = surface_normals(surface, points, model.triangles) * torch.tensor([1.0, -1.0, -1.0])
     albedo = surface.interpolate(paint.albedo[model.triangles])
     return light(paint(rest, albedo, paint.skin[surface.triangle]), normal, scene)
 

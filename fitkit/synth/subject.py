@@ -258,9 +258,8 @@ def _cameras(
 ) -> SceneState:
     """Poses and cameras of all pictures; the principal point is the middle of the picture."""
     vary, size, B = recipe.variation, recipe.size, len(moment)
-    own = (
-        B if recipe.setup == "turning" else recipe.views
-    )  # different poses; further frames of a rig follow from them
+    # Different poses; further frames of a rig follow from them.
+    own = B if recipe.setup == "turning" else recipe.views
     angles = torch.from_numpy(_angles(recipe, index, own)).float()
 
     def drawn(start: int, span: tuple[float, float]) -> tuple:
@@ -488,9 +487,8 @@ class _Studio:
         self._hair(layers, b, state, lens, scene, gain)
         if renderer is not None:
             share = alpha[..., None].astype(np.float32)
-            behind = (
-                ground if surroundings is None else surroundings * np.float32(gain)
-            )  # a drawn background is exposed already
+            # A drawn background is exposed already.
+            behind = ground if surroundings is None else surroundings * np.float32(gain)
             mixed = traced * np.float32(gain) * share + behind * (1 - share)
             layers.rgb = np.repeat(np.repeat(mixed.astype(np.float32), SUPERSAMPLE, 0), SUPERSAMPLE, 1)
         front = np.zeros((fine, fine), np.float32)

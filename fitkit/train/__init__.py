@@ -1,0 +1,1 @@
+"""Data, network and energies -> weights: one loop for all trainings."""

@@ -60,9 +60,8 @@ def distill(
     if rounds < 1:
         raise InputError(f"distill: rounds: expected at least 1, got {rounds}")
     folder, photos = Path(folder), Path(photos)
-    settled(
-        training, overrides, photos, folder, ""
-    )  # what is wrong with the recipe shows before the first fit
+    # What is wrong with the recipe shows before the first fit.
+    settled(training, overrides, photos, folder, "")
     if (folder / REPORT).exists() and not resume:
         raise InputError(f"{folder}: holds rounds already; go on with --resume, or choose another folder")
     check_folder(folder, (REPORT, "round_*/*"), (REPORT, f"round_1/{FITS}/{BATCH_REPORT}"), "distill", resume)

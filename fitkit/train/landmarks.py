@@ -29,6 +29,7 @@ from fitkit.errors import FitError, InputError
 from fitkit.io.atomic import written_whole
 from fitkit.io.options import build, to_plain
 from fitkit.observe.landmarks.network import NUM_POINTS, LandmarkNetwork, NetworkOutput
+from fitkit.observe.landmarks.types import box_size
 from fitkit.synth.shards import read_shard, render_faces
 from fitkit.train.landmark_recipe import LandmarkTraining, LossOptions
 from fitkit.train.records import LOG, MAKE_ROOM, RECIPE, claim_folder, read_checkpoint, write_recipe
@@ -181,8 +182,7 @@ def validate(network: LandmarkNetwork, faces: tuple[LabelledFace, ...], device: 
         points = network(batch["image"].to(device).float() / 255).points[:, :NUM_POINTS].cpu()
         truth, known = batch["points"][:, :NUM_POINTS], batch["known"][:, :NUM_POINTS]
         for p, t, k in zip(points, truth, known):
-            box = t[k].amax(0) - t[k].amin(0)
-            errors.append(float((p[k] - t[k]).norm(dim=-1).mean() / box.prod().sqrt()))
+            errors.append(float((p[k] - t[k]).norm(dim=-1).mean() / box_size(t, k)))
     return 100 * float(np.mean(errors))
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fitkit.export.overlay import CURVES
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.predictor import Prediction
+from fitkit.observe.landmarks.types import CURVES
 from fitkit.render.shading import render_shaded
 from fitkit.scene.state import SceneState
 

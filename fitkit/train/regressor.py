@@ -120,9 +120,8 @@ def train_regressor(
     training, held = open_parts(recipe, model, datasets)
     _check_stages(recipe, network, training)
     write_recipe(folder, recipe)
-    (folder / f"{CHECKPOINT}.part").unlink(
-        missing_ok=True
-    )  # of a training of an earlier version that was killed
+    # Of a training of an earlier version that was killed.
+    (folder / f"{CHECKPOINT}.part").unlink(missing_ok=True)
     progress(
         ", ".join(
             f"{p.source.name}: {len(p.index)} samples, {len(h.index)} held out"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fitkit.data.augment import FaceAugmentation, augment, head_yaw, select_views
+from fitkit.data.augment import FaceAugmentation, augment, head_yaw
 from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.data.landmark_frames import held_out
 from fitkit.energies.registry import find
@@ -26,6 +25,7 @@ from fitkit.nets.weak_perspective import to_orthographic
 from fitkit.observe.label_crops import turn_labels
 from fitkit.observe.labels import LARGE, Labels
 from fitkit.observe.observations import Observations
+from fitkit.tensors import move
 from fitkit.train.readers import reader
 from fitkit.train.regressor_recipe import DataSource, RegressorTraining, TrainingStage
 
@@ -43,17 +43,6 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         return move(self, device)
-
-
-def move(value: Any, device: torch.device | str) -> Any:
-    """Tensors within dataclasses and tuples on another device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if dataclasses.is_dataclass(value):
-        return replace(
-            value, **{f.name: move(getattr(value, f.name), device) for f in dataclasses.fields(value)}
-        )
-    return tuple(move(v, device) for v in value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True)
@@ -103,7 +92,7 @@ def prepare(
     absent = rng.random(len(there)) < augmentation.missing
     absent[rng.integers(len(there))] = False  # somebody has to be there
     there = [s for s, gone in zip(there, absent) if not gone]
-    seen = select_views(observations, torch.tensor([slots[s] for s in there]))
+    seen = observations.select(torch.tensor([slots[s] for s in there]))
     seen = augment(seen, inputs.crop, augmentation, rng, where)
     labels = seen.labels
     if labels is not None and labels.state is not None and inputs.camera_kind == "orthographic":

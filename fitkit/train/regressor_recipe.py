@@ -39,9 +39,8 @@ class DataSource:
     folder: str = ""
     weight: Positive = 1.0  # share of the draws, relative to the other data sets
     options: Any = None  # of its reader
-    held_out: Annotated[
-        float, Range(-1.0, 1.0, below=True)
-    ] = -1.0  # share of its people; below 0: that of `validation`
+    # Share of its people; below 0: that of `validation`.
+    held_out: Annotated[float, Range(-1.0, 1.0, below=True)] = -1.0
     cache: bool = False  # keep what was read in memory, pictures with 8 bits (each worker for itself)
 
     def __post_init__(self):
@@ -81,15 +80,13 @@ class TrainingStage:
     steps: Natural = 0
     epochs: NonNegative = 0.0
     learning_rate: Positive = 1e-4
-    decay: Literal["constant", "cosine", "halve_every"] = (
-        "constant"  # cosine: down to zero at the end of the stage
-    )
+    # cosine: down to zero at the end of the stage; halve_every: see there.
+    decay: Literal["constant", "cosine", "halve_every"] = "constant"
     halve_every: Natural = 0  # steps after which the rate is halved, again and again, with decay: halve_every
     warmup: Natural = 0  # steps in which the rate rises from zero
     data: tuple[str, ...] = ()  # names of data sets, empty = all
-    free: tuple[
-        str, ...
-    ] = ()  # parts that learn, empty = all; the others are frozen, their batch statistics too
+    # Parts that learn, empty = all; the others are frozen, their batch statistics too.
+    free: tuple[str, ...] = ()
     batch: Natural = 0  # people per step and device, 0 = as the training
     most_views: Annotated[int, Range(0, 1000)] = 0  # of a person in a sample, 0 = as the training
     augmentation: FaceAugmentation | None = None  # none = as the training

@@ -19,12 +19,7 @@ from fitkit.nets import load_network
 from fitkit.nets.predictor import Prediction
 from fitkit.observe.flow import make_flow_estimator
 from fitkit.observe.flow.types import FlowEstimator
-from fitkit.observe.labels import join_labels
-from fitkit.observe.landmarks.types import join_landmarks
 from fitkit.observe.observations import Observations
-from fitkit.scene.camera import Camera
-from fitkit.scene.pose import Pose
-from fitkit.scene.state import SceneState
 from fitkit.train.regressor_recipe import TrainingStage
 
 
@@ -77,7 +72,7 @@ class StageCost:
             for group in groups:
                 if group not in joined:
                     mine = [people[i] for i in group]
-                    joined[group] = prediction.select(group), join_observations(mine)
+                    joined[group] = prediction.select(group), Observations.join(mine)
                 cost, only, mean = self._cost(spec, options, *joined[group], done)
                 share = (len(group) if mean else 1) / len(people)
                 total = cost * share if total is None else total + cost * share
@@ -169,39 +164,3 @@ class StageCost:
                     f"{PARTS[part]} ({part}), and this one gives {', '.join(prediction.gives)}; leave it "
                     "out or choose another network"
                 )
-
-
-def join_observations(parts: Sequence[Observations]) -> Observations:
-    """Observations of several people as one; of the labels what all of them have, see `join_labels`."""
-    if len(parts) == 1:
-        return parts[0]
-    images, mask, scale, offset = (
-        torch.cat([getattr(p, k) for p in parts]) for k in ("images", "mask", "scale", "offset")
-    )
-    return Observations(
-        images,
-        join_landmarks([p.landmarks for p in parts]),
-        mask,
-        scale,
-        offset,
-        join_labels([p.labels for p in parts], join_states),
-    )
-
-
-def join_states(parts: Sequence[SceneState]) -> SceneState:
-    """People of several states as one state; the light is left out, their cameras must be of one kind."""
-    offsets = torch.tensor([0, *(len(p.identity) for p in parts[:-1])]).cumsum(0).tolist()
-    focal, principal, aspect = (
-        torch.cat([getattr(p.camera, k) for p in parts]) for k in ("focal", "principal", "aspect")
-    )
-    camera = Camera(focal, principal, aspect, parts[0].camera.kind)
-    pose = Pose(torch.cat([p.pose.rotation for p in parts]), torch.cat([p.pose.translation for p in parts]))
-    expression = torch.cat([p.expression for p in parts])
-    return SceneState(
-        torch.cat([p.identity for p in parts]),
-        torch.cat([p.subject + o for p, o in zip(parts, offsets)]),
-        expression,
-        pose,
-        camera,
-        expression.new_zeros(len(expression), 9, 1),
-    )

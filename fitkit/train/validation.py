@@ -15,6 +15,7 @@ from fitkit.geometry.alignment import similarity_align
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.predictor import Prediction, Predictor
 from fitkit.observe.labels import Labels
+from fitkit.observe.landmarks.types import box_size
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import sample
 from fitkit.scene.projection import project_points
@@ -138,9 +139,8 @@ def shape_errors(mine: Prediction, labels: Labels, model: FaceModel) -> dict[str
         "mean_shape_mm": aligned_distance(mean, truth),
     }
     if mine.identity_sigma is not None:
-        own = (
-            0.0 if labels.identity_sigma is None else labels.identity_sigma
-        )  # labels may be unsure themselves
+        # Labels may be unsure themselves.
+        own = 0.0 if labels.identity_sigma is None else labels.identity_sigma
         error = (mine.state.identity - labels.state.identity) ** 2
         out["sigma_ratio"] = float((error / (mine.identity_sigma**2 + own**2)).mean())
     return out
@@ -195,9 +195,8 @@ def landmark_error(points: Tensor, seen: Observations) -> list[float]:
     """NME of landmarks 17-67 in per cent, one number for each view that has any. points: [B, 68, 2] px."""
     marks, out = seen.landmarks, []
     for p, t, valid in zip(points, marks.points, marks.valid):
-        box = t[valid].amax(0) - t[valid].amin(0)
         inner = valid.clone()
         inner[:17] = False
         if bool(inner.any()):
-            out.append(100 * float((p[inner] - t[inner]).norm(dim=-1).mean() / box.prod().sqrt()))
+            out.append(100 * float((p[inner] - t[inner]).norm(dim=-1).mean() / box_size(t, valid)))
     return out

@@ -299,9 +299,8 @@ def test_interrupted_while_fitting(start, anna, tmp_path):
     for line in process.stderr:
         if line.startswith("stage landmarks: "):
             break
-    time.sleep(
-        4
-    )  # numba may still compile what the stage needs; an interrupt inside its callbacks is told twice
+    # Numba may still compile what the stage needs; an interrupt inside its callbacks is told twice.
+    time.sleep(4)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 from helpers import tiny_model
 
-from fitkit.cli.model import model
+from fitkit.cli.main import main
 from fitkit.errors import MissingWeightsError
 from fitkit.models import fetch, registry
 from fitkit.models.io import save_model_file
@@ -22,7 +22,7 @@ def run(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(registry, "asset_path", lambda name: asset)
     monkeypatch.setenv("FITKIT_MODELS", str(tmp_path / "models"))
-    return lambda *arguments: CliRunner().invoke(model, [str(a) for a in arguments])
+    return lambda *arguments: CliRunner().invoke(main, ["model", *map(str, arguments)])
 
 
 def test_list(run):

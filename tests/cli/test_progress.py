@@ -14,9 +14,8 @@ class Terminal(io.StringIO):
 
 
 def test_a_fit_says_what_it_does_and_how_long(monkeypatch):
-    monkeypatch.setattr(
-        sys, "stderr", terminal := Terminal()
-    )  # here: between fixtures and test pytest sets it anew
+    # Here: between fixtures and test pytest sets it anew.
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     with share_bar(False) as progress:
         progress.at(0.05, "reading photos")
         progress.at(0.4, "stage flow")
@@ -29,9 +28,8 @@ def test_a_fit_says_what_it_does_and_how_long(monkeypatch):
 
 
 def test_a_training_says_how_many_steps_are_left(monkeypatch):
-    monkeypatch.setattr(
-        sys, "stderr", terminal := Terminal()
-    )  # here: between fixtures and test pytest sets it anew
+    # Here: between fixtures and test pytest sets it anew.
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     with training_bar(False) as bar:
         bar.begun(40, 50)
         for step in (41, 42):

@@ -425,9 +425,8 @@ def of_depth(energy, size=64, seed=0, suitability=False, amount=4.0, images=pain
         -1, keepdim=True
     )
     facing = interpolate(fragments, MODEL.triangles, cosine)
-    known = torch.where(
-        facing[..., 0] > 0.5, depth, 0
-    )  # without the rim, of which pixels of another size show another part
+    # Without the rim, of which pixels of another size show another part.
+    known = torch.where(facing[..., 0] > 0.5, depth, 0)
     obs = replace(
         observe(MODEL, truth, size, images(truth, size)),
         labels=replace(labels(truth), depth=known, prior_depth=known),

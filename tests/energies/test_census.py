@@ -234,9 +234,8 @@ def test_patches_follow_the_surface():
 def test_patches_on_the_surface_beat_patches_in_the_picture():
     state = truth(size=320)
     energy, obs = prepared(state, photograph(state, 320), replace(OPTIONS, points=300))
-    turned = (
-        energy.patch[0] @ state.pose.rotation[0].T
-    )  # the patch of view 0, laid down alike in every picture
+    # The patch of view 0, laid down alike in every picture.
+    turned = energy.patch[0] @ state.pose.rotation[0].T
     flat = replace(energy, patch=torch.einsum("npi,bij->bnpj", turned, state.pose.rotation))
     assert float(flat.scalar(state)) > 2 * float(energy.scalar(state))
 

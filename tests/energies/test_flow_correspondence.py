@@ -427,9 +427,8 @@ def test_a_pair_counts_by_its_noise_and_by_how_much_of_it_matches():
     )
     assert float(worth[3]) == 0  # as much matches as between two unlike pictures
     assert 3 < float(worth[0] / worth[1]) < 5
-    torch.testing.assert_close(
-        frozen.freeze(state, None).matches.weight, frozen.matches.weight
-    )  # held matches are not weighed twice
+    # Held matches are not weighed twice.
+    torch.testing.assert_close(frozen.freeze(state, None).matches.weight, frozen.matches.weight)
     check_everything(frozen, moved(state), observe(MODEL, state))
 
 

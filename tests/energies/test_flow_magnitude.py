@@ -33,9 +33,8 @@ def photograph(state, size=SIZE):
 
 def truth(kind="perspective", views=2, size=SIZE):
     state = tiny_state(MODEL, views, size)
-    turn = torch.tensor(
-        [[0.0, -0.35, 0, 0, 0, 0], [0.0, 0.35, 0, 0, 0, 0]], dtype=torch.float64
-    )  # to 20 degrees left and right
+    # To 20 degrees left and right.
+    turn = torch.tensor([[0.0, -0.35, 0, 0, 0, 0], [0.0, 0.35, 0, 0, 0, 0]], dtype=torch.float64)
     if views == 2:
         state = state.replace(pose=state.pose.retract(-turn))
     return state.replace(camera=replace(state.camera, kind=kind))
@@ -339,9 +338,8 @@ def test_descent_brings_the_view_home():
     energy, obs = energy_of(state, replace(OPTIONS, consistent=False))
     valid = obs.landmarks.valid.clone()
     valid[1] = False
-    known = replace(
-        obs, landmarks=replace(obs.landmarks, valid=valid)
-    )  # holds view 0, so that not both wander together
+    # Holds view 0, so that not both wander together.
+    known = replace(obs, landmarks=replace(obs.landmarks, valid=valid))
     start = state.replace(
         pose=state.pose.retract(
             torch.tensor([[0.0] * 6, [0.0, 0.0, 0.01, 3.0, -2.0, 0]], dtype=torch.float64)

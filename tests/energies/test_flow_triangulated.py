@@ -97,9 +97,8 @@ def test_little_parallax_and_rays_that_miss_each_other_are_refused():
     assert bool(triangulated(state, state).points.valid.all())
     assert not bool(triangulated(state, state, TriangulationOptions(min_parallax_deg=80)).points.valid.any())
     m = perfect_matches(state)
-    astray = replace(
-        m, pixel_b=m.pixel_b + torch.tensor([0.0, 30.0])
-    )  # across the epipolar lines of a head that turns to the side
+    # Across the epipolar lines of a head that turns to the side.
+    astray = replace(m, pixel_b=m.pixel_b + torch.tensor([0.0, 30.0]))
     assert float(triangulated(state, state, matches=astray).points.valid.float().mean()) < 0.2
 
 

@@ -75,9 +75,8 @@ def test_vis_zbuf_against_rays():
     got = vis_zbuf(seen, MODEL.triangles, state.camera, (256, 256))[2].numpy()
     p = seen[2].numpy()
     every = np.arange(0, len(p), 3)
-    depth = hit_depths(
-        np.zeros((len(every), 3)), p[every], p[MODEL.triangles.numpy()]
-    )  # 1 = the vertex itself
+    # 1 = the vertex itself.
+    depth = hit_depths(np.zeros((len(every), 3)), p[every], p[MODEL.triangles.numpy()])
     hidden = ((1 - depth) * np.linalg.norm(p[every], axis=1)[:, None] > 2.0).any(1)
     # On the rim of the open shell and where it is seen edge-on, the vertex's pixel may show what lies beside
     # it.

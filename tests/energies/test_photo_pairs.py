@@ -69,9 +69,8 @@ def test_the_mean_of_squared_differences_by_the_book():
 def test_the_union_counts_the_outlined_half_face_too():
     state, obs, energy = scene(options=replace(STRICT["mvf"], size=SIZE))
     away = state.pose.translation * torch.tensor([1.0, 1.0, 1.5])
-    at = state.replace(
-        pose=Pose(state.pose.rotation, away)
-    )  # so small that part of each face lies beside its rendering
+    # So small that part of each face lies beside its rendering.
+    at = state.replace(pose=Pose(state.pose.rotation, away))
     frozen = energy.freeze(at, obs)
     plain = replace(energy, options=replace(energy.options, region="rendered")).freeze(at, obs)
     outline = outlined_faces(obs, energy.photos)

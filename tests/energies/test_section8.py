@@ -75,11 +75,8 @@ BLIND = {
     "suitability_reg",
 }
 ONE_PERSON = {"photo_xview", "flow_corr", "flow_triangulated", "size_prior", "landmark_prior"}
-EQUAL = {
-    "flow_mag",
-    "photo_pairs",
-    "prior_l1",
-}  # their means are over pairs and people, whatever the number of pixels of each
+# Their means are over pairs and people, whatever the number of pixels of each.
+EQUAL = {"flow_mag", "photo_pairs", "prior_l1"}
 IN_PIXELS = {
     "photo_warp_depth",
     "flow_mag",

@@ -11,12 +11,8 @@ from scenes import SCENES, scene, train
 
 from fitkit.energies.registry import REGISTRY
 
-SMALL = {
-    "photo_warp_depth",
-    "normal_sup",
-    "ssim_xview",
-    "depth_xview",
-}  # depth maps of 64 px say the same in half the time
+# Depth maps of 64 px say the same in half the time.
+SMALL = {"photo_warp_depth", "normal_sup", "ssim_xview", "depth_xview"}
 # What may be left after 40 steps of (cost, error), as a share of the start: a tenth of the cost and half of
 # the error but for these. What compares resampled pictures does not vanish at the truth, lid points say
 # little about the rest of the face, and only a part of a depth map is seen by another frame.

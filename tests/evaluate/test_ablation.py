@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 from test_bench import PEOPLE, data  # noqa: F401, the fixture
 
-from fitkit.cli.bench import bench as command
+from fitkit.cli.main import main
 from fitkit.errors import FitError, InputError
 from fitkit.evaluate import methods
 from fitkit.evaluate.bench import ablation as module
@@ -144,7 +144,8 @@ def test_command_prints_and_writes(data, tmp_path, monkeypatch):  # noqa: F811
         "recipe: landmarks, overrides: [stages.landmarks.solver.max_iterations=1]}\n"
     )
     result = CliRunner().invoke(
-        command, ["ablation", str(data[0]), "--recipe", str(recipe), "--model", data[1], "--json", str(path)]
+        main,
+        ["bench", "ablation", str(data[0]), "--recipe", str(recipe), "--model", data[1], "--json", str(path)],
     )
     assert result.exit_code == 0, result.output
     report = json.loads(path.read_text())
@@ -159,6 +160,6 @@ def test_command_prints_and_writes(data, tmp_path, monkeypatch):  # noqa: F811
 
     monkeypatch.setattr(methods, "fit_observed", broken)
     failed = CliRunner().invoke(
-        command, ["ablation", str(data[0]), "--recipe", str(recipe), "--model", data[1]]
+        main, ["bench", "ablation", str(data[0]), "--recipe", str(recipe), "--model", data[1]]
     )
     assert failed.exit_code == 1 and "some fits failed" in failed.output and "lost" in failed.output

@@ -10,7 +10,7 @@ from helpers import tiny_model, tiny_result
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from fitkit.cli.bench import bench as command
+from fitkit.cli.main import main
 from fitkit.errors import FitError, InputError
 from fitkit.evaluate import methods
 from fitkit.evaluate.bench import speed as speeds
@@ -333,8 +333,9 @@ def test_many_views_show_one_person():
 def test_command_prints_and_writes(data, tmp_path):
     path = tmp_path / "results" / "accuracy.json"
     run = CliRunner().invoke(
-        command,
+        main,
         [
+            "bench",
             "accuracy",
             str(data[0]),
             "--model",
@@ -363,8 +364,9 @@ def test_command_prints_and_writes(data, tmp_path):
 
 def test_command_takes_numbers_of_photos(data):
     run = CliRunner().invoke(
-        command,
+        main,
         [
+            "bench",
             "accuracy",
             str(data[0]),
             "--model",
@@ -379,14 +381,14 @@ def test_command_takes_numbers_of_photos(data):
     )
     assert run.exit_code == 0, run.output
     assert "landmarks ben, 2 photos: " in run.output and "landmarks ben, 1 photo: " in run.output
-    run = CliRunner().invoke(command, ["accuracy", str(data[0]), "--photos", "two"])
+    run = CliRunner().invoke(main, ["bench", "accuracy", str(data[0]), "--photos", "two"])
     assert run.exit_code == 2 and "expected numbers like" in run.output
 
 
 def test_command_says_what_is_wrong(data, tmp_path):
-    run = CliRunner().invoke(command, ["accuracy", str(tmp_path / "none"), "--model", data[1]])
+    run = CliRunner().invoke(main, ["bench", "accuracy", str(tmp_path / "none"), "--model", data[1]])
     assert run.exit_code == 1 and "no such folder" in run.output and "Traceback" not in run.output
-    run = CliRunner().invoke(command, ["accuracy", str(data[0]), "--views", "a,b"])
+    run = CliRunner().invoke(main, ["bench", "accuracy", str(data[0]), "--views", "a,b"])
     assert run.exit_code == 2 and "expected numbers like 0,2,4" in run.output
 
 
@@ -396,7 +398,9 @@ def test_command_fails_when_a_fit_failed(data, monkeypatch):
         raise FitError("too dark")
 
     monkeypatch.setattr(methods, "fit_observed", broken)
-    run = CliRunner().invoke(command, ["accuracy", str(data[0]), "--model", data[1], "--recipe", "landmarks"])
+    run = CliRunner().invoke(
+        main, ["bench", "accuracy", str(data[0]), "--model", data[1], "--recipe", "landmarks"]
+    )
     assert run.exit_code == 1 and "too dark" in run.output and "some fits failed" in run.output
 
 
@@ -422,11 +426,11 @@ def test_people_are_rendered_where_no_data_is_given(tmp_path):
         "--json",
         str(path),
     ]
-    result = CliRunner().invoke(command, args)
+    result = CliRunner().invoke(main, ["bench", *args])
     assert result.exit_code == 0, result.output
     report = json.loads(path.read_text())
     assert report["data"] == "rendered_seed_3" and report["overrides"] == ["landmarks.sigma=0.02"]
     mean_face, fitted = report["rows"]
     assert mean_face["views"] == 5 and fitted["now_mean"] < 0.75 * mean_face["now_mean"]  # 0.4 to 0.5 of it
-    wrong = CliRunner().invoke(command, ["accuracy", "--people", "0"])
+    wrong = CliRunner().invoke(main, ["bench", "accuracy", "--people", "0"])
     assert wrong.exit_code == 1 and "expected at least one subject" in wrong.output

@@ -227,9 +227,8 @@ def test_faces_in_the_photos(folder, person):
         posed=np.stack([prediction.vertices] * 3),
         posed_landmarks=np.stack([prediction.landmarks] * 3),
     )
-    each = [
-        score(prediction, t)["now_mean"] for t in truths.values()
-    ]  # the neutral face against that of each photo
+    # The neutral face against that of each photo.
+    each = [score(prediction, t)["now_mean"] for t in truths.values()]
     assert score_photos(neutral, truths)["photos_mean"] == pytest.approx(np.mean(each)) and min(each) > 0.1
     for file in ("view1.ply", "landmarks3d_view2.npy"):
         (folder / file).unlink()

@@ -53,9 +53,8 @@ def test_spheres_one_millimetre_apart():
         1, abs=0.02
     )  # facets sag by 0.06 mm
     assert chamfer(small.vertices, small.faces, large.vertices, large.faces) == pytest.approx(1, abs=0.02)
-    np.testing.assert_allclose(
-        point_to_plane(large.vertices, small.vertices, small.faces), 1, atol=1e-3
-    )  # smooth normals are radial
+    # Smooth normals are radial.
+    np.testing.assert_allclose(point_to_plane(large.vertices, small.vertices, small.faces), 1, atol=1e-3)
 
 
 def test_nearest_vertex_is_found_by_brute_force_as_well():

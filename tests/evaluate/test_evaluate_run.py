@@ -14,7 +14,6 @@ from click.testing import CliRunner
 from helpers import tiny_model
 from PIL import Image
 
-from fitkit.cli.evaluate import evaluate as command
 from fitkit.cli.main import main
 from fitkit.errors import FitError, InputError
 from fitkit.evaluate import engine, methods
@@ -53,7 +52,7 @@ def recipe(data, *overrides, name="bench"):
 
 
 def run(*arguments):
-    return CliRunner().invoke(command, [str(a) for a in arguments])
+    return CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
 
 
 @pytest.mark.slow

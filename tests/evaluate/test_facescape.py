@@ -112,9 +112,8 @@ def test_lab_prediction_is_scaled_about_the_camera():
     vertices, triangles = head(80, 3)
     truth = vertices + [10, -5, 900]
     K = np.array([[1200.0, 0, 128], [0, 1200, 128], [0, 0, 1]])
-    np.testing.assert_allclose(
-        align_lab(truth, triangles, 1.1 * truth, triangles, K), truth, rtol=2e-3
-    )  # medians of the depth maps
+    # Medians of the depth maps.
+    np.testing.assert_allclose(align_lab(truth, triangles, 1.1 * truth, triangles, K), truth, rtol=2e-3)
 
 
 def test_wild_prediction_is_shifted_in_depth():

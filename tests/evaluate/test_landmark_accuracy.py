@@ -8,12 +8,11 @@ from click.testing import CliRunner
 from helpers import dotted_faces, face_points
 from PIL import Image
 
-from fitkit.cli.bench import bench as command
+from fitkit.cli.main import main
 from fitkit.data.landmark_frames import held_out
 from fitkit.errors import InputError
 from fitkit.evaluate import landmark_accuracy
 from fitkit.evaluate.landmark_accuracy import (
-    box_size,
     interocular_distance,
     labelled_pictures,
     measure,
@@ -21,7 +20,7 @@ from fitkit.evaluate.landmark_accuracy import (
     summarize,
 )
 from fitkit.io.mesh_files import write_ply
-from fitkit.observe.landmarks.types import Landmarks
+from fitkit.observe.landmarks.types import Landmarks, box_size
 
 
 class Teller:
@@ -201,7 +200,8 @@ def test_command_prints_the_summary_and_writes_json(tmp_path, monkeypatch):
         landmark_accuracy, "make_detector", lambda name, device: Teller([answers[0], *answers])
     )
     result = CliRunner().invoke(
-        command, ["landmarks", str(tmp_path / "tree"), "--everyone", "--json", str(tmp_path / "out.json")]
+        main,
+        ["bench", "landmarks", str(tmp_path / "tree"), "--everyone", "--json", str(tmp_path / "out.json")],
     )
     assert result.exit_code == 0 and "NME mean, %" in result.output
     report = json.loads((tmp_path / "out.json").read_text())

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from helpers import tiny_model
 
-from fitkit.cli.evaluate import evaluate as command
+from fitkit.cli.main import main
 from fitkit.evaluate import protocols
 from fitkit.evaluate.protocols import PROTOCOLS, find_protocols
 from fitkit.models.io import save_model_file
@@ -64,7 +64,7 @@ def test_a_new_file_is_a_new_protocol(tmp_path, monkeypatch):
     model = save_model_file(tiny_model(), tmp_path / "tiny.npz")
     people = layouts.held_out(tmp_path / "people", layouts.person())
     arguments = ["face_width", people, "predictor=mean", "--model", model, "-o", tmp_path / "out"]
-    result = CliRunner().invoke(command, [str(a) for a in arguments])
+    result = CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
     assert result.exit_code == 0, result.output
     mean = tiny_model().mean[:, 0]
     assert f"{float(mean.max() - mean.min()):.4g} ± 0" in result.output

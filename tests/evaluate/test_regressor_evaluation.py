@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 from helpers import tiny_model
 
-from fitkit.cli.evaluate import evaluate as command
+from fitkit.cli.main import main
 from fitkit.errors import InputError
 from fitkit.evaluate.predictions import read_prediction
 from fitkit.evaluate.recipe import load_evaluate_recipe
@@ -71,11 +71,8 @@ def test_a_network_is_measured_by_what_it_predicts(place, tmp_path):
     folder = place / "bench" / "multiview_00"
     alone = predict(folder, place / "net.safetensors", load_model(place / "tiny.npz"), "files")
     np.testing.assert_allclose(stored.vertices, alone.neutral.numpy(), atol=1e-5)
-    np.testing.assert_allclose(
-        stored.posed,
-        alone.state.pose.apply(alone.vertices).numpy(),
-        atol=1e-3,  # float32, a metre away
-    )
+    # float32, a metre away.
+    np.testing.assert_allclose(stored.posed, alone.state.pose.apply(alone.vertices).numpy(), atol=1e-3)
     made = yaml.safe_load((tmp_path / "predictions" / "recipe.yaml").read_text())
     assert (
         made["predictor"] == "regressor"
@@ -188,7 +185,7 @@ def test_the_model_is_that_of_the_weights(place, tmp_path):
 )
 def test_refusals(place, tmp_path, arguments, message):
     result = CliRunner().invoke(
-        command, ["bench", str(place / "bench"), "-o", str(tmp_path / "out"), *arguments]
+        main, ["evaluate", "bench", str(place / "bench"), "-o", str(tmp_path / "out"), *arguments]
     )
     assert result.exit_code != 0 and message in result.output, result.output
 
@@ -196,5 +193,5 @@ def test_refusals(place, tmp_path, arguments, message):
 def test_the_command(place, tmp_path):
     arguments = ["bench", place / "bench", "predictor=regressor", f"weights={place / 'net.safetensors'}"]
     arguments += ["--model", place / "tiny.npz", "--limit", "1", "-o", tmp_path / "out"]
-    result = CliRunner().invoke(command, [str(a) for a in arguments])
+    result = CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
     assert result.exit_code == 0 and "now_mean" in result.output, result.output

@@ -87,9 +87,8 @@ def test_plane_at_a_distance_is_moved_onto_the_scan():
     )
     rng = np.random.default_rng(3)
     scan = np.concatenate([rng.uniform(-90, 90, size=(400, 2)), np.full((400, 1), 7.0)], 1)
-    result = scan_to_mesh(
-        plane, triangles, marks, scan, marks, with_scale=False
-    )  # the landmarks say 0, the scan says 7
+    # The landmarks say 0, the scan says 7.
+    result = scan_to_mesh(plane, triangles, marks, scan, marks, with_scale=False)
     assert result.distances.max() < 1e-6
     scan[::2, 2] += 2
     bumpy = scan_to_mesh(plane, triangles, marks, scan, marks, with_scale=False)

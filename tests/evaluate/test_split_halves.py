@@ -10,7 +10,7 @@ from helpers import tiny_model, write_pts
 from layouts import person as tiny_person
 from PIL import Image
 
-from fitkit.cli.evaluate import evaluate as command
+from fitkit.cli.main import main
 from fitkit.data.photo_halves import PhotoHalves, draw_halves, half_samples
 from fitkit.errors import FitError, InputError
 from fitkit.evaluate import methods
@@ -93,9 +93,8 @@ def test_size_and_place_do_not_count_and_a_bump_counts_by_its_height():
     points, triangles = sphere()
     everywhere = torch.ones(len(points), dtype=torch.bool)
     moved = 1.2 * points @ so3_exp(torch.tensor([0.4, -1.0, 2.0]).double()).numpy().T + [10, 20, 30]
-    bumpy = (
-        points * (1 + 0.01 * np.sign(np.sin(7 * np.arange(len(points)))))[:, None]
-    )  # 1 mm out or in, without a pattern
+    # 1 mm out or in, without a pattern.
+    bumpy = points * (1 + 0.01 * np.sign(np.sin(7 * np.arange(len(points)))))[:, None]
     along, point = face_distances(
         torch.from_numpy(np.stack([points, moved, bumpy])), torch.from_numpy(triangles), everywhere
     )
@@ -108,9 +107,8 @@ def test_size_and_place_do_not_count_and_a_bump_counts_by_its_height():
 
 def test_sliding_within_the_surface_counts_only_from_point_to_point():
     points, triangles = sphere(2000)
-    slid = (
-        points + 2 * np.cross([0, 0, 1], points) * np.sign(points[:, 2:]) / 100
-    )  # both halves turn against each other
+    # Both halves turn against each other.
+    slid = points + 2 * np.cross([0, 0, 1], points) * np.sign(points[:, 2:]) / 100
     slid *= 100 / np.linalg.norm(slid, axis=1, keepdims=True)
     along, point = face_distances(
         torch.from_numpy(np.stack([points, slid])),
@@ -350,7 +348,9 @@ def test_refusals(folder, options, message):
 
 def test_no_such_folder(tmp_path):
     for name in ("split_halves", "held_out"):
-        result = CliRunner().invoke(command, [name, str(tmp_path / "none"), "-o", str(tmp_path / "out")])
+        result = CliRunner().invoke(
+            main, ["evaluate", name, str(tmp_path / "none"), "-o", str(tmp_path / "out")]
+        )
         assert (
             result.exit_code == 1 and "no such folder; expected a folder of subject folders" in result.output
         )
@@ -381,8 +381,9 @@ def recipe(data, *overrides, name="split_halves"):
 @pytest.mark.slow
 def test_end_to_end(data, tmp_path):
     result = CliRunner().invoke(
-        command,
+        main,
         [
+            "evaluate",
             "split_halves",
             str(data[0]),
             "fit=landmarks",

@@ -200,9 +200,8 @@ class TestOtherInputs:
         )
 
     def test_uncertain_parts_are_yellow(self, result):
-        sigma = torch.where(
-            result.neutral[:, 0] > 0, 2.0, 0.0
-        )  # the subject's left stands at the right side of a frontal picture
+        # The subject's left stands at the right side of a frontal picture.
+        sigma = torch.where(result.neutral[:, 0] > 0, 2.0, 0.0)
         picture = draw_uncertainty(result.neutral, sigma, result.model)[:, 2 * 320 : 3 * 320].astype(int)
         blue_less = picture[192, :, 0] - picture[192, :, 2]
         assert blue_less[190] > 80 and blue_less[130] < -10
@@ -224,9 +223,8 @@ class TestOtherInputs:
             points=torch.full_like(result.landmarks.points, float("nan")),
             valid=torch.zeros_like(result.landmarks.valid),
         )
-        shift = torch.tensor(
-            [[9000.0, 0, 0], [0, 0, -2000.0], [0, 0, 0]]
-        )  # beside the photo, behind the camera, in place
+        # Beside the photo, behind the camera, in place.
+        shift = torch.tensor([[9000.0, 0, 0], [0, 0, -2000.0], [0, 0, 0]])
         pose = replace(result.state.pose, translation=result.state.pose.translation + shift)
         out = write_result(
             replace(result, landmarks=landmarks, state=result.state.replace(pose=pose)), tmp_path / "out"

@@ -241,9 +241,8 @@ def test_refusals(trained, tmp_path, monkeypatch):
     refuse("face.bin: expected a name that ends in .pt .* or .onnx", "face.bin")
     refuse("got format 'tflite'", format="tflite")
     refuse("its card would be .*regressor.json, which is taken", "regressor.pt")
-    refuse(
-        "its card would be .*card.json, which is taken; choose another name", "card.pt", overwrite=True
-    )  # that of the training
+    # That of the training.
+    refuse("its card would be .*card.json, which is taken; choose another name", "card.pt", overwrite=True)
     refuse("its card would be .*face.json, which is taken", "face.json", format="torchscript")
     refuse("there is no folder .*nowhere; make it first", "nowhere/face.pt")
     refuse("face.pt: views: expected at least 1, got -1", views=-1)

@@ -301,9 +301,8 @@ def test_no_two_subjects_share_a_result(many, stub, tmp_path):
     assert all(
         Path((tmp_path / "out" / r.subject / "metrics.json").read_text()) == people / r.photos for r in rows
     )
-    shutil.rmtree(
-        people / "people"
-    )  # now the photos of the root take the name of another's result: that is not kept for them
+    # Now the photos of the root take the name of another's result: that is not kept for them.
+    shutil.rmtree(people / "people")
     rows = fit_folder(people, tmp_path / "out", RECIPE, resume=True)
     assert (tmp_path / "out" / "people" / "metrics.json").read_text() == str(people) and [
         r.subject for r in rows

@@ -116,9 +116,8 @@ def test_the_displacement_moves_with_the_expression(generic, bumped):
     state, _, truth, _ = bumped
     normal = vertex_normals(state.neutral(generic), generic.triangles)[0]
     offset = state.vertices(personal_model(generic, state, truth)) - state.vertices(generic)
-    torch.testing.assert_close(
-        offset, (truth[:, None] * normal).expand_as(offset), atol=1e-4, rtol=0
-    )  # float32, mm
+    # float32, mm.
+    torch.testing.assert_close(offset, (truth[:, None] * normal).expand_as(offset), atol=1e-4, rtol=0)
 
 
 # ---- as part of a fit ----
@@ -197,9 +196,8 @@ def test_folder_round_trip(fits, tmp_path):
 
 def test_picture():
     result = tiny_result()
-    outwards = torch.where(
-        result.neutral[:, 0] > 0, 2.0, -2.0
-    )  # the subject's left stands at the right side of a frontal picture
+    # The subject's left stands at the right side of a frontal picture.
+    outwards = torch.where(result.neutral[:, 0] > 0, 2.0, -2.0)
     row = draw_detail(result.neutral, outwards, result.model)[192, 2 * 320 : 3 * 320].astype(int)
     assert row[190, 0] - row[190, 2] > 40 and row[130, 2] - row[130, 0] > 40
 

@@ -172,9 +172,8 @@ def test_scaling_the_photos_scales_the_camera_and_nothing_else(model, exact, sca
     marks = seen(model, truth)
     large = replace(marks, points=(marks.points + 0.5) * scale - 0.5)
     other = run(model, large, size=size)
-    torch.testing.assert_close(
-        other.state.identity, result.state.identity, atol=0.02, rtol=0
-    )  # crops are cut at whole pixels
+    # Crops are cut at whole pixels.
+    torch.testing.assert_close(other.state.identity, result.state.identity, atol=0.02, rtol=0)
     torch.testing.assert_close(other.state.camera.focal / scale, result.state.camera.focal, rtol=0.01, atol=0)
     for a, b in zip(result.metrics["views"], other.metrics["views"]):
         assert b["reprojection_share"] == pytest.approx(a["reprojection_share"], abs=2e-4)
@@ -186,9 +185,8 @@ def test_shifting_the_head_in_a_larger_photo_leaves_the_shape(model, exact):
     truth, result = exact
     marks = seen(model, truth)
     shifted = run(model, replace(marks, points=marks.points + 100), size=SIZE + 200)
-    torch.testing.assert_close(
-        shifted.state.identity, result.state.identity, atol=3e-3, rtol=0
-    )  # float32, stops at 1e-3 of the cost
+    # float32, stops at 1e-3 of the cost.
+    torch.testing.assert_close(shifted.state.identity, result.state.identity, atol=3e-3, rtol=0)
     torch.testing.assert_close(shifted.state.pose.rotation, result.state.pose.rotation, atol=1e-4, rtol=0)
 
 
@@ -212,9 +210,8 @@ def test_jaw_rule_is_found_from_the_data(model):
     assert by_surface.metrics["jaw"] == "surface" and by_outline.metrics["jaw"] == "outline"
     for result in (by_surface, by_outline):
         assert result.status == "ok" and shape_error(result, truth, model) < 0.8
-    given = run(
-        model, outline_marks(model, truth), ["landmarks.jaw=outline"]
-    )  # a fit goes on from the trial under its rule
+    # A fit goes on from the trial under its rule.
+    given = run(model, outline_marks(model, truth), ["landmarks.jaw=outline"])
     assert torch.equal(given.state.identity, by_outline.state.identity)
     assert [s["name"] for s in given.metrics["stages"]] == [s["name"] for s in by_outline.metrics["stages"]]
     assert given.metrics["start"]["iterations"] < by_outline.metrics["start"]["iterations"]

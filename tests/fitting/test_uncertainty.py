@@ -87,9 +87,8 @@ def test_covariance_is_the_block_of_the_dense_inverse(model, shared_focal, flow)
     got = identity_covariance(p, state, {})
     K = model.num_identity
     dense = p.linearize(state).dense()
-    torch.testing.assert_close(
-        got, torch.linalg.inv(dense)[:K, :K], rtol=1e-4, atol=1e-6
-    )  # a damping of 1e-9 of the diagonal
+    # A damping of 1e-9 of the diagonal.
+    torch.testing.assert_close(got, torch.linalg.inv(dense)[:K, :K], rtol=1e-4, atol=1e-6)
     # with misstated noise: H^-1 (sum of c_k H_k) H^-1, all by brute force
     noise = {"lmk2d": 2.5, "flow_corr": 4.0}
     parts = sum(
@@ -115,9 +114,8 @@ def test_many_views_by_conjugate_gradients(model, monkeypatch):
 
     monkeypatch.setattr(ArrowSystem, "zeros", staticmethod(factored))
     by_factors = identity_covariance(p, state, {"flow_corr": 2.0})
-    torch.testing.assert_close(
-        by_factors, dense, rtol=0, atol=2e-3 * float(dense.diagonal().max())
-    )  # iterations stop at 1e-3
+    # Iterations stop at 1e-3.
+    torch.testing.assert_close(by_factors, dense, rtol=0, atol=2e-3 * float(dense.diagonal().max()))
 
 
 @pytest.mark.slow
@@ -140,9 +138,8 @@ def test_sigma_agrees_with_refits_of_fresh_landmark_noise(model):
         observations = replace(exact, landmarks=replace(exact.landmarks, points=points))
         mean = truth.camera.focal * (0.1 * torch.randn(B, generator=generator, dtype=torch.float64)).exp()
         p = problem(model, truth, observations, sigma_px)
-        terms = [
-            t for t in p.objective.terms if t.energy.name not in ("focal_prior", "size_prior")
-        ]  # no size is drawn for the size prior
+        # No size is drawn for the size prior.
+        terms = [t for t in p.objective.terms if t.energy.name not in ("focal_prior", "size_prior")]
         terms.append(
             Term(
                 FocalPrior(mean, torch.full((B,), 0.1, dtype=torch.float64), torch.ones(B, dtype=torch.bool))

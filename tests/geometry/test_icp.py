@@ -105,11 +105,8 @@ def test_step_solves_the_linear_system():
     rng = np.random.default_rng(2)
     lever, normal = rng.normal(size=(60, 3)) * 50, rng.normal(size=(60, 3))
     normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-    w, d, g = (
-        np.array([1e-4, -2e-4, 3e-4]),
-        np.array([0.1, -0.2, 0.3]),
-        2e-4,
-    )  # small: the step is linear there
+    # Small: the step is linear there.
+    w, d, g = (np.array([1e-4, -2e-4, 3e-4]), np.array([0.1, -0.2, 0.3]), 2e-4)
     length = (normal * (np.cross(w, lever) + d + g * lever)).sum(1)
     R, shift, scale = motion_step(lever, normal, length, True)
     np.testing.assert_allclose(R, Rotation.from_rotvec(w).as_matrix(), atol=1e-12)

@@ -271,9 +271,8 @@ def test_mat_files_as_scipy_reads_them(tmp_path):
 def test_mat_files_that_are_damaged(tmp_path, monkeypatch):
     scipy.io.savemat(tmp_path / "a.mat", {"a": np.ones((3, 68)), "b": np.ones(1)})
     data = (tmp_path / "a.mat").read_bytes()
-    at = (
-        data.index(b"a\0\0\0") + 4
-    )  # the type of the numbers: scipy's reader dies of one that it does not know
+    # The type of the numbers: scipy's reader dies of one that it does not know.
+    at = data.index(b"a\0\0\0") + 4
     (tmp_path / "b.mat").write_bytes(data[:at] + b"\0" + data[at + 1 :])
     refused(tmp_path / "b.mat", "a: expected real numbers", "mat", ("a",))
     (tmp_path / "b.mat").write_bytes(data.replace(b"\3\0\0\0\x44\0\0\0", b"\3\0\0\0\xff\xff\xff\x7f"))

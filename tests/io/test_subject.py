@@ -321,10 +321,8 @@ def test_distortion_is_removed_from_image_mask_and_landmarks(tmp_path):
     (tmp_path / "masks").mkdir()
     Image.fromarray(np.full((70, 80), 255, np.uint8)).save(tmp_path / "masks/a.png")
     plain = load_subject(tmp_path).views[0]
-    lens = {
-        "K": K,
-        "distortion": [0.3, 0, 0, 0],
-    }  # pincushion: the undistorted image has corners that the lens did not see
+    # Pincushion: the undistorted image has corners that the lens did not see.
+    lens = {"K": K, "distortion": [0.3, 0, 0, 0]}
     cameras(tmp_path, {"a": lens, "b": lens})
     a, b = load_subject(tmp_path).views
     assert a.size == (80, 70) and a.image.shape == (70, 80, 3) and not (a.image == plain.image).all()

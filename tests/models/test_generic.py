@@ -174,9 +174,8 @@ def test_landmarks_are_at_sensible_places(model):
     }
     for k, position in sites.items():
         if k >= 0:
-            np.testing.assert_allclose(
-                p[k], position, atol=0.1, err_msg=f"landmark {k}"
-            )  # nearly all are vertices
+            # Nearly all are vertices.
+            np.testing.assert_allclose(p[k], position, atol=0.1, err_msg=f"landmark {k}")
 
 
 def test_uv_does_not_overlap(model):

@@ -36,9 +36,8 @@ def test_albedo_basis(tmp_path):
     basis = 0.03 * torch.randn(4, 315, 3, generator=torch.Generator().manual_seed(0))
     model = replace(tiny_model(), albedo_basis=basis)
     path = save_model_file(model, tmp_path / "m.npz")
-    torch.testing.assert_close(
-        load_model_file(path).albedo_basis, basis, rtol=1e-3, atol=1e-5
-    )  # half precision
+    # Half precision.
+    torch.testing.assert_close(load_model_file(path).albedo_basis, basis, rtol=1e-3, atol=1e-5)
     assert model.to(dtype=torch.float64).albedo_basis.dtype == torch.float64
     with np.load(path) as data:
         arrays = {k: data[k] for k in data.files}

@@ -48,12 +48,10 @@ def test_a_subdivided_cube_is_that_of_the_formula():
     points = smooth @ CUBE
     assert points.shape == (8 + 12 + 6, 3) and quads.shape == (24, 4)
     np.testing.assert_allclose(smooth.sum(1), 1, atol=1e-12)
-    np.testing.assert_allclose(
-        points[:8], CUBE * 5 / 9, atol=1e-12
-    )  # (F + 2 R) / 3 with F = 1/3, R = 2/3 of the corner
-    np.testing.assert_allclose(
-        np.sort(np.abs(points[8:20]), 1), [[0, 0.75, 0.75]] * 12, atol=1e-12
-    )  # two ends at 1, two faces at 1/2
+    # (F + 2 R) / 3 with F = 1/3, R = 2/3 of the corner.
+    np.testing.assert_allclose(points[:8], CUBE * 5 / 9, atol=1e-12)
+    # Two ends at 1, two faces at 1/2.
+    np.testing.assert_allclose(np.sort(np.abs(points[8:20]), 1), [[0, 0.75, 0.75]] * 12, atol=1e-12)
     np.testing.assert_allclose(np.sort(np.abs(points[20:]), 1), [[0, 0, 1]] * 6, atol=1e-12)
     centers, corners = points[quads].mean(1), points[quads]
     outwards = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
@@ -85,9 +83,8 @@ def test_landmarks_lie_on_their_features(model):
     p = marks_of(model)
     assert p[:, 2].argmax() == 30  # the tip of the nose is foremost
     for a, b in PAIRS:
-        np.testing.assert_allclose(
-            p[a] * [-1, 1, 1], p[b], atol=0.6
-        )  # mm; the mesh is symmetric, its files have 0.1 mm
+        # mm; the mesh is symmetric, its files have 0.1 mm.
+        np.testing.assert_allclose(p[a] * [-1, 1, 1], p[b], atol=0.6)
     middle = [8, 27, 28, 29, 30, 33, 51, 57, 62, 66]
     np.testing.assert_allclose(p[middle, 0], 0, atol=0.3)
     names = model.region_names

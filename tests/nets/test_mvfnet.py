@@ -14,7 +14,6 @@ from fitkit.geometry.rotation import so3_exp, so3_log
 from fitkit.nets import load_predictor, net_kind, read_about, save_predictor, start_from
 from fitkit.nets.mvfnet.convention import (
     angles_of_rotation,
-    denormalized,
     labels_of_pose,
     pose_of_labels,
     rotation_of_angles,
@@ -115,14 +114,6 @@ def test_positive_yaw_of_the_labels_points_the_nose_to_the_left_of_the_picture()
     assert float(yaw_pitch_roll(rotation)[0, 0]) == pytest.approx(-math.degrees(0.5), abs=1e-3)
     angles = torch.tensor([[0.3, -0.7, 0.2], [-0.4, 1.2, -0.6]])
     assert torch.allclose(angles_of_rotation(rotation_of_angles(angles)), angles, atol=1e-5)
-
-
-def test_published_outputs_are_denormalized():
-    values = denormalized(torch.tensor([[0.0] * 7, [1.0, -0.5, 0.2, 0.5, -1.0, 3.0, 2.0]]))
-    assert values[0].tolist() == [0, 0, 0, 112, 112, 0, 0]
-    assert values[1].tolist() == pytest.approx(
-        [math.pi / 2, -math.pi / 4, 0.1 * math.pi, 140, 56, 3, 448 / 360000]
-    )
 
 
 def test_the_orthographic_stand_in_shows_nearly_the_same_picture():

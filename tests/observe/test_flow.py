@@ -112,9 +112,8 @@ def test_contrast_and_brightness(name):
     target = torch.roll(source, (2, -3), (2, 3))
     estimator = make_flow_estimator(name)
     plain = inner(estimator.estimate(source, target))
-    common = inner(
-        estimator.estimate(0.7 * source + 0.1, 0.7 * target + 0.1)
-    )  # a gain and an offset of both images
+    # A gain and an offset of both images.
+    common = inner(estimator.estimate(0.7 * source + 0.1, 0.7 * target + 0.1))
     assert float((plain - common).abs().mean()) < 0.1
     if name == "dis":  # patches without their means: an offset of one image
         assert float((plain - inner(estimator.estimate(source, target + 0.1))).abs().mean()) < 0.1
@@ -200,9 +199,8 @@ def test_names():
         "out",
     ):
         make_flow_estimator("dis", "a.ckpt")
-    check_estimator(
-        "ptlflow:raft_small", "a.ckpt"
-    )  # known to be right or wrong only when the package is loaded
+    # Known to be right or wrong only when the package is loaded.
+    check_estimator("ptlflow:raft_small", "a.ckpt")
 
 
 @pytest.mark.parametrize("name", SIMPLE)

@@ -12,7 +12,6 @@ from fitkit.observe.crop import CropOptions
 from fitkit.observe.label_crops import cut_labels, in_crop, turn_labels
 from fitkit.observe.labels import Labels, join_labels
 from fitkit.render.rasterizer import interpolate, rasterize
-from fitkit.train.regressor_terms import join_states
 
 MODEL = tiny_model(dtype=torch.float64)
 SIZE = 96
@@ -146,7 +145,7 @@ def test_labels_of_a_camera_are_those_of_the_orthographic_one_that_stands_for_it
 
 def test_joined_labels_keep_all_that_every_sample_has():
     a, b = labelled(3, seed=1).labels, labelled(2, seed=2).labels
-    both = join_labels([a, b], join_states)
+    both = join_labels([a, b])
     for name in (
         "vertices",
         "points3d",
@@ -162,8 +161,8 @@ def test_joined_labels_keep_all_that_every_sample_has():
     same = both.moment[:, None] == both.moment
     assert torch.equal(same[:3, :3], a.moment[:, None] == a.moment) and not bool(same[:3, 3:].any())
     assert both.parse_valid is None and both.parts == a.parts
-    some = join_labels([a, replace(b, depth=None, parse_valid=b.parse > 3, state=None)], join_states)
+    some = join_labels([a, replace(b, depth=None, parse_valid=b.parse > 3, state=None)])
     assert some.depth is None and some.state is None and "pose" not in some.parts
     assert torch.equal(some.parse_valid, torch.cat([torch.ones_like(a.parse), b.parse > 3]).bool())
-    assert join_labels([a, None], join_states) is None
+    assert join_labels([a, None]) is None
     assert np.isclose(float(both.state.identity[1, 0]), float(b.state.identity[0, 0]))

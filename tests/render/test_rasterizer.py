@@ -172,9 +172,8 @@ def test_barycentrics_reproduce_pixel_positions_and_depth(kind):
     surface = interpolate(fragments, triangles, points)
     pixels = cam.project(surface.reshape(1, -1, 3))[0].reshape(1, 24, 32, 2)
     y, x = torch.meshgrid(torch.arange(24.0), torch.arange(32.0), indexing="ij")
-    torch.testing.assert_close(
-        pixels[at], torch.stack([x, y], -1)[None][at].double(), atol=1e-6, rtol=0
-    )  # slivers lose digits
+    # Slivers lose digits.
+    torch.testing.assert_close(pixels[at], torch.stack([x, y], -1)[None][at].double(), atol=1e-6, rtol=0)
     torch.testing.assert_close(surface[..., 2][at], fragments.depth[at])
 
 

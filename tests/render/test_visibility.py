@@ -66,9 +66,8 @@ def test_reduced_map_lies_on_the_same_pixels():
     mean = torch.nn.functional.avg_pool2d(fine[:, None], 2)[:, 0]
     inside = torch.isfinite(mean) & torch.isfinite(coarse)
     assert int(inside.sum()) > 300
-    torch.testing.assert_close(
-        coarse[inside], mean[inside], rtol=1e-5, atol=0
-    )  # 1/z of a plane is linear on the screen
+    # 1/z of a plane is linear on the screen.
+    torch.testing.assert_close(coarse[inside], mean[inside], rtol=1e-5, atol=0)
 
 
 def test_far_side_of_a_face_is_hidden_in_a_turned_view():

@@ -89,9 +89,8 @@ def test_visibility_is_that_of_rays_through_the_triangles(model):
         behind = points[:, 2] - _nearest_hits(points, vertices[0].double().numpy()[model.triangles.numpy()])
         inside = ((face.landmarks >= -0.5) & (face.landmarks <= SIZE - 0.5)).all(1)
         assert not face.visible[~inside].any()
-        clear = inside & (
-            (behind < 1) | (behind > 10)
-        )  # between them the tolerance for slanted surfaces decides
+        # Between them the tolerance for slanted surfaces decides.
+        clear = inside & ((behind < 1) | (behind > 10))
         wrong += int((face.visible[clear] != (behind[clear] < 1)).sum())
         total += int(clear.sum())
     assert total > 300 and wrong <= 0.02 * total  # a z-buffer sees the edges of what hides only to a sample
@@ -207,9 +206,8 @@ def test_outline_lies_on_the_silhouette_of_the_side_turned_away(model, yaw):
 
 def test_outline_of_the_mirrored_view_is_mirrored(model):
     left, right = (outline_points(model, _view(model, yaw), 160) for yaw in (-50.0, 50.0))
-    np.testing.assert_allclose(
-        left[::-1] * [-1, 1] + [159, 0], right, atol=1.0
-    )  # contours are found to half a pixel
+    # Contours are found to half a pixel.
+    np.testing.assert_allclose(left[::-1] * [-1, 1] + [159, 0], right, atol=1.0)
 
 
 def test_shards_resume_and_hold_the_faces(model, tmp_path):

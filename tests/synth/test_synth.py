@@ -293,9 +293,8 @@ def test_landmarks_are_the_models_points_in_the_cameras_and_files(people, model)
             camera["K"]
         ).T
         pixels = placed[:, :2] / placed[:, 2:]
-        np.testing.assert_allclose(
-            np.load(truth / "landmarks2d.npy")[b], pixels, atol=2e-3
-        )  # float32 coefficients and geometry
+        # float32 coefficients and geometry.
+        np.testing.assert_allclose(np.load(truth / "landmarks2d.npy")[b], pixels, atol=2e-3)
         np.testing.assert_allclose(
             read_landmarks(people / "subject_00000" / f"view{b}.pts")[:, :2], pixels, atol=3e-3
         )
@@ -566,9 +565,8 @@ def test_compiled_light_is_the_plain_one(model):
     ]
     wanted = light(args[0], args[1], scene, args[2], shadow.reaches(args[5]), args[3], args[4])
     away = np.abs((normal / np.linalg.norm(normal, axis=1, keepdims=True)) @ rotation[2] - 0.15) > 1e-6
-    np.testing.assert_allclose(
-        found[away], wanted.numpy()[away], atol=2e-4
-    )  # float32; faint highlights are left out
+    # float32; faint highlights are left out.
+    np.testing.assert_allclose(found[away], wanted.numpy()[away], atol=2e-4)
 
 
 def test_normals_survive_their_code():

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from helpers import dotted_faces
 from safetensors import safe_open
 
-from fitkit.cli.train_landmarks import train_landmarks as command
+from fitkit.cli.main import main
 from fitkit.errors import FitError, InputError
 from fitkit.observe.landmarks.network import LandmarkNetwork, NetworkOptions, NetworkOutput
 from fitkit.train.landmark_recipe import LossOptions, load_landmark_training
@@ -141,9 +141,8 @@ def test_the_likelihood_is_lowest_at_the_true_noise():
         "visible": torch.ones(4000, 85, dtype=torch.bool),
         "visible_known": torch.zeros(4000, 85, dtype=torch.bool),
     }
-    sigmas = np.exp(np.linspace(-0.3, 0.3, 13)) * float(
-        error.std()
-    )  # the standard deviation of each coordinate
+    # The standard deviation of each coordinate.
+    sigmas = np.exp(np.linspace(-0.3, 0.3, 13)) * float(error.std())
     values = [
         float(
             landmark_loss(
@@ -270,10 +269,10 @@ def test_command_trains_and_names_the_file(tree, tmp_path):
         str(tmp_path / "out"),
         "-q",
     ]
-    result = CliRunner().invoke(command, arguments)
+    result = CliRunner().invoke(main, ["train-landmarks", *arguments])
     assert result.exit_code == 0 and (tmp_path / "out" / WEIGHTS).is_file()
     assert str(tmp_path / "out" / WEIGHTS) in result.output
-    again = CliRunner().invoke(command, arguments)
+    again = CliRunner().invoke(main, ["train-landmarks", *arguments])
     assert again.exit_code == 1 and "continue it with --resume" in again.output
 
 

@@ -20,7 +20,9 @@ from fitkit.nets import load_predictor
 from fitkit.nets.predictor import Prediction, ViewSlot
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.labels import Labels
+from fitkit.observe.observations import Observations
 from fitkit.render.rasterizer import rasterize
+from fitkit.scene.state import SceneState
 from fitkit.train import trainer
 from fitkit.train.regressor import CHECKPOINT, loop_options, open_parts, train_regressor
 from fitkit.train.regressor_data import (
@@ -37,14 +39,13 @@ from fitkit.train.regressor_data import (
     split,
 )
 from fitkit.train.regressor_recipe import DataSource, load_regressor_training, parse_regressor_training
-from fitkit.train.regressor_terms import StageCost, join_observations, join_states
+from fitkit.train.regressor_terms import StageCost
 from fitkit.train.schedule import learning_rate, stage_of_step
 from fitkit.train.validation import HeldOut, validate
 
 MODEL = tiny_model(num_identity=4)
-MODEL = replace(
-    MODEL, identity_basis=3 * MODEL.identity_basis
-)  # people who differ by more than a pixel of 48
+# People who differ by more than a pixel of 48.
+MODEL = replace(MODEL, identity_basis=3 * MODEL.identity_basis)
 SUPERVISED = {
     "lmk2d": {"sigma_px": 10, "weight": 0.1},
     "pose_sup": {"weight": 0.1},
@@ -339,7 +340,7 @@ def test_the_cost_is_the_mean_over_the_people_of_what_the_objective_gives_for_ea
     ]
     batch = collate([(str(i), *p) for i, p in enumerate(prepared)])
     cost = StageCost(settings.stages[0], MODEL)
-    state = join_states([p.labels.state for p in batch.people])
+    state = SceneState.join([p.labels.state for p in batch.people])
     gen = torch.Generator().manual_seed(0)
     light = torch.full((9, 9, 1), 0.1) + torch.eye(9)[:1].T * 3
     state = state.replace(identity=state.identity + torch.randn(3, 4, generator=gen), illumination=light)
@@ -414,9 +415,8 @@ def test_a_sample_as_the_network_takes_it():
         float(moved.abs().max()) > 0.3
         and float((out.landmarks.points - plain.landmarks.points - moved[:, None]).abs().max()) < 0.2
     )
-    photo = torch.cat(
-        [out.offset, 1 / out.scale[:, None]], 1
-    )  # crop -> picture -> the landmarks of the picture
+    # Crop -> picture -> the landmarks of the picture.
+    photo = torch.cat([out.offset, 1 / out.scale[:, None]], 1)
     back = out.landmarks.points * photo[:, None, 2:] + photo[:, None, :2]
     assert torch.allclose(back, seen.landmarks.points, atol=1e-3)
     with pytest.raises(InputError, match="x: none of its views fits a view of the recipe: heads turned by"):
@@ -462,7 +462,7 @@ def test_label_maps_arrive_at_the_energies():
             for i in range(2)
         ]
     )
-    labels = join_observations(list(batch.people)).labels
+    labels = Observations.join(list(batch.people)).labels
     assert labels.depth.shape == (6, 48, 48) and labels.normals.shape == (6, 3, 48, 48)
     assert labels.visible.shape == (6, 68) and labels.points3d.shape == (6, 68, 3)
     assert labels.person.tolist() == [0, 0, 0, 1, 1, 1]
@@ -626,17 +626,17 @@ def test_mixed_precision_trains(people, tmp_path):
 
 def test_joined_observations_keep_what_all_have(people):
     a, b = people.samples[0].observations, people.samples[1].observations
-    both = join_observations([a, b])
+    both = Observations.join([a, b])
     assert both.num_views == 6 and both.labels.state.subject.tolist() == [0, 0, 0, 1, 1, 1]
     assert torch.equal(
         both.labels.state.identity, torch.cat([a.labels.state.identity, b.labels.state.identity])
     )
     sure = replace(b, labels=replace(b.labels, identity_sigma=torch.full((1, 4), 0.5), known=("identity",)))
-    both = join_observations([a, sure])
+    both = Observations.join([a, sure])
     assert both.labels.identity_sigma.tolist() == [[0.0] * 4, [0.5] * 4] and both.labels.known == (
         "identity",
     )
-    assert join_observations([a, replace(b, labels=None)]).labels is None
+    assert Observations.join([a, replace(b, labels=None)]).labels is None
 
 
 def test_only_the_large_labels_that_energies_need_are_read():
@@ -969,7 +969,7 @@ def test_validation_measures_how_far_the_views_disagree(people):
             self.anchor, self.turn = torch.nn.Parameter(torch.zeros(1)), turn
 
         def forward(self, images, valid):
-            state = join_states([p.labels.state for p in self.people])
+            state = SceneState.join([p.labels.state for p in self.people])
             rotation = state.pose.rotation @ so3_exp(torch.tensor([[0.0, self.turn, 0.0]])).expand(
                 len(state.expression), 3, 3
             )

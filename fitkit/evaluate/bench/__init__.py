@@ -1,0 +1,1 @@
+"""`fitkit bench`: accuracy, ablation, robustness of starts, verdicts and speed, against known truth."""

@@ -35,11 +35,8 @@ from fitkit.observe.landmarks.types import Landmarks
 CLEAN = ""
 # One photo shows another person, half of the photos do, one is mirrored, is covered by a third, is blurred.
 FAULTS = ("person", "half", "mirror", "occluder", "blur")
-OCCLUDER_SHARE, OCCLUDER_RGB, OCCLUDER_LONG = (
-    1 / 3,
-    (198, 146, 120),
-    1.6,
-)  # of the landmark box; a hand's colour; length over width
+# Of the landmark box; a hand's colour; length over width.
+OCCLUDER_SHARE, OCCLUDER_RGB, OCCLUDER_LONG = (1 / 3, (198, 146, 120), 1.6)
 BLUR_SHARE = 0.04  # standard deviation over the face size
 HARM_MM = 0.2  # a fault that makes the face worse by less has done no harm
 KEPT = (

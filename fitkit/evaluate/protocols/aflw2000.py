@@ -11,12 +11,13 @@ import torch
 from fitkit.data import aflw2000
 from fitkit.data.samples import EvaluationSample
 from fitkit.errors import InputError
-from fitkit.evaluate.landmark_accuracy import box_size, normalized_mean_error
+from fitkit.evaluate.landmark_accuracy import normalized_mean_error
 from fitkit.evaluate.nme3d import nme3d_icp
 from fitkit.evaluate.predictions import PredictedFace
 from fitkit.evaluate.protocols.base import Pool, Protocol, Rows, Scored
 from fitkit.evaluate.tables import known
 from fitkit.io.foreign import DATA_BYTES, foreign_file
+from fitkit.observe.landmarks.types import box_size
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ class FaceWarehouse(Protocol):
 
     Data: FaceWarehouse (Cao et al., TVCG 2014), nine people with 20 expressions.
     Metric: mean vertex distance, mm, after a similarity; a table says where each of its vertices lies on the
-    face model. Source: MoFA (Tewari et al., ICCV 2017), FML (CVPR 2019), as PGN uses it
-    (`evaluate.vertex_error`).
+    face model.
+    Source: MoFA (Tewari et al., ICCV 2017), FML (CVPR 2019), as PGN uses it (`evaluate.vertex_error`).
     """
 
     options = FaceWarehouseOptions

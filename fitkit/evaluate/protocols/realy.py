@@ -15,7 +15,8 @@ class Realy(Protocol):
 
     Data: pictures of REALY (Chai et al., ECCV 2022).
     Metric: none here; it is only checked that there is a mesh with its points, its own evaluator scores them
-    by region. Source: https://realy3dface.com.
+    by region.
+    Source: https://realy3dface.com.
     """
 
     units: ClassVar[dict[str, str]] = {}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -11,15 +9,6 @@ from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 
 UNITS_PER_MM = 1000.0  # their meshes are in micrometres
-# Of the normalized outputs of the published network: value = output * STD + MEAN, for pictures of 224 px.
-MEAN = (0.0, 0.0, 0.0, 112.0, 112.0, 0.0, 0.0)
-STD = (math.pi / 2, math.pi / 2, math.pi / 2, 56.0, 56.0, 1.0, 224 / 360000)
-
-
-def denormalized(outputs: Tensor) -> Tensor:
-    """Outputs [B, 7] of the published network -> pose parameters [B, 7] in the order and units of the labels,
-    for 224 px."""
-    return outputs * outputs.new_tensor(STD) + outputs.new_tensor(MEAN)
 
 
 def rotation_of_angles(angles: Tensor) -> Tensor:

@@ -106,9 +106,8 @@ class MvfNet(Predictor):
         # The crop is cut around the box of the 68 points and moved up; there the mean face starts.
         self.register_buffer("anchor", (low + high) / 2, persistent=False)
         self.mean_scale = options.size / (options.margin * float((high - low)[:2].max()))  # px per mm
-        self.mean_drop = (
-            options.up * float((high - low)[1]) * self.mean_scale
-        )  # px below the middle of the crop
+        # px below the middle of the crop.
+        self.mean_drop = options.up * float((high - low)[1]) * self.mean_scale
 
     def forward(self, images: Tensor, valid: Tensor, padded: bool = False) -> Prediction:
         frames, subject = frames_of(images, valid, padded)
@@ -127,9 +126,8 @@ class MvfNet(Predictor):
         """poses [B, 6]: pitch, yaw, roll, x, y, scale, normalized; codes [S, K_id + K_ex]; subject [B]."""
         rotation = rotation_of_angles(ANGLE * poses[:, :3])
         scale = self.mean_scale * (LOG_SCALE * poses[:, 5]).exp()
-        at = SHIFT * self.size * poses[:, 3:5] + poses.new_tensor(
-            [0.0, self.mean_drop]
-        )  # of the anchor, px from the middle
+        # Of the anchor, px from the middle.
+        at = SHIFT * self.size * poses[:, 3:5] + poses.new_tensor([0.0, self.mean_drop])
         shift = at / scale[:, None] - (rotation @ self.anchor.to(poses))[:, :2]
         translation = torch.cat([shift, torch.full_like(shift[:, :1], Camera.REFERENCE_DEPTH)], 1)
         middle = torch.full_like(shift, (self.size - 1) / 2)

@@ -17,13 +17,8 @@ from fitkit.errors import InputError, MissingWeightsError, did_you_mean
 from fitkit.observe.flow.types import Flow, check_images
 
 TIMEOUT = 30  # seconds without an answer when weights are downloaded
-GENERAL = (
-    "things",
-    "mixed",
-    "mix",
-    "tartan",
-    "sintel",
-)  # trained on scenes of all kinds, the first that a network has
+# Trained on scenes of all kinds, the first that a network has.
+GENERAL = ("things", "mixed", "mix", "tartan", "sintel")
 OTHERWISE = "or choose the flow estimator dis or farneback, which need none"
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fitkit.errors import InputError
+from fitkit.geometry.color import luma
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def check_images(name: str, source: Tensor, target: Tensor) -> None:
 def grey(images: Tensor) -> np.ndarray:
     """[B, 3 or 1, H, W] in [0, 1] -> luma [B, H, W] float32, weights 0.2989, 0.5870, 0.1140 (Rec. 601)."""
     if images.shape[1] == 3:
-        images = torch.einsum("c,bchw->bhw", images.new_tensor([0.2989, 0.5870, 0.1140]), images)[:, None]
+        images = luma(images)
     return np.ascontiguousarray(images[:, 0].detach().float().cpu().numpy())
 
 

@@ -22,10 +22,8 @@ from fitkit.observe.landmarks.face_crop import FaceSquare
 
 WINDOW = 20  # px, side of the window the cascades were trained with: the smallest face they see
 PAD = 0.12  # of the longer side, added around the picture: cascades need some room around a face
-SAME_CENTER, SAME_SIDE = (
-    0.3,
-    1.5,
-)  # squares closer than this share of their side, of sides within this factor, are one face
+# Squares closer than this share of their side, of sides within this factor, are one face.
+SAME_CENTER, SAME_SIDE = (0.3, 1.5)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from fitkit.observe.landmarks.same_person import Appearance, appearance, choose_
 from fitkit.observe.landmarks.types import (
     LandmarkDetector,
     Landmarks,
-    face_size,
     join_landmarks,
+    larger_side,
     no_landmarks,
 )
 
@@ -184,8 +184,8 @@ def _origin(found: list[_Found], detector: str) -> str:
 
 def faces_of(detector: LandmarkDetector, image: np.ndarray) -> list[Landmarks]:
     """The faces of an image [H, W, 3] uint8, largest first, without those far smaller than the largest."""
-    faces = sorted(detector.detect_all(image), key=lambda f: -face_size(f))
-    return [f for f in faces if face_size(f) >= BYSTANDER * face_size(faces[0])]
+    faces = sorted(detector.detect_all(image), key=lambda f: -larger_side(f))
+    return [f for f in faces if larger_side(f) >= BYSTANDER * larger_side(faces[0])]
 
 
 def detect_view(detector: LandmarkDetector, image: np.ndarray) -> Landmarks:

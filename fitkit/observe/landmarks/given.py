@@ -22,10 +22,8 @@ from fitkit.observe.landmarks.types import MIRRORED, Landmarks, join_landmarks
 # place and pose: above 1.65 in 95 of 100.
 FAR = 1.75
 FLOOR = 0.01  # least standard deviation, over the face size
-STRAY, STRAY_SIGMA = (
-    0.2,
-    6.0,
-)  # a single point is stray from this share of the face size and this many standard deviations on
+# A single point is stray from this share of the face size and this many standard deviations on.
+STRAY, STRAY_SIGMA = (0.2, 6.0)
 STRAY_MOST = 1 / 3  # of the points; of more the detector is more likely wrong
 BEYOND = 4.0  # times the median distance from the median point: no face reaches so far
 

@@ -12,52 +12,24 @@ import torch
 from torch import Tensor
 
 # Point i of a mirrored picture is point MIRRORED[i] of the picture (iBUG 68).
-MIRRORED = np.array(
-    [
-        *range(16, -1, -1),
-        *range(26, 16, -1),
-        27,
-        28,
-        29,
-        30,
-        35,
-        34,
-        33,
-        32,
-        31,
-        45,
-        44,
-        43,
-        42,
-        47,
-        46,
-        39,
-        38,
-        37,
-        36,
-        41,
-        40,
-        54,
-        53,
-        52,
-        51,
-        50,
-        49,
-        48,
-        59,
-        58,
-        57,
-        56,
-        55,
-        64,
-        63,
-        62,
-        61,
-        60,
-        67,
-        66,
-        65,
-    ]
+# fmt: off
+MIRRORED = np.array([
+    *range(16, -1, -1), *range(26, 16, -1),  # jaw, brows
+    27, 28, 29, 30, 35, 34, 33, 32, 31,  # nose
+    45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40,  # eyes
+    54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65,  # lips
+])
+# fmt: on
+# Polylines of the points inside the face: brows, nose, eyes, lips; True = closed.
+CURVES = (
+    (range(17, 22), False),
+    (range(22, 27), False),
+    (range(27, 31), False),
+    (range(31, 36), False),
+    (range(36, 42), True),
+    (range(42, 48), True),
+    (range(48, 60), True),
+    (range(60, 68), True),
 )
 
 
@@ -85,10 +57,11 @@ class Landmarks:
             f"Landmarks({int(self.valid.sum())} valid points in {len(self.points)} views, jaw {self.jaw!r})"
         )
 
-    def select(self, views: Sequence[int]) -> Landmarks:
+    def select(self, views: Sequence[int] | Tensor) -> Landmarks:
         """Those of some views, in this order."""
+        rows = views if isinstance(views, Tensor) else list(views)
         return replace(
-            self, **{k: getattr(self, k)[list(views)] for k in ("points", "sigma", "valid", "confidence")}
+            self, **{k: getattr(self, k)[rows] for k in ("points", "sigma", "valid", "confidence")}
         )
 
 
@@ -121,7 +94,19 @@ def join_landmarks(parts: list[Landmarks]) -> Landmarks:
     )
 
 
-def face_size(landmarks: Landmarks) -> float:
+def box_size(points: Tensor, valid: Tensor | None = None, least: float = 0.0) -> Tensor:
+    """Square root of the area of the tight box around points [..., L, 2], [...] px.
+
+    Points that are not valid [..., L] (None: all are) or NaN do not count; least: of each side, px.
+    """
+    if valid is not None:
+        points = torch.where(valid[..., None], points, torch.nan)
+    low = torch.nan_to_num(points, nan=torch.inf).amin(-2)
+    high = torch.nan_to_num(points, nan=-torch.inf).amax(-2)
+    return (high - low).clamp_min(least).prod(-1).sqrt()
+
+
+def larger_side(landmarks: Landmarks) -> float:
     """Larger side of the box around the points of the first view, px; 0 without points."""
     points = landmarks.points[0][landmarks.valid[0]]
     return float((points.amax(0) - points.amin(0)).max()) if len(points) else 0.0

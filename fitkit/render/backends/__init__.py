@@ -1,0 +1,1 @@
+"""Rasterizers, one file each: which triangle covers which pixel."""

@@ -69,9 +69,8 @@ class Knows:
             np.column_stack([u[inside], v[inside], np.ones(inside.sum())]), crop[inside][:, :2], rcond=None
         )[0]
         for points in self.faces:
-            points = (
-                points[SWAP] if np.linalg.det(to_photo[:2]) < 0 else points
-            )  # a mirrored face: left and right change places
+            # A mirrored face: left and right change places.
+            points = points[SWAP] if np.linalg.det(to_photo[:2]) < 0 else points
             found = (points - to_photo[2]) @ np.linalg.inv(to_photo[:2])
             side = np.ptp(found[:68], axis=0).max()
             if np.abs(found[:68].mean(0) - 64).max() < 40 and 30 < side < 160:
@@ -166,9 +165,8 @@ def test_mirrored_look():
     both = (np.concatenate(v) for v in ((points, other), (sigma, sigma[:, SWAP]), (seen, seen[:, SWAP])))
     mean, spread, visible, apart = mean_of_mirrored(*both, 128)
     np.testing.assert_allclose(mean, points + [1, 0])
-    np.testing.assert_allclose(
-        spread, np.sqrt(sigma**2 + 0.5)
-    )  # the two differ by 2 px in x: variance 1 in x, 1/2 on average
+    # The two differ by 2 px in x: variance 1 in x, 1/2 on average.
+    np.testing.assert_allclose(spread, np.sqrt(sigma**2 + 0.5))
     np.testing.assert_allclose(visible, seen)
     assert apart == pytest.approx([2.0])
 
@@ -229,9 +227,8 @@ def test_loading_weights(tmp_path):
     assert loaded.options == network.options and not loaded.training
     crops = torch.rand(2, 3, 128, 128)
     with torch.no_grad():
-        torch.testing.assert_close(
-            loaded(crops).points, network(crops).points, atol=0.1, rtol=0
-        )  # half precision in the file
+        # Half precision in the file.
+        torch.testing.assert_close(loaded(crops).points, network(crops).points, atol=0.1, rtol=0)
 
 
 @pytest.mark.parametrize(

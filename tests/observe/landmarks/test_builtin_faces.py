@@ -141,9 +141,8 @@ def test_profiles(detector, yaw):
     )
     found = BuiltinDetector(jaw="surface").detect_all(image)
     assert len(found) == 1
-    near = (
-        np.r_[22:27, 27:36, 42:48] if yaw < 0 else np.r_[17:22, 27:36, 36:42]
-    )  # positive yaw: the nose points right
+    # Positive yaw: the nose points right.
+    near = np.r_[22:27, 27:36, 42:48] if yaw < 0 else np.r_[17:22, 27:36, 36:42]
     assert error(found[0], points[0].numpy(), near) < 7
     far = np.r_[0:5] if yaw < 0 else np.r_[12:17]
     assert float(found[0].confidence[0, far].mean()) < float(found[0].confidence[0, near].mean())

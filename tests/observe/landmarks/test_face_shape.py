@@ -35,7 +35,6 @@ def test_shape_residual():
 
 def test_mirrored_numbers():
     points = mean_face()
-    np.testing.assert_allclose(
-        points[MIRRORED] * [-1, 1, 1], points, atol=3.0
-    )  # the mean face is nearly symmetric
+    # The mean face is nearly symmetric.
+    np.testing.assert_allclose(points[MIRRORED] * [-1, 1, 1], points, atol=3.0)
     assert (MIRRORED[MIRRORED] == np.arange(68)).all()
