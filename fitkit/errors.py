@@ -43,7 +43,8 @@ def attempt(what: str, compute: Callable[[], T], otherwise: T, failures: list[st
         return compute()
     except Exception as error:  # numerics at the edge of what they can
         log.info(what, exc_info=True)
-        failures.append(f"{what} could not be computed ({unexpected(error)})")
+        reason = str(error) if isinstance(error, FitkitError) else unexpected(error)
+        failures.append(f"{what} could not be computed ({reason})")
         return otherwise
 
 

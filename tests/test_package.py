@@ -2,6 +2,7 @@
 
 import configparser
 import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,8 @@ def test_fit_is_a_function_whatever_was_imported(first):
         ("fitkit.fit.detail", "personal_model"),
         ("fitkit.fit.decompose", "Decomposition"),
         ("fitkit.fit.report", "notes"),
+        ("fitkit.fit.result", "FitResult"),
+        ("fitkit.fit.run", "fit_observed"),
         ("fitkit.data.synth_dataset", "SynthDataset"),
         ("fitkit.data.synth_recipe", "load_synth_recipe"),
         ("fitkit.data.synth_folder", "read_depth"),
@@ -70,6 +73,10 @@ def test_names_of_the_first_version_are_found_with_a_warning(old, name):
     if old.startswith("fitkit.fit."):
         with pytest.warns(FutureWarning):
             assert getattr(getattr(fitkit.fit, old.rpartition(".")[2]), name) is moved
+
+
+def test_moved_modules_are_there():
+    assert [new for new in MOVED.values() if importlib.util.find_spec(new) is None] == []
 
 
 def test_shipped_files_are_found():

@@ -70,7 +70,10 @@ def test_a_result_without_its_photos(fitted, tmp_path):
         _ = again.subject.views[0].image
     again.save(tmp_path / "saved")
     lacking = json.loads((tmp_path / "saved" / "metrics.json").read_text())["not_written"]
-    assert any(line.startswith("overlay/view0.png could not be computed") for line in lacking)
+    assert any(
+        line.startswith("overlay/view0.png could not be computed (view view0: the photo of")
+        for line in lacking
+    )
     kept, before = files(tmp_path / "saved"), files(folder / "fitkit")
     assert (
         kept["subject.ply"] == before["subject.ply"] and kept["views/view1.ply"] == before["views/view1.ply"]
