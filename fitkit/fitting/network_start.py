@@ -116,7 +116,7 @@ def _yaw(model: FaceModel, found: Landmarks) -> list[float]:
 
 
 def check_named_views(network: Predictor, weights: str) -> None:
-    """Refuse to `repeat` a photo where there are no named views to put it into. weights: named in the message."""
+    """Refuse to `repeat` a photo where no named views take it. weights: named in the message."""
     if not network.views:
         raise InputError(
             f"repeat: expected a network with named views, but {weights} takes any number of photos; leave "
