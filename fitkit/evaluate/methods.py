@@ -23,7 +23,7 @@ from fitkit.evaluate.predictions import (
     write_face,
     write_fit,
 )
-from fitkit.fitting.network_start import predict_views, shipped_weights
+from fitkit.fitting.network_start import check_named_views, predict_views, shipped_weights
 from fitkit.fitting.predict import TrainedNetwork, load_trained, predict_observed
 from fitkit.fitting.recipe import FitRecipe
 from fitkit.fitting.run import fit_observed
@@ -45,8 +45,8 @@ class Method:
 
     kind: 'fit': photos -> fit; 'mean': the model's mean face; 'landmarks': only the 68 points of the
     detector; 'regressor': a trained network alone; model: name or path of the face model; recipe: of the
-    fits, and where landmarks come from; weights, repeat: of 'regressor', see `fit.predict.predict`; device:
-    torch device of fits and networks.
+    fits, and where landmarks come from; weights, repeat: of 'regressor', see `predict` of
+    fitkit/fitting/predict.py; device: torch device of fits and networks.
     """
 
     kind: Kind
@@ -77,7 +77,7 @@ class Method:
 
         Raises:
             FitkitError: no such model, or weights that cannot be used, or not with this model, or of a
-                network that sees no surface.
+                network that sees no surface, or that has no named views to `repeat` a photo in.
         """
         load_model(self.model)
         if self.kind == "regressor":
@@ -88,6 +88,8 @@ class Method:
                     f"{network.weights}: gives {', '.join(gives)}; an evaluation needs a network that gives "
                     "a state or a depth"
                 )
+            if self.repeat:
+                check_named_views(network.network, network.weights)
 
     def predict(self, name: str, photos: tuple[Subject, Landmarks] | None, root: Path) -> Outcome:
         """Write the prediction of one sample but its .json.

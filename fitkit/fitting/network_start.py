@@ -115,15 +115,20 @@ def _yaw(model: FaceModel, found: Landmarks) -> list[float]:
     return yaw_pitch_roll(rotation)[:, 0].tolist()
 
 
-def _predict_repeated(
-    network: Predictor, model: FaceModel, subject: Subject, found: Landmarks, device: str, weights: str
-) -> Predicted:
-    """`predict_views` with one photo in all named views."""
+def check_named_views(network: Predictor, weights: str) -> None:
+    """Refuse to `repeat` a photo where there are no named views to put it into; weights: for the message."""
     if not network.views:
         raise InputError(
             f"repeat: expected a network with named views, but {weights} takes any number of photos; leave "
             "repeat out"
         )
+
+
+def _predict_repeated(
+    network: Predictor, model: FaceModel, subject: Subject, found: Landmarks, device: str, weights: str
+) -> Predicted:
+    """`predict_views` with one photo in all named views."""
+    check_named_views(network, weights)
     if len(subject.views) != 1:
         raise InputError(
             f"{subject.path or subject.name}: repeat: expected one photo to be put into all views of "

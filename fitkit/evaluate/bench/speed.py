@@ -133,7 +133,7 @@ def many_views(model: FaceModel, count: int, size: int = 512, seed: int = 0) -> 
     """A random person of the model photographed from `count` sides (yaw -55 to 55 degrees), with noisy
     landmarks.
 
-    The same person and light for every count; rendered with `data.synthetic`.
+    The same person and light for every count; rendered with `synth.studio`.
     """
     generator = torch.Generator().manual_seed(seed)
     identity = torch.randn(model.num_identity, generator=generator).clamp(-2, 2)
