@@ -73,10 +73,16 @@ class StageRunner:
                 MissingWeightsError: of a flow network.
         """
         stages = self._stages_for(at)
-        for name, options in (pair for stage in stages for pair in stage.energies.items()):
-            load = find(name).load
-            if load is not None:
-                load(self.networks, options)  # missing weights are told before anything is solved
+        for stage, name, options in ((s, *pair) for s in stages for pair in s.energies.items()):
+            spec = find(name)
+            if spec.load is not None:
+                spec.load(self.networks, options)  # missing weights are told before anything is solved
+                if stage.solver.name != "adam" and not spec.least_squares:
+                    log.warning(
+                        "stage '%s': energy '%s' has a network inside and no derivatives of its own, so that "
+                        "solver '%s' may take many minutes; 'adam' is faster",
+                        *(stage.name, name, stage.solver.name),
+                    )
         detail = self.recipe.detail_flow
         if self.recipe.detail.enabled:
             self.networks.flow(detail.estimator, detail.weights)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fitkit import __version__
 from fitkit.data.face_dataset import FaceDataset
+from fitkit.energies.registry import find
 from fitkit.errors import FitError, InputError
 from fitkit.evaluate.machine import machine
 from fitkit.io.atomic import written_whole
@@ -39,7 +40,7 @@ from fitkit.train.regressor_data import (
     stage_parts,
 )
 from fitkit.train.regressor_recipe import RegressorTraining, TrainingStage, parse_regressor_training
-from fitkit.train.regressor_terms import StageCost, TermValue
+from fitkit.train.regressor_terms import StageCost, TermValue, not_predicted
 from fitkit.train.schedule import learning_rate, stage_lengths, stage_of_step
 from fitkit.train.trainer import Loop, LoopOptions, Task, Watch
 from fitkit.train.validation import VALIDATED, HeldOut, validate
@@ -195,6 +196,10 @@ def _check_stages(recipe: RegressorTraining, network: Predictor, training: Seque
         for name in stage.data:
             if name not in names:
                 raise unknown_key(name, names, f"stage '{stage.name}': data")
+        for name, options in stage.energies.items():
+            for part in find(name).parts_for(options):
+                if part.partition(".")[0] not in network.gives:
+                    raise not_predicted(stage.name, name, part, network.gives)
 
 
 class RegressorTask(Task):

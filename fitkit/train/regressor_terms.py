@@ -159,8 +159,12 @@ class StageCost:
             for name in part.split("."):
                 there = None if there is None else getattr(there, name)
             if there is None:
-                raise InputError(
-                    f"stage '{self.stage.name}': energy '{spec.name}' needs a network that predicts "
-                    f"{PARTS[part]} ({part}), and this one gives {', '.join(prediction.gives)}; leave it "
-                    "out or choose another network"
-                )
+                raise not_predicted(self.stage.name, spec.name, part, prediction.gives)
+
+
+def not_predicted(stage: str, energy: str, part: str, gives: Sequence[str]) -> InputError:
+    """The refusal of an energy that needs what a network does not give."""
+    return InputError(
+        f"stage '{stage}': energy '{energy}' needs a network that predicts {PARTS[part]} ({part}), and this "
+        f"one gives {', '.join(gives)}; leave it out or choose another network"
+    )

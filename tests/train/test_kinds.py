@@ -17,7 +17,7 @@ from fitkit.errors import InputError
 from fitkit.nets import load_predictor, read_about
 from fitkit.observe.label_crops import in_crop
 from fitkit.render.rasterizer import rasterize
-from fitkit.train.regressor import open_parts
+from fitkit.train.regressor import open_parts, train_regressor
 from fitkit.train.regressor_recipe import parse_regressor_training
 from fitkit.train.validation import HeldOut, validate
 
@@ -105,8 +105,6 @@ def test_an_interrupted_training_goes_on(net, people, tmp_path):
         if step == 3:
             raise KeyboardInterrupt
 
-    from fitkit.train.regressor import train_regressor
-
     with pytest.raises(KeyboardInterrupt):
         train_regressor(settings, tmp_path / "cut", model=MODEL, datasets={"a": people}, step_done=stop)
     assert train(settings, tmp_path / "cut", people, resume=True)[0] == {s: whole[s] for s in (3, 4)}
@@ -118,6 +116,20 @@ def test_an_energy_of_something_that_the_network_does_not_give_is_refused(people
         match=r"energy 'lmk2d' needs a network that predicts a scene \(state\), and this one gives depth",
     ):
         train(recipe("small_depth", {"lmk2d": {}}, steps=1), tmp_path, people)
+
+
+def test_it_is_refused_before_the_stages_in_front_of_it_are_trained(people, tmp_path):
+    stages = [
+        {"name": "first", "steps": 1, "energies": {"depth_sup": {}}},
+        {"name": "second", "steps": 1, "energies": {"lmk_posmap": {}}},
+    ]
+    settings = recipe("small_depth", {"depth_sup": {}}, steps=1, stages=stages)
+    steps = []
+    with pytest.raises(InputError, match="stage 'second': energy 'lmk_posmap' needs a network that predicts"):
+        train_regressor(
+            settings, tmp_path, model=MODEL, datasets={"a": people}, step_done=lambda *s: steps.append(s)
+        )
+    assert steps == []
 
 
 def test_frames_without_poses_cannot_be_compared(people, tmp_path):
