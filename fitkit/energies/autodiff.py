@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,7 +64,9 @@ def _by_parameter(energy: Energy, moved: Callable[[Tensor], Tensor], at: Tensor,
     direction = torch.zeros_like(at)
     direction[k] = 1
     try:
-        return torch.func.jvp(moved, (at,), (direction,))[1].flatten()
+        with warnings.catch_warnings():  # torch's own, when it loads forward derivatives for the first time
+            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+            return torch.func.jvp(moved, (at,), (direction,))[1].flatten()
     except NotImplementedError as error:
         raise InputError(
             f"energy '{energy.name}': an operation inside it has no forward derivative "

@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
-from fitkit.errors import FitError, attempt
+from fitkit.errors import FitError, InputError, attempt
 from fitkit.export.cameras import camera_table
 from fitkit.export.gltf import write_glb
 from fitkit.export.lighting import decompose_result, draw_lighting
@@ -49,11 +49,17 @@ def write_result(
 
     Returns: the absolute path of the folder.
     Raises:
-        InputError: see `check_output`; or writing failed (disk full, ...). FitError: the result holds NaN or
-            infinity.
+        InputError: see `check_output`; a result without its photos over an older one; or writing failed
+            (disk full, ...). FitError: the result holds NaN or infinity.
     """
     path = check_output(output, overwrite)
     _check_finite(result)
+    missing = [view.name for view in result.subject.views if not view.has_photo]
+    if missing and path.exists() and not light:
+        raise InputError(
+            f"output {path}: already exists, and without the photo of {missing[0]} its texture and overlays "
+            "would be lost; give load_result the folder of the photos as `photos`, or choose another folder"
+        )
     # Threads within the many short operations of a picture cost more than they bring; files are made side by
     # side.
     with replaced(path, overwrite) as folder, one_thread():

@@ -233,7 +233,8 @@ def build_stages(
 ) -> typing.Iterator[tuple[T, str]]:
     """The stages of a recipe, each a `cls` whose `energies` maps names to options of the class that
     `energies(name, where)` gives or refuses, and what a message about it begins with. An energy that is
-    `false` is left out: switched off over an extended recipe or by an override.
+    `false` is left out: switched off over an extended recipe or by an override; one that is `true` has its
+    defaults.
 
     Raises:
         InputError: no list of mappings with energies, or an unknown energy; `where` begins the message.
@@ -249,7 +250,9 @@ def build_stages(
             raise InputError(f"{label}: expected 'energies', a mapping of energy names to options")
         classes = {name: energies(_name(name), f"{label}: energies") for name in chosen}
         terms = {
-            name: build(classes[name], options or {}, f"{label}: energies.{name}", ".")
+            name: build(
+                classes[name], {} if options is True else options or {}, f"{label}: energies.{name}", "."
+            )
             for name, options in chosen.items()
             if options is not False
         }

@@ -143,6 +143,11 @@ class View:
         return self.image.shape[1], self.image.shape[0]
 
     @property
+    def has_photo(self) -> bool:
+        """Whether there is an image; of a result that was read back without its photos there is none."""
+        return not isinstance(self.__dict__["_image_source"], MissingPhoto)
+
+    @property
     def small(self) -> np.ndarray:
         """[96, 96] uint8 grey, by which photos that are the same can be known; does not decode the image."""
         source = self.__dict__["_image_source"]

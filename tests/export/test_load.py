@@ -78,6 +78,11 @@ def test_a_result_without_its_photos(fitted, tmp_path):
     assert (
         kept["subject.ply"] == before["subject.ply"] and kept["views/view1.ply"] == before["views/view1.ply"]
     )
+    with pytest.raises(
+        InputError, match="already exists, and without the photo of view0 its texture and overlays would be"
+    ):
+        again.save(tmp_path / "moved", overwrite=True)
+    assert files(tmp_path / "moved") == before
     found = fitkit.load_result(tmp_path / "moved", photos=folder)
     assert np.array_equal(found.subject.views[2].image, result.subject.views[2].image)
 

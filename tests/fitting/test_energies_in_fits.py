@@ -78,3 +78,12 @@ def test_a_fit_can_use_it(fitted, name):
 def test_a_fit_says_that_its_photos_have_no_labels(fitted, name):
     with pytest.raises(InputError, match=r"energy '\w+' needs labels with '\w+', and these frames have none"):
         fitted(name)
+
+
+def test_a_network_inside_of_a_second_order_solver_is_told(fitted, caplog):
+    fitted("sem_feat")
+    said = [r.getMessage() for r in caplog.records if "may take many minutes" in r.getMessage()]
+    assert said == [
+        "stage 'one': energy 'sem_feat' has a network inside and no derivatives of its own, so that solver "
+        "'levenberg_marquardt' may take many minutes; 'adam' is faster"
+    ]

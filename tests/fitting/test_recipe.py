@@ -33,13 +33,14 @@ def test_changes_then_overrides():
             "stages.shape.solver.max_iterations=3",
             "stages.shape.energies.lmk2d.weight=2",
             "stages.shape.energies.focal_prior=false",
+            "stages.shape.energies.light_prior=true",
         ],
         {"seed": 1, "landmarks": {"jaw": "outline"}},
     )
     shape = next(s for s in recipe.stages if s.name == "shape")
     assert recipe.seed == 2 and recipe.landmarks.jaw == "outline" and shape.solver.max_iterations == 3
     assert shape.energies["lmk2d"].weight == 2 and shape.energies["lmk2d"].kernel.name == "huber"
-    assert "focal_prior" not in shape.energies
+    assert "focal_prior" not in shape.energies and shape.energies["light_prior"].weight == 1.0
 
 
 def test_a_recipe_of_ones_own(tmp_path):
