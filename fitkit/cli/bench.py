@@ -42,6 +42,14 @@ def bench():
     """Measure accuracy and speed of the fit and of the landmark detectors."""
 
 
+_json_option = click.option(
+    "--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file."
+)
+_subjects_option = click.option(
+    "--subjects", multiple=True, callback=_names, help="Only these, separated by commas."
+)
+
+
 @bench.command()
 @click.argument("data", type=click.Path(), required=False)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -59,7 +67,7 @@ def bench():
     show_default=True,
     help="Recipe; may be repeated.",
 )
-@click.option("--subjects", multiple=True, callback=_names, help="Only these, separated by commas.")
+@_subjects_option
 @click.option("--views", callback=_numbers, help="Only these views by position, e.g. 0,2,4.")
 @click.option(
     "--photos",
@@ -76,9 +84,7 @@ def bench():
     metavar="DIR",
     help="Keep the predictions here; those that are there are not made again.",
 )
-@click.option(
-    "--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file."
-)
+@_json_option
 def accuracy(data, overrides, models, recipes, subjects, views, photos, people, seed, keep, path):
     """Scan-to-mesh errors of the neutral shape, and of the face in the photos, for all subjects of DATA.
 
@@ -128,10 +134,8 @@ def accuracy(data, overrides, models, recipes, subjects, views, photos, people, 
     show_default=True,
     help="Face model; may be repeated.",
 )
-@click.option("--subjects", multiple=True, callback=_names, help="Only these, separated by commas.")
-@click.option(
-    "--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file."
-)
+@_subjects_option
+@_json_option
 def ablation(data, overrides, recipe_name, models, subjects, path):
     """What each energy between the photos is worth, by number of views and kind of subject.
 
@@ -166,9 +170,7 @@ def ablation(data, overrides, recipe_name, models, subjects, path):
     "--repeats", type=int, default=5, show_default=True, help="Timed runs after a first one that is not."
 )
 @click.option("--parts", multiple=True, callback=_names, help="Only some of fit,adam,views,rasterizer.")
-@click.option(
-    "--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file."
-)
+@_json_option
 def speed(subject, overrides, model_name, recipe_name, views, repeats, parts, path):
     """Wall and CPU times of the fit on one SUBJECT folder.
 
@@ -215,9 +217,7 @@ def speed(subject, overrides, model_name, recipe_name, views, repeats, parts, pa
     help="Fits with perturbed landmarks or poses from each start; 0 = none.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the perturbed fits.")
-@click.option(
-    "--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file."
-)
+@_json_option
 def init(data, overrides, models, recipes, weights, trials, seed, path):
     """What the start of a fit is worth: from the landmarks, from a network, and from the better of the two.
 
@@ -240,9 +240,7 @@ def init(data, overrides, models, recipes, weights, trials, seed, path):
 )
 @click.option("--everyone", is_flag=True, help="Pictures of people that the training has seen too.")
 @click.option("--device", default="cpu", show_default=True, help="Torch device.")
-@click.option(
-    "--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file."
-)
+@_json_option
 def landmarks(data, detector, everyone, device, path):
     """Errors of a landmark detector on labelled pictures.
 
@@ -292,9 +290,7 @@ def landmarks(data, detector, everyone, device, path):
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Which photo gets a fault, and where.")
 @click.option("--limit", type=float, default=None, help="mm from which on a fit is bad.  [default: 1.5]")
-@click.option(
-    "--json", "path", type=click.Path(), help="Write all numbers, versions and the machine to this file."
-)
+@_json_option
 def verdicts(arguments, models, recipe_name, views, faults, subjects, seed, limit, path):
     """Verdicts and expected errors against the truth, on photos as they are and with planted faults.
 

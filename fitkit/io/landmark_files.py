@@ -108,8 +108,8 @@ def check_landmarks(points: Any, where: str, first: int = 0) -> LandmarkFile:
         raise InputError(f"{where}: landmarks: infinite values; use NaN for a point that was not seen")
     confidence = points[:, 2] if points.shape[1] == 3 else np.ones(COUNT)
     confidence = np.where(np.isnan(confidence), 0.0, confidence)
-    placeholder = (points[:, 0] == points[:, 1]) & (points[:, 0] <= first)
-    confidence[placeholder] = 0
+    unseen = (points[:, 0] == points[:, 1]) & (points[:, 0] <= first)
+    confidence[unseen] = 0
     if confidence.min() < 0 or confidence.max() > 1:
         raise InputError(
             f"{where}: landmarks: the third column is the confidence, 0 to 1, got {confidence.min():.4g} to "
@@ -117,7 +117,7 @@ def check_landmarks(points: Any, where: str, first: int = 0) -> LandmarkFile:
         )
     seen = np.isfinite(points[:, :2]).all(1) & (confidence > 0)
     checked = np.where(seen[:, None], np.column_stack([points[:, :2], confidence]), [np.nan, np.nan, 0.0])
-    some = points[placeholder][:1, :2]
+    some = points[unseen][:1, :2]
     return LandmarkFile(checked, tuple(f"points written as {x:g} {y:g} count as not seen" for x, y in some))
 
 
