@@ -164,17 +164,6 @@ def _local(
     return torch.cat(parts, -1)
 
 
-# Typical change of one parameter, for first-order solvers that know no curvature: rad, mm, log units, light.
-STEP_SCALE = {
-    "identity": 1.0,
-    "landmarks": 1.0,
-    "expression": 0.2,
-    "pose": 1.0,
-    "focal": 0.2,
-    "illumination": 0.2,
-}
-
-
 NEAREST_MM = 100.0  # from a camera to the middle of the head, which is about as wide as twice that
 
 
@@ -219,14 +208,4 @@ class LeastSquaresProblem:
     @cached_property
     def scales(self) -> Tensor:
         """[total] typical change of each free parameter."""
-        local = torch.cat(
-            [
-                torch.full((self.layout.sizes[n],), STEP_SCALE[n])
-                if n != "pose"
-                else torch.tensor([0.05, 0.05, 0.05, 5.0, 5.0, 20.0])
-                for n in self.layout.order
-            ]
-        )
-        out = torch.zeros(self.layout.total)
-        out[self.layout.index.reshape(-1)] = local.repeat(self.layout.num_views)
-        return out.to(self.observations.images.device)
+        return self.layout.steps.to(self.observations.images.device)

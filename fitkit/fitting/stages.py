@@ -180,8 +180,10 @@ class StageRunner:
             at = self._lit(at, chosen, lights)
         here = self.context(at)
         energies = {name: energy_of_fit(name, here, options) for name, options in chosen.items()}
-        groups = at.cameras.focal_groups, at.cameras.pose_groups
-        layout = ParameterLayout.of(at.state, free, self.recipe.expression.shared, *groups)
+        owners = {"focal": at.cameras.focal_groups, "pose": at.cameras.pose_groups}
+        if self.recipe.expression.shared:
+            owners["expression"] = torch.zeros_like(at.cameras.focal_groups)
+        layout = ParameterLayout.of(at.state, free, owners)
         terms = [Term(energies[name], options.weight, options.kernel) for name, options in chosen.items()]
         return at, Objective(terms), layout
 

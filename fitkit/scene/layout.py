@@ -2,87 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fitkit.errors import InputError
+from fitkit.scene.blocks import BLOCKS, UNKNOWNS, Block
 from fitkit.scene.state import SceneState
-
-BLOCKS = ("identity", "landmarks", "expression", "pose", "focal", "illumination")
 
 
 @dataclass(frozen=True)
 class ParameterLayout:
-    """Free parameters of one person in B views, split into shared ones and ones that a single view owns.
+    """Free parameters of one person in B views, split into those that a single view owns and shared ones.
 
-    free: block names; sizes: block name -> width; groups: block name -> [B] int64, views with the same number
-    share the block (identity and landmarks, the offsets of the 68 points: all; focal: one camera; pose: a
-    rigid calibrated rig). A block whose groups are all different is owned by its view. The step vector is
-    [shared | own of view 0 | own of view 1 | ...].
+    The step vector is [shared | own of view 0 | own of view 1 | ...].
     """
 
+    blocks: tuple[Block, ...]
     num_views: int
-    sizes: dict[str, int]
-    groups: dict[str, Tensor]
 
     @staticmethod
     def of(
-        state: SceneState,
-        free: Sequence[str],
-        share_expression: bool = False,
-        focal_groups: Tensor | None = None,
-        pose_groups: Tensor | None = None,
+        state: SceneState, free: Sequence[str], owners: Mapping[str, Tensor | None] | None = None
     ) -> ParameterLayout:
-        """Layout for `state` with the blocks `free`; groups default to: focal and pose own, expression
-        own."""
-        unknown = [name for name in free if name not in BLOCKS]
+        """Layout for `state` with the blocks `free`.
+
+        owners: block name -> [B] whole numbers, views with the same one share a copy of the block: focal: one
+        camera; pose: a rigid calibrated rig; None, or not named: each view has its own copy, except of what
+        the person owns.
+
+        Raises:
+            InputError: unknown names, owners that are not one for each view or of a block of the person, or
+                more than one person.
+        """
+        owners = owners or {}
+        unknown = [name for name in (*free, *owners) if name not in BLOCKS]
         if unknown:
             raise InputError(f"free parameters: expected some of {', '.join(BLOCKS)}; got '{unknown[0]}'")
         if len(state.identity) != 1:
             raise InputError(f"a fit solves for one person, the state holds {len(state.identity)}")
-        B = state.num_views
-        own, same = torch.arange(B), torch.zeros(B, dtype=torch.int64)
-        width = {
-            "identity": state.identity.shape[1],
-            "landmarks": 3 * 68,
-            "expression": state.expression.shape[1],
-            "pose": 6,
-            "focal": 1,
-            "illumination": state.illumination[0].numel(),
-        }
-        group = {
-            "identity": same,
-            "landmarks": same,
-            "expression": same if share_expression else own,
-            "pose": own if pose_groups is None else pose_groups.cpu(),
-            "focal": own if focal_groups is None else focal_groups.cpu(),
-            "illumination": own,
-        }
-        names = [name for name in BLOCKS if name in free]
-        return ParameterLayout(B, {n: width[n] for n in names}, {n: group[n] for n in names})
+        blocks = (u.block(state, owners.get(u.name)) for u in UNKNOWNS if u.name in free)
+        return ParameterLayout(tuple(blocks), state.num_views)
 
-    def is_shared(self, name: str) -> bool:
-        return name in ("identity", "landmarks") or len(self.groups[name].unique()) < self.num_views
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Block name -> width."""
+        return {block.name: block.width for block in self.blocks}
+
+    def is_shared(self, block: Block) -> bool:
+        return block.of_person or block.copies < self.num_views
 
     @cached_property
     def shared(self) -> tuple[str, ...]:
-        return tuple(n for n in self.sizes if self.is_shared(n))
+        return tuple(b.name for b in self.blocks if self.is_shared(b))
 
     @cached_property
     def own(self) -> tuple[str, ...]:
-        return tuple(n for n in self.sizes if not self.is_shared(n))
+        return tuple(b.name for b in self.blocks if not self.is_shared(b))
 
     @cached_property
     def shared_offsets(self) -> dict[str, int]:
+        """Where the copies of each shared block begin in the step, and under '' where they end."""
         offsets, total = {}, 0
-        for name in self.shared:
-            offsets[name] = total
-            total += self.sizes[name] * (int(self.groups[name].max()) + 1)
+        for block in filter(self.is_shared, self.blocks):
+            offsets[block.name] = total
+            total += block.copies * block.width
         offsets[""] = total
         return offsets
 
@@ -104,9 +91,9 @@ class ParameterLayout:
         """[B, n] int64: where the local parameters of each view (blocks in the order `order`) stand in the
         step."""
         parts = []
-        for name in self.shared:
-            start = self.shared_offsets[name] + self.groups[name][:, None] * self.sizes[name]
-            parts.append(start + torch.arange(self.sizes[name]))
+        for block in filter(self.is_shared, self.blocks):
+            start = self.shared_offsets[block.name] + block.owner[:, None] * block.width
+            parts.append(start + torch.arange(block.width))
         start = self.num_shared + torch.arange(self.num_views)[:, None] * self.num_own
         parts.append(start + torch.arange(self.num_own))
         return torch.cat(parts, 1)
@@ -131,23 +118,18 @@ class ParameterLayout:
         local = step[self.index.to(step.device)]
         return dict(zip(self.order, local.split([self.sizes[n] for n in self.order], 1)))
 
+    @cached_property
+    def steps(self) -> Tensor:
+        """[total] typical change of each parameter."""
+        named = {block.name: block.step for block in self.blocks}
+        steps = torch.zeros(self.total)
+        steps[self.index] = torch.cat([named[name] for name in self.order])
+        return steps
+
 
 def retract(state: SceneState, step: Tensor, layout: ParameterLayout) -> SceneState:
-    """The state moved by `step` [total]: coefficients and light are added, the pose moves on the head side
-    (`Pose.retract`), the focal length is multiplied by exp(step)."""
+    """The state moved by `step` [total], block by block, as each of them says."""
     change = layout.split(step)
-    update: dict[str, Any] = {}
-    if "identity" in change:
-        update["identity"] = state.identity + change["identity"][:1]
-    if "landmarks" in change:
-        moved = change["landmarks"][:1].reshape(1, 68, 3)
-        update["landmark_offset"] = moved if state.landmark_offset is None else state.landmark_offset + moved
-    if "expression" in change:
-        update["expression"] = state.expression + change["expression"]
-    if "pose" in change:
-        update["pose"] = state.pose.retract(change["pose"])
-    if "focal" in change:
-        update["camera"] = replace(state.camera, focal=state.camera.focal * change["focal"][:, 0].exp())
-    if "illumination" in change:
-        update["illumination"] = state.illumination + change["illumination"].reshape(state.illumination.shape)
-    return state.replace(**update)
+    for block in layout.blocks:
+        state = block.retract(state, change[block.name])
+    return state

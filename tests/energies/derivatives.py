@@ -16,10 +16,8 @@ def layouts(state, free=BLOCKS):
     """All blocks owned by their views; and everything shared that can be."""
     B = state.num_views
     yield ParameterLayout.of(state, free)
-    rig = torch.zeros(B, dtype=torch.int64)
-    yield ParameterLayout.of(
-        state, free, share_expression=True, focal_groups=(torch.arange(B) > 0).long(), pose_groups=rig
-    )
+    one = torch.zeros(B, dtype=torch.int64)
+    yield ParameterLayout.of(state, free, {"expression": one, "pose": one, "focal": torch.arange(B) > 0})
 
 
 def whole_jacobian(lin: Linearization, layout: ParameterLayout) -> torch.Tensor:

@@ -131,12 +131,12 @@ def test_an_energy_without_derivatives_of_its_own_gets_them():
 
 
 @pytest.mark.parametrize(
-    "groups",
-    [{}, dict(share_expression=True, pose_groups=torch.zeros(3, dtype=torch.int64))],
+    "owners",
+    [{}, {"expression": torch.zeros(3), "pose": torch.zeros(3)}],
     ids=["own", "shared"],
 )
-def test_both_solvers_find_the_same_minimum(groups):
-    layout = ParameterLayout.of(START, ("identity", "expression", "pose"), **groups)
+def test_both_solvers_find_the_same_minimum(owners):
+    layout = ParameterLayout.of(START, ("identity", "expression", "pose"), owners)
     problem = LeastSquaresProblem(OBJECTIVE, OBS, layout)
     second = levenberg_marquardt(problem, START, LMOptions(100, min_decrease=1e-10))
     assert second.status == "converged"
@@ -150,7 +150,7 @@ def test_both_solvers_find_the_same_minimum(groups):
 
 
 def test_scales_follow_the_layout():
-    layout = ParameterLayout.of(START, BLOCKS, focal_groups=torch.zeros(3, dtype=torch.int64))
+    layout = ParameterLayout.of(START, BLOCKS, {"focal": torch.zeros(3)})
     scales = LeastSquaresProblem(OBJECTIVE, OBS, layout).scales
     parts = layout.split(scales)
     assert len(scales) == layout.total and bool((scales > 0).all())

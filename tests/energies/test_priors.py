@@ -89,7 +89,7 @@ def test_shared_quantities_are_counted_once():
     same = STATE.replace(expression=STATE.expression[:1].expand(3, -1).clone())
     cost = [float(Objective([Term(e)]).cost(same, OBS)[0]) for e in (one, ExpressionPrior())]
     assert cost[1] == pytest.approx(3 * cost[0])
-    layout = ParameterLayout.of(same, ("expression",), share_expression=True)
+    layout = ParameterLayout.of(same, ("expression",), {"expression": torch.zeros(3)})
     system = Objective([Term(one)]).linearize(same, OBS, layout)
     step = torch.zeros(layout.total, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(Objective([Term(one)]).cost(retract(same, step, layout), OBS)[0], step)

@@ -53,7 +53,7 @@ def problem(model, state, observations, sigma=1.0, shared_focal=False, extra=(),
     return LeastSquaresProblem(
         Objective(terms).freeze(state, observations),
         observations,
-        ParameterLayout.of(state, free, focal_groups=groups),
+        ParameterLayout.of(state, free, {"focal": groups}),
     )
 
 

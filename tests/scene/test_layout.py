@@ -21,12 +21,9 @@ def test_blocks_owned_by_a_view_and_shared_ones():
         "illumination",
     )
     assert plain.num_shared == 8 + 204 and plain.num_own == 6 + 6 + 1 + 9 and plain.total == 8 + 204 + 3 * 22
+    one = torch.zeros(3)
     rig = ParameterLayout.of(
-        s,
-        BLOCKS,
-        share_expression=True,
-        focal_groups=torch.tensor([0, 0, 1]),
-        pose_groups=torch.zeros(3, dtype=torch.int64),
+        s, BLOCKS, {"expression": one, "pose": one, "focal": torch.tensor([0, 0, 1]), "illumination": None}
     )
     assert rig.shared == ("identity", "landmarks", "expression", "pose", "focal") and rig.own == (
         "illumination",
@@ -34,19 +31,11 @@ def test_blocks_owned_by_a_view_and_shared_ones():
     assert rig.num_shared == 8 + 204 + 6 + 6 + 2 and rig.total == 226 + 27
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_every_step_position_is_used_and_own_ones_once(shared):
-    s = state()
-    groups = (
-        dict(
-            share_expression=True,
-            focal_groups=torch.tensor([0, 1, 0]),
-            pose_groups=torch.zeros(3, dtype=torch.int64),
-        )
-        if shared
-        else {}
-    )
-    layout = ParameterLayout.of(s, ("identity", "expression", "pose", "focal"), **groups)
+@pytest.mark.parametrize(
+    "owners", [{}, {"expression": torch.zeros(3), "pose": torch.zeros(3), "focal": torch.tensor([4, 9, 4])}]
+)
+def test_every_step_position_is_used_and_own_ones_once(owners):
+    layout = ParameterLayout.of(state(), ("identity", "expression", "pose", "focal"), owners)
     assert sorted(set(layout.index.flatten().tolist())) == list(range(layout.total))
     own = layout.index[:, layout.index.shape[1] - layout.num_own :]
     assert len(own.unique()) == own.numel()
@@ -54,7 +43,7 @@ def test_every_step_position_is_used_and_own_ones_once(shared):
 
 def test_split_and_retract_follow_the_groups():
     s = state()
-    layout = ParameterLayout.of(s, BLOCKS, focal_groups=torch.tensor([0, 0, 1]))
+    layout = ParameterLayout.of(s, BLOCKS, {"focal": torch.tensor([0, 0, 1])})
     step = 0.1 * torch.randn(layout.total, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     change = layout.split(step)
     assert torch.equal(change["identity"][0], change["identity"][2])
@@ -86,9 +75,7 @@ def test_blocks_that_are_not_free_stay():
 
 def test_one_view_owns_everything_but_the_identity():
     s = tiny_state(tiny_model(), views=1)
-    layout = ParameterLayout.of(
-        s, BLOCKS, share_expression=True, focal_groups=torch.zeros(1, dtype=torch.int64)
-    )
+    layout = ParameterLayout.of(s, BLOCKS, {"expression": torch.zeros(1), "focal": torch.zeros(1)})
     assert layout.shared == ("identity", "landmarks")
 
 
@@ -99,6 +86,14 @@ def test_refusals():
         match="expected some of identity, landmarks, expression, pose, focal, illumination; got 'depth'",
     ):
         ParameterLayout.of(s, ("pose", "depth"))
+    with pytest.raises(InputError, match="expected some of identity, .*; got 'head'"):
+        ParameterLayout.of(s, ("pose",), {"head": torch.zeros(3)})
+    with pytest.raises(
+        InputError, match=r"owner of 'pose': expected a number for each of the 3 views, got \[2\]"
+    ):
+        ParameterLayout.of(s, ("pose",), {"pose": torch.zeros(2)})
+    with pytest.raises(InputError, match="owner of 'identity': the person owns it; name no other owner"):
+        ParameterLayout.of(s, ("identity",), {"identity": torch.arange(3)})
     two = s.replace(identity=s.identity.expand(2, -1))
     with pytest.raises(InputError, match="one person, the state holds 2"):
         ParameterLayout.of(two, ("pose",))

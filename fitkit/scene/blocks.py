@@ -1,0 +1,107 @@
+"""The unknowns of a fit: who owns their copies, how far they usually change, how they move the state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fitkit.errors import InputError
+from fitkit.scene.state import SceneState
+
+Retract = Callable[[SceneState, Tensor], SceneState]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One unknown of the person in B views, with one copy for each of its owners.
+
+    name; width: numbers in a copy; owner: [B] int64, the copy that each view uses, 0 to `copies` - 1; step:
+    [width] typical change in the unit of the block, for solvers that know no curvature; retract: state and
+    change of each view [B, width] -> moved state; of_person: the person owns it, even in a single view.
+    """
+
+    name: str
+    width: int
+    owner: Tensor
+    step: Tensor
+    retract: Retract
+    of_person: bool = False
+
+    @property
+    def copies(self) -> int:
+        return int(self.owner.max()) + 1
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """What a `Block` is for every state: declare a new unknown of fits as one more in `UNKNOWNS`."""
+
+    name: str
+    width: Callable[[SceneState], int]
+    step: float | tuple[float, ...]  # one for all numbers of a copy, or one for each
+    retract: Retract
+    of_person: bool = False
+
+    def block(self, state: SceneState, owner: Tensor | None = None) -> Block:
+        """The block for `state`; owner: [B] whole numbers, views with the same one share a copy; None: the
+        person owns it, or each view its own."""
+        width, B = self.width(state), state.num_views
+        if owner is None:
+            owner = torch.zeros(B, dtype=torch.int64) if self.of_person else torch.arange(B)
+        elif self.of_person:
+            raise InputError(f"owner of '{self.name}': the person owns it; name no other owner for it")
+        step = torch.as_tensor(self.step, dtype=torch.float32).expand(width)
+        owner = numbered(owner, B, f"owner of '{self.name}'")
+        return Block(self.name, width, owner, step, self.retract, self.of_person)
+
+
+def numbered(owner: Tensor, views: int, what: str) -> Tensor:
+    """The owners [B] as numbers from 0 without gaps, int64, on the CPU."""
+    if owner.shape != (views,):
+        raise InputError(f"{what}: expected a number for each of the {views} views, got {list(owner.shape)}")
+    return owner.cpu().unique(return_inverse=True)[1]
+
+
+def _landmarks(state: SceneState, change: Tensor) -> SceneState:
+    moved = change[:1].reshape(1, 68, 3)
+    before = state.landmark_offset
+    return state.replace(landmark_offset=moved if before is None else before + moved)
+
+
+def _focal(state: SceneState, change: Tensor) -> SceneState:
+    return state.replace(camera=replace(state.camera, focal=state.camera.focal * change[:, 0].exp()))
+
+
+UNKNOWNS = (
+    Unknown(
+        "identity",
+        lambda s: s.identity.shape[1],
+        1.0,
+        lambda s, change: s.replace(identity=s.identity + change[:1]),
+        of_person=True,
+    ),
+    Unknown("landmarks", lambda s: 3 * 68, 1.0, _landmarks, of_person=True),  # mm
+    Unknown(
+        "expression",
+        lambda s: s.expression.shape[1],
+        0.2,
+        lambda s, change: s.replace(expression=s.expression + change),
+    ),
+    Unknown(  # rad and mm, on the head side
+        "pose",
+        lambda s: 6,
+        (0.05, 0.05, 0.05, 5.0, 5.0, 20.0),
+        lambda s, change: s.replace(pose=s.pose.retract(change)),
+    ),
+    Unknown("focal", lambda s: 1, 0.2, _focal),  # log units
+    Unknown(
+        "illumination",
+        lambda s: s.illumination[0].numel(),
+        0.2,
+        lambda s, change: s.replace(illumination=s.illumination + change.reshape(s.illumination.shape)),
+    ),
+)
+BLOCKS = tuple(unknown.name for unknown in UNKNOWNS)
