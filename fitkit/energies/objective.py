@@ -80,7 +80,7 @@ class Objective:
     def linearize(self, state: SceneState, observations: Any, layout: ParameterLayout) -> ArrowSystem:
         """Gauss-Newton system of all terms over the free parameters of `layout`."""
         system = ArrowSystem.zeros(
-            layout.num_views,
+            layout.num_moments,
             layout.num_shared,
             layout.num_own,
             dtype=torch.float64,

@@ -5,38 +5,46 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import filterfalse
 
 import torch
 from torch import Tensor
 
 from fitkit.errors import InputError
-from fitkit.scene.blocks import BLOCKS, UNKNOWNS, Block
+from fitkit.scene.blocks import BLOCKS, UNKNOWNS, Block, numbered
 from fitkit.scene.state import SceneState
 
 
 @dataclass(frozen=True)
 class ParameterLayout:
-    """Free parameters of one person in B views, split into those that a single view owns and shared ones.
+    """Free parameters of one person in B views, split into those that a single moment owns and shared ones.
 
-    The step vector is [shared | own of view 0 | own of view 1 | ...].
+    moment: [B] int64, 0 to T - 1: views with the same number show one moment, whose own parameters a solver
+    eliminates together. A block belongs to the moments where no two of them use one copy of it. The step
+    vector is [shared | own of moment 0 | own of moment 1 | ...]; where moments have different numbers of
+    copies, all are given room for the most, and nothing depends on what is left over.
     """
 
     blocks: tuple[Block, ...]
-    num_views: int
+    moment: Tensor
 
     @staticmethod
     def of(
-        state: SceneState, free: Sequence[str], owners: Mapping[str, Tensor | None] | None = None
+        state: SceneState,
+        free: Sequence[str],
+        owners: Mapping[str, Tensor | None] | None = None,
+        moment: Tensor | None = None,
     ) -> ParameterLayout:
         """Layout for `state` with the blocks `free`.
 
         owners: block name -> [B] whole numbers, views with the same one share a copy of the block: focal: one
         camera; pose: a rigid calibrated rig; None, or not named: each view has its own copy, except of what
-        the person owns.
+        the person owns; moment: [B] whole numbers, views with the same one were taken at one moment; None:
+        each view is of its own.
 
         Raises:
-            InputError: unknown names, owners that are not one for each view or of a block of the person, or
-                more than one person.
+            InputError: unknown names, owners or moments that are not one for each view, an owner of what the
+                person owns, or more than one person.
         """
         owners = owners or {}
         unknown = [name for name in (*free, *owners) if name not in BLOCKS]
@@ -45,15 +53,34 @@ class ParameterLayout:
         if len(state.identity) != 1:
             raise InputError(f"a fit solves for one person, the state holds {len(state.identity)}")
         blocks = (u.block(state, owners.get(u.name)) for u in UNKNOWNS if u.name in free)
-        return ParameterLayout(tuple(blocks), state.num_views)
+        moment = torch.arange(state.num_views) if moment is None else moment
+        return ParameterLayout(tuple(blocks), numbered(moment, state.num_views, "moments"))
+
+    @property
+    def num_views(self) -> int:
+        return len(self.moment)
+
+    @cached_property
+    def num_moments(self) -> int:
+        return int(self.moment.max()) + 1
 
     @cached_property
     def sizes(self) -> dict[str, int]:
         """Block name -> width."""
         return {block.name: block.width for block in self.blocks}
 
+    def _copies(self, block: Block) -> Tensor:
+        """[B] int64, equal for views of one moment that use one copy; in the order of the moments."""
+        return self.moment * self.num_views + block.owner
+
     def is_shared(self, block: Block) -> bool:
-        return block.of_person or block.copies < self.num_views
+        """Whether the person owns it, or two moments use one of its copies."""
+        return block.of_person or len(self._copies(block).unique()) > block.copies
+
+    def _rank(self, block: Block) -> Tensor:
+        """[B] int64, which of its moment's copies of an own block each view uses, from 0."""
+        copies, at = self._copies(block).unique(return_inverse=True)
+        return at - torch.searchsorted(copies, self.moment * self.num_views)
 
     @cached_property
     def shared(self) -> tuple[str, ...]:
@@ -78,13 +105,23 @@ class ParameterLayout:
         return self.shared_offsets[""]
 
     @cached_property
+    def own_offsets(self) -> dict[str, int]:
+        """Where each own block begins among the parameters of its moment, and under '' where they end."""
+        offsets, total = {}, 0
+        for block in filterfalse(self.is_shared, self.blocks):
+            offsets[block.name] = total
+            total += (int(self._rank(block).max()) + 1) * block.width
+        offsets[""] = total
+        return offsets
+
+    @property
     def num_own(self) -> int:
-        """Parameters owned by each view."""
-        return sum(self.sizes[n] for n in self.own)
+        """Parameters owned by each moment."""
+        return self.own_offsets[""]
 
     @property
     def total(self) -> int:
-        return self.num_shared + self.num_views * self.num_own
+        return self.num_shared + self.num_moments * self.num_own
 
     @cached_property
     def index(self) -> Tensor:
@@ -94,8 +131,10 @@ class ParameterLayout:
         for block in filter(self.is_shared, self.blocks):
             start = self.shared_offsets[block.name] + block.owner[:, None] * block.width
             parts.append(start + torch.arange(block.width))
-        start = self.num_shared + torch.arange(self.num_views)[:, None] * self.num_own
-        parts.append(start + torch.arange(self.num_own))
+        for block in filterfalse(self.is_shared, self.blocks):
+            start = self.num_shared + self.moment * self.num_own + self.own_offsets[block.name]
+            start = start + self._rank(block) * block.width
+            parts.append(start[:, None] + torch.arange(block.width))
         return torch.cat(parts, 1)
 
     def columns(self, names: Sequence[str]) -> Tensor:
@@ -114,7 +153,7 @@ class ParameterLayout:
         return self.shared + self.own
 
     def split(self, step: Tensor) -> dict[str, Tensor]:
-        """Step [total] -> block name -> [B, width], each view's change (shared blocks repeated)."""
+        """Step [total] -> block name -> [B, width], each view's change (copies that views share repeated)."""
         local = step[self.index.to(step.device)]
         return dict(zip(self.order, local.split([self.sizes[n] for n in self.order], 1)))
 

@@ -1,4 +1,4 @@
-"""Normal equations with an arrow shape: shared parameters, and blocks that one view owns."""
+"""Normal equations with an arrow shape: shared parameters, and those that one view or moment owns."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 class ArrowSystem:
-    """H step = -g with H = [[S, C_1 .. C_B], [C_v', V_v]] plus optional coupling between the blocks of two
-    views.
+    """H step = -g with H = [[S, C_1 .. C_T], [C_t', V_t]] plus optional coupling between the blocks of two
+    owners.
 
-    shared [P, P], cross [B, P, Q], own [B, Q, Q], gradient_shared [P], gradient_own [B, Q];
-    coupling: [B, Q, B, Q] or None. Without coupling the view blocks are eliminated one by one (Schur
-    complement), so the cost grows linearly with B. With coupling and up to `dense_limit` parameters owned by
-    the views the whole matrix is factorised. Beyond, coupling is kept as the factors it is made of (`pairs`,
+    shared [P, P], cross [T, P, Q], own [T, Q, Q], gradient_shared [P], gradient_own [T, Q];
+    coupling: [T, Q, T, Q] or None. Without coupling the blocks of the owners are eliminated one by one (Schur
+    complement), so the cost grows linearly with T. With coupling and up to `dense_limit` own parameters
+    the whole matrix is factorised. Beyond, coupling is kept as the factors it is made of (`pairs`,
     `commons`) and the system is solved by conjugate gradients, preconditioned with the arrow of the rest:
-    linear in B again.
+    linear in T again.
     """
 
     def __init__(
@@ -33,28 +33,30 @@ class ArrowSystem:
         self.shared, self.cross, self.own = shared, cross, own
         self.gradient_shared, self.gradient_own, self.coupling = gradient_shared, gradient_own, coupling
         self.dense_limit = dense_limit
-        # (where_a [G, n], where_b [G, n], block [G, n, n]): blocks of H between parameters of two views, as
+        # (where_a [G, n], where_b [G, n], block [G, n, n]): blocks of H between parameters of two owners, as
         # step positions
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.commons: list[Tensor] = []  # C [R, P + B Q] of each eliminated latent: H contains -C'C
+        self.commons: list[Tensor] = []  # C [R, P + T Q] of each eliminated latent: H contains -C'C
 
     @staticmethod
-    def zeros(num_views: int, num_shared: int, num_own: int, dtype=torch.float64, device=None) -> ArrowSystem:
+    def zeros(
+        num_owners: int, num_shared: int, num_own: int, dtype=torch.float64, device=None
+    ) -> ArrowSystem:
         def z(*shape):
             return torch.zeros(*shape, dtype=dtype, device=device)
 
         return ArrowSystem(
             z(num_shared, num_shared),
-            z(num_views, num_shared, num_own),
-            z(num_views, num_own, num_own),
+            z(num_owners, num_shared, num_own),
+            z(num_owners, num_own, num_own),
             z(num_shared),
-            z(num_views, num_own),
+            z(num_owners, num_own),
         )
 
     @property
     def factored(self) -> bool:
         """True when coupling is kept as factors."""
-        return self.num_views * self.num_own > self.dense_limit
+        return self.num_owners * self.num_own > self.dense_limit
 
     @property
     def num_shared(self) -> int:
@@ -65,103 +67,108 @@ class ArrowSystem:
         return self.own.shape[-1]
 
     @property
-    def num_views(self) -> int:
+    def num_owners(self) -> int:
         return self.own.shape[0]
 
-    # ---- assembly: `index` [B, n] gives the step position of each view's local parameters, its own ones last
-    # ----
+    # ---- assembly: `index` [B, n] gives the step position of the local parameters of each view: those that
+    # its owner has stand last, and all of them belong to one owner ----
 
     def add_view(self, view: Tensor, index: Tensor, hessian: Tensor, gradient: Tensor) -> None:
         """Add local systems hessian [G, n, n], gradient [G, n] that belong to the views `view` [G]."""
         if len(view) == 0:
             return
-        n, q = hessian.shape[-1], self.num_own
-        s = n - q
-        hessian, gradient = hessian.to(self.own.dtype), gradient.to(self.own.dtype)
-        where = index.to(view.device)[view, :s]  # [G, s]
-        self.gradient_own.index_add_(0, view, gradient[:, s:])
-        self.gradient_shared.index_add_(0, where.reshape(-1), gradient[:, :s].reshape(-1))
-        self.own.index_add_(0, view, hessian[:, s:, s:])
-        if bool((where == where[:1]).all()):  # every view uses the same shared parameters: plain sums
-            at = where[0]
-            self.shared[at[:, None], at] += hessian[:, :s, :s].sum(0)
-            part = self.cross[:, at]
-            part.index_add_(0, view, hessian[:, :s, s:])
-            self.cross[:, at] = part
-        else:
-            for g, v in enumerate(view.tolist()):
-                at = where[g]
-                self.shared[at[:, None], at] += hessian[g, :s, :s]
-                self.cross[v, at] += hessian[g, :s, s:]
+        at, s = self._positions(view, index)
+        gradient = gradient.to(self.own.dtype)
+        _scatter(self.gradient_shared, at[:, :s], gradient[:, :s])
+        _scatter(self.gradient_own, at[:, s:] - self.num_shared, gradient[:, s:])
+        self._add(at, at, s, hessian)
 
     def add_pair(self, view_a: Tensor, view_b: Tensor, index: Tensor, block: Tensor) -> None:
         """Add block [G, n, n] = J_a' W J_b and its transpose for residuals that depend on views a and b."""
         if len(view_a) == 0:
             return
-        q = self.num_own
-        s = block.shape[-1] - q
-        block = block.to(self.own.dtype)
-        index = index.to(view_a.device)
-        if self.factored:
-            self.pairs.append((index[view_a], index[view_b], block))
-            return
-        self._need_coupling()
-        for g, (a, b) in enumerate(zip(view_a.tolist(), view_b.tolist())):
-            at, bt = index[a, :s], index[b, :s]
-            ss = block[g, :s, :s]
-            self.shared[at[:, None], bt] += ss
-            self.shared[bt[:, None], at] += ss.T
-            self.cross[b, at] += block[g, :s, s:]
-            self.cross[a, bt] += block[g, s:, :s].T
-            self.coupling[a, :, b] += block[g, s:, s:]
-            self.coupling[b, :, a] += block[g, s:, s:].T
+        (a, s), (b, _) = self._positions(view_a, index), self._positions(view_b, index)
+        apart = self._owner(a) != self._owner(b)
+        if self.factored and bool(apart.any()):
+            self.pairs.append((a[apart], b[apart], block[apart].to(self.own.dtype)))
+            a, b, block, apart = a[~apart], b[~apart], block[~apart], apart[~apart]
+        row, column = torch.cat([a, b]), torch.cat([b, a])
+        self._add(row, column, s, torch.cat([block, block.transpose(1, 2)]), apart.repeat(2))
 
     def add_common(self, view: Tensor, index: Tensor, columns: Tensor) -> None:
         """Subtract C'C with C = the sum over views of columns [G, R, n] placed in the step: an eliminated
         latent."""
-        q, B = self.num_own, self.num_views
-        G, R, n = columns.shape
-        s = n - q
-        common = columns.new_zeros(R, self.num_shared)
-        where = index.to(view.device)[view, :s]
-        if bool((where == where[:1]).all()):
-            common[:, where[0]] = columns[:, :, :s].sum(0)
-        else:
-            for g in range(G):
-                common[:, where[g]] += columns[g, :, :s]
-        own = columns.new_zeros(B, R, q).index_add_(0, view, columns[:, :, s:])
+        P, T, Q, R = self.num_shared, self.num_owners, self.num_own, columns.shape[1]
+        at, _ = self._positions(view, index)
+        common = columns.new_zeros(P + T * Q, R)
+        common = common.index_add_(0, at.reshape(-1), columns.transpose(1, 2).reshape(-1, R)).T
         if self.factored:
-            self.commons.append(torch.cat([common, own.permute(1, 0, 2).reshape(R, B * q)], 1))
+            self.commons.append(common)
             return
-        self.shared -= (common.T @ common).to(self.shared.dtype)
-        self.cross -= torch.matmul(common.T, own).to(self.cross.dtype)
-        flat = own.permute(1, 0, 2).reshape(R, B * q)
-        self._need_coupling()
-        self.coupling -= (flat.T @ flat).to(self.own.dtype).reshape(B, q, B, q)
+        top, bottom = common[:, :P], common[:, P:]
+        self.shared -= (top.T @ top).to(self.shared.dtype)
+        self.cross -= (top.T @ bottom).to(self.cross.dtype).reshape(P, T, Q).transpose(0, 1)
+        self._coupled().sub_((bottom.T @ bottom).to(self.own.dtype).reshape(T, Q, T, Q))
 
-    def _need_coupling(self) -> None:
+    def _positions(self, view: Tensor, index: Tensor) -> tuple[Tensor, int]:
+        """Step positions [G, n] of the local parameters of `view` [G], and how many of them are shared."""
+        return index.to(view.device)[view], int((index[0] < self.num_shared).sum())
+
+    def _owner(self, at: Tensor) -> Tensor:
+        """[G] int64, the owner of the positions at [G, n], whose last one it has; 0 where all are shared."""
+        last = at[:, -1] - self.num_shared
+        return torch.div(last, max(1, self.num_own), rounding_mode="floor").clamp_min(0)
+
+    def _add(self, row: Tensor, column: Tensor, s: int, block: Tensor, apart: Tensor | None = None) -> None:
+        """Add block [G, n, n] where the rows `row` [G, n] of H meet the columns `column` [G, n].
+
+        The first s of both are shared. Where shared and own parameters meet, only the half with shared rows
+        is kept. apart: [G] bool, rows and columns are of two owners; None: never.
+        """
+        if len(row) == 0:
+            return
+        P, T, Q = self.num_shared, self.num_owners, self.num_own
+        block = block.to(self.own.dtype)
+        top, left = row[:, :s, None], column[:, None, :s]
+        if bool((top == top[:1]).all()) and bool((left == left[:1]).all()):  # all in one place: plain sums
+            self.shared[top[0], left[0]] += block[:, :s, :s].sum(0)
+        else:
+            _scatter(self.shared, top * P + left, block[:, :s, :s])
+        owner = self._owner(column)[:, None, None]
+        bottom, right = row[:, s:, None] - P, column[:, None, s:] - P  # among all own parameters
+        place = right - owner * Q  # among those of the owner
+        _scatter(self.cross, (owner * P + top) * Q + place, block[:, :s, s:])
+        own = block[:, s:, s:]
+        if apart is not None and bool(apart.any()):
+            _scatter(self._coupled(), (bottom * (T * Q) + right)[apart], own[apart])
+            bottom, place, own = bottom[~apart], place[~apart], own[~apart]
+        _scatter(self.own, bottom * Q + place, own)
+
+    def _coupled(self) -> Tensor:
+        """`coupling`, made when it is first needed."""
         if self.coupling is None:
-            B, q = self.num_views, self.num_own
-            self.coupling = torch.zeros(B, q, B, q, dtype=self.own.dtype, device=self.own.device)
+            T, Q = self.num_owners, self.num_own
+            self.coupling = self.own.new_zeros(T, Q, T, Q)
+        return self.coupling
 
     # ---- use ----
 
     @property
     def gradient(self) -> Tensor:
-        """[P + B Q]"""
+        """[P + T Q]"""
         return torch.cat([self.gradient_shared, self.gradient_own.reshape(-1)])
 
     def dense(self) -> Tensor:
-        """The whole matrix, [P + B Q, P + B Q]."""
-        P, B, Q = self.num_shared, self.num_views, self.num_own
-        H = self.shared.new_zeros(P + B * Q, P + B * Q)
+        """The whole matrix, [P + T Q, P + T Q]."""
+        P, T, Q = self.num_shared, self.num_owners, self.num_own
+        H = self.shared.new_zeros(P + T * Q, P + T * Q)
         H[:P, :P] = self.shared
-        cross = self.cross.permute(1, 0, 2).reshape(P, B * Q)
+        cross = self.cross.permute(1, 0, 2).reshape(P, T * Q)
         H[:P, P:], H[P:, :P] = cross, cross.T
-        block = self.shared.new_zeros(B, Q, B, Q) if self.coupling is None else self.coupling.clone()
-        i = torch.arange(B, device=block.device)
+        block = self.shared.new_zeros(T, Q, T, Q) if self.coupling is None else self.coupling.clone()
+        i = torch.arange(T, device=block.device)
         block[i, :, i] += self.own
-        H[P:, P:] = block.reshape(B * Q, B * Q)
+        H[P:, P:] = block.reshape(T * Q, T * Q)
         for where_a, where_b, block in self.pairs:
             for at, bt, part in zip(where_a, where_b, block):
                 H[at[:, None], bt] += part
@@ -173,24 +180,24 @@ class ArrowSystem:
     def diagonal(self) -> Tensor:
         own = self.own.diagonal(dim1=1, dim2=2)
         if self.coupling is not None:
-            i = torch.arange(self.num_views, device=own.device)
+            i = torch.arange(self.num_owners, device=own.device)
             own = own + self.coupling[i, :, i].diagonal(dim1=1, dim2=2)
         total = torch.cat([self.shared.diagonal(), own.reshape(-1)])
         for where_a, where_b, block in self.pairs:
-            same = where_a == where_b  # shared parameters, the only ones that two views have in common
+            same = where_a == where_b  # shared parameters, the only ones that two owners have in common
             total = total.index_add(0, where_a[same], 2 * block.diagonal(dim1=1, dim2=2)[same])
         for C in self.commons:
             total = total - (C * C).sum(0).to(total.dtype)
         return total
 
     def solve(self, damping: Tensor) -> Tensor | None:
-        """Step [P + B Q] of (H + diag(damping)) step = -g, or None when the matrix is not positive
+        """Step [P + T Q] of (H + diag(damping)) step = -g, or None when the matrix is not positive
         definite."""
         step = self.solve_columns(-self.gradient[:, None], damping)
         return None if step is None else step[:, 0]
 
     def solve_columns(self, right: Tensor, damping: Tensor) -> Tensor | None:
-        """(H + diag(damping))^-1 right for the columns of right [P + B Q, R]; None when the matrix is not
+        """(H + diag(damping))^-1 right for the columns of right [P + T Q, R]; None when the matrix is not
         positive definite."""
         if self.coupling is not None:
             H = self.dense()
@@ -205,14 +212,14 @@ class ArrowSystem:
         return self._conjugate_gradients(right, arrow, damping)
 
     def _factor_arrow(self, damping: Tensor):
-        """A function that solves (arrow + diag(damping)) x = right side [P + B Q, R], or None when that is
+        """A function that solves (arrow + diag(damping)) x = right side [P + T Q, R], or None when that is
         not positive definite."""
-        P, B, Q = self.num_shared, self.num_views, self.num_own
-        own = self.own + torch.diag_embed(damping[P:].reshape(B, Q))
+        P, T, Q = self.num_shared, self.num_owners, self.num_own
+        own = self.own + torch.diag_embed(damping[P:].reshape(T, Q))
         factor, info = torch.linalg.cholesky_ex(own)
         if Q and int(info.max()):
             return None
-        inner = torch.cholesky_solve(self.cross.transpose(1, 2), factor)  # [B, Q, P]
+        inner = torch.cholesky_solve(self.cross.transpose(1, 2), factor)  # [T, Q, P]
         schur = self.shared + torch.diag(damping[:P]) - torch.matmul(self.cross, inner).sum(0)
         outer, info = torch.linalg.cholesky_ex(schur)
         if P and int(info):
@@ -220,17 +227,17 @@ class ArrowSystem:
 
         def solve(right: Tensor) -> Tensor:
             R = right.shape[1]
-            top, bottom = right[:P], right[P:].reshape(B, Q, R)
+            top, bottom = right[:P], right[P:].reshape(T, Q, R)
             bottom = torch.cholesky_solve(bottom, factor)
             shared = torch.cholesky_solve(top - torch.matmul(self.cross, bottom).sum(0), outer)
-            return torch.cat([shared, (bottom - inner @ shared).reshape(B * Q, R)])
+            return torch.cat([shared, (bottom - inner @ shared).reshape(T * Q, R)])
 
         return solve
 
     def _conjugate_gradients(
         self, right: Tensor, precondition, damping: Tensor, tolerance: float = 1e-3, most: int = 200
     ) -> Tensor | None:
-        """Preconditioned conjugate gradients, all columns of right [P + B Q, R] side by side; None when the
+        """Preconditioned conjugate gradients, all columns of right [P + T Q, R] side by side; None when the
         matrix shows a direction of negative curvature.
 
         Source: Nocedal and Wright, "Numerical Optimization", 2006, algorithm 5.3.
@@ -257,17 +264,17 @@ class ArrowSystem:
         return x
 
     def multiply(self, x: Tensor) -> Tensor:
-        """H x for x [P + B Q] or the columns of x [P + B Q, R]."""
+        """H x for x [P + T Q] or the columns of x [P + T Q, R]."""
         if x.ndim == 1:
             return self.multiply(x[:, None])[:, 0]
-        P, B, Q = self.num_shared, self.num_views, self.num_own
+        P, T, Q = self.num_shared, self.num_owners, self.num_own
         R = x.shape[1]
-        a, b = x[:P], x[P:].reshape(B, Q, R)
-        top = self.shared @ a + torch.einsum("bpq,bqr->pr", self.cross, b)
-        bottom = torch.einsum("bpq,pr->bqr", self.cross, a) + self.own @ b
+        a, b = x[:P], x[P:].reshape(T, Q, R)
+        top = self.shared @ a + torch.einsum("tpq,tqr->pr", self.cross, b)
+        bottom = torch.einsum("tpq,pr->tqr", self.cross, a) + self.own @ b
         if self.coupling is not None:
-            bottom = bottom + (self.coupling.reshape(B * Q, B * Q) @ b.reshape(B * Q, R)).reshape(B, Q, R)
-        total = torch.cat([top, bottom.reshape(B * Q, R)])
+            bottom = bottom + (self.coupling.reshape(T * Q, T * Q) @ b.reshape(T * Q, R)).reshape(T, Q, R)
+        total = torch.cat([top, bottom.reshape(T * Q, R)])
         for where_a, where_b, block in self.pairs:
             total.index_add_(0, where_a.reshape(-1), (block @ x[where_b]).reshape(-1, R))
             total.index_add_(0, where_b.reshape(-1), (block.transpose(1, 2) @ x[where_a]).reshape(-1, R))
@@ -290,3 +297,8 @@ class ArrowSystem:
         total.pairs = [p for s in systems for p in s.pairs]
         total.commons = [c for s in systems for c in s.commons]
         return total
+
+
+def _scatter(target: Tensor, at: Tensor, values: Tensor) -> None:
+    """Add values to the elements `at` of the contiguous `target`, counted through, where several may meet."""
+    target.view(-1).index_add_(0, at.reshape(-1), values.reshape(-1))

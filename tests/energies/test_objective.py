@@ -182,3 +182,48 @@ def test_a_camera_inside_the_head_is_never_a_gain():
     assert problem.cost(inside) == float("inf") > problem.cost(START)
     flat = inside.replace(camera=replace(inside.camera, kind="orthographic"))
     assert problem.cost(flat) < float("inf")  # it looks from far away
+
+
+def rig_of_moments():
+    """Three moments of two cameras: what is there, where a fit starts, and who owns what."""
+    moment = torch.arange(6) // 2
+    truth = tiny_state(MODEL, 6)
+    truth = truth.replace(expression=truth.expression[moment])
+    turn = 0.05 * torch.randn(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start = truth.replace(
+        identity=torch.zeros_like(truth.identity),
+        expression=torch.zeros_like(truth.expression),
+        pose=truth.pose.retract(turn[moment]),
+        camera=replace(truth.camera, focal=1.03 * truth.camera.focal),
+    )
+    return truth, start, {"expression": moment, "pose": moment, "focal": torch.arange(6) % 2}, moment
+
+
+def test_moments_that_are_eliminated_give_the_steps_of_shared_ones():
+    truth, start, owners, moment = rig_of_moments()
+    observed = observe(MODEL, truth)
+    landmarks = LandmarkReprojection(MODEL, torch.full((6, 68), 1.5, dtype=torch.float64), "surface")
+    objective = Objective([Term(landmarks), Term(IdentityPrior()), Term(ExpressionPrior())])
+    free = ("identity", "expression", "pose", "focal")
+    steps = []
+    for moments in (None, moment):
+        layout = ParameterLayout.of(start, free, owners, moments)
+        system = LeastSquaresProblem(objective, observed, layout).linearize(start)
+        assert system.num_owners * system.num_own == (0 if moments is None else 3 * 12)
+        step = system.solve(torch.full((layout.total,), 0.1, dtype=torch.float64))
+        steps.append(layout.split(step))
+    for name in free:
+        torch.testing.assert_close(steps[0][name], steps[1][name])
+
+
+def test_the_head_and_the_expression_of_each_moment_are_found_again():
+    truth, start, owners, moment = rig_of_moments()
+    landmarks = LandmarkReprojection(MODEL, torch.full((6, 68), 1.5, dtype=torch.float64), "surface")
+    layout = ParameterLayout.of(start, ("identity", "expression", "pose"), owners, moment)
+    start = start.replace(camera=truth.camera)
+    problem = LeastSquaresProblem(Objective([Term(landmarks)]), observe(MODEL, truth), layout)
+    found = levenberg_marquardt(problem, start, LMOptions(100, min_decrease=1e-12)).x
+    assert problem.cost(found) < 1e-12 * problem.cost(start)
+    apart = found.pose.apply(found.vertices(MODEL)) - truth.pose.apply(truth.vertices(MODEL))
+    assert float(apart.norm(dim=-1).max()) < 1e-3
+    assert torch.equal(found.expression[::2], found.expression[1::2])

@@ -41,6 +41,26 @@ def test_every_step_position_is_used_and_own_ones_once(owners):
     assert len(own.unique()) == own.numel()
 
 
+def test_what_one_moment_owns_is_no_longer_shared():
+    s = tiny_state(tiny_model(), views=5)
+    moment, camera = torch.tensor([3, 3, 8, 8, 8]), torch.tensor([0, 1, 0, 1, 2])
+    owners = {"expression": moment, "pose": moment, "focal": camera}
+    free = ("identity", "expression", "pose", "focal", "illumination")
+    layout = ParameterLayout.of(s, free, owners, moment)
+    assert layout.shared == ("identity", "focal") and layout.own == ("expression", "pose", "illumination")
+    # Room for the light of three views each, though the first moment has two.
+    assert layout.num_moments == 2 and layout.num_shared == 8 + 3 and layout.num_own == 6 + 6 + 3 * 9
+    assert ParameterLayout.of(s, free, owners).own == ("illumination",)
+    change = layout.split(torch.arange(layout.total))
+    for name, owner in (*owners.items(), ("illumination", torch.arange(5))):
+        same = (change[name][:, None] == change[name]).all(-1)
+        assert torch.equal(same, owner[:, None] == owner)
+    assert len(layout.index.unique()) == layout.total - 9
+    assert torch.equal(
+        (layout.index[:, 9:] - 11) // layout.num_own, (moment > 3).long()[:, None].expand(-1, 21)
+    )
+
+
 def test_split_and_retract_follow_the_groups():
     s = state()
     layout = ParameterLayout.of(s, BLOCKS, {"focal": torch.tensor([0, 0, 1])})
@@ -94,6 +114,8 @@ def test_refusals():
         ParameterLayout.of(s, ("pose",), {"pose": torch.zeros(2)})
     with pytest.raises(InputError, match="owner of 'identity': the person owns it; name no other owner"):
         ParameterLayout.of(s, ("identity",), {"identity": torch.arange(3)})
+    with pytest.raises(InputError, match=r"moments: expected a number for each of the 3 views, got \[4\]"):
+        ParameterLayout.of(s, ("pose",), moment=torch.arange(4))
     two = s.replace(identity=s.identity.expand(2, -1))
     with pytest.raises(InputError, match="one person, the state holds 2"):
         ParameterLayout.of(two, ("pose",))

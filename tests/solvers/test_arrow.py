@@ -1,3 +1,5 @@
+from itertools import product
+
 import pytest
 import torch
 
@@ -5,48 +7,62 @@ from fitkit.solvers.arrow import ArrowSystem
 
 B, Q, SHARED = 4, 3, 8  # views, own parameters of each, shared parameters
 LOCAL = 5  # shared parameters a view depends on
+MOMENT = torch.tensor([0, 0, 0, 1])  # of each view
 
 
-def layout(grouped: bool):
+def layout(grouped: bool, moments: bool = False):
     """Step positions [B, LOCAL + Q]; two shared parameters belong to all views, three to a group: grouped:
-    views 0 and 2 against 1 and 3, else all."""
+    views 0 and 2 against 1 and 3, else all; moments: a moment owns what its views have in common (2) and what
+    each of them has alone (1), of which the second moment leaves the room for two empty."""
     start = torch.tensor([0, 3, 0, 3]) if grouped else torch.zeros(B, dtype=torch.int64)
     shared = torch.cat([torch.arange(2).expand(B, -1), 2 + start[:, None] + torch.arange(3)], 1)
     own = SHARED + torch.arange(B)[:, None] * Q + torch.arange(Q)
+    if moments:
+        rank = torch.tensor([[0], [1], [2], [0]])
+        own = SHARED + 5 * MOMENT[:, None] + torch.cat([torch.arange(2).expand(B, -1), 2 + rank], 1)
     return torch.cat([shared, own], 1)
 
 
-def dense_jacobian(index, view, local):
-    """local [G, R, n] of the views `view` -> [G, R, SHARED + B Q]."""
-    J = local.new_zeros(*local.shape[:2], SHARED + B * Q)
+def owners(moments: bool):
+    """Number of owners, and of the parameters of each."""
+    return (2, 5) if moments else (B, Q)
+
+
+def dense_jacobian(index, view, local, total):
+    """local [G, R, n] of the views `view` -> [G, R, total]."""
+    J = local.new_zeros(*local.shape[:2], total)
     for g, v in enumerate(view.tolist()):
         J[g][:, index[v]] = local[g]
     return J
 
 
-def build(grouped, pairs=False, common=False, seed=0, factored=False):
+def build(grouped, pairs=False, common=False, moments=False, seed=0, factored=False):
     """The system under test beside H and g assembled from whole Jacobians."""
     gen = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
         return torch.randn(*shape, generator=gen, dtype=torch.float64)
 
-    index, n = layout(grouped), LOCAL + Q
-    system = ArrowSystem.zeros(B, SHARED, Q)
+    index, n = layout(grouped, moments), LOCAL + Q
+    T, own = owners(moments)
+    total = SHARED + T * own
+    system = ArrowSystem.zeros(T, SHARED, own)
     if factored:
         system.dense_limit = 0
     view = torch.tensor([2, 0, 1, 3, 2])  # view 2 twice, out of order
     J, r = normal(5, 7, n), normal(5, 7)
     system.add_view(view, index, J.transpose(1, 2) @ J, (J.transpose(1, 2) @ r[..., None])[..., 0])
-    whole = dense_jacobian(index, view, J).reshape(-1, SHARED + B * Q)
+    whole = dense_jacobian(index, view, J, total).reshape(-1, total)
     H, g = whole.T @ whole, whole.T @ r.reshape(-1)
     if pairs:
         a, b = torch.tensor([0, 1, 3]), torch.tensor([1, 2, 0])
         Ja, Jb, r = normal(3, 6, n), normal(3, 6, n), normal(3, 6)
-        for v, own in ((a, Ja), (b, Jb)):
-            system.add_view(v, index, own.transpose(1, 2) @ own, (own.transpose(1, 2) @ r[..., None])[..., 0])
+        for v, local in ((a, Ja), (b, Jb)):
+            right = (local.transpose(1, 2) @ r[..., None])[..., 0]
+            system.add_view(v, index, local.transpose(1, 2) @ local, right)
         system.add_pair(a, b, index, Ja.transpose(1, 2) @ Jb)
-        whole = (dense_jacobian(index, a, Ja) + dense_jacobian(index, b, Jb)).reshape(-1, SHARED + B * Q)
+        whole = dense_jacobian(index, a, Ja, total) + dense_jacobian(index, b, Jb, total)
+        whole = whole.reshape(-1, total)
         H, g = H + whole.T @ whole, g + whole.T @ r.reshape(-1)
     if common:
         # A latent per row shared by all views: sum_v w_v |J_v x - m|^2 minimised over m.
@@ -55,19 +71,18 @@ def build(grouped, pairs=False, common=False, seed=0, factored=False):
         system.add_view(
             views, index, (J * w[..., None]).transpose(1, 2) @ J, torch.zeros(B, n, dtype=torch.float64)
         )
-        total = w.sum(0)
-        system.add_common(views, index, J * (w / total.sqrt())[..., None])
-        each = dense_jacobian(index, views, J)
-        mean = (w[..., None] * each).sum(0) / total[:, None]
+        weight = w.sum(0)
+        system.add_common(views, index, J * (w / weight.sqrt())[..., None])
+        each = dense_jacobian(index, views, J, total)
+        mean = (w[..., None] * each).sum(0) / weight[:, None]
         for v in range(B):
             centred = each[v] - mean
             H = H + centred.T @ (w[v, :, None] * centred)
     return system, H, g
 
 
-CASES = [
-    dict(grouped=g, pairs=p, common=c) for g in (False, True) for p in (False, True) for c in (False, True)
-]
+NAMES = ("grouped", "pairs", "common", "moments")
+CASES = [dict(zip(NAMES, case)) for case in product((False, True), repeat=4)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -101,6 +116,26 @@ def test_coupling_kept_as_factors_is_the_same_system(case):
     assert drop[0] < 0.9999 * drop[1] < 0
     system.gradient_shared.zero_(), system.gradient_own.zero_()
     assert float(system.solve(damping).abs().max()) == 0
+
+
+def test_pairs_inside_a_moment_are_eliminated_with_it():
+    n = LOCAL + Q
+    index, gen = layout(True, moments=True), torch.Generator().manual_seed(0)
+    a, b = torch.tensor([0, 2]), torch.tensor([1, 0])
+    Ja, Jb = torch.randn(2, 2, 9, n, generator=gen, dtype=torch.float64)
+    for limit in (0, 2048):  # also where what couples moments would be kept as factors
+        system = ArrowSystem.zeros(2, SHARED, 5)
+        system.dense_limit = limit
+        for view, local in ((a, Ja), (b, Jb)):
+            system.add_view(view, index, local.transpose(1, 2) @ local, local.sum(1))
+        system.add_pair(a, b, index, Ja.transpose(1, 2) @ Jb)
+        assert system.coupling is None and not system.pairs
+        whole = dense_jacobian(index, a, Ja, SHARED + 10) + dense_jacobian(index, b, Jb, SHARED + 10)
+        H = (whole.transpose(1, 2) @ whole).sum(0)
+        torch.testing.assert_close(system.dense(), H)
+        damping = torch.full((len(H),), 0.3, dtype=torch.float64)
+        expected = torch.linalg.solve(H + torch.diag(damping), -system.gradient)
+        torch.testing.assert_close(system.solve(damping), expected)
 
 
 @pytest.mark.parametrize("grouped", [False, True])
