@@ -220,7 +220,8 @@ class ArrowSystem:
         if Q and int(info.max()):
             return None
         inner = torch.cholesky_solve(self.cross.transpose(1, 2), factor)  # [T, Q, P]
-        schur = self.shared + torch.diag(damping[:P]) - torch.matmul(self.cross, inner).sum(0)
+        cross = self.cross.transpose(0, 1).reshape(P, T * Q)
+        schur = self.shared + torch.diag(damping[:P]) - cross @ inner.reshape(T * Q, P)
         outer, info = torch.linalg.cholesky_ex(schur)
         if P and int(info):
             return None
@@ -229,7 +230,7 @@ class ArrowSystem:
             R = right.shape[1]
             top, bottom = right[:P], right[P:].reshape(T, Q, R)
             bottom = torch.cholesky_solve(bottom, factor)
-            shared = torch.cholesky_solve(top - torch.matmul(self.cross, bottom).sum(0), outer)
+            shared = torch.cholesky_solve(top - cross @ bottom.reshape(T * Q, R), outer)
             return torch.cat([shared, (bottom - inner @ shared).reshape(T * Q, R)])
 
         return solve
