@@ -167,6 +167,14 @@ def test_only_shared_or_only_own_parameters(shared, own):
     torch.testing.assert_close(system.diagonal(), H.diagonal())
 
 
+def test_memory_does_not_grow_with_owners_that_own_nothing():
+    system = ArrowSystem.zeros(10**7, 300, 0)  # a matrix [300, 300] of each would take 7 TB
+    system.shared += torch.eye(300)
+    system.gradient_shared += 1
+    step = system.solve(torch.ones(300, dtype=torch.float64))
+    torch.testing.assert_close(step, torch.full((300,), -0.5, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("case", [CASES[0], CASES[-1]], ids=str)
 def test_no_step_when_the_matrix_is_not_positive_definite(case):
     for part in ("shared", "own"):
