@@ -379,7 +379,7 @@ SPECS = (
         role="prior",
         doc=EnergyDoc(
             formula="b, other sigma below 0",
-            unit="blend-shape weight",
+            unit="blend-shape weight, or standard deviations",
             source="MVF-Net L_reg, DF-MVR eq. 8, MFNet eq. 10",
             uses=(
                 use(MVF, "sq", "1"),

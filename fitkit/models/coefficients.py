@@ -39,9 +39,14 @@ class Coefficients:
         """Least and largest value that a coefficient is made for."""
         return RANGE[self.kind]
 
+    def unit(self, like: Tensor) -> Tensor:
+        """[size], in the type and on the device of `like`: the standard deviations, or 1 where there are
+        none."""
+        return like.new_ones(self.size) if self.sigma is None else self.sigma.to(like)
+
     def in_sigmas(self, values: Tensor) -> Tensor:
         """values [..., size] over their standard deviations; as they are where there are none."""
-        return values if self.sigma is None else values / self.sigma.to(values)
+        return values / self.unit(values)
 
     def __str__(self) -> str:
         """'8 coefficients, sigma 1', '6 blend shapes, 0 to 1: jawOpen, ...'."""
