@@ -323,8 +323,8 @@ def _make_expression_prior(context: Context, o: ExpressionPriorTerm) -> Expressi
     """The spread of single blend shapes is the fit's: a network learns it."""
     shared, meaning = context.shared_expression, context.model.coefficients["expression"]
     if meaning.kind == "gaussian":
-        # Most blend shapes are off and a few are strong, which groups are for; of a Gaussian all count, as
-        # one at its standard deviation does in a group.
+        # Groups are for blend shapes, few of which are on. Gaussian coefficients all count alike, as much as
+        # a group at one standard deviation.
         sigma = (1 + 1 / o.group_radius**2) ** 0.5 if o.group_radius > 0 else 1.0
         return ExpressionPrior(sigma, sigma, shared, spread=meaning.sigma)
     known = context.expression

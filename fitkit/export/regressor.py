@@ -42,7 +42,7 @@ OUTPUTS = {
     "expression": (
         "[S, V, K_ex]",
         "none",
-        "blend-shape weights or Gaussian coefficients, as `expression_names`",
+        "blend-shape weights or Gaussian coefficients, in the order of `expression_names`",
     ),
     "rotation": (
         "[S, V, 3, 3]",
