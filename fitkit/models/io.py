@@ -234,7 +234,8 @@ def _check_expression(model: FaceModel, where: str) -> None:
 
 
 def save_model_file(model: FaceModel, path: str | os.PathLike) -> Path:
-    """Write a model file (bases in half precision), whole or not at all.
+    """Write a model file (bases in half precision, which is made for millimetres: not where expressions
+    have a unit of their own), whole or not at all.
 
     Raises:
         InputError: it cannot be written.
@@ -249,7 +250,9 @@ def save_model_file(model: FaceModel, path: str | os.PathLike) -> Path:
         "license": model.license,
         "mean": model.mean.numpy().astype(np.float32),
         "identity_basis": model.identity_basis.numpy().astype(np.float16),
-        "expression_basis": model.expression_basis.numpy().astype(np.float16),
+        "expression_basis": model.expression_basis.numpy().astype(
+            np.float16 if model.expression_sigma is None else np.float32
+        ),
         "expression_names": np.array(model.expression_names),
         "triangles": model.triangles.numpy().astype(np.int32),
         "landmark_triangles": model.landmarks.triangle.numpy().astype(np.int32),

@@ -62,6 +62,9 @@ def test_gaussian_expressions(tmp_path):
     assert model.to(dtype=torch.float64).coefficients["expression"].sigma.dtype == torch.float64
     plain = load_model_file(save_model_file(replace(model, expression_sigma=None), path))
     assert plain.coefficients["expression"].sigma.tolist() == [1.0] * 6
+    # what half precision would make 0
+    far = replace(model, expression_sigma=1e9 * sigma, expression_basis=model.expression_basis / 1e9)
+    assert torch.equal(load_model_file(save_model_file(far, path)).expression_basis, far.expression_basis)
 
 
 def test_albedo_basis(tmp_path):
