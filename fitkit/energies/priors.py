@@ -70,13 +70,13 @@ class IdentityPrior(PlainEnergy):
 class ExpressionPrior(PlainEnergy):
     """prior_l2 on the expression: b / sigma for b >= 0 and b / sigma_negative below, [B, K_ex, 1] (E23).
 
-    Blend-shape weights live in 0..1, so negative ones are only allowed as a small correction; coefficients of
-    a PCA have one sigma for both signs. A shared expression is counted once: `shared` keeps the first view of
-    each person only. group_radius: 0, or in sigmas: `freeze` gives blend shape k of a person the weight 1 /
-    (1 + m_k / group_radius^2), m_k its mean squared residual over the views. A shape that the views agree on
-    costs little in all of them, one that is hardly used is pressed to zero, so that identity and expression
-    do not share what one of them explains. spread: [K_ex], or None = 1: both sigmas of each blend shape over
-    the common ones, see `shape_spread`.
+    Blend-shape weights live in 0..1, so negative ones are only allowed as a small correction; Gaussian
+    coefficients have one sigma for both signs. A shared expression is counted once: `shared` keeps the first
+    view of each person only. group_radius: 0, or in sigmas: `freeze` gives blend shape k of a person the
+    weight 1 / (1 + m_k / group_radius^2), m_k its mean squared residual over the views. A shape that the
+    views agree on costs little in all of them, one that is hardly used is pressed to zero, so that identity
+    and expression do not share what one of them explains. spread: [K_ex], or None = 1: both sigmas of each
+    coefficient over the common ones, see `shape_spread`; of Gaussian ones their standard deviations.
     Source: the weights of re-weighted least squares for a log penalty on groups; Chartrand and Yin,
     "Iteratively reweighted algorithms for compressive sensing", ICASSP 2008 (p = 0). Differs: the groups are
     one shape in all views.
@@ -137,10 +137,15 @@ class MeanCoefficientPrior(PlainEnergy):
 
     sigma: float = 0.3
     expression: float = 0.5
+    spread: Tensor | None = None  # [K_ex], factor of sigma for each coefficient
     name = "prior_l1"
 
+    def _sigma(self, b: Tensor) -> Tensor:
+        sigma = b.new_full((b.shape[1],), self.sigma)
+        return sigma if self.spread is None else sigma * self.spread.to(b)
+
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
-        a, b = state.identity[state.subject], state.expression / self.sigma
+        a, b = state.identity[state.subject], state.expression / self._sigma(state.expression)
         views = torch.arange(len(b), device=b.device)
         first = views == torch.stack([(state.subject == s).nonzero()[0, 0] for s in state.subject])
         weights = (
@@ -153,7 +158,7 @@ class MeanCoefficientPrior(PlainEnergy):
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         B, K, L = len(state.expression), state.identity.shape[1], state.expression.shape[1]
         by_both = _eye(K + L, state.identity) * torch.cat(
-            [state.identity.new_ones(K), state.identity.new_full((L,), 1 / self.sigma)]
+            [state.identity.new_ones(K), 1 / self._sigma(state.expression)]
         )
         columns = by_both[None, :, None].expand(B, -1, -1, -1)
         return Linearization(
@@ -284,15 +289,15 @@ class ExpressionPriorTerm(EnergyOptions):
 
 @dataclass(frozen=True)
 class ExpressionPriorTraining(ExpressionPriorTerm):
-    sigma: Positive = 0.3  # of a coefficient above 0
-    sigma_negative: Positive = 0.1  # and below; of signed coefficients (PCA) the same as `sigma`
+    sigma: Positive = 0.3  # of a blend shape's weight above 0; Gaussian coefficients have the model's own
+    sigma_negative: Positive = 0.1  # and below
 
 
 @dataclass(frozen=True)
 class MeanPriorTerm(EnergyOptions):
     """See MeanCoefficientPrior."""
 
-    sigma: Positive = 0.3  # of an expression coefficient
+    sigma: Positive = 0.3  # of a blend shape's weight; Gaussian coefficients have the model's own
     expression: NonNegative = 0.5  # what the expression counts beside the identity
 
 
@@ -316,11 +321,21 @@ class SizePriorTerm(EnergyOptions):
 
 def _make_expression_prior(context: Context, o: ExpressionPriorTerm) -> ExpressionPrior:
     """The spread of single blend shapes is the fit's: a network learns it."""
+    shared, meaning = context.shared_expression, context.model.coefficients["expression"]
+    if meaning.kind == "gaussian":
+        # Groups are for blend shapes, few of which are on. Gaussian coefficients all count alike, as much as
+        # a group at one standard deviation.
+        sigma = (1 + 1 / o.group_radius**2) ** 0.5 if o.group_radius > 0 else 1.0
+        return ExpressionPrior(sigma, sigma, shared, spread=meaning.sigma)
     known = context.expression
-    spread = None if known is None else shape_spread(context.model.expression_names)
+    spread = None if known is None else shape_spread(meaning.names)
     sigmas: Any = o if known is None else known
-    shared = context.shared_expression
     return ExpressionPrior(sigmas.sigma, sigmas.sigma_negative, shared, o.group_radius, spread)
+
+
+def _make_mean_prior(context: Context, o: MeanPriorTerm) -> MeanCoefficientPrior:
+    spread = context.model.coefficients["expression"].sigma
+    return MeanCoefficientPrior(o.sigma if spread is None else 1.0, o.expression, spread)
 
 
 def _make_offset_prior(context: Context, o: EnergyOptions) -> LandmarkOffsetPrior:
@@ -364,7 +379,7 @@ SPECS = (
         role="prior",
         doc=EnergyDoc(
             formula="b, other sigma below 0",
-            unit="blend-shape weight",
+            unit="blend-shape weight, or standard deviations",
             source="MVF-Net L_reg, DF-MVR eq. 8, MFNet eq. 10",
             uses=(
                 use(MVF, "sq", "1"),
@@ -382,7 +397,7 @@ SPECS = (
     EnergySpec(
         name="prior_l1",
         cls=MeanCoefficientPrior,
-        make=lambda context, o: MeanCoefficientPrior(o.sigma, o.expression),
+        make=_make_mean_prior,
         role="prior",
         doc=EnergyDoc(
             formula="a, b",

@@ -48,8 +48,8 @@ class ExpressionOptions:
     """What a fit knows of expressions."""
 
     shared: bool = False  # one expression for all views
-    sigma: Positive = 0.3  # standard deviation of a blend shape's weight above 0
-    sigma_negative: Positive = 0.1  # and below; of signed coefficients (PCA) the same as `sigma`
+    sigma: Positive = 0.3  # of a blend shape's weight above 0; Gaussian coefficients have the model's own
+    sigma_negative: Positive = 0.1  # and below
 
 
 class KnownCameras(Protocol):

@@ -92,17 +92,19 @@ class IdentityLikelihood(PlainEnergy):
 class ExpressionSupervision(PlainEnergy):
     """expression_sup: (b - b*) / sigma, [B, K_ex, 1] (E15). Sums. Source as IdentitySupervision.
 
-    shared: the views of a person have one expression, which counts once, [S, K_ex, 1].
+    shared: the views of a person have one expression, which counts once, [S, K_ex, 1]; spread: [K_ex], what
+    sigma is a multiple of, or None = 1.
     """
 
     sigma: float = 0.1
     shared: bool = False
+    spread: Tensor | None = None
     name = "expression_sup"
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
         truth = label(observations, "state", self.name).expression.to(state.expression)
         views = self._views(state)
-        return _all(((state.expression[views] - truth[views]) / self.sigma)[..., None])
+        return _all(((state.expression[views] - truth[views]) / _scaled(self.sigma, self.spread))[..., None])
 
     def _views(self, state: SceneState) -> Tensor:
         return first_views(state) if self.shared else all_views(state)
@@ -111,10 +113,8 @@ class ExpressionSupervision(PlainEnergy):
         residuals = self.residuals(state, observations)
         views, K = self._views(state), state.expression.shape[1]
         eye = torch.eye(K, dtype=state.expression.dtype, device=state.expression.device)
-        return Linearization(
-            residuals,
-            (Slot(views, {"expression": (eye / self.sigma)[None, :, None].expand(len(views), K, 1, K)}),),
-        )
+        columns = (eye / _scaled(self.sigma, self.spread))[None, :, None].expand(len(views), K, 1, K)
+        return Linearization(residuals, (Slot(views, {"expression": columns}),))
 
 
 @dataclass(frozen=True)
@@ -195,12 +195,14 @@ class CodeConsistency(PlainEnergy):
     that show one person (identity), at one instant (expression), [pairs, K, 1] (E18). Sums. For networks that
     predict each frame by itself.
 
+    spread: [K], what sigma is a multiple of, or None = 1.
     Source: Shu et al. eq. 4 (kernel l1), which compares expressions of any pair; they agree only at one
     instant.
     """
 
     block: Literal["identity", "expression"] = "identity"
     sigma: float = 0.3
+    spread: Tensor | None = None
 
     @property
     def name(self) -> str:
@@ -213,7 +215,12 @@ class CodeConsistency(PlainEnergy):
         )
         i, j = torch.triu_indices(len(codes), len(codes), 1, device=codes.device)
         same = group[i] == group[j]
-        return _all(((codes[i] - codes[j])[same] / (2**0.5 * self.sigma))[..., None])
+        sigma = _scaled(2**0.5 * self.sigma, self.spread)
+        return _all(((codes[i] - codes[j])[same] / sigma)[..., None])
+
+
+def _scaled(sigma: float, spread: Tensor | None) -> float | Tensor:
+    return sigma if spread is None else sigma * spread
 
 
 # ---- recipes ----
@@ -221,7 +228,7 @@ class CodeConsistency(PlainEnergy):
 
 @dataclass(frozen=True)
 class CodeTerm(EnergyOptions):
-    sigma: Positive = 0.3  # of a coefficient: standard deviations of the identity, blend-shape weight
+    sigma: Positive = 0.3  # of a coefficient: its standard deviations, or blend-shape weight
 
 
 @dataclass(frozen=True)
@@ -266,11 +273,13 @@ SPECS = (
     EnergySpec(
         name="expression_sup",
         cls=ExpressionSupervision,
-        make=lambda context, o: ExpressionSupervision(o.sigma, context.shared_expression),
+        make=lambda context, o: ExpressionSupervision(
+            o.sigma, context.shared_expression, context.model.coefficients["expression"].sigma
+        ),
         role="label",
         doc=EnergyDoc(
             formula="b - b*",
-            unit="blend-shape weight",
+            unit="blend-shape weight, or standard deviations",
             source="MVF-Net eq. 6, Shu et al. eq. 3",
             uses=(use(MVF, "sq", "1"), use(MVD, "l1")),
             gradient="exact",
@@ -333,11 +342,13 @@ SPECS = (
     EnergySpec(
         name="expression_consistency",
         cls=CodeConsistency,
-        make=lambda context, o: CodeConsistency("expression", o.sigma),
+        make=lambda context, o: CodeConsistency(
+            "expression", o.sigma, context.model.coefficients["expression"].sigma
+        ),
         role="label",
         doc=EnergyDoc(
             formula="(b_i - b_j) / sqrt(2), frames of one instant",
-            unit="blend-shape weight",
+            unit="blend-shape weight, or standard deviations",
             source="Shu et al. eq. 4",
             uses=(use(MVD, "l1"),),
             gradient="exact",

@@ -45,7 +45,8 @@ def write_glb(
     texture_png: bytes | None = None,
     name: str = "subject",
 ) -> Path:
-    """Write the neutral face with UV, normals, texture and one morph target per expression.
+    """Write the neutral face with UV, normals, texture and one morph target per expression: a blend shape at
+    weight 1, or one standard deviation of a Gaussian coefficient, whose weights may be negative.
 
     Args:
         vertices: [V, 3] mm, head frame; written in metres. Vertices on UV seams are repeated, as glTF asks.
@@ -89,9 +90,7 @@ def write_glb(
     kind = np.uint16 if len(points) <= 65535 else np.uint32
     indices = buffer.accessor(faces.astype(kind).reshape(-1), 34963)
     targets, target_names = [], []
-    basis = model.expression_basis.double().numpy() * MM
-    for target, shapes in arkit_shapes(model.expression_names):
-        delta = basis[shapes].sum(0)
+    for target, delta in _morphs(model):
         targets.append({"POSITION": buffer.sparse(delta, vertex, kind)})
         target_names.append(target)
     primitive: dict[str, Any] = {"attributes": attributes, "indices": indices, "material": 0, "mode": 4}
@@ -120,6 +119,15 @@ def write_glb(
         file.write(struct.pack("<I4s", len(text), b"JSON") + text)
         file.write(struct.pack("<I4s", len(data), b"BIN\0") + data)
     return path
+
+
+def _morphs(model: FaceModel) -> list[tuple[str, np.ndarray]]:
+    """Name and displacement [V, 3] m of each morph target."""
+    meaning = model.coefficients["expression"]
+    basis = model.expression_basis.double().numpy() * MM
+    if meaning.sigma is not None:
+        return list(zip(meaning.names, basis * meaning.sigma.double().numpy()[:, None, None]))
+    return [(target, basis[shapes].sum(0)) for target, shapes in arkit_shapes(meaning.names)]
 
 
 def _split_seams(model: FaceModel) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:

@@ -39,7 +39,11 @@ INPUTS = {
 OUTPUTS = {
     "identity": ("[S, K_id]", "none", "standard-normal coefficients of the face model"),
     "identity_sigma": ("[S, K_id]", "none", "standard deviations of `identity`"),
-    "expression": ("[S, V, K_ex]", "none", "blend-shape weights, in the order of `expression_names`"),
+    "expression": (
+        "[S, V, K_ex]",
+        "none",
+        "blend-shape weights or Gaussian coefficients, in the order of `expression_names`",
+    ),
     "rotation": (
         "[S, V, 3, 3]",
         "none",

@@ -329,17 +329,8 @@ def _parallax(report: FitReport) -> list[Finding]:
 
 def _coefficients(report: FitReport) -> list[Finding]:
     """Coefficients that hardly any person has, and a shape that a late stage has turned into another."""
-    found = []
-    beyond, outside = report.identity.beyond_3_sigma, report.expression.out_of_range
-    if beyond > BEYOND_3_SIGMA:
-        found.append(
-            Finding(
-                "identity_beyond_3_sigma",
-                "doubtful",
-                f"{100 * beyond:.0f} % of the identity coefficients lie beyond 3 sigma "
-                f"(expected at most {100 * BEYOND_3_SIGMA:.0f} %); the landmarks or the cameras may be wrong",
-            )
-        )
+    outside, beyond = report.expression.out_of_range, report.expression.beyond_3_sigma
+    found = _beyond("identity", report.identity.beyond_3_sigma)
     if outside > OUT_OF_RANGE:
         found.append(
             Finding(
@@ -350,16 +341,9 @@ def _coefficients(report: FitReport) -> list[Finding]:
                 "made for 0 to 1); the landmarks or the cameras may be wrong",
             )
         )
-    largest = report.identity.largest
-    if largest > LARGEST_SIGMA:
-        found.append(
-            Finding(
-                "identity_extreme",
-                "doubtful",
-                f"an identity coefficient lies at {largest:.1f} sigma (expected at most "
-                f"{LARGEST_SIGMA:.0f}); the landmarks or the cameras may be wrong",
-            )
-        )
+    found += _extreme("identity", report.identity.largest)
+    if beyond is not None:  # Gaussian coefficients
+        found += _beyond("expression", beyond) + _extreme("expression", report.expression.largest)
     for stage in report.stages:
         change = stage.identity_change
         if change is not None and change > JUMP_SIGMA:
@@ -373,6 +357,34 @@ def _coefficients(report: FitReport) -> list[Finding]:
                 )
             )
     return found
+
+
+def _beyond(block: str, share: float) -> list[Finding]:
+    """Too many Gaussian coefficients far from 0."""
+    if share <= BEYOND_3_SIGMA:
+        return []
+    return [
+        Finding(
+            f"{block}_beyond_3_sigma",
+            "doubtful",
+            f"{100 * share:.0f} % of the {block} coefficients lie beyond 3 sigma "
+            f"(expected at most {100 * BEYOND_3_SIGMA:.0f} %); the landmarks or the cameras may be wrong",
+        )
+    ]
+
+
+def _extreme(block: str, largest: float) -> list[Finding]:
+    """A Gaussian coefficient that nobody has."""
+    if not largest > LARGEST_SIGMA:
+        return []
+    return [
+        Finding(
+            f"{block}_extreme",
+            "doubtful",
+            f"an {block} coefficient lies at {largest:.1f} sigma (expected at most "
+            f"{LARGEST_SIGMA:.0f}); the landmarks or the cameras may be wrong",
+        )
+    ]
 
 
 def expected_error(report: FitReport) -> tuple[float, float] | None:

@@ -36,6 +36,21 @@ SCALE_PRIOR = (
 )
 
 
+def _beyond_3_sigma(sigmas: Tensor) -> float:
+    return float((sigmas.abs() > 3).float().mean())
+
+
+def _expression(model: FaceModel, expression: Tensor) -> ExpressionReport:
+    """How unusual the expressions [B, K_ex] are for what the model's coefficients mean."""
+    meaning = model.coefficients["expression"]
+    sigmas = meaning.in_sigmas(expression)
+    largest = float(sigmas.abs().max())
+    if meaning.kind == "gaussian":
+        return ExpressionReport(largest=largest, beyond_3_sigma=_beyond_3_sigma(sigmas))
+    outside = (expression < WEIGHT_LEAST) | (expression > WEIGHT_MOST)
+    return ExpressionReport(float(outside.float().mean()), largest)
+
+
 def view_errors(model: FaceModel, state: SceneState, landmarks: Landmarks) -> tuple[Tensor, Tensor]:
     """Reprojection error of the 51 inner points per view: mean px [B] of the photos, and as a share of the
     face size [B].
@@ -116,8 +131,7 @@ def fit_report(
         bars = attempt(
             "the error bars", lambda: error_bars(*shape, solution.model, known=known), None, failures
         )
-    identity, expression = state.identity[0], state.expression
-    outside = (expression < WEIGHT_LEAST) | (expression > WEIGHT_MOST)
+    identity = state.identity[0]
     pixels, share = view_errors(model, state, landmarks)
     report = FitReport(
         model=model.name,
@@ -127,11 +141,9 @@ def fit_report(
         reprojection_px=float(pixels.nanmean()),
         reprojection_share=float(share.nanmean()),
         identity=IdentityReport(
-            float((identity.abs() > 3).float().mean()),
-            float(identity.square().mean().sqrt()),
-            float(identity.abs().max()),
+            _beyond_3_sigma(identity), float(identity.square().mean().sqrt()), float(identity.abs().max())
         ),
-        expression=ExpressionReport(float(outside.float().mean()), float(expression.abs().max())),
+        expression=_expression(model, state.expression),
         scale=ScaleReport(solution.cameras.metric, SCALE_METRIC if solution.cameras.metric else SCALE_PRIOR),
         two_people=_named(people, subject),
         jaw=solution.jaw_rule,

@@ -262,9 +262,11 @@ def carry_identity(points: Tensor, model: FaceModel) -> Tensor:
 
 def carry_expression(expression: Tensor, source: FaceModel, target: FaceModel) -> Tensor:
     """Blend-shape weights [B, K] of one model as those of another, [B, K'], by their names; shapes that the
-    other lacks are left out."""
-    place = {name: i for i, name in enumerate(source.expression_names)}
+    other lacks are left out, and so are Gaussian coefficients, whose names say nothing."""
     out = expression.new_zeros(len(expression), target.num_expression)
+    if any(m.coefficients["expression"].kind != "blend_shape" for m in (source, target)):
+        return out
+    place = {name: i for i, name in enumerate(source.expression_names)}
     for i, name in enumerate(target.expression_names):
         if name in place:
             out[:, i] = expression[:, place[name]]

@@ -49,8 +49,9 @@ class IdentityReport:
 
 @dataclass(frozen=True)
 class ExpressionReport:
-    out_of_range: float = 0.0  # share of the weights
-    largest: float = math.nan
+    out_of_range: float = 0.0  # share of the blend shapes' weights
+    largest: float = math.nan  # weight, or standard deviations of a Gaussian coefficient
+    beyond_3_sigma: float | None = field(default=None, metadata=WHERE_SAID)  # share of Gaussian ones
 
 
 @dataclass(frozen=True)

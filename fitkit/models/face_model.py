@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fitkit.models.coefficients import Coefficients
 from fitkit.tensors import move
 
 
@@ -85,7 +87,9 @@ class FaceModel:
     expression_basis.
 
     Head frame in millimetres: +x to the subject's left, +y up, +z out of the face.
-    Identity coefficients are standard-normal; expression coefficients are 0 (off) to 1 (fully on).
+    Identity coefficients are standard-normal; what expression coefficients are, `expression_kind` says:
+    blend shapes, 0 (off) to 1 (fully on), or signed Gaussian coefficients, as those of a PCA, with the
+    standard deviations `expression_sigma` [K_ex] (None: 1). See `coefficients`.
 
     mean [V, 3]; identity_basis [K_id, V, 3]; expression_basis [K_ex, V, 3]; expression_names K_ex names;
     triangles [F, 3] int64, counter-clockwise seen from outside; landmarks: iBUG 68 embedding;
@@ -112,6 +116,8 @@ class FaceModel:
     source: str = ""
     license: str = ""
     albedo_basis: Tensor | None = None
+    expression_kind: Literal["blend_shape", "gaussian"] = "blend_shape"
+    expression_sigma: Tensor | None = None
 
     def __repr__(self) -> str:
         return (
@@ -130,6 +136,29 @@ class FaceModel:
     @property
     def num_expression(self) -> int:
         return self.expression_basis.shape[0]
+
+    @cached_property
+    def coefficients(self) -> dict[str, Coefficients]:
+        """What 'identity' and 'expression' mean."""
+        return {
+            "identity": Coefficients(
+                "identity", self.num_identity, "person", "gaussian", self.mean.new_ones(self.num_identity)
+            ),
+            "expression": Coefficients(
+                "expression",
+                self.num_expression,
+                "frame",
+                self.expression_kind,
+                self._expression_sigma(),
+                self.expression_names,
+            ),
+        }
+
+    def _expression_sigma(self) -> Tensor | None:
+        if self.expression_kind != "gaussian":
+            return None
+        given = self.expression_sigma
+        return self.mean.new_ones(self.num_expression) if given is None else given
 
     @property
     def device(self) -> torch.device:

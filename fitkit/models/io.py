@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from fitkit.io.atomic import written_whole
 from fitkit.io.foreign import DATA_BYTES, check_indices, check_shapes, foreign_file
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
 
-FORMAT, VERSION = "fitkit-model", 1
+# Version 2 has Gaussian expressions; a model of blend shapes is written as version 1, for older fitkits.
+FORMAT, VERSION = "fitkit-model", 2
 REQUIRED = (
     "format",
     "version",
@@ -30,13 +32,24 @@ REQUIRED = (
     "skin",
     "face",
 )
-OPTIONAL = ("uv", "uv_triangles", "albedo_mean", "albedo_basis", "source", "license")
+OPTIONAL = (
+    "uv",
+    "uv_triangles",
+    "albedo_mean",
+    "albedo_basis",
+    "expression_kind",
+    "expression_sigma",
+    "source",
+    "license",
+)
+EXPRESSION_KINDS = ("blend_shape", "gaussian")
 # With shapes.
 TEXTS = {
     "format": (),
     "name": (),
     "source": (),
     "license": (),
+    "expression_kind": (),
     "expression_names": ("K_ex",),
     "region_names": ("R",),
 }
@@ -105,6 +118,8 @@ def load_model_file(path: str | os.PathLike) -> FaceModel:
         source=str(arrays.get("source", "")),
         license=str(arrays.get("license", "")),
         albedo_basis=real("albedo_basis"),
+        expression_kind=cast(Any, str(arrays.get("expression_kind", "blend_shape"))),
+        expression_sigma=real("expression_sigma"),
     )
     check_model(model, str(path))
     return model
@@ -117,7 +132,7 @@ def check_model(model: FaceModel, where: str) -> None:
     Raises:
         InputError: shapes that differ; numbers that are not finite or absurdly large; indices that point
             nowhere; no triangle, shape, skin or face; landmarks outside of their triangles; another unit than
-            millimetres.
+            millimetres; coefficients whose meaning is not known.
     """
     V, F, K = len(model.mean), len(model.triangles), len(model.expression_names)
     wanted = {
@@ -190,24 +205,54 @@ def check_model(model: FaceModel, where: str) -> None:
         )
     if model.albedo_basis is not None and model.albedo_mean is None:
         raise InputError(f"{where}: albedo_basis: expected albedo_mean with it, got none")
+    _check_expression(model, where)
+
+
+def _check_expression(model: FaceModel, where: str) -> None:
+    """Refuse expression coefficients whose meaning is not known."""
+    kind, sigma = model.expression_kind, model.expression_sigma
+    if kind not in EXPRESSION_KINDS:
+        raise InputError(
+            f"{where}: expression_kind: expected {' or '.join(map(repr, EXPRESSION_KINDS))}, got {kind!r}"
+        )
+    if sigma is None:
+        return
+    if kind != "gaussian":
+        raise InputError(
+            f"{where}: expression_sigma: expected with expression_kind 'gaussian' only, got it with "
+            f"{kind!r}; the strength of blend shapes is an option of recipes"
+        )
+    if tuple(sigma.shape) != (model.num_expression,):
+        raise InputError(
+            f"{where}: expression_sigma: expected shape ({model.num_expression},), got {tuple(sigma.shape)}"
+        )
+    if not bool(((sigma > 0) & (sigma < float("inf"))).all()):
+        raise InputError(
+            f"{where}: expression_sigma: expected finite standard deviations above 0, got "
+            f"{float(sigma.min()):.4g} to {float(sigma.max()):.4g}"
+        )
 
 
 def save_model_file(model: FaceModel, path: str | os.PathLike) -> Path:
-    """Write a model file (bases in half precision), whole or not at all.
+    """Write a model file (bases in half precision, which is made for millimetres: not where expressions
+    have a unit of their own), whole or not at all.
 
     Raises:
         InputError: it cannot be written.
     """
     path = Path(path)
+    gaussian = model.expression_kind == "gaussian"
     arrays = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION if gaussian else 1,
         "name": model.name,
         "source": model.source,
         "license": model.license,
         "mean": model.mean.numpy().astype(np.float32),
         "identity_basis": model.identity_basis.numpy().astype(np.float16),
-        "expression_basis": model.expression_basis.numpy().astype(np.float16),
+        "expression_basis": model.expression_basis.numpy().astype(
+            np.float16 if model.expression_sigma is None else np.float32
+        ),
         "expression_names": np.array(model.expression_names),
         "triangles": model.triangles.numpy().astype(np.int32),
         "landmark_triangles": model.landmarks.triangle.numpy().astype(np.int32),
@@ -216,12 +261,14 @@ def save_model_file(model: FaceModel, path: str | os.PathLike) -> Path:
         "region_names": np.array(model.region_names),
         "skin": model.skin.numpy(),
         "face": model.face.numpy(),
+        **({"expression_kind": model.expression_kind} if gaussian else {}),
     }
     for key, dtype in (
         ("uv", np.float32),
         ("uv_triangles", np.int32),
         ("albedo_mean", np.float32),
         ("albedo_basis", np.float16),
+        ("expression_sigma", np.float32),
     ):
         if getattr(model, key) is not None:
             arrays[key] = getattr(model, key).numpy().astype(dtype)

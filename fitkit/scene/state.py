@@ -20,11 +20,11 @@ class SceneState:
     """Everything that is estimated, for B frames of S people. Millimetres, radians, linear RGB.
 
     identity: [S, K_id] standard-normal coefficients; subject: [B] int64, row of `identity` that each frame
-    shows; expression: [B, K_ex], 0 (off) to 1 (on); pose: camera_from_head; camera: intrinsics in pixels;
-    illumination: [B, 9, C] spherical-harmonics bands 0-2 in the head frame, C = 1 (grey) or 3; albedo: [S,
-    K_al] standard-normal coefficients of the model's albedo basis, or None: not estimated; landmark_offset:
-    [S, 68, 3] mm in the head frame, how far from the model's 68 points those lie that the source of landmarks
-    marks on this person, the same in all frames; None: not estimated.
+    shows; expression: [B, K_ex], see `FaceModel.coefficients`; pose: camera_from_head; camera: intrinsics in
+    pixels; illumination: [B, 9, C] spherical-harmonics bands 0-2 in the head frame, C = 1 (grey) or 3;
+    albedo: [S, K_al] standard-normal coefficients of the model's albedo basis, or None: not estimated;
+    landmark_offset: [S, 68, 3] mm in the head frame, how far from the model's 68 points those lie that the
+    source of landmarks marks on this person, the same in all frames; None: not estimated.
     """
 
     identity: Tensor

@@ -20,6 +20,7 @@ from torch import Tensor
 from fitkit.errors import InputError
 from fitkit.geometry.normals import vertex_normals
 from fitkit.io.options import Degrees, Range, Share
+from fitkit.models.coefficients import Coefficients
 from fitkit.models.face_model import FaceModel
 from fitkit.render.rasterizer import pick_backend, rasterize
 from fitkit.render.shading import Surface, average_blocks
@@ -65,8 +66,8 @@ class FaceVariation:
     landmark box; shift: most shift of that box's middle over the size of the picture; cut: share of faces
     that are shifted three times as far, beyond the edge.
     Shape: identity: range of the standard deviation of the coefficients, cut at 2.7; neutral: share without
-    expression; expression: range of the strength of the shapes that are on; asymmetry: most difference
-    between the sides.
+    expression; expression: range of the strength of the shapes that are on, or of the standard deviation of
+    Gaussian coefficients over the model's; asymmetry: most difference between the sides.
     Light: ambient, lamp: strengths; lamp_share: share of faces with a lamp; color_cast: most log change of a
     channel; gloss: strength of the lamp's highlight;
     exposure: mean linear brightness of the face; adapt: 1 = exposed for the face alone, 0 = for a mean face.
@@ -161,7 +162,7 @@ def face_state(
     )
     identity = np.clip(rng.normal(size=model.num_identity) * rng.uniform(*variation.identity), -2.7, 2.7)
     gaze = random_gaze(rng)
-    expression = random_expression(streams["expression"], model.expression_names, gaze, variation)
+    expression = random_expression(streams["expression"], model.coefficients["expression"], gaze, variation)
     distance = np.exp(rng.uniform(*np.log(variation.distance)))
     state = head_shot_state(
         model,
@@ -196,9 +197,15 @@ def random_gaze(rng: np.random.Generator) -> np.ndarray:
 
 
 def random_expression(
-    rng: np.random.Generator, names: tuple[str, ...], gaze: np.ndarray, variation: FaceVariation
+    rng: np.random.Generator, meaning: Coefficients, gaze: np.ndarray, variation: FaceVariation
 ) -> np.ndarray:
-    """Coefficients [K_ex] in [0, 1]: some groups of shapes that belong together, with sides that differ."""
+    """Coefficients [K_ex]: of blend shapes some groups that belong together, with sides that differ, in [0,
+    1]; Gaussian ones as they are spread."""
+    if meaning.sigma is not None:
+        if rng.random() < variation.neutral:
+            return np.zeros(meaning.size)
+        sigmas = np.clip(rng.normal(size=meaning.size) * rng.uniform(*variation.expression), -2.7, 2.7)
+        return sigmas * meaning.sigma.double().numpy()
     on: dict[str, float] = {}
 
     def strength(power: float = 1.0) -> float:
@@ -273,7 +280,7 @@ def random_expression(
         on["eyeLookUp" + side], on["eyeLookDown" + side] = max(0, up) * room, max(0, -up) * room
         if "eyeSquint" + side in on:
             on["eyeSquint" + side] *= room
-    return np.array([min(1.0, on.get(n, 0.0)) for n in names])
+    return np.array([min(1.0, on.get(n, 0.0)) for n in meaning.names])
 
 
 def random_person(rng: np.random.Generator, variation: FaceVariation) -> SkinLook:

@@ -234,7 +234,7 @@ def _expressions(
     for number in moment if recipe.expression == "shared" else range(len(moment)):
         rng = stream(recipe, index, "expression", int(number))
         gazes.append(random_gaze(rng))
-        rows.append(random_expression(rng, model.expression_names, gazes[-1], recipe.variation))
+        rows.append(random_expression(rng, model.coefficients["expression"], gazes[-1], recipe.variation))
     return torch.from_numpy(np.stack(rows)).float(), np.stack(gazes)
 
 

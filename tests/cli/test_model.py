@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from helpers import tiny_model
 
@@ -34,8 +35,12 @@ def test_list(run):
 
 def test_info(run):
     output = run("info", "generic").output
-    for text in ("vertices", "315", "8 coefficients", "jawOpen", "MIT", "made here", "generic.npz"):
+    shapes = "6 blend shapes, 0 to 1: jawOpen, mouthSmile_L"
+    for text in ("vertices", "315", "8 coefficients", shapes, "MIT", "made here", "generic.npz"):
         assert text in output
+    signed = replace(tiny_model(), expression_kind="gaussian", expression_sigma=torch.linspace(0.5, 2, 6))
+    registry.store_model(signed)
+    assert "expression  6 coefficients, sigma 0.5 to 2: jawOpen" in run("info", "tiny").output
     result = run("info", "ict")
     assert (
         result.exit_code == 1

@@ -17,6 +17,8 @@ from fitkit.energies.priors import (
     MeanCoefficientPrior,
     shape_spread,
 )
+from fitkit.energies.registry import find
+from fitkit.energies.spec import Context, ExpressionOptions
 from fitkit.scene.layout import ParameterLayout, retract
 
 MODEL = tiny_model(dtype=torch.float64)
@@ -171,3 +173,53 @@ def test_weight_and_kernel_of_a_term():
     )  # without the weight
     robust, report = Objective([Term(IdentityPrior(), 1.0, Kernel("gm", 0.5))]).cost(STATE, OBS)
     assert float(robust) < float(plain[0]) and report["identity_prior"].value == pytest.approx(float(robust))
+
+
+GAUSSIAN = replace(
+    MODEL, expression_kind="gaussian", expression_sigma=torch.linspace(0.5, 2, 6, dtype=torch.float64)
+)
+
+
+def made(name, model, options=None, expression=ExpressionOptions(sigma=0.2, sigma_negative=0.07)):
+    """The energy of this name as a fit, or with `expression` None a training, makes it."""
+    spec = find(name)
+    kind = spec.options if expression else spec.training or spec.options
+    return spec.make(Context(model, OBS, STATE, expression=expression), replace(kind(), **(options or {})))
+
+
+def test_gaussian_coefficients_have_the_sigma_of_the_model_for_both_signs():
+    b = STATE.expression
+    expected = (b / GAUSSIAN.expression_sigma)[..., None]
+    for expression in (ExpressionOptions(sigma=0.2, sigma_negative=0.07), None):
+        prior = made("expression_prior", GAUSSIAN, expression=expression)
+        torch.testing.assert_close(prior.residuals(STATE, OBS).value, expected)
+        check_everything(prior, STATE, OBS)
+    # named like rare blend shapes they are none
+    named = replace(GAUSSIAN, expression_names=("mouthClose",) * 6)
+    torch.testing.assert_close(made("expression_prior", named).residuals(STATE, OBS).value, expected)
+    rare = made("expression_prior", replace(named, expression_kind="blend_shape", expression_sigma=None))
+    assert rare.spread.tolist() == pytest.approx([0.1] * 6)
+    value = made("prior_l1", GAUSSIAN).residuals(STATE, OBS).value
+    torch.testing.assert_close(value[:, -6:], expected)
+    check_everything(made("prior_l1", GAUSSIAN), STATE, OBS)
+
+
+def test_gaussian_coefficients_have_no_groups():
+    """All of them count as a group with a mean square of 1 does."""
+    options = {"group_radius": 0.3}
+    one = STATE.replace(expression=GAUSSIAN.expression_sigma.expand(3, -1).clone())
+    costs = []
+    for model, expression in ((GAUSSIAN, None), (MODEL, ExpressionOptions(sigma=1.0, sigma_negative=1.0))):
+        state = one if model is GAUSSIAN else one.replace(expression=torch.ones_like(one.expression))
+        prior = made("expression_prior", model, options, expression).freeze(state, OBS)
+        costs.append(float(Objective([Term(prior)]).cost(state, OBS)[0]))
+    assert costs[0] == pytest.approx(costs[1]) == pytest.approx(18 / 2 / (1 + 1 / 0.09))
+    prior = made("expression_prior", GAUSSIAN, options)
+    assert prior.freeze(STATE, OBS) is prior
+
+
+def test_blend_shapes_have_the_sigmas_of_the_recipe():
+    fitted, trained = made("expression_prior", MODEL), made("expression_prior", MODEL, expression=None)
+    assert (fitted.sigma, fitted.sigma_negative) == (0.2, 0.07)
+    assert (trained.sigma, trained.sigma_negative, trained.spread) == (0.3, 0.1, None)
+    assert made("prior_l1", MODEL).sigma == 0.3

@@ -8,6 +8,8 @@ from helpers import observe, tiny_model, tiny_state
 
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.objective import Objective, Term
+from fitkit.energies.registry import find
+from fitkit.energies.spec import Context
 from fitkit.energies.supervision import (
     CodeConsistency,
     ExpressionSupervision,
@@ -229,3 +231,25 @@ def test_aligned_vertices_do_not_know_size_and_place():
             - rest(STATE.replace(identity=STATE.identity - step))
         ) / 2e-5
         assert gradient[0, k].item() == pytest.approx(numeric.item(), rel=1e-5, abs=1e-9)
+
+
+def test_gaussian_expressions_are_compared_in_standard_deviations():
+    sigma = torch.linspace(0.5, 2, 6, dtype=torch.float64)
+    model = replace(MODEL, expression_kind="gaussian", expression_sigma=sigma)
+    for name in ("expression_sup", "expression_consistency"):
+        spec = find(name)
+        energy, blend = (
+            spec.make(Context(m, OBS, STATE), spec.options(sigma=0.2)).residuals(
+                s, replace(OBS, labels=labels)
+            )
+            for m, s, labels in (
+                (model, STATE, OBS.labels),
+                (MODEL, _in(STATE, sigma), replace(OBS.labels, state=_in(TRUTH, sigma))),
+            )
+        )
+        torch.testing.assert_close(energy.value, blend.value)
+    check_everything(ExpressionSupervision(0.2, spread=sigma), STATE, OBS)
+
+
+def _in(state, sigma):
+    return state.replace(expression=state.expression / sigma)

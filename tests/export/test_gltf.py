@@ -162,3 +162,17 @@ def test_without_uv_the_albedo_is_written_per_vertex(tmp_path):
         len(next(iter(trimesh.load(tmp_path / "a.glb", process=False).geometry.values())).vertices)
         == model.num_vertices
     )
+
+
+def test_morph_targets_of_gaussian_coefficients_are_standard_deviations(tmp_path):
+    sigma = torch.linspace(0.5, 2, 6)
+    names = ("browInnerUp_L", "browInnerUp_R", "a", "b", "c", "d")  # no shapes of ARKit, whatever their names
+    model = replace(
+        tiny_model(), uv=None, expression_kind="gaussian", expression_sigma=sigma, expression_names=names
+    )
+    document, binary = read(write_glb(tmp_path / "a.glb", model.mean, model))
+    mesh = document["meshes"][0]
+    assert mesh["extras"]["targetNames"] == list(names)
+    for s, shape, target in zip(sigma, model.expression_basis, mesh["primitives"][0]["targets"]):
+        delta = accessor(document, binary, target["POSITION"]) * 1e3
+        np.testing.assert_allclose(delta, (s * shape).numpy(), atol=STILL_MM + 1e-5)

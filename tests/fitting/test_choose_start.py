@@ -405,3 +405,12 @@ def test_tiny_models_too():
     assert float(centred.norm(dim=-1).mean()) < 0.5 * float(
         (model.landmark_basis.mean - points).norm(dim=-1).mean()
     )
+
+
+def test_names_of_gaussian_coefficients_say_nothing():
+    source = tiny_model()
+    weights = torch.rand(3, source.num_expression)
+    signed = replace(source, name="signed", expression_kind="gaussian")
+    assert torch.equal(carry_expression(weights, source, replace(source, name="other")), weights)
+    for one, other in ((source, signed), (signed, source), (signed, replace(signed, name="other"))):
+        assert float(carry_expression(weights, one, other).abs().max()) == 0

@@ -269,6 +269,24 @@ def test_landmark_noise_and_coefficients():
     ] and "stage 'flow'" in findings(odd)[1].message
 
 
+def test_gaussian_expressions_that_hardly_anybody_has():
+    odd = metrics()
+    odd["expression"] = {"beyond_3_sigma": 0.2, "largest": 7.4}
+    assert judge(odd) == (
+        "doubtful",
+        (
+            "20 % of the expression coefficients lie beyond 3 sigma (expected at most 12 %); the landmarks "
+            "or the cameras may be wrong",
+            "an expression coefficient lies at 7.4 sigma (expected at most 7); the landmarks or the cameras "
+            "may be wrong",
+        ),
+    )
+    odd["expression"] = {"beyond_3_sigma": 0.1, "largest": 6.0}
+    assert judge(odd) == ("ok", ())
+    odd["expression"] = {"largest": 7.4}  # a weight of a blend shape; those out of range are counted
+    assert judge(odd) == ("ok", ())
+
+
 def test_verdict_in_one_line():
     good = verdict(compared((0.8, 0.8, 0.8), parallax_deg=56.4, error_bars={"face_median_mm": 0.913}))
     assert good == {

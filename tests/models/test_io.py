@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -32,6 +33,40 @@ def test_optional_parts_may_be_missing(tmp_path):
     assert loaded.uv is None and loaded.uv_triangles is None and loaded.albedo_mean is None
 
 
+def test_blend_shapes_are_what_a_file_without_another_kind_holds(tmp_path):
+    path = save_model_file(tiny_model(), tmp_path / "m.npz")
+    with np.load(path) as data:  # older fitkits read it
+        assert int(data["version"]) == 1 and not {"expression_kind", "expression_sigma"} & set(data.files)
+    identity, expression = load_model_file(path).coefficients.values()
+    assert (expression.name, expression.size, expression.per) == ("expression", 6, "frame")
+    assert (expression.kind, expression.range, expression.sigma) == ("blend_shape", (0.0, 1.0), None)
+    assert expression.names == tiny_model().expression_names
+    assert (identity.name, identity.size, identity.per, identity.kind) == (
+        "identity",
+        8,
+        "person",
+        "gaussian",
+    )
+    assert identity.sigma.tolist() == [1.0] * 8 and identity.range == (-math.inf, math.inf)
+
+
+def test_gaussian_expressions(tmp_path):
+    sigma = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.25, 0.125])
+    model = replace(tiny_model(), expression_kind="gaussian", expression_sigma=sigma)
+    path = save_model_file(model, tmp_path / "m.npz")
+    with np.load(path) as data:  # older fitkits would take them for blend shapes
+        assert int(data["version"]) == 2
+    meaning = load_model_file(path).coefficients["expression"]
+    assert meaning.kind == "gaussian" and torch.equal(meaning.sigma, sigma) and meaning.range[0] == -math.inf
+    assert torch.equal(meaning.in_sigmas(-2 * sigma[None]), torch.full((1, 6), -2.0))
+    assert model.to(dtype=torch.float64).coefficients["expression"].sigma.dtype == torch.float64
+    plain = load_model_file(save_model_file(replace(model, expression_sigma=None), path))
+    assert plain.coefficients["expression"].sigma.tolist() == [1.0] * 6
+    # what half precision would make 0
+    far = replace(model, expression_sigma=1e9 * sigma, expression_basis=model.expression_basis / 1e9)
+    assert torch.equal(load_model_file(save_model_file(far, path)).expression_basis, far.expression_basis)
+
+
 def test_albedo_basis(tmp_path):
     basis = 0.03 * torch.randn(4, 315, 3, generator=torch.Generator().manual_seed(0))
     model = replace(tiny_model(), albedo_basis=basis)
@@ -53,7 +88,7 @@ def test_albedo_basis(tmp_path):
     "change, message",
     [
         ({"format": "other"}, "not a fitkit model file"),
-        ({"version": 99}, "model file version 99, this fitkit reads up to 1; update fitkit"),
+        ({"version": 99}, "model file version 99, this fitkit reads up to 2; update fitkit"),
         ({"mean": None}, r"not a fitkit model file \(missing mean\); import it"),
         ({"skin": np.zeros(3, bool)}, r"skin: expected shape \(315,\), got \(3,\)"),
         ({"mean": np.full((315, 3), np.nan, np.float32)}, "mean holds values that are not finite"),
@@ -100,6 +135,27 @@ def test_albedo_basis(tmp_path):
         (
             {"expression_basis": np.full((6, 315, 3), 1e6)},
             "expression_basis: expected values up to 1000, got 1e",
+        ),
+        (
+            {"expression_kind": "rotation"},
+            "expression_kind: expected 'blend_shape' or 'gaussian', got 'rotation'",
+        ),
+        ({"expression_kind": 1}, "expression_kind: expected text, got int64"),
+        (
+            {"expression_sigma": np.ones(6)},
+            "expression_sigma: expected with expression_kind 'gaussian' only, got it with 'blend_shape'; the",
+        ),
+        (
+            {"expression_kind": "gaussian", "expression_sigma": np.ones(5)},
+            r"expression_sigma: expected shape \(6,\), got \(5,\)",
+        ),
+        (
+            {"expression_kind": "gaussian", "expression_sigma": np.arange(6.0)},
+            "expression_sigma: expected finite standard deviations above 0, got 0 to 5",
+        ),
+        (
+            {"expression_kind": "gaussian", "expression_sigma": np.full(6, np.inf)},
+            "expression_sigma: expected finite standard deviations above 0, got inf to inf",
         ),
     ],
 )

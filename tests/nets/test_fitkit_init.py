@@ -1,5 +1,7 @@
 """fitkit-init: any number of views in any order, its own landmarks, weight files."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -165,3 +167,15 @@ def test_an_untrained_network_lays_the_mean_face_where_a_closed_form_would(model
     scale, shift = lay_onto(flat, pixels, torch.ones(1, 68))
     theirs, _, origin = weak_perspective_pose(model.landmark_basis.mean[None], pixels, torch.ones(1, 68))
     assert float(scale) == pytest.approx(float(theirs), rel=1e-3) and torch.allclose(shift, origin, atol=1e-2)
+
+
+@torch.no_grad()
+def test_gaussian_expressions_are_predicted_in_standard_deviations(network, model):
+    sigma = torch.linspace(0.5, 2, model.num_expression)
+    signed = FitkitInit(
+        replace(model, expression_kind="gaussian", expression_sigma=sigma), (), network.options
+    ).eval()
+    signed.load_state_dict(network.state_dict())
+    images, valid = pictures(2), torch.ones(1, 2, dtype=torch.bool)
+    blend, gaussian = (n(images, valid).state.expression for n in (network, signed))
+    torch.testing.assert_close(gaussian, sigma * blend)

@@ -2,6 +2,7 @@
 files."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -235,3 +236,13 @@ def test_a_training_starts_from_the_weights_of_another(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
     with pytest.raises(InputError, match="these weights belong to another network than the recipe's"):
         start_from(MvfNet(model, SLOTS[:2], first.options), path, model)
+
+
+def test_gaussian_expressions_are_predicted_in_standard_deviations():
+    sigma = torch.linspace(0.5, 2, 6)
+    signed = replace(tiny_model(), expression_kind="gaussian", expression_sigma=sigma)
+    images, valid = torch.rand(1, 3, 3, 48, 48), torch.ones(1, 3, dtype=torch.bool)
+    with torch.no_grad():
+        blend, gaussian = (small(m)(images, valid).state.expression for m in (tiny_model(), signed))
+    assert float(blend.abs().max()) > 0
+    torch.testing.assert_close(gaussian, sigma * blend)

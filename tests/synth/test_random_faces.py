@@ -61,6 +61,20 @@ def test_face_fills_the_picture_as_asked_and_coefficients_stay_in_range(model):
         assert float(state.identity.abs().max()) <= 2.7 + 1e-5
 
 
+def test_gaussian_expressions_spread_as_the_model_says(model):
+    sigma = torch.linspace(0.5, 2, model.num_expression)
+    signed = replace(model, expression_kind="gaussian", expression_sigma=sigma)
+    faces = [
+        face_state(signed, seed, SIZE, replace(BARE, expression=(0.8, 0.8), neutral=0.2)).expression[0]
+        for seed in range(60)
+    ]
+    neutral = [bool((e == 0).all()) for e in faces]
+    assert 3 < sum(neutral) < 24
+    drawn = torch.stack([e for e, flat in zip(faces, neutral) if not flat]) / sigma
+    assert float(drawn.std()) == pytest.approx(0.8, rel=0.05) and abs(float(drawn.mean())) < 0.05
+    assert float(drawn.abs().max()) <= 2.7 + 1e-5
+
+
 def _nearest_hits(points: np.ndarray, corners: np.ndarray) -> np.ndarray:
     """Depth of the first triangle [F, 3, 3] on the ray from the origin to each point [N, 3], by Moeller and
     Trumbore, 1997."""

@@ -40,8 +40,8 @@ INITIAL_STD = 1e-3
 @dataclass(frozen=True)
 class FitkitInitOptions:
     """size: side of the pictures, px, a multiple of 32; token: length of the feature of a view; heads: of the
-    attention between views; hidden: width of the hidden layers; expression: blend-shape weight per unit of
-    output; up: of the crop, see CropOptions."""
+    attention between views; hidden: width of the hidden layers; expression: blend-shape weight, or standard
+    deviations of a Gaussian coefficient, per unit of output; up: of the crop, see CropOptions."""
 
     size: Annotated[int, Range(32, 2048, multiple=32)] = 128
     token: Annotated[int, Range(1, 4096)] = 192
@@ -125,6 +125,8 @@ class FitkitInit(Predictor):
         basis = model.landmark_basis
         self.register_buffer("points_mean", basis.mean.detach().float().cpu().clone(), persistent=False)
         self.register_buffer("points_rows", basis.rows.detach().float().cpu().clone(), persistent=False)
+        unit = options.expression * model.coefficients["expression"].unit(self.points_mean)
+        self.register_buffer("expression_unit", unit, persistent=False)
 
     def forward(self, images: Tensor, valid: Tensor, padded: bool = False) -> Prediction:
         frames, subject = frames_of(images, valid, padded)
@@ -200,7 +202,7 @@ class FitkitInit(Predictor):
                 found,
                 identity.float(),
                 angles.float() + views[:, :3].float(),
-                self.options.expression * views[:, 3:].float(),
+                self.expression_unit.float() * views[:, 3:].float(),
                 log_sigma.float(),
                 subject,
             )

@@ -33,8 +33,8 @@ INITIAL_STD = 1e-4
 @dataclass(frozen=True)
 class MvfNetOptions:
     """size: side of the pictures, px; width: factor on all channel numbers, 1 = as published; missing: what
-    stands for the feature of a view that is not there; expression: blend-shape weight per unit of output;
-    margin, up, fill, resize: the crop, see CropOptions."""
+    stands for the feature of a view that is not there; expression: blend-shape weight, or standard deviations
+    of a Gaussian coefficient, per unit of output; margin, up, fill, resize: the crop, see CropOptions."""
 
     size: Annotated[int, Range(16, 2048, multiple=16)] = 224
     width: Annotated[float, Range(0.001, 16.0)] = 1.0
@@ -105,6 +105,8 @@ class MvfNet(Predictor):
         low, high = points.amin(0), points.amax(0)
         # The crop is cut around the box of the 68 points and moved up; there the mean face starts.
         self.register_buffer("anchor", (low + high) / 2, persistent=False)
+        unit = o.expression * model.coefficients["expression"].unit(points)
+        self.register_buffer("expression_unit", unit, persistent=False)
         self.mean_scale = options.size / (options.margin * float((high - low)[:2].max()))  # px per mm
         # px below the middle of the crop.
         self.mean_drop = options.up * float((high - low)[1]) * self.mean_scale
@@ -138,7 +140,7 @@ class MvfNet(Predictor):
         return SceneState(
             identity,
             subject,
-            self.options.expression * expression[subject],
+            self.expression_unit.to(expression) * expression[subject],
             Pose(rotation, translation),
             camera,
             light,

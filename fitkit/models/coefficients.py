@@ -1,0 +1,59 @@
+"""What the coefficients of a face model mean: whose they are, how they are spread, where they end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+# gaussian: signed, with a standard deviation each, as those of a PCA; blend_shape: 0 (off) to 1 (fully on);
+# rotation: of a joint, rad.
+Kind = Literal["gaussian", "blend_shape", "rotation"]
+RANGE: dict[Kind, tuple[float, float]] = {
+    "gaussian": (-math.inf, math.inf),
+    "blend_shape": (0.0, 1.0),
+    "rotation": (-math.pi, math.pi),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Coefficients:
+    """One block of coefficients of a face model.
+
+    name: of the block, e.g. 'expression'; per: whether each person or each frame has its own; sigma: [size]
+    standard deviations of gaussian ones, None of others (recipes say how strong a blend shape may be); names:
+    `size` names, or none.
+    """
+
+    name: str
+    size: int
+    per: Literal["person", "frame"]
+    kind: Kind
+    sigma: Tensor | None = None
+    names: tuple[str, ...] = ()
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Least and largest value that a coefficient is made for."""
+        return RANGE[self.kind]
+
+    def unit(self, like: Tensor) -> Tensor:
+        """[size], in the type and on the device of `like`: the standard deviations, or 1 where there are
+        none."""
+        return like.new_ones(self.size) if self.sigma is None else self.sigma.to(like)
+
+    def in_sigmas(self, values: Tensor) -> Tensor:
+        """values [..., size] over their standard deviations; as they are where there are none."""
+        return values / self.unit(values)
+
+    def __str__(self) -> str:
+        """'8 coefficients, sigma 1', '6 blend shapes, 0 to 1: jawOpen, ...'."""
+        kind = {"gaussian": "coefficients", "blend_shape": "blend shapes", "rotation": "rotations"}[self.kind]
+        low, high = self.range
+        spread = f", {low:.3g} to {high:.3g}"
+        if self.sigma is not None:
+            low, high = float(self.sigma.min()), float(self.sigma.max())
+            spread = f", sigma {low:g}" + (f" to {high:g}" if high > low else "")
+        return f"{self.size} {kind}{spread}" + (f": {', '.join(self.names)}" if self.names else "")
