@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fitkit.geometry.rows import blend, rows_at
 from fitkit.tensors import move
 
 
@@ -69,9 +70,7 @@ class MeshPoints:
 
     @cached_property
     def rows(self) -> Tensor:
-        return (self.barycentric[..., None, None] * self.model.rows[self.model.triangles[self.triangle]]).sum(
-            1
-        )
+        return blend(self.model.rows, self.model.triangles[self.triangle], self.barycentric)
 
     def points(self, identity: Tensor, expression: Tensor) -> Tensor:
         """identity [B, K_id], expression [B, K_ex] -> head-frame points [B, N, 3] mm."""
@@ -158,14 +157,14 @@ class FaceModel:
             return MeshPoints(self, triangle, barycentric)
         corner = self.triangles[triangle]  # [N, 3]
         mean = (barycentric[..., None] * self.mean[corner]).sum(1)
-        rows = barycentric[:, 0, None, None] * self.rows[corner[:, 0]]
+        rows = barycentric[:, 0, None, None] * rows_at(self.rows, corner[:, 0])
         for k in (1, 2):
-            rows.addcmul_(barycentric[:, k, None, None], self.rows[corner[:, k]])
+            rows.addcmul_(barycentric[:, k, None, None], rows_at(self.rows, corner[:, k]))
         return PointBasis(mean, rows, self.num_identity)
 
     def at_vertices(self, index: Tensor) -> PointBasis:
         """The model restricted to the vertices `index` [N] int64."""
-        return PointBasis(self.mean[index], self.rows[index], self.num_identity)
+        return PointBasis(self.mean[index], rows_at(self.rows, index), self.num_identity)
 
     @cached_property
     def landmark_basis(self) -> PointBasis:
