@@ -20,7 +20,7 @@ from fitkit.geometry.rows import blend
 from fitkit.io.options import Cosine, Degrees, Natural, NonNegative, Pixels, Positive, Range, Seed
 from fitkit.models.face_model import FaceModel, PointBasis
 from fitkit.observe.flow import check_estimator
-from fitkit.observe.flow.consistency import consistent
+from fitkit.observe.flow.consistency import consistent_at
 from fitkit.observe.flow.types import FlowEstimator
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import erode, gaussian_blur, sample
@@ -337,7 +337,6 @@ def find_matches(
         lists.append((place, pixel[keep], angle[keep]))
     source, target = torch.stack(renderings), torch.stack(targets)
     forward, backward = estimator.estimate(source, target), estimator.estimate(target, source)
-    good = consistent(forward, backward)
     similar = local_correlation(source, target, forward.displacement, max(options.normalize, 2.0))
     N = options.points
     pixel_a, pixel_b = (
@@ -357,12 +356,10 @@ def find_matches(
         ready[place] = 1
         # Keep clear of the rim, where part of each flow patch sees the fill.
         clear = erode(ready.reshape(1, 1, h, w), 3).reshape(-1)
-        trust = angle * similar[g].reshape(-1)[place].clamp_min(0) ** 2
-        ok = (
-            good[g].reshape(-1)[place]
-            & (clear[place] > 0.5)
-            & (similar[g].reshape(-1)[place] > options.min_correlation)
-        )
+        alike = similar[g].reshape(-1)[place]
+        trust = angle * alike.clamp_min(0) ** 2
+        good = consistent_at(forward.of(g), backward.of(g), place[None])[0]
+        ok = good & (clear[place] > 0.5) & (alike > options.min_correlation)
         pick = ok.nonzero().squeeze(1)
         share[g] = len(place) / max(1, int(usable[b].sum()))
         matched[g] = len(pick) / max(1, len(place))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -170,6 +170,12 @@ class FaceModel:
     def landmark_basis(self) -> PointBasis:
         """The model restricted to the 68 iBUG points."""
         return self.at(self.landmarks.triangle, self.landmarks.barycentric)
+
+    def with_mean(self, mean: Tensor) -> FaceModel:
+        """The same shapes around another mean [V, 3] mm; `rows` are not made anew."""
+        moved = replace(self, mean=mean)
+        moved.__dict__["rows"] = self.rows
+        return moved
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> FaceModel:
         """The same model on another device and/or floating-point type."""

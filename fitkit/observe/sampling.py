@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fitkit.geometry.rows import rows_at
-
 
 def sample(images: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Bilinear samples of images [B, C, H, W] at pixels [B, N, 2] (x, y; (0, 0) = centre of the top-left
@@ -18,7 +16,8 @@ def sample(images: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     Returns: values [B, N, C] (edge pixels continue outwards), inside [B, N] bool. Differentiable in both
     arguments; the derivative by the pixel is that of the bilinear surface, see `sample_with_gradient`.
     """
-    (a, b, c, d), fx, fy, inside = _corners(images, pixels)
+    corner, fx, fy, inside = _corners(images, pixels)
+    a, b, c, d = corner
     fx, fy = fx[..., None], fy[..., None]
     return (a * (1 - fx) + b * fx) * (1 - fy) + (c * (1 - fx) + d * fx) * fy, inside
 
@@ -42,10 +41,13 @@ def _corners(images: Tensor, pixels: Tensor):
     inside = (x >= 0) & (y >= 0) & (x <= W - 1) & (y <= H - 1)
     x, y = torch.nan_to_num(x).clamp(0, W - 1), torch.nan_to_num(y).clamp(0, H - 1)
     x0, y0 = x.detach().floor().clamp_max(max(W - 2, 0)), y.detach().floor().clamp_max(max(H - 2, 0))
-    base = (y0 * W + x0).long() + H * W * torch.arange(B, device=images.device)[:, None]
-    table = images.permute(0, 2, 3, 1).reshape(B * H * W, C)
+    base = (y0 * W + x0).long()
+    flat = images.reshape(B, C, H * W)
     right, down = (1 if W > 1 else 0), (W if H > 1 else 0)
-    corners = [rows_at(table, base + k) for k in (0, right, down, right + down)]
+    corners = [
+        flat.gather(2, (base + k)[:, None].expand(B, C, -1)).transpose(1, 2)
+        for k in (0, right, down, right + down)
+    ]
     return corners, x - x0, y - y0, inside
 
 
