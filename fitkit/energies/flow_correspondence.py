@@ -329,6 +329,7 @@ def find_matches(
         pixel, seen, angle = views.seen(a, b, place, options.depth_tolerance_mm)
         value, inside = sample(torch.stack([photos.images[a, 0], photos.mask[a, 0]])[None], pixel[None])
         keep = seen & inside[0] & (value[0, :, 1] > 0.999) & (angle > options.min_cosine)
+        keep = keep.nonzero().squeeze(1)
         place = place[keep]
         rendering = photos.images[b].reshape(-1).clone()
         rendering[place] = value[0, keep, 0]
