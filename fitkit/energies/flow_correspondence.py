@@ -4,6 +4,7 @@ E4)."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated
 
 import torch
@@ -15,10 +16,11 @@ from fitkit.energies.spec import OURS, Context, EnergyDoc, EnergyOptions, Energy
 from fitkit.errors import InputError
 from fitkit.geometry.color import luma
 from fitkit.geometry.rotation import skew
+from fitkit.geometry.rows import blend
 from fitkit.io.options import Cosine, Degrees, Natural, NonNegative, Pixels, Positive, Range, Seed
-from fitkit.models.face_model import FaceModel
+from fitkit.models.face_model import FaceModel, PointBasis
 from fitkit.observe.flow import check_estimator
-from fitkit.observe.flow.consistency import consistent
+from fitkit.observe.flow.consistency import consistent_at
 from fitkit.observe.flow.types import FlowEstimator
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import erode, gaussian_blur, sample
@@ -124,12 +126,16 @@ class FlowCorrespondence:
             matches=replace(m, sigma=sigma, weight=trust * (count / trust.sum(1).clamp_min(1e-9))[:, None]),
         )
 
+    @cached_property
+    def _corners(self) -> tuple[PointBasis, Tensor]:
+        """The vertices that the matches touch, and which of them [G, N, 3] are the corners of a match."""
+        unique, place = torch.unique(self.model.triangles[self.matches.triangle], return_inverse=True)
+        return self.model.at_vertices(unique), place
+
     def hits(self, state: SceneState) -> Hits:
         """Where the rays of pixel_a meet their triangles, and where the same skin lies in view b."""
         m = self.matches
-        corner_index = self.model.triangles[m.triangle]  # [G, N, 3]
-        unique, place = torch.unique(corner_index, return_inverse=True)
-        basis = self.model.at_vertices(unique)
+        basis, place = self._corners
         vertices = basis.points(state.identity[state.subject], state.expression)  # [B, U, 3]
         corners = vertices[m.view_a[:, None, None], place]  # [G, N, 3, 3]
         origin, direction = pixel_rays(m.pixel_a, state, m.view_a)
@@ -147,7 +153,17 @@ class FlowCorrespondence:
         head_b = (weights[..., None] * in_b).sum(2)
         a_b, b_b, c_b = in_b.unbind(2)
         stretch = (a_b - c_b)[..., None] * by_u[..., None, :] + (b_b - c_b)[..., None] * by_v[..., None, :]
-        return Hits(hit, head_b, weights, corner_index, stretch, normal, direction, depth, slope)
+        return Hits(
+            hit,
+            head_b,
+            weights,
+            self.model.triangles[m.triangle],
+            stretch,
+            normal,
+            direction,
+            depth,
+            slope,
+        )
 
     def _residuals(self, pixels: Tensor, in_front: Tensor) -> Residuals:
         m = self.matches
@@ -166,7 +182,7 @@ class FlowCorrespondence:
         h = self.hits(state)
         normal, direction, slope = h.normal, h.direction, h.slope
         seen, by_b, by_tangent, by_a = self._by_motion(state, h)
-        rows = (h.weights[..., None, None] * self.model.rows[h.corner]).sum(2)  # [G, N, 3, K]
+        rows = blend(self.model.rows, h.corner, h.weights)  # [G, N, 3, K]
         K = self.model.num_identity
         coefficient_b, coefficient_a = by_b @ rows, by_a @ rows
         columns_b = {
@@ -310,10 +326,10 @@ def find_matches(
     renderings, targets, lists = [], [], []
     for a, b in pairs:
         place = usable[b].reshape(-1).nonzero().squeeze(1)
-        pixel = views.pixels(a, b, place)
+        pixel, seen, angle = views.seen(a, b, place, options.depth_tolerance_mm)
         value, inside = sample(torch.stack([photos.images[a, 0], photos.mask[a, 0]])[None], pixel[None])
-        seen, angle = views.seen(a, b, place, options.depth_tolerance_mm)
         keep = seen & inside[0] & (value[0, :, 1] > 0.999) & (angle > options.min_cosine)
+        keep = keep.nonzero().squeeze(1)
         place = place[keep]
         rendering = photos.images[b].reshape(-1).clone()
         rendering[place] = value[0, keep, 0]
@@ -322,7 +338,6 @@ def find_matches(
         lists.append((place, pixel[keep], angle[keep]))
     source, target = torch.stack(renderings), torch.stack(targets)
     forward, backward = estimator.estimate(source, target), estimator.estimate(target, source)
-    good = consistent(forward, backward)
     similar = local_correlation(source, target, forward.displacement, max(options.normalize, 2.0))
     N = options.points
     pixel_a, pixel_b = (
@@ -342,12 +357,10 @@ def find_matches(
         ready[place] = 1
         # Keep clear of the rim, where part of each flow patch sees the fill.
         clear = erode(ready.reshape(1, 1, h, w), 3).reshape(-1)
-        trust = angle * similar[g].reshape(-1)[place].clamp_min(0) ** 2
-        ok = (
-            good[g].reshape(-1)[place]
-            & (clear[place] > 0.5)
-            & (similar[g].reshape(-1)[place] > options.min_correlation)
-        )
+        alike = similar[g].reshape(-1)[place]
+        trust = angle * alike.clamp_min(0) ** 2
+        good = consistent_at(forward.of(g), backward.of(g), place[None])[0]
+        ok = good & (clear[place] > 0.5) & (alike > options.min_correlation)
         pick = ok.nonzero().squeeze(1)
         share[g] = len(place) / max(1, int(usable[b].sum()))
         matched[g] = len(pick) / max(1, len(place))

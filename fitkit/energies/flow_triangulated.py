@@ -19,6 +19,7 @@ from fitkit.energies.flow_correspondence import (
     make_matcher,
 )
 from fitkit.energies.spec import OURS, Context, EnergyDoc, EnergySpec, use
+from fitkit.geometry.rows import blend
 from fitkit.io.options import Degrees, NonNegative
 from fitkit.observe.observations import Observations
 from fitkit.scene.projection import pixel_rays
@@ -128,7 +129,7 @@ class TriangulatedFlow:
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         model, p = self.matcher.model, self.points
-        rows = (p.weights[..., None, None] * model.rows[p.corner]).sum(2)  # [G, N, 3, K]
+        rows = blend(model.rows, p.corner, p.weights)  # [G, N, 3, K]
         by = (p.normal / p.sigma[..., None])[..., None, :] @ rows  # [G, N, 1, K]
         columns = {"identity": by[..., : model.num_identity], "expression": by[..., model.num_identity :]}
         return Linearization(self._residuals(state), (Slot(self.matcher.matches.view_a, columns),))

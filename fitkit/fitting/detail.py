@@ -176,7 +176,7 @@ def _on_face(energy: FlowCorrespondence) -> FlowCorrespondence:
 
 
 def _displaced(model: FaceModel, d: np.ndarray, normal: Tensor) -> FaceModel:
-    return replace(model, mean=model.mean + torch.from_numpy(d).to(normal)[:, None] * normal)
+    return model.with_mean(model.mean + torch.from_numpy(d).to(normal)[:, None] * normal)
 
 
 def _median_px(residuals: Residuals, unit: Tensor) -> float | None:

@@ -10,7 +10,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from fitkit.energies.flow_correspondence import SURE, FlowCorrespondence, find_matches
+from fitkit.energies.flow_correspondence import SURE, FlowCorrespondence, Matches, find_matches, view_pairs
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
 from fitkit.energies.registry import role_of, view_by_view_landmarks
 from fitkit.scene.layout import ParameterLayout
@@ -240,8 +240,14 @@ def _match_shares(problem: LeastSquaresProblem, state: SceneState) -> dict[tuple
     if energy is None:
         return {}
     options = replace(energy.options, neighbors=state.num_views - 1, many=state.num_views, both_ways=0)
-    found = find_matches(energy.model, state, energy.photos, energy.estimator, options)
-    return dict(zip(zip(found.view_a.tolist(), found.view_b.tolist()), found.matched.tolist()))
+    pairs, shares = view_pairs(state, options), _shares(energy.matches)
+    if not set(pairs) <= set(shares):  # the last stage has matched its own pairs
+        shares = _shares(find_matches(energy.model, state, energy.photos, energy.estimator, options))
+    return {pair: shares[pair] for pair in pairs}
+
+
+def _shares(matches: Matches) -> dict[tuple[int, int], float]:
+    return dict(zip(zip(matches.view_a.tolist(), matches.view_b.tolist()), matches.matched.tolist()))
 
 
 def _matched_apart(shares: dict[tuple[int, int], float], group: frozenset[int]) -> bool:

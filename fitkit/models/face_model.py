@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fitkit.geometry.rows import blend, rows_at
 from fitkit.models.coefficients import Coefficients
 from fitkit.tensors import move
 
@@ -71,9 +72,7 @@ class MeshPoints:
 
     @cached_property
     def rows(self) -> Tensor:
-        return (self.barycentric[..., None, None] * self.model.rows[self.model.triangles[self.triangle]]).sum(
-            1
-        )
+        return blend(self.model.rows, self.model.triangles[self.triangle], self.barycentric)
 
     def points(self, identity: Tensor, expression: Tensor) -> Tensor:
         """identity [B, K_id], expression [B, K_ex] -> head-frame points [B, N, 3] mm."""
@@ -187,19 +186,25 @@ class FaceModel:
             return MeshPoints(self, triangle, barycentric)
         corner = self.triangles[triangle]  # [N, 3]
         mean = (barycentric[..., None] * self.mean[corner]).sum(1)
-        rows = barycentric[:, 0, None, None] * self.rows[corner[:, 0]]
+        rows = barycentric[:, 0, None, None] * rows_at(self.rows, corner[:, 0])
         for k in (1, 2):
-            rows.addcmul_(barycentric[:, k, None, None], self.rows[corner[:, k]])
+            rows.addcmul_(barycentric[:, k, None, None], rows_at(self.rows, corner[:, k]))
         return PointBasis(mean, rows, self.num_identity)
 
     def at_vertices(self, index: Tensor) -> PointBasis:
         """The model restricted to the vertices `index` [N] int64."""
-        return PointBasis(self.mean[index], self.rows[index], self.num_identity)
+        return PointBasis(self.mean[index], rows_at(self.rows, index), self.num_identity)
 
     @cached_property
     def landmark_basis(self) -> PointBasis:
         """The model restricted to the 68 iBUG points."""
         return self.at(self.landmarks.triangle, self.landmarks.barycentric)
+
+    def with_mean(self, mean: Tensor) -> FaceModel:
+        """The same shapes around another mean [V, 3] mm; `rows` are not made anew."""
+        moved = replace(self, mean=mean)
+        moved.__dict__["rows"] = self.rows
+        return moved
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> FaceModel:
         """The same model on another device and/or floating-point type."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fitkit.geometry.normals import vertex_normals
+from fitkit.geometry.rows import blend, rows_at
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.sampling import sample
 from fitkit.render.rasterizer import Fragments, barycentrics, rasterize
@@ -63,24 +64,26 @@ class CrossViews:
     def pixels(self, a: int, b: int, place: Tensor) -> Tensor:
         """Where in view a the surface behind pixels `place` [N] (flat index) of view b lies, [N, 2] px of the
         maps."""
-        at = self._at(a, b, place)[:, :4]
+        at = blend(self.attributes[a], *self._surface(b, place))
         return at[:, :2] / at[:, 3:4]
 
-    def seen(self, a: int, b: int, place: Tensor, tolerance_mm: float) -> tuple[Tensor, Tensor]:
-        """Whether view a sees the surface behind pixels `place` of view b: z-buffer test [N] bool, and the
-        smaller of the two cosines of the viewing angles [N]; detached."""
+    def seen(self, a: int, b: int, place: Tensor, tolerance_mm: float) -> tuple[Tensor, Tensor, Tensor]:
+        """As `pixels`, whether view a sees the surface there: z-buffer test [N] bool, and the smaller of the
+        two cosines of the viewing angles [N]; detached."""
         with torch.no_grad():
-            at = self._at(a, b, place)
-            pixel = (at[:, :2] / at[:, 3:4] + 0.5) * self.reduction - 0.5
+            surface = self._surface(b, place)
+            at = blend(self.attributes[a], *surface)
+            pixel = at[:, :2] / at[:, 3:4]
+            crop = (pixel + 0.5) * self.reduction - 0.5
             visible = seen_by_depth(
-                pixel[None], at[None, :, 2], self.fragments.depth[a][None], self.reduction, tolerance_mm
+                crop[None], at[None, :, 2], self.fragments.depth[a][None], self.reduction, tolerance_mm
             )[0]
-            return visible, torch.minimum(self._at(b, b, place)[:, 4], at[:, 4])
+            return pixel, visible, torch.minimum(blend(self.attributes[b, :, 4], *surface), at[:, 4])
 
-    def _at(self, a: int, b: int, place: Tensor) -> Tensor:
-        corner = self.triangles[self.fragments.triangle[b].reshape(-1)[place]]
-        weights = self.fragments.barycentric[b].reshape(-1, 3)[place, :, None]
-        return (self.attributes[a][corner] * weights).sum(1)
+    def _surface(self, b: int, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Corners [N, 3] and barycentrics [N, 3] behind pixels `place` of view b."""
+        corner = rows_at(self.triangles, self.fragments.triangle[b].reshape(-1)[place])
+        return corner, rows_at(self.fragments.barycentric[b].reshape(-1, 3), place)
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,8 @@ class SharedPixels:
             chosen = None if covisible is None else covisible(views).flatten(1)
             for g, (a, b) in enumerate(pairs):
                 place = usable[b].reshape(-1).nonzero().squeeze(1)
-                inner, inside = sample(mask[a][None], views.pixels(a, b, place)[None])
-                seen, angle = views.seen(a, b, place, tolerance_mm)
+                pixel, seen, angle = views.seen(a, b, place, tolerance_mm)
+                inner, inside = sample(mask[a][None], pixel[None])
                 if chosen is None:
                     seen = seen & (angle > min_cosine)
                 else:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fitkit.errors import InputError, MissingWeightsError
+from fitkit.geometry.rows import blend, rows_at
 
 BACKENDS = ("auto", "torch", "numba", "pytorch3d", "nvdiffrast")
 NEAR_MM = 1.0  # triangles with a corner nearer than this are not drawn
@@ -84,7 +85,8 @@ def barycentrics(clip: Tensor, triangles: Tensor, triangle: Tensor) -> Tensor:
     batch = hit // (H * W)
     y = ((hit % (H * W)) // W).to(clip.dtype)
     x = (hit % W).to(clip.dtype)
-    corners = clip[batch[:, None], triangles[flat[hit]]]  # [N, 3, 4]
+    corner = rows_at(triangles, flat[hit]) + (batch * clip.shape[1])[:, None]
+    corners = rows_at(clip.reshape(-1, 4), corner)  # [N, 3, 4]
     w = corners[..., 3]
     u = corners[..., 0] / w - x[:, None]
     v = corners[..., 1] / w - y[:, None]
@@ -102,7 +104,7 @@ def barycentrics(clip: Tensor, triangles: Tensor, triangle: Tensor) -> Tensor:
     # A covered pixel has a total of one sign; the floor only guards triangles seen edge-on.
     total = area.sum(-1, keepdim=True)
     total = torch.where(total.abs() < 1e-20, torch.full_like(total, 1e-20), total)
-    return out.index_put((hit,), area / total).reshape(B, H, W, 3)
+    return out.index_copy(0, hit, area / total).reshape(B, H, W, 3)
 
 
 def interpolate(fragments: Fragments, triangles: Tensor, attributes: Tensor) -> Tensor:
@@ -115,7 +117,8 @@ def _interpolate(triangle: Tensor, barycentric: Tensor, triangles: Tensor, attri
     out = attributes.new_zeros(B * H * W, attributes.shape[-1])
     flat = triangle.reshape(-1)
     hit = (flat >= 0).nonzero().squeeze(1)
-    batch = hit // (H * W) if len(attributes) > 1 else torch.zeros_like(hit)
-    corners = attributes[batch[:, None], triangles[flat[hit]]]
-    weights = barycentric.reshape(-1, 3)[hit]
-    return out.index_put((hit,), (weights[..., None] * corners).sum(1)).reshape(B, H, W, -1)
+    corner = rows_at(triangles, flat[hit])
+    if len(attributes) > 1:
+        corner = corner + (hit // (H * W) * attributes.shape[1])[:, None]
+    values = blend(attributes.flatten(0, 1), corner, rows_at(barycentric.reshape(-1, 3), hit))
+    return out.index_copy(0, hit, values).reshape(B, H, W, -1)

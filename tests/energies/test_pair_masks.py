@@ -81,7 +81,7 @@ def test_triangles_seen_by_both(state, views):
     kept = pair_mask("triangle", MODEL, state, PAIRS)(views)
     for g, (a, b) in enumerate(PAIRS):
         place = (views.fragments.triangle[b] >= 0).reshape(-1).nonzero()[:, 0]
-        seen, _ = views.seen(a, b, place, 3.5)
+        _, seen, _ = views.seen(a, b, place, 3.5)
         inside = kept[g].reshape(-1)[place]
         # A ring of triangles more, and these are large here.
         assert float(inside[seen].double().mean()) > 0.97 and float((inside == seen).double().mean()) > 0.8

@@ -9,13 +9,14 @@ from helpers import observe, tiny_model, tiny_state
 from test_run import photos
 from test_uncertainty import problem
 
-from fitkit.energies.objective import LeastSquaresProblem, Objective
+from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowOptions, Matches, view_pairs
+from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
 from fitkit.fitting import view_consistency
 from fitkit.fitting.findings import judge
 from fitkit.fitting.recipe import load_recipe
 from fitkit.fitting.report import ScaleReport
 from fitkit.fitting.run import fit_observed
-from fitkit.fitting.view_consistency import leave_one_out, parallax, two_people
+from fitkit.fitting.view_consistency import _match_shares, leave_one_out, parallax, two_people
 from fitkit.geometry.rotation import so3_exp
 from fitkit.models.io import load_model_file
 from fitkit.scene.camera import Camera
@@ -229,3 +230,28 @@ def test_parallax_of_turned_heads():
         torch.cat([front, turned]), state.pose.translation[:1].repeat(2, 1) * torch.tensor([0.0, 0, 1])
     )
     assert parallax(state.replace(pose=pose))[0][0] == pytest.approx(28.65, abs=0.1)
+
+
+def test_shares_that_the_last_stage_has_are_not_computed_again(monkeypatch):
+    model = tiny_model()
+    state = tiny_state(model, 3, 160)
+    options = FlowOptions(neighbors=2, both_ways=0, max_angle_deg=180)
+    pairs = view_pairs(state, options)
+    calls = []
+
+    def matches(pairs, share):
+        view_a, view_b = torch.tensor(pairs).T
+        return Matches(view_a, view_b, *[None] * 5, matched=torch.full((len(pairs),), share))
+
+    def find(model, state, photos, estimator, options):
+        calls.append(options)
+        return matches(pairs, 0.5)
+
+    monkeypatch.setattr(view_consistency, "find_matches", find)
+
+    def shares(known):
+        energy = FlowCorrespondence(model, options, None, 1.0, None, matches(known, 0.25))
+        return _match_shares(LeastSquaresProblem(Objective([Term(energy)]), None, None), state)
+
+    assert shares([*pairs, pairs[0][::-1]]) == dict.fromkeys(pairs, 0.25) and not calls
+    assert shares(pairs[1:]) == dict.fromkeys(pairs, 0.5) and len(calls) == 1

@@ -10,17 +10,23 @@ from fitkit.observe.sampling import sample
 
 
 def consistent(forward: Flow, backward: Flow) -> Tensor:
-    """[B, H, W] bool: where following `forward` and then `backward` leads back.
+    """[B, H, W] bool: `consistent_at` all pixels."""
+    B, H, W = forward.valid.shape
+    everywhere = torch.arange(H * W, device=forward.valid.device)
+    return consistent_at(forward, backward, everywhere.expand(B, -1)).reshape(B, H, W)
+
+
+def consistent_at(forward: Flow, backward: Flow, index: Tensor) -> Tensor:
+    """Whether following `forward` and then `backward` leads back to the pixels `index` [B, N] (flat), [B, N]
+    bool.
 
     Source: |w_f + w_b(u + w_f)|^2 < 0.01 (|w_f|^2 + |w_b|^2) + 0.5, the test of Sundaram, Brox and Keutzer,
     ECCV 2010.
     """
-    w = forward.displacement
-    B, _, H, W = w.shape
-    y, x = torch.meshgrid(torch.arange(H, device=w.device), torch.arange(W, device=w.device), indexing="ij")
-    place = torch.stack([x, y], -1).to(w).reshape(1, -1, 2) + w.permute(0, 2, 3, 1).reshape(B, -1, 2)
+    W = forward.valid.shape[-1]
+    w = forward.displacement.flatten(2).gather(2, index[:, None].expand(-1, 2, -1)).transpose(1, 2)
+    place = torch.stack([index % W, index // W], -1).to(w) + w
     back, inside = sample(backward.displacement, place)
-    back = back.reshape(B, H, W, 2).permute(0, 3, 1, 2)
-    gap = ((w + back) ** 2).sum(1)
-    limit = 0.01 * ((w**2).sum(1) + (back**2).sum(1)) + 0.5
-    return forward.valid & inside.reshape(B, H, W) & (gap < limit)
+    gap = ((w + back) ** 2).sum(-1)
+    limit = 0.01 * ((w**2).sum(-1) + (back**2).sum(-1)) + 0.5
+    return forward.valid.flatten(1).gather(1, index) & inside & (gap < limit)

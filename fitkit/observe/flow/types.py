@@ -21,6 +21,10 @@ class Flow:
     displacement: Tensor
     valid: Tensor
 
+    def of(self, b: int) -> Flow:
+        """That of image b alone."""
+        return Flow(self.displacement[b : b + 1], self.valid[b : b + 1])
+
 
 class FlowEstimator(Protocol):
     name: str
