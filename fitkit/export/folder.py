@@ -24,7 +24,7 @@ from fitkit.export.maps import write_parts
 from fitkit.export.meshes import write_obj
 from fitkit.export.overlay import draw_overlay
 from fitkit.export.parameters import save_parameters
-from fitkit.export.preview import draw_detail, draw_preview, draw_uncertainty
+from fitkit.export.preview import Sides, draw_detail, draw_preview, draw_uncertainty
 from fitkit.export.texture import blend_texture
 from fitkit.fitting.result import FitResult
 from fitkit.geometry.color import srgb_from_linear
@@ -110,7 +110,7 @@ def _write_all(result: FitResult, folder: Path) -> None:
     and metrics.json says so."""
     model = result.personal_model
     neutral, vertices = result.neutral.detach(), result.vertices.detach()
-    stems = file_stems(result)
+    stems, sides = file_stems(result), Sides.of_head(neutral, model)
     (folder / "views").mkdir()
     (folder / "overlay").mkdir()
     (folder / "lighting").mkdir()
@@ -133,7 +133,7 @@ def _write_all(result: FitResult, folder: Path) -> None:
             (folder / "texture.png").write_bytes(png)
         write_obj(folder / "subject.obj", neutral, model, None if texture is None else "texture.png")
         write_glb(folder / "subject.glb", neutral, model, png, name=result.subject.name)
-        write_picture("preview.png", lambda: draw_preview(neutral, model, texture))
+        write_picture("preview.png", lambda: draw_preview(sides, model, texture))
 
     def meshes() -> None:
         sigma = result.vertex_sigma
@@ -144,9 +144,9 @@ def _write_all(result: FitResult, folder: Path) -> None:
             {k: v for k, v in (("sigma_mm", sigma), ("detail_mm", result.displacement)) if v is not None},
         )
         if sigma is not None:
-            write_picture("uncertainty.png", lambda: draw_uncertainty(neutral, sigma, model))
+            write_picture("uncertainty.png", lambda: draw_uncertainty(sides, sigma))
         if result.displacement is not None:
-            write_picture("detail.png", lambda: draw_detail(neutral, result.displacement, model))
+            write_picture("detail.png", lambda: draw_detail(sides, result.displacement))
 
     def view(i: int) -> None:
         write_ply(folder / "views" / f"{stems[i]}.ply", vertices[i], model.triangles)
