@@ -39,10 +39,15 @@ TEXTURE_SIZE = 1024
 
 
 def write_result(
-    result: FitResult, output: str | os.PathLike, overwrite: bool = False, light: bool = False
+    result: FitResult,
+    output: str | os.PathLike,
+    overwrite: bool = False,
+    light: bool = False,
+    pictures: bool = True,
 ) -> Path:
     """Write all files of a fit into a new folder; light: only parameters.npz (without light), metrics.json
-    and recipe.yaml.
+    and recipe.yaml; pictures: False leaves out all that is drawn, texture.png too, and so the texture of
+    the meshes.
 
     After any error or Ctrl-C nothing is left behind and an older result stays as it was, see `replaced`.
     Other results that lie in the older one stay.
@@ -63,7 +68,10 @@ def write_result(
     # Threads within the many short operations of a picture cost more than they bring; files are made side by
     # side.
     with replaced(path, overwrite) as folder, one_thread():
-        (_write_numbers if light else _write_all)(result, folder)
+        if light:
+            _write_numbers(result, folder)
+        else:
+            _write_all(result, folder, pictures)
     return path
 
 
@@ -105,26 +113,25 @@ def _write_report(result: FitResult, folder: Path, lacking: Sequence[str] = ()) 
     )
 
 
-def _write_all(result: FitResult, folder: Path) -> None:
+def _write_all(result: FitResult, folder: Path, pictures: bool) -> None:
     """Parameters, meshes and numbers have to be written; what is drawn from them is left out where it fails,
     and metrics.json says so."""
     model = result.personal_model
     neutral, vertices = result.neutral.detach(), result.vertices.detach()
     stems, sides = file_stems(result), Sides.of_head(neutral, model)
-    (folder / "views").mkdir()
-    (folder / "overlay").mkdir()
-    (folder / "lighting").mkdir()
+    for name in ("views", "overlay", "lighting") if pictures else ("views",):
+        (folder / name).mkdir()
     lacking: list[str] = []
 
     def write_picture(name: str, draw: Callable[[], np.ndarray]) -> None:
-        picture = attempt(name, draw, None, lacking)
+        picture = attempt(name, draw, None, lacking) if pictures else None
         if picture is not None:
             (folder / name).write_bytes(_png(picture))
 
     def appearance() -> None:
         texture = (
             attempt("the texture", lambda: blend_texture(result, TEXTURE_SIZE), None, lacking)
-            if model.uv is not None
+            if pictures and model.uv is not None
             else None
         )
         png = None

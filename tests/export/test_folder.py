@@ -65,6 +65,17 @@ class TestContent:
         assert files(written / "overlay") == [f"view{i}.png" for i in range(3)]
         assert [p.name for p in written.parent.iterdir()] == ["out"]  # nothing hidden beside it
 
+    def test_without_pictures(self, written, result, tmp_path):
+        out = write_result(result, tmp_path / "out", pictures=False)
+        pictures = [f for f in files(written) if f.endswith(".png") or f in ("overlay", "lighting")]
+        assert files(out) == [f for f in files(written) if f not in (*pictures, "subject.mtl")]
+        for name in ("subject.ply", "views/view0.ply", "albedo.ply", "cameras.json", "metrics.json"):
+            assert (out / name).read_bytes() == (written / name).read_bytes()
+        assert load_parameters(out / "parameters.npz").light is not None
+        assert "mtllib" not in (out / "subject.obj").read_text()
+        write_result(result, out, overwrite=True)  # it is a result like others
+        assert files(out) == files(written)
+
     def test_ply_keeps_the_vertex_order(self, written, result):
         mesh = trimesh.load(written / "subject.ply", process=False)
         np.testing.assert_allclose(mesh.vertices, result.neutral, atol=1e-4)  # float32 mm
