@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 
+from fitkit.cli.loading import loading
 from fitkit.cli.progress import share_bar
 from fitkit.errors import FitError, InputError
 from fitkit.io.termination import Terminated
@@ -122,7 +123,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], tuple[str, ..
     Raises:
         InputError: a folder together with something else, or a file that is no photo.
     """
-    from fitkit.io.subject import check_photo, is_photo
+    with loading():
+        from fitkit.io.subject import check_photo, is_photo
 
     count = 1
     while count < len(arguments) and (

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -203,8 +204,8 @@ def _side_by_side(tasks: list[Callable[[], None]]) -> None:
 
 def _png(image: np.ndarray) -> bytes:
     out = io.BytesIO()
-    # A fifth of the time of the default, 5 % larger.
-    Image.fromarray(image).save(out, format="PNG", compress_level=3)
+    # A fifth of the time of the default at the same size: filtered rows hold few repeats but of single bytes.
+    Image.fromarray(image).save(out, format="PNG", compress_level=3, compress_type=zlib.Z_RLE)
     return out.getvalue()
 
 
