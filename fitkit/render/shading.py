@@ -4,7 +4,7 @@ camera."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from importlib import import_module
 
 import torch
@@ -121,7 +121,7 @@ class Surface:
     def image(self, values: Tensor) -> Tensor:
         """[N, C] -> [H, W, C], 0 where nothing is covered."""
         out = values.new_zeros(self.size[0] * self.size[1], values.shape[1])
-        out[self.pixel] = values
+        out.index_copy_(0, self.pixel, values)
         return out.reshape(*self.size, -1)
 
 
@@ -131,8 +131,8 @@ def average_blocks(image: Tensor, factor: int) -> Tensor:
         return image
     H, W, C = image.shape
     blocks = image.reshape(H // factor, factor, W, C)
-    rows = sum(blocks[:, i] for i in range(factor)).reshape(H // factor, W // factor, factor, C)
-    return sum(rows[:, :, i] for i in range(factor)) / factor**2
+    rows = reduce(torch.add, blocks.unbind(1)).reshape(H // factor, W // factor, factor, C)
+    return reduce(torch.add, rows.unbind(2)) / factor**2
 
 
 def render_shaded(
