@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fitkit.cli.fit import recipe_changes, recipe_options, tell_log
+from fitkit.cli.fit import pictures_option, recipe_changes, recipe_options, tell_log
 from fitkit.errors import FitError
 from fitkit.io.progress import Progress
 
@@ -28,9 +28,10 @@ from fitkit.io.progress import Progress
 )
 @click.option("--resume", is_flag=True, help="Keep the results that are there, fit the rest.")
 @click.option("--light", is_flag=True, help="Write parameters and numbers only, no meshes and pictures.")
+@pictures_option
 @click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
-def batch(folder, overrides, output, recipe, workers, resume, light, device, quiet, **options):
+def batch(folder, overrides, output, recipe, workers, resume, light, pictures, device, quiet, **options):
     """Fit one face to each subject folder below FOLDER.
 
     OUTPUT/batch.json says what became of each subject: its status, its expected error, and the reason why it
@@ -56,7 +57,9 @@ def batch(folder, overrides, output, recipe, workers, resume, light, device, qui
                     error = "" if row.expected_mm is None else f", expected error {row.expected_mm:.1f} mm"
                     bar.write(f"{row.subject}: {row.status}{error}: {row.message}", file=sys.stderr)
 
-            rows = fit_folder(folder, output, settled, workers, resume, light, device, Progress(show))
+            rows = fit_folder(
+                folder, output, settled, workers, resume, light, device, Progress(show), pictures
+            )
     except KeyboardInterrupt:
         click.echo(f"\ninterrupted; what is finished is in {output}, go on with --resume", err=True)
         sys.exit(130)

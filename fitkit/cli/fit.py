@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 
+from fitkit.cli.loading import loading
 from fitkit.cli.progress import share_bar
 from fitkit.errors import FitError, InputError
 from fitkit.io.termination import Terminated
@@ -81,6 +82,14 @@ RECIPE_OPTIONS = (
 )
 
 
+pictures_option = click.option(
+    "--pictures/--no-pictures",
+    default=True,
+    show_default=True,
+    help="Draw texture, overlays, preview and the other pictures, or leave them out.",
+)
+
+
 def recipe_options(command):
     """The options that choose a recipe and change it; `recipe_changes` takes their values."""
     for option in reversed(RECIPE_OPTIONS):
@@ -114,7 +123,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], tuple[str, ..
     Raises:
         InputError: a folder together with something else, or a file that is no photo.
     """
-    from fitkit.io.subject import check_photo, is_photo
+    with loading():
+        from fitkit.io.subject import check_photo, is_photo
 
     count = 1
     while count < len(arguments) and (
@@ -149,12 +159,13 @@ def default_output(paths: Sequence[Path]) -> Path:
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help=OUTPUT_HELP)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
 @recipe_options
+@pictures_option
 @click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and doubts about the result.")
 @click.option(
     "-v", "--verbose", is_flag=True, help="Print what each stage does; traceback of unexpected errors."
 )
-def fit(arguments, recipe, output, overwrite, device, quiet, verbose, **options):
+def fit(arguments, recipe, output, overwrite, pictures, device, quiet, verbose, **options):
     """Fit one face to all photos in FOLDER, or to each PHOTO given; all must show the same person.
 
     Beside the photos may lie landmarks (photo.pts, .npy, .json, .txt), cameras.json and masks/. KEY=VALUE
@@ -173,7 +184,9 @@ def fit(arguments, recipe, output, overwrite, device, quiet, verbose, **options)
         with share_bar(quiet or verbose) as progress, tell_log(verbose):
             began = time.perf_counter()
             progress.at(0.0, "loading")
-            result, path = _run(paths, recipe, overrides, changes, target, overwrite, device, progress)
+            result, path = _run(
+                paths, recipe, overrides, changes, target, overwrite, pictures, device, progress
+            )
             written = path
             seconds = time.perf_counter() - began
     except KeyboardInterrupt:
@@ -185,7 +198,8 @@ def fit(arguments, recipe, output, overwrite, device, quiet, verbose, **options)
     tell_result(result, seconds, path, quiet, told=verbose)
     if result.status == "failed":
         raise FitError(
-            f"the fit failed, so the face is not to be used: {result.warnings[0]}; look at {path / 'overlay'}"
+            f"the fit failed, so the face is not to be used: {result.warnings[0]}; "
+            + (f"look at {path / 'overlay'}" if pictures else "fit without --no-pictures to see it")
         )
 
 
@@ -207,7 +221,7 @@ def tell_result(
         click.echo(f"note: {line}", err=True)
 
 
-def _run(paths, recipe, overrides, changes, output, overwrite, device, progress):
+def _run(paths, recipe, overrides, changes, output, overwrite, pictures, device, progress):
     """Check everything that can be checked at once, then load, fit and save -> (FitResult, path)."""
     from fitkit.fitting.recipe import load_recipe
     from fitkit.fitting.run import check_device
@@ -231,7 +245,7 @@ def _run(paths, recipe, overrides, changes, output, overwrite, device, progress)
             progress=progress.part(0.05, 0.7),
         )
     progress.at(0.7, "writing the result")
-    path = result.save(output, overwrite)
+    path = result.save(output, overwrite, pictures=pictures)
     progress.at(1.0, "done")
     return result, path
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from fitkit.cli.fit import OUTPUT_HELP, default_output, read, split_arguments, tell_result
+from fitkit.cli.loading import loading
 from fitkit.cli.progress import share_bar
 from fitkit.errors import FitError, InputError
 
@@ -41,10 +42,11 @@ def predict(photos, weights, output, overwrite, device, landmarks, quiet):
 
     Example: fitkit predict photos_of_anna/
     """
-    from fitkit.fitting.predict import predict as run
-    from fitkit.fitting.predict import predict_maps
-    from fitkit.io.result_folder import check_output
-    from fitkit.nets import read_about
+    with loading():
+        from fitkit.fitting.predict import predict as run
+        from fitkit.fitting.predict import predict_maps
+        from fitkit.io.result_folder import check_output
+        from fitkit.nets import read_about
 
     paths, stray = split_arguments(photos)
     if stray:

@@ -4,6 +4,8 @@ bars in colour; `detail.png`: its displacement beyond the face model; error maps
 from __future__ import annotations
 
 import math
+import threading
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -17,7 +19,7 @@ from fitkit.render.shading import (
     Shaded,
     Surface,
     average_surface,
-    light_surface,
+    lit_surface,
     shade,
     surface_normals,
 )
@@ -37,19 +39,72 @@ UNKNOWN = (0.4, 0.4, 0.4)  # linear RGB of vertices without a value
 TOP, BOTTOM = (246, 247, 249), (214, 218, 224)  # background
 
 
+@dataclass(frozen=True)
+class Side:
+    """What one side shows of a mesh: its surface, supersampled, and the light on it [N], see `shade`."""
+
+    surface: Surface
+    diffuse: Tensor
+    gloss: Tensor
+
+
+class Sides:
+    """A mesh before a camera that goes round it; each side is found once, by whichever thread asks first.
+
+    vertices: [V, 3] mm, y up, z out of the face; triangles: [F, 3]; shown: middle of the tiles [3], and the
+    height in mm that they show; tile: (H, W) px.
+    """
+
+    def __init__(
+        self,
+        vertices: Tensor,
+        triangles: Tensor,
+        shown: tuple[Tensor, float],
+        tile: tuple[int, int] = TILE,
+    ):
+        self.vertices, self.triangles, self.shown, self.tile = vertices, triangles, shown, tile
+        self._found: dict[float, Side] = {}
+        self._locks = {yaw: threading.Lock() for yaw in {*YAWS, *SIGMA_YAWS}}
+
+    @classmethod
+    def of_head(cls, vertices: Tensor, model: FaceModel, tile: tuple[int, int] = TILE) -> Sides:
+        """The head without most of the neck and shoulders; vertices [V, 3] mm, head frame."""
+        return cls(vertices, model.triangles, _shown_part(vertices, model), tile)
+
+    def at(self, yaw: int) -> Side:
+        """The side at this yaw, one of YAWS or SIGMA_YAWS."""
+        with self._locks[yaw]:
+            if yaw not in self._found:
+                self._found[yaw] = self._look(math.radians(yaw))
+            return self._found[yaw]
+
+    def _look(self, yaw: float) -> Side:
+        center, height = self.shown
+        vertices = self.vertices
+        flip = torch.diag(vertices.new_tensor([1.0, -1.0, -1.0]))
+        rotation = (flip @ so3_exp(vertices.new_tensor([0.0, yaw, 0.0])))[None]
+        translation = vertices.new_tensor([[0.0, 0.0, DISTANCE]]) - center @ rotation[0].T
+        points = Pose(rotation, translation).apply(vertices[None])
+        H, W = self.tile
+        camera = Camera(
+            vertices.new_tensor([DISTANCE * H / height]),
+            vertices.new_tensor([[(W - 1) / 2, (H - 1) / 2]]),
+            vertices.new_ones(1),
+        )
+        clip = camera.resized(1 / SUPERSAMPLE).clip(points)[0]
+        surface = Surface.visible(clip, self.triangles, (H * SUPERSAMPLE, W * SUPERSAMPLE))
+        return Side(surface, *shade(surface_normals(surface, points[0], self.triangles)))
+
+
 @torch.no_grad()
-def draw_preview(
-    vertices: Tensor, model: FaceModel, texture: np.ndarray | None = None, tile: tuple[int, int] = TILE
-) -> np.ndarray:
-    """Contact sheet of a head-frame mesh [V, 3] mm, uint8 [H, W, 3]; one column per yaw.
+def draw_preview(sides: Sides, model: FaceModel, texture: np.ndarray | None = None) -> np.ndarray:
+    """Contact sheet of a head, uint8 [H, W, 3]; one column per yaw.
 
     First row clay, second row textured (or, without texture, coloured by the model's albedo; no second row
     without either).
     """
-    shown = _shown_part(vertices, model)
     rows = 1 if texture is None and model.albedo_mean is None else 2
-    columns = [_column(vertices, model, texture, math.radians(yaw), shown, tile, rows) for yaw in YAWS]
-    return np.concatenate(columns, 1)
+    return np.concatenate([_column(sides.at(yaw), model, texture, sides.tile, rows) for yaw in YAWS], 1)
 
 
 def _shown_part(vertices: Tensor, model: FaceModel) -> tuple[Tensor, float]:
@@ -66,40 +121,17 @@ def _shown_part(vertices: Tensor, model: FaceModel) -> tuple[Tensor, float]:
 
 
 @torch.no_grad()
-def draw_uncertainty(
-    vertices: Tensor, sigma: Tensor, model: FaceModel, tile: tuple[int, int] = TILE
-) -> np.ndarray:
-    """A head-frame mesh [V, 3] mm coloured by sigma [V] mm from both sides and the front, with the scale at
-    the right, uint8 [H, W, 3]: dark blue 0 mm, yellow SIGMA_LARGEST and more."""
-    return _coloured(
-        vertices,
-        model.triangles,
-        sigma,
-        SIGMA_LARGEST,
-        "sigma mm",
-        _shown_part(vertices, model),
-        SIGMA_YAWS,
-        tile,
-    )
+def draw_uncertainty(sides: Sides, sigma: Tensor) -> np.ndarray:
+    """A head coloured by sigma [V] mm from both sides and the front, with the scale at the right, uint8
+    [H, W, 3]: dark blue 0 mm, yellow SIGMA_LARGEST and more."""
+    return _coloured(sides, sigma, SIGMA_LARGEST, "sigma mm")
 
 
 @torch.no_grad()
-def draw_detail(
-    vertices: Tensor, displacement: Tensor, model: FaceModel, tile: tuple[int, int] = TILE
-) -> np.ndarray:
-    """A head-frame mesh [V, 3] mm coloured by its displacement [V] mm, as `draw_uncertainty`: red
-    DETAIL_LARGEST and more outwards, white 0, blue inwards."""
-    return _coloured(
-        vertices,
-        model.triangles,
-        displacement,
-        DETAIL_LARGEST,
-        "detail mm",
-        _shown_part(vertices, model),
-        SIGMA_YAWS,
-        tile,
-        signed=True,
-    )
+def draw_detail(sides: Sides, displacement: Tensor) -> np.ndarray:
+    """A head coloured by its displacement [V] mm, as `draw_uncertainty`: red DETAIL_LARGEST and more
+    outwards, white 0, blue inwards."""
+    return _coloured(sides, displacement, DETAIL_LARGEST, "detail mm", signed=True)
 
 
 @torch.no_grad()
@@ -120,33 +152,27 @@ def draw_error_map(
         (low + high) / 2,
         1.15 * float(torch.maximum(high[1] - low[1], (high - low)[[0, 2]].norm() * tile[0] / tile[1] * 0.8)),
     )
-    return _coloured(vertices, triangles, errors, largest, label, shown, SIGMA_YAWS, tile)
+    return _coloured(Sides(vertices, triangles, shown, tile), errors, largest, label)
 
 
-def _coloured(
-    vertices: Tensor,
-    triangles: Tensor,
-    values: Tensor,
-    largest: float,
-    label: str,
-    shown: tuple[Tensor, float],
-    yaws: tuple[int, ...],
-    tile: tuple[int, int],
-    signed: bool = False,
-) -> np.ndarray:
+def _coloured(sides: Sides, values: Tensor, largest: float, label: str, signed: bool = False) -> np.ndarray:
     share = (values / largest / 2 + 0.5 if signed else values / largest).clamp(0, 1)
     colour = linear_from_srgb(
-        torch.from_numpy(_scale_colour(share.nan_to_num().numpy(), signed)).to(vertices) / 255
+        torch.from_numpy(_scale_colour(share.nan_to_num().numpy(), signed)).to(sides.vertices) / 255
     )
     colour = torch.where(torch.isfinite(values)[:, None], colour, colour.new_tensor(UNKNOWN))
     columns = []
-    for yaw in yaws:
-        surface, points = _seen(vertices, triangles, math.radians(yaw), shown, tile)
-        diffuse, _ = shade(surface_normals(surface, points, triangles))
-        own = surface.interpolate(colour[triangles]) * (0.7 + 0.3 * diffuse[:, None] / 0.8).clamp_max(1)
-        rgba = torch.cat([own.clamp(0, 1), torch.ones_like(own[:, :2])], -1)
-        columns.append(_on_ground([average_surface(surface, rgba, SUPERSAMPLE)], tile[0]))
-    return np.concatenate([*columns, _colour_bar(tile[0], largest, label, signed)], 1)
+    for side in map(sides.at, SIGMA_YAWS):
+        own = side.surface.interpolate(colour[sides.triangles])
+        own = own * (0.7 + 0.3 * side.diffuse[:, None] / 0.8).clamp_max(1)
+        columns.append(_on_ground([_flat(side.surface, own)], sides.tile[0]))
+    return np.concatenate([*columns, _colour_bar(sides.tile[0], largest, label, signed)], 1)
+
+
+def _flat(surface: Surface, colour: Tensor) -> Shaded:
+    """Linear colours [N, 3] of the supersamples as a picture."""
+    rgba = torch.cat([colour.clamp(0, 1), torch.ones_like(colour[:, :2])], -1)
+    return average_surface(surface, rgba, SUPERSAMPLE)
 
 
 def _scale_colour(share: np.ndarray, signed: bool = False) -> np.ndarray:
@@ -180,37 +206,17 @@ def _colour_bar(height: int, largest: float, title: str, signed: bool = False) -
     return bar
 
 
-def _seen(vertices, triangles, yaw, shown, tile) -> tuple[Surface, Tensor]:
-    """The visible surface of a tile, supersampled, and the vertices in its camera frame [V, 3]."""
-    center, height = shown
-    flip = torch.diag(vertices.new_tensor([1.0, -1.0, -1.0]))
-    rotation = (flip @ so3_exp(vertices.new_tensor([0.0, yaw, 0.0])))[None]
-    translation = vertices.new_tensor([[0.0, 0.0, DISTANCE]]) - center @ rotation[0].T
-    points = Pose(rotation, translation).apply(vertices[None])
-    H, W = tile
-    camera = Camera(
-        vertices.new_tensor([DISTANCE * H / height]),
-        vertices.new_tensor([[(W - 1) / 2, (H - 1) / 2]]),
-        vertices.new_ones(1),
-    )
-    clip = camera.resized(1 / SUPERSAMPLE).clip(points)[0]
-    return Surface.visible(clip, triangles, (H * SUPERSAMPLE, W * SUPERSAMPLE)), points[0]
-
-
-def _column(vertices, model, texture, yaw, shown, tile, rows) -> np.ndarray:
-    surface, points = _seen(vertices, model.triangles, yaw, shown, tile)
-    pictures = [light_surface(surface, points, model.triangles, supersample=SUPERSAMPLE)]
+def _column(side: Side, model: FaceModel, texture: np.ndarray | None, tile, rows: int) -> np.ndarray:
+    surface, diffuse, gloss = side.surface, side.diffuse, side.gloss
+    pictures = [lit_surface(surface, diffuse, gloss, supersample=SUPERSAMPLE)]
     if rows == 2:
         if texture is not None:
-            own = _texture_colour(surface, model, texture)
             # The texture has the photos' light in it, so only a touch of shape is added.
-            diffuse, _ = shade(surface_normals(surface, points, model.triangles))
-            own = own * (0.72 + 0.28 * diffuse[:, None] / 0.8)
-            rgba = torch.cat([own.clamp(0, 1), torch.ones_like(own[:, :2])], -1)
-            pictures.append(average_surface(surface, rgba, SUPERSAMPLE))
+            own = _texture_colour(surface, model, texture) * (0.72 + 0.28 * diffuse[:, None] / 0.8)
+            pictures.append(_flat(surface, own))
         else:
-            colour = surface.interpolate(model.albedo_mean.to(vertices)[model.triangles])
-            pictures.append(light_surface(surface, points, model.triangles, colour, supersample=SUPERSAMPLE))
+            colour = surface.interpolate(model.albedo_mean.to(diffuse)[model.triangles])
+            pictures.append(lit_surface(surface, diffuse, gloss, colour, supersample=SUPERSAMPLE))
     return _on_ground(pictures, tile[0])
 
 

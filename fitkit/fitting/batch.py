@@ -63,6 +63,7 @@ def fit_folder(
     light: bool = False,
     device: str = "cpu",
     progress: Progress = Progress(),
+    pictures: bool = True,
 ) -> list[BatchRow]:
     """Fit every subject folder below `folder`; the result of FOLDER/A/B goes to OUTPUT/A/B, that of FOLDER
     itself to OUTPUT/FOLDER.
@@ -76,6 +77,7 @@ def fit_folder(
         resume: keep the results that are there; a subject without one, or with an error, is fitted (again).
         light: of each result only parameters.npz, metrics.json and recipe.yaml, the labels that a training
             reads.
+        pictures: False leaves out the pictures of each result, see `fitkit.export.folder.write_result`.
         progress: told of each subject, with its row, and first how many are there before the first fit.
     Returns:
         a row for each subject, in the order of their paths.
@@ -114,7 +116,14 @@ def fit_folder(
         for names in _one_inside_another(left):
             jobs = [
                 _Job(
-                    str(subjects[n]), str(output / n), n, _photos(subjects[n], folder), recipe, light, device
+                    str(subjects[n]),
+                    str(output / n),
+                    n,
+                    _photos(subjects[n], folder),
+                    recipe,
+                    light,
+                    device,
+                    pictures,
                 )
                 for n in names
             ]
@@ -258,6 +267,7 @@ class _Job:
     recipe: FitRecipe
     light: bool
     device: str
+    pictures: bool
 
 
 def _fit(job: _Job) -> BatchRow:
@@ -272,7 +282,7 @@ def _fit(job: _Job) -> BatchRow:
         # An earlier result below the photos is none of them.
         subject = load_subject(job.place, ignore=[Path(job.place) / OUTPUT_FOLDER])
         result = fit(subject, recipe=job.recipe, model=load_model(job.recipe.model), device=job.device)
-        result.save(job.target, overwrite=True, light=job.light)
+        result.save(job.target, overwrite=True, light=job.light, pictures=job.pictures)
     except FitkitError as problem:
         return error(str(problem))
     except Exception as problem:  # one subject must not end the batch

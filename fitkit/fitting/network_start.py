@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -195,10 +196,15 @@ def regressor_start(
         if (model.name, model.num_identity) == (about["model"], about["num_identity"])
         else load_model(about["model"])
     )
-    own = own.to(device)
-    network = load_predictor(path, own).to(device)
-    predicted = predict_views(network, own, subject, found, device, os.fspath(path))
+    network = _network(os.fspath(path), os.stat(path).st_mtime_ns, own, str(device))
+    predicted = predict_views(network, own.to(device), subject, found, device, os.fspath(path))
     return start_of(predicted, landmark_start(model, observations), observations, model)
+
+
+@lru_cache(maxsize=2)
+def _network(path: str, modified: int, model: FaceModel, device: str) -> Predictor:
+    """Read once per process; nothing changes it."""
+    return load_predictor(path, model).to(device).requires_grad_(False)
 
 
 def start_of(predicted: Predicted, base: Start, observations: Observations, model: FaceModel) -> Start:

@@ -98,9 +98,9 @@ class FitResult:
         """[68, 3] mm: the iBUG points on the neutral mesh, head frame."""
         return self.model.landmarks.points(self.neutral[None], self.model.triangles)[0]
 
-    def save(self, output, overwrite: bool = False, light: bool = False):
+    def save(self, output, overwrite: bool = False, light: bool = False, pictures: bool = True):
         """Write the result folder (meshes, parameters, cameras, pictures, report); see `fitkit.export`.
-        light: see `write_result`."""
+        light, pictures: see `write_result`."""
         from fitkit.export.folder import write_result
 
-        return write_result(self, output, overwrite=overwrite, light=light)
+        return write_result(self, output, overwrite=overwrite, light=light, pictures=pictures)

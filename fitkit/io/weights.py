@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 def network_from(make: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -18,11 +19,11 @@ def network_from(make: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -
     Raises:
         ValueError: tensors that are missing, unknown or of another shape.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _NoRandomNumbers():
         network = make()
     known = network.state_dict()
     counts = {
-        k: torch.zeros_like(v, device="cpu") for k, v in known.items() if k.endswith("num_batches_tracked")
+        k: torch.zeros(v.shape, dtype=v.dtype) for k, v in known.items() if k.endswith("num_batches_tracked")
     }
     known = {k: v for k, v in known.items() if k not in counts}
     for word, wrong in (
@@ -37,3 +38,14 @@ def network_from(make: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -
         {k: v.to(known[k].dtype, copy=True) for k, v in tensors.items()} | counts, assign=True
     )
     return network
+
+
+class _NoRandomNumbers(TorchFunctionMode):
+    """Leaves out the initial weights: on the device 'meta' there is nothing to fill, but asking for random
+    numbers there makes torch load its compiler, which takes seconds."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in (Tensor.normal_, Tensor.uniform_) or getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

@@ -6,17 +6,20 @@ import os
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import platformdirs
 
 from fitkit.errors import InputError, MissingWeightsError, check_argument, did_you_mean
 from fitkit.io.resources import asset_path
-from fitkit.models import makehuman
-from fitkit.models.face_model import FaceModel
-from fitkit.models.io import load_model_file, save_model_file
 
+if TYPE_CHECKING:
+    from fitkit.models.face_model import FaceModel
+
+# What reads models needs torch and loads with the first one: lists of names come without it.
 PACKAGED = {"generic": "generic.npz"}  # name -> asset
 FETCHABLE = ("ict",)
+MAKEHUMAN = "makehuman"  # NAME of `models.makehuman`
 
 
 def models_folder() -> Path:
@@ -82,14 +85,18 @@ def load_model(name: str | os.PathLike = "generic") -> FaceModel:
         MissingWeightsError, InputError: as `model_path`, `load_model_file` and `load_makehuman`.
     """
     check_argument("load_model", name, (str, os.PathLike), "the name or path of a face model")
-    if os.fspath(name) == makehuman.NAME:
-        return makehuman.load_makehuman()
+    if os.fspath(name) == MAKEHUMAN:
+        from fitkit.models.makehuman import load_makehuman
+
+        return load_makehuman()
     path = model_path(name)
     return _load(str(path.resolve()), path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=4)
 def _load(path: str, mtime_ns: int) -> FaceModel:
+    from fitkit.models.io import load_model_file
+
     return load_model_file(path)
 
 
@@ -99,6 +106,8 @@ def store_model(model: FaceModel, overwrite: bool = False) -> Path:
     Raises:
         InputError: the name is taken, reserved or not a plain file name; the folder cannot be written.
     """
+    from fitkit.models.io import save_model_file
+
     return save_model_file(model, free_place(model.name, overwrite))
 
 

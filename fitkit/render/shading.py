@@ -4,6 +4,7 @@ camera."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property, reduce
 from importlib import import_module
 
 import torch
@@ -98,26 +99,29 @@ class Surface:
         planes = edge / (area[:, None] * w)[..., None]
         return cls(size, pixel, index[pixel], planes.float(), xy[:, 0].float())
 
+    @cached_property
+    def _local(self) -> tuple[Tensor, Tensor]:
+        """x - x0 and y - y0 of the covered pixels, [N, 1] each."""
+        origin = self.origin.index_select(0, self.triangle)
+        x, y = self.pixel % self.size[1], torch.div(self.pixel, self.size[1], rounding_mode="floor")
+        return (x - origin[:, 0])[:, None], (y - origin[:, 1])[:, None]
+
     def interpolate(self, corners: Tensor) -> Tensor:
         """Values at the triangles' corners [F, 3, C] -> values at the covered pixels [N, C]."""
         F, C = len(corners), corners.shape[-1]
         padded = torch.cat([corners.float(), corners.new_ones(F, 3, 1).float()], -1)
         table = torch.einsum("fkp,fkc->fpc", self.planes, padded).reshape(F, -1)  # [F, 3 * (C + 1)]
-        rows = torch.cat([self.origin, table], 1)[self.triangle]
-        x = (self.pixel % self.size[1]) - rows[:, 0]
-        y = torch.div(self.pixel, self.size[1], rounding_mode="floor") - rows[:, 1]
-        one = C + 1
-        value = (
-            rows[:, 2 : 2 + one] * x[:, None]
-            + rows[:, 2 + one : 2 + 2 * one] * y[:, None]
-            + rows[:, 2 + 2 * one :]
-        )
+        of_x, of_y, constant = table.index_select(0, self.triangle).split(C + 1, 1)
+        x, y = self._local
+        value = of_x * x
+        value += of_y * y
+        value += constant
         return value[:, :C] / value[:, C:]
 
     def image(self, values: Tensor) -> Tensor:
         """[N, C] -> [H, W, C], 0 where nothing is covered."""
         out = values.new_zeros(self.size[0] * self.size[1], values.shape[1])
-        out[self.pixel] = values
+        out.index_copy_(0, self.pixel, values)
         return out.reshape(*self.size, -1)
 
 
@@ -127,8 +131,8 @@ def average_blocks(image: Tensor, factor: int) -> Tensor:
         return image
     H, W, C = image.shape
     blocks = image.reshape(H // factor, factor, W, C)
-    rows = sum(blocks[:, i] for i in range(factor)).reshape(H // factor, W // factor, factor, C)
-    return sum(rows[:, :, i] for i in range(factor)) / factor**2
+    rows = reduce(torch.add, blocks.unbind(1)).reshape(H // factor, W // factor, factor, C)
+    return reduce(torch.add, rows.unbind(2)) / factor**2
 
 
 def render_shaded(
@@ -189,9 +193,21 @@ def light_surface(
 ) -> Shaded:
     """One view: light the surface and average the supersamples; color [N, 3] linear or None for clay. Fields
     lack B."""
-    diffuse, gloss = shade(surface_normals(surface, vertices, triangles), lights)
-    rgba = vertices.new_empty(len(diffuse), 5)
-    clay = vertices.new_tensor(CLAY)
+    lit = shade(surface_normals(surface, vertices, triangles), lights)
+    return lit_surface(surface, *lit, color, select, supersample)
+
+
+def lit_surface(
+    surface: Surface,
+    diffuse: Tensor,
+    gloss: Tensor,
+    color: Tensor | None = None,
+    select: Tensor | None = None,
+    supersample: int = 1,
+) -> Shaded:
+    """`light_surface` with the light that `shade` gives, [N] each."""
+    rgba = diffuse.new_empty(len(diffuse), 5)
+    clay = diffuse.new_tensor(CLAY)
     rgba[:, :3] = ((clay if color is None else color) * diffuse[:, None] + gloss[:, None]).clamp(0, 1)
     rgba[:, 3] = 1
     rgba[:, 4] = 1 if select is None else select[surface.triangle].to(rgba)

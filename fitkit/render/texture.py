@@ -450,8 +450,7 @@ def _low_band(texels: _Texels, rgb: np.ndarray, valid: np.ndarray, sigma: float)
     size = texels.size
     small = max(8, size // 4)
     picture = np.zeros((size * size, 4), np.float32)
-    picture[texels.index[valid], :3] = rgb[valid]
-    picture[texels.index[valid], 3] = 1
+    picture[texels.index] = np.concatenate([rgb, np.ones_like(rgb[:, :1])], 1) * valid[:, None]
     picture = cv2.resize(picture.reshape(size, size, 4), (small, small), interpolation=cv2.INTER_AREA)
     picture = cv2.GaussianBlur(
         picture, (0, 0), max(0.5, sigma * small / size), borderType=cv2.BORDER_CONSTANT

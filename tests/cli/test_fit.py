@@ -165,14 +165,18 @@ def test_failed_fit(run, anna):
         path = anna / f"view{i}.pts"
         points = np.loadtxt(path, skiprows=3, max_rows=68)
         write_pts(path, np.random.default_rng(i).permutation(points) - 1)
-    result = run("fit", anna, "--recipe", "landmarks", "--quiet", "landmarks.source=files")
-    assert result.exit_code == 1
+    options = ("--recipe", "landmarks", "--quiet", "landmarks.source=files")
+    result = run("fit", anna, *options)
+    assert result.exit_code == 1 and f"; look at {anna / 'fitkit' / 'overlay'}" in result.output
     assert (
         "Error: the fit failed, so the face is not to be used: view view0 does not fit its landmarks: they "
         "are off by " in result.output
     )
     assert "warning: view view0 does not fit its landmarks" in result.output
     assert json.loads((anna / "fitkit/metrics.json").read_text())["status"] == "failed"
+    result = run("fit", anna, *options, "--no-pictures", "--overwrite")
+    assert result.exit_code == 1 and "; fit without --no-pictures to see it" in result.output
+    assert not list((anna / "fitkit").rglob("*.png"))
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ import sys
 import fitkit
 from click.testing import CliRunner
 from fitkit.cli.main import main
-for words in (["--help"], ["fit", "--help"], ["model", "--help"], ["recipe", "list"]):
+for words in (["--help"], ["fit", "--help"], ["model", "list"], ["recipe", "list"]):
     assert CliRunner().invoke(main, words).exit_code == 0, words
 heavy = {"torch", "numpy", "cv2", "scipy", "numba", "face_alignment", "ptlflow"} & set(sys.modules)
 assert not heavy, heavy

@@ -17,11 +17,11 @@ from helpers import tiny_model, tiny_result
 from PIL import Image
 
 from fitkit.errors import FitError, InputError
-from fitkit.export import folder
+from fitkit.export import folder, preview
 from fitkit.export.cameras import camera_table
 from fitkit.export.folder import file_stems, write_result
 from fitkit.export.lighting import decompose_result
-from fitkit.export.preview import draw_uncertainty
+from fitkit.export.preview import Sides, draw_detail, draw_preview, draw_uncertainty
 from fitkit.geometry.color import srgb_from_linear
 from fitkit.io import atomic
 from fitkit.io.calibration import read_cameras
@@ -64,6 +64,17 @@ class TestContent:
         assert files(written / "views") == [f"view{i}.ply" for i in range(3)]
         assert files(written / "overlay") == [f"view{i}.png" for i in range(3)]
         assert [p.name for p in written.parent.iterdir()] == ["out"]  # nothing hidden beside it
+
+    def test_without_pictures(self, written, result, tmp_path):
+        out = write_result(result, tmp_path / "out", pictures=False)
+        pictures = [f for f in files(written) if f.endswith(".png") or f in ("overlay", "lighting")]
+        assert files(out) == [f for f in files(written) if f not in (*pictures, "subject.mtl")]
+        for name in ("subject.ply", "views/view0.ply", "albedo.ply", "cameras.json", "metrics.json"):
+            assert (out / name).read_bytes() == (written / name).read_bytes()
+        assert load_parameters(out / "parameters.npz").light is not None
+        assert "mtllib" not in (out / "subject.obj").read_text()
+        write_result(result, out, overwrite=True)  # it is a result like others
+        assert files(out) == files(written)
 
     def test_ply_keeps_the_vertex_order(self, written, result):
         mesh = trimesh.load(written / "subject.ply", process=False)
@@ -202,9 +213,17 @@ class TestOtherInputs:
     def test_uncertain_parts_are_yellow(self, result):
         # The subject's left stands at the right side of a frontal picture.
         sigma = torch.where(result.neutral[:, 0] > 0, 2.0, 0.0)
-        picture = draw_uncertainty(result.neutral, sigma, result.model)[:, 2 * 320 : 3 * 320].astype(int)
+        sides = Sides.of_head(result.neutral, result.model)
+        picture = draw_uncertainty(sides, sigma)[:, 2 * 320 : 3 * 320].astype(int)
         blue_less = picture[192, :, 0] - picture[192, :, 2]
         assert blue_less[190] > 80 and blue_less[130] < -10
+
+    def test_each_side_is_found_once(self, result, monkeypatch):
+        looks, found = [], preview.Surface.visible
+        monkeypatch.setattr(preview.Surface, "visible", lambda *args: looks.append(args) or found(*args))
+        sides, numbers = Sides.of_head(result.neutral, result.model), result.neutral[:, 0]
+        draw_preview(sides, result.model), draw_uncertainty(sides, numbers), draw_detail(sides, numbers)
+        assert len(looks) == len({*preview.YAWS, *preview.SIGMA_YAWS}) == 7
 
     def test_orthographic_one_view_no_uv(self, result, tmp_path):
         model = replace(result.model, uv=None, uv_triangles=None, albedo_mean=None)

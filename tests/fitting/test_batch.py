@@ -219,7 +219,7 @@ class Stub:
     def __init__(self, place):
         self.place = place
 
-    def save(self, target, overwrite, light):
+    def save(self, target, overwrite, light, pictures):
         if self.place.endswith("full"):
             raise InputError(
                 f"output {target}: cannot be written (No space left on device); nothing was left behind"
@@ -288,6 +288,18 @@ def test_bad_subjects_of_all_kinds_become_rows_and_are_tried_again(many, stub, t
         progress=Progress(lambda step: step.item and seen.append(step.item.subject)),
     )
     assert sorted(seen) == sorted(f"{n}_mended" for n in bad)
+
+
+def test_pictures_may_be_left_out(many, stub, tmp_path, monkeypatch):
+    asked, save = [], Stub.save
+    monkeypatch.setattr(
+        Stub, "save", lambda self, target, **how: asked.append(how) or save(self, target, **how)
+    )
+    people = many("a")
+    for name, options in (("full", ()), ("bare", ("--no-pictures",))):
+        run = CliRunner().invoke(main, ["batch", str(people), "-o", str(tmp_path / name), *options])
+        assert run.exit_code == 0, run.output
+    assert [how["pictures"] for how in asked] == [True, False]
 
 
 def test_no_two_subjects_share_a_result(many, stub, tmp_path):

@@ -381,6 +381,16 @@ def test_what_cannot_start_a_fit(seen, tmp_path, monkeypatch):
         regressor_start(subject, found, crops, model, InitOptions("regressor"))
 
 
+def test_the_network_is_read_once(seen, monkeypatch):
+    subject, found = seen
+    crops, own, reads = crops_of(subject, found), replace(load_model("generic")), []
+    monkeypatch.setattr(
+        network_start, "load_predictor", lambda *args: reads.append(args) or load_predictor(*args)
+    )
+    first, second = (regressor_start(subject, found, crops, own, InitOptions("regressor")) for _ in range(2))
+    assert len(reads) == 1 and torch.equal(first.identity, second.identity)
+
+
 def test_a_network_with_named_views_takes_one_photo_for_each(seen):
     subject, found = seen
     model = load_model("generic")

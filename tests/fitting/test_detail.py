@@ -13,7 +13,7 @@ from scipy import sparse
 
 from fitkit.energies.displacement import DisplacementPrior
 from fitkit.errors import InputError
-from fitkit.export.preview import draw_detail
+from fitkit.export.preview import Sides, draw_detail
 from fitkit.fitting.detail import DetailOptions, most_evident, personal_model, solve_detail
 from fitkit.fitting.recipe import load_recipe
 from fitkit.fitting.run import fit_observed
@@ -198,7 +198,8 @@ def test_picture():
     result = tiny_result()
     # The subject's left stands at the right side of a frontal picture.
     outwards = torch.where(result.neutral[:, 0] > 0, 2.0, -2.0)
-    row = draw_detail(result.neutral, outwards, result.model)[192, 2 * 320 : 3 * 320].astype(int)
+    sides = Sides.of_head(result.neutral, result.model)
+    row = draw_detail(sides, outwards)[192, 2 * 320 : 3 * 320].astype(int)
     assert row[190, 0] - row[190, 2] > 40 and row[130, 2] - row[130, 0] > 40
 
 

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -47,3 +50,18 @@ def test_nothing_is_allocated_for_options_that_are_too_large():
             lambda: make(10**11),
             {k: v for k, v in make().state_dict().items() if not k.endswith("num_batches_tracked")},
         )
+
+
+def test_making_a_network_does_not_load_the_compiler():
+    code = (
+        "import sys, torch\n"
+        "from fitkit.io.weights import network_from\n"
+        "from fitkit.nets.fitkit_init.network import _head\n"
+        "from fitkit.observe.landmarks.network import LandmarkNetwork\n"
+        "for make in (LandmarkNetwork, lambda: _head(4, 4, 4), lambda: torch.nn.MultiheadAttention(4, 2)):\n"
+        "    state = make().state_dict()\n"
+        "    network_from(make, {k: v for k, v in state.items() if not k.endswith('num_batches_tracked')})\n"
+        "print([m for m in ('torch._dynamo', 'sympy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

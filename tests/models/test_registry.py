@@ -5,7 +5,7 @@ import pytest
 from helpers import tiny_model
 
 from fitkit.errors import InputError, MissingWeightsError
-from fitkit.models import registry
+from fitkit.models import makehuman, registry
 from fitkit.models.io import save_model_file
 from fitkit.models.registry import list_models, load_model, model_path, models_folder, store_model
 
@@ -92,3 +92,7 @@ def test_incomplete_installation(monkeypatch, tmp_path):
     assert list_models() == {}
     with pytest.raises(InputError, match="should come with fitkit"):
         load_model("generic")
+
+
+def test_makehuman_has_the_name_that_it_is_known_by():
+    assert registry.MAKEHUMAN == makehuman.NAME

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -281,7 +282,17 @@ def _inside(a: FaceSquare, b: FaceSquare) -> bool:
 
 
 def load_network(device: str = "cpu", path: Path | None = None) -> LandmarkNetwork:
-    """The landmark network with its shipped weights, ready to run. Raises as `read_network`."""
+    """The landmark network with its shipped weights, ready to run; read once per process, so it must not be
+    changed. Raises as `read_network`."""
+    modified = None
+    with suppress(InputError, OSError):  # `read_network` says it
+        path = path or asset_path(WEIGHTS)
+        modified = os.stat(path).st_mtime_ns
+    return _network(str(device), path, modified)
+
+
+@lru_cache(maxsize=4)
+def _network(device: str, path: Path | None, modified: int | None) -> LandmarkNetwork:
     return _fused(read_network(path)).to(device).requires_grad_(False)
 
 

@@ -86,7 +86,7 @@ class LandmarkNetwork(nn.Module):
         self.merge = nn.ModuleList(_conv(b, b) for b in decoder)
         self.heat = nn.Conv2d(decoder[-1], NUM_OUTPUTS, 1)
         self.detail = nn.Parameter(torch.zeros(NUM_OUTPUTS, 4, decoder[-1]))
-        self.bias = nn.Parameter(torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(NUM_OUTPUTS, 1))
+        self.bias = nn.Parameter(torch.tensor([[0.0, 0.0, 1.0, 1.0]] * NUM_OUTPUTS))
 
     def forward(self, crops: Tensor) -> NetworkOutput:
         """crops: [N, 3, size, size] sRGB in [0, 1]."""

@@ -1,6 +1,7 @@
 """The chain from boxes to landmarks, with a stand-in network that knows where the face is."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -229,6 +230,15 @@ def test_loading_weights(tmp_path):
     with torch.no_grad():
         # Half precision in the file.
         torch.testing.assert_close(loaded(crops).points, network(crops).points, atol=0.1, rtol=0)
+
+
+def test_weights_are_read_once(tmp_path):
+    assert load_network() is load_network()
+    _, path = weights(tmp_path / "w.safetensors")
+    loaded = load_network("cpu", path)
+    weights(path)
+    os.utime(path, ns=(1, 1))
+    assert load_network("cpu", path) is not loaded, "a new file is read again"
 
 
 @pytest.mark.parametrize(
