@@ -490,7 +490,7 @@ class TestWholeOrNotAtAll:
         ],
     )
     @pytest.mark.parametrize(
-        "writer", ["trimesh.exchange.ply.export_ply", "numpy.save", "PIL.Image.Image.save", "yaml.safe_dump"]
+        "writer", ["fitkit.export.folder.write_ply", "numpy.save", "PIL.Image.Image.save", "yaml.safe_dump"]
     )
     def test_nothing_is_left_after_a_failure(self, result, tmp_path, monkeypatch, error, seen, writer):
         def fail(*args, **kwargs):
