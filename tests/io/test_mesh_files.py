@@ -1,19 +1,14 @@
 import json
 import os
 import struct
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-import trimesh
 from helpers import tiny_model
 
 from fitkit.errors import InputError
 from fitkit.export.meshes import write_obj
-from fitkit.geometry.normals import vertex_normals
 from fitkit.io.mesh_files import read_mesh, write_ply
 
 
@@ -28,23 +23,6 @@ def test_what_is_written_is_read(tmp_path, kind):
     vertices, triangles = read_mesh(path)
     assert np.allclose(vertices, model.mean.numpy(), atol=1e-4)  # obj has five decimals
     assert (triangles == model.triangles.numpy()).all()
-
-
-def test_ply_is_that_of_trimesh(tmp_path):
-    model = tiny_model()
-    share = torch.linspace(0, 1, model.num_vertices)
-    colors = torch.stack([share, 1 - share, 2 * share - 0.5], 1)
-    path = write_ply(tmp_path / "face.ply", model.mean, model.triangles, {"sigma_mm": share}, colors)
-    mesh = trimesh.Trimesh(
-        model.mean.double().numpy(),
-        model.triangles.numpy(),
-        process=False,
-        vertex_normals=vertex_normals(model.mean[None].double(), model.triangles)[0].numpy(),
-        vertex_colors=(colors * 255).round().clamp(0, 255).byte().numpy(),
-    )
-    mesh.vertex_attributes["sigma_mm"] = share.numpy()
-    expected = trimesh.exchange.ply.export_ply(mesh, vertex_normal=True)
-    assert path.read_bytes() == expected.replace(b"comment https://github.com/mikedh/trimesh\n", b"")
 
 
 def test_unreferenced_vertices_stay(tmp_path):
@@ -194,8 +172,3 @@ def test_nothing_that_a_mesh_names_is_opened(tmp_path):
     assert len(read_mesh(tmp_path / "a.obj")[1]) == len(read_mesh(tmp_path / "a.ply")[1]) == 1
     with pytest.raises(InputError, match="pipe.obj: not a readable OBJ file .* .it is a pipe or a device"):
         read_mesh(tmp_path / "pipe.obj")
-
-
-def test_writing_a_result_does_not_load_trimesh():
-    code = "import sys, fitkit.export.folder; sys.exit('trimesh' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
