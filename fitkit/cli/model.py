@@ -38,6 +38,7 @@ def info(name):
 
     Example: fitkit model info ict
     """
+    from fitkit.models.calibration import default_calibration
     from fitkit.models.registry import load_model, model_path
 
     path = model_path(name)
@@ -52,6 +53,7 @@ def info(name):
         "regions": ", ".join(m.region_names),
         "uv": "yes" if m.uv is not None else "no",
         "albedo": "mean" if m.albedo_mean is not None else "no",
+        "error bars": m.calibration or f"not calibrated; {default_calibration()}",
         "licence": m.license or "not stated",
         "source": m.source or "not stated",
     }

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fitkit.models.calibration import Calibration
 from fitkit.models.coefficients import Coefficients
 from fitkit.tensors import move
 
@@ -96,7 +97,8 @@ class FaceModel:
     region [V] int64 index into region_names; skin [V] bool: outer skin that image energies may use;
     face [V] bool: narrow face area for error reports; uv [T, 2] in [0, 1], v up, or None;
     uv_triangles [F, 3] int64 rows parallel to `triangles`, or None; albedo_mean [V, 3] linear RGB, or None;
-    albedo_basis [K_al, V, 3] linear RGB per unit coefficient (standard-normal, as the identity), or None.
+    albedo_basis [K_al, V, 3] linear RGB per unit coefficient (standard-normal, as the identity), or None;
+    calibration: of error bars, None where nobody has measured it.
     """
 
     name: str
@@ -118,6 +120,7 @@ class FaceModel:
     albedo_basis: Tensor | None = None
     expression_kind: Literal["blend_shape", "gaussian"] = "blend_shape"
     expression_sigma: Tensor | None = None
+    calibration: Calibration | None = None
 
     def __repr__(self) -> str:
         return (

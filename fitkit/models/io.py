@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ import torch
 from fitkit.errors import InputError
 from fitkit.io.atomic import written_whole
 from fitkit.io.foreign import DATA_BYTES, check_indices, check_shapes, foreign_file
+from fitkit.models.calibration import Calibration, shipped_calibrations
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
 
 # Version 2 has Gaussian expressions; a model of blend shapes is written as version 1, for older fitkits.
@@ -39,6 +41,7 @@ OPTIONAL = (
     "albedo_basis",
     "expression_kind",
     "expression_sigma",
+    "calibration",
     "source",
     "license",
 )
@@ -60,6 +63,7 @@ KINDS = (
 )
 # Millimetres and linear RGB.
 LARGEST = {"mean": 1e4, "identity_basis": 1e3, "expression_basis": 1e3, "albedo_mean": 10, "albedo_basis": 10}
+CALIBRATION = tuple(f.name for f in fields(Calibration))  # the order in the file
 BARYCENTRIC_SLACK = 0.1  # how far outside of its triangle a landmark may lie, in barycentric coordinates
 
 
@@ -78,7 +82,7 @@ def load_model_file(path: str | os.PathLike) -> FaceModel:
             f"{path}: not a fitkit model file (missing {', '.join(missing) or 'format mark'}); "
             "import it with 'fitkit model import'"
         )
-    plain = TEXTS | {"version": ()}
+    plain = TEXTS | {"version": (), "calibration": (len(CALIBRATION),)}
     # `check_model` looks at the other shapes.
     check_shapes(arrays, {k: plain.get(k, v.shape) for k, v in arrays.items()}, KINDS, path)
     if int(arrays["version"]) > VERSION:
@@ -120,9 +124,17 @@ def load_model_file(path: str | os.PathLike) -> FaceModel:
         albedo_basis=real("albedo_basis"),
         expression_kind=cast(Any, str(arrays.get("expression_kind", "blend_shape"))),
         expression_sigma=real("expression_sigma"),
+        calibration=_calibration(arrays),
     )
     check_model(model, str(path))
     return model
+
+
+def _calibration(arrays: dict[str, np.ndarray]) -> Calibration | None:
+    """That of the file, or what is known of a model with its name: older files hold none."""
+    if "calibration" in arrays:
+        return Calibration(*arrays["calibration"].astype(np.float64).tolist())
+    return shipped_calibrations().get(str(arrays["name"]))
 
 
 def check_model(model: FaceModel, where: str) -> None:
@@ -132,7 +144,7 @@ def check_model(model: FaceModel, where: str) -> None:
     Raises:
         InputError: shapes that differ; numbers that are not finite or absurdly large; indices that point
             nowhere; no triangle, shape, skin or face; landmarks outside of their triangles; another unit than
-            millimetres; coefficients whose meaning is not known.
+            millimetres; coefficients whose meaning is not known; a calibration out of range.
     """
     V, F, K = len(model.mean), len(model.triangles), len(model.expression_names)
     wanted = {
@@ -206,6 +218,8 @@ def check_model(model: FaceModel, where: str) -> None:
     if model.albedo_basis is not None and model.albedo_mean is None:
         raise InputError(f"{where}: albedo_basis: expected albedo_mean with it, got none")
     _check_expression(model, where)
+    if model.calibration is not None:
+        _check_calibration(model.calibration, where)
 
 
 def _check_expression(model: FaceModel, where: str) -> None:
@@ -230,6 +244,16 @@ def _check_expression(model: FaceModel, where: str) -> None:
         raise InputError(
             f"{where}: expression_sigma: expected finite standard deviations above 0, got "
             f"{float(sigma.min()):.4g} to {float(sigma.max()):.4g}"
+        )
+
+
+def _check_calibration(calibration: Calibration, where: str) -> None:
+    """Refuse numbers that no error bar could be made with."""
+    inflation, floor_mm, left = astuple(calibration)
+    if not (0 < inflation < float("inf") and 0 <= floor_mm < float("inf") and 0 <= left <= 1):
+        raise InputError(
+            f"{where}: calibration: expected {', '.join(CALIBRATION)}: finite, above 0, at least 0, and 0 to "
+            f"1, got {[inflation, floor_mm, left]}"
         )
 
 
@@ -262,6 +286,7 @@ def save_model_file(model: FaceModel, path: str | os.PathLike) -> Path:
         "skin": model.skin.numpy(),
         "face": model.face.numpy(),
         **({"expression_kind": model.expression_kind} if gaussian else {}),
+        **({"calibration": np.array(astuple(model.calibration))} if model.calibration else {}),
     }
     for key, dtype in (
         ("uv", np.float32),

@@ -7,6 +7,7 @@ import torch
 from helpers import tiny_model
 
 from fitkit.errors import InputError
+from fitkit.models.calibration import Calibration, default_calibration, shipped_calibrations
 from fitkit.models.io import load_model_file, save_model_file
 
 
@@ -67,6 +68,25 @@ def test_gaussian_expressions(tmp_path):
     assert torch.equal(load_model_file(save_model_file(far, path)).expression_basis, far.expression_basis)
 
 
+def test_calibration_of_error_bars(tmp_path):
+    path = tmp_path / "m.npz"
+    given = Calibration(1.3, 0.45, 0.8)
+    assert (
+        load_model_file(save_model_file(replace(tiny_model(), calibration=given), path)).calibration == given
+    )
+    # files of older fitkits hold none: what is known by the name
+    known = shipped_calibrations()
+    assert known == {"generic": Calibration(1.25, 0.7), "ict": Calibration(1.0, 0.8)}
+    for name in ("generic", "ict", "tiny"):
+        old = save_model_file(replace(tiny_model(), name=name), path)
+        with np.load(old) as data:
+            assert "calibration" not in data.files and int(data["version"]) == 1
+        assert load_model_file(old).calibration == known.get(name)
+    assert default_calibration() == known["generic"]
+    own = save_model_file(replace(tiny_model(), name="ict", calibration=given), path)
+    assert load_model_file(own).calibration == given
+
+
 def test_albedo_basis(tmp_path):
     basis = 0.03 * torch.randn(4, 315, 3, generator=torch.Generator().manual_seed(0))
     model = replace(tiny_model(), albedo_basis=basis)
@@ -88,6 +108,12 @@ def test_albedo_basis(tmp_path):
     "change, message",
     [
         ({"format": "other"}, "not a fitkit model file"),
+        ({"calibration": np.ones(2)}, r"calibration: expected shape \[3\], got \[2\]"),
+        ({"calibration": np.array(["a"] * 3)}, "calibration: expected numbers, got <U1"),
+        *(
+            ({"calibration": np.array(wrong)}, "calibration: expected inflation, floor_mm, left: finite, ab")
+            for wrong in ([0, 0.7, 0.9], [np.nan, 0.7, 0.9], [1, -0.1, 0.9], [1, np.inf, 0.9], [1, 0.7, 1.1])
+        ),
         ({"version": 99}, "model file version 99, this fitkit reads up to 2; update fitkit"),
         ({"mean": None}, r"not a fitkit model file \(missing mean\); import it"),
         ({"skin": np.zeros(3, bool)}, r"skin: expected shape \(315,\), got \(3,\)"),
