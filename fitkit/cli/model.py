@@ -49,7 +49,7 @@ def info(name):
         "vertices": m.num_vertices,
         "triangles": len(m.triangles),
         **m.coefficients,
-        "landmarks": f"{len(m.landmarks.names)} (iBUG 68)",
+        "landmarks": _landmarks(m.landmarks),
         "regions": ", ".join(m.region_names),
         "uv": "yes" if m.uv is not None else "no",
         "albedo": "mean" if m.albedo_mean is not None else "no",
@@ -59,6 +59,13 @@ def info(name):
     }
     for key, value in rows.items():
         click.echo(f"{key:12}{value}")
+
+
+def _landmarks(landmarks) -> str:
+    """'68 (iBUG 68)', '66 (iBUG 68 without 60, 64)'."""
+    lacks = ", ".join(map(str, landmarks.missing))
+    count = len(landmarks.names) - len(landmarks.missing)
+    return f"{count} (iBUG 68{f' without {lacks}' if lacks else ''})"
 
 
 @model.command("import")

@@ -44,6 +44,7 @@ def test_info(run):
     registry.store_model(signed)
     output = run("info", "tiny").output
     assert "expression  6 coefficients, sigma 0.5 to 2: jawOpen" in output
+    assert "landmarks   68 (iBUG 68)\n" in output
     assert "error bars  not calibrated; inflation 1.25, floor 0.7 mm\n" in output
     result = run("info", "ict")
     assert (

@@ -87,6 +87,27 @@ def test_calibration_of_error_bars(tmp_path):
     assert load_model_file(own).calibration == given
 
 
+def test_landmarks_may_be_missing(tmp_path):
+    model, missing = tiny_model(), (3, 60, 64)
+    triangle = model.landmarks.triangle.clone()
+    triangle[list(missing)] = -1
+    lacking = replace(model, landmarks=replace(model.landmarks, triangle=triangle))
+    path = save_model_file(lacking, tmp_path / "m.npz")
+    with np.load(path) as data:  # older fitkits say that they cannot read it
+        assert int(data["version"]) == 2
+        arrays = {k: data[k] for k in data.files}
+    arrays["landmark_barycentric"][list(missing)] = 0  # of no meaning there
+    np.savez(path, **arrays)
+    loaded = load_model_file(path)
+    assert loaded.landmarks.missing == missing and torch.equal(loaded.landmarks.present, triangle >= 0)
+    assert loaded.to(dtype=torch.float64).landmarks.missing == missing
+    assert model.landmarks.missing == ()
+    arrays["landmark_barycentric"][66] = 2
+    np.savez(path, **arrays)
+    with pytest.raises(InputError, match=r"landmark_barycentric: .* got \[2.0, 2.0, 2.0\] for point 66"):
+        load_model_file(path)
+
+
 def test_albedo_basis(tmp_path):
     basis = 0.03 * torch.randn(4, 315, 3, generator=torch.Generator().manual_seed(0))
     model = replace(tiny_model(), albedo_basis=basis)
@@ -119,6 +140,16 @@ def test_albedo_basis(tmp_path):
         ({"skin": np.zeros(3, bool)}, r"skin: expected shape \(315,\), got \(3,\)"),
         ({"mean": np.full((315, 3), np.nan, np.float32)}, "mean holds values that are not finite"),
         ({"triangles": np.full((560, 3), 315)}, r"triangles: expected \[F, 3\] indices in 0..314"),
+        ({"landmark_triangles": np.full(68, -2)}, "landmark_triangles: expected indices in 0..559, got -2"),
+        (
+            {"landmark_triangles": np.where(np.isin(np.arange(68), (30, 36, 45)), 9, -1)},
+            "at least 8 of the 68 points .-1: the mesh lacks it., the outer eye corners 36 and 45 among "
+            "them, got 3, the corners on triangles 9 and 9",
+        ),
+        (
+            {"landmark_triangles": np.where(np.arange(68) == 45, -1, 9)},
+            "got 67, the corners on triangles 9 and -1",
+        ),
         ({"landmark_triangles": np.full(68, 560)}, "landmark_triangles: expected indices in 0..559"),
         ({"region": np.full(315, 9)}, "region: expected indices in 0..1"),
         ({"uv": None}, "uv and uv_triangles must both be given"),
