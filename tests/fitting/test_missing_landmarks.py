@@ -9,6 +9,7 @@ from helpers import observe, tiny_model, tiny_state
 
 from fitkit.energies.landmarks import EYE_PAIRS, LandmarkReprojection, eye_offsets
 from fitkit.energies.landmarks3d import landmark_places, lmk3d_align, lmk_guided
+from fitkit.energies.pair_masks import halving_points
 from fitkit.energies.priors import SizePrior
 from fitkit.errors import FitkitError, InputError
 from fitkit.export import overlay
@@ -89,6 +90,15 @@ def test_energies_leave_them_out(model):
         assert float(r.value[present].abs().max()) < 1e-3
     places = landmark_places(lacking, (64, 64))
     assert torch.equal(torch.isfinite(places).all(-1), lacking.landmarks.present)
+
+
+def test_halves_of_faces_need_all_points(model):
+    state = tiny_state(model, VIEWS, SIZE)
+    torch.testing.assert_close(halving_points(model, state), observe(model, state, SIZE).landmarks.points)
+    with pytest.raises(
+        InputError, match="expected a model with all 68 landmarks, but 'tiny' lacks 18 of them"
+    ):
+        halving_points(without(model, SURREY), state)
 
 
 def test_a_fit_is_as_without_these_points_in_the_photos(model, monkeypatch):
