@@ -38,6 +38,7 @@ def info(name):
 
     Example: fitkit model info ict
     """
+    from fitkit.models.calibration import default_calibration
     from fitkit.models.registry import load_model, model_path
 
     path = model_path(name)
@@ -48,15 +49,23 @@ def info(name):
         "vertices": m.num_vertices,
         "triangles": len(m.triangles),
         **m.coefficients,
-        "landmarks": f"{len(m.landmarks.names)} (iBUG 68)",
+        "landmarks": _landmarks(m.landmarks),
         "regions": ", ".join(m.region_names),
         "uv": "yes" if m.uv is not None else "no",
         "albedo": "mean" if m.albedo_mean is not None else "no",
+        "error bars": m.calibration or f"not calibrated; {default_calibration()}",
         "licence": m.license or "not stated",
         "source": m.source or "not stated",
     }
     for key, value in rows.items():
         click.echo(f"{key:12}{value}")
+
+
+def _landmarks(landmarks) -> str:
+    """'68 (iBUG 68)', '66 (iBUG 68 without 60, 64)'."""
+    lacks = ", ".join(map(str, landmarks.missing))
+    count = len(landmarks.names) - len(landmarks.missing)
+    return f"{count} (iBUG 68{f' without {lacks}' if lacks else ''})"
 
 
 @model.command("import")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot, all_views
 from fitkit.energies.kernels import Kernel
-from fitkit.energies.pair_masks import half_faces
+from fitkit.energies.pair_masks import half_faces, halving_points
 from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_needed
 from fitkit.energies.photometric import sample_skin, viewing_cosine
 from fitkit.energies.spec import OURS, PGN, Context, EnergyDoc, EnergyOptions, EnergySpec, use
@@ -24,7 +24,7 @@ from fitkit.models.face_model import FaceModel, MeshPoints, PointBasis
 from fitkit.observe.observations import Observations, halve
 from fitkit.observe.sampling import blur_radius, erode, gaussian_blur, sample, sample_with_gradient
 from fitkit.render.visibility import depth_maps, seen_by_depth
-from fitkit.scene.projection import project_head_points, project_points
+from fitkit.scene.projection import project_head_points
 from fitkit.scene.state import SceneState
 
 SOFTNESS = 0.1  # of the step h = s / (0.1 + s) per neighbour
@@ -382,7 +382,7 @@ class CrossViewCensus:
         both of them, [G, N] bool."""
         pairs = list(zip(view_a.tolist(), view_b.tolist()))
         everywhere = torch.ones(len(pairs), *observations.size, dtype=torch.bool, device=pixels.device)
-        marks = project_points(self.model.landmark_basis, state).pixels
+        marks = halving_points(self.model, state)
         keep = []
         for views in (view_a, view_b):
             half = half_faces(self.options.mask, marks, state, pairs, views.tolist(), everywhere)

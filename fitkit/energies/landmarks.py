@@ -114,7 +114,7 @@ class LandmarkReprojection:
         marks = observations.landmarks
         target = torch.where(marks.valid[..., None], marks.points, torch.zeros_like(marks.points)).to(pixels)
         value = (pixels - target) / self.sigma_px[..., None].to(pixels)
-        valid = _counted(observations, self.hidden, self.name) & in_front
+        valid = _counted(self.model, observations, self.hidden, self.name) & in_front
         return Residuals(value, valid, marks.confidence.to(pixels) * point_weights(self.points, pixels))
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
@@ -135,9 +135,10 @@ class LandmarkReprojection:
         )
 
 
-def _counted(observations: Observations, hidden: bool, energy: str) -> Tensor:
-    """Points that may count, [B, 68] bool."""
+def _counted(model: FaceModel, observations: Observations, hidden: bool, energy: str) -> Tensor:
+    """Points that may count, [B, 68] bool: seen, and on the model."""
     valid = observations.landmarks.valid
+    valid = valid & model.landmarks.present.to(valid.device)
     return valid if hidden else valid & label(observations, "visible", energy).to(valid.device)
 
 
@@ -202,7 +203,7 @@ class LandmarkOffsets:
 
     def _residuals(self, pixels, in_front, observations: Observations, a, b, sigma) -> Residuals:
         marks = observations.landmarks
-        counted = _counted(observations, self.hidden, self.name) & in_front
+        counted = _counted(self.model, observations, self.hidden, self.name) & in_front
         valid = counted[:, a] & counted[:, b]
         target = (marks.points[:, a] - marks.points[:, b]).to(pixels)
         target = torch.where(valid[..., None], target, torch.zeros_like(target))

@@ -49,6 +49,7 @@ class AlignedLandmarks(PlainEnergy):
     reduction: str = "mean"
     fixed: tuple[Tensor, Tensor] | None = None  # linear part [B, 3, 3] and shift [B, 3] of T, set by freeze
     target: Tensor | None = None  # [B, N, 3] points instead of labelled ones
+    present: Tensor | None = None  # [N] bool, points that the model has; None: all
 
     def freeze(self, state: SceneState, observations: Observations) -> AlignedLandmarks:
         return self if self.attached else self._fixed_at(state, observations)
@@ -105,6 +106,8 @@ class AlignedLandmarks(PlainEnergy):
         truth = label(observations, "points3d", self.name) if self.target is None else self.target
         truth = truth.to(state.identity)
         known = torch.isfinite(truth).all(-1)
+        if self.present is not None:
+            known = known & self.present.to(known.device)
         return (
             self.basis.points(state.identity[state.subject], state.expression),
             torch.nan_to_num(truth),
@@ -159,7 +162,14 @@ def lmk3d_align(
     """E12: the 68 points after the similarity that fits the anchors. Source: DF-MVR eq. 5-6, with `attached`
     as in its code (that paper has 101 points and 7 anchors among them: build AlignedLandmarks with a basis of
     these)."""
-    return AlignedLandmarks(model.landmark_basis, "similarity", tuple(anchors), sigma_mm, attached)
+    return AlignedLandmarks(
+        model.landmark_basis,
+        "similarity",
+        tuple(anchors),
+        sigma_mm,
+        attached,
+        present=model.landmarks.present,
+    )
 
 
 def lmk_guided(
@@ -167,7 +177,16 @@ def lmk_guided(
 ) -> AlignedLandmarks:
     """E14: the 68 points laid onto those that a network or any 3D detector found. Source: PGN eq. 8, whose T
     is 'affine'."""
-    return AlignedLandmarks(model.landmark_basis, transform, (), sigma_mm, attached, "lmk_guided", "sum")
+    return AlignedLandmarks(
+        model.landmark_basis,
+        transform,
+        (),
+        sigma_mm,
+        attached,
+        "lmk_guided",
+        "sum",
+        present=model.landmarks.present,
+    )
 
 
 @dataclass(frozen=True)
@@ -176,7 +195,7 @@ class PositionMapLandmarks(PlainEnergy):
     sigma_px, [B, 68, 3], or [B, 68, 2] where labels have no depth (E13). Mean over the points. For training.
 
     Args:
-        places: [68, 2] of the map's px (x, y), read bilinearly; see `landmark_places`.
+        places: [68, 2] of the map's px (x, y), read bilinearly; NaN does not count; see `landmark_places`.
         source: 'labels' (`crop_points`) or 'landmarks' (detected, x and y only).
     Source: PGN section 4, training of its pose network (kernel l1).
     """
@@ -196,12 +215,13 @@ class PositionMapLandmarks(PlainEnergy):
             truth = label(observations, "crop_points", self.name).to(read)
             known = torch.isfinite(truth).all(-1)
         value = (read[..., : truth.shape[-1]] - torch.nan_to_num(truth)) / self.sigma_px
-        return Residuals(value, known.to(value.device))
+        placed = torch.isfinite(self.places).all(-1).to(value.device)
+        return Residuals(value, known.to(value.device) & placed)
 
 
 def landmark_places(model: FaceModel, size: tuple[int, int]) -> Tensor:
     """Where the 68 points lie in a position map of (H, W) px over the model's texture coordinates, [68, 2] px
-    (x, y)."""
+    (x, y); NaN for points that the model lacks."""
     if model.uv is None:
         raise DegenerateInputError(
             f"model '{model.name}' has no texture coordinates, so it has no position map"
@@ -209,7 +229,8 @@ def landmark_places(model: FaceModel, size: tuple[int, int]) -> Tensor:
     corners = model.uv[model.uv_triangles[model.landmarks.triangle]]  # [68, 3, 2]
     uv = (model.landmarks.barycentric[..., None].to(corners) * corners).sum(1)
     # v points up; texel (0, 0) is the top-left one and its centre lies half a texel inside.
-    return torch.stack([uv[:, 0] * size[1] - 0.5, (1 - uv[:, 1]) * size[0] - 0.5], -1)
+    places = torch.stack([uv[:, 0] * size[1] - 0.5, (1 - uv[:, 1]) * size[0] - 0.5], -1)
+    return torch.where(model.landmarks.present[:, None], places, torch.nan)
 
 
 # ---- recipes ----

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fitkit.energies.flow_correspondence import FlowImages
 from fitkit.energies.masks import Side, covis_bbox, covis_lmk, covis_tri, covis_vertex, vis_normal
+from fitkit.errors import InputError
 from fitkit.models.face_model import FaceModel
 from fitkit.render.cross_view import CrossViews, SharedPixels
 from fitkit.scene.projection import project_points
@@ -70,10 +71,24 @@ def pair_mask(
         if name == "vertex":
             facing = vis_normal(state.pose.apply(state.vertices(model)), model.triangles, state.camera.kind)
             return covis_vertex(facing[a], facing[b], fragments, model.triangles)[:, 0] > 0.5
-        points = project_points(model.landmark_basis, state).pixels.detach()
+        points = halving_points(model, state)
         return half_faces(name, points, state, pairs, b, fragments.covered, views.reduction)
 
     return shared
+
+
+def halving_points(model: FaceModel, state: SceneState) -> Tensor:
+    """The model's points that a face is halved by, [B, 68, 2] px of the crops, constant.
+
+    Raises:
+        InputError: the model lacks some of them.
+    """
+    if model.landmarks.missing:
+        raise InputError(
+            f"halves of faces: expected a model with all 68 landmarks, but '{model.name}' lacks "
+            f"{len(model.landmarks.missing)} of them; take mask=zbuffer, and region=rendered in photo_pairs"
+        )
+    return project_points(model.landmark_basis, state).pixels.detach()
 
 
 def half_faces(

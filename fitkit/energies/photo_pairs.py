@@ -15,7 +15,7 @@ from fitkit.energies.base import Residuals
 from fitkit.energies.flow_correspondence import FlowImages
 from fitkit.energies.flow_magnitude import both_ways, resized_photos
 from fitkit.energies.masks import union
-from fitkit.energies.pair_masks import PairMask, half_faces, shared_pixels
+from fitkit.energies.pair_masks import PairMask, half_faces, halving_points, shared_pixels
 from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_needed
 from fitkit.energies.spec import MVF, PGN, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.errors import InputError
@@ -23,7 +23,6 @@ from fitkit.io.options import Cosine, Natural, NonNegative, Pixels, Positive, Ra
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.observations import Observations
 from fitkit.render.cross_view import SharedPixels
-from fitkit.scene.projection import project_points
 from fitkit.scene.state import SceneState
 
 
@@ -116,7 +115,7 @@ class PhotoPairs:
 def _points(model: FaceModel, state: SceneState, observations: Observations) -> Tensor:
     """The points seen in the photos, [B, 68, 2] px of the crops; the model's where none is."""
     marks = observations.landmarks
-    own = project_points(model.landmark_basis, state).pixels.detach()
+    own = halving_points(model, state)
     return torch.where(marks.valid[..., None].to(own.device), marks.points.to(own), own)
 
 

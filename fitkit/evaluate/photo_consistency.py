@@ -103,9 +103,8 @@ def held_out_errors(
         placed.pose.apply(model.landmark_points(placed.identity, placed.expression))
     )[0].double()
     truth = held_found.points.double()
-    nme = 100 * float(
-        normalized_mean_error(points, torch.nan_to_num(truth), held_found.valid, box_size(truth))
-    )
+    valid = held_found.valid & model.landmarks.present
+    nme = 100 * float(normalized_mean_error(points, torch.nan_to_num(truth), valid, box_size(truth)))
 
     everyone = (*views, held)
     marks = join_landmarks([found, held_found])

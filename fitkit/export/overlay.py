@@ -40,8 +40,9 @@ def draw_overlay(result: FitResult, index: int) -> np.ndarray:
     vertices = state.posed(model, [index])
     camera = state.camera.select([index])
     landmarks = model.landmarks.points(vertices, model.triangles)
+    present = model.landmarks.present.numpy()
     observed = result.landmarks.points[index].double().numpy()
-    valid = result.landmarks.valid[index].numpy() & np.isfinite(observed).all(-1)
+    valid = result.landmarks.valid[index].numpy() & present & np.isfinite(observed).all(-1)
     image = result.subject.views[index].image
     box, scale = _frame(image.shape[:2], camera, vertices[:, model.skin | model.face], observed[valid])
     photo, shown = crop_and_scale(image, camera, box, scale)
@@ -51,7 +52,7 @@ def draw_overlay(result: FitResult, index: int) -> np.ndarray:
     depth = surface.image(surface.interpolate(vertices[0][model.triangles][..., 2:]))[..., 0].numpy()
     panel = _blend_mesh(photo, model, vertices[0], surface, depth)
 
-    front = _landmarks_in_front(landmarks, shown, depth)
+    front = _landmarks_in_front(landmarks, shown, depth) & present
     fitted = shown.project(landmarks)[0][0].double().numpy()
     # The crop maps pixel p to s * (p + 0.5 - corner) - 0.5, per axis.
     sides = np.array([size[1] / (box[2] - box[0]), size[0] / (box[3] - box[1])])
@@ -64,7 +65,7 @@ def draw_overlay(result: FitResult, index: int) -> np.ndarray:
                 _line(panel, fitted[a], fitted[b], CONTOUR, 1, 0.85)
     for i in np.flatnonzero(valid):
         _line(panel, fitted[i], seen[i], (255, 190, 60), 1, 0.7)
-    for i in range(68):
+    for i in np.flatnonzero(present):
         _dot(panel, fitted[i], FITTED, 1.35 * unit, 1.0 if front[i] else 0.4)
     for i in np.flatnonzero(valid):
         _ring(panel, seen[i], OBSERVED, 2.6 * unit, 0.95 if front[i] else 0.5)

@@ -30,6 +30,7 @@ YAWS = (-90, -45, 0, 45, 90)  # degrees; positive: the nose points to the right 
 TILE = (384, 320)  # (H, W) px of one picture
 DISTANCE = 1200.0  # mm from the camera to the middle of the face
 SUPERSAMPLE = 2
+CHIN = 8  # landmark
 SIGMA_YAWS = (-90, -40, 0, 40, 90)
 SIGMA_LARGEST = 2.0  # mm; one scale for all fits, so that pictures can be compared
 ERROR_LARGEST = 5.0  # mm
@@ -111,7 +112,10 @@ def _shown_part(vertices: Tensor, model: FaceModel) -> tuple[Tensor, float]:
     """Middle of the head [3] and the height in mm that a tile shows: the head without most of the neck and
     shoulders."""
     skin = vertices[model.skin | model.face]
-    top, chin = vertices[:, 1].max(), model.landmarks.points(vertices[None], model.triangles)[0, 8, 1]
+    marks = model.landmarks.points(vertices[None], model.triangles)[0]
+    # Without a point on the chin, the lowest one there is, on the lower lip at worst.
+    chin = marks[:, 1].min() if CHIN in model.landmarks.missing else marks[CHIN, 1]
+    top = vertices[:, 1].max()
     bottom = torch.maximum(vertices[:, 1].min(), chin - 0.22 * (top - chin))
     height = float(top - bottom)
     width = float(2 * vertices[:, [0, 2]].sub(skin[:, [0, 2]].mean(0)).norm(dim=-1).quantile(0.98))

@@ -58,7 +58,7 @@ OK_MM, SINGLE_OK_MM, FAILED_MM = 1.5, 2.0, 3.0
 MEAN_OF_SIGMA = 0.8  # mean absolute value of a Gaussian, sqrt(2 / pi)
 # True error over that of the error bars: one photo, several.
 EXPECTED_OVER_BARS = {"generic": (1.0, 1.1), "ict": (1.05, 1.15)}
-UNKNOWN_MODEL = EXPECTED_OVER_BARS["generic"]  # as in `fitkit.fitting.uncertainty`
+UNKNOWN_MODEL = EXPECTED_OVER_BARS["generic"]  # as `default_calibration`
 UPPER = 1.4  # 90 % of true over expected error
 
 # true error of the network that comes with fitkit; what it says itself of its error tells nothing about it

@@ -110,7 +110,7 @@ def predict_views(
 
 def _yaw(model: FaceModel, found: Landmarks) -> list[float]:
     """Degrees by which the head is turned in each photo."""
-    weight = found.valid.float() * found.confidence.clamp_min(1e-3)
+    weight = found.only(model.landmarks.present).valid.float() * found.confidence.clamp_min(1e-3)
     mean = model.landmark_basis.mean[None].cpu()
     _, rotation, _ = weak_perspective_pose(mean, torch.nan_to_num(found.points), weight)
     return yaw_pitch_roll(rotation)[:, 0].tolist()
@@ -230,12 +230,14 @@ def start_of(predicted: Predicted, base: Start, observations: Observations, mode
     same = (model.name, model.num_identity, model.expression_names)
     if same != (predicted.model.name, predicted.model.num_identity, predicted.model.expression_names):
         basis = predicted.model.landmark_basis
-        identity = carry_identity(basis.points(state.identity, torch.zeros_like(state.expression[:1])), model)
+        neutral = basis.points(state.identity, torch.zeros_like(state.expression[:1]))
+        identity = carry_identity(neutral, model, predicted.model.landmarks.present)
         expression = carry_expression(state.expression, predicted.model, model)
         posed = basis.points(state.identity[state.subject], state.expression) @ rotation.transpose(1, 2)
         pixels = scale[:, None, None] * posed[..., :2] + origin[:, None]
         ours = model.landmark_basis.points(identity[state.subject], expression)
-        scale, rotation, origin = weak_perspective_pose(ours, pixels, torch.ones_like(pixels[..., 0]))
+        both = (model.landmarks.present & predicted.model.landmarks.present).to(pixels)
+        scale, rotation, origin = weak_perspective_pose(ours, pixels, both.expand(len(pixels), -1))
     order = torch.tensor(predicted.order, device=scale.device)
     crop, offset = observations.scale[order], observations.offset[order]
     return Start(
@@ -249,10 +251,11 @@ def start_of(predicted: Predicted, base: Start, observations: Observations, mode
     )
 
 
-def carry_identity(points: Tensor, model: FaceModel) -> Tensor:
+def carry_identity(points: Tensor, model: FaceModel, present: Tensor | None = None) -> Tensor:
     """Identity [1, K_id] of `model` whose neutral landmarks lie nearest to points [1, 68, 3] mm of another
-    head frame, under the prior."""
-    basis = model.landmark_basis
+    head frame, under the prior. present: [68] bool, points that count; None: all that `model` has."""
+    present = model.landmarks.present if present is None else model.landmarks.present & present
+    basis, points = model.landmark_basis.select(present), points[:, present]
     mean = basis.mean[None].to(points)
     best = similarity_align(
         points, mean, torch.ones(points.shape[:2], dtype=torch.bool, device=points.device)

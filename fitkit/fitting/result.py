@@ -95,8 +95,10 @@ class FitResult:
 
     @property
     def landmarks3d(self) -> Tensor:
-        """[68, 3] mm: the iBUG points on the neutral mesh, head frame."""
-        return self.model.landmarks.points(self.neutral[None], self.model.triangles)[0]
+        """[68, 3] mm: the iBUG points on the neutral mesh, head frame; NaN for those that the model lacks."""
+        marks = self.model.landmarks
+        points = marks.points(self.neutral[None], self.model.triangles)[0]
+        return points.masked_fill(~marks.present[:, None], float("nan"))
 
     def save(self, output, overwrite: bool = False, light: bool = False, pictures: bool = True):
         """Write the result folder (meshes, parameters, cameras, pictures, report); see `fitkit.export`.

@@ -121,13 +121,15 @@ def fit_observed(
 ) -> FitResult:
     """`fit` from views and landmarks that are already there; the timed part of a fit."""
     start, cpu = time.perf_counter(), time.process_time()
-    subject, contradictions = check_rig(subject, found, model)
+    subject, contradictions = check_rig(subject, found.only(model.landmarks.present), model)
     progress.at(0.2, "cropping")
     observations = crop_views(
         (v.image for v in subject.views), (v.mask for v in subject.views), found, recipe.crop
     ).to(device)
     local = model.to(device) if str(model.device) != device else model
     began = time.perf_counter()
+    known = observations.landmarks.only(local.landmarks.present)
+    observations = replace(observations, landmarks=known)
     chosen = choose_start(subject, found, local, recipe, observations, device)
     found = replace(found, valid=chosen.observations.landmarks.valid.to(found.valid))
     solution = StageRunner(recipe, device).solve(at_start(chosen, local, recipe), progress.part(0.35, 0.975))
@@ -139,7 +141,7 @@ def fit_observed(
     report = replace(
         report,
         start=StartReport(chosen.source, chosen.outliers, chosen.cost, solution.iterations),
-        notes=(*notes, *solution.cameras.notes, *_outlier_notes(subject, chosen)),
+        notes=(*notes, *solution.cameras.notes, *_missing_notes(model), *_outlier_notes(subject, chosen)),
         camera_contradictions=tuple(contradictions),
         time_s=TimeReport(
             round(solved - began, 3),
@@ -162,6 +164,13 @@ def fit_observed(
         None if bars is None else bars.identity_covariance,
         None if bars is None else bars.vertex_sigma,
         detail.displacement if detail is not None and detail.report.sigma_mm else None,
+    )
+
+
+def _missing_notes(model: FaceModel) -> list[str]:
+    lacks = len(model.landmarks.missing)
+    return (
+        [f"face model '{model.name}' lacks {lacks} of the 68 landmarks; they were left out"] if lacks else []
     )
 
 

@@ -13,6 +13,7 @@ from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
 from fitkit.energies.registry import role_of
 from fitkit.fitting.report import BarsReport
 from fitkit.geometry.normals import vertex_normals
+from fitkit.models.calibration import Calibration, default_calibration
 from fitkit.models.face_model import FaceModel
 from fitkit.scene.state import SceneState
 from fitkit.solvers.arrow import ArrowSystem
@@ -23,26 +24,6 @@ ABSORBED = 1.25
 # autocorrelation of the flow residuals, summed up to its first zero, leaves 20 to 45 of 800 matches; both
 # directions of a pair share their noise.
 PATCHES = 25
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """inflation: factor on the standard deviations of the Laplace approximation; floor_mm: standard deviation
-    along the normal of what the model cannot show or is misled by, because no person is exactly in its span;
-    left: the share of the standard deviation that is left where the matches fix the displacement of the
-    detail layer."""
-
-    inflation: float
-    floor_mm: float
-    left: float = 0.9
-
-
-# Chosen on a real scan and on eight rendered people that are in the span of neither model (`fitkit synth
-# --recipe outside --seed 100`), fits of 1, 2 and 5 photos with the built-in landmarks; shares on others in
-# docs/results.md. People drawn from a model come out better.
-CALIBRATION = {"ict": Calibration(1.0, 0.8), "generic": Calibration(1.25, 0.7)}
-# A model nobody has calibrated is taken to be no better than the shipped one.
-UNKNOWN_MODEL = CALIBRATION["generic"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +54,7 @@ def error_bars(
     terms = problem.objective.terms
     if "identity" not in problem.layout.sizes or not problem.linearizable:
         return None
-    calibration = calibration or CALIBRATION.get(model.name, UNKNOWN_MODEL)
+    calibration = calibration or model.calibration or default_calibration()
     with torch.no_grad():
         noise = {
             t.energy.name: noise_variance(t, t.energy.residuals(state, problem.observations)) for t in terms

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fitkit.geometry.rows import blend, rows_at
+from fitkit.models.calibration import Calibration
 from fitkit.models.coefficients import Coefficients
 from fitkit.tensors import move
 
@@ -18,7 +19,10 @@ from fitkit.tensors import move
 class LandmarkEmbedding:
     """Named points on a triangle mesh.
 
-    names: L names, e.g. 'ibug68/30'; triangle: [L] int64; barycentric: [L, 3], rows sum to 1.
+    names: L names, e.g. 'ibug68/30'; triangle: [L] int64, -1 = the mesh lacks the point; barycentric: [L, 3],
+    rows sum to 1.
+    Points that the mesh lacks stand in the middle of the others, so that means and boxes are those of the
+    others; who compares single points leaves them out, see `present`.
     """
 
     names: tuple[str, ...]
@@ -26,12 +30,30 @@ class LandmarkEmbedding:
     barycentric: Tensor
 
     def __repr__(self) -> str:
-        return f"LandmarkEmbedding({len(self.names)} points)"
+        return f"LandmarkEmbedding({len(self.names) - len(self.missing)} points)"
+
+    @cached_property
+    def present(self) -> Tensor:
+        """Which points the mesh has, [L] bool."""
+        return self.triangle != -1
+
+    @cached_property
+    def missing(self) -> tuple[int, ...]:
+        """Numbers of the points that the mesh lacks, from 0."""
+        return tuple((~self.present).nonzero().flatten().tolist())
+
+    def filled(self, values: Tensor) -> Tensor:
+        """values [L, ...] of the points, those of missing points as the mean of the others."""
+        if not self.missing:
+            return values
+        present = self.present.reshape(-1, *[1] * (values.ndim - 1))
+        return torch.where(present, values, values[self.present].mean(0))
 
     def points(self, vertices: Tensor, triangles: Tensor) -> Tensor:
         """vertices [B, V, 3], triangles [F, 3] -> landmark positions [B, L, 3] in the unit of `vertices`."""
         corners = vertices[:, triangles[self.triangle]]  # [B, L, 3, 3]
-        return torch.einsum("lk,blkd->bld", self.barycentric.to(vertices), corners)
+        points = torch.einsum("lk,blkd->bld", self.barycentric.to(vertices), corners)
+        return self.filled(points.transpose(0, 1)).transpose(0, 1) if self.missing else points
 
 
 @dataclass(frozen=True)
@@ -91,11 +113,12 @@ class FaceModel:
     standard deviations `expression_sigma` [K_ex] (None: 1). See `coefficients`.
 
     mean [V, 3]; identity_basis [K_id, V, 3]; expression_basis [K_ex, V, 3]; expression_names K_ex names;
-    triangles [F, 3] int64, counter-clockwise seen from outside; landmarks: iBUG 68 embedding;
+    triangles [F, 3] int64, counter-clockwise seen from outside; landmarks: iBUG 68, may lack some;
     region [V] int64 index into region_names; skin [V] bool: outer skin that image energies may use;
     face [V] bool: narrow face area for error reports; uv [T, 2] in [0, 1], v up, or None;
     uv_triangles [F, 3] int64 rows parallel to `triangles`, or None; albedo_mean [V, 3] linear RGB, or None;
-    albedo_basis [K_al, V, 3] linear RGB per unit coefficient (standard-normal, as the identity), or None.
+    albedo_basis [K_al, V, 3] linear RGB per unit coefficient (standard-normal, as the identity), or None;
+    calibration: of error bars, None where nobody has measured it.
     """
 
     name: str
@@ -117,6 +140,7 @@ class FaceModel:
     albedo_basis: Tensor | None = None
     expression_kind: Literal["blend_shape", "gaussian"] = "blend_shape"
     expression_sigma: Tensor | None = None
+    calibration: Calibration | None = None
 
     def __repr__(self) -> str:
         return (
@@ -197,8 +221,11 @@ class FaceModel:
 
     @cached_property
     def landmark_basis(self) -> PointBasis:
-        """The model restricted to the 68 iBUG points."""
-        return self.at(self.landmarks.triangle, self.landmarks.barycentric)
+        """The model restricted to the 68 iBUG points; for those that it lacks see `LandmarkEmbedding`."""
+        basis, marks = self.at(self.landmarks.triangle, self.landmarks.barycentric), self.landmarks
+        if not marks.missing:
+            return basis
+        return PointBasis(marks.filled(basis.mean), marks.filled(basis.rows), basis.num_identity)
 
     def with_mean(self, mean: Tensor) -> FaceModel:
         """The same shapes around another mean [V, 3] mm; `rows` are not made anew."""

@@ -17,6 +17,7 @@ import torch
 from fitkit.errors import InputError
 from fitkit.io.foreign import DATA_BYTES, MEGABYTE, check_indices, check_shapes, foreign_file, refused_as
 from fitkit.io.mesh_files import obj_arrays
+from fitkit.models.calibration import shipped_calibrations
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
 from fitkit.models.io import check_model
 
@@ -129,6 +130,7 @@ def import_ict(source: str | os.PathLike, name: str = "ict") -> FaceModel:
             albedo_mean=_real(_paint(mean, region)),
             source=SOURCE,
             license=LICENSE,
+            calibration=shipped_calibrations()["ict"],
         )
     check_model(model, str(source))
     return model

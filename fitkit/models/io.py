@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,9 +13,11 @@ import torch
 from fitkit.errors import InputError
 from fitkit.io.atomic import written_whole
 from fitkit.io.foreign import DATA_BYTES, check_indices, check_shapes, foreign_file
+from fitkit.models.calibration import Calibration, shipped_calibrations
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
 
-# Version 2 has Gaussian expressions; a model of blend shapes is written as version 1, for older fitkits.
+# Version 2 has Gaussian expressions, or lacks landmarks; all others are written as version 1, for older
+# fitkits.
 FORMAT, VERSION = "fitkit-model", 2
 REQUIRED = (
     "format",
@@ -39,6 +42,7 @@ OPTIONAL = (
     "albedo_basis",
     "expression_kind",
     "expression_sigma",
+    "calibration",
     "source",
     "license",
 )
@@ -60,6 +64,9 @@ KINDS = (
 )
 # Millimetres and linear RGB.
 LARGEST = {"mean": 1e4, "identity_basis": 1e3, "expression_basis": 1e3, "albedo_mean": 10, "albedo_basis": 10}
+EYE_CORNERS = (36, 45)  # outer ones; they tell the unit
+LEAST_POINTS = 8  # landmarks that place a face in a photo
+CALIBRATION = tuple(f.name for f in fields(Calibration))  # the order in the file
 BARYCENTRIC_SLACK = 0.1  # how far outside of its triangle a landmark may lie, in barycentric coordinates
 
 
@@ -78,7 +85,7 @@ def load_model_file(path: str | os.PathLike) -> FaceModel:
             f"{path}: not a fitkit model file (missing {', '.join(missing) or 'format mark'}); "
             "import it with 'fitkit model import'"
         )
-    plain = TEXTS | {"version": ()}
+    plain = TEXTS | {"version": (), "calibration": (len(CALIBRATION),)}
     # `check_model` looks at the other shapes.
     check_shapes(arrays, {k: plain.get(k, v.shape) for k, v in arrays.items()}, KINDS, path)
     if int(arrays["version"]) > VERSION:
@@ -120,9 +127,17 @@ def load_model_file(path: str | os.PathLike) -> FaceModel:
         albedo_basis=real("albedo_basis"),
         expression_kind=cast(Any, str(arrays.get("expression_kind", "blend_shape"))),
         expression_sigma=real("expression_sigma"),
+        calibration=_calibration(arrays),
     )
     check_model(model, str(path))
     return model
+
+
+def _calibration(arrays: dict[str, np.ndarray]) -> Calibration | None:
+    """That of the file, or what is known of a model with its name: older files hold none."""
+    if "calibration" in arrays:
+        return Calibration(*arrays["calibration"].astype(np.float64).tolist())
+    return shipped_calibrations().get(str(arrays["name"]))
 
 
 def check_model(model: FaceModel, where: str) -> None:
@@ -131,8 +146,9 @@ def check_model(model: FaceModel, where: str) -> None:
 
     Raises:
         InputError: shapes that differ; numbers that are not finite or absurdly large; indices that point
-            nowhere; no triangle, shape, skin or face; landmarks outside of their triangles; another unit than
-            millimetres; coefficients whose meaning is not known.
+            nowhere; no triangle, shape, skin or face; too few landmarks, or landmarks outside of their
+            triangles; another unit than millimetres; coefficients whose meaning is not known; a calibration
+            out of range.
     """
     V, F, K = len(model.mean), len(model.triangles), len(model.expression_names)
     wanted = {
@@ -175,9 +191,9 @@ def check_model(model: FaceModel, where: str) -> None:
     for key in ("identity_basis", "expression_basis"):
         if not len(getattr(model, key)):
             raise InputError(f"{where}: {key}: expected at least one shape, got none")
+    _check_present(model.landmarks, where)
     indices = {
         "triangles": ("[F, 3] ", V),
-        "landmark_triangles": ("", F),
         "region": ("", len(model.region_names)),
     }
     if model.uv is not None:
@@ -187,17 +203,20 @@ def check_model(model: FaceModel, where: str) -> None:
         )
     for key, (kind, count) in indices.items():
         check_indices(wanted[key][0].numpy(), count, f"{where}: {key}", kind)
-    weights = model.landmarks.barycentric.numpy()
+    present = model.landmarks.present.numpy()
+    check_indices(model.landmarks.triangle.numpy()[present], F, f"{where}: landmark_triangles", "")
+    weights = model.landmarks.barycentric.numpy()[present]
     if weights.min() < -BARYCENTRIC_SLACK or np.abs(weights.sum(1) - 1).max() > 1e-2:
         wrong = int(
             np.maximum(-BARYCENTRIC_SLACK - weights.min(1), np.abs(weights.sum(1) - 1) - 1e-2).argmax()
         )
         raise InputError(
             f"{where}: landmark_barycentric: expected weights of the corners, 0 to 1 with the sum 1, got "
-            f"{weights[wrong].tolist()} for point {wrong}"
+            f"{weights[wrong].tolist()} for point {present.nonzero()[0][wrong]}"
         )
     points = model.landmarks.points(model.mean[None], model.triangles)[0]
-    width = float((points[45] - points[36]).norm())
+    right, left = EYE_CORNERS
+    width = float((points[left] - points[right]).norm())
     if not 70 <= width <= 120:
         raise InputError(
             f"{where}: outer eye corners are {width:.4g} apart; a model in millimetres has 80 to 110 (wrong "
@@ -206,6 +225,20 @@ def check_model(model: FaceModel, where: str) -> None:
     if model.albedo_basis is not None and model.albedo_mean is None:
         raise InputError(f"{where}: albedo_basis: expected albedo_mean with it, got none")
     _check_expression(model, where)
+    if model.calibration is not None:
+        _check_calibration(model.calibration, where)
+
+
+def _check_present(landmarks: LandmarkEmbedding, where: str) -> None:
+    """Refuse a model with so few landmarks that no photo tells its pose."""
+    count = len(landmarks.names) - len(landmarks.missing)
+    corners = landmarks.triangle[list(EYE_CORNERS)].tolist()
+    if count < LEAST_POINTS or -1 in corners:
+        raise InputError(
+            f"{where}: landmark_triangles: expected at least {LEAST_POINTS} of the 68 points (-1: the mesh "
+            f"lacks it), the outer eye corners {EYE_CORNERS[0]} and {EYE_CORNERS[1]} among them, got "
+            f"{count}, the corners on triangles {corners[0]} and {corners[1]}"
+        )
 
 
 def _check_expression(model: FaceModel, where: str) -> None:
@@ -233,6 +266,16 @@ def _check_expression(model: FaceModel, where: str) -> None:
         )
 
 
+def _check_calibration(calibration: Calibration, where: str) -> None:
+    """Refuse numbers that no error bar could be made with."""
+    inflation, floor_mm, left = astuple(calibration)
+    if not (0 < inflation < float("inf") and 0 <= floor_mm < float("inf") and 0 <= left <= 1):
+        raise InputError(
+            f"{where}: calibration: expected {', '.join(CALIBRATION)}: finite, above 0, at least 0, and 0 to "
+            f"1, got {[inflation, floor_mm, left]}"
+        )
+
+
 def save_model_file(model: FaceModel, path: str | os.PathLike) -> Path:
     """Write a model file (bases in half precision, which is made for millimetres: not where expressions
     have a unit of their own), whole or not at all.
@@ -244,7 +287,7 @@ def save_model_file(model: FaceModel, path: str | os.PathLike) -> Path:
     gaussian = model.expression_kind == "gaussian"
     arrays = {
         "format": FORMAT,
-        "version": VERSION if gaussian else 1,
+        "version": VERSION if gaussian or model.landmarks.missing else 1,
         "name": model.name,
         "source": model.source,
         "license": model.license,
@@ -262,6 +305,7 @@ def save_model_file(model: FaceModel, path: str | os.PathLike) -> Path:
         "skin": model.skin.numpy(),
         "face": model.face.numpy(),
         **({"expression_kind": model.expression_kind} if gaussian else {}),
+        **({"calibration": np.array(astuple(model.calibration))} if model.calibration else {}),
     }
     for key, dtype in (
         ("uv", np.float32),

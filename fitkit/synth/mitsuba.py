@@ -383,8 +383,14 @@ def head_renderer(model: FaceModel, recipe: SynthRecipe) -> HeadRenderer | None:
     """What the recipe's renderer asks for: None for the own one.
 
     Raises:
-        MissingWeightsError: mitsuba is not installed.
+        MissingWeightsError: mitsuba is not installed; InputError: the model lacks landmarks, which are part
+            of the truth.
     """
+    if model.landmarks.missing:
+        raise InputError(
+            f"rendered people: expected a face model with all 68 landmarks, but '{model.name}' lacks "
+            f"{len(model.landmarks.missing)} of them; take another one, as generic"
+        )
     if recipe.renderer == "own":
         return None
     return MitsubaRenderer(model, recipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -109,7 +110,8 @@ def validate(network: Predictor, model: FaceModel, held: HeldOut) -> dict[str, f
             mine, labels = prediction.select([i]), seen.labels or Labels()
             points = predicted_landmarks(mine, model)
             if points is not None:
-                found["nme_percent"] += landmark_error(points, seen)
+                known = seen.landmarks.only(model.landmarks.present)
+                found["nme_percent"] += landmark_error(points, replace(seen, landmarks=known))
             if mine.state is not None:
                 if seen.num_views > 1 and len(found["flow_px"]) < held.recipe.validation.flow:
                     length = cross_view_flow(model, mine.state, seen)

@@ -10,6 +10,7 @@ from helpers import tiny_model
 from fitkit.cli.main import main
 from fitkit.errors import MissingWeightsError
 from fitkit.models import fetch, registry
+from fitkit.models.calibration import shipped_calibrations
 from fitkit.models.io import save_model_file
 
 ICT = Path(__file__).resolve().parents[3] / "shared/data/ict/obj"
@@ -38,9 +39,13 @@ def test_info(run):
     shapes = "6 blend shapes, 0 to 1: jawOpen, mouthSmile_L"
     for text in ("vertices", "315", "8 coefficients", shapes, "MIT", "made here", "generic.npz"):
         assert text in output
+    assert "error bars  inflation 1.25, floor 0.7 mm\n" in output
     signed = replace(tiny_model(), expression_kind="gaussian", expression_sigma=torch.linspace(0.5, 2, 6))
     registry.store_model(signed)
-    assert "expression  6 coefficients, sigma 0.5 to 2: jawOpen" in run("info", "tiny").output
+    output = run("info", "tiny").output
+    assert "expression  6 coefficients, sigma 0.5 to 2: jawOpen" in output
+    assert "landmarks   68 (iBUG 68)\n" in output
+    assert "error bars  not calibrated; inflation 1.25, floor 0.7 mm\n" in output
     result = run("info", "ict")
     assert (
         result.exit_code == 1
@@ -55,6 +60,7 @@ def test_import(run, tmp_path):
     result = run("import", "ict", ICT, "--name", "small")
     assert result.exit_code == 0 and "24591 vertices, 3 identity and 2 expression shapes" in result.output
     assert registry.load_model("small").num_identity == 3
+    assert registry.load_model("small").calibration == shipped_calibrations()["ict"]
     assert "exists already" in run("import", "ict", ICT, "--name", "small").output
 
 

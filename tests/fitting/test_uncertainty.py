@@ -18,7 +18,6 @@ from fitkit.fitting.run import fit_observed
 from fitkit.fitting.uncertainty import (
     ABSORBED,
     PATCHES,
-    Calibration,
     aligned_normal_rows,
     error_bars,
     identity_covariance,
@@ -28,6 +27,7 @@ from fitkit.fitting.uncertainty import (
 )
 from fitkit.geometry.alignment import similarity_align
 from fitkit.geometry.normals import vertex_normals
+from fitkit.models.calibration import Calibration, default_calibration
 from fitkit.scene.layout import ParameterLayout
 from fitkit.solvers.levenberg_marquardt import LMOptions, levenberg_marquardt
 
@@ -250,6 +250,14 @@ def test_noise_inflation_and_floor(model):
     wide = error_bars(clean, state, model, Calibration(2.0, 0.5))
     torch.testing.assert_close(wide.identity_covariance, 4 * bars.identity_covariance)
     torch.testing.assert_close(wide.vertex_sigma, (4 * bars.vertex_sigma**2 + 0.25).sqrt())
+
+
+def test_calibration_is_that_of_the_model(model):
+    state = tiny_state(model, 3)
+    p = problem(model, state, observe(model, state))
+    own = replace(model, calibration=Calibration(2.0, 0.5))
+    assert error_bars(p, state, own).calibration == own.calibration
+    assert error_bars(p, state, model).calibration == default_calibration()
 
 
 def test_noise_of_pixel_like_terms(model):

@@ -7,6 +7,7 @@ import torch
 from helpers import tiny_model
 
 from fitkit.errors import InputError
+from fitkit.models.calibration import Calibration, default_calibration, shipped_calibrations
 from fitkit.models.io import load_model_file, save_model_file
 
 
@@ -67,6 +68,46 @@ def test_gaussian_expressions(tmp_path):
     assert torch.equal(load_model_file(save_model_file(far, path)).expression_basis, far.expression_basis)
 
 
+def test_calibration_of_error_bars(tmp_path):
+    path = tmp_path / "m.npz"
+    given = Calibration(1.3, 0.45, 0.8)
+    assert (
+        load_model_file(save_model_file(replace(tiny_model(), calibration=given), path)).calibration == given
+    )
+    # files of older fitkits hold none: what is known by the name
+    known = shipped_calibrations()
+    assert known == {"generic": Calibration(1.25, 0.7), "ict": Calibration(1.0, 0.8)}
+    for name in ("generic", "ict", "tiny"):
+        old = save_model_file(replace(tiny_model(), name=name), path)
+        with np.load(old) as data:
+            assert "calibration" not in data.files and int(data["version"]) == 1
+        assert load_model_file(old).calibration == known.get(name)
+    assert default_calibration() == known["generic"]
+    own = save_model_file(replace(tiny_model(), name="ict", calibration=given), path)
+    assert load_model_file(own).calibration == given
+
+
+def test_landmarks_may_be_missing(tmp_path):
+    model, missing = tiny_model(), (3, 60, 64)
+    triangle = model.landmarks.triangle.clone()
+    triangle[list(missing)] = -1
+    lacking = replace(model, landmarks=replace(model.landmarks, triangle=triangle))
+    path = save_model_file(lacking, tmp_path / "m.npz")
+    with np.load(path) as data:  # older fitkits say that they cannot read it
+        assert int(data["version"]) == 2
+        arrays = {k: data[k] for k in data.files}
+    arrays["landmark_barycentric"][list(missing)] = 0  # of no meaning there
+    np.savez(path, **arrays)
+    loaded = load_model_file(path)
+    assert loaded.landmarks.missing == missing and torch.equal(loaded.landmarks.present, triangle >= 0)
+    assert loaded.to(dtype=torch.float64).landmarks.missing == missing
+    assert model.landmarks.missing == ()
+    arrays["landmark_barycentric"][66] = 2
+    np.savez(path, **arrays)
+    with pytest.raises(InputError, match=r"landmark_barycentric: .* got \[2.0, 2.0, 2.0\] for point 66"):
+        load_model_file(path)
+
+
 def test_albedo_basis(tmp_path):
     basis = 0.03 * torch.randn(4, 315, 3, generator=torch.Generator().manual_seed(0))
     model = replace(tiny_model(), albedo_basis=basis)
@@ -88,11 +129,27 @@ def test_albedo_basis(tmp_path):
     "change, message",
     [
         ({"format": "other"}, "not a fitkit model file"),
+        ({"calibration": np.ones(2)}, r"calibration: expected shape \[3\], got \[2\]"),
+        ({"calibration": np.array(["a"] * 3)}, "calibration: expected numbers, got <U1"),
+        *(
+            ({"calibration": np.array(wrong)}, "calibration: expected inflation, floor_mm, left: finite, ab")
+            for wrong in ([0, 0.7, 0.9], [np.nan, 0.7, 0.9], [1, -0.1, 0.9], [1, np.inf, 0.9], [1, 0.7, 1.1])
+        ),
         ({"version": 99}, "model file version 99, this fitkit reads up to 2; update fitkit"),
         ({"mean": None}, r"not a fitkit model file \(missing mean\); import it"),
         ({"skin": np.zeros(3, bool)}, r"skin: expected shape \(315,\), got \(3,\)"),
         ({"mean": np.full((315, 3), np.nan, np.float32)}, "mean holds values that are not finite"),
         ({"triangles": np.full((560, 3), 315)}, r"triangles: expected \[F, 3\] indices in 0..314"),
+        ({"landmark_triangles": np.full(68, -2)}, "landmark_triangles: expected indices in 0..559, got -2"),
+        (
+            {"landmark_triangles": np.where(np.isin(np.arange(68), (30, 36, 45)), 9, -1)},
+            "at least 8 of the 68 points .-1: the mesh lacks it., the outer eye corners 36 and 45 among "
+            "them, got 3, the corners on triangles 9 and 9",
+        ),
+        (
+            {"landmark_triangles": np.where(np.arange(68) == 45, -1, 9)},
+            "got 67, the corners on triangles 9 and -1",
+        ),
         ({"landmark_triangles": np.full(68, 560)}, "landmark_triangles: expected indices in 0..559"),
         ({"region": np.full(315, 9)}, "region: expected indices in 0..1"),
         ({"uv": None}, "uv and uv_triangles must both be given"),

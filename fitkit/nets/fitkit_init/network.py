@@ -124,6 +124,7 @@ class FitkitInit(Predictor):
         self.sigma_head = _head(options.token, options.hidden // 2, self.num_identity)
         basis = model.landmark_basis
         self.register_buffer("points_mean", basis.mean.detach().float().cpu().clone(), persistent=False)
+        self.register_buffer("points_present", model.landmarks.present.float().cpu(), persistent=False)
         self.register_buffer("points_rows", basis.rows.detach().float().cpu().clone(), persistent=False)
         unit = options.expression * model.coefficients["expression"].unit(self.points_mean)
         self.register_buffer("expression_unit", unit, persistent=False)
@@ -167,7 +168,7 @@ class FitkitInit(Predictor):
             rotation = rotation_of_angles(ANGLE * angles.float())
             seen, sigma = _surface(found)
             mean = (self.points_mean @ rotation.transpose(1, 2))[..., :2]
-            scale, shift = lay_onto(mean, seen, sigma.detach() ** -2)
+            scale, shift = lay_onto(mean, seen, sigma.detach() ** -2 * self.points_present)
             apart = (seen - shift[:, None]) / scale[:, None, None] - mean
         offsets = torch.cat([apart.flatten(1) / RESIDUAL_MM, rotation.flatten(1)], 1).to(hidden.dtype)
         return self.compare(torch.cat([hidden, offsets], 1)), angles
@@ -220,7 +221,9 @@ class FitkitInit(Predictor):
         coefficients = torch.cat([identity[subject], expression], 1)
         head = self.points_mean + torch.einsum("bk,ndk->bnd", coefficients, self.points_rows)
         points, sigma = _surface(found)
-        scale, shift = lay_onto((head @ rotation.transpose(1, 2))[..., :2], points, sigma.detach() ** -2)
+        scale, shift = lay_onto(
+            (head @ rotation.transpose(1, 2))[..., :2], points, sigma.detach() ** -2 * self.points_present
+        )
         middle = torch.full_like(shift, (self.size - 1) / 2)
         translation = torch.cat(
             [(shift - middle) / scale[:, None], torch.full_like(shift[:, :1], Camera.REFERENCE_DEPTH)], 1

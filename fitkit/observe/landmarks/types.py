@@ -64,6 +64,11 @@ class Landmarks:
             self, **{k: getattr(self, k)[rows] for k in ("points", "sigma", "valid", "confidence")}
         )
 
+    def only(self, present: Tensor) -> Landmarks:
+        """The same, but points where `present` [68] bool is False, as those that a face model lacks, are not
+        valid."""
+        return replace(self, valid=self.valid & present.to(self.valid.device))
+
 
 class LandmarkDetector(Protocol):
     """Finds the 68 points of faces."""
