@@ -24,7 +24,7 @@ def camera_table(result: FitResult) -> dict[str, Any]:
 
     A scaled-orthographic camera has no K: its views are marked kind 'orthographic', and K, R, t describe the
     pinhole camera at Camera.REFERENCE_DEPTH from the head origin that has the same scale there. A view that
-    was undistorted has the `distortion` of its photo.
+    was undistorted has the `distortion` of its photo, one that states its moment has the `moment`.
     """
     state = result.state.to(dtype=torch.float64)
     K, R, t = state.camera.matrix(), state.pose.rotation, state.pose.translation.clone()
@@ -46,6 +46,8 @@ def camera_table(result: FitResult) -> dict[str, Any]:
                 "yaw_pitch_roll_deg": angles[i].tolist(),
             }
         )
+        if view.moment:
+            views[-1]["moment"] = view.moment
         lens = view.camera.removed if view.camera is not None else None
         if lens is not None:
             views[-1] |= {

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fitkit.errors import FitError, InputError
 from fitkit.fitting.recipe import CameraOptions
-from fitkit.io.subject import View, some
+from fitkit.io.subject import KnownCamera, View, some
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.observations import Observations
 from fitkit.scene.camera import Camera
@@ -66,11 +66,17 @@ class CameraKnowledge:
         return [i for i, v in enumerate(self.views) if v.camera is not None and v.camera.R is not None]
 
     @cached_property
+    def rigs(self) -> list[list[int]]:
+        """Of each moment that several cameras of the rig saw, their views."""
+        return rigs_of(self.views)
+
+    @cached_property
     def baseline(self) -> float:
-        """Largest distance between two cameras of the rig, mm; 0 without one."""
-        if not self.rig:
-            return 0.0
-        cameras = [self.views[i].camera for i in self.rig]
+        """Largest distance between two cameras of the rig at one moment, mm; 0 without such."""
+        return max((self._between([self.views[i].camera for i in rig]) for rig in self.rigs), default=0.0)
+
+    @staticmethod
+    def _between(cameras: Sequence[KnownCamera]) -> float:
         centers = torch.stack(
             [-torch.as_tensor(c.R.T @ c.t.reshape(3), dtype=torch.float64) for c in cameras]
         )
@@ -116,7 +122,7 @@ class CameraKnowledge:
         first[0 if share else slice(None)] = True
         groups = torch.zeros(B, dtype=torch.int64) if share else torch.arange(B)
         names = tuple(v.name for v in self.views)
-        return CameraPrior(focal, sigma, groups, first, names, source, notes=notes)
+        return CameraPrior(focal, sigma, groups, first, names, source, moments_of(self.views), notes=notes)
 
     def _nearest(self, in_photo: Tensor) -> Tensor:
         """[B] mm from the face where the camera would have been by the EXIF data; infinite without them."""
@@ -148,6 +154,7 @@ class CameraPrior:
     first: Tensor  # [B] bool, one view per camera
     names: tuple[str, ...]  # of the views
     source: tuple[str, ...]  # per view 'cameras.json', 'exif' or 'estimated'
+    moments: Tensor  # [B] int64, views of one moment share the expression
     pose_groups: Tensor | None = None  # [B] int64, views of a calibrated rig move together
     metric: bool = False  # known camera positions fix the scale of the head
     notes: tuple[str, ...] = ()  # what of the given cameras is not used, one line each
@@ -176,6 +183,28 @@ class CameraPrior:
                 NOT_BELIEVED.format(names, "the perspective of the landmarks contradicts it"),
             ),
         )
+
+
+def moments_of(views: Sequence[View]) -> Tensor:
+    """[B] int64, the moment of each view; one that states none is a moment of its own."""
+    keys = [view.moment or i for i, view in enumerate(views)]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return torch.tensor([numbers[key] for key in keys])
+
+
+def rigs_of(views: Sequence[View]) -> list[list[int]]:
+    """Views whose camera has a position, by moment, where there are several; all that state no moment are of
+    one, since `R` and `t` are relative to a head that keeps its place."""
+    rigs: dict[str, list[int]] = {}
+    for i, view in enumerate(views):
+        if view.camera is not None and view.camera.R is not None:
+            rigs.setdefault(view.moment, []).append(i)
+    return [rig for rig in rigs.values() if len(rig) > 1]
+
+
+def expression_owner(moments: Tensor, shared: bool) -> Tensor:
+    """[B] int64, views with the same one share an expression: those of a moment or, `shared`, all."""
+    return torch.zeros_like(moments) if shared else moments
 
 
 def _check_camera(view: View) -> None:

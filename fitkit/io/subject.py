@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from fitkit.errors import InputError, check_argument
-from fitkit.io.calibration import Calibration, read_cameras
+from fitkit.io.calibration import Calibration, check_moment, read_cameras
 from fitkit.io.foreign import readable
 from fitkit.io.images import (
     RAW,
@@ -121,8 +121,9 @@ class View:
     write into it; landmarks: [68, 3] float64 (x, y, confidence), NaN = not seen, or None;
     focal_px: focal length in pixels from EXIF, or None; camera: from cameras.json, or None (with distortion
     stated there, `image`, `mask` and `landmarks` are those of the undistorted image); mask: [H, W] bool, True
-    = usable, or None. Use `view.replace(...)` instead of dataclasses.replace, which would decode the image
-    and keep it.
+    = usable, or None; moment: views with the same one were taken at once and share the expression and, by
+    cameras with R and t, the pose of the head; "" = none stated. Use `view.replace(...)` instead of
+    dataclasses.replace, which would decode the image and keep it.
     """
 
     name: str
@@ -133,6 +134,7 @@ class View:
     focal_px: float | None = None
     camera: KnownCamera | None = None
     mask: _OnDemand[np.ndarray | None] = _OnDemand(None)
+    moment: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -359,6 +361,8 @@ def load_photos(paths: Sequence[str | os.PathLike]) -> Subject:
     if not views:
         raise next(e for e in errors if e is not None)
     count = Counter(v.name.casefold() for v in views)
+    if len(folders) > 1:  # names of moments are those of one folder
+        views = [v.replace(moment=v.moment and f"{v.path.absolute().parent}/{v.moment}") for v in views]
     views = [
         v.replace(name=f"{readable(v.path.absolute().parent.name)}_{v.name}")
         if count[v.name.casefold()] > 1
@@ -470,6 +474,7 @@ def subject_from_images(
     cameras: Sequence[KnownCamera | None] | None = None,
     masks: Sequence | None = None,
     name: str = "subject",
+    moments: Sequence[str | None] | None = None,
 ) -> Subject:
     """A subject from image files, Pillow images and/or arrays.
 
@@ -483,11 +488,12 @@ def subject_from_images(
         cameras: per image, for undistorted images, or None.
         masks: per image [H, W] (bool, or numbers: at least half of the largest = usable), the path of a mask,
             or None; without `masks`, those beside image files are used as in a subject folder.
+        moments: per image a name, the same for images that several cameras took at once, or None.
     Returns:
         the subject, views in the given order.
     Raises:
-        InputError: nothing given, lists of different lengths, or an image, landmarks or mask that cannot be
-            used.
+        InputError: nothing given, lists of different lengths, or an image, landmarks, mask or moment that
+            cannot be used.
     """
     check_argument("name", name, str, "the subject's name")
     check_argument("images", images, Iterable, "a list of paths, PIL images or arrays")
@@ -504,7 +510,14 @@ def subject_from_images(
     images = list(images)
     if not images:
         raise InputError("no images given; expected at least one path, PIL image or array")
-    for label, values in (("landmarks", landmarks), ("names", names), ("cameras", cameras), ("masks", masks)):
+    lists = {
+        "landmarks": landmarks,
+        "names": names,
+        "cameras": cameras,
+        "masks": masks,
+        "moments": moments,
+    }
+    for label, values in lists.items():
         if values is not None:
             _check_entries(label, values, len(images), "images")
     paths = [Path(i) if isinstance(i, (str, os.PathLike)) else None for i in images]
@@ -529,6 +542,9 @@ def subject_from_images(
         if cameras is not None and cameras[i] is not None:
             check_argument(f"{view_name}: camera", cameras[i], KnownCamera, "a KnownCamera or None")
             view = view.replace(camera=cameras[i])
+        if moments is not None and moments[i] is not None:
+            check_moment(moments[i], f"{view_name}: moment")
+            view = view.replace(moment=moments[i])
         if masks is not None and masks[i] is not None:
             mask, mask_notes = _given_mask(masks[i], view.size, view_name)
             view, more = view.replace(mask=mask), [r for r in more if r[1] != CUT_OUT] + mask_notes
@@ -704,7 +720,7 @@ def _add_cameras(
                 "scale K to the image, or give the original image"
             )
         lens = None if camera.distortion is None else Distortion(camera.K, camera.distortion, camera.fisheye)
-        view = view.replace(camera=KnownCamera(camera.K, camera.R, camera.t, lens))
+        view = view.replace(camera=KnownCamera(camera.K, camera.R, camera.t, lens), moment=camera.moment)
         result.append(view if lens is None else _undistorted(view, lens))
     notes = [f"{path.name}: no image for: {some(unknown)}"] if unknown else []
     bare = [v.path.name for v in result if v.camera is None]

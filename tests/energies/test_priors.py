@@ -87,7 +87,7 @@ def test_values():
 
 
 def test_shared_quantities_are_counted_once():
-    one = ExpressionPrior(shared=True)
+    one = ExpressionPrior(owner=STATE.subject)
     same = STATE.replace(expression=STATE.expression[:1].expand(3, -1).clone())
     cost = [float(Objective([Term(e)]).cost(same, OBS)[0]) for e in (one, ExpressionPrior())]
     assert cost[1] == pytest.approx(3 * cost[0])
@@ -110,7 +110,7 @@ def test_group_weights_follow_the_mean_square_over_the_views_of_a_person():
     torch.testing.assert_close(weight[:, 0], torch.full((3,), 1 / 17, dtype=torch.float64))
     torch.testing.assert_close(weight[:, 1], torch.full((3,), 1 / (1 + 4 / 3 / 0.25), dtype=torch.float64))
     assert bool((weight[:, 2:] == 1).all())
-    assert replace(prior, shared=True).freeze(state, OBS).residuals(state, OBS).weight.shape == (
+    assert replace(prior, owner=state.subject).freeze(state, OBS).residuals(state, OBS).weight.shape == (
         1,
         b.shape[1],
     )
