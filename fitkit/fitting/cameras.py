@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fitkit.errors import FitError, InputError
 from fitkit.fitting.recipe import CameraOptions
-from fitkit.io.subject import KnownCamera, View, some
+from fitkit.io.subject import View, some
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.observations import Observations
 from fitkit.scene.camera import Camera
@@ -73,14 +73,14 @@ class CameraKnowledge:
     @cached_property
     def baseline(self) -> float:
         """Largest distance between two cameras of the rig at one moment, mm; 0 without such."""
-        return max((self._between([self.views[i].camera for i in rig]) for rig in self.rigs), default=0.0)
-
-    @staticmethod
-    def _between(cameras: Sequence[KnownCamera]) -> float:
-        centers = torch.stack(
-            [-torch.as_tensor(c.R.T @ c.t.reshape(3), dtype=torch.float64) for c in cameras]
-        )
-        return float(torch.cdist(centers, centers).max())
+        apart = [0.0]
+        for rig in self.rigs:
+            cameras = [self.views[i].camera for i in rig]
+            centers = torch.stack(
+                [-torch.as_tensor(c.R.T @ c.t.reshape(3), dtype=torch.float64) for c in cameras]
+            )
+            apart.append(float(torch.cdist(centers, centers).max()))
+        return max(apart)
 
     def prior(self, face_scale: Tensor, distance: Tensor) -> CameraPrior:
         """What to assume where the face has `face_scale` [B] px of the crop per mm.

@@ -139,7 +139,7 @@ class StageCost:
             self.networks,
             self.seed,
             done,
-            expression_owner=prediction.state.subject if prediction.shared_expression else None,
+            expression_owner=prediction.expression_owner,
             prediction=prediction,
         )
         term = Term(spec.make(context, options), options.weight, options.kernel)
