@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fitkit.energies.base import first_views
 from fitkit.errors import FitError, InputError
 from fitkit.fitting.recipe import CameraOptions
 from fitkit.io.subject import View, some
@@ -41,10 +42,11 @@ class CameraKnowledge:
         """
         Raises:
             FitError: a camera with numbers that no camera has; it names the view. InputError: cameras.json
-                for orthographic cameras.
+                for orthographic cameras, or two photos of one camera in one moment.
         """
         for view in views:
             _check_camera(view)
+        _check_moments(views)
         if options.kind == "orthographic" and any(v.camera is not None for v in views):
             raise InputError(
                 "camera.kind=orthographic cannot use cameras.json; leave the file out or use perspective"
@@ -112,17 +114,23 @@ class CameraKnowledge:
                 focal[i], sigma[i], source[i] = exif[i], options.exif_sigma, "exif"
         known = [v.camera is not None for v in views]
         one = not any(known) or (all(known) and float(focal.max() - focal.min()) < 1e-3)
+        one = one and len({v.camera.name for v in views if v.camera is not None}) < 2
         return self._prior(focal * self.scale, sigma, tuple(source), share and one, self._notes(in_photo))
 
     def _prior(
         self, focal: Tensor, sigma: Tensor, source: tuple[str, ...], share: bool, notes: tuple[str, ...]
     ) -> CameraPrior:
-        B = len(self.views)
-        first = torch.zeros(B, dtype=torch.bool, device=focal.device)
-        first[0 if share else slice(None)] = True
-        groups = torch.zeros(B, dtype=torch.int64) if share else torch.arange(B)
+        groups = torch.zeros(len(self.views), dtype=torch.int64) if share else self._cameras()
+        first = torch.zeros(len(self.views), dtype=torch.bool, device=focal.device)
+        first[first_views(groups)] = True
         names = tuple(v.name for v in self.views)
         return CameraPrior(focal, sigma, groups, first, names, source, moments_of(self.views), notes=notes)
+
+    def _cameras(self) -> Tensor:
+        """[B] int64, views of one camera have the same number; one that states none has its own, as has each
+        view where the recipe shares no focal length."""
+        share = self.options.share_focal != "no"
+        return numbers_of([(v.camera.name if v.camera is not None and share else "") for v in self.views])
 
     def _nearest(self, in_photo: Tensor) -> Tensor:
         """[B] mm from the face where the camera would have been by the EXIF data; infinite without them."""
@@ -169,7 +177,7 @@ class CameraPrior:
             :, 0, 2
         ]
         usual = (state.camera.focal / depth * options.distance_mm)[rows]
-        shared = len(self.focal_groups.unique()) < len(self.source)
+        shared = len(self.focal_groups.unique()) == 1
         names = some([self.names[i] for i in wrong])
         return replace(
             self,
@@ -187,7 +195,13 @@ class CameraPrior:
 
 def moments_of(views: Sequence[View]) -> Tensor:
     """[B] int64, the moment of each view; one that states none is a moment of its own."""
-    keys = [view.moment or i for i, view in enumerate(views)]
+    return numbers_of([view.moment for view in views])
+
+
+def numbers_of(names: Sequence[str]) -> Tensor:
+    """[B] int64, 0 without gaps in the order of the first views: one number for each name, and for each view
+    without one."""
+    keys = [name or i for i, name in enumerate(names)]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return torch.tensor([numbers[key] for key in keys])
 
@@ -205,6 +219,19 @@ def rigs_of(views: Sequence[View]) -> list[list[int]]:
 def expression_owner(moments: Tensor, shared: bool) -> Tensor:
     """[B] int64, views with the same one share an expression: those of a moment or, `shared`, all."""
     return torch.zeros_like(moments) if shared else moments
+
+
+def _check_moments(views: Sequence[View]) -> None:
+    """InputError: two photos of one camera in one moment."""
+    taken: dict[tuple[str, str], str] = {}
+    for view in views:
+        if view.moment and view.camera is not None and view.camera.name:
+            other = taken.setdefault((view.moment, view.camera.name), view.name)
+            if other != view.name:
+                raise InputError(
+                    f"views '{other}' and '{view.name}': expected one photo of each camera in a moment, got "
+                    f"two of camera '{view.camera.name}' in '{view.moment}'; name their moments apart"
+                )
 
 
 def _check_camera(view: View) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from fitkit.errors import InputError, check_argument
-from fitkit.io.calibration import Calibration, check_moment, read_cameras
+from fitkit.io.calibration import Calibration, check_name, read_cameras
 from fitkit.io.foreign import readable
 from fitkit.io.images import (
     RAW,
@@ -57,13 +57,15 @@ class KnownCamera:
     """What is known of one view's camera (OpenCV convention, undistorted image).
 
     K: [3, 3] pixels; R: [3, 3] and t: [3] mm with x_camera = R x_world + t, or None when only K is known;
-    removed: the distortion of the lens that the view's image is already without, or None.
+    removed: the distortion of the lens that the view's image is already without, or None; name: views with
+    the same one are of one camera, whose focal length changes in all of them alike; "" = none stated.
     """
 
     K: np.ndarray
     R: np.ndarray | None = None
     t: np.ndarray | None = None
     removed: Distortion | None = None
+    name: str = ""
 
     def __repr__(self) -> str:
         return (
@@ -361,8 +363,8 @@ def load_photos(paths: Sequence[str | os.PathLike]) -> Subject:
     if not views:
         raise next(e for e in errors if e is not None)
     count = Counter(v.name.casefold() for v in views)
-    if len(folders) > 1:  # names of moments are those of one folder
-        views = [v.replace(moment=v.moment and f"{v.path.absolute().parent}/{v.moment}") for v in views]
+    if len(folders) > 1:
+        views = [_named_by_folder(v) for v in views]
     views = [
         v.replace(name=f"{readable(v.path.absolute().parent.name)}_{v.name}")
         if count[v.name.casefold()] > 1
@@ -371,13 +373,24 @@ def load_photos(paths: Sequence[str | os.PathLike]) -> Subject:
     ]
     _check_names([(v.name, readable(str(v.path))) for v in views], None)
     if len({v.path.parent for v in views if v.camera is not None and v.camera.R is not None}) > 1:
-        views = [v if v.camera is None else v.replace(camera=KnownCamera(v.camera.K)) for v in views]
+        views = [
+            v if v.camera is None else v.replace(camera=KnownCamera(v.camera.K, name=v.camera.name))
+            for v in views
+        ]
         notes.append(
             "the photos have several cameras.json: their K is used, their R and t are not, since each may "
             "count from another origin"
         )
     first = readable(Path(paths[0]).stem)
     return Subject(first, tuple(sorted(views, key=lambda v: natural_key(v.name))), None, tuple(notes))
+
+
+def _named_by_folder(view: View) -> View:
+    """The view whose moment and camera are not those of the same names in other folders."""
+    folder, camera = view.path.absolute().parent, view.camera
+    if camera is not None and camera.name:
+        camera = replace(camera, name=f"{folder}/{camera.name}")
+    return view.replace(camera=camera, moment=view.moment and f"{folder}/{view.moment}")
 
 
 def read_subject(paths: Sequence[str | os.PathLike], ignore: Sequence[str | os.PathLike] = ()) -> Subject:
@@ -543,7 +556,7 @@ def subject_from_images(
             check_argument(f"{view_name}: camera", cameras[i], KnownCamera, "a KnownCamera or None")
             view = view.replace(camera=cameras[i])
         if moments is not None and moments[i] is not None:
-            check_moment(moments[i], f"{view_name}: moment")
+            check_name(moments[i], f"{view_name}: moment", "all photos taken at once")
             view = view.replace(moment=moments[i])
         if masks is not None and masks[i] is not None:
             mask, mask_notes = _given_mask(masks[i], view.size, view_name)
@@ -720,7 +733,8 @@ def _add_cameras(
                 "scale K to the image, or give the original image"
             )
         lens = None if camera.distortion is None else Distortion(camera.K, camera.distortion, camera.fisheye)
-        view = view.replace(camera=KnownCamera(camera.K, camera.R, camera.t, lens), moment=camera.moment)
+        known = KnownCamera(camera.K, camera.R, camera.t, lens, camera.camera_id)
+        view = view.replace(camera=known, moment=camera.moment)
         result.append(view if lens is None else _undistorted(view, lens))
     notes = [f"{path.name}: no image for: {some(unknown)}"] if unknown else []
     bare = [v.path.name for v in result if v.camera is None]

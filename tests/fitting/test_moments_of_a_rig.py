@@ -123,6 +123,30 @@ def test_start_of_moments():
     )
 
 
+def test_views_of_a_named_camera_share_its_focal_length():
+    model = tiny_model()
+    truth, cameras, moment = scene(model)
+    named = [replace(c, name=f"cam{i % CAMERAS}") for i, c in enumerate(cameras)]
+    obs, moments = observe(model, truth, SIZE), [f"m{m}" for m in moment]
+
+    def groups(cameras, **options):
+        views = subject_of(cameras, moments).views
+        found = initial_state(model, views, obs, CameraOptions(**options))[1]
+        return found.focal_groups.tolist(), found.first.tolist()
+
+    assert groups(named) == ([0, 1, 2] * 3, [True] * 3 + [False] * 6)
+    assert groups([*named[:8], cameras[8]])[0] == [0, 1, 2, 0, 1, 2, 0, 1, 3]
+    assert groups(named, share_focal="no") == (list(range(9)), [True] * 9)
+    assert groups(cameras)[0] == [0] * 9  # of one K
+
+    twice = [*named[:2], named[0], *named[3:]]
+    expected = (
+        "views 'view0' and 'view2': expected one photo of each camera .*, got two of camera 'cam0' in 'm0'"
+    )
+    with pytest.raises(InputError, match=expected):
+        groups(twice)
+
+
 def test_start_has_the_mean_expression_of_those_that_a_network_has_seen():
     model = tiny_model()
     truth, _, _ = scene(model)
@@ -236,7 +260,8 @@ def test_folder_with_moments(tmp_path):
         cv2.imwrite(str(folder / f"view{i}.png"), picture)
         write_pts(folder / f"view{i}.pts", points[i].numpy())
         entries.append(
-            {"image": f"view{i}.png", "moment": f"m{m}"} | {k: getattr(camera, k).tolist() for k in "KRt"}
+            {"image": f"view{i}.png", "moment": f"m{m}", "camera_id": f"cam{i % CAMERAS}"}
+            | {k: getattr(camera, k).tolist() for k in "KRt"}
         )
     (folder / "cameras.json").write_text(json.dumps({"views": entries}))
     assert [v.moment for v in load_subject(folder).views] == ["m0"] * 3 + ["m1"] * 3
@@ -244,8 +269,11 @@ def test_folder_with_moments(tmp_path):
     assert ran.exit_code == 0, ran.output
     written = json.loads((folder / "fitkit" / "cameras.json").read_text())["views"]
     assert [v["moment"] for v in written] == ["m0"] * 3 + ["m1"] * 3
+    assert [v["camera_id"] for v in written] == ["cam0", "cam1", "cam2"] * 2
     result = load_result(folder / "fitkit")
     assert [v.moment for v in result.subject.views] == ["m0"] * 3 + ["m1"] * 3
+    focal = result.state.camera.focal.reshape(2, CAMERAS)
+    torch.testing.assert_close(focal[0], focal[1], rtol=1e-6, atol=0)
     expression = result.state.expression.reshape(2, CAMERAS, -1)
     assert torch.equal(expression, expression[:, :1].expand_as(expression))
     assert not torch.equal(expression[0, 0], expression[1, 0])

@@ -44,12 +44,15 @@ def test_optional_parts(tmp_path):
     assert column.t.tolist() == [1, 2, 3] and column.distortion is None
 
 
-def test_moment(tmp_path):
-    content = {"a.jpg": {"K": K, "moment": "smile"}, "b.jpg": {"K": K}, "c.jpg": {"K": K, "moment": None}}
-    assert [c.moment for c in read_cameras(write(tmp_path, content)).values()] == ["smile", "", ""]
+@pytest.mark.parametrize("key", ["moment", "camera_id"])
+def test_names_of_moments_and_cameras(tmp_path, key):
+    content = {"a.jpg": {"K": K, key: "smile"}, "b.jpg": {"K": K}, "c.jpg": {"K": K, key: None}}
+    assert [getattr(c, key) for c in read_cameras(write(tmp_path, content)).values()] == ["smile", "", ""]
     for wrong in (3, "", " ", ["smile"]):
-        path = write(tmp_path, {"a.jpg": {"K": K, "moment": wrong}})
-        expected = f"view 'a.jpg': moment: expected a name, the same for all photos .*, got {wrong!r}"
+        path = write(tmp_path, {"a.jpg": {"K": K, key: wrong}})
+        expected = (
+            f"view 'a.jpg': {key}: expected a name in quotes, the same for all photos .*, got {wrong!r}"
+        )
         with pytest.raises(InputError, match=expected.replace("[", r"\[")):
             read_cameras(path)
 
