@@ -74,10 +74,10 @@ class ExpressionPrior(PlainEnergy):
     coefficients have one sigma for both signs. owner: [B] int64, views with the same one (a moment, a person)
     share an expression, which counts once; None: each view has its own. group_radius: 0, or in sigmas:
     `freeze` gives blend shape k of a person the weight 1 / (1 + m_k / group_radius^2), m_k its mean squared
-    residual over the expressions. A shape that the views agree on costs little in all of
-    them, one that is hardly used is pressed to zero, so that identity and expression do not share what one of
-    them explains. spread: [K_ex], or None = 1: both sigmas of each
-    coefficient over the common ones, see `shape_spread`; of Gaussian ones their standard deviations.
+    residual over the expressions. A shape that they agree on costs little in all of them, one that is hardly
+    used is pressed to zero, so that identity and expression do not share what one of them explains. spread:
+    [K_ex], or None = 1: both sigmas of each coefficient over the common ones, see `shape_spread`; of Gaussian
+    ones their standard deviations.
     Source: the weights of re-weighted least squares for a log penalty on groups; Chartrand and Yin,
     "Iteratively reweighted algorithms for compressive sensing", ICASSP 2008 (p = 0). Differs: the groups are
     one shape in all views.

@@ -99,6 +99,16 @@ def test_shared_quantities_are_counted_once():
     assert int(FOCAL.residuals(STATE, OBS).valid.sum()) == 2
 
 
+@pytest.mark.parametrize("radius", [0.0, 0.5])
+def test_the_expression_of_a_moment_counts_once(radius):
+    state = STATE.replace(expression=STATE.expression[[0, 2, 0]])
+    prior = ExpressionPrior(owner=torch.tensor([4, 1, 4]), group_radius=radius)
+    got = Objective([Term(prior.freeze(state, OBS))]).cost(state, OBS)[0]
+    two = state.select([0, 1])
+    once = ExpressionPrior(group_radius=radius).freeze(two, OBS)
+    assert float(got) == pytest.approx(float(Objective([Term(once)]).cost(two, OBS)[0]), rel=1e-12)
+
+
 def test_group_weights_follow_the_mean_square_over_the_views_of_a_person():
     b = torch.zeros_like(STATE.expression)
     b[:, 0] = 0.4
