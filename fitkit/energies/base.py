@@ -98,9 +98,11 @@ class PlainEnergy:
         return self
 
 
-def first_views(state: SceneState) -> Tensor:
-    """The first view of each person, [S] int64."""
-    return torch.stack([(state.subject == s).nonzero()[0, 0] for s in range(len(state.identity))])
+def first_views(owner: Tensor) -> Tensor:
+    """The first view of each owner, [O] int64, by the numbers of the owners; owner: [B] int64."""
+    owners, at = owner.unique(return_inverse=True)
+    views = torch.arange(len(owner), device=owner.device)
+    return views.new_full((len(owners),), len(owner)).scatter_reduce(0, at, views, "amin")
 
 
 def all_views(state: SceneState) -> Tensor:

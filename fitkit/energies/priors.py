@@ -71,12 +71,13 @@ class ExpressionPrior(PlainEnergy):
     """prior_l2 on the expression: b / sigma for b >= 0 and b / sigma_negative below, [B, K_ex, 1] (E23).
 
     Blend-shape weights live in 0..1, so negative ones are only allowed as a small correction; Gaussian
-    coefficients have one sigma for both signs. A shared expression is counted once: `shared` keeps the first
-    view of each person only. group_radius: 0, or in sigmas: `freeze` gives blend shape k of a person the
-    weight 1 / (1 + m_k / group_radius^2), m_k its mean squared residual over the views. A shape that the
-    views agree on costs little in all of them, one that is hardly used is pressed to zero, so that identity
-    and expression do not share what one of them explains. spread: [K_ex], or None = 1: both sigmas of each
-    coefficient over the common ones, see `shape_spread`; of Gaussian ones their standard deviations.
+    coefficients have one sigma for both signs. owner: [B] int64, views with the same one (a moment, a person)
+    share an expression, which counts once; None: each view has its own. group_radius: 0, or in sigmas:
+    `freeze` gives blend shape k of a person the weight 1 / (1 + m_k / group_radius^2), m_k its mean squared
+    residual over the expressions. A shape that they agree on costs little in all of them, one that is hardly
+    used is pressed to zero, so that identity and expression do not share what one of them explains. spread:
+    [K_ex], or None = 1: both sigmas of each coefficient over the common ones, see `shape_spread`; of Gaussian
+    ones their standard deviations.
     Source: the weights of re-weighted least squares for a log penalty on groups; Chartrand and Yin,
     "Iteratively reweighted algorithms for compressive sensing", ICASSP 2008 (p = 0). Differs: the groups are
     one shape in all views.
@@ -84,7 +85,7 @@ class ExpressionPrior(PlainEnergy):
 
     sigma: float = 0.3
     sigma_negative: float = 0.1
-    shared: bool = False
+    owner: Tensor | None = None
     group_radius: float = 0.0
     spread: Tensor | None = None
     weight: Tensor | None = None  # [B, K_ex] in (0, 1], set by freeze
@@ -93,12 +94,13 @@ class ExpressionPrior(PlainEnergy):
     def freeze(self, state: SceneState, observations: Observations) -> ExpressionPrior:
         if self.group_radius <= 0:
             return self
-        b = state.expression.detach()
+        views = self._views(state)
+        b, subject = state.expression.detach()[views], state.subject[views]
         square = (b * self._inverse(b)).square()
         people = len(state.identity)
-        total = square.new_zeros(people, square.shape[1]).index_add(0, state.subject, square)
-        views = torch.bincount(state.subject, minlength=people).clamp_min(1).to(square)
-        mean = (total / views[:, None])[state.subject]
+        total = square.new_zeros(people, square.shape[1]).index_add(0, subject, square)
+        expressions = torch.bincount(subject, minlength=people).clamp_min(1).to(square)
+        mean = (total / expressions[:, None])[state.subject]
         return replace(self, weight=1 / (1 + mean / self.group_radius**2))
 
     def _inverse(self, b: Tensor) -> Tensor:
@@ -108,7 +110,7 @@ class ExpressionPrior(PlainEnergy):
         return inverse if self.spread is None else inverse / self.spread.to(b)
 
     def _views(self, state: SceneState) -> Tensor:
-        return first_views(state) if self.shared else all_views(state)
+        return all_views(state) if self.owner is None else first_views(self.owner.to(state.subject))
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
         views = self._views(state)
@@ -321,16 +323,16 @@ class SizePriorTerm(EnergyOptions):
 
 def _make_expression_prior(context: Context, o: ExpressionPriorTerm) -> ExpressionPrior:
     """The spread of single blend shapes is the fit's: a network learns it."""
-    shared, meaning = context.shared_expression, context.model.coefficients["expression"]
+    owner, meaning = context.expression_owner, context.model.coefficients["expression"]
     if meaning.kind == "gaussian":
         # Groups are for blend shapes, few of which are on. Gaussian coefficients all count alike, as much as
         # a group at one standard deviation.
         sigma = (1 + 1 / o.group_radius**2) ** 0.5 if o.group_radius > 0 else 1.0
-        return ExpressionPrior(sigma, sigma, shared, spread=meaning.sigma)
+        return ExpressionPrior(sigma, sigma, owner, spread=meaning.sigma)
     known = context.expression
     spread = None if known is None else shape_spread(meaning.names)
     sigmas: Any = o if known is None else known
-    return ExpressionPrior(sigmas.sigma, sigmas.sigma_negative, shared, o.group_radius, spread)
+    return ExpressionPrior(sigmas.sigma, sigmas.sigma_negative, owner, o.group_radius, spread)
 
 
 def _make_mean_prior(context: Context, o: MeanPriorTerm) -> MeanCoefficientPrior:

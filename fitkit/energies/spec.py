@@ -126,7 +126,8 @@ class Context:
     seed: int = 0
     done: float = 0.0  # share of the stage that is done
     light: Tensor | None = None  # [B, 9, C], the first estimate of the light
-    shared_expression: bool = False  # one expression for all views of a person
+    # [B] int64, views with the same one share an expression; None: each has its own
+    expression_owner: Tensor | None = None
     # what a fit knows; a training takes it from the options
     landmark_sigma: Tensor | None = None  # [B, 68] px of the crop
     offset_sigma: Tensor | None = None  # [68] mm

@@ -58,7 +58,7 @@ class IdentitySupervision(PlainEnergy):
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         residuals = self.residuals(state, observations)
         columns = torch.diag_embed(self._inverse(observations, state.identity))[:, :, None]  # [S, K, 1, K]
-        return Linearization(residuals, (Slot(first_views(state), {"identity": columns}),))
+        return Linearization(residuals, (Slot(first_views(state.subject), {"identity": columns}),))
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,12 @@ class IdentityLikelihood(PlainEnergy):
 class ExpressionSupervision(PlainEnergy):
     """expression_sup: (b - b*) / sigma, [B, K_ex, 1] (E15). Sums. Source as IdentitySupervision.
 
-    shared: the views of a person have one expression, which counts once, [S, K_ex, 1]; spread: [K_ex], what
-    sigma is a multiple of, or None = 1.
+    owner: [B] int64, views with the same one share an expression, which counts once, [O, K_ex, 1], or None;
+    spread: [K_ex], what sigma is a multiple of, or None = 1.
     """
 
     sigma: float = 0.1
-    shared: bool = False
+    owner: Tensor | None = None
     spread: Tensor | None = None
     name = "expression_sup"
 
@@ -107,7 +107,7 @@ class ExpressionSupervision(PlainEnergy):
         return _all(((state.expression[views] - truth[views]) / _scaled(self.sigma, self.spread))[..., None])
 
     def _views(self, state: SceneState) -> Tensor:
-        return first_views(state) if self.shared else all_views(state)
+        return all_views(state) if self.owner is None else first_views(self.owner.to(state.subject))
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         residuals = self.residuals(state, observations)
@@ -274,7 +274,7 @@ SPECS = (
         name="expression_sup",
         cls=ExpressionSupervision,
         make=lambda context, o: ExpressionSupervision(
-            o.sigma, context.shared_expression, context.model.coefficients["expression"].sigma
+            o.sigma, context.expression_owner, context.model.coefficients["expression"].sigma
         ),
         role="label",
         doc=EnergyDoc(

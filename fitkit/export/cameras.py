@@ -24,7 +24,8 @@ def camera_table(result: FitResult) -> dict[str, Any]:
 
     A scaled-orthographic camera has no K: its views are marked kind 'orthographic', and K, R, t describe the
     pinhole camera at Camera.REFERENCE_DEPTH from the head origin that has the same scale there. A view that
-    was undistorted has the `distortion` of its photo.
+    was undistorted has the `distortion` of its photo; `moment` and `camera_id` stand where they were
+    given.
     """
     state = result.state.to(dtype=torch.float64)
     K, R, t = state.camera.matrix(), state.pose.rotation, state.pose.translation.clone()
@@ -46,6 +47,8 @@ def camera_table(result: FitResult) -> dict[str, Any]:
                 "yaw_pitch_roll_deg": angles[i].tolist(),
             }
         )
+        names = {"moment": view.moment, "camera_id": view.camera.name if view.camera is not None else ""}
+        views[-1] |= {key: name for key, name in names.items() if name}
         lens = view.camera.removed if view.camera is not None else None
         if lens is not None:
             views[-1] |= {

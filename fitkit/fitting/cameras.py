@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fitkit.energies.base import first_views
 from fitkit.errors import FitError, InputError
 from fitkit.fitting.recipe import CameraOptions
 from fitkit.io.subject import View, some
@@ -41,10 +42,11 @@ class CameraKnowledge:
         """
         Raises:
             FitError: a camera with numbers that no camera has; it names the view. InputError: cameras.json
-                for orthographic cameras.
+                for orthographic cameras, or two photos of one camera in one moment.
         """
         for view in views:
             _check_camera(view)
+        _check_moments(views)
         if options.kind == "orthographic" and any(v.camera is not None for v in views):
             raise InputError(
                 "camera.kind=orthographic cannot use cameras.json; leave the file out or use perspective"
@@ -66,15 +68,21 @@ class CameraKnowledge:
         return [i for i, v in enumerate(self.views) if v.camera is not None and v.camera.R is not None]
 
     @cached_property
+    def rigs(self) -> list[list[int]]:
+        """Of each moment that several cameras of the rig saw, their views."""
+        return rigs_of(self.views)
+
+    @cached_property
     def baseline(self) -> float:
-        """Largest distance between two cameras of the rig, mm; 0 without one."""
-        if not self.rig:
-            return 0.0
-        cameras = [self.views[i].camera for i in self.rig]
-        centers = torch.stack(
-            [-torch.as_tensor(c.R.T @ c.t.reshape(3), dtype=torch.float64) for c in cameras]
-        )
-        return float(torch.cdist(centers, centers).max())
+        """Largest distance between two cameras of the rig at one moment, mm; 0 without such."""
+        apart = [0.0]
+        for rig in self.rigs:
+            cameras = [self.views[i].camera for i in rig]
+            centers = torch.stack(
+                [-torch.as_tensor(c.R.T @ c.t.reshape(3), dtype=torch.float64) for c in cameras]
+            )
+            apart.append(float(torch.cdist(centers, centers).max()))
+        return max(apart)
 
     def prior(self, face_scale: Tensor, distance: Tensor) -> CameraPrior:
         """What to assume where the face has `face_scale` [B] px of the crop per mm.
@@ -106,17 +114,23 @@ class CameraKnowledge:
                 focal[i], sigma[i], source[i] = exif[i], options.exif_sigma, "exif"
         known = [v.camera is not None for v in views]
         one = not any(known) or (all(known) and float(focal.max() - focal.min()) < 1e-3)
+        one = one and len({v.camera.name for v in views if v.camera is not None}) < 2
         return self._prior(focal * self.scale, sigma, tuple(source), share and one, self._notes(in_photo))
 
     def _prior(
         self, focal: Tensor, sigma: Tensor, source: tuple[str, ...], share: bool, notes: tuple[str, ...]
     ) -> CameraPrior:
-        B = len(self.views)
-        first = torch.zeros(B, dtype=torch.bool, device=focal.device)
-        first[0 if share else slice(None)] = True
-        groups = torch.zeros(B, dtype=torch.int64) if share else torch.arange(B)
+        groups = torch.zeros(len(self.views), dtype=torch.int64) if share else self._cameras()
+        first = torch.zeros(len(self.views), dtype=torch.bool, device=focal.device)
+        first[first_views(groups)] = True
         names = tuple(v.name for v in self.views)
-        return CameraPrior(focal, sigma, groups, first, names, source, notes=notes)
+        return CameraPrior(focal, sigma, groups, first, names, source, moments_of(self.views), notes=notes)
+
+    def _cameras(self) -> Tensor:
+        """[B] int64, views of one camera have the same number; one that states none has its own, as has each
+        view where the recipe shares no focal length."""
+        share = self.options.share_focal != "no"
+        return numbers_of([(v.camera.name if v.camera is not None and share else "") for v in self.views])
 
     def _nearest(self, in_photo: Tensor) -> Tensor:
         """[B] mm from the face where the camera would have been by the EXIF data; infinite without them."""
@@ -148,6 +162,7 @@ class CameraPrior:
     first: Tensor  # [B] bool, one view per camera
     names: tuple[str, ...]  # of the views
     source: tuple[str, ...]  # per view 'cameras.json', 'exif' or 'estimated'
+    moments: Tensor  # [B] int64, views of one moment share the expression
     pose_groups: Tensor | None = None  # [B] int64, views of a calibrated rig move together
     metric: bool = False  # known camera positions fix the scale of the head
     notes: tuple[str, ...] = ()  # what of the given cameras is not used, one line each
@@ -162,7 +177,7 @@ class CameraPrior:
             :, 0, 2
         ]
         usual = (state.camera.focal / depth * options.distance_mm)[rows]
-        shared = len(self.focal_groups.unique()) < len(self.source)
+        shared = len(self.focal_groups.unique()) == 1
         names = some([self.names[i] for i in wrong])
         return replace(
             self,
@@ -176,6 +191,47 @@ class CameraPrior:
                 NOT_BELIEVED.format(names, "the perspective of the landmarks contradicts it"),
             ),
         )
+
+
+def moments_of(views: Sequence[View]) -> Tensor:
+    """[B] int64, the moment of each view; one that states none is a moment of its own."""
+    return numbers_of([view.moment for view in views])
+
+
+def numbers_of(names: Sequence[str]) -> Tensor:
+    """[B] int64, 0 without gaps in the order of the first views: one number for each name, and for each view
+    without one."""
+    keys = [name or i for i, name in enumerate(names)]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return torch.tensor([numbers[key] for key in keys])
+
+
+def rigs_of(views: Sequence[View]) -> list[list[int]]:
+    """Views whose camera has a position, by moment, where there are several; all that state no moment are of
+    one, since `R` and `t` are relative to a head that keeps its place."""
+    rigs: dict[str, list[int]] = {}
+    for i, view in enumerate(views):
+        if view.camera is not None and view.camera.R is not None:
+            rigs.setdefault(view.moment, []).append(i)
+    return [rig for rig in rigs.values() if len(rig) > 1]
+
+
+def expression_owner(moments: Tensor, shared: bool) -> Tensor:
+    """[B] int64, views with the same one share an expression: those of a moment or, `shared`, all."""
+    return torch.zeros_like(moments) if shared else moments
+
+
+def _check_moments(views: Sequence[View]) -> None:
+    """InputError: two photos of one camera in one moment."""
+    taken: dict[tuple[str, str], str] = {}
+    for view in views:
+        if view.moment and view.camera is not None and view.camera.name:
+            other = taken.setdefault((view.moment, view.camera.name), view.name)
+            if other != view.name:
+                raise InputError(
+                    f"views '{other}' and '{view.name}': expected one photo of each camera in a moment, got "
+                    f"two of camera '{view.camera.name}' in '{view.moment}'; name their moments apart"
+                )
 
 
 def _check_camera(view: View) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.landmarks import LandmarkReprojection
 from fitkit.energies.objective import Objective, Term
-from fitkit.fitting.cameras import CameraKnowledge, CameraPrior
+from fitkit.fitting.cameras import CameraKnowledge, CameraPrior, expression_owner, moments_of
 from fitkit.fitting.initialize import Start, landmark_start, lift
 from fitkit.fitting.network_start import regressor_start
 from fitkit.fitting.noise import given_sigma
@@ -58,9 +58,7 @@ def choose_start(
     starts, outliers = {}, None
     if recipe.init.source != "landmarks":
         guess = regressor_start(subject, found, observations, model, recipe.init, device)
-        if recipe.expression.shared:
-            mean = guess.expression[guess.predicted].mean(0, keepdim=True)
-            guess = replace(guess, expression=mean.expand_as(guess.expression).clone())
+        guess = with_owners(guess, expression_owner(moments_of(subject.views), recipe.expression.shared))
         wrong = landmark_outliers(lift(guess, knowledge, model)[0], observations, model)
         wrong &= guess.predicted[:, None]
         marks = observations.landmarks
@@ -77,6 +75,17 @@ def choose_start(
         source = min(cost, key=cost.__getitem__)
     state, cameras = starts[source]
     return ChosenStart(source, state, cameras, observations, outliers, cost)
+
+
+def with_owners(start: Start, owner: Tensor) -> Start:
+    """The start with one expression for the views of each owner [B]: the mean of those that were
+    predicted."""
+    expression = start.expression.clone()
+    for number in owner.unique().tolist():
+        mine = (owner == number).to(start.predicted.device)
+        if (seen := mine & start.predicted).any():
+            expression[mine] = start.expression[seen].mean(0)
+    return replace(start, expression=expression)
 
 
 @torch.no_grad()

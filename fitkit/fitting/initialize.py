@@ -13,7 +13,7 @@ from fitkit.fitting.cameras import CameraKnowledge, CameraPrior
 from fitkit.fitting.recipe import CameraOptions
 from fitkit.geometry.rotation import rotation_between_axis_and
 from fitkit.geometry.weak_perspective import weak_perspective_pose
-from fitkit.io.subject import View
+from fitkit.io.subject import View, some
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.observations import Observations
 from fitkit.scene.camera import Camera
@@ -109,30 +109,33 @@ def lift(start: Start, knowledge: CameraKnowledge, model: FaceModel) -> tuple[Sc
 
 
 def _on_rig(pose: Pose, knowledge: CameraKnowledge, prior: CameraPrior) -> tuple[Pose, CameraPrior]:
-    """The views of a rig with one head pose between them; the other views each move on their own."""
-    views, rig, B = knowledge.views, knowledge.rig, len(knowledge.views)
-    if len(rig) < 2:
-        if not rig or B == 1:
+    """The views of a rig with one head pose between those of a moment; the other views each move on their
+    own."""
+    views, rigs, B = knowledge.views, knowledge.rigs, len(knowledge.views)
+    if not rigs:
+        if not knowledge.rig or B == 1:
             return pose, prior
-        note = f"view {views[rig[0]].name}: R and t of a single camera tell nothing and were not used"
+        names = some(views[i].name for i in knowledge.rig)
+        note = f"view {names}: R and t of a single camera tell nothing and were not used"
         return pose, replace(prior, notes=(*prior.notes, note))
-    placed = _rig_pose([views[i] for i in rig], pose.select(rig))
-    groups = torch.ones(B, dtype=torch.int64)
-    groups[rig] = 0
-    groups = torch.where(groups > 0, groups.cumsum(0), 0)
-    rows = torch.tensor(rig, device=pose.rotation.device)
-    pose = Pose(
-        pose.rotation.index_copy(0, rows, placed.rotation),
-        pose.translation.index_copy(0, rows, placed.translation),
-    )
+    single = torch.ones(B, dtype=torch.int64)
+    single[[view for rig in rigs for view in rig]] = 0
+    groups = single.cumsum(0) + len(rigs) - 1
+    rotation, translation = pose.rotation.clone(), pose.translation.clone()
+    for number, rig in enumerate(rigs):
+        placed = _rig_pose([views[i] for i in rig], pose.select(rig))
+        rotation[rig], translation[rig], groups[rig] = placed.rotation, placed.translation, number
+    pose = Pose(rotation, translation)
     _check_finite(views, prior.source, pose)
-    metric = knowledge.baseline > APART * float(placed.translation.norm(dim=-1).mean())
+    known = single == 0
+    metric = knowledge.baseline > APART * float(translation[known].norm(dim=-1).mean())
     notes = prior.notes
     if not metric:
         notes += ("the cameras are in one place, so their positions do not tell the size of the head",)
-    elif len(rig) < B:
+    elif not known.all():
         notes += (
-            f"the positions of {len(rig)} of {B} cameras are known; those of the others were estimated",
+            f"the positions of {int(known.sum())} of {B} cameras are known; those of the others were "
+            "estimated",
         )
     return pose, replace(prior, pose_groups=groups, metric=metric, notes=notes)
 

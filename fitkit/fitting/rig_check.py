@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fitkit.errors import InputError
+from fitkit.fitting.cameras import rigs_of
 from fitkit.fitting.initialize import line_of_sight
 from fitkit.fitting.report import Contradiction
 from fitkit.geometry.rotation import rotation_between_axis_and
@@ -41,21 +42,29 @@ CHECK = f"check them ({NEEDED}; the head may not move between the photos) and th
 
 
 def check_rig(subject: Subject, found: Landmarks, model: FaceModel) -> tuple[Subject, list[Contradiction]]:
-    """Take the positions from cameras that the landmarks contradict.
+    """Take the positions from cameras that the landmarks contradict, moment by moment.
 
     Args:
         found: landmarks of the subject's views, px of the photos.
     Returns:
-        the subject, without R and t where most other views contradict them; for each of these views what is
-        wrong.
+        the subject, without R and t where most other views of the moment contradict them; for each of these
+        views what is wrong.
     Raises:
         InputError: R and t agree with the landmarks once they are read in another way (camera-to-world, other
             axes or units, ...), or one position is given for a head that turned; names the cameras and what
             to do.
     """
-    rig = [i for i, v in enumerate(subject.views) if v.camera is not None and v.camera.R is not None]
-    if len(rig) < 2:
-        return subject, []
+    contradictions = []
+    for rig in rigs_of(subject.views):
+        subject, more = _check_moment(subject, rig, found, model)
+        contradictions += more
+    return subject, contradictions
+
+
+def _check_moment(
+    subject: Subject, rig: Sequence[int], found: Landmarks, model: FaceModel
+) -> tuple[Subject, list[Contradiction]]:
+    """`check_rig` for the views `rig`, which see the head in one place."""
     views = [subject.views[i] for i in rig]
     R, t = (
         torch.stack([torch.as_tensor(getattr(v.camera, k), dtype=torch.float64) for v in views])
@@ -104,7 +113,8 @@ def _refuse_one_place(where: str, heads: Heads, R: Tensor, t: Tensor) -> None:
     if angle > STILL_DEG:
         raise InputError(
             f"{where} put cameras in one place, but the head turned by {angle:.0f} degrees between their "
-            "photos; R and t must be relative to the head: give only K"
+            "photos; R and t must be relative to the head: give only K, or, where several cameras took "
+            'photos at once, the "moment" of each'
         )
 
 

@@ -16,6 +16,7 @@ from fitkit.energies.priors import LandmarkOffsetPrior
 from fitkit.energies.registry import energy_of_fit, find
 from fitkit.energies.spec import Context, Networks
 from fitkit.errors import FitError
+from fitkit.fitting.cameras import expression_owner
 from fitkit.fitting.choose_start import ChosenStart
 from fitkit.fitting.detail import solve_detail
 from fitkit.fitting.noise import given_sigma, measured_sigma, measured_spread, offset_prior, wrong_exif
@@ -181,9 +182,8 @@ class StageRunner:
         here = self.context(at)
         energies = {name: energy_of_fit(name, here, options) for name, options in chosen.items()}
         owners = {"focal": at.cameras.focal_groups, "pose": at.cameras.pose_groups}
-        if self.recipe.expression.shared:
-            owners["expression"] = torch.zeros_like(at.cameras.focal_groups)
-        layout = ParameterLayout.of(at.state, free, owners)
+        owners["expression"] = here.expression_owner
+        layout = ParameterLayout.of(at.state, free, owners, at.cameras.moments)
         terms = [Term(energies[name], options.weight, options.kernel) for name, options in chosen.items()]
         return at, Objective(terms), layout
 
@@ -225,7 +225,7 @@ class StageRunner:
             self.networks,
             self.recipe.seed,
             light=at.state.illumination if at.light is None else at.light,
-            shared_expression=self.recipe.expression.shared,
+            expression_owner=expression_owner(at.cameras.moments, self.recipe.expression.shared),
             landmark_sigma=at.sigma,
             offset_sigma=offset_prior(at, self.recipe.landmarks),
             jaw=at.jaw_rule,

@@ -15,6 +15,7 @@ from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
 from fitkit.energies.registry import role_of, view_by_view_landmarks
 from fitkit.scene.layout import ParameterLayout
 from fitkit.scene.state import SceneState
+from fitkit.solvers.arrow import ArrowSystem
 
 MOST_VIEWS = 60  # beyond, one view has little say and the matrices of all of them take memory
 MOST_SPLIT = 24  # views that are searched for two people, which takes time with the square of their number
@@ -92,8 +93,9 @@ def leave_one_out(problem: LeastSquaresProblem, state: SceneState) -> list[float
     its expectation, [B];
     None with one view or without landmarks.
 
-    Nothing is fitted again: on the normal equations of landmarks and priors, with each view's own parameters
-    (pose, expression) eliminated, A_v and b_v are what view v adds to matrix and gradient. Leaving it out
+    Nothing is fitted again: on the normal equations of landmarks and priors, with the own parameters of each
+    moment (pose, expression) eliminated, A_v and b_v are what view v adds to matrix and gradient, beside the
+    other views of its moment. Leaving it out
     moves the solution by d = (A - A_v)^-1 b_v, measured by d' M d with M the precision of the identity; b_v
     has the covariance A_v - A_v A^-1 A_v if all views show one person.
     Source: case deletion in least squares: Cook and Weisberg, "Residuals and Influence in Regression", 1982,
@@ -102,10 +104,10 @@ def leave_one_out(problem: LeastSquaresProblem, state: SceneState) -> list[float
     views = _by_landmarks(problem, state)
     if views is None:
         return [None] * state.num_views
-    A, b, total = views.matrix, views.gradient, views.matrix.sum(0) + views.prior
+    A, b, total = views.matrix, views.gradient, views.moment_matrix.sum(0) + views.prior
     total = total + torch.diag(1e-9 * total.diagonal().clamp_min(1e-9 * float(total.diagonal().max())))
     # The landmarks alone would end elsewhere than the whole fit: judge the views at their own solution.
-    step = torch.linalg.solve(total, -(b.sum(0) + views.prior_gradient))
+    step = torch.linalg.solve(total, -(views.moment_gradient.sum(0) + views.prior_gradient))
     b = b + torch.einsum("vij,j->vi", A, step)
     # Judged is the shape alone: its precision with the other shared parameters (offsets of landmarks, one
     # focal length) integrated out.
@@ -125,12 +127,18 @@ def leave_one_out(problem: LeastSquaresProblem, state: SceneState) -> list[float
 
 @dataclass(frozen=True)
 class _Landmarks:
-    """What each view's landmarks add to the normal equations of the shared parameters at a solution, its own
-    parameters eliminated: matrix [B, P, P], gradient [B, P]; and what the priors add: prior [P, P],
-    prior_gradient [P]."""
+    """What landmarks add to the normal equations of the shared parameters at a solution, the own parameters
+    of their moment eliminated.
+
+    matrix [B, P, P], gradient [B, P]: of each view, beside the others of its moment; moment_matrix
+    [T, P, P], moment_gradient [T, P]: of all views of each moment, which are those of the view itself where
+    it is the only one; prior [P, P], prior_gradient [P]: what the priors add.
+    """
 
     matrix: Tensor
     gradient: Tensor
+    moment_matrix: Tensor
+    moment_gradient: Tensor
     prior: Tensor
     prior_gradient: Tensor
 
@@ -144,26 +152,50 @@ def _by_landmarks(problem: LeastSquaresProblem, state: SceneState) -> _Landmarks
     priors = [t for t in problem.objective.terms if role_of(t.energy.name) == "prior"]
     prior = Objective(priors).linearize(state, problem.observations, layout)
     hessian, gradient = _by_view(marks, problem, state, layout)
-    P, s = layout.num_shared, layout.index.shape[1] - layout.num_own
+    P, T = layout.num_shared, layout.num_moments
     A, b = hessian.new_zeros(B, P, P), hessian.new_zeros(B, P)
-    for v in range(B):
-        at = layout.index[v, :s].to(hessian.device)
-        own = hessian[v, s:, s:] + prior.own[v]
-        own = (
-            own + torch.diag(1e-9 * own.diagonal().clamp_min(1e-9 * float(own.diagonal().max())))
-            if len(own)
-            else own
-        )
-        side = torch.linalg.solve(own, hessian[v, s:, :s])  # [Q, s]
-        A[v][at[:, None], at] = hessian[v, :s, :s] - hessian[v, :s, s:] @ side
-        b[v, at] = gradient[v, :s] - side.T @ (gradient[v, s:] + prior.gradient_own[v])
-    return _Landmarks(A, b, prior.shared.to(A), prior.gradient_shared.to(A))
+    whole, whole_b = hessian.new_zeros(T, P, P), hessian.new_zeros(T, P)
+    for moment in range(T):
+        views = (layout.moment == moment).nonzero()[:, 0].tolist()
+        whole[moment], whole_b[moment] = _eliminated(views, hessian, gradient, prior, layout)
+        for v in views:
+            A[v], b[v] = whole[moment], whole_b[moment]
+            if len(views) > 1:
+                rest = [w for w in views if w != v]
+                matrix, side = _eliminated(rest, hessian, gradient, prior, layout)
+                A[v] -= matrix
+                b[v] -= side
+    return _Landmarks(A, b, whole, whole_b, prior.shared.to(A), prior.gradient_shared.to(A))
+
+
+def _eliminated(
+    views: list[int], hessian: Tensor, gradient: Tensor, prior: ArrowSystem, layout: ParameterLayout
+) -> tuple[Tensor, Tensor]:
+    """Matrix [P, P] and gradient [P] that the local systems of views of one moment add to the shared
+    parameters, the own parameters of the moment, with their prior, eliminated."""
+    moment, P = int(layout.moment[views[0]]), layout.num_shared
+    used, place = layout.index[views].to(hessian.device).unique(return_inverse=True)
+    H, g = hessian.new_zeros(len(used), len(used)), hessian.new_zeros(len(used))
+    for v, at in zip(views, place):
+        H[at[:, None], at] += hessian[v]
+        g[at] += gradient[v]
+    at, mine = used[used < P], used[used >= P] - P - moment * layout.num_own
+    s = len(at)
+    own = H[s:, s:] + prior.own[moment][mine[:, None], mine]
+    if len(own):
+        own = own + torch.diag(1e-9 * own.diagonal().clamp_min(1e-9 * float(own.diagonal().max())))
+    side = torch.linalg.solve(own, H[s:, :s])  # [Q, s]
+    A, b = hessian.new_zeros(P, P), hessian.new_zeros(P)
+    A[at[:, None], at] = H[:s, :s] - H[:s, s:] @ side
+    b[at] = g[:s] - side.T @ (g[s:] + prior.gradient_own[moment][mine])
+    return A, b
 
 
 @torch.no_grad()
 def two_people(problem: LeastSquaresProblem, state: SceneState) -> TwoPeople | None:
     """The two groups of views that are most likely two people, at the solution `state` of `problem`; None
-    with one view, more than MOST_SPLIT, or without landmarks.
+    with one view or moment, more than MOST_SPLIT views, or without landmarks. Views of one moment show one
+    person.
 
     By the normal equations of landmarks and priors the evidence of a group of views, all else integrated out,
     is a Gaussian integral: log of the root of |L| / |H| plus g' H^-1 g / 2, where L is the precision of the
@@ -173,9 +205,9 @@ def two_people(problem: LeastSquaresProblem, state: SceneState) -> TwoPeople | N
     sec. 3.4 and 4.4.
     """
     views = _by_landmarks(problem, state) if state.num_views <= MOST_SPLIT else None
-    if views is None:
-        return None
     layout = problem.layout
+    if views is None or layout.num_moments < 2:
+        return None
     person = torch.cat(
         [
             torch.arange(layout.sizes[name]) + layout.shared_offsets[name]
@@ -184,7 +216,7 @@ def two_people(problem: LeastSquaresProblem, state: SceneState) -> TwoPeople | N
         ]
     ).to(views.prior.device)
     L, q = views.prior[person][:, person], views.prior_gradient[person]
-    A, b = views.matrix[:, person][:, :, person], views.gradient[:, person]
+    A, b = views.moment_matrix[:, person][:, :, person], views.moment_gradient[:, person]
     known: dict[frozenset[int], float] = {}
 
     def evidence(group: frozenset[int]) -> float:
@@ -197,22 +229,28 @@ def two_people(problem: LeastSquaresProblem, state: SceneState) -> TwoPeople | N
         return known[group]
 
     prior = evidence(frozenset())  # a second person costs it once more
-    everyone = frozenset(range(state.num_views))
+    everyone = frozenset(range(layout.num_moments))
     one = evidence(everyone)
     odds = {
         group: evidence(group) + evidence(everyone - group) - one - prior
-        for group in _bipartitions(state.num_views, evidence)
+        for group in _bipartitions(layout.num_moments, evidence)
     }
+    members = {group: _views_of(group, layout.moment) for group in odds}
     best, apart = max(odds, key=odds.__getitem__), False
     if odds[best] > POSSIBLE and state.num_views <= MOST_MATCHED:
         shares = _match_shares(problem, state)
-        groups = [g for g in odds if odds[g] > POSSIBLE and _matched_apart(shares, g)]
+        groups = [g for g in odds if odds[g] > POSSIBLE and _matched_apart(shares, members[g])]
         best, apart = max(groups, key=odds.__getitem__, default=best), bool(groups)
-    return TwoPeople(tuple(sorted(best)), odds[best], apart)
+    return TwoPeople(tuple(sorted(members[best])), odds[best], apart)
+
+
+def _views_of(group: frozenset[int], moment: Tensor) -> frozenset[int]:
+    """The views of the moments in a group; moment: [B], that of each view."""
+    return frozenset(v for v, number in enumerate(moment.tolist()) if number in group)
 
 
 def _bipartitions(count: int, evidence: Callable[[frozenset[int]], float]) -> Iterator[frozenset[int]]:
-    """One of the two groups of each way to part the views; of many views only ways that joining the likeliest
+    """One of the two groups of each way to part the moments; of many only ways that joining the likeliest
     groups leads to."""
     if count <= 7:
         yield from (

@@ -53,7 +53,8 @@ class Calibration:
 
     K: [3, 3] px of the upright image; R: [3, 3], t: [3] mm, or both None; distortion: OpenCV coefficients or
     None; size: (W, H) of the image that K belongs to, or None; fisheye: the coefficients are the four of
-    OpenCV's fisheye model.
+    OpenCV's fisheye model; moment, camera_id: names of the moment that the view shows and of the camera that
+    took it, "" = none stated.
     """
 
     K: np.ndarray
@@ -62,6 +63,8 @@ class Calibration:
     distortion: np.ndarray | None = None
     size: tuple[int, int] | None = None
     fisheye: bool = False
+    moment: str = ""
+    camera_id: str = ""
 
 
 def read_cameras(path: str | os.PathLike) -> dict[str, Calibration]:
@@ -104,10 +107,12 @@ def read_cameras(path: str | os.PathLike) -> dict[str, Calibration]:
 
 
 def parse_camera(entry: dict, where: str) -> Calibration:
-    """One camera with the keys K, R, t, distortion, width, height; `where` begins each message.
+    """One camera with the keys K, R, t, distortion, width, height, moment, camera_id; `where` begins each
+    message.
 
     Raises:
-        InputError: K missing or not an intrinsic matrix, R not a rotation, R without t, unknown distortion.
+        InputError: K missing or not an intrinsic matrix, R not a rotation, R without t, unknown distortion, a
+            moment or camera that is no name.
     """
     if entry.get("K") is None:
         raise InputError(f"{where}: K is missing; expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels")
@@ -158,7 +163,18 @@ def parse_camera(entry: dict, where: str) -> Calibration:
         numbers = _array([entry["width"], entry["height"]], (2,), f"{where}: width, height")
         width, height = numbers.clip(0, 1e9)
         size = int(width), int(height)
-    return Calibration(K, R, t, distortion, size, fisheye)
+    names = []
+    for key, shared_by in (("moment", "all photos taken at once"), ("camera_id", "all photos of a camera")):
+        names.append("" if entry.get(key) is None else entry[key])
+        if entry.get(key) is not None:
+            check_name(entry[key], f"{where}: {key}", shared_by)
+    return Calibration(K, R, t, distortion, size, fisheye, *names)
+
+
+def check_name(name: object, where: str, shared_by: str) -> None:
+    """Refuse what cannot be the name of a moment or a camera."""
+    if not isinstance(name, str) or not name.strip():
+        raise InputError(f"{where}: expected a name in quotes, the same for {shared_by}, got {shown(name)}")
 
 
 def _distortion(entry: dict, where: str) -> tuple[np.ndarray | None, bool]:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from fitkit.errors import InputError, check_argument
-from fitkit.io.calibration import Calibration, read_cameras
+from fitkit.io.calibration import Calibration, check_name, read_cameras
 from fitkit.io.foreign import readable
 from fitkit.io.images import (
     RAW,
@@ -57,13 +57,15 @@ class KnownCamera:
     """What is known of one view's camera (OpenCV convention, undistorted image).
 
     K: [3, 3] pixels; R: [3, 3] and t: [3] mm with x_camera = R x_world + t, or None when only K is known;
-    removed: the distortion of the lens that the view's image is already without, or None.
+    removed: the distortion of the lens that the view's image is already without, or None; name: views with
+    the same one are of one camera, whose focal length changes in all of them alike; "" = none stated.
     """
 
     K: np.ndarray
     R: np.ndarray | None = None
     t: np.ndarray | None = None
     removed: Distortion | None = None
+    name: str = ""
 
     def __repr__(self) -> str:
         return (
@@ -121,8 +123,9 @@ class View:
     write into it; landmarks: [68, 3] float64 (x, y, confidence), NaN = not seen, or None;
     focal_px: focal length in pixels from EXIF, or None; camera: from cameras.json, or None (with distortion
     stated there, `image`, `mask` and `landmarks` are those of the undistorted image); mask: [H, W] bool, True
-    = usable, or None. Use `view.replace(...)` instead of dataclasses.replace, which would decode the image
-    and keep it.
+    = usable, or None; moment: views with the same one were taken at once and share the expression and, by
+    cameras with R and t, the pose of the head; "" = none stated. Use `view.replace(...)` instead of
+    dataclasses.replace, which would decode the image and keep it.
     """
 
     name: str
@@ -133,6 +136,7 @@ class View:
     focal_px: float | None = None
     camera: KnownCamera | None = None
     mask: _OnDemand[np.ndarray | None] = _OnDemand(None)
+    moment: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -359,6 +363,8 @@ def load_photos(paths: Sequence[str | os.PathLike]) -> Subject:
     if not views:
         raise next(e for e in errors if e is not None)
     count = Counter(v.name.casefold() for v in views)
+    if len(folders) > 1:
+        views = [_named_by_folder(v) for v in views]
     views = [
         v.replace(name=f"{readable(v.path.absolute().parent.name)}_{v.name}")
         if count[v.name.casefold()] > 1
@@ -367,13 +373,24 @@ def load_photos(paths: Sequence[str | os.PathLike]) -> Subject:
     ]
     _check_names([(v.name, readable(str(v.path))) for v in views], None)
     if len({v.path.parent for v in views if v.camera is not None and v.camera.R is not None}) > 1:
-        views = [v if v.camera is None else v.replace(camera=KnownCamera(v.camera.K)) for v in views]
+        views = [
+            v if v.camera is None else v.replace(camera=KnownCamera(v.camera.K, name=v.camera.name))
+            for v in views
+        ]
         notes.append(
             "the photos have several cameras.json: their K is used, their R and t are not, since each may "
             "count from another origin"
         )
     first = readable(Path(paths[0]).stem)
     return Subject(first, tuple(sorted(views, key=lambda v: natural_key(v.name))), None, tuple(notes))
+
+
+def _named_by_folder(view: View) -> View:
+    """The view whose moment and camera are not those of the same names in other folders."""
+    folder, camera = view.path.absolute().parent, view.camera
+    if camera is not None and camera.name:
+        camera = replace(camera, name=f"{folder}/{camera.name}")
+    return view.replace(camera=camera, moment=view.moment and f"{folder}/{view.moment}")
 
 
 def read_subject(paths: Sequence[str | os.PathLike], ignore: Sequence[str | os.PathLike] = ()) -> Subject:
@@ -470,6 +487,7 @@ def subject_from_images(
     cameras: Sequence[KnownCamera | None] | None = None,
     masks: Sequence | None = None,
     name: str = "subject",
+    moments: Sequence[str | None] | None = None,
 ) -> Subject:
     """A subject from image files, Pillow images and/or arrays.
 
@@ -483,11 +501,12 @@ def subject_from_images(
         cameras: per image, for undistorted images, or None.
         masks: per image [H, W] (bool, or numbers: at least half of the largest = usable), the path of a mask,
             or None; without `masks`, those beside image files are used as in a subject folder.
+        moments: per image a name, the same for images that several cameras took at once, or None.
     Returns:
         the subject, views in the given order.
     Raises:
-        InputError: nothing given, lists of different lengths, or an image, landmarks or mask that cannot be
-            used.
+        InputError: nothing given, lists of different lengths, or an image, landmarks, mask or moment that
+            cannot be used.
     """
     check_argument("name", name, str, "the subject's name")
     check_argument("images", images, Iterable, "a list of paths, PIL images or arrays")
@@ -504,7 +523,14 @@ def subject_from_images(
     images = list(images)
     if not images:
         raise InputError("no images given; expected at least one path, PIL image or array")
-    for label, values in (("landmarks", landmarks), ("names", names), ("cameras", cameras), ("masks", masks)):
+    lists = {
+        "landmarks": landmarks,
+        "names": names,
+        "cameras": cameras,
+        "masks": masks,
+        "moments": moments,
+    }
+    for label, values in lists.items():
         if values is not None:
             _check_entries(label, values, len(images), "images")
     paths = [Path(i) if isinstance(i, (str, os.PathLike)) else None for i in images]
@@ -529,6 +555,9 @@ def subject_from_images(
         if cameras is not None and cameras[i] is not None:
             check_argument(f"{view_name}: camera", cameras[i], KnownCamera, "a KnownCamera or None")
             view = view.replace(camera=cameras[i])
+        if moments is not None and moments[i] is not None:
+            check_name(moments[i], f"{view_name}: moment", "all photos taken at once")
+            view = view.replace(moment=moments[i])
         if masks is not None and masks[i] is not None:
             mask, mask_notes = _given_mask(masks[i], view.size, view_name)
             view, more = view.replace(mask=mask), [r for r in more if r[1] != CUT_OUT] + mask_notes
@@ -704,7 +733,8 @@ def _add_cameras(
                 "scale K to the image, or give the original image"
             )
         lens = None if camera.distortion is None else Distortion(camera.K, camera.distortion, camera.fisheye)
-        view = view.replace(camera=KnownCamera(camera.K, camera.R, camera.t, lens))
+        known = KnownCamera(camera.K, camera.R, camera.t, lens, camera.camera_id)
+        view = view.replace(camera=known, moment=camera.moment)
         result.append(view if lens is None else _undistorted(view, lens))
     notes = [f"{path.name}: no image for: {some(unknown)}"] if unknown else []
     bare = [v.path.name for v in result if v.camera is None]

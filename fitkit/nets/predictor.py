@@ -81,6 +81,11 @@ class Prediction:
         """Names of the parts that are there."""
         return tuple(name for name in PARTS if getattr(self, name) is not None)
 
+    @property
+    def expression_owner(self) -> Tensor | None:
+        """[B] int64, frames with the same one share an expression; None: each has its own."""
+        return self.subject if self.shared_expression else None
+
     def select(self, people: Sequence[int]) -> Prediction:
         """What it says of some people, in this order. Where the state has an identity for each frame, they go
         with the frames."""

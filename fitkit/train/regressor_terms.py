@@ -139,7 +139,7 @@ class StageCost:
             self.networks,
             self.seed,
             done,
-            shared_expression=prediction.shared_expression,
+            expression_owner=prediction.expression_owner,
             prediction=prediction,
         )
         term = Term(spec.make(context, options), options.weight, options.kernel)

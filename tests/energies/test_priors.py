@@ -87,7 +87,7 @@ def test_values():
 
 
 def test_shared_quantities_are_counted_once():
-    one = ExpressionPrior(shared=True)
+    one = ExpressionPrior(owner=STATE.subject)
     same = STATE.replace(expression=STATE.expression[:1].expand(3, -1).clone())
     cost = [float(Objective([Term(e)]).cost(same, OBS)[0]) for e in (one, ExpressionPrior())]
     assert cost[1] == pytest.approx(3 * cost[0])
@@ -97,6 +97,16 @@ def test_shared_quantities_are_counted_once():
     (gradient,) = torch.autograd.grad(Objective([Term(one)]).cost(retract(same, step, layout), OBS)[0], step)
     torch.testing.assert_close(system.gradient, gradient)
     assert int(FOCAL.residuals(STATE, OBS).valid.sum()) == 2
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.5])
+def test_the_expression_of_a_moment_counts_once(radius):
+    state = STATE.replace(expression=STATE.expression[[0, 2, 0]])
+    prior = ExpressionPrior(owner=torch.tensor([4, 1, 4]), group_radius=radius)
+    got = Objective([Term(prior.freeze(state, OBS))]).cost(state, OBS)[0]
+    two = state.select([0, 1])
+    once = ExpressionPrior(group_radius=radius).freeze(two, OBS)
+    assert float(got) == pytest.approx(float(Objective([Term(once)]).cost(two, OBS)[0]), rel=1e-12)
 
 
 def test_group_weights_follow_the_mean_square_over_the_views_of_a_person():
@@ -110,7 +120,7 @@ def test_group_weights_follow_the_mean_square_over_the_views_of_a_person():
     torch.testing.assert_close(weight[:, 0], torch.full((3,), 1 / 17, dtype=torch.float64))
     torch.testing.assert_close(weight[:, 1], torch.full((3,), 1 / (1 + 4 / 3 / 0.25), dtype=torch.float64))
     assert bool((weight[:, 2:] == 1).all())
-    assert replace(prior, shared=True).freeze(state, OBS).residuals(state, OBS).weight.shape == (
+    assert replace(prior, owner=state.subject).freeze(state, OBS).residuals(state, OBS).weight.shape == (
         1,
         b.shape[1],
     )

@@ -44,6 +44,19 @@ def test_optional_parts(tmp_path):
     assert column.t.tolist() == [1, 2, 3] and column.distortion is None
 
 
+@pytest.mark.parametrize("key", ["moment", "camera_id"])
+def test_names_of_moments_and_cameras(tmp_path, key):
+    content = {"a.jpg": {"K": K, key: "smile"}, "b.jpg": {"K": K}, "c.jpg": {"K": K, key: None}}
+    assert [getattr(c, key) for c in read_cameras(write(tmp_path, content)).values()] == ["smile", "", ""]
+    for wrong in (3, "", " ", ["smile"]):
+        path = write(tmp_path, {"a.jpg": {"K": K, key: wrong}})
+        expected = (
+            f"view 'a.jpg': {key}: expected a name in quotes, the same for all photos .*, got {wrong!r}"
+        )
+        with pytest.raises(InputError, match=expected.replace("[", r"\[")):
+            read_cameras(path)
+
+
 def test_rounded_rotation_is_made_exact(tmp_path):
     angle = 0.3
     rounded = np.round([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]], 3)

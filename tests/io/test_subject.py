@@ -710,3 +710,25 @@ def test_names_that_are_not_utf8(tmp_path):
     (view,) = load_subject(folder).views
     assert view.name == "Zo\u00eb" and view.landmarks is not None and view.camera is not None
     assert subject_from_images([folder / "Zo\udceb.png"]).views[0].name == "Zo\u00eb"
+
+
+def test_moments_of_images_and_of_folders(tmp_path):
+    images = [np.full((40, 40, 3), 9 * i, np.uint8) for i in range(3)]
+    subject = subject_from_images(images, moments=["smile", "smile", None])
+    assert [v.moment for v in subject.views] == ["smile", "smile", ""]
+    with pytest.raises(InputError, match="view1: moment: expected a name in quotes, .* got 2"):
+        subject_from_images(images, moments=["smile", 2, None])
+    with pytest.raises(InputError, match="moments: expected one entry for each of the 3 images, got 1"):
+        subject_from_images(images, moments=["smile"])
+
+    # The same name in two folders says nothing about photos of both.
+    camera = {"K": K, "moment": "smile", "camera_id": "left"}
+    for name in ("monday", "friday"):
+        photo(tmp_path / name / "a.jpg")
+        photo(tmp_path / name / "b.jpg")
+        (tmp_path / name / "cameras.json").write_text(json.dumps({"a.jpg": camera, "b.jpg": camera}))
+    views = load_photos(sorted(tmp_path.glob("*/*.jpg"))).views
+    assert len({v.moment for v in views}) == 2 and views[0].moment == views[1].moment != views[2].moment
+    assert views[0].camera.name == views[1].camera.name != views[2].camera.name
+    views = load_photos(sorted(tmp_path.glob("monday/*.jpg"))).views
+    assert {(v.moment, v.camera.name) for v in views} == {("smile", "left")}
