@@ -1,16 +1,6 @@
 """What the numbers of a fit say about it: findings, expected error, status.
 
-The expected error is calibrated on rendered people whom neither model knows, in one light and instant
-(`fitkit synth --recipe outside --seed 100`), in casual sets (`--recipe casual --seed 200`), and on a real
-head scan, with the built-in landmarks. When a default recipe, a model or the detector has changed:
-
-    fitkit bench verdicts OUTSIDE SCAN --model generic --model ict --views 1,2,3,5 --subjects 6 --faults ''
-    --json a.json fitkit bench verdicts CASUAL --model generic --model ict --views 1,4 --subjects 6 --faults
-    '' --json b.json fitkit bench verdicts a.json b.json
-
-The last one prints EXPECTED_OVER_BARS as they should be (they should make `ratio` about 1 in its first table,
-casual and other people alike); write them below, call it again (nothing is fitted), and write UPPER below.
-Report on other seeds.
+How UPPER and the calibration of a model are measured: `models/calibration.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +12,7 @@ from typing import Literal
 
 from fitkit.errors import attempt
 from fitkit.fitting.report import Finding, FitReport, Verdict, ViewReport
+from fitkit.models.calibration import default_calibration
 
 # Thresholds of the verdict. A landmark detector is off by 2 to 4 % of the face size; a wrong pose by more
 # than 10 %.
@@ -56,9 +47,6 @@ JUMP_SIGMA = 2.2
 # is off by 1.1 to 2.2 mm.
 OK_MM, SINGLE_OK_MM, FAILED_MM = 1.5, 2.0, 3.0
 MEAN_OF_SIGMA = 0.8  # mean absolute value of a Gaussian, sqrt(2 / pi)
-# True error over that of the error bars: one photo, several.
-EXPECTED_OVER_BARS = {"generic": (1.0, 1.1), "ict": (1.05, 1.15)}
-UNKNOWN_MODEL = EXPECTED_OVER_BARS["generic"]  # as `default_calibration`
 UPPER = 1.4  # 90 % of true over expected error
 
 # true error of the network that comes with fitkit; what it says itself of its error tells nothing about it
@@ -391,7 +379,7 @@ def expected_error(report: FitReport) -> tuple[float, float] | None:
     """Expected mean distance of the fitted neutral face from the true one after a similarity, and the bound
     that it keeps in 90 of 100 fits, mm; None where nothing is known.
 
-    expected = EXPECTED_OVER_BARS (one photo, or several) * 0.8 * mean of the error bars over the face; bound
+    expected = `true_over_bars` of the model's calibration * 0.8 * mean of the error bars over the face; bound
     = UPPER * expected. Without error bars: the typical error of a network, where it is known.
     Findings cost nothing beyond: a fault widens the error bars itself (noise is measured, photos that do not
     match do not count), and fits with one are off by 0.8 to 1.1 times the expected error, those with wrong
@@ -399,8 +387,9 @@ def expected_error(report: FitReport) -> tuple[float, float] | None:
     """
     bars, expected = report.error_bars, report.typical_error_mm
     if bars is not None and bars.face_mean_mm is not None:
-        one, several = EXPECTED_OVER_BARS.get(report.model, UNKNOWN_MODEL)
-        expected = (one if len(report.views) == 1 else several) * MEAN_OF_SIGMA * bars.face_mean_mm
+        # reports of older fits do not hold it
+        ratio = bars.true_over_bars or default_calibration(report.model).true_over_bars(len(report.views))
+        expected = ratio * MEAN_OF_SIGMA * bars.face_mean_mm
     return None if expected is None else (expected, UPPER * expected)
 
 

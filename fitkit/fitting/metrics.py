@@ -151,7 +151,7 @@ def fit_report(
         views=views,
         stages=solution.stages,
         start=StartReport(solution.start, iterations=solution.iterations),
-        error_bars=summary(bars, plain),
+        error_bars=summary(bars, plain, len(views)),
         detail=None if detail is None else detail.report,
         not_computed=tuple(failures),
     )

@@ -96,6 +96,7 @@ class BarsReport:
     face_largest_mm: float | None = None
     inflation: float | None = None
     floor_mm: float | None = None
+    true_over_bars: float | None = None  # by the model's calibration, of fits of so many photos
     noise: dict[str, float] = field(default_factory=dict)  # by energy, variance over the stated one
 
 

@@ -22,6 +22,7 @@ from fitkit.fitting.report import StartReport, TimeReport
 from fitkit.fitting.result import FitResult
 from fitkit.fitting.rig_check import check_rig
 from fitkit.fitting.stages import StageRunner, at_start
+from fitkit.fitting.uncertainty import ErrorBars
 from fitkit.io.options import to_plain
 from fitkit.io.progress import Progress
 from fitkit.io.subject import Subject, as_subject
@@ -141,7 +142,7 @@ def fit_observed(
     report = replace(
         report,
         start=StartReport(chosen.source, chosen.outliers, chosen.cost, solution.iterations),
-        notes=(*notes, *solution.cameras.notes, *_missing_notes(model), *_outlier_notes(subject, chosen)),
+        notes=(*notes, *solution.cameras.notes, *_model_notes(model, bars), *_outlier_notes(subject, chosen)),
         camera_contradictions=tuple(contradictions),
         time_s=TimeReport(
             round(solved - began, 3),
@@ -167,11 +168,17 @@ def fit_observed(
     )
 
 
-def _missing_notes(model: FaceModel) -> list[str]:
-    lacks = len(model.landmarks.missing)
-    return (
-        [f"face model '{model.name}' lacks {lacks} of the 68 landmarks; they were left out"] if lacks else []
-    )
+def _model_notes(model: FaceModel, bars: ErrorBars | None) -> list[str]:
+    """What a fit lacks because its model lacks it."""
+    notes, lacks = [], len(model.landmarks.missing)
+    if lacks:
+        notes.append(f"face model '{model.name}' lacks {lacks} of the 68 landmarks; they were left out")
+    if bars is not None and model.calibration is None:
+        notes.append(
+            f"face model '{model.name}' has no calibration; its error bars and expected error are right if "
+            "it shows people as well as 'generic'"
+        )
+    return notes
 
 
 def _outlier_notes(subject: Subject, chosen: ChosenStart) -> list[str]:

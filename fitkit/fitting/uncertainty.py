@@ -198,8 +198,8 @@ def focal_uncertainty(problem: LeastSquaresProblem, state: SceneState) -> list[f
     return [float(v) for v in variance.clamp_min(0).sqrt()]
 
 
-def summary(bars: ErrorBars | None, model: FaceModel) -> BarsReport | None:
-    """What the report says about the error bars."""
+def summary(bars: ErrorBars | None, model: FaceModel, photos: int) -> BarsReport | None:
+    """What the report of a fit of so many photos says about the error bars."""
     if bars is None:
         return None
     face = bars.vertex_sigma[model.face.cpu()]
@@ -209,5 +209,6 @@ def summary(bars: ErrorBars | None, model: FaceModel) -> BarsReport | None:
         float(face.max()),
         bars.calibration.inflation,
         bars.calibration.floor_mm,
+        bars.calibration.true_over_bars(photos),
         bars.noise,
     )

@@ -13,7 +13,7 @@ import torch
 from fitkit.errors import InputError
 from fitkit.io.atomic import written_whole
 from fitkit.io.foreign import DATA_BYTES, check_indices, check_shapes, foreign_file
-from fitkit.models.calibration import Calibration, shipped_calibrations
+from fitkit.models.calibration import Calibration, default_calibration, shipped_calibrations
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
 
 # Version 2 has Gaussian expressions, or lacks landmarks; all others are written as version 1, for older
@@ -67,6 +67,7 @@ LARGEST = {"mean": 1e4, "identity_basis": 1e3, "expression_basis": 1e3, "albedo_
 EYE_CORNERS = (36, 45)  # outer ones; they tell the unit
 LEAST_POINTS = 8  # landmarks that place a face in a photo
 CALIBRATION = tuple(f.name for f in fields(Calibration))  # the order in the file
+SHORT_CALIBRATION = 3  # numbers in files that say nothing of the true error
 BARYCENTRIC_SLACK = 0.1  # how far outside of its triangle a landmark may lie, in barycentric coordinates
 
 
@@ -85,7 +86,8 @@ def load_model_file(path: str | os.PathLike) -> FaceModel:
             f"{path}: not a fitkit model file (missing {', '.join(missing) or 'format mark'}); "
             "import it with 'fitkit model import'"
         )
-    plain = TEXTS | {"version": (), "calibration": (len(CALIBRATION),)}
+    short = np.shape(arrays.get("calibration")) == (SHORT_CALIBRATION,)
+    plain = TEXTS | {"version": (), "calibration": (SHORT_CALIBRATION if short else len(CALIBRATION),)}
     # `check_model` looks at the other shapes.
     check_shapes(arrays, {k: plain.get(k, v.shape) for k, v in arrays.items()}, KINDS, path)
     if int(arrays["version"]) > VERSION:
@@ -135,9 +137,11 @@ def load_model_file(path: str | os.PathLike) -> FaceModel:
 
 def _calibration(arrays: dict[str, np.ndarray]) -> Calibration | None:
     """That of the file, or what is known of a model with its name: older files hold none."""
-    if "calibration" in arrays:
-        return Calibration(*arrays["calibration"].astype(np.float64).tolist())
-    return shipped_calibrations().get(str(arrays["name"]))
+    name = str(arrays["name"])
+    if "calibration" not in arrays:
+        return shipped_calibrations().get(name)
+    given = arrays["calibration"].astype(np.float64).tolist()
+    return Calibration(*given, *astuple(default_calibration(name))[len(given) :])
 
 
 def check_model(model: FaceModel, where: str) -> None:
@@ -268,11 +272,12 @@ def _check_expression(model: FaceModel, where: str) -> None:
 
 def _check_calibration(calibration: Calibration, where: str) -> None:
     """Refuse numbers that no error bar could be made with."""
-    inflation, floor_mm, left = astuple(calibration)
-    if not (0 < inflation < float("inf") and 0 <= floor_mm < float("inf") and 0 <= left <= 1):
+    c = calibration
+    positive = all(0 < v < float("inf") for v in (c.inflation, c.single, c.several))
+    if not (positive and 0 <= c.floor_mm < float("inf") and 0 <= c.left <= 1):
         raise InputError(
-            f"{where}: calibration: expected {', '.join(CALIBRATION)}: finite, above 0, at least 0, and 0 to "
-            f"1, got {[inflation, floor_mm, left]}"
+            f"{where}: calibration: expected {', '.join(CALIBRATION)}: finite, floor_mm at least 0, left 0 "
+            f"to 1, the others above 0, got {list(astuple(c))}"
         )
 
 

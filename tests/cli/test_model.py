@@ -39,13 +39,14 @@ def test_info(run):
     shapes = "6 blend shapes, 0 to 1: jawOpen, mouthSmile_L"
     for text in ("vertices", "315", "8 coefficients", shapes, "MIT", "made here", "generic.npz"):
         assert text in output
-    assert "error bars  inflation 1.25, floor 0.7 mm\n" in output
+    numbers = "inflation 1.25, floor 0.7 mm; expected errors x 1 (one photo), x 1.1 (several)\n"
+    assert f"error bars  {numbers}" in output
     signed = replace(tiny_model(), expression_kind="gaussian", expression_sigma=torch.linspace(0.5, 2, 6))
     registry.store_model(signed)
     output = run("info", "tiny").output
     assert "expression  6 coefficients, sigma 0.5 to 2: jawOpen" in output
     assert "landmarks   68 (iBUG 68)\n" in output
-    assert "error bars  not calibrated; inflation 1.25, floor 0.7 mm\n" in output
+    assert f"error bars  not calibrated; {numbers}" in output
     result = run("info", "ict")
     assert (
         result.exit_code == 1

@@ -115,6 +115,7 @@ def test_a_fit_is_as_without_these_points_in_the_photos(model, monkeypatch):
     assert torch.equal(own.landmarks.valid, valid) and own.status == unseen.status
     assert own.metrics["reprojection_px"] == pytest.approx(unseen.metrics["reprojection_px"], abs=1e-3)
     assert any("'tiny' lacks 17 of the 68 landmarks" in note for note in own.notes)
+    assert any("'tiny' has no calibration; its error bars and expected error" in note for note in own.notes)
     assert not any("lacks" in note for note in unseen.notes)
     assert torch.equal(own.landmarks3d.isnan().any(-1), ~lacking.landmarks.present)
 

@@ -70,21 +70,31 @@ def test_gaussian_expressions(tmp_path):
 
 def test_calibration_of_error_bars(tmp_path):
     path = tmp_path / "m.npz"
-    given = Calibration(1.3, 0.45, 0.8)
+    given = Calibration(1.3, 0.45, 0.8, 1.2, 1.4)
+    assert (given.true_over_bars(1), given.true_over_bars(2)) == (1.2, 1.4)
     assert (
         load_model_file(save_model_file(replace(tiny_model(), calibration=given), path)).calibration == given
     )
     # files of older fitkits hold none: what is known by the name
     known = shipped_calibrations()
-    assert known == {"generic": Calibration(1.25, 0.7), "ict": Calibration(1.0, 0.8)}
+    assert known == {
+        "generic": Calibration(1.25, 0.7, 0.9, 1.0, 1.1),
+        "ict": Calibration(1.0, 0.8, 0.9, 1.05, 1.15),
+    }
     for name in ("generic", "ict", "tiny"):
         old = save_model_file(replace(tiny_model(), name=name), path)
         with np.load(old) as data:
             assert "calibration" not in data.files and int(data["version"]) == 1
         assert load_model_file(old).calibration == known.get(name)
-    assert default_calibration() == known["generic"]
+    assert default_calibration() == default_calibration("tiny") == known["generic"]
+    assert default_calibration("ict") == known["ict"]
     own = save_model_file(replace(tiny_model(), name="ict", calibration=given), path)
     assert load_model_file(own).calibration == given
+    with np.load(own) as data:
+        arrays = {k: data[k] for k in data.files}
+    for name, ratios in (("ict", (1.05, 1.15)), ("tiny", (1.0, 1.1))):  # three numbers: no word on the truth
+        np.savez(path, **(arrays | {"name": name, "calibration": arrays["calibration"][:3]}))
+        assert load_model_file(path).calibration == Calibration(1.3, 0.45, 0.8, *ratios)
 
 
 def test_landmarks_may_be_missing(tmp_path):
@@ -129,11 +139,22 @@ def test_albedo_basis(tmp_path):
     "change, message",
     [
         ({"format": "other"}, "not a fitkit model file"),
-        ({"calibration": np.ones(2)}, r"calibration: expected shape \[3\], got \[2\]"),
+        ({"calibration": np.ones(2)}, r"calibration: expected shape \[5\], got \[2\]"),
         ({"calibration": np.array(["a"] * 3)}, "calibration: expected numbers, got <U1"),
         *(
-            ({"calibration": np.array(wrong)}, "calibration: expected inflation, floor_mm, left: finite, ab")
-            for wrong in ([0, 0.7, 0.9], [np.nan, 0.7, 0.9], [1, -0.1, 0.9], [1, np.inf, 0.9], [1, 0.7, 1.1])
+            (
+                {"calibration": np.array(wrong)},
+                "calibration: expected inflation, floor_mm, left, single, several: finite, floor_mm",
+            )
+            for wrong in (
+                [0, 0.7, 0.9],
+                [np.nan, 0.7, 0.9],
+                [1, -0.1, 0.9],
+                [1, np.inf, 0.9],
+                [1, 0.7, 1.1],
+                [1, 0.7, 0.9, 0, 1],
+                [1, 0.7, 0.9, 1, np.nan],
+            )
         ),
         ({"version": 99}, "model file version 99, this fitkit reads up to 2; update fitkit"),
         ({"mean": None}, r"not a fitkit model file \(missing mean\); import it"),

@@ -352,28 +352,31 @@ def _share(some: Sequence[dict[str, Any]]) -> str:
 
 
 def _constants_text(rows: Sequence[dict[str, Any]]) -> str:
-    """What the constants would be on these fits: EXPECTED_OVER_BARS by model over the clean fits, UPPER over
-    the same. And whether a finding costs more than the error bars say: true over expected error of all fits
-    with it."""
+    """What the constants would be on these fits: true error over error bars by model over the clean fits, and
+    UPPER with them. And whether a finding costs more than the error bars say: true over expected error of all
+    fits with it."""
     known = [
         r
         for r in rows
         if r["now_mean"] is not None and r["metrics"] is not None and r["metrics"].get("error_bars")
     ]
-    clean, lines = [r for r in known if r["fault"] == CLEAN], []
+    clean, lines, over = [r for r in known if r["fault"] == CLEAN], [], []
     for model in dict.fromkeys(r["model"] for r in clean):
         for single in (True, False):
             some = [r for r in clean if r["model"] == model and (len(r["metrics"]["views"]) == 1) == single]
             if some:
                 bars = np.array([MEAN_OF_SIGMA * r["metrics"]["error_bars"]["face_mean_mm"] for r in some])
+                true = _numbers(some, "now_mean")
+                ratio = true.mean() / bars.mean()
+                over.append(true / (ratio * bars))
                 lines.append(
-                    f"EXPECTED_OVER_BARS['{model}'], {'one photo' if single else 'several'}: "
-                    f"{_numbers(some, 'now_mean').mean() / bars.mean():.2f} ({len(some)} fits)"
+                    f"calibration of '{model}', {'single' if single else 'several'}: {ratio:.2f} "
+                    f"({len(some)} fits)"
                 )
     if clean:
-        ratio = _numbers(clean, "now_mean") / _numbers(clean, "expected_mm")
         lines.append(
-            f"UPPER: {np.quantile(ratio, 0.9):.2f} (90 % of true over expected error, {len(clean)} fits)"
+            f"UPPER: {np.quantile(np.concatenate(over), 0.9):.2f} (90 % of true over expected error with "
+            f"these, {len(clean)} fits)"
         )
     for code in sorted({code for r in known for code, _ in r["found"] if code != "expected_error"}):
         some = [r for r in known if code in [c for c, _ in r["found"]]]
