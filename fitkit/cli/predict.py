@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fitkit.cli.fit import OUTPUT_HELP, default_output, read, split_arguments, tell_result
+from fitkit.cli.fit import OUTPUT_HELP, default_output, pictures_option, read, split_arguments, tell_result
 from fitkit.cli.loading import loading
 from fitkit.cli.progress import share_bar
 from fitkit.errors import FitError, InputError
@@ -23,6 +23,7 @@ from fitkit.errors import FitError, InputError
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help=OUTPUT_HELP)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
+@pictures_option
 @click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
 @click.option(
     "--landmarks",
@@ -32,7 +33,7 @@ from fitkit.errors import FitError, InputError
     help="Where the 68 points come from.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and doubts about the result.")
-def predict(photos, weights, output, overwrite, device, landmarks, quiet):
+def predict(photos, weights, output, overwrite, pictures, device, landmarks, quiet):
     """Predict the face in the photos in FOLDER, or in each PHOTO given, with a trained network, without a
     fit.
 
@@ -65,7 +66,7 @@ def predict(photos, weights, output, overwrite, device, landmarks, quiet):
             progress=progress.part(0.0, 0.85),
         )
         progress.at(0.85, "writing the result")
-        path = result.save(target, overwrite)
+        path = result.save(target, overwrite, pictures=pictures) if scene else result.save(target, overwrite)
         progress.at(1.0, "done")
     if not scene:
         tell_maps(result, path, quiet)
@@ -73,8 +74,9 @@ def predict(photos, weights, output, overwrite, device, landmarks, quiet):
     tell_result(result, time.perf_counter() - began, path, quiet, solver="network")
     if result.status == "failed":
         raise FitError(
-            f"the prediction failed, so the face is not to be used: {result.warnings[0]}; look at "
-            f"{path / 'overlay'}, or fit the photos"
+            f"the prediction failed, so the face is not to be used: {result.warnings[0]}; "
+            + (f"look at {path / 'overlay'}, or " if pictures else "")
+            + "fit the photos"
         )
 
 

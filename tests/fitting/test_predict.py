@@ -67,6 +67,11 @@ def test_the_command_writes_the_folder_of_a_fit(anna, weights):
     assert list(load_parameters(folder / "parameters.npz").view_names) == ["view1", "view2"]
     again = CliRunner().invoke(main, ["predict", str(anna), "--weights", str(weights)])
     assert again.exit_code == 1 and "overwrite" in again.output
+    bare = CliRunner().invoke(
+        main, ["predict", str(anna), "--weights", str(weights), "--overwrite", "--no-pictures"]
+    )
+    assert (folder / "subject.obj").is_file() and not [*folder.rglob("*.png")], bare.output
+    assert "look at" not in bare.output and ("fit the photos" in bare.output) == (bare.exit_code == 1)
 
 
 def take_again(folder):
