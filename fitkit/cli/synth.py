@@ -40,7 +40,7 @@ from fitkit.io.progress import Progress
     metavar="PX",
     help="Standard deviation of the points in the .pts files.",
 )
-@click.option("--cameras", is_flag=True, help="Write cameras.json into the subject folders.")
+@click.option("--cameras", is_flag=True, help="Write cameras.json, with the moments of a rig.")
 @click.option(
     "--renderer",
     type=click.Choice(["own", "mitsuba"]),

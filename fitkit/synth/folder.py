@@ -221,10 +221,7 @@ def write_subject(
         for name in ("parse", "region", "covered"):
             _png(truth / f"view{b}_{name}.png", getattr(view, name))
     if recipe.cameras:
-        _json(
-            photos / "cameras.json",
-            {"views": [{k: v[k] for k in ("image", "K", "R", "t", "width", "height")} for v in cameras]},
-        )
+        _json(photos / "cameras.json", {"views": _known_cameras(cameras, recipe)})
     kept, triangles = skin_mesh(model)
     same = bool((state.expression == state.expression[:1]).all())
     neutral = plan.neutral
@@ -299,6 +296,21 @@ def _camera_table(plan: SubjectPlan, recipe: SynthRecipe) -> list[dict[str, Any]
             "viewpoint": int(plan.viewpoint[b]),
         }
         for b in range(recipe.pictures)
+    ]
+
+
+def _known_cameras(cameras: list[dict[str, Any]], recipe: SynthRecipe) -> list[dict[str, Any]]:
+    """What a fit is told of the cameras. Those of a rig that sees several moments stand still: R and t are
+    those of the first moment, whose head is their world. Otherwise the world is the head frame of each
+    view."""
+    views = [{k: v[k] for k in ("image", "K", "R", "t", "width", "height")} for v in cameras]
+    if recipe.frames == 1 or recipe.setup != "rig" or recipe.expression == "per_view":
+        return views
+    return [
+        view
+        | {k: cameras[camera["viewpoint"]][k] for k in ("R", "t")}
+        | {"moment": str(camera["frame"]), "camera_id": str(camera["viewpoint"])}
+        for view, camera in zip(views, cameras)
     ]
 
 

@@ -55,7 +55,8 @@ class SynthRecipe:
     defocus: blur of the background over the size of the picture, (least, most);
     hair: the same in all views, or its outline another one in each.
     landmark_noise: standard deviation of the points in the .pts files, px; jaw: their points 0-16 are fixed
-    points of the skin or the visible outline; cameras: write cameras.json for the fit.
+    points of the skin or the visible outline; cameras: write cameras.json for the fit, of a rig with frames
+    as moments.
     renderer: 'own' or 'mitsuba' with `path_tracing`; variation: how much people, light and photos differ.
     """
 

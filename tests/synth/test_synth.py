@@ -14,6 +14,7 @@ from fitkit.energies.masks import PARSE
 from fitkit.errors import InputError
 from fitkit.evaluate.bench.scores import same_topology, vertex_error
 from fitkit.evaluate.bench.truth import load_truth, subject_names
+from fitkit.fitting.cameras import rigs_of
 from fitkit.fitting.run import fit
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.io.landmark_files import read_landmarks
@@ -624,6 +625,45 @@ def test_a_fit_with_the_same_model_finds_the_person_again(tmp_path, model):
         vertex_error(x.double().numpy(), truth, with_scale=False) for x in (result.neutral, model.mean)
     )
     assert found < 1.6 and found < 0.5 * mean_face
+
+
+def test_a_fit_uses_the_rig_and_the_moments(tmp_path, model):
+    recipe = load_synth_recipe("clean", (), {"cameras": True, "size": 160, "views": 3, "frames": 2})
+    write_subjects(recipe, 1, tmp_path / "out")
+    folder, plan = tmp_path / "out" / "subject_00000", draw_subject(model, recipe, 0)
+    subject = load_subject(folder)
+    assert [(v.moment, v.camera.name) for v in subject.views] == [(f, c) for f in "01" for c in "012"]
+    assert rigs_of(subject.views) == [[0, 1, 2], [3, 4, 5]]
+    for key in ("K", "R", "t"):  # the cameras stand still
+        first, again = ([getattr(v.camera, key) for v in subject.views[i : i + 3]] for i in (0, 3))
+        np.testing.assert_array_equal(first, again)
+    for view, R, t in zip(subject.views, plan.state.pose.rotation[:3], plan.state.pose.translation):
+        np.testing.assert_allclose(view.camera.R, R, atol=1e-7)
+        np.testing.assert_allclose(view.camera.t.reshape(3), t, rtol=1e-6)
+    result = fit(folder, recipe="landmarks")
+    assert result.metrics["scale"]["metric"] and "camera_contradictions" not in result.metrics
+    found, truth = result.state, plan.state
+    assert torch.equal(found.expression[:3], found.expression[:1].expand(3, -1))
+    assert torch.equal(found.expression[3:], found.expression[3:4].expand(3, -1))
+    assert not torch.equal(found.expression[0], found.expression[3])
+    for a, b in ((0, 1), (3, 5)):  # the rig is that of the files
+        between = [s.pose.rotation[b] @ s.pose.rotation[a].T for s in (found, truth)]
+        torch.testing.assert_close(*between, atol=1e-4, rtol=0)
+    turned = [s.pose.rotation[3].T @ s.pose.rotation[0] for s in (found, truth)]
+    torch.testing.assert_close(*turned, atol=0.02, rtol=0)  # about a degree
+    measured = load_truth(tmp_path / "out" / "ground_truth" / "subject_00000")
+    assert vertex_error(result.neutral.double().numpy(), measured, with_scale=False) < 1.6
+
+
+@pytest.mark.parametrize("change", ["setup=turning", "expression=per_view", "frames=1"])
+def test_photos_that_share_no_moment_state_none(tmp_path, change):
+    write_subjects(recipe_of("frames=2", change, cameras=True), 1, tmp_path / "out")
+    given, true = (
+        json.loads((tmp_path / "out" / folder / "cameras.json").read_text())["views"]
+        for folder in ("subject_00000", "ground_truth/subject_00000")
+    )
+    for view, camera in zip(given, true):
+        assert {k: camera[k] for k in view} == view and "moment" not in view and "camera_id" not in view
 
 
 # ---- read back for training ----
