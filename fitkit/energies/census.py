@@ -16,6 +16,7 @@ from fitkit.energies.pair_masks import half_faces, halving_points
 from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_needed
 from fitkit.energies.photometric import sample_skin, viewing_cosine
 from fitkit.energies.spec import OURS, PGN, Context, EnergyDoc, EnergyOptions, EnergySpec, use
+from fitkit.energies.view_pairs import neighbor_views
 from fitkit.errors import InputError
 from fitkit.geometry.color import luma
 from fitkit.geometry.rotation import skew
@@ -328,13 +329,14 @@ class CrossViewCensus:
 
     def freeze(self, state: SceneState, observations: Observations) -> CrossViewCensus:
         options = self.options
-        view_a, view_b = neighbor_pairs(state, options.neighbors)
-        if len(view_a) == 0:
+        pairs = neighbor_views(state, options.neighbors, observations.moment)
+        if not pairs:
             raise InputError(
                 "energy 'census_xview' compares views of one person: expected at least 2 and neighbors >= "
                 f"1, got {state.num_views} view(s) and neighbors {options.neighbors}; give its stage "
                 "min_views: 2"
             )
+        view_a, view_b = (state.subject.new_tensor([n[i] for n in pairs]) for i in (0, 1))
         vertices = state.vertices(self.model)
         corners = vertices[:, self.model.triangles[self.triangle]]  # [B, N, 3, 3]
         head = (self.barycentric[None, :, :, None] * corners).sum(2)
@@ -469,20 +471,6 @@ class CrossViewCensus:
         return reduce_distance(
             census_distance(p.t[self.view_a], p.t[self.view_b]), weight, self.neighbors, variant
         ).mean()
-
-
-def neighbor_pairs(state: SceneState, neighbors: int) -> tuple[Tensor, Tensor]:
-    """Views a and b [G] int64 of the same person whose yaw angles are at most `neighbors` places apart; each
-    pair once."""
-    forward = state.pose.rotation[:, 2].detach()  # the camera's axis in the head frame
-    yaw = torch.atan2(forward[:, 0], -forward[:, 2])
-    pairs = []
-    for person in state.subject.unique().tolist():
-        views = (state.subject == person).nonzero().squeeze(1)
-        order = views[torch.argsort(yaw[views])].tolist()
-        pairs += [(order[i], order[i + k]) for k in range(1, neighbors + 1) for i in range(len(order) - k)]
-    both = torch.tensor(pairs, dtype=torch.int64, device=yaw.device).reshape(-1, 2)
-    return both[:, 0], both[:, 1]
 
 
 # ---- recipes ----

@@ -99,7 +99,7 @@ class SemanticFeatures:
 
     def freeze(self, state: SceneState, observations: Observations) -> SemanticFeatures:
         o, photos = self.options, self.photos
-        pairs = both_ways(state, o.neighbors, self.name)
+        pairs = both_ways(state, o.neighbors, self.name, photos.moment)
         shared = shared_pixels(self.model, state, photos, pairs, o)
         return replace(self, shared=shared)
 

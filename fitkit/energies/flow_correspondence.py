@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot
 from fitkit.energies.spec import OURS, Context, EnergyDoc, EnergyOptions, EnergySpec, Networks, use
+from fitkit.energies.view_pairs import neighbor_views, view_yaw
 from fitkit.errors import InputError
 from fitkit.geometry.color import luma
 from fitkit.geometry.rotation import skew
@@ -36,7 +37,8 @@ class FlowOptions:
     size: Pixels = 384  # side of the images the flow is computed on
     points: Annotated[int, Range(1, 10**6)] = 800  # matches of a pair
     sigma_px: Positive = 0.5  # noise of a match for a 224-pixel crop
-    neighbors: Annotated[int, Range(1, 1000)] = 1  # each view is paired with this many next ones by yaw
+    # Each view is paired with this many next ones by yaw, of its moment.
+    neighbors: Annotated[int, Range(1, 1000)] = 1
     max_angle_deg: Degrees = 65.0  # most difference of yaw of pairs that are not next to each other
     many: Natural = 8  # views beyond which only next ones are paired: there are plenty
     both_ways: Natural = 7  # pairs up to which each is taken both ways
@@ -249,31 +251,34 @@ class Hits:
     slope: Tensor
 
 
-def view_pairs(state: SceneState, options: FlowOptions = FlowOptions()) -> list[tuple[int, int]]:
-    """Ordered pairs (a, b) of views that are near each other in yaw, see FlowOptions."""
-    forward = state.pose.rotation[:, 2].detach()  # the camera's axis in the head frame
-    yaw = torch.rad2deg(torch.atan2(forward[:, 0], -forward[:, 2]))
-    order = torch.argsort(yaw).tolist()
-    found = []
-    for k in range(1, options.neighbors + 1):
-        for i, (a, b) in enumerate(zip(order[:-k], order[k:])):
-            if k == 1 or (len(order) <= options.many and float(yaw[b] - yaw[a]) <= options.max_angle_deg):
-                found.append(((a, b), (b, a)) if (i + k) % 2 else ((b, a), (a, b)))
+def view_pairs(
+    state: SceneState, options: FlowOptions = FlowOptions(), moment: Tensor | None = None
+) -> list[tuple[int, int]]:
+    """Ordered pairs (a, b) of views that are near each other in yaw, see FlowOptions; moment: [B], as in
+    `neighbor_views`."""
+    yaw, few = torch.rad2deg(view_yaw(state)), state.num_views <= options.many
+    found = [
+        n
+        for n in neighbor_views(state, options.neighbors, moment)
+        if n.apart == 1 or (few and float(yaw[n.b] - yaw[n.a]) <= options.max_angle_deg)
+    ]
     if len(found) > options.both_ways:
-        return [first for first, _ in found]
-    return [pair for both in found for pair in sorted(both, key=lambda p: order.index(p[0]))]
+        return [(n.a, n.b) if n.place % 2 else (n.b, n.a) for n in found]
+    return [pair for n in found for pair in ((n.a, n.b), (n.b, n.a))]
 
 
 @dataclass(frozen=True)
 class FlowImages:
     """The photos as the flow sees them: grey, contrast-normalized, at the flow's size.
 
-    images, mask: [B, 1, h, w]; reduction: crop pixel p lies at (p + 1/2) / reduction - 1/2.
+    images, mask: [B, 1, h, w]; reduction: crop pixel p lies at (p + 1/2) / reduction - 1/2; moment: that of
+    the observations.
     """
 
     images: Tensor
     mask: Tensor
     reduction: float
+    moment: Tensor | None = None
 
     @staticmethod
     def of(observations: Observations, options: FlowOptions) -> FlowImages:
@@ -293,7 +298,7 @@ class FlowImages:
             else F.interpolate(grey, size=size, mode="bilinear")
         )
         mask = F.interpolate(observations.mask[:, None].to(grey), size=size, mode="area")
-        return FlowImages(normalize_contrast(grey, options.normalize), mask, reduction)
+        return FlowImages(normalize_contrast(grey, options.normalize), mask, reduction, observations.moment)
 
 
 def find_matches(
@@ -310,7 +315,7 @@ def find_matches(
     Raises:
         InputError: there are no pairs of views; it names the energy.
     """
-    pairs = view_pairs(state, options)
+    pairs = view_pairs(state, options, photos.moment)
     if not pairs:
         raise InputError(
             f"energy '{energy}' compares views: expected at least 2 and neighbors >= 1, got "

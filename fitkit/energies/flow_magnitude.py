@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fitkit.energies.base import Residuals
-from fitkit.energies.census import neighbor_pairs
 from fitkit.energies.flow_correspondence import EstimatorOptions, FlowImages, FlowOptions, ask_flow
 from fitkit.energies.pair_masks import PairMask, shared_pixels
 from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_needed
 from fitkit.energies.spec import MFN, MVF, OURS, PGN, Context, EnergyDoc, EnergySpec, use
+from fitkit.energies.view_pairs import neighbor_views
 from fitkit.errors import InputError
 from fitkit.io.options import Cosine, Natural, NonNegative, Pixels, Positive, Range, Seed
 from fitkit.models.face_model import FaceModel
@@ -116,7 +116,7 @@ class FlowMagnitude:
         with torch.no_grad():
             o, photos = self.options, self.photos
             h, w = photos.images.shape[-2:]
-            pairs = both_ways(state, o.neighbors, self.name)
+            pairs = both_ways(state, o.neighbors, self.name, photos.moment)
             shared = shared_pixels(self.model, state, photos, pairs, o)
             angles = shared.angle
             weight = angles if o.angle else (angles > 0).to(angles)
@@ -188,19 +188,22 @@ class FlowMagnitude:
         return (0.5 + 0.2 * noise / noise.std()).clamp(0, 1).to(images)[0]
 
 
-def both_ways(state: SceneState, neighbors: int, energy: str) -> tuple[tuple[int, int], ...]:
-    """Ordered pairs (a, b) of neighbouring views of one person, both ways.
+def both_ways(
+    state: SceneState, neighbors: int, energy: str, moment: Tensor | None = None
+) -> tuple[tuple[int, int], ...]:
+    """Ordered pairs (a, b) of neighbouring views of one person, both ways; moment: [B], as in
+    `neighbor_views`.
 
     Raises:
         InputError: there are none; it names the energy.
     """
-    a, b = (v.tolist() for v in neighbor_pairs(state, neighbors))
-    if not a:
+    pairs = [(n.a, n.b) for n in neighbor_views(state, neighbors, moment)]
+    if not pairs:
         raise InputError(
             f"energy '{energy}' compares views of one person: expected at least 2 and neighbors >= 1, "
             f"got {state.num_views} view(s) and neighbors {neighbors}; give its stage min_views: 2"
         )
-    return tuple(zip(a + b, b + a))
+    return (*pairs, *((b, a) for a, b in pairs))
 
 
 def flow_photos(observations: Observations, options: FlowMagnitudeOptions) -> FlowImages:
@@ -220,7 +223,8 @@ def resized_photos(observations: Observations, size: int) -> FlowImages:
     shape = (round(H / reduction), round(W / reduction))
     mode = "area" if reduction > 1 else "bilinear"
     mask = F.interpolate(observations.mask[:, None].to(observations.images), size=shape, mode="area")
-    return FlowImages(F.interpolate(observations.images, size=shape, mode=mode), mask, reduction)
+    images = F.interpolate(observations.images, size=shape, mode=mode)
+    return FlowImages(images, mask, reduction, observations.moment)
 
 
 def _blanked(observations: Observations) -> Observations:

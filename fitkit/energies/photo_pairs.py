@@ -78,7 +78,7 @@ class PhotoPairs:
 
     def freeze(self, state: SceneState, observations: Observations) -> PhotoPairs:
         o, photos = self.options, self.photos
-        pairs = both_ways(state, o.neighbors, self.name)
+        pairs = both_ways(state, o.neighbors, self.name, photos.moment)
         shared = shared_pixels(self.model, state, photos, pairs, o)
         into, seen = [b for _, b in pairs], shared.seen
         weight = seen[:, None].to(photos.mask)

@@ -151,7 +151,7 @@ def cross_view_flow(
     explain where the skin lies in all photos.
     """
     photos = resized_photos(observations, size)
-    pairs = both_ways(state, 1, "cross_view_flow")
+    pairs = both_ways(state, 1, "cross_view_flow", photos.moment)
     shared = SharedPixels.of(model, state, photos.mask, photos.reduction, pairs)
     photo = photos.images[[b for _, b in pairs]]
     rendering = shared.render(model, state, photos.images, photo)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fitkit.errors import InputError, check_argument
+from fitkit.fitting.cameras import moments_of
 from fitkit.fitting.choose_start import ChosenStart, choose_start
 from fitkit.fitting.findings import judge
 from fitkit.fitting.initialize import to_photos
@@ -130,7 +131,8 @@ def fit_observed(
     local = model.to(device) if str(model.device) != device else model
     began = time.perf_counter()
     known = observations.landmarks.only(local.landmarks.present)
-    observations = replace(observations, landmarks=known)
+    moment = moments_of(subject.views).to(observations.images.device)
+    observations = replace(observations, landmarks=known, moment=moment)
     chosen = choose_start(subject, found, local, recipe, observations, device)
     found = replace(found, valid=chosen.observations.landmarks.valid.to(found.valid))
     solution = StageRunner(recipe, device).solve(at_start(chosen, local, recipe), progress.part(0.35, 0.975))

@@ -280,7 +280,8 @@ def _match_shares(problem: LeastSquaresProblem, state: SceneState) -> dict[tuple
     options = replace(energy.options, neighbors=state.num_views - 1, many=state.num_views, both_ways=0)
     pairs, shares = view_pairs(state, options), _shares(energy.matches)
     if not set(pairs) <= set(shares):  # the last stage has matched its own pairs
-        shares = _shares(find_matches(energy.model, state, energy.photos, energy.estimator, options))
+        photos = replace(energy.photos, moment=None)  # those across moments tell of two people, too
+        shares = _shares(find_matches(energy.model, state, photos, energy.estimator, options))
     return {pair: shares[pair] for pair in pairs}
 
 

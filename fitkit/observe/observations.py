@@ -22,7 +22,8 @@ class Observations:
 
     images: [B, 3, H, W] sRGB in [0, 1]; landmarks: in pixels of these crops; mask: [B, H, W] bool, usable
     pixels (inside the photo and the user's mask); scale [B], offset [B, 2]: crop pixel = scale * (photo pixel
-    - offset); labels: what is known to be true, for training and tests.
+    - offset); labels: what is known to be true, for training and tests; moment: [B] int64, views of a person
+    with the same number show one moment, None: each view one of its own.
     """
 
     images: Tensor
@@ -31,6 +32,7 @@ class Observations:
     scale: Tensor
     offset: Tensor
     labels: Labels | None = None
+    moment: Tensor | None = None
 
     def to(self, device: str) -> Observations:
         """On another device; labels, which no fit looks at, stay where they are."""
@@ -48,6 +50,7 @@ class Observations:
             self.scale[views],
             self.offset[views],
             labels,
+            None if self.moment is None else self.moment[views],
         )
 
     @staticmethod
@@ -59,7 +62,7 @@ class Observations:
             torch.cat([getattr(p, k) for p in parts]) for k in ("images", "mask", "scale", "offset")
         )
         marks, labels = join_landmarks([p.landmarks for p in parts]), join_labels([p.labels for p in parts])
-        return Observations(images, marks, mask, scale, offset, labels)
+        return Observations(images, marks, mask, scale, offset, labels, _joined_moments(parts))
 
     @property
     def num_views(self) -> int:
@@ -79,6 +82,18 @@ class Observations:
         """[B, 1, H, W] linear luminance in [0, 1] (Rec. 709 weights)."""
         weights = self.images.new_tensor(LUMINANCE)
         return torch.einsum("c,bchw->bhw", weights, linear_from_srgb(self.images))[:, None]
+
+
+def _joined_moments(parts: Sequence[Observations]) -> Tensor | None:
+    """Those of several people as one: nobody's moment is another's."""
+    if all(part.moment is None for part in parts):
+        return None
+    joined, start = [], 0
+    for part in parts:
+        own = torch.arange(part.num_views, device=part.images.device) if part.moment is None else part.moment
+        joined.append(start + own)
+        start = int(joined[-1].max()) + 1
+    return torch.cat(joined)
 
 
 def halve(images: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from fitkit.cli.main import main
 from fitkit.energies.objective import LeastSquaresProblem, Objective
 from fitkit.errors import InputError
 from fitkit.export.load import load_result
+from fitkit.fitting import run
 from fitkit.fitting.choose_start import with_owners
 from fitkit.fitting.initialize import initial_state, landmark_start
 from fitkit.fitting.recipe import CameraOptions, load_recipe
@@ -98,6 +99,21 @@ def test_views_of_a_moment_share_head_and_expression(fitted):
     torch.testing.assert_close(rotation, rotation[:, :1].expand_as(rotation), atol=1e-5, rtol=0)
     torch.testing.assert_close(place, place[:, :1].expand_as(place), atol=0.01, rtol=0)
     assert float((place[0, 0] - place[1, 0]).norm()) > 3
+
+
+def test_what_compares_photos_is_told_their_moments(monkeypatch):
+    model, told = tiny_model(), []
+    truth, cameras, moment = scene(model, 2)
+    start = run.choose_start
+
+    def choose_start(subject, found, model, recipe, observations, device):
+        told.append(observations.moment.tolist())
+        return start(subject, found, model, recipe, observations, device)
+
+    monkeypatch.setattr(run, "choose_start", choose_start)
+    marks = observe(model, truth, SIZE).landmarks
+    run.fit_observed(subject_of(cameras, [*"aaab", "", "b"]), marks, model, load_recipe("landmarks"))
+    assert told == [[0, 0, 0, 1, 2, 1]]
 
 
 def test_start_of_moments():

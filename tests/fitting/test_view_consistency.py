@@ -9,7 +9,13 @@ from helpers import observe, tiny_model, tiny_state
 from test_run import photos
 from test_uncertainty import problem
 
-from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowOptions, Matches, view_pairs
+from fitkit.energies.flow_correspondence import (
+    FlowCorrespondence,
+    FlowImages,
+    FlowOptions,
+    Matches,
+    view_pairs,
+)
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
 from fitkit.fitting import view_consistency
 from fitkit.fitting.findings import judge
@@ -244,13 +250,15 @@ def test_shares_that_the_last_stage_has_are_not_computed_again(monkeypatch):
         return Matches(view_a, view_b, *[None] * 5, matched=torch.full((len(pairs),), share))
 
     def find(model, state, photos, estimator, options):
+        assert photos.moment is None  # of all moments
         calls.append(options)
         return matches(pairs, 0.5)
 
     monkeypatch.setattr(view_consistency, "find_matches", find)
 
     def shares(known):
-        energy = FlowCorrespondence(model, options, None, 1.0, None, matches(known, 0.25))
+        photos = FlowImages(torch.zeros(3, 1, 2, 2), torch.ones(3, 1, 2, 2), 1.0, torch.zeros(3))
+        energy = FlowCorrespondence(model, options, None, 1.0, photos, matches(known, 0.25))
         return _match_shares(LeastSquaresProblem(Objective([Term(energy)]), None, None), state)
 
     assert shares([*pairs, pairs[0][::-1]]) == dict.fromkeys(pairs, 0.25) and not calls

@@ -637,6 +637,10 @@ def test_joined_observations_keep_what_all_have(people):
         "identity",
     )
     assert Observations.join([a, replace(b, labels=None)]).labels is None
+    assert both.moment is None
+    both = Observations.join([a, replace(b, moment=torch.tensor([5, 5, 7]))])  # nobody's are another's
+    assert both.moment.tolist() == [0, 1, 2, 8, 8, 10]
+    assert both.select(torch.tensor([3, 1])).moment.tolist() == [8, 1]
 
 
 def test_only_the_large_labels_that_energies_need_are_read():
