@@ -115,14 +115,12 @@ def leave_one_out(problem: LeastSquaresProblem, state: SceneState) -> list[float
     shape = slice(start, start + width)
     metric = torch.zeros_like(total)
     metric[shape, shape] = torch.linalg.inv(torch.linalg.inv(total)[shape, shape])
-    out: list[float | None] = []
-    for v in range(state.num_views):
-        rest = torch.linalg.inv(total - A[v])
-        d = rest @ b[v]
-        spread = A[v] - A[v] @ torch.linalg.solve(total, A[v])
-        expected = float(torch.einsum("ij,jk,kl,li->", rest, metric, rest, spread))
-        out.append((max(0.0, float(d @ metric @ d)) / expected) ** 0.5 if expected > 1e-12 else None)
-    return out
+    rest = torch.linalg.inv(total - A)
+    d = (rest @ b[..., None])[..., 0]
+    spread = A - A @ torch.linalg.solve(total, A)
+    expected = ((rest @ metric @ rest) * spread.transpose(1, 2)).sum((1, 2))
+    length = torch.einsum("vi,ij,vj->v", d, metric, d).clamp_min(0)
+    return [(n / e) ** 0.5 if e > 1e-12 else None for n, e in zip(length.tolist(), expected.tolist())]
 
 
 @dataclass(frozen=True)
@@ -152,43 +150,58 @@ def _by_landmarks(problem: LeastSquaresProblem, state: SceneState) -> _Landmarks
     priors = [t for t in problem.objective.terms if role_of(t.energy.name) == "prior"]
     prior = Objective(priors).linearize(state, problem.observations, layout)
     hessian, gradient = _by_view(marks, problem, state, layout)
-    P, T = layout.num_shared, layout.num_moments
-    A, b = hessian.new_zeros(B, P, P), hessian.new_zeros(B, P)
-    whole, whole_b = hessian.new_zeros(T, P, P), hessian.new_zeros(T, P)
-    for moment in range(T):
-        views = (layout.moment == moment).nonzero()[:, 0].tolist()
-        whole[moment], whole_b[moment] = _eliminated(views, hessian, gradient, prior, layout)
-        for v in views:
-            A[v], b[v] = whole[moment], whole_b[moment]
-            if len(views) > 1:
-                rest = [w for w in views if w != v]
-                matrix, side = _eliminated(rest, hessian, gradient, prior, layout)
-                A[v] -= matrix
-                b[v] -= side
+    moment, T = layout.moment.to(hessian.device), layout.num_moments
+    together = moment[:, None] == moment
+    moments = torch.arange(T, device=moment.device)
+    local = _by_moment(hessian, gradient, layout)
+    whole, whole_b = _eliminated(moments[:, None] == moment, moments, *local, prior, layout)
+    A, b = whole[moment], whole_b[moment]
+    some = (together.sum(1) > 1).nonzero()[:, 0]
+    if len(some):
+        others = together & ~torch.eye(B, dtype=torch.bool, device=moment.device)
+        rest, rest_b = _eliminated(others[some], moment[some], *local, prior, layout)
+        A[some] -= rest
+        b[some] -= rest_b
     return _Landmarks(A, b, whole, whole_b, prior.shared.to(A), prior.gradient_shared.to(A))
 
 
+def _by_moment(hessian: Tensor, gradient: Tensor, layout: ParameterLayout) -> tuple[Tensor, Tensor]:
+    """Local systems [B, n, n] and gradients [B, n] of the views -> [B, P + Q, P + Q] and [B, P + Q], the
+    shared parameters and then those of the view's moment."""
+    B, P, Q = len(hessian), layout.num_shared, layout.num_own
+    place = torch.where(layout.index < P, layout.index, layout.index - Q * layout.moment[:, None])
+    place, view = place.to(hessian.device), torch.arange(B, device=hessian.device)[:, None]
+    matrix, side = hessian.new_zeros(B, P + Q, P + Q), hessian.new_zeros(B, P + Q)
+    matrix[view[..., None], place[:, :, None], place[:, None]] = hessian
+    side[view, place] = gradient
+    return matrix, side
+
+
 def _eliminated(
-    views: list[int], hessian: Tensor, gradient: Tensor, prior: ArrowSystem, layout: ParameterLayout
+    members: Tensor,
+    moment: Tensor,
+    matrix: Tensor,
+    gradient: Tensor,
+    prior: ArrowSystem,
+    layout: ParameterLayout,
 ) -> tuple[Tensor, Tensor]:
-    """Matrix [P, P] and gradient [P] that the local systems of views of one moment add to the shared
-    parameters, the own parameters of the moment, with their prior, eliminated."""
-    moment, P = int(layout.moment[views[0]]), layout.num_shared
-    used, place = layout.index[views].to(hessian.device).unique(return_inverse=True)
-    H, g = hessian.new_zeros(len(used), len(used)), hessian.new_zeros(len(used))
-    for v, at in zip(views, place):
-        H[at[:, None], at] += hessian[v]
-        g[at] += gradient[v]
-    at, mine = used[used < P], used[used >= P] - P - moment * layout.num_own
-    s = len(at)
-    own = H[s:, s:] + prior.own[moment][mine[:, None], mine]
-    if len(own):
-        own = own + torch.diag(1e-9 * own.diagonal().clamp_min(1e-9 * float(own.diagonal().max())))
-    side = torch.linalg.solve(own, H[s:, :s])  # [Q, s]
-    A, b = hessian.new_zeros(P, P), hessian.new_zeros(P)
-    A[at[:, None], at] = H[:s, :s] - H[:s, s:] @ side
-    b[at] = g[:s] - side.T @ (g[s:] + prior.gradient_own[moment][mine])
-    return A, b
+    """Matrices [C, P, P] and gradients [C, P] that C sets of views add to the shared parameters, the own
+    parameters of their moment, with their prior, eliminated.
+
+    members: [C, B] bool, the views of each set; moment: [C] int64, that of all of them; matrix, gradient: of
+    the views, from `_by_moment`.
+    """
+    P, chosen = layout.num_shared, members.to(matrix)
+    H, g = torch.einsum("cv,vij->cij", chosen, matrix), chosen @ gradient
+    A, b = H[:, :P, :P], g[:, :P]
+    if not layout.num_own:
+        return A, b
+    own, cross = H[:, P:, P:] + prior.own[moment], H[:, P:, :P]
+    diagonal = own.diagonal(dim1=1, dim2=2)
+    least = 1e-9 * diagonal.amax(1, keepdim=True).clamp_min(1e-30)
+    own = own + torch.diag_embed(1e-9 * torch.maximum(diagonal, least))
+    side = torch.linalg.solve(own, cross).transpose(1, 2)  # [C, P, Q]
+    return A - side @ cross, b - (side @ (g[:, P:] + prior.gradient_own[moment])[..., None])[..., 0]
 
 
 @torch.no_grad()
