@@ -124,7 +124,7 @@ def file_of(folder: Path, *patterns: str) -> Path | None:
 
 def read_points(path: Path, count: int) -> np.ndarray:
     """`count` points [count, 3] from a .npy, a text file with a line 'x y z' each, or MeshLab's picked points
-    (.pp).
+    (.pp); NaN where a point is missing.
 
     Raises:
         InputError: not readable, or another number of points.
@@ -137,9 +137,10 @@ def read_points(path: Path, count: int) -> np.ndarray:
         else:
             points = file.table((0, 1, 2))
         points = np.asarray(points, np.float64)
-    if points.shape != (count, 3) or not np.isfinite(points).all():
+    if points.shape != (count, 3) or np.isinf(points).any():
         raise InputError(
-            f"{path}: expected {count} points [{count}, 3] with finite numbers, got {list(points.shape)}"
+            f"{path}: expected {count} points [{count}, 3] with finite numbers, or nan for a point that is "
+            f"missing, got {list(points.shape)}"
         )
     return points
 

@@ -23,11 +23,15 @@ class ScaleShift:
 
 
 def scale_shift(points: np.ndarray, truth: np.ndarray) -> ScaleShift:
-    """Least-squares scale and shift that map points [N, 3] onto truth [N, 3].
+    """Least-squares scale and shift that map points [N, 3] onto truth [N, 3]; NaN where a point is missing.
 
     Raises:
-        DegenerateInputError: fewer than two distinct points.
+        DegenerateInputError: fewer than two distinct points that both have.
     """
+    known = ~np.isnan(points + truth).any(-1)
+    if known.sum() < 2:
+        raise DegenerateInputError(f"scale: expected at least two distinct points, got {known.sum()}")
+    points, truth = points[known], truth[known]
     center, goal = points.mean(0), truth.mean(0)
     spread = float(((points - center) ** 2).sum())
     if spread < 1e-12:

@@ -3,6 +3,7 @@ on."""
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -103,7 +104,10 @@ def labelled_pictures(folder: str | os.PathLike, everyone: bool = False) -> list
     out = []
     for frame in frames:
         points = read_landmarks(frame.landmarks)[:, :2]
-        out.append(LabelledPicture(frame.image, points, np.isfinite(points).all(1), "outline"))
+        labelled = np.isfinite(points).all(1)
+        if not labelled.any():
+            raise InputError(f"{frame.landmarks}: expected labelled points, got none; take the file away")
+        out.append(LabelledPicture(frame.image, points, labelled, "outline"))
     return out
 
 
@@ -147,7 +151,8 @@ def _project(
     t: np.ndarray,
     size: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Points [L, 3] mm -> px [L, 2] and whether the mesh leaves them in sight [L]."""
+    """Points [L, 3] mm -> px [L, 2] and whether the mesh leaves them in sight [L]; NaN where one is
+    missing."""
     camera = Camera(
         torch.tensor([K[0, 0]]).float(),
         torch.tensor([[K[0, 2], K[1, 2]]]).float(),
@@ -158,12 +163,13 @@ def _project(
         torch.from_numpy(triangles),
         size,
     ).depth
-    seen_from = points @ R.T + t
+    missing = np.isnan(points).any(1)
+    seen_from = np.where(missing[:, None], 0.0, points) @ R.T + t
     pixels = seen_from[:, :2] / seen_from[:, 2:] * [K[0, 0], K[1, 1]] + K[:2, 2]
     seen = seen_by_depth(
         torch.from_numpy(pixels)[None], torch.from_numpy(seen_from[:, 2])[None], depth, 1.0, HIDDEN_MM
     )[0]
-    return pixels, seen.numpy()
+    return np.where(missing[:, None], np.nan, pixels), seen.numpy() & ~missing
 
 
 def measure(
@@ -191,7 +197,7 @@ def measure(
         rows.append(row)
         if pair is not None:
             spread.append(pair)
-        tell(f"{row['picture']}: " + (f"NME {row['nme']:.2f} %" if row["found"] else "face not found"))
+        tell(f"{row['picture']}: " + (f"NME {number(row['nme'], 2)} %" if row["found"] else "face not found"))
     sigma, error = (np.concatenate(v) for v in zip(*spread)) if spread else (np.zeros(0), np.zeros(0))
     return {
         "folder": Path(folder).name,
@@ -221,12 +227,10 @@ def _measure_one(
     counted = counted & found.valid
     size = box_size(truth)
     distance = (found.points.double() - truth)[0]
-    row.update(
-        found=True,
-        nme=100 * float(normalized_mean_error(found.points.double(), truth, counted, size)),
-        interocular=100
-        * float(normalized_mean_error(found.points.double(), truth, counted, interocular_distance(truth))),
-    )
+    row["found"] = True
+    for key, scale in (("nme", size), ("interocular", interocular_distance(truth))):
+        error = 100 * float(normalized_mean_error(found.points.double(), truth, counted, scale))
+        row[key] = error if math.isfinite(error) else None  # no such point, or an eye corner is missing
     use = counted[0] & torch.isfinite(found.sigma[0])
     return row, ((found.sigma[0][use].double() / size).numpy(), (distance[use].norm(dim=-1) / size).numpy())
 
@@ -249,7 +253,7 @@ def summarize(rows: list[dict[str, Any]], sigma: np.ndarray, error: np.ndarray) 
         "found_percent": 100 * len(found) / len(rows),
         "seconds_median": statistics.median(r["seconds"] for r in rows),
     }
-    if found:
+    if len(nme):
         out |= {
             "nme_mean": float(nme.mean()),
             "nme_p95": float(np.percentile(nme, 95)),

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fitkit.data.samples import read_points
 from fitkit.errors import InputError
@@ -58,8 +59,9 @@ class PredictedFace:
     vertices [V, 3] mm, triangles [F, 3]: neutral mesh, head frame (with somebody else's predictions any
     frame); points [7, 3] mm: NOW_POINTS on it. Of our own predictions also, B views:
     landmarks [68, 3] mm on the neutral mesh; posed [B, V, 3], posed_landmarks [B, 68, 3] mm: with expression,
-    camera frame (OpenCV); pixels [B, 68, 2] px of the photos; outer [V] bool: skin that a scan can see; sigma
-    [V] mm: error bars; focal [B] px, principal [B, 2] px, sizes [B, 2] px (W, H); views [B] names;
+    camera frame (OpenCV); pixels [B, 68, 2] px of the photos; of all points NaN where one is missing; outer
+    [V] bool: skin that a scan can see; sigma [V] mm: error bars; focal [B] px, principal [B, 2] px, sizes
+    [B, 2] px (W, H); views [B] names;
     camera_kind: see Camera; model: its name; parameters: function without arguments -> Parameters, all of the
     fit.
     """
@@ -134,7 +136,7 @@ class Outcome:
 
 def face_of_model(model: FaceModel, name: str = "") -> PredictedFace:
     """The mean face."""
-    points = model.landmarks.points(model.mean[None], model.triangles)[0].double().numpy()
+    points = marks_of(model, model.mean[None])[0].double().numpy()
     return PredictedFace(
         name,
         model.mean.double().numpy(),
@@ -146,11 +148,17 @@ def face_of_model(model: FaceModel, name: str = "") -> PredictedFace:
     )
 
 
+def marks_of(model: FaceModel, vertices: Tensor) -> Tensor:
+    """The 68 points [B, 68, 3] on meshes of a model [B, V, 3]; NaN for those that the model lacks."""
+    points = model.landmarks.points(vertices, model.triangles)
+    return points.masked_fill(~model.landmarks.present[:, None], torch.nan)
+
+
 def face_of_fit(result: FitResult, name: str = "") -> PredictedFace:
     """All that a fit, or a network, says of a face."""
     model, state = result.model, result.state
     posed, points = state.pose.apply(result.vertices), result.landmarks3d.double().numpy()
-    marks = model.landmarks.points(posed, model.triangles)
+    marks = marks_of(model, posed)
     return PredictedFace(
         name,
         result.neutral.double().numpy(),

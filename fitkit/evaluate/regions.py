@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from fitkit.errors import DegenerateInputError
 from fitkit.evaluate.distances import mean
 from fitkit.evaluate.scan_to_mesh import NOW_POINTS, now_crop
 from fitkit.geometry.alignment import similarity_align
@@ -20,11 +21,13 @@ REGIONS = {
 
 
 def region_labels(scan: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """Index into REGIONS [N] of each scan vertex [N, 3]: that of the nearest of the 68 landmarks [68, 3]."""
+    """Index into REGIONS [N] of each scan vertex [N, 3]: that of the nearest of the 68 landmarks [68, 3], of
+    those that are not missing (NaN)."""
     owner = np.empty(68, int)
     for number, points in enumerate(REGIONS.values()):
         owner[list(points)] = number
-    return owner[np.linalg.norm(scan[:, None] - landmarks[None], axis=-1).argmin(1)]
+    known = ~np.isnan(landmarks).any(-1)
+    return owner[known][np.linalg.norm(scan[:, None] - landmarks[known], axis=-1).argmin(1)]
 
 
 def region_errors(
@@ -43,7 +46,9 @@ def region_errors(
 
     Args:
         vertices [V, 3] mm, triangles [F, 3], landmarks [68, 3]: prediction; scan [N, 3] mm, scan_landmarks
-            [68, 3]: truth.
+            [68, 3]: truth; NaN where a point is missing.
+    Raises:
+        DegenerateInputError: fewer than 3 landmarks that both have, or no region.
     Source:
         The idea of REALY (Chai et al., ECCV 2022), whose regions, key points and non-rigid step (bICP) are
         part of its own data; this is a simpler form, so do not compare it with REALY's table.
@@ -61,5 +66,9 @@ def region_errors(
             continue
         # Back to the scan's millimetres.
         out[name] = mean(icp(part, vertices, triangles).distance) / float(start.scale)
+    if not out:
+        raise DegenerateInputError(
+            f"regions: expected at least 6 vertices of one in the scan, got {len(crop)}"
+        )
     out["mean"] = float(np.mean(list(out.values())))
     return out

@@ -102,7 +102,7 @@ def _write_text(path: Path, text: str) -> None:
 def draw_picture(surface: ErrorMap, path: Path, largest: float) -> None:
     """The error map of a scan as a PNG, turned so that the face looks to the viewer."""
     turn = upright(surface.points)
-    center = surface.points.mean(0)
+    center = np.nanmean(surface.points, 0)
     vertices = torch.from_numpy((surface.vertices - center) @ turn.T).float()
     picture = draw_error_map(
         vertices,
@@ -116,10 +116,11 @@ def draw_picture(surface: ErrorMap, path: Path, largest: float) -> None:
 
 def upright(points: np.ndarray) -> np.ndarray:
     """Rotation [3, 3] that turns a face with these NOW_POINTS [7, 3] upright: x from its right to its left
-    eye, y from mouth to eyes, z out of the face."""
+    eye, y from mouth (the nose bottom, where both of its corners are missing) to eyes, z out of the face."""
     x = points[3] - points[0]
     x = x / np.linalg.norm(x)
-    y = (points[1] + points[2]) / 2 - (points[5] + points[6]) / 2
+    mouth = points[5:7][~np.isnan(points[5:7]).any(1)]
+    y = (points[1] + points[2]) / 2 - (mouth.mean(0) if len(mouth) else points[4])
     y = y - (y @ x) * x
     y = y / np.linalg.norm(y)
     return np.stack([x, y, np.cross(x, y)])

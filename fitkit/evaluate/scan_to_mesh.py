@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from fitkit.errors import DegenerateInputError
 from fitkit.geometry.alignment import similarity_align
 from fitkit.geometry.closest_point import SurfaceIndex
 from fitkit.geometry.icp import motion_step
@@ -35,9 +36,17 @@ class ScanToMesh:
 def now_crop(scan: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Indices of the scan vertices in the face sphere; scan [N, 3], points [7, 3] in the order of NOW_POINTS.
 
+    Raises:
+        DegenerateInputError: an eye corner or the nose bottom is missing (NaN).
     Source: NoW evaluator: centre = nose bottom + 0.3 (bridge - nose bottom), bridge = mean of the inner eye
     corners, radius = 1.4 (outer eye distance + |bridge - nose bottom|) / 2.
     """
+    missing = [number for number, point in zip(NOW_POINTS[:5], points) if np.isnan(point).any()]
+    if missing:
+        raise DegenerateInputError(
+            f"face sphere of NoW: expected the eye corners and the nose bottom of the scan, iBUG points "
+            f"{', '.join(map(str, NOW_POINTS[:5]))}, but {missing[0]} is missing"
+        )
     bridge, bottom = (points[1] + points[2]) / 2, points[4]
     center = bottom + 0.3 * (bridge - bottom)
     radius = 1.4 * (np.linalg.norm(points[3] - points[0]) + np.linalg.norm(bridge - bottom)) / 2
@@ -58,7 +67,9 @@ def scan_to_mesh(
     Args:
         vertices [V, 3], triangles [F, 3], landmarks [7, 3]: predicted neutral mesh and its NOW_POINTS, mm.
         scan: [N, 3] mm, already cropped; scan_landmarks: [7, 3] mm; with_scale: False for the metrical
-            variant.
+            variant. Points that are missing in one of them (NaN) do not count.
+    Raises:
+        DegenerateInputError: fewer than 3 points that both have.
     Source:
         NoW protocol: similarity from the 7 landmarks, then the similarity that minimises the squared
         scan-to-mesh distance over all cropped scan vertices (Gauss-Newton on the exact closest points, stop

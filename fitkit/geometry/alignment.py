@@ -31,7 +31,7 @@ def similarity_align(
 
     Args:
         source, target: [B, N, 3], same unit, row i of one corresponds to row i of the other; valid: [B, N]
-            bool.
+            bool; None: all rows without NaN, which stands for a point that is missing.
         with_scale: False fixes the scale at 1.
     Raises:
         DegenerateInputError: fewer than 3 valid pairs, or all on one line.
@@ -40,7 +40,7 @@ def similarity_align(
         1991, eq. (40)-(42). Differs: the weights are 0/1 masks.
     """
     if valid is None:
-        valid = torch.ones(source.shape[:2], dtype=torch.bool, device=source.device)
+        valid = ~(source + target).isnan().any(-1)
     # Unused rows may hold NaN.
     source, target = (torch.where(valid[..., None], x, torch.zeros_like(x)) for x in (source, target))
     w = valid.to(source.dtype)

@@ -271,12 +271,19 @@ def test_points_from_files(tmp_path):
     for name in ("a.npy", "a.txt"):
         np.testing.assert_allclose(read_points(tmp_path / name, 7), points)
     with pytest.raises(
-        InputError, match=r"a.txt: expected 8 points \[8, 3\] with finite numbers, got \[7, 3\]"
+        InputError, match=r"a.txt: expected 8 points \[8, 3\] with finite numbers, .* got \[7, 3\]"
     ):
         read_points(tmp_path / "a.txt", 8)
     (tmp_path / "b.txt").write_text("x y z\n")
     with pytest.raises(InputError, match="cannot be read as 7 points 'x y z'"):
         read_points(tmp_path / "b.txt", 7)
+    points[3] = np.nan  # missing
+    np.savetxt(tmp_path / "d.txt", points)
+    np.testing.assert_array_equal(read_points(tmp_path / "d.txt", 7), points)
+    points[3, 1] = np.inf
+    np.save(tmp_path / "d.npy", points)
+    with pytest.raises(InputError, match="finite numbers, or nan for a point that is missing, got"):
+        read_points(tmp_path / "d.npy", 7)
     np.save(tmp_path / "c.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(InputError, match="c.npy: cannot be read"):
         read_points(tmp_path / "c.npy", 7)

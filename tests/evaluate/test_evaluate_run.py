@@ -425,6 +425,11 @@ def test_scans_are_turned_upright():
         and forehead[1] > 30
         and seen.shape == p.scan.shape
     )
+    # a corner of the mouth, both: the nose bottom lies in front of them
+    for missing, most in (([5], 0.1), ([5, 6], 0.7)):
+        points = p.points[layouts.SEVEN].copy()
+        points[missing] = np.nan
+        assert np.arccos((np.trace(upright(points) @ turn.T) - 1) / 2) < most
 
 
 # ---- views that the fit has not seen ----

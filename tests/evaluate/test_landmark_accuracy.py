@@ -19,6 +19,7 @@ from fitkit.evaluate.landmark_accuracy import (
     normalized_mean_error,
     summarize,
 )
+from fitkit.io.landmark_files import read_landmarks, write_pts
 from fitkit.io.mesh_files import write_ply
 from fitkit.observe.landmarks.types import Landmarks, box_size
 
@@ -90,6 +91,29 @@ def test_shifted_answers_give_the_shift(tmp_path, monkeypatch):
     assert told(monkeypatch, tmp_path)["summary"]["nme_mean"] == pytest.approx(0, abs=1e-4)
 
 
+def test_missing_labels_do_not_count(tmp_path, monkeypatch):
+    dotted_faces(tmp_path, ["a"], frames=2)
+    first, second = sorted(tmp_path.rglob("*.pts"))
+    points = read_landmarks(first)
+    points[[36, 60]] = np.nan  # an outer eye corner, so there is no interocular distance
+    write_pts(first, points[:, :2])
+    report = told(monkeypatch, tmp_path, shift=(3.0, 4.0))
+    one, other = report["rows"]
+    size = box_size(torch.from_numpy(points[None, :, :2]))
+    assert one["interocular"] is None and one["nme"] == pytest.approx(500 / float(size), rel=1e-5)
+    assert report["summary"]["interocular_mean"] == other["interocular"]
+    json.dumps(report, allow_nan=False)
+    write_pts(first, np.full((68, 2), np.nan))
+    with pytest.raises(InputError, match=f"{first.name}: expected labelled points, got none; take the file"):
+        labelled_pictures(tmp_path, everyone=True)
+
+
+def test_a_picture_without_a_common_point_has_no_error():
+    row = {"picture": "a", "yaw": 10.0, "found": True, "nme": None, "interocular": None, "seconds": 0.1}
+    out = summarize([row], np.zeros(0), np.zeros(0))
+    assert out["found_percent"] == 100 and "nme_mean" not in out and out["nme_yaw_0_30"] is None
+
+
 def test_another_face_in_the_picture_is_not_the_face(tmp_path, monkeypatch):
     dotted_faces(tmp_path, ["p0"], frames=1)
     report = told(monkeypatch, tmp_path, shift=(150.0, 0.0))
@@ -158,6 +182,11 @@ def test_benchmark_points_are_projected_and_those_behind_do_not_count(tmp_path):
     clear = np.abs(points[:, 2]) > 10  # the rim is hidden or not by a hair
     assert (picture.counted[clear] == (points[clear, 2] > 0)).all()
     assert picture.yaw == pytest.approx(0)
+    points[0] = np.nan  # at the front
+    np.save(tmp_path / "ground_truth/ball/landmarks3d.npy", points)
+    (again,) = labelled_pictures(tmp_path)
+    assert picture.counted[0] and not again.counted[0] and np.isnan(again.points[0]).all()
+    np.testing.assert_array_equal(again.points[1:], picture.points[1:])
 
 
 def test_reliability_is_one_for_honest_sigmas():

@@ -2,14 +2,16 @@
 more."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import layouts
 import numpy as np
 import pytest
 import scipy.io
+import torch
 
-from fitkit.errors import InputError
+from fitkit.errors import DegenerateInputError, InputError
 from fitkit.evaluate.predictions import read_prediction, write_fit
 from fitkit.evaluate.protocols import PROTOCOLS
 from fitkit.evaluate.recipe import load_evaluate_recipe
@@ -92,6 +94,57 @@ def test_the_exact_fit_scores_nothing_and_another_person_more(name, tmp_path):
             assert other[key] > 1.5 * value + 1e-3, key
 
 
+LACKS = (8, 30, 48)  # jaw, nose tip, a mouth corner
+
+
+def lacking(result):
+    """The same fit with a model that lacks some of the points."""
+    marks = result.model.landmarks
+    triangle = marks.triangle.index_fill(0, torch.tensor(LACKS), -1)
+    return replace(result, model=replace(result.model, landmarks=replace(marks, triangle=triangle)))
+
+
+@pytest.mark.parametrize("name", [n for n in EXACT if not n.startswith("facescape")])
+def test_points_that_the_model_lacks_do_not_count(name, tmp_path):
+    p, folder, options = layouts.person(1, frontal=name == "bu3dfe"), tmp_path / "data", {}
+    folder.mkdir()
+    getattr(layouts, name)(folder, p)
+    if name == "facewarehouse":
+        options = {"correspondence": table_of(p.result.model, tmp_path / "table.npz")}
+    whole, got = (
+        scores(name, folder, result, tmp_path / str(i), **options)[1]
+        for i, result in enumerate((p.result, lacking(p.result)))
+    )
+    assert got.keys() == whole.keys()
+    for key, value in got.items():
+        assert value <= (P2PLANE if key == "p2plane_rmse" else EXACT[name]), key
+
+
+def test_points_that_a_benchmark_lacks_do_not_count(tmp_path):
+    p = layouts.person()
+    folder = layouts.bench(tmp_path / "data", p)
+    for path in folder.glob("ground_truth/*/landmarks3d*.npy"):
+        points = np.load(path)
+        points[[3, 20]] = np.nan
+        np.save(path, points)
+    _, got, _ = scores("bench", folder, lacking(p.result), tmp_path)
+    assert max(got[k] for k in ("now_mean", "points_mean", "region_mean", "region_mouth")) < 1e-3
+    assert got["size_percent"] == pytest.approx(0, abs=1e-3)
+    points[36] = np.nan
+    np.save(path, points)
+    with pytest.raises(InputError, match=f"{path.name}: point 36 is missing; expected the eye corners, the"):
+        scores("bench", folder, p.result, tmp_path / "again")
+
+
+def test_bu3dfe_needs_points_that_tell_the_scale(tmp_path):
+    p = layouts.person(frontal=True)
+    folder = layouts.bu3dfe(tmp_path / "data", p)
+    marks = p.result.model.landmarks
+    none = replace(p.result.model, landmarks=replace(marks, triangle=torch.full_like(marks.triangle, -1)))
+    with pytest.raises(InputError, match="no prediction has two of the 9 points that tell scale and shift"):
+        scores("bu3dfe", folder, replace(p.result, model=none), tmp_path)
+
+
 def test_a_scan_of_bu3dfe_that_cannot_be_read_costs_only_itself(tmp_path):
     p = layouts.person(frontal=True)
     folder = layouts.bu3dfe(tmp_path / "data", p)
@@ -156,6 +209,12 @@ def test_aflw_shift_is_the_error_and_bins_are_averaged(tmp_path):
         got = protocol.score(sample, moved, options, None).values["nme_2d"]
         assert got == pytest.approx(100 * shift / box, abs=1e-9)
         rows.append({"group": sample.group, "nme_2d": got})
+    pixels = truth.points[None] + [4.0, 0.0]
+    pixels[0, [3, 50]] = np.nan  # not found
+    moved = type(prediction)(sample.id, pixels=pixels)
+    assert protocol.score(sample, moved, options, None).values["nme_2d"] == pytest.approx(400 / box)
+    with pytest.raises(DegenerateInputError, match="points that prediction and labels have, got none"):
+        protocol.score(sample, replace(moved, pixels=pixels * np.nan), options, None)
     overall = protocol.summarize(rows, {}, options)
     assert overall["nme_2d mean of bins"] == pytest.approx(
         (rows[0]["nme_2d"] + (rows[1]["nme_2d"] + rows[2]["nme_2d"]) / 2) / 2

@@ -162,6 +162,34 @@ def test_scale_and_shift_are_found_without_a_rotation():
     assert both.scale == 2 and np.allclose(both.shift, 0.5)
     with pytest.raises(DegenerateInputError, match="at least two distinct points"):
         scale_shift(np.zeros((3, 3)), points[:3])
+    truth = 2.5 * points + [1.0, 2, 3]
+    points[2], truth[5, 1] = np.nan, np.nan  # missing
+    assert scale_shift(points, truth).scale == pytest.approx(2.5)
+    with pytest.raises(DegenerateInputError, match="at least two distinct points, got 1"):
+        scale_shift(points[1:3], truth[1:3])
+
+
+def test_missing_points_do_not_count():
+    vertices, triangles, marks = face()
+    scan, truth, ours = 1.2 * vertices @ R.T + T, 1.2 * marks @ R.T + T, marks.copy()
+    ours[[36, 50]], truth[[48, 20]] = np.nan, np.nan
+    seven, true_seven = ours[list(NOW_POINTS)], truth[list(NOW_POINTS)]
+    assert max(region_errors(vertices, triangles, ours, scan, truth).values()) < 1e-6
+    micc = micc_errors(vertices, triangles, seven, scan, triangles, true_seven, truth[30])
+    assert micc.symmetric < 1e-6 and micc.scale == pytest.approx(1.2)
+    assert scan_errors(vertices, triangles, seven, scan, true_seven).s2m_mean < 1e-6
+    label = region_labels(scan, truth * np.where(np.arange(68) < 48, 1, np.nan)[:, None])
+    assert list(REGIONS).index("mouth") not in label
+    few = np.where(np.arange(7)[:, None] < 2, seven, np.nan)
+    with pytest.raises(DegenerateInputError, match="expected at least 3 pairs of points, got 1"):
+        scan_errors(vertices, triangles, few, scan, true_seven)
+    true_seven[4] = np.nan
+    with pytest.raises(
+        DegenerateInputError, match="face sphere of NoW: .* 36, 39, 42, 45, 33, but 33 is mis"
+    ):
+        scan_errors(vertices, triangles, seven, scan, true_seven)
+    with pytest.raises(DegenerateInputError, match="expected at least 6 vertices of one in the scan, got 5"):
+        region_errors(vertices, triangles, marks, marks[[36, 31, 50, 40, 28]], marks)
 
 
 def test_depth_errors_in_per_cent_of_the_range():

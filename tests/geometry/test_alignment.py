@@ -95,3 +95,12 @@ def test_points_on_one_line_are_refused(dtype):
     for source, target in ((line, other), (other, line), (line * 0, other)):
         with pytest.raises(DegenerateInputError, match="all points lie on one line"):
             similarity_align(source, target)
+
+
+def test_points_that_are_missing_in_one_of_the_sets_do_not_count():
+    source = torch.randn(1, 6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    target = 2 * source + 1
+    source[0, 1], target[0, 4, 2] = torch.nan, torch.nan
+    found = similarity_align(source, target)
+    assert float(found.scale) == pytest.approx(2)
+    torch.testing.assert_close(found.translation, torch.ones_like(found.translation))

@@ -15,7 +15,7 @@ from fitkit.evaluate.bench.scores import COVERAGE, ERRORS, PHOTOS, score_neutral
 from fitkit.evaluate.bench.truth import Truth, load_photo_truths
 from fitkit.evaluate.engine import make_predictions, open_predictions, score_predictions
 from fitkit.evaluate.methods import Method
-from fitkit.evaluate.predictions import Outcome, PredictedFace, face_of_model, read_outcome
+from fitkit.evaluate.predictions import Outcome, PredictedFace, face_of_model, marks_of, read_outcome
 from fitkit.evaluate.protocols.base import Pairs, Scored, Scorer
 from fitkit.evaluate.tables import Row
 from fitkit.fitting.detail import personal_model
@@ -79,7 +79,7 @@ def _exact(prediction: PredictedFace, model: FaceModel) -> PredictedFace:
         prediction,
         vertices=state.neutral(model)[0].double().numpy(),
         posed=posed.double().numpy(),
-        posed_landmarks=model.landmarks.points(posed, model.triangles).double().numpy(),
+        posed_landmarks=marks_of(model, posed).double().numpy(),
     )
 
 

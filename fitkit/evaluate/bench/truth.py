@@ -34,8 +34,8 @@ SEEN_YAWS, SEEN_PIXELS, SEEN_TOLERANCE_MM = (-45.0, 0.0, 45.0), 512, 1.0  # pixe
 class Truth:
     """One person of a benchmark: the scan and what belongs to it.
 
-    vertices [V, 3] mm, triangles [F, 3]; landmarks [68, 3] mm on the scan; face [N] vertex indices of the
-    narrow face.
+    vertices [V, 3] mm, triangles [F, 3]; landmarks [68, 3] mm on the scan, NaN where one is missing, but not
+    of POINTS; face [N] vertex indices of the narrow face.
     """
 
     vertices: np.ndarray
@@ -205,8 +205,14 @@ def _landmarks(path: Path) -> np.ndarray:
     landmarks = _array(path)
     if landmarks.shape != (68, 3):
         raise InputError(f"{path}: expected [68, 3], got {list(landmarks.shape)}")
-    if landmarks.dtype.kind not in "iuf" or not np.isfinite(landmarks).all():
+    if landmarks.dtype.kind not in "iuf" or np.isinf(landmarks).any():
         raise InputError(f"{path}: expected finite numbers, got {landmarks.dtype}")
+    missing = [number for number in POINTS if np.isnan(landmarks[number]).any()]
+    if missing:
+        raise InputError(
+            f"{path}: point {missing[0]} is missing; expected the eye corners, the nose bottom and the mouth "
+            f"corners ({', '.join(map(str, POINTS))}), others may be nan"
+        )
     return landmarks.astype(np.float64)
 
 

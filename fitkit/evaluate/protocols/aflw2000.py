@@ -10,7 +10,7 @@ import torch
 
 from fitkit.data import aflw2000
 from fitkit.data.samples import EvaluationSample
-from fitkit.errors import InputError
+from fitkit.errors import DegenerateInputError, InputError
 from fitkit.evaluate.landmark_accuracy import normalized_mean_error
 from fitkit.evaluate.nme3d import nme3d_icp
 from fitkit.evaluate.predictions import PredictedFace
@@ -80,9 +80,16 @@ class Aflw2000(Protocol):
 
 def nme_2d(predicted: np.ndarray, truth: np.ndarray) -> float:
     """NME_2d in per cent: mean distance of the 68 points [68, 2] px over the square root of the area of the
-    true points' box."""
+    true points' box; points that are missing in one of them (NaN) do not count.
+
+    Raises:
+        DegenerateInputError: no point that both have.
+    """
     a, b = (torch.from_numpy(np.asarray(x, np.float64))[None] for x in (predicted, truth))
-    return 100 * float(normalized_mean_error(a, b, torch.ones(1, 68, dtype=torch.bool), box_size(b)))
+    both = ~(a + b).isnan().any(-1)
+    if not both.any():
+        raise DegenerateInputError("NME_2d: expected points that prediction and labels have, got none")
+    return 100 * float(normalized_mean_error(a, b, both, box_size(b)))
 
 
 def _in_picture(prediction: PredictedFace) -> np.ndarray:

@@ -57,9 +57,18 @@ class Bu3dfe(Protocol):
         return average(maps) if maps else None
 
     def score(
-        self, sample: EvaluationSample, prediction: PredictedFace, options: BuOptions, context: ScaleShift
+        self,
+        sample: EvaluationSample,
+        prediction: PredictedFace,
+        options: BuOptions,
+        context: ScaleShift | None,
     ) -> Scored:
         _check(prediction)
+        if context is None:
+            raise InputError(
+                f"{sample.id}: no prediction has two of the 9 points that tell scale and shift (iBUG "
+                f"{', '.join(map(str, NINE))})"
+            )
         truth = sample.truth()
         tip = truth.more["nine"][4]
         near = np.linalg.norm(truth.vertices - tip, axis=1) <= options.reach_mm
