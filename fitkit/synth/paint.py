@@ -20,6 +20,7 @@ from torch import Tensor
 from fitkit.geometry.normals import vertex_normals
 from fitkit.models.face_model import FaceModel
 from fitkit.render.rasterizer import rasterize
+from fitkit.scene.camera import Camera
 
 PIXEL_MM = 0.7  # of the map
 AXIS_Z, RADIUS = 20.0, 85.0  # mm: the map's axis, and the radius at which its pixels are square
@@ -214,7 +215,9 @@ class _FromAfar:
     def nearest(self, points: Tensor, triangles: Tensor) -> Tensor:
         """Depth of the nearest surface, [size, size] mm, very far where nothing is."""
         xy, depth = self.project(points)
-        clip = torch.cat([xy, depth[:, None], torch.ones_like(depth[:, None])], -1)
+        # What a parallel view divides by is constant, and must not be taken for a depth of nearly nothing.
+        w = torch.full_like(depth, Camera.REFERENCE_DEPTH)
+        clip = torch.stack([xy[:, 0] * w, xy[:, 1] * w, depth, w], -1)
         fragments = rasterize(clip[None], triangles, (self.size, self.size))
         return torch.where(fragments.covered[0], fragments.depth[0], torch.full((self.size, self.size), 1e9))
 
@@ -240,7 +243,9 @@ def lamp_shadow(points: Tensor, triangles: Tensor, towards: Tensor, size: int = 
     """Shadows of the mesh points [V, 3], triangles [F, 3] under a far lamp in the direction towards [3]
     unit."""
     view = _FromAfar.of(points, towards, size)
-    return LampShadow(view, view.nearest(points, triangles))
+    # The farthest of the pixels around: skin that the lamp grazes must not lie in its own shadow.
+    nearest = torch.nn.functional.max_pool2d(view.nearest(points, triangles)[None, None], 3, 1, 1)
+    return LampShadow(view, nearest[0, 0])
 
 
 def lamp_reaches(

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import trimesh
 import yaml
 
 from fitkit.energies.masks import PARSE
@@ -546,6 +547,43 @@ def test_samples_are_those_of_the_rasterizer(model):
         interpolate(drawn, model.triangles, model.mean[None])[0][drawn.covered[0]].numpy(),
         atol=5e-3,
     )
+
+
+def test_a_plate_shades_what_lies_behind_it():
+    square = torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]])
+    ground, plate = 100 * square, 30 * square + 20
+    points = torch.cat([ground, plate], 0)
+    points = torch.cat([points, torch.tensor([0.0] * 4 + [40.0] * 4)[:, None]], 1)
+    triangles = torch.tensor([[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7]])
+    lamp = torch.nn.functional.normalize(torch.tensor([0.5, 0.0, 1.0]), dim=0)
+    shadow = lamp_shadow(points, triangles, lamp)
+    x, y = torch.meshgrid(torch.arange(-80.0, 81, 5), torch.arange(-80.0, 81, 5), indexing="ij")
+    place = torch.stack([x, y, 0 * x], -1).reshape(-1, 3)
+    # the lamp's rays come down on the ground 20 mm to the left of where they pass the plate, 40 mm above it
+    off = (place[:, :2] - torch.tensor([0.0, 20])).abs().amax(1) - 30
+    reaches = shadow.reaches(place)[:, 0]
+    assert bool((reaches[off < -6] == 0).all()) and bool((reaches[off > 6] == 1).all())
+    assert bool((shadow.reaches(torch.tensor([[20.0, 20, 40], [0, 0, 40]])) == 1).all())
+
+
+def test_the_lamp_reaches_all_of_a_ball_that_looks_to_it():
+    ball = trimesh.creation.icosphere(5, 90.0)
+    points, triangles = torch.from_numpy(ball.vertices).float(), torch.from_numpy(np.array(ball.faces))
+    lamp = torch.nn.functional.normalize(torch.tensor([0.3, -0.5, 0.8]), dim=0)
+    reaches, facing = lamp_shadow(points, triangles, lamp).reaches(points)[:, 0], points @ lamp / 90
+    assert bool((reaches[facing > 0.3] == 1).all()) and float(reaches[facing < -0.5].max()) == 0
+
+
+def test_hollows_see_less_of_the_sky(model):
+    sky, points = head_map(model).open_sky[:, 0], model.mean
+    skin = model.region == model.region_names.index("face")
+    marks = model.landmarks.points(points[None], model.triangles)[0]
+
+    def around(mark, reach):
+        return sky[skin & ((points - marks[mark]).norm(dim=-1) < reach)].mean()
+
+    assert float(around(30, 5)) > 0.9  # the nose tip
+    assert float(around(66, 5)) < 0.7 and float(sky.min()) < 0.2  # between the lips
 
 
 def test_compiled_light_is_the_plain_one(model):
