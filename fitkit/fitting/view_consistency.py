@@ -346,8 +346,5 @@ def parallax(state: SceneState) -> list[tuple[float, int, int]]:
     axis = -state.pose.rotation[:, 2]
     if state.camera.kind == "perspective":
         axis = torch.nn.functional.normalize(state.pose.centers(), dim=-1)
-    cosine = (axis @ axis.T).clamp(-1, 1)
-    return [
-        (float(torch.rad2deg(torch.arccos(cosine[a, b]))), a, b)
-        for a, b in combinations(range(state.num_views), 2)
-    ]
+    degrees = torch.rad2deg(torch.arccos((axis @ axis.T).clamp(-1, 1))).tolist()
+    return [(degrees[a][b], a, b) for a, b in combinations(range(state.num_views), 2)]
