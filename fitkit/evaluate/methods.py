@@ -10,8 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from fitkit.data.samples import EvaluationSample
 from fitkit.errors import InputError
 from fitkit.evaluate.depth_mesh import face_of_depth
@@ -107,7 +105,7 @@ class Method:
             return Outcome("ok")
         subject, found = photos
         if self.kind == "landmarks":
-            pixels = torch.where(found.valid[..., None], found.points, torch.nan).double().numpy()
+            pixels = found.points.double().numpy()
             write_face(
                 PredictedFace(name, pixels=pixels, sizes=sizes_of(subject), views=names_of(subject)), root
             )
