@@ -65,7 +65,7 @@ class KnownCameras(Protocol):
     def first(self) -> Tensor: ...  # [B] bool, one view for each camera
 
     @property
-    def metric(self) -> bool: ...  # known positions of cameras fix the scale of the head
+    def metric(self) -> bool: ...  # known positions of cameras, in a known unit, fix the head's scale
 
 
 class Networks:

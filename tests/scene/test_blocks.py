@@ -10,7 +10,7 @@ STATE = tiny_state(tiny_model(dtype=torch.float64), views=3)
 
 
 def test_every_block_moves_what_it_declares_and_nothing_else():
-    fields = ("identity", "landmark_offset", "expression", "pose", "camera", "illumination")
+    fields = ("identity", "landmark_offset", "expression", "pose", "pose", "camera", "illumination")
     assert len(UNKNOWNS) == len(fields)
     for unknown, field in zip(UNKNOWNS, fields):
         block = unknown.block(STATE)
