@@ -65,6 +65,14 @@ class CameraOptions:
 
 
 @dataclass(frozen=True)
+class RenderOptions:
+    """What draws the mesh during the fit."""
+
+    # auto: numba on a CPU, torch on a GPU; pytorch3d and nvdiffrast have to be installed.
+    backend: Literal["auto", "torch", "numba", "pytorch3d", "nvdiffrast"] = "auto"
+
+
+@dataclass(frozen=True)
 class InitOptions:
     """Where a fit starts."""
 
@@ -123,6 +131,7 @@ class FitRecipe:
     landmarks: LandmarkOptions = LandmarkOptions()
     flow: FlowSource = FlowSource()
     camera: CameraOptions = CameraOptions()
+    render: RenderOptions = RenderOptions()
     init: InitOptions = InitOptions()
     expression: ExpressionOptions = ExpressionOptions()
     detail: DetailOptions = DetailOptions()
