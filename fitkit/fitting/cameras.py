@@ -132,7 +132,24 @@ class CameraKnowledge:
         first = torch.zeros(len(self.views), dtype=torch.bool, device=focal.device)
         first[first_views(groups)] = True
         names = tuple(v.name for v in self.views)
-        return CameraPrior(focal, sigma, groups, first, names, source, moments_of(self.views), notes=notes)
+        moments = moments_of(self.views)
+        off = [
+            self.options.principal_sigma if v.camera is None else self.options.known_sigma for v in self.views
+        ]
+        side = torch.tensor([share * max(v.size) for share, v in zip(off, self.views)]).to(focal)
+        return CameraPrior(
+            focal,
+            sigma,
+            groups,
+            first,
+            self.principal,
+            side * self.scale,
+            self._cameras(),
+            names,
+            source,
+            moments,
+            notes=notes,
+        )
 
     def _cameras(self) -> Tensor:
         """[B] int64, views of one camera have the same number; one that states none has its own, as has each
@@ -168,6 +185,9 @@ class CameraPrior:
     focal_sigma: Tensor  # [B] log units
     focal_groups: Tensor  # [B] int64, views with one camera
     first: Tensor  # [B] bool, one view per camera
+    principal_mean: Tensor  # [B, 2] px of the crop
+    principal_sigma: Tensor  # [B] px of the crop
+    cameras: Tensor  # [B] int64, views of one camera with one principal point
     names: tuple[str, ...]  # of the views
     source: tuple[str, ...]  # per view 'cameras.json', 'exif' or 'estimated'
     moments: Tensor  # [B] int64, views of one moment share the expression

@@ -62,6 +62,9 @@ class CameraOptions:
     focal_sigma: Annotated[float, Range(1e-06, 100.0)] = 0.4  # how sure that is, log units
     exif_sigma: Annotated[float, Range(1e-06, 100.0)] = 0.1  # the same of a focal length from EXIF
     known_sigma: Annotated[float, Range(1e-06, 100.0)] = 0.001  # and from cameras.json
+    # How far from its middle the optical axis may meet a photo, share of its longer side, where a stage has
+    # `principal` free.
+    principal_sigma: Annotated[float, Range(1e-06, 100.0)] = 0.1
 
 
 @dataclass(frozen=True)

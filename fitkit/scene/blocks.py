@@ -90,6 +90,13 @@ def _focal(state: SceneState, change: Tensor) -> SceneState:
     return state.replace(camera=replace(state.camera, focal=state.camera.focal * change[:, 0].exp()))
 
 
+def _principal(state: SceneState, change: Tensor) -> SceneState:
+    """The principal point shifted by `change` focal lengths: the same for all photos of a camera, however
+    large their crops are."""
+    camera = state.camera
+    return state.replace(camera=replace(camera, principal=camera.principal + camera.focal[:, None] * change))
+
+
 def _rig_scale(state: SceneState, change: Tensor) -> SceneState:
     """All cameras move along their lines to the head's origin, exp(change) times as far away: the
     translations of camera_from_head are multiplied.
@@ -132,6 +139,7 @@ UNKNOWNS = (
     Unknown(  # log units
         "rig_scale", lambda s: 1, 0.2, _rig_scale, of_person=True, within=Within("pose", _away_from_head)
     ),
+    Unknown("principal", lambda s: 2, 0.05, _principal),  # focal lengths
     Unknown("focal", lambda s: 1, 0.2, _focal),  # log units
     Unknown(
         "illumination",

@@ -17,7 +17,9 @@ def layouts(state, free=BLOCKS):
     B = state.num_views
     yield ParameterLayout.of(state, free)
     one = torch.zeros(B, dtype=torch.int64)
-    yield ParameterLayout.of(state, free, {"expression": one, "pose": one, "focal": torch.arange(B) > 0})
+    lens = torch.arange(B) > 0
+    owners = {"expression": one, "pose": one, "focal": lens, "principal": lens}
+    yield ParameterLayout.of(state, free, owners)
 
 
 def whole_jacobian(lin: Linearization, layout: ParameterLayout) -> torch.Tensor:
