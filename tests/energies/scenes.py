@@ -78,7 +78,15 @@ from fitkit.scene.state import SceneState
 
 MODEL = tiny_model(dtype=torch.float64)
 SIDE = 96
-SCALE = {"identity": 1.0, "expression": 0.2, "landmarks": 1.0, "pose": 1.0, "focal": 0.2, "illumination": 0.2}
+SCALE = {
+    "identity": 1.0,
+    "expression": 0.2,
+    "landmarks": 1.0,
+    "pose": 1.0,
+    "principal": 0.02,
+    "focal": 0.2,
+    "illumination": 0.2,
+}
 
 
 @dataclass(frozen=True)

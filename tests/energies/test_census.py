@@ -106,7 +106,7 @@ def test_many_neighbours_give_the_same_system_in_fewer_rows():
     valid = value.valid
     length = value.value.square().sum(-1)
     torch.testing.assert_close(lin.residuals.value.square().sum(-1)[valid], length[valid])
-    for layout in layouts(state, ("identity", "expression", "pose", "focal")):
+    for layout in layouts(state, ("identity", "expression", "pose", "principal", "focal")):
         zero = torch.zeros(layout.total, dtype=torch.float64)
         J = torch.func.jacfwd(lambda x: energy.residuals(retract(state, x, layout), obs).value)(zero)
         w = (
