@@ -172,7 +172,7 @@ def parse_camera(entry: dict, where: str) -> Calibration:
         names.append("" if entry.get(key) is None else entry[key])
         if entry.get(key) is not None:
             check_name(entry[key], f"{where}: {key}", shared_by)
-    return Calibration(K, R, t, distortion, size, fisheye, *names, metric=mm is not None)
+    return Calibration(K, R, t, distortion, size, fisheye, names[0], names[1], mm is not None)
 
 
 def _unit(entry: dict, where: str) -> float | None:

@@ -34,6 +34,7 @@ class ProjectedPoints:
     @property
     def by_camera(self) -> dict[str, Tensor]:
         """Derivatives of the pixels by the blocks of the camera, [G, N, 2, width]."""
+        assert self.by_focal is not None and self.by_principal is not None, "projected without derivatives"
         return {"focal": self.by_focal[..., None], "principal": self.by_principal}
 
 
