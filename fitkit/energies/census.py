@@ -219,13 +219,14 @@ def hard_census_distance(one: Tensor, two: Tensor, window: int = 7, dead_zone: f
 class _Patches:
     """Descriptors and what they depend on. t: [B, N, P]; in_front: [B, N] bool; by_motion: [B, N, P, 3] per
     mm that the whole patch moves in the head frame; by_turn: [B, N, P, 3] per radian of the head's rotation;
-    by_focal: [B, N, P] per log focal length. Derivatives are None unless asked for."""
+    by_camera: [B, N, P, 3] per log focal length and per focal length that the principal point is shifted.
+    Derivatives are None unless asked for."""
 
     t: Tensor
     in_front: Tensor
     by_motion: Tensor | None = None
     by_turn: Tensor | None = None
-    by_focal: Tensor | None = None
+    by_camera: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -409,10 +410,11 @@ class CrossViewCensus:
         by_pixel = by_pixel[..., 0, :] / 2**self.options.level  # [B, N (P + 1), 2]
         by_head = (by_pixel[..., None, :] @ seen.by_head).squeeze(-2)
         by_turn = (by_head[..., None, :] @ -skew(seen.head)).squeeze(-2)
-        by_focal = (by_pixel * seen.by_focal).sum(-1, keepdim=True)
-        both = torch.cat([by_head, by_turn, by_focal], -1).reshape(B, N, -1, 7)
+        camera = torch.cat([seen.by_camera[name] for name in ("focal", "principal")], -1)
+        by_camera = (by_pixel[..., None, :] @ camera).squeeze(-2)
+        both = torch.cat([by_head, by_turn, by_camera], -1).reshape(B, N, -1, 9)
         both = slope[..., None] * (both[:, :, 1:] - both[:, :, :1])
-        return _Patches(ternary(d, sigma), in_front, both[..., :3], both[..., 3:6], both[..., 6])
+        return _Patches(ternary(d, sigma), in_front, *both.split(3, -1))
 
     def _scale(self) -> float:
         return 1.0 / (self.options.noise * self.neighbors**0.5)
@@ -426,26 +428,26 @@ class CrossViewCensus:
         return self._residuals(self._patches(state))
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
-        """All neighbours of a point depend on 7 numbers of each view (motion, turn, focal length), so more
-        than 15 rows are replaced by the 15 of a QR decomposition of [derivatives, residual]: same normal
-        equations, same squared length."""
+        """All neighbours of a point depend on 9 numbers of each view (motion, turn, focal length, principal
+        point), so more than 19 rows are replaced by the 19 of a QR decomposition of [derivatives, residual]:
+        same normal equations, same squared length."""
         p = self._patches(state, derivatives=True)
         residuals = self._residuals(p)
         scale = self._scale() * self.root[..., None]
-        local = torch.cat([p.by_motion, p.by_turn, p.by_focal[..., None]], -1)
+        local = torch.cat([p.by_motion, p.by_turn, p.by_camera], -1)
         a, b = scale * local[self.view_a], -scale * local[self.view_b]
-        if self.neighbors > 15:
+        if self.neighbors > 19:
             whole = torch.cat([a, b, residuals.value[..., None]], -1)
             whole = torch.where(residuals.valid[..., None, None], whole, torch.zeros_like(whole))
             R = torch.linalg.qr(whole, mode="r").R
-            a, b = R[..., :7], R[..., 7:14]
-            residuals = replace(residuals, value=R[..., 14])
+            a, b = R[..., :9], R[..., 9:18]
+            residuals = replace(residuals, value=R[..., 18])
         slots = (Slot(self.view_a, self._columns(a)), Slot(self.view_b, self._columns(b)))
-        return Linearization(residuals, slots, mixed=self.neighbors > 15)
+        return Linearization(residuals, slots, mixed=self.neighbors > 19)
 
     def _columns(self, local: Tensor) -> dict[str, Tensor]:
-        """Chain [G, N, D, 7] to the parameters of the view."""
-        motion, turn, focal = local.split((3, 3, 1), -1)
+        """Chain [G, N, D, 9] to the parameters of the view."""
+        motion, turn, focal, principal = local.split((3, 3, 1, 2), -1)
         G, N, D, _ = motion.shape
         K = self.basis.num_identity
         rows = self.basis.rows
@@ -460,6 +462,7 @@ class CrossViewCensus:
             "expression": coefficients[..., K:],
             "pose": pose,
             "focal": focal,
+            "principal": principal,
         }
 
     def scalar(self, state: SceneState, variant: str | CensusVariant = "default") -> Tensor:

@@ -191,28 +191,37 @@ class FlowCorrespondence:
             "identity": coefficient_b[..., :K],
             "expression": coefficient_b[..., K:],
             "pose": torch.cat([by_b @ -skew(h.head_b), by_b], -1),
-            "focal": (seen.by_focal / self.sigma_px)[..., None],
+            **{name: by / self.sigma_px for name, by in seen.by_camera.items()},
         }
         columns_a = {
             "identity": coefficient_a[..., :K],
             "expression": coefficient_a[..., K:],
             "pose": torch.cat([by_a @ -skew(h.hit), by_a], -1),
         }
-        # A longer focal length pulls the ray of pixel a towards the axis.
-        pose_a = state.pose.select(m.view_a)
-        if state.camera.kind == "perspective":
-            pull = -(direction - pose_a.rotation[:, 2][:, None]) * h.depth
-        else:
-            in_camera = pose_a.apply(h.hit)
-            pull = (
-                -torch.cat([in_camera[..., :2], torch.zeros_like(in_camera[..., :1])], -1) @ pose_a.rotation
+        for name, pull in self._by_camera_a(state, h).items():
+            on_surface = (
+                pull - direction[..., None] * ((normal[..., None] * pull).sum(-2) / slope)[..., None, :]
             )
-        on_surface = pull - direction * ((normal * pull).sum(-1, keepdim=True) / slope)
-        columns_a["focal"] = by_tangent @ on_surface[..., None]
+            columns_a[name] = by_tangent @ on_surface
         return Linearization(
             self._residuals(seen.pixels, seen.in_front),
             (Slot(m.view_b, columns_b), Slot(m.view_a, columns_a)),
         )
+
+    def _by_camera_a(self, state: SceneState, h: Hits) -> dict[str, Tensor]:
+        """How the rays of pixel_a move at their hits with the camera of view a: block -> [G, N, 3, width] mm.
+        A longer focal length pulls them towards the axis, a shift of the principal point turns them back."""
+        views = self.matches.view_a
+        pose, camera = state.pose.select(views), state.camera.select(views)
+        if camera.kind == "perspective":
+            focal, depth = -(h.direction - pose.rotation[:, 2][:, None]) * h.depth, h.depth
+        else:
+            flat = pose.apply(h.hit)
+            flat = torch.cat([flat[..., :2], torch.zeros_like(flat[..., :1])], -1)
+            focal, depth = -flat @ pose.rotation, torch.full_like(h.depth, camera.REFERENCE_DEPTH)
+        per_pixel = torch.stack([torch.ones_like(camera.aspect), 1 / camera.aspect], -1)
+        axes = (pose.rotation[:, :2] * per_pixel[..., None]).mT  # [G, 3, 2] head frame
+        return {"focal": focal[..., None], "principal": -axes[:, None] * depth[..., None]}
 
     def linearize_surface(self, state: SceneState) -> tuple[Residuals, Tensor, Tensor]:
         """Residuals, their derivatives [G, N, 2, 3, 3] by an offset of each corner of the triangle, in the

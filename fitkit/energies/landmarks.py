@@ -128,7 +128,7 @@ class LandmarkReprojection:
         inverse = 1 / self.sigma_px.to(head)
         by_head = seen.by_head * inverse[..., None, None]
         columns = motion_columns(by_head, head, rows, self.model.num_identity)
-        columns["focal"] = (seen.by_focal * inverse[..., None])[..., None]
+        columns |= {name: by * inverse[..., None, None] for name, by in seen.by_camera.items()}
         columns["landmarks"] = offset_columns(by_head, range(68))
         return Linearization(
             self._residuals(seen.pixels, seen.in_front, observations), (Slot(views, columns),)
@@ -231,7 +231,7 @@ class LandmarkOffsets:
             by_head = seen.by_head[:, index] * inverse
             columns = motion_columns(by_head, seen.head[:, index], basis.rows[index], basis.num_identity)
             columns["landmarks"] = offset_columns(by_head, index.tolist())
-            columns["focal"] = seen.by_focal[:, index][..., None] * inverse
+            columns |= {name: by[:, index] * inverse for name, by in seen.by_camera.items()}
             parts.append(columns)
         columns = {name: parts[0][name] - parts[1][name] for name in parts[0]}
         residuals = self._residuals(seen.pixels, seen.in_front, observations, a, b, sigma)

@@ -103,8 +103,22 @@ def linearization(
 ) -> Linearization:
     """Residuals and derivatives of a frozen energy: written by hand, or by automatic differentiation."""
     if isinstance(energy, Linearizable):
-        return energy.linearize(state, observations)
+        return _with_inner_blocks(energy.linearize(state, observations), state, layout)
     return autodiff.linearize(energy, state, observations, layout.order)
+
+
+def _with_inner_blocks(lin: Linearization, state: SceneState, layout: ParameterLayout) -> Linearization:
+    """With the derivatives by blocks whose changes are those of another one, see `Within`."""
+    for name, within in ((b.name, b.within) for b in layout.blocks if b.within is not None):
+        matrix = within.matrix(state)
+        slots = tuple(
+            replace(s, columns={**s.columns, name: s.columns[within.block] @ matrix[s.view, None]})
+            if within.block in s.columns
+            else s
+            for s in lin.slots
+        )
+        lin = replace(lin, slots=slots)
+    return lin
 
 
 def _trust(r: Residuals) -> Tensor:

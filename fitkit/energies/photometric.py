@@ -361,10 +361,9 @@ def unhidden(
 def pixel_columns(
     by_pixel: Tensor, seen: ProjectedPoints, basis: PointBasis | MeshPoints
 ) -> dict[str, Tensor]:
-    """Chain d value / d pixel [B, N, D, 2] to identity, expression, pose and focal length."""
+    """Chain d value / d pixel [B, N, D, 2] to identity, expression, pose and camera."""
     columns = motion_columns(by_pixel @ seen.by_head, seen.head, basis.rows, basis.num_identity)
-    columns["focal"] = by_pixel @ seen.by_focal[..., None]
-    return columns
+    return columns | {name: by_pixel @ by for name, by in seen.by_camera.items()}
 
 
 def viewing_cosine(

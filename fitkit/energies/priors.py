@@ -219,6 +219,29 @@ class FocalPrior(PlainEnergy):
 
 
 @dataclass(frozen=True)
+class PrincipalPrior(PlainEnergy):
+    """(principal - mean) / sigma, one per camera, [B, 2, 1].
+
+    mean: [B, 2], sigma: [B] px of the crop; first: [B] bool, one view per camera.
+    """
+
+    mean: Tensor
+    sigma: Tensor
+    first: Tensor
+    name = "principal_prior"
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        value = (state.camera.principal - self.mean) / self.sigma[:, None]
+        return Residuals(value[..., None], self.first[:, None].expand(-1, 2))
+
+    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
+        columns = torch.diag_embed((state.camera.focal / self.sigma)[:, None].expand(-1, 2))[:, :, None]
+        return Linearization(
+            self.residuals(state, observations), (Slot(all_views(state), {"principal": columns}),)
+        )
+
+
+@dataclass(frozen=True)
 class LightPrior(PlainEnergy):
     """(illumination - anchor) / sigma, [B, 9 C, 1]: fixes the gauge between light and albedo.
 
@@ -312,6 +335,13 @@ class FocalPriorTraining(EnergyOptions):
 
 
 @dataclass(frozen=True)
+class PrincipalPriorTraining(EnergyOptions):
+    """A fit knows something of the cameras."""
+
+    sigma: Positive = 0.1  # of the principal point from the middle, share of the picture's longer side
+
+
+@dataclass(frozen=True)
 class LightPriorTerm(EnergyOptions):
     sigma: Positive = 0.5  # of the change of the light, relative to its first estimate (in a training: white)
 
@@ -351,6 +381,18 @@ def _make_focal_prior(context: Context, o: FocalPriorTraining) -> FocalPrior:
     each = torch.ones_like(context.state.camera.focal)
     mean = o.focal_px * context.observations.pixel_unit * each
     return FocalPrior(mean, o.sigma * each, torch.ones_like(each, dtype=torch.bool))
+
+
+def _make_principal_prior(context: Context, o: PrincipalPriorTraining) -> PrincipalPrior:
+    known = context.cameras
+    if known is not None:
+        first = torch.zeros_like(known.principal_sigma, dtype=torch.bool)
+        first[first_views(known.cameras)] = True
+        return PrincipalPrior(known.principal_mean, known.principal_sigma, first)
+    H, W = context.observations.size
+    each = torch.ones_like(context.state.camera.focal)
+    middle = torch.stack([each * (W - 1) / 2, each * (H - 1) / 2], -1)
+    return PrincipalPrior(middle, o.sigma * max(H, W) * each, each > 0)
 
 
 def _make_light_prior(context: Context, o: LightPriorTerm) -> LightPrior:
@@ -439,6 +481,17 @@ SPECS = (
         ),
         training=FocalPriorTraining,
         blocks=("focal",),
+    ),
+    EnergySpec(
+        name="principal_prior",
+        cls=PrincipalPrior,
+        make=_make_principal_prior,
+        role="prior",
+        doc=EnergyDoc(
+            formula="c - c_0", unit="px of the crop", source="ours", uses=(use(OURS, "sq"),), gradient="exact"
+        ),
+        training=PrincipalPriorTraining,
+        blocks=("principal",),
     ),
     EnergySpec(
         name="light_prior",

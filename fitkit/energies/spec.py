@@ -65,7 +65,16 @@ class KnownCameras(Protocol):
     def first(self) -> Tensor: ...  # [B] bool, one view for each camera
 
     @property
-    def metric(self) -> bool: ...  # known positions of cameras fix the scale of the head
+    def principal_mean(self) -> Tensor: ...  # [B, 2] px of the crop
+
+    @property
+    def principal_sigma(self) -> Tensor: ...  # [B] px of the crop
+
+    @property
+    def cameras(self) -> Tensor: ...  # [B] int64, views of one camera with one principal point
+
+    @property
+    def metric(self) -> bool: ...  # known positions of cameras, in a known unit, fix the head's scale
 
 
 class Networks:

@@ -25,7 +25,7 @@ def camera_table(result: FitResult) -> dict[str, Any]:
     A scaled-orthographic camera has no K: its views are marked kind 'orthographic', and K, R, t describe the
     pinhole camera at Camera.REFERENCE_DEPTH from the head origin that has the same scale there. A view that
     was undistorted has the `distortion` of its photo; `moment` and `camera_id` stand where they were
-    given.
+    given; `unit` 'unknown' where positions were given in one: the mm are those of the face model.
     """
     state = result.state.to(dtype=torch.float64)
     K, R, t = state.camera.matrix(), state.pose.rotation, state.pose.translation.clone()
@@ -55,4 +55,6 @@ def camera_table(result: FitResult) -> dict[str, Any]:
                 "camera_model": "OPENCV_FISHEYE" if lens.fisheye else "OPENCV",
                 "distortion": lens.coefficients.tolist(),
             }
-    return {"convention": CONVENTION, "views": views}
+    known = {v.camera.metric for v in result.subject.views if v.camera is not None}
+    unit = {"unit": "unknown"} if False in known else {}
+    return {"convention": CONVENTION, **unit, "views": views}

@@ -42,11 +42,13 @@ class CameraKnowledge:
         """
         Raises:
             FitError: a camera with numbers that no camera has; it names the view. InputError: cameras.json
-                for orthographic cameras, or two photos of one camera in one moment.
+                for orthographic cameras, two photos of one camera in one moment, or positions only some of
+                which are in a known unit.
         """
         for view in views:
             _check_camera(view)
         _check_moments(views)
+        _check_units(views)
         if options.kind == "orthographic" and any(v.camera is not None for v in views):
             raise InputError(
                 "camera.kind=orthographic cannot use cameras.json; leave the file out or use perspective"
@@ -73,8 +75,14 @@ class CameraKnowledge:
         return rigs_of(self.views)
 
     @cached_property
+    def metric(self) -> bool:
+        """Whether positions are in mm, as far as there are some."""
+        return all(self.views[i].camera.metric for i in self.rig)
+
+    @cached_property
     def baseline(self) -> float:
-        """Largest distance between two cameras of the rig at one moment, mm; 0 without such."""
+        """Largest distance between two cameras of the rig at one moment, in the unit of the positions; 0
+        without such."""
         apart = [0.0]
         for rig in self.rigs:
             cameras = [self.views[i].camera for i in rig]
@@ -124,7 +132,24 @@ class CameraKnowledge:
         first = torch.zeros(len(self.views), dtype=torch.bool, device=focal.device)
         first[first_views(groups)] = True
         names = tuple(v.name for v in self.views)
-        return CameraPrior(focal, sigma, groups, first, names, source, moments_of(self.views), notes=notes)
+        moments = moments_of(self.views)
+        off = [
+            self.options.principal_sigma if v.camera is None else self.options.known_sigma for v in self.views
+        ]
+        side = torch.tensor([share * max(v.size) for share, v in zip(off, self.views)]).to(focal)
+        return CameraPrior(
+            focal,
+            sigma,
+            groups,
+            first,
+            self.principal,
+            side * self.scale,
+            self._cameras(),
+            names,
+            source,
+            moments,
+            notes=notes,
+        )
 
     def _cameras(self) -> Tensor:
         """[B] int64, views of one camera have the same number; one that states none has its own, as has each
@@ -160,11 +185,15 @@ class CameraPrior:
     focal_sigma: Tensor  # [B] log units
     focal_groups: Tensor  # [B] int64, views with one camera
     first: Tensor  # [B] bool, one view per camera
+    principal_mean: Tensor  # [B, 2] px of the crop
+    principal_sigma: Tensor  # [B] px of the crop
+    cameras: Tensor  # [B] int64, views of one camera with one principal point
     names: tuple[str, ...]  # of the views
     source: tuple[str, ...]  # per view 'cameras.json', 'exif' or 'estimated'
     moments: Tensor  # [B] int64, views of one moment share the expression
     pose_groups: Tensor | None = None  # [B] int64, views of a calibrated rig move together
-    metric: bool = False  # known camera positions fix the scale of the head
+    metric: bool = False  # known camera positions, in a known unit, fix the scale of the head
+    unit_mm: float | None = None  # of positions whose unit nobody knows, at the start; None: there are none
     notes: tuple[str, ...] = ()  # what of the given cameras is not used, one line each
 
     def without_exif(
@@ -232,6 +261,17 @@ def _check_moments(views: Sequence[View]) -> None:
                     f"views '{other}' and '{view.name}': expected one photo of each camera in a moment, got "
                     f"two of camera '{view.camera.name}' in '{view.moment}'; name their moments apart"
                 )
+
+
+def _check_units(views: Sequence[View]) -> None:
+    """InputError: positions in mm beside others whose unit nobody knows."""
+    placed = [v for v in views if v.camera is not None and v.camera.R is not None]
+    for unknown in (v for v in placed if not v.camera.metric):
+        for known in (v for v in placed if v.camera.metric):
+            raise InputError(
+                f"views '{known.name}' and '{unknown.name}': expected positions of all cameras in mm or all "
+                "in one unknown unit, got one in mm and one in an unknown unit; give the same unit for all"
+            )
 
 
 def _check_camera(view: View) -> None:

@@ -162,12 +162,13 @@ def _two_people(report: FitReport) -> list[Finding]:
         if people.matched_apart
         else "their landmarks fit two faces far better than one"
     )
+    placed = report.scale.metric or report.scale.unit_mm is not None
     return [
         Finding(
             "two_people",
             "doubtful",
             f"{_listed(one)} may show another person than {_listed(other)}: {why}; check the photos"
-            f"{' and the R and t of their cameras' if report.scale.metric else ''}, and fit each person "
+            f"{' and the R and t of their cameras' if placed else ''}, and fit each person "
             "alone",
         )
     ]

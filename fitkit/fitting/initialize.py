@@ -11,6 +11,7 @@ from torch import Tensor
 from fitkit.errors import FitError
 from fitkit.fitting.cameras import CameraKnowledge, CameraPrior
 from fitkit.fitting.recipe import CameraOptions
+from fitkit.fitting.rig import unit_of
 from fitkit.geometry.rotation import rotation_between_axis_and
 from fitkit.geometry.weak_perspective import weak_perspective_pose
 from fitkit.io.subject import View, some
@@ -110,7 +111,7 @@ def lift(start: Start, knowledge: CameraKnowledge, model: FaceModel) -> tuple[Sc
 
 def _on_rig(pose: Pose, knowledge: CameraKnowledge, prior: CameraPrior) -> tuple[Pose, CameraPrior]:
     """The views of a rig with one head pose between those of a moment; the other views each move on their
-    own."""
+    own. A unit that nobody knows is the one in which the head is as large as the views alone have it."""
     views, rigs, B = knowledge.views, knowledge.rigs, len(knowledge.views)
     if not rigs:
         if not knowledge.rig or B == 1:
@@ -122,22 +123,24 @@ def _on_rig(pose: Pose, knowledge: CameraKnowledge, prior: CameraPrior) -> tuple
     single[[view for rig in rigs for view in rig]] = 0
     groups = single.cumsum(0) + len(rigs) - 1
     rotation, translation = pose.rotation.clone(), pose.translation.clone()
+    unit = 1.0 if knowledge.metric else unit_of(views, pose)
     for number, rig in enumerate(rigs):
-        placed = _rig_pose([views[i] for i in rig], pose.select(rig))
+        placed = _rig_pose([views[i] for i in rig], pose.select(rig), unit)
         rotation[rig], translation[rig], groups[rig] = placed.rotation, placed.translation, number
     pose = Pose(rotation, translation)
     _check_finite(views, prior.source, pose)
     known = single == 0
-    metric = knowledge.baseline > APART * float(translation[known].norm(dim=-1).mean())
+    apart = unit * knowledge.baseline > APART * float(translation[known].norm(dim=-1).mean())
     notes = prior.notes
-    if not metric:
+    if not apart:
         notes += ("the cameras are in one place, so their positions do not tell the size of the head",)
     elif not known.all():
         notes += (
             f"the positions of {int(known.sum())} of {B} cameras are known; those of the others were "
             "estimated",
         )
-    return pose, replace(prior, pose_groups=groups, metric=metric, notes=notes)
+    prior = replace(prior, pose_groups=groups, metric=apart and knowledge.metric, notes=notes)
+    return pose, replace(prior, unit_mm=unit if apart and not knowledge.metric else None)
 
 
 def line_of_sight(
@@ -174,11 +177,12 @@ def _check_finite(views: Sequence[View], source: Sequence[str], pose: Pose, *mor
             )
 
 
-def _rig_pose(views: Sequence[View], single: Pose) -> Pose:
-    """One head pose for a calibrated rig: the mean of the views' own estimates in the world frame."""
+def _rig_pose(views: Sequence[View], single: Pose, unit: float) -> Pose:
+    """One head pose for a calibrated rig: the mean of the views' own estimates in the world frame; unit: of
+    the cameras' positions, mm."""
     dtype, device = single.rotation.dtype, single.rotation.device
     R = torch.stack([torch.as_tensor(v.camera.R, dtype=dtype) for v in views]).to(device)  # camera_from_world
-    t = torch.stack([torch.as_tensor(v.camera.t, dtype=dtype).reshape(3) for v in views]).to(device)
+    t = torch.stack([torch.as_tensor(v.camera.t, dtype=dtype).reshape(3) for v in views]).to(device) * unit
     world_rotation = (R.transpose(1, 2) @ single.rotation).mean(0)
     U, _, Vh = torch.linalg.svd(world_rotation)
     rotation = (

@@ -19,6 +19,7 @@ from fitkit.fitting.report import (
     TwoPeopleReport,
     ViewReport,
 )
+from fitkit.fitting.rig import unit_at
 from fitkit.fitting.solution import Solution
 from fitkit.fitting.uncertainty import ErrorBars, error_bars, focal_uncertainty, summary
 from fitkit.fitting.view_consistency import TwoPeople, ViewAgreement, parallax, two_people, view_agreement
@@ -34,6 +35,16 @@ SCALE_PRIOR = (
     "no camera positions were given: sizes are metric only as far as this person's head is of the size the "
     "face model expects, and focal length and distance are known only up to a common factor"
 )
+SCALE_RIG = (
+    "the positions of the cameras are in an unknown unit: sizes are those that the face model expects, not "
+    "measured"
+)
+
+
+def _scale(solution: Solution, subject: Subject) -> ScaleReport:
+    if solution.cameras.unit_mm is not None:
+        return ScaleReport(False, SCALE_RIG, unit_at(subject.views, solution.state.pose))
+    return ScaleReport(solution.cameras.metric, SCALE_METRIC if solution.cameras.metric else SCALE_PRIOR)
 
 
 def _beyond_3_sigma(sigmas: Tensor) -> float:
@@ -144,7 +155,7 @@ def fit_report(
             _beyond_3_sigma(identity), float(identity.square().mean().sqrt()), float(identity.abs().max())
         ),
         expression=_expression(model, state.expression),
-        scale=ScaleReport(solution.cameras.metric, SCALE_METRIC if solution.cameras.metric else SCALE_PRIOR),
+        scale=_scale(solution, subject),
         two_people=_named(people, subject),
         jaw=solution.jaw_rule,
         crop_px=max(solution.observations.size),

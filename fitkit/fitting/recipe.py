@@ -62,6 +62,17 @@ class CameraOptions:
     focal_sigma: Annotated[float, Range(1e-06, 100.0)] = 0.4  # how sure that is, log units
     exif_sigma: Annotated[float, Range(1e-06, 100.0)] = 0.1  # the same of a focal length from EXIF
     known_sigma: Annotated[float, Range(1e-06, 100.0)] = 0.001  # and from cameras.json
+    # How far from its middle the optical axis may meet a photo, share of its longer side, where a stage has
+    # `principal` free.
+    principal_sigma: Annotated[float, Range(1e-06, 100.0)] = 0.1
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """What draws the mesh during the fit."""
+
+    # auto: numba on a CPU, torch on a GPU; pytorch3d and nvdiffrast have to be installed.
+    backend: Literal["auto", "torch", "numba", "pytorch3d", "nvdiffrast"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -123,6 +134,7 @@ class FitRecipe:
     landmarks: LandmarkOptions = LandmarkOptions()
     flow: FlowSource = FlowSource()
     camera: CameraOptions = CameraOptions()
+    render: RenderOptions = RenderOptions()
     init: InitOptions = InitOptions()
     expression: ExpressionOptions = ExpressionOptions()
     detail: DetailOptions = DetailOptions()

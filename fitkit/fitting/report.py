@@ -56,8 +56,9 @@ class ExpressionReport:
 
 @dataclass(frozen=True)
 class ScaleReport:
-    metric: bool = False  # known camera positions fix the size of the head
+    metric: bool = False  # known camera positions, in a known unit, fix the size of the head
     note: str = ""
+    unit_mm: float | None = field(default=None, metadata=WHERE_SAID)  # of camera positions, as it was found
 
 
 @dataclass(frozen=True)

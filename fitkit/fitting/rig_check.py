@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,26 +18,22 @@ from fitkit.errors import InputError
 from fitkit.fitting.cameras import rigs_of
 from fitkit.fitting.initialize import line_of_sight
 from fitkit.fitting.report import Contradiction
+from fitkit.fitting.rig import UNSIZED, Agreement, Heads, agreement, degrees_of, positions
 from fitkit.geometry.rotation import rotation_between_axis_and
 from fitkit.geometry.weak_perspective import weak_perspective_pose
 from fitkit.io.subject import Subject, View, some
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.landmarks.types import Landmarks
 
-# How far a view may be from the head that all come to: degrees, and across its line of sight, mm of a head of
-# mean size.
-TURNED_DEG, ASIDE_MM = 35.0, 30.0
 STILL_DEG = 12.0  # how far a head that did not turn may seem to have turned
-# How well a view alone places a head of known size, mm across its line of sight, and along it as a share of
-# the distance.
-ACROSS_MM, ALONG = 5.0, 0.1
-UNSIZED = 0.3  # size_sigma of cameras in one place
 SIZE = 2.0  # a small child's face has 0.6 times the size of the mean one
 UNITS = {"millimetres": 1.0, "centimetres": 0.1, "inches": 1 / 25.4, "feet": 1 / 304.8, "metres": 0.001}
 MOST = 0.8  # of the views agree under the right reading; landmarks or a photo of the others may be wrong
 # share of the misfit that the right reading leaves; more, and a rig is badly calibrated rather than misread
 CLEAR = 0.4
-NEEDED = "fitkit needs x_camera = R x_world + t with x right, y down, z forward and t in mm"
+NEEDED = (
+    'fitkit needs x_camera = R x_world + t with x right, y down, z forward and t in mm, or the "unit" of t'
+)
 CHECK = f"check them ({NEEDED}; the head may not move between the photos) and the landmarks"
 
 
@@ -66,21 +62,18 @@ def _check_moment(
 ) -> tuple[Subject, list[Contradiction]]:
     """`check_rig` for the views `rig`, which see the head in one place."""
     views = [subject.views[i] for i in rig]
-    R, t = (
-        torch.stack([torch.as_tensor(getattr(v.camera, k), dtype=torch.float64) for v in views])
-        for k in ("R", "t")
-    )
-    t = t.reshape(-1, 3)
+    R, t = positions(views)
     heads = heads_of(views, found.select(rig), model)
     cameras = subject.path / "cameras.json" if subject.path else f"the cameras of {subject.name}"
     where = f"{cameras}: R and t of {some(v.name for v in views)}"
     _refuse_one_place(where, heads, R, t)
     given = agreement(heads, R, t)
-    right_size = given.size_sigma > UNSIZED or _unit(given.size) == "millimetres"
+    known = all(v.camera.metric for v in views)
+    right_size = not known or given.size_sigma > UNSIZED or _unit(given.size) == "millimetres"
     if given.agrees.all() and right_size:
         return subject, []
     if not (right_size and int(given.agrees.sum()) >= max(2, math.ceil(MOST * len(rig)))):
-        _refuse_other_reading(where, heads, R, t, given)
+        _refuse_other_reading(where, heads, R, t, given, known)
     kept, contradictions = list(subject.views), []
     agree = (
         given.agrees
@@ -109,7 +102,7 @@ def _refuse_one_place(where: str, heads: Heads, R: Tensor, t: Tensor) -> None:
     """Views with one position, although the head turned."""
     far = 1e-4 * (1e-9 + t.norm(dim=-1).max())
     same = ((R[:, None] - R[None]).abs().amax((-1, -2)) < 1e-4) & ((t[:, None] - t[None]).norm(dim=-1) < far)
-    angle = float((_degrees(heads.rotation[:, None].transpose(-1, -2) @ heads.rotation[None]) * same).max())
+    angle = float((degrees_of(heads.rotation[:, None].transpose(-1, -2) @ heads.rotation[None]) * same).max())
     if angle > STILL_DEG:
         raise InputError(
             f"{where} put cameras in one place, but the head turned by {angle:.0f} degrees between their "
@@ -118,9 +111,11 @@ def _refuse_one_place(where: str, heads: Heads, R: Tensor, t: Tensor) -> None:
         )
 
 
-def _refuse_other_reading(where: str, heads: Heads, R: Tensor, t: Tensor, given: Agreement) -> None:
+def _refuse_other_reading(
+    where: str, heads: Heads, R: Tensor, t: Tensor, given: Agreement, known: bool
+) -> None:
     """The reading under which the views agree and the face has the size of a face in a known unit; else in
-    any unit."""
+    any unit. known: t is said to be in mm."""
     needed = max(2, math.ceil(MOST * len(R)))
     fitting = []
     for reading, cameras in readings(R, t).items():
@@ -136,7 +131,7 @@ def _refuse_other_reading(where: str, heads: Heads, R: Tensor, t: Tensor, given:
     meaning, axes, result = next(f for f in fitting if f[2].misfit <= 1.5 * best)
     unit = _unit(result.size)
     read_as = (meaning or "world-to-camera") + (f" in {axes}" if axes else "")
-    if unit != "millimetres":
+    if known and unit != "millimetres":
         read_as += f", t in {unit or f'a unit of {1 / result.size:.3g} mm'} (by the size of the face)"
     raise InputError(
         f"{where} contradict the landmarks, but agree with them when they are read as {read_as}; convert "
@@ -148,36 +143,6 @@ def _unit(size: float) -> str | None:
     """The unit in which a face of this size, over that of the mean face in mm, is that of a person."""
     name = min(UNITS, key=lambda u: abs(math.log(max(size, 1e-12) / UNITS[u])))
     return name if abs(math.log(max(size, 1e-12) / UNITS[name])) < math.log(SIZE) else None
-
-
-@dataclass(frozen=True)
-class Heads:
-    """How each view alone sees the head: rotation [B, 3, 3] camera_from_head, place [B, 3] mm in the camera
-    frame of a face of mean size."""
-
-    rotation: Tensor
-    place: Tensor
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """One head for all views of a rig.
-
-    turned [B] degrees and aside [B] mm of a head of mean size: how far each view is from it; agrees [B] bool;
-    size: of the face over the mean one, in the unit of the cameras; size_sigma: relative standard deviation
-    of it.
-    """
-
-    turned: Tensor
-    aside: Tensor
-    agrees: Tensor
-    size: float
-    size_sigma: float
-
-    @property
-    def misfit(self) -> float:
-        """The farthest view's distance from the one head, in units of the limits."""
-        return float((self.turned / TURNED_DEG + self.aside / ASIDE_MM).max())
 
 
 def heads_of(views: Sequence[View], found: Landmarks, model: FaceModel) -> Heads:
@@ -196,48 +161,6 @@ def heads_of(views: Sequence[View], found: Landmarks, model: FaceModel) -> Heads
         mean.mean(0)[:, None], scale, rotation, shift - K[:, :2, 2], K[:, 0, 0], K[:, 1, 1] / K[:, 0, 0]
     )
     return Heads(rotation_between_axis_and(place) @ rotation, place)
-
-
-def agreement(heads: Heads, R: Tensor, t: Tensor) -> Agreement:
-    """One head in the world of the cameras R [B, 3, 3], t [B, 3].
-
-    The rotation is the one that most views agree with. Place p and size s come from least squares over R p +
-    t = s place, where each view counts as its precision says and, by repeated weighting, the less the farther
-    it is off. Where all cameras are in one place, s stays 1.
-    """
-    world = R.transpose(1, 2) @ heads.rotation
-    between = _degrees(world[:, None].transpose(-1, -2) @ world[None])
-    turned = between[int(between.median(0).values.argmin())]
-    trusted = (turned <= TURNED_DEG).to(R.dtype).clamp_min(1e-3)
-    sight = torch.nn.functional.normalize(heads.place, dim=-1)
-    along = ACROSS_MM / (ALONG * heads.place.norm(dim=-1)).clamp_min(ACROSS_MM)
-    whiten = torch.eye(3, dtype=R.dtype) - (1 - along)[:, None, None] * sight[:, :, None] * sight[:, None]
-    rows = whiten @ torch.cat([R, -heads.place[..., None]], 2)  # of the unknowns (p, s)
-    goal = -(whiten @ t[..., None])[..., 0]
-
-    def solve(unknowns: int, goal: Tensor) -> tuple[Tensor, Tensor, float]:
-        weight, A = trusted, rows[..., :unknowns]
-        for _ in range(8):
-            normal = (weight[:, None, None] * A.transpose(1, 2) @ A).sum(0)
-            normal = normal + 1e-9 * torch.diag(normal.diagonal())
-            x = torch.linalg.solve(
-                normal, (weight[:, None] * (A.transpose(1, 2) @ goal[..., None])[..., 0]).sum(0)
-            )
-            size = x[3] if unknowns == 4 else torch.ones(())
-            aside = (A @ x - goal).norm(dim=-1) / size.abs().clamp_min(1e-9)
-            weight = trusted / (1 + (aside / ASIDE_MM) ** 2)
-        return aside, size, float(torch.linalg.inv(normal)[-1, -1].clamp_min(0).sqrt()) * ACROSS_MM
-
-    aside, size, sigma = solve(4, goal)
-    if sigma > UNSIZED:
-        aside, size, _ = solve(3, goal - rows[..., 3])
-    return Agreement(
-        turned, aside, (turned <= TURNED_DEG) & (aside <= ASIDE_MM) & (size > 0), float(size), sigma
-    )
-
-
-def _degrees(rotation: Tensor) -> Tensor:
-    return torch.rad2deg(torch.arccos(((rotation.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2).clamp(-1, 1)))
 
 
 def _inverse(R: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,6 +33,7 @@ from fitkit.observe.crop import crop_views
 from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
 from fitkit.observe.landmarks.given import check_given
 from fitkit.observe.landmarks.types import Landmarks
+from fitkit.render.rasterizer import check_backend, drawing_with
 
 log = logging.getLogger("fitkit")
 
@@ -90,6 +91,7 @@ def fit(
             "FitRecipe"
         )
     check_device(device)
+    check_backend(recipe.render.backend, torch.device(device))
     face_model = model if isinstance(model, FaceModel) else load_model(recipe.model)
     progress.at(0.0, "reading photos")
     subject = as_subject(subject, landmarks)
@@ -122,6 +124,19 @@ def fit_observed(
     notes: Sequence[str] = (),
 ) -> FitResult:
     """`fit` from views and landmarks that are already there; the timed part of a fit."""
+    with drawing_with(recipe.render.backend, torch.device(device)):
+        return _fit_observed(subject, found, model, recipe, device, progress, notes)
+
+
+def _fit_observed(
+    subject: Subject,
+    found: Landmarks,
+    model: FaceModel,
+    recipe: FitRecipe,
+    device: str,
+    progress: Progress,
+    notes: Sequence[str],
+) -> FitResult:
     start, cpu = time.perf_counter(), time.process_time()
     subject, contradictions = check_rig(subject, found.only(model.landmarks.present), model)
     progress.at(0.2, "cropping")

@@ -176,13 +176,13 @@ class StageRunner:
         here = self.context(at)
         chosen = {n: o for n, o in stage.energies.items() if find(n).applies(here)}
         lights = {n: find(n).light(o) for n, o in chosen.items() if find(n).light is not None}
-        free = [b for b in stage.free if not (b == "illumination" and not lights)]
+        free = _free(stage, bool(lights), at.cameras.unit_mm is not None)
         if lights:
             at = self._lit(at, chosen, lights)
         here = self.context(at)
         energies = {name: energy_of_fit(name, here, options) for name, options in chosen.items()}
         owners = {"focal": at.cameras.focal_groups, "pose": at.cameras.pose_groups}
-        owners["expression"] = here.expression_owner
+        owners |= {"principal": at.cameras.cameras, "expression": here.expression_owner}
         layout = ParameterLayout.of(at.state, free, owners, at.cameras.moments)
         terms = [Term(energies[name], options.weight, options.kernel) for name, options in chosen.items()]
         return at, Objective(terms), layout
@@ -244,6 +244,14 @@ class StageRunner:
             lit = at.state.replace(illumination=white_light(at.state.illumination))
             light = photo.freeze(lit, at.observations).estimate_light(lit)
         return replace(at, light=light, state=at.state.replace(illumination=light))
+
+
+def _free(stage: Stage, lit: bool, unit_unknown: bool) -> list[str]:
+    """The blocks that a stage moves: the light only where an energy sees it; with the poses of a rig the unit
+    of its positions, where nobody knows it."""
+    needless = {"illumination": not lit, "rig_scale": True}
+    free = [block for block in stage.free if not needless.get(block)]
+    return [*free, "rig_scale"] if unit_unknown and "pose" in free else free
 
 
 def _accepted(stage: Stage, at: Solution, result: SolverResult) -> Solution:

@@ -16,6 +16,8 @@ from fitkit.io.foreign import foreign_file, shown
 # coefficients.
 FOCAL_RANGE, FARTHEST_PX, FARTHEST_MM, LARGEST_DISTORTION = (1.0, 1e6), 5e4, 1e8, 1e6
 NAME_KEYS = ("image", "name", "view", "file")
+# mm in the unit of t; None: nobody knows.
+UNITS = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "unknown": None}
 MODEL_KEYS = ("camera_model", "distortion_model", "lens_model", "projection")
 FISHEYE = ("OPENCV_FISHEYE", "FISHEYE", "EQUIDISTANT", "KANNALA_BRANDT", "KANNALA_BRANDT4", "KB4")
 PINHOLE = (
@@ -49,12 +51,12 @@ NAMED = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6", "s1", "s2", "s3", "s4")
 
 @dataclass(frozen=True)
 class Calibration:
-    """One view's entry: x_camera = R x_world + t (mm), x right, y down, z forward.
+    """One view's entry: x_camera = R x_world + t, x right, y down, z forward.
 
-    K: [3, 3] px of the upright image; R: [3, 3], t: [3] mm, or both None; distortion: OpenCV coefficients or
+    K: [3, 3] px of the upright image; R: [3, 3], t: [3], or both None; distortion: OpenCV coefficients or
     None; size: (W, H) of the image that K belongs to, or None; fisheye: the coefficients are the four of
     OpenCV's fisheye model; moment, camera_id: names of the moment that the view shows and of the camera that
-    took it, "" = none stated.
+    took it, "" = none stated; metric: t is in mm; else in a unit that nobody knows, the same in all views.
     """
 
     K: np.ndarray
@@ -65,6 +67,7 @@ class Calibration:
     fisheye: bool = False
     moment: str = ""
     camera_id: str = ""
+    metric: bool = True
 
 
 def read_cameras(path: str | os.PathLike) -> dict[str, Calibration]:
@@ -107,12 +110,12 @@ def read_cameras(path: str | os.PathLike) -> dict[str, Calibration]:
 
 
 def parse_camera(entry: dict, where: str) -> Calibration:
-    """One camera with the keys K, R, t, distortion, width, height, moment, camera_id; `where` begins each
-    message.
+    """One camera with the keys K, R, t, unit, distortion, width, height, moment, camera_id; `where` begins
+    each message.
 
     Raises:
-        InputError: K missing or not an intrinsic matrix, R not a rotation, R without t, unknown distortion, a
-            moment or camera that is no name.
+        InputError: K missing or not an intrinsic matrix, R not a rotation, R without t, a unit or distortion
+            that is not known, a moment or camera that is no name.
     """
     if entry.get("K") is None:
         raise InputError(f"{where}: K is missing; expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels")
@@ -140,11 +143,12 @@ def parse_camera(entry: dict, where: str) -> Calibration:
             f"times apart, and a principal point up to {FARTHEST_PX:g} px away, got {K.tolist()}; give K in "
             "pixels of the image"
         )
-    R, t = entry.get("R"), entry.get("t")
+    R, t, mm = entry.get("R"), entry.get("t"), _unit(entry, where)
     if (R is None) != (t is None):
         raise InputError(f"{where}: {'R' if R is None else 't'} is missing; give R and t, or neither")
     if R is not None:
         R, t = _array(R, (3, 3), f"{where}: R"), _array(t, (3,), f"{where}: t")
+        t = t * (1.0 if mm is None else mm)
         if max(map(abs, t.tolist())) > FARTHEST_MM:
             raise InputError(f"{where}: t: expected millimetres, up to {FARTHEST_MM:g}, got {t.tolist()}")
         if (largest := max(map(abs, R.ravel().tolist()))) > 2:
@@ -168,7 +172,15 @@ def parse_camera(entry: dict, where: str) -> Calibration:
         names.append("" if entry.get(key) is None else entry[key])
         if entry.get(key) is not None:
             check_name(entry[key], f"{where}: {key}", shared_by)
-    return Calibration(K, R, t, distortion, size, fisheye, *names)
+    return Calibration(K, R, t, distortion, size, fisheye, names[0], names[1], mm is not None)
+
+
+def _unit(entry: dict, where: str) -> float | None:
+    """mm in the unit of t; None: it is not known."""
+    unit = entry.get("unit") or "mm"
+    if not isinstance(unit, str) or unit not in UNITS:
+        raise InputError(f"{where}: unit: expected one of {', '.join(UNITS)}, got {shown(unit)}")
+    return UNITS[unit]
 
 
 def check_name(name: object, where: str, shared_by: str) -> None:

@@ -58,7 +58,8 @@ class KnownCamera:
 
     K: [3, 3] pixels; R: [3, 3] and t: [3] mm with x_camera = R x_world + t, or None when only K is known;
     removed: the distortion of the lens that the view's image is already without, or None; name: views with
-    the same one are of one camera, whose focal length changes in all of them alike; "" = none stated.
+    the same one are of one camera, whose focal length changes in all of them alike; "" = none stated;
+    metric: t is in mm; False: in a unit that nobody knows, the same for all cameras of the person.
     """
 
     K: np.ndarray
@@ -66,6 +67,7 @@ class KnownCamera:
     t: np.ndarray | None = None
     removed: Distortion | None = None
     name: str = ""
+    metric: bool = True
 
     def __repr__(self) -> str:
         return (
@@ -733,7 +735,7 @@ def _add_cameras(
                 "scale K to the image, or give the original image"
             )
         lens = None if camera.distortion is None else Distortion(camera.K, camera.distortion, camera.fisheye)
-        known = KnownCamera(camera.K, camera.R, camera.t, lens, camera.camera_id)
+        known = KnownCamera(camera.K, camera.R, camera.t, lens, camera.camera_id, camera.metric)
         view = view.replace(camera=known, moment=camera.moment)
         result.append(view if lens is None else _undistorted(view, lens))
     notes = [f"{path.name}: no image for: {some(unknown)}"] if unknown else []

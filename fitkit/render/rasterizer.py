@@ -6,6 +6,9 @@ installed, 'pytorch3d' and 'nvdiffrast'. They load on first use.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,6 +20,15 @@ from fitkit.errors import InputError, MissingWeightsError
 from fitkit.geometry.rows import blend, rows_at
 
 BACKENDS = ("auto", "torch", "numba", "pytorch3d", "nvdiffrast")
+# How to get those that need a package.
+INSTALL = {
+    "numba": "pip install numba",
+    "pytorch3d": "PyPI has no wheel of it for Linux, so build it, with a C++ compiler and for a GPU the CUDA "
+    "toolkit of your torch: pip install --no-build-isolation "
+    "git+https://github.com/facebookresearch/pytorch3d.git@stable",
+    "nvdiffrast": "build it, with the CUDA toolkit of your torch: pip install --no-build-isolation "
+    "git+https://github.com/NVlabs/nvdiffrast.git",
+}
 NEAR_MM = 1.0  # triangles with a corner nearer than this are not drawn
 
 
@@ -35,8 +47,47 @@ class Fragments:
     covered: Tensor
 
 
+_chosen: ContextVar[str] = ContextVar("rasterizer backend", default="auto")
+
+
+def check_backend(backend: str, device: torch.device) -> None:
+    """Refuse a backend that cannot be used here.
+
+    Raises:
+        InputError: unknown, or without a GPU. MissingWeightsError: its package is not installed.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"rasterizer backend: expected one of {', '.join(BACKENDS)}; got '{backend}'")
+    if backend in INSTALL and find_spec(backend) is None:
+        raise MissingWeightsError(
+            f"rasterizer backend '{backend}' is not installed here; {INSTALL[backend]}; or use 'auto', which "
+            "needs no package"
+        )
+    if backend == "nvdiffrast" and device.type != "cuda":
+        raise InputError(f"rasterizer backend 'nvdiffrast': needs a GPU, got device '{device}'; use 'auto'")
+
+
+@contextmanager
+def drawing_with(backend: str, device: torch.device) -> Iterator[None]:
+    """In this thread, `pick_backend` gives `backend` meanwhile.
+
+    Raises:
+        InputError, MissingWeightsError: one that cannot be used on the device.
+    """
+    check_backend(backend, device)
+    token = _chosen.set(backend)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
 def pick_backend(device: torch.device) -> str:
-    """The fastest backend that needs nothing but what fitkit installs: numba on the CPU, torch elsewhere."""
+    """The backend that `drawing_with` asks for, as far as it can draw on the device; else the fastest one
+    that needs nothing but what fitkit installs: numba on the CPU, torch elsewhere."""
+    chosen = _chosen.get()
+    if chosen != "auto" and not (chosen == "nvdiffrast" and device.type != "cuda"):
+        return chosen
     return "numba" if device.type == "cpu" and find_spec("numba") is not None else "torch"
 
 
@@ -50,19 +101,13 @@ def rasterize(clip: Tensor, triangles: Tensor, size: tuple[int, int], backend: s
         Fragments. Both sides of a triangle are drawn; of equally near triangles the higher index wins;
         triangles with a corner nearer than NEAR_MM are left out.
     Raises:
-        InputError: unknown backend. MissingWeightsError: the backend's package is not installed.
+        InputError, MissingWeightsError: a backend that cannot be used, see `check_backend`.
     """
     if clip.ndim != 3 or clip.shape[-1] != 4:
         raise InputError(f"rasterize: expected clip coordinates [B, V, 4], got {tuple(clip.shape)}")
-    if backend not in BACKENDS:
-        raise InputError(f"rasterizer backend: expected one of {', '.join(BACKENDS)}; got '{backend}'")
+    check_backend(backend, clip.device)
     if backend == "auto":
         backend = pick_backend(clip.device)
-    if backend in ("pytorch3d", "nvdiffrast") and find_spec(backend) is None:
-        raise MissingWeightsError(
-            f"rasterizer backend '{backend}' is not installed here; "
-            "install it by its own instructions or use 'torch' or 'numba'"
-        )
     module = import_module(f"fitkit.render.backends.{backend}_backend")
     triangle = module.winning_triangles(clip.detach(), triangles, size)
     barycentric = barycentrics(clip, triangles, triangle)

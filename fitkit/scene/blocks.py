@@ -15,12 +15,25 @@ Retract = Callable[[SceneState, Tensor], SceneState]
 
 
 @dataclass(frozen=True)
+class Within:
+    """Each change of a block is, to first order, one of another block, so that energies give derivatives of
+    that one alone.
+
+    block: its name; matrix: state -> [B, width of that block, width]: what a change amounts to in each view.
+    """
+
+    block: str
+    matrix: Callable[[SceneState], Tensor]
+
+
+@dataclass(frozen=True)
 class Block:
     """One unknown of the person in B views, with one copy for each of its owners.
 
     name; width: numbers in a copy; owner: [B] int64, the copy that each view uses, 0 to `copies` - 1; step:
     [width] typical change in the unit of the block, for solvers that know no curvature; retract: state and
-    change of each view [B, width] -> moved state; of_person: the person owns it, even in a single view.
+    change of each view [B, width] -> moved state; of_person: the person owns it, even in a single view;
+    within: see `Within`.
     """
 
     name: str
@@ -29,6 +42,7 @@ class Block:
     step: Tensor
     retract: Retract
     of_person: bool = False
+    within: Within | None = None
 
     @property
     def copies(self) -> int:
@@ -44,6 +58,7 @@ class Unknown:
     step: float | tuple[float, ...]  # one for all numbers of a copy, or one for each
     retract: Retract
     of_person: bool = False
+    within: Within | None = None
 
     def block(self, state: SceneState, owner: Tensor | None = None) -> Block:
         """The block for `state`; owner: [B] whole numbers, views with the same one share a copy; None: the
@@ -55,7 +70,7 @@ class Unknown:
             raise InputError(f"owner of '{self.name}': the person owns it; name no other owner for it")
         step = torch.as_tensor(self.step, dtype=torch.float32).expand(width)
         owner = numbered(owner, B, f"owner of '{self.name}'")
-        return Block(self.name, width, owner, step, self.retract, self.of_person)
+        return Block(self.name, width, owner, step, self.retract, self.of_person, self.within)
 
 
 def numbered(owner: Tensor, views: int, what: str) -> Tensor:
@@ -73,6 +88,31 @@ def _landmarks(state: SceneState, change: Tensor) -> SceneState:
 
 def _focal(state: SceneState, change: Tensor) -> SceneState:
     return state.replace(camera=replace(state.camera, focal=state.camera.focal * change[:, 0].exp()))
+
+
+def _principal(state: SceneState, change: Tensor) -> SceneState:
+    """The principal point shifted by `change` focal lengths: the same for all photos of a camera, however
+    large their crops are."""
+    camera = state.camera
+    return state.replace(camera=replace(camera, principal=camera.principal + camera.focal[:, None] * change))
+
+
+def _rig_scale(state: SceneState, change: Tensor) -> SceneState:
+    """All cameras move along their lines to the head's origin, exp(change) times as far away: the
+    translations of camera_from_head are multiplied.
+
+    Where camera i of a rig sees the head at R_i p + s t_i (p mm: its place in the world; s mm: the unit of
+    the world), that multiplies s and p alike, and the pose is free to take p back.
+    """
+    pose = state.pose
+    return state.replace(pose=replace(pose, translation=pose.translation * change.exp()))
+
+
+def _away_from_head(state: SceneState) -> Tensor:
+    """[B, 6, 1]: the change of the pose that a change of `rig_scale` amounts to, no turn and a shift along
+    the line to the camera."""
+    shift = -state.pose.centers()
+    return torch.cat([torch.zeros_like(shift), shift], 1)[..., None]
 
 
 UNKNOWNS = (
@@ -96,6 +136,10 @@ UNKNOWNS = (
         (0.05, 0.05, 0.05, 5.0, 5.0, 20.0),
         lambda s, change: s.replace(pose=s.pose.retract(change)),
     ),
+    Unknown(  # log units
+        "rig_scale", lambda s: 1, 0.2, _rig_scale, of_person=True, within=Within("pose", _away_from_head)
+    ),
+    Unknown("principal", lambda s: 2, 0.05, _principal),  # focal lengths
     Unknown("focal", lambda s: 1, 0.2, _focal),  # log units
     Unknown(
         "illumination",

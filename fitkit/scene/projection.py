@@ -19,7 +19,8 @@ class ProjectedPoints:
 
     head: [G, N, 3] mm; camera: [G, N, 3] mm; pixels: [G, N, 2]; in_front: [G, N] bool.
     by_head: [G, N, 2, 3] d pixel / d displacement in the head frame; by_focal: [G, N, 2] d pixel / d
-    log(focal); both None unless derivatives were asked for.
+    log(focal); by_principal: [G, N, 2, 2] d pixel / d shift of the principal point in focal lengths; None
+    unless derivatives were asked for.
     """
 
     head: Tensor
@@ -28,6 +29,13 @@ class ProjectedPoints:
     in_front: Tensor
     by_head: Tensor | None = None
     by_focal: Tensor | None = None
+    by_principal: Tensor | None = None
+
+    @property
+    def by_camera(self) -> dict[str, Tensor]:
+        """Derivatives of the pixels by the blocks of the camera, [G, N, 2, width]."""
+        assert self.by_focal is not None and self.by_principal is not None, "projected without derivatives"
+        return {"focal": self.by_focal[..., None], "principal": self.by_principal}
 
 
 def project_points(
@@ -49,7 +57,9 @@ def project_head_points(
     if not derivatives:
         return ProjectedPoints(head, seen, pixels, in_front)
     by_point, by_focal = camera.project_jacobian(seen)
-    return ProjectedPoints(head, seen, pixels, in_front, by_point @ pose.rotation[:, None], by_focal)
+    by_principal = torch.diag_embed(camera.focal[:, None, None].expand(-1, head.shape[1], 2))
+    by_head = by_point @ pose.rotation[:, None]
+    return ProjectedPoints(head, seen, pixels, in_front, by_head, by_focal, by_principal)
 
 
 def pixel_rays(pixels: Tensor, state: SceneState, views: Tensor) -> tuple[Tensor, Tensor]:

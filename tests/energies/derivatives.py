@@ -6,7 +6,7 @@ import torch
 
 from fitkit.energies.base import Linearization
 from fitkit.energies.kernels import Kernel
-from fitkit.energies.objective import Objective, Term
+from fitkit.energies.objective import Objective, Term, linearization
 from fitkit.scene.layout import BLOCKS, ParameterLayout, retract
 
 KERNELS = (Kernel("sq"), Kernel("l1", 0.1), Kernel("huber", 1.0), Kernel("cauchy", 1.5), Kernel("gm", 2.0))
@@ -17,7 +17,9 @@ def layouts(state, free=BLOCKS):
     B = state.num_views
     yield ParameterLayout.of(state, free)
     one = torch.zeros(B, dtype=torch.int64)
-    yield ParameterLayout.of(state, free, {"expression": one, "pose": one, "focal": torch.arange(B) > 0})
+    lens = torch.arange(B) > 0
+    owners = {"expression": one, "pose": one, "focal": lens, "principal": lens}
+    yield ParameterLayout.of(state, free, owners)
 
 
 def whole_jacobian(lin: Linearization, layout: ParameterLayout) -> torch.Tensor:
@@ -44,7 +46,7 @@ def check_jacobian(energy, state, observations, layout, kinks=False):
     kinks: the residual samples an image, whose bilinear surface has kinks where a few points may step over
     one.
     """
-    lin = energy.linearize(state, observations)
+    lin = linearization(energy, state, observations, layout)
     assert torch.equal(lin.residuals.value, energy.residuals(state, observations).value)
     valid = lin.residuals.valid
     J = whole_jacobian(lin, layout)[valid]
@@ -76,7 +78,7 @@ def check_system(energy, state, observations, layout, kernel, weight=0.7):
     cost = float(cost.detach())
     torch.testing.assert_close(system.gradient, gradient, rtol=1e-8, atol=1e-8 * float(gradient.abs().max()))
 
-    lin = energy.linearize(state, observations)
+    lin = linearization(energy, state, observations, layout)
     r = lin.residuals
     value = torch.where(r.valid[..., None], r.value, 0)
     trust = torch.where(r.valid, torch.ones_like(value[..., 0]) if r.weight is None else r.weight, 0)

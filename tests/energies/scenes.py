@@ -51,6 +51,7 @@ from fitkit.energies.priors import (
     LandmarkOffsetPrior,
     LightPrior,
     MeanCoefficientPrior,
+    PrincipalPrior,
     SizePrior,
 )
 from fitkit.energies.supervision import (
@@ -77,7 +78,15 @@ from fitkit.scene.state import SceneState
 
 MODEL = tiny_model(dtype=torch.float64)
 SIDE = 96
-SCALE = {"identity": 1.0, "expression": 0.2, "landmarks": 1.0, "pose": 1.0, "focal": 0.2, "illumination": 0.2}
+SCALE = {
+    "identity": 1.0,
+    "expression": 0.2,
+    "landmarks": 1.0,
+    "pose": 1.0,
+    "principal": 0.02,
+    "focal": 0.2,
+    "illumination": 0.2,
+}
 
 
 @dataclass(frozen=True)
@@ -503,6 +512,11 @@ def focal_prior(o):
     return FocalPrior(o.labels.state.camera.focal, 0.1 * every.double(), every)
 
 
+def principal_prior(o):
+    every = torch.ones(o.num_views, dtype=torch.bool)
+    return PrincipalPrior(o.labels.state.camera.principal, 0.1 * max(o.size) * every.double(), every)
+
+
 def of_prior(prepare, block, size, seed, error, kernel=Kernel(), truth=None):
     truth = truth or person(size, 2, seed)
     blocks = (block,) if isinstance(block, str) else block
@@ -631,6 +645,9 @@ SCENES: dict[str, Callable[[int, int], Scene]] = {
         n,
         k,
         lambda state: float(state.landmark_offset.detach().abs().mean()),
+    ),
+    "principal_prior": lambda n, k: of_prior(
+        principal_prior, "principal", n, k, distance_of(lambda s: s.camera.principal, person(n, 2, k))
     ),
     "focal_prior": lambda n, k: of_prior(focal_prior, "focal", n, k, distance_of(log_focal, person(n, 2, k))),
     "light_prior": lambda n, k: of_prior(

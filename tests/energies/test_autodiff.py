@@ -10,7 +10,7 @@ from test_section8 import KINKS
 from fitkit.energies import autodiff
 from fitkit.energies.base import PlainEnergy, Residuals
 from fitkit.energies.kernels import Kernel
-from fitkit.energies.objective import Objective, Term
+from fitkit.energies.objective import Objective, Term, linearization
 from fitkit.energies.registry import REGISTRY
 from fitkit.errors import InputError
 from fitkit.scene.layout import BLOCKS, ParameterLayout
@@ -25,7 +25,7 @@ ALSO = {
 }
 OF_SCENES = [s for s in REGISTRY if s.in_fit and s.takes == "state"]  # the others: test_rendered_depth.py
 SLOW = {"flow_mag", "sem_feat", "mask_parse", "photo_pairs"}  # whose passes take time
-FREE = ("identity", "expression", "pose", "focal")
+FREE = ("identity", "expression", "pose", "principal", "focal")
 
 
 class Differentiated(PlainEnergy):
@@ -69,7 +69,7 @@ def test_they_are_those_written_by_hand(name):
     energy, state, observations = frozen(name)
     blocks = tuple(b for b in BLOCKS if b in ALSO.get(name, FREE))
     theirs, ours = (
-        energy.linearize(state, observations),
+        linearization(energy, state, observations, ParameterLayout.of(state, blocks)),
         autodiff.linearize(energy, state, observations, blocks),
     )
     rows = theirs.residuals.valid

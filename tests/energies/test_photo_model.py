@@ -37,7 +37,7 @@ GEN = torch.Generator().manual_seed(3)
 WAVES = torch.sin(MODEL.mean @ torch.randn(4, 3, 3, generator=GEN, dtype=torch.float64) / 30)
 WITH_BASIS = replace(MODEL, albedo_basis=0.03 * WAVES)
 OPTIONS = ModelPhotometricOptions(points=60, blur=0.0)
-FREE = ("identity", "expression", "pose", "focal", "illumination")
+FREE = ("identity", "expression", "pose", "principal", "focal", "illumination")
 
 
 def truth(model=EVEN, kind="perspective", views=3, size=160, channels=3):

@@ -15,6 +15,7 @@ from fitkit.energies.priors import (
     LandmarkOffsetPrior,
     LightPrior,
     MeanCoefficientPrior,
+    PrincipalPrior,
     shape_spread,
 )
 from fitkit.energies.registry import find
@@ -33,6 +34,11 @@ FOCAL = FocalPrior(
     torch.tensor([0.05, 0.4, 0.1], dtype=torch.float64),
     torch.tensor([True, False, True]),
 )
+PRINCIPAL = PrincipalPrior(
+    STATE.camera.principal + torch.tensor([[3.0, -5.0], [0.0, 1.0], [-8.0, 2.0]], dtype=torch.float64),
+    torch.tensor([16.0, 8.0, 4.0], dtype=torch.float64),
+    torch.tensor([True, False, True]),
+)
 PRIORS = [
     IdentityPrior(),
     ExpressionPrior(),
@@ -40,6 +46,7 @@ PRIORS = [
     ExpressionPrior(0.2, 0.05, group_radius=0.5).freeze(STATE, OBS),
     ExpressionPrior(spread=torch.linspace(0.1, 1, STATE.expression.shape[1])),
     FOCAL,
+    PRINCIPAL,
     LightPrior(STATE.illumination + 0.3),
     OFFSETS,
 ]
@@ -82,6 +89,8 @@ def test_values():
     value = FOCAL.residuals(STATE, OBS).value[:, 0, 0]
     expected = torch.tensor([-math.log(1.1) / 0.05, -math.log(0.8) / 0.4, 0.0], dtype=torch.float64)
     torch.testing.assert_close(value, expected, atol=1e-6, rtol=0)
+    value = PRINCIPAL.residuals(STATE, OBS)
+    assert value.value[0, :, 0].tolist() == [-3 / 16, 5 / 16] and value.valid.sum(1).tolist() == [2, 0, 2]
     still = LightPrior(STATE.illumination)
     assert float(still.residuals(STATE, OBS).value.abs().max()) == 0
 

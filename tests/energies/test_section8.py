@@ -66,6 +66,7 @@ BLIND = {
     "light_mono",
     "albedo_var",
     "focal_prior",
+    "principal_prior",
     "light_prior",
     "size_prior",
     "landmark_prior",

@@ -6,6 +6,7 @@ from fitkit.errors import InputError
 from fitkit.fitting.recipe import FitRecipe, load_recipe, parse_recipe
 from fitkit.io.options import to_plain
 from fitkit.io.resources import recipe_names
+from fitkit.render.rasterizer import BACKENDS
 
 STAGE = {"name": "pose", "free": ["pose"], "energies": {"lmk2d": {}}}
 
@@ -134,3 +135,11 @@ def test_an_energy_that_a_fit_cannot_use_is_refused_with_the_reason(spec):
     stages = [{**STAGE, "energies": {spec.name: None}}]
     with pytest.raises(InputError, match=f"energies: '{spec.name}' is for trainings: {spec.not_in_fits}"):
         parse_recipe({"name": "test", "stages": stages}, "file")
+
+
+def test_every_backend_can_be_asked_for():
+    for backend in BACKENDS:
+        assert load_recipe("multiview", [f"render.backend={backend}"]).render.backend == backend
+    expected = f"render.backend: expected one of {', '.join(BACKENDS)}; got 'opengl'"
+    with pytest.raises(InputError, match=expected):
+        load_recipe("multiview", ["render.backend=opengl"])

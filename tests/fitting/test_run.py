@@ -1,6 +1,7 @@
 """The whole chain from landmarks to a result, on data made with the model itself."""
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from helpers import observe, tiny_model, tiny_result, tiny_state
 
 from fitkit.energies.landmarks import outline_vertices
-from fitkit.errors import FitError, InputError
+from fitkit.errors import FitError, InputError, MissingWeightsError
 from fitkit.fitting.choose_start import choose_start
 from fitkit.fitting.initialize import to_photos
 from fitkit.fitting.recipe import load_recipe
@@ -327,6 +328,30 @@ def test_refusals(model, exact):
         fit(photos(1), recipe=recipe, seed=1)
     with pytest.raises(InputError, match="device 'nonsense': cannot be used here"):
         fit(photos(1), device="nonsense")
+
+
+def test_backend_of_the_recipe_draws_in_the_fit(monkeypatch):
+    truth = tiny_result(views=2, size=120)
+    marks = replace(truth.landmarks, sigma=torch.full((2, 68), torch.nan))
+    drawn = {"torch": 0, "numba": 0}
+    for name in drawn:
+        draw = import_module(f"fitkit.render.backends.{name}_backend").winning_triangles
+
+        def counted(*args, name=name, draw=draw):
+            drawn[name] += 1
+            return draw(*args)
+
+        monkeypatch.setattr(f"fitkit.render.backends.{name}_backend.winning_triangles", counted)
+    usual = fit_observed(truth.subject, marks, truth.model, load_recipe("multiview"))
+    assert drawn["numba"] > 0 and drawn["torch"] == 0
+    used, recipe = drawn["numba"], load_recipe("multiview", ["render.backend=torch"])
+    result = fit_observed(truth.subject, marks, truth.model, recipe)
+    assert drawn == {"torch": used, "numba": used}
+    torch.testing.assert_close(result.neutral, usual.neutral, atol=1e-4, rtol=0)
+
+    monkeypatch.setattr("fitkit.render.rasterizer.find_spec", lambda name: None)
+    with pytest.raises(MissingWeightsError, match="backend 'pytorch3d' is not installed here; PyPI has no"):
+        fit(truth.subject, overrides=["render.backend=pytorch3d"])
 
 
 def test_a_solution_stays_as_it_is_while_stages_go_on_from_it(model):

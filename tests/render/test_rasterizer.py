@@ -1,5 +1,6 @@
 import itertools
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -8,8 +9,12 @@ from helpers import tiny_model, tiny_state
 
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.render.rasterizer import (
+    BACKENDS,
+    INSTALL,
     NEAR_MM,
     barycentrics,
+    check_backend,
+    drawing_with,
     interpolate,
     pick_backend,
     rasterize,
@@ -220,14 +225,65 @@ def test_refusals():
     assert pick_backend(torch.device("cpu")) == "numba" and pick_backend(torch.device("cuda")) == "torch"
 
 
-@pytest.mark.parametrize("backend", ["pytorch3d", "nvdiffrast"])
-def test_optional_backend_that_is_missing_says_so(backend, monkeypatch):
+@pytest.mark.parametrize(
+    "backend, how",
+    [
+        ("numba", "pip install numba"),
+        ("pytorch3d", "PyPI has no wheel of it for Linux, so build it, .*/pytorch3d.git@stable"),
+        ("nvdiffrast", "build it, .*NVlabs/nvdiffrast.git"),
+    ],
+)
+def test_backend_that_is_missing_says_how_to_get_it(backend, how, monkeypatch):
     monkeypatch.setattr("fitkit.render.rasterizer.find_spec", lambda name: None)
-    with pytest.raises(
-        MissingWeightsError,
-        match=f"rasterizer backend '{backend}' is not installed here; .* use 'torch' or 'numba'",
-    ):
+    expected = f"rasterizer backend '{backend}' is not installed here; {how}; or use 'auto', which needs no"
+    with pytest.raises(MissingWeightsError, match=expected):
         rasterize(torch.zeros(1, 3, 4), torch.tensor([[0, 1, 2]]), (4, 4), backend)
+
+
+def test_nvdiffrast_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr("fitkit.render.rasterizer.find_spec", lambda name: True)
+    cpu = torch.device("cpu")
+    with pytest.raises(InputError, match="'nvdiffrast': needs a GPU, got device 'cpu'; use 'auto'"):
+        check_backend("nvdiffrast", cpu)
+    with drawing_with("nvdiffrast", torch.device("cuda")):  # what the report draws on the CPU
+        assert pick_backend(cpu) == "numba" and pick_backend(torch.device("cuda")) == "nvdiffrast"
+
+
+def test_the_chosen_backend_draws_meanwhile():
+    cpu = torch.device("cpu")
+    with drawing_with("torch", cpu):
+        assert pick_backend(cpu) == "torch"
+        with drawing_with("auto", cpu):
+            assert pick_backend(cpu) == "numba"
+        assert pick_backend(cpu) == "torch"
+    with pytest.raises(ValueError, match="inside"), drawing_with("torch", cpu):
+        raise ValueError("inside")
+    assert pick_backend(cpu) == "numba"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_installed_backend_draws_what_the_reference_draws(backend, kind, device):
+    """A face in three views; those of others round the borders of triangles in their own way."""
+    if backend in INSTALL and find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed here")
+    if backend == "nvdiffrast" and device.type != "cuda":
+        pytest.skip("nvdiffrast needs a GPU")
+    model = tiny_model()
+    state = tiny_state(model, 3)
+    lens = replace(state.camera, kind=kind)
+    clip = lens.clip(state.pose.apply(state.vertices(model)))
+    expected = rasterize(clip, model.triangles, (160, 120), "torch")
+    found = rasterize(clip.to(device), model.triangles.to(device), (160, 120), backend)
+    assert found.triangle.device.type == device.type
+    same = found.triangle.cpu() == expected.triangle
+    covered = expected.covered
+    assert float(covered.float().mean()) > 0.2
+    assert float((found.covered.cpu() == covered).float().mean()) > 0.999
+    assert float(same[covered].float().mean()) > (0.98 if backend in ("pytorch3d", "nvdiffrast") else 0.9999)
+    torch.testing.assert_close(
+        found.depth.cpu()[same & covered], expected.depth[same & covered], rtol=1e-4, atol=0
+    )
 
 
 def test_every_device_and_precision_draws_the_same(device, dtype):

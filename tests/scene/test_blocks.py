@@ -10,7 +10,7 @@ STATE = tiny_state(tiny_model(dtype=torch.float64), views=3)
 
 
 def test_every_block_moves_what_it_declares_and_nothing_else():
-    fields = ("identity", "landmark_offset", "expression", "pose", "camera", "illumination")
+    fields = ("identity", "landmark_offset", "expression", "pose", "pose", "camera", "camera", "illumination")
     assert len(UNKNOWNS) == len(fields)
     for unknown, field in zip(UNKNOWNS, fields):
         block = unknown.block(STATE)
@@ -31,16 +31,16 @@ def test_owners_are_numbered_without_gaps():
 
 
 def test_a_new_unknown_is_one_declaration():
-    def shifted(state, change):
-        return state.replace(camera=replace(state.camera, principal=state.camera.principal + change))
+    def thinner(state, change):
+        focal, aspect = state.camera.focal + change[:, 0], state.camera.aspect + change[:, 1]
+        return state.replace(camera=replace(state.camera, focal=focal, aspect=aspect))
 
-    principal = Unknown("principal", lambda s: 2, (5.0, 3.0), shifted)
-    blocks = (UNKNOWNS[0].block(STATE), principal.block(STATE, torch.tensor([0, 0, 1])))
+    lens = Unknown("lens", lambda s: 2, (5.0, 3.0), thinner)
+    blocks = (UNKNOWNS[0].block(STATE), lens.block(STATE, torch.tensor([0, 0, 1])))
     layout = ParameterLayout(blocks, torch.arange(3))
-    assert layout.shared == ("identity", "principal") and layout.total == 8 + 4
+    assert layout.shared == ("identity", "lens") and layout.total == 8 + 4
     step = torch.arange(12, dtype=torch.float64)
     moved = retract(STATE, step, layout)
-    torch.testing.assert_close(
-        moved.camera.principal - STATE.camera.principal, step[[8, 9, 8, 9, 10, 11]].reshape(3, 2)
-    )
+    torch.testing.assert_close(moved.camera.focal - STATE.camera.focal, step[[8, 8, 10]])
+    torch.testing.assert_close(moved.camera.aspect - STATE.camera.aspect, step[[9, 9, 11]])
     assert layout.steps.tolist() == [1.0] * 8 + [5.0, 3.0] * 2

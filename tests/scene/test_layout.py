@@ -14,21 +14,17 @@ def state():
 def test_blocks_owned_by_a_view_and_shared_ones():
     s = state()
     plain = ParameterLayout.of(s, BLOCKS)
-    assert plain.shared == ("identity", "landmarks") and plain.own == (
-        "expression",
-        "pose",
-        "focal",
-        "illumination",
-    )
-    assert plain.num_shared == 8 + 204 and plain.num_own == 6 + 6 + 1 + 9 and plain.total == 8 + 204 + 3 * 22
+    assert plain.shared == ("identity", "landmarks", "rig_scale")
+    assert plain.own == ("expression", "pose", "principal", "focal", "illumination")
+    assert plain.num_shared == 8 + 204 + 1 and plain.num_own == 6 + 6 + 2 + 1 + 9
+    assert plain.total == 8 + 204 + 1 + 3 * 24
     one = torch.zeros(3)
     rig = ParameterLayout.of(
         s, BLOCKS, {"expression": one, "pose": one, "focal": torch.tensor([0, 0, 1]), "illumination": None}
     )
-    assert rig.shared == ("identity", "landmarks", "expression", "pose", "focal") and rig.own == (
-        "illumination",
-    )
-    assert rig.num_shared == 8 + 204 + 6 + 6 + 2 and rig.total == 226 + 27
+    assert rig.shared == ("identity", "landmarks", "expression", "pose", "rig_scale", "focal")
+    assert rig.own == ("principal", "illumination")
+    assert rig.num_shared == 8 + 204 + 6 + 6 + 1 + 2 and rig.total == 227 + 33
 
 
 @pytest.mark.parametrize(
@@ -78,7 +74,10 @@ def test_split_and_retract_follow_the_groups():
     torch.testing.assert_close(new.camera.focal, s.camera.focal * change["focal"][:, 0].exp())
     torch.testing.assert_close(new.illumination, s.illumination + change["illumination"].reshape(3, 9, 1))
     torch.testing.assert_close(new.pose.rotation, s.pose.rotation @ so3_exp(change["pose"][:, :3]))
-    torch.testing.assert_close(new.camera.principal, s.camera.principal)
+    there, away = s.pose.retract(change["pose"]).translation, change["rig_scale"].exp()
+    torch.testing.assert_close(new.pose.translation, there * away)
+    shift = change["principal"] * s.camera.focal[:, None]
+    torch.testing.assert_close(new.camera.principal, s.camera.principal + shift)
 
 
 def test_blocks_that_are_not_free_stay():
@@ -96,14 +95,14 @@ def test_blocks_that_are_not_free_stay():
 def test_one_view_owns_everything_but_the_identity():
     s = tiny_state(tiny_model(), views=1)
     layout = ParameterLayout.of(s, BLOCKS, {"expression": torch.zeros(1), "focal": torch.zeros(1)})
-    assert layout.shared == ("identity", "landmarks")
+    assert layout.shared == ("identity", "landmarks", "rig_scale")
 
 
 def test_refusals():
     s = state()
     with pytest.raises(
         InputError,
-        match="expected some of identity, landmarks, expression, pose, focal, illumination; got 'depth'",
+        match="expected some of identity, landmarks, expression, pose, rig_scale, principal, focal, illum",
     ):
         ParameterLayout.of(s, ("pose", "depth"))
     with pytest.raises(InputError, match="expected some of identity, .*; got 'head'"):
