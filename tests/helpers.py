@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ from fitkit.fitting.result import FitResult
 from fitkit.geometry.rotation import so3_exp
 from fitkit.io.subject import Subject, View
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
+from fitkit.models.skinned import SkinnedModel
 from fitkit.observe.flow.types import Flow
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
@@ -157,6 +159,68 @@ def tiny_model(seed: int = 0, num_identity: int = 8, dtype: torch.dtype = torch.
         source="tests/helpers.py",
         license="MIT",
     )
+
+
+# name: parent, centre mm, radius mm of what it carries (0: the front of the head), where it turns about, mm
+JOINTS = {
+    "neck": ("root", (0, 0, 0), 0, (0, -80, -10)),
+    "jaw": ("neck", (0, -85, 60), 34, (0, -25, 15)),
+    "eye_L": ("neck", (31, 3, 78), 13, (31, 3, 58)),
+    "eye_R": ("neck", (-31, 3, 78), 13, (-31, 3, 58)),
+}
+
+
+def tiny_skinned_model(
+    seed: int = 0, dtype: torch.dtype = torch.float32, correctives: bool = True
+) -> SkinnedModel:
+    """`tiny_model` with the joints of FLAME: a neck that turns the front of the head against its back, a jaw
+    and two eyes; corrective shapes are smooth random waves of 0.5 mm."""
+    plain, rng, parents = tiny_model(seed, dtype=torch.float64), np.random.default_rng(seed + 100), [-1]
+    mean = plain.mean.numpy()
+    names = ["root", *JOINTS]
+    carried = [1 / (1 + np.exp(-(mean[:, 2] - 8) / 6))]
+    for parent, center, radius, _ in JOINTS.values():
+        parents.append(names.index(parent))
+        if radius:
+            carried.append(np.exp(-((mean - center) ** 2).sum(1) / radius**2))
+    carried = np.stack(carried, 1)
+    # What jaw and eyes carry, the neck does not.
+    weights = np.concatenate(
+        [
+            1 - carried[:, :1],
+            carried[:, :1] * (1 - carried[:, 1:].sum(1, keepdims=True)),
+            carried[:, :1] * carried[:, 1:],
+        ],
+        1,
+    )
+    homogeneous = np.concatenate([mean, np.ones((len(mean), 1))], 1)
+    regressor = []
+    for place in [(0.0, -100.0, -20.0), *(pivot for *_, pivot in JOINTS.values())]:
+        near = np.exp(-((mean - place) ** 2).sum(1) / 70**2)
+        moments = (homogeneous * near[:, None]).T @ homogeneous
+        regressor.append(near * (homogeneous @ np.linalg.solve(moments, [*place, 1.0])))
+    waves = np.zeros((9 * len(JOINTS), len(mean), 3))
+    for k in range(len(waves)):
+        phase = mean @ (rng.normal(size=3) / 60) + rng.uniform(0, 2 * np.pi)
+        waves[k] = 0.5 * np.sin(phase)[:, None] * rng.normal(size=3)
+    values = {f.name: getattr(plain, f.name) for f in fields(plain)} | {"name": "tiny_skinned"}
+    model = SkinnedModel(
+        **values,
+        joint_names=tuple(JOINTS),
+        joint_regressor=torch.from_numpy(np.stack(regressor)),
+        joint_parents=tuple(parents),
+        skinning_weights=torch.from_numpy(weights),
+        joint_sigma=torch.full((len(JOINTS), 3), 0.15, dtype=torch.float64),
+        pose_basis=torch.from_numpy(waves) if correctives else None,
+    )
+    return model.to(dtype=dtype)
+
+
+def tiny_joints(model: SkinnedModel, frames: int, amount: float = 0.15, seed: int = 0) -> torch.Tensor:
+    """Random rotation vectors of the joints, [frames, J, 3] rad."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = frames, model.num_joints, 3
+    return amount * torch.randn(shape, generator=generator, dtype=torch.float64).to(model.mean)
 
 
 def tiny_state(

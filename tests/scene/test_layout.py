@@ -103,7 +103,7 @@ def test_refusals():
     s = state()
     with pytest.raises(
         InputError,
-        match="expected some of identity, landmarks, expression, pose, focal, illumination; got 'depth'",
+        match="expected some of identity, landmarks, expression, joints, pose, .*; got 'depth'",
     ):
         ParameterLayout.of(s, ("pose", "depth"))
     with pytest.raises(InputError, match="expected some of identity, .*; got 'head'"):
