@@ -161,7 +161,7 @@ def tiny_model(seed: int = 0, num_identity: int = 8, dtype: torch.dtype = torch.
     )
 
 
-# name: parent, centre mm, radius mm of what it carries (0: the front of the head), where it turns about, mm
+# name: parent, middle and radius in mm of what it carries (0: the front of the head), mm where it turns about
 JOINTS = {
     "neck": ("root", (0, 0, 0), 0, (0, -80, -10)),
     "jaw": ("neck", (0, -85, 60), 34, (0, -25, 15)),
@@ -170,50 +170,46 @@ JOINTS = {
 }
 
 
-def tiny_skinned_model(
-    seed: int = 0, dtype: torch.dtype = torch.float32, correctives: bool = True
-) -> SkinnedModel:
-    """`tiny_model` with the joints of FLAME: a neck that turns the front of the head against its back, a jaw
-    and two eyes; corrective shapes are smooth random waves of 0.5 mm."""
-    plain, rng, parents = tiny_model(seed, dtype=torch.float64), np.random.default_rng(seed + 100), [-1]
-    mean = plain.mean.numpy()
-    names = ["root", *JOINTS]
-    carried = [1 / (1 + np.exp(-(mean[:, 2] - 8) / 6))]
-    for parent, center, radius, _ in JOINTS.values():
-        parents.append(names.index(parent))
+def with_joints(plain: FaceModel, joints: dict = JOINTS, front: float = 8.0, seed: int = 0) -> SkinnedModel:
+    """A model with joints added: a neck that turns what lies before z = `front` mm against the rest, and what
+    else `joints` name; corrective shapes are smooth random waves of 0.5 mm."""
+    rng = np.random.default_rng(seed + 100)
+    mean, names = plain.mean.double().numpy(), ["root", *joints]
+    carried = np.zeros((len(mean), len(names)))
+    for j, (_, middle, radius, _) in enumerate(joints.values(), 1):
         if radius:
-            carried.append(np.exp(-((mean - center) ** 2).sum(1) / radius**2))
-    carried = np.stack(carried, 1)
-    # What jaw and eyes carry, the neck does not.
-    weights = np.concatenate(
-        [
-            1 - carried[:, :1],
-            carried[:, :1] * (1 - carried[:, 1:].sum(1, keepdims=True)),
-            carried[:, :1] * carried[:, 1:],
-        ],
-        1,
-    )
-    homogeneous = np.concatenate([mean, np.ones((len(mean), 1))], 1)
-    regressor = []
-    for place in [(0.0, -100.0, -20.0), *(pivot for *_, pivot in JOINTS.values())]:
+            carried[:, j] = np.exp(-((mean - middle) ** 2).sum(1) / radius**2)
+    neck = 1 / (1 + np.exp(-(mean[:, 2] - front) / 6))
+    carried[:, 1] = 1 - carried[:, 2:].sum(1)  # what no other joint carries
+    weights = neck[:, None] * carried
+    weights[:, 0] = 1 - neck
+    homogeneous, regressor = np.concatenate([mean, np.ones((len(mean), 1))], 1), []
+    for place in [(0.0, -100.0, -20.0), *(pivot for *_, pivot in joints.values())]:
         near = np.exp(-((mean - place) ** 2).sum(1) / 70**2)
         moments = (homogeneous * near[:, None]).T @ homogeneous
         regressor.append(near * (homogeneous @ np.linalg.solve(moments, [*place, 1.0])))
-    waves = np.zeros((9 * len(JOINTS), len(mean), 3))
-    for k in range(len(waves)):
+    waves = np.zeros((9 * len(joints), len(mean), 3))
+    for wave in waves:
         phase = mean @ (rng.normal(size=3) / 60) + rng.uniform(0, 2 * np.pi)
-        waves[k] = 0.5 * np.sin(phase)[:, None] * rng.normal(size=3)
-    values = {f.name: getattr(plain, f.name) for f in fields(plain)} | {"name": "tiny_skinned"}
-    model = SkinnedModel(
-        **values,
-        joint_names=tuple(JOINTS),
-        joint_regressor=torch.from_numpy(np.stack(regressor)),
-        joint_parents=tuple(parents),
-        skinning_weights=torch.from_numpy(weights),
-        joint_sigma=torch.full((len(JOINTS), 3), 0.15, dtype=torch.float64),
-        pose_basis=torch.from_numpy(waves) if correctives else None,
+        wave[:] = 0.5 * np.sin(phase)[:, None] * rng.normal(size=3)
+
+    def real(x):
+        return torch.from_numpy(np.ascontiguousarray(x)).to(plain.mean)
+
+    return SkinnedModel(
+        **{f.name: getattr(plain, f.name) for f in fields(plain)} | {"name": f"{plain.name}_skinned"},
+        joint_names=tuple(joints),
+        joint_regressor=real(np.stack(regressor)),
+        joint_parents=(-1, *(names.index(parent) for parent, *_ in joints.values())),
+        skinning_weights=real(weights),
+        joint_sigma=torch.full((len(joints), 3), 0.15).to(plain.mean),
+        pose_basis=real(waves),
     )
-    return model.to(dtype=dtype)
+
+
+def tiny_skinned_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> SkinnedModel:
+    """`tiny_model` with the joints of FLAME."""
+    return with_joints(tiny_model(seed, dtype=torch.float64), seed=seed).to(dtype=dtype)
 
 
 def tiny_joints(model: SkinnedModel, frames: int, amount: float = 0.15, seed: int = 0) -> torch.Tensor:
