@@ -141,6 +141,7 @@ class JointPrior(PlainEnergy):
         return all_views(state) if self.owner is None else first_views(self.owner.to(state.subject))
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        assert state.joints is not None, "no joints to hold"
         turned = state.joints[self._views(state)].flatten(1)
         value = (turned / self.sigma.to(turned))[..., None]
         return Residuals(value, torch.ones(value.shape[:2], dtype=torch.bool, device=value.device))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -58,6 +58,9 @@ class LandmarkEmbedding:
         return self.filled(points.transpose(0, 1)).transpose(0, 1) if self.missing else points
 
 
+M = TypeVar("M", bound="Motion")
+
+
 class Motion(Protocol):
     """How N points of a face model move with its coefficients, at certain values of these in B frames."""
 
@@ -90,7 +93,7 @@ class Motion(Protocol):
         """Of some of the points, [n] int64."""
         ...
 
-    def with_first(self, other: Motion, keep: Tensor) -> Motion:
+    def with_first(self: M, other: M, keep: Tensor) -> M:
         """With other points in the place of the first n: in each frame those of `other` where keep [B, n]."""
         ...
 
@@ -137,11 +140,11 @@ class LinearMotion:
 
 
 def chain(by_head: Tensor, rows: Tensor) -> Tensor:
-    """by_head [G, N, D, 3] @ rows [N, 3, K] or [G, N, 3, K] -> [G, N, D, K]."""
+    """by_head [G, N, D, n] @ rows [N, n, K] or [G, N, n, K] -> [G, N, D, K]."""
     if rows.ndim > 3:
         return by_head @ rows
-    G, N, D, _ = by_head.shape
-    left = by_head.permute(1, 0, 2, 3).reshape(N, G * D, 3)
+    G, N, D, n = by_head.shape
+    left = by_head.permute(1, 0, 2, 3).reshape(N, G * D, n)
     return torch.bmm(left, rows).reshape(N, G, D, -1).permute(1, 0, 2, 3)
 
 

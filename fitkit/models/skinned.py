@@ -61,13 +61,10 @@ class SkinnedModel(FaceModel):
         return PointBasis(self.joint_regressor @ self.mean, rows, self.num_identity)
 
     @cached_property
-    def correctives(self) -> Tensor | None:
-        """pose_basis by vertex, [V, 3, 9 J]."""
-        return None if self.pose_basis is None else self.pose_basis.permute(1, 2, 0).contiguous()
-
-    @cached_property
-    def _skin(self) -> Skin:
-        return Skin(self.skinning_weights, self.correctives)
+    def skinning(self) -> Skin:
+        """What the joints do to the vertices."""
+        shapes = None if self.pose_basis is None else self.pose_basis.permute(1, 2, 0).contiguous()
+        return Skin(self.skinning_weights, shapes)
 
     def vertices(self, identity: Tensor, expression: Tensor, joints: Tensor | None = None) -> Tensor:
         """identity [B, K_id], expression [B, K_ex], joints [B, J, 3] rad (None: at rest) -> vertices
@@ -75,7 +72,7 @@ class SkinnedModel(FaceModel):
         shaped = super().vertices(identity, expression)
         if joints is None:
             return shaped
-        return self._skin.posed(shaped, Bones.of(self, identity, expression, joints))
+        return self.skinning.posed(shaped, Bones.of(self, identity, expression, joints))
 
     def at(self, triangle: Tensor, barycentric: Tensor) -> SkinnedPoints:
         """The model restricted to N surface points: triangle [N] int64, barycentric [N, 3]."""
@@ -96,7 +93,7 @@ class SkinnedModel(FaceModel):
     def with_mean(self, mean: Tensor) -> SkinnedModel:
         """The same shapes and joints around another mean [V, 3] mm; nothing else is made anew."""
         moved = replace(self, mean=mean)
-        for name in ("rows", "joint_basis", "correctives"):
+        for name in ("rows", "joint_basis", "skinning"):
             moved.__dict__[name] = getattr(self, name)
         return moved
 
@@ -135,12 +132,13 @@ class Bones:
         """What corrective shapes are driven by: the elements of R - I, [B, 9 J]."""
         return (self.local - torch.eye(3).to(self.local)).flatten(1)
 
-    def carried(self, j: int) -> Tensor:
-        """The joints that turn with joint j, itself among them, [1 + J] of 0 and 1."""
-        carried = [False] * len(self.parents)
-        for i, parent in enumerate(self.parents):
-            carried[i] = i == j or (parent >= 0 and carried[parent])
-        return torch.tensor(carried).to(self.turn)
+    @property
+    def carried(self) -> Tensor:
+        """Which joints turn with each but the root, itself among them, [J, 1 + J] of 0 and 1."""
+        carried = torch.eye(len(self.parents))
+        for joint, parent in enumerate(self.parents[1:], 1):
+            carried[:, joint] += carried[:, parent]
+        return carried[1:].to(self.turn)
 
     def shift_rows(self, rows: Tensor) -> Tensor:
         """How `shift` moves with coefficients that move the joints at rest by rows [1 + J, 3, K],
@@ -171,12 +169,10 @@ class Skin:
         moved = bones.feature @ self.correctives.reshape(-1, self.correctives.shape[-1]).T
         return shaped + moved.reshape(len(moved), -1, 3)
 
-    def blended(self, bones: Bones, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The motion of each vertex, x -> turn @ x + shift: [B, U, 3, 3] and [B, U, 3]. weights: others than
-        its own."""
-        weights = self.weights if weights is None else weights
-        turn = weights @ bones.turn.flatten(2)
-        return turn.reshape(*turn.shape[:2], 3, 3), weights @ bones.shift
+    def blended(self, bones: Bones) -> tuple[Tensor, Tensor]:
+        """The motion of each vertex, x -> turn @ x + shift: [B, U, 3, 3] and [B, U, 3]."""
+        turn = self.weights @ bones.turn.flatten(2)
+        return turn.unflatten(2, (3, 3)), self.weights @ bones.shift
 
     def posed(self, shaped: Tensor, bones: Bones) -> Tensor:
         """Vertices of the linear model [B, U, 3] -> as the joints carry them."""
@@ -185,21 +181,25 @@ class Skin:
 
     def by_joints(self, shaped: Tensor, bones: Bones, turn: Tensor) -> Tensor:
         """Derivatives of `posed` by the rotation vectors, [B, U, 3, 3 J]; turn: of `blended`."""
-        x = self.corrected(shaped, bones)
-        jacobian, out = so3_left_jacobian(bones.vector), []
-        for j, parent in enumerate(bones.parents[1:], 1):
-            weights = self.weights * bones.carried(j)
-            part, shift = self.blended(bones, weights)
-            arm = (part @ x[..., None])[..., 0] + shift - weights.sum(1)[:, None] * bones.place[:, j, None]
-            moved = -skew(arm) @ (bones.turn[:, parent] @ jacobian[:, j - 1])[:, None]
-            if self.correctives is not None:
-                spin = (
-                    skew(jacobian[:, j - 1].transpose(1, 2)) @ bones.local[:, j - 1, None]
-                )  # [B, 3 axes, 3, 3]
-                shapes = self.correctives[..., 9 * (j - 1) : 9 * j]
-                moved = moved + turn @ (shapes @ spin.flatten(2).transpose(1, 2)[:, None])
-            out.append(moved)
-        return torch.cat(out, -1)
+        x, jacobian = self.corrected(shaped, bones), so3_left_jacobian(bones.vector)  # [B, J, 3, 3]
+        (B, U, _), J = x.shape, jacobian.shape[1]
+        weights = self.weights * bones.carried[:, None]  # [J, U, 1 + J]
+        turns = (weights.flatten(0, 1) @ bones.turn.flatten(2)).reshape(B, J, U, 3, 3)
+        shift = (weights.flatten(0, 1) @ bones.shift).reshape(B, J, U, 3)
+        arm = (
+            (turns @ x[:, None, ..., None])[..., 0]
+            + shift
+            - weights.sum(2)[..., None] * bones.place[:, 1:, None]
+        )
+        axes = (bones.turn[:, list(bones.parents[1:])] @ jacobian).transpose(2, 3)  # [B, J, 3 axes, 3]
+        moved = torch.linalg.cross(axes[:, :, None], arm[:, :, :, None]).permute(0, 2, 4, 1, 3).flatten(3)
+        if self.correctives is None:
+            return moved
+        spin = skew(jacobian.transpose(2, 3)) @ bones.local[:, :, None]  # d R / d axis, [B, J, 3 axes, 3, 3]
+        each, by_axis = torch.arange(J), torch.zeros(B, J, 9, J, 3).to(spin)  # d feature / d joints
+        by_axis[:, each, :, each] = spin.flatten(3).permute(1, 0, 3, 2)
+        shapes = self.correctives.flatten(0, 1) @ by_axis.reshape(B, 9 * J, 3 * J)
+        return moved + turn @ shapes.reshape(B, U, 3, 3 * J)
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,11 +230,11 @@ class SkinnedPoints:
 
     @cached_property
     def _used(self) -> tuple[PointBasis, Skin, Tensor]:
-        """The U vertices that the points hang on, at rest; their skin; where in them each corner stands."""
+        """The U vertices that the points are sums of, at rest; their skin; which of them each corner is."""
         used, place = self.corner.unique(return_inverse=True)
         model = self.model
         basis = PointBasis(model.mean[used], rows_at(model.rows, used), model.num_identity)
-        return basis, Skin(model.skinning_weights, model.correctives).select(used), place
+        return basis, model.skinning.select(used), place
 
     def points(self, identity: Tensor, expression: Tensor, joints: Tensor | None = None) -> Tensor:
         """identity [B, K_id], expression [B, K_ex], joints [B, J, 3] rad -> points [B, N, 3] mm."""
@@ -293,15 +293,15 @@ class SkinnedMotion:
 
     def columns(self, by_head: Tensor, views: Tensor | None = None) -> dict[str, Tensor]:
         frame = torch.arange(len(by_head), device=by_head.device) if views is None else views
-        by_shape, by_joints, weights = 0, 0, 0
-        for place, mix in zip(self.place.unbind(-1), self.mix.unbind(-1)):
-            turned = (mix[..., None, None] * by_head) @ self.turn[frame[:, None], place]
-            by_shape = by_shape + chain(turned, rows_at(self.rows, place))
-            by_joints = by_joints + mix[..., None, None] * self.by_joints[frame[:, None], place]
-            weights = weights + mix[..., None] * rows_at(self.weights, place)
+        corner, mix = (frame[:, None, None], self.place), self.mix[..., None, None]
+        turned = by_head[:, :, None] @ (mix * self.turn[corner])  # [G, N, C, D, 3]
+        rows = rows_at(self.rows, self.place).flatten(-3, -2)  # [N, 3 C, K]
+        by_shape = chain(turned.transpose(2, 3).flatten(3), rows)
+        weights = (self.mix[..., None] * rows_at(self.weights, self.place)).sum(-2)
         hung = weights[..., None, :, None] * by_head[..., None, :]  # [G, N, D, J, 3]
         by_shift = hung.flatten(3).flatten(1, 2) @ self.shift[frame]
-        return self._named(by_shape + by_shift.reshape(by_shape.shape), by_head @ by_joints)
+        by_joints = by_head @ (mix * self.by_joints[corner]).sum(2)
+        return self._named(by_shape + by_shift.reshape(by_shape.shape), by_joints)
 
     def sums(
         self, values: Tensor, group: Tensor, point: Tensor, groups: int, frame: int

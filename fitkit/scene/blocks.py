@@ -72,6 +72,7 @@ def _landmarks(state: SceneState, change: Tensor) -> SceneState:
 
 
 def _joints(state: SceneState, change: Tensor) -> SceneState:
+    assert state.joints is not None
     return state.replace(joints=state.joints + change.reshape(state.joints.shape))
 
 

@@ -9,6 +9,7 @@ from helpers import observe, photograph, tiny_joints, tiny_skinned_model, tiny_s
 
 import fitkit
 from fitkit.fitting.recipe import load_recipe
+from fitkit.fitting.report import FitReport
 from fitkit.fitting.run import fit_observed
 from fitkit.geometry.alignment import similarity_align
 from fitkit.io.mesh_files import read_mesh
@@ -62,7 +63,17 @@ def test_a_model_without_joints_cannot_show_it(landmarks):
     linear = FaceModel(**{name: getattr(MODEL, name) for name in FaceModel.__dataclass_fields__})
     result = fitted("landmarks", linear)
     assert result.state.joints is None
-    assert vertex_error(result) > 3 * vertex_error(landmarks)
+    assert vertex_error(result) > 3 * vertex_error(landmarks) and "joints" not in result.metrics
+
+
+def test_the_report_names_the_joint_that_is_turned_farthest(landmarks):
+    joints, said = landmarks.state.joints, landmarks.metrics["joints"]
+    sigmas = joints.abs() / MODEL.joint_sigma
+    view, joint, _ = (sigmas == sigmas.max()).nonzero()[0].tolist()
+    assert said["joint"] == MODEL.joint_names[joint]
+    assert said["largest"] == pytest.approx(float(sigmas.max()), rel=1e-5)
+    assert said["degrees"] == pytest.approx(float(torch.rad2deg(joints[view, joint].norm())), rel=1e-5)
+    assert FitReport.from_metrics(landmarks.metrics).joints == landmarks.report.joints
 
 
 def test_photos_tell_it_with_flow_and_detail():
