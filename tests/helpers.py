@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ from fitkit.fitting.result import FitResult
 from fitkit.geometry.rotation import so3_exp
 from fitkit.io.subject import Subject, View
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
+from fitkit.models.skinned import SkinnedModel
 from fitkit.observe.flow.types import Flow
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
@@ -157,6 +159,64 @@ def tiny_model(seed: int = 0, num_identity: int = 8, dtype: torch.dtype = torch.
         source="tests/helpers.py",
         license="MIT",
     )
+
+
+# name: parent, middle and radius in mm of what it carries (0: the front of the head), mm where it turns about
+JOINTS = {
+    "neck": ("root", (0, 0, 0), 0, (0, -80, -10)),
+    "jaw": ("neck", (0, -85, 60), 34, (0, -25, 15)),
+    "eye_L": ("neck", (31, 3, 78), 13, (31, 3, 58)),
+    "eye_R": ("neck", (-31, 3, 78), 13, (-31, 3, 58)),
+}
+
+
+def with_joints(plain: FaceModel, joints: dict = JOINTS, front: float = 8.0, seed: int = 0) -> SkinnedModel:
+    """A model with joints added: a neck that turns what lies before z = `front` mm against the rest, and what
+    else `joints` name; corrective shapes are smooth random waves of 0.5 mm."""
+    rng = np.random.default_rng(seed + 100)
+    mean, names = plain.mean.double().numpy(), ["root", *joints]
+    carried = np.zeros((len(mean), len(names)))
+    for j, (_, middle, radius, _) in enumerate(joints.values(), 1):
+        if radius:
+            carried[:, j] = np.exp(-((mean - middle) ** 2).sum(1) / radius**2)
+    neck = 1 / (1 + np.exp(-(mean[:, 2] - front) / 6))
+    carried[:, 1] = 1 - carried[:, 2:].sum(1)  # what no other joint carries
+    weights = neck[:, None] * carried
+    weights[:, 0] = 1 - neck
+    homogeneous, regressor = np.concatenate([mean, np.ones((len(mean), 1))], 1), []
+    for place in [(0.0, -100.0, -20.0), *(pivot for *_, pivot in joints.values())]:
+        near = np.exp(-((mean - place) ** 2).sum(1) / 70**2)
+        moments = (homogeneous * near[:, None]).T @ homogeneous
+        regressor.append(near * (homogeneous @ np.linalg.solve(moments, [*place, 1.0])))
+    waves = np.zeros((9 * len(joints), len(mean), 3))
+    for wave in waves:
+        phase = mean @ (rng.normal(size=3) / 60) + rng.uniform(0, 2 * np.pi)
+        wave[:] = 0.5 * np.sin(phase)[:, None] * rng.normal(size=3)
+
+    def real(x):
+        return torch.from_numpy(np.ascontiguousarray(x)).to(plain.mean)
+
+    return SkinnedModel(
+        **{f.name: getattr(plain, f.name) for f in fields(plain)} | {"name": f"{plain.name}_skinned"},
+        joint_names=tuple(joints),
+        joint_regressor=real(np.stack(regressor)),
+        joint_parents=(-1, *(names.index(parent) for parent, *_ in joints.values())),
+        skinning_weights=real(weights),
+        joint_sigma=torch.full((len(joints), 3), 0.15).to(plain.mean),
+        pose_basis=real(waves),
+    )
+
+
+def tiny_skinned_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> SkinnedModel:
+    """`tiny_model` with the joints of FLAME."""
+    return with_joints(tiny_model(seed, dtype=torch.float64), seed=seed).to(dtype=dtype)
+
+
+def tiny_joints(model: SkinnedModel, frames: int, amount: float = 0.15, seed: int = 0) -> torch.Tensor:
+    """Random rotation vectors of the joints, [frames, J, 3] rad."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = frames, model.num_joints, 3
+    return amount * torch.randn(shape, generator=generator, dtype=torch.float64).to(model.mean)
 
 
 def tiny_state(

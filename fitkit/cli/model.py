@@ -96,6 +96,7 @@ def import_command(kind, path, name, overwrite):
     click.echo(
         f"{stored}: {imported.num_vertices} vertices, {imported.num_identity} identity and "
         f"{imported.num_expression} expression shapes"
+        + (f", {imported.num_joints} joints" if imported.num_joints else "")
     )
 
 

@@ -21,7 +21,7 @@ from fitkit.errors import InputError
 from fitkit.geometry.color import luma
 from fitkit.geometry.rotation import skew
 from fitkit.io.options import Cosine, Length, NonNegative, Pixels, Positive, Range, Seed, check_options
-from fitkit.models.face_model import FaceModel, MeshPoints, PointBasis
+from fitkit.models.face_model import FaceModel, Motion, Points
 from fitkit.observe.observations import Observations, halve
 from fitkit.observe.sampling import blur_radius, erode, gaussian_blur, sample, sample_with_gradient
 from fitkit.render.visibility import depth_maps, seen_by_depth
@@ -250,7 +250,7 @@ class CrossViewCensus:
     options: CensusOptions
     triangle: Tensor  # [N] int64
     barycentric: Tensor  # [N, 3]
-    basis: PointBasis | MeshPoints
+    basis: Points
     by_edges: Tensor  # [N, P, 2] place of each neighbour in the two edges of its triangle
     images: Tensor  # [B, 1, h, w] grey levels of the pyramid level, blurred
     usable: Tensor  # [B, 1, h, w] 1 where a sample is not touched by what the mask hides
@@ -394,7 +394,7 @@ class CrossViewCensus:
 
     def _patches(self, state: SceneState, derivatives: bool = False, sigma: float | None = None) -> _Patches:
         sigma = self.sigma if sigma is None else sigma
-        center = self.basis.points(state.identity[state.subject], state.expression)
+        center = self.basis.points(*state.coefficients())
         B, N = center.shape[:2]
         head = torch.cat([center[:, :, None], center[:, :, None] + self.patch], 2)
         seen = project_head_points(head.flatten(1, 2), state, all_views(state), derivatives)
@@ -442,28 +442,11 @@ class CrossViewCensus:
             R = torch.linalg.qr(whole, mode="r").R
             a, b = R[..., :9], R[..., 9:18]
             residuals = replace(residuals, value=R[..., 18])
-        slots = (Slot(self.view_a, self._columns(a)), Slot(self.view_b, self._columns(b)))
-        return Linearization(residuals, slots, mixed=self.neighbors > 19)
-
-    def _columns(self, local: Tensor) -> dict[str, Tensor]:
-        """Chain [G, N, D, 9] to the parameters of the view."""
-        motion, turn, focal, principal = local.split((3, 3, 1, 2), -1)
-        G, N, D, _ = motion.shape
-        K = self.basis.num_identity
-        rows = self.basis.rows
-        coefficients = (
-            torch.bmm(motion.permute(1, 0, 2, 3).reshape(N, G * D, 3), rows)
-            .reshape(N, G, D, rows.shape[-1])
-            .permute(1, 0, 2, 3)
+        motion = self.basis.motion(*state.coefficients())
+        slots = tuple(
+            Slot(view, _columns(local, motion, view)) for view, local in ((self.view_a, a), (self.view_b, b))
         )
-        pose = torch.cat([turn, motion], -1)
-        return {
-            "identity": coefficients[..., :K],
-            "expression": coefficients[..., K:],
-            "pose": pose,
-            "focal": focal,
-            "principal": principal,
-        }
+        return Linearization(residuals, slots, mixed=self.neighbors > 19)
 
     def scalar(self, state: SceneState, variant: str | CensusVariant = "default") -> Tensor:
         """The published census distance at the frozen points, mean over the pairs: differentiable, for
@@ -474,6 +457,13 @@ class CrossViewCensus:
         return reduce_distance(
             census_distance(p.t[self.view_a], p.t[self.view_b]), weight, self.neighbors, variant
         ).mean()
+
+
+def _columns(local: Tensor, motion: Motion, views: Tensor) -> dict[str, Tensor]:
+    """Chain [G, N, D, 9] to the parameters of the views [G]."""
+    by_head, turn, focal, principal = local.split((3, 3, 1, 2), -1)
+    pose = torch.cat([turn, by_head], -1)
+    return {**motion.columns(by_head, views), "pose": pose, "focal": focal, "principal": principal}
 
 
 # ---- recipes ----

@@ -17,16 +17,20 @@ from fitkit.energies.view_pairs import neighbor_views, view_yaw
 from fitkit.errors import InputError
 from fitkit.geometry.color import luma
 from fitkit.geometry.rotation import skew
-from fitkit.geometry.rows import blend
 from fitkit.io.options import Cosine, Degrees, Natural, NonNegative, Pixels, Positive, Range, Seed
-from fitkit.models.face_model import FaceModel, PointBasis
+from fitkit.models.face_model import FaceModel, Motion, Points
 from fitkit.observe.flow import check_estimator
 from fitkit.observe.flow.consistency import consistent_at
 from fitkit.observe.flow.types import FlowEstimator
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import erode, gaussian_blur, sample
 from fitkit.render.cross_view import CrossViews
-from fitkit.scene.projection import ProjectedPoints, pixel_rays, project_head_points
+from fitkit.scene.projection import (
+    ProjectedPoints,
+    motion_columns,
+    pixel_rays,
+    project_head_points,
+)
 from fitkit.scene.state import SceneState
 
 
@@ -129,7 +133,7 @@ class FlowCorrespondence:
         )
 
     @cached_property
-    def _corners(self) -> tuple[PointBasis, Tensor]:
+    def _corners(self) -> tuple[Points, Tensor]:
         """The vertices that the matches touch, and which of them [G, N, 3] are the corners of a match."""
         unique, place = torch.unique(self.model.triangles[self.matches.triangle], return_inverse=True)
         return self.model.at_vertices(unique), place
@@ -138,7 +142,7 @@ class FlowCorrespondence:
         """Where the rays of pixel_a meet their triangles, and where the same skin lies in view b."""
         m = self.matches
         basis, place = self._corners
-        vertices = basis.points(state.identity[state.subject], state.expression)  # [B, U, 3]
+        vertices = basis.points(*state.coefficients())  # [B, U, 3]
         corners = vertices[m.view_a[:, None, None], place]  # [G, N, 3, 3]
         origin, direction = pixel_rays(m.pixel_a, state, m.view_a)
         a, b, c = corners.unbind(2)
@@ -167,6 +171,11 @@ class FlowCorrespondence:
             slope,
         )
 
+    def motion(self, state: SceneState, hits: Hits) -> Motion:
+        """Of the surface points of the matches, in all views."""
+        basis, place = self._corners
+        return basis.motion(*state.coefficients()).blended(place, hits.weights)
+
     def _residuals(self, pixels: Tensor, in_front: Tensor) -> Residuals:
         m = self.matches
         return Residuals((pixels - m.pixel_b) / self.sigma_px, m.valid & in_front, m.weight)
@@ -184,20 +193,10 @@ class FlowCorrespondence:
         h = self.hits(state)
         normal, direction, slope = h.normal, h.direction, h.slope
         seen, by_b, by_tangent, by_a = self._by_motion(state, h)
-        rows = blend(self.model.rows, h.corner, h.weights)  # [G, N, 3, K]
-        K = self.model.num_identity
-        coefficient_b, coefficient_a = by_b @ rows, by_a @ rows
-        columns_b = {
-            "identity": coefficient_b[..., :K],
-            "expression": coefficient_b[..., K:],
-            "pose": torch.cat([by_b @ -skew(h.head_b), by_b], -1),
-            **{name: by / self.sigma_px for name, by in seen.by_camera.items()},
-        }
-        columns_a = {
-            "identity": coefficient_a[..., :K],
-            "expression": coefficient_a[..., K:],
-            "pose": torch.cat([by_a @ -skew(h.hit), by_a], -1),
-        }
+        motion = self.motion(state, h)
+        columns_b = motion_columns(by_b, h.head_b, motion, m.view_b)
+        columns_b |= {name: by / self.sigma_px for name, by in seen.by_camera.items()}
+        columns_a = motion_columns(by_a, h.hit, motion, m.view_a)
         for name, pull in self._by_camera_a(state, h).items():
             on_surface = (
                 pull - direction[..., None] * ((normal[..., None] * pull).sum(-2) / slope)[..., None, :]
@@ -224,11 +223,17 @@ class FlowCorrespondence:
         return {"focal": focal[..., None], "principal": -axes[:, None] * depth[..., None]}
 
     def linearize_surface(self, state: SceneState) -> tuple[Residuals, Tensor, Tensor]:
-        """Residuals, their derivatives [G, N, 2, 3, 3] by an offset of each corner of the triangle, in the
-        head frame and the same in both views, and the corners [G, N, 3] int64. See `linearize`."""
+        """Residuals, their derivatives [G, N, 2, 3, 3] by an offset of each corner of the triangle, the
+        same in both views as an offset of the mean face, and the corners [G, N, 3] int64. See `linearize`."""
         h = self.hits(state)
         seen, by_b, _, by_a = self._by_motion(state, h)
-        by_corner = (by_b + by_a)[..., None, :] * h.weights[:, :, None, :, None]
+        m, (basis, place) = self.matches, self._corners
+        motion = basis.motion(*state.coefficients())
+        by_corner = [
+            motion.at_rest(by_b, corner, m.view_b) + motion.at_rest(by_a, corner, m.view_a)
+            for corner in place.unbind(-1)
+        ]
+        by_corner = torch.stack(by_corner, -2) * h.weights[:, :, None, :, None]
         return self._residuals(seen.pixels, seen.in_front), by_corner, h.corner
 
     def _by_motion(self, state: SceneState, h: Hits) -> tuple[ProjectedPoints, Tensor, Tensor, Tensor]:

@@ -4,6 +4,7 @@ normal."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,8 @@ from fitkit.energies.flow_correspondence import (
     make_matcher,
 )
 from fitkit.energies.spec import OURS, Context, EnergyDoc, EnergySpec, use
-from fitkit.geometry.rows import blend
 from fitkit.io.options import Degrees, NonNegative
+from fitkit.models.face_model import Points
 from fitkit.observe.observations import Observations
 from fitkit.scene.projection import pixel_rays
 from fitkit.scene.state import SceneState
@@ -114,12 +115,16 @@ class TriangulatedFlow:
             m.valid & sharp & close,
         )
 
+    @cached_property
+    def _corners(self) -> tuple[Points, Tensor]:
+        """The vertices that the matches touch, and which of them [G, N, 3] are the corners of a match."""
+        unique, place = torch.unique(self.points.corner, return_inverse=True)
+        return self.matcher.model.at_vertices(unique), place
+
     def _residuals(self, state: SceneState) -> Residuals:
         m, p = self.matcher.matches, self.points
-        unique, place = torch.unique(p.corner, return_inverse=True)
-        vertices = self.matcher.model.at_vertices(unique).points(
-            state.identity[state.subject], state.expression
-        )
+        basis, place = self._corners
+        vertices = basis.points(*state.coefficients())
         surface = (p.weights[..., None] * vertices[m.view_a[:, None, None], place]).sum(2)
         value = ((surface - p.target) * p.normal).sum(-1) / p.sigma
         return Residuals(value[..., None], p.valid, m.weight)
@@ -128,11 +133,11 @@ class TriangulatedFlow:
         return self._residuals(state)
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
-        model, p = self.matcher.model, self.points
-        rows = blend(model.rows, p.corner, p.weights)  # [G, N, 3, K]
-        by = (p.normal / p.sigma[..., None])[..., None, :] @ rows  # [G, N, 1, K]
-        columns = {"identity": by[..., : model.num_identity], "expression": by[..., model.num_identity :]}
-        return Linearization(self._residuals(state), (Slot(self.matcher.matches.view_a, columns),))
+        p, view = self.points, self.matcher.matches.view_a
+        basis, place = self._corners
+        motion = basis.motion(*state.coefficients()).blended(place, p.weights)
+        columns = motion.columns((p.normal / p.sigma[..., None])[..., None, :], view)
+        return Linearization(self._residuals(state), (Slot(view, columns),))
 
 
 # ---- recipes ----

@@ -14,7 +14,7 @@ from fitkit.energies.base import Linearization, Residuals, Slot, all_views
 from fitkit.energies.spec import DFM, MFN, MVD, MVF, OURS, Context, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.energies.supervision import label
 from fitkit.io.options import Positive
-from fitkit.models.face_model import FaceModel
+from fitkit.models.face_model import FaceModel, Motion
 from fitkit.observe.observations import Observations
 from fitkit.scene.projection import motion_columns, project_head_points, project_points
 from fitkit.scene.state import SceneState
@@ -92,23 +92,27 @@ class LandmarkReprojection:
             costs.append(float(torch.where(r.valid[:, JAW], s / (1 + s / 9), torch.zeros_like(s)).sum()))
         return by_surface if costs[0] <= costs[1] else by_outline
 
-    def _head(self, state: SceneState) -> tuple[Tensor, Tensor]:
-        """Head-frame points [B, 68, 3] and their basis rows [68, 3, K] or [B, 68, 3, K]."""
-        basis = self.model.landmark_basis
-        identity, expression = state.identity[state.subject], state.expression
-        head, rows, offset = basis.points(identity, expression), basis.rows, landmark_offset(state)
-        if self.jaw_vertices is None or not bool((self.jaw_vertices >= 0).any()):
-            return head + offset, rows
-        slide = self.jaw_vertices >= 0
-        index = self.jaw_vertices.clamp_min(0)
-        at = self.model.rows[index]  # [B, 17, 3, K]
-        coefficients = torch.cat([identity, expression], 1)
-        moved = self.model.mean[index] + torch.einsum("bjck,bk->bjc", at, coefficients)
-        jaw = torch.where(slide[..., None], moved, head[:, JAW])
-        jaw_rows = torch.where(slide[..., None, None], at, rows[JAW])
-        return torch.cat([jaw, head[:, 17:]], 1) + offset, torch.cat(
-            [jaw_rows, rows[17:].expand(len(at), -1, -1, -1)], 1
-        )
+    def _slides(self) -> Tensor | None:
+        """Jaw points that another vertex stands for, [B, 17] bool; None: nowhere."""
+        slide = None if self.jaw_vertices is None else self.jaw_vertices >= 0
+        return slide if slide is not None and bool(slide.any()) else None
+
+    def _head(self, state: SceneState) -> Tensor:
+        """Head-frame points [B, 68, 3]."""
+        head, slide = self.model.landmark_basis.points(*state.coefficients()), self._slides()
+        if slide is not None:
+            outline = self.model.at_vertices(self.jaw_vertices.clamp_min(0)).points(*state.coefficients())
+            jaw = torch.where(slide[..., None], outline, head[:, JAW])
+            head = torch.cat([jaw, head[:, 17:]], 1)
+        return head + landmark_offset(state)
+
+    def _motion(self, state: SceneState) -> Motion:
+        """Of the same points."""
+        motion, slide = self.model.landmark_basis.motion(*state.coefficients()), self._slides()
+        if slide is None:
+            return motion
+        outline = self.model.at_vertices(self.jaw_vertices.clamp_min(0))
+        return motion.with_first(outline.motion(*state.coefficients()), slide)
 
     def _residuals(self, pixels: Tensor, in_front: Tensor, observations: Observations) -> Residuals:
         marks = observations.landmarks
@@ -118,16 +122,16 @@ class LandmarkReprojection:
         return Residuals(value, valid, marks.confidence.to(pixels) * point_weights(self.points, pixels))
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
-        seen = project_head_points(self._head(state)[0], state, all_views(state))
+        seen = project_head_points(self._head(state), state, all_views(state))
         return self._residuals(seen.pixels, seen.in_front, observations)
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         views = all_views(state)
-        head, rows = self._head(state)
+        head = self._head(state)
         seen = project_head_points(head, state, views, derivatives=True)
         inverse = 1 / self.sigma_px.to(head)
         by_head = seen.by_head * inverse[..., None, None]
-        columns = motion_columns(by_head, head, rows, self.model.num_identity)
+        columns = motion_columns(by_head, head, self._motion(state))
         columns |= {name: by * inverse[..., None, None] for name, by in seen.by_camera.items()}
         columns["landmarks"] = offset_columns(by_head, range(68))
         return Linearization(
@@ -218,18 +222,17 @@ class LandmarkOffsets:
         return self._residuals(seen.pixels, seen.in_front, observations, *self._parts(observations))
 
     def _head(self, state: SceneState) -> Tensor:
-        points = self.model.landmark_basis.points(state.identity[state.subject], state.expression)
-        return points + landmark_offset(state)
+        return self.model.landmark_basis.points(*state.coefficients()) + landmark_offset(state)
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         a, b, sigma = self._parts(observations)
-        basis = self.model.landmark_basis
+        motion = self.model.landmark_basis.motion(*state.coefficients())
         seen = project_head_points(self._head(state), state, all_views(state), derivatives=True)
         inverse = (1 / sigma).to(seen.pixels)[..., None, None]
         parts = []
         for index in (a, b):
             by_head = seen.by_head[:, index] * inverse
-            columns = motion_columns(by_head, seen.head[:, index], basis.rows[index], basis.num_identity)
+            columns = motion_columns(by_head, seen.head[:, index], motion.select(index))
             columns["landmarks"] = offset_columns(by_head, index.tolist())
             columns |= {name: by[:, index] * inverse for name, by in seen.by_camera.items()}
             parts.append(columns)

@@ -16,7 +16,7 @@ from fitkit.energies.supervision import label
 from fitkit.errors import DegenerateInputError, InputError
 from fitkit.geometry.alignment import similarity_align
 from fitkit.io.options import Positive, Range
-from fitkit.models.face_model import FaceModel, PointBasis
+from fitkit.models.face_model import FaceModel, Points
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import sample
 from fitkit.scene.position_map import PositionMap
@@ -40,7 +40,7 @@ class AlignedLandmarks(PlainEnergy):
             degenerate ones.
     """
 
-    basis: PointBasis
+    basis: Points
     transform: Literal["similarity", "affine"] = "similarity"
     anchors: tuple[int, ...] = ()
     sigma_mm: float = 1.0
@@ -74,32 +74,27 @@ class AlignedLandmarks(PlainEnergy):
             return self._linearize_attached(state, observations)
         frozen = self if self.fixed is not None else self._fixed_at(state, observations)
         residuals = frozen.residuals(state, observations)
-        J = torch.einsum("bij,njk->bnik", frozen.fixed[0], self.basis.rows.to(state.identity)) / self.sigma_mm
-        return self._linearization(state, residuals, J)
+        by_head = (frozen.fixed[0] / self.sigma_mm)[:, None].expand(*residuals.value.shape, 3)
+        columns = self.basis.motion(*state.coefficients()).columns(by_head)
+        return Linearization(residuals, (Slot(all_views(state), columns),))
 
     def _linearize_attached(self, state: SceneState, observations: Observations) -> Linearization:
         """Derivatives through T too, one pass back for each component of a frame's points."""
         with torch.enable_grad():
-            identity = state.identity[state.subject].detach().requires_grad_()
-            expression = state.expression.detach().requires_grad_()
-            each = state.replace(
-                identity=identity,
-                subject=torch.arange(len(identity)).to(state.subject),
-                expression=expression,
-            )
+            values = dict(zip(("identity", "expression", "joints"), state.coefficients()))
+            values = {n: v.detach().clone().requires_grad_() for n, v in values.items() if v is not None}
+            each = state.replace(subject=torch.arange(state.num_views).to(state.subject), **values)
             residuals = self.residuals(each, observations)
             rows = [
-                torch.cat(torch.autograd.grad(v.sum(), (identity, expression), retain_graph=True), 1)
+                torch.autograd.grad(v.sum(), tuple(values.values()), retain_graph=True)
                 for v in residuals.value.flatten(1).unbind(1)
             ]
+        shape = residuals.value.shape
         residuals = replace(residuals, value=residuals.value.detach())
-        return self._linearization(
-            state, residuals, torch.stack(rows, 1).unflatten(1, residuals.value.shape[1:])
-        )
-
-    def _linearization(self, state: SceneState, residuals: Residuals, J: Tensor) -> Linearization:
-        K = self.basis.num_identity
-        columns = {"identity": J[..., :K], "expression": J[..., K:]}
+        columns = {
+            name: torch.stack([row[k] for row in rows], 1).reshape(*shape, -1)
+            for k, name in enumerate(values)
+        }
         return Linearization(residuals, (Slot(all_views(state), columns),))
 
     def _points(self, state: SceneState, observations: Observations) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,7 +104,7 @@ class AlignedLandmarks(PlainEnergy):
         if self.present is not None:
             known = known & self.present.to(known.device)
         return (
-            self.basis.points(state.identity[state.subject], state.expression),
+            self.basis.points(*state.coefficients()),
             torch.nan_to_num(truth),
             known,
         )

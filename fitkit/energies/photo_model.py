@@ -30,7 +30,7 @@ from fitkit.geometry.normals import triangle_normals
 from fitkit.geometry.spherical_harmonics import Y1, Y2, Y20, Y22, sh_basis
 from fitkit.io.options import Cosine, Natural, NonNegative, Pixels, Positive, Range, Seed, Share
 from fitkit.models.appearance import default_albedo
-from fitkit.models.face_model import FaceModel, MeshPoints, PointBasis
+from fitkit.models.face_model import FaceModel, Points
 from fitkit.observe.labels import Labels
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import sample, sample_with_gradient
@@ -115,7 +115,7 @@ class ModelPhotometric:
     options: ModelPhotometricOptions
     triangle: Tensor  # [N] int64
     barycentric: Tensor  # [N, 3]
-    basis: PointBasis | MeshPoints
+    basis: Points
     images: Tensor  # [B, 3, h, w] of the pyramid level, linear or codes
     trust_images: Tensor  # [B, 1, h, w] in [0, 1], 0 outside the usable mask
     albedo: Tensor | None = None  # [S, N, 3], set by freeze; None with coefficients of the state
@@ -196,7 +196,7 @@ class ModelPhotometric:
                 self,
                 triangle=triangle,
                 barycentric=barycentric,
-                basis=MeshPoints(self.model, triangle, barycentric),
+                basis=self.model.on_mesh(triangle, barycentric),
                 ring=NormalRing.of(self.model, triangle, barycentric) if self.ring is not None else None,
             )
             return at._freeze(state, observations, vertices, own)
@@ -284,7 +284,7 @@ class ModelPhotometric:
 
     def _patch(self, state: SceneState) -> Tensor:
         """Vertices around the points, [B, M, 3] mm."""
-        return self.ring.patch.points(state.identity[state.subject], state.expression)
+        return self.ring.patch.points(*state.coefficients())
 
     def _check_frozen(self) -> None:
         if self.trust is None:
@@ -305,7 +305,7 @@ class ModelPhotometric:
         color, by_pixel, _ = sample_with_gradient(self.images, at_level(seen.pixels, o.level))
         normal, albedo, light = self._normals(state), self._albedo(state), state.illumination
         harmonics = sh_basis(normal)
-        columns = pixel_columns(by_pixel / (2**o.level * o.sigma), seen, self.basis)
+        columns = pixel_columns(by_pixel / (2**o.level * o.sigma), seen, self.basis, state)
         by_shade = -albedo / o.sigma  # [B, N, 3]
         C = light.shape[-1]
         channel = torch.eye(3).to(light) if C == 3 else light.new_ones(3, 1)
@@ -314,11 +314,8 @@ class ModelPhotometric:
         ).flatten(-2)
         if self.normal is None:
             by_normal = torch.einsum("bnkd,bkc->bncd", sh_gradient(normal), light)
-            # [B, N, 3, K]
-            by_shape = by_shade[..., None] * self.ring.by_coefficients(by_normal, self._patch(state))
-            n = self.basis.num_identity
-            columns["identity"] = columns["identity"] + by_shape[..., :n]
-            columns["expression"] = columns["expression"] + by_shape[..., n:]
+            for name, by_shape in self.ring.by_coefficients(by_normal, state).items():
+                columns[name] = columns[name] + by_shade[..., None] * by_shape
         return Linearization(
             self._compare(color, harmonics @ light, albedo), (Slot(all_views(state), columns),)
         )
@@ -510,7 +507,7 @@ class NormalRing:
     pair_vertex: [M] int64, sorted.
     """
 
-    patch: PointBasis
+    patch: Points
     triangles: Tensor
     corners: Tensor
     barycentric: Tensor
@@ -559,10 +556,12 @@ class NormalRing:
             dim=-1,
         )
 
-    def by_coefficients(self, by_normal: Tensor, vertices: Tensor) -> Tensor:
-        """d value / d normal [B, N, C, 3] at the patch [B, M, 3] -> d value / d coefficients [B, N, C, K],
-        identity first."""
+    def by_coefficients(self, by_normal: Tensor, state: SceneState) -> dict[str, Tensor]:
+        """d value / d normal [B, N, C, 3] -> d value / d coefficients of the face model [B, N, C, K], see
+        `Motion.columns`."""
         B, N, C, _ = by_normal.shape
+        vertices = self.patch.points(*state.coefficients())
+        motion = self.patch.motion(*state.coefficients())
         corners = self._sums(vertices)
         length = corners.norm(dim=-1, keepdim=True).clamp_min(1e-30)
         unit = corners / length
@@ -573,9 +572,6 @@ class NormalRing:
         unit, length = unit[:, :, None], length[:, :, None]  # [B, N, 1, 3 corners, 3]
         by_sum = by_mean[..., None, :] - (by_mean[..., None, :] * unit).sum(-1, keepdim=True) * unit
         by_sum = by_sum * (self.barycentric[:, None, :, None] / length)  # [B, N, C, 3 corners, 3]
-        rows = self.patch.rows.flatten(0, 1)
-        column = (3 * self.pair_vertex[:, None] + torch.arange(3, device=rows.device)).reshape(-1)
-        place = torch.stack([self.pair_point.repeat_interleave(3), column])
         out = []
         for b in range(B):
             a, p, c = (vertices[b, self.triangles[self.face, k]] for k in range(3))
@@ -586,11 +582,11 @@ class NormalRing:
                     by_sum[b, self.point, k, self.corner][:, None].expand_as(opposite), opposite
                 )
                 values = pull.new_zeros(len(self.pair_point), 3).index_add(0, self.pair, pull.reshape(-1, 3))
-                sparse = torch.sparse_coo_tensor(
-                    place, values.reshape(-1), (N, len(rows)), check_invariants=False, is_coalesced=True
-                )
-                out.append(torch.sparse.mm(sparse, rows))
-        return torch.stack(out).reshape(B, C, N, -1).transpose(1, 2)
+                out.append(motion.sums(values, self.pair_point, self.pair_vertex, N, b))
+        return {
+            name: torch.stack([one[name] for one in out]).reshape(B, C, N, -1).transpose(1, 2)
+            for name in out[0]
+        }
 
 
 # ---- recipes ----

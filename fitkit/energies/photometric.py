@@ -15,7 +15,7 @@ from fitkit.energies.spec import OURS, Context, EnergyDoc, EnergyOptions, Energy
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.io.options import Cosine, NonNegative, Pixels, Positive, Range, Seed
-from fitkit.models.face_model import FaceModel, MeshPoints, PointBasis
+from fitkit.models.face_model import FaceModel, Points
 from fitkit.observe.observations import Observations, halve
 from fitkit.observe.sampling import blur_radius, erode, gaussian_blur, sample, sample_with_gradient
 from fitkit.render.rasterizer import rasterize
@@ -65,7 +65,7 @@ class CrossViewPhotometric:
     options: PhotometricOptions
     triangle: Tensor  # [N] int64
     barycentric: Tensor  # [N, 3]
-    basis: PointBasis | MeshPoints
+    basis: Points
     log_images: Tensor  # [B, 1, h, w] log luminance of the pyramid level
     trust_images: Tensor  # [B, 1, h, w] in [0, 1], 0 outside the usable mask
     shading: Tensor | None = None  # [B, N, 9], set by freeze
@@ -238,7 +238,7 @@ class CrossViewPhotometric:
         if by_raw is not None:
             by_pixel = by_pixel * by_raw[..., None, None]
         shade, by_light = self._shade(state)
-        columns = pixel_columns(by_pixel, seen, self.basis)
+        columns = pixel_columns(by_pixel, seen, self.basis, state)
         columns["illumination"] = (-by_light / self.options.sigma).unsqueeze(2)
         if state.illumination.shape[-1] > 1:
             C = state.illumination.shape[-1]
@@ -359,10 +359,10 @@ def unhidden(
 
 
 def pixel_columns(
-    by_pixel: Tensor, seen: ProjectedPoints, basis: PointBasis | MeshPoints
+    by_pixel: Tensor, seen: ProjectedPoints, basis: Points, state: SceneState
 ) -> dict[str, Tensor]:
-    """Chain d value / d pixel [B, N, D, 2] to identity, expression, pose and camera."""
-    columns = motion_columns(by_pixel @ seen.by_head, seen.head, basis.rows, basis.num_identity)
+    """Chain d value / d pixel [B, N, D, 2] to the model's coefficients, pose and camera."""
+    columns = motion_columns(by_pixel @ seen.by_head, seen.head, basis.motion(*state.coefficients()))
     return columns | {name: by_pixel @ by for name, by in seen.by_camera.items()}
 
 

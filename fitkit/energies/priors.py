@@ -126,6 +126,33 @@ class ExpressionPrior(PlainEnergy):
 
 
 @dataclass(frozen=True)
+class JointPrior(PlainEnergy):
+    """joint_prior: rotation vectors of the joints over their standard deviations, [B, 3 J, 1].
+
+    sigma: [3 J] rad, of `FaceModel.coefficients`; owner: as of `ExpressionPrior`, whose views share the
+    joints too. A neck, or eyes, that no photo shows turned stay at rest.
+    """
+
+    sigma: Tensor
+    owner: Tensor | None = None
+    name = "joint_prior"
+
+    def _views(self, state: SceneState) -> Tensor:
+        return all_views(state) if self.owner is None else first_views(self.owner.to(state.subject))
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        assert state.joints is not None, "no joints to hold"
+        turned = state.joints[self._views(state)].flatten(1)
+        value = (turned / self.sigma.to(turned))[..., None]
+        return Residuals(value, torch.ones(value.shape[:2], dtype=torch.bool, device=value.device))
+
+    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
+        views = self._views(state)
+        columns = torch.diag(1 / self.sigma.to(state.joints))[None, :, None].expand(len(views), -1, -1, -1)
+        return Linearization(self.residuals(state, observations), (Slot(views, {"joints": columns}),))
+
+
+@dataclass(frozen=True)
 class MeanCoefficientPrior(PlainEnergy):
     """prior_l1: a and b / sigma, each divided among its own coefficients, [B, K_id + K_ex, 1] (E24).
 
@@ -365,6 +392,10 @@ def _make_expression_prior(context: Context, o: ExpressionPriorTerm) -> Expressi
     return ExpressionPrior(sigmas.sigma, sigmas.sigma_negative, owner, o.group_radius, spread)
 
 
+def _make_joint_prior(context: Context, o: EnergyOptions) -> JointPrior:
+    return JointPrior(context.model.coefficients["joints"].sigma, context.expression_owner)
+
+
 def _make_mean_prior(context: Context, o: MeanPriorTerm) -> MeanCoefficientPrior:
     spread = context.model.coefficients["expression"].sigma
     return MeanCoefficientPrior(o.sigma if spread is None else 1.0, o.expression, spread)
@@ -437,6 +468,22 @@ SPECS = (
         options=ExpressionPriorTerm,
         training=ExpressionPriorTraining,
         blocks=("expression",),
+    ),
+    EnergySpec(
+        name="joint_prior",
+        cls=JointPrior,
+        make=_make_joint_prior,
+        role="prior",
+        doc=EnergyDoc(
+            formula="rotation vectors of the joints",
+            unit="standard deviations of the model",
+            source="ours",
+            uses=(use(OURS, "sq"),),
+            gradient="exact; left out for face models without joints",
+        ),
+        blocks=("joints",),
+        parts=("state.joints",),
+        applies=lambda context: context.model.num_joints > 0,
     ),
     EnergySpec(
         name="prior_l1",

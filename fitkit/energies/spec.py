@@ -27,6 +27,7 @@ PARTS = {
     "state": "a scene",
     "state.albedo": "albedo coefficients",
     "state.landmark_offset": "offsets of the landmarks",
+    "state.joints": "rotations of joints",
     "identity_sigma": "standard deviations",
     "depth": "depth maps",
     "position_map": "position maps",

@@ -99,9 +99,8 @@ def held_out_errors(
         optimised.
     """
     placed = place_view(model, state.identity, held, held_found, state.camera.kind)
-    points = placed.camera.project(
-        placed.pose.apply(model.landmark_points(placed.identity, placed.expression))
-    )[0].double()
+    marks = model.landmark_points(*placed.coefficients())
+    points = placed.camera.project(placed.pose.apply(marks))[0].double()
     truth = held_found.points.double()
     valid = held_found.valid & model.landmarks.present
     nme = 100 * float(normalized_mean_error(points, torch.nan_to_num(truth), valid, box_size(truth)))

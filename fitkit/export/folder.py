@@ -81,6 +81,7 @@ def _check_finite(result: FitResult) -> None:
     for name, value in (
         ("identity", state.identity),
         ("expression", state.expression),
+        ("joints", state.joints),
         ("rotation", state.pose.rotation),
         ("translation", state.pose.translation),
         ("focal length", state.camera.focal),

@@ -72,7 +72,7 @@ def personal_model(model: FaceModel, state: SceneState, displacement: Tensor) ->
     for every expression: that of the neutral skin, moved along.
     """
     normal = vertex_normals(state.neutral(model)[:1], model.triangles)[0]
-    return replace(model, mean=model.mean + displacement.to(normal)[:, None] * normal)
+    return model.with_mean(model.mean + displacement.to(normal)[:, None] * normal)
 
 
 @torch.no_grad()

@@ -333,6 +333,16 @@ def _coefficients(report: FitReport) -> list[Finding]:
     found += _extreme("identity", report.identity.largest)
     if beyond is not None:  # Gaussian coefficients
         found += _beyond("expression", beyond) + _extreme("expression", report.expression.largest)
+    joints = report.joints
+    if joints is not None and joints.largest > LARGEST_SIGMA:
+        found.append(
+            Finding(
+                "joint_extreme",
+                "doubtful",
+                f"joint '{joints.joint}' is turned by {joints.degrees:.0f} degrees, {joints.largest:.1f} "
+                f"sigma (expected at most {LARGEST_SIGMA:.0f}); the landmarks or the cameras may be wrong",
+            )
+        )
     for stage in report.stages:
         change = stage.identity_change
         if change is not None and change > JUMP_SIGMA:

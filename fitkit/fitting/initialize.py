@@ -105,6 +105,7 @@ def lift(start: Start, knowledge: CameraKnowledge, model: FaceModel) -> tuple[Sc
         pose,
         Camera(focal, principal, aspect, kind),
         torch.zeros(B, 9, 1, device=device),
+        joints=torch.zeros(B, model.num_joints, 3, device=device) if model.num_joints else None,
     )
     return state, prior
 

@@ -14,6 +14,7 @@ from fitkit.fitting.report import (
     ExpressionReport,
     FitReport,
     IdentityReport,
+    JointsReport,
     ScaleReport,
     StartReport,
     TwoPeopleReport,
@@ -60,6 +61,18 @@ def _expression(model: FaceModel, expression: Tensor) -> ExpressionReport:
         return ExpressionReport(largest=largest, beyond_3_sigma=_beyond_3_sigma(sigmas))
     outside = (expression < WEIGHT_LEAST) | (expression > WEIGHT_MOST)
     return ExpressionReport(float(outside.float().mean()), largest)
+
+
+def _joints(model: FaceModel, joints: Tensor | None) -> JointsReport | None:
+    """How unusual rotation vectors [B, J, 3] are for the model, None without any."""
+    if joints is None:
+        return None
+    meaning = model.coefficients["joints"]
+    sigmas = meaning.in_sigmas(joints.flatten(1)).abs().reshape(joints.shape).amax(2)  # [B, J]
+    view, joint = divmod(int(sigmas.argmax()), sigmas.shape[1])
+    degrees = float(torch.rad2deg(joints[view, joint].norm()))
+    name = meaning.names[3 * joint].removesuffix("_x")
+    return JointsReport(name, float(sigmas.max()), degrees)
 
 
 def view_errors(model: FaceModel, state: SceneState, landmarks: Landmarks) -> tuple[Tensor, Tensor]:
@@ -164,6 +177,7 @@ def fit_report(
         start=StartReport(solution.start, iterations=solution.iterations),
         error_bars=summary(bars, plain, len(views)),
         detail=None if detail is None else detail.report,
+        joints=_joints(model, state.joints),
         not_computed=tuple(failures),
     )
     return report, bars

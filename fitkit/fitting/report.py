@@ -55,6 +55,15 @@ class ExpressionReport:
 
 
 @dataclass(frozen=True)
+class JointsReport:
+    """Of the joint that is turned farthest for its standard deviations, over all views."""
+
+    joint: str
+    largest: float  # standard deviations of one axis of its rotation vector
+    degrees: float  # how far it is turned
+
+
+@dataclass(frozen=True)
 class ScaleReport:
     metric: bool = False  # known camera positions, in a known unit, fix the size of the head
     note: str = ""
@@ -178,6 +187,7 @@ class FitReport:
     typical_error_mm: float | None = None  # of a network without a fit, where it is known
     camera_contradictions: tuple[Contradiction, ...] = field(default=(), metadata=WHERE_SAID)
     detail: DetailReport | None = field(default=None, metadata=WHERE_SAID)
+    joints: JointsReport | None = field(default=None, metadata=WHERE_SAID)  # of a face model with joints
     not_computed: tuple[str, ...] = field(default=(), metadata=WHERE_SAID)
     verdict: Verdict = Verdict()
 

@@ -182,7 +182,8 @@ class StageRunner:
         here = self.context(at)
         energies = {name: energy_of_fit(name, here, options) for name, options in chosen.items()}
         owners = {"focal": at.cameras.focal_groups, "pose": at.cameras.pose_groups}
-        owners |= {"principal": at.cameras.cameras, "expression": here.expression_owner}
+        owners |= {"principal": at.cameras.cameras}
+        owners["expression"] = owners["joints"] = here.expression_owner
         layout = ParameterLayout.of(at.state, free, owners, at.cameras.moments)
         terms = [Term(energies[name], options.weight, options.kernel) for name, options in chosen.items()]
         return at, Objective(terms), layout

@@ -32,6 +32,23 @@ def so3_exp(w: Tensor) -> Tensor:
     return eye + a * k + b * (k @ k)
 
 
+def so3_left_jacobian(w: Tensor) -> Tensor:
+    """The matrix J [..., 3, 3] with exp(w + d) = exp(J d) exp(w) for small d, at the rotation vector w
+    [..., 3].
+
+    Source: Sola et al., "A micro Lie theory for state estimation in robotics", 2018, eq. 145. Below 0.01 rad
+    Taylor series, which lose nothing there.
+    """
+    t2 = (w * w).sum(-1)[..., None, None]
+    small = t2 < 1e-4
+    t = torch.where(small, torch.ones_like(t2), t2).sqrt()
+    half = torch.sin(t / 2) / t
+    a = torch.where(small, 0.5 - t2 / 24 + t2 * t2 / 720, 2 * half * half)
+    b = torch.where(small, 1 / 6 - t2 / 120 + t2 * t2 / 5040, (t - torch.sin(t)) / t**3)
+    k = skew(w)
+    return torch.eye(3, dtype=w.dtype, device=w.device) + a * k + b * (k @ k)
+
+
 def so3_log(rotation: Tensor) -> Tensor:
     """Rotation matrix [..., 3, 3] -> rotation vector [..., 3] (radians, length in [0, pi]).
 

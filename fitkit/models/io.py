@@ -15,10 +15,11 @@ from fitkit.io.atomic import written_whole
 from fitkit.io.foreign import DATA_BYTES, check_indices, check_shapes, foreign_file
 from fitkit.models.calibration import Calibration, default_calibration, shipped_calibrations
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
+from fitkit.models.skinned import SkinnedModel
 
-# Version 2 has Gaussian expressions, or lacks landmarks; all others are written as version 1, for older
-# fitkits.
-FORMAT, VERSION = "fitkit-model", 2
+# Version 2 has Gaussian expressions, or lacks landmarks, version 3 has joints; all others are written as
+# version 1, for older fitkits.
+FORMAT, VERSION = "fitkit-model", 3
 REQUIRED = (
     "format",
     "version",
@@ -46,6 +47,8 @@ OPTIONAL = (
     "source",
     "license",
 )
+# Of models with joints: all of them, and maybe pose_basis.
+JOINTS = ("joint_names", "joint_regressor", "joint_parents", "skinning_weights", "joint_sigma")
 EXPRESSION_KINDS = ("blend_shape", "gaussian")
 # With shapes.
 TEXTS = {
@@ -56,14 +59,23 @@ TEXTS = {
     "expression_kind": (),
     "expression_names": ("K_ex",),
     "region_names": ("R",),
+    "joint_names": ("J",),
 }
 KINDS = (
     dict.fromkeys(TEXTS, "U")
     | {"version": "iu", "skin": "biu", "face": "biu"}
-    | dict.fromkeys(("triangles", "landmark_triangles", "region", "uv_triangles"), "iu")
+    | dict.fromkeys(("triangles", "landmark_triangles", "region", "uv_triangles", "joint_parents"), "iu")
 )
 # Millimetres and linear RGB.
-LARGEST = {"mean": 1e4, "identity_basis": 1e3, "expression_basis": 1e3, "albedo_mean": 10, "albedo_basis": 10}
+LARGEST = {
+    "mean": 1e4,
+    "identity_basis": 1e3,
+    "expression_basis": 1e3,
+    "albedo_mean": 10,
+    "albedo_basis": 10,
+    "pose_basis": 1e3,
+}
+SUM_SLACK = 1e-2  # how far sums of weights may be from 1
 EYE_CORNERS = (36, 45)  # outer ones; they tell the unit
 LEAST_POINTS = 8  # landmarks that place a face in a photo
 CALIBRATION = tuple(f.name for f in fields(Calibration))  # the order in the file
@@ -79,7 +91,7 @@ def load_model_file(path: str | os.PathLike) -> FaceModel:
     """
     path = Path(path)
     with foreign_file(path, "not a readable fitkit model file (.npz)", limit=DATA_BYTES) as file:
-        arrays = file.npz((*REQUIRED, *OPTIONAL))
+        arrays = file.npz((*REQUIRED, *OPTIONAL, *JOINTS, "pose_basis"))
     missing = [k for k in REQUIRED if k not in arrays]
     if missing or str(arrays.get("format")) != FORMAT:
         raise InputError(
@@ -107,7 +119,7 @@ def load_model_file(path: str | os.PathLike) -> FaceModel:
     def whole(key):
         return torch.from_numpy(np.ascontiguousarray(arrays[key], dtype=np.int64)) if key in arrays else None
 
-    model = FaceModel(
+    values = dict(
         name=str(arrays["name"]),
         mean=real("mean"),
         identity_basis=real("identity_basis"),
@@ -131,6 +143,24 @@ def load_model_file(path: str | os.PathLike) -> FaceModel:
         expression_sigma=real("expression_sigma"),
         calibration=_calibration(arrays),
     )
+    given = [k for k in (*JOINTS, "pose_basis") if k in arrays]
+    if given and not set(JOINTS) <= set(given):
+        lacks = next(k for k in JOINTS if k not in given)
+        raise InputError(
+            f"{path}: {given[0]}: expected {lacks} with it, got none; a model with joints has "
+            f"{', '.join(JOINTS)}"
+        )
+    model = FaceModel(**values)
+    if given:
+        model = SkinnedModel(
+            **values,
+            joint_names=tuple(str(n) for n in arrays["joint_names"]),
+            joint_regressor=real("joint_regressor"),
+            joint_parents=tuple(arrays["joint_parents"].tolist()),
+            skinning_weights=real("skinning_weights"),
+            joint_sigma=real("joint_sigma"),
+            pose_basis=real("pose_basis"),
+        )
     check_model(model, str(path))
     return model
 
@@ -178,6 +208,13 @@ def check_model(model: FaceModel, where: str) -> None:
         wanted["albedo_mean"] = (model.albedo_mean, (V, 3))
     if model.albedo_basis is not None:
         wanted["albedo_basis"] = (model.albedo_basis, (len(model.albedo_basis), V, 3))
+    if isinstance(model, SkinnedModel):
+        J = model.num_joints
+        wanted["joint_regressor"] = (model.joint_regressor, (1 + J, V))
+        wanted["skinning_weights"] = (model.skinning_weights, (V, 1 + J))
+        wanted["joint_sigma"] = (model.joint_sigma, (J, 3))
+        if model.pose_basis is not None:
+            wanted["pose_basis"] = (model.pose_basis, (9 * J, V, 3))
     for key, (value, shape) in wanted.items():
         if tuple(value.shape) != shape:
             raise InputError(f"{where}: {key}: expected shape {shape}, got {tuple(value.shape)}")
@@ -229,6 +266,8 @@ def check_model(model: FaceModel, where: str) -> None:
     if model.albedo_basis is not None and model.albedo_mean is None:
         raise InputError(f"{where}: albedo_basis: expected albedo_mean with it, got none")
     _check_expression(model, where)
+    if isinstance(model, SkinnedModel):
+        _check_joints(model, where)
     if model.calibration is not None:
         _check_calibration(model.calibration, where)
 
@@ -270,6 +309,43 @@ def _check_expression(model: FaceModel, where: str) -> None:
         )
 
 
+def _check_joints(model: SkinnedModel, where: str) -> None:
+    """Refuse joints that could not turn anything, or not as skinning needs it."""
+    names, parents = model.joint_names, model.joint_parents
+    if not names or len(set(names)) < len(names):
+        raise InputError(
+            f"{where}: joint_names: expected at least one name, and no two that are equal, got {list(names)}"
+        )
+    if (
+        len(parents) != 1 + len(names)
+        or parents[0] != -1
+        or any(not 0 <= p < j for j, p in enumerate(parents) if j)
+    ):
+        raise InputError(
+            f"{where}: joint_parents: expected -1 for the root and then, for each of the {len(names)} "
+            f"joint_names, the number of a joint before it (0: the root), got {list(parents)}"
+        )
+    for key, weights in (
+        ("joint_regressor", model.joint_regressor),
+        ("skinning_weights", model.skinning_weights),
+    ):
+        away = (weights.sum(1) - 1).abs()
+        if float(away.max()) > SUM_SLACK:
+            row = int(away.argmax())
+            total = float(weights[row].sum())
+            raise InputError(f"{where}: {key}: expected rows with the sum 1, got {total:.4g} in row {row}")
+    weights = model.skinning_weights
+    if float(weights.min()) < -SUM_SLACK:
+        raise InputError(
+            f"{where}: skinning_weights: expected weights of 0 to 1, got {float(weights.min()):.4g}"
+        )
+    if not float(model.joint_sigma.min()) > 0:
+        raise InputError(
+            f"{where}: joint_sigma: expected standard deviations above 0 rad, got "
+            f"{float(model.joint_sigma.min()):.4g}"
+        )
+
+
 def _check_calibration(calibration: Calibration, where: str) -> None:
     """Refuse numbers that no error bar could be made with."""
     c = calibration
@@ -292,7 +368,7 @@ def save_model_file(model: FaceModel, path: str | os.PathLike) -> Path:
     gaussian = model.expression_kind == "gaussian"
     arrays = {
         "format": FORMAT,
-        "version": VERSION if gaussian or model.landmarks.missing else 1,
+        "version": VERSION if model.num_joints else 2 if gaussian or model.landmarks.missing else 1,
         "name": model.name,
         "source": model.source,
         "license": model.license,
@@ -318,9 +394,15 @@ def save_model_file(model: FaceModel, path: str | os.PathLike) -> Path:
         ("albedo_mean", np.float32),
         ("albedo_basis", np.float16),
         ("expression_sigma", np.float32),
+        ("joint_regressor", np.float32),
+        ("skinning_weights", np.float32),
+        ("joint_sigma", np.float32),
+        ("pose_basis", np.float16),
     ):
-        if getattr(model, key) is not None:
+        if getattr(model, key, None) is not None:
             arrays[key] = getattr(model, key).numpy().astype(dtype)
+    if isinstance(model, SkinnedModel):
+        arrays |= {"joint_names": np.array(model.joint_names), "joint_parents": np.array(model.joint_parents)}
     with (
         written_whole(path, "set FITKIT_MODELS to a folder you may write to") as part,
         open(part, "wb") as file,

@@ -86,6 +86,11 @@ def _landmarks(state: SceneState, change: Tensor) -> SceneState:
     return state.replace(landmark_offset=moved if before is None else before + moved)
 
 
+def _joints(state: SceneState, change: Tensor) -> SceneState:
+    assert state.joints is not None
+    return state.replace(joints=state.joints + change.reshape(state.joints.shape))
+
+
 def _focal(state: SceneState, change: Tensor) -> SceneState:
     return state.replace(camera=replace(state.camera, focal=state.camera.focal * change[:, 0].exp()))
 
@@ -130,6 +135,7 @@ UNKNOWNS = (
         0.2,
         lambda s, change: s.replace(expression=s.expression + change),
     ),
+    Unknown("joints", lambda s: 0 if s.joints is None else s.joints[0].numel(), 0.1, _joints),  # rad
     Unknown(  # rad and mm, on the head side
         "pose",
         lambda s: 6,

@@ -35,7 +35,7 @@ class ParameterLayout:
         owners: Mapping[str, Tensor | None] | None = None,
         moment: Tensor | None = None,
     ) -> ParameterLayout:
-        """Layout for `state` with the blocks `free`.
+        """Layout for `state` with the blocks `free`; those of which it has no numbers are left out.
 
         owners: block name -> [B] whole numbers, views with the same one share a copy of the block: focal: one
         camera; pose: a rigid calibrated rig; None, or not named: each view has its own copy, except of what
@@ -43,8 +43,8 @@ class ParameterLayout:
         each view is of its own.
 
         Raises:
-            InputError: unknown names, owners or moments that are not one for each view, an owner of what the
-                person owns, or more than one person.
+            InputError: unknown names, no numbers at all, owners or moments that are not one for each view, an
+                owner of what the person owns, or more than one person.
         """
         owners = owners or {}
         unknown = [name for name in (*free, *owners) if name not in BLOCKS]
@@ -52,9 +52,12 @@ class ParameterLayout:
             raise InputError(f"free parameters: expected some of {', '.join(BLOCKS)}; got '{unknown[0]}'")
         if len(state.identity) != 1:
             raise InputError(f"a fit solves for one person, the state holds {len(state.identity)}")
-        blocks = (u.block(state, owners.get(u.name)) for u in UNKNOWNS if u.name in free)
+        chosen = (u for u in UNKNOWNS if u.name in free and u.width(state))
+        blocks = tuple(u.block(state, owners.get(u.name)) for u in chosen)
+        if not blocks:
+            raise InputError(f"free parameters: the state has no numbers for {', '.join(free) or 'anything'}")
         moment = torch.arange(state.num_views) if moment is None else moment
-        return ParameterLayout(tuple(blocks), numbered(moment, state.num_views, "moments"))
+        return ParameterLayout(blocks, numbered(moment, state.num_views, "moments"))
 
     @property
     def num_views(self) -> int:

@@ -16,7 +16,8 @@ from fitkit.scene.camera import KINDS, Camera
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
 
-FORMAT, VERSION = "fitkit-parameters", 3
+# Version 4 has joints; all others are written as version 3, for older fitkits.
+FORMAT, VERSION = "fitkit-parameters", 4
 UNITS = (
     "mm, px, rotation matrices, linear RGB; pixel (0, 0) is the centre of the top-left pixel; x_camera "
     "= rotation @ x_head + translation"
@@ -42,7 +43,8 @@ OPTIONAL = {
     "displacement": ("V",),
     "light": ("B", 9, 3),
     "landmarks": ("B", 68, 3),
-}  # since versions 2, 3, 3, 3
+    "joints": ("B", "J", 3),
+}  # since versions 2, 3, 3, 3, 4
 NAMES = ("expression_names", "view_names", "camera_source")
 TEXTS = ("format", "units", "model_name", "camera_kind", "subject_name")
 
@@ -83,7 +85,7 @@ class Parameters:
         state = self.state
         arrays = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": 3 if state.joints is None else VERSION,
             "units": UNITS,
             "model_name": self.model_name,
             "subject_name": self.subject_name,
@@ -101,7 +103,8 @@ class Parameters:
             "image_size": self.image_size,
             "camera_source": np.array(self.camera_source, str),
         }
-        arrays |= {key: getattr(self, key) for key in OPTIONAL if getattr(self, key) is not None}
+        optional = {key: state.joints if key == "joints" else getattr(self, key) for key in OPTIONAL}
+        arrays |= {key: value for key, value in optional.items() if value is not None}
         arrays = {
             k: v.detach().cpu().contiguous().numpy() if isinstance(v, torch.Tensor) else v
             for k, v in arrays.items()
@@ -113,6 +116,12 @@ class Parameters:
 
     def check_model(self, model: FaceModel) -> None:
         """Refuse a face model that these coefficients were not made for."""
+        joints = 0 if self.state.joints is None else self.state.joints.shape[1]
+        if joints not in (0, model.num_joints):
+            raise InputError(
+                f"parameters: expected face model '{self.model_name}' with {joints} joints, got one with "
+                f"{model.num_joints}; load the model that the fit used"
+            )
         sizes = (model.name, model.num_identity, tuple(model.expression_names))
         wanted = (self.model_name, self.state.identity.shape[1], self.expression_names)
         if sizes != wanted:
@@ -172,6 +181,7 @@ def load_parameters(path: str | os.PathLike) -> Parameters:
         Pose(real("rotation"), real("translation")),
         Camera(real("focal"), real("principal"), real("aspect"), str(arrays["camera_kind"])),
         real("illumination"),
+        joints=real("joints") if "joints" in arrays else None,
     )
     return Parameters(
         state,
@@ -181,7 +191,7 @@ def load_parameters(path: str | os.PathLike) -> Parameters:
         tuple(map(str, arrays["view_names"])),
         arrays["image_size"].astype(np.int64),
         tuple(map(str, arrays["camera_source"])),
-        *(real(key) if key in arrays else None for key in OPTIONAL),
+        *(real(key) if key in arrays else None for key in OPTIONAL if key != "joints"),
     )
 
 

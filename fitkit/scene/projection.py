@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fitkit.geometry.rotation import skew
-from fitkit.models.face_model import PointBasis
+from fitkit.models.face_model import Motion, Points
 from fitkit.scene.state import SceneState
 
 
@@ -39,12 +39,11 @@ class ProjectedPoints:
 
 
 def project_points(
-    basis: PointBasis, state: SceneState, views: Tensor | None = None, derivatives: bool = False
+    basis: Points, state: SceneState, views: Tensor | None = None, derivatives: bool = False
 ) -> ProjectedPoints:
     """Project the points of `basis` into the views (all, or the int64 index list `views`)."""
     views = torch.arange(state.num_views, device=state.expression.device) if views is None else views
-    head = basis.points(state.identity[state.subject[views]], state.expression[views])
-    return project_head_points(head, state, views, derivatives)
+    return project_head_points(basis.points(*state.coefficients(views)), state, views, derivatives)
 
 
 def project_head_points(
@@ -83,28 +82,17 @@ def pixel_rays(pixels: Tensor, state: SceneState, views: Tensor) -> tuple[Tensor
     ) @ pose.rotation
 
 
-def motion_columns(by_head: Tensor, head: Tensor, rows: Tensor, num_identity: int) -> dict[str, Tensor]:
+def motion_columns(
+    by_head: Tensor, head: Tensor, motion: Motion, views: Tensor | None = None
+) -> dict[str, Tensor]:
     """Chain d value / d head displacement to the parameters that move a point.
 
     Args:
-        by_head: [G, N, D, 3]; head: [G, N, 3] mm; rows: [N, 3, K] or [G, N, 3, K], identity first;
-            num_identity: K_id.
+        by_head: [G, N, D, 3]; head: [G, N, 3] mm; motion: of the N points; views: [G] int64, the frame of the
+            motion that each group shows; None: group g shows frame g.
     Returns:
-        'identity' [G, N, D, K_id], 'expression' [G, N, D, K_ex], 'pose' [G, N, D, 6] (rotation, then
+        those of the model's coefficients, see `Motion.columns`, and 'pose' [G, N, D, 6] (rotation, then
         translation, as in `Pose.retract`).
     """
-    if rows.ndim == 3:
-        G, N, D, _ = by_head.shape
-        by_coefficient = (
-            torch.bmm(by_head.permute(1, 0, 2, 3).reshape(N, G * D, 3), rows)
-            .reshape(N, G, D, -1)
-            .permute(1, 0, 2, 3)
-        )
-    else:
-        by_coefficient = by_head @ rows
     pose = torch.cat([by_head @ -skew(head), by_head], -1)
-    return {
-        "identity": by_coefficient[..., :num_identity],
-        "expression": by_coefficient[..., num_identity:],
-        "pose": pose,
-    }
+    return {**motion.columns(by_head, views), "pose": pose}

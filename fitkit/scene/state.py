@@ -24,7 +24,8 @@ class SceneState:
     pixels; illumination: [B, 9, C] spherical-harmonics bands 0-2 in the head frame, C = 1 (grey) or 3;
     albedo: [S, K_al] standard-normal coefficients of the model's albedo basis, or None: not estimated;
     landmark_offset: [S, 68, 3] mm in the head frame, how far from the model's 68 points those lie that the
-    source of landmarks marks on this person, the same in all frames; None: not estimated.
+    source of landmarks marks on this person, the same in all frames; None: not estimated;
+    joints: [B, J, 3] rad, rotation vectors of the model's joints, see `SkinnedModel`; None: at rest.
     """
 
     identity: Tensor
@@ -35,6 +36,7 @@ class SceneState:
     illumination: Tensor
     albedo: Tensor | None = None
     landmark_offset: Tensor | None = None
+    joints: Tensor | None = None
 
     def __repr__(self) -> str:
         return (
@@ -46,12 +48,20 @@ class SceneState:
     def num_views(self) -> int:
         return self.expression.shape[0]
 
+    def coefficients(self, views: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Identity [n, K_id], expression [n, K_ex] and joints [n, J, 3] or None of the frames `views` [n],
+        None: of all; what points of a face model are functions of."""
+        if views is None:
+            return self.identity[self.subject], self.expression, self.joints
+        joints = None if self.joints is None else self.joints[views]
+        return self.identity[self.subject[views]], self.expression[views], joints
+
     def vertices(self, model: FaceModel) -> Tensor:
         """Head-frame vertices of each frame, [B, V, 3] mm."""
-        return model.vertices(self.identity[self.subject], self.expression)
+        return model.vertices(*self.coefficients())
 
     def neutral(self, model: FaceModel) -> Tensor:
-        """Head-frame vertices of each person without expression, [S, V, 3] mm."""
+        """Head-frame vertices of each person without expression, the joints at rest, [S, V, 3] mm."""
         return model.vertices(
             self.identity, self.identity.new_zeros(len(self.identity), model.num_expression)
         )
@@ -76,6 +86,7 @@ class SceneState:
             pose=self.pose.select(views),
             camera=self.camera.select(views),
             illumination=self.illumination[views],
+            joints=None if self.joints is None else self.joints[views],
         )
 
     def select_people(self, people: Sequence[int]) -> SceneState:
@@ -95,7 +106,7 @@ class SceneState:
     def join(parts: Sequence[SceneState]) -> SceneState:
         """The people and frames of several states as one state, in their order. The cameras must be of one
         kind; a light of one channel is repeated beside one of three; what one part does not know (albedo,
-        landmark_offset), none does."""
+        landmark_offset, joints), none does."""
         before = [sum(len(p.identity) for p in parts[:k]) for k in range(len(parts))]
         channels = max(p.illumination.shape[-1] for p in parts)
 
@@ -112,6 +123,7 @@ class SceneState:
             torch.cat([p.illumination.expand(-1, -1, channels) for p in parts]),
             known("albedo"),
             known("landmark_offset"),
+            known("joints"),
         )
 
     def replace(self, **changes) -> SceneState:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import tiny_model
+from helpers import tiny_model, tiny_skinned_model
 
 from fitkit.cli.main import main
 from fitkit.errors import MissingWeightsError
@@ -34,7 +34,7 @@ def test_list(run):
     assert "ict.npz" in run("list").output and "fetch" not in run("list").output
 
 
-def test_info(run):
+def test_info(run, tmp_path):
     output = run("info", "generic").output
     shapes = "6 blend shapes, 0 to 1: jawOpen, mouthSmile_L"
     for text in ("vertices", "315", "8 coefficients", shapes, "MIT", "made here", "generic.npz"):
@@ -47,6 +47,10 @@ def test_info(run):
     assert "expression  6 coefficients, sigma 0.5 to 2: jawOpen" in output
     assert "landmarks   68 (iBUG 68)\n" in output
     assert f"error bars  not calibrated; {numbers}" in output
+    path = save_model_file(tiny_skinned_model(), tmp_path / "joints.npz")
+    output = run("import", "npz", path, "--name", "turning").output
+    assert output.endswith("315 vertices, 8 identity and 6 expression shapes, 4 joints\n")
+    assert "joints      12 rotations, sigma 0.15: neck_x, neck_y" in run("info", "turning").output
     result = run("info", "ict")
     assert (
         result.exit_code == 1

@@ -48,6 +48,7 @@ from fitkit.energies.priors import (
     ExpressionPrior,
     FocalPrior,
     IdentityPrior,
+    JointPrior,
     LandmarkOffsetPrior,
     LightPrior,
     MeanCoefficientPrior,
@@ -81,6 +82,7 @@ SIDE = 96
 SCALE = {
     "identity": 1.0,
     "expression": 0.2,
+    "joints": 0.1,
     "landmarks": 1.0,
     "pose": 1.0,
     "principal": 0.02,
@@ -628,6 +630,14 @@ SCENES: dict[str, Callable[[int, int], Scene]] = {
     "expression_prior": lambda n, k: of_prior(
         lambda o: ExpressionPrior(), "expression", n, k, length_of("expression")
     ),
+    "joint_prior": lambda n, k: of_prior(
+        lambda o: JointPrior(torch.full((12,), 0.15)),
+        "joints",
+        n,
+        k,
+        length_of("joints"),
+        truth=person(n, 2, k).replace(joints=torch.zeros(2, 4, 3, dtype=torch.float64)),
+    ),
     "albedo_prior": lambda n, k: of_albedo(lambda m: AlbedoPrior(), COLORED, n, k),
     "prior_l1": lambda n, k: of_prior(
         lambda o: MeanCoefficientPrior(), ALL[:2], n, k, length_of("identity"), Kernel("l1", 0.01)
@@ -715,4 +725,5 @@ def joined(one: SceneState, two: SceneState) -> SceneState:
         landmark_offset=None
         if one.landmark_offset is None
         else cat(one.landmark_offset, two.landmark_offset),
+        joints=None if one.joints is None else cat(one.joints, two.joints),
     )

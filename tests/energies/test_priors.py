@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 from derivatives import check_everything
-from helpers import observe, tiny_model, tiny_state
+from helpers import observe, tiny_joints, tiny_model, tiny_skinned_model, tiny_state
 
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.objective import Objective, Term
@@ -12,6 +12,7 @@ from fitkit.energies.priors import (
     ExpressionPrior,
     FocalPrior,
     IdentityPrior,
+    JointPrior,
     LandmarkOffsetPrior,
     LightPrior,
     MeanCoefficientPrior,
@@ -19,7 +20,7 @@ from fitkit.energies.priors import (
     shape_spread,
 )
 from fitkit.energies.registry import find
-from fitkit.energies.spec import Context, ExpressionOptions
+from fitkit.energies.spec import Context, EnergyOptions, ExpressionOptions
 from fitkit.scene.layout import ParameterLayout, retract
 
 MODEL = tiny_model(dtype=torch.float64)
@@ -27,6 +28,8 @@ STATE = tiny_state(MODEL, 3)
 STATE = STATE.replace(expression=STATE.expression - 0.15)  # both signs
 OFFSET_GEN = torch.Generator().manual_seed(11)
 STATE = STATE.replace(landmark_offset=torch.randn(1, 68, 3, generator=OFFSET_GEN, dtype=torch.float64))
+SKINNED = tiny_skinned_model(dtype=torch.float64)
+STATE = STATE.replace(joints=tiny_joints(SKINNED, 3))
 OBS = observe(MODEL, STATE)
 OFFSETS = LandmarkOffsetPrior(0.5 + torch.rand(68, generator=OFFSET_GEN, dtype=torch.float64))
 FOCAL = FocalPrior(
@@ -49,6 +52,7 @@ PRIORS = [
     PRINCIPAL,
     LightPrior(STATE.illumination + 0.3),
     OFFSETS,
+    JointPrior(torch.linspace(0.1, 1.0, 12)),
 ]
 MEAN = MeanCoefficientPrior(0.2)
 
@@ -62,7 +66,7 @@ def test_derivatives(energy):
 def test_alone_in_a_system_of_its_own_block_in_double_precision(energy):
     block = (
         energy.name.removesuffix("_prior").replace("light", "illumination").replace("landmark", "landmarks")
-    )
+    ).replace("joint", "joints")
     layout = ParameterLayout.of(STATE, (block,))
     system = Objective([Term(energy)]).linearize(STATE, OBS, layout)
     step = system.solve(torch.full((layout.total,), 1e-12, dtype=torch.float64))
@@ -76,6 +80,20 @@ def test_offsets_count_in_their_own_millimetres():
     assert value.shape == (1, 68, 3)
     torch.testing.assert_close(value[0, 5] * OFFSETS.sigma_mm[5], STATE.landmark_offset[0, 5])
     assert float(OFFSETS.residuals(STATE.replace(landmark_offset=None), OBS).value.abs().max()) == 0
+
+
+def test_joints_count_in_the_standard_deviations_of_the_model():
+    model = replace(SKINNED, joint_sigma=torch.arange(1.0, 13.0).reshape(4, 3).double())
+    context = Context(model, OBS, STATE, expression_owner=torch.tensor([0, 0, 1]))
+    assert find("joint_prior").applies(context) and not find("joint_prior").applies(
+        replace(context, model=MODEL)
+    )
+    prior = find("joint_prior").make(context, EnergyOptions())
+    expected = STATE.joints[[0, 2]] / model.joint_sigma  # the first two views show one moment
+    torch.testing.assert_close(prior.residuals(STATE, OBS).value, expected.reshape(2, 12, 1))
+    layout = ParameterLayout.of(STATE, ("joints",), {"joints": torch.tensor([0, 0, 1])})
+    system = Objective([Term(prior)]).linearize(STATE, OBS, layout)
+    torch.testing.assert_close(system.diagonal(), (1 / model.joint_sigma.flatten() ** 2).repeat(2))
 
 
 def test_values():

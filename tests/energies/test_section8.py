@@ -61,6 +61,7 @@ BLIND = {
     "expression_consistency",
     "identity_prior",
     "expression_prior",
+    "joint_prior",
     "albedo_prior",
     "prior_l1",
     "light_mono",

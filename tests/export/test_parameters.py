@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_model, tiny_result
+from helpers import tiny_joints, tiny_model, tiny_result, tiny_skinned_model, tiny_state
 
 from fitkit.errors import InputError
 from fitkit.export.parameters import save_parameters
@@ -53,6 +53,24 @@ def test_files_of_version_1_load(result, path):
     assert read.identity_covariance is None and torch.equal(read.state.identity, result.state.identity)
 
 
+def test_joints_are_written_and_read_back(tmp_path):
+    model = tiny_skinned_model()
+    state = tiny_state(model).replace(joints=tiny_joints(model, 3))
+    result = tiny_result(size=32, model=model, state=state)
+    path = save_parameters(result, tmp_path / "p.npz")
+    with np.load(path) as data:
+        assert int(data["version"]) == 4 and data["joints"].shape == (3, 4, 3)
+    read = load_parameters(path)
+    read.check_model(model)
+    assert torch.equal(read.state.joints, state.joints)
+    assert torch.equal(read.state.vertices(model), result.vertices)
+    with pytest.raises(InputError, match="expected face model 'tiny_skinned' with 4 joints, got one with 0"):
+        read.check_model(replace(tiny_model(), name="tiny_skinned"))
+    change(path, joints=np.zeros((3, 4)))
+    with pytest.raises(InputError, match=r"joints: expected shape \[3, 'J', 3\], got \[3, 4\]"):
+        load_parameters(path)
+
+
 def test_without_error_bars(result, tmp_path):
     path = save_parameters(replace(result, identity_covariance=None, vertex_sigma=None), tmp_path / "p.npz")
     assert load_parameters(path).identity_covariance is None
@@ -66,7 +84,7 @@ def test_every_documented_key_is_there_and_plain(result, tmp_path):
     )
     assert torch.equal(load_parameters(path).light, torch.ones(3, 9, 3))
     with np.load(path, allow_pickle=False) as data:
-        assert set(data.files) == {*SHAPES, *OPTIONAL, *TEXTS, "version"}
+        assert set(data.files) == {*SHAPES, *OPTIONAL, *TEXTS, "version"} - {"joints"}
         assert (
             str(data["format"]) == "fitkit-parameters"
             and int(data["version"]) == 3
@@ -134,7 +152,7 @@ def test_another_archive(tmp_path):
 @pytest.mark.parametrize(
     "arrays, message",
     [
-        ({"version": 99}, "version 99, this fitkit reads up to 3; update fitkit"),
+        ({"version": 99}, "version 99, this fitkit reads up to 4; update fitkit"),
         ({"focal": None}, "lacks focal"),
         ({"identity_covariance": np.eye(3)}, r"identity_covariance: expected shape \[8, 8\], got \[3, 3\]"),
         ({"focal": np.ones(2)}, r"focal: expected shape \[3\], got \[2\]"),

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import LucasKanade, tiny_model
+from helpers import LucasKanade, tiny_model, tiny_skinned_model
 
 import fitkit
 from fitkit.energies.features import frozen_network
@@ -30,7 +30,7 @@ stages:
     energies: {{lmk2d: {{}}}}
     solver: {{max_iterations: 5}}
   - name: one
-    free: [identity, landmarks, expression, pose, focal, illumination]
+    free: [identity, landmarks, expression, joints, pose, focal, illumination]
     energies:
       lmk2d: {{}}
       identity_prior: {{}}
@@ -55,7 +55,8 @@ def fitted(anna, tmp_path, monkeypatch):
     def fit(name):
         path = tmp_path / "one.yaml"
         path.write_text(RECIPE.format(name=name, options=OPTIONS.get(name, "{}")))
-        return fitkit.fit(anna, model=tiny_model(), recipe=str(path))
+        model = tiny_skinned_model() if name == "joint_prior" else tiny_model()
+        return fitkit.fit(anna, model=model, recipe=str(path))
 
     return fit
 

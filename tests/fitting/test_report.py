@@ -287,6 +287,20 @@ def test_gaussian_expressions_that_hardly_anybody_has():
     assert judge(odd) == ("ok", ())
 
 
+def test_a_joint_that_nobody_turns_so_far():
+    odd = metrics()
+    odd["joints"] = {"joint": "jaw", "largest": 7.6, "degrees": 65.3}
+    assert judge(odd) == (
+        "doubtful",
+        (
+            "joint 'jaw' is turned by 65 degrees, 7.6 sigma (expected at most 7); the landmarks or the "
+            "cameras may be wrong",
+        ),
+    )
+    odd["joints"] |= {"largest": 6.9}
+    assert judge(odd) == ("ok", ())
+
+
 def test_verdict_in_one_line():
     good = verdict(compared((0.8, 0.8, 0.8), parallax_deg=56.4, error_bars={"face_median_mm": 0.913}))
     assert good == {

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
-from fitkit.geometry.rotation import skew, so3_exp, so3_log
+from fitkit.geometry.rotation import skew, so3_exp, so3_left_jacobian, so3_log
 
 
 def vectors() -> np.ndarray:
@@ -53,6 +53,15 @@ def test_derivatives_including_zero_and_the_switch():
     jacobian = torch.autograd.functional.jacobian(so3_exp, torch.zeros(3, dtype=torch.float64))
     for k, unit in enumerate(torch.eye(3, dtype=torch.float64)):
         assert torch.equal(jacobian[..., k], skew(unit))
+
+
+def test_left_jacobian_is_the_derivative_of_exp():
+    w = torch.from_numpy(np.concatenate([np.zeros((1, 3)), [[9e-3, 2e-3, 0], [0, 1.1e-2, 0]], vectors()[3:]]))
+    by_vector = torch.func.vmap(torch.func.jacfwd(so3_exp))(w)  # [N, 3, 3, 3]
+    spun = skew(so3_left_jacobian(w).transpose(1, 2)) @ so3_exp(w)[:, None]  # by each component
+    torch.testing.assert_close(spun.permute(0, 2, 3, 1), by_vector, rtol=1e-7, atol=1e-9)
+    single = so3_left_jacobian(w.float())
+    torch.testing.assert_close(single, so3_left_jacobian(w).float(), rtol=0, atol=2e-6)
 
 
 def test_batches_of_any_shape():

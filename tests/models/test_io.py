@@ -4,11 +4,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_model
+from helpers import tiny_joints, tiny_model, tiny_skinned_model
 
 from fitkit.errors import InputError
 from fitkit.models.calibration import Calibration, default_calibration, shipped_calibrations
+from fitkit.models.face_model import FaceModel
 from fitkit.models.io import load_model_file, save_model_file
+from fitkit.models.skinned import SkinnedModel
 
 
 def test_round_trip(tmp_path):
@@ -118,6 +120,85 @@ def test_landmarks_may_be_missing(tmp_path):
         load_model_file(path)
 
 
+@pytest.mark.parametrize("correctives", [True, False])
+def test_joints(tmp_path, correctives):
+    model = tiny_skinned_model()
+    model = model if correctives else replace(model, pose_basis=None)
+    path = save_model_file(model, tmp_path / "m.npz")
+    with np.load(path) as data:  # older fitkits would leave the joints out
+        assert int(data["version"]) == 3 and ("pose_basis" in data.files) == correctives
+    loaded = load_model_file(path)
+    assert isinstance(loaded, SkinnedModel) and loaded.joint_names == ("neck", "jaw", "eye_L", "eye_R")
+    assert loaded.joint_parents == (-1, 0, 1, 1, 1)
+    values = torch.ones(2, 8), torch.full((2, 6), 0.4), tiny_joints(model, 2)
+    torch.testing.assert_close(loaded.vertices(*values), model.vertices(*values), rtol=0, atol=0.02)
+    assert type(load_model_file(save_model_file(tiny_model(), path))) is FaceModel
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            {"joint_sigma": None},
+            "joint_names: expected joint_sigma with it, got none; a model with joints has",
+        ),
+        (
+            dict.fromkeys(
+                ("joint_names", "joint_regressor", "joint_parents", "joint_sigma", "skinning_weights")
+            ),
+            "pose_basis: expected joint_names with it, got none",
+        ),
+        (
+            {"joint_names": np.array(["a", "b", "c", "a"])},
+            r"joint_names: .* no two that are equal, got \['a', 'b'",
+        ),
+        ({"joint_names": np.array(["a"])}, r"joint_regressor: expected shape \(2, 315\), got \(5, 315\)"),
+        ({"joint_names": np.arange(4)}, "joint_names: expected text, got int64"),
+        (
+            {"joint_parents": np.array([-1, 0, 1])},
+            r"joint_parents: .* of the 4 joint_names, .* got \[-1, 0, 1\]",
+        ),
+        ({"joint_parents": np.array([0, 0, 1, 1, 1])}, r"joint_parents: .* got \[0, 0, 1, 1, 1\]"),
+        (
+            {"joint_parents": np.array([-1, 0, 2, 1, 1])},
+            r"joint_parents: expected -1 for the root .* got \[-1, 0, 2",
+        ),
+        ({"joint_parents": np.zeros(5)}, "joint_parents: expected whole numbers, got float64"),
+        (
+            {"joint_regressor": np.ones((5, 315))},
+            "joint_regressor: expected rows with the sum 1, got 315 in row 0",
+        ),
+        (
+            {"skinning_weights": np.full((315, 5), 0.1)},
+            "skinning_weights: expected rows with the sum 1, got 0.5",
+        ),
+        (
+            {"skinning_weights": np.tile([2.0, -1, 0, 0, 0], (315, 1))},
+            "skinning_weights: expected weights of 0 to 1, got -1",
+        ),
+        (
+            {"skinning_weights": np.ones((315, 4))},
+            r"skinning_weights: expected shape \(315, 5\), got \(315, 4\)",
+        ),
+        ({"joint_sigma": np.zeros((4, 3))}, "joint_sigma: expected standard deviations above 0 rad, got 0"),
+        ({"joint_sigma": np.full((4, 3), np.nan)}, "joint_sigma holds values that are not finite"),
+        ({"joint_sigma": np.ones(4)}, r"joint_sigma: expected shape \(4, 3\), got \(4,\)"),
+        (
+            {"pose_basis": np.ones((9, 315, 3))},
+            r"pose_basis: expected shape \(36, 315, 3\), got \(9, 315, 3\)",
+        ),
+        ({"pose_basis": np.full((36, 315, 3), 1e5)}, r"pose_basis: expected values up to 1000, got 1e\+05"),
+    ],
+)
+def test_wrong_joints_are_refused(tmp_path, change, message):
+    path = save_model_file(tiny_skinned_model(), tmp_path / "m.npz")
+    with np.load(path) as data:
+        arrays = {**{k: data[k] for k in data.files}, **change}
+    np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
+    with pytest.raises(InputError, match=message):
+        load_model_file(path)
+
+
 def test_albedo_basis(tmp_path):
     basis = 0.03 * torch.randn(4, 315, 3, generator=torch.Generator().manual_seed(0))
     model = replace(tiny_model(), albedo_basis=basis)
@@ -156,7 +237,7 @@ def test_albedo_basis(tmp_path):
                 [1, 0.7, 0.9, 1, np.nan],
             )
         ),
-        ({"version": 99}, "model file version 99, this fitkit reads up to 2; update fitkit"),
+        ({"version": 99}, "model file version 99, this fitkit reads up to 3; update fitkit"),
         ({"mean": None}, r"not a fitkit model file \(missing mean\); import it"),
         ({"skin": np.zeros(3, bool)}, r"skin: expected shape \(315,\), got \(3,\)"),
         ({"mean": np.full((315, 3), np.nan, np.float32)}, "mean holds values that are not finite"),

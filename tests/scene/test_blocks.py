@@ -1,16 +1,21 @@
 from dataclasses import replace
 
+import pytest
 import torch
-from helpers import tiny_model, tiny_state
+from helpers import tiny_joints, tiny_skinned_model, tiny_state
 
+from fitkit.errors import InputError
 from fitkit.scene.blocks import BLOCKS, UNKNOWNS, Unknown
 from fitkit.scene.layout import ParameterLayout, retract
 
-STATE = tiny_state(tiny_model(dtype=torch.float64), views=3)
+MODEL = tiny_skinned_model(dtype=torch.float64)
+PLAIN = tiny_state(MODEL, views=3)
+STATE = PLAIN.replace(joints=tiny_joints(MODEL, 3))
 
 
 def test_every_block_moves_what_it_declares_and_nothing_else():
-    fields = ("identity", "landmark_offset", "expression", "pose", "pose", "camera", "camera", "illumination")
+    fields = ("identity", "landmark_offset", "expression", "joints", "pose", "pose", "camera", "camera")
+    fields += ("illumination",)
     assert len(UNKNOWNS) == len(fields)
     for unknown, field in zip(UNKNOWNS, fields):
         block = unknown.block(STATE)
@@ -20,6 +25,20 @@ def test_every_block_moves_what_it_declares_and_nothing_else():
             assert (getattr(moved, other) is getattr(STATE, other)) == (other != field)
         assert block.name == unknown.name and block.step.shape == (block.width,)
         assert bool((block.step > 0).all())
+
+
+def test_the_joints_of_a_state_without_any_are_no_numbers():
+    layout = ParameterLayout.of(PLAIN, ("joints", "pose"))
+    assert layout.order == ("pose",) and layout.total == 18
+    assert retract(PLAIN, torch.zeros(18).double(), layout).joints is None
+    with pytest.raises(InputError, match="free parameters: the state has no numbers for joints"):
+        ParameterLayout.of(PLAIN, ("joints",))
+    step = torch.zeros(3 * 12, dtype=torch.float64)
+    step[12 + 4] = 0.25
+    moved = retract(STATE, step, ParameterLayout.of(STATE, ("joints",)))
+    expected = STATE.joints.clone()
+    expected[1, 1, 1] += 0.25
+    assert torch.equal(moved.joints, expected)
 
 
 def test_owners_are_numbered_without_gaps():

@@ -102,7 +102,7 @@ def test_refusals():
     s = state()
     with pytest.raises(
         InputError,
-        match="expected some of identity, landmarks, expression, pose, rig_scale, principal, focal, illum",
+        match="expected some of identity, landmarks, expression, joints, pose, rig_scale, .*; got 'depth'",
     ):
         ParameterLayout.of(s, ("pose", "depth"))
     with pytest.raises(InputError, match="expected some of identity, .*; got 'head'"):

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import tiny_model, tiny_state
+from helpers import tiny_joints, tiny_model, tiny_skinned_model, tiny_state
 
 from fitkit.errors import InputError
 from fitkit.scene.state import SceneState
@@ -22,6 +22,19 @@ def test_vertices_are_the_linear_model():
         state.neutral(model)[0],
         model.mean + torch.einsum("k,kvd->vd", state.identity[0], model.identity_basis),
     )
+
+
+def test_vertices_of_a_model_with_joints():
+    model = tiny_skinned_model(dtype=torch.float64)
+    state = tiny_state(model)
+    joints = tiny_joints(model, 3)
+    turned = state.replace(joints=joints)
+    expected = model.vertices(state.identity.expand(3, -1), state.expression, joints)
+    torch.testing.assert_close(turned.vertices(model), expected)
+    torch.testing.assert_close(turned.select([2]).vertices(model), expected[[2]])
+    torch.testing.assert_close(turned.neutral(model), state.neutral(model))
+    chosen = turned.coefficients(torch.tensor([1, 1]))
+    assert torch.equal(chosen[2], joints[[1, 1]]) and chosen[0].shape == (2, 8)
 
 
 def test_two_people_in_three_frames():
@@ -92,6 +105,10 @@ def test_join_and_what_only_one_part_knows():
     )
     both = SceneState.join([colored, other])
     assert both.illumination.shape == (5, 9, 3) and both.landmark_offset is None
+    turned = one.replace(joints=torch.arange(3.0).reshape(3, 1, 1).expand(-1, 4, 3))
+    assert SceneState.join([turned, other]).joints is None and other.select([0]).joints is None
+    joined = SceneState.join([turned, turned])
+    assert joined.select_people([1]).select([2, 0]).joints[:, 0, 0].tolist() == [2, 0]
     again = SceneState.join([colored, colored])
     assert again.landmark_offset.shape == (2, 68, 3)
     assert again.select_people([1]).landmark_offset.shape == (1, 68, 3)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "energies"))
+from helpers import tiny_skinned_model
 from scenes import BLAND, COLORED, MODEL, joined, scene
 from test_features import Encoder
 from test_parsing import Parser
@@ -22,7 +23,12 @@ from fitkit.scene.state import SceneState
 from fitkit.train.regressor_recipe import parse_regressor_training
 from fitkit.train.regressor_terms import StageCost
 
-MODELS = {"albedo_prior": COLORED, "albedo_var": BLAND, "photo_model": COLORED}
+MODELS = {
+    "albedo_prior": COLORED,
+    "albedo_var": BLAND,
+    "photo_model": COLORED,
+    "joint_prior": tiny_skinned_model(),
+}
 SMALL = {
     "flow_mag": {"estimator": "dis", "options": {"size": 64}},
     "sem_feat": {"options": {"size": 64}},
@@ -121,7 +127,7 @@ def test_without_what_it_looks_at_a_training_says_what_the_network_gives(spec):
 )
 def test_without_further_parts_a_training_names_them(spec):
     _, prediction, observations = predicted(spec.name)
-    bare = Prediction(prediction.state.replace(albedo=None, landmark_offset=None))
+    bare = Prediction(prediction.state.replace(albedo=None, landmark_offset=None, joints=None))
     part = spec.parts_for(spec.training_options()())[1]
     with pytest.raises(
         InputError,
