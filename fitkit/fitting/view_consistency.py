@@ -165,7 +165,7 @@ def _by_landmarks(problem: LeastSquaresProblem, state: SceneState) -> _Landmarks
                 matrix, side = _eliminated(rest, hessian, gradient, prior, layout)
                 A[v] -= matrix
                 b[v] -= side
-    return _Landmarks(A, b, whole, whole_b, prior.shared.to(A), prior.gradient_shared.to(A))
+    return _Landmarks(A, b, whole, whole_b, prior.shared[0].to(A), prior.gradient[:P].to(A))
 
 
 def _eliminated(
@@ -181,13 +181,13 @@ def _eliminated(
         g[at] += gradient[v]
     at, mine = used[used < P], used[used >= P] - P - moment * layout.num_own
     s = len(at)
-    own = H[s:, s:] + prior.own[moment][mine[:, None], mine]
+    own = H[s:, s:] + prior.own[0, moment][mine[:, None], mine]
     if len(own):
         own = own + torch.diag(1e-9 * own.diagonal().clamp_min(1e-9 * float(own.diagonal().max())))
     side = torch.linalg.solve(own, H[s:, :s])  # [Q, s]
     A, b = hessian.new_zeros(P, P), hessian.new_zeros(P)
     A[at[:, None], at] = H[:s, :s] - H[:s, s:] @ side
-    b[at] = g[:s] - side.T @ (g[s:] + prior.gradient_own[moment][mine])
+    b[at] = g[:s] - side.T @ (g[s:] + prior.gradient[P + moment * layout.num_own + mine])
     return A, b
 
 

@@ -117,5 +117,5 @@ def test_refusals():
     with pytest.raises(InputError, match=r"moments: expected a number for each of the 3 views, got \[4\]"):
         ParameterLayout.of(s, ("pose",), moment=torch.arange(4))
     two = s.replace(identity=s.identity.expand(2, -1))
-    with pytest.raises(InputError, match="one person, the state holds 2"):
+    with pytest.raises(InputError, match="people: expected a view of each of the 2, got views of 1"):
         ParameterLayout.of(two, ("pose",))

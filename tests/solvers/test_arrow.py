@@ -114,7 +114,7 @@ def test_coupling_kept_as_factors_is_the_same_system(case):
     # they get.
     drop = [float(g @ s + 0.5 * s @ (H @ s + damping * s)) for s in (step, expected)]
     assert drop[0] < 0.9999 * drop[1] < 0
-    system.gradient_shared.zero_(), system.gradient_own.zero_()
+    system.gradient.zero_()
     assert float(system.solve(damping).abs().max()) == 0
 
 
@@ -143,7 +143,7 @@ def test_schur_path_equals_dense_path(grouped):
     system, _, g = build(grouped)
     damping = torch.full((len(g),), 0.3, dtype=torch.float64)
     by_schur = system.solve(damping)
-    system.coupling = torch.zeros(B, Q, B, Q, dtype=torch.float64)
+    system.coupling = torch.zeros(1, B, Q, B, Q, dtype=torch.float64)
     torch.testing.assert_close(by_schur, system.solve(damping))
 
 
@@ -170,7 +170,7 @@ def test_only_shared_or_only_own_parameters(shared, own):
 def test_memory_does_not_grow_with_owners_that_own_nothing():
     system = ArrowSystem.zeros(10**7, 300, 0)  # a matrix [300, 300] of each would take 7 TB
     system.shared += torch.eye(300)
-    system.gradient_shared += 1
+    system.gradient += 1
     step = system.solve(torch.ones(300, dtype=torch.float64))
     torch.testing.assert_close(step, torch.full((300,), -0.5, dtype=torch.float64))
 
@@ -180,7 +180,7 @@ def test_no_step_when_the_matrix_is_not_positive_definite(case):
     for part in ("shared", "own"):
         system, _, g = build(**case)
         getattr(system, part)[..., 0, 0] -= 1e4
-        assert system.solve(torch.zeros(len(g), dtype=torch.float64)) is None
+        assert bool(system.solve(torch.zeros(len(g), dtype=torch.float64)).isnan().all())
 
 
 def test_adding_nothing_changes_nothing():

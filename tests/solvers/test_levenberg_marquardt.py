@@ -15,8 +15,9 @@ class Problem:
         self.residual, self.costs = residual, []
 
     def cost(self, x):
-        self.costs.append(float(0.5 * (self.residual(x) ** 2).sum()))
-        return self.costs[-1]
+        cost = (0.5 * (self.residual(x) ** 2).sum()).double()
+        self.costs.append(float(cost))
+        return cost[None]
 
     def linearize(self, x):
         J, r = torch.autograd.functional.jacobian(self.residual, x), self.residual(x)
@@ -64,8 +65,8 @@ def test_cost_never_rises_and_the_history_is_that_of_the_accepted_steps(seed):
     result = levenberg_marquardt(problem, start, TIGHT)
     history = torch.tensor(result.cost_history, dtype=torch.float64)
     assert bool((history.diff() < 0).all()) and len(history) > 3
-    assert result.cost_history[0] == problem.costs[0] and result.cost_history[-1] == Problem(wild).cost(
-        result.x
+    assert result.cost_history[0] == problem.costs[0] and result.cost_history[-1] == float(
+        Problem(wild).cost(result.x)
     )
 
 
