@@ -63,8 +63,8 @@ class Objective:
         )
 
     def cost(self, state: SceneState, observations: Any) -> tuple[Tensor, dict[str, TermReport]]:
-        """Cost of each person, [S] (differentiable), and a report for each term by name, of all people. What an
-        energy does not say to be of one person counts for the first."""
+        """Cost of each person, [S] (differentiable), and a report for each term by name, of all people. What
+        an energy does not say to be of one person counts for the first."""
         people, costs, report = _people(state), [], {}
         for term in self.terms:
             r = term.energy.residuals(state, observations)

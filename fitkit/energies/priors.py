@@ -192,9 +192,9 @@ class MeanCoefficientPrior(PlainEnergy):
 class LandmarkOffsetPrior(PlainEnergy):
     """o / sigma for the offsets of the 68 points of a person, [S, 68, 3].
 
-    sigma_mm: [68], or [S, 68]. A landmark detector, or a person who sets points, marks another spot than the face model
-    does, the same in all photos of a face: more photos do not average it away. With this latent offset, and
-    without it in the residual, their noise is what changes from photo to photo.
+    sigma_mm: [68], or [S, 68]. A landmark detector, or a person who sets points, marks another spot than the
+    face model does, the same in all photos of a face: more photos do not average it away. With this latent
+    offset, and without it in the residual, their noise is what changes from photo to photo.
     """
 
     sigma_mm: Tensor
