@@ -15,13 +15,8 @@ from fitkit.scene.state import SceneState
 def alike(problem: LeastSquaresProblem, x: SceneState) -> tuple:
     """Equal for problems that `join_problems` may join: the same unknowns, terms, cameras and light."""
     terms = tuple((t.energy.name, t.energy.reduction, t.weight, t.kernel) for t in problem.objective.terms)
-    return (
-        problem.layout.order,
-        tuple(problem.layout.sizes.items()),
-        terms,
-        x.camera.kind,
-        x.illumination.shape[1:],
-    )
+    blocks = tuple((block.name, block.width) for block in problem.layout.blocks)
+    return blocks, terms, x.camera.kind, x.illumination.shape[1:]
 
 
 def join_problems(
