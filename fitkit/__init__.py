@@ -23,6 +23,7 @@ _PUBLIC = {
     "FitkitError": "fitkit.errors",
     "Subject": "fitkit.io.subject",
     "fit": "fitkit.fitting.run",
+    "fit_many": "fitkit.fitting.run",
     "load_model": "fitkit.models.registry",
     "load_parameters": "fitkit.scene.parameters",
     "load_recipe": "fitkit.fitting.recipe",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -14,12 +15,13 @@ from fitkit.scene.state import SceneState
 @dataclass(frozen=True)
 class Residuals:
     """value: [G, M, D] unsquared, unreduced, divided by its standard deviation; valid: [G, M] bool;
-    weight: [G, M] extra trust in [0, 1] (confidence, viewing angle), None = 1. G counts views or view
-    pairs."""
+    weight: [G, M] extra trust in [0, 1] (confidence, viewing angle), None = 1; person: [G] int64, whom each
+    group is about, None: all are about the first. G counts views or view pairs."""
 
     value: Tensor
     valid: Tensor
     weight: Tensor | None = None
+    person: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,20 @@ class Staged(Protocol):
         ...
 
 
+@runtime_checkable
+class Joinable(Protocol):
+    """An energy whose frozen forms, of one person each, can be one of all these people."""
+
+    def join(self, parts: Sequence[Any], views: Sequence[int]) -> Energy | None:
+        """The energy of all people, of the same terms of as many recipes; None where their options differ too
+        much for that.
+
+        parts: frozen, this one the first; views: how many each has. They have the views in this order. What
+        is joined is given observations without images, and says whom its residuals are about.
+        """
+        ...
+
+
 Plain = TypeVar("Plain", bound="PlainEnergy")
 
 
@@ -96,13 +112,6 @@ class PlainEnergy:
 
     def freeze(self: Plain, state: Any, observations: Any) -> Plain:
         return self
-
-
-def first_views(owner: Tensor) -> Tensor:
-    """The first view of each owner, [O] int64, by the numbers of the owners; owner: [B] int64."""
-    owners, at = owner.unique(return_inverse=True)
-    views = torch.arange(len(owner), device=owner.device)
-    return views.new_full((len(owners),), len(owner)).scatter_reduce(0, at, views, "amin")
 
 
 def all_views(state: SceneState) -> Tensor:

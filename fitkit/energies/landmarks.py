@@ -92,6 +92,14 @@ class LandmarkReprojection:
             costs.append(float(torch.where(r.valid[:, JAW], s / (1 + s / 9), torch.zeros_like(s)).sum()))
         return by_surface if costs[0] <= costs[1] else by_outline
 
+    def join(
+        self, parts: Sequence[LandmarkReprojection], views: Sequence[int]
+    ) -> LandmarkReprojection | None:
+        if any((p.model, p.points, p.hidden) != (self.model, self.points, self.hidden) for p in parts):
+            return None
+        sigma, vertices = (torch.cat([getattr(p, n) for p in parts]) for n in ("sigma_px", "jaw_vertices"))
+        return replace(self, sigma_px=sigma, jaw_vertices=vertices)
+
     def _slides(self) -> Tensor | None:
         """Jaw points that another vertex stands for, [B, 17] bool; None: nowhere."""
         slide = None if self.jaw_vertices is None else self.jaw_vertices >= 0
@@ -114,16 +122,19 @@ class LandmarkReprojection:
         outline = self.model.at_vertices(self.jaw_vertices.clamp_min(0))
         return motion.with_first(outline.motion(*state.coefficients()), slide)
 
-    def _residuals(self, pixels: Tensor, in_front: Tensor, observations: Observations) -> Residuals:
+    def _residuals(
+        self, pixels: Tensor, in_front: Tensor, state: SceneState, observations: Observations
+    ) -> Residuals:
         marks = observations.landmarks
         target = torch.where(marks.valid[..., None], marks.points, torch.zeros_like(marks.points)).to(pixels)
         value = (pixels - target) / self.sigma_px[..., None].to(pixels)
         valid = _counted(self.model, observations, self.hidden, self.name) & in_front
-        return Residuals(value, valid, marks.confidence.to(pixels) * point_weights(self.points, pixels))
+        weight = marks.confidence.to(pixels) * point_weights(self.points, pixels)
+        return Residuals(value, valid, weight, state.subject)
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
         seen = project_head_points(self._head(state), state, all_views(state))
-        return self._residuals(seen.pixels, seen.in_front, observations)
+        return self._residuals(seen.pixels, seen.in_front, state, observations)
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         views = all_views(state)
@@ -135,7 +146,7 @@ class LandmarkReprojection:
         columns |= {name: by * inverse[..., None, None] for name, by in seen.by_camera.items()}
         columns["landmarks"] = offset_columns(by_head, range(68))
         return Linearization(
-            self._residuals(seen.pixels, seen.in_front, observations), (Slot(views, columns),)
+            self._residuals(seen.pixels, seen.in_front, state, observations), (Slot(views, columns),)
         )
 
 
@@ -199,13 +210,18 @@ class LandmarkOffsets:
     def freeze(self, state: SceneState, observations: Observations) -> LandmarkOffsets:
         return self
 
+    def join(self, parts: Sequence[LandmarkOffsets], views: Sequence[int]) -> LandmarkOffsets | None:
+        if any((p.model, p.points, p.hidden) != (self.model, self.points, self.hidden) for p in parts):
+            return None
+        return replace(self, sigma_px=torch.cat([p.sigma_px for p in parts]))
+
     def _parts(self, observations: Observations):
         a = torch.tensor([p[0] for p in self.pairs], device=self.sigma_px.device)
         b = torch.tensor([p[1] for p in self.pairs], device=self.sigma_px.device)
         sigma = (self.sigma_px[:, a] ** 2 + self.sigma_px[:, b] ** 2).sqrt()
         return a, b, sigma
 
-    def _residuals(self, pixels, in_front, observations: Observations, a, b, sigma) -> Residuals:
+    def _residuals(self, pixels, in_front, state, observations: Observations, a, b, sigma) -> Residuals:
         marks = observations.landmarks
         counted = _counted(self.model, observations, self.hidden, self.name) & in_front
         valid = counted[:, a] & counted[:, b]
@@ -214,12 +230,12 @@ class LandmarkOffsets:
         value = (pixels[:, a] - pixels[:, b] - target) / sigma[..., None].to(pixels)
         single = point_weights(self.points, pixels)
         confidence = torch.minimum(marks.confidence[:, a], marks.confidence[:, b]).to(pixels)
-        return Residuals(value, valid, confidence * torch.minimum(single[a], single[b]))
+        return Residuals(value, valid, confidence * torch.minimum(single[a], single[b]), state.subject)
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
         head = self._head(state)
         seen = project_head_points(head, state, all_views(state))
-        return self._residuals(seen.pixels, seen.in_front, observations, *self._parts(observations))
+        return self._residuals(seen.pixels, seen.in_front, state, observations, *self._parts(observations))
 
     def _head(self, state: SceneState) -> Tensor:
         return self.model.landmark_basis.points(*state.coefficients()) + landmark_offset(state)
@@ -237,7 +253,7 @@ class LandmarkOffsets:
             columns |= {name: by[:, index] * inverse for name, by in seen.by_camera.items()}
             parts.append(columns)
         columns = {name: parts[0][name] - parts[1][name] for name in parts[0]}
-        residuals = self._residuals(seen.pixels, seen.in_front, observations, a, b, sigma)
+        residuals = self._residuals(seen.pixels, seen.in_front, state, observations, a, b, sigma)
         return Linearization(residuals, (Slot(all_views(state), columns),))
 
 

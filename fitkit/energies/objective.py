@@ -3,13 +3,13 @@ solvers."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fitkit.energies import autodiff
@@ -42,7 +42,8 @@ class TermReport:
 
 
 class Objective:
-    """cost(state) = sum over terms of weight * sum (or mean) of trust * rho(|r|^2) / 2; see `Kernel.cost`."""
+    """cost(state) = sum over terms of weight * sum (or mean) of trust * rho(|r|^2) / 2, of each person; see
+    `Kernel.cost`."""
 
     def __init__(self, terms: Sequence[Term]):
         self.terms = tuple(terms)
@@ -62,20 +63,22 @@ class Objective:
         )
 
     def cost(self, state: SceneState, observations: Any) -> tuple[Tensor, dict[str, TermReport]]:
-        """Total cost (a differentiable scalar) and a report for each term by name."""
-        total: Tensor | None = None
-        report = {}
+        """Cost of each person, [S] (differentiable), and a report for each term by name, of all people. What
+        an energy does not say to be of one person counts for the first."""
+        people, costs, report = _people(state), [], {}
         for term in self.terms:
             r = term.energy.residuals(state, observations)
-            # An invalid item may hold NaN or infinity; masked before it is squared, its gradient stays out as
-            # well.
-            masked = torch.where(r.valid[..., None], r.value, torch.zeros_like(r.value))
-            value = term.weight * _scale(term, r) * (_trust(r) * term.kernel.cost(masked)).sum() / 2
-            total = value if total is None else total + value
-            n = int(r.valid.sum())
-            rms = float((masked.detach().square().sum(-1).sum() / max(1, n * r.value.shape[-1])).sqrt())
-            report[term.energy.name] = TermReport(float(value.detach()), n, rms)
-        return torch.zeros(()) if total is None else total, report
+            cost = _cost(term, r, people)
+            masked, n = _masked(r).detach(), int(r.valid.sum())
+            rms = float((masked.square().sum(-1).sum() / max(1, n * r.value.shape[-1])).sqrt())
+            report[term.energy.name] = TermReport(float(cost.detach().sum()), n, rms)
+            costs.append(cost)
+        return _total(costs, people), report
+
+    def costs(self, state: SceneState, observations: Any) -> Tensor:
+        """`cost` without the report, which asks the device for numbers."""
+        people = _people(state)
+        return _total([_cost(t, t.energy.residuals(state, observations), people) for t in self.terms], people)
 
     def linearize(self, state: SceneState, observations: Any, layout: ParameterLayout) -> ArrowSystem:
         """Gauss-Newton system of all terms over the free parameters of `layout`."""
@@ -85,6 +88,7 @@ class Objective:
             layout.num_own,
             dtype=torch.float64,
             device=state.identity.device,
+            num_people=layout.num_people,
         )
         self.add_to(system, state, observations, layout)
         return system
@@ -121,24 +125,62 @@ def _with_inner_blocks(lin: Linearization, state: SceneState, layout: ParameterL
     return lin
 
 
+def _people(state: Any) -> int:
+    """How many people a state is of; of one that does not say, one."""
+    identity = getattr(state, "identity", None)
+    return 1 if identity is None else len(identity)
+
+
+def _masked(r: Residuals) -> Tensor:
+    """Values with 0 for invalid items, which may hold NaN or infinity; masked before they are squared, their
+    gradient stays out as well."""
+    return torch.where(r.valid[..., None], r.value, torch.zeros_like(r.value))
+
+
+def _cost(term: Term, r: Residuals, people: int) -> Tensor:
+    """Weighted robust cost of a term for each person, [S]."""
+    items = _trust(r) * term.kernel.cost(_masked(r))
+    return term.weight * _scale(term, r, people) * _by_person(items, r.person, people) / 2
+
+
+def _total(costs: Sequence[Tensor], people: int) -> Tensor:
+    total = torch.zeros(people) if not costs else costs[0]
+    for cost in costs[1:]:
+        total = total + cost
+    return total
+
+
+def _by_person(items: Tensor, person: Tensor | None, people: int) -> Tensor:
+    """Sums of the items [G, M] of each person, [S]."""
+    if people == 1 or person is None:
+        return F.pad(items.sum()[None], (0, people - 1))
+    return items.new_zeros(people).index_add(0, person, items.sum(1))
+
+
 def _trust(r: Residuals) -> Tensor:
     valid = r.valid.to(r.value.dtype)
     return valid if r.weight is None else torch.where(r.valid, r.weight, torch.zeros_like(r.weight))
 
 
-def _scale(term: Term, r: Residuals) -> float | Tensor:
-    return 1.0 if term.energy.reduction == "sum" else 1.0 / _trust(r).detach().sum().clamp_min(1.0)
+def _scale(term: Term, r: Residuals, people: int) -> float | Tensor:
+    """Factor of the items of each person: 1, or one over their number, [S]."""
+    if term.energy.reduction == "sum":
+        return 1.0
+    return 1.0 / _by_person(_trust(r).detach(), r.person, people).clamp_min(1.0)
 
 
 def _accumulate(system: ArrowSystem, term: Term, lin: Linearization, layout: ParameterLayout) -> None:
     r = lin.residuals
-    value = torch.where(r.valid[..., None], r.value, torch.zeros_like(r.value))
+    value = _masked(r)
     if lin.mixed and term.kernel.by_component:
         raise InputError(
             f"energy '{term.energy.name}': its least-squares form mixes the components of an item, so it "
             f"cannot be used with kernel '{term.kernel.name}', which takes each by itself; use kernel 'l2n'"
         )
-    scale = term.weight * _scale(term, r) * _trust(r)  # [G, M]
+    each = _scale(term, r, layout.num_people)
+    if isinstance(each, Tensor):
+        each = each[0] if r.person is None else each[r.person][:, None]
+    scale = term.weight * each * _trust(r)  # [G, M]
     G, M, D = value.shape
     w = (scale[..., None] * term.kernel.weights(value)).expand(G, M, D).reshape(G, M * D)
     pull = w * value.reshape(G, M * D)
@@ -196,13 +238,15 @@ class LeastSquaresProblem:
         """Whether normal equations can be had at a fair price."""
         return not self.first_order or all(isinstance(t.energy, Linearizable) for t in self.objective.terms)
 
-    def cost(self, x: SceneState) -> float:
-        """Infinite where a camera lies inside the head: the points behind it leave the sum, so that going
-        there would look like a gain."""
-        if x.camera.kind == "perspective" and bool((x.pose.translation[:, 2] < NEAREST_MM).any()):
-            return math.inf
+    def cost(self, x: SceneState) -> Tensor:
+        """[S] float64; infinite where a camera lies inside the head: the points behind it leave the sum, so
+        that going there would look like a gain."""
         with torch.no_grad():
-            return float(self.objective.cost(x, self.observations)[0])
+            cost = self.objective.costs(x, self.observations).to(x.identity.device, torch.float64)
+        if x.camera.kind != "perspective":
+            return cost
+        inside = torch.where(x.pose.translation[:, 2] < NEAREST_MM, torch.inf, 0.0).to(cost)
+        return cost.index_add(0, x.subject, inside)
 
     def linearize(self, x: SceneState) -> ArrowSystem:
         return self.objective.linearize(x, self.observations, self.layout)
@@ -213,7 +257,7 @@ class LeastSquaresProblem:
     def differentiable_cost(self, x: SceneState, done: float = 0.0) -> Tensor:
         """The cost with visibility, matches and weights fixed at x itself (first-order solvers), when the
         share `done` of the stage is done."""
-        return self.objective.at_share(done).freeze(x, self.observations).cost(x, self.observations)[0]
+        return self.objective.at_share(done).freeze(x, self.observations).costs(x, self.observations).sum()
 
     @property
     def size(self) -> int:

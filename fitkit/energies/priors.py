@@ -9,18 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fitkit.energies.base import Linearization, PlainEnergy, Residuals, Slot, all_views, first_views
+from fitkit.energies.base import Linearization, PlainEnergy, Residuals, Slot, all_views
 from fitkit.energies.landmarks import offset_sigma
 from fitkit.energies.spec import DFM, MFN, MVF, OURS, PGN, Context, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.geometry.spherical_harmonics import white_light
 from fitkit.io.options import NonNegative, Positive
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.observations import Observations
-from fitkit.scene.state import SceneState
+from fitkit.scene.state import SceneState, first_views
 
 
 def _eye(n: int, like: Tensor) -> Tensor:
     return torch.eye(n, dtype=like.dtype, device=like.device)
+
+
+def _everything(value: Tensor) -> Tensor:
+    return torch.ones(value.shape[:2], dtype=torch.bool, device=value.device)
+
+
+def _of_people(value: Tensor) -> Residuals:
+    """Residuals of each person, [S, M, D], all of them valid."""
+    return Residuals(value, _everything(value), person=torch.arange(len(value), device=value.device))
 
 
 # Blend shapes that photos rarely show, and the sigma of their weights over that of the others. mouthClose
@@ -55,14 +64,16 @@ class IdentityPrior(PlainEnergy):
 
     name = "identity_prior"
 
+    def join(self, parts: Sequence[IdentityPrior], views: Sequence[int]) -> IdentityPrior:
+        return self
+
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
-        value = state.identity[..., None]
-        return Residuals(value, torch.ones(value.shape[:2], dtype=torch.bool, device=value.device))
+        return _of_people(state.identity[..., None])
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
-        eye = _eye(state.identity.shape[1], state.identity)[None, :, None]
-        # A solver has one person, all views share it.
-        view = torch.zeros(1, dtype=torch.int64, device=eye.device)
+        S, K = state.identity.shape
+        eye = _eye(K, state.identity)[None, :, None].expand(S, -1, -1, -1)
+        view = first_views(state.subject)
         return Linearization(self.residuals(state, observations), (Slot(view, {"identity": eye}),))
 
 
@@ -103,6 +114,14 @@ class ExpressionPrior(PlainEnergy):
         mean = (total / expressions[:, None])[state.subject]
         return replace(self, weight=1 / (1 + mean / self.group_radius**2))
 
+    def join(self, parts: Sequence[ExpressionPrior], views: Sequence[int]) -> ExpressionPrior | None:
+        if any((p.sigma, p.sigma_negative) != (self.sigma, self.sigma_negative) for p in parts):
+            return None
+        owners = [torch.arange(n) if p.owner is None else p.owner for p, n in zip(parts, views)]
+        owner = torch.cat([o.cpu() + sum(views) * k for k, o in enumerate(owners)])
+        weight = None if self.weight is None else torch.cat([p.weight for p in parts])
+        return replace(self, owner=owner, weight=weight)
+
     def _inverse(self, b: Tensor) -> Tensor:
         inverse = torch.where(
             b >= 0, torch.full_like(b, 1 / self.sigma), torch.full_like(b, 1 / self.sigma_negative)
@@ -117,7 +136,7 @@ class ExpressionPrior(PlainEnergy):
         b = state.expression[views]
         value = (b * self._inverse(b))[..., None]
         weight = None if self.weight is None else self.weight[views].to(value)
-        return Residuals(value, torch.ones(value.shape[:2], dtype=torch.bool, device=value.device), weight)
+        return Residuals(value, _everything(value), weight, state.subject[views])
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         views = self._views(state)
@@ -182,7 +201,7 @@ class MeanCoefficientPrior(PlainEnergy):
             torch.full_like(b, self.expression / b.numel()),
         )
         valid = torch.cat([first[:, None].expand_as(a), torch.ones_like(b, dtype=torch.bool)], 1)
-        return Residuals(torch.cat([a, b], 1)[..., None], valid, torch.cat(weights, 1))
+        return Residuals(torch.cat([a, b], 1)[..., None], valid, torch.cat(weights, 1), state.subject)
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         B, K, L = len(state.expression), state.identity.shape[1], state.expression.shape[1]
@@ -198,30 +217,30 @@ class MeanCoefficientPrior(PlainEnergy):
 
 @dataclass(frozen=True)
 class LandmarkOffsetPrior(PlainEnergy):
-    """o / sigma for the offsets of the 68 points of a person, [1, 68, 3].
+    """o / sigma for the offsets of the 68 points of a person, [S, 68, 3].
 
-    sigma_mm: [68]. A landmark detector, or a person who sets points, marks another spot than the face model
-    does, the same in all photos of a face: more photos do not average it away. With this latent offset, and
-    without it in the residual, their noise is what changes from photo to photo.
+    sigma_mm: [68], or [S, 68]. A landmark detector, or a person who sets points, marks another spot than the
+    face model does, the same in all photos of a face: more photos do not average it away. With this latent
+    offset, and without it in the residual, their noise is what changes from photo to photo.
     """
 
     sigma_mm: Tensor
     name = "landmark_prior"
 
+    def join(self, parts: Sequence[LandmarkOffsetPrior], views: Sequence[int]) -> LandmarkOffsetPrior:
+        return LandmarkOffsetPrior(torch.stack([p.sigma_mm for p in parts]))
+
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
-        offset = (
-            state.identity.new_zeros(1, 68, 3) if state.landmark_offset is None else state.landmark_offset[:1]
-        )
-        value = offset / self.sigma_mm.to(offset)[:, None]
-        return Residuals(value, torch.ones(value.shape[:2], dtype=torch.bool, device=value.device))
+        S, offset = len(state.identity), state.landmark_offset
+        offset = state.identity.new_zeros(S, 68, 3) if offset is None else offset
+        return _of_people(offset / self.sigma_mm.to(offset)[..., None])
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
-        inverse = (1 / self.sigma_mm.to(state.identity)).repeat_interleave(3)
-        view = torch.zeros(1, dtype=torch.int64, device=inverse.device)
-        return Linearization(
-            self.residuals(state, observations),
-            (Slot(view, {"landmarks": torch.diag(inverse).reshape(1, 68, 3, 204)}),),
-        )
+        S = len(state.identity)
+        inverse = (1 / self.sigma_mm.to(state.identity)).repeat_interleave(3, -1).expand(S, -1)
+        columns = torch.diag_embed(inverse).reshape(S, 68, 3, 204)
+        view = first_views(state.subject)
+        return Linearization(self.residuals(state, observations), (Slot(view, {"landmarks": columns}),))
 
 
 @dataclass(frozen=True)
@@ -236,9 +255,12 @@ class FocalPrior(PlainEnergy):
     first: Tensor
     name = "focal_prior"
 
+    def join(self, parts: Sequence[FocalPrior], views: Sequence[int]) -> FocalPrior:
+        return FocalPrior(*(torch.cat([getattr(p, n) for p in parts]) for n in ("mean", "sigma", "first")))
+
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
         value = (torch.log(state.camera.focal / self.mean) / self.sigma)[:, None, None]
-        return Residuals(value, self.first[:, None])
+        return Residuals(value, self.first[:, None], person=state.subject)
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         columns = {"focal": (1 / self.sigma)[:, None, None, None]}
@@ -287,7 +309,7 @@ class LightPrior(PlainEnergy):
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
         value = ((state.illumination - self.anchor) * self._inverse()).flatten(1)[..., None]
-        return Residuals(value, torch.ones(value.shape[:2], dtype=torch.bool, device=value.device))
+        return Residuals(value, _everything(value), person=state.subject)
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         columns = torch.diag_embed(self._inverse().flatten(1))[:, :, None]
@@ -298,7 +320,7 @@ class LightPrior(PlainEnergy):
 
 @dataclass(frozen=True)
 class SizePrior(PlainEnergy):
-    """(identity . c) / sigma, [1, 1, 1]: the head's size, as log of the root mean square extent of its 68
+    """(identity . c) / sigma, [S, 1, 1]: the head's size, as log of the root mean square extent of its 68
     points.
 
     Photos from unknown distances say nothing about size, and a shorter identity vector always costs less, so
@@ -319,13 +341,15 @@ class SizePrior(PlainEnergy):
         rows = rows - rows.mean(0)
         return SizePrior((mean[..., None] * rows).sum((0, 1)) / (mean * mean).sum(), sigma)
 
+    def join(self, parts: Sequence[SizePrior], views: Sequence[int]) -> SizePrior | None:
+        return self if all(p.sigma == self.sigma for p in parts) else None
+
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
-        value = (state.identity[:1] @ self.slope.to(state.identity))[:, None, None] / self.sigma
-        return Residuals(value, torch.ones(1, 1, dtype=torch.bool, device=value.device))
+        return _of_people((state.identity @ self.slope.to(state.identity))[:, None, None] / self.sigma)
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
-        columns = (self.slope.to(state.identity) / self.sigma)[None, None, None]
-        view = torch.zeros(1, dtype=torch.int64, device=columns.device)
+        columns = (self.slope.to(state.identity) / self.sigma).expand(len(state.identity), 1, 1, -1)
+        view = first_views(state.subject)
         return Linearization(self.residuals(state, observations), (Slot(view, {"identity": columns}),))
 
 
@@ -516,7 +540,6 @@ SPECS = (
         ),
         blocks=("landmarks",),
         parts=("state.landmark_offset",),
-        one_person=True,
     ),
     EnergySpec(
         name="focal_prior",
@@ -569,7 +592,6 @@ SPECS = (
         ),
         options=SizePriorTerm,
         blocks=("identity",),
-        one_person=True,
         applies=lambda context: context.cameras is None or not context.cameras.metric,
     ),
 )

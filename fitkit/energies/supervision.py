@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fitkit.energies.base import Linearization, PlainEnergy, Residuals, Slot, all_views, first_views
+from fitkit.energies.base import Linearization, PlainEnergy, Residuals, Slot, all_views
 from fitkit.energies.spec import MVD, MVF, OURS, PGN, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.errors import InputError
 from fitkit.geometry.alignment import similarity_align
@@ -16,7 +16,7 @@ from fitkit.geometry.rotation import so3_log
 from fitkit.io.options import Positive
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.observations import Observations
-from fitkit.scene.state import SceneState
+from fitkit.scene.state import SceneState, first_views
 
 
 def label(observations: Observations, part: str, energy: str):

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fitkit.energies.base import first_views
 from fitkit.errors import FitError, InputError
 from fitkit.fitting.recipe import CameraOptions
 from fitkit.io.subject import View, some
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.observations import Observations
 from fitkit.scene.camera import Camera
-from fitkit.scene.state import SceneState
+from fitkit.scene.state import SceneState, first_views
 
 LARGEST = 1e9  # px or mm, beyond what any camera has
 # No photo is taken from nearer; a focal length that says so is of a picture that was cropped.

@@ -115,7 +115,7 @@ def measured_spread(problem: LeastSquaresProblem, state: SceneState, spread: flo
         unit = diagonal.new_zeros(layout.total, width)
         unit[start : start + width] = torch.eye(width, dtype=unit.dtype, device=unit.device)
         columns = system.solve_columns(unit, 1e-9 * diagonal.clamp_min(1e-9 * float(diagonal.max())))
-    if columns is None:
+    if not bool(torch.isfinite(columns).all()):
         return None
     sigma = prior.sigma_mm.repeat_interleave(3)
     left = columns[start : start + width].diagonal() / sigma**2  # 1: the photos say nothing

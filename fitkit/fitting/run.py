@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import NoneType
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fitkit.errors import InputError, check_argument
+from fitkit.errors import FitkitError, InputError, check_argument
 from fitkit.fitting.cameras import moments_of
 from fitkit.fitting.choose_start import ChosenStart, choose_start
 from fitkit.fitting.findings import judge
@@ -23,6 +22,7 @@ from fitkit.fitting.report import StartReport, TimeReport
 from fitkit.fitting.result import FitResult
 from fitkit.fitting.rig_check import check_rig
 from fitkit.fitting.stages import StageRunner, at_start
+from fitkit.fitting.together import Clock, Steps, alone, together
 from fitkit.fitting.uncertainty import ErrorBars
 from fitkit.io.options import to_plain
 from fitkit.io.progress import Progress
@@ -33,7 +33,7 @@ from fitkit.observe.crop import crop_views
 from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
 from fitkit.observe.landmarks.given import check_given
 from fitkit.observe.landmarks.types import Landmarks
-from fitkit.render.rasterizer import check_backend, drawing_with
+from fitkit.render.rasterizer import drawing_with
 
 log = logging.getLogger("fitkit")
 
@@ -66,6 +66,63 @@ def fit(
     Raises:
         FitkitError: bad input, missing files or weights, or nothing that could be fitted.
     """
+    progress = Progress.of(progress)
+    face_model, settled = _settled(model, recipe, overrides, share_expression, seed, device)
+    with drawing_with(settled.render.backend, torch.device(device)):
+        return alone(_steps(subject, landmarks, face_model, settled, device, progress))
+
+
+def fit_many(
+    subjects: Sequence[str | os.PathLike | Subject | Sequence],
+    *,
+    model: str | FaceModel | None = None,
+    recipe: str | os.PathLike | FitRecipe = "multiview",
+    overrides: Sequence[str] = (),
+    share_expression: bool | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    batch_size: int = 8,
+    progress: Progress | Callable[[str, float], None] | None = None,
+) -> list[FitResult | FitkitError]:
+    """Fit one face to the photos of each of several people, who are solved side by side, as `fit` does.
+
+        results = fitkit.fit_many(["anna/", "ben/", ["c1.jpg", "c2.jpg"]])
+        faces = [r for r in results if not isinstance(r, fitkit.FitkitError)]
+
+    Each person may have another number of photos. Recipes `landmarks` and `multiview` gain from it, see
+    `fitkit.fitting.together`.
+
+    Args:
+        subjects: of each person what `fit` takes; batch_size: how many are fitted at once, whose photos are
+            in memory together; progress: told of each batch. The rest as for `fit`.
+    Returns:
+        for each person the result, or the error that ended its fit and no other one.
+    Raises:
+        FitkitError: what concerns all people: recipe, model, device or batch size.
+    """
+    progress, subjects = Progress.of(progress), list(subjects)
+    if batch_size < 1:
+        raise InputError(f"batch_size: expected at least 1, got {batch_size}")
+    face_model, settled = _settled(model, recipe, overrides, share_expression, seed, device)
+    results: list[FitResult | FitkitError] = []
+    with drawing_with(settled.render.backend, torch.device(device)):
+        for first in range(0, len(subjects), batch_size):
+            progress.counted(first, len(subjects), text="fitting people")
+            people = subjects[first : first + batch_size]
+            results += together([_steps(person, None, face_model, settled, device) for person in people])
+    progress.counted(len(subjects), len(subjects))
+    return results
+
+
+def _settled(
+    model: str | FaceModel | None,
+    recipe: str | os.PathLike | FitRecipe,
+    overrides: Sequence[str],
+    share_expression: bool | None,
+    seed: int | None,
+    device: str,
+) -> tuple[FaceModel, FitRecipe]:
+    """The face model and the recipe that the arguments of `fit` name, on a device that is there."""
     check_argument(
         "model",
         model,
@@ -75,7 +132,6 @@ def fit(
     check_argument(
         "recipe", recipe, (str, os.PathLike, FitRecipe), "the name or path of a recipe, or a FitRecipe"
     )
-    progress = Progress.of(progress)
     changes: dict[str, Any] = {}
     if isinstance(model, (str, os.PathLike)):
         changes["model"] = os.fspath(model)
@@ -91,8 +147,18 @@ def fit(
             "FitRecipe"
         )
     check_device(device)
-    check_backend(recipe.render.backend, torch.device(device))
-    face_model = model if isinstance(model, FaceModel) else load_model(recipe.model)
+    return (model if isinstance(model, FaceModel) else load_model(recipe.model)), recipe
+
+
+def _steps(
+    subject: str | os.PathLike | Subject | Sequence,
+    landmarks: Sequence | None,
+    model: FaceModel,
+    recipe: FitRecipe,
+    device: str,
+    progress: Progress = Progress(),
+) -> Steps[FitResult]:
+    """`fit` as something that asks for the solution of its problems, see `together`."""
     progress.at(0.0, "reading photos")
     subject = as_subject(subject, landmarks)
     finding = progress.part(0.05, 0.2, "finding landmarks")
@@ -100,7 +166,8 @@ def fit(
     found, sources = detect_landmarks(subject, recipe.landmarks.source, device, finding)
     found = check_given(subject, found, sources, recipe.landmarks.source == "auto", device)
     subject, found, notes = usable_views(subject, found)
-    return fit_observed(subject, found, face_model, recipe, device, progress, subject.notes + tuple(notes))
+    notes = subject.notes + tuple(notes)
+    return (yield from _observed_steps(subject, found, model, recipe, device, progress, notes))
 
 
 def check_device(device: str) -> None:
@@ -125,10 +192,10 @@ def fit_observed(
 ) -> FitResult:
     """`fit` from views and landmarks that are already there; the timed part of a fit."""
     with drawing_with(recipe.render.backend, torch.device(device)):
-        return _fit_observed(subject, found, model, recipe, device, progress, notes)
+        return alone(_observed_steps(subject, found, model, recipe, device, progress, notes))
 
 
-def _fit_observed(
+def _observed_steps(
     subject: Subject,
     found: Landmarks,
     model: FaceModel,
@@ -136,22 +203,24 @@ def _fit_observed(
     device: str,
     progress: Progress,
     notes: Sequence[str],
-) -> FitResult:
-    start, cpu = time.perf_counter(), time.process_time()
+) -> Steps[FitResult]:
+    clock = Clock()
+    start, cpu = clock.wall(), clock.cpu()
     subject, contradictions = check_rig(subject, found.only(model.landmarks.present), model)
     progress.at(0.2, "cropping")
     observations = crop_views(
         (v.image for v in subject.views), (v.mask for v in subject.views), found, recipe.crop
     ).to(device)
     local = model.to(device) if str(model.device) != device else model
-    began = time.perf_counter()
+    began = clock.wall()
     known = observations.landmarks.only(local.landmarks.present)
     moment = moments_of(subject.views).to(observations.images.device)
     observations = replace(observations, landmarks=known, moment=moment)
     chosen = choose_start(subject, found, local, recipe, observations, device)
     found = replace(found, valid=chosen.observations.landmarks.valid.to(found.valid))
-    solution = StageRunner(recipe, device).solve(at_start(chosen, local, recipe), progress.part(0.35, 0.975))
-    solved = time.perf_counter()
+    runner = StageRunner(recipe, device, clock)
+    solution = yield from runner.steps(at_start(chosen, local, recipe), progress.part(0.35, 0.975))
+    solved = clock.wall()
     progress.at(0.97, "judging the fit")
     final, detail = to_photos(solution.state, solution.observations).to("cpu"), solution.detail
     cpu_model = model.to("cpu") if model.device.type != "cpu" else model
@@ -163,8 +232,8 @@ def _fit_observed(
         camera_contradictions=tuple(contradictions),
         time_s=TimeReport(
             round(solved - began, 3),
-            round(time.perf_counter() - start, 3),
-            round(time.process_time() - cpu, 3),
+            round(clock.wall() - start, 3),
+            round(clock.cpu() - cpu, 3),
         ),
     )
     report = judge(report)

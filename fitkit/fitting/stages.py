@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +22,7 @@ from fitkit.fitting.noise import given_sigma, measured_sigma, measured_spread, o
 from fitkit.fitting.recipe import FitRecipe, Stage
 from fitkit.fitting.report import StageReport
 from fitkit.fitting.solution import Solution
+from fitkit.fitting.together import Clock, Request, Steps, alone
 from fitkit.geometry.spherical_harmonics import white_light
 from fitkit.io.progress import Progress
 from fitkit.models.face_model import FaceModel
@@ -30,7 +30,7 @@ from fitkit.nets import load_network
 from fitkit.observe.flow import make_flow_estimator
 from fitkit.scene.layout import ParameterLayout
 from fitkit.solvers.first_order import AdamOptions, adam
-from fitkit.solvers.levenberg_marquardt import LMOptions, SolverResult, levenberg_marquardt
+from fitkit.solvers.levenberg_marquardt import LMOptions, SolverResult
 
 log = logging.getLogger("fitkit")
 
@@ -59,6 +59,7 @@ class StageRunner:
 
     recipe: FitRecipe
     device: str = "cpu"  # of the crops
+    clock: Clock = field(default_factory=Clock)
 
     @cached_property
     def networks(self) -> Networks:
@@ -67,7 +68,11 @@ class StageRunner:
         return Networks(self.device, flow, make_flow=make_flow_estimator, make_network=load_network)
 
     def solve(self, at: Solution, progress: Progress = Progress()) -> Solution:
-        """All stages in turn, and the detail layer.
+        """All stages in turn, and the detail layer; see `steps`."""
+        return alone(self.steps(at, progress))
+
+    def steps(self, at: Solution, progress: Progress = Progress()) -> Steps[Solution]:
+        """`solve` as something that asks for the solution of its problems, see `together`.
 
         Raises:
             FitError: no stage is for this number of views and this start, or the solver failed.
@@ -88,15 +93,16 @@ class StageRunner:
         if self.recipe.detail.enabled:
             self.networks.flow(detail.estimator, detail.weights)
         progress.at(0.0, f"stage {stages[0].name}")
-        at, done = self._leading_stages(stages, at)
+        at, done = yield from self._leading_stages(stages, at)
         wrong = wrong_exif(at) if done else []
         if wrong:
             cameras = at.cameras.without_exif(wrong, at.state, self.recipe.camera, at.model)
-            at, done = self._leading_stages(stages, replace(at, cameras=cameras, stages=(), shape=None))
+            again = replace(at, cameras=cameras, stages=(), shape=None)
+            at, done = yield from self._leading_stages(stages, again)
         effort = [_effort(stage) for stage in stages]
         for number, stage in enumerate(stages[done:], done):
             begun, end = (0.8 * sum(effort[:n]) / sum(effort) for n in (number, number + 1))
-            at = self._stage(stage, at, progress.part(begun, end, f"stage {stage.name}"))
+            at = yield from self._stage(stage, at, progress.part(begun, end, f"stage {stage.name}"))
         if not self.recipe.detail.enabled:
             return at
         progress.at(0.8, "detail")
@@ -115,7 +121,7 @@ class StageRunner:
             )
         return stages
 
-    def _leading_stages(self, stages: Sequence[Stage], at: Solution) -> tuple[Solution, int]:
+    def _leading_stages(self, stages: Sequence[Stage], at: Solution) -> Steps[tuple[Solution, int]]:
         """The leading landmark stages. What the jaw points are, where that is not known, is the rule under
         which they fit better.
 
@@ -138,7 +144,7 @@ class StageRunner:
         for rule in ("surface", "outline") if at.jaw_rule == "auto" else (at.jaw_rule,):
             trial = replace(at, jaw_rule=rule, iterations=iterations)
             for stage in leading:
-                trial = self._stage(stage, trial)
+                trial = yield from self._stage(stage, trial)
             trials[rule], iterations = trial, trial.iterations
         costs = {rule: sum(t.value for t in trial.terms.values()) for rule, trial in trials.items()}
         rule = next(iter(trials))
@@ -147,23 +153,26 @@ class StageRunner:
         log.info("jaw points: %s (costs: %s)", rule, costs)
         return replace(trials[rule], iterations=iterations), len(leading)
 
-    def _stage(self, stage: Stage, at: Solution, progress: Progress = Progress()) -> Solution:
+    def _stage(self, stage: Stage, at: Solution, progress: Progress = Progress()) -> Steps[Solution]:
         progress.at(0.0)
-        began, before = time.perf_counter(), at
+        began, before = self.clock.wall(), at
         if stage.measure_noise:
             at = replace(at, sigma=measured_sigma(at, self.recipe.landmarks))
         at, objective, layout = self._set_up(stage, at)
-        solve = self._first_order if stage.solver.name == "adam" else self._least_squares
-        at, objective, status, messages = solve(stage, at, objective, layout, progress)
+        first_order = stage.solver.name == "adam"
+        if first_order:
+            at, objective, status, messages = self._first_order(stage, at, objective, layout, progress)
+        else:
+            steps = self._least_squares(stage, at, objective, layout, progress)
+            at, objective, status, messages = yield from steps
         with torch.no_grad():
             terms = objective.cost(at.state, at.observations)[1]
-        first_order = stage.solver.name == "adam"
         last = (LeastSquaresProblem(objective, at.observations, layout, first_order), at.state)
         moved = "identity" in stage.free
         change = None
         if moved and before.shape is not None:
             change = float((at.state.identity - before.state.identity).square().mean().sqrt())
-        seconds = round(time.perf_counter() - began, 4)
+        seconds = round(self.clock.wall() - began, 4)
         numbers = {n: {"cost": t.value, "valid": t.valid, "rms": t.rms} for n, t in terms.items()}
         report = StageReport(stage.name, status, seconds, change, messages, numbers)
         log.info("stage %s: %s", stage.name, "; ".join(messages))
@@ -201,16 +210,16 @@ class StageRunner:
 
     def _least_squares(
         self, stage: Stage, at: Solution, objective: Objective, layout: ParameterLayout, progress: Progress
-    ) -> tuple[Solution, Objective, str, tuple[str, ...]]:
+    ) -> Steps[tuple[Solution, Objective, str, tuple[str, ...]]]:
         """Levenberg-Marquardt, with visibility, matches and weights computed anew in each round: as
         `_first_order`."""
-        solver, messages = stage.solver, []
+        solver, messages, order = stage.solver, [], self.recipe.stages.index(stage)
         options = LMOptions(solver.max_iterations, min_decrease=solver.min_decrease)
         for number in range(solver.refresh):
             progress.at(number / solver.refresh)
             objective = objective.freeze(at.state, at.observations)
             problem = LeastSquaresProblem(objective, at.observations, layout)
-            result = levenberg_marquardt(problem, at.state, options)
+            result = yield Request(problem, at.state, options, order, self.clock)
             at = _accepted(stage, at, result)
             messages.append(result.message)
             if stage.measure_offsets:

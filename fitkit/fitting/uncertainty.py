@@ -90,14 +90,11 @@ def identity_covariance(
     unit = diagonal.new_zeros(layout.total, K)
     unit[start : start + K] = torch.eye(K, dtype=unit.dtype, device=unit.device)
     # The derivatives are float32: rounding may hide the little that is known about focal length and distance.
-    columns = None
     for damping in (1e-12, 1e-9, 1e-6):
-        columns = (
-            total.solve_columns(unit, damping * diagonal.clamp_min(1e-9 * float(diagonal.max())))
-            if columns is None
-            else columns
-        )
-    if columns is None:
+        columns = total.solve_columns(unit, damping * diagonal.clamp_min(1e-9 * float(diagonal.max())))
+        if bool(torch.isfinite(columns).all()):
+            break
+    else:
         return None
     # H^-1 once for all terms, then only what exceeds the stated noise.
     covariance = columns[start : start + K].clone()

@@ -162,7 +162,7 @@ def _by_landmarks(problem: LeastSquaresProblem, state: SceneState) -> _Landmarks
         rest, rest_b = _eliminated(others[some], moment[some], *local, prior, layout)
         A[some] -= rest
         b[some] -= rest_b
-    return _Landmarks(A, b, whole, whole_b, prior.shared.to(A), prior.gradient_shared.to(A))
+    return _Landmarks(A, b, whole, whole_b, prior.shared[0].to(A), prior.gradient[: layout.num_shared].to(A))
 
 
 def _by_moment(hessian: Tensor, gradient: Tensor, layout: ParameterLayout) -> tuple[Tensor, Tensor]:
@@ -196,12 +196,13 @@ def _eliminated(
     A, b = H[:, :P, :P], g[:, :P]
     if not layout.num_own:
         return A, b
-    own, cross = H[:, P:, P:] + prior.own[moment], H[:, P:, :P]
+    own, cross = H[:, P:, P:] + prior.own[0, moment], H[:, P:, :P]
     diagonal = own.diagonal(dim1=1, dim2=2)
     least = 1e-9 * diagonal.amax(1, keepdim=True).clamp_min(1e-30)
     own = own + torch.diag_embed(1e-9 * torch.maximum(diagonal, least))
+    pull = prior.gradient[P:].reshape(layout.num_moments, -1)[moment]
     side = torch.linalg.solve(own, cross).transpose(1, 2)  # [C, P, Q]
-    return A - side @ cross, b - (side @ (g[:, P:] + prior.gradient_own[moment])[..., None])[..., 0]
+    return A - side @ cross, b - (side @ (g[:, P:] + pull)[..., None])[..., 0]
 
 
 @torch.no_grad()

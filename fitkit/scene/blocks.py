@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fitkit.errors import InputError
-from fitkit.scene.state import SceneState
+from fitkit.scene.state import SceneState, first_views
 
 Retract = Callable[[SceneState, Tensor], SceneState]
 
@@ -28,7 +28,7 @@ class Within:
 
 @dataclass(frozen=True)
 class Block:
-    """One unknown of the person in B views, with one copy for each of its owners.
+    """One unknown of the people in B views, with one copy for each of its owners, which have one person each.
 
     name; width: numbers in a copy; owner: [B] int64, the copy that each view uses, 0 to `copies` - 1; step:
     [width] typical change in the unit of the block, for solvers that know no curvature; retract: state and
@@ -61,8 +61,8 @@ class Unknown:
     within: Within | None = None
 
     def block(self, state: SceneState, owner: Tensor | None = None) -> Block:
-        """The block for `state`; owner: [B] whole numbers, views with the same one share a copy; None: the
-        person owns it, or each view its own."""
+        """The block for `state`; owner: [B] whole numbers, views of a person with the same one share a copy;
+        None: the person owns it, or each view its own."""
         width, B = self.width(state), state.num_views
         if owner is None:
             owner = torch.zeros(B, dtype=torch.int64) if self.of_person else torch.arange(B)
@@ -70,6 +70,7 @@ class Unknown:
             raise InputError(f"owner of '{self.name}': the person owns it; name no other owner for it")
         step = torch.as_tensor(self.step, dtype=torch.float32).expand(width)
         owner = numbered(owner, B, f"owner of '{self.name}'")
+        owner = numbered(state.subject.cpu() * B + owner, B, f"owner of '{self.name}'")
         return Block(self.name, width, owner, step, self.retract, self.of_person, self.within)
 
 
@@ -80,8 +81,12 @@ def numbered(owner: Tensor, views: int, what: str) -> Tensor:
     return owner.cpu().unique(return_inverse=True)[1]
 
 
+def _identity(state: SceneState, change: Tensor) -> SceneState:
+    return state.replace(identity=state.identity + change[first_views(state.subject)])
+
+
 def _landmarks(state: SceneState, change: Tensor) -> SceneState:
-    moved = change[:1].reshape(1, 68, 3)
+    moved = change[first_views(state.subject)].reshape(-1, 68, 3)
     before = state.landmark_offset
     return state.replace(landmark_offset=moved if before is None else before + moved)
 
@@ -125,7 +130,7 @@ UNKNOWNS = (
         "identity",
         lambda s: s.identity.shape[1],
         1.0,
-        lambda s, change: s.replace(identity=s.identity + change[:1]),
+        _identity,
         of_person=True,
     ),
     Unknown("landmarks", lambda s: 3 * 68, 1.0, _landmarks, of_person=True),  # mm

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import filterfalse
+from itertools import accumulate, filterfalse
 
 import torch
 from torch import Tensor
@@ -17,16 +17,19 @@ from fitkit.scene.state import SceneState
 
 @dataclass(frozen=True)
 class ParameterLayout:
-    """Free parameters of one person in B views, split into those that a single moment owns and shared ones.
+    """Free parameters of S people in B views, split into those that a single moment owns and shared ones.
 
-    moment: [B] int64, 0 to T - 1: views with the same number show one moment, whose own parameters a solver
-    eliminates together. A block belongs to the moments where no two of them use one copy of it. The step
-    vector is [shared | own of moment 0 | own of moment 1 | ...]; where moments have different numbers of
-    copies, all are given room for the most, and nothing depends on what is left over.
+    moment: [B] int64, 0 to T - 1: views of a person with the same number show one moment, whose own
+    parameters a solver eliminates together. A block belongs to the moments where no two of them use one copy
+    of it, in all people. person: [B] int64, whom each view shows; people have nothing in common. The step of
+    a person is [shared | own of moment 0 | own of moment 1 | ...], the step vector that of all people in
+    turn; where they have different numbers of moments or copies, all are given room for the most, and
+    nothing depends on what is left over.
     """
 
     blocks: tuple[Block, ...]
     moment: Tensor
+    person: Tensor
 
     @staticmethod
     def of(
@@ -44,27 +47,49 @@ class ParameterLayout:
 
         Raises:
             InputError: unknown names, no numbers at all, owners or moments that are not one for each view, an
-                owner of what the person owns, or more than one person.
+                owner of what the person owns, or a person without a view.
         """
         owners = owners or {}
         unknown = [name for name in (*free, *owners) if name not in BLOCKS]
         if unknown:
             raise InputError(f"free parameters: expected some of {', '.join(BLOCKS)}; got '{unknown[0]}'")
-        if len(state.identity) != 1:
-            raise InputError(f"a fit solves for one person, the state holds {len(state.identity)}")
+        person, S = state.subject.cpu(), len(state.identity)
+        if len(person.unique()) != S:
+            raise InputError(
+                f"people: expected a view of each of the {S}, got views of {len(person.unique())}"
+            )
         chosen = (u for u in UNKNOWNS if u.name in free and u.width(state))
         blocks = tuple(u.block(state, owners.get(u.name)) for u in chosen)
         if not blocks:
             raise InputError(f"free parameters: the state has no numbers for {', '.join(free) or 'anything'}")
         moment = torch.arange(state.num_views) if moment is None else moment
-        return ParameterLayout(blocks, numbered(moment, state.num_views, "moments"))
+        moment = _within(person, numbered(moment, state.num_views, "moments"))
+        return ParameterLayout(blocks, moment, person)
+
+    @staticmethod
+    def join(parts: Sequence[ParameterLayout]) -> ParameterLayout:
+        """The layout of the people of several layouts with the same blocks, in their order."""
+
+        def after(numbers: Sequence[Tensor]) -> Tensor:
+            before = [0, *accumulate(int(n.max()) + 1 for n in numbers)]
+            return torch.cat([n + b for n, b in zip(numbers, before)])
+
+        blocks = zip(*(p.blocks for p in parts))
+        joined = tuple(replace(b[0], owner=after([block.owner for block in b])) for b in blocks)
+        moment = torch.cat([p.moment for p in parts])
+        return ParameterLayout(joined, moment, after([p.person for p in parts]))
 
     @property
     def num_views(self) -> int:
         return len(self.moment)
 
     @cached_property
+    def num_people(self) -> int:
+        return int(self.person.max()) + 1
+
+    @cached_property
     def num_moments(self) -> int:
+        """The most that a person has."""
         return int(self.moment.max()) + 1
 
     @cached_property
@@ -72,18 +97,23 @@ class ParameterLayout:
         """Block name -> width."""
         return {block.name: block.width for block in self.blocks}
 
-    def _copies(self, block: Block) -> Tensor:
-        """[B] int64, equal for views of one moment that use one copy; in the order of the moments."""
-        return self.moment * self.num_views + block.owner
+    @cached_property
+    def _moment_of_all(self) -> Tensor:
+        """[B] int64, another number for each moment of each person."""
+        return self.person * self.num_moments + self.moment
 
     def is_shared(self, block: Block) -> bool:
         """Whether the person owns it, or two moments use one of its copies."""
-        return block.of_person or len(self._copies(block).unique()) > block.copies
+        return block.of_person or len(_pairs(self._moment_of_all, block.owner).unique()) > block.copies
 
     def _rank(self, block: Block) -> Tensor:
-        """[B] int64, which of its moment's copies of an own block each view uses, from 0."""
-        copies, at = self._copies(block).unique(return_inverse=True)
-        return at - torch.searchsorted(copies, self.moment * self.num_views)
+        """[B] int64, which copy of a block each view uses, from 0: of those of its person or, of an own
+        block, of its moment."""
+        return _within(self.person if self.is_shared(block) else self._moment_of_all, block.owner)
+
+    def _room(self, block: Block) -> int:
+        """Numbers of the most copies that a person or moment has."""
+        return (int(self._rank(block).max()) + 1) * block.width
 
     @cached_property
     def shared(self) -> tuple[str, ...]:
@@ -95,11 +125,12 @@ class ParameterLayout:
 
     @cached_property
     def shared_offsets(self) -> dict[str, int]:
-        """Where the copies of each shared block begin in the step, and under '' where they end."""
+        """Where the copies of each shared block begin in the step of a person, and under '' where they
+        end."""
         offsets, total = {}, 0
         for block in filter(self.is_shared, self.blocks):
             offsets[block.name] = total
-            total += block.copies * block.width
+            total += self._room(block)
         offsets[""] = total
         return offsets
 
@@ -113,7 +144,7 @@ class ParameterLayout:
         offsets, total = {}, 0
         for block in filterfalse(self.is_shared, self.blocks):
             offsets[block.name] = total
-            total += (int(self._rank(block).max()) + 1) * block.width
+            total += self._room(block)
         offsets[""] = total
         return offsets
 
@@ -123,20 +154,24 @@ class ParameterLayout:
         return self.own_offsets[""]
 
     @property
-    def total(self) -> int:
+    def each(self) -> int:
+        """Parameters of each person."""
         return self.num_shared + self.num_moments * self.num_own
+
+    @property
+    def total(self) -> int:
+        return self.num_people * self.each
 
     @cached_property
     def index(self) -> Tensor:
         """[B, n] int64: where the local parameters of each view (blocks in the order `order`) stand in the
         step."""
-        parts = []
-        for block in filter(self.is_shared, self.blocks):
-            start = self.shared_offsets[block.name] + block.owner[:, None] * block.width
-            parts.append(start + torch.arange(block.width))
-        for block in filterfalse(self.is_shared, self.blocks):
-            start = self.num_shared + self.moment * self.num_own + self.own_offsets[block.name]
-            start = start + self._rank(block) * block.width
+        person, own = self.person * self.each, self.num_shared + self.moment * self.num_own
+        blocks, parts = {block.name: block for block in self.blocks}, []
+        for name in self.order:
+            shared, block = name in self.shared, blocks[name]
+            start = self.shared_offsets[name] if shared else own + self.own_offsets[name]
+            start = person + start + self._rank(block) * block.width
             parts.append(start[:, None] + torch.arange(block.width))
         return torch.cat(parts, 1)
 
@@ -175,3 +210,14 @@ def retract(state: SceneState, step: Tensor, layout: ParameterLayout) -> SceneSt
     for block in layout.blocks:
         state = block.retract(state, change[block.name])
     return state
+
+
+def _pairs(outer: Tensor, inner: Tensor) -> Tensor:
+    """[B] int64, equal where both are; in the order of the outer numbers."""
+    return outer * (int(inner.max()) + 1) + inner
+
+
+def _within(outer: Tensor, inner: Tensor) -> Tensor:
+    """[B] int64: which of the inner numbers that occur with its outer number each has, from 0."""
+    pairs, at = _pairs(outer, inner).unique(return_inverse=True)
+    return at - torch.searchsorted(pairs, outer * (int(inner.max()) + 1))

@@ -141,3 +141,10 @@ def views_of(subject: Tensor, people: Sequence[int]) -> tuple[Tensor, Tensor]:
     """
     found = [(subject == person).nonzero()[:, 0] for person in people]
     return torch.cat(found), torch.cat([torch.full_like(views, new) for new, views in enumerate(found)])
+
+
+def first_views(owner: Tensor) -> Tensor:
+    """The first view of each owner, [O] int64, by the numbers of the owners; owner: [B] int64."""
+    owners, at = owner.unique(return_inverse=True)
+    views = torch.arange(len(owner), device=owner.device)
+    return views.new_full((len(owners),), len(owner)).scatter_reduce(0, at, views, "amin")

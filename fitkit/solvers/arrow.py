@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 
 class ArrowSystem:
-    """H step = -g with H = [[S, C_1 .. C_T], [C_t', V_t]] plus optional coupling between the blocks of two
-    owners.
+    """H step = -g of S people who have nothing in common, each with H = [[S, C_1 .. C_T], [C_t', V_t]] plus
+    optional coupling between the blocks of two owners.
 
-    shared [P, P], cross [T, P, Q], own [T, Q, Q], gradient_shared [P], gradient_own [T, Q];
-    coupling: [T, Q, T, Q] or None. Without coupling the blocks of the owners are eliminated one by one (Schur
-    complement), so the cost grows linearly with T. With coupling and up to `dense_limit` own parameters
-    the whole matrix is factorised. Beyond, coupling is kept as the factors it is made of (`pairs`,
-    `commons`) and the system is solved by conjugate gradients, preconditioned with the arrow of the rest:
-    linear in T again.
+    shared [S, P, P], cross [S, T, P, Q], own [S, T, Q, Q], gradient [S N], N = P + T Q: that of all people in
+    turn, as the step and every other vector; coupling: [S, T, Q, T, Q] or None. Without coupling the blocks
+    of the owners are eliminated one by one (Schur complement), so the cost grows linearly with T. With
+    coupling and up to `dense_limit` own parameters the whole matrix of each person is factorised. Beyond,
+    coupling is kept as the factors it is made of (`pairs`, `commons`) and the system is solved by conjugate
+    gradients, preconditioned with the arrow of the rest: linear in T again.
     """
 
     def __init__(
@@ -25,32 +25,35 @@ class ArrowSystem:
         shared: Tensor,
         cross: Tensor,
         own: Tensor,
-        gradient_shared: Tensor,
-        gradient_own: Tensor,
+        gradient: Tensor,
         coupling: Tensor | None = None,
         dense_limit: int = 2048,
     ):
         self.shared, self.cross, self.own = shared, cross, own
-        self.gradient_shared, self.gradient_own, self.coupling = gradient_shared, gradient_own, coupling
+        self.gradient, self.coupling = gradient, coupling
         self.dense_limit = dense_limit
         # (where_a [G, n], where_b [G, n], block [G, n, n]): blocks of H between parameters of two owners, as
         # step positions
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.commons: list[Tensor] = []  # C [R, P + T Q] of each eliminated latent: H contains -C'C
+        self.commons: list[Tensor] = []  # C [R, S N] of each eliminated latent: H contains -C'C
 
     @staticmethod
     def zeros(
-        num_owners: int, num_shared: int, num_own: int, dtype=torch.float64, device=None
+        num_owners: int,
+        num_shared: int,
+        num_own: int,
+        dtype=torch.float64,
+        device=None,
+        num_people: int = 1,
     ) -> ArrowSystem:
         def z(*shape):
-            return torch.zeros(*shape, dtype=dtype, device=device)
+            return torch.zeros(num_people, *shape, dtype=dtype, device=device)
 
         return ArrowSystem(
             z(num_shared, num_shared),
             z(num_owners, num_shared, num_own),
             z(num_owners, num_own, num_own),
-            z(num_shared),
-            z(num_owners, num_own),
+            z(num_shared + num_owners * num_own).reshape(-1),
         )
 
     @property
@@ -59,8 +62,12 @@ class ArrowSystem:
         return self.num_owners * self.num_own > self.dense_limit
 
     @property
-    def num_shared(self) -> int:
+    def num_people(self) -> int:
         return self.shared.shape[0]
+
+    @property
+    def num_shared(self) -> int:
+        return self.shared.shape[-1]
 
     @property
     def num_own(self) -> int:
@@ -68,19 +75,22 @@ class ArrowSystem:
 
     @property
     def num_owners(self) -> int:
-        return self.own.shape[0]
+        return self.own.shape[1]
+
+    @property
+    def each(self) -> int:
+        """Parameters of each person."""
+        return self.num_shared + self.num_owners * self.num_own
 
     # ---- assembly: `index` [B, n] gives the step position of the local parameters of each view: those that
-    # its owner has stand last, and all of them belong to one owner ----
+    # its owner has stand last, and all of them belong to one owner of one person ----
 
     def add_view(self, view: Tensor, index: Tensor, hessian: Tensor, gradient: Tensor) -> None:
         """Add local systems hessian [G, n, n], gradient [G, n] that belong to the views `view` [G]."""
         if len(view) == 0:
             return
         at, s = self._positions(view, index)
-        gradient = gradient.to(self.own.dtype)
-        _scatter(self.gradient_shared, at[:, :s], gradient[:, :s])
-        _scatter(self.gradient_own, at[:, s:] - self.num_shared, gradient[:, s:])
+        _scatter(self.gradient, at, gradient.to(self.own.dtype))
         self._add(at, at, s, hessian)
 
     def add_pair(self, view_a: Tensor, view_b: Tensor, index: Tensor, block: Tensor) -> None:
@@ -96,28 +106,36 @@ class ArrowSystem:
         self._add(row, column, s, torch.cat([block, block.transpose(1, 2)]), apart.repeat(2))
 
     def add_common(self, view: Tensor, index: Tensor, columns: Tensor) -> None:
-        """Subtract C'C with C = the sum over views of columns [G, R, n] placed in the step: an eliminated
-        latent."""
-        P, T, Q, R = self.num_shared, self.num_owners, self.num_own, columns.shape[1]
+        """Subtract C'C with C = the sum over views of columns [G, R, n] placed in the step: a latent of one
+        person that is eliminated."""
+        R = columns.shape[1]
         at, _ = self._positions(view, index)
-        common = columns.new_zeros(P + T * Q, R)
+        common = columns.new_zeros(self.num_people * self.each, R)
         common = common.index_add_(0, at.reshape(-1), columns.transpose(1, 2).reshape(-1, R)).T
         if self.factored:
             self.commons.append(common)
             return
-        top, bottom = common[:, :P], common[:, P:]
-        self.shared -= (top.T @ top).to(self.shared.dtype)
-        self.cross -= (top.T @ bottom).to(self.cross.dtype).reshape(P, T, Q).transpose(0, 1)
-        self._coupled().sub_((bottom.T @ bottom).to(self.own.dtype).reshape(T, Q, T, Q))
+        P, T, Q, S = self.num_shared, self.num_owners, self.num_own, self.num_people
+        common = common.reshape(R, S, self.each).transpose(0, 1)
+        top, bottom = common[..., :P], common[..., P:]
+        self.shared -= (top.mT @ top).to(self.shared.dtype)
+        self.cross -= (top.mT @ bottom).to(self.cross.dtype).reshape(S, P, T, Q).transpose(1, 2)
+        self._coupled().sub_((bottom.mT @ bottom).to(self.own.dtype).reshape(S, T, Q, T, Q))
 
     def _positions(self, view: Tensor, index: Tensor) -> tuple[Tensor, int]:
         """Step positions [G, n] of the local parameters of `view` [G], and how many of them are shared."""
-        return index.to(view.device)[view], int((index[0] < self.num_shared).sum())
+        return index.to(view.device)[view], int((index[0] % self.each < self.num_shared).sum())
 
     def _owner(self, at: Tensor) -> Tensor:
-        """[G] int64, the owner of the positions at [G, n], whose last one it has; 0 where all are shared."""
-        last = at[:, -1] - self.num_shared
-        return torch.div(last, max(1, self.num_own), rounding_mode="floor").clamp_min(0)
+        """[G] int64, the owner of the positions at [G, n], whose last one it has, counted through all
+        people; of each person the first where all are shared."""
+        person, last = self._person(at), at[:, -1] % self.each - self.num_shared
+        owner = torch.div(last, max(1, self.num_own), rounding_mode="floor").clamp_min(0)
+        return person * self.num_owners + owner
+
+    def _person(self, at: Tensor) -> Tensor:
+        """[G] int64, whose the positions at [G, n] are."""
+        return torch.div(at[:, 0], self.each, rounding_mode="floor")
 
     def _add(self, row: Tensor, column: Tensor, s: int, block: Tensor, apart: Tensor | None = None) -> None:
         """Add block [G, n, n] where the rows `row` [G, n] of H meet the columns `column` [G, n].
@@ -127,48 +145,39 @@ class ArrowSystem:
         """
         if len(row) == 0:
             return
-        P, T, Q = self.num_shared, self.num_owners, self.num_own
-        block = block.to(self.own.dtype)
+        P, T, Q, S = self.num_shared, self.num_owners, self.num_own, self.num_people
+        block, person = block.to(self.own.dtype), self._person(row)
+        owner, whose = self._owner(column)[:, None, None], person[:, None, None]
+        row, column = row - person[:, None] * self.each, column - person[:, None] * self.each
         top, left = row[:, :s, None], column[:, None, :s]
         if bool((top == top[:1]).all()) and bool((left == left[:1]).all()):  # all in one place: plain sums
-            self.shared[top[0], left[0]] += block[:, :s, :s].sum(0)
+            place = (slice(None), *_ranges(top[0], left[0]))
+            self.shared[place] += _sums(block[:, :s, :s], person, S)
         else:
-            _scatter(self.shared, top * P + left, block[:, :s, :s])
-        owner = self._owner(column)[:, None, None]
+            _scatter(self.shared, (whose * P + top) * P + left, block[:, :s, :s])
         bottom, right = row[:, s:, None] - P, column[:, None, s:] - P  # among all own parameters
-        place = right - owner * Q  # among those of the owner
+        place = right - owner % T * Q  # among those of the owner
         _scatter(self.cross, (owner * P + top) * Q + place, block[:, :s, s:])
         own = block[:, s:, s:]
         if apart is not None and bool(apart.any()):
-            _scatter(self._coupled(), (bottom * (T * Q) + right)[apart], own[apart])
-            bottom, place, own = bottom[~apart], place[~apart], own[~apart]
-        _scatter(self.own, bottom * Q + place, own)
+            at = (whose * (T * Q) + bottom) * (T * Q) + right
+            _scatter(self._coupled(), at[apart], own[apart])
+            keep = ~apart
+            whose, bottom, place, own = whose[keep], bottom[keep], place[keep], own[keep]
+        _scatter(self.own, (whose * (T * Q) + bottom) * Q + place, own)
 
     def _coupled(self) -> Tensor:
         """`coupling`, made when it is first needed."""
         if self.coupling is None:
             T, Q = self.num_owners, self.num_own
-            self.coupling = self.own.new_zeros(T, Q, T, Q)
+            self.coupling = self.own.new_zeros(self.num_people, T, Q, T, Q)
         return self.coupling
 
     # ---- use ----
 
-    @property
-    def gradient(self) -> Tensor:
-        """[P + T Q]"""
-        return torch.cat([self.gradient_shared, self.gradient_own.reshape(-1)])
-
     def dense(self) -> Tensor:
-        """The whole matrix, [P + T Q, P + T Q]."""
-        P, T, Q = self.num_shared, self.num_owners, self.num_own
-        H = self.shared.new_zeros(P + T * Q, P + T * Q)
-        H[:P, :P] = self.shared
-        cross = self.cross.permute(1, 0, 2).reshape(P, T * Q)
-        H[:P, P:], H[P:, :P] = cross, cross.T
-        block = self.shared.new_zeros(T, Q, T, Q) if self.coupling is None else self.coupling.clone()
-        i = torch.arange(T, device=block.device)
-        block[i, :, i] += self.own
-        H[P:, P:] = block.reshape(T * Q, T * Q)
+        """The whole matrix, [S N, S N]."""
+        H = torch.block_diag(*self._blocks())
         for where_a, where_b, block in self.pairs:
             for at, bt, part in zip(where_a, where_b, block):
                 H[at[:, None], bt] += part
@@ -177,12 +186,24 @@ class ArrowSystem:
             H -= (C.T @ C).to(H.dtype)
         return H
 
+    def _blocks(self) -> Tensor:
+        """The matrix of each person without what is kept as factors, [S, N, N]."""
+        P, T, Q, S = self.num_shared, self.num_owners, self.num_own, self.num_people
+        H = self.shared.new_zeros(S, self.each, self.each)
+        H[:, :P, :P] = self.shared
+        cross = self.cross.transpose(1, 2).reshape(S, P, T * Q)
+        H[:, :P, P:], H[:, P:, :P] = cross, cross.mT
+        block = self.shared.new_zeros(S, T, Q, T, Q) if self.coupling is None else self.coupling.clone()
+        block.diagonal(dim1=1, dim2=3).add_(self.own.permute(0, 2, 3, 1))
+        H[:, P:, P:] = block.reshape(S, T * Q, T * Q)
+        return H
+
     def diagonal(self) -> Tensor:
-        own = self.own.diagonal(dim1=1, dim2=2)
+        """[S N]"""
+        own = self.own.diagonal(dim1=2, dim2=3)
         if self.coupling is not None:
-            i = torch.arange(self.num_owners, device=own.device)
-            own = own + self.coupling[i, :, i].diagonal(dim1=1, dim2=2)
-        total = torch.cat([self.shared.diagonal(), own.reshape(-1)])
+            own = own + self.coupling.flatten(1, 2).flatten(2).diagonal(dim1=1, dim2=2).reshape(own.shape)
+        total = torch.cat([self.shared.diagonal(dim1=1, dim2=2), own.flatten(1)], 1).reshape(-1)
         for where_a, where_b, block in self.pairs:
             same = where_a == where_b  # shared parameters, the only ones that two owners have in common
             total = total.index_add(0, where_a[same], 2 * block.diagonal(dim1=1, dim2=2)[same])
@@ -190,92 +211,95 @@ class ArrowSystem:
             total = total - (C * C).sum(0).to(total.dtype)
         return total
 
-    def solve(self, damping: Tensor) -> Tensor | None:
-        """Step [P + T Q] of (H + diag(damping)) step = -g, or None when the matrix is not positive
+    def solve(self, damping: Tensor) -> Tensor:
+        """Step [S N] of (H + diag(damping)) step = -g; not a number for a person whose matrix is not positive
         definite."""
-        step = self.solve_columns(-self.gradient[:, None], damping)
-        return None if step is None else step[:, 0]
+        return self.solve_columns(-self.gradient[:, None], damping)[:, 0]
 
-    def solve_columns(self, right: Tensor, damping: Tensor) -> Tensor | None:
-        """(H + diag(damping))^-1 right for the columns of right [P + T Q, R]; None when the matrix is not
-        positive definite."""
+    def solve_columns(self, right: Tensor, damping: Tensor) -> Tensor:
+        """(H + diag(damping))^-1 right for the columns of right [S N, R], as `solve`."""
+        S, N = self.num_people, self.each
+        right, damping = right.reshape(S, N, -1), damping.reshape(S, N)
         if self.coupling is not None:
-            H = self.dense()
-            H.diagonal().add_(damping)
+            H = self._blocks()
+            H.diagonal(dim1=1, dim2=2).add_(damping)
             factor, info = torch.linalg.cholesky_ex(H)
-            return None if int(info) else torch.cholesky_solve(right, factor)
-        arrow = self._factor_arrow(damping)
-        if arrow is None:
-            return None
-        if not self.pairs and not self.commons:
-            return arrow(right)
-        return self._conjugate_gradients(right, arrow, damping)
+            x = _where(info == 0, torch.cholesky_solve(right, factor))
+        else:
+            arrow, definite = self._factor_arrow(damping)
+            if self.pairs or self.commons:
+                x, curved = self._conjugate_gradients(right, arrow, damping)
+                definite = definite & ~curved
+            else:
+                x = arrow(right)
+            x = _where(definite, x)
+        return x.reshape(S * N, -1)
 
-    def _factor_arrow(self, damping: Tensor):
-        """A function that solves (arrow + diag(damping)) x = right side [P + T Q, R], or None when that is
-        not positive definite."""
-        P, T, Q = self.num_shared, self.num_owners, self.num_own
-        own = self.own + torch.diag_embed(damping[P:].reshape(T, Q))
+    def _factor_arrow(self, damping: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """A function that solves (arrow + diag(damping)) x = right side [S, N, R], and for whom that is
+        positive definite, [S] bool."""
+        P, T, Q, S = self.num_shared, self.num_owners, self.num_own, self.num_people
+        own = self.own + torch.diag_embed(damping[:, P:].reshape(S, T, Q))
         factor, info = torch.linalg.cholesky_ex(own)
-        if Q and int(info.max()):
-            return None
-        inner = torch.cholesky_solve(self.cross.transpose(1, 2), factor)  # [T, Q, P]
-        cross = self.cross.transpose(0, 1).reshape(P, T * Q)
-        schur = self.shared + torch.diag(damping[:P]) - cross @ inner.reshape(T * Q, P)
+        definite = (info == 0).all(1)
+        inner = torch.cholesky_solve(self.cross.mT, factor).reshape(S, T * Q, P)
+        cross = self.cross.transpose(1, 2).reshape(S, P, T * Q)
+        schur = self.shared + torch.diag_embed(damping[:, :P]) - cross @ inner
         outer, info = torch.linalg.cholesky_ex(schur)
-        if P and int(info):
-            return None
+        definite = definite & (info == 0)
 
         def solve(right: Tensor) -> Tensor:
-            R = right.shape[1]
-            top, bottom = right[:P], right[P:].reshape(T, Q, R)
-            bottom = torch.cholesky_solve(bottom, factor)
-            shared = torch.cholesky_solve(top - cross @ bottom.reshape(T * Q, R), outer)
-            return torch.cat([shared, (bottom - inner @ shared).reshape(T * Q, R)])
+            R = right.shape[2]
+            top, bottom = right[:, :P], right[:, P:].reshape(S, T, Q, R)
+            bottom = torch.cholesky_solve(bottom, factor).reshape(S, T * Q, R)
+            shared = torch.cholesky_solve(top - cross @ bottom, outer)
+            return torch.cat([shared, bottom - inner @ shared], 1)
 
-        return solve
+        return solve, definite
 
     def _conjugate_gradients(
         self, right: Tensor, precondition, damping: Tensor, tolerance: float = 1e-3, most: int = 200
-    ) -> Tensor | None:
-        """Preconditioned conjugate gradients, all columns of right [P + T Q, R] side by side; None when the
-        matrix shows a direction of negative curvature.
+    ) -> tuple[Tensor, Tensor]:
+        """Preconditioned conjugate gradients, all columns of right [S, N, R] side by side, and whose matrix
+        shows a direction of negative curvature, [S] bool.
 
         Source: Nocedal and Wright, "Numerical Optimization", 2006, algorithm 5.3.
         """
         x = torch.zeros_like(right)
         r = -right
         y = precondition(r)
-        p, ry = -y, (r * y).sum(0)
+        p, ry = -y, (r * y).sum(1)
         first = ry
         active = first > 0  # no right side, no step
+        curved = torch.zeros_like(active)
         for _ in range(most):
             if not bool(active.any()):
                 break
-            Hp = self.multiply(p) + damping[:, None] * p
-            curvature = (p * Hp).sum(0)
-            if not bool((curvature[active] > 0).all()):
-                return None
-            step = torch.where(active, ry / curvature, torch.zeros_like(ry))
+            Hp = self.multiply(p.flatten(0, 1)).reshape(p.shape) + damping[..., None] * p
+            curvature = (p * Hp).sum(1)
+            curved = curved | (active & ~(curvature > 0))
+            active = active & ~curved
+            step = torch.where(active, ry / curvature, torch.zeros_like(ry))[:, None]
             x, r = x + step * p, r + step * Hp
             y = precondition(r)
-            before, ry = ry, (r * y).sum(0)
+            before, ry = ry, (r * y).sum(1)
             active = active & (ry > tolerance**2 * first)
-            p = -y + torch.where(active, ry / before, torch.zeros_like(ry)) * p
-        return x
+            p = -y + torch.where(active, ry / before, torch.zeros_like(ry))[:, None] * p
+        return x, curved.any(1)
 
     def multiply(self, x: Tensor) -> Tensor:
-        """H x for x [P + T Q] or the columns of x [P + T Q, R]."""
+        """H x for x [S N] or the columns of x [S N, R]."""
         if x.ndim == 1:
             return self.multiply(x[:, None])[:, 0]
-        P, T, Q = self.num_shared, self.num_owners, self.num_own
+        P, T, Q, S = self.num_shared, self.num_owners, self.num_own, self.num_people
         R = x.shape[1]
-        a, b = x[:P], x[P:].reshape(T, Q, R)
-        top = self.shared @ a + torch.einsum("tpq,tqr->pr", self.cross, b)
-        bottom = torch.einsum("tpq,pr->tqr", self.cross, a) + self.own @ b
+        each = x.reshape(S, self.each, R)
+        a, b = each[:, :P], each[:, P:].reshape(S, T, Q, R)
+        top = self.shared @ a + torch.einsum("stpq,stqr->spr", self.cross, b)
+        bottom = (torch.einsum("stpq,spr->stqr", self.cross, a) + self.own @ b).reshape(S, T * Q, R)
         if self.coupling is not None:
-            bottom = bottom + (self.coupling.reshape(T * Q, T * Q) @ b.reshape(T * Q, R)).reshape(T, Q, R)
-        total = torch.cat([top, bottom.reshape(T * Q, R)])
+            bottom = bottom + self.coupling.reshape(S, T * Q, T * Q) @ b.reshape(S, T * Q, R)
+        total = torch.cat([top, bottom], 1).reshape(x.shape)
         for where_a, where_b, block in self.pairs:
             total.index_add_(0, where_a.reshape(-1), (block @ x[where_b]).reshape(-1, R))
             total.index_add_(0, where_b.reshape(-1), (block.transpose(1, 2) @ x[where_a]).reshape(-1, R))
@@ -289,7 +313,7 @@ class ArrowSystem:
         first = systems[0]
         parts = {
             name: torch.stack([getattr(s, name) for s in systems]).sum(0)
-            for name in ("shared", "cross", "own", "gradient_shared", "gradient_own")
+            for name in ("shared", "cross", "own", "gradient")
         }
         coupled = [s.coupling for s in systems if s.coupling is not None]
         total = ArrowSystem(
@@ -303,3 +327,23 @@ class ArrowSystem:
 def _scatter(target: Tensor, at: Tensor, values: Tensor) -> None:
     """Add values to the elements `at` of the contiguous `target`, counted through, where several may meet."""
     target.view(-1).index_add_(0, at.reshape(-1), values.reshape(-1))
+
+
+def _ranges(rows: Tensor, columns: Tensor) -> tuple:
+    """Ascending positions rows [s, 1] and columns [1, s] as slices, which are faster, where they are without
+    gaps."""
+    ends = torch.stack([rows[:1, 0], rows[-1:, 0], columns[0, :1], columns[0, -1:]]).flatten().tolist()
+    gaps = len(rows) == 0 or (ends[1] - ends[0], ends[3] - ends[2]) != (len(rows) - 1,) * 2
+    return (rows, columns) if gaps else (slice(ends[0], ends[1] + 1), slice(ends[2], ends[3] + 1))
+
+
+def _sums(values: Tensor, person: Tensor, people: int) -> Tensor:
+    """Values [G, ...] of the people `person` [G] summed up for each of them, [S, ...]."""
+    if people == 1:
+        return values.sum(0, keepdim=True)
+    return values.new_zeros(people, *values.shape[1:]).index_add_(0, person, values)
+
+
+def _where(definite: Tensor, x: Tensor) -> Tensor:
+    """x [S, N, R], not a number for the people for whom it is no solution."""
+    return torch.where(definite[:, None, None], x, torch.full_like(x, torch.nan))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fitkit.solvers.levenberg_marquardt import SolverResult
+from fitkit.solvers.levenberg_marquardt import SolverEnd, SolverResult
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,8 @@ def adam(
             problem.retract(x, step * problem.scales), number / options.iterations
         )
         if not bool(torch.isfinite(cost)):
-            return SolverResult(
-                x,
-                "failed",
-                tuple(history),
-                f"the cost became {float(cost.detach())} in iteration {len(history) + 1}",
-                len(history),
-            )
+            message = f"the cost became {float(cost.detach())} in iteration {len(history) + 1}"
+            return SolverResult(x, (SolverEnd("failed", tuple(history), message, len(history)),))
         if not history or float(cost.detach()) < min(history):
             best = step.detach().clone()
         cost.backward()
@@ -55,12 +50,7 @@ def adam(
         schedule.step()
         history.append(float(cost.detach()))
     solution = problem.retract(x, best * problem.scales) if history else x
-    return SolverResult(
-        solution,
-        "max_iterations",
-        tuple(history),
-        f"{options.iterations} Adam iterations, cost {history[0]:.6g} -> {history[-1]:.6g}"
-        if history
-        else "no iterations",
-        len(history),
-    )
+    message = "no iterations"
+    if history:
+        message = f"{options.iterations} Adam iterations, cost {history[0]:.6g} -> {history[-1]:.6g}"
+    return SolverResult(solution, (SolverEnd("max_iterations", tuple(history), message, len(history)),))

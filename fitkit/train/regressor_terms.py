@@ -151,7 +151,7 @@ class StageCost:
                 lit = term.energy.freeze(state, observations).estimate_light(state)
             state = state.replace(illumination=lit)
         cost, terms = Objective([term]).freeze(state, observations).cost(state, observations)
-        return cost, terms[term.energy.name], spec.takes_means or term.energy.reduction == "mean"
+        return cost.sum(), terms[term.energy.name], spec.takes_means or term.energy.reduction == "mean"
 
     def _check_parts(self, spec: EnergySpec, options: EnergyOptions, prediction: Prediction) -> None:
         for part in spec.parts_for(options):

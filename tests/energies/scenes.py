@@ -110,7 +110,7 @@ class Scene:
     def cost(self, parameters, observations=None, at=None, weight=1.0):
         """The cost with everything discrete frozen at the parameters `at` (default: the same)."""
         objective = self.objective(parameters if at is None else at, observations, weight)
-        return objective.cost(self.make(parameters), observations or self.observations)[0]
+        return objective.cost(self.make(parameters), observations or self.observations)[0].sum()
 
     def objective(self, at, observations=None, weight=1.0):
         observations = observations or self.observations
@@ -693,7 +693,7 @@ def train(example: Scene, steps: int, rate: float):
         objective = Objective([Term(energy, 1.0, example.kernel)])
         with torch.no_grad():
             objective = objective.freeze(example.make(network(code)), example.observations)
-        cost, _ = objective.cost(state, example.observations)
+        cost = objective.cost(state, example.observations)[0].sum()
         optimizer.zero_grad()
         cost.backward()
         optimizer.step()

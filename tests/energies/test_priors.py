@@ -175,7 +175,7 @@ def test_every_person_of_a_batch_counts():
     two = STATE.replace(
         identity=torch.cat([STATE.identity, 2 * STATE.identity]), subject=torch.tensor([0, 1, 1])
     )
-    cost = [float(Objective([Term(IdentityPrior())]).cost(s, OBS)[0]) for s in (STATE, two)]
+    cost = [float(Objective([Term(IdentityPrior())]).cost(s, OBS)[0].sum()) for s in (STATE, two)]
     assert cost[1] == pytest.approx(5 * cost[0])
 
 
@@ -187,7 +187,7 @@ def test_prior_l1_is_the_printed_formula():
     )
     for state in (STATE, two):
         a, b = state.identity, state.expression / 0.2
-        ours = float(Objective([Term(MEAN, 1 / e, kernel)]).cost(state, OBS)[0])
+        ours = float(Objective([Term(MEAN, 1 / e, kernel)]).cost(state, OBS)[0].sum())
         printed = float(kernel.published(a.square()).mean() + 0.5 * kernel.published(b.square()).mean())
         assert ours == pytest.approx(printed - 1.5 * e) and printed == pytest.approx(
             float(a.abs().mean() + 0.5 * b.abs().mean()), rel=0.01
@@ -198,7 +198,7 @@ def test_prior_l1_is_the_printed_formula():
                 Term(ExpressionPrior(0.2, 0.2), 0.5 / (e * b.numel()), kernel),
             ]
         )
-        assert ours == pytest.approx(float(parts.cost(state, OBS)[0]))
+        assert ours == pytest.approx(float(parts.cost(state, OBS)[0].sum()))
     assert int(MEAN.residuals(two, OBS).valid.sum()) == two.identity.numel() + two.expression.numel()
 
 

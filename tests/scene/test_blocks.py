@@ -56,7 +56,7 @@ def test_a_new_unknown_is_one_declaration():
 
     lens = Unknown("lens", lambda s: 2, (5.0, 3.0), thinner)
     blocks = (UNKNOWNS[0].block(STATE), lens.block(STATE, torch.tensor([0, 0, 1])))
-    layout = ParameterLayout(blocks, torch.arange(3))
+    layout = ParameterLayout(blocks, torch.arange(3), STATE.subject)
     assert layout.shared == ("identity", "lens") and layout.total == 8 + 4
     step = torch.arange(12, dtype=torch.float64)
     moved = retract(STATE, step, layout)

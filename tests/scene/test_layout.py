@@ -5,6 +5,7 @@ from helpers import tiny_model, tiny_state
 from fitkit.errors import InputError
 from fitkit.geometry.rotation import so3_exp
 from fitkit.scene.layout import BLOCKS, ParameterLayout, retract
+from fitkit.scene.state import SceneState
 
 
 def state():
@@ -116,5 +117,34 @@ def test_refusals():
     with pytest.raises(InputError, match=r"moments: expected a number for each of the 3 views, got \[4\]"):
         ParameterLayout.of(s, ("pose",), moment=torch.arange(4))
     two = s.replace(identity=s.identity.expand(2, -1))
-    with pytest.raises(InputError, match="one person, the state holds 2"):
+    with pytest.raises(InputError, match="people: expected a view of each of the 2, got views of 1"):
         ParameterLayout.of(two, ("pose",))
+
+
+def test_people_have_their_own_parameters():
+    parts = [tiny_state(tiny_model(dtype=torch.float64), views=n, seed=n) for n in (3, 1, 2)]
+    owners = [{"focal": torch.tensor([0, 0, 1])}, {}, {"focal": torch.zeros(2)}]
+    layouts = [ParameterLayout.of(s, BLOCKS, o) for s, o in zip(parts, owners)]
+    whole, joined = SceneState.join(parts), ParameterLayout.join(layouts)
+    assert joined.num_people == 3 and joined.num_moments == 3 and joined.total == 3 * joined.each
+    # Two people share a focal length between photos: it is of none of the moments, in the third one neither.
+    assert joined.shared == ("identity", "landmarks", "rig_scale", "focal") and layouts[1].own[-2:] == (
+        "focal",
+        "illumination",
+    )
+    same = ParameterLayout.of(whole, BLOCKS, {"focal": torch.tensor([0, 0, 1, 0, 0, 0])})
+    assert torch.equal(same.index, joined.index) and torch.equal(same.steps, joined.steps)
+    step = torch.zeros(joined.total, dtype=torch.float64)
+    alone, first = [], 0
+    for number, (layout, state) in enumerate(zip(layouts, parts)):
+        mine = 0.1 * torch.randn(layout.total, generator=torch.Generator().manual_seed(number)).double()
+        views = torch.arange(first, first + state.num_views)
+        for name in layout.sizes:
+            step[joined.columns([name])[views]] = mine[layout.columns([name])]
+        alone.append(retract(state, mine, layout))
+        first += state.num_views
+    moved = retract(whole, step, joined)
+    for name in ("identity", "expression", "landmark_offset", "illumination"):
+        assert torch.equal(getattr(moved, name), torch.cat([getattr(s, name) for s in alone]))
+    assert torch.equal(moved.camera.focal, torch.cat([s.camera.focal for s in alone]))
+    assert torch.equal(moved.pose.translation, torch.cat([s.pose.translation for s in alone]))

@@ -114,7 +114,7 @@ def test_coupling_kept_as_factors_is_the_same_system(case):
     # they get.
     drop = [float(g @ s + 0.5 * s @ (H @ s + damping * s)) for s in (step, expected)]
     assert drop[0] < 0.9999 * drop[1] < 0
-    system.gradient_shared.zero_(), system.gradient_own.zero_()
+    system.gradient.zero_()
     assert float(system.solve(damping).abs().max()) == 0
 
 
@@ -143,7 +143,7 @@ def test_schur_path_equals_dense_path(grouped):
     system, _, g = build(grouped)
     damping = torch.full((len(g),), 0.3, dtype=torch.float64)
     by_schur = system.solve(damping)
-    system.coupling = torch.zeros(B, Q, B, Q, dtype=torch.float64)
+    system.coupling = torch.zeros(1, B, Q, B, Q, dtype=torch.float64)
     torch.testing.assert_close(by_schur, system.solve(damping))
 
 
@@ -170,7 +170,7 @@ def test_only_shared_or_only_own_parameters(shared, own):
 def test_memory_does_not_grow_with_owners_that_own_nothing():
     system = ArrowSystem.zeros(10**7, 300, 0)  # a matrix [300, 300] of each would take 7 TB
     system.shared += torch.eye(300)
-    system.gradient_shared += 1
+    system.gradient += 1
     step = system.solve(torch.ones(300, dtype=torch.float64))
     torch.testing.assert_close(step, torch.full((300,), -0.5, dtype=torch.float64))
 
@@ -180,7 +180,7 @@ def test_no_step_when_the_matrix_is_not_positive_definite(case):
     for part in ("shared", "own"):
         system, _, g = build(**case)
         getattr(system, part)[..., 0, 0] -= 1e4
-        assert system.solve(torch.zeros(len(g), dtype=torch.float64)) is None
+        assert bool(system.solve(torch.zeros(len(g), dtype=torch.float64)).isnan().all())
 
 
 def test_adding_nothing_changes_nothing():
@@ -200,3 +200,61 @@ def test_single_precision_blocks_are_summed_in_double():
         system.add_view(torch.tensor([0]), index, torch.full((1, 2, 2), value), torch.full((1, 2), value))
     assert torch.equal(system.gradient, torch.ones(2, dtype=torch.float64))
     assert torch.equal(system.dense(), torch.ones(2, 2, dtype=torch.float64))
+
+
+# ---- several people ----
+
+
+def two_people(case, factored=False):
+    """Systems of two people, and both as one."""
+    pairs, common = case["pairs"], case["common"] and not case["pairs"]
+    parts = [build(case["grouped"], pairs, common, case["moments"], seed, factored)[0] for seed in (0, 1)]
+    T, own = owners(case["moments"])
+    both = ArrowSystem.zeros(T, SHARED, own, num_people=2)
+    both.dense_limit = parts[0].dense_limit
+    single = layout(case["grouped"], case["moments"])
+    index = torch.cat([single, single + both.each])
+    for person in (0, 1):
+        replay(both, index, person, case["grouped"], pairs, common, case["moments"])
+    return parts, both
+
+
+def replay(system, index, person, grouped, pairs, common, moments):
+    """What `build` adds with the seed `person`, to the views of that person."""
+
+    class Shifted:
+        def add_view(self, view, _, hessian, gradient):
+            system.add_view(view + B * person, index, hessian, gradient)
+
+        def add_pair(self, a, b, _, block):
+            system.add_pair(a + B * person, b + B * person, index, block)
+
+        def add_common(self, view, _, columns):
+            system.add_common(view + B * person, index, columns)
+
+    zeros = ArrowSystem.zeros
+    ArrowSystem.zeros = staticmethod(lambda *args: Shifted())
+    try:
+        build(grouped, pairs, common, moments, person)
+    finally:
+        ArrowSystem.zeros = zeros
+
+
+@pytest.mark.parametrize("factored", [False, True], ids=["dense", "factors"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_people_are_solved_side_by_side(case, factored):
+    parts, both = two_people(case, factored)
+    torch.testing.assert_close(both.dense(), torch.block_diag(*(p.dense() for p in parts)))
+    torch.testing.assert_close(both.gradient, torch.cat([p.gradient for p in parts]))
+    torch.testing.assert_close(both.diagonal(), torch.cat([p.diagonal() for p in parts]))
+    x = torch.randn(2 * both.each, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    apart = zip(parts, x.chunk(2))
+    torch.testing.assert_close(both.multiply(x), torch.cat([p.multiply(each) for p, each in apart]))
+    damping = 0.1 + torch.rand(2 * both.each, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    alone = [p.solve(each) for p, each in zip(parts, damping.chunk(2))]
+    torch.testing.assert_close(both.solve(damping), torch.cat(alone))
+    # One whose matrix is not positive definite has no step, the other still has.
+    both.shared[0, 0, 0] -= 1e4
+    step = both.solve(damping)
+    assert bool(step[: both.each].isnan().all())
+    torch.testing.assert_close(step[both.each :], alone[1])

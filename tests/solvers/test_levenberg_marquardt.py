@@ -15,8 +15,9 @@ class Problem:
         self.residual, self.costs = residual, []
 
     def cost(self, x):
-        self.costs.append(float(0.5 * (self.residual(x) ** 2).sum()))
-        return self.costs[-1]
+        cost = (0.5 * (self.residual(x) ** 2).sum()).double()
+        self.costs.append(float(cost))
+        return cost[None]
 
     def linearize(self, x):
         J, r = torch.autograd.functional.jacobian(self.residual, x), self.residual(x)
@@ -64,8 +65,8 @@ def test_cost_never_rises_and_the_history_is_that_of_the_accepted_steps(seed):
     result = levenberg_marquardt(problem, start, TIGHT)
     history = torch.tensor(result.cost_history, dtype=torch.float64)
     assert bool((history.diff() < 0).all()) and len(history) > 3
-    assert result.cost_history[0] == problem.costs[0] and result.cost_history[-1] == Problem(wild).cost(
-        result.x
+    assert result.cost_history[0] == problem.costs[0] and result.cost_history[-1] == float(
+        Problem(wild).cost(result.x)
     )
 
 
@@ -138,3 +139,69 @@ def test_no_iterations():
     assert (
         result.status == "max_iterations" and torch.equal(result.x, start) and result.cost_history == (0.5,)
     )
+
+
+# ---- several people ----
+
+
+class People:
+    """Problems of several people, who have nothing in common, as one; x: [S, n]."""
+
+    def __init__(self, problems):
+        self.problems = problems
+
+    def cost(self, x):
+        return torch.cat([p.cost(each) for p, each in zip(self.problems, x)])
+
+    def linearize(self, x):
+        parts = [p.linearize(each) for p, each in zip(self.problems, x)]
+        joined = (torch.cat([getattr(p, n) for p in parts]) for n in ("shared", "cross", "own", "gradient"))
+        return ArrowSystem(*joined)
+
+    def retract(self, x, step):
+        return x + step.reshape(x.shape)
+
+
+class Selecting(People):
+    def select(self, x, people):
+        return Selecting([self.problems[i] for i in people]), x[people]
+
+    def join(self, xs):
+        return torch.cat(xs)
+
+
+class Uphill(Problem):
+    def linearize(self, x):
+        system = super().linearize(x)
+        system.gradient.neg_()
+        return system
+
+
+def five_people():
+    starts = [[-1.2, 1.0], [3.0, -4.0], [1.0, 1.0], [2.0, 2.0], [0.5, 0.5]]
+    problems = [Problem(rosenbrock) for _ in starts]
+    problems[3] = Problem(lambda x: x * math.nan)
+    problems[4] = Uphill(rosenbrock)
+    return problems, torch.tensor(starts, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("options", [TIGHT, LMOptions(max_iterations=7)], ids=["end", "few"])
+@pytest.mark.parametrize("kind", [People, Selecting])
+def test_each_of_several_people_goes_its_own_way(kind, options):
+    problems, start = five_people()
+    found = levenberg_marquardt(kind(problems), start, options)
+    assert len({end.iterations for end in found.people}) > 2
+    for i, problem in enumerate(problems):
+        alone = levenberg_marquardt(problem, start[i], options)
+        assert found.people[i].status == alone.status and found.people[i].message == alone.message
+        assert found.people[i].cost_history == pytest.approx(alone.cost_history, rel=1e-9, nan_ok=True)
+        torch.testing.assert_close(found.x[i], alone.x)
+    ends = [end.status for end in levenberg_marquardt(kind(problems), start, TIGHT).people]
+    assert ends == ["converged", "converged", "converged", "failed", "stalled"]
+
+
+def test_who_is_done_costs_nothing():
+    for kind, fewer in ((People, False), (Selecting, True)):
+        problems, start = five_people()
+        levenberg_marquardt(kind(problems), start, TIGHT)
+        assert (len(problems[2].costs) < len(problems[0].costs)) == fewer
