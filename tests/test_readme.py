@@ -12,7 +12,7 @@ from click.testing import CliRunner
 import fitkit
 from fitkit.cli.main import main
 from fitkit.io.resources import recipe_names
-from fitkit.models.io import OPTIONAL, REQUIRED
+from fitkit.models.io import JOINTS, OPTIONAL, REQUIRED
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -61,7 +61,9 @@ def test_the_script_for_an_own_model_writes_one(tmp_path, monkeypatch):
     assert refused.exit_code == 1 and "exists already; use --overwrite, or another --name" in refused.output
     rows = re.findall(r"^\| (`.+?) \|.*\| (\w+)[^|]* \|$", page, re.M)
     need = {name: kind for names, kind in rows for name in re.findall(r"`(\w+)`", names)}
-    assert need == dict.fromkeys(REQUIRED, "required") | dict.fromkeys(OPTIONAL, "optional")
+    assert need == dict.fromkeys(REQUIRED, "required") | dict.fromkeys(
+        (*OPTIONAL, *JOINTS, "pose_basis"), "optional"
+    )
 
 
 def test_every_recipe_is_described():
