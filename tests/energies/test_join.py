@@ -114,6 +114,26 @@ def test_the_solutions_are_those_of_each_person(name):
         torch.testing.assert_close(mine.landmark_offset, alone.x.landmark_offset, rtol=0, atol=1e-6)
 
 
+class Differentiated:
+    """An energy without the derivatives that it has by hand."""
+
+    def __init__(self, energy):
+        self.energy, self.name, self.reduction = energy, energy.name, energy.reduction
+
+    def residuals(self, state, observations):
+        return self.energy.residuals(state, observations)
+
+
+@pytest.mark.parametrize("name", PEOPLE)
+def test_automatic_derivatives_are_of_each_person_too(name):
+    joined, x = join_problems(*zip(*PEOPLE[name]))
+    terms = [replace(t, energy=Differentiated(t.energy)) for t in joined.objective.terms]
+    automatic = LeastSquaresProblem(Objective(terms), joined.observations, joined.layout).linearize(x)
+    system = joined.linearize(x)
+    torch.testing.assert_close(automatic.gradient, system.gradient)
+    torch.testing.assert_close(automatic.dense(), system.dense())
+
+
 def test_a_camera_inside_the_head_is_of_one_person():
     problems, xs = zip(*PEOPLE["flow"])
     near = xs[1].pose.translation.clone()
