@@ -160,8 +160,8 @@ class ArrowSystem:
             apart = None
         shared = _slices(top, left)
         if bool((top == top[:1]).all()) and bool((left == left[:1]).all()):  # all in one place: plain sums
-            at = (top[0], left[0]) if shared is None else shared
-            self.shared[(slice(None), *at)] += _sums(block[:, :s, :s], person, S)
+            rows, columns = (top[0], left[0]) if shared is None else shared
+            self.shared[:, rows, columns] += _sums(block[:, :s, :s], person, S)
         else:
             _scatter(self.shared, (whose * P + top) * P + left, block[:, :s, :s])
         own = None if apart is not None else _slices(bottom - owner % T * Q, place)
@@ -175,7 +175,7 @@ class ArrowSystem:
             at = (whose * (T * Q) + bottom) * Q + place
             _scatter(self.own, at[keep], tied[keep])
         else:
-            self.own.flatten(0, 1)[(slice(None), *own)].index_add_(0, owner.flatten(), tied)
+            self.own.flatten(0, 1)[:, own[0], own[1]].index_add_(0, owner.flatten(), tied)
 
     def _coupled(self) -> Tensor:
         """`coupling`, made when it is first needed."""

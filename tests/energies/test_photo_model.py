@@ -480,7 +480,7 @@ def test_two_people_are_the_mean_of_both():
     costs = []
     for state, pictures in ((one, images[0]), (other, images[1]), (both, torch.cat(images))):
         energy, obs = prepared(state, pictures, options)
-        costs.append(float(Objective([Term(energy)]).cost(state, obs)[0]))
+        costs.append(float(Objective([Term(energy)]).cost(state, obs)[0].sum()))
     assert costs[2] == pytest.approx((costs[0] + costs[1]) / 2, rel=1e-9) and costs[0] != pytest.approx(
         costs[1], rel=1e-3
     )
