@@ -24,7 +24,7 @@ def lit(channels=3, views=3):
 
 
 def cost(energy, state, weight=1.0):
-    return float(Objective([Term(energy, weight)]).cost(state, observe(MODEL, state, 32))[0])
+    return float(Objective([Term(energy, weight)]).cost(state, observe(MODEL, state, 32))[0].sum())
 
 
 def test_light_mono_derivatives():

@@ -20,7 +20,7 @@ OBS = observe(MODEL, STATE)
 
 
 def cost(state, observations=OBS):
-    return Objective([Term(EpipolarLandmarks())]).cost(state, observations)[0]
+    return Objective([Term(EpipolarLandmarks())]).cost(state, observations)[0].sum()
 
 
 def turned(degrees):

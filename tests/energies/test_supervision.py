@@ -42,7 +42,7 @@ LABELLED = [
 
 
 def cost(energy, state, observations=OBS, kernel=Kernel()):
-    return Objective([Term(energy, 1.0, kernel)]).cost(state, observations)[0]
+    return Objective([Term(energy, 1.0, kernel)]).cost(state, observations)[0].sum()
 
 
 @pytest.mark.parametrize("energy", LABELLED, ids=lambda e: e.name)
