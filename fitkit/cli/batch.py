@@ -26,12 +26,22 @@ from fitkit.io.progress import Progress
 @click.option(
     "--workers", type=int, default=1, show_default=True, metavar="W", help="Processes, each with one thread."
 )
+@click.option(
+    "--batch-size",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Subjects that a process fits side by side.",
+)
 @click.option("--resume", is_flag=True, help="Keep the results that are there, fit the rest.")
 @click.option("--light", is_flag=True, help="Write parameters and numbers only, no meshes and pictures.")
 @pictures_option
 @click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
-def batch(folder, overrides, output, recipe, workers, resume, light, pictures, device, quiet, **options):
+def batch(
+    folder, overrides, output, recipe, workers, batch_size, resume, light, pictures, device, quiet, **options
+):
     """Fit one face to each subject folder below FOLDER.
 
     OUTPUT/batch.json says what became of each subject: its status, its expected error, and the reason why it
@@ -58,7 +68,16 @@ def batch(folder, overrides, output, recipe, workers, resume, light, pictures, d
                     bar.write(f"{row.subject}: {row.status}{error}: {row.message}", file=sys.stderr)
 
             rows = fit_folder(
-                folder, output, settled, workers, resume, light, device, Progress(show), pictures
+                folder,
+                output,
+                settled,
+                workers,
+                resume,
+                light,
+                device,
+                Progress(show),
+                pictures,
+                batch_size,
             )
     except KeyboardInterrupt:
         click.echo(f"\ninterrupted; what is finished is in {output}, go on with --resume", err=True)

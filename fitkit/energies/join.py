@@ -13,10 +13,16 @@ from fitkit.scene.state import SceneState
 
 
 def alike(problem: LeastSquaresProblem, x: SceneState) -> tuple:
-    """Equal for problems that `join_problems` may join: the same unknowns, terms, cameras and light."""
+    """Equal for problems that are worth joining: the same unknowns in the same places, terms, cameras, light.
+
+    `join_problems` takes people with different numbers of photos too, but room for the most of them costs
+    more than is saved: 12 people of one to four photos took 1.06 times the CPU time of one after the other,
+    six of one photo 0.7 times.
+    """
     terms = tuple((t.energy.name, t.energy.reduction, t.weight, t.kernel) for t in problem.objective.terms)
-    blocks = tuple((block.name, block.width) for block in problem.layout.blocks)
-    return blocks, terms, x.camera.kind, x.illumination.shape[1:]
+    layout = problem.layout
+    places = layout.num_moments, *layout.shared_offsets.items(), *layout.own_offsets.items()
+    return places, terms, x.camera.kind, x.illumination.shape[1:]
 
 
 def join_problems(
@@ -58,7 +64,8 @@ class JoinedProblem(LeastSquaresProblem):
     def select(self, x: SceneState, people: Sequence[int]) -> tuple[LeastSquaresProblem, SceneState]:
         """The problem and the solution of some people alone."""
         parts, xs = [self.parts[i] for i in people], [x.select_people([i]) for i in people]
-        return (parts[0], xs[0]) if len(people) == 1 else join_problems(parts, xs)
+        joined = None if len(people) == 1 else join_problems(parts, xs)
+        return (parts[0], xs[0]) if joined is None else joined
 
     @staticmethod
     def join(xs: Sequence[SceneState]) -> SceneState:

@@ -16,14 +16,15 @@ import numpy as np
 
 from fitkit.errors import FitkitError, InputError, unexpected
 from fitkit.fitting.recipe import FitRecipe
-from fitkit.fitting.run import check_device, fit
+from fitkit.fitting.result import FitResult
+from fitkit.fitting.run import check_device, fit, fit_many
 from fitkit.io.atomic import writing, written_whole
 from fitkit.io.foreign import foreign_file, readable
 from fitkit.io.options import build, plain
 from fitkit.io.outputs import locked
 from fitkit.io.progress import Progress
 from fitkit.io.result_folder import ENTRIES, tidy
-from fitkit.io.subject import OUTPUT_FOLDER, is_result, load_subject, subject_folders
+from fitkit.io.subject import OUTPUT_FOLDER, Subject, is_result, load_subject, subject_folders
 from fitkit.io.workers import run_jobs
 from fitkit.models.registry import load_model
 
@@ -64,6 +65,7 @@ def fit_folder(
     device: str = "cpu",
     progress: Progress = Progress(),
     pictures: bool = True,
+    batch_size: int = 1,
 ) -> list[BatchRow]:
     """Fit every subject folder below `folder`; the result of FOLDER/A/B goes to OUTPUT/A/B, that of FOLDER
     itself to OUTPUT/FOLDER.
@@ -78,6 +80,7 @@ def fit_folder(
         light: of each result only parameters.npz, metrics.json and recipe.yaml, the labels that a training
             reads.
         pictures: False leaves out the pictures of each result, see `fitkit.export.folder.write_result`.
+        batch_size: how many subjects a process fits side by side, see `fitkit.fitting.run.fit_many`.
         progress: told of each subject, with its row, and first how many are there before the first fit.
     Returns:
         a row for each subject, in the order of their paths.
@@ -88,6 +91,8 @@ def fit_folder(
     folder, output = Path(folder), Path(output)
     if workers < 1:
         raise InputError(f"batch: workers: expected at least 1, got {workers}")
+    if batch_size < 1:
+        raise InputError(f"batch: batch size: expected at least 1, got {batch_size}")
     check_device(device)
     load_model(recipe.model)  # what is missing shows before the first fit
     subjects = _subjects(folder, output)
@@ -127,8 +132,9 @@ def fit_folder(
                 )
                 for n in names
             ]
-            with closing(run_jobs(_fit, jobs, workers, _lost)) as done:
-                for row in done:
+            groups = [tuple(jobs[i : i + batch_size]) for i in range(0, len(jobs), batch_size)]
+            with closing(run_jobs(_fit, groups, workers, _lost)) as done:
+                for row in (row for group in done for row in group):
                     report.add(row)
                     progress.counted(len(rows), len(subjects), row)
         report.finish()
@@ -270,24 +276,46 @@ class _Job:
     pictures: bool
 
 
-def _fit(job: _Job) -> BatchRow:
-    began = time.perf_counter()
-
-    def error(message: str) -> BatchRow:
-        return BatchRow(
-            job.name, "error", message, seconds=round(time.perf_counter() - began, 3), photos=job.photos
-        )
-
+def _fit(jobs: Sequence[_Job]) -> list[BatchRow]:
+    """Rows of subjects that are fitted side by side."""
+    if len(jobs) == 1:
+        return [_fit_one(jobs[0])]
+    began, first = time.perf_counter(), jobs[0]
     try:
-        # An earlier result below the photos is none of them.
-        subject = load_subject(job.place, ignore=[Path(job.place) / OUTPUT_FOLDER])
-        result = fit(subject, recipe=job.recipe, model=load_model(job.recipe.model), device=job.device)
+        people = [_subject(job) for job in jobs]
+        found = fit_many(
+            [person for person in people if not isinstance(person, FitkitError)],
+            recipe=first.recipe,
+            model=load_model(first.recipe.model),
+            device=first.device,
+            batch_size=len(jobs),
+        )
+    except Exception as problem:
+        names = ", ".join(job.name for job in jobs)
+        log.info("%s: fitted one by one: %s", names, problem, exc_info=True)
+        return [_fit_one(job) for job in jobs]
+    fitted = iter(found)
+    results = [person if isinstance(person, FitkitError) else next(fitted) for person in people]
+    return [_saved(job, result, began) for job, result in zip(jobs, results)]
+
+
+def _fit_one(job: _Job) -> BatchRow:
+    began = time.perf_counter()
+    try:
+        result = fit(_read(job), recipe=job.recipe, model=load_model(job.recipe.model), device=job.device)
+    except Exception as problem:  # noqa: BLE001 - one subject must not end the batch
+        return _error(job, problem, began)
+    return _saved(job, result, began)
+
+
+def _saved(job: _Job, result: FitResult | FitkitError, began: float) -> BatchRow:
+    """The row of a fit whose result, if there is one, is written here."""
+    if isinstance(result, FitkitError):
+        return _error(job, result, began)
+    try:
         result.save(job.target, overwrite=True, light=job.light, pictures=job.pictures)
-    except FitkitError as problem:
-        return error(str(problem))
-    except Exception as problem:  # one subject must not end the batch
-        log.info("%s", job.name, exc_info=True)
-        return error(f"{unexpected(problem)}; for details: fitkit fit {shlex.quote(job.place)} --verbose")
+    except Exception as problem:  # noqa: BLE001 - one subject must not end the batch
+        return _error(job, problem, began)
     report = result.report
     return BatchRow(
         job.name,
@@ -304,10 +332,29 @@ def _fit(job: _Job) -> BatchRow:
     )
 
 
-def _lost(job: _Job, reason: str) -> BatchRow:
-    return BatchRow(
-        job.name,
-        "error",
-        f"{reason} while it was fitted; try again with --resume and fewer --workers",
-        photos=job.photos,
-    )
+def _error(job: _Job, problem: Exception, began: float) -> BatchRow:
+    message = str(problem)
+    if not isinstance(problem, FitkitError):
+        log.info("%s", job.name, exc_info=problem)
+        message = f"{unexpected(problem)}; for details: fitkit fit {shlex.quote(job.place)} --verbose"
+    seconds = round(time.perf_counter() - began, 3)
+    return BatchRow(job.name, "error", message, seconds=seconds, photos=job.photos)
+
+
+def _read(job: _Job) -> Subject:
+    """The photos of a subject; an earlier result below them is none of them."""
+    return load_subject(job.place, ignore=[Path(job.place) / OUTPUT_FOLDER])
+
+
+def _subject(job: _Job) -> Subject | FitkitError:
+    try:
+        return _read(job)
+    except FitkitError as problem:
+        return problem
+
+
+def _lost(jobs: Sequence[_Job], reason: str) -> list[BatchRow]:
+    message = f"{reason} while it was fitted; try again with --resume and fewer --workers"
+    if len(jobs) > 1:
+        message += " or a smaller --batch-size"
+    return [BatchRow(job.name, "error", message, photos=job.photos) for job in jobs]

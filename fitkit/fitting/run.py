@@ -89,8 +89,9 @@ def fit_many(
         results = fitkit.fit_many(["anna/", "ben/", ["c1.jpg", "c2.jpg"]])
         faces = [r for r in results if not isinstance(r, fitkit.FitkitError)]
 
-    Each person may have another number of photos. Recipes `landmarks` and `multiview` gain from it, see
-    `fitkit.fitting.together`.
+    Each may have another number of photos; solved together are those with as many, in recipes `landmarks` and
+    `multiview`, see `fitkit.fitting.together`. Results are those of `fit` up to rounding, which a fit that is
+    stopped before its end may show.
 
     Args:
         subjects: of each person what `fit` takes; batch_size: how many are fitted at once, whose photos are

@@ -66,7 +66,7 @@ def together(fits: Sequence[Steps[T]]) -> list[T | FitkitError]:
 
     def go_on(number: int, answer: SolverResult | None) -> None:
         try:
-            request = fits[number].send(answer)
+            request = next(fits[number]) if answer is None else fits[number].send(answer)
         except StopIteration as end:
             results[number] = end.value
         except FitkitError as error:

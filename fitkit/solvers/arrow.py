@@ -150,21 +150,32 @@ class ArrowSystem:
         owner, whose = self._owner(column)[:, None, None], person[:, None, None]
         row, column = row - person[:, None] * self.each, column - person[:, None] * self.each
         top, left = row[:, :s, None], column[:, None, :s]
-        if bool((top == top[:1]).all()) and bool((left == left[:1]).all()):  # all in one place: plain sums
-            place = (slice(None), *_ranges(top[0], left[0]))
-            self.shared[place] += _sums(block[:, :s, :s], person, S)
-        else:
-            _scatter(self.shared, (whose * P + top) * P + left, block[:, :s, :s])
         bottom, right = row[:, s:, None] - P, column[:, None, s:] - P  # among all own parameters
         place = right - owner % T * Q  # among those of the owner
-        _scatter(self.cross, (owner * P + top) * Q + place, block[:, :s, s:])
-        own = block[:, s:, s:]
+        tied = block[:, s:, s:]
         if apart is not None and bool(apart.any()):
             at = (whose * (T * Q) + bottom) * (T * Q) + right
-            _scatter(self._coupled(), at[apart], own[apart])
-            keep = ~apart
-            whose, bottom, place, own = whose[keep], bottom[keep], place[keep], own[keep]
-        _scatter(self.own, (whose * (T * Q) + bottom) * Q + place, own)
+            _scatter(self._coupled(), at[apart], tied[apart])
+        else:
+            apart = None
+        shared = _slices(top, left)
+        if bool((top == top[:1]).all()) and bool((left == left[:1]).all()):  # all in one place: plain sums
+            rows, columns = (top[0], left[0]) if shared is None else shared
+            self.shared[:, rows, columns] += _sums(block[:, :s, :s], person, S)
+        else:
+            _scatter(self.shared, (whose * P + top) * P + left, block[:, :s, :s])
+        own = None if apart is not None else _slices(bottom - owner % T * Q, place)
+        if shared is None or own is None:
+            _scatter(self.cross, (owner * P + top) * Q + place, block[:, :s, s:])
+        else:
+            cross = self.cross.flatten(0, 1)[:, shared[0], own[1]]
+            cross.index_add_(0, owner.flatten(), block[:, :s, s:])
+        if own is None:
+            keep = slice(None) if apart is None else ~apart
+            at = (whose * (T * Q) + bottom) * Q + place
+            _scatter(self.own, at[keep], tied[keep])
+        else:
+            self.own.flatten(0, 1)[:, own[0], own[1]].index_add_(0, owner.flatten(), tied)
 
     def _coupled(self) -> Tensor:
         """`coupling`, made when it is first needed."""
@@ -329,12 +340,16 @@ def _scatter(target: Tensor, at: Tensor, values: Tensor) -> None:
     target.view(-1).index_add_(0, at.reshape(-1), values.reshape(-1))
 
 
-def _ranges(rows: Tensor, columns: Tensor) -> tuple:
-    """Ascending positions rows [s, 1] and columns [1, s] as slices, which are faster, where they are without
-    gaps."""
-    ends = torch.stack([rows[:1, 0], rows[-1:, 0], columns[0, :1], columns[0, -1:]]).flatten().tolist()
-    gaps = len(rows) == 0 or (ends[1] - ends[0], ends[3] - ends[2]) != (len(rows) - 1,) * 2
-    return (rows, columns) if gaps else (slice(ends[0], ends[1] + 1), slice(ends[2], ends[3] + 1))
+def _slices(rows: Tensor, columns: Tensor) -> tuple[slice, slice] | None:
+    """Ascending positions rows [G, r, 1] and columns [G, 1, c] as slices, where all groups have the same and
+    there are no gaps: what is added there needs no positions of single numbers."""
+    found = []
+    for at in (rows.flatten(1), columns.flatten(1)):
+        begin = at[:1, :1] if at.shape[1] else at.new_zeros(1, 1)
+        if not bool((at == begin + torch.arange(at.shape[1], device=at.device)).all()):
+            return None
+        found.append(slice(int(begin), int(begin) + at.shape[1]))
+    return found[0], found[1]
 
 
 def _sums(values: Tensor, person: Tensor, people: int) -> Tensor:

@@ -180,8 +180,8 @@ def _together(problem, done: list[tuple[_Progress, Any, Any]]) -> Any:
     for at, part, x in done:
         for number, person in enumerate(at.person.tolist()):
             found[person] = part, x, number, len(at.person) == 1
-    found = [found[person] for person in range(len(found))]
-    return problem.join([x if alone else part.select(x, [i])[1] for part, x, i, alone in found])
+    ends = [found[person] for person in range(len(found))]
+    return problem.join([x if alone else part.select(x, [i])[1] for part, x, i, alone in ends])
 
 
 def _ends(history: list[_Progress]) -> tuple[SolverEnd, ...]:

@@ -110,7 +110,24 @@ def test_workers_change_nothing(anna, tmp_path):
     ]
 
 
+def test_subjects_side_by_side_change_nothing(people, anna, tmp_path):
+    shutil.copytree(anna, people / "ben")
+    one = fit_folder(people, tmp_path / "out", RECIPE, light=True)
+    arguments = ["batch", str(people), "-o", str(tmp_path / "many"), "--recipe", "landmarks", "--light"]
+    many = fit_folder(people, tmp_path / "two", RECIPE, light=True, batch_size=3)
+    # After three iterations a solution is none yet, and rounding may decide what is said of it.
+    assert [(r.subject, r.status == "error", r.views, r.photos) for r in many] == [
+        (r.subject, r.status == "error", r.views, r.photos) for r in one
+    ]
+    assert many[1].message == one[1].message and "photo.png" in many[1].message
+    assert many[0].reprojection_share == pytest.approx(one[0].reprojection_share, rel=1e-3)
+    run = CliRunner().invoke(main, [*arguments, "--batch-size", "2", "--quiet"])
+    assert run.exit_code == 1 and re.search("3 subjects: .* 0 failed, 1 error", run.output)
+
+
 def test_refusals(tmp_path):
+    with pytest.raises(InputError, match="batch size: expected at least 1, got 0"):
+        fit_folder(tmp_path, tmp_path / "out", RECIPE, batch_size=0)
     with pytest.raises(InputError, match="workers: expected at least 1, got 0"):
         fit_folder(tmp_path, tmp_path / "out", RECIPE, workers=0)
     with pytest.raises(InputError, match="nowhere: no such folder"):
@@ -229,11 +246,12 @@ class Stub:
             (Path(target) / name).write_text(self.place)
 
 
-def stub_fit(job):
+def stub_fit(jobs):
     """`batch._fit` with stubs; also for worker processes."""
     batch.load_subject = lambda place, ignore: str(place)
     batch.fit = lambda place, **options: trouble(place) or Stub(place)
-    return real_fit(job)
+    batch.fit_many = lambda places, **options: [batch.fit(place) for place in places]
+    return real_fit(jobs)
 
 
 real_fit = batch._fit
@@ -253,7 +271,7 @@ def trouble(place):
 
 @pytest.fixture
 def stub(monkeypatch):
-    for name in ("load_subject", "fit", "_fit"):
+    for name in ("load_subject", "fit", "fit_many", "_fit"):
         monkeypatch.setattr(batch, name, getattr(batch, name))
     monkeypatch.setattr(batch, "_fit", stub_fit)
 
@@ -288,6 +306,23 @@ def test_bad_subjects_of_all_kinds_become_rows_and_are_tried_again(many, stub, t
         progress=Progress(lambda step: step.item and seen.append(step.item.subject)),
     )
     assert sorted(seen) == sorted(f"{n}_mended" for n in bad)
+
+
+def test_what_nobody_expected_is_the_row_of_one_of_those_side_by_side(many, stub, tmp_path):
+    rows = fit_folder(many("a", "full", "unexpected", "b"), tmp_path / "out", RECIPE, batch_size=4)
+    assert [r.status for r in rows] == ["ok", "ok", "error", "error"]
+    assert "No space left on device" in rows[2].message
+    assert "unexpected ZeroDivisionError: a mistake of ours" in rows[3].message
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_killed_process_ends_those_side_by_side(many, stub, tmp_path):
+    rows = fit_folder(many("a", "b", "killed"), tmp_path / "out", RECIPE, workers=2, batch_size=2)
+    assert [r.status for r in rows] == ["ok", "ok", "error"] and "fewer --workers" in rows[2].message
+    rows = fit_folder(many(), tmp_path / "both", RECIPE, workers=2, batch_size=3)
+    assert [r.status for r in rows] == ["error"] * 3
+    assert all("fewer --workers or a smaller --batch-size" in r.message for r in rows)
 
 
 def test_pictures_may_be_left_out(many, stub, tmp_path, monkeypatch):
