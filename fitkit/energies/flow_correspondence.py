@@ -26,6 +26,7 @@ from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import erode, gaussian_blur, sample
 from fitkit.render.cross_view import CrossViews
 from fitkit.scene.projection import ProjectedPoints, pixel_rays, project_head_points
+from fitkit.scene.rounding import rounded
 from fitkit.scene.state import SceneState
 
 
@@ -49,6 +50,7 @@ class FlowOptions:
     min_correlation: Cosine = 0.6  # of the patches around both ends of a match
     min_cosine: Cosine = 0.25  # of the viewing angle
     depth_tolerance_mm: NonNegative = 3.5  # how far behind the nearest surface a point still counts as seen
+    rounding_mm: Positive = 0.2  # of the surface that the photos are laid over
     hold: bool = False  # keep the first matches through all refreshes of a stage
     seed: Seed = 0
 
@@ -310,6 +312,8 @@ def find_matches(
     Raises:
         InputError: there are no pairs of views; it names the energy.
     """
+    # Flow and its tests turn rounding errors of their start into other matches.
+    state = rounded(state, model, options.rounding_mm)
     pairs = view_pairs(state, options)
     if not pairs:
         raise InputError(
