@@ -47,7 +47,9 @@ def _rounded_view(state: SceneState, step_mm: float) -> tuple[Pose, Camera]:
     far = _to_step(z, step_mm)
     if camera.kind == "perspective":
         far = torch.where(z > 1, _to_step(z.clamp_min(1.0).log(), COARSE * step).exp(), z)
-    divisor, rounded_divisor = (camera.depth_divisor(d[:, None].expand(-1, 1, 3))[:, 0] for d in (z, far))
+    divisor, rounded_divisor = (
+        camera.depth_divisor(d[:, None].expand(-1, 1, 3))[:, 0].clamp_min(1.0) for d in (z, far)
+    )
     size = camera.focal / divisor
     rounded_size = _to_step(size.log(), step).exp()
     place = _to_step(across * (size / rounded_size)[:, None], step_mm)
