@@ -33,7 +33,6 @@ from fitkit.scene.projection import (
     pixel_rays,
     project_head_points,
 )
-from fitkit.scene.rounding import rounded
 from fitkit.scene.state import SceneState
 
 
@@ -58,9 +57,6 @@ class FlowOptions:
     min_correlation: Cosine = 0.6  # of the patches around both ends of a match
     min_cosine: Cosine = 0.25  # of the viewing angle
     depth_tolerance_mm: NonNegative = 3.5  # how far behind the nearest surface a point still counts as seen
-    # Matches are found at a nearby state on a grid of such steps of the surface, where last decimals do not
-    # decide which there are; 0 = at the state itself.
-    rounding_mm: NonNegative = 0.0
     hold: bool = False  # keep the first matches through all refreshes of a stage
     seed: Seed = 0
 
@@ -358,8 +354,6 @@ def find_matches(
     Raises:
         InputError: there are no pairs of views; it names the energy.
     """
-    if options.rounding_mm > 0:
-        state = rounded(state, model, options.rounding_mm)
     pairs = view_pairs(state, options, photos.moment)
     if not pairs:
         raise InputError(

@@ -92,9 +92,6 @@ class SolverOptions:
     name: Literal["levenberg_marquardt", "adam"] = "levenberg_marquardt"
     max_iterations: Annotated[int, Range(0, 10**6)] = 20  # for each refresh
     min_decrease: Share = 1e-3  # of the cost in a step, as its share; with less the solver stops
-    # At the start of each refresh, relative to the diagonal of the normal equations; large: steps so short
-    # that none is refused.
-    damping: Positive = 1e-3
     # How often visibility, matches and weights are computed anew; adam does so in every iteration.
     refresh: Annotated[int, Range(1, 10**6)] = 1
     learning_rate: Positive = 0.01  # of adam

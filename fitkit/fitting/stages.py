@@ -214,7 +214,7 @@ class StageRunner:
         """Levenberg-Marquardt, with visibility, matches and weights computed anew in each round: as
         `_first_order`."""
         solver, messages, order = stage.solver, [], self.recipe.stages.index(stage)
-        options = LMOptions(solver.max_iterations, solver.damping, solver.min_decrease)
+        options = LMOptions(solver.max_iterations, min_decrease=solver.min_decrease)
         for number in range(solver.refresh):
             progress.at(number / solver.refresh)
             objective = objective.freeze(at.state, at.observations)
