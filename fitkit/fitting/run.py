@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from types import NoneType
 from typing import Any
@@ -101,7 +101,13 @@ def fit_many(
     Raises:
         FitkitError: what concerns all people: recipe, model, device or batch size.
     """
+    if isinstance(subjects, (str, os.PathLike, Subject)) or not isinstance(subjects, Iterable):
+        raise InputError(
+            "subjects: expected a list with a folder, a photo, a Subject or a list of images for each "
+            f"person, got {type(subjects).__name__}"
+        )
     progress, subjects = Progress.of(progress), list(subjects)
+    check_argument("batch_size", batch_size, int, "a whole number")
     if batch_size < 1:
         raise InputError(f"batch_size: expected at least 1, got {batch_size}")
     face_model, settled = _settled(model, recipe, overrides, share_expression, seed, device)

@@ -32,6 +32,11 @@ PICTURE = np.zeros((64, 64, 3), np.uint8)
             r"subject: expected a list of images, got one array of shape \[64, 64, 3\]; put it into a list",
         ),
         (lambda: fitkit.fit({"a": 1}), "images: expected a list of paths, PIL images or arrays, got dict"),
+        (lambda: fitkit.fit_many("anna"), "subjects: expected a list with a folder, .* each person, got str"),
+        (lambda: fitkit.fit_many(Path("anna")), "subjects: expected a list with a folder, .* got .*Path"),
+        (lambda: fitkit.fit_many(None), "subjects: expected a list with a folder, .* got NoneType"),
+        (lambda: fitkit.fit_many([], batch_size="2"), "batch_size: expected a whole number, got str"),
+        (lambda: fitkit.fit_many([], batch_size=2.5), "batch_size: expected a whole number, got float"),
         (
             lambda: fitkit.fit([PICTURE], model=5),
             "model: expected the name or path of a face model, or a FaceModel, got int",
