@@ -66,7 +66,7 @@ KINDS = (
     | {"version": "iu", "skin": "biu", "face": "biu"}
     | dict.fromkeys(("triangles", "landmark_triangles", "region", "uv_triangles", "joint_parents"), "iu")
 )
-# Millimetres and linear RGB.
+# Millimetres, linear RGB and radians.
 LARGEST = {
     "mean": 1e4,
     "identity_basis": 1e3,
@@ -74,6 +74,7 @@ LARGEST = {
     "albedo_mean": 10,
     "albedo_basis": 10,
     "pose_basis": 1e3,
+    "joint_sigma": 4,
 }
 SUM_SLACK = 1e-2  # how far sums of weights may be from 1
 EYE_CORNERS = (36, 45)  # outer ones; they tell the unit
@@ -99,7 +100,11 @@ def load_model_file(path: str | os.PathLike) -> FaceModel:
             "import it with 'fitkit model import'"
         )
     short = np.shape(arrays.get("calibration")) == (SHORT_CALIBRATION,)
-    plain = TEXTS | {"version": (), "calibration": (SHORT_CALIBRATION if short else len(CALIBRATION),)}
+    plain = TEXTS | {
+        "joint_parents": ("1 + J",),
+        "version": (),
+        "calibration": (SHORT_CALIBRATION if short else len(CALIBRATION),),
+    }
     # `check_model` looks at the other shapes.
     check_shapes(arrays, {k: plain.get(k, v.shape) for k, v in arrays.items()}, KINDS, path)
     if int(arrays["version"]) > VERSION:

@@ -163,6 +163,7 @@ def test_joints(tmp_path, correctives):
             {"joint_parents": np.array([-1, 0, 2, 1, 1])},
             r"joint_parents: expected -1 for the root .* got \[-1, 0, 2",
         ),
+        ({"joint_parents": np.int64(0)}, r"joint_parents: expected shape \['1 \+ J'\], got \[\]"),
         ({"joint_parents": np.zeros(5)}, "joint_parents: expected whole numbers, got float64"),
         (
             {"joint_regressor": np.ones((5, 315))},
@@ -182,6 +183,10 @@ def test_joints(tmp_path, correctives):
         ),
         ({"joint_sigma": np.zeros((4, 3))}, "joint_sigma: expected standard deviations above 0 rad, got 0"),
         ({"joint_sigma": np.full((4, 3), np.nan)}, "joint_sigma holds values that are not finite"),
+        (
+            {"joint_sigma": np.full((4, 3), 8.6)},
+            r"joint_sigma: expected values up to 4, got 8.6 \(wrong unit\?\)",
+        ),
         ({"joint_sigma": np.ones(4)}, r"joint_sigma: expected shape \(4, 3\), got \(4,\)"),
         (
             {"pose_basis": np.ones((9, 315, 3))},
