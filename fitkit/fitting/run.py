@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from numbers import Integral
 from types import NoneType
 from typing import Any
 
@@ -107,7 +108,7 @@ def fit_many(
             f"person, got {type(subjects).__name__}"
         )
     progress, subjects = Progress.of(progress), list(subjects)
-    check_argument("batch_size", batch_size, int, "a whole number")
+    check_argument("batch_size", batch_size, Integral, "a whole number")
     if batch_size < 1:
         raise InputError(f"batch_size: expected at least 1, got {batch_size}")
     face_model, settled = _settled(model, recipe, overrides, share_expression, seed, device)

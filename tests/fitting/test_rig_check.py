@@ -118,7 +118,7 @@ def test_a_rig_that_was_calibrated_with_small_errors_is_left_alone():
         (lambda R, t: (R, t / 1000), "world-to-camera, t in metres (by the size of the face)"),
         (lambda R, t: (R, t / 10), "world-to-camera, t in centimetres"),
         (lambda R, t: (R, t / 25.4), "world-to-camera, t in inches"),
-        (lambda R, t: (R, t / 8000), "world-to-camera, t in a unit of"),
+        (lambda R, t: (R, t * 9), "world-to-camera, t in a unit 0.1"),
         (inverse, "camera-to-world;"),
         (lambda R, t: (R, inverse(R, t)[1]), "world-to-camera with the place of the camera as t;"),
         (lambda R, t: (R.T, t), "world-to-camera with R transposed;"),
@@ -148,6 +148,12 @@ def test_the_mistake_is_named(change, read_as):
             and "contradict the landmarks" in message
         )
         assert f"when they are read as {read_as}" in message and message.endswith("or give only K")
+
+
+def test_a_wrong_unit_is_told_against_the_one_that_was_stated():
+    subject, marks = rig(3, noise=2.0)  # t in mm, said to be in m
+    with pytest.raises(InputError, match=r"t in a unit 0\.00\d+ times as large as it says \(by the size"):
+        check_rig(given_as(subject, lambda R, t: (R, t * 1000)), marks, MODEL)
 
 
 def test_left_handed_axes_are_named_where_cameras_look_from_above_and_below():
