@@ -132,7 +132,8 @@ def _refuse_other_reading(
     unit = _unit(result.size)
     read_as = (meaning or "world-to-camera") + (f" in {axes}" if axes else "")
     if known and unit != "millimetres":
-        read_as += f", t in {unit or f'a unit {1 / result.size:.3g} times as large as it says'} (by the size of the face)"
+        other = unit or f"a unit {1 / result.size:.3g} times as large as it says"
+        read_as += f", t in {other} (by the size of the face)"
     raise InputError(
         f"{where} contradict the landmarks, but agree with them when they are read as {read_as}; convert "
         f"them ({NEEDED}), or give only K"

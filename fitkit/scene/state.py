@@ -106,7 +106,7 @@ class SceneState:
     def join(parts: Sequence[SceneState]) -> SceneState:
         """The people and frames of several states as one state, in their order. The cameras must be of one
         kind; a light of one channel is repeated beside one of three; what one part does not know (albedo,
-        landmark_offset, joints), none does."""
+        landmark_offset), none does; joints that one part lacks are at rest in it."""
         before = [sum(len(p.identity) for p in parts[:k]) for k in range(len(parts))]
         channels = max(p.illumination.shape[-1] for p in parts)
 
@@ -114,6 +114,10 @@ class SceneState:
             values = [getattr(p, name) for p in parts]
             return None if any(v is None for v in values) else torch.cat(values)
 
+        rest = next((torch.zeros_like(p.joints[:1]) for p in parts if p.joints is not None), None)
+        joints = rest is not None and [
+            rest.expand(p.num_views, -1, -1) if p.joints is None else p.joints for p in parts
+        ]
         return SceneState(
             torch.cat([p.identity for p in parts]),
             torch.cat([p.subject + b for p, b in zip(parts, before)]),
@@ -123,7 +127,7 @@ class SceneState:
             torch.cat([p.illumination.expand(-1, -1, channels) for p in parts]),
             known("albedo"),
             known("landmark_offset"),
-            known("joints"),
+            torch.cat(joints) if joints else None,
         )
 
     def replace(self, **changes) -> SceneState:

@@ -106,7 +106,8 @@ def test_join_and_what_only_one_part_knows():
     both = SceneState.join([colored, other])
     assert both.illumination.shape == (5, 9, 3) and both.landmark_offset is None
     turned = one.replace(joints=torch.arange(3.0).reshape(3, 1, 1).expand(-1, 4, 3))
-    assert SceneState.join([turned, other]).joints is None and other.select([0]).joints is None
+    assert both.joints is None and other.select([0]).joints is None
+    assert SceneState.join([turned, other]).joints[:, 0, 0].tolist() == [0, 1, 2, 0, 0]  # the other at rest
     joined = SceneState.join([turned, turned])
     assert joined.select_people([1]).select([2, 0]).joints[:, 0, 0].tolist() == [2, 0]
     again = SceneState.join([colored, colored])
