@@ -76,6 +76,8 @@ LARGEST = {
     "pose_basis": 1e3,
     "joint_sigma": 4,
 }
+# Standard deviations that priors can hold: beside the weight of smaller ones all others vanish in float32.
+LEAST_SIGMA = 1e-6
 SUM_SLACK = 1e-2  # how far sums of weights may be from 1
 EYE_CORNERS = (36, 45)  # outer ones; they tell the unit
 LEAST_POINTS = 8  # landmarks that place a face in a photo
@@ -307,9 +309,9 @@ def _check_expression(model: FaceModel, where: str) -> None:
         raise InputError(
             f"{where}: expression_sigma: expected shape ({model.num_expression},), got {tuple(sigma.shape)}"
         )
-    if not bool(((sigma > 0) & (sigma < float("inf"))).all()):
+    if not bool(((sigma >= LEAST_SIGMA) & (sigma < float("inf"))).all()):
         raise InputError(
-            f"{where}: expression_sigma: expected finite standard deviations above 0, got "
+            f"{where}: expression_sigma: expected finite standard deviations of {LEAST_SIGMA:g} or more, got "
             f"{float(sigma.min()):.4g} to {float(sigma.max()):.4g}"
         )
 
@@ -344,9 +346,9 @@ def _check_joints(model: SkinnedModel, where: str) -> None:
         raise InputError(
             f"{where}: skinning_weights: expected weights of 0 to 1, got {float(weights.min()):.4g}"
         )
-    if not float(model.joint_sigma.min()) > 0:
+    if not bool((model.joint_sigma >= LEAST_SIGMA).all()):
         raise InputError(
-            f"{where}: joint_sigma: expected standard deviations above 0 rad, got "
+            f"{where}: joint_sigma: expected standard deviations of {LEAST_SIGMA:g} rad or more, got "
             f"{float(model.joint_sigma.min()):.4g}"
         )
 

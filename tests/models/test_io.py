@@ -130,6 +130,8 @@ def test_joints(tmp_path, correctives):
     loaded = load_model_file(path)
     assert isinstance(loaded, SkinnedModel) and loaded.joint_names == ("neck", "jaw", "eye_L", "eye_R")
     assert loaded.joint_parents == (-1, 0, 1, 1, 1)
+    still = replace(model, joint_sigma=torch.full((4, 3), 1e-6))
+    assert load_model_file(save_model_file(still, tmp_path / "still.npz")).num_joints == 4
     values = torch.ones(2, 8), torch.full((2, 6), 0.4), tiny_joints(model, 2)
     torch.testing.assert_close(loaded.vertices(*values), model.vertices(*values), rtol=0, atol=0.02)
     assert type(load_model_file(save_model_file(tiny_model(), path))) is FaceModel
@@ -181,7 +183,8 @@ def test_joints(tmp_path, correctives):
             {"skinning_weights": np.ones((315, 4))},
             r"skinning_weights: expected shape \(315, 5\), got \(315, 4\)",
         ),
-        ({"joint_sigma": np.zeros((4, 3))}, "joint_sigma: expected standard deviations above 0 rad, got 0"),
+        ({"joint_sigma": np.zeros((4, 3))}, "joint_sigma: .* deviations of 1e-06 rad or more, got 0"),
+        ({"joint_sigma": np.full((4, 3), 9e-7)}, "joint_sigma: .* of 1e-06 rad or more, got 9e-07"),
         ({"joint_sigma": np.full((4, 3), np.nan)}, "joint_sigma holds values that are not finite"),
         (
             {"joint_sigma": np.full((4, 3), 8.6)},
@@ -315,11 +318,11 @@ def test_albedo_basis(tmp_path):
         ),
         (
             {"expression_kind": "gaussian", "expression_sigma": np.arange(6.0)},
-            "expression_sigma: expected finite standard deviations above 0, got 0 to 5",
+            "expression_sigma: expected finite standard deviations of 1e-06 or more, got 0 to 5",
         ),
         (
             {"expression_kind": "gaussian", "expression_sigma": np.full(6, np.inf)},
-            "expression_sigma: expected finite standard deviations above 0, got inf to inf",
+            "expression_sigma: expected finite standard deviations of 1e-06 or more, got inf to inf",
         ),
     ],
 )
