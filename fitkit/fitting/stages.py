@@ -83,12 +83,13 @@ class StageRunner:
             spec = find(name)
             if spec.load is not None:
                 spec.load(self.networks, options)  # missing weights are told before anything is solved
-                if stage.solver.name != "adam" and not spec.least_squares:
-                    log.warning(
-                        "stage '%s': energy '%s' has a network inside and no derivatives of its own, so that "
-                        "solver '%s' may take many minutes; 'adam' is faster",
-                        *(stage.name, name, stage.solver.name),
-                    )
+            heavy = spec.load is not None or spec.role in ("image", "flow")
+            if heavy and stage.solver.name != "adam" and not spec.least_squares:
+                log.warning(
+                    "stage '%s': energy '%s' looks at pictures and has no derivatives of its own, so that "
+                    "solver '%s' may take many minutes; 'adam' is faster",
+                    *(stage.name, name, stage.solver.name),
+                )
         detail = self.recipe.detail_flow
         if self.recipe.detail.enabled:
             self.networks.flow(detail.estimator, detail.weights)

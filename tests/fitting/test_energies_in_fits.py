@@ -85,6 +85,6 @@ def test_a_network_inside_of_a_second_order_solver_is_told(fitted, caplog):
     fitted("sem_feat")
     said = [r.getMessage() for r in caplog.records if "may take many minutes" in r.getMessage()]
     assert said == [
-        "stage 'one': energy 'sem_feat' has a network inside and no derivatives of its own, so that solver "
+        "stage 'one': energy 'sem_feat' looks at pictures and has no derivatives of its own, so that solver "
         "'levenberg_marquardt' may take many minutes; 'adam' is faster"
     ]
