@@ -23,8 +23,7 @@ from fitkit.io.atomic import remove_litter, written_whole
 from fitkit.io.foreign import foreign_file
 from fitkit.io.options import to_plain
 from fitkit.models.face_model import FaceModel
-from fitkit.models.registry import load_model
-from fitkit.nets import load_predictor, read_about
+from fitkit.nets import load_predictor, model_of, read_about
 from fitkit.nets.predictor import Prediction, Predictor
 
 log = logging.getLogger("fitkit")
@@ -161,7 +160,7 @@ def export_regressor(
     _check_request(weights, output, card_path, format, overwrite)
     about = read_about(weights)
     if "state" in about["gives"]:
-        model = load_model(about["model"]) if model is None else model
+        model = model_of(about, weights) if model is None else model
     network = load_predictor(weights, model).requires_grad_(False)
     if views < 0:
         raise InputError(f"{output}: views: expected at least 1, got {views}")

@@ -18,8 +18,7 @@ from fitkit.geometry.weak_perspective import weak_perspective_pose
 from fitkit.io.resources import asset_path
 from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
-from fitkit.models.registry import load_model
-from fitkit.nets import load_predictor, read_about
+from fitkit.nets import load_predictor, model_of, read_about
 from fitkit.nets.predictor import Prediction, Predictor, assign_views
 from fitkit.nets.weak_perspective import to_orthographic
 from fitkit.observe.crop import crop_views
@@ -194,7 +193,7 @@ def regressor_start(
     own = (
         model
         if (model.name, model.num_identity) == (about["model"], about["num_identity"])
-        else load_model(about["model"])
+        else model_of(about, path)
     )
     network = _network(os.fspath(path), os.stat(path).st_mtime_ns, own, str(device))
     predicted = predict_views(network, own.to(device), subject, found, device, os.fspath(path))

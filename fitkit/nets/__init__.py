@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fitkit.energies.features import FrozenNetwork
-from fitkit.errors import InputError
+from fitkit.errors import InputError, MissingWeightsError
 from fitkit.io.foreign import DATA_BYTES, ForeignFile, foreign_file, parse_json
 from fitkit.io.options import build, to_plain, unknown_key
 from fitkit.io.weights import network_from
@@ -131,6 +131,22 @@ def _about(file: ForeignFile) -> dict[str, Any]:
     return about
 
 
+def model_of(about: dict[str, Any], path: str | os.PathLike) -> FaceModel:
+    """The face model that weights name; about: from `read_about`.
+
+    Raises:
+        InputError, MissingWeightsError: it is not on this machine.
+    """
+    name = about["model"]
+    try:
+        return load_model(name)
+    except (InputError, MissingWeightsError) as error:
+        raise type(error)(
+            f"{path}: its network was trained with face model '{name}': {error}; a model file of your own is "
+            f"imported with 'fitkit model import npz FILE --name {name}'"
+        ) from error
+
+
 def load_predictor(path: str | os.PathLike, model: FaceModel | None = None) -> Predictor:
     """A trained network from its weight file, in eval mode.
 
@@ -142,7 +158,7 @@ def load_predictor(path: str | os.PathLike, model: FaceModel | None = None) -> P
     with foreign_file(path, *NO_REGRESSOR, limit=DATA_BYTES) as file:
         about = _about(file)
         if "state" in about["gives"]:
-            model = load_model(about["model"]) if model is None else model
+            model = model_of(about, path) if model is None else model
             got = (model.name, model.num_identity, model.num_expression)
             wanted = (about["model"], about["num_identity"], about["num_expression"])
             if got != wanted:

@@ -246,3 +246,12 @@ def test_gaussian_expressions_are_predicted_in_standard_deviations():
         blend, gaussian = (small(m)(images, valid).state.expression for m in (tiny_model(), signed))
     assert float(blend.abs().max()) > 0
     torch.testing.assert_close(gaussian, sigma * blend)
+
+
+def test_weights_whose_face_model_is_not_here_say_which_one_they_need(tmp_path):
+    path = tmp_path / "network.safetensors"
+    save_predictor(small(replace(tiny_model(), name="somebody")), "mvfnet", path)
+    with pytest.raises(
+        InputError, match="trained with face model 'somebody': unknown model .* --name somebody"
+    ):
+        load_predictor(path)
