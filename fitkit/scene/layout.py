@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate, filterfalse
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -127,12 +127,7 @@ class ParameterLayout:
     def shared_offsets(self) -> dict[str, int]:
         """Where the copies of each shared block begin in the step of a person, and under '' where they
         end."""
-        offsets, total = {}, 0
-        for block in filter(self.is_shared, self.blocks):
-            offsets[block.name] = total
-            total += self._room(block)
-        offsets[""] = total
-        return offsets
+        return self._offsets(self.shared)
 
     @property
     def num_shared(self) -> int:
@@ -141,12 +136,11 @@ class ParameterLayout:
     @cached_property
     def own_offsets(self) -> dict[str, int]:
         """Where each own block begins among the parameters of its moment, and under '' where they end."""
-        offsets, total = {}, 0
-        for block in filterfalse(self.is_shared, self.blocks):
-            offsets[block.name] = total
-            total += self._room(block)
-        offsets[""] = total
-        return offsets
+        return self._offsets(self.own)
+
+    def _offsets(self, names: Sequence[str]) -> dict[str, int]:
+        room = [self._room(block) for block in self.blocks if block.name in names]
+        return dict(zip((*names, ""), accumulate(room, initial=0)))
 
     @property
     def num_own(self) -> int:
