@@ -7,6 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+# Right sides from which on, and unknowns up to which, the whole matrix is factorised: 100 photos have 7,000
+# unknowns, which take 0.4 GB.
+MANY, MOST_DENSE = 32, 8192
+
 
 class ArrowSystem:
     """H step = -g of S people who have nothing in common, each with H = [[S, C_1 .. C_T], [C_t', V_t]] plus
@@ -231,8 +235,8 @@ class ArrowSystem:
         """(H + diag(damping))^-1 right for the columns of right [S N, R], as `solve`."""
         S, N = self.num_people, self.each
         right, damping = right.reshape(S, N, -1), damping.reshape(S, N)
-        if self.coupling is not None:
-            H = self._blocks()
+        if self.coupling is not None or self._many(right.shape[2]):
+            H = self.dense()[None] if self.coupling is None else self._blocks()
             H.diagonal(dim1=1, dim2=2).add_(damping)
             factor, info = torch.linalg.cholesky_ex(H)
             x = _where(info == 0, torch.cholesky_solve(right, factor))
@@ -245,6 +249,12 @@ class ArrowSystem:
                 x = arrow(right)
             x = _where(definite, x)
         return x.reshape(S * N, -1)
+
+    def _many(self, columns: int) -> bool:
+        """Whether one factorisation of the whole matrix serves so many right sides faster than conjugate
+        gradients; of one person, as those who ask for many are."""
+        gradients = bool(self.pairs or self.commons)
+        return gradients and self.num_people == 1 and columns >= MANY and self.each <= MOST_DENSE
 
     def _factor_arrow(self, damping: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """A function that solves (arrow + diag(damping)) x = right side [S, N, R], and for whom that is

@@ -3,7 +3,7 @@ from itertools import product
 import pytest
 import torch
 
-from fitkit.solvers.arrow import ArrowSystem
+from fitkit.solvers.arrow import MANY, ArrowSystem
 
 B, Q, SHARED = 4, 3, 8  # views, own parameters of each, shared parameters
 LOCAL = 5  # shared parameters a view depends on
@@ -116,6 +116,17 @@ def test_coupling_kept_as_factors_is_the_same_system(case):
     assert drop[0] < 0.9999 * drop[1] < 0
     system.gradient.zero_()
     assert float(system.solve(damping).abs().max()) == 0
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_many_right_sides_are_solved_exactly(case):
+    """Also where the coupling is kept as factors: one factorisation, no conjugate gradients."""
+    system, H, g = build(**case, factored=True)
+    gen = torch.Generator().manual_seed(3)
+    damping = 0.1 + torch.rand(len(g), generator=gen, dtype=torch.float64)
+    right = torch.randn(len(g), MANY, generator=gen, dtype=torch.float64)
+    solved = system.solve_columns(right, damping)
+    torch.testing.assert_close(solved, torch.linalg.solve(H + torch.diag(damping), right))
 
 
 def test_pairs_inside_a_moment_are_eliminated_with_it():
