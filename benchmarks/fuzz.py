@@ -209,7 +209,7 @@ def _model(folder: Path) -> Reader:
 
 
 def _ict_packed(folder: Path) -> Reader:
-    from fitkit.models import ict
+    from fitkit.models.formats import ict
     from fitkit.models.registry import load_model
 
     generic, rng = load_model("generic"), np.random.default_rng(0)
@@ -244,7 +244,7 @@ OBJ = (
 
 
 def _ict_obj(folder: Path) -> Reader:
-    from fitkit.models.ict import read_obj
+    from fitkit.models.formats.ict import read_obj
 
     (folder / "a.obj").write_text(OBJ)
     (folder / "b.obj.gz").write_bytes(gzip.compress(OBJ.encode()))

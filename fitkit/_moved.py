@@ -34,6 +34,7 @@ MOVED = {
     "fitkit.fit.rig_check": "fitkit.fitting.rig_check",
     "fitkit.fit.run": "fitkit.fitting.run",
     "fitkit.fit.uncertainty": "fitkit.fitting.uncertainty",
+    "fitkit.models.ict": "fitkit.models.formats.ict",
 }
 
 

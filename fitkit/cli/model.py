@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import click
+
+from fitkit.models.formats import FORMATS
 
 
 @click.group()
@@ -56,6 +56,7 @@ def info(name):
         "error bars": m.calibration or f"not calibrated; {default_calibration()}",
         "licence": m.license or "not stated",
         "source": m.source or "not stated",
+        **({"notes": m.notes} if m.notes else {}),
     }
     for key, value in rows.items():
         click.echo(f"{key:12}{value}")
@@ -68,30 +69,23 @@ def _landmarks(landmarks) -> str:
     return f"{count} (iBUG 68{f' without {lacks}' if lacks else ''})"
 
 
-@model.command("import")
-@click.argument("kind", type=click.Choice(["ict", "npz"]))
+def _import_help() -> str:
+    kinds = "\n".join(f"  {kind:10} {form.path}" for kind, form in FORMATS.items())
+    return (
+        "Import a face model from its original files at PATH, by KIND:\n\n\b\n"
+        f"{kinds}\n\nExample: fitkit model import ict ICT-FaceKit/FaceXModel"
+    )
+
+
+@model.command("import", help=_import_help())
+@click.argument("kind", type=click.Choice(list(FORMATS)))
 @click.argument("path", type=click.Path())
-@click.option(
-    "--name", default=None, help="Name of the imported model; default: ict, or that in the .npz file."
-)
+@click.option("--name", default=None, help="Name of the imported model; default: KIND, or that in the file.")
 @click.option("--overwrite", is_flag=True, help="Replace a model of this name.")
 def import_command(kind, path, name, overwrite):
-    """Import a face model from its original files at PATH.
-
-    For `ict`: the FaceXModel folder of ICT-FaceKit (OBJ files), or ict_facekit.npz. For `npz`: a model of
-    your own in fitkit's format (docs/face_models.md).
-
-    Example: fitkit model import ict ICT-FaceKit/FaceXModel
-    """
-    from fitkit.models.ict import import_ict
-    from fitkit.models.io import load_model_file
     from fitkit.models.registry import store_model
 
-    if kind == "ict":
-        imported = import_ict(path, name or kind)
-    else:
-        imported = load_model_file(path)
-        imported = replace(imported, name=name or imported.name)
+    imported = FORMATS[kind].read(path, name)
     stored = store_model(imported, overwrite)
     click.echo(
         f"{stored}: {imported.num_vertices} vertices, {imported.num_identity} identity and "

@@ -270,7 +270,8 @@ class FaceModel:
     face [V] bool: narrow face area for error reports; uv [T, 2] in [0, 1], v up, or None;
     uv_triangles [F, 3] int64 rows parallel to `triangles`, or None; albedo_mean [V, 3] linear RGB, or None;
     albedo_basis [K_al, V, 3] linear RGB per unit coefficient (standard-normal, as the identity), or None;
-    calibration: of error bars, None where nobody has measured it.
+    calibration: of error bars, None where nobody has measured it; notes: what a user of other software should
+    know, as how coefficients relate to those published.
     """
 
     name: str
@@ -293,6 +294,7 @@ class FaceModel:
     expression_kind: Literal["blend_shape", "gaussian"] = "blend_shape"
     expression_sigma: Tensor | None = None
     calibration: Calibration | None = None
+    notes: str = ""
 
     def __repr__(self) -> str:
         joints = f"{self.num_joints} joints, " if self.num_joints else ""

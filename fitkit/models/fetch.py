@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.io.atomic import writing
-from fitkit.models.ict import EXPRESSIONS, NUM_IDENTITY, NUM_VERTICES, import_ict, read_obj
+from fitkit.models.formats.ict import EXPRESSIONS, NUM_IDENTITY, NUM_VERTICES, import_ict, read_obj
 from fitkit.models.registry import free_place, models_folder, store_model
 
 log = logging.getLogger(__name__)

@@ -46,6 +46,7 @@ OPTIONAL = (
     "calibration",
     "source",
     "license",
+    "notes",
 )
 # Of models with joints: all of them, and maybe pose_basis.
 JOINTS = ("joint_names", "joint_regressor", "joint_parents", "skinning_weights", "joint_sigma")
@@ -56,6 +57,7 @@ TEXTS = {
     "name": (),
     "source": (),
     "license": (),
+    "notes": (),
     "expression_kind": (),
     "expression_names": ("K_ex",),
     "region_names": ("R",),
@@ -145,6 +147,7 @@ def load_model_file(path: str | os.PathLike) -> FaceModel:
         albedo_mean=real("albedo_mean"),
         source=str(arrays.get("source", "")),
         license=str(arrays.get("license", "")),
+        notes=str(arrays.get("notes", "")),
         albedo_basis=real("albedo_basis"),
         expression_kind=cast(Any, str(arrays.get("expression_kind", "blend_shape"))),
         expression_sigma=real("expression_sigma"),
@@ -379,6 +382,7 @@ def save_model_file(model: FaceModel, path: str | os.PathLike) -> Path:
         "name": model.name,
         "source": model.source,
         "license": model.license,
+        "notes": model.notes,
         "mean": model.mean.numpy().astype(np.float32),
         "identity_basis": model.identity_basis.numpy().astype(np.float16),
         "expression_basis": model.expression_basis.numpy().astype(

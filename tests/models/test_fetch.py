@@ -11,7 +11,7 @@ from helpers import tiny_model
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.models import fetch, registry
 from fitkit.models.fetch import download, fetch_ict
-from fitkit.models.ict import import_ict
+from fitkit.models.formats.ict import import_ict
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000).astype(np.uint8).tobytes()
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

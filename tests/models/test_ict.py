@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fitkit.errors import InputError
-from fitkit.models import ict
-from fitkit.models.ict import EXPRESSIONS, LANDMARKS, import_ict, read_obj
+from fitkit.models.formats import ict
+from fitkit.models.formats.ict import EXPRESSIONS, LANDMARKS, import_ict, read_obj
 
 DATA = Path(__file__).resolve().parents[3] / "shared/data/ict"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared test data are not here")

@@ -7,7 +7,7 @@ import torch
 
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.models import makehuman
-from fitkit.models.ict import EXPRESSIONS, PAIRS
+from fitkit.models.formats.ict import EXPRESSIONS, PAIRS
 from fitkit.models.makehuman import (
     ANCESTRIES,
     MEAN_MIX,

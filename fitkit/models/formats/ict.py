@@ -18,7 +18,8 @@ from fitkit.errors import InputError
 from fitkit.io.foreign import DATA_BYTES, MEGABYTE, check_indices, check_shapes, foreign_file, refused_as
 from fitkit.io.mesh_files import obj_arrays
 from fitkit.models.calibration import shipped_calibrations
-from fitkit.models.face_model import FaceModel, LandmarkEmbedding
+from fitkit.models.face_model import FaceModel
+from fitkit.models.formats.parts import at_vertices, real
 from fitkit.models.io import check_model
 
 NUM_VERTICES = 26719  # of the original files
@@ -115,29 +116,25 @@ def import_ict(source: str | os.PathLike, name: str = "ict") -> FaceModel:
         uv, corners = _pack_uv(arrays["uv"], corners, region[triangles[:, 0]])
         model = FaceModel(
             name=name,
-            mean=_real(mean),
-            identity_basis=_real(arrays["identity_basis"][:, :KEPT]),
-            expression_basis=_real(arrays["expression_basis"][:, :KEPT]),
+            mean=real(mean),
+            identity_basis=real(arrays["identity_basis"][:, :KEPT]),
+            expression_basis=real(arrays["expression_basis"][:, :KEPT]),
             expression_names=tuple(arrays["expression_names"]),
             triangles=torch.from_numpy(triangles.astype(np.int64)),
-            landmarks=_embed(triangles),
+            landmarks=at_vertices(triangles, LANDMARKS),
             region=torch.from_numpy(region.astype(np.int64)),
             region_names=tuple(n for n, _ in REGIONS),
             skin=torch.from_numpy(_skin(mean, region)),
             face=torch.from_numpy(region == 0),
-            uv=_real(uv),
+            uv=real(uv),
             uv_triangles=torch.from_numpy(corners.astype(np.int64)),
-            albedo_mean=_real(_paint(mean, region)),
+            albedo_mean=real(_paint(mean, region)),
             source=SOURCE,
             license=LICENSE,
             calibration=shipped_calibrations()["ict"],
         )
     check_model(model, str(source))
     return model
-
-
-def _real(array) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
 
 
 def _read_packed(path: Path) -> dict:
@@ -244,16 +241,6 @@ def read_obj(
             f"{path}: faces refer to vertices that the file does not have (cut off?); download it again"
         )
     return points, uv, triangles, corners
-
-
-def _embed(triangles: np.ndarray) -> LandmarkEmbedding:
-    """Each landmark vertex as a corner of one triangle."""
-    triangle, corner = zip(*(np.argwhere(triangles == v)[0] for v in LANDMARKS))
-    return LandmarkEmbedding(
-        tuple(f"ibug68/{i}" for i in range(68)),
-        torch.tensor(np.array(triangle)),
-        torch.eye(3)[torch.tensor(np.array(corner))],
-    )
 
 
 # The files put each material into a tile of its own, u in n ... n + 1; both eyes share tile 0 with the face.

@@ -1,0 +1,41 @@
+"""Readers of face models that others made: one file for each format, all into a `FaceModel`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # lists of formats come without torch
+    from fitkit.models.face_model import FaceModel
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of files that `fitkit model import KIND PATH` reads.
+
+    path: what PATH is, for the help; reader: 'module:function' of `read(path, name) -> FaceModel`, which
+    raises InputError; name: that the model gets where the user gives none, '' where the file says it.
+    """
+
+    path: str
+    reader: str
+    name: str = ""
+
+    def read(self, path: str | os.PathLike, name: str | None = None) -> FaceModel:
+        module, _, function = self.reader.partition(":")
+        return getattr(import_module(module), function)(path, name or self.name)
+
+
+FORMATS = {
+    "ict": Format(
+        "the FaceXModel folder of ICT-FaceKit (OBJ files), or ict_facekit.npz",
+        "fitkit.models.formats.ict:import_ict",
+        "ict",
+    ),
+    "npz": Format(
+        "a model of your own in fitkit's format (docs/face_models.md)",
+        "fitkit.models.formats.npz:import_npz",
+    ),
+}
