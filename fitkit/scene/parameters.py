@@ -181,7 +181,7 @@ def load_parameters(path: str | os.PathLike) -> Parameters:
         Pose(real("rotation"), real("translation")),
         Camera(real("focal"), real("principal"), real("aspect"), str(arrays["camera_kind"])),
         real("illumination"),
-        joints=real("joints") if "joints" in arrays else None,
+        joints=real("joints") if "joints" in arrays and arrays["joints"].shape[1] else None,
     )
     return Parameters(
         state,

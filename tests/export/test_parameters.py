@@ -69,6 +69,8 @@ def test_joints_are_written_and_read_back(tmp_path):
     change(path, joints=np.zeros((3, 4)))
     with pytest.raises(InputError, match=r"joints: expected shape \[3, 'J', 3\], got \[3, 4\]"):
         load_parameters(path)
+    change(path, joints=np.zeros((3, 0, 3)))
+    assert load_parameters(path).state.joints is None
 
 
 def test_without_error_bars(result, tmp_path):
