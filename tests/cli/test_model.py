@@ -72,7 +72,7 @@ def test_import(run, tmp_path):
 def test_import_refusals(run, tmp_path):
     result = run("import", "ict", tmp_path / "none")
     assert result.exit_code == 1 and "no such file or folder" in result.output
-    assert run("import", "flame", tmp_path).exit_code == 2
+    assert run("import", "flume", tmp_path).exit_code == 2
 
 
 def test_fetch_ict(run, monkeypatch):

@@ -29,6 +29,11 @@ class Format:
 
 
 FORMATS = {
+    "flame": Format(
+        "the model file of FLAME (.pkl, .npz), or the folder with it, landmarks, masks, ...",
+        "fitkit.models.formats.flame:import_flame",
+        "flame",
+    ),
     "ict": Format(
         "the FaceXModel folder of ICT-FaceKit (OBJ files), or ict_facekit.npz",
         "fitkit.models.formats.ict:import_ict",
