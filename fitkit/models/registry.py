@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # What reads models needs torch and loads with the first one: lists of names come without it.
 PACKAGED = {"generic": "generic.npz"}  # name -> asset
-FETCHABLE = ("ict",)
+FETCHABLE = ("ict", "gnm")  # `DOWNLOADS` of `models.fetch`
 MAKEHUMAN = "makehuman"  # NAME of `models.makehuman`
 
 

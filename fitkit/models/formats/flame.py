@@ -19,6 +19,7 @@ from fitkit.errors import InputError
 from fitkit.io.foreign import DATA_BYTES, check_indices, check_shapes, foreign_file, refused_as
 from fitkit.io.mesh_files import obj_arrays
 from fitkit.models.face_model import LandmarkEmbedding
+from fitkit.models.formats.joints import joint_sigma
 from fitkit.models.formats.parts import NAMES, Parts, parts_of, real
 from fitkit.models.io import check_model
 from fitkit.models.skinned import SkinnedModel
@@ -52,9 +53,6 @@ TEXTURES = ("FLAME_texture.npz",)
 MASKS = ("FLAME_masks.pkl", "FLAME_masks.npz")
 EYELIDS = (("l_eyelid.npy", "eyeBlink_L"), ("r_eyelid.npy", "eyeBlink_R"))
 JAW_POINTS, INNER_POINTS, ALL_POINTS = 17, 51, 68
-# Standard deviations of the rotation vectors, rad about x (nod, open), y (left, right) and z. A neck can
-# hardly be told from the pose of the head; a jaw opens and hardly does more; eyes do not roll.
-SIGMA = {"neck": (0.05, 0.05, 0.05), "jaw": (0.2, 0.05, 0.03), "eye": (0.15, 0.25, 0.02)}
 EYELID_SIGMA = 0.5  # of a shape that is 1 where the eye is shut
 REGIONS = {  # of `generic` by those of the masks, later ones first
     "face": ("face",),
@@ -131,7 +129,7 @@ def _model(path: Path, arrays: dict[str, np.ndarray], lids: dict[str, np.ndarray
         joint_regressor=real(arrays["J_regressor"]),
         joint_parents=(-1, *arrays["kintree_table"][0, 1:].astype(np.int64).tolist()),
         skinning_weights=real(arrays["weights"]),
-        joint_sigma=torch.tensor([SIGMA[n.split("_")[0]] for n in joints]),
+        joint_sigma=joint_sigma(joints),
         pose_basis=real(MM * np.moveaxis(arrays["posedirs"], 2, 0)),
     )
 
