@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse
+import torch
 from helpers import tiny_skinned_model
 from old_pickles import Ch, python2
 
@@ -73,6 +74,8 @@ def write_landmarks(folder: Path, kind: str) -> None:
             "static_lmk_bary_coords": weights[17:],
             "full_lmk_faces_idx": triangle[None],
             "full_lmk_bary_coords": weights[None],
+            "dynamic_lmk_faces_idx": torch.zeros(ANGLES, 17, dtype=torch.int64),  # as there, and not read
+            "dynamic_lmk_bary_coords": torch.zeros(ANGLES, 17, 3),
         }
         np.save(folder / "landmark_embedding.npy", np.array(points, dtype=object), allow_pickle=True)
         return

@@ -67,7 +67,9 @@ def test_byte_strings_of_the_oldest_protocol():
     np.testing.assert_array_equal(unpickle(old, LIMIT), np.array([1, 0xFF27], np.uint16))
 
 
-@pytest.mark.parametrize("write", [python2, lambda v: python3(v, 2), lambda v: python3(v, 4)])
+@pytest.mark.parametrize(
+    "write", [python2, lambda v: python3(v, 0), lambda v: python3(v, 2), lambda v: python3(v, 4)]
+)
 def test_arrays_that_chumpy_wraps(write):
     inner = np.arange(12.0).reshape(4, 3)
     chosen = Select(a=Ch(x=inner), idxs=np.array([11, 0, 4]), preferred_shape=(3, 1))

@@ -140,6 +140,15 @@ def test_releases_and_landmarks(name, landmarks, model, tmp_path):
     assert read.region_names == model.region_names and bool(read.skin.any() and read.face.any())
 
 
+def test_points_beyond_the_68_are_pupils(model, tmp_path):
+    triangle, weights = (np.concatenate([v, v[:2]])[None] for v in files.embedding())
+    points = {"full_lmk_faces_idx": triangle, "full_lmk_bary_coords": weights}
+    change(tmp_path)
+    np.save(tmp_path / "landmark_embedding_with_eyes.npy", np.array(points, dtype=object), allow_pickle=True)
+    (tmp_path / "landmark_embedding.npy").unlink()
+    assert torch.equal(import_flame(tmp_path).landmarks.triangle, model.landmarks.triangle)
+
+
 def test_texture_coordinates_of_the_same_triangles_in_another_order(model, folder, tmp_path):
     files.write_model(tmp_path / "flame2023.pkl", files.model_arrays())
     files.write_landmarks(tmp_path, "deca")

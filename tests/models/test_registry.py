@@ -47,6 +47,11 @@ def test_missing_models_say_how_to_get_them(folder, tmp_path):
     ):
         load_model("ict")
     with pytest.raises(
+        MissingWeightsError,
+        match="'flame' is not in .*models; import it from its files with 'fitkit model import flame PATH'",
+    ):
+        load_model("flame")
+    with pytest.raises(
         InputError, match="unknown model 'genric'; did you mean 'generic'\\? known: generic, gnm, ict"
     ):
         load_model("genric")
