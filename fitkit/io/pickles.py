@@ -21,7 +21,8 @@ import numpy as np
 
 DEPTH = 64  # of lists and dictionaries in each other
 VALUES = 1_000_000  # instructions, and values of what is asked for, repetitions counted
-# The modules of today by the names of old files, and the other way round.
+AXES = 64  # of an array, as numpy's
+# What modules have been called -> what they are called here.
 MOVED = {
     "numpy._core.": "numpy.core.",
     "scipy.sparse._": "scipy.sparse.",
@@ -103,6 +104,8 @@ class _Object:
 
 def _named(module: Any, name: Any) -> _Name:
     """Refuse names of what is neither made nor kept as a name."""
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise ValueError("the pickle is damaged")
     full = f"{module}.{name}"
     for new, old in MOVED.items():
         if full.startswith(new):
@@ -213,7 +216,7 @@ class _Machine:
     def build(self, _: Any) -> None:
         state, built = self.stack.pop(), self.stack[-1]
         if not isinstance(built, _Object):
-            raise ValueError(f"it gives a {type(built).__name__} a state, read are {KEPT} only")
+            raise ValueError("the pickle is damaged")
         built.state = state
 
 
@@ -225,6 +228,11 @@ def _pairs(items: list[Any]) -> dict[Any, Any]:
         if not isinstance(key, (str, bytes, int, float)):  # the hash of others may never end
             raise ValueError(f"a key of a dictionary is a {type(key).__name__}, read are text and numbers")
     return dict(zip(items[::2], items[1::2]))
+
+
+def _is_shape(value: Any) -> bool:
+    sizes = isinstance(value, tuple) and len(value) <= AXES
+    return sizes and all(isinstance(n, int) and 0 <= n < 2**63 for n in value)
 
 
 STOP = "."
@@ -328,13 +336,14 @@ class _Values:
         if item.name == "chumpy.ch.Ch":
             return self.of(state["x"], depth)
         if item.name == "chumpy.reordering.Select":
-            taken = self.of(state["a"], depth).ravel()[self.of(state["idxs"], depth)]
-            return taken.reshape(self.of(state.get("preferred_shape", (-1,)), depth))
+            inner, chosen = self.of(state["a"], depth).ravel(), self.of(state["idxs"], depth)
+            self.take(chosen.size * inner.itemsize)
+            return inner[chosen].reshape(self.of(state.get("preferred_shape", (-1,)), depth))
         return self.sparse({key: self.of(value, depth) for key, value in state.items()}, "csc" in item.name)
 
     def array(self, content: Any, dtype: Any, shape: Any, order: str, depth: int) -> Any:
         kind = self.array_type(dtype)
-        if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
+        if not _is_shape(shape):
             raise ValueError("an array has no shape")
         if kind.kind == "O":
             if not isinstance(content, list) or len(content) != math.prod(shape):
@@ -350,7 +359,8 @@ class _Values:
     def array_type(self, dtype: Any) -> np.dtype:
         code = dtype.args[0] if isinstance(dtype, _Object) and dtype.name == "numpy.dtype" else None
         if not isinstance(code, str) or not ARRAY_TYPE.fullmatch(code):
-            raise ValueError(f"an array holds {str(code)[:40]!r}, read are numbers and objects")
+            kind = code[:40] if isinstance(code, str) else type(code).__name__
+            raise ValueError(f"an array holds {kind!r}, read are numbers and objects")
         order = dtype.state[1] if dtype.state else "="
         return np.dtype("O") if code[0] == "O" else np.dtype(code).newbyteorder(order)
 
@@ -369,7 +379,7 @@ class _Values:
         """The array of a matrix in compressed columns or rows, its zeros filled in."""
         shape = state["_shape"] if "_shape" in state else state["shape"]
         data, index, start = state["data"], state["indices"], state["indptr"]
-        if not isinstance(shape, tuple) or len(shape) != 2 or min(shape) < 0:
+        if not _is_shape(shape) or len(shape) != 2:
             raise ValueError("a sparse matrix has no shape of two sizes")
         lines, places = reversed(shape) if by_column else shape
         count = np.diff(start.astype(np.int64))

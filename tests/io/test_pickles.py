@@ -136,11 +136,12 @@ def test_nothing_runs(make, name, protocol, tmp_path):
         (b"(cos\nsystem\nS'ls'\no.", "'os.system'"),
         (b"(cnumpy\ndtype\nS'ls'\no.", "holds the instruction OBJ"),
         (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "'os.system'"),
+        (b"\x80\x04]\x8c\x06system\x93.", "damaged"),
         (b"\x82\x01.", "holds the instruction EXT1"),
         (b"Pid\n.", "holds the instruction PERSID"),
-        (b"cnumpy\ndtype\n}b.", "it gives a _Name a state"),
+        (b"cnumpy\ndtype\n}b.", "damaged"),
         (b"}(S'a'\nI1\nub.", "damaged"),
-        (b"}}b.", "it gives a dict a state"),
+        (b"}}b.", "damaged"),
         (b"cnumpy\ndtype\n.", "holds 'numpy.dtype'"),
         (b"cbuiltins\nset\n)R.", "holds 'builtins.set'"),
         (b"cchumpy.os\nsystem\n(S'ls'\ntR.", "holds 'chumpy.os.system'"),
@@ -199,7 +200,9 @@ def array_of(shape, data=b"12345678", kind="f8", state=(3, "<", None, None, None
         (array_of((1,), data=7), "an array has no bytes"),
         (array_of((1,), kind="V8"), "an array holds 'V8', read are numbers and objects"),
         (array_of((1,), kind="f8,f8"), "an array holds 'f8,f8'"),
-        (array_of((1,), kind=8), "an array holds '8'"),
+        (array_of((1,), kind=8), "an array holds 'int'"),
+        (array_of((2**64, 2**64)), "an array has no shape"),
+        (array_of((1,) * 65), "an array has no shape"),
         (array_of((1,), kind="f7"), "data type 'f7' not understood|damaged"),
         (array_of((3,), data=[1], kind="O8"), r"other objects than its shape \(3,\)"),
         (array_of((1,), state=5), "its content is damaged"),
@@ -260,6 +263,10 @@ def test_bombs(monkeypatch):
     with pytest.raises(ValueError, match="its arrays have more than the 0.0076"):
         unpickle(pickle.dumps([array, array + 1]), 8000)
     assert len(unpickle(pickle.dumps([array] * 9), 8000)) == 9  # the same one
+    chosen = Select(a=Ch(x=np.ones(1000)), idxs=np.zeros(10**4, np.int8))
+    with pytest.raises(ValueError, match="its arrays have more than the 0.0763 MB"):  # 8 bytes of each byte
+        unpickle(python2(chosen), 80_000)
+    assert len(unpickle(python2(chosen), 100_000)) == 10**4
     text = b"X\x00\x10\x00\x00" + b"a" * 4096 + b"q\x00" + b"h\x00" * 300 + b"."
     assert len(unpickle(text, LIMIT)) == 4096
     monkeypatch.setattr(pickles, "VALUES", 1000)

@@ -121,9 +121,15 @@ def test_parts_follow_the_masks(model):
 
 
 @pytest.mark.parametrize(
-    "name", ["flame2023.pkl", "flame2023_Open.pkl", "FLAME_NEUTRAL.pkl", "generic_model.npz"]
+    "name, landmarks",
+    [
+        ("flame2023.pkl", "deca"),
+        ("flame2023_Open.pkl", "static"),
+        ("FLAME_NEUTRAL.pkl", "deca"),
+        ("generic_model.npz", "static"),
+        ("generic_model.pkl", "inner"),
+    ],
 )
-@pytest.mark.parametrize("landmarks", ["deca", "static", "inner"])
 def test_releases_and_landmarks(name, landmarks, model, tmp_path):
     """Every kind of file gives the same model; where the contour of the jaw is missing, its points are."""
     files.write_model(tmp_path / name, files.model_arrays())
