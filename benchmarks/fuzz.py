@@ -16,6 +16,7 @@ import io
 import json
 import multiprocessing
 import os
+import pickle
 import re
 import resource
 import shutil
@@ -38,6 +39,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads; forked proc
 import cv2
 import numpy as np
 import scipy.io
+import scipy.sparse
 import torch
 from PIL import Image
 
@@ -54,7 +56,7 @@ from fitkit.errors import FitkitError
 SECONDS = 10.0  # for one input
 MEMORY = 2 * 2**30  # bytes of address space beyond what the process has when it starts
 # Of the usual number of inputs, where one takes long.
-SHARE = {"onnx": 0.1, "ict_packed": 0.2, "regressor": 0.5, "synth": 0.5}
+SHARE = {"onnx": 0.1, "flame": 0.1, "gnm": 0.1, "ict_packed": 0.2, "regressor": 0.5, "synth": 0.5}
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,46 @@ def _model(folder: Path) -> Reader:
 
     save_model_file(helpers.tiny_model(num_identity=3), folder / "m.npz")
     return Reader(("m.npz",), lambda f: load_model_file(f / "m.npz"))
+
+
+def _pickles(folder: Path) -> Reader:
+    from old_pickles import Ch, python2
+
+    from fitkit.io.foreign import foreign_file
+
+    wrapped, sparse = Ch(x=np.ones((4, 3))), scipy.sparse.csc_matrix(np.eye(5)[:, :4])
+    value = {"a": wrapped, "s": sparse, "f": np.arange(12, dtype=np.uint32).reshape(4, 3), "n": [1, "text"]}
+    (folder / "old.pkl").write_bytes(python2(value))
+    (folder / "new.pkl").write_bytes(pickle.dumps(value | {"a": wrapped.x}, 5))
+    np.save(folder / "a.npy", np.array({"f": value["f"]}, dtype=object), allow_pickle=True)
+    np.savez(folder / "a.npz", f=value["f"], s=np.array(sparse, dtype=object))
+
+    def read(folder):
+        for path in sorted(folder.iterdir()):
+            with foreign_file(path, "not readable") as file:
+                file.pickled(tuple(value))
+
+    return Reader(("old.pkl", "new.pkl", "a.npy", "a.npz"), read)
+
+
+def _flame(folder: Path) -> Reader:
+    import model_files_flame
+
+    from fitkit.models.formats.flame import import_flame
+
+    model_files_flame.write_flame(folder)
+    return Reader(
+        tuple(sorted(p.name for p in folder.iterdir() if p.suffix != ".obj")), lambda f: import_flame(f)
+    )
+
+
+def _gnm(folder: Path) -> Reader:
+    import model_files_gnm
+
+    from fitkit.models.formats.gnm import import_gnm
+
+    model_files_gnm.write_gnm(folder)
+    return Reader(("gnm_head.npz", "head_sparse_68.txt"), lambda f: import_gnm(f))
 
 
 def _ict_packed(folder: Path) -> Reader:
@@ -573,6 +615,9 @@ SEEDS: dict[str, Callable[[Path], Reader]] = {
     "yaml_bench": _recipes("bench", "fitkit.evaluate.bench.ablation:load_ablation"),
     "overrides": _overrides,
     "model": _model,
+    "pickles": _pickles,
+    "flame": _flame,
+    "gnm": _gnm,
     "ict_packed": _ict_packed,
     "ict_obj": _ict_obj,
     "meshes": _meshes,

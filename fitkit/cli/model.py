@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from fitkit.models.formats import FORMATS
+from fitkit.models.registry import FETCHABLE
 
 
 @click.group()
@@ -21,7 +22,7 @@ def list_command():
 
     Example: fitkit model list
     """
-    from fitkit.models.registry import FETCHABLE, list_models
+    from fitkit.models.registry import list_models
 
     models = list_models()
     for name, path in models.items():
@@ -95,24 +96,25 @@ def import_command(kind, path, name, overwrite):
 
 
 @model.command()
-@click.argument("what", type=click.Choice(["ict", "fan", "fan3d"]))
-@click.option("--name", default="ict", show_default=True, help="Name of the model to store.")
+@click.argument("what", type=click.Choice([*FETCHABLE, "fan", "fan3d"]))
+@click.option("--name", default=None, help="Name of the model to store; default: WHAT.")
 @click.option("--overwrite", is_flag=True, help="Replace a model of this name.")
-@click.option("--url", default=None, help="Other address of the FaceXModel folder (a mirror).")
+@click.option("--url", default=None, help="Another address that has all files of the model (a mirror).")
 def fetch(what, name, overwrite, url):
-    """Download a face model (ict, about 400 MB, MIT licence) or the weights of a landmark detector (fan or
-    fan3d, about 180 MB).
+    """Download a face model (ict, about 400 MB, MIT licence; gnm, about 55 MB, Apache-2.0) or the weights of
+    a landmark detector (fan or fan3d, about 180 MB).
 
     Example: fitkit model fetch ict
     """
-    if what != "ict":
+    if what not in FETCHABLE:
         from fitkit.observe.landmarks.fan import load_networks, weights_folder
 
         load_networks(variant=what)
         click.echo(f"{weights_folder()}: the weights of landmark detector '{what}' are here")
         return
-    from fitkit.models.fetch import ICT_FILES, ICT_URL, fetch_ict
+    from fitkit.models.fetch import DOWNLOADS, fetch_model
 
-    with click.progressbar(length=len(ICT_FILES), label="ICT-FaceKit", show_pos=True) as bar:
-        path = fetch_ict(name, url or ICT_URL, overwrite, progress=lambda done, _: bar.update(done - bar.pos))
-    click.echo(f"{path}: imported; use it with --model {name}")
+    wanted = DOWNLOADS[what]
+    with click.progressbar(length=len(wanted.addresses), label=wanted.title, show_pos=True) as bar:
+        path = fetch_model(what, name, url, overwrite, progress=lambda done, _: bar.update(done - bar.pos))
+    click.echo(f"{path}: imported; use it with --model {name or what}")

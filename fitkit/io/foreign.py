@@ -40,6 +40,7 @@ YAML_BYTES = MEGABYTE // 4  # its parser takes 10 s for a megabyte
 DATA_BYTES = 4096 * MEGABYTE  # of a file of weights or pixels
 ARRAY_BYTES = 384 * MEGABYTE  # of all arrays that are read from one file
 MEMBERS, TENSOR_MEMBERS = 1000, 100_000  # of an archive of arrays, of one of torch
+NPY = b"\x93NUMPY"  # how a .npy file begins
 DEPTH = 64  # of lists and mappings in each other
 NODES = 100_000  # of a YAML document, repetitions counted
 DIGITS = 40  # of a whole number
@@ -167,7 +168,27 @@ class ForeignFile:
 
     def npz(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Those of the named arrays that are there; the archive's other members are not unpacked."""
+        return self._members(names, pickled=False)
+
+    def pickled(self, names: Sequence[str]) -> dict[str, Any]:
+        """The named entries that are there, of a dictionary in a .pkl file, in a .npy file (an array without
+        a shape that holds it), or of a .npz file whose members may be pickled: see `unpickle`, which runs
+        nothing of it."""
+        from fitkit.io.pickles import unpickle
+
+        if zipfile.is_zipfile(self.stream):
+            return self._members(names, pickled=True)
+        data = self.bytes()
+        if data.startswith(NPY):
+            stream = io.BytesIO(data)
+            _check_header(stream, self.size, "the array", pickled=True)
+            data = stream.read()
+        return unpickle(data, ARRAY_BYTES, tuple(names))
+
+    def _members(self, names: Sequence[str], pickled: bool) -> dict[str, Any]:
         import numpy as np
+
+        from fitkit.io.pickles import unpickle
 
         out, left = {}, ARRAY_BYTES
         self._check_directory(MEMBERS)
@@ -180,7 +201,13 @@ class ForeignFile:
                     continue
                 member = archive.getinfo(f"{name}.npy")
                 with archive.open(member) as stream:
-                    _check_header(stream, member.file_size, name, left)
+                    kind = _check_header(stream, member.file_size, name, left, pickled)
+                    if kind == "O":
+                        if member.file_size > left:
+                            raise ValueError(f"{name} has more than the {_megabytes(left)} that are read")
+                        out[name] = unpickle(stream.read(), left)
+                        left -= member.file_size
+                        continue
                 with (
                     archive.open(member) as stream,
                     refused_as(f"{name} cannot be unpacked", error=ValueError),
@@ -466,8 +493,11 @@ def _check_digits(text: str) -> None:
         raise ValueError(f"a whole number has {len(text)} digits, more than the {DIGITS} that are read")
 
 
-def _check_header(stream: BinaryIO, available: int, name: str, limit: int = ARRAY_BYTES) -> None:
-    """Refuse an array that declares more than there is, or that holds anything but numbers and text."""
+def _check_header(
+    stream: BinaryIO, available: int, name: str, limit: int = ARRAY_BYTES, pickled: bool = False
+) -> str:
+    """Refuse an array that declares more than there is, or that holds anything but numbers and text, or
+    pickled objects where they are read; the kind of what it holds, as numpy's `dtype.kind`."""
     import numpy as np
 
     try:
@@ -476,6 +506,8 @@ def _check_header(stream: BinaryIO, available: int, name: str, limit: int = ARRA
         shape, _, dtype = header(stream)
     except Exception as error:  # tokenizer and parser raise many kinds, with words for programmers
         raise ValueError(f"{name}: the header cannot be read") from error
+    if pickled and dtype.kind == "O":
+        return "O"
     if dtype.kind not in "biufcSU":
         raise ValueError(f"{name}: expected numbers or text, got {dtype}")
     wanted = math.prod(shape) * dtype.itemsize
@@ -486,6 +518,7 @@ def _check_header(stream: BinaryIO, available: int, name: str, limit: int = ARRA
             f"{name}: the header states {_megabytes(wanted)}, with it the arrays have more than the "
             f"{_megabytes(ARRAY_BYTES)} that are read"
         )
+    return dtype.kind
 
 
 def _native(array: np.ndarray) -> np.ndarray:

@@ -14,77 +14,33 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.io.atomic import writing
-from fitkit.models.formats.ict import EXPRESSIONS, NUM_IDENTITY, NUM_VERTICES, import_ict, read_obj
+from fitkit.models.formats import FORMATS
+from fitkit.models.formats.gnm import LANDMARK_FILE, LANDMARK_FOLDER, MODEL_FILE
+from fitkit.models.formats.ict import EXPRESSIONS, NUM_IDENTITY, NUM_VERTICES, read_obj
 from fitkit.models.registry import free_place, models_folder, store_model
 
 log = logging.getLogger(__name__)
 
-ICT_URL = "https://raw.githubusercontent.com/ICT-VGL/ICT-FaceKit/master/FaceXModel"
-ICT_FILES = (
-    "generic_neutral_mesh.obj",
-    *(f"identity{i:03d}.obj" for i in range(NUM_IDENTITY)),
-    *(f"{n}.obj" for n in EXPRESSIONS),
-)
-ICT_MAX_BYTES = 16 * 2**20  # per file; they have 2.6 MB
-# SHA-256 of the files we have seen ourselves; the others are checked by vertex count and order on import.
-ICT_SHA256 = {
-    "generic_neutral_mesh.obj": "eedbc2576d8e5ea57f55255b8f98263213a1efb5431d8bfceed1d7aef10271f9",
-    "identity000.obj": "918160cf82d541336b4c367cf93199c9827832bde02511b8fbdf9019d6f1a773",
-    "identity001.obj": "325115059deb6691cb2d55da07ae38bb08ce36e4ea146982f294a17513155b3b",
-    "identity002.obj": "e140e8305cd5232def3b94331d08450a13f312e525130fca8eeaa653231decc3",
-    "jawOpen.obj": "8d84355e10f48b05550980cee385bcd426f4797090da76a20de0535bb2f99f4a",
-    "mouthSmile_L.obj": "91794e73cef330f1c7d1f4541723544708536b39d5dd6ed35fd8f83f676b7af4",
-}
-# Per file; seconds before the next attempt; seconds without an answer.
-ATTEMPTS, PAUSE, TIMEOUT = (4, 0.5, 30.0)
-MAX_SECONDS = 600.0  # for a file, all attempts together
 
+@dataclass(frozen=True)
+class Download:
+    """The files of a face model that may be downloaded.
 
-def fetch_ict(
-    name: str = "ict",
-    base_url: str = ICT_URL,
-    overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> Path:
-    """Download the OBJ files of ICT-FaceKit (about 400 MB), import them and store the model.
-
-    An interrupted download goes on where it stopped; the OBJ files are deleted when the model is stored.
-
-    Args:
-        progress: called with (files done, files in all).
-    Returns:
-        the stored model file.
-    Raises:
-        MissingWeightsError: no network, file not found, wrong content or checksum, too large, too slow.
-        InputError: the name is taken, or cannot be one; an address that is none; a folder that cannot be
-            written.
+    title: of the model; addresses: file -> where it is; sha256: of the files that we have seen ourselves, or
+    whose checksum is published, hexadecimal; max_bytes: per file; usable: whether a file without a checksum
+    may be one of the model.
     """
-    free_place(name, overwrite)
-    folder = models_folder() / "downloads" / "ict"
-    for i, file in enumerate(ICT_FILES):
-        if progress:
-            progress(i, len(ICT_FILES))
-        download(f"{base_url.rstrip('/')}/{file}", folder / file, ICT_SHA256.get(file), ICT_MAX_BYTES)
-    if progress:
-        progress(len(ICT_FILES), len(ICT_FILES))
-    try:
-        model = import_ict(folder, name)
-    except InputError as error:
-        unknown = [file for file in ICT_FILES if file not in ICT_SHA256]
-        wrong = [file for file in unknown if not _is_ict(folder / file)] or unknown
-        for file in wrong:
-            (folder / file).unlink(missing_ok=True)
-        raise MissingWeightsError(
-            f"{base_url}: the files from there are not those of ICT-FaceKit ({error}); {len(wrong)} of "
-            f"them, such as {wrong[0]}, were deleted and will be fetched again; try another --url"
-        ) from error
-    path = store_model(model, overwrite)
-    shutil.rmtree(folder, ignore_errors=True)
-    return path
+
+    title: str
+    addresses: dict[str, str]
+    sha256: dict[str, str]
+    max_bytes: int
+    usable: Callable[[Path], bool] = lambda path: True
 
 
 def _is_ict(path: Path) -> bool:
@@ -92,6 +48,100 @@ def _is_ict(path: Path) -> bool:
         return len(read_obj(path, only_vertices=True)[0]) == NUM_VERTICES
     except InputError:
         return False
+
+
+ICT_URL = "https://raw.githubusercontent.com/ICT-VGL/ICT-FaceKit/master/FaceXModel"
+ICT_FILES = (
+    "generic_neutral_mesh.obj",
+    *(f"identity{i:03d}.obj" for i in range(NUM_IDENTITY)),
+    *(f"{n}.obj" for n in EXPRESSIONS),
+)
+GNM_REVISION = "9c9419f191edd68644ef5cb6572e238248e9a81c"  # of the repository
+GNM_MODEL_REVISION = "c01e90d298d82301f9fd18f54806be751775cb7c"  # of the model's page
+DOWNLOADS = {
+    "ict": Download(
+        "ICT-FaceKit",
+        {file: f"{ICT_URL}/{file}" for file in ICT_FILES},
+        # The others are checked by vertex count and order on import.
+        {
+            "generic_neutral_mesh.obj": "eedbc2576d8e5ea57f55255b8f98263213a1efb5431d8bfceed1d7aef10271f9",
+            "identity000.obj": "918160cf82d541336b4c367cf93199c9827832bde02511b8fbdf9019d6f1a773",
+            "identity001.obj": "325115059deb6691cb2d55da07ae38bb08ce36e4ea146982f294a17513155b3b",
+            "identity002.obj": "e140e8305cd5232def3b94331d08450a13f312e525130fca8eeaa653231decc3",
+            "jawOpen.obj": "8d84355e10f48b05550980cee385bcd426f4797090da76a20de0535bb2f99f4a",
+            "mouthSmile_L.obj": "91794e73cef330f1c7d1f4541723544708536b39d5dd6ed35fd8f83f676b7af4",
+        },
+        16 * 2**20,  # they have 2.6 MB
+        _is_ict,
+    ),
+    "gnm": Download(
+        "GNM Head",
+        {
+            MODEL_FILE: "https://huggingface.co/google/gnm-v3/resolve/"
+            f"{GNM_MODEL_REVISION}/v3_0/{MODEL_FILE}",
+            LANDMARK_FILE: "https://raw.githubusercontent.com/google/GNM/"
+            f"{GNM_REVISION}/{LANDMARK_FOLDER}/{LANDMARK_FILE}",
+        },
+        {
+            MODEL_FILE: "61d78bbfb4ad8e0b38495804a4caef3214d3df00f8c3f68761e63b41ce3747eb",
+            LANDMARK_FILE: "8b4b759042cae8b67062794306dae9d60fc7ba11ddad60461ba3e2bfaaeac222",
+        },
+        128 * 2**20,  # they have 53 MB
+    ),
+}
+# Per file; seconds before the next attempt; seconds without an answer.
+ATTEMPTS, PAUSE, TIMEOUT = (4, 0.5, 30.0)
+MAX_SECONDS = 600.0  # for a file, all attempts together
+
+
+def fetch_model(
+    kind: str,
+    name: str = "",
+    base_url: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Download the files of a face model, import them and store the model.
+
+    An interrupted download goes on where it stopped; the files are deleted when the model is stored.
+
+    Args:
+        kind: of `DOWNLOADS`; name: of the stored model, without one the kind; base_url: another address that
+            has all of the files; progress: called with (files done, files in all).
+    Returns:
+        the stored model file.
+    Raises:
+        MissingWeightsError: no network, file not found, wrong content or checksum, too large, too slow.
+        InputError: the name is taken, or cannot be one; an address that is none; a folder that cannot be
+            written.
+    """
+    wanted, name = DOWNLOADS[kind], name or kind
+    free_place(name, overwrite)
+    folder = models_folder() / "downloads" / kind
+    for i, (file, address) in enumerate(wanted.addresses.items()):
+        if progress:
+            progress(i, len(wanted.addresses))
+        url = address if base_url is None else f"{base_url.rstrip('/')}/{file}"
+        download(url, folder / file, wanted.sha256.get(file), wanted.max_bytes)
+    if progress:
+        progress(len(wanted.addresses), len(wanted.addresses))
+    try:
+        model = FORMATS[kind].read(folder, name)
+    except InputError as error:
+        unknown = [file for file in wanted.addresses if file not in wanted.sha256]
+        wrong = [file for file in unknown if not wanted.usable(folder / file)] or unknown
+        if not wrong:
+            raise
+        for file in wrong:
+            (folder / file).unlink(missing_ok=True)
+        raise MissingWeightsError(
+            f"{base_url or 'the usual address'}: the files from there are not those of {wanted.title} "
+            f"({error}); {len(wrong)} of them, such as {wrong[0]}, were deleted and will be fetched again; "
+            "try another --url"
+        ) from error
+    path = store_model(model, overwrite)
+    shutil.rmtree(folder, ignore_errors=True)
+    return path
 
 
 def download(

@@ -12,13 +12,14 @@ import platformdirs
 
 from fitkit.errors import InputError, MissingWeightsError, check_argument, did_you_mean
 from fitkit.io.resources import asset_path
+from fitkit.models.formats import FORMATS
 
 if TYPE_CHECKING:
     from fitkit.models.face_model import FaceModel
 
 # What reads models needs torch and loads with the first one: lists of names come without it.
 PACKAGED = {"generic": "generic.npz"}  # name -> asset
-FETCHABLE = ("ict",)
+FETCHABLE = ("ict", "gnm")  # `DOWNLOADS` of `models.fetch`
 MAKEHUMAN = "makehuman"  # NAME of `models.makehuman`
 
 
@@ -69,6 +70,11 @@ def model_path(name: str | os.PathLike) -> Path:
         raise MissingWeightsError(
             f"model {text!r} is not in {models_folder()}; get it with 'fitkit model fetch {text}', or with "
             f"'fitkit model import {text} PATH' if you have its files"
+        )
+    if text in FORMATS:
+        raise MissingWeightsError(
+            f"model {text!r} is not in {models_folder()}; import it from its files with 'fitkit model import "
+            f"{text} PATH'"
         )
     known = sorted({*models, *PACKAGED, *FETCHABLE})
     hint = f"{did_you_mean(text, known)} known: {', '.join(known)}".lstrip()

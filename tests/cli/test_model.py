@@ -31,7 +31,7 @@ def test_list(run):
     result = run("list")
     assert result.exit_code == 0 and "generic" in result.output and "fitkit model fetch ict" in result.output
     registry.store_model(replace(tiny_model(), name="ict"))
-    assert "ict.npz" in run("list").output and "fetch" not in run("list").output
+    assert "ict.npz" in run("list").output and "fetch ict" not in run("list").output
 
 
 def test_info(run, tmp_path):
@@ -72,23 +72,23 @@ def test_import(run, tmp_path):
 def test_import_refusals(run, tmp_path):
     result = run("import", "ict", tmp_path / "none")
     assert result.exit_code == 1 and "no such file or folder" in result.output
-    assert run("import", "flame", tmp_path).exit_code == 2
+    assert run("import", "flume", tmp_path).exit_code == 2
 
 
 def test_fetch_ict(run, monkeypatch):
-    def fetched(name, url, overwrite, progress):
-        assert (name, url, overwrite) == ("mine", "http://mirror", True)
+    def fetched(kind, name, url, overwrite, progress):
+        assert (kind, name, url, overwrite) == ("ict", "mine", "http://mirror", True)
         progress(0, 154), progress(154, 154)
         return registry.store_model(replace(tiny_model(), name=name))
 
-    monkeypatch.setattr(fetch, "fetch_ict", fetched)
+    monkeypatch.setattr(fetch, "fetch_model", fetched)
     result = run("fetch", "ict", "--name", "mine", "--url", "http://mirror", "--overwrite")
     assert result.exit_code == 0 and "mine.npz: imported; use it with --model mine" in result.output
 
     def fails(*args, **kwargs):
         raise MissingWeightsError("no network")
 
-    monkeypatch.setattr(fetch, "fetch_ict", fails)
+    monkeypatch.setattr(fetch, "fetch_model", fails)
     result = run("fetch", "ict")
     assert result.exit_code == 1 and "Error: no network" in result.output
 

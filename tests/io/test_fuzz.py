@@ -10,7 +10,7 @@ FUZZ = Path(__file__).resolve().parents[2] / "benchmarks" / "fuzz.py"
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32" or not FUZZ.exists(), reason="needs fork and the repository's benchmarks/"
 )
-SLOW = {"synth", "ict_packed"}  # to make their seeds
+SLOW = {"synth", "ict_packed", "flame", "gnm"}  # to make their seeds, or to read
 
 
 @pytest.fixture(scope="module")

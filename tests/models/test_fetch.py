@@ -10,15 +10,16 @@ from helpers import tiny_model
 
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.models import fetch, registry
-from fitkit.models.fetch import download, fetch_ict
-from fitkit.models.formats.ict import import_ict
+from fitkit.models.fetch import DOWNLOADS, download, fetch_model
+from fitkit.models.formats import FORMATS, ict
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000).astype(np.uint8).tobytes()
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+IMPORT_ICT = ict.import_ict
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves CONTENT under any name.
+    """Serves CONTENT under any name but those of `others`.
 
     ranges: honour Range; cut_after: bytes of the body after which the connection ends, for the first `cuts`
     answers; status: of the first answers, then 200; length: state Content-Length.
@@ -36,6 +37,7 @@ class Server(http.server.ThreadingHTTPServer):
         )
         self.redirect, self.pause = None, 0.0  # address that every answer leads to; seconds after each kB
         self.requests = []  # (path, Range header)
+        self.others: dict[str, bytes] = {}  # content by name
 
     @property
     def url(self):
@@ -44,7 +46,8 @@ class Server(http.server.ThreadingHTTPServer):
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        server, content, wanted = self.server, self.server.content, self.headers.get("Range")
+        server, wanted = self.server, self.headers.get("Range")
+        content = server.others.get(self.path.rsplit("/", 1)[-1], server.content)
         server.requests.append((self.path, wanted))
         if server.status:
             return self.send_error(server.status.pop(0))
@@ -255,22 +258,27 @@ def test_folder_that_cannot_be_written(server, tmp_path):
 
 @pytest.fixture
 def small_ict(server, tmp_path, monkeypatch):
-    """`fetch_ict` of two small files, imported as the tiny model."""
+    """`fetch_model` of two small files, imported as the tiny model."""
     monkeypatch.setenv("FITKIT_MODELS", str(tmp_path / "models"))
-    monkeypatch.setattr(fetch, "ICT_FILES", ("generic_neutral_mesh.obj", "identity000.obj"))
-    monkeypatch.setattr(fetch, "ICT_SHA256", {"identity000.obj": SHA256})
+    files = ("generic_neutral_mesh.obj", "identity000.obj")
+    small = replace(
+        DOWNLOADS["ict"],
+        addresses={file: f"{server.url}/published/{file}" for file in files},
+        sha256={"identity000.obj": SHA256},
+    )
+    monkeypatch.setitem(DOWNLOADS, "ict", small)
 
     def imported(folder, name):
-        assert sorted(p.name for p in folder.iterdir()) == ["generic_neutral_mesh.obj", "identity000.obj"]
+        assert sorted(p.name for p in folder.iterdir()) == sorted(files)
         return replace(tiny_model(), name=name)
 
-    monkeypatch.setattr(fetch, "import_ict", imported)
+    monkeypatch.setattr(ict, "import_ict", imported)
     return tmp_path / "models"
 
 
 def test_fetch_ict(server, small_ict):
     steps = []
-    path = fetch_ict(base_url=server.url + "/FaceXModel/", progress=lambda *step: steps.append(step))
+    path = fetch_model("ict", base_url=server.url + "/FaceXModel/", progress=lambda *step: steps.append(step))
     assert (
         path == small_ict / "ict.npz"
         and registry.load_model("ict").name == "ict"
@@ -282,17 +290,17 @@ def test_fetch_ict(server, small_ict):
     ]
     assert not list((small_ict / "downloads").iterdir())
     with pytest.raises(InputError, match="ict.npz: exists already; use --overwrite"):
-        fetch_ict(base_url=server.url)
+        fetch_model("ict", base_url=server.url)
     assert len(server.requests) == 2
-    assert fetch_ict(base_url=server.url, overwrite=True) == path
+    assert fetch_model("ict", base_url=server.url, overwrite=True) == path
 
 
 def test_fetch_ict_goes_on_where_it_stopped(server, small_ict):
     server.cuts, server.cut_after = 4, 10_000
     with pytest.raises(MissingWeightsError, match="generic_neutral_mesh.obj cannot be downloaded"):
-        fetch_ict(base_url=server.url)
+        fetch_model("ict", base_url=server.url)
     assert not (small_ict / "ict.npz").exists()
-    fetch_ict(base_url=server.url)
+    fetch_model("ict", base_url=server.url)
     assert (
         server.requests[4] == ("/generic_neutral_mesh.obj", "bytes=40000-")
         and (small_ict / "ict.npz").exists()
@@ -302,26 +310,58 @@ def test_fetch_ict_goes_on_where_it_stopped(server, small_ict):
 def test_names_are_checked_before_the_first_byte(server, small_ict):
     for name, message in (("../../evil", "model name: expected letters"), ("generic", "comes with fitkit")):
         with pytest.raises(InputError, match=message):
-            fetch_ict(name, base_url=server.url)
+            fetch_model("ict", name, base_url=server.url)
     assert server.requests == []
 
 
 def test_wrong_content_without_a_checksum_is_thrown_away(server, small_ict, monkeypatch):
-    monkeypatch.setattr(fetch, "import_ict", import_ict)  # CONTENT is no OBJ file
+    monkeypatch.setattr(ict, "import_ict", IMPORT_ICT)  # CONTENT is no OBJ file
     with pytest.raises(
         MissingWeightsError,
         match="are not those of ICT-FaceKit .*; 1 of them, such as generic_neutral_mesh.obj, were deleted",
     ):
-        fetch_ict(base_url=server.url)
+        fetch_model("ict", base_url=server.url)
     assert [p.name for p in (small_ict / "downloads" / "ict").iterdir()] == ["identity000.obj"]
     with pytest.raises(MissingWeightsError):
-        fetch_ict(base_url=server.url)
+        fetch_model("ict", base_url=server.url)
     assert len(server.requests) == 3  # it is asked for again
 
 
-def test_manifest_names_the_published_files():
-    assert len(fetch.ICT_FILES) == 154 and set(fetch.ICT_SHA256) <= set(fetch.ICT_FILES)
-    assert fetch.ICT_URL.startswith("https://raw.githubusercontent.com/ICT-VGL/ICT-FaceKit/")
+def test_published_files():
+    ict, gnm = DOWNLOADS["ict"], DOWNLOADS["gnm"]
+    assert set(DOWNLOADS) == set(registry.FETCHABLE) <= set(FORMATS)
+    assert len(ict.addresses) == 154 and set(ict.sha256) <= set(ict.addresses)
+    assert all(
+        url == f"https://raw.githubusercontent.com/ICT-VGL/ICT-FaceKit/master/FaceXModel/{file}"
+        for file, url in ict.addresses.items()
+    )
+    assert set(gnm.addresses) == set(gnm.sha256) == {"gnm_head.npz", "head_sparse_68.txt"}
+    assert all(len(sha) == 64 for d in (ict, gnm) for sha in d.sha256.values())
+
+
+def test_fetch_gnm(server, tmp_path, monkeypatch):
+    """Both files from their own addresses, with their checksums; the model is GNM's."""
+    import model_files_gnm
+
+    model_files_gnm.write_gnm(tmp_path / "published")
+    contents = {p.name: p.read_bytes() for p in (tmp_path / "published").iterdir()}
+    monkeypatch.setenv("FITKIT_MODELS", str(tmp_path / "models"))
+    small = replace(
+        DOWNLOADS["gnm"],
+        addresses={file: f"{server.url}/{file}" for file in contents},
+        sha256={file: hashlib.sha256(data).hexdigest() for file, data in contents.items()},
+    )
+    monkeypatch.setitem(DOWNLOADS, "gnm", small)
+    server.others = contents
+    path = fetch_model("gnm")
+    assert path == tmp_path / "models/gnm.npz" and registry.load_model("gnm").joint_names[0] == "head"
+    assert [p for p, _ in server.requests] == [f"/{file}" for file in contents]
+    assert fetch_model("gnm", "mine", f"{server.url}/mirror/").name == "mine.npz"
+    assert [p for p, _ in server.requests[2:]] == [f"/mirror/{file}" for file in contents]
+    assert not list((tmp_path / "models/downloads").iterdir())
+    contents["gnm_head.npz"] += b"x"
+    with pytest.raises(MissingWeightsError, match="gnm_head.npz cannot be downloaded: wrong SHA-256"):
+        fetch_model("gnm", "other")
 
 
 def test_checksums_are_those_of_the_original_files():
@@ -331,5 +371,5 @@ def test_checksums_are_those_of_the_original_files():
     folder = Path(__file__).resolve().parents[3] / "shared/data/ict/obj"
     if not folder.is_dir():
         pytest.skip("the shared test data are not here")
-    for name, sha256 in fetch.ICT_SHA256.items():
+    for name, sha256 in DOWNLOADS["ict"].sha256.items():
         assert hashlib.sha256(gzip.decompress((folder / f"{name}.gz").read_bytes())).hexdigest() == sha256

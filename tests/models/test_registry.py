@@ -47,10 +47,15 @@ def test_missing_models_say_how_to_get_them(folder, tmp_path):
     ):
         load_model("ict")
     with pytest.raises(
-        InputError, match="unknown model 'genric'; did you mean 'generic'\\? known: generic, ict"
+        MissingWeightsError,
+        match="'flame' is not in .*models; import it from its files with 'fitkit model import flame PATH'",
+    ):
+        load_model("flame")
+    with pytest.raises(
+        InputError, match="unknown model 'genric'; did you mean 'generic'\\? known: generic, gnm, ict"
     ):
         load_model("genric")
-    with pytest.raises(InputError, match="unknown model 'xyz'; known: generic, ict"):
+    with pytest.raises(InputError, match="unknown model 'xyz'; known: generic, gnm, ict"):
         model_path("xyz")
     with pytest.raises(
         InputError, match="none.npz: no such model file; give the path of a .npz model or one of: generic"

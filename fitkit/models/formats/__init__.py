@@ -29,6 +29,16 @@ class Format:
 
 
 FORMATS = {
+    "flame": Format(
+        "the model file of FLAME (.pkl, .npz), or the folder with it, landmarks, masks, ...",
+        "fitkit.models.formats.flame:import_flame",
+        "flame",
+    ),
+    "gnm": Format(
+        "gnm_head.npz of GNM Head, or the folder with it and head_sparse_68.txt",
+        "fitkit.models.formats.gnm:import_gnm",
+        "gnm",
+    ),
     "ict": Format(
         "the FaceXModel folder of ICT-FaceKit (OBJ files), or ict_facekit.npz",
         "fitkit.models.formats.ict:import_ict",

@@ -20,6 +20,7 @@ from fitkit.io.mesh_files import obj_arrays
 from fitkit.models.calibration import shipped_calibrations
 from fitkit.models.face_model import FaceModel
 from fitkit.models.formats.parts import at_vertices, real
+from fitkit.models.formats.tiles import pack_tiles
 from fitkit.models.io import check_model
 
 NUM_VERTICES = 26719  # of the original files
@@ -244,37 +245,18 @@ def read_obj(
 
 
 # The files put each material into a tile of its own, u in n ... n + 1; both eyes share tile 0 with the face.
-# Here: lower left corner and side of each tile in the unit square; the face gets most of it.
-TILES = {
-    "face": (0.0, 0.25, 0.75),
-    "head": (0.75, 0.75, 0.25),
-    "gums": (0.75, 0.5, 0.25),
-    "teeth": (0.75, 0.25, 0.25),
-    "sclera_left": (0.0, 0.0, 0.25),
-    "iris_left": (0.25, 0.0, 0.25),
-    "sclera_right": (0.5, 0.0, 0.25),
-    "iris_right": (0.75, 0.0, 0.25),
-}
+# Here: the order of the squares `BOXES` that the parts go to; the tile tells where all others go.
+SQUARES = ("face", "head", "gums", "teeth", "sclera_left", "iris_left", "sclera_right", "iris_right")
 
 
 def _pack_uv(uv: np.ndarray, corners: np.ndarray, region: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Texture coordinates of the kept triangles [F, 3], whose part is `region` [F], without tiles and
     overlap."""
-    names = list(TILES)
-    tile = np.floor(uv[corners].mean(1)[:, 0]).astype(int)  # [F]
-    place = tile.copy()
+    place = np.floor(uv[corners].mean(1)[:, 0]).astype(int)  # [F]
     for i, (part, _) in enumerate(REGIONS):
-        if part in TILES:
-            place[region == i] = names.index(part)
-    key, corners = np.unique(corners + len(uv) * place[:, None], return_inverse=True)
-    corners = corners.reshape(-1, 3)
-    place_of, old = np.divmod(key, len(uv))
-    tile_of = np.zeros(len(key), int)
-    tile_of[corners] = tile[:, None]
-    box = np.array([TILES[n] for n in names])[place_of]  # [T, 3]
-    local = uv[old] - np.stack([tile_of, np.zeros(len(key))], 1)
-    margin = 0.01
-    return box[:, :2] + box[:, 2:] * (margin + (1 - 2 * margin) * local.clip(0, 1)), corners
+        if part in SQUARES:
+            place[region == i] = SQUARES.index(part)
+    return pack_tiles(uv, corners, place)
 
 
 def _skin(mean: np.ndarray, region: np.ndarray) -> np.ndarray:
