@@ -34,6 +34,11 @@ FORMATS = {
         "fitkit.models.formats.ict:import_ict",
         "ict",
     ),
+    "surrey": Format(
+        "folder with sfm_shape_3448.bin, expression_blendshapes_3448.bin and ibug_to_sfm.txt of eos",
+        "fitkit.models.formats.surrey:import_surrey",
+        "surrey",
+    ),
     "npz": Format(
         "a model of your own in fitkit's format (docs/face_models.md)",
         "fitkit.models.formats.npz:import_npz",
