@@ -103,6 +103,10 @@ def cut_off(data):
             lambda d: d.replace(matrix(np.square(FACE.sigma)[:, None]), matrix(-np.ones((6, 1)))),
             "of 0 or more",
         ),
+        (
+            lambda d: d[:12] + struct.pack("<f", float("nan")) + d[16:],
+            "mean face holds values that are not finite",
+        ),
         (lambda d: b"", "it states an array of"),
     ],
 )

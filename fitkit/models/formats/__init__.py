@@ -34,6 +34,16 @@ FORMATS = {
         "fitkit.models.formats.ict:import_ict",
         "ict",
     ),
+    "bfm17": Format(
+        "a Basel Face Model of 2017, e.g. model2017-1_face12_nomouth.h5",
+        "fitkit.models.formats.bfm17:import_bfm17",
+        "bfm17",
+    ),
+    "bfm19": Format(
+        "a Basel Face Model of 2019, e.g. model2019_face12.h5",
+        "fitkit.models.formats.bfm17:import_bfm17",
+        "bfm19",
+    ),
     "surrey": Format(
         "folder with sfm_shape_3448.bin, expression_blendshapes_3448.bin and ibug_to_sfm.txt of eos",
         "fitkit.models.formats.surrey:import_surrey",

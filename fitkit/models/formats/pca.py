@@ -17,6 +17,7 @@ from fitkit.models.formats.parts import at_vertices, parts_of, real
 from fitkit.models.io import check_model
 
 NOSE_TIP, RIGHT_EYE, LEFT_EYE = 30, 36, 45  # landmarks; of the eyes the outer corners
+COLOR_LARGEST = 2.0  # of a mean; above it are codes up to 255
 LOWER = (8, 33, 48, 54, 57)  # landmarks below the eyes
 
 
@@ -39,6 +40,8 @@ def face_model(
         InputError: arrays that do not fit together, or landmarks that cannot be those of a face.
     """
     check_indices(triangles, len(mean), f"{where}: triangles", "[F, 3] ")
+    if not np.isfinite(mean).all():
+        raise InputError(f"{where}: the mean face holds values that are not finite")
     check_landmarks(where, mean, landmarks)
     triangles = triangles.astype(np.int64)
     if inside_out(mean, triangles):
@@ -81,7 +84,7 @@ def check_landmarks(where: str, mean: np.ndarray, landmarks: Sequence[int]) -> N
     wrong = right[0] >= left[0] or (len(lower) and lower[:, 1].max() >= min(right[1], left[1]))
     if at[NOSE_TIP] >= 0:
         wrong = wrong or points[NOSE_TIP, 2] <= max(right[2], left[2])
-    if wrong or not np.isfinite(points[at >= 0]).all():
+    if wrong:
         raise InputError(
             f"{where}: the landmark vertices are not where they belong on a face (eye corner 36 to the right,"
             " the nose in front of the eyes, mouth and chin below); the files belong to another mesh"
@@ -96,14 +99,18 @@ def inside_out(mean: np.ndarray, triangles: np.ndarray) -> bool:
     return bool(((corners.mean(1) - mean.mean(0)) * normals).sum() < 0)
 
 
-def linear_albedo(mean: np.ndarray, basis: np.ndarray | None = None) -> dict[str, torch.Tensor]:
+def linear_albedo(mean: np.ndarray, basis: np.ndarray | None, where: str) -> dict[str, torch.Tensor]:
     """albedo_mean and albedo_basis, linear RGB, of colours mean + coefficients @ basis in sRGB.
 
     Linear light is no linear function of sRGB: the basis is its derivative at the mean, which holds for
     colours near it.
 
-    mean: [V, 3], 0 to 1; basis: [K, V, 3] per standard deviation.
+    mean: [V, 3], 0 to 1; basis: [K, V, 3] per standard deviation, or None; where: file, for messages.
     """
+    if not (np.abs(mean) < COLOR_LARGEST).all():
+        raise InputError(
+            f"{where}: colours: expected a mean of 0 to 1, got {mean.min():.4g} to {mean.max():.4g}"
+        )
     color = real(mean).clamp(0, 1).requires_grad_()
     light = linear_from_srgb(color)
     if basis is None:
@@ -113,8 +120,9 @@ def linear_albedo(mean: np.ndarray, basis: np.ndarray | None = None) -> dict[str
 
 
 def columns(basis: np.ndarray, sigma: np.ndarray | float = 1.0) -> np.ndarray:
-    """[3 V, K], as these files have them, times standard deviations [K] -> [K, V, 3]."""
-    return np.ascontiguousarray((basis * np.asarray(sigma, basis.dtype)).T).reshape(basis.shape[1], -1, 3)
+    """[3 V, K], as these files have them, times standard deviations [K] -> [K, V, 3] float32."""
+    scaled = basis.astype(np.float32).T * np.float32(sigma).reshape(-1, 1)
+    return np.ascontiguousarray(scaled).reshape(basis.shape[1], -1, 3)
 
 
 def numbered(name: str, count: int) -> tuple[str, ...]:

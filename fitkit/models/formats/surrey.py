@@ -251,4 +251,4 @@ def _albedo(color: Pca, count: int, where: str) -> dict[str, torch.Tensor]:
     if not color.mean.size:
         return {}
     mean = _vertices(color.mean, f"{where}: mean of colours", count)
-    return linear_albedo(mean, _basis(color, f"{where}: colours", count))
+    return linear_albedo(mean, _basis(color, f"{where}: colours", count), where)
