@@ -34,6 +34,12 @@ FORMATS = {
         "fitkit.models.formats.ict:import_ict",
         "ict",
     ),
+    "bfm09": Format(
+        "the Basel Face Model of 2009: folder with Model_Shape.mat and Model_Exp.mat of 3DDFA, or with "
+        "01_MorphableModel.mat, Exp_Pca.bin, std_exp.txt and BFM_exp_idx.mat",
+        "fitkit.models.formats.bfm09:import_bfm09",
+        "bfm09",
+    ),
     "bfm17": Format(
         "a Basel Face Model of 2017, e.g. model2017-1_face12_nomouth.h5",
         "fitkit.models.formats.bfm17:import_bfm17",

@@ -125,6 +125,18 @@ def columns(basis: np.ndarray, sigma: np.ndarray | float = 1.0) -> np.ndarray:
     return np.ascontiguousarray(scaled).reshape(basis.shape[1], -1, 3)
 
 
+def from_1(indices: np.ndarray) -> np.ndarray:
+    """Indices as Matlab writes them, often as floating-point numbers and always from 1 -> int64 from 0.
+
+    Raises:
+        ValueError: they are no whole numbers.
+    """
+    whole = indices.astype(np.int64) if np.isfinite(indices).all() else None
+    if whole is None or (whole != indices).any():
+        raise ValueError("expected indices, got numbers that are not whole")
+    return whole - 1
+
+
 def numbered(name: str, count: int) -> tuple[str, ...]:
     """Names of principal components, from 'NAME_1'."""
     return tuple(f"{name}_{k + 1}" for k in range(count))
