@@ -40,6 +40,11 @@ FORMATS = {
         "fitkit.models.formats.bfm09:import_bfm09",
         "bfm09",
     ),
+    "bfm-front": Format(
+        "BFM_model_front.mat of Deep3DFaceRecon",
+        "fitkit.models.formats.bfm_front:import_bfm_front",
+        "bfm-front",
+    ),
     "bfm17": Format(
         "a Basel Face Model of 2017, e.g. model2017-1_face12_nomouth.h5",
         "fitkit.models.formats.bfm17:import_bfm17",
