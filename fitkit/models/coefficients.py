@@ -56,4 +56,6 @@ class Coefficients:
         if self.sigma is not None:
             low, high = float(self.sigma.min()), float(self.sigma.max())
             spread = f", sigma {low:g}" + (f" to {high:g}" if high > low else "")
-        return f"{self.size} {kind}{spread}" + (f": {', '.join(self.names)}" if self.names else "")
+        # Principal components have numbers only.
+        names = "" if self.kind == "gaussian" else ", ".join(self.names)
+        return f"{self.size} {kind}{spread}" + (f": {names}" if names else "")

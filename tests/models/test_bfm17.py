@@ -99,10 +99,9 @@ def test_tables_of_all_points(path, monkeypatch):
     beside = path.with_name("Landmarks68_model2017-1_small.anl")
     beside.write_text("\n".join(map(str, [-1, *FACE.landmarks[1:]])))
     assert import_bfm17(path).landmarks.missing == (0,)
-    monkeypatch.setitem(bfm17.TABLES, len(FACE.mean), tuple(np.roll(FACE.landmarks, 1).tolist()))
-    beside.unlink()
     write_bfm17(path)
-    with pytest.raises(InputError, match=r"landmark 8 is \d+\.?\d* mm from where the model marks it"):
+    beside.write_text("\n".join(map(str, np.roll(FACE.landmarks, 1))))
+    with pytest.raises(InputError, match=r"small.anl: landmark \d+ is \d+\.?\d* mm from where .* marks it"):
         import_bfm17(path)
     for text, message in (("1\n2\n", "expected 68 numbers in -1..7450, got 2"), ("a\n", "not a list of 68")):
         beside.write_text(text)
@@ -110,9 +109,19 @@ def test_tables_of_all_points(path, monkeypatch):
             import_bfm17(path)
 
 
+def test_a_table_of_another_mesh_is_not_used(path, monkeypatch):
+    monkeypatch.setitem(bfm17.TABLES, len(FACE.mean), tuple(np.roll(FACE.landmarks, 1).tolist()))
+    assert set(range(68)) - set(import_bfm17(path).landmarks.missing) == KNOWN
+    some = [v if k in (*KNOWN, 49) and k != 33 else -1 for k, v in enumerate(FACE.landmarks.tolist())]
+    monkeypatch.setitem(bfm17.TABLES, len(FACE.mean), tuple(some))
+    assert set(range(68)) - set(import_bfm17(path).landmarks.missing) == KNOWN | {49}, "33 by its name"
+
+
 def test_the_tables_have_68_points_of_their_mesh():
     for count, table in bfm17.TABLES.items():
-        assert len(table) == len(set(table)) == 68 and 0 <= min(table) <= max(table) < count
+        there = [v for v in table if v >= 0]
+        assert len(table) == 68 and len(there) == len(set(there)) and min(there) > 0 and max(there) < count
+    assert min(bfm17.TABLES[28588]) > 0 and sum(v >= 0 for v in bfm17.TABLES[53149]) == 26
 
 
 def test_no_landmarks(path):

@@ -128,6 +128,16 @@ def test_triangles_of_vertices_that_are_not_there(tmp_path):
         import_surrey(path)
 
 
+def test_landmarks_on_no_triangle(tmp_path):
+    path = write_surrey(tmp_path)
+    at = FACE.landmarks[30]
+    triangles = FACE.triangles.astype("<i4")
+    without = np.where((triangles == at).any(1, keepdims=True), triangles[:1], triangles)
+    path.write_bytes(path.read_bytes().replace(triangles.tobytes(), without.astype("<i4").tobytes()))
+    with pytest.raises(InputError, match=f"landmarks: vertex {at} is a corner of no triangle"):
+        import_surrey(path)
+
+
 def test_expressions_of_another_kind_or_mesh(tmp_path):
     path = write_surrey(tmp_path, 2, "pca")
     start = struct.pack("<ii", 3 * len(FACE.mean), 1)  # of the mean of expressions

@@ -8,6 +8,7 @@ Source: Gerig et al., "Morphable Face Models - An Open Framework", FG 2018, face
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +47,9 @@ NAMED = {
     "center.lips.upper.inner": 62,
     "center.lips.lower.inner": 66,
 }
-# The 68 points as vertices of model2017-1_face12_nomouth.h5, by its number of vertices: the list
-# Landmarks68_model2017-1_face12_nomouth.anl, which public projects have beside the model.
+# The 68 points as vertices of a mesh, by its number of vertices; -1: not known.
+# model2017-1_face12_nomouth.h5: the list Landmarks68_model2017-1_face12_nomouth.anl of public projects.
+# model2017-1_bfm_nomouth.h5: the list ibug_to_bfm2017-1_bfm_nomouth.txt of github.com/patrikhuber/eos.
 # fmt: off
 TABLES = {
     28588: (
@@ -58,6 +60,13 @@ TABLES = {
         2218, 4275, 5049, 5962, 4803, 4025, 10014, 11030, 11674, 13100, 11943, 11299,  # eyes
         5263, 6024, 7354, 8180, 8770, 9954, 10727, 9139, 8551, 8198, 7726, 7137,  # outer lip
         6295, 7480, 8188, 8778, 10337, 8546, 8192, 7838,  # inner lip
+    ),
+    53149: (
+        *[-1] * 8, 47846, *[-1] * 8,  # chin
+        *[-1] * 13, 8156, *[-1] * 5,  # nose tip
+        2602, -1, -1, 5830, -1, -1, 10390, -1, -1, 13481, -1, -1,  # corners of the eyes
+        5522, 6026, 7355, 8181, 9007, 10329, 10857, 9730, 8670, 8199, 7726, 6898,  # outer lip
+        6291, 7364, 8190, 9016, 10088, 8663, 8191, 7719,  # inner lip
     ),
 }
 # fmt: on
@@ -70,7 +79,7 @@ def import_bfm17(path: str | os.PathLike, name: str = "bfm17") -> FaceModel:
 
     The landmarks are those of a list `Landmarks68_STEM.anl` beside STEM.h5 (68 vertices from 0, one a line;
     -1: none), else of a table for the mesh, else the 15 of the file's own named points that are points of
-    iBUG. Lists and tables that put points elsewhere than the file does are refused.
+    iBUG. A list that puts points elsewhere than the file does is refused, such a table is not used.
 
     Raises:
         InputError: no such file, or arrays that do not fit together; the package h5py is missing.
@@ -130,27 +139,40 @@ def _part(
 def _landmarks(path: Path, arrays: dict[str, np.ndarray], mean: np.ndarray) -> list[int]:
     """Vertices [68], -1 where there is none."""
     named = _named(arrays, mean, str(path)) if NAMES in arrays else {}
-    given, table = path.with_name(f"Landmarks68_{path.stem}.anl"), list(TABLES.get(len(mean), ()))
+    given = path.with_name(f"Landmarks68_{path.stem}.anl")
     if given.exists():
-        with foreign_file(given, "not a list of 68 vertices, one a line") as file:
-            table = file.table(columns=(0,))[:, 0].astype(np.int64).tolist()
-            if len(table) != 68 or not -1 <= min(table) <= max(table) < len(mean):
-                raise ValueError(f"expected 68 numbers in -1..{len(mean) - 1}, got {len(table)}")
-    elif not table:
-        if not named:
-            raise InputError(
-                f"{path}: nothing says where its landmarks are; write the vertices of the 68 iBUG points, "
-                f"from 0, one a line (-1: none), into {given.name} beside it"
-            )
-        return [named.get(k, -1) for k in range(68)]
-    for k, vertex in named.items():
-        away = float(np.linalg.norm(mean[table[k]] - mean[vertex])) if table[k] >= 0 else 0.0
+        vertices = _given(given, len(mean))
+        k, away = _disagreement(vertices, named, mean)
         if away > AGREE_MM:
             raise InputError(
-                f"{given if given.exists() else path}: landmark {k} is {away:.3g} mm from where the model "
-                "marks it; these landmarks belong to another mesh"
+                f"{given}: landmark {k} is {away:.3g} mm from where {path.name} marks it; the list belongs "
+                "to another mesh"
             )
-    return table
+        return vertices
+    table = TABLES.get(len(mean))
+    if table and _disagreement(table, named, mean)[1] <= AGREE_MM:
+        return [vertex if vertex >= 0 else named.get(k, -1) for k, vertex in enumerate(table)]
+    if not named:
+        raise InputError(
+            f"{path}: nothing says where its landmarks are; write the vertices of the 68 iBUG points, from "
+            f"0, one a line (-1: none), into {given.name} beside it"
+        )
+    return [named.get(k, -1) for k in range(68)]
+
+
+def _given(path: Path, count: int) -> list[int]:
+    """A list of landmarks for a mesh of `count` vertices, [68]."""
+    with foreign_file(path, "not a list of 68 vertices, one a line") as file:
+        table = file.table(columns=(0,))[:, 0]
+        if len(table) != 68 or not ((table >= -1) & (table < count)).all():
+            raise ValueError(f"expected 68 numbers in -1..{count - 1}, got {len(table)}")
+    return table.astype(np.int64).tolist()
+
+
+def _disagreement(table: Sequence[int], named: dict[int, int], mean: np.ndarray) -> tuple[int, float]:
+    """The point that a list [68] puts farthest from where the model itself has it, and how far, mm."""
+    away = {k: float(np.linalg.norm(mean[table[k]] - mean[v])) for k, v in named.items() if table[k] >= 0}
+    return max(away.items(), key=lambda item: item[1], default=(-1, 0.0))
 
 
 def _named(arrays: dict[str, np.ndarray], mean: np.ndarray, where: str) -> dict[int, int]:

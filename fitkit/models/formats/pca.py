@@ -43,6 +43,9 @@ def face_model(
     if not np.isfinite(mean).all():
         raise InputError(f"{where}: the mean face holds values that are not finite")
     check_landmarks(where, mean, landmarks)
+    loose = np.setdiff1d(np.asarray(landmarks), np.append(triangles, -1))
+    if len(loose):
+        raise InputError(f"{where}: landmarks: vertex {loose[0]} is a corner of no triangle")
     triangles = triangles.astype(np.int64)
     if inside_out(mean, triangles):
         triangles = np.ascontiguousarray(triangles[:, ::-1])
