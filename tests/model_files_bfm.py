@@ -16,7 +16,9 @@ import fitkit
 NAMED = {  # landmarks of the files of 2017 and 2019 by their names; more than the reader knows
     "center.chin.tip": 8,
     "center.nose.tip": 30,
+    "right.nose.wing.tip": 31,
     "center.nose.attachement_to_philtrum": 33,
+    "left.nose.wing.tip": 35,
     "right.eye.corner_outer": 36,
     "right.eye.corner_inner": 39,
     "left.eye.corner_inner": 42,
@@ -29,7 +31,7 @@ NAMED = {  # landmarks of the files of 2017 and 2019 by their names; more than t
     "center.lips.lower.outer": 57,
     "center.lips.upper.inner": 62,
     "center.lips.lower.inner": 66,
-    "right.nose.wing.outer": 31,
+    "right.eyebrow.inner_upper": 21,
 }
 
 EXPRESSIONS = ("jawOpen", "mouthPucker", "mouthSmile_L", "browInnerUp_L")  # that landmarks show

@@ -69,7 +69,7 @@ def test_vertices_are_those_of_the_published_formula(tmp_path):
 def test_landmarks_by_their_names_in_the_file(tmp_path, text):
     write_bfm17(tmp_path / "a.h5", text=text)
     model = import_bfm17(tmp_path / "a.h5")
-    assert set(range(68)) - set(model.landmarks.missing) == KNOWN and len(KNOWN) == 15
+    assert set(range(68)) - set(model.landmarks.missing) == KNOWN and len(KNOWN) == 17
     corners = model.triangles[model.landmarks.triangle]
     at = corners[torch.arange(68), model.landmarks.barycentric.argmax(1)].numpy()
     there = sorted(KNOWN)

@@ -33,7 +33,9 @@ NOTES = (
 NAMED = {
     "center.chin.tip": 8,
     "center.nose.tip": 30,
+    "right.nose.wing.tip": 31,
     "center.nose.attachement_to_philtrum": 33,
+    "left.nose.wing.tip": 35,
     "right.eye.corner_outer": 36,
     "right.eye.corner_inner": 39,
     "left.eye.corner_inner": 42,
@@ -71,14 +73,14 @@ TABLES = {
 }
 # fmt: on
 SNAP_MM = 2.0  # a named landmark is a vertex; farther from all it belongs to another mesh
-AGREE_MM = 10.0  # two markings of the same point
+AGREE_MM = 15.0  # two markings of the same point
 
 
 def import_bfm17(path: str | os.PathLike, name: str = "bfm17") -> FaceModel:
     """Read a Basel Face Model of 2017 or 2019, e.g. `model2017-1_bfm_nomouth.h5`, `model2019_face12.h5`.
 
     The landmarks are those of a list `Landmarks68_STEM.anl` beside STEM.h5 (68 vertices from 0, one a line;
-    -1: none), else of a table for the mesh, else the 15 of the file's own named points that are points of
+    -1: none), else of a table for the mesh, else the 17 of the file's own named points that are points of
     iBUG. A list that puts points elsewhere than the file does is refused, such a table is not used.
 
     Raises:
