@@ -11,6 +11,7 @@ from helpers import observe, tiny_state
 from model_files_bfm import small_face
 from model_files_surrey import EXPRESSIONS, MISSING, matrix, write_surrey
 
+import fitkit
 from fitkit.errors import InputError
 from fitkit.fitting.recipe import load_recipe
 from fitkit.fitting.run import fit_observed
@@ -251,3 +252,13 @@ def test_the_published_model():
     normals = triangle_normals(model.mean[None], model.triangles)[0]
     assert (normals[:, 2] > 0).float().mean() > 0.9
     assert 0.6 < model.face.float().mean() < 0.95 and not model.face[model.mean[:, 1].argmax()]
+
+
+@needs_data
+@pytest.mark.parametrize("person", ["mvfnet", "eos"])
+def test_photos_with_the_published_model(person):
+    """Real photos: its 50 points end near the given ones, and the face has the size of a face."""
+    result = fitkit.fit(DATA.parent / "photos" / person, model=import_surrey(DATA), recipe="landmarks")
+    assert result.status == "ok" and result.report.reprojection_share < 0.03
+    corners = result.model.landmarks.points(result.neutral[None], result.model.triangles)[0, [36, 45]]
+    assert 75 < float((corners[0] - corners[1]).norm()) < 105
