@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from helpers import observe, tiny_state
+from helpers import observe, photograph, tiny_state
 from model_files_bfm import small_face, write_bfm_front
 
 from fitkit.errors import InputError
@@ -112,15 +112,16 @@ def test_no_matlab_file(path):
             import_bfm_front(path)
 
 
-def test_a_fit_finds_the_face_again(path):
-    """Exact landmarks of three views with expressions: the vertices come back, but for the scale, which
-    photos do not tell, and the pull of the priors."""
+@pytest.mark.parametrize("recipe", ["landmarks", "multiview"])
+def test_a_fit_of_renders_finds_the_face_again(path, recipe):
+    """Three views with expressions, landmarks exact; the second recipe matches the pictures too: the vertices
+    come back, but for the scale, which photos do not tell, and the pull of the priors."""
     model = import_bfm_front(path)
     truth = tiny_state(model, 3, 400, expression=1.0)
     marks = replace(observe(model, truth, 400).landmarks, sigma=torch.full((3, 68), torch.nan))
-    grey = np.full((400, 400, 3), 128, np.uint8)
-    photos = Subject("test", tuple(View(f"view{i}", grey) for i in range(3)))
-    result = fit_observed(photos, marks, model, load_recipe("landmarks"))
+    pictures = (255 * photograph(model, truth, 400)).byte().permute(0, 2, 3, 1).numpy()
+    photos = Subject("test", tuple(View(f"view{i}", picture) for i, picture in enumerate(pictures)))
+    result = fit_observed(photos, marks, model, load_recipe(recipe))
     face = model.face.nonzero()[:, 0]
     wanted, found = (state.vertices(model)[:, face] for state in (truth, result.state))
 
