@@ -52,6 +52,7 @@ import helpers
 import layouts
 
 from fitkit.errors import FitkitError
+from fitkit.io.foreign import foreign_file
 
 SECONDS = 10.0  # for one input
 MEMORY = 2 * 2**30  # bytes of address space beyond what the process has when it starts
@@ -291,6 +292,54 @@ def _ict_obj(folder: Path) -> Reader:
     (folder / "a.obj").write_text(OBJ)
     (folder / "b.obj.gz").write_bytes(gzip.compress(OBJ.encode()))
     return Reader(("a.obj", "b.obj.gz"), lambda f: [read_obj(f / "a.obj"), read_obj(f / "b.obj.gz")])
+
+
+def _surrey(folder: Path) -> Reader:
+    import model_files_surrey as surrey
+
+    from fitkit.models.formats.surrey import Archive, read_landmarks
+
+    def pca(rows):
+        basis = np.ones((rows, 2))
+        return surrey.pca(np.ones(rows), basis, np.ones(2), np.arange(6).reshape(2, 3))
+
+    (folder / "pca.bin").write_bytes(pca(18))
+    (folder / "shapes.bin").write_bytes(
+        np.int64(1).tobytes() + surrey.text("anger") + surrey.matrix(np.ones((18, 1)))
+    )
+    (folder / "marks.txt").write_text(
+        "# a\n[landmark_mappings]\n 9 = 33 # chin\n31 = 114\n\n[other]\n1 = 2\n"
+    )
+
+    def read(folder):
+        with foreign_file(folder / "pca.bin", "no archive") as file:
+            archive = Archive(file.bytes())
+            _ = archive.pca(), archive.end()
+        with foreign_file(folder / "shapes.bin", "no archive") as file:
+            archive = Archive(file.bytes())
+            _ = archive.blend_shapes(), archive.end()
+        read_landmarks(folder / "marks.txt")
+
+    return Reader(("pca.bin", "shapes.bin", "marks.txt"), read)
+
+
+def _hdf5(folder: Path) -> Reader:
+    import h5py
+
+    with h5py.File(folder / "a.h5", "w") as file:
+        file["shape/model/mean"] = np.arange(12, dtype=np.float32)
+        file["shape/representer/cells"] = np.arange(6, dtype=np.int32).reshape(3, 2)
+        file["metadata/landmarks/json"] = np.array([b'[{"id": "a", "coordinates": [1, 2, 3]}]'])
+        file["text"] = "of variable length"
+        file.create_dataset("packed", data=np.zeros(900), chunks=(100,), compression="gzip")
+
+    def read(folder):
+        with foreign_file(folder / "a.h5", "no HDF5 file") as file:
+            file.hdf5(
+                ("shape/model/mean", "shape/representer/cells", "metadata/landmarks/json", "text", "packed")
+            )
+
+    return Reader(("a.h5",), read)
 
 
 def _meshes(folder: Path) -> Reader:
@@ -620,6 +669,8 @@ SEEDS: dict[str, Callable[[Path], Reader]] = {
     "gnm": _gnm,
     "ict_packed": _ict_packed,
     "ict_obj": _ict_obj,
+    "surrey": _surrey,
+    "hdf5": _hdf5,
     "meshes": _meshes,
     "parameters": _parameters,
     "fit_results": _fit_results,

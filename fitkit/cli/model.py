@@ -53,7 +53,11 @@ def info(name):
         "landmarks": _landmarks(m.landmarks),
         "regions": ", ".join(m.region_names),
         "uv": "yes" if m.uv is not None else "no",
-        "albedo": "mean" if m.albedo_mean is not None else "no",
+        "albedo": "no"
+        if m.albedo_mean is None
+        else "mean"
+        if m.albedo_basis is None
+        else f"mean and {len(m.albedo_basis)} coefficients, sigma 1",
         "error bars": m.calibration or f"not calibrated; {default_calibration()}",
         "licence": m.license or "not stated",
         "source": m.source or "not stated",

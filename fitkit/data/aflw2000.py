@@ -11,9 +11,10 @@ import numpy as np
 
 from fitkit.data.samples import DataSet, EvaluationSample
 from fitkit.errors import InputError
-from fitkit.io.foreign import DATA_BYTES, MEGABYTE, check_indices, foreign_file
+from fitkit.io.foreign import MEGABYTE, foreign_file
 from fitkit.io.images import SUFFIXES, read_image
 from fitkit.io.subject import Subject, subject_from_images
+from fitkit.models.formats.bfm09 import DenseModel, read_3ddfa_model
 
 YAW_BINS = ((0, 30), (30, 60), (60, 90))  # degrees of |yaw|: [0, 30], (30, 60], (60, 90]
 LABEL_BYTES = 16 * MEGABYTE  # of a .mat of one picture; the published ones have less than 1
@@ -114,85 +115,3 @@ def _truth(image: Path, labels: Path, basis: DenseModel | None) -> PointsTruth:
             raise ValueError("not all numbers are finite")
     interocular = float(np.linalg.norm(vertices[basis.keypoints[36]] - vertices[basis.keypoints[45]]))
     return PointsTruth(points, yaw, vertices, basis.triangles, interocular)
-
-
-@dataclass(frozen=True)
-class DenseModel:
-    """BFM with FaceWarehouse expressions as 3DDFA packs it. mean [V * 3], shape [V * 3, 199], expression [V *
-    3, 29]; triangles [F, 3]; keypoints [68] vertex indices."""
-
-    mean: np.ndarray
-    shape: np.ndarray
-    expression: np.ndarray
-    triangles: np.ndarray
-    keypoints: np.ndarray
-
-    def in_picture(
-        self, shape: np.ndarray, expression: np.ndarray, pose: np.ndarray, height: int
-    ) -> np.ndarray:
-        """Vertices [V, 3] in the picture: x, y px counted from 0, y down; z px, larger = nearer.
-
-        pose: pitch, yaw, roll in radians, tx, ty, tz, scale; R = Rx(pitch) Ry(yaw) Rz(roll), y up before the
-        flip.
-        """
-        vertices = (self.mean + self.shape @ shape + self.expression @ expression).reshape(-1, 3)
-        (sx, sy, sz), (cx, cy, cz) = np.sin(pose[:3]), np.cos(pose[:3])
-        Rx = np.array([[1, 0, 0], [0, cx, sx], [0, -sx, cx]])
-        Ry = np.array([[cy, 0, -sy], [0, 1, 0], [sy, 0, cy]])
-        Rz = np.array([[cz, sz, 0], [-sz, cz, 0], [0, 0, 1]])
-        out = pose[6] * vertices @ (Rx @ Ry @ Rz).T + pose[3:6]
-        # Matlab counts pixels from 1: y_image = height + 1 - y, then 1 is subtracted from both.
-        return np.column_stack([out[:, 0] - 1, height - out[:, 1], out[:, 2]])
-
-
-def read_3ddfa_model(folder: Path) -> DenseModel:
-    """Model_Shape.mat (mu_shape, w, tri, keypoints) and Model_Exp.mat (mu_exp, w_exp).
-
-    Raises:
-        InputError: a file is missing, or its arrays do not fit together.
-    """
-    what = "cannot be read as 3DDFA's face model"
-    remedy = (
-        "expected Model_Shape.mat and Model_Exp.mat, made from the Basel Face Model, whose licence form is "
-        "at https://faces.dmi.unibas.ch"
-    )
-    with (
-        foreign_file(
-            folder / "Model_Shape.mat", what, remedy, limit=DATA_BYTES, where=f"{folder}:"
-        ) as shapes,
-        foreign_file(
-            folder / "Model_Exp.mat", what, remedy, limit=DATA_BYTES, where=f"{folder}:"
-        ) as expressions,
-    ):
-        shape, expression = (
-            shapes.mat(("mu_shape", "w", "tri", "keypoints")),
-            expressions.mat(("mu_exp", "w_exp")),
-        )
-        mean = (
-            np.asarray(shape["mu_shape"], np.float64).ravel()
-            + np.asarray(expression["mu_exp"], np.float64).ravel()
-        )
-        triangles, keypoints = (
-            shape["tri"].astype(np.int64),
-            shape["keypoints"].ravel().astype(np.int64)[:68] - 1,
-        )
-        triangles = (triangles if triangles.shape[1] == 3 else triangles.T) - 1
-        model = DenseModel(
-            mean,
-            np.asarray(shape["w"], np.float64),
-            np.asarray(expression["w_exp"], np.float64),
-            triangles,
-            keypoints,
-        )
-        if (
-            len(keypoints) != 68
-            or len(mean) % 3
-            or len(model.shape) != len(mean)
-            or len(model.expression) != len(mean)
-        ):
-            raise ValueError("arrays of different lengths")
-        if not all(np.isfinite(a).all() for a in (mean, model.shape, model.expression)):
-            raise ValueError("not all numbers are finite")
-        check_indices(triangles, len(mean) // 3, f"{folder}: tri, counted from 0")
-        check_indices(keypoints, len(mean) // 3, f"{folder}: keypoints, counted from 0")
-    return model

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fitkit.data.aflw2000 import LABEL_BYTES, DenseModel, read_3ddfa_model
+from fitkit.data.aflw2000 import LABEL_BYTES
 from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.data.samples import DataSet
 from fitkit.errors import InputError
@@ -21,6 +21,7 @@ from fitkit.io.foreign import foreign_file
 from fitkit.io.images import SUFFIXES, read_image
 from fitkit.io.options import Degrees, Pixels, Range
 from fitkit.models.face_model import FaceModel
+from fitkit.models.formats.bfm09 import DenseModel, read_3ddfa_model
 from fitkit.nets.mvfnet.convention import UNITS_PER_MM, pose_of_labels
 from fitkit.observe.crop import CropOptions, crop_views
 from fitkit.observe.label_crops import in_crop

@@ -261,6 +261,31 @@ class ForeignFile:
             out[name] = _mat_array(content, order, name)
         return out
 
+    def hdf5(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Those of the named arrays of numbers in an HDF5 file that are there, names with '/'; a single text
+        becomes its bytes [N] uint8.
+
+        Refused: links and arrays that lead to other files, and all kinds of values but numbers and text.
+
+        Raises:
+            InputError: the package h5py is not installed.
+        """
+        try:
+            import h5py
+        except ImportError as error:
+            raise InputError(
+                f"{self.path}: HDF5 files need the package h5py; install it with pip install 'fitkit[hdf5]'"
+            ) from error
+        out, left = {}, ARRAY_BYTES
+        with h5py.File(self.stream, "r") as file:
+            for name in names:
+                item = _hdf5_item(file, name)
+                if item is None:
+                    continue
+                out[name] = _hdf5_array(item, name, left)
+                left -= out[name].nbytes
+        return out
+
     def metadata(self) -> dict[str, str]:
         """The texts beside the tensors of a .safetensors file."""
         from safetensors import safe_open
@@ -572,6 +597,43 @@ def _mat_array(content: bytes, order: str, name: str) -> np.ndarray:
     if min(shape, default=-1) < 0 or math.prod(shape) != len(values):
         raise ValueError(f"{name}: {len(values)} numbers do not fill the shape {shape}")
     return values.astype(MAT_CLASSES[flags & 0xFF]).reshape(shape, order="F")
+
+
+def _hdf5_item(group: Any, name: str) -> Any:
+    """What the file itself has of this name, or None."""
+    import h5py
+
+    for part in name.split("/"):
+        link = group.get(part, getlink=True) if isinstance(group, h5py.Group) else None
+        if link is None:
+            return None
+        if type(link) is not h5py.HardLink:
+            raise ValueError(f"{name}: it is a link to another place, and these are not followed")
+        group = group[part]
+    return group
+
+
+def _hdf5_array(item: Any, name: str, limit: int) -> np.ndarray:
+    import h5py
+    import numpy as np
+
+    if not isinstance(item, h5py.Dataset) or item.shape is None:
+        raise ValueError(f"{name}: expected an array")
+    if item.is_virtual or item.external:
+        raise ValueError(f"{name}: its numbers are in another file, and these are not read")
+    text = h5py.check_string_dtype(item.dtype)
+    if (text is None and item.dtype.kind not in "biuf") or (text is not None and item.size != 1):
+        raise ValueError(f"{name}: expected numbers or one text, got {item.size} values of {item.dtype}")
+    wanted = item.size * item.dtype.itemsize
+    if wanted > limit:
+        raise ValueError(
+            f"{name}: the header states {_megabytes(wanted)}, with it the arrays have more than the "
+            f"{_megabytes(ARRAY_BYTES)} that are read"
+        )
+    if text is None:
+        return _native(np.asarray(item[()]))
+    value = np.asarray(item[()]).reshape(-1)[0]
+    return np.frombuffer(value.encode() if isinstance(value, str) else bytes(value), np.uint8)
 
 
 def _megabytes(count: int) -> str:

@@ -16,6 +16,7 @@ RANGE: dict[Kind, tuple[float, float]] = {
     "blend_shape": (0.0, 1.0),
     "rotation": (-math.pi, math.pi),
 }
+LISTED = 60  # names that are written in a row; of more the first and the last
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,4 +57,6 @@ class Coefficients:
         if self.sigma is not None:
             low, high = float(self.sigma.min()), float(self.sigma.max())
             spread = f", sigma {low:g}" + (f" to {high:g}" if high > low else "")
-        return f"{self.size} {kind}{spread}" + (f": {', '.join(self.names)}" if self.names else "")
+        listed = len(self.names) <= LISTED
+        names = ", ".join(self.names) if listed else f"{self.names[0]} ... {self.names[-1]}"
+        return f"{self.size} {kind}{spread}" + (f": {names}" if names else "")

@@ -44,6 +44,32 @@ FORMATS = {
         "fitkit.models.formats.ict:import_ict",
         "ict",
     ),
+    "bfm09": Format(
+        "the Basel Face Model of 2009: folder with Model_Shape.mat and Model_Exp.mat of 3DDFA, or with "
+        "01_MorphableModel.mat, Exp_Pca.bin, std_exp.txt and BFM_exp_idx.mat",
+        "fitkit.models.formats.bfm09:import_bfm09",
+        "bfm09",
+    ),
+    "bfm-front": Format(
+        "BFM_model_front.mat of Deep3DFaceRecon",
+        "fitkit.models.formats.bfm_front:import_bfm_front",
+        "bfm-front",
+    ),
+    "bfm17": Format(
+        "a Basel Face Model of 2017, e.g. model2017-1_face12_nomouth.h5",
+        "fitkit.models.formats.bfm17:import_bfm17",
+        "bfm17",
+    ),
+    "bfm19": Format(
+        "a Basel Face Model of 2019, e.g. model2019_face12.h5",
+        "fitkit.models.formats.bfm17:import_bfm17",
+        "bfm19",
+    ),
+    "surrey": Format(
+        "folder with sfm_shape_3448.bin, expression_blendshapes_3448.bin and ibug_to_sfm.txt of eos",
+        "fitkit.models.formats.surrey:import_surrey",
+        "surrey",
+    ),
     "npz": Format(
         "a model of your own in fitkit's format (docs/face_models.md)",
         "fitkit.models.formats.npz:import_npz",
