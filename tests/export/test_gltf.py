@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from helpers import tiny_model
+from helpers import tiny_joints, tiny_model, tiny_skinned_model
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from fitkit.export.gltf import STILL_MM, arkit_shapes, write_glb
 
 WIDTH = {5123: np.uint16, 5125: np.uint32, 5126: np.float32}
-COMPONENTS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3}
+COMPONENTS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 
 
 def png(color=(200, 100, 50)):
@@ -176,3 +177,101 @@ def test_morph_targets_of_gaussian_coefficients_are_standard_deviations(tmp_path
     for s, shape, target in zip(sigma, model.expression_basis, mesh["primitives"][0]["targets"]):
         delta = accessor(document, binary, target["POSITION"]) * 1e3
         np.testing.assert_allclose(delta, (s * shape).numpy(), atol=STILL_MM + 1e-5)
+
+
+# ---- joints ----
+
+
+def skinned(document, binary, rotations):
+    """Vertices [N, 3] mm of a glTF file as its standard moves them, skin by skin: joints whose node has a
+    name of `rotations` turned by that rotation vector (rad), without morph targets."""
+    nodes = document["nodes"]
+    parent = {child: at for at, node in enumerate(nodes) for child in node.get("children", [])}
+
+    def world(at):
+        local = np.eye(4)
+        local[:3, 3] = nodes[at].get("translation", (0, 0, 0))
+        local[:3, :3] = Rotation.from_rotvec(rotations.get(nodes[at]["name"], (0, 0, 0))).as_matrix()
+        return world(parent[at]) @ local if at in parent else local
+
+    (node,) = (node for node in nodes if "mesh" in node)
+    skin = document["skins"][node["skin"]]
+    attributes = document["meshes"][0]["primitives"][0]["attributes"]
+    bind = accessor(document, binary, skin["inverseBindMatrices"]).reshape(-1, 4, 4).transpose(0, 2, 1)
+    matrices = np.stack([world(at) for at in skin["joints"]]) @ bind
+    points, joints, weights = (
+        accessor(document, binary, attributes[key]) for key in ("POSITION", "JOINTS_0", "WEIGHTS_0")
+    )
+    blended = (weights[..., None, None].astype(float) * matrices[joints]).sum(1)
+    return 1e3 * (blended @ np.concatenate([points, np.ones((len(points), 1))], 1)[..., None])[:, :3, 0]
+
+
+def few_influences(model):
+    """The model without corrective shapes, each vertex with its 4 strongest joints."""
+    strongest = model.skinning_weights.topk(4, 1)
+    weights = torch.zeros_like(model.skinning_weights).scatter(1, strongest.indices, strongest.values)
+    return replace(
+        model, uv=None, uv_triangles=None, skinning_weights=weights / weights.sum(1, True), pose_basis=None
+    )
+
+
+def test_a_skin_moves_the_mesh_as_the_model_does(tmp_path):
+    model = few_influences(tiny_skinned_model())
+    identity, still = torch.randn(1, model.num_identity), torch.zeros(1, model.num_expression)
+    joints = tiny_joints(model, 1, 0.3)
+    # As of a fit with a detail layer: joints stay with the face model.
+    personal = model.with_mean(model.mean + torch.rand_like(model.mean))
+    neutral = personal.vertices(identity, still)[0]
+    document, binary = read(write_glb(tmp_path / "a.glb", neutral, personal))
+    names = [document["nodes"][at]["name"] for at in document["skins"][0]["joints"]]
+    assert names == ["root", "neck", "jaw", "eye_L", "eye_R"]
+    assert document["scenes"][0]["nodes"] == [0, 1]  # viewers warn of skinned meshes below other nodes
+    np.testing.assert_allclose(skinned(document, binary, {}), neutral, atol=1e-4)
+    turned = dict(zip(model.joint_names, joints[0].double().numpy()))
+    expected = personal.vertices(identity, still, joints)[0]
+    assert (expected - neutral).norm(dim=1).max() > 10  # mm
+    np.testing.assert_allclose(skinned(document, binary, turned), expected, atol=1e-3)
+    assert len(document["meshes"][0]["weights"]) == model.num_expression  # morph targets stay
+
+
+def test_the_weakest_of_many_joints_is_left_out(tmp_path):
+    whole = tiny_skinned_model()
+    model = replace(
+        whole,
+        pose_basis=None,
+        uv=None,
+        uv_triangles=None,
+        skinning_weights=0.8 * whole.skinning_weights + 0.2 / 5,
+    )
+    document, binary = read(write_glb(tmp_path / "a.glb", model.mean, model))
+    attributes = document["meshes"][0]["primitives"][0]["attributes"]
+    joints, weights = (accessor(document, binary, attributes[k]) for k in ("JOINTS_0", "WEIGHTS_0"))
+    np.testing.assert_allclose(weights.sum(1), 1, atol=2e-7)
+    true = np.sort(model.skinning_weights.numpy(), axis=1)[:, ::-1]
+    np.testing.assert_allclose(weights, true[:, :4] / true[:, :4].sum(1, keepdims=True), atol=1e-6)
+    assert (np.sort(joints, axis=1)[:, 1:] > np.sort(joints, axis=1)[:, :-1]).all()  # each joint once
+    posed = torch.tensor([[[0.0, 0, 0], [0.2, 0, 0], [0, 0, 0], [0, 0, 0]]])
+    zero = torch.zeros(1, model.num_identity), torch.zeros(1, model.num_expression)
+    expected, dropped = model.vertices(*zero, posed)[0].numpy(), true[:, 4]
+    away = np.linalg.norm(skinned(document, binary, {"jaw": posed[0, 1].numpy()}) - expected, axis=1)
+    arm = np.linalg.norm(model.mean - (model.joint_regressor @ model.mean)[2], axis=1)
+    assert away.max() > 0.05 and (away <= dropped * 0.2 * arm * 1.01 + 1e-3).all()
+
+
+def test_a_model_of_one_joint_has_a_skin_of_two(tmp_path):
+    whole = tiny_skinned_model()
+    weights = torch.stack([whole.skinning_weights[:, 0], whole.skinning_weights[:, 1:].sum(1)], 1)
+    model = replace(
+        whole,
+        joint_names=("jaw",),
+        joint_regressor=whole.joint_regressor[[0, 2]],
+        joint_parents=(-1, 0),
+        skinning_weights=weights,
+        joint_sigma=whole.joint_sigma[:1],
+        pose_basis=None,
+    )
+    document, binary = read(write_glb(tmp_path / "a.glb", model.mean, model, png()))
+    joints = torch.tensor([[[0.2, 0.1, 0.0]]])
+    zero = torch.zeros(1, model.num_identity), torch.zeros(1, model.num_expression)
+    found = skinned(document, binary, {"jaw": joints[0, 0].numpy()})
+    np.testing.assert_allclose(found, model.vertices(*zero, joints)[0], atol=1e-3)  # UV without seams
