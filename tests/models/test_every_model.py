@@ -1,4 +1,4 @@
-"""Every kind of face model does everything that users do with one, as the table of docs/face_models.md says."""
+"""Every kind of face model does all that users do with one, as the table of docs/face_models.md says."""
 
 import json
 import re
