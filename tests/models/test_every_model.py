@@ -31,7 +31,7 @@ def table() -> dict[str, dict[str, str]]:
     text = DOCS.read_text(encoding="utf-8")
     lines = text[text.index("## What works with which model") :].split("\n\n", 3)[2].splitlines()
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
-    return {cells[0].strip("`"): dict(zip(head[1:], cells[1:])) for cells in rows}
+    return {cells[0]: dict(zip(head[1:], cells[1:])) for cells in rows}
 
 
 def run(*words) -> str:
