@@ -65,38 +65,6 @@ def info(name):
         click.echo(f"{key:12}{value}")
 
 
-def _landmarks(landmarks) -> str:
-    """'68 (iBUG 68)', '66 (iBUG 68 without 60, 64)'."""
-    lacks = ", ".join(map(str, landmarks.missing))
-    count = len(landmarks.names) - len(landmarks.missing)
-    return f"{count} (iBUG 68{f' without {lacks}' if lacks else ''})"
-
-
-def _import_help() -> str:
-    kinds = "\n".join(f"  {kind:10} {form.path}" for kind, form in FORMATS.items())
-    return (
-        "Import a face model from its original files at PATH, by KIND:\n\n\b\n"
-        f"{kinds}\n\nExample: fitkit model import ict ICT-FaceKit/FaceXModel"
-    )
-
-
-@model.command("import", help=_import_help())
-@click.argument("kind", type=click.Choice(list(FORMATS)))
-@click.argument("path", type=click.Path())
-@click.option("--name", default=None, help="Name of the imported model; default: KIND, or that in the file.")
-@click.option("--overwrite", is_flag=True, help="Replace a model of this name.")
-def import_command(kind, path, name, overwrite):
-    from fitkit.models.registry import store_model
-
-    imported = FORMATS[kind].read(path, name)
-    stored = store_model(imported, overwrite)
-    click.echo(
-        f"{stored}: {imported.num_vertices} vertices, {imported.num_identity} identity and "
-        f"{imported.num_expression} expression shapes"
-        + (f", {imported.num_joints} joints" if imported.num_joints else "")
-    )
-
-
 @model.command()
 @click.argument("name")
 @click.argument("data", type=click.Path(), required=False)
@@ -142,6 +110,38 @@ def calibrate(name, data, overrides, people, seed, photos):
     save_model_file(replace(uncalibrated, calibration=calibration), path)
     click.echo(run.shares_text(calibration, fits))
     click.echo(f"{path}: {calibration}")
+
+
+def _landmarks(landmarks) -> str:
+    """'68 (iBUG 68)', '66 (iBUG 68 without 60, 64)'."""
+    lacks = ", ".join(map(str, landmarks.missing))
+    count = len(landmarks.names) - len(landmarks.missing)
+    return f"{count} (iBUG 68{f' without {lacks}' if lacks else ''})"
+
+
+def _import_help() -> str:
+    kinds = "\n".join(f"  {kind:10} {form.path}" for kind, form in FORMATS.items())
+    return (
+        "Import a face model from its original files at PATH, by KIND:\n\n\b\n"
+        f"{kinds}\n\nExample: fitkit model import ict ICT-FaceKit/FaceXModel"
+    )
+
+
+@model.command("import", help=_import_help())
+@click.argument("kind", type=click.Choice(list(FORMATS)))
+@click.argument("path", type=click.Path())
+@click.option("--name", default=None, help="Name of the imported model; default: KIND, or that in the file.")
+@click.option("--overwrite", is_flag=True, help="Replace a model of this name.")
+def import_command(kind, path, name, overwrite):
+    from fitkit.models.registry import store_model
+
+    imported = FORMATS[kind].read(path, name)
+    stored = store_model(imported, overwrite)
+    click.echo(
+        f"{stored}: {imported.num_vertices} vertices, {imported.num_identity} identity and "
+        f"{imported.num_expression} expression shapes"
+        + (f", {imported.num_joints} joints" if imported.num_joints else "")
+    )
 
 
 @model.command()
