@@ -127,6 +127,8 @@ def measured(result: FitResult, truth: Truth) -> MeasuredFit:
         raise InputError("the fit has no error bars; expected a recipe whose last stage frees the identity")
     model, face = result.model, face_of_fit(result)
     score = score_neutral(face, truth)
+    true_mm = score.values["now_mean"]
+    assert true_mm is not None
     scale = np.linalg.norm(score.aligned.std(0)) / np.linalg.norm(face.vertices.std(0))
     error, corner, weight = surface_errors(score.aligned, face.triangles, truth.skin)
     neutral = result.state.neutral(model)[0]
@@ -135,7 +137,7 @@ def measured(result: FitResult, truth: Truth) -> MeasuredFit:
     known, inside = 1 - left.clip(0, 1), model.face.numpy()
     return MeasuredFit(
         len(result.subject.views),
-        float(score.values["now_mean"] or 0.0),
+        true_mm,
         error / scale,
         (weight * variance[corner]).sum(1),
         (weight * known[corner]).sum(1),
