@@ -29,9 +29,20 @@ class Kind:
         return self.label
 
 
+def published(label: str, kind: str, write: Callable[[Path], object], file: str = "") -> Kind:
+    """Files that `fitkit model import KIND` reads, which `write` makes in a folder, or as one file of this
+    name in it."""
+
+    def written(folder: Path) -> tuple[str, Path]:
+        write(folder / file)
+        return kind, folder / file
+
+    return Kind(label, written)
+
+
 def own(label: str, make: Callable[[], FaceModel]) -> Kind:
     """A model in fitkit's own format."""
-    return Kind(label, lambda folder: ("npz", save_model_file(make(), folder / "model.npz")))
+    return published(label, "npz", lambda path: save_model_file(make(), path), "model.npz")
 
 
 def gaussian() -> FaceModel:

@@ -97,6 +97,7 @@ def photographed(model, truth, folder: Path) -> Path:
     for i, points in enumerate(observe(model, truth, SIZE).landmarks.points):
         pixels = (images[i].permute(1, 2, 0) * 255).round().byte().numpy()
         Image.fromarray(pixels).save(folder / f"view{i}.png")
+        points[~model.landmarks.present] = torch.nan  # nobody has set them
         write_pts(folder / f"view{i}.pts", points.numpy())
     return folder
 
@@ -108,7 +109,7 @@ def fitted(model, truth, subject: Path) -> str:
     found, true = (state.vertices(model)[:, model.face] for state in (result.state, truth))
     mean = model.mean[model.face].expand_as(true)
     wrong, unfitted = (aligned_distance(some, true) for some in (found, mean))
-    assert wrong < 0.5 and wrong < unfitted / 4  # mm
+    assert wrong < 0.6 and wrong < unfitted / 4  # mm
     result.save(subject / "fitkit")
     return "yes"
 
