@@ -13,6 +13,7 @@ from helpers import tiny_model, with_joints
 from fitkit.models.face_model import FaceModel
 from fitkit.models.io import save_model_file
 
+SHARED = Path(__file__).resolve().parents[3] / "shared/data"
 # Points of the Surrey model that do not exist: 1-8, 10-17, 61 and 65, counted from 1.
 NOT_IN_SURREY = (*range(8), *range(9, 17), 60, 64)
 
@@ -20,10 +21,12 @@ NOT_IN_SURREY = (*range(8), *range(9, 17), 60, 64)
 @dataclass(frozen=True)
 class Kind:
     """label: its row in the table of docs/face_models.md; write: writes its files into a folder and gives
-    KIND and PATH of `fitkit model import`; None: the model comes with fitkit under the name of its label."""
+    KIND and PATH of `fitkit model import`; None: the model comes with fitkit under the name of its label;
+    needs: files that are not part of fitkit."""
 
     label: str
     write: Callable[[Path], tuple[str, Path]] | None = None
+    needs: Path | None = None
 
     def __repr__(self) -> str:
         return self.label
@@ -38,6 +41,11 @@ def published(label: str, kind: str, write: Callable[[Path], object], file: str 
         return kind, folder / file
 
     return Kind(label, written)
+
+
+def real(label: str, kind: str, path: Path) -> Kind:
+    """The files of a published model, where they are."""
+    return Kind(label, lambda folder: (kind, path), path)
 
 
 def own(label: str, make: Callable[[], FaceModel]) -> Kind:
@@ -76,6 +84,7 @@ def without_points() -> FaceModel:
 
 KINDS = (
     Kind("generic"),
+    real("ict", "ict", SHARED / "ict/obj"),
     own("npz", tiny_model),
     own("npz, Gaussian expressions", gaussian),
     own("npz without UV", without_uv),

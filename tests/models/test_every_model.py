@@ -44,8 +44,11 @@ def test_the_table_has_a_row_for_each_kind():
     assert list(table()) == [kind.label for kind in KINDS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=repr)
 def test_every_model_does_everything(kind, tmp_path, monkeypatch):
+    if kind.needs and not kind.needs.exists():
+        pytest.skip(f"{kind.needs} is not here")
     monkeypatch.setenv("FITKIT_MODELS", str(tmp_path / "models"))
     monkeypatch.setattr(export, "TEXTURE_SIZE", TEXTURE)
     model = imported(kind, tmp_path)
@@ -158,7 +161,7 @@ def texture(model, folder: Path) -> str:
         assert "COLOR_0" not in attributes
         return "`albedo.ply`"
     assert len(accessor(document, binary, attributes["COLOR_0"])) == model.num_vertices
-    return "`albedo.ply`, vertex colors"
+    return "`albedo.ply`, vertex colours"
 
 
 def glb(model, result, path: Path) -> str:
