@@ -1,6 +1,6 @@
 """A fit of a model with joints against one of a linear model of its size: python benchmarks/skinned.py
 
-Both have FLAME's size: 5,023 vertices (skin of `generic` around the nose), 300 identity and 100 expression
+Both have FLAME's size: 5,023 vertices (of `generic`, its skin first), 300 identity and 100 expression
 shapes, random but smooth; one of them has the 5 joints as well, four of which turn. Each is fitted to its own
 renders in three views with exact landmarks, and the CPU time of the fits compared.
 """
@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import trimesh
+from scipy.spatial import cKDTree
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -28,6 +30,7 @@ from fitkit.fitting.recipe import load_recipe
 from fitkit.fitting.result import FitResult
 from fitkit.fitting.run import fit_observed
 from fitkit.geometry.alignment import similarity_align
+from fitkit.geometry.closest_point import SurfaceIndex, barycentric
 from fitkit.geometry.rotation import so3_exp, so3_log
 from fitkit.io.subject import Subject, View
 from fitkit.models.face_model import FaceModel
@@ -48,32 +51,40 @@ def waves(mean: torch.Tensor, count: int, amount: float, generator: torch.Genera
     return amount * scale[:, None, None] * torch.sin(phase).T[..., None] * along[:, None]
 
 
-def linear_model() -> FaceModel:
-    """The skin of `generic` around the nose with random shapes."""
+def linear_model(
+    name: str = "linear", vertices: int = VERTICES, identity: int = IDENTITY, expression: int = EXPRESSION
+) -> FaceModel:
+    """The skin of `generic` around the nose, or the whole head with triangles around it cut in four until
+    there are enough vertices, with random shapes."""
     model, generator = load_model("generic"), torch.Generator().manual_seed(0)
-    away = (model.mean - model.landmark_basis.mean[30]).norm(dim=1)
-    kept = torch.where(model.skin, away, 1e3 + away).argsort()[:VERTICES].sort().values
-    number = torch.full((model.num_vertices,), -1)
-    number[kept] = torch.arange(VERTICES)
-    triangles = number[model.triangles]
-    whole = (triangles >= 0).all(1)
-    marks = model.landmarks
-    triangle = (whole.cumsum(0) - 1)[marks.triangle]
-    if not bool(whole[marks.triangle].all()):
-        raise SystemExit("the skin around the nose does not hold all landmarks")
-    mean = model.mean[kept]
+    points, triangles = model.mean.double().numpy(), model.triangles.numpy()
+    marks = model.landmark_basis.mean.double().numpy()
+    while len(points) < vertices:
+        nearest = np.linalg.norm(points[triangles].mean(1) - marks[30], axis=1).argsort()
+        some = nearest[: -(-2 * (vertices - len(points)) // 3)]  # each adds three halves of a vertex
+        points, triangles = trimesh.remesh.subdivide(points, triangles, face_index=some)
+    near = torch.from_numpy(cKDTree(model.mean.numpy()).query(points)[1])
+    away = np.linalg.norm(points - marks[30], axis=1) + 1e3 * ~model.skin[near].numpy()
+    kept = np.sort(away.argsort()[:vertices])
+    number = np.full(len(points), -1)
+    number[kept] = np.arange(vertices)
+    triangles = number[triangles]
+    triangles, points, near = triangles[(triangles >= 0).all(1)], points[kept], near[kept]
+    closest, _, triangle = SurfaceIndex(points, triangles).query(marks)
+    weights = torch.from_numpy(barycentric(closest, points[triangles[triangle]])).float()
+    mean = torch.from_numpy(points).float()
     return FaceModel(
-        name="linear",
+        name=name,
         mean=mean,
-        identity_basis=waves(mean, IDENTITY, 2.0, generator),
-        expression_basis=waves(mean, EXPRESSION, 1.0, generator),
-        expression_names=tuple(f"e{k}" for k in range(EXPRESSION)),
-        triangles=triangles[whole],
-        landmarks=replace(marks, triangle=triangle),
-        region=model.region[kept],
+        identity_basis=waves(mean, identity, 2.0, generator),
+        expression_basis=waves(mean, expression, 1.0, generator),
+        expression_names=tuple(f"e{k}" for k in range(expression)),
+        triangles=torch.from_numpy(triangles),
+        landmarks=replace(model.landmarks, triangle=torch.from_numpy(triangle), barycentric=weights),
+        region=model.region[near],
         region_names=model.region_names,
-        skin=model.skin[kept],
-        face=model.face[kept],
+        skin=model.skin[near],
+        face=model.face[near],
         expression_kind="gaussian",
     )
 
@@ -96,7 +107,9 @@ def person(model: FaceModel, seed: int) -> SceneState:
     """A random person; joints turned by about 7 degrees where there are some."""
     state = helpers.tiny_state(model, VIEWS, SIZE, seed)
     generator = torch.Generator().manual_seed(seed)
-    expression = 0.7 * torch.randn(VIEWS, EXPRESSION, generator=generator)
+    expression = 0.7 * torch.randn(VIEWS, model.num_expression, generator=generator)
+    if model.expression_kind == "blend_shape":
+        expression = 0.3 * state.expression
     joints = helpers.tiny_joints(model, VIEWS, 0.12, seed) if model.num_joints else None
     return state.replace(identity=0.7 * state.identity, expression=expression, joints=joints)
 

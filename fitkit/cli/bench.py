@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import click
 
 
-def _numbers(context, parameter, value):
+def numbers(context, parameter, value):
     """'0,2,4' -> (0, 2, 4)."""
     if value is None:
         return None
@@ -68,10 +68,10 @@ _subjects_option = click.option(
     help="Recipe; may be repeated.",
 )
 @_subjects_option
-@click.option("--views", callback=_numbers, help="Only these views by position, e.g. 0,2,4.")
+@click.option("--views", callback=numbers, help="Only these views by position, e.g. 0,2,4.")
 @click.option(
     "--photos",
-    callback=_numbers,
+    callback=numbers,
     help="Numbers of photos, e.g. 1,2,5: a fit with each, of photos spread evenly over all.",
 )
 @click.option(
@@ -161,7 +161,7 @@ def ablation(data, overrides, recipe_name, models, subjects, path):
 )
 @click.option(
     "--views",
-    callback=_numbers,
+    callback=numbers,
     default="0,2,4",
     show_default=True,
     help="The views that are fitted, by position.",
@@ -268,7 +268,7 @@ def landmarks(data, detector, everyone, device, path):
 @click.option("--recipe", "recipe_name", default="multiview", show_default=True, help="Recipe of the fits.")
 @click.option(
     "--views",
-    callback=_numbers,
+    callback=numbers,
     default="1,3,5",
     show_default=True,
     help="Numbers of photos, spread evenly over those there are.",

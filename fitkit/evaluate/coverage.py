@@ -24,6 +24,17 @@ def coverage(
             scale.
         scan: [N, 3] mm, the true surface, cropped to what is judged.
     """
+    error, corner, weight = surface_errors(aligned, triangles, scan)
+    width = (weight * np.asarray(sigma, np.float64)[corner]).sum(1)
+    return float((error <= width).mean()), float((error <= 2 * width).mean())
+
+
+def surface_errors(
+    aligned: np.ndarray, triangles: np.ndarray, scan: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How far scan points [N, 3] mm lie from a mesh along its smooth normals, [N] mm, and for each of them
+    the closest surface point: its vertices [N, 3] and their weights [N, 3]; other arguments as of
+    `coverage`."""
     closest, _, triangle = SurfaceIndex(aligned, triangles).query(scan)
     corner = np.asarray(triangles)[triangle]
     weight = barycentric(closest, np.asarray(aligned, np.float64)[corner])
@@ -31,6 +42,4 @@ def coverage(
     normals = vertex_normals(mesh, torch.from_numpy(np.asarray(triangles, np.int64)))[0].numpy()
     normal = (weight[..., None] * normals[corner]).sum(1)
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
-    error = np.abs(((scan - closest) * normal).sum(1))
-    width = (weight * np.asarray(sigma, np.float64)[corner]).sum(1)
-    return float((error <= width).mean()), float((error <= 2 * width).mean())
+    return np.abs(((scan - closest) * normal).sum(1)), corner, weight

@@ -16,11 +16,15 @@ from torch import Tensor
 
 from fitkit.geometry.normals import vertex_normals
 from fitkit.models.face_model import FaceModel
+from fitkit.models.skinned import SkinnedModel
 
 # glTF counts in metres; its axes (+y up, +z forward, +x to the figure's left) are those of the head frame
 MM = 1e-3
 STILL_MM = 0.02  # vertices that a shape moves less than this are left out of its morph target
+INFLUENCES = 4  # joints of a vertex that every reader of glTF knows
+ROOT = "root"  # the joint that carries the others; models do not name it
 FLOAT, USHORT, UINT = 5126, 5123, 5125
+TYPES = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4", 16: "MAT4"}
 
 
 def arkit_shapes(names: tuple[str, ...]) -> list[tuple[str, list[int]]]:
@@ -48,8 +52,13 @@ def write_glb(
     """Write the neutral face with UV, normals, texture and one morph target per expression: a blend shape at
     weight 1, or one standard deviation of a Gaussian coefficient, whose weights may be negative.
 
+    A model with joints gets a skin: a node for each joint at its place in this face, in its parent's, and the
+    INFLUENCES largest weights of each vertex, made to sum to 1. Corrective shapes have no place in glTF, and
+    the joints do not follow the morph targets.
+
     Args:
-        vertices: [V, 3] mm, head frame; written in metres. Vertices on UV seams are repeated, as glTF asks.
+        vertices: [V, 3] mm, head frame, of this model without expression and with its joints at rest; written
+            in metres. Vertices on UV seams are repeated, as glTF asks.
         texture_png: the encoded picture, or None; without UV or texture the mesh carries the model's albedo
             per vertex.
     """
@@ -71,7 +80,12 @@ def write_glb(
             "baseColorFactor": [1, 1, 1, 1],
         },
     }
-    document: dict[str, Any] = {}
+    document: dict[str, Any] = {"scenes": [{"nodes": [0]}], "nodes": [{"name": name, "mesh": 0}]}
+    if isinstance(model, SkinnedModel):
+        attributes |= _weights(buffer, model, vertex)
+        bones, skin = _skeleton(buffer, model, vertices, first=1)
+        document["nodes"] = [{"name": name, "mesh": 0, "skin": 0}, *bones]
+        document |= {"scenes": [{"nodes": [0, 1]}], "skins": [skin]}
     if uv is not None and texture_png is not None:
         # glTF measures v downwards from the top edge of the picture.
         attributes["TEXCOORD_0"] = buffer.accessor(
@@ -102,8 +116,6 @@ def write_glb(
     document |= {
         "asset": {"version": "2.0", "generator": "fitkit"},
         "scene": 0,
-        "scenes": [{"nodes": [0]}],
-        "nodes": [{"name": name, "mesh": 0}],
         "meshes": [mesh],
         "materials": [material],
         "accessors": buffer.accessors,
@@ -128,6 +140,40 @@ def _morphs(model: FaceModel) -> list[tuple[str, np.ndarray]]:
     if meaning.sigma is not None:
         return list(zip(meaning.names, basis * meaning.sigma.double().numpy()[:, None, None]))
     return [(target, basis[shapes].sum(0)) for target, shapes in arkit_shapes(meaning.names)]
+
+
+def _weights(buffer: _Buffer, model: SkinnedModel, vertex: np.ndarray) -> dict[str, int]:
+    """JOINTS_0 and WEIGHTS_0 of vertices `vertex` [N] of the model; joint 0 is the root."""
+    weights = model.skinning_weights.double().clamp_min(0).numpy()
+    largest = np.argsort(-weights, axis=1, kind="stable")[:, :INFLUENCES]
+    kept = np.take_along_axis(weights, largest, 1)
+    kept /= kept.sum(1, keepdims=True)
+    missing = ((0, 0), (0, INFLUENCES - kept.shape[1]))  # of a model with fewer joints
+    kept = np.pad(kept, missing).astype(np.float32)[vertex]
+    joints = np.pad(largest, missing).astype(np.uint16)[vertex]
+    joints[kept == 0] = 0
+    return {"JOINTS_0": buffer.accessor(joints, 34962), "WEIGHTS_0": buffer.accessor(kept, 34962)}
+
+
+def _skeleton(
+    buffer: _Buffer, model: SkinnedModel, vertices: Tensor, first: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A node for each joint, the root first, and their skin; first: number of the first node."""
+    # The joints of this face: they follow its shapes, not what a detail layer has added to the mean.
+    moved = model.joint_regressor.double() @ (vertices - model.mean).double()
+    place = (model.joint_basis.mean.double() + moved).numpy() * MM
+    parents = np.array(model.joint_parents)
+    offset = place - place[parents] * (parents >= 0)[:, None]
+    nodes: list[dict[str, Any]] = [
+        {"name": name, "translation": offset[j].tolist()} for j, name in enumerate((ROOT, *model.joint_names))
+    ]
+    for j, parent in enumerate(model.joint_parents[1:], 1):
+        nodes[parent].setdefault("children", []).append(first + j)
+    inverse = np.tile(np.eye(4, dtype=np.float32), (len(nodes), 1, 1))
+    inverse[:, 3, :3] = -place  # glTF writes matrices column by column
+    joints = list(range(first, first + len(nodes)))
+    matrices = buffer.accessor(inverse.reshape(-1, 16))
+    return nodes, {"joints": joints, "skeleton": first, "inverseBindMatrices": matrices}
 
 
 def _split_seams(model: FaceModel) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
@@ -155,13 +201,13 @@ class _Buffer:
         self.data += content
         return len(self.views) - 1
 
-    def accessor(self, values: np.ndarray, target: int, bounds: bool = False) -> int:
+    def accessor(self, values: np.ndarray, target: int | None = None, bounds: bool = False) -> int:
         kinds = {np.dtype(np.float32): FLOAT, np.dtype(np.uint16): USHORT, np.dtype(np.uint32): UINT}
         entry = {
             "bufferView": self.view(np.ascontiguousarray(values).tobytes(), target),
             "componentType": kinds[values.dtype],
             "count": len(values),
-            "type": "SCALAR" if values.ndim == 1 else f"VEC{values.shape[1]}",
+            "type": TYPES[values[0].size],
         }
         if bounds:
             entry |= {"min": values.min(0).tolist(), "max": values.max(0).tolist()}

@@ -271,7 +271,7 @@ def _model_notes(model: FaceModel, bars: ErrorBars | None) -> list[str]:
     if bars is not None and model.calibration is None:
         notes.append(
             f"face model '{model.name}' has no calibration; its error bars and expected error are right if "
-            "it shows people as well as 'generic'"
+            f"it shows people as well as 'generic', which 'fitkit model calibrate {model.name}' measures"
         )
     return notes
 

@@ -10,7 +10,8 @@ landmarks. When a default recipe, a model or the detector has changed:
 
 The first two take `--model` for each model. The last one prints `single` and `several` as they should be, and
 UPPER of `fitting/findings.py` with them; write them there, into the table or into the model's file. Report on
-other seeds.
+other seeds. For a model that a user has imported `fitkit model calibrate` measures all five and writes them
+into its file (`evaluate/bench/calibrate.py`).
 """
 
 from __future__ import annotations

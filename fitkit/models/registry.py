@@ -117,6 +117,21 @@ def store_model(model: FaceModel, overwrite: bool = False) -> Path:
     return save_model_file(model, free_place(model.name, overwrite))
 
 
+def stored_place(name: str | os.PathLike) -> Path:
+    """The file of a model in the models folder, which may be written anew.
+
+    Raises:
+        MissingWeightsError, InputError: as `model_path`; a model that comes with fitkit, or a file elsewhere.
+    """
+    path = model_path(name)
+    if path.resolve().parent != models_folder().resolve():
+        raise InputError(
+            f"model: expected the name of one that was imported into {models_folder()}, got "
+            f"{os.fspath(name)!r}; store a copy with 'fitkit model import npz {path} --name NAME'"
+        )
+    return path
+
+
 def free_place(name: str, overwrite: bool = False) -> Path:
     """The file that a model of this name is stored in.
 

@@ -270,6 +270,10 @@ def _state(model: FaceModel, parameters: dict[str, Any], views: list[dict[str, A
     identity = torch.tensor([parameters["identity"]], dtype=torch.float32)
     if identity.shape[1] != model.num_identity:
         raise ValueError(f"{identity.shape[1]} identity coefficients, the model has {model.num_identity}")
+    joints = None
+    if "joints_per_view" in parameters:
+        shape = len(views), model.num_joints, 3
+        joints = torch.tensor(parameters["joints_per_view"], dtype=torch.float32).reshape(shape)
     K, R, t = (torch.tensor([v[k] for v in views], dtype=torch.float32) for k in ("K", "R", "t"))
     light = torch.tensor([v["illumination_head"] for v in parameters["light_per_view"]], dtype=torch.float32)
     camera = Camera(K[:, 0, 0], K[:, :2, 2], K[:, 1, 1] / K[:, 0, 0])
@@ -280,4 +284,5 @@ def _state(model: FaceModel, parameters: dict[str, Any], views: list[dict[str, A
         Pose(R, t.reshape(-1, 3)),
         camera,
         light,
+        joints=joints,
     )

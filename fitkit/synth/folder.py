@@ -223,7 +223,8 @@ def write_subject(
     if recipe.cameras:
         _json(photos / "cameras.json", {"views": _known_cameras(cameras, recipe)})
     kept, triangles = skin_mesh(model)
-    same = bool((state.expression == state.expression[:1]).all())
+    moving = [state.expression] + ([] if state.joints is None else [state.joints])
+    same = all(bool((values == values[:1]).all()) for values in moving)
     neutral = plan.neutral
     head = torch.stack(
         [plan_vertices(model, plan, state.select([b])) for b in range(1 if same else len(views))]
@@ -339,6 +340,7 @@ def _parameters(model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan) -> dic
         "expression_per_view": [
             {n: float(v) for n, v in zip(model.expression_names, row) if v != 0} for row in state.expression
         ],
+        **({} if state.joints is None else {"joints_per_view": state.joints.tolist()}),
         "gaze_deg": plan.gaze.tolist(),
         "light_per_view": lights,
         "appearance": _plain(plan.person),

@@ -203,7 +203,7 @@ class MitsubaRenderer:
             out["lining"] = self._mesh(
                 "lining", points, triangles[other], normals, wet, None, {"face_color": head.lining[other]}
             )
-        shell = subject_hair(model, recipe, plan)
+        shell = subject_hair(model, recipe, plan, b)
         hair = None if shell is None else self._hair(shell, plan)
         return out if hair is None else {**out, "hair": hair}
 

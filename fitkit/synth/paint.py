@@ -27,6 +27,8 @@ AXIS_Z, RADIUS = 20.0, 85.0  # mm: the map's axis, and the radius at which its p
 TOP, BOTTOM, ASIDE = 125.0, -130.0, np.radians(112)  # mm, mm, azimuth: beyond, the map's edge goes on
 MAP_SIZE = (round((TOP - BOTTOM) / PIXEL_MM), round(2 * ASIDE * RADIUS / PIXEL_MM))  # rows, columns
 CROWN = np.array([0.0, 45.0, 0.0])  # mm: centre of the rays that find the scalp
+# rad: elevation of what is scalp all around, and the largest angle between neighbouring vertices of it.
+SCALP_FROM, SCALP_GAP = np.radians(40), 0.2
 
 # The hairline of a mean head: height over depth, mm.
 # fmt: off
@@ -90,7 +92,8 @@ class HeadMap:
     expressions turn the eyeballs; open_sky: [V, 1] share of the directions above the vertex that no other
     part of the mean head hides; masks: name -> [H, W] float32 in [0, 1] of the map, boxes: where each is not
     0; scalp: [R, C, 3] mm, grid of the mean head's scalp by elevation and azimuth seen from CROWN;
-    scalp_vertex: [R, C] the vertex whose motion a grid point follows.
+    scalp_vertex: [R, C] the vertex whose motion a grid point follows; has_scalp: hair has something to grow
+    on; models of a face without the rest of the head have not.
     """
 
     landmarks: np.ndarray
@@ -104,6 +107,7 @@ class HeadMap:
     boxes: dict[str, tuple[slice, slice]]
     scalp: np.ndarray
     scalp_vertex: np.ndarray
+    has_scalp: bool
 
 
 @functools.lru_cache(maxsize=4)
@@ -134,7 +138,9 @@ def head_map(model: FaceModel) -> HeadMap:
         else:
             eyes.append(marks[corners].mean(0) - [0, 0, 14.0])
     place = map_place(marks)
-    scalp, vertex = _scalp(mean[np.unique(model.triangles[torch.from_numpy(kind == 0)].numpy())], mean)
+    scalp, vertex, has_scalp = _scalp(
+        mean[np.unique(model.triangles[torch.from_numpy(kind == 0)].numpy())], mean
+    )
     holes = mean[np.flatnonzero([model.region_names[r].startswith("nostril") for r in model.region.tolist()])]
     masks = _masks(
         place, [map_place(holes[holes[:, 0] * side > 0].mean(0)) for side in (-1, 1)] if len(holes) else None
@@ -151,6 +157,7 @@ def head_map(model: FaceModel) -> HeadMap:
         {k: _box(m) for k, m in masks.items()},
         scalp,
         vertex,
+        has_scalp,
     )
 
 
@@ -399,9 +406,9 @@ def _folds(p: np.ndarray) -> np.ndarray:
 
 def _scalp(
     outer: np.ndarray, mean: np.ndarray, rows: int = 28, columns: int = 73
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, bool]:
     """Grid [rows, columns, 3] of the head's surface by elevation (90 to -18 degrees) and azimuth (-180 to
-    180), and its vertices."""
+    180), its vertices, and whether there is a surface above SCALP_FROM."""
     elevation, azimuth = np.radians(np.linspace(90, -18, rows)), np.radians(np.linspace(-180, 180, columns))
     direction = np.stack(
         [
@@ -413,7 +420,8 @@ def _scalp(
     )
     ray = outer - CROWN
     length = np.linalg.norm(ray, axis=1)
-    _, near = cKDTree(ray / length[:, None]).query(direction.reshape(-1, 3), k=8)
+    away, near = cKDTree(ray / length[:, None]).query(direction.reshape(-1, 3), k=8)
+    above = np.repeat(elevation > SCALP_FROM, columns)
     # Ears and nose stand out, the median passes over them.
     radius = np.median(length[near], axis=1).reshape(rows, columns)
     radius[:, 0] = radius[:, -1] = (radius[:, 0] + radius[:, -1]) / 2
@@ -421,7 +429,8 @@ def _scalp(
     radius = cv2.GaussianBlur(wrapped, (0, 0), 1.2)[:, 4:-4]
     points = CROWN + direction * radius[..., None]
     _, vertex = cKDTree(mean).query(points.reshape(-1, 3))
-    return points, vertex.reshape(rows, columns)
+    there = bool((away[above, 0] < SCALP_GAP).mean() > 0.9)
+    return points, vertex.reshape(rows, columns), there
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class FaceVariation:
     that are shifted three times as far, beyond the edge.
     Shape: identity: range of the standard deviation of the coefficients, cut at 2.7; neutral: share without
     expression; expression: range of the strength of the shapes that are on, or of the standard deviation of
-    Gaussian coefficients over the model's; asymmetry: most difference between the sides.
+    Gaussian coefficients, and of joints, over the model's; asymmetry: most difference between the sides.
     Light: ambient, lamp: strengths; lamp_share: share of faces with a lamp; color_cast: most log change of a
     channel; gloss: strength of the lamp's highlight;
     exposure: mean linear brightness of the face; adapt: 1 = exposed for the face alone, 0 = for a mean face.
@@ -187,7 +187,7 @@ def face_state(
 
 def _landmarks(model: FaceModel, state: SceneState) -> Tensor:
     """[68, 2] px."""
-    head = model.landmark_basis.points(state.identity, state.expression)
+    head = model.landmark_basis.points(*state.coefficients())
     return state.camera.project(state.pose.apply(head))[0][0]
 
 
@@ -281,6 +281,14 @@ def random_expression(
         if "eyeSquint" + side in on:
             on["eyeSquint" + side] *= room
     return np.array([min(1.0, on.get(n, 0.0)) for n in meaning.names])
+
+
+def random_joints(rng: np.random.Generator, meaning: Coefficients, variation: FaceVariation) -> np.ndarray:
+    """Rotation vectors [J, 3] rad of a model's joints, as they are spread."""
+    if rng.random() < variation.neutral:
+        return np.zeros((meaning.size // 3, 3))
+    sigmas = np.clip(rng.normal(size=meaning.size) * rng.uniform(*variation.expression), -2.7, 2.7)
+    return (sigmas * meaning.unit(torch.zeros(1)).double().numpy()).reshape(-1, 3)
 
 
 def random_person(rng: np.random.Generator, variation: FaceVariation) -> SkinLook:
@@ -390,6 +398,11 @@ def random_hair(rng: np.random.Generator, person: SkinLook, variation: FaceVaria
     )
 
 
+def grown_on(head: HeadMap, hair: HairLook) -> HairLook:
+    """The hair, or none on a model that has no scalp."""
+    return hair if head.has_scalp else replace(hair, bald=True)
+
+
 def random_scene(rng: np.random.Generator, variation: FaceVariation) -> Scene:
     """Light of the surroundings and of a lamp."""
     ambient = rng.uniform(*variation.ambient)
@@ -470,7 +483,7 @@ def random_face(
     fine = size * SUPERSAMPLE
     head = head_map(model)
     person = random_person(streams["skin"], variation)
-    hair = random_hair(streams["hair"], person, variation)
+    hair = grown_on(head, random_hair(streams["hair"], person, variation))
     scene = random_scene(streams["light"], variation)
     shape = model.vertices(state.identity, state.expression)
     points = state.pose.apply(shape)[0]
@@ -737,7 +750,8 @@ def add_glasses(
     dark: bool,
 ) -> None:
     """Rims, bridge and temples as lines at their places in space, hidden by what is nearer; in place."""
-    face = model.landmark_basis.points(state.identity, torch.zeros_like(state.expression))[0].double().numpy()
+    still = state.replace(expression=torch.zeros_like(state.expression))
+    face = model.landmark_basis.points(*still.coefficients())[0].double().numpy()
     wide, high = rng.uniform(22, 29), rng.uniform(15, 24)
     square = rng.uniform(2.0, 5.0)
     front = face[27, 2] + rng.uniform(2, 6)
@@ -874,10 +888,10 @@ def outline_points(
             alone.
     """
     marks = _landmarks(model, state).double().numpy()
-    depths = state.pose.apply(model.landmark_basis.points(state.identity, state.expression))[0, :, 2].numpy()
+    depths = state.pose.apply(model.landmark_basis.points(*state.coefficients()))[0, :, 2].numpy()
     if depth is None:
         side = size * SUPERSAMPLE
-        points = state.pose.apply(model.vertices(state.identity, state.expression))
+        points = state.posed(model)
         drawn = rasterize(state.camera.resized(1 / SUPERSAMPLE).clip(points), model.triangles, (side, side))
         depth = torch.where(drawn.covered, drawn.depth, torch.full_like(drawn.depth, 1e9))[0].numpy()
     jaw = marks[:17].copy()
@@ -919,7 +933,7 @@ def face_contour(model: FaceModel, state: SceneState, size: int) -> np.ndarray:
     triangles = model.triangles[_face_without_nose(model)]
     pad = int(size * CONTOUR_MARGIN)
     lens = state.camera.scaled(torch.ones(1), torch.full((1, 2), -float(pad))).resized(1 / SUPERSAMPLE)
-    points = state.pose.apply(model.vertices(state.identity, state.expression))
+    points = state.posed(model)
     side = (size + 2 * pad) * SUPERSAMPLE
     covered = (
         rasterize(lens.clip(points), triangles, (side, side), backend=pick_backend(points.device))

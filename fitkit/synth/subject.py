@@ -24,6 +24,7 @@ from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.io.images import to_rgb
 from fitkit.models.face_model import FaceModel
 from fitkit.models.makehuman import Traits
+from fitkit.models.skinned import Bones, SkinnedModel
 from fitkit.render.shading import average_blocks
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
@@ -46,6 +47,7 @@ from fitkit.synth.random_faces import (
     add_glasses,
     add_shoulders,
     gaze_of,
+    grown_on,
     hair_colors,
     hair_scene,
     head_colors,
@@ -54,6 +56,7 @@ from fitkit.synth.random_faces import (
     random_expression,
     random_gaze,
     random_hair,
+    random_joints,
     random_person,
     random_scene,
     visible_landmarks,
@@ -171,14 +174,14 @@ def draw_subject(model: FaceModel, recipe: SynthRecipe, index: int) -> SubjectPl
     person = random_person(rng, vary)
     person = person if traits is None else aged(person, traits)
     pupil = float(rng.uniform(0.25, 0.6))
-    hair = random_hair(stream(recipe, index, "hair"), person, vary)
+    hair = grown_on(head_map(model), random_hair(stream(recipe, index, "hair"), person, vary))
     hairs = None
     if recipe.hair == "per_view":
         hairs = tuple(other_day(stream(recipe, index, "hair", view), hair, vary) for view in range(B))
-    expression, gaze = _expressions(model, recipe, index, moment)
+    expression, gaze, joints = _expressions(model, recipe, index, moment)
     identity = torch.from_numpy(identity).float()
     neutral = model.mean + (identity @ model.identity_basis.reshape(model.num_identity, -1)).reshape(-1, 3)
-    state = _cameras(model, recipe, index, identity, neutral, expression, moment, viewpoint)
+    state = _cameras(model, recipe, index, identity, neutral, expression, joints, moment, viewpoint)
     turned = torch.stack([_head_turn(recipe, index, int(f)) for f in moment])
     flip = torch.diag(torch.tensor([1.0, -1.0, -1.0]))
     scene_from_head = turned if recipe.setup == "rig" else flip @ state.pose.rotation
@@ -225,17 +228,20 @@ def _per_view(option: str, count: int, draw: Callable) -> tuple:
 
 def _expressions(
     model: FaceModel, recipe: SynthRecipe, index: int, moment: np.ndarray
-) -> tuple[Tensor, np.ndarray]:
-    """Coefficients [B, K_ex] and gaze [B, 2] degrees: each frame, or each picture, its own; without
-    expression the eyes look ahead."""
+) -> tuple[Tensor, np.ndarray, Tensor | None]:
+    """Coefficients [B, K_ex], gaze [B, 2] degrees and joints [B, J, 3] rad of a model that has some: each
+    frame, or each picture, its own; without expression the eyes look ahead, and the joints are at rest."""
     if recipe.expression == "neutral":
-        return torch.zeros(len(moment), model.num_expression), np.zeros((len(moment), 2))
-    rows, gazes = [], []
+        return torch.zeros(len(moment), model.num_expression), np.zeros((len(moment), 2)), None
+    rows, gazes, joints = [], [], []
     for number in moment if recipe.expression == "shared" else range(len(moment)):
         rng = stream(recipe, index, "expression", int(number))
         gazes.append(random_gaze(rng))
         rows.append(random_expression(rng, model.coefficients["expression"], gazes[-1], recipe.variation))
-    return torch.from_numpy(np.stack(rows)).float(), np.stack(gazes)
+        if model.num_joints:
+            joints.append(random_joints(rng, model.coefficients["joints"], recipe.variation))
+    turned = torch.from_numpy(np.stack(joints)).float() if joints else None
+    return torch.from_numpy(np.stack(rows)).float(), np.stack(gazes), turned
 
 
 def _head_turn(recipe: SynthRecipe, index: int, frame: int) -> Tensor:
@@ -253,6 +259,7 @@ def _cameras(
     identity: Tensor,
     neutral: Tensor,
     expression: Tensor,
+    joints: Tensor | None,
     moment: np.ndarray,
     viewpoint: np.ndarray,
 ) -> SceneState:
@@ -277,7 +284,9 @@ def _cameras(
     away = torch.from_numpy(distances).float() - 1000.0
     rotation, lens = aimed.pose.rotation, aimed.camera
     translation = aimed.pose.translation + torch.stack([torch.zeros(own), torch.zeros(own), away], 1)
-    points = model.landmark_basis.points(identity.expand(own, -1), expression[:own])
+    points = model.landmark_basis.points(
+        identity.expand(own, -1), expression[:own], None if joints is None else joints[:own]
+    )
     for _ in range(2):  # moving the head sideways changes its box a little
         xy = lens.project(Pose(rotation, translation).apply(points))[0]
         low, high = xy.amin(1), xy.amax(1)
@@ -303,6 +312,7 @@ def _cameras(
         Pose(rotation, translation),
         lens,
         torch.zeros(B, 9, 3),
+        joints=joints,
     )
 
 
@@ -396,17 +406,19 @@ class _Studio:
         self.skin = paint_skin(self.head, plan.person, stream(recipe, plan.index, "paint"))
         self.parse: ParsePlan = parse_plan(model)
         self.classes = person_classes(self.parse, self.head, plan.person)
-        self.shell, self.shell_of = None, -1
+        self.shell, self.shell_of = None, (-1, b"")
         self.folder = None if not recipe.variation.backgrounds else Path(recipe.variation.backgrounds)
         self.shapes: dict[bytes, tuple[Tensor, np.ndarray]] = {}
         self.shadows: dict[tuple, LampShadow] = {}
 
     def comb(self, b: int) -> None:
         """The hair of picture b."""
-        number = b if self.plan.hairs is not None else 0
-        if number == self.shell_of:
+        state = self.plan.state
+        turned = b"" if state.joints is None else state.joints[b].numpy().tobytes()
+        which = (b if self.plan.hairs is not None else 0, turned)
+        if which == self.shell_of:
             return
-        self.shell, self.shell_of = subject_hair(self.model, self.recipe, self.plan, b), number
+        self.shell, self.shell_of = subject_hair(self.model, self.recipe, self.plan, b), which
         if self.shell is not None:
             normals = vertex_normals(
                 torch.from_numpy(self.shell.points).float()[None], torch.from_numpy(self.shell.triangles)
@@ -418,7 +430,7 @@ class _Studio:
     def shape(self, state: SceneState) -> tuple[Tensor, np.ndarray]:
         """Vertices [V, 3], head frame, and what is interpolated [V, 12]: rest 3, normal 3, vertex 3, open
         sky, lower lip, depth."""
-        key = state.expression.numpy().tobytes()
+        key = _face_key(state)
         if key not in self.shapes:
             model = self.model
             vertices = plan_vertices(model, self.plan, state)
@@ -442,7 +454,7 @@ class _Studio:
         if scene.lamp_strength <= 0.25:
             return None
         lamp = self.plan.scene_from_head[b].T @ torch.nn.functional.normalize(torch.tensor(scene.lamp), dim=0)
-        key = (state.expression.numpy().tobytes(), lamp.numpy().tobytes())
+        key = (_face_key(state), lamp.numpy().tobytes())
         if key not in self.shadows:
             self.shadows = {key: lamp_shadow(self.shape(state)[0], self.head.outer, lamp)}
         return self.shadows[key]
@@ -617,13 +629,21 @@ class _Studio:
         return depth.reshape(shape), normals.reshape(*shape, 3), parse.reshape(shape), region.reshape(shape)
 
 
+def _face_key(state: SceneState) -> bytes:
+    """What the shape of one view of a subject depends on."""
+    joints = b"" if state.joints is None else state.joints.numpy().tobytes()
+    return state.expression.numpy().tobytes() + joints
+
+
 def subject_hair(model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan, b: int = 0) -> HairShell | None:
-    """The hair of picture b over the scalp of the neutral head, head frame; None for a bald one."""
+    """The hair of picture b over the scalp of the head without expression, head frame; None for a bald
+    one."""
     look = plan.hair_of(b)
     if look.bald:
         return None
     rng = stream(recipe, plan.index, "shell", None if plan.hairs is None else b)
-    shell = hair_shell(head_map(model), (plan.neutral - model.mean).double().numpy(), look, rng)
+    head = _turned(model, plan.state.select([b]), plan.neutral)
+    shell = hair_shell(head_map(model), (head - model.mean).double().numpy(), look, rng)
     return shell if len(shell.triangles) else None
 
 
@@ -631,7 +651,15 @@ def plan_vertices(model: FaceModel, plan: SubjectPlan, state: SceneState) -> Ten
     """Head-frame vertices [V, 3] of one view; what `state.vertices` gives, without the identity's part
     again."""
     moved = state.expression[0] @ model.expression_basis.reshape(model.num_expression, -1)
-    return plan.neutral + moved.reshape(-1, 3)
+    return _turned(model, state, plan.neutral + moved.reshape(-1, 3))
+
+
+def _turned(model: FaceModel, state: SceneState, shaped: Tensor) -> Tensor:
+    """Vertices [V, 3] as the joints of one view carry them."""
+    identity, expression, joints = state.coefficients()
+    if joints is None or not isinstance(model, SkinnedModel):
+        return shaped
+    return model.skinning.posed(shaped[None], Bones.of(model, identity, expression, joints))[0]
 
 
 def _landmarks(model: FaceModel, state: SceneState) -> tuple[np.ndarray, np.ndarray]:
@@ -640,7 +668,7 @@ def _landmarks(model: FaceModel, state: SceneState) -> tuple[np.ndarray, np.ndar
     def double(x: Tensor) -> np.ndarray:
         return x.double().numpy()
 
-    head = double(model.landmark_basis.points(state.identity, state.expression)[0])
+    head = double(model.landmark_basis.points(*state.coefficients())[0])
     placed = head @ double(state.pose.rotation[0]).T + double(state.pose.translation[0])
     return placed[:, :2] / placed[:, 2:] * double(state.camera.focal) + double(
         state.camera.principal[0]

@@ -2,70 +2,23 @@
 own."""
 
 import io
-import json
-import struct
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import trimesh
-from helpers import tiny_model
+from gltf_files import accessor, read, skinned
+from helpers import tiny_joints, tiny_model, tiny_skinned_model
 from PIL import Image
 
 from fitkit.export.gltf import STILL_MM, arkit_shapes, write_glb
-
-WIDTH = {5123: np.uint16, 5125: np.uint32, 5126: np.float32}
-COMPONENTS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3}
 
 
 def png(color=(200, 100, 50)):
     out = io.BytesIO()
     Image.new("RGB", (8, 8), color).save(out, format="PNG")
     return out.getvalue()
-
-
-def read(path):
-    data = path.read_bytes()
-    magic, version, length = struct.unpack_from("<4sII", data)
-    assert (magic, version, length) == (b"glTF", 2, len(data))
-    size, kind = struct.unpack_from("<I4s", data, 12)
-    assert kind == b"JSON" and size % 4 == 0
-    document = json.loads(data[20 : 20 + size])
-    size2, kind2 = struct.unpack_from("<I4s", data, 20 + size)
-    assert kind2 == b"BIN\0" and size2 % 4 == 0 and 28 + size + size2 == len(data)
-    return document, data[28 + size :]
-
-
-def view(document, binary, index):
-    entry = document["bufferViews"][index]
-    assert entry["byteOffset"] % 4 == 0
-    return binary[entry["byteOffset"] : entry["byteOffset"] + entry["byteLength"]]
-
-
-def accessor(document, binary, index):
-    entry = document["accessors"][index]
-    width = COMPONENTS[entry["type"]]
-    values = np.zeros((entry["count"], width), WIDTH[entry["componentType"]])
-    if "bufferView" in entry:
-        values[:] = np.frombuffer(view(document, binary, entry["bufferView"]), values.dtype).reshape(
-            -1, width
-        )
-    if "sparse" in entry:
-        sparse = entry["sparse"]
-        rows = np.frombuffer(
-            view(document, binary, sparse["indices"]["bufferView"]), WIDTH[sparse["indices"]["componentType"]]
-        )
-        assert (
-            len(rows) == sparse["count"] and (np.diff(rows.astype(int)) > 0).all()
-        )  # the standard wants them ascending
-        values[rows] = np.frombuffer(
-            view(document, binary, sparse["values"]["bufferView"]), np.float32
-        ).reshape(-1, 3)
-    if "min" in entry:
-        np.testing.assert_array_equal(values.min(0), np.float32(entry["min"]))
-        np.testing.assert_array_equal(values.max(0), np.float32(entry["max"]))
-    return values
 
 
 @pytest.fixture
@@ -176,3 +129,77 @@ def test_morph_targets_of_gaussian_coefficients_are_standard_deviations(tmp_path
     for s, shape, target in zip(sigma, model.expression_basis, mesh["primitives"][0]["targets"]):
         delta = accessor(document, binary, target["POSITION"]) * 1e3
         np.testing.assert_allclose(delta, (s * shape).numpy(), atol=STILL_MM + 1e-5)
+
+
+# ---- joints ----
+
+
+def few_influences(model):
+    """The model without corrective shapes, each vertex with its 4 strongest joints."""
+    strongest = model.skinning_weights.topk(4, 1)
+    weights = torch.zeros_like(model.skinning_weights).scatter(1, strongest.indices, strongest.values)
+    return replace(
+        model, uv=None, uv_triangles=None, skinning_weights=weights / weights.sum(1, True), pose_basis=None
+    )
+
+
+def test_a_skin_moves_the_mesh_as_the_model_does(tmp_path):
+    model = few_influences(tiny_skinned_model())
+    identity, still = torch.randn(1, model.num_identity), torch.zeros(1, model.num_expression)
+    joints = tiny_joints(model, 1, 0.3)
+    # As of a fit with a detail layer: joints stay with the face model.
+    personal = model.with_mean(model.mean + torch.rand_like(model.mean))
+    neutral = personal.vertices(identity, still)[0]
+    document, binary = read(write_glb(tmp_path / "a.glb", neutral, personal))
+    names = [document["nodes"][at]["name"] for at in document["skins"][0]["joints"]]
+    assert names == ["root", "neck", "jaw", "eye_L", "eye_R"]
+    assert document["scenes"][0]["nodes"] == [0, 1]  # viewers warn of skinned meshes below other nodes
+    np.testing.assert_allclose(skinned(document, binary, {}), neutral, atol=1e-4)
+    turned = dict(zip(model.joint_names, joints[0].double().numpy()))
+    expected = personal.vertices(identity, still, joints)[0]
+    assert (expected - neutral).norm(dim=1).max() > 10  # mm
+    np.testing.assert_allclose(skinned(document, binary, turned), expected, atol=1e-3)
+    assert len(document["meshes"][0]["weights"]) == model.num_expression  # morph targets stay
+
+
+def test_the_weakest_of_many_joints_is_left_out(tmp_path):
+    whole = tiny_skinned_model()
+    model = replace(
+        whole,
+        pose_basis=None,
+        uv=None,
+        uv_triangles=None,
+        skinning_weights=0.8 * whole.skinning_weights + 0.2 / 5,
+    )
+    document, binary = read(write_glb(tmp_path / "a.glb", model.mean, model))
+    attributes = document["meshes"][0]["primitives"][0]["attributes"]
+    joints, weights = (accessor(document, binary, attributes[k]) for k in ("JOINTS_0", "WEIGHTS_0"))
+    np.testing.assert_allclose(weights.sum(1), 1, atol=2e-7)
+    true = np.sort(model.skinning_weights.numpy(), axis=1)[:, ::-1]
+    np.testing.assert_allclose(weights, true[:, :4] / true[:, :4].sum(1, keepdims=True), atol=1e-6)
+    assert (np.sort(joints, axis=1)[:, 1:] > np.sort(joints, axis=1)[:, :-1]).all()  # each joint once
+    posed = torch.tensor([[[0.0, 0, 0], [0.2, 0, 0], [0, 0, 0], [0, 0, 0]]])
+    zero = torch.zeros(1, model.num_identity), torch.zeros(1, model.num_expression)
+    expected, dropped = model.vertices(*zero, posed)[0].numpy(), true[:, 4]
+    away = np.linalg.norm(skinned(document, binary, {"jaw": posed[0, 1].numpy()}) - expected, axis=1)
+    arm = np.linalg.norm(model.mean - (model.joint_regressor @ model.mean)[2], axis=1)
+    assert away.max() > 0.05 and (away <= dropped * 0.2 * arm * 1.01 + 1e-3).all()
+
+
+def test_a_model_of_one_joint_has_a_skin_of_two(tmp_path):
+    whole = tiny_skinned_model()
+    weights = torch.stack([whole.skinning_weights[:, 0], whole.skinning_weights[:, 1:].sum(1)], 1)
+    model = replace(
+        whole,
+        joint_names=("jaw",),
+        joint_regressor=whole.joint_regressor[[0, 2]],
+        joint_parents=(-1, 0),
+        skinning_weights=weights,
+        joint_sigma=whole.joint_sigma[:1],
+        pose_basis=None,
+    )
+    document, binary = read(write_glb(tmp_path / "a.glb", model.mean, model, png()))
+    joints = torch.tensor([[[0.2, 0.1, 0.0]]])
+    zero = torch.zeros(1, model.num_identity), torch.zeros(1, model.num_expression)
+    found = skinned(document, binary, {"jaw": joints[0, 0].numpy()})
+    np.testing.assert_allclose(found, model.vertices(*zero, joints)[0], atol=1e-3)  # UV without seams

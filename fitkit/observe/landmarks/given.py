@@ -116,7 +116,7 @@ def _look_at(detector: BuiltinDetector, image: np.ndarray, points: np.ndarray) -
     """What the detector sees at the place of the points, after as many looks as it takes in a search. Few
     points far off do not count."""
     away = np.linalg.norm(points - np.nanmedian(points, 0), axis=1)
-    near = away < BEYOND * np.nanmedian(away)  # NaN is not
+    near = away <= BEYOND * np.nanmedian(away)  # NaN is not; points that coincide are
     looks = detector.look(
         image, [square_of_points(points, near, head_roll(np.where(near[:, None], points, np.nan)))]
     )

@@ -111,6 +111,15 @@ def test_single_points_far_off_are_left_out(front):
     assert bool(checked(image, points, take=False).valid.all())
 
 
+def test_points_of_which_most_coincide_give_way(front):
+    image, points = front
+    points = np.where(np.arange(68)[:, None] % 3 > 0, points.mean(0), points)
+    out = checked(image, points)
+    ((_, doubt),) = out.doubts
+    assert "its landmarks do not lie on the face of the photo" in doubt and bool(out.valid.all())
+    assert float((out.points[0] - torch.from_numpy(front[1])).norm(dim=-1).mean()) < 15  # px: the detector's
+
+
 @pytest.mark.slow
 def test_without_a_face_the_points_stay_in_doubt(front):
     noise = np.random.default_rng(0).integers(0, 255, front[0].shape, np.uint8)
