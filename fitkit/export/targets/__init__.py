@@ -46,6 +46,22 @@ TARGETS = {
         "OBJ set for rigs, glTF with morph targets, and with the photos as animation; Maya and Unity, too",
         "fitkit.export.targets.blender:write_blender",
     ),
+    "gaussian-avatars": Target(
+        "the data set of VHAP; of the face model FLAME, with the photos",
+        "fitkit.export.targets.gaussian_avatars:write_gaussian_avatars",
+    ),
+    "cap4d": Target(
+        "fit.npz and reference images; of the face model FLAME, with the photos",
+        "fitkit.export.targets.cap4d:write_cap4d",
+    ),
+    "insta": Target(
+        "frames of metrical-tracker, FlashAvatar reads them, too; of the face model FLAME, with the photos",
+        "fitkit.export.targets.insta:write_insta",
+    ),
+    "mica": Target(
+        "identity.npy with the shape of the person; of the face model FLAME",
+        "fitkit.export.targets.mica:write_mica",
+    ),
 }
 
 
