@@ -139,6 +139,11 @@ def lids_note(flame: FlameParameters, tool: str) -> list[str]:
     return [f"{tool} knows no eyelids: shapes of up to {largest:.2f} are left out"] if largest > 0.01 else []
 
 
+def detail_note(result: FitResult, tool: str) -> list[str]:
+    """What is lost where a tool knows the coefficients only."""
+    return [] if result.displacement is None else [f"{tool} knows no detail layer: it is left out"]
+
+
 def numbers(values: Tensor) -> np.ndarray:
     """As float32, which the readers of FLAME's parameters take."""
     return values.numpy().astype(np.float32)

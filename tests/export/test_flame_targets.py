@@ -244,8 +244,9 @@ def test_the_shape_for_mica(tmp_path):
         np.testing.assert_allclose(identity[:8], result.state.identity[0].numpy(), rtol=1e-6)
         assert not identity[8:].any()
     assert [p.name for p in (tmp_path / "mica").iterdir()] == ["identity.npy"]
-    path, _ = export_result(without_photos(result), "mica", tmp_path / "no photos")
-    assert (path / "identity.npy").exists()
+    detailed = replace(without_photos(result), displacement=torch.zeros(result.model.num_vertices))
+    path, notes = export_result(detailed, "mica", tmp_path / "no photos")
+    assert (path / "identity.npy").exists() and notes == ["MICA knows no detail layer: it is left out"]
 
 
 # ---- refusals ----

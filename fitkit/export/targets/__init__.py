@@ -46,6 +46,14 @@ TARGETS = {
         "OBJ set for rigs, glTF with morph targets, and with the photos as animation; Maya and Unity, too",
         "fitkit.export.targets.blender:write_blender",
     ),
+    "usd": Target(
+        "OpenUSD with blend shapes, joints, texture and the photos as animation; needs 'fitkit[usd]'",
+        "fitkit.export.targets.usd:write_usd",
+    ),
+    "metahuman": Target(
+        "one textured OBJ for Unreal's MetaHuman from a custom mesh",
+        "fitkit.export.targets.metahuman:write_metahuman",
+    ),
     "gaussian-avatars": Target(
         "the data set of VHAP; of the face model FLAME, with the photos",
         "fitkit.export.targets.gaussian_avatars:write_gaussian_avatars",
@@ -61,6 +69,10 @@ TARGETS = {
     "mica": Target(
         "identity.npy with the shape of the person; of the face model FLAME",
         "fitkit.export.targets.mica:write_mica",
+    ),
+    "deep3d": Target(
+        "coefficients of Deep3DFaceRecon; of the face model bfm-front, with the photos",
+        "fitkit.export.targets.deep3d:write_deep3d",
     ),
 }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fitkit.export.flame import EYELIDS, FlameParameters, flame_parameters, need_flame, numbers
+from fitkit.export.flame import EYELIDS, FlameParameters, detail_note, flame_parameters, need_flame, numbers
 from fitkit.export.pinhole import need_photos
 from fitkit.export.targets import ExportOptions
 from fitkit.export.targets.gaussian_avatars import UPRIGHT
@@ -44,7 +44,7 @@ def write_cap4d(result: FitResult, folder: Path, options: ExportOptions) -> list
     masks = any(view.mask is not None for view in result.subject.views)
     for t, k in enumerate(cameras):
         _write_photo(result, t, folder, names[k], masks)
-    notes = [*_lost(result)]
+    notes = _lost(result) + detail_note(result, "CAP4D")
     if not masks:
         notes.append("no photo has a mask: the backgrounds should be white, or have masks in bg/")
     return notes

@@ -48,7 +48,7 @@ def write_insta(result: FitResult, folder: Path, options: ExportOptions) -> list
         (folder / "input" / f"{number}.png").write_bytes(encode_png(picture.image))
         mask = np.uint8(255) * foreground(result, i, picture)
         (folder / "mask" / f"{number}.png").write_bytes(encode_png(mask))
-    write_obj(folder / "canonical.obj", METRES * _canonical(result), model)
+    write_obj(folder / "canonical.obj", METRES * _canonical(result), model, frame="metres; FLAME's own frame")
     np.save(folder / "identity.npy", numbers(flame.shape))
     return _notes(flame)
 
