@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ def flame_parameters(result: FitResult) -> FlameParameters:
     Raises:
         InputError: the face model of the result is not FLAME.
     """
-    model = need_flame(result).to(dtype=torch.float64)
+    model = cast(SkinnedModel, need_flame(result).to(dtype=torch.float64))
     state = result.state.to(dtype=torch.float64)
     identity, expression, joints = state.coefficients()
     if joints is None:

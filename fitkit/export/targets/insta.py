@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fitkit.export.flame import METRES, FlameParameters, flame_parameters, numbers
+from fitkit.export.flame import METRES, FlameParameters, flame_parameters, need_flame, numbers
 from fitkit.export.meshes import write_obj
 from fitkit.export.pinhole import Pinhole, head_pinhole, need_photos, take
 from fitkit.export.targets import ExportOptions
@@ -99,7 +99,7 @@ def _canonical(result: FitResult) -> Tensor:
     """[V, 3] mm: the person without expression, the jaw a little open."""
     model, state = result.personal_model, result.state
     joints = state.identity.new_zeros(1, model.num_joints, 3)
-    joints[0, result.model.joint_names.index("jaw")] = torch.tensor(OPEN_JAW)
+    joints[0, need_flame(result).joint_names.index("jaw")] = torch.tensor(OPEN_JAW)
     expression = state.identity.new_zeros(1, model.num_expression)
     return model.vertices(state.identity, expression, joints)[0].detach()
 
