@@ -15,7 +15,6 @@ from fitkit.geometry.rotation import so3_exp
 from fitkit.models.face_model import FaceModel
 from fitkit.models.skinned import SkinnedModel
 
-VERTICES = 5023
 SHAPE, EXPRESSION = 300, 100  # coefficients of the published model
 JOINTS = ("neck", "jaw", "eye_L", "eye_R")
 EYELIDS = ("eyeBlink_L", "eyeBlink_R")  # shapes that some trackers add to FLAME
@@ -76,8 +75,8 @@ def flame_parameters(result: FitResult) -> FlameParameters:
     offset = (result.personal_model.mean - result.model.mean).double()
     places = model.joint_basis.points(identity, expression) + model.joint_regressor @ offset
     return FlameParameters(
-        _filled(state.identity, SHAPE)[0],
-        _filled(expression[:, own], EXPRESSION),
+        state.identity[0],
+        expression[:, own],
         torch.stack(lids, 1),
         turned["neck"],
         turned["jaw"],
@@ -106,14 +105,13 @@ def need_flame(result: FitResult) -> SkinnedModel:
 
 
 def is_flame(model: FaceModel) -> bool:
-    """A model has the vertices, joints and kinds of coefficients of FLAME."""
+    """A model has the joints and the coefficients of FLAME."""
     return (
         isinstance(model, SkinnedModel)
-        and model.num_vertices == VERTICES
         and sorted(model.joint_names) == sorted(JOINTS)
         and model.expression_kind == "gaussian"
-        and model.num_identity <= SHAPE
-        and len(set(model.expression_names) - set(EYELIDS)) <= EXPRESSION
+        and model.num_identity == SHAPE
+        and len(set(model.expression_names) - set(EYELIDS)) == EXPRESSION
     )
 
 
@@ -127,11 +125,6 @@ def _column(model: FaceModel, expression: Tensor, name: str) -> Tensor:
     if name not in model.expression_names:
         return expression.new_zeros(len(expression))
     return expression[:, model.expression_names.index(name)]
-
-
-def _filled(values: Tensor, size: int) -> Tensor:
-    """values [B, K] with zeros for the coefficients that a smaller model leaves out, [B, size]."""
-    return torch.nn.functional.pad(values, (0, size - values.shape[1]))
 
 
 def lids_note(flame: FlameParameters, tool: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Results of a small model with the sizes, joints and units of FLAME, and FLAME's published formula."""
+"""Results of a small model with the joints and coefficients of FLAME, and its published formula."""
 
 from dataclasses import replace
 
@@ -6,33 +6,31 @@ import numpy as np
 import torch
 from helpers import tiny_joints, tiny_result, tiny_skinned_model, tiny_state
 
-VERTICES = 5023
 LIDS = ("eyeBlink_L", "eyeBlink_R")
 
 
 def flame_model(seed=0, lids=True):
-    """`tiny_skinned_model` with loose vertices added up to FLAME's number, expressions as of a PCA, and its
-    frame moved away from the middle of the head; the last two shapes are eyelids."""
+    """`tiny_skinned_model` with 300 identity and 100 expression shapes, as of PCAs, its frame moved away from
+    the middle of the head, and, with lids, two more shapes."""
     tiny = tiny_skinned_model(seed)
-    copies = torch.arange(VERTICES) % tiny.num_vertices
-    regressor = torch.zeros(len(tiny.joint_regressor), VERTICES)
-    regressor[:, : tiny.num_vertices] = tiny.joint_regressor
-    names = tuple(f"expression_{k:03d}" for k in range(4)) + (LIDS if lids else ("a", "b"))
+
+    def many(basis, count):
+        smaller = torch.linspace(0.5, 0, count)[:, None, None] ** 2
+        return smaller * basis[torch.arange(count) % len(basis)]
+
+    expression = many(tiny.expression_basis, 100)
+    names = tuple(f"expression_{k:03d}" for k in range(100))
+    if lids:
+        expression = torch.cat([expression, tiny.expression_basis[3:5]])
+        names += LIDS
     return replace(
         tiny,
         name="flame",
-        mean=(tiny.mean + torch.tensor([3.0, -40.0, 25.0]))[copies],
-        identity_basis=tiny.identity_basis[:, copies],
-        expression_basis=tiny.expression_basis[:, copies],
+        mean=tiny.mean + torch.tensor([3.0, -40.0, 25.0]),
+        identity_basis=many(tiny.identity_basis, 300),
+        expression_basis=expression,
         expression_names=names,
         expression_kind="gaussian",
-        region=tiny.region[copies],
-        skin=tiny.skin[copies],
-        face=tiny.face[copies],
-        albedo_mean=None,
-        joint_regressor=regressor,
-        skinning_weights=tiny.skinning_weights[copies],
-        pose_basis=tiny.pose_basis[:, copies],
     )
 
 
@@ -45,7 +43,9 @@ def flame_result(seed=0, views=3, size=96, lids=True, moments=None, joints=0.15)
     if moments:
         first = [moments.index(m) for m in moments]
         state = state.replace(expression=state.expression[first], joints=state.joints[first])
-    result = tiny_result(seed, model=model, state=state, size=size, colors=torch.full((VERTICES, 3), 0.6))
+    result = tiny_result(
+        seed, model=model, state=state, size=size, colors=torch.full((model.num_vertices, 3), 0.6)
+    )
     names = moments or [""] * views
     subject = replace(
         result.subject,
@@ -78,13 +78,10 @@ def rodrigues(vector):
 
 
 def flame_vertices(arrays, shape, expression, pose, translation=np.zeros(3), offset=0.0):
-    """[V, 3] m. shape [300] and expression [100], those that the model lacks must be 0; pose [15]: rotation
-    vectors of the root, neck, jaw, left and right eye. SMPL's formula, eq. 2 to 10, by homogeneous
-    matrices."""
-    K, L = len(arrays["shape"]), len(arrays["expr"])
-    assert not shape[K:].any() and not expression[L:].any()
-    v = arrays["v_template"] + np.einsum("k,kvc->vc", shape[:K], arrays["shape"]) + offset
-    v = v + np.einsum("k,kvc->vc", expression[:L], arrays["expr"])
+    """[V, 3] m. shape [300], expression [100]; pose [15]: rotation vectors of the root, neck, jaw, left and
+    right eye. SMPL's formula, eq. 2 to 10, by homogeneous matrices."""
+    v = arrays["v_template"] + np.einsum("k,kvc->vc", shape, arrays["shape"]) + offset
+    v = v + np.einsum("k,kvc->vc", expression, arrays["expr"])
     joints = arrays["J_regressor"] @ v
     turns = [rodrigues(w) for w in np.asarray(pose, float).reshape(5, 3)]
     feature = np.concatenate([(r - np.eye(3)).reshape(-1) for r in turns[1:]])

@@ -14,28 +14,21 @@ from test_export_targets import without_photos
 from fitkit.errors import InputError
 from fitkit.export.targets import export_result
 
-VERTICES = 35709
 SHAPES = {"id": 80, "exp": 64, "tex": 80, "angle": 3, "gamma": 27, "trans": 3, "coeff": 257}
 
 
 def front_model():
-    """`tiny_model` with the sizes of BFM_model_front.mat."""
+    """`tiny_model` with the coefficients of BFM_model_front.mat."""
     tiny = tiny_model(num_identity=80)
-    copies = torch.arange(VERTICES) % tiny.num_vertices
-    expression = torch.zeros(64, VERTICES, 3)
-    expression[:6] = tiny.expression_basis[:, copies]
+    expression = torch.linspace(1, 0, 64)[:, None, None] * tiny.expression_basis[torch.arange(64) % 6]
     return replace(
         tiny,
         name="bfm-front",
-        mean=(tiny.mean + torch.tensor([2.0, -30.0, 10.0]))[copies],
-        identity_basis=0.3 * tiny.identity_basis[:, copies],
-        expression_basis=expression,
+        mean=tiny.mean + torch.tensor([2.0, -30.0, 10.0]),
+        identity_basis=0.3 * tiny.identity_basis,
+        expression_basis=0.2 * expression,
         expression_names=tuple(f"expression_{k}" for k in range(64)),
         expression_kind="gaussian",
-        region=tiny.region[copies],
-        skin=tiny.skin[copies],
-        face=tiny.face[copies],
-        albedo_mean=None,
     )
 
 
@@ -43,7 +36,7 @@ def front_model():
 def result():
     model = front_model()
     state = tiny_state(model, size=96)
-    return tiny_result(model=model, state=state, size=96, colors=torch.full((VERTICES, 3), 0.6))
+    return tiny_result(model=model, state=state, size=96, colors=torch.full((model.num_vertices, 3), 0.6))
 
 
 def rotation(angles):
@@ -100,7 +93,7 @@ def test_faces_that_do_not_fit_the_picture_are_said(result, tmp_path):
     near = replace(state.pose, translation=state.pose.translation * torch.tensor([1, 1, 0.4]))
     path, notes = export_result(replace(result, state=state.replace(pose=near)), "deep3d", tmp_path / "a")
     assert notes[1].startswith("the face leaves the picture of 224 px in view0, view1, view2: the camera was")
-    with_detail = replace(result, displacement=torch.zeros(VERTICES))
+    with_detail = replace(result, displacement=torch.zeros(result.model.num_vertices))
     _, notes = export_result(with_detail, "deep3d", tmp_path / "b")
     assert "Deep3DFaceRecon knows no detail layer: it is left out" in notes
 

@@ -25,7 +25,7 @@ from fitkit.export.texture import encode_png
 from fitkit.fitting.result import FitResult
 from fitkit.io.result_folder import stems_of
 
-VERTICES, IDENTITY, EXPRESSION = 35709, 80, 64
+IDENTITY, EXPRESSION = 80, 64  # coefficients
 TEXTURE, LIGHT = 80, 27  # coefficients that fits do not estimate
 UNIT_MM = 100.0
 DISTANCE, CAMERA = 10.0, Pinhole(1015.0, (224, 224))
@@ -54,8 +54,8 @@ def write_deep3d(result: FitResult, folder: Path, options: ExportOptions) -> lis
 
 def _need_front(result: FitResult) -> None:
     model = result.model
-    sizes = model.num_vertices, model.num_identity, model.num_expression
-    if sizes != (VERTICES, IDENTITY, EXPRESSION) or model.expression_kind != "gaussian":
+    sizes = model.num_identity, model.num_expression, model.num_joints
+    if sizes != (IDENTITY, EXPRESSION, 0) or model.expression_kind != "gaussian":
         raise InputError(
             f"result of {result.subject.name}: expected the face model of Deep3DFaceRecon (bfm-front), got "
             f"'{model.name}'; convert it first with 'fitkit convert RESULT --to bfm-front'"
