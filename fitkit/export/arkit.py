@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Literal
+
+Spelling = Literal["apple", "suffix"]
 
 # In the order of Apple's documentation of ARFaceAnchor.BlendShapeLocation.
 ARKIT = tuple(
@@ -28,9 +32,7 @@ SUFFIX = {
 }
 
 
-def arkit_shapes(
-    names: tuple[str, ...], spelling: Literal["apple", "suffix"] = "apple"
-) -> list[tuple[str, list[int]]]:
+def arkit_shapes(names: tuple[str, ...], spelling: Spelling = "apple") -> list[tuple[str, list[int]]]:
     """Names after ARKit and the model shapes that each one adds up.
 
     'mouthSmile_L' becomes 'mouthSmileLeft', or, as spelling 'suffix', 'mouthSmileLeft' becomes
@@ -53,3 +55,9 @@ def arkit_shapes(
 def missing_of_arkit(names: list[str]) -> list[str]:
     """The shapes of ARKit that are not among `names`, in either spelling; in Apple's."""
     return [name for name in ARKIT if name not in names and SUFFIX.get(name) not in names]
+
+
+def write_names(names: list[str], spelling: Spelling, path: Path) -> None:
+    """`arkit_names.json`: the names of morph targets in their order, and those of ARKit that are missing."""
+    table = {"spelling": spelling, "names": names, "not_in_model": missing_of_arkit(names)}
+    path.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -23,7 +23,7 @@ from fitkit.export.meshes import write_obj
 from fitkit.export.overlay import draw_overlay
 from fitkit.export.parameters import save_parameters
 from fitkit.export.preview import Sides, draw_detail, draw_preview, draw_uncertainty
-from fitkit.export.texture import blend_texture, encode_png
+from fitkit.export.texture import TEXTURE_SIZE, blend_texture, encode_png
 from fitkit.fitting.result import FitResult
 from fitkit.geometry.color import srgb_from_linear
 from fitkit.io.mesh_files import write_ply
@@ -32,8 +32,6 @@ from fitkit.io.result_folder import check_output, replaced, stems_of
 from fitkit.tensors import one_thread
 
 log = logging.getLogger("fitkit")
-
-TEXTURE_SIZE = 1024
 
 
 def write_result(

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 
 from fitkit.errors import InputError
-from fitkit.export.arkit import arkit_shapes
+from fitkit.export.arkit import Spelling, arkit_shapes
 from fitkit.fitting.result import FitResult
 from fitkit.models.face_model import FaceModel
 
@@ -27,7 +26,7 @@ class Morph:
     delta: np.ndarray
 
 
-def morphs_of(model: FaceModel, spelling: Literal["apple", "suffix"] = "apple") -> list[Morph]:
+def morphs_of(model: FaceModel, spelling: Spelling = "apple") -> list[Morph]:
     """The expression shapes of a model: blend shapes at weight 1 with names after ARKit (`arkit_shapes`),
     Gaussian ones at one standard deviation with their own names."""
     meaning = model.coefficients["expression"]

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
 from torch import Tensor
 
 from fitkit.errors import InputError
 from fitkit.export.morphs import need_perspective
 from fitkit.fitting.result import FitResult
 
+UPRIGHT = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))  # OpenCV axes to OpenGL's
 WHITE = 255
 CENTRED_PX = 1e-3  # an axis this near to the middle is in it
 SUBPIXEL = 4  # bits
@@ -112,7 +114,15 @@ def _warped(
     )
 
 
-def silhouette(points: Tensor, triangles: Tensor, camera: Pinhole) -> np.ndarray:
+def foreground(result: FitResult, i: int, picture: Picture) -> np.ndarray:
+    """[H, W] bool: the mask of the photo, or without one what the fitted head covers."""
+    if picture.mask is not None:
+        return picture.mask
+    posed = result.state.posed(result.personal_model, [i])[0].detach()
+    return _silhouette(posed, result.model.triangles, picture.camera)
+
+
+def _silhouette(points: Tensor, triangles: Tensor, camera: Pinhole) -> np.ndarray:
     """Where a mesh covers the picture, [H, W] bool; points: [V, 3] mm before the camera (OpenCV axes)."""
     pixels = points[:, :2] / points[:, 2:].clamp_min(1.0) * camera.focal
     corners = (pixels.double().numpy() + camera.principal)[triangles.numpy()]

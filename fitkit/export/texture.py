@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import zlib
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from fitkit.errors import InputError
+from fitkit.errors import InputError, attempt
 from fitkit.fitting.result import FitResult
 from fitkit.render.texture import CroppedView, TextureOptions, blend_views, choose_views, srgb_table
+
+TEXTURE, TEXTURE_SIZE = "texture.png", 1024
 
 
 @torch.no_grad()
@@ -42,3 +45,16 @@ def encode_png(image: np.ndarray) -> bytes:
     # A fifth of the time of the default at the same size: filtered rows hold few repeats but of single bytes.
     Image.fromarray(image).save(out, format="PNG", compress_level=3, compress_type=zlib.Z_RLE)
     return out.getvalue()
+
+
+def write_texture(result: FitResult, folder: Path, notes: list[str]) -> bytes | None:
+    """`texture.png`, and its content; None, and a note, where there is none."""
+    if result.model.uv is None:
+        notes.append(f"no texture: face model '{result.model.name}' has no UV coordinates")
+        return None
+    texture = attempt("the texture", lambda: blend_texture(result, TEXTURE_SIZE), None, notes)
+    if texture is None:
+        return None
+    png = encode_png(texture)
+    (folder / TEXTURE).write_bytes(png)
+    return png

@@ -11,9 +11,15 @@ from helpers import tiny_joints, tiny_model, tiny_result, tiny_skinned_model, ti
 from test_gltf import accessor, read
 
 from fitkit.errors import FitError, InputError
+from fitkit.export import texture
 from fitkit.export.targets import TARGETS, ExportOptions, Target, export_result
 from fitkit.fitting.detail import personal_model
 from fitkit.io.subject import MissingPhoto
+
+
+@pytest.fixture(autouse=True)
+def small_textures(monkeypatch):
+    monkeypatch.setattr(texture, "TEXTURE_SIZE", 64)
 
 
 def without_photos(result):
@@ -94,7 +100,7 @@ def test_obj_files_are_the_shapes_of_the_person_in_one_vertex_order(tmp_path):
             line for line in (path / "obj/neutral.obj").read_text().splitlines() if line.startswith("f ")
         ]
     textured = trimesh.load(path / "obj" / "neutral.obj", process=False)
-    assert textured.visual.material.image.size == (1024, 1024)
+    assert textured.visual.material.image.size == (64, 64)
 
 
 def test_the_animation_shows_each_photo(tmp_path):
@@ -122,6 +128,21 @@ def test_the_animation_shows_each_photo(tmp_path):
         seen = (rest + np.einsum("m,mvc->vc", weights[i], shapes)) @ turn[i].T + moves["translation"][i]
         posed = result.state.posed(result.model)[i].numpy() * [1e-3, -1e-3, -1e-3]
         np.testing.assert_allclose(seen, posed, atol=3e-5)  # vertices that hardly move are left out
+
+
+def test_the_animation_counts_gaussian_expressions_in_their_sigmas(tmp_path):
+    sigma = torch.linspace(0.5, 2, 6)
+    model = replace(tiny_model(), expression_kind="gaussian", expression_sigma=sigma)
+    result = tiny_result(model=model)
+    path, _ = export_result(result, "blender", tmp_path / "out")
+    document, binary = read(path / "photos.glb")
+    animation = document["animations"][0]
+    (channel,) = (c for c in animation["channels"] if c["target"]["path"] == "weights")
+    weights = accessor(document, binary, animation["samplers"][channel["sampler"]]["output"]).reshape(3, 6)
+    np.testing.assert_allclose(weights * sigma.numpy(), result.state.expression.numpy(), rtol=1e-5)
+    neutral, shape = (trimesh.load(path / "obj" / f"{n}.obj", process=False) for n in ("neutral", "jawOpen"))
+    moved = 0.5 * model.expression_basis[0].numpy()
+    np.testing.assert_allclose(shape.vertices - neutral.vertices, moved, atol=2e-5)
 
 
 def test_the_animation_turns_the_joints(tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers import tiny_model, tiny_result
-from test_export_targets import skinned_result, without_photos
+from test_export_targets import skinned_result, small_textures, without_photos  # noqa: F401
 
 from fitkit.errors import InputError
 from fitkit.export.targets import ExportOptions, export_result

@@ -6,14 +6,14 @@ import os
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from fitkit.errors import InputError, check_argument
+from fitkit.export.arkit import Spelling
 
 if TYPE_CHECKING:  # the list of targets comes without torch
     from fitkit.fitting.result import FitResult
 
-Spelling = Literal["apple", "suffix"]
 SPELLINGS: tuple[Spelling, ...] = ("apple", "suffix")
 
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
-from fitkit.errors import attempt
-from fitkit.export.arkit import missing_of_arkit
-from fitkit.export.folder import TEXTURE_SIZE
+from fitkit.export.arkit import write_names
 from fitkit.export.gltf import write_glb
 from fitkit.export.meshes import write_obj
 from fitkit.export.morphs import Morph, morphs_of, track_of
 from fitkit.export.targets import ExportOptions
-from fitkit.export.texture import blend_texture, encode_png
+from fitkit.export.texture import TEXTURE, write_texture
 from fitkit.fitting.result import FitResult
 from fitkit.io.result_folder import stems_of
 
 NEUTRAL = "neutral"
-TEXTURE = "texture.png"
 
 
 def write_blender(result: FitResult, folder: Path, options: ExportOptions) -> list[str]:
@@ -38,21 +34,8 @@ def write_blender(result: FitResult, folder: Path, options: ExportOptions) -> li
         write_glb(folder / "photos.glb", neutral, model, png, name, morphs, track)
     else:
         notes.append("no photos.glb: orthographic cameras do not say where the head is")
-    write_names(morphs, folder / "arkit_names.json", options)
+    write_names([m.name for m in morphs], options.arkit_names, folder / "arkit_names.json")
     return notes
-
-
-def write_texture(result: FitResult, folder: Path, notes: list[str]) -> bytes | None:
-    """`texture.png`, and its content; None, and a note, where there is none."""
-    if result.model.uv is None:
-        notes.append(f"no texture: face model '{result.model.name}' has no UV coordinates")
-        return None
-    texture = attempt("the texture", lambda: blend_texture(result, TEXTURE_SIZE), None, notes)
-    if texture is None:
-        return None
-    png = encode_png(texture)
-    (folder / TEXTURE).write_bytes(png)
-    return png
 
 
 def write_shapes(result: FitResult, morphs: list[Morph], folder: Path, textured: bool) -> None:
@@ -62,10 +45,3 @@ def write_shapes(result: FitResult, morphs: list[Morph], folder: Path, textured:
     write_obj(folder / f"{NEUTRAL}.obj", neutral, model, TEXTURE if textured else None)
     for stem, morph in zip(stems_of([NEUTRAL, *(m.name for m in morphs)])[1:], morphs):
         write_obj(folder / f"{stem}.obj", neutral + torch.from_numpy(morph.delta), model)
-
-
-def write_names(morphs: list[Morph], path: Path, options: ExportOptions) -> None:
-    """The names of the morph targets in their order, and which ones of ARKit's 52 the face model lacks."""
-    names = [m.name for m in morphs]
-    table = {"spelling": options.arkit_names, "names": names, "not_in_model": missing_of_arkit(names)}
-    path.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from fitkit.export.flame import EYELIDS, FlameParameters, detail_note, flame_parameters, need_flame, numbers
-from fitkit.export.pinhole import need_photos
+from fitkit.export.pinhole import UPRIGHT, need_photos
 from fitkit.export.targets import ExportOptions
-from fitkit.export.targets.gaussian_avatars import UPRIGHT
 from fitkit.export.texture import encode_png
 from fitkit.fitting.result import FitResult
 from fitkit.geometry.rotation import so3_log

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from fitkit.errors import InputError
 from fitkit.export.flame import detail_note
-from fitkit.export.pinhole import Pinhole, need_photos, take
+from fitkit.export.pinhole import UPRIGHT, Pinhole, need_photos, take
 from fitkit.export.targets import ExportOptions
-from fitkit.export.targets.gaussian_avatars import UPRIGHT
 from fitkit.export.texture import encode_png
 from fitkit.fitting.result import FitResult
 from fitkit.io.result_folder import stems_of

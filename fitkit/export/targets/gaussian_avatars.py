@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fitkit.export.flame import FlameParameters, about_root, flame_parameters, lids_note, numbers
-from fitkit.export.pinhole import Picture, need_photos, own_pinhole, silhouette, take
+from fitkit.export.pinhole import UPRIGHT, foreground, need_photos, own_pinhole, take
 from fitkit.export.targets import ExportOptions
 from fitkit.export.texture import encode_png
 from fitkit.fitting.result import FitResult
@@ -27,7 +27,6 @@ from fitkit.geometry.rotation import so3_log
 OPEN_JAW = (0.3, 0.0, 0.0)  # rad, of the canonical face: lips that do not touch
 TEST_FROM = 20  # moments; with fewer, all are needed for the training
 TEST_SHARE = 0.1
-UPRIGHT = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))  # OpenCV axes to OpenGL's
 
 
 def write_gaussian_avatars(result: FitResult, folder: Path, options: ExportOptions) -> list[str]:
@@ -132,14 +131,6 @@ def _frame(
         "fg_mask_path": f"fg_masks/{name}",
         "flame_param_path": f"flame_param/{step:05d}.npz",
     }
-
-
-def foreground(result: FitResult, i: int, picture: Picture) -> np.ndarray:
-    """[H, W] bool: the mask of the photo, or without one what the fitted head covers."""
-    if picture.mask is not None:
-        return picture.mask
-    posed = result.state.posed(result.personal_model, [i])[0].detach()
-    return silhouette(posed, result.model.triangles, picture.camera)
 
 
 def _write_transforms(frames: list[dict[str, Any]], moments: int, folder: Path) -> None:

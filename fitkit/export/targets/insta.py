@@ -18,9 +18,8 @@ from torch import Tensor
 
 from fitkit.export.flame import METRES, FlameParameters, flame_parameters, need_flame, numbers
 from fitkit.export.meshes import write_obj
-from fitkit.export.pinhole import Pinhole, head_pinhole, need_photos, take
+from fitkit.export.pinhole import Pinhole, foreground, head_pinhole, need_photos, take
 from fitkit.export.targets import ExportOptions
-from fitkit.export.targets.gaussian_avatars import foreground
 from fitkit.export.texture import encode_png
 from fitkit.fitting.result import FitResult
 from fitkit.geometry.rotation import so3_exp

@@ -13,7 +13,7 @@ import torch
 
 from fitkit.export.meshes import write_obj
 from fitkit.export.targets import ExportOptions
-from fitkit.export.targets.blender import TEXTURE, write_texture
+from fitkit.export.texture import TEXTURE, write_texture
 from fitkit.fitting.result import FitResult
 
 CM = 0.1  # in a millimetre

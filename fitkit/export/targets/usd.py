@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from fitkit.errors import InputError
+from fitkit.export.arkit import write_names
 from fitkit.export.gltf import ROOT, STILL_MM
 from fitkit.export.morphs import FRAMES_PER_SECOND, Morph, Track, morphs_of, track_of
 from fitkit.export.targets import ExportOptions
-from fitkit.export.targets.blender import TEXTURE, write_names, write_texture
+from fitkit.export.texture import TEXTURE, write_texture
 from fitkit.fitting.result import FitResult
 from fitkit.io.result_folder import stems_of
 from fitkit.models.face_model import FaceModel
@@ -55,7 +56,7 @@ def write_usd(result: FitResult, folder: Path, options: ExportOptions) -> list[s
     if isinstance(model, SkinnedModel) and model.pose_basis is not None:
         notes.append("USD has no place for the corrective shapes of turned joints; they are left out")
     stage.GetRootLayer().Save()
-    write_names(morphs, folder / "arkit_names.json", options)
+    write_names([m.name for m in morphs], options.arkit_names, folder / "arkit_names.json")
     return notes
 
 
