@@ -1,7 +1,10 @@
 """What all targets of `fitkit export` share, and the files for artists, read back."""
 
 import json
+import os
+import signal
 from dataclasses import replace
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -73,6 +76,25 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="^no$"):
         export_result(tiny_result(), "blender", tmp_path / "deep" / "a")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kills a process")
+def test_what_a_killed_export_leaves_is_removed_by_the_next_one(tmp_path, monkeypatch):
+    result = tiny_result()
+
+    def write(self, result, folder, options):
+        (folder / "half").write_text("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Target, "write", write)
+        process = get_context("fork").Process(target=export_result, args=(result, "blender", tmp_path / "a"))
+        process.start()
+        process.join()
+    (left,) = os.listdir(tmp_path)
+    assert left.startswith(".fitkit-") and (tmp_path / left / "export" / "half").exists()
+    export_result(result, "metahuman", tmp_path / "a")
+    assert os.listdir(tmp_path) == ["a"]
 
 
 def test_every_target_has_a_writer():

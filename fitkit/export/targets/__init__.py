@@ -91,7 +91,7 @@ def export_result(
             result: another face model, photos that are not there, ... FitError: it holds NaN or infinity.
     """
     from fitkit.export.folder import check_finite
-    from fitkit.io.result_folder import check_output, replaced
+    from fitkit.io.result_folder import EXPORT, check_output, replaced
 
     check_argument("output", output, (str, os.PathLike), "the path of a folder")
     if target not in TARGETS:
@@ -100,6 +100,6 @@ def export_result(
         raise InputError(f"output {output}: already exists; remove it or choose another --output")
     path = check_output(output)
     check_finite(result)
-    with replaced(path, False) as folder:
+    with replaced(path, False, EXPORT) as folder:
         notes = TARGETS[target].write(result, folder, options)
     return path, notes
