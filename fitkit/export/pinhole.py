@@ -72,7 +72,7 @@ def own_pinhole(result: FitResult, i: int) -> Pinhole:
 def head_pinhole(result: FitResult, side: int, share: float = 0.9) -> Pinhole:
     """The one square camera that shows the head of each photo: the largest one fills `share` of it."""
     posed = result.state.posed(result.personal_model).detach()
-    tangent = (posed[..., :2].abs() / posed[..., 2:]).amax()
+    tangent = (posed[..., :2].abs() / posed[..., 2:].clamp_min(1.0)).amax()
     return Pinhole(share * side / 2 / float(tangent), (side, side))
 
 

@@ -101,6 +101,21 @@ def test_shapes_texture_and_units(tmp_path):
 
 
 @needs_usd
+def test_names_that_usd_does_not_take(tmp_path):
+    from pxr import Usd, UsdSkel
+
+    names = ("a b", "a_b", "3", "jaw/open", "ü", "a-b")
+    result = tiny_result(model=replace(tiny_model(), expression_names=names))
+    path, _ = export_result(result, "usd", tmp_path / "out")
+    stage = Usd.Stage.Open(str(path / "subject.usdc"))
+    binding = UsdSkel.BindingAPI(stage.GetPrimAtPath("/subject/face"))
+    assert tuple(binding.GetBlendShapesAttr().Get()) == names
+    assert len(set(binding.GetBlendShapeTargetsRel().GetTargets())) == 6
+    files, _ = export_result(result, "blender", tmp_path / "obj")
+    assert len(list((files / "obj").glob("*.obj"))) == 7
+
+
+@needs_usd
 def test_what_usd_cannot_hold_is_said(tmp_path):
     path, notes = export_result(skinned_result(), "usd", tmp_path / "a")
     assert notes == ["USD has no place for the corrective shapes of turned joints; they are left out"]

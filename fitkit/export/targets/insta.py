@@ -60,13 +60,12 @@ def _frame(flame: FlameParameters, i: int, number: str, camera: Pinhole) -> dict
     rows = (mirrored @ flame.rotation[i]).T
     K = torch.tensor([[focal, 0, side / 2], [0, focal, side / 2], [0, 0, 1]], dtype=torch.float64)
     eyes = [_six(so3_exp(v)) for v in (flame.eyes[i, :3], flame.eyes[i, 3:])]
-    zero = torch.zeros(1, 9, 3)
     return {
         "flame": {
             "exp": numbers(flame.expression[i : i + 1]),
             "shape": numbers(flame.shape[None]),
             "tex": np.zeros((1, TEXTURE_SHAPES), np.float32),
-            "sh": numbers(zero),
+            "sh": np.zeros((1, 9, 3), np.float32),
             "eyes": numbers(torch.cat(eyes)[None]),
             "eyelids": numbers(flame.eyelids[i : i + 1]),
             "jaw": numbers(_six(so3_exp(flame.jaw[i]))[None]),

@@ -18,7 +18,6 @@ from fitkit.export.morphs import FRAMES_PER_SECOND, Morph, Track, morphs_of, tra
 from fitkit.export.targets import ExportOptions
 from fitkit.export.texture import TEXTURE, write_texture
 from fitkit.fitting.result import FitResult
-from fitkit.io.result_folder import stems_of
 from fitkit.models.face_model import FaceModel
 from fitkit.models.skinned import SkinnedModel
 
@@ -134,9 +133,12 @@ def _blend_shapes(stage: Any, mesh: Any, morphs: list[Morph]) -> None:
     """One blend shape for each morph target, of the vertices that it moves."""
     from pxr import Tf, UsdSkel, Vt
 
-    shapes = []
-    for stem, morph in zip(stems_of([m.name for m in morphs]), morphs):
-        shape = UsdSkel.BlendShape.Define(stage, f"/subject/face/{Tf.MakeValidIdentifier(stem)}")
+    shapes: list[Any] = []
+    for k, morph in enumerate(morphs):
+        path = mesh.GetPath().AppendChild(Tf.MakeValidIdentifier(morph.name))
+        if path in shapes:  # names that differ by signs that USD does not take
+            path = mesh.GetPath().AppendChild(f"{path.name}_{k}")
+        shape = UsdSkel.BlendShape.Define(stage, path)
         moved = (np.abs(morph.delta).max(1) > STILL_MM).nonzero()[0].astype(np.int32)
         shape.CreateOffsetsAttr(Vt.Vec3fArray.FromNumpy((CM * morph.delta[moved]).astype(np.float32)))
         shape.CreatePointIndicesAttr(Vt.IntArray.FromNumpy(moved))
