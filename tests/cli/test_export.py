@@ -29,10 +29,16 @@ def test_a_result_goes_where_the_user_says_or_beside(run, fitted, tmp_path, monk
 
 def test_photos_elsewhere(run, fitted, tmp_path):
     moved = shutil.copytree(fitted / "fitkit", tmp_path / "moved" / "result")
-    done = run("export", moved, "--for", "blender", "-o", tmp_path / "a")
+    done = run("export", moved, "--for", "metahuman", "-o", tmp_path / "a")
     assert done.exit_code == 0 and "note: the texture could not be computed (view view0: the" in done.output
-    done = run("export", moved, "--for", "blender", "-o", tmp_path / "b", "--photos", fitted)
-    assert done.output == f"written: {tmp_path / 'b'}\n" and (tmp_path / "b" / "obj" / "texture.png").exists()
+    done = run("export", moved, "--for", "metahuman", "-o", tmp_path / "b", "--photos", fitted)
+    assert done.output == f"written: {tmp_path / 'b'}\n" and (tmp_path / "b" / "texture.png").exists()
+
+
+def test_another_face_model(run, fitted, tmp_path):
+    done = run("export", fitted / "fitkit", "--for", "insta", "-o", tmp_path / "a")
+    assert done.exit_code == 1 and not list(tmp_path.iterdir())
+    assert "expected the face model FLAME, got 'generic'; convert it first with 'fitkit conv" in done.output
 
 
 def test_what_is_no_result(run, tmp_path):
