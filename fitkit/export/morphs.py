@@ -12,6 +12,7 @@ import torch
 from fitkit.errors import InputError
 from fitkit.export.arkit import Spelling, arkit_shapes
 from fitkit.fitting.result import FitResult
+from fitkit.geometry.rotation import so3_exp
 from fitkit.models.face_model import FaceModel
 
 FRAMES_PER_SECOND = 24  # of animations: each photo is a frame
@@ -59,8 +60,6 @@ def track_of(result: FitResult, morphs: Sequence[Morph]) -> Track:
     Raises:
         InputError: cameras that see all distances alike have no place from which a viewer could look.
     """
-    from fitkit.geometry.rotation import so3_exp
-
     need_perspective(result)
     state = result.state.to(dtype=torch.float64)
     unit = state.expression / result.model.coefficients["expression"].unit(state.expression)

@@ -111,6 +111,12 @@ def test_names_that_usd_does_not_take(tmp_path):
     binding = UsdSkel.BindingAPI(stage.GetPrimAtPath("/subject/face"))
     assert tuple(binding.GetBlendShapesAttr().Get()) == names
     assert len(set(binding.GetBlendShapeTargetsRel().GetTargets())) == 6
+    rig = skinned_result()
+    rig = replace(rig, model=replace(rig.model, joint_names=("rig:neck", "the jaw", "eye_L", "eye_R")))
+    path, _ = export_result(rig, "usd", tmp_path / "rig")
+    rigged = Usd.Stage.Open(str(path / "subject.usdc"))
+    skeleton = UsdSkel.Skeleton(rigged.GetPrimAtPath("/subject/skeleton"))
+    assert UsdSkel.Topology(skeleton.GetJointsAttr().Get()).Validate()[0]
     files, _ = export_result(result, "blender", tmp_path / "obj")
     assert len(list((files / "obj").glob("*.obj"))) == 7
 

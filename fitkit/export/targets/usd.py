@@ -80,10 +80,12 @@ def _mesh(stage: Any, neutral: np.ndarray, model: FaceModel) -> Any:
 
 def _joints(model: FaceModel) -> list[str]:
     """Paths of the joints from the root on; a model without joints has the root alone."""
+    from pxr import Tf
+
     paths = [ROOT]
     if isinstance(model, SkinnedModel):
         for name, parent in zip(model.joint_names, model.joint_parents[1:]):
-            paths.append(f"{paths[parent]}/{name}")
+            paths.append(f"{paths[parent]}/{Tf.MakeValidIdentifier(name)}")
     return paths
 
 
