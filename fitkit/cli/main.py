@@ -39,6 +39,7 @@ COMMANDS = {
         "fitkit.cli.train_regressor:train_regressor",
         "Train a network that predicts faces from photos.",
     ),
+    "export": ("fitkit.cli.export:export", "Write a result as files that other tools read."),
     "export-regressor": (
         "fitkit.cli.export_regressor:export_regressor",
         "Write a trained network as TorchScript or ONNX.",

@@ -8,12 +8,16 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from fitkit.export.arkit import arkit_shapes as arkit_shapes
+from fitkit.export.morphs import FRAMES_PER_SECOND, Morph, Track, morphs_of
 from fitkit.geometry.normals import vertex_normals
 from fitkit.models.face_model import FaceModel
 from fitkit.models.skinned import SkinnedModel
@@ -27,27 +31,14 @@ FLOAT, USHORT, UINT = 5126, 5123, 5125
 TYPES = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4", 16: "MAT4"}
 
 
-def arkit_shapes(names: tuple[str, ...]) -> list[tuple[str, list[int]]]:
-    """Morph-target names after Apple's ARKit and the model shapes that each one adds up.
-
-    'mouthSmile_L' becomes 'mouthSmileLeft'; shapes that ARKit has only as a whole (browInnerUp, cheekPuff)
-    are summed. Names that follow another habit stay as they are.
-    """
-    targets: dict[str, list[int]] = {}
-    for i, name in enumerate(names):
-        base, side = (name[:-2], name[-1]) if name.endswith(("_L", "_R")) else (name, "")
-        if side and base not in ("browInnerUp", "cheekPuff"):
-            base += {"L": "Left", "R": "Right"}[side]
-        targets.setdefault(base, []).append(i)
-    return list(targets.items())
-
-
 def write_glb(
     path: str | os.PathLike,
     vertices: Tensor,
     model: FaceModel,
     texture_png: bytes | None = None,
     name: str = "subject",
+    morphs: Sequence[Morph] | None = None,
+    track: Track | None = None,
 ) -> Path:
     """Write the neutral face with UV, normals, texture and one morph target per expression: a blend shape at
     weight 1, or one standard deviation of a Gaussian coefficient, whose weights may be negative.
@@ -61,7 +52,10 @@ def write_glb(
             in metres. Vertices on UV seams are repeated, as glTF asks.
         texture_png: the encoded picture, or None; without UV or texture the mesh carries the model's albedo
             per vertex.
+        morphs: the morph targets; None: all of the model.
+        track: an animation of these morph targets, of the head and its joints; None: the head stands still.
     """
+    morphs = morphs_of(model) if morphs is None else morphs
     buffer = _Buffer()
     vertex, uv, faces = _split_seams(model)
     points = (vertices.double().numpy() * MM).astype(np.float32)[vertex]
@@ -104,15 +98,17 @@ def write_glb(
     kind = np.uint16 if len(points) <= 65535 else np.uint32
     indices = buffer.accessor(faces.astype(kind).reshape(-1), 34963)
     targets, target_names = [], []
-    for target, delta in _morphs(model):
-        targets.append({"POSITION": buffer.sparse(delta, vertex, kind)})
-        target_names.append(target)
+    for morph in morphs:
+        targets.append({"POSITION": buffer.sparse(morph.delta * MM, vertex, kind)})
+        target_names.append(morph.name)
     primitive: dict[str, Any] = {"attributes": attributes, "indices": indices, "material": 0, "mode": 4}
     mesh: dict[str, Any] = {"name": name, "primitives": [primitive]}
     if targets:
         primitive["targets"] = targets
         mesh["weights"] = [0.0] * len(targets)
         mesh["extras"] = {"targetNames": target_names}
+    if track is not None:
+        document["animations"] = [_animation(buffer, track, document)]
     document |= {
         "asset": {"version": "2.0", "generator": "fitkit"},
         "scene": 0,
@@ -131,15 +127,6 @@ def write_glb(
         file.write(struct.pack("<I4s", len(text), b"JSON") + text)
         file.write(struct.pack("<I4s", len(data), b"BIN\0") + data)
     return path
-
-
-def _morphs(model: FaceModel) -> list[tuple[str, np.ndarray]]:
-    """Name and displacement [V, 3] m of each morph target."""
-    meaning = model.coefficients["expression"]
-    basis = model.expression_basis.double().numpy() * MM
-    if meaning.sigma is not None:
-        return list(zip(meaning.names, basis * meaning.sigma.double().numpy()[:, None, None]))
-    return [(target, basis[shapes].sum(0)) for target, shapes in arkit_shapes(meaning.names)]
 
 
 def _weights(buffer: _Buffer, model: SkinnedModel, vertex: np.ndarray) -> dict[str, int]:
@@ -176,6 +163,31 @@ def _skeleton(
     return nodes, {"joints": joints, "skeleton": first, "inverseBindMatrices": matrices}
 
 
+def _animation(buffer: _Buffer, track: Track, document: dict[str, Any]) -> dict[str, Any]:
+    """The photos as frames. Node 0 carries the mesh; of a skin, whose own node does not count, the root is
+    moved in its place, and the joints after it turn."""
+    times = np.arange(len(track.weights), dtype=np.float32) / FRAMES_PER_SECOND
+    clock = buffer.accessor(times, bounds=True)
+    samplers: list[dict[str, Any]] = []
+    channels: list[dict[str, Any]] = []
+
+    def move(node: int, path: str, values: np.ndarray) -> None:
+        content = buffer.accessor(np.ascontiguousarray(values, dtype=np.float32))
+        samplers.append({"input": clock, "output": content, "interpolation": "LINEAR"})
+        channels.append({"sampler": len(samplers) - 1, "target": {"node": node, "path": path}})
+
+    if track.weights.shape[1]:
+        move(0, "weights", track.weights.reshape(-1))
+    root = document["skins"][0]["joints"][0] if "skins" in document else 0
+    place = np.array(document["nodes"][root].get("translation", [0.0, 0.0, 0.0]))
+    move(root, "rotation", Rotation.from_matrix(track.rotation).as_quat())
+    move(root, "translation", track.translation * MM + track.rotation @ place)
+    if track.joints is not None:
+        for j, node in enumerate(document["skins"][0]["joints"][1:]):
+            move(node, "rotation", Rotation.from_matrix(track.joints[:, j]).as_quat())
+    return {"name": "photos", "samplers": samplers, "channels": channels}
+
+
 def _split_seams(model: FaceModel) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """One vertex per (position, UV) pair: model vertex of each [N], its UV [N, 2] or None, triangles [F,
     3]."""
@@ -210,7 +222,10 @@ class _Buffer:
             "type": TYPES[values[0].size],
         }
         if bounds:
-            entry |= {"min": values.min(0).tolist(), "max": values.max(0).tolist()}
+            entry |= {
+                "min": np.atleast_1d(values.min(0)).tolist(),
+                "max": np.atleast_1d(values.max(0)).tolist(),
+            }
         self.accessors.append(entry)
         return len(self.accessors) - 1
 

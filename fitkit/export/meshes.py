@@ -11,11 +11,18 @@ from torch import Tensor
 from fitkit.geometry.normals import vertex_normals
 from fitkit.models.face_model import FaceModel
 
+HEAD_FRAME = "millimetres; x to the subject's left, y up, z out of the face"
+
 
 def write_obj(
-    path: str | os.PathLike, vertices: Tensor, model: FaceModel, texture: str | None = None
+    path: str | os.PathLike,
+    vertices: Tensor,
+    model: FaceModel,
+    texture: str | None = None,
+    frame: str = HEAD_FRAME,
 ) -> Path:
-    """OBJ with normals and, where the model has them, UV coordinates; `texture` names the picture beside it.
+    """OBJ with normals and, where the model has them, UV coordinates; `texture` names the picture beside it,
+    `frame` says in the first line what the numbers are.
 
     Written here and not by trimesh, because trimesh repeats the vertices along UV seams and so loses their
     order.
@@ -25,7 +32,7 @@ def write_obj(
     normals = vertex_normals(vertices[None].double(), model.triangles)[0].numpy()
     corner = model.triangles.numpy() + 1
     has_uv = model.uv is not None
-    lines = ["# fitkit; millimetres; x to the subject's left, y up, z out of the face"]
+    lines = [f"# fitkit; {frame}"]
     if has_uv and texture:
         lines.append(f"mtllib {path.stem}.mtl")
     text = "\n".join(lines) + "\no face\n" + _rows("v %.5f %.5f %.5f\n", points)

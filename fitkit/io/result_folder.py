@@ -47,6 +47,7 @@ PREDICTED = {  # what a network says beside a scene: folder -> suffix of its one
 PER_VIEW = {"views": ".ply", "overlay": ".png", "lighting": ".png"} | PREDICTED
 ENTRIES = FILES | PER_VIEW.keys()
 NEW, OLD = "new", "old"  # in the hidden folder that a result is written in
+EXPORT = "export"  # there: files for another tool, which nobody has named yet
 REMOVALS = 50  # tries to remove a folder that is written to, 0.1 s apart
 
 
@@ -179,6 +180,8 @@ def _is_ours(holder: Path) -> bool:
         return _inspect(folder, None)[0] is None
 
     parts = {p.name: p for p in holder.iterdir()}
+    if parts.keys() == {EXPORT}:
+        return not parts[EXPORT].is_symlink()
     if parts.keys() - {NEW, OLD}:
         return result(holder)  # earlier versions wrote without folders in between
     return (
@@ -214,19 +217,19 @@ def _put_back(holder: Path) -> None:
 
 
 @contextmanager
-def replaced(path: Path, overwrite: bool) -> Iterator[Path]:
+def replaced(path: Path, overwrite: bool, kind: str = NEW) -> Iterator[Path]:
     """The block writes into a hidden folder beside `path`, which takes its name when the block ends well.
 
     After any error or Ctrl-C nothing is left behind and an older result stays as it was. After a kill, the
     next call (`tidy`) does that. Other results that lie in the older one stay.
 
-    path: from `check_output`.
+    path: from `check_output`; kind: NEW, of a result, or EXPORT, of other files.
     Raises:
         InputError: instead of any OSError; or the folder has changed meanwhile, see `check_output`.
     """
     made = _missing_parents(path)
     holder = temporary_name(path)
-    new, old = holder / NEW, holder / OLD / path.name
+    new, old = holder / kind, holder / OLD / path.name
     try:
         new.mkdir(parents=True)
         yield new

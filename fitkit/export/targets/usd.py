@@ -1,0 +1,211 @@
+"""For tools that read OpenUSD: Unreal, Maya, Houdini, Omniverse, Blender.
+
+Source: the schemas UsdSkel and UsdPreviewSurface, openusd.org. USD is written by its own library, usd-core.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fitkit.errors import InputError
+from fitkit.export.arkit import write_names
+from fitkit.export.gltf import ROOT, STILL_MM
+from fitkit.export.morphs import FRAMES_PER_SECOND, Morph, Track, morphs_of, track_of
+from fitkit.export.targets import ExportOptions
+from fitkit.export.texture import TEXTURE, write_texture
+from fitkit.fitting.result import FitResult
+from fitkit.models.face_model import FaceModel
+from fitkit.models.skinned import SkinnedModel
+
+SKIN = (0.47, 0.27, 0.19)  # linear RGB of a face without texture
+CM = 0.1  # in a millimetre; Unreal and Maya count in centimetres
+
+
+def write_usd(result: FitResult, folder: Path, options: ExportOptions) -> list[str]:
+    """`subject.usdc`: the neutral face with a blend shape for each expression, its joints, and an animation
+    with one frame for each photo; `texture.png`; `arkit_names.json`. Centimetres, y up."""
+    if importlib.util.find_spec("pxr") is None:
+        raise InputError("export: usd needs the package usd-core; pip install 'fitkit[usd]'")
+    from pxr import Usd, UsdGeom, UsdSkel
+
+    notes: list[str] = []
+    model, morphs = result.personal_model, morphs_of(result.model, options.arkit_names)
+    png = write_texture(result, folder, notes)
+    stage = Usd.Stage.CreateNew(str(folder / "subject.usdc"))
+    UsdGeom.SetStageUpAxis(stage, UsdGeom.Tokens.y)
+    UsdGeom.SetStageMetersPerUnit(stage, 0.01)
+    top = UsdSkel.Root.Define(stage, "/subject")
+    stage.SetDefaultPrim(top.GetPrim())
+    neutral = CM * result.neutral.detach().double().numpy()
+    mesh = _mesh(stage, neutral, model)
+    joints = _joints(model)
+    places = _places(result)
+    skeleton = UsdSkel.Skeleton.Define(stage, "/subject/skeleton")
+    _bind(stage, mesh, skeleton, model, joints, places)
+    _blend_shapes(stage, mesh, morphs)
+    if result.state.camera.kind == "perspective":
+        _animate(stage, skeleton, joints, places, morphs, track_of(result, morphs))
+    else:
+        notes.append("no animation: orthographic cameras do not say where the head is")
+    _material(stage, mesh, None if png is None else f"./{TEXTURE}")
+    if isinstance(model, SkinnedModel) and model.pose_basis is not None:
+        notes.append("USD has no place for the corrective shapes of turned joints; they are left out")
+    stage.GetRootLayer().Save()
+    write_names([m.name for m in morphs], options.arkit_names, folder / "arkit_names.json")
+    return notes
+
+
+def _mesh(stage: Any, neutral: np.ndarray, model: FaceModel) -> Any:
+    from pxr import Sdf, UsdGeom, Vt
+
+    mesh = UsdGeom.Mesh.Define(stage, "/subject/face")
+    triangles = model.triangles.numpy().astype(np.int32)
+    points = neutral.astype(np.float32)
+    mesh.CreatePointsAttr(Vt.Vec3fArray.FromNumpy(points))
+    mesh.CreateExtentAttr(Vt.Vec3fArray.FromNumpy(np.stack([points.min(0), points.max(0)])))
+    mesh.CreateFaceVertexCountsAttr(Vt.IntArray.FromNumpy(np.full(len(triangles), 3, np.int32)))
+    mesh.CreateFaceVertexIndicesAttr(Vt.IntArray.FromNumpy(triangles.reshape(-1)))
+    mesh.CreateSubdivisionSchemeAttr(UsdGeom.Tokens.none)
+    if model.uv is not None and model.uv_triangles is not None:
+        kinds = Sdf.ValueTypeNames.TexCoord2fArray, UsdGeom.Tokens.faceVarying
+        st = UsdGeom.PrimvarsAPI(mesh).CreatePrimvar("st", *kinds)
+        st.Set(Vt.Vec2fArray.FromNumpy(model.uv.numpy().astype(np.float32)))
+        st.SetIndices(Vt.IntArray.FromNumpy(model.uv_triangles.numpy().astype(np.int32).reshape(-1)))
+    return mesh
+
+
+def _joints(model: FaceModel) -> list[str]:
+    """Paths of the joints from the root on; a model without joints has the root alone."""
+    from pxr import Tf
+
+    paths = [ROOT]
+    if isinstance(model, SkinnedModel):
+        for name, parent in zip(model.joint_names, model.joint_parents[1:]):
+            paths.append(f"{paths[parent]}/{Tf.MakeValidIdentifier(name)}")
+    return paths
+
+
+def _places(result: FitResult) -> np.ndarray:
+    """[J, 3] cm: the joints of the neutral face, the root first; of a model without joints the origin."""
+    if not isinstance(result.model, SkinnedModel):
+        return np.zeros((1, 3))
+    zero = result.state.expression.new_zeros(1, result.model.num_expression)
+    return CM * result.model.joint_basis.points(result.state.identity, zero)[0].double().numpy()
+
+
+def _at(places: np.ndarray) -> Any:
+    """Translations as matrices of USD, whose points are rows."""
+    from pxr import Gf, Vt
+
+    return Vt.Matrix4dArray([Gf.Matrix4d(1).SetTranslate(Gf.Vec3d(*map(float, p))) for p in places])
+
+
+def _within_parents(joints: list[str], places: np.ndarray) -> np.ndarray:
+    """Places [J, 3] as seen from each joint's parent."""
+    parent = [joints.index(path.rpartition("/")[0]) if "/" in path else -1 for path in joints]
+    return places - places[parent] * (np.array(parent) >= 0)[:, None]
+
+
+def _bind(
+    stage: Any, mesh: Any, skeleton: Any, model: FaceModel, joints: list[str], places: np.ndarray
+) -> None:
+    """Tie the mesh to the skeleton with all weights."""
+    from pxr import UsdSkel, Vt
+
+    skeleton.CreateJointsAttr(joints)
+    skeleton.CreateBindTransformsAttr(_at(places))
+    skeleton.CreateRestTransformsAttr(_at(_within_parents(joints, places)))
+    binding = UsdSkel.BindingAPI.Apply(mesh.GetPrim())
+    binding.CreateSkeletonRel().SetTargets([skeleton.GetPath()])
+    if isinstance(model, SkinnedModel):
+        weights = model.skinning_weights.clamp_min(0).numpy()
+        weights = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    else:
+        weights = np.ones((model.num_vertices, 1), np.float32)
+    index = np.tile(np.arange(len(joints), dtype=np.int32), len(weights))
+    binding.CreateJointIndicesPrimvar(False, len(joints)).Set(Vt.IntArray.FromNumpy(index))
+    binding.CreateJointWeightsPrimvar(False, len(joints)).Set(Vt.FloatArray.FromNumpy(weights.reshape(-1)))
+
+
+def _blend_shapes(stage: Any, mesh: Any, morphs: list[Morph]) -> None:
+    """One blend shape for each morph target, of the vertices that it moves."""
+    from pxr import Tf, UsdSkel, Vt
+
+    shapes: list[Any] = []
+    for k, morph in enumerate(morphs):
+        path = mesh.GetPath().AppendChild(Tf.MakeValidIdentifier(morph.name))
+        if path in shapes:  # names that differ by signs that USD does not take
+            path = mesh.GetPath().AppendChild(f"{path.name}_{k}")
+        shape = UsdSkel.BlendShape.Define(stage, path)
+        moved = (np.abs(morph.delta).max(1) > STILL_MM).nonzero()[0].astype(np.int32)
+        shape.CreateOffsetsAttr(Vt.Vec3fArray.FromNumpy((CM * morph.delta[moved]).astype(np.float32)))
+        shape.CreatePointIndicesAttr(Vt.IntArray.FromNumpy(moved))
+        shapes.append(shape.GetPath())
+    binding = UsdSkel.BindingAPI(mesh.GetPrim())
+    binding.CreateBlendShapesAttr([m.name for m in morphs])
+    binding.CreateBlendShapeTargetsRel().SetTargets(shapes)
+
+
+def _animate(
+    stage: Any, skeleton: Any, joints: list[str], places: np.ndarray, morphs: list[Morph], track: Track
+) -> None:
+    """Frames 0, 1, ... show the photos; the root is moved as the head is."""
+    from pxr import Gf, UsdSkel, Vt
+    from scipy.spatial.transform import Rotation
+
+    frames = len(track.weights)
+    stage.SetTimeCodesPerSecond(FRAMES_PER_SECOND)
+    stage.SetStartTimeCode(0)
+    stage.SetEndTimeCode(frames - 1)
+    animation = UsdSkel.Animation.Define(stage, "/subject/photos")
+    animation.CreateJointsAttr(joints)
+    animation.CreateBlendShapesAttr([m.name for m in morphs])
+    animation.CreateScalesAttr(Vt.Vec3hArray([Gf.Vec3h(1)] * len(joints)))
+    rest = _within_parents(joints, places)
+    turn = np.tile(np.eye(3), (frames, len(joints), 1, 1))
+    turn[:, 0] = track.rotation
+    if track.joints is not None:
+        turn[:, 1:] = track.joints
+    moved = np.tile(rest, (frames, 1, 1))
+    moved[:, 0] = CM * track.translation + track.rotation @ rest[0]
+    quaternions = Rotation.from_matrix(turn.reshape(-1, 3, 3)).as_quat().reshape(frames, -1, 4)
+    rotations, translations = animation.CreateRotationsAttr(), animation.CreateTranslationsAttr()
+    weights = animation.CreateBlendShapeWeightsAttr()
+    for t in range(frames):
+        rotations.Set(Vt.QuatfArray([Gf.Quatf(q[3], q[0], q[1], q[2]) for q in quaternions[t].tolist()]), t)
+        translations.Set(Vt.Vec3fArray.FromNumpy(moved[t].astype(np.float32)), t)
+        weights.Set(Vt.FloatArray.FromNumpy(track.weights[t].astype(np.float32)), t)
+    binding = UsdSkel.BindingAPI.Apply(skeleton.GetPrim())
+    binding.CreateAnimationSourceRel().SetTargets([animation.GetPath()])
+
+
+def _material(stage: Any, mesh: Any, texture: str | None) -> None:
+    """A UsdPreviewSurface with the texture, or in the colour of skin."""
+    from pxr import Gf, Sdf, UsdShade
+
+    def shader(name: str, kind: str) -> Any:
+        made = UsdShade.Shader.Define(stage, f"/subject/skin/{name}")
+        made.CreateIdAttr(kind)
+        return made
+
+    types = Sdf.ValueTypeNames
+    material = UsdShade.Material.Define(stage, "/subject/skin")
+    surface = shader("surface", "UsdPreviewSurface")
+    surface.CreateInput("roughness", types.Float).Set(0.85)
+    color = surface.CreateInput("diffuseColor", types.Color3f)
+    color.Set(Gf.Vec3f(*SKIN))
+    if texture is not None:
+        place = shader("place", "UsdPrimvarReader_float2")
+        place.CreateInput("varname", types.String).Set("st")
+        picture = shader("picture", "UsdUVTexture")
+        picture.CreateInput("file", types.Asset).Set(texture)
+        picture.CreateInput("sourceColorSpace", types.Token).Set("sRGB")
+        place_output = place.CreateOutput("result", types.Float2)
+        picture.CreateInput("st", types.Float2).ConnectToSource(place_output)
+        color.ConnectToSource(picture.CreateOutput("rgb", types.Float3))
+    material.CreateSurfaceOutput().ConnectToSource(surface.CreateOutput("surface", types.Token))
+    UsdShade.MaterialBindingAPI.Apply(mesh.GetPrim()).Bind(material)
