@@ -35,8 +35,8 @@ SKIN_WEIGHT, OTHER_WEIGHT = 1.0, 0.2  # of a vertex: bare skin, and ears, scalp 
 FACING = 0.5  # least cosine between the normals of two surfaces that are the same
 APART_MM = 2.0  # how far one surface, bent onto the other, may lie away from it where they correspond
 LEAST_SHARE = 0.5  # of the target's skin
-# Area of skin in mm^2 that a landmark counts as: of the jaw (points of the outline, where models differ most), of
-# the brows, and of nose, eyes and mouth.
+# Area of skin in mm^2 that a landmark counts as: of the jaw (points of the outline, where models differ
+# most), of the brows, and of nose, eyes and mouth.
 LANDMARK_AREA = np.repeat([5.0, 20.0, 60.0], [17, 10, 41])
 IDENTITY_STEPS, IDENTITY_REACH_MM = 8, 15.0
 IDENTITY_MM4 = 60.0  # what a coefficient of 1 costs against squared distances, mm^2, times area
@@ -177,18 +177,19 @@ class Surface:
         weights = barycentric(near, self.vertices[corners])
         same = (self.facing[triangle] * normals).sum(1) > FACING
         ends = (self.border[corners] | (weights < 1e-6)).all(1)
-        return Closest(near, distance, triangle, weights, same & ~ends)
+        return Closest(near, distance, triangle, weights, ~ends, same & ~ends)
 
 
 @dataclass(frozen=True)
 class Closest:
-    """point [N, 3], distance [N] mm, triangle [N], weights [N, 3] of its corners; same: [N] bool, the surface
-    faces the same way there and does not end."""
+    """point [N, 3], distance [N] mm, triangle [N], weights [N, 3] of its corners; inner: [N] bool, the
+    surface does not end there; same: [N] bool, nor does it face another way."""
 
     point: np.ndarray
     distance: np.ndarray
     triangle: np.ndarray
     weights: np.ndarray
+    inner: np.ndarray
     same: np.ndarray
 
 
@@ -204,7 +205,8 @@ def register(source: FaceModel, target: FaceModel) -> Correspondence:
         InputError: too little of the target's skin corresponds to anything.
     """
     still = Surface.of(target.mean, target.triangles, outer(target))
-    moving = _bent(_as_identity(source, target, still), still, _Marks.of(source, target))
+    marks = _Marks.of(source, target)
+    moving = _bent(_as_identity(source, still, marks), still, marks)
     return _matched(moving, still, source, target)
 
 
@@ -231,10 +233,9 @@ class _Marks:
         return _Marks(rows, points[both], LANDMARK_AREA[both])
 
 
-def _as_identity(source: FaceModel, target: FaceModel, still: Surface) -> Surface:
-    """The outer surface of the source's person, in the target's frame, who comes nearest to the target's mean:
+def _as_identity(source: FaceModel, still: Surface, marks: _Marks) -> Surface:
+    """The outer surface of the person of `source` who comes nearest to the target's mean, in its frame:
     similarity and identity, by landmarks and closest points along their normals."""
-    marks = _Marks.of(source, target)
     mean, basis = source.mean.double().numpy(), source.identity_basis.double().numpy()
     start = similarity_align(torch.from_numpy(marks.rows @ mean)[None], torch.from_numpy(marks.points)[None])
     linear = float(start.scale) * start.rotation[0].numpy()
@@ -277,13 +278,14 @@ def _area(surface: Surface) -> np.ndarray:
 def _bent(moving: Surface, still: Surface, marks: _Marks) -> Surface:
     """A surface bent onto another one."""
     rest, rows = moving.vertices, marks.rows[:, moving.vertex]
+    inside = np.asarray(rows.sum(1)).ravel() > 0.99  # landmarks whose triangles are part of the surface
+    pull = rows.T @ sparse.diags_array(marks.weight * inside)
     stiffness, area = cotangent_laplacian(rest, moving.triangles)
     area = area.clip(0.01 * area.mean())
     curvature = stiffness @ sparse.diags_array(1 / area) @ stiffness
     for length, reach in zip(BEND_MM, REACH_MM):
         found = still.closest(moving.vertices, moving.normals)
         weight = area * (found.same & (found.distance < reach))
-        pull = rows.T @ sparse.diags_array(marks.weight)
         system = (sparse.diags_array(weight + 1e-6) + pull @ rows + length**4 * curvature).tocsc()
         right = weight[:, None] * (found.point - rest) + pull @ (marks.points - rows @ rest)
         factors = splu(
