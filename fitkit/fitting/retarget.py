@@ -49,8 +49,9 @@ STEEPEST = 0.5  # least cosine between the normals of both surfaces where the di
 
 @dataclass(frozen=True)
 class Distance:
-    """How far two surfaces are apart, mm: from the face of each to the surface of the other, where that does
-    not end. mean: of the means of both directions; largest: of all."""
+    """How far two surfaces are apart, mm: from the vertices of each one's face to the surface of the other,
+    where this has something that faces the same way (it may lack the inside of nostrils). mean: of the means
+    of both directions; largest: of all."""
 
     mean: float
     largest: float
@@ -209,13 +210,20 @@ class _Match:
         theirs = Surface.of(other, self.target.triangles, outer(self.target))
         there = ours.closest(theirs.vertices, theirs.normals)
         back = theirs.closest(ours.vertices, ours.normals)
-        alike = (self.target.face & (self.on.weight > 0)).numpy()[theirs.vertex] & there.inner
-        face = self.source.face.numpy()[ours.vertex] & back.inner
+        alike = (self.target.face & (self.on.weight > 0)).numpy()[theirs.vertex]
+        apart = (
+            _counting(there.distance, alike, there.same),
+            _counting(back.distance, self.source.face.numpy()[ours.vertex], back.same),
+        )
         away = torch.full((self.target.num_vertices,), torch.nan)
         known = (self.on.weight > 0).numpy()[theirs.vertex]
         away[theirs.vertex[known]] = torch.from_numpy(there.distance[known]).float()
-        apart = there.distance[alike], back.distance[face]
         return Distance(float(np.mean([d.mean() for d in apart])), float(max(d.max() for d in apart))), away
+
+
+def _counting(distance: np.ndarray, face: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """The distances of the face that count: where both surfaces are the same, if they are anywhere."""
+    return distance[face & same if (face & same).any() else face]
 
 
 def _identity(match: _Match, neutral: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -177,19 +177,18 @@ class Surface:
         weights = barycentric(near, self.vertices[corners])
         same = (self.facing[triangle] * normals).sum(1) > FACING
         ends = (self.border[corners] | (weights < 1e-6)).all(1)
-        return Closest(near, distance, triangle, weights, ~ends, same & ~ends)
+        return Closest(near, distance, triangle, weights, same & ~ends)
 
 
 @dataclass(frozen=True)
 class Closest:
-    """point [N, 3], distance [N] mm, triangle [N], weights [N, 3] of its corners; inner: [N] bool, the
-    surface does not end there; same: [N] bool, nor does it face another way."""
+    """point [N, 3], distance [N] mm, triangle [N], weights [N, 3] of its corners; same: [N] bool, the surface
+    faces the same way there and does not end."""
 
     point: np.ndarray
     distance: np.ndarray
     triangle: np.ndarray
     weights: np.ndarray
-    inner: np.ndarray
     same: np.ndarray
 
 
