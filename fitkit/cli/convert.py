@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -61,11 +62,13 @@ def convert(result, model, output, overwrite, expression, detail, photos, pictur
     with loading():
         from fitkit.export.load import load_result
         from fitkit.fitting.convert import convert as run
-        from fitkit.io.result_folder import check_output
+        from fitkit.io.result_folder import check_output, stems_of
         from fitkit.models.registry import load_model
 
     target = load_model(model)
-    path = check_output(output or result.with_name(f"{result.absolute().name}_{target.name}"), overwrite)
+    place = Path(os.path.abspath(result))
+    beside = place.with_name(f"{place.name}_{stems_of([target.name])[0]}")
+    path = check_output(output or beside, overwrite)
     converted = run(load_result(result, photos=photos), target, expression, detail)
     path = converted.save(path, overwrite, pictures=pictures)
     tell(converted, path, quiet)

@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from fitkit.errors import InputError, check_argument
-from fitkit.fitting.findings import with_findings
+from fitkit.fitting.findings import SEVERITIES, with_findings
 from fitkit.fitting.metrics import (
     expression_report,
     identity_report,
@@ -79,14 +79,11 @@ def convert(
         displacement=found.displacement,
     )
     report = _measured(changed, result.report, _conversion(source, found))
-    seconds = (
-        round(clock() - start, 3) for clock, start in zip((time.perf_counter, time.process_time), begun)
-    )
-    wall, cpu = seconds
-    report = replace(report, time_s=TimeReport(wall, wall, cpu))
-    return replace(
-        changed, report=with_findings(report, [*result.report.verdict.findings, *_findings(report)])
-    )
+    wall, cpu = time.perf_counter() - begun[0], time.process_time() - begun[1]
+    report = replace(report, time_s=TimeReport(round(wall, 3), round(wall, 3), round(cpu, 3)))
+    said = [*result.report.verdict.findings, *_findings(report)]
+    said.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    return replace(changed, report=with_findings(report, said))
 
 
 def _carried_sigma(result: FitResult, model: FaceModel, found: Retargeted) -> Tensor | None:

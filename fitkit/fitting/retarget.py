@@ -346,8 +346,8 @@ def _priors(model: FaceModel, state: SceneState, held: bool) -> tuple[Tensor, Te
             value.new_full((len(value),), SHAPE_SIGMA) if meaning.sigma is None else meaning.sigma.to(value)
         )
         sigma.append(torch.full_like(value, HELD_SIGMA) if pinned else spread)
-        low.append(value.clamp_max(meaning.range[0]) - HELD_SIGMA)
-        high.append(value.clamp_min(meaning.range[1]) + HELD_SIGMA)
+        low.append(value.clamp_max(meaning.range[0]))
+        high.append(value.clamp_min(meaning.range[1]))
     center, sigma, low, high = (torch.cat(parts) for parts in (center, sigma, low, high))
     return center, sigma, low, high
 

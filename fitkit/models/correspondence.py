@@ -39,6 +39,7 @@ LEAST_SHARE = 0.5  # of the target's skin
 # most), of the brows, and of nose, eyes and mouth.
 LANDMARK_AREA = np.repeat([5.0, 20.0, 60.0], [17, 10, 41])
 IDENTITY_STEPS, IDENTITY_REACH_MM = 8, 15.0
+MOST_VERTICES = 8000  # that the identity is found with
 IDENTITY_MM4 = 60.0  # what a coefficient of 1 costs against squared distances, mm^2, times area
 # From step to step the displacement may bend over shorter lengths, and closest points have to lie nearer, mm.
 BEND_MM = np.geomspace(40.0, 3.0, 16)
@@ -242,12 +243,13 @@ def _as_identity(source: FaceModel, still: Surface, marks: _Marks) -> Surface:
     moving = Surface.of(torch.from_numpy(mean), source.triangles, outer(source))
     rest, shapes = moving.vertices, basis[:, moving.vertex].transpose(1, 2, 0)  # [n, 3, K]
     at_marks = np.stack([marks.rows @ shape for shape in basis], 2)
-    move = np.zeros(shapes.shape[2] + 7)
     for _ in range(IDENTITY_STEPS):
         found = still.closest(moving.vertices, moving.normals)
-        used = found.same & (found.distance < IDENTITY_REACH_MM)
+        used = np.flatnonzero(found.same & (found.distance < IDENTITY_REACH_MM))
+        every = 1 + len(used) // MOST_VERTICES
+        used = used[::every]
         normal, place = still.facing[found.triangle[used]], rest[used]
-        area = _area(moving)[used]
+        area = every * _area(moving)[used]
         rows = np.einsum("nc,nck->nk", normal, _with_motion(place, shapes[used]))
         wanted = (normal * (found.point[used] - place)).sum(1)
         points = marks.rows @ mean

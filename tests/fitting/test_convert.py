@@ -266,7 +266,7 @@ def test_what_holds_is_measured_anew_and_the_rest_left_out(fitted):
     assert 0 < report.reprojection_px < 3 and report.views[0].flow_sigma is None
     assert report.conversion.source == "tiny" and report.conversion.expression == "names"
     codes = [f.code for f in report.verdict.findings]
-    assert codes == ["left_out", "part_off", "converted"] and other.status == "doubtful"
+    assert codes == ["part_off", "left_out", "converted"] and other.status == "doubtful"
     assert other.warnings == ("an eye",) and other.notes[-1].startswith("converted from face model 'tiny'")
     assert other.identity_covariance is None and other.recipe["of"] == fitted.recipe
     assert other.landmarks is fitted.landmarks and other.subject is fitted.subject
