@@ -24,7 +24,7 @@ from fitkit.geometry.rows import rows_at
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.models.coefficients import shapes_by_name
 from fitkit.models.correspondence import SKIN_WEIGHT, Correspondence, Surface, correspondence, outer
-from fitkit.models.face_model import FaceModel
+from fitkit.models.face_model import FaceModel, Points
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
 
@@ -292,12 +292,14 @@ def _displacement(match: _Match, neutral: Tensor, plain: Tensor) -> Tensor:
 def _expressions(match: _Match, state: SceneState, neutral: Tensor, views: Tensor, held: bool) -> SceneState:
     """The target's state with the expressions (unless held) and joints that move its neutral face as that of
     the source moves from `neutral` [V, 3] to `views` [B, V, 3], which are in the target's frame."""
-    target, rest = match.target, match.on.carry(neutral, match.source)[match.vertex]
+    points = match.target.at_vertices(match.vertex)
+    rest = match.on.carry(neutral, match.source)[match.vertex]
     found = []
     for frame, view in enumerate(views):
         place, normal = (values[match.vertex] for values in match.carried(view))
         one = state.select([frame])
-        found.append(_expression(target, match, one, place - rest, match.roots(normal), held))
+        priors = _priors(match.target, one, held)
+        found.append(_expression(points, one, place - rest, match.roots(normal), priors, held))
     return state.replace(
         expression=torch.cat([s.expression for s in found]),
         joints=None if state.joints is None else torch.cat([s.joints for s in found]),
@@ -305,56 +307,58 @@ def _expressions(match: _Match, state: SceneState, neutral: Tensor, views: Tenso
 
 
 def _expression(
-    target: FaceModel, match: _Match, state: SceneState, motion: Tensor, root: Tensor, held: bool
+    points: Points, state: SceneState, motion: Tensor, root: Tensor, priors: _Priors, held: bool
 ) -> SceneState:
     """`_expressions` of one frame: motion [N, 3] mm of its points, the square roots of their weights
     [N, 3, 3]."""
-    points, K = target.at_vertices(match.vertex), target.num_expression
     still = points.points(state.identity, torch.zeros_like(state.expression))[0]
-    center, sigma, low, high = _priors(target, state, held)
-    value = center
-    for _ in range(JOINT_STEPS if target.num_joints else 1):
-        now = _with(state, value, K)
+    K, value = state.expression.shape[1], priors.center
+    for _ in range(1 if state.joints is None else JOINT_STEPS):
+        now = _with(state, value)
         columns = points.motion(*now.coefficients()).columns(root.float()[None])
-        moving = [columns[name][0].flatten(0, 1) for name in ("expression", "joints") if name in columns]
-        matrix = torch.cat(moving, 1)
+        names = [name for name in ("expression", "joints") if name in columns]
+        matrix = torch.cat([columns[name][0].flatten(0, 1) for name in names], 1)
         off = motion - (points.points(*now.coefficients())[0] - still)
         right = (root @ off[..., None]).flatten() + matrix.double() @ value
-        normal_matrix = (matrix.T @ matrix).double() + (sigma**-2).diag()
+        normal_matrix = (matrix.T @ matrix).double() + priors.precision.diag()
         factor = torch.linalg.cholesky(normal_matrix)
-        seen = matrix.T.double() @ right + center / sigma**2
+        seen = matrix.T.double() @ right + priors.precision * priors.center
         seen = torch.linalg.solve_triangular(factor, seen[:, None], upper=False)[:, 0]
-        last, best = value, lsq_linear(factor.T.numpy(), seen.numpy(), (low.numpy(), high.numpy()))
-        value = torch.from_numpy(best.x)
+        best = lsq_linear(factor.T.numpy(), seen.numpy(), (priors.low.numpy(), priors.high.numpy()))
+        last, value = value, torch.from_numpy(best.x)
         if float((value - last).abs().max()) < STEP_END:
             break
-    return _with(state, torch.cat([center[:K], value[K:]]) if held else value, K)
+    return _with(state, torch.cat([priors.center[:K], value[K:]]) if held else value)
 
 
-def _priors(model: FaceModel, state: SceneState, held: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of expression and joints of one frame, [K_ex + 3 J]: where they are expected, with which standard
-    deviation, and the least and the largest value. The expression that `state` has is expected; held: it does
-    not change."""
-    center, sigma, low, high = [], [], [], []
+@dataclass(frozen=True)
+class _Priors:
+    """Of expression and joints of one frame, [K_ex + 3 J] each: where they are expected, how surely, and the
+    least and the largest value."""
+
+    center: Tensor
+    precision: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def _priors(model: FaceModel, state: SceneState, held: bool) -> _Priors:
+    """The expression that `state` has is expected; held: it does not change."""
+    parts = []
     for name in ("expression", "joints"):
         if name not in model.coefficients:
             continue
-        meaning, pinned = model.coefficients[name], held and name == "expression"
-        value = getattr(state, name).double().flatten()
-        center.append(value)
-        spread = (
-            value.new_full((len(value),), SHAPE_SIGMA) if meaning.sigma is None else meaning.sigma.to(value)
-        )
-        sigma.append(torch.full_like(value, HELD_SIGMA) if pinned else spread)
-        low.append(value.clamp_max(meaning.range[0]))
-        high.append(value.clamp_min(meaning.range[1]))
-    center, sigma, low, high = (torch.cat(parts) for parts in (center, sigma, low, high))
-    return center, sigma, low, high
+        meaning, value = model.coefficients[name], getattr(state, name).double().flatten()
+        sigma = torch.full_like(value, SHAPE_SIGMA) if meaning.sigma is None else meaning.sigma.to(value)
+        if held and name == "expression":
+            sigma = torch.full_like(value, HELD_SIGMA)
+        low, high = meaning.range
+        parts.append((value, sigma**-2, value.clamp_max(low), value.clamp_min(high)))
+    return _Priors(*(torch.cat(columns) for columns in zip(*parts)))
 
 
-def _with(state: SceneState, value: Tensor, count: int) -> SceneState:
-    """A state of one frame with `count` expression coefficients and then joints from `value`."""
-    expression, joints = value[:count].to(state.expression), value[count:].to(state.expression)
-    return state.replace(
-        expression=expression[None], joints=joints.reshape(1, -1, 3) if len(joints) else None
-    )
+def _with(state: SceneState, value: Tensor) -> SceneState:
+    """A state of one frame with other expression coefficients and, after these in `value`, joints."""
+    value, K = value.to(state.expression), state.expression.shape[1]
+    joints = None if state.joints is None else value[K:].reshape(1, -1, 3)
+    return state.replace(expression=value[None, :K], joints=joints)

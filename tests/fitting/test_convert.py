@@ -236,6 +236,8 @@ def test_what_cannot_be_asked_for():
         convert(tiny_result(), tiny_model(1))
     with pytest.raises(InputError, match="convert: expected a FitResult"):
         convert("anna/fitkit", source)
+    with pytest.raises(InputError, match="model: expected a FaceModel, e.g. from fitkit.load_model, got str"):
+        convert(tiny_result(), "ict")
 
 
 # ---- results ----
