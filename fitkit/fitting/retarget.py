@@ -116,10 +116,8 @@ def retarget(
     first, again = _different(state)
     views = state.select(first).vertices(mine).double() @ turn.T + shift
     if method == "surface" or target.num_joints:
-        found = _expressions(match, moved.select(first), neutral, views, held=method == "names")
-        moved = moved.replace(
-            expression=found.expression[again], joints=None if joints is None else found.joints[again]
-        )
+        found = _expressions(match, moved.select(first), neutral, views, held=method == "names").select(again)
+        moved = moved.replace(expression=found.expression, joints=found.joints)
     ours = moved.select(first).vertices(theirs).double()
     distance, away = match.distance(neutral, moved.neutral(theirs)[0].double())
     each = [match.distance(a, b)[0] for a, b in zip(views, ours)]

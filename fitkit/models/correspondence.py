@@ -101,6 +101,7 @@ def _fingerprint(source: FaceModel, target: FaceModel) -> str:
             marks.barycentric,
             outer(model),
             model.skin,
+            model.face,
         ):
             digest.update(array.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
