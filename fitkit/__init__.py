@@ -22,6 +22,7 @@ _PUBLIC = {
     "FitResult": "fitkit.fitting.result",
     "FitkitError": "fitkit.errors",
     "Subject": "fitkit.io.subject",
+    "convert": "fitkit.fitting.convert",
     "fit": "fitkit.fitting.run",
     "fit_many": "fitkit.fitting.run",
     "load_model": "fitkit.models.registry",

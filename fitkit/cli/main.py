@@ -23,6 +23,7 @@ COMMANDS = {
         "fitkit.cli.predict:predict",
         "Predict a face from photos by a trained network, without a fit.",
     ),
+    "convert": ("fitkit.cli.convert:convert", "Write a result with another face model."),
     "detect": (
         "fitkit.cli.detect:detect",
         "Find faces and their 68 landmarks; write them as files to correct by hand.",

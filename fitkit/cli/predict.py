@@ -21,6 +21,12 @@ from fitkit.errors import FitError, InputError
     default=None,
     help="regressor.safetensors of fitkit train-regressor; default: the network that comes with fitkit.",
 )
+@click.option(
+    "--model",
+    default=None,
+    metavar="NAME|PATH",
+    help="Face model of the result, converted if the network has another; default: that of the network.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help=OUTPUT_HELP)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
 @pictures_option
@@ -33,7 +39,7 @@ from fitkit.errors import FitError, InputError
     help="Where the 68 points come from.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and doubts about the result.")
-def predict(photos, weights, output, overwrite, pictures, device, landmarks, quiet):
+def predict(photos, weights, model, output, overwrite, pictures, device, landmarks, quiet):
     """Predict the face in the photos in FOLDER, or in each PHOTO given, with a trained network, without a
     fit.
 
@@ -44,9 +50,11 @@ def predict(photos, weights, output, overwrite, pictures, device, landmarks, qui
     Example: fitkit predict photos_of_anna/
     """
     with loading():
+        from fitkit.fitting.convert import convert
         from fitkit.fitting.predict import predict as run
         from fitkit.fitting.predict import predict_maps
         from fitkit.io.result_folder import check_output
+        from fitkit.models.registry import load_model
         from fitkit.nets import read_about
 
     paths, stray = split_arguments(photos)
@@ -57,6 +65,9 @@ def predict(photos, weights, output, overwrite, pictures, device, landmarks, qui
     if paths[0].exists():
         target = check_output(target, overwrite)
     scene = weights is None or "state" in read_about(weights)["gives"]
+    if model is not None and not scene:
+        raise InputError(f"{weights}: this network gives no scene, so no face model; leave --model out")
+    model = None if model is None else load_model(model)
     with share_bar(quiet) as progress:
         result = (run if scene else predict_maps)(
             read(paths, target),
@@ -65,6 +76,8 @@ def predict(photos, weights, output, overwrite, pictures, device, landmarks, qui
             device=device,
             progress=progress.part(0.0, 0.85),
         )
+        if model is not None and result.model.name != model.name:
+            result = convert(result, model)
         progress.at(0.85, "writing the result")
         path = result.save(target, overwrite, pictures=pictures) if scene else result.save(target, overwrite)
         progress.at(1.0, "done")

@@ -415,15 +415,15 @@ def judge(report: FitReport) -> FitReport:
     expected error is above FAILED_MM: then even the mean face would be nearer to this person.
     """
     failures: list[str] = []
-    judged = attempt("the verdict", lambda: _judged(report), None, failures)
+    judged = attempt("the verdict", lambda: with_findings(report, findings(report)), None, failures)
     if judged is not None:
         return judged
     finding = Finding("not_computed", "doubtful", f"{failures[0]}; look at the overlays")
     return replace(report, status="doubtful", verdict=Verdict(findings=(finding,)))
 
 
-def _judged(report: FitReport) -> FitReport:
-    found = findings(report)
+def with_findings(report: FitReport, found: Sequence[Finding]) -> FitReport:
+    """The report with the status and the verdict that these findings make."""
     expected, upper = expected_error(report) or (None, None)
     verdict = Verdict(_summary(report, found), expected, upper, tuple(found))
     return replace(report, status=_status(report, found), verdict=verdict)

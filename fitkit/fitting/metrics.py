@@ -52,7 +52,14 @@ def _beyond_3_sigma(sigmas: Tensor) -> float:
     return float((sigmas.abs() > 3).float().mean())
 
 
-def _expression(model: FaceModel, expression: Tensor) -> ExpressionReport:
+def identity_report(identity: Tensor) -> IdentityReport:
+    """How unusual identity coefficients [K_id] are."""
+    return IdentityReport(
+        _beyond_3_sigma(identity), float(identity.square().mean().sqrt()), float(identity.abs().max())
+    )
+
+
+def expression_report(model: FaceModel, expression: Tensor) -> ExpressionReport:
     """How unusual the expressions [B, K_ex] are for what the model's coefficients mean."""
     meaning = model.coefficients["expression"]
     sigmas = meaning.in_sigmas(expression)
@@ -63,7 +70,7 @@ def _expression(model: FaceModel, expression: Tensor) -> ExpressionReport:
     return ExpressionReport(float(outside.float().mean()), largest)
 
 
-def _joints(model: FaceModel, joints: Tensor | None) -> JointsReport | None:
+def joints_report(model: FaceModel, joints: Tensor | None) -> JointsReport | None:
     """How unusual rotation vectors [B, J, 3] are for the model, None without any."""
     if joints is None:
         return None
@@ -155,7 +162,6 @@ def fit_report(
         bars = attempt(
             "the error bars", lambda: error_bars(*shape, solution.model, known=known), None, failures
         )
-    identity = state.identity[0]
     pixels, share = view_errors(model, state, landmarks)
     report = FitReport(
         model=model.name,
@@ -164,10 +170,8 @@ def fit_report(
         parallax_deg=max((p[0] for p in parallax(state)), default=None),
         reprojection_px=float(pixels.nanmean()),
         reprojection_share=float(share.nanmean()),
-        identity=IdentityReport(
-            _beyond_3_sigma(identity), float(identity.square().mean().sqrt()), float(identity.abs().max())
-        ),
-        expression=_expression(model, state.expression),
+        identity=identity_report(state.identity[0]),
+        expression=expression_report(model, state.expression),
         scale=_scale(solution, subject),
         two_people=_named(people, subject),
         jaw=solution.jaw_rule,
@@ -177,7 +181,7 @@ def fit_report(
         start=StartReport(solution.start, iterations=solution.iterations),
         error_bars=summary(bars, plain, len(views)),
         detail=None if detail is None else detail.report,
-        joints=_joints(model, state.joints),
+        joints=joints_report(model, state.joints),
         not_computed=tuple(failures),
     )
     return report, bars

@@ -17,6 +17,7 @@ from fitkit.geometry.alignment import similarity_align
 from fitkit.geometry.weak_perspective import weak_perspective_pose
 from fitkit.io.resources import asset_path
 from fitkit.io.subject import Subject
+from fitkit.models.coefficients import shapes_by_name
 from fitkit.models.face_model import FaceModel
 from fitkit.nets import load_predictor, model_of, read_about
 from fitkit.nets.predictor import Prediction, Predictor, assign_views
@@ -271,11 +272,6 @@ def carry_identity(points: Tensor, model: FaceModel, present: Tensor | None = No
 def carry_expression(expression: Tensor, source: FaceModel, target: FaceModel) -> Tensor:
     """Blend-shape weights [B, K] of one model as those of another, [B, K'], by their names; shapes that the
     other lacks are left out, and so are Gaussian coefficients, whose names say nothing."""
-    out = expression.new_zeros(len(expression), target.num_expression)
     if any(m.coefficients["expression"].kind != "blend_shape" for m in (source, target)):
-        return out
-    place = {name: i for i, name in enumerate(source.expression_names)}
-    for i, name in enumerate(target.expression_names):
-        if name in place:
-            out[:, i] = expression[:, place[name]]
-    return out
+        return expression.new_zeros(len(expression), target.num_expression)
+    return expression @ shapes_by_name(source.expression_names, target.expression_names).to(expression).T

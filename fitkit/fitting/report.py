@@ -143,6 +143,23 @@ class DetailReport:
 
 
 @dataclass(frozen=True)
+class ConversionReport:
+    """Of a face that was fitted with another face model, see `fitkit.fitting.convert`. Distances in mm from
+    the skin of the face of each of the two to the surface of the other: mean of both directions, and the
+    largest of all."""
+
+    source: str  # name of the face model of the fit
+    expression: str  # 'names' or 'surface'
+    neutral_mean_mm: float  # without expression
+    neutral_largest_mm: float
+    views_mean_mm: float  # over all photos, with their expressions
+    views_largest_mm: float
+    coefficients_mean_mm: float  # of the neutral face without the displacement
+    coefficients_largest_mm: float
+    left_out: tuple[str, ...] = ()  # shapes that are on and have no counterpart of their name
+
+
+@dataclass(frozen=True)
 class Finding:
     """One thing to know about a fit."""
 
@@ -188,6 +205,7 @@ class FitReport:
     camera_contradictions: tuple[Contradiction, ...] = field(default=(), metadata=WHERE_SAID)
     detail: DetailReport | None = field(default=None, metadata=WHERE_SAID)
     joints: JointsReport | None = field(default=None, metadata=WHERE_SAID)  # of a face model with joints
+    conversion: ConversionReport | None = field(default=None, metadata=WHERE_SAID)
     not_computed: tuple[str, ...] = field(default=(), metadata=WHERE_SAID)
     verdict: Verdict = Verdict()
 

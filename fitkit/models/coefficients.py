@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 # gaussian: signed, with a standard deviation each, as those of a PCA; blend_shape: 0 (off) to 1 (fully on);
@@ -60,3 +63,30 @@ class Coefficients:
         listed = len(self.names) <= LISTED
         names = ", ".join(self.names) if listed else f"{self.names[0]} ... {self.names[-1]}"
         return f"{self.size} {kind}{spread}" + (f": {names}" if names else "")
+
+
+def shapes_by_name(source: Sequence[str], target: Sequence[str]) -> Tensor:
+    """[K_target, K_source] by which weights of blend shapes become those of the shapes of the same name.
+
+    `browDown_L` and `browDownLeft` are one name. A shape of both sides that the source has as two takes their
+    mean; one side of a shape that the source has as a whole takes all of it. Rows of shapes that the source
+    lacks are 0.
+    """
+    place = {_split(name): i for i, name in enumerate(source)}
+    out = torch.zeros(len(target), len(source))
+    for row, name in enumerate(target):
+        shape, side = _split(name)
+        sides = [place[shape, s] for s in "lr" if (shape, s) in place]
+        if (shape, side) in place:
+            out[row, place[shape, side]] = 1.0
+        elif side and (shape, "") in place:
+            out[row, place[shape, ""]] = 1.0
+        elif not side and len(sides) == 2:
+            out[row, sides] = 0.5
+    return out
+
+
+def _split(name: str) -> tuple[str, str]:
+    """'browDown_L' or 'browDownLeft' -> ('browdown', 'l')."""
+    found = re.fullmatch(r"(.+?)(?:_?(Left|Right|left|right)|_([LRlr]))", name)
+    return (found[1].lower(), (found[2] or found[3])[0].lower()) if found else (name.lower(), "")

@@ -189,6 +189,11 @@ def test_what_is_refused(anna, weights, tmp_path):
         regressor_start(
             *(None,) * 3, tiny_model(), InitOptions("regressor", str(weights / "small_depth.safetensors"))
         )
+    maps = [str(anna), "--weights", str(weights / "small_depth.safetensors"), "--model", "generic"]
+    converted = CliRunner().invoke(main, ["predict", *maps])
+    assert (
+        converted.exit_code == 1 and "gives no scene, so no face model; leave --model out" in converted.output
+    )
     from fitkit.nets.predictor import ViewSlot
 
     model = load_model("generic")
