@@ -180,7 +180,7 @@ def test_stored_and_shown(folder, tmp_path, monkeypatch):
     shown = CliRunner().invoke(main, ["model", "info", "flame"]).output
     for line in (
         "identity    300 coefficients, sigma 1",
-        "expression  102 coefficients, sigma 0.5 to 1: expression_000, expression_001",
+        "expression  102 coefficients, sigma 0.5 to 1: expression_000 ... eyeBlink_R",
         "joints      12 rotations, sigma 0.02 to 0.25: neck_x, ",
         "landmarks   68 (iBUG 68)",
         "licence     of FLAME: research, see flame.is.tue.mpg.de",
