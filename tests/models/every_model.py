@@ -9,6 +9,10 @@ from pathlib import Path
 
 import torch
 from helpers import tiny_model, with_joints
+from model_files_bfm import write_3ddfa, write_bfm17, write_bfm_front
+from model_files_flame import write_flame
+from model_files_gnm import write_gnm
+from model_files_surrey import write_surrey
 
 from fitkit.models.face_model import FaceModel
 from fitkit.models.io import save_model_file
@@ -91,4 +95,10 @@ KINDS = (
     own("npz without UV and albedo", without_colors),
     own("npz without some landmarks", without_points),
     own("npz with joints", lambda: with_joints(tiny_model())),
+    published("flame", "flame", write_flame),
+    published("gnm", "gnm", write_gnm),
+    published("surrey", "surrey", write_surrey),
+    published("bfm09 of 3DDFA", "bfm09", write_3ddfa),
+    published("bfm-front", "bfm-front", write_bfm_front, "BFM_model_front.mat"),
+    published("bfm17", "bfm17", write_bfm17, "model2017-1_face12_nomouth.h5"),
 )
