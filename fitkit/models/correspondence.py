@@ -34,7 +34,7 @@ OUTER = ("face", "head", "ear", "neck")  # how the names of outer parts begin; t
 SKIN_WEIGHT, OTHER_WEIGHT = 1.0, 0.2  # of a vertex: bare skin, and ears, scalp or neck
 FACING = 0.5  # least cosine between the normals of two surfaces that are the same
 APART_MM = 2.0  # how far one surface, bent onto the other, may lie away from it where they correspond
-LEAST_SHARE = 0.5  # of the target's skin
+LEAST_SHARE = 0.5  # of the target's face
 # Area of skin in mm^2 that a landmark counts as: of the jaw (points of the outline, where models differ
 # most), of the brows, and of nose, eyes and mouth.
 LANDMARK_AREA = np.repeat([5.0, 20.0, 60.0], [17, 10, 41])
@@ -203,7 +203,7 @@ def register(source: FaceModel, target: FaceModel) -> Correspondence:
     Source: Amberg, Romdhani and Vetter, "Optimal step nonrigid ICP algorithms for surface registration",
     2007. Differs: begins with a face model; a displacement with little curvature instead of affine maps.
     Raises:
-        InputError: too little of the target's skin corresponds to anything.
+        InputError: too little of the target's face corresponds to anything.
     """
     still = Surface.of(target.mean, target.triangles, outer(target))
     marks = _Marks.of(source, target)
