@@ -80,7 +80,7 @@ def _import_help() -> str:
 
 @model.command("import", help=_import_help())
 @click.argument("kind", type=click.Choice(list(FORMATS)))
-@click.argument("path", type=click.Path())
+@click.argument("path", type=click.Path(), required=False)
 @click.option("--name", default=None, help="Name of the imported model; default: KIND, or that in the file.")
 @click.option("--overwrite", is_flag=True, help="Replace a model of this name.")
 @click.option(
@@ -98,6 +98,10 @@ def import_command(kind, path, name, overwrite, landmarks, check):
     from fitkit.models.registry import store_model
 
     form, options = FORMATS[kind], {}
+    if path is None and not form.fixed:
+        raise click.MissingParameter(param_hint="'PATH'", param_type="argument")
+    if path is not None and form.fixed:
+        raise InputError(f"PATH: expected none with kind {kind!r}, got {path}")
     if landmarks is not None:
         if not form.landmarks:
             raise InputError(f"--landmarks: expected with kind 'own' only, got it with {kind!r}")

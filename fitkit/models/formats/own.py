@@ -18,7 +18,7 @@ from fitkit.io.gltf_shapes import ShapedMesh, read_gltf_shapes
 from fitkit.io.mesh_files import obj_arrays
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
 from fitkit.models.formats import landmarks as placing
-from fitkit.models.formats.parts import NAMES, at_vertices, carried, parts_of, real, with_uv
+from fitkit.models.formats.parts import NAMES, Carrier, at_vertices, parts_of, real, with_uv
 from fitkit.models.io import EYE_CORNERS, check_model
 from fitkit.models.registry import load_model
 
@@ -81,17 +81,16 @@ def import_own(
         marks = marks or placing.carry(generic, laid, vertices, triangles)
         parts = parts_of(vertices, triangles, marks, laid)
 
+        carry = Carrier(laid, vertices, triangles)
+
         def shapes(own: dict[str, np.ndarray]) -> torch.Tensor:
             return real(np.stack([scale * row @ turn.T for row in own.values()]))
-
-        def of_generic(basis: torch.Tensor) -> torch.Tensor:
-            return carried(basis, laid, generic.triangles, vertices, triangles)
 
         model = FaceModel(
             name=name or path.stem,
             mean=real(vertices),
-            identity_basis=shapes(rig.identity) if rig.identity else of_generic(generic.identity_basis),
-            expression_basis=shapes(mesh.shapes) if mesh.shapes else of_generic(generic.expression_basis),
+            identity_basis=shapes(rig.identity) if rig.identity else carry(generic.identity_basis),
+            expression_basis=shapes(mesh.shapes) if mesh.shapes else carry(generic.expression_basis),
             expression_names=known_names(tuple(mesh.shapes)) or generic.expression_names,
             triangles=torch.from_numpy(triangles),
             landmarks=marks,

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from scipy.interpolate import RBFInterpolator
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from fitkit.geometry.closest_point import SurfaceIndex, barycentric
 from fitkit.geometry.membrane import Membrane
@@ -20,10 +22,10 @@ from fitkit.models.registry import load_model
 NAMES = tuple(f"ibug68/{i}" for i in range(68))
 AWAY_MM = 25.0  # what lies farther from the surface of `generic` is none of its parts: shoulders
 AWAY = "neck"
+WHOLE_MM = 2.0  # pieces of a mesh with smaller radii are shifted, not bent
 CARRIED_MM = 5.0  # distance from the other mesh at which its shapes count a third
 AT_ONCE = 16  # shapes
 UV_PX, UV_PADDING_PX = 2048, 6  # of the texture that generated coordinates are made for
-CHART_COST = 8.0  # of xatlas, whose own 2 cuts faces into many small charts
 
 log = logging.getLogger(__name__)
 
@@ -92,29 +94,61 @@ def _bent(
     return RBFInterpolator(source, target, kernel="thin_plate_spline")(generic.mean.double().numpy())
 
 
-def carried(
-    basis: torch.Tensor, laid: np.ndarray, faces: torch.Tensor, mean: np.ndarray, triangles: np.ndarray
-) -> torch.Tensor:
-    """Shapes of one model for the mesh of another one: the offsets at the nearest place that faces the same
+class Carrier:
+    """Shapes of `generic` for the mesh of another head: the offsets at the nearest place that faces the same
     way, continued smoothly where that is far away.
 
-    Args:
-        basis: [K, V', 3] mm; laid: [V', 3] mm, the vertices of its model on the other mesh; faces: [F', 3];
-        mean: [V, 3] mm, triangles: [F, 3], the other mesh.
-    Returns: [K, V, 3] mm.
+    The largest piece of the mesh takes them from the skin and the inside of the mouth alone, so that lids do
+    not turn with eyeballs; smaller pieces (eyeballs, teeth) move as a whole, by an affine map each.
     """
-    near, distance, triangle = _nearest(laid, faces.numpy(), mean, triangles)
-    corners = faces.numpy()[triangle]
-    weight = barycentric(near, laid[corners])
-    membrane = Membrane(real(mean), torch.from_numpy(np.ascontiguousarray(triangles, np.int64)))
-    confidence = np.exp(-((distance / CARRIED_MM) ** 2))
-    parts = []
-    for some in basis.split(AT_ONCE):
-        values = np.einsum("vk,cvkd->vcd", weight, some.double().numpy()[:, corners])
+
+    def __init__(self, laid: np.ndarray, mean: np.ndarray, triangles: np.ndarray):
+        """laid: vertices of `generic` on the head, see `landmarks.register`; mean: [V, 3] mm, triangles:
+        [F, 3], the head."""
+        generic, self.mean = load_model("generic"), np.asarray(mean, np.float64)
+        faces = generic.triangles.numpy()
+        names = generic.region_names
+        loose = [i for i, name in enumerate(names) if name.startswith(("eye", "teeth"))]
+        skin = faces[~np.isin(generic.region.numpy()[faces[:, 0]], loose)]
+        self.piece = _pieces(triangles, len(mean))
+        main = self.piece == np.bincount(self.piece).argmax()
+        near, distance, triangle = _nearest(laid, faces, mean, triangles)
+        self.corners = faces[triangle]
+        on_skin = _nearest(laid, skin, mean, triangles)
+        near[main], distance[main] = on_skin[0][main], on_skin[1][main]
+        self.corners[main] = skin[on_skin[2][main]]
+        self.weight = barycentric(near, laid[self.corners])
+        self.confidence = np.exp(-((distance / CARRIED_MM) ** 2))
+        self.membrane = Membrane(real(mean), torch.from_numpy(np.ascontiguousarray(triangles, np.int64)))
+        order = np.argsort(self.piece, kind="stable")
+        rows = np.split(order, np.flatnonzero(np.diff(self.piece[order])) + 1)
+        self.small = [r for r in rows if not main[r[0]]]
+
+    def __call__(self, basis: torch.Tensor) -> torch.Tensor:
+        """basis: [K, V of generic, 3] mm -> [K, V, 3] mm."""
+        return torch.cat([self._carried(some.double().numpy()) for some in basis.split(AT_ONCE)])
+
+    def _carried(self, basis: np.ndarray) -> torch.Tensor:
+        values = np.einsum("vk,cvkd->vcd", self.weight, basis[:, self.corners])
         flat = values.reshape(len(values), -1)
-        smooth = membrane.solve(confidence, flat, np.zeros(flat.shape[1]))
-        parts.append(real(smooth.reshape(values.shape).transpose(1, 0, 2)))
-    return torch.cat(parts)
+        smooth = self.membrane.solve(self.confidence, flat, np.zeros(flat.shape[1]))
+        for rows in self.small:
+            smooth[rows] = self._as_one(rows, flat[rows])
+        return real(smooth.reshape(values.shape).transpose(1, 0, 2))
+
+    def _as_one(self, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Offsets [n, D] of the vertices `rows` [n] by an affine map; of small pieces rather a shift."""
+        lever = self.mean[rows] - self.mean[rows].mean(0)
+        shift = values.mean(0)
+        system = lever.T @ lever + len(rows) * WHOLE_MM**2 * np.eye(3)
+        return shift + lever @ np.linalg.solve(system, lever.T @ (values - shift))
+
+
+def _pieces(triangles: np.ndarray, count: int) -> np.ndarray:
+    """Number of the connected piece that each of `count` vertices belongs to."""
+    edges = np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]]]).T
+    graph = coo_array((np.ones(edges.shape[1]), tuple(edges)), shape=(count, count))
+    return connected_components(graph, directed=False)[1]
 
 
 def with_uv(model: FaceModel) -> FaceModel:
@@ -135,7 +169,7 @@ def with_uv(model: FaceModel) -> FaceModel:
 
 
 def unwrap(mean: np.ndarray, triangles: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Texture coordinates of a mesh: few large charts without overlap.
+    """Texture coordinates of a mesh, in charts without overlap.
 
     Args:
         mean: [V, 3]; triangles: [F, 3] int.
@@ -149,10 +183,9 @@ def unwrap(mean: np.ndarray, triangles: np.ndarray) -> tuple[np.ndarray, np.ndar
         return None
     atlas = xatlas.Atlas()
     atlas.add_mesh(np.ascontiguousarray(mean, np.float32), np.ascontiguousarray(triangles, np.uint32))
-    charts, pack = xatlas.ChartOptions(), xatlas.PackOptions()
-    charts.max_cost = CHART_COST
+    pack = xatlas.PackOptions()
     pack.resolution, pack.padding = UV_PX, UV_PADDING_PX
-    atlas.generate(charts, pack)
+    atlas.generate(pack_options=pack)
     _, corners, uv = atlas[0]
     return uv.astype(np.float64).clip(0, 1), corners.astype(np.int64)
 
