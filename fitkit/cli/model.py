@@ -95,7 +95,7 @@ def _import_help() -> str:
     "NAME_landmarks.png beside the model.",
 )
 def import_command(kind, path, name, overwrite, landmarks, check):
-    from fitkit.models.registry import store_model
+    from fitkit.models.registry import free_place, store_model
 
     form, options = FORMATS[kind], {}
     if path is None and not form.fixed:
@@ -106,6 +106,8 @@ def import_command(kind, path, name, overwrite, landmarks, check):
         if not form.landmarks:
             raise InputError(f"--landmarks: expected with kind 'own' only, got it with {kind!r}")
         options["landmarks"] = landmarks
+    if name:
+        free_place(name, overwrite)  # before the work
     imported = form.read(path, name, **options)
     stored = store_model(imported, overwrite)
     if check is None and form.landmarks and landmarks is None:

@@ -3,6 +3,7 @@ import pytest
 from model_files_own import Gltf
 
 from fitkit.errors import InputError
+from fitkit.io import gltf_shapes
 from fitkit.io.gltf_shapes import read_gltf_shapes
 
 QUAD = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], np.float32)
@@ -153,6 +154,21 @@ def test_triangles_of_other_vertices_are_refused(tmp_path):
     file.data = file.data[:at] + np.uint32(9).tobytes() + file.data[at + 4 :]
     with pytest.raises(InputError, match="beyond the 4 of their mesh"):
         read_gltf_shapes(file.write(tmp_path / "a.glb"))
+
+
+def test_files_that_ask_for_too_much_are_refused(tmp_path, monkeypatch):
+    path = quad().write(tmp_path / "a.glb")
+    monkeypatch.setattr(gltf_shapes, "MOST_NODES", 0)
+    with pytest.raises(InputError, match="more than the 0 nodes that are read"):
+        read_gltf_shapes(path)
+    monkeypatch.undo()
+    file = quad()
+    file.document["nodes"] = [{"mesh": 0}] * 9  # small arrays, many times
+    path = file.write(tmp_path / "a.glb")
+    monkeypatch.setattr(gltf_shapes, "ARRAY_BYTES", 800)
+    monkeypatch.setattr(gltf_shapes._Reader, "_take", lambda *_: None)
+    with pytest.raises(InputError, match="36 vertices with 1 shapes are more than are read"):
+        read_gltf_shapes(path)
 
 
 def test_no_gltf(tmp_path):

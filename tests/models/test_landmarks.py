@@ -58,7 +58,7 @@ def test_a_ball_has_no_face(monkeypatch):
     assert len({s.tobytes() for s in sides}) == 24
     monkeypatch.setattr(landmarks, "_sides", lambda: sides[:2])  # all take half a minute
     ball = trimesh.creation.icosphere(subdivisions=3)
-    with pytest.raises(InputError, match="no face seen in the mesh.*--landmarks FILE"):
+    with pytest.raises(InputError, match="mesh: no face seen, expected a head.*--landmarks FILE"):
         place_landmarks(np.asarray(ball.vertices), np.asarray(ball.faces))
 
 

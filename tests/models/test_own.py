@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,9 @@ def points(model):
 def folder(tmp_path_factory):
     """A rig in centimetres, z up, and its landmark file."""
     path = write_folder(tmp_path_factory.mktemp("rig") / "hero", HEAD)
-    return path, write_landmarks(path.parent / "landmarks.txt", GENERIC.landmarks)
+    marks = GENERIC.landmarks
+    write_landmarks(path.parent / "reversed.txt", replace(marks, barycentric=marks.barycentric.flip(1)))
+    return path, write_landmarks(path.parent / "landmarks.txt", marks)
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +155,26 @@ def test_shapes_of_another_mesh_are_refused(tmp_path):
     write_obj(tmp_path / "smile.obj", np.eye(5, 3), CORNERS)
     with pytest.raises(InputError, match=r"smile.obj: expected 4 vertices as in neutral.obj, got 5"):
         import_own(tmp_path)
+
+
+def test_too_many_shapes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(own, "ARRAY_BYTES", 47)
+    for name in ("neutral", "a", "b", "c"):
+        write_obj(tmp_path / f"{name}.obj", np.eye(4, 3), CORNERS)
+    with pytest.raises(InputError, match="more shapes than are read"):
+        import_own(tmp_path)
+
+
+def test_tiles_and_shapes_without_motion_are_left_out(folder):
+    rig = own._read(folder[0])
+    mesh = replace(rig.mesh, uv=HEAD.uv + [1, 0], uv_triangles=HEAD.uv_triangles)
+    mesh.shapes["nothing"] = np.zeros_like(mesh.vertices)
+    head = own._upright(replace(rig, mesh=mesh), folder[1], "hero")
+    assert head.rig.mesh.uv is None and "nothing" not in head.rig.mesh.shapes
+    inside_out = replace(mesh, uv=HEAD.uv, triangles=mesh.triangles[:, ::-1].copy())
+    turned = own._upright(replace(rig, mesh=inside_out), folder[1].with_name("reversed.txt"), "hero").rig.mesh
+    np.testing.assert_array_equal(turned.triangles, HEAD.triangles)
+    np.testing.assert_array_equal(turned.uv_triangles, HEAD.uv_triangles[:, ::-1])
 
 
 def test_faces_of_vertices_that_are_not_there_are_refused(tmp_path):

@@ -44,14 +44,17 @@ CHIN = torch.zeros(68, dtype=torch.bool).index_fill(0, torch.arange(5, 12), True
 # ---- the face in pictures ----
 
 
-UNSEEN = "no face seen in the mesh in neutral expression; give its landmarks with --landmarks FILE"
+UNSEEN = "no face seen, expected a head in neutral expression; give its landmarks with --landmarks FILE"
 
 
-def find_face(vertices: np.ndarray, triangles: np.ndarray) -> tuple[Similarity, np.ndarray]:
+def find_face(
+    vertices: np.ndarray, triangles: np.ndarray, where: str = "mesh"
+) -> tuple[Similarity, np.ndarray]:
     """The face of a mesh with any unit and axes.
 
     Args:
-        vertices: [V, 3], neutral expression; triangles: [F, 3] int, either way round.
+        vertices: [V, 3], neutral expression; triangles: [F, 3] int, either way round; where: the file, for
+        the message.
     Returns:
         mesh -> head frame in mm of a mean head; the points that were seen, [68, 3] in the mesh's frame, NaN
         where there is no surface.
@@ -74,9 +77,10 @@ def find_face(vertices: np.ndarray, triangles: np.ndarray) -> tuple[Similarity, 
                 highest, best = score, frame
         if highest > SURE:
             break
-    if best is None:
-        raise InputError(UNSEEN)
-    return _nearer(detector, vertices, faces, best)
+    closer = best and _nearer(detector, vertices, faces, best)
+    if closer is None:
+        raise InputError(f"{where}: {UNSEEN}")
+    return closer
 
 
 def in_frame(frame: Similarity, points: np.ndarray) -> np.ndarray:
@@ -158,8 +162,8 @@ def onto_mean(points: np.ndarray, used: torch.Tensor = SHOWN) -> tuple[Similarit
 
 def _nearer(
     detector: BuiltinDetector, vertices: np.ndarray, faces: torch.Tensor, frame: Similarity
-) -> tuple[Similarity, np.ndarray]:
-    """`find_face` by larger pictures of the face from three sides."""
+) -> tuple[Similarity, np.ndarray] | None:
+    """`find_face` by larger pictures of the face from three sides; None: seen in none of them."""
     scale, upright = float(frame.scale), np.diag([1.0, -1.0, -1.0]) @ frame.rotation[0].numpy()
     generic = load_model("generic")
     marks = generic.landmarks.points(generic.mean[None], generic.triangles)[0].double()
@@ -171,7 +175,7 @@ def _nearer(
         if score >= SCORE:
             seen.append(points)
     if not seen:
-        raise InputError(UNSEEN)
+        return None
     known = np.isfinite(seen).all(-1).any(0)
     points = np.full((68, 3), np.nan)
     points[known] = np.nanmedian(np.stack(seen)[:, known], 0)
@@ -296,7 +300,7 @@ def _with_identity(model: FaceModel, surface: _Surface, points: np.ndarray | Non
         columns = np.einsum("ndk,nd->nk", laid.columns(vertices[rows], basis[:, rows]), normal)
         A = [columns * weight[:, None]]
         b = [((nearest - vertices[rows]) * normal).sum(1) * weight]
-        if len(known):
+        if points is not None and len(known):
             at = laid.at(marks_mean, marks_basis)
             rest = (points[known] - at) * sight
             # Cauchy's kernel, of two standard deviations.

@@ -26,6 +26,7 @@ NEUTRAL, IDENTITY = "neutral", "identity"
 MOST_VERTICES = 200_000
 UNITS = {"m": 1000.0, "dm": 100.0, "cm": 10.0, "mm": 1.0, "inch": 25.4}
 UNIT_SLACK = 0.3  # heads are this much smaller or larger than the mean one, as logarithm
+UV_SLACK = 0.01  # how far texture coordinates may lie outside of the picture
 STRAIGHT = np.cos(np.radians(20.0))  # heads that lean less keep the axes of their file
 ARRAYS = ("vertices", "triangles", "shapes", "shape_names", IDENTITY, "uv", "uv_triangles")
 
@@ -67,51 +68,36 @@ def import_own(
             "body, or decimate the mesh"
         )
     with refused_as(f"{path}: not usable as a face model", "give the head alone, in neutral expression"):
-        marks, frame, points = _placed(mesh, landmarks)
-        scale, turn, shift, unit = _straightened(frame, points)
-        vertices = scale * mesh.vertices @ turn.T + shift
-        points = scale * points @ turn.T + shift
-        triangles = mesh.triangles
-        inside_out = placing.faces_away(vertices, triangles, points)
-        if inside_out:
-            triangles = triangles[:, ::-1].copy()
-            marks = marks and replace(marks, barycentric=marks.barycentric.flip(1))
-        generic = load_model("generic")
-        laid = placing.register(generic, vertices, triangles, points)
-        marks = marks or placing.carry(generic, laid, vertices, triangles)
-        parts = parts_of(vertices, triangles, marks, laid)
+        head = _upright(rig, landmarks, str(path))
+        mesh, generic = head.rig.mesh, load_model("generic")
+        laid = placing.register(generic, mesh.vertices, mesh.triangles, head.points)
+        marks = head.landmarks or placing.carry(generic, laid, mesh.vertices, mesh.triangles)
+        parts = parts_of(mesh.vertices, mesh.triangles, marks, laid)
+        carry = Carrier(laid, mesh.vertices, mesh.triangles)
 
-        carry = Carrier(laid, vertices, triangles)
-
-        def shapes(own: dict[str, np.ndarray]) -> torch.Tensor:
-            return real(np.stack([scale * row @ turn.T for row in own.values()]))
+        def shapes(own: dict[str, np.ndarray], others: torch.Tensor) -> torch.Tensor:
+            return real(np.stack(list(own.values()))) if own else carry(others)
 
         model = FaceModel(
-            name=name or path.stem,
-            mean=real(vertices),
-            identity_basis=shapes(rig.identity) if rig.identity else carry(generic.identity_basis),
-            expression_basis=shapes(mesh.shapes) if mesh.shapes else carry(generic.expression_basis),
+            name=name or re.sub(r"[^A-Za-z0-9.-]+", "_", path.stem).strip("_.-") or "own",
+            mean=real(mesh.vertices),
+            identity_basis=shapes(head.rig.identity, generic.identity_basis),
+            expression_basis=shapes(mesh.shapes, generic.expression_basis),
             expression_names=known_names(tuple(mesh.shapes)) or generic.expression_names,
-            triangles=torch.from_numpy(triangles),
+            triangles=torch.from_numpy(mesh.triangles),
             landmarks=marks,
             region=parts.region,
             region_names=parts.region_names,
             skin=parts.skin,
             face=parts.face,
             uv=None if mesh.uv is None else real(mesh.uv),
-            uv_triangles=None
-            if mesh.uv is None
-            else torch.from_numpy(_turned(mesh.uv_triangles, inside_out)),
+            uv_triangles=None if mesh.uv_triangles is None else torch.from_numpy(mesh.uv_triangles),
             source=path.name,
-            notes=_notes(rig, turn, shift, scale, unit, landmarks is None),
+            notes=head.notes,
         )
         model = with_uv(model)
     check_model(model, str(path))
     return model
-
-
-def _turned(triangles: np.ndarray, inside_out: bool) -> np.ndarray:
-    return triangles[:, ::-1].copy() if inside_out else triangles
 
 
 # ---- files ----
@@ -270,12 +256,46 @@ def _letters(name: str) -> str:
 # ---- where it stands ----
 
 
-def _placed(
-    mesh: ShapedMesh, landmarks: str | os.PathLike | None
-) -> tuple[LandmarkEmbedding | None, Similarity, np.ndarray]:
-    """Landmarks if they are given, mesh -> head frame, and points [68, 3] in the mesh's frame."""
+@dataclass(frozen=True)
+class Upright:
+    """A rig in the head frame, mm, triangles counter-clockwise seen from outside. landmarks: if they are
+    given; points: [68, 3], those or the ones that were seen, NaN where there is none; notes: of the model."""
+
+    rig: Rig
+    landmarks: LandmarkEmbedding | None
+    points: np.ndarray
+    notes: str
+
+
+def _upright(rig: Rig, landmarks: str | os.PathLike | None, where: str) -> Upright:
+    mesh = rig.mesh
     if landmarks is None:
-        return None, *placing.find_face(mesh.vertices, mesh.triangles)
+        marks = None
+        frame, points = placing.find_face(mesh.vertices, mesh.triangles, where)
+    else:
+        marks, frame, points = _given(mesh, landmarks)
+    scale, turn, shift, unit = _straightened(frame, points)
+    notes = _notes(rig, turn, shift, scale, unit, landmarks is None)
+    vertices, points = (scale * p @ turn.T + shift for p in (mesh.vertices, points))
+
+    def turned(shapes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: scale * row @ turn.T for name, row in shapes.items() if np.abs(row).max() > 0}
+
+    triangles, uv, corners = mesh.triangles, mesh.uv, mesh.uv_triangles
+    if uv is None or corners is None or not (uv.min() >= -UV_SLACK and uv.max() <= 1 + UV_SLACK):
+        uv = corners = None  # several tiles, which one texture cannot hold
+    if placing.faces_away(vertices, triangles, points):
+        triangles = triangles[:, ::-1].copy()
+        corners = corners if corners is None else corners[:, ::-1].copy()
+        marks = marks and replace(marks, barycentric=marks.barycentric.flip(1))
+    mesh = ShapedMesh(vertices, triangles, turned(mesh.shapes), uv, corners)
+    return Upright(Rig(mesh, turned(rig.identity)), marks, points, notes)
+
+
+def _given(
+    mesh: ShapedMesh, landmarks: str | os.PathLike
+) -> tuple[LandmarkEmbedding, Similarity, np.ndarray]:
+    """The landmarks of a file, mesh -> head frame, and the points [68, 3] in the mesh's frame."""
     marks = read_landmarks(landmarks, mesh.triangles, len(mesh.vertices))
     missing = [corner for corner in EYE_CORNERS if corner in marks.missing]
     if missing:

@@ -98,8 +98,8 @@ class Carrier:
     """Shapes of `generic` for the mesh of another head: the offsets at the nearest place that faces the same
     way, continued smoothly where that is far away.
 
-    The largest piece of the mesh takes them from the skin and the inside of the mouth alone, so that lids do
-    not turn with eyeballs; smaller pieces (eyeballs, teeth) move as a whole, by an affine map each.
+    Pieces of the mesh that lie on eyeballs or teeth for the most part move as a whole, by an affine map each;
+    all others take the offsets of skin and mouth alone, so that lids do not turn with eyeballs.
     """
 
     def __init__(self, laid: np.ndarray, mean: np.ndarray, triangles: np.ndarray):
@@ -107,22 +107,20 @@ class Carrier:
         [F, 3], the head."""
         generic, self.mean = load_model("generic"), np.asarray(mean, np.float64)
         faces = generic.triangles.numpy()
-        names = generic.region_names
-        loose = [i for i, name in enumerate(names) if name.startswith(("eye", "teeth"))]
-        skin = faces[~np.isin(generic.region.numpy()[faces[:, 0]], loose)]
-        self.piece = _pieces(triangles, len(mean))
-        main = self.piece == np.bincount(self.piece).argmax()
+        loose = np.array([name.startswith(("eye", "teeth")) for name in generic.region_names])
+        loose = loose[generic.region.numpy()[faces[:, 0]]]
         near, distance, triangle = _nearest(laid, faces, mean, triangles)
+        piece = _pieces(triangles, len(mean))
+        whole = np.bincount(piece, loose[triangle]) > 0.5 * np.bincount(piece)
+        soft = ~whole[piece]
+        on_skin = _nearest(laid, faces[~loose], mean, triangles)
+        near[soft], distance[soft] = on_skin[0][soft], on_skin[1][soft]
+        triangle[soft] = np.flatnonzero(~loose)[on_skin[2][soft]]
         self.corners = faces[triangle]
-        on_skin = _nearest(laid, skin, mean, triangles)
-        near[main], distance[main] = on_skin[0][main], on_skin[1][main]
-        self.corners[main] = skin[on_skin[2][main]]
         self.weight = barycentric(near, laid[self.corners])
         self.confidence = np.exp(-((distance / CARRIED_MM) ** 2))
         self.membrane = Membrane(real(mean), torch.from_numpy(np.ascontiguousarray(triangles, np.int64)))
-        order = np.argsort(self.piece, kind="stable")
-        rows = np.split(order, np.flatnonzero(np.diff(self.piece[order])) + 1)
-        self.small = [r for r in rows if not main[r[0]]]
+        self.whole = [np.flatnonzero(piece == number) for number in np.flatnonzero(whole)]
 
     def __call__(self, basis: torch.Tensor) -> torch.Tensor:
         """basis: [K, V of generic, 3] mm -> [K, V, 3] mm."""
@@ -132,7 +130,7 @@ class Carrier:
         values = np.einsum("vk,cvkd->vcd", self.weight, basis[:, self.corners])
         flat = values.reshape(len(values), -1)
         smooth = self.membrane.solve(self.confidence, flat, np.zeros(flat.shape[1]))
-        for rows in self.small:
+        for rows in self.whole:
             smooth[rows] = self._as_one(rows, flat[rows])
         return real(smooth.reshape(values.shape).transpose(1, 0, 2))
 
