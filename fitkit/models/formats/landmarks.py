@@ -77,7 +77,7 @@ def find_face(
                 highest, best = score, frame
         if highest > SURE:
             break
-    closer = best and _nearer(detector, vertices, faces, best)
+    closer = None if best is None else _nearer(detector, vertices, faces, best)
     if closer is None:
         raise InputError(f"{where}: {UNSEEN}")
     return closer
