@@ -7,6 +7,7 @@ import os
 import click
 
 from fitkit.cli.bench import numbers
+from fitkit.errors import InputError
 from fitkit.models.formats import FORMATS
 from fitkit.models.registry import FETCHABLE
 
@@ -134,14 +135,43 @@ def _import_help() -> str:
 
 @model.command("import", help=_import_help())
 @click.argument("kind", type=click.Choice(list(FORMATS)))
-@click.argument("path", type=click.Path())
+@click.argument("path", type=click.Path(), required=False)
 @click.option("--name", default=None, help="Name of the imported model; default: KIND, or that in the file.")
 @click.option("--overwrite", is_flag=True, help="Replace a model of this name.")
-def import_command(kind, path, name, overwrite):
-    from fitkit.models.registry import store_model
+@click.option(
+    "--landmarks",
+    type=click.Path(),
+    help="Of kind own: a text file with the vertices of the 68 points; default: placed automatically.",
+)
+@click.option(
+    "--check",
+    type=click.Path(),
+    help="Picture of the head with its landmarks; default, where they are placed automatically: "
+    "NAME_landmarks.png beside the model.",
+)
+def import_command(kind, path, name, overwrite, landmarks, check):
+    from fitkit.models.registry import free_place, store_model
 
-    imported = FORMATS[kind].read(path, name)
+    form, options = FORMATS[kind], {}
+    if path is None and not form.fixed:
+        raise click.MissingParameter(param_hint="'PATH'", param_type="argument")
+    if path is not None and form.fixed:
+        raise InputError(f"PATH: expected none with kind {kind!r}, got {path}")
+    if landmarks is not None:
+        if not form.landmarks:
+            raise InputError(f"--landmarks: expected with kind 'own' only, got it with {kind!r}")
+        options["landmarks"] = landmarks
+    if name:
+        free_place(name, overwrite)  # before the work
+    imported = form.read(path, name, **options)
     stored = store_model(imported, overwrite)
+    if check is None and form.landmarks and landmarks is None:
+        check = stored.with_name(f"{stored.stem}_landmarks.png")
+    if check is not None:
+        from fitkit.export.model_picture import write_landmark_picture
+
+        write_landmark_picture(imported, check)
+        click.echo(f"{check}: look whether its 68 points are right; if not, give them with --landmarks FILE")
     click.echo(
         f"{stored}: {imported.num_vertices} vertices, {imported.num_identity} identity and "
         f"{imported.num_expression} expression shapes"

