@@ -12,6 +12,7 @@ from helpers import tiny_model, with_joints
 from model_files_bfm import write_3ddfa, write_bfm17, write_bfm_front
 from model_files_flame import write_flame
 from model_files_gnm import write_gnm
+from model_files_own import gltf_head, head, write_folder
 from model_files_surrey import write_surrey
 
 from fitkit.models.face_model import FaceModel
@@ -26,17 +27,20 @@ NOT_IN_SURREY = (*range(8), *range(9, 17), 60, 64)
 class Kind:
     """label: its row in the table of docs/face_models.md; write: writes its files into a folder and gives
     KIND and PATH of `fitkit model import`; None: the model comes with fitkit under the name of its label;
-    needs: files that are not part of fitkit."""
+    needs: files that are not part of fitkit; unwrapped: the files have no texture coordinates."""
 
     label: str
     write: Callable[[Path], tuple[str, Path]] | None = None
     needs: Path | None = None
+    unwrapped: bool = False
 
     def __repr__(self) -> str:
         return self.label
 
 
-def published(label: str, kind: str, write: Callable[[Path], object], file: str = "") -> Kind:
+def published(
+    label: str, kind: str, write: Callable[[Path], object], file: str = "", unwrapped: bool = False
+) -> Kind:
     """Files that `fitkit model import KIND` reads, which `write` makes in a folder, or as one file of this
     name in it."""
 
@@ -44,7 +48,7 @@ def published(label: str, kind: str, write: Callable[[Path], object], file: str 
         write(folder / file)
         return kind, folder / file
 
-    return Kind(label, written)
+    return Kind(label, written, unwrapped=unwrapped)
 
 
 def real(label: str, kind: str, path: Path) -> Kind:
@@ -98,7 +102,9 @@ KINDS = (
     published("flame", "flame", write_flame),
     published("gnm", "gnm", write_gnm),
     published("surrey", "surrey", write_surrey),
-    published("bfm09 of 3DDFA", "bfm09", write_3ddfa),
-    published("bfm-front", "bfm-front", write_bfm_front, "BFM_model_front.mat"),
-    published("bfm17", "bfm17", write_bfm17, "model2017-1_face12_nomouth.h5"),
+    published("bfm09 of 3DDFA", "bfm09", write_3ddfa, unwrapped=True),
+    published("bfm-front", "bfm-front", write_bfm_front, "BFM_model_front.mat", unwrapped=True),
+    published("bfm17", "bfm17", write_bfm17, "model2017-1_face12_nomouth.h5", unwrapped=True),
+    published("own: OBJ files", "own", lambda folder: write_folder(folder, head()), unwrapped=True),
+    published("own: glTF", "own", lambda path: gltf_head(head()).write(path), "head.glb", unwrapped=True),
 )

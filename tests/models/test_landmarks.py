@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from fitkit.models.formats.landmarks import (
     onto_mean,
     place_landmarks,
     register,
+    with_all_landmarks,
 )
 from fitkit.models.formats.parts import real
 
@@ -80,6 +82,35 @@ def test_points_that_are_missing_or_astray_place_nothing():
     frame, median = onto_mean(points)
     assert median < 5 and abs(float(frame.scale) - 1) < 0.1
     assert onto_mean(np.full((68, 3), np.nan))[1] == np.inf
+
+
+def lacking(keep):
+    """A head as a model that has only some of its points."""
+    of = head(7)
+    full = replace(GENERIC, mean=torch.from_numpy(of.vertices).float())
+    present = torch.isin(torch.arange(68), torch.tensor(keep))
+    triangle = torch.where(present, full.landmarks.triangle, -1)
+    return full, replace(full, landmarks=replace(full.landmarks, triangle=triangle))
+
+
+def test_missing_points_are_placed_by_the_others():
+    keep = [8, 27, 30, 33, 36, 39, 42, 45, 48, 51, 54, 57]
+    full, lacks = lacking(keep)
+    model = with_all_landmarks(lacks)
+    assert model.landmarks.missing == () and "Landmarks 0, 1, 2, 3," in model.notes
+    found, true = (m.landmarks.points(m.mean[None], m.triangles)[0].double().numpy() for m in (model, full))
+    away = np.linalg.norm(found - true, axis=1)
+    assert away[keep].max() < 1e-3
+    assert away[17:].mean() < 2.5 and away[:17].mean() < 5.0
+
+
+def test_points_of_another_mesh_place_nothing():
+    _, lacks = lacking(range(20, 68))
+    rolled = replace(lacks.landmarks, triangle=lacks.landmarks.triangle.roll(9))
+    with pytest.raises(
+        InputError, match="model 'generic': its landmarks are .* mm from those of a mean face"
+    ):
+        with_all_landmarks(replace(lacks, landmarks=rolled))
 
 
 @pytest.mark.slow

@@ -18,7 +18,9 @@ class Format:
     path: what PATH is, for the help; reader: 'module:function' of `read(path, name) -> FaceModel`, which
     raises InputError; name: that the model gets where the user gives none, '' where the file says it;
     landmarks: whether the reader takes `landmarks`, the path of a file that places the 68 points, and places
-    them itself without one; fixed: the reader needs no PATH.
+    them itself without one; fixed: the reader needs no PATH; placed: points of the 68 that the files do not
+    mark are placed by those of `generic`; finished: the model stays as the file has it, also without texture
+    coordinates.
     """
 
     path: str
@@ -26,11 +28,22 @@ class Format:
     name: str = ""
     landmarks: bool = False
     fixed: bool = False
+    placed: bool = False
+    finished: bool = False
 
     def read(self, path: str | os.PathLike | None, name: str | None = None, **options) -> FaceModel:
         """options: those beyond path and name that the reader takes."""
         module, _, function = self.reader.partition(":")
-        return getattr(import_module(module), function)(path, name or self.name, **options)
+        model = getattr(import_module(module), function)(path, name or self.name, **options)
+        if self.placed and model.landmarks.missing:
+            from fitkit.models.formats.landmarks import with_all_landmarks
+
+            model = with_all_landmarks(model)
+        if self.finished:
+            return model
+        from fitkit.models.formats.parts import with_uv
+
+        return with_uv(model)
 
 
 FORMATS = {
@@ -54,6 +67,7 @@ FORMATS = {
         "01_MorphableModel.mat, Exp_Pca.bin, std_exp.txt and BFM_exp_idx.mat",
         "fitkit.models.formats.bfm09:import_bfm09",
         "bfm09",
+        placed=True,
     ),
     "bfm-front": Format(
         "BFM_model_front.mat of Deep3DFaceRecon",
@@ -64,11 +78,13 @@ FORMATS = {
         "a Basel Face Model of 2017, e.g. model2017-1_face12_nomouth.h5",
         "fitkit.models.formats.bfm17:import_bfm17",
         "bfm17",
+        placed=True,
     ),
     "bfm19": Format(
         "a Basel Face Model of 2019, e.g. model2019_face12.h5",
         "fitkit.models.formats.bfm17:import_bfm17",
         "bfm19",
+        placed=True,
     ),
     "surrey": Format(
         "folder with sfm_shape_3448.bin, expression_blendshapes_3448.bin and ibug_to_sfm.txt of eos",
@@ -89,5 +105,6 @@ FORMATS = {
     "npz": Format(
         "a model of your own in fitkit's format (docs/face_models.md)",
         "fitkit.models.formats.npz:import_npz",
+        finished=True,
     ),
 }

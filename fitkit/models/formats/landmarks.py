@@ -353,3 +353,37 @@ def place_landmarks(mean: np.ndarray, triangles: np.ndarray) -> LandmarkEmbeddin
     generic = load_model("generic")
     marks = carry(generic, register(generic, vertices, facing, points), vertices, facing)
     return replace(marks, barycentric=marks.barycentric.flip(1)) if inside_out else marks
+
+
+def with_all_landmarks(model: FaceModel) -> FaceModel:
+    """The model with all 68 points: those that it lacks are placed as `place_landmarks` does, from the others
+    instead of pictures. `notes` say which.
+
+    Raises:
+        InputError: the points that it has are not those of a face.
+    """
+    marks, triangles = model.landmarks, model.triangles.numpy()
+    vertices = model.mean.double().numpy()
+    points = marks.points(model.mean[None], model.triangles)[0].double()
+    points = torch.where(marks.present[:, None], points, torch.nan).numpy()
+    frame, residual = onto_mean(points)
+    if residual > RESIDUAL_MM:
+        raise InputError(
+            f"model {model.name!r}: its landmarks are {residual:.3g} mm from those of a mean face (median); "
+            "they belong to another mesh"
+        )
+    vertices, points = in_frame(frame, vertices), in_frame(frame, points)
+    generic = load_model("generic")
+    placed = carry(generic, register(generic, vertices, triangles, points), vertices, triangles)
+    there = marks.present
+    lacked = ", ".join(map(str, marks.missing))
+    return replace(
+        model,
+        landmarks=LandmarkEmbedding(
+            marks.names,
+            torch.where(there, marks.triangle, placed.triangle),
+            torch.where(there[:, None], marks.barycentric, placed.barycentric),
+        ),
+        notes=f"{model.notes} Landmarks {lacked}, which the files do not mark, lie where those of 'generic' "
+        "come to lie on the mean face: look at them before you compare landmarks.".strip(),
+    )

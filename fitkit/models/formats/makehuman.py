@@ -6,7 +6,7 @@ import numpy as np
 
 from fitkit.errors import InputError
 from fitkit.models.face_model import FaceModel
-from fitkit.models.formats.parts import real, with_uv
+from fitkit.models.formats.parts import real
 from fitkit.models.io import check_model
 from fitkit.models.makehuman import NAME, MakeHumanModel, load_makehuman
 
@@ -31,24 +31,22 @@ def import_makehuman(path: None = None, name: str = f"{NAME}-pca") -> FaceModel:
         )
     people = load_makehuman()
     mean, basis, share = principal_components(people, COMPONENTS)
-    model = with_uv(
-        FaceModel(
-            name=name,
-            mean=real(mean),
-            identity_basis=real(basis),
-            expression_basis=people.expression_basis,
-            expression_names=people.expression_names,
-            triangles=people.triangles,
-            landmarks=people.landmarks,
-            region=people.region,
-            region_names=people.region_names,
-            skin=people.skin,
-            face=people.face,
-            source=people.source,
-            license=people.license,
-            notes=f"Identity: {COMPONENTS} principal components of {PEOPLE} random people ({share:.1%} of "
-            "their variance), no weights of MakeHuman's targets. Expressions: its face units at weight 1.",
-        )
+    model = FaceModel(
+        name=name,
+        mean=real(mean),
+        identity_basis=real(basis),
+        expression_basis=people.expression_basis,
+        expression_names=people.expression_names,
+        triangles=people.triangles,
+        landmarks=people.landmarks,
+        region=people.region,
+        region_names=people.region_names,
+        skin=people.skin,
+        face=people.face,
+        source=people.source,
+        license=people.license,
+        notes=f"Identity: {COMPONENTS} principal components of {PEOPLE} random people ({share:.1%} of "
+        "their variance), no weights of MakeHuman's targets. Expressions: its face units at weight 1.",
     )
     check_model(model, name)
     return model

@@ -18,7 +18,7 @@ from fitkit.io.gltf_shapes import ShapedMesh, read_gltf_shapes
 from fitkit.io.mesh_files import obj_arrays
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
 from fitkit.models.formats import landmarks as placing
-from fitkit.models.formats.parts import NAMES, Carrier, at_vertices, parts_of, real, with_uv
+from fitkit.models.formats.parts import NAMES, Carrier, at_vertices, parts_of, real
 from fitkit.models.io import EYE_CORNERS, check_model
 from fitkit.models.registry import load_model
 
@@ -95,7 +95,6 @@ def import_own(
             source=path.name,
             notes=head.notes,
         )
-        model = with_uv(model)
     check_model(model, str(path))
     return model
 
