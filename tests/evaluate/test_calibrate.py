@@ -124,10 +124,7 @@ def test_refusals(data, models, tmp_path):  # noqa: F811
     assert f"got '{elsewhere}'; store a copy" in command(elsewhere).output
     elsewhere.rename(models / "mine.npz")
     assert "expected at least one subject" in command("mine", "--people", "0").output
-    assert (
-        "photos: expected 1 and a larger number, got 2, 3"
-        in command("mine", data[0], "--photos", "2,3").output
-    )
+    assert "photos: expected 1 and a larger number, got 2, 3" in command("mine", "--photos", "2,3").output
     outcome = command("mine", data[0], "--photos", "1,2")  # the detector sees no face in such pictures
     assert outcome.exit_code == 1 and outcome.output.count("left out") == 4
     assert (

@@ -74,6 +74,12 @@ def unknown_people(folder: str | os.PathLike, count: int, seed: int, tell: Tell 
     return Path(folder)
 
 
+def check_photos(photos: Sequence[int]) -> None:
+    """Refuse numbers of photos (InputError) that do not tell fits of one photo and of several."""
+    if 1 not in photos or max(photos) < 2:
+        raise InputError(f"photos: expected 1 and a larger number, got {', '.join(map(str, photos))}")
+
+
 def calibrate(
     model: FaceModel,
     data: str | os.PathLike,
@@ -93,8 +99,7 @@ def calibrate(
     Raises:
         InputError: unusable data, other numbers of photos, or no fit of one photo or of several.
     """
-    if 1 not in photos or max(photos) < 2:
-        raise InputError(f"photos: expected 1 and a larger number, got {', '.join(map(str, photos))}")
+    check_photos(photos)
     plan, bare = (
         load_recipe("multiview", ("landmarks.source=builtin", *overrides)),
         replace(model, calibration=BARE),
