@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fitkit.errors import InputError
 from fitkit.geometry.normals import vertex_normals
+from fitkit.observe.face_parts import PARSE
 from fitkit.observe.sampling import erode
 from fitkit.render.rasterizer import Fragments, interpolate, rasterize
 from fitkit.render.visibility import seen_by_depth
@@ -31,18 +32,6 @@ HALF = {
     "left": ((22, 23, 24, 25, 26), tuple(range(8, 17))),
 }  # brow, jaw
 RIDGE = (27, 28, 29, 30)
-PARSE = (
-    "background",
-    "skin",
-    "left_brow",
-    "right_brow",
-    "left_eye",
-    "right_eye",
-    "nose",
-    "mouth",
-    "upper_lip",
-    "lower_lip",
-)
 # named classes weigh the first number, the rest of the face the second, the background the third
 PARSE_WEIGHTS = {
     "dfmvr": (frozenset(PARSE[2:]), 254.0, 128.0, 32.0),  # DF-MVR eq. 2
