@@ -68,6 +68,19 @@ class CameraOptions:
 
 
 @dataclass(frozen=True)
+class MaskOptions:
+    """Which pixels of the photos count."""
+
+    # In the stages; given: those of masks beside the photos, where there are some; auto: of these those that
+    # the face parser takes for the head: no hair, glasses, hands, clothes; none: all.
+    source: Literal["auto", "given", "none"] = "given"
+    texture: Literal["auto", "given", "none"] = (
+        "given"  # the same for texture, albedo and light of the result
+    )
+    weights: str = ""  # of the parser, regressor.safetensors; empty = the one that comes with fitkit
+
+
+@dataclass(frozen=True)
 class RenderOptions:
     """What draws the mesh during the fit."""
 
@@ -132,6 +145,7 @@ class FitRecipe:
     seed: Seed = 0  # of all that is drawn at random
     crop: CropOptions = CropOptions()
     landmarks: LandmarkOptions = LandmarkOptions()
+    masks: MaskOptions = MaskOptions()
     flow: FlowSource = FlowSource()
     camera: CameraOptions = CameraOptions()
     render: RenderOptions = RenderOptions()
