@@ -45,7 +45,7 @@ MASKS = "masks"
     type=click.Path(path_type=Path),
     default=None,
     metavar="FILE",
-    help="Weights of the parser, regressor.safetensors; default: those that come with fitkit.",
+    help="Weights of the parser, regressor.safetensors; default: landmarks and colours tell the head.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace landmark files that are there, and masks.")
 @click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
@@ -161,20 +161,19 @@ def _detect_one(detector, photo: Path, folder: Path, overwrite: bool) -> str:
 def _mask_one(parser, photo: Path, folder: Path, overwrite: bool) -> str:
     """Write the mask of one photo, whose landmark file is there; the line that says what was done."""
     import numpy as np
-    import torch
     from PIL import Image
 
-    from fitkit.fitting.head_masks import head_mask, parse_photo
+    from fitkit.fitting.head_masks import head_mask
     from fitkit.io.atomic import written_whole
     from fitkit.io.images import read_image
     from fitkit.io.landmark_files import read_landmarks
+    from fitkit.nets.parser.photos import parse_photo
 
     path = folder / MASKS / f"{photo.stem}.png"
     if path.exists() and not overwrite:
         return f"{photo.name}: kept {MASKS}/{path.name}, which is there (--overwrite replaces it)"
     image, points = read_image(photo)[0], read_landmarks(_there(photo, folder))[:, :2]
-    points = points[np.isfinite(points).all(1)]
-    mask = head_mask(parse_photo(parser, image, torch.from_numpy(points)))
+    mask = head_mask(parse_photo(parser, image, points))
     with written_whole(path, ELSEWHERE) as part:
         Image.fromarray(mask.astype(np.uint8) * 255).save(part, format="PNG")
     return f"{photo.name}: {path}, {100 * mask.mean():.0f} % of the photo is the head"

@@ -24,7 +24,7 @@ from fitkit.observe.label_crops import cut_labels
 from fitkit.observe.labels import Labels
 from fitkit.observe.landmarks.types import Landmarks
 
-ROOM = CropOptions(margin=3.2, up=0.15, min_size=64)  # wider than any network's crop
+ROOM = (3.2, 0.15)  # margin and up of a crop that is wider than any network's
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def parsed_sample(id: str, image: np.ndarray, points: np.ndarray, parts: np.ndar
     labels = Labels(
         parse=torch.from_numpy(np.where(parts == UNKNOWN, 0, parts)).long()[None], parse_valid=known
     )
-    crop = CropOptions(ROOM.margin, ROOM.up, size, min(ROOM.min_size, size))
+    crop = CropOptions(*ROOM, size, min(64, size))
     seen = crop_views([image], [None], marks, crop)
     labels = cut_labels(labels, seen.scale, seen.offset, seen.size)
     return Sample(id, replace(seen, labels=labels), labels)

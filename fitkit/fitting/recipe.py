@@ -77,7 +77,7 @@ class MaskOptions:
     texture: Literal["auto", "given", "none"] = (
         "given"  # the same for texture, albedo and light of the result
     )
-    weights: str = ""  # of the parser, regressor.safetensors; empty = the one that comes with fitkit
+    weights: str = ""  # of the parser, regressor.safetensors; empty = landmarks and colours tell the parts
 
 
 @dataclass(frozen=True)

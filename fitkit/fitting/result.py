@@ -94,7 +94,7 @@ class FitResult:
         it; what `masks.texture` of the recipe says.
 
         Raises:
-            MissingWeightsError, InputError: it says 'auto', and there is no parser.
+            InputError: it names weights of a parser that cannot be used.
         """
         options = build(MaskOptions, self.recipe.get("masks") or {}, "masks", ".")
         model, state = self.personal_model, self.state

@@ -250,13 +250,14 @@ def test_a_folder_that_holds_something_else_is_refused(run, tmp_path):
 @pytest.fixture
 def light_is_head(monkeypatch):
     from fitkit.fitting import head_masks
+    from fitkit.nets.parser import photos
 
     asked = []
     monkeypatch.setattr(
         head_masks, "load_parser", lambda weights="", device="cpu": asked.append(weights) or True
     )
     monkeypatch.setattr(
-        head_masks, "parse_photo", lambda parser, image, points: (image[..., 0] > 128).astype(np.uint8)
+        photos, "parse_photo", lambda parser, image, points: (image[..., 0] > 128).astype(np.uint8)
     )
     return asked
 

@@ -11,7 +11,7 @@ from layouts import CELEBA_PARTS, celebamask
 from PIL import Image
 
 from fitkit.data.celebamask import CelebAMask, CelebAMaskOptions
-from fitkit.data.guessed_parts import GuessedParts, GuessedPartsOptions, expected_parts, guess_parts
+from fitkit.data.guessed_parts import GuessedParts, GuessedPartsOptions
 from fitkit.data.parsed_pictures import ParsedPictures, ParsedPicturesOptions, parsed_sample
 from fitkit.data.photo_changes import PhotoChanges, change_photos
 from fitkit.errors import InputError
@@ -23,6 +23,8 @@ from fitkit.synth.folder import write_subjects
 from fitkit.synth.recipe import load_synth_recipe
 from fitkit.synth.subject import draw_subject, render_subject
 from fitkit.train.readers import reader
+
+CLEAN = load_synth_recipe("clean", ["views=1", "size=224", "variation.fill=[2.0,2.2]", "variation.bald=0"])
 
 
 def part(name):
@@ -138,49 +140,12 @@ def test_what_is_no_celebamask_is_refused(tmp_path):
 # ---- guesses ----
 
 
-@pytest.fixture(scope="module")
-def rendered():
-    """Rendered people with short hair whose parts are known."""
-    model = load_model("generic")
-    recipe = load_synth_recipe(
-        "clean",
-        [
-            "views=1",
-            "size=224",
-            "variation.fill=[2.0,2.2]",
-            "variation.bald=0",
-            "variation.long_hair=0",
-            "jaw=outline",
-        ],
-    )
-    return [render_subject(model, recipe, draw_subject(model, recipe, k))[0] for k in range(4)]
-
-
-def test_guesses_are_right_where_they_are_made(rendered):
-    right, made, hits = 0, 0, {}
-    for view in rendered:
-        guess = guess_parts(view.image, view.given.astype(np.float64))
-        known = (guess != UNKNOWN) & (guess != part("clothes"))  # rendered shoulders are narrow
-        right, made = right + (guess == view.parts)[known].sum(), made + known.sum()
-        for name in ("skin", "hair", "nose", "left_eye", "upper_lip"):
-            mine, truth = guess == part(name), view.parts == part(name)
-            hits.setdefault(name, []).append((mine & truth).sum() / max(1, mine.sum()))
-    assert made > 0.3 * 4 * 224**2 and right / made > 0.88
-    assert np.mean(hits["skin"]) > 0.9 and np.mean(hits["nose"]) > 0.8
-    assert np.mean(hits["left_eye"]) > 0.6 and np.mean(hits["upper_lip"]) > 0.6
-
-
-def test_the_mean_head_stands_where_the_landmarks_are(rendered):
-    view = rendered[0]
-    expected, up, scale = expected_parts(view.landmarks.astype(np.float64), 224)
-    both = (expected > 0) & (view.depth > 0)
-    assert both.sum() / ((expected > 0) | (view.depth > 0)).sum() > 0.8
-    assert up[1] < -0.9 and scale == pytest.approx(np.ptp(view.landmarks[:, 1]) / 128, rel=0.15)
-
-
-def test_guesses_of_a_folder(tmp_path, rendered):
+def test_guesses_of_a_folder(tmp_path):
     folder = tmp_path / "anna"
     folder.mkdir()
+    rendered = [
+        render_subject(load_model("generic"), CLEAN, draw_subject(load_model("generic"), CLEAN, 0))[0]
+    ] * 3
     for k in range(3):
         cv2.imwrite(str(folder / f"{k}.png"), rendered[k].image[..., ::-1])
         write_pts(folder / f"{k}.pts", rendered[k].given)
@@ -189,14 +154,6 @@ def test_guesses_of_a_folder(tmp_path, rendered):
     sample = data[1]
     assert sample.observations.labels.parse_valid.float().mean() < 0.95
     assert {part("skin"), part("nose")} <= set(sample.observations.labels.parse.unique().tolist())
-
-
-def test_without_landmarks_of_eyes_and_mouth_these_stay_open(rendered):
-    view = rendered[0]
-    points = view.given.astype(np.float64)
-    points[36:] = np.nan
-    guess = guess_parts(view.image, points)
-    assert not np.isin(guess, [part(n) for n in ("left_eye", "right_eye", "mouth", "upper_lip")]).any()
 
 
 # ---- changes ----

@@ -7,42 +7,46 @@ import pytest
 import torch
 from helpers import tiny_model, tiny_result
 
-from fitkit.errors import InputError, MissingWeightsError
+from fitkit.errors import InputError
 from fitkit.export.texture import blend_texture
 from fitkit.fitting import head_masks
-from fitkit.fitting.head_masks import head_mask, load_parser, parse_photo, usable_pixels
+from fitkit.fitting.head_masks import head_mask, load_parser, usable_pixels
 from fitkit.fitting.recipe import MaskOptions, load_recipe
 from fitkit.fitting.run import fit
 from fitkit.io.subject import View
 from fitkit.nets import save_predictor
+from fitkit.nets.parser.by_colors import ByColors
 from fitkit.nets.parser.network import Parser, ParserOptions
-from fitkit.nets.predictor import Prediction, frames_of
+from fitkit.nets.parser.photos import ByNetwork, parse_photo
+from fitkit.observe.crop import CropOptions
 from fitkit.observe.face_parts import PARTS, UNKNOWN
 from fitkit.observe.landmarks.types import Landmarks, join_landmarks
 
 SKIN, HAIR, BACKGROUND = (PARTS.index(n) for n in ("skin", "hair", "background"))
 
 
-class RedIsSkin(Parser):
+class RedIsSkin:
     """A parser by colour: red is skin, green is hair, all else background."""
 
-    def forward(self, images, valid, padded=False):
-        frames, subject = frames_of(images, valid, padded)
-        logits = torch.full((len(frames), len(PARTS), *frames.shape[-2:]), -1.0)
-        logits[:, BACKGROUND] = 0.3
-        logits[:, SKIN] = frames[:, 0] - frames[:, 1]
-        logits[:, HAIR] = frames[:, 1] - frames[:, 0]
-        return Prediction(parse=logits, subject=subject)
+    crop = CropOptions(2.2, 0.18, 128, 128)
+
+    def scores(self, image, points):
+        image = image.astype(np.float32) / 255
+        out = np.full((len(PARTS) + 1, *image.shape[:2]), -1, np.float32)
+        out[BACKGROUND] = 0.3
+        out[SKIN] = image[..., 0] - image[..., 1]
+        out[HAIR] = image[..., 1] - image[..., 0]
+        return out
 
 
 @pytest.fixture
 def parser():
-    return RedIsSkin(options=ParserOptions(size=128)).eval()
+    return RedIsSkin()
 
 
 @pytest.fixture
 def red_is_skin(monkeypatch, parser):
-    monkeypatch.setattr(head_masks, "load_parser", lambda weights, device="cpu": parser)
+    monkeypatch.setattr(head_masks, "load_parser", lambda weights, device: parser)
 
 
 def photo(size=(200, 260), face=(60, 40, 100)):
@@ -53,13 +57,12 @@ def photo(size=(200, 260), face=(60, 40, 100)):
     image[y : y + side, x : x + side] = (255, 0, 0)
     image[y - 25 : y, x : x + side] = (0, 255, 0)
     rng = np.random.default_rng(0)
-    points = torch.from_numpy(rng.uniform(0, side, (68, 2)) + [x, y]).float()
-    return image, points
+    return image, rng.uniform(0, side, (68, 2)) + [x, y]
 
 
 def marks_of(points):
     ones = torch.ones(1, len(points))
-    return Landmarks(points[None], ones, ones > 0, ones)
+    return Landmarks(torch.from_numpy(points)[None].float(), ones, ones > 0, ones)
 
 
 def test_a_photo_is_parsed_in_its_own_pixels(parser):
@@ -124,7 +127,7 @@ def test_textures_leave_out_what_the_parser_leaves_out(monkeypatch):
         views.append(view.replace(image=image))
     painted = replaced(result, views, "given")
     clean = replaced(result, views, "auto")
-    monkeypatch.setattr(head_masks, "load_parser", lambda weights, device="cpu": None)
+    monkeypatch.setattr(head_masks, "load_parser", lambda weights, device: None)
     monkeypatch.setattr(
         head_masks,
         "parse_photo",
@@ -156,20 +159,21 @@ def test_a_fit_asks_for_the_masks_of_its_recipe(red_is_skin, anna, monkeypatch):
     assert load_recipe("multiview", ["masks.texture=none"]).masks.texture == "none"
 
 
-def test_weights_that_do_not_do(tmp_path, monkeypatch):
+def test_parsers_by_name(tmp_path):
     torch.manual_seed(0)
     path = tmp_path / "p.safetensors"
+    assert isinstance(load_parser(), ByColors)
     save_predictor(Parser(options=ParserOptions(size=64)), "parser", path)
-    assert load_parser(path).size == 64 and load_parser(path) is load_parser(str(path))
+    network = load_parser(path)
+    assert isinstance(network, ByNetwork) and load_parser(str(path)) is network
+    image, points = photo()
+    with torch.inference_mode():
+        crop = torch.rand(64, 64, 3).mul(255).byte()
+        told = network.network(crop.permute(2, 0, 1)[None, None] / 255, torch.ones(1, 1, dtype=torch.bool))
+    np.testing.assert_allclose(network.scores(crop.numpy(), points), told.parse[0].numpy(), atol=1e-4)
+    assert (parse_photo(network, image, points) < len(PARTS)).any()
     save_predictor(Parser(options=ParserOptions(size=64, classes=10)), "parser", path)
     with pytest.raises(InputError, match=r"p.safetensors: expected a network that tells the 17 .* with 10"):
         load_parser(path)
     with pytest.raises(InputError, match="nowhere.safetensors"):
         load_parser(tmp_path / "nowhere.safetensors")
-
-    def missing(name):
-        raise InputError("not here")
-
-    monkeypatch.setattr(head_masks, "asset_path", missing)
-    with pytest.raises(MissingWeightsError, match="face parser: its weights parser.safetensors are not part"):
-        load_parser()
