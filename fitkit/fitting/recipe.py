@@ -71,12 +71,11 @@ class CameraOptions:
 class MaskOptions:
     """Which pixels of the photos count."""
 
-    # In the stages; given: those of masks beside the photos, where there are some; auto: of these those that
-    # the face parser takes for the head: no hair, glasses, hands, clothes; none: all.
+    # In the stages. given: those of masks beside the photos, where there are some; auto: of these, what a face
+    # parser takes for the head, no hair, clothes, background; none: all.
     source: Literal["auto", "given", "none"] = "given"
-    texture: Literal["auto", "given", "none"] = (
-        "given"  # the same for texture, albedo and light of the result
-    )
+    # The same for the texture, albedo and light of the result.
+    texture: Literal["auto", "given", "none"] = "auto"
     weights: str = ""  # of the parser, regressor.safetensors; empty = landmarks and colours tell the parts
 
 
