@@ -19,6 +19,7 @@ from fitkit.energies.spec import DFM, OURS, Context, EnergyDoc, EnergyOptions, E
 from fitkit.errors import InputError
 from fitkit.io.options import Pixels, Range
 from fitkit.models.face_model import FaceModel
+from fitkit.observe.face_parts import PARSE, PARTS, ten
 from fitkit.observe.observations import Observations
 from fitkit.render.lit import Lit, render_lit
 from fitkit.scene.state import SceneState
@@ -147,6 +148,7 @@ class ParseSupervision(PlainEnergy):
     def residuals(self, state: Tensor, observations: Observations) -> Residuals:
         truth, known = labelled_parse(observations, state.shape[-2:], self.name)
         truth, known = torch.where(known, truth, 0).to(state.device), known.to(state.device)
+        truth = _in_classes_of(state, truth)
         residuals = _root_of_entropy(state, truth, known, self.name)
         if self.balance == 0 or not bool(known.any()):
             return residuals
@@ -156,7 +158,14 @@ class ParseSupervision(PlainEnergy):
         return replace(residuals, value=residuals.value * weight.sqrt().flatten(1)[..., None])
 
 
+def _in_classes_of(logits: Tensor, target: Tensor) -> Tensor:
+    """Labels may tell more parts than the ten that a parser of DF-MVR's knows."""
+    more = logits.shape[1] == len(PARSE) and 0 <= int(target.min()) and int(target.max()) < len(PARTS)
+    return ten(target) if more else target
+
+
 def _root_of_entropy(logits: Tensor, target: Tensor, valid: Tensor, name: str) -> Residuals:
+    target = _in_classes_of(logits, target)
     if int(target.max()) >= logits.shape[1] or int(target.min()) < 0:
         raise InputError(
             f"energy '{name}': expected labels 0 to {logits.shape[1] - 1}, the classes of the parser, "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
 # The ten of DF-MVR's parser; left and right are the subject's.
 PARSE = (
@@ -34,6 +36,11 @@ MIRRORED_PARTS = np.array(
 )
 # What belongs to the head that a face model has. Hair, glasses, clothes and background do not.
 HEAD = (*PARSE[1:], "beard", "neck", "ears")
+
+
+def ten(labels: Tensor) -> Tensor:
+    """Numbers of PARTS, int64 of any shape, as numbers of PARSE."""
+    return torch.from_numpy(TEN.astype(np.int64)).to(labels.device)[labels]
 
 
 def numbers(names: tuple[str, ...]) -> tuple[int, ...]:

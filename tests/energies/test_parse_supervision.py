@@ -9,6 +9,7 @@ from helpers import observe, tiny_model, tiny_state
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.objective import Objective, Term
 from fitkit.energies.parsing import ParseSupervision
+from fitkit.observe.face_parts import PARTS
 from fitkit.observe.labels import Labels
 
 
@@ -45,6 +46,19 @@ def test_with_balance_small_parts_count_more(labelled):
     between = cost(ParseSupervision(0.5), logits, labelled).sum()
     share = torch.stack([(parse[known] == k).float().mean() for k in range(3)])
     torch.testing.assert_close(between, (share.sqrt() * torch.stack(parts)).sum() / share.sqrt().sum())
+
+
+def test_a_parser_of_ten_parts_learns_from_labels_of_all(labelled):
+    more = labelled.labels.parse.clone()
+    more[more == 1] = PARTS.index("beard")  # skin to DF-MVR
+    more[more == 2] = PARTS.index("hair")  # background
+    few = torch.where(labelled.labels.parse == 2, 0, labelled.labels.parse)
+    logits = torch.randn(1, 10, *labelled.size, generator=torch.Generator().manual_seed(0))
+    costs = [
+        cost(ParseSupervision(0.5), logits, replace(labelled, labels=replace(labelled.labels, parse=parse)))
+        for parse in (more, few)
+    ]
+    torch.testing.assert_close(*costs)
 
 
 def test_where_nothing_is_known_nothing_counts(labelled):

@@ -1,13 +1,15 @@
 import numpy as np
+import torch
 
 from fitkit.energies import masks
-from fitkit.observe.face_parts import HEAD, MIRRORED_PARTS, PARSE, PARTS, TEN, numbers
+from fitkit.observe.face_parts import HEAD, MIRRORED_PARTS, PARSE, PARTS, TEN, numbers, ten
 
 
 def test_the_ten_come_first_and_stay_themselves():
     assert PARTS[: len(PARSE)] == PARSE == masks.PARSE
     assert list(TEN[: len(PARSE)]) == list(range(len(PARSE)))
     assert PARSE[TEN[PARTS.index("beard")]] == "skin"
+    assert ten(torch.tensor([[3, 10, 11]])).tolist() == [[3, 0, 1]]
     assert all(
         PARSE[TEN[PARTS.index(n)]] == "background" for n in ("hair", "glasses", "neck", "ears", "clothes")
     )
