@@ -172,7 +172,9 @@ def _mask_one(parser, photo: Path, folder: Path, overwrite: bool) -> str:
     path = folder / MASKS / f"{photo.stem}.png"
     if path.exists() and not overwrite:
         return f"{photo.name}: kept {MASKS}/{path.name}, which is there (--overwrite replaces it)"
-    image, points = read_image(photo)[0], read_landmarks(_there(photo, folder))[:, :2]
+    marks = _there(photo, folder)
+    assert marks is not None  # `_detect_one` has written them or seen that they are there
+    image, points = read_image(photo)[0], read_landmarks(marks)[:, :2]
     mask = head_mask(parse_photo(parser, image, points))
     with written_whole(path, ELSEWHERE) as part:
         Image.fromarray(mask.astype(np.uint8) * 255).save(part, format="PNG")

@@ -80,33 +80,42 @@ class CelebAMask(FaceDataset):
     def __getitem__(self, index: int) -> Sample:
         """Raises InputError: a file that cannot be used, by name."""
         path = self.folder / PICTURES / f"{self.ids[index]}.jpg"
-        image = read_image(path)[0]
-        parts = self.parts(int(self.ids[index]))
-        image = cv2.resize(image, parts.shape[::-1], interpolation=cv2.INTER_AREA)
-        points = np.full((68, 2), np.nan)
+        photo, parts = read_image(path)[0], self.parts(int(self.ids[index]))
+        size = np.array(parts.shape[::-1])
         if path.with_suffix(".pts").is_file():
-            scale = parts.shape[0] / read_image(path)[0].shape[0]
+            scale = size / photo.shape[1::-1]
             points = (read_landmarks(path.with_suffix(".pts"))[:, :2] + 0.5) * scale - 0.5
         else:
-            turn = np.linspace(0, 2 * np.pi, 68, endpoint=False)
-            low, high = np.array(BOX[:2]), np.array(BOX[2:])
+            turn, box = np.linspace(0, 2 * np.pi, 68, endpoint=False), np.array(BOX).reshape(2, 2)
             circle = np.stack([np.cos(turn), np.sin(turn)], -1)
-            points = ((low + high) / 2 + circle * (high - low) / 2) * parts.shape[::-1] - 0.5
+            points = (box.mean(0) + circle * (box[1] - box[0]) / 2) * size - 0.5
+        image = cv2.resize(photo, parts.shape[::-1], interpolation=cv2.INTER_AREA)
         return parsed_sample(self.ids[index], image, points, parts, self.options.size)
 
     def parts(self, number: int) -> np.ndarray:
-        """Numbers of `face_parts.PARTS`, [H, W] uint8."""
-        folder, out = self.folder / MASKS / str(number // PER_FOLDER), None
-        for name, ours in DRAWN.items():
-            path = folder / f"{number:05d}_{name}.png"
-            if not path.is_file():
-                continue
-            with foreign_file(path, "not readable as a mask", limit=DATA_BYTES) as file:
-                mask = file.picture(cv2.IMREAD_GRAYSCALE)
-            out = np.zeros(mask.shape, np.uint8) if out is None else out
-            if mask.shape != out.shape:
-                raise InputError(f"{path}: expected {list(out.shape)} as the others, got {list(mask.shape)}")
-            out[mask > 127] = PARTS.index(ours)
-        if out is None:
+        """Numbers of `face_parts.PARTS`, [H, W] uint8.
+
+        Raises:
+            InputError: no mask of this picture, or one that cannot be used.
+        """
+        folder = self.folder / MASKS / str(number // PER_FOLDER)
+        paths = {name: folder / f"{number:05d}_{name}.png" for name in DRAWN}
+        masks = {name: _mask(path) for name, path in paths.items() if path.is_file()}
+        if not masks:
             raise InputError(f"{folder}: no mask of picture {number} in it")
+        out = np.zeros(next(iter(masks.values())).shape, np.uint8)
+        for name, mask in masks.items():
+            if mask.shape != out.shape:
+                raise InputError(
+                    f"{paths[name]}: expected {list(out.shape)} as the others, got {list(mask.shape)}"
+                )
+            out[mask > 127] = PARTS.index(DRAWN[name])
         return out
+
+
+def _mask(path: Path) -> np.ndarray:
+    with foreign_file(path, "not readable as a mask", limit=DATA_BYTES) as file:
+        mask = file.picture(cv2.IMREAD_GRAYSCALE)
+        if mask is None:
+            raise ValueError("no picture")
+    return mask

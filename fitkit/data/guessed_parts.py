@@ -37,7 +37,7 @@ class GuessedParts(FaceDataset):
         self.options = options
         frames = list_frames(folder)
         if options.most and options.most < len(frames):
-            frames = [frames[int(i)] for i in np.linspace(0, len(frames) - 1, options.most)]
+            frames = tuple(frames[int(i)] for i in np.linspace(0, len(frames) - 1, options.most))
         self.frames = frames
         self.ids = tuple(f.image.relative_to(folder).with_suffix("").as_posix() for f in frames)
 

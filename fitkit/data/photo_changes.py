@@ -66,45 +66,45 @@ def change_photos(
 
 
 def _change(view: Observations, options: PhotoChanges, rng: np.random.Generator) -> Observations:
-    """One view."""
+    """One view; its parse, where it has one, is given with what is known of it."""
     image = (view.images[0].permute(1, 2, 0) * 255).round().byte().numpy()
     points, valid = view.landmarks.points[0].numpy(), view.landmarks.valid
-    mask = view.mask[0].numpy()
-    labels = view.labels
-    parse = None if labels is None or labels.parse is None else labels.parse[0].numpy().astype(np.uint8)
-    known = (
-        np.ones_like(mask) if parse is None or labels.parse_valid is None else labels.parse_valid[0].numpy()
-    )
+    mask, labels = view.mask[0].numpy(), view.labels
+    parse, known = np.zeros(mask.shape, np.uint8), np.ones_like(mask)
+    if labels is not None and labels.parse is not None:
+        parse = labels.parse[0].numpy().astype(np.uint8)
+        known = known if labels.parse_valid is None else labels.parse_valid[0].numpy()
     W = image.shape[1]
     if options.turn > 0:
         around = points[valid[0].numpy()].mean(0) if bool(valid.any()) else np.array([W / 2, W / 2])
         turn = cv2.getRotationMatrix2D(tuple(map(float, around)), rng.uniform(-1, 1) * options.turn, 1.0)
         image = _turned(image, turn, cv2.INTER_LINEAR, (128, 128, 128))
-        mask, known = (_turned(x.astype(np.uint8), turn) > 0 for x in (mask, known))
-        parse = None if parse is None else _turned(parse, turn)
+        parse, mask, known = (_turned(x.astype(np.uint8), turn) for x in (parse, mask, known))
+        mask, known = mask > 0, known > 0
         points = points @ turn[:, :2].T + turn[:, 2]
     if rng.random() < options.mirror:
-        image, mask, known = (np.ascontiguousarray(x[:, ::-1]) for x in (image, mask, known))
-        parse = None if parse is None else MIRRORED_PARTS[parse[:, ::-1]]
+        image, mask, known = (x[:, ::-1] for x in (image, mask, known))
+        parse = MIRRORED_PARTS[parse[:, ::-1]]
         points, valid = (points * [-1, 1] + [W - 1, 0])[MIRRORED], valid[:, MIRRORED.tolist()]
     if rng.random() < options.cover:
         image, hidden = cover(image, rng, Augmentation().covers)
-        if parse is not None:
-            parse = np.where(hidden & mask, OCCLUDER, parse)
-            known = known | (hidden & mask)
+        parse, known = np.where(hidden & mask, OCCLUDER, parse), known | (hidden & mask)
     if rng.random() < options.degrade:
-        image = degrade(image, rng, Augmentation())
-    marks = replace(
-        view.landmarks, points=torch.from_numpy(np.ascontiguousarray(points)).float()[None], valid=valid
+        image = degrade(np.ascontiguousarray(image), rng, Augmentation())
+    if labels is not None and labels.parse is not None:
+        labels = replace(labels, parse=_tensor(parse).long(), parse_valid=_tensor(known))
+    return replace(
+        view,
+        images=_tensor(image).permute(0, 3, 1, 2).float() / 255,
+        landmarks=replace(view.landmarks, points=_tensor(points).float(), valid=valid),
+        mask=_tensor(mask),
+        labels=labels,
     )
-    if parse is not None:
-        labels = replace(
-            labels,
-            parse=torch.from_numpy(parse.astype(np.int64))[None],
-            parse_valid=torch.from_numpy(np.ascontiguousarray(known))[None],
-        )
-    images = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
-    return replace(view, images=images, landmarks=marks, mask=torch.from_numpy(mask)[None], labels=labels)
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """[1, ...], of one view."""
+    return torch.from_numpy(np.ascontiguousarray(array))[None]
 
 
 def _turned(

@@ -196,9 +196,8 @@ class ParseTraining(ParseTerm):
 
 @dataclass(frozen=True)
 class ParseLabelTerm(EnergyOptions):
-    balance: Annotated[float, Range(0.0, 1.0)] = (
-        0.0  # how much pixels of small parts count more, 1: all parts alike
-    )
+    # How much pixels of small parts count more; 1: all parts of a batch count alike.
+    balance: Annotated[float, Range(0.0, 1.0)] = 0.0
 
 
 def _load(networks: Networks, o: ParseTerm) -> torch.nn.Module:

@@ -4,7 +4,7 @@ clothes or background."""
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -51,8 +51,8 @@ def head_mask(parts: np.ndarray) -> np.ndarray:
 
 def usable_pixels(
     views: Sequence[View], points: Landmarks, options: MaskOptions, device: str = "cpu", use: str = "source"
-) -> list[np.ndarray | None]:
-    """Mask of each photo, [H, W] bool, None = all of it counts.
+) -> Iterator[np.ndarray | None]:
+    """Mask of each photo, one after the other, [H, W] bool, None = all of it counts.
 
     Args:
         points: of the heads, px of the photos; use: which of the two options says where masks come from,
@@ -61,15 +61,13 @@ def usable_pixels(
         InputError: weights of the parser that cannot be used.
     """
     wanted = getattr(options, use)
-    if wanted == "none":
-        return [None] * len(views)
-    given = [view.mask for view in views]
-    if wanted == "given":
-        return given
-    parser, out = load_parser(options.weights, device), []
-    for view, mask, marks, valid in zip(views, given, points.points, points.valid):
+    parser = load_parser(options.weights, device) if wanted == "auto" else None
+    for view, marks, valid in zip(views, points.points, points.valid):
+        given = None if wanted == "none" else view.mask
+        if parser is None:
+            yield given
+            continue
         known = marks.double().cpu().masked_fill(~valid.cpu()[:, None], float("nan")).numpy()
         seen = head_mask(parse_photo(parser, view.image, known))
-        both = seen if mask is None else seen & mask
-        out.append(both if both.any() else mask)
-    return out
+        both = seen if given is None else seen & given
+        yield both if both.any() else given

@@ -127,6 +127,9 @@ def test_what_is_no_celebamask_is_refused(tmp_path):
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(masks / "00001_nose.png")
     with pytest.raises(InputError, match=r"00001_nose.png: expected \[64, 64\] as the others, got \[9, 9\]"):
         CelebAMask(root, CelebAMaskOptions()).parts(1)
+    (masks / "00001_nose.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="00001_nose.png: not readable as a mask"):
+        CelebAMask(root, CelebAMaskOptions()).parts(1)
     for path in masks.glob("00001_*"):
         path.unlink()
     with pytest.raises(InputError, match="no mask of picture 1 in it"):

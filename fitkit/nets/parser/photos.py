@@ -14,6 +14,8 @@ from fitkit.observe.face_parts import PARTS, UNKNOWN
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
 
+FINEST = 512  # across a crop; its parts are not told more finely
+
 
 class PhotoParser(Protocol):
     """crop: how heads are cut out for it."""
@@ -70,8 +72,9 @@ def parse_photo(parser: PhotoParser, image: np.ndarray, points: np.ndarray) -> n
     out = np.full((H, W), UNKNOWN, np.uint8)
     if x1 <= x0 or y1 <= y0:
         return out
+    step = max(1, int(side / FINEST))  # large heads in blocks of pixels
     x, y = (
-        ((np.arange(low, high) - start) * scale).astype(np.float32)
+        ((np.arange(low, high, step) + (step - 1) / 2 - start) * scale).astype(np.float32)
         for low, high, start in ((x0, x1, offset[0]), (y0, y1, offset[1]))
     )
     columns, rows = np.meshgrid(x, y)
@@ -81,5 +84,5 @@ def parse_photo(parser: PhotoParser, image: np.ndarray, points: np.ndarray) -> n
         value = cv2.remap(scores[number], columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         part[value > best] = number if number < len(PARTS) else UNKNOWN
         np.maximum(best, value, out=best)
-    out[y0:y1, x0:x1] = part
+    out[y0:y1, x0:x1] = part.repeat(step, 0).repeat(step, 1)[: y1 - y0, : x1 - x0]
     return out
