@@ -71,8 +71,8 @@ class CameraOptions:
 class MaskOptions:
     """Which pixels of the photos count."""
 
-    # In the stages. given: those of masks beside the photos, where there are some; auto: of these, what a face
-    # parser takes for the head, no hair, clothes, background; none: all.
+    # In the stages. given: those of masks beside the photos, where there are some; auto: of these, what a
+    # face parser takes for the head, no hair, clothes, background; none: all.
     source: Literal["auto", "given", "none"] = "given"
     # The same for the texture, albedo and light of the result.
     texture: Literal["auto", "given", "none"] = "auto"
