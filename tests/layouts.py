@@ -296,3 +296,40 @@ def bench(root: Path, p: Person) -> Path:
         np.save(truth / "landmarks3d_neutral.npy", p.points)
         np.save(truth / "face_region.npy", p.result.model.face.nonzero()[:, 0].numpy().astype(np.int32))
     return root
+
+
+# Part of CelebAMask-HQ -> our name, and its box x0, y0, x1, y1 in masks of 64 px; the subject's left is right
+# in the picture.
+CELEBA_PARTS = {
+    "hair": ("hair", (4, 2, 60, 12)),
+    "skin": ("skin", (14, 14, 18, 50)),
+    "l_ear": ("ears", (54, 30, 58, 36)),
+    "r_brow": ("right_brow", (20, 22, 28, 24)),
+    "l_brow": ("left_brow", (36, 22, 44, 24)),
+    "r_eye": ("right_eye", (20, 27, 27, 30)),
+    "l_eye": ("left_eye", (37, 27, 44, 30)),
+    "eye_g": ("glasses", (28, 27, 36, 29)),
+    "nose": ("nose", (30, 32, 34, 40)),
+    "mouth": ("mouth", (28, 47, 36, 49)),
+    "u_lip": ("upper_lip", (28, 44, 36, 46)),
+    "l_lip": ("lower_lip", (28, 50, 36, 52)),
+    "neck": ("neck", (24, 56, 40, 59)),
+    "cloth": ("clothes", (4, 60, 60, 64)),
+}
+
+
+def celebamask(root: Path) -> Path:
+    """CelebAMask-HQ with two pictures; number 1 wears no glasses."""
+    pictures = root / "CelebA-HQ-img"
+    pictures.mkdir(parents=True)
+    for number in (1, 2001):
+        Image.fromarray(np.full((128, 128, 3), 90, np.uint8)).save(pictures / f"{number}.jpg")
+        masks = root / "CelebAMask-HQ-mask-anno" / str(number // 2000)
+        masks.mkdir(parents=True)
+        for name, (_, (x0, y0, x1, y1)) in CELEBA_PARTS.items():
+            if number == 1 and name == "eye_g":
+                continue
+            mask = np.zeros((64, 64, 3), np.uint8)  # the published ones have three channels
+            mask[y0:y1, x0:x1] = 255
+            Image.fromarray(mask).save(masks / f"{number:05d}_{name}.png")
+    return root

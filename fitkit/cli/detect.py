@@ -1,5 +1,5 @@
-"""`fitkit detect`: the 68 landmarks of photos as .pts files and pictures, to look at and to correct by
-hand."""
+"""`fitkit detect`: the 68 landmarks of photos as .pts files and pictures, to look at and to correct by hand;
+masks of the heads, too."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from fitkit.errors import FitkitError, InputError
 
 ELSEWHERE = "choose another folder with -o"
 PICTURES = "landmarks"  # folder of the pictures: beside the photos they would count as photos of the subject
+MASKS = "masks"
 
 
 @click.command()
@@ -33,19 +34,34 @@ PICTURES = "landmarks"  # folder of the pictures: beside the photos they would c
     metavar="auto|builtin|builtin3d|fan|fan3d|onnx:PATH",
     help="Detector; auto: fan, if its weights are here, or builtin.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace landmark files that are there.")
+@click.option(
+    "--masks",
+    is_flag=True,
+    help="Write masks/STEM.png, too: white where the head is seen, without hair, glasses, hands, clothes.",
+)
+@click.option(
+    "--parser",
+    "weights",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Weights of the parser, regressor.safetensors; default: landmarks and colours tell the head.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace landmark files that are there, and masks.")
 @click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
-def detect(images, output, landmarks, overwrite, device):
+def detect(images, output, landmarks, masks, weights, overwrite, device):
     """Find the face in each of IMAGES (files or folders of photos) and write its 68 landmarks.
 
     Writes STEM.pts, which `fitkit fit` takes instead of a detector, and landmarks/STEM_landmarks.png to look
     at: disks show the standard deviations, hollow dots are probably hidden. Photos that have a landmark file
-    are passed over. Of several faces the largest is taken.
+    are passed over. Of several faces the largest is taken. `fitkit fit` uses the pixels that are white in
+    masks/STEM.png and no others.
 
     The exit code is 0 when nothing failed.
 
     Example: fitkit detect photos_of_anna/
     """
+    from fitkit.fitting.head_masks import load_parser
     from fitkit.fitting.run import check_device
     from fitkit.io.atomic import remove_litter
     from fitkit.io.outputs import check_folder
@@ -60,11 +76,12 @@ def detect(images, output, landmarks, overwrite, device):
         if output is not None and os.path.realpath(output) not in {
             os.path.realpath(p.parent) for p in photos
         }:
-            check_folder(output, ("*.pts", f"{PICTURES}/*_landmarks.png"), (), "detect")
+            check_folder(output, ("*.pts", f"{PICTURES}/*_landmarks.png", f"{MASKS}/*.png"), (), "detect")
         for folder in {output or p.parent for p in photos}:
             remove_litter(folder)
             remove_litter(folder / PICTURES)
         check_device(device)
+        parser = load_parser(weights or "", device) if masks else None
         detector = make_detector(landmarks, device)
         click.echo(f"detector: {detector.name}")
         done: dict[Path, Path] = {}
@@ -79,6 +96,8 @@ def detect(images, output, landmarks, overwrite, device):
                     )
                 done[target] = photo
                 click.echo(_detect_one(detector, photo, folder, overwrite))
+                if parser is not None:
+                    click.echo(_mask_one(parser, photo, folder, overwrite))
             except FitkitError as error:
                 failed.append(str(error))
                 click.echo(f"Error: {error}", err=True)
@@ -137,6 +156,29 @@ def _detect_one(detector, photo: Path, folder: Path, overwrite: bool) -> str:
         line += f", sigma {float(face.sigma[0][valid].median()):.1f} px (median)"
     line += f", {hidden} points hidden" if hidden else ""
     return line + (f", {len(faces)} faces, the largest was taken" if len(faces) > 1 else "")
+
+
+def _mask_one(parser, photo: Path, folder: Path, overwrite: bool) -> str:
+    """Write the mask of one photo, whose landmark file is there; the line that says what was done."""
+    import numpy as np
+    from PIL import Image
+
+    from fitkit.fitting.head_masks import head_mask
+    from fitkit.io.atomic import written_whole
+    from fitkit.io.images import read_image
+    from fitkit.io.landmark_files import read_landmarks
+    from fitkit.nets.parser.photos import parse_photo
+
+    path = folder / MASKS / f"{photo.stem}.png"
+    if path.exists() and not overwrite:
+        return f"{photo.name}: kept {MASKS}/{path.name}, which is there (--overwrite replaces it)"
+    marks = _there(photo, folder)
+    assert marks is not None  # `_detect_one` has written them or seen that they are there
+    image, points = read_image(photo)[0], read_landmarks(marks)[:, :2]
+    mask = head_mask(parse_photo(parser, image, points))
+    with written_whole(path, ELSEWHERE) as part:
+        Image.fromarray(mask.astype(np.uint8) * 255).save(part, format="PNG")
+    return f"{photo.name}: {path}, {100 * mask.mean():.0f} % of the photo is the head"
 
 
 def _there(photo: Path, folder: Path) -> Path | None:

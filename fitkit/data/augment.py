@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fitkit.data.photo_changes import PhotoChanges, change_photos
 from fitkit.errors import InputError
 from fitkit.geometry.weak_perspective import weak_perspective_pose
 from fitkit.io.options import Range, Share
@@ -35,6 +36,7 @@ class FaceAugmentation:
     # The same exposure for all views of a person, or each its own; 'auto': the same in stages with an energy
     # that compares views, as Shu et al. have it.
     colors: Literal["auto", "person", "view"] = "auto"
+    photo: PhotoChanges = PhotoChanges()  # of each photo for itself
 
 
 PLAIN = FaceAugmentation(0.0, 0.0, 0.0, 0.0, 0.0)
@@ -104,7 +106,7 @@ def augment(
             + options.offset * draws[:, 3, None, None, None]
         )
         out = replace(out, images=images.clamp(0, 1))
-    return out
+    return change_photos(out, options.photo, rng, where)
 
 
 def head_yaw(observations: Observations, model: FaceModel) -> list[float]:

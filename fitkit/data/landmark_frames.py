@@ -245,20 +245,24 @@ def make_crop(
             visible_known[MIRRORED_OUTPUTS],
         )
     if rng.random() < augmentation.cover:
-        image, covered = _cover(image, points, rng, augmentation.covers, texture)
+        image, hidden = cover(image, rng, augmentation.covers, texture)
+        at = np.round(points).astype(int)
+        inside = ((at >= 0) & (at < size)).all(1)
+        at = at.clip(0, size - 1)
+        covered = inside & hidden[at[:, 1], at[:, 0]]
         visible &= ~covered
         visible_known |= covered
-    return Crop(_degrade(image, rng, augmentation), points.astype(np.float32), known, visible, visible_known)
+    return Crop(degrade(image, rng, augmentation), points.astype(np.float32), known, visible, visible_known)
 
 
-def _cover(
+def cover(
     image: np.ndarray,
-    points: np.ndarray,
     rng: np.random.Generator,
     most: int,
-    texture: Callable[[], np.ndarray] | None,
+    texture: Callable[[], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Patches (ellipses and boxes, turned) over the picture; which points lie under them, [85] bool."""
+    """Up to `most` patches (ellipses and boxes, turned) over a square picture [S, S, 3] uint8; where they
+    lie, [S, S] bool. texture: as in `make_crop`."""
     size = len(image)
     mask = np.zeros((size, size), np.uint8)
     for _ in range(rng.integers(1, most + 1)):
@@ -275,15 +279,11 @@ def _cover(
     else:
         patch = rng.uniform(0, 255, 3) + rng.uniform(0, 40) * rng.standard_normal((size, size, 1))
     alpha = mask[..., None] / 255.0
-    covered_image = (image * (1 - alpha) + np.clip(patch, 0, 255) * alpha).astype(np.uint8)
-    at = np.round(points).astype(int)
-    inside = ((at >= 0) & (at < size)).all(1)
-    at = at.clip(0, size - 1)
-    return covered_image, inside & (mask[at[:, 1], at[:, 0]] > 127)
+    return (image * (1 - alpha) + np.clip(patch, 0, 255) * alpha).astype(np.uint8), mask > 127
 
 
-def _degrade(image: np.ndarray, rng: np.random.Generator, options: Augmentation) -> np.ndarray:
-    """Light, colour and the faults of cameras and files."""
+def degrade(image: np.ndarray, rng: np.random.Generator, options: Augmentation) -> np.ndarray:
+    """Light, colour and the faults of cameras and files, of a square picture [S, S, 3] uint8."""
     size = len(image)
     # Tone curve and colour cast as one table for each channel.
     levels = np.linspace(0, 1, 256)[:, None] ** np.exp(rng.uniform(-0.45, 0.45))

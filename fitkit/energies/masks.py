@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fitkit.errors import InputError
 from fitkit.geometry.normals import vertex_normals
+from fitkit.observe.face_parts import PARSE, ten
 from fitkit.observe.sampling import erode
 from fitkit.render.rasterizer import Fragments, interpolate, rasterize
 from fitkit.render.visibility import seen_by_depth
@@ -31,18 +32,6 @@ HALF = {
     "left": ((22, 23, 24, 25, 26), tuple(range(8, 17))),
 }  # brow, jaw
 RIDGE = (27, 28, 29, 30)
-PARSE = (
-    "background",
-    "skin",
-    "left_brow",
-    "right_brow",
-    "left_eye",
-    "right_eye",
-    "nose",
-    "mouth",
-    "upper_lip",
-    "lower_lip",
-)
 # named classes weigh the first number, the rest of the face the second, the background the third
 PARSE_WEIGHTS = {
     "dfmvr": (frozenset(PARSE[2:]), 254.0, 128.0, 32.0),  # DF-MVR eq. 2
@@ -246,7 +235,7 @@ def weight_parse(labels: Tensor, mask: Tensor, scheme: str = "dfmvr", grow: int 
     """Weights by face part, mean 1 over the mask.
 
     Args:
-        labels: [B, H, W] int64, index into PARSE; mask: [B, 1, H, W] in [0, 1];
+        labels: [B, H, W] int64, index into PARSE, or into `face_parts.PARTS`; mask: [B, 1, H, W] in [0, 1];
         scheme: 'dfmvr' (254 features, 128 skin, 32 background) or 'pgn' (5 eyes, nose and mouth, 1 rest of
             the face);
         grow: px by which the features are dilated within the face.
@@ -259,6 +248,7 @@ def weight_parse(labels: Tensor, mask: Tensor, scheme: str = "dfmvr", grow: int 
         raise InputError(f"weight_parse: expected scheme {' or '.join(PARSE_WEIGHTS)}; got '{scheme}'")
     with torch.no_grad():
         named, high, middle, low = PARSE_WEIGHTS[scheme]
+        labels = ten(labels)
         features = torch.isin(
             labels, torch.tensor([k for k, name in enumerate(PARSE) if name in named], device=labels.device)
         )

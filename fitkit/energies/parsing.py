@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,9 @@ from fitkit.energies.flow_magnitude import resized_photos
 from fitkit.energies.parse_labels import labelled_parse
 from fitkit.energies.spec import DFM, OURS, Context, EnergyDoc, EnergyOptions, EnergySpec, Networks, use
 from fitkit.errors import InputError
-from fitkit.io.options import Pixels
+from fitkit.io.options import Pixels, Range
 from fitkit.models.face_model import FaceModel
+from fitkit.observe.face_parts import PARSE, PARTS, ten
 from fitkit.observe.observations import Observations
 from fitkit.render.lit import Lit, render_lit
 from fitkit.scene.state import SceneState
@@ -135,20 +136,36 @@ class ParseSupervision(PlainEnergy):
     """parse_sup: sqrt(2 CE) at each pixel, [B, H W, 1], CE = cross entropy of the network's own parse [B, C,
     H, W] logits with the labelled one. Mean over the pixels whose label is known.
 
-    With kernel 'sq' the cost is the mean of CE, see ParsedRendering for the root. Source: cross entropy, as
-    face parsers are trained.
+    With kernel 'sq' the cost is the mean of CE, see ParsedRendering for the root. With `balance` b, CE of a
+    pixel is multiplied by the share of the known pixels that show its part, to the power -b, over the mean of
+    that: eyes and lips are small. Source: cross entropy, as face parsers are trained.
     """
 
     name = "parse_sup"
     reduction = "mean"
+    balance: float = 0.0
 
     def residuals(self, state: Tensor, observations: Observations) -> Residuals:
         truth, known = labelled_parse(observations, state.shape[-2:], self.name)
-        truth, known = truth.to(state.device), known.to(state.device)
-        return _root_of_entropy(state, torch.where(known, truth, 0), known, self.name)
+        truth, known = torch.where(known, truth, 0).to(state.device), known.to(state.device)
+        truth = _in_classes_of(state, truth)
+        residuals = _root_of_entropy(state, truth, known, self.name)
+        if self.balance == 0 or not bool(known.any()):
+            return residuals
+        share = torch.bincount(truth[known], minlength=state.shape[1]) / known.sum()
+        weight = share.clamp_min(1e-6)[truth] ** -self.balance
+        weight = weight / weight[known].mean()
+        return replace(residuals, value=residuals.value * weight.sqrt().flatten(1)[..., None])
+
+
+def _in_classes_of(logits: Tensor, target: Tensor) -> Tensor:
+    """Labels may tell more parts than the ten that a parser of DF-MVR's knows."""
+    more = logits.shape[1] == len(PARSE) and 0 <= int(target.min()) and int(target.max()) < len(PARTS)
+    return ten(target) if more else target
 
 
 def _root_of_entropy(logits: Tensor, target: Tensor, valid: Tensor, name: str) -> Residuals:
+    target = _in_classes_of(logits, target)
     if int(target.max()) >= logits.shape[1] or int(target.min()) < 0:
         raise InputError(
             f"energy '{name}': expected labels 0 to {logits.shape[1] - 1}, the classes of the parser, "
@@ -175,6 +192,12 @@ class ParseTraining(ParseTerm):
     """A fit renders under the light that it has estimated."""
 
     light: Literal["plain", "predicted"] = "plain"  # 'plain': white light from everywhere
+
+
+@dataclass(frozen=True)
+class ParseLabelTerm(EnergyOptions):
+    # How much pixels of small parts count more; 1: all parts of a batch count alike.
+    balance: Annotated[float, Range(0.0, 1.0)] = 0.0
 
 
 def _load(networks: Networks, o: ParseTerm) -> torch.nn.Module:
@@ -214,7 +237,7 @@ SPECS = (
     EnergySpec(
         name="parse_sup",
         cls=ParseSupervision,
-        make=lambda context, o: ParseSupervision(),
+        make=lambda context, o: ParseSupervision(o.balance),
         role="label",
         doc=EnergyDoc(
             formula="sqrt(2 CE(P, P*)), P the parse of a network",
@@ -223,6 +246,7 @@ SPECS = (
             uses=(use(OURS, "sq"),),
             gradient="exact",
         ),
+        options=ParseLabelTerm,
         takes="parse",
         needs=("parse",),
         not_in_fits="a fit has no parse of its own; a network predicts one",

@@ -182,6 +182,8 @@ def _write_all(result: FitResult, folder: Path, pictures: bool) -> None:
 
     if result.maps is not None:
         write_parts(result.maps, folder)
+    # Once, for texture and light, which are made side by side.
+    attempt("masks of the head", lambda: result.texture_mask(0), None, [])
     _side_by_side([numbers, lighting, appearance, meshes] + [lambda i=i: view(i) for i in range(len(stems))])
     for line in lacking:
         log.warning("%s", line)

@@ -40,7 +40,7 @@ def decompose_result(
         ones = torch.ones(points.shape[:2])
         observations = crop_views(
             [v.image for v in views],
-            [v.mask for v in views],
+            [result.texture_mask(i) for i in range(len(views))],
             Landmarks(points, ones, ones > 0, ones),
             CropOptions(max_size=options.size),
         )

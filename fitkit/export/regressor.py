@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from fitkit import __version__
-from fitkit.energies.masks import PARSE
 from fitkit.errors import FitkitError, InputError
 from fitkit.io.atomic import remove_litter, written_whole
 from fitkit.io.foreign import foreign_file
@@ -25,6 +24,7 @@ from fitkit.io.options import to_plain
 from fitkit.models.face_model import FaceModel
 from fitkit.nets import load_predictor, model_of, read_about
 from fitkit.nets.predictor import Prediction, Predictor
+from fitkit.observe.face_parts import PARSE, PARTS
 
 log = logging.getLogger("fitkit")
 FORMATS = {"torchscript": ".pt", "onnx": ".onnx"}
@@ -453,5 +453,6 @@ def _about_outputs(network: Predictor, model: FaceModel | None, values: dict[str
         out["expression_names"] = list(model.expression_names)
     if "parse" in values:
         count = values["parse"].shape[2]
-        out["parts"] = list(PARSE) if count == len(PARSE) else [str(number) for number in range(count)]
+        known = {len(PARSE): PARSE, len(PARTS): PARTS}
+        out["parts"] = list(known.get(count, map(str, range(count))))
     return out

@@ -34,7 +34,7 @@ def blend_texture(
         )
     photos = result.subject.views
     chosen = choose_views(model, state, [view.image.shape[:2] for view in photos], options.max_views)
-    views = [CroppedView.make(photos[i].image, photos[i].mask, state, i, model, 1024) for i in chosen]
+    views = [CroppedView.make(photos[i].image, result.texture_mask(i), state, i, model, 1024) for i in chosen]
     linear = blend_views(model, views, size, options)
     return (srgb_table()[(linear.clip(0, 1) * (len(srgb_table()) - 1)).astype(np.int32)]).astype(np.uint8)
 

@@ -68,6 +68,18 @@ class CameraOptions:
 
 
 @dataclass(frozen=True)
+class MaskOptions:
+    """Which pixels of the photos count."""
+
+    # In the stages. given: those of masks beside the photos, where there are some; auto: of these, what a
+    # face parser takes for the head, no hair, clothes, background; none: all.
+    source: Literal["auto", "given", "none"] = "given"
+    # The same for the texture, albedo and light of the result.
+    texture: Literal["auto", "given", "none"] = "auto"
+    weights: str = ""  # of the parser, regressor.safetensors; empty = landmarks and colours tell the parts
+
+
+@dataclass(frozen=True)
 class RenderOptions:
     """What draws the mesh during the fit."""
 
@@ -132,6 +144,7 @@ class FitRecipe:
     seed: Seed = 0  # of all that is drawn at random
     crop: CropOptions = CropOptions()
     landmarks: LandmarkOptions = LandmarkOptions()
+    masks: MaskOptions = MaskOptions()
     flow: FlowSource = FlowSource()
     camera: CameraOptions = CameraOptions()
     render: RenderOptions = RenderOptions()

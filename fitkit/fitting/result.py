@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from fitkit.fitting.detail import personal_model
+from fitkit.fitting.head_masks import usable_pixels
 from fitkit.fitting.predicted_maps import PredictedMaps
+from fitkit.fitting.recipe import MaskOptions
 from fitkit.fitting.report import FitReport
+from fitkit.io.options import build
 from fitkit.io.subject import Subject
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.landmarks.types import Landmarks
@@ -82,6 +87,32 @@ class FitResult:
             if self.displacement is None
             else personal_model(self.model, self.state, self.displacement)
         )
+
+    def texture_mask(self, view: int) -> np.ndarray | None:
+        """The pixels of a photo that texture, albedo and light are taken from, [H, W] bool, None = all of it;
+        what `masks.texture` of the recipe says.
+
+        Raises:
+            InputError: it names weights of a parser that cannot be used.
+        """
+        bits = self._texture_bits[view]
+        if bits is None:
+            return None
+        width, height = self.subject.views[view].size
+        return np.unpackbits(bits, count=width * height).reshape(height, width).astype(bool)
+
+    @cached_property
+    def _texture_bits(self) -> list[np.ndarray | None]:
+        options = build(MaskOptions, self.recipe.get("masks") or {}, "masks", ".")
+        model, state = self.personal_model, self.state
+        with torch.no_grad():
+            # The model's points and not the observed ones: those may be missing.
+            head = model.landmarks.points(state.vertices(model), model.triangles)
+            points, in_front = state.camera.project(state.pose.apply(head))
+        ones = torch.ones(points.shape[:2])
+        marks = Landmarks(points, ones, model.landmarks.present & in_front, ones)
+        masks = usable_pixels(self.subject.views, marks, options, use="texture")
+        return [None if mask is None else np.packbits(mask) for mask in masks]
 
     @property
     def neutral(self) -> Tensor:

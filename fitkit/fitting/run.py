@@ -16,6 +16,7 @@ from fitkit.errors import FitkitError, InputError, check_argument
 from fitkit.fitting.cameras import moments_of
 from fitkit.fitting.choose_start import ChosenStart, choose_start
 from fitkit.fitting.findings import judge
+from fitkit.fitting.head_masks import usable_pixels
 from fitkit.fitting.initialize import to_photos
 from fitkit.fitting.metrics import fit_report
 from fitkit.fitting.recipe import FitRecipe, load_recipe
@@ -217,9 +218,8 @@ def _observed_steps(
     start, cpu = clock.wall(), clock.cpu()
     subject, contradictions = check_rig(subject, found.only(model.landmarks.present), model)
     progress.at(0.2, "cropping")
-    observations = crop_views(
-        (v.image for v in subject.views), (v.mask for v in subject.views), found, recipe.crop
-    ).to(device)
+    masks = usable_pixels(subject.views, found, recipe.masks, device)
+    observations = crop_views((v.image for v in subject.views), masks, found, recipe.crop).to(device)
     local = model.to(device) if str(model.device) != device else model
     began = clock.wall()
     known = observations.landmarks.only(local.landmarks.present)

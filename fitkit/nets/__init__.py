@@ -48,7 +48,17 @@ def _fitkit_init() -> NetKind:
     return NetKind(FitkitInitOptions, FitkitInit, named_views=False)
 
 
-NETS: dict[str, Callable[[], NetKind]] = {"mvfnet": _mvfnet, "fitkit_init": _fitkit_init}
+def _parser() -> NetKind:
+    from fitkit.nets.parser.network import Parser, ParserOptions
+
+    return NetKind(ParserOptions, Parser, named_views=False)
+
+
+NETS: dict[str, Callable[[], NetKind]] = {
+    "mvfnet": _mvfnet,
+    "fitkit_init": _fitkit_init,
+    "parser": _parser,
+}
 FORMAT = "fitkit-regressor-1"
 NO_REGRESSOR = (
     "not readable as the weights of a regressor",

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import yaml
 
-from fitkit.energies.masks import PARSE
 from fitkit.errors import InputError
 from fitkit.io.atomic import written_whole
 from fitkit.io.foreign import DATA_BYTES, foreign_file
@@ -32,6 +31,7 @@ from fitkit.io.workers import run_jobs
 from fitkit.models import makehuman
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model, model_path
+from fitkit.observe.face_parts import PARSE, PARTS
 from fitkit.scene.pose import yaw_pitch_roll
 from fitkit.synth.mitsuba import head_renderer
 from fitkit.synth.recipe import SynthRecipe, check_synth_recipe
@@ -218,7 +218,7 @@ def write_subject(
         write_pts(photos / f"view{b}.pts", view.given)
         _png(truth / f"view{b}_depth.png", np.round(view.depth / DEPTH_UNIT).astype(np.uint16))
         _png(truth / f"view{b}_normals.png", encode_normals(view.normals)[..., ::-1])
-        for name in ("parse", "region", "covered"):
+        for name in ("parse", "parts", "region", "covered"):
             _png(truth / f"view{b}_{name}.png", getattr(view, name))
     if recipe.cameras:
         _json(photos / "cameras.json", {"views": _known_cameras(cameras, recipe)})
@@ -352,6 +352,7 @@ def _parameters(model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan) -> dic
         **({} if plan.traits is None else {"traits": _plain(plan.traits)}),
         "jaw": recipe.jaw,
         "parse_names": list(PARSE),
+        "part_names": list(PARTS),
         "region_names": ["nothing", *model.region_names],
         "depth_unit_mm": DEPTH_UNIT,
     }
@@ -408,7 +409,7 @@ def read_normals(path: str | os.PathLike) -> np.ndarray:
 
 
 def read_classes(path: str | os.PathLike) -> np.ndarray:
-    """view*_parse.png, view*_region.png or view*_covered.png -> [H, W] uint8.
+    """view*_parse.png, view*_parts.png, view*_region.png or view*_covered.png -> [H, W] uint8.
 
     Raises:
         InputError: no such file, or not an 8-bit grey picture.

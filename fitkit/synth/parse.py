@@ -1,4 +1,5 @@
-"""Which part of the face each sample of a rendered head shows, in the ten classes of DF-MVR's parser."""
+"""Which part of the face each sample of a rendered head shows: in the ten classes of DF-MVR's parser, and in
+those of `face_parts.PARTS`."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from fitkit.energies.masks import PARSE
 from fitkit.models.face_model import FaceModel
+from fitkit.observe.face_parts import PARSE, PARTS
 from fitkit.synth.paint import (
     MAP_SIZE,
     PIXEL_MM,
@@ -18,6 +19,7 @@ from fitkit.synth.paint import (
     SkinLook,
     brow_outlines,
     head_map,
+    look_up,
     map_place,
 )
 from fitkit.synth.random_faces import scalp_cover
@@ -26,7 +28,9 @@ FINER = 4  # the classes' map has this many times the rows of the paint's
 BACKGROUND, SKIN, LEFT_BROW, RIGHT_BROW, LEFT_EYE, RIGHT_EYE, NOSE, MOUTH, UPPER_LIP, LOWER_LIP = range(
     len(PARSE)
 )
+HAIR, BEARD, GLASSES, OCCLUDER, NECK, EARS, CLOTHES = range(len(PARSE), len(PARTS))
 HIDDEN_SCALP = 0.5  # skin below this cover of hair is skin
+GROWN = 0.35  # cover of beard from which skin is beard
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +38,14 @@ class ParsePlan:
     """What is the same for all people of one model.
 
     classes: [H, W] uint8 of the finer map without brows; inner: [F] class of triangles that are no skin (0:
-    look in the map); lower: [V] 1 where the jaw carries the skin, 0 where it does not, or None."""
+    look in the map); lower: [V] 1 where the jaw carries the skin, 0 where it does not, or None; ears: [F]
+    bool; chin: mm, height of the mean chin."""
 
     classes: np.ndarray
     inner: np.ndarray
     lower: np.ndarray | None
+    ears: np.ndarray
+    chin: float
 
 
 @functools.lru_cache(maxsize=4)
@@ -62,7 +69,15 @@ def parse_plan(model: FaceModel) -> ParsePlan:
         up, down = float(at_marks[62]), float(at_marks[66])
         if down > up + 1:
             lower = ((carried - up) / (down - up)).numpy().astype(np.float32)
-    return ParsePlan(classes, inner, lower)
+    middle = model.mean[model.triangles].mean(1).numpy()
+    marks = model.landmarks.points(model.mean[None], model.triangles)[0].numpy()
+    if "ears" in model.region_names:
+        ears = names == "ears"
+    else:  # what stands off the sides of the head between brows and mouth
+        aside = np.abs(middle[:, 0]) > abs(float(marks[0, 0])) - 1
+        tall = (middle[:, 1] > marks[48, 1]) & (middle[:, 1] < marks[19, 1])
+        ears = aside & tall & (np.abs(middle[:, 2] - marks[0, 2] + 30) < 30)
+    return ParsePlan(classes, inner, lower, ears, float(marks[8, 1]))
 
 
 def parse_outlines(head: HeadMap) -> dict[str, np.ndarray]:
@@ -136,3 +151,39 @@ def parse_samples(
         out[scalp_cover(rest, hair) > HIDDEN_SCALP] = BACKGROUND
     inner = plan.inner[triangle]
     return np.where(inner > 0, inner, out)
+
+
+def beard_cover(head: HeadMap, person: SkinLook) -> np.ndarray:
+    """How far grown hair hides the skin, [H, W] of the paint's map: `paint_skin` without strands."""
+    cover = np.zeros(MAP_SIZE, np.float32)
+    if person.beard > 0:
+        for name in dict.fromkeys((person.beard_area, "moustache")):
+            grown = head.masks[name] * np.clip(person.beard * 1.6 - 0.3, 0, 1) * 1.25
+            cover = np.maximum(cover, grown)
+    return cover
+
+
+def part_samples(
+    plan: ParsePlan,
+    classes: np.ndarray,
+    beard: np.ndarray,
+    hair: HairLook,
+    rest: np.ndarray,
+    triangle: np.ndarray,
+) -> np.ndarray:
+    """Parts [N] uint8 of samples of the bare head, see `face_parts.PARTS`.
+
+    Args:
+        classes: [N] from `parse_samples`; beard: from `beard_cover`; rest: [N, 3] mm, places on the mean
+            head; triangle: [N].
+    """
+    out = classes.copy()
+    ears, rows = plan.ears[triangle], classes == BACKGROUND
+    below = rest[:, 1] < plan.chin + 0.35 * (100.0 - rest[:, 2])  # the line of the jaw falls to the front
+    out[rows] = np.where(below[rows], NECK, SKIN)
+    out[ears] = EARS
+    grown = look_up(beard[..., None], map_place(rest))[:, 0] > GROWN
+    out[grown & np.isin(out, (SKIN, NECK))] = BEARD
+    if not hair.bald:
+        out[(scalp_cover(rest, hair) > HIDDEN_SCALP) & ~ears & (plan.inner[triangle] == 0)] = HAIR
+    return out

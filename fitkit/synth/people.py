@@ -10,7 +10,7 @@ import numpy as np
 from fitkit.models.face_model import FaceModel
 from fitkit.models.makehuman import ANCESTRIES, MakeHumanModel, Traits
 from fitkit.synth.paint import HairLook, SkinLook
-from fitkit.synth.random_faces import FaceVariation
+from fitkit.synth.random_faces import FaceVariation, is_cap
 
 ADULT = 17.0  # years
 MELANIN = {"african": (0.6, 1.0), "asian": (0.12, 0.6), "caucasian": (0.0, 0.4)}
@@ -72,7 +72,7 @@ def aged(person: SkinLook, traits: Traits) -> SkinLook:
 
 def other_day(rng: np.random.Generator, hair: HairLook, vary: FaceVariation) -> HairLook:
     """The same hair on another day: combed, cut or grown; colour, hairline and baldness stay."""
-    if hair.bald or hair.ragged < 1:  # a cap has an even edge; it stays as it is
+    if hair.bald or is_cap(hair):
         return hair
     fringe = hair.fringe
     if rng.random() < 0.4:

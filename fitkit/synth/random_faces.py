@@ -403,6 +403,11 @@ def grown_on(head: HeadMap, hair: HairLook) -> HairLook:
     return hair if head.has_scalp else replace(hair, bald=True)
 
 
+def is_cap(look: HairLook) -> bool:
+    """Whether `random_hair` drew a cap."""
+    return look.ragged < 0.5  # hair has at least 1
+
+
 def random_scene(rng: np.random.Generator, variation: FaceVariation) -> Scene:
     """Light of the surroundings and of a lamp."""
     ambient = rng.uniform(*variation.ambient)
@@ -707,15 +712,16 @@ def add_shoulders(
     state: SceneState,
     person: SkinLook,
     samples: int = SUPERSAMPLE,
-) -> None:
-    """Neck and clothes behind the head, drawn flat; in place. samples: of the ground per pixel side."""
-    fine = len(ground)
+) -> dict[str, np.ndarray]:
+    """Neck and clothes behind the head, drawn flat; in place. samples: of the ground per pixel side. Returns
+    where each of the two was drawn, [H, W] bool."""
+    fine, drawn = len(ground), {}
     base = state.pose.apply(torch.tensor([[[0.0, -80.0, 10.0]]]))[0, 0]
     side = [[46, -60], [50, 60], [110, 95], [190, 130], [230, 420]]  # x, y down from the neck, mm
     shape = np.array([[-x, y] for x, y in side] + side[::-1], float)
     shape[:, 0] *= rng.uniform(0.85, 1.2)
 
-    def draw(outline: np.ndarray, color: np.ndarray) -> None:
+    def draw(name: str, outline: np.ndarray, color: np.ndarray) -> None:
         points = (
             torch.from_numpy(np.concatenate([outline, np.zeros((len(outline), 1))], 1)).float()
             + base
@@ -726,8 +732,9 @@ def add_shoulders(
         cv2.fillPoly(mask, [np.round(xy.clip(-4000, 4000) * 8).astype(np.int32)], 255, cv2.LINE_AA, 3)
         soft = cv2.GaussianBlur(mask, (0, 0), 1.0 + fine / 200).astype(np.float32)[..., None] / 255
         ground[:] = ground * (1 - soft) + np.float32(color) * soft
+        drawn[name] = mask > 127
 
-    draw(shape, person.skin * 0.25)
+    draw("neck", shape, person.skin * 0.25)
     collar = shape[2:-2].copy()
     collar = np.concatenate(
         [
@@ -737,7 +744,8 @@ def add_shoulders(
             [[0, rng.uniform(80, 150)]],
         ]
     )
-    draw(collar, random_color(rng) * 0.8)
+    draw("clothes", collar, random_color(rng) * 0.8)
+    return drawn
 
 
 def add_glasses(

@@ -38,7 +38,19 @@ from fitkit.synth.paint import (
     lamp_shadow,
     paint_skin,
 )
-from fitkit.synth.parse import ParsePlan, parse_plan, parse_samples, person_classes
+from fitkit.synth.parse import (
+    CLOTHES,
+    GLASSES,
+    HAIR,
+    NECK,
+    OCCLUDER,
+    ParsePlan,
+    beard_cover,
+    parse_plan,
+    parse_samples,
+    part_samples,
+    person_classes,
+)
 from fitkit.synth.people import aged, other_day, random_identity, suited
 from fitkit.synth.photo_effects import background, blurred, camera, occluder
 from fitkit.synth.random_faces import (
@@ -51,6 +63,7 @@ from fitkit.synth.random_faces import (
     hair_colors,
     hair_scene,
     head_colors,
+    is_cap,
     outline_points,
     photo_look,
     random_expression,
@@ -81,8 +94,9 @@ STREAMS = (
     "tracing",
 )
 JPEG_QUALITY = 95  # where the photo's own is not drawn
-NECK = (0.0, -80.0, -40.0)  # mm of the head frame: the head turns about this point from frame to frame
+PIVOT = (0.0, -80.0, -40.0)  # mm of the head frame: the head turns about this point from frame to frame
 PIXEL_COVERED = 0.5  # share of a pixel beyond which the face does not show there
+THIN = 0.3  # the same for the rims of glasses, which are thinner than a pixel
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +141,9 @@ class SubjectView:
     jpeg: the file; landmarks: [68, 2] px, exact, hidden ones included; given: [68, 2] px, with the recipe's
     noise and jaw; visible: [68] bool as in `random_faces.RandomFace`; depth: [H, W] float32 mm of the bare
     model, 0 = nothing; normals: [H, W, 3] float32, camera frame, smooth normals of the mesh, 0 = nothing;
-    parse: [H, W] uint8, numbers of `energies.masks.PARSE`; region: [H, W] uint8, the model's region + 1, 0 =
-    nothing; covered: [H, W] uint8, 255 = hair, glasses or a thing in front hide all of the pixel.
+    parse: [H, W] uint8, numbers of `face_parts.PARSE`; parts: [H, W] uint8, numbers of `face_parts.PARTS`, of
+    all that the picture shows; region: [H, W] uint8, the model's region + 1, 0 = nothing; covered: [H, W]
+    uint8, 255 = hair, glasses or a thing in front hide all of the pixel.
     """
 
     jpeg: bytes
@@ -140,6 +155,7 @@ class SubjectView:
     parse: np.ndarray
     region: np.ndarray
     covered: np.ndarray
+    parts: np.ndarray
 
     @property
     def image(self) -> np.ndarray:
@@ -300,7 +316,7 @@ def _cameras(
         )
     if own < B:
         turn = torch.stack([_head_turn(recipe, index, int(f)) for f in moment])
-        neck = torch.tensor(NECK)
+        neck = torch.tensor(PIVOT)
         rotation, translation = rotation[viewpoint], translation[viewpoint]
         translation = translation + (rotation @ (neck - turn @ neck)[..., None])[..., 0]
         rotation = rotation @ turn
@@ -407,6 +423,7 @@ class _Studio:
         self.parse: ParsePlan = parse_plan(model)
         self.classes = person_classes(self.parse, self.head, plan.person)
         self.shell, self.shell_of = None, (-1, b"")
+        self.beard = beard_cover(self.head, plan.person)
         self.folder = None if not recipe.variation.backgrounds else Path(recipe.variation.backgrounds)
         self.shapes: dict[bytes, tuple[Tensor, np.ndarray]] = {}
         self.shadows: dict[tuple, LampShadow] = {}
@@ -476,7 +493,7 @@ class _Studio:
         ground = background(ground_stream, size, self.folder)
         if recipe.defocus[1] > 0:
             ground = blurred(ground, max(0.3, ground_stream.uniform(*recipe.defocus) * size))
-        add_shoulders(ground, ground_stream, state, plan.person, samples=1)
+        behind = add_shoulders(ground, ground_stream, state, plan.person, samples=1)
         layers = FineLayers(np.repeat(np.repeat(ground, SUPERSAMPLE, 0), SUPERSAMPLE, 1))
         scene = plan.scenes[b]
         rgb = None
@@ -500,12 +517,14 @@ class _Studio:
         if renderer is not None:
             share = alpha[..., None].astype(np.float32)
             # A drawn background is exposed already.
-            behind = ground if surroundings is None else surroundings * np.float32(gain)
-            mixed = traced * np.float32(gain) * share + behind * (1 - share)
+            far = ground if surroundings is None else surroundings * np.float32(gain)
+            mixed = traced * np.float32(gain) * share + far * (1 - share)
+            if surroundings is not None:
+                behind = {}
             layers.rgb = np.repeat(np.repeat(mixed.astype(np.float32), SUPERSAMPLE, 0), SUPERSAMPLE, 1)
         front = np.zeros((fine, fine), np.float32)
         marks, marks_depth = _landmarks(model, state)
-        self._things_in_front(layers, front, b, state, lens, marks, gain)
+        worn = self._things_in_front(layers, front, b, state, lens, marks, gain)
 
         linear = average_blocks(torch.from_numpy(layers.rgb), SUPERSAMPLE).numpy()
         look = dict(plan.photos[b])
@@ -515,10 +534,9 @@ class _Studio:
             ".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY if quality is None else quality]
         )[1].tobytes()
 
-        hidden = average_blocks(torch.from_numpy(np.maximum(layers.cover, front))[..., None], SUPERSAMPLE)[
-            ..., 0
-        ].numpy()
-        truth = self._pixels(b, state, points, table, hidden)
+        hidden = _of_pixels(np.maximum(layers.cover, front))
+        *truth, parts = self._pixels(b, state, points, table, hidden)
+        parts = self._all_parts(b, parts, truth[0] > 0, behind, layers.cover, worn, front)
         given = marks.copy()
         if recipe.jaw == "outline":
             given[:17] = outline_points(model, state, size, bare)
@@ -527,7 +545,8 @@ class _Studio:
             + stream(recipe, plan.index, "landmarks", b).normal(size=given.shape) * recipe.landmark_noise
         )
         visible = visible_landmarks(marks, marks_depth, layers.depth, front)
-        return SubjectView(jpeg, marks, given, visible, *truth, np.round(hidden * 255).astype(np.uint8)), gain
+        covered = np.round(hidden * 255).astype(np.uint8)
+        return SubjectView(jpeg, marks, given, visible, *truth, covered, parts), gain
 
     def _head(
         self, b: int, state: SceneState, values: np.ndarray, triangle: np.ndarray
@@ -580,8 +599,9 @@ class _Studio:
         lens,
         marks: np.ndarray,
         gain: float,
-    ) -> None:
-        """Glasses, the same in all views, and occluders of this view; in place."""
+    ) -> np.ndarray:
+        """Glasses, the same in all views, and occluders of this view; in place. Returns what the glasses
+        alone hide, [H, W] in [0, 1]."""
         recipe, plan = self.recipe, self.plan
         if plan.glasses != "no":
             add_glasses(
@@ -593,6 +613,7 @@ class _Studio:
                 lens,
                 plan.glasses == "dark",
             )
+        worn = front.copy()
         rng = stream(recipe, plan.index, "front", b)
         if rng.random() < recipe.variation.occluded:
             box = np.concatenate([marks.min(0), marks.max(0)]) * SUPERSAMPLE
@@ -600,11 +621,42 @@ class _Studio:
                 color, mask = occluder(rng, len(front), box, plan.person.skin * gain * 0.8)
                 layers.rgb += mask[..., None] * (color - layers.rgb)
                 np.maximum(front, mask, out=front)
+                worn *= 1 - mask
+        return worn
+
+    def _all_parts(
+        self,
+        b: int,
+        head: np.ndarray,
+        on_head: np.ndarray,
+        behind: dict[str, np.ndarray],
+        hair: np.ndarray,
+        worn: np.ndarray,
+        front: np.ndarray,
+    ) -> np.ndarray:
+        """[H, W] uint8, numbers of `face_parts.PARTS`, from what stands behind and before the bare head.
+
+        head: [H, W] parts of the bare head where on_head [H, W]; behind: see `add_shoulders`; hair, worn,
+        front: of the finer samples, what hides them in [0, 1]: hair, glasses, anything in front.
+        """
+        out = np.where(on_head, head, 0).astype(np.uint8)
+        for name, number in (("neck", NECK), ("clothes", CLOTHES)):
+            if name in behind:
+                out[behind[name] & ~on_head] = number
+        look = self.plan.hair_of(b)
+        on_top = OCCLUDER if is_cap(look) else HAIR
+        if not look.bald:
+            out[out == HAIR] = on_top
+        out[_of_pixels(hair) > PIXEL_COVERED] = on_top
+        out[_of_pixels(worn) > THIN] = GLASSES
+        out[_of_pixels(np.maximum(front - worn, 0)) > PIXEL_COVERED] = OCCLUDER
+        return out
 
     def _pixels(
         self, b: int, state: SceneState, points: Tensor, table: np.ndarray, hidden: np.ndarray
     ) -> tuple[np.ndarray, ...]:
-        """Depth, normals, parse classes and regions at the pixel centres, as in SubjectView."""
+        """Depth, normals, parse classes and regions at the pixel centres, as in SubjectView, and parts [H, W]
+        of the bare head."""
         size = self.recipe.size
         surface = sample_mesh(state.camera.clip(points)[0], self.model.triangles, (size, size), table)
         depth, parse, region = (
@@ -625,8 +677,18 @@ class _Studio:
         region[surface.pixel] = (
             self.model.region.numpy()[self.model.triangles[:, 0].numpy()][surface.triangle] + 1
         )
-        shape = (size, size)
-        return depth.reshape(shape), normals.reshape(*shape, 3), parse.reshape(shape), region.reshape(shape)
+        parts = np.zeros(size * size, np.uint8)
+        parts[surface.pixel] = part_samples(
+            self.parse, classes, self.beard, self.plan.hair_of(b), values[:, :3], surface.triangle
+        )
+        maps = (depth, parse, region, parts)
+        depth, parse, region, parts = (m.reshape(size, size) for m in maps)
+        return depth, normals.reshape(size, size, 3), parse, region, parts
+
+
+def _of_pixels(samples: np.ndarray) -> np.ndarray:
+    """Mean [H, W] of the samples of each pixel."""
+    return average_blocks(torch.from_numpy(samples)[..., None], SUPERSAMPLE)[..., 0].numpy()
 
 
 def _face_key(state: SceneState) -> bytes:

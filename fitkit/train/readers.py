@@ -34,6 +34,18 @@ def reader(kind: str) -> tuple[type, Callable[..., FaceDataset]]:
         from fitkit.data.fit_results import FitResults, FitResultsOptions
 
         return FitResultsOptions, FitResults
+    if kind == "parsed":
+        from fitkit.data.parsed_pictures import ParsedPictures, ParsedPicturesOptions
+
+        return ParsedPicturesOptions, ParsedPictures
+    if kind == "celebamask":
+        from fitkit.data.celebamask import CelebAMask, CelebAMaskOptions
+
+        return CelebAMaskOptions, CelebAMask
+    if kind == "guessed":
+        from fitkit.data.guessed_parts import GuessedParts, GuessedPartsOptions
+
+        return GuessedPartsOptions, GuessedParts
     return SyntheticOptions, _synthetic
 
 

@@ -35,7 +35,8 @@ class DataSource:
     """A data set."""
 
     name: str
-    kind: Literal["300wlp", "multipie", "frames", "fits", "synthetic"]  # what reads it, see docs/regressor.md
+    # What reads it, see docs/regressor.md.
+    kind: Literal["300wlp", "multipie", "frames", "fits", "synthetic", "parsed", "celebamask", "guessed"]
     folder: str = ""
     weight: Positive = 1.0  # share of the draws, relative to the other data sets
     options: Any = None  # of its reader

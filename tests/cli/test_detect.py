@@ -242,3 +242,45 @@ def test_a_folder_that_holds_something_else_is_refused(run, tmp_path):
     (tmp_path / "out" / "thesis.txt").unlink()
     for overwrite in ([], ["--overwrite"]):
         assert run("detect", tmp_path / "photos", "-o", tmp_path / "out", *overwrite).exit_code == 0
+
+
+# ---- masks ----
+
+
+@pytest.fixture
+def light_is_head(monkeypatch):
+    from fitkit.fitting import head_masks
+    from fitkit.nets.parser import photos
+
+    asked = []
+    monkeypatch.setattr(
+        head_masks, "load_parser", lambda weights="", device="cpu": asked.append(weights) or True
+    )
+    monkeypatch.setattr(
+        photos, "parse_photo", lambda parser, image, points: (image[..., 0] > 128).astype(np.uint8)
+    )
+    return asked
+
+
+def test_masks_beside_the_landmarks(run, tmp_path, light_is_head):
+    photo(tmp_path / "a.png", (40, 30, 50))
+    result = run("detect", tmp_path, "--masks", "--parser", tmp_path / "p.safetensors")
+    assert result.exit_code == 0, result.output
+    assert names(tmp_path) == ["a.png", "a.pts", "landmarks/a_landmarks.png", "masks/a.png"]
+    assert "13 % of the photo is the head" in result.output and light_is_head == [tmp_path / "p.safetensors"]
+    mask = np.asarray(Image.open(tmp_path / "masks" / "a.png"))
+    np.testing.assert_array_equal(mask > 0, np.asarray(Image.open(tmp_path / "a.png"))[..., 0] > 128)
+    from fitkit.io.subject import load_subject
+
+    np.testing.assert_array_equal(load_subject(tmp_path).views[0].mask, mask > 0)
+
+
+def test_masks_are_kept_unless_asked_for(run, tmp_path, light_is_head):
+    photo(tmp_path / "a.png", (40, 30, 50))
+    run("detect", tmp_path, "--masks")
+    before = (tmp_path / "masks" / "a.png").read_bytes()
+    photo(tmp_path / "a.png", (10, 10, 20))
+    result = run("detect", tmp_path, "--masks")
+    assert "kept masks/a.png" in result.output and (tmp_path / "masks" / "a.png").read_bytes() == before
+    assert run("detect", tmp_path, "--masks", "--overwrite").exit_code == 0
+    assert (tmp_path / "masks" / "a.png").read_bytes() != before

@@ -22,6 +22,7 @@ from fitkit.energies.masks import (
 )
 from fitkit.errors import InputError
 from fitkit.geometry.normals import vertex_normals
+from fitkit.observe.face_parts import PARTS
 from fitkit.render.rasterizer import rasterize
 from fitkit.scene.camera import KINDS
 
@@ -287,6 +288,14 @@ def parse():
         PARSE.index("nose"),
     )
     return labels
+
+
+def test_weight_parse_takes_all_parts_of_a_head():
+    mask = torch.ones(1, 1, 24, 24)
+    more, few = parse(), parse()
+    more[0, :3], few[0, :3] = PARTS.index("hair"), PARSE.index("background")
+    more[0, -3:], few[0, -3:] = PARTS.index("beard"), PARSE.index("skin")
+    torch.testing.assert_close(weight_parse(more, mask, "dfmvr"), weight_parse(few, mask, "dfmvr"))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import torch
 import trimesh
 import yaml
 
-from fitkit.energies.masks import PARSE
 from fitkit.errors import InputError
 from fitkit.evaluate.bench.scores import same_topology, vertex_error
 from fitkit.evaluate.bench.truth import load_truth, subject_names
@@ -23,6 +22,7 @@ from fitkit.io.mesh_files import read_mesh
 from fitkit.io.progress import Progress
 from fitkit.io.subject import load_subject
 from fitkit.models.registry import load_model
+from fitkit.observe.face_parts import PARSE, PARTS, numbers
 from fitkit.observe.labels import LARGE
 from fitkit.render.rasterizer import interpolate, rasterize
 from fitkit.synth.dataset import SynthDataset, SynthFolder
@@ -47,7 +47,7 @@ from fitkit.synth.parse import (
     UPPER_LIP,
     parse_outlines,
 )
-from fitkit.synth.random_faces import random_scene, scalp_cover
+from fitkit.synth.random_faces import is_cap, random_scene, scalp_cover
 from fitkit.synth.raster import light_samples, sample_mesh
 from fitkit.synth.recipe import load_synth_recipe
 from fitkit.synth.studio import light
@@ -449,6 +449,30 @@ def test_hair_glasses_and_occluders_are_background_and_hide_landmarks(model):
             assert not (view.visible & ~other.visible).any()
             hidden += int((other.visible & ~view.visible).sum())
     assert hidden > 10
+
+
+def test_parts_tell_hair_glasses_occluders_neck_and_clothes_apart(model):
+    seen = set()
+    for index in range(6):
+        recipe = recipe_of(
+            "variation.occluded=0.5", "variation.glasses=0.7", "variation.beard=0.5", "variation.hat=0.2"
+        )
+        plan = draw_subject(model, recipe, index)
+        for b, view in enumerate(render_subject(model, recipe, plan)):
+            free = view.covered == 0
+            inner = free & (view.parse >= PARSE.index("left_brow"))
+            np.testing.assert_array_equal(view.parts[inner], view.parse[inner])
+            skin = free & (view.parse == PARSE.index("skin"))
+            assert set(np.unique(view.parts[skin])) <= set(numbers(("skin", "beard", "hair", "ears", "neck")))
+            hidden = np.isin(view.parts[view.covered > 230], numbers(("hair", "glasses", "occluder")))
+            assert hidden.all()
+            away = (view.depth == 0) & (view.covered == 0)
+            assert set(np.unique(view.parts[away])) <= set(numbers(("background", "neck", "clothes")))
+            seen |= {PARTS[i] for i in np.unique(view.parts)}
+            cap = is_cap(plan.hair_of(b)) and not plan.hair_of(b).bald
+            assert not (cap and (view.parts == PARTS.index("hair")).any())
+            assert plan.glasses == "no" or index or (view.parts == PARTS.index("glasses")).any()
+    assert {"hair", "beard", "glasses", "occluder", "neck", "ears", "clothes"} <= seen
 
 
 def test_scalp_hair_is_no_skin(model):

@@ -1,0 +1,1 @@
+"""The face parser: which part of a head each pixel shows."""
