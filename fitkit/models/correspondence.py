@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy import sparse
-from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from fitkit.errors import InputError
 from fitkit.geometry.alignment import similarity_align
 from fitkit.geometry.closest_point import SurfaceIndex, barycentric
-from fitkit.geometry.laplacian import cotangent_laplacian
+from fitkit.geometry.laplacian import bending, cotangent_laplacian, symmetric_factors
 from fitkit.geometry.normals import triangle_normals, vertex_normals
 from fitkit.geometry.rows import blend
 from fitkit.io.atomic import written_whole
@@ -282,17 +281,13 @@ def _bent(moving: Surface, still: Surface, marks: _Marks) -> Surface:
     rest, rows = moving.vertices, marks.rows[:, moving.vertex]
     inside = np.asarray(rows.sum(1)).ravel() > 0.99  # landmarks whose triangles are part of the surface
     pull = rows.T @ sparse.diags_array(marks.weight * inside)
-    stiffness, area = cotangent_laplacian(rest, moving.triangles)
-    area = area.clip(0.01 * area.mean())
-    curvature = stiffness @ sparse.diags_array(1 / area) @ stiffness
+    energy, area = bending(rest, moving.triangles)
     for length, reach in zip(BEND_MM, REACH_MM):
         found = still.closest(moving.vertices, moving.normals)
         weight = area * (found.same & (found.distance < reach))
-        system = (sparse.diags_array(weight + 1e-6) + pull @ rows + length**4 * curvature).tocsc()
+        system = sparse.diags_array(weight + 1e-6) + pull @ rows + length**4 * energy
         right = weight[:, None] * (found.point - rest) + pull @ (marks.points - rows @ rest)
-        factors = splu(
-            system, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
-        )
+        factors = symmetric_factors(system)
         moving = moving.at(rest + factors.solve(right))
     return moving
 
