@@ -18,11 +18,12 @@ from fitkit.fitting.detail import personal_model
 from fitkit.geometry.alignment import similarity_align
 from fitkit.geometry.laplacian import bending, cotangent_laplacian, symmetric_factors
 from fitkit.geometry.normals import vertex_normals
+from fitkit.geometry.patch import Patch
 from fitkit.geometry.rotation import skew, so3_exp
 from fitkit.geometry.rows import rows_at
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.models.coefficients import shapes_by_name
-from fitkit.models.correspondence import SKIN_WEIGHT, Correspondence, Surface, correspondence, outer
+from fitkit.models.correspondence import SKIN_WEIGHT, Correspondence, correspondence, outer
 from fitkit.models.face_model import FaceModel, Points
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
@@ -202,8 +203,8 @@ class _Match:
     def distance(self, one: Tensor, other: Tensor) -> tuple[Distance, Tensor]:
         """Between vertices [V, 3] of the source and [V', 3] of the target; and [V'] mm of each vertex of the
         target, NaN where nothing corresponds."""
-        ours = Surface.of(one, self.source.triangles, outer(self.source))
-        theirs = Surface.of(other, self.target.triangles, outer(self.target))
+        ours = Patch.of(one, self.source.triangles, outer(self.source))
+        theirs = Patch.of(other, self.target.triangles, outer(self.target))
         there = ours.closest(theirs.vertices, theirs.normals)
         back = theirs.closest(ours.vertices, ours.normals)
         alike = (self.target.face & (self.on.weight > 0)).numpy()[theirs.vertex]
