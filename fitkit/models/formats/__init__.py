@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # lists of formats come without torch
+if TYPE_CHECKING:
     from fitkit.models.face_model import FaceModel
 
 
@@ -33,18 +34,21 @@ class Format:
 
     def read(self, path: str | os.PathLike | None, name: str | None = None, **options) -> FaceModel:
         """options: those beyond path and name that the reader takes."""
-        module, _, function = self.reader.partition(":")
-        model = getattr(import_module(module), function)(path, name or self.name, **options)
+        model = _function(self.reader)(path, name or self.name, **options)
         if self.placed and model.landmarks.missing:
-            from fitkit.models.formats.landmarks import with_all_landmarks
+            model = _function(LANDMARKS)(model)
+        return model if self.finished else _function(UV)(model)
 
-            model = with_all_landmarks(model)
-        if self.finished:
-            return model
-        from fitkit.models.formats.parts import with_uv
 
-        return with_uv(model)
+def _function(name: str) -> Callable[..., FaceModel]:
+    """'module:function', loaded when it is needed: lists of formats come without torch."""
+    module, _, function = name.partition(":")
+    return getattr(import_module(module), function)
 
+
+# What completes the models of most files.
+LANDMARKS = "fitkit.models.formats.landmarks:with_all_landmarks"
+UV = "fitkit.models.formats.parts:with_uv"
 
 FORMATS = {
     "flame": Format(
