@@ -177,6 +177,7 @@ def import_command(kind, path, name, overwrite, landmarks, check):
         f"{stored}: {imported.num_vertices} vertices, {imported.num_identity} identity and "
         f"{imported.num_expression} expression shapes"
         + (f", {imported.num_joints} joints" if imported.num_joints else "")
+        + f"; use it with --model {stored.stem}"
     )
 
 

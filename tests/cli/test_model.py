@@ -49,7 +49,8 @@ def test_info(run, tmp_path):
     assert f"error bars  not calibrated; {numbers}" in output
     path = save_model_file(tiny_skinned_model(), tmp_path / "joints.npz")
     output = run("import", "npz", path, "--name", "turning").output
-    assert output.endswith("315 vertices, 8 identity and 6 expression shapes, 4 joints\n")
+    wanted = "315 vertices, 8 identity and 6 expression shapes, 4 joints; use it with --model turning\n"
+    assert output.endswith(wanted)
     assert "joints      12 rotations, sigma 0.15: neck_x, neck_y" in run("info", "turning").output
     result = run("info", "ict")
     assert (
