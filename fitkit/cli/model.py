@@ -130,14 +130,19 @@ def _import_help() -> str:
     kinds = "\n".join(f"  {kind:10} {form.path}" for kind, form in FORMATS.items())
     return (
         "Import a face model from its original files at PATH, by KIND:\n\n\b\n"
-        f"{kinds}\n\nExample: fitkit model import ict ICT-FaceKit/FaceXModel"
+        f"{kinds}\n\nWhat files each needs: docs/face_models.md.\n\n"
+        "Example: fitkit model import ict ICT-FaceKit/FaceXModel"
     )
 
 
 @model.command("import", help=_import_help())
 @click.argument("kind", type=click.Choice(list(FORMATS)))
 @click.argument("path", type=click.Path(), required=False)
-@click.option("--name", default=None, help="Name of the imported model; default: KIND, or that in the file.")
+@click.option(
+    "--name",
+    default=None,
+    help="Name of the imported model; default: KIND; of makehuman makehuman-pca, of own that of PATH, of npz that in the file.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a model of this name.")
 @click.option(
     "--landmarks",

@@ -67,8 +67,7 @@ FORMATS = {
         "ict",
     ),
     "bfm09": Format(
-        "the Basel Face Model of 2009: folder with Model_Shape.mat and Model_Exp.mat of 3DDFA, or with "
-        "01_MorphableModel.mat, Exp_Pca.bin, std_exp.txt and BFM_exp_idx.mat",
+        "folder with Model_Shape.mat of 3DDFA, or 01_MorphableModel.mat, and their expressions",
         "fitkit.models.formats.bfm09:import_bfm09",
         "bfm09",
         placed=True,
@@ -102,12 +101,12 @@ FORMATS = {
         fixed=True,
     ),
     "own": Format(
-        "a rig of your own: a folder of OBJ files, .glb with morph targets, .npz (docs/face_models.md)",
+        "a rig of your own: a folder of OBJ files, .glb with morph targets, .npz",
         "fitkit.models.formats.own:import_own",
         landmarks=True,
     ),
     "npz": Format(
-        "a model of your own in fitkit's format (docs/face_models.md)",
+        "a model of your own in fitkit's format",
         "fitkit.models.formats.npz:import_npz",
         finished=True,
     ),
