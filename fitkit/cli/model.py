@@ -141,7 +141,8 @@ def _import_help() -> str:
 @click.option(
     "--name",
     default=None,
-    help="Name of the imported model; default: KIND; of makehuman makehuman-pca, of own that of PATH, of npz that in the file.",
+    help="Name of the imported model; default: KIND; of makehuman 'makehuman-pca', of own that of PATH, of "
+    "npz that in the file.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a model of this name.")
 @click.option(
