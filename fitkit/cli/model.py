@@ -55,7 +55,7 @@ def info(name):
         "triangles": len(m.triangles),
         **m.coefficients,
         "landmarks": _landmarks(m.landmarks),
-        "regions": ", ".join(m.region_names),
+        "regions": ", ".join(m.region_names[number] for number in m.region.unique().tolist()),
         "uv": "yes" if m.uv is not None else "no",
         "albedo": "no"
         if m.albedo_mean is None
