@@ -214,8 +214,6 @@ def _model(folder: Path) -> Reader:
 def _pickles(folder: Path) -> Reader:
     from old_pickles import Ch, python2
 
-    from fitkit.io.foreign import foreign_file
-
     wrapped, sparse = Ch(x=np.ones((4, 3))), scipy.sparse.csc_matrix(np.eye(5)[:, :4])
     value = {"a": wrapped, "s": sparse, "f": np.arange(12, dtype=np.uint32).reshape(4, 3), "n": [1, "text"]}
     (folder / "old.pkl").write_bytes(python2(value))

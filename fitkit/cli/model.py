@@ -55,7 +55,7 @@ def info(name):
         "triangles": len(m.triangles),
         **m.coefficients,
         "landmarks": _landmarks(m.landmarks),
-        "regions": ", ".join(m.region_names),
+        "regions": ", ".join(m.region_names[number] for number in m.region.unique().tolist()),
         "uv": "yes" if m.uv is not None else "no",
         "albedo": "no"
         if m.albedo_mean is None
@@ -130,14 +130,20 @@ def _import_help() -> str:
     kinds = "\n".join(f"  {kind:10} {form.path}" for kind, form in FORMATS.items())
     return (
         "Import a face model from its original files at PATH, by KIND:\n\n\b\n"
-        f"{kinds}\n\nExample: fitkit model import ict ICT-FaceKit/FaceXModel"
+        f"{kinds}\n\nWhat files each needs: docs/face_models.md.\n\n"
+        "Example: fitkit model import ict ICT-FaceKit/FaceXModel"
     )
 
 
 @model.command("import", help=_import_help())
 @click.argument("kind", type=click.Choice(list(FORMATS)))
 @click.argument("path", type=click.Path(), required=False)
-@click.option("--name", default=None, help="Name of the imported model; default: KIND, or that in the file.")
+@click.option(
+    "--name",
+    default=None,
+    help="Name of the imported model; default: KIND; of makehuman 'makehuman-pca', of own that of PATH, of "
+    "npz that in the file.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a model of this name.")
 @click.option(
     "--landmarks",
@@ -177,6 +183,7 @@ def import_command(kind, path, name, overwrite, landmarks, check):
         f"{stored}: {imported.num_vertices} vertices, {imported.num_identity} identity and "
         f"{imported.num_expression} expression shapes"
         + (f", {imported.num_joints} joints" if imported.num_joints else "")
+        + f"; use it with --model {stored.stem}"
     )
 
 

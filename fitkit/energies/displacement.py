@@ -11,12 +11,11 @@ from math import pi
 import numpy as np
 import scipy.sparse as sparse
 from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from fitkit.energies.base import Residuals
 from fitkit.energies.kernels import Kernel
-from fitkit.geometry.laplacian import cotangent_laplacian
+from fitkit.geometry.laplacian import cotangent_laplacian, symmetric_factors
 
 
 @dataclass(frozen=True)
@@ -93,17 +92,11 @@ def displacement_equations(
 def factorized(matrix: sparse.spmatrix, free: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
     """What solves matrix x = right [V] or [V, n] on the free vertices, with x = 0 elsewhere, and the
     logarithm of the determinant of the free part. The matrix is symmetric and positive definite there."""
-    factor = splu(
-        matrix[free][:, free].tocsc(),
-        permc_spec="MMD_AT_PLUS_A",
-        options={"SymmetricMode": True},
-        diag_pivot_thresh=0.0,
-    )
+    factor = symmetric_factors(matrix[free][:, free])
 
     def solve(right: np.ndarray) -> np.ndarray:
         out = np.zeros_like(right)
         out[free] = factor.solve(np.ascontiguousarray(right[free]))
         return out
 
-    # Symmetric mode: L has ones on its diagonal, the pivots are those of L D L'.
     return solve, float(np.log(factor.U.diagonal()).sum())

@@ -22,13 +22,13 @@ ARKIT = tuple(
     ).split()
 )
 WHOLE = ("browInnerUp", "cheekPuff")  # ARKit has them for both sides together
-SIDES = {"Left": "_L", "Right": "_R"}
+SIDES = {"_L": "Left", "_R": "Right"}
 # jawLeft and mouthLeft say where the shape goes, not on which side it is.
 SUFFIX = {
-    name: name.removesuffix(side) + short
+    name: name.removesuffix(word) + side
     for name in ARKIT
-    for side, short in SIDES.items()
-    if name.endswith(side) and name.removesuffix(side) not in ("jaw", "mouth")
+    for side, word in SIDES.items()
+    if name.endswith(word) and name.removesuffix(word) not in ("jaw", "mouth")
 }
 
 
@@ -41,13 +41,13 @@ def arkit_shapes(names: tuple[str, ...], spelling: Spelling = "apple") -> list[t
     """
     targets: dict[str, list[int]] = {}
     for i, name in enumerate(names):
-        base, side = (name[:-2], name[-2:]) if name.endswith(("_L", "_R")) else (name, "")
+        base, side = (name[:-2], name[-2:]) if name[-2:] in SIDES else (name, "")
         if base in WHOLE:
             name = base
         elif spelling == "suffix":
             name = SUFFIX.get(name, name)
         elif side:
-            name = base + {"_L": "Left", "_R": "Right"}[side]
+            name = base + SIDES[side]
         targets.setdefault(name, []).append(i)
     return list(targets.items())
 

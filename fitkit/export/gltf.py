@@ -65,36 +65,15 @@ def write_glb(
         "POSITION": buffer.accessor(points, 34962, bounds=True),
         "NORMAL": buffer.accessor(normals[vertex], 34962),
     }
-    material: dict[str, Any] = {
-        "name": "face",
-        "doubleSided": True,
-        "pbrMetallicRoughness": {
-            "metallicFactor": 0.0,
-            "roughnessFactor": 0.85,
-            "baseColorFactor": [1, 1, 1, 1],
-        },
-    }
     document: dict[str, Any] = {"scenes": [{"nodes": [0]}], "nodes": [{"name": name, "mesh": 0}]}
     if isinstance(model, SkinnedModel):
         attributes |= _weights(buffer, model, vertex)
         bones, skin = _skeleton(buffer, model, vertices, first=1)
         document["nodes"] = [{"name": name, "mesh": 0, "skin": 0}, *bones]
         document |= {"scenes": [{"nodes": [0, 1]}], "skins": [skin]}
-    if uv is not None and texture_png is not None:
-        # glTF measures v downwards from the top edge of the picture.
-        attributes["TEXCOORD_0"] = buffer.accessor(
-            np.stack([uv[:, 0], 1 - uv[:, 1]], -1).astype(np.float32), 34962
-        )
-        document["images"] = [
-            {"name": "texture", "mimeType": "image/png", "bufferView": buffer.view(texture_png)}
-        ]
-        document["samplers"] = [{"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}]
-        document["textures"] = [{"source": 0, "sampler": 0}]
-        material["pbrMetallicRoughness"]["baseColorTexture"] = {"index": 0}
-    elif model.albedo_mean is not None:
-        attributes["COLOR_0"] = buffer.accessor(
-            model.albedo_mean.clamp(0, 1).numpy().astype(np.float32)[vertex], 34962
-        )
+    colors, look = _look(buffer, model, vertex, uv, texture_png)
+    attributes |= colors
+    document |= look
     kind = np.uint16 if len(points) <= 65535 else np.uint32
     indices = buffer.accessor(faces.astype(kind).reshape(-1), 34963)
     targets, target_names = [], []
@@ -109,11 +88,43 @@ def write_glb(
         mesh["extras"] = {"targetNames": target_names}
     if track is not None:
         document["animations"] = [_animation(buffer, track, document)]
-    document |= {
+    document |= {"scene": 0, "meshes": [mesh]}
+    Path(path).write_bytes(_container(document, buffer))
+    return Path(path)
+
+
+def _look(
+    buffer: _Buffer, model: FaceModel, vertex: np.ndarray, uv: np.ndarray | None, texture_png: bytes | None
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """What gives the vertices `vertex` [N] of the model their colours: attributes of the mesh, and the
+    material of the document with its texture."""
+    attributes: dict[str, int] = {}
+    parts: dict[str, Any] = {}
+    surface: dict[str, Any] = {
+        "metallicFactor": 0.0,
+        "roughnessFactor": 0.85,
+        "baseColorFactor": [1, 1, 1, 1],
+    }
+    if uv is not None and texture_png is not None:
+        # glTF measures v downwards from the top edge of the picture.
+        down = np.stack([uv[:, 0], 1 - uv[:, 1]], -1).astype(np.float32)
+        attributes["TEXCOORD_0"] = buffer.accessor(down, 34962)
+        image = {"name": "texture", "mimeType": "image/png", "bufferView": buffer.view(texture_png)}
+        parts["images"] = [image]
+        parts["samplers"] = [{"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}]
+        parts["textures"] = [{"source": 0, "sampler": 0}]
+        surface["baseColorTexture"] = {"index": 0}
+    elif model.albedo_mean is not None:
+        albedo = model.albedo_mean.clamp(0, 1).numpy().astype(np.float32)
+        attributes["COLOR_0"] = buffer.accessor(albedo[vertex], 34962)
+    material = {"name": "face", "doubleSided": True, "pbrMetallicRoughness": surface}
+    return attributes, parts | {"materials": [material]}
+
+
+def _container(document: dict[str, Any], buffer: _Buffer) -> bytes:
+    """The content of a .glb file."""
+    document = document | {
         "asset": {"version": "2.0", "generator": "fitkit"},
-        "scene": 0,
-        "meshes": [mesh],
-        "materials": [material],
         "accessors": buffer.accessors,
         "bufferViews": buffer.views,
         "buffers": [{"byteLength": len(buffer.data)}],
@@ -121,12 +132,9 @@ def write_glb(
     text = json.dumps(document, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
     text += b" " * (-len(text) % 4)
     data = bytes(buffer.data) + b"\0" * (-len(buffer.data) % 4)
-    path = Path(path)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<4sII", b"glTF", 2, 12 + 8 + len(text) + 8 + len(data)))
-        file.write(struct.pack("<I4s", len(text), b"JSON") + text)
-        file.write(struct.pack("<I4s", len(data), b"BIN\0") + data)
-    return path
+    head = struct.pack("<4sII", b"glTF", 2, 12 + 8 + len(text) + 8 + len(data))
+    chunks = struct.pack("<I4s", len(text), b"JSON") + text, struct.pack("<I4s", len(data), b"BIN\0") + data
+    return head + b"".join(chunks)
 
 
 def _weights(buffer: _Buffer, model: SkinnedModel, vertex: np.ndarray) -> dict[str, int]:

@@ -4,32 +4,31 @@ it."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import sparse
 from scipy.optimize import lsq_linear
-from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from fitkit.errors import InputError
 from fitkit.fitting.detail import personal_model
 from fitkit.geometry.alignment import similarity_align
-from fitkit.geometry.laplacian import cotangent_laplacian
+from fitkit.geometry.laplacian import bending, cotangent_laplacian, symmetric_factors
 from fitkit.geometry.normals import vertex_normals
+from fitkit.geometry.patch import Patch
 from fitkit.geometry.rotation import skew, so3_exp
 from fitkit.geometry.rows import rows_at
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.models.coefficients import shapes_by_name
-from fitkit.models.correspondence import SKIN_WEIGHT, Correspondence, Surface, correspondence, outer
+from fitkit.models.correspondence import SKIN_WEIGHT, Correspondence, correspondence, outer
 from fitkit.models.face_model import FaceModel, Points
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
 
 Expressions = Literal["auto", "names", "surface"]
-METHODS = ("auto", "names", "surface")
 
 # What the whole surface is worth against the priors of the coefficients: independent points with a standard
 # deviation along the normal; along the surface, where models differ in what they take for the same point, it
@@ -138,8 +137,8 @@ def _by_names(
 ) -> tuple[Tensor, Literal["names", "surface"], tuple[str, ...]]:
     """The weights [B, K'] of the target's shapes that have the names of the source's, 0 of others; how the
     expressions are to be found; and what of the source's is on and has no such name."""
-    if expression not in METHODS:
-        raise InputError(f"expression: expected {', '.join(METHODS)}, got {expression!r}")
+    if expression not in get_args(Expressions):
+        raise InputError(f"expression: expected {', '.join(get_args(Expressions))}, got {expression!r}")
     blend = all(m.coefficients["expression"].kind == "blend_shape" for m in (source, target))
     table = shapes_by_name(source.expression_names, target.expression_names) * blend
     if expression == "names" and not bool(table.any()):
@@ -204,8 +203,8 @@ class _Match:
     def distance(self, one: Tensor, other: Tensor) -> tuple[Distance, Tensor]:
         """Between vertices [V, 3] of the source and [V', 3] of the target; and [V'] mm of each vertex of the
         target, NaN where nothing corresponds."""
-        ours = Surface.of(one, self.source.triangles, outer(self.source))
-        theirs = Surface.of(other, self.target.triangles, outer(self.target))
+        ours = Patch.of(one, self.source.triangles, outer(self.source))
+        theirs = Patch.of(other, self.target.triangles, outer(self.target))
         there = ours.closest(theirs.vertices, theirs.normals)
         back = theirs.closest(ours.vertices, ours.normals)
         alike = (self.target.face & (self.on.weight > 0)).numpy()[theirs.vertex]
@@ -276,14 +275,9 @@ def _displacement(match: _Match, neutral: Tensor, plain: Tensor) -> Tensor:
     cosine = (facing * normal).sum(1)
     known = (match.on.weight == SKIN_WEIGHT) & (cosine > STEEPEST)
     along = (facing * (place - plain)).sum(1) / cosine.clamp_min(STEEPEST)
-    stiffness, area = cotangent_laplacian(plain.numpy(), triangles.numpy())
-    area = area.clip(0.01 * area.mean())
-    curvature = stiffness @ sparse.diags_array(1 / area) @ stiffness
+    energy, area = bending(plain.numpy(), triangles.numpy())
     weight = area * known.numpy()
-    system = sparse.diags_array(weight + PULL * area) + SMOOTH_MM**4 * curvature
-    factors = splu(
-        system.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
-    )
+    factors = symmetric_factors(sparse.diags_array(weight + PULL * area) + SMOOTH_MM**4 * energy)
     return torch.from_numpy(factors.solve(weight * torch.nan_to_num(along).numpy()))
 
 

@@ -100,3 +100,27 @@ def barycentric(points: np.ndarray, corners: np.ndarray) -> np.ndarray:
     parts = [(np.cross(q - p, points - p) * normal).sum(1) / area for p, q in ((b, c), (c, a), (a, b))]
     weight = np.clip(np.stack(parts, 1), 0, 1)
     return weight / np.maximum(weight.sum(1, keepdims=True), 1e-20)
+
+
+class Border:
+    """Which places of a mesh lie on edges that only one triangle has."""
+
+    def __init__(self, triangles: np.ndarray, count: int):
+        """triangles: [F, 3] int; count: of vertices."""
+        edges = np.sort(
+            np.stack([triangles[:, [1, 2]], triangles[:, [2, 0]], triangles[:, [0, 1]]], 1).astype(np.int64),
+            -1,
+        )  # opposite corner k
+        _, inverse, times = np.unique(
+            edges.reshape(-1, 2) @ [count, 1], return_inverse=True, return_counts=True
+        )
+        self.open = (times[inverse.reshape(-1)] == 1).reshape(-1, 3)
+        vertex = np.zeros(count, bool)
+        vertex[edges[self.open].ravel()] = True
+        self.corner = vertex[triangles]
+
+    def holds(self, triangle: np.ndarray, weight: np.ndarray, eps: float = 1e-7) -> np.ndarray:
+        """Triangles [N] and barycentric weights [N, 3] of places -> [N] bool."""
+        return ((weight < eps) & self.open[triangle]).any(1) | (
+            (weight > 1 - eps) & self.corner[triangle]
+        ).any(1)

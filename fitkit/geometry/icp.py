@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fitkit.errors import DegenerateInputError
-from fitkit.geometry.closest_point import SurfaceIndex, barycentric
+from fitkit.geometry.closest_point import Border, SurfaceIndex, barycentric
 from fitkit.geometry.normals import triangle_normals
 from fitkit.geometry.rotation import so3_exp
 
@@ -68,7 +68,7 @@ def icp(
     if len(points) < 6:
         raise DegenerateInputError(f"icp: expected at least 6 points, got {len(points)}")
     triangles = np.asarray(triangles)
-    surface, border = SurfaceIndex(vertices, triangles), _Border(triangles, len(vertices))
+    surface, border = SurfaceIndex(vertices, triangles), Border(triangles, len(vertices))
     corners = np.asarray(vertices, np.float64)[triangles]
     normals = triangle_normals(
         torch.from_numpy(np.asarray(vertices, np.float64))[None], torch.from_numpy(triangles.astype(np.int64))
@@ -120,26 +120,3 @@ def motion_step(
 
 # Of one step, log units: a few points with planes that hardly tell the size must not shrink to nothing.
 LARGEST_GROWTH = (-0.2, 0.2)
-
-
-class _Border:
-    """Which places of a mesh lie on edges that only one triangle has."""
-
-    def __init__(self, triangles: np.ndarray, count: int):
-        edges = np.sort(
-            np.stack([triangles[:, [1, 2]], triangles[:, [2, 0]], triangles[:, [0, 1]]], 1).astype(np.int64),
-            -1,
-        )  # opposite corner k
-        _, inverse, times = np.unique(
-            edges.reshape(-1, 2) @ [count, 1], return_inverse=True, return_counts=True
-        )
-        self.open = (times[inverse.reshape(-1)] == 1).reshape(-1, 3)
-        vertex = np.zeros(count, bool)
-        vertex[edges[self.open].ravel()] = True
-        self.corner = vertex[triangles]
-
-    def holds(self, triangle: np.ndarray, weight: np.ndarray, eps: float = 1e-7) -> np.ndarray:
-        """triangle [N], weight [N, 3] barycentric -> [N] bool."""
-        return ((weight < eps) & self.open[triangle]).any(1) | (
-            (weight > 1 - eps) & self.corner[triangle]
-        ).any(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sparse
+from scipy.sparse.linalg import SuperLU, splu
 
 # Needle-shaped triangles have cotangents without bound; beyond this their matrix is scaled down, or one of
 # them would outweigh all others at its vertex.
@@ -45,3 +46,25 @@ def cotangent_laplacian(vertices: np.ndarray, triangles: np.ndarray) -> tuple[sp
     ).tocsr()
     area = np.bincount(triangles.reshape(-1), np.repeat(double_area / 6, 3), minlength=V)
     return stiffness, area
+
+
+def bending(vertices: np.ndarray, triangles: np.ndarray) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """The bending energy of functions on a mesh.
+
+    Args:
+        vertices: [V, 3]; triangles: [F, 3] int.
+    Returns:
+        energy [V, V]: f' energy f is the integral of the square of the Laplacian of f over the surface; area
+        [V] of each vertex as in `cotangent_laplacian`, at least a hundredth of the mean one.
+    """
+    stiffness, area = cotangent_laplacian(vertices, triangles)
+    area = area.clip(0.01 * area.mean())
+    return stiffness @ sparse.diags_array(1 / area) @ stiffness, area
+
+
+def symmetric_factors(matrix: sparse.spmatrix) -> SuperLU:
+    """Factors of a sparse matrix [n, n] that is symmetric and positive definite: in this mode L has ones on
+    its diagonal and U is D L'."""
+    return splu(
+        matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
+    )

@@ -72,10 +72,10 @@ def shapes_by_name(source: Sequence[str], target: Sequence[str]) -> Tensor:
     mean; one side of a shape that the source has as a whole takes all of it. Rows of shapes that the source
     lacks are 0.
     """
-    place = {_split(name): i for i, name in enumerate(source)}
+    place = {shape_and_side(name): i for i, name in enumerate(source)}
     out = torch.zeros(len(target), len(source))
     for row, name in enumerate(target):
-        shape, side = _split(name)
+        shape, side = shape_and_side(name)
         sides = [place[shape, s] for s in "lr" if (shape, s) in place]
         if (shape, side) in place:
             out[row, place[shape, side]] = 1.0
@@ -86,7 +86,9 @@ def shapes_by_name(source: Sequence[str], target: Sequence[str]) -> Tensor:
     return out
 
 
-def _split(name: str) -> tuple[str, str]:
-    """'browDown_L' or 'browDownLeft' -> ('browdown', 'l')."""
-    found = re.fullmatch(r"(.+?)(?:_?(Left|Right|left|right)|_([LRlr]))", name)
-    return (found[1].lower(), (found[2] or found[3])[0].lower()) if found else (name.lower(), "")
+def shape_and_side(name: str) -> tuple[str, str]:
+    """What the spellings of a shape's name have in common: 'browDown_L', 'browDownLeft', 'brow_down_left',
+    'browDown.L' -> ('browdown', 'l'); 'jawOpen' -> ('jawopen', '')."""
+    found = re.fullmatch(r"(.+?)[_.]?(Left|Right|left|right|(?<=[_.])[lr]|(?<=[a-z0-9_.])[LR])", name)
+    shape, side = (found[1], found[2][0].lower()) if found else (name, "")
+    return re.sub(r"[^a-z0-9]", "", shape.lower()), side

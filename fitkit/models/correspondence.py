@@ -7,20 +7,17 @@ import hashlib
 import logging
 import re
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy import sparse
-from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from fitkit.errors import InputError
 from fitkit.geometry.alignment import similarity_align
-from fitkit.geometry.closest_point import SurfaceIndex, barycentric
-from fitkit.geometry.laplacian import cotangent_laplacian
-from fitkit.geometry.normals import triangle_normals, vertex_normals
+from fitkit.geometry.laplacian import bending, cotangent_laplacian, symmetric_factors
+from fitkit.geometry.patch import Patch
 from fitkit.geometry.rows import blend
 from fitkit.io.atomic import written_whole
 from fitkit.io.foreign import check_indices, check_shapes, foreign_file
@@ -32,7 +29,6 @@ log = logging.getLogger("fitkit")
 FOLDER, VERSION = "correspondence", 1
 OUTER = ("face", "head", "ear", "neck")  # how the names of outer parts begin; the others lie inside
 SKIN_WEIGHT, OTHER_WEIGHT = 1.0, 0.2  # of a vertex: bare skin, and ears, scalp or neck
-FACING = 0.5  # least cosine between the normals of two surfaces that are the same
 APART_MM = 2.0  # how far one surface, bent onto the other, may lie away from it where they correspond
 LEAST_SHARE = 0.5  # of the target's face
 # Area of skin in mm^2 that a landmark counts as: of the jaw (points of the outline, where models differ
@@ -123,77 +119,6 @@ def outer(model: FaceModel) -> Tensor:
     return model.skin | model.face | named[model.region]
 
 
-@dataclass(frozen=True)
-class Surface:
-    """The part of a mesh that is looked at: vertices [n, 3] mm, triangles [f, 3] of these, and their numbers
-    in the whole mesh, vertex [n] and triangle [f]."""
-
-    vertices: np.ndarray
-    triangles: np.ndarray
-    vertex: np.ndarray
-    triangle: np.ndarray
-
-    @staticmethod
-    def of(vertices: Tensor, triangles: Tensor, chosen: Tensor) -> Surface:
-        """The triangles of a mesh [V, 3], [F, 3] whose corners are all chosen [V]."""
-        triangle = chosen[triangles].all(1).nonzero()[:, 0].numpy()
-        vertex, local = np.unique(triangles.numpy()[triangle], return_inverse=True)
-        return Surface(vertices.double().numpy()[vertex], local.reshape(-1, 3), vertex, triangle)
-
-    def at(self, vertices: np.ndarray) -> Surface:
-        """The same surface elsewhere."""
-        return Surface(vertices, self.triangles, self.vertex, self.triangle)
-
-    @cached_property
-    def index(self) -> SurfaceIndex:
-        return SurfaceIndex(self.vertices, self.triangles)
-
-    @cached_property
-    def facing(self) -> np.ndarray:
-        """Normals of the triangles, [f, 3]."""
-        return triangle_normals(*self._tensors)[0].numpy()
-
-    @cached_property
-    def normals(self) -> np.ndarray:
-        """Normals at the vertices, [n, 3]."""
-        return vertex_normals(*self._tensors)[0].numpy()
-
-    @property
-    def _tensors(self) -> tuple[Tensor, Tensor]:
-        return torch.from_numpy(self.vertices)[None], torch.from_numpy(self.triangles)
-
-    @cached_property
-    def border(self) -> np.ndarray:
-        """[n] bool: where the surface ends."""
-        t = self.triangles
-        edges = np.sort(np.concatenate([t[:, [0, 1]], t[:, [1, 2]], t[:, [2, 0]]]), 1)
-        edges, count = np.unique(edges, axis=0, return_counts=True)
-        border = np.zeros(len(self.vertices), bool)
-        border[edges[count == 1]] = True
-        return border
-
-    def closest(self, points: np.ndarray, normals: np.ndarray) -> Closest:
-        """The closest points of the surface to `points` [N, 3] with these normals [N, 3]."""
-        near, distance, triangle = self.index.query(points)
-        corners = self.triangles[triangle]
-        weights = barycentric(near, self.vertices[corners])
-        same = (self.facing[triangle] * normals).sum(1) > FACING
-        ends = (self.border[corners] | (weights < 1e-6)).all(1)
-        return Closest(near, distance, triangle, weights, same & ~ends)
-
-
-@dataclass(frozen=True)
-class Closest:
-    """point [N, 3], distance [N] mm, triangle [N], weights [N, 3] of its corners; same: [N] bool, the surface
-    faces the same way there and does not end."""
-
-    point: np.ndarray
-    distance: np.ndarray
-    triangle: np.ndarray
-    weights: np.ndarray
-    same: np.ndarray
-
-
 def register(source: FaceModel, target: FaceModel) -> Correspondence:
     """`correspondence` without the file.
 
@@ -205,7 +130,7 @@ def register(source: FaceModel, target: FaceModel) -> Correspondence:
     Raises:
         InputError: too little of the target's face corresponds to anything.
     """
-    still = Surface.of(target.mean, target.triangles, outer(target))
+    still = Patch.of(target.mean, target.triangles, outer(target))
     marks = _Marks.of(source, target)
     moving = _bent(_as_identity(source, still, marks), still, marks)
     return _matched(moving, still, source, target)
@@ -234,14 +159,14 @@ class _Marks:
         return _Marks(rows, points[both], LANDMARK_AREA[both])
 
 
-def _as_identity(source: FaceModel, still: Surface, marks: _Marks) -> Surface:
+def _as_identity(source: FaceModel, still: Patch, marks: _Marks) -> Patch:
     """The outer surface of the person of `source` who comes nearest to the target's mean, in its frame:
     similarity and identity, by landmarks and closest points along their normals."""
     mean, basis = source.mean.double().numpy(), source.identity_basis.double().numpy()
     start = similarity_align(torch.from_numpy(marks.rows @ mean)[None], torch.from_numpy(marks.points)[None])
     linear = float(start.scale) * start.rotation[0].numpy()
     mean, basis = mean @ linear.T + start.translation[0].numpy(), basis @ linear.T
-    moving = Surface.of(torch.from_numpy(mean), source.triangles, outer(source))
+    moving = Patch.of(torch.from_numpy(mean), source.triangles, outer(source))
     rest, shapes = moving.vertices, basis[:, moving.vertex].transpose(1, 2, 0)  # [n, 3, K]
     at_marks = np.stack([marks.rows @ shape for shape in basis], 2)
     for _ in range(IDENTITY_STEPS):
@@ -249,7 +174,7 @@ def _as_identity(source: FaceModel, still: Surface, marks: _Marks) -> Surface:
         used = np.flatnonzero(found.same & (found.distance < IDENTITY_REACH_MM))
         every = 1 + len(used) // MOST_VERTICES
         used = used[::every]
-        normal, place = still.facing[found.triangle[used]], rest[used]
+        normal, place = found.normal[used], rest[used]
         area = every * _area(moving)[used]
         rows = np.einsum("nc,nck->nk", normal, _with_motion(place, shapes[used]))
         wanted = (normal * (found.point[used] - place)).sum(1)
@@ -272,32 +197,28 @@ def _with_motion(points: np.ndarray, shapes: np.ndarray) -> np.ndarray:
     return np.concatenate([shapes, turn, shift, points[:, :, None] / 100], 2)
 
 
-def _area(surface: Surface) -> np.ndarray:
+def _area(surface: Patch) -> np.ndarray:
     """mm^2 of each vertex, [n]."""
     return cotangent_laplacian(surface.vertices, surface.triangles)[1]
 
 
-def _bent(moving: Surface, still: Surface, marks: _Marks) -> Surface:
+def _bent(moving: Patch, still: Patch, marks: _Marks) -> Patch:
     """A surface bent onto another one."""
     rest, rows = moving.vertices, marks.rows[:, moving.vertex]
     inside = np.asarray(rows.sum(1)).ravel() > 0.99  # landmarks whose triangles are part of the surface
     pull = rows.T @ sparse.diags_array(marks.weight * inside)
-    stiffness, area = cotangent_laplacian(rest, moving.triangles)
-    area = area.clip(0.01 * area.mean())
-    curvature = stiffness @ sparse.diags_array(1 / area) @ stiffness
+    energy, area = bending(rest, moving.triangles)
     for length, reach in zip(BEND_MM, REACH_MM):
         found = still.closest(moving.vertices, moving.normals)
         weight = area * (found.same & (found.distance < reach))
-        system = (sparse.diags_array(weight + 1e-6) + pull @ rows + length**4 * curvature).tocsc()
+        system = sparse.diags_array(weight + 1e-6) + pull @ rows + length**4 * energy
         right = weight[:, None] * (found.point - rest) + pull @ (marks.points - rows @ rest)
-        factors = splu(
-            system, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
-        )
+        factors = symmetric_factors(system)
         moving = moving.at(rest + factors.solve(right))
     return moving
 
 
-def _matched(moving: Surface, still: Surface, source: FaceModel, target: FaceModel) -> Correspondence:
+def _matched(moving: Patch, still: Patch, source: FaceModel, target: FaceModel) -> Correspondence:
     """Where the vertices of `still` are on `moving`, which lies on it."""
     found = moving.closest(still.vertices, still.normals)
     used = found.same & (found.distance < APART_MM)

@@ -42,14 +42,16 @@ def test_info(run, tmp_path):
     numbers = "inflation 1.25, floor 0.7 mm; expected errors x 1 (one photo), x 1.1 (several)\n"
     assert f"error bars  {numbers}" in output
     signed = replace(tiny_model(), expression_kind="gaussian", expression_sigma=torch.linspace(0.5, 2, 6))
-    registry.store_model(signed)
+    registry.store_model(replace(signed, region_names=(*signed.region_names, "nobody's")))
     output = run("info", "tiny").output
+    assert f"regions     {', '.join(signed.region_names)}\n" in output
     assert "expression  6 coefficients, sigma 0.5 to 2: jawOpen" in output
     assert "landmarks   68 (iBUG 68)\n" in output
     assert f"error bars  not calibrated; {numbers}" in output
     path = save_model_file(tiny_skinned_model(), tmp_path / "joints.npz")
     output = run("import", "npz", path, "--name", "turning").output
-    assert output.endswith("315 vertices, 8 identity and 6 expression shapes, 4 joints\n")
+    wanted = "315 vertices, 8 identity and 6 expression shapes, 4 joints; use it with --model turning\n"
+    assert output.endswith(wanted)
     assert "joints      12 rotations, sigma 0.15: neck_x, neck_y" in run("info", "turning").output
     result = run("info", "ict")
     assert (

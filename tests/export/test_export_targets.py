@@ -243,9 +243,9 @@ def test_detail_is_in_all_shapes(tmp_path):
 
 
 def test_the_head_for_metahuman_stands_upright_in_centimetres(tmp_path):
-    from fitkit.models.registry import load_model
-
     result = tiny_result()
+    names = (*result.model.region_names, "eye_left")  # of no vertex
+    result = replace(result, model=replace(result.model, region_names=names))
     path, notes = export_result(result, "metahuman", tmp_path / "out")
     assert notes == ["face model 'tiny' has no eyeballs, which MetaHuman needs to find the eyelids"]
     assert sorted(p.name for p in path.iterdir()) == ["head.mtl", "head.obj", "texture.png"]
@@ -256,6 +256,7 @@ def test_the_head_for_metahuman_stands_upright_in_centimetres(tmp_path):
     outside = (head.face_normals * (head.triangles_center - head.centroid)).sum(1)
     assert (outside > 0).mean() > 0.9 and np.ptp(head.vertices[:, 2]) > 20
     assert "centimetres; z up" in (path / "head.obj").read_text().splitlines()[0]
-    named = load_model("generic").region_names
-    with_eyes = replace(result, model=replace(result.model, region_names=named))
+    region = result.model.region.clone()
+    region[0] = len(names) - 1
+    with_eyes = replace(result, model=replace(result.model, region=region))
     assert export_result(with_eyes, "metahuman", tmp_path / "eyes")[1] == []

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from fitkit.geometry.laplacian import LARGEST_COTANGENT, cotangent_laplacian
+from fitkit.geometry.laplacian import LARGEST_COTANGENT, bending, cotangent_laplacian
 
 
 def uneven_square(n=7, seed=0):
@@ -34,9 +34,13 @@ def test_gradient_energy_and_integral_of_a_linear_function_are_exact():
 def test_coordinates_on_a_sphere_are_eigenfunctions():
     sphere = trimesh.creation.icosphere(subdivisions=4, radius=3.0)
     stiffness, area = cotangent_laplacian(sphere.vertices, sphere.faces)
+    energy, same_area = bending(sphere.vertices, sphere.faces)
+    np.testing.assert_array_equal(same_area, area)
+    value = 2 / 3.0**2  # l (l + 1) / R^2
     for axis in range(3):
         f = np.asarray(sphere.vertices)[:, axis]
-        assert f @ stiffness @ f / (f @ (area * f)) == pytest.approx(2 / 3.0**2, rel=0.01)  # l (l + 1) / R^2
+        assert f @ stiffness @ f / (f @ (area * f)) == pytest.approx(value, rel=0.01)
+        assert f @ energy @ f / (f @ (area * f)) == pytest.approx(value**2, rel=0.02)
 
 
 def test_needles_and_loose_vertices():

@@ -13,7 +13,6 @@ from fitkit.io.mesh_files import read_mesh
 from fitkit.models.formats import landmarks
 from fitkit.models.formats.landmarks import (
     carry,
-    faces_away,
     find_face,
     in_frame,
     onto_mean,
@@ -21,7 +20,7 @@ from fitkit.models.formats.landmarks import (
     register,
     with_all_landmarks,
 )
-from fitkit.models.formats.parts import real
+from fitkit.models.formats.parts import faces_away, real
 
 GENERIC = fitkit.load_model("generic")
 SHARED = Path(__file__).resolve().parents[3] / "shared/data"

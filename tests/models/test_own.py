@@ -123,8 +123,9 @@ def test_arrays_of_a_neutral_head_alone(tmp_path, folder):
 
 
 def test_names_of_shapes():
-    names = ("mouthSmileLeft", "Head.jawOpen", "rig:EyeBlink_R", "mySmirk")
-    assert known_names(names) == ("mouthSmile_L", "jawOpen", "eyeBlink_R", "mySmirk")
+    names = ("mouthSmileLeft", "Head.jawOpen", "rig:EyeBlink_R", "head.mouthFrown.L", "jawLeft", "mySmirk")
+    known = ("mouthSmile_L", "jawOpen", "eyeBlink_R", "mouthFrown_L", "jawLeft", "mySmirk")
+    assert known_names(names) == known
     assert known_names(("jawOpen", "JawOpen")) == ("jawOpen", "JawOpen")  # which would be two of one name
 
 

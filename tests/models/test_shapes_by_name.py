@@ -7,7 +7,7 @@ from fitkit.models.coefficients import shapes_by_name
 
 def test_both_spellings_are_one_name():
     names = ("browDown_L", "browDown_R", "jawOpen", "jawLeft", "mouthRight", "eyeBlink_L")
-    other = ("browDownLeft", "browDownRight", "JawOpen", "jawLeft", "mouthRight", "eyeBlink_left")
+    other = ("browDownLeft", "brow_down_right", "JawOpen", "jawLeft", "mouthRight", "eyeBlink.L")
     assert torch.equal(shapes_by_name(names, other), torch.eye(6))
     assert torch.equal(shapes_by_name(other, names), torch.eye(6))
 

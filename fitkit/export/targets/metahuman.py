@@ -28,6 +28,7 @@ def write_metahuman(result: FitResult, folder: Path, options: ExportOptions) -> 
     vertices, model = torch.stack([x, -z, y], 1), result.personal_model
     texture = None if png is None else TEXTURE
     write_obj(folder / "head.obj", vertices, model, texture, "centimetres; z up, the face looks along -y")
-    if not any(part in name for name in model.region_names for part in EYES):
+    parts = [model.region_names[number] for number in model.region.unique().tolist()]
+    if not any(eye in name for name in parts for eye in EYES):
         notes.append(f"face model '{model.name}' has no eyeballs, which MetaHuman needs to find the eyelids")
     return notes

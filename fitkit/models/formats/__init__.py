@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # lists of formats come without torch
+if TYPE_CHECKING:
     from fitkit.models.face_model import FaceModel
 
 
@@ -33,18 +34,21 @@ class Format:
 
     def read(self, path: str | os.PathLike | None, name: str | None = None, **options) -> FaceModel:
         """options: those beyond path and name that the reader takes."""
-        module, _, function = self.reader.partition(":")
-        model = getattr(import_module(module), function)(path, name or self.name, **options)
+        model = _function(self.reader)(path, name or self.name, **options)
         if self.placed and model.landmarks.missing:
-            from fitkit.models.formats.landmarks import with_all_landmarks
+            model = _function(LANDMARKS)(model)
+        return model if self.finished else _function(UV)(model)
 
-            model = with_all_landmarks(model)
-        if self.finished:
-            return model
-        from fitkit.models.formats.parts import with_uv
 
-        return with_uv(model)
+def _function(name: str) -> Callable[..., FaceModel]:
+    """'module:function', loaded when it is needed: lists of formats come without torch."""
+    module, _, function = name.partition(":")
+    return getattr(import_module(module), function)
 
+
+# What completes the models of most files.
+LANDMARKS = "fitkit.models.formats.landmarks:with_all_landmarks"
+UV = "fitkit.models.formats.parts:with_uv"
 
 FORMATS = {
     "flame": Format(
@@ -63,8 +67,7 @@ FORMATS = {
         "ict",
     ),
     "bfm09": Format(
-        "the Basel Face Model of 2009: folder with Model_Shape.mat and Model_Exp.mat of 3DDFA, or with "
-        "01_MorphableModel.mat, Exp_Pca.bin, std_exp.txt and BFM_exp_idx.mat",
+        "folder with Model_Shape.mat of 3DDFA, or 01_MorphableModel.mat, and their expressions",
         "fitkit.models.formats.bfm09:import_bfm09",
         "bfm09",
         placed=True,
@@ -98,12 +101,12 @@ FORMATS = {
         fixed=True,
     ),
     "own": Format(
-        "a rig of your own: a folder of OBJ files, .glb with morph targets, .npz (docs/face_models.md)",
+        "a rig of your own: a folder of OBJ files, .glb with morph targets, .npz",
         "fitkit.models.formats.own:import_own",
         landmarks=True,
     ),
     "npz": Format(
-        "a model of your own in fitkit's format (docs/face_models.md)",
+        "a model of your own in fitkit's format",
         "fitkit.models.formats.npz:import_npz",
         finished=True,
     ),

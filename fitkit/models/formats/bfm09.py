@@ -28,7 +28,7 @@ from fitkit.io.foreign import (
 )
 from fitkit.models.face_model import FaceModel
 from fitkit.models.formats.parts import real
-from fitkit.models.formats.pca import columns, face_model, from_1, linear_albedo, numbered
+from fitkit.models.formats.pca import BASEL_LICENSE, columns, face_model, from_1, linear_albedo, numbered
 
 MICROMETRES = 1e-3  # mm
 ORIGINAL, PACKED = "01_MorphableModel.mat", "Model_Shape.mat"
@@ -45,7 +45,6 @@ SOURCE = (
     "Basel Face Model 2009, faces.dmi.unibas.ch, Paysan et al., AVSS 2009; expressions of FaceWarehouse, Cao "
     "et al., TVCG 2014, as transferred by Guo et al. (github.com/Juyong/3DFace) and 3DDFA"
 )
-LICENSE = "of the University of Basel, for those who signed its form: faces.dmi.unibas.ch"
 NOTES = (
     "Identity coefficients are standard-normal: those of 300W-LP and 3DDFA (Shape_Para) are these times the "
     "standard deviations of the file (sigma, shapeEV), which are in micrometres. Expression coefficients are "
@@ -185,7 +184,7 @@ def _assembled(
         expression_sigma=real(expression_sigma.ravel()),
         **albedo,
         source=SOURCE,
-        license=LICENSE,
+        license=BASEL_LICENSE,
         notes=NOTES,
     )
 

@@ -17,12 +17,11 @@ from scipy.spatial import cKDTree
 from fitkit.errors import InputError
 from fitkit.io.foreign import DATA_BYTES, check_shapes, foreign_file, parse_json, refused_as
 from fitkit.models.face_model import FaceModel
-from fitkit.models.formats.pca import columns, face_model, linear_albedo, numbered
+from fitkit.models.formats.pca import BASEL_LICENSE, columns, face_model, linear_albedo, numbered
 
 PARTS = ("shape", "expression", "color")
 CELLS, POINTS, NAMES = "shape/representer/cells", "shape/representer/points", "metadata/landmarks/json"
 SOURCE = "Basel Face Model, faces.dmi.unibas.ch; Gerig et al., FG 2018"
-LICENSE = "of the University of Basel, for those who signed its form: faces.dmi.unibas.ch"
 NOTES = (
     "Identity, expression and albedo coefficients are those of the file (shape, expression, color), all "
     "standard-normal. With all at 0 the face is the mean of shapes plus that of expressions, as published; "
@@ -114,7 +113,7 @@ def import_bfm17(path: str | os.PathLike, name: str = "bfm17") -> FaceModel:
         expression_kind="gaussian",
         **albedo,
         source=SOURCE,
-        license=LICENSE,
+        license=BASEL_LICENSE,
         notes=NOTES,
     )
 

@@ -15,14 +15,13 @@ import numpy as np
 from fitkit.errors import InputError
 from fitkit.io.foreign import DATA_BYTES, check_shapes, foreign_file
 from fitkit.models.face_model import FaceModel
-from fitkit.models.formats.pca import columns, face_model, from_1, linear_albedo, numbered
+from fitkit.models.formats.pca import BASEL_LICENSE, columns, face_model, from_1, linear_albedo, numbered
 
 MM = 100.0  # of a unit
 SOURCE = (
     "front of the Basel Face Model 2009, faces.dmi.unibas.ch, with expressions of FaceWarehouse, as in "
     "github.com/sicxu/Deep3DFaceRecon_pytorch; Deng et al., CVPR workshops 2019"
 )
-LICENSE = "of the University of Basel, for those who signed its form: faces.dmi.unibas.ch"
 NOTES = (
     "Identity, expression and albedo coefficients are id, exp and tex of Deep3DFaceRecon's vector of 257, "
     "all standard-normal; vertices are its vertices times 100 mm. Albedo is linear light, the colours of the "
@@ -70,6 +69,6 @@ def import_bfm_front(path: str | os.PathLike, name: str = "bfm-front") -> FaceMo
         expression_kind="gaussian",
         **linear_albedo(arrays["meantex"].reshape(-1, 3) / 255, columns(arrays["texBase"], 1 / 255), where),
         source=SOURCE,
-        license=LICENSE,
+        license=BASEL_LICENSE,
         notes=NOTES,
     )

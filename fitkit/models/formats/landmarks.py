@@ -18,10 +18,12 @@ from fitkit.geometry.alignment import Similarity, similarity_align
 from fitkit.geometry.closest_point import SurfaceIndex, barycentric
 from fitkit.geometry.icp import LARGEST_GROWTH
 from fitkit.geometry.membrane import Membrane
-from fitkit.geometry.normals import triangle_normals, vertex_normals
+from fitkit.geometry.normals import vertex_normals
+from fitkit.geometry.patch import Patch
 from fitkit.geometry.rotation import so3_exp
+from fitkit.models.correspondence import outer
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
-from fitkit.models.formats.parts import NAMES, real
+from fitkit.models.formats.parts import NAMES, faces_away, real
 from fitkit.models.registry import load_model
 from fitkit.observe.landmarks.builtin import BuiltinDetector
 from fitkit.render.shading import Surface, light_surface
@@ -86,15 +88,6 @@ def find_face(
 def in_frame(frame: Similarity, points: np.ndarray) -> np.ndarray:
     """Points [N, 3] in the frame that `frame` leads to."""
     return frame.apply(torch.from_numpy(np.asarray(points, np.float64))[None])[0].numpy()
-
-
-def faces_away(vertices: np.ndarray, triangles: np.ndarray, points: np.ndarray) -> bool:
-    """Whether the triangles [F, 3] of a head are clockwise seen from outside; vertices [V, 3] and the points
-    [68, 3] of its face in the head frame."""
-    seen = points[np.isfinite(points).all(1)]
-    corners = vertices[triangles[SurfaceIndex(vertices, triangles).query(seen)[2]]]
-    ahead = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])[:, 2]
-    return bool(np.sign(ahead).sum() < 0)
 
 
 def _sides() -> Iterator[np.ndarray]:
@@ -189,7 +182,6 @@ SAMPLES = 1000  # vertices of the model that its coefficients are fitted by
 PRIOR = 6.0  # weight of the prior of the coefficients: neighbouring distances are no independent ones
 SURFACE_MM, POINT_MM = 1.0, 4.0  # standard deviations: of surface distances, and of points seen in pictures
 POINT_SHARE = 0.1  # of the weight of all surface distances, for the points
-FACING = 0.5  # cosine between normals of partners
 REACH_MM = 25.0  # from partners farther than this nothing is bent
 
 
@@ -207,46 +199,29 @@ def register(
         points: [68, 3] landmarks that were seen there, about right, NaN where unknown.
     Returns: [V of the model, 3] mm, in the frame of `vertices`.
     """
-    surface = _Surface(vertices, triangles)
+    surface = Patch.whole(vertices, triangles)
     laid = _with_identity(model, surface, points)
     membrane = Membrane(real(laid), model.triangles)
-    outer = _outer(model)
+    rows = outer(model).nonzero().flatten().numpy()
     for _ in range(BEND_STEPS):
-        partner, normal, weight = surface.partners(laid, model.triangles, outer, REACH_MM)
+        partner, normal, weight = _partners(surface, laid, model.triangles, rows, REACH_MM)
         step, confidence = np.zeros_like(laid), np.zeros(len(laid))
-        step[outer] = ((partner - laid[outer]) * normal).sum(1, keepdims=True) * normal
-        confidence[outer] = weight
+        step[rows] = ((partner - laid[rows]) * normal).sum(1, keepdims=True) * normal
+        confidence[rows] = weight
         laid = laid + membrane.solve(confidence, step, np.zeros(3))
     return laid
 
 
-def _outer(model: FaceModel) -> np.ndarray:
-    """Vertices of the skin, hair and ears included; of a model whose parts have other names the bare skin."""
-    inner = [i for i, name in enumerate(model.region_names) if name.startswith(("mouth", "teeth", "eye"))]
-    inside = torch.isin(model.region, torch.tensor(inner, dtype=torch.int64))
-    return torch.where(inside.any(), ~inside, model.skin | model.face).nonzero().flatten().numpy()
-
-
-class _Surface:
-    """The mesh that another one is laid onto."""
-
-    def __init__(self, vertices: np.ndarray, triangles: np.ndarray):
-        vertices = np.asarray(vertices, np.float64)
-        self.index = SurfaceIndex(vertices, triangles)
-        faces = torch.from_numpy(np.ascontiguousarray(triangles, np.int64))
-        self.normals = triangle_normals(torch.from_numpy(vertices)[None], faces)[0].numpy()
-
-    def partners(
-        self, vertices: np.ndarray, triangles: torch.Tensor, rows: np.ndarray, reach: float = np.inf
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Nearest places [N, 3] of the vertices `rows` [N] of a mesh, the normals there [N, 3] and weights
-        0 to 1 [N]: 0 where the surface faces elsewhere or is too far away, mm."""
-        own = vertex_normals(torch.from_numpy(vertices)[None], triangles)[0].numpy()[rows]
-        nearest, distance, triangle = self.index.query(vertices[rows])
-        normal = self.normals[triangle]
-        limit = min(reach, max(FAR * float(np.median(distance)), 1.0))
-        weight = np.clip(1 - (distance / limit) ** 2, 0, None) ** 2
-        return nearest, normal, weight * ((own * normal).sum(1) > FACING)
+def _partners(
+    surface: Patch, vertices: np.ndarray, triangles: torch.Tensor, rows: np.ndarray, reach: float = np.inf
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Nearest places [N, 3] on a surface of the vertices `rows` [N] of a mesh, the normals there [N, 3] and
+    weights 0 to 1 [N]: 0 where the surface faces elsewhere or is too far away, mm."""
+    own = vertex_normals(torch.from_numpy(vertices)[None], triangles)[0].numpy()[rows]
+    found = surface.closest(vertices[rows], own)
+    limit = min(reach, max(FAR * float(np.median(found.distance)), 1.0))
+    weight = np.clip(1 - (found.distance / limit) ** 2, 0, None) ** 2
+    return found.point, found.normal, weight * found.facing
 
 
 @dataclass(frozen=True)
@@ -280,7 +255,7 @@ class _Laid:
         )
 
 
-def _with_identity(model: FaceModel, surface: _Surface, points: np.ndarray | None) -> np.ndarray:
+def _with_identity(model: FaceModel, surface: Patch, points: np.ndarray | None) -> np.ndarray:
     """`register` by identity and a similarity alone."""
     mean, basis = model.mean.double().numpy(), model.identity_basis.double().numpy()
     face = model.face.nonzero().flatten().numpy()
@@ -295,7 +270,7 @@ def _with_identity(model: FaceModel, surface: _Surface, points: np.ndarray | Non
     laid = _Laid(np.zeros(K), 1.0, np.eye(3), np.zeros(3))
     for step in range(MODEL_STEPS):
         vertices = laid.at(mean, basis)
-        nearest, normal, weight = surface.partners(vertices, model.triangles, rows)
+        nearest, normal, weight = _partners(surface, vertices, model.triangles, rows)
         weight = np.sqrt(weight) / SURFACE_MM
         columns = np.einsum("ndk,nd->nk", laid.columns(vertices[rows], basis[:, rows]), normal)
         A = [columns * weight[:, None]]

@@ -16,9 +16,10 @@ from fitkit.geometry.alignment import Similarity
 from fitkit.io.foreign import ARRAY_BYTES, DATA_BYTES, check_indices, check_shapes, foreign_file, refused_as
 from fitkit.io.gltf_shapes import ShapedMesh, read_gltf_shapes
 from fitkit.io.mesh_files import obj_arrays
+from fitkit.models.coefficients import shape_and_side
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
 from fitkit.models.formats import landmarks as placing
-from fitkit.models.formats.parts import NAMES, Carrier, at_vertices, parts_of, real
+from fitkit.models.formats.parts import NAMES, Carrier, at_vertices, faces_away, parts_of, real
 from fitkit.models.io import EYE_CORNERS, check_model
 from fitkit.models.registry import load_model
 
@@ -28,6 +29,7 @@ UNITS = {"m": 1000.0, "dm": 100.0, "cm": 10.0, "mm": 1.0, "inch": 25.4}
 UNIT_SLACK = 0.3  # heads are this much smaller or larger than the mean one, as logarithm
 UV_SLACK = 0.01  # how far texture coordinates may lie outside of the picture
 STRAIGHT = np.cos(np.radians(20.0))  # heads that lean less keep the axes of their file
+PREFIX = r".*[.:|](?=..)"  # of the names of shapes: 'Head.', 'rig:'; not the dot of 'mouthSmile.L'
 ARRAYS = ("vertices", "triangles", "shapes", "shape_names", IDENTITY, "uv", "uv_triangles")
 
 
@@ -236,20 +238,11 @@ def read_landmarks(path: str | os.PathLike, triangles: np.ndarray, count: int) -
 
 
 def known_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of shapes as `generic` spells them, where they are its own or Apple's: 'Head.mouthSmileLeft' is
-    'mouthSmile_L'."""
-    known = {}
-    for name in load_model("generic").expression_names:
-        for side, word in (("_L", "Left"), ("_R", "Right")):
-            if name.endswith(side):
-                known[_letters(name.removesuffix(side) + word)] = name
-        known[_letters(name)] = name
-    out = tuple(known.get(_letters(re.split(r"[.:|]", name)[-1]), name) for name in names)
+    """Names of shapes as `generic` spells them, where they are its own in some spelling:
+    'Head.mouthSmileLeft' is 'mouthSmile_L'."""
+    known = {shape_and_side(name): name for name in load_model("generic").expression_names}
+    out = tuple(known.get(shape_and_side(re.sub(PREFIX, "", name)), name) for name in names)
     return out if len(set(out)) == len(out) else names
-
-
-def _letters(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 # ---- where it stands ----
@@ -283,7 +276,7 @@ def _upright(rig: Rig, landmarks: str | os.PathLike | None, where: str) -> Uprig
     triangles, uv, corners = mesh.triangles, mesh.uv, mesh.uv_triangles
     if uv is None or corners is None or not (uv.min() >= -UV_SLACK and uv.max() <= 1 + UV_SLACK):
         uv = corners = None  # several tiles, which one texture cannot hold
-    if placing.faces_away(vertices, triangles, points):
+    if faces_away(vertices, triangles, points):
         triangles = triangles[:, ::-1].copy()
         corners = corners if corners is None else corners[:, ::-1].copy()
         marks = marks and replace(marks, barycentric=marks.barycentric.flip(1))

@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from fitkit.geometry.closest_point import SurfaceIndex, barycentric
 from fitkit.geometry.membrane import Membrane
-from fitkit.geometry.normals import triangle_normals, vertex_normals
+from fitkit.geometry.patch import Patch
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
 from fitkit.models.registry import load_model
 
@@ -41,6 +41,15 @@ def at_vertices(triangles: np.ndarray, vertices: Sequence[int]) -> LandmarkEmbed
     at = np.array([first[v] if v >= 0 else -3 for v in vertices])
     weights = torch.eye(3)[torch.from_numpy(at % 3)]
     return LandmarkEmbedding(NAMES, torch.from_numpy(at // 3).clamp_min(-1), weights)
+
+
+def faces_away(vertices: np.ndarray, triangles: np.ndarray, points: np.ndarray) -> bool:
+    """Whether the triangles [F, 3] of a head are clockwise seen from outside; vertices [V, 3] and some points
+    [N, 3] of its face, NaN where unknown, in the head frame."""
+    seen = points[np.isfinite(points).all(1)]
+    corners = vertices[triangles[SurfaceIndex(vertices, triangles).query(seen)[2]]]
+    ahead = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])[:, 2]
+    return bool(np.sign(ahead).sum() < 0)
 
 
 @dataclass(frozen=True)
@@ -193,11 +202,9 @@ def _nearest(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each vertex of a mesh (mean, faces) the nearest place on another one (vertices, triangles), among
     triangles that face the same way where there are some: [V, 3], its distance [V] mm and triangle [V]."""
-    surface = torch.from_numpy(np.asarray(vertices, np.float64))[None]
-    points, own = np.asarray(mean, np.float64), torch.from_numpy(np.ascontiguousarray(faces, np.int64))
-    facing = triangle_normals(surface, torch.from_numpy(triangles))[0].numpy()
-    normal = vertex_normals(torch.from_numpy(points)[None], own)[0].numpy()
-    near, distance, triangle = SurfaceIndex(vertices, triangles).query(points)
+    surface, own = Patch.whole(vertices, triangles), Patch.whole(mean, faces)
+    points, normal, facing = own.vertices, own.normals, surface.facing
+    near, distance, triangle = surface.index.query(points)
     wrong = (facing[triangle] * normal).sum(1) < 0
     for axis in range(3):  # among the triangles that face along the axis that the normal has most of
         for sign in (-1, 1):

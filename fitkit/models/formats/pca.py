@@ -13,9 +13,10 @@ from fitkit.errors import InputError
 from fitkit.geometry.color import linear_from_srgb
 from fitkit.io.foreign import check_indices, refused_as
 from fitkit.models.face_model import FaceModel
-from fitkit.models.formats.parts import at_vertices, parts_of, real
+from fitkit.models.formats.parts import at_vertices, faces_away, parts_of, real
 from fitkit.models.io import check_model
 
+BASEL_LICENSE = "of the University of Basel, for those who signed its form: faces.dmi.unibas.ch"
 NOSE_TIP, RIGHT_EYE, LEFT_EYE = 30, 36, 45  # landmarks; of the eyes the outer corners
 COLOR_LARGEST = 2.0  # of a mean; above it are codes up to 255
 LOWER = (8, 33, 48, 54, 57)  # landmarks below the eyes
@@ -47,7 +48,7 @@ def face_model(
     if len(loose):
         raise InputError(f"{where}: landmarks: vertex {loose[0]} is a corner of no triangle")
     triangles = triangles.astype(np.int64)
-    if inside_out(mean, triangles):
+    if faces_away(mean, triangles, mean[[v for v in landmarks if v >= 0]]):
         triangles = np.ascontiguousarray(triangles[:, ::-1])
         if "uv_triangles" in others:
             others["uv_triangles"] = others["uv_triangles"].flip(1)
@@ -92,14 +93,6 @@ def check_landmarks(where: str, mean: np.ndarray, landmarks: Sequence[int]) -> N
             f"{where}: the landmark vertices are not where they belong on a face (eye corner 36 to the right,"
             " the nose in front of the eyes, mouth and chin below); the files belong to another mesh"
         )
-
-
-def inside_out(mean: np.ndarray, triangles: np.ndarray) -> bool:
-    """Whether most of the area of a head or face [V, 3] faces inside, its triangles [F, 3] taken
-    counter-clockwise."""
-    corners = mean[triangles]
-    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    return bool(((corners.mean(1) - mean.mean(0)) * normals).sum() < 0)
 
 
 def linear_albedo(mean: np.ndarray, basis: np.ndarray | None, where: str) -> dict[str, torch.Tensor]:
