@@ -110,6 +110,7 @@ def calibrate(name, data, overrides, people, seed, photos):
     if data is not None and "=" in data and not os.path.exists(data):
         data, overrides = None, (data, *overrides)
     run.check_photos(photos)
+    run.plan_of(overrides)
     path, uncalibrated = stored_place(name), load_model(name)
     with TemporaryDirectory(prefix="fitkit_calibrate_") as folder:
         data = data or run.unknown_people(f"{folder}/people", people, seed, tell)
