@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # lists of formats come without torch
     from fitkit.models.face_model import FaceModel
+
+# 'module:function', as `Format.reader`: what they import reads this list.
+PLACE_LANDMARKS = "fitkit.models.formats.landmarks:with_all_landmarks"
+MAKE_UV = "fitkit.models.formats.parts:with_uv"
+
+
+def _function(place: str) -> Callable[..., FaceModel]:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
 
 
 @dataclass(frozen=True)
@@ -33,17 +43,10 @@ class Format:
 
     def read(self, path: str | os.PathLike | None, name: str | None = None, **options) -> FaceModel:
         """options: those beyond path and name that the reader takes."""
-        module, _, function = self.reader.partition(":")
-        model = getattr(import_module(module), function)(path, name or self.name, **options)
+        model = _function(self.reader)(path, name or self.name, **options)
         if self.placed and model.landmarks.missing:
-            from fitkit.models.formats.landmarks import with_all_landmarks
-
-            model = with_all_landmarks(model)
-        if self.finished:
-            return model
-        from fitkit.models.formats.parts import with_uv
-
-        return with_uv(model)
+            model = _function(PLACE_LANDMARKS)(model)
+        return model if self.finished else _function(MAKE_UV)(model)
 
 
 FORMATS = {
