@@ -110,6 +110,7 @@ def calibrate(name, data, overrides, people, seed, photos):
     if data is not None and "=" in data and not os.path.exists(data):
         data, overrides = None, (data, *overrides)
     run.check_photos(photos)
+    run.plan_of(overrides)
     path, uncalibrated = stored_place(name), load_model(name)
     with TemporaryDirectory(prefix="fitkit_calibrate_") as folder:
         data = data or run.unknown_people(f"{folder}/people", people, seed, tell)
@@ -168,16 +169,18 @@ def import_command(kind, path, name, overwrite, landmarks, check):
         if not form.landmarks:
             raise InputError(f"--landmarks: expected with kind 'own' only, got it with {kind!r}")
         options["landmarks"] = landmarks
-    if name:
-        free_place(name, overwrite)  # before the work
+    if name or form.name:
+        free_place(name or form.name, overwrite)  # before the work
     imported = form.read(path, name, **options)
-    stored = store_model(imported, overwrite)
+    place = free_place(imported.name, overwrite)
     if check is None and form.landmarks and landmarks is None:
-        check = stored.with_name(f"{stored.stem}_landmarks.png")
+        check = place.with_name(f"{place.stem}_landmarks.png")
     if check is not None:
         from fitkit.export.model_picture import write_landmark_picture
 
         write_landmark_picture(imported, check)
+    stored = store_model(imported, overwrite)
+    if check is not None:
         click.echo(f"{check}: look whether its 68 points are right; if not, give them with --landmarks FILE")
     click.echo(
         f"{stored}: {imported.num_vertices} vertices, {imported.num_identity} identity and "

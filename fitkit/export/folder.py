@@ -59,7 +59,8 @@ def write_result(
     if missing and path.exists() and not light:
         raise InputError(
             f"output {path}: already exists, and without the photo of {missing[0]} its texture and overlays "
-            "would be lost; give load_result the folder of the photos as `photos`, or choose another folder"
+            "would be lost; give the folder of the photos (--photos, in Python `photos` of load_result), or "
+            "choose another folder"
         )
     # Threads within the many short operations of a picture cost more than they bring; files are made side by
     # side.

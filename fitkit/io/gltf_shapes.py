@@ -102,7 +102,7 @@ class _Reader:
     def item(self, key: str, number: int) -> dict[str, Any]:
         found = self.list(key)
         if not isinstance(number, int) or not 0 <= number < len(found):
-            raise ValueError(f"{key}[{number}]: expected 0 to {len(found) - 1}")
+            raise ValueError(f"{key}[{shown(number)}]: expected 0 to {len(found) - 1}")
         return found[number]
 
     def array(self, number: int) -> np.ndarray:

@@ -156,7 +156,12 @@ class _Machine:
         if op.name == "STRING":  # bytes of Python 2, written as in its source text
             text = pickletools.read_stringnl(self.stream, decode=False)
             return codecs.escape_decode(text)[0].decode("latin-1")
-        return op.arg.reader(self.stream)
+        try:
+            return op.arg.reader(self.stream)
+        except ValueError as error:
+            if op.name not in WRITTEN:
+                raise
+            raise ValueError("the pickle is damaged, or it is none") from error
 
     def collect(self, make: Callable[[list[Any]], Any]) -> None:
         """Put what lies above the mark there as one value."""
@@ -246,6 +251,7 @@ EMPTY: dict[str, Callable[[], Any]] = {
     "EMPTY_DICT": dict,
     "EMPTY_SET": lambda: _Object("builtins.set"),
 }
+WRITTEN = ("INT", "LONG", "FLOAT", "GET", "PUT")  # with numbers in letters
 CONSTANTS = (
     *("INT", "LONG", "LONG1", "LONG4", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),

@@ -111,8 +111,8 @@ class MissingPhoto:
 
     def __call__(self) -> np.ndarray:
         raise InputError(
-            f"view {self.name}: the photo of {self.result} is not there; give the folder of the photos to "
-            "load_result as `photos`"
+            f"view {self.name}: the photo of {self.result} is not there; give the folder of the photos "
+            "(--photos, in Python `photos` of load_result)"
         )
 
 

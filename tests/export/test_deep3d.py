@@ -100,8 +100,9 @@ def test_faces_that_do_not_fit_the_picture_are_said(result, tmp_path):
 
 def test_results_that_are_refused(result, tmp_path):
     message = (
-        r"^result of tiny: expected the face model of Deep3DFaceRecon \(bfm-front\), got 'tiny'; convert it "
-        "first with 'fitkit convert RESULT --to bfm-front'$"
+        r"^result of tiny: expected the face model of Deep3DFaceRecon \(bfm-front: 80 identity and 64 "
+        r"expression shapes\), got 'tiny' with \d+ and \d+; convert it "
+        r"first with 'fitkit convert RESULT --to bfm-front'$"
     )
     with pytest.raises(InputError, match=message):
         export_result(tiny_result(), "deep3d", tmp_path / "a")

@@ -65,7 +65,8 @@ def test_a_result_without_its_photos(fitted, tmp_path):
     again = fitkit.load_result(tmp_path / "moved")
     assert torch.equal(again.vertices, result.vertices) and again.subject.views[0].size == (192, 192)
     with pytest.raises(
-        InputError, match="view view0: the photo of .*moved is not there; give the folder of the photos"
+        InputError,
+        match="view view0: the photo of .*moved is not there; give the folder of the photos .--photos",
     ):
         _ = again.subject.views[0].image
     again.save(tmp_path / "saved")

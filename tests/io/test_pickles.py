@@ -152,6 +152,7 @@ def test_nothing_runs(make, name, protocol, tmp_path):
         (b"ccopy_reg\n_reconstructor\n(I1\ntR.", "damaged"),
         (b"}((I1\nttI2\nu.", "damaged"),
         (b"}((I1\nti2\n.", "INST|cut off|no newline"),
+        (b"MATLAB 5.0 MAT-file, Platform: posix\n.", "the pickle is damaged, or it is none"),
         (b"}(I1\ntI2\ns.", "a key of a dictionary is a tuple"),
         (b"}(I1\nu.", "damaged"),
         (b"]I1\nI2\ns.", "damaged"),

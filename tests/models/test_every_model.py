@@ -216,7 +216,7 @@ def trained(model, people: Path, folder: Path) -> str:
         load_subject(people / "anna"), folder / "net" / "regressor.safetensors", landmarks="files"
     )
     assert result.model.name == model.name and bool(torch.isfinite(result.vertices).all())
-    result.save(folder / "predicted")
+    result.save(folder / "predicted", pictures=False)
     assert (folder / "predicted" / "subject.glb").is_file()
     return "yes"
 

@@ -199,6 +199,7 @@ def test_too_many_vertices_are_refused(tmp_path, monkeypatch):
         ({"triangles": np.array([[0, 1, 7451]])}, "triangles: expected indices in 0..7450"),
         ({"uv": np.zeros((3, 2)), "uv_triangles": HEAD.triangles}, "uv_triangles: expected indices in 0..2"),
         ({"vertices": np.array(["a"])}, "vertices: expected shape"),
+        ({"shape_names": np.array(["a", "b", "a"])}, "expected a name of its own for each shape"),
     ],
 )
 def test_broken_arrays_are_refused(tmp_path, change, words):
@@ -206,6 +207,43 @@ def test_broken_arrays_are_refused(tmp_path, change, words):
     np.savez(tmp_path / "b.npz", **{k: v for k, v in arrays.items() if v is not None})
     with pytest.raises(InputError, match=words):
         import_own(tmp_path / "b.npz")
+
+
+def test_names_of_files_in_either_case(tmp_path, folder):
+    rig = write_folder(tmp_path / "rig", HEAD)
+    (rig / "neutral.obj").rename(rig / "Neutral.OBJ")
+    (rig / "jawOpen.obj").rename(rig / "jawOpen.OBJ")
+    (rig / "._jawOpen.obj").write_bytes(b"\0\5\x16\7 of macOS")
+    model = import_own(rig, landmarks=folder[1])
+    assert model.expression_names == ("browInnerUp_R", "jawOpen", "mouthSmile_L")
+
+
+@pytest.mark.parametrize("kind", ["shapes", "identity"])
+def test_shapes_that_cannot_be_right_are_refused(tmp_path, kind):
+    arrays = dict(np.load(write_arrays(tmp_path / "a.npz", HEAD)))
+    arrays["identity"] = 0.001 * HEAD.identity
+    name = str(arrays["shape_names"][1]) if kind == "shapes" else "identity001"
+    order = np.random.default_rng(0).permutation(len(HEAD.vertices))
+    for wrong, words in (
+        (np.where(np.arange(3) == 1, np.nan, arrays[kind][1]), "holds numbers that are not finite"),
+        ((arrays["vertices"] + arrays[kind][1])[order] - arrays["vertices"], "edges several times as long"),
+    ):
+        both = arrays[kind].copy()
+        both[1] = wrong
+        np.savez(tmp_path / "b.npz", **arrays | {kind: both})
+        with pytest.raises(InputError, match=f"b.npz: shape '{name}'.*{words}"):
+            import_own(tmp_path / "b.npz")
+
+
+def test_a_mesh_that_is_none_is_refused(tmp_path):
+    (tmp_path / "neutral.obj").write_text("# nothing\n", encoding="utf-8")
+    with pytest.raises(InputError, match="neutral.obj: expected a mesh, got 0 vertices and no faces"):
+        import_own(tmp_path)
+    vertices = HEAD.vertices.copy()
+    vertices[10, 1] = np.nan
+    write_obj(tmp_path / "neutral.obj", vertices, HEAD.triangles)
+    with pytest.raises(InputError, match="vertex 10 of the neutral head is not finite"):
+        import_own(tmp_path)
 
 
 def test_landmark_files(tmp_path):
@@ -258,6 +296,11 @@ def test_command(tmp_path, monkeypatch, folder):
     assert "7451 vertices, 2 identity and 3 expression shapes" in result.output
     assert picture.is_file() and "points.png: look whether its 68 points are right" in result.output
     assert fitkit.load_model("mine").expression_names == ("browInnerUp_R", "jawOpen", "mouthSmile_L")
+    result = CliRunner().invoke(main, [*arguments, "--name", "other", "--check", str(tmp_path)])
+    assert result.exit_code == 1 and "choose another place with --check" in result.output
+    assert not (tmp_path / "models/other.npz").exists()
+    result = CliRunner().invoke(main, [*arguments, "--name", "a" * 101])
+    assert result.exit_code == 1 and "expected up to 100 characters, got 101" in result.output
     result = CliRunner().invoke(main, ["model", "import", "npz", "a.npz", "--landmarks", "l.txt"])
     assert "--landmarks: expected with kind 'own' only, got it with 'npz'" in result.output
 

@@ -19,7 +19,7 @@ from fitkit.evaluate.coverage import surface_errors
 from fitkit.evaluate.predictions import face_of_fit
 from fitkit.evaluate.tables import number, percent, text_table
 from fitkit.fitting.findings import MEAN_OF_SIGMA
-from fitkit.fitting.recipe import load_recipe
+from fitkit.fitting.recipe import FitRecipe, load_recipe
 from fitkit.fitting.result import FitResult
 from fitkit.fitting.run import fit_observed
 from fitkit.fitting.uncertainty import vertex_sigma
@@ -80,6 +80,11 @@ def check_photos(photos: Sequence[int]) -> None:
         raise InputError(f"photos: expected 1 and a larger number, got {', '.join(map(str, photos))}")
 
 
+def plan_of(overrides: Sequence[str] = ()) -> FitRecipe:
+    """The default recipe with these changes; InputError where there is no such option."""
+    return load_recipe("multiview", ("landmarks.source=builtin", *overrides))
+
+
 def calibrate(
     model: FaceModel,
     data: str | os.PathLike,
@@ -100,10 +105,7 @@ def calibrate(
         InputError: unusable data, other numbers of photos, or no fit of one photo or of several.
     """
     check_photos(photos)
-    plan, bare = (
-        load_recipe("multiview", ("landmarks.source=builtin", *overrides)),
-        replace(model, calibration=BARE),
-    )
+    plan, bare = plan_of(overrides), replace(model, calibration=BARE)
     fits, failed = [], ""
     for name in subject_names(data):
         truth = load_truth(Path(data) / "ground_truth" / name)

@@ -56,8 +56,9 @@ def _need_front(result: FitResult) -> None:
     sizes = model.num_identity, model.num_expression, model.num_joints
     if sizes != (IDENTITY, EXPRESSION, 0) or model.expression_kind != "gaussian":
         raise InputError(
-            f"result of {result.subject.name}: expected the face model of Deep3DFaceRecon (bfm-front), got "
-            f"'{model.name}'; convert it first with 'fitkit convert RESULT --to bfm-front'"
+            f"result of {result.subject.name}: expected the face model of Deep3DFaceRecon (bfm-front: "
+            f"{IDENTITY} identity and {EXPRESSION} expression shapes), got '{model.name}' with {sizes[0]} "
+            f"and {sizes[1]}; convert it first with 'fitkit convert RESULT --to bfm-front'"
         )
 
 

@@ -11,6 +11,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fitkit.models.face_model import FaceModel
 
+# 'module:function', as `Format.reader`: what they import reads this list.
+PLACE_LANDMARKS = "fitkit.models.formats.landmarks:with_all_landmarks"
+MAKE_UV = "fitkit.models.formats.parts:with_uv"
+
+
+def _function(place: str) -> Callable[..., FaceModel]:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
 
 @dataclass(frozen=True)
 class Format:
@@ -36,19 +45,9 @@ class Format:
         """options: those beyond path and name that the reader takes."""
         model = _function(self.reader)(path, name or self.name, **options)
         if self.placed and model.landmarks.missing:
-            model = _function(LANDMARKS)(model)
-        return model if self.finished else _function(UV)(model)
+            model = _function(PLACE_LANDMARKS)(model)
+        return model if self.finished else _function(MAKE_UV)(model)
 
-
-def _function(name: str) -> Callable[..., FaceModel]:
-    """'module:function', loaded when it is needed: lists of formats come without torch."""
-    module, _, function = name.partition(":")
-    return getattr(import_module(module), function)
-
-
-# What completes the models of most files.
-LANDMARKS = "fitkit.models.formats.landmarks:with_all_landmarks"
-UV = "fitkit.models.formats.parts:with_uv"
 
 FORMATS = {
     "flame": Format(

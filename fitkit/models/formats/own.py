@@ -13,7 +13,15 @@ import torch
 
 from fitkit.errors import InputError
 from fitkit.geometry.alignment import Similarity
-from fitkit.io.foreign import ARRAY_BYTES, DATA_BYTES, check_indices, check_shapes, foreign_file, refused_as
+from fitkit.io.foreign import (
+    ARRAY_BYTES,
+    DATA_BYTES,
+    check_indices,
+    check_shapes,
+    foreign_file,
+    refused_as,
+    shown,
+)
 from fitkit.io.gltf_shapes import ShapedMesh, read_gltf_shapes
 from fitkit.io.mesh_files import obj_arrays
 from fitkit.models.coefficients import shape_and_side
@@ -25,6 +33,7 @@ from fitkit.models.registry import load_model
 
 NEUTRAL, IDENTITY = "neutral", "identity"
 MOST_VERTICES = 200_000
+MOST_STRETCH = 3.0  # of the mean edge by a shape
 UNITS = {"m": 1000.0, "dm": 100.0, "cm": 10.0, "mm": 1.0, "inch": 25.4}
 UNIT_SLACK = 0.3  # heads are this much smaller or larger than the mean one, as logarithm
 UV_SLACK = 0.01  # how far texture coordinates may lie outside of the picture
@@ -62,6 +71,7 @@ def import_own(
     """
     path = Path(path)
     rig = _read(path)
+    _check(rig, str(path))
     mesh = rig.mesh
     count = len(mesh.vertices)
     if count > MOST_VERTICES:
@@ -119,9 +129,17 @@ def _read(path: Path) -> Rig:
     )
 
 
+def _obj_files(folder: Path) -> list[Path]:
+    """Also .OBJ; not the hidden files that macOS leaves beside others."""
+    if not folder.is_dir():
+        return []
+    found = (p for p in folder.iterdir() if p.suffix.lower() == ".obj" and not p.name.startswith("."))
+    return sorted(p for p in found if p.is_file())
+
+
 def _read_folder(folder: Path) -> Rig:
-    neutral = folder / f"{NEUTRAL}.obj"
-    if not neutral.is_file():
+    neutral = next((p for p in _obj_files(folder) if p.stem.lower() == NEUTRAL), None)
+    if neutral is None:
         raise InputError(
             f"{folder}: no {NEUTRAL}.obj; expected the neutral head under this name and one OBJ file for "
             f"each expression, named after it; those of other people in a folder {IDENTITY!r}"
@@ -130,8 +148,8 @@ def _read_folder(folder: Path) -> Rig:
 
     def offsets(files: Path) -> dict[str, np.ndarray]:
         out = {}
-        for path in sorted(files.glob("*.obj")):
-            if path.name == neutral.name:
+        for path in _obj_files(files):
+            if path == neutral:
                 continue
             vertices = obj_arrays(path, faces=False)[0]
             if len(vertices) != len(mesh.vertices):
@@ -149,6 +167,8 @@ def _read_folder(folder: Path) -> Rig:
 def _read_obj(path: Path) -> ShapedMesh:
     """An OBJ file, with its texture coordinates where all faces have some."""
     vertices, _, triangles, _ = obj_arrays(path)
+    if not len(triangles):
+        raise InputError(f"{path}: expected a mesh, got {len(vertices)} vertices and no faces")
     check_indices(triangles, len(vertices), f"{path}: faces")
     try:
         _, uv, _, corners = obj_arrays(path, corners=True)
@@ -157,6 +177,29 @@ def _read_obj(path: Path) -> ShapedMesh:
     if not len(corners) or corners.min() < 0 or corners.max() >= len(uv):
         return ShapedMesh(vertices, triangles, {})
     return ShapedMesh(vertices, triangles, {}, uv, corners)
+
+
+def _check(rig: Rig, where: str) -> None:
+    """Refuse numbers that are not finite, and shapes whose vertices are in another order than those of the
+    neutral head: their edges are long."""
+    neutral, triangles = rig.mesh.vertices, rig.mesh.triangles
+    if not np.isfinite(neutral).all():
+        vertex = int((~np.isfinite(neutral)).any(1).argmax())
+        raise InputError(f"{where}: vertex {vertex} of the neutral head is not finite; repair the mesh")
+
+    def edges(vertices: np.ndarray) -> float:
+        return float(np.linalg.norm(vertices[triangles] - vertices[triangles[:, [1, 2, 0]]], axis=2).mean())
+
+    longest = MOST_STRETCH * edges(neutral)
+    for name, offsets in (*rig.mesh.shapes.items(), *rig.identity.items()):
+        if not np.isfinite(offsets).all():
+            raise InputError(f"{where}: shape {shown(name)} holds numbers that are not finite; repair it")
+        if edges(neutral + offsets) > longest:
+            raise InputError(
+                f"{where}: shape {shown(name)}: expected the vertices of the neutral head, in their order, "
+                "got edges several times as long; export all shapes with one vertex order, and offsets at "
+                "weight 1"
+            )
 
 
 def _read_arrays(path: Path) -> Rig:
@@ -188,6 +231,8 @@ def _read_arrays(path: Path) -> Rig:
     if has_uv:
         check_indices(arrays["uv_triangles"], len(arrays["uv"]), f"{path}: uv_triangles")
     names = [str(n) for n in arrays.get("shape_names", [])]
+    if len(set(names)) < len(names):
+        raise InputError(f"{path}: shape_names: expected a name of its own for each shape, got one twice")
     mesh = ShapedMesh(
         arrays["vertices"].astype(np.float64),
         arrays["triangles"].astype(np.int64),
