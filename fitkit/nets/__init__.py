@@ -48,7 +48,13 @@ def _fitkit_init() -> NetKind:
     return NetKind(FitkitInitOptions, FitkitInit, named_views=False)
 
 
-NETS: dict[str, Callable[[], NetKind]] = {"mvfnet": _mvfnet, "fitkit_init": _fitkit_init}
+def _pgn() -> NetKind:
+    from fitkit.nets.pgn.network import Pgn, PgnOptions
+
+    return NetKind(PgnOptions, Pgn, named_views=False)
+
+
+NETS: dict[str, Callable[[], NetKind]] = {"mvfnet": _mvfnet, "fitkit_init": _fitkit_init, "pgn": _pgn}
 FORMAT = "fitkit-regressor-1"
 NO_REGRESSOR = (
     "not readable as the weights of a regressor",
@@ -197,7 +203,7 @@ def load_network(name: str, weights: str | os.PathLike, device: str = "cpu") -> 
     if name == "encoder" and type(network).features is Predictor.features:
         raise InputError(
             f"{weights}: expected a network with features of a picture, {type(network).__name__} has none; "
-            "mvfnet and fitkit_init do"
+            "mvfnet, fitkit_init and pgn do"
         )
     return FrozenNetwork(FROZEN[name](network)).to(device)
 

@@ -97,7 +97,7 @@ class Prediction:
             None if self.identity_sigma is None else self.identity_sigma[rows],
             None if self.landmarks is None else self.landmarks.select(views.tolist()),
             None if self.depth is None else self.depth.select_people(people),
-            None if maps is None else PositionMap(maps.points[views]),
+            None if maps is None else maps.select(views),
             None if self.parse is None else self.parse[views],
             None if self.points3d is None else self.points3d[views],
             subject,
