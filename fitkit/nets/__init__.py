@@ -230,6 +230,18 @@ class _Encoder(nn.Module):
         return self.network.features(_resized(images, (self.network.size,) * 2))
 
 
+class OwnEncoder(FrozenNetwork):
+    """The features of a network that is being trained, while the parts that make them do not learn. It has no
+    weights of its own."""
+
+    def __init__(self, network: Predictor):
+        super().__init__(nn.Identity())
+        self._encoder = (_Encoder(network),)  # a tuple, so that it is no part of this module
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._encoder[0](images)
+
+
 def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
     if images.shape[-2:] == torch.Size(size):
         return images

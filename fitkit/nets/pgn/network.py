@@ -73,6 +73,7 @@ class Pgn(Predictor):
 
     gives = ("state", "position_map")
     camera_kind = "orthographic"
+    feature_parts = ("encoder",)
 
     def __init__(
         self, model: FaceModel, views: tuple[ViewSlot, ...] = (), options: PgnOptions = PgnOptions()
