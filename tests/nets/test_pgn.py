@@ -175,6 +175,13 @@ def test_published_sizes():
     assert PgnOptions().map in PgnOptions().sides
 
 
+def test_the_encoder_learns_with_channels_last():
+    """As trainings lay it out; there, strided convolutions of one pixel ended the process."""
+    layers = encoder(0.375)[0].to(memory_format=torch.channels_last)
+    layers(torch.rand(4, 3, 128, 128)).square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in layers.parameters())
+
+
 def test_the_default_is_small_enough_for_a_cpu(model):
     assert sum(p.numel() for p in Pgn(model).parameters()) < 3e6
 

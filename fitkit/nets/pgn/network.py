@@ -170,7 +170,7 @@ class Pgn(Predictor):
     def landmarks(self, maps: Tensor) -> Tensor:
         """The 68 points of position maps [B, 3, H, W], [B, 68, 3] px."""
         places = self.places.to(maps)
-        return sample(maps, places[None].expand(len(maps), -1, -1))[0]
+        return sample(maps, places[None].expand(maps.shape[0], -1, -1))[0]
 
     def _state(self, maps: Tensor, identity: Tensor, expression: Tensor, subject: Tensor) -> SceneState:
         coefficients = torch.cat([identity[subject], expression], 1)

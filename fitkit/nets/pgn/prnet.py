@@ -13,7 +13,8 @@ REDUCTION = 2 ** (len(CHANNELS) - 1)  # sides of the picture over those of the e
 
 
 def scaled(channels: int, width: float) -> int:
-    return max(4, 2 * round(channels * width / 2))
+    """The channels of a layer at this width, a multiple of 8."""
+    return max(8, 8 * round(channels * width / 8))
 
 
 class Block(nn.Module):
@@ -22,10 +23,12 @@ class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
         half = outputs // 2
+        # Every second pixel first: on the CPU, with channels last, 1 x 1 convolutions with a stride write
+        # beyond their memory in the backward pass (seen with torch 2.14).
+        less = [nn.MaxPool2d(1, stride)] if stride > 1 else []
+        same = stride == 1 and inputs == outputs
         self.shortcut = (
-            nn.Identity()
-            if stride == 1 and inputs == outputs
-            else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            nn.Identity() if same else nn.Sequential(*less, nn.Conv2d(inputs, outputs, 1, bias=False))
         )
         self.layers = nn.Sequential(
             *normed(nn.Conv2d(inputs, half, 1, bias=False), half),
