@@ -26,10 +26,11 @@ def model():
 
 
 def loud(network):
-    """Heads with large random weights, so that every output depends on every input."""
+    """Last layers with large random weights, so that every output depends on every input."""
     torch.manual_seed(1)
-    for head in (network.identity_head, network.expression_head):
-        torch.nn.init.normal_(head[-1].weight, std=0.5)
+    for part in (network.identity_head, network.expression_head, network.decoder):
+        layers = [m for m in part.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+        torch.nn.init.normal_(layers[-1].weight, std=0.5)
     return network.eval()
 
 
@@ -101,9 +102,10 @@ def test_the_affine_map_gives_the_pose_of_its_first_two_rows():
 @pytest.mark.parametrize("output", ["map", "points"])
 def test_it_starts_at_the_mean_face_in_the_middle_of_the_crop(model, output):
     network = Pgn(model, (), replace(TINY, output=output)).eval()
-    at = RANGE * 32 * torch.sigmoid(network.start)[None]
-    nothing = [torch.zeros(1, n) for n in (network.num_identity, network.num_expression)]
-    state = network._state(at, *nothing, torch.zeros(1, dtype=torch.int64))
+    found = network(pictures(1), torch.ones(1, 1, dtype=torch.bool))
+    at, state = found.position_map.points, found.state
+    torch.testing.assert_close(at, RANGE * 32 * torch.sigmoid(network.start)[None])
+    assert not state.identity.any() and not state.expression.any()
     frontal = torch.diag(torch.tensor([1.0, -1.0, -1.0]))
     assert float((state.pose.rotation[0] - frontal).abs().max()) < 0.02
     seen = project_points(model.landmark_basis, state).pixels[0]
@@ -163,7 +165,7 @@ def test_identity_is_of_all_photos_expression_of_each(network, views):
 def test_published_sizes():
     layers, channels = encoder(1.0)
     assert channels == 512 and layers.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 512, 2, 2)
-    assert [m.out_channels for m in decoder(1.0, 512, 5) if isinstance(m, torch.nn.ConvTranspose2d)] == [
+    assert [m.out_channels for m in decoder(1.0, 512, 5, 3) if isinstance(m, torch.nn.ConvTranspose2d)] == [
         256,
         128,
         64,

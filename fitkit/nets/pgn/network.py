@@ -35,7 +35,8 @@ PLACERS = {"similarity": place_similarity, "affine": place_affine}
 class PgnOptions:
     """size: side of the pictures, px, a multiple of 32; map: side of the position map, size / 32 times 2 to
     32; width: factor on all channel numbers, 1 = as published; output: 'map', or 'points', 204 numbers from
-    fully connected layers in its place; pose: what lays the face onto the points, 'affine' as published;
+    fully connected layers in its place; last: layers of three channels that the decoder ends with, 3 as
+    published; pose: what lays the face onto the points, 'affine' as published;
     start: 'mean': the map of the mean face is added, so that it starts there; 'none' as published;
     expression: blend-shape weight, or standard deviations of a Gaussian coefficient, per unit of output;
     margin, up: of the crop, see CropOptions."""
@@ -44,6 +45,7 @@ class PgnOptions:
     map: Annotated[int, Range(2, 2048, multiple=2)] = 64
     width: Annotated[float, Range(0.001, 16.0)] = 0.375
     output: Literal["map", "points"] = "map"
+    last: Annotated[int, Range(1, 3)] = 1
     pose: Literal["similarity", "affine"] = "similarity"
     start: Literal["mean", "none"] = "mean"
     expression: Positive = 0.3
@@ -94,7 +96,7 @@ class Pgn(Predictor):
         self.encoder, channels = encoder(o.width)
         side = o.size // REDUCTION
         if o.output == "map":
-            self.decoder = decoder(o.width, channels, o.doublings)
+            self.decoder = decoder(o.width, channels, o.doublings, o.last)
         else:
             hidden = scaled(HEAD, o.width)
             self.decoder = nn.Sequential(
@@ -108,6 +110,10 @@ class Pgn(Predictor):
         self.expression_head = _head(channels, scaled(HEAD, o.width), self.num_expression)
         for part in (self.encoder, self.decoder, self.identity_head, self.expression_head):
             start_from_random(part)
+        if o.start == "mean":  # and nothing is added to it at first
+            last = [m for m in self.decoder.modules() if isinstance(m, (nn.Conv2d, nn.Linear))][-1]
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
         self._remember(model)
 
     def _remember(self, model: FaceModel) -> None:
@@ -219,6 +225,7 @@ def mean_map(model: FaceModel, size: int) -> Tensor:
     no triangle covers take the position of the nearest vertex."""
     from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
 
+    assert model.uv is not None and model.uv_triangles is not None  # landmark_places has refused others
     uv = model.uv.detach().cpu().double().numpy()
     owner = np.zeros(len(uv), int)
     owner[model.uv_triangles.cpu().numpy().ravel()] = model.triangles.cpu().numpy().ravel()

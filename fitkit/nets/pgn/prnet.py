@@ -50,8 +50,9 @@ def encoder(width: float) -> tuple[nn.Sequential, int]:
     return nn.Sequential(*layers), channels[-1]
 
 
-def decoder(width: float, inputs: int, doublings: int) -> nn.Sequential:
-    """Features [B, inputs, h, h] -> map [B, 3, 2^doublings h, ...] before its sigmoid."""
+def decoder(width: float, inputs: int, doublings: int, last: int) -> nn.Sequential:
+    """Features [B, inputs, h, h] -> map [B, 3, 2^doublings h, ...] before its sigmoid; last: how many layers
+    of three channels it ends with."""
     layers: list[nn.Module] = []
     for number, (channels, repeats) in enumerate(REPEATS.items()):
         if number > doublings:
@@ -64,8 +65,10 @@ def decoder(width: float, inputs: int, doublings: int) -> nn.Sequential:
             )
             layers += normed(made, outputs)
             inputs = outputs
-    layers += [*normed(conv4(inputs, 3, 1), 3), *normed(conv4(3, 3, 1), 3), conv4(3, 3, 1, bias=True)]
-    return nn.Sequential(*layers)
+    for _ in range(last - 1):
+        layers += normed(conv4(inputs, 3, 1), 3)
+        inputs = 3
+    return nn.Sequential(*layers, conv4(inputs, 3, 1, bias=True))
 
 
 def conv4(inputs: int, outputs: int, stride: int, bias: bool = False) -> nn.Module:
