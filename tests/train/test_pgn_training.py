@@ -163,3 +163,27 @@ def test_the_published_recipe_can_be_built():
         (200000, 4, 2),
         (200000, 4, 4),
     ]
+
+
+@pytest.mark.slow
+def test_the_published_stages_run_small(model, data, tmp_path):
+    """Without the flow, whose network is no part of fitkit."""
+    names = ("landmarks", "codes", "pairs", "fours")
+    small = [
+        "net.options={size: 64, map: 64, width: 0.05, last: 3, pose: affine, start: none}",
+        *(f"stages.{name}.steps=1" for name in names),
+        *(f"stages.{name}.batch=2" for name in names),
+        "accelerator=cpu",
+        "validation.share=0.0",
+        "pictures=0",
+        "log=1",
+    ]
+    settings = load_regressor_training("pgn-strict", small)
+    without = [{k: v for k, v in s.energies.items() if k != "flow_mag"} for s in settings.stages]
+    settings = replace(
+        settings, stages=tuple(replace(s, energies=e) for s, e in zip(settings.stages, without))
+    )
+    seen = {"lp": data["synthetic"], **dict.fromkeys(("wild", "video", "pie"), data["frames"])}
+    losses, _ = run(tmp_path, model, seen, settings)
+    assert [set(losses[k]) - {"total"} for k in range(1, 5)] == [set(e) for e in without]
+    assert all(v >= 0 for values in losses.values() for v in values.values())
