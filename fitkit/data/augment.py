@@ -16,8 +16,10 @@ from fitkit.geometry.weak_perspective import weak_perspective_pose
 from fitkit.io.options import Range, Share
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import CropOptions, crop_views
-from fitkit.observe.label_crops import cut_labels
+from fitkit.observe.label_crops import cut_labels, roll_labels
 from fitkit.observe.observations import Observations
+from fitkit.observe.sampling import sample
+from fitkit.scene.depth_state import pixel_grid
 from fitkit.scene.pose import yaw_pitch_roll
 
 MIN_POINTS = 8  # a view with fewer landmarks cannot be cut
@@ -30,6 +32,7 @@ class FaceAugmentation:
     # Most by which a crop is moved, share of its side; MVF-Net: 0.05.
     shift: Annotated[float, Range(0.0, 10.0)] = 0.05
     zoom: Annotated[float, Range(0.0, 3.0)] = 0.0  # most logarithm of the change of its side
+    rotate: Annotated[float, Range(0.0, 180.0)] = 0.0  # most degrees by which a picture is turned; PGN: 45
     gain: Annotated[float, Range(0.0, 10.0)] = 0.15  # most change of the exposure, factor
     offset: Annotated[float, Range(0.0, 10.0)] = 0.03  # and share of white
     missing: Share = 0.0  # of views, beyond the first of a person, that are taken away
@@ -39,7 +42,7 @@ class FaceAugmentation:
     photo: PhotoChanges = PhotoChanges()  # of each photo for itself
 
 
-PLAIN = FaceAugmentation(0.0, 0.0, 0.0, 0.0, 0.0)
+PLAIN = FaceAugmentation(shift=0.0, gain=0.0, offset=0.0)
 
 
 def recrop(
@@ -84,6 +87,33 @@ def recrop(
     )
 
 
+def roll(observations: Observations, degrees: Tensor) -> Observations:
+    """The views turned in their plane, each around the middle of its landmarks; all labels move along.
+
+    degrees: [B], clockwise as one sees it. What comes from beyond a picture is grey and not usable. The
+    place of a crop in its photo, `scale` and `offset`, stays as it was, which is no longer true.
+    """
+    marks, size = observations.landmarks, observations.size
+    angle = torch.deg2rad(degrees).to(marks.points)
+    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).unflatten(-1, (2, 2))
+    weight = marks.valid[..., None].to(marks.points)
+    center = (torch.nan_to_num(marks.points) * weight).sum(1) / weight.sum(1).clamp_min(1.0)
+    at = center[:, None]
+    pixels = (pixel_grid(size, center)[None] - at) @ turn + at  # where each pixel comes from
+    both = torch.cat([observations.images, observations.mask[:, None].to(observations.images)], 1)
+    values, inside = sample(both, pixels.to(both))
+    values = values.transpose(1, 2).unflatten(2, size)
+    inside = inside.unflatten(1, size)
+    labels = observations.labels
+    return replace(
+        observations,
+        images=torch.where(inside[:, None], values[:, :-1], 0.5),
+        mask=inside & (values[:, -1] > 0.5),
+        landmarks=replace(marks, points=(marks.points - at) @ turn.transpose(1, 2) + at),
+        labels=None if labels is None else roll_labels(labels, turn, center),
+    )
+
+
 def augment(
     observations: Observations,
     crop: CropOptions,
@@ -91,10 +121,13 @@ def augment(
     rng: np.random.Generator,
     where: str,
 ) -> Observations:
-    """`recrop` with random shift and exposure; `rng` alone decides. See `FaceAugmentation`; here 'auto' is
-    'view'."""
+    """`roll` and `recrop` with random shift and exposure; `rng` alone decides. See `FaceAugmentation`; here
+    'auto' is 'view'."""
     B = observations.num_views
     draws = torch.from_numpy(rng.uniform(-1, 1, (B, 4))).float()
+    if options.rotate > 0:
+        turns = torch.from_numpy(rng.uniform(-1, 1, B)).float()
+        observations = roll(observations, options.rotate * turns)
     if options.colors == "person":
         draws[:, 2:] = draws[:1, 2:].clone()
     if options.zoom > 0:  # one for all views of a sample, which are cut to one size

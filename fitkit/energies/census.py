@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot, all_views
 from fitkit.energies.kernels import Kernel
+from fitkit.energies.masks import weight_features
 from fitkit.energies.pair_masks import half_faces, halving_points
 from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_needed
 from fitkit.energies.photometric import sample_skin, viewing_cosine
@@ -54,6 +55,8 @@ class CensusOptions:
     # half of the face that both see, see `pair_mask`.
     mask: Literal["zbuffer", "normal", "landmarks", "box"] = "zbuffer"
     parse: ParseScheme = "none"  # weights by the labelled face parse, see `weight_parse`
+    # weight of the model's eyes, nose and mouth over that of the rest, see `weight_features`; PGN: 5
+    features: Positive = 1.0
     seed: Seed = 0
 
     def __post_init__(self):
@@ -359,6 +362,8 @@ class CrossViewCensus:
             good = good & seen_by_depth(seen.pixels, depth, maps, reduction, options.depth_tolerance_mm)
         good = good.reshape(B, N, -1).all(-1) & (cosine > options.min_cosine)
         trust = torch.where(good, cosine, torch.zeros_like(cosine))
+        if options.features != 1:
+            trust = trust * weight_features(self.model, options.features)[self.triangle].to(trust)
         pixels = seen.pixels.reshape(B, N, -1, 2)[:, :, 0]
         if self.weights is not None:
             trust = trust * sample(self.weights, self._to_level(pixels))[0][..., 0]

@@ -133,8 +133,10 @@ class SemanticFeatures:
 
 @dataclass(frozen=True)
 class FeatureTerm(EnergyOptions):
-    network: str = "encoder"  # what the pictures are looked at through, see fitkit.nets.load_network
-    weights: str = ""  # of that network, regressor.safetensors
+    # What the pictures are looked at through, see fitkit.nets.load_network; in a training also 'own': the
+    # encoder of the network that is trained, in a stage in which it does not learn.
+    network: str = "encoder"
+    weights: str = ""  # of that network, regressor.safetensors; none for 'own'
     options: FeatureOptions = FeatureOptions()
 
 

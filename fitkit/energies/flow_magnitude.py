@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fitkit.energies.base import Residuals
 from fitkit.energies.flow_correspondence import EstimatorOptions, FlowImages, FlowOptions, ask_flow
+from fitkit.energies.masks import weight_features
 from fitkit.energies.pair_masks import PairMask, shared_pixels
 from fitkit.energies.parse_labels import ParseScheme, label_weights, parse_needed
 from fitkit.energies.spec import MFN, MVF, OURS, PGN, Context, EnergyDoc, EnergySpec, use
@@ -49,6 +50,8 @@ class FlowMagnitudeOptions:
     depth_tolerance_mm: NonNegative = 3.5  # what lies further behind is hidden, for mask 'zbuffer'
     mask: PairMask = "zbuffer"  # what tells the pixels that both views see, see `pair_mask`
     parse: ParseScheme = "none"  # weights by the labelled face parse of view b, see `weight_parse`
+    # weight of the model's eyes, nose and mouth over that of the rest, see `weight_features`; PGN: 5
+    features: Positive = 1.0
     seed: Seed = 0
 
 
@@ -127,6 +130,9 @@ class FlowMagnitude:
             if o.parse != "none":
                 parts = label_weights(observations, photos.mask, o.parse, self.name).flatten(1)
                 weight = weight * parts[[b for _, b in pairs]]
+            if o.features != 1:
+                drawn = shared.triangle.clamp_min(0).flatten(1)[[b for _, b in pairs]]
+                weight = weight * weight_features(self.model, o.features)[drawn].to(weight)
             if o.consistent:
                 forward, backward = (
                     Flow(f, torch.isfinite(f).all(1))

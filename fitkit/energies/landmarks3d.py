@@ -192,12 +192,14 @@ class PositionMapLandmarks(PlainEnergy):
     Args:
         places: [68, 2] of the map's px (x, y), read bilinearly; NaN does not count; see `landmark_places`.
         source: 'labels' (`crop_points`) or 'landmarks' (detected, x and y only).
+        jaw: whether detected points 0-16 count; those of an outline are no fixed points of the skin.
     Source: PGN section 4, training of its pose network (kernel l1).
     """
 
     places: Tensor
     sigma_px: float = 1.0
     source: Literal["labels", "landmarks"] = "labels"
+    jaw: bool = True
     name = "lmk_posmap"
     reduction = "mean"
 
@@ -206,6 +208,8 @@ class PositionMapLandmarks(PlainEnergy):
         read, _ = sample(state.points, self.places.to(state.points)[None].expand(B, -1, -1))
         if self.source == "landmarks":
             truth, known = observations.landmarks.points.to(read), observations.landmarks.valid
+            if not self.jaw:
+                known = known & (torch.arange(known.shape[1], device=known.device) >= 17)
         else:
             truth = label(observations, "crop_points", self.name).to(read)
             known = torch.isfinite(truth).all(-1)
@@ -228,6 +232,14 @@ def landmark_places(model: FaceModel, size: tuple[int, int]) -> Tensor:
     return torch.where(model.landmarks.present[:, None], places, torch.nan)
 
 
+def map_places(model: FaceModel, maps: PositionMap) -> Tensor:
+    """Where the 68 points lie in these maps, see `landmark_places`."""
+    if maps.places is None:
+        return landmark_places(model, maps.points.shape[-2:]).to(maps.points)
+    present = model.landmarks.present.to(maps.points.device)
+    return torch.where(present[:, None], maps.places.to(maps.points), torch.nan)
+
+
 # ---- recipes ----
 
 
@@ -241,7 +253,9 @@ class AlignTerm(EnergyOptions):
 @dataclass(frozen=True)
 class PositionMapTerm(EnergyOptions):
     sigma_px: Positive = 1.0  # standard deviation of a point, px of the crop
-    source: Literal["labels", "landmarks"] = "labels"  # what is compared with, see PositionMapLandmarks
+    # What is compared with, see PositionMapLandmarks; 'either': labels, or landmarks where a person has none,
+    # without the jaw where it is an outline.
+    source: Literal["labels", "landmarks", "either"] = "labels"
 
 
 @dataclass(frozen=True)
@@ -253,8 +267,20 @@ class GuidedTerm(EnergyOptions):
 
 
 def _make_position_map(context: Context, o: PositionMapTerm) -> PositionMapLandmarks:
-    places = landmark_places(context.model, context.state.points.shape[-2:])
-    return PositionMapLandmarks(places, o.sigma_px, o.source)
+    places = map_places(context.model, context.state)
+    if o.source != "either":
+        return PositionMapLandmarks(places, o.sigma_px, o.source)
+    source, jaw = _either(context.observations, o)
+    return PositionMapLandmarks(places, o.sigma_px, source, jaw)
+
+
+def _either(observations: Observations, o: PositionMapTerm) -> tuple[str, bool] | None:
+    """What people have to be compared with, and whether their detected jaw counts."""
+    if o.source != "either":
+        return None
+    labels, marks = observations.labels, observations.landmarks
+    there = labels is not None and labels.crop_points is not None
+    return "labels" if there else "landmarks", there or marks.jaw == "surface"
 
 
 def _make_guided(context: Context, o: GuidedTerm) -> AlignedLandmarks:
@@ -267,8 +293,8 @@ def _make_guided(context: Context, o: GuidedTerm) -> AlignedLandmarks:
                 f"{list(target.shape)}"
             )
     if o.source == "position_map":
-        points = context.prediction.position_map.points.detach()
-        places = landmark_places(context.model, points.shape[-2:]).to(points)
+        maps = context.prediction.position_map
+        points, places = maps.points.detach(), map_places(context.model, maps)
         target = sample(points, places[None].expand(len(points), -1, -1))[0]
     return replace(lmk_guided(context.model, o.sigma_mm, o.transform, o.attached), target=target)
 
@@ -307,6 +333,7 @@ SPECS = (
         options=PositionMapTerm,
         takes="position_map",
         needs=lambda o: frozenset({"crop_points"} if o.source == "labels" else ()),
+        apart=_either,
         not_in_fits="a fit has no position maps; a network predicts them",
     ),
     EnergySpec(

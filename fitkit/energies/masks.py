@@ -1,4 +1,4 @@
-"""Which pixels and vertices count: visibility, what two views share, weights from a face parse. Pure
+"""Which pixels and vertices count: visibility, what two views share, weights of the parts of a face. Pure
 functions.
 
 Masks of pixels are [B, 1, H, W] in [0, 1], of vertices [B, V] bool; all are constants without gradient: an
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fitkit.errors import InputError
 from fitkit.geometry.normals import vertex_normals
+from fitkit.models.face_model import FaceModel
 from fitkit.observe.face_parts import PARSE, ten
 from fitkit.observe.sampling import erode
 from fitkit.render.rasterizer import Fragments, interpolate, rasterize
@@ -32,6 +33,7 @@ HALF = {
     "left": ((22, 23, 24, 25, 26), tuple(range(8, 17))),
 }  # brow, jaw
 RIDGE = (27, 28, 29, 30)
+FEATURE_MM = 12.0  # from a landmark of eyes, nose or mouth, see `weight_features`
 # named classes weigh the first number, the rest of the face the second, the background the third
 PARSE_WEIGHTS = {
     "dfmvr": (frozenset(PARSE[2:]), 254.0, 128.0, 32.0),  # DF-MVR eq. 2
@@ -258,6 +260,18 @@ def weight_parse(labels: Tensor, mask: Tensor, scheme: str = "dfmvr", grow: int 
         return weight * (
             mask.sum((1, 2, 3), keepdim=True) / weight.sum((1, 2, 3), keepdim=True).clamp_min(1e-12)
         )
+
+
+def weight_features(model: FaceModel, factor: float) -> Tensor:
+    """Weights by triangle of the model, [F]: 1 on eyes, nose and mouth, 1 / factor elsewhere.
+
+    A triangle belongs to them whose corners lie within 12 mm of landmarks 27 to 67 on the mean face.
+    Source: W of PGN eq. 9 and 10 (factor 5), which is painted on the model; the distance is ours.
+    """
+    points = model.landmark_basis.mean[27:][model.landmarks.present[27:]]
+    near = torch.cdist(model.mean, points.to(model.mean)).amin(1) <= FEATURE_MM
+    inside = near[model.triangles].all(1)
+    return torch.where(inside, 1.0, 1.0 / factor).to(model.mean)
 
 
 def occl_parse(labels: Tensor, occluders: Sequence[int]) -> Tensor:

@@ -28,7 +28,6 @@ from fitkit.observe.observations import Observations
 from fitkit.scene.camera import Camera
 from fitkit.scene.depth_state import DepthState
 from fitkit.scene.pose import yaw_pitch_roll
-from fitkit.scene.position_map import PositionMap
 
 WEIGHTS = "fitkit-init.safetensors"
 # How far off a network's landmarks are, where the shape of one face model is carried over to another.
@@ -164,7 +163,7 @@ def _frame(said: Prediction, number: int) -> Prediction:
         said.identity_sigma,
         None if said.landmarks is None else said.landmarks.select(views),
         depth,
-        None if maps is None else PositionMap(maps.points[views]),
+        None if maps is None else maps.select(views),
         None if said.parse is None else said.parse[views],
         None if said.points3d is None else said.points3d[views],
         said.subject[views],

@@ -48,6 +48,12 @@ def _fitkit_init() -> NetKind:
     return NetKind(FitkitInitOptions, FitkitInit, named_views=False)
 
 
+def _pgn() -> NetKind:
+    from fitkit.nets.pgn.network import Pgn, PgnOptions
+
+    return NetKind(PgnOptions, Pgn, named_views=False)
+
+
 def _parser() -> NetKind:
     from fitkit.nets.parser.network import Parser, ParserOptions
 
@@ -58,6 +64,7 @@ NETS: dict[str, Callable[[], NetKind]] = {
     "mvfnet": _mvfnet,
     "fitkit_init": _fitkit_init,
     "parser": _parser,
+    "pgn": _pgn,
 }
 FORMAT = "fitkit-regressor-1"
 NO_REGRESSOR = (
@@ -207,7 +214,7 @@ def load_network(name: str, weights: str | os.PathLike, device: str = "cpu") -> 
     if name == "encoder" and type(network).features is Predictor.features:
         raise InputError(
             f"{weights}: expected a network with features of a picture, {type(network).__name__} has none; "
-            "mvfnet and fitkit_init do"
+            "mvfnet, fitkit_init and pgn do"
         )
     return FrozenNetwork(FROZEN[name](network)).to(device)
 
@@ -232,6 +239,18 @@ class _Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network.features(_resized(images, (self.network.size,) * 2))
+
+
+class OwnEncoder(FrozenNetwork):
+    """The features of a network that is being trained, while the parts that make them do not learn. It has no
+    weights of its own."""
+
+    def __init__(self, network: Predictor):
+        super().__init__(nn.Identity())
+        self._encoder = (_Encoder(network),)  # a tuple, so that it is no part of this module
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._encoder[0](images)
 
 
 def _resized(images: Tensor, size: Sequence[int]) -> Tensor:

@@ -97,7 +97,7 @@ class Prediction:
             None if self.identity_sigma is None else self.identity_sigma[rows],
             None if self.landmarks is None else self.landmarks.select(views.tolist()),
             None if self.depth is None else self.depth.select_people(people),
-            None if maps is None else PositionMap(maps.points[views]),
+            None if maps is None else maps.select(views),
             None if self.parse is None else self.parse[views],
             None if self.points3d is None else self.points3d[views],
             subject,
@@ -111,6 +111,7 @@ class Predictor(nn.Module, ABC):
     gives: names of the parts of its predictions, of PARTS; options: dataclass of its options; size: side of
     the square pictures, px; crop: how they are cut; views: the named inputs, empty: any number of photos in
     any order.
+    feature_parts: names of the parts, see `parts`, that `features` comes from, empty where it has none.
     Where it gives a state: model_name, num_identity, num_expression: of the face model whose coefficients are
     predicted. camera_kind: of the cameras of state and depth.
     """
@@ -120,6 +121,7 @@ class Predictor(nn.Module, ABC):
     size: int
     crop: CropOptions
     views: tuple[ViewSlot, ...]
+    feature_parts: tuple[str, ...] = ()
     model_name: str = ""
     num_identity: int = 0
     num_expression: int = 0

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fitkit.observe.labels import Labels
+from fitkit.observe.labels import MAPS, Labels
 from fitkit.observe.sampling import sample
 from fitkit.scene.camera import Camera
 from fitkit.scene.depth_state import back_project, carry, pixel_grid
+from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
 
 JUMP_MM = 20.0  # neighbouring pixels farther apart in depth do not show one surface, as in `depth_normals`
@@ -45,6 +46,44 @@ def cut_labels(labels: Labels, scale: Tensor, offset: Tensor, size: tuple[int, i
         moved = points[..., :2] - offset.to(points)[:, None]
         points = torch.cat([moved, points[..., 2:]], -1) * scale.to(points)[:, None, None]
     pixels = pixel_grid(size, offset)[None] / scale[:, None, None] + offset[:, None]  # [B, h w, 2]
+    return _maps_at(replace(labels, state=state, crop_points=points), pixels, size)
+
+
+def roll_labels(labels: Labels, turn: Tensor, center: Tensor) -> Labels:
+    """Labels of pictures that are turned in their plane: pixel p is then at center + turn @ (p - center).
+
+    The same is seen by cameras with square pixels that roll about their axes and move their principal points.
+
+    Args:
+        turn: [B, 2, 2] rotations; center: [B, 2] px.
+    """
+
+    def moved(places: Tensor) -> Tensor:  # [B, N, 2]
+        at = center.to(places)[:, None]
+        return (places - at) @ turn.to(places).transpose(1, 2) + at
+
+    roll = torch.eye(3).to(turn).repeat(len(turn), 1, 1)
+    roll[:, :2, :2] = turn
+    state, points = labels.state, labels.crop_points
+    if state is not None:
+        pose, own = state.pose, roll.to(state.pose.rotation)
+        pose = Pose(own @ pose.rotation, (own @ pose.translation[..., None])[..., 0])
+        camera = replace(state.camera, principal=moved(state.camera.principal[:, None])[:, 0])
+        state = state.replace(pose=pose, camera=camera)
+    if points is not None:
+        points = torch.cat([moved(points[..., :2]), points[..., 2:]], -1)
+    labels = replace(labels, state=state, crop_points=points)
+    labels = labels.each(lambda x: x @ roll.to(x).transpose(1, 2), ("vertices",))
+    labels = labels.each(lambda x: torch.einsum("bij,bjhw->bihw", roll.to(x), x), ("normals",))
+    size = next((tuple(x.shape[-2:]) for m in MAPS if (x := getattr(labels, m)) is not None), None)
+    if size is None:
+        return labels
+    at = center[:, None]
+    return _maps_at(labels, (pixel_grid(size, center)[None] - at) @ turn + at, size)
+
+
+def _maps_at(labels: Labels, pixels: Tensor, size: tuple[int, int]) -> Labels:
+    """With maps of `size` (H, W) read at `pixels` [B, H W, 2] of those that are there."""
 
     def shaped(values: Tensor) -> Tensor:  # [B, h w, C] -> [B, C, h, w]
         return values.transpose(1, 2).unflatten(2, size)
@@ -55,7 +94,7 @@ def cut_labels(labels: Labels, scale: Tensor, offset: Tensor, size: tuple[int, i
         values, inside = _nearest(torch.stack([parse, everywhere.to(parse)], 1), pixels)
         parse, valid = shaped(values * inside[..., None]).unbind(1)
         known = None if known is None and bool(inside.all()) else valid > 0
-    cut = replace(labels, state=state, crop_points=points, parse=parse, parse_valid=known)
+    cut = replace(labels, parse=parse, parse_valid=known)
     cut = cut.each(lambda depth: shaped(_depth(depth[:, None], pixels))[:, 0], ("depth", "prior_depth"))
     return cut.each(lambda normals: shaped(_normals(normals, pixels)), ("normals",))
 

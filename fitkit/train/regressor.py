@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fitkit import __version__
 from fitkit.data.face_dataset import FaceDataset
+from fitkit.energies.features import FrozenNetwork
 from fitkit.energies.registry import find
 from fitkit.errors import FitError, InputError
 from fitkit.evaluate.machine import machine
@@ -21,7 +22,7 @@ from fitkit.io.atomic import written_whole
 from fitkit.io.options import to_plain, unknown_key
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
-from fitkit.nets import net_kind, save_predictor, start_from
+from fitkit.nets import OwnEncoder, load_network, net_kind, save_predictor, start_from
 from fitkit.nets.predictor import Prediction, Predictor
 from fitkit.observe.flow import make_flow_estimator
 from fitkit.observe.flow.types import FlowEstimator
@@ -51,6 +52,7 @@ WEIGHTS, CARD, CHECKPOINT, BAD_BATCH = (
     "checkpoint.ckpt",
     "bad_batch.json",
 )
+OWN = "own"  # as the network of an energy: the one that is trained
 # All that a training writes, as patterns; the parts, and hpc_ckpt of a cluster, are of earlier versions.
 FILES = (
     WEIGHTS,
@@ -196,10 +198,30 @@ def _check_stages(recipe: RegressorTraining, network: Predictor, training: Seque
         for name in stage.data:
             if name not in names:
                 raise unknown_key(name, names, f"stage '{stage.name}': data")
+        _check_own(stage, recipe, network)
         for name, options in stage.energies.items():
             for part in find(name).parts_for(options):
                 if part.partition(".")[0] not in network.gives:
                     raise not_predicted(stage.name, name, part, network.gives)
+
+
+def _check_own(stage: TrainingStage, recipe: RegressorTraining, network: Predictor) -> None:
+    """See that what an energy looks through, where that is the network itself, does not learn."""
+    for name, options in stage.energies.items():
+        if getattr(options, "network", "") != OWN:
+            continue
+        if not network.feature_parts:
+            raise InputError(
+                f"stage '{stage.name}': energy '{name}' looks through the features of the network itself, "
+                f"and {recipe.net.name} has none; name another network with its weights"
+            )
+        learning = set(stage.free or network.parts()) - set(recipe.net.frozen)
+        if learning & set(network.feature_parts):
+            raise InputError(
+                f"stage '{stage.name}': energy '{name}' looks through the network itself, whose "
+                f"{', '.join(network.feature_parts)} must not learn then; leave it out of 'free', or put it "
+                "in net.frozen"
+            )
 
 
 class RegressorTask(Task):
@@ -246,12 +268,15 @@ class RegressorTask(Task):
         self.lengths = stage_lengths(self.recipe, self.training_parts, devices)
         self.model = self.model.to(device)
         self.costs = [
-            StageCost(stage, self.model, self.recipe.seed, self.make_estimator)
+            StageCost(stage, self.model, self.recipe.seed, self.make_estimator, self._make_network)
             for stage in self.recipe.stages
         ]
         for cost in self.costs:
             cost.load_networks()
         return sum(self.lengths)
+
+    def _make_network(self, name: str, weights: str, device: str) -> FrozenNetwork:
+        return OwnEncoder(self.network) if name == OWN else load_network(name, weights, device)
 
     def batches(self, first: int, rank: int) -> Iterator[Batch]:
         recipe = self.recipe

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fitkit.data.augment import PLAIN
-from fitkit.energies.landmarks3d import landmark_places
+from fitkit.energies.landmarks3d import map_places
 from fitkit.evaluate.photo_consistency import cross_view_flow
 from fitkit.geometry.alignment import similarity_align
 from fitkit.models.face_model import FaceModel
@@ -173,10 +173,10 @@ def predicted_landmarks(prediction: Prediction, model: FaceModel) -> Tensor | No
     gives none of these."""
     if prediction.state is not None:
         return project_points(model.landmark_basis, prediction.state).pixels
-    if prediction.position_map is not None and model.uv is not None:
-        maps = prediction.position_map.points
-        places = landmark_places(model, maps.shape[-2:]).to(maps)
-        return sample(maps, places[None].expand(len(maps), -1, -1))[0][..., :2]
+    maps = prediction.position_map
+    if maps is not None and (model.uv is not None or maps.places is not None):
+        places = map_places(model, maps)[None].expand(len(maps.points), -1, -1)
+        return sample(maps.points, places)[0][..., :2]
     return None if prediction.landmarks is None else prediction.landmarks.points
 
 

@@ -22,6 +22,7 @@ from fitkit.energies.census import (
     ternary,
 )
 from fitkit.energies.kernels import Kernel
+from fitkit.energies.masks import weight_features
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
 from fitkit.energies.view_pairs import neighbor_views
 from fitkit.errors import InputError
@@ -249,6 +250,15 @@ def test_each_freeze_takes_the_next_sigma():
         energy = energy.freeze(state, obs)
         seen.append(energy.sigma)
     assert seen == [8.0, 3.0, 0.9, 0.9]
+
+
+def test_features_of_the_model_weigh_more():
+    state = truth()
+    images = photograph(state)
+    plain, weighed = (prepared(state, images, replace(OPTIONS, features=f))[0] for f in (1.0, 5.0))
+    on = weight_features(MODEL, 5.0)[plain.triangle]
+    torch.testing.assert_close(weighed.trust, plain.trust * on)
+    assert 0 < int((on == 1).sum()) < len(on) and bool((plain.trust[:, on == 1] > 0).any())
 
 
 def test_scalar_and_residuals_pull_the_same_way_where_frozen():

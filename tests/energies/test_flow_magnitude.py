@@ -8,7 +8,7 @@ from helpers import LucasKanade, observe, tiny_model, tiny_state
 from fitkit.energies.flow_magnitude import STRICT, FlowMagnitude, FlowMagnitudeOptions
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.landmarks import LandmarkReprojection
-from fitkit.energies.masks import PARSE
+from fitkit.energies.masks import PARSE, weight_features
 from fitkit.energies.objective import LeastSquaresProblem, Objective, Term
 from fitkit.energies.pair_masks import pair_mask
 from fitkit.errors import InputError
@@ -183,6 +183,22 @@ def test_weights_of_a_parse_need_one():
     energy, obs = energy_of(state, replace(PLAIN, parse="pgn"))
     with pytest.raises(InputError, match="energy 'flow_mag' needs labels with 'parse'"):
         energy.freeze(state, obs)
+
+
+def test_features_of_the_model_weigh_more():
+    state = truth()
+    plain, weighed = (
+        energy_of(state, replace(PLAIN, features=f))[0].freeze(state, energy_of(state)[1]) for f in (1.0, 5.0)
+    )
+    on = weight_features(MODEL, 5.0) == 1
+    for g, (_, b) in enumerate(weighed.shared.pairs):
+        counts = plain.weight[g] > 0
+        triangle = weighed.shared.triangle[b].flatten()[counts]
+        ratio = (weighed.weight[g] / plain.weight[g])[counts]
+        one, other = ratio[on[triangle]], ratio[~on[triangle]]
+        assert len(one) > 5 and len(other) > 5
+        torch.testing.assert_close(one, one[:1].expand_as(one))
+        torch.testing.assert_close(other, one[:1].expand_as(other) / 5)
 
 
 @pytest.mark.parametrize("mask", ["vertex", "triangle", "landmarks", "box"])

@@ -7,15 +7,20 @@ from derivatives import check_everything
 from helpers import observe, tiny_model, tiny_state
 
 from fitkit.energies.landmarks3d import (
+    GuidedTerm,
     PositionMapLandmarks,
+    PositionMapTerm,
     affine_align,
     landmark_places,
     lmk3d_align,
     lmk_guided,
 )
 from fitkit.energies.objective import Objective, Term
+from fitkit.energies.registry import find
+from fitkit.energies.spec import Context
 from fitkit.errors import DegenerateInputError, InputError
 from fitkit.geometry.rotation import so3_exp
+from fitkit.nets.predictor import Prediction
 from fitkit.observe.labels import Labels
 from fitkit.scene.layout import ParameterLayout, retract
 from fitkit.scene.position_map import PositionMap
@@ -194,6 +199,42 @@ def test_detected_points_supervise_two_coordinates():
     value = energy.residuals(PositionMap(torch.zeros(3, 3, 64, 64, dtype=torch.float64)), seen)
     assert value.value.shape == (3, 68, 2)
     torch.testing.assert_close(value.value, -seen.landmarks.points)
+
+
+@pytest.mark.parametrize("jaw", ["outline", "surface"])
+def test_either_takes_labels_or_else_detected_points(jaw):
+    spec, options = find("lmk_posmap"), PositionMapTerm(source="either", sigma_px=2.0)
+    maps = PositionMap(torch.zeros(3, 3, 64, 64, dtype=torch.float64))
+    seen = observe(MODEL, STATE)
+    seen = replace(seen, landmarks=replace(seen.landmarks, jaw=jaw))
+    truth = torch.ones(3, 68, 3, dtype=torch.float64)
+    labelled = replace(seen, labels=Labels(crop_points=truth))
+    assert spec.labels_for(options) == frozenset()
+    assert spec.apart(seen, options) != spec.apart(labelled, options)
+
+    def residuals(observations):
+        context = Context(MODEL, observations, maps)
+        return spec.make(context, options).residuals(maps, observations)
+
+    torch.testing.assert_close(residuals(labelled).value, -truth / 2)
+    found = residuals(seen)
+    torch.testing.assert_close(found.value, -seen.landmarks.points / 2)
+    assert bool(found.valid[:, :17].any()) == (jaw == "surface") and bool(found.valid[:, 17:].all())
+
+
+def test_a_map_of_the_landmarks_alone_says_where_they_are():
+    truth = torch.rand(3, 68, 3, dtype=torch.float64)
+    places = torch.stack([torch.arange(68.0), torch.zeros(68)], -1)
+    maps = PositionMap(truth.transpose(1, 2)[:, :, None], places)
+    seen = replace(observe(MODEL, STATE), labels=Labels(crop_points=truth))
+    energy = find("lmk_posmap").make(Context(MODEL, seen, maps), PositionMapTerm())
+    assert float(energy.residuals(maps, seen).value.abs().max()) < 1e-6
+    guided = find("lmk_guided").make(
+        Context(MODEL, seen, prediction=Prediction(position_map=maps, subject=torch.arange(3))),
+        GuidedTerm(source="position_map"),
+    )
+    torch.testing.assert_close(guided.target, truth)
+    assert torch.equal(maps.select([2]).points, maps.points[2:]) and maps.select([2]).places is places
 
 
 def test_a_model_without_texture_has_no_position_map():

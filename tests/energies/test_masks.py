@@ -18,10 +18,12 @@ from fitkit.energies.masks import (
     union,
     vis_normal,
     vis_zbuf,
+    weight_features,
     weight_parse,
 )
 from fitkit.errors import InputError
 from fitkit.geometry.normals import vertex_normals
+from fitkit.models.registry import load_model
 from fitkit.observe.face_parts import PARTS
 from fitkit.render.rasterizer import rasterize
 from fitkit.scene.camera import KINDS
@@ -374,3 +376,18 @@ def test_refusals():
         weight_parse(parse(), torch.ones(1, 1, 24, 24), "plain")
     with pytest.raises(InputError, match="combine: expected at least one mask"):
         combine()
+
+
+def test_eyes_nose_and_mouth_of_the_model_weigh_more():
+    model = load_model("generic")
+    weights = weight_features(model, 5.0)
+    assert weights.shape == (len(model.triangles),)
+    assert weights.unique().tolist() == pytest.approx([0.2, 1.0])
+    at = weights[model.landmarks.triangle]
+    assert bool((at[[30, 37, 43, 51, 57, 62]] == 1).all())  # nose, lids, lips
+    assert bool((at[[*range(17), 19, 24]] < 1).all())  # jaw, brows
+    skin = model.skin[model.triangles].all(1)
+    assert 0.03 < float((weights[skin] == 1).float().mean()) < 0.5
+    middle = model.mean[model.triangles].mean(1)
+    far = torch.cdist(middle, model.landmark_basis.mean[27:]).amin(1) > 15
+    assert bool((weights[far] < 1).all()) and bool((weight_features(model, 1.0) == 1).all())

@@ -23,6 +23,7 @@ from fitkit.models.registry import load_model
 from fitkit.nets import save_predictor
 from fitkit.nets.fitkit_init.network import FitkitInit, FitkitInitOptions
 from fitkit.nets.mvfnet.network import MvfNet, MvfNetOptions
+from fitkit.nets.pgn.network import Pgn, PgnOptions
 from fitkit.nets.predictor import ViewSlot
 
 MODEL = tiny_model()
@@ -51,6 +52,9 @@ def network_of(name):
         network = MvfNet(MODEL, SLOTS, MvfNetOptions(size=32, width=0.06)).eval()
         heads = (network.shape_head, network.pose_head)
         torch.nn.init.normal_(network.absent)
+    elif name == "pgn":
+        network = Pgn(MODEL, (), PgnOptions(size=32, map=16, width=0.05)).eval()
+        heads = (network.identity_head, network.expression_head)
     else:
         network = FitkitInit(MODEL, (), FitkitInitOptions(size=32, token=16, heads=2, hidden=24)).eval()
         heads = (network.identity_head, network.view_head, network.sigma_head, network.first_pose)
@@ -59,7 +63,7 @@ def network_of(name):
     return network
 
 
-@pytest.fixture(params=["mvfnet", "fitkit_init"])
+@pytest.fixture(params=["mvfnet", "fitkit_init", "pgn"])
 def trained(request, tmp_path):
     network = network_of(request.param)
     save_predictor(network, request.param, tmp_path / "regressor.safetensors", half=False)
@@ -124,6 +128,8 @@ def test_the_program_gives_what_the_network_gives_without_fitkit(trained, tmp_pa
                 "landmarks": found.landmarks.points,
                 "landmark_sigma": found.landmarks.sigma,
             }
+        if found.position_map is not None:
+            expected["position_map"] = found.position_map.points
         assert set(got) == set(expected)
         for name, value in expected.items():
             assert list(got[name].shape) == [people, *export["outputs"][name]["shape"][1:]]
@@ -176,6 +182,7 @@ def test_the_card_tells_what_goes_in_and_out(trained, tmp_path):
     )
     gives = {"identity", "expression", "rotation", "translation", "focal", "principal"}
     gives |= {"identity_sigma", "landmarks", "landmark_sigma"} if isinstance(network, FitkitInit) else set()
+    gives |= {"position_map"} if isinstance(network, Pgn) else set()
     assert list(export["outputs"]) == [n for n in OUTPUTS if n in gives]
     translation = export["outputs"]["translation"]
     assert (translation["axes"], translation["shape"], translation["unit"]) == (
@@ -223,7 +230,7 @@ def test_weights_without_a_card_of_their_training(trained, tmp_path):
     export_regressor(weights, tmp_path / "face.pt", model=MODEL)
     card = json.loads((tmp_path / "face.json").read_text())
     assert (
-        card["net"] in ("mvfnet", "fitkit_init")
+        card["net"] in ("mvfnet", "fitkit_init", "pgn")
         and card["model"]["name"] == "tiny"
         and card["export"]["licence"] == "see 'model'"
     )

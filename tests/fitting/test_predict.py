@@ -21,6 +21,7 @@ from fitkit.nets import save_predictor
 from fitkit.nets.mvfnet.network import MvfNet, MvfNetOptions
 from fitkit.nets.predictor import ViewSlot
 from fitkit.scene.parameters import load_parameters
+from fitkit.scene.projection import project_points
 
 SLOTS = (ViewSlot("front", (-15.0, 15.0)), ViewSlot("left", (-70.0, -20.0)), ViewSlot("right", (20.0, 70.0)))
 
@@ -131,6 +132,24 @@ def test_known_cameras_are_not_used_and_a_note_says_so(anna, weights):
         "cameras.json was not used" in " ".join(notes(result.metrics))
         and np.isfinite(result.state.camera.focal.numpy()).all()
     )
+
+
+def test_a_network_of_position_maps_gives_a_scene_and_maps(anna, tmp_path):
+    from fitkit.nets.pgn.network import Pgn, PgnOptions
+
+    torch.manual_seed(0)
+    path, model = tmp_path / "pgn.safetensors", load_model("generic")
+    save_predictor(Pgn(model, (), PgnOptions(size=32, map=16, width=0.05)), "pgn", path)
+    result = predict(anna, path, landmarks="files")
+    out = result.save(tmp_path / "out", pictures=False)
+    views = result.subject.views
+    assert {p.name for p in (out / "posmap").iterdir()} == {f"{v.name}.npy" for v in views}
+    for view, pixels in zip(views, project_points(model.landmark_basis, result.state).pixels):
+        stored = np.load(out / "posmap" / f"{view.name}.npy")
+        assert stored.shape == (3, 16, 16)  # px of the photo, where the scene's face is laid
+        middle = stored[:2].reshape(2, -1).mean(1)
+        size = float((pixels.amax(0) - pixels.amin(0)).max())
+        assert np.linalg.norm(middle - pixels.mean(0).numpy()) < size
 
 
 def test_any_number_of_photos_and_how_sure_the_network_is(anna, tmp_path):

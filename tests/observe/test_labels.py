@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import observe, tiny_model, tiny_state
 
-from fitkit.data.augment import recrop
+from fitkit.data.augment import recrop, roll
 from fitkit.geometry.normals import vertex_normals
 from fitkit.nets.weak_perspective import to_orthographic
 from fitkit.observe.crop import CropOptions
@@ -100,6 +100,34 @@ def test_beyond_the_picture_nothing_is_known():
     known = replace(labels, parse_valid=torch.eye(4, dtype=torch.bool)[None])
     cut = cut_labels(known, torch.full((1,), 2.0), torch.tensor([[-0.25, -0.25]]), (8, 8))
     assert torch.equal(cut.parse_valid[0], torch.eye(4).repeat_interleave(2, 0).repeat_interleave(2, 1) > 0)
+
+
+def test_a_rolled_picture_is_what_the_rolled_camera_sees():
+    seen = labelled()
+    rolled = roll(seen, torch.tensor([30.0, -75.0, 180.0]))
+    state = rolled.labels.state
+    turned = state.pose.rotation @ seen.labels.state.pose.rotation.transpose(1, 2)
+    assert torch.rad2deg(torch.atan2(turned[:, 1, 0], turned[:, 0, 0]))[:2].tolist() == pytest.approx(
+        [30, -75]
+    )
+    places = state.pose.apply(MODEL.landmarks.points(state.vertices(MODEL), MODEL.triangles))
+    torch.testing.assert_close(rolled.labels.crop_points, in_crop(places, state.camera), rtol=1e-4, atol=1e-3)
+    shown = in_crop(places, state.camera)[..., :2].to(rolled.landmarks.points)
+    before = seen.landmarks.points - seen.labels.crop_points[..., :2].to(seen.landmarks.points)
+    after = rolled.landmarks.points - shown
+    torch.testing.assert_close(after.norm(dim=-1), before.norm(dim=-1), rtol=0, atol=1e-2)
+    torch.testing.assert_close(
+        rolled.labels.vertices, state.pose.apply(state.vertices(MODEL)), rtol=1e-4, atol=1e-3
+    )
+    depth, normals, _ = maps(state, (SIZE, SIZE))
+    both = (rolled.labels.depth > 0) & (depth > 0)
+    assert float(((rolled.labels.depth > 0) != (depth > 0)).double().mean()) < 0.04
+    assert float((rolled.labels.depth - depth)[both].abs().quantile(0.9)) < 1.0
+    assert float((rolled.labels.normals * normals).sum(1)[both].quantile(0.1)) > 0.99
+    back = roll(rolled, torch.tensor([-30.0, 75.0, -180.0]))
+    inner = (back.mask & seen.mask)[:, None].expand_as(seen.images)
+    assert float((back.images - seen.images)[inner].abs().mean()) < 0.05
+    torch.testing.assert_close(back.landmarks.points, seen.landmarks.points, rtol=1e-4, atol=1e-3)
 
 
 def test_points_move_along_and_keep_their_units():

@@ -85,6 +85,7 @@ class FitkitInit(Predictor):
 
     gives = ("state", "identity_sigma", "landmarks")
     camera_kind = "orthographic"
+    feature_parts = ("encoder",)
 
     def __init__(
         self,

@@ -57,6 +57,7 @@ class MvfNet(Predictor):
 
     gives = ("state",)
     camera_kind = "orthographic"
+    feature_parts = ("trunk",)
 
     def __init__(
         self, model: FaceModel, views: tuple[ViewSlot, ...], options: MvfNetOptions = MvfNetOptions()
