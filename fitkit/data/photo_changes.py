@@ -1,16 +1,15 @@
-"""Random changes of single photos in a training: mirrored, turned, covered, and what cameras and files do."""
+"""Random changes of single photos in a training: mirrored, covered, and what cameras and files do."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 import torch
 
 from fitkit.data.landmark_frames import Augmentation, cover, degrade
 from fitkit.errors import InputError
-from fitkit.io.options import Degrees, Share
+from fitkit.io.options import Share
 from fitkit.observe.face_parts import MIRRORED_PARTS, PARTS
 from fitkit.observe.landmarks.types import MIRRORED
 from fitkit.observe.observations import Observations
@@ -23,19 +22,18 @@ OCCLUDER = PARTS.index("occluder")
 class PhotoChanges:
     """What is changed at random in each photo. Shares are probabilities.
 
-    mirror: share; turn: most, degrees; cover: share of photos that patches are laid over, which are
-    `occluder` in the labelled parse; degrade: share whose light, colours, sharpness and noise change as in
-    trainings of the landmark network. `mirror`, `turn` and `cover` move no labels but the parse.
+    mirror: share; cover: share of photos that patches are laid over, which are `occluder` in the labelled
+    parse; degrade: share whose light, colours, sharpness and noise change as in trainings of the landmark
+    network. `mirror` and `cover` move no labels but the parse.
     """
 
     mirror: Share = 0.0
-    turn: Degrees = 0.0
     cover: Share = 0.0
     degrade: Share = 0.0
 
     @property
     def moving(self) -> bool:
-        return self.mirror > 0 or self.turn > 0 or self.cover > 0
+        return self.mirror > 0 or self.cover > 0
 
 
 def change_photos(
@@ -52,8 +50,8 @@ def change_photos(
     lost = sorted((frozenset() if labels is None else labels.parts) - MOVABLE)
     if options.moving and lost:
         raise InputError(
-            f"{where}: photos that are mirrored, turned or covered can have a face parse as label, this one "
-            f"has {', '.join(lost)}; set mirror, turn and cover of augmentation.photo to 0"
+            f"{where}: photos that are mirrored or covered can have a face parse as label, this one has "
+            f"{', '.join(lost)}; set mirror and cover of augmentation.photo to 0"
         )
     views = [
         _change(observations.select(torch.tensor([b])), options, rng) for b in range(observations.num_views)
@@ -75,13 +73,6 @@ def _change(view: Observations, options: PhotoChanges, rng: np.random.Generator)
         parse = labels.parse[0].numpy().astype(np.uint8)
         known = known if labels.parse_valid is None else labels.parse_valid[0].numpy()
     W = image.shape[1]
-    if options.turn > 0:
-        around = points[valid[0].numpy()].mean(0) if bool(valid.any()) else np.array([W / 2, W / 2])
-        turn = cv2.getRotationMatrix2D(tuple(map(float, around)), rng.uniform(-1, 1) * options.turn, 1.0)
-        image = _turned(image, turn, cv2.INTER_LINEAR, (128, 128, 128))
-        parse, mask, known = (_turned(x.astype(np.uint8), turn) for x in (parse, mask, known))
-        mask, known = mask > 0, known > 0
-        points = points @ turn[:, :2].T + turn[:, 2]
     if rng.random() < options.mirror:
         image, mask, known = (x[:, ::-1] for x in (image, mask, known))
         parse = MIRRORED_PARTS[parse[:, ::-1]]
@@ -105,9 +96,3 @@ def _change(view: Observations, options: PhotoChanges, rng: np.random.Generator)
 def _tensor(array: np.ndarray) -> torch.Tensor:
     """[1, ...], of one view."""
     return torch.from_numpy(np.ascontiguousarray(array))[None]
-
-
-def _turned(
-    picture: np.ndarray, turn: np.ndarray, how: int = cv2.INTER_NEAREST, beyond: tuple[int, ...] = (0,)
-) -> np.ndarray:
-    return cv2.warpAffine(picture, turn, picture.shape[1::-1], flags=how, borderValue=beyond)

@@ -10,6 +10,7 @@ from helpers import face_points, write_pts
 from layouts import CELEBA_PARTS, celebamask
 from PIL import Image
 
+from fitkit.data.augment import roll
 from fitkit.data.celebamask import CelebAMask, CelebAMaskOptions
 from fitkit.data.guessed_parts import GuessedParts, GuessedPartsOptions
 from fitkit.data.parsed_pictures import ParsedPictures, ParsedPicturesOptions, parsed_sample
@@ -186,7 +187,7 @@ def test_a_mirrored_photo_takes_points_and_parts_along(seen):
 
 
 def test_a_turned_photo_keeps_parts_on_their_colours(seen):
-    out = changed(seen, turn=30.0)
+    out = roll(seen, torch.tensor([30.0]))
     known = out.labels.parse_valid & out.mask
     bright = out.images[:, 0]
     sure = known & ((bright > 0.7) | (bright < 0.05))
@@ -214,7 +215,7 @@ def test_bad_photos_keep_their_labels(seen):
 def test_other_labels_do_not_follow(seen):
     assert change_photos(seen, PhotoChanges(), np.random.default_rng(0), "x") is seen
     deep = replace(seen, labels=Labels(depth=torch.ones(1, *seen.size)))
-    with pytest.raises(InputError, match="x: photos that are mirrored.* this one has depth; set mirror"):
+    with pytest.raises(InputError, match="x: photos that are mirrored or.* this one has depth; set mirror"):
         changed(deep, mirror=0.5)
     assert torch.equal(changed(deep, degrade=1.0).labels.depth, deep.labels.depth)
     bare = replace(seen, labels=None)
