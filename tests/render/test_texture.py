@@ -3,7 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_colors, tiny_model, tiny_result, tiny_state
+from helpers import tiny_colors, tiny_model, tiny_state
+from helpers import tiny_result as any_result
 
 from fitkit.errors import InputError
 from fitkit.export.texture import blend_texture
@@ -14,6 +15,11 @@ from fitkit.render.texture import TextureOptions, crop_and_scale
 from fitkit.scene.camera import Camera
 
 SIZE = 256
+
+
+def tiny_result(**given):
+    """A result whose texture takes all of the photos: the tiny model has the colours of no skin."""
+    return replace(any_result(**given), recipe={"masks": {"texture": "given"}})
 
 
 def at_vertices(texture, model):

@@ -686,7 +686,8 @@ def test_only_the_large_labels_that_energies_need_are_read():
         ),
         (
             {"data": [{"name": "a", "kind": "300w"}]},
-            "expected one of 300wlp, multipie, frames, fits, synthetic; got '300w'",
+            "expected one of 300wlp, multipie, frames, fits, synthetic, parsed, celebamask, guessed; got "
+            "'300w'",
         ),
         ({"net": {"options": {"widht": 1}}}, "net.options: unknown key 'widht'; did you mean 'width'"),
     ],

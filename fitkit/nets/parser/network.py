@@ -37,7 +37,7 @@ class ParserOptions:
     up: Annotated[float, Range(-2.0, 2.0)] = 0.18
     spatial: Width = 24
     joined: Width = 64
-    classes: int = len(PARTS)
+    classes: Annotated[int, Range(1, 255)] = len(PARTS)
 
     def __post_init__(self):
         check_options(self, "net parser")
