@@ -32,7 +32,7 @@ def normal(*shape, seed=0):
 
 
 def flow(state, sigma):
-    """Matches between the first two views, 3 px beside each other at the truth."""
+    """Matches between the first two views, 0.3 px beside each other at the truth: the solution is determined."""
     triangle = torch.randint(len(MODEL.triangles), (2, 20), generator=torch.Generator().manual_seed(1))
     view_a, view_b = torch.tensor([0, 1]), torch.tensor([1, 0])
     center = state.vertices(MODEL)[view_a[:, None, None], MODEL.triangles[triangle]].mean(2)
@@ -40,7 +40,7 @@ def flow(state, sigma):
         state.camera.select(v).project(state.pose.select(v).apply(center))[0] for v in (view_a, view_b)
     )
     one = torch.ones(triangle.shape, dtype=torch.float64)
-    found = Matches(view_a, view_b, pixel_a, pixel_b + 3, triangle, one, one > 0)
+    found = Matches(view_a, view_b, pixel_a, pixel_b + 0.3, triangle, one, one > 0)
     return FlowCorrespondence(MODEL, FlowOptions(hold=True), None, sigma, None, found)
 
 
@@ -51,7 +51,7 @@ def person(seed, views, matches=False, size=160):
     seen = replace(seen, images=torch.zeros(views, 3, size, size))
     start = truth.replace(identity=torch.zeros_like(truth.identity), expression=0.5 * truth.expression)
     camera = torch.zeros(views) if views == 3 else torch.arange(views)
-    sigma = 1.0 + seed + torch.rand(views, 68, dtype=torch.float64)
+    sigma = 1.5 + seed + 0.1 * normal(views, 68, seed=seed).clamp(-3, 3)
     owner = torch.zeros(views, dtype=torch.int64) if seed == 1 else None
     focal = truth.camera.focal * 1.1
     each = torch.full((views,), 0.1 * (1 + seed), dtype=torch.float64)
