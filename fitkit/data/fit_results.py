@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -15,10 +16,12 @@ from fitkit.io.options import Length, Pixels, Positive
 from fitkit.io.subject import load_subject
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import CropOptions, crop_views
-from fitkit.observe.labels import Labels
+from fitkit.observe.label_crops import in_crop
+from fitkit.observe.labels import LARGE, Labels
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.scene.parameters import Parameters, load_parameters
 from fitkit.scene.projection import project_points
+from fitkit.scene.state import SceneState
 
 PARAMETERS, METRICS = "parameters.npz", "metrics.json"
 
@@ -38,16 +41,24 @@ class FitResultsOptions:
 
 
 class FitResults(FaceDataset):
-    """One sample for each result folder below the root. Labels: the fitted state, and the standard deviations
-    of its identity."""
+    """One sample for each result folder below the root. Labels: the fitted state, the standard deviations of
+    its identity, and where the fitted points lie in the crops."""
 
     name, terms = "fits", "those of the photos and of the face model"
 
-    def __init__(self, folder: Path, options: FitResultsOptions, model: FaceModel):
-        """Raises InputError: no such folder, or no result with one of the wanted states in it."""
+    def __init__(
+        self,
+        folder: Path,
+        options: FitResultsOptions,
+        model: FaceModel,
+        labels: Collection[str] = LARGE,
+    ):
+        """labels: which of the large ones (`labels.LARGE`) are wanted; fits give vertices and crop_vertices.
+
+        Raises InputError: no such folder, or no result with one of the wanted states in it."""
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; expected results of fitkit fit")
-        self.options, self.model = options, model
+        self.options, self.model, self.labels = options, model, frozenset(labels)
         # Hidden folders: what a fit that was killed left half written.
         found = [
             p.parent
@@ -98,10 +109,17 @@ class FitResults(FaceDataset):
         crop = CropOptions(1.9, 0.1, self.options.size, self.options.size)
         seen = crop_views((v.image for v in chosen), (v.mask for v in chosen), marks, crop)
         state = parameters.state.to(dtype=torch.float32)
-        truth = Labels(
-            state.replace(camera=state.camera.scaled(seen.scale, seen.offset)), self._sigma(parameters)
-        )
+        state = state.replace(camera=state.camera.scaled(seen.scale, seen.offset))
+        truth = Labels(state, self._sigma(parameters), **self._places(state))
         return Sample(self.ids[index], replace(seen, labels=truth), truth)
+
+    def _places(self, state: SceneState) -> dict[str, torch.Tensor]:
+        """crop_points, and the large labels that are wanted."""
+        vertices = state.pose.apply(state.vertices(self.model))
+        marked = self.model.landmarks.points(vertices, self.model.triangles)
+        there = {"vertices": vertices, "crop_vertices": in_crop(vertices, state.camera, marked)}
+        wanted = {name: there[name] for name in self.labels & set(there)}
+        return {"crop_points": in_crop(marked, state.camera), **wanted}
 
     def _landmarks(self, parameters: Parameters, views) -> Landmarks:
         own = [v.landmarks for v in views]

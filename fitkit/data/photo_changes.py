@@ -24,16 +24,13 @@ class PhotoChanges:
 
     mirror: share; cover: share of photos that patches are laid over, which are `occluder` in the labelled
     parse; degrade: share whose light, colours, sharpness and noise change as in trainings of the landmark
-    network. `mirror` and `cover` move no labels but the parse.
+    network. `mirror` moves no labels but the parse. `cover` leaves all others as they are: what lies behind
+    a patch is still known.
     """
 
     mirror: Share = 0.0
     cover: Share = 0.0
     degrade: Share = 0.0
-
-    @property
-    def moving(self) -> bool:
-        return self.mirror > 0 or self.cover > 0
 
 
 def change_photos(
@@ -48,10 +45,10 @@ def change_photos(
         return observations
     labels = observations.labels
     lost = sorted((frozenset() if labels is None else labels.parts) - MOVABLE)
-    if options.moving and lost:
+    if options.mirror > 0 and lost:
         raise InputError(
-            f"{where}: photos that are mirrored or covered can have a face parse as label, this one has "
-            f"{', '.join(lost)}; set mirror and cover of augmentation.photo to 0"
+            f"{where}: photos that are mirrored can have a face parse as label, this one has "
+            f"{', '.join(lost)}; set mirror of augmentation.photo to 0"
         )
     views = [
         _change(observations.select(torch.tensor([b])), options, rng) for b in range(observations.num_views)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fitkit.energies.base import Linearization, PlainEnergy, Residuals, Slot, all_views
-from fitkit.energies.spec import DFM, PGN, Context, EnergyDoc, EnergyOptions, EnergySpec, use
+from fitkit.energies.spec import DFM, OURS, PGN, Context, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.energies.supervision import label
 from fitkit.errors import DegenerateInputError, InputError
 from fitkit.geometry.alignment import similarity_align
@@ -218,18 +218,61 @@ class PositionMapLandmarks(PlainEnergy):
         return Residuals(value, known.to(value.device) & placed)
 
 
-def landmark_places(model: FaceModel, size: tuple[int, int]) -> Tensor:
-    """Where the 68 points lie in a position map of (H, W) px over the model's texture coordinates, [68, 2] px
-    (x, y); NaN for points that the model lacks."""
+@dataclass(frozen=True)
+class PositionMapSupervision(PlainEnergy):
+    """posmap_sup: the position map at the vertices' places in the texture map against the labels, over
+    sigma_px, [B, U, 3]. Mean over the places. For training.
+
+    Args:
+        places: [U, 2] of the map's px (x, y), read bilinearly; owner: [U] int64, the vertex of each. Vertices
+            at a seam have two places.
+    Labels: `crop_vertices`. Source: PRNet (Feng et al., ECCV 2018) eq. 3, which takes every texel.
+    """
+
+    places: Tensor
+    owner: Tensor
+    sigma_px: float = 1.0
+    name = "posmap_sup"
+    reduction = "mean"
+
+    def residuals(self, state: PositionMap, observations: Observations) -> Residuals:
+        read, _ = sample(state.points, self.places.to(state.points)[None].expand(len(state.points), -1, -1))
+        truth = label(observations, "crop_vertices", self.name).to(read)[:, self.owner.to(read.device)]
+        return Residuals((read - torch.nan_to_num(truth)) / self.sigma_px, torch.isfinite(truth).all(-1))
+
+
+def vertex_places(model: FaceModel, size: tuple[int, int], region: str) -> tuple[Tensor, Tensor]:
+    """Where the vertices of a region ('face', 'skin' or 'all') lie in a position map of (H, W) px: [U, 2] px
+    (x, y), and the vertex of each place [U]."""
+    _needs_uv(model)
+    owner = torch.zeros(len(model.uv), dtype=torch.int64, device=model.uv.device)
+    owner[model.uv_triangles.flatten()] = model.triangles.flatten()
+    used = torch.zeros_like(owner, dtype=torch.bool)
+    used[model.uv_triangles.flatten()] = True
+    counted = used if region == "all" else used & getattr(model, region).to(owner.device)[owner]
+    return _texels(model.uv[counted], size), owner[counted]
+
+
+def _texels(uv: Tensor, size: tuple[int, int]) -> Tensor:
+    """Texture coordinates [N, 2] -> px (x, y) of a map of (H, W); v points up, texel (0, 0) is the top-left
+    one and its centre lies half a texel inside."""
+    return torch.stack([uv[:, 0] * size[1] - 0.5, (1 - uv[:, 1]) * size[0] - 0.5], -1)
+
+
+def _needs_uv(model: FaceModel) -> None:
     if model.uv is None:
         raise DegenerateInputError(
             f"model '{model.name}' has no texture coordinates, so it has no position map"
         )
+
+
+def landmark_places(model: FaceModel, size: tuple[int, int]) -> Tensor:
+    """Where the 68 points lie in a position map of (H, W) px over the model's texture coordinates, [68, 2] px
+    (x, y); NaN for points that the model lacks."""
+    _needs_uv(model)
     corners = model.uv[model.uv_triangles[model.landmarks.triangle]]  # [68, 3, 2]
     uv = (model.landmarks.barycentric[..., None].to(corners) * corners).sum(1)
-    # v points up; texel (0, 0) is the top-left one and its centre lies half a texel inside.
-    places = torch.stack([uv[:, 0] * size[1] - 0.5, (1 - uv[:, 1]) * size[0] - 0.5], -1)
-    return torch.where(model.landmarks.present[:, None], places, torch.nan)
+    return torch.where(model.landmarks.present[:, None], _texels(uv, size), torch.nan)
 
 
 def map_places(model: FaceModel, maps: PositionMap) -> Tensor:
@@ -259,6 +302,12 @@ class PositionMapTerm(EnergyOptions):
 
 
 @dataclass(frozen=True)
+class DenseMapTerm(EnergyOptions):
+    sigma_px: Positive = 1.0  # standard deviation of a vertex, px of the crop
+    region: Literal["all", "skin", "face"] = "face"  # the vertices that count
+
+
+@dataclass(frozen=True)
 class GuidedTerm(EnergyOptions):
     sigma_mm: Positive = 2.0  # standard deviation of a point, in the unit of the points it is laid onto
     transform: Literal["similarity", "affine"] = "similarity"  # PGN: 'affine'
@@ -281,6 +330,18 @@ def _either(observations: Observations, o: PositionMapTerm) -> tuple[str, bool] 
     labels, marks = observations.labels, observations.landmarks
     there = labels is not None and labels.crop_points is not None
     return "labels" if there else "landmarks", there or marks.jaw == "surface"
+
+
+def _make_dense_map(context: Context, o: DenseMapTerm) -> PositionMapSupervision:
+    maps = context.state
+    if maps.places is not None:
+        raise InputError(
+            "energy 'posmap_sup': expected a network that predicts position maps, got one that predicts the "
+            "68 landmarks alone; leave the energy out"
+        )
+    return PositionMapSupervision(
+        *vertex_places(context.model, tuple(maps.points.shape[-2:]), o.region), o.sigma_px
+    )
 
 
 def _make_guided(context: Context, o: GuidedTerm) -> AlignedLandmarks:
@@ -334,6 +395,23 @@ SPECS = (
         takes="position_map",
         needs=lambda o: frozenset({"crop_points"} if o.source == "labels" else ()),
         apart=_either,
+        not_in_fits="a fit has no position maps; a network predicts them",
+    ),
+    EnergySpec(
+        name="posmap_sup",
+        cls=PositionMapSupervision,
+        make=_make_dense_map,
+        role="label",
+        doc=EnergyDoc(
+            formula="X_UV(v) - V_v, all vertices",
+            unit="px of the crop",
+            source="PRNet eq. 3",
+            uses=(use(OURS, "l1"),),
+            gradient="to the texels around the vertices",
+        ),
+        options=DenseMapTerm,
+        takes="position_map",
+        needs=("crop_vertices",),
         not_in_fits="a fit has no position maps; a network predicts them",
     ),
     EnergySpec(

@@ -19,13 +19,18 @@ from fitkit.scene.state import SceneState
 JUMP_MM = 20.0  # neighbouring pixels farther apart in depth do not show one surface, as in `depth_normals`
 
 
-def in_crop(points: Tensor, camera: Camera) -> Tensor:
+PLACES = ("crop_points", "crop_vertices")  # labels in px of the crop
+
+
+def in_crop(points: Tensor, camera: Camera, among: Tensor | None = None) -> Tensor:
     """Camera-frame points [B, N, 3] mm -> `Labels.crop_points`: x, y px of the camera's pictures, and how far
-    each lies behind the nearest of the frame's points in px of the scale at their mean depth."""
+    each lies behind the nearest of the points `among` [B, M, 3], or of its own frame's, in px of the scale at
+    the mean depth of these."""
     pixels, _ = camera.project(points)
-    z = points[..., 2:]
+    z = (points if among is None else among)[..., 2:]
     far = z.mean(1) if camera.kind == "perspective" else torch.full_like(z[:, 0], camera.REFERENCE_DEPTH)
-    return torch.cat([pixels, (z - z.amin(1, keepdim=True)) * (camera.focal[:, None] / far)[..., None]], -1)
+    behind = points[..., 2:] - z.amin(1, keepdim=True)
+    return torch.cat([pixels, behind * (camera.focal[:, None] / far)[..., None]], -1)
 
 
 def cut_labels(labels: Labels, scale: Tensor, offset: Tensor, size: tuple[int, int]) -> Labels:
@@ -38,15 +43,17 @@ def cut_labels(labels: Labels, scale: Tensor, offset: Tensor, size: tuple[int, i
     Args:
         scale [B], offset [B, 2]: crop pixel = scale * (pixel - offset); size: (H, W) of the crops.
     """
-    state, points = labels.state, labels.crop_points
+    state = labels.state
     if state is not None:
         focal = state.camera.focal
         state = state.replace(camera=state.camera.scaled(scale.to(focal), offset.to(focal)))
-    if points is not None:
+
+    def placed(points: Tensor) -> Tensor:
         moved = points[..., :2] - offset.to(points)[:, None]
-        points = torch.cat([moved, points[..., 2:]], -1) * scale.to(points)[:, None, None]
+        return torch.cat([moved, points[..., 2:]], -1) * scale.to(points)[:, None, None]
+
     pixels = pixel_grid(size, offset)[None] / scale[:, None, None] + offset[:, None]  # [B, h w, 2]
-    return _maps_at(replace(labels, state=state, crop_points=points), pixels, size)
+    return _maps_at(replace(labels.each(placed, PLACES), state=state), pixels, size)
 
 
 def roll_labels(labels: Labels, turn: Tensor, center: Tensor) -> Labels:
@@ -64,15 +71,14 @@ def roll_labels(labels: Labels, turn: Tensor, center: Tensor) -> Labels:
 
     roll = torch.eye(3).to(turn).repeat(len(turn), 1, 1)
     roll[:, :2, :2] = turn
-    state, points = labels.state, labels.crop_points
+    state = labels.state
     if state is not None:
         pose, own = state.pose, roll.to(state.pose.rotation)
         pose = Pose(own @ pose.rotation, (own @ pose.translation[..., None])[..., 0])
         camera = replace(state.camera, principal=moved(state.camera.principal[:, None])[:, 0])
         state = state.replace(pose=pose, camera=camera)
-    if points is not None:
-        points = torch.cat([moved(points[..., :2]), points[..., 2:]], -1)
-    labels = replace(labels, state=state, crop_points=points)
+    labels = replace(labels, state=state)
+    labels = labels.each(lambda points: torch.cat([moved(points[..., :2]), points[..., 2:]], -1), PLACES)
     labels = labels.each(lambda x: x @ roll.to(x).transpose(1, 2), ("vertices",))
     labels = labels.each(lambda x: torch.einsum("bij,bjhw->bihw", roll.to(x), x), ("normals",))
     size = next((tuple(x.shape[-2:]) for m in MAPS if (x := getattr(labels, m)) is not None), None)

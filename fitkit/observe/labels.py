@@ -12,8 +12,8 @@ from fitkit.scene.state import SceneState
 
 # What has a row for each frame; `state` has them, too. The first three are maps, as large as the pictures.
 MAPS = ("depth", "prior_depth", "normals", "parse", "parse_valid")
-FRAMES = (*MAPS, "vertices", "points3d", "crop_points", "person", "moment", "visible")
-LARGE = (*MAPS, "vertices")  # what takes as much memory as pictures do
+FRAMES = (*MAPS, "vertices", "crop_vertices", "points3d", "crop_points", "person", "moment", "visible")
+LARGE = (*MAPS, "vertices", "crop_vertices")  # what takes as much memory as pictures do
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Labels:
     vertices: [B, V, 3] mm, camera frame;
     points3d: [B, N, 3] mm, in any frame of each frame's own, NaN = not known;
     crop_points: [B, N, 3] px of the crop, x and y where the points are seen, z of the same scale behind the
-    nearest of them; NaN = not known; see `in_crop`;
+    nearest of them; NaN = not known; see `in_crop`; crop_vertices: [B, V, 3] the same of all vertices, z
+    behind the nearest of the 68 points;
     depth: [B, H, W] mm along the camera's axis, 0 = no surface; prior_depth: the same of a fitted face model;
     person: [B] int64, equal numbers are one person; moment: [B] int64, equal numbers are one instant of one
     person; parse: [B, H, W] int64, the part of the face that each pixel shows, in the classes of the parser
@@ -48,6 +49,7 @@ class Labels:
     visible: Tensor | None = None
     known: tuple[str, ...] = ("identity", "expression", "pose")
     crop_points: Tensor | None = None
+    crop_vertices: Tensor | None = None
 
     @property
     def parts(self) -> frozenset[str]:

@@ -99,7 +99,7 @@ def synth_sample(
     model: FaceModel, recipe: SynthRecipe, plan: SubjectPlan, views: list[SubjectView]
 ) -> Sample:
     """Observations of the given landmarks with all labels: state, vertices, points3d (head frame),
-    crop_points, depth, normals, parse, visible."""
+    crop_points, crop_vertices, depth, normals, parse, visible."""
     B, size = len(views), recipe.size
     images = torch.from_numpy(np.stack([v.image for v in views])).permute(0, 3, 1, 2).float() / 255
     points = torch.from_numpy(np.stack([v.given for v in views])).float()
@@ -108,11 +108,13 @@ def synth_sample(
     state = plan.state
     head = torch.stack([plan_vertices(model, plan, state.select([b])) for b in range(B)])
     points3d = model.landmarks.points(head, model.triangles)
+    vertices, marked = state.pose.apply(head), state.pose.apply(points3d)
     labels = Labels(
         state=state,
-        vertices=state.pose.apply(head),
+        vertices=vertices,
         points3d=points3d,
-        crop_points=in_crop(state.pose.apply(points3d), state.camera),
+        crop_points=in_crop(marked, state.camera),
+        crop_vertices=in_crop(vertices, state.camera, marked),
         depth=torch.from_numpy(np.stack([v.depth for v in views])),
         person=torch.full((B,), plan.index),
         moment=torch.from_numpy(
@@ -220,10 +222,11 @@ class SynthFolder(FaceDataset):
             state.identity
         )
         moment = torch.arange(len(views)) if self.per_view else torch.tensor([int(v["frame"]) for v in views])
+        marked = state.pose.apply(points3d)
         labels = Labels(
             state=state,
             points3d=points3d,
-            crop_points=in_crop(state.pose.apply(points3d), state.camera),
+            crop_points=in_crop(marked, state.camera),
             person=torch.full((len(views),), index),
             moment=index * len(views) + moment,
             visible=torch.from_numpy(_read_npy(truth / "visible.npy", (len(views), 68)).astype(bool)),
@@ -233,11 +236,13 @@ class SynthFolder(FaceDataset):
             read = np.stack([maps[part](truth / f"{stem}_{part}.png") for stem in stems])
             value = torch.from_numpy(read).float() if part != "parse" else torch.from_numpy(read).long()
             labels = replace(labels, **{part: value.permute(0, 3, 1, 2) if part == "normals" else value})
-        if "vertices" in self.labels:
+        if self.labels & {"vertices", "crop_vertices"}:
             head, kept = state.vertices(self.model), skin_mesh(self.model)[0]
             for b, view in enumerate(views):
                 head[b, kept] = torch.from_numpy(read_mesh(inside(truth, view["mesh"]))[0]).to(head)
-            labels = replace(labels, vertices=state.pose.apply(head))
+            vertices = state.pose.apply(head)
+            both = {"vertices": vertices, "crop_vertices": in_crop(vertices, state.camera, marked)}
+            labels = replace(labels, **{name: both[name] for name in self.labels & set(both)})
         return labels
 
 

@@ -334,6 +334,6 @@ def open_data(source: DataSource, model: FaceModel, labels: Collection[str] = LA
             "the data set out"
         )
     folder = Path(source.folder) if source.folder else None
-    more = {"labels": labels} if source.kind == "synthetic" else {}
+    more = {"labels": labels} if source.kind in ("synthetic", "fits") else {}
     dataset = reader(source.kind)[1](folder, source.options, model, **more)
     return KeptSamples(dataset) if source.cache else dataset

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fitkit.data.augment import PLAIN
-from fitkit.energies.landmarks3d import map_places
+from fitkit.energies.landmarks3d import map_places, vertex_places
 from fitkit.evaluate.photo_consistency import cross_view_flow
 from fitkit.geometry.alignment import similarity_align
 from fitkit.models.face_model import FaceModel
@@ -34,6 +34,7 @@ VALIDATED = (
     "depth_mm",
     "parse_percent",
     "points3d_mm",
+    "map_percent",
 )
 
 
@@ -98,7 +99,8 @@ def validate(network: Predictor, model: FaceModel, held: HeldOut) -> dict[str, f
     distance of the predicted from the given landmarks 17-67 over the square root of the landmark box's area,
     mean over the views; depth_mm: mean distance of depths where the label has a surface; parse_percent:
     pixels whose likeliest part is that of the label; points3d_mm: mean distance of 3D points after the
-    similarity that fits best.
+    similarity that fits best; map_percent: distance, x, y and z, of the position map from the labelled
+    vertices of the face over the square root of the landmark box's area.
     """
     training, device = network.training, next(network.parameters()).device
     network.eval()
@@ -118,6 +120,7 @@ def validate(network: Predictor, model: FaceModel, held: HeldOut) -> dict[str, f
                     found["flow_px"] += [] if length is None else [length]
                 if {"identity", "expression"} <= labels.parts:
                     _add(found, shape_errors(mine, labels, model))
+            found["map_percent"] += position_map_error(mine, seen, model)
             _add(found, map_errors(mine, labels))
     network.train(training)
     out = {k: float(np.mean(v)) for k, v in found.items() if v}
@@ -166,6 +169,17 @@ def map_errors(mine: Prediction, labels: Labels) -> dict[str, float]:
         known = torch.isfinite(labels.points3d).all(-1)
         out["points3d_mm"] = aligned_distance(mine.points3d, torch.nan_to_num(labels.points3d), known)
     return out
+
+
+def position_map_error(mine: Prediction, seen: Observations, model: FaceModel) -> list[float]:
+    """Per cent, one number for each view of a person whose vertices are known in the crops."""
+    maps, labels, marks = mine.position_map, seen.labels, seen.landmarks
+    if maps is None or maps.places is not None or labels is None or labels.crop_vertices is None:
+        return []
+    places, owner = vertex_places(model, tuple(maps.points.shape[-2:]), "face")
+    read, _ = sample(maps.points, places.to(maps.points)[None].expand(len(maps.points), -1, -1))
+    error = (read - labels.crop_vertices[:, owner]).norm(dim=-1).mean(1)
+    return [100 * float(e / box_size(p, v)) for e, p, v in zip(error, marks.points, marks.valid)]
 
 
 def predicted_landmarks(prediction: Prediction, model: FaceModel) -> Tensor | None:

@@ -215,8 +215,8 @@ def test_bad_photos_keep_their_labels(seen):
 def test_other_labels_do_not_follow(seen):
     assert change_photos(seen, PhotoChanges(), np.random.default_rng(0), "x") is seen
     deep = replace(seen, labels=Labels(depth=torch.ones(1, *seen.size)))
-    with pytest.raises(InputError, match="x: photos that are mirrored or.* this one has depth; set mirror"):
+    with pytest.raises(InputError, match="x: photos that are mirrored.* this one has depth; set mirror of"):
         changed(deep, mirror=0.5)
-    assert torch.equal(changed(deep, degrade=1.0).labels.depth, deep.labels.depth)
+    assert torch.equal(changed(deep, degrade=1.0, cover=1.0).labels.depth, deep.labels.depth)
     bare = replace(seen, labels=None)
     assert changed(bare, mirror=1.0).labels is None

@@ -35,9 +35,11 @@ from fitkit.energies.kernels import Kernel
 from fitkit.energies.landmarks import LandmarkReprojection, eye_offsets, lip_offsets, offset_sigma
 from fitkit.energies.landmarks3d import (
     PositionMapLandmarks,
+    PositionMapSupervision,
     landmark_places,
     lmk3d_align,
     lmk_guided,
+    vertex_places,
 )
 from fitkit.energies.objective import Objective, Term
 from fitkit.energies.parsing import ParsedRendering, ParseOptions, ParseSupervision
@@ -67,6 +69,7 @@ from fitkit.geometry.alignment import similarity_align
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.rotation import so3_exp
 from fitkit.geometry.spherical_harmonics import Y0
+from fitkit.observe.label_crops import in_crop
 from fitkit.observe.labels import Labels
 from fitkit.observe.observations import Observations
 from fitkit.render.lit import render_lit
@@ -238,6 +241,7 @@ def hidden(obs, looks):
     if looks in (
         "points3d",
         "crop_points",
+        "crop_vertices",
     ):  # not known is NaN there, so the hidden ones have no content to vary but their other coordinates
         points = getattr(obs.labels, looks).clone()
         points[0, ::7, 0] = torch.nan
@@ -390,6 +394,32 @@ def of_position_map(size, seed):
         normal(2 * 3 * 25, seed=seed + 1),
         lambda s: float((s.points - right).detach().norm(dim=1).flatten(1)[:, face].mean()),
         *hidden(obs, "crop_points"),
+    )
+
+
+def of_dense_map(size, seed):
+    """A map with the right point at each vertex; wrong parameters bend it smoothly."""
+    truth = person(size, 2, seed)
+    points = truth.pose.apply(truth.vertices(MODEL))
+    right = in_crop(points, truth.camera)
+    obs = replace(observe(MODEL, truth, size), labels=Labels(state=truth, crop_vertices=right))
+    places, owner = vertex_places(MODEL, (64, 64), "all")
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    nearest = (torch.stack([x, y], -1).reshape(-1, 1, 2).double() - places).norm(dim=-1).argmin(1)
+    drawn = right[:, owner[nearest]].transpose(1, 2).reshape(2, 3, 64, 64)
+
+    def make(p):
+        return PositionMap(
+            drawn + 3 * F.interpolate(p.reshape(2, 3, 5, 5), (64, 64), mode="bicubic", align_corners=True)
+        )
+
+    return Scene(
+        lambda o: PositionMapSupervision(places, owner),
+        obs,
+        make,
+        normal(2 * 3 * 25, seed=seed + 1),
+        lambda s: float((s.points - drawn).detach().norm(dim=1).mean()),
+        *hidden(obs, "crop_vertices"),
     )
 
 
@@ -602,6 +632,7 @@ SCENES: dict[str, Callable[[int, int], Scene]] = {
         lambda o: lmk3d_align(MODEL, 0.1), ALL[:2], None, n, k, looks="points3d", frame="aligned"
     ),
     "lmk_posmap": of_position_map,
+    "posmap_sup": of_dense_map,
     "parse_sup": of_parse,
     "lmk_guided": lambda n, k: of_person(
         lambda o: lmk_guided(MODEL, 0.1), ALL[:2], None, n, k, looks="points3d", frame="aligned"

@@ -7,6 +7,7 @@ from derivatives import check_everything
 from helpers import observe, tiny_model, tiny_state
 
 from fitkit.energies.landmarks3d import (
+    DenseMapTerm,
     GuidedTerm,
     PositionMapLandmarks,
     PositionMapTerm,
@@ -14,6 +15,7 @@ from fitkit.energies.landmarks3d import (
     landmark_places,
     lmk3d_align,
     lmk_guided,
+    vertex_places,
 )
 from fitkit.energies.objective import Objective, Term
 from fitkit.energies.registry import find
@@ -191,6 +193,37 @@ def test_a_position_map_is_read_where_the_landmarks_are():
     )
     (gradient,) = torch.autograd.grad(value, points)
     assert 0 < int((gradient != 0).any(1).sum()) <= 68 * 4
+
+
+@pytest.mark.parametrize("region", ["all", "face", "skin"])
+def test_a_position_map_is_read_where_the_vertices_are(region):
+    state = PositionMap(drawn_map(256))
+    observations = replace(observe(MODEL, STATE), labels=Labels(crop_vertices=MODEL.mean[None]))
+    energy = find("posmap_sup").make(Context(MODEL, observations, state), DenseMapTerm(region=region))
+    found = energy.residuals(state, observations)
+    # The rim of the map lies between texels that are drawn and those that are not.
+    assert bool(found.valid.all()) and float(found.value.norm(dim=-1).median()) < 0.3
+    places, owner = vertex_places(MODEL, (256, 256), region)
+    counted = torch.ones(len(MODEL.mean)) if region == "all" else getattr(MODEL, region)
+    assert sorted(set(owner.tolist())) == counted.nonzero()[:, 0].tolist() and len(places) == len(owner)
+    half = replace(energy, sigma_px=2.0).residuals(state, observations).value
+    torch.testing.assert_close(half, found.value / 2)
+
+
+def test_vertices_at_a_seam_have_two_places():
+    seam = torch.cat([MODEL.uv, MODEL.uv[:1] + 0.01])
+    corners = MODEL.uv_triangles.clone()
+    first = (corners == 0).nonzero()[0]
+    corners[first[0], first[1]] = len(MODEL.uv)
+    places, owner = vertex_places(replace(MODEL, uv=seam, uv_triangles=corners), (64, 64), "all")
+    vertex = int(MODEL.triangles[first[0], first[1]])
+    assert len(owner) == len(MODEL.uv) + 1 and int((owner == vertex).sum()) == 2
+
+
+def test_landmarks_alone_have_no_dense_map():
+    maps = PositionMap(torch.zeros(3, 3, 1, 68), torch.zeros(68, 2))
+    with pytest.raises(InputError, match="'posmap_sup': expected a network that predicts position maps"):
+        find("posmap_sup").make(Context(MODEL, observe(MODEL, STATE), maps), DenseMapTerm())
 
 
 def test_detected_points_supervise_two_coordinates():

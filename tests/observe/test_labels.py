@@ -37,6 +37,7 @@ def labelled(views=3, size=SIZE, seed=0):
         vertices=state.pose.apply(head),
         points3d=points3d,
         crop_points=in_crop(state.pose.apply(points3d), state.camera),
+        crop_vertices=in_crop(state.pose.apply(head), state.camera, state.pose.apply(points3d)),
         depth=depth,
         prior_depth=depth + 2 * (depth > 0),
         person=torch.full((views,), 7),
@@ -112,6 +113,10 @@ def test_a_rolled_picture_is_what_the_rolled_camera_sees():
     )
     places = state.pose.apply(MODEL.landmarks.points(state.vertices(MODEL), MODEL.triangles))
     torch.testing.assert_close(rolled.labels.crop_points, in_crop(places, state.camera), rtol=1e-4, atol=1e-3)
+    vertices = state.pose.apply(state.vertices(MODEL))
+    torch.testing.assert_close(
+        rolled.labels.crop_vertices, in_crop(vertices, state.camera, places), rtol=1e-4, atol=1e-3
+    )
     shown = in_crop(places, state.camera)[..., :2].to(rolled.landmarks.points)
     before = seen.landmarks.points - seen.labels.crop_points[..., :2].to(seen.landmarks.points)
     after = rolled.landmarks.points - shown
@@ -136,6 +141,12 @@ def test_points_move_along_and_keep_their_units():
     state = cut.labels.state
     places = state.pose.apply(MODEL.landmarks.points(state.vertices(MODEL), MODEL.triangles))
     torch.testing.assert_close(cut.labels.crop_points, in_crop(places, state.camera), rtol=1e-5, atol=1e-4)
+    vertices = state.pose.apply(state.vertices(MODEL))
+    torch.testing.assert_close(
+        cut.labels.crop_vertices, in_crop(vertices, state.camera, places), rtol=1e-5, atol=1e-4
+    )
+    marked = MODEL.landmarks.points(cut.labels.crop_vertices, MODEL.triangles)  # one scale, one origin
+    assert float((marked[..., 2] - cut.labels.crop_points[..., 2]).abs().max()) < 1e-6
     for name in ("points3d", "vertices", "visible", "person", "moment"):
         assert torch.equal(
             getattr(cut.labels, name), getattr(seen.labels, name)
@@ -178,6 +189,7 @@ def test_joined_labels_keep_all_that_every_sample_has():
         "vertices",
         "points3d",
         "crop_points",
+        "crop_vertices",
         "depth",
         "prior_depth",
         "parse",

@@ -762,9 +762,10 @@ def test_a_folder_read_back_is_the_subject_that_was_rendered(people, model):
             assert torch.allclose(getattr(mine, name), getattr(theirs, name), rtol=0, atol=close), name
         skin = skin_mesh(model)[0]
         assert torch.allclose(mine.vertices[:, skin], theirs.vertices[:, skin], rtol=0, atol=2e-3)
+        assert torch.allclose(mine.crop_vertices[:, skin], theirs.crop_vertices[:, skin], rtol=0, atol=5e-3)
     assert len(SynthFolder(people, model, 2)) == 2
     few = SynthFolder(people, model, labels=("parse",))[0].truth.parts
-    assert "parse" in few and not few & {"depth", "normals", "vertices"}
+    assert "parse" in few and not few & {"depth", "normals", "vertices", "crop_vertices"}
     assert (
         SynthDataset(recipe_of(landmark_noise=0.0), 1, model, ()).__getitem__(0).truth.parts & set(LARGE)
         == set()

@@ -27,6 +27,7 @@ SMALL = (
     "accelerator=cpu",
     "validation.share=0.0",
     "data.frames.held_out=0",
+    "data.fits.held_out=0",
 )
 
 
@@ -54,9 +55,9 @@ def model():
 @pytest.fixture(scope="module")
 def data(model):
     recipe = load_synth_recipe("clean", ["size=64", "views=4"])
-    rendered = SynthDataset(recipe, 3, model, {"vertices"})
+    rendered = SynthDataset(recipe, 3, model, {"vertices", "crop_vertices"})
     samples = [rendered[i] for i in range(3)]
-    return {"synthetic": Kept(samples), "frames": Kept(samples, labels=False)}
+    return {"synthetic": Kept(samples), "frames": Kept(samples, labels=False), "fits": Kept(samples)}
 
 
 @pytest.fixture(autouse=True)
