@@ -19,6 +19,7 @@ from fitkit.io.images import read_image
 from fitkit.io.landmark_files import read_landmarks
 from fitkit.io.mesh_files import read_mesh
 from fitkit.io.options import read_yaml
+from fitkit.models.correspondence import correspondence
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 from fitkit.observe.label_crops import in_crop
@@ -130,6 +131,24 @@ def synth_sample(
     return Sample(subject_name(plan.index), observations, labels)
 
 
+def open_folder(
+    folder: str | os.PathLike, model: FaceModel, most: int = 0, labels: Collection[str] = LARGE
+) -> FaceDataset:
+    """The subjects in a folder of `fitkit synth` for a training of `model`, of whatever face model they were
+    made: `SynthFolder` or `CarriedFolder`.
+
+    Raises:
+        InputError: as these. MissingWeightsError: the face model that they were made of is not here.
+    """
+    read = SynthFolder(folder, model, most, labels)
+    if read.made_of == model.name:
+        return read
+    other = load_model(read.made_of)
+    if other.name == model.name:
+        return read
+    return CarriedFolder(SynthFolder(folder, other, most, labels), model, labels)
+
+
 class SynthFolder(FaceDataset):
     """The subjects in a folder of `fitkit synth`, for the face model that they were made of.
 
@@ -169,6 +188,7 @@ class SynthFolder(FaceDataset):
             if not 0 <= self.noise <= 1000:
                 raise ValueError(f"it is {self.noise:g}")
         self.folder, self.model, self.labels = folder, model, frozenset(labels)
+        self.made_of = str(recipe.get("model"))  # name or path
         self.per_view = recipe.get("expression") == "per_view"
         self.ids = tuple(sorted(p.name for p in folder.glob("subject_[0-9]*") if p.is_dir()))[: most or None]
         if not self.ids:
@@ -244,6 +264,39 @@ class SynthFolder(FaceDataset):
             both = {"vertices": vertices, "crop_vertices": in_crop(vertices, state.camera, marked)}
             labels = replace(labels, **{name: both[name] for name in self.labels & set(both)})
         return labels
+
+
+class CarriedFolder(FaceDataset):
+    """Subjects of another face model than the training's, as `SynthFolder` reads them, with the labels that
+    need no coefficients: those vertices of the training's model that lie on the other one (`crop_vertices`,
+    NaN = not known), points3d, crop_points, the maps, visible, person, moment."""
+
+    terms = SynthFolder.terms
+
+    def __init__(self, read: SynthFolder, model: FaceModel, labels: Collection[str] = LARGE):
+        """read: with the model that its subjects were made of, and crop_vertices among its labels; model: of
+        the training, on the CPU.
+
+        Raises:
+            InputError: the two faces cannot be laid onto each other.
+        """
+        self.read, self.ids, self.labels = read, read.ids, frozenset(labels)
+        self.places = correspondence(read.model, model) if "crop_vertices" in self.labels else None
+
+    def __len__(self) -> int:
+        return len(self.read)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.read[index]
+        truth = sample.truth
+        assert truth is not None  # of rendered people all is known
+        labels = replace(truth, state=None, vertices=None, known=())
+        if self.places is not None and truth.crop_vertices is not None:
+            there = truth.crop_vertices.transpose(0, 1)  # vertices first
+            carried = self.places.carry(there, self.read.model).transpose(0, 1)
+            known = (self.places.weight > 0)[None, :, None]
+            labels = replace(labels, crop_vertices=torch.where(known, carried, torch.nan))
+        return Sample(sample.id, replace(sample.observations, labels=labels), labels)
 
 
 def _read_npy(path: Path, shape: tuple[int, ...]) -> np.ndarray:

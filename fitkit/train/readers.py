@@ -63,10 +63,10 @@ class SyntheticOptions:
 def _synthetic(
     folder: Path | None, options: SyntheticOptions, model: FaceModel, labels: Collection[str]
 ) -> FaceDataset:
-    from fitkit.synth.dataset import SynthDataset, SynthFolder
+    from fitkit.synth.dataset import SynthDataset, open_folder
     from fitkit.synth.recipe import load_synth_recipe
 
     if folder is not None:
-        return SynthFolder(folder, model, options.count, labels)
+        return open_folder(folder, model, options.count, labels)
     recipe = load_synth_recipe(options.recipe, options.overrides)
     return SynthDataset(recipe, options.count or 1000, model, labels)
