@@ -19,7 +19,7 @@ from fitkit.io.images import read_image
 from fitkit.io.landmark_files import read_landmarks
 from fitkit.io.mesh_files import read_mesh
 from fitkit.io.options import read_yaml
-from fitkit.models.correspondence import correspondence
+from fitkit.models.correspondence import Correspondence, correspondence
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
 from fitkit.observe.label_crops import in_crop
@@ -138,7 +138,8 @@ def open_folder(
     made: `SynthFolder` or `CarriedFolder`.
 
     Raises:
-        InputError: as these. MissingWeightsError: the face model that they were made of is not here.
+        InputError: as `SynthFolder`, or the two faces cannot be laid onto each other. MissingWeightsError:
+            the face model that they were made of is not here.
     """
     read = SynthFolder(folder, model, most, labels)
     if read.made_of == model.name:
@@ -146,7 +147,8 @@ def open_folder(
     other = load_model(read.made_of)
     if other.name == model.name:
         return read
-    return CarriedFolder(SynthFolder(folder, other, most, labels), model, labels)
+    places = correspondence(other, model) if "crop_vertices" in labels else None
+    return CarriedFolder(SynthFolder(folder, other, most, labels), places)
 
 
 class SynthFolder(FaceDataset):
@@ -273,15 +275,10 @@ class CarriedFolder(FaceDataset):
 
     terms = SynthFolder.terms
 
-    def __init__(self, read: SynthFolder, model: FaceModel, labels: Collection[str] = LARGE):
-        """read: with the model that its subjects were made of, and crop_vertices among its labels; model: of
-        the training, on the CPU.
-
-        Raises:
-            InputError: the two faces cannot be laid onto each other.
-        """
-        self.read, self.ids, self.labels = read, read.ids, frozenset(labels)
-        self.places = correspondence(read.model, model) if "crop_vertices" in self.labels else None
+    def __init__(self, read: SynthFolder, places: Correspondence | None):
+        """read: with the model that its subjects were made of; places: where the vertices of the training's
+        model lie on that one; None: crop_vertices are not wanted."""
+        self.read, self.ids, self.places = read, read.ids, places
 
     def __len__(self) -> int:
         return len(self.read)

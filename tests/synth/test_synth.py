@@ -21,11 +21,12 @@ from fitkit.io.landmark_files import read_landmarks
 from fitkit.io.mesh_files import read_mesh
 from fitkit.io.progress import Progress
 from fitkit.io.subject import load_subject
+from fitkit.models.correspondence import Correspondence
 from fitkit.models.registry import load_model
 from fitkit.observe.face_parts import PARSE, PARTS, numbers
 from fitkit.observe.labels import LARGE
 from fitkit.render.rasterizer import interpolate, rasterize
-from fitkit.synth.dataset import SynthDataset, SynthFolder
+from fitkit.synth.dataset import CarriedFolder, SynthDataset, SynthFolder, open_folder
 from fitkit.synth.folder import (
     DEPTH_UNIT,
     encode_normals,
@@ -770,6 +771,30 @@ def test_a_folder_read_back_is_the_subject_that_was_rendered(people, model):
         SynthDataset(recipe_of(landmark_noise=0.0), 1, model, ()).__getitem__(0).truth.parts & set(LARGE)
         == set()
     )
+
+
+def test_people_of_another_model_keep_what_needs_no_coefficients(people, model):
+    other = replace(model, name="other")
+    read = open_folder(people, other, 2, {"depth"})
+    assert isinstance(read, CarriedFolder) and len(read) == 2
+    mine, own = read[1].truth, SynthFolder(people, model, labels={"depth"})[1].truth
+    assert mine.parts == {"depth", "points3d", "crop_points", "visible", "person", "moment"}
+    assert all(torch.equal(getattr(mine, name), getattr(own, name)) for name in mine.parts)
+    assert isinstance(open_folder(people, model, 1, ()), SynthFolder)
+
+
+def test_vertices_of_people_are_carried_over_to_another_model(people, model):
+    # Vertex i of the other model is the middle of triangle 3 i of this one; the first is nowhere.
+    triangle = torch.arange(0, len(model.triangles), 3)
+    weight = torch.ones(len(triangle))
+    weight[0], triangle[0] = 0, -1
+    places = Correspondence(triangle, torch.full((len(triangle), 3), 1 / 3), weight)
+    read = SynthFolder(people, model, labels={"crop_vertices"})
+    carried = CarriedFolder(read, places)[0]
+    there = read[0].truth.crop_vertices[:, model.triangles[triangle]].mean(2)
+    assert carried.truth is carried.observations.labels and carried.truth.state is None
+    assert bool(carried.truth.crop_vertices[:, 0].isnan().all())
+    torch.testing.assert_close(carried.truth.crop_vertices[:, 1:], there[:, 1:])
 
 
 def test_folders_that_cannot_be_read_back(people, model, tmp_path):
