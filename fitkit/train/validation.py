@@ -178,7 +178,7 @@ def position_map_error(mine: Prediction, seen: Observations, model: FaceModel) -
         return []
     places, owner = vertex_places(model, tuple(maps.points.shape[-2:]), "face")
     read, _ = sample(maps.points, places.to(maps.points)[None].expand(len(maps.points), -1, -1))
-    error = (read - labels.crop_vertices[:, owner]).norm(dim=-1).mean(1)
+    error = (read - labels.crop_vertices[:, owner]).norm(dim=-1).nanmean(1)
     return [100 * float(e / box_size(p, v)) for e, p, v in zip(error, marks.points, marks.valid)]
 
 

@@ -1,23 +1,28 @@
 """PGN: pose in closed form from the position map, any number of photos, sizes and options, weight files."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from fitkit.energies.landmarks3d import affine_align, landmark_places
 from fitkit.errors import InputError
+from fitkit.evaluate.bench.photos import load_views
+from fitkit.fitting.network_start import predict_views
 from fitkit.geometry.alignment import similarity_align
 from fitkit.geometry.rotation import so3_exp
 from fitkit.models.registry import load_model
-from fitkit.nets import load_predictor, net_kind, save_predictor
+from fitkit.nets import load_predictor, net_kind, save_predictor, start_from
 from fitkit.nets.pgn.network import RANGE, Pgn, PgnOptions
 from fitkit.nets.pgn.placing import place_affine, place_similarity
 from fitkit.nets.pgn.prnet import REDUCTION, decoder, encoder
 from fitkit.nets.predictor import ViewSlot
+from fitkit.observe.landmarks.network import LandmarkNetwork, NetworkOptions
 from fitkit.scene.projection import project_points
 
-TINY = PgnOptions(size=32, map=16, width=0.05)
+TINY = PgnOptions(size=32, map=16, width=0.05, encoder="prnet", start="mean")
+LAID = PgnOptions(size=32, map=16, width=0.05)  # the default, with the encoder of the landmark detector
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +39,13 @@ def loud(network):
     return network.eval()
 
 
-@pytest.fixture(scope="module")
-def network(model):
+@pytest.fixture(scope="module", params=[TINY, LAID], ids=["prnet", "landmarks"])
+def network(model, request):
     torch.manual_seed(0)
-    return loud(Pgn(model, (), TINY))
+    return loud(Pgn(model, (), request.param))
+
+
+SAMPLE = Path(__file__).parents[2] / "examples" / "sample"
 
 
 def pictures(views, seed=0):
@@ -89,6 +97,8 @@ def test_the_affine_map_gives_the_pose_of_its_first_two_rows():
     linear, moved = affine_align(stretched, seen, torch.ones(5, 68, dtype=torch.bool))
     torch.testing.assert_close(scale, linear[:, :2].norm(dim=-1).mean(1), atol=1e-3, rtol=0)
     torch.testing.assert_close(found @ found.transpose(1, 2), torch.eye(3).expand(5, 3, 3), atol=1e-5, rtol=0)
+    for weight in (torch.rand(68), torch.rand(5, 68)):  # what fits exactly does so under all weights
+        torch.testing.assert_close(place_affine(head, seen, weight)[1], rotation, atol=1e-4, rtol=0)
     middle = stretched.mean(1, keepdim=True)
     torch.testing.assert_close(
         scale[:, None] * (found @ middle[:, 0, :, None])[..., 0] + shift,
@@ -117,9 +127,36 @@ def test_it_starts_at_the_mean_face_in_the_middle_of_the_crop(model, output):
 
 @torch.no_grad()
 @pytest.mark.parametrize("output", ["map", "points"])
-def test_the_face_lies_on_the_landmarks_of_the_map(model, output):
+def test_it_starts_at_the_mean_face_on_the_landmarks(model, output):
+    """With the weights of the landmark detector, on photos that it has not seen."""
+    network = Pgn(model, (), PgnOptions(output=output, width=0.05)).eval()
+    start_from(network, "builtin", model)
+    told = predict_views(network, model, *load_views(SAMPLE))
+    assert not told.prediction.state.identity.any()
+    maps, seen = told.prediction.position_map, told.observations.landmarks.points
+    size = (seen.amax(1) - seen.amin(1)).prod(-1).sqrt()
+    error = (network.landmarks(maps.points)[:, 17:, :2] - seen[:, 17:]).norm(dim=-1).mean(1) / size
+    assert float(error.max()) < 0.05
+    # Depth as in labels: of the state's own face, behind its nearest landmark.
+    depth = network.landmarks(maps.points)[..., 2]
+    assert float(depth.amin(1).abs().max()) < 1.0 and int(depth[0].argmin()) in range(28, 36)
+
+
+def test_weights_for_the_encoder(model):
+    with pytest.raises(InputError, match="x: expected the weights of the encoder, which is that of PRNet"):
+        Pgn(model, (), TINY).load_encoder(LandmarkNetwork(NetworkOptions(size=32)), "x")
+    with pytest.raises(InputError, match="x: expected the weights of the encoder, a landmark network with"):
+        Pgn(model, (), LAID).load_encoder(LandmarkNetwork(NetworkOptions(size=64)), "x")
+    with pytest.raises(InputError, match="start: expected 'mean' or 'none' with encoder 'prnet'"):
+        replace(LAID, encoder="prnet")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("output", ["map", "points"])
+@pytest.mark.parametrize("options", [TINY, LAID], ids=["prnet", "landmarks"])
+def test_the_face_lies_on_the_landmarks_of_the_map(model, output, options):
     torch.manual_seed(0)
-    network = loud(Pgn(model, (), replace(TINY, output=output)))
+    network = loud(Pgn(model, (), replace(options, output=output)))
     found = network(pictures(3), torch.ones(1, 3, dtype=torch.bool))
     maps, state = found.position_map.points, found.state
     assert found.gives == ("state", "position_map")
@@ -138,7 +175,7 @@ def test_the_face_lies_on_the_landmarks_of_the_map(model, output):
     best = similarity_align(head, marks)
     torch.testing.assert_close(state.pose.rotation, best.rotation, atol=1e-3, rtol=0)
     seen = project_points(model.landmark_basis, state).pixels
-    torch.testing.assert_close(seen, best.apply(head)[..., :2], atol=0.02, rtol=0)
+    torch.testing.assert_close(seen, best.apply(head)[..., :2], atol=0.05, rtol=0)
 
 
 @torch.no_grad()
@@ -185,7 +222,7 @@ def test_the_encoder_learns_with_channels_last():
 
 
 def test_the_default_is_small_enough_for_a_cpu(model):
-    assert sum(p.numel() for p in Pgn(model).parameters()) < 3e6
+    assert sum(p.numel() for p in Pgn(model).parameters()) < 3.1e6
 
 
 def test_parts_are_all_of_it(network):
@@ -193,7 +230,7 @@ def test_parts_are_all_of_it(network):
     assert {id(p) for p in named} == {id(p) for p in network.parameters()} and len(named) == len(
         list(network.parameters())
     )
-    assert network.features(pictures(3)[0]).shape == (3, network.encoder[-1].after[0].num_features)
+    assert network.features(pictures(3)[0]).shape == (3, 24 if network.tell is None else 184)
 
 
 @torch.no_grad()

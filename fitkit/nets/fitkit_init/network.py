@@ -167,7 +167,7 @@ class FitkitInit(Predictor):
         angles = self.first_pose(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             rotation = rotation_of_angles(ANGLE * angles.float())
-            seen, sigma = _surface(found)
+            seen, sigma = found.on_skin()
             mean = (self.points_mean @ rotation.transpose(1, 2))[..., :2]
             scale, shift = lay_onto(mean, seen, sigma.detach() ** -2 * self.points_present)
             apart = (seen - shift[:, None]) / scale[:, None, None] - mean
@@ -221,7 +221,7 @@ class FitkitInit(Predictor):
         rotation = rotation_of_angles(ANGLE * angles)
         coefficients = torch.cat([identity[subject], expression], 1)
         head = self.points_mean + torch.einsum("bk,ndk->bnd", coefficients, self.points_rows)
-        points, sigma = _surface(found)
+        points, sigma = found.on_skin()
         scale, shift = lay_onto(
             (head @ rotation.transpose(1, 2))[..., :2], points, sigma.detach() ** -2 * self.points_present
         )
@@ -265,14 +265,6 @@ class FitkitInit(Predictor):
             self.identity_head,
         )
         return {"encoder": (self.encoder,), "heads": heads, "sigma": (self.sigma_head,)}
-
-
-def _surface(found: NetworkOutput) -> tuple[Tensor, Tensor]:
-    """Points [B, 68, 2] and standard deviations [B, 68] in px, jaw points as fixed points of the skin: those
-    are points of the model."""
-    points = torch.cat([found.points[:, NUM_POINTS:], found.points[:, 17:NUM_POINTS]], 1)
-    sigma = torch.cat([found.log_sigma[:, NUM_POINTS:], found.log_sigma[:, 17:NUM_POINTS]], 1)
-    return points.float(), sigma.float().exp()
 
 
 def _head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

@@ -13,7 +13,8 @@ def place_similarity(head: Tensor, seen: Tensor, weight: Tensor) -> tuple[Tensor
     """The similarity seen = scale * rotation @ head + shift, by least squares.
 
     Args:
-        head: [B, N, 3] mm; seen: [B, N, 3] px; weight: [N], points with 0 do not count.
+        head: [B, N, 3] mm; seen: [B, N, 3] px; weight: [N] or [B, N], points with 0 do
+            not count.
     Returns:
         scale [B] px per mm, rotation [B, 3, 3], shift [B, 3] px.
     Source:
@@ -50,8 +51,8 @@ def place_affine(head: Tensor, seen: Tensor, weight: Tensor) -> tuple[Tensor, Te
 
 
 def _centered(head: Tensor, seen: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-    """Both about their middles, the middles [B, 3], and the weights [N, 1], which sum to 1."""
-    w = (weight / weight.sum())[:, None]
+    """Both about their middles, the middles [B, 3], and the weights [..., N, 1], which sum to 1."""
+    w = (weight / weight.sum(-1, keepdim=True))[..., None]
     center_s, center_t = (w * head).sum(1), (w * seen).sum(1)
     return head - center_s[:, None], seen - center_t[:, None], center_s, center_t, w
 

@@ -49,6 +49,14 @@ class NetworkOutput:
     log_sigma: Tensor
     visibility: Tensor
 
+    def on_skin(self) -> tuple[Tensor, Tensor]:
+        """Points [N, 68, 2] and standard deviations [N, 68] in px, jaw points as fixed points of the skin:
+        those are points of a face model."""
+        points, sigma = (
+            torch.cat([x[:, NUM_POINTS:], x[:, 17:NUM_POINTS]], 1) for x in (self.points, self.log_sigma)
+        )
+        return points.float(), sigma.float().exp()
+
 
 def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
