@@ -1,15 +1,43 @@
 import os
+import random
 import shutil
 
 # Before torch loads: the tests are many small operations, for which threads cost more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import numpy as np
 import pytest
 import torch
 from helpers import rendered_subject
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+def seed_all():
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test draws the same random numbers, alone and after any others."""
+    seed_all()
+
+
+def pytest_fixture_setup(fixturedef):
+    """So do fixtures that tests share, whichever of them asks first."""
+    if fixturedef.scope != "function":
+        seed_all()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_textures():
+    """Results that are written in this process have textures of 128 px instead of 1024."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fitkit.export.folder.TEXTURE_SIZE", 128)
+        yield
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=NO_GPU)])

@@ -17,7 +17,7 @@ import pytest
 from fitkit.export import folder as export_folder
 from fitkit.observe.landmarks import builtin
 
-FAST = ("--recipe", "landmarks")
+FAST = ("--recipe", "landmarks", "--init", "landmarks", "--no-pictures")
 
 
 def listing(folder):
@@ -364,7 +364,7 @@ def test_interrupted_after_writing(run, anna, monkeypatch):
 
 def test_terminated_while_writing_cleans_up(start, anna, tmp_path):
     before = listing(tmp_path)
-    process = start("fit", anna, *FAST, "--init", "landmarks", "-q")
+    process = start("fit", anna, "--recipe", "landmarks", "--init", "landmarks", "-q")
     while not any(p.name.startswith(".fitkit-") for p in anna.iterdir()) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -379,9 +379,7 @@ def test_terminated_while_writing_cleans_up(start, anna, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("closed", [(2,), (1,), (1, 2)])
 def test_closed_streams(start, anna, closed):
-    process = start(
-        "fit", anna, *FAST, "--init", "landmarks", preexec_fn=lambda: [os.close(number) for number in closed]
-    )
+    process = start("fit", anna, *FAST, preexec_fn=lambda: [os.close(number) for number in closed])
     stdout, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and stdout.startswith("status     ") == (1 not in closed)
     assert (anna / "fitkit" / "metrics.json").is_file()
@@ -397,7 +395,7 @@ def test_output_that_is_a_link_to_itself(refused, anna, tmp_path):
 def test_a_name_that_is_not_utf8(run, anna):
     for suffix in (".png", ".pts"):
         os.rename(anna / f"view0{suffix}", os.fsencode(anna) + b"/Zo\xeb" + suffix.encode())
-    result = run("fit", anna, *FAST, "--init", "landmarks")
+    result = run("fit", anna, *FAST)
     assert result.exit_code == 0, result.output
     assert sorted(p.name for p in (anna / "fitkit" / "views").iterdir()) == [
         "Zo\u00eb.ply",
@@ -405,4 +403,4 @@ def test_a_name_that_is_not_utf8(run, anna):
         "view2.ply",
     ]
     assert '"image": "Zo\u00eb.png"' in (anna / "fitkit" / "cameras.json").read_text(encoding="utf-8")
-    assert run("fit", anna, *FAST, "--init", "landmarks", "-q", "--overwrite").exit_code == 0
+    assert run("fit", anna, *FAST, "-q", "--overwrite").exit_code == 0

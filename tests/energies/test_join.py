@@ -32,7 +32,7 @@ def normal(*shape, seed=0):
 
 
 def flow(state, sigma):
-    """Matches between the first two views, 0.3 px beside each other at the truth."""
+    """Matches between the first two views, 0.3 px off at the truth: the solution is determined."""
     triangle = torch.randint(len(MODEL.triangles), (2, 20), generator=torch.Generator().manual_seed(1))
     view_a, view_b = torch.tensor([0, 1]), torch.tensor([1, 0])
     center = state.vertices(MODEL)[view_a[:, None, None], MODEL.triangles[triangle]].mean(2)

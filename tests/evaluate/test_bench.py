@@ -112,10 +112,16 @@ def test_same_topology_ignores_order_and_further_vertices(data):
     assert not same_topology(np.concatenate([truth.triangles[:-1], [[0, 1, 300]]]), truth)
 
 
-@pytest.mark.slow
-def test_accuracy_finds_the_people(data):
+@pytest.fixture(scope="module")
+def measured(data):
+    """The fits of both people, and what was told of them."""
     lines = []
-    report = accuracy(data[0], [data[1]], ["landmarks"], tell=lines.append)
+    return accuracy(data[0], [data[1]], ["landmarks"], tell=lines.append), lines
+
+
+@pytest.mark.slow
+def test_accuracy_finds_the_people(measured):
+    report, lines = measured
     assert [(r["recipe"], r["subject"]) for r in report["rows"]] == [
         (recipe, name) for recipe in (MEAN_FACE, "landmarks") for name in PEOPLE
     ]
@@ -184,8 +190,8 @@ def test_numbers_of_photos_are_compared(data):
 
 
 @pytest.mark.slow
-def test_rows_hold_the_photos_error_and_what_the_fit_says_of_itself(data):
-    report = accuracy(data[0], [data[1]], ["landmarks"])
+def test_rows_hold_the_photos_error_and_what_the_fit_says_of_itself(data, measured):
+    report = measured[0]
     anna, ben = report["rows"][2:]
     assert anna["photos_median"] < anna["photos_mean"] < 0.7 * report["rows"][0]["photos_mean"]
     assert ben["photos_mean"] is None and report["summary"][1]["photos_mean"] == anna["photos_mean"]

@@ -461,36 +461,39 @@ class TestWhatCannotBeDrawn:
             and (out / "subject.glb").is_file()
         )
         assert load_parameters(out / "parameters.npz").light is None
-        again = write_result(result, out, overwrite=True)  # it is a result like others
+        # It is a result like others.
+        again = write_result(result, out, overwrite=True, pictures=False)
         assert "not_written" in json.loads((again / "metrics.json").read_text())
 
-    def test_a_whole_result_lacks_nothing(self, result, tmp_path):
-        assert "not_written" not in json.loads(
-            (write_result(result, tmp_path / "out") / "metrics.json").read_text()
-        )
+    def test_a_whole_result_lacks_nothing(self, written):
+        assert "not_written" not in json.loads((written / "metrics.json").read_text())
+
+
+ENDS = ("PIL.Image.Image.save", "yaml.safe_dump")
 
 
 class TestWholeOrNotAtAll:
     @pytest.mark.slow
     def test_overwrite_replaces_a_result_and_an_empty_folder(self, result, tmp_path):
         (tmp_path / "out").mkdir()
-        out = write_result(result, tmp_path / "out", overwrite=True)
+        out = write_result(result, tmp_path / "out", overwrite=True, pictures=False)
         (out / "views" / "view0.ply").write_text("old")
         (out / ".DS_Store").write_text("left by a file browser")
-        write_result(result, out, overwrite=True)
+        write_result(result, out, overwrite=True, pictures=False)
         assert len(trimesh.load(out / "views" / "view0.ply", process=False).vertices) == 315
         assert not (out / ".DS_Store").exists() and [p.name for p in tmp_path.iterdir()] == ["out"]
 
     @pytest.mark.parametrize(
-        "error, seen",
+        "writer, error, seen",
         [
-            (OSError(28, "No space left on device"), InputError),
-            (ValueError("boom"), ValueError),
-            (KeyboardInterrupt(), KeyboardInterrupt),
+            # The last writes when the threads have ended, the others in one of them.
+            *(
+                (writer, OSError(28, "No space left on device"), InputError)
+                for writer in ("fitkit.export.folder.write_ply", "numpy.save", *ENDS)
+            ),
+            *((writer, ValueError("boom"), ValueError) for writer in ENDS),
+            *((writer, KeyboardInterrupt(), KeyboardInterrupt) for writer in ENDS),
         ],
-    )
-    @pytest.mark.parametrize(
-        "writer", ["fitkit.export.folder.write_ply", "numpy.save", "PIL.Image.Image.save", "yaml.safe_dump"]
     )
     def test_nothing_is_left_after_a_failure(self, result, tmp_path, monkeypatch, error, seen, writer):
         def fail(*args, **kwargs):
@@ -529,8 +532,8 @@ class TestWholeOrNotAtAll:
             signal.signal(signal.SIGINT, before)
         assert started.is_set() and files(tmp_path) == []
 
-    def test_a_failed_overwrite_leaves_the_old_result(self, result, tmp_path, monkeypatch):
-        out = write_result(result, tmp_path / "out")
+    def test_a_failed_overwrite_leaves_the_old_result(self, result, written, tmp_path, monkeypatch):
+        out = shutil.copytree(written, tmp_path / "out")
         before = {p: (out / p).read_bytes() for p in files(out) if (out / p).is_file()}
         monkeypatch.setattr(folder, "write_glb", broken)
         with pytest.raises(RuntimeError):
@@ -538,8 +541,8 @@ class TestWholeOrNotAtAll:
         assert before == {p: (out / p).read_bytes() for p in files(out) if (out / p).is_file()}
         assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
-    def test_a_failed_exchange_puts_the_old_result_back(self, result, tmp_path, monkeypatch):
-        out = write_result(result, tmp_path / "out")
+    def test_a_failed_exchange_puts_the_old_result_back(self, result, written, tmp_path, monkeypatch):
+        out = shutil.copytree(written, tmp_path / "out")
         rename, calls = type(out).rename, []
 
         def second_fails(self, target):
@@ -645,12 +648,12 @@ class TestWholeOrNotAtAll:
 
     def test_threads_of_torch_are_given_back(self, result, tmp_path):
         before = torch.get_num_threads()
-        write_result(result, tmp_path / "out")
+        write_result(result, tmp_path / "out", pictures=False)
         assert torch.get_num_threads() == before
 
 
 def test_save_of_the_result_object(result, tmp_path):
-    assert result.save(tmp_path / "out") == tmp_path / "out"
+    assert result.save(tmp_path / "out", light=True) == tmp_path / "out"
     with pytest.raises(InputError, match="already exists"):
         result.save(tmp_path / "out")
 
