@@ -128,6 +128,23 @@ def synth_sample(
     return Sample(subject_name(plan.index), observations, labels)
 
 
+def is_synth_folder(folder: str | os.PathLike) -> bool:
+    """Whether `fitkit synth` has written it."""
+    return (Path(folder) / RECIPE_FILE).is_file()
+
+
+def subjects_in(folder: str | os.PathLike) -> tuple[str, ...]:
+    """Names of the subjects in a folder of `fitkit synth`, sorted.
+
+    Raises:
+        InputError: there are none.
+    """
+    names = sorted(p.name for p in Path(folder).glob("subject_[0-9]*") if p.is_dir())
+    if not names:
+        raise InputError(f"{folder}: no subject in it; render some with fitkit synth")
+    return tuple(names)
+
+
 class SynthFolder(FaceDataset):
     """The subjects in a folder of `fitkit synth`, for the face model that they were made of.
 
@@ -147,7 +164,7 @@ class SynthFolder(FaceDataset):
             InputError: no such folder, not one of `fitkit synth`, or without subjects.
         """
         folder = Path(folder)
-        if not (folder / RECIPE_FILE).is_file():
+        if not is_synth_folder(folder):
             raise InputError(
                 f"{folder}: expected a folder that fitkit synth has written; it holds no {RECIPE_FILE}"
             )
@@ -168,9 +185,7 @@ class SynthFolder(FaceDataset):
                 raise ValueError(f"it is {self.noise:g}")
         self.folder, self.model, self.labels = folder, model, frozenset(labels)
         self.per_view = recipe.get("expression") == "per_view"
-        self.ids = tuple(sorted(p.name for p in folder.glob("subject_[0-9]*") if p.is_dir()))[: most or None]
-        if not self.ids:
-            raise InputError(f"{folder}: no subject in it; render some with fitkit synth")
+        self.ids = subjects_in(folder)[: most or None]
 
     def __len__(self) -> int:
         return len(self.ids)
