@@ -265,6 +265,48 @@ def aflw2000(root: Path, p: Person, yaws: tuple[float, ...] = (10.0, -45.0, 80.0
     return root
 
 
+def aflw2000_model(root: Path, p: Person, target: Path) -> None:
+    """Give the first photo of `aflw2000` the exact labels of an orthographic fit, and write the model of
+    these labels into `target`, as 3DDFA packs it, in micrometres."""
+    model, state = p.result.model, p.result.state
+
+    def padded(values: torch.Tensor, columns: int) -> np.ndarray:
+        values = values.double().numpy()
+        return np.pad(values, ((0, 0), (0, columns - values.shape[1])))
+
+    V = model.num_vertices
+    scipy.io.savemat(
+        target / "Model_Shape.mat",
+        {
+            "mu_shape": model.mean.reshape(-1, 1).double().numpy() * 1000,
+            "w": padded(model.identity_basis.reshape(-1, 3 * V).T, 199) * 1000,
+            "tri": model.triangles.numpy().T + 1,
+            "keypoints": np.arange(1, 69)[None],
+        },
+    )
+    scipy.io.savemat(
+        target / "Model_Exp.mat",
+        {
+            "mu_exp": np.zeros((3 * V, 1)),
+            "w_exp": padded(model.expression_basis.reshape(-1, 3 * V).T, 29) * 1000,
+        },
+    )
+    # Picture y is down and z towards the viewer: R of the file is diag(1, -1, -1) camera_from_head, angles of
+    # Rx Ry Rz.
+    R = FLIP @ state.pose.rotation[0].double().numpy()
+    pitch, yaw, roll = np.arctan2(R[1, 2], R[2, 2]), np.arcsin(-R[0, 2]), np.arctan2(R[0, 1], R[0, 0])
+    scale = float(state.camera.focal[0]) / 1000
+    t = state.pose.translation[0].double().numpy()
+    x, y = state.camera.principal[0].numpy() + scale * t[:2]
+    pose = [pitch, yaw, roll, x + 1, p.result.subject.views[0].size[1] - y, 0.0, scale / 1000]
+    content = scipy.io.loadmat(root / "image00000.mat") | {
+        "Pose_Para": np.array([pose]),
+        "Shape_Para": padded(state.identity, 199).T,
+        "Exp_Para": padded(state.expression[:1], 29).T,
+    }
+    scipy.io.savemat(root / "image00000.mat", {k: v for k, v in content.items() if not k.startswith("_")})
+
+
 def facewarehouse(root: Path, p: Person) -> Path:
     for number in range(2):
         p.photo(root / "Tester_3" / "TrainingPose" / f"pose_{number}.png", number)

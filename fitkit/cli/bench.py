@@ -153,6 +153,46 @@ def ablation(data, overrides, recipe_name, models, subjects, path):
 
 
 @bench.command()
+@click.argument("recipe_name", metavar="RECIPE")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "-o", "--output", type=click.Path(), required=True, help="Folder of the trainings and evaluations."
+)
+@click.option("--resume", is_flag=True, help="Go on with what is in the folder.")
+@click.option("--device", default="cpu", show_default=True, help="Torch device of the evaluations.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
+def trainings(recipe_name, overrides, output, resume, device, quiet):
+    """What each part of a training is worth: a training recipe with changes, each trained and measured.
+
+    RECIPE (of recipes/bench/, or a file) names the training, the arms, and the evaluations of each network;
+    KEY=VALUE changes it, train.KEY=VALUE all trainings. OUTPUT/ablation.json has all numbers. The exit code
+    is 1 when a training failed.
+
+    Example: fitkit bench trainings pgn-losses train.data.synthetic.folder=people
+    train.data.frames.folder=frames -o losses
+    """
+    import sys
+
+    from fitkit.cli.progress import training_bar
+    from fitkit.evaluate.machine import describe
+    from fitkit.train import ablation as run
+
+    settled = run.load_training_ablation(recipe_name, overrides)
+    try:
+        with training_bar(quiet) as bar:
+            report = run.training_ablation(
+                settled, output, resume, device, progress=bar.line, step_done=bar.step_done, begun=bar.begun
+            )
+    except KeyboardInterrupt:
+        click.echo(f"\ninterrupted; go on with --resume -o {output}", err=True)
+        sys.exit(130)
+    click.echo(run.training_ablation_text(report))
+    click.echo(f"\n{describe(report['machine'])}\nwritten: {os.path.join(output, run.REPORT)}")
+    if any(row["error"] for row in report["rows"]):
+        raise click.ClickException("some trainings failed; they are listed above and not in the means")
+
+
+@bench.command()
 @click.argument("subject", type=click.Path())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--model", "model_name", default="ict", show_default=True, help="Face model.")

@@ -191,6 +191,39 @@ def import_command(kind, path, name, overwrite, landmarks, check):
 
 
 @model.command()
+@click.argument("name")
+@click.argument("mesh")
+@click.option("-o", "--output", type=click.Path(), required=True, help="The table, a .npz file.")
+@click.option(
+    "--landmarks",
+    type=click.Path(),
+    help="Text file with the places of the 68 points on MESH; default: placed automatically.",
+)
+@click.option("--all", "everything", is_flag=True, help="All vertices with a partner, not the face alone.")
+def correspondence(name, mesh, output, landmarks, everything):
+    """Find which point of face model NAME each vertex of MESH is.
+
+    MESH is one head in the topology of a data set, with a neutral expression: an .obj file (or what else
+    `fitkit model import own` reads), or the name of an imported model. The face model is bent onto it; the
+    table says for each vertex of its face the triangle of NAME and the place in it. Protocols that compare
+    vertex by vertex take it, as `fitkit evaluate facewarehouse` with options.correspondence=FILE.
+
+    Example: fitkit model correspondence generic FaceWarehouse/Tester_1/TrainingPose/pose_0.obj -o table.npz
+    """
+    from fitkit.evaluate.vertex_error import correspondence_of, write_correspondence
+    from fitkit.models.formats.own import import_own
+    from fitkit.models.registry import list_models, load_model
+
+    known = mesh in list_models()
+    if known and landmarks is not None:
+        raise InputError(f"--landmarks: expected with a mesh file only, {mesh} is a model that has its own")
+    target = load_model(mesh) if known else import_own(mesh, landmarks=landmarks)
+    table = correspondence_of(load_model(name), target, everything)
+    write_correspondence(table, output)
+    click.echo(f"{output}: {len(table.vertex)} of {target.num_vertices} vertices lie on {name}")
+
+
+@model.command()
 @click.argument("what", type=click.Choice([*FETCHABLE, "fan", "fan3d"]))
 @click.option("--name", default=None, help="Name of the model to store; default: WHAT.")
 @click.option("--overwrite", is_flag=True, help="Replace a model of this name.")

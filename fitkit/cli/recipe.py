@@ -10,7 +10,7 @@ USES = {
     "train": "fitkit train-regressor NAME; of 'landmarks' fitkit train-landmarks NAME",
     "synth": "fitkit synth OUT --recipe NAME",
     "evaluate": "fitkit evaluate NAME DATA",
-    "bench": "fitkit bench ablation DATA --recipe NAME",
+    "bench": "fitkit bench ablation DATA --recipe NAME; of trainings fitkit bench trainings NAME",
 }
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from fitkit.data.samples import EvaluationSample
 from fitkit.errors import InputError
 from fitkit.evaluate.depth_mesh import face_of_depth
+from fitkit.evaluate.map_surface import face_of_map
 from fitkit.evaluate.predictions import (
     Outcome,
     PredictedFace,
@@ -35,6 +36,9 @@ from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
 from fitkit.observe.landmarks.types import Landmarks
 
 Kind = Literal["fit", "mean", "landmarks", "regressor"]
+# What of a network is measured, the first that it gives unless one is named.
+Surface = Literal["", "state", "depth", "position_map"]
+SURFACES: tuple[Surface, ...] = ("state", "depth", "position_map")
 Photos = Callable[[EvaluationSample, str], tuple[Subject, Landmarks]]
 
 
@@ -46,7 +50,8 @@ class Method:
     kind: 'fit': photos -> fit; 'mean': the model's mean face; 'landmarks': only the 68 points of the
     detector; 'regressor': a trained network alone; model: name or path of the face model; recipe: of the
     fits, and where landmarks come from; weights, repeat: of 'regressor', see `predict` of
-    fitkit/fitting/predict.py; device: torch device of fits and networks.
+    fitkit/fitting/predict.py; part: of what the network gives, empty: the first of SURFACES that is there;
+    device: torch device of fits and networks.
     """
 
     kind: Kind
@@ -55,6 +60,7 @@ class Method:
     weights: str = ""
     repeat: bool = False
     device: str = "cpu"
+    part: Surface = ""
 
     @property
     def needs_photos(self) -> bool:
@@ -70,6 +76,7 @@ class Method:
         if self.kind == "regressor":
             file = Path(self.weights or shipped_weights())
             made |= {"weights": file.name, "sha256": _digest(file), "repeat": self.repeat}
+            made |= {"part": self.part} if self.part else {}
         return plain(made)
 
     def load(self) -> None:
@@ -77,16 +84,22 @@ class Method:
 
         Raises:
             FitkitError: no such model, or weights that cannot be used, or not with this model, or of a
-                network that sees no surface, or that has no named views to `repeat` a photo in.
+                network that sees no surface, or does not give the `part`, or that has no named views to
+                `repeat` a photo in.
         """
         load_model(self.model)
         if self.kind == "regressor":
             network = _network(self.weights, self.model, self.device)
             gives = network.network.gives
-            if not {"state", "depth"} & set(gives):
+            if not set(SURFACES) & set(gives):
                 raise InputError(
                     f"{network.weights}: gives {', '.join(gives)}; an evaluation needs a network that gives "
-                    "a state or a depth"
+                    "a state, a depth or a position map"
+                )
+            if self.part and self.part not in gives:
+                raise InputError(
+                    f"{network.weights}: gives {', '.join(gives)}; part={self.part} cannot be measured, "
+                    "leave part out, or give one of them"
                 )
             if self.repeat:
                 check_named_views(network.network, network.weights)
@@ -115,8 +128,9 @@ class Method:
             write_fit(result, root, name)
             return outcome_of(result)
         network = _network(self.weights, self.model, self.device)
-        if "state" not in network.network.gives:
-            return self._without_state(name, subject, found, network, root)
+        part = self.part or next(p for p in SURFACES if p in network.network.gives)
+        if part != "state":
+            return self._without_state(part, name, subject, found, network, root)
         result = predict_observed(subject, found, network, repeat=self.repeat)
         write_fit(result, root, name)
         outcome = outcome_of(result)
@@ -125,16 +139,19 @@ class Method:
         return replace(outcome, status="doubtful", error="") if outcome.status == "failed" else outcome
 
     def _without_state(
-        self, name: str, subject: Subject, found: Landmarks, network: TrainedNetwork, root: Path
+        self, part: str, name: str, subject: Subject, found: Landmarks, network: TrainedNetwork, root: Path
     ) -> Outcome:
-        """Of a network that says nothing of a face model: the surface that it sees."""
+        """The surface that a network sees, without a face model's coefficients."""
         began = time.perf_counter()
         model = network.model.to(self.device)
         said = predict_views(
             network.network, model, subject, found, self.device, network.weights, self.repeat
         )
         seconds = round(time.perf_counter() - began, 3)
-        write_face(face_of_depth(said, subject, found, name), root)
+        face = (
+            face_of_depth(said, subject, found, name) if part == "depth" else face_of_map(said, subject, name)
+        )
+        write_face(face, root)
         return Outcome("ok", solve_seconds=seconds)
 
 

@@ -143,7 +143,7 @@ def face_of_model(model: FaceModel, name: str = "") -> PredictedFace:
         model.triangles.numpy(),
         points[list(NOW_POINTS)],
         points,
-        outer=_outer(model),
+        outer=outer_of(model),
         model=model.name,
     )
 
@@ -168,7 +168,7 @@ def face_of_fit(result: FitResult, name: str = "") -> PredictedFace:
         posed.float().numpy(),
         marks.double().numpy(),
         state.camera.project(marks)[0].double().numpy(),
-        _outer(model),
+        outer_of(model),
         None if result.vertex_sigma is None else result.vertex_sigma.float().numpy(),
         state.camera.focal.double().numpy(),
         state.camera.principal.double().numpy(),
@@ -195,7 +195,7 @@ def outcome_of(result: FitResult) -> Outcome:
     )
 
 
-def _outer(model: FaceModel) -> np.ndarray:
+def outer_of(model: FaceModel) -> np.ndarray:
     """Vertices that a scan can see: skin and face, without eyeballs, teeth and the inside of the mouth."""
     return (model.skin | model.face).numpy()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fitkit.errors import InputError
-from fitkit.evaluate.methods import Kind, Method
+from fitkit.evaluate.methods import Kind, Method, Surface
 from fitkit.evaluate.protocols import PROTOCOLS
 from fitkit.fitting.network_start import shipped_weights
 from fitkit.fitting.recipe import FitRecipe, load_recipe
@@ -38,6 +38,9 @@ class EvaluateRecipe:
     model: str = "generic"  # face model; of a regressor that which it was trained with
     weights: str = ""  # of the regressor: regressor.safetensors; empty: the network that comes with fitkit
     repeat: bool = False  # a regressor with named views gets the one photo in all of them
+    # What of a regressor is measured: 'state', its face model; 'depth'; 'position_map'; empty: the first of
+    # them that it gives
+    part: Surface = ""
     fit: str = "multiview"  # recipe of the fits by name or path
     fit_overrides: tuple[str, ...] = ()  # 'key=value' changes of it
     pictures: Natural = 4  # error maps of so many samples
@@ -54,7 +57,15 @@ class EvaluateRecipe:
 
     def make_method(self, device: str = "cpu") -> Method:
         """What predicts, on a torch device."""
-        return Method(self.predictor, self.model, self.fit_recipe(), self.weights, self.repeat, device)
+        return Method(
+            self.predictor,
+            self.model,
+            self.fit_recipe(),
+            self.weights,
+            self.repeat,
+            device,
+            self.part,
+        )
 
 
 def load_evaluate_recipe(
@@ -80,10 +91,10 @@ def load_evaluate_recipe(
         if "model" not in content:
             model = read_about(recipe.weights or shipped_weights())["model"]  # none: it gives no state
             recipe = replace(recipe, model=model or recipe.model)
-    elif recipe.weights or recipe.repeat:
+    elif recipe.weights or recipe.repeat or recipe.part:
         raise InputError(
-            f"{where}: weights and repeat are for predictor=regressor, got predictor={recipe.predictor}; "
-            "leave them out, or give predictor=regressor"
+            f"{where}: weights, repeat and part are for predictor=regressor, got "
+            f"predictor={recipe.predictor}; leave them out, or give predictor=regressor"
         )
     recipe = replace(
         recipe,

@@ -3,14 +3,19 @@ joins."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from fitkit.errors import InputError
 from fitkit.geometry.alignment import similarity_align
+from fitkit.io.atomic import written_whole
 from fitkit.io.foreign import DATA_BYTES, foreign_file
+from fitkit.models.correspondence import correspondence
+from fitkit.models.face_model import FaceModel
 
 
 def vertex_distances(vertices: np.ndarray, truth: np.ndarray, with_scale: bool = True) -> np.ndarray:
@@ -56,6 +61,28 @@ def corresponding_distances(
         table.barycentric[..., None] * np.asarray(vertices, np.float64)[np.asarray(triangles)[table.triangle]]
     ).sum(1)
     return vertex_distances(points, np.asarray(truth)[table.vertex])
+
+
+def correspondence_of(source: FaceModel, target: FaceModel, everything: bool = False) -> Correspondence:
+    """A table for meshes with the vertices of `target`, as a data set has them, and predictions of `source`.
+
+    Args:
+        target: the topology as a face model (`fitkit model import own MESH`); everything: all vertices that
+            have a partner; False: those of its face.
+    Raises:
+        InputError: the two faces cannot be laid onto each other.
+    """
+    found = correspondence(source, target)
+    used = found.weight > 0
+    vertex = (used if everything else used & target.face).nonzero()[:, 0]
+    weights = found.barycentric[vertex].double().numpy()
+    return Correspondence(vertex.numpy(), found.triangle[vertex].numpy(), weights)
+
+
+def write_correspondence(table: Correspondence, path: str | os.PathLike) -> None:
+    """The .npz that `read_correspondence` reads, whole or not at all."""
+    with written_whole(Path(path)) as part, open(part, "wb") as file:
+        np.savez_compressed(file, **vars(table))
 
 
 def read_correspondence(path) -> Correspondence:

@@ -69,6 +69,19 @@ def open_landmarks(path: str | os.PathLike) -> LandmarkFile:
     return LandmarkFile(checked.points - [first, first, 0], (*notes, *checked.notes))
 
 
+def read_pts(path: str | os.PathLike) -> np.ndarray:
+    """All points of an iBUG .pts file of any scheme, [N, 2] float64 px, pixel (0, 0) as in `read_landmarks`.
+
+    Raises:
+        InputError: not readable, or no points 'x y'.
+    """
+    with foreign_file(path, UNREADABLE, "expected points 'x y'", limit=MEGABYTE) as file:
+        points, _ = _read_pts(file)
+        if points.ndim != 2 or points.shape[1] < 2 or not len(points):
+            raise ValueError(f"got {list(points.shape)} numbers")
+    return points[:, :2] - 1  # these files count pixels from 1
+
+
 def write_pts(path: str | os.PathLike, points: np.ndarray) -> None:
     """Write points [68, 2] px (pixel (0, 0) is the centre of the top-left pixel; NaN = not seen) as an iBUG
     .pts file."""

@@ -131,6 +131,23 @@ def synth_sample(
     return Sample(subject_name(plan.index), observations, labels)
 
 
+def is_synth_folder(folder: str | os.PathLike) -> bool:
+    """Whether `fitkit synth` has written it."""
+    return (Path(folder) / RECIPE_FILE).is_file()
+
+
+def subjects_in(folder: str | os.PathLike) -> tuple[str, ...]:
+    """Names of the subjects in a folder of `fitkit synth`, sorted.
+
+    Raises:
+        InputError: there are none.
+    """
+    names = sorted(p.name for p in Path(folder).glob("subject_[0-9]*") if p.is_dir())
+    if not names:
+        raise InputError(f"{folder}: no subject in it; render some with fitkit synth")
+    return tuple(names)
+
+
 def open_folder(
     folder: str | os.PathLike, model: FaceModel, most: int = 0, labels: Collection[str] = LARGE
 ) -> FaceDataset:
@@ -170,7 +187,7 @@ class SynthFolder(FaceDataset):
             InputError: no such folder, not one of `fitkit synth`, or without subjects.
         """
         folder = Path(folder)
-        if not (folder / RECIPE_FILE).is_file():
+        if not is_synth_folder(folder):
             raise InputError(
                 f"{folder}: expected a folder that fitkit synth has written; it holds no {RECIPE_FILE}"
             )
@@ -192,9 +209,7 @@ class SynthFolder(FaceDataset):
         self.folder, self.model, self.labels = folder, model, frozenset(labels)
         self.made_of = str(recipe.get("model"))  # name or path
         self.per_view = recipe.get("expression") == "per_view"
-        self.ids = tuple(sorted(p.name for p in folder.glob("subject_[0-9]*") if p.is_dir()))[: most or None]
-        if not self.ids:
-            raise InputError(f"{folder}: no subject in it; render some with fitkit synth")
+        self.ids = subjects_in(folder)[: most or None]
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -30,6 +30,18 @@ def reader(kind: str) -> tuple[type, Callable[..., FaceDataset]]:
         from fitkit.data.subject_frames import SubjectFrames, SubjectFramesOptions
 
         return SubjectFramesOptions, SubjectFrames
+    if kind == "300vw":
+        from fitkit.data.w300vw import Videos, VideosOptions
+
+        return VideosOptions, Videos
+    if kind == "celeba":
+        from fitkit.data.celeba import CelebA, CelebAOptions
+
+        return CelebAOptions, CelebA
+    if kind == "menpo":
+        from fitkit.data.menpo import Menpo, MenpoOptions
+
+        return MenpoOptions, Menpo
     if kind == "fits":
         from fitkit.data.fit_results import FitResults, FitResultsOptions
 

@@ -36,7 +36,19 @@ class DataSource:
 
     name: str
     # What reads it, see docs/regressor.md.
-    kind: Literal["300wlp", "multipie", "frames", "fits", "synthetic", "parsed", "celebamask", "guessed"]
+    kind: Literal[
+        "300wlp",
+        "multipie",
+        "frames",
+        "300vw",
+        "celeba",
+        "menpo",
+        "fits",
+        "synthetic",
+        "parsed",
+        "celebamask",
+        "guessed",
+    ]
     folder: str = ""
     weight: Positive = 1.0  # share of the draws, relative to the other data sets
     options: Any = None  # of its reader

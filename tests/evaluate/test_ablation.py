@@ -36,7 +36,7 @@ ARMS = (
 
 def test_shipped_recipe_has_every_energy_and_loads():
     recipe = load_ablation()
-    plans = {arm.name: arm.load() for arm in recipe.arms}
+    plans = {arm.name: recipe.plan(arm) for arm in recipe.arms}
     used = {name: {e for stage in plan.stages for e in stage.energies} for name, plan in plans.items()}
     between = {"photo_xview", "census_xview", "flow_corr", "flow_triangulated"}
     assert [len(v) for v in recipe.views] == [1, 2, 3, 5] and set(recipe.sets) == {"A", "B", "C"}
@@ -67,7 +67,7 @@ def test_rows_are_the_fits_of_their_views(data):  # noqa: F811
         (n, a.name, s) for n in (1, 3) for a in ARMS for s in ("first", "second")
     ]
     subject, found = load_views(folder / PEOPLE[1], (0, 2, 3))
-    result = fit_observed(subject, found, load_model(model), ARMS[1].load())
+    result = fit_observed(subject, found, load_model(model), AblationRecipe("two", ARMS).plan(ARMS[1]))
     alone = score_neutral(face_of_fit(result), load_truth(folder / "ground_truth" / PEOPLE[1])).values
     assert report["rows"][-1]["now_mean"] == alone["now_mean"]  # though the fit went through files
     single = {(r["arm"], r["set"]): r["now_mean"] for r in report["rows"] if r["views"] == 1}

@@ -123,7 +123,7 @@ def test_a_network_that_sees_no_surface_is_refused(tmp_path, monkeypatch):
     settled = recipe("pixel_face", small_nets.SmallParser(), "small_parser", tmp_path)
     folder = layouts.pixel_face(tmp_path / "scans", layouts.person())
     with pytest.raises(
-        InputError, match="gives parse; an evaluation needs a network that gives a state or a depth"
+        InputError, match="gives parse; an evaluation needs a network that gives a state, a depth or"
     ):
         evaluate(settled, folder, tmp_path / "out")
     assert not (tmp_path / "out" / "predictions").exists()

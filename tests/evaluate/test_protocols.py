@@ -8,7 +8,6 @@ from pathlib import Path
 import layouts
 import numpy as np
 import pytest
-import scipy.io
 import torch
 
 from fitkit.errors import DegenerateInputError, InputError
@@ -242,41 +241,10 @@ def test_bins_are_closed_above(yaw, name):
 def test_dense_error_of_aflw_with_the_labelled_model(tmp_path):
     """The labels are made of the model itself, under the weak perspective that an orthographic fit has."""
     p = layouts.person(kind="orthographic")
-    model, state = p.result.model, p.result.state
     folder = tmp_path / "data"
     folder.mkdir()
     layouts.aflw2000(folder, p, yaws=(10.0,))
-    V = model.num_vertices
-    scipy.io.savemat(
-        tmp_path / "Model_Shape.mat",
-        {
-            "mu_shape": model.mean.reshape(-1, 1).double().numpy(),
-            "w": model.identity_basis.reshape(-1, 3 * V).T.double().numpy(),
-            "tri": model.triangles.numpy().T + 1,
-            "keypoints": np.arange(1, 69)[None],
-        },
-    )
-    scipy.io.savemat(
-        tmp_path / "Model_Exp.mat",
-        {
-            "mu_exp": np.zeros((3 * V, 1)),
-            "w_exp": model.expression_basis.reshape(-1, 3 * V).T.double().numpy(),
-        },
-    )
-    # Picture y is down and z towards the viewer: R of the file is diag(1, -1, -1) camera_from_head, angles of
-    # Rx Ry Rz.
-    R = layouts.FLIP @ state.pose.rotation[0].double().numpy()
-    pitch, yaw, roll = np.arctan2(R[1, 2], R[2, 2]), np.arcsin(-R[0, 2]), np.arctan2(R[0, 1], R[0, 0])
-    scale = float(state.camera.focal[0]) / 1000
-    t = state.pose.translation[0].double().numpy()
-    x, y = state.camera.principal[0].numpy() + scale * t[:2]
-    pose = [pitch, yaw, roll, x + 1, p.result.subject.views[0].size[1] - y, 0.0, scale]
-    content = scipy.io.loadmat(folder / "image00000.mat") | {
-        "Pose_Para": np.array([pose]),
-        "Shape_Para": state.identity.double().numpy().T,
-        "Exp_Para": state.expression[:1].double().numpy().T,
-    }
-    scipy.io.savemat(folder / "image00000.mat", {k: v for k, v in content.items() if not k.startswith("_")})
+    layouts.aflw2000_model(folder, p, tmp_path)
     got = scores("aflw2000", folder, p.result, tmp_path, model=str(tmp_path))[1]
     assert got["nme_3d"] < 1e-2 and got["nme_2d"] < 1e-3  # per cent
     assert (
@@ -289,8 +257,8 @@ def test_dense_error_of_aflw_with_the_labelled_model(tmp_path):
         )[1]["nme_3d"]
         > 0.5
     )
-    np.save(tmp_path / "index.npy", np.array([0, V]))
-    with pytest.raises(InputError, match=f"expected indices .* from 0 to {V - 1}"):
+    np.save(tmp_path / "index.npy", np.array([0, p.result.model.num_vertices]))
+    with pytest.raises(InputError, match=f"expected indices .* from 0 to {p.result.model.num_vertices - 1}"):
         scores(
             "aflw2000", folder, p.result, tmp_path, model=str(tmp_path), vertices=str(tmp_path / "index.npy")
         )

@@ -172,10 +172,13 @@ def test_the_model_is_that_of_the_weights(place, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("weights=net.safetensors",), "weights and repeat are for predictor=regressor, got predictor=fit"),
+        (
+            ("weights=net.safetensors",),
+            "weights, repeat and part are for predictor=regressor, got predictor=fit",
+        ),
         (
             ("predictor=mean", "repeat=true"),
-            "weights and repeat are for predictor=regressor, got predictor=mean",
+            "weights, repeat and part are for predictor=regressor, got predictor=mean",
         ),
         (("predictor=regressor", "weights=none.safetensors"), "none.safetensors"),
         (("predictor=network",), "predictor: expected"),

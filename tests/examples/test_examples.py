@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from fitkit.geometry.alignment import similarity_align
 from fitkit.io.landmark_files import read_landmarks
 from fitkit.io.mesh_files import read_mesh
 from fitkit.models.registry import load_model
+from fitkit.nets import load_predictor
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -135,3 +137,25 @@ def test_own_energy(tmp_path):
     steps = [line for line in lines if line.startswith("  step ")]
     assert len(steps) == 2 and all("'eye_distance': " in line for line in steps)
     assert (tmp_path / "training" / "regressor.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_network_for_one_person_from_a_video(tmp_path):
+    pictures = [cv2.imread(str(SAMPLE / f"{name}.jpg")) for name in NAMES]
+    height, width = pictures[0].shape[:2]
+    video = cv2.VideoWriter(
+        str(tmp_path / "anna.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 25.0, (width, height)
+    )
+    for picture in pictures:
+        video.write(cv2.resize(picture, (width, height)))
+    video.release()
+    out = run("04_one_person.py", tmp_path / "out", tmp_path / "anna.avi", cwd=tmp_path)
+    assert len(list((tmp_path / "out" / "frames").glob("*.png"))) == 3
+    assert "census_xview: " in out and "sem_feat: " in out and "px off in 3 photos" in out
+    # Only the heads have learned, from where the weights were.
+    before, after = (
+        load_predictor(tmp_path / "out" / name / "regressor.safetensors").state_dict()
+        for name in ("tiny", "training")
+    )
+    changed = {k.partition(".")[0] for k in before if not torch.equal(before[k], after[k])}
+    assert changed == {"identity_head", "expression_head"}

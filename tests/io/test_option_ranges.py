@@ -19,6 +19,7 @@ from fitkit.io.options import Length, Positive, Range, Share, build, check_optio
 from fitkit.nets import NETS, net_kind
 from fitkit.synth.recipe import SynthRecipe, load_synth_recipe
 from fitkit.train import regressor_recipe as trainings
+from fitkit.train.ablation import TrainingAblation
 from fitkit.train.landmark_recipe import LandmarkTraining, load_landmark_training
 from fitkit.train.readers import reader_options
 from fitkit.train.regressor_recipe import DataSource, RegressorTraining, load_regressor_training
@@ -30,6 +31,7 @@ ROOTS = (
     SynthRecipe,
     EvaluateRecipe,
     AblationRecipe,
+    TrainingAblation,
     *(spec.options for spec in REGISTRY),
     *(spec.training_options() for spec in REGISTRY),
     *(p.options for p in PROTOCOLS.values()),

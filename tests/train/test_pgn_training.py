@@ -204,7 +204,7 @@ def test_the_published_stages_run_small(model, data, tmp_path):
     settings = replace(
         settings, stages=tuple(replace(s, energies=e) for s, e in zip(settings.stages, without))
     )
-    seen = {"lp": data["synthetic"], **dict.fromkeys(("wild", "video", "pie"), data["frames"])}
+    seen = {"lp": data["synthetic"], **dict.fromkeys(("menpo", "celeba", "video", "pie"), data["frames"])}
     losses, _ = run(tmp_path, model, seen, settings)
     assert [set(losses[k]) - {"total"} for k in range(1, 5)] == [set(e) for e in without]
     assert all(v >= 0 for values in losses.values() for v in values.values())

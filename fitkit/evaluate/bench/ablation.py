@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fitkit.errors import InputError
+from fitkit.evaluate.bench.arms import Arm, expanded
 from fitkit.evaluate.bench.measure import load_person, measure
 from fitkit.evaluate.bench.photos import Tell, load_views
 from fitkit.evaluate.bench.truth import load_truth, subject_names
@@ -24,32 +25,24 @@ KEPT = ("now_mean", "now_median", "seconds", "status", "error")  # of what is me
 
 
 @dataclass(frozen=True)
-class Arm:
-    """A fit recipe with changes, under a name of its own."""
-
-    name: str
-    recipe: str = "multiview"
-    overrides: tuple[str, ...] = ()
-
-    def load(self) -> FitRecipe:
-        return replace(load_recipe(self.recipe, self.overrides), name=self.name)
-
-
-@dataclass(frozen=True)
 class AblationRecipe:
     """views: positions of the photos that are used, from 0, for each number of views; sets: name -> beginning
-    of the names of its subjects; arms: what is compared, the first is what gains are stated against."""
+    of the names of its subjects; arms: fit recipes with changes, the first is what gains are stated against;
+    recipe: of the arms that name none."""
 
     name: str
     arms: Annotated[tuple[Arm, ...], Length(1)]
     views: Annotated[tuple[Annotated[tuple[Natural, ...], Length(1)], ...], Length(1)] = ((0, 1, 2, 3, 4),)
     sets: dict[str, str] = field(default_factory=lambda: {"all": ""})
+    recipe: str = "multiview"
 
     def __post_init__(self):
         check_options(self, f"ablation '{self.name}'")
-        names = [arm.name for arm in self.arms]
-        if len(set(names)) < len(names):
-            raise InputError(f"ablation '{self.name}': two arms have one name; there are: {', '.join(names)}")
+        object.__setattr__(self, "arms", expanded(self.arms, f"ablation '{self.name}'"))
+
+    def plan(self, arm: Arm) -> FitRecipe:
+        """The recipe of an arm, under its name."""
+        return replace(load_recipe(arm.recipe or self.recipe, arm.overrides), name=arm.name)
 
 
 def load_ablation(name: str | os.PathLike = "ablation", overrides: Sequence[str] = ()) -> AblationRecipe:
@@ -90,7 +83,7 @@ def ablation(
             f"{data}: no subject belongs to a set of ablation '{recipe.name}' "
             f"({', '.join(recipe.sets.values())})"
         )
-    plans = [arm.load() for arm in recipe.arms]
+    plans = [recipe.plan(arm) for arm in recipe.arms]
     truths = {n: load_truth(Path(data) / "ground_truth" / n) for n in member}
     people = {
         views: [load_person(Path(data), n, truths[n], *load_views(Path(data) / n, views)) for n in member]

@@ -45,8 +45,8 @@ class FaceWarehouse(Protocol):
         if not options.correspondence:
             raise InputError(
                 "facewarehouse: options.correspondence is not set; give the .npz that says which point of "
-                "the face model each FaceWarehouse vertex is: options.correspondence=FILE (vertex [N], "
-                "triangle [N], barycentric [N, 3])"
+                "the face model each FaceWarehouse vertex is: options.correspondence=FILE, which "
+                "'fitkit model correspondence MODEL Tester_1/TrainingPose/pose_0.obj -o FILE' makes"
             )
         prediction.need("posed")
         truth, table = sample.truth(), read_correspondence(options.correspondence)
