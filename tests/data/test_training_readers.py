@@ -355,14 +355,14 @@ def test_real_labels_agree_with_their_own_landmarks():
         assert float((pixels - marks.points[0]).norm(dim=-1)[17:].mean() / box) < 0.07
 
 
-def test_multi_pie(tmp_path):
+def pie_tree(root):
+    """One instant of one person in the layout of Multi-PIE, with landmark files -> points [7, 68, 2]."""
     yaws = {"05_1": 0, "13_0": -30, "08_0": -45, "14_0": -15, "04_1": 30, "20_0": 60, "24_0": 90}
     state = views(list(yaws.values()))
     images, points = (
         photograph(MODEL, state, SIZE).expand(-1, 3, -1, -1),
         observe(MODEL, state, SIZE).landmarks.points.numpy(),
     )
-    root = tmp_path / "pie"
     for (camera, _), image, p in zip(yaws.items(), images, points):
         for shot in ("00", "07"):
             path = (
@@ -375,6 +375,12 @@ def test_multi_pie(tmp_path):
             if shot == "07":
                 write_pts(path.with_suffix(".pts"), p)
     (root / "session03").mkdir()
+    return points
+
+
+def test_multi_pie(tmp_path):
+    root = tmp_path / "pie"
+    points = pie_tree(root)
     data = MultiPie(root, MultiPieOptions(triplets=3, landmarks="files", size=160), MODEL)
     assert data.ids == tuple(f"001/session02_02_07_{k}" for k in range(3))
     for i in range(3):
@@ -472,10 +478,14 @@ def test_fits_as_labels_weighted_by_how_sure_they_are(fitted, tmp_path):
     shutil.copytree(folder, broken)
     with np.load(folder / "fitkit" / "parameters.npz") as arrays:
         np.savez(broken / "fitkit" / "parameters.npz", **{**arrays, "subject_name": str(folder)})
+    data = FitResults(broken.parent, FitResultsOptions(photos=str(folder.parent), size=64), model)
+    assert data[0].id == "anna"  # the name of the result is enough
+    shutil.move(broken, broken.with_name("ben"))
     with pytest.raises(
-        InputError, match="parameters.npz: subject_name: '.*anna': expected the name of something below"
+        InputError, match="parameters.npz: no subject 'ben' or '/.*anna' in .*; set the option photos to what"
     ):
         FitResults(broken.parent, FitResultsOptions(photos=str(folder.parent)), model)[0]
+    shutil.move(broken.with_name("ben"), broken)
     (broken / "fitkit" / "parameters.npz").write_bytes(b"nothing")
     with pytest.raises(InputError, match="anna/fitkit/parameters.npz: not a readable fitkit parameter file"):
         FitResults(broken.parent, FitResultsOptions(), model)[0]
