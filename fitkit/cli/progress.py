@@ -108,6 +108,26 @@ def batch_bar(quiet: bool) -> Iterator[Progress]:
         yield Progress(show)
 
 
+@contextmanager
+def photo_bar() -> Iterator[Progress]:
+    """The bar of a detection in many photos; each that has an error is a line."""
+    from tqdm import tqdm
+
+    with tqdm(unit="photo", disable=None, file=sys.stderr) as bar:
+
+        def show(step: Step) -> None:
+            if step.item is None:
+                bar.reset(step.count)
+                bar.initial = bar.last_print_n = bar.n = step.done
+                bar.refresh()
+                return
+            bar.update(step.done - bar.n)
+            if step.item.status == "error":
+                bar.write(f"Error: {step.item.message}", file=sys.stderr)
+
+        yield Progress(show)
+
+
 def rate_text(done: int, count: int, finished: int, seconds: float) -> str:
     """'120 of 1000 subjects, 3.10 per second, 5 min left'; finished: of those done, in these seconds."""
     if not finished or not seconds:

@@ -101,7 +101,8 @@ def run(work: Work[T], options: EngineOptions) -> Generator[T, None, None]:
     finally:
         for share in shares:
             with suppress(Exception):
-                share.handle.cancel(check=False)
+                if open_jobs.intersection(share.jobs):  # otherwise it ends by itself
+                    share.handle.cancel(check=False)
 
 
 def do_share(function: Any, jobs: Sequence[Any], lost: Any, timeout: Any) -> None:
