@@ -1,13 +1,13 @@
 """Batches: how fast, how much memory, and the same results by every engine.
 
-    python benchmarks/batches.py --subjects 200 --singles 10 --engines processes shards slurm ray --compared 40
+    python benchmarks/batches.py --subjects 200 --singles 10 --compared 40
 
-Renders people of `generic` with three small photos each. Throughput: seconds per person of single `fitkit fit`
-calls one after the other, as in a loop of a shell, against one `fitkit batch`. Memory: the resident memory of
-each process of that batch, twice a second; compared are the first and the last tenth of the time in which
-people are finished. Engines: the same people by one process, by processes, by three shards that are gathered,
-by Slurm (submitit's executor for one machine) and by Ray; every file must be the same, times apart. Linux
-only: processes are found in /proc.
+Renders people of `generic` with three small photos each. Throughput: seconds per person of single `fitkit
+fit` calls one after the other, as in a loop of a shell, against one `fitkit batch`. Memory: the resident
+memory of each process of that batch, twice a second; compared are the second and the last tenth of the people
+(while the first ones are fitted, libraries load). Engines: the same people by one process, by processes, by
+three shards that are gathered, by Slurm (submitit's executor for one machine) and by Ray; every file must be
+the same, times apart. Linux only: processes are found in /proc.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def finished(output: Path) -> int:
 
 
 def measured(arguments: Sequence[Any], output: Path) -> tuple[float, list[tuple[int, dict[int, float]]]]:
-    """Run a batch -> its seconds, and at each look how many were finished, and the memory of its processes."""
+    """Run a batch -> its seconds, and at each look how many were finished, and what memory its processes
+    had."""
     began, looks = time.monotonic(), []
     process = start([*arguments, "-o", output])
     while process.poll() is None:
@@ -67,12 +68,12 @@ def measured(arguments: Sequence[Any], output: Path) -> tuple[float, list[tuple[
 
 
 def memory(looks: Sequence[tuple[int, dict[int, float]]], count: int) -> dict[str, float]:
-    """MB of all processes together: median while the first, and the last tenth of the people were finished,
-    the loading of libraries left out."""
+    """MB of all processes together: medians while the second, and the last tenth of the people were
+    finished."""
     first = [sum(m.values()) for done, m in looks if 0.1 * count <= done < 0.2 * count]
     last = [sum(m.values()) for done, m in looks if 0.9 * count <= done < count]
-    out = {"first_tenth_mb": float(np.median(first)), "last_tenth_mb": float(np.median(last))}
-    return out | {"change_percent": 100 * (out["last_tenth_mb"] / out["first_tenth_mb"] - 1)}
+    out = {"second_tenth_mb": float(np.median(first)), "last_tenth_mb": float(np.median(last))}
+    return out | {"change_percent": 100 * (out["last_tenth_mb"] / out["second_tenth_mb"] - 1)}
 
 
 def throughput(place: Path, folder: Path, singles: int, workers: int, size: int) -> dict[str, Any]:

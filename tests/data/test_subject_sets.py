@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import write_pts
 from PIL import Image
-from test_training_readers import lp_source, pie_tree
+from training_layouts import lp_source, pie_tree
 
 from fitkit.data.landmark_mirror import with_mirrored_landmarks
 from fitkit.data.subject_sets import KINDS, READERS, SubjectSource, subject_set, subjects_of

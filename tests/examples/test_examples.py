@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -135,3 +136,11 @@ def test_own_energy(tmp_path):
     steps = [line for line in lines if line.startswith("  step ")]
     assert len(steps) == 2 and all("'eye_distance': " in line for line in steps)
     assert (tmp_path / "training" / "regressor.safetensors").exists()
+
+
+def test_a_data_set(tmp_path):
+    pytest.importorskip("matplotlib", reason="draws the histogram")
+    shutil.copytree(SAMPLE, tmp_path / "people" / "ada")
+    out = run("04_data_set.py", tmp_path / "people", tmp_path / "fits", cwd=tmp_path)
+    assert "1 subjects: 1 ok" in out and (tmp_path / "fits" / "errors.png").stat().st_size > 1000
+    assert (tmp_path / "fits" / "exported" / "ada" / "subject.glb").exists()
