@@ -1,9 +1,10 @@
 """Fits, batches and trainings that are killed at random moments, and what is left of them.
 
-    python benchmarks/kills.py --fits 10 --batches 5 --trainings 2
+    python benchmarks/kills.py --fits 10 --batches 5 --batch-workers 5 --shards 5 --trainings 2
 
 Each is run once undisturbed, then killed (SIGKILL and SIGTERM in turn) at moments drawn with --seed, and run
-again. Checked: the result is whole or absent after the kill; no process is left after 5 seconds; the second
+again; of a batch the first process is killed, or one of its workers (SIGKILL only), which it survives, or a
+shard. Checked: the result is whole or absent after the kill; no process is left after 5 seconds; the second
 run gives the same files, times apart; no temporary file is left after it. Linux only: processes are found in
 /proc.
 """
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,19 +32,22 @@ PROGRAM = (sys.executable, "-m", "fitkit")
 LEFT_AFTER = 5.0  # seconds in which all processes must have ended
 TIMES = ("time_s", "seconds", "machine")  # what differs from run to run
 # Not compared: event files of TensorBoard hold times, checkpoints are an archive that does.
-UNCOMPARED = ("tensorboard/", "checkpoint.ckpt", "distill.json")
+# The logs of a batch say when a subject was done.
+UNCOMPARED = ("tensorboard/", "checkpoint.ckpt", "distill.json", "batch.jsonl", "batch_1_of", "batch_2_of")
 
 
 @dataclass(frozen=True)
 class Command:
     """What is killed. arguments: of fitkit, without the output; again: more of them for the run after the
-    kill; whole: whether a folder, which is there, is a whole result; by_name: 'fit', 'batch' or
-    'training'."""
+    kill; whole: whether a folder, which is there, is a whole result; worker: one of its workers is killed and
+    not itself; after: arguments of commands that follow the second run, and the undisturbed one."""
 
     kind: str
     arguments: Sequence[str]
     again: Sequence[str]
     whole: Callable[[Path], bool]
+    worker: bool = False
+    after: Sequence[Sequence[str]] = ()
 
 
 def start(command: Sequence[str], stderr: int = subprocess.DEVNULL) -> subprocess.Popen:
@@ -74,6 +79,16 @@ def session(number: int) -> list[int]:
                 continue
             if int(sid) == number and state not in "ZX":
                 found.append(int(entry.name))
+    return found
+
+
+def workers_of(number: int) -> list[int]:
+    """Worker processes of the session of a batch."""
+    found = []
+    for process in session(number):
+        with suppress(OSError):
+            if b"spawn_main" in Path(f"/proc/{process}/cmdline").read_bytes():
+                found.append(process)
     return found
 
 
@@ -116,7 +131,11 @@ def killed_once(
     try:
         process.wait(timeout=moment)
     except subprocess.TimeoutExpired:
-        process.send_signal(number)
+        if command.worker:
+            for victim in workers_of(process.pid)[:1]:
+                os.kill(victim, signal.SIGKILL)
+        else:
+            process.send_signal(number)
     process.wait()
     time_left = time.monotonic() + LEFT_AFTER
     while session(process.pid) and time.monotonic() < time_left:
@@ -132,6 +151,10 @@ def killed_once(
     wrong = run([*command.arguments, *(["--overwrite"] if there else command.again), "-o", output])
     if wrong:
         faults.append(f"the second run: {wrong}")
+    for more in command.after:
+        wrong = run([*more, "-o", output])
+        if wrong:
+            faults.append(f"{more[0]}: {wrong}")
     found = contents(output)
     different = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
     if different:
@@ -145,11 +168,13 @@ def measure(command: Command, count: int, draw: random.Random, place: Path) -> d
     """`count` kills of one kind -> seconds of the undisturbed run, and a row for each kill."""
     began = time.monotonic()
     wrong = run([*command.arguments, "-o", place / "whole" / "out"])
+    for more in command.after:
+        wrong = wrong or run([*more, "-o", place / "whole" / "out"])
     if wrong:
         raise SystemExit(f"{command.kind}: the undisturbed run failed: {wrong}")
     seconds, expected, rows = time.monotonic() - began, contents(place / "whole" / "out"), []
     for i in range(count):
-        number = (signal.SIGKILL, signal.SIGTERM)[i % 2]
+        number = (signal.SIGKILL, signal.SIGTERM)[i % 2 if not command.worker else 0]
         # The last quarter of a fit is the writing of its result.
         moment = seconds * (draw.uniform(0.05, 1.0) if i % 3 else draw.uniform(0.75, 1.0))
         faults = killed_once(command, number, moment, place / "killed", expected)
@@ -165,7 +190,7 @@ def measure(command: Command, count: int, draw: random.Random, place: Path) -> d
 def commands(place: Path, people: Path, workers: int) -> dict[str, Command]:
     """What is killed: a fit of one of `people` (a folder of `fitkit synth`), a batch of all of them, a
     training on them."""
-    from fitkit.fitting.batch import read_report
+    from fitkit.fitting.batch_records import RECORDS, read_report
     from fitkit.io.result_folder import ENTRIES
     from fitkit.io.subject import is_result
 
@@ -175,7 +200,7 @@ def commands(place: Path, people: Path, workers: int) -> dict[str, Command]:
 
     def whole_batch(folder: Path) -> bool:
         read_report(folder)
-        results = [p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir()]
+        results = [p for p in folder.iterdir() if not p.name.startswith((".", RECORDS)) and p.is_dir()]
         return all(is_result(p) for p in results)
 
     recipe = place / "tiny.yaml"
@@ -198,10 +223,18 @@ def commands(place: Path, people: Path, workers: int) -> dict[str, Command]:
         encoding="utf-8",
     )
     fast = ["--recipe", "landmarks", "--init", "landmarks", "-q"]
+    several = ["batch", people, *fast, "--workers", str(workers)]
+    part = ["batch", people, *fast, "--shard"]
     return {
         "fit": Command("fit", ["fit", people / "subject_00000", *fast], [], whole_result),
-        "batch": Command(
-            "batch", ["batch", people, *fast, "--workers", str(workers)], ["--resume"], whole_batch
+        "batch": Command("batch", several, ["--resume"], whole_batch),
+        "worker": Command("worker", [*several, "--retries", "2"], ["--resume"], whole_batch, worker=True),
+        "shard": Command(
+            "shard",
+            [*part, "1/2"],
+            ["--resume"],
+            whole_batch,
+            after=([*part, "2/2", "--resume"], ["batch", people, "--collect"]),
         ),
         "training": Command("training", ["train-regressor", recipe, "-q"], ["--resume"], lambda folder: True),
     }
@@ -209,7 +242,8 @@ def commands(place: Path, people: Path, workers: int) -> dict[str, Command]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    for name, count in (("fits", 10), ("batches", 5), ("trainings", 2)):
+    counts = {"fits": 10, "batches": 5, "batch-workers": 5, "shards": 5, "trainings": 2}
+    for name, count in counts.items():
         parser.add_argument(
             f"--{name}", type=int, default=count, help=f"{name} that are killed (default {count})"
         )
@@ -244,6 +278,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for kind, count in (
             ("fit", options.fits),
             ("batch", options.batches),
+            ("worker", options.batch_workers),
+            ("shard", options.shards),
             ("training", options.trainings),
         ):
             if count:
@@ -251,7 +287,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 report[kind] = measure(command, count, random.Random(f"{options.seed} {kind}"), place / kind)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    kills = [row for kind in ("fit", "batch", "training") if kind in report for row in report[kind]["kills"]]
+    kinds = ("fit", "batch", "worker", "shard", "training")
+    kills = [row for kind in kinds if kind in report for row in report[kind]["kills"]]
     bad = sum(bool(row["faults"]) for row in kills)
     print(f"{len(kills)} kills, {bad} with faults")
     return 1 if bad else 0

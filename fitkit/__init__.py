@@ -22,9 +22,11 @@ _PUBLIC = {
     "FitResult": "fitkit.fitting.result",
     "FitkitError": "fitkit.errors",
     "Subject": "fitkit.io.subject",
+    "batch": "fitkit.export.batch_table",
     "convert": "fitkit.fitting.convert",
     "fit": "fitkit.fitting.run",
     "fit_many": "fitkit.fitting.run",
+    "load_batch": "fitkit.export.batch_table",
     "load_model": "fitkit.models.registry",
     "load_parameters": "fitkit.scene.parameters",
     "load_recipe": "fitkit.fitting.recipe",
@@ -32,6 +34,7 @@ _PUBLIC = {
     "load_subject": "fitkit.io.subject",
     "register_energy": "fitkit.energies.registry",
     "subject_from_images": "fitkit.io.subject",
+    "subjects_of": "fitkit.data.subject_sets",
 }
 __all__ = [*_PUBLIC]
 

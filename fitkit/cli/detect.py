@@ -47,9 +47,22 @@ MASKS = "masks"
     metavar="FILE",
     help="Weights of the parser, regressor.safetensors; default: landmarks and colours tell the head.",
 )
+@click.option(
+    "--tree",
+    is_flag=True,
+    help="IMAGES is one folder: fill DIR (-o) with a .pts for every photo below it, laid out alike.",
+)
+@click.option(
+    "--workers",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="W",
+    help="Processes of --tree, each with one thread.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace landmark files that are there, and masks.")
 @click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
-def detect(images, output, landmarks, masks, weights, overwrite, device):
+def detect(images, output, landmarks, masks, weights, tree, workers, overwrite, device):
     """Find the face in each of IMAGES (files or folders of photos) and write its 68 landmarks.
 
     Writes STEM.pts, which `fitkit fit` takes instead of a detector, and landmarks/STEM_landmarks.png to look
@@ -57,9 +70,14 @@ def detect(images, output, landmarks, masks, weights, overwrite, device):
     are passed over. Of several faces the largest is taken. `fitkit fit` uses the pixels that are white in
     masks/STEM.png and no others.
 
-    The exit code is 0 when nothing failed.
+    With --tree a data set that nothing is written into gets its landmarks once: fitkit batch and other
+    commands take them with --landmark-folder. What is there stays, so a run that was stopped goes on.
+
+    The exit code is 0 when nothing failed; with --tree photos without a face are no failure.
 
     Example: fitkit detect photos_of_anna/
+
+    Example: fitkit detect MultiPIE/ --tree -o marks --workers 8
     """
     from fitkit.fitting.head_masks import load_parser
     from fitkit.fitting.run import check_device
@@ -69,6 +87,9 @@ def detect(images, output, landmarks, masks, weights, overwrite, device):
 
     if landmarks == "files":
         raise InputError("--landmarks files: nothing would be detected; name a detector, e.g. builtin")
+    if tree:
+        _detect_tree(images, output, landmarks, masks, overwrite, device, workers)
+        return
     photos, failed = _photos(images)
     for line in failed:
         click.echo(f"Error: {line}", err=True)
@@ -102,6 +123,27 @@ def detect(images, output, landmarks, masks, weights, overwrite, device):
                 failed.append(str(error))
                 click.echo(f"Error: {error}", err=True)
     if failed:
+        sys.exit(1)
+
+
+def _detect_tree(images, output, landmarks, masks, overwrite, device, workers) -> None:
+    from fitkit.cli.progress import photo_bar
+    from fitkit.data.landmark_mirror import NO_FACE, fill_mirror
+    from fitkit.fitting.run import check_device
+
+    if len(images) != 1 or output is None:
+        raise InputError("--tree: expected one folder and -o DIR for the landmark files")
+    if masks:
+        raise InputError("--tree writes landmark files only; leave --masks out")
+    check_device(device)
+    with photo_bar() as progress:
+        done = fill_mirror(images[0], output, landmarks, device, workers, overwrite, progress)
+    counts = {status: sum(one.status == status for one in done) for status in ("written", "no face", "error")}
+    click.echo(
+        f"{len(done)} photos: {counts['written']} landmark files written, {counts['no face']} without a face "
+        f"({output / NO_FACE}), {counts['error']} with an error; {output}"
+    )
+    if counts["error"]:
         sys.exit(1)
 
 

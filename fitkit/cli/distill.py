@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
+from fitkit.cli.batch import data_options
 from fitkit.cli.progress import training_bar
 from fitkit.io.progress import Progress
 
 
 @click.command()
-@click.argument("photos", type=click.Path(path_type=Path))
+@click.argument("photos", metavar="DATA")
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the rounds.")
@@ -33,14 +34,27 @@ from fitkit.io.progress import Progress
     metavar="FILE",
     help="Network that the first fits may start from; default: none.",
 )
+@data_options
 @click.option("--workers", type=int, default=1, show_default=True, metavar="W", help="Processes that fit.")
 @click.option("--resume", is_flag=True, help="Go on with the rounds that are in the folder.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
 def distill(
-    photos, recipe, overrides, output, rounds, fit_recipe, fit_overrides, init_weights, workers, resume, quiet
+    photos,
+    recipe,
+    overrides,
+    output,
+    rounds,
+    fit_recipe,
+    fit_overrides,
+    init_weights,
+    data_options,
+    landmark_folder,
+    workers,
+    resume,
+    quiet,
 ):
-    """Fit all subject folders below PHOTOS, train the network of RECIPE on the fits, fit again from where it
-    starts, and so on.
+    """Fit all subjects of DATA (as of fitkit batch: a folder of subject folders, a table of photos,
+    KIND:PATH), train the network of RECIPE on the fits, fit again from where it starts, and so on.
 
     RECIPE is one of fitkit train-regressor with a data set 'fits'; KEY=VALUE changes it. OUTPUT/distill.json
     compares the rounds.
@@ -48,6 +62,7 @@ def distill(
     Example: fitkit distill people/ fitkit-init data.synthetic.folder=rendered data.frames.folder=people -o
     rounds
     """
+    from fitkit.data.subject_sets import SubjectSource
     from fitkit.train.distill import distill as run
 
     try:
@@ -60,7 +75,7 @@ def distill(
                     bar.step_done(step.done, {})
 
             report = run(
-                photos,
+                SubjectSource(photos, tuple(data_options), landmark_folder),
                 recipe,
                 output,
                 rounds,

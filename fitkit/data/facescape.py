@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def wild_samples(folder: str | os.PathLike) -> list[EvaluationSample]:
     return samples
 
 
-def lab_samples(folder: str | os.PathLike, views: Sequence[Sequence[int]] = ()) -> list[EvaluationSample]:
+def lab_samples(folder: str | os.PathLike, views: tuple[tuple[int, ...], ...] = ()) -> list[EvaluationSample]:
     """FS-Lab: id 'ID_FOCAL_VIEW' such as '00_0_00', group 'focal 1200, 30 deg'; truth in the camera frame in
     mm with more = K, rotation, center.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -10,10 +10,11 @@ from typing import Annotated
 import torch
 
 from fitkit.data.face_dataset import FaceDataset, Sample
+from fitkit.data.subject_sets import SubjectSource
 from fitkit.errors import InputError
-from fitkit.io.foreign import foreign_file, inside
+from fitkit.io.foreign import foreign_file
 from fitkit.io.options import Length, Pixels, Positive
-from fitkit.io.subject import load_subject
+from fitkit.io.subject import Subject, load_subject
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import CropOptions, crop_views
 from fitkit.observe.label_crops import in_crop
@@ -28,12 +29,16 @@ PARAMETERS, METRICS = "parameters.npz", "metrics.json"
 
 @dataclass(frozen=True)
 class FitResultsOptions:
-    """photos: folder with the subject folders, one for each result by its name; empty: the photos lie in the
-    folder above the result, where `fitkit fit` puts it; status: of the fits that count; sigma: standard
-    deviation of a coefficient where a fit states none; landmarks: 'files' those beside the photos where there
-    are any, 'fit' those of the fitted face; size: side of the pictures that are read, px."""
+    """photos: what was fitted, as `fitkit batch` takes it: a folder with the subject folders, one for each
+    result by its name, a table of photos, or KIND:PATH, with photo_options of its kind and a landmark_folder;
+    empty: the photos lie in the folder above the result, where `fitkit fit` puts it; status: of the fits that
+    count; sigma: standard deviation of a coefficient where a fit states none; landmarks: 'files' those beside
+    the photos where there are any, 'fit' those of the fitted face; size: side of the pictures that are read,
+    px."""
 
     photos: str = ""
+    photo_options: tuple[str, ...] = ()
+    landmark_folder: str = ""
     status: Annotated[tuple[str, ...], Length(1)] = ("ok",)
     sigma: Positive = 0.5
     landmarks: str = "files"
@@ -71,6 +76,7 @@ class FitResults(FaceDataset):
                 f"{folder}: none of {len(found)} results of fitkit fit below it has status "
                 f"{' or '.join(options.status)}"
             )
+        self._photos = _photos(options)
         names = [p.parent if p.name == "fitkit" else p for p in self.folders]
         self.ids = tuple(n.relative_to(folder).as_posix() if n != folder else folder.name for n in names)
 
@@ -84,13 +90,7 @@ class FitResults(FaceDataset):
             parameters.check_model(self.model)
         except InputError as error:
             raise InputError(f"{folder / PARAMETERS}: {error}") from error
-        place = folder.parent
-        if self.options.photos:
-            try:
-                place = inside(Path(self.options.photos), parameters.subject_name)
-            except InputError as error:
-                raise InputError(f"{folder / PARAMETERS}: subject_name: {error}") from error
-        subject = load_subject(place, ignore=[folder] if folder.parent == place else [])
+        subject, place = self._subject(folder, self.ids[index], parameters)
         views = {v.name: v for v in subject.views}
         missing = [n for n in parameters.view_names if n not in views]
         if missing:
@@ -121,6 +121,19 @@ class FitResults(FaceDataset):
         wanted = {name: there[name] for name in self.labels & set(there)}
         return {"crop_points": in_crop(marked, state.camera), **wanted}
 
+    def _subject(self, folder: Path, name: str, parameters: Parameters) -> tuple[Subject, str]:
+        """The photos of a result, and where they are."""
+        if not self.options.photos:
+            return load_subject(folder.parent, ignore=[folder]), str(folder.parent)
+        # Of a batch the result has the name of the subject; others are known by what they say of themselves.
+        load = self._photos.get(name) or self._photos.get(parameters.subject_name)
+        if load is None:
+            raise InputError(
+                f"{folder / PARAMETERS}: no subject '{name}' or '{parameters.subject_name}' in "
+                f"{self.options.photos}; set the option photos to what was fitted"
+            )
+        return load(), f"{self.options.photos}, subject {name}"
+
     def _landmarks(self, parameters: Parameters, views) -> Landmarks:
         own = [v.landmarks for v in views]
         B = len(views)
@@ -148,6 +161,14 @@ class FitResults(FaceDataset):
         if covariance is None:
             return torch.full_like(parameters.state.identity, self.options.sigma).float()
         return covariance.diagonal().clamp_min(0).sqrt().clamp_max(1.0).float()[None]
+
+
+def _photos(options: FitResultsOptions) -> dict[str, Callable[[], Subject]]:
+    """Name -> what loads the photos of a subject."""
+    if not options.photos:
+        return {}
+    source = SubjectSource(options.photos, options.photo_options, options.landmark_folder)
+    return {entry.name: entry.load for entry in source.entries()}
 
 
 def _status(folder: Path) -> str:

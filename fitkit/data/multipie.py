@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +12,14 @@ import numpy as np
 import torch
 
 from fitkit.data.face_dataset import FaceDataset, Sample
+from fitkit.data.landmark_mirror import mirrored
 from fitkit.data.samples import DataSet
 from fitkit.data.subject_frames import observe_subject
 from fitkit.errors import InputError
 from fitkit.io.images import SUFFIXES
 from fitkit.io.landmark_files import SUFFIXES as LANDMARK_SUFFIXES
 from fitkit.io.options import Degrees, Pixels, Range
-from fitkit.io.subject import subject_from_images
+from fitkit.io.subject import Subject, subject_from_images
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.labels import Labels
 
@@ -70,77 +73,94 @@ class MultiPie(FaceDataset):
 
     name, terms = "Multi-PIE", DATA.terms
 
-    def __init__(self, folder: Path, options: MultiPieOptions, model: FaceModel):
+    def __init__(self, folder: Path, options: MultiPieOptions, model: FaceModel | None = None):
         """Raises InputError: not this layout, or nothing of what the options ask for."""
-        self.root, self.options = DATA.root(folder), options
-        sessions = [s for s in sorted(self.root.glob("session*")) if (s / "multiview").is_dir()]
-        if not sessions:
-            raise DATA.missing(self.root, "no folder sessionSS/multiview")
-        low, high = options.side
-        left = [c for c, yaw in CAMERAS.items() if -high <= yaw <= -low]
-        right = [c for c, yaw in CAMERAS.items() if low <= yaw <= high]
-        ids, places = [], []
-        for session in sessions:
-            if options.sessions and session.name.removeprefix("session") not in options.sessions:
-                continue
-            for recording in sorted(p for p in session.glob("multiview/*/*") if p.is_dir()):
-                if options.recordings and recording.name not in options.recordings:
-                    continue
-                for shot in self._shots(recording):
-                    there = [[c for c in side if self._picture(recording, c, shot)] for side in (left, right)]
-                    if not any(there):
-                        continue
-                    subject = recording.parent.name
-                    rng = np.random.default_rng(
-                        [
-                            int(n)
-                            for n in (session.name.removeprefix("session"), subject, recording.name, shot)
-                        ]
-                    )
-                    for k in range(options.triplets):
-                        ids.append(f"{subject}/{session.name}_{recording.name}_{shot}_{k}")
-                        places.append(
-                            (recording, shot, (FRONT, *(str(rng.choice(side)) for side in there if side)))
-                        )
-        if not ids:
-            raise DATA.missing(
-                self.root,
-                f"no picture of camera {FRONT} with one beside it for the sessions, recordings and shots "
-                "asked for",
-            )
-        self.ids, self._places = tuple(ids), places
-
-    def _shots(self, recording: Path) -> list[str]:
-        found = {
-            p.stem.rpartition("_")[2] for p in (recording / FRONT).glob("*") if p.suffix.lower() in SUFFIXES
-        }
-        shots = sorted(s for s in found if s.isdecimal())
-        if not all(n.isdecimal() for n in (recording.parent.name, recording.name)):
-            return []
-        return [s for s in shots if not self.options.shots or s in self.options.shots]
-
-    def _picture(self, recording: Path, camera: str, shot: str) -> Path | None:
-        session = recording.parents[2].name.removeprefix("session")
-        stem = f"{recording.parent.name}_{session}_{recording.name}_{camera.replace('_', '')}_{shot}"
-        return next((p for s in SUFFIXES if (p := recording / camera / (stem + s)).is_file()), None)
+        self.options = options
+        triplets = multipie_triplets(folder, options)
+        self.ids, self._photos = tuple(name for name, _ in triplets), [load for _, load in triplets]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
-        recording, shot, cameras = self._places[index]
-        paths = [self._picture(recording, c, shot) for c in cameras]
-        landmarks = [self._landmarks(p) for p in paths] if self.options.landmark_folder else None
-        subject = subject_from_images(paths, landmarks, names=list(cameras), name=self.ids[index])
-        seen = observe_subject(subject, self.options.landmarks, self.options.size, str(recording))
+        subject = self._photos[index]()
+        where = str(subject.views[0].path)
+        seen = observe_subject(subject, self.options.landmarks, self.options.size, where)
         labels = Labels(moment=torch.zeros(seen.num_views, dtype=torch.int64))  # one instant
         return Sample(self.ids[index], replace(seen, labels=labels))
 
-    def _landmarks(self, picture: Path) -> Path:
-        stem = Path(self.options.landmark_folder) / picture.relative_to(self.root).with_suffix("")
-        found = next((p for s in LANDMARK_SUFFIXES if (p := Path(f"{stem}{s}")).is_file()), None)
-        if found is None:
-            raise InputError(
-                f"{stem}: no landmark file ({', '.join('*' + s for s in LANDMARK_SUFFIXES)}) for {picture}"
-            )
-        return found
+
+def multipie_triplets(folder: Path, options: MultiPieOptions) -> list[tuple[str, Callable[[], Subject]]]:
+    """The id of each triplet, 'SUBJECT/SESSION_RECORDING_SHOT_K', and what reads its photos.
+
+    Raises:
+        InputError: not this layout, or nothing of what the options ask for.
+    """
+    root = DATA.root(folder)
+    sessions = [s for s in sorted(root.glob("session*")) if (s / "multiview").is_dir()]
+    if not sessions:
+        raise DATA.missing(root, "no folder sessionSS/multiview")
+    low, high = options.side
+    left = [c for c, yaw in CAMERAS.items() if -high <= yaw <= -low]
+    right = [c for c, yaw in CAMERAS.items() if low <= yaw <= high]
+    triplets: list[tuple[str, Callable[[], Subject]]] = []
+    for session in sessions:
+        if options.sessions and session.name.removeprefix("session") not in options.sessions:
+            continue
+        for recording in sorted(p for p in session.glob("multiview/*/*") if p.is_dir()):
+            if options.recordings and recording.name not in options.recordings:
+                continue
+            for shot in _shots(recording, options.shots):
+                there = [[c for c in side if _picture(recording, c, shot)] for side in (left, right)]
+                if not any(there):
+                    continue
+                subject = recording.parent.name
+                rng = np.random.default_rng(
+                    [int(n) for n in (session.name.removeprefix("session"), subject, recording.name, shot)]
+                )
+                for k in range(options.triplets):
+                    name = f"{subject}/{session.name}_{recording.name}_{shot}_{k}"
+                    cameras = (FRONT, *(str(rng.choice(side)) for side in there if side))
+                    load = partial(_triplet, root, options.landmark_folder, recording, shot, cameras, name)
+                    triplets.append((name, load))
+    if not triplets:
+        raise DATA.missing(
+            root,
+            f"no picture of camera {FRONT} with one beside it for the sessions, recordings and shots asked "
+            "for",
+        )
+    return triplets
+
+
+def _shots(recording: Path, wanted: tuple[str, ...]) -> list[str]:
+    found = {p.stem.rpartition("_")[2] for p in (recording / FRONT).glob("*") if p.suffix.lower() in SUFFIXES}
+    shots = sorted(s for s in found if s.isdecimal())
+    if not all(n.isdecimal() for n in (recording.parent.name, recording.name)):
+        return []
+    return [s for s in shots if not wanted or s in wanted]
+
+
+def _picture(recording: Path, camera: str, shot: str) -> Path | None:
+    session = recording.parents[2].name.removeprefix("session")
+    stem = f"{recording.parent.name}_{session}_{recording.name}_{camera.replace('_', '')}_{shot}"
+    return next((p for s in SUFFIXES if (p := recording / camera / (stem + s)).is_file()), None)
+
+
+def _triplet(
+    root: Path, landmark_folder: str, recording: Path, shot: str, cameras: tuple[str, ...], name: str
+) -> Subject:
+    """Photos of one instant; their names are those of the cameras."""
+    paths = [_picture(recording, c, shot) for c in cameras]
+    landmarks = [_landmarks(Path(landmark_folder), root, p) for p in paths] if landmark_folder else None
+    moments = ["instant"] * len(paths)
+    return subject_from_images(paths, landmarks, names=list(cameras), name=name, moments=moments)
+
+
+def _landmarks(mirror: Path, root: Path, picture: Path) -> Path:
+    found = mirrored(mirror, root, picture)
+    if found is None:
+        stem = mirror / picture.relative_to(root).with_suffix("")
+        raise InputError(
+            f"{stem}: no landmark file ({', '.join('*' + s for s in LANDMARK_SUFFIXES)}) for {picture}"
+        )
+    return found

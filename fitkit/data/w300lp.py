@@ -4,8 +4,9 @@ Model."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,6 +21,7 @@ from fitkit.errors import InputError
 from fitkit.io.foreign import foreign_file
 from fitkit.io.images import SUFFIXES, read_image
 from fitkit.io.options import Degrees, Pixels, Range
+from fitkit.io.subject import Subject, subject_from_images
 from fitkit.models.face_model import FaceModel
 from fitkit.models.formats.bfm09 import DenseModel, read_3ddfa_model
 from fitkit.nets.mvfnet.convention import UNITS_PER_MM, pose_of_labels
@@ -178,6 +180,105 @@ def _check(path: Path, key: str, value: np.ndarray, size: tuple[int, ...]) -> np
     return value
 
 
+@dataclass(frozen=True)
+class _Source:
+    """One sample: pictures of one source picture, and which of their triplets is drawn."""
+
+    id: str
+    paths: tuple[Path, ...]
+    number: int
+
+
+def _sources(folder: Path, options: W300LPOptions) -> list[_Source]:
+    root = DATA.root(folder)
+    sets = [
+        root / (s + end)
+        for s in SETS
+        for end in (("", "_Flip") if options.flips else ("",))
+        if (root / (s + end)).is_dir()
+    ]
+    sources: dict[str, list[Path]] = {}
+    for place in sets or [root]:
+        for path in sorted(place.iterdir()):
+            if path.suffix.lower() in SUFFIXES and path.with_suffix(".mat").is_file():
+                stem = re.sub(r"_\d+$", "", path.stem) if sets else path.stem
+                sources.setdefault(f"{place.name}/{stem}" if sets else stem, []).append(path)
+    if not sources:
+        raise DATA.missing(root, "no picture with a .mat beside it")
+    first = next(iter(sources.values()))[0].with_suffix(".mat")
+    if sets and not options.bfm and points_file(first) is None:
+        raise _no_points(first)
+    found = []
+    for name, paths in sources.items():
+        # The mirrored copy of a person belongs to the person: what is held out is held out in both.
+        place_name, source = name.split("/") if sets else ("picture", name)
+        for k in range(options.triplets if sets else 1):
+            found.append(_Source(f"{source}/{place_name}/{k}", tuple(paths), k))
+    return found
+
+
+@lru_cache(maxsize=2)
+def _dense(folder: str) -> DenseModel | None:
+    return read_3ddfa_model(Path(folder)) if folder else None
+
+
+def _views(
+    source: _Source, options: W300LPOptions
+) -> tuple[list[Path], list[np.ndarray], list[LpLabels], list[bool]]:
+    """Files, pictures, labels with points, and which pictures are mirrored, of one triplet."""
+    read = [read_lp_labels(p.with_suffix(".mat")) for p in source.paths]
+    chosen = [(0, False)]
+    if len(source.paths) > 1:
+        chosen = _choose([label.yaw for label in read], source.number, options)
+    paths = [source.paths[i] for i, _ in chosen]
+    views = [_view(p, read[i], turned, options) for p, (i, turned) in zip(paths, chosen)]
+    return (
+        paths,
+        [image for image, _ in views],
+        [label for _, label in views],
+        [turned for _, turned in chosen],
+    )
+
+
+def _view(path: Path, labels: LpLabels, turned: bool, options: W300LPOptions) -> tuple[np.ndarray, LpLabels]:
+    """Picture and labels with points, mirrored or as they are."""
+    image = read_image(path)[0]
+    height, width = image.shape[:2]
+    dense = _dense(options.bfm)
+    labels = with_points(labels, path.with_suffix(".mat"), width, height, options.points, dense)
+    return (np.ascontiguousarray(image[:, ::-1]), labels.mirrored(width)) if turned else (image, labels)
+
+
+def _choose(yaw: list[float], number: int, options: W300LPOptions) -> list[tuple[int, bool]]:
+    """A frontal view, one to the left and one to the right: index, and whether it is mirrored. Another
+    triplet for each `number`."""
+    low, high = options.side
+    front = [(i, False) for i, y in enumerate(yaw) if abs(y) <= options.front]
+    left, right = ([(i, False) for i, y in enumerate(yaw) if low <= sign * y <= high] for sign in (-1, 1))
+    if options.mirror:
+        left, right = left or [(i, True) for i, _ in right], right or [(i, True) for i, _ in left]
+    rng = np.random.default_rng([number, len(yaw)])
+    chosen = [group[int(rng.integers(len(group)))] for group in (front, left, right) if group]
+    return chosen or [(int(np.argmin(np.abs(yaw))), False)]
+
+
+def lp_subjects(folder: Path, options: W300LPOptions) -> list[tuple[str, Callable[[], Subject]]]:
+    """The id of each sample of `W300LP`, and what reads its pictures with their labelled points.
+
+    Raises:
+        InputError: not this layout, or a BFM that cannot be used.
+    """
+    return [(source.id, partial(_subject, source, options)) for source in _sources(folder, options)]
+
+
+def _subject(source: _Source, options: W300LPOptions) -> Subject:
+    """The turned pictures of one face: one expression."""
+    paths, images, labels, turned = _views(source, options)
+    names = [p.stem + "_mirrored" * t for p, t in zip(paths, turned)]
+    points, moments = [label.points for label in labels], ["instant"] * len(paths)
+    return subject_from_images(images, points, names=names, name=source.id, moments=moments)
+
+
 class W300LP(FaceDataset):
     """Triplets of one source picture: frontal, turned to the left, turned to the right, as far as they are
     there.
@@ -194,41 +295,16 @@ class W300LP(FaceDataset):
     def __init__(self, folder: Path, options: W300LPOptions, model: FaceModel):
         """Raises InputError: not this layout, or a BFM that cannot be used."""
         self.options, self.model = options, model
-        root = DATA.root(folder)
-        sets = [
-            root / (s + end)
-            for s in SETS
-            for end in (("", "_Flip") if options.flips else ("",))
-            if (root / (s + end)).is_dir()
-        ]
-        sources: dict[str, list[Path]] = {}
-        for place in sets or [root]:
-            for path in sorted(place.iterdir()):
-                if path.suffix.lower() in SUFFIXES and path.with_suffix(".mat").is_file():
-                    stem = re.sub(r"_\d+$", "", path.stem) if sets else path.stem
-                    sources.setdefault(f"{place.name}/{stem}" if sets else stem, []).append(path)
-        if not sources:
-            raise DATA.missing(root, "no picture with a .mat beside it")
-        times = options.triplets if sets else 1
-        # The mirrored copy of a person belongs to the person: what is held out is held out in both.
-        named = [name.partition("/")[::2] if sets else ("picture", name) for name in sources]
-        self.ids = tuple(f"{source}/{place}/{k}" for place, source in named for k in range(times))
-        self._sources = [(paths, k) for paths in sources.values() for k in range(times)]
-        self.dense = read_3ddfa_model(Path(options.bfm)) if options.bfm else None
+        self._sources = _sources(folder, options)
+        self.ids = tuple(source.id for source in self._sources)
+        self.dense = _dense(options.bfm)
         self.codes = None if self.dense is None else BfmCodes.of(self.dense, model)
-        first = self._sources[0][0][0].with_suffix(".mat")
-        if sets and self.dense is None and points_file(first) is None:
-            raise _no_points(first)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
-        paths, number = self._sources[index]
-        read = [read_lp_labels(p.with_suffix(".mat")) for p in paths]
-        chosen = self._triplet([label.yaw for label in read], number) if len(paths) > 1 else [(0, False)]
-        paths = [paths[i] for i, _ in chosen]
-        images, labels = zip(*(self._view(p, read[i], turned) for p, (i, turned) in zip(paths, chosen)))
+        paths, images, labels, _ = _views(self._sources[index], self.options)
         points = torch.from_numpy(np.stack([label.points for label in labels])).float()
         valid = torch.isfinite(points).all(-1)
         jaw = labels[0].jaw
@@ -249,25 +325,6 @@ class W300LP(FaceDataset):
                 truth, points3d=head, crop_points=torch.cat([seen.landmarks.points, places[..., 2:]], -1)
             )
         return Sample(self.ids[index], replace(seen, labels=truth), truth)
-
-    def _view(self, path: Path, labels: LpLabels, mirrored: bool) -> tuple[np.ndarray, LpLabels]:
-        """Picture and labels with points, mirrored or as they are."""
-        image = read_image(path)[0]
-        height, width = image.shape[:2]
-        labels = with_points(labels, path.with_suffix(".mat"), width, height, self.options.points, self.dense)
-        return (np.ascontiguousarray(image[:, ::-1]), labels.mirrored(width)) if mirrored else (image, labels)
-
-    def _triplet(self, yaw: list[float], number: int) -> list[tuple[int, bool]]:
-        """A frontal view, one to the left and one to the right: index, and whether it is mirrored. Another
-        triplet for each `number`."""
-        low, high = self.options.side
-        front = [(i, False) for i, y in enumerate(yaw) if abs(y) <= self.options.front]
-        left, right = ([(i, False) for i, y in enumerate(yaw) if low <= sign * y <= high] for sign in (-1, 1))
-        if self.options.mirror:
-            left, right = left or [(i, True) for i, _ in right], right or [(i, True) for i, _ in left]
-        rng = np.random.default_rng([number, len(yaw)])
-        chosen = [group[int(rng.integers(len(group)))] for group in (front, left, right) if group]
-        return chosen or [(int(np.argmin(np.abs(yaw))), False)]
 
     def _state(
         self, labels: Sequence[LpLabels], images: Sequence[np.ndarray], marks: Landmarks

@@ -1,360 +1,317 @@
-"""Fits of all subjects below a folder, on the cores of one machine."""
+"""Fits of all subjects of a data set: on the cores of one machine, in shards, or on a cluster."""
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-import shlex
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
-from fitkit.errors import FitkitError, InputError, unexpected
+from fitkit.data.subject_sets import FOLDERS, SubjectEntry, SubjectSource, source_of
+from fitkit.errors import InputError
+from fitkit.fitting.batch_job import Job, fit_jobs, found_rows, lost_rows, time_limit
+from fitkit.fitting.batch_records import (
+    FITTING,
+    LOG,
+    RECORDS,
+    REPORT,
+    BatchRow,
+    Ledger,
+    check_names,
+    known_rows,
+    record_path,
+    write_report,
+)
 from fitkit.fitting.recipe import FitRecipe
-from fitkit.fitting.result import FitResult
-from fitkit.fitting.run import check_device, fit, fit_many
-from fitkit.io.atomic import writing, written_whole
-from fitkit.io.foreign import foreign_file, readable
-from fitkit.io.options import build, plain
+from fitkit.fitting.run import check_device
+from fitkit.io.array_job import Shard
+from fitkit.io.atomic import remove_litter, writing
+from fitkit.io.engines import EngineOptions, Work, check_engine, run_engine
+from fitkit.io.options import apply_overrides
 from fitkit.io.outputs import locked
 from fitkit.io.progress import Progress
-from fitkit.io.result_folder import ENTRIES, tidy
-from fitkit.io.subject import OUTPUT_FOLDER, Subject, is_result, load_subject, subject_folders
-from fitkit.io.workers import run_jobs
+from fitkit.io.result_folder import tidy
+from fitkit.io.subject import is_result
 from fitkit.models.registry import load_model
 
-log = logging.getLogger("fitkit")
-REPORT = "batch.json"
+AGAIN = ("killed", "timeout", "memory", "unexpected")  # reasons of errors that `retries` are for
+ENGINE_FILES = "batch_engine"  # folder of what an engine leaves: logs of Slurm
 
 
 @dataclass(frozen=True)
-class BatchRow:
-    """One subject of a batch. subject: name of its result, its path below the root; status: 'ok', 'doubtful'
-    or 'failed' of its fit, 'error' when there is none; message: the first reason why it is not ok, or the
-    error; reprojection_share: mean reprojection error over the face size; seconds: of the fit; iterations:
-    steps of the solver, those that were rejected too; views: photos that were fitted; start: which start the
-    fit took; expected_mm, upper_mm: expected error and its bound, see
-    `fitkit.fitting.findings.expected_error`; photos: their folder, relative to the root ('.' for the root
-    itself; '' in earlier reports)."""
+class BatchOptions:
+    """How a batch runs. Results do not depend on workers, engine, shard, timeout and retries.
 
-    subject: str
-    status: str
-    message: str = ""
-    reprojection_share: float | None = None
-    seconds: float = 0.0
-    iterations: int = 0
-    views: int = 0
-    start: str = ""
-    expected_mm: float | None = None
-    upper_mm: float | None = None
-    photos: str = ""
+    workers: subjects, or groups of them, that are fitted at the same time, each in a process with one thread;
+    batch_size: subjects that a process fits side by side, see `fitkit.fitting.run.fit_many`; resume: keep the
+    results that are there: a subject without one, or with an error, is fitted (again); light: of each result
+    only parameters.npz, metrics.json and recipe.yaml, the labels that a training reads; pictures: False
+    leaves out the pictures of each result, see `fitkit.export.folder.write_result`; device: of torch; engine:
+    see `fitkit.io.engines`, and 'key=value' options of it; timeout: seconds that a subject may take, None =
+    any; retries: how often a subject is tried again whose process was killed, that ran out of time or memory,
+    or into a mistake of a program; shard: the part of the subjects that is fitted, None = all.
+    """
+
+    workers: int = 1
+    batch_size: int = 1
+    resume: bool = False
+    light: bool = False
+    pictures: bool = True
+    device: str = "cpu"
+    engine: str = "processes"
+    engine_options: tuple[str, ...] = ()
+    timeout: float | None = None
+    retries: int = 0
+    shard: Shard | None = None
+
+    def check(self) -> None:
+        """Raises InputError: a value that cannot be, a device or an engine that cannot be used here."""
+        for name, value, least in (
+            ("workers", self.workers, 1),
+            ("batch size", self.batch_size, 1),
+            ("retries", self.retries, 0),
+        ):
+            if value < least:
+                raise InputError(f"batch: {name}: expected at least {least}, got {value}")
+        if self.timeout is not None and not self.timeout > 0:
+            raise InputError(f"batch: timeout: expected seconds above 0, got {self.timeout:g}")
+        check_device(self.device)
+        check_engine(self.engine, self.engine_parameters)
+
+    @property
+    def engine_parameters(self) -> dict:
+        return apply_overrides({}, self.engine_options)
 
 
-def fit_folder(
-    folder: str | os.PathLike,
+def fit_batch(
+    data: str | os.PathLike | SubjectSource,
     output: str | os.PathLike,
     recipe: FitRecipe,
-    workers: int = 1,
-    resume: bool = False,
-    light: bool = False,
-    device: str = "cpu",
+    options: BatchOptions = BatchOptions(),
     progress: Progress = Progress(),
-    pictures: bool = True,
-    batch_size: int = 1,
 ) -> list[BatchRow]:
-    """Fit every subject folder below `folder`; the result of FOLDER/A/B goes to OUTPUT/A/B, that of FOLDER
-    itself to OUTPUT/FOLDER.
+    """Fit every subject of a data set; the result of subject A/B goes to OUTPUT/A/B. Of a folder of subject
+    folders FOLDER/A/B is subject A/B, and FOLDER itself is subject FOLDER.
 
     A subject that cannot be fitted does not end the batch: whatever goes wrong with it, also that its process
-    is killed, becomes its row (with one worker, which is this process, all but a kill). OUTPUT/batch.json
-    lists what became of each, written anew after every fit.
+    is killed, becomes its row (with one worker and no timeout, which is this process, all but a kill). Each
+    subject has a record in OUTPUT/batch_records, OUTPUT/batch.jsonl gets a line for each that is done, and
+    OUTPUT/batch.json lists all in the end, and now and then before; a shard leaves that to `collect`.
 
     Args:
-        workers: processes, each with one thread; the results do not depend on it.
-        resume: keep the results that are there; a subject without one, or with an error, is fitted (again).
-        light: of each result only parameters.npz, metrics.json and recipe.yaml, the labels that a training
-            reads.
-        pictures: False leaves out the pictures of each result, see `fitkit.export.folder.write_result`.
-        batch_size: how many subjects a process fits side by side, see `fitkit.fitting.run.fit_many`.
+        data: a folder, 'KIND:PATH', a table of photos, see `fitkit.data.subject_sets.SubjectSource`.
         progress: told of each subject, with its row, and first how many are there before the first fit.
     Returns:
-        a row for each subject, in the order of their paths.
+        a row for each subject (of the shard), in the order of the data set.
     Raises:
-        InputError: no subject folder, the output holds results without `resume` or of no batch, another batch
-            writes there, or OUTPUT/batch.json cannot be written in the end.
+        InputError: no subject, the output holds results without `resume` or of no batch, another batch writes
+            there, or OUTPUT/batch.json cannot be written in the end.
     """
-    folder, output = Path(folder), Path(output)
-    if workers < 1:
-        raise InputError(f"batch: workers: expected at least 1, got {workers}")
-    if batch_size < 1:
-        raise InputError(f"batch: batch size: expected at least 1, got {batch_size}")
-    check_device(device)
+    source, output = source_of(data), Path(output)
+    options.check()
+    if options.engine != "processes":
+        source = source.absolute()
     load_model(recipe.model)  # what is missing shows before the first fit
-    subjects = _subjects(folder, output)
-    with locked(output, "batch", "batch"):
-        begun = (output / REPORT).exists()
-        if begun and not resume:
-            raise InputError(
-                f"{output}: holds a batch already; go on with --resume, or choose another folder"
-            )
-        for place in {(output / name).parent for name in subjects}:
-            tidy(place)
-        there = [name for name in subjects if is_result(output / name)]
-        if there and not begun:
-            raise InputError(
-                f"{output}: holds a result of '{there[0]}' that is of no batch; choose another folder"
-            )
-        rows = {row.subject: row for row in read_report(output)}
-        rows = {
-            n: r
-            for n, r in rows.items()
-            if n in there and r.status != "error" and r.photos in ("", _photos(subjects[n], folder))
-        }
-        left = [n for n in subjects if n not in rows]
-        report = _Report(output, list(subjects), rows)
-        progress.counted(len(rows), len(subjects))
-        for names in _one_inside_another(left):
-            jobs = [
-                _Job(
-                    str(subjects[n]),
-                    str(output / n),
+    entries = _entries(source, output)
+    plan = _plan(list(entries), options.batch_size, options.shard)
+    names = [n for n in entries if n in {n for level in plan for group in level for n in group}]
+    shard = options.shard.name if options.shard else ""
+    with locked(output, f"batch{shard}", "batch"):
+        _check_begun(output, list(entries), shard, options.resume)
+        _tidy(output, names)
+        rows, halves = _kept(output, names, entries)
+        progress.counted(len(rows), len(names))
+        ledger = Ledger(output, names, rows, shard, table=options.shard is None)
+
+        def jobs_of(group: Sequence[str]) -> tuple[Job, ...]:
+            return tuple(
+                Job(
                     n,
-                    _photos(subjects[n], folder),
+                    entries[n].photos,
+                    entries[n].load,
+                    output.absolute(),
                     recipe,
-                    light,
-                    device,
-                    pictures,
+                    options.light,
+                    options.device,
+                    options.pictures,
                 )
-                for n in names
-            ]
-            groups = [tuple(jobs[i : i + batch_size]) for i in range(0, len(jobs), batch_size)]
-            with closing(run_jobs(_fit, groups, workers, _lost)) as done:
-                for row in (row for group in done for row in group):
-                    report.add(row)
-                    progress.counted(len(rows), len(subjects), row)
-        report.finish()
-        for place in {(output / name).parent for name in left}:
-            tidy(place)  # of workers that were killed
-    return [rows[n] for n in subjects]
+                for n in group
+            )
+
+        for level in plan:
+            open_groups = [left for group in level if (left := _left(group, rows, halves))]
+            # Last comes what was being fitted when an earlier run ended: perhaps that is what ended it.
+            open_groups.sort(key=lambda group: any(n in halves for n in group))
+            attempts = dict.fromkeys((n for group in open_groups for n in group), 0)
+            while open_groups:
+                again: list[tuple[str, ...]] = []
+                for group in _fitted([jobs_of(group) for group in open_groups], output, options):
+                    for row in group:
+                        attempts[row.subject] += 1
+                        # Not told: which of several it was that ended their process.
+                        shared = len(group) > 1 and row.reason in ("killed", "timeout")
+                        if row.reason in AGAIN and (shared or attempts[row.subject] <= options.retries):
+                            attempts[row.subject] -= shared
+                            again.append((row.subject,))
+                            continue
+                        known = row.subject in rows
+                        ledger.add(row, attempts[row.subject] or 1)
+                        progress.counted(len(rows), len(names), row if not known else None)
+                open_groups = again
+        if options.shard is None:
+            ledger.write_table()
+        _tidy(output, names)  # of workers that were killed
+    return [rows[n] for n in names]
 
 
-def _subjects(folder: Path, output: Path) -> dict[str, Path]:
-    """Name of the result, relative to the output -> folder of the photos."""
+def collect(data: str | os.PathLike | SubjectSource, output: str | os.PathLike) -> list[BatchRow]:
+    """What shards, or a batch that was killed, have done so far: writes OUTPUT/batch.json and returns a row
+    for each subject of the data set; reason 'missing' where nothing has been done.
+
+    Raises:
+        InputError: no subject, no batch in the output, or a batch is being written there.
+    """
+    output = Path(output)
+    entries = _entries(source_of(data), output)
+    if not _begun(output):
+        raise InputError(f"{output}: holds no batch; expected the --output of shards or of a batch")
+    with locked(output, "batch", "batch"):
+        known, rows = known_rows(output, entries), []
+        for name, entry in entries.items():
+            row = known.get(name)
+            if row is None or row.status == FITTING:
+                what = "has been begun and not ended" if row is not None else "has not been fitted"
+                message = f"it {what}; run its shard (again) with --resume"
+                row = BatchRow(name, "error", message, "missing", photos=entry.photos)
+            rows.append(row)
+        write_report(output, rows)
+    return rows
+
+
+def _fitted(groups: Sequence[tuple[Job, ...]], output: Path, options: BatchOptions):
+    """The rows of groups of jobs, each as it is done."""
+    for group in groups:
+        for job in group:
+            with writing(output / RECORDS, "choose another --output"):
+                record_path(output, job.name).unlink(missing_ok=True)
+    limit = partial(time_limit, seconds=options.timeout)
+    work = Work(fit_jobs, groups, lost_rows, found_rows, limit)
+    engine = EngineOptions(
+        options.workers,
+        options.device != "cpu",
+        options.timeout is not None,
+        output.absolute() / ENGINE_FILES,
+        options.engine_parameters,
+    )
+    with closing(run_engine(options.engine, work, engine)) as done:
+        yield from done
+
+
+def _entries(source: SubjectSource, output: Path) -> dict[str, SubjectEntry]:
+    """Name -> subject; folders that lie in the output are none."""
     with writing(f"output {output}", "choose another --output"):
         if os.path.lexists(output):
             os.stat(output)  # a link to itself
         target = Path(os.path.realpath(output))
-    if Path(os.path.realpath(folder)).is_relative_to(target):
+    if source.kind == FOLDERS and Path(os.path.realpath(source.path)).is_relative_to(target):
         raise InputError(
-            f"output {output}: the folder of the photos, {folder}, is it or lies in it; choose another "
+            f"output {output}: the folder of the photos, {source.path}, is it or lies in it; choose another "
             "--output"
         )
-    found = [p for p in subject_folders(folder) if not Path(os.path.realpath(p)).is_relative_to(target)]
+    found = [
+        e
+        for e in source.entries()
+        if e.place is None or not Path(os.path.realpath(e.place)).is_relative_to(target)
+    ]
     if not found:
-        raise InputError(f"{folder}: no folder with photos below it; expected one folder for each person")
-    subjects: dict[str, Path] = {}
-    for p in [p for p in found if p != folder] + [p for p in found if p == folder]:
-        name = (
-            p.relative_to(folder).as_posix()
-            if p != folder
-            else _free_name(folder.resolve().name or "subject", subjects)
+        raise InputError(
+            f"{source.path}: no folder with photos below it; expected one folder for each person, or "
+            "KIND:PATH of a data set"
         )
-        if readable(name) in subjects:
-            raise InputError(
-                f"{p}: its result would have the same name as that of {subjects[readable(name)]}; rename "
-                "one of the two"
-            )
-        subjects[readable(name)] = p
-    subjects = dict(sorted(subjects.items(), key=lambda item: item[1]))
-    for name in subjects:
-        above = next((a.as_posix() for a in PurePosixPath(name).parents if a.as_posix() in subjects), None)
-        if name == REPORT or (
-            above is not None and PurePosixPath(name).relative_to(above).parts[0] in ENTRIES
-        ):
-            raise InputError(
-                f"{subjects[name]}: its result {output / name} would lie where {output / (above or '')} has "
-                "files of its own; rename the folder"
-            )
-    return subjects
+    check_names(output, {e.name: str(e.place or f"{source.data}: subject {e.name}") for e in found})
+    return {e.name: e for e in found}
 
 
-def _free_name(name: str, taken: Iterable[str]) -> str:
-    """The name, with a number where a folder below has it too (some file systems do not tell upper from lower
-    case)."""
-    first, free, n = {t.partition("/")[0].casefold() for t in taken}, name, 2
-    while free.casefold() in first:
-        free, n = f"{name}_{n}", n + 1
-    return free
+def _plan(names: Sequence[str], size: int, shard: Shard | None) -> list[list[tuple[str, ...]]]:
+    """The groups that are fitted side by side, in levels that are done one after the other, 'A' before 'A/B':
+    no result is written while one that it lies in is. They depend on the data set alone, so that a run that
+    goes on, or shards, fit the same ones together; of a shard it is a part of them."""
+    first, *deeper = _one_inside_another(names)
+    groups = [tuple(first[i : i + size]) for i in range(0, len(first), size)]
+    if shard is not None:
+        groups = groups[shard.number - 1 :: shard.count]
+    roots = {n for group in groups for n in group}
 
+    def mine(name: str) -> bool:
+        return any(a.as_posix() in roots for a in PurePosixPath(name).parents)
 
-def _photos(place: Path, folder: Path) -> str:
-    return readable(place.relative_to(folder).as_posix())
+    plan: list[list[tuple[str, ...]]] = [groups]
+    for level in deeper:
+        plan.append([(n,) for n in level if mine(n)])
+    return plan
 
 
 def _one_inside_another(names: Sequence[str]) -> list[list[str]]:
-    """The names in groups to be done one after the other, 'A' before 'A/B': no result is written while one
-    that it lies in is."""
-    groups: list[list[str]] = []
+    """The names in levels, each one deeper than that which it lies in."""
+    levels: list[list[str]] = [[]]
     depth: dict[str, int] = {}
-    for name in names:
+    for name in sorted(names, key=lambda n: n.count("/")):
         depth[name] = max(
             (depth[a.as_posix()] + 1 for a in PurePosixPath(name).parents if a.as_posix() in depth), default=0
         )
-        if depth[name] == len(groups):
-            groups.append([])
-        groups[depth[name]].append(name)
-    return groups
+    for name in names:
+        while depth[name] >= len(levels):
+            levels.append([])
+        levels[depth[name]].append(name)
+    return levels
 
 
-def read_report(output: Path) -> list[BatchRow]:
-    """Rows of OUTPUT/batch.json; none if there is no such file.
-
-    Raises:
-        InputError: the file is not one of ours.
-    """
-    path = output / REPORT
-    if not path.exists():
-        return []
-    with foreign_file(
-        path, "not readable as the report of a batch", f"remove {output} to start again"
-    ) as file:
-        return [
-            build(BatchRow, row, f"{path}: subject {number}")
-            for number, row in enumerate(file.json()["subjects"], 1)
-        ]
+def _begun(output: Path) -> bool:
+    return (output / REPORT).exists() or (output / RECORDS).is_dir() or any(output.glob(LOG.format("*")))
 
 
-class _Report:
-    """OUTPUT/batch.json. rows: name -> row of what is done, in any order."""
-
-    def __init__(self, output: Path, names: Sequence[str], rows: dict[str, BatchRow]):
-        self.path, self.names, self.rows = output / REPORT, names, rows
-        self.finish()  # from now on the folder is that of a batch
-
-    def add(self, row: BatchRow) -> None:
-        """One more; a disk that is full for now does not end the batch."""
-        self.rows[row.subject] = row
-        try:
-            self.finish()
-        except InputError as error:
-            log.warning("%s", error)
-
-    def finish(self) -> None:
-        table = {"subjects": [asdict(self.rows[n]) for n in self.names if n in self.rows]}
-        with written_whole(self.path, "make room, and go on with --resume") as part:
-            part.write_text(json.dumps(plain(table), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def summary(rows: Sequence[BatchRow]) -> dict[str, float]:
-    """What a batch came to: number of subjects by status, and the means over those that were fitted."""
-    fitted = [r for r in rows if r.status != "error"]
-    out: dict[str, float] = {"subjects": len(rows)} | {
-        s: sum(r.status == s for r in rows) for s in ("ok", "doubtful", "failed", "error")
-    }
-    for key in ("reprojection_share", "seconds", "iterations", "expected_mm"):
-        values = [getattr(r, key) for r in fitted if getattr(r, key) is not None]
-        out[key] = float(np.mean(values)) if values else float("nan")
-    return out
-
-
-@dataclass(frozen=True)
-class _Job:
-    """place: folder of the photos; target: of the result; name, photos: see BatchRow."""
-
-    place: str
-    target: str
-    name: str
-    photos: str
-    recipe: FitRecipe
-    light: bool
-    device: str
-    pictures: bool
-
-
-def _fit(jobs: Sequence[_Job]) -> list[BatchRow]:
-    """Rows of subjects that are fitted side by side."""
-    if len(jobs) == 1:
-        return [_fit_one(jobs[0])]
-    began, first = time.perf_counter(), jobs[0]
-    try:
-        people = [_subject(job) for job in jobs]
-        found = fit_many(
-            [person for person in people if not isinstance(person, FitkitError)],
-            recipe=first.recipe,
-            model=load_model(first.recipe.model),
-            device=first.device,
-            batch_size=len(jobs),
+def _check_begun(output: Path, names: Sequence[str], shard: str, resume: bool) -> None:
+    """Refuse an output whose results would be mixed with others."""
+    begun = _begun(output)
+    mine = (output / LOG.format(shard)).exists() if shard else begun
+    if mine and not resume:
+        what = "this shard of a batch" if shard else "a batch"
+        raise InputError(f"{output}: holds {what} already; go on with --resume, or choose another folder")
+    there = [] if begun else [name for name in names if is_result(output / name)]
+    if there:
+        raise InputError(
+            f"{output}: holds a result of '{there[0]}' that is of no batch; choose another folder"
         )
-    except Exception as problem:
-        names = ", ".join(job.name for job in jobs)
-        log.info("%s: fitted one by one: %s", names, problem, exc_info=True)
-        return [_fit_one(job) for job in jobs]
-    fitted = iter(found)
-    results = [person if isinstance(person, FitkitError) else next(fitted) for person in people]
-    return [_saved(job, result, began) for job, result in zip(jobs, results)]
 
 
-def _fit_one(job: _Job) -> BatchRow:
-    began = time.perf_counter()
-    try:
-        result = fit(_read(job), recipe=job.recipe, model=load_model(job.recipe.model), device=job.device)
-    except Exception as problem:  # noqa: BLE001 - one subject must not end the batch
-        return _error(job, problem, began)
-    return _saved(job, result, began)
+def _kept(
+    output: Path, names: Sequence[str], entries: dict[str, SubjectEntry]
+) -> tuple[dict[str, BatchRow], set[str]]:
+    """Rows of subjects whose results are there, and names of those whose fit began and did not end."""
+    known = known_rows(output, names)
+    halves = {n for n, row in known.items() if row.status == FITTING}
+    kept = {
+        n: replace(row, photos=entries[n].photos)
+        for n, row in known.items()
+        if row.status not in ("error", FITTING)
+        and row.photos in ("", entries[n].photos)
+        and is_result(output / n)
+    }
+    return kept, halves
 
 
-def _saved(job: _Job, result: FitResult | FitkitError, began: float) -> BatchRow:
-    """The row of a fit whose result, if there is one, is written here."""
-    if isinstance(result, FitkitError):
-        return _error(job, result, began)
-    try:
-        result.save(job.target, overwrite=True, light=job.light, pictures=job.pictures)
-    except Exception as problem:  # noqa: BLE001 - one subject must not end the batch
-        return _error(job, problem, began)
-    report = result.report
-    return BatchRow(
-        job.name,
-        report.status,
-        (report.warnings or ("",))[0],
-        report.reprojection_share,
-        report.time_s.solve,
-        report.start.iterations,
-        report.num_views,
-        report.start.source,
-        report.verdict.expected_mm,
-        report.verdict.upper_mm,
-        job.photos,
-    )
+def _left(group: Sequence[str], rows: dict[str, BatchRow], halves: set[str]) -> tuple[str, ...]:
+    """What of a group is to be fitted: all of it where its fit did not end, for what comes of people who are
+    fitted side by side depends, in the last digits, on who is."""
+    left = tuple(n for n in group if n not in rows)
+    return tuple(group) if any(n in halves for n in left) else left
 
 
-def _error(job: _Job, problem: Exception, began: float) -> BatchRow:
-    message = str(problem)
-    if not isinstance(problem, FitkitError):
-        log.info("%s", job.name, exc_info=problem)
-        message = f"{unexpected(problem)}; for details: fitkit fit {shlex.quote(job.place)} --verbose"
-    seconds = round(time.perf_counter() - began, 3)
-    return BatchRow(job.name, "error", message, seconds=seconds, photos=job.photos)
-
-
-def _read(job: _Job) -> Subject:
-    """The photos of a subject; an earlier result below them is none of them."""
-    return load_subject(job.place, ignore=[Path(job.place) / OUTPUT_FOLDER])
-
-
-def _subject(job: _Job) -> Subject | FitkitError:
-    try:
-        return _read(job)
-    except FitkitError as problem:
-        return problem
-
-
-def _lost(jobs: Sequence[_Job], reason: str) -> list[BatchRow]:
-    message = f"{reason} while it was fitted; try again with --resume and fewer --workers"
-    if len(jobs) > 1:
-        message += " or a smaller --batch-size"
-    return [BatchRow(job.name, "error", message, photos=job.photos) for job in jobs]
+def _tidy(output: Path, names: Sequence[str]) -> None:
+    """Clean up after processes that were killed."""
+    for place in {(output / name).parent for name in names}:
+        tidy(place)
+    for place in {record_path(output, name).parent for name in names}:
+        remove_litter(place)

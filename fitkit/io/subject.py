@@ -745,6 +745,45 @@ def _add_cameras(
     return result, notes
 
 
+def with_masks(subject: Subject, files: Sequence[Path | None]) -> Subject:
+    """The subject whose views have these files as masks, one for each view; None leaves what it has.
+
+    Raises:
+        InputError: a file that is no mask of its view.
+    """
+    views, remarks = list(subject.views), []
+    for i, file in enumerate(files):
+        if file is not None:
+            mask = open_image(file, mask=True)
+            usable = _checked_mask(mask(), views[i].size, str(file))
+            remarks += [(file.name, note) for note in (*mask.notes, *_no_effect(usable))]
+            views[i] = views[i].replace(mask=mask)
+    return replace(subject, views=tuple(views), notes=(*subject.notes, *_grouped(remarks)))
+
+
+def with_cameras(subject: Subject, files: Sequence[Path | None]) -> Subject:
+    """The subject whose views have the cameras that these files, one cameras.json for each view or None, hold
+    for them. Of several files only K is used: each may count from another origin.
+
+    Raises:
+        InputError: a file that cannot be read, that has no camera for its view, or one of another size.
+    """
+    views, notes = list(subject.views), list(subject.notes)
+    chosen = list(dict.fromkeys(file for file in files if file is not None))
+    for file in chosen:
+        mine = [i for i, f in enumerate(files) if f == file]
+        placed, _ = _add_cameras([views[i] for i in mine], read_cameras(file), set(), file)
+        for i, view in zip(mine, placed):
+            if view.camera is None:
+                raise InputError(f"{file}: no camera for {view.path or view.name}")
+            if len(chosen) > 1:
+                view = view.replace(camera=KnownCamera(view.camera.K, removed=view.camera.removed))
+            views[i] = view.replace(moment=views[i].moment or view.moment)
+    if len(chosen) > 1:
+        notes.append(f"cameras from {some(f.name for f in chosen)}: of several files only K is used")
+    return replace(subject, views=tuple(views), notes=tuple(notes))
+
+
 def _undistorted(view: View, distortion: Distortion) -> View:
     """The view as a lens without distortion would have taken it."""
     file, mask = view.__dict__["_image_source"], view.__dict__["_mask_source"]

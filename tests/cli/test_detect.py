@@ -284,3 +284,56 @@ def test_masks_are_kept_unless_asked_for(run, tmp_path, light_is_head):
     assert "kept masks/a.png" in result.output and (tmp_path / "masks" / "a.png").read_bytes() == before
     assert run("detect", tmp_path, "--masks", "--overwrite").exit_code == 0
     assert (tmp_path / "masks" / "a.png").read_bytes() != before
+
+
+# ---- a mirror of a whole tree ----
+
+
+def test_a_tree_gets_its_landmark_files_once(run, tmp_path):
+    root, out = tmp_path / "data", tmp_path / "data" / "marks"
+    photo(root / "s1" / "a.png", (40, 30, 50))
+    photo(root / "s2" / "deep" / "b.jpg", (20, 30, 60))
+    photo(root / "s2" / "none.png")
+    photo(root / ".hidden" / "c.png", (20, 30, 60))
+    (root / "s1" / "broken.png").write_text("no picture")
+    result = run("detect", root, "--tree", "-o", out, "--landmarks", "white")
+    assert result.exit_code == 1 and "broken.png" in result.output, result.output
+    assert (
+        "4 photos: 2 landmark files written, 1 without a face" in result.output
+        and "1 with an error" in result.output
+    )
+    assert names(out) == ["no_face.txt", "s1/a.pts", "s2/deep/b.pts"]
+    points = read_landmarks(out / "s1" / "a.pts")
+    assert np.allclose(points[:67, :2], SHAPE[:67] * 49 + [40, 30], atol=1e-3) and points[67, 2] == 0
+    before = (out / "s1" / "a.pts").stat().st_mtime_ns
+    (root / "s1" / "broken.png").unlink()
+    photo(root / "s1" / "new.png", (40, 30, 50))
+    result = run("detect", root, "--tree", "-o", out, "--landmarks", "white")
+    assert result.exit_code == 0 and "1 photos: 1 landmark files written, 0 without" in result.output
+    assert (out / "s1" / "a.pts").stat().st_mtime_ns == before and (
+        out / "no_face.txt"
+    ).read_text() == "s2/none.png\n"
+    result = run("detect", root, "--tree", "-o", out, "--landmarks", "white", "--overwrite")
+    assert "4 photos: 3 landmark files written, 1 without" in result.output
+
+
+def test_what_is_no_tree(run, tmp_path):
+    photo(tmp_path / "data" / "a.png", (40, 30, 50))
+    out = tmp_path / "out"
+    for arguments, message in (
+        ((tmp_path / "data",), "--tree: expected one folder and -o DIR"),
+        ((tmp_path / "data", tmp_path / "data", "-o", out), "--tree: expected one folder and -o DIR"),
+        ((tmp_path / "none", "-o", out), "none: no such folder; expected a tree of photos"),
+        ((tmp_path / "data", "-o", tmp_path), "the photos lie in it; choose another folder with -o"),
+        ((tmp_path / "data", "-o", out, "--masks"), "--tree writes landmark files only"),
+        ((tmp_path / "data", "-o", out, "--workers", "0"), "workers: expected at least 1, got 0"),
+    ):
+        result = run(
+            "detect", *arguments, "--tree", *(() if "--landmarks" in arguments else ("--landmarks", "white"))
+        )
+        assert result.exit_code == 1 and message in " ".join(result.output.split()), result.output
+    (tmp_path / "empty").mkdir()
+    assert "no photos below it" in run("detect", tmp_path / "empty", "--tree", "-o", out).output
+    photo(tmp_path / "data" / "a.jpg", (40, 30, 50))
+    result = run("detect", tmp_path / "data", "--tree", "-o", out, "--landmarks", "white")
+    assert "would have the landmark file of" in " ".join(result.output.split())

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from helpers import observe, photograph, tiny_model, tiny_state, write_pts
+from helpers import observe
+from training_layouts import MODEL, SIZE, lp_source, pie_tree, save_picture, views
 
 from fitkit.data.aflw2000 import read_3ddfa_model
 from fitkit.data.fit_results import FitResults, FitResultsOptions
@@ -17,11 +18,10 @@ from fitkit.data.multipie import CAMERAS, FRONT, OVERHEAD, MultiPie, MultiPieOpt
 from fitkit.data.subject_frames import SubjectFrames, SubjectFramesOptions
 from fitkit.data.w300lp import W300LP, W300LPOptions, read_lp_labels
 from fitkit.errors import InputError
-from fitkit.geometry.rotation import so3_exp, so3_log
+from fitkit.geometry.rotation import so3_log
 from fitkit.geometry.weak_perspective import weak_perspective_pose
 from fitkit.models.registry import load_model
 from fitkit.nets.mvfnet.convention import labels_of_pose
-from fitkit.nets.weak_perspective import to_orthographic
 from fitkit.observe.landmarks.types import MIRRORED
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose, yaw_pitch_roll
@@ -29,52 +29,7 @@ from fitkit.scene.projection import project_points
 from fitkit.train.regressor_data import open_data
 from fitkit.train.regressor_recipe import DataSource
 
-MODEL = tiny_model()
 AFLW2000 = Path("/work/shared/data/aflw2000_sample")
-SIZE = 160
-
-
-def views(yaws, seed=1, expression=0.0):
-    """A tiny person seen under these yaw angles (degrees, positive: nose to the right) by scaled-orthographic
-    cameras."""
-    state = tiny_state(MODEL, len(yaws), SIZE, seed, expression)
-    turn = so3_exp(torch.stack([torch.tensor([0.05, np.radians(y), -0.03]) for y in yaws]).float())
-    pose = Pose(torch.diag(torch.tensor([1.0, -1.0, -1.0])) @ turn, state.pose.translation)
-    state = state.replace(pose=pose, expression=state.expression[:1].expand(len(yaws), -1))
-    return to_orthographic(state, MODEL)
-
-
-def save_picture(path, image):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), (image.permute(1, 2, 0).numpy()[..., ::-1] * 255).round().astype(np.uint8))
-
-
-def lp_source(folder, name, yaws, seed=1, shape=None, expression=None, state=None):
-    """One source of 300W-LP: NAME_0.jpg ... with .mat files in its own conventions: pt2d is that of the first
-    picture in all of them, the points of each lie in the folder landmarks."""
-    state = views(yaws, seed) if state is None else state
-    images = photograph(MODEL, state, SIZE).expand(-1, 3, -1, -1)
-    points = observe(MODEL, state, SIZE).landmarks.points.double().numpy()
-    pose = labels_of_pose(state.pose, state.camera, SIZE).double().numpy()
-    for k, (image, p, parameters) in enumerate(zip(images, points, pose)):
-        save_picture(folder / f"{name}_{k}.jpg", image)
-        scipy.io.savemat(
-            folder / f"{name}_{k}.mat",
-            {
-                "Pose_Para": parameters[None],
-                "pt2d": points[0].T + 1,
-                "Shape_Para": np.zeros((199, 1)) if shape is None else shape[:, None],
-                "Exp_Para": np.zeros((29, 1)) if expression is None else expression[:, None],
-                "Color_Para": np.zeros((1, 7)),
-                "Tex_Para": np.zeros((199, 1)),
-                "Illum_Para": np.zeros((1, 10)),
-                "roi": np.array([[1, 1, SIZE, SIZE]]),
-            },
-        )
-        marks = folder.parent / "landmarks" / folder.name / f"{name}_{k}_pts.mat"
-        marks.parent.mkdir(parents=True, exist_ok=True)
-        scipy.io.savemat(marks, {"pts_3d": p + 1, "pts_2d": p + 1.5})
-    return state
 
 
 def in_picture(observations):
@@ -356,25 +311,8 @@ def test_real_labels_agree_with_their_own_landmarks():
 
 
 def test_multi_pie(tmp_path):
-    yaws = {"05_1": 0, "13_0": -30, "08_0": -45, "14_0": -15, "04_1": 30, "20_0": 60, "24_0": 90}
-    state = views(list(yaws.values()))
-    images, points = (
-        photograph(MODEL, state, SIZE).expand(-1, 3, -1, -1),
-        observe(MODEL, state, SIZE).landmarks.points.numpy(),
-    )
     root = tmp_path / "pie"
-    for (camera, _), image, p in zip(yaws.items(), images, points):
-        for shot in ("00", "07"):
-            path = (
-                root
-                / "session02/multiview/001/02"
-                / camera
-                / f"001_02_02_{camera.replace('_', '')}_{shot}.png"
-            )
-            save_picture(path, image)
-            if shot == "07":
-                write_pts(path.with_suffix(".pts"), p)
-    (root / "session03").mkdir()
+    points = pie_tree(root)
     data = MultiPie(root, MultiPieOptions(triplets=3, landmarks="files", size=160), MODEL)
     assert data.ids == tuple(f"001/session02_02_07_{k}" for k in range(3))
     for i in range(3):
@@ -472,10 +410,14 @@ def test_fits_as_labels_weighted_by_how_sure_they_are(fitted, tmp_path):
     shutil.copytree(folder, broken)
     with np.load(folder / "fitkit" / "parameters.npz") as arrays:
         np.savez(broken / "fitkit" / "parameters.npz", **{**arrays, "subject_name": str(folder)})
+    data = FitResults(broken.parent, FitResultsOptions(photos=str(folder.parent), size=64), model)
+    assert data[0].id == "anna"  # the name of the result is enough
+    shutil.move(broken, broken.with_name("ben"))
     with pytest.raises(
-        InputError, match="parameters.npz: subject_name: '.*anna': expected the name of something below"
+        InputError, match="parameters.npz: no subject 'ben' or '/.*anna' in .*; set the option photos to what"
     ):
         FitResults(broken.parent, FitResultsOptions(photos=str(folder.parent)), model)[0]
+    shutil.move(broken.with_name("ben"), broken)
     (broken / "fitkit" / "parameters.npz").write_bytes(b"nothing")
     with pytest.raises(InputError, match="anna/fitkit/parameters.npz: not a readable fitkit parameter file"):
         FitResults(broken.parent, FitResultsOptions(), model)[0]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -159,3 +160,11 @@ def test_a_network_for_one_person_from_a_video(tmp_path):
     )
     changed = {k.partition(".")[0] for k in before if not torch.equal(before[k], after[k])}
     assert changed == {"identity_head", "expression_head"}
+
+
+def test_a_data_set(tmp_path):
+    pytest.importorskip("matplotlib", reason="draws the histogram")
+    shutil.copytree(SAMPLE, tmp_path / "people" / "ada")
+    out = run("05_data_set.py", tmp_path / "people", tmp_path / "fits", cwd=tmp_path)
+    assert "1 subjects: 1 ok" in out and (tmp_path / "fits" / "errors.png").stat().st_size > 1000
+    assert (tmp_path / "fits" / "exported" / "ada" / "subject.glb").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fitkit.errors import FitkitError
-from fitkit.io.workers import _portable, run_jobs
+from fitkit.io.workers import Loss, _portable, run_jobs
 
 
 def square(number):
@@ -59,12 +59,28 @@ def test_what_goes_wrong_in_a_worker_reaches_the_caller():
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_killed_worker_costs_its_own_job_only():
-    done = list(run_jobs(square_or_die, [1, -1, 2, -2, 3], 2, lambda job, reason: (job, reason)))
+    done = list(run_jobs(square_or_die, [1, -1, 2, -2, 3], 2, lambda job, loss: (job, loss)))
     assert sorted(d for d in done if isinstance(d, int)) == [1, 4, 9]
     assert dict(d for d in done if isinstance(d, tuple)) == {
-        -1: "its process was ended by SIGKILL (out of memory?)",
-        -2: "its process was ended by SIGSEGV",
+        -1: Loss("killed", "its process was ended by SIGKILL (out of memory?)"),
+        -2: Loss("killed", "its process was ended by SIGSEGV"),
     }
+
+
+def square_or_hang(number):
+    if number < 0:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # deaf to all but SIGKILL
+        time.sleep(600)
+    return number * number
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_job_that_takes_too_long_costs_itself_only():
+    """Also one worker is then a process; a job without a limit may take its time."""
+    jobs, limits = [1, -1, 2, 3], {-1: 0.3, 2: 100.0}
+    done = list(run_jobs(square_or_hang, jobs, 1, lambda job, loss: (job, loss), limits.get, apart=True))
+    assert done == [1, (-1, Loss("timeout", "it took longer than 0.3 seconds")), 4, 9]
 
 
 SLEEPERS = """

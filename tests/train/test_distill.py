@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from training_layouts import lp_source, pie_tree
 
 from fitkit.cli.main import main
 from fitkit.errors import InputError
@@ -21,6 +23,7 @@ pictures: 0
 accelerator: cpu
 stages: [{name: s, steps: 2, learning_rate: 1.0e-3, energies: {identity_nll: {}, lmk2d: {}}}]
 """
+MIXED = Path(__file__).resolve().parents[2] / "recipes" / "train" / "mixed.yaml"
 FAST = ("stages.shape.solver.max_iterations=3", "stages.landmarks.solver.max_iterations=3")
 
 
@@ -63,6 +66,32 @@ def test_two_rounds_and_going_on(people, tmp_path):
     assert "round_1/training/regressor.safetensors" in recipe and "round_2/fits" in recipe
     assert any(line.startswith("round 2: fits from") for line in lines)
     assert (tmp_path / "out" / "round_1" / "training" / "regressor.safetensors").stat().st_mtime_ns >= first
+
+
+def test_three_kinds_of_data_in_the_shipped_recipe(people, tmp_path):
+    """A table of photos is fitted; the network learns from the fits, 300W-LP and Multi-PIE."""
+    pie_tree(tmp_path / "pie")
+    lp_source(tmp_path / "lp" / "AFW", "face", [0.0, 40.0])
+    rows = [{"subject": f"town/{n}", "photo": f"people/{n}/view{i}.png"} for n in "ab" for i in (1, 2)]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    changes = [
+        "net={name: fitkit_init, options: {size: 32, token: 16, heads: 2, hidden: 24}}",
+        f"data.lp.folder={tmp_path / 'lp'}",
+        f"data.pie.folder={tmp_path / 'pie'}",
+        "data.pie.options.landmarks=files",
+        "data.fits.options={size: 96, status: [ok, doubtful]}",
+        *(f"stages.{name}.steps=1" for name in ("heads", "all", "between_views")),
+        *("batch=3", "pictures=0", "accelerator=cpu", "validation.share=0"),
+    ]
+    report = distill(
+        tmp_path / "list.jsonl", MIXED, tmp_path / "out", 1, overrides=changes, fit_overrides=FAST
+    )
+    assert report["photos"].endswith("list.jsonl") and report["rounds"][0]["fits"]["subjects"] == 2
+    place = tmp_path / "out" / "round_1"
+    assert (place / "fits" / "town" / "a" / "parameters.npz").exists()
+    assert (place / "training" / "regressor.safetensors").exists()
+    used = (place / "training" / "recipe.yaml").read_text()
+    assert "list.jsonl" in used and "kind: 300wlp" in used and "kind: multipie" in used
 
 
 def test_refusals(people, tmp_path):
