@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from fitkit.cli.fit import pictures_option, recipe_changes, recipe_options, tell_log
-from fitkit.errors import FitError
+from fitkit.errors import FitError, InputError
 from fitkit.io.progress import Progress
 
 
@@ -45,8 +45,9 @@ def batch(
     """Fit one face to each subject folder below FOLDER.
 
     OUTPUT/batch.json says what became of each subject: its status, its expected error, and the reason why it
-    is not ok. A subject that cannot be fitted does not end the batch, whatever the reason; with two workers
-    or more not even when its process is killed. The exit code is 0 when each has a face, ok or doubtful.
+    is not ok; OUTPUT/report.html shows it, to open in a browser ('fitkit view OUTPUT'). A subject that cannot
+    be fitted does not end the batch, whatever the reason; with two workers or more not even when its process
+    is killed. The exit code is 0 when each has a face, ok or doubtful.
 
     Example: fitkit batch people/ -o fits --workers 8
     """
@@ -82,7 +83,7 @@ def batch(
     except KeyboardInterrupt:
         click.echo(f"\ninterrupted; what is finished is in {output}, go on with --resume", err=True)
         sys.exit(130)
-    numbers = summary(rows)
+    numbers, page = summary(rows), _write_page(output)
     expected = (
         ""
         if numbers["expected_mm"] != numbers["expected_mm"]
@@ -97,7 +98,7 @@ def batch(
     click.echo(
         f"{numbers['subjects']} subjects: "
         + ", ".join(f"{numbers[s]} {s}" for s in ("ok", "doubtful", "failed", "error"))
-        + f"{means}; {output / REPORT}"
+        + f"{means}; {page or output / REPORT}"
     )
     lost = [r for r in rows if r.status not in ("ok", "doubtful")]
     if lost:
@@ -108,3 +109,14 @@ def batch(
             f"{'none' if len(lost) == len(rows) else f'{len(lost)}'} of the {len(rows)} subjects of {folder} "
             f"could {'' if len(lost) == len(rows) else 'not '}be fitted; {output / REPORT} says why{again}"
         )
+
+
+def _write_page(output: Path) -> Path | None:
+    """report.html of the batch; None, and a warning, where it cannot be written, which costs no fit."""
+    from fitkit.export.pages.batch import write_batch_page
+
+    try:
+        return write_batch_page(output)
+    except InputError as error:
+        click.echo(f"warning: no page of the batch: {error}", err=True)
+        return None
