@@ -11,12 +11,14 @@ LAYERS = re.search(r"```text\n(.*?)```", (ROOT / "docs/architecture.md").read_te
 ORDER = [line.split()[0] for line in LAYERS.splitlines()]
 FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in (ROOT / "fitkit").rglob("*.py")}
 MODULES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
-# Imports that may point down: `save` of a result is what a user calls, and writing is what export/ is for;
+# Imports that may point down: `save` and `_repr_html_` of a result are what a user calls, and writing is what
+# export/ is for;
 # the landmarks of a mesh that says nothing of them are found in pictures of it.
 ALLOWED = {
     ("fitkit.models.formats.landmarks", "fitkit.observe.landmarks.builtin"),
     ("fitkit.models.formats.landmarks", "fitkit.render.shading"),
     ("fitkit.fitting.result", "fitkit.export.folder"),
+    ("fitkit.fitting.result", "fitkit.export.pages.notebook"),
     ("fitkit.fitting.predicted_maps", "fitkit.export.maps"),
 }
 

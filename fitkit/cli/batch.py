@@ -9,7 +9,7 @@ import click
 
 from fitkit.cli.fit import pictures_option, recipe_changes, recipe_options, tell_log
 from fitkit.cli.progress import batch_bar
-from fitkit.errors import FitError
+from fitkit.errors import FitError, InputError
 
 DATA_OPTIONS = (
     click.option(
@@ -130,9 +130,9 @@ def batch(
     with the columns subject, photo, camera, moment, landmarks, mask), or KIND:PATH of a public data set.
 
     OUTPUT/batch.json says what became of each subject: its status, its expected error, and the reason why it
-    is not ok. A subject that cannot be fitted does not end the batch, whatever the reason; with two workers
-    or more, or a timeout, not even when its process is killed. The exit code is 0 when each has a face, ok or
-    doubtful.
+    is not ok; OUTPUT/report.html shows it, to open in a browser ('fitkit view OUTPUT'). A subject that cannot
+    be fitted does not end the batch, whatever the reason; with two workers or more, or a timeout, not even
+    when its process is killed. The exit code is 0 when each has a face, ok or doubtful.
 
     Kinds: 300wlp, aflw2000, bosphorus, bu3dfe, facescape-lab, facescape-wild, facewarehouse,
     florence-renders, folders, manifest, micc, multipie, now, pixel-face, realy.
@@ -174,7 +174,8 @@ def batch(
             click.echo(f"\ninterrupted; what is finished is in {output}, go on with --resume", err=True)
             sys.exit(130)
     click.echo(summary_text(rows) if rows else f"shard {part}: no subjects")
-    where = output / REPORT if part is None or collect else f"{output}; --collect gathers the shards"
+    whole = part is None or collect
+    where = (_write_page(output) or output / REPORT) if whole else f"{output}; --collect gathers the shards"
     click.echo(f"{'result':10}{where}")
     lost = [r for r in rows if not r.usable]
     if lost:
@@ -184,6 +185,17 @@ def batch(
         raise FitError(
             f"{'none' if len(lost) == len(rows) else f'{len(lost)}'} of the {len(rows)} subjects of {data} "
             f"could {'' if len(lost) == len(rows) else 'not '}be fitted; {where} says why{again}"
-            if part is None or collect
+            if whole
             else f"{len(lost)} of the {len(rows)} subjects of shard {part} could not be fitted{again}"
         )
+
+
+def _write_page(output: Path) -> Path | None:
+    """report.html of the batch; None, and a warning, where it cannot be written, which costs no fit."""
+    from fitkit.export.pages.batch import write_batch_page
+
+    try:
+        return write_batch_page(output)
+    except InputError as error:
+        click.echo(f"warning: no page of the batch: {error}", err=True)
+        return None

@@ -23,6 +23,7 @@ COMMANDS = {
         "fitkit.cli.predict:predict",
         "Predict a face from photos by a trained network, without a fit.",
     ),
+    "view": ("fitkit.cli.view:view", "Look at a result, or at a batch of them, in a browser."),
     "convert": ("fitkit.cli.convert:convert", "Write a result with another face model."),
     "detect": (
         "fitkit.cli.detect:detect",

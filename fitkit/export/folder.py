@@ -21,6 +21,9 @@ from fitkit.export.lighting import decompose_result, draw_lighting
 from fitkit.export.maps import write_parts
 from fitkit.export.meshes import write_obj
 from fitkit.export.overlay import draw_overlay
+from fitkit.export.pages.document import PAGE
+from fitkit.export.pages.fit import write_fit_page
+from fitkit.export.pages.pictures import THUMBNAIL, draw_thumbnail
 from fitkit.export.parameters import save_parameters
 from fitkit.export.preview import Sides, draw_detail, draw_preview, draw_uncertainty
 from fitkit.export.texture import TEXTURE_SIZE, blend_texture, encode_png
@@ -43,7 +46,7 @@ def write_result(
 ) -> Path:
     """Write all files of a fit into a new folder; light: only parameters.npz (without light), metrics.json
     and recipe.yaml; pictures: False leaves out all that is drawn, texture.png too, and so the texture of
-    the meshes.
+    the meshes, and report.html.
 
     After any error or Ctrl-C nothing is left behind and an older result stays as it was, see `replaced`.
     Other results that lie in the older one stay.
@@ -186,9 +189,18 @@ def _write_all(result: FitResult, folder: Path, pictures: bool) -> None:
     # Once, for texture and light, which are made side by side.
     attempt("masks of the head", lambda: result.texture_mask(0), None, [])
     _side_by_side([numbers, lighting, appearance, meshes] + [lambda i=i: view(i) for i in range(len(stems))])
+    _write_report(result, folder, lacking)
+    if pictures:
+        # Made of the files, as `fitkit view` does it later.
+        found = len(lacking)
+        thumbnail = attempt(THUMBNAIL, lambda: draw_thumbnail(folder, result.report), None, lacking)
+        if thumbnail is not None:
+            (folder / THUMBNAIL).write_bytes(thumbnail)
+        attempt(PAGE, lambda: write_fit_page(folder), None, lacking)
+        if len(lacking) > found:
+            _write_report(result, folder, lacking)
     for line in lacking:
         log.warning("%s", line)
-    _write_report(result, folder, lacking)
 
 
 def _side_by_side(tasks: list[Callable[[], None]]) -> None:

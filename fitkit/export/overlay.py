@@ -69,8 +69,26 @@ def draw_overlay(result: FitResult, index: int) -> np.ndarray:
         _dot(panel, fitted[i], FITTED, 1.35 * unit, 1.0 if front[i] else 0.4)
     for i in np.flatnonzero(valid):
         _ring(panel, seen[i], OBSERVED, 2.6 * unit, 0.95 if front[i] else 0.5)
-    gap = np.full((size[0], max(4, round(6 * unit)), 3), 255, np.uint8)
+    gap = np.full((size[0], _gap(size), 3), 255, np.uint8)
     return np.concatenate([photo, gap, panel], 1)
+
+
+def _gap(size: tuple[int, ...]) -> int:
+    """px between the two pictures, each (H, W)."""
+    return max(4, round(6 * max(size) / 512))
+
+
+def overlay_halves(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What `draw_overlay` has put side by side: the photo, and the photo with the mesh, [h, w, 3] each.
+
+    Raises:
+        ValueError: a picture of another layout.
+    """
+    height, width = picture.shape[:2]
+    half = next((w for w in range(width // 2, 0, -1) if 2 * w + _gap((height, w)) == width), None)
+    if half is None:
+        raise ValueError(f"expected two pictures side by side, got {width} x {height} px")
+    return picture[:, :half], picture[:, width - half :]
 
 
 def _frame(

@@ -130,6 +130,21 @@ def draw_preview(sides: Sides, model: FaceModel, texture: np.ndarray | None = No
     return np.concatenate([_column(sides.at(yaw), model, texture, sides.tile, rows) for yaw in YAWS], 1)
 
 
+def preview_front(picture: np.ndarray) -> np.ndarray:
+    """The face from the front, with its colours if it has any, of what `draw_preview` gives, [h, w, 3].
+
+    Raises:
+        ValueError: a picture of another layout.
+    """
+    height, width = picture.shape[:2]
+    tile = width // len(YAWS)
+    row = round(tile * TILE[0] / TILE[1])
+    if width % len(YAWS) or row == 0 or height not in (row, 2 * row):
+        raise ValueError(f"expected one or two rows of {len(YAWS)} pictures, got {width} x {height} px")
+    column = YAWS.index(0)
+    return picture[height - row :, column * tile : (column + 1) * tile]
+
+
 def _shown_part(vertices: Tensor, model: FaceModel) -> tuple[Tensor, float]:
     """Middle of the head [3] and the height in mm that a tile shows: the head without most of the neck and
     shoulders."""
@@ -184,7 +199,7 @@ def draw_error_map(
 def _coloured(sides: Sides, values: Tensor, largest: float, label: str, signed: bool = False) -> np.ndarray:
     share = (values / largest / 2 + 0.5 if signed else values / largest).clamp(0, 1)
     colour = linear_from_srgb(
-        torch.from_numpy(_scale_colour(share.nan_to_num().numpy(), signed)).to(sides.vertices) / 255
+        torch.from_numpy(scale_colour(share.nan_to_num().numpy(), signed)).to(sides.vertices) / 255
     )
     colour = torch.where(torch.isfinite(values)[:, None], colour, colour.new_tensor(UNKNOWN))
     columns = []
@@ -201,7 +216,7 @@ def _flat(surface: Surface, colour: Tensor) -> Shaded:
     return average_surface(surface, rgba, SUPERSAMPLE)
 
 
-def _scale_colour(share: np.ndarray, signed: bool = False) -> np.ndarray:
+def scale_colour(share: np.ndarray, signed: bool = False) -> np.ndarray:
     """Shares in [0, 1] of the scale, [N], as sRGB [N, 3] uint8; signed: from blue over white to red."""
     if signed:
         return (
@@ -220,7 +235,7 @@ def _colour_bar(height: int, largest: float, title: str, signed: bool = False) -
     """The scale with its numbers, uint8 [height, W, 3]."""
     bar = np.full((height, 92, 3), 255, np.uint8)
     top, bottom = round(0.12 * height), round(0.92 * height)
-    bar[top:bottom, 12:34] = _scale_colour(np.linspace(1, 0, bottom - top), signed)[:, None]
+    bar[top:bottom, 12:34] = scale_colour(np.linspace(1, 0, bottom - top), signed)[:, None]
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         y = round(bottom + (top - bottom) * share)
         label = (f"{largest * (2 * share - 1):+.1f}" if signed else f"{largest * share:.1f}") + (

@@ -58,6 +58,12 @@ class FitResult:
             + f"{len(self.subject.views)} views, model {self.model.name!r})"
         )
 
+    def _repr_html_(self) -> str:
+        """What notebooks show: the verdict, the mesh over the photos, the face."""
+        from fitkit.export.pages.notebook import notebook_html
+
+        return notebook_html(self)
+
     @property
     def status(self) -> str:
         """'ok', 'doubtful' or 'failed'."""

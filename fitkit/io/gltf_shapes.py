@@ -64,6 +64,21 @@ def read_gltf_shapes(path: str | os.PathLike) -> ShapedMesh:
         return _joined(pieces)
 
 
+def read_glb_points(path: str | os.PathLike) -> tuple[np.ndarray, list[str]]:
+    """The vertices [N, 3] of the first mesh of a .glb file, in the unit, the axes and the order of the file,
+    and the names of its morph targets.
+
+    Raises:
+        InputError: not such a file, or no mesh in it.
+    """
+    path = Path(path)
+    with foreign_file(path, "not readable as binary glTF 2.0", OTHERWISE, limit=GLTF_BYTES) as file:
+        reader = _Reader(*_parts(file.bytes(), ".glb"), path)
+        mesh = reader.item("meshes", 0)
+        points = _vectors(reader, mesh["primitives"][0]["attributes"]["POSITION"])
+        return points, [str(name) for name in (mesh.get("extras") or {}).get("targetNames", [])]
+
+
 def _parts(data: bytes, suffix: str) -> tuple[dict[str, Any], bytes]:
     """The JSON of a file and the buffer that is packed with it."""
     if suffix != ".glb":

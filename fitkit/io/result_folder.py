@@ -33,6 +33,8 @@ FILES = frozenset(
         "uncertainty.png",
         "detail.png",
         "albedo.ply",
+        "report.html",
+        "thumbnail.jpg",
     )
 )
 PREDICTED = {  # what a network says beside a scene: folder -> suffix of its one file for each view

@@ -67,7 +67,9 @@ class TestContent:
 
     def test_without_pictures(self, written, result, tmp_path):
         out = write_result(result, tmp_path / "out", pictures=False)
-        pictures = [f for f in files(written) if f.endswith(".png") or f in ("overlay", "lighting")]
+        pictures = [
+            f for f in files(written) if f.endswith((".png", ".jpg", ".html")) or f in ("overlay", "lighting")
+        ]
         assert files(out) == [f for f in files(written) if f not in (*pictures, "subject.mtl")]
         for name in ("subject.ply", "views/view0.ply", "albedo.ply", "cameras.json", "metrics.json"):
             assert (out / name).read_bytes() == (written / name).read_bytes()
