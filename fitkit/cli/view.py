@@ -38,7 +38,7 @@ def view(result, output, opened):
     with loading():
         from fitkit.export.pages.batch import write_batch_page
         from fitkit.export.pages.fit import write_fit_page
-        from fitkit.fitting.batch import REPORT
+        from fitkit.fitting.batch_records import REPORT
         from fitkit.io.subject import OUTPUT_FOLDER, is_result
 
     if (result / REPORT).is_file():
