@@ -169,7 +169,7 @@ def trainings(recipe_name, overrides, output, resume, device, quiet):
     is 1 when a training failed.
 
     Example: fitkit bench trainings pgn-losses train.data.synthetic.folder=people
-    train.data.frames.folder=frames -o losses
+    train.data.makehuman.folder=others train.data.frames.folder=frames train.data.fits.folder=fits -o losses
     """
     import sys
 

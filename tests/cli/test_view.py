@@ -84,11 +84,11 @@ def test_a_batch_ends_with_its_page(run, tmp_path):
     arguments = ("batch", tmp_path / "people", "-o", tmp_path / "out", "--light")
     done = run(*arguments)
     page = tmp_path / "out" / "report.html"
-    assert done.exit_code == 1 and f"1 error; {page}\n" in done.output
+    assert done.exit_code == 1 and f"{'result':10}{page}\n" in done.output
     (row,) = Page.read(page).data("rows")
     assert row["subject"] == "ben" and row["status"] == "error" and "photo.png" in row["message"]
     page.unlink()
     page.mkdir()
     done = run(*arguments, "--resume")
     assert f"warning: no page of the batch: {page}: expected a file" in done.output
-    assert f"1 error; {tmp_path / 'out' / 'batch.json'}\n" in done.output
+    assert f"{'result':10}{tmp_path / 'out' / 'batch.json'}\n" in done.output
