@@ -210,7 +210,7 @@ def test_refusals(place, overrides, message):
 
 def test_the_shipped_table_has_the_losses_of_the_paper():
     plan = _plan(load_training_ablation("pgn-losses"))
-    assert [s.name for s in plan.first.stages] == ["landmarks", "codes"]
+    assert [s.name for s in plan.first.stages] == ["decoder", "landmarks", "codes"]
     between = [set(settings.stages[0].energies) - {"lmk_guided", "prior_l1"} for _, settings in plan.arms]
     assert between == [
         set(),
