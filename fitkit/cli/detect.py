@@ -42,10 +42,10 @@ MASKS = "masks"
 @click.option(
     "--parser",
     "weights",
-    type=click.Path(path_type=Path),
-    default=None,
-    metavar="FILE",
-    help="Weights of the parser, regressor.safetensors; default: landmarks and colours tell the head.",
+    default="",
+    metavar="FILE|colors",
+    help="Weights of the parser, regressor.safetensors; default: those that come with fitkit; colors: "
+    "without a network, landmarks and colours tell the head.",
 )
 @click.option(
     "--tree",
@@ -102,7 +102,7 @@ def detect(images, output, landmarks, masks, weights, tree, workers, overwrite, 
             remove_litter(folder)
             remove_litter(folder / PICTURES)
         check_device(device)
-        parser = load_parser(weights or "", device) if masks else None
+        parser = load_parser(weights, device) if masks else None
         detector = make_detector(landmarks, device)
         click.echo(f"detector: {detector.name}")
         done: dict[Path, Path] = {}

@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
+import cv2
 import numpy as np
 
 from fitkit.errors import InputError
 from fitkit.fitting.recipe import MaskOptions
+from fitkit.io.resources import asset_path
 from fitkit.io.subject import View
 from fitkit.nets import load_predictor
 from fitkit.nets.parser.by_colors import ByColors
@@ -18,17 +20,21 @@ from fitkit.nets.parser.photos import ByNetwork, PhotoParser, parse_photo
 from fitkit.observe.face_parts import HEAD, PARTS, numbers
 from fitkit.observe.landmarks.types import Landmarks
 
+WEIGHTS = "parser.safetensors"
+COLORS = "colors"  # in the place of weights: without a network
+RIM = 0.015  # of the face size: borders are told no better, and mix two colours
+
 
 def load_parser(weights: str | os.PathLike = "", device: str = "cpu") -> PhotoParser:
     """What tells the parts of a head; weights: regressor.safetensors of fitkit train-regressor parser, '' =
-    by landmarks and colours, without a network.
+    the network that comes with fitkit, 'colors' = by landmarks and colours, without a network.
 
     Raises:
         InputError: weights of another network, or of one that tells other parts.
     """
-    if not os.fspath(weights):
+    if os.fspath(weights) == COLORS:
         return ByColors()
-    path = os.path.abspath(weights)
+    path = os.path.abspath(weights if os.fspath(weights) else asset_path(WEIGHTS))
     return _network(path, str(device), os.stat(path).st_mtime_ns if os.path.exists(path) else None)
 
 
@@ -49,6 +55,14 @@ def head_mask(parts: np.ndarray) -> np.ndarray:
     return np.isin(parts, numbers(HEAD))
 
 
+def _within(mask: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Without its rim, but along the edge of the photo. points: [68, 2] px, NaN = not known."""
+    low, high = np.nanmin(points, 0), np.nanmax(points, 0)
+    width = round(RIM * float(np.sqrt(np.prod(np.maximum(high - low, 1)))))
+    disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
+    return cv2.erode(mask.astype(np.uint8), disk) > 0
+
+
 def usable_pixels(
     views: Sequence[View], points: Landmarks, options: MaskOptions, device: str = "cpu", use: str = "source"
 ) -> Iterator[np.ndarray | None]:
@@ -56,7 +70,8 @@ def usable_pixels(
 
     Args:
         points: of the heads, px of the photos; use: which of the two options says where masks come from,
-            'source' or 'texture'. A photo in which the parser sees nothing of the head counts as given.
+            'source' or 'texture'. Colours are not taken from the rim of the head. A photo in which the parser
+            sees nothing of the head counts as given.
     Raises:
         InputError: weights of the parser that cannot be used.
     """
@@ -69,5 +84,7 @@ def usable_pixels(
             continue
         known = marks.double().cpu().masked_fill(~valid.cpu()[:, None], float("nan")).numpy()
         seen = head_mask(parse_photo(parser, view.image, known))
+        if use == "texture":
+            seen = _within(seen, known)
         both = seen if given is None else seen & given
         yield both if both.any() else given

@@ -76,7 +76,9 @@ class MaskOptions:
     source: Literal["auto", "given", "none"] = "given"
     # The same for the texture, albedo and light of the result.
     texture: Literal["auto", "given", "none"] = "auto"
-    weights: str = ""  # of the parser, regressor.safetensors; empty = landmarks and colours tell the parts
+    # Of the parser, regressor.safetensors; empty = those of fitkit, colors = no network: landmarks
+    # and colours tell the parts.
+    weights: str = ""
 
 
 @dataclass(frozen=True)

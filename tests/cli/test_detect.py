@@ -267,7 +267,9 @@ def test_masks_beside_the_landmarks(run, tmp_path, light_is_head):
     result = run("detect", tmp_path, "--masks", "--parser", tmp_path / "p.safetensors")
     assert result.exit_code == 0, result.output
     assert names(tmp_path) == ["a.png", "a.pts", "landmarks/a_landmarks.png", "masks/a.png"]
-    assert "13 % of the photo is the head" in result.output and light_is_head == [tmp_path / "p.safetensors"]
+    assert "13 % of the photo is the head" in result.output and light_is_head == [
+        str(tmp_path / "p.safetensors")
+    ]
     mask = np.asarray(Image.open(tmp_path / "masks" / "a.png"))
     np.testing.assert_array_equal(mask > 0, np.asarray(Image.open(tmp_path / "a.png"))[..., 0] > 128)
     from fitkit.io.subject import load_subject

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -109,6 +110,11 @@ def test_whose_masks_count(red_is_skin):
     assert second[44:136, 64:156].all() and not second[:36].any()
     np.testing.assert_array_equal(first, second & given)
     assert masks("none", "texture") == [None, None]
+    # Colours are not taken from the rim: 1.5 % of a face of 100 px.
+    inner = masks("auto", "texture")[1]
+    expected = cv2.erode(second.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    assert (inner <= second).all() and inner.sum() < second.sum()
+    assert inner[expected & (cv2.erode(expected.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0)].all()
 
 
 def test_a_photo_without_a_head_counts_as_given(red_is_skin):
@@ -162,7 +168,7 @@ def test_a_fit_asks_for_the_masks_of_its_recipe(red_is_skin, anna, monkeypatch):
 def test_parsers_by_name(tmp_path):
     torch.manual_seed(0)
     path = tmp_path / "p.safetensors"
-    assert isinstance(load_parser(), ByColors)
+    assert isinstance(load_parser("colors"), ByColors) and isinstance(load_parser(), ByNetwork)
     save_predictor(Parser(options=ParserOptions(size=64)), "parser", path)
     network = load_parser(path)
     assert isinstance(network, ByNetwork) and load_parser(str(path)) is network
