@@ -181,8 +181,7 @@ class Ledger:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":  # a killed process left half a line
                     file.write(b"\n")
-        if table:
-            self.write_table()  # from now on the folder is that of a batch
+        self.write_table()  # from now on the folder is that of a batch
 
     def add(self, row: BatchRow, attempt: int = 1) -> None:
         """One more is done; a disk that is full for now does not end the batch."""
@@ -191,17 +190,19 @@ class Ledger:
         try:
             with writing(self.path, FULL), open(self.path, "ab") as file:
                 file.write(_text(row, {"attempt": attempt, "time": now}).encode())
-            if self.table and time.monotonic() - self.written > TABLE_EVERY:
+            if time.monotonic() - self.written > TABLE_EVERY:
                 self.write_table()
         except InputError as error:
             log.warning("%s", error)
 
     def write_table(self) -> None:
-        """Write batch.json.
+        """Write batch.json; a shard does not.
 
         Raises:
             InputError: it cannot be written.
         """
+        if not self.table:
+            return
         self.written = time.monotonic()
         write_report(self.output, [self.rows[n] for n in self.names if n in self.rows])
 

@@ -191,7 +191,7 @@ def test_what_is_wrong_with_a_table(tmp_path, name, content, message):
     [
         ("in/none.png,,,", "line 3: photo: .*none.png: no such photo"),
         ("in,,,", "line 3: photo: .*in: expected a photo, got a folder"),
-        ("in/left.png,no.pts,,", "line 3: landmarks: no such file: .*no.pts"),
+        ("in/left.png,no.pts,,", "line 3: landmarks: no such file: .no.pts."),
         ("in/left.png,,no.png,", "line 3: mask: no such file"),
         ("in/left.png,,small.png,", "lines 2 to 3: .*small.png: a mask must have the size of its image"),
         ("in/left.png,,,other.json", "lines 2 to 3: .*other.json: no camera for .*left.png"),
