@@ -14,6 +14,7 @@ from fitkit.data.subject_sets import FOLDERS, SubjectEntry, SubjectSource, sourc
 from fitkit.errors import InputError
 from fitkit.fitting.batch_job import Job, fit_jobs, found_rows, lost_rows, time_limit
 from fitkit.fitting.batch_records import (
+    ENGINE_FILES,
     FITTING,
     LOG,
     RECORDS,
@@ -38,7 +39,6 @@ from fitkit.io.subject import is_result
 from fitkit.models.registry import load_model
 
 AGAIN = ("killed", "timeout", "memory", "unexpected")  # reasons of errors that `retries` are for
-ENGINE_FILES = "batch_engine"  # folder of what an engine leaves: logs of Slurm
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from fitkit.io.options import build, plain
 log = logging.getLogger("fitkit")
 REPORT = "batch.json"  # the table
 RECORDS = "batch_records"  # folder of a file for each subject
+ENGINE_FILES = "batch_engine"  # folder of what an engine leaves: logs of Slurm
 LOG = "batch{}.jsonl"  # of a run, or of a shard of it
 STATUSES = ("ok", "doubtful", "failed", "error")
 FITTING = "fitting"  # status of a record whose fit has begun and not ended
@@ -237,7 +238,11 @@ def check_names(output: Path, subjects: Mapping[str, str]) -> None:
         above = next(
             (a for a in ("/".join(parts[:k]) for k in range(len(parts) - 1, 0, -1)) if a in subjects), None
         )
-        own = parts[0] == RECORDS or name == REPORT or (len(parts) == 1 and name.endswith(".jsonl"))
+        own = (
+            parts[0] in (RECORDS, ENGINE_FILES)
+            or name == REPORT
+            or (len(parts) == 1 and name.endswith(".jsonl"))
+        )
         if own or (above is not None and parts[above.count("/") + 1] in ENTRIES):
             raise InputError(
                 f"{owner}: its result {output / name} would lie where {output / (above or '')} has files of "
