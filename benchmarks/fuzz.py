@@ -582,7 +582,7 @@ def _reports(folder: Path) -> Reader:
     from fitkit.evaluate import compare
     from fitkit.evaluate.bench import planted_faults
     from fitkit.export.regressor import _training_card
-    from fitkit.fitting import batch
+    from fitkit.fitting import batch_records
     from fitkit.train.records import CsvLog
 
     rows = [{"id": i, "status": "ok", "m": 1.5} for i in "abc"]
@@ -592,6 +592,11 @@ def _reports(folder: Path) -> Reader:
     (folder / "batch.json").write_text(
         json.dumps({"subjects": [{"subject": "a", "status": "ok", "seconds": 1.5}]})
     )
+    (folder / "batch.jsonl").write_text(
+        '{"subject": "a", "status": "ok", "seconds": 1.5, "time": "2026", "attempt": 1}\n'
+    )
+    (folder / "batch_records").mkdir()
+    (folder / "batch_records" / "a.json").write_text('{"subject": "a", "status": "ok", "seconds": 1.5}')
     (folder / "verdicts.json").write_text(
         json.dumps({"benchmark": "verdicts", "rows": [{"metrics": None, "views": 1}]})
     )
@@ -601,7 +606,9 @@ def _reports(folder: Path) -> Reader:
     def read(folder):
         one = compare.read_report(folder / "metrics.json")
         compare.compare_text(compare.compare(one, one))
-        batch.summary(batch.read_report(folder))
+        batch_records.summary(batch_records.read_report(folder))
+        batch_records.read_logs(folder)
+        batch_records.read_record(folder, "a")
         planted_faults.read_report(folder / "verdicts.json")
         _training_card(folder / "r.safetensors", {}, None)
         log = (folder / "log.csv").read_bytes()
@@ -609,8 +616,32 @@ def _reports(folder: Path) -> Reader:
         (folder / "log.csv").write_bytes(log)
 
     return Reader(
-        ("metrics.json", "metrics.json", "batch.json", "verdicts.json", "card.json", "log.csv"), read
+        (
+            *("metrics.json", "metrics.json", "batch.json", "batch.jsonl", "batch_records/a.json"),
+            *("verdicts.json", "card.json", "log.csv"),
+        ),
+        read,
     )
+
+
+def _manifests(folder: Path) -> Reader:
+    from fitkit.io.manifest import manifest_subject, read_manifest
+
+    for name in ("a", "b"):
+        cv2.imwrite(str(folder / f"{name}.png"), np.full((40, 40, 3), 90, np.uint8))
+    cv2.imwrite(str(folder / "mask.png"), np.full((40, 40), 255, np.uint8))
+    (folder / "cameras.json").write_text(json.dumps({"a": {"K": [[90, 0, 20], [0, 90, 20], [0, 0, 1]]}}))
+    (folder / "list.csv").write_text(
+        "subject,photo,camera,moment,landmarks,mask\nx/y,a.png,cameras.json,1,,mask.png\nx/y,b.png,,1,,\n"
+    )
+    (folder / "list.jsonl").write_text('{"subject": 1, "photo": "a.png", "mask": null}\n' * 2)
+
+    def read(folder):
+        for name in ("list.csv", "list.jsonl"):
+            for rows in read_manifest(folder / name).values():
+                manifest_subject(folder / name, rows[:1])
+
+    return Reader(("list.csv", "list.csv", "list.jsonl"), read)
 
 
 def _tables(folder: Path) -> Reader:
@@ -711,6 +742,7 @@ SEEDS: dict[str, Callable[[Path], Reader]] = {
     "bench": _bench,
     "synth": _synth,
     "shards": _shards,
+    "manifests": _manifests,
     "reports": _reports,
     "tables": _tables,
     "onnx": _onnx,

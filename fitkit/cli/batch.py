@@ -134,7 +134,7 @@ def batch(
     be fitted does not end the batch, whatever the reason; with two workers or more, or a timeout, not even
     when its process is killed. The exit code is 0 when each has a face, ok or doubtful.
 
-    Kinds: 300wlp, aflw2000, bosphorus, bu3dfe, facescape-lab, facescape-wild, facewarehouse,
+    Kinds: 300vw, 300wlp, aflw2000, bosphorus, bu3dfe, facescape-lab, facescape-wild, facewarehouse,
     florence-renders, folders, manifest, micc, multipie, now, pixel-face, realy.
 
     Example: fitkit batch people/ -o fits --workers 8

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import closing
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -13,6 +14,7 @@ from fitkit.data.subject_sets import FOLDERS, SubjectEntry, SubjectSource, sourc
 from fitkit.errors import InputError
 from fitkit.fitting.batch_job import Job, fit_jobs, found_rows, lost_rows, time_limit
 from fitkit.fitting.batch_records import (
+    ENGINE_FILES,
     FITTING,
     LOG,
     RECORDS,
@@ -37,7 +39,6 @@ from fitkit.io.subject import is_result
 from fitkit.models.registry import load_model
 
 AGAIN = ("killed", "timeout", "memory", "unexpected")  # reasons of errors that `retries` are for
-ENGINE_FILES = "batch_engine"  # folder of what an engine leaves: logs of Slurm
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def fit_batch(
     load_model(recipe.model)  # what is missing shows before the first fit
     entries = _entries(source, output)
     plan = _plan(list(entries), options.batch_size, options.shard)
-    names = [n for n in entries if n in {n for level in plan for group in level for n in group}]
+    mine = {n for level in plan for group in level for n in group}
+    names = [n for n in entries if n in mine]
     shard = options.shard.name if options.shard else ""
     with locked(output, f"batch{shard}", "batch"):
         _check_begun(output, list(entries), shard, options.resume)
@@ -140,28 +142,20 @@ def fit_batch(
                 for n in group
             )
 
-        for level in plan:
-            open_groups = [left for group in level if (left := _left(group, rows, halves))]
-            # Last comes what was being fitted when an earlier run ended: perhaps that is what ended it.
-            open_groups.sort(key=lambda group: any(n in halves for n in group))
-            attempts = dict.fromkeys((n for group in open_groups for n in group), 0)
-            while open_groups:
-                again: list[tuple[str, ...]] = []
-                for group in _fitted([jobs_of(group) for group in open_groups], output, options):
-                    for row in group:
-                        attempts[row.subject] += 1
-                        # Not told: which of several it was that ended their process.
-                        shared = len(group) > 1 and row.reason in ("killed", "timeout")
-                        if row.reason in AGAIN and (shared or attempts[row.subject] <= options.retries):
-                            attempts[row.subject] -= shared
-                            again.append((row.subject,))
-                            continue
-                        known = row.subject in rows
-                        ledger.add(row, attempts[row.subject] or 1)
-                        progress.counted(len(rows), len(names), row if not known else None)
-                open_groups = again
-        if options.shard is None:
-            ledger.write_table()
+        try:
+            for level in plan:
+                left = [part for group in level if (part := _left(group, rows, halves))]
+                # Last comes what was being fitted when an earlier run ended: perhaps that is what ended it.
+                left.sort(key=lambda group: any(n in halves for n in group))
+                for row, attempt in _tried([jobs_of(group) for group in left], output, options):
+                    fresh = row.subject not in rows
+                    ledger.add(row, attempt)
+                    progress.counted(len(rows), len(names), row if fresh else None)
+        except BaseException:  # Ctrl-C
+            with suppress(InputError):
+                ledger.write_table()
+            raise
+        ledger.write_table()
         _tidy(output, names)  # of workers that were killed
     return [rows[n] for n in names]
 
@@ -190,7 +184,29 @@ def collect(data: str | os.PathLike | SubjectSource, output: str | os.PathLike) 
     return rows
 
 
-def _fitted(groups: Sequence[tuple[Job, ...]], output: Path, options: BatchOptions):
+def _tried(
+    groups: Sequence[tuple[Job, ...]], output: Path, options: BatchOptions
+) -> Iterator[tuple[BatchRow, int]]:
+    """The last row of each job, after `retries`, and the number of tries."""
+    attempts: Counter[str] = Counter()
+    jobs = {job.name: job for group in groups for job in group}
+    while groups:
+        again: list[tuple[Job, ...]] = []
+        for rows in _fitted(groups, output, options):
+            # Nobody can tell which of several it was that ended their process: each is tried by itself.
+            shared = len(rows) > 1 and rows[0].reason in ("killed", "timeout")
+            for row in rows:
+                attempts[row.subject] += not shared
+                if shared or (row.reason in AGAIN and attempts[row.subject] <= options.retries):
+                    again.append((jobs[row.subject],))
+                else:
+                    yield row, attempts[row.subject]
+        groups = again
+
+
+def _fitted(
+    groups: Sequence[tuple[Job, ...]], output: Path, options: BatchOptions
+) -> Iterator[list[BatchRow]]:
     """The rows of groups of jobs, each as it is done."""
     for group in groups:
         for job in group:

@@ -22,6 +22,7 @@ from fitkit.io.options import build, plain
 log = logging.getLogger("fitkit")
 REPORT = "batch.json"  # the table
 RECORDS = "batch_records"  # folder of a file for each subject
+ENGINE_FILES = "batch_engine"  # folder of what an engine leaves: logs of Slurm
 LOG = "batch{}.jsonl"  # of a run, or of a shard of it
 STATUSES = ("ok", "doubtful", "failed", "error")
 FITTING = "fitting"  # status of a record whose fit has begun and not ended
@@ -181,8 +182,7 @@ class Ledger:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":  # a killed process left half a line
                     file.write(b"\n")
-        if table:
-            self.write_table()  # from now on the folder is that of a batch
+        self.write_table()  # from now on the folder is that of a batch
 
     def add(self, row: BatchRow, attempt: int = 1) -> None:
         """One more is done; a disk that is full for now does not end the batch."""
@@ -191,17 +191,19 @@ class Ledger:
         try:
             with writing(self.path, FULL), open(self.path, "ab") as file:
                 file.write(_text(row, {"attempt": attempt, "time": now}).encode())
-            if self.table and time.monotonic() - self.written > TABLE_EVERY:
+            if time.monotonic() - self.written > TABLE_EVERY:
                 self.write_table()
         except InputError as error:
             log.warning("%s", error)
 
     def write_table(self) -> None:
-        """Write batch.json.
+        """Write batch.json; a shard does not.
 
         Raises:
             InputError: it cannot be written.
         """
+        if not self.table:
+            return
         self.written = time.monotonic()
         write_report(self.output, [self.rows[n] for n in self.names if n in self.rows])
 
@@ -236,7 +238,11 @@ def check_names(output: Path, subjects: Mapping[str, str]) -> None:
         above = next(
             (a for a in ("/".join(parts[:k]) for k in range(len(parts) - 1, 0, -1)) if a in subjects), None
         )
-        own = parts[0] == RECORDS or name == REPORT or (len(parts) == 1 and name.endswith(".jsonl"))
+        own = (
+            parts[0] in (RECORDS, ENGINE_FILES)
+            or name == REPORT
+            or (len(parts) == 1 and name.endswith(".jsonl"))
+        )
         if own or (above is not None and parts[above.count("/") + 1] in ENTRIES):
             raise InputError(
                 f"{owner}: its result {output / name} would lie where {output / (above or '')} has files of "

@@ -2,10 +2,13 @@
 
 import io
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from fitkit.cli import progress
 from fitkit.cli.progress import share_bar, training_bar
+from fitkit.fitting.batch_records import BatchRow
 
 
 class Terminal(io.StringIO):
@@ -51,3 +54,23 @@ def test_no_bar_where_there_is_no_terminal(monkeypatch, quiet):
         bar.step_done(1, {"total": 1.0})
         bar.line("a line")
     assert sys.stderr.getvalue() == ("" if quiet else "a line\n")
+
+
+def test_a_log_of_a_cluster_gets_a_line_now_and_then(monkeypatch, capsys):
+    """With the time left; those who are not ok have a line of their own."""
+    now = iter(range(0, 1000, 40))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
+    with progress.batch_bar(False) as told:
+        told.counted(2, 10)  # of an earlier run
+        for done in (3, 4, 5):
+            told.counted(done, 10, BatchRow(f"p{done}", "ok" if done != 4 else "error", "no face"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "3 of 10 subjects, 0.025 per second, 5 min left",
+        "p4: error: no face",
+        "5 of 10 subjects, 0.025 per second, 3 min left",
+    ]
+    with progress.batch_bar(True) as told:
+        told.counted(0, 1)
+        told.counted(1, 1, BatchRow("a", "error"))
+    assert capsys.readouterr().err == ""

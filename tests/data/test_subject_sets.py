@@ -3,6 +3,7 @@
 import json
 import pickle
 
+import cv2
 import layouts
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from fitkit.errors import InputError
 from fitkit.io.manifest import manifest_subject, read_manifest
 from fitkit.io.subject import load_subject
 
+POINTS = np.random.default_rng(0).uniform(5, 30, (68, 2))
 MAKERS = {
     "aflw2000": layouts.aflw2000,
     "bosphorus": layouts.bosphorus,
@@ -52,7 +54,7 @@ def person():
 
 def test_every_reader_is_tried():
     assert set(EXPECTED) == set(MAKERS) == set(READERS)
-    assert set(KINDS) - set(READERS) == {"folders", "manifest", "multipie", "300wlp"}
+    assert set(KINDS) - set(READERS) == {"folders", "manifest", "multipie", "300wlp", "300vw"}
     assert all(subject_set(kind).doc for kind in KINDS)
 
 
@@ -73,7 +75,7 @@ def test_what_is_wrong_with_a_source(tmp_path):
             (),
             "mutlipie:x: no such folder, and no kind of data set 'mutlipie'; did you mean 'multipie'",
         ),
-        ("aa:bb", (), "no kind of data set 'aa'; kinds: 300wlp, aflw2000, "),
+        ("aa:bb", (), "no kind of data set 'aa'; kinds: 300vw, 300wlp, aflw2000, "),
         (f"micc:{tmp_path}", ("frmaes=3",), "micc: options: unknown key 'frmaes'; did you mean 'frames'"),
         (f"micc:{tmp_path}", ("frames=x",), "micc: options.frames: expected int, got 'x'"),
         (f"micc:{tmp_path}", (), "no SUBJECT/indoor-cooperative/ with frames; expected MICC Florence"),
@@ -191,7 +193,7 @@ def test_what_is_wrong_with_a_table(tmp_path, name, content, message):
     [
         ("in/none.png,,,", "line 3: photo: .*none.png: no such photo"),
         ("in,,,", "line 3: photo: .*in: expected a photo, got a folder"),
-        ("in/left.png,no.pts,,", "line 3: landmarks: no such file: .*no.pts"),
+        ("in/left.png,no.pts,,", "line 3: landmarks: no such file: .no.pts."),
         ("in/left.png,,no.png,", "line 3: mask: no such file"),
         ("in/left.png,,small.png,", "lines 2 to 3: .*small.png: a mask must have the size of its image"),
         ("in/left.png,,,other.json", "lines 2 to 3: .*other.json: no camera for .*left.png"),
@@ -228,6 +230,29 @@ def test_300w_lp(tmp_path):
     assert (left.image == right.image[:, ::-1]).all() and left.landmarks is not None
     nose = 30
     assert left.landmarks[nose, 0] == pytest.approx(right.size[0] - 1 - right.landmarks[nose, 0], abs=1e-3)
+
+
+def test_300_vw(tmp_path):
+    """The points of a frame come with it: frame n is 10 n grey."""
+    for place in ("001", "notes"):
+        (tmp_path / place).mkdir()
+    video = cv2.VideoWriter(str(tmp_path / "001" / "vid.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 25, (64, 48))
+    for number in range(1, 11):
+        video.write(np.full((48, 64, 3), 10 * number, np.uint8))
+        (tmp_path / "001" / "annot").mkdir(exist_ok=True)
+        write_pts(tmp_path / "001" / "annot" / f"{number:06d}.pts", np.full((68, 2), number) + POINTS)
+    video.release()
+    ((name, load),) = [(e.name, e.load) for e in SubjectSource(f"300vw:{tmp_path}", ("frames=4",)).entries()]
+    subject = pickle.loads(pickle.dumps(load))()
+    assert name == "001" and [v.name for v in subject.views] == ["000001", "000004", "000007", "000010"]
+    for view in subject.views:
+        assert abs(view.image.mean() / 10 - int(view.name)) < 0.3
+        assert np.allclose(view.landmarks[:, :2], POINTS + int(view.name), atol=0.01)
+    (tmp_path / "001" / "vid.avi").write_bytes((tmp_path / "001" / "vid.avi").read_bytes()[:3000])
+    with pytest.raises(InputError, match="vid.avi: cannot be read up to frame .*; expected 300-VW as NNN"):
+        load()
+    with pytest.raises(InputError, match="no NNN/vid.avi with points in NNN/annot"):
+        SubjectSource(f"300vw:{tmp_path / 'notes'}").entries()
 
 
 # ---- mirrors of landmark files ----

@@ -529,6 +529,24 @@ def test_people_side_by_side_are_fitted_together_again(many, stub, tmp_path):
     assert begun == [["c", "d"]] and [r.status for r in rows] == ["ok"] * 5
 
 
+def test_ctrl_c_leaves_a_table_of_what_is_done(many, stub, tmp_path):
+    def stop(step):
+        if step.done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_folder(many("a", "b", "c"), tmp_path / "out", RECIPE, progress=Progress(stop))
+    assert [r["subject"] for r in numbers_of(tmp_path)] == ["a", "b"]
+
+
+def test_names_that_a_batch_needs(many, stub, tmp_path):
+    for name in ("batch_records", "batch_engine", "batch.json", "x.jsonl"):
+        people = many(f"{name}/x" if name == "batch_engine" else name)
+        with pytest.raises(InputError, match=f"its result .*{name}.* would lie where .*; rename the folder"):
+            fit_folder(people, tmp_path / "out", RECIPE)
+        shutil.rmtree(people)
+
+
 @pytest.mark.parametrize(
     "line, message",
     [

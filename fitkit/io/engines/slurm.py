@@ -69,10 +69,13 @@ def run(work: Work[T], options: EngineOptions) -> Generator[T, None, None]:
         shares.extend(_Share(share, handle) for share, handle in zip(lists, handles))
 
     def collect(numbers: Sequence[int]) -> Generator[T, None, None]:
-        for number in numbers:
-            if number in open_jobs and (answer := work.found(work.jobs[number])) is not None:
-                open_jobs.discard(number)
-                yield answer
+        # They are done in order: to look at thousands of files again and again would be a burden.
+        for number in [n for n in numbers if n in open_jobs]:
+            answer = work.found(work.jobs[number])
+            if answer is None:
+                return
+            open_jobs.discard(number)
+            yield answer
 
     try:
         if count:
@@ -80,7 +83,7 @@ def run(work: Work[T], options: EngineOptions) -> Generator[T, None, None]:
         while open_jobs:
             time.sleep(LOOK[cluster])
             for share in list(shares):
-                ended = share.handle.done(True)
+                ended = share.handle.done(cluster == "local")
                 yield from collect(share.jobs)
                 left = [i for i in share.jobs if i in open_jobs]
                 if not ended:
