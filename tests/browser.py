@@ -24,7 +24,7 @@ OPTIONS = (
 class Browser:
     """One page. `problems` collects errors and warnings of its console, exceptions, requests that failed."""
 
-    def __init__(self, width=1280, height=900, seconds=60.0):
+    def __init__(self, width=1280, height=900, seconds=120.0):
         self.problems, self.seconds = [], seconds
         self._number, self._rest, self._loaded = 0, b"", False
         self._home = tempfile.mkdtemp()

@@ -2,10 +2,10 @@
 "use strict";
 
 const rows = JSON.parse(document.getElementById("rows").textContent);
-const words = JSON.parse(document.getElementById("words").textContent);
+const words = new Map(Object.entries(JSON.parse(document.getElementById("words").textContent)));
 const body = document.querySelector("#subjects tbody");
 const more = document.getElementById("more");
-const order = { error: 3, failed: 2, doubtful: 1, ok: 0 };
+const order = ["ok", "doubtful", "failed", "error"]; // from the best to the worst; unknown ones before
 const largest = 3; // mm at the end of a bar; more is a failed fit
 const portion = 60; // rows that are made at once
 const state = { status: null, text: "", key: "status", down: true };
@@ -21,8 +21,8 @@ function element(name, attributes, ...content) {
 const fixed = (value, digits, unit) => (value === undefined ? "–" : `${value.toFixed(digits)} ${unit}`);
 
 function rowOf(row) {
-  const [sign, word] = words[row.status] || ["?", row.status || "unknown"];
-  const look = words[row.status] ? row.status : "unknown";
+  const [sign, word] = words.get(row.status) || ["?", row.status || "unknown"];
+  const look = words.has(row.status) ? row.status : "unknown";
   const name = row.link ? element("a", { href: row.link }, row.subject) : row.subject;
   const pictured = { src: `data:image/jpeg;base64,${row.picture}`, alt: `fit of ${row.subject}`, height: 96, loading: "lazy", decoding: "async" };
   const picture = row.picture ? element("img", pictured) : element("span", { class: "quiet" }, "–");
@@ -49,7 +49,7 @@ function rowOf(row) {
 
 function compare(a, b) {
   const key = state.key;
-  const x = key === "status" ? order[a.status] ?? 4 : a[key], y = key === "status" ? order[b.status] ?? 4 : b[key];
+  const x = key === "status" ? order.indexOf(a.status) : a[key], y = key === "status" ? order.indexOf(b.status) : b[key];
   const lacking = (v) => v === undefined || v === "";
   if (lacking(x) || lacking(y)) return lacking(x) - lacking(y); // what is not known comes last
   const by = typeof x === "string" ? x.localeCompare(y, undefined, { numeric: true }) : x - y;

@@ -232,8 +232,8 @@ function moveShapes(face, data, redraw) {
     redraw();
   };
   const take = (value) => {
-    const weights = (value !== "" && data.weights && data.weights[value]) || {};
-    for (const slider of sliders) slider.value = weights[slider.dataset.shape] || 0;
+    const weights = new Map(Object.entries((value !== "" && data.weights && data.weights[value]) || {}));
+    for (const slider of sliders) slider.value = weights.get(slider.dataset.shape) || 0;
     const turns = (value !== "" && data.joints && data.joints[value]) || [];
     bones.slice(1).forEach((bone, j) => {
       const [x, y, z] = turns[j] || [0, 0, 0], angle = Math.hypot(x, y, z);

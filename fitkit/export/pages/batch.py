@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -96,7 +97,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 def _row(row: dict[str, Any], folder: Path, target: Path) -> dict[str, Any]:
     """A row as the script of the page takes it. link: to the page, else the folder, of its result, relative
     to the page of the batch; '' where there is none."""
-    numbers = {key: row[key] for key in NUMBERS if isinstance(row.get(key), (int, float))}
+    numbers = {key: row[key] for key in NUMBERS if _is_number(row.get(key))}
     return {
         "subject": row["subject"],
         "status": str(row.get("status", "")),
@@ -104,6 +105,10 @@ def _row(row: dict[str, Any], folder: Path, target: Path) -> dict[str, Any]:
         "link": _link(row["subject"], folder, target),
         **numbers,
     }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _link(subject: str, folder: Path, target: Path) -> str:
