@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fitkit.data.augment import FaceAugmentation, augment, head_yaw
+from fitkit.data.augment import FaceAugmentation, augment, head_yaw, without_missing
 from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.data.landmark_frames import held_out
 from fitkit.energies.registry import find
@@ -89,9 +89,7 @@ def prepare(
             f"{', '.join(f'{y:.0f}' for y in yaw)} degrees, expected "
             f"{', '.join(f'{s.name} {s.yaw[0]:g} to {s.yaw[1]:g}' for s in inputs.views)}"
         )
-    absent = rng.random(len(there)) < augmentation.missing
-    absent[rng.integers(len(there))] = False  # somebody has to be there
-    there = [s for s, gone in zip(there, absent) if not gone]
+    there = without_missing(there, augmentation, rng)
     seen = observations.select(torch.tensor([slots[s] for s in there]))
     seen = augment(seen, inputs.crop, augmentation, rng, where)
     labels = seen.labels
