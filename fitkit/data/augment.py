@@ -167,7 +167,7 @@ def _jittered(images: Tensor, options: FaceAugmentation, rng: np.random.Generato
             for change, factor in zip(CHANGES, own):
                 picture = change(picture).enhance(float(factor))
         if soft:
-            picture = picture.filter(ImageFilter.GaussianBlur(width * picture.width))
+            picture = picture.filter(ImageFilter.GaussianBlur(float(width) * picture.width))
         out.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255)
     return torch.stack(out)
 

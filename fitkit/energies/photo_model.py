@@ -51,8 +51,8 @@ class ModelPhotometricOptions:
     # 'moving': shape changes the shading, 'frozen': only where the points are seen
     normals: Literal["moving", "frozen"] = "moving"
     # the model's mean albedo times one colour of the person; that and a deviation at every point that two
-    # views see; the model's albedo basis; 'auto': the basis if the model has one, else 'points'; 'state': what
-    # the state says, the mean albedo with its coefficients if it has some: light has no freedom of scale
+    # views see; the model's albedo basis; 'auto': the basis if the model has one, else 'points'; 'state':
+    # what the state says, the mean albedo with its coefficients if it has some, so that it tells the light
     albedo: Literal["auto", "mean", "points", "basis", "state"] = "auto"
     albedo_sigma: Positive = 0.03  # standard deviation of that deviation, linear intensity
     color: Literal["linear", "srgb"] = "linear"  # 'srgb': photos and albedo as codes, as most papers do

@@ -119,7 +119,8 @@ class Predictor(nn.Module, ABC):
     feature_parts, parse_parts: names of the parts, see `parts`, that `features` and `parse_of` come from,
     empty where it has none.
     Where it gives a state: model_name, num_identity, num_expression: of the face model whose coefficients are
-    predicted. camera_kind: of the cameras of state and depth.
+    predicted. camera_kind: of the cameras of state and depth;
+    focal: px of the pictures, of perspective cameras that all have the same, else 0.
     needs: the weights that a training has to start from, empty: none.
     """
 
@@ -134,6 +135,7 @@ class Predictor(nn.Module, ABC):
     num_identity: int = 0
     num_expression: int = 0
     camera_kind: str = ""
+    focal: float = 0.0
     needs: str = ""
 
     @abstractmethod
