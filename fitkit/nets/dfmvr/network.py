@@ -127,8 +127,10 @@ class Dfmvr(Predictor):
         middles = [v.middle if o.start == "slots" else 0.0 for v in self.views]
         fixed = {
             "anchor": (low + high) / 2,
-            "place": torch.tensor([0.0, drop, depth]),
-            "turn": -torch.deg2rad(torch.tensor(middles)),  # see rotation_of_angles for its sign
+            "place": torch.tensor([0.0, drop, depth], device="cpu"),
+            "turn": -torch.deg2rad(
+                torch.tensor(middles, device="cpu")
+            ),  # see rotation_of_angles for its sign
             "expression_unit": o.expression * model.coefficients["expression"].unit(points),
         }
         for name, value in fixed.items():
