@@ -15,10 +15,11 @@ from helpers import tiny_model, tiny_result, tiny_state, write_pts
 from PIL import Image
 
 from fitkit.data.facescape import PUPIL_MM
-from fitkit.data.pixel_face import ANCHORS
+from fitkit.data.pixel_face import ANCHORS, TABLE
 from fitkit.evaluate.facescape import wild_frame
 from fitkit.evaluate.scan_to_mesh import NOW_POINTS
 from fitkit.fitting.result import FitResult
+from fitkit.io.resources import asset_path
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 
@@ -153,9 +154,10 @@ def facescape_lab(root: Path, p: Person) -> Path:
     return root
 
 
-def pixel_face(root: Path, p: Person) -> Path:
-    """The photos lie on their side and are mirrored, as in the release; the mesh has vertices at ANCHORS."""
-    folder = root / "val" / "00001" / "01" / "Images"
+def pixel_face(root: Path, p: Person, place: str = "val/00001/01") -> Path:
+    """The photos lie on their side and are mirrored, as in the release; the mesh has vertices at ANCHORS, and
+    106 points in units of 100 mm, of which those that are none of the 68 lie at 0."""
+    folder = root / place / "Images"
     for number, view in enumerate((0, 1, 2)):
         path = folder / str(number) / "t.jpg"
         path.parent.mkdir(parents=True)
@@ -165,6 +167,9 @@ def pixel_face(root: Path, p: Person) -> Path:
     vertices[list(ANCHORS)] = p.points[SEVEN]
     (folder / "fusion").mkdir()
     trimesh.Trimesh(vertices, p.triangles, process=False).export(folder / "fusion" / "mesh.obj")
+    table = [line.split(",") for line in asset_path(TABLE).read_text().splitlines() if line[0].isdigit()]
+    points = np.array([p.points[int(ibug)] if ibug else np.zeros(3) for _, _, ibug in table])
+    np.savetxt(folder / "fusion" / "nicp_106_pts.txt", points / 100)
     return root
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 
 from fitkit.data.photo_changes import PhotoChanges, change_photos
@@ -36,8 +37,13 @@ class FaceAugmentation:
     gain: Annotated[float, Range(0.0, 10.0)] = 0.15  # most change of the exposure, factor
     offset: Annotated[float, Range(0.0, 10.0)] = 0.03  # and share of white
     missing: Share = 0.0  # of views, beyond the first of a person, that are taken away
-    # The same exposure for all views of a person, or each its own; 'auto': the same in stages with an energy
-    # that compares views, as Shu et al. have it.
+    # Share of the people of whom one view alone is left, any with the same probability; DF-MVR: 1/3.
+    alone: Share = 0.0
+    # Most change of brightness, contrast, saturation and sharpness, each a factor; DF-MVR: 0.5.
+    jitter: Share = 0.0
+    blur: Share = 0.0  # share of the pictures that are blurred, of people with `colors` 'person'; DF-MVR: 0.3
+    # The same exposure and colours for all views of a person, or each its own; 'auto': the same in stages
+    # with an energy that compares views, as Shu et al. have it.
     colors: Literal["auto", "person", "view"] = "auto"
     photo: PhotoChanges = PhotoChanges()  # of each photo for itself
 
@@ -139,7 +145,43 @@ def augment(
             + options.offset * draws[:, 3, None, None, None]
         )
         out = replace(out, images=images.clamp(0, 1))
+    if options.jitter > 0 or options.blur > 0:
+        out = replace(out, images=_jittered(out.images, options, rng))
     return change_photos(out, options.photo, rng, where)
+
+
+BLUR = (0.0009, 0.0045)  # standard deviations, share of the side: 0.2 to 1 px of 224
+
+
+def _jittered(images: Tensor, options: FaceAugmentation, rng: np.random.Generator) -> Tensor:
+    """Images [B, 3, H, W] in [0, 1] with other brightness, contrast, saturation and sharpness, in this order,
+    and blurred. Source: DF-MVR, public code; contrast and sharpness as Pillow defines them."""
+    factors = 1 + options.jitter * rng.uniform(-1, 1, (len(images), 4))
+    blurred, sigma = rng.random(len(images)) < options.blur, rng.uniform(*BLUR, len(images))
+    if options.colors == "person":
+        factors, blurred, sigma = (np.broadcast_to(x[:1], x.shape) for x in (factors, blurred, sigma))
+    out = []
+    for image, own, soft, width in zip(images, factors, blurred, sigma):
+        picture = Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy())
+        if options.jitter > 0:
+            for change, factor in zip(CHANGES, own):
+                picture = change(picture).enhance(float(factor))
+        if soft:
+            picture = picture.filter(ImageFilter.GaussianBlur(float(width) * picture.width))
+        out.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255)
+    return torch.stack(out)
+
+
+CHANGES = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color, ImageEnhance.Sharpness)
+
+
+def without_missing(there: list[int], options: FaceAugmentation, rng: np.random.Generator) -> list[int]:
+    """Of the views (slots) of a person those that are left, see `FaceAugmentation`; at least one."""
+    if options.alone > 0 and rng.random() < options.alone:
+        return [there[rng.integers(len(there))]]
+    absent = rng.random(len(there)) < options.missing
+    absent[rng.integers(len(there))] = False  # somebody has to be there
+    return [s for s, gone in zip(there, absent) if not gone]
 
 
 def head_yaw(observations: Observations, model: FaceModel) -> list[float]:

@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import struct
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -29,13 +30,19 @@ SCAN_BYTES = 64 * MEGABYTE  # of a range image; those of the database have up to
 JUMP_MM = 8.0  # triangles of the range image with a longer side bridge an edge
 
 
-def bosphorus_samples(folder: str | os.PathLike, angle: int = 45) -> list[EvaluationSample]:
+RIGHT_ANGLES = (10, 20, 30, 45)  # degrees of right turns among which 'random' chooses
+
+
+def bosphorus_samples(
+    folder: str | os.PathLike, angle: int = 45, right: int | str = 0
+) -> list[EvaluationSample]:
     """One sample for each frontal scan, id its file name, group 'neutral' or 'expression'.
 
     Its photos: the frontal picture and, for a neutral one, the pictures of the head turned by `angle` degrees
     to the right (R scans) and to the left; left pictures exist for 45 and 90 degrees only, others are the
-    mirrored right one. Whose right and left that is, the database does not say: networks with named views go
-    by the picture where it says otherwise, see `assign_views`.
+    mirrored right one. right: degrees of the right picture alone, 0 = `angle`, 'random': of each scan another
+    one of RIGHT_ANGLES, always the same (DF-MVR, table V). Whose right and left that is, the database does
+    not say: networks with named views go by the picture where it says otherwise, see `assign_views`.
 
     Raises:
         InputError: not this layout.
@@ -49,10 +56,11 @@ def bosphorus_samples(folder: str | os.PathLike, angle: int = 45) -> list[Evalua
             if match is None or match[2] in ("YR", "PR", "CR", "O") or not path.with_suffix(".lm3").is_file():
                 continue  # turned or covered faces
             neutral = match[2] == "N"
+            side = _drawn(stem) if right == "random" else int(right) or angle
             samples.append(
                 EvaluationSample(
                     stem,
-                    partial(_photos, person, path, angle if neutral else None),
+                    partial(_photos, person, path, (side, angle) if neutral else None),
                     partial(_truth, path),
                     "neutral" if neutral else "expression",
                 )
@@ -62,16 +70,26 @@ def bosphorus_samples(folder: str | os.PathLike, angle: int = 45) -> list[Evalua
     return samples
 
 
-def _photos(person: Path, scan: Path, angle: int | None) -> Subject:
+def _drawn(stem: str) -> int:
+    """One of RIGHT_ANGLES, by the name of the scan."""
+    return RIGHT_ANGLES[zlib.crc32(stem.encode()) % len(RIGHT_ANGLES)]
+
+
+def _photos(person: Path, scan: Path, angles: tuple[int, int] | None) -> Subject:
+    """angles: degrees of the pictures to the right and to the left."""
     images, names = [scan.with_suffix(".png")], ["front"]
-    if angle is not None:
-        right = next(iter(sorted(person.glob(f"{person.name}_YR_R{angle}_*.png"))), None)
-        left = next(iter(sorted(person.glob(f"{person.name}_YR_L{angle}_*.png"))), None)
+
+    def turned(side: str, angle: int) -> Path | None:
+        return next(iter(sorted(person.glob(f"{person.name}_YR_{side}{angle}_*.png"))), None)
+
+    if angles is not None:
+        right, left = turned("R", angles[0]), turned("L", angles[1])
         if right is not None:
             images.append(right)
             names.append("right")
-        if left is not None or right is not None:
-            images.append(left if left is not None else np.ascontiguousarray(read_image(right)[0][:, ::-1]))
+        other = turned("R", angles[1])
+        if left is not None or other is not None:
+            images.append(left if left is not None else np.ascontiguousarray(read_image(other)[0][:, ::-1]))
             names.append("left")
     return subject_from_images(images, names=names, name=scan.stem)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -137,11 +137,12 @@ class FeatureTerm(EnergyOptions):
     # encoder of the network that is trained, in a stage in which it does not learn.
     network: str = "encoder"
     weights: str = ""  # of that network, regressor.safetensors; none for 'own'
+    looks_through: ClassVar[str] = "encoder"
     options: FeatureOptions = FeatureOptions()
 
 
 def _load(networks: Networks, o: FeatureTerm) -> torch.nn.Module:
-    return networks.frozen(o.network, o.weights)
+    return networks.frozen(o.network, o.weights, o.looks_through)
 
 
 def _make(context: Context, o: FeatureTerm) -> SemanticFeatures:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from fitkit.energies.spec import DFM, OURS, PGN, Context, EnergyDoc, EnergyOptio
 from fitkit.energies.supervision import label
 from fitkit.errors import DegenerateInputError, InputError
 from fitkit.geometry.alignment import similarity_align
-from fitkit.io.options import Positive, Range
+from fitkit.io.options import Natural, Positive
 from fitkit.models.face_model import FaceModel, Points
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import sample
@@ -23,6 +23,7 @@ from fitkit.scene.position_map import PositionMap
 from fitkit.scene.state import SceneState
 
 IBUG_ANCHORS = (36, 39, 42, 45, 33, 48, 54)  # eye corners, nose bottom, mouth corners
+DFMVR_ANCHORS = (47, 50, 53, 56, 41, 79, 85)  # eye corners, nose tip, mouth corners among 101 points
 
 
 @dataclass(frozen=True)
@@ -100,14 +101,16 @@ class AlignedLandmarks(PlainEnergy):
     def _points(self, state: SceneState, observations: Observations) -> tuple[Tensor, Tensor, Tensor]:
         truth = label(observations, "points3d", self.name) if self.target is None else self.target
         truth = truth.to(state.identity)
+        points = self.basis.points(*state.coefficients())
+        if truth.shape[1] != points.shape[1]:
+            raise InputError(
+                f"energy '{self.name}': expected {points.shape[1]} labelled points, got {truth.shape[1]}; "
+                "the option 'vertices' says which vertices of the model they are"
+            )
         known = torch.isfinite(truth).all(-1)
         if self.present is not None:
             known = known & self.present.to(known.device)
-        return (
-            self.basis.points(*state.coefficients()),
-            torch.nan_to_num(truth),
-            known,
-        )
+        return points, torch.nan_to_num(truth), known
 
     def _fit(self, points: Tensor, truth: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         used = known
@@ -152,19 +155,35 @@ def affine_align(source: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor,
 
 
 def lmk3d_align(
-    model: FaceModel, sigma_mm: float = 1.0, anchors: Sequence[int] = IBUG_ANCHORS, attached: bool = False
+    model: FaceModel,
+    sigma_mm: float = 1.0,
+    anchors: Sequence[int] = IBUG_ANCHORS,
+    attached: bool = False,
+    vertices: Sequence[int] = (),
 ) -> AlignedLandmarks:
-    """E12: the 68 points after the similarity that fits the anchors. Source: DF-MVR eq. 5-6, with `attached`
-    as in its code (that paper has 101 points and 7 anchors among them: build AlignedLandmarks with a basis of
-    these)."""
-    return AlignedLandmarks(
-        model.landmark_basis,
-        "similarity",
-        tuple(anchors),
-        sigma_mm,
-        attached,
-        present=model.landmarks.present,
-    )
+    """E12: the 68 points after the similarity that fits the anchors, or the vertices of the model with these
+    numbers. Source: DF-MVR eq. 5-6, with `attached` as in its code; its 101 points are vertices of its model
+    (which ones is not published), DFMVR_ANCHORS its anchors among them.
+
+    Raises:
+        InputError: a vertex that the model lacks, or anchors beyond the points.
+    """
+    count = len(vertices) or 68
+    if max(anchors, default=0) >= count:
+        raise InputError(
+            f"energy 'lmk3d_align': anchors: expected numbers below {count}, that of the points, got "
+            f"{max(anchors)}"
+        )
+    if not vertices:
+        basis, present = model.landmark_basis, model.landmarks.present
+    else:
+        if max(vertices) >= model.num_vertices:
+            raise InputError(
+                f"energy 'lmk3d_align': vertices: expected numbers below {model.num_vertices}, those of face "
+                f"model '{model.name}', got {max(vertices)}"
+            )
+        basis, present = model.at_vertices(torch.tensor(list(vertices), device=model.device)), None
+    return AlignedLandmarks(basis, "similarity", tuple(anchors), sigma_mm, attached, present=present)
 
 
 def lmk_guided(
@@ -289,8 +308,10 @@ def map_places(model: FaceModel, maps: PositionMap) -> Tensor:
 @dataclass(frozen=True)
 class AlignTerm(EnergyOptions):
     sigma_mm: Positive = 1.0  # standard deviation of a point
-    anchors: tuple[Annotated[int, Range(0, 67)], ...] = IBUG_ANCHORS  # that the similarity is fitted to
+    anchors: tuple[Natural, ...] = IBUG_ANCHORS  # points that the similarity is fitted to
     attached: bool = False  # the similarity follows the points, and gradients flow through it as well
+    # of the model, one for each labelled point; none: the 68 points
+    vertices: tuple[Natural, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -364,7 +385,7 @@ SPECS = (
     EnergySpec(
         name="lmk3d_align",
         cls=AlignedLandmarks,
-        make=lambda context, o: lmk3d_align(context.model, o.sigma_mm, o.anchors, o.attached),
+        make=lambda context, o: lmk3d_align(context.model, o.sigma_mm, o.anchors, o.attached, o.vertices),
         role="label",
         doc=EnergyDoc(
             formula="s R q_n + t - q'_n, similarity fitted to the anchors",

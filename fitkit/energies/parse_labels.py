@@ -31,13 +31,18 @@ def labelled_parse(observations: Observations, size: tuple[int, int], energy: st
     return both[:, 0].long(), both[:, 1] > 0
 
 
-def label_weights(observations: Observations, mask: Tensor, scheme: str, energy: str) -> Tensor:
+GROW_PX = 5.0  # px of a 224-pixel crop by which features are dilated
+
+
+def label_weights(
+    observations: Observations, mask: Tensor, scheme: str, energy: str, grow_px: float = GROW_PX
+) -> Tensor:
     """`weight_parse` of the labelled parse for a mask [B, 1, h, w] of the crops at any size, the largest
-    weight 1; 0 where the parse is not known. What the papers dilate by 5 px of a 224-pixel crop grows with
-    the crop."""
+    weight 1; 0 where the parse is not known. grow_px: of a 224-pixel crop, by which features are dilated; it
+    grows with the crop."""
     size = mask.shape[-2:]
     parse, known = labelled_parse(observations, size, energy)
-    weight = weight_parse(parse, mask * known[:, None], scheme, round(5 * max(size) / 224))
+    weight = weight_parse(parse, mask * known[:, None], scheme, round(grow_px * max(size) / 224))
     return weight / weight.amax().clamp_min(1e-12)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -182,8 +182,11 @@ def _root_of_entropy(logits: Tensor, target: Tensor, valid: Tensor, name: str) -
 
 @dataclass(frozen=True)
 class ParseTerm(EnergyOptions):
-    network: str = "parser"  # what the pictures are looked at through, see fitkit.nets.load_network
-    weights: str = ""  # of that network, regressor.safetensors
+    # What the pictures are looked at through, see fitkit.nets.load_network; in a training also 'own': the
+    # parser inside of the network that is trained.
+    network: str = "parser"
+    weights: str = ""  # of that network, regressor.safetensors; none for 'own'
+    looks_through: ClassVar[str] = "parser"
     options: ParseOptions = ParseOptions()
 
 
@@ -201,7 +204,7 @@ class ParseLabelTerm(EnergyOptions):
 
 
 def _load(networks: Networks, o: ParseTerm) -> torch.nn.Module:
-    return networks.frozen(o.network, o.weights)
+    return networks.frozen(o.network, o.weights, o.looks_through)
 
 
 def _make(context: Context, o: ParseTerm) -> ParsedRendering:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fitkit.energies.base import Linearization, Residuals, Slot, all_views
-from fitkit.energies.parse_labels import ParseScheme, label_weights
+from fitkit.energies.parse_labels import GROW_PX, ParseScheme, label_weights
 from fitkit.energies.photometric import (
     PointMask,
     at_level,
@@ -51,15 +51,20 @@ class ModelPhotometricOptions:
     # 'moving': shape changes the shading, 'frozen': only where the points are seen
     normals: Literal["moving", "frozen"] = "moving"
     # the model's mean albedo times one colour of the person; that and a deviation at every point that two
-    # views see; the model's albedo basis; 'auto': the basis if the model has one, else 'points'
-    albedo: Literal["auto", "mean", "points", "basis"] = "auto"
+    # views see; the model's albedo basis; 'auto': the basis if the model has one, else 'points'; 'state':
+    # what the state says, the mean albedo with its coefficients if it has some, so that it tells the light
+    albedo: Literal["auto", "mean", "points", "basis", "state"] = "auto"
     albedo_sigma: Positive = 0.03  # standard deviation of that deviation, linear intensity
     color: Literal["linear", "srgb"] = "linear"  # 'srgb': photos and albedo as codes, as most papers do
     angle: bool = True  # weight by the cosine of the viewing angle
     clipped: Share = 0.0  # trust in pixels with a channel at its largest code, which says only 'at least'
-    parse: ParseScheme = "dfmvr"  # weights of a face parse, where one is given or among the labels
+    # weights of a face parse, where one is among the labels, or else predicted by the network
+    parse: ParseScheme = "dfmvr"
+    # px of a 224-pixel crop by which its features are dilated; DF-MVR: 20, its code: about 5
+    grow_px: Annotated[float, Range(0.0, 224.0)] = GROW_PX
     mask: PointMask = "zbuffer"
-    region: Literal["skin", "face", "all"] = "skin"  # that counts; all: with eyes and the inside of the mouth
+    # that counts; front: the face with eyes and the inside of the mouth; all: the whole head with them
+    region: Literal["skin", "face", "front", "all"] = "skin"
     equal_views: bool = False  # the mean over the views of their means
     min_pixels: Natural = 64  # for that, a view with fewer pixels of a 224-pixel crop is left out
     min_cosine: Cosine = 0.2
@@ -161,7 +166,9 @@ class ModelPhotometric:
             and observations.labels is not None
             and observations.labels.parse is not None
         ):
-            weight = label_weights(observations, mask.to(images), options.parse, "photo_model")
+            weight = label_weights(
+                observations, mask.to(images), options.parse, "photo_model", options.grow_px
+            )
             trust = trust * at_pyramid_level(weight, options.level)
         triangle, barycentric = sample_skin(
             model, max(options.points, 1), options.seed, counted_vertices(model, options.region)
@@ -225,12 +232,15 @@ class ModelPhotometric:
         frozen = replace(self, trust=trust, normal=normal if o.normals == "frozen" else None, albedo=None)
         if frozen._from_basis and state.albedo is not None:
             return frozen
+        if o.albedo == "state":
+            mean = frozen._mean_albedo().expand(len(state.identity), -1, -1)
+            return replace(frozen, albedo=mean)
         shade = sh_basis(normal) @ state.illumination
         return replace(frozen, albedo=frozen._solver(state, normal).albedo(shade))
 
     @property
     def _from_basis(self) -> bool:
-        return self.options.albedo in ("auto", "basis") and self.model.albedo_basis is not None
+        return self.options.albedo in ("auto", "basis", "state") and self.model.albedo_basis is not None
 
     def _at_points(self, values: Tensor) -> Tensor:
         """Vertex values [..., V, 3] -> [..., N, 3]."""
@@ -332,9 +342,18 @@ class ModelPhotometric:
         return self._solver(state, normal).light(3 if self.options.light == "rgb" else 1, rounds)[0]
 
 
+# Words in the names of regions that lie in the openings of the face.
+OPENINGS = ("eye", "sclera", "iris", "mouth", "teeth", "tongue", "gum")
+
+
 def counted_vertices(model: FaceModel, region: str) -> Tensor:
     """Vertices [V] bool of a region of ModelPhotometricOptions."""
-    return torch.ones_like(model.skin) if region == "all" else getattr(model, region)
+    if region == "all":
+        return torch.ones_like(model.skin)
+    if region == "front":
+        named = [any(word in name.lower() for word in OPENINGS) for name in model.region_names]
+        return model.face | torch.tensor(named, device=model.device)[model.region]
+    return getattr(model, region)
 
 
 @dataclass(frozen=True)
@@ -605,9 +624,25 @@ class ModelPhotometricTraining(ModelPhotometricTerm):
 
 
 def _make(context: Context, o: ModelPhotometricTerm) -> ModelPhotometric:
+    seen = context.observations
+    known = seen.labels is not None and seen.labels.parse is not None
     return ModelPhotometric.prepare(
-        context.model, context.observations, replace(o.options, seed=context.seed)
+        context.model,
+        seen,
+        replace(o.options, seed=context.seed),
+        None if known else _predicted_parse(context),
     )
+
+
+def _predicted_parse(context: Context) -> Tensor | None:
+    """What the network that is trained says of the parts, [B, H, W] int64; None: it says nothing."""
+    parse = getattr(context.prediction, "parse", None)
+    return None if parse is None else parse.detach().argmax(1)
+
+
+def _apart(observations: Observations, o: ModelPhotometricTerm) -> int | None:
+    """With a point for each pixel, the points of one person are no business of others."""
+    return id(observations) if o.options.points == 0 else None
 
 
 SPECS = (
@@ -628,6 +663,7 @@ SPECS = (
         options=ModelPhotometricTerm,
         training=ModelPhotometricTraining,
         optional=("parse",),
+        apart=_apart,
         light=lambda options: 3 if options.options.light == "rgb" else 1,
     ),
 )

@@ -36,6 +36,9 @@ PARTS = {
 }
 
 
+OWN = "own"  # as the network of an energy: the one that is trained
+
+
 @dataclass(frozen=True)
 class EnergyOptions:
     """What every energy of a recipe has."""
@@ -82,7 +85,8 @@ class Networks:
     """Flow estimators and frozen networks by name, each made once.
 
     flow: (estimator, weights) that an empty name stands for; make_flow, make_network: what makes them, from
-    (name, weights, device); networks are frozen ones, see fitkit.nets.load_network.
+    (name, weights, device); networks are frozen ones, see fitkit.nets.load_network; the name is 'own encoder'
+    or 'own parser' where an energy looks through the network that is trained.
     """
 
     def __init__(
@@ -108,17 +112,19 @@ class Networks:
             self._flows[key] = self.make_flow(key[0], key[1] or None, self.device)
         return self._flows[key]
 
-    def frozen(self, name: str, weights: str) -> nn.Module:
-        """A network that never learns.
+    def frozen(self, name: str, weights: str, looks_through: str) -> nn.Module:
+        """A network that never learns. looks_through: what of it is asked for, 'encoder' or 'parser', where
+        its name is OWN and does not say.
 
         Raises:
             InputError, MissingWeightsError: one that cannot be had.
         """
         if self.make_network is None:
             raise InputError(f"network '{name}': nothing makes networks here; give Networks a make_network")
-        if (name, weights) not in self._networks:
-            self._networks[name, weights] = self.make_network(name, weights, self.device)
-        return self._networks[name, weights]
+        key = (f"{OWN} {looks_through}" if name == OWN else name, weights)
+        if key not in self._networks:
+            self._networks[key] = self.make_network(*key, self.device)
+        return self._networks[key]
 
 
 @dataclass(frozen=True)

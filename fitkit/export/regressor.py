@@ -57,6 +57,12 @@ OUTPUTS = {
         "x_camera / z_camera + principal; which one: `camera_kind`",
     ),
     "principal": ("[S, V, 2]", "px of the cut picture", "x, y; (0, 0) is the centre of the top-left pixel"),
+    "illumination": (
+        "[S, V, 9, 3]",
+        "shading",
+        "spherical harmonics of bands 0 to 2 of the light in the head frame, red, green and blue",
+    ),
+    "albedo": ("[S, K_al]", "none", "standard-normal coefficients of the face model's albedo"),
     "landmarks": (
         "[S, V, 68, 2]",
         "px of the cut picture",
@@ -86,7 +92,7 @@ CROP_RULE = (
     "square around the box of the 68 landmarks: side = margin * its larger side, centre moved up by `up` * "
     "its height, grey (128) or black, as `fill` says, outside of the photo, resized to size x size px"
 )
-BY_PERSON = ("identity", "identity_sigma")
+BY_PERSON = ("identity", "identity_sigma", "albedo")
 
 
 def _tables(found: Prediction) -> dict[str, Tensor]:
@@ -102,6 +108,8 @@ def _tables(found: Prediction) -> dict[str, Tensor]:
         "translation": None if pose is None else pose.translation,
         "focal": None if camera is None else camera.focal,
         "principal": None if camera is None else camera.principal,
+        "illumination": state.illumination if found.lit else None,
+        "albedo": None if state is None else state.albedo,
         "landmarks": None if marks is None else marks.points,
         "landmark_sigma": None if marks is None else marks.sigma,
         "depth": None if depth is None else depth.depth,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from fitkit.io.options import build, to_plain, unknown_key
 from fitkit.io.weights import network_from
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
-from fitkit.nets.predictor import Predictor, ViewSlot
+from fitkit.nets.predictor import Predictor, ViewSlot, resized
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,12 @@ def _pgn() -> NetKind:
     return NetKind(PgnOptions, Pgn, named_views=False)
 
 
+def _dfmvr() -> NetKind:
+    from fitkit.nets.dfmvr.network import Dfmvr, DfmvrOptions
+
+    return NetKind(DfmvrOptions, Dfmvr)
+
+
 def _parser() -> NetKind:
     from fitkit.nets.parser.network import Parser, ParserOptions
 
@@ -62,6 +68,7 @@ def _parser() -> NetKind:
 
 NETS: dict[str, Callable[[], NetKind]] = {
     "mvfnet": _mvfnet,
+    "dfmvr": _dfmvr,
     "fitkit_init": _fitkit_init,
     "parser": _parser,
     "pgn": _pgn,
@@ -227,9 +234,7 @@ class _Parser(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        seen = _resized(images, (self.network.size,) * 2)[:, None]
-        valid = torch.ones(seen.shape[:2], dtype=torch.bool, device=seen.device)
-        return _resized(self.network(seen, valid).parse, images.shape[-2:])
+        return self.network.parse_of(images)
 
 
 class _Encoder(nn.Module):
@@ -238,25 +243,25 @@ class _Encoder(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network.features(_resized(images, (self.network.size,) * 2))
+        return self.network.features(resized(images, (self.network.size,) * 2))
 
 
-class OwnEncoder(FrozenNetwork):
-    """The features of a network that is being trained, while the parts that make them do not learn. It has no
-    weights of its own."""
+class OwnNetwork(FrozenNetwork):
+    """What an energy compares pictures with (see `load_network`) of a network that is being trained, while
+    what makes it does not learn. It has no weights of its own.
 
-    def __init__(self, network: Predictor):
+    Raises:
+        InputError: another name.
+    """
+
+    def __init__(self, network: Predictor, name: str):
         super().__init__(nn.Identity())
-        self._encoder = (_Encoder(network),)  # a tuple, so that it is no part of this module
+        if name not in FROZEN:
+            raise unknown_key(name, FROZEN, "network of an energy")
+        self._looks = (FROZEN[name](network),)  # a tuple, so that it is no part of this module
 
     def forward(self, images: Tensor) -> Tensor:
-        return self._encoder[0](images)
-
-
-def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
-    if images.shape[-2:] == torch.Size(size):
-        return images
-    return nn.functional.interpolate(images, size=tuple(size), mode="bilinear", align_corners=False)
+        return self._looks[0](images)
 
 
 FROZEN: dict[str, Callable[[Predictor], nn.Module]] = {"parser": _Parser, "encoder": _Encoder}
@@ -273,7 +278,8 @@ def _is_landmark_network(path: str | os.PathLike) -> bool:
 def start_from(network: Predictor, path: str | os.PathLike, model: FaceModel | None) -> None:
     """Fill a network with weights to start a training from: a regressor.safetensors of the same network, face
     model and views, a .pth file for its trunk, if it has `load_trunk`, or 'builtin', the shipped landmark
-    network, or the file of another one for its encoder, if it has `load_encoder`.
+    network, or the file of another one for its encoder, if it has `load_encoder`; the regressor.safetensors
+    of a parser for the one inside of it, if it has `load_parser`.
 
     Raises:
         InputError: no such file, or weights of something else.
@@ -290,6 +296,9 @@ def start_from(network: Predictor, path: str | os.PathLike, model: FaceModel | N
         network.load_encoder(
             read_network(None if os.fspath(path) == BUILTIN else Path(path)), os.fspath(path)
         )
+        return
+    if hasattr(network, "load_parser") and read_about(path)["net"] == "parser":
+        network.load_parser(load_predictor(path), os.fspath(path))
         return
     other = load_predictor(path, model)
     mine, theirs = ((to_plain(n.options), to_plain(n.views)) for n in (network, other))

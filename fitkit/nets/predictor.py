@@ -82,6 +82,11 @@ class Prediction:
         return tuple(name for name in PARTS if getattr(self, name) is not None)
 
     @property
+    def lit(self) -> bool:
+        """Whether light is predicted. It has three channels then; who knows none says white in one."""
+        return self.state is not None and self.state.illumination.shape[-1] == 3
+
+    @property
     def expression_owner(self) -> Tensor | None:
         """[B] int64, frames with the same one share an expression; None: each has its own."""
         return self.subject if self.shared_expression else None
@@ -111,9 +116,12 @@ class Predictor(nn.Module, ABC):
     gives: names of the parts of its predictions, of PARTS; options: dataclass of its options; size: side of
     the square pictures, px; crop: how they are cut; views: the named inputs, empty: any number of photos in
     any order.
-    feature_parts: names of the parts, see `parts`, that `features` comes from, empty where it has none.
+    feature_parts, parse_parts: names of the parts, see `parts`, that `features` and `parse_of` come from,
+    empty where it has none.
     Where it gives a state: model_name, num_identity, num_expression: of the face model whose coefficients are
-    predicted. camera_kind: of the cameras of state and depth.
+    predicted. camera_kind: of the cameras of state and depth;
+    focal: px of the pictures, of perspective cameras that all have the same, else 0.
+    needs: the weights that a training has to start from, empty: none.
     """
 
     gives: tuple[str, ...]
@@ -122,10 +130,13 @@ class Predictor(nn.Module, ABC):
     crop: CropOptions
     views: tuple[ViewSlot, ...]
     feature_parts: tuple[str, ...] = ()
+    parse_parts: tuple[str, ...] = ()
     model_name: str = ""
     num_identity: int = 0
     num_expression: int = 0
     camera_kind: str = ""
+    focal: float = 0.0
+    needs: str = ""
 
     @abstractmethod
     def forward(self, images: Tensor, valid: Tensor, padded: bool = False) -> Prediction:
@@ -147,10 +158,30 @@ class Predictor(nn.Module, ABC):
         """
         raise InputError(f"{type(self).__name__}: has no features of single pictures")
 
+    def parse_of(self, images: Tensor) -> Tensor:
+        """Logits [B, C, h, w] of the parts of a face in pictures [B, 3, h, w] of any size, cut as `crop`
+        says, one by one; for energies that look through the network.
+
+        Raises:
+            InputError: the network says nothing about parts, or not of single pictures.
+        """
+        if "parse" not in self.gives or self.views:
+            raise InputError(f"{type(self).__name__}: tells no parts of the face of single pictures")
+        seen = resized(images, (self.size, self.size))[:, None]
+        valid = torch.ones(seen.shape[:2], dtype=torch.bool, device=seen.device)
+        return resized(self(seen, valid).parse, images.shape[-2:])
+
     @abstractmethod
     def parts(self) -> dict[str, tuple[nn.Module | nn.Parameter, ...]]:
         """Names under which a training frees parts of the network, and what they stand for: together, all of
         it."""
+
+
+def resized(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Images [B, C, h, w] at another size (H, W), bilinear."""
+    if images.shape[-2:] == torch.Size(size):
+        return images
+    return nn.functional.interpolate(images, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def frames_of(images: Tensor, valid: Tensor, padded: bool) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,5 @@
-"""Scaled-orthographic stand-ins for perspective views, the kind of camera that some networks predict."""
+"""The cameras that networks predict instead of those of the pictures: scaled-orthographic ones, or perspective
+ones of another focal length."""
 
 from __future__ import annotations
 
@@ -45,3 +46,20 @@ def to_orthographic(state: SceneState, model: FaceModel, principal: Tensor | Non
         pose=Pose(rotation, translation),
         camera=replace(camera, focal=focal, principal=principal, kind="orthographic"),
     )
+
+
+def to_focal(state: SceneState, model: FaceModel, focal: float, principal: Tensor) -> SceneState:
+    """Perspective views of this focal length nearest to those of `state`: the face's middle stays in its place
+    of the picture, seen from the same side and as large.
+
+    focal: px; principal: [B, 2] px of the new cameras.
+    """
+    flat = to_orthographic(state, model, principal)
+    scale = flat.camera.focal / Camera.REFERENCE_DEPTH  # px per mm
+    middle = model.landmark_basis.mean.mean(0).to(scale)[None, None]
+    at = flat.pose.apply(middle)[:, 0, :2]
+    place = torch.cat([at, (focal / scale)[:, None]], 1)
+    rotation = rotation_between_axis_and(place) @ flat.pose.rotation
+    translation = place - (rotation @ middle[0, 0][:, None])[..., 0]
+    camera = replace(flat.camera, focal=torch.full_like(scale, focal), kind="perspective")
+    return state.replace(pose=Pose(rotation, translation), camera=camera)

@@ -10,6 +10,7 @@ from torch import Tensor
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.predictor import Prediction
 from fitkit.observe.landmarks.types import CURVES
+from fitkit.render.lit import render_lit
 from fitkit.render.shading import render_shaded
 from fitkit.scene.state import SceneState
 
@@ -37,7 +38,8 @@ def draw_batch(
 ) -> np.ndarray:
     """The pictures of the first people with what is predicted of them, uint8 [h, w, 3]: a row for each
     person; for each view the picture and a column for each of mesh, depth, position map and parse that the
-    network gives, or else its landmarks; a missing view stays grey."""
+    network gives, or else its landmarks; of a network that predicts light also the model in that light and
+    how far the photo differs from it; a missing view stays grey."""
     size = images.shape[-1]
     rows, frame = [], 0
     for person, there in enumerate(valid[:most].cpu()):
@@ -56,7 +58,7 @@ def draw_batch(
 
 def _count(prediction: Prediction) -> int:
     drawn = {"state", "depth", "position_map", "parse"} & set(prediction.gives)
-    return len(drawn) or int(prediction.landmarks is not None)
+    return len(drawn) + 2 * prediction.lit or int(prediction.landmarks is not None)
 
 
 def _panels(
@@ -65,7 +67,10 @@ def _panels(
     plain, out = (photo * 255).round().byte().numpy(), []
     if prediction.state is not None:
         own = model.to("cpu") if model.device.type != "cpu" else model
-        out.append(_over(photo, prediction.state.to("cpu"), own, frame, size))
+        state = prediction.state.to("cpu")
+        out.append(_over(photo, state, own, frame, size))
+        if prediction.lit:
+            out += _lit(photo, state, own, frame, size)
     if prediction.depth is not None:
         out.append(_fitting(depth_picture(prediction.depth.depth[frame].cpu().numpy()), size))
     if prediction.position_map is not None:
@@ -77,6 +82,20 @@ def _panels(
     if not out and prediction.landmarks is not None:
         out.append(_dotted(plain, prediction.landmarks.points[frame]))
     return out
+
+
+FULL = 0.25  # difference of the colours, of 1, that has the last colour of an error map
+
+
+def _lit(photo: Tensor, state: SceneState, model: FaceModel, frame: int, size: int) -> list[np.ndarray]:
+    """The model in its predicted light over the photo, and the length of the difference of the colours."""
+    lit = render_lit(model, state.select([frame]), (size, size))
+    drawn = lit.over(photo.permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+    apart = ((drawn - photo).norm(dim=-1) / FULL).clamp(0, 1)
+    colored = cv2.applyColorMap((255 * apart).round().byte().numpy(), cv2.COLORMAP_TURBO)[..., ::-1]
+    plain = (photo * 255).round().byte().numpy()
+    error = np.where(lit.covered[0, ..., None].numpy(), colored, plain // 3)
+    return [(drawn.clamp(0, 1) * 255).round().byte().numpy(), error.astype(np.uint8)]
 
 
 def depth_picture(depth: np.ndarray) -> np.ndarray:

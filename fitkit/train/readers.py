@@ -58,6 +58,10 @@ def reader(kind: str) -> tuple[type, Callable[..., FaceDataset]]:
         from fitkit.data.guessed_parts import GuessedParts, GuessedPartsOptions
 
         return GuessedPartsOptions, GuessedParts
+    if kind == "pixel_face":
+        from fitkit.data.pixel_face import PixelFace, PixelFaceTrainingOptions
+
+        return PixelFaceTrainingOptions, PixelFace
     return SyntheticOptions, _synthetic
 
 

@@ -16,13 +16,14 @@ from fitkit import __version__
 from fitkit.data.face_dataset import FaceDataset
 from fitkit.energies.features import FrozenNetwork
 from fitkit.energies.registry import find
+from fitkit.energies.spec import OWN
 from fitkit.errors import FitError, InputError
 from fitkit.evaluate.machine import machine
 from fitkit.io.atomic import written_whole
 from fitkit.io.options import to_plain, unknown_key
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
-from fitkit.nets import OwnEncoder, load_network, net_kind, save_predictor, start_from
+from fitkit.nets import NO_REGRESSOR, OwnNetwork, load_network, net_kind, save_predictor, start_from
 from fitkit.nets.predictor import Prediction, Predictor
 from fitkit.observe.flow import make_flow_estimator
 from fitkit.observe.flow.types import FlowEstimator
@@ -52,7 +53,6 @@ WEIGHTS, CARD, CHECKPOINT, BAD_BATCH = (
     "checkpoint.ckpt",
     "bad_batch.json",
 )
-OWN = "own"  # as the network of an energy: the one that is trained
 # All that a training writes, as patterns; the parts, and hpc_ckpt of a cluster, are of earlier versions.
 FILES = (
     WEIGHTS,
@@ -120,6 +120,11 @@ def train_regressor(
     network = net_kind(recipe.net.name).make(model, recipe.views, recipe.net.options)
     if recipe.net.start and not checkpoint.exists():
         start_from(network, recipe.net.start, model)
+    if network.needs and not recipe.net.start:
+        raise InputError(
+            f"recipe '{recipe.name}': net.start is not set, and {recipe.net.name} needs {network.needs}; "
+            f"give net.start=FILE, {NO_REGRESSOR[1][9:]}"
+        )
     training, held = open_parts(recipe, model, datasets)
     _check_stages(recipe, network, training)
     write_recipe(folder, recipe)
@@ -210,18 +215,29 @@ def _check_own(stage: TrainingStage, recipe: RegressorTraining, network: Predict
     for name, options in stage.energies.items():
         if getattr(options, "network", "") != OWN:
             continue
-        if not network.feature_parts:
+        what, parts = _WITHIN[getattr(options, "looks_through", "encoder")]
+        made_by = getattr(network, parts)
+        if not made_by:
             raise InputError(
-                f"stage '{stage.name}': energy '{name}' looks through the features of the network itself, "
+                f"stage '{stage.name}': energy '{name}' looks through {what} of the network itself, "
                 f"and {recipe.net.name} has none; name another network with its weights"
             )
         learning = set(stage.free or network.parts()) - set(recipe.net.frozen)
-        if learning & set(network.feature_parts):
+        if {part for part in made_by if _can_learn(network.parts()[part])} & learning:
             raise InputError(
                 f"stage '{stage.name}': energy '{name}' looks through the network itself, whose "
-                f"{', '.join(network.feature_parts)} must not learn then; leave it out of 'free', or put it "
+                f"{', '.join(made_by)} must not learn then; leave it out of 'free', or put it "
                 "in net.frozen"
             )
+
+
+# What an energy looks through within the network that is trained, and where that says which parts make it.
+_WITHIN = {"encoder": ("the features", "feature_parts"), "parser": ("the parser", "parse_parts")}
+
+
+def _can_learn(things: Sequence[nn.Module | nn.Parameter]) -> bool:
+    parameters = (p for t in things for p in (t.parameters() if isinstance(t, nn.Module) else (t,)))
+    return any(p.requires_grad for p in parameters)
 
 
 class RegressorTask(Task):
@@ -276,7 +292,10 @@ class RegressorTask(Task):
         return sum(self.lengths)
 
     def _make_network(self, name: str, weights: str, device: str) -> FrozenNetwork:
-        return OwnEncoder(self.network) if name == OWN else load_network(name, weights, device)
+        own, _, looks_through = name.partition(" ")
+        if own == OWN:
+            return OwnNetwork(self.network, looks_through)
+        return load_network(name, weights, device)
 
     def batches(self, first: int, rank: int) -> Iterator[Batch]:
         recipe = self.recipe

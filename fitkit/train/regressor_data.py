@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fitkit.data.augment import FaceAugmentation, augment, head_yaw
+from fitkit.data.augment import FaceAugmentation, augment, head_yaw, without_missing
 from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.data.landmark_frames import held_out
 from fitkit.energies.registry import find
@@ -21,7 +21,7 @@ from fitkit.errors import FitkitError, InputError
 from fitkit.io.termination import end_with_parent
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.predictor import Predictor, ViewSlot, assign_views
-from fitkit.nets.weak_perspective import to_orthographic
+from fitkit.nets.weak_perspective import to_focal, to_orthographic
 from fitkit.observe.label_crops import turn_labels
 from fitkit.observe.labels import LARGE, Labels
 from fitkit.observe.observations import Observations
@@ -47,17 +47,20 @@ class Batch:
 
 @dataclass(frozen=True)
 class InputOptions:
-    """What becomes of a sample before the network sees it. most_views: for networks without named views."""
+    """What becomes of a sample before the network sees it. most_views: for networks without named views;
+    focal: see Predictor."""
 
     views: tuple[ViewSlot, ...]
     size: int
     crop: Any
     camera_kind: str
     most_views: int = 4
+    focal: float = 0.0
 
     @staticmethod
     def of(network: Predictor, most_views: int = 4) -> InputOptions:
-        return InputOptions(network.views, network.size, network.crop, network.camera_kind, most_views)
+        n = network
+        return InputOptions(n.views, n.size, n.crop, n.camera_kind, most_views, n.focal)
 
 
 def prepare(
@@ -89,15 +92,16 @@ def prepare(
             f"{', '.join(f'{y:.0f}' for y in yaw)} degrees, expected "
             f"{', '.join(f'{s.name} {s.yaw[0]:g} to {s.yaw[1]:g}' for s in inputs.views)}"
         )
-    absent = rng.random(len(there)) < augmentation.missing
-    absent[rng.integers(len(there))] = False  # somebody has to be there
-    there = [s for s, gone in zip(there, absent) if not gone]
+    there = without_missing(there, augmentation, rng)
     seen = observations.select(torch.tensor([slots[s] for s in there]))
     seen = augment(seen, inputs.crop, augmentation, rng, where)
     labels = seen.labels
-    if labels is not None and labels.state is not None and inputs.camera_kind == "orthographic":
+    if labels is not None and labels.state is not None:
         middle = torch.full_like(labels.state.camera.principal, (inputs.size - 1) / 2)
-        labels = turn_labels(labels, to_orthographic(labels.state, model, middle))
+        if inputs.camera_kind == "orthographic":
+            labels = turn_labels(labels, to_orthographic(labels.state, model, middle))
+        elif inputs.focal > 0:
+            labels = turn_labels(labels, to_focal(labels.state, model, inputs.focal, middle))
     labels = Labels() if labels is None else labels
     if labels.person is None:  # a sample is one person
         labels = replace(labels, person=torch.zeros(seen.num_views, dtype=torch.int64))

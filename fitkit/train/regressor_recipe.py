@@ -48,6 +48,7 @@ class DataSource:
         "parsed",
         "celebamask",
         "guessed",
+        "pixel_face",
     ]
     folder: str = ""
     weight: Positive = 1.0  # share of the draws, relative to the other data sets
@@ -66,7 +67,7 @@ class NetChoice:
 
     start: regressor.safetensors of another training with the same network, torchvision's vgg11_bn (.pth) for
     the trunk of mvfnet, or 'builtin' or a landmarks68.safetensors, the landmark network, for the encoder of
-    fitkit_init; empty = random weights.
+    fitkit_init, or the regressor.safetensors of a parser for the one inside of dfmvr; empty = random weights.
     """
 
     name: str = "mvfnet"  # of a network of fitkit.nets
@@ -93,8 +94,9 @@ class TrainingStage:
     steps: Natural = 0
     epochs: NonNegative = 0.0
     learning_rate: Positive = 1e-4
-    # cosine: down to zero at the end of the stage; halve_every: see there.
+    # cosine: down to `least_rate` at the end of the stage; halve_every: see there.
     decay: Literal["constant", "cosine", "halve_every"] = "constant"
+    least_rate: NonNegative = 0.0  # with decay: cosine
     halve_every: Natural = 0  # steps after which the rate is halved, again and again, with decay: halve_every
     warmup: Natural = 0  # steps in which the rate rises from zero
     data: tuple[str, ...] = ()  # names of data sets, empty = all
@@ -109,6 +111,11 @@ class TrainingStage:
             raise InputError(
                 f"stage '{self.name}': expected decay: halve_every together with halve_every, a number of "
                 f"steps above 0, got decay: {self.decay} and halve_every: {self.halve_every}"
+            )
+        if self.least_rate and (self.decay != "cosine" or self.least_rate > self.learning_rate):
+            raise InputError(
+                f"stage '{self.name}': least_rate: expected at most the learning_rate "
+                f"{self.learning_rate:g} and decay: cosine, got {self.least_rate:g} and decay: {self.decay}"
             )
 
 

@@ -31,7 +31,7 @@ def learning_rate(recipe: RegressorTraining, lengths: Sequence[int], step: int) 
         return stage.learning_rate * (inside + 1) / stage.warmup
     if stage.decay == "cosine":
         share = (inside - stage.warmup) / max(1, lengths[number] - stage.warmup)
-        return stage.learning_rate * half_cosine(share)
+        return stage.least_rate + (stage.learning_rate - stage.least_rate) * half_cosine(share)
     if stage.decay == "halve_every":
         return stage.learning_rate * 0.5 ** (inside // stage.halve_every)
     return stage.learning_rate

@@ -5,6 +5,7 @@ import json
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,14 @@ from fitkit.export import regressor
 from fitkit.export.regressor import BY_PERSON, OUTPUTS, export_regressor
 from fitkit.models.registry import load_model
 from fitkit.nets import save_predictor
+from fitkit.nets.dfmvr.network import Dfmvr, DfmvrOptions
 from fitkit.nets.fitkit_init.network import FitkitInit, FitkitInitOptions
 from fitkit.nets.mvfnet.network import MvfNet, MvfNetOptions
+from fitkit.nets.parser.network import ParserOptions
 from fitkit.nets.pgn.network import Pgn, PgnOptions
 from fitkit.nets.predictor import ViewSlot
 
-MODEL = tiny_model()
+MODEL = replace(tiny_model(), albedo_basis=0.05 * torch.sin(tiny_model().mean / 30.0)[None])
 SLOTS = (ViewSlot("front"), ViewSlot("left", (-70.0, -20.0)), ViewSlot("right", (20.0, 70.0)))
 RUN = """
 import sys, numpy as np
@@ -52,6 +55,11 @@ def network_of(name):
         network = MvfNet(MODEL, SLOTS, MvfNetOptions(size=32, width=0.06)).eval()
         heads = (network.shape_head, network.pose_head)
         torch.nn.init.normal_(network.absent)
+    elif name == "dfmvr":
+        small = {"size": 32, "width": 0.05, "depth": 3, "backbone_width": 0.1, "blocks": (1, 1, 1, 1)}
+        parser = ParserOptions(size=64, spatial=4, joined=8)
+        network = Dfmvr(MODEL, SLOTS, DfmvrOptions(**small, parser=parser)).eval()
+        heads = ([network.head],)
     elif name == "pgn":
         network = Pgn(MODEL, (), PgnOptions(size=32, map=16, width=0.05)).eval()
         heads = (network.identity_head, network.expression_head)
@@ -63,7 +71,7 @@ def network_of(name):
     return network
 
 
-@pytest.fixture(params=["mvfnet", "fitkit_init", "pgn"])
+@pytest.fixture(params=["mvfnet", "fitkit_init", "pgn", "dfmvr"])
 def trained(request, tmp_path):
     network = network_of(request.param)
     save_predictor(network, request.param, tmp_path / "regressor.safetensors", half=False)
@@ -130,6 +138,8 @@ def test_the_program_gives_what_the_network_gives_without_fitkit(trained, tmp_pa
             }
         if found.position_map is not None:
             expected["position_map"] = found.position_map.points
+        if found.lit:
+            expected |= {"illumination": state.illumination, "albedo": state.albedo, "parse": found.parse}
         assert set(got) == set(expected)
         for name, value in expected.items():
             assert list(got[name].shape) == [people, *export["outputs"][name]["shape"][1:]]
@@ -168,7 +178,8 @@ def test_the_card_tells_what_goes_in_and_out(trained, tmp_path):
     ) and "68 landmarks" in crop["rule"]
     assert export["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert (
-        export["expression_names"] == list(MODEL.expression_names) and export["camera_kind"] == "orthographic"
+        export["expression_names"] == list(MODEL.expression_names)
+        and export["camera_kind"] == network.camera_kind
     )
     assert export["licence"] == "own" and export["model"] == {
         "name": "tiny",
@@ -183,6 +194,7 @@ def test_the_card_tells_what_goes_in_and_out(trained, tmp_path):
     gives = {"identity", "expression", "rotation", "translation", "focal", "principal"}
     gives |= {"identity_sigma", "landmarks", "landmark_sigma"} if isinstance(network, FitkitInit) else set()
     gives |= {"position_map"} if isinstance(network, Pgn) else set()
+    gives |= {"illumination", "albedo", "parse"} if isinstance(network, Dfmvr) else set()
     assert list(export["outputs"]) == [n for n in OUTPUTS if n in gives]
     translation = export["outputs"]["translation"]
     assert (translation["axes"], translation["shape"], translation["unit"]) == (

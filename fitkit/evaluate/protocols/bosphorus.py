@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fitkit.data import bosphorus
 from fitkit.data.samples import EvaluationSample
@@ -14,6 +14,8 @@ from fitkit.io.options import Range
 @dataclass(frozen=True)
 class BosphorusOptions:
     angle: Annotated[int, Range(0, 180)] = 45  # degrees of the turned pictures beside a neutral frontal one
+    # of the one to the right alone, 'random': another one for each scan; DF-MVR's table V
+    right: Literal["angle", 10, 20, 30, 45, 90, "random"] = "angle"
 
 
 class Bosphorus(PosedScan):
@@ -28,7 +30,9 @@ class Bosphorus(PosedScan):
     dataset = bosphorus.BOSPHORUS
 
     def samples(self, folder, options: BosphorusOptions) -> list[EvaluationSample]:
-        return bosphorus.bosphorus_samples(folder, options.angle)
+        return bosphorus.bosphorus_samples(
+            folder, options.angle, 0 if options.right == "angle" else options.right
+        )
 
 
 PROTOCOL = Bosphorus()

@@ -42,6 +42,7 @@ class PixelFaceOptions:
     split: str = "val"  # folder
     unit_mm: Positive = 1.0  # millimetres of the meshes' unit
     upright: bool = False  # the photos need no turning
+    views: tuple[str, ...] = pixel_face.VIEWS  # the photos that a prediction sees
 
 
 class PixelFace(PosedScan):
@@ -58,7 +59,9 @@ class PixelFace(PosedScan):
     dataset = pixel_face.PIXEL_FACE
 
     def samples(self, folder, options: PixelFaceOptions) -> list[EvaluationSample]:
-        return pixel_face.pixel_face_samples(folder, options.split, options.unit_mm, options.upright)
+        return pixel_face.pixel_face_samples(
+            folder, options.split, options.unit_mm, options.upright, options.views
+        )
 
 
 PROTOCOL = PixelFace()

@@ -78,6 +78,7 @@ class Parser(Predictor):
 
     gives = ("parse",)
     camera_kind = "perspective"
+    parse_parts = ("context", "rest")
 
     def __init__(
         self,
