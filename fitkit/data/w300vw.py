@@ -116,9 +116,7 @@ class Videos(FaceDataset):
     def __init__(self, folder: Path, options: VideosOptions, model: FaceModel):
         """Raises InputError: not this layout."""
         self.options, self.videos = options, videos_in(folder)
-        self.ids = tuple(
-            f"{video.folder.name}/{k}" for video in self.videos for k in range(options.samples)
-        )
+        self.ids = tuple(f"{video.folder.name}/{k}" for video in self.videos for k in range(options.samples))
 
     def __len__(self) -> int:
         return len(self.ids)
