@@ -249,9 +249,9 @@ def test_300_vw(tmp_path):
         assert abs(view.image.mean() / 10 - int(view.name)) < 0.3
         assert np.allclose(view.landmarks[:, :2], POINTS + int(view.name), atol=0.01)
     (tmp_path / "001" / "vid.avi").write_bytes((tmp_path / "001" / "vid.avi").read_bytes()[:3000])
-    with pytest.raises(InputError, match="vid.avi: cannot be read up to frame .*; expected 300-VW as NNN"):
+    with pytest.raises(InputError, match="vid.avi: (cannot be opened as a video|frame . cannot be decoded)"):
         load()
-    with pytest.raises(InputError, match="no NNN/vid.avi with points in NNN/annot"):
+    with pytest.raises(InputError, match="no folder with vid.avi in it"):
         SubjectSource(f"300vw:{tmp_path / 'notes'}").entries()
 
 
