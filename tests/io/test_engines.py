@@ -1,4 +1,5 @@
-"""Engines of a batch: the same jobs, with one that is killed and one that takes too long, come out alike."""
+"""Engines of a batch: the same jobs, with one that is killed and one that takes too long, come out alike.
+Processes: tests/io/test_workers.py."""
 
 import os
 import signal
@@ -63,12 +64,6 @@ def importable(monkeypatch):
     """Processes that know nothing of pytest find this file."""
     paths = [str(Path(__file__).parent), str(Path(engines.__file__).parents[3]), os.environ.get("PYTHONPATH")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in paths if p))
-
-
-@pytest.mark.slow
-@posix
-def test_processes(tmp_path):
-    assert results("processes", tmp_path / "a", JOBS) == ANSWERS
 
 
 @pytest.mark.slow
