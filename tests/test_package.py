@@ -3,6 +3,7 @@
 import configparser
 import importlib
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -82,3 +83,19 @@ def test_moved_modules_are_there():
 def test_shipped_files_are_found():
     assert fitkit.load_model("generic").name == "generic"
     assert fitkit.load_recipe().name == "multiview"
+
+
+def test_scripts_of_pages_are_shipped_with_their_licence():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    patterns = config["options.package_data"]["fitkit.assets"].replace(",", " ").split()
+    shipped = {p for pattern in patterns for p in (ROOT / "assets").glob(pattern)}
+    assert set((ROOT / "assets" / "report").iterdir()) <= shipped
+    script = ROOT / "assets" / "report" / "three.min.js"
+    build = json.loads((ROOT / "assets" / "report_build" / "package.json").read_text(encoding="utf-8"))
+    version = build["dependencies"]["three"]
+    text = script.read_text(encoding="utf-8")
+    assert script.stat().st_size < 1e6 and text.startswith(f"/*! three.js {version}, ")
+    licence = " ".join(text[: text.index("*/")].split())
+    assert "The MIT License" in licence and "The above copyright notice and this permission notice" in licence
+    assert f"three.js {version}" in (ROOT / "assets" / "README.md").read_text(encoding="utf-8")

@@ -123,11 +123,13 @@ function reshape(face, weights) {
   for (const [name, weight] of weights) {
     const shape = face.shapes.get(name);
     if (!shape || !weight) continue;
-    shape.at.forEach((i, n) => {
-      p[i] += weight * shape.by[3 * n];
-      p[i + 1] += weight * shape.by[3 * n + 1];
-      p[i + 2] += weight * shape.by[3 * n + 2];
-    });
+    const { at, by } = shape;
+    for (let n = 0; n < at.length; n++) {
+      const i = at[n], j = 3 * n;
+      p[i] += weight * by[j];
+      p[i + 1] += weight * by[j + 1];
+      p[i + 2] += weight * by[j + 2];
+    }
   }
   const sum = new Float64Array(p.length), corner = geometry.index.array, same = face.joined;
   for (let t = 0; t < corner.length; t += 3) {
@@ -135,17 +137,17 @@ function reshape(face, weights) {
     const ux = p[b] - p[a], uy = p[b + 1] - p[a + 1], uz = p[b + 2] - p[a + 2];
     const vx = p[c] - p[a], vy = p[c + 1] - p[a + 1], vz = p[c + 2] - p[a + 2];
     const nx = uy * vz - uz * vy, ny = uz * vx - ux * vz, nz = ux * vy - uy * vx; // length: twice the area
-    for (const i of [a, b, c]) {
-      const s = 3 * same[i / 3];
+    for (let k = 0; k < 3; k++) {
+      const s = 3 * same[corner[t + k]];
       sum[s] += nx;
       sum[s + 1] += ny;
       sum[s + 2] += nz;
     }
   }
-  const normal = geometry.attributes.normal;
+  const normal = geometry.attributes.normal, q = normal.array;
   for (let v = 0; v < same.length; v++) {
-    const s = 3 * same[v], length = Math.hypot(sum[s], sum[s + 1], sum[s + 2]) || 1;
-    normal.setXYZ(v, sum[s] / length, sum[s + 1] / length, sum[s + 2] / length);
+    const s = 3 * same[v], length = Math.sqrt(sum[s] ** 2 + sum[s + 1] ** 2 + sum[s + 2] ** 2) || 1;
+    for (let k = 0; k < 3; k++) q[3 * v + k] = sum[s + k] / length;
   }
   position.needsUpdate = normal.needsUpdate = true;
   geometry.computeBoundingSphere();
