@@ -31,7 +31,7 @@ MASKS = "masks"
     "--landmarks",
     default="auto",
     show_default=True,
-    metavar="auto|builtin|builtin3d|fan|fan3d|onnx:PATH",
+    metavar="auto|builtin|builtin3d|fan|fan3d|mediapipe|onnx:PATH",
     help="Detector; auto: fan, if its weights are here, or builtin.",
 )
 @click.option(

@@ -36,7 +36,7 @@ RECIPE_OPTIONS = (
     click.option(
         "--landmarks",
         default=None,
-        metavar="auto|files|builtin|builtin3d|fan|fan3d|onnx:PATH",
+        metavar="auto|files|builtin|builtin3d|fan|fan3d|mediapipe|onnx:PATH",
         help="Where the 68 points come from; auto: files, and for photos without fan, if its weights are "
         "here, or builtin.",
     ),

@@ -46,6 +46,12 @@ def _builtin(jaw: str) -> Callable[[str], LandmarkDetector]:
     return make
 
 
+def _mediapipe(device: str) -> LandmarkDetector:
+    from fitkit.observe.landmarks.mediapipe import MediapipeDetector  # needs packages of its own
+
+    return MediapipeDetector(device)
+
+
 def _fan_is_here() -> bool:
     from fitkit.observe.landmarks.fan import weights_here
 
@@ -58,6 +64,7 @@ DETECTORS: dict[str, Callable[[str], LandmarkDetector]] = {
     "builtin3d": _builtin("surface"),
     "fan": _fan("fan"),
     "fan3d": _fan("fan3d"),
+    "mediapipe": _mediapipe,
 }
 # `auto` takes the first of these that can be used without a download: name -> whether it can.
 AUTO: dict[str, Callable[[], bool]] = {"fan": _fan_is_here, "builtin": lambda: True}
