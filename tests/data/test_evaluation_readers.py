@@ -5,6 +5,7 @@ import layouts
 import numpy as np
 import pytest
 import scipy.io
+from PIL import Image
 
 from fitkit.data import (
     aflw2000,
@@ -20,6 +21,7 @@ from fitkit.data import (
 )
 from fitkit.data.samples import read_points
 from fitkit.errors import InputError
+from fitkit.io.images import read_image
 
 READERS = {  # name -> (reader, data set, ids, groups, photos of the first sample)
     "now": (
@@ -198,6 +200,10 @@ def test_photos_that_lie_on_their_side_are_put_upright(folder, anna):
     layouts.Person(anna.result, anna.scan, anna.points).mesh(
         folder / "val" / "00001" / "01" / "Images" / "fusion" / "mesh.obj"
     )
+    front = pixel_face.pixel_face_samples(folder, views=("front",))[0].subject().views
+    assert [v.name for v in front] == ["front"] and np.array_equal(front[0].image, views[1].image)
+    with pytest.raises(InputError, match="views: expected some of left, front, right, got middle"):
+        pixel_face.pixel_face_samples(folder, views=("middle",))
     with pytest.raises(
         InputError, match="expected the topology of the release, at least 14066 vertices, got 315"
     ):
@@ -225,6 +231,27 @@ def test_bosphorus_pictures_and_files(folder, anna):
         InputError, match="landmark 'outer eye corner' is missing; the face of this scan may be covered"
     ):
         bosphorus.bosphorus_samples(folder)[0].truth()
+
+
+@pytest.mark.parametrize("folder", ["bosphorus"], indirect=True)
+def test_the_angle_of_one_side_of_bosphorus_varies(folder):
+    """The other picture stays that of 45 degrees."""
+    picture = read_image(folder / "bs000" / "bs000_YR_R45_0.png")[0]
+    for angle in bosphorus.RIGHT_ANGLES[:3]:
+        Image.fromarray(np.full_like(picture, angle)).save(folder / "bs000" / f"bs000_YR_R{angle}_0.png")
+
+    def right(**options):
+        views = bosphorus.bosphorus_samples(folder, **options)[1].subject().views
+        assert [v.name for v in views] == ["front", "right", "left"]
+        assert np.array_equal(views[2].image, picture[:, ::-1])
+        return views[1].image
+
+    assert np.array_equal(right(), picture) and np.array_equal(right(right=45), picture)
+    assert [int(right(right=a).max()) for a in (10, 20, 30)] == [10, 20, 30]
+    drawn = [bosphorus._drawn(f"bs{n:03d}_N_N_0") for n in range(400)]
+    assert all(80 <= drawn.count(a) <= 120 for a in bosphorus.RIGHT_ANGLES)
+    chosen = bosphorus._drawn("bs000_N_N_0")
+    assert np.array_equal(right(right="random"), right(right=chosen))
 
 
 @pytest.mark.parametrize("folder", ["bu3dfe"], indirect=True)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import tiny_model
+from helpers import tiny_model, tiny_state
 
 from fitkit.errors import InputError
 from fitkit.geometry.spherical_harmonics import Y0
@@ -16,6 +16,7 @@ from fitkit.nets.dfmvr.tri_unet import AttentionGate, Stacked, TriUNet
 from fitkit.nets.mvfnet.network import MvfNet, MvfNetOptions
 from fitkit.nets.parser.network import Parser, ParserOptions
 from fitkit.nets.predictor import ViewSlot
+from fitkit.nets.weak_perspective import to_focal, to_orthographic
 from fitkit.observe.face_parts import ten
 from fitkit.scene.pose import yaw_pitch_roll
 from fitkit.scene.projection import project_points
@@ -318,3 +319,33 @@ def test_options_are_checked():
         DfmvrOptions(size=100)
     with pytest.raises(InputError, match="blocks: expected a list of 4 items"):
         DfmvrOptions(blocks=(3, 4, 6))
+
+
+# ---- labels for its cameras ----
+
+
+def test_labels_are_turned_to_its_focal_length():
+    state = tiny_state(MODEL, 3, size=160)
+    middle = torch.full((3, 2), 79.5)
+    flat = to_orthographic(state, MODEL, middle)
+    turned = to_focal(state, MODEL, 700.0, middle)
+    assert turned.camera.kind == "perspective" and turned.camera.focal.tolist() == [700.0] * 3
+    back = to_orthographic(turned, MODEL, middle)
+    for name in ("rotation", "translation"):
+        torch.testing.assert_close(getattr(back.pose, name), getattr(flat.pose, name), atol=2e-3, rtol=1e-4)
+    torch.testing.assert_close(back.camera.focal, flat.camera.focal)
+    # The nearer the focal length is to the true one, the nearer are the points.
+    seen = project_points(MODEL.landmark_basis, state).pixels
+    apart = [
+        float(
+            (project_points(MODEL.landmark_basis, to_focal(state, MODEL, f, middle)).pixels - seen)
+            .norm(dim=-1)
+            .mean()
+        )
+        for f in (
+            float(state.camera.focal[0]),
+            2 * float(state.camera.focal[0]),
+            8 * float(state.camera.focal[0]),
+        )
+    ]
+    assert apart[0] < 0.2 < apart[1] < apart[2] < 5.0

@@ -119,18 +119,21 @@ class Dfmvr(Predictor):
     def _remember(self, model: FaceModel) -> None:
         """What of the face model the network needs. It is no weight: the model's file has it."""
         o, points = self.options, model.landmark_basis.mean.detach().float().cpu()
-        low, high = points.amin(0), points.amax(0)
-        # The crop is cut around the box of the 68 points and moved up; there the mean face starts.
+        anchor = (points.amin(0) + points.amax(0)) / 2
         self.focal = FOCAL * o.size
-        depth = self.focal * o.margin * float((high - low)[:2].max()) / o.size
-        drop = o.up * float((high - low)[1])
-        middles = [v.middle if o.start == "slots" else 0.0 for v in self.views]
+        middles = [math.radians(v.middle) if o.start == "slots" else 0.0 for v in self.views]
+        turn = torch.zeros(len(middles), 3, device="cpu")
+        turn[:, 1] = -torch.tensor(middles, device="cpu")  # see rotation_of_angles for its sign
+        turned = (points - anchor) @ rotation_of_euler(turn).transpose(1, 2)
+        low, high = turned.amin(1), turned.amax(1)
+        # The crop is cut around the box of the 68 points and moved up; there the mean face starts.
+        place = -(low + high) / 2
+        place[:, 1] += o.up * (high - low)[:, 1]
+        place[:, 2] = self.focal * o.margin * (high - low)[:, :2].amax(1) / o.size
         fixed = {
-            "anchor": (low + high) / 2,
-            "place": torch.tensor([0.0, drop, depth], device="cpu"),
-            "turn": -torch.deg2rad(
-                torch.tensor(middles, device="cpu")
-            ),  # see rotation_of_angles for its sign
+            "anchor": anchor,
+            "place": place,
+            "turn": turn,
             "expression_unit": o.expression * model.coefficients["expression"].unit(points),
         }
         for name, value in fixed.items():
@@ -175,13 +178,10 @@ class Dfmvr(Predictor):
         def of_frames(rows: Tensor) -> Tensor:
             return rows.flatten(0, 1) if padded else rows[valid]
 
-        poses = of_frames(poses.unflatten(1, (len(self.views), 6)))
-        turned = self.turn.to(poses)[None].expand(valid.shape)
-        yaw = of_frames(turned[..., None])
-        zero = torch.zeros_like(yaw)
-        rotation = rotation_of_euler(poses[:, :3] + torch.cat([zero, yaw, zero], 1))
-        at = self.place.to(poses) + UNIT_MM * poses[:, 3:]
-        translation = at - (rotation @ self.anchor.to(poses))
+        poses = poses.unflatten(1, (len(self.views), 6))
+        rotation = rotation_of_euler(of_frames(poses[..., :3] + self.turn.to(poses)))
+        at = of_frames(UNIT_MM * poses[..., 3:] + self.place.to(poses))
+        translation = at - rotation @ self.anchor.to(poses)
         if self.options.light == "view":
             light = of_frames(light.unflatten(1, (len(self.views), 27)))
         else:
