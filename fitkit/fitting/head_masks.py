@@ -22,7 +22,7 @@ from fitkit.observe.landmarks.types import Landmarks
 
 WEIGHTS = "parser.safetensors"
 COLORS = "colors"  # in the place of weights: without a network
-RIM = 0.015  # of the face size: borders are told no better, and mix two colours
+RIM = 0.015  # of the face size: borders are told no better
 
 
 def load_parser(weights: str | os.PathLike = "", device: str = "cpu") -> PhotoParser:
@@ -55,12 +55,12 @@ def head_mask(parts: np.ndarray) -> np.ndarray:
     return np.isin(parts, numbers(HEAD))
 
 
-def _within(mask: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Without its rim, but along the edge of the photo. points: [68, 2] px, NaN = not known."""
+def _moved(mask: np.ndarray, points: np.ndarray, inwards: bool) -> np.ndarray:
+    """With its border moved by RIM, but along the edge of the photo. points: [68, 2] px, NaN = not known."""
     low, high = np.nanmin(points, 0), np.nanmax(points, 0)
     width = round(RIM * float(np.sqrt(np.prod(np.maximum(high - low, 1)))))
     disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
-    return cv2.erode(mask.astype(np.uint8), disk) > 0
+    return (cv2.erode if inwards else cv2.dilate)(mask.astype(np.uint8), disk) > 0
 
 
 def usable_pixels(
@@ -70,8 +70,9 @@ def usable_pixels(
 
     Args:
         points: of the heads, px of the photos; use: which of the two options says where masks come from,
-            'source' or 'texture'. Colours are not taken from the rim of the head. A photo in which the parser
-            sees nothing of the head counts as given.
+            'source' or 'texture'. Borders are told to RIM: colours are taken from that much within the head,
+            evidence from that much beyond it. A photo in which the parser sees nothing of the head counts as
+            given.
     Raises:
         InputError: weights of the parser that cannot be used.
     """
@@ -84,7 +85,6 @@ def usable_pixels(
             continue
         known = marks.double().cpu().masked_fill(~valid.cpu()[:, None], float("nan")).numpy()
         seen = head_mask(parse_photo(parser, view.image, known))
-        if use == "texture":
-            seen = _within(seen, known)
+        seen = _moved(seen, known, inwards=use == "texture")
         both = seen if given is None else seen & given
         yield both if both.any() else given
