@@ -16,11 +16,10 @@ from fitkit.io.resources import asset_path
 from fitkit.io.subject import View
 from fitkit.nets import load_predictor
 from fitkit.nets.parser.by_colors import ByColors
-from fitkit.nets.parser.photos import ByNetwork, PhotoParser, parse_photo
+from fitkit.nets.parser.photos import WEIGHTS, ByNetwork, PhotoParser, parse_photo
 from fitkit.observe.face_parts import HEAD, PARTS, numbers
 from fitkit.observe.landmarks.types import Landmarks
 
-WEIGHTS = "parser.safetensors"
 COLORS = "colors"  # in the place of weights: without a network
 RIM = 0.015  # of the face size: borders are told no better
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fitkit.energies.features import FrozenNetwork
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.io.foreign import DATA_BYTES, ForeignFile, foreign_file, parse_json
+from fitkit.io.resources import asset_path
 from fitkit.io.options import build, to_plain, unknown_key
 from fitkit.io.weights import network_from
 from fitkit.models.face_model import FaceModel
@@ -279,7 +280,7 @@ def start_from(network: Predictor, path: str | os.PathLike, model: FaceModel | N
     """Fill a network with weights to start a training from: a regressor.safetensors of the same network, face
     model and views, a .pth file for its trunk, if it has `load_trunk`, or 'builtin', the shipped landmark
     network, or the file of another one for its encoder, if it has `load_encoder`; the regressor.safetensors
-    of a parser for the one inside of it, if it has `load_parser`.
+    of a parser, or 'builtin', the shipped one, for the parser inside of it, if it has `load_parser`.
 
     Raises:
         InputError: no such file, or weights of something else.
@@ -297,9 +298,13 @@ def start_from(network: Predictor, path: str | os.PathLike, model: FaceModel | N
             read_network(None if os.fspath(path) == BUILTIN else Path(path)), os.fspath(path)
         )
         return
-    if hasattr(network, "load_parser") and read_about(path)["net"] == "parser":
-        network.load_parser(load_predictor(path), os.fspath(path))
-        return
+    if hasattr(network, "load_parser"):
+        from fitkit.nets.parser.photos import WEIGHTS
+
+        file = asset_path(WEIGHTS) if os.fspath(path) == BUILTIN else path
+        if read_about(file)["net"] == "parser":
+            network.load_parser(load_predictor(file), os.fspath(path))
+            return
     other = load_predictor(path, model)
     mine, theirs = ((to_plain(n.options), to_plain(n.views)) for n in (network, other))
     if type(other) is not type(network) or mine != theirs:

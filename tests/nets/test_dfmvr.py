@@ -10,9 +10,10 @@ from fitkit.errors import InputError
 from fitkit.geometry.spherical_harmonics import Y0
 from fitkit.models.registry import load_model
 from fitkit.nets import load_predictor, net_kind, save_predictor, start_from
-from fitkit.nets.dfmvr.network import AMBIENT, FOCAL, Dfmvr, DfmvrOptions, rotation_of_euler
+from fitkit.nets.dfmvr.network import AMBIENT, FOCAL, Dfmvr, DfmvrOptions
 from fitkit.nets.dfmvr.rednet import Backbone, Involution
 from fitkit.nets.dfmvr.tri_unet import AttentionGate, Stacked, TriUNet
+from fitkit.nets.mvfnet.convention import rotation_of_euler
 from fitkit.nets.mvfnet.network import MvfNet, MvfNetOptions
 from fitkit.nets.parser.network import Parser, ParserOptions
 from fitkit.nets.predictor import ViewSlot

@@ -159,8 +159,8 @@ def replace_state(sample):
 def test_a_training_needs_a_parser(model, samples, parser, tmp_path):
     data = {"synthetic": Kept(samples)}
     with pytest.raises(InputError, match="net.start is not set, and dfmvr needs weights of a face parser"):
-        run(tmp_path / "a", model, data, load_regressor_training("dfmvr", SMALL))
-    without = [NET.format("masks: none, " + PARSER), *SMALL[1:]]
+        run(tmp_path / "a", model, data, load_regressor_training("dfmvr", [*SMALL, "net.start=''"]))
+    without = [NET.format("masks: none, " + PARSER), *SMALL[1:], "net.start=''"]
     with pytest.raises(
         InputError, match="'mask_parse' looks through the parser of the network itself, and dfmvr"
     ):

@@ -17,7 +17,7 @@ from fitkit.io.options import Length, Positive, Range, check_options
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.dfmvr.rednet import Backbone
 from fitkit.nets.dfmvr.tri_unet import Stacked, TriUNet
-from fitkit.nets.mvfnet.convention import rotation_of_angles
+from fitkit.nets.mvfnet.convention import rotation_of_euler
 from fitkit.nets.parser.network import Parser, ParserOptions
 from fitkit.nets.predictor import Prediction, Predictor, ViewSlot, frames_of, resized, table_of
 from fitkit.observe.crop import CropOptions
@@ -227,10 +227,3 @@ class Dfmvr(Predictor):
             "heads": (self.head,),
         }
         return own if self.parser is None else own | {"parser": (self.parser,)}
-
-
-def rotation_of_euler(angles: Tensor) -> Tensor:
-    """Pitch, yaw, roll [B, 3] rad -> camera_from_head [B, 3, 3], R = Rz(roll) Ry(yaw) Rx(pitch) in the frame
-    of `rotation_of_angles`, whose order is the reverse."""
-    flip = angles.new_tensor([1.0, -1.0, -1.0])[:, None]
-    return flip * (flip * rotation_of_angles(-angles)).transpose(1, 2)

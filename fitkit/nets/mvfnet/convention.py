@@ -19,6 +19,18 @@ def rotation_of_angles(angles: Tensor) -> Tensor:
     change their signs.
     Positive yaw: the nose points to the left side of the picture, the reverse of `yaw_pitch_roll`.
     """
+    Rx, Ry, Rz = _turns(angles)
+    return angles.new_tensor([1.0, -1.0, -1.0])[:, None] * (Rx @ Ry @ Rz)
+
+
+def rotation_of_euler(angles: Tensor) -> Tensor:
+    """The same in the reverse order, R = Rz(roll) Ry(yaw) Rx(pitch), as DF-MVR and Deep3DFaceRecon have it."""
+    Rx, Ry, Rz = _turns(angles)
+    return angles.new_tensor([1.0, -1.0, -1.0])[:, None] * (Rz @ Ry @ Rx)
+
+
+def _turns(angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotations [B, 3, 3] around x, y and z."""
     (sx, sy, sz), (cx, cy, cz) = angles.sin().unbind(-1), angles.cos().unbind(-1)
     one, zero = torch.ones_like(sx), torch.zeros_like(sx)
 
@@ -28,7 +40,7 @@ def rotation_of_angles(angles: Tensor) -> Tensor:
     Rx = matrix(one, zero, zero, zero, cx, sx, zero, -sx, cx)
     Ry = matrix(cy, zero, -sy, zero, one, zero, sy, zero, cy)
     Rz = matrix(cz, sz, zero, -sz, cz, zero, zero, zero, one)
-    return angles.new_tensor([1.0, -1.0, -1.0])[:, None] * (Rx @ Ry @ Rz)
+    return Rx, Ry, Rz
 
 
 def angles_of_rotation(rotation: Tensor) -> Tensor:

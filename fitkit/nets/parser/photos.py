@@ -14,6 +14,7 @@ from fitkit.observe.face_parts import PARTS, UNKNOWN
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
 
+WEIGHTS = "parser.safetensors"  # of the network that comes with fitkit
 FINEST = 512  # across a crop; its parts are not told more finely
 
 
