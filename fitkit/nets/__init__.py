@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from fitkit.energies.features import FrozenNetwork
 from fitkit.errors import InputError, MissingWeightsError
 from fitkit.io.foreign import DATA_BYTES, ForeignFile, foreign_file, parse_json
-from fitkit.io.resources import asset_path
 from fitkit.io.options import build, to_plain, unknown_key
+from fitkit.io.resources import asset_path
 from fitkit.io.weights import network_from
 from fitkit.models.face_model import FaceModel
 from fitkit.models.registry import load_model
@@ -301,9 +301,9 @@ def start_from(network: Predictor, path: str | os.PathLike, model: FaceModel | N
     if hasattr(network, "load_parser"):
         from fitkit.nets.parser.photos import WEIGHTS
 
-        file = asset_path(WEIGHTS) if os.fspath(path) == BUILTIN else path
-        if read_about(file)["net"] == "parser":
-            network.load_parser(load_predictor(file), os.fspath(path))
+        place = asset_path(WEIGHTS) if os.fspath(path) == BUILTIN else path
+        if read_about(place)["net"] == "parser":
+            network.load_parser(load_predictor(place), os.fspath(path))
             return
     other = load_predictor(path, model)
     mine, theirs = ((to_plain(n.options), to_plain(n.views)) for n in (network, other))

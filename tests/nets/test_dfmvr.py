@@ -1,4 +1,4 @@
-"""DF-MVR: involution, fusion of the views, where it starts, missing views, the parser inside, weight files."""
+"""DF-MVR: involution, fusion of the views, its start, missing views, the parser inside, weight files."""
 
 from dataclasses import replace
 
@@ -132,7 +132,7 @@ def test_what_the_fusion_is_compared_with(depth, last, outputs):
 @torch.no_grad()
 def test_it_starts_at_the_mean_face_in_its_slots():
     model = load_model("generic")
-    options = DfmvrOptions(size=96, width=0.02, backbone_width=0.02, masks="none")
+    options = DfmvrOptions(size=96, width=0.02, backbone_width=0.02, blocks=(1, 1, 1, 1), masks="none")
     network = Dfmvr(model, SLOTS, options).eval()
     state = network(pictures(size=96), EVERYWHERE).state
     assert not state.identity.any() and not state.expression.any() and state.albedo is None
