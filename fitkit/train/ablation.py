@@ -82,6 +82,8 @@ class TrainingAblation:
             twice = next((n for n in names if names.count(n) > 1), None)
             if twice is not None:
                 raise InputError(f"{where}: {what}: two would have the folder '{twice}'; rename one")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise InputError(f"{where}: seeds: one occurs twice in {list(self.seeds)}; leave it out")
         for name in self.held_out:
             if name not in VALIDATED:
                 raise unknown_key(name, VALIDATED, f"{where}: held_out")
@@ -185,7 +187,8 @@ def training_ablation(
                 f"ablation '{recipe.name}': evaluations.{item.name}.folder: no such folder: {item.folder}"
             )
     check_folder(folder, (REPORT, RECIPE, f"{SHARED}/*", f"{ARMS}/*"), (RECIPE,), WRITER, resume)
-    if (folder / RECIPE).is_file() and not resume:
+    # The recipe alone is left by a run whose data were not there.
+    if not resume and any((folder / name).exists() for name in (REPORT, SHARED, ARMS)):
         raise InputError(f"{folder}: there is an ablation in it; go on with --resume, or give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_recipe(folder, recipe)

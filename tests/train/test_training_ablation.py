@@ -196,6 +196,7 @@ def test_sweeps_and_means():
         (["arms=[{name: a, overrides: [model=ict]}]"], "arm 'a' changes 'model'"),
         (["held_out=[shape]"], "held_out: unknown key 'shape'; did you mean 'shape_mm'"),
         (["arms=[{name: a b}, {name: a_b}]"], "arms: two would have the folder 'a_b'; rename one"),
+        (["seeds=[1, 2, 1]"], "seeds: one occurs twice in [1, 2, 1]; leave it out"),
         (["evaluations.yaw.folder=nowhere"], "evaluations.yaw.folder: no such folder: nowhere"),
         (["evaluations.yaw.protocol=aflw"], "did you mean 'aflw2000'"),
         (["train.nets=1"], "unknown key 'nets'"),
@@ -222,3 +223,11 @@ def test_the_shipped_table_has_the_losses_of_the_paper():
     ]
     for _, settings in plan.arms:
         assert [set(s.energies) for s in settings.stages] == 2 * [set(settings.stages[0].energies)]
+
+
+def test_a_run_without_its_data_leaves_the_folder_free(place):
+    """What was forgotten is added, without --resume."""
+    unset = "train.data=[{name: lp, kind: 300wlp}]"
+    for _ in range(2):
+        with pytest.raises(InputError, match="data 'lp': its folder is not set"):
+            training_ablation(load(unset), "out")
