@@ -1,5 +1,5 @@
-"""The cameras that networks predict instead of those of the pictures: scaled-orthographic ones, or perspective
-ones of another focal length."""
+"""The cameras that networks predict instead of those of the pictures: scaled-orthographic ones, or
+perspective ones of another focal length."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def to_orthographic(state: SceneState, model: FaceModel, principal: Tensor | Non
 
 
 def to_focal(state: SceneState, model: FaceModel, focal: float, principal: Tensor) -> SceneState:
-    """Perspective views of this focal length nearest to those of `state`: the face's middle stays in its place
-    of the picture, seen from the same side and as large.
+    """Perspective views of this focal length nearest to those of `state`: the face's middle stays in its
+    place of the picture, seen from the same side and as large.
 
     focal: px; principal: [B, 2] px of the new cameras.
     """

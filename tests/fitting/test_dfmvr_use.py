@@ -1,5 +1,5 @@
-"""A network with named views, perspective cameras, light and parse in use: prediction from one to three photos,
-start of a fit."""
+"""A network with named views, perspective cameras, light and parse in use: prediction from one to three
+photos, start of a fit."""
 
 import json
 
