@@ -58,7 +58,13 @@ def network_of(name):
     elif name == "dfmvr":
         small = {"size": 32, "width": 0.05, "depth": 3, "backbone_width": 0.1, "blocks": (1, 1, 1, 1)}
         parser = ParserOptions(size=64, spatial=4, joined=8)
-        network = Dfmvr(MODEL, SLOTS, DfmvrOptions(**small, parser=parser)).eval()
+        network = Dfmvr(MODEL, SLOTS, DfmvrOptions(**small, parser=parser))
+        for module in network.modules():  # without statistics of pictures, features grow from block to block
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+        with torch.no_grad():
+            network(torch.rand(8, 3, 3, 32, 32), torch.ones(8, 3, dtype=torch.bool))
+        network.eval()
         heads = ([network.head],)
     elif name == "pgn":
         network = Pgn(MODEL, (), PgnOptions(size=32, map=16, width=0.05)).eval()
