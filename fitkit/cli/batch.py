@@ -149,6 +149,8 @@ def batch(
 
     source = SubjectSource(data, tuple(data_options), landmark_folder)
     part = None if shard is None else parse_shard(shard)
+    if collect and part is not None:
+        raise InputError("--collect gathers what all shards have done; leave out --shard")
     if collect:
         rows = run.collect(source, output)
     else:

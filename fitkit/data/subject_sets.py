@@ -193,7 +193,10 @@ class SubjectSource:
 
     def _split(self) -> tuple[str, Path]:
         kind, colon, path = self.data.partition(":")
-        if colon and kind in KINDS:
+        chosen = bool(colon) and kind in KINDS
+        if not (path if chosen else self.data):  # it would be the working folder
+            raise InputError(f"data '{self.data}': expected a folder, a table of photos, or KIND:PATH")
+        if chosen:
             return kind, Path(path)
         plain = Path(self.data)
         if plain.exists() or not colon or len(kind) == 1:  # a letter is a drive of Windows

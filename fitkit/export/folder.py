@@ -21,7 +21,6 @@ from fitkit.export.lighting import decompose_result, draw_lighting
 from fitkit.export.maps import write_parts
 from fitkit.export.meshes import write_obj
 from fitkit.export.overlay import draw_overlay
-from fitkit.export.pages.document import PAGE
 from fitkit.export.pages.fit import write_fit_page
 from fitkit.export.pages.pictures import THUMBNAIL, draw_thumbnail
 from fitkit.export.parameters import save_parameters
@@ -31,7 +30,7 @@ from fitkit.fitting.result import FitResult
 from fitkit.geometry.color import srgb_from_linear
 from fitkit.io.mesh_files import write_ply
 from fitkit.io.options import plain
-from fitkit.io.result_folder import check_output, replaced, stems_of
+from fitkit.io.result_folder import PAGE, check_output, replaced, stems_of
 from fitkit.tensors import one_thread
 
 log = logging.getLogger("fitkit")

@@ -236,11 +236,13 @@ def _entries(source: SubjectSource, output: Path) -> dict[str, SubjectEntry]:
             f"output {output}: the folder of the photos, {source.path}, is it or lies in it; choose another "
             "--output"
         )
-    found = [
-        e
-        for e in source.entries()
-        if e.place is None or not Path(os.path.realpath(e.place)).is_relative_to(target)
-    ]
+    found = []
+    for entry in source.entries():
+        place = None if entry.place is None else Path(os.path.realpath(entry.place))
+        if place == target:
+            raise InputError(f"output {output}: holds photos of a subject; choose another --output")
+        if place is None or not place.is_relative_to(target):
+            found.append(entry)
     if not found:
         raise InputError(
             f"{source.path}: no folder with photos below it; expected one folder for each person, or "

@@ -23,9 +23,11 @@ log = logging.getLogger("fitkit")
 REPORT = "batch.json"  # the table
 RECORDS = "batch_records"  # folder of a file for each subject
 ENGINE_FILES = "batch_engine"  # folder of what an engine leaves: logs of Slurm
+RECORD = ".json"  # how the name of each of these ends
 LOG = "batch{}.jsonl"  # of a run, or of a shard of it
 STATUSES = ("ok", "doubtful", "failed", "error")
 FITTING = "fitting"  # status of a record whose fit has begun and not ended
+LONGEST = 250  # bytes of a part of a name, which file systems take with RECORD behind it
 TABLE_EVERY = 30.0  # seconds between two tables while a batch runs
 FULL = "make room, and go on with --resume"
 
@@ -66,7 +68,7 @@ class BatchRow:
 
 
 def record_path(output: Path, subject: str) -> Path:
-    return output / RECORDS / f"{subject}.json"
+    return output / RECORDS / f"{subject}{RECORD}"
 
 
 def write_record(output: Path, row: BatchRow) -> None:
@@ -227,7 +229,7 @@ def check_names(output: Path, subjects: Mapping[str, str]) -> None:
     Raises:
         InputError: names the first one.
     """
-    from fitkit.io.result_folder import ENTRIES  # heavy
+    from fitkit.io.result_folder import ENTRIES, PAGE  # heavy
 
     for name, owner in subjects.items():
         parts = name.split("/")
@@ -235,13 +237,20 @@ def check_names(output: Path, subjects: Mapping[str, str]) -> None:
             inside(output, name)
         except InputError as error:
             raise InputError(f"{owner}: cannot name a result: {error}") from error
-        above = next(
-            (a for a in ("/".join(parts[:k]) for k in range(len(parts) - 1, 0, -1)) if a in subjects), None
-        )
+        if any(not part or part.startswith(".") for part in parts):
+            raise InputError(
+                f"{owner}: cannot name a result: a part of '{name}' is empty or begins with a dot; rename it"
+            )
+        if max(len(part.encode()) for part in parts) > LONGEST:
+            raise InputError(
+                f"{owner}: cannot name a result: a part of it is longer than {LONGEST} bytes; rename it"
+            )
+        aboves = ["/".join(parts[:k]) for k in range(len(parts) - 1, 0, -1)]
+        above = next((a for a in aboves if a in subjects), None)
         own = (
-            parts[0] in (RECORDS, ENGINE_FILES)
-            or name == REPORT
-            or (len(parts) == 1 and name.endswith(".jsonl"))
+            parts[0] in (RECORDS, ENGINE_FILES, REPORT, PAGE)
+            or parts[0].endswith(".jsonl")
+            or any(a.endswith(RECORD) and a.removesuffix(RECORD) in subjects for a in aboves)
         )
         if own or (above is not None and parts[above.count("/") + 1] in ENTRIES):
             raise InputError(

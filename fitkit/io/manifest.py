@@ -74,10 +74,12 @@ def read_manifest(path: str | os.PathLike) -> dict[str, tuple[ManifestRow, ...]]
 
 
 def _csv(path: Path, text: str) -> list[ManifestRow]:
-    with refused_as(f"{path}: cannot be read as a table of photos", EXPECTED):
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
         head = [name.strip() for name in next(reader, [])]
-        for name in head:
+        for number, name in enumerate(head, 1):
+            if not name:
+                raise InputError(f"{path}: line 1: column {number} has no name; {EXPECTED}")
             if name not in COLUMNS:
                 raise unknown_key(name, COLUMNS, f"{path}: line 1: columns")
         lacking = [name for name in REQUIRED if name not in head]
@@ -94,6 +96,10 @@ def _csv(path: Path, text: str) -> list[ManifestRow]:
                     f"{len(values)}"
                 )
             rows.append(_row(dict(zip(head, values)), f"{path}: line {reader.line_num}", reader.line_num))
+    except csv.Error as error:
+        raise InputError(
+            f"{path}: line {reader.line_num}: not a line of a table ({error}); {EXPECTED}"
+        ) from error
     return rows
 
 

@@ -17,6 +17,7 @@ from fitkit.io.foreign import DATA_BYTES, foreign_file
 from fitkit.io.outputs import LITTER
 from fitkit.io.subject import PREDICTION_MARK, RESULT_MARKS, is_output
 
+PAGE = "report.html"  # of a result, and of a batch
 # All that a fit writes; `--overwrite` removes nothing else.
 FILES = frozenset(
     (*RESULT_MARKS, PREDICTION_MARK)
@@ -33,7 +34,7 @@ FILES = frozenset(
         "uncertainty.png",
         "detail.png",
         "albedo.ply",
-        "report.html",
+        PAGE,
         "thumbnail.jpg",
     )
 )

@@ -80,6 +80,8 @@ def test_what_is_wrong_with_a_source(tmp_path):
         (f"micc:{tmp_path}", ("frames=x",), "micc: options.frames: expected int, got 'x'"),
         (f"micc:{tmp_path}", (), "no SUBJECT/indoor-cooperative/ with frames; expected MICC Florence"),
         (f"multipie:{tmp_path}", (), "no folder sessionSS/multiview"),
+        ("", (), "data '': expected a folder, a table of photos, or KIND:PATH"),
+        ("folders:", (), "data 'folders:': expected a folder, a table of photos, or KIND:PATH"),
         (str(tmp_path / "none"), (), "none: no such folder; expected a folder of subject folders"),
     ):
         with pytest.raises(InputError, match=message):
@@ -171,7 +173,9 @@ def test_lenses_with_distortion_in_a_table(photos, person):
         ("a.csv", "subject,photo\n", "no photos in it"),
         ("a.csv", "subject,photo\na,b.png\na\n", "line 3: expected 2 entries as in the first line, got 1"),
         ("a.csv", "subject,photo\na,\n", "line 2: no photo; expected the columns"),
-        ("a.csv", 'subject,photo\n"a,b.png\n', "cannot be read as a table of photos"),
+        ("a.csv", 'subject,photo\n"a,b.png\n', "line 2: not a line of a table .unexpected end of data.; exp"),
+        ("a.csv", "subject,photo\na," + "b" * 200_000, "line 2: not a line of a table .field larger than"),
+        ("a.csv", "subject,photo,\na,b.png,\n", "line 1: column 3 has no name; expected the columns"),
         ("a.csv", "subject,photo\n" + "a" * 5000 + ",b\n", "line 2: subject: expected text, got 'a"),
         ("a.jsonl", "\n{\n", "line 2: not a JSON object"),
         ("a.jsonl", "[1]\n", "line 1: expected a JSON object with subject and photo, got .1."),

@@ -423,6 +423,14 @@ def test_what_is_no_subject(many, stub, tmp_path):
     assert [r.subject for r in fit_folder(people, tmp_path / "out", RECIPE)] == ["anna"]
 
 
+def test_the_output_is_no_subject(many, stub, tmp_path):
+    people = many("anna", "ben")
+    with pytest.raises(InputError, match="anna: holds photos of a subject; choose another --output"):
+        fit_folder(people, people / "anna", RECIPE)
+    assert [r.subject for r in fit_folder(people, people / "fits", RECIPE)] == ["anna", "ben"]
+    assert [r.subject for r in fit_folder(people, people / "fits", RECIPE, resume=True)] == ["anna", "ben"]
+
+
 def test_two_batches_in_one_folder(many, stub, tmp_path):
     people, refused = many("a", "b"), []
 
@@ -540,11 +548,30 @@ def test_ctrl_c_leaves_a_table_of_what_is_done(many, stub, tmp_path):
 
 
 def test_names_that_a_batch_needs(many, stub, tmp_path):
-    for name in ("batch_records", "batch_engine", "batch.json", "x.jsonl"):
+    for name in ("batch_records", "batch_engine", "batch.json", "batch.json/a", "x.jsonl/a", "report.html"):
         people = many(f"{name}/x" if name == "batch_engine" else name)
         with pytest.raises(InputError, match=f"its result .*{name}.* would lie where .*; rename the folder"):
             fit_folder(people, tmp_path / "out", RECIPE)
         shutil.rmtree(people)
+    with pytest.raises(InputError, match="its result .*anna.json/b would lie where .*; rename the folder"):
+        fit_folder(many("anna", "anna.json/b"), tmp_path / "out", RECIPE)  # anna's record is anna.json
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("a//b", "a part of 'a//b' is empty or begins with a dot; rename it"),
+        (".", "a part of '.' is empty or begins with a dot"),
+        (".fitkit-1-2/a", "is empty or begins with a dot"),  # would be cleaned up
+        ("a/../../b", "without '..'"),
+        ("ü" * 126, "a part of it is longer than 250 bytes; rename it"),
+    ],
+)
+def test_names_of_a_table_that_name_no_result(tmp_path, name, message):
+    (tmp_path / "list.csv").write_text(f"subject,photo\nanna,a.png\n{name},a.png\n", encoding="utf-8")
+    with pytest.raises(InputError, match=f"list.csv: subject {re.escape(name)}: cannot name .*{message}"):
+        fit_folder(tmp_path / "list.csv", tmp_path / "out", RECIPE)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -640,6 +667,8 @@ def test_the_command_with_shards(many, stub, tmp_path, monkeypatch):
     run = CliRunner().invoke(main, ["batch", str(people), "-o", out, "--shard", "3/3", "-q"])
     assert run.exit_code == 1 and "1 of the 1 subjects of shard 3/3 could not be fitted" in run.output
     assert [r["reason"] for r in numbers_of(tmp_path)] == ["missing", "", "missing"]  # as it was gathered
+    run = CliRunner().invoke(main, ["batch", str(people), "-o", out, "--collect", "--shard", "1/3"])
+    assert run.exit_code == 1 and "--collect gathers what all shards have done; leave out" in run.output
     with pytest.raises(InputError, match="nothing: holds no batch; expected the --output of shards"):
         collect(people, tmp_path / "nothing")
 

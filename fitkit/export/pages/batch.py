@@ -13,11 +13,12 @@ from urllib.parse import quote
 
 from fitkit import __version__
 from fitkit.errors import FitkitError, InputError
-from fitkit.export.pages.document import MARKS, PAGE, element, embedded, write_page
+from fitkit.export.pages.document import MARKS, element, embedded, write_page
 from fitkit.export.pages.pictures import THUMBNAIL, draw_thumbnail
 from fitkit.fitting.batch_records import REPORT
 from fitkit.fitting.report import FitReport
 from fitkit.io.foreign import MEGABYTE, foreign_file, inside, shown
+from fitkit.io.result_folder import PAGE
 from fitkit.io.subject import is_result
 
 STATUSES = ("ok", "doubtful", "failed", "error")

@@ -17,7 +17,6 @@ from fitkit.io.atomic import written_whole
 from fitkit.io.options import plain
 from fitkit.io.resources import asset_path
 
-PAGE = "report.html"
 Element = ElementTree.Element
 Content: TypeAlias = "Element | str | Sequence[Content] | None"
 MARKS = {  # of a status or a finding: sign, word

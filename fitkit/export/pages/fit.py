@@ -18,7 +18,6 @@ from fitkit.errors import FitkitError, InputError
 from fitkit.export.arkit import arkit_shapes
 from fitkit.export.gltf import MM
 from fitkit.export.pages.document import (
-    PAGE,
     Content,
     Element,
     element,
@@ -36,7 +35,7 @@ from fitkit.fitting.report import FitReport, ViewReport
 from fitkit.io.foreign import DATA_BYTES, foreign_file
 from fitkit.io.gltf_shapes import read_glb_points
 from fitkit.io.mesh_files import read_mesh, read_vertex_numbers
-from fitkit.io.result_folder import stems_of
+from fitkit.io.result_folder import PAGE, stems_of
 from fitkit.io.subject import is_result
 from fitkit.models.registry import load_model
 from fitkit.scene.parameters import Parameters, load_parameters
