@@ -87,6 +87,8 @@ def detect(images, output, landmarks, masks, weights, tree, workers, overwrite, 
 
     if landmarks == "files":
         raise InputError("--landmarks files: nothing would be detected; name a detector, e.g. builtin")
+    if weights and not masks:
+        raise InputError("--parser tells which masks are made; add --masks, or leave it out")
     if tree:
         _detect_tree(images, output, landmarks, masks, overwrite, device, workers)
         return

@@ -4,7 +4,7 @@ detect --tree` fills it once."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -18,7 +18,7 @@ from fitkit.io.images import read_image
 from fitkit.io.landmark_files import SUFFIXES, write_pts
 from fitkit.io.outputs import locked
 from fitkit.io.progress import Progress
-from fitkit.io.subject import Subject, as_subject
+from fitkit.io.subject import Subject, as_subject, photo_folders
 from fitkit.io.workers import Loss, run_jobs
 from fitkit.observe.landmarks.detectors import faces_of, make_detector
 from fitkit.observe.landmarks.types import LandmarkDetector
@@ -103,7 +103,7 @@ def fill_mirror(
         raise InputError(f"detect: workers: expected at least 1, got {workers}")
     if Path(os.path.realpath(root)).is_relative_to(os.path.realpath(mirror)):
         raise InputError(f"output {mirror}: the photos lie in it; choose another folder with -o")
-    photos = list(_photos(root, Path(os.path.realpath(mirror))))
+    photos = _photos(root, Path(os.path.realpath(mirror)))
     if not photos:
         raise InputError(f"{root}: no photos below it")
     make_detector(landmarks, device)  # what is missing shows before the first photo
@@ -132,17 +132,16 @@ def fill_mirror(
     return done
 
 
-def _photos(root: Path, mirror: Path) -> Iterator[Path]:
-    """Paths below the root, sorted within each folder; hidden ones, and what lies in the mirror, are none."""
-    for place, folders, files in os.walk(root):
-        folders[:] = sorted(
-            f
-            for f in folders
-            if not f.startswith(".") and Path(os.path.realpath(os.path.join(place, f))) != mirror
-        )
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in PHOTOS:
-                yield (Path(place) / name).relative_to(root)
+def _photos(root: Path, mirror: Path) -> list[Path]:
+    """Paths below the root, sorted; those that no subject has (`photo_folders`), and what lies in the mirror,
+    are none."""
+    return sorted(
+        p.relative_to(root)
+        for folder, entries in photo_folders(root)
+        if not Path(os.path.realpath(folder)).is_relative_to(mirror)
+        for p in entries
+        if p.suffix.lower() in PHOTOS and p.is_file()
+    )
 
 
 def _refuse_same_names(photos: Sequence[Path], root: Path) -> None:

@@ -212,13 +212,16 @@ def subject_folders(root: str | os.PathLike, min_views: int = 1) -> list[Path]:
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; expected a folder of subject folders")
     return sorted(
-        p for p, entries in _folders(root) if sum(e.suffix.lower() in SUFFIXES for e in entries) >= min_views
+        p
+        for p, entries in photo_folders(root)
+        if sum(e.suffix.lower() in SUFFIXES for e in entries) >= min_views
     )
 
 
-def _folders(folder: Path, below: bool = False) -> Iterator[tuple[Path, list[Path]]]:
-    """A folder and those below it that may hold photos of a person, with what lies in each. Links count, what
-    lies deeper in them not."""
+def photo_folders(folder: Path, below: bool = False) -> Iterator[tuple[Path, list[Path]]]:
+    """A folder and those below it that may hold photos of a person, with what lies in each; results, masks,
+    pictures of `fitkit detect`, the truth of rendered people and hidden folders are passed over. Links count,
+    what lies deeper in them not."""
     try:
         entries = [p for p in folder.iterdir() if not p.name.startswith(".")]
     except OSError as error:
@@ -230,7 +233,7 @@ def _folders(folder: Path, below: bool = False) -> Iterator[tuple[Path, list[Pat
     if not (below and folder.is_symlink()):
         for p in entries:
             if p.name.casefold() not in NO_SUBJECTS and p.is_dir():
-                yield from _folders(p, below=True)
+                yield from photo_folders(p, below=True)
 
 
 def load_subject(path: str | os.PathLike, ignore: Sequence[str | os.PathLike] = ()) -> Subject:

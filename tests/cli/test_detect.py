@@ -201,6 +201,7 @@ def test_refusals(run, tmp_path):
     assert "nothing would be detected" in run("detect", path, "--landmarks", "files").output
     assert "device 'tpu9': cannot be used here" in run("detect", path, "--device", "tpu9").output
     assert run("detect").exit_code == 2
+    assert "--parser tells which masks are made; add --masks" in run("detect", path, "--parser", "x").output
     (tmp_path / "file").touch()
     result = run("detect", path, "-o", tmp_path / "file")
     assert result.exit_code == 1 and "cannot be written" in result.output and result.output.count("\n") == 2
@@ -297,6 +298,8 @@ def test_a_tree_gets_its_landmark_files_once(run, tmp_path):
     photo(root / "s2" / "deep" / "b.jpg", (20, 30, 60))
     photo(root / "s2" / "none.png")
     photo(root / ".hidden" / "c.png", (20, 30, 60))
+    for other in ("s1/landmarks/a_landmarks.png", "s1/masks/a.png", "s1/fitkit/preview.png"):
+        photo(root / other, (20, 30, 60))  # no photos of subjects
     (root / "s1" / "broken.png").write_text("no picture")
     result = run("detect", root, "--tree", "-o", out, "--landmarks", "white")
     assert result.exit_code == 1 and "broken.png" in result.output, result.output
