@@ -297,7 +297,7 @@ def _insistent_interrupt():
 
 
 def _summary(result, seconds: float, path: Path, solver: str) -> str:
-    from fitkit.export.pages.document import PAGE
+    from fitkit.io.result_folder import PAGE
 
     metrics = result.metrics
     left_out = sum(f["code"] == "left_out" for f in metrics["verdict"]["findings"])
