@@ -13,7 +13,7 @@ from fitkit.data.subject_sets import SubjectSource, source_of
 from fitkit.errors import FitkitError, InputError, check_argument
 from fitkit.export.load import load_result
 from fitkit.fitting.batch import BatchOptions, collect, fit_batch
-from fitkit.fitting.batch_records import BatchRow, read_report, summary, summary_text
+from fitkit.fitting.batch_records import STATUSES, BatchRow, read_report, summary, summary_text
 from fitkit.fitting.recipe import FitRecipe, load_recipe
 from fitkit.fitting.result import FitResult
 from fitkit.io.array_job import parse_shard
@@ -94,7 +94,14 @@ class BatchTable(Sequence[BatchRow]):
         self, status: Sequence[str] = ("ok", "doubtful"), photos: bool = True
     ) -> Iterator[tuple[BatchRow, FitResult]]:
         """Rows of these states with their faces, read one after the other: what is not kept costs no
-        memory."""
+        memory.
+
+        Raises:
+            InputError: no such status, or as `result`.
+        """
+        wrong = next((s for s in status if s not in STATUSES), None)
+        if isinstance(status, str) or wrong is not None:
+            raise InputError(f"status: expected a list of {', '.join(STATUSES)}; got {wrong or status!r}")
         for row in self.rows:
             if row.status in status and is_result(self.output / row.subject):
                 yield row, self.result(row, photos)
@@ -204,6 +211,7 @@ def load_batch(
     Raises:
         InputError: no batch in the folder, or files that cannot be read.
     """
+    check_argument("output", output, (str, os.PathLike), "the folder of a batch")
     place = Path(output)
     if data is not None:
         source = source_of(data)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from fitkit.data.subject_sets import FOLDERS, SubjectEntry, SubjectSource, source_of
-from fitkit.errors import InputError
+from fitkit.errors import InputError, check_argument
 from fitkit.fitting.batch_job import Job, fit_jobs, found_rows, lost_rows, time_limit
 from fitkit.fitting.batch_records import (
     ENGINE_FILES,
@@ -31,7 +31,7 @@ from fitkit.fitting.run import check_device
 from fitkit.io.array_job import Shard
 from fitkit.io.atomic import remove_litter, writing
 from fitkit.io.engines import EngineOptions, Work, check_engine, run_engine
-from fitkit.io.options import apply_overrides
+from fitkit.io.options import apply_overrides, check_options
 from fitkit.io.outputs import locked
 from fitkit.io.progress import Progress
 from fitkit.io.result_folder import tidy
@@ -69,6 +69,7 @@ class BatchOptions:
 
     def check(self) -> None:
         """Raises InputError: a value that cannot be, a device or an engine that cannot be used here."""
+        check_options(self, "batch")
         for name, value, least in (
             ("workers", self.workers, 1),
             ("batch size", self.batch_size, 1),
@@ -110,6 +111,7 @@ def fit_batch(
         InputError: no subject, the output holds results without `resume` or of no batch, another batch writes
             there, or OUTPUT/batch.json cannot be written in the end.
     """
+    check_argument("output", output, (str, os.PathLike), "a folder to write")
     source, output = source_of(data), Path(output)
     options.check()
     if options.engine != "processes":

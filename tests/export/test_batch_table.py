@@ -87,11 +87,20 @@ def test_refusals(done, tmp_path, monkeypatch):
         ({"shard": "0/2"}, "shard: expected I/N"),
         ({"recipe": fitkit.load_recipe("landmarks"), "model": "generic"}, "recipe given by name or path"),
         ({"progress": 3}, "progress: expected a function"),
+        ({"workers": "2"}, "batch: workers: expected int, got '2'"),
+        ({"timeout": "a"}, "batch: timeout: expected float"),
     ):
         with pytest.raises(InputError, match=message):
             fitkit.batch(place / "list.jsonl", tmp_path / "out", **arguments)
     with pytest.raises(InputError, match="data: expected a folder, a table of photos, or KIND:PATH, got int"):
         fitkit.batch(3, tmp_path / "out")
+    with pytest.raises(InputError, match="output: expected a folder to write, got int"):
+        fitkit.batch(place / "list.jsonl", 3)
+    with pytest.raises(InputError, match="output: expected the folder of a batch, got int"):
+        fitkit.load_batch(3)
+    for status in ("ok", ["good"]):
+        with pytest.raises(InputError, match="status: expected a list of ok, doubtful, failed, error; got"):
+            list(table.results(status=status))
     source = fitkit.data.subject_sets.SubjectSource(str(place / "list.jsonl"))
     with pytest.raises(InputError, match="are part of a SubjectSource"):
         fitkit.batch(source, tmp_path / "out", data_options=["a=1"])
