@@ -4,8 +4,8 @@
 
 Renders people of `generic` with three small photos each. Throughput: seconds per person of single `fitkit
 fit` calls one after the other, as in a loop of a shell, against one `fitkit batch`. Memory: the resident
-memory of each process of that batch, twice a second; compared are the second and the last tenth of the people
-(while the first ones are fitted, libraries load). Engines: the same people by one process, by processes, by
+memory of each process of that batch, twice a second; compared are the second and the last tenth of its time
+(in the first, libraries load). Engines: the same people by one process, by processes, by
 three shards that are gathered, by Slurm (submitit's executor for one machine) and by Ray; every file must be
 the same, times apart. Linux only: processes are found in /proc.
 """
@@ -74,11 +74,13 @@ def measured(arguments: Sequence[Any], output: Path) -> tuple[float, list[tuple[
     return time.monotonic() - began, looks
 
 
-def memory(looks: Sequence[tuple[int, dict[int, float]]], count: int) -> dict[str, float]:
-    """MB of all processes together: medians while the second, and the last tenth of the people were
-    finished."""
-    first = [sum(m.values()) for done, m in looks if 0.1 * count <= done < 0.2 * count]
-    last = [sum(m.values()) for done, m in looks if 0.9 * count <= done < count]
+def memory(looks: Sequence[tuple[int, dict[int, float]]]) -> dict[str, float]:
+    """MB of all processes together: medians over the second and the last tenth of the time in which people
+    were finished and all processes ran."""
+    working = [m for done, m in looks if done]
+    whole = [sum(m.values()) for m in working if len(m) == max(map(len, working))]
+    tenth = max(len(whole) // 10, 1)
+    first, last = whole[tenth : 2 * tenth] or whole, whole[-tenth:]
     out = {"second_tenth_mb": float(np.median(first)), "last_tenth_mb": float(np.median(last))}
     return out | {"change_percent": 100 * (out["last_tenth_mb"] / out["second_tenth_mb"] - 1)}
 
@@ -106,7 +108,7 @@ def throughput(place: Path, folder: Path, singles: int, workers: int, size: int)
             "seconds_each": round(each, 3),
             "cpu_s_each": round((cpu() - used) / len(chosen), 3),
             "times_faster": round(single / each, 2),
-            "memory": {k: round(v, 1) for k, v in memory(looks, len(chosen)).items()},
+            "memory": {k: round(v, 1) for k, v in memory(looks).items()},
         }
         print(f"{name}: {report[name]}; single fits {single:.2f} s each", flush=True)
     return report

@@ -297,6 +297,8 @@ def _insistent_interrupt():
 
 
 def _summary(result, seconds: float, path: Path, solver: str) -> str:
+    from fitkit.io.result_folder import PAGE
+
     metrics = result.metrics
     left_out = sum(f["code"] == "left_out" for f in metrics["verdict"]["findings"])
     rows = {
@@ -321,6 +323,8 @@ def _summary(result, seconds: float, path: Path, solver: str) -> str:
         "time": f"{seconds:.1f} s ({metrics['time_s']['solve']:.1f} s of it in the {solver})",
         "result": str(path),
     }
+    if (path / PAGE).is_file():
+        rows["page"] = str(path / PAGE)
     return "\n".join(f"{key:11}{value}" for key, value in rows.items())
 
 

@@ -20,6 +20,7 @@ def test_default_fit(run, anna):
         lines["status"].startswith("ok; expected error ")
         and lines["views"] == "3"
         and lines["result"] == str(anna / "fitkit")
+        and lines["page"] == str(anna / "fitkit" / "report.html")
     )
     assert "px mean reprojection error" in lines["landmarks"] and lines["time"].endswith("in the solver)")
     metrics = json.loads((anna / "fitkit/metrics.json").read_text())

@@ -7,6 +7,7 @@ from derivatives import check_everything
 from helpers import observe, tiny_model, tiny_state
 
 from fitkit.energies.landmarks3d import (
+    DFMVR_ANCHORS,
     DenseMapTerm,
     GuidedTerm,
     PositionMapLandmarks,
@@ -75,6 +76,24 @@ def test_zero_for_the_right_shape_wherever_it_lies(energy):
 def test_derivatives_of_the_frozen_energy(energy):
     observations = labelled(holes=True)
     check_everything(energy.freeze(STATE, observations), STATE, observations)
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_vertices_of_the_model_instead_of_the_68_points(attached):
+    vertices = range(3, 104)
+    energy = lmk3d_align(MODEL, 0.5, DFMVR_ANCHORS, attached, vertices)
+    points = placed(TRUTH.vertices(MODEL)[:, list(vertices)])
+    observations = replace(observe(MODEL, STATE), labels=Labels(points3d=points))
+    assert float(cost(energy, TRUTH, observations)) < 1e-18 < 1e-3 < float(cost(energy, STATE, observations))
+    check_everything(energy.freeze(STATE, observations), STATE, observations)
+    with pytest.raises(InputError, match="'lmk3d_align': expected 68 labelled points, got 101"):
+        cost(lmk3d_align(MODEL), TRUTH, observations)
+    with pytest.raises(InputError, match="anchors: expected numbers below 68, that of the points, got 85"):
+        lmk3d_align(MODEL, anchors=DFMVR_ANCHORS)
+    with pytest.raises(
+        InputError, match="vertices: expected numbers below 315, those of face model 'tiny', got 400"
+    ):
+        lmk3d_align(MODEL, anchors=(0, 1, 2), vertices=range(0, 500, 100))
 
 
 @pytest.mark.parametrize("energy", [ENERGIES[1], ENERGIES[2]], ids=[IDS[1], IDS[2]])

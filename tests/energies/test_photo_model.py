@@ -15,13 +15,19 @@ from fitkit.energies.photo_model import (
     AppearanceSolver,
     ModelPhotometric,
     ModelPhotometricOptions,
+    ModelPhotometricTraining,
+    counted_vertices,
     sh_gradient,
 )
 from fitkit.energies.photometric import point_normals, viewing_cosine
+from fitkit.energies.registry import find
+from fitkit.energies.spec import Context
 from fitkit.errors import InputError
 from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
+from fitkit.nets.predictor import Prediction
+from fitkit.observe.labels import Labels
 from fitkit.observe.observations import halve
 from fitkit.render.rasterizer import interpolate, rasterize
 from fitkit.scene.camera import KINDS
@@ -98,6 +104,7 @@ def test_derivatives(kind, channels):
         replace(OPTIONS, albedo="mean"),
         replace(OPTIONS, points=0, level=3),
         replace(OPTIONS, color="srgb"),
+        replace(OPTIONS, albedo="state", region="front"),
         replace(STRICT["dfmvr"], albedo="mean", level=3, min_pixels=8),
     ],
     ids=lambda o: f"{o.normals}-{o.albedo}-{o.points}-{o.color}",
@@ -247,6 +254,65 @@ def test_parse_weights():
     assert float(ratio.max()) == pytest.approx(1) and float(ratio.min()) == pytest.approx(0.2)
     with pytest.raises(InputError, match=r"expected a face parse \[3, 160, 160\], got \[3, 80, 80\]"):
         prepared(state, noise_images(), labels=labels[:, :80, :80])
+
+
+@pytest.mark.parametrize("model", [EVEN, WITH_BASIS], ids=["mean", "basis"])
+def test_the_albedo_of_the_state_leaves_light_no_freedom(model):
+    """Where the closed form takes up twice as much light, 'state' tells the difference."""
+    state = truth(model)
+    if model is WITH_BASIS:
+        state = state.replace(albedo=torch.tensor([[0.5, -0.3, 0.8, 0.1]], dtype=torch.float64))
+        own = model.albedo_mean + torch.tensordot(state.albedo[0], model.albedo_basis, 1)
+    else:
+        own = None
+    images = photograph(state, model, albedo=own)
+    brighter = state.replace(illumination=1.3 * state.illumination)
+    told = replace(OPTIONS, albedo="state")
+    right, wrong = (rms(*_with_state(prepared(s, images, told, model), s)) for s in (state, brighter))
+    assert right < 0.5 and wrong > 4 * right
+    if model is EVEN:
+        free = replace(OPTIONS, albedo="mean")
+        assert rms(*_with_state(prepared(brighter, images, free, model), brighter)) < 0.5
+
+
+def _with_state(made, state):
+    return made[0], state, made[1]
+
+
+def test_the_front_is_the_face_with_its_openings():
+    names = ("face", "left_eye", "mouth_interior", "ears")
+    region = torch.arange(MODEL.num_vertices) % 4
+    model = replace(MODEL, region_names=names, region=region, face=region == 0, skin=region == 0)
+    assert torch.equal(counted_vertices(model, "front"), region < 3)
+    assert counted_vertices(model, "all").all() and torch.equal(counted_vertices(model, "face"), region == 0)
+
+
+def test_features_are_dilated_by_as_much_as_asked():
+    state, labels = truth(), torch.full((3, 160, 160), PARSE.index("skin"))
+    labels[:, 76:84, 76:84] = PARSE.index("nose")
+    high = []
+    for grow in (0.0, 5.0, 20.0):
+        energy, _ = prepared(state, noise_images(), replace(OPTIONS, points=0, grow_px=grow), labels=labels)
+        high.append(int((energy.trust_images > 0.9).sum()) / 3)
+    assert high == [8**2, (8 + 2 * 4) ** 2, (8 + 2 * 14) ** 2]
+
+
+def test_a_training_takes_the_parse_of_the_network_where_data_have_none():
+    state, parse = truth(), torch.zeros(3, 10, 160, 160)
+    parse[:, 1, :, :80], parse[:, 6, :, 80:] = 1.0, 1.0  # skin and nose
+    obs = observe(EVEN, state, 160, noise_images())
+    spec, options = find("photo_model"), ModelPhotometricTraining(options=OPTIONS)
+    said = Prediction(state, parse=parse)
+    predicted = spec.make(Context(EVEN, obs, state, prediction=said), options)
+    given = spec.make(
+        Context(EVEN, replace(obs, labels=Labels(parse=parse.argmax(1))), state, prediction=said), options
+    )
+    plain = spec.make(Context(EVEN, obs, state), options)
+    assert torch.equal(predicted.trust_images, given.trust_images)
+    assert not torch.equal(predicted.trust_images, plain.trust_images)
+    # With a point for each pixel people are taken one by one.
+    pixels = ModelPhotometricTraining(options=replace(OPTIONS, points=0))
+    assert spec.apart(obs, options) is None and spec.apart(obs, pixels) != spec.apart(replace(obs), pixels)
 
 
 # ---- light and albedo in closed form ----

@@ -23,6 +23,7 @@ from fitkit.export.regressor import BY_PERSON, OUTPUTS, export_regressor
 from fitkit.models.registry import load_model
 from fitkit.nets import save_predictor
 from fitkit.nets.dfmvr.network import Dfmvr, DfmvrOptions
+from fitkit.nets.dfmvr.rednet import Involution
 from fitkit.nets.fitkit_init.network import FitkitInit, FitkitInitOptions
 from fitkit.nets.mvfnet.network import MvfNet, MvfNetOptions
 from fitkit.nets.parser.network import ParserOptions
@@ -58,7 +59,20 @@ def network_of(name):
     elif name == "dfmvr":
         small = {"size": 32, "width": 0.05, "depth": 3, "backbone_width": 0.1, "blocks": (1, 1, 1, 1)}
         parser = ParserOptions(size=64, spatial=4, joined=8)
-        network = Dfmvr(MODEL, SLOTS, DfmvrOptions(**small, parser=parser)).eval()
+        network = Dfmvr(MODEL, SLOTS, DfmvrOptions(**small, parser=parser))
+        for (
+            module
+        ) in network.modules():  # of an untrained network features grow with the square in each block
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+            if isinstance(module, Involution):
+                torch.nn.init.normal_(module.span.weight, std=0.01)
+                torch.nn.init.normal_(module.span.bias, std=0.2)
+        with torch.no_grad():
+            network(
+                torch.rand(16, 3, 3, 32, 32), (torch.rand(16, 3) < 0.7).index_fill(1, torch.tensor([0]), True)
+            )
+        network.eval()
         heads = ([network.head],)
     elif name == "pgn":
         network = Pgn(MODEL, (), PgnOptions(size=32, map=16, width=0.05)).eval()

@@ -1,4 +1,4 @@
-"""DF-MVR: involution, fusion of the views, its start, missing views, the parser inside, weight files."""
+"""DF-MVR: involution, fusion of the views, where it starts, missing views, the parser, weight files."""
 
 from dataclasses import replace
 

@@ -24,7 +24,7 @@ def rotation_of_angles(angles: Tensor) -> Tensor:
 
 
 def rotation_of_euler(angles: Tensor) -> Tensor:
-    """The same in the reverse order, R = Rz(roll) Ry(yaw) Rx(pitch), as in DF-MVR and Deep3DFaceRecon."""
+    """The same in the reverse order, R = Rz(roll) Ry(yaw) Rx(pitch), as DF-MVR has it."""
     Rx, Ry, Rz = _turns(angles)
     return angles.new_tensor([1.0, -1.0, -1.0])[:, None] * (Rz @ Ry @ Rx)
 
