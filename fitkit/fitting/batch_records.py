@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import time
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -240,6 +241,10 @@ def check_names(output: Path, subjects: Mapping[str, str]) -> None:
         if any(not part or part.startswith(".") for part in parts):
             raise InputError(
                 f"{owner}: cannot name a result: a part of '{name}' is empty or begins with a dot; rename it"
+            )
+        if any(unicodedata.category(c) == "Cc" for c in name):
+            raise InputError(
+                f"{shown(owner)}: cannot name a result: {shown(name)} has a control character; rename it"
             )
         if max(len(part.encode()) for part in parts) > LONGEST:
             raise InputError(

@@ -431,6 +431,11 @@ def test_the_output_is_no_subject(many, stub, tmp_path):
     assert [r.subject for r in fit_folder(people, people / "fits", RECIPE, resume=True)] == ["anna", "ben"]
 
 
+def test_a_name_of_two_lines(many, stub, tmp_path):
+    with pytest.raises(InputError, match="cannot name a result: 'two..lines' has a control character; ren"):
+        fit_folder(many("anna", "two\nlines"), tmp_path / "out", RECIPE)
+
+
 def test_two_batches_in_one_folder(many, stub, tmp_path):
     people, refused = many("a", "b"), []
 
