@@ -81,7 +81,7 @@ def data_options(command):
     "--shard",
     default=None,
     metavar="I/N|auto",
-    help="Fit part I of N only; auto: which one says the job array that this is a task of.",
+    help="Fit part I of N only; auto: the job array that this process is a task of says which.",
 )
 @click.option("--collect", is_flag=True, help="Fit nothing; gather what shards have done, and judge it.")
 @click.option(
@@ -97,7 +97,7 @@ def data_options(command):
     default=0,
     show_default=True,
     metavar="N",
-    help="Tries more for subjects whose process was killed, or that ran out of time or memory.",
+    help="Further tries for subjects whose process was killed, or that ran out of time or memory.",
 )
 @click.option("--resume", is_flag=True, help="Keep the results that are there, fit the rest.")
 @click.option("--light", is_flag=True, help="Write parameters and numbers only, no meshes and pictures.")
