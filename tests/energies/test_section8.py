@@ -90,6 +90,7 @@ IN_PIXELS = {
     "lmk2d_eye",
     "lmk2d_lip",
     "lmk_posmap",
+    "posmap_sup",
     "parse_sup",
     "depth_sup",
     "normal_sup",
@@ -186,7 +187,7 @@ def test_what_is_hidden_has_no_influence(name):
 def test_nothing_to_see_costs_nothing(name):
     example = small(name)
     if example.blank is None:
-        assert name in BLIND | {"lmk3d_align", "lmk_guided", "lmk_posmap"}
+        assert name in BLIND | {"lmk3d_align", "lmk_guided", "lmk_posmap", "posmap_sup"}
         return
     x = example.start.clone().requires_grad_()
     cost = example.cost(x, example.blank)

@@ -102,7 +102,7 @@ def test_what_a_map_does_not_say_is_not_there():
 def place(tmp_path):
     model = str(save_model_file(MODEL, tmp_path / "tiny.npz"))
     torch.manual_seed(0)
-    network = Pgn(MODEL, (), PgnOptions(size=32, map=32, width=0.05))
+    network = Pgn(MODEL, (), PgnOptions(size=32, map=32, width=0.05, encoder="prnet", start="mean"))
     with torch.no_grad():  # coefficients far from those of the map
         network.identity_head[-1].bias.fill_(2.0)
     save_predictor(network, "pgn", tmp_path / "net.safetensors", half=False)

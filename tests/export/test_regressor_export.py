@@ -256,7 +256,7 @@ def test_weights_without_a_card_of_their_training(trained, tmp_path):
     export_regressor(weights, tmp_path / "face.pt", model=MODEL)
     card = json.loads((tmp_path / "face.json").read_text())
     assert (
-        card["net"] in ("mvfnet", "fitkit_init", "pgn")
+        card["net"] in ("mvfnet", "fitkit_init", "pgn", "dfmvr")
         and card["model"]["name"] == "tiny"
         and card["export"]["licence"] == "see 'model'"
     )
@@ -356,11 +356,8 @@ def test_a_program_that_differs_is_not_kept(trained, tmp_path, monkeypatch):
 
     def wrong(program, images, valid, names, path):
         with torch.no_grad():
-            head = (
-                program.network.identity_head
-                if hasattr(program.network, "identity_head")
-                else program.network.shape_head
-            )
+            heads = ("identity_head", "shape_head", "head")
+            head = next(getattr(program.network, name) for name in heads if hasattr(program.network, name))
             for parameter in head.parameters():
                 parameter.mul_(1.05)
             torch.jit.trace(program, (images, valid), check_trace=False).save(str(path))

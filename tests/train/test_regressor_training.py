@@ -686,8 +686,7 @@ def test_only_the_large_labels_that_energies_need_are_read():
         ),
         (
             {"data": [{"name": "a", "kind": "300w"}]},
-            "expected one of 300wlp, multipie, frames, fits, synthetic, parsed, celebamask, guessed; got "
-            "'300w'",
+            "expected one of 300wlp, multipie, .*, pixel_face; got '300w'",
         ),
         ({"net": {"options": {"widht": 1}}}, "net.options: unknown key 'widht'; did you mean 'width'"),
     ],
@@ -996,6 +995,7 @@ def test_validation_measures_how_far_the_views_disagree(people):
                     "size": 96,
                     "crop": CropOptions(1.5, 0.0, 96, 96),
                     "camera_kind": "perspective",
+                    "focal": 0.0,
                 },
             ),
         )

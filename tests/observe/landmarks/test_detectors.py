@@ -140,7 +140,7 @@ def test_several_faces_in_a_photo(white, monkeypatch):
 
 
 def test_unknown_method():
-    known = "auto, files, builtin, builtin3d, fan, fan3d, onnx:PATH"
+    known = "auto, files, builtin, builtin3d, fan, fan3d, mediapipe, onnx:PATH"
     with pytest.raises(
         InputError, match=f"unknown landmark detector 'fann'; did you mean 'fan'\\? known: {known}"
     ):
