@@ -135,7 +135,7 @@ def test_notes_go_to_stderr(start, anna):
     assert (
         process.returncode == 0
         and stdout.startswith("status     ok; expected error ")
-        and len(stdout.splitlines()) == 6
+        and len(stdout.splitlines()) == 7
     )
     assert (
         stderr == "note: ignored, not images or files of an image: notes.md\n"

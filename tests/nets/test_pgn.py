@@ -146,7 +146,7 @@ def test_weights_for_the_encoder(model):
     with pytest.raises(InputError, match="x: expected the weights of the encoder, which is that of PRNet"):
         Pgn(model, (), TINY).load_encoder(LandmarkNetwork(NetworkOptions(size=32)), "x")
     with pytest.raises(InputError, match="x: expected the weights of the encoder, a landmark network with"):
-        Pgn(model, (), LAID).load_encoder(LandmarkNetwork(NetworkOptions(size=64)), "x")
+        Pgn(model, (), LAID).load_encoder(LandmarkNetwork(NetworkOptions(widths=(8, 8, 8, 8, 8))), "x")
     with pytest.raises(InputError, match="start: expected 'mean' or 'none' with encoder 'prnet'"):
         replace(LAID, encoder="prnet")
 

@@ -3,7 +3,7 @@ light heads for identity and expression."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -243,7 +243,8 @@ class Pgn(Predictor):
             InputError: one with other layers, or the encoder is another one.
         """
         own = self.encoder.options if isinstance(self.encoder, LandmarkNetwork) else None
-        if own is None or network.options != own:
+        # The size of the pictures is none of the layers.
+        if own is None or replace(network.options, size=own.size) != own:
             raise InputError(
                 f"{where}: expected the weights of the encoder, "
                 + (f"a landmark network with {own}" if own else "which is that of PRNet")
