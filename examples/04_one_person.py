@@ -46,7 +46,7 @@ def tiny_network(folder):
         "validation.share=0.0",
         "pictures=0",
     ]
-    for stage in ("landmarks", "codes", "pairs", "fours"):
+    for stage in ("decoder", "landmarks", "codes", "pairs", "fours"):
         changes += [f"stages.{stage}.steps=2", f"stages.{stage}.batch=2"]
     return train_regressor(load_regressor_training("pgn", changes), folder)
 
