@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from trainings import one_thread, run  # noqa: F401 - a fixture
 
 from fitkit.data.augment import FaceAugmentation, without_missing
 from fitkit.data.face_dataset import FaceDataset
@@ -17,7 +18,6 @@ from fitkit.nets.parser.network import Parser, ParserOptions
 from fitkit.synth.dataset import SynthDataset
 from fitkit.synth.recipe import load_synth_recipe
 from fitkit.train.ablation import _plan, load_training_ablation
-from fitkit.train.regressor import train_regressor
 from fitkit.train.regressor_recipe import load_regressor_training
 from fitkit.train.schedule import learning_rate
 
@@ -70,26 +70,6 @@ def parser(tmp_path_factory):
     path = tmp_path_factory.mktemp("parser") / "regressor.safetensors"
     save_predictor(Parser(None, (), ParserOptions(size=64, spatial=4, joined=8)), "parser", path)
     return path
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def run(folder, model, data, settings, resume=False, stop=0):
-    losses = {}
-
-    def done(step, values):
-        losses[step] = values
-        if step == stop:
-            raise KeyboardInterrupt
-
-    path = train_regressor(settings, folder, resume=resume, model=model, datasets=data, step_done=done)
-    return losses, path
 
 
 @pytest.mark.slow

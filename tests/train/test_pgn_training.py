@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from trainings import one_thread, run  # noqa: F401 - a fixture
 
 from fitkit.data.face_dataset import FaceDataset
 from fitkit.errors import InputError
@@ -12,7 +13,6 @@ from fitkit.models.registry import load_model
 from fitkit.nets import load_predictor, net_kind
 from fitkit.synth.dataset import SynthDataset
 from fitkit.synth.recipe import load_synth_recipe
-from fitkit.train.regressor import train_regressor
 from fitkit.train.regressor_recipe import load_regressor_training
 
 SMALL = (
@@ -77,26 +77,6 @@ def data(model):
         "frames": Kept(samples, unlabelled),
         "fits": Kept(samples),
     }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def run(folder, model, data, settings, resume=False, stop=0):
-    losses = {}
-
-    def done(step, values):
-        losses[step] = values
-        if step == stop:
-            raise KeyboardInterrupt
-
-    path = train_regressor(settings, folder, resume=resume, model=model, datasets=data, step_done=done)
-    return losses, path
 
 
 @pytest.mark.slow
