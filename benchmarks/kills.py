@@ -33,7 +33,10 @@ LEFT_AFTER = 5.0  # seconds in which all processes must have ended
 TIMES = ("time_s", "seconds", "machine")  # what differs from run to run
 # Not compared: event files of TensorBoard hold times, checkpoints are an archive that does.
 # The logs of a batch say when a subject was done.
-UNCOMPARED = ("tensorboard/", "checkpoint.ckpt", "distill.json", "batch.jsonl", "batch_1_of", "batch_2_of")
+UNCOMPARED = (
+    *("tensorboard/", "checkpoint.ckpt", "distill.json", "batch.jsonl", "batch_1_of", "batch_2_of"),
+    "report.html",  # shows times
+)
 
 
 @dataclass(frozen=True)

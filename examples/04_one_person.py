@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 from PIL import Image
 
-from fitkit.data.w300vw import decode_frames
+from fitkit.data.video_frames import decode_frames
 from fitkit.fitting.predict import predict
 from fitkit.io.options import to_plain
 from fitkit.nets import read_about

@@ -135,7 +135,7 @@ def batch(
     when its process is killed. The exit code is 0 when each has a face, ok or doubtful.
 
     Kinds: 300vw, 300wlp, aflw2000, bosphorus, bu3dfe, facescape-lab, facescape-wild, facewarehouse,
-    florence-renders, folders, manifest, micc, multipie, now, pixel-face, realy.
+    florence-renders, folders, manifest, micc, multipie, nersemble, now, pixel-face, realy.
 
     Example: fitkit batch people/ -o fits --workers 8
 

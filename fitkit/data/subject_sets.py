@@ -60,7 +60,7 @@ READERS = {
 }
 TRUTH_OPTIONS = ("model", "unit_mm")  # of readers, about what a fit never sees
 FOLDERS, MANIFEST = "folders", "manifest"
-KINDS = tuple(sorted((*READERS, "multipie", "300wlp", "300vw", FOLDERS, MANIFEST)))
+KINDS = tuple(sorted((*READERS, "multipie", "300wlp", "300vw", "nersemble", FOLDERS, MANIFEST)))
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,12 @@ def subject_set(kind: str) -> SubjectSet:
         from fitkit.data.w300vw import W300VWOptions, vw_subjects
 
         return SubjectSet("300-VW, frames of a video", W300VWOptions, partial(_listed, vw_subjects))
+    if kind == "nersemble":
+        from fitkit.data.nersemble import NersembleOptions, nersemble_subjects
+
+        return SubjectSet(
+            "NeRSemble, calibrated cameras", NersembleOptions, partial(_listed, nersemble_subjects)
+        )
     if kind not in READERS:
         hint = did_you_mean(kind, KINDS) or f"there are: {', '.join(KINDS)}"
         raise InputError(f"no kind of data set '{kind}'; {hint}")

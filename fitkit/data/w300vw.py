@@ -8,13 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import cv2
 import numpy as np
 
 from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.data.samples import DataSet, folders_in
 from fitkit.data.subject_frames import observe_subject
-from fitkit.errors import InputError
+from fitkit.data.video_frames import decode_frames
 from fitkit.io.landmark_files import read_landmarks
 from fitkit.io.options import Pixels, Range
 from fitkit.io.subject import Subject, subject_from_images
@@ -65,33 +64,6 @@ def videos_in(folder: Path) -> list[Video]:
     if not found:
         raise DATA.missing(root, f"no folder with {VIDEO} in it")
     return found
-
-
-def decode_frames(path: Path, numbers: Sequence[int]) -> list[np.ndarray]:
-    """Some frames of a video by number, from 0 and rising, as [H, W, 3] uint8 RGB.
-
-    Raises:
-        InputError: a video that cannot be opened, or without such a frame.
-    """
-    video = cv2.VideoCapture(str(path))
-    try:
-        if not video.isOpened():
-            raise InputError(f"{path}: cannot be opened as a video; download it again, or remove its folder")
-        frames, following = [], 0
-        for number in numbers:
-            if number != following:
-                video.set(cv2.CAP_PROP_POS_FRAMES, number)
-            read, frame = video.read()
-            if not read:
-                raise InputError(
-                    f"{path}: frame {number} cannot be decoded; the video has "
-                    f"{int(video.get(cv2.CAP_PROP_FRAME_COUNT))} frames, and there are points for this one"
-                )
-            frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
-            following = number + 1
-        return frames
-    finally:
-        video.release()
 
 
 # ---- trainings ----

@@ -22,6 +22,7 @@ from fitkit.fitting.batch_records import (
     BatchRow,
     Ledger,
     check_names,
+    keep_recipe,
     known_rows,
     record_path,
     write_report,
@@ -108,8 +109,8 @@ def fit_batch(
     Returns:
         a row for each subject (of the shard), in the order of the data set.
     Raises:
-        InputError: no subject, the output holds results without `resume` or of no batch, another batch writes
-            there, or OUTPUT/batch.json cannot be written in the end.
+        InputError: no subject, the output holds results without `resume`, of no batch or of another recipe,
+            another batch writes there, or OUTPUT/batch.json cannot be written in the end.
     """
     check_argument("output", output, (str, os.PathLike), "a folder to write")
     source, output = source_of(data), Path(output)
@@ -124,6 +125,7 @@ def fit_batch(
     shard = options.shard.name if options.shard else ""
     with locked(output, f"batch{shard}", "batch"):
         _check_begun(output, list(entries), shard, options.resume)
+        keep_recipe(output, recipe, _begun(output))
         _tidy(output, names)
         rows, halves = _kept(output, names, entries)
         progress.counted(len(rows), len(names))

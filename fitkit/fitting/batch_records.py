@@ -12,16 +12,20 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 
 from fitkit.errors import InputError
+from fitkit.fitting.recipe import FitRecipe
 from fitkit.io.atomic import writing, written_whole
 from fitkit.io.foreign import DATA_BYTES, MEGABYTE, foreign_file, inside, parse_json, shown
-from fitkit.io.options import build, plain
+from fitkit.io.options import build, plain, read_yaml, to_plain
 
 log = logging.getLogger("fitkit")
 REPORT = "batch.json"  # the table
+RECIPE = "batch_recipe.yaml"  # what all results were fitted with
 RECORDS = "batch_records"  # folder of a file for each subject
 ENGINE_FILES = "batch_engine"  # folder of what an engine leaves: logs of Slurm
 RECORD = ".json"  # how the name of each of these ends
@@ -66,6 +70,38 @@ class BatchRow:
     def usable(self) -> bool:
         """It has a face."""
         return self.status in ("ok", "doubtful")
+
+
+def keep_recipe(output: Path, recipe: FitRecipe, begun: bool) -> None:
+    """Write down what a batch is fitted with; of one that has begun it must be the same.
+
+    Raises:
+        InputError: results in the folder were fitted with another recipe, or it cannot be written.
+    """
+    path, mine = output / RECIPE, plain(to_plain(recipe))
+    if begun and path.is_file():
+        changed = [f"{k} {shown(a)} -> {shown(b)}" for k, a, b in _differences(read_yaml(path), mine)]
+        if changed:
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise InputError(
+                f"{output}: its results were fitted with another recipe ({', '.join(changed[:3])}{more}; "
+                f"{RECIPE}); go on with that one, or choose another folder"
+            )
+        return
+    with written_whole(path, FULL) as part:
+        part.write_text(yaml.safe_dump(mine, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _differences(first: Any, second: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted name, value there, value here) of what differs; None = not there."""
+    if not (isinstance(first, dict) and isinstance(second, dict)):
+        return [] if first == second else [(name or "recipe", first, second)]
+    keys = dict.fromkeys((*first, *second))
+    return [
+        found
+        for key in keys
+        for found in _differences(first.get(key), second.get(key), f"{name}.{key}".lstrip("."))
+    ]
 
 
 def record_path(output: Path, subject: str) -> Path:

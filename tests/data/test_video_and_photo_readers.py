@@ -10,7 +10,8 @@ from PIL import Image
 
 from fitkit.data.celeba import CelebA, CelebAOptions
 from fitkit.data.menpo import Menpo, MenpoOptions, profile_to_68, read_menpo_points
-from fitkit.data.w300vw import Videos, VideosOptions, decode_frames
+from fitkit.data.video_frames import decode_frames
+from fitkit.data.w300vw import Videos, VideosOptions
 from fitkit.errors import InputError
 from fitkit.io.landmark_files import read_pts
 from fitkit.observe.landmarks.types import MIRRORED
@@ -80,7 +81,9 @@ def test_videos(videos, seen):
 def test_broken_videos_are_named(videos, tmp_path):
     write_pts(videos / "001" / "annot" / "000050.pts", np.random.default_rng(0).uniform(20, 90, (68, 2)))
     everything = VideosOptions(samples=1, frames=50)
-    with pytest.raises(InputError, match=r"001/vid.avi: frame 49 cannot be decoded; the video has 6 frames"):
+    with pytest.raises(
+        InputError, match=r"001/vid.avi: frame 49, counted from 0, cannot be decoded; .* it has 6; "
+    ):
         Videos(videos, everything, MODEL)[0]
     (videos / "001" / "annot" / "000003.pts").write_text("version: 1\nn_points: 68\n{\n1 2\n}\n")
     with pytest.raises(InputError, match=r"001/annot/000003.pts: .*n_points says 68, but there are 1 points"):

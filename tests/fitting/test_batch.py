@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,12 @@ def test_a_batch_goes_on_where_it_was_and_tries_errors_again(people, tmp_path):
     rows = fit_folder(people, tmp_path / "out", RECIPE, resume=True, light=True)
     assert [r.status != "error" for r in rows] == [True, True]
     assert (tmp_path / "out" / "town" / "anna" / "metrics.json").stat().st_mtime_ns == before
+    other = replace(RECIPE, crop=replace(RECIPE.crop, up=0.5))
+    change = f"crop.up {RECIPE.crop.up} -> 0.5"
+    with pytest.raises(
+        InputError, match=f"out: its results were fitted with another recipe .{change}; batch_r"
+    ):
+        fit_folder(people, tmp_path / "out", other, resume=True, light=True)
     for content, message in (
         ("{}", "not readable as the report of a batch .no entry 'subjects'"),
         ("[" * 5000, "not readable .* nested deeper than 64"),
@@ -237,7 +244,7 @@ def many(tmp_path):
     return make
 
 
-FILES = ["batch.json", "batch.jsonl", "batch_records"]
+FILES = ["batch.json", "batch.jsonl", "batch_recipe.yaml", "batch_records"]
 
 
 class Stub:
@@ -486,7 +493,7 @@ def test_a_report_that_cannot_be_written_for_now_ends_no_batch(many, stub, tmp_p
 
     def full_once(path, advice):
         writes.append(path)
-        return real(path if len(writes) != 2 else tmp_path / "people" / "a" / "photo.jpg" / "x", advice)
+        return real(path if len(writes) != 3 else tmp_path / "people" / "a" / "photo.jpg" / "x", advice)
 
     monkeypatch.setattr(batch_records, "written_whole", full_once)
     rows = fit_folder(people, tmp_path / "out", RECIPE)
