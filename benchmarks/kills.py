@@ -194,12 +194,12 @@ def commands(place: Path, people: Path, workers: int) -> dict[str, Command]:
     """What is killed: a fit of one of `people` (a folder of `fitkit synth`), a batch of all of them, a
     training on them."""
     from fitkit.fitting.batch_records import RECORDS, read_report
-    from fitkit.io.result_folder import ENTRIES
+    from fitkit.io.result_folder import ENTRIES, PREDICTED, PREDICTION_MARK
     from fitkit.io.subject import is_result
 
     def whole_result(folder: Path) -> bool:
         names = {p.name for p in folder.iterdir()}
-        return ENTRIES - {"detail.png"} <= names
+        return ENTRIES - PREDICTED.keys() - {PREDICTION_MARK, "detail.png"} <= names
 
     def whole_batch(folder: Path) -> bool:
         read_report(folder)
