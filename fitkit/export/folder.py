@@ -17,7 +17,7 @@ import yaml
 from fitkit.errors import FitError, InputError, attempt
 from fitkit.export.cameras import camera_table
 from fitkit.export.gltf import write_glb
-from fitkit.export.lighting import decompose_result, draw_lighting
+from fitkit.export.lighting import decompose_result, draw_lighting, draw_lit, has_light
 from fitkit.export.maps import write_parts
 from fitkit.export.meshes import write_obj
 from fitkit.export.overlay import draw_overlay
@@ -120,7 +120,8 @@ def _write_all(result: FitResult, folder: Path, pictures: bool) -> None:
     model = result.personal_model
     neutral, vertices = result.neutral.detach(), result.vertices.detach()
     stems, sides = file_stems(result), Sides.of_head(neutral, model)
-    for name in ("views", "overlay", "lighting") if pictures else ("views",):
+    drawn = ["overlay", "lighting", *(["lit"] if has_light(result) else [])] if pictures else []
+    for name in ("views", *drawn):
         (folder / name).mkdir()
     lacking: list[str] = []
 
@@ -179,6 +180,9 @@ def _write_all(result: FitResult, folder: Path, pictures: bool) -> None:
                 f"lighting/{stem}.png", lambda: draw_lighting(parts, single, state, observations, i)
             )
 
+    def lit(i: int) -> None:
+        write_picture(f"lit/{stems[i]}.png", lambda: draw_lit(result, i))
+
     def numbers() -> None:
         _write_json(folder / "cameras.json", camera_table(result))
         np.save(folder / "landmarks.npy", result.landmarks3d.detach().numpy().astype(np.float32))
@@ -187,7 +191,9 @@ def _write_all(result: FitResult, folder: Path, pictures: bool) -> None:
         write_parts(result.maps, folder)
     # Once, for texture and light, which are made side by side.
     attempt("masks of the head", lambda: result.texture_mask(0), None, [])
-    _side_by_side([numbers, lighting, appearance, meshes] + [lambda i=i: view(i) for i in range(len(stems))])
+    each = [view, lit] if "lit" in drawn else [view]
+    tasks = [lambda i=i, write=write: write(i) for i in range(len(stems)) for write in each]
+    _side_by_side([numbers, lighting, appearance, meshes, *tasks])
     _write_report(result, folder, lacking)
     if pictures:
         # Made of the files, as `fitkit view` does it later.

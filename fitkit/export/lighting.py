@@ -1,4 +1,5 @@
-"""Albedo and light of a finished fit; `lighting/STEM.png`: a photo beside its albedo and its shading."""
+"""Albedo and light of a finished fit; `lighting/STEM.png`: a photo beside its albedo and its shading;
+`lit/STEM.png`: beside what a network says of both."""
 
 from __future__ import annotations
 
@@ -6,14 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fitkit.fitting.appearance import DecomposeOptions, Decomposition, decompose
+from fitkit.fitting.appearance import DecomposeOptions, Decomposition, crops_of, decompose
+from fitkit.fitting.report import PREDICT
 from fitkit.fitting.result import FitResult
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.models.face_model import FaceModel
-from fitkit.observe.crop import CropOptions, crop_views
-from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
+from fitkit.render.lit import lit_pictures
 from fitkit.render.shading import Surface, average_surface
 from fitkit.scene.state import SceneState
 
@@ -29,22 +30,8 @@ def decompose_result(
     crops."""
     views, model = result.subject.views, result.personal_model.to(dtype=torch.float32)
     state = result.state.to(dtype=torch.float32)
-    with torch.no_grad():
-        # The model's points and not the observed ones: those may be missing. Kept on the photo, so that there
-        # is something to cut.
-        points, _ = state.camera.project(
-            state.pose.apply(model.landmarks.points(state.vertices(model), model.triangles))
-        )
-        limit = torch.tensor([v.size for v in views], dtype=points.dtype) - 1
-        points = torch.minimum(torch.nan_to_num(points).clamp_min(0), limit[:, None])
-        ones = torch.ones(points.shape[:2])
-        observations = crop_views(
-            [v.image for v in views],
-            [result.texture_mask(i) for i in range(len(views))],
-            Landmarks(points, ones, ones > 0, ones),
-            CropOptions(max_size=options.size),
-        )
-        state = state.replace(camera=state.camera.scaled(observations.scale, observations.offset))
+    masks = [result.texture_mask(i) for i in range(len(views))]
+    observations, state = crops_of(model, state, views, masks, options.size)
     return decompose(model, state, observations, options), state, observations
 
 
@@ -71,6 +58,23 @@ def draw_lighting(
         _picture(surface, color)
         for color in (surface.interpolate(parts.albedo[model.triangles]), CLAY * shading / level)
     ]
+    return np.ascontiguousarray(np.concatenate([photo, gap, pictures[0], gap, pictures[1]], 1))
+
+
+def has_light(result: FitResult) -> bool:
+    """Whether it is the prediction of a network that tells light in colours."""
+    return result.report.recipe == PREDICT and result.state.illumination.shape[-1] == 3
+
+
+@torch.no_grad()
+def draw_lit(result: FitResult, index: int, size: int = 320) -> np.ndarray:
+    """Three pictures side by side for view `index`, uint8 [h, 3 w + 2 gaps, 3]: the crop; over it the model
+    with the albedo and in the light that a network predicts; how far the colours are apart, blue to red."""
+    model, state = result.personal_model, result.state.select([index])
+    seen, state = crops_of(model, state, [result.subject.views[index]], [None], size)
+    pictures = lit_pictures(seen.images[0], model, state)
+    photo = (seen.images[0].permute(1, 2, 0) * 255).round().byte().numpy()
+    gap = np.full((len(photo), max(4, photo.shape[1] // 80), 3), 255, np.uint8)
     return np.ascontiguousarray(np.concatenate([photo, gap, pictures[0], gap, pictures[1]], 1))
 
 

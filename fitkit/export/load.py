@@ -39,9 +39,8 @@ def load_result(
             that are not there give views that refuse to show theirs.
     Returns:
         the result, with the same numbers, meshes and verdict; saving it writes the same files. Not restored
-        are, of the state, what its meshes do not need (offsets of landmarks, the albedo), `vertex_sigma` of
-        results that hold numbers only, `landmarks` of results of earlier versions (then none of them is
-        valid), and the `maps` of a prediction.
+        are the offsets of landmarks, `vertex_sigma` of results that hold numbers only, `landmarks` of results
+        of earlier versions (then none of them is valid), and the `maps` of a prediction.
     Raises:
         InputError: no result folder, files that cannot be read or do not belong together, another face model,
             or photos that are not those of the fit. MissingWeightsError: the face model is not on this

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,8 +16,11 @@ from fitkit.geometry.color import linear_from_srgb
 from fitkit.geometry.membrane import Membrane
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import Y0, sh_basis
+from fitkit.io.subject import View
 from fitkit.models.appearance import default_albedo
 from fitkit.models.face_model import FaceModel
+from fitkit.observe.crop import CropOptions, crop_views
+from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import sample
 from fitkit.scene.projection import project_head_points, project_points
@@ -94,6 +99,33 @@ def decompose(
         trust = trust * (shading > floor).all(-1)
         albedo, seen = _albedo(model, color, shading, trust, options)
         return Decomposition(albedo, light, torch.maximum(shading, 0.2 * floor), seen)
+
+
+def crops_of(
+    model: FaceModel,
+    state: SceneState,
+    views: Sequence[View],
+    masks: Sequence[np.ndarray | None],
+    size: int,
+) -> tuple[Observations, SceneState]:
+    """Crops of `size` px around the mesh of a state whose camera is in px of the photos, and the state with
+    its camera in pixels of the crops. masks: usable pixels of the photos, None: all of them."""
+    with torch.no_grad():
+        # The model's points and not the observed ones: those may be missing. Kept on the photo, so that there
+        # is something to cut.
+        points, _ = state.camera.project(
+            state.pose.apply(model.landmarks.points(state.vertices(model), model.triangles))
+        )
+        limit = torch.tensor([v.size for v in views], dtype=points.dtype) - 1
+        points = torch.minimum(torch.nan_to_num(points).clamp_min(0), limit[:, None])
+        ones = torch.ones(points.shape[:2])
+        seen = crop_views(
+            [v.image for v in views],
+            masks,
+            Landmarks(points, ones, ones > 0, ones),
+            CropOptions(max_size=size),
+        )
+    return seen, state.replace(camera=state.camera.scaled(seen.scale, seen.offset))
 
 
 def _lights(

@@ -5,23 +5,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import cv2
 import numpy as np
+import torch
 
-from fitkit.errors import InputError
-from fitkit.fitting.recipe import MaskOptions
+from fitkit.errors import DegenerateInputError, InputError
+from fitkit.geometry.weak_perspective import weak_perspective_pose
 from fitkit.io.resources import asset_path
 from fitkit.io.subject import View
+from fitkit.models.face_model import FaceModel
 from fitkit.nets import load_predictor
 from fitkit.nets.parser.by_colors import ByColors
-from fitkit.nets.parser.photos import WEIGHTS, ByNetwork, PhotoParser, parse_photo
+from fitkit.nets.parser.photos import WEIGHTS, Blocks, ByNetwork, PhotoParser, parse_blocks
 from fitkit.observe.face_parts import HEAD, PARTS, numbers
 from fitkit.observe.landmarks.types import Landmarks
 
 COLORS = "colors"  # in the place of weights: without a network
 RIM = 0.015  # of the face size: borders are told no better
+INNER = slice(17, 68)  # of the 68: from the brows to the lips
+LEAST_SHARE = 0.3
+ENOUGH = 8  # landmarks to place the mean face by
 
 
 def load_parser(weights: str | os.PathLike = "", device: str = "cpu") -> PhotoParser:
@@ -54,36 +60,88 @@ def head_mask(parts: np.ndarray) -> np.ndarray:
     return np.isin(parts, numbers(HEAD))
 
 
-def _moved(mask: np.ndarray, points: np.ndarray, inwards: bool) -> np.ndarray:
-    """With its border moved by RIM, but along the edge of the photo. points: [68, 2] px, NaN = not known."""
-    low, high = np.nanmin(points, 0), np.nanmax(points, 0)
-    width = round(RIM * float(np.sqrt(np.prod(np.maximum(high - low, 1)))))
-    disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
-    return (cv2.erode if inwards else cv2.dilate)(mask.astype(np.uint8), disk) > 0
+@dataclass(frozen=True)
+class HeadMask:
+    """What of a photo a parser takes for the head.
+
+    head: bool; rim: blocks by which its borders may be off, RIM of the face size; share: of the pixels of the
+    inner face, between the landmarks from the brows to the lips, that it has.
+    """
+
+    head: Blocks
+    rim: int
+    share: float
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is enough of the face in it to be believed; something in front hides less."""
+        return self.share >= LEAST_SHARE
+
+    def pixels(self, inwards: bool) -> np.ndarray:
+        """It at the pixels of the photo, [H, W] bool, its border moved by the rim: inwards for colours, which
+        must not be those of something else; outwards for evidence, which needs the borders. The edges of the
+        photo stay."""
+        disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * self.rim + 1, 2 * self.rim + 1))
+        values = self.head.values.astype(np.uint8)
+        moved = (cv2.erode if inwards else cv2.dilate)(values, disk) if values.size else values
+        return replace(self.head, values=moved > 0).in_photo()
 
 
-def usable_pixels(
-    views: Sequence[View], points: Landmarks, options: MaskOptions, device: str = "cpu", use: str = "source"
-) -> Iterator[np.ndarray | None]:
-    """Mask of each photo, one after the other, [H, W] bool, None = all of it counts.
+def find_heads(
+    views: Sequence[View], points: Landmarks, model: FaceModel, weights: str = "", device: str = "cpu"
+) -> Iterator[HeadMask]:
+    """The head in each photo, one after the other.
 
     Args:
-        points: of the heads, px of the photos; use: which of the two options says where masks come from,
-            'source' or 'texture'. Borders are told to RIM: colours are taken from that much within the head,
-            evidence from that much beyond it. A photo in which the parser sees nothing of the head counts as
-            given.
+        points: of the heads, px of the photos; where some are not known, those of the mean face of `model` in
+            the pose of the others say where to look; weights: see `load_parser`.
     Raises:
         InputError: weights of the parser that cannot be used.
     """
-    wanted = getattr(options, use)
-    parser = load_parser(options.weights, device) if wanted == "auto" else None
-    for view, marks, valid in zip(views, points.points, points.valid):
-        given = None if wanted == "none" else view.mask
-        if parser is None:
-            yield given
-            continue
-        known = marks.double().cpu().masked_fill(~valid.cpu()[:, None], float("nan")).numpy()
-        seen = head_mask(parse_photo(parser, view.image, known))
-        seen = _moved(seen, known, inwards=use == "texture")
-        both = seen if given is None else seen & given
-        yield both if both.any() else given
+    parser = load_parser(weights, device)
+    for view, marks in zip(views, _completed(points, model)):
+        parts = parse_blocks(parser, view.image, marks)
+        head = replace(parts, values=head_mask(parts.values))
+        size = float(np.sqrt(np.prod(np.maximum(np.ptp(marks[np.isfinite(marks).all(1)], 0), 1))))
+        yield HeadMask(head, round(RIM * size / head.side), _share(head, marks[INNER]))
+
+
+def usable_pixels(view: View, head: HeadMask | None, inwards: bool) -> np.ndarray | None:
+    """The pixels of a photo that count, [H, W] bool, None = all of it: those of its mask, if it has one, and
+    of the head, unless that cannot be believed or nothing would be left. inwards: see `HeadMask`."""
+    given = view.mask
+    if head is None or not head.usable:
+        return given
+    seen = head.pixels(inwards)
+    both = seen if given is None else seen & given
+    return both if both.any() else given
+
+
+def _share(head: Blocks, inner: np.ndarray) -> float:
+    """Of the blocks within the hull of points [N, 2] px, NaN = not known, those of the head; 0 without
+    any."""
+    known, face = inner[np.isfinite(inner).all(1)], np.zeros(head.values.shape, np.uint8)
+    if len(known) >= 3 and face.size:
+        cv2.fillConvexPoly(face, cv2.convexHull(np.round(head.places(known)).astype(np.int32)), 1)
+    return float(head.values[face > 0].mean()) if face.any() else 0.0
+
+
+def _completed(points: Landmarks, model: FaceModel) -> Iterator[np.ndarray]:
+    """The points of each view, [68, 2] px, those that are not known where the model's mean face has them in
+    the pose of the others; NaN where neither knows them."""
+    basis = model.landmark_basis.mean.detach().double().cpu()
+    present = model.landmarks.present.cpu()
+    for marks, valid in zip(points.points.double().cpu(), points.valid.cpu()):
+        out = marks.masked_fill(~valid[:, None], torch.nan)
+        both = valid & present
+        if bool((~valid & present).any()) and int(both.sum()) >= ENOUGH:
+            try:
+                scale, rotation, shift = weak_perspective_pose(
+                    basis[None], torch.nan_to_num(out)[None], both[None].double()
+                )
+            except DegenerateInputError:
+                yield out.numpy()
+                continue
+            mean = scale[0] * (basis @ rotation[0, :2].T) + shift[0]
+            out = torch.where((~valid & present)[:, None], mean, out)
+        yield out.numpy()

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal
 
-from fitkit.energies.registry import fit_options
+from fitkit.energies.registry import find, fit_options
 from fitkit.energies.spec import EnergyOptions, ExpressionOptions
 from fitkit.errors import InputError, check_argument
 from fitkit.fitting.detail import DetailOptions
@@ -153,6 +153,16 @@ class FitRecipe:
     init: InitOptions = InitOptions()
     expression: ExpressionOptions = ExpressionOptions()
     detail: DetailOptions = DetailOptions()
+
+    def looks_at_pictures(self, views: int) -> bool:
+        """Whether a fit of so many views takes more from its photos than landmarks."""
+        looks = any(
+            find(name).role in ("image", "flow")
+            for stage in self.stages
+            if views >= stage.min_views
+            for name in stage.energies
+        )
+        return looks or (self.detail.enabled and views > 1)
 
     @property
     def detail_flow(self) -> FlowSource:

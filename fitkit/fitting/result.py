@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fitkit.fitting.detail import personal_model
-from fitkit.fitting.head_masks import usable_pixels
+from fitkit.fitting.head_masks import ENOUGH, HeadMask, find_heads, usable_pixels
 from fitkit.fitting.predicted_maps import PredictedMaps
 from fitkit.fitting.recipe import MaskOptions
 from fitkit.fitting.report import FitReport
@@ -36,6 +36,7 @@ class FitResult:
     displacement: [V] mm along the normals of the neutral mesh, positive outwards, what the detail layer adds
     to the model (`fitkit.fitting.detail`); None without it. `vertices`, `neutral` and `landmarks3d` contain
     it. maps: what a network has said beside the scene; None: nothing, or it was a fit.
+    heads: what of each photo a parser took for the head while it was fitted, None where it was not asked.
     """
 
     model: FaceModel
@@ -49,6 +50,7 @@ class FitResult:
     vertex_sigma: Tensor | None = None
     displacement: Tensor | None = None
     maps: PredictedMaps | None = None
+    heads: tuple[HeadMask | None, ...] | None = None
 
     def __repr__(self) -> str:
         expected = self.report.verdict.expected_mm
@@ -101,24 +103,39 @@ class FitResult:
         Raises:
             InputError: it names weights of a parser that cannot be used.
         """
-        bits = self._texture_bits[view]
-        if bits is None:
+        wanted = self._masks.texture
+        if wanted == "none":
             return None
-        width, height = self.subject.views[view].size
-        return np.unpackbits(bits, count=width * height).reshape(height, width).astype(bool)
+        head = self._heads[view] if wanted == "auto" else None
+        return usable_pixels(self.subject.views[view], head, inwards=True)
+
+    @property
+    def _masks(self) -> MaskOptions:
+        return build(MaskOptions, self.recipe.get("masks") or {}, "masks", ".")
 
     @cached_property
-    def _texture_bits(self) -> list[np.ndarray | None]:
-        options = build(MaskOptions, self.recipe.get("masks") or {}, "masks", ".")
-        model, state = self.personal_model, self.state
+    def _heads(self) -> list[HeadMask]:
+        """Those that the fit has found, and of other views found now."""
+        heads = list(self.heads or [None] * len(self.subject.views))
+        rows = [i for i, head in enumerate(heads) if head is None]
+        views = [self.subject.views[i] for i in rows]
+        found = find_heads(views, self._points.select(rows), self.model, self._masks.weights)
+        for row, head in zip(rows, found):
+            heads[row] = head
+        return heads
+
+    @property
+    def _points(self) -> Landmarks:
+        """What says where the heads are, px of the photos: the landmarks that were fitted; where there are
+        hardly any, those of the mesh."""
+        seen, model, state = self.landmarks, self.personal_model, self.state
         with torch.no_grad():
-            # The model's points and not the observed ones: those may be missing.
-            head = model.landmarks.points(state.vertices(model), model.triangles)
-            points, in_front = state.camera.project(state.pose.apply(head))
+            mesh = model.landmarks.points(state.vertices(model), model.triangles)
+            points, in_front = state.camera.project(state.pose.apply(mesh))
+        own = seen.valid.sum(1, keepdim=True) >= ENOUGH
+        valid = torch.where(own, seen.valid, model.landmarks.present & in_front)
         ones = torch.ones(points.shape[:2])
-        marks = Landmarks(points, ones, model.landmarks.present & in_front, ones)
-        masks = usable_pixels(self.subject.views, marks, options, use="texture")
-        return [None if mask is None else np.packbits(mask) for mask in masks]
+        return Landmarks(torch.where(own[..., None], seen.points.to(points), points), ones, valid, ones)
 
     @property
     def neutral(self) -> Tensor:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import repeat
 from numbers import Integral
 from types import NoneType
 from typing import Any
 
+import numpy as np
 import torch
 
 from fitkit.errors import FitkitError, InputError, check_argument
 from fitkit.fitting.cameras import moments_of
 from fitkit.fitting.choose_start import ChosenStart, choose_start
 from fitkit.fitting.findings import judge
-from fitkit.fitting.head_masks import usable_pixels
+from fitkit.fitting.head_masks import HeadMask, find_heads, usable_pixels
 from fitkit.fitting.initialize import to_photos
 from fitkit.fitting.metrics import fit_report
 from fitkit.fitting.recipe import FitRecipe, load_recipe
@@ -216,17 +218,22 @@ def _observed_steps(
 ) -> Steps[FitResult]:
     clock = Clock()
     start, cpu = clock.wall(), clock.cpu()
-    subject, contradictions = check_rig(subject, found.only(model.landmarks.present), model)
+    known = found.only(model.landmarks.present)
+    subject, contradictions = check_rig(subject, known, model)
     progress.at(0.2, "cropping")
-    masks = usable_pixels(subject.views, found, recipe.masks, device)
+    heads: list[HeadMask | None] = []
+    masks = _masks(subject, known, model, recipe, device, heads)
     observations = crop_views((v.image for v in subject.views), masks, found, recipe.crop).to(device)
     local = model.to(device) if str(model.device) != device else model
     began = clock.wall()
-    known = observations.landmarks.only(local.landmarks.present)
     moment = moments_of(subject.views).to(observations.images.device)
-    observations = replace(observations, landmarks=known, moment=moment)
+    marks = observations.landmarks.only(local.landmarks.present)
+    observations = replace(observations, landmarks=marks, moment=moment)
     chosen = choose_start(subject, found, local, recipe, observations, device)
-    found = replace(found, valid=chosen.observations.landmarks.valid.to(found.valid))
+    fitted = chosen.observations.landmarks.valid.to(found.valid)
+    # What other landmarks than the fitted ones have placed is not kept: with those it would be another one.
+    placed = (known.valid == fitted).all(1).tolist()
+    found = replace(found, valid=fitted)
     runner = StageRunner(recipe, device, clock)
     solution = yield from runner.steps(at_start(chosen, local, recipe), progress.part(0.35, 0.975))
     solved = clock.wall()
@@ -237,7 +244,13 @@ def _observed_steps(
     report = replace(
         report,
         start=StartReport(chosen.source, chosen.outliers, chosen.cost, solution.iterations),
-        notes=(*notes, *solution.cameras.notes, *_model_notes(model, bars), *_outlier_notes(subject, chosen)),
+        notes=(
+            *notes,
+            *_mask_notes(subject, heads),
+            *solution.cameras.notes,
+            *_model_notes(model, bars),
+            *_outlier_notes(subject, chosen),
+        ),
         camera_contradictions=tuple(contradictions),
         time_s=TimeReport(
             round(solved - began, 3),
@@ -260,7 +273,30 @@ def _observed_steps(
         None if bars is None else bars.identity_covariance,
         None if bars is None else bars.vertex_sigma,
         detail.displacement if detail is not None and detail.report.sigma_mm else None,
+        heads=tuple(head if same else None for head, same in zip(heads, placed)),
     )
+
+
+def _masks(
+    subject: Subject, found: Landmarks, model: FaceModel, recipe: FitRecipe, device: str, heads: list
+) -> Iterator[np.ndarray | None]:
+    """The pixels of each photo that the stages look at, one after the other, [H, W] bool, None = all of it.
+    heads: gets what a parser took for the head, None where it was not asked."""
+    options, views = recipe.masks, subject.views
+    asked = options.source == "auto" and recipe.looks_at_pictures(len(views))
+    finding = find_heads(views, found, model, options.weights, device) if asked else repeat(None)
+    for view, head in zip(views, finding):
+        heads.append(head)
+        yield None if options.source == "none" else usable_pixels(view, head, inwards=False)
+
+
+def _mask_notes(subject: Subject, heads: Sequence[HeadMask | None]) -> list[str]:
+    return [
+        f"view {view.name}: the face parser sees hardly any of the face where its landmarks are, so its mask "
+        "was not used"
+        for view, head in zip(subject.views, heads)
+        if head is not None and not head.usable
+    ]
 
 
 def _model_notes(model: FaceModel, bars: ErrorBars | None) -> list[str]:

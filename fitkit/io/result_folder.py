@@ -45,6 +45,7 @@ PREDICTED = {  # what a network says beside a scene: folder -> suffix of its one
     "parse": ".png",
     "landmarks": ".pts",
     "points3d": ".npy",
+    "lit": ".png",
 }
 # folder -> suffix of its one file for each view
 PER_VIEW = {"views": ".ply", "overlay": ".png", "lighting": ".png"} | PREDICTED

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +18,8 @@ from fitkit.models.appearance import default_albedo
 from fitkit.models.face_model import FaceModel
 from fitkit.render.rasterizer import Fragments, barycentrics, interpolate, rasterize
 from fitkit.scene.state import SceneState
+
+FULL = 0.25  # length of a difference of colours, of 1, that has the last colour of an error map
 
 
 @dataclass(frozen=True)
@@ -93,3 +97,16 @@ def render_lit(
         fragments.covered,
         fragments.triangle,
     )
+
+
+@torch.no_grad()
+def lit_pictures(photo: Tensor, model: FaceModel, state: SceneState) -> tuple[np.ndarray, np.ndarray]:
+    """A photo [3, H, W] sRGB in [0, 1] with the model of a state of one view in its light over it, and how
+    far the colours are apart: from blue, equal, to red, FULL or more; uint8 [H, W, 3] each."""
+    lit = render_lit(model, state, tuple(photo.shape[1:]))
+    drawn = lit.over(photo[None])[0]
+    apart = ((drawn - photo).norm(dim=0) / FULL).clamp(0, 1)
+    colored = cv2.applyColorMap((255 * apart).round().byte().numpy(), cv2.COLORMAP_TURBO)[..., ::-1]
+    plain, over = ((255 * p.clamp(0, 1)).round().byte().permute(1, 2, 0).numpy() for p in (photo, drawn))
+    error = np.where(lit.covered[0, ..., None].numpy(), colored, plain // 3)
+    return over, error.astype(np.uint8)

@@ -44,7 +44,9 @@ OPTIONAL = {
     "light": ("B", 9, 3),
     "landmarks": ("B", 68, 3),
     "joints": ("B", "J", 3),
-}  # since versions 2, 3, 3, 3, 4
+    "albedo": ("K_al",),
+}  # since versions 2, 3, 3, 3, 4, and of 3 and 4 later on
+OF_STATE = ("joints", "albedo")
 NAMES = ("expression_names", "view_names", "camera_source")
 TEXTS = ("format", "units", "model_name", "camera_kind", "subject_name")
 
@@ -103,7 +105,8 @@ class Parameters:
             "image_size": self.image_size,
             "camera_source": np.array(self.camera_source, str),
         }
-        optional = {key: state.joints if key == "joints" else getattr(self, key) for key in OPTIONAL}
+        optional = {key: getattr(self, key) for key in OPTIONAL if key not in OF_STATE}
+        optional |= {"joints": state.joints, "albedo": None if state.albedo is None else state.albedo[0]}
         arrays |= {key: value for key, value in optional.items() if value is not None}
         arrays = {
             k: v.detach().cpu().contiguous().numpy() if isinstance(v, torch.Tensor) else v
@@ -181,6 +184,7 @@ def load_parameters(path: str | os.PathLike) -> Parameters:
         Pose(real("rotation"), real("translation")),
         Camera(real("focal"), real("principal"), real("aspect"), str(arrays["camera_kind"])),
         real("illumination"),
+        real("albedo")[None] if "albedo" in arrays else None,
         joints=real("joints") if "joints" in arrays and arrays["joints"].shape[1] else None,
     )
     return Parameters(
@@ -191,7 +195,7 @@ def load_parameters(path: str | os.PathLike) -> Parameters:
         tuple(map(str, arrays["view_names"])),
         arrays["image_size"].astype(np.int64),
         tuple(map(str, arrays["camera_source"])),
-        *(real(key) if key in arrays else None for key in OPTIONAL if key != "joints"),
+        *(real(key) if key in arrays else None for key in OPTIONAL if key not in OF_STATE),
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.predictor import Prediction
 from fitkit.observe.landmarks.types import CURVES
-from fitkit.render.lit import render_lit
+from fitkit.render.lit import lit_pictures
 from fitkit.render.shading import render_shaded
 from fitkit.scene.state import SceneState
 
@@ -70,7 +70,7 @@ def _panels(
         state = prediction.state.to("cpu")
         out.append(_over(photo, state, own, frame, size))
         if prediction.lit:
-            out += _lit(photo, state, own, frame, size)
+            out += lit_pictures(photo.permute(2, 0, 1), own, state.select([frame]))
     if prediction.depth is not None:
         out.append(_fitting(depth_picture(prediction.depth.depth[frame].cpu().numpy()), size))
     if prediction.position_map is not None:
@@ -82,20 +82,6 @@ def _panels(
     if not out and prediction.landmarks is not None:
         out.append(_dotted(plain, prediction.landmarks.points[frame]))
     return out
-
-
-FULL = 0.25  # difference of the colours, of 1, that has the last colour of an error map
-
-
-def _lit(photo: Tensor, state: SceneState, model: FaceModel, frame: int, size: int) -> list[np.ndarray]:
-    """The model in its predicted light over the photo, and the length of the difference of the colours."""
-    lit = render_lit(model, state.select([frame]), (size, size))
-    drawn = lit.over(photo.permute(2, 0, 1)[None])[0].permute(1, 2, 0)
-    apart = ((drawn - photo).norm(dim=-1) / FULL).clamp(0, 1)
-    colored = cv2.applyColorMap((255 * apart).round().byte().numpy(), cv2.COLORMAP_TURBO)[..., ::-1]
-    plain = (photo * 255).round().byte().numpy()
-    error = np.where(lit.covered[0, ..., None].numpy(), colored, plain // 3)
-    return [(drawn.clamp(0, 1) * 255).round().byte().numpy(), error.astype(np.uint8)]
 
 
 def depth_picture(depth: np.ndarray) -> np.ndarray:

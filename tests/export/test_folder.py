@@ -20,7 +20,7 @@ from fitkit.errors import FitError, InputError
 from fitkit.export import folder, preview
 from fitkit.export.cameras import camera_table
 from fitkit.export.folder import file_stems, write_result
-from fitkit.export.lighting import decompose_result
+from fitkit.export.lighting import decompose_result, draw_lit, has_light
 from fitkit.export.preview import Sides, draw_detail, draw_preview, draw_uncertainty
 from fitkit.geometry.color import srgb_from_linear
 from fitkit.io import atomic
@@ -681,3 +681,24 @@ def test_states_in_double_precision_and_with_gradients(result, tmp_path):
         replace(result, state=state, model=result.model.to(dtype=torch.float64)), tmp_path / "out"
     )
     assert {p.name for p in out.iterdir()} == OF_A_FIT - {"detail.png"}
+
+
+def test_of_a_network_that_tells_light_the_model_in_it_is_drawn(result, tmp_path):
+    """A red light makes a red face; fits, and networks that tell none, have no such pictures."""
+    light = torch.zeros(3, 9, 3)
+    light[:, 0, 0] = 3.5
+    predicted = replace(
+        result,
+        state=result.state.replace(illumination=light),
+        report=replace(result.report, recipe="predict"),
+    )
+    assert not has_light(result) and has_light(predicted)
+    picture = draw_lit(predicted, 1)
+    side = len(picture)
+    photo, drawn, error = picture[:, :side], picture[:, -2 * side - 4 : -side - 4], picture[:, -side:]
+    face = (drawn.astype(int) != photo).any(-1)
+    assert 0.2 < face.mean() < 0.7 and (drawn[face][:, 1:] == 0).all() and (drawn[face][:, 0] > 60).all()
+    assert (error[~face] == photo[~face] // 3).mean() > 0.99
+    path = write_result(predicted, tmp_path / "out")
+    assert sorted(p.name for p in (path / "lit").iterdir()) == [f"view{i}.png" for i in range(3)]
+    assert not (write_result(predicted, tmp_path / "none", pictures=False) / "lit").exists()

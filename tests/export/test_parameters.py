@@ -170,3 +170,10 @@ def test_refusals(path, arrays, message):
     change(path, **arrays)
     with pytest.raises(InputError, match=message):
         load_parameters(path)
+
+
+def test_albedo_coefficients_are_written_and_read_back(result, tmp_path):
+    state = result.state.replace(albedo=torch.tensor([[0.5, -1.0, 2.0]]))
+    read = load_parameters(save_parameters(replace(result, state=state), tmp_path / "p.npz"))
+    assert torch.equal(read.state.albedo, state.albedo) and result.state.albedo is None
+    assert load_parameters(save_parameters(result, tmp_path / "p.npz")).state.albedo is None

@@ -11,8 +11,8 @@ from helpers import tiny_model, tiny_result
 from fitkit.errors import InputError
 from fitkit.export.texture import blend_texture
 from fitkit.fitting import head_masks
-from fitkit.fitting.head_masks import head_mask, load_parser, usable_pixels
-from fitkit.fitting.recipe import MaskOptions, load_recipe
+from fitkit.fitting.head_masks import find_heads, head_mask, load_parser, usable_pixels
+from fitkit.fitting.recipe import load_recipe
 from fitkit.fitting.run import fit
 from fitkit.io.subject import View
 from fitkit.nets import save_predictor
@@ -93,37 +93,62 @@ def test_edges_lie_where_they_are_at_any_size(parser):
         np.testing.assert_allclose(high, [140 * factor, 160 * factor], atol=1 + pixel)
 
 
-def test_whose_masks_count(red_is_skin):
+def heads_of(views, points, valid=None):
+    marks = marks_of(points)
+    if valid is not None:
+        marks = replace(marks, valid=torch.from_numpy(valid)[None])
+    return list(find_heads(views, join_landmarks([marks] * len(views)), tiny_model()))
+
+
+def test_of_a_given_mask_the_head_counts(red_is_skin):
     image, points = photo()
     given = np.zeros(image.shape[:2], bool)
     given[:90] = True
-    views, marks = [View("a", image, mask=given), View("b", image)], marks_of(points)
-    marks = join_landmarks([marks, marks])
-
-    def masks(source, use="source"):
-        return list(usable_pixels(views, marks, MaskOptions(**{use: source}), use=use))
-
-    assert masks("none") == [None, None]
-    first, second = masks("given")
-    assert first is given and second is None
-    first, second = masks("auto")
+    views = [View("a", image, mask=given), View("b", image)]
+    first, second = (usable_pixels(v, h, inwards=False) for v, h in zip(views, heads_of(views, points)))
     assert second[44:136, 64:156].all() and not second[:36].any()
     np.testing.assert_array_equal(first, second & given)
-    assert masks("none", "texture") == [None, None]
-    # Evidence is taken from 1.5 % of a face of 100 px beyond the head, colours from that much within.
-    inner = masks("auto", "texture")[1]
+    assert usable_pixels(views[0], None, inwards=True) is given
+    assert usable_pixels(views[1], None, inwards=True) is None
+
+
+def test_borders_of_masks(red_is_skin):
+    """Evidence is taken from 1.5 % of a face of 100 px beyond the head, colours from that much within."""
+    image, points = photo()
+    (mask,) = heads_of([View("a", image)], points)
+    outer, inner = mask.pixels(inwards=False), mask.pixels(inwards=True)
     head = head_mask(parse_photo(RedIsSkin(), image, points))
     beyond, within = (
         change(head.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0 for change in (cv2.dilate, cv2.erode)
     )
     assert (within <= inner).all() and (inner < head).any() and (inner <= head).all()
-    assert (head <= second).all() and (second > head).any() and (second <= beyond).all()
+    assert (head <= outer).all() and (outer > head).any() and (outer <= beyond).all()
 
 
-def test_a_photo_without_a_head_counts_as_given(red_is_skin):
-    blue, points = photo()
-    blue[..., :2] = 0
-    assert list(usable_pixels([View("a", blue)], marks_of(points), MaskOptions(source="auto"))) == [None]
+@pytest.mark.parametrize("seen, usable", [(0.0, False), (0.2, False), (0.45, True), (1.0, True)])
+def test_a_head_that_shows_hardly_any_face_is_not_believed(red_is_skin, seen, usable):
+    """seen: share of the face, from its top, that the parser takes for skin."""
+    image, points = photo()
+    image[40 + round(100 * seen) : 140, 60:160] = (0, 0, 255)
+    given = np.ones(image.shape[:2], bool)
+    view = View("a", image, mask=given)
+    (head,) = heads_of([view], points)
+    assert head.share == pytest.approx(seen, abs=0.06) and head.usable == usable
+    assert (usable_pixels(view, head, inwards=False) is given) == (not usable)
+
+
+def test_a_head_is_looked_for_around_all_of_the_face(red_is_skin):
+    """With points of the brows and eyes alone the crop would end above the mouth."""
+    model, result = tiny_model(), tiny_result(views=1)
+    points = result.landmarks.points[0].double().numpy()
+    image = np.zeros((*result.subject.views[0].size[::-1], 3), np.uint8)
+    image[..., 0] = 255
+    few = np.zeros(68, bool)
+    few[17:27] = few[36:48] = True
+    whole, part = (heads_of([View("a", image)], points, valid)[0] for valid in (few | True, few))
+    (alone,) = (parse_photo(RedIsSkin(), image, np.where(few[:, None], points, np.nan)),)
+    assert model.landmarks.present[few].sum() >= 8
+    assert part.pixels(False).sum() > 0.7 * whole.pixels(False).sum() > 0.9 * (alone == SKIN).sum()
 
 
 def test_textures_leave_out_what_the_parser_leaves_out(monkeypatch):
@@ -134,38 +159,81 @@ def test_textures_leave_out_what_the_parser_leaves_out(monkeypatch):
         image = view.image.copy()
         image[: len(image) // 2] = (0, 255, 0)
         views.append(view.replace(image=image))
-    painted = replaced(result, views, "given")
-    clean = replaced(result, views, "auto")
-    monkeypatch.setattr(head_masks, "load_parser", lambda weights, device: True)
-    monkeypatch.setattr(
-        head_masks,
-        "parse_photo",
-        lambda parser, image, points: np.where((image == (0, 255, 0)).all(-1), HAIR, SKIN),
-    )
 
-    def green(result):
-        texture = blend_texture(result, 64).astype(int)
+    class GreenIsHair(RedIsSkin):
+        def scores(self, image, points):
+            green = np.where((image[..., 1] > 250) & (image[..., 0] < 5), 1.0, -1.0)
+            out = np.full((len(PARTS), *image.shape[:2]), -2, np.float32)
+            out[HAIR], out[SKIN] = green, -green
+            return out
+
+    monkeypatch.setattr(head_masks, "load_parser", lambda weights, device: GreenIsHair())
+
+    def green(texture_from):
+        masks = {"masks": {"texture": texture_from}}
+        painted = replace(result, subject=replace(result.subject, views=tuple(views)), recipe=masks)
+        texture = blend_texture(painted, 64).astype(int)
         return float(((texture[..., 1] - texture[..., 0] > 100) & (texture[..., 2] < 60)).mean())
 
-    assert green(painted) > 0.1 and green(clean) < 0.2 * green(painted)
+    assert green("given") > 0.1 and green("none") == green("given") and green("auto") < 0.2 * green("given")
 
 
-def replaced(result, views, texture):
-    return replace(
-        result, subject=replace(result.subject, views=tuple(views)), recipe={"masks": {"texture": texture}}
-    )
-
-
-def test_a_fit_asks_for_the_masks_of_its_recipe(red_is_skin, anna, monkeypatch):
+@pytest.fixture
+def asked(monkeypatch, parser):
+    """Photos that a parser was asked about, by the mean of their crops."""
     seen = []
-    monkeypatch.setattr(
-        head_masks, "parse_photo", lambda *a: seen.append(a[1].shape) or np.ones(a[1].shape[:2], np.uint8)
-    )
-    given = fit(anna, model=tiny_model(), recipe="landmarks")
-    assert not seen and given.recipe["masks"]["source"] == "given"
-    result = fit(anna, model=tiny_model(), recipe="landmarks", overrides=["masks.source=auto"])
-    assert len(seen) == len(result.subject.views)
-    assert load_recipe("multiview", ["masks.texture=none"]).masks.texture == "none"
+
+    def scores(self, image, points):
+        seen.append(float(image.mean()))
+        out = np.zeros((len(PARTS), *image.shape[:2]), np.float32)
+        out[SKIN] = 1
+        return out
+
+    monkeypatch.setattr(RedIsSkin, "scores", scores)
+    monkeypatch.setattr(head_masks, "load_parser", lambda weights, device: parser)
+    return seen
+
+
+def test_each_photo_is_parsed_once(asked, anna):
+    """By `multiview` while it is fitted, by `landmarks`, which looks at no pixels, for the texture."""
+    model = tiny_model()
+    for recipe, before in (("landmarks", 0), ("multiview", 3)):
+        result = fit(anna, model=model, recipe=recipe, overrides=["init.source=landmarks"])
+        assert result.recipe["masks"]["source"] == ("auto" if before else "given")
+        assert len(asked) == before
+        masks = [result.texture_mask(i) for i in range(3)] + [result.texture_mask(0)]
+        assert len(asked) == 3 and all(mask.any() for mask in masks)
+        asked.clear()
+
+
+def test_a_single_photo_is_not_parsed_for_matches(asked, anna):
+    fit(next(anna.glob("*.png")), model=tiny_model(), overrides=["init.source=landmarks"])
+    assert not asked
+    fit(anna, model=tiny_model(), overrides=["init.source=landmarks", "masks.source=none"])
+    assert not asked
+    assert not load_recipe("landmarks", ["masks.source=auto"]).looks_at_pictures(3)
+    assert not load_recipe("multiview").looks_at_pictures(1) and load_recipe("adam").looks_at_pictures(2)
+
+
+def test_a_fit_says_where_its_masks_were_not_used(monkeypatch, parser, anna):
+    def nothing(self, image, points):
+        out = np.zeros((len(PARTS), *image.shape[:2]), np.float32)
+        out[BACKGROUND] = 1
+        return out
+
+    monkeypatch.setattr(RedIsSkin, "scores", nothing)
+    monkeypatch.setattr(head_masks, "load_parser", lambda weights, device: parser)
+    overrides = ["init.source=landmarks"]
+    blind = fit(anna, model=tiny_model(), overrides=overrides)
+    given = fit(anna, model=tiny_model(), overrides=[*overrides, "masks.source=given"])
+    names = [view.name for view in blind.subject.views]
+    assert [n for n in blind.notes if "parser" in n] == [
+        f"view {name}: the face parser sees hardly any of the face where its landmarks are, so its mask "
+        "was not used"
+        for name in names
+    ]
+    assert not [n for n in given.notes if "parser" in n]
+    torch.testing.assert_close(blind.vertices, given.vertices, rtol=0, atol=0)
 
 
 def test_parsers_by_name(tmp_path):

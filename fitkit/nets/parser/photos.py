@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import cv2
@@ -60,20 +61,49 @@ def _picture(seen: Observations) -> np.ndarray:
     return (seen.images[0].permute(1, 2, 0) * 255).round().byte().numpy()
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """What is told of a photo in square blocks of its pixels.
+
+    values: [h, w]; side: of a block, px; corner: (x, y) px of the photo where the first one begins; size: (W,
+    H) px of the photo.
+    """
+
+    values: np.ndarray
+    side: int
+    corner: tuple[int, int]
+    size: tuple[int, int]
+
+    def places(self, points: np.ndarray) -> np.ndarray:
+        """Points [..., 2] px of the photo in blocks, (0, 0) = the middle of the first one."""
+        return (points - self.corner + 0.5) / self.side - 0.5
+
+    def in_photo(self, beyond: int = 0) -> np.ndarray:
+        """The values at the pixels of the photo, [H, W]; `beyond` where there are no blocks."""
+        width, height = self.size
+        out = np.full((height, width), beyond, self.values.dtype)
+        inside = out[self.corner[1] :, self.corner[0] :]
+        spread = self.values.repeat(self.side, 0).repeat(self.side, 1)[: inside.shape[0], : inside.shape[1]]
+        inside[: spread.shape[0], : spread.shape[1]] = spread
+        return out
+
+
 def parse_photo(parser: PhotoParser, image: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Numbers of `face_parts.PARTS` [H, W] uint8 of a photo [H, W, 3] uint8, UNKNOWN where the parser does
     not look or does not know; points: [68, 2] px, NaN = not known, at least two known."""
+    return parse_blocks(parser, image, points).in_photo(UNKNOWN)
+
+
+def parse_blocks(parser: PhotoParser, image: np.ndarray, points: np.ndarray) -> Blocks:
+    """`parse_photo` where the parser looks; large heads in blocks of pixels, at least FINEST across."""
     seen = _crop(image, points, parser.crop)
     scale, offset = float(seen.scale[0]), seen.offset[0].double().numpy()
     scores = parser.scores(_picture(seen), (points - offset) * scale)
     H, W = image.shape[:2]
     side = scores.shape[-1] / scale
-    x0, y0 = np.maximum(np.floor(offset).astype(int), 0)
-    x1, y1 = np.minimum(np.ceil(offset + side).astype(int), (W, H))
-    out = np.full((H, W), UNKNOWN, np.uint8)
-    if x1 <= x0 or y1 <= y0:
-        return out
-    step = max(1, int(side / FINEST))  # large heads in blocks of pixels
+    x0, y0 = np.clip(np.floor(offset).astype(int), 0, (W, H))
+    x1, y1 = np.clip(np.ceil(offset + side).astype(int), (x0, y0), (W, H))
+    step = max(1, int(side / FINEST))
     x, y = (
         ((np.arange(low, high, step) + (step - 1) / 2 - start) * scale).astype(np.float32)
         for low, high, start in ((x0, x1, offset[0]), (y0, y1, offset[1]))
@@ -85,5 +115,4 @@ def parse_photo(parser: PhotoParser, image: np.ndarray, points: np.ndarray) -> n
         value = cv2.remap(scores[number], columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         part[value > best] = number if number < len(PARTS) else UNKNOWN
         np.maximum(best, value, out=best)
-    out[y0:y1, x0:x1] = part.repeat(step, 0).repeat(step, 1)[: y1 - y0, : x1 - x0]
-    return out
+    return Blocks(part, step, (int(x0), int(y0)), (W, H))
