@@ -19,7 +19,25 @@ from fitkit.energies.supervision import label
 from fitkit.io.options import NonNegative, Positive
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import sample
-from fitkit.scene.depth_state import DepthState, back_project, carry, depth_normals
+from fitkit.scene.depth_state import (
+    BEFORE_MM,
+    BEHIND_MM,
+    DepthState,
+    back_project,
+    carry,
+    depth_normals,
+)
+
+
+def _truth(state: DepthState, observations: Observations, relative: bool, energy: str) -> Tensor:
+    """The labelled depth [B, H, W]; relative: of the same heads as far away as the state says, so that
+    what is compared is how far each pixel lies behind the nose tip, as in Shu et al. eq. 7."""
+    truth = label(observations, "depth", energy).to(state.depth)
+    if not relative:
+        return truth
+    known = label(observations, "state", energy).pose
+    moved = state.distance() - state.distance(known).to(truth)
+    return torch.where(truth > 0, truth + moved[:, None, None], 0)
 
 
 @dataclass(frozen=True)
@@ -27,16 +45,19 @@ class DepthSupervision(PlainEnergy):
     """depth_sup: (D - D*) / sigma_mm where the label has a surface, [B, H W, 1] (E19). Mean.
     Source: Shu et al. eq. 8 (kernel l1).
 
+    relative: depths count from the nose tip of each pose, the predicted and the labelled one, as the paper's
+    normalized depth does: how far away a head is, one picture hardly tells.
     The paper's depths have no unit and it gives no constants; over 200 mm, as in `DepthPrior`, its weight 1
     is sigma_mm = 200.
     """
 
     sigma_mm: float = 2.0
+    relative: bool = False
     name = "depth_sup"
     reduction = "mean"
 
     def residuals(self, state: DepthState, observations: Observations) -> Residuals:
-        truth = label(observations, "depth", self.name).to(state.depth)
+        truth = _truth(state, observations, self.relative, self.name)
         value = ((state.depth - truth) / self.sigma_mm).flatten(1)[..., None]
         return Residuals(value, (truth > 0).flatten(1))
 
@@ -44,14 +65,15 @@ class DepthSupervision(PlainEnergy):
 @dataclass(frozen=True)
 class NormalSupervision(PlainEnergy):
     """normal_sup: (N(D) - N(D*)) / sigma, [B, H W, 3], where both have a normal (E20). Mean.
-    Source: Shu et al. eq. 9 (kernel l1)."""
+    relative: as of `DepthSupervision`. Source: Shu et al. eq. 9 (kernel l1)."""
 
     sigma: float = 0.1
+    relative: bool = False
     name = "normal_sup"
     reduction = "mean"
 
     def residuals(self, state: DepthState, observations: Observations) -> Residuals:
-        truth = label(observations, "depth", self.name).to(state.depth)
+        truth = _truth(state, observations, self.relative, self.name)
         wanted, known = depth_normals(truth, state.camera)
         # Where the label lies on one surface the prediction should, too, so its own jumps do not excuse it.
         normal, _ = depth_normals(torch.where(truth > 0, state.depth, truth), state.camera, torch.inf)
@@ -63,22 +85,22 @@ class DepthPrior(PlainEnergy):
     """depth_3dmm: (D - D_S) / sigma_mm, D_S the depth of a fitted face model, [B, H W, 1] (E21). Mean.
 
     background: usable pixels without a model surface count as well: how far a surface there lies before the
-    plane behind_mm behind the head's origin, over `background_mm`, so that a network learns an empty
-    background. That is the paper's normalized depth, which is large near the camera and 0 where nothing is.
-    Its constants are not printed; 150 and 200 mm are ours: 50 mm before the head is 1.
+    plane behind_mm behind the state's anchor (the head's origin without one), over `background_mm`, so that a
+    network learns an empty background. That is the paper's normalized depth, which is large near the camera
+    and 0 where nothing is. Its constants are not printed; 150 and 200 mm are ours, see `from_normalized`.
     Source: Shu et al. eq. 7 and 10 (kernel sq, weight 0.02). D_S is detached, the head's place too.
     """
 
     sigma_mm: float = 10.0
     background: bool = False
-    background_mm: float = 200.0
-    behind_mm: float = 150.0
+    background_mm: float = BEFORE_MM + BEHIND_MM
+    behind_mm: float = BEHIND_MM
     name = "depth_3dmm"
     reduction = "mean"
 
     def residuals(self, state: DepthState, observations: Observations) -> Residuals:
         prior = label(observations, "prior_depth", self.name).to(state.depth).detach()
-        plane = state.pose.translation[:, 2].detach()[:, None, None] + self.behind_mm
+        plane = state.distance().detach()[:, None, None] + self.behind_mm
         before = torch.where(state.depth > 0, plane - state.depth, 0).clamp_min(0)
         value = torch.where(prior > 0, (state.depth - prior) / self.sigma_mm, before / self.background_mm)
         valid = prior > 0
@@ -233,18 +255,20 @@ class DepthAgreement(PlainEnergy):
 @dataclass(frozen=True)
 class DepthTerm(EnergyOptions):
     sigma_mm: Positive = 2.0  # standard deviation of a depth
+    relative: bool = False  # depths count from the nose tip of each pose, the predicted and the labelled one
 
 
 @dataclass(frozen=True)
 class NormalTerm(EnergyOptions):
     sigma: Positive = 0.1  # standard deviation of a component of a unit normal
+    relative: bool = False  # as of depth_sup
 
 
 @dataclass(frozen=True)
 class DepthPriorTerm(EnergyOptions):
     sigma_mm: Positive = 10.0  # standard deviation of a depth
     background: bool = False  # pixels without a model surface count as well
-    background_mm: Positive = 200.0  # standard deviation of those
+    background_mm: Positive = BEFORE_MM + BEHIND_MM  # standard deviation of those
 
 
 @dataclass(frozen=True)
@@ -260,6 +284,14 @@ class WarpTerm(StructureTerm):
 @dataclass(frozen=True)
 class DepthAgreementTerm(StructureTerm):
     sigma_mm: Positive = 5.0  # standard deviation of a depth
+
+
+def _depth_labels(o: DepthTerm | NormalTerm) -> frozenset[str]:
+    return frozenset({"depth", "pose"} if o.relative else {"depth"})
+
+
+def _depth_parts(o: DepthTerm | NormalTerm) -> tuple[str, ...]:
+    return ("depth.pose",) if o.relative else ()
 
 
 SPECS = (
@@ -284,7 +316,7 @@ SPECS = (
     EnergySpec(
         name="depth_sup",
         cls=DepthSupervision,
-        make=lambda context, o: DepthSupervision(o.sigma_mm),
+        make=lambda context, o: DepthSupervision(o.sigma_mm, o.relative),
         role="depth",
         doc=EnergyDoc(
             formula="D - D*",
@@ -296,12 +328,13 @@ SPECS = (
         ),
         options=DepthTerm,
         takes="depth",
-        needs=("depth",),
+        needs=_depth_labels,
+        parts=_depth_parts,
     ),
     EnergySpec(
         name="normal_sup",
         cls=NormalSupervision,
-        make=lambda context, o: NormalSupervision(o.sigma),
+        make=lambda context, o: NormalSupervision(o.sigma, o.relative),
         role="depth",
         doc=EnergyDoc(
             formula="N(D) - N(D*)",
@@ -313,7 +346,8 @@ SPECS = (
         ),
         options=NormalTerm,
         takes="depth",
-        needs=("depth",),
+        needs=_depth_labels,
+        parts=_depth_parts,
     ),
     EnergySpec(
         name="depth_3dmm",

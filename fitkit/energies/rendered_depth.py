@@ -35,6 +35,15 @@ def rendered_depth(model: FaceModel, state: SceneState, triangle: Tensor) -> Dep
     return DepthState(torch.where(triangle >= 0, depth, 0), state.pose, state.camera, state.subject)
 
 
+@torch.no_grad()
+def skin_depth(model: FaceModel, state: SceneState, size: tuple[int, int]) -> Tensor:
+    """How far away the model's skin is at each pixel of pictures of `size` (H, W), [B, H, W] mm along the
+    camera's axis, 0 where it is not; a constant."""
+    triangles = model.triangles[model.skin[model.triangles].any(1)]
+    fragments = rasterize(state.camera.clip(state.posed(model)), triangles, size)
+    return torch.where(fragments.covered, fragments.depth, 0)
+
+
 @dataclass(frozen=True)
 class _OnRenderedDepth:
     """See `on_rendered_depth`."""

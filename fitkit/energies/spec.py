@@ -30,6 +30,7 @@ PARTS = {
     "state.joints": "rotations of joints",
     "identity_sigma": "standard deviations",
     "depth": "depth maps",
+    "depth.pose": "the poses of its depth maps",
     "position_map": "position maps",
     "points3d": "3D points",
     "parse": "the parts of the face",

@@ -41,24 +41,38 @@ class IdentitySupervision(PlainEnergy):
 
     Coefficients are standard-normal, so sigma has no unit. Source: MVF-Net eq. 6 L_3DMM (kernel sq), Shu et
     al. eq. 3 (kernel l1). Differs: labels that are not sure count less.
+    A network that looks at each frame by itself has an identity for each; all of them are compared with that
+    of their person.
     """
 
     sigma: float = 0.3
     name = "identity_sup"
 
-    def _inverse(self, observations: Observations, like: Tensor) -> Tensor:
+    def _inverse(self, state: SceneState, observations: Observations) -> Tensor:
         noise = observations.labels.identity_sigma
-        variance = torch.full_like(like, self.sigma**2)
-        return (variance if noise is None else variance + noise.to(like) ** 2).rsqrt()
+        variance = torch.full_like(state.identity, self.sigma**2)
+        if noise is None:
+            return variance.rsqrt()
+        return (variance + _by_identity(state, observations, noise) ** 2).rsqrt()
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
-        truth = label(observations, "state", self.name).identity.to(state.identity)
-        return _all(((state.identity - truth) * self._inverse(observations, truth))[..., None])
+        truth = label(observations, "state", self.name).identity
+        apart = state.identity - _by_identity(state, observations, truth)
+        return _all((apart * self._inverse(state, observations))[..., None])
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         residuals = self.residuals(state, observations)
-        columns = torch.diag_embed(self._inverse(observations, state.identity))[:, :, None]  # [S, K, 1, K]
+        columns = torch.diag_embed(self._inverse(state, observations))[:, :, None]  # [S, K, 1, K]
         return Linearization(residuals, (Slot(first_views(state.subject), {"identity": columns}),))
+
+
+def _by_identity(state: SceneState, observations: Observations, rows: Tensor) -> Tensor:
+    """Labels [S, ...] of the people for each identity of the state."""
+    rows = rows.to(state.identity)
+    if len(rows) == len(state.identity):
+        return rows
+    person = label(observations, "state", "identity_sup").subject.to(rows.device)
+    return rows[person]
 
 
 @dataclass(frozen=True)

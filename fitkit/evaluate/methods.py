@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from fitkit.data.samples import EvaluationSample
 from fitkit.errors import InputError
-from fitkit.evaluate.depth_mesh import face_of_depth
+from fitkit.evaluate.depth_surface import face_of_depth
 from fitkit.evaluate.map_surface import face_of_map
 from fitkit.evaluate.predictions import (
     Outcome,

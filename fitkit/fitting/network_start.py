@@ -26,7 +26,6 @@ from fitkit.observe.crop import crop_views
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
 from fitkit.scene.camera import Camera
-from fitkit.scene.depth_state import DepthState
 from fitkit.scene.pose import yaw_pitch_roll
 
 WEIGHTS = "fitkit-init.safetensors"
@@ -150,19 +149,11 @@ def _predict_repeated(
 def _frame(said: Prediction, number: int) -> Prediction:
     """What a prediction says of one of its frames."""
     views, state, depth, maps = [number], said.state, said.depth, said.position_map
-    if depth is not None:
-        depth = DepthState(
-            depth.depth[views],
-            None if depth.pose is None else depth.pose.select(views),
-            depth.camera.select(views),
-            depth.subject[views],
-            None if depth.suitability is None else depth.suitability[views],
-        )
     return Prediction(
         None if state is None else state.select(views),
         said.identity_sigma,
         None if said.landmarks is None else said.landmarks.select(views),
-        depth,
+        None if depth is None else depth.select(views),
         None if maps is None else maps.select(views),
         None if said.parse is None else said.parse[views],
         None if said.points3d is None else said.points3d[views],

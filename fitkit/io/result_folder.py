@@ -41,6 +41,8 @@ FILES = frozenset(
 PREDICTED = {  # what a network says beside a scene: folder -> suffix of its one file for each view
     "depth": ".png",
     "confidence": ".png",
+    "normals": ".png",
+    "surface": ".glb",
     "posmap": ".npy",
     "parse": ".png",
     "landmarks": ".pts",

@@ -61,6 +61,12 @@ def _dfmvr() -> NetKind:
     return NetKind(DfmvrOptions, Dfmvr)
 
 
+def _mvdepth() -> NetKind:
+    from fitkit.nets.mvdepth.network import Mvdepth, MvdepthOptions
+
+    return NetKind(MvdepthOptions, Mvdepth, named_views=False)
+
+
 def _parser() -> NetKind:
     from fitkit.nets.parser.network import Parser, ParserOptions
 
@@ -70,6 +76,7 @@ def _parser() -> NetKind:
 NETS: dict[str, Callable[[], NetKind]] = {
     "mvfnet": _mvfnet,
     "dfmvr": _dfmvr,
+    "mvdepth": _mvdepth,
     "fitkit_init": _fitkit_init,
     "parser": _parser,
     "pgn": _pgn,
@@ -222,7 +229,7 @@ def load_network(name: str, weights: str | os.PathLike, device: str = "cpu") -> 
     if name == "encoder" and type(network).features is Predictor.features:
         raise InputError(
             f"{weights}: expected a network with features of a picture, {type(network).__name__} has none; "
-            "mvfnet, fitkit_init and pgn do"
+            "mvfnet, fitkit_init, pgn and mvdepth do"
         )
     return FrozenNetwork(FROZEN[name](network)).to(device)
 
@@ -287,7 +294,7 @@ def start_from(network: Predictor, path: str | os.PathLike, model: FaceModel | N
     """
     if os.fspath(path).endswith((".pth", ".pt")) and hasattr(network, "load_trunk"):
         with foreign_file(
-            path, "not readable as weights of a network", "expected torchvision's vgg11_bn", limit=DATA_BYTES
+            path, "not readable as weights of a network", "expected those of torchvision", limit=DATA_BYTES
         ) as file:
             network.load_trunk(file.torch(), os.fspath(path))
         return

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fitkit.geometry.rotation import rotation_between_axis_and
 from fitkit.models.face_model import FaceModel
+from fitkit.observe.crop import CropOptions
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
@@ -63,3 +64,17 @@ def to_focal(state: SceneState, model: FaceModel, focal: float, principal: Tenso
     translation = place - (rotation @ middle[0, 0][:, None])[..., 0]
     camera = replace(flat.camera, focal=torch.full_like(scale, focal), kind="perspective")
     return state.replace(pose=Pose(rotation, translation), camera=camera)
+
+
+def place_in_crop(points: Tensor, crop: CropOptions, focal: float) -> Tensor:
+    """Where the anchor of heads lies whose 68 points fill their crops, [..., 3] mm in the camera frame.
+
+    points: [..., 68, 3] mm from the anchor, in the axes of the camera; focal: px of the crop, whose side is
+    `crop.max_size`.
+    """
+    low, high = points.amin(-2), points.amax(-2)
+    place = -(low + high) / 2
+    # The crop is cut around the box of the 68 points and moved up.
+    place[..., 1] += crop.up * (high - low)[..., 1]
+    place[..., 2] += focal * crop.margin * (high - low)[..., :2].amax(-1) / crop.max_size
+    return place

@@ -14,6 +14,7 @@ import torch
 
 from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.errors import InputError
+from fitkit.geometry.alignment import similarity_align
 from fitkit.io.foreign import foreign_file, inside, refused_as
 from fitkit.io.images import read_image
 from fitkit.io.landmark_files import read_landmarks
@@ -165,7 +166,7 @@ def open_folder(
     if other.name == model.name:
         return read
     places = correspondence(other, model) if "crop_vertices" in labels else None
-    return CarriedFolder(SynthFolder(folder, other, most, labels), places)
+    return CarriedFolder(SynthFolder(folder, other, most, labels), places, model)
 
 
 class SynthFolder(FaceDataset):
@@ -286,14 +287,18 @@ class SynthFolder(FaceDataset):
 class CarriedFolder(FaceDataset):
     """Subjects of another face model than the training's, as `SynthFolder` reads them, with the labels that
     need no coefficients: those vertices of the training's model that lie on the other one (`crop_vertices`,
-    NaN = not known), points3d, crop_points, the maps, visible, person, moment."""
+    NaN = not known), the pose of its head frame (that of the other one, whose mean landmarks are laid onto
+    its own by a rigid motion), points3d, crop_points, the maps, visible, person, moment."""
 
     terms = SynthFolder.terms
 
-    def __init__(self, read: SynthFolder, places: Correspondence | None):
+    def __init__(self, read: SynthFolder, places: Correspondence | None, model: FaceModel):
         """read: with the model that its subjects were made of; places: where the vertices of the training's
-        model lie on that one; None: crop_vertices are not wanted."""
-        self.read, self.ids, self.places = read, read.ids, places
+        model lie on that one; None: crop_vertices are not wanted; model: of the training."""
+        self.read, self.ids, self.places, self.model = read, read.ids, places, model
+        both = read.model.landmarks.present & model.landmarks.present
+        own, other = (m.landmark_basis.mean[None].double().cpu() for m in (model, read.model))
+        self._other_from_own = similarity_align(own, other, both[None].cpu(), with_scale=False)
 
     def __len__(self) -> int:
         return len(self.read)
@@ -302,13 +307,27 @@ class CarriedFolder(FaceDataset):
         sample = self.read[index]
         truth = sample.truth
         assert truth is not None  # of rendered people all is known
-        labels = replace(truth, state=None, vertices=None, known=())
+        labels = replace(truth, state=self._scene(truth.state), vertices=None, known=("pose",))
         if self.places is not None and truth.crop_vertices is not None:
             there = truth.crop_vertices.transpose(0, 1)  # vertices first
             carried = self.places.carry(there, self.read.model).transpose(0, 1)
             known = (self.places.weight > 0)[None, :, None]
             labels = replace(labels, crop_vertices=torch.where(known, carried, torch.nan))
         return Sample(sample.id, replace(sample.observations, labels=labels), labels)
+
+    def _scene(self, state: SceneState) -> SceneState:
+        """The training's model, its mean face, where the other one is."""
+        best, pose, B = self._other_from_own, state.pose, state.num_views
+        rotation = pose.rotation @ best.rotation.to(pose.rotation)
+        moved = pose.rotation @ best.translation.to(pose.rotation)[..., None]
+        return SceneState(
+            state.identity.new_zeros(1, self.model.num_identity),
+            torch.zeros(B, dtype=torch.int64),
+            state.identity.new_zeros(B, self.model.num_expression),
+            Pose(rotation, pose.translation + moved[..., 0]),
+            state.camera,
+            state.illumination,
+        )
 
 
 def _read_npy(path: Path, shape: tuple[int, ...]) -> np.ndarray:

@@ -4,13 +4,14 @@ for."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from fitkit.energies.objective import Objective, Term, TermReport
 from fitkit.energies.registry import find
+from fitkit.energies.rendered_depth import skin_depth
 from fitkit.energies.spec import PARTS, Context, EnergyOptions, EnergySpec, Networks
 from fitkit.errors import InputError
 from fitkit.geometry.spherical_harmonics import white_light
@@ -19,6 +20,7 @@ from fitkit.nets import load_network
 from fitkit.nets.predictor import Prediction
 from fitkit.observe.flow import make_flow_estimator
 from fitkit.observe.flow.types import FlowEstimator
+from fitkit.observe.labels import Labels
 from fitkit.observe.observations import Observations
 from fitkit.train.regressor_recipe import TrainingStage
 
@@ -66,6 +68,7 @@ class StageCost:
                 what one needs.
         """
         total, report, joined = None, {}, {}
+        people = self._with_model_depth(prediction, people)
         for name, options in self.stage.energies.items():
             spec, groups = self.specs[name], self._groups(name, people)
             value, squares, count = 0.0, 0.0, 0
@@ -82,6 +85,28 @@ class StageCost:
         if total is None:
             raise InputError(self._nothing(people))
         return total, report
+
+    def _with_model_depth(
+        self, prediction: Prediction, people: Sequence[Observations]
+    ) -> Sequence[Observations]:
+        """People with the depth of the face model in the pose that the same network predicts (a constant) as
+        the label `prior_depth`, where an energy of the stage looks at it, the network gives scenes and depth,
+        and the data know none."""
+        wanted = any("prior_depth" in self._all_labels(name) for name in self.stage.energies)
+        if not wanted or prediction.state is None or prediction.depth is None:
+            return people
+        drawn = skin_depth(self.model, prediction.state, prediction.depth.size)
+        out = []
+        for number, seen in enumerate(people):
+            labels = Labels() if seen.labels is None else seen.labels
+            if labels.prior_depth is None:
+                labels = replace(labels, prior_depth=drawn[prediction.subject == number])
+            out.append(replace(seen, labels=labels))
+        return out
+
+    def _all_labels(self, name: str) -> frozenset[str]:
+        spec = self.specs[name]
+        return spec.labels_for(self.stage.energies[name]) | set(spec.optional)
 
     def load_networks(self) -> None:
         """Make the flow estimators and networks of the stage now, so that missing weights are told before

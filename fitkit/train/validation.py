@@ -11,7 +11,9 @@ from torch import Tensor
 
 from fitkit.data.augment import PLAIN
 from fitkit.energies.landmarks3d import map_places, vertex_places
+from fitkit.energies.rendered_depth import skin_depth
 from fitkit.evaluate.photo_consistency import cross_view_flow
+from fitkit.evaluate.relief import normal_errors, relief_errors
 from fitkit.geometry.alignment import similarity_align
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.predictor import Prediction, Predictor
@@ -19,6 +21,7 @@ from fitkit.observe.labels import Labels
 from fitkit.observe.landmarks.types import box_size
 from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import sample
+from fitkit.scene.depth_state import depth_normals
 from fitkit.scene.projection import project_points
 from fitkit.train.regressor_data import Batch, InputOptions, Part, collate, prepare
 from fitkit.train.regressor_recipe import RegressorTraining
@@ -35,6 +38,11 @@ VALIDATED = (
     "parse_percent",
     "points3d_mm",
     "map_percent",
+    "relief_mm",
+    "normals_deg",
+    "model_relief_mm",
+    "model_normals_deg",
+    "depth_percent",
 )
 
 
@@ -97,7 +105,10 @@ def validate(network: Predictor, model: FaceModel, held: HeldOut) -> dict[str, f
     over their predicted standard deviations (and those of the labels), 1 = these are right; flow_px: see
     `cross_view_flow`, of the first `validation.flow` people with two views or more, px of 224; nme_percent:
     distance of the predicted from the given landmarks 17-67 over the square root of the landmark box's area,
-    mean over the views; depth_mm: mean distance of depths where the label has a surface; parse_percent:
+    mean over the views; depth_mm: mean distance of depths where both have a surface, depth_percent: how much
+    of the label's that is; relief_mm, normals_deg: the same without how far away the head is, and angles
+    between the normals of both maps, see `relief_errors`; model_relief_mm, model_normals_deg: of the depth of
+    the face model that the same network predicts, over the same pixels; parse_percent:
     pixels whose likeliest part is that of the label; points3d_mm: mean distance of 3D points after the
     similarity that fits best; map_percent: distance, x, y and z, of the position map from the labelled
     vertices of the face over the square root of the landmark box's area.
@@ -122,6 +133,7 @@ def validate(network: Predictor, model: FaceModel, held: HeldOut) -> dict[str, f
                     _add(found, shape_errors(mine, labels, model))
             found["map_percent"] += position_map_error(mine, seen, model)
             _add(found, map_errors(mine, labels))
+            _add(found, relief_of(mine, labels, model))
     network.train(training)
     out = {k: float(np.mean(v)) for k, v in found.items() if v}
     return out | {k: v**0.5 for k, v in out.items() if k == "sigma_ratio"}
@@ -155,7 +167,10 @@ def map_errors(mine: Prediction, labels: Labels) -> dict[str, float]:
     """Of the parts of a prediction that are no state and no landmarks."""
     out = {}
     if mine.depth is not None and labels.depth is not None and bool((labels.depth > 0).any()):
-        out["depth_mm"] = float((mine.depth.depth - labels.depth)[labels.depth > 0].abs().mean())
+        both = (labels.depth > 0) & (mine.depth.depth > 0)
+        out["depth_percent"] = 100 * float(both.sum() / (labels.depth > 0).sum())
+        if bool(both.any()):
+            out["depth_mm"] = float((mine.depth.depth - labels.depth)[both].abs().mean())
     if mine.parse is not None and labels.parse is not None:
         known = (
             torch.ones_like(labels.parse, dtype=torch.bool)
@@ -169,6 +184,31 @@ def map_errors(mine: Prediction, labels: Labels) -> dict[str, float]:
         known = torch.isfinite(labels.points3d).all(-1)
         out["points3d_mm"] = aligned_distance(mine.points3d, torch.nan_to_num(labels.points3d), known)
     return out
+
+
+def relief_of(mine: Prediction, labels: Labels, model: FaceModel) -> dict[str, float]:
+    """Of the depth maps of one person, and of the face model's where the network gives both; means over the
+    views."""
+    said, truth = mine.depth, labels.depth
+    if said is None or truth is None or labels.state is None:
+        return {}
+    both = (truth > 0) & (said.depth > 0)
+    maps = {"": said.depth}
+    if mine.state is not None:
+        maps["model_"] = skin_depth(model, mine.state, said.size)
+        both = both & (maps["model_"] > 0)
+    normals, known = depth_normals(truth, labels.state.camera)
+    found: dict[str, list[float]] = {}
+    for b in range(len(truth)):
+        if not bool(both[b].any()):
+            continue
+        for name, depth in maps.items():
+            relief = relief_errors(depth[b], truth[b], both[b])
+            angles = normal_errors(depth[b], said.camera.select([b]), normals[b], both[b] & known[b])
+            found.setdefault(f"{name}relief_mm", []).append(float(relief.mean()))
+            if len(angles):
+                found.setdefault(f"{name}normals_deg", []).append(float(angles.mean()))
+    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def position_map_error(mine: Prediction, seen: Observations, model: FaceModel) -> list[float]:

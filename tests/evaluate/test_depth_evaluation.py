@@ -11,7 +11,7 @@ import torch
 from helpers import tiny_model
 
 from fitkit.errors import InputError
-from fitkit.evaluate.depth_mesh import depth_mesh, face_of_depth
+from fitkit.evaluate.depth_surface import face_of_depth
 from fitkit.evaluate.distances import scan_to_surface
 from fitkit.evaluate.predictions import read_prediction, write_face
 from fitkit.evaluate.recipe import load_evaluate_recipe
@@ -22,6 +22,7 @@ from fitkit.nets.predictor import Prediction
 from fitkit.observe.crop import CropOptions, crop_views
 from fitkit.render.rasterizer import rasterize
 from fitkit.scene.camera import Camera
+from fitkit.scene.depth_mesh import depth_mesh
 from fitkit.scene.depth_state import DepthState
 
 

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import trimesh
 from click.testing import CliRunner
 from helpers import tiny_model
 from small_nets import KINDS, SmallNet, registered
@@ -25,6 +26,8 @@ from fitkit.nets import NETS, NetKind, save_predictor
 from fitkit.nets.mvfnet.network import MvfNet, MvfNetOptions
 from fitkit.nets.predictor import Prediction, frames_of
 from fitkit.observe.landmarks.detectors import detect_landmarks
+from fitkit.scene.pose import Pose
+from fitkit.synth.folder import read_normals
 
 
 class Everything(SmallNet):
@@ -97,6 +100,64 @@ def test_maps_lie_where_the_photo_shows_what_they_are_of(anna, weights):
         )
 
 
+def test_the_surface_of_a_depth_map_shows_the_photo_where_it_is(anna, weights):
+    """A bump on a plane in the middle of a photo's crop, a hole, and a piece by itself far behind."""
+    subject = load_subject(anna)
+    found, _ = detect_landmarks(subject, "files")
+    model = load_model("generic")
+    said = predict_views(Everything().eval(), model, subject, found)
+    size = said.observations.size[0]
+    depth = torch.full((len(subject.views), size, size), 500.0)
+    depth[:, : size // 4] = 0.0
+    depth[:, size // 2, size // 2] = 499.0
+    depth[:, -4:] = 560.0
+    old = said.prediction.depth
+    pose = Pose(
+        torch.eye(3).expand(len(depth), 3, 3), torch.tensor([[10.0, -20.0, 300.0]]).repeat(len(depth), 1)
+    )
+    for posed in (None, pose):
+        maps = maps_of(
+            replace(said, prediction=Prediction(depth=replace(old, depth=depth, pose=posed))), subject, {}
+        )
+        for b, surface in enumerate(maps.surface):
+            assert surface.triangles.max() == len(surface.vertices) - 1
+            assert len(surface.vertices) == size * (size - size // 4 - 4)  # the largest piece alone
+            camera = surface.vertices + [10, -20, 300] if posed else surface.vertices * [1, -1, -1]
+            assert camera[:, 2].min() == pytest.approx(499) and camera[:, 2].max() == pytest.approx(500)
+            # A vertex projects into the photo where its texture coordinate points.
+            seen = said.observations
+            inside = (
+                camera[:, :2] / camera[:, 2:] * float(old.camera.focal[b]) + old.camera.principal[b].numpy()
+            )
+            at = inside / float(seen.scale[b]) + seen.offset[b].numpy()
+            width, height = subject.views[b].size
+            h, w = surface.texture.shape[:2]
+            uv = surface.uv * [1, -1] + [0, 1]
+            spread = np.ptp(at, axis=0) / np.ptp(uv, axis=0)
+            assert (spread >= 1).all() and (spread <= [width, height]).all() and h > 8 and w > 8
+            inner = (at > 0).all(1) & (at < [width - 1, height - 1]).all(1)
+            start = (at - uv * spread)[inner].mean(0)
+            np.testing.assert_allclose(
+                at[inner] - uv[inner] * spread, start[None].repeat(inner.sum(), 0), atol=0.1
+            )
+
+
+def test_a_photo_without_a_surface_has_no_mesh(anna, weights, tmp_path):
+    subject = load_subject(anna)
+    found, _ = detect_landmarks(subject, "files")
+    said = predict_views(Everything().eval(), load_model("generic"), subject, found)
+    empty = replace(said.prediction.depth, depth=torch.zeros_like(said.prediction.depth.depth))
+    maps = maps_of(replace(said, prediction=Prediction(depth=empty)), subject, {})
+    assert all(len(s.triangles) == len(s.vertices) == 0 for s in maps.surface)
+    maps.save(tmp_path / "out")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "prediction.json",
+        "depth",
+        "confidence",
+        "normals",
+    }
+
+
 def test_a_pixel_of_a_crop_keeps_its_place():
     values = np.zeros((8, 8), np.float32)
     values[2, 5] = 7
@@ -119,11 +180,11 @@ def test_the_command_writes_one_file_for_each_photo(net, anna, weights, tmp_path
     assert content["gives"] == list(maps.gives) and content["network"]["net"] == net
     stems = [view["stem"] for view in content["views"]]
     wanted = {
-        "small_depth": {"depth", "confidence"},
+        "small_depth": {"depth", "confidence", "normals", "surface"},
         "small_positions": {"posmap"},
         "small_parser": {"parse"},
     }
-    everything = {"depth", "confidence", "posmap", "parse", "landmarks", "points3d"}
+    everything = wanted["small_depth"] | {"posmap", "parse", "landmarks", "points3d"}
     assert {p.name for p in out.iterdir()} == {"prediction.json"} | wanted.get(net, everything)
     assert ", ".join(maps.gives) + f" of {len(stems)} photo(s), written: {out}" in result.output
     for b, stem in enumerate(stems):
@@ -132,6 +193,12 @@ def test_the_command_writes_one_file_for_each_photo(net, anna, weights, tmp_path
             assert stored.dtype == np.uint16 and np.abs(stored / 10 - maps.depth[b]).max() <= 0.0501
             trust = cv2.imread(str(out / "confidence" / f"{stem}.png"), cv2.IMREAD_UNCHANGED)
             assert trust.dtype == np.uint8 and np.abs(trust / 255 - maps.confidence[b]).max() < 0.002
+            assert np.abs(read_normals(out / "normals" / f"{stem}.png") - maps.normals[b]).max() < 1e-4
+            mesh = trimesh.load(out / "surface" / f"{stem}.glb", force="mesh", process=False)
+            np.testing.assert_allclose(mesh.vertices * 1000, maps.surface[b].vertices, atol=0.01)
+            assert np.array_equal(mesh.faces, maps.surface[b].triangles)
+            texture = np.asarray(mesh.visual.material.baseColorTexture.convert("RGB"))
+            assert np.array_equal(texture, maps.surface[b].texture)
         if maps.parse is not None:
             assert np.array_equal(
                 cv2.imread(str(out / "parse" / f"{stem}.png"), cv2.IMREAD_UNCHANGED), maps.parse[b]

@@ -20,6 +20,7 @@ from fitkit.nets.dfmvr.tri_unet import Stacked, TriUNet
 from fitkit.nets.mvfnet.convention import rotation_of_euler
 from fitkit.nets.parser.network import Parser, ParserOptions
 from fitkit.nets.predictor import Prediction, Predictor, ViewSlot, frames_of, resized, table_of
+from fitkit.nets.weak_perspective import place_in_crop
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.face_parts import PARSE, ten
 from fitkit.scene.camera import Camera
@@ -125,14 +126,9 @@ class Dfmvr(Predictor):
         turn = torch.zeros(len(middles), 3, device="cpu")
         turn[:, 1] = -torch.tensor(middles, device="cpu")  # see rotation_of_angles for its sign
         turned = (points - anchor) @ rotation_of_euler(turn).transpose(1, 2)
-        low, high = turned.amin(1), turned.amax(1)
-        # The crop is cut around the box of the 68 points and moved up; there the mean face starts.
-        place = -(low + high) / 2
-        place[:, 1] += o.up * (high - low)[:, 1]
-        place[:, 2] = self.focal * o.margin * (high - low)[:, :2].amax(1) / o.size
         fixed = {
             "anchor": anchor,
-            "place": place,
+            "place": place_in_crop(turned, self.crop, self.focal),  # there the mean face starts
             "turn": turn,
             "expression_unit": o.expression * model.coefficients["expression"].unit(points),
         }

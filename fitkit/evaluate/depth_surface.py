@@ -1,4 +1,4 @@
-"""Depth maps as meshes, for protocols that compare surfaces."""
+"""What a network that gives depth says of a face, as a prediction that protocols can measure."""
 
 from __future__ import annotations
 
@@ -16,29 +16,7 @@ from fitkit.fitting.network_start import Predicted
 from fitkit.io.subject import Subject
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.scene.camera import Camera
-from fitkit.scene.depth_state import back_project
-
-JUMP_MM = 20.0  # neighbouring pixels farther apart in depth lie across a silhouette
-
-
-def depth_mesh(depth: Tensor, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-    """The surface that a depth map shows.
-
-    Args:
-        depth: [H, W] mm, 0 = nothing; camera: of one frame, px of the map.
-    Returns:
-        vertices [H * W, 3] mm, camera frame, one for each pixel; triangles [F, 3] between neighbouring pixels
-        that lie on one surface, counter-clockwise seen from the camera.
-    """
-    H, W = depth.shape
-    vertices = back_project(depth[None].double(), camera)[0].numpy()
-    index = np.arange(H * W).reshape(H, W)
-    a, right, down, across = (
-        c.ravel() for c in (index[:-1, :-1], index[:-1, 1:], index[1:, :-1], index[1:, 1:])
-    )
-    triangles = np.concatenate([np.stack([a, down, right], 1), np.stack([right, down, across], 1)])
-    z = depth.double().numpy().ravel()[triangles]
-    return vertices, triangles[(z > 0).all(1) & (np.ptp(z, axis=1) < JUMP_MM)]
+from fitkit.scene.depth_mesh import depth_mesh
 
 
 def face_of_depth(predicted: Predicted, subject: Subject, found: Landmarks, name: str = "") -> PredictedFace:
