@@ -38,8 +38,20 @@ from fitkit.errors import FitError, InputError
     metavar="auto|files|builtin|...",
     help="Where the 68 points come from.",
 )
+@click.option(
+    "--pose",
+    type=click.Choice(["network", "landmarks"]),
+    default="network",
+    show_default=True,
+    help="Where heads are and how they are turned: as the network says, or as the landmarks have it.",
+)
+@click.option(
+    "--repeat",
+    is_flag=True,
+    help="Put a single photo into all views of a network with named views.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and doubts about the result.")
-def predict(photos, weights, model, output, overwrite, pictures, device, landmarks, quiet):
+def predict(photos, weights, model, output, overwrite, pictures, device, landmarks, pose, repeat, quiet):
     """Predict the face in the photos in FOLDER, or in each PHOTO given, with a trained network, without a
     fit.
 
@@ -67,6 +79,8 @@ def predict(photos, weights, model, output, overwrite, pictures, device, landmar
     scene = weights is None or "state" in read_about(weights)["gives"]
     if model is not None and not scene:
         raise InputError(f"{weights}: this network gives no scene, so no face model; leave --model out")
+    if not scene and (repeat or pose != "network"):
+        raise InputError(f"{weights}: this network gives no scene; leave --repeat and --pose out")
     model = None if model is None else load_model(model)
     with share_bar(quiet) as progress:
         result = (run if scene else predict_maps)(
@@ -75,6 +89,7 @@ def predict(photos, weights, model, output, overwrite, pictures, device, landmar
             landmarks=landmarks,
             device=device,
             progress=progress.part(0.0, 0.85),
+            **({"repeat": repeat, "pose": pose} if scene else {}),
         )
         if model is not None and result.model.name != model.name:
             result = convert(result, model)

@@ -16,6 +16,7 @@ from fitkit.energies.supervision import label
 from fitkit.io.options import Positive
 from fitkit.models.face_model import FaceModel, Motion
 from fitkit.observe.observations import Observations
+from fitkit.render.visibility import depth_maps, seen_by_depth
 from fitkit.scene.projection import motion_columns, project_head_points, project_points
 from fitkit.scene.state import SceneState
 
@@ -49,6 +50,7 @@ POINT_WEIGHTS: dict[str, tuple[tuple[slice, float], ...]] = {
     ),
 }
 PointScheme = Literal["even", "dfmvr", "dfmvr_code", "mfnet"]
+SIGHT_PX, SIGHT_MM = 96, 10.0  # of the depth map that tells hidden points, and how far behind it they lie
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class LandmarkReprojection:
     to the jaw point, the vertex that projects farthest outwards, i.e. the visible outline; 'auto': whichever
     of the two rules explains all jaw points of all views better (they agree in a frontal view).
     points: weights of the single points, see POINT_WEIGHTS; hidden: points that the labels say are hidden
-    count as well.
+    count as well; facing: only points that no part of the model hides at the frozen state count.
     Source: E9 of the energy list: MVF-Net and MFNet landmark terms; profile lines: Zhu et al., "High-fidelity
     pose and expression normalization", CVPR 2015 (landmark marching), found here on the mesh instead of drawn
     by hand.
@@ -72,11 +74,18 @@ class LandmarkReprojection:
     jaw_vertices: Tensor | None = None  # [B, 17] int64, -1 = the model's own point; set by freeze
     points: PointScheme = "even"
     hidden: bool = True
+    facing: bool = False
+    seen: Tensor | None = None  # [B, 68] bool, set by freeze where `facing`
 
     name = "lmk2d"
     reduction = "sum"
 
     def freeze(self, state: SceneState, observations: Observations) -> LandmarkReprojection:
+        seen = points_in_sight(self.model, state, observations) if self.facing else None
+        return replace(self, seen=seen)._with_jaw(state, observations)
+
+    def _with_jaw(self, state: SceneState, observations: Observations) -> LandmarkReprojection:
+        """The rule for the jaw and its vertices fixed."""
         own = torch.full((state.num_views, 17), -1, dtype=torch.int64, device=state.expression.device)
         if self.jaw == "surface":
             return replace(self, jaw_vertices=own)
@@ -95,10 +104,10 @@ class LandmarkReprojection:
     def join(
         self, parts: Sequence[LandmarkReprojection], views: Sequence[int]
     ) -> LandmarkReprojection | None:
-        if any((p.model, p.points, p.hidden) != (self.model, self.points, self.hidden) for p in parts):
+        if any(_kind(p) != _kind(self) for p in parts):
             return None
-        sigma, vertices = (torch.cat([getattr(p, n) for p in parts]) for n in ("sigma_px", "jaw_vertices"))
-        return replace(self, sigma_px=sigma, jaw_vertices=vertices)
+        names = ("sigma_px", "jaw_vertices", *(("seen",) if self.facing else ()))
+        return replace(self, **{n: torch.cat([getattr(p, n) for p in parts]) for n in names})
 
     def _slides(self) -> Tensor | None:
         """Jaw points that another vertex stands for, [B, 17] bool; None: nowhere."""
@@ -128,7 +137,7 @@ class LandmarkReprojection:
         marks = observations.landmarks
         target = torch.where(marks.valid[..., None], marks.points, torch.zeros_like(marks.points)).to(pixels)
         value = (pixels - target) / self.sigma_px[..., None].to(pixels)
-        valid = _counted(self.model, observations, self.hidden, self.name) & in_front
+        valid = _counted(self, observations) & in_front
         weight = marks.confidence.to(pixels) * point_weights(self.points, pixels)
         return Residuals(value, valid, weight, state.subject)
 
@@ -150,11 +159,36 @@ class LandmarkReprojection:
         )
 
 
-def _counted(model: FaceModel, observations: Observations, hidden: bool, energy: str) -> Tensor:
+def _counted(energy: LandmarkReprojection | LandmarkOffsets, observations: Observations) -> Tensor:
     """Points that may count, [B, 68] bool: seen, and on the model."""
     valid = observations.landmarks.valid
-    valid = valid & model.landmarks.present.to(valid.device)
-    return valid if hidden else valid & label(observations, "visible", energy).to(valid.device)
+    valid = valid & energy.model.landmarks.present.to(valid.device)
+    if energy.seen is not None:
+        valid = valid & energy.seen
+    if energy.hidden:
+        return valid
+    return valid & label(observations, "visible", energy.name).to(valid.device)
+
+
+def _kind(energy: LandmarkReprojection | LandmarkOffsets) -> tuple:
+    """What energies have in common that can be one."""
+    return energy.model, energy.points, energy.hidden, energy.facing
+
+
+def points_in_sight(model: FaceModel, state: SceneState, observations: Observations) -> Tensor:
+    """Points that no part of the model hides, [B, 68] bool: nothing of it lies more than 10 mm in front of
+    them. Those beside the model, and beside the picture, are not hidden: a face that is predicted elsewhere
+    is no way around an energy.
+    """
+    with torch.no_grad():
+        reduction = max(observations.size) / SIGHT_PX
+        maps = depth_maps(state.vertices(model), model.triangles, state, observations.size, reduction)
+        points = model.landmark_basis.points(*state.coefficients())
+        pixels = project_head_points(points, state, all_views(state)).pixels
+        most = pixels.new_tensor([observations.size[1] - 1, observations.size[0] - 1])
+        pixels = torch.minimum(torch.nan_to_num(pixels).clamp_min(0), most)
+        maps = torch.where(maps > 0, maps, torch.inf)
+        return seen_by_depth(pixels, state.pose.apply(points)[..., 2], maps, reduction, SIGHT_MM)
 
 
 def point_weights(scheme: PointScheme, like: Tensor) -> Tensor:
@@ -195,7 +229,7 @@ class LandmarkOffsets:
     """lmk2d_eye, lmk2d_lip: ((k_i - k_j) - (l_i - l_j)) / sigma for opposite lid or lip points, [B, n, 2].
 
     Blind to a common shift, so it survives small pose errors. sigma_px: [B, 68] px of one point, of the crop;
-    points, hidden: see LandmarkReprojection; of the two weights a pair has the smaller.
+    points, hidden, facing: see LandmarkReprojection; of the two weights a pair has the smaller.
     Source: MFNet eq. 8 and 9, which do not print the pairs; these are ours.
     """
 
@@ -205,15 +239,20 @@ class LandmarkOffsets:
     name: str
     points: PointScheme = "even"
     hidden: bool = True
+    facing: bool = False
+    seen: Tensor | None = None  # [B, 68] bool, set by freeze where `facing`
     reduction = "sum"
 
     def freeze(self, state: SceneState, observations: Observations) -> LandmarkOffsets:
-        return self
+        if not self.facing:
+            return self
+        return replace(self, seen=points_in_sight(self.model, state, observations))
 
     def join(self, parts: Sequence[LandmarkOffsets], views: Sequence[int]) -> LandmarkOffsets | None:
-        if any((p.model, p.points, p.hidden) != (self.model, self.points, self.hidden) for p in parts):
+        if any(_kind(p) != _kind(self) for p in parts):
             return None
-        return replace(self, sigma_px=torch.cat([p.sigma_px for p in parts]))
+        names = ("sigma_px", *(("seen",) if self.facing else ()))
+        return replace(self, **{n: torch.cat([getattr(p, n) for p in parts]) for n in names})
 
     def _parts(self, observations: Observations):
         a = torch.tensor([p[0] for p in self.pairs], device=self.sigma_px.device)
@@ -223,7 +262,7 @@ class LandmarkOffsets:
 
     def _residuals(self, pixels, in_front, state, observations: Observations, a, b, sigma) -> Residuals:
         marks = observations.landmarks
-        counted = _counted(self.model, observations, self.hidden, self.name) & in_front
+        counted = _counted(self, observations) & in_front
         valid = counted[:, a] & counted[:, b]
         target = (marks.points[:, a] - marks.points[:, b]).to(pixels)
         target = torch.where(valid[..., None], target, torch.zeros_like(target))
@@ -258,15 +297,23 @@ class LandmarkOffsets:
 
 
 def eye_offsets(
-    model: FaceModel, sigma_px: Tensor, points: PointScheme = "even", hidden: bool = True
+    model: FaceModel,
+    sigma_px: Tensor,
+    points: PointScheme = "even",
+    hidden: bool = True,
+    facing: bool = False,
 ) -> LandmarkOffsets:
-    return LandmarkOffsets(model, sigma_px, EYE_PAIRS, "lmk2d_eye", points, hidden)
+    return LandmarkOffsets(model, sigma_px, EYE_PAIRS, "lmk2d_eye", points, hidden, facing)
 
 
 def lip_offsets(
-    model: FaceModel, sigma_px: Tensor, points: PointScheme = "even", hidden: bool = True
+    model: FaceModel,
+    sigma_px: Tensor,
+    points: PointScheme = "even",
+    hidden: bool = True,
+    facing: bool = False,
 ) -> LandmarkOffsets:
-    return LandmarkOffsets(model, sigma_px, LIP_PAIRS, "lmk2d_lip", points, hidden)
+    return LandmarkOffsets(model, sigma_px, LIP_PAIRS, "lmk2d_lip", points, hidden, facing)
 
 
 PROFILE_HALF_WIDTH_MM = 4.0
@@ -341,6 +388,7 @@ def project_directions(model: FaceModel, state: SceneState) -> Tensor:
 class LandmarkOptions(EnergyOptions):
     points: PointScheme = "even"  # weights of the single points, see POINT_WEIGHTS
     hidden: bool = True  # points that the labels say are hidden count as well
+    facing: bool = False  # points that another part of the model hides do not count
 
 
 @dataclass(frozen=True)
@@ -368,7 +416,7 @@ def jaw_rule(observations: Observations, o: LandmarkTraining) -> str:
 def _make(context: Context, o: LandmarkTraining) -> LandmarkReprojection:
     jaw = jaw_rule(context.observations, o) if context.jaw is None else context.jaw
     sigma = point_sigma(context, o)
-    return LandmarkReprojection(context.model, sigma, jaw, points=o.points, hidden=o.hidden)
+    return LandmarkReprojection(context.model, sigma, jaw, points=o.points, hidden=o.hidden, facing=o.facing)
 
 
 def _labels(o: LandmarkOptions) -> frozenset[str]:
@@ -403,7 +451,9 @@ SPECS = (
     EnergySpec(
         name="lmk2d_eye",
         cls=LandmarkOffsets,
-        make=lambda context, o: eye_offsets(context.model, point_sigma(context, o), o.points, o.hidden),
+        make=lambda context, o: eye_offsets(
+            context.model, point_sigma(context, o), o.points, o.hidden, o.facing
+        ),
         role="landmark",
         doc=EnergyDoc(
             formula="(k_i - k_j) - (l_i - l_j), opposite lid points",
@@ -421,7 +471,9 @@ SPECS = (
     EnergySpec(
         name="lmk2d_lip",
         cls=LandmarkOffsets,
-        make=lambda context, o: lip_offsets(context.model, point_sigma(context, o), o.points, o.hidden),
+        make=lambda context, o: lip_offsets(
+            context.model, point_sigma(context, o), o.points, o.hidden, o.facing
+        ),
         role="landmark",
         doc=EnergyDoc(
             formula="(k_i - k_j) - (l_i - l_j), opposite inner lip points",

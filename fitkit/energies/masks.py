@@ -33,6 +33,7 @@ HALF = {
     "left": ((22, 23, 24, 25, 26), tuple(range(8, 17))),
 }  # brow, jaw
 RIDGE = (27, 28, 29, 30)
+OUTER_LIPS = slice(48, 60)
 FEATURE_MM = 12.0  # from a landmark of eyes, nose or mouth, see `weight_features`
 # named classes weigh the first number, the rest of the face the second, the background the third
 PARSE_WEIGHTS = {
@@ -155,8 +156,8 @@ def covis_bbox(points: Tensor, face: Tensor, side: Side, pad: float = 3.0, level
     side).
 
     Args:
-        points: [B, 68, 2] px; face: [B, H, W] bool or in [0, 1], the rendered face without its mouth; side:
-            of the subject;
+        points: [B, 68, 2] px; face: [B, H, W] bool or in [0, 1], the rendered face, see `outside_mouth`;
+        side: of the subject;
         pad: px around the box; level_eyes: False keeps the box axis-aligned, as printed.
     Returns:
         [B, 1, H, W].
@@ -194,6 +195,23 @@ def covis_bbox(points: Tensor, face: Tensor, side: Side, pad: float = 3.0, level
             & (y <= bottom[:, None])
         )
         return (inside.reshape(face.shape).to(points.dtype) * face.to(points.dtype))[:, None]
+
+
+def outside_mouth(points: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pixels that lie outside of the outline of the lips, [B, H, W] bool; points: [B, 68, 2] px.
+
+    Source: MFNet eq. 5, whose text leaves out the mouth. Even-odd rule along the rows.
+    """
+    with torch.no_grad():
+        a = points[:, OUTER_LIPS]
+        b = a.roll(-1, 1)
+        x, y = (p[None, None] for p in pixel_grid(size, points).unbind(-1))
+        (ax, ay), (bx, by) = (p.unbind(-1) for p in (a[:, :, None], b[:, :, None]))
+        across = (ay <= y) != (by <= y)
+        rise = torch.where(by == ay, torch.ones_like(ay), by - ay)
+        left = x < ax + (y - ay) * (bx - ax) / rise
+        inside = (across & left).sum(1) % 2 == 1
+        return ~inside.reshape(-1, *size)
 
 
 def covis_depth(

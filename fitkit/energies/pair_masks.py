@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from fitkit.energies.flow_correspondence import FlowImages
-from fitkit.energies.masks import Side, covis_bbox, covis_lmk, covis_tri, covis_vertex, vis_normal
+from fitkit.energies.masks import (
+    Side,
+    covis_bbox,
+    covis_lmk,
+    covis_tri,
+    covis_vertex,
+    outside_mouth,
+    vis_normal,
+)
 from fitkit.errors import InputError
 from fitkit.models.face_model import FaceModel
 from fitkit.render.cross_view import CrossViews, SharedPixels
@@ -56,7 +64,7 @@ def pair_mask(
     None for 'zbuffer', the test that `SharedPixels` makes by itself; 'vertex': surface whose vertices face
     both cameras (PGN eq. 5); 'triangle': triangles that both views see, and those around (MGCNet);
     'landmarks', 'box': the half of the face that both see, cut along the midline (MVF-Net) or by a box of
-    landmarks (MFNet eq. 5).
+    landmarks and without the mouth (MFNet eq. 5).
     """
     if name == "zbuffer":
         return None
@@ -112,7 +120,7 @@ def half_faces(
         half = (
             covis_lmk(one, covered, side)
             if name == "landmarks"
-            else covis_bbox(one, covered, side, 3 / reduction)
+            else covis_bbox(one, covered & outside_mouth(one, face.shape[-2:]), side, 3 / reduction)
         )
         halves.append(half[0, 0] > 0.5)
     return torch.stack(halves) if halves else face

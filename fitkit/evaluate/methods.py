@@ -39,6 +39,7 @@ Kind = Literal["fit", "mean", "landmarks", "regressor"]
 # What of a network is measured, the first that it gives unless one is named.
 Surface = Literal["", "state", "depth", "position_map"]
 SURFACES: tuple[Surface, ...] = ("state", "depth", "position_map")
+Poses = Literal["network", "landmarks"]  # where those of predicted heads come from
 Photos = Callable[[EvaluationSample, str], tuple[Subject, Landmarks]]
 
 
@@ -49,7 +50,7 @@ class Method:
 
     kind: 'fit': photos -> fit; 'mean': the model's mean face; 'landmarks': only the 68 points of the
     detector; 'regressor': a trained network alone; model: name or path of the face model; recipe: of the
-    fits, and where landmarks come from; weights, repeat: of 'regressor', see `predict` of
+    fits, and where landmarks come from; weights, repeat, pose: of 'regressor', see `predict` of
     fitkit/fitting/predict.py; part: of what the network gives, empty: the first of SURFACES that is there;
     device: torch device of fits and networks.
     """
@@ -61,6 +62,7 @@ class Method:
     repeat: bool = False
     device: str = "cpu"
     part: Surface = ""
+    pose: Poses = "network"
 
     @property
     def needs_photos(self) -> bool:
@@ -77,6 +79,7 @@ class Method:
             file = Path(self.weights or shipped_weights())
             made |= {"weights": file.name, "sha256": _digest(file), "repeat": self.repeat}
             made |= {"part": self.part} if self.part else {}
+            made |= {"pose": self.pose} if self.pose != "network" else {}
         return plain(made)
 
     def load(self) -> None:
@@ -131,7 +134,7 @@ class Method:
         part = self.part or next(p for p in SURFACES if p in network.network.gives)
         if part != "state":
             return self._without_state(part, name, subject, found, network, root)
-        result = predict_observed(subject, found, network, repeat=self.repeat)
+        result = predict_observed(subject, found, network, repeat=self.repeat, pose=self.pose)
         write_fit(result, root, name)
         outcome = outcome_of(result)
         # By the rules for fits it may be unusable; what is measured here is the network, with all that it

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fitkit.errors import InputError
-from fitkit.evaluate.methods import Kind, Method, Surface
+from fitkit.evaluate.methods import Kind, Method, Poses, Surface
 from fitkit.evaluate.protocols import PROTOCOLS
 from fitkit.fitting.network_start import shipped_weights
 from fitkit.fitting.recipe import FitRecipe, load_recipe
@@ -41,6 +41,8 @@ class EvaluateRecipe:
     # What of a regressor is measured: 'state', its face model; 'depth'; 'position_map'; empty: the first of
     # them that it gives
     part: Surface = ""
+    # Of a regressor: where its poses come from, the network, or closed form from its face and the landmarks.
+    pose: Poses = "network"
     fit: str = "multiview"  # recipe of the fits by name or path
     fit_overrides: tuple[str, ...] = ()  # 'key=value' changes of it
     pictures: Natural = 4  # error maps of so many samples
@@ -65,6 +67,7 @@ class EvaluateRecipe:
             self.repeat,
             device,
             self.part,
+            self.pose,
         )
 
 
@@ -91,9 +94,9 @@ def load_evaluate_recipe(
         if "model" not in content:
             model = read_about(recipe.weights or shipped_weights())["model"]  # none: it gives no state
             recipe = replace(recipe, model=model or recipe.model)
-    elif recipe.weights or recipe.repeat or recipe.part:
+    elif recipe.weights or recipe.repeat or recipe.part or recipe.pose != "network":
         raise InputError(
-            f"{where}: weights, repeat and part are for predictor=regressor, got "
+            f"{where}: weights, repeat, part and pose are for predictor=regressor, got "
             f"predictor={recipe.predictor}; leave them out, or give predictor=regressor"
         )
     recipe = replace(

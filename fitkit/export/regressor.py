@@ -22,6 +22,7 @@ from fitkit.io.atomic import remove_litter, written_whole
 from fitkit.io.foreign import foreign_file
 from fitkit.io.options import to_plain
 from fitkit.models.face_model import FaceModel
+from fitkit.models.skinned import SkinnedModel
 from fitkit.nets import load_predictor, model_of, read_about
 from fitkit.nets.predictor import Prediction, Predictor
 from fitkit.observe.face_parts import PARSE, PARTS
@@ -42,6 +43,11 @@ OUTPUTS = {
         "[S, V, K_ex]",
         "none",
         "blend-shape weights or Gaussian coefficients, in the order of `expression_names`",
+    ),
+    "joints": (
+        "[S, V, J, 3]",
+        "rad",
+        "rotation vectors of the face model's joints, in the order of `joint_names`",
     ),
     "rotation": (
         "[S, V, 3, 3]",
@@ -104,6 +110,7 @@ def _tables(found: Prediction) -> dict[str, Tensor]:
         "identity": None if state is None else state.identity,
         "identity_sigma": found.identity_sigma,
         "expression": None if state is None else state.expression,
+        "joints": None if state is None else state.joints,
         "rotation": None if pose is None else pose.rotation,
         "translation": None if pose is None else pose.translation,
         "focal": None if camera is None else camera.focal,
@@ -459,6 +466,8 @@ def _about_outputs(network: Predictor, model: FaceModel | None, values: dict[str
         out["camera_kind"] = network.camera_kind
     if "expression" in values:
         out["expression_names"] = list(model.expression_names)
+    if "joints" in values and isinstance(model, SkinnedModel):
+        out["joint_names"] = list(model.joint_names)
     if "parse" in values:
         count = values["parse"].shape[2]
         known = {len(PARSE): PARSE, len(PARTS): PARTS}

@@ -36,6 +36,7 @@ class Start:
     # [B] bool, a network has seen the view; the others are where their landmarks put the mean face
     predicted: Tensor
     distance: Tensor  # [B] mm from the camera to the middle of the face, NaN: as far as the recipe assumes
+    joints: Tensor | None = None  # [B, J, 3] rad, None: at rest
 
 
 def to_photos(state: SceneState, observations: Observations) -> SceneState:
@@ -98,6 +99,9 @@ def lift(start: Start, knowledge: CameraKnowledge, model: FaceModel) -> tuple[Sc
     _check_finite(views, prior.source, pose, focal[:, None], principal)
     pose, prior = _on_rig(pose, knowledge, prior)
     B, device = len(views), rotation.device
+    joints = start.joints
+    if joints is None and model.num_joints:
+        joints = torch.zeros(B, model.num_joints, 3, device=device)
     state = SceneState(
         start.identity,
         torch.zeros(B, dtype=torch.int64, device=device),
@@ -105,7 +109,7 @@ def lift(start: Start, knowledge: CameraKnowledge, model: FaceModel) -> tuple[Sc
         pose,
         Camera(focal, principal, aspect, kind),
         torch.zeros(B, 9, 1, device=device),
-        joints=torch.zeros(B, model.num_joints, 3, device=device) if model.num_joints else None,
+        joints=joints,
     )
     return state, prior
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,16 +21,18 @@ from fitkit.models.coefficients import shapes_by_name
 from fitkit.models.face_model import FaceModel
 from fitkit.nets import load_predictor, model_of, read_about
 from fitkit.nets.predictor import Prediction, Predictor, assign_views
-from fitkit.nets.weak_perspective import to_orthographic
+from fitkit.nets.weak_perspective import to_focal, to_orthographic
 from fitkit.observe.crop import crop_views
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
 from fitkit.scene.camera import Camera
-from fitkit.scene.pose import yaw_pitch_roll
+from fitkit.scene.pose import Pose, yaw_pitch_roll
+from fitkit.scene.state import SceneState
 
 WEIGHTS = "fitkit-init.safetensors"
 # How far off a network's landmarks are, where the shape of one face model is carried over to another.
 POINT_MM = 1.5
+LEAST_POINTS = 8  # landmarks 17 to 67 that a pose is told from; of fewer the jaw helps
 
 
 def shipped_weights() -> Path:
@@ -161,6 +163,45 @@ def _frame(said: Prediction, number: int) -> Prediction:
     )
 
 
+def on_landmarks(predicted: Predicted) -> Predicted:
+    """The same face in the poses that lay it onto the landmarks of the photos, in closed form, instead of
+    those that the network predicts.
+
+    Raises:
+        DegenerateInputError: landmarks of a photo that tell no pose.
+    """
+    said = predicted.prediction
+    assert said.state is not None  # the caller has looked
+    state = pose_on_landmarks(said.state, predicted.model, predicted.observations.landmarks)
+    return replace(predicted, prediction=replace(said, state=state))
+
+
+def pose_on_landmarks(state: SceneState, model: FaceModel, marks: Landmarks) -> SceneState:
+    """Poses, and scales of orthographic cameras, by least squares over landmarks 17 to 67: those of the jaw
+    may lie on the outline. marks: in px of the cameras; perspective cameras keep their focal length.
+
+    Raises:
+        DegenerateInputError: too few landmarks, or all of them on one line.
+    """
+    known = marks.only(model.landmarks.present)
+    weight = known.valid.float() * known.confidence.clamp_min(1e-3)
+    inner = weight.clone()
+    inner[:, :17] = 0
+    enough = (inner > 0).sum(1, keepdim=True) >= LEAST_POINTS
+    points = model.landmark_basis.points(*state.coefficients())
+    scale, rotation, shift = weak_perspective_pose(
+        points, torch.nan_to_num(marks.points), torch.where(enough, inner, weight)
+    )
+    camera = replace(state.camera, focal=scale * Camera.REFERENCE_DEPTH, kind="orthographic")
+    camera = replace(camera, aspect=torch.ones_like(camera.aspect))
+    at = (shift - camera.principal) / scale[:, None]
+    translation = torch.cat([at, torch.full_like(at[:, :1], Camera.REFERENCE_DEPTH)], 1)
+    laid = state.replace(pose=Pose(rotation, translation), camera=camera)
+    if state.camera.kind == "orthographic":
+        return laid
+    return to_focal(laid, model, state.camera.focal, state.camera.principal)
+
+
 def regressor_start(
     subject: Subject,
     found: Landmarks,
@@ -216,19 +257,22 @@ def start_of(predicted: Predicted, base: Start, observations: Observations, mode
     photos = to_photos(state, predicted.observations)
     rotation, scale = state.pose.rotation, photos.camera.focal / Camera.REFERENCE_DEPTH
     origin = photos.camera.principal + scale[:, None] * state.pose.translation[:, :2]
-    identity, expression = state.identity, state.expression
+    identity, expression, joints = state.identity, state.expression, state.joints
     same = (model.name, model.num_identity, model.expression_names)
     if same != (predicted.model.name, predicted.model.num_identity, predicted.model.expression_names):
-        basis = predicted.model.landmark_basis
+        basis, joints = predicted.model.landmark_basis, None
         neutral = basis.points(state.identity, torch.zeros_like(state.expression[:1]))
         identity = carry_identity(neutral, model, predicted.model.landmarks.present)
         expression = carry_expression(state.expression, predicted.model, model)
-        posed = basis.points(state.identity[state.subject], state.expression) @ rotation.transpose(1, 2)
+        posed = basis.points(*state.coefficients()) @ rotation.transpose(1, 2)
         pixels = scale[:, None, None] * posed[..., :2] + origin[:, None]
         ours = model.landmark_basis.points(identity[state.subject], expression)
         both = (model.landmarks.present & predicted.model.landmarks.present).to(pixels)
         scale, rotation, origin = weak_perspective_pose(ours, pixels, both.expand(len(pixels), -1))
     order = torch.tensor(predicted.order, device=scale.device)
+    if joints is not None:
+        rest = joints.new_zeros(len(base.scale), *joints.shape[1:])
+        joints = rest.index_copy(0, order, joints)
     crop, offset = observations.scale[order], observations.offset[order]
     return Start(
         base.scale.index_copy(0, order, scale * crop),
@@ -238,6 +282,7 @@ def start_of(predicted: Predicted, base: Start, observations: Observations, mode
         base.expression.index_copy(0, order, expression),
         base.predicted.index_fill(0, order, True),
         base.distance.index_copy(0, order, distance),
+        joints,
     )
 
 

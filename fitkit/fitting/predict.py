@@ -16,7 +16,7 @@ from fitkit.fitting.choose_start import ChosenStart
 from fitkit.fitting.findings import SHIPPED_ERROR_MM, judge
 from fitkit.fitting.initialize import initial_state, to_photos
 from fitkit.fitting.metrics import fit_report
-from fitkit.fitting.network_start import Predicted, predict_views, shipped_weights
+from fitkit.fitting.network_start import Predicted, on_landmarks, predict_views, shipped_weights
 from fitkit.fitting.predicted_maps import PredictedMaps, maps_of
 from fitkit.fitting.recipe import FitRecipe, load_recipe
 from fitkit.fitting.report import PREDICT, TimeReport
@@ -33,6 +33,8 @@ from fitkit.nets.predictor import Predictor
 from fitkit.observe.landmarks.detectors import detect_landmarks, usable_views
 from fitkit.observe.landmarks.given import check_given
 from fitkit.observe.landmarks.types import Landmarks
+
+POSES = ("network", "landmarks")  # where those of predicted heads come from
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def predict(
     device: str = "cpu",
     progress: Progress | Callable[[str, float], None] | None = None,
     repeat: bool = False,
+    pose: str = "network",
 ) -> FitResult:
     """Predict the face in the photos of one person with a network that `fitkit train-regressor` has trained.
 
@@ -89,6 +92,8 @@ def predict(
         progress: called with (what is done next, share done in 0..1), or a Progress.
         repeat: a single photo is put into every view of a network with named views, instead of the one that
             it shows.
+        pose: where heads are and how they are turned: as the 'network' says, or so that its face lies on the
+            'landmarks' of the photos, in closed form.
     Returns:
         a result with the predicted cameras, without error bars; its covariance of the identity is diagonal,
         from the standard deviations of the network, None where it has none; status and metrics as a fit
@@ -99,6 +104,7 @@ def predict(
     begun = time.perf_counter(), time.process_time()
     check_argument("weights", weights, (str, os.PathLike, NoneType), "the path of a weight file")
     check_argument("model", model, (FaceModel, NoneType), "a FaceModel")
+    check_pose(pose)
     progress = Progress.of(progress)
     trained = load_trained(weights, model, device)
     if "state" not in trained.network.gives:
@@ -108,7 +114,7 @@ def predict(
         )
     subject, found, notes = _faces(subject, landmarks, device, progress)
     progress.at(0.7, "predicting")
-    return predict_observed(subject, found, trained, notes, repeat, begun)
+    return predict_observed(subject, found, trained, notes, repeat, begun, pose)
 
 
 @torch.no_grad()
@@ -141,6 +147,16 @@ def predict_maps(
     return maps
 
 
+def check_pose(pose: str) -> None:
+    """Refuse what is no place where a pose comes from.
+
+    Raises:
+        InputError: it says which there are.
+    """
+    if pose not in POSES:
+        raise InputError(f"pose: expected {' or '.join(POSES)}, got '{pose}'")
+
+
 def _faces(
     subject: str | os.PathLike | Subject | Sequence, landmarks: str, device: str, progress: Progress
 ) -> tuple[Subject, Landmarks, tuple[str, ...]]:
@@ -164,6 +180,7 @@ def predict_observed(
     notes: Sequence[str] = (),
     repeat: bool = False,
     begun: tuple[float, float] | None = None,
+    pose: str = "network",
 ) -> FitResult:
     """`predict` from views and landmarks that are already there.
 
@@ -179,6 +196,8 @@ def predict_observed(
     predicted = predict_views(
         network, model.to(trained.device), subject, found, trained.device, trained.weights, repeat
     )
+    if pose == "landmarks":
+        predicted = on_landmarks(predicted)
     solved = time.perf_counter()
     maps = maps_of(predicted, subject, {"weights": trained.weights} | trained.about)
     order = predicted.order

@@ -43,6 +43,12 @@ def _mvfnet() -> NetKind:
     return NetKind(MvfNetOptions, MvfNet)
 
 
+def _mfnet() -> NetKind:
+    from fitkit.nets.mfnet.network import Mfnet, MfnetOptions
+
+    return NetKind(MfnetOptions, Mfnet)
+
+
 def _fitkit_init() -> NetKind:
     from fitkit.nets.fitkit_init.network import FitkitInit, FitkitInitOptions
 
@@ -75,6 +81,7 @@ def _parser() -> NetKind:
 
 NETS: dict[str, Callable[[], NetKind]] = {
     "mvfnet": _mvfnet,
+    "mfnet": _mfnet,
     "dfmvr": _dfmvr,
     "mvdepth": _mvdepth,
     "fitkit_init": _fitkit_init,
@@ -229,7 +236,7 @@ def load_network(name: str, weights: str | os.PathLike, device: str = "cpu") -> 
     if name == "encoder" and type(network).features is Predictor.features:
         raise InputError(
             f"{weights}: expected a network with features of a picture, {type(network).__name__} has none; "
-            "mvfnet, fitkit_init, pgn and mvdepth do"
+            "mvfnet, mfnet, fitkit_init, pgn and mvdepth do"
         )
     return FrozenNetwork(FROZEN[name](network)).to(device)
 
@@ -285,16 +292,17 @@ def _is_landmark_network(path: str | os.PathLike) -> bool:
 
 def start_from(network: Predictor, path: str | os.PathLike, model: FaceModel | None) -> None:
     """Fill a network with weights to start a training from: a regressor.safetensors of the same network, face
-    model and views, a .pth file for its trunk, if it has `load_trunk`, or 'builtin', the shipped landmark
-    network, or the file of another one for its encoder, if it has `load_encoder`; the regressor.safetensors
-    of a parser, or 'builtin', the shipped one, for the parser inside of it, if it has `load_parser`.
+    model and views, a .pth, .pt or .tar file for its trunk, if it has `load_trunk`, or 'builtin', the shipped
+    landmark network, or the file of another one for its encoder, if it has `load_encoder`; the
+    regressor.safetensors of a parser, or 'builtin', the shipped one, for the parser inside of it, if it has
+    `load_parser`.
 
     Raises:
         InputError: no such file, or weights of something else.
     """
-    if os.fspath(path).endswith((".pth", ".pt")) and hasattr(network, "load_trunk"):
+    if os.fspath(path).endswith((".pth", ".pt", ".tar")) and hasattr(network, "load_trunk"):
         with foreign_file(
-            path, "not readable as weights of a network", "expected those of torchvision", limit=DATA_BYTES
+            path, "not readable as weights of a network", f"expected {network.trunk_file}", limit=DATA_BYTES
         ) as file:
             network.load_trunk(file.torch(), os.fspath(path))
         return

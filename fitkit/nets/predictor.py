@@ -121,7 +121,8 @@ class Predictor(nn.Module, ABC):
     Where it gives a state: model_name, num_identity, num_expression: of the face model whose coefficients are
     predicted. camera_kind: of the cameras of state and depth;
     focal: px of the pictures, of perspective cameras that all have the same, else 0.
-    needs: the weights that a training has to start from, empty: none.
+    needs: the weights that a training has to start from, empty: none; trunk_file: what file of others
+    `load_trunk` takes, where a network has it.
     """
 
     gives: tuple[str, ...]
@@ -137,6 +138,7 @@ class Predictor(nn.Module, ABC):
     camera_kind: str = ""
     focal: float = 0.0
     needs: str = ""
+    trunk_file: str = ""
 
     @abstractmethod
     def forward(self, images: Tensor, valid: Tensor, padded: bool = False) -> Prediction:

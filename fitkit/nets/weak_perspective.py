@@ -49,11 +49,11 @@ def to_orthographic(state: SceneState, model: FaceModel, principal: Tensor | Non
     )
 
 
-def to_focal(state: SceneState, model: FaceModel, focal: float, principal: Tensor) -> SceneState:
+def to_focal(state: SceneState, model: FaceModel, focal: float | Tensor, principal: Tensor) -> SceneState:
     """Perspective views of this focal length nearest to those of `state`: the face's middle stays in its
     place of the picture, seen from the same side and as large.
 
-    focal: px; principal: [B, 2] px of the new cameras.
+    focal: px, one for all or [B]; principal: [B, 2] px of the new cameras.
     """
     flat = to_orthographic(state, model, principal)
     scale = flat.camera.focal / Camera.REFERENCE_DEPTH  # px per mm
@@ -62,7 +62,7 @@ def to_focal(state: SceneState, model: FaceModel, focal: float, principal: Tenso
     place = torch.cat([at, (focal / scale)[:, None]], 1)
     rotation = rotation_between_axis_and(place) @ flat.pose.rotation
     translation = place - (rotation @ middle[0, 0][:, None])[..., 0]
-    camera = replace(flat.camera, focal=torch.full_like(scale, focal), kind="perspective")
+    camera = replace(flat.camera, focal=torch.zeros_like(scale) + focal, kind="perspective")
     return state.replace(pose=Pose(rotation, translation), camera=camera)
 
 

@@ -65,9 +65,10 @@ class DataSource:
 class NetChoice:
     """A network and what it starts from.
 
-    start: regressor.safetensors of another training with the same network, torchvision's vgg11_bn (.pth) for
-    the trunk of mvfnet, or 'builtin' or a landmarks68.safetensors, the landmark network, for the encoder of
-    fitkit_init, or the regressor.safetensors of a parser for the one inside of dfmvr; empty = random weights.
+    start: regressor.safetensors of another training with the same network; torchvision's vgg11_bn (.pth) for
+    the trunk of mvfnet, a ResNet of torchvision (.pth) or DECA's deca_model.tar for that of mfnet; 'builtin'
+    or a landmarks68.safetensors, the landmark network, for the encoder of fitkit_init and pgn and the trunk
+    of mfnet; the regressor.safetensors of a parser for the one inside of dfmvr; empty = random weights.
     """
 
     name: str = "mvfnet"  # of a network of fitkit.nets

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fitkit.data.augment import PLAIN
+from fitkit.energies.landmarks import EYE_PAIRS, LIP_PAIRS
 from fitkit.energies.landmarks3d import map_places, vertex_places
 from fitkit.energies.rendered_depth import skin_depth
 from fitkit.evaluate.photo_consistency import cross_view_flow
@@ -23,6 +24,7 @@ from fitkit.observe.observations import Observations
 from fitkit.observe.sampling import sample
 from fitkit.scene.depth_state import depth_normals
 from fitkit.scene.projection import project_points
+from fitkit.scene.state import SceneState
 from fitkit.train.regressor_data import Batch, InputOptions, Part, collate, prepare
 from fitkit.train.regressor_recipe import RegressorTraining
 
@@ -43,6 +45,10 @@ VALIDATED = (
     "model_relief_mm",
     "model_normals_deg",
     "depth_percent",
+    "eyes_mm",
+    "mean_eyes_mm",
+    "lips_mm",
+    "mean_lips_mm",
 )
 
 
@@ -111,7 +117,8 @@ def validate(network: Predictor, model: FaceModel, held: HeldOut) -> dict[str, f
     the face model that the same network predicts, over the same pixels; parse_percent:
     pixels whose likeliest part is that of the label; points3d_mm: mean distance of 3D points after the
     similarity that fits best; map_percent: distance, x, y and z, of the position map from the labelled
-    vertices of the face over the square root of the landmark box's area.
+    vertices of the face over the square root of the landmark box's area; eyes_mm, lips_mm: see
+    `opening_errors`, mean_eyes_mm, mean_lips_mm: the same of the mean face.
     """
     training, device = network.training, next(network.parameters()).device
     network.eval()
@@ -154,12 +161,29 @@ def shape_errors(mine: Prediction, labels: Labels, model: FaceModel) -> dict[str
         "mean_face_mm": float((mean - truth).norm(dim=-1).mean()),
         "shape_mm": aligned_distance(shape, truth),
         "mean_shape_mm": aligned_distance(mean, truth),
+        **opening_errors(mine.state, labels.state, model),
     }
     if mine.identity_sigma is not None:
         # Labels may be unsure themselves.
         own = 0.0 if labels.identity_sigma is None else labels.identity_sigma
         error = (mine.state.identity - labels.state.identity) ** 2
         out["sigma_ratio"] = float((error / (mine.identity_sigma**2 + own**2)).mean())
+    return out
+
+
+def opening_errors(state: SceneState, truth: SceneState, model: FaceModel) -> dict[str, float]:
+    """Error of how far lids and inner lips are apart, mm: of a state, and of the mean face. Means over the
+    pairs of opposite points of `lmk2d_eye` and `lmk2d_lip` and over the frames; models that lack some of
+    these points have none."""
+    points, true = (model.landmark_basis.points(*s.coefficients()) for s in (state, truth))
+    mean = model.landmark_basis.mean[None].expand_as(true)
+    out = {}
+    for name, pairs in (("eyes_mm", EYE_PAIRS), ("lips_mm", LIP_PAIRS)):
+        a, b = (list(side) for side in zip(*pairs))
+        if bool(model.landmarks.present[a + b].all()):
+            wide, right, still = ((p[:, a] - p[:, b]).norm(dim=-1) for p in (points, true, mean))
+            out[name] = float((wide - right).abs().mean())
+            out[f"mean_{name}"] = float((still - right).abs().mean())
     return out
 
 

@@ -14,6 +14,7 @@ from fitkit.energies.landmarks import (
     jaw_profiles,
     lip_offsets,
     outline_vertices,
+    points_in_sight,
 )
 from fitkit.energies.objective import Objective, Term
 from fitkit.errors import InputError
@@ -323,3 +324,57 @@ def test_offsets_move_the_points_in_the_head_frame():
     energy = LandmarkReprojection(MODEL, SIGMA, "surface").freeze(state, obs)
     assert float(energy.residuals(state, obs).value.norm(dim=-1).median()) > 0.3
     assert float(energy.residuals(state.replace(landmark_offset=offset), obs).value.abs().max()) < 1e-9
+
+
+def test_points_that_the_model_hides_do_not_count_on_request():
+    """In a half profile the far side of the jaw is hidden; rays to the camera tell which points are."""
+    state = truth()
+    turn = so3_exp(torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
+    state = state.replace(pose=Pose(state.pose.rotation @ turn, state.pose.translation))
+    obs = observe(MODEL, state)
+    points = MODEL.landmark_basis.points(*state.coefficients())
+    hidden = torch.stack([blocked(MODEL, state, points, b) for b in range(state.num_views)])
+    seen = points_in_sight(MODEL, state, obs)
+    assert 0.1 < float(hidden.double().mean()) < 0.6
+    # At the edges pixels of the depth map decide otherwise now and then.
+    assert float((seen == ~hidden).double().mean()) > 0.97
+    for energy in (
+        LandmarkReprojection(MODEL, SIGMA, "surface", facing=True),
+        eye_offsets(MODEL, SIGMA, facing=True),
+    ):
+        frozen = energy.freeze(state, obs)
+        valid, everything = (
+            e.residuals(state, obs).valid for e in (frozen, replace(energy, facing=False).freeze(state, obs))
+        )
+        assert int(valid.sum()) < int(everything.sum())
+        if valid.shape[1] == 68:
+            assert torch.equal(valid, everything & seen)
+        else:
+            up, down = ([p[k] for p in EYE_PAIRS] for k in (0, 1))
+            assert torch.equal(valid, seen[:, up] & seen[:, down])
+        away = perturbed(state)
+        check_everything(energy.freeze(away, obs), away, obs, kernels=(Kernel("l1", 0.1),))
+
+
+def test_a_face_beside_the_picture_is_not_hidden():
+    state = truth()
+    obs = observe(MODEL, state)
+    away = Pose(state.pose.rotation, state.pose.translation + 5000.0)
+    assert points_in_sight(MODEL, state.replace(pose=away), obs).float().mean() > 0.9
+
+
+def blocked(model, state, points, b):
+    """Points [68] bool of view b with a triangle more than 10 mm in front of them."""
+    corners = state.pose.apply(state.vertices(model))[b][model.triangles]
+    ends = state.pose.apply(points)[b]
+    one, two = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    out = []
+    for end in ends:  # Moeller and Trumbore, from the camera at the origin
+        p = torch.linalg.cross(end.expand_as(two), two)
+        det = (one * p).sum(-1)
+        s = -corners[:, 0]
+        u = (s * p).sum(-1) / det
+        q = torch.linalg.cross(s, one)
+        v, t = (end * q).sum(-1) / det, (two * q).sum(-1) / det
+        out.append(bool(((u > 0) & (v > 0) & (u + v < 1) & (t > 0) & ((1 - t) * end[2] > 10)).any()))
+    return torch.tensor(out)

@@ -14,6 +14,7 @@ from fitkit.energies.masks import (
     covis_tri,
     covis_vertex,
     occl_parse,
+    outside_mouth,
     render_mask,
     union,
     vis_normal,
@@ -391,3 +392,22 @@ def test_eyes_nose_and_mouth_of_the_model_weigh_more():
     middle = model.mean[model.triangles].mean(1)
     far = torch.cdist(middle, model.landmark_basis.mean[27:]).amin(1) > 15
     assert bool((weights[far] < 1).all()) and bool((weight_features(model, 1.0) == 1).all())
+
+
+def test_the_mouth_is_what_lies_inside_of_the_outer_lips():
+    points, _ = front()
+    points = turned(points, 0.3)
+    kept = outside_mouth(points, (SIZE, SIZE))[0].numpy()
+    lips = points[0, 48:60].numpy()
+    inside = seen_all_around(lips, SIZE)
+    assert np.array_equal(kept, ~inside) and 20 < (~kept).sum() < 0.1 * kept.size
+    assert outside_mouth(points + 500.0, (SIZE, SIZE)).all()
+
+
+def seen_all_around(corners, size):
+    """Pixels inside of a polygon, by the sum of the angles at which its sides are seen."""
+    y, x = np.mgrid[:size, :size]
+    a = corners[:, None, None] - np.stack([x, y], -1)
+    b = np.roll(a, -1, 0)
+    cross = a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+    return np.abs(np.arctan2(cross, (a * b).sum(-1)).sum(0)) > np.pi

@@ -141,7 +141,9 @@ def test_a_network_is_measured_by_its_map_or_by_its_face_model(place):
 def test_a_part_that_is_not_there_or_of_no_network(place, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="gives state, position_map; part=depth cannot be measured, leave"):
         evaluate(recipe(place, "part=depth"), tmp_path / "aflw", tmp_path / "out")
-    with pytest.raises(InputError, match="weights, repeat and part are for predictor=regressor, got predict"):
+    with pytest.raises(
+        InputError, match="weights, repeat, part and pose are for predictor=regressor, got predict"
+    ):
         load_evaluate_recipe("aflw2000", ["part=position_map"])
     with pytest.raises(InputError, match="part: expected one of , state, depth, position_map; got 'map'"):
         recipe(place, "part=map")

@@ -174,11 +174,11 @@ def test_the_model_is_that_of_the_weights(place, tmp_path):
     [
         (
             ("weights=net.safetensors",),
-            "weights, repeat and part are for predictor=regressor, got predictor=fit",
+            "weights, repeat, part and pose are for predictor=regressor, got predictor=fit",
         ),
         (
             ("predictor=mean", "repeat=true"),
-            "weights, repeat and part are for predictor=regressor, got predictor=mean",
+            "weights, repeat, part and pose are for predictor=regressor, got predictor=mean",
         ),
         (("predictor=regressor", "weights=none.safetensors"), "none.safetensors"),
         (("predictor=network",), "predictor: expected"),

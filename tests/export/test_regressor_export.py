@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import tiny_model
+from helpers import tiny_model, tiny_skinned_model
 from small_nets import KINDS, registered
 
 import fitkit
@@ -25,6 +25,7 @@ from fitkit.nets import save_predictor
 from fitkit.nets.dfmvr.network import Dfmvr, DfmvrOptions
 from fitkit.nets.dfmvr.rednet import Involution
 from fitkit.nets.fitkit_init.network import FitkitInit, FitkitInitOptions
+from fitkit.nets.mfnet.network import Mfnet, MfnetOptions
 from fitkit.nets.mvfnet.network import MvfNet, MvfNetOptions
 from fitkit.nets.parser.network import ParserOptions
 from fitkit.nets.pgn.network import Pgn, PgnOptions
@@ -74,6 +75,9 @@ def network_of(name):
             )
         network.eval()
         heads = ([network.head],)
+    elif name == "mfnet":
+        network = Mfnet(MODEL, SLOTS, MfnetOptions(size=32, trunk="resnet18", hidden=16)).eval()
+        heads = (network.shape_head, network.view_head)
     elif name == "pgn":
         network = Pgn(MODEL, (), PgnOptions(size=32, map=16, width=0.05)).eval()
         heads = (network.identity_head, network.expression_head)
@@ -85,7 +89,7 @@ def network_of(name):
     return network
 
 
-@pytest.fixture(params=["mvfnet", "fitkit_init", "pgn", "dfmvr"])
+@pytest.fixture(params=["mvfnet", "mfnet", "fitkit_init", "pgn", "dfmvr"])
 def trained(request, tmp_path):
     network = network_of(request.param)
     save_predictor(network, request.param, tmp_path / "regressor.safetensors", half=False)
@@ -153,7 +157,9 @@ def test_the_program_gives_what_the_network_gives_without_fitkit(trained, tmp_pa
         if found.position_map is not None:
             expected["position_map"] = found.position_map.points
         if found.lit:
-            expected |= {"illumination": state.illumination, "albedo": state.albedo, "parse": found.parse}
+            expected |= {"illumination": state.illumination, "albedo": state.albedo}
+        if found.parse is not None:
+            expected["parse"] = found.parse
         assert set(got) == set(expected)
         for name, value in expected.items():
             assert list(got[name].shape) == [people, *export["outputs"][name]["shape"][1:]]
@@ -209,6 +215,7 @@ def test_the_card_tells_what_goes_in_and_out(trained, tmp_path):
     gives |= {"identity_sigma", "landmarks", "landmark_sigma"} if isinstance(network, FitkitInit) else set()
     gives |= {"position_map"} if isinstance(network, Pgn) else set()
     gives |= {"illumination", "albedo", "parse"} if isinstance(network, Dfmvr) else set()
+    gives |= {"illumination", "albedo"} if isinstance(network, Mfnet) else set()
     assert list(export["outputs"]) == [n for n in OUTPUTS if n in gives]
     translation = export["outputs"]["translation"]
     assert (translation["axes"], translation["shape"], translation["unit"]) == (
@@ -256,7 +263,7 @@ def test_weights_without_a_card_of_their_training(trained, tmp_path):
     export_regressor(weights, tmp_path / "face.pt", model=MODEL)
     card = json.loads((tmp_path / "face.json").read_text())
     assert (
-        card["net"] in ("mvfnet", "fitkit_init", "pgn", "dfmvr")
+        card["net"] in ("mvfnet", "mfnet", "fitkit_init", "pgn", "dfmvr")
         and card["model"]["name"] == "tiny"
         and card["export"]["licence"] == "see 'model'"
     )
@@ -400,7 +407,7 @@ def test_rows_of_missing_views_are_compared(trained, tmp_path, monkeypatch):
     def changed(format, path, images, valid):
         with torch.no_grad():
             out = [v.numpy() for v in regressor.PaddedRegressor(network)(images, valid)]
-        out[-1][~valid.numpy()] = 1.0
+        out[2][~valid.numpy()] = 1.0  # the first two may be of the person
         return out
 
     monkeypatch.setattr(regressor, "_write_torchscript", quick)
@@ -475,3 +482,20 @@ def test_networks_without_a_scene_become_programs(kind, outputs, suffix, tmp_pat
             assert (
                 torch.allclose(got[name][valid], value, rtol=1e-4, atol=1e-4) and not got[name][~valid].any()
             )
+
+
+def test_joints_are_among_the_outputs(tmp_path):
+    model = tiny_skinned_model()
+    torch.manual_seed(0)
+    network = Mfnet(model, SLOTS, MfnetOptions(size=32, trunk="landmarks", hidden=16, appearance=False))
+    torch.nn.init.normal_(network.shape_head[-1].weight, std=0.2)
+    save_predictor(network.eval(), "mfnet", tmp_path / "regressor.safetensors", half=False)
+    export_regressor(tmp_path / "regressor.safetensors", tmp_path / "face.pt", model=model)
+    export = json.loads((tmp_path / "face.json").read_text())["export"]
+    assert export["joint_names"] == list(model.joint_names) and "illumination" not in export["outputs"]
+    assert export["outputs"]["joints"]["shape"] == ["S", 3, model.num_joints, 3]
+    images, valid = torch.rand(1, 3, 3, 32, 32), torch.tensor([[True, True, False]])
+    out = dict(zip(export["outputs"], torch.jit.load(tmp_path / "face.pt")(images, valid)))
+    joints = network(images, valid).state.joints.detach()
+    torch.testing.assert_close(out["joints"][0, :2], joints, rtol=1e-3, atol=1e-5)
+    assert float(joints.abs().max()) > 0.01 and not out["joints"][0, 2].any()

@@ -74,6 +74,7 @@ class Mvdepth(Predictor):
 
     gives = ("state", "depth")
     camera_kind = "perspective"
+    trunk_file = "torchvision's densenet121"
     feature_parts = ("trunk",)
 
     def __init__(

@@ -58,6 +58,7 @@ class MvfNet(Predictor):
     gives = ("state",)
     camera_kind = "orthographic"
     feature_parts = ("trunk",)
+    trunk_file = "torchvision's vgg11_bn"
 
     def __init__(
         self, model: FaceModel, views: tuple[ViewSlot, ...], options: MvfNetOptions = MvfNetOptions()
