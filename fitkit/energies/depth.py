@@ -88,6 +88,10 @@ class DepthPrior(PlainEnergy):
     plane behind_mm behind the state's anchor (the head's origin without one), over `background_mm`, so that a
     network learns an empty background. That is the paper's normalized depth, which is large near the camera
     and 0 where nothing is. Its constants are not printed; 150 and 200 mm are ours, see `from_normalized`.
+    relief: what counts is how deep the pixels lie behind each other: of each frame the mean of D - D_S over
+    the pixels that both have is taken out, and no others count. So a fit learns from the depth that a network
+    sees (then D is the model's and D_S the network's), which hardly knows how far away a head is.
+    Pixels count by the label `prior_trust`, where there is one.
     Source: Shu et al. eq. 7 and 10 (kernel sq, weight 0.02). D_S is detached, the head's place too.
     """
 
@@ -95,18 +99,27 @@ class DepthPrior(PlainEnergy):
     background: bool = False
     background_mm: float = BEFORE_MM + BEHIND_MM
     behind_mm: float = BEHIND_MM
+    relief: bool = False
     name = "depth_3dmm"
     reduction = "mean"
 
     def residuals(self, state: DepthState, observations: Observations) -> Residuals:
         prior = label(observations, "prior_depth", self.name).to(state.depth).detach()
+        trust = observations.labels.prior_trust
+        weight = None if trust is None else trust.to(state.depth).flatten(1)
+        if self.relief:
+            both = ((prior > 0) & (state.depth > 0)).flatten(1)
+            share = both.to(prior) if weight is None else both * weight
+            apart = torch.where(both, (state.depth - prior).flatten(1), 0)
+            middle = (share * apart).sum(1, keepdim=True) / share.sum(1, keepdim=True).clamp_min(1e-6)
+            return Residuals(((apart - middle) / self.sigma_mm)[..., None], both, weight)
         plane = state.distance().detach()[:, None, None] + self.behind_mm
         before = torch.where(state.depth > 0, plane - state.depth, 0).clamp_min(0)
         value = torch.where(prior > 0, (state.depth - prior) / self.sigma_mm, before / self.background_mm)
         valid = prior > 0
         if self.background:
             valid = valid | observations.mask.to(valid.device)
-        return Residuals(value.flatten(1)[..., None], valid.flatten(1))
+        return Residuals(value.flatten(1)[..., None], valid.flatten(1), weight)
 
 
 @dataclass(frozen=True)
@@ -269,6 +282,7 @@ class DepthPriorTerm(EnergyOptions):
     sigma_mm: Positive = 10.0  # standard deviation of a depth
     background: bool = False  # pixels without a model surface count as well
     background_mm: Positive = BEFORE_MM + BEHIND_MM  # standard deviation of those
+    relief: bool = False  # without the mean difference of each frame, where both have a surface
 
 
 @dataclass(frozen=True)
@@ -352,11 +366,11 @@ SPECS = (
     EnergySpec(
         name="depth_3dmm",
         cls=DepthPrior,
-        make=lambda context, o: DepthPrior(o.sigma_mm, o.background, o.background_mm),
+        make=lambda context, o: DepthPrior(o.sigma_mm, o.background, o.background_mm, relief=o.relief),
         role="depth",
         doc=EnergyDoc(
             formula="D - D_S, depth of a fitted face model",
-            unit="mm",
+            unit="mm; in a fit D_S is what the network of the option `depth` says",
             source="Shu et al. eq. 10",
             uses=(use(MVD, "sq", "0.02"),),
             gradient="D_S detached",

@@ -100,6 +100,13 @@ class InitOptions:
 
 
 @dataclass(frozen=True)
+class DepthOptions:
+    """What a network sees of the depth of each photo, for energy depth_3dmm."""
+
+    weights: str = ""  # of a network that gives a scene and depth, as mvdepth; empty = none
+
+
+@dataclass(frozen=True)
 class SolverOptions:
     """How a stage is solved."""
 
@@ -153,6 +160,7 @@ class FitRecipe:
     init: InitOptions = InitOptions()
     expression: ExpressionOptions = ExpressionOptions()
     detail: DetailOptions = DetailOptions()
+    depth: DepthOptions = DepthOptions()
 
     def looks_at_pictures(self, views: int) -> bool:
         """Whether a fit of so many views takes more from its photos than landmarks."""

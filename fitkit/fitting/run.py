@@ -17,6 +17,7 @@ import torch
 from fitkit.errors import FitkitError, InputError, check_argument
 from fitkit.fitting.cameras import moments_of
 from fitkit.fitting.choose_start import ChosenStart, choose_start
+from fitkit.fitting.depth_evidence import with_depth
 from fitkit.fitting.findings import judge
 from fitkit.fitting.head_masks import HeadMask, find_heads, usable_pixels
 from fitkit.fitting.initialize import to_photos
@@ -234,6 +235,9 @@ def _observed_steps(
     # What other landmarks than the fitted ones have placed is not kept: with those it would be another one.
     placed = (known.valid == fitted).all(1).tolist()
     found = replace(found, valid=fitted)
+    if recipe.depth.weights or any("depth_3dmm" in stage.energies for stage in recipe.stages):
+        seen = with_depth(subject, found, chosen.observations, chosen.state, recipe.depth.weights, device)
+        chosen = replace(chosen, observations=seen)
     runner = StageRunner(recipe, device, clock)
     solution = yield from runner.steps(at_start(chosen, local, recipe), progress.part(0.35, 0.975))
     solved = clock.wall()

@@ -102,6 +102,10 @@ def _maps_at(labels: Labels, pixels: Tensor, size: tuple[int, int]) -> Labels:
         known = None if known is None and bool(inside.all()) else valid > 0
     cut = replace(labels, parse=parse, parse_valid=known)
     cut = cut.each(lambda depth: shaped(_depth(depth[:, None], pixels))[:, 0], ("depth", "prior_depth"))
+    cut = cut.each(
+        lambda trust: shaped(sample(trust[:, None], pixels)[0])[:, 0] * (cut.prior_depth > 0),
+        ("prior_trust",),
+    )
     return cut.each(lambda normals: shaped(_normals(normals, pixels)), ("normals",))
 
 

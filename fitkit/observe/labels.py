@@ -11,7 +11,7 @@ from torch import Tensor
 from fitkit.scene.state import SceneState
 
 # What has a row for each frame; `state` has them, too. The first three are maps, as large as the pictures.
-MAPS = ("depth", "prior_depth", "normals", "parse", "parse_valid")
+MAPS = ("depth", "prior_depth", "prior_trust", "normals", "parse", "parse_valid")
 FRAMES = (*MAPS, "vertices", "crop_vertices", "points3d", "crop_points", "person", "moment", "visible")
 LARGE = (*MAPS, "vertices", "crop_vertices")  # what takes as much memory as pictures do
 
@@ -27,7 +27,8 @@ class Labels:
     crop_points: [B, N, 3] px of the crop, x and y where the points are seen, z of the same scale behind the
     nearest of them; NaN = not known; see `in_crop`; crop_vertices: [B, V, 3] the same of all vertices, z
     behind the nearest of the 68 points;
-    depth: [B, H, W] mm along the camera's axis, 0 = no surface; prior_depth: the same of a fitted face model;
+    depth: [B, H, W] mm along the camera's axis, 0 = no surface; prior_depth: the same of a fitted face model,
+    or in a fit what a network says; prior_trust: [B, H, W] in 0..1, how much each of its pixels counts;
     person: [B] int64, equal numbers are one person; moment: [B] int64, equal numbers are one instant of one
     person; parse: [B, H, W] int64, the part of the face that each pixel shows, in the classes of the parser
     that made it; parse_valid: [B, H, W] bool, where it is known (None: everywhere);
@@ -41,6 +42,7 @@ class Labels:
     points3d: Tensor | None = None
     depth: Tensor | None = None
     prior_depth: Tensor | None = None
+    prior_trust: Tensor | None = None
     person: Tensor | None = None
     moment: Tensor | None = None
     parse: Tensor | None = None

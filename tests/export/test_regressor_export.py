@@ -26,6 +26,7 @@ from fitkit.nets.dfmvr.network import Dfmvr, DfmvrOptions
 from fitkit.nets.dfmvr.rednet import Involution
 from fitkit.nets.fitkit_init.network import FitkitInit, FitkitInitOptions
 from fitkit.nets.mfnet.network import Mfnet, MfnetOptions
+from fitkit.nets.mvdepth.network import Mvdepth, MvdepthOptions
 from fitkit.nets.mvfnet.network import MvfNet, MvfNetOptions
 from fitkit.nets.parser.network import ParserOptions
 from fitkit.nets.pgn.network import Pgn, PgnOptions
@@ -81,6 +82,10 @@ def network_of(name):
     elif name == "pgn":
         network = Pgn(MODEL, (), PgnOptions(size=32, map=16, width=0.05)).eval()
         heads = (network.identity_head, network.expression_head)
+    elif name == "mvdepth":
+        small = {"growth": 4, "blocks": (1, 1, 1, 1), "features": 8, "hidden": 16, "levels": 3}
+        network = Mvdepth(MODEL, (), MvdepthOptions(size=32, width=0.1, trust_width=0.05, **small)).eval()
+        heads = (network.model.head, [network.depth.out], [network.trust.out])
     else:
         network = FitkitInit(MODEL, (), FitkitInitOptions(size=32, token=16, heads=2, hidden=24)).eval()
         heads = (network.identity_head, network.view_head, network.sigma_head, network.first_pose)
@@ -89,7 +94,7 @@ def network_of(name):
     return network
 
 
-@pytest.fixture(params=["mvfnet", "mfnet", "fitkit_init", "pgn", "dfmvr"])
+@pytest.fixture(params=["mvfnet", "mfnet", "fitkit_init", "pgn", "dfmvr", "mvdepth"])
 def trained(request, tmp_path):
     network = network_of(request.param)
     save_predictor(network, request.param, tmp_path / "regressor.safetensors", half=False)
@@ -154,6 +159,8 @@ def test_the_program_gives_what_the_network_gives_without_fitkit(trained, tmp_pa
                 "landmarks": found.landmarks.points,
                 "landmark_sigma": found.landmarks.sigma,
             }
+        if found.depth is not None:
+            expected |= {"depth": found.depth.depth, "suitability": found.depth.suitability}
         if found.position_map is not None:
             expected["position_map"] = found.position_map.points
         if found.lit:
@@ -214,6 +221,7 @@ def test_the_card_tells_what_goes_in_and_out(trained, tmp_path):
     gives = {"identity", "expression", "rotation", "translation", "focal", "principal"}
     gives |= {"identity_sigma", "landmarks", "landmark_sigma"} if isinstance(network, FitkitInit) else set()
     gives |= {"position_map"} if isinstance(network, Pgn) else set()
+    gives |= {"depth", "suitability"} if isinstance(network, Mvdepth) else set()
     gives |= {"illumination", "albedo", "parse"} if isinstance(network, Dfmvr) else set()
     gives |= {"illumination", "albedo"} if isinstance(network, Mfnet) else set()
     assert list(export["outputs"]) == [n for n in OUTPUTS if n in gives]
@@ -263,7 +271,7 @@ def test_weights_without_a_card_of_their_training(trained, tmp_path):
     export_regressor(weights, tmp_path / "face.pt", model=MODEL)
     card = json.loads((tmp_path / "face.json").read_text())
     assert (
-        card["net"] in ("mvfnet", "mfnet", "fitkit_init", "pgn", "dfmvr")
+        card["net"] in ("mvfnet", "mfnet", "fitkit_init", "pgn", "dfmvr", "mvdepth")
         and card["model"]["name"] == "tiny"
         and card["export"]["licence"] == "see 'model'"
     )
@@ -364,7 +372,8 @@ def test_a_program_that_differs_is_not_kept(trained, tmp_path, monkeypatch):
     def wrong(program, images, valid, names, path):
         with torch.no_grad():
             heads = ("identity_head", "shape_head", "head")
-            head = next(getattr(program.network, name) for name in heads if hasattr(program.network, name))
+            inner = getattr(program.network, "model", program.network)
+            head = next(getattr(inner, name) for name in heads if hasattr(inner, name))
             for parameter in head.parameters():
                 parameter.mul_(1.05)
             torch.jit.trace(program, (images, valid), check_trace=False).save(str(path))

@@ -96,7 +96,7 @@ def weights_of(path, part):
 
 
 def test_g_learns_first_then_f_and_h_beside_it(people, tmp_path):
-    data = {"synthetic": people, "pairs": people}
+    data = {"synthetic": people, "makehuman": people, "pairs": people}
     settings = load_regressor_training("mvdepth", SMALL)
     whole, path = run(tmp_path / "whole", MODEL, data, settings)
     assert [set(whole[s]) - {"total"} for s in (1, 3, 5)] == [set(s.energies) for s in settings.stages]
@@ -205,9 +205,8 @@ def test_relative_depth_does_not_know_how_far_away_a_head_is(people):
 
 
 def test_the_ablation_leaves_out_one_loss_at_a_time():
-    ablation = load_training_ablation(
-        "mvdepth-losses", ["train.data.synthetic.folder=a", "train.data.pairs.folder=b"]
-    )
+    folders = [f"train.data.{name}.folder=a" for name in ("synthetic", "makehuman", "pairs")]
+    ablation = load_training_ablation("mvdepth-losses", folders)
     plan = _plan(ablation)
     assert plan.first is not None and [s.name for s in plan.first.stages] == ["model"]
     everything = {name for s in load_regressor_training("mvdepth").stages[1:] for name in s.energies}

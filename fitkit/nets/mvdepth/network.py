@@ -113,8 +113,9 @@ class Mvdepth(Predictor):
             frames.device.type, enabled=False
         ):  # positions need more digits than half precision
             identity, expression = codes.split([self.num_identity, self.num_expression], 1)
-            subject = torch.arange(len(frames), device=frames.device)
-            if not self.training:
+            if self.training:
+                subject = torch.arange(frames.shape[0], device=frames.device)
+            else:
                 identity, subject = self._of_people(identity, valid, padded), person
             state = self._state(identity, subject, expression, rotation, place)
             if depth is None or trust is None:
