@@ -8,6 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers import observe, tiny_model, tiny_skinned_model, tiny_state
+from small_nets import SmallDepth, registered
 
 from fitkit.cli.main import main
 from fitkit.errors import InputError
@@ -117,3 +118,14 @@ def test_a_fit_starts_with_the_predicted_jaw():
         Predicted(Prediction(state), seen.select(chosen), (2, 0), model), base, seen, tiny_model(1)
     )
     assert other.joints is None
+
+
+def test_a_network_without_a_scene_has_no_pose_to_choose(anna, tmp_path, monkeypatch):
+    registered(monkeypatch)
+    path = tmp_path / "depth.safetensors"
+    save_predictor(SmallDepth(), "small_depth", path)
+    for words in (["--repeat"], ["--pose", "landmarks"]):
+        run = CliRunner().invoke(main, ["predict", str(anna), "--weights", str(path), *words])
+        assert (
+            run.exit_code == 1 and "this network gives no scene; leave --repeat and --pose out" in run.output
+        )
