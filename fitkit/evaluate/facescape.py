@@ -15,6 +15,7 @@ import torch
 from fitkit.errors import DegenerateInputError
 from fitkit.evaluate.distances import chamfer
 from fitkit.geometry.normals import triangle_normals
+from fitkit.geometry.rotation import rotation_between_axis_and
 from fitkit.render.rasterizer import rasterize
 from fitkit.scene.camera import Camera
 
@@ -60,6 +61,22 @@ def align_wild(
     gt, ours = pupil_scale * np.asarray(truth, np.float64), pupil_scale * np.asarray(vertices, np.float64)
     maps = [_orthographic_depth(*mesh, pupil_scale) for mesh in ((gt, truth_triangles), (ours, triangles))]
     return gt, ours - [0, 0, _depth_difference(*maps)]
+
+
+def through_lens(posed: np.ndarray, px_per_mm: float, principal: np.ndarray, K: np.ndarray) -> np.ndarray:
+    """A scaled-orthographic view as the true camera sees it most nearly: camera-frame vertices [V, 3] mm ->
+    the same. The middle of the mesh stays in its place of the picture, as large, and is seen from the same
+    side.
+
+    px_per_mm, principal [2] px: of the orthographic camera; K: [3, 3] px, of the picture as for `align_lab`.
+    """
+    posed = np.asarray(posed, np.float64)
+    middle = posed.mean(0)
+    pixel = px_per_mm * middle[:2] + np.asarray(principal, np.float64)
+    focal, center = np.array([K[0, 0], K[1, 1]]), np.array([K[0, 2], K[1, 2]]) - 0.5
+    line = np.append((pixel - center) / focal, 1.0)
+    turn = rotation_between_axis_and(torch.from_numpy(line)[None])[0].numpy()
+    return (posed - middle) @ turn.T + line * focal[0] / px_per_mm
 
 
 def align_lab(

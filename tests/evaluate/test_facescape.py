@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 import trimesh
 from scipy.spatial.transform import Rotation
 
@@ -12,9 +13,11 @@ from fitkit.evaluate.facescape import (
     cylinder_map,
     cylinder_mesh,
     facescape_errors,
+    through_lens,
     true_normal_angle,
     wild_frame,
 )
+from fitkit.geometry.rotation import rotation_between_axis_and
 
 HEIGHTS = np.linspace(150, -150, SIZE)
 
@@ -148,3 +151,23 @@ def test_refusals():
             np.eye(3),
             np.zeros(3),
         )
+
+
+def test_an_orthographic_view_through_the_true_lens():
+    """A small far head looks the same through both cameras."""
+    rng = np.random.default_rng(0)
+    head = rng.normal(size=(300, 3)) * 5.0
+    head -= head.mean(0)
+    K = np.array([[900.0, 0, 131.0], [0, 900.0, 125.0], [0, 0, 1]])
+    center = np.array([60.0, -30.0, 1500.0])
+    aside = center / np.linalg.norm(center)
+    seen = head + center
+    pixels = seen[:, :2] / seen[:, 2:] * 900.0 + [130.5, 124.5]
+    # The scaled-orthographic camera sees it along its axis: turned by the angle of the line of sight.
+    turn = rotation_between_axis_and(torch.from_numpy(aside)[None])[0].numpy()
+    scale, principal = 900.0 / 1500.0, np.array([100.0, 90.0])
+    shift = (pixels.mean(0) - principal) / scale
+    flat = head @ turn + np.append(shift, 1000.0)
+    got = through_lens(flat, scale, principal, K)
+    again = got[:, :2] / got[:, 2:] * 900.0 + [130.5, 124.5]
+    assert np.abs(again - pixels).max() < 0.1 and np.abs(got - seen).max() < 1.0

@@ -9,10 +9,12 @@ import numpy as np
 
 from fitkit.data import facescape
 from fitkit.data.samples import EvaluationSample, ScanTruth
-from fitkit.evaluate.facescape import align_lab, facescape_errors
+from fitkit.errors import InputError
+from fitkit.evaluate.facescape import align_lab, facescape_errors, through_lens
 from fitkit.evaluate.predictions import PredictedFace
 from fitkit.evaluate.protocols.base import Pool, Protocol, Rows, Scored
 from fitkit.io.options import Length, Natural
+from fitkit.scene.camera import Camera
 
 
 class FaceScape(Protocol):
@@ -59,11 +61,32 @@ class FaceScapeLab(FaceScape):
         self, sample: EvaluationSample, prediction: PredictedFace, options: LabOptions, context: Any
     ) -> Scored:
         prediction.need("posed")
-        truth = sample.truth()
-        ours = align_lab(
-            truth.vertices, truth.triangles, prediction.posed[0], prediction.triangles, truth.more["K"]
-        )
+        truth, view = sample.truth(), _first_view(sample, prediction)
+        K, posed = truth.more["K"], prediction.posed[view]
+        if prediction.camera_kind == "orthographic":
+            prediction.need("focal", "principal")
+            scale = float(prediction.focal[view]) / Camera.REFERENCE_DEPTH
+            posed = through_lens(posed, scale, prediction.principal[view], K)
+        ours = align_lab(truth.vertices, truth.triangles, posed, prediction.triangles, K)
         return self.errors(truth.vertices, truth, ours, prediction.triangles)
+
+
+def _first_view(sample: EvaluationSample, prediction: PredictedFace) -> int:
+    """Which view of a prediction is the first photo of the sample, in whose camera it is scored. Networks
+    with named views have an order of their own.
+
+    Raises:
+        InputError: the photo was left out.
+    """
+    if prediction.views is None:
+        return 0
+    name, names = sample.id.partition("+")[0], list(prediction.views)
+    if name not in names:
+        raise InputError(
+            f"{sample.id}: it is scored in the camera of its first photo, and the prediction has only "
+            f"{', '.join(names)}; put a photo first in options.views that the predictor takes"
+        )
+    return names.index(name)
 
 
 PROTOCOL = FaceScapeLab()
