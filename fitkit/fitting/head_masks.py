@@ -18,7 +18,7 @@ from fitkit.io.resources import asset_path
 from fitkit.io.subject import View
 from fitkit.models.face_model import FaceModel
 from fitkit.nets import load_predictor
-from fitkit.nets.parser.by_colors import EAR, FACE, HAIR, THROAT, ByColors, expected_parts
+from fitkit.nets.parser.by_colors import ByColors
 from fitkit.nets.parser.photos import WEIGHTS, Blocks, ByNetwork, PhotoParser, parse_blocks
 from fitkit.observe.face_parts import HEAD, PARTS, numbers
 from fitkit.observe.landmarks.types import Landmarks
@@ -64,13 +64,11 @@ def head_mask(parts: np.ndarray) -> np.ndarray:
 class HeadMask:
     """What of a photo a parser takes for the head.
 
-    head: bool; scalp: [h, w] bool, hair that lies over no face, ears or neck: it moves with the head, and
-    evidence may be taken from it; rim: blocks by which borders may be off, RIM of the face size; share: of
-    the pixels of the inner face, between the landmarks from the brows to the lips, that are head.
+    head: bool; rim: blocks by which its borders may be off, RIM of the face size; share: of the pixels of the
+    inner face, between the landmarks from the brows to the lips, that it has.
     """
 
     head: Blocks
-    scalp: np.ndarray
     rim: int
     share: float
 
@@ -80,14 +78,12 @@ class HeadMask:
         return self.share >= LEAST_SHARE
 
     def pixels(self, inwards: bool) -> np.ndarray:
-        """It at the pixels of the photo, [H, W] bool. inwards: for colours, which must not be those of
-        something else: the head, its border moved inwards by the rim; else for evidence, which needs the
-        borders: moved outwards, and the scalp. The edges of the photo stay."""
+        """It at the pixels of the photo, [H, W] bool, its border moved by the rim: inwards for colours, which
+        must not be those of something else; outwards for evidence, which needs the borders. The edges of the
+        photo stay."""
         disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * self.rim + 1, 2 * self.rim + 1))
-        values = self.head.values if inwards else self.head.values | self.scalp
-        moved = (
-            (cv2.erode if inwards else cv2.dilate)(values.astype(np.uint8), disk) if values.size else values
-        )
+        values = self.head.values.astype(np.uint8)
+        moved = (cv2.erode if inwards else cv2.dilate)(values, disk) if values.size else values
         return replace(self.head, values=moved > 0).in_photo()
 
 
@@ -107,7 +103,7 @@ def find_heads(
         parts = parse_blocks(parser, view.image, marks)
         head = replace(parts, values=head_mask(parts.values))
         size = float(np.sqrt(np.prod(np.maximum(np.ptp(marks[np.isfinite(marks).all(1)], 0), 1))))
-        yield HeadMask(head, _scalp(parts, marks), round(RIM * size / head.side), _share(head, marks[INNER]))
+        yield HeadMask(head, round(RIM * size / head.side), _share(head, marks[INNER]))
 
 
 def usable_pixels(view: View, head: HeadMask | None, inwards: bool) -> np.ndarray | None:
@@ -119,19 +115,6 @@ def usable_pixels(view: View, head: HeadMask | None, inwards: bool) -> np.ndarra
     seen = head.pixels(inwards)
     both = seen if given is None else seen & given
     return both if both.any() else given
-
-
-def _scalp(parts: Blocks, points: np.ndarray) -> np.ndarray:
-    """Hair where the mean head in the pose of the points [68, 2] px has no face, ears or neck, [h, w] bool;
-    none where that pose cannot be told."""
-    hair = parts.values == HAIR
-    if hair.any():
-        try:
-            expected = expected_parts(parts.places(points), max(hair.shape))[0]
-        except DegenerateInputError:
-            return np.zeros_like(hair)
-        hair &= ~np.isin(expected[: hair.shape[0], : hair.shape[1]], (FACE, EAR, THROAT))
-    return hair
 
 
 def _share(head: Blocks, inner: np.ndarray) -> float:

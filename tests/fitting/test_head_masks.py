@@ -14,7 +14,7 @@ from fitkit.fitting import head_masks
 from fitkit.fitting.head_masks import find_heads, head_mask, load_parser, usable_pixels
 from fitkit.fitting.recipe import load_recipe
 from fitkit.fitting.run import fit
-from fitkit.io.subject import View, load_subject
+from fitkit.io.subject import View
 from fitkit.nets import save_predictor
 from fitkit.nets.parser.by_colors import ByColors
 from fitkit.nets.parser.network import Parser, ParserOptions
@@ -50,13 +50,13 @@ def red_is_skin(monkeypatch, parser):
     monkeypatch.setattr(head_masks, "load_parser", lambda weights, device: parser)
 
 
-def photo(size=(200, 260), face=(60, 40, 100), hair=(0, 255, 0)):
+def photo(size=(200, 260), face=(60, 40, 100)):
     """A red square face with green hair on top, blue around; its landmarks."""
     image = np.zeros((*size, 3), np.uint8)
     image[..., 2] = 255
     x, y, side = face
     image[y : y + side, x : x + side] = (255, 0, 0)
-    image[y - 25 : y, x : x + side] = hair
+    image[y - 25 : y, x : x + side] = (0, 255, 0)
     rng = np.random.default_rng(0)
     return image, rng.uniform(0, side, (68, 2)) + [x, y]
 
@@ -101,7 +101,7 @@ def heads_of(views, points, valid=None):
 
 
 def test_of_a_given_mask_the_head_counts(red_is_skin):
-    image, points = photo(hair=(0, 0, 255))
+    image, points = photo()
     given = np.zeros(image.shape[:2], bool)
     given[:90] = True
     views = [View("a", image, mask=given), View("b", image)]
@@ -114,7 +114,7 @@ def test_of_a_given_mask_the_head_counts(red_is_skin):
 
 def test_borders_of_masks(red_is_skin):
     """Evidence is taken from 1.5 % of a face of 100 px beyond the head, colours from that much within."""
-    image, points = photo(hair=(0, 0, 255))
+    image, points = photo()
     (mask,) = heads_of([View("a", image)], points)
     outer, inner = mask.pixels(inwards=False), mask.pixels(inwards=True)
     head = head_mask(parse_photo(RedIsSkin(), image, points))
@@ -149,24 +149,6 @@ def test_a_head_is_looked_for_around_all_of_the_face(red_is_skin):
     (alone,) = (parse_photo(RedIsSkin(), image, np.where(few[:, None], points, np.nan)),)
     assert model.landmarks.present[few].sum() >= 8
     assert part.pixels(False).sum() > 0.7 * whole.pixels(False).sum() > 0.9 * (alone == SKIN).sum()
-
-
-def test_hair_on_the_scalp_is_evidence_and_hair_over_the_face_is_not(red_is_skin, anna):
-    """All of a photo is hair: evidence is taken above the forehead, nothing from the face, colours nowhere."""
-    view = load_subject(anna).views[1]
-    green = np.zeros_like(view.image)
-    green[..., 1] = 255
-    points = view.landmarks[:, :2]
-    (mask,) = heads_of([view.replace(image=green)], points)
-    assert not mask.usable and not mask.pixels(inwards=True).any()
-    seen = mask.pixels(inwards=False)
-    x, y = points[17:].round().astype(int).T
-    assert not seen[y, x].any()
-    top = points[27] + 0.75 * (points[27] - points[8])  # as far above the nose as three quarters of chin to nose
-    assert seen[tuple(top[::-1].round().astype(int))]
-    one = np.full((68, 2), 50.0)  # in no pose
-    (mask,) = heads_of([view.replace(image=green)], one)
-    assert not mask.pixels(inwards=False).any()
 
 
 def test_textures_leave_out_what_the_parser_leaves_out(monkeypatch):
