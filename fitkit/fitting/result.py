@@ -116,13 +116,11 @@ class FitResult:
     @cached_property
     def _heads(self) -> list[HeadMask]:
         """Those that the fit has found, and of other views found now."""
-        heads = list(self.heads or [None] * len(self.subject.views))
-        rows = [i for i, head in enumerate(heads) if head is None]
+        known = self.heads or (None,) * len(self.subject.views)
+        rows = [i for i, head in enumerate(known) if head is None]
         views = [self.subject.views[i] for i in rows]
-        found = find_heads(views, self._points.select(rows), self.model, self._masks.weights)
-        for row, head in zip(rows, found):
-            heads[row] = head
-        return heads
+        found = dict(zip(rows, find_heads(views, self._points.select(rows), self.model, self._masks.weights)))
+        return [found[i] if head is None else head for i, head in enumerate(known)]
 
     @property
     def _points(self) -> Landmarks:

@@ -86,7 +86,7 @@ def test_every_documented_key_is_there_and_plain(result, tmp_path):
     )
     assert torch.equal(load_parameters(path).light, torch.ones(3, 9, 3))
     with np.load(path, allow_pickle=False) as data:
-        assert set(data.files) == {*SHAPES, *OPTIONAL, *TEXTS, "version"} - {"joints"}
+        assert set(data.files) == {*SHAPES, *OPTIONAL, *TEXTS, "version"} - {"joints", "albedo"}
         assert (
             str(data["format"]) == "fitkit-parameters"
             and int(data["version"]) == 3

@@ -203,6 +203,8 @@ def test_each_photo_is_parsed_once(asked, anna):
         assert len(asked) == before
         masks = [result.texture_mask(i) for i in range(3)] + [result.texture_mask(0)]
         assert len(asked) == 3 and all(mask.any() for mask in masks)
+        again = replace(result, heads=None)  # as it is read back
+        assert all(np.array_equal(masks[i], again.texture_mask(i)) for i in range(3)) and len(asked) == 6
         asked.clear()
 
 
