@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 
+from fitkit.data.color_match import match_colors
 from fitkit.data.photo_changes import PhotoChanges, change_photos
 from fitkit.errors import InputError
 from fitkit.geometry.weak_perspective import weak_perspective_pose
@@ -46,6 +47,9 @@ class FaceAugmentation:
     # with an energy that compares views, as Shu et al. have it.
     colors: Literal["auto", "person", "view"] = "auto"
     photo: PhotoChanges = PhotoChanges()  # of each photo for itself
+    # Folder of pictures whose colours the photos of a person take, see `color_match`; empty: none.
+    references: str = ""
+    matched: Share = 0.5  # of the people that take some
 
 
 PLAIN = FaceAugmentation(shift=0.0, gain=0.0, offset=0.0)
@@ -139,6 +143,8 @@ def augment(
     if options.zoom > 0:  # one for all views of a sample, which are cut to one size
         crop = replace(crop, margin=crop.margin * float(np.exp(rng.uniform(-1, 1) * options.zoom)))
     out = recrop(observations, crop, where, options.shift * draws[:, :2] if options.shift > 0 else None)
+    if options.references and rng.random() < options.matched:
+        out = match_colors(out, options.references, rng)
     if options.gain > 0 or options.offset > 0:
         images = (
             out.images * (1 + options.gain * draws[:, 2, None, None, None])

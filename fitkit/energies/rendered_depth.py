@@ -36,11 +36,10 @@ def rendered_depth(model: FaceModel, state: SceneState, triangle: Tensor) -> Dep
 
 
 @torch.no_grad()
-def skin_depth(model: FaceModel, state: SceneState, size: tuple[int, int]) -> Tensor:
-    """How far away the model's skin is at each pixel of pictures of `size` (H, W), [B, H, W] mm along the
+def model_depth(model: FaceModel, state: SceneState, size: tuple[int, int]) -> Tensor:
+    """How far away the face model is at each pixel of pictures of `size` (H, W), [B, H, W] mm along the
     camera's axis, 0 where it is not; a constant."""
-    triangles = model.triangles[model.skin[model.triangles].any(1)]
-    fragments = rasterize(state.camera.clip(state.posed(model)), triangles, size)
+    fragments = rasterize(state.camera.clip(state.posed(model)), model.triangles, size)
     return torch.where(fragments.covered, fragments.depth, 0)
 
 

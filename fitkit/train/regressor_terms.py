@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fitkit.energies.objective import Objective, Term, TermReport
 from fitkit.energies.registry import find
-from fitkit.energies.rendered_depth import skin_depth
+from fitkit.energies.rendered_depth import model_depth
 from fitkit.energies.spec import PARTS, Context, EnergyOptions, EnergySpec, Networks
 from fitkit.errors import InputError
 from fitkit.geometry.spherical_harmonics import white_light
@@ -95,7 +95,7 @@ class StageCost:
         wanted = any("prior_depth" in self._all_labels(name) for name in self.stage.energies)
         if not wanted or prediction.state is None or prediction.depth is None:
             return people
-        drawn = skin_depth(self.model, prediction.state, prediction.depth.size)
+        drawn = model_depth(self.model, prediction.state, prediction.depth.size)
         out = []
         for number, seen in enumerate(people):
             labels = Labels() if seen.labels is None else seen.labels

@@ -12,7 +12,7 @@ from torch import Tensor
 from fitkit.data.augment import PLAIN
 from fitkit.energies.landmarks import EYE_PAIRS, LIP_PAIRS
 from fitkit.energies.landmarks3d import map_places, vertex_places
-from fitkit.energies.rendered_depth import skin_depth
+from fitkit.energies.rendered_depth import model_depth
 from fitkit.evaluate.photo_consistency import cross_view_flow
 from fitkit.evaluate.relief import normal_errors, relief_errors
 from fitkit.geometry.alignment import similarity_align
@@ -219,7 +219,7 @@ def relief_of(mine: Prediction, labels: Labels, model: FaceModel) -> dict[str, f
     both = (truth > 0) & (said.depth > 0)
     maps = {"": said.depth}
     if mine.state is not None:
-        maps["model_"] = skin_depth(model, mine.state, said.size)
+        maps["model_"] = model_depth(model, mine.state, said.size)
         both = both & (maps["model_"] > 0)
     normals, known = depth_normals(truth, labels.state.camera)
     found: dict[str, list[float]] = {}

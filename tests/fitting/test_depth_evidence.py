@@ -10,7 +10,7 @@ from helpers import observe, tiny_model, tiny_state
 from small_nets import SmallNet, SmallOptions, registered
 
 from fitkit.energies.depth import DepthPrior
-from fitkit.energies.rendered_depth import skin_depth
+from fitkit.energies.rendered_depth import model_depth
 from fitkit.errors import InputError
 from fitkit.fitting.depth_evidence import with_depth
 from fitkit.fitting.recipe import load_recipe
@@ -73,7 +73,7 @@ def scene():
         identity=1.5 * state.identity,
         expression=0 * state.expression,
     )
-    depth = skin_depth(MODEL, state, (SIZE, SIZE))[0]
+    depth = model_depth(MODEL, state, (SIZE, SIZE))[0]
     light = torch.where(depth > 0, (depth - state.pose.translation[0, 2] - NEAR) / SPAN, 0).clamp(0, 1)
     image = np.repeat((light * 255).round().byte().numpy()[..., None], 3, 2)
     marks = observe(MODEL, state, SIZE).landmarks
@@ -116,7 +116,7 @@ def test_the_network_s_depth_lies_where_the_fit_s_crops_show_it(scene, weights):
     crops = crop_views([subject.views[0].image], [None], marks, recipe.crop)
     there = state.replace(camera=state.camera.scaled(crops.scale, crops.offset))
     seen = with_depth(subject, marks, crops, there, str(weights)).labels
-    true = skin_depth(MODEL, there, crops.size)
+    true = model_depth(MODEL, there, crops.size)
     assert seen.prior_depth.shape == seen.prior_trust.shape == true.shape
     both = (true > 0) & (seen.prior_depth > 0)
     assert int(both.sum()) > 0.8 * int((true > 0).sum())

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import tiny_model
 
+from fitkit.energies.rendered_depth import model_depth
 from fitkit.errors import InputError
 from fitkit.nets import load_predictor, net_kind, save_predictor, start_from
 from fitkit.nets.mvdepth.network import EMPTY, FOCAL, Mvdepth, MvdepthOptions
@@ -60,7 +61,7 @@ def there(people, views):
 
 @torch.no_grad()
 def test_it_starts_at_the_mean_face_as_it_fills_the_crop_and_a_flat_depth():
-    network = made(loud=False)
+    network = made(replace(TINY, base="none"), loud=False)
     found = network(pictures(1, 2), there(1, 2))
     state = found.state
     assert state.identity.shape == (1, MODEL.num_identity) and not state.identity.any()
@@ -76,6 +77,23 @@ def test_it_starts_at_the_mean_face_as_it_fills_the_crop_and_a_flat_depth():
     # The sigmoid starts near its middle, which lies so far behind the nose tip.
     assert float((found.depth.depth - tip[:, None, None] - 50).abs().max()) < 15
     assert float(found.depth.suitability.mean()) == pytest.approx(0.88, abs=0.02)
+
+
+@torch.no_grad()
+def test_the_depth_starts_at_the_mean_face_in_the_pose_that_g_sees():
+    network = made(replace(TINY, size=96), loud=False)
+    network.model.head[-1].bias[-6:] = torch.tensor([0.2, -0.5, 0.1, 0.1, 0.05, 0.3])
+    torch.nn.init.zeros_(network.depth.out.weight)
+    found = network(pictures(1, 1, 96), there(1, 1))
+    assert yaw_pitch_roll(found.state.pose.rotation)[0].abs().min() > 5
+    drawn, depth = model_depth(MODEL, found.state, (96, 96)), found.depth.depth
+    inner = torch.nn.functional.avg_pool2d((drawn > 0).float(), 9, 1, 4) > 0.999
+    assert int(inner.sum()) > 1000 and float((depth - drawn)[inner].abs().mean()) < 3
+    far = torch.nn.functional.max_pool2d((drawn > 0).float(), 15, 1, 7) == 0
+    assert int(far.sum()) > 500 and not depth[far].any()  # nothing is there
+    away = network.model.head[-1].bias[-6:]
+    away[3] = 30.0  # far outside of the picture
+    assert not network(pictures(1, 1, 96), there(1, 1)).depth.depth.any()
 
 
 @torch.no_grad()
@@ -124,7 +142,8 @@ def test_in_a_training_each_photo_has_an_identity_and_depth_comes_when_it_learns
 
 
 @torch.no_grad()
-def test_depth_counts_from_the_nose_tip_and_what_is_empty_has_none(network):
+def test_depth_counts_from_the_nose_tip_and_what_is_empty_has_none():
+    network = made(replace(TINY, base="none"))
     images = pictures(1, 1)
     found = network(images, there(1, 1)).depth
     value = network.depth(images[0]).sigmoid()

@@ -13,7 +13,7 @@ from trainings import one_thread, run  # noqa: F401 - a fixture
 
 from fitkit.data.augment import PLAIN
 from fitkit.data.face_dataset import FaceDataset, Sample
-from fitkit.energies.rendered_depth import skin_depth
+from fitkit.energies.rendered_depth import model_depth
 from fitkit.nets import load_predictor
 from fitkit.nets.mvdepth.network import Mvdepth, MvdepthOptions
 from fitkit.observe.labels import Labels
@@ -66,7 +66,7 @@ class People(FaceDataset):
             expression=state.expression + 0.2,
             pose=state.pose.retract(turn),
         )
-        depth = skin_depth(MODEL, state, (size, size))
+        depth = model_depth(MODEL, state, (size, size))
         images = (depth[:, None] > 0) * torch.rand(2, 3, size, size) * 0.2 + 0.4
         points = project_points(MODEL.landmark_basis, state).pixels
         ones = torch.ones(2, 68)
@@ -156,7 +156,7 @@ def test_the_depth_of_the_predicted_face_model_is_a_label_that_nothing_learns_fr
     said = network(images[None], valid[None])
     cost, report = StageCost(stage, MODEL)(said, [seen])
     assert report["depth_3dmm"].people == 1
-    drawn = skin_depth(MODEL, said.state, (32, 32))
+    drawn = model_depth(MODEL, said.state, (32, 32))
     assert 100 < int((drawn > 0).sum()) and not drawn.requires_grad
     known = replace(seen, labels=replace(seen.labels, prior_depth=drawn))
     assert StageCost(stage, MODEL)(said, [known])[1] == report

@@ -15,15 +15,18 @@ from fitkit.io.options import Length, Positive, Range, check_options
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.mvdepth.model_net import ModelNet
 from fitkit.nets.mvdepth.unet import UNet
-from fitkit.nets.predictor import Prediction, Predictor, ViewSlot, frames_of, table_of
+from fitkit.nets.predictor import Prediction, Predictor, ViewSlot, frames_of, resized, table_of
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.landmarks.network import LandmarkNetwork
 from fitkit.scene.camera import Camera
-from fitkit.scene.depth_state import DepthState, from_normalized
+from fitkit.scene.depth_state import BEFORE_MM, BEHIND_MM, DepthState, from_normalized
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
 
 FOCAL = 1015.0 / 224.0  # sides of the picture: as wide a field of view as that of Deep3DFaceRecon
+CELLS = 48  # a side, of the posed mean face
+POINTS = 6000  # of the mean face, at least: as many as leave hardly a cell of it empty
+LOGIT = 0.02  # how near to 0 and 1 its normalized depth may come
 EMPTY = 0.05  # normalized depth below which a trained network says that there is no surface
 DEPTH_START, TRUST_START = 0.0, 2.0  # outputs before the sigmoid; the second as in Shu et al.: near 0.9
 
@@ -36,8 +39,9 @@ class MvdepthOptions:
     may start from its weights and whose points give a first pose; growth, blocks, features: of the DenseNet,
     32, 6 12 24 16 and 64 in DenseNet-121; pool: what the heads see of the last feature map, its mean ('mean',
     as published) or all of it at 32 channels ('grid'); hidden: width of the layer before the outputs.
-    Of f: width: factor on the channels, levels: how often the picture is halved, 1 and 6 as published. Of h:
-    trust_width: factor on the channels, 0.5 for half of those of f.
+    Of f: base: what its output is added to and what it sees beside the picture: 'mean', the mean face in the
+    pose of g; 'none' as published; width: factor on the channels, levels: how often the picture is halved, 1
+    and 6 as published. Of h: trust_width: factor on the channels, 0.5 for half of those of f.
     expression: blend-shape weight, or standard deviations of a Gaussian coefficient, per unit of output;
     margin, up: of the crop, see CropOptions."""
 
@@ -48,6 +52,7 @@ class MvdepthOptions:
     features: Annotated[int, Range(1, 512)] = 24
     pool: Literal["mean", "grid"] = "grid"
     hidden: Annotated[int, Range(1, 8192)] = 256
+    base: Literal["mean", "none"] = "mean"
     width: Annotated[float, Range(0.001, 16.0)] = 0.25
     levels: Annotated[int, Range(2, 8)] = 5
     trust_width: Annotated[float, Range(0.001, 16.0)] = 0.125
@@ -99,16 +104,19 @@ class Mvdepth(Predictor):
             model.num_expression,
         )
         self.model = ModelNet(model, o, self.crop, self.focal)
-        self.depth = UNet(o.width, o.levels, DEPTH_START)
+        self.depth = UNet(o.width, o.levels, DEPTH_START, 4 if o.base == "mean" else 3)
         self.trust = UNet(o.trust_width, o.levels, TRUST_START)
         unit = o.expression * model.coefficients["expression"].unit(model.landmark_basis.mean)
         self.register_buffer("expression_unit", unit.detach().float().cpu().clone(), persistent=False)
+        self.register_buffer("mean_face", _points_on(model), persistent=False)
 
     def forward(self, images: Tensor, valid: Tensor, padded: bool = False) -> Prediction:
         frames, person = frames_of(images, valid, padded)
         codes, rotation, place = self.model(frames)
         mapped = not self.training or self.depth.training or self.trust.training
-        depth, trust = (self.depth(frames), self.trust(frames)) if mapped else (None, None)
+        depth, trust = None, None
+        if mapped:
+            depth, trust = self._depth(frames, rotation, place), self.trust(frames)
         with torch.autocast(
             frames.device.type, enabled=False
         ):  # positions need more digits than half precision
@@ -123,6 +131,32 @@ class Mvdepth(Predictor):
             return Prediction(
                 state, depth=self._mapped(depth.float(), trust.float(), state, person), subject=person
             )
+
+    def _depth(self, frames: Tensor, rotation: Tensor, place: Tensor) -> Tensor:
+        """What f says of pictures, before the sigmoid, [B, size, size]."""
+        if self.options.base == "none":
+            return self.depth(frames)
+        with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
+            base = self._posed_mean(rotation, place)
+        found = self.depth(torch.cat([frames, base[:, None].to(frames.dtype)], 1))
+        return found + torch.logit(base, LOGIT)
+
+    def _posed_mean(self, rotation: Tensor, place: Tensor) -> Tensor:
+        """Normalized depth [B, size, size] of the mean face, 0 where it is not: the nearest point in each of
+        CELLS x CELLS cells, holes filled from those around."""
+        B, cells = rotation.shape[0], min(CELLS, self.size // 2)
+        points = (self.mean_face - self.model.anchor) @ rotation.transpose(1, 2) + place[:, None]
+        away = points[..., 2].clamp_min(1.0)
+        pixels = points[..., :2] * (self.focal / away)[..., None] + (self.size - 1) / 2
+        cell = torch.floor((pixels + 0.5) * (cells / self.size)).long()
+        inside = ((cell >= 0) & (cell < cells)).all(-1)
+        value = ((place[:, None, 2] + BEHIND_MM - away) / (BEFORE_MM + BEHIND_MM)).clamp(0, 1) * inside
+        number = cell.clamp(0, cells - 1)
+        number = number[..., 1] * cells + number[..., 0]
+        empty = torch.zeros_like(value[:, :1]).expand(B, cells * cells)
+        nearest = empty.scatter_reduce(1, number, value, "amax").unflatten(1, (1, cells, cells))
+        filled = torch.where(nearest > 0, nearest, nn.functional.max_pool2d(nearest, 3, 1, 1))
+        return resized(filled, (self.size, self.size))[:, 0]
 
     def features(self, images: Tensor) -> Tensor:
         return self.model.maps(images).mean((2, 3))
@@ -176,3 +210,15 @@ class Mvdepth(Predictor):
             "depth": (self.depth,),
             "suitability": (self.trust,),
         }
+
+
+def _points_on(model: FaceModel) -> Tensor:
+    """[N, 3] mm, N >= POINTS: vertices of the mean face, of a coarse mesh also points on its triangles."""
+    mean, parts = model.mean.detach().float().cpu(), 1
+    points = mean
+    while len(points) < POINTS:
+        parts *= 2
+        i, j = torch.triu_indices(parts + 1, parts + 1, device="cpu")
+        weights = torch.stack([i, j - i, parts - j], 1).to(mean) / parts  # [K, 3], each sums to 1
+        points = (weights[:, None, :, None] * mean[model.triangles.cpu()]).sum(2).flatten(0, 1)
+    return points.clone()

@@ -16,7 +16,7 @@ def scaled(channels: int, width: float) -> int:
 
 
 class UNet(nn.Module):
-    """Pictures [B, 3, size, size] -> one channel before its last function, [B, size, size].
+    """Pictures [B, inputs, size, size] in 0..1 -> one channel before its last function, [B, size, size].
 
     Each of the `levels` ways down is a 4 x 4 convolution with stride 2, each way up its transpose beside the
     map of the same size; instance norm but in the first and the deepest level. Sizes that cannot be halved as
@@ -26,26 +26,26 @@ class UNet(nn.Module):
     generator Sela et al. use; Shu et al. name them and print no layers.
     """
 
-    def __init__(self, width: float, levels: int, bias: float):
-        """bias: what the output starts near, before its last function."""
+    def __init__(self, width: float, levels: int, bias: float, inputs: int = 3):
+        """bias: what the output starts near, before its last function; inputs: channels of the pictures."""
         super().__init__()
         channels = [scaled(CHANNELS[min(k, len(CHANNELS) - 1)], width) for k in range(levels)]
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        for k, (inputs, outputs) in enumerate(zip([3, *channels], channels)):
-            convolution = nn.Conv2d(inputs, outputs, 4, 2, 1)
+        for k, (before, outputs) in enumerate(zip([inputs, *channels], channels)):
+            convolution = nn.Conv2d(before, outputs, 4, 2, 1)
             norm = [nn.InstanceNorm2d(outputs, affine=True)] if 0 < k < levels - 1 else []
             self.down.append(nn.Sequential(convolution, *norm, nn.LeakyReLU(SLOPE)))
         for k in range(levels - 1, 0, -1):
-            inputs = channels[k] * (1 if k == levels - 1 else 2)
+            before = channels[k] * (1 if k == levels - 1 else 2)
             self.up.append(
                 nn.Sequential(
-                    nn.ConvTranspose2d(inputs, channels[k - 1], 4, 2, 1),
+                    nn.ConvTranspose2d(before, channels[k - 1], 4, 2, 1),
                     nn.InstanceNorm2d(channels[k - 1], affine=True),
                     nn.LeakyReLU(SLOPE),
                 )
             )
         self.last = nn.ConvTranspose2d(2 * channels[0], channels[0], 4, 2, 1)
-        self.out = nn.Conv2d(channels[0] + 3, 1, 3, padding=1)
+        self.out = nn.Conv2d(channels[0] + inputs, 1, 3, padding=1)
         nn.init.normal_(self.out.weight, std=1e-2)
         nn.init.constant_(self.out.bias, bias)
         self.step = 2**levels
