@@ -14,6 +14,7 @@ from fitkit.energies.flow_magnitude import STRICT
 from fitkit.energies.landmarks import POINT_WEIGHTS, point_weights
 from fitkit.models.registry import load_model
 from fitkit.nets import load_predictor
+from fitkit.nets.mfnet.network import MfnetOptions
 from fitkit.synth.dataset import SynthDataset
 from fitkit.synth.recipe import load_synth_recipe
 from fitkit.train.ablation import _plan, load_training_ablation
@@ -183,3 +184,15 @@ def test_openings_are_measured_between_lids_and_lips(model, samples):
     lacking = replace(tiny_model(), landmarks=replace(marks, triangle=triangle))
     state = tiny_state(lacking)
     assert set(opening_errors(state, state, lacking)) == {"eyes_mm", "mean_eyes_mm"}
+
+
+def test_the_changes_that_the_recipes_suggest():
+    flow = '{weight: 20.0, estimator: "ptlflow:raft", kernel: {name: sq}, options: {size: 128, mask: box}}'
+    lines = ["stages.photos.energies.flow_corr=false", f"stages.photos.energies.flow_mag={flow}"]
+    energies = load_regressor_training("mfnet", lines).stages[2].energies
+    assert "flow_corr" not in energies and energies["flow_mag"].estimator == "ptlflow:raft"
+    lines = ["model=generic", "net.options.turn_about=face", "net.start=resnet50-11ad3fa6.pth"]
+    strict = load_regressor_training("mfnet-strict", [*lines, "net.options.normalize=true"])
+    assert strict.net.options == MfnetOptions(turn_about="face", normalize=True, fill="black")
+    prior = load_regressor_training("mfnet-strict", ["stages.all.energies.albedo_prior={weight: 1.0e-4}"])
+    assert prior.stages[0].energies["albedo_prior"].weight == 1e-4
